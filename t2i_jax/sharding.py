@@ -1,0 +1,109 @@
+"""From logical axis names at a parameter to a mesh of devices: one mesh maker, a few rule presets, one resolver."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from t2i_jax.config import one_of
+from t2i_jax.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")  # a batch is split over both
+
+# Logical axes that parameters may name:
+#   embed (model width), mlp (hidden width), heads, kv (width of a head), vocab, code (codebook rows), latent (codebook
+#   width), conv_in, conv_out, patch (flattened pixels), text (width of text embeddings), layers (scanned), None.
+# A rule gives the mesh axes for a logical axis; axes that are not listed are replicated.
+RULES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "dp": {},
+    "fsdp": {"embed": ("fsdp",), "text": ("fsdp",), "conv_in": ("fsdp",), "patch": ("fsdp",)},
+    "fsdp_tp": {
+        "embed": ("fsdp",),
+        "text": ("fsdp",),
+        "conv_in": ("fsdp",),
+        "patch": ("fsdp",),
+        "mlp": ("tensor",),
+        "heads": ("tensor",),
+        "vocab": ("tensor",),
+        "code": ("tensor",),
+        "conv_out": ("tensor",),
+    },
+}
+
+
+def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (all of them when None) with the axes `MESH_AXES`, in that order.
+
+    Args:
+      shape: size per axis; axes left out have size 1, and one axis may be -1: whatever remains. None: all on "data".
+
+    Raises:
+      UserError: an unknown axis, or a product that is not the number of devices.
+    """
+    devices = list(devices if devices is not None else jax.devices())
+    sizes = dict(shape) if shape else {"data": -1}
+    for axis in sizes:
+        one_of("mesh axis", axis, MESH_AXES)
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if list(sizes.values()).count(-1) == 1 and known > 0 and len(devices) % known == 0:
+        sizes = {axis: len(devices) // known if size == -1 else size for axis, size in sizes.items()}
+    if min(sizes.values()) < 1 or math.prod(sizes.values()) != len(devices):
+        raise UserError(
+            f"mesh={_text(sizes)} does not fit {len(devices)} device(s); the sizes must multiply to {len(devices)}, "
+            f"for example data={len(devices)}."
+        )
+    return jax.make_mesh(
+        tuple(sizes.get(axis, 1) for axis in MESH_AXES), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+    )
+
+
+def resolve(logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh, rules: str) -> PartitionSpec:
+    """The partition of one array: an axis that the mesh does not divide, or that is taken already, is replicated."""
+    one_of("sharding rules", rules, RULES)
+    taken: set[str] = set()
+    spec = []
+    for name, size in zip(logical, shape, strict=True):
+        axes = tuple(a for a in RULES[rules].get(name, ()) if a not in taken)
+        ways = math.prod(mesh.shape[a] for a in axes)
+        if ways > 1 and size % ways == 0:
+            taken.update(axes)
+            spec.append(axes if len(axes) > 1 else axes[0])
+        else:
+            spec.append(None)
+    return PartitionSpec(*spec)
+
+
+def unbox(tree: Any) -> Any:
+    """The tree without its `nn.LogicallyPartitioned` boxes: plain arrays or shapes."""
+    return nn.meta.unbox(tree)
+
+
+def shardings(boxed: Any, mesh: Mesh, rules: str) -> Any:
+    """A NamedSharding per leaf, for a tree of (boxed) arrays or shapes; a leaf without names is replicated."""
+
+    def of(leaf):
+        if isinstance(leaf, nn.LogicallyPartitioned):
+            return NamedSharding(mesh, resolve(leaf.names, leaf.value.shape, mesh, rules))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree.map(of, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis of every array of a batch over the data and FSDP axes."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def _text(sizes):
+    return ",".join(f"{axis}={size}" for axis, size in sizes.items())

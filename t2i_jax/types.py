@@ -1,0 +1,79 @@
+"""The types that every floor speaks: batches, objectives, tasks and the state of a training run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+
+Array = jax.Array
+Key = jax.Array
+Params = Mapping[str, Any]  # a plain nested dict of arrays, as Flax Linen's `init` returns it
+Batch = Mapping[str, Array]  # "image" BHWC uint8, "tokens" BN int32, "text" BL int32, "text_mask" BL bool, "text_embeds" BLD
+Metrics = Mapping[str, Array]  # flat, scalars only
+Stats = Mapping[str, Any]  # arrays that training changes without a gradient: codebook counts, moving averages
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """One loss and the group of parameters that it moves.
+
+    Attributes:
+      group: key into the parameters by group, for example "generator" or "discriminator".
+      loss: `(params_by_group, stats, frozen, batch, key, step) -> (scalar, (metrics, stats))`. Only the gradient for
+        `group` is taken. `step` is an int32 scalar, the number of updates made so far; `frozen` are parameters that
+        never change (a tokenizer, T5); `stats` comes back whole, changed or not.
+    """
+
+    group: str
+    loss: Callable[[Mapping[str, Params], Stats, Any, Batch, Key, Array], tuple[Array, tuple[Metrics, Stats]]]
+
+
+class Task(Protocol):
+    """What the trainer is given: it knows nothing else about a system.
+
+    Attributes:
+      objectives: the losses of one step, in the order in which they are applied; a later one sees earlier updates.
+      ema_groups: the groups of which a moving average is kept, used for evaluation and sampling.
+    """
+
+    objectives: tuple[Objective, ...]
+    ema_groups: tuple[str, ...]
+
+    def init(self, key: Key) -> tuple[Mapping[str, Params], Stats]:
+        """Parameters by group and stats; leaves may be boxed in `nn.LogicallyPartitioned`."""
+
+    def batch_spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """The arrays that a batch must hold; entries of a batch that are not listed are dropped."""
+
+    def after_update(self, params: Mapping[str, Params], stats: Stats, batch: Batch, key: Key, step: Array):
+        """Changes that are no gradient (reviving dead codes); returns `(params, stats)`. Runs inside the jitted step."""
+
+    def flops(self, batch_size: int) -> float:
+        """Floating-point operations of one training step, for MFU (multiply-add = 2)."""
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a training run carries from step to step, and all of it is in the checkpoint.
+
+    Attributes:
+      step: int32 scalar, the number of steps made (skipped ones included).
+      params: parameters by group, float32.
+      opt_state: optimiser state by group.
+      ema: moving average of `params[group]` for the task's `ema_groups`; {} when none is kept.
+      stats: the task's stats.
+      skipped: int32 pair [in all, in a row] of steps whose update was skipped for a non-finite loss or gradient.
+      key: the run's PRNG key; a step folds its own number into it.
+    """
+
+    step: Array
+    params: Any
+    opt_state: Any
+    ema: Any
+    stats: Any
+    skipped: Array
+    key: Key
