@@ -1,0 +1,210 @@
+"""One two-way table per network: where each array of a PyTorch state dict lives in ours, and how its layout differs.
+
+A table is a list of `Entry` and `Constant` for one configuration of a network. `to_ours` and `to_torch` run it in the
+two directions on NumPy arrays; nothing here knows PyTorch.
+
+    table = [
+        Entry("norm.weight", "generator/norm/scale"),
+        Entry("fc.weight", "generator/fc/kernel", LINEAR),
+        *(Entry(f"layers.{i}.fc.weight", "generator/layers/fc/kernel", LINEAR, layer=i) for i in range(12)),
+        Entry("to_logits.weight", "generator/embed/embedding"),  # tied: a second entry for the same leaf
+        Constant("pos_indices", indices),
+    ]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t2i_jax.errors import UserError
+
+State = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How an array of PyTorch differs from ours; both functions are exact inverses and only move or reshape."""
+
+    name: str
+    to_ours: Callable[[np.ndarray], np.ndarray]
+    to_torch: Callable[[np.ndarray], np.ndarray]
+
+
+def _permuted(name: str, axes: Sequence[int]) -> Layout:
+    back = tuple(int(i) for i in np.argsort(axes))
+    return Layout(name, lambda a: a.transpose(axes), lambda a: a.transpose(back))
+
+
+def reshaped(torch_shape: Sequence[int], our_shape: Sequence[int], name: str = "reshaped") -> Layout:
+    """The same elements in the same order under two shapes."""
+    return Layout(name, lambda a: a.reshape(our_shape), lambda a: a.reshape(torch_shape))
+
+
+def split_linear(out: Sequence[int] = (), into: Sequence[int] = ()) -> Layout:
+    """A Linear weight (out, in) as ours (*in, *out), with one side split, for example out=(heads, dim_head)."""
+
+    def to_ours(a):
+        rows, columns = a.shape
+        return a.T.reshape(*(into or (columns,)), *(out or (rows,)))
+
+    def to_torch(a):
+        n_in = len(into) or 1
+        columns, rows = int(np.prod(a.shape[:n_in])), int(np.prod(a.shape[n_in:]))
+        return a.reshape(columns, rows).T
+
+    return Layout("split linear", to_ours, to_torch)
+
+
+SAME = Layout("same", lambda a: a, lambda a: a)
+LINEAR = _permuted("linear (out, in) <-> (in, out)", (1, 0))
+CONV = _permuted("conv (O, I, H, W) <-> (H, W, I, O)", (2, 3, 1, 0))
+CONV_TRANSPOSE = _permuted("transposed conv (I, O, H, W) <-> (H, W, I, O)", (2, 3, 0, 1))
+CONV1X1 = Layout("1x1 conv (O, I, 1, 1) <-> (I, O)", lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])
+DEPTHWISE = Layout(
+    "depthwise conv (C, 1, H, W) <-> (H, W, C)",
+    lambda a: a[:, 0].transpose(1, 2, 0),
+    lambda a: a.transpose(2, 0, 1)[:, None],
+)
+CHANNEL = Layout("channel vector (1, C, 1, 1) <-> (C)", lambda a: a[0, :, 0, 0], lambda a: a[None, :, None, None])
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One array of PyTorch and its place in ours.
+
+    Attributes:
+      torch: key of the state dict.
+      ours: path in our nested dict, as "a/b/c" or a tuple. Several entries may name one leaf (tied weights): they must
+        then hold equal values.
+      layout: how the arrays differ.
+      layer: index along the leading axis of our leaf, for layers stacked by a scan; None: the entry is the whole leaf.
+    """
+
+    torch: str
+    ours: str | tuple[str, ...]
+    layout: Layout = SAME
+    layer: int | None = None
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The place in ours, as keys."""
+        return tuple(self.ours.split("/")) if isinstance(self.ours, str) else tuple(self.ours)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """A saved array that the configuration determines: checked on import where it is there, rebuilt on export."""
+
+    torch: str
+    value: np.ndarray
+
+
+def to_ours(table: Sequence[Entry | Constant], state: State, shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """Our nested dict from a state dict.
+
+    Args:
+      table: the network's table.
+      state: arrays by PyTorch name, already stripped of wrappers.
+      shapes: our nested dict of arrays or `ShapeDtypeStruct`, unboxed; gives the wanted shapes and dtypes.
+
+    Raises:
+      UserError: one that lists every missing, extra, misshaped and disagreeing array.
+    """
+    wanted, entries, wrong = flatten(shapes), [e for e in table if isinstance(e, Entry)], []
+    found: dict[tuple[str, ...], np.ndarray] = {}
+    for constant in table:
+        if isinstance(constant, Constant) and constant.torch in state:
+            if not np.array_equal(np.asarray(state[constant.torch]), constant.value):
+                wrong.append(f"{constant.torch} differs from the value that this configuration fixes")
+    for entry in entries:
+        if entry.path not in wanted:
+            raise KeyError(f"table bug: no leaf {'/'.join(entry.path)} in our parameters")
+        if entry.torch not in state:
+            wrong.append(f"{entry.torch} is missing")
+            continue
+        _place(entry, np.asarray(state[entry.torch]), wanted[entry.path], found, wrong)
+    uncovered = wanted.keys() - {e.path for e in entries}
+    if uncovered:
+        raise KeyError(f"table bug: no entry for {sorted('/'.join(p) for p in uncovered)}")
+    wrong += [f"{key} is not known here" for key in state if key not in {e.torch for e in table}]
+    if wrong:
+        raise UserError(f"the weights do not fit ({len(wrong)} arrays): {'; '.join(wrong)}; check the fields given.")
+    return unflatten(found) | {group: {} for group in shapes if not shapes[group]}
+
+
+def to_torch(table: Sequence[Entry | Constant], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """A state dict of NumPy arrays from ours, in the table's order.
+
+    A top-level group that `params` does not have at all (a discriminator that was not kept) is left out.
+
+    Raises:
+      UserError: one that lists every leaf that is missing or that the table does not know.
+    """
+    leaves = flatten(params)
+    entries = [e for e in table if isinstance(e, Constant) or e.path[0] in params]
+    paths = {e.path for e in entries if isinstance(e, Entry)}
+    wrong = [f"{'/'.join(path)} is missing" for path in sorted(paths - leaves.keys())]
+    wrong += [f"{'/'.join(path)} is not known here" for path in sorted(leaves.keys() - paths)]
+    if wrong:
+        raise UserError(f"the parameters do not fit ({len(wrong)} arrays): {'; '.join(wrong)}; check the model given.")
+    arrays = {path: np.asarray(leaf) for path, leaf in leaves.items()}
+    state = {}
+    for entry in entries:
+        if isinstance(entry, Constant):
+            state[entry.torch] = entry.value
+            continue
+        leaf = arrays[entry.path]
+        state[entry.torch] = np.ascontiguousarray(entry.layout.to_torch(leaf if entry.layer is None else leaf[entry.layer]))
+    return state
+
+
+def flatten(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """The leaves of a nested dict by path."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, (*path, key)) if isinstance(value, Mapping) else {(*path, key): value}
+    return flat
+
+
+def unflatten(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = leaf
+    return tree
+
+
+def strip(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict without what wraps it.
+
+    A moving-average wrapper keeps only its `ema_model.`; `module.` of a parallel wrapper goes; so do the arrays of a
+    perceptual network that was saved along (`vgg*`, `_vgg*`).
+    """
+    if any(key.startswith("ema_model.") for key in state):
+        state = {key[len("ema_model.") :]: value for key, value in state.items() if key.startswith("ema_model.")}
+    if state and all(key.startswith("module.") for key in state):
+        state = {key[len("module.") :]: value for key, value in state.items()}
+    return {key: value for key, value in state.items() if not key.startswith(("vgg", "_vgg"))}
+
+
+def _place(entry, array, wanted, found, wrong):
+    shape = tuple(wanted.shape) if entry.layer is None else tuple(wanted.shape[1:])
+    expected = entry.layout.to_torch(np.broadcast_to(np.float32(0), shape)).shape
+    if array.shape != expected:
+        wrong.append(f"{entry.torch} has shape {array.shape} instead of {expected}")
+        return
+    ours = entry.layout.to_ours(array).astype(wanted.dtype)
+    if entry.layer is not None:
+        leaf = found.setdefault(entry.path, np.empty(wanted.shape, wanted.dtype))
+        leaf[entry.layer] = ours
+    elif entry.path in found and not np.array_equal(found[entry.path], ours):
+        wrong.append(f"{entry.torch} differs from the array that it is tied to")
+    else:
+        found[entry.path] = np.ascontiguousarray(ours)
