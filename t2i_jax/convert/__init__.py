@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,28 +13,8 @@ from t2i_jax.convert import engine, torch_io
 from t2i_jax.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """What conversion needs to know about one network.
-
-    Attributes:
-      model: the configuration class, a Linen module.
-      recognise: whether a state dict is one of this network's, by its keys.
-      fields: `(state, module or None) -> fields`, all that shapes and the live module's attributes tell.
-      table: `model -> entries`.
-      shapes: `model -> nested dict of ShapeDtypeStruct`, unboxed; the same tree as the converted parameters.
-    """
-
-    model: type
-    recognise: Callable[[engine.State], bool]
-    fields: Callable[[engine.State, Any], dict[str, Any]]
-    table: Callable[[Any], Sequence[engine.Entry | engine.Constant]]
-    shapes: Callable[[Any], Mapping[str, Any]]
-
-
-def networks() -> dict[str, Network]:
-    """Every network that can be converted, by name; in the order in which a state dict is tried."""
-    return {}
+# In the order in which a state dict is tried. A table file offers `NETWORK`, an `engine.Network`.
+NETWORKS: dict[str, engine.Network] = {}
 
 
 def from_torch(source: Any, **fields: Any) -> tuple[Any, dict[str, Any]]:
@@ -82,16 +61,16 @@ def to_torch(model: Any, params: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_state(model: Any, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """As `to_torch`, as NumPy arrays: for `torch_io.write`."""
-    for network in networks().values():
+    for network in NETWORKS.values():
         if type(model) is network.model:
             return engine.to_torch(network.table(model), params)
-    names = ", ".join(network.model.__name__ for network in networks().values())
+    names = ", ".join(network.model.__name__ for network in NETWORKS.values())
     raise UserError(f"model={type(model).__name__} has no PyTorch form; those with one: {names}.")
 
 
 def _recognised(state):
-    for network in networks().values():
+    for network in NETWORKS.values():
         if network.recognise(state):
             return network
     some = ", ".join(sorted(state)[:3])
-    raise UserError(f"the weights ({some}, ...) are of no network known here; known: {', '.join(networks())}.")
+    raise UserError(f"the weights ({some}, ...) are of no network known here; known: {', '.join(NETWORKS)}.")

@@ -103,6 +103,25 @@ class Constant:
     value: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What conversion needs to know about one network.
+
+    Attributes:
+      model: the configuration class, a Linen module.
+      recognise: whether a state dict is one of this network's, by its keys.
+      fields: `(state, module or None) -> fields`, all that shapes and the live module's attributes tell.
+      table: `model -> entries`.
+      shapes: `model -> nested dict of ShapeDtypeStruct`, unboxed; the same tree as the converted parameters.
+    """
+
+    model: type
+    recognise: Callable[[State], bool]
+    fields: Callable[[State, Any], dict[str, Any]]
+    table: Callable[[Any], Sequence[Entry | Constant]]
+    shapes: Callable[[Any], Mapping[str, Any]]
+
+
 def to_ours(table: Sequence[Entry | Constant], state: State, shapes: Mapping[str, Any]) -> dict[str, Any]:
     """Our nested dict from a state dict.
 
@@ -158,7 +177,8 @@ def to_torch(table: Sequence[Entry | Constant], params: Mapping[str, Any]) -> di
             state[entry.torch] = entry.value
             continue
         leaf = arrays[entry.path]
-        state[entry.torch] = np.ascontiguousarray(entry.layout.to_torch(leaf if entry.layer is None else leaf[entry.layer]))
+        leaf = leaf if entry.layer is None else leaf[entry.layer]
+        state[entry.torch] = np.array(entry.layout.to_torch(leaf))
     return state
 
 
