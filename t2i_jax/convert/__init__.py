@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from t2i_jax import config
-from t2i_jax.convert import engine, torch_io
+from t2i_jax.convert import engine, torch_io, vit_vqgan
 from t2i_jax.errors import UserError
 
 
 # In the order in which a state dict is tried. A table file offers `NETWORK`, an `engine.Network`.
-NETWORKS: dict[str, engine.Network] = {}
+NETWORKS: dict[str, engine.Network] = {
+    "parti-pytorch image tokenizer": vit_vqgan.NETWORK,
+}
 
 
 def from_torch(source: Any, **fields: Any) -> tuple[Any, dict[str, Any]]:

@@ -227,4 +227,4 @@ def _place(entry, array, wanted, found, wrong):
     elif entry.path in found and not np.array_equal(found[entry.path], ours):
         wrong.append(f"{entry.torch} differs from the array that it is tied to")
     else:
-        found[entry.path] = np.ascontiguousarray(ours)
+        found[entry.path] = np.array(ours)

@@ -1,0 +1,283 @@
+"""The image tokenizer of parti-pytorch 0.2.0, weight for weight: a convolutional ViT around LFQ or a cosine codebook."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from t2i_jax import config
+from t2i_jax.errors import UserError
+from t2i_jax.models import image_tokenizer
+from t2i_jax.models.discriminator import Discriminator
+from t2i_jax.nn import quantize
+from t2i_jax.nn.conv import Depthwise, boxed, channel_norm, conv, dense, patchify, unpatchify
+from t2i_jax.types import Array, Key
+
+_ALIASES = {"num_layers": "layers", "encdec_patch_size": "patch_size"} | {
+    f"{prefix}_{name}": name
+    for prefix, names in (
+        ("encdec", ("dim_head", "heads", "ff_mult")),
+        ("vq", ("codebook_size", "codebook_dim", "decay", "commitment_weight", "kmeans_init")),
+        ("lfq", ("entropy_loss_weight", "diversity_gamma")),
+    )
+    for name in names
+}
+
+
+class Attention(nn.Module):
+    """Self-attention over a map, with depthwise convolutions on q, k, v and a learnt bias per relative position."""
+
+    dim: int
+    heads: int
+    dim_head: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x_BHWC: Array) -> Array:
+        """The update of the map; (B, H, W, dim), H = W."""
+        batch, size, inner = x_BHWC.shape[0], x_BHWC.shape[1], self.heads * self.dim_head
+        qkv = dense(3 * inner, "to_qkv", ("embed", "heads"), bias=False, dtype=self.dtype)(
+            channel_norm("norm", self.dtype)(x_BHWC)
+        )
+        q, k, v = (
+            Depthwise(inner, "heads", self.dtype, name=f"{name}_conv")(t).reshape(batch, size**2, self.heads, -1)
+            for name, t in zip("qkv", jnp.split(qkv, 3, axis=-1), strict=True)
+        )
+        bias = self.param("bias", boxed(nn.initializers.normal(1.0), None, "heads"), ((2 * size - 1) ** 2, self.heads))
+        scores_BHQK = jnp.einsum("BQHD,BKHD->BHQK", q * self.dim_head**-0.5, k).astype(jnp.float32)
+        weights = nn.softmax(scores_BHQK + _spread(bias, size), axis=-1).astype(self.dtype)
+        out = jnp.einsum("BHQK,BKHD->BQHD", weights, v).reshape(batch, size, size, inner)
+        return dense(self.dim, "to_out", ("heads", "embed"), bias=False, dtype=self.dtype)(out)
+
+
+class FeedForward(nn.Module):
+    """Norm, widen, GELU, depthwise convolution, narrow."""
+
+    dim: int
+    mult: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x_BHWC: Array) -> Array:
+        """The update of the map."""
+        hidden = self.dim * self.mult
+        x = channel_norm("norm", self.dtype)(x_BHWC)
+        x = nn.gelu(dense(hidden, "wide", ("embed", "mlp"), bias=False, dtype=self.dtype)(x), approximate=False)
+        x = Depthwise(hidden, "mlp", self.dtype, name="conv")(x)
+        return dense(self.dim, "narrow", ("mlp", "embed"), bias=False, dtype=self.dtype)(x)
+
+
+class Transformer(nn.Module):
+    """Layers of positional convolution, attention and feed-forward, each with a residual; a norm at the end."""
+
+    dim: int
+    layers: int
+    heads: int
+    dim_head: int
+    ff_mult: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x_BHWC: Array) -> Array:
+        """The transformed map, same shape."""
+        x = x_BHWC
+        for i in range(self.layers):
+            x = x + Depthwise(self.dim, "embed", self.dtype, name=f"peg_{i}")(x)
+            x = x + Attention(self.dim, self.heads, self.dim_head, self.dtype, name=f"attention_{i}")(x)
+            x = x + FeedForward(self.dim, self.ff_mult, self.dtype, name=f"mlp_{i}")(x)
+        return channel_norm("norm", self.dtype)(x)
+
+
+class VitVQGanVAE(nn.Module):
+    """The ViT-VQGAN of parti-pytorch 0.2.0.
+
+        vae = VitVQGanVAE(dim=256, image_size=256, patch_size=16, num_layers=3)
+
+    Weights that come from the package use `pixel_range=(0.0, 1.0)`, which is why that is the default here.
+
+    Attributes:
+      dim: width, a multiple of 4. image_size: side in pixels; fixed, since the attention bias is a table.
+      layers: transformer layers in the encoder, and as many in the decoder (`num_layers` is accepted too).
+      patch_size: pixels per side of a token (`encdec_patch_size` is accepted too). heads, dim_head, ff_mult: as usual.
+      lookup_free_quantization: LFQ; False for the codebook on the unit sphere of the package's first releases.
+      codebook_size: number of codes; for LFQ a power of 2.
+      entropy_loss_weight, diversity_gamma: of LFQ. commitment_weight: None for 0 with LFQ (as the package with the
+        current quantiser library; 0.25 with those of its day) and 1 otherwise.
+      codebook_dim, decay, kmeans_init: of the codebook that is not look-up free.
+      discr_layers: size of `discriminator()`. pixel_range: of its float images. dtype: of the computation.
+    """
+
+    dim: int
+    image_size: int
+    channels: int = 3
+    layers: int = 4
+    patch_size: int = 16
+    dim_head: int = 32
+    heads: int = 8
+    ff_mult: int = 4
+    lookup_free_quantization: bool = True
+    codebook_size: int = 65536
+    entropy_loss_weight: float = 0.1
+    diversity_gamma: float = 2.0
+    commitment_weight: float | None = None
+    codebook_dim: int = 64
+    decay: float = 0.9
+    kmeans_init: bool = True
+    discr_layers: int = 4
+    pixel_range: tuple[float, float] = (0.0, 1.0)
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        image_tokenizer.check_sizes(self)
+        if self.dim % 4:
+            raise UserError(f"dim={self.dim} is not a multiple of 4; try {self.dim // 4 * 4 + 4}.")
+        super().__post_init__()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return (self.image_size // self.patch_size,) * 2
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def last_layer(self) -> tuple[str, ...]:
+        """Path of the kernel that makes the pixels, by whose gradients the adversarial loss is weighed."""
+        return ("to_pixels", "kernel")
+
+    @nn.nowrap
+    def discriminator(self) -> Discriminator:
+        """The discriminator that the package trains this network against."""
+        dims = (self.dim, *(self.dim * 2**i for i in range(self.discr_layers)))
+        return Discriminator(dims=dims, channels=self.channels, dtype=self.dtype, parent=None)
+
+    @nn.nowrap
+    def start(self, key: Key) -> dict[str, Array]:
+        """The first codebook statistics."""
+        return self._quantizer(parent=None).start(key)
+
+    @nn.nowrap
+    def revive(self, params, codebook, dead_K: Array, fresh_KE: Array):
+        """(params, codebook) with the dead codes replaced by latents of a recent batch."""
+        if self.lookup_free_quantization:
+            return params, codebook
+        changed = dict(codebook)
+        for name in ("embed", "embed_avg"):
+            changed[name] = image_tokenizer.revive_rows(codebook[name], dead_K, fresh_KE)
+        changed["cluster_size"] = jnp.where(dead_K, 1.0, codebook["cluster_size"])
+        return params, changed
+
+    def setup(self):
+        shape = {n: getattr(self, n) for n in ("dim", "layers", "heads", "dim_head", "ff_mult", "dtype")}
+        self.patch_norm = channel_norm(None, self.dtype)
+        self.to_tokens = dense(self.dim, None, ("patch", "embed"), dtype=self.dtype)
+        self.encoder = Transformer(**shape)
+        self.quantizer = self._quantizer()
+        self.decoder = Transformer(**shape)
+        self.widen = conv(4 * self.dim, 3, None, bias=False, dtype=self.dtype)
+        self.to_pixels = dense(
+            self.channels * self.patch_size**2, None, ("mlp", "patch"), bias=False, dtype=self.dtype
+        )
+
+    def __call__(self, image_BHWC: Array, codebook, train: bool = False) -> tuple[Array, image_tokenizer.Encoded]:
+        """The reconstruction and the encoding of float images."""
+        encoded = self.encode(image_BHWC, codebook, train)
+        return self.decode(encoded.fmap), encoded
+
+    def encode(self, image_BHWC: Array, codebook, train: bool = False) -> image_tokenizer.Encoded:
+        """Encoding of float images (B, image_size, image_size, channels) of `pixel_range`."""
+        return self.quantizer(self.encoder_fmap(image_BHWC), codebook, train)
+
+    def encoder_fmap(self, image_BHWC: Array) -> Array:
+        """The map (B, rows, columns, dim) before quantisation."""
+        patches = patchify(_shifted(image_BHWC.astype(self.dtype)), self.patch_size)
+        return self.encoder(self.to_tokens(self.patch_norm(patches)))
+
+    def lookup(self, ids_BHW: Array, codebook) -> Array:
+        """Decoder input (B, rows, columns, dim) of codes."""
+        return self.quantizer.lookup(ids_BHW, codebook)
+
+    def decode(self, fmap_BHWC: Array) -> Array:
+        """Float images from a quantised map; nothing is clipped."""
+        return self.pixels(self.features(fmap_BHWC))
+
+    def features(self, fmap_BHWC: Array) -> Array:
+        """What the last layer turns into pixels."""
+        x = self.decoder(fmap_BHWC)
+        positions = jnp.broadcast_to(_positions(self.grid[0], self.dim).astype(x.dtype), x.shape)
+        return jnp.tanh(self.widen(jnp.concatenate([x, positions], axis=-1)))
+
+    def pixels(self, features_BHWC: Array) -> Array:
+        """Float32 images from `features`."""
+        return unpatchify(self.to_pixels(features_BHWC), self.patch_size).astype(jnp.float32)
+
+    @nn.nowrap
+    def _quantizer(self, **where):
+        weight = self.commitment_weight
+        if self.lookup_free_quantization:
+            return quantize.Lfq(
+                self.dim, self.codebook_size, self.entropy_loss_weight, self.diversity_gamma,
+                0.0 if weight is None else weight, self.dtype, **where,
+            )  # fmt: skip
+        return quantize.CosineVq(
+            self.dim, self.codebook_size, self.codebook_dim, self.decay,
+            1.0 if weight is None else weight, self.kmeans_init, self.dtype, **where,
+        )  # fmt: skip
+
+
+def _with_aliases(init):
+    """Accepts the names that the package's README and its `encdec_` prefix use, and refuses unknown ones."""
+
+    def __init__(self, *args, **fields):
+        known = config.fields_of(VitVQGanVAE)
+        for alias, name in _ALIASES.items():
+            if alias in fields:
+                if name in fields:
+                    raise UserError(f"{alias}={fields[alias]!r} and {name}={fields[name]!r} name the same field; give one.")
+                fields[name] = fields.pop(alias)
+        for name in fields:
+            if name not in known and name not in ("parent", "name"):
+                raise UserError(f"VitVQGanVAE has no field {name!r}; {config.did_you_mean(name, [*known, *_ALIASES])}")
+        init(self, *args, **fields)
+
+    return __init__
+
+
+VitVQGanVAE.__init__ = _with_aliases(VitVQGanVAE.__init__)
+
+
+def _spread(bias_RH, size):
+    """The bias (heads, N, N) from the table over (2 size - 1)^2 relative positions, as two rounds of slices."""
+    wide = 2 * size - 1
+    table = bias_RH.T.reshape(-1, wide, wide)  # [head, row difference, column difference]
+    rows = jnp.arange(size)[:, None] - jnp.arange(size)[None, :] + size - 1
+    spread = table[:, rows][:, :, :, rows]  # [head, query row, key row, query column, key column]
+    return spread.transpose(0, 1, 3, 2, 4).reshape(-1, size * size, size * size)
+
+
+def _shifted(image_BHWC):
+    """The image and its four shifts by one pixel (right, left, down, up; zeros enter), along the channels."""
+    rows, columns = image_BHWC.shape[1:3]
+    padded = jnp.pad(image_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    at = lambda i, j: padded[:, i : i + rows, j : j + columns]
+    return jnp.concatenate([at(1, 1), at(1, 0), at(1, 2), at(0, 1), at(2, 1)], axis=-1)
+
+
+def _positions(size, dim):
+    """(size, size, dim): sine and cosine of the raw row, then of the raw column."""
+    half = dim // 4
+    rates = jnp.exp(-jnp.arange(half) * (math.log(10_000.0) / max(half - 1, 1)))
+    row, column = jnp.meshgrid(jnp.arange(size), jnp.arange(size), indexing="ij")
+    angles = [coordinate[..., None] * rates for coordinate in (row, column)]
+    return jnp.concatenate([f(angle) for angle in angles for f in (jnp.sin, jnp.cos)], axis=-1)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Parameters of the encoder, quantiser and decoder."""
+    return sum(leaf.size for leaf in jax.tree.leaves(image_tokenizer.abstract(model)["generator"]))

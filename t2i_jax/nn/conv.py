@@ -1,0 +1,118 @@
+"""Convolutions on NHWC maps: dense ones, depthwise 3x3 ones that are fast on every backend, patches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from t2i_jax.types import Array
+
+# U(+-1/sqrt(fan in)): what the PyTorch packages start from, so that training runs compare.
+uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def boxed(init: Callable, *names: str | None) -> Callable:
+    """An initialiser whose array carries logical axis names."""
+    return nn.with_logical_partitioning(init, names)
+
+
+def dense(features: int, name: str, axes: tuple[str | None, str | None], *, bias: bool = True, dtype="float32", init=None):
+    """A linear layer over the last axis; `axes` are the logical names of its input and output widths."""
+    return nn.Dense(
+        features,
+        use_bias=bias,
+        dtype=dtype,
+        kernel_init=boxed(init or uniform_fan_in, *axes),
+        bias_init=boxed(nn.initializers.zeros, axes[1]),
+        name=name,
+    )
+
+
+def conv(features: int, kernel: int, name: str, *, stride: int = 1, padding=None, bias: bool = True, dtype="float32"):
+    """A square convolution; `padding` in pixels per side, None for (kernel - stride) // 2, rounded down."""
+    pad = (kernel - stride) // 2 if padding is None else padding
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=stride,
+        padding=((pad, pad), (pad, pad)),
+        use_bias=bias,
+        dtype=dtype,
+        kernel_init=boxed(uniform_fan_in, None, None, "conv_in", "conv_out"),
+        bias_init=boxed(nn.initializers.zeros, "conv_out"),
+        name=name,
+    )
+
+
+def channel_norm(name: str, dtype="float32") -> nn.LayerNorm:
+    """Layer norm over channels with a scale and no shift, epsilon 1e-5, statistics in float32."""
+    return nn.LayerNorm(
+        epsilon=1e-5,
+        use_bias=False,
+        use_fast_variance=False,
+        dtype=dtype,
+        scale_init=boxed(nn.initializers.ones, "embed"),
+        name=name,
+    )
+
+
+def depthwise(x_BHWC: Array, kernel_KKC: Array, bias_C: Array) -> Array:
+    """A depthwise convolution with zero padding that keeps the size, as a sum of shifted products.
+
+    One product per tap fuses into a single pass; XLA's grouped convolution takes many times as long on a CPU.
+    """
+    size = kernel_KKC.shape[0]
+    pad, (_, height, width, _) = size // 2, x_BHWC.shape
+    padded = jnp.pad(x_BHWC, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    taps = [
+        padded[:, i : i + height, j : j + width] * kernel_KKC[i, j] for i in range(size) for j in range(size)
+    ]
+    return sum(taps[1:], taps[0]) + bias_C
+
+
+class Depthwise(nn.Module):
+    """A 3x3 depthwise convolution with a bias: a positional encoding generator (Chu et al. 2021), Primer's (So et al. 2021)."""
+
+    channels: int
+    axis: str | None = "embed"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x_BHWC: Array) -> Array:
+        """The convolved map, of the same shape."""
+        init = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -1 / 3, 1 / 3)  # fan in 9
+        kernel = self.param("kernel", boxed(init, None, None, self.axis), (3, 3, self.channels), jnp.float32)
+        bias = self.param("bias", boxed(nn.initializers.zeros, self.axis), (self.channels,), jnp.float32)
+        dtype = jnp.dtype(self.dtype)
+        return depthwise(x_BHWC.astype(dtype), kernel.astype(dtype), bias.astype(dtype))
+
+
+def patchify(image_BHWC: Array, patch: int) -> Array:
+    """(B, rows, columns, patch * patch * C): the pixels of each patch, row by row, channels fastest."""
+    B, H, W, C = image_BHWC.shape
+    split = image_BHWC.reshape(B, H // patch, patch, W // patch, patch, C)
+    return split.transpose(0, 1, 3, 2, 4, 5).reshape(B, H // patch, W // patch, patch * patch * C)
+
+
+def unpatchify(patches_BHWP: Array, patch: int) -> Array:
+    """The inverse of `patchify`: an image (B, rows * patch, columns * patch, C)."""
+    B, H, W, P = patches_BHWP.shape
+    split = patches_BHWP.reshape(B, H, W, patch, patch, P // patch**2)
+    return split.transpose(0, 1, 3, 2, 4, 5).reshape(B, H * patch, W * patch, P // patch**2)
+
+
+def sincos_grid(rows: int, columns: int, dim: int, *, columns_first: bool) -> Array:
+    """Fixed positions of a grid (rows, columns, dim): sines and cosines of the raw integer row and column.
+
+    Args:
+      columns_first: which coordinate the first half of `dim` encodes.
+    """
+    quarter = dim // 4
+    rates = jnp.exp(-jnp.arange(quarter) * (math.log(10_000.0) / quarter))
+    row, column = jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij")
+    halves = [jnp.concatenate([jnp.sin(c[..., None] * rates), jnp.cos(c[..., None] * rates)], -1) for c in (row, column)]
+    return jnp.concatenate(halves[::-1] if columns_first else halves, axis=-1)
