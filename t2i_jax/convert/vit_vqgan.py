@@ -10,7 +10,7 @@ import numpy as np
 from t2i_jax import sharding
 from t2i_jax.convert.engine import CHANNEL, CONV, CONV1X1, DEPTHWISE, LINEAR, SAME, Constant, Entry, Network, State, reshaped
 from t2i_jax.models import image_tokenizer
-from t2i_jax.models.vit_vqgan_vae import VitVQGanVAE
+from t2i_jax.models.vit_vqgan import VitVQGanVAE
 
 
 def table(model: VitVQGanVAE) -> list[Entry | Constant]:
