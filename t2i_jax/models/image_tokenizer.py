@@ -90,3 +90,8 @@ def abstract_discriminator(discriminator: Any, model: Any) -> dict[str, Any]:
     """Shapes of the parameters of a discriminator for the images of `model`, boxed."""
     image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, model.channels), jnp.float32)
     return jax.eval_shape(discriminator.init, jax.random.key(0), image)["params"]
+
+
+def parameter_count(model: Any) -> int:
+    """Parameters of the encoder, quantiser and decoder."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract(model)["generator"]))

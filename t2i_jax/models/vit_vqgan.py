@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from t2i_jax import config
@@ -151,6 +150,11 @@ class VitVQGanVAE(nn.Module):
         """Path of the kernel that makes the pixels, by whose gradients the adversarial loss is weighed."""
         return ("to_pixels", "kernel")
 
+    @property
+    def attention_flops(self) -> float:
+        """Of scores and weighted sums in one forward pass over one image; the rest follows from the kernels."""
+        return 4.0 * self.num_tokens**2 * 2 * self.layers * self.heads * self.dim_head
+
     @nn.nowrap
     def discriminator(self) -> Discriminator:
         """The discriminator that the package trains this network against."""
@@ -276,8 +280,3 @@ def _positions(size, dim):
     row, column = jnp.meshgrid(jnp.arange(size), jnp.arange(size), indexing="ij")
     angles = [coordinate[..., None] * rates for coordinate in (row, column)]
     return jnp.concatenate([f(angle) for angle in angles for f in (jnp.sin, jnp.cos)], axis=-1)
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Parameters of the encoder, quantiser and decoder."""
-    return sum(leaf.size for leaf in jax.tree.leaves(image_tokenizer.abstract(model)["generator"]))

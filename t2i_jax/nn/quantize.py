@@ -234,11 +234,12 @@ class FactorisedVq(nn.Module):
     codebook_dim: int = 32
     beta: float = 0.25
     dtype: str = "float32"
+    dim_out: int | None = None  # None: dim
 
     def setup(self):
         self.project_in = dense(self.codebook_dim, None, ("embed", "latent"), init=nn.initializers.xavier_uniform())
         self.project_out = dense(
-            self.dim, None, ("latent", "embed"), dtype=self.dtype, init=nn.initializers.xavier_uniform()
+            self.dim_out or self.dim, None, ("latent", "embed"), dtype=self.dtype, init=nn.initializers.xavier_uniform()
         )
         self.embedding = self.param(
             "embedding",
