@@ -12,7 +12,8 @@ from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.discriminator import Discriminator
 from t2i_jax.nn import quantize
-from t2i_jax.nn.conv import Depthwise, boxed, channel_norm, conv, dense, patchify, unpatchify
+from t2i_jax.nn.activation import gelu
+from t2i_jax.nn.conv import Dense, Depthwise, boxed, channel_norm, conv, patchify, unpatchify
 from t2i_jax.types import Array, Key
 
 _ALIASES = {"num_layers": "layers", "encdec_patch_size": "patch_size"} | {
@@ -38,7 +39,7 @@ class Attention(nn.Module):
     def __call__(self, x_BHWC: Array) -> Array:
         """The update of the map; (B, H, W, dim), H = W."""
         batch, size, inner = x_BHWC.shape[0], x_BHWC.shape[1], self.heads * self.dim_head
-        qkv = dense(3 * inner, "to_qkv", ("embed", "heads"), bias=False, dtype=self.dtype)(
+        qkv = Dense(3 * inner, ("embed", "heads"), name="to_qkv", bias=False, dtype=self.dtype)(
             channel_norm("norm", self.dtype)(x_BHWC)
         )
         q, k, v = (
@@ -49,7 +50,7 @@ class Attention(nn.Module):
         scores_BHQK = jnp.einsum("BQHD,BKHD->BHQK", q * self.dim_head**-0.5, k).astype(jnp.float32)
         weights = nn.softmax(scores_BHQK + _spread(bias, size), axis=-1).astype(self.dtype)
         out = jnp.einsum("BHQK,BKHD->BQHD", weights, v).reshape(batch, size, size, inner)
-        return dense(self.dim, "to_out", ("heads", "embed"), bias=False, dtype=self.dtype)(out)
+        return Dense(self.dim, ("heads", "embed"), name="to_out", bias=False, dtype=self.dtype)(out)
 
 
 class FeedForward(nn.Module):
@@ -64,9 +65,9 @@ class FeedForward(nn.Module):
         """The update of the map."""
         hidden = self.dim * self.mult
         x = channel_norm("norm", self.dtype)(x_BHWC)
-        x = nn.gelu(dense(hidden, "wide", ("embed", "mlp"), bias=False, dtype=self.dtype)(x), approximate=False)
+        x = gelu(Dense(hidden, ("embed", "mlp"), name="wide", bias=False, dtype=self.dtype)(x))
         x = Depthwise(hidden, "mlp", self.dtype, name="conv")(x)
-        return dense(self.dim, "narrow", ("mlp", "embed"), bias=False, dtype=self.dtype)(x)
+        return Dense(self.dim, ("mlp", "embed"), name="narrow", bias=False, dtype=self.dtype)(x)
 
 
 class Transformer(nn.Module):
@@ -180,13 +181,13 @@ class VitVQGanVAE(nn.Module):
     def setup(self):
         shape = {n: getattr(self, n) for n in ("dim", "layers", "heads", "dim_head", "ff_mult", "dtype")}
         self.patch_norm = channel_norm(None, self.dtype)
-        self.to_tokens = dense(self.dim, None, ("patch", "embed"), dtype=self.dtype)
+        self.to_tokens = Dense(self.dim, ("patch", "embed"), dtype=self.dtype)
         self.encoder = Transformer(**shape)
         self.quantizer = self._quantizer()
         self.decoder = Transformer(**shape)
         self.widen = conv(4 * self.dim, 3, None, bias=False, dtype=self.dtype)
-        self.to_pixels = dense(
-            self.channels * self.patch_size**2, None, ("mlp", "patch"), bias=False, dtype=self.dtype
+        self.to_pixels = Dense(
+            self.channels * self.patch_size**2, ("mlp", "patch"), bias=False, dtype=self.dtype
         )
 
     def __call__(self, image_BHWC: Array, codebook, train: bool = False) -> tuple[Array, image_tokenizer.Encoded]:

@@ -12,10 +12,11 @@ from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.nn import quantize
-from t2i_jax.nn.conv import boxed, dense, patchify, sincos_grid, unpatchify
+from t2i_jax.nn.activation import gelu
+from t2i_jax.nn.conv import Dense, boxed, patchify, sincos_grid, unpatchify
 from t2i_jax.types import Array, Key
 
-_ACTIVATIONS = {"gelu": lambda x: nn.gelu(x, approximate=False), "tanh": jnp.tanh}
+_ACTIVATIONS = {"gelu": gelu, "tanh": jnp.tanh}
 _XAVIER = nn.initializers.xavier_uniform()
 
 # The paper's sizes, at 256 pixels and 1024 tokens; "large" pairs the small encoder with a decoder of 1280, as Parti does.
@@ -49,18 +50,19 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_BNC: Array, _: None = None) -> tuple[Array, None]:
         """The tokens after the block, and None: the form that a scan over layers wants."""
-        make = lambda features, name, axes, bias=True: dense(
-            features, name, axes, bias=bias, dtype=self.dtype, init=_XAVIER
+        make = lambda features, name, axes, bias=True: Dense(
+            features, axes, bias=bias, dtype=self.dtype, init=_XAVIER, name=name
         )
-        inner = self.heads * self.dim_head
-        qkv = make(3 * inner, "to_qkv", ("embed", "heads"), bias=False)(_norm("attention_norm", self.dtype)(x_BNC))
+        inner, x_TC = self.heads * self.dim_head, x_BNC.reshape(-1, self.dim)  # T = B N: twice as fast on a CPU
+        qkv = make(3 * inner, "to_qkv", ("embed", "heads"), bias=False)(_norm("attention_norm", self.dtype)(x_TC))
         q, k, v = jnp.split(qkv.reshape(*x_BNC.shape[:2], 3 * self.heads, self.dim_head), 3, axis=2)
         scores_BHQK = jnp.einsum("BQHD,BKHD->BHQK", q * self.dim_head**-0.5, k).astype(jnp.float32)
         weights = nn.softmax(scores_BHQK, axis=-1).astype(self.dtype)
-        out = jnp.einsum("BHQK,BKHD->BQHD", weights, v).reshape(*x_BNC.shape[:2], inner)
-        x = x_BNC + make(self.dim, "to_out", ("heads", "embed"))(out)
-        hidden = make(self.mlp_dim, "wide", ("embed", "mlp"))(_norm("mlp_norm", self.dtype)(x))
-        return x + make(self.dim, "narrow", ("mlp", "embed"))(_ACTIVATIONS[self.activation](hidden)), None
+        out_TC = jnp.einsum("BHQK,BKHD->BQHD", weights, v).reshape(-1, inner)
+        x_TC = x_TC + make(self.dim, "to_out", ("heads", "embed"))(out_TC)
+        hidden = make(self.mlp_dim, "wide", ("embed", "mlp"))(_norm("mlp_norm", self.dtype)(x_TC))
+        x_TC = x_TC + make(self.dim, "narrow", ("mlp", "embed"))(_ACTIVATIONS[self.activation](hidden))
+        return x_TC.reshape(x_BNC.shape), None
 
 
 class Transformer(nn.Module):
@@ -184,7 +186,7 @@ class ViTVQGAN(nn.Module):
 
     def setup(self):
         decoder_dim, decoder_heads, decoder_layers, decoder_mlp_dim = self._decoder()
-        make = lambda features, axes: dense(features, None, axes, dtype=self.dtype, init=_XAVIER)
+        make = lambda features, axes: Dense(features, axes, dtype=self.dtype, init=_XAVIER)
         self.to_tokens = make(self.dim, ("patch", "embed"))
         self.encoder = self._transformer(self.dim, self.layers, self.heads, self.mlp_dim)
         self.quantizer = quantize.FactorisedVq(

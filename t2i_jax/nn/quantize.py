@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax.errors import UserError
-from t2i_jax.nn.conv import boxed, dense
+from t2i_jax.nn.conv import Dense, boxed
 from t2i_jax.types import Array, Key
 
 
@@ -77,8 +77,8 @@ class Lfq(nn.Module):
 
     def setup(self):
         if self.bits != self.dim:
-            self.project_in = dense(self.bits, None, ("embed", "latent"))
-            self.project_out = dense(self.dim, None, ("latent", "embed"), dtype=self.dtype)
+            self.project_in = Dense(self.bits, ("embed", "latent"))
+            self.project_out = Dense(self.dim, ("latent", "embed"), dtype=self.dtype)
 
     @nn.nowrap
     def start(self, key: Key) -> dict[str, Array]:
@@ -154,8 +154,8 @@ class CosineVq(nn.Module):
 
     def setup(self):
         if self.codebook_dim != self.dim:
-            self.project_in = dense(self.codebook_dim, None, ("embed", "latent"))
-            self.project_out = dense(self.dim, None, ("latent", "embed"), dtype=self.dtype)
+            self.project_in = Dense(self.codebook_dim, ("embed", "latent"))
+            self.project_out = Dense(self.dim, ("latent", "embed"), dtype=self.dtype)
 
     @nn.nowrap
     def start(self, key: Key) -> dict[str, Array]:
@@ -237,9 +237,9 @@ class FactorisedVq(nn.Module):
     dim_out: int | None = None  # None: dim
 
     def setup(self):
-        self.project_in = dense(self.codebook_dim, None, ("embed", "latent"), init=nn.initializers.xavier_uniform())
-        self.project_out = dense(
-            self.dim_out or self.dim, None, ("latent", "embed"), dtype=self.dtype, init=nn.initializers.xavier_uniform()
+        self.project_in = Dense(self.codebook_dim, ("embed", "latent"), init=nn.initializers.xavier_uniform())
+        self.project_out = Dense(
+            self.dim_out or self.dim, ("latent", "embed"), dtype=self.dtype, init=nn.initializers.xavier_uniform()
         )
         self.embedding = self.param(
             "embedding",
