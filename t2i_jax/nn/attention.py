@@ -1,0 +1,144 @@
+"""Attention over sequences: multi-head with one key and value per head, and multi-query with one vector for all."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from t2i_jax.nn.conv import Dense, boxed, channel_norm
+from t2i_jax.types import Array
+
+_MASKED = -1e30  # a score that the softmax turns into exactly 0
+
+
+class MultiHeadAttention(nn.Module):
+    """Scaled dot-product attention (Vaswani et al. 2017), no bias anywhere.
+
+    Attributes:
+      dim: width of what comes in and goes out. heads, dim_head: heads and their width.
+      dtype: of the products; the softmax is float32.
+    """
+
+    dim: int
+    heads: int
+    dim_head: int
+    dtype: str = "float32"
+
+    def setup(self):
+        inner = self.heads * self.dim_head
+        self.q = Dense(inner, ("embed", "heads"), bias=False, dtype=self.dtype)
+        self.k = Dense(inner, ("embed", "heads"), bias=False, dtype=self.dtype)
+        self.v = Dense(inner, ("embed", "heads"), bias=False, dtype=self.dtype)
+        self.out = Dense(self.dim, ("heads", "embed"), bias=False, dtype=self.dtype)
+
+    def __call__(
+        self, x_BQC: Array, context_BKC: Array | None = None, mask: Array | None = None, causal: bool = False
+    ) -> Array:
+        """The update of x.
+
+        Args:
+          context_BKC: what is attended to; None: x itself.
+          mask: bool, broadcastable to (B, heads, Q, K), True where a key may be seen; None: everywhere.
+          causal: whether position i sees only positions up to i.
+        """
+        k_BKHD, v_BKHD = self.keys_values(x_BQC if context_BKC is None else context_BKC)
+        out_BQHD = jax.nn.dot_product_attention(self._heads(self.q(x_BQC)), k_BKHD, v_BKHD, mask=mask, is_causal=causal)
+        return self.out(out_BQHD.reshape(*x_BQC.shape[:-1], -1))
+
+    def keys_values(self, context_BKC: Array) -> tuple[Array, Array]:
+        """Keys and values (B, K, heads, dim_head) of what is attended to."""
+        return self._heads(self.k(context_BKC)), self._heads(self.v(context_BKC))
+
+    def step(self, x_BC: Array, k_BKHD: Array, v_BKHD: Array, mask_BK: Array) -> Array:
+        """The update of one position from cached keys and values; `mask_BK` broadcasts over B."""
+        q_BHD = self._heads(self.q(x_BC)) * self.dim_head**-0.5
+        scores_BHK = jnp.einsum("BHD,BKHD->BHK", q_BHD, k_BKHD, preferred_element_type=jnp.float32)
+        weights_BHK = nn.softmax(jnp.where(mask_BK[:, None], scores_BHK, _MASKED)).astype(v_BKHD.dtype)
+        return self.out(jnp.einsum("BHK,BKHD->BHD", weights_BHK, v_BKHD).reshape(x_BC.shape[0], -1))
+
+    def _heads(self, x):
+        return x.reshape(*x.shape[:-1], self.heads, self.dim_head)
+
+
+class MultiQueryAttention(nn.Module):
+    """Attention of parti-pytorch: every head shares one vector per position, which is its key and its value too.
+
+    A learnt vector, always visible, comes before the keys; a row whose text is dropped sees nothing else. The input is
+    normalised, the context of cross-attention is not. (Shazeer 2019 shares keys and values among heads.)
+
+    Attributes:
+      dim, heads, dim_head: as usual. dropout: on what the queries and the keys are made of.
+      null_scale: standard deviation of the first learnt vector. out_norm: whether the output is normalised.
+    """
+
+    dim: int
+    heads: int
+    dim_head: int
+    dropout: float = 0.0
+    null_scale: float = 0.02
+    out_norm: bool = False
+    dtype: str = "float32"
+
+    def setup(self):
+        self.norm = channel_norm(None, self.dtype)
+        self.to_q = Dense(self.heads * self.dim_head, ("embed", "heads"), bias=False, dtype=self.dtype)
+        self.to_kv = Dense(self.dim_head, ("embed", "kv"), bias=False, dtype=self.dtype)
+        self.to_out = Dense(self.dim, ("heads", "embed"), bias=False, dtype=self.dtype)
+        if self.out_norm:
+            self.after_out = channel_norm(None, self.dtype)
+        self.null_kv = self.param("null_kv", boxed(nn.initializers.normal(self.null_scale), "kv"), (self.dim_head,))
+        self.drop = nn.Dropout(self.dropout)
+
+    def __call__(
+        self,
+        x_BQC: Array,
+        context_BKC: Array | None = None,
+        mask: Array | None = None,
+        bias_QHK: Array | None = None,
+        deterministic: bool = True,
+    ) -> Array:
+        """The update of x.
+
+        Args:
+          context_BKC: what is attended to; None: x, normalised.
+          mask: bool, broadcastable to (B, Q, K), True where a key may be seen.
+          bias_QHK: added to the scores in float32.
+        """
+        x_BQC = self.norm(x_BQC)
+        q_BQHD = self._queries(self.drop(x_BQC, deterministic=deterministic))
+        context = x_BQC if context_BKC is None else context_BKC
+        kv_BKD = self.to_kv(self.drop(context.astype(self.dtype), deterministic=deterministic))
+        null_D = self.null_kv.astype(self.dtype)
+        scores_BQHK = jnp.einsum("BQHD,BKD->BQHK", q_BQHD, kv_BKD, preferred_element_type=jnp.float32)
+        null_BQH1 = jnp.einsum("BQHD,D->BQH", q_BQHD, null_D, preferred_element_type=jnp.float32)[..., None]
+        scores_BQHK = scores_BQHK if bias_QHK is None else scores_BQHK + bias_QHK
+        scores_BQHK = scores_BQHK if mask is None else jnp.where(mask[:, :, None], scores_BQHK, _MASKED)
+        top = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores_BQHK, axis=-1, keepdims=True), null_BQH1))
+        e_BQHK, e_null = jnp.exp(scores_BQHK - top), jnp.exp(null_BQH1 - top)
+        total = jnp.sum(e_BQHK, axis=-1, keepdims=True) + e_null
+        out_BQHD = jnp.einsum("BQHK,BKD->BQHD", (e_BQHK / total).astype(self.dtype), kv_BKD)
+        out_BQHD = out_BQHD + (e_null / total).astype(self.dtype) * null_D
+        return self._project(out_BQHD)
+
+    def keys(self, context_BKC: Array, normalised: bool = False) -> Array:
+        """What is cached of a context: its vectors (B, K, dim_head); `normalised` when it is x itself."""
+        return self.to_kv(self.norm(context_BKC) if normalised else context_BKC.astype(self.dtype))
+
+    def step(self, x_BC: Array, kv_BKD: Array, mask_BK: Array, bias_HK: Array | None = None) -> Array:
+        """The update of one position from cached vectors; `mask_BK` broadcasts over B."""
+        q_BHD, null_D = self._queries(self.norm(x_BC)), self.null_kv.astype(self.dtype)
+        scores_BHK = jnp.einsum("BHD,BKD->BHK", q_BHD, kv_BKD, preferred_element_type=jnp.float32)
+        scores_BHK = scores_BHK if bias_HK is None else scores_BHK + bias_HK
+        scores_BHK = jnp.where(mask_BK[:, None], scores_BHK, _MASKED)
+        null_BH1 = jnp.einsum("BHD,D->BH", q_BHD, null_D, preferred_element_type=jnp.float32)[..., None]
+        weights_BHK = nn.softmax(jnp.concatenate([null_BH1, scores_BHK], axis=-1)).astype(self.dtype)
+        out_BHD = jnp.einsum("BHK,BKD->BHD", weights_BHK[..., 1:], kv_BKD) + weights_BHK[..., :1] * null_D
+        return self._project(out_BHD)
+
+    def _queries(self, x):
+        return self.to_q(x).reshape(*x.shape[:-1], self.heads, self.dim_head) * self.dim_head**-0.5
+
+    def _project(self, out):
+        x = self.to_out(out.reshape(*out.shape[:-2], -1))
+        return self.after_out(x) if self.out_norm else x
