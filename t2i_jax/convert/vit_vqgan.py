@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from t2i_jax import sharding
-from t2i_jax.convert.engine import CHANNEL, CONV, CONV1X1, DEPTHWISE, LINEAR, SAME, Constant, Entry, Network, State, reshaped
+from t2i_jax.convert.engine import CHANNEL, CONV, CONV1X1, DEPTHWISE, LINEAR, SAME
+from t2i_jax.convert.engine import Constant, Entry, Network, State, reshaped
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 
@@ -37,8 +38,9 @@ def fields(state: State, module: Any) -> dict[str, Any]:
     patch_pixels = state["enc_dec.decoder.1.3.weight"].shape[0]
     stem = state.get("discr.layers.0.0.convs.0.weight")
     sizes = (stem.shape[1],) if stem is not None else (3, 1, 4)
-    channels = next(c for c in sizes if patch_pixels % c == 0 and math.isqrt(patch_pixels // c) ** 2 * c == patch_pixels)
-    patch = math.isqrt(patch_pixels // channels)
+    sides = {c: math.isqrt(patch_pixels // c) for c in sizes}
+    channels = next(c for c in sizes if sides[c] ** 2 * c == patch_pixels)
+    patch = sides[channels]
     found = {
         "dim": dim,
         "image_size": grid * patch,

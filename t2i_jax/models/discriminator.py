@@ -1,4 +1,4 @@
-"""The patch discriminator of parti-pytorch: a stem of three kernel sizes, then strided convolutions with one residual each."""
+"""The patch discriminator of parti-pytorch: a stem of three kernel sizes, then strided convolutions with residuals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Discriminator(nn.Module):
     def __post_init__(self):
         for dim in self.dims[1:]:
             if dim % self.groups:
-                raise UserError(f"dims={self.dims} has {dim}, no multiple of groups={self.groups}; try dim 8 times as much.")
+                raise UserError(f"dims={self.dims} has {dim}, no multiple of groups={self.groups}; try {dim * self.groups}.")
         super().__post_init__()
 
     @property

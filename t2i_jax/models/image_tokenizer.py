@@ -4,8 +4,8 @@ An image tokenizer is a Linen module with
 
 - fields `image_size`, `codebook_size`, `channels`, `pixel_range` (the range of its float images);
 - properties `grid` (rows, columns), `num_tokens`, `last_layer` (path of the kernel that makes pixels);
-- methods, called through `apply`: `encode(image_BHWC, codebook, train) -> Encoded`, `lookup(ids_BHW, codebook) -> fmap`,
-  `decode(fmap) -> image_BHWC`, which is `pixels(features(fmap))`;
+- methods, called through `apply`: `encode(image_BHWC, codebook, train) -> Encoded`, `lookup(ids_BHW, codebook) ->
+  fmap`, `decode(fmap) -> image_BHWC`, which is `pixels(features(fmap))`;
 - plain methods `start(key) -> codebook` (statistics that training changes without a gradient; {} when there are none)
   and `revive(params, codebook, dead_K, fresh_KE) -> (params, codebook)`.
 

@@ -1,4 +1,4 @@
-"""The image tokenizer of parti-pytorch 0.2.0, weight for weight: a convolutional ViT around LFQ or a cosine codebook."""
+"""The image tokenizer of parti-pytorch 0.2.0, weight for weight: a convolutional ViT around LFQ or a cosine VQ."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from t2i_jax.models import image_tokenizer
 from t2i_jax.models.discriminator import Discriminator
 from t2i_jax.nn import quantize
 from t2i_jax.nn.activation import gelu
-from t2i_jax.nn.conv import Dense, Depthwise, boxed, channel_norm, conv, patchify, unpatchify
+from t2i_jax.nn.conv import Dense, Depthwise, boxed, channel_norm, neighbours, patchify, uniform_fan_in, unpatchify
 from t2i_jax.types import Array, Key
 
 _ALIASES = {"num_layers": "layers", "encdec_patch_size": "patch_size"} | {
@@ -89,6 +89,25 @@ class Transformer(nn.Module):
             x = x + Attention(self.dim, self.heads, self.dim_head, self.dtype, name=f"attention_{i}")(x)
             x = x + FeedForward(self.dim, self.ff_mult, self.dtype, name=f"mlp_{i}")(x)
         return channel_norm("norm", self.dtype)(x)
+
+
+class PositionedConv(nn.Module):
+    """A 3x3 convolution of the map and fixed positions, as many channels of each, without a bias."""
+
+    features: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x_BHWC: Array) -> Array:
+        """(B, H, W, features); the share of the positions is the same for every image and computed once."""
+        dim = x_BHWC.shape[-1]
+        init = boxed(uniform_fan_in, None, None, "conv_in", "conv_out")
+        kernel = self.param("kernel", init, (3, 3, 2 * dim, self.features), jnp.float32).astype(self.dtype)
+        positions = _positions(x_BHWC.shape[1], dim).astype(self.dtype)[None]
+        around = [neighbours(t) for t in (x_BHWC, positions)]
+        halves = [half.reshape(9 * dim, self.features) for half in (kernel[:, :, :dim], kernel[:, :, dim:])]
+        x, fixed = ((t.reshape(-1, 9 * dim) @ w).reshape(*t.shape[:3], -1) for t, w in zip(around, halves, strict=True))
+        return x + fixed
 
 
 class VitVQGanVAE(nn.Module):
@@ -185,7 +204,7 @@ class VitVQGanVAE(nn.Module):
         self.encoder = Transformer(**shape)
         self.quantizer = self._quantizer()
         self.decoder = Transformer(**shape)
-        self.widen = conv(4 * self.dim, 3, None, bias=False, dtype=self.dtype)
+        self.widen = PositionedConv(4 * self.dim, self.dtype)
         self.to_pixels = Dense(
             self.channels * self.patch_size**2, ("mlp", "patch"), bias=False, dtype=self.dtype
         )
@@ -214,9 +233,7 @@ class VitVQGanVAE(nn.Module):
 
     def features(self, fmap_BHWC: Array) -> Array:
         """What the last layer turns into pixels."""
-        x = self.decoder(fmap_BHWC)
-        positions = jnp.broadcast_to(_positions(self.grid[0], self.dim).astype(x.dtype), x.shape)
-        return jnp.tanh(self.widen(jnp.concatenate([x, positions], axis=-1)))
+        return jnp.tanh(self.widen(self.decoder(fmap_BHWC)))
 
     def pixels(self, features_BHWC: Array) -> Array:
         """Float32 images from `features`."""
@@ -244,7 +261,7 @@ def _with_aliases(init):
         for alias, name in _ALIASES.items():
             if alias in fields:
                 if name in fields:
-                    raise UserError(f"{alias}={fields[alias]!r} and {name}={fields[name]!r} name the same field; give one.")
+                    raise UserError(f"{alias}={fields[alias]!r} and {name}={fields[name]!r} are one field; give one.")
                 fields[name] = fields.pop(alias)
         for name in fields:
             if name not in known and name not in ("parent", "name"):

@@ -19,7 +19,7 @@ from t2i_jax.types import Array, Key
 _ACTIVATIONS = {"gelu": gelu, "tanh": jnp.tanh}
 _XAVIER = nn.initializers.xavier_uniform()
 
-# The paper's sizes, at 256 pixels and 1024 tokens; "large" pairs the small encoder with a decoder of 1280, as Parti does.
+# The paper's sizes, at 256 pixels and 1024 tokens; "large" is the small encoder with a decoder of 1280, as in Parti.
 # The paper counts one transformer stack (32M, 91M, 599M); encoder and decoder are one each.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "small": {"dim": 512, "layers": 8, "heads": 8, "mlp_dim": 2048},
@@ -144,7 +144,8 @@ class ViTVQGAN(nn.Module):
         config.one_of("output", self.output, ("linear", "sigmoid"))
         for part, dim, heads in (("", self.dim, self.heads), ("decoder_", *self._decoder()[:2])):
             if self.dim_head is None and dim % heads:
-                raise UserError(f"{part}dim={dim} is not a multiple of {part}heads={heads}; try {dim // heads * heads}.")
+                fits = max(dim // heads, 1) * heads
+                raise UserError(f"{part}dim={dim} is not a multiple of {part}heads={heads}; try {part}dim={fits}.")
             if dim % 4:
                 raise UserError(f"{part}dim={dim} is not a multiple of 4; try {dim // 4 * 4 + 4}.")
         super().__post_init__()

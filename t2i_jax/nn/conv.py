@@ -91,7 +91,7 @@ def depthwise(x_BHWC: Array, kernel_KKC: Array, bias_C: Array) -> Array:
 
 
 class Depthwise(nn.Module):
-    """A 3x3 depthwise convolution with a bias: a positional encoding generator (Chu et al. 2021), Primer's (So et al. 2021)."""
+    """A 3x3 depthwise convolution with a bias, as in positional encoding generators (Chu et al. 2021) and in Primer."""
 
     channels: int
     axis: str | None = "embed"
@@ -105,6 +105,16 @@ class Depthwise(nn.Module):
         bias = self.param("bias", boxed(nn.initializers.zeros, self.axis), (self.channels,), jnp.float32)
         dtype = jnp.dtype(self.dtype)
         return depthwise(x_BHWC.astype(dtype), kernel.astype(dtype), bias.astype(dtype))
+
+
+def neighbours(x_BHWC: Array) -> Array:
+    """(B, H, W, 9 C): the 3x3 neighbourhood of every place, row by row, zeros outside.
+
+    A 3x3 convolution is then one matrix product with its kernel as (9 C, out): on a CPU nearly twice as fast as XLA's.
+    """
+    padded = jnp.pad(x_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    _, H, W, _ = x_BHWC.shape
+    return jnp.concatenate([padded[:, i : i + H, j : j + W] for i in range(3) for j in range(3)], axis=-1)
 
 
 def patchify(image_BHWC: Array, patch: int) -> Array:
@@ -130,5 +140,6 @@ def sincos_grid(rows: int, columns: int, dim: int, *, columns_first: bool) -> Ar
     quarter = dim // 4
     rates = jnp.exp(-jnp.arange(quarter) * (math.log(10_000.0) / quarter))
     row, column = jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij")
-    halves = [jnp.concatenate([jnp.sin(c[..., None] * rates), jnp.cos(c[..., None] * rates)], -1) for c in (row, column)]
+    angles = [coordinate[..., None] * rates for coordinate in (row, column)]
+    halves = [jnp.concatenate([jnp.sin(a), jnp.cos(a)], axis=-1) for a in angles]
     return jnp.concatenate(halves[::-1] if columns_first else halves, axis=-1)

@@ -72,7 +72,7 @@ class TokenizerTask:
             raise UserError(f"usage_decay={self.usage_decay} is outside [0, 1); try 0.99.")
         if self.logit_laplace_weight and getattr(self.model, "output", "linear") != "sigmoid":
             raise UserError(
-                f"logit_laplace_weight={self.logit_laplace_weight} needs a network with output='sigmoid'; set it or use 0."
+                f"logit_laplace_weight={self.logit_laplace_weight} needs a network with output='sigmoid'; set it, or 0 here."
             )
         if hasattr(self.discriminator, "check"):
             self.discriminator.check(self.model.image_size)
@@ -261,7 +261,7 @@ class TokenizerSystem:
         size, channels = self.task.model.image_size, self.task.model.channels
         if images.ndim != 4 or images.shape[1:] != (size, size, channels) or images.dtype != jnp.uint8:
             raise UserError(
-                f"images are {images.dtype} of shape {images.shape}; give uint8 of shape (B, {size}, {size}, {channels})."
+                f"images are {images.dtype} {images.shape}; give uint8 of shape (B, {size}, {size}, {channels})."
             )
         return self._tokens(self.weights, images)
 
