@@ -28,7 +28,7 @@ class Discriminator(nn.Module):
     def __post_init__(self):
         for dim in self.dims[1:]:
             if dim % self.groups:
-                raise UserError(f"dims={self.dims} has {dim}, no multiple of groups={self.groups}; try {dim * self.groups}.")
+                raise UserError(f"dims={self.dims} has {dim}, no multiple of groups={self.groups}; widen it.")
         super().__post_init__()
 
     @property

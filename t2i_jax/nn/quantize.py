@@ -220,7 +220,7 @@ def _kmeans(z_NE, codebook, iterations=10):
     centres = jax.lax.fori_loop(0, iterations, improve, z_NE[chosen])
     counts, _ = _assigned(z_NE, jnp.argmax(z_NE @ centres.T, axis=-1), size)
     found = {"cluster_size": counts, "embed_avg": centres * counts[:, None], "started": jnp.array(True)}
-    return found | {"embed": _centres(found)}
+    return {**codebook, **found, "embed": _centres(found)}
 
 
 class FactorisedVq(nn.Module):

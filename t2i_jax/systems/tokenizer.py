@@ -72,7 +72,7 @@ class TokenizerTask:
             raise UserError(f"usage_decay={self.usage_decay} is outside [0, 1); try 0.99.")
         if self.logit_laplace_weight and getattr(self.model, "output", "linear") != "sigmoid":
             raise UserError(
-                f"logit_laplace_weight={self.logit_laplace_weight} needs a network with output='sigmoid'; set it, or 0 here."
+                f"logit_laplace_weight={self.logit_laplace_weight} needs a network with output='sigmoid'; set it."
             )
         if hasattr(self.discriminator, "check"):
             self.discriminator.check(self.model.image_size)
