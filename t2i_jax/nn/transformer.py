@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from t2i_jax.config import fields_of
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.attention import MultiHeadAttention
 from t2i_jax.nn.conv import Dense, boxed
@@ -20,7 +21,7 @@ REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-_UNROLLED = 16  # decoding unrolls up to so many layers: their weights are then sliced once, not at every token
+_UNROLLED = 16  # decoding unrolls up to so many layers
 
 
 def layer_norm(name: str | None, dtype: str = "float32") -> nn.LayerNorm:
@@ -48,7 +49,6 @@ class Block(nn.Module):
     dropout: float = 0.0
     cross: bool = False
     causal: bool = False
-    deterministic: bool = True
     dtype: str = "float32"
 
     def setup(self):
@@ -59,34 +59,43 @@ class Block(nn.Module):
         self.norm_mlp = layer_norm(None, self.dtype)
         self.wide = Dense(self.mlp_dim, ("embed", "mlp"), dtype=self.dtype)
         self.narrow = Dense(self.dim, ("mlp", "embed"), dtype=self.dtype)
-        self.drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
+        self.drop = nn.Dropout(self.dropout)
 
-    def __call__(self, x_BNC: Array, mask_BN: Array | None, context_BKC: Array | None, context_mask_BK: Array | None):
+    def __call__(
+        self,
+        x_BNC: Array,
+        mask_BN: Array | None = None,
+        context_BKC: Array | None = None,
+        context_mask_BK: Array | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Array, None]:
         """(x, None): the pair that a scan wants. Masks are True where a position may be seen; None: everywhere."""
         spread = lambda mask: None if mask is None else mask[:, None, None]
-        x = x_BNC
-        x = x + self.drop(self.self_attention(self.norm_self(x), mask=spread(mask_BN), causal=self.causal))
+        drop = lambda update: self.drop(update, deterministic=deterministic)
+        x = x_BNC + drop(self.self_attention(self.norm_self(x_BNC), mask=spread(mask_BN), causal=self.causal))
         if self.cross:
             context = context_BKC.astype(x.dtype)
-            x = x + self.drop(self.cross_attention(self.norm_cross(x), context, spread(context_mask_BK)))
-        return x + self.drop(self._mlp(x)), None
+            x = x + drop(self.cross_attention(self.norm_cross(x), context, spread(context_mask_BK)))
+        return x + drop(self._mlp(x)), None
 
     def context(self, context_BKC: Array) -> Mapping[str, Array]:
         """What is cached of the context."""
         k_BKHD, v_BKHD = self.cross_attention.keys_values(context_BKC.astype(self.dtype))
         return {"cross_k": k_BKHD, "cross_v": v_BKHD}
 
-    def step(self, x_BC: Array, cache: Mapping[str, Array], position: Array, mask_BK: Array) -> tuple[Array, Any]:
-        """One position through the layer: (x, {"k", "v"} of this position, (B, 1, heads, dim_head))."""
+    def step(
+        self, x_BC: Array, cache: Mapping[str, Array], position: Array, context_mask_BK: Array | None
+    ) -> tuple[Array, dict[str, Array]]:
+        """One position through the layer, and the cache ("k", "v": (B, positions, heads, dim_head)) with it."""
         normed = self.norm_self(x_BC)
         k_BHD, v_BHD = self.self_attention.keys_values(normed)
-        new = {"k": k_BHD[:, None], "v": v_BHD[:, None]}
-        k_BKHD, v_BKHD = (jax.lax.dynamic_update_slice_in_dim(cache[n], new[n], position, axis=1) for n in ("k", "v"))
-        past_1K = jnp.arange(k_BKHD.shape[1])[None] <= position
-        x = x_BC + self.self_attention.step(normed, k_BKHD, v_BKHD, past_1K)
+        put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new[:, None], position, axis=1)
+        cache = {**cache, "k": put(cache["k"], k_BHD), "v": put(cache["v"], v_BHD)}
+        past_1K = jnp.arange(cache["k"].shape[1])[None] <= position
+        x = x_BC + self.self_attention.step(normed, cache["k"], cache["v"], past_1K)
         if self.cross:
-            x = x + self.cross_attention.step(self.norm_cross(x), cache["cross_k"], cache["cross_v"], mask_BK)
-        return x + self._mlp(x), new
+            x = x + self.cross_attention.step(self.norm_cross(x), cache["cross_k"], cache["cross_v"], context_mask_BK)
+        return x + self._mlp(x), cache
 
     def _mlp(self, x):
         return self.narrow(gelu(self.wide(self.norm_mlp(x))))
@@ -125,27 +134,27 @@ class Transformer(nn.Module):
           context_BKC, context_mask_BK: what cross-attention looks at, of any width.
           deterministic: False to drop out; needs the rng "dropout".
         """
-        fields = self.block_fields() | {"deterministic": deterministic}
-        layers = scanned(Block, self.depth, self.remat, inputs=3)(**fields, name="layers")
-        x_BNC, _ = layers(x_BNC.astype(self.dtype), mask_BN, context_BKC, context_mask_BK)
+        layers = scanned(Block, self.depth, self.remat, inputs=4)(**layer_fields(self, Block), name="layers")
+        x_BNC, _ = layers(x_BNC.astype(self.dtype), mask_BN, context_BKC, context_mask_BK, deterministic)
         return layer_norm("norm", self.dtype)(x_BNC)
 
-    @nn.nowrap
-    def block_fields(self) -> dict[str, Any]:
-        """The fields of one block."""
-        return {n: getattr(self, n) for n in ("dim", "heads", "mlp_dim", "dropout", "cross", "causal", "dtype")}
+
+def layer_fields(network: nn.Module, layer: type[nn.Module]) -> dict[str, Any]:
+    """The configuration that a layer takes over from its network: the fields that bear the same name."""
+    return {name: getattr(network, name) for name in fields_of(layer)}
 
 
 def scanned(layer: type[nn.Module], depth: int, remat: str, inputs: int) -> Callable[..., nn.Module]:
     """`depth` copies of a layer as one scan over stacked parameters (leading logical axis "layers").
 
     Args:
-      layer: called as `layer(x, *inputs) -> (x, None)`; the inputs are the same for every copy.
+      layer: called as `layer(x, *inputs) -> (x, None)`; the inputs are the same for every copy, the last one is the
+        bool `deterministic`.
       remat: a key of `REMAT`.
       inputs: how many there are.
     """
     if REMAT[remat] is not None:
-        layer = nn.remat(layer, policy=REMAT[remat], prevent_cse=False)
+        layer = nn.remat(layer, policy=REMAT[remat], prevent_cse=False, static_argnums=(inputs + 1,))
     return nn.scan(
         layer,
         variable_axes={"params": 0},
@@ -156,37 +165,60 @@ def scanned(layer: type[nn.Module], depth: int, remat: str, inputs: int) -> Call
     )
 
 
+def start_decoding(params: Any, cache: Mapping[str, Array]) -> dict[str, Any]:
+    """What `decode_layers` works on: the layers' parameters and the cache, one entry per layer or stacked.
+
+    Up to 16 layers are taken apart, once: slicing the stacked weights at every token would cost as much as the
+    products with them. A deeper stack stays whole, and is run by a loop.
+
+    Args:
+      params: of all layers, stacked. cache: entries (layers, B, positions, ...).
+    """
+    depth = jax.tree.leaves(params)[0].shape[0]
+    if depth > _UNROLLED:
+        return {"params": params, "cache": dict(cache)}
+    apart = lambda tree: tuple(jax.tree.map(lambda leaf: leaf[i], tree) for i in range(depth))
+    return {"params": apart(params), "cache": apart(dict(cache))}
+
+
 def decode_layers(
     step: Callable[[Any, Array, Mapping[str, Array]], tuple[Array, Mapping[str, Array]]],
-    params: Any,
     x_BC: Array,
-    cache: Mapping[str, Array],
+    state: Mapping[str, Any],
     position: Array,
-) -> tuple[Array, Mapping[str, Array]]:
+) -> tuple[Array, dict[str, Any]]:
     """One position through all layers.
 
     Args:
-      step: `(params, x_BC, cache) -> (x_BC, new)` of one layer; `new` holds this position's (B, 1, ...) cache entries.
-      params: stacked over layers. cache: entries (layers, B, positions, ...).
-      position: int32 scalar, where `new` belongs.
+      step: `(params, x_BC, cache) -> (x_BC, cache)` of one layer.
+      state: from `start_decoding` or the last call.
+      position: int32 scalar, the position that x belongs to.
 
     Returns:
-      x_BC and the cache with the new entries in place.
+      x_BC and the state with this position in its cache.
     """
+    params, cache = state["params"], state["cache"]
+    if isinstance(params, tuple):
+        changed = []
+        for of_layer, entries in zip(params, cache, strict=True):
+            x_BC, entries = step(of_layer, x_BC, entries)
+            changed.append(entries)
+        return x_BC, {**state, "cache": tuple(changed)}
 
     def layer(i, carry):
         x, cache = carry
-        at = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False) if not isinstance(i, int) else leaf[i]
-        x, new = step(jax.tree.map(at, params), x, jax.tree.map(at, cache))
-        put = lambda old, entry: jax.lax.dynamic_update_slice(
-            old, entry[None].astype(old.dtype), (i, 0, position, *(0,) * (old.ndim - 3))
-        )
-        return x, {**cache, **{name: put(cache[name], entry) for name, entry in new.items()}}
+        at = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False)
+        old = jax.tree.map(at, cache)
+        x, new = step(jax.tree.map(at, params), x, old)
+        put = lambda whole, entries: _put(whole, entries, i, position)
+        return x, {name: whole if new[name] is old[name] else put(whole, new[name]) for name, whole in cache.items()}
 
     depth = jax.tree.leaves(params)[0].shape[0]
-    if depth > _UNROLLED:
-        return jax.lax.fori_loop(0, depth, layer, (x_BC, dict(cache)))
-    carry = (x_BC, dict(cache))
-    for i in range(depth):
-        carry = layer(i, carry)
-    return carry
+    x_BC, cache = jax.lax.fori_loop(0, depth, layer, (x_BC, cache))
+    return x_BC, {**state, "cache": cache}
+
+
+def _put(whole, entries, layer, position):
+    """Writes one position of one layer: what a step changed."""
+    new = jax.lax.dynamic_slice_in_dim(entries, position, 1, axis=1)
+    return jax.lax.dynamic_update_slice(whole, new[None], (layer, 0, position, *(0,) * (whole.ndim - 3)))

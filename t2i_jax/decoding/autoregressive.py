@@ -1,0 +1,94 @@
+"""Token after token in one compiled loop, with a cache that the network defines."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from t2i_jax.decoding import logits as filters
+from t2i_jax.errors import UserError
+from t2i_jax.types import Array, Key
+
+Decode = Callable[[Array, Array, Any], tuple[Array, Any]]  # (ids_B, position, cache) -> (logits_BV, cache)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; what shapes the compiled program.
+
+    Attributes:
+      guided: whether rows come in two halves, with the text and without it (or with a negative text).
+      top_k: sample among the k likeliest tokens; a float in (0, 1) is a fraction of the vocabulary. None: all.
+      top_p: sample among the likeliest tokens that together hold this probability. None: all.
+    """
+
+    guided: bool = True
+    top_k: int | float | None = None
+    top_p: float | None = None
+
+    def __post_init__(self):
+        if self.top_k is not None and (isinstance(self.top_k, bool) or not self.top_k > 0 or not _counts(self.top_k)):
+            raise UserError(f"top_k={self.top_k} is neither a count from 1 nor a fraction in (0, 1); try 100 or 0.1.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top_p={self.top_p} is outside (0, 1]; try 0.95.")
+
+
+def generate(
+    decode: Decode,
+    cache: Any,
+    keys_B: Key,
+    num_tokens: int,
+    *,
+    sampling: Sampling,
+    guidance: float | Array = 1.0,
+    temperature: float | Array = 1.0,
+    given_BN: Array | None = None,
+    known_BN: Array | None = None,
+) -> Array:
+    """Tokens (B, num_tokens), int32.
+
+    Args:
+      decode: one step of the network. With `sampling.guided` it works on 2B rows: the text's, then the null's.
+      cache: the network's cache for these rows.
+      keys_B: one key per row, so that a row's tokens do not depend on what else is in the batch.
+      guidance: strength l in null + l * (text - null). temperature: 0 takes the likeliest token.
+      given_BN, known_BN: tokens, and True where they are to be kept (completion of a picture); None: none.
+
+    Top-k and top-p look at the guided logits, top-p at those divided by the temperature.
+    """
+    batch = keys_B.shape[0]
+    twice = lambda ids_B: jnp.concatenate([ids_B, ids_B]) if sampling.guided else ids_B
+
+    def step(position, carry):
+        ids_B, tokens_BN, cache = carry
+        logits, cache = decode(twice(ids_B), position, cache)
+        if sampling.guided:
+            logits = filters.guide(logits[:batch], logits[batch:], guidance)
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, position))(keys_B)
+        ids_B = filters.sample(keys, _filtered(logits, sampling, temperature), temperature)
+        if known_BN is not None:
+            ids_B = jnp.where(known_BN[:, position], given_BN[:, position].astype(jnp.int32), ids_B)
+        tokens_BN = jax.lax.dynamic_update_slice_in_dim(tokens_BN, ids_B[:, None], position, axis=1)
+        return ids_B, tokens_BN, cache
+
+    start = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, num_tokens), jnp.int32), cache
+    return jax.lax.fori_loop(0, num_tokens, step, start)[1]
+
+
+def _filtered(logits_BV, sampling, temperature):
+    if sampling.top_k is not None:
+        vocabulary = logits_BV.shape[-1]
+        k = max(int(sampling.top_k * vocabulary), 1) if isinstance(sampling.top_k, float) else sampling.top_k
+        logits_BV = filters.top_k(logits_BV, k)
+    if sampling.top_p is not None:
+        inside_BV = filters.top_p(logits_BV / jnp.maximum(temperature, 1e-6), sampling.top_p)
+        logits_BV = jnp.where(jnp.isfinite(inside_BV), logits_BV, float("-inf"))
+    return logits_BV
+
+
+def _counts(k):
+    return k < 1 if isinstance(k, float) else isinstance(k, int)

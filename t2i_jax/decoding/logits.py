@@ -1,0 +1,62 @@
+"""From logits to a token: guidance, temperature, top-k and top-p filters, and one draw per row."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from t2i_jax.types import Array, Key
+
+_DROPPED = float("-inf")
+
+
+def guide(logits_BV: Array, null_BV: Array, scale: float | Array) -> Array:
+    """Classifier-free guidance on logits (Parti, section 2.3): null + (conditional - null) * scale."""
+    return null_BV + (logits_BV - null_BV) * scale
+
+
+def top_k(logits_BV: Array, k: int) -> Array:
+    """Logits with all but the k largest of each row at -inf; ties with the k-th stay."""
+    if k >= logits_BV.shape[-1]:
+        return logits_BV
+    order_BV = _sortable(logits_BV)
+    kept_B1 = _largest(lambda bound_B1: jnp.sum(order_BV >= bound_B1, axis=-1, keepdims=True) >= k, order_BV)
+    return jnp.where(order_BV >= kept_B1, logits_BV, _DROPPED)
+
+
+def top_p(logits_BV: Array, p: float) -> Array:
+    """Logits outside the nucleus at -inf: what stays is the smallest set of likeliest tokens with probability >= p."""
+    if p >= 1:
+        return logits_BV
+    order_BV, probability_BV = _sortable(logits_BV), jax.nn.softmax(logits_BV, axis=-1)
+    mass = lambda bound_B1: jnp.sum(jnp.where(order_BV >= bound_B1, probability_BV, 0.0), axis=-1, keepdims=True)
+    kept_B1 = _largest(lambda bound_B1: mass(bound_B1) >= p, order_BV)
+    return jnp.where(order_BV >= kept_B1, logits_BV, _DROPPED)
+
+
+def sample(keys_B: Key, logits_BV: Array, temperature: float | Array) -> Array:
+    """One token per row, int32, drawn from softmax(logits / temperature) with the row's own key.
+
+    Adding Gumbel noise to the logits and taking the largest draws from the softmax; at temperature 0 it is the largest.
+    """
+    noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[-1:]))(keys_B)
+    return jnp.argmax(logits_BV + temperature * noise_BV, axis=-1).astype(jnp.int32)
+
+
+def _sortable(x):
+    """uint32 in the order of the floats: the bits, with negative ones reversed."""
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+
+
+def _largest(holds, order_BV):
+    """Per row the largest uint32 for which `holds`, which is true below some bound: set bit after bit from the top.
+
+    32 passes over the row, where sorting it takes many times as long on every backend.
+    """
+
+    def set_bit(i, bound_B1):
+        tried_B1 = bound_B1 | (jnp.uint32(1) << (jnp.uint32(31) - i.astype(jnp.uint32)))
+        return jnp.where(holds(tried_B1), tried_B1, bound_B1)
+
+    return jax.lax.fori_loop(0, 32, set_bit, jnp.zeros((order_BV.shape[0], 1), jnp.uint32))
