@@ -118,7 +118,10 @@ class Transformer(nn.Module):
     remat: str = "none"
     dtype: str = "float32"
 
-    @nn.compact
+    def setup(self):
+        self.layers = scanned(Block, self.depth, self.remat, inputs=4)(**layer_fields(self, Block))
+        self.norm = layer_norm(None, self.dtype)
+
     def __call__(
         self,
         x_BNC: Array,
@@ -134,9 +137,30 @@ class Transformer(nn.Module):
           context_BKC, context_mask_BK: what cross-attention looks at, of any width.
           deterministic: False to drop out; needs the rng "dropout".
         """
-        layers = scanned(Block, self.depth, self.remat, inputs=4)(**layer_fields(self, Block), name="layers")
-        x_BNC, _ = layers(x_BNC.astype(self.dtype), mask_BN, context_BKC, context_mask_BK, deterministic)
-        return layer_norm("norm", self.dtype)(x_BNC)
+        x_BNC, _ = self.layers(x_BNC.astype(self.dtype), mask_BN, context_BKC, context_mask_BK, deterministic)
+        return self.norm(x_BNC)
+
+    def init_cache(self, context_BKC: Array, positions: int) -> dict[str, Any]:
+        """What `decode` carries: keys and values of `positions` positions (none yet) and of the context, per layer."""
+        stacked, block = self.variables["params"]["layers"], self._block()
+        cross = jax.lax.map(lambda params: block.apply({"params": params}, context_BKC, method="context"), stacked)
+        shape = (self.depth, context_BKC.shape[0], positions, self.heads, self.dim // self.heads)
+        return start_decoding(stacked, {name: jnp.zeros(shape, self.dtype) for name in ("k", "v")} | cross)
+
+    def decode(
+        self, x_BC: Array, position: Array, cache: Mapping[str, Any], context_mask_BK: Array
+    ) -> tuple[Array, dict[str, Any]]:
+        """One position of a causal stack with cross-attention: (B, dim), and the cache with it."""
+        block = self._block()
+        step = lambda params, x, entries: block.apply(
+            {"params": params}, x, entries, position, context_mask_BK, method="step"
+        )
+        x_BC, cache = decode_layers(step, x_BC.astype(self.dtype), cache, position)
+        return self.norm(x_BC), cache
+
+    @nn.nowrap
+    def _block(self):
+        return Block(**layer_fields(self, Block), parent=None)
 
 
 def layer_fields(network: nn.Module, layer: type[nn.Module]) -> dict[str, Any]:

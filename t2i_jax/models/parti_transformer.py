@@ -1,0 +1,135 @@
+"""The decoder of the Parti paper (Yu et al. 2022, arXiv 2206.10789): image tokens from a text encoder's output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from t2i_jax import config
+from t2i_jax.errors import UserError
+from t2i_jax.models import autoregressive_sizes as sizes
+from t2i_jax.nn import embed
+from t2i_jax.nn.conv import Dense, boxed
+from t2i_jax.nn.transformer import REMAT, Transformer
+from t2i_jax.types import Array
+
+_POSITIONS = ("axial", "learned")
+
+
+class PartiTransformer(nn.Module):
+    """The decoder of the Parti paper: causal self-attention, cross-attention to text, MLP, a norm at the output.
+
+        PartiTransformer(dim=1024, depth=12, heads=16, mlp_dim=4096)
+
+    It has a start token of its own, no image token is used up for it; a text that is dropped is replaced by a learnt
+    vector. Each position carries the place of the token that it predicts.
+
+    Attributes:
+      dim, depth, heads, mlp_dim: sizes; dim is a multiple of heads. dropout: on each update of a layer.
+      fmap_size: tokens per side of an image. codebook_size: number of image tokens. text_embed_dim: width of the text
+        embeddings. These three may be None where a `PartiTask` knows them.
+      positions: "axial", a vector per row and one per column; or "learned", a vector per token.
+      remat: what the backward pass recomputes: "none", "full", or "dots" (keeps only matrix products).
+      dtype: of the computation; norms, softmax and logits are float32.
+    """
+
+    dim: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    dropout: float = 0.0
+    fmap_size: int | None = None
+    codebook_size: int | None = None
+    text_embed_dim: int | None = None
+    positions: str = "axial"
+    remat: str = "none"
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        sizes.check(self, ("dim", "depth", "heads", "mlp_dim"))
+        if self.dim % self.heads:
+            near = max(self.dim // self.heads, 1) * self.heads
+            raise UserError(f"dim={self.dim} is not a multiple of heads={self.heads}; try dim={near}.")
+        config.one_of("positions", self.positions, _POSITIONS)
+        config.one_of("remat", self.remat, REMAT)
+        super().__post_init__()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return (self.fmap_size, self.fmap_size)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per image."""
+        return self.fmap_size**2
+
+    def setup(self):
+        sizes.need_all(self)
+        draw = nn.initializers.normal(0.02)
+        vector = lambda name, *shape: self.param(name, boxed(draw, *[None] * (len(shape) - 1), "embed"), shape)
+        self.start_token = vector("start_token", self.dim)
+        if self.positions == "axial":
+            self.height_pos = vector("height_pos", self.fmap_size, self.dim)
+            self.width_pos = vector("width_pos", self.fmap_size, self.dim)
+        else:
+            self.pos = vector("pos", self.num_tokens, self.dim)
+        self.null_text = self.param("null_text", boxed(draw, "text"), (self.text_embed_dim,))
+        self.embedding = self.param("embedding", boxed(draw, "vocab", "embed"), (self.codebook_size, self.dim))
+        shape = {n: getattr(self, n) for n in ("dim", "depth", "heads", "mlp_dim", "dropout", "remat", "dtype")}
+        self.decoder = Transformer(cross=True, causal=True, **shape)
+        self.to_logits = Dense(self.codebook_size, ("embed", "vocab"), init=nn.initializers.normal(self.dim**-0.5))
+
+    def __call__(
+        self,
+        ids_BN: Array,
+        text_embeds_BLD: Array,
+        text_mask_BL: Array,
+        keep_B: Array | None = None,
+        deterministic: bool = True,
+    ) -> Array:
+        """Float32 logits (B, n + 1, codebook_size): position t predicts token t from the n given tokens before it.
+
+        Args:
+          ids_BN: at most num_tokens - 1 tokens, row by row.
+          text_embeds_BLD, text_mask_BL: text, and True where it is no padding.
+          keep_B: bool; False replaces a row's text by the learnt null vector. None: all text is seen.
+          deterministic: False to drop out; needs the rng "dropout".
+        """
+        text_BLD, mask_BL = self._text(text_embeds_BLD, text_mask_BL, keep_B)
+        start_B1C = jnp.broadcast_to(self.start_token, (ids_BN.shape[0], 1, self.dim))
+        x_BNC = jnp.concatenate([start_B1C, self.embedding[ids_BN]], axis=1)
+        x_BNC = x_BNC + self._positions()[: x_BNC.shape[1]]
+        x_BNC = self.decoder(x_BNC, None, text_BLD, mask_BL, deterministic)
+        return self.to_logits(x_BNC).astype(jnp.float32)
+
+    def init_cache(self, text_embeds_BLD: Array, text_mask_BL: Array, keep_B: Array | None = None) -> dict[str, Any]:
+        """What `decode` carries from token to token: keys and values of the past (none yet) and of the text."""
+        text_BLD, mask_BL = self._text(text_embeds_BLD, text_mask_BL, keep_B)
+        return {"layers": self.decoder.init_cache(text_BLD, self.num_tokens), "text_mask": mask_BL}
+
+    def decode(self, ids_B: Array, position: Array, cache: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
+        """Logits (B, codebook_size) of token `position`, given the token before it; and the cache with it.
+
+        Args:
+          ids_B: token `position - 1`; not looked at where position is 0.
+          position: int32 scalar, one more than at the last call.
+        """
+        x_BC = jnp.where(position == 0, self.start_token, self.embedding[ids_B]) + self._positions()[position]
+        x_BC, layers = self.decoder.decode(x_BC, position, cache["layers"], cache["text_mask"])
+        return self.to_logits(x_BC).astype(jnp.float32), {**cache, "layers": layers}
+
+    def _text(self, embeds_BLD, mask_BL, keep_B):
+        sizes.check_text(self, embeds_BLD)
+        if keep_B is None:
+            return embeds_BLD, mask_BL
+        first_L = jnp.arange(mask_BL.shape[1]) == 0
+        embeds_BLD = jnp.where(keep_B[:, None, None], embeds_BLD, self.null_text)
+        return embeds_BLD, jnp.where(keep_B[:, None], mask_BL, first_L)
+
+    def _positions(self):
+        return embed.axial(self.height_pos, self.width_pos) if self.positions == "axial" else self.pos
