@@ -82,7 +82,7 @@ class PartiTransformer(nn.Module):
         self.embedding = self.param("embedding", boxed(draw, "vocab", "embed"), (self.codebook_size, self.dim))
         shape = {n: getattr(self, n) for n in ("dim", "depth", "heads", "mlp_dim", "dropout", "remat", "dtype")}
         self.decoder = Transformer(cross=True, causal=True, **shape)
-        self.to_logits = Dense(self.codebook_size, ("embed", "vocab"), init=nn.initializers.normal(self.dim**-0.5))
+        self.to_logits = Dense(self.codebook_size, ("embed", "vocab"), init=draw)
 
     def __call__(
         self,
