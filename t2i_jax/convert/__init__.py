@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from t2i_jax import config
-from t2i_jax.convert import engine, torch_io, vit_vqgan
+from t2i_jax.convert import engine, torch_io, vgg, vit_vqgan
 from t2i_jax.errors import UserError
-
 
 # In the order in which a state dict is tried. A table file offers `NETWORK`, an `engine.Network`.
 NETWORKS: dict[str, engine.Network] = {
     "parti-pytorch image tokenizer": vit_vqgan.NETWORK,
+    "VGG16 (torchvision, LPIPS)": vgg.NETWORK,
 }
 
 
@@ -49,7 +49,10 @@ def from_torch(source: Any, **fields: Any) -> tuple[Any, dict[str, Any]]:
         if name in inferred and inferred[name] != value:
             raise UserError(f"{name}={value!r} contradicts the weights ({inferred[name]!r}); leave it out.")
     model = network.model(**(inferred | fields))
-    return model, engine.to_ours(network.table(model), state, network.shapes(model))
+    table = network.table(model)
+    named = {entry.torch for entry in table}
+    state = {key: value for key, value in state.items() if key in named or not key.startswith(network.ignore)}
+    return model, engine.to_ours(table, state, network.shapes(model))
 
 
 def to_torch(model: Any, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -113,6 +113,7 @@ class Network:
       fields: `(state, module or None) -> fields`, all that shapes and the live module's attributes tell.
       table: `model -> entries`.
       shapes: `model -> nested dict of ShapeDtypeStruct`, unboxed; the same tree as the converted parameters.
+      ignore: how the names of arrays begin that may be there and are not needed, unless the table has them.
     """
 
     model: type
@@ -120,6 +121,7 @@ class Network:
     fields: Callable[[State, Any], dict[str, Any]]
     table: Callable[[Any], Sequence[Entry | Constant]]
     shapes: Callable[[Any], Mapping[str, Any]]
+    ignore: tuple[str, ...] = ()
 
 
 def to_ours(table: Sequence[Entry | Constant], state: State, shapes: Mapping[str, Any]) -> dict[str, Any]:

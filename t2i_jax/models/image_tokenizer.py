@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax.errors import UserError
-from t2i_jax.nn.quantize import Quantized as Encoded  # fmap, ids (B, H, W), loss, latents, codebook
+from t2i_jax.nn.quantize import Quantized
 from t2i_jax.types import Array
 
-__all__ = ["Encoded", "check_sizes", "pixels", "tokens", "to_float", "to_uint8"]
+Encoded = Quantized  # fmap, ids (B, H, W), loss, latents, codebook
 
 
 def tokens(model: Any, weights: Mapping[str, Any], image_BHWC: Array) -> Array:

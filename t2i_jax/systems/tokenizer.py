@@ -60,8 +60,8 @@ class TokenizerTask:
     penalty: str = "unit_slope"
     penalty_weight: float = 10.0
     penalty_every: int = 4
-    usage_decay: float = 0.99
-    revive_below: float = 0.02
+    usage_decay: float = 0.95
+    revive_below: float = 0.05
 
     def __post_init__(self):
         config.one_of("gan_loss", self.gan_loss, losses.GENERATOR)
@@ -69,7 +69,7 @@ class TokenizerTask:
         if self.penalty_every < 1:
             raise UserError(f"penalty_every={self.penalty_every} is below 1; give 1 for every step.")
         if not 0 <= self.usage_decay < 1:
-            raise UserError(f"usage_decay={self.usage_decay} is outside [0, 1); try 0.99.")
+            raise UserError(f"usage_decay={self.usage_decay} is outside [0, 1); try 0.95.")
         if self.logit_laplace_weight and getattr(self.model, "output", "linear") != "sigmoid":
             raise UserError(
                 f"logit_laplace_weight={self.logit_laplace_weight} needs a network with output='sigmoid'; set it."

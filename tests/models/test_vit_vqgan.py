@@ -1,0 +1,72 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t2i_jax import config, sharding
+from t2i_jax.errors import UserError
+from t2i_jax.models import image_tokenizer
+from t2i_jax.models.vit_vqgan import VitVQGanVAE
+from t2i_jax.nn.conv import depthwise, neighbours, patchify, unpatchify
+
+
+def test_the_readme_spelling_of_the_package():
+    vae = VitVQGanVAE(dim=256, image_size=256, patch_size=16, num_layers=3)
+    assert (vae.layers, vae.patch_size, vae.grid) == (3, 16, (16, 16))
+    assert vae == VitVQGanVAE(dim=256, image_size=256, encdec_patch_size=16, layers=3)
+    assert VitVQGanVAE(dim=64, image_size=64, vq_codebook_size=512, encdec_heads=2).codebook_size == 512
+    known = {"VitVQGanVAE": VitVQGanVAE}
+    assert config.from_dict(config.to_dict(vae), known) == vae
+    assert config.override(vae, ["layers=2", "lookup_free_quantization=false"]).layers == 2
+    assert vae.clone(dim=64).dim == 64
+
+
+def test_unknown_and_double_fields_are_refused():
+    with pytest.raises(UserError, match="no field 'patch_sise'; did you mean 'patch_size'"):
+        VitVQGanVAE(dim=64, image_size=64, patch_sise=16)
+    with pytest.raises(UserError, match="num_layers=3 and layers=4 are one field"):
+        VitVQGanVAE(dim=64, image_size=64, num_layers=3, layers=4)
+    with pytest.raises(UserError, match="dim=66 is not a multiple of 4; try 68"):
+        VitVQGanVAE(dim=66, image_size=64)
+    with pytest.raises(UserError, match="image_size=32 is too small for 4 discriminator layers"):
+        VitVQGanVAE(dim=64, image_size=32).discriminator().check(32)
+
+
+@pytest.mark.parametrize("lookup_free", [True, False])
+def test_codes_there_and_back(lookup_free, key):
+    vae = VitVQGanVAE(
+        dim=16, image_size=16, patch_size=4, layers=1, heads=2, dim_head=4, codebook_size=16,
+        lookup_free_quantization=lookup_free, codebook_dim=4,
+    )  # fmt: skip
+    weights = sharding.unbox(image_tokenizer.init(vae, key))
+    image = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
+    ids = image_tokenizer.tokens(vae, weights, image)
+    assert ids.shape == (2, 16)
+    x = image_tokenizer.to_float(image, vae.pixel_range)
+    recon, encoded = vae.apply({"params": weights["generator"]}, x, weights["stats"])
+    np.testing.assert_array_equal(encoded.ids.reshape(2, 16), ids)
+    again = image_tokenizer.pixels(vae, weights, ids)
+    wanted = image_tokenizer.to_uint8(recon, vae.pixel_range).astype(int)
+    assert np.abs(again.astype(int) - wanted).max() <= 1  # a rounding may fall the other way
+
+
+def test_depthwise_is_the_grouped_convolution(key):
+    x, kernel, bias = (jax.random.normal(key, s) for s in ((2, 5, 6, 8), (3, 3, 8), (8,)))
+    wanted = jax.lax.conv_general_dilated(
+        x, kernel[:, :, None], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=8
+    )
+    np.testing.assert_allclose(depthwise(x, kernel, bias), wanted + bias, atol=1e-5)
+
+
+def test_neighbours_make_a_convolution_a_product(key):
+    x, kernel = (jax.random.normal(key, s) for s in ((2, 5, 6, 4), (3, 3, 4, 7)))
+    wanted = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    np.testing.assert_allclose(neighbours(x) @ kernel.reshape(36, 7), wanted, atol=1e-4)
+
+
+def test_patches_are_taken_apart_and_put_together():
+    image = jnp.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+    patches = patchify(image, 2)
+    assert patches.shape == (2, 2, 3, 12)
+    np.testing.assert_array_equal(patches[0, 0, 1, :6], image[0, 0, 2:4].reshape(-1))
+    np.testing.assert_array_equal(unpatchify(patches, 2), image)

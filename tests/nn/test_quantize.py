@@ -1,0 +1,97 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t2i_jax import sharding
+from t2i_jax.errors import UserError
+from t2i_jax.nn import quantize
+
+
+def _brute_force(z_ND):
+    codes = np.array(list(itertools.product((-1.0, 1.0), repeat=z_ND.shape[1])))
+    p = np.asarray(jax.nn.softmax(200 * z_ND @ codes.T, axis=-1), np.float64)
+    entropy = lambda q: -np.sum(np.where(q > 0, q * np.log(np.maximum(q, 1e-300)), 0), axis=-1)
+    return entropy(p).mean(), entropy(p.mean(0))
+
+
+@pytest.mark.parametrize("bits", [1, 5, 8])
+def test_entropies_are_those_over_all_codes(bits):
+    z = np.random.default_rng(bits).normal(scale=0.005, size=(40, bits)).astype(np.float32)
+    np.testing.assert_allclose(quantize.lfq_entropies(jnp.asarray(z)), _brute_force(z), rtol=2e-4)
+
+
+def _made(quantiser, key, shape=(2, 3, 3, 12)):
+    x = jax.random.normal(key, shape)
+    codebook = quantiser.start(key)
+    return x, codebook, sharding.unbox(quantiser.init(key, x, codebook))
+
+
+QUANTISERS = {
+    "lfq": quantize.Lfq(12, 64),
+    "lfq without projections": quantize.Lfq(12, 4096),
+    "cosine": quantize.CosineVq(12, 16, 4, kmeans_init=False),
+    "cosine, k-means": quantize.CosineVq(12, 16, 12),
+    "factorised": quantize.FactorisedVq(12, 16, 4),
+}
+
+
+@pytest.mark.parametrize("name", QUANTISERS)
+def test_lookup_gives_what_the_call_gave(name, key):
+    quantiser = QUANTISERS[name]
+    x, codebook, variables = _made(quantiser, key)
+    out = quantiser.apply(variables, x, codebook, True)
+    again = quantiser.apply(variables, out.ids, _before(codebook, out, quantiser), method="lookup")
+    np.testing.assert_allclose(again, out.fmap, atol=1e-5)
+    assert out.ids.shape == x.shape[:3] and out.ids.dtype == jnp.int32
+    assert 0 <= int(out.ids.min()) and int(out.ids.max()) < quantiser.codebook_size
+
+
+def _before(codebook, out, quantiser):
+    """The codes that were assigned: k-means replaces the first ones, and the call reports only the moved ones."""
+    if not (isinstance(quantiser, quantize.CosineVq) and quantiser.kmeans_init):
+        return codebook
+    return quantize._kmeans(out.latents.reshape(-1, quantiser.codebook_dim), codebook)
+
+
+@pytest.mark.parametrize("name", QUANTISERS)
+def test_outside_training_nothing_moves_and_nothing_is_lost(name, key):
+    quantiser = QUANTISERS[name]
+    x, codebook, variables = _made(quantiser, key)
+    out = quantiser.apply(variables, x, codebook)
+    assert out.loss == 0
+    assert jax.tree.all(jax.tree.map(lambda a, b: jnp.array_equal(a, b), dict(out.codebook), dict(codebook)))
+
+
+@pytest.mark.parametrize("name", QUANTISERS)
+def test_the_gradient_passes_straight_through(name, key):
+    quantiser = QUANTISERS[name]
+    x, codebook, variables = _made(quantiser, key)
+    gradient = jax.grad(lambda x: jnp.sum(quantiser.apply(variables, x, codebook, True).fmap))(x)
+    assert float(jnp.abs(gradient).min(axis=(0, 1, 2)).max()) > 0
+
+
+def test_the_first_channel_is_the_most_significant_bit():
+    quantiser = quantize.Lfq(3, 8)
+    out = quantiser.apply({}, jnp.array([[[[0.5, -0.5, 0.0]]]]), {})
+    assert out.ids.item() == 4  # zero counts as off
+    np.testing.assert_array_equal(out.fmap[0, 0, 0], [1, -1, -1])
+
+
+def test_kmeans_finds_clusters_and_runs_once(key):
+    directions = jnp.eye(4)
+    x = directions[jnp.arange(64) % 4] + 0.05 * jax.random.normal(key, (64, 4))
+    quantiser = quantize.CosineVq(4, 4, 4, decay=1.0)
+    first = quantiser.apply({}, x.reshape(4, 4, 4, 4), quantiser.start(key), True).codebook
+    assert bool(first["started"])
+    similar = first["embed"] @ directions.T
+    assert float(similar.max(axis=0).min()) > 0.5  # every true direction has a code near it, or a tie was split
+    second = quantiser.apply({}, -x.reshape(4, 4, 4, 4), first, True).codebook
+    np.testing.assert_allclose(second["embed"], first["embed"], atol=1e-5)
+
+
+def test_lfq_refuses_sizes_that_are_no_power_of_two():
+    with pytest.raises(UserError, match="codebook_size=1000 is no power of 2.*1024"):
+        quantize.Lfq(8, 1000)
