@@ -1,0 +1,1 @@
+"""From captions to embeddings: tokenizers, T5, an encoder trained with the system, stored embeddings."""

@@ -1,0 +1,56 @@
+"""Embeddings of many captions, computed once, to be stored beside the data."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t2i_jax.config import one_of
+from t2i_jax.errors import UserError
+from t2i_jax.text.tokenizer import TextTokenizer
+from t2i_jax.types import Params
+
+DTYPES = ("float16", "bfloat16", "float32")
+_STEP = 32  # lengths are rounded up to a multiple of this, so that few are compiled
+
+
+def embed_captions(
+    encoder: Any,
+    params: Params,
+    tokenizer: TextTokenizer,
+    captions: Iterable[str],
+    batch_size: int = 64,
+    dtype: str = "float16",
+) -> Iterator[np.ndarray]:
+    """The embeddings (tokens, dim) of each caption, in order, without padding: all rows are to be seen.
+
+    Args:
+      encoder: a text encoder, such as `T5Text`; captions are cut at its `max_length`.
+      captions: read as they are needed, `batch_size` at a time.
+      dtype: of the result.
+
+    Raises:
+      UserError: an unknown dtype, or a batch size below 1.
+    """
+    one_of("dtype", dtype, DTYPES)
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size} is not positive; give 1 or more.")
+    return _embeddings(encoder, params, tokenizer, captions, batch_size, dtype)
+
+
+def _embeddings(encoder, params, tokenizer, captions, batch_size, dtype):
+    embed = jax.jit(lambda params, ids_BL, mask_BL: encoder.embed(params, ids_BL, mask_BL).astype(dtype))
+    params = jax.tree.map(jnp.asarray, params)
+    captions = iter(captions)
+    while batch := list(itertools.islice(captions, batch_size)):
+        ids_BL, mask_BL = tokenizer(batch + [""] * (batch_size - len(batch)), encoder.max_length)
+        lengths = mask_BL.sum(axis=1)
+        longest = min(-(-int(lengths.max()) // _STEP) * _STEP, encoder.max_length)
+        embeds_BLD = np.asarray(embed(params, ids_BL[:, :longest], mask_BL[:, :longest]))
+        for embeds_LD, length in zip(embeds_BLD[: len(batch)], lengths):
+            yield embeds_LD[:length].copy()

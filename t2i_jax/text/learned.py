@@ -1,0 +1,103 @@
+"""A text encoder that is trained with the system, as in the Parti paper."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from t2i_jax.config import fields_of, one_of
+from t2i_jax.errors import UserError
+from t2i_jax.nn.conv import boxed
+from t2i_jax.nn.transformer import REMAT, Transformer
+from t2i_jax.types import Array, Key, Params
+
+
+class TextTransformer(nn.Module):
+    """Token and learnt position embeddings, a bidirectional transformer, a norm; fields as in `LearnedText`."""
+
+    dim: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    vocab_size: int
+    max_length: int
+    dropout: float
+    remat: str
+    dtype: str
+
+    @nn.compact
+    def __call__(self, text_BL: Array, mask_BL: Array, deterministic: bool = True) -> Array:
+        """Embeddings (B, L, dim) float32 of token ids, L at most `max_length`."""
+        init = nn.initializers.normal(0.02)
+        table_VC = self.param("embedding", boxed(init, "vocab", "embed"), (self.vocab_size, self.dim), jnp.float32)
+        positions_LC = self.param("positions", boxed(init, None, "embed"), (self.max_length, self.dim), jnp.float32)
+        x_BLC = table_VC[text_BL] + positions_LC[: text_BL.shape[1]]
+        x_BLC = nn.Dropout(self.dropout)(x_BLC, deterministic=deterministic)
+        widths = {name: getattr(self, name) for name in ("dim", "depth", "heads", "mlp_dim")}
+        blocks = Transformer(
+            **widths, dropout=self.dropout, remat=self.remat, dtype=self.dtype, name="transformer"
+        )
+        return blocks(x_BLC, mask_BL, deterministic=deterministic).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedText:
+    """The encoder of Parti (Yu et al. 2022, section 2.2): a transformer over the tokens, norm at its output.
+
+    Attributes:
+      dim, depth, heads, mlp_dim: widths and numbers; dim is a multiple of heads.
+      vocab_size: ids are below it; max_length: tokens of a caption.
+      dropout: on embeddings and updates, where `embed` is given a key; the paper has 0.1.
+      remat: what the backward pass recomputes: "none", "dots" or "full".
+      dtype: of the products; norms and softmax are float32.
+    """
+
+    dim: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    vocab_size: int
+    max_length: int = 128
+    dropout: float = 0.0
+    remat: str = "none"
+    dtype: str = "float32"
+
+    trainable: ClassVar[bool] = True
+    entry: ClassVar[str] = "text"  # of the batch: what `embed` takes
+
+    def __post_init__(self):
+        for field in ("dim", "depth", "heads", "mlp_dim", "vocab_size", "max_length"):
+            if getattr(self, field) < 1:
+                raise UserError(f"{field}={getattr(self, field)} is not positive; give 1 or more.")
+        if self.dim % self.heads:
+            raise UserError(
+                f"dim={self.dim} is not a multiple of heads={self.heads}; try dim={-(-self.dim // self.heads) * self.heads}."
+            )
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout={self.dropout} is outside [0, 1); try 0.1.")
+        one_of("remat", self.remat, REMAT)
+
+    @property
+    def network(self) -> TextTransformer:
+        """The Flax module."""
+        return TextTransformer(**{name: getattr(self, name) for name in fields_of(TextTransformer)})
+
+    def init(self, key: Key) -> Params:
+        """Fresh parameters, boxed with their logical axes."""
+        text_BL = jnp.zeros((1, min(2, self.max_length)), jnp.int32)
+        return self.network.init(key, text_BL, text_BL == 0)["params"]
+
+    def embed(self, params: Params, text_BL: Array, mask_BL: Array, key: Key | None = None) -> Array:
+        """Embeddings (B, L, dim) float32 of token ids (L at most `max_length`).
+
+        Args:
+          mask_BL: True at tokens; padding is not attended to, and rows there mean nothing.
+          key: for dropout; None: nothing is dropped.
+        """
+        if text_BL.shape[1] > self.max_length:
+            raise UserError(f"text has {text_BL.shape[1]} tokens, more than max_length={self.max_length}; cut it.")
+        rngs = {} if key is None else {"dropout": key}
+        return self.network.apply({"params": params}, text_BL, mask_BL, deterministic=key is None, rngs=rngs)

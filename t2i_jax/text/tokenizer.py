@@ -1,0 +1,162 @@
+"""From captions to token ids: T5's own files, or a small vocabulary trained on the captions at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from t2i_jax.errors import UserError
+
+PAD, EOS, UNKNOWN = 0, 1, 2  # ids, in T5's vocabulary and in ours
+_SPECIAL = ("<pad>", "</s>", "<unk>")
+_SENTENCEPIECE, _TOKENIZERS = "spiece.model", "tokenizer.json"
+
+
+class TextTokenizer(Protocol):
+    """Token ids of captions.
+
+    Attributes:
+      vocab_size: all ids are below it. Id 0 is padding, and every caption ends in an end token.
+    """
+
+    vocab_size: int
+
+    def __call__(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
+        """ids (B, max_length) int32 and mask bool, True at tokens; longer captions are cut before the end token."""
+
+    def lengths(self, texts: Sequence[str]) -> np.ndarray:
+        """Tokens of each caption uncut, the end included: those above `max_length` would be cut."""
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes what `load` reads."""
+
+
+class SentencePiece:
+    """The tokenizer of a spiece.model file, as T5 uses it: pieces, then the end token."""
+
+    def __init__(self, model: bytes):
+        import sentencepiece
+
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._eos = self._processor.eos_id()
+        self.vocab_size = self._processor.vocab_size()
+
+    def __call__(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
+        """ids (B, max_length) int32 and mask bool."""
+        return _padded(self._processor.encode(list(texts)), self._eos, max_length)
+
+    def lengths(self, texts: Sequence[str]) -> np.ndarray:
+        """Tokens of each caption uncut, the end included."""
+        return np.array([len(ids) + 1 for ids in self._processor.encode(list(texts))], np.int32)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes spiece.model."""
+        _folder(folder).joinpath(_SENTENCEPIECE).write_bytes(self._model)
+
+    def __reduce__(self):
+        return SentencePiece, (self._model,)
+
+
+class Vocabulary:
+    """The tokenizer of a tokenizer.json file of the `tokenizers` package: T5's, or one that `train_bpe` made."""
+
+    def __init__(self, tokenizer_json: str):
+        import tokenizers
+
+        self._json = tokenizer_json
+        self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._eos = self._tokenizer.token_to_id("</s>")
+        if self._eos is None or self._tokenizer.token_to_id("<pad>") != PAD:
+            raise UserError("tokenizer.json has no </s>, or its <pad> is not id 0; give the tokenizer of a T5.")
+        self.vocab_size = self._tokenizer.get_vocab_size()
+
+    def __call__(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
+        """ids (B, max_length) int32 and mask bool."""
+        return _padded(self._encode(texts), self._eos, max_length)
+
+    def lengths(self, texts: Sequence[str]) -> np.ndarray:
+        """Tokens of each caption uncut, the end included."""
+        return np.array([len(ids) + 1 for ids in self._encode(texts)], np.int32)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes tokenizer.json."""
+        _folder(folder).joinpath(_TOKENIZERS).write_text(self._json, encoding="utf-8")
+
+    def __reduce__(self):
+        return Vocabulary, (self._json,)
+
+    def _encode(self, texts):
+        return [e.ids for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+
+def load(folder: str | os.PathLike) -> TextTokenizer:
+    """The tokenizer in a folder: from spiece.model, else from tokenizer.json.
+
+    Raises:
+      UserError: the folder has neither.
+    """
+    folder = pathlib.Path(folder)
+    if (folder / _SENTENCEPIECE).is_file():
+        return SentencePiece((folder / _SENTENCEPIECE).read_bytes())
+    if (folder / _TOKENIZERS).is_file():
+        return Vocabulary((folder / _TOKENIZERS).read_text(encoding="utf-8"))
+    raise UserError(
+        f"tokenizer={str(folder)!r} has neither {_SENTENCEPIECE} nor {_TOKENIZERS}; give a T5's folder or a run's "
+        "text_tokenizer."
+    )
+
+
+def train_bpe(captions: Iterable[str], vocab_size: int) -> Vocabulary:
+    """A vocabulary of byte pairs of characters, merged within words (Sennrich et al. 2016); the same for the same input.
+
+    Captions are made lowercase. Ids 0, 1, 2 are padding, end and unknown; the rest is the most frequent characters,
+    then merges, `vocab_size` at most in all.
+
+    Raises:
+      UserError: a `vocab_size` with no room for characters, or no captions.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    captions = list(captions)
+    if vocab_size < 16:
+        raise UserError(f"vocab_size={vocab_size} has no room for letters; give 16 or more, for example 256.")
+    if not any(caption.strip() for caption in captions):
+        raise UserError(f"captions ({len(captions)}) hold no text to train a vocabulary on; check the data's captions.")
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    alphabet = vocab_size - len(_SPECIAL)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(_SPECIAL), limit_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    return Vocabulary(json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False))
+
+
+def _padded(ids: Sequence[Sequence[int]], eos: int, max_length: int) -> tuple[np.ndarray, np.ndarray]:
+    if max_length < 1:
+        raise UserError(f"max_length={max_length} leaves no token; give 1 or more, for example 128.")
+    ids_BL = np.full((len(ids), max_length), PAD, np.int32)
+    mask_BL = np.zeros((len(ids), max_length), bool)
+    for row, tokens in enumerate(ids):
+        tokens = [*tokens[: max_length - 1], eos]
+        ids_BL[row, : len(tokens)] = tokens
+        mask_BL[row, : len(tokens)] = True
+    return ids_BL, mask_BL
+
+
+def _folder(folder: Any) -> pathlib.Path:
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,65 @@
+"""The trained text encoder and stored embeddings."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t2i_jax import config, sharding
+from t2i_jax.errors import UserError
+from t2i_jax.text.learned import LearnedText
+from t2i_jax.text.stored import StoredText
+
+TEXT = LearnedText(dim=8, depth=2, heads=2, mlp_dim=16, vocab_size=11, max_length=6, dropout=0.5)
+IDS = np.array([[5, 3, 1, 0, 0], [7, 7, 2, 9, 1]], np.int32)
+
+
+def test_padding_is_not_seen(key):
+    params = sharding.unbox(TEXT.init(key))
+    before = TEXT.embed(params, IDS, IDS > 0)
+    assert before.shape == (2, 5, 8) and before.dtype == jnp.float32
+    changed = IDS.copy()
+    changed[0, 3:] = 4
+    after = TEXT.embed(params, changed, IDS > 0)
+    np.testing.assert_allclose(after[0, :3], before[0, :3], atol=1e-6)
+    assert np.abs(after[0, 3:] - before[0, 3:]).max() > 1e-3
+
+
+def test_order_matters_and_the_output_is_normalised(key):
+    params = sharding.unbox(TEXT.init(key))
+    embeds = np.asarray(TEXT.embed(params, IDS, IDS > 0))
+    assert np.abs(embeds[1, 0] - embeds[1, 1]).max() > 1e-3  # the same token at two positions
+    np.testing.assert_allclose(embeds.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(embeds.std(-1), 1, atol=2e-2)
+
+
+def test_dropout_only_with_a_key(key):
+    params = sharding.unbox(TEXT.init(key))
+    plain, again, dropped = (TEXT.embed(params, IDS, IDS > 0, k) for k in (None, None, key))
+    np.testing.assert_array_equal(plain, again)
+    assert np.abs(dropped - plain).max() > 1e-2
+
+
+def test_parameters_carry_axis_names(key):
+    boxed = jax.eval_shape(TEXT.init, key)
+    names = {leaf.names for leaf in jax.tree.leaves(boxed, is_leaf=lambda x: hasattr(x, "names"))}
+    assert ("vocab", "embed") in names and ("layers", "embed", "mlp") in names
+
+
+def test_configuration_round_trips_and_refuses_nonsense():
+    assert config.from_dict(config.to_dict(TEXT), {"LearnedText": LearnedText}) == TEXT
+    with pytest.raises(UserError, match="dim=9 is not a multiple of heads=2; try dim=10"):
+        LearnedText(dim=9, depth=1, heads=2, mlp_dim=4, vocab_size=4)
+    with pytest.raises(UserError, match="dropout=1.0"):
+        LearnedText(dim=8, depth=1, heads=2, mlp_dim=4, vocab_size=4, dropout=1.0)
+    with pytest.raises(UserError, match="more than max_length=6"):
+        TEXT.embed({}, np.zeros((1, 7), np.int32), np.ones((1, 7), bool))
+
+
+def test_stored_embeddings_pass_through(key):
+    text = StoredText(dim=4, max_length=3)
+    embeds = np.ones((2, 3, 4), np.float16)
+    assert text.init(key) == {} and not text.trainable
+    assert text.embed({}, embeds, np.ones((2, 3), bool)).dtype == jnp.float32
+    with pytest.raises(UserError, match="5 wide, not text.dim=4"):
+        text.embed({}, np.ones((2, 3, 5)), np.ones((2, 3), bool))
