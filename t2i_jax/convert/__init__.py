@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from t2i_jax import config
-from t2i_jax.convert import engine, torch_io, vgg, vit_vqgan
+from t2i_jax.convert import engine, parti, t5, torch_io, vgg, vit_vqgan
 from t2i_jax.errors import UserError
 
 # In the order in which a state dict is tried. A table file offers `NETWORK`, an `engine.Network`.
 NETWORKS: dict[str, engine.Network] = {
+    "T5 encoder (transformers)": t5.NETWORK,
+    "parti-pytorch": parti.NETWORK,
+    "parti-pytorch with its image tokenizer": parti.WITH_TOKENIZER,
     "parti-pytorch image tokenizer": vit_vqgan.NETWORK,
     "VGG16 (torchvision, LPIPS)": vgg.NETWORK,
 }
@@ -28,7 +31,8 @@ def from_torch(source: Any, **fields: Any) -> tuple[Any, dict[str, Any]]:
 
     Returns:
       The model and its parameters (float32 NumPy arrays). For an image tokenizer these are its weights:
-      {"generator", "stats"} and "discriminator" where it was saved.
+      {"generator", "stats"} and "discriminator" where it was saved. A Parti that was saved with its tokenizer gives a
+      `PartiAndTokenizer` and {"parti", "tokenizer"}.
 
     Raises:
       UserError: weights of no known network, an unknown field, a field that the weights contradict, or arrays that do
