@@ -141,11 +141,15 @@ def to_ours(table: Sequence[Entry | Constant], state: State, shapes: Mapping[str
         if isinstance(constant, Constant) and constant.torch in state:
             if not np.array_equal(np.asarray(state[constant.torch]), constant.value):
                 wrong.append(f"{constant.torch} differs from the value that this configuration fixes")
+    tied: dict[Any, set[str]] = {}  # files keep one of several equal arrays, under any of their names
+    for entry in entries:
+        tied.setdefault((entry.path, entry.layer), set()).add(entry.torch)
     for entry in entries:
         if entry.path not in wanted:
             raise KeyError(f"table bug: no leaf {'/'.join(entry.path)} in our parameters")
         if entry.torch not in state:
-            wrong.append(f"{entry.torch} is missing")
+            if not tied[entry.path, entry.layer] & state.keys():
+                wrong.append(f"{entry.torch} is missing")
             continue
         _place(entry, np.asarray(state[entry.torch]), wanted[entry.path], found, wrong)
     uncovered = wanted.keys() - {e.path for e in entries}

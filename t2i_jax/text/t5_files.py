@@ -118,12 +118,13 @@ def read_weights(folder: pathlib.Path, network: T5Encoder, shapes: Mapping[str, 
                 wrong.append(f"{torch} is missing")
                 continue
             array = home[stored].get_tensor(stored)
-            array = array.T if path[-1] == "kernel" else array
+            ours = array.T if path[-1] == "kernel" else array
             wanted = _at(shapes, path).shape[0 if layer is None else 1 :]
-            if array.shape != wanted:
-                wrong.append(f"{torch} has shape {array.shape} instead of {wanted} (ours)")
+            if ours.shape != wanted:
+                wanted = wanted[::-1] if path[-1] == "kernel" else wanted
+                wrong.append(f"{torch} has shape {array.shape} instead of {wanted}")
                 continue
-            _put(params, path, layer, array, network)
+            _put(params, path, layer, ours, network)
     if wrong:
         raise UserError(f"text={str(folder)!r} does not fit its config.json: {'; '.join(wrong)}; fetch it again.")
     return params
