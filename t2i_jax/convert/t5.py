@@ -16,7 +16,7 @@ _LAYER = "encoder.block.0.layer"
 
 
 def table(model: T5Encoder) -> list[Entry]:
-    """The entries of one configuration."""
+    """The entries of one configuration; the embedding has two names."""
     entries = []
     for torch, path, layer in t5_files.names(model):
         entries.append(Entry(torch, path, LINEAR if path[-1] == "kernel" else SAME, layer))
@@ -36,7 +36,7 @@ def fields(state: State, module: Any) -> dict[str, Any]:
         "heads": heads,
         "dim_head": queries.shape[0] // heads,
         "mlp_dim": state[f"{_LAYER}.1.DenseReluDense.wo.weight"].shape[1],
-        "vocab_size": state["encoder.embed_tokens.weight" if "shared.weight" not in state else "shared.weight"].shape[0],
+        "vocab_size": next(state[name].shape[0] for tie in t5_files.TIED.items() for name in tie if name in state),
         "buckets": buckets,
     } | ({} if gated else {"feed_forward": "relu"})
     if module is None:

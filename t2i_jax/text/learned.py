@@ -37,9 +37,7 @@ class TextTransformer(nn.Module):
         x_BLC = table_VC[text_BL] + positions_LC[: text_BL.shape[1]]
         x_BLC = nn.Dropout(self.dropout)(x_BLC, deterministic=deterministic)
         widths = {name: getattr(self, name) for name in ("dim", "depth", "heads", "mlp_dim")}
-        blocks = Transformer(
-            **widths, dropout=self.dropout, remat=self.remat, dtype=self.dtype, name="transformer"
-        )
+        blocks = Transformer(**widths, dropout=self.dropout, remat=self.remat, dtype=self.dtype, name="transformer")
         return blocks(x_BLC, mask_BL, deterministic=deterministic).astype(jnp.float32)
 
 
@@ -73,9 +71,8 @@ class LearnedText:
             if getattr(self, field) < 1:
                 raise UserError(f"{field}={getattr(self, field)} is not positive; give 1 or more.")
         if self.dim % self.heads:
-            raise UserError(
-                f"dim={self.dim} is not a multiple of heads={self.heads}; try dim={-(-self.dim // self.heads) * self.heads}."
-            )
+            larger = -(-self.dim // self.heads) * self.heads
+            raise UserError(f"dim={self.dim} is not a multiple of heads={self.heads}; try dim={larger}.")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout} is outside [0, 1); try 0.1.")
         one_of("remat", self.remat, REMAT)

@@ -115,9 +115,9 @@ def load(folder: str | os.PathLike) -> TextTokenizer:
 
 
 def train_bpe(captions: Iterable[str], vocab_size: int) -> Vocabulary:
-    """A vocabulary of byte pairs of characters, merged within words (Sennrich et al. 2016); the same for the same input.
+    """A vocabulary of characters and of the pieces that merging frequent pairs makes (Sennrich et al. 2016).
 
-    Captions are made lowercase. Ids 0, 1, 2 are padding, end and unknown; the rest is the most frequent characters,
+    The same captions give the same vocabulary. They are made lowercase; no piece reaches over a word's end. Ids 0, 1, 2 are padding, end and unknown; the rest is the most frequent characters,
     then merges, `vocab_size` at most in all.
 
     Raises:

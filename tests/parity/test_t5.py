@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2i_jax import convert
+from t2i_jax import config, convert
 from t2i_jax.errors import UserError
 from t2i_jax.text import cache, t5, tokenizer
 from t2i_jax.text.t5_encoder import SIZES, T5Encoder, relative_bucket
@@ -191,6 +191,9 @@ def test_published_sizes_need_no_network(torch):
         text = t5.T5Text.from_directory(name)
         assert sum(leaf.size for leaf in jax.tree.leaves(text.shapes())) == count, name
     assert t5.get_encoded_dim("google/t5-v1_1-large") == 1024
+    text = t5.T5Text.from_directory("t5-large", max_length=77, dtype="bfloat16")
+    known = {"T5Text": t5.T5Text, "T5Encoder": T5Encoder}
+    assert config.from_dict(json.loads(json.dumps(config.to_dict(text))), known) == text
     assert SIZES["t5-base"].mlp_dim == 3072 and T5Config().d_model == SIZES["t5-small"].dim
 
 
@@ -200,8 +203,8 @@ def test_mistakes_are_one_sentence_each(torch, tmp_path, key):
     with pytest.raises(UserError, match="has no config.json"):
         t5.T5Text.from_directory(tmp_path)
     theirs(torch, "t5").save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"d_kv": 8}))
+    given = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(given | {"d_kv": 8}))
     with pytest.raises(UserError, match=r"SelfAttention.q.weight has shape \(16, 16\) instead of \(32, 16\)"):
         t5.T5Text.from_directory(tmp_path).init(key)
     (tmp_path / "model.safetensors").unlink()

@@ -1,0 +1,100 @@
+"""How well a tokenizer gives pictures back: PSNR, SSIM, and how much of its codebook it uses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from t2i_jax.errors import UserError
+
+_WINDOW, _SIGMA = 11, 1.5  # Wang et al. 2004, section III.C
+_K1, _K2 = 0.01, 0.03
+_WHITE = 255.0
+
+
+def psnr(images_NHWC: np.ndarray, again_NHWC: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio of each picture in dB, (N,) float64; infinite where the two are equal.
+
+    10 log10(255^2 / mean squared difference), over all pixels and channels.
+
+    Args:
+      images_NHWC, again_NHWC: uint8, of one shape.
+
+    Raises:
+      UserError: pictures of another type, or of two shapes.
+    """
+    difference = np.subtract(*_floats(images_NHWC, again_NHWC))
+    error_N = np.mean(np.square(difference), axis=(1, 2, 3))
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(_WHITE**2 / error_N)
+
+
+def ssim(images_NHWC: np.ndarray, again_NHWC: np.ndarray) -> np.ndarray:
+    """Structural similarity of each picture, (N,) float64, 1 where the two are equal (Wang et al. 2004, equation 13).
+
+    A Gaussian window of 11 x 11 pixels, standard deviation 1.5, wherever it lies inside the picture; the mean over
+    those places and over the channels.
+
+    Args:
+      images_NHWC, again_NHWC: uint8, of one shape, 11 pixels or more a side.
+
+    Raises:
+      UserError: pictures of another type or of two shapes, or smaller than the window.
+    """
+    x, y = _floats(images_NHWC, again_NHWC)
+    if min(x.shape[1:3]) < _WINDOW:
+        raise UserError(f"images of {x.shape[1]}x{x.shape[2]} pixels are too small for SSIM; give {_WINDOW} or more.")
+    mean_x, mean_y = _windowed(x), _windowed(y)
+    var_x, var_y = _windowed(x * x) - mean_x**2, _windowed(y * y) - mean_y**2
+    covariance = _windowed(x * y) - mean_x * mean_y
+    c1, c2 = (_K1 * _WHITE) ** 2, (_K2 * _WHITE) ** 2
+    brightness = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (var_x + var_y + c2)
+    return np.mean(brightness * structure, axis=(1, 2, 3))
+
+
+def codebook_usage(ids: np.ndarray, codebook_size: int) -> Mapping[str, float]:
+    """How much of the codebook the ids of many pictures use.
+
+    Args:
+      ids: integers in [0, codebook_size), of any shape.
+
+    Returns:
+      "codebook_usage": the fraction of codes that occur at all; "perplexity": e to the entropy of the codes' frequency,
+      between 1 and codebook_size, the number of codes that would be used if all were used equally often.
+
+    Raises:
+      UserError: no ids, or one outside the codebook.
+    """
+    ids = np.asarray(ids).reshape(-1)
+    if not ids.size or ids.min() < 0 or ids.max() >= codebook_size:
+        which = f"{ids.min()} to {ids.max()}" if ids.size else "none"
+        raise UserError(
+            f"ids ({which}) are no codes of a codebook of codebook_size={codebook_size}; give what its tokenizer encoded."
+        )
+    counts = np.bincount(ids, minlength=codebook_size)
+    p = counts[counts > 0] / ids.size
+    return {"codebook_usage": len(p) / codebook_size, "perplexity": math.exp(-np.sum(p * np.log(p)))}
+
+
+def _floats(images, again):
+    images, again = np.asarray(images), np.asarray(again)
+    for name, array in (("images", images), ("reconstructions", again)):
+        if array.dtype != np.uint8 or array.ndim != 4 or not array.size:
+            raise UserError(f"{name} are {array.dtype}{array.shape}; give uint8 pictures as (N, H, W, C).")
+    if images.shape != again.shape:
+        raise UserError(f"images {images.shape} and reconstructions {again.shape} differ in shape; give pairs.")
+    return images.astype(np.float64), again.astype(np.float64)
+
+
+def _windowed(x_NHWC):
+    """The Gaussian mean around every place whose window lies inside: rows, then columns."""
+    offset = np.arange(_WINDOW) - _WINDOW // 2
+    weight = np.exp(-(offset**2) / (2 * _SIGMA**2))
+    weight /= weight.sum()
+    for axis in (1, 2):
+        size = x_NHWC.shape[axis] - _WINDOW + 1
+        x_NHWC = sum(w * np.take(x_NHWC, np.arange(i, i + size), axis) for i, w in enumerate(weight))
+    return x_NHWC
