@@ -11,7 +11,7 @@ _DROPPED = float("-inf")
 
 
 def guide(logits_BV: Array, null_BV: Array, scale: float | Array) -> Array:
-    """Classifier-free guidance on logits (Parti, section 2.3): null + (conditional - null) * scale."""
+    """Classifier-free guidance on logits (as in the Parti paper): null + (conditional - null) * scale."""
     return null_BV + (logits_BV - null_BV) * scale
 
 

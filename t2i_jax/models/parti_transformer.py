@@ -15,6 +15,7 @@ from t2i_jax.models import autoregressive_sizes as sizes
 from t2i_jax.nn import embed
 from t2i_jax.nn.conv import Dense, boxed
 from t2i_jax.nn.transformer import REMAT, Transformer
+from t2i_jax.text.learned import LearnedText
 from t2i_jax.types import Array
 
 _POSITIONS = ("axial", "learned")
@@ -133,3 +134,17 @@ class PartiTransformer(nn.Module):
 
     def _positions(self):
         return embed.axial(self.height_pos, self.width_pos) if self.positions == "axial" else self.pos
+
+
+def _preset(encoder_depth: int, depth: int, dim: int, heads: int) -> tuple[LearnedText, PartiTransformer]:
+    """One row of the paper's table 1: the MLP is 4 times as wide, 128 text tokens of 16,000, 32 x 32 image tokens."""
+    shared = {"dim": dim, "heads": heads, "mlp_dim": 4 * dim, "dropout": 0.1}
+    text = LearnedText(depth=encoder_depth, vocab_size=16_000, max_length=128, **shared)
+    return text, PartiTransformer(depth=depth, fmap_size=32, codebook_size=8192, text_embed_dim=dim, **shared)
+
+
+# (text encoder, decoder) of the paper; 386 million, 789 million, 3.09 and 20.5 billion parameters.
+PARTI_350M = _preset(12, 12, 1024, 16)
+PARTI_750M = _preset(12, 36, 1024, 16)
+PARTI_3B = _preset(12, 36, 2048, 32)
+PARTI_20B = _preset(16, 64, 4096, 64)

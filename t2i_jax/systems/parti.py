@@ -103,7 +103,7 @@ class PartiTask:
         else:
             size = self.tokenizer.image_size
             spec = {"image": of(jnp.uint8, size, size, self.tokenizer.channels)}
-        if prompting.is_stored(self.text):
+        if self.text.entry == "text_embeds":
             spec["text_embeds"] = of(jnp.float32, self.text.max_length, self.text.dim)
         else:
             spec["text"] = of(jnp.int32, self.text.max_length)
@@ -111,9 +111,9 @@ class PartiTask:
 
     def loss(self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array):
         """(loss, (metrics, stats)): mean cross-entropy in nats per token."""
-        for_drop, for_dropout = jax.random.split(key)
+        for_drop, for_dropout, for_text = jax.random.split(key, 3)
         ids_BN = self.tokens(frozen, batch)
-        embeds_BLD = self.embed(params["parti"], frozen, batch)
+        embeds_BLD = self.embed(params["parti"], frozen, batch, for_text)
         keep_B = jax.random.bernoulli(for_drop, 1 - self.cond_drop_prob, ids_BN.shape[:1])
         logits_BNV = self.network.apply(
             {"params": params["parti"]["decoder"]}, ids_BN[:, :-1], embeds_BLD, batch["text_mask"], keep_B,
@@ -137,13 +137,12 @@ class PartiTask:
             return batch["tokens"]
         return jax.lax.stop_gradient(image_tokenizer.tokens(self.tokenizer, frozen["tokenizer"], batch["image"]))
 
-    def embed(self, params: Params, frozen: Mapping[str, Any], batch: Batch) -> Array:
-        """Text embeddings (B, L, D): stored ones, of the trained encoder, or of the frozen one."""
-        if prompting.is_stored(self.text):
-            return batch["text_embeds"]
+    def embed(self, params: Params, frozen: Mapping[str, Any], batch: Batch, key: Key | None = None) -> Array:
+        """Text embeddings (B, L, D): stored ones, of the frozen encoder, or of the trained one (`key`: drops out)."""
+        text, mask_BL = batch[self.text.entry], batch["text_mask"]
         if self.text.trainable:
-            return self.text.embed(params["text"], batch["text"], batch["text_mask"])
-        return jax.lax.stop_gradient(self.text.embed(frozen["text"], batch["text"], batch["text_mask"]))
+            return self.text.embed(params["text"], text, mask_BL, key)
+        return jax.lax.stop_gradient(self.text.embed((frozen or {}).get("text", {}), text, mask_BL))
 
     def flops(self, batch_size: int) -> float:
         """Of one step, from the sizes of the kernels: 3 forward passes; a frozen tokenizer and text encoder run one."""

@@ -8,12 +8,6 @@ from typing import Any
 import numpy as np
 
 from t2i_jax.errors import UserError
-from t2i_jax.text.stored import StoredText
-
-
-def is_stored(text: Any) -> bool:
-    """Whether text arrives as embeddings."""
-    return isinstance(text, StoredText)
 
 
 def encode(text: Any, text_tokenizer: Any, prompts: Any, field: str) -> dict[str, np.ndarray]:
@@ -22,7 +16,7 @@ def encode(text: Any, text_tokenizer: Any, prompts: Any, field: str) -> dict[str
     Raises:
       UserError: no captions, something that is no caption, or embeddings of another shape.
     """
-    if is_stored(text):
+    if text.entry == "text_embeds":
         return _stored(text, prompts, field)
     if isinstance(prompts, str):
         raise UserError(f"{field}={prompts!r} is one string; give a list of captions, [{prompts!r}].")
