@@ -72,7 +72,7 @@ def codebook_usage(ids: np.ndarray, codebook_size: int) -> Mapping[str, float]:
     if not ids.size or ids.min() < 0 or ids.max() >= codebook_size:
         which = f"{ids.min()} to {ids.max()}" if ids.size else "none"
         raise UserError(
-            f"ids ({which}) are no codes of a codebook of codebook_size={codebook_size}; give what its tokenizer encoded."
+            f"ids ({which}) are no codes for codebook_size={codebook_size}; give what the tokenizer encoded."
         )
     counts = np.bincount(ids, minlength=codebook_size)
     p = counts[counts > 0] / ids.size

@@ -32,7 +32,7 @@ class T5Text:
     >>> embeds_BLD = text.embed(text.init(key), ids_BL, mask_BL)                  # doctest: +SKIP
 
     Attributes:
-      source: folder with config.json, safetensors and the tokenizer, or a name on the Hugging Face hub. None: weights
+      source: folder with config.json, weights and the tokenizer, or a name on the Hugging Face hub. None: weights
         are drawn at random and there is no tokenizer, for trying things out.
       network: the encoder.
       max_length: tokens of a caption, the end included; what is longer is cut.
@@ -75,7 +75,9 @@ class T5Text:
         """The weights: read from `source` (NumPy arrays, `key` is not used), or random ones where there is none."""
         if self.source is None:
             return sharding.unbox(self._random(key))
-        folder = t5_files.folder_of(self.source, "config.json", "*.safetensors", "*.safetensors.index.json")
+        folder = t5_files.folder_of(self.source, "config.json", "model*.safetensors*")
+        if not t5_files.has_weights(folder):
+            folder = t5_files.folder_of(self.source, "config.json", "pytorch_model*.bin*")
         return t5_files.read_weights(folder, self.network, sharding.unbox(self.shapes()))
 
     def shapes(self) -> Params:

@@ -1,8 +1,7 @@
-"""A T5 as Hugging Face stores it: a folder with config.json, safetensors and the tokenizer, or its name on the hub."""
+"""A T5 as Hugging Face stores it: a folder with config.json, weights and the tokenizer, or its name on the hub."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pathlib
@@ -14,12 +13,18 @@ import numpy as np
 
 from t2i_jax.config import did_you_mean
 from t2i_jax.errors import UserError
+from t2i_jax.text import pickled
 from t2i_jax.text.t5_encoder import FEED_FORWARD, SIZES, T5Encoder
 
 TOKENIZER_FILES = ("spiece.model", "tokenizer.json")
 TIED = {"shared.weight": "encoder.embed_tokens.weight"}  # saved under either name, or both
-_WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+# In the order in which they are looked for.
+_WEIGHTS = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
 
 
 def folder_of(source: str, *patterns: str) -> pathlib.Path:
@@ -99,52 +104,64 @@ def names(network: T5Encoder) -> Iterator[tuple[str, tuple[str, ...], int | None
 
 
 def read_weights(folder: pathlib.Path, network: T5Encoder, shapes: Mapping[str, Any]) -> dict[str, Any]:
-    """The encoder's parameters from model.safetensors, in one file or several; a decoder in them is not read.
+    """The encoder's parameters from safetensors, else from pytorch_model.bin, one file or several; no decoder is read.
 
     Args:
       shapes: the parameters' nested dict of shapes. Matrices and the embedding come in `network.dtype`, in which they
         are used; norms and the relative bias in float32.
 
     Raises:
-      UserError: no safetensors, or arrays that are missing or of another shape (all are listed).
+      UserError: no such file, or arrays that are missing or of another shape (all are listed).
     """
     params: dict[str, Any] = {}
     wrong: list[str] = []
-    with contextlib.ExitStack() as stack:
-        home = _home(folder, stack)
-        for torch, path, layer in names(network):
-            stored = next((name for name in (torch, TIED.get(torch)) if name in home), None)
-            if stored is None:
-                wrong.append(f"{torch} is missing")
-                continue
-            array = home[stored].get_tensor(stored)
-            ours = array.T if path[-1] == "kernel" else array
-            wanted = _at(shapes, path).shape[0 if layer is None else 1 :]
-            if ours.shape != wanted:
-                wanted = wanted[::-1] if path[-1] == "kernel" else wanted
-                wrong.append(f"{torch} has shape {array.shape} instead of {wanted}")
-                continue
-            _put(params, path, layer, ours, network)
+    stored = _readers(folder)
+    for torch, path, layer in names(network):
+        name = next((name for name in (torch, TIED.get(torch)) if name in stored), None)
+        if name is None:
+            wrong.append(f"{torch} is missing")
+            continue
+        array = stored[name]()
+        ours = array.T if path[-1] == "kernel" else array
+        wanted = _at(shapes, path).shape[0 if layer is None else 1 :]
+        if ours.shape != wanted:
+            wanted = wanted[::-1] if path[-1] == "kernel" else wanted
+            wrong.append(f"{torch} has shape {array.shape} instead of {wanted}")
+            continue
+        _put(params, path, layer, ours, network)
     if wrong:
         raise UserError(f"text={str(folder)!r} does not fit its config.json: {'; '.join(wrong)}; fetch it again.")
     return params
 
 
-def _home(folder, stack):
-    """The open file of every array by name; an array is read when it is asked for."""
-    from safetensors import safe_open
+def has_weights(folder: pathlib.Path) -> bool:
+    """Whether any file that `read_weights` reads lies there."""
+    return any((folder / name).is_file() for name in _WEIGHTS)
 
-    shards = [_WEIGHTS]
-    if (folder / _INDEX).is_file():
-        shards = sorted(set(json.loads((folder / _INDEX).read_text())["weight_map"].values()))
+
+def _readers(folder):
+    """For every array stored in the folder its name and a function that reads it."""
+    first = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if first is None:
+        raise UserError(f"text={str(folder)!r} has neither model.safetensors nor pytorch_model.bin; fetch one of them.")
+    shards = [first]
+    if first.endswith(".index.json"):
+        shards = sorted(set(json.loads((folder / first).read_text())["weight_map"].values()))
     absent = [shard for shard in shards if not (folder / shard).is_file()]
     if absent:
-        raise UserError(
-            f"text={str(folder)!r} lacks {', '.join(absent)}; fetch it, or write it with "
-            "transformers.T5EncoderModel.from_pretrained(...).save_pretrained(...)."
-        )
-    files = [stack.enter_context(safe_open(folder / shard, framework="np")) for shard in shards]
-    return {name: file for file in files for name in file.keys()}
+        raise UserError(f"text={str(folder)!r} lacks {', '.join(absent)}; fetch it, or give another folder.")
+    read = pickled.readers if shards[0].endswith(".bin") else _safetensors
+    return {name: reader for shard in shards for name, reader in read(folder / shard).items()}
+
+
+def _safetensors(path):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        file = safe_open(path, framework="np")
+    except SafetensorError as error:
+        raise UserError(f"weights={str(path)!r} is not a safetensors file ({error}); fetch it again.") from error
+    return {name: lambda name=name: file.get_tensor(name) for name in file.keys()}
 
 
 def _block(i):

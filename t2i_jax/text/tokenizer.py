@@ -117,8 +117,9 @@ def load(folder: str | os.PathLike) -> TextTokenizer:
 def train_bpe(captions: Iterable[str], vocab_size: int) -> Vocabulary:
     """A vocabulary of characters and of the pieces that merging frequent pairs makes (Sennrich et al. 2016).
 
-    The same captions give the same vocabulary. They are made lowercase; no piece reaches over a word's end. Ids 0, 1, 2 are padding, end and unknown; the rest is the most frequent characters,
-    then merges, `vocab_size` at most in all.
+    The same captions give the same vocabulary. They are made lowercase; no piece reaches over a word's end.
+    Ids 0, 1, 2 are padding, end and unknown; then come the most frequent characters, then what merging them makes,
+    `vocab_size` in all at most.
 
     Raises:
       UserError: a `vocab_size` with no room for characters, or no captions.
@@ -129,7 +130,7 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> Vocabulary:
     if vocab_size < 16:
         raise UserError(f"vocab_size={vocab_size} has no room for letters; give 16 or more, for example 256.")
     if not any(caption.strip() for caption in captions):
-        raise UserError(f"captions ({len(captions)}) hold no text to train a vocabulary on; check the data's captions.")
+        raise UserError(f"captions ({len(captions)}) hold no text for a vocabulary; check the captions of the data.")
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -9,7 +9,7 @@ import pytest
 
 from t2i_jax import config, convert
 from t2i_jax.errors import UserError
-from t2i_jax.text import cache, t5, tokenizer
+from t2i_jax.text import cache, pickled, t5, tokenizer
 from t2i_jax.text.t5_encoder import SIZES, T5Encoder, relative_bucket
 from tests.parity import reference
 
@@ -125,6 +125,33 @@ def test_shards_and_bfloat16_files(torch, spiece, tmp_path):
     assert np.abs(exact - rough).max() < 0.05 * np.abs(exact).max()  # bfloat16 has 8 bits
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_folders_with_pytorch_files_only(torch, tmp_path, dtype):
+    model = theirs(torch, "v1.1").to(getattr(torch, dtype))
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    text = t5.T5Text.from_directory(tmp_path)
+    network, want = convert.from_torch(model)
+    assert network == text.network
+    jax.tree.map(np.testing.assert_array_equal, want, dict(text.init(jax.random.key(0))))
+
+
+def test_pickled_code_is_refused_and_views_are_read(torch, tmp_path):
+    whole = torch.arange(24.0).reshape(4, 6)
+    torch.save({"view": whole[1:, ::2].T, "parameter": torch.nn.Parameter(whole[0, :1])}, tmp_path / "a.bin")
+    read = pickled.readers(tmp_path / "a.bin")
+    np.testing.assert_array_equal(read["view"](), whole[1:, ::2].T.numpy())
+    np.testing.assert_array_equal(read["parameter"](), [0.0])
+    torch.save({"code": print}, tmp_path / "b.bin")
+    with pytest.raises(UserError, match="holds a .*print"):
+        pickled.readers(tmp_path / "b.bin")
+    (tmp_path / "c.bin").write_bytes(b"no zip")
+    torch.save(whole, tmp_path / "d.bin")
+    for name in ("c.bin", "d.bin"):
+        with pytest.raises(UserError, match="save them as safetensors"):
+            pickled.readers(tmp_path / name)
+
+
 def test_encoding_text_is_equal_to_the_package(torch, spiece, tmp_path, monkeypatch):
     from parti_pytorch import t5 as package
 
@@ -208,7 +235,7 @@ def test_mistakes_are_one_sentence_each(torch, tmp_path, key):
     with pytest.raises(UserError, match=r"SelfAttention.q.weight has shape \(16, 16\) instead of \(32, 16\)"):
         t5.T5Text.from_directory(tmp_path).init(key)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="lacks model.safetensors"):
+    with pytest.raises(UserError, match="neither model.safetensors nor pytorch_model.bin"):
         t5.T5Text.from_directory(tmp_path).init(key)
     with pytest.raises(UserError, match="feed_forward='relo'.*relu"):
         T5Encoder(feed_forward="relo")
