@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# From a fresh clone to pictures: makes .venv, installs t2i_jax, trains on the embedded set, samples and judges.
+#   bash launch/quickstart.sh [--workdir runs/quickstart]
+# T2I_PLATFORM=cpu|cuda|tpu picks the JAX build (default cpu), PYTHON the interpreter (3.11 or newer), VENV the folder.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+platform="${T2I_PLATFORM:-cpu}"
+case "$platform" in
+  cpu | cuda | tpu) ;;
+  *) echo "T2I_PLATFORM=$platform is not known; use cpu, cuda or tpu." >&2; exit 2 ;;
+esac
+venv="${VENV:-.venv}"
+python="${PYTHON:-python3}"
+if [ ! -x "$venv/bin/python" ]; then
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "$python is older than Python 3.11; name a newer one: PYTHON=python3.11 bash launch/quickstart.sh" >&2
+    exit 2
+  }
+  "$python" -m venv "$venv"
+fi
+"$venv/bin/python" -m pip install --quiet --editable ".[$platform]"
+exec "$venv/bin/t2i" quickstart "$@"

@@ -1,0 +1,67 @@
+"""`t2i`: the command line. Every command is a thin function; a user's mistake prints one sentence and exits with 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import tyro
+
+from t2i_jax.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: the state was saved, start the same command again
+
+
+def main() -> None:
+    """Entry point of the console script.
+
+    Exit status: 0 done; 2 a mistake in what was given (one sentence says which); 75 stopped by SIGTERM or SIGINT after
+    saving, the same command carries on; 1 anything else, with a stack trace.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    arguments = sys.argv[1:]
+    try:
+        from t2i_jax.train.loop import Preempted
+
+        _start_cache()
+        if arguments[:1] == ["data"]:
+            from t2i_jax.cli.data import COMMANDS as commands
+
+            program, arguments = "t2i data", arguments[1:]
+        elif arguments[:1] == ["convert"]:
+            from t2i_jax.cli.convert import COMMANDS as commands
+
+            program, arguments = "t2i convert", arguments[1:]
+        else:
+            commands, program = _commands(), "t2i"
+        tyro.extras.subcommand_cli_from_dict(commands, prog=program, args=arguments)
+    except UserError as error:
+        print(f"t2i: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except Preempted as stop:
+        print(f"t2i: {stop}", file=sys.stderr)
+        sys.exit(EXIT_PREEMPTED)
+
+
+def _commands():
+    from t2i_jax.cli import convert, data, evaluate, export, quickstart, sample, train
+
+    return {
+        "quickstart": quickstart.quickstart,
+        "train": train.train,
+        "sample": sample.sample,
+        "eval": evaluate.evaluate,
+        "export": export.export,
+        "data": data.help_data,
+        "convert": convert.help_convert,
+    }
+
+
+def _start_cache():
+    """The persistent compilation cache: a second start skips compiling. JAX_COMPILATION_CACHE_DIR moves it."""
+    import jax
+
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/t2i_jax/xla"))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

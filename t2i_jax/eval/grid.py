@@ -1,0 +1,52 @@
+"""Pictures side by side in one PNG."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+_GAP = 2  # pixels between pictures
+
+
+def grid(images: np.ndarray, columns: int, side: int | None = None) -> np.ndarray:
+    """Lays pictures out row by row on white.
+
+    Args:
+      images: NHWC uint8, one or three channels.
+      columns: pictures in a row.
+      side: each picture is enlarged by a whole factor until it is at least this high, so that small ones can be seen;
+        None: as they are.
+
+    Returns:
+      HWC uint8 with three channels.
+    """
+    images = np.asarray(images, np.uint8)
+    if images.shape[-1] == 1:
+        images = np.repeat(images, 3, axis=-1)
+    factor = max(1, -(-(side or 0) // images.shape[1]))
+    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    count, height, width, _ = images.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = (i // columns) * (height + _GAP), (i % columns) * (width + _GAP)
+        sheet[y : y + height, x : x + width] = image
+    return sheet
+
+
+def save_png(path: str | pathlib.Path, image: np.ndarray) -> None:
+    """Writes one HWC uint8 picture, making its folder."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png_bytes(image))
+
+
+def png_bytes(image: np.ndarray) -> bytes:
+    """One HWC uint8 picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image = np.asarray(image, np.uint8)
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
+    return buffer.getvalue()

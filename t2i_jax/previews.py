@@ -1,0 +1,123 @@
+"""What a run shows of itself: grids while it trains, and a judged set of held-out captions when it is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from t2i_jax.data.pipeline import batches
+from t2i_jax.eval.alignment import alignment
+from t2i_jax.eval.grid import grid, save_png
+from t2i_jax.eval.judge_digits import JudgeDigits
+from t2i_jax.eval.judge_shapes import JudgeShapes
+from t2i_jax.eval.reconstruction import psnr
+from t2i_jax.recipe import Recipe
+from t2i_jax.systems.parti import PartiSystem
+from t2i_jax.systems.super_resolution import SuperResolutionSystem
+from t2i_jax.systems.tokenizer import TokenizerSystem
+from t2i_jax.train.loop import Hook
+
+_JUDGES = {"shapes": JudgeShapes, "digits": JudgeDigits}
+_SIDE = 96  # pixels that a picture of a grid is at least high
+_EMBEDDED = ("shapes", "digits")
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """Generated pictures beside their captions; `right` is None where there is no judge."""
+
+    captions: list[str]
+    images: np.ndarray
+    right: np.ndarray | None
+
+
+def preview_hooks(recipe: Recipe, build_system) -> tuple[Hook, ...]:
+    """A hook that draws a grid into WORKDIR/samples every `train.eval_every` steps, and logs what can be measured."""
+    if not recipe.train.eval_every:
+        return ()
+
+    def run(state, step, log):
+        system = build_system({**state.params, **state.ema}, state.stats)
+        sheet, metrics = preview(recipe, system)
+        save_png(log.workdir / "samples" / f"{step:07d}.png", sheet)
+        log.scalars(step, metrics)
+
+    return (Hook(recipe.train.eval_every, run),)
+
+
+def preview(recipe: Recipe, system) -> tuple[np.ndarray, Mapping[str, float]]:
+    """A grid of `evaluation.preview` pictures, and metrics: originals above reconstructions, or generated pictures."""
+    count = recipe.evaluation.preview
+    if isinstance(system, PartiSystem):
+        judged = judge(recipe, system, count)
+        metrics = {} if judged.right is None else {"eval/alignment": float(np.mean(judged.right))}
+        return grid(judged.images, 8, _SIDE), metrics
+    images = held_out(recipe, count)["image"]
+    again = remake(system, images)
+    metrics = {"eval/psnr": float(np.mean(psnr(images, again)))}
+    rows = [np.concatenate([images[i : i + 8], again[i : i + 8]]) for i in range(0, count, 8)]
+    return np.concatenate([grid(row, min(8, len(row) // 2), _SIDE) for row in rows]), metrics
+
+
+def remake(system: TokenizerSystem | SuperResolutionSystem, images: np.ndarray) -> np.ndarray:
+    """What a tokenizer or a super-resolution network makes of pictures: NHWC uint8 in and out."""
+    if isinstance(system, SuperResolutionSystem):
+        return np.asarray(system.upscale(system.shrink(images)))
+    return np.asarray(system.decode(system.encode(images)))
+
+
+def held_out(recipe: Recipe, count: int) -> Mapping[str, Any]:
+    """`count` pictures and captions that training did not see, for an embedded set; else the first of the data."""
+    split = "heldout" if recipe.data.source in _EMBEDDED else recipe.data.split
+    data = dataclasses.replace(recipe.data, split=split, flip=False)
+    stream = batches(data, count, 0, tokenize=None, wants=("image", "caption"), repeat=True)
+    return next(iter(stream))
+
+
+def judge(recipe: Recipe, system: PartiSystem, count: int, seed: int = 0) -> Judged:
+    """Pictures for `count` held-out captions, and the verdict of the recipe's judge on each."""
+    captions = list(held_out(recipe, count)["caption"])
+    images = np.asarray(system.generate(captions, seed=seed, batch_size=min(count, 64), **recipe.evaluation.sampling()))
+    if recipe.evaluation.judge is None:
+        return Judged(captions, images, None)
+    return Judged(captions, images, np.asarray(_JUDGES[recipe.evaluation.judge]().judge(images, captions)))
+
+
+def evaluate(recipe: Recipe, system, workdir: str | pathlib.Path) -> Mapping[str, float]:
+    """The figures of a finished run, added to WORKDIR/metrics.json, and its grid in WORKDIR/samples/heldout.png.
+
+    Returns:
+      For Parti with a judge `alignment_heldout` (fraction of pictures that agree with their captions); for a tokenizer
+      `reconstruction_psnr` in dB and `codebook_usage` (fraction of codes that held-out pictures use).
+    """
+    workdir = pathlib.Path(workdir)
+    metrics: dict[str, float] = {}
+    if isinstance(system, PartiSystem):
+        judged = judge(recipe, system, recipe.evaluation.pictures)
+        if judged.right is not None:
+            metrics["alignment_heldout"] = float(np.mean(judged.right))
+        save_png(workdir / "samples" / "heldout.png", grid(judged.images[:32], 8, _SIDE))
+    else:
+        images = held_out(recipe, recipe.evaluation.pictures)["image"]
+        metrics["reconstruction_psnr"] = float(np.mean(psnr(images, remake(system, images))))
+        if isinstance(system, TokenizerSystem):
+            ids = np.asarray(system.encode(images))
+            metrics["codebook_usage"] = len(np.unique(ids)) / system.task.model.codebook_size
+        save_png(workdir / "samples" / "heldout.png", preview(recipe, system)[0])
+    add_metrics(workdir, metrics)
+    return metrics
+
+
+def add_metrics(workdir: str | pathlib.Path, metrics: Mapping[str, float]) -> None:
+    """Merges figures into WORKDIR/metrics.json; the file is replaced whole, never left half written."""
+    path = pathlib.Path(workdir) / "metrics.json"
+    old = json.loads(path.read_text()) if path.is_file() else {}
+    half_done = path.with_suffix(".partial")
+    half_done.write_text(json.dumps({**old, **metrics}, indent=1, sort_keys=True) + "\n")
+    half_done.replace(path)
+

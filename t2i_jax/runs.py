@@ -1,0 +1,233 @@
+"""A run's folder: train a recipe into it, load the trained system out of it, export it.
+
+    WORKDIR/checkpoints/      the trainer's checkpoints, the recipe in each
+    WORKDIR/tokenizer/        Parti: the image tokenizer, itself a run or an exported system
+    WORKDIR/text_tokenizer/   Parti with a learned text encoder: its vocabulary
+    WORKDIR/samples/          grids of pictures; metrics.jsonl, metrics.json and event files beside them
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from t2i_jax.data.pipeline import batches
+from t2i_jax.errors import UserError
+from t2i_jax.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from t2i_jax.systems.parti import PartiSystem, PartiTask
+from t2i_jax.systems.super_resolution import SuperResolutionSystem, SuperResolutionTask
+from t2i_jax.systems.tokenizer import TokenizerSystem, TokenizerTask
+from t2i_jax.text.learned import LearnedText
+from t2i_jax.text.t5 import T5Text
+from t2i_jax.text.tokenizer import load as load_text_tokenizer
+from t2i_jax.text.tokenizer import train_bpe
+from t2i_jax.train.checkpoint import load_params
+from t2i_jax.train.loop import fit
+
+_CAPTIONS_FOR_VOCABULARY = 50_000  # captions that a vocabulary is trained from
+
+System = TokenizerSystem | PartiSystem | SuperResolutionSystem
+
+
+def train(recipe: Recipe, workdir: str | pathlib.Path, *, hooks: Callable[[Recipe, Any], tuple] | None = None) -> System:
+    """Trains a recipe into `workdir`, or carries on with what is there, and returns the trained system.
+
+    A recipe whose tokenizer is a recipe trains that one first, in WORKDIR/tokenizer.
+
+    Args:
+      hooks: `(recipe, build_system) -> hooks` for the trainer; None: sample grids as `recipe.evaluation` says.
+
+    Raises:
+      UserError: what was given does not fit together, or the folder holds another run.
+      Preempted: SIGTERM arrived; the state was saved first.
+    """
+    from t2i_jax.previews import preview_hooks
+
+    workdir = pathlib.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    recipe, frozen = _with_tokenizer(recipe, workdir, hooks)
+    text_tokenizer = _text_tokenizer(recipe, workdir)
+    if isinstance(recipe.task, PartiTask) and isinstance(recipe.task.text, T5Text):
+        frozen["text"] = recipe.task.text.init(jax.random.key(0))
+    _check_sizes(recipe)
+
+    def build_system(params, stats) -> System:
+        return _system(recipe.task, params, stats, frozen, text_tokenizer)
+
+    stream = batches(
+        recipe.data,
+        recipe.train.batch_size // jax.process_count(),
+        recipe.train.seed,
+        tokenize=_tokenize(recipe, text_tokenizer),
+        wants=tuple(recipe.task.batch_spec(1)),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    state = fit(
+        recipe.task,
+        stream,
+        recipe.train,
+        workdir,
+        frozen=frozen,
+        hooks=(hooks or preview_hooks)(recipe, build_system),
+        extra_config=recipe_to_dict(recipe),
+    )
+    return build_system(_averaged(state.params, state.ema), state.stats)
+
+
+def load(workdir: str | pathlib.Path, *, averaged: bool = True) -> System:
+    """The trained system of a run's folder, or of a folder that `export` wrote.
+
+    >>> system = load("runs/quickstart")                                        # doctest: +SKIP
+    >>> system.generate(["a red circle above a blue square"], seed=0).shape    # doctest: +SKIP
+    (1, 32, 32, 3)
+
+    Args:
+      averaged: use the moving average of the parameters where the run keeps one.
+
+    Raises:
+      UserError: no such folder, or no finished checkpoint in it.
+    """
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise UserError(f"run={str(workdir)!r} is not a folder; give one that `t2i train` or `t2i quickstart` made.")
+    if (workdir / "system.json").is_file():
+        recipe, params, stats = _read_export(workdir)
+    else:
+        config, params, ema, stats = load_params(workdir)
+        recipe = recipe_from_dict(config)
+        params = _averaged(params, ema) if averaged else params
+    frozen: dict[str, Any] = {}
+    if isinstance(recipe.task, PartiTask) and (workdir / "tokenizer").is_dir():
+        frozen["tokenizer"] = load(workdir / "tokenizer").weights
+    if isinstance(recipe.task, PartiTask) and isinstance(recipe.task.text, T5Text):
+        frozen["text"] = recipe.task.text.init(jax.random.key(0))
+    return _system(recipe.task, params, stats, frozen, _text_tokenizer(recipe, workdir))
+
+
+def export(workdir: str | pathlib.Path, out: str | pathlib.Path) -> pathlib.Path:
+    """Writes a run's system, without optimiser and history, as `system.json` and `weights.safetensors`.
+
+    Raises:
+      UserError: `out` exists and is not empty (nothing is overwritten).
+    """
+    from safetensors.numpy import save_file
+
+    workdir, out = pathlib.Path(workdir), pathlib.Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"out={str(out)!r} exists and is not empty; name a new folder.")
+    if (workdir / "system.json").is_file():
+        shutil.copytree(workdir, out, dirs_exist_ok=True)
+        return out
+    config, params, ema, stats = load_params(workdir)
+    half_done = out.with_name(out.name + ".partial")
+    shutil.rmtree(half_done, ignore_errors=True)
+    half_done.mkdir(parents=True)
+    arrays = _flatten({"params": _averaged(params, ema), "stats": stats})
+    save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, half_done / "weights.safetensors")
+    (half_done / "system.json").write_text(json.dumps(config, indent=1))
+    if (workdir / "tokenizer").is_dir():
+        export(workdir / "tokenizer", half_done / "tokenizer")
+    if (workdir / "text_tokenizer").is_dir():
+        shutil.copytree(workdir / "text_tokenizer", half_done / "text_tokenizer")
+    if out.is_dir():
+        out.rmdir()
+    half_done.rename(out)
+    return out
+
+
+def _with_tokenizer(recipe, workdir, hooks):
+    """The recipe with the trained tokenizer's network in its task, and the frozen weights."""
+    if not isinstance(recipe.task, PartiTask):
+        if recipe.tokenizer is not None:
+            raise UserError(f"tokenizer is given for {type(recipe.task).__name__}, which needs none; leave it out.")
+        return recipe, {}
+    if isinstance(recipe.tokenizer, Recipe):
+        tokenizer = train(recipe.tokenizer, workdir / "tokenizer", hooks=hooks)
+    elif isinstance(recipe.tokenizer, str):
+        if not (workdir / "tokenizer").is_dir():  # a run's folder is complete in itself
+            if not isinstance(load(recipe.tokenizer), TokenizerSystem):
+                raise UserError(f"tokenizer={recipe.tokenizer!r} is no tokenizer's run; train one first.")
+            export(recipe.tokenizer, workdir / "tokenizer")
+        tokenizer = load(workdir / "tokenizer")
+    else:
+        return recipe, {}
+    task = dataclasses.replace(recipe.task, tokenizer=tokenizer.task.model)
+    return dataclasses.replace(recipe, task=task), {"tokenizer": tokenizer.weights}
+
+
+def _text_tokenizer(recipe, workdir):
+    """The run's text tokenizer: T5's own, or a vocabulary from the captions, trained once; None without text ids."""
+    text = getattr(recipe.task, "text", None)
+    if isinstance(text, T5Text):
+        return text.tokenizer()
+    if not isinstance(text, LearnedText):
+        return None
+    folder = workdir / "text_tokenizer"
+    if not folder.is_dir():
+        stream = batches(recipe.data, 256, recipe.train.seed, tokenize=None, wants=("caption",), repeat=False)
+        captions = itertools.chain.from_iterable(batch["caption"] for batch in stream)
+        tokenizer = train_bpe(list(itertools.islice(captions, _CAPTIONS_FOR_VOCABULARY)), text.vocab_size)
+        tokenizer.save(folder)
+    return load_text_tokenizer(folder)
+
+
+def _tokenize(recipe, text_tokenizer):
+    if text_tokenizer is None:
+        return None
+    return lambda captions: text_tokenizer(captions, recipe.task.text.max_length)
+
+
+def _check_sizes(recipe):
+    network = getattr(recipe.task, "tokenizer", None) or getattr(recipe.task, "model", None)
+    size = getattr(network, "image_size", None)
+    if "image" in recipe.task.batch_spec(1) and size not in (None, recipe.data.image_size):
+        raise UserError(
+            f"data.image_size={recipe.data.image_size} is not the network's image_size={size}; make them equal."
+        )
+    if recipe.train.batch_size % jax.process_count():
+        raise UserError(
+            f"train.batch_size={recipe.train.batch_size} does not divide among {jax.process_count()} processes; "
+            "choose a multiple."
+        )
+
+
+def _system(task, params, stats, frozen, text_tokenizer) -> System:
+    if isinstance(task, TokenizerTask):
+        return TokenizerSystem(task, {"generator": params["generator"], "stats": stats})
+    if isinstance(task, PartiTask):
+        return PartiSystem(task, params, frozen, text_tokenizer)
+    if isinstance(task, SuperResolutionTask):
+        return SuperResolutionSystem(task, params)
+    raise UserError(f"task={type(task).__name__} has no system; known: TokenizerTask, PartiTask, SuperResolutionTask.")
+
+
+def _averaged(params, ema) -> Mapping[str, Any]:
+    return {**params, **ema} if ema else params
+
+
+def _flatten(tree) -> Mapping[str, np.ndarray]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {"/".join(str(entry.key) for entry in path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _read_export(folder):
+    from safetensors.numpy import load_file
+
+    tree: dict[str, Any] = {"params": {}, "stats": {}}
+    for name, value in load_file(folder / "weights.safetensors").items():
+        *parents, leaf = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    recipe = recipe_from_dict(json.loads((folder / "system.json").read_text()))
+    return recipe, tree["params"], tree["stats"]
