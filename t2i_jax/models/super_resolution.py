@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.nn.conv import conv
 from t2i_jax.types import Array
@@ -48,7 +47,8 @@ class SuperResolution(nn.Module):
     dtype: str = "float32"
 
     def __post_init__(self):
-        config.one_of("scale", self.scale, (2, 4))
+        if self.scale not in (2, 4):
+            raise UserError(f"scale={self.scale} is neither 2 nor 4; give one of them.")
         for field in ("blocks", "channels", "expansion", "image_channels"):
             if getattr(self, field) < 1:
                 raise UserError(f"{field}={getattr(self, field)} is not positive; give 1 or more.")

@@ -38,7 +38,9 @@ def negatives(negative: Mapping[str, np.ndarray], count: int) -> dict[str, np.nd
     return {f"negative_{name}": value for name, value in negative.items()}
 
 
-def completion(tokenizer: Any, count: int, init_images: Any, known_rows: int | None, mask: Any) -> dict[str, np.ndarray]:
+def completion(
+    tokenizer: Any, count: int, init_images: Any, known_rows: int | None, mask: Any
+) -> dict[str, np.ndarray]:
     """{"init": pictures, "known": (P, N) bool} for completion; {} without it.
 
     Raises:

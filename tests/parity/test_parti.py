@@ -18,12 +18,13 @@ from tests.parity import reference
 # Float32 against float32; sums in another order. Relative to the largest value of the array.
 TOLERANCE = 1e-5
 
+_NAMES = ("dim", "depth", "heads", "dim_head", "ff_mult", "max_text_len", "text", "side", "vocab", "length")
 _CONFIGS = {
-    "small": {"dim": 32, "depth": 2, "heads": 2, "dim_head": 16, "text": 12, "side": 4, "vocab": 64, "length": 5},
-    "one head": {"dim": 24, "depth": 1, "heads": 1, "dim_head": 32, "text": 24, "side": 3, "vocab": 32, "length": 1},
-    "wide": {"dim": 48, "depth": 2, "heads": 3, "dim_head": 8, "ff_mult": 2, "text": 40, "side": 5, "vocab": 128, "length": 9},
-    "cut text": {"dim": 16, "depth": 3, "heads": 4, "dim_head": 4, "text": 7, "side": 2, "vocab": 16, "length": 8, "max_text_len": 6},
-}  # fmt: skip
+    "small": dict(zip(_NAMES, (32, 2, 2, 16, 4, 128, 12, 4, 64, 5), strict=True)),
+    "one head": dict(zip(_NAMES, (24, 1, 1, 32, 4, 128, 24, 3, 32, 1), strict=True)),
+    "wide": dict(zip(_NAMES, (48, 2, 3, 8, 2, 128, 40, 5, 128, 9), strict=True)),
+    "cut text": dict(zip(_NAMES, (16, 3, 4, 4, 4, 6, 7, 2, 16, 8), strict=True)),
+}
 
 
 def _built(torch, name, vae=None):
@@ -111,7 +112,8 @@ def test_guided_logits(torch):
     theirs = _built(torch, "small")
     model, params = from_torch(_without_vae(theirs))
     (embeds, mask, ids), (t_embeds, t_mask, t_ids) = _batch(torch, "small")
-    ours = [model.apply({"params": params}, ids[:, :-1], embeds, mask, np.full(len(ids), keep)) for keep in (True, False)]
+    logits = lambda keep: model.apply({"params": params}, ids[:, :-1], embeds, mask, np.full(len(ids), keep))
+    ours = [logits(True), logits(False)]
     for scale in (1, 3, 7.5):
         expected = theirs.forward_with_cond_scale(
             text_token_embeds=t_embeds, text_mask=t_mask, image_token_ids=t_ids[:, :-1], cond_scale=scale

@@ -1,0 +1,81 @@
+"""Attention against plain formulas, and its cached step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t2i_jax import sharding
+from t2i_jax.nn import embed
+from t2i_jax.nn.attention import MultiHeadAttention, MultiQueryAttention
+
+
+def _made(module, *args):
+    return {"params": sharding.unbox(module.init(jax.random.key(1), *args)["params"])}
+
+
+def test_multi_head_is_the_formula(key):
+    x = jax.random.normal(key, (2, 5, 12))
+    module = MultiHeadAttention(dim=12, heads=3, dim_head=4)
+    variables = _made(module, x)
+    mask = np.ones((2, 5), bool)
+    mask[0, 3:] = False
+    got = module.apply(variables, x, mask=mask[:, None, None])
+    p = {name: np.asarray(leaf["kernel"]) for name, leaf in variables["params"].items()}
+    heads = lambda name: (np.asarray(x) @ p[name]).reshape(2, 5, 3, 4)
+    scores = np.einsum("bqhd,bkhd->bhqk", heads("q"), heads("k")) / 2
+    weights = np.exp(scores) * mask[:, None, None]
+    weights /= weights.sum(-1, keepdims=True)
+    expected = np.einsum("bhqk,bkhd->bqhd", weights, heads("v")).reshape(2, 5, 12) @ p["out"]
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_a_causal_position_has_no_gradient_from_the_future(key):
+    x = jax.random.normal(key, (1, 4, 8))
+    module = MultiHeadAttention(dim=8, heads=2, dim_head=4)
+    variables = _made(module, x)
+    seen = jax.jacobian(lambda x: module.apply(variables, x, causal=True)[0].sum(-1))(x)[:, 0]
+    depends = np.abs(seen).max(-1) > 0
+    assert np.array_equal(depends, np.tril(np.ones((4, 4), bool)))
+
+
+def test_multi_query_without_visible_keys_gives_the_null_vector(key):
+    x, context = jax.random.normal(key, (2, 3, 8)), jax.random.normal(key, (2, 4, 6))
+    module = MultiQueryAttention(dim=8, heads=2, dim_head=4)
+    variables = _made(module, x, context)
+    got = module.apply(variables, x, context, jnp.zeros((2, 1, 4), bool))
+    params = variables["params"]
+    expected = jnp.tile(params["null_kv"], 2) @ params["to_out"]["kernel"]
+    np.testing.assert_allclose(got, jnp.broadcast_to(expected, got.shape), atol=1e-6)
+
+
+def test_multi_query_step_is_the_last_position(key):
+    x = jax.random.normal(key, (2, 5, 8))
+    module = MultiQueryAttention(dim=8, heads=2, dim_head=4, null_scale=1.0, out_norm=True)
+    variables = _made(module, x)
+    bias_QHK = jax.random.normal(key, (5, 2, 5))
+    whole = module.apply(variables, x, mask=jnp.tril(jnp.ones((1, 5, 5), bool)), bias_QHK=bias_QHK)
+    keys = module.apply(variables, x, normalised=True, method="keys")
+    for t in (0, 2, 4):
+        got = module.apply(variables, x[:, t], keys, jnp.arange(5)[None] <= t, bias_QHK[t], method="step")
+        np.testing.assert_allclose(got, whole[:, t], atol=1e-5)
+
+
+def test_dropout_needs_no_rng_when_deterministic_and_changes_the_output_otherwise(key):
+    x = jax.random.normal(key, (1, 3, 8))
+    module = MultiQueryAttention(dim=8, heads=2, dim_head=4, dropout=0.5)
+    variables = _made(module, x)
+    quiet = module.apply(variables, x)
+    loud = module.apply(variables, x, deterministic=False, rngs={"dropout": key})
+    assert not np.allclose(quiet, loud)
+
+
+@pytest.mark.parametrize("side", [2, 3])
+def test_relative_bias_reads_the_table_by_offset(key, side):
+    table = jax.random.normal(key, ((2 * side - 1) ** 2, 2))
+    bias = embed.relative_bias(table, side)
+    for q in range(side**2):
+        for k in range(side**2):
+            row, column = q // side - k // side + side - 1, q % side - k % side + side - 1
+            np.testing.assert_array_equal(bias[q, :, k], table[row * (2 * side - 1) + column])
+        np.testing.assert_array_equal(embed.relative_bias_row(table, side, jnp.int32(q)), bias[q])

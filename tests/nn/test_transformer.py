@@ -1,0 +1,71 @@
+"""The scanned stack: equal to its layers in turn, whatever is recomputed, and causal."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t2i_jax import sharding
+from t2i_jax.nn import transformer
+from t2i_jax.nn.transformer import Block, Transformer, layer_fields
+
+_SIZES = {"dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24, "cross": True, "causal": True}
+
+
+def _inputs(key):
+    x, context = jax.random.normal(key, (2, 4, 16)), jax.random.normal(key, (2, 5, 10))
+    return x, None, context, jnp.arange(5)[None] < jnp.array([[3], [5]])
+
+
+def _params(model, inputs):
+    return sharding.unbox(model.init(jax.random.key(1), *inputs)["params"])
+
+
+def test_scan_is_the_layers_in_turn(key):
+    model, inputs = Transformer(**_SIZES), _inputs(key)
+    params = _params(model, inputs)
+    x, block = inputs[0], Block(**layer_fields(model, Block))
+    for i in range(3):
+        x, _ = block.apply({"params": jax.tree.map(lambda leaf: leaf[i], params["layers"])}, x, *inputs[1:])
+    expected = transformer.layer_norm(None).apply({"params": params["norm"]}, x)
+    np.testing.assert_allclose(model.apply({"params": params}, *inputs), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_recomputing_changes_no_gradient(key, remat):
+    inputs = _inputs(key)
+    params = _params(Transformer(**_SIZES), inputs)
+    loss = lambda p, remat: jnp.sum(Transformer(**_SIZES, remat=remat).apply({"params": p}, *inputs) ** 2)
+    gradient = lambda remat: jax.grad(loss)(params, remat)
+    for a, b in zip(jax.tree.leaves(gradient("none")), jax.tree.leaves(gradient(remat)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_every_parameter_is_stacked_and_named(key):
+    boxed = jax.eval_shape(Transformer(**_SIZES).init, jax.random.key(0), *_inputs(key))["params"]
+    for leaf in jax.tree.leaves(boxed["layers"], is_leaf=lambda x: hasattr(x, "names")):
+        assert leaf.names[0] == "layers" and leaf.value.shape[0] == 3
+        assert len(leaf.names) == leaf.value.ndim
+
+
+def test_masked_positions_and_context_do_not_matter(key):
+    model = Transformer(dim=16, depth=2, heads=2, mlp_dim=24)
+    x = jax.random.normal(key, (1, 4, 16))
+    mask = jnp.array([[True, True, False, True]])
+    params = _params(model, (x, mask))
+    changed = x.at[0, 2].set(7.0)
+    a, b = (model.apply({"params": params}, value, mask) for value in (x, changed))
+    seen = np.array([0, 1, 3])
+    np.testing.assert_allclose(a[:, seen], b[:, seen], atol=1e-6)
+
+
+@pytest.mark.parametrize("unrolled", [0, 16])
+def test_decoding_is_the_whole_sequence(key, monkeypatch, unrolled):
+    monkeypatch.setattr(transformer, "_UNROLLED", unrolled)
+    model, inputs = Transformer(**_SIZES), _inputs(key)
+    params = {"params": _params(model, inputs)}
+    whole = model.apply(params, *inputs)
+    cache = model.apply(params, inputs[2], 4, method="init_cache")
+    for t in range(4):
+        got, cache = model.apply(params, inputs[0][:, t], jnp.int32(t), cache, inputs[3], method="decode")
+        np.testing.assert_allclose(got, whole[:, t], atol=1e-5)

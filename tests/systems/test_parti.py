@@ -1,0 +1,231 @@
+"""Parti's task and system, tiny: losses, what each batch holds, and every option of `generate`."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t2i_jax import config, sharding
+from t2i_jax.errors import UserError
+from t2i_jax.models import image_tokenizer
+from t2i_jax.models.parti import Parti
+from t2i_jax.models.parti_transformer import PartiTransformer
+from t2i_jax.models.vit_vqgan import VitVQGanVAE
+from t2i_jax.systems.parti import PartiSystem, PartiTask, cross_entropy
+from t2i_jax.text.learned import LearnedText
+from t2i_jax.text.stored import StoredText
+
+_TOKENIZER = VitVQGanVAE(
+    dim=8, image_size=12, layers=1, patch_size=4, heads=1, dim_head=8, ff_mult=1, codebook_size=16, discr_layers=0
+)
+_LEARNED = LearnedText(dim=8, depth=1, heads=2, mlp_dim=16, vocab_size=30, max_length=5)
+_PAPER = PartiTransformer(dim=16, depth=1, heads=2, mlp_dim=16)
+_TASK = PartiTask(_PAPER, _LEARNED, _TOKENIZER)
+_STORED = PartiTask(Parti(dim=16, depth=1, heads=2, dim_head=8), StoredText(dim=6, max_length=5), _TOKENIZER)
+
+
+class Words:
+    """Captions to ids: a word's length and first letter."""
+
+    vocab_size = 30
+
+    def __call__(self, captions, max_length):
+        ids = np.zeros((len(captions), max_length), np.int32)
+        for row, caption in zip(ids, captions, strict=True):
+            words = caption.split()[:max_length]
+            row[: len(words)] = [1 + (len(word) + ord(word[0])) % 29 for word in words]
+        return ids, ids > 0
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return sharding.unbox(image_tokenizer.init(_TOKENIZER, jax.random.key(7)))
+
+
+def _params(task):
+    params = sharding.unbox(jax.jit(task.init)(jax.random.key(0))[0])
+    # Larger than at the start, so that captions matter.
+    more = lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
+    return jax.tree.map(more, params)
+
+
+@pytest.fixture(scope="module")
+def system(weights):
+    return PartiSystem(_TASK, _params(_TASK), {"tokenizer": weights}, Words())
+
+
+@pytest.fixture(scope="module")
+def stored(weights):
+    return PartiSystem(_STORED, _params(_STORED), {"tokenizer": weights})
+
+
+_CAPTIONS = ["a red circle", "two blue squares", "green"]
+
+
+def _embeddings(rows=3):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(rows, 4, 6)).astype(np.float32), np.arange(4)[None] < np.array([[4], [2], [3]])[:rows]
+
+
+def _images(rows=3):
+    return np.random.default_rng(1).integers(0, 256, (rows, 12, 12, 3), dtype=np.uint8)
+
+
+def _batch(task):
+    rng, spec = np.random.default_rng(2), task.batch_spec(2)
+    draw = {
+        "image": lambda s: rng.integers(0, 256, s.shape, dtype=np.uint8),
+        "tokens": lambda s: rng.integers(0, 16, s.shape, dtype=np.int32),
+        "text": lambda s: rng.integers(0, 30, s.shape, dtype=np.int32),
+        "text_embeds": lambda s: rng.normal(size=s.shape).astype(np.float32),
+        "text_mask": lambda s: np.ones(s.shape, bool),
+    }
+    return {name: draw[name](shape) for name, shape in spec.items()}
+
+
+@pytest.mark.parametrize("task", [_TASK, _STORED], ids=["learned", "stored"])
+def test_a_step_on_images_is_a_step_on_their_tokens(task, weights):
+    params, batch, frozen = _params(task), _batch(task), {"tokenizer": weights}
+    loss = lambda task, batch: task.loss(params, {}, frozen, batch, jax.random.key(3), jnp.int32(0))[0]
+    tokens = image_tokenizer.tokens(_TOKENIZER, weights, batch["image"])
+    on_tokens = dataclasses.replace(task, stored_tokens=True)
+    assert "image" in task.batch_spec(2) and "tokens" in on_tokens.batch_spec(2)
+    np.testing.assert_allclose(loss(task, batch), loss(on_tokens, {**batch, "tokens": tokens}), rtol=1e-6)
+
+
+def test_everything_trained_gets_a_gradient_and_the_first_loss_is_that_of_guessing(weights):
+    params = sharding.unbox(_TASK.init(jax.random.key(0))[0])
+    frozen, batch = {"tokenizer": weights}, _batch(_TASK)
+    keyed = lambda params: _TASK.loss(params, {}, frozen, batch, jax.random.key(5), jnp.int32(0))
+    (loss, (metrics, _)), gradients = jax.value_and_grad(keyed, has_aux=True)(params)
+    assert abs(float(loss) - np.log(16)) < 0.3
+    assert metrics.keys() == {"loss", "accuracy", "perplexity"}
+    np.testing.assert_allclose(metrics["perplexity"], np.exp(metrics["loss"]), rtol=1e-5)
+    still = [path for path, leaf in jax.tree_util.tree_leaves_with_path(gradients) if not np.abs(leaf).max() > 0]
+    assert {str(path[-1].key) for path in still} <= {"null_text"}  # no caption was dropped in this batch
+
+
+def test_dropping_every_caption_trains_without_text(weights):
+    task = dataclasses.replace(_STORED, cond_drop_prob=1.0)
+    params, batch = _params(task), _batch(task)
+    loss = lambda batch: task.loss(params, {}, {"tokenizer": weights}, batch, jax.random.key(3), jnp.int32(0))[0]
+    np.testing.assert_array_equal(loss(batch), loss({**batch, "text_embeds": batch["text_embeds"] + 1}))
+
+
+def test_cross_entropy_and_smoothing(weights, key):
+    logits, ids = jax.random.normal(key, (2, 3, 7)), jnp.array([[0, 6, 2], [1, 1, 5]])
+    log_p = np.asarray(jax.nn.log_softmax(logits))
+    np.testing.assert_allclose(cross_entropy(logits, ids), -np.take_along_axis(log_p, ids[..., None], -1)[..., 0], atol=1e-5)
+    params, batch, frozen = _params(_STORED), _batch(_STORED), {"tokenizer": weights}
+    loss = lambda s: float(
+        dataclasses.replace(_STORED, label_smoothing=s).loss(params, {}, frozen, batch, key, jnp.int32(0))[0]
+    )
+    assert abs(loss(0.5) - (loss(0.0) + loss(1.0)) / 2) < 1e-5
+
+
+def test_the_task_counts_its_work_and_survives_json():
+    assert _TASK.flops(2) == 2 * _TASK.flops(1) > 0
+    known = {cls.__name__: cls for cls in (PartiTask, PartiTransformer, LearnedText, VitVQGanVAE)}
+    assert config.from_dict(config.to_dict(_TASK), known) == _TASK
+
+
+def test_the_same_seed_gives_the_same_pictures_in_any_batch(system):
+    whole = system.generate(_CAPTIONS, seed=4)
+    assert whole.shape == (3, 12, 12, 3) and whole.dtype == np.uint8
+    np.testing.assert_array_equal(whole, system.generate(_CAPTIONS, seed=4, batch_size=2))
+    assert not np.array_equal(whole, system.generate(_CAPTIONS, seed=5))
+    np.testing.assert_array_equal(whole[:1], system.generate(_CAPTIONS[:1], seed=4))
+
+
+def test_pictures_of_one_prompt_stand_together_and_differ(system):
+    several = system.generate(_CAPTIONS[:1], images_per_prompt=3)
+    assert several.shape[0] == 3 and len({image.tobytes() for image in several}) > 1
+    pictures = system.generate(_CAPTIONS[:1], images_per_prompt=3, return_pil=True)
+    np.testing.assert_array_equal(np.stack([np.asarray(picture) for picture in pictures]), several)
+
+
+def test_captions_guidance_and_negatives_matter(system):
+    greedy = {"temperature": 0.0}
+    plain, strong = (system.generate(_CAPTIONS, guidance=g, **greedy) for g in (1.0, 8.0))
+    assert not np.array_equal(plain, strong)
+    # With the caption itself as the negative, guidance adds nothing.
+    same = system.generate(_CAPTIONS, guidance=8.0, negative_prompts=_CAPTIONS, **greedy)
+    np.testing.assert_array_equal(same, plain)
+    other = system.generate(_CAPTIONS, guidance=8.0, negative_prompts=["zebra far off"] * 3, **greedy)
+    assert not np.array_equal(other, strong)
+
+
+def test_completion_keeps_known_tokens_and_continues(system, weights):
+    images, ids = _images(), image_tokenizer.tokens(_TOKENIZER, weights, _images())
+    whole = np.ones((3, 3), bool)
+    expected = image_tokenizer.pixels(_TOKENIZER, weights, ids)
+    np.testing.assert_array_equal(system.generate(_CAPTIONS, init_images=images, mask=whole), expected)
+    np.testing.assert_array_equal(system.generate(_CAPTIONS, init_images=images, known_rows=3), expected)
+    half = system.generate(_CAPTIONS, init_images=images, known_rows=1)
+    assert not np.array_equal(half, expected)
+    # The first row is kept: with it as the mask, the same pictures.
+    rows = np.arange(3)[:, None] < np.ones((1, 3))
+    np.testing.assert_array_equal(half, system.generate(_CAPTIONS, init_images=images, mask=rows))
+
+
+def test_stored_text_takes_embeddings(stored):
+    embeds, mask = _embeddings()
+    images = stored.generate((embeds, mask), top_k=0.5, top_p=0.9)
+    np.testing.assert_array_equal(images, stored.generate((embeds, mask), top_k=8, top_p=0.9, batch_size=1))
+    negative = stored.generate((embeds, mask), negative_prompts=(embeds, mask), temperature=0.0)
+    np.testing.assert_array_equal(negative, stored.generate((embeds, mask), guidance=1.0, temperature=0.0))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "says"),
+    [
+        ([], {}, "prompts="),
+        ("a cat", {}, "list of captions"),
+        ([3], {}, "no caption"),
+        (_CAPTIONS, {"negative_prompts": ["a"]}, "negative_prompts has 1 entries for 3"),
+        (_CAPTIONS, {"negative_prompts": _CAPTIONS, "guidance": 1.0}, "guidance=1"),
+        (_CAPTIONS, {"guidance": float("inf")}, "guidance=inf"),
+        (_CAPTIONS, {"temperature": -1.0}, "temperature"),
+        (_CAPTIONS, {"top_p": 0.0}, "top_p"),
+        (_CAPTIONS, {"top_k": 0}, "top_k"),
+        (_CAPTIONS, {"images_per_prompt": 0}, "images_per_prompt"),
+        (_CAPTIONS, {"batch_size": 0}, "batch_size"),
+        (_CAPTIONS, {"known_rows": 1}, "init_images"),
+        (_CAPTIONS, {"init_images": _images()}, "known_rows or mask"),
+        (_CAPTIONS, {"init_images": _images(2), "known_rows": 1}, "one picture per prompt"),
+        (_CAPTIONS, {"init_images": _images() / 255.0, "known_rows": 1}, "float64"),
+        (_CAPTIONS, {"init_images": _images()[:, :8], "known_rows": 1}, "init_images"),
+        (_CAPTIONS, {"init_images": _images(), "known_rows": 4}, "known_rows=4"),
+        (_CAPTIONS, {"init_images": _images(), "mask": np.ones((2, 2), bool)}, "mask"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_compiles(system, prompts, options, says, monkeypatch):
+    monkeypatch.setattr("t2i_jax.systems.parti.generate", lambda *args, **kwargs: pytest.fail("it ran"))
+    with pytest.raises(UserError, match=says):
+        system.generate(prompts, **options)
+
+
+def test_embeddings_of_another_shape_are_refused(stored):
+    embeds, mask = _embeddings()
+    for bad in (_CAPTIONS, (embeds[..., :3], mask), (embeds, mask[:, :2]), (embeds[:0], mask[:0])):
+        with pytest.raises(UserError, match="prompts"):
+            stored.generate(bad)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: PartiTask(_PAPER.clone(codebook_size=17), _LEARNED, _TOKENIZER), "codebook_size=17"),
+        (lambda: PartiTask(_PAPER.clone(fmap_size=4), _LEARNED, _TOKENIZER), "fmap_size=4"),
+        (lambda: PartiTask(_PAPER.clone(text_embed_dim=9), _LEARNED), "text_embed_dim=9"),
+        (lambda: PartiTask(_PAPER, _LEARNED).network, "fmap_size=None"),
+        (lambda: PartiTask(_PAPER, _LEARNED, cond_drop_prob=1.5), "cond_drop_prob"),
+        (lambda: PartiSystem(PartiTask(_PAPER, _LEARNED), {}, {}).generate(["a"]), "tokenizer=None"),
+        (lambda: PartiSystem(_TASK, {}, {}).generate(["a"]), "text_tokenizer=None"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(make, says):
+    with pytest.raises(UserError, match=says):
+        make()
