@@ -1,0 +1,16 @@
+"""A moving average of parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from t2i_jax.types import Array
+
+
+def update(average: Any, params: Any, step: Array, decay: float) -> Any:
+    """`d * average + (1 - d) * params`, d = min(decay, (1 + step) / (10 + step)): young averages follow fast."""
+    d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, p: a * d + p * (1 - d), average, params)

@@ -1,0 +1,92 @@
+"""Optimisers and learning-rate schedules as one small value."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import optax
+
+from t2i_jax.config import one_of
+from t2i_jax.errors import UserError
+
+_OPTIMISERS = ("adamw", "adafactor")
+_SCHEDULES = ("constant", "cosine", "linear", "exponential")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """An optimiser: clipping, then AdamW or Adafactor, with a warm-up and a decay of the learning rate.
+
+    Attributes:
+      name: "adamw", or "adafactor" (factored second moments, momentum b1, no relative step size).
+      learning_rate: peak value, reached after `warmup_steps` (linear from 0).
+      schedule: "constant"; "cosine" or "linear" down to `end_ratio` of the peak at the last step; "exponential" from
+        `decay_from` on, reaching `end_ratio` at the last step (Parti: from step 85,000 to 0.025 at 450,000).
+      decay_from: first step of the exponential decay.
+      b1, b2, eps: of Adam; b1 is Adafactor's momentum, b2 its decay's limit.
+      weight_decay: decoupled; arrays with fewer than two axes (biases, gains) are not decayed.
+      clip_norm: global norm that gradients are clipped to; 0: no clipping.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 3e-4
+    warmup_steps: int = 0
+    schedule: str = "constant"
+    end_ratio: float = 0.1
+    decay_from: int = 0
+    b1: float = 0.9
+    b2: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        one_of("optim.name", self.name, _OPTIMISERS)
+        one_of("optim.schedule", self.schedule, _SCHEDULES)
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise UserError(f"optim.learning_rate={self.learning_rate} is not a positive number; try 3e-4.")
+        for name in ("warmup_steps", "decay_from", "weight_decay", "clip_norm", "end_ratio"):
+            if getattr(self, name) < 0:
+                raise UserError(f"optim.{name}={getattr(self, name)} is below 0; use 0 to leave it out.")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"optim.{name}={getattr(self, name)} is outside [0, 1); try 0.9.")
+        if self.schedule == "exponential" and self.end_ratio == 0:
+            raise UserError("optim.end_ratio=0 can't be reached by an exponential decay; try 0.025.")
+
+
+def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
+    """The learning rate by step, for a run of `steps` steps."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    rest = max(steps - warmup, 1)
+    after = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, rest, config.end_ratio),
+        "linear": lambda: optax.linear_schedule(peak, peak * config.end_ratio, rest),
+        "exponential": lambda: optax.exponential_decay(
+            peak,
+            max(steps - max(config.decay_from, warmup), 1),
+            config.end_ratio,
+            transition_begin=max(config.decay_from - warmup, 0),
+            end_value=peak * config.end_ratio,
+        ),
+    }[config.schedule]()
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+
+
+def make(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """The optax transformation that a configuration describes."""
+    decay = [optax.add_decayed_weights(config.weight_decay, mask=_matrices)] if config.weight_decay else []
+    if config.name == "adamw":
+        rule = [optax.scale_by_adam(config.b1, config.b2, config.eps)]
+    else:
+        rule = [optax.scale_by_factored_rms(decay_rate=0.8), optax.clip_by_block_rms(1.0)]
+        rule += [optax.ema(config.b1, debias=False)] if config.b1 else []
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    return optax.chain(*clip, *rule, *decay, optax.scale_by_learning_rate(learning_rate(config, steps)))
+
+
+def _matrices(params):
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -1,0 +1,105 @@
+"""One training step: every objective in turn, with accumulation, a guard against non-finite numbers, and averages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from t2i_jax.sharding import unbox
+from t2i_jax.train import ema as averages
+from t2i_jax.types import Array, Batch, Key, Metrics, Objective, Task, TrainState
+
+
+def init_state(key: Key, *, task: Task, optimisers: Mapping[str, optax.GradientTransformation], ema_decay: float):
+    """The state before the first step; pure, so that it can be traced for its shapes."""
+    for_params, for_run = jax.random.split(key)
+    params, stats = unbox(task.init(for_params))
+    return TrainState(
+        step=jnp.int32(0),
+        params=dict(params),
+        opt_state={group: optimisers[group].init(params[group]) for group in params},
+        ema={group: jax.tree.map(jnp.copy, params[group]) for group in task.ema_groups} if ema_decay else {},
+        stats=stats,
+        skipped=jnp.zeros((2,), jnp.int32),
+        key=for_run,
+    )
+
+
+def train_step(
+    state: TrainState,
+    frozen: Any,
+    batch: Batch,
+    *,
+    task: Task,
+    optimisers: Mapping[str, optax.GradientTransformation],
+    ema_decay: float = 0.0,
+    accumulate: int = 1,
+) -> tuple[TrainState, Metrics]:
+    """The state after one step, and its metrics.
+
+    Objectives run in order, each with gradients for its own group and with the updates of those before it. A
+    non-finite loss or gradient of any of them leaves parameters, optimiser, averages and stats as they were.
+
+    Args:
+      batch: arrays whose first axis is a multiple of `accumulate`.
+      ema_decay: of the moving averages; 0: none are kept.
+      accumulate: gradients and metrics are means over so many parts of the batch, which run one after the other.
+    """
+    params, opt_state, stats = dict(state.params), dict(state.opt_state), state.stats
+    keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(task.objectives) + 1)
+    metrics: dict[str, Array] = {}
+    finite = jnp.bool_(True)
+    for objective, key in zip(task.objectives, keys[1:], strict=True):
+        group = objective.group
+        loss, new, stats, grads = _gradients(objective, params, stats, frozen, batch, key, state.step, accumulate)
+        norm = optax.global_norm(grads)
+        finite &= jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state[group] = optimisers[group].update(grads, opt_state[group], params[group])
+        params[group] = optax.apply_updates(params[group], updates)
+        metrics |= {**new, f"grad_norm/{group}": norm}
+    params, stats = task.after_update(params, stats, batch, keys[0], state.step)
+    ema = {group: averages.update(state.ema[group], params[group], state.step, ema_decay) for group in state.ema}
+    kept = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (dict(params), opt_state, ema, stats),
+        (dict(state.params), dict(state.opt_state), state.ema, state.stats),
+    )
+    total, in_a_row = state.skipped
+    skipped = jnp.where(finite, jnp.stack([total, 0 * total]), jnp.stack([total + 1, in_a_row + 1]))
+    metrics["skipped"] = skipped[0]
+    after = state.replace(
+        step=state.step + 1, params=kept[0], opt_state=kept[1], ema=kept[2], stats=kept[3], skipped=skipped
+    )
+    return after, metrics
+
+
+def _gradients(objective: Objective, params, stats, frozen, batch, key, step, accumulate):
+    """(loss, metrics, stats, gradients for the group), means over the parts of the batch."""
+
+    def loss_of(moved, stats, part, key):
+        return objective.loss({**params, objective.group: moved}, stats, frozen, part, key, step)
+
+    value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+    moved = params[objective.group]
+    if accumulate == 1:
+        (loss, (metrics, stats)), grads = value_and_grad(moved, stats, batch, key)
+        return loss, metrics, stats, grads
+
+    def part(carry, inputs):
+        stats, sums = carry
+        (loss, (metrics, stats)), grads = value_and_grad(moved, stats, *inputs)
+        return (stats, jax.tree.map(jnp.add, sums, (loss, metrics, grads))), None
+
+    # Split so that each device keeps its own rows: the parts are interleaved, not consecutive.
+    parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+    inputs = (parts, jax.random.split(key, accumulate))
+    first = jax.tree.map(lambda x: x[0], inputs)
+    shapes = jax.eval_shape(lambda: value_and_grad(moved, stats, *first))
+    (loss, (metrics, _)), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (stats, sums), _ = jax.lax.scan(part, (stats, (loss, metrics, grads)), inputs)
+    loss, metrics, grads = jax.tree.map(lambda x: x / accumulate, sums)
+    return loss, metrics, stats, grads
