@@ -1,0 +1,126 @@
+"""Configurations: to JSON and back, overrides, differences, and refusals that name field, value and remedy."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+
+import flax.linen as nn
+import pytest
+
+from t2i_jax.config import differences, from_dict, one_of, override, to_dict
+from t2i_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    rate: float = 0.1
+    name: str = "adam"
+    widths: tuple[int, ...] = (1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    inner: Inner = Inner()
+    by_group: Mapping[str, Inner] = dataclasses.field(default_factory=dict)
+    steps: int = 3
+    limit: float | None = None
+    on: bool = False
+    hidden: int = dataclasses.field(default=7, init=False)
+
+
+class Net(nn.Module):
+    width: int = 4
+    dtype: str = "float32"
+    inner: nn.Module | None = None
+
+
+_KNOWN = {cls.__name__: cls for cls in (Inner, Outer, Net)}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Outer(),
+        Outer(inner=Inner(widths=()), by_group={"a": Inner(rate=2.0)}, limit=1e-8, on=True),
+        Net(width=8, inner=Net(width=2)),
+        {"x": [1, None, "text"], "type of thing": 1},
+    ],
+)
+def test_what_is_written_as_json_is_read_back_equal(config):
+    again = from_dict(json.loads(json.dumps(to_dict(config))), _KNOWN)
+    assert to_dict(again) == to_dict(config)
+    if not isinstance(config, dict):
+        assert again == config
+
+
+def test_a_linen_module_shows_only_its_own_fields():
+    assert to_dict(Net()) == {"type": "Net", "width": 4, "dtype": "float32", "inner": None}
+
+
+def test_a_value_that_json_can_not_hold_is_refused():
+    with pytest.raises(UserError, match="JSON has no form"):
+        to_dict(Inner(name=object()))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"type": "Iner"}, "did you mean 'Inner'"),
+        ({"type": "Inner", "rat": 1.0}, "did you mean 'rate'"),
+        ({"type": "Outer", "inner": {"type": "Inner", "x": 1}}, r"config\.inner: Inner has no field 'x'"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest_known_one(data, message):
+    with pytest.raises(UserError, match=message):
+        from_dict(data, _KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "changed"),
+    [
+        ("steps=5", Outer(steps=5)),
+        ("--steps=5", Outer(steps=5)),
+        ("inner.rate=1", Outer(inner=Inner(rate=1.0))),
+        ("inner.rate=1e-3", Outer(inner=Inner(rate=1e-3))),
+        ("inner.name=adamw", Outer(inner=Inner(name="adamw"))),
+        ("inner.name=12", Outer(inner=Inner(name="12"))),
+        ("inner.widths=[3,4]", Outer(inner=Inner(widths=(3, 4)))),
+        ("limit=2", Outer(limit=2.0)),
+        ("limit=none", Outer()),
+        ("on=true", Outer(on=True)),
+    ],
+)
+def test_an_override_changes_one_field_with_the_type_it_has(assignment, changed):
+    assert override(Outer(), [assignment]) == changed
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("steps", "has no '='"),
+        ("stepps=3", "did you mean 'steps'"),
+        ("inner.rate.x=3", "has no fields"),
+        ("inner.rate=fast", r"inner\.rate='fast' is not float"),
+        ("steps=2.5", "steps='2.5' is not int"),
+        ("on=2", "on='2' is not bool"),
+        ("inner.widths=3", "inner.widths='3'"),
+    ],
+)
+def test_a_bad_override_is_refused(assignment, message):
+    with pytest.raises(UserError, match=message):
+        override(Outer(), [assignment])
+
+
+def test_differences_name_the_path_and_both_values():
+    old, new = to_dict(Outer()), to_dict(Outer(inner=Inner(rate=0.2), by_group={"a": Inner()}, steps=4))
+    lines = differences(old, new)
+    assert "inner.rate: 0.1 -> 0.2" in lines and "steps: 3 -> 4" in lines and any("by_group.a" in line for line in lines)
+    assert len(lines) == 3
+    assert not differences({"x": (1, 2)}, {"x": [1, 2]})  # JSON turns tuples into lists
+
+
+def test_one_of_tells_the_nearest_or_all():
+    with pytest.raises(UserError, match="did you mean 'cosine'"):
+        one_of("schedule", "cosin", ["cosine", "linear"])
+    with pytest.raises(UserError, match="known: cosine, linear"):
+        one_of("schedule", "zzz", ["cosine", "linear"])
