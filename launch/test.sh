@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Runs the tests: makes .venv where there is none, installs t2i_jax and the PyTorch references into it, starts pytest.
+#   bash launch/test.sh                 all tests
+#   bash launch/test.sh tests/train -k resume      arguments go to pytest
+# VENV names another environment, PYTHON the interpreter that makes it (3.11 or newer), JAX_PLATFORMS a device.
+set -euo pipefail
+here="$PWD"
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+venv="${VENV:-.venv}"
+case "$venv" in /*) ;; *) [ -z "${VENV:-}" ] || venv="$here/$venv" ;; esac
+python="${PYTHON:-python3}"
+if [ ! -x "$venv/bin/python" ]; then
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "$python is older than Python 3.11; name a newer one: PYTHON=python3.11 bash launch/test.sh" >&2
+    exit 2
+  }
+  "$python" -m venv "$venv"
+fi
+
+# Installed once per state of the two files that say what is needed.
+stamp="$venv/.t2i_jax_test"
+needs="$(cat setup.cfg pyproject.toml | cksum)"
+if [ "$(cat "$stamp" 2>/dev/null)" != "$needs" ]; then
+  pins="$(mktemp)"
+  trap 'rm -f "$pins"' EXIT
+  printf 'torch==2.13.0\ntorchvision==0.28.0\n' >"$pins"
+  # torch comes first and alone: a local CPU wheel is taken where one is offered, and nothing after it replaces it.
+  "$venv/bin/python" -m pip install --quiet torch==2.13.0
+  "$venv/bin/python" -m pip install --quiet --constraint "$pins" --editable '.[cpu,test]'
+  echo "$needs" >"$stamp"
+fi
+
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+exec "$venv/bin/python" -m pytest "$@"
