@@ -1,0 +1,205 @@
+"""The embedded set `shapes`: drawn pictures whose captions are true by construction, and combinations kept back.
+
+A picture holds one object ("a large red circle on a white background") or two in a relation ("a red circle above a
+blue square on black"). Some combinations never occur in `split="train"` and are all that `split="heldout"` shows: for
+one object a colour with a shape (kept out of the two-object pictures as well), for two objects an ordered pair in a
+relation, each of whose objects is seen in training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import zlib
+
+import numpy as np
+
+from t2i_jax.config import one_of
+from t2i_jax.errors import UserError
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 160, 50), "blue": (40, 70, 220), "yellow": (245, 205, 30)}
+BACKGROUNDS = {"white": (255, 255, 255), "gray": (128, 128, 128), "black": (0, 0, 0)}
+SHAPES = ("circle", "square", "triangle", "cross")
+SIZES = {"small": 0.16, "large": 0.3}  # the radius, as a fraction of the picture's side
+_PAIR_SIZE = 0.18  # the radius of each of two things
+_STEP = 1 / 16  # centres lie on a lattice of this pitch, two pixels at 32: few distinct patches, so little to learn
+RELATIONS = {  # wordings, and the unit vector from the second object to the first (y points down)
+    "above": (("above", "over"), (0, -1)),
+    "below": (("below", "under"), (0, 1)),
+    "left": (("to the left of", "left of"), (-1, 0)),
+    "right": (("to the right of", "right of"), (1, 0)),
+}
+SPLITS = ("train", "heldout")
+LENGTHS = {"train": 20_000, "heldout": 2_000}
+
+_ONE = (
+    "a {size} {thing} on a {background} background",
+    "{size} {thing} on {background}",
+    "a picture of a {size} {thing} on a {background} background",
+    "a {background} background with a {size} {thing}",
+)
+_TWO = (
+    "a {first} {relation} a {second} on a {background} background",
+    "{first} {relation} {second} on {background}",
+    "a picture of a {first} {relation} a {second} on a {background} background",
+    "a {background} background with a {first} {relation} a {second}",
+)
+_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
+_BLOCK = 256  # pictures that are drawn at once
+_CACHE_BYTES = 256 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Thing:
+    """One object: x, y (centre) and radius are fractions of the picture's side, y points down."""
+
+    colour: str
+    shape: str
+    x: float
+    y: float
+    radius: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What a picture shows and the caption that says so; `size` is None for two objects, `relation` for one."""
+
+    things: tuple[Thing, ...]
+    background: str
+    size: str | None
+    relation: str | None
+    caption: str
+
+
+def pair_held_out(colour: str, shape: str) -> bool:
+    """Whether a colour never meets a shape in training: one colour per shape, each colour once."""
+    return (list(COLOURS).index(colour) + SHAPES.index(shape)) % len(COLOURS) == 1
+
+
+def relation_held_out(first: tuple[str, str], relation: str, second: tuple[str, str]) -> bool:
+    """Whether two (colour, shape) objects never stand so in training; "a above b" and "b below a" are one thing."""
+    if relation in ("below", "right"):
+        first, second, relation = second, first, {"below": "above", "right": "left"}[relation]
+    return zlib.crc32(" ".join((*first, relation, *second)).encode()) % 8 == 0
+
+
+def scene(index: int, split: str = "train", seed: int = 0) -> Scene:
+    """The scene number `index` of a split: a function of its arguments alone."""
+    rng = np.random.default_rng((seed, SPLITS.index(split), index))
+    background = str(rng.choice(list(BACKGROUNDS)))
+    wording = rng.integers(len(_ONE))
+    if rng.random() < 0.5:
+        return _one_thing(rng, split, background, _ONE[wording])
+    return _two_things(rng, split, background, _TWO[wording])
+
+
+def draw(scenes: list[Scene], image_size: int) -> np.ndarray:
+    """The pictures of scenes, NHWC uint8; edges are smoothed by coverage measured at twice the resolution."""
+    fine = 2 * image_size
+    grid = (np.arange(fine, dtype=np.float32) + 0.5) / fine
+    images = np.empty((len(scenes), fine, fine, 3), np.float32)
+    images[:] = np.asarray([BACKGROUNDS[s.background] for s in scenes], np.float32)[:, None, None, :]
+    for shape in SHAPES:
+        which = [(i, thing) for i, s in enumerate(scenes) for thing in s.things if thing.shape == shape]
+        if not which:
+            continue
+        rows = [i for i, _ in which]  # two things of one shape in one scene are added by `np.add.at`
+        x, y, radius = np.asarray([(t.x, t.y, t.radius) for _, t in which], np.float32).T[:, :, None, None]
+        distance = _distance(shape, (grid[None, None, :] - x) / radius, (grid[None, :, None] - y) / radius) * radius
+        cover = np.clip(0.5 - distance * fine, 0, 1)[..., None]
+        colours = np.asarray([COLOURS[t.colour] for _, t in which], np.float32)[:, None, None, :]
+        ground = np.asarray([BACKGROUNDS[scenes[i].background] for i in rows], np.float32)[:, None, None, :]
+        np.add.at(images, rows, cover * (colours - ground))  # things never overlap, so adding is painting
+    images = images.reshape(len(scenes), image_size, 2, image_size, 2, 3).mean((2, 4))
+    return np.clip(np.rint(images), 0, 255).astype(np.uint8)
+
+
+class Shapes:
+    """Random access to the set: `shapes[i]` is {"image": HWC uint8, "caption": str}.
+
+    Pictures are drawn in blocks when first asked for and kept while all of them fit in 256 MiB.
+
+    Args:
+      image_size: side of the pictures in pixels, at least 8.
+      split: "train" or "heldout".
+      seed: another seed is another set of pictures; what is held out does not depend on it.
+      length: number of pictures; None: 20,000 for train, 2,000 for heldout.
+    """
+
+    def __init__(self, image_size: int = 32, split: str = "train", seed: int = 0, length: int | None = None):
+        one_of("split", split, SPLITS)
+        if image_size < 8:
+            raise UserError(f"image_size={image_size} is too small to draw shapes; use 8 or more.")
+        self.image_size, self.split, self.seed = image_size, split, seed
+        self.length = LENGTHS[split] if length is None else length
+        self._blocks: dict[int, tuple[np.ndarray, list[str]]] = {}
+        self._lock = threading.Lock()
+        self._keep = self.length * image_size**2 * 3 <= _CACHE_BYTES
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        if not self._keep:
+            one = scene(index, self.split, self.seed)
+            return {"image": draw([one], self.image_size)[0], "caption": one.caption}
+        images, captions = self._block(index // _BLOCK)
+        return {"image": images[index % _BLOCK], "caption": captions[index % _BLOCK]}
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_blocks", "_lock")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _blocks={}, _lock=threading.Lock())
+
+    def _block(self, number):
+        with self._lock:
+            if number not in self._blocks:
+                stop = min((number + 1) * _BLOCK, self.length)
+                scenes = [scene(i, self.split, self.seed) for i in range(number * _BLOCK, stop)]
+                self._blocks[number] = draw(scenes, self.image_size), [s.caption for s in scenes]
+            return self._blocks[number]
+
+
+def _one_thing(rng, split, background, wording):
+    pairs = [pair for pair in _PAIRS if pair_held_out(*pair) == (split == "heldout")]
+    colour, shape = pairs[rng.integers(len(pairs))]
+    size = ("small", "large")[rng.integers(2)]
+    x, y = 0.5 + _STEP * rng.integers(-1, 2, 2)
+    thing = Thing(colour, shape, x, y, SIZES[size])
+    caption = wording.format(size=size, thing=f"{colour} {shape}", background=background)
+    return Scene((thing,), background, size, None, caption)
+
+
+def _two_things(rng, split, background, wording):
+    pairs = [pair for pair in _PAIRS if not pair_held_out(*pair)]
+    while True:  # a combination that belongs to this split, with two different colours
+        first, second = (pairs[rng.integers(len(pairs))] for _ in range(2))
+        relation = tuple(RELATIONS)[rng.integers(len(RELATIONS))]
+        if first[0] != second[0] and relation_held_out(first, relation, second) == (split == "heldout"):
+            break
+    words, (dx, dy) = RELATIONS[relation]
+    half = 4 * _STEP
+    across = _STEP * rng.integers(-1, 2, 2)  # how far each one stands beside the axis
+    things = []
+    for (colour, shape), sign, off in ((first, 1, across[0]), (second, -1, across[1])):
+        x, y = 0.5 + sign * half * dx + off * abs(dy), 0.5 + sign * half * dy + off * abs(dx)
+        things.append(Thing(colour, shape, x, y, _PAIR_SIZE))
+    caption = wording.format(
+        first=" ".join(first), second=" ".join(second), relation=words[rng.integers(len(words))], background=background
+    )
+    return Scene(tuple(things), background, None, relation, caption)
+
+
+def _distance(shape, x, y):
+    """Signed distance from the outline (negative inside), in units of the radius."""
+    if shape == "circle":
+        return np.hypot(x, y) - 1
+    if shape == "square":
+        return np.maximum(np.abs(x), np.abs(y)) - 0.88
+    if shape == "cross":
+        ax, ay = np.abs(x), np.abs(y)
+        return np.minimum(np.maximum(ax - 1, ay - 0.34), np.maximum(ax - 0.34, ay - 1))
+    return np.maximum(np.sqrt(3) / 2 * np.abs(x) - y / 2, y) - 0.6  # triangle: the apex up, its centroid at (0, 0)
