@@ -1,5 +1,7 @@
 """Both networks over image tokens: causal, cached = uncached, text dropped = no text, sizes of the presets."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,16 +37,16 @@ def _variables(model):
     params = sharding.unbox(jax.jit(model.init)(jax.random.key(0), ids[:, :1], embeds, mask)["params"])
     # Larger than at the start, so that everything matters in the comparisons below.
     more = lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
-    return {"params": jax.tree.map(more, params)}
+    return {"params": jax.jit(lambda params: jax.tree.map(more, params))(params)}
 
 
 @pytest.mark.parametrize("name", _MODELS)
 def test_decoding_token_by_token_gives_the_same_logits(name):
     model, (ids, embeds, mask) = _MODELS[name], _inputs()
     variables, keep = _variables(model), np.array([True, False])
-    whole = model.apply(variables, ids[:, :-1], embeds, mask, keep)
+    whole = jax.jit(model.apply)(variables, ids[:, :-1], embeds, mask, keep)
     assert whole.shape == (2, 9, 20) and whole.dtype == jnp.float32
-    cache = model.apply(variables, embeds, mask, keep, method="init_cache")
+    cache = jax.jit(functools.partial(model.apply, method="init_cache"))(variables, embeds, mask, keep)
     decode = jax.jit(lambda before, t, cache: model.apply(variables, before, t, cache, method="decode"))
     before = np.array([7, 7])
     for t in range(9):
@@ -68,7 +70,7 @@ def test_a_token_changes_only_what_comes_after_it(name):
         row = np.where(np.arange(9) == 4, 20, ids[0])[None]
         return changed.apply({"params": params}, row[:, :-1], embeds[:1], mask[:1])[0, :, :20].sum(-1)
 
-    depends = np.abs(jax.jacobian(of_embedding)(jnp.zeros(16))).max(-1)
+    depends = np.abs(jax.jit(jax.jacobian(of_embedding))(jnp.zeros(16))).max(-1)
     assert (depends[:5] == 0).all() and (depends[5:] > 0).all()
 
 
@@ -76,7 +78,8 @@ def test_a_token_changes_only_what_comes_after_it(name):
 def test_a_dropped_text_has_no_influence_and_a_kept_one_has(name):
     model, (ids, embeds, mask) = _MODELS[name], _inputs()
     variables = _variables(model)
-    logits = lambda embeds, mask, keep: model.apply(variables, ids[:, :-1], embeds, mask, np.full(2, keep))
+    apply = jax.jit(model.apply)
+    logits = lambda embeds, mask, keep: apply(variables, ids[:, :-1], embeds, mask, np.full(2, keep))
     np.testing.assert_array_equal(logits(embeds, mask, False), logits(embeds + 1, np.ones_like(mask), False))
     assert np.abs(logits(embeds, mask, True) - logits(embeds + 1, mask, True)).max() > 1e-3
     padded = np.where(mask[..., None], embeds, 5.0)
@@ -86,15 +89,17 @@ def test_a_dropped_text_has_no_influence_and_a_kept_one_has(name):
 def test_parti_without_visible_text_is_parti_with_dropped_text():
     ids, embeds, mask = _inputs()
     variables = _variables(_PARTI)
-    dropped = _PARTI.apply(variables, ids[:, :-1], embeds, mask, np.zeros(2, bool))
-    np.testing.assert_array_equal(_PARTI.apply(variables, ids[:, :-1], embeds, np.zeros_like(mask)), dropped)
+    apply = jax.jit(_PARTI.apply)
+    dropped = apply(variables, ids[:, :-1], embeds, mask, np.zeros(2, bool))
+    unseen = apply(variables, ids[:, :-1], embeds, np.zeros_like(mask), np.ones(2, bool))
+    np.testing.assert_array_equal(unseen, dropped)
 
 
 def test_the_first_loss_is_that_of_guessing():
     ids, embeds, mask = _inputs()
     for model in (_PARTI, _PAPER):
-        params = model.init(jax.random.key(0), ids[:, :-1], embeds, mask)
-        logits = model.apply(params, ids[:, :-1], embeds, mask)
+        params = jax.jit(model.init)(jax.random.key(0), ids[:, :1], embeds, mask)
+        logits = jax.jit(model.apply)(params, ids[:, :-1], embeds, mask)
         nats = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), ids[..., None], -1).mean()
         assert abs(nats - np.log(20)) < 0.3
 
@@ -103,7 +108,8 @@ def test_dropout_acts_in_training_only():
     ids, embeds, mask = _inputs()
     for model in (_PARTI.clone(dropout=0.5), _PAPER.clone(dropout=0.5)):
         variables = _variables(model)
-        call = lambda key: model.apply(variables, ids[:, :-1], embeds, mask, deterministic=False, rngs={"dropout": key})
+        apply = jax.jit(functools.partial(model.apply, deterministic=False))
+        call = lambda key: apply(variables, ids[:, :-1], embeds, mask, rngs={"dropout": key})
         assert not np.allclose(call(jax.random.key(0)), call(jax.random.key(1)))
 
 
@@ -111,7 +117,8 @@ def test_bfloat16_computes_near_float32_with_float32_parameters_and_logits():
     ids, embeds, mask = _inputs()
     for model in (_PARTI, _PAPER):
         variables = _variables(model)
-        fine, coarse = (m.apply(variables, ids[:, :-1], embeds, mask) for m in (model, model.clone(dtype="bfloat16")))
+        both = (model, model.clone(dtype="bfloat16"))
+        fine, coarse = (jax.jit(m.apply)(variables, ids[:, :-1], embeds, mask) for m in both)
         assert coarse.dtype == jnp.float32
         assert np.abs(fine - coarse).max() < 0.1 * np.abs(fine).max()
 

@@ -1,5 +1,7 @@
 """Attention against plain formulas, and its cached step."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from t2i_jax.nn.attention import MultiHeadAttention, MultiQueryAttention
 
 
 def _made(module, *args):
-    return {"params": sharding.unbox(module.init(jax.random.key(1), *args)["params"])}
+    return {"params": sharding.unbox(jax.jit(module.init)(jax.random.key(1), *args)["params"])}
 
 
 def test_multi_head_is_the_formula(key):
@@ -34,7 +36,7 @@ def test_a_causal_position_has_no_gradient_from_the_future(key):
     x = jax.random.normal(key, (1, 4, 8))
     module = MultiHeadAttention(dim=8, heads=2, dim_head=4)
     variables = _made(module, x)
-    seen = jax.jacobian(lambda x: module.apply(variables, x, causal=True)[0].sum(-1))(x)[:, 0]
+    seen = jax.jit(jax.jacobian(lambda x: module.apply(variables, x, causal=True)[0].sum(-1)))(x)[:, 0]
     depends = np.abs(seen).max(-1) > 0
     assert np.array_equal(depends, np.tril(np.ones((4, 4), bool)))
 
@@ -43,7 +45,7 @@ def test_multi_query_without_visible_keys_gives_the_null_vector(key):
     x, context = jax.random.normal(key, (2, 3, 8)), jax.random.normal(key, (2, 4, 6))
     module = MultiQueryAttention(dim=8, heads=2, dim_head=4)
     variables = _made(module, x, context)
-    got = module.apply(variables, x, context, jnp.zeros((2, 1, 4), bool))
+    got = jax.jit(module.apply)(variables, x, context, jnp.zeros((2, 1, 4), bool))
     params = variables["params"]
     expected = jnp.tile(params["null_kv"], 2) @ params["to_out"]["kernel"]
     np.testing.assert_allclose(got, jnp.broadcast_to(expected, got.shape), atol=1e-6)
@@ -54,10 +56,11 @@ def test_multi_query_step_is_the_last_position(key):
     module = MultiQueryAttention(dim=8, heads=2, dim_head=4, null_scale=1.0, out_norm=True)
     variables = _made(module, x)
     bias_QHK = jax.random.normal(key, (5, 2, 5))
-    whole = module.apply(variables, x, mask=jnp.tril(jnp.ones((1, 5, 5), bool)), bias_QHK=bias_QHK)
+    whole = jax.jit(module.apply)(variables, x, mask=jnp.tril(jnp.ones((1, 5, 5), bool)), bias_QHK=bias_QHK)
     keys = module.apply(variables, x, normalised=True, method="keys")
+    step = jax.jit(functools.partial(module.apply, method="step"))
     for t in (0, 2, 4):
-        got = module.apply(variables, x[:, t], keys, jnp.arange(5)[None] <= t, bias_QHK[t], method="step")
+        got = step(variables, x[:, t], keys, jnp.arange(5)[None] <= t, bias_QHK[t])
         np.testing.assert_allclose(got, whole[:, t], atol=1e-5)
 
 

@@ -1,5 +1,7 @@
 """The scanned stack: equal to its layers in turn, whatever is recomputed, and causal."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,17 +20,17 @@ def _inputs(key):
 
 
 def _params(model, inputs):
-    return sharding.unbox(model.init(jax.random.key(1), *inputs)["params"])
+    return sharding.unbox(jax.jit(model.init)(jax.random.key(1), *inputs)["params"])
 
 
 def test_scan_is_the_layers_in_turn(key):
     model, inputs = Transformer(**_SIZES), _inputs(key)
     params = _params(model, inputs)
-    x, block = inputs[0], Block(**layer_fields(model, Block))
+    x, apply = inputs[0], jax.jit(Block(**layer_fields(model, Block)).apply)
     for i in range(3):
-        x, _ = block.apply({"params": jax.tree.map(lambda leaf: leaf[i], params["layers"])}, x, *inputs[1:])
+        x, _ = apply({"params": jax.tree.map(lambda leaf: leaf[i], params["layers"])}, x, *inputs[1:])
     expected = transformer.layer_norm(None).apply({"params": params["norm"]}, x)
-    np.testing.assert_allclose(model.apply({"params": params}, *inputs), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(model.apply)({"params": params}, *inputs), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
@@ -36,7 +38,7 @@ def test_recomputing_changes_no_gradient(key, remat):
     inputs = _inputs(key)
     params = _params(Transformer(**_SIZES), inputs)
     loss = lambda p, remat: jnp.sum(Transformer(**_SIZES, remat=remat).apply({"params": p}, *inputs) ** 2)
-    gradient = lambda remat: jax.grad(loss)(params, remat)
+    gradient = lambda remat: jax.jit(jax.grad(loss), static_argnums=1)(params, remat)
     for a, b in zip(jax.tree.leaves(gradient("none")), jax.tree.leaves(gradient(remat)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
@@ -54,7 +56,8 @@ def test_masked_positions_and_context_do_not_matter(key):
     mask = jnp.array([[True, True, False, True]])
     params = _params(model, (x, mask))
     changed = x.at[0, 2].set(7.0)
-    a, b = (model.apply({"params": params}, value, mask) for value in (x, changed))
+    apply = jax.jit(model.apply)
+    a, b = (apply({"params": params}, value, mask) for value in (x, changed))
     seen = np.array([0, 1, 3])
     np.testing.assert_allclose(a[:, seen], b[:, seen], atol=1e-6)
 
@@ -64,8 +67,9 @@ def test_decoding_is_the_whole_sequence(key, monkeypatch, unrolled):
     monkeypatch.setattr(transformer, "_UNROLLED", unrolled)
     model, inputs = Transformer(**_SIZES), _inputs(key)
     params = {"params": _params(model, inputs)}
-    whole = model.apply(params, *inputs)
+    whole = jax.jit(model.apply)(params, *inputs)
     cache = model.apply(params, inputs[2], 4, method="init_cache")
+    decode = jax.jit(functools.partial(model.apply, method="decode"))
     for t in range(4):
-        got, cache = model.apply(params, inputs[0][:, t], jnp.int32(t), cache, inputs[3], method="decode")
+        got, cache = decode(params, inputs[0][:, t], jnp.int32(t), cache, inputs[3])
         np.testing.assert_allclose(got, whole[:, t], atol=1e-5)

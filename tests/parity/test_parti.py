@@ -112,7 +112,8 @@ def test_guided_logits(torch):
     theirs = _built(torch, "small")
     model, params = from_torch(_without_vae(theirs))
     (embeds, mask, ids), (t_embeds, t_mask, t_ids) = _batch(torch, "small")
-    logits = lambda keep: model.apply({"params": params}, ids[:, :-1], embeds, mask, np.full(len(ids), keep))
+    apply = jax.jit(model.apply)
+    logits = lambda keep: apply({"params": params}, ids[:, :-1], embeds, mask, np.full(len(ids), keep))
     ours = [logits(True), logits(False)]
     for scale in (1, 3, 7.5):
         expected = theirs.forward_with_cond_scale(
@@ -174,7 +175,7 @@ def test_weights_of_version_0_1(torch):
     theirs.load_state_dict(state | {k: v for k, v in theirs.state_dict().items() if k.startswith("vae.")}, strict=True)
     (embeds, mask, ids), (t_embeds, t_mask, t_ids) = _batch(torch, "small")
     expected = theirs(text_token_embeds=t_embeds, text_mask=t_mask, image_token_ids=t_ids[:, :-1], cond_drop_prob=0.0)
-    _close(model.apply({"params": params}, ids[:, :-1], embeds, mask), expected)
+    _close(jax.jit(model.apply)({"params": params}, ids[:, :-1], embeds, mask), expected)
 
 
 def test_saved_with_its_tokenizer(torch):
