@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.types import TrainState
 
 _FOLDER = "checkpoints"
+_EMPTY: Mapping[str, Any] = {"params": {}, "ema": {}, "stats": {}}  # Orbax refuses to save an empty item
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
 
 
@@ -23,22 +25,35 @@ class Checkpoints:
     """The checkpoints of one run's folder.
 
     Saving goes on in the background; a save that a crash cuts short is never seen as a checkpoint.
+
+    Args:
+      workdir: folder of the run.
+      keep: how many checkpoints stay; None: only read, nothing in the folder is touched.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, keep: int = 2):
+    def __init__(self, workdir: str | pathlib.Path, keep: int | None):
         self.folder = pathlib.Path(workdir).resolve() / _FOLDER
-        self.folder.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        handlers = {name: ocp.StandardCheckpointHandler() for name in ("weights", "rest")}
-        handlers |= {name: ocp.JsonCheckpointHandler() for name in ("data", "config")}
+        self._owns = keep is not None
+        if self._owns:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, read_only=not self._owns, create=self._owns, cleanup_tmp_directories=self._owns
+        )
+        handlers = {
+            "weights": ocp.StandardCheckpointHandler(), "rest": ocp.StandardCheckpointHandler(),
+            "data": ocp.JsonCheckpointHandler(), "config": ocp.JsonCheckpointHandler(),
+        }  # fmt: skip
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def steps(self) -> list[int]:
         """The finished steps, ascending."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: TrainState, data: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        """Starts to save; returns as soon as the arrays are copied.
+    def save(self, step: int, state: TrainState, data: Any, config: Mapping[str, Any]) -> None:
+        """Starts to save, unless this step is saved already; returns as soon as the arrays are copied.
+
+        Args:
+          data: JSON values, the position of the data after this step. config: JSON values, what is trained and how.
 
         Raises:
           UserError: the disk is full (this save or the one before it); earlier checkpoints stay.
@@ -49,72 +64,77 @@ class Checkpoints:
         items = ocp.args.Composite(
             weights=ocp.args.StandardSave(weights),
             rest=ocp.args.StandardSave(rest),
-            data=ocp.args.JsonSave(dict(data)),
+            data=ocp.args.JsonSave({"position": data}),
             config=ocp.args.JsonSave(dict(config)),
         )
-        self._guard(step, lambda: self._manager.save(step, args=items))
+        # Without `force` Orbax leaves out a save that comes while another one is still going on.
+        self._guard(lambda: self._manager.save(step, args=items, force=True))
 
     def wait(self) -> None:
         """Until everything is on disk."""
-        self._guard(None, self._manager.wait_until_finished)
+        self._guard(self._manager.wait_until_finished)
 
     def close(self) -> None:
         """Waits and lets go of the folder."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
-    def config(self) -> Mapping[str, Any] | None:
-        """The recipe of the newest checkpoint; None without one."""
-        return self._newest(lambda step: self._manager.restore(step, args=_only("config")).config)
+    def restore(
+        self, abstract: TrainState, check: Callable[[Mapping[str, Any]], None]
+    ) -> tuple[TrainState, Any] | None:
+        """State and data position of the newest readable checkpoint; None without any checkpoint.
 
-    def restore(self, abstract: TrainState) -> tuple[TrainState, Mapping[str, Any]] | None:
-        """State and data position of the newest readable checkpoint; None without one.
+        Checkpoints that can't be read are named in a sentence on stderr and moved to WORKDIR/unreadable.
 
         Args:
           abstract: the state as `jax.ShapeDtypeStruct`s with shardings, those of this start, not of the save.
+          check: is given the stored configuration before any array is read, and may refuse it with a UserError.
+
+        Raises:
+          UserError: there are checkpoints, and none can be read.
         """
-        weights, rest = jax.eval_shape(_split, abstract)
-        weights, rest = (_with_shardings(tree, like) for tree, like in zip((weights, rest), _split_shardings(abstract)))
+        weights, rest = _split(abstract)
         items = ocp.args.Composite(
             weights=ocp.args.StandardRestore(weights), rest=ocp.args.StandardRestore(rest), data=ocp.args.JsonRestore()
         )
 
         def read(step):
+            check(self._config(step))
             found = self._manager.restore(step, args=items)
-            return _join(found.weights, found.rest), found.data
+            return _join(found.weights, found.rest), found.data["position"]
 
-        return self._newest(read, set_aside=True)
+        return self._newest(read)
 
-    def weights(self) -> Mapping[str, Any] | None:
-        """{"params", "ema", "stats"} of the newest readable checkpoint, on one device; None without one."""
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    def weights(self) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+        """(configuration, {"params", "ema", "stats"} on one device) of the newest readable checkpoint, or None."""
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
         def read(step):
             saved = self._manager.item_metadata(step).weights.tree
             target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), saved)
-            found = self._manager.restore(step, args=_only("weights", ocp.args.StandardRestore(target))).weights
-            return {"ema": {}, "stats": {}, **found}
+            items = ocp.args.Composite(weights=ocp.args.StandardRestore(target))
+            return self._config(step), {**_EMPTY, **self._manager.restore(step, args=items).weights}
 
         return self._newest(read)
 
-    def _newest(self, read, set_aside=False):
-        """What `read` makes of the newest step that it can read; None without any step.
+    def _config(self, step):
+        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
 
-        `set_aside` moves a damaged one out of the way of the save that will come at the same step.
-        """
+    def _newest(self, read):
+        """What `read` makes of the newest step that it can read; None without any step."""
         damaged = []
         for step in reversed(self.steps()):
             try:
                 found = read(step)
+            except UserError:
+                raise
             except Exception as error:  # whatever a damaged file makes the libraries raise
                 damaged.append((step, error))
                 continue
             for broken, error in damaged:
-                kept = f"it is kept in {self._set_aside(broken)}" if set_aside else "it stays where it is"
-                print(
-                    f"the checkpoint of step {broken} can't be read ({_first_line(error)}), {kept}; taking step {step}.",
-                    file=sys.stderr,
-                )
+                print(self._lay_aside(broken, error, step), file=sys.stderr)
             return found
         if damaged:
             raise UserError(
@@ -123,77 +143,78 @@ class Checkpoints:
             )
         return None
 
-    def _set_aside(self, step):
-        home = self.folder.with_name("unreadable")
-        home.mkdir(exist_ok=True)
-        target = next(home / f"{step}.{i}" for i in range(10_000) if not (home / f"{step}.{i}").exists())
-        (self.folder / str(step)).rename(target)
+    def _lay_aside(self, broken, error, taken):
+        """Moves a damaged step out of the way of the save that will come at the same step."""
+        sentence = f"the checkpoint of step {broken} can't be read ({_first_line(error)}); step {taken} is taken instead"
+        if not self._owns:
+            return f"{sentence}."
+        if jax.process_index() == 0:
+            home = self.folder.with_name("unreadable")
+            home.mkdir(exist_ok=True)
+            free = next(home / f"{broken}.{i}" for i in itertools.count() if not (home / f"{broken}.{i}").exists())
+            (self.folder / str(broken)).rename(free)
+            sentence += f", the damaged one is kept in {str(free)!r}"
         self._manager.reload()
-        return target
+        return f"{sentence}."
 
-    def _guard(self, step, act):
+    def _guard(self, act):
         try:
             act()
         except Exception as error:
             if not _is_full(error):
                 raise
-            last = max(self.steps(), default=None)
-            kept = "there is no earlier checkpoint" if last is None else f"the checkpoint of step {last} stays"
+            finished = [int(entry.name) for entry in self.folder.iterdir() if entry.name.isdigit()]
+            kept = f"the checkpoint of step {max(finished)} stays" if finished else "there is no earlier checkpoint"
             raise UserError(
-                f"the disk of {str(self.folder)!r} is full, step {step if step is not None else ''} was not saved and "
-                f"{kept}; free space and start the same command again."
+                f"the disk of {str(self.folder)!r} is full, so the newest step was not saved; {kept}: free space and "
+                "start the same command again."
             ) from error
 
 
 def load_params(workdir: str | pathlib.Path) -> tuple[Mapping[str, Any], Any, Any, Any]:
-    """(recipe as a dict, params by group, averages by group, stats) of a run's newest checkpoint.
+    """(configuration as a dict, params by group, averages by group, stats) of a run's newest checkpoint.
+
+    The run may still be going on; its folder is only read.
 
     Raises:
       UserError: there is none.
     """
     if not (pathlib.Path(workdir) / _FOLDER).is_dir():
         raise UserError(f"run={str(workdir)!r} holds no checkpoint; train it first, or give another folder.")
-    checkpoints = Checkpoints(workdir)
-    weights = checkpoints.weights()
-    if weights is None:
-        raise UserError(f"run={str(workdir)!r} holds no finished checkpoint; let it train until the first save.")
-    config = checkpoints.config()
+    checkpoints = Checkpoints(workdir, keep=None)
+    found = checkpoints.weights()
     checkpoints.close()
+    if found is None:
+        raise UserError(f"run={str(workdir)!r} holds no finished checkpoint; let it train until the first save.")
+    config, weights = found
     return config, weights["params"], weights["ema"], weights["stats"]
 
 
 def _split(state):
-    """Weights, which sampling needs, apart from what only training needs; a typed key becomes plain numbers."""
+    """Weights, which sampling needs, apart from what only training needs; a typed key becomes plain numbers.
+
+    Works on arrays and on their shapes.
+    """
     weights = {"params": state.params, "ema": state.ema, "stats": state.stats}
     weights = {name: tree for name, tree in weights.items() if jax.tree.leaves(tree)}
-    key = jax.random.key_data(state.key)
+    if isinstance(state.key, jax.ShapeDtypeStruct):
+        data = jax.eval_shape(jax.random.key_data, state.key)
+        key = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=state.step.sharding)
+    else:
+        key = jax.random.key_data(state.key)
     return weights, {"opt_state": state.opt_state, "step": state.step, "skipped": state.skipped, "key": key}
 
 
-def _split_shardings(abstract):
-    whole = abstract.step.sharding
-    at = lambda tree: jax.tree.map(lambda leaf: leaf.sharding, tree)
-    weights = {"params": at(abstract.params), "ema": at(abstract.ema), "stats": at(abstract.stats)}
-    weights = {name: tree for name, tree in weights.items() if jax.tree.leaves(getattr(abstract, name))}
-    return weights, {"opt_state": at(abstract.opt_state), "step": whole, "skipped": whole, "key": whole}
-
-
-def _with_shardings(shapes, shardings):
-    return jax.tree.map(lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to), shapes, shardings)
-
-
 def _join(weights, rest):
-    weights = {"ema": {}, "stats": {}, **weights}
-    return TrainState(key=jax.random.wrap_key_data(rest.pop("key")), **weights, **rest)
-
-
-def _only(name, how=None):
-    return ocp.args.Composite(**{name: how or ocp.args.JsonRestore()})
+    key = jax.random.wrap_key_data(rest["key"])
+    return TrainState(**{**_EMPTY, **weights}, **{**rest, "key": key})
 
 
 def _is_full(error):
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or "No space left on device" in str(error) or "Disk quota exceeded" in str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    said = any(sentence in str(error) for sentence in ("No space left on device", "Disk quota exceeded"))
+    return said or (error.__cause__ is not None and _is_full(error.__cause__))
 
 
 def _first_line(error):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from t2i_jax.config import one_of
@@ -20,13 +22,13 @@ class OptimConfig:
     """An optimiser: clipping, then AdamW or Adafactor, with a warm-up and a decay of the learning rate.
 
     Attributes:
-      name: "adamw", or "adafactor" (factored second moments, momentum b1, no relative step size).
+      name: "adamw", or "adafactor" (factored second moments, no relative step size). Adam is "adamw" without decay.
       learning_rate: peak value, reached after `warmup_steps` (linear from 0).
       schedule: "constant"; "cosine" or "linear" down to `end_ratio` of the peak at the last step; "exponential" from
         `decay_from` on, reaching `end_ratio` at the last step (Parti: from step 85,000 to 0.025 at 450,000).
       decay_from: first step of the exponential decay.
-      b1, b2, eps: of Adam; b1 is Adafactor's momentum, b2 its decay's limit.
-      weight_decay: decoupled; arrays with fewer than two axes (biases, gains) are not decayed.
+      b1, b2, eps: of Adam. Of Adafactor b1 is the momentum and b2 the limit that the decay rate 1 - t^-0.8 grows to.
+      weight_decay: decoupled, times the learning rate; biases and gains, stacked over layers or not, are not decayed.
       clip_norm: global norm that gradients are clipped to; 0: no clipping.
     """
 
@@ -76,17 +78,20 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
 
 
-def make(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """The optax transformation that a configuration describes."""
-    decay = [optax.add_decayed_weights(config.weight_decay, mask=_matrices)] if config.weight_decay else []
+def make(config: OptimConfig, steps: int, decayed: Any = None) -> optax.GradientTransformation:
+    """The optax transformation that a configuration describes.
+
+    Args:
+      steps: of the run, for the schedule.
+      decayed: a bool per parameter, those that weight decay pulls to 0; None: arrays with more than one axis.
+    """
+    mask = decayed if decayed is not None else lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    decay = [optax.add_decayed_weights(config.weight_decay, mask=mask)] if config.weight_decay else []
     if config.name == "adamw":
         rule = [optax.scale_by_adam(config.b1, config.b2, config.eps)]
     else:
-        rule = [optax.scale_by_factored_rms(decay_rate=0.8), optax.clip_by_block_rms(1.0)]
+        rate = lambda i, exponent: jnp.minimum(config.b2, 1 - (i + 1.0) ** -exponent)  # Shazeer & Stern 2018, sec. 7.2
+        rule = [optax.scale_by_factored_rms(decay_rate=0.8, decay_rate_fn=rate), optax.clip_by_block_rms(1.0)]
         rule += [optax.ema(config.b1, debias=False)] if config.b1 else []
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     return optax.chain(*clip, *rule, *decay, optax.scale_by_learning_rate(learning_rate(config, steps)))
-
-
-def _matrices(params):
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -9,24 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from t2i_jax.sharding import unbox
 from t2i_jax.train import ema as averages
-from t2i_jax.types import Array, Batch, Key, Metrics, Objective, Task, TrainState
-
-
-def init_state(key: Key, *, task: Task, optimisers: Mapping[str, optax.GradientTransformation], ema_decay: float):
-    """The state before the first step; pure, so that it can be traced for its shapes."""
-    for_params, for_run = jax.random.split(key)
-    params, stats = unbox(task.init(for_params))
-    return TrainState(
-        step=jnp.int32(0),
-        params=dict(params),
-        opt_state={group: optimisers[group].init(params[group]) for group in params},
-        ema={group: jax.tree.map(jnp.copy, params[group]) for group in task.ema_groups} if ema_decay else {},
-        stats=stats,
-        skipped=jnp.zeros((2,), jnp.int32),
-        key=for_run,
-    )
+from t2i_jax.types import Array, Batch, Metrics, Objective, Task, TrainState
 
 
 def train_step(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,33 +25,41 @@ class Stream:
     ahead: every batch comes with its own.
 
     Attributes:
+      start: position of the data before the first batch.
       waited: seconds that `next` has waited for data in all.
     """
 
     def __init__(self, batches: Any, spec: Mapping[str, jax.ShapeDtypeStruct], mesh: jax.sharding.Mesh):
         self._batches, self._spec, self._sharding = iter(batches), spec, batch_sharding(mesh)
+        self.start, self.waited = self._batches.get_state(), 0.0
         self._queue: queue.Queue = queue.Queue(_AHEAD)
         self._stop = threading.Event()
-        self.waited = 0.0
         self._thread = threading.Thread(target=self._pull, daemon=True)
         self._thread.start()
 
-    def __iter__(self) -> Iterator[tuple[Mapping[str, jax.Array], Any]]:
-        return self
+    def next(self, give_up: Callable[[], bool]) -> tuple[Mapping[str, jax.Array], Any] | None:
+        """(batch on the devices, position of the data after it); None when `give_up` says so while it waits.
 
-    def __next__(self) -> tuple[Mapping[str, jax.Array], Any]:
-        """(batch on the devices, position of the data after it)."""
-        start = time.perf_counter()
-        batch, position = self._queue.get()
-        self.waited += time.perf_counter() - start
-        if isinstance(batch, Exception):
-            raise batch
-        return {name: self._place(array) for name, array in batch.items()}, position
+        Raises:
+          UserError: the data ended, or a batch is not what the task wants.
+        """
+        begin = time.perf_counter()
+        while not give_up():
+            try:
+                batch, position = self._queue.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            self.waited += time.perf_counter() - begin
+            if isinstance(batch, Exception):
+                raise batch
+            return {name: self._place(array) for name, array in batch.items()}, position
+        return None
 
     def close(self) -> None:
-        """Stops reading."""
+        """Stops reading; a source that hangs is left to itself after five seconds."""
         self._stop.set()
-        while self._thread.is_alive():
+        end = time.perf_counter() + 5
+        while self._thread.is_alive() and time.perf_counter() < end:
             try:
                 self._queue.get(timeout=0.05)
             except queue.Empty:

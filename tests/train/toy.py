@@ -27,9 +27,10 @@ class Net(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class ToyTask:
-    """Two nets: "first" predicts the target, "second" predicts what "first" left; `poison`: a target that is NaN."""
+    """Two nets: "first" predicts the target, "second" what "first" left, shifted by `noise` times a normal number."""
 
     width: int = 16
+    noise: float = 0.01
     ema_groups: tuple = ("first",)
 
     @property
@@ -53,7 +54,7 @@ class ToyTask:
 
     def second(self, params, stats, frozen, batch, key, step):
         rest = batch["y"] - Net(self.width).apply({"params": params["first"]}, batch["x"])
-        noise = 0.01 * jax.random.normal(key, ())
+        noise = self.noise * jax.random.normal(key, ())
         loss = jnp.mean((Net(self.width).apply({"params": params["second"]}, batch["x"]) - rest + noise) ** 2)
         return loss, ({"second": loss}, stats)
 

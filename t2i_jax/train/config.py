@@ -1,0 +1,116 @@
+"""What a user sets of a training run, and what a run may change when it is started again."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from t2i_jax import sharding
+from t2i_jax.config import did_you_mean, differences, one_of
+from t2i_jax.errors import UserError
+from t2i_jax.train.optim import OptimConfig
+
+# Fields that may differ from those of the checkpoint that a run carries on from.
+HARMLESS = ("steps", "log_every", "eval_every", "save_every", "keep", "mesh", "rules", "max_skipped_in_a_row", "wandb_project")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, how fast and on what a task is trained.
+
+    Attributes:
+      steps: updates in all. batch_size: over all devices and processes. seed: of parameters, data order and noise.
+      optim: of every group that `optim_by_group` does not name, as {"discriminator": OptimConfig(...)}.
+      ema_decay: of the moving average of parameters; 0: none is kept.
+      accumulate: the batch is worked off in so many parts, one after the other; the update is that of the whole batch.
+      mesh: size per mesh axis ("data", "fsdp", "tensor"); None: all devices on "data". rules: "dp", "fsdp", "fsdp_tp".
+      log_every, eval_every, save_every: in steps; eval_every=0: no previews. keep: checkpoints that stay.
+      max_skipped_in_a_row: the run stops when so many updates in a row were not finite.
+      wandb_project: log to Weights & Biases too; None: don't.
+    """
+
+    steps: int = 1000
+    batch_size: int = 64
+    seed: int = 0
+    optim: OptimConfig = OptimConfig()
+    optim_by_group: Mapping[str, OptimConfig] = dataclasses.field(default_factory=dict)
+    ema_decay: float = 0.999
+    accumulate: int = 1
+    mesh: Mapping[str, int] | None = None
+    rules: str = "dp"
+    log_every: int = 20
+    eval_every: int = 0
+    save_every: int = 500
+    keep: int = 2
+    max_skipped_in_a_row: int = 20
+    wandb_project: str | None = None
+
+    def __post_init__(self):
+        one_of("train.rules", self.rules, sharding.RULES)
+        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "keep", "max_skipped_in_a_row"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name}={getattr(self, name)} is below 1; give 1 or more.")
+        if self.eval_every < 0:
+            raise UserError(f"train.eval_every={self.eval_every} is below 0; use 0 for no previews.")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"train.ema_decay={self.ema_decay} is outside [0, 1); try 0.999, or 0 for none.")
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"train.batch_size={self.batch_size} is not a multiple of train.accumulate={self.accumulate}; try "
+                f"batch_size={max(self.batch_size // self.accumulate, 1) * self.accumulate}."
+            )
+
+    def optim_of(self, groups: Iterable[str]) -> Mapping[str, OptimConfig]:
+        """The optimiser of each of a task's groups.
+
+        Raises:
+          UserError: `optim_by_group` names a group that the task has not.
+        """
+        groups = list(groups)
+        for group in self.optim_by_group:
+            if group not in groups:
+                raise UserError(
+                    f"train.optim_by_group names {group!r}, which is no group of the task; {did_you_mean(group, groups)}"
+                )
+        return {group: self.optim_by_group.get(group, self.optim) for group in groups}
+
+    def check_batch(self, mesh: Mesh) -> None:
+        """Refuses a batch that the mesh does not divide."""
+        ways = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+        unit = ways * self.accumulate
+        if self.batch_size % unit:
+            raise UserError(
+                f"train.batch_size={self.batch_size} does not divide over {ways} devices in {self.accumulate} part(s); "
+                f"try batch_size={-(-self.batch_size // unit) * unit}."
+            )
+
+
+def refuse_other_run(
+    old: Mapping[str, Any], new: Mapping[str, Any], allowed: Sequence[str], workdir: str | pathlib.Path
+) -> None:
+    """Refuses to carry on with a checkpoint of another configuration.
+
+    Args:
+      old, new: stored configurations, `TrainConfig` under "train".
+      allowed: fields (with everything below them) that may differ, beside the `HARMLESS` ones of "train".
+
+    Raises:
+      UserError: they differ in anything else; the sentence lists what.
+    """
+    allowed = [*allowed, *(f"train.{name}" for name in HARMLESS)]
+    changed = [line for line in differences(old, new) if not _is_below(line.split(": ")[0], allowed)]
+    if changed:
+        listed = "; ".join(changed[:8]) + ("" if len(changed) <= 8 else f"; and {len(changed) - 8} more")
+        raise UserError(
+            f"workdir={str(workdir)!r} holds a run of another configuration ({listed}); change it back, or name a new "
+            "workdir."
+        )
+
+
+def _is_below(path, names):
+    return any(path == name or path.startswith(f"{name}.") for name in names)

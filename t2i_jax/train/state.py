@@ -1,0 +1,98 @@
+"""The state of a run before its first step, and where each of its arrays lies."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from t2i_jax import sharding
+from t2i_jax.train import optim
+from t2i_jax.train.config import TrainConfig
+from t2i_jax.types import Key, Task, TrainState
+
+_SMALL = 2**16  # elements; smaller frozen arrays are not worth gathering
+
+
+def init_state(
+    key: Key, *, task: Task, optimisers: Mapping[str, optax.GradientTransformation], ema_decay: float
+) -> TrainState:
+    """The state before the first step; pure, so that it can be traced for its shapes."""
+    for_params, for_run = jax.random.split(key)
+    params, stats = sharding.unbox(task.init(for_params))
+    return TrainState(
+        step=jnp.int32(0),
+        params=dict(params),
+        opt_state={group: optimisers[group].init(params[group]) for group in params},
+        ema={group: jax.tree.map(jnp.copy, params[group]) for group in task.ema_groups} if ema_decay else {},
+        stats=stats,
+        skipped=jnp.zeros((2,), jnp.int32),
+        key=for_run,
+    )
+
+
+def start_of(
+    task: Task, optimisers: Mapping[str, optax.GradientTransformation], ema_decay: float
+) -> Callable[[Key], TrainState]:
+    """`init_state` of a key alone."""
+    return functools.partial(init_state, task=task, optimisers=optimisers, ema_decay=ema_decay)
+
+
+def optimisers_of(task: Task, config: TrainConfig) -> Mapping[str, optax.GradientTransformation]:
+    """An optimiser per group; weight decay leaves biases and gains alone.
+
+    A stack of layers is one array per kind of parameter: its axis "layers" does not make a bias a matrix.
+    """
+    params = dict(jax.eval_shape(task.init, jax.random.key(0))[0])
+    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+    axes = lambda leaf: sum(name != "layers" for name in leaf.names) if is_box(leaf) else leaf.ndim
+    decayed = jax.tree.map(lambda leaf: axes(leaf) > 1, params, is_leaf=is_box)
+    settings = config.optim_of(params)
+    return {group: optim.make(settings[group], config.steps, decayed[group]) for group in params}
+
+
+def abstract(start: Callable[[Key], TrainState], task: Task, mesh: Mesh, rules: str) -> TrainState:
+    """The state's shapes, each with its sharding; nothing is computed.
+
+    Parameters lie as their logical axes say, and what mirrors a parameter (moments, averages: same path below the
+    group, same shape) lies like it. Everything else is on every device.
+    """
+    boxed = dict(jax.eval_shape(task.init, jax.random.key(0))[0])
+    places = jax.tree_util.tree_leaves_with_path(sharding.shardings(boxed, mesh, rules))
+    leaves = jax.tree.leaves(sharding.unbox(boxed))
+    by_path = {(_keys(path), leaf.shape): place for (path, place), leaf in zip(places, leaves, strict=True)}
+    whole = sharding.replicated(mesh)
+
+    def of(path, leaf):
+        mirrors = path[0].name in ("params", "opt_state", "ema")
+        place = by_path.get((_keys(path), leaf.shape), whole) if mirrors else whole
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return jax.tree_util.tree_map_with_path(of, jax.eval_shape(start, jax.random.key(0)))
+
+
+def place_frozen(frozen: Any, mesh: Mesh, rules: str) -> Any:
+    """Frozen parameters on the mesh: whole on every device under "dp", else large ones split over the axis "fsdp"."""
+    ways = mesh.shape["fsdp"] if rules != "dp" else 1
+
+    def of(leaf):
+        divisible = [size if size % ways == 0 else 0 for size in leaf.shape]
+        if ways == 1 or math.prod(leaf.shape) < _SMALL or not any(divisible):
+            return sharding.replicated(mesh)
+        axis = divisible.index(max(divisible))
+        return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
+
+    frozen = frozen if frozen is not None else {}
+    return jax.device_put(frozen, jax.tree.map(of, frozen))
+
+
+def _keys(path):
+    """A leaf's place among dicts: group and names, without what an optimiser wraps around them."""
+    return tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))

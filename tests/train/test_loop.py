@@ -1,0 +1,213 @@
+"""The trainer on the toy task, in this process: resuming, stopping, what it writes, what it refuses."""
+
+import dataclasses
+import json
+import os
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from t2i_jax import config
+from t2i_jax.errors import UserError
+from t2i_jax.train.checkpoint import load_params
+from t2i_jax.train.loop import Hook, Preempted, TrainConfig, fit
+from t2i_jax.train.optim import OptimConfig
+
+from .toy import ToyBatches, ToyTask
+
+_CONFIG = TrainConfig(
+    steps=6, batch_size=16, log_every=2, save_every=2, keep=3, ema_decay=0.9, optim=OptimConfig(learning_rate=0.01)
+)
+
+
+def _fit(workdir, task=ToyTask(), batches=None, hooks=(), **changes):  # noqa: B008
+    return fit(task, batches or ToyBatches(), dataclasses.replace(_CONFIG, **changes), workdir, hooks=hooks)
+
+
+def assert_same_state(a, b):
+    """Bit for bit."""
+    plain = lambda state: state.replace(key=jax.random.key_data(state.key))
+    jax.tree.map(np.testing.assert_array_equal, plain(a), plain(b))
+
+
+def _lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    return workdir, _fit(workdir)
+
+
+def test_it_learns_writes_and_stores(uninterrupted):
+    workdir, state = uninterrupted
+    lines = _lines(workdir)
+    assert [line["step"] for line in lines] == [1, 2, 4, 6] and lines[-1]["loss"] < lines[0]["loss"]
+    assert {"grad_norm/first", "skipped", "images_per_second", "mfu", "input_wait"} <= set(lines[-1])
+    assert "seconds_first_step" in lines[0]
+    assert any(entry.name.startswith("events") for entry in workdir.iterdir())
+    stored, params, ema, stats = load_params(workdir)
+    assert stored["task"]["type"] == "ToyTask" and stored["train"]["steps"] == 6
+    jax.tree.map(np.testing.assert_array_equal, (params, ema, stats), (state.params, state.ema, state.stats))
+    assert set(ema) == {"first"}
+
+
+def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(uninterrupted, tmp_path):
+    _, whole = uninterrupted
+    stop_at = lambda at: Hook(1, lambda state, step, log: os.kill(os.getpid(), signal.SIGTERM) if step == at else None)
+    for number in (3, 4):  # 3 is no multiple of save_every
+        with pytest.raises(Preempted, match=f"after step {number}, everything is saved"):
+            _fit(tmp_path, hooks=(stop_at(number),))
+    assert_same_state(_fit(tmp_path), whole)
+    steps = [line["step"] for line in _lines(tmp_path)]
+    assert steps == sorted(set(steps)) and steps[-1] == 6
+
+
+def test_a_finished_run_does_nothing_and_a_longer_one_carries_on(uninterrupted, tmp_path):
+    batches = ToyBatches()
+    first = _fit(tmp_path, batches=batches)
+    again = _fit(tmp_path, batches=batches)
+    assert_same_state(first, again)
+    longer = _fit(tmp_path, steps=8, log_every=1)  # harmless changes
+    assert longer.step == 8
+
+
+def test_the_position_of_the_data_is_that_of_the_batches_trained_on(tmp_path):
+    seen = []
+
+    class Watched(ToyBatches):
+        def set_state(self, state):
+            seen.append(state)
+            super().set_state(state)
+
+    _fit(tmp_path, steps=3)
+    _fit(tmp_path, steps=4, batches=Watched())
+    assert seen == [{"number": 3}]  # not 5, although two batches more had been read ahead
+
+
+def test_lines_of_steps_that_were_not_saved_are_forgotten(tmp_path):
+    _fit(tmp_path, steps=2)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "loss": 1.0}\n{"step": 4, "lo')  # what a kill leaves
+    _fit(tmp_path, steps=4)
+    assert [line["step"] for line in _lines(tmp_path)] == [1, 2, 3, 4]
+    assert _lines(tmp_path)[2]["loss"] != 1.0
+
+
+def test_hooks_run_at_their_steps_and_after_the_last(tmp_path):
+    ran = []
+    hook = Hook(2, lambda state, step, log: (ran.append(step), log.scalars(step, {"eval/x": float("nan")})))
+    _fit(tmp_path, steps=5, hooks=(hook,))
+    assert ran == [2, 4, 5]
+    assert {"step": 5, "eval/x": None} in _lines(tmp_path)
+
+
+def test_a_stop_while_the_data_hangs_saves_and_stops(tmp_path):
+    class Hanging(ToyBatches):
+        def __next__(self):
+            if self.number == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(1)
+            return super().__next__()
+
+    with pytest.raises(Preempted):
+        _fit(tmp_path, batches=Hanging(), save_every=100)
+    assert load_params(tmp_path)[3]["seen"] > 0
+
+
+def test_steps_that_are_not_finite_are_skipped_and_too_many_end_the_run(tmp_path):
+    state = _fit(tmp_path / "a", batches=ToyBatches(poison=(1, 3)))
+    assert list(state.skipped) == [2, 0] and state.stats["seen"] == 4 * 16
+    with pytest.raises(UserError, match="not finite 2 times in a row .* lower optim.learning_rate"):
+        _fit(tmp_path / "b", batches=ToyBatches(poison=(2, 3)), max_skipped_in_a_row=2)
+    assert load_params(tmp_path / "b")[0]["train"]["steps"] == 6  # the checkpoint of step 2 stays
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(task=ToyTask(width=8)), r"task.width: 16 -> 8"),
+        (dict(optim=OptimConfig(learning_rate=0.02)), r"train.optim.learning_rate: 0.01 -> 0.02"),
+        (dict(seed=1), r"train.seed: 0 -> 1\); change it back, or name a new workdir"),
+    ],
+)
+def test_another_configuration_does_not_carry_on(uninterrupted, changes, message):
+    with pytest.raises(UserError, match=message):
+        _fit(uninterrupted[0], steps=7, **changes)
+
+
+def test_a_change_that_is_allowed_carries_on(uninterrupted, tmp_path):
+    fit(ToyTask(), ToyBatches(), _CONFIG, tmp_path, extra_config={"data": {"workers": 1, "set": "a"}})
+    longer = dataclasses.replace(_CONFIG, steps=7)
+    changed = {"data": {"workers": 2, "set": "a"}}
+    assert fit(ToyTask(), ToyBatches(), longer, tmp_path, extra_config=changed, allowed=("data.workers",)).step == 7
+    with pytest.raises(UserError, match="data.set: 'a' -> 'b'"):
+        fit(ToyTask(), ToyBatches(), longer, tmp_path, extra_config={"data": {"workers": 1, "set": "b"}})
+
+
+class _Broken(ToyBatches):
+    """Batches with one entry changed."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def __next__(self):
+        return self.change(super().__next__())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda b: {"x": b["x"], "yy": b["y"]}, r"batch\['y'\] is missing; did you mean 'yy'"),
+        (lambda b: {**b, "y": b["y"][:, :4]}, r"batch\['y'\] is float32 \(16, 4\); the task wants float32 \(16, 8\)"),
+        (lambda b: {**b, "y": b["y"].astype(np.float64)}, r"batch\['y'\] is float64"),
+        (lambda b: next(iter(())), "the data has ended"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        _fit(tmp_path, batches=_Broken(change))
+
+
+def test_an_error_of_the_data_is_raised_as_it_is(tmp_path):
+    def fail(batch):
+        raise OSError("the disk of the pictures is gone")
+
+    with pytest.raises(OSError, match="the disk of the pictures is gone"):
+        _fit(tmp_path, batches=_Broken(fail))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(rules="fsd"), "did you mean 'fsdp'"),
+        (dict(steps=0), r"train.steps=0 is below 1"),
+        (dict(ema_decay=1.0), r"train.ema_decay=1.0 is outside"),
+        (dict(batch_size=10, accumulate=4), r"batch_size=10 is not a multiple of train.accumulate=4; try batch_size=8"),
+        (dict(optim_by_group={"frst": OptimConfig()}), "names 'frst'.*did you mean 'first'"),
+        (dict(mesh={"data": 3}), "does not fit 1 device"),
+    ],
+)
+def test_nonsense_is_refused_before_anything_is_written(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        _fit(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_configuration_survives_json_and_groups_have_optimisers_of_their_own():
+    given = TrainConfig(optim_by_group={"second": OptimConfig(learning_rate=1.0)}, mesh={"data": 1})
+    known = {"TrainConfig": TrainConfig, "OptimConfig": OptimConfig}
+    assert config.from_dict(json.loads(json.dumps(config.to_dict(given))), known) == given
+    rates = {group: of.learning_rate for group, of in given.optim_of(["first", "second"]).items()}
+    assert rates == {"first": OptimConfig().learning_rate, "second": 1.0}
+
+
+def test_wandb_is_only_wanted_when_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    with pytest.raises(UserError, match="wandb_project='pictures' needs Weights & Biases"):
+        _fit(tmp_path, wandb_project="pictures")
