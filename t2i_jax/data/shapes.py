@@ -148,6 +148,12 @@ class Shapes:
         images, captions = self._block(index // _BLOCK)
         return {"image": images[index % _BLOCK], "caption": captions[index % _BLOCK]}
 
+    def without_image(self, index: int) -> dict:
+        """The record with "image" None: nothing is drawn."""
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        return {"image": None, "caption": scene(index, self.split, self.seed).caption}
+
     def __getstate__(self) -> dict:
         return {k: v for k, v in self.__dict__.items() if k not in ("_blocks", "_lock")}
 

@@ -73,7 +73,7 @@ class BadCounter:
         """Counts one."""
         with self._lock:
             self.by_reason[bad.reason] += 1
-            if len(self.names) < 5:
+            if len(self.names) < 5 and str(bad) not in self.names:
                 self.names.append(str(bad))
 
     @property

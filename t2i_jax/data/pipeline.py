@@ -1,0 +1,284 @@
+"""From a source to batches: shuffled, cropped, shared among processes, read ahead, and resumable at any batch.
+
+Grain does the order, the threads and the worker processes. A sample depends only on the seeds and on its position in
+the stream of its process, so neither threads nor workers change a batch, and a position is all that must be saved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from PIL import Image
+
+from t2i_jax.config import one_of
+from t2i_jax.data.source import BadCounter, BadSample, Record, Source, open_source
+from t2i_jax.errors import UserError
+
+CROPS = ("center", "random", "resize")
+ENTRIES = ("image", "caption", "text", "text_mask", "text_embeds", "tokens")
+_EMBEDDED = ("shapes", "digits")
+_log = logging.getLogger(__name__)
+
+Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]  # captions -> ids (B, L) int32, mask (B, L) bool
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where pictures and captions come from and how they are cut.
+
+    Attributes:
+      source: "shapes", "digits", "folder:PATH", "webdataset:GLOB", "arrayrecord:DIR", "tfds:NAME" or "hf:NAME".
+      image_size: side of the square pictures of a batch, in pixels.
+      crop: "center" or "random": the largest square, from the middle or anywhere; "resize": the whole picture, squeezed.
+      flip: mirror every other picture, by chance. Not for captions that speak of left and right.
+      split: "train" or "heldout" of an embedded set, a split's name for tfds and hf; other sources have no splits.
+      max_bad_rate: fraction of samples that may be unusable before the run stops, from 0 to 1.
+      workers: processes that read; 0: this one does.
+      threads: threads that read, in each of those processes; 0: none, a batch is read when it is asked for.
+      seed: of the pictures of `shapes`; order, crops and flips have a seed of their own.
+    """
+
+    source: str = "shapes"
+    image_size: int = 32
+    crop: str = "center"
+    flip: bool = False
+    split: str = "train"
+    max_bad_rate: float = 0.05
+    workers: int = 0
+    threads: int = 2
+    seed: int = 0
+
+    def __post_init__(self):
+        one_of("data.crop", self.crop, CROPS)
+        for name in ("workers", "threads", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"data.{name}={getattr(self, name)} is negative; give 0 or more.")
+        if self.image_size < 1:
+            raise UserError(f"data.image_size={self.image_size} is no size; give 1 or more pixels.")
+        if not 0 <= self.max_bad_rate <= 1:
+            raise UserError(f"data.max_bad_rate={self.max_bad_rate} is no fraction; give one from 0 to 1.")
+
+
+def batches(
+    config: DataConfig,
+    batch_size: int,
+    seed: int,
+    *,
+    tokenize: Tokenize | None = None,
+    wants: Sequence[str] = ("image", "text", "text_mask"),
+    text_length: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    repeat: bool = True,
+) -> Batches:
+    """Batches of this process.
+
+    Args:
+      batch_size: samples of a batch of this process.
+      seed: of order, crops and flips.
+      tokenize: makes "text" and "text_mask" of captions; needed where "text" is wanted.
+      wants: entries of a batch, from "image" (B, image_size, image_size, 3) uint8, "caption" list of str, "text" and
+        "text_mask" (B, L), "text_embeds" (B, L, width) float32 with its "text_mask", "tokens" (B, N) int32.
+      text_length: L of "text_embeds", which are padded or cut; None: the longest of the batch.
+      process_index, process_count: this process reads its own part of the samples, as many as every other one.
+      repeat: for ever, shuffled afresh for every epoch, every batch full, across epochs too; False: once, unshuffled,
+        nothing left out, the last batch may be smaller.
+
+    Raises:
+      UserError: an unknown source or entry, no samples, or (while it runs) too many that cannot be used.
+    """
+    for name in wants:
+        one_of("wants", name, ENTRIES)
+    if "text" in wants and tokenize is None:
+        raise UserError("wants='text' needs tokenize: give a text tokenizer, or want 'caption'.")
+    if "text_mask" in wants and not {"text", "text_embeds"} & set(wants):
+        raise UserError("wants='text_mask' is the mask of 'text' or 'text_embeds'; want one of them too.")
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size} is no size; give 1 or more for each process.")
+    if config.flip and config.source in _EMBEDDED and {"caption", "text"} & set(wants):
+        raise UserError(f"data.flip={config.flip} makes captions of {config.source} untrue; set it to False.")
+    source = open_source(config.source, image_size=config.image_size, split=config.split, seed=config.seed)
+    if len(source) < process_count:
+        raise UserError(f"data.source={config.source!r} has {len(source)} samples for {process_count} processes.")
+    order = grain.MapDataset.range(len(source))
+    if repeat:
+        even = len(source) - len(source) % process_count
+        shuffled = order.shuffle(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        order = shuffled[process_index:even:process_count].repeat()
+    else:
+        order = order[process_index::process_count]
+    kept = {"caption" if name == "text" else name for name in wants} - {"text_mask"}
+    samples = order.map_with_index(_Prepare(source, config, kept, (seed, process_index)))
+    collate = _Collate(tuple(wants), tokenize, text_length)
+    return Batches(samples, config, batch_size, collate, len(source), process_count)
+
+
+class Batches:
+    """An iterator of batches (dicts of arrays) whose position can be saved.
+
+    Attributes:
+      bad: what could not be used so far.
+    """
+
+    def __init__(self, samples, config, batch_size, collate, records, process_count):
+        self._samples, self._config, self._batch_size, self._collate = samples, config, batch_size, collate
+        self._records, self._process_count = records, process_count
+        self._reader: Any = None  # Grain's iterator
+        self._position = 0  # samples read, the unusable ones included
+        self._seen = 0  # the same, since this object was made
+        self.bad = BadCounter()
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        if self._reader is None:
+            self._reader = iter(_reader(self._samples[self._position :], self._config))
+        good: list[Record] = []
+        unusable = 0  # since the last usable one
+        while len(good) < self._batch_size:
+            try:
+                sample = next(self._reader)
+            except StopIteration:
+                self.bad.check(self._seen, self._config.max_bad_rate, done=True)
+                break
+            self._position, self._seen = self._position + 1, self._seen + 1
+            if isinstance(sample, BadSample):
+                unusable += 1
+                self._leave_out(sample, unusable)
+            else:
+                good.append(sample)
+                unusable = 0
+        if not good:
+            raise StopIteration
+        return self._collate(good)
+
+    def get_state(self) -> dict[str, int]:
+        """The position after the last batch, as JSON: it does not depend on threads, workers or the batch size."""
+        return {"position": self._position, "records": self._records, "processes": self._process_count}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Goes on after the batch after which `get_state` was called.
+
+        With another number of processes than then, the same number of samples in all counts as read.
+
+        Raises:
+          UserError: the source held another number of records then, so its order is another.
+        """
+        if state["records"] != self._records:
+            raise UserError(
+                f"data.source={self._config.source!r} has {self._records} records and had {state['records']} when the "
+                "run was saved; give it the same data, or start another run."
+            )
+        self._position = state["position"] * state["processes"] // self._process_count
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = None
+
+    def _leave_out(self, sample, in_a_row):
+        if len(self.bad.names) < 5:
+            _log.warning("left out %s", sample)
+        self.bad.add(sample)
+        self.bad.check(self._seen, self._config.max_bad_rate)
+        if in_a_row >= self._records:
+            raise UserError(f"data.source={self._config.source!r} has no sample that can be used: {sample}.")
+
+
+def crop(image_HWC: np.ndarray, size: int, how: str, rng: np.random.Generator | None = None) -> np.ndarray:
+    """A picture of size x size, uint8, resampled bicubically where it has another size.
+
+    Args:
+      how: "center", "random" (needs `rng`) or "resize", as in `DataConfig`.
+    """
+    height, width = image_HWC.shape[:2]
+    if (height, width) == (size, size):
+        return image_HWC
+    if how == "resize":
+        box = (0, 0, width, height)
+    else:
+        side = min(height, width)
+        room = height - side, width - side
+        top, left = rng.integers(0, [r + 1 for r in room]) if how == "random" else (r // 2 for r in room)
+        box = (left, top, left + side, top + side)
+    return np.asarray(Image.fromarray(image_HWC).resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+class _Prepare:
+    """Reads and cuts one sample; what cannot be used comes back as its BadSample, to be counted in one place."""
+
+    def __init__(self, source: Source, config: DataConfig, kept: set[str], seeds: tuple[int, int]):
+        self._source, self._config, self._kept, self._seeds = source, config, kept, seeds
+        self._with_image = "image" in kept
+        self._by_chance = self._with_image and (config.flip or config.crop == "random")
+
+    def __call__(self, position, index):
+        try:
+            record = self._read(int(index))
+            missing = [name for name in sorted(self._kept) if record.get(name) is None]
+            if missing:
+                raise BadSample(f"no {missing[0]}", f"record {index}")
+        except BadSample as bad:
+            return bad
+        sample = {name: record[name] for name in self._kept}
+        if "text_embeds" in sample and record.get("text_mask") is not None:
+            sample["text_mask"] = record["text_mask"]
+        if self._with_image:
+            sample["image"] = self._cut(sample["image"], position)
+        return sample
+
+    def _read(self, index):
+        if not self._with_image and hasattr(self._source, "without_image"):
+            return self._source.without_image(index)
+        return self._source[index]
+
+    def _cut(self, image_HWC, position):
+        rng = np.random.default_rng((*self._seeds, position)) if self._by_chance else None
+        image_HWC = crop(image_HWC, self._config.image_size, self._config.crop, rng)
+        return image_HWC[:, ::-1] if self._config.flip and rng.random() < 0.5 else image_HWC
+
+
+@dataclasses.dataclass(frozen=True)
+class _Collate:
+    """Puts samples together into a batch."""
+
+    wants: tuple[str, ...]
+    tokenize: Tokenize | None
+    text_length: int | None
+
+    def __call__(self, samples: list[Record]) -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        if "text" in self.wants:
+            made["text"], made["text_mask"] = self.tokenize([sample["caption"] for sample in samples])
+        elif "text_embeds" in self.wants:
+            made["text_embeds"], made["text_mask"] = self._padded(samples)
+        if "image" in self.wants:
+            made["image"] = np.stack([sample["image"] for sample in samples])
+        if "tokens" in self.wants:
+            made["tokens"] = np.stack([np.asarray(sample["tokens"], np.int32).reshape(-1) for sample in samples])
+        if "caption" in self.wants:
+            made["caption"] = [sample["caption"] for sample in samples]
+        return {name: made[name] for name in self.wants}
+
+    def _padded(self, samples):
+        embeds = [np.asarray(sample["text_embeds"], np.float32) for sample in samples]
+        length = self.text_length or max(len(e_LD) for e_LD in embeds)
+        embeds_BLD = np.zeros((len(embeds), length, embeds[0].shape[-1]), np.float32)
+        mask_BL = np.zeros((len(embeds), length), bool)
+        for row, (sample, e_LD) in enumerate(zip(samples, embeds)):
+            used = min(len(e_LD), length)
+            embeds_BLD[row, :used] = e_LD[:used]
+            mask_BL[row, :used] = sample.get("text_mask", np.ones(len(e_LD), bool))[:used]
+        return embeds_BLD, mask_BL
+
+
+def _reader(samples, config):
+    ahead = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=64 if config.threads else 0)
+    samples = samples.to_iter_dataset(ahead)
+    if config.workers:
+        samples = samples.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+    return samples
