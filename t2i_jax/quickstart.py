@@ -12,7 +12,7 @@ import numpy as np
 from t2i_jax import previews, report, runs
 from t2i_jax.data.pipeline import DataConfig
 from t2i_jax.models.parti_transformer import PartiTransformer
-from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
+from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.recipe import Evaluation, Recipe
 from t2i_jax.systems.parti import PartiTask
 from t2i_jax.systems.tokenizer import TokenizerTask
@@ -78,19 +78,31 @@ def _report(recipe, system, tokenizer, workdir):
 
 
 def get_config() -> Recipe:
-    """The recipe of `t2i quickstart`."""
-    size, text_length = 32, 24
-    network = ViTVQGAN(image_size=size, patch_size=4)
-    tokenizer = Recipe(
-        task=TokenizerTask(model=network),
-        data=DataConfig(source="shapes", image_size=size),
-        train=TrainConfig(steps=1500, batch_size=64, optim={"": OptimConfig(learning_rate=1e-3)}),
+    """The recipe of `t2i quickstart`: 32 x 32 pixels, 64 tokens of 1024 codes, some minutes for each of the two stages."""
+    size = 32
+    network = VitVQGanVAE(
+        dim=64, image_size=size, patch_size=4, layers=1, heads=2, codebook_size=1024, pixel_range=(-1.0, 1.0)
     )
-    text = LearnedText(dim=128, depth=2, heads=4, mlp_dim=512, vocab_size=256, max_length=text_length)
+    tokenizer = Recipe(
+        task=TokenizerTask(model=network, l2_weight=1.0),
+        data=DataConfig(source="shapes", image_size=size),
+        train=TrainConfig(
+            steps=1200,
+            batch_size=48,
+            ema_decay=0.99,
+            optim=OptimConfig(learning_rate=3e-3, warmup_steps=50, schedule="cosine", end_ratio=0.02, weight_decay=1e-4),
+        ),
+    )
+    text = LearnedText(dim=128, depth=2, heads=4, mlp_dim=512, vocab_size=128, max_length=24)
     return Recipe(
         task=PartiTask(model=PartiTransformer(dim=128, depth=4, heads=4, mlp_dim=512), text=text, tokenizer=network),
         data=DataConfig(source="shapes", image_size=size),
-        train=TrainConfig(steps=2000, batch_size=64),
+        train=TrainConfig(
+            steps=2000,
+            batch_size=48,
+            ema_decay=0.998,
+            optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, schedule="cosine", end_ratio=0.05, weight_decay=0.01),
+        ),
         tokenizer=tokenizer,
-        evaluation=Evaluation(judge="shapes", guidance=2.0, pictures=400),
+        evaluation=Evaluation(judge="shapes", guidance=2.0, temperature=0.7, pictures=400),
     )

@@ -67,9 +67,12 @@ class Recipe:
 
 def known_types() -> Mapping[str, type]:
     """Every class that a stored configuration may name, by its tag."""
-    from t2i_jax.models.parti import Parti
+    from t2i_jax.models.discriminator import Discriminator
+    from t2i_jax.models.parti import Parti, PartiAndTokenizer
     from t2i_jax.models.parti_transformer import PartiTransformer
+    from t2i_jax.models.stylegan_discriminator import StyleDiscriminator
     from t2i_jax.models.super_resolution import SuperResolution
+    from t2i_jax.models.vgg import Vgg16
     from t2i_jax.models.vit_vqgan import VitVQGanVAE
     from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
     from t2i_jax.systems.parti import PartiTask
@@ -84,7 +87,7 @@ def known_types() -> Mapping[str, type]:
 
     classes = (
         Recipe, Evaluation, DataConfig, TrainConfig, OptimConfig, TokenizerTask, PartiTask, SuperResolutionTask,
-        VitVQGanVAE, ViTVQGAN, Parti, PartiTransformer, SuperResolution, LearnedText, StoredText, T5Text,
+        VitVQGanVAE, ViTVQGAN, Discriminator, StyleDiscriminator, Vgg16, Parti, PartiAndTokenizer, PartiTransformer, SuperResolution, LearnedText, StoredText, T5Text,
         T5Encoder,
     )  # fmt: skip
     return {cls.__name__: cls for cls in classes}

@@ -34,6 +34,8 @@ from t2i_jax.train.loop import fit
 
 _CAPTIONS_FOR_VOCABULARY = 50_000  # captions that a vocabulary is trained from
 
+_FREE = ("evaluation", "tokenizer", "data.workers", "data.threads", "data.max_bad_rate")  # may change between starts
+
 System = TokenizerSystem | PartiSystem | SuperResolutionSystem
 
 
@@ -68,6 +70,7 @@ def train(recipe: Recipe, workdir: str | pathlib.Path, *, hooks: Callable[[Recip
         recipe.train.seed,
         tokenize=_tokenize(recipe, text_tokenizer),
         wants=tuple(recipe.task.batch_spec(1)),
+        text_length=recipe.task.text.max_length if isinstance(recipe.task, PartiTask) else None,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -79,6 +82,7 @@ def train(recipe: Recipe, workdir: str | pathlib.Path, *, hooks: Callable[[Recip
         frozen=frozen,
         hooks=(hooks or preview_hooks)(recipe, build_system),
         extra_config=recipe_to_dict(recipe),
+        allowed=_FREE,
     )
     return build_system(_averaged(state.params, state.ema), state.stats)
 

@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _commands():
-    from t2i_jax.cli import convert, data, evaluate, export, quickstart, sample, train
+    from t2i_jax.cli import convert, evaluate, export, quickstart, sample, train
 
     return {
         "quickstart": quickstart.quickstart,
@@ -53,9 +53,14 @@ def _commands():
         "sample": sample.sample,
         "eval": evaluate.evaluate,
         "export": export.export,
-        "data": data.help_data,
+        "data": _help_data,
         "convert": convert.help_convert,
     }
+
+
+def _help_data() -> None:
+    """Pack, inspect and pre-encode pictures; see t2i data --help."""
+    print("t2i data has the commands pack, inspect, encode-text and encode-images; see t2i data --help.")
 
 
 def _start_cache():

@@ -9,6 +9,7 @@ relation, each of whose objects is seen in training.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 import zlib
 
@@ -95,23 +96,24 @@ def scene(index: int, split: str = "train", seed: int = 0) -> Scene:
 
 def draw(scenes: list[Scene], image_size: int) -> np.ndarray:
     """The pictures of scenes, NHWC uint8; edges are smoothed by coverage measured at twice the resolution."""
+    images = np.empty((len(scenes), image_size, image_size, 3), np.float32)
+    for image, one in zip(images, scenes):
+        ground = np.asarray(BACKGROUNDS[one.background], np.float32)
+        image[:] = ground
+        for thing in one.things:  # things never overlap, so adding is painting
+            cover = _cover(thing.shape, float(thing.x), float(thing.y), thing.radius, image_size)
+            image += cover[..., None] * (np.asarray(COLOURS[thing.colour], np.float32) - ground)
+    return np.clip(np.rint(images), 0, 255).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=1024)  # the lattice leaves few places: a set has 120 covers
+def _cover(shape, x, y, radius, image_size):
+    """How much of each pixel a thing covers, (H, W) from 0 to 1."""
     fine = 2 * image_size
     grid = (np.arange(fine, dtype=np.float32) + 0.5) / fine
-    images = np.empty((len(scenes), fine, fine, 3), np.float32)
-    images[:] = np.asarray([BACKGROUNDS[s.background] for s in scenes], np.float32)[:, None, None, :]
-    for shape in SHAPES:
-        which = [(i, thing) for i, s in enumerate(scenes) for thing in s.things if thing.shape == shape]
-        if not which:
-            continue
-        rows = [i for i, _ in which]  # two things of one shape in one scene are added by `np.add.at`
-        x, y, radius = np.asarray([(t.x, t.y, t.radius) for _, t in which], np.float32).T[:, :, None, None]
-        distance = _distance(shape, (grid[None, None, :] - x) / radius, (grid[None, :, None] - y) / radius) * radius
-        cover = np.clip(0.5 - distance * fine, 0, 1)[..., None]
-        colours = np.asarray([COLOURS[t.colour] for _, t in which], np.float32)[:, None, None, :]
-        ground = np.asarray([BACKGROUNDS[scenes[i].background] for i in rows], np.float32)[:, None, None, :]
-        np.add.at(images, rows, cover * (colours - ground))  # things never overlap, so adding is painting
-    images = images.reshape(len(scenes), image_size, 2, image_size, 2, 3).mean((2, 4))
-    return np.clip(np.rint(images), 0, 255).astype(np.uint8)
+    distance = _distance(shape, (grid[None, :] - x) / radius, (grid[:, None] - y) / radius) * radius
+    cover = np.clip(0.5 - distance * fine, 0, 1)
+    return cover.reshape(image_size, 2, image_size, 2).mean((1, 3), dtype=np.float32)
 
 
 class Shapes:
