@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import logging
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -68,11 +69,13 @@ class Checkpoints:
             config=ocp.args.JsonSave(dict(config)),
         )
         # Without `force` Orbax leaves out a save that comes while another one is still going on.
-        self._guard(lambda: self._manager.save(step, args=items, force=True))
+        with self.full_disk_refused():
+            self._manager.save(step, args=items, force=True)
 
     def wait(self) -> None:
         """Until everything is on disk."""
-        self._guard(self._manager.wait_until_finished)
+        with self.full_disk_refused():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits and lets go of the folder."""
@@ -119,6 +122,21 @@ class Checkpoints:
 
         return self._newest(read)
 
+    @contextlib.contextmanager
+    def full_disk_refused(self) -> Iterator[None]:
+        """Turns the many errors of a full disk that happen inside into one UserError."""
+        try:
+            yield
+        except Exception as error:
+            if not _is_full(error):
+                raise
+            finished = [int(entry.name) for entry in self.folder.iterdir() if entry.name.isdigit()]
+            kept = f"the checkpoint of step {max(finished)} stays" if finished else "there is no earlier checkpoint"
+            raise UserError(
+                f"the disk of {str(self.folder)!r} is full, so the newest step was not saved; {kept}: free space and "
+                "start the same command again."
+            ) from error
+
     def _config(self, step):
         return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
 
@@ -156,19 +174,6 @@ class Checkpoints:
             sentence += f", the damaged one is kept in {str(free)!r}"
         self._manager.reload()
         return f"{sentence}."
-
-    def _guard(self, act):
-        try:
-            act()
-        except Exception as error:
-            if not _is_full(error):
-                raise
-            finished = [int(entry.name) for entry in self.folder.iterdir() if entry.name.isdigit()]
-            kept = f"the checkpoint of step {max(finished)} stays" if finished else "there is no earlier checkpoint"
-            raise UserError(
-                f"the disk of {str(self.folder)!r} is full, so the newest step was not saved; {kept}: free space and "
-                "start the same command again."
-            ) from error
 
 
 def load_params(workdir: str | pathlib.Path) -> tuple[Mapping[str, Any], Any, Any, Any]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import pathlib
+import sys
+import time
 from collections.abc import Mapping
 
 import jax
@@ -13,8 +17,11 @@ from tqdm import tqdm
 from t2i_jax.errors import UserError
 
 
+_FLUSH_EVERY = 10.0  # seconds between two writings of events to the disk
+
+
 class Log:
-    """Writes metrics; only process 0 does.
+    """Writes metrics; only process 0 does. A disk that refuses them costs metrics, not the run.
 
     Attributes:
       workdir: folder of the run.
@@ -23,16 +30,15 @@ class Log:
     def __init__(self, workdir: pathlib.Path, start: int, steps: int, wandb_project: str | None = None):
         self.workdir = workdir
         self._speaks = jax.process_index() == 0
-        self._bar = tqdm(total=steps, initial=start, unit="step", desc=workdir.name, disable=not self._speaks)
         if not self._speaks:
             return
-        from tensorboardX import SummaryWriter
-
+        self._wandb = _start_wandb(wandb_project, workdir) if wandb_project else None
         path = workdir / "metrics.jsonl"
         _forget_after(path, start)
         self._file = path.open("a")
-        self._events = SummaryWriter(str(workdir), purge_step=start + 1)
-        self._wandb = _start_wandb(wandb_project, workdir) if wandb_project else None
+        self._events = _Events(workdir, start)
+        self._complained = False
+        self._bar = tqdm(total=steps, initial=start, unit="step", desc=workdir.name)
 
     def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes metrics of a step; a value that is not finite is null in metrics.jsonl and left out elsewhere."""
@@ -40,31 +46,70 @@ class Log:
             return
         metrics = {name: float(value) for name, value in metrics.items()}
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        self._file.write(json.dumps({"step": step, **dict.fromkeys(metrics), **finite}) + "\n")
-        self._file.flush()
-        for name, value in finite.items():
-            self._events.add_scalar(name, value, step)
+        with self._forgiving():
+            self._file.write(json.dumps({"step": step, **dict.fromkeys(metrics), **finite}) + "\n")
+            self._file.flush()
+            self._events.write(step, finite)
         if self._wandb is not None:
             self._wandb.log(finite, step=step)
 
     def progress(self, step: int, shown: Mapping[str, float | str]) -> None:
         """Moves the progress line to a step."""
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(step - self._bar.n)
+        if self._speaks:
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(step - self._bar.n)
 
     def say(self, sentence: str) -> None:
         """Prints a sentence above the progress line."""
         if self._speaks:
-            tqdm.write(sentence)
+            tqdm.write(sentence, file=sys.stderr)
 
     def close(self) -> None:
         """Finishes the files."""
+        if not self._speaks:
+            return
         self._bar.close()
-        if self._speaks:
-            self._file.close()
-            self._events.close()
-            if self._wandb is not None:
-                self._wandb.finish()
+        for file in (self._file, self._events):
+            with self._forgiving():
+                file.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    @contextlib.contextmanager
+    def _forgiving(self):
+        try:
+            yield
+        except OSError as error:
+            if not self._complained:
+                self.say(f"metrics can't be written to {str(self.workdir)!r} ({error}); training goes on without them.")
+            self._complained = True
+
+
+class _Events:
+    """A TensorBoard event file, written by the caller's own thread: a writer's thread would die of a full disk."""
+
+    def __init__(self, workdir, start):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        self._event, self._scalar = Event, scalar
+        self._writer = EventsWriter(str(workdir / "events"), f".{start}.{os.getpid()}")
+        # TensorBoard forgets what an earlier start wrote of the steps that now come again.
+        session = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(wall_time=time.time(), step=start + 1, session_log=session))
+        self._flushed = time.monotonic()
+
+    def write(self, step, metrics):
+        for name, value in metrics.items():
+            event = self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value))
+            self._writer.write_event(event)
+        if time.monotonic() - self._flushed > _FLUSH_EVERY:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self):
+        self._writer.close()
 
 
 def _forget_after(path, start):

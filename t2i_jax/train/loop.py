@@ -129,7 +129,7 @@ def _train(run, state, pace):
                 _tell(run, pace, done, state, metrics)
             if stop.reached(done):
                 _stop_here(run, done, state, position)
-            with pace.pause():
+            with pace.pause(), run.checkpoints.full_disk_refused():
                 for hook in run.hooks:
                     if done % hook.every == 0 or done == steps:
                         hook.run(state, done, run.log)
@@ -147,9 +147,10 @@ def _stop_here(run, done, state, position):
 def _tell(run, pace, done, state, metrics):
     metrics = {name: float(value) for name, value in metrics.items()}
     speed, shown = pace.measure(done, run.stream.waited)
-    run.log.scalars(done, {**metrics, **speed})
     headline = {"loss": f"{metrics['loss']:.4g}"} if "loss" in metrics else {}
-    run.log.progress(done, {**headline, **shown})
+    with pace.pause():
+        run.log.scalars(done, {**metrics, **speed})
+        run.log.progress(done, {**headline, **shown})
     total, in_a_row = (int(n) for n in state.skipped)
     limit = run.config.max_skipped_in_a_row
     if in_a_row >= limit:

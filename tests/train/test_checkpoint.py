@@ -1,0 +1,145 @@
+"""Checkpoints on a hostile disk: damaged, missing, and full (a file system of its own, in a process of its own)."""
+
+import dataclasses
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from t2i_jax.errors import UserError
+from t2i_jax.train.checkpoint import load_params
+from t2i_jax.train.loop import TrainConfig, fit
+
+from .toy import ToyBatches, ToyTask
+
+_CONFIG = TrainConfig(steps=3, batch_size=16, save_every=1, log_every=1, keep=3)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("trained")
+    return workdir, fit(ToyTask(), ToyBatches(), _CONFIG, workdir)
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    return shutil.copytree(trained[0], tmp_path / "copy")
+
+
+def _arrays(step: pathlib.Path, item: str):
+    """The files that hold the values of an item."""
+    return [path for path in (step / item).rglob("*") if path.is_file() and path.parent.name == "d"]
+
+
+def _truncate(step):
+    for path in _arrays(step, "rest"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _truncate,
+        lambda step: [path.write_bytes(bytes(path.stat().st_size)) for path in _arrays(step, "weights")],
+        lambda step: shutil.rmtree(step / "weights"),
+        lambda step: (step / "config" / "metadata").write_text('{"task"'),
+        lambda step: [shutil.rmtree(path) if path.is_dir() else path.unlink() for path in step.iterdir()],
+    ],
+    ids=["half", "zeros", "an item is gone", "torn JSON", "empty folder"],
+)
+def test_a_damaged_newest_checkpoint_is_named_and_kept_and_the_one_before_is_taken(trained, copy, damage, capfd):
+    damage(copy / "checkpoints" / "3")
+    state = fit(ToyTask(), ToyBatches(), _CONFIG, copy)
+    jax.tree.map(np.testing.assert_array_equal, (state.params, state.opt_state), (trained[1].params, trained[1].opt_state))
+    said = [line for line in capfd.readouterr().err.splitlines() if "can't be read" in line]
+    assert len(said) == 1 and "step 3" in said[0] and "step 2 is taken instead" in said[0]
+    assert (copy / "unreadable" / "3.0").is_dir()
+    assert sorted(int(path.name) for path in (copy / "checkpoints").iterdir() if path.name.isdigit()) == [1, 2, 3]
+    jax.tree.map(np.testing.assert_array_equal, load_params(copy)[1], trained[1].params)
+
+
+def test_reading_alone_moves_nothing(copy, capfd):
+    _truncate(copy / "checkpoints" / "3")
+    shutil.rmtree(copy / "checkpoints" / "3" / "weights" / "d")
+    load_params(copy)
+    assert "step 2 is taken instead" in capfd.readouterr().err
+    assert not (copy / "unreadable").exists() and (copy / "checkpoints" / "3").is_dir()
+
+
+def test_without_a_readable_checkpoint_nothing_is_trained_over_it(copy):
+    for step in (1, 2, 3):
+        _truncate(copy / "checkpoints" / str(step))
+    with pytest.raises(UserError, match="holds none that can be read"):
+        fit(ToyTask(), ToyBatches(), _CONFIG, copy)
+    assert not (copy / "unreadable").exists()
+
+
+def test_what_a_killed_save_left_is_swept_away(copy):
+    left = copy / "checkpoints" / "4.orbax-checkpoint-tmp"
+    shutil.copytree(copy / "checkpoints" / "3", left)
+    load_params(copy)
+    assert left.is_dir()  # a reader leaves a save that may still be going on
+    assert fit(ToyTask(), ToyBatches(), dataclasses.replace(_CONFIG, steps=4), copy).step == 4
+    assert not left.exists()
+
+
+def test_only_so_many_are_kept(copy):
+    fit(ToyTask(), ToyBatches(), dataclasses.replace(_CONFIG, steps=6, keep=2), copy)
+    assert sorted(int(path.name) for path in (copy / "checkpoints").iterdir() if path.name.isdigit()) == [5, 6]
+
+
+def test_a_folder_without_checkpoints_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint; train it first"):
+        load_params(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="holds no finished checkpoint"):
+        load_params(tmp_path)
+
+
+_ON_A_SMALL_DISK = """
+import os, sys, time
+from t2i_jax.errors import UserError
+from t2i_jax.train.checkpoint import load_params
+from t2i_jax.train.loop import Hook, TrainConfig, fit
+from tests.train.toy import ToyBatches, ToyTask
+
+workdir = sys.argv[1]
+def fill(state, step, log):
+    if step == 3:
+        while not os.path.isdir(f"{workdir}/checkpoints/2"):  # saved in the background
+            time.sleep(0.01)
+        with open(f"{workdir}/filler", "wb") as file:
+            try:
+                while True:
+                    file.write(bytes(4096)), file.flush()
+            except OSError:
+                pass
+config = TrainConfig(steps=4, batch_size=16, save_every=2, log_every=10, keep=1)
+try:
+    fit(ToyTask(width=2048), ToyBatches(), config, workdir, hooks=(Hook(1, fill),))
+    print("no error")
+except UserError as error:
+    print(error)
+os.remove(f"{workdir}/filler")
+assert load_params(workdir)[3]["seen"] == 32  # step 2
+assert fit(ToyTask(width=2048), ToyBatches(), config, workdir).step == 4
+print("carried on")
+"""
+
+
+def test_a_full_disk_ends_in_a_sentence_and_the_last_checkpoint_stays(tmp_path):
+    mount = 'mount -t tmpfs -o size=4m tmpfs "$1" && exec "$2" -c "$3" "$1"'
+    unshare = ["unshare", "--user", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], check=False).returncode:
+        pytest.skip("this machine lets no user mount a file system of their own")
+    command = [*unshare, "sh", "-c", mount, "sh", str(tmp_path), sys.executable, _ON_A_SMALL_DISK]
+    root = pathlib.Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    sentence = done.stdout.splitlines()[0]
+    assert "is full" in sentence and "the checkpoint of step 2 stays" in sentence and "free space" in sentence
+    assert done.stdout.splitlines()[-1] == "carried on"
