@@ -13,6 +13,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 from PIL import Image
 
 from t2i_jax.config import one_of
@@ -280,5 +281,7 @@ def _reader(samples, config):
     ahead = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=64 if config.threads else 0)
     samples = samples.to_iter_dataset(ahead)
     if config.workers:
+        if not flags.FLAGS.is_parsed():  # Grain looks at absl's flags, which only programs built on absl parse
+            flags.FLAGS.mark_as_parsed()
         samples = samples.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
     return samples

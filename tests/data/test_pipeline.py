@@ -1,0 +1,251 @@
+"""Batches: order, shards, resuming, cutting, and samples that cannot be used."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from t2i_jax.data import pipeline
+from t2i_jax.data.pipeline import DataConfig, batches, crop
+from t2i_jax.data.source import BadSample
+from t2i_jax.errors import UserError
+
+CONFIG = DataConfig(source="folder:numbered", image_size=4)
+
+
+class Numbered:
+    """Record i: a picture whose pixels are i, captioned with i; the bad ones raise."""
+
+    def __init__(self, length, bad=(), height=4, width=6):
+        self.length, self.bad, self.shape = length, bad, (height, width, 3)
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise BadSample("not a picture", f"{index}.png")
+        ramp = np.arange(self.shape[1], dtype=np.uint8)[None, :, None]
+        embeds = np.full((1 + index % 3, 2), index, np.float16)
+        return {
+            "image": np.full(self.shape, index, np.uint8) + ramp, "caption": str(index), "tokens": np.array([index, 7]),
+            "text_embeds": embeds, "text_mask": None,
+        }  # fmt: skip
+
+
+@pytest.fixture
+def numbered(monkeypatch):
+    """Makes `batches` read a `Numbered` source."""
+
+    def use(*arguments, **named):
+        source = Numbered(*arguments, **named)
+        monkeypatch.setattr(pipeline, "open_source", lambda *_, **__: source)
+
+    return use
+
+
+def tokenize(captions):
+    ids = np.array([[int(caption), 1] for caption in captions], np.int32)
+    return ids, np.ones(ids.shape, bool)
+
+
+def numbers(stream, count):
+    return [int(caption) for batch in itertools.islice(stream, count) for caption in batch["caption"]]
+
+
+def equal(a, b):
+    assert list(a) == list(b)
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_an_epoch_is_a_new_order_of_everything(numbered):
+    numbered(12)
+    order = numbers(batches(CONFIG, 4, 0, wants=("caption",)), 9)
+    epochs = [order[i : i + 12] for i in (0, 12, 24)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in [*epochs, range(12)]}) == 4
+    assert order == numbers(batches(CONFIG, 4, 0, wants=("caption",)), 9)
+    assert order != numbers(batches(CONFIG, 4, 1, wants=("caption",)), 9)
+    assert order == numbers(batches(CONFIG, 6, 0, wants=("caption",)), 6)
+
+
+def test_batches_are_full_across_epochs(numbered):
+    numbered(5)
+    stream = batches(CONFIG, 8, 0, wants=("image", "tokens"))
+    for batch in itertools.islice(stream, 3):
+        assert batch["image"].shape == (8, 4, 4, 3) and batch["image"].dtype == np.uint8
+        assert batch["tokens"].shape == (8, 2) and batch["tokens"].dtype == np.int32
+
+
+def test_one_pass_in_order_leaves_nothing_out(numbered):
+    numbered(10)
+    found = [batch["caption"] for batch in batches(CONFIG, 4, 0, wants=("caption",), repeat=False)]
+    assert found == [list("0123"), list("4567"), list("89")]
+    parts = [numbers(batches(CONFIG, 4, 0, wants=("caption",), repeat=False, process_index=p, process_count=3), 9)
+             for p in range(3)]  # fmt: skip
+    assert parts == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+
+
+def test_processes_read_different_samples(numbered):
+    numbered(13)
+    parts = [numbers(batches(CONFIG, 2, 0, wants=("caption",), process_index=p, process_count=2), 6) for p in (0, 1)]
+    for epoch in (slice(0, 6), slice(6, 12)):
+        assert len({*parts[0][epoch], *parts[1][epoch]}) == 12
+    assert set(parts[0][:6]) != set(parts[0][6:])  # which samples a process reads changes with the epoch
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_resuming_is_exact(numbered, threads):
+    numbered(30, bad=(4,), height=5, width=9)
+    config = dataclasses.replace(CONFIG, crop="random", flip=True, threads=threads)
+    wants = ("image", "caption", "text", "text_mask")
+    stream = batches(config, 4, 3, tokenize=tokenize, wants=wants)
+    for _ in range(5):
+        next(stream)
+    state = json.loads(json.dumps(stream.get_state()))
+    rest = [next(stream) for _ in range(10)]
+    for fresh in (True, False):
+        again = batches(config, 4, 3, tokenize=tokenize, wants=wants) if fresh else stream
+        again.set_state(state)
+        assert again.get_state() == state
+        for batch in rest:
+            equal(next(again), batch)
+
+
+def test_workers_and_threads_do_not_change_a_batch():
+    config = DataConfig(source="digits", image_size=8, split="heldout", threads=0)
+    plain = batches(config, 16, 0, wants=("image", "caption"))
+    worked = batches(dataclasses.replace(config, workers=1, threads=1), 16, 0, wants=("image", "caption"))
+    for _ in range(3):
+        equal(next(plain), next(worked))
+    worked.set_state({"position": 0, "records": 360, "processes": 1})  # which also ends the worker
+    assert worked.get_state()["position"] == 0
+
+
+def test_a_position_is_shared_out_among_another_number_of_processes(numbered):
+    numbered(16)
+    two = batches(CONFIG, 4, 0, wants=("caption",), process_count=2)
+    next(two)
+    one = batches(CONFIG, 4, 0, wants=("caption",))
+    one.set_state(two.get_state())
+    assert one.get_state() == {"position": 8, "records": 16, "processes": 1}
+    first_half = numbers(batches(CONFIG, 8, 0, wants=("caption",)), 1)
+    assert not set(numbers(one, 2)) & set(first_half)
+
+
+def test_text_comes_from_the_captions(numbered):
+    numbered(4)
+    batch = next(batches(CONFIG, 4, 0, tokenize=tokenize, wants=("text", "text_mask"), repeat=False))
+    assert list(batch) == ["text", "text_mask"]
+    np.testing.assert_array_equal(batch["text"][:, 0], [0, 1, 2, 3])
+
+
+def test_stored_embeddings_are_padded_and_cut(numbered):
+    numbered(3)
+    wants = ("text_embeds", "text_mask")
+    batch = next(batches(CONFIG, 3, 0, wants=wants, repeat=False))
+    np.testing.assert_array_equal(batch["text_mask"], [[1, 0, 0], [1, 1, 0], [1, 1, 1]])
+    np.testing.assert_array_equal(batch["text_embeds"][..., 0], [[0, 0, 0], [1, 1, 0], [2, 2, 2]])
+    assert batch["text_embeds"].dtype == np.float32 and batch["text_mask"].dtype == bool
+    for length in (2, 5):
+        batch = next(batches(CONFIG, 3, 0, wants=wants, text_length=length, repeat=False))
+        assert batch["text_embeds"].shape == (3, length, 2)
+        np.testing.assert_array_equal(batch["text_mask"].sum(1), np.minimum([1, 2, 3], length))
+
+
+def test_cuts():
+    image = np.broadcast_to(np.arange(8, dtype=np.uint8)[None, :, None] * 10, (4, 8, 3))
+    np.testing.assert_array_equal(crop(image, 4, "center")[0, :, 0], [20, 30, 40, 50])
+    lefts = {int(crop(image, 4, "random", np.random.default_rng(i))[0, 0, 0]) for i in range(60)}
+    assert lefts == {0, 10, 20, 30, 40}
+    squeezed = crop(image, 4, "resize")[0, :, 0]
+    np.testing.assert_allclose(squeezed, [5, 25, 45, 65], atol=2)
+    np.testing.assert_array_equal(crop(image, 4, "center").swapaxes(0, 1), crop(image.swapaxes(0, 1), 4, "center"))
+    assert crop(image, 2, "center").shape == crop(image, 16, "center").shape[:0] + (2, 2, 3)
+
+
+def test_about_half_are_mirrored_and_every_epoch_anew(numbered):
+    numbered(64)
+    config = dataclasses.replace(CONFIG, flip=True)
+    stream = batches(config, 64, 0, wants=("image", "caption"))
+    mirrored = []
+    for _ in range(2):
+        batch = next(stream)
+        order = np.argsort([int(c) for c in batch["caption"]])
+        pixels = batch["image"].astype(int)
+        mirrored.append((pixels[:, 0, 0, 0] > pixels[:, 0, -1, 0])[order])
+    assert 20 <= mirrored[0].sum() <= 44 and (mirrored[0] != mirrored[1]).any()
+
+
+def test_bad_samples_are_left_out_and_counted(numbered):
+    numbered(40, bad=(3, 17))
+    stream = batches(CONFIG, 5, 0, wants=("caption",), repeat=False)
+    assert numbers(stream, 99) == [i for i in range(40) if i not in (3, 17)]
+    assert stream.bad.by_reason == {"not a picture": 2} and len(stream.bad.names) == 2
+
+
+def test_too_many_bad_samples_stop_the_run(numbered):
+    numbered(40, bad=(0, 1, 2, 5))
+    stream = batches(CONFIG, 8, 0, wants=("image",), repeat=False)
+    with pytest.raises(UserError, match=r"4 of \d+ samples cannot be used \(0.png: not a picture; 1.png"):
+        list(stream)
+    numbered(4, bad=(3,))
+    with pytest.raises(UserError, match="1 of 4 samples"):
+        list(batches(CONFIG, 2, 0, wants=("image",), repeat=False))
+    numbered(3, bad=(0, 1, 2))
+    with pytest.raises(UserError, match="has no sample that can be used"):
+        next(batches(dataclasses.replace(CONFIG, max_bad_rate=1.0), 2, 0, wants=("image",)))
+
+
+def test_records_without_what_is_wanted_are_bad(monkeypatch):
+    monkeypatch.setattr(pipeline, "open_source", lambda *_, **__: [{"image": None, "caption": "words"}] * 30)
+    stream = batches(CONFIG, 2, 0, wants=("image",), repeat=False)
+    with pytest.raises(UserError, match="record 0: no image"):
+        next(stream)
+    assert next(batches(CONFIG, 2, 0, wants=("caption",), repeat=False)) == {"caption": ["words", "words"]}
+
+
+def test_captions_alone_draw_nothing(monkeypatch):
+    monkeypatch.setattr("t2i_jax.data.shapes.draw", None)  # calling it would fail
+    stream = batches(DataConfig(image_size=12), 4, 0, wants=("caption",))
+    assert all("background" in caption or " on " in caption for caption in next(stream)["caption"])
+
+
+def test_shapes_with_text():
+    stream = batches(
+        DataConfig(image_size=16), 8, 0, tokenize=lambda captions: (np.zeros((len(captions), 3), np.int32),) * 2
+    )
+    batch = next(stream)
+    assert batch["image"].shape == (8, 16, 16, 3) and batch["text"].shape == (8, 3)
+
+
+@pytest.mark.parametrize("change,message", [
+    ({"crop": "centre"}, "did you mean 'center'"),
+    ({"image_size": 0}, "data.image_size=0"),
+    ({"workers": -1}, "data.workers=-1"),
+    ({"max_bad_rate": 5.0}, "data.max_bad_rate=5.0"),
+])  # fmt: skip
+def test_configurations_are_checked(change, message):
+    with pytest.raises(UserError, match=message):
+        DataConfig(**change)
+
+
+def test_mistakes_are_refused(numbered):
+    numbered(3)
+    for named, message in (
+        ({"wants": ("images",)}, "did you mean 'image'"),
+        ({"wants": ("text",)}, "needs tokenize"),
+        ({"wants": ("text_mask",)}, "want one of them too"),
+        ({"wants": ("image",), "process_count": 4}, "3 samples for 4 processes"),
+    ):
+        with pytest.raises(UserError, match=message):
+            batches(CONFIG, 2, 0, **named)
+    with pytest.raises(UserError, match="batch_size=0"):
+        batches(CONFIG, 0, 0, wants=("image",))
+    with pytest.raises(UserError, match="captions of shapes untrue"):
+        batches(DataConfig(flip=True), 2, 0, wants=("image", "caption"))
+    with pytest.raises(UserError, match="has 3 records and had 4"):
+        batches(CONFIG, 2, 0, wants=("image",)).set_state({"position": 2, "records": 4, "processes": 1})
