@@ -15,7 +15,7 @@ from t2i_jax.eval.alignment import alignment
 from t2i_jax.eval.grid import grid, save_png
 from t2i_jax.eval.judge_digits import JudgeDigits
 from t2i_jax.eval.judge_shapes import JudgeShapes
-from t2i_jax.eval.reconstruction import psnr
+from t2i_jax.eval.reconstruction import codebook_usage, psnr
 from t2i_jax.recipe import Recipe
 from t2i_jax.systems.parti import PartiSystem
 from t2i_jax.systems.super_resolution import SuperResolutionSystem
@@ -29,11 +29,16 @@ _EMBEDDED = ("shapes", "digits")
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """Generated pictures beside their captions; `right` is None where there is no judge."""
+    """Generated pictures beside their captions; without a judge `right` is None and `parts` is empty.
+
+    Attributes:
+      right: bool per picture. parts: fraction that is right of each property the judge looks at.
+    """
 
     captions: list[str]
     images: np.ndarray
     right: np.ndarray | None
+    parts: Mapping[str, float]
 
 
 def preview_hooks(recipe: Recipe, build_system) -> tuple[Hook, ...]:
@@ -59,7 +64,7 @@ def preview(recipe: Recipe, system) -> tuple[np.ndarray, Mapping[str, float]]:
         return grid(judged.images, 8, _SIDE), metrics
     images = held_out(recipe, count)["image"]
     again = remake(system, images)
-    metrics = {"eval/psnr": float(np.mean(psnr(images, again)))}
+    metrics = {"eval/psnr": _decibel(images, again)}
     rows = [np.concatenate([images[i : i + 8], again[i : i + 8]]) for i in range(0, count, 8)]
     return np.concatenate([grid(row, min(8, len(row) // 2), _SIDE) for row in rows]), metrics
 
@@ -84,8 +89,9 @@ def judge(recipe: Recipe, system: PartiSystem, count: int, seed: int = 0) -> Jud
     captions = list(held_out(recipe, count)["caption"])
     images = np.asarray(system.generate(captions, seed=seed, batch_size=min(count, 64), **recipe.evaluation.sampling()))
     if recipe.evaluation.judge is None:
-        return Judged(captions, images, None)
-    return Judged(captions, images, np.asarray(_JUDGES[recipe.evaluation.judge]().judge(images, captions)))
+        return Judged(captions, images, None, {})
+    verdict = alignment(images, captions, _JUDGES[recipe.evaluation.judge]())
+    return Judged(captions, images, np.asarray(verdict["right"]), verdict["parts"])
 
 
 def evaluate(recipe: Recipe, system, workdir: str | pathlib.Path) -> Mapping[str, float]:
@@ -101,13 +107,14 @@ def evaluate(recipe: Recipe, system, workdir: str | pathlib.Path) -> Mapping[str
         judged = judge(recipe, system, recipe.evaluation.pictures)
         if judged.right is not None:
             metrics["alignment_heldout"] = float(np.mean(judged.right))
+            metrics |= {f"alignment_heldout/{name}": float(value) for name, value in judged.parts.items()}
         save_png(workdir / "samples" / "heldout.png", grid(judged.images[:32], 8, _SIDE))
     else:
         images = held_out(recipe, recipe.evaluation.pictures)["image"]
-        metrics["reconstruction_psnr"] = float(np.mean(psnr(images, remake(system, images))))
+        metrics["reconstruction_psnr"] = _decibel(images, remake(system, images))
         if isinstance(system, TokenizerSystem):
-            ids = np.asarray(system.encode(images))
-            metrics["codebook_usage"] = len(np.unique(ids)) / system.task.model.codebook_size
+            usage = codebook_usage(np.asarray(system.encode(images)), system.task.model.codebook_size)
+            metrics["codebook_usage"] = float(usage["codebook_usage"])
         save_png(workdir / "samples" / "heldout.png", preview(recipe, system)[0])
     add_metrics(workdir, metrics)
     return metrics
@@ -121,3 +128,6 @@ def add_metrics(workdir: str | pathlib.Path, metrics: Mapping[str, float]) -> No
     half_done.write_text(json.dumps({**old, **metrics}, indent=1, sort_keys=True) + "\n")
     half_done.replace(path)
 
+
+def _decibel(images, again):
+    return float(np.mean(np.minimum(psnr(images, again), 99.0)))  # a perfect picture would be infinite

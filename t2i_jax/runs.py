@@ -117,6 +117,18 @@ def load(workdir: str | pathlib.Path, *, averaged: bool = True) -> System:
     return _system(recipe.task, params, stats, frozen, _text_tokenizer(recipe, workdir))
 
 
+def load_run_recipe(workdir: str | pathlib.Path) -> Recipe:
+    """The recipe of a run's folder, or of a folder that `export` wrote.
+
+    Raises:
+      UserError: no such folder, or no finished checkpoint in it.
+    """
+    workdir = pathlib.Path(workdir)
+    if (workdir / "system.json").is_file():
+        return recipe_from_dict(json.loads((workdir / "system.json").read_text()))
+    return recipe_from_dict(load_params(workdir)[0])
+
+
 def export(workdir: str | pathlib.Path, out: str | pathlib.Path) -> pathlib.Path:
     """Writes a run's system, without optimiser and history, as `system.json` and `weights.safetensors`.
 
