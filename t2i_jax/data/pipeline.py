@@ -35,7 +35,7 @@ class DataConfig:
     Attributes:
       source: "shapes", "digits", "folder:PATH", "webdataset:GLOB", "arrayrecord:DIR", "tfds:NAME" or "hf:NAME".
       image_size: side of the square pictures of a batch, in pixels.
-      crop: "center" or "random": the largest square, from the middle or anywhere; "resize": the whole picture, squeezed.
+      crop: "center" or "random": the largest square, from the middle or anywhere; "resize": all of it, squeezed.
       flip: mirror every other picture, by chance. Not for captions that speak of left and right.
       split: "train" or "heldout" of an embedded set, a split's name for tfds and hf; other sources have no splits.
       max_bad_rate: fraction of samples that may be unusable before the run stops, from 0 to 1.

@@ -29,7 +29,9 @@ OUTLINES = {  # area and inside test, for a form of extent 1 with its centroid a
     "triangle": (3 * np.sqrt(3) / 4, lambda x, y: (y <= 0.5) & (np.sqrt(3) * abs(x) - y <= 1)),
     "cross": (8 * 0.34 - 4 * 0.34**2, lambda x, y: (_longer(x, y) <= 1) & (np.minimum(abs(x), abs(y)) <= 0.34)),
 }
-_RELATION = {"above": (1, -1), "over": (1, -1), "below": (1, 1), "under": (1, 1), "left of": (0, -1), "right of": (0, 1)}
+_RELATION = {  # as `Claim.relation`
+    "above": (1, -1), "over": (1, -1), "below": (1, 1), "under": (1, 1), "left of": (0, -1), "right of": (0, 1),
+}  # fmt: skip
 _LARGEST_SIDE = 64  # larger pictures are reduced to this before they are read
 _LEAST_AREA = 0.015  # of the picture: less is a speck, not an object
 _LARGE_AREA = 0.123  # of the picture: more is a large object, less a small one
@@ -48,7 +50,10 @@ class Seen:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """What a caption says; a None is left open. `relation` is (axis, sign): 0 is x, 1 is y; the first minus the second."""
+    """What a caption says; a None is left open.
+
+    `relation` is (axis, sign of the first's place minus the second's); axis 0 is x, 1 is y.
+    """
 
     things: tuple[tuple[str, str], ...]
     size: str | None
@@ -79,7 +84,7 @@ class JudgeShapes:
         return np.all(list(self.parts(images_NHWC, captions).values()), axis=0)
 
     def parts(self, images_NHWC: np.ndarray, captions: Sequence[str]) -> dict[str, np.ndarray]:
-        """Bool per picture and property: "count", "colour", "shape" (with its colour), "size", "relation", "background".
+        """Bool per picture for "count", "colour", "shape" (with its colour), "size", "relation" and "background".
 
         A property that a caption leaves open counts as right.
         """
@@ -158,7 +163,7 @@ def _things(cover_HW, colour):
 
 
 def _form(part_HW, area, x, y):
-    """The form that differs least from an object, among forms of the same area and centroid; "other" if none is near."""
+    """The form of the same area and centroid that differs least; "other" if none is near."""
     fine = 4
     rows, columns = ((np.arange(n * fine) + 0.5) / fine - 0.5 for n in part_HW.shape)
     best = (0.4, "other")  # the least difference, as a part of the area
