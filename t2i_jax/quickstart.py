@@ -72,25 +72,37 @@ def _report(recipe, system, tokenizer, workdir):
         report.samples("Samples for held-out captions", judged.images, judged.captions, judged.right),
         report.reconstructions("The tokenizer", images, np.asarray(previews.remake(tokenizer, images))),
         report.curves("Training Parti", workdir / "metrics.jsonl", ("loss", "accuracy", "eval/alignment")),
-        report.curves("Training the tokenizer", workdir / "tokenizer" / "metrics.jsonl", ("loss", "psnr", "codebook_usage")),
+        report.curves(
+            "Training the tokenizer", workdir / "tokenizer" / "metrics.jsonl", ("loss", "psnr", "codebook_usage")
+        ),
     ]
     report.write_report(workdir / "report.html", "t2i_jax quickstart", sections)
 
 
 def get_config() -> Recipe:
-    """The recipe of `t2i quickstart`: 32 x 32 pixels, 64 tokens of 1024 codes, some minutes for each of the two stages."""
+    """The recipe of `t2i quickstart`: 32 x 32 pixels, 64 tokens of 1024 codes, minutes for each of the two stages."""
     size = 32
     network = VitVQGanVAE(
-        dim=64, image_size=size, patch_size=4, layers=1, heads=2, codebook_size=1024, pixel_range=(-1.0, 1.0)
+        dim=64,
+        image_size=size,
+        patch_size=4,
+        layers=1,
+        heads=2,
+        codebook_size=1024,
+        entropy_loss_weight=0.0,  # pushed to use all codes alike, the tokenizer writes noise that Parti can't predict
+        commitment_weight=0.25,
+        pixel_range=(-1.0, 1.0),
     )
     tokenizer = Recipe(
         task=TokenizerTask(model=network, l2_weight=1.0),
         data=DataConfig(source="shapes", image_size=size),
         train=TrainConfig(
-            steps=1200,
+            steps=900,
             batch_size=48,
             ema_decay=0.99,
-            optim=OptimConfig(learning_rate=3e-3, warmup_steps=50, schedule="cosine", end_ratio=0.02, weight_decay=1e-4),
+            optim=OptimConfig(
+                learning_rate=3e-3, warmup_steps=50, schedule="cosine", end_ratio=0.02, weight_decay=1e-4
+            ),
         ),
     )
     text = LearnedText(dim=128, depth=2, heads=4, mlp_dim=512, vocab_size=128, max_length=24)
@@ -98,11 +110,13 @@ def get_config() -> Recipe:
         task=PartiTask(model=PartiTransformer(dim=128, depth=4, heads=4, mlp_dim=512), text=text, tokenizer=network),
         data=DataConfig(source="shapes", image_size=size),
         train=TrainConfig(
-            steps=2000,
+            steps=1800,
             batch_size=48,
             ema_decay=0.998,
-            optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, schedule="cosine", end_ratio=0.05, weight_decay=0.01),
+            optim=OptimConfig(
+                learning_rate=1.5e-3, warmup_steps=100, schedule="cosine", end_ratio=0.05, weight_decay=0.01
+            ),
         ),
         tokenizer=tokenizer,
-        evaluation=Evaluation(judge="shapes", guidance=2.0, temperature=0.7, pictures=400),
+        evaluation=Evaluation(judge="shapes", guidance=2.0, temperature=0.5, pictures=400),
     )

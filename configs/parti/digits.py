@@ -21,7 +21,15 @@ def get_config() -> Recipe:
     """The tokenizer first, in WORKDIR/tokenizer, then Parti."""
     data = DataConfig(source="digits", image_size=16)
     network = VitVQGanVAE(
-        dim=64, image_size=16, patch_size=4, layers=1, heads=2, codebook_size=1024, pixel_range=(-1.0, 1.0)
+        dim=64,
+        image_size=16,
+        patch_size=4,
+        layers=1,
+        heads=2,
+        codebook_size=1024,
+        entropy_loss_weight=0.0,
+        commitment_weight=0.25,
+        pixel_range=(-1.0, 1.0),
     )
     tokenizer = Recipe(
         task=TokenizerTask(model=network, l2_weight=1.0),
@@ -41,7 +49,9 @@ def get_config() -> Recipe:
             steps=1200,
             batch_size=64,
             ema_decay=0.99,
-            optim=OptimConfig(learning_rate=1e-3, warmup_steps=50, schedule="cosine", end_ratio=0.05, weight_decay=0.05),
+            optim=OptimConfig(
+                learning_rate=1e-3, warmup_steps=50, schedule="cosine", end_ratio=0.05, weight_decay=0.05
+            ),
         ),
         tokenizer=tokenizer,
         evaluation=Evaluation(judge="digits", guidance=2.0, temperature=0.8, pictures=200),

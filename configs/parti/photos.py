@@ -1,6 +1,6 @@
 """Parti on a folder of captioned photographs: a template to start from, 64 x 64 pixels. Not yet run at full length.
 
-    t2i train configs/parti/photos.py data.source=folder:PHOTOS tokenizer.data.source=folder:PHOTOS --workdir runs/photos
+    t2i train configs/parti/photos.py --workdir runs/photos data.source=folder:PHOTOS tokenizer.data.source=folder:PHOTOS
 
 PHOTOS holds pictures with .txt files of the same name, or a captions.csv. For thousands of pictures pack them first:
 `t2i data pack folder:PHOTOS packed`, then data.source=arrayrecord:packed.
@@ -24,7 +24,15 @@ def get_config() -> Recipe:
     """The tokenizer first, in WORKDIR/tokenizer, then Parti."""
     data = DataConfig(source="folder:photos", image_size=64, crop="random")
     network = VitVQGanVAE(
-        dim=128, image_size=64, patch_size=8, layers=2, heads=4, codebook_size=4096, pixel_range=(-1.0, 1.0)
+        dim=128,
+        image_size=64,
+        patch_size=8,
+        layers=2,
+        heads=4,
+        codebook_size=4096,
+        entropy_loss_weight=0.0,
+        commitment_weight=0.25,
+        pixel_range=(-1.0, 1.0),
     )
     tokenizer = Recipe(
         task=TokenizerTask(model=network, l2_weight=1.0),

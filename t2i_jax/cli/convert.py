@@ -27,7 +27,9 @@ def from_torch(
     print(f"written: {runs.import_torch(weights, out, _fields(fields))}")
 
 
-def to_torch(run: Annotated[pathlib.Path, tyro.conf.Positional], out: Annotated[pathlib.Path, tyro.conf.Positional]) -> None:
+def to_torch(
+    run: Annotated[pathlib.Path, tyro.conf.Positional], out: Annotated[pathlib.Path, tyro.conf.Positional]
+) -> None:
     """Turn a run's system into a state dict that the PyTorch package loads with strict=True.
 
     Args:

@@ -8,7 +8,9 @@ from typing import Annotated
 import tyro
 
 
-def export(run: Annotated[pathlib.Path, tyro.conf.Positional], out: Annotated[pathlib.Path, tyro.conf.Positional]) -> None:
+def export(
+    run: Annotated[pathlib.Path, tyro.conf.Positional], out: Annotated[pathlib.Path, tyro.conf.Positional]
+) -> None:
     """Write a run's system as system.json and weights.safetensors, which t2i sample and t2i.load read.
 
     Args:
