@@ -1,0 +1,123 @@
+"""A folder of pictures with captions beside them: .txt files of the same name, a captions.csv or a captions.jsonl."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pathlib
+
+from t2i_jax.data.picture import decode
+from t2i_jax.data.source import BadSample, Record
+from t2i_jax.errors import UserError
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_FILE, _CAPTION = ("file", "file_name", "filename", "image"), ("caption", "text")
+
+
+class FolderSource:
+    """Random access to the pictures below a folder, in the order of their names.
+
+    A table (captions.csv or captions.jsonl, columns file/file_name/image and caption/text) says which pictures there
+    are; without one every picture file counts, and its caption is in the .txt file of the same name.
+
+    Args:
+      path: the folder; folders in it are searched too, links to folders are not followed.
+
+    Raises:
+      UserError: no such folder, no pictures in it, or a table that can't be read.
+    """
+
+    def __init__(self, path: str):
+        self.path = pathlib.Path(path)
+        if not self.path.is_dir():
+            raise UserError(f"folder={path!r} is not a folder; give one that holds pictures.")
+        table = next((self.path / n for n in ("captions.csv", "captions.jsonl") if (self.path / n).is_file()), None)
+        self._samples = _from_table(table) if table is not None else _from_names(self.path)
+        if not self._samples:
+            raise UserError(f"folder={path!r} holds no pictures; they end in {', '.join(ENDINGS)}.")
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Record:
+        name, caption = self._samples[index]
+        return {"image": decode(self._read(name), name), "caption": self._caption(name, caption)}
+
+    def without_image(self, index: int) -> Record:
+        """The record without its picture."""
+        name, caption = self._samples[index]
+        return {"image": None, "caption": self._caption(name, caption)}
+
+    def _read(self, name):
+        try:
+            return (self.path / name).read_bytes()
+        except OSError:
+            raise BadSample("unreadable file", name) from None
+
+    def _caption(self, name, caption):
+        if caption is None:
+            try:
+                caption = (self.path / name).with_suffix(".txt").read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                raise BadSample("caption is not UTF-8", name) from None
+            except OSError:
+                raise BadSample("no caption", name) from None
+        caption = " ".join(caption.split())
+        if not caption:
+            raise BadSample("empty caption", name)
+        return caption
+
+
+def _from_names(folder):
+    found = []
+    for parent, _, names in os.walk(folder):
+        found += [os.path.relpath(os.path.join(parent, n), folder) for n in names if n.lower().endswith(ENDINGS)]
+    return [(name, None) for name in sorted(found)]
+
+
+def _from_table(table):
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"captions={str(table)!r} can't be read ({error}); save it as UTF-8 text.") from None
+    rows = _csv_rows(table, text) if table.suffix == ".csv" else _jsonl_rows(table, text)
+    samples = []
+    for number, row in rows:
+        name = next((row[key] for key in _FILE if row.get(key)), None)
+        if not isinstance(name, str):
+            raise UserError(
+                f"captions={str(table)!r} names no picture in line {number}; add a column {' or '.join(_FILE)}."
+            )
+        caption = next((row[key] for key in _CAPTION if isinstance(row.get(key), str)), "")
+        samples.append((name, caption))
+    return samples
+
+
+def _csv_rows(table, text):
+    try:
+        reader = csv.DictReader(text.splitlines(), strict=True)
+        header = reader.fieldnames or ()
+        if not set(header) & set(_FILE) or not set(header) & set(_CAPTION):
+            raise UserError(
+                f"captions={str(table)!r} has the columns {', '.join(header) or 'none'}; it needs one of "
+                f"{'/'.join(_FILE)} and one of {'/'.join(_CAPTION)}."
+            )
+        return list(enumerate(reader, 2))
+    except csv.Error as error:
+        raise UserError(f"captions={str(table)!r} is no CSV table ({error}); repair it.") from None
+
+
+def _jsonl_rows(table, text):
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        if not isinstance(row, dict):
+            raise UserError(f"captions={str(table)!r} has no JSON object in line {number}; repair the line.")
+        rows.append((number, row))
+    return rows

@@ -1,0 +1,131 @@
+"""A user's folder: captions from three kinds of places, pictures of every kind, and things that are no pictures."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from t2i_jax.data.folder import FolderSource
+from t2i_jax.data.picture import decode
+from t2i_jax.data.pipeline import DataConfig, batches
+from t2i_jax.data.source import BadSample
+from t2i_jax.errors import UserError
+
+
+def _bytes(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def _red(mode="RGB", size=(20, 16)):
+    return Image.new("RGB", size, (200, 30, 30)).convert(mode)
+
+
+@pytest.mark.parametrize("mode, kind", [("RGB", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG"), ("P", "GIF")])
+def test_every_kind_of_picture_becomes_rgb(mode, kind):
+    pixels = decode(_bytes(_red(mode), kind), "x")
+    assert pixels.shape == (16, 20, 3) and pixels.dtype == np.uint8
+    assert np.abs(pixels.reshape(-1, 3).mean(0) - [200, 30, 30]).max() < 12
+
+
+def test_sixteen_bits_are_scaled_and_transparency_is_white():
+    deep = Image.fromarray(np.full((8, 8), 32896, np.uint16))
+    assert decode(_bytes(deep), "x")[0, 0].tolist() == [128, 128, 128]
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    assert decode(_bytes(clear), "x").min() == 255
+
+
+def test_the_camera_was_turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(_bytes(_red(), "JPEG", exif=exif), "x").shape == (20, 16, 3)
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [_red(), Image.new("RGB", (20, 16), (0, 0, 255))]
+    data = _bytes(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decode(data, "x")[0, 0, 0] > 150
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (b"", "empty file"),
+        (b"hello", "not a picture"),
+        (_bytes(_red(size=(64, 64)), "JPEG")[:400], "truncated picture"),
+        (_bytes(Image.new("L", (2, 2))), "too small"),
+        (_bytes(Image.new("1", (20_000, 20_000))), "too many pixels"),
+    ],
+)
+def test_what_is_no_picture_is_named(data, reason):
+    with pytest.raises(BadSample) as caught:
+        decode(data, "x")
+    assert caught.value.reason == reason
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for i, name in enumerate(["a.JPG", "deep/b.png", "c.webp"]):
+        Image.new("RGB", (30 + i, 24), (40 * i, 90, 90)).save(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text(f"picture\nnumber {i} \n")
+    return tmp_path
+
+
+def test_text_files_beside_the_pictures(folder):
+    source = FolderSource(str(folder))
+    assert [source[i]["caption"] for i in range(3)] == ["picture number 0", "picture number 2", "picture number 1"]
+    assert source[1]["image"].shape == (24, 32, 3)
+    assert source.without_image(0) == {"image": None, "caption": "picture number 0"}
+
+
+def test_tables_of_captions(folder):
+    (folder / "captions.jsonl").write_text(json.dumps({"file_name": "a.JPG", "text": "from a line"}) + "\n\n")
+    assert [FolderSource(str(folder))[0]["caption"]] == ["from a line"]
+    (folder / "captions.csv").write_text('image,caption\ndeep/b.png,"one, two"\na.JPG,three\n')
+    assert [FolderSource(str(folder))[i]["caption"] for i in range(2)] == ["one, two", "three"]
+
+
+def test_hostile_folder_is_skipped_and_counted(folder):
+    (folder / "dir.jpg").mkdir()
+    (folder / "loop").symlink_to(folder)
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "bytes.png").write_bytes(b"\x00" * 50)
+    (folder / "latin.png").write_bytes((folder / "deep/b.png").read_bytes())
+    (folder / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (folder / "silent.png").write_bytes((folder / "deep/b.png").read_bytes())
+    config = DataConfig(source=f"folder:{folder}", image_size=16, max_bad_rate=1.0)
+    found = [c for batch in batches(config, 2, 0, wants=("image", "caption"), repeat=False) for c in batch["caption"]]
+    assert sorted(found) == [f"picture number {i}" for i in range(3)]
+
+
+def test_too_many_bad_files_stop_the_run_and_are_named(folder):
+    for i in range(30):
+        (folder / f"bad{i}.png").write_bytes(b"no")
+    config = DataConfig(source=f"folder:{folder}", image_size=16)
+    with pytest.raises(UserError, match=r"bad\d+\.png"):
+        list(batches(config, 2, 0, wants=("image", "caption"), repeat=False))
+
+
+@pytest.mark.parametrize(
+    "name, text, says",
+    [
+        ("captions.csv", "picture,words\na,b\n", "columns picture, words"),
+        ("captions.jsonl", "{broken\n", "line 1"),
+        ("captions.jsonl", '{"text": "no picture"}\n', "names no picture"),
+    ],
+)
+def test_a_broken_table_is_refused(folder, name, text, says):
+    (folder / name).write_text(text)
+    with pytest.raises(UserError, match=says):
+        FolderSource(str(folder))
+
+
+def test_no_folder_and_no_pictures(tmp_path):
+    with pytest.raises(UserError, match="not a folder"):
+        FolderSource(str(tmp_path / "none"))
+    with pytest.raises(UserError, match="holds no pictures"):
+        FolderSource(str(tmp_path))
