@@ -28,15 +28,15 @@ def test_enlarged_pictures_keep_their_ink():
 
 
 def test_captions_name_the_digit_in_several_ways():
-    data = Digits()
+    data, again, other = Digits(8), Digits(8), Digits(8, seed=1)
     captions = [data[i]["caption"] for i in range(len(data))]
     for caption, label in zip(captions, data.labels):
         assert WORDS[label] in caption.split() or str(label) in caption.split()
         assert not any(word in caption.split() for i, word in enumerate(WORDS) if i != label)
     assert len(set(captions)) == 50
     assert [data.without_image(i)["caption"] for i in range(9)] == captions[:9]
-    assert captions == [Digits()[i]["caption"] for i in range(len(data))]
-    assert captions != [Digits(seed=1)[i]["caption"] for i in range(len(data))]
+    assert captions == [again[i]["caption"] for i in range(len(data))]
+    assert captions != [other[i]["caption"] for i in range(len(data))]
 
 
 def test_mistakes_are_refused():
