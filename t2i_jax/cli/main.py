@@ -20,22 +20,11 @@ def main() -> None:
     saving, the same command carries on; 1 anything else, with a stack trace.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    arguments = sys.argv[1:]
     try:
         from t2i_jax.train.loop import Preempted
 
         _start_cache()
-        if arguments[:1] == ["data"]:
-            from t2i_jax.cli.data import COMMANDS as commands
-
-            program, arguments = "t2i data", arguments[1:]
-        elif arguments[:1] == ["convert"]:
-            from t2i_jax.cli.convert import COMMANDS as commands
-
-            program, arguments = "t2i convert", arguments[1:]
-        else:
-            commands, program = _commands(), "t2i"
-        tyro.extras.subcommand_cli_from_dict(commands, prog=program, args=arguments)
+        tyro.extras.subcommand_cli_from_dict(_commands(), prog="t2i", args=sys.argv[1:])
     except UserError as error:
         print(f"t2i: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
@@ -45,7 +34,7 @@ def main() -> None:
 
 
 def _commands():
-    from t2i_jax.cli import convert, evaluate, export, quickstart, sample, train
+    from t2i_jax.cli import evaluate, export, quickstart, sample, train
 
     return {
         "quickstart": quickstart.quickstart,
@@ -53,14 +42,7 @@ def _commands():
         "sample": sample.sample,
         "eval": evaluate.evaluate,
         "export": export.export,
-        "data": _help_data,
-        "convert": convert.help_convert,
     }
-
-
-def _help_data() -> None:
-    """Pack, inspect and pre-encode pictures; see t2i data --help."""
-    print("t2i data has the commands pack, inspect, encode-text and encode-images; see t2i data --help.")
 
 
 def _start_cache():
