@@ -118,7 +118,12 @@ def open_source(spec: str, *, image_size: int, split: str = "train", seed: int =
     what, module, name = _KINDS[kind]
     if not place:
         raise UserError(f"data.source={spec!r} does not say which; write data.source={kind}:{what}.")
-    source = getattr(importlib.import_module(module), name)
+    try:
+        source = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as missing:
+        if missing.name != module:
+            raise
+        raise UserError(f"data.source={spec!r} can't be read by this version yet; use folder:PATH.") from None
     return source(place, split) if kind in _WITH_SPLITS else source(place)
 
 
