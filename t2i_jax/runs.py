@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from t2i_jax.data.pipeline import batches
+from t2i_jax.data.source import open_source
 from t2i_jax.errors import UserError
 from t2i_jax.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from t2i_jax.systems.parti import PartiSystem, PartiTask
@@ -55,6 +56,7 @@ def train(recipe: Recipe, workdir: str | pathlib.Path, *, hooks: Callable[[Recip
 
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+    _check_source(recipe.data)  # a tokenizer may train for days before this recipe's own data are read
     recipe, frozen = _with_tokenizer(recipe, workdir, hooks)
     text_tokenizer = _text_tokenizer(recipe, workdir)
     if isinstance(recipe.task, PartiTask) and isinstance(recipe.task.text, T5Text):
@@ -200,6 +202,10 @@ def _tokenize(recipe, text_tokenizer):
     if text_tokenizer is None:
         return None
     return lambda captions: text_tokenizer(captions, recipe.task.text.max_length)
+
+
+def _check_source(data):
+    open_source(data.source, image_size=data.image_size, split=data.split, seed=data.seed)
 
 
 def _check_sizes(recipe):
