@@ -20,7 +20,6 @@ _HOMES = {
     "OptimConfig": "t2i_jax.train.optim",
     "UserError": "t2i_jax.errors",
     "load": "t2i_jax.runs",
-    "train": "t2i_jax.runs",
     "VitVQGanVAE": "t2i_jax.models.vit_vqgan",
     "ViTVQGAN": "t2i_jax.models.vit_vqgan_paper",
     "Parti": "t2i_jax.models.parti",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import t2i_jax as t2i
+from t2i_jax import runs
 from t2i_jax.cli import main as cli
 from tests.e2e import tiny
 
@@ -41,7 +41,7 @@ def blocks(language):
 def place(tmp_path_factory):
     """A folder with what the README speaks of: a run, photos, a T5, the recipes."""
     here = tmp_path_factory.mktemp("readme")
-    t2i.train(tiny.get_config(), here / "runs" / "quickstart")
+    runs.train(tiny.get_config(), here / "runs" / "quickstart")
     _photos(here / "photos")
     _t5(here / "t5-large")
     (here / "configs").symlink_to(_ROOT / "configs")
