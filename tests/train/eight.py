@@ -1,0 +1,179 @@
+"""What runs on eight simulated devices, in a process of its own: `python -m tests.train.eight CASE`.
+
+Each case trains a few steps on one device and on meshes of eight with every preset of rules, and compares.
+"""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    # Compiling is most of the time here, so it is told not to optimise.
+    os.environ["XLA_FLAGS"] = (
+        "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+        "--xla_llvm_disable_expensive_passes=true"
+    )
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+import functools  # noqa: E402
+import tempfile  # noqa: E402
+
+import flax.linen as nn  # noqa: E402
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.sharding import PartitionSpec  # noqa: E402
+
+from t2i_jax import sharding  # noqa: E402
+from t2i_jax.train import state as states  # noqa: E402
+from t2i_jax.train.checkpoint import Checkpoints  # noqa: E402
+from t2i_jax.train.loop import TrainConfig  # noqa: E402
+from t2i_jax.train.optim import OptimConfig  # noqa: E402
+from t2i_jax.train.step import train_step  # noqa: E402
+from tests.train.toy import ToyBatches, ToyTask  # noqa: E402
+
+MESHES = {"dp": {"data": 8}, "fsdp": {"data": 2, "fsdp": 4}, "fsdp_tp": {"data": 2, "fsdp": 2, "tensor": 2}}
+# SGD-like: a large eps keeps Adam from blowing rounding differences of tiny gradients up to the size of a step.
+CONFIG = TrainConfig(batch_size=16, ema_decay=0.9, optim=OptimConfig(learning_rate=0.01, eps=1e-2, clip_norm=1.0))
+
+
+def setting(task, mesh, rules):
+    """(jitted start, jitted step, abstract state) of a task on a mesh."""
+    optimisers = states.optimisers_of(task, CONFIG)
+    start = states.start_of(task, optimisers, CONFIG.ema_decay)
+    abstract = states.abstract(start, task, mesh, rules)
+    at = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    step = functools.partial(train_step, task=task, optimisers=optimisers, ema_decay=CONFIG.ema_decay)
+    return jax.jit(start, out_shardings=at), jax.jit(step, out_shardings=(at, None)), abstract
+
+
+def run(task, mesh, rules, frozen, batches, first=None):
+    """(state, metrics of every step, sharding specs of the parameters) after the batches, from the state `first`."""
+    start, step, abstract = setting(task, mesh, rules)
+    at = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    state, metrics = start(jax.random.key(0)) if first is None else jax.device_put(first, at), []
+    frozen = states.place_frozen(frozen, mesh, rules)
+    for batch in batches:
+        batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+        state, values = step(state, frozen, batch)
+        metrics.append({name: float(value) for name, value in values.items()})
+    specs = jax.tree.map(lambda leaf: leaf.sharding.spec, state.params)
+    return state, metrics, jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, PartitionSpec))
+
+
+def compare(task, batches, frozen=None, tolerance=1e-4):
+    """Fails where a mesh of eight gives other losses or parameters than one device.
+
+    Args:
+      tolerance: of parameters, relative to the largest of each array; sums over eight devices round differently.
+    """
+    one = sharding.make_mesh(None, jax.devices()[:1])
+    first = setting(task, one, "dp")[0](jax.random.key(0))
+    alone, expected, _ = run(task, one, "dp", frozen, batches, first)
+    for rules, shape in MESHES.items():
+        state, metrics, specs = run(task, sharding.make_mesh(shape), rules, frozen, batches, first)
+        axes = {axis for spec in specs for axis in spec if axis is not None}
+        assert axes == set(MESHES[rules]) - {"data"}, f"{rules}: parameters are split over {axes}"
+        for i, (want, have) in enumerate(zip(expected, metrics, strict=True)):
+            for name, value in want.items():
+                close = np.isclose(have[name], value, rtol=1e-3, atol=1e-4)
+                assert close, f"{rules}, step {i}, {name}: {have[name]} instead of {value}"
+        mine, theirs = (dict(params=s.params, ema=s.ema, stats=s.stats) for s in (state, alone))
+        for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(mine), jax.tree.leaves(theirs), strict=True):
+            a, b = np.asarray(a), np.asarray(b)
+            error = np.max(np.abs(a - b), initial=0) / (np.max(np.abs(b), initial=0) + 1e-6)
+            assert error <= tolerance, f"{rules}: {jax.tree_util.keystr(path)} differs by {error:.2e}"
+
+
+def toy():
+    """The toy task, and a checkpoint of eight devices read by eight, four and one."""
+    source, task = ToyBatches(), ToyTask()
+    batches = [{name: batch[name] for name in ("x", "y")} for batch in (next(source) for _ in range(2))]
+    compare(task, batches)
+
+    state, _, _ = run(task, sharding.make_mesh(MESHES["fsdp_tp"]), "fsdp_tp", None, batches)  # made where it lies
+    moments = state.opt_state["first"][1].mu["wide"]
+    assert moments.sharding.spec == state.params["first"]["wide"].sharding.spec == PartitionSpec("fsdp", "tensor")
+    assert state.ema["first"]["wide"].sharding == state.params["first"]["wide"].sharding
+    with tempfile.TemporaryDirectory() as workdir:
+        checkpoints = Checkpoints(workdir, keep=1)
+        checkpoints.save(2, state, {"number": 2}, {})
+        checkpoints.wait()
+        for count, shape, rules in ((8, {"fsdp": 8}, "fsdp"), (4, {"data": 2, "tensor": 2}, "fsdp_tp"), (1, None, "dp")):
+            mesh = sharding.make_mesh(shape, jax.devices()[:count])
+            _, _, abstract = setting(task, mesh, rules)
+            restored, position = checkpoints.restore(abstract, lambda stored: None)
+            assert position == {"number": 2}
+            assert {leaf.sharding.mesh.size for leaf in jax.tree.leaves(restored.params)} == {count}
+            plain = lambda s: s.replace(key=jax.random.key_data(s.key))
+            jax.tree.map(np.testing.assert_array_equal, plain(restored), plain(state))
+        checkpoints.close()
+
+
+def frozen():
+    """Frozen parameters: large ones are split where the rules split parameters, small ones are not."""
+    tree = {"large": jnp.zeros((3, 512, 64)), "small": jnp.zeros((8, 8)), "odd": jnp.zeros((257, 257))}
+    mesh = sharding.make_mesh({"fsdp": 8})
+    specs = jax.tree.map(lambda leaf: leaf.sharding.spec, states.place_frozen(tree, mesh, "fsdp"))
+    assert specs == {"large": PartitionSpec(None, "fsdp"), "small": PartitionSpec(), "odd": PartitionSpec()}
+    whole = states.place_frozen(tree, mesh, "dp")
+    assert all(leaf.sharding.spec == PartitionSpec() for leaf in jax.tree.leaves(whole))
+
+
+class Adversary(nn.Module):
+    """A discriminator of two convolutions: compiles fast, also with the gradient of its gradient."""
+
+    @nn.compact
+    def __call__(self, image_BHWC):
+        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), (None, None, "conv_in", "conv_out"))
+        x = nn.silu(nn.Conv(8, (4, 4), (4, 4), kernel_init=init, name="patches")(image_BHWC))
+        return nn.Conv(1, (2, 2), kernel_init=init, name="judge")(x)
+
+
+def tokenizer():
+    """A tokenizer against a discriminator: two groups, codebook statistics, revived codes."""
+    from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
+    from t2i_jax.systems.tokenizer import TokenizerTask
+
+    net = ViTVQGAN(
+        image_size=16, patch_size=4, dim=16, layers=1, heads=2, mlp_dim=32, codebook_size=16, codebook_dim=4
+    )
+    task = TokenizerTask(
+        net, discriminator=Adversary(), gan_loss="softplus", penalty="r1", penalty_every=1, adversarial_weight=0.1
+    )
+    compare(task, _random_batches(task, 2))
+
+
+def parti():
+    """Parti of the paper with a trained text encoder, on images through a frozen tokenizer."""
+    from t2i_jax.models import image_tokenizer
+    from t2i_jax.models.parti_transformer import PartiTransformer
+    from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
+    from t2i_jax.systems.parti import PartiTask
+    from t2i_jax.text.learned import LearnedText
+
+    net = ViTVQGAN(
+        image_size=16, patch_size=4, dim=16, layers=1, heads=2, mlp_dim=32, codebook_size=16, codebook_dim=4
+    )
+    text = LearnedText(dim=16, depth=1, heads=2, mlp_dim=32, vocab_size=32, max_length=6)
+    task = PartiTask(PartiTransformer(dim=16, depth=2, heads=2, mlp_dim=32), text, net)
+    weights = sharding.unbox(image_tokenizer.init(net, jax.random.key(5)))
+    compare(task, _random_batches(task, 2), {"tokenizer": weights})
+
+
+def _random_batches(task, count):
+    rng = np.random.default_rng(0)
+
+    def draw(shape):
+        if shape.dtype == bool:
+            return np.arange(shape.shape[1])[None] < rng.integers(2, shape.shape[1], (shape.shape[0], 1))
+        return rng.integers(0, 30 if shape.dtype == np.int32 else 256, shape.shape).astype(shape.dtype)
+
+    spec = task.batch_spec(CONFIG.batch_size)
+    return [{name: draw(shape) for name, shape in spec.items()} for _ in range(count)]
+
+
+CASES = {case.__name__: case for case in (toy, frozen, tokenizer, parti)}
+
+if __name__ == "__main__":
+    assert jax.device_count() == 8
+    CASES[sys.argv[1]]()

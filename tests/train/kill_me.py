@@ -1,0 +1,15 @@
+"""A training run in a process of its own: `python -m tests.train.kill_me WORKDIR`; exits with 75 when it was preempted."""
+
+import sys
+
+from t2i_jax.train.loop import Preempted, TrainConfig, fit
+from tests.train.toy import ToyBatches, ToyTask
+
+CONFIG = TrainConfig(steps=16, batch_size=16, save_every=1, log_every=1, keep=2, accumulate=2)
+TASK = ToyTask(width=8192)  # about 6 MB in a checkpoint: saving takes longer than a step
+
+if __name__ == "__main__":
+    try:
+        fit(TASK, ToyBatches(), CONFIG, sys.argv[1])
+    except Preempted:
+        sys.exit(75)
