@@ -12,6 +12,7 @@ from PIL import Image
 from t2i_jax import runs
 from t2i_jax.cli import main as cli
 from tests.e2e import tiny
+from tests.parity import reference
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _README = (_ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,6 +59,8 @@ def _photos(folder):
 
 def _t5(folder):
     import sentencepiece
+
+    reference.load("transformers")
     from transformers import T5Config, T5EncoderModel
 
     config = T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
