@@ -224,7 +224,8 @@ def _check_sizes(recipe):
 
 def _system(task, params, stats, frozen, text_tokenizer) -> System:
     if isinstance(task, TokenizerTask):
-        return TokenizerSystem(task, {"generator": params["generator"], "stats": stats})
+        codebook = jax.eval_shape(task.model.start, jax.random.key(0))  # the counts of training stay in the run
+        return TokenizerSystem(task, {"generator": params["generator"], "stats": {n: stats[n] for n in codebook}})
     if isinstance(task, PartiTask):
         return PartiSystem(task, params, frozen, text_tokenizer)
     if isinstance(task, SuperResolutionTask):
