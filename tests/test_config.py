@@ -114,8 +114,8 @@ def test_a_bad_override_is_refused(assignment, message):
 def test_differences_name_the_path_and_both_values():
     old, new = to_dict(Outer()), to_dict(Outer(inner=Inner(rate=0.2), by_group={"a": Inner()}, steps=4))
     lines = differences(old, new)
-    assert "inner.rate: 0.1 -> 0.2" in lines and "steps: 3 -> 4" in lines and any("by_group.a" in line for line in lines)
-    assert len(lines) == 3
+    assert {"inner.rate: 0.1 -> 0.2", "steps: 3 -> 4"} < set(lines) and len(lines) == 3
+    assert any("by_group.a" in line for line in lines)
     assert not differences({"x": (1, 2)}, {"x": [1, 2]})  # JSON turns tuples into lists
 
 

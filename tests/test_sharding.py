@@ -1,4 +1,4 @@
-"""Meshes and partitions: resolved from shapes alone here; programs on eight devices run in train/test_eight_devices.py."""
+"""Meshes and partitions, resolved from shapes alone; programs on eight devices run in train/test_eight_devices.py."""
 
 import flax.linen as nn
 import jax
@@ -44,7 +44,9 @@ def test_a_mesh_over_one_device_has_every_axis(shape):
     assert mesh.axis_names == sharding.MESH_AXES and mesh.size == 1
 
 
-@pytest.mark.parametrize("shape", [{"data": 2}, {"data": 0}, {"data": -1, "fsdp": -1}, {"data": -1, "fsdp": 3}, {"data": -2}])
+@pytest.mark.parametrize(
+    "shape", [{"data": 2}, {"data": 0}, {"data": -1, "fsdp": -1}, {"data": -1, "fsdp": 3}, {"data": -2}]
+)
 def test_a_mesh_that_does_not_fit_is_refused_with_a_remedy(shape):
     with pytest.raises(UserError, match="does not fit 1 device.*data=1"):
         sharding.make_mesh(shape, jax.devices()[:1])

@@ -163,7 +163,8 @@ class Checkpoints:
 
     def _lay_aside(self, broken, error, taken):
         """Moves a damaged step out of the way of the save that will come at the same step."""
-        sentence = f"the checkpoint of step {broken} can't be read ({_first_line(error)}); step {taken} is taken instead"
+        why = _first_line(error)
+        sentence = f"the checkpoint of step {broken} can't be read ({why}); step {taken} is taken instead"
         if not self._owns:
             return f"{sentence}."
         if jax.process_index() == 0:

@@ -16,7 +16,9 @@ from t2i_jax.errors import UserError
 from t2i_jax.train.optim import OptimConfig
 
 # Fields that may differ from those of the checkpoint that a run carries on from.
-HARMLESS = ("steps", "log_every", "eval_every", "save_every", "keep", "mesh", "rules", "max_skipped_in_a_row", "wandb_project")
+HARMLESS = (
+    "steps", "log_every", "eval_every", "save_every", "keep", "mesh", "rules", "max_skipped_in_a_row", "wandb_project",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +77,7 @@ class TrainConfig:
         for group in self.optim_by_group:
             if group not in groups:
                 raise UserError(
-                    f"train.optim_by_group names {group!r}, which is no group of the task; {did_you_mean(group, groups)}"
+                    f"train.optim_by_group names {group!r}, no group of the task; {did_you_mean(group, groups)}"
                 )
         return {group: self.optim_by_group.get(group, self.optim) for group in groups}
 

@@ -1,4 +1,4 @@
-"""What a run tells: a progress line, WORKDIR/metrics.jsonl, TensorBoard events and, when asked for, Weights & Biases."""
+"""What a run tells: a progress line, WORKDIR/metrics.jsonl, TensorBoard events and, if wanted, Weights & Biases."""
 
 from __future__ import annotations
 

@@ -98,7 +98,8 @@ def toy():
         checkpoints = Checkpoints(workdir, keep=1)
         checkpoints.save(2, state, {"number": 2}, {})
         checkpoints.wait()
-        for count, shape, rules in ((8, {"fsdp": 8}, "fsdp"), (4, {"data": 2, "tensor": 2}, "fsdp_tp"), (1, None, "dp")):
+        places = (8, {"fsdp": 8}, "fsdp"), (4, {"data": 2, "tensor": 2}, "fsdp_tp"), (1, None, "dp")
+        for count, shape, rules in places:
             mesh = sharding.make_mesh(shape, jax.devices()[:count])
             _, _, abstract = setting(task, mesh, rules)
             restored, position = checkpoints.restore(abstract, lambda stored: None)
