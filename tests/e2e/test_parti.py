@@ -1,0 +1,165 @@
+"""The whole way at toy size through the command line: train, carry on, sample, export, evaluate, refuse, stop."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import t2i_jax as t2i
+from tests.e2e import tiny
+
+_RECIPE = tiny.__file__
+_CAPTION = "a red circle above a blue square"
+
+
+def t2i_command(*arguments):
+    return [sys.executable, "-m", "t2i_jax.cli.main", *map(str, arguments)]
+
+
+def run(*arguments, status=0):
+    done = subprocess.run(t2i_command(*arguments), capture_output=True, text=True, timeout=500)
+    assert done.returncode == status, done.stderr[-3000:]
+    return done
+
+
+def refused(*arguments):
+    """The one sentence that a mistake gets."""
+    lines = run(*arguments, status=2).stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("t2i: ") and "Traceback" not in lines[0], lines
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    done = run("train", _RECIPE, "--workdir", workdir)
+    assert f"done: {workdir}" in done.stdout and "alignment_heldout" in done.stdout
+    return workdir
+
+
+def _pictures(folder):
+    return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.glob("*-*.png"))}
+
+
+def test_the_run_leaves_its_folder(trained):
+    for name in ("checkpoints", "tokenizer", "text_tokenizer", "samples/heldout.png", "metrics.json"):
+        assert (trained / name).exists(), name
+    assert "alignment_heldout" in json.loads((trained / "metrics.json").read_text())
+    steps = [json.loads(line)["step"] for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert max(steps) == 4
+
+
+def test_trained_again_it_is_done_and_with_more_steps_it_carries_on(trained):
+    before = (trained / "metrics.jsonl").read_text()
+    run("train", _RECIPE, "--workdir", trained)
+    assert (trained / "metrics.jsonl").read_text() == before
+    assert "carrying on from step 4 of 6" in run("train", _RECIPE, "train.steps=6", "--workdir", trained).stderr
+    assert "train.optim.learning_rate" in refused(
+        "train", _RECIPE, "train.steps=8", "train.optim.learning_rate=0.1", "--workdir", trained
+    )
+
+
+def test_sampling_and_the_exported_system(trained, tmp_path):
+    sample = lambda system, out, *more: run("sample", system, _CAPTION, "--count", 2, "--out", tmp_path / out, *more)
+    sample(trained, "plain")
+    sample(trained, "negative", "--negative", "a green square", "--guidance", 8)
+    run("export", trained, tmp_path / "system")
+    assert "is not empty" in refused("export", trained, tmp_path / "system")
+    sample(tmp_path / "system", "exported")
+    plain, negative, exported = (_pictures(tmp_path / name) for name in ("plain", "negative", "exported"))
+    assert sorted(plain) == sorted(exported) == ["000-00.png", "000-01.png"] and len(negative) == 2
+    assert all(np.array_equal(plain[name], exported[name]) for name in plain)
+    assert (tmp_path / "plain" / "captions.txt").read_text() == f"000 {_CAPTION}\n"
+
+    Image.fromarray(np.full((40, 40, 3), (200, 30, 30), np.uint8)).save(tmp_path / "red.png")
+    sample(trained, "completed", "--init", tmp_path / "red.png", "--keep-rows", 0.5)
+    assert len(_pictures(tmp_path / "completed")) == 2
+    bad = ("sample", trained, _CAPTION, "--init", tmp_path / "red.png", "--keep-rows", 1.5)
+    assert "keep_rows=1.5 must lie between 0 and 1" in refused(*bad)
+    assert "can't be read as a picture" in refused("sample", trained, _CAPTION, "--init", _RECIPE)
+
+
+def test_evaluation(trained):
+    printed = run("eval", trained, "evaluation.pictures=4").stdout
+    assert re.search(r"^alignment_heldout: [\d.]+$", printed, re.MULTILINE)
+    assert "codebook_usage" in run("eval", trained / "tokenizer", "evaluation.pictures=4").stdout
+
+
+def test_mistakes_get_one_sentence(trained, tmp_path):
+    fresh = ("--workdir", tmp_path / "fresh")
+    (tmp_path / "empty").mkdir()
+    assert "is not a file" in refused("train", tmp_path / "nothing.py", *fresh)
+    assert "did you mean 'steps'?" in refused("train", _RECIPE, "train.step=3", *fresh)
+    assert "data.source='shape' is not known; did you mean 'shapes'?" in refused(
+        "train", _RECIPE, "data.source=shape", *fresh
+    )
+    assert "holds no checkpoint" in refused("sample", tmp_path / "empty", _CAPTION)
+    assert "is not a folder" in refused("sample", tmp_path / "nowhere", _CAPTION)
+    assert "makes no pictures from text" in refused("sample", trained / "tokenizer", _CAPTION)
+
+
+def test_stopped_by_sigterm_it_saves_and_carries_on(trained):
+    metrics = trained / "metrics.jsonl"
+    before = metrics.read_text()
+    command = t2i_command("train", _RECIPE, "train.steps=1000000", "--workdir", trained)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
+    try:
+        deadline = time.monotonic() + 400
+        while metrics.read_text() == before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=200)
+    finally:
+        process.kill()
+    assert process.returncode == 75, errors[-3000:]
+    step = int(re.search(r"stopped after step (\d+), everything is saved", errors).group(1))
+    again = run("train", _RECIPE, f"train.steps={step + 1}", "--workdir", trained)
+    assert f"carrying on from step {step} of {step + 1}" in again.stderr
+
+
+def test_the_same_from_python(trained):
+    system = t2i.load(trained)
+    assert isinstance(system.task, t2i.PartiTask)
+    images = system.generate([_CAPTION, "a green square"], seed=1, top_k=4, temperature=0.5)
+    assert images.shape == (2, 16, 16, 3) and images.dtype == np.uint8
+    again = system.generate([_CAPTION], seed=1, top_k=4, temperature=0.5)
+    np.testing.assert_array_equal(again[0], images[0])
+    tokenizer = t2i.load(trained / "tokenizer")
+    ids = tokenizer.encode(images)
+    assert ids.shape == (2, 16) and int(ids.max()) < 16
+    assert tokenizer.decode(ids).shape == images.shape
+    with pytest.raises(t2i.UserError, match="give a list of captions"):
+        system.generate(_CAPTION)
+
+
+def test_a_folder_of_captioned_pictures(tmp_path):
+    photos, rng = tmp_path / "photos", np.random.default_rng(0)
+    photos.mkdir()
+    for i in range(40):
+        name, colour = (("red", (220, 30, 30)), ("blue", (30, 30, 220)))[i % 2]
+        noise = rng.integers(-20, 20, (24, 32, 3))
+        Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(photos / f"{i:02d}.jpg")
+        (photos / f"{i:02d}.txt").write_text(f"a {name} wall")
+    (photos / "38.jpg").write_bytes(b"this is no JPEG")
+    (photos / "39.txt").write_text("  ")
+    source = f"data.source=folder:{photos}"
+    changes = (source, f"tokenizer.{source}", "evaluation.judge=None", "data.max_bad_rate=0.2",
+               "tokenizer.data.max_bad_rate=0.2")  # fmt: skip
+    run("train", _RECIPE, *changes, "--workdir", tmp_path / "run")
+    run("sample", tmp_path / "run", "a red wall", "--count", 1, "--out", tmp_path / "out")
+    assert len(_pictures(tmp_path / "out")) == 1
+
+
+def test_the_recipe_is_what_the_run_holds(trained):
+    from t2i_jax.runs import load_run_recipe
+
+    stored = load_run_recipe(trained)
+    assert stored.data == tiny.get_config().data
+    assert stored.task.model == tiny.get_config().task.model

@@ -1,0 +1,72 @@
+"""Runs that are killed, in processes of their own: started again they end in the very bits of an undisturbed run."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+from t2i_jax.train.checkpoint import load_params
+from t2i_jax.train.loop import fit
+
+from .kill_me import CONFIG, TASK
+from .toy import ToyBatches
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def _start(workdir):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.train.kill_me", str(workdir)], cwd=_ROOT, stderr=subprocess.PIPE, text=True
+    )
+
+
+def _wait_for(process, happened):
+    """Until `happened()`; fails when the process ends, or two minutes pass, before that."""
+    end = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None, f"the run ended too early: {process.stderr.read()[-2000:]}"
+        assert time.monotonic() < end, "two minutes have passed"
+        time.sleep(0.001)
+
+
+def _finished(workdir):
+    return {int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()}
+
+
+def _being_saved(workdir):
+    return any(path.name.endswith("tmp") for path in (workdir / "checkpoints").glob("*"))
+
+
+def test_killed_while_saving_and_stopped_by_a_signal_it_ends_in_the_same_bits(tmp_path):
+    killed, whole = tmp_path / "killed", fit(TASK, ToyBatches(), CONFIG, tmp_path / "whole")
+
+    for _ in range(3):  # until a kill hits the middle of a save, with a finished checkpoint before it
+        process = _start(killed)
+        _wait_for(process, lambda: _finished(killed) and _being_saved(killed))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        if hit := _being_saved(killed):
+            break
+    reached = max(_finished(killed))
+    assert hit and 0 < reached < CONFIG.steps
+
+    process = _start(killed)  # then a polite stop
+    _wait_for(process, lambda: max(_finished(killed), default=0) > reached)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 75, process.stderr.read()[-2000:]
+    assert reached < max(_finished(killed)) < CONFIG.steps
+
+    process = _start(killed)
+    assert process.wait(timeout=120) == 0, process.stderr.read()[-2000:]
+
+    _, params, ema, stats = load_params(killed)
+    jax.tree.map(np.testing.assert_array_equal, (params, ema, stats), (whole.params, whole.ema, whole.stats))
+    lines = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, CONFIG.steps + 1))
+    for line, same in zip(lines, (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines(), strict=True):
+        assert line["loss"] == json.loads(same)["loss"]
