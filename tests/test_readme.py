@@ -1,0 +1,96 @@
+"""Every python block of the README runs, in order, in one namespace; every refusal it shows is the true sentence."""
+
+import pathlib
+import re
+import shlex
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from t2i_jax import runs
+from t2i_jax.cli import main as cli
+from tests.e2e import tiny
+from tests.parity import reference
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_README = (_ROOT / "README.md").read_text(encoding="utf-8")
+
+# What the README shows at full size, and the toy size that is run. Each must occur in the README.
+_SMALLER = {
+    "dim=256, image_size=256, patch_size=16, num_layers=3":
+        "dim=8, image_size=16, patch_size=4, num_layers=1, heads=1, dim_head=8, ff_mult=1, codebook_size=16, discr_layers=0",
+    "image_size=256, patch_size=8, dim=512, layers=8, heads=8, mlp_dim=2048":
+        "image_size=16, patch_size=4, dim=8, layers=1, heads=1, mlp_dim=16, codebook_size=16",
+    "dim=512, depth=8, dim_head=64, heads=8": "dim=16, depth=1, dim_head=8, heads=2",
+    "dim=1024, depth=12, heads=16, mlp_dim=4096": "dim=16, depth=1, heads=2, mlp_dim=16",
+    "vocab_size=16000": "vocab_size=32",
+    "image_size=256,": "image_size=16,",
+    "image_size=256)": "image_size=16)",
+    "(4, 256, 256, 3)": "(4, 16, 16, 3)",
+    "steps=100_000, batch_size=32, accumulate=8": "steps=2, batch_size=8, accumulate=2",
+    "steps=100_000, batch_size=32)": "steps=2, batch_size=8)",
+}  # fmt: skip
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", _README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with what the README speaks of: a run, photos, a T5, the recipes."""
+    here = tmp_path_factory.mktemp("readme")
+    runs.train(tiny.get_config(), here / "runs" / "quickstart")
+    _photos(here / "photos")
+    _t5(here / "t5-large")
+    (here / "configs").symlink_to(_ROOT / "configs")
+    return here
+
+
+def _photos(folder):
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
+        (folder / f"{i:02d}.txt").write_text(f"picture number {i}")
+
+
+def _t5(folder):
+    import sentencepiece
+
+    reference.load("transformers")
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    T5EncoderModel(config).save_pretrained(folder)
+    words = [word for text in re.findall(r'^    +"([a-z ,-]+)",$', _README, re.MULTILINE) for word in (text, text)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words), model_prefix=str(folder / "spiece"), vocab_size=60, pad_id=0, eos_id=1, unk_id=2,
+        bos_id=-1, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+
+
+def test_every_python_block_runs(place, monkeypatch):
+    monkeypatch.chdir(place)
+    text = "\n\n".join(blocks("python"))
+    for shown, run in _SMALLER.items():
+        assert shown in text, f"no longer in the README: {shown}"
+        text = text.replace(shown, run)
+    names = {}
+    exec(compile(text, "README.md", "exec"), names)  # noqa: S102
+    assert names["images"].shape == (4, 16, 16, 3) and len(names["pictures"]) == 3
+    assert names["logits"].shape == (4, 16, 16) and np.isfinite(names["loss"])
+
+
+def test_wrong_input_gets_the_sentences_shown(place, monkeypatch, capfd):
+    monkeypatch.chdir(place)
+    shown = [pair for block in blocks("console") for pair in re.findall(r"^\$ (t2i .*)\n(t2i: .*)$", block, re.MULTILINE)]
+    assert len(shown) >= 5
+    for command, sentence in shown:
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 2, command
+        assert capfd.readouterr().err.splitlines() == [sentence]
