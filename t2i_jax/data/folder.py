@@ -7,15 +7,15 @@ import json
 import os
 import pathlib
 
-from t2i_jax.data.picture import decode
-from t2i_jax.data.source import BadSample, Record
+from t2i_jax.data.picture import PictureFiles
+from t2i_jax.data.source import BadSample, clean_caption
 from t2i_jax.errors import UserError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _FILE, _CAPTION = ("file", "file_name", "filename", "image"), ("caption", "text")
 
 
-class FolderSource:
+class FolderSource(PictureFiles):
     """Random access to the pictures below a folder, in the order of their names.
 
     A table (captions.csv or captions.jsonl, columns file/file_name/image and caption/text) says which pictures there
@@ -40,33 +40,23 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index: int) -> Record:
-        name, caption = self._samples[index]
-        return {"image": decode(self._read(name), name), "caption": self._caption(name, caption)}
-
-    def without_image(self, index: int) -> Record:
-        """The record without its picture."""
-        name, caption = self._samples[index]
-        return {"image": None, "caption": self._caption(name, caption)}
-
-    def _read(self, name):
+    def file(self, index: int) -> tuple[bytes, str]:
+        """The bytes of a picture file and its name below the folder; or `BadSample`."""
+        name, _ = self._samples[index]
         try:
-            return (self.path / name).read_bytes()
+            return (self.path / name).read_bytes(), name
         except OSError:
             raise BadSample("unreadable file", name) from None
 
-    def _caption(self, name, caption):
+    def caption(self, index: int) -> str:
+        """The caption from the table or from the .txt file; or `BadSample`."""
+        name, caption = self._samples[index]
         if caption is None:
             try:
-                caption = (self.path / name).with_suffix(".txt").read_text(encoding="utf-8")
-            except UnicodeDecodeError:
-                raise BadSample("caption is not UTF-8", name) from None
+                caption = (self.path / name).with_suffix(".txt").read_bytes()
             except OSError:
                 raise BadSample("no caption", name) from None
-        caption = " ".join(caption.split())
-        if not caption:
-            raise BadSample("empty caption", name)
-        return caption
+        return clean_caption(caption, name)
 
 
 def _from_names(folder):

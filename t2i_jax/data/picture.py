@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import abc
 import io
 import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from t2i_jax.data.source import BadSample
+from t2i_jax.data.source import BadSample, Record
 
 _MOST_PIXELS = 100_000_000  # more is taken for a decompression bomb
 _LEAST_SIDE = 4  # pixels
+_ORIENTATION = 0x0112  # the EXIF tag
 
 
 def decode(data: bytes, name: str) -> np.ndarray:
@@ -47,6 +49,47 @@ def decode(data: bytes, name: str) -> np.ndarray:
         raise
     except Exception:  # decoders raise whatever a damaged file makes them
         raise BadSample("truncated picture", name) from None
+
+
+def is_plain(data: bytes) -> bool:
+    """Whether a picture file that `decode` reads is a common one of 8 bits, RGB or gray, one frame, not to be turned.
+
+    Such a file can be stored as it is; of any other kind only what `decode` makes of it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        picture = Image.open(io.BytesIO(data))
+        frames = getattr(picture, "n_frames", 1)
+        turned = picture.getexif().get(_ORIENTATION, 1) != 1
+    common = picture.format in ("JPEG", "PNG", "WEBP") and picture.mode in ("RGB", "L")
+    return common and frames == 1 and not turned and "transparency" not in picture.info
+
+
+class PictureFiles(abc.ABC):
+    """What sources share whose pictures are files: they define `__len__`, `file` and `caption`."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Number of records."""
+
+    @abc.abstractmethod
+    def file(self, index: int) -> tuple[bytes, str]:
+        """The picture file of a record as it is stored, and its name; or `BadSample`."""
+
+    @abc.abstractmethod
+    def caption(self, index: int) -> str:
+        """The caption of a record; or `BadSample`."""
+
+    def __getitem__(self, index: int) -> Record:
+        return {"image": decode(*self.file(index)), "caption": self.caption(index)}
+
+    def without_image(self, index: int) -> Record:
+        """The record with "image" None; the picture is not read."""
+        return {"image": None, "caption": self.caption(index)}
+
+    def without_caption(self, index: int) -> Record:
+        """The record with "caption" None; it may have none, or a bad one."""
+        return {"image": decode(*self.file(index)), "caption": None}
 
 
 def _rgb(picture: Image.Image) -> np.ndarray:

@@ -235,6 +235,8 @@ class _Prepare:
     def _read(self, index):
         if not self._with_image and hasattr(self._source, "without_image"):
             return self._source.without_image(index)
+        if "caption" not in self._kept and hasattr(self._source, "without_caption"):
+            return self._source.without_caption(index)
         return self._source[index]
 
     def _cut(self, image_HWC, position):

@@ -30,7 +30,8 @@ _ENOUGH = 20  # samples after which the rate of bad ones is looked at
 class Source(Protocol):
     """Random access to records; picklable, and safe to read from several threads.
 
-    A source may also have `without_image(index) -> Record`: the record with "image" None, made without decoding it.
+    A source may also have `without_image(index)` and `without_caption(index)`: the record with that entry None, for
+    batches that do not want it. Sources of picture files have `file(index) -> (bytes, name)` and `caption(index)`.
     """
 
     def __len__(self) -> int:
@@ -54,6 +55,28 @@ class BadSample(Exception):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
+
+
+def clean_caption(text: Any, name: str) -> str:
+    """A caption with single spaces between its words.
+
+    Args:
+      text: str, or bytes in UTF-8. name: of the sample, for messages.
+
+    Raises:
+      BadSample: "no caption", "empty caption" or "caption is not UTF-8".
+    """
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise BadSample("caption is not UTF-8", name) from None
+    if not isinstance(text, str):
+        raise BadSample("no caption", name)
+    text = " ".join(text.replace("\0", " ").split())
+    if not text:
+        raise BadSample("empty caption", name)
+    return text
 
 
 class BadCounter:
@@ -118,12 +141,7 @@ def open_source(spec: str, *, image_size: int, split: str = "train", seed: int =
     what, module, name = _KINDS[kind]
     if not place:
         raise UserError(f"data.source={spec!r} does not say which; write data.source={kind}:{what}.")
-    try:
-        source = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as missing:
-        if missing.name != module:
-            raise
-        raise UserError(f"data.source={spec!r} can't be read by this version yet; use folder:PATH.") from None
+    source = getattr(importlib.import_module(module), name)
     return source(place, split) if kind in _WITH_SPLITS else source(place)
 
 

@@ -1,0 +1,289 @@
+"""Packed sets: a folder with a manifest and shards of ArrayRecord, and columns of arrays that were computed from them.
+
+    PACKED/manifest.json                          what there is, written last
+    PACKED/data-00000-of-00002.arrayrecord        records: msgpack of {"image": bytes of a file, "caption": str or None}
+    PACKED/text-00000-of-00001.arrayrecord        a column: msgpack of {name: {"dtype", "shape", "data"}}, in the order
+                                                  of the records; one that could not be computed is empty
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import os
+import pathlib
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import msgpack
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from t2i_jax.data.picture import PictureFiles, decode
+from t2i_jax.data.source import BadSample, Record, clean_caption
+from t2i_jax.errors import UserError
+
+FORMAT, VERSION, MANIFEST = "t2i_jax packed", 1, "manifest.json"
+COLUMNS = {"text": ("text_embeds", "text_mask"), "tokens": ("tokens",)}  # and the arrays of each
+_READ = "readahead_buffer_size:0,max_parallelism:0"  # for random access
+_WRITE = "group_size:1,uncompressed"  # every record by itself; pictures are compressed already
+
+
+class PackedSource(PictureFiles):
+    """Random access to a packed set; a record holds the arrays of its columns too.
+
+    Args:
+      path: the folder that `pack` wrote.
+
+    Attributes:
+      manifest: as it stands in manifest.json.
+
+    Raises:
+      UserError: no packed set, one of another version, or shards that are missing or of another size.
+    """
+
+    def __init__(self, path: str):
+        self.path = pathlib.Path(path)
+        self.manifest = read_manifest(self.path)
+        self._data = _Shards(self.path, self.manifest["shards"])
+        self._columns = {name: _Shards(self.path, one["shards"]) for name, one in self.manifest["columns"].items()}
+        for name, column in self._columns.items():
+            if len(column) != len(self._data):
+                raise UserError(
+                    f"arrayrecord={str(self.path)!r} has {len(self._data)} records and {len(column)} of {name}; "
+                    "encode them again with --replace."
+                )
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    @property
+    def columns(self) -> Mapping[str, Mapping[str, Any]]:
+        """What is known of each column: "text" and "tokens", where they were computed."""
+        return self.manifest["columns"]
+
+    def file(self, index: int) -> tuple[bytes, str]:
+        """The bytes of a picture file and the record's name; or `BadSample`."""
+        record, name = self._record(index)
+        return record["image"], name
+
+    def caption(self, index: int) -> str:
+        """The caption; or `BadSample`, also where the set was packed without captions."""
+        record, name = self._record(index)
+        return clean_caption(record.get("caption"), name)
+
+    def __getitem__(self, index: int) -> Record:
+        record, name = self._record(index)  # once for both
+        caption = clean_caption(record.get("caption"), name)
+        return {"image": decode(record["image"], name), "caption": caption, **self._arrays(index)}
+
+    def without_image(self, index: int) -> Record:
+        """The record without its picture; its caption may be None where the set was packed without captions."""
+        caption = self.caption(index) if self.manifest["captions"] else None
+        return {"image": None, "caption": caption, **self._arrays(index)}
+
+    def without_caption(self, index: int) -> Record:
+        """The record without its caption."""
+        return {**super().without_caption(index), **self._arrays(index)}
+
+    def _record(self, index):
+        data, name = self._data.read(index)
+        record = _unpacked(data)
+        if record is None or not isinstance(record.get("image"), bytes):
+            raise BadSample("damaged record", name)
+        return record, name
+
+    def _arrays(self, index):
+        """The arrays of all columns; None where one is damaged or was not made, so that only who wants it misses it."""
+        arrays = {}
+        for name, column in self._columns.items():
+            try:
+                arrays |= arrays_from_bytes(column.read(index)[0])
+            except BadSample:
+                arrays |= dict.fromkeys(COLUMNS.get(name, ()))
+        return arrays
+
+
+class ShardWriter:
+    """Writes records into PREFIX-00000-of-0000N.arrayrecord, a new file whenever one is full.
+
+    The files carry their names only after `close`, which returns what a manifest says of them; before that they end in
+    .partial.
+    """
+
+    def __init__(self, folder: pathlib.Path, prefix: str, shard_bytes: int):
+        self._folder, self._prefix, self._shard_bytes = folder, prefix, shard_bytes
+        self._counts: list[int] = []
+        self._writer: Any = None
+        self._written = 0  # bytes in the open file
+
+    def write(self, data: bytes) -> None:
+        """Appends one record."""
+        if self._writer is None or self._written >= self._shard_bytes:
+            self._finish()
+            self._writer = ArrayRecordWriter(str(self._partial(len(self._counts))), _WRITE)
+            self._counts.append(0)
+            self._written = 0
+        self._attempt(self._writer.write, data)
+        if not self._writer.ok():
+            self._refuse()
+        self._counts[-1] += 1
+        self._written += len(data)
+
+    def close(self) -> list[dict[str, Any]]:
+        """[{"file", "count", "bytes"}] of each shard."""
+        self._finish()
+        shards = []
+        for number, count in enumerate(self._counts):
+            name = f"{self._prefix}-{number:05d}-of-{len(self._counts):05d}.arrayrecord"
+            size = self._partial(number).stat().st_size
+            self._partial(number).rename(self._folder / name)
+            shards.append({"file": name, "count": count, "bytes": size})
+        return shards
+
+    def discard(self) -> None:
+        """Removes what was written, when it will not be closed."""
+        self._writer = None
+        for number in range(len(self._counts)):
+            self._partial(number).unlink(missing_ok=True)
+
+    def _finish(self):
+        if self._writer is None:
+            return
+        self._attempt(self._writer.close)
+        self._writer = None
+        if ArrayRecordReader(str(self._partial(len(self._counts) - 1)), _READ).num_records() != self._counts[-1]:
+            self._refuse()  # closing says nothing of a full disk
+
+    def _attempt(self, act, *arguments):
+        try:
+            act(*arguments)
+        except RuntimeError:  # ArrayRecord's, of every failure
+            self._refuse()
+
+    def _refuse(self):
+        raise UserError(f"out={str(self._folder)!r} can't be written to; make room or give another folder.") from None
+
+    def _partial(self, number):
+        return self._folder / f"{self._prefix}-{number:05d}.partial"
+
+
+def record_to_bytes(image: bytes, caption: str | None) -> bytes:
+    """A record of a packed set: the bytes of a picture file and a caption."""
+    return msgpack.packb({"image": image, "caption": caption})
+
+
+def arrays_to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """A record of a column."""
+    plain = {name: {"dtype": a.dtype.name, "shape": a.shape, "data": a.tobytes()} for name, a in arrays.items()}
+    return msgpack.packb(plain)
+
+
+def arrays_from_bytes(data: bytes) -> dict[str, np.ndarray | None]:
+    """The inverse of `arrays_to_bytes`; raises BadSample where it can't be."""
+    try:
+        stored = _unpacked(data).items()
+        return {name: np.frombuffer(a["data"], _dtype(a["dtype"])).reshape(a["shape"]) for name, a in stored}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise BadSample("damaged record", "column") from None
+
+
+def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+    """manifest.json of a packed set.
+
+    Raises:
+      UserError: no such file, no manifest, or one of a version that is not known.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(
+            f"arrayrecord={str(folder)!r} has no {MANIFEST}; give a folder that `t2i data pack` wrote."
+        ) from None
+    except (ValueError, RecursionError):
+        manifest = None
+    if not _complete(manifest):
+        raise UserError(f"arrayrecord={str(folder)!r} has a damaged {MANIFEST}; pack the set again.")
+    if manifest["version"] != VERSION:
+        raise UserError(
+            f"arrayrecord={str(folder)!r} has version {manifest['version']}, known is {VERSION}; pack the set again."
+        )
+    return manifest
+
+
+def write_manifest(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
+    """Replaces manifest.json whole, so that it is never half written."""
+    half_done = folder / (MANIFEST + ".partial")
+    half_done.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(half_done, folder / MANIFEST)
+
+
+class _Shards:
+    """The records of several files in a row; files are opened when they are first read, in each process."""
+
+    def __init__(self, folder, shards):
+        self._paths = [folder / shard["file"] for shard in shards]
+        for path, shard in zip(self._paths, shards):
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard["bytes"]:
+                state = "is missing" if size is None else f"has {size} bytes instead of {shard['bytes']}"
+                raise UserError(f"arrayrecord={str(folder)!r}: {path.name} {state}; copy it again.")
+        self._starts = np.cumsum([0, *(shard["count"] for shard in shards)]).tolist()
+        self._readers, self._lock = {}, threading.Lock()
+
+    def __len__(self):
+        return self._starts[-1]
+
+    def read(self, index):
+        """The bytes of a record and its name; or BadSample."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect.bisect_right(self._starts, index) - 1
+        name = f"{self._paths[number].name}[{index - self._starts[number]}]"
+        try:
+            return self._reader(number).read([index - self._starts[number]])[0], name
+        except (RuntimeError, ValueError, IndexError):  # what ArrayRecord raises for damaged chunks
+            raise BadSample("damaged record", name) from None
+
+    def _reader(self, number):
+        with self._lock:
+            if number not in self._readers:
+                self._readers[number] = ArrayRecordReader(str(self._paths[number]), _READ)
+            return self._readers[number]
+
+    def __getstate__(self):
+        return {"_paths": self._paths, "_starts": self._starts}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, _readers={}, _lock=threading.Lock())
+
+
+def _complete(manifest):
+    """Whether a manifest has what reading needs."""
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        return False
+    columns = manifest.get("columns")
+    if not isinstance(columns, dict) or not all(isinstance(one, dict) for one in columns.values()):
+        return False
+    lists = [manifest.get("shards"), *(one.get("shards") for one in columns.values())]
+    kinds = {"file": str, "count": int, "bytes": int}
+    fits = lambda shard: isinstance(shard, dict) and all(isinstance(shard.get(k), t) for k, t in kinds.items())
+    return "version" in manifest and "captions" in manifest and all(
+        isinstance(shards, list) and all(map(fits, shards)) for shards in lists
+    )  # fmt: skip
+
+
+def _unpacked(data):
+    """The dict that msgpack holds, or None."""
+    try:
+        found = msgpack.unpackb(data)
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _dtype(name):
+    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)

@@ -1,0 +1,265 @@
+"""Packing a source into shards that are read fast from anywhere, and adding columns of arrays computed from it."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import io
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from t2i_jax.data import arrayrecord
+from t2i_jax.data.arrayrecord import ShardWriter, arrays_to_bytes, read_manifest, record_to_bytes, write_manifest
+from t2i_jax.data.picture import decode, is_plain
+from t2i_jax.data.source import BadCounter, BadSample, Source
+from t2i_jax.errors import UserError
+
+_AT_ONCE = 64  # records that are prepared side by side
+_JPEG_QUALITY = 95  # of what was a JPEG and is made smaller
+
+Progress = Callable[[Iterable[int]], Iterable[int]]  # goes over indices and may show how far it is
+
+
+def pack(
+    source: Source,
+    out: str | os.PathLike,
+    *,
+    name: str,
+    size: int | None = None,
+    captions: bool = True,
+    max_bad_rate: float = 0.05,
+    shard_bytes: int = 256 * 2**20,
+    progress: Progress = iter,
+) -> Mapping[str, Any]:
+    """Writes a source as a packed set, which "arrayrecord:OUT" reads, and returns its manifest.
+
+    A picture file of a common kind is stored as it is, any other as PNG of what it decodes to. What cannot be used is
+    left out and counted. Records are streamed; OUT appears when it is complete.
+
+    Args:
+      out: a new or empty folder.
+      name: of the source, for the manifest.
+      size: the shorter side of larger pictures, which are made smaller (JPEG stays JPEG); None: as they are.
+      captions: False packs pictures alone, and records need no caption.
+      max_bad_rate: fraction of records that may be unusable.
+      shard_bytes: of a file, about.
+      progress: wraps the indices, such as tqdm.
+
+    Raises:
+      UserError: `out` is not empty or can't be made, a size below 1, or too many records that cannot be used.
+    """
+    if (size is not None and size < 1) or shard_bytes < 1:
+        raise UserError(f"size={size} and shard_bytes={shard_bytes} must be at least 1.")
+    bad, sizes = BadCounter(), _Sizes()
+    prepare = _Prepare(source, size, captions)
+    with _new_folder(out) as half_done:
+        writer = ShardWriter(half_done, "data", shard_bytes)
+        seen = 0
+        for seen, record in enumerate(_prepared(prepare, progress(range(len(source)))), 1):
+            if isinstance(record, BadSample):
+                bad.add(record)
+                bad.check(seen, max_bad_rate)
+            else:
+                writer.write(record_to_bytes(record.file, record.caption))
+                sizes.add(record.width, record.height)
+        bad.check(seen, max_bad_rate, done=True)
+        if not sizes.count:
+            raise UserError(f"data.source={name!r} has no sample that can be used ({'; '.join(bad.names)}).")
+        manifest = {
+            "format": arrayrecord.FORMAT,
+            "version": arrayrecord.VERSION,
+            "source": name,
+            "count": sizes.count,
+            "captions": captions,
+            "size": size,
+            "pictures": sizes.summary(),
+            "bad": dict(bad.by_reason),
+            "bad_names": bad.names,
+            "shards": writer.close(),
+            "columns": {},
+        }
+        write_manifest(half_done, manifest)
+    return manifest
+
+
+def add_column(
+    packed: str | os.PathLike,
+    column: str,
+    rows: Iterable[Mapping[str, np.ndarray] | BadSample],
+    *,
+    about: Mapping[str, Any],
+    max_bad_rate: float = 0.05,
+    shard_bytes: int = 256 * 2**20,
+) -> Mapping[str, Any]:
+    """Stores arrays beside the records of a packed set, one row for each in order, and returns the new manifest.
+
+    The manifest names the column when it is complete, so an attempt that was stopped leaves nothing that is read.
+
+    Args:
+      column: "text" (arrays "text_embeds", "text_mask") or "tokens" ("tokens").
+      rows: the arrays of each record; a `BadSample` for one that has none, which is stored empty and counted.
+      about: what they were made with, for the manifest.
+
+    Raises:
+      UserError: too many rows are bad, or there are not as many as records.
+    """
+    folder = pathlib.Path(packed)
+    bad, writer, seen = BadCounter(), ShardWriter(folder, column, shard_bytes), 0
+    try:
+        for seen, row in enumerate(rows, 1):
+            if isinstance(row, BadSample):
+                bad.add(row)
+                bad.check(seen, max_bad_rate)
+            writer.write(arrays_to_bytes({} if isinstance(row, BadSample) else row))
+        bad.check(seen, max_bad_rate, done=True)
+        manifest = read_manifest(folder)
+        if seen != manifest["count"]:
+            raise UserError(f"packed={str(folder)!r} has {manifest['count']} records, not {seen}, as {column} has.")
+        shards = writer.close()
+    except BaseException:
+        writer.discard()
+        raise
+    columns = {**manifest["columns"], column: {**about, "bad": dict(bad.by_reason), "shards": shards}}
+    manifest = {**manifest, "columns": columns}
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def make_room(packed: str | os.PathLike, column: str, about: Mapping[str, Any], replace: bool = False) -> bool:
+    """Whether a column is to be computed: False where a packed set holds this very one.
+
+    Args:
+      about: what it is to be made with.
+      replace: a column of this name that was made with something else is removed.
+
+    Raises:
+      UserError: there is such a column, and it is not to be replaced.
+    """
+    folder = pathlib.Path(packed)
+    manifest = read_manifest(folder)
+    there = manifest["columns"].get(column)
+    if there is None:
+        return True
+    changed = [f"{key}={there.get(key)!r}" for key, value in about.items() if there.get(key) != value]
+    if not changed:
+        return False
+    if not replace:
+        raise UserError(f"packed={str(folder)!r} has {column} of {', '.join(changed)}; give --replace to make it anew.")
+    write_manifest(folder, {**manifest, "columns": {k: v for k, v in manifest["columns"].items() if k != column}})
+    for shard in there["shards"]:
+        (folder / shard["file"]).unlink(missing_ok=True)
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class _Packable:
+    file: bytes
+    caption: str | None
+    width: int
+    height: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepare:
+    """From an index to what is written, or to the BadSample that it is."""
+
+    source: Source
+    size: int | None
+    captions: bool
+
+    def __call__(self, index: int) -> _Packable | BadSample:
+        try:
+            return self._read(index)
+        except BadSample as bad:
+            return bad
+
+    def _read(self, index):
+        if not hasattr(self.source, "file"):
+            record = self.source[index]
+            return self._packable(record["image"], None, record["caption"])
+        caption = self.source.caption(index) if self.captions else None
+        data, name = self.source.file(index)
+        return self._packable(decode(data, name), data, caption)
+
+    def _packable(self, image_HWC, data, caption):
+        smaller = _smaller(image_HWC, self.size)
+        if data is None or smaller is not image_HWC or not is_plain(data):
+            was_jpeg = data is not None and data[:2] == b"\xff\xd8"
+            data = _encoded(smaller, "JPEG" if was_jpeg and smaller is not image_HWC else "PNG")
+        return _Packable(data, caption if self.captions else None, smaller.shape[1], smaller.shape[0])
+
+
+class _Sizes:
+    """Smallest, mean and largest width and height."""
+
+    def __init__(self):
+        self.count = 0
+        self._sum, self._low, self._high = np.zeros(2, np.int64), np.full(2, 2**31), np.zeros(2, np.int64)
+
+    def add(self, width, height):
+        one = np.array([width, height])
+        self.count += 1
+        self._sum, self._low, self._high = self._sum + one, np.minimum(self._low, one), np.maximum(self._high, one)
+
+    def summary(self):
+        return {
+            side: {"least": int(self._low[i]), "mean": round(self._sum[i] / self.count, 1), "most": int(self._high[i])}
+            for i, side in enumerate(("width", "height"))
+        }
+
+
+def _prepared(prepare, indices) -> Iterator[_Packable | BadSample]:
+    """In order, a window of them side by side: decoding does not hold Python's lock."""
+    with concurrent.futures.ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        waiting: collections.deque = collections.deque()
+        for index in indices:
+            waiting.append(pool.submit(prepare, index))
+            if len(waiting) >= _AT_ONCE:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@contextlib.contextmanager
+def _new_folder(out):
+    """A folder that gets its name when all is done; nothing is left of it otherwise."""
+    out = pathlib.Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"out={str(out)!r} exists and is not empty; name a new folder.")
+    half_done = out.with_name(out.name + ".partial")
+    try:
+        shutil.rmtree(half_done, ignore_errors=True)
+        half_done.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"out={str(out)!r} can't be made ({error.strerror}); name another folder.") from None
+    try:
+        yield half_done
+        if out.is_dir():
+            out.rmdir()
+        half_done.rename(out)
+    finally:
+        shutil.rmtree(half_done, ignore_errors=True)
+
+
+def _smaller(image_HWC, size):
+    height, width = image_HWC.shape[:2]
+    if size is None or min(height, width) <= size:
+        return image_HWC
+    scale = size / min(height, width)
+    new = max(size, round(width * scale)), max(size, round(height * scale))
+    return np.asarray(Image.fromarray(image_HWC).resize(new, Image.Resampling.LANCZOS))
+
+
+def _encoded(image_HWC, kind):
+    buffer = io.BytesIO()
+    options = {"quality": _JPEG_QUALITY, "subsampling": 0} if kind == "JPEG" else {}
+    Image.fromarray(image_HWC).save(buffer, format=kind, **options)
+    return buffer.getvalue()

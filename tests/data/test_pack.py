@@ -1,0 +1,169 @@
+"""Packing: what comes back is what went in, bad samples are counted, nothing is left half done."""
+
+import json
+
+import numpy as np
+import pytest
+
+from t2i_jax.data.arrayrecord import PackedSource
+from t2i_jax.data.folder import FolderSource
+from t2i_jax.data.pack import add_column, make_room, pack
+from t2i_jax.data.shapes import Shapes
+from t2i_jax.data.source import BadSample
+from t2i_jax.errors import UserError
+from tests.data.hostile import BAD, BAD_CAPTIONS, CONVERTED, encode, photo
+
+
+@pytest.fixture
+def folder(tmp_path):
+    place = tmp_path / "photos"
+    place.mkdir()
+    for i in range(4):
+        (place / f"{i}.png").write_bytes(encode(photo(i)))
+        (place / f"{i}.txt").write_text(f"picture n\xba {i}", encoding="utf-8")
+    for name, (ending, data) in CONVERTED.items():
+        (place / (name + ending)).write_bytes(data)
+        (place / (name + ".txt")).write_text(name)
+    return place
+
+
+def test_what_comes_back_is_what_went_in(folder, tmp_path):
+    source, out = FolderSource(str(folder)), tmp_path / "packed"
+    manifest = pack(source, out, name="folder:photos", shard_bytes=1000)
+    packed = PackedSource(str(out))
+    assert len(packed) == len(source) == manifest["count"] == 10 and manifest["bad"] == {}
+    for i in range(10):
+        assert packed[i]["caption"] == source[i]["caption"]
+        np.testing.assert_array_equal(packed[i]["image"], source[i]["image"])
+    assert packed.file(0)[0] == (folder / "0.png").read_bytes()  # as it was
+    assert len(manifest["shards"]) > 2 and sum(shard["count"] for shard in manifest["shards"]) == 10
+    names = sorted(path.name for path in out.iterdir())
+    total = len(manifest["shards"])
+    assert names == [*(f"data-{i:05d}-of-{total:05d}.arrayrecord" for i in range(total)), "manifest.json"]
+    assert manifest == json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["pictures"]["width"]["least"] == 8 and manifest["pictures"]["width"]["most"] == 20
+    again = pack(packed, tmp_path / "again", name="arrayrecord:packed")
+    assert again["count"] == 10 and PackedSource(str(tmp_path / "again")).file(9)[0] == packed.file(9)[0]
+
+
+def test_a_set_without_files_is_packed_too(tmp_path):
+    source = Shapes(16, length=5)
+    pack(source, tmp_path / "packed", name="shapes")
+    packed = PackedSource(str(tmp_path / "packed"))
+    for i in range(5):
+        assert packed[i]["caption"] == source[i]["caption"]
+        np.testing.assert_array_equal(packed[i]["image"], source[i]["image"])
+
+
+def test_pictures_are_made_smaller_but_not_larger(tmp_path):
+    for name, size, kind in (("a.jpg", (60, 40), "JPEG"), ("b.png", (30, 90), "PNG"), ("c.png", (12, 12), "PNG")):
+        (tmp_path / name).write_bytes(encode(photo(size=size), kind))
+    manifest = pack(FolderSource(str(tmp_path)), tmp_path / "out", name="x", size=20, captions=False)
+    packed = PackedSource(str(tmp_path / "out"))
+    shapes = [packed.without_caption(i)["image"].shape for i in range(3)]
+    assert shapes == [(20, 30, 3), (60, 20, 3), (12, 12, 3)] and manifest["size"] == 20
+    assert [packed.file(i)[0][:2] for i in range(3)] == [b"\xff\xd8", b"\x89P", b"\x89P"]
+    assert packed.without_image(0)["caption"] is None
+    with pytest.raises(BadSample, match="no caption"):
+        packed[0]
+
+
+def test_bad_samples_are_left_out_and_counted_by_reason(folder, tmp_path):
+    for name, (ending, data, _) in BAD.items():
+        (folder / (name + ending)).write_bytes(data)
+        (folder / (name + ".txt")).write_text("words")
+    for i, text in enumerate(BAD_CAPTIONS):
+        (folder / f"bad{i}.png").write_bytes(encode(photo()))
+        (folder / f"bad{i}.txt").write_bytes(text)
+    source = FolderSource(str(folder))
+    manifest = pack(source, tmp_path / "out", name="x", max_bad_rate=0.5)
+    reasons = [reason for *_, reason in BAD.values()] + list(BAD_CAPTIONS.values())
+    assert manifest["bad"] == {reason: reasons.count(reason) for reason in reasons}
+    assert manifest["count"] == 10 and len(manifest["bad_names"]) == 5
+    with pytest.raises(UserError, match=r"7 of 17 samples cannot be used \(bad0.png"):
+        pack(source, tmp_path / "none", name="x", max_bad_rate=0.1)
+    with pytest.raises(UserError, match="no sample that can be used"):
+        bad = tmp_path / "bad"
+        bad.mkdir()
+        (bad / "a.png").write_bytes(b"")
+        pack(FolderSource(str(bad)), tmp_path / "none", name="x", max_bad_rate=1.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "out", "photos"]
+
+
+def test_nothing_is_overwritten(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    (tmp_path / "file").write_text("keep")
+    for name in ("full", "file"):
+        with pytest.raises(UserError, match="exists and is not empty"):
+            pack(Shapes(16, length=2), tmp_path / name, name="shapes")
+    with pytest.raises(UserError, match="can't be made"):
+        pack(Shapes(16, length=2), tmp_path / "file" / "below", name="shapes")
+    with pytest.raises(UserError, match="size=0"):
+        pack(Shapes(16, length=2), tmp_path / "new", name="shapes", size=0)
+    (tmp_path / "empty").mkdir()
+    pack(Shapes(16, length=2), tmp_path / "empty", name="shapes")
+    assert len(PackedSource(str(tmp_path / "empty"))) == 2
+    assert (tmp_path / "file").read_text() == (tmp_path / "full" / "mine.txt").read_text() == "keep"
+
+
+def tokens(count):
+    return [{"tokens": np.arange(4, dtype=np.int32) + i} for i in range(count)]
+
+
+def test_a_column_lies_beside_the_records(tmp_path):
+    out = tmp_path / "packed"
+    pack(Shapes(16, length=6), out, name="shapes")
+    manifest = add_column(out, "tokens", tokens(6), about={"codebook_size": 16}, shard_bytes=60)
+    assert manifest["columns"]["tokens"]["codebook_size"] == 16 and len(manifest["columns"]["tokens"]["shards"]) > 1
+    packed = PackedSource(str(out))
+    for i in (5, 0):
+        for record in (packed[i], packed.without_image(i), packed.without_caption(i)):
+            np.testing.assert_array_equal(record["tokens"], np.arange(4) + i)
+    assert not make_room(out, "tokens", {"codebook_size": 16})
+    assert make_room(out, "text", {})
+    with pytest.raises(UserError, match=r"has tokens of codebook_size=16; give --replace"):
+        make_room(out, "tokens", {"codebook_size": 32})
+    assert make_room(out, "tokens", {"codebook_size": 32}, replace=True)
+    assert not list(out.glob("tokens*")) and "tokens" not in PackedSource(str(out))[0]
+
+
+def test_a_column_that_failed_leaves_nothing(tmp_path):
+    out = tmp_path / "packed"
+    pack(Shapes(16, length=6), out, name="shapes")
+    before = sorted(out.iterdir())
+    with pytest.raises(UserError, match="has 6 records, not 5"):
+        add_column(out, "tokens", tokens(5), about={})
+    with pytest.raises(UserError, match=r"2 of 6 samples cannot be used \(3: damaged"):
+        add_column(out, "tokens", [*tokens(3), *[BadSample("damaged record", "3")] * 2, *tokens(1)], about={})
+
+    def stopped():
+        yield from tokens(2)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        add_column(out, "tokens", stopped(), about={})
+    assert sorted(out.iterdir()) == before and "tokens" not in PackedSource(str(out))[0]
+
+
+def test_a_row_that_could_not_be_computed_is_empty(tmp_path):
+    pack(Shapes(16, length=3), tmp_path / "packed", name="shapes")
+    rows = [*tokens(1), BadSample("damaged record", "1"), *tokens(1)]
+    manifest = add_column(tmp_path / "packed", "tokens", rows, about={}, max_bad_rate=0.5)
+    packed = PackedSource(str(tmp_path / "packed"))
+    assert manifest["columns"]["tokens"]["bad"] == {"damaged record": 1}
+    assert [packed.without_image(i).get("tokens") is None for i in range(3)] == [False, True, False]
+
+
+def test_packing_holds_little_at_once(tmp_path, monkeypatch):
+    """Records are asked for no further ahead than a window, so a set need not fit into memory."""
+    written = []
+    monkeypatch.setattr("t2i_jax.data.pack.record_to_bytes", lambda *_: written.append(1) or b"x")
+
+    def watch(indices):
+        for index in indices:
+            assert index - len(written) <= 64
+            yield index
+
+    pack(Shapes(16, length=300), tmp_path / "packed", name="shapes", progress=watch)
+    assert len(written) == 300
