@@ -19,13 +19,15 @@ def photo(number=0, size=(20, 16)):
     return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
 
 
+_TURNED = Image.Exif()
+_TURNED[0x0112] = 6  # as a camera held upright
 CONVERTED = {  # ending and bytes of what becomes RGB
     "cmyk": (".jpg", encode(photo().convert("CMYK"), "JPEG")),
     "deep": (".png", encode(Image.fromarray(np.full((8, 8), 32896, np.uint16)))),
     "alpha": (".png", encode(photo().convert("RGBA"))),
     "palette": (".png", encode(photo().convert("P"))),
     "animated": (".gif", encode(photo(1), "GIF", save_all=True, append_images=[photo(2)])),
-    "turned": (".jpg", encode(photo(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0")),
+    "turned": (".jpg", encode(photo(), "JPEG", exif=_TURNED)),
 }
 BAD = {  # ending, bytes and reason of what can't be used
     "empty": (".png", b"", "empty file"),
