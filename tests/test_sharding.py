@@ -33,6 +33,13 @@ def test_every_rule_names_axes_of_the_mesh():
         assert {axis for axes in rules.values() for axis in axes} <= set(sharding.MESH_AXES)
 
 
+@pytest.mark.parametrize("rules", sharding.RULES)
+def test_a_convolution_is_split_over_one_channel_axis_at_most(rules):
+    """Split over both, gradients came out wrong; train/eight.py has the case."""
+    spec = sharding.resolve((None, None, "conv_in", "conv_out"), (4, 4, 8, 16), _MESH, rules)
+    assert sum(axis is not None for axis in spec) <= 1
+
+
 def test_unknown_rules_are_refused():
     with pytest.raises(UserError, match="did you mean 'fsdp'"):
         sharding.resolve(("embed",), (8,), _MESH, "fsd")
