@@ -1,8 +1,11 @@
-"""Every python block of the README runs, in order, in one namespace; every refusal it shows is the true sentence."""
+"""Every python block of the README runs, in order, in one namespace; every `t2i` command runs, in order, in one folder;
+every refusal it shows is the true sentence. What is shown at full size runs at toy size.
+"""
 
 import pathlib
 import re
 import shlex
+import subprocess
 import sys
 
 import numpy as np
@@ -26,12 +29,21 @@ _SMALLER = {
     "dim=512, depth=8, dim_head=64, heads=8": "dim=16, depth=1, dim_head=8, heads=2",
     "dim=1024, depth=12, heads=16, mlp_dim=4096": "dim=16, depth=1, heads=2, mlp_dim=16",
     "vocab_size=16000": "vocab_size=32",
+    "image_size=256, max_width=512": "image_size=16, max_width=8",
     "image_size=256,": "image_size=16,",
     "image_size=256)": "image_size=16)",
     "(4, 256, 256, 3)": "(4, 16, 16, 3)",
+    "(1, 256, 256, 3)": "(1, 16, 16, 3)",
     "steps=100_000, batch_size=32, accumulate=8": "steps=2, batch_size=8, accumulate=2",
     "steps=100_000, batch_size=32)": "steps=2, batch_size=8)",
 }  # fmt: skip
+
+
+_TINY = """train.steps=2 train.batch_size=8 tokenizer.train.steps=2 tokenizer.train.batch_size=8 evaluation.preview=8
+    evaluation.pictures=8 tokenizer.evaluation.pictures=8 tokenizer.task.model.dim=8 tokenizer.task.model.layers=1
+    tokenizer.task.model.heads=1 tokenizer.task.model.codebook_size=16 task.model.dim=16 task.model.depth=1
+    task.model.heads=2 task.text.dim=16 task.text.depth=1 task.text.heads=2 task.text.mlp_dim=16""".split()
+_CHANGES = {"train": _TINY, "eval": ["evaluation.pictures=8"]}  # added to the overrides of a command
 
 
 def blocks(language):
@@ -45,6 +57,7 @@ def place(tmp_path_factory):
     runs.train(tiny.get_config(), here / "runs" / "quickstart")
     _photos(here / "photos")
     _t5(here / "t5-large")
+    Image.new("RGB", (40, 30), (200, 30, 30)).save(here / "picture.png")
     (here / "configs").symlink_to(_ROOT / "configs")
     return here
 
@@ -82,6 +95,30 @@ def test_every_python_block_runs(place, monkeypatch):
     exec(compile(text, "README.md", "exec"), names)  # noqa: S102
     assert names["images"].shape == (4, 16, 16, 3) and len(names["pictures"]) == 3
     assert names["logits"].shape == (4, 16, 16) and np.isfinite(names["loss"])
+    assert names["decoded"].shape == (4, 16, 16, 3) and names["painted"].dtype == np.uint8
+    assert np.isfinite(names["generator_loss"]) and np.isfinite(names["judge_loss"])
+
+
+def test_every_command_runs(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("t2i ")]
+    assert {"train", "eval", "sample", "export"} <= {command[1] for command in commands}
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", [*command, *_CHANGES.get(command[1], [])])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            assert not stop.code, (command, capsys.readouterr().err)
+    assert (place / "runs" / "photos" / "samples" / "heldout.png").is_file()
+    assert len(list((place / "runs" / "quickstart" / "samples" / "seed0").glob("000-*.png"))) == 4
+
+
+def test_every_script_that_it_names_is_there():
+    scripts = re.findall(r"^bash (\S+)", "\n".join(blocks("bash")), re.MULTILINE)
+    assert scripts
+    for script in scripts:
+        subprocess.run(["bash", "-n", _ROOT / script], check=True)
 
 
 def test_wrong_input_gets_the_sentences_shown(place, monkeypatch, capfd):
