@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,18 +76,22 @@ def remake(system: TokenizerSystem | SuperResolutionSystem, images: np.ndarray) 
     return np.asarray(system.decode(system.encode(images)))
 
 
-def held_out(recipe: Recipe, count: int) -> Mapping[str, Any]:
-    """`count` pictures and captions that training did not see, for an embedded set; else the first of the data."""
+def held_out(recipe: Recipe, count: int, wants: Sequence[str] = ("image",)) -> Mapping[str, Any]:
+    """`count` samples that training did not see, for an embedded set; else the first of the data."""
     split = "heldout" if recipe.data.source in _EMBEDDED else recipe.data.split
     data = dataclasses.replace(recipe.data, split=split, flip=False)
-    stream = batches(data, count, 0, tokenize=None, wants=("image", "caption"), repeat=True)
+    length = getattr(getattr(recipe.task, "text", None), "max_length", None)
+    stream = batches(data, count, 0, tokenize=None, wants=wants, text_length=length, repeat=True)
     return next(iter(stream))
 
 
 def judge(recipe: Recipe, system: PartiSystem, count: int, seed: int = 0) -> Judged:
     """Pictures for `count` held-out captions, and the verdict of the recipe's judge on each."""
-    captions = list(held_out(recipe, count)["caption"])
-    images = np.asarray(system.generate(captions, seed=seed, batch_size=min(count, 64), **recipe.evaluation.sampling()))
+    stored = recipe.task.text.entry == "text_embeds"
+    samples = held_out(recipe, count, ("caption", "text_embeds", "text_mask") if stored else ("caption",))
+    captions = list(samples["caption"])
+    prompts = (samples["text_embeds"], samples["text_mask"]) if stored else captions
+    images = np.asarray(system.generate(prompts, seed=seed, batch_size=min(count, 64), **recipe.evaluation.sampling()))
     if recipe.evaluation.judge is None:
         return Judged(captions, images, None, {})
     verdict = alignment(images, captions, _JUDGES[recipe.evaluation.judge]())

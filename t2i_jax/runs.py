@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import pathlib
@@ -62,6 +63,7 @@ def train(recipe: Recipe, workdir: str | pathlib.Path, *, hooks: Callable[[Recip
     if isinstance(recipe.task, PartiTask) and isinstance(recipe.task.text, T5Text):
         frozen["text"] = recipe.task.text.init(jax.random.key(0))
     _check_sizes(recipe)
+    _check_stored(recipe, frozen)
 
     def build_system(params, stats) -> System:
         return _system(recipe.task, params, stats, frozen, text_tokenizer)
@@ -162,6 +164,15 @@ def export(workdir: str | pathlib.Path, out: str | pathlib.Path) -> pathlib.Path
     return out
 
 
+def fingerprint(weights: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that tell weights apart: of a run and of what was exported from it they are the same."""
+    digest = hashlib.sha256()
+    for name, value in sorted(_flatten(weights).items()):
+        digest.update(f"{name} {value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value))
+    return digest.hexdigest()[:16]
+
+
 def _with_tokenizer(recipe, workdir, hooks):
     """The recipe with the trained tokenizer's network in its task, and the frozen weights."""
     if not isinstance(recipe.task, PartiTask):
@@ -205,7 +216,7 @@ def _tokenize(recipe, text_tokenizer):
 
 
 def _check_source(data):
-    open_source(data.source, image_size=data.image_size, split=data.split, seed=data.seed)
+    return open_source(data.source, image_size=data.image_size, split=data.split, seed=data.seed)
 
 
 def _check_sizes(recipe):
@@ -220,6 +231,32 @@ def _check_sizes(recipe):
             f"train.batch_size={recipe.train.batch_size} does not divide among {jax.process_count()} processes; "
             "choose a multiple."
         )
+
+
+def _check_stored(recipe, frozen):
+    """Whether the data hold what the task takes from them, and whether it was made with this tokenizer and width."""
+    spec, task = recipe.task.batch_spec(1), recipe.task
+    stored = getattr(_check_source(recipe.data), "stored", {})
+    for entry, column, command in (
+        ("tokens", "tokens", "t2i data encode-images PACKED RUN"),
+        ("text_embeds", "text", "t2i data encode-text PACKED --t5 NAME"),
+    ):
+        if entry in spec and column not in stored:
+            raise UserError(f"data.source={recipe.data.source!r} holds no {entry}; pack it, and run `{command}`.")
+    wanted = {}
+    if "tokens" in spec:
+        wanted["tokens"] = {"num_tokens": task.network.num_tokens, "codebook_size": task.network.codebook_size}
+        if "tokenizer" in frozen:
+            wanted["tokens"]["tokenizer"] = fingerprint(frozen["tokenizer"])
+    if "text_embeds" in spec:
+        wanted["text"] = {"dim": task.text.dim}
+    for column, values in wanted.items():
+        for name, value in values.items():
+            if stored[column].get(name) != value:
+                raise UserError(
+                    f"data.source={recipe.data.source!r} holds {column} made with {name}={stored[column].get(name)!r}, "
+                    f"and the task has {name}={value!r}; make them anew or change the task."
+                )
 
 
 def _system(task, params, stats, frozen, text_tokenizer) -> System:

@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _commands():
-    from t2i_jax.cli import evaluate, export, quickstart, sample, train
+    from t2i_jax.cli import data, evaluate, export, quickstart, sample, train
 
     return {
         "quickstart": quickstart.quickstart,
@@ -42,6 +42,7 @@ def _commands():
         "sample": sample.sample,
         "eval": evaluate.evaluate,
         "export": export.export,
+        "data": data.data,
     }
 
 

@@ -60,8 +60,8 @@ class PackedSource(PictureFiles):
         return len(self._data)
 
     @property
-    def columns(self) -> Mapping[str, Mapping[str, Any]]:
-        """What is known of each column: "text" and "tokens", where they were computed."""
+    def stored(self) -> Mapping[str, Mapping[str, Any]]:
+        """What is known of each column, "text" and "tokens", that was computed."""
         return self.manifest["columns"]
 
     def file(self, index: int) -> tuple[bytes, str]:

@@ -63,7 +63,7 @@ def pack(
     with _new_folder(out) as half_done:
         writer = ShardWriter(half_done, "data", shard_bytes)
         seen = 0
-        for seen, record in enumerate(_prepared(prepare, progress(range(len(source)))), 1):
+        for seen, record in enumerate(side_by_side(prepare, progress(range(len(source)))), 1):
             if isinstance(record, BadSample):
                 bad.add(record)
                 bad.check(seen, max_bad_rate)
@@ -159,6 +159,18 @@ def make_room(packed: str | os.PathLike, column: str, about: Mapping[str, Any], 
     return True
 
 
+def side_by_side(work: Callable[[int], Any], indices: Iterable[int]) -> Iterator[Any]:
+    """What `work` returns for each index, in order; a window of them is in work in threads, for decoders run free."""
+    with concurrent.futures.ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        waiting: collections.deque = collections.deque()
+        for index in indices:
+            waiting.append(pool.submit(work, index))
+            if len(waiting) >= _AT_ONCE:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 @dataclasses.dataclass(frozen=True)
 class _Packable:
     file: bytes
@@ -214,18 +226,6 @@ class _Sizes:
             side: {"least": int(self._low[i]), "mean": round(self._sum[i] / self.count, 1), "most": int(self._high[i])}
             for i, side in enumerate(("width", "height"))
         }
-
-
-def _prepared(prepare, indices) -> Iterator[_Packable | BadSample]:
-    """In order, a window of them side by side: decoding does not hold Python's lock."""
-    with concurrent.futures.ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        waiting: collections.deque = collections.deque()
-        for index in indices:
-            waiting.append(pool.submit(prepare, index))
-            if len(waiting) >= _AT_ONCE:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,250 @@
+"""`t2i data ...`: look at pictures, pack them, and store what is computed from them once."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from t2i_jax.errors import UserError
+
+_Source = Annotated[str, tyro.conf.Positional]
+_Path = Annotated[pathlib.Path, tyro.conf.Positional]
+_EMBEDDED_SIZE = 32  # of the pictures of a set that is drawn, when no size is given
+
+
+def pack(
+    source: _Source,
+    out: _Path,
+    size: int | None = None,
+    split: str = "train",
+    captions: bool = True,
+    max_bad_rate: float = 0.05,
+    shard_mb: int = 256,
+) -> None:
+    """Write a source as shards of ArrayRecord with a manifest; data.source=arrayrecord:OUT reads it.
+
+    Args:
+        source: As in a recipe: folder:PATH, webdataset:GLOB, tfds:NAME, hf:NAME, shapes, digits.
+        out: New folder; nothing is overwritten.
+        size: Make larger pictures smaller, until the shorter side has this many pixels.
+        split: Of a source that has splits.
+        captions: Pictures without a caption count as bad; --no-captions packs pictures alone.
+        max_bad_rate: Which fraction may be unusable before packing stops.
+        shard_mb: Size of a shard in MiB, about.
+    """
+    from t2i_jax.data.pack import pack as pack_source
+
+    if shard_mb < 1:
+        raise UserError(f"shard_mb={shard_mb} is not positive; give 1 or more, for example 256.")
+    manifest = pack_source(
+        _open(source, size, split), out, name=source, size=size, captions=captions, max_bad_rate=max_bad_rate,
+        shard_bytes=shard_mb * 2**20, progress=_progress("packing"),
+    )  # fmt: skip
+    bad = ", ".join(f"{reason} {count}" for reason, count in manifest["bad"].items())
+    print(f"packed: {manifest['count']} records in {len(manifest['shards'])} shards")
+    if bad:
+        print(f"left out: {bad}")
+    print(f"train on them with data.source=arrayrecord:{out}")
+
+
+def inspect(
+    source: _Source,
+    samples: int = 1000,
+    sheet: pathlib.Path = pathlib.Path("contact_sheet.png"),
+    size: int | None = None,
+    split: str = "train",
+) -> None:
+    """Show counts, sizes, captions and what can't be used, and draw a contact sheet.
+
+    Args:
+        source: As in a recipe: folder:PATH, webdataset:GLOB, arrayrecord:DIR, tfds:NAME, hf:NAME, shapes, digits.
+        samples: How many records are read, evenly spread.
+        sheet: PNG file to write; an existing one is kept, and the new one numbered.
+        size: Side of the pictures of shapes and digits.
+        split: Of a source that has splits.
+    """
+    from t2i_jax.data.overview import contact_sheet, look
+    from t2i_jax.eval.grid import save_png
+
+    opened = _open(source, size, split)
+    found = look(opened, samples, progress=_progress("reading"))
+    for line in found.lines():
+        print(line)
+    for name, about in getattr(opened, "stored", {}).items():
+        print(f"{name}: " + ", ".join(f"{key}={value}" for key, value in about.items() if key not in ("shards", "bad")))
+    if found.shown:
+        path = _new_file(sheet)
+        save_png(path, contact_sheet(found.shown))
+        print(f"contact sheet: {path}")
+
+
+def encode_text(
+    packed: _Path,
+    t5: str,
+    max_length: int = 128,
+    dtype: str = "float16",
+    batch_size: int = 64,
+    max_bad_rate: float = 0.05,
+    replace: bool = False,
+) -> None:
+    """Store the T5 embeddings of the captions beside a packed set, for a task with text=StoredText(dim, max_length).
+
+    Args:
+        packed: Folder that `t2i data pack` wrote.
+        t5: Folder of a T5, or its name on the hub, such as google/t5-v1_1-base.
+        max_length: Tokens of a caption; longer ones are cut.
+        dtype: Of the stored numbers: float16, bfloat16 or float32.
+        batch_size: Captions that are encoded at once.
+        max_bad_rate: Which fraction of the records may be damaged.
+        replace: Make them anew where there are some of another T5 or length.
+    """
+    import jax
+
+    from t2i_jax.data.arrayrecord import PackedSource
+    from t2i_jax.data.pack import add_column, make_room
+    from t2i_jax.data.source import BadSample
+    from t2i_jax.text.cache import embed_captions
+    from t2i_jax.text.t5 import T5Text
+
+    source = PackedSource(str(packed))
+    if not source.manifest["captions"]:
+        raise UserError(f"packed={str(packed)!r} holds no captions; pack it without --no-captions.")
+    text = T5Text.from_directory(t5, max_length=max_length)
+    about = {"t5": t5, "max_length": max_length, "dim": text.dim, "dtype": dtype}
+    bad: dict[int, BadSample] = {}
+
+    def captions() -> Iterator[str]:
+        for index in _progress("encoding")(range(len(source))):
+            try:
+                yield source.caption(index)
+            except BadSample as sample:
+                bad[index] = sample
+                yield ""
+
+    params = text.init(jax.random.key(0))  # what is wrong with it is said before anything is removed
+    embeddings = embed_captions(text, params, text.tokenizer(), captions(), batch_size, dtype)
+    if not make_room(packed, "text", about, replace):
+        print(f"there already: text embeddings of {t5} in {packed}")
+        return
+    rows = (
+        bad.pop(index, None) or {"text_embeds": embeds_LD, "text_mask": np.ones(len(embeds_LD), bool)}
+        for index, embeds_LD in enumerate(embeddings)
+    )
+    add_column(packed, "text", rows, about=about, max_bad_rate=max_bad_rate)
+    print(f"stored: text embeddings, {text.dim} wide, of {len(source)} captions in {packed}")
+    print(f"train on them with text=StoredText(dim={text.dim}, max_length={max_length})")
+
+
+def encode_images(
+    packed: _Path,
+    run: _Path,
+    crop: str = "center",
+    batch_size: int = 32,
+    max_bad_rate: float = 0.05,
+    replace: bool = False,
+) -> None:
+    """Store a trained tokenizer's tokens beside a packed set, for a PartiTask with stored_tokens=True.
+
+    Args:
+        packed: Folder that `t2i data pack` wrote.
+        run: Folder of the tokenizer's run, or of a run that holds one.
+        crop: How pictures become square: center, or resize, which squeezes them.
+        batch_size: Pictures that are encoded at once.
+        max_bad_rate: Which fraction of the records may be damaged.
+        replace: Make them anew where there are some of another tokenizer or crop.
+    """
+    from t2i_jax import runs
+    from t2i_jax.config import one_of
+    from t2i_jax.data.arrayrecord import PackedSource
+    from t2i_jax.data.pack import add_column, make_room
+
+    one_of("crop", crop, ("center", "resize"))
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size} is not positive; give 1 or more.")
+    source = PackedSource(str(packed))
+    tokenizer = runs.load(run / "tokenizer" if (run / "tokenizer").is_dir() else run)
+    if not hasattr(tokenizer, "encode"):
+        raise UserError(f"run={str(run)!r} holds {type(tokenizer).__name__}; give the run of an image tokenizer.")
+    model = tokenizer.task.model
+    about = {
+        "tokenizer": runs.fingerprint(tokenizer.weights), "image_size": model.image_size, "crop": crop,
+        "num_tokens": model.num_tokens, "codebook_size": model.codebook_size,
+    }  # fmt: skip
+    if not make_room(packed, "tokens", about, replace):
+        print(f"there already: tokens of {run} in {packed}")
+        return
+    rows = _tokens(source, tokenizer, crop, batch_size)
+    add_column(packed, "tokens", rows, about={**about, "run": str(run)}, max_bad_rate=max_bad_rate)
+    print(f"stored: {model.num_tokens} tokens of each of {len(source)} pictures in {packed}")
+
+
+def data(
+    command: tyro.conf.OmitSubcommandPrefixes[
+        tyro.conf.OmitArgPrefixes[
+            Annotated[Any, tyro.conf.subcommand("pack", constructor=pack)]
+            | Annotated[Any, tyro.conf.subcommand("inspect", constructor=inspect)]
+            | Annotated[Any, tyro.conf.subcommand("encode-text", constructor=encode_text)]
+            | Annotated[Any, tyro.conf.subcommand("encode-images", constructor=encode_images)]
+        ]
+    ],
+) -> None:
+    """Look at data, pack it, and store embeddings and tokens beside it."""
+
+
+def _open(source, size, split):
+    from t2i_jax.data.source import open_source
+
+    return open_source(source, image_size=size or _EMBEDDED_SIZE, split=split)
+
+
+def _tokens(source, tokenizer, crop, batch_size) -> Iterator[Any]:
+    """Of each record its tokens, in the smallest integers that hold them, or the BadSample that it is."""
+    from t2i_jax.data import pipeline
+    from t2i_jax.data.pack import side_by_side
+    from t2i_jax.data.source import BadSample
+
+    size, channels = tokenizer.task.model.image_size, tokenizer.task.model.channels
+    dtype = np.uint16 if tokenizer.task.model.codebook_size <= 2**16 else np.int32
+
+    def picture(index):
+        try:
+            image_HWC = pipeline.crop(source.without_caption(index)["image"], size, crop)
+        except BadSample as bad:
+            return bad
+        return image_HWC if channels == 3 else image_HWC.mean(-1, keepdims=True).round().astype(np.uint8)
+
+    def encoded(waiting):
+        images_BHWC = np.zeros((batch_size, size, size, channels), np.uint8)  # always as many: one program
+        good = [row for row, one in enumerate(waiting) if not isinstance(one, BadSample)]
+        for row in good:
+            images_BHWC[row] = waiting[row]
+        ids_BN = np.asarray(tokenizer.encode(images_BHWC)).astype(dtype)
+        return [{"tokens": ids_BN[row]} if row in good else one for row, one in enumerate(waiting)]
+
+    waiting: list[Any] = []
+    for one in side_by_side(picture, _progress("encoding")(range(len(source)))):
+        waiting.append(one)
+        if len(waiting) == batch_size:
+            yield from encoded(waiting)
+            waiting = []
+    if waiting:
+        yield from encoded(waiting)
+
+
+def _progress(what):
+    from tqdm import tqdm
+
+    return functools.partial(tqdm, desc=what, unit="rec", disable=None)  # none where stderr is no terminal
+
+
+def _new_file(path):
+    for i in range(1, 10_000):
+        one = path if i == 1 else path.with_name(f"{path.stem}-{i}{path.suffix}")
+        if not one.exists():
+            return one
+    raise UserError(f"sheet={str(path)!r} and its numbered neighbours exist; name another file.")

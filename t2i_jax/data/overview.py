@@ -1,0 +1,144 @@
+"""A look at a source: how many records, what sizes and captions, what can't be used, and a contact sheet."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import statistics
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from t2i_jax.data.source import BadCounter, BadSample, Record, Source
+from t2i_jax.errors import UserError
+
+_SIDE, _GAP, _LINES = 160, 8, 3  # pixels of a picture on the sheet, pixels between two, lines of a caption
+_LINE = 12  # pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Overview:
+    """What was found.
+
+    Attributes:
+      records: number of records. looked_at: how many of them were read, evenly spread.
+      sizes: (width, height) of each picture.
+      captions: each caption.
+      pictures_bad, captions_bad: what could not be used; a record may count in both.
+      shown: some records that have a picture, for the sheet; their caption may be None.
+    """
+
+    records: int
+    looked_at: int
+    sizes: list[tuple[int, int]]
+    captions: list[str]
+    pictures_bad: BadCounter
+    captions_bad: BadCounter
+    shown: list[Record]
+
+    def lines(self) -> list[str]:
+        """The overview in words, one line for each thing."""
+        part = "all of them" if self.looked_at == self.records else f"{self.looked_at} of them, evenly spread"
+        found = [f"records: {self.records}, looked at {part}"]
+        if self.sizes:
+            width, height = (_range(side) for side in zip(*self.sizes))
+            found.append(f"pictures: {len(self.sizes)}, width {width}, height {height} pixels")
+        found += _bad_lines("pictures", self.pictures_bad)
+        if self.captions:
+            words = _range([len(caption.split()) for caption in self.captions])
+            found.append(f"captions: {len(self.captions)}, {len(set(self.captions))} different, {words} words")
+            often = collections.Counter(self.captions).most_common(3)
+            found += [f"  {count} x {_cut(caption, 100)!r}" for caption, count in often]
+        return found + _bad_lines("captions", self.captions_bad)
+
+
+def look(
+    source: Source, samples: int = 1000, show: int = 24, progress: Callable[[Iterable[int]], Iterable[int]] = iter
+) -> Overview:
+    """Reads up to `samples` records and keeps `show` of them.
+
+    Raises:
+      UserError: `samples` or `show` below 1.
+    """
+    if samples < 1 or show < 1:
+        raise UserError(f"samples={samples} and show={show} must be at least 1.")
+    count = len(source)
+    indices = sorted({int(i) for i in np.linspace(0, count - 1, min(samples, count)).round()}) if count else []
+    kept = {indices[int(i)] for i in np.linspace(0, len(indices) - 1, show).round()} if indices else set()
+    found = Overview(count, len(indices), [], [], BadCounter(), BadCounter(), [])
+    for index in progress(indices):
+        image = _read(source, index, "image", "without_caption", found.pictures_bad)
+        caption = _read(source, index, "caption", "without_image", found.captions_bad)
+        if image is not None:
+            found.sizes.append((image.shape[1], image.shape[0]))
+        if caption is not None:
+            found.captions.append(caption)
+        if image is not None and (index in kept or len(found.shown) < min(show, 4)):
+            found.shown.append({"image": _thumbnail(image), "caption": caption})
+    return found
+
+
+def contact_sheet(records: list[Record], columns: int = 6) -> np.ndarray:
+    """Pictures in rows with their captions below, HWC uint8; large ones are made smaller, small ones enlarged."""
+    columns = max(1, min(columns, len(records)))
+    cell = _SIDE + _GAP, _SIDE + _GAP + _LINES * _LINE
+    sheet = Image.new("RGB", (columns * cell[0] + _GAP, -(-len(records) // columns) * cell[1] + _GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=10)
+    for i, record in enumerate(records):
+        x, y = _GAP + i % columns * cell[0], _GAP + i // columns * cell[1]
+        picture = Image.fromarray(_thumbnail(record["image"]))
+        sheet.paste(picture, (x + (_SIDE - picture.width) // 2, y + _SIDE - picture.height))
+        for number, line in enumerate(_wrapped(record["caption"] or "", draw, font)):
+            draw.text((x, y + _SIDE + number * _LINE), line, fill="black", font=font)
+    return np.asarray(sheet)
+
+
+def _read(source, index, entry, alone, bad):
+    """One entry of a record by itself, where the source can; None where it can't be used."""
+    try:
+        value = getattr(source, alone, source.__getitem__)(index)[entry]
+        if value is None:
+            raise BadSample(f"no {entry}", f"record {index}")
+        return value
+    except BadSample as sample:
+        bad.add(sample)
+        return None
+
+
+def _bad_lines(what, bad):
+    if not bad.total:
+        return []
+    reasons = ", ".join(f"{reason} {count}" for reason, count in bad.by_reason.most_common())
+    return [f"{what} that can't be used: {bad.total} ({reasons})", *(f"  {name}" for name in bad.names)]
+
+
+def _range(values):
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{low}" if low == high else f"{low} to {high} (median {middle:g})"
+
+
+def _thumbnail(image_HWC):
+    height, width = image_HWC.shape[:2]
+    scale = _SIDE / max(height, width)
+    if scale > 1:
+        factor = max(1, int(scale))  # whole, so that pixels stay sharp
+        return image_HWC.repeat(factor, axis=0).repeat(factor, axis=1)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(image_HWC).resize(size, Image.Resampling.LANCZOS))
+
+
+def _wrapped(caption, draw, font):
+    """The first lines of a caption, cut where they fill a cell."""
+    lines = [""]
+    for word in caption.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if draw.textlength(longer, font=font) <= _SIDE:
+            lines[-1] = longer
+        else:
+            lines += [_cut(word, 28)]
+    return [line for line in lines if line][:_LINES]
+
+
+def _cut(text, length):
+    return text if len(text) <= length else text[: length - 1] + "…"
