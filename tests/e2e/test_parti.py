@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -14,26 +13,10 @@ from PIL import Image
 
 import t2i_jax as t2i
 from tests.e2e import tiny
+from tests.e2e.command import refused, run, t2i_command
 
 _RECIPE = tiny.__file__
 _CAPTION = "a red circle above a blue square"
-
-
-def t2i_command(*arguments):
-    return [sys.executable, "-m", "t2i_jax.cli.main", *map(str, arguments)]
-
-
-def run(*arguments, status=0):
-    done = subprocess.run(t2i_command(*arguments), capture_output=True, text=True, timeout=500)
-    assert done.returncode == status, done.stderr[-3000:]
-    return done
-
-
-def refused(*arguments):
-    """The one sentence that a mistake gets."""
-    lines = run(*arguments, status=2).stderr.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("t2i: ") and "Traceback" not in lines[0], lines
-    return lines[0]
 
 
 @pytest.fixture(scope="module")

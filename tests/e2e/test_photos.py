@@ -1,0 +1,46 @@
+"""Real photographs, cut into JPEG files with captions beside them, through the recipe for photographs."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import t2i_jax as t2i
+from tests.e2e.command import run
+
+_RECIPE = pathlib.Path(__file__).resolve().parents[2] / "configs" / "parti" / "photos.py"
+_SIDE = 160  # of a piece, in pixels; the photographs are 427 x 640
+_SMALLER = """data.image_size=32 train.steps=3 train.batch_size=8 tokenizer.data.image_size=32 tokenizer.train.steps=4
+    tokenizer.train.batch_size=8 evaluation.pictures=4 evaluation.preview=8 task.model.dim=16 task.model.depth=1
+    task.model.mlp_dim=16 task.text.dim=16 task.text.depth=1 task.text.mlp_dim=16 task.tokenizer.image_size=32
+    tokenizer.task.model.image_size=32 tokenizer.task.model.dim=16 tokenizer.task.model.layers=1
+    tokenizer.task.model.codebook_size=16""".split()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A temple and a flower, eight pieces of each."""
+    from sklearn.datasets import load_sample_images
+
+    folder, samples = tmp_path_factory.mktemp("photos"), load_sample_images()
+    for name, photo in zip(("temple", "flower"), samples.images, strict=True):
+        for i in range(8):
+            top, left = (i // 4) * 260, (i % 4) * 155
+            piece = photo[top : top + _SIDE, left : left + _SIDE]
+            Image.fromarray(piece).save(folder / f"{name}{i}.jpg", quality=90)
+            (folder / f"{name}{i}.txt").write_text(f"part {i} of a photograph of a {name}\n")
+    return folder
+
+
+def test_photographs_are_trained_on_and_painted(photos, tmp_path):
+    sources = f"data.source=folder:{photos}", f"tokenizer.data.source=folder:{photos}"
+    run("train", _RECIPE, *sources, *_SMALLER, "--workdir", tmp_path / "run")
+    run("sample", tmp_path / "run", "a photograph of a flower", "--count", 2, "--out", tmp_path / "out")
+    for i in range(2):
+        picture = np.asarray(Image.open(tmp_path / "out" / f"000-{i:02d}.png"))
+        assert picture.shape == (32, 32, 3) and picture.dtype == np.uint8
+    tokenizer = t2i.load(tmp_path / "run" / "tokenizer")
+    pieces = np.stack([np.asarray(Image.open(path).resize((32, 32))) for path in sorted(photos.glob("*.jpg"))])
+    again = np.asarray(tokenizer.decode(tokenizer.encode(pieces)))
+    assert again.shape == pieces.shape and again.std() > 0
