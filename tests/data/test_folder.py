@@ -100,6 +100,8 @@ def test_hostile_folder_is_skipped_and_counted(folder):
     config = DataConfig(source=f"folder:{folder}", image_size=16, max_bad_rate=1.0)
     found = [c for batch in batches(config, 2, 0, wants=("image", "caption"), repeat=False) for c in batch["caption"]]
     assert sorted(found) == [f"picture number {i}" for i in range(3)]
+    without = batches(config, 2, 0, wants=("image",), repeat=False)
+    assert sum(len(batch["image"]) for batch in without) == 5  # a tokenizer needs no captions
 
 
 def test_too_many_bad_files_stop_the_run_and_are_named(folder):
