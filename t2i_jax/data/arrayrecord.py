@@ -215,10 +215,13 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def write_manifest(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
-    """Replaces manifest.json whole, so that it is never half written."""
+    """Replaces manifest.json whole, so that it is never half written; UserError where it can't be."""
     half_done = folder / (MANIFEST + ".partial")
-    half_done.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(half_done, folder / MANIFEST)
+    try:
+        half_done.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        os.replace(half_done, folder / MANIFEST)
+    except OSError as error:
+        raise UserError(f"packed={str(folder)!r} can't be written to ({error.strerror}); make room for it.") from None
 
 
 class _Shards:

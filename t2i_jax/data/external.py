@@ -92,7 +92,7 @@ class TfdsSource(_Rows):
     """
 
     def __init__(self, name: str, split: str = "train"):
-        tfds = _package("tfds", name, "tensorflow_datasets", "tensorflow-datasets array-record")
+        tfds = _package("tfds", name, "tensorflow_datasets", "tensorflow-datasets")
         try:
             if pathlib.Path(name).is_dir():
                 builder = tfds.builder_from_directory(name)

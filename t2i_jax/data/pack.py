@@ -231,7 +231,7 @@ class _Sizes:
 @contextlib.contextmanager
 def _new_folder(out):
     """A folder that gets its name when all is done; nothing is left of it otherwise."""
-    out = pathlib.Path(out)
+    out = pathlib.Path(os.path.abspath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={str(out)!r} exists and is not empty; name a new folder.")
     half_done = out.with_name(out.name + ".partial")

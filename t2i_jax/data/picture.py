@@ -56,11 +56,14 @@ def is_plain(data: bytes) -> bool:
 
     Such a file can be stored as it is; of any other kind only what `decode` makes of it.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        picture = Image.open(io.BytesIO(data))
-        frames = getattr(picture, "n_frames", 1)
-        turned = picture.getexif().get(_ORIENTATION, 1) != 1
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture = Image.open(io.BytesIO(data))
+            frames = getattr(picture, "n_frames", 1)
+            turned = picture.getexif().get(_ORIENTATION, 1) != 1
+    except Exception:  # of damaged notes beside the pixels
+        return False
     common = picture.format in ("JPEG", "PNG", "WEBP") and picture.mode in ("RGB", "L")
     return common and frames == 1 and not turned and "transparency" not in picture.info
 

@@ -50,6 +50,7 @@ class BadSample(Exception):
     """
 
     def __init__(self, reason: str, name: str):
+        name = name.encode("utf-8", "backslashreplace").decode()  # file names need not be text, and this is printed
         super().__init__(reason, name)  # both, so that it can be pickled
         self.reason, self.name = reason, name
 
@@ -73,6 +74,8 @@ def clean_caption(text: Any, name: str) -> str:
             raise BadSample("caption is not UTF-8", name) from None
     if not isinstance(text, str):
         raise BadSample("no caption", name)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # halves of letters, which JSON can spell
+        raise BadSample("caption is not UTF-8", name)
     text = " ".join(text.replace("\0", " ").split())
     if not text:
         raise BadSample("empty caption", name)

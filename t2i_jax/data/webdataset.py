@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import logging
+import os
 import pathlib
 import re
 import tarfile
@@ -84,13 +85,12 @@ class WebDatasetSource(PictureFiles):
     def _read(self, sample, part):
         try:
             with open(self.shards[sample.shard], "rb") as file:
+                if os.fstat(file.fileno()).st_size < part.offset + part.size:
+                    raise BadSample("truncated archive", self._name(sample, part))
                 file.seek(part.offset)
-                data = file.read(part.size)
+                return file.read(part.size)
         except OSError:
             raise BadSample("unreadable file", self._name(sample, part)) from None
-        if len(data) < part.size:
-            raise BadSample("truncated archive", self._name(sample, part))
-        return data
 
     def _name(self, sample, part=None):
         name = pathlib.Path(self.shards[sample.shard]).name
@@ -105,7 +105,7 @@ def _index(number, path):
         with tarfile.open(path, "r:") as archive:
             try:
                 for member in archive:
-                    if member.isfile():
+                    if member.isfile() and not member.issparse():
                         key, ending = _split(member.name)
                         parts.setdefault(key, {})[ending] = _Part(ending, member.offset_data, member.size)
             except (tarfile.TarError, OSError, ValueError, EOFError):

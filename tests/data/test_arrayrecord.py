@@ -73,6 +73,15 @@ def test_from_many_threads_and_after_pickling(made):
         source[-1]
 
 
+def test_worker_processes_read_the_same(made):
+    plain, worked = (
+        next(batches(DataConfig(f"arrayrecord:{made}", 16, workers=workers), 8, 0, wants=("image", "tokens")))
+        for workers in (0, 1)
+    )
+    for name in plain:
+        np.testing.assert_array_equal(plain[name], worked[name])
+
+
 def test_a_damaged_record_is_one_bad_sample(packed):
     path = sorted(packed.glob("data-*"))[1]
     data = bytearray(path.read_bytes())

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from t2i_jax.data.arrayrecord import PackedSource
+from t2i_jax.data.arrayrecord import PackedSource, ShardWriter, write_manifest
 from t2i_jax.data.folder import FolderSource
 from t2i_jax.data.pack import add_column, make_room, pack
 from t2i_jax.data.shapes import Shapes
@@ -153,6 +153,37 @@ def test_a_row_that_could_not_be_computed_is_empty(tmp_path):
     packed = PackedSource(str(tmp_path / "packed"))
     assert manifest["columns"]["tokens"]["bad"] == {"damaged record": 1}
     assert [packed.without_image(i).get("tokens") is None for i in range(3)] == [False, True, False]
+
+
+def test_names_and_captions_that_are_no_text(folder, tmp_path):
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")  # as a folder of Latin-1 names is listed
+    try:
+        (folder / name).write_bytes(b"")
+    except OSError:
+        pytest.skip("file names are text here")
+    (folder / name).with_suffix(".txt").write_text("words")
+    manifest = pack(FolderSource(str(folder)), tmp_path / "out", name="folder:photos", max_bad_rate=0.5)
+    assert manifest["bad_names"] == ["caf\\udce9.png: empty file"]
+    (folder / "captions.jsonl").write_text('{"file": "0.png", "text": "\\ud800"}\n{"file": "1.png", "text": "whole"}')
+    manifest = pack(FolderSource(str(folder)), tmp_path / "table", name="folder:photos", max_bad_rate=0.5)
+    assert manifest["count"] == 1 and manifest["bad"] == {"caption is not UTF-8": 1}
+
+
+def test_damaged_notes_beside_the_pixels_do_no_harm(tmp_path):
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + bytes(20)
+    (tmp_path / "a.jpg").write_bytes(encode(photo(), "JPEG", exif=exif))
+    pack(FolderSource(str(tmp_path)), tmp_path / "out", name="x", captions=False)
+    assert PackedSource(str(tmp_path / "out")).without_caption(0)["image"].shape == (16, 20, 3)
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    writer = ShardWriter(tmp_path / "none", "data", 100)
+    with pytest.raises(UserError, match="can't be written to"):
+        for _ in range(3):
+            writer.write(b"x" * 200)
+        writer.close()
+    with pytest.raises(UserError, match="can't be written to"):
+        write_manifest(tmp_path / "none", {})
 
 
 def test_packing_holds_little_at_once(tmp_path, monkeypatch):
