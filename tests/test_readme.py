@@ -14,8 +14,7 @@ from PIL import Image
 
 from t2i_jax import runs
 from t2i_jax.cli import main as cli
-from tests.e2e import tiny
-from tests.parity import reference
+from tests.e2e import tiny, tiny_t5
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _README = (_ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,7 +55,7 @@ def place(tmp_path_factory):
     here = tmp_path_factory.mktemp("readme")
     runs.train(tiny.get_config(), here / "runs" / "quickstart")
     _photos(here / "photos")
-    _t5(here / "t5-large")
+    tiny_t5.save(here / "t5-large", re.findall(r'^    +"([a-z ,-]+)",$', _README, re.MULTILINE))
     Image.new("RGB", (40, 30), (200, 30, 30)).save(here / "picture.png")
     (here / "configs").symlink_to(_ROOT / "configs")
     return here
@@ -68,21 +67,6 @@ def _photos(folder):
     for i in range(12):
         Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
         (folder / f"{i:02d}.txt").write_text(f"picture number {i}")
-
-
-def _t5(folder):
-    import sentencepiece
-
-    reference.load("transformers")
-    from transformers import T5Config, T5EncoderModel
-
-    config = T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    T5EncoderModel(config).save_pretrained(folder)
-    words = [word for text in re.findall(r'^    +"([a-z ,-]+)",$', _README, re.MULTILINE) for word in (text, text)]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(words), model_prefix=str(folder / "spiece"), vocab_size=60, pad_id=0, eos_id=1, unk_id=2,
-        bos_id=-1, hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
 
 
 def test_every_python_block_runs(place, monkeypatch):

@@ -122,24 +122,6 @@ def test_the_same_from_python(trained):
         system.generate(_CAPTION)
 
 
-def test_a_folder_of_captioned_pictures(tmp_path):
-    photos, rng = tmp_path / "photos", np.random.default_rng(0)
-    photos.mkdir()
-    for i in range(40):
-        name, colour = (("red", (220, 30, 30)), ("blue", (30, 30, 220)))[i % 2]
-        noise = rng.integers(-20, 20, (24, 32, 3))
-        Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(photos / f"{i:02d}.jpg")
-        (photos / f"{i:02d}.txt").write_text(f"a {name} wall")
-    (photos / "38.jpg").write_bytes(b"this is no JPEG")
-    (photos / "39.txt").write_text("  ")
-    source = f"data.source=folder:{photos}"
-    changes = (source, f"tokenizer.{source}", "evaluation.judge=None", "data.max_bad_rate=0.2",
-               "tokenizer.data.max_bad_rate=0.2")  # fmt: skip
-    run("train", _RECIPE, *changes, "--workdir", tmp_path / "run")
-    run("sample", tmp_path / "run", "a red wall", "--count", 1, "--out", tmp_path / "out")
-    assert len(_pictures(tmp_path / "out")) == 1
-
-
 def test_the_recipe_is_what_the_run_holds(trained):
     from t2i_jax.runs import load_run_recipe
 

@@ -1,6 +1,7 @@
 """Real photographs, cut into JPEG files with captions beside them, through the recipe for photographs."""
 
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ _SMALLER = """data.image_size=32 train.steps=3 train.batch_size=8 tokenizer.data
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A temple and a flower, eight pieces of each."""
+    """A temple and a flower, eight pieces of each; a file that is no JPEG, a picture whose caption is blank."""
     from sklearn.datasets import load_sample_images
 
     folder, samples = tmp_path_factory.mktemp("photos"), load_sample_images()
@@ -30,17 +31,24 @@ def photos(tmp_path_factory):
             piece = photo[top : top + _SIDE, left : left + _SIDE]
             Image.fromarray(piece).save(folder / f"{name}{i}.jpg", quality=90)
             (folder / f"{name}{i}.txt").write_text(f"part {i} of a photograph of a {name}\n")
+    (folder / "broken.jpg").write_bytes(b"this is no JPEG")
+    (folder / "broken.txt").write_text("a temple that can't be seen")
+    Image.new("RGB", (50, 40)).save(folder / "unnamed.png")
+    (folder / "unnamed.txt").write_text("  ")
     return folder
 
 
 def test_photographs_are_trained_on_and_painted(photos, tmp_path):
     sources = f"data.source=folder:{photos}", f"tokenizer.data.source=folder:{photos}"
-    run("train", _RECIPE, *sources, *_SMALLER, "--workdir", tmp_path / "run")
+    stopped = run("train", _RECIPE, *sources, *_SMALLER, "--workdir", tmp_path / "stopped", status=2)
+    assert re.search(r"^t2i: .*broken.jpg.* raise data.max_bad_rate\.$", stopped.stderr.splitlines()[-1])
+    allowed = "data.max_bad_rate=0.2", "tokenizer.data.max_bad_rate=0.2"
+    run("train", _RECIPE, *sources, *_SMALLER, *allowed, "--workdir", tmp_path / "run")
     run("sample", tmp_path / "run", "a photograph of a flower", "--count", 2, "--out", tmp_path / "out")
     for i in range(2):
         picture = np.asarray(Image.open(tmp_path / "out" / f"000-{i:02d}.png"))
         assert picture.shape == (32, 32, 3) and picture.dtype == np.uint8
     tokenizer = t2i.load(tmp_path / "run" / "tokenizer")
-    pieces = np.stack([np.asarray(Image.open(path).resize((32, 32))) for path in sorted(photos.glob("*.jpg"))])
+    pieces = np.stack([np.asarray(Image.open(path).resize((32, 32))) for path in sorted(photos.glob("*[0-9].jpg"))])
     again = np.asarray(tokenizer.decode(tokenizer.encode(pieces)))
     assert again.shape == pieces.shape and again.std() > 0

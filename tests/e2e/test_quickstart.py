@@ -1,0 +1,47 @@
+"""The quickstart at toy size: stopped by a signal, carried on, done, and done again at once."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import pytest
+
+from t2i_jax import previews, quickstart
+from t2i_jax.cli.quickstart import quickstart as command
+from t2i_jax.train.loop import Preempted
+from tests.e2e import tiny
+
+
+def _recipe():
+    recipe = tiny.get_config()
+    return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps=6, eval_every=2))
+
+
+def test_it_carries_on_where_it_was_stopped_and_says_when_it_is_done(tmp_path, monkeypatch, capfd):
+    workdir = tmp_path / "quickstart"
+    monkeypatch.setattr(quickstart, "get_config", _recipe)
+    monkeypatch.setattr(quickstart, "_SHOWN", 8)
+
+    draw = previews.preview
+    with monkeypatch.context() as patch:
+        patch.setattr(previews, "preview", lambda *args: os.kill(os.getpid(), signal.SIGTERM) or draw(*args))
+        with pytest.raises(Preempted, match="stopped after step 2"):
+            command(workdir)
+    seconds = json.loads((workdir / "metrics.json").read_text())["seconds"]
+    assert quickstart.finished(workdir) is None and not (workdir / "report.html").exists()
+
+    command(workdir)
+    output = capfd.readouterr()
+    assert "carrying on from step 2 of 6" in output.err
+    assert f"done: open {workdir / 'report.html'}" in output.out and "alignment_heldout: " in output.out
+    metrics = quickstart.finished(workdir)
+    assert metrics["seconds"] > seconds > 0 and {"reconstruction_psnr", "codebook_usage"} <= set(metrics)
+    report = (workdir / "report.html").read_text()
+    assert report.count("data:image/png;base64,") >= 3
+    assert "='http" not in report and '="http' not in report, "a report is read without a network"
+
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    command(workdir)
+    assert "done: open" in capfd.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before, "nothing is made again"
