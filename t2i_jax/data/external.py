@@ -129,6 +129,7 @@ class HuggingFaceSource(_Rows):
         datasets = _package("hf", name, "datasets", "datasets")
         try:
             rows = _opened(datasets, name, split)
+            _check_offsets(rows.data.table)
             features = dict(rows.features)
             image = _chosen(features, lambda one: isinstance(one, datasets.Image), _PICTURES)
             image = image or next((column for column in _PICTURES if column in features), None)
@@ -155,6 +156,19 @@ def _opened(datasets, name, split):
         return splits[split]
     repository, colon, config = (name, "", "") if folder.is_dir() else name.partition(":")
     return datasets.load_dataset(repository, config if colon else None, split=split)
+
+
+def _check_offsets(table):
+    """Refuses an Arrow file in which texts and bytes do not lie where it says: reading it would kill the process."""
+    import pyarrow
+
+    for column in table.columns:
+        for chunk in column.chunks:
+            try:
+                chunk.validate(full=True)
+            except pyarrow.ArrowInvalid as error:
+                if "UTF8" not in str(error):  # a text in another code is one bad sample
+                    raise
 
 
 def _package(kind, name, module, pip):

@@ -172,6 +172,31 @@ def test_hugging_face_bad_samples_are_counted(datasets, tmp_path):
     assert count_bad(f"hf:{tmp_path / 'set'}") == (len(CONVERTED), wanted)
 
 
+def test_hugging_face_files_that_would_kill_the_process_are_refused(datasets, tmp_path):
+    """Arrow follows offsets without looking; a caption in another code is left to be counted."""
+    import pyarrow
+
+    def texts(offsets, data):
+        buffers = [None, pyarrow.py_buffer(np.array(offsets, np.int32)), pyarrow.py_buffer(data)]
+        return pyarrow.Array.from_buffers(pyarrow.string(), len(offsets) - 1, buffers)
+
+    rows = hf_rows(datasets, text=["words"] * 3)
+    rows.save_to_disk(tmp_path / "set")
+    path = next((tmp_path / "set").glob("*.arrow"))
+    beyond, latin = texts([0, 5, 10**9, 15], b"words" * 3), texts([0, 5, 9, 14], b"wordscaf\xe9words")
+    for column, refused in ((beyond, True), (latin, False)):
+        table = rows.data.table.set_column(1, "text", column)
+        with pyarrow.ipc.new_stream(str(path), table.schema) as writer:
+            writer.write_table(table)
+        if refused:
+            with pytest.raises(UserError, match="can't be opened"):
+                HuggingFaceSource(str(tmp_path / "set"))
+    source = HuggingFaceSource(str(tmp_path / "set"))
+    assert source[0]["caption"] == source[2]["caption"] == "words"
+    with pytest.raises(BadSample):
+        source[1]
+
+
 def test_hugging_face_mistakes_are_refused(datasets, tmp_path, monkeypatch):
     hf_rows(datasets, text=["words"] * 3).save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"train": datasets.Dataset.from_dict({"words": [1]})}).save_to_disk(tmp_path / "blind")
