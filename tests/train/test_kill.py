@@ -45,6 +45,11 @@ def _being_saved(workdir):
 def test_killed_while_saving_and_stopped_by_a_signal_it_ends_in_the_same_bits(tmp_path):
     killed, whole = tmp_path / "killed", fit(TASK, ToyBatches(), CONFIG, tmp_path / "whole")
 
+    process = _start(killed)  # killed during its first save, or just after it
+    _wait_for(process, lambda: _being_saved(killed) or _finished(killed))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
     for _ in range(3):  # until a kill hits the middle of a save, with a finished checkpoint before it
         process = _start(killed)
         _wait_for(process, lambda: _finished(killed) and _being_saved(killed))
