@@ -199,7 +199,7 @@ def data(
 def _open(source, size, split):
     from t2i_jax.data.source import open_source
 
-    return open_source(source, image_size=size or _EMBEDDED_SIZE, split=split)
+    return open_source(source, image_size=_EMBEDDED_SIZE if size is None else size, split=split)
 
 
 def _tokens(source, tokenizer, crop, batch_size) -> Iterator[Any]:
