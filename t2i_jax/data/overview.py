@@ -65,16 +65,18 @@ def look(
         raise UserError(f"samples={samples} and show={show} must be at least 1.")
     count = len(source)
     indices = sorted({int(i) for i in np.linspace(0, count - 1, min(samples, count)).round()}) if count else []
-    kept = {indices[int(i)] for i in np.linspace(0, len(indices) - 1, show).round()} if indices else set()
+    turns = set(np.linspace(0, len(indices) - 1, show).round().astype(int).tolist())
+    due = 0  # pictures that the sheet should have by now; where one can't be used, the next one steps in
     found = Overview(count, len(indices), [], [], BadCounter(), BadCounter(), [])
-    for index in progress(indices):
+    for turn, index in enumerate(progress(indices)):
+        due += turn in turns
         image = _read(source, index, "image", "without_caption", found.pictures_bad)
         caption = _read(source, index, "caption", "without_image", found.captions_bad)
         if image is not None:
             found.sizes.append((image.shape[1], image.shape[0]))
         if caption is not None:
             found.captions.append(caption)
-        if image is not None and (index in kept or len(found.shown) < min(show, 4)):
+        if image is not None and len(found.shown) < due:
             found.shown.append({"image": _thumbnail(image), "caption": caption})
     return found
 
