@@ -22,7 +22,8 @@ _README = (_ROOT / "README.md").read_text(encoding="utf-8")
 # What the README shows at full size, and the toy size that is run. Each must occur in the README.
 _SMALLER = {
     "dim=256, image_size=256, patch_size=16, num_layers=3":
-        "dim=8, image_size=16, patch_size=4, num_layers=1, heads=1, dim_head=8, ff_mult=1, codebook_size=16, discr_layers=0",
+        "dim=8, image_size=16, patch_size=4, num_layers=1, heads=1, dim_head=8, ff_mult=1, codebook_size=16, "
+        "discr_layers=0",
     "image_size=256, patch_size=8, dim=512, layers=8, heads=8, mlp_dim=2048":
         "image_size=16, patch_size=4, dim=8, layers=1, heads=1, mlp_dim=16, codebook_size=16",
     "dim=512, depth=8, dim_head=64, heads=8": "dim=16, depth=1, dim_head=8, heads=2",
@@ -107,7 +108,7 @@ def test_every_script_that_it_names_is_there():
 
 def test_wrong_input_gets_the_sentences_shown(place, monkeypatch, capfd):
     monkeypatch.chdir(place)
-    shown = [pair for block in blocks("console") for pair in re.findall(r"^\$ (t2i .*)\n(t2i: .*)$", block, re.MULTILINE)]
+    shown = re.findall(r"^\$ (t2i .*)\n(t2i: .*)$", "\n".join(blocks("console")), re.MULTILINE)
     assert len(shown) >= 5
     for command, sentence in shown:
         monkeypatch.setattr(sys, "argv", shlex.split(command))

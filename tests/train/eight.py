@@ -87,7 +87,8 @@ def same(mine, theirs, tolerance, least, rules):
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(mine), jax.tree.leaves(theirs), strict=True):
         a, b = np.asarray(a), np.asarray(b)
         error, size = (np.max(np.abs(x), initial=0) for x in (a - b, b))
-        assert error <= max(tolerance * size, least), f"{rules}: {jax.tree_util.keystr(path)}: {error:.2e} of {size:.2e}"
+        name = f"{rules}: {jax.tree_util.keystr(path)}"
+        assert error <= max(tolerance * size, least), f"{name} differs by {error:.2e} of {size:.2e}"
 
 
 def toy():
