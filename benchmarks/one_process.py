@@ -1,0 +1,91 @@
+"""What runs in one measuring process: one side alone, or both in turns. Prints one line of JSON.
+
+    python one_process.py SYSTEM alone ROW SIDE [small]
+    python one_process.py SYSTEM turns ROW REPEATS [small]
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import resource
+import statistics
+import sys
+import time
+
+
+def sides(system: str) -> dict:
+    """The modules of a system: rows and inputs, our side and the other, each imported when it is asked for."""
+
+    def parti_rows():
+        import parti_rows
+
+        return parti_rows
+
+    def jax_parti():
+        import jax_parti
+
+        return jax_parti
+
+    def torch_parti():
+        import torch_parti
+
+        return torch_parti
+
+    return {"parti": {"rows": parti_rows, "ours": jax_parti, "theirs": torch_parti}}[system]
+
+
+def alone(system: str, name: str, side: str, small: bool) -> dict:
+    """One side in a process of its own.
+
+    Returns:
+      "first" and "later": seconds of the first unit of work and the median of those after it (None where there is only
+      one); "peak": the largest resident set of this process from its start (imports, weights, compiling and work), in
+      bytes; "imported": the same after the imports; "versions".
+    """
+    row = sides(system)["rows"]().ROWS[name]
+    size = row.small if small else row.size
+    module = sides(system)[side]()
+    subject = module.Side(name, size, sides(system)["rows"]().inputs(size))
+    times = [_seconds(subject.run) for _ in range(row.units + (side == "ours"))]
+    return {
+        "first": times[0],
+        "later": statistics.median(times[1:]) if times[1:] else None,
+        "peak": _peak(),
+        "versions": {package: importlib.metadata.version(package) for package in module.PACKAGES},
+    }
+
+
+def turns(system: str, name: str, repeats: int, small: bool) -> dict:
+    """Both sides in one process, on the same weights and inputs, after one warm-up each: theirs, ours, theirs, ours.
+
+    Returns:
+      "ours" and "theirs": seconds of each repeat.
+    """
+    rows = sides(system)["rows"]()
+    row = rows.ROWS[name]
+    size = row.small if small else row.size
+    batch = rows.inputs(size)
+    theirs = sides(system)["theirs"]().Side(name, size, batch)
+    ours = sides(system)["ours"]().Side(name, size, batch, theirs.weights())
+    theirs.warm_up()
+    ours.warm_up()
+    times = [(_seconds(theirs.run), _seconds(ours.run)) for _ in range(repeats)]
+    return {"theirs": [a for a, _ in times], "ours": [b for _, b in times]}
+
+
+def _seconds(run):
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    system, kind, row, last, *rest = sys.argv[1:]
+    small = rest == ["small"]
+    result = alone(system, row, last, small) if kind == "alone" else turns(system, row, int(last), small)
+    print(json.dumps(result))

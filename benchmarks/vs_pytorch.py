@@ -1,0 +1,117 @@
+"""t2i_jax beside the PyTorch packages: time and memory on the same inputs, as a table.
+
+    python benchmarks/vs_pytorch.py parti                     everything, as in README.md: about a quarter of an hour
+    python benchmarks/vs_pytorch.py parti --rows train_parti,encode
+    python benchmarks/vs_pytorch.py parti --small             toy sizes, to see that it runs
+
+For each row four processes run one after the other: our side alone with an empty compilation cache, our side alone
+again with the cache that the first one left, the other side alone, and both in one process, in turns. The first three
+give compile times and peak memory, the last one the times that are compared. This process loads neither JAX nor
+PyTorch: what it has resident would count as the peak of its children.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+
+SYSTEMS = {"parti": ("generate", "train_parti", "train_tokenizer", "train_gan", "encode")}
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_HEADS = (
+    "row", "theirs s", "ours s", "faster", "compile s", "second start s", "theirs MB", "ours MB", "ours, second start MB",
+)  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures and prints."""
+    options = _options(arguments)
+    result = {"machine": machine(), "system": options.system, "small": options.small, "rows": {}}
+    for row in options.rows:
+        print(f"{row} ...", file=sys.stderr, flush=True)
+        result["rows"][row] = measure(options.system, row, options.repeats, options.small)
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(result, file, indent=1)
+    print(table(result))
+
+
+def measure(system: str, row: str, repeats: int, small: bool) -> dict:
+    """The results of the four processes of a row: "first", "second" (ours), "theirs" and "turns"."""
+    end = ["small"] if small else []
+    with tempfile.TemporaryDirectory() as cache:
+        run = lambda *words: _run([system, *words, *end], cache)
+        return {
+            "first": run("alone", row, "ours"),
+            "second": run("alone", row, "ours"),
+            "theirs": run("alone", row, "theirs"),
+            "turns": run("turns", row, str(repeats)),
+        }
+
+
+def table(result: dict) -> str:
+    """Markdown: medians, their ratio, and what starting costs."""
+    lines = [_HEADS, ["---"] + ["---:"] * (len(_HEADS) - 1)]
+    for name, row in result["rows"].items():
+        theirs, ours = (statistics.median(row["turns"][side]) for side in ("theirs", "ours"))
+        compiling = [f"{max(row[start]['first'] - row[start]['later'], 0):.1f}" for start in ("first", "second")]
+        peaks = [f"{row[process]['peak'] / 1e6:.0f}" for process in ("theirs", "first", "second")]
+        lines.append([name, f"{theirs:.3g}", f"{ours:.3g}", f"{theirs / ours:.2f}x", *compiling, *peaks])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def machine() -> dict:
+    """The processor, its cores that this process may use, memory and Python."""
+    with open("/proc/cpuinfo") as file:
+        model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "unknown")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory": memory,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def _options(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("system", choices=SYSTEMS)
+    parser.add_argument("--small", action="store_true", help="toy sizes, to see that it runs")
+    parser.add_argument("--rows", default="", help="comma-separated; all of them when left out")
+    parser.add_argument("--repeats", type=int, default=5, help="times that each side is measured, in turns")
+    parser.add_argument("--json", help="a file for all that was measured")
+    options = parser.parse_args(arguments)
+    known = SYSTEMS[options.system]
+    options.rows = options.rows.split(",") if options.rows else list(known)
+    for row in options.rows:
+        if row not in known:
+            parser.error(f"--rows has {row!r}; there are {', '.join(known)}")
+    if options.repeats < 1:
+        parser.error(f"--repeats={options.repeats} is below 1")
+    return options
+
+
+def _run(words, cache):
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "HF_HUB_OFFLINE": "1",
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    command = [sys.executable, os.path.join(_HERE, "one_process.py"), *words]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(words)} failed with {done.returncode}; what it said is above.")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()
