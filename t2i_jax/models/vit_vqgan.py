@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from t2i_jax import config
@@ -13,6 +14,7 @@ from t2i_jax.models import image_tokenizer
 from t2i_jax.models.discriminator import Discriminator
 from t2i_jax.nn import quantize
 from t2i_jax.nn.activation import gelu
+from t2i_jax.nn.attention import add_to_all
 from t2i_jax.nn.conv import Dense, Depthwise, boxed, channel_norm, neighbours, patchify, uniform_fan_in, unpatchify
 from t2i_jax.types import Array, Key
 
@@ -48,7 +50,7 @@ class Attention(nn.Module):
         )
         bias = self.param("bias", boxed(nn.initializers.normal(1.0), None, "heads"), ((2 * size - 1) ** 2, self.heads))
         scores_BHQK = jnp.einsum("BQHD,BKHD->BHQK", q * self.dim_head**-0.5, k).astype(jnp.float32)
-        weights = nn.softmax(scores_BHQK + _spread(bias, size), axis=-1).astype(self.dtype)
+        weights = nn.softmax(add_to_all(scores_BHQK, _spread(bias, size)), axis=-1).astype(self.dtype)
         out = jnp.einsum("BHQK,BKHD->BQHD", weights, v).reshape(batch, size, size, inner)
         return Dense(self.dim, ("heads", "embed"), name="to_out", bias=False, dtype=self.dtype)(out)
 
@@ -100,14 +102,12 @@ class PositionedConv(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC: Array) -> Array:
         """(B, H, W, features); the share of the positions is the same for every image and computed once."""
-        dim = x_BHWC.shape[-1]
+        height, width, dim = x_BHWC.shape[1:]
         init = boxed(uniform_fan_in, None, None, "conv_in", "conv_out")
         kernel = self.param("kernel", init, (3, 3, 2 * dim, self.features), jnp.float32).astype(self.dtype)
-        positions = _positions(x_BHWC.shape[1], dim).astype(self.dtype)[None]
-        around = [neighbours(t) for t in (x_BHWC, positions)]
-        halves = [half.reshape(9 * dim, self.features) for half in (kernel[:, :, :dim], kernel[:, :, dim:])]
-        x, fixed = ((t.reshape(-1, 9 * dim) @ w).reshape(*t.shape[:3], -1) for t, w in zip(around, halves, strict=True))
-        return x + fixed
+        of_map, of_positions = jnp.split(kernel, 2, axis=2)
+        x = neighbours(x_BHWC).reshape(-1, 9 * dim) @ of_map.reshape(9 * dim, self.features)
+        return add_to_all(x.reshape(-1, height, width, self.features), _convolved_positions(of_positions, height))
 
 
 class VitVQGanVAE(nn.Module):
@@ -291,10 +291,21 @@ def _shifted(image_BHWC):
     return jnp.concatenate([at(1, 1), at(1, 0), at(1, 2), at(0, 1), at(2, 1)], axis=-1)
 
 
-def _positions(size, dim):
-    """(size, size, dim): sine and cosine of the raw row, then of the raw column."""
-    half = dim // 4
-    rates = jnp.exp(-jnp.arange(half) * (math.log(10_000.0) / max(half - 1, 1)))
-    row, column = jnp.meshgrid(jnp.arange(size), jnp.arange(size), indexing="ij")
-    angles = [coordinate[..., None] * rates for coordinate in (row, column)]
-    return jnp.concatenate([f(angle) for angle in angles for f in (jnp.sin, jnp.cos)], axis=-1)
+def _convolved_positions(kernel_IJFO, size):
+    """A 3x3 convolution of the positions (size, size, F): sines and cosines of the raw row, then of the raw column.
+
+    Half of the channels differ between rows only, the others between columns only: `size` vectors of each are
+    multiplied with the taps and shifted afterwards.
+    """
+    rates = jnp.exp(-jnp.arange(half := kernel_IJFO.shape[2] // 4) * (math.log(10_000.0) / max(half - 1, 1)))
+    angles_NE = jnp.arange(size)[:, None] * rates
+    vectors_NF = jnp.concatenate([jnp.sin(angles_NE), jnp.cos(angles_NE)], axis=-1).astype(kernel_IJFO.dtype)
+    both = jnp.concatenate([jnp.pad(vectors_NF, ((0, 0), (0, 2 * half))), jnp.pad(vectors_NF, ((0, 0), (2 * half, 0)))])
+    taps = kernel_IJFO.reshape(9, 4 * half, -1)
+    products = jnp.einsum("TNF,TFO->TNO", jnp.broadcast_to(both, (9, *both.shape)), taps).reshape(3, 3, 2, size, -1)
+    from_rows_IJNO, from_columns_IJNO = products[:, :, 0], products[:, :, 1]
+    shift = lambda t_NO, i: jnp.pad(t_NO, ((1, 1), (0, 0)))[i : i + size]
+    inside_IN = jnp.stack([shift(jnp.ones((size, 1), taps.dtype), i)[:, 0] for i in range(3)])
+    rows_JHO = sum(jax.vmap(shift, (0, None))(from_rows_IJNO[i], i) for i in range(3))
+    columns_IWO = sum(jax.vmap(shift, (0, None))(from_columns_IJNO[:, j], j) for j in range(3))
+    return jnp.einsum("JHO,JW->HWO", rows_JHO, inside_IN) + jnp.einsum("IWO,IH->HWO", columns_IWO, inside_IN)

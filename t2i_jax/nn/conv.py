@@ -76,18 +76,43 @@ def channel_norm(name: str, dtype="float32") -> nn.LayerNorm:
     )
 
 
+@jax.custom_vjp
 def depthwise(x_BHWC: Array, kernel_KKC: Array, bias_C: Array) -> Array:
-    """A depthwise convolution with zero padding that keeps the size, as a sum of shifted products.
+    """A depthwise convolution with zero padding that keeps the size (K odd), as a sum of shifted products.
 
-    One product per tap fuses into a single pass; XLA's grouped convolution takes many times as long on a CPU.
+    One product per tap fuses into a single pass; XLA's grouped convolution takes many times as long on a CPU. The
+    gradient of x is the same sum with the kernel turned around. Left to itself JAX would keep every shifted copy of x
+    for the backward pass.
     """
-    size = kernel_KKC.shape[0]
-    pad, (_, height, width, _) = size // 2, x_BHWC.shape
-    padded = jnp.pad(x_BHWC, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    taps = [
-        padded[:, i : i + height, j : j + width] * kernel_KKC[i, j] for i in range(size) for j in range(size)
-    ]
-    return sum(taps[1:], taps[0]) + bias_C
+    size, padded = kernel_KKC.shape[0], _padded(x_BHWC, kernel_KKC.shape[0])
+    return sum(_shift(padded, x_BHWC, i, j) * kernel_KKC[i, j] for i in range(size) for j in range(size)) + bias_C
+
+
+def _padded(x_BHWC, size):
+    pad = size // 2
+    return jnp.pad(x_BHWC, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+
+
+def _shift(padded, x_BHWC, i, j):
+    return padded[:, i : i + x_BHWC.shape[1], j : j + x_BHWC.shape[2]]
+
+
+def _depthwise_forward(x_BHWC, kernel_KKC, bias_C):
+    return depthwise(x_BHWC, kernel_KKC, bias_C), (x_BHWC, kernel_KKC)
+
+
+def _depthwise_backward(residuals, gradient_BHWC):
+    # Without the barrier XLA finds the shifted copies of both passes to be the same and keeps them all.
+    x_BHWC, kernel_KKC = jax.lax.optimization_barrier(residuals)
+    size, padded = kernel_KKC.shape[0], _padded(x_BHWC, kernel_KKC.shape[0])
+    over_places = lambda t_BHWC: jnp.sum(t_BHWC, axis=(0, 1, 2))
+    bias_C = over_places(gradient_BHWC)
+    taps = [over_places(_shift(padded, x_BHWC, i, j) * gradient_BHWC) for i in range(size) for j in range(size)]
+    back_BHWC = depthwise(gradient_BHWC, kernel_KKC[::-1, ::-1], jnp.zeros_like(bias_C))
+    return back_BHWC, jnp.stack(taps).reshape(kernel_KKC.shape), bias_C
+
+
+depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class Depthwise(nn.Module):
