@@ -1,0 +1,26 @@
+"""Where the random numbers of a sampling run come from: a key per row, or arrays that are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+
+from t2i_jax.types import Array, Key
+
+Draw = Callable[[Array | int, Array], Array]  # (count, x_BHWC) -> unit normal of that shape; count: which draw of a run
+
+
+def gaussian(keys_B: Key) -> Draw:
+    """Draws with one key per row, so that a row's picture does not depend on what else is in the batch."""
+
+    def draw(count, x_BHWC):
+        of_row = lambda key: jax.random.normal(jax.random.fold_in(key, count), x_BHWC.shape[1:])
+        return jax.vmap(of_row)(keys_B)
+
+    return draw
+
+
+def injected(eps_NBHWC: Array) -> Draw:
+    """Draws that were made elsewhere, in the order of their count."""
+    return lambda count, x_BHWC: jax.lax.dynamic_index_in_dim(eps_NBHWC, count, keepdims=False)

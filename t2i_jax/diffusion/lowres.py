@@ -1,0 +1,78 @@
+"""What a super-resolution stage is given: the picture of the stage before, enlarged and noised (Ho et al. 2021)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from t2i_jax.config import one_of
+from t2i_jax.diffusion.noise import Ddpm
+from t2i_jax.errors import UserError
+from t2i_jax.types import Array, Key
+
+RESIZES = ("nearest", "bilinear")
+
+
+@dataclasses.dataclass(frozen=True)
+class LowresNoise:
+    """Noise-conditioning augmentation: the network is told how much noise its small picture carries.
+
+    Attributes:
+      schedule: of the noise, see `Ddpm`. The Imagen stages use the linear one whatever they are trained with.
+      sample_level: the time in [0, 1] to which the small picture is noised in sampling.
+      per_row: whether each row of a training batch has its own level; else one level holds for the batch.
+      compat: "imagen-pytorch-elucidated" tells the network, in sampling only, the time instead of the log-SNR, as that
+        class does against its own training. None: the log-SNR, always.
+    """
+
+    schedule: str = "linear"
+    sample_level: float = 0.2
+    per_row: bool = False
+    compat: str | None = None
+
+    def __post_init__(self):
+        one_of("lowres.schedule", self.schedule, ("linear", "cosine"))
+        if not 0 <= self.sample_level <= 1:
+            raise UserError(f"lowres.sample_level={self.sample_level} is outside [0, 1]; try 0.2.")
+        if self.compat is not None:
+            one_of("lowres.compat", self.compat, ("imagen-pytorch-elucidated",))
+
+    @property
+    def noise(self) -> Ddpm:
+        """The noise itself."""
+        return Ddpm(schedule=self.schedule)
+
+    def train_levels(self, key: Key, batch: int) -> Array:
+        """Times (batch,), uniform in [0, 1)."""
+        if self.per_row:
+            return jax.random.uniform(key, (batch,))
+        return jnp.full((batch,), jax.random.uniform(key))
+
+    def noised(self, image_BHWC: Array, eps_BHWC: Array, level_B: Array) -> tuple[Array, Array]:
+        """(the picture noised to a level per row, the condition (B,) that tells the network); for training."""
+        return self.noise.add(image_BHWC, eps_BHWC, level_B), self.noise.condition(level_B)
+
+    def for_sampling(self, image_BHWC: Array, eps_BHWC: Array, level: float | None = None) -> tuple[Array, Array]:
+        """The same at one level for all rows. None: `sample_level`."""
+        level_B = jnp.full(image_BHWC.shape[:1], self.sample_level if level is None else level, jnp.float32)
+        noised, condition_B = self.noised(image_BHWC, eps_BHWC, level_B)
+        return noised, level_B if self.compat else condition_B
+
+
+def resize(image_BHWC: Array, size: tuple[int, int], method: str = "nearest") -> Array:
+    """Pictures (B, *size, C), float32.
+
+    "nearest" takes pixel floor(i * in / out), as PyTorch does; "bilinear" is linear between half-pixel centres, without
+    smoothing first when it shrinks. A training pair is made by shrinking to the size before and enlarging again.
+    """
+    one_of("resize", method, RESIZES)
+    image_BHWC = image_BHWC.astype(jnp.float32)
+    if tuple(image_BHWC.shape[1:3]) == tuple(size):
+        return image_BHWC
+    if method == "nearest":
+        rows, columns = (jnp.arange(new) * old // new for new, old in zip(size, image_BHWC.shape[1:3], strict=True))
+        return image_BHWC[:, rows][:, :, columns]
+    shape = (image_BHWC.shape[0], *size, image_BHWC.shape[-1])
+    return jax.image.resize(image_BHWC, shape, "linear", antialias=False)

@@ -1,0 +1,33 @@
+"""Keeping the estimate of the clean picture within the range of pictures, around any denoiser."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from t2i_jax.diffusion.denoiser import Denoise
+from t2i_jax.diffusion.noise import per_row
+from t2i_jax.errors import UserError
+from t2i_jax.types import Array
+
+
+def clamp(denoise: Denoise) -> Denoise:
+    """Static thresholding: estimates clipped to [-1, 1]."""
+    return lambda *args: jnp.clip(denoise(*args), -1.0, 1.0)
+
+
+def dynamic(denoise: Denoise, percentile: float = 0.95) -> Denoise:
+    """Dynamic thresholding (Saharia et al. 2022, section 2.3), row by row.
+
+    Args:
+      percentile: the part of a picture's values, by size, that is not clipped; the paper has 0.995, imagen-pytorch 0.95.
+    """
+    if not 0 < percentile <= 1:
+        raise UserError(f"percentile={percentile} is outside (0, 1]; try 0.95.")
+    return lambda *args: _rescaled(denoise(*args), percentile)
+
+
+def _rescaled(x0_BHWC: Array, percentile: float) -> Array:
+    """Clipped at s and divided by s, the percentile of |x0| or 1, whichever is larger."""
+    sizes_BN = jnp.abs(x0_BHWC).reshape(x0_BHWC.shape[0], -1)
+    bound = per_row(jnp.maximum(jnp.quantile(sizes_BN, percentile, axis=-1), 1.0), x0_BHWC)
+    return jnp.clip(x0_BHWC, -bound, bound) / bound

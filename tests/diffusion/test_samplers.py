@@ -1,0 +1,120 @@
+"""Every solver with every noise, on pictures whose best denoiser is known: distribution, order, rows, injected noise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t2i_jax.diffusion.draws import gaussian, injected
+from t2i_jax.diffusion.noise import Ddpm, Edm, karras
+from t2i_jax.diffusion.samplers import Churn, ancestral, ddim, dpm_solver, heun, sample, start
+from t2i_jax.errors import UserError
+from tests.diffusion.gaussian import DEVIATION, MEAN, carried, exact
+
+NOISES = {"cosine": Ddpm(), "linear": Ddpm("linear"), "edm": Edm()}
+STOCHASTIC = {
+    "ancestral": ancestral,
+    "ddim eta 1": lambda denoise, noise: ddim(denoise, noise, 1.0),
+    "heun churn": lambda denoise, noise: heun(denoise, noise, Churn(20.0), 48),
+}
+DETERMINISTIC = {"ddim": (ddim, 1), "heun": (heun, 2), "dpm_solver": (dpm_solver, 2)}
+
+
+def _keys(rows, first=0):
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(7), i))(jnp.arange(first, first + rows))
+
+
+def _levels(noise, steps):
+    return noise.levels(steps) if isinstance(noise, Edm) else noise.level_at(karras(steps, 0.02, 80.0))
+
+
+@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
+@pytest.mark.parametrize("solver", [*STOCHASTIC, *DETERMINISTIC])
+def test_samples_have_the_distribution_of_the_data(solver, noise):
+    make = STOCHASTIC.get(solver) or DETERMINISTIC[solver][0]
+    steps = 384 if solver in ("ancestral", "ddim", "ddim eta 1") else 48  # those of order 1 need more
+    levels, draw = _levels(noise, steps), gaussian(_keys(2))
+    x = start(noise, levels, draw, (2, 64, 64, 1))
+    got = np.asarray(sample(make(exact(noise), noise), x, levels, draw))
+    assert got.dtype == np.float32
+    assert abs(got.mean() - MEAN) < 0.02  # 3 standard errors of 8192 values
+    assert abs(got.std() / DEVIATION - 1) < 0.025  # 3 standard errors, as above
+
+
+@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
+@pytest.mark.parametrize("solver", DETERMINISTIC)
+def test_the_order_of_convergence_is_the_promised_one(solver, noise):
+    make, order = DETERMINISTIC[solver]
+    x = jnp.linspace(-2.0, 2.0, 8).reshape(1, 2, 4, 1)
+
+    def error(steps):
+        levels = noise.level_at(jnp.exp(jnp.linspace(jnp.log(4.0), jnp.log(0.1), steps + 1)))
+        got = sample(make(exact(noise), noise), x, levels, injected(jnp.zeros((1, *x.shape))))
+        return float(jnp.max(jnp.abs(got - carried(noise, x, levels[0], levels[-1]))))
+
+    slopes = np.log2([error(8) / error(16), error(16) / error(32)])
+    assert abs(slopes[-1] - order) < 0.25, slopes
+
+
+def test_a_row_does_not_depend_on_what_else_is_in_the_batch():
+    noise = Edm()
+    levels = noise.levels(4)
+
+    def run(rows, first):
+        draw = gaussian(_keys(rows, first))
+        x = start(noise, levels, draw, (rows, 4, 4, 3))
+        return sample(heun(exact(noise), noise, Churn(), 4), x, levels, draw)
+
+    np.testing.assert_allclose(run(3, 0)[1:2], run(1, 1), rtol=1e-6, atol=1e-6)
+    assert float(jnp.abs(run(3, 0)[0] - run(3, 0)[1]).max()) > 0.1
+
+
+@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
+def test_ddim_with_eta_1_is_ancestral_until_the_last_level(noise):
+    levels = noise.level_at(jnp.array([3.0, 1.0, 0.4, 0.1]))
+    draw = gaussian(_keys(1))
+    x = draw(0, jnp.zeros((1, 4, 4, 1)))
+    a, b = (sample(s, x, levels, draw) for s in (ancestral(exact(noise), noise), ddim(exact(noise), noise, 1.0)))
+    np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+
+
+def test_one_step_to_level_0_is_the_estimate_itself():
+    for noise in NOISES.values():
+        levels = noise.levels(1)
+        x = jax.random.normal(jax.random.key(0), (1, 4, 4, 1))
+        expected = exact(noise)(x, levels[:1])
+        for make, _ in DETERMINISTIC.values():
+            got = sample(make(exact(noise), noise), x, levels, injected(x[None]))
+            np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_the_estimate_before_is_handed_on():
+    noise, seen = Edm(), []
+
+    def denoise(x, level_B, keep_B, last):
+        jax.debug.callback(lambda level, last: seen.append((float(level[0]), float(last.ravel()[0]))), level_B, last)
+        return jnp.full_like(x, level_B[0])
+
+    levels = jnp.array([4.0, 2.0, 1.0, 0.0])
+    sample(ddim(denoise, noise), jnp.ones((1, 1, 1, 1)), levels, injected(jnp.ones((4, 1, 1, 1, 1))))
+    jax.effects_barrier()
+    assert sorted(seen, reverse=True) == [(4.0, 0.0), (2.0, 4.0), (1.0, 2.0)]
+
+
+def test_heun_calls_the_network_twice_per_step_and_once_in_the_last():
+    noise, calls = Edm(), []
+
+    def denoise(x, level_B, keep_B, last):
+        jax.debug.callback(lambda level: calls.append(float(level[0])), level_B)
+        return 0.5 * x
+
+    levels = noise.levels(3)
+    sample(heun(denoise, noise), jnp.ones((1, 1, 1, 1)), levels, injected(jnp.ones((4, 1, 1, 1, 1))))
+    jax.effects_barrier()
+    assert len(calls) == 5
+
+
+@pytest.mark.parametrize("make", [lambda: Churn(-1.0), lambda: Churn(scale=0.0), lambda: ddim(None, Edm(), 1.5)])
+def test_nonsense_is_refused(make):
+    with pytest.raises(UserError, match="try"):
+        make()
