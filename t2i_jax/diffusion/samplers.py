@@ -195,4 +195,4 @@ def _churned(noise, churn, steps, x, ratio, level, normal):
     raised = jnp.where(inside, noise.level_at((1 + gamma) * ratio), level)
     alpha, sigma = _scales(noise, raised)
     higher = jnp.where(inside, jnp.maximum(sigma / alpha, ratio), ratio)
-    return x + churn.scale * jnp.sqrt(higher**2 - ratio**2) * normal(), higher, raised
+    return x + churn.scale * jnp.sqrt((higher - ratio) * (higher + ratio)) * normal(), higher, raised

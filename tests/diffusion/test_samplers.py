@@ -15,7 +15,7 @@ NOISES = {"cosine": Ddpm(), "linear": Ddpm("linear"), "edm": Edm()}
 STOCHASTIC = {
     "ancestral": ancestral,
     "ddim eta 1": lambda denoise, noise: ddim(denoise, noise, 1.0),
-    "heun churn": lambda denoise, noise: heun(denoise, noise, Churn(20.0), 48),
+    "heun churn": lambda denoise, noise: heun(denoise, noise, Churn(20.0, scale=1.0), 48),
 }
 DETERMINISTIC = {"ddim": (ddim, 1), "heun": (heun, 2), "dpm_solver": (dpm_solver, 2)}
 
@@ -52,8 +52,8 @@ def test_the_order_of_convergence_is_the_promised_one(solver, noise):
         got = sample(make(exact(noise), noise), x, levels, injected(jnp.zeros((1, *x.shape))))
         return float(jnp.max(jnp.abs(got - carried(noise, x, levels[0], levels[-1]))))
 
-    slopes = np.log2([error(8) / error(16), error(16) / error(32)])
-    assert abs(slopes[-1] - order) < 0.25, slopes
+    slopes = np.log2([error(16) / error(32), error(32) / error(64)])
+    assert abs(slopes[-1] - order) < 0.15, slopes
 
 
 def test_a_row_does_not_depend_on_what_else_is_in_the_batch():
@@ -65,7 +65,7 @@ def test_a_row_does_not_depend_on_what_else_is_in_the_batch():
         x = start(noise, levels, draw, (rows, 4, 4, 3))
         return sample(heun(exact(noise), noise, Churn(), 4), x, levels, draw)
 
-    np.testing.assert_allclose(run(3, 0)[1:2], run(1, 1), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(run(3, 0)[1:2], run(1, 1), rtol=1e-6, atol=1e-6, equal_nan=False)
     assert float(jnp.abs(run(3, 0)[0] - run(3, 0)[1]).max()) > 0.1
 
 

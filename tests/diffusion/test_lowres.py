@@ -1,0 +1,73 @@
+"""The small picture of a super-resolution stage: enlarged, noised, and told how much."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t2i_jax.config import from_dict, to_dict
+from t2i_jax.diffusion.lowres import LowresNoise, resize
+from t2i_jax.errors import UserError
+
+
+def test_levels_are_one_per_batch_or_one_per_row(key):
+    assert len(set(LowresNoise().train_levels(key, 8).tolist())) == 1
+    levels = LowresNoise(per_row=True).train_levels(key, 1000)
+    assert len(set(levels.tolist())) > 900 and 0 <= float(levels.min()) < float(levels.max()) < 1
+
+
+def test_a_picture_is_noised_and_the_network_told_the_log_snr(key):
+    lowres, image = LowresNoise(), jnp.full((2, 64, 64, 1), 0.5)
+    noised, condition_B = lowres.for_sampling(image, jax.random.normal(key, image.shape))
+    np.testing.assert_allclose(condition_B, 0.70933, rtol=1e-5)
+    np.testing.assert_allclose(noised.mean(), 0.819 * 0.5, atol=0.02)
+    np.testing.assert_allclose(noised.std(), 0.574, rtol=0.03)
+    again, in_training_B = lowres.noised(image, jax.random.normal(key, image.shape), jnp.full((2,), 0.2))
+    np.testing.assert_array_equal(again, noised)
+    np.testing.assert_array_equal(in_training_B, condition_B)
+    clean, high_B = lowres.for_sampling(image, jax.random.normal(key, image.shape), 0.0)
+    np.testing.assert_allclose(clean, image, atol=0.06)
+    assert (high_B > 9).all()
+
+
+def test_the_package_tells_an_edm_stage_the_time_in_sampling_only():
+    lowres, image = LowresNoise(compat="imagen-pytorch-elucidated"), jnp.zeros((1, 2, 2, 1))
+    assert lowres.for_sampling(image, image)[1] == pytest.approx(0.2)
+    assert lowres.noised(image, image, jnp.array([0.2]))[1] == pytest.approx(0.70933)
+
+
+def test_nearest_takes_the_pixels_that_pytorch_takes():
+    image = jnp.arange(10.0).reshape(1, 10, 1, 1)
+    assert resize(image, (4, 1)).ravel().tolist() == [0, 2, 5, 7]
+    assert resize(image, (15, 1)).ravel().tolist() == [i * 10 // 15 for i in range(15)]
+    assert resize(image, (10, 3)).shape == (1, 10, 3, 1)
+
+
+@pytest.mark.parametrize("method", ["nearest", "bilinear"])
+def test_resizing_keeps_constants_and_sizes(method):
+    got = resize(jnp.full((2, 5, 4, 3), 0.25), (8, 12), method)
+    assert got.shape == (2, 8, 12, 3)
+    np.testing.assert_allclose(got, 0.25, rtol=1e-6)
+    same = jnp.arange(12.0).reshape(1, 2, 2, 3)
+    np.testing.assert_array_equal(resize(same, (2, 2), method), same)
+
+
+def test_a_configuration_survives_json():
+    lowres = LowresNoise("cosine", 0.1, True, "imagen-pytorch-elucidated")
+    assert from_dict(json.loads(json.dumps(to_dict(lowres))), {"LowresNoise": LowresNoise}) == lowres
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LowresNoise("lineal"), "did you mean 'linear'"),
+        (lambda: LowresNoise(sample_level=1.2), "sample_level=1.2 is outside"),
+        (lambda: LowresNoise(compat="yes"), "lowres.compat='yes'"),
+        (lambda: resize(jnp.zeros((1, 2, 2, 1)), (4, 4), "nearst"), "did you mean 'nearest'"),
+    ],
+)
+def test_nonsense_is_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()

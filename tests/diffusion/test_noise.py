@@ -1,0 +1,147 @@
+"""Both noises: what goes out comes back, limits, the levels they promise, weights that agree between objectives."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t2i_jax.config import from_dict, to_dict
+from t2i_jax.diffusion.denoiser import denoiser, training_losses
+from t2i_jax.diffusion.noise import DISTANCES, OBJECTIVES, SCHEDULES, WEIGHTINGS, Ddpm, Edm, karras
+from t2i_jax.errors import UserError
+
+ALL = [Ddpm(schedule, objective) for schedule in SCHEDULES for objective in OBJECTIVES] + [Edm(), Edm(sigma_data=1.0)]
+
+
+def _pictures(key):
+    return jax.random.uniform(key, (6, 4, 4, 3), minval=-1.0), jax.random.normal(jax.random.fold_in(key, 1), (6, 4, 4, 3))
+
+
+@pytest.mark.parametrize("noise", ALL, ids=str)
+def test_the_right_answer_gives_the_clean_picture_and_no_loss(noise, key):
+    x0, eps = _pictures(key)
+    level_B = noise.train_levels(key, 6)
+    target = noise.target(x0, eps, level_B)
+    got = noise.denoised(target, noise.add(x0, eps, level_B), level_B)
+    alpha = np.asarray(noise.marginal(level_B)[0])[:, None, None, None]
+    # Dividing by alpha magnifies the rounding of x, which is near 1, or near sigma.
+    np.testing.assert_allclose((got - x0) * alpha, 0.0, atol=2e-6 * max(1.0, float(noise.marginal(level_B)[1].max())))
+    assert noise.losses(target, x0, eps, level_B).tolist() == [0.0] * 6
+
+
+@pytest.mark.parametrize("noise", ALL, ids=str)
+def test_a_loss_is_the_weighted_error_of_the_clean_picture(noise, key):
+    """Whatever the network predicts, the loss is weight(SNR) * |x0' - x0|^2 with the same weight."""
+    x0, eps = _pictures(key)
+    level_B = noise.level_at(jnp.array([0.1, 0.3, 1.0, 2.0, 5.0, 10.0]))
+    output = noise.target(x0, eps, level_B) + 0.3 * jax.random.normal(jax.random.fold_in(key, 2), x0.shape)
+    error = noise.denoised(output, noise.add(x0, eps, level_B), level_B) - x0
+    snr = jnp.exp(noise.log_snr(level_B))
+    weight = snr + noise.sigma_data**-2 if isinstance(noise, Edm) else jnp.minimum(snr, 5.0)
+    expected = weight * jnp.mean(error**2, axis=(1, 2, 3))
+    np.testing.assert_allclose(noise.losses(output, x0, eps, level_B), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("noise", [Ddpm(), Ddpm("linear"), Edm()], ids=str)
+def test_log_snr_marginal_and_level_agree(noise):
+    level = noise.levels(20)[1:-1]
+    alpha, sigma = noise.marginal(level)
+    np.testing.assert_allclose(2 * jnp.log(alpha / sigma), noise.log_snr(level), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(noise.level_at(sigma / alpha), level, rtol=1e-4)
+    assert (np.diff(noise.log_snr(level)) > 0).all()
+
+
+def test_levels_at_the_ends_are_finite_and_reach_them():
+    for schedule in SCHEDULES:
+        noise = Ddpm(schedule)
+        assert np.isfinite(noise.log_snr(jnp.array([0.0, 1.0]))).all()
+        assert noise.level_at(jnp.array([0.0, 1e9])).tolist() == [0.0, 1.0]
+        assert noise.levels(4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    np.testing.assert_allclose(Edm().levels(5), [80, 17.528, 2.5152, 0.16975, 0.002, 0], rtol=5e-5)
+    np.testing.assert_allclose(karras(1, 0.002, 80.0), [80.0, 0.0], rtol=1e-6)
+
+
+def test_edm_inputs_and_answers_have_unit_variance(key):
+    noise = Edm()
+    x0 = 0.5 * jax.random.normal(key, (5, 64, 64, 1))
+    eps = jax.random.normal(jax.random.fold_in(key, 1), x0.shape)
+    level_B = jnp.array([0.002, 0.1, 0.5, 3.0, 80.0])
+    for x in (noise.net_input(noise.add(x0, eps, level_B), level_B), noise.target(x0, eps, level_B)):
+        np.testing.assert_allclose(jnp.std(x, axis=(1, 2, 3)), 1.0, atol=0.04)
+
+
+def test_edm_draws_log_normal_levels(key):
+    levels = np.log(Edm(P_mean=-0.5, P_std=0.7).train_levels(key, 20_000))
+    np.testing.assert_allclose([levels.mean(), levels.std()], [-0.5, 0.7], atol=0.02)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_weights_of_the_noise_objective(weighting):
+    noise = Ddpm(weighting=weighting, p2_gamma=2.0, p2_k=0.5)
+    level = jnp.array([0.05, 0.5, 0.9])
+    snr = np.exp(noise.log_snr(level))
+    expected = {"min_snr": np.minimum(5 / snr, 1), "p2": (0.5 + snr) ** -2.0, "snr": np.ones(3)}[weighting]
+    np.testing.assert_allclose(noise.weight(level), expected, rtol=1e-5)
+
+
+def test_distances():
+    x0, eps, level = jnp.zeros((1, 1, 2, 1)), jnp.zeros((1, 1, 2, 1)), jnp.array([0.5])
+    output = jnp.array([0.5, -3.0]).reshape(1, 1, 2, 1)
+    got = {d: float(Ddpm(weighting="snr", distance=d).losses(output, x0, eps, level)[0]) for d in DISTANCES}
+    assert got == pytest.approx({"l2": 4.625, "l1": 1.75, "huber": 1.3125})
+
+
+def test_a_half_precision_network_gives_float32(key):
+    x0, eps = _pictures(key)
+    net = lambda x, condition_B, keep_B: x.astype(jnp.bfloat16)
+    for noise in ALL:
+        level_B = noise.train_levels(key, 6)
+        assert denoiser(net, noise)(x0, level_B).dtype == jnp.float32
+        assert training_losses(net, noise, x0, eps, level_B).dtype == jnp.float32
+
+
+def test_a_network_sees_scaled_pictures_conditions_and_its_last_estimate(key):
+    x0, eps = _pictures(key)
+    noise, level_B, keep_B, seen = Edm(), jnp.full((6,), 2.0), jnp.arange(6) > 2, {}
+
+    def net(x, condition_B, keep_B, last):
+        seen.update(x=x, condition=condition_B, keep=keep_B, last=last)
+        return x
+
+    denoiser(net, noise, self_conditioned=True)(x0, level_B, keep_B)
+    np.testing.assert_allclose(seen["x"], x0 / np.sqrt(4.25), rtol=1e-6)
+    np.testing.assert_allclose(seen["condition"], np.log(2.0) / 4, rtol=1e-6)
+    assert not seen["last"].any() and seen["keep"].tolist() == keep_B.tolist()
+    denoiser(net, noise, self_conditioned=True)(x0, level_B, keep_B, eps)
+    assert (seen["last"] == eps).all()
+    training_losses(net, noise, x0, eps, level_B, keep_B, x0)
+    assert (seen["last"] == x0).all()
+    np.testing.assert_allclose(seen["x"], (x0 + 2 * eps) / np.sqrt(4.25), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("noise", [Ddpm("linear", "v", "p2", p2_gamma=1.0, distance="l1"), Edm(sigma_max=160.0)])
+def test_configurations_survive_json(noise):
+    known = {"Ddpm": Ddpm, "Edm": Edm}
+    assert from_dict(json.loads(json.dumps(to_dict(noise))), known) == noise
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Ddpm("cosin"), "did you mean 'cosine'"),
+        (lambda: Ddpm(objective="x0"), "known: noise"),
+        (lambda: Ddpm(weighting="minsnr"), "did you mean 'min_snr'"),
+        (lambda: Ddpm(distance="l3"), "noise.distance='l3'"),
+        (lambda: Ddpm(min_snr_gamma=0.0), "min_snr_gamma=0.0 is not above 0; try 5.0"),
+        (lambda: Ddpm(p2_gamma=-1.0), "p2_gamma=-1.0"),
+        (lambda: Edm(sigma_min=0.0), "sigma_min=0.0 is not above 0"),
+        (lambda: Edm(sigma_max=0.001), "sigma_max=0.001 is not above"),
+        (lambda: Edm().levels(0), "steps=0"),
+        (lambda: Ddpm().levels(2.5), "steps=2.5"),
+    ],
+)
+def test_nonsense_is_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
