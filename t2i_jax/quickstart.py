@@ -97,7 +97,7 @@ def get_config() -> Recipe:
         task=TokenizerTask(model=network, l2_weight=1.0),
         data=DataConfig(source="shapes", image_size=size),
         train=TrainConfig(
-            steps=900,
+            steps=750,
             batch_size=48,
             ema_decay=0.99,
             optim=OptimConfig(
@@ -105,12 +105,12 @@ def get_config() -> Recipe:
             ),
         ),
     )
-    text = LearnedText(dim=128, depth=2, heads=4, mlp_dim=512, vocab_size=128, max_length=24)
+    text = LearnedText(dim=128, depth=2, heads=4, mlp_dim=512, vocab_size=256, max_length=24)
     return Recipe(
         task=PartiTask(model=PartiTransformer(dim=128, depth=4, heads=4, mlp_dim=512), text=text, tokenizer=network),
         data=DataConfig(source="shapes", image_size=size),
         train=TrainConfig(
-            steps=1800,
+            steps=2000,
             batch_size=48,
             ema_decay=0.998,
             optim=OptimConfig(

@@ -2,8 +2,8 @@
 
 A picture holds one object ("a large red circle on a white background") or two in a relation ("a red circle above a
 blue square on black"). Some combinations never occur in `split="train"` and are all that `split="heldout"` shows: for
-one object a colour with a shape (kept out of the two-object pictures as well), for two objects an ordered pair in a
-relation, each of whose objects is seen in training.
+one object a colour with a shape and a background (kept out of the two-object pictures as well), any two of which are
+seen together in training; for two objects an ordered pair in a relation, each of whose objects is seen in training.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ BACKGROUNDS = {"white": (255, 255, 255), "gray": (128, 128, 128), "black": (0, 0
 SHAPES = ("circle", "square", "triangle", "cross")
 SIZES = {"small": 0.16, "large": 0.3}  # the radius, as a fraction of the picture's side
 _PAIR_SIZE = 0.18  # the radius of each of two things
+_ONE_SHARE = 1 / 3  # of the pictures hold one object
 _STEP = 1 / 16  # centres lie on a lattice of this pitch, two pixels at 32: few distinct patches, so little to learn
 RELATIONS = {  # wordings, and the unit vector from the second object to the first (y points down)
     "above": (("above", "over"), (0, -1)),
@@ -36,14 +37,12 @@ LENGTHS = {"train": 20_000, "heldout": 2_000}
 _ONE = (
     "a {size} {thing} on a {background} background",
     "{size} {thing} on {background}",
-    "a picture of a {size} {thing} on a {background} background",
-    "a {background} background with a {size} {thing}",
+    "a {size} {thing}",
 )
 _TWO = (
     "a {first} {relation} a {second} on a {background} background",
     "{first} {relation} {second} on {background}",
-    "a picture of a {first} {relation} a {second} on a {background} background",
-    "a {background} background with a {first} {relation} a {second}",
+    "a {first} {relation} a {second}",
 )
 _PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 _BLOCK = 256  # pictures that are drawn at once
@@ -72,9 +71,9 @@ class Scene:
     caption: str
 
 
-def pair_held_out(colour: str, shape: str) -> bool:
-    """Whether a colour never meets a shape in training: one colour per shape, each colour once."""
-    return (list(COLOURS).index(colour) + SHAPES.index(shape)) % len(COLOURS) == 1
+def look_held_out(colour: str, shape: str, background: str) -> bool:
+    """Whether an object never stands on a background in training: one colour for each shape on each background."""
+    return (list(COLOURS).index(colour) + SHAPES.index(shape) + list(BACKGROUNDS).index(background)) % 4 == 1
 
 
 def relation_held_out(first: tuple[str, str], relation: str, second: tuple[str, str]) -> bool:
@@ -89,7 +88,7 @@ def scene(index: int, split: str = "train", seed: int = 0) -> Scene:
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     background = str(rng.choice(list(BACKGROUNDS)))
     wording = rng.integers(len(_ONE))
-    if rng.random() < 0.5:
+    if rng.random() < _ONE_SHARE:
         return _one_thing(rng, split, background, _ONE[wording])
     return _two_things(rng, split, background, _TWO[wording])
 
@@ -172,7 +171,7 @@ class Shapes:
 
 
 def _one_thing(rng, split, background, wording):
-    pairs = [pair for pair in _PAIRS if pair_held_out(*pair) == (split == "heldout")]
+    pairs = [pair for pair in _PAIRS if look_held_out(*pair, background) == (split == "heldout")]
     colour, shape = pairs[rng.integers(len(pairs))]
     size = ("small", "large")[rng.integers(2)]
     x, y = 0.5 + _STEP * rng.integers(-1, 2, 2)
@@ -182,7 +181,7 @@ def _one_thing(rng, split, background, wording):
 
 
 def _two_things(rng, split, background, wording):
-    pairs = [pair for pair in _PAIRS if not pair_held_out(*pair)]
+    pairs = [pair for pair in _PAIRS if not look_held_out(*pair, background)]
     while True:  # a combination that belongs to this split, with two different colours
         first, second = (pairs[rng.integers(len(pairs))] for _ in range(2))
         relation = tuple(RELATIONS)[rng.integers(len(RELATIONS))]

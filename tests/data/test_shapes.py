@@ -52,12 +52,12 @@ def test_pictures_that_are_not_kept_are_the_same(monkeypatch):
 
 
 def test_what_is_held_out_is_never_in_training_and_always_in_the_heldout_split():
-    assert not any(shapes.pair_held_out(*pair) for one in TRAIN for pair in looks(one))
+    assert not any(shapes.look_held_out(*pair, one.background) for one in TRAIN for pair in looks(one))
     for one in HELD_OUT:
         if one.relation is None:
-            assert shapes.pair_held_out(*looks(one)[0])
+            assert shapes.look_held_out(*looks(one)[0], one.background)
         else:
-            assert not any(shapes.pair_held_out(*pair) for pair in looks(one))
+            assert not any(shapes.look_held_out(*pair, one.background) for pair in looks(one))
             assert shapes.relation_held_out(looks(one)[0], one.relation, looks(one)[1])
 
     def facts(one):  # "a above b" and "b below a" are one fact
@@ -68,10 +68,11 @@ def test_what_is_held_out_is_never_in_training_and_always_in_the_heldout_split()
     assert not {facts(s) for s in TRAIN if s.relation} & {facts(s) for s in HELD_OUT if s.relation}
 
 
-def test_every_colour_and_shape_is_learned_from_training():
-    pairs = {pair for one in TRAIN for pair in looks(one)}
-    assert len(pairs) == 12  # of 16
-    assert {c for c, _ in pairs} == set(shapes.COLOURS) and {s for _, s in pairs} == set(shapes.SHAPES)
+def test_every_two_of_colour_shape_and_background_meet_in_training():
+    seen = {(*pair, one.background) for one in TRAIN for pair in looks(one)}
+    assert len(seen) == 36  # of 48
+    assert len({(c, s) for c, s, _ in seen}) == 16
+    assert len({(c, b) for c, _, b in seen}) == len({(s, b) for _, s, b in seen}) == 12
     assert {s.relation for s in TRAIN} == {None, *shapes.RELATIONS}
 
 
