@@ -139,29 +139,64 @@ def export(workdir: str | pathlib.Path, out: str | pathlib.Path) -> pathlib.Path
     Raises:
       UserError: `out` exists and is not empty (nothing is overwritten).
     """
-    from safetensors.numpy import save_file
-
     workdir, out = pathlib.Path(workdir), pathlib.Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"out={str(out)!r} exists and is not empty; name a new folder.")
+    check_new(out)
     if (workdir / "system.json").is_file():
         shutil.copytree(workdir, out, dirs_exist_ok=True)
         return out
     config, params, ema, stats = load_params(workdir)
+    beside = {}
+    if (workdir / "tokenizer").is_dir():
+        beside["tokenizer"] = lambda folder: export(workdir / "tokenizer", folder)
+    if (workdir / "text_tokenizer").is_dir():
+        beside["text_tokenizer"] = lambda folder: shutil.copytree(workdir / "text_tokenizer", folder)
+    write_system(out, recipe_from_dict(config), _averaged(params, ema), stats, beside)
+    return out
+
+
+def check_new(out: pathlib.Path) -> None:
+    """Refuses a place where something is already.
+
+    Raises:
+      UserError: `out` exists and is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"out={str(out)!r} exists and is not empty; name a new folder.")
+
+
+def write_system(
+    out: pathlib.Path,
+    recipe: Recipe,
+    params: Mapping[str, Any],
+    stats: Mapping[str, Any],
+    beside: Mapping[str, Callable[[pathlib.Path], Any]],
+) -> None:
+    """Writes a folder that `load` reads; it appears whole or not at all.
+
+    Args:
+      params: by group. beside: name of a folder within `out`, and what writes it.
+    """
+    from safetensors.numpy import save_file
+
     half_done = out.with_name(out.name + ".partial")
     shutil.rmtree(half_done, ignore_errors=True)
     half_done.mkdir(parents=True)
-    arrays = _flatten({"params": _averaged(params, ema), "stats": stats})
+    arrays = _flatten({"params": params, "stats": stats})
     save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, half_done / "weights.safetensors")
-    (half_done / "system.json").write_text(json.dumps(config, indent=1))
-    if (workdir / "tokenizer").is_dir():
-        export(workdir / "tokenizer", half_done / "tokenizer")
-    if (workdir / "text_tokenizer").is_dir():
-        shutil.copytree(workdir / "text_tokenizer", half_done / "text_tokenizer")
+    (half_done / "system.json").write_text(json.dumps(recipe_to_dict(recipe), indent=1))
+    for name, write in beside.items():
+        write(half_done / name)
     if out.is_dir():
         out.rmdir()
     half_done.rename(out)
-    return out
+
+
+def read(workdir: pathlib.Path) -> tuple[Recipe, Mapping[str, Any], Mapping[str, Any]]:
+    """The recipe, the parameters by group (averaged where there is an average) and the stats of a run's folder."""
+    if (workdir / "system.json").is_file():
+        return _read_export(workdir)
+    config, params, ema, stats = load_params(workdir)
+    return recipe_from_dict(config), _averaged(params, ema), stats
 
 
 def fingerprint(weights: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ _ALLOWED = {
     "eval": _LOW | {"text", "models", "systems"},
     "convert": _LOW | {"sharding", "text", "models"},
 }
-_TOP = {"recipe", "runs", "previews", "report", "quickstart", "cli", "__init__"}  # floor 7 may import everything
+_TOP = {"recipe", "runs", "weights", "previews", "report", "quickstart", "cli", "__init__"}  # floor 7 may import everything
 _TORCH_HOMES = {"convert/torch_io.py"}
 
 

@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _commands():
-    from t2i_jax.cli import data, evaluate, export, quickstart, sample, train
+    from t2i_jax.cli import convert, data, evaluate, export, quickstart, sample, train
 
     return {
         "quickstart": quickstart.quickstart,
@@ -43,6 +43,7 @@ def _commands():
         "eval": evaluate.evaluate,
         "export": export.export,
         "data": data.data,
+        "convert": convert.convert,
     }
 
 

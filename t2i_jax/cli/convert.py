@@ -1,0 +1,65 @@
+"""`t2i convert`: weights of the PyTorch packages to a folder that t2i.load reads, and back."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+from typing import Annotated, Any
+
+import tyro
+
+from t2i_jax.errors import UserError
+
+_Path = Annotated[pathlib.Path, tyro.conf.Positional]
+
+
+def from_torch(
+    weights: _Path, out: _Path, fields: Annotated[tuple[str, ...], tyro.conf.Positional] = (), t5: str | None = None
+) -> None:
+    """Turn a checkpoint of parti-pytorch into a folder that t2i sample and t2i.load read.
+
+    Args:
+        weights: A .safetensors file, or .pt/.bin/.pth (read without running any pickled code).
+        out: New folder; nothing is overwritten.
+        fields: Configuration that the weights don't tell, as heads=8.
+        t5: For Parti, the folder or hub name of the T5 that it was trained on.
+    """
+    from t2i_jax.weights import import_torch
+
+    print(f"written: {import_torch(weights, out, t5=t5, **_fields(fields))}")
+
+
+def to_torch(run: _Path, out: _Path) -> None:
+    """Turn a run's weights into a state dict that the PyTorch package loads.
+
+    Args:
+        run: Folder of a run or of an exported system.
+        out: New .pt or .safetensors file; nothing is overwritten.
+    """
+    from t2i_jax.weights import export_torch
+
+    print(f"written: {export_torch(run, out)}")
+
+
+def convert(
+    command: tyro.conf.OmitArgPrefixes[
+        tyro.conf.OmitSubcommandPrefixes[
+            Annotated[Any, tyro.conf.subcommand("from-torch", constructor=from_torch)]
+            | Annotated[Any, tyro.conf.subcommand("to-torch", constructor=to_torch)]
+        ]
+    ],
+) -> None:
+    """Weights to and from the PyTorch packages."""
+
+
+def _fields(assignments):
+    fields = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f"field {assignment!r} has no '='; write it as name=value.")
+        try:
+            fields[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            fields[name] = text
+    return fields
