@@ -88,6 +88,16 @@ def test_one_step_to_level_0_is_the_estimate_itself():
             np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
 
 
+def test_a_run_takes_every_draw_once():
+    noise, x = Ddpm(), jnp.zeros((1, 1, 1, 4))
+    weight = jnp.diag(jnp.array([1.0, 10.0, 100.0, 0.0]))[:, None, None, None]  # draw n shows in value n only
+    levels = noise.level_at(jnp.array([3.0, 1.0, 0.4, 0.1]))
+    begun = start(noise, levels, injected(weight), x.shape)
+    assert begun.ravel().tolist() == [1.0, 0.0, 0.0, 0.0]
+    got = sample(ancestral(lambda x, *rest: jnp.zeros_like(x), noise), x, levels, injected(weight)).ravel()
+    assert got[0] == 0 and (got[1:3] > 0).all()
+
+
 def test_the_estimate_before_is_handed_on():
     noise, seen = Edm(), []
 

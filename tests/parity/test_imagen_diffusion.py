@@ -24,7 +24,7 @@ torch = pytest.importorskip("torch")
 from imagen_pytorch import imagen_pytorch as package  # noqa: E402
 
 FORMULA = 1e-5  # float32, a handful of operations
-RUN = 1e-4  # float32 through 32 steps, each of which divides by alpha and multiplies it back
+RUN = 1e-5  # float32 through 32 steps; thresholds and clipping keep pulling both runs together
 ROWS, SIZE, CHANNELS = 2, 8, 3
 SHAPE = (ROWS, SIZE, SIZE, CHANNELS)
 _rng = np.random.default_rng(0)
