@@ -51,7 +51,8 @@ def guide(function: Callable[..., Array], scale: Scale, *, parallel: float = 1.0
 def within(scale: float | Array, low: float | Array, high: float | Array) -> Callable[[Array], Array]:
     """A scale for the levels from `low` to `high`, and 1 outside (Kynkäänniemi et al. 2024).
 
-    Levels are what the guided function takes: those of the noise for a denoiser, the conditions for a network.
+    Levels are what the guided function takes: those of the noise for a denoiser, for a network its conditions:
+    log-SNRs with `Ddpm`, which fall as levels rise, and ln(sigma) / 4 with `Edm`.
     """
     return lambda level_B: jnp.where((level_B >= low) & (level_B <= high), scale, 1.0)
 

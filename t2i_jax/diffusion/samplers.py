@@ -43,6 +43,8 @@ class Levels(NamedTuple):
     next: Array
 
 
+_FAR = 1e3  # sigma / alpha from which a step is not corrected; only the first level of the cosine schedule is there
+
 Step = Callable[[State, Levels, Callable[[], Array]], State]  # the last argument draws unit noise shaped like x
 
 
@@ -131,8 +133,9 @@ def ddim(denoise: Denoise, noise: Noise, eta: float = 0.0) -> Step:
 def heun(denoise: Denoise, noise: Noise, churn: Churn | None = None, steps: int = 1) -> Step:
     """Karras et al. 2022, algorithm 2: order 2, two calls of the network per step and one in the last.
 
-    It solves for x / alpha, whose noise level is sigma / alpha, so that it serves `Ddpm` too; there the levels should
-    not start where alpha is almost 0: `noise.level_at(karras(32, 0.02, 80.0))`.
+    It solves for x / alpha, whose noise level is sigma / alpha, so that it serves `Ddpm` too, best on levels such as
+    `noise.level_at(karras(32, 0.02, 80.0))`. A step from where alpha is almost 0 is of order 1: in these units it is
+    too long for a slope at its far end to help.
 
     Args:
       churn: the noise added before each step. None: none.
@@ -152,7 +155,7 @@ def heun(denoise: Denoise, noise: Noise, churn: Churn | None = None, steps: int 
             slope, slope_next = (x - x0) / ratio, (euler - x0_next) / ratio_next
             return State(alpha_next * (euler + 0.5 * (ratio_next - ratio) * (slope_next - slope)), x0_next)
 
-        return jax.lax.cond(ratio_next > 0, corrected, lambda: State(alpha_next * euler, x0))
+        return jax.lax.cond((ratio_next > 0) & (ratio < _FAR), corrected, lambda: State(alpha_next * euler, x0))
 
     return step
 

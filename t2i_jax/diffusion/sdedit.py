@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+
 from t2i_jax.config import one_of
-from t2i_jax.diffusion.noise import Noise, per_row
+from t2i_jax.diffusion.noise import Noise
 from t2i_jax.errors import UserError
 from t2i_jax.types import Array
 
@@ -26,7 +28,7 @@ def from_image(
     if compat is not None:
         one_of("image.compat", compat, ("imagen-pytorch",))
         return noise.start(eps_BHWC, levels[0]) + image_BHWC, levels[skip:]
-    level_B = per_row(levels[skip], image_BHWC).reshape(-1).repeat(image_BHWC.shape[0])
+    level_B = jnp.full(image_BHWC.shape[:1], levels[skip])
     return noise.add(image_BHWC, eps_BHWC, level_B), levels[skip:]
 
 

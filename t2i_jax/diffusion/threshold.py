@@ -19,7 +19,7 @@ def dynamic(denoise: Denoise, percentile: float = 0.95) -> Denoise:
     """Dynamic thresholding (Saharia et al. 2022, section 2.3), row by row.
 
     Args:
-      percentile: the part of a picture's values, by size, that is not clipped; the paper has 0.995, imagen-pytorch 0.95.
+      percentile: the part of a picture's values, by size, that stays whole; the paper has 0.995, imagen-pytorch 0.95.
     """
     if not 0 < percentile <= 1:
         raise UserError(f"percentile={percentile} is outside (0, 1]; try 0.95.")

@@ -1,4 +1,4 @@
-"""RePaint and image to image: noise levels that match, known pixels that stay, and the right conditional distribution."""
+"""RePaint and image to image: noise levels that match, known pixels that stay, the right conditional distribution."""
 
 import jax
 import jax.numpy as jnp

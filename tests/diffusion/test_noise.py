@@ -16,7 +16,8 @@ ALL = [Ddpm(schedule, objective) for schedule in SCHEDULES for objective in OBJE
 
 
 def _pictures(key):
-    return jax.random.uniform(key, (6, 4, 4, 3), minval=-1.0), jax.random.normal(jax.random.fold_in(key, 1), (6, 4, 4, 3))
+    shape, of_noise = (6, 4, 4, 3), jax.random.fold_in(key, 1)
+    return jax.random.uniform(key, shape, minval=-1.0), jax.random.normal(of_noise, shape)
 
 
 @pytest.mark.parametrize("noise", ALL, ids=str)

@@ -296,8 +296,8 @@ def test_completion_as_the_package_does_it(monkeypatch):
     theirs, unet = _reference(timesteps=steps)
     eps = _noises(1 + 3 * steps * resample)
     # The package draws for the way back up only where there is one.
-    last = [3 * (i * resample + r) for i in range(steps) for r in range(resample) if i == steps - 1 or r == resample - 1]
-    left = _feed(monkeypatch, [a for n, a in enumerate(eps) if n - 3 not in last])
+    stays = lambda n: n < steps * resample and (n // resample == steps - 1 or n % resample == resample - 1)
+    left = _feed(monkeypatch, [a for n, a in enumerate(eps) if n == 0 or n % 3 or not stays(n // 3 - 1)])
     keep = np.zeros((ROWS, SIZE, SIZE), bool)
     keep[:, :3] = True
     expected = theirs.p_sample_loop(
