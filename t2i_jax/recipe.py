@@ -55,6 +55,8 @@ class Recipe:
       train: steps, batch size, optimisers, mesh.
       tokenizer: for Parti, the image tokenizer: a recipe that is trained first (in WORKDIR/tokenizer), or the path of
         a finished run; None when the data holds tokens and `task.tokenizer` is given, or for other tasks.
+      perceptual: for an image tokenizer, a file with the weights of VGG16 (torchvision's) or of LPIPS with VGG, which
+        judges likeness; None: no perceptual loss.
       evaluation: judging and previews.
     """
 
@@ -62,6 +64,7 @@ class Recipe:
     data: DataConfig
     train: Any
     tokenizer: Recipe | str | None = None
+    perceptual: str | None = None
     evaluation: Evaluation = Evaluation()
 
 

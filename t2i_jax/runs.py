@@ -14,15 +14,18 @@ import itertools
 import json
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from t2i_jax import convert
 from t2i_jax.data.pipeline import batches
 from t2i_jax.data.source import open_source
 from t2i_jax.errors import UserError
+from t2i_jax.models.vgg import Vgg16
 from t2i_jax.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from t2i_jax.systems.parti import PartiSystem, PartiTask
 from t2i_jax.systems.super_resolution import SuperResolutionSystem, SuperResolutionTask
@@ -59,6 +62,7 @@ def train(recipe: Recipe, workdir: str | pathlib.Path, *, hooks: Callable[[Recip
     workdir.mkdir(parents=True, exist_ok=True)
     _check_source(recipe.data)  # a tokenizer may train for days before this recipe's own data are read
     recipe, frozen = _with_tokenizer(recipe, workdir, hooks)
+    recipe = _with_perceptual(recipe, frozen)
     text_tokenizer = _text_tokenizer(recipe, workdir)
     if isinstance(recipe.task, PartiTask) and isinstance(recipe.task.text, T5Text):
         frozen["text"] = recipe.task.text.init(jax.random.key(0))
@@ -226,6 +230,28 @@ def _with_tokenizer(recipe, workdir, hooks):
         return recipe, {}
     task = dataclasses.replace(recipe.task, tokenizer=tokenizer.task.model)
     return dataclasses.replace(recipe, task=task), {"tokenizer": tokenizer.weights}
+
+
+def _with_perceptual(recipe, frozen):
+    """The recipe with VGG16 in its task, as the file of weights says, and those weights in `frozen`."""
+    if not isinstance(recipe.task, TokenizerTask):
+        if recipe.perceptual is not None:
+            kind = type(recipe.task).__name__
+            raise UserError(f"perceptual is given for {kind}, not an image tokenizer; leave it out.")
+        return recipe
+    if recipe.perceptual is None:
+        if recipe.task.discriminator is not None or recipe.task.perceptual is not None:
+            line = "the perceptual loss is off: no weights are given (perceptual=FILE of VGG16 or LPIPS)"
+            print(line, file=sys.stderr)
+        return dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, perceptual=None))
+    fields = {"features": recipe.task.perceptual.features} if recipe.task.perceptual is not None else {}
+    found, params = convert.from_torch(recipe.perceptual, **fields)
+    if not isinstance(found, Vgg16):
+        kind = type(found).__name__
+        raise UserError(f"perceptual={recipe.perceptual!r} holds a {kind}; give VGG16's or LPIPS's weights.")
+    frozen["perceptual"] = params
+    network = recipe.task.perceptual or found
+    return dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, perceptual=network))
 
 
 def _text_tokenizer(recipe, workdir):
