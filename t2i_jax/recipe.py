@@ -75,6 +75,7 @@ def known_types() -> Mapping[str, type]:
     from t2i_jax.models.parti_transformer import PartiTransformer
     from t2i_jax.models.stylegan_discriminator import StyleDiscriminator
     from t2i_jax.models.super_resolution import SuperResolution
+    from t2i_jax.models.unet import NullUnet, Unet
     from t2i_jax.models.vgg import Vgg16
     from t2i_jax.models.vit_vqgan import VitVQGanVAE
     from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
@@ -91,7 +92,7 @@ def known_types() -> Mapping[str, type]:
     classes = (
         Recipe, Evaluation, DataConfig, TrainConfig, OptimConfig, TokenizerTask, PartiTask, SuperResolutionTask,
         VitVQGanVAE, ViTVQGAN, Discriminator, StyleDiscriminator, Vgg16, Parti, PartiAndTokenizer, PartiTransformer, SuperResolution, LearnedText, StoredText, T5Text,
-        T5Encoder,
+        T5Encoder, Unet, NullUnet,
     )  # fmt: skip
     return {cls.__name__: cls for cls in classes}
 

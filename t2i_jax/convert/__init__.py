@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from t2i_jax import config
-from t2i_jax.convert import engine, parti, t5, torch_io, vgg, vit_vqgan
+from t2i_jax.convert import engine, parti, t5, torch_io, unet, vgg, vit_vqgan
 from t2i_jax.errors import UserError
 
 # In the order in which a state dict is tried. A table file offers `NETWORK`, an `engine.Network`.
@@ -19,6 +19,8 @@ NETWORKS: dict[str, engine.Network] = {
     "parti-pytorch with its image tokenizer": parti.WITH_TOKENIZER,
     "parti-pytorch image tokenizer": vit_vqgan.NETWORK,
     "VGG16 (torchvision, LPIPS)": vgg.NETWORK,
+    "imagen-pytorch U-Net": unet.NETWORK,
+    "imagen-pytorch empty U-Net": unet.NULL,
 }
 
 

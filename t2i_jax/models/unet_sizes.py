@@ -1,0 +1,130 @@
+"""What the fields and the inputs of a U-Net must be, said before anything compiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from t2i_jax import config
+from t2i_jax.errors import UserError
+from t2i_jax.nn.resample import RESIZES
+from t2i_jax.nn.transformer import REMAT
+from t2i_jax.types import Array
+
+COMPAT = ("mid_heads", "unused_weights")
+PER_LEVEL = (
+    "num_resnet_blocks", "layer_attns", "layer_attns_depth", "layer_cross_attns", "use_linear_attn",
+    "use_linear_cross_attn",
+)  # fmt: skip
+_POSITIVE = (
+    "dim", "text_embed_dim", "cond_dim", "num_time_tokens", "learned_sinu_pos_emb_dim", "channels", "channels_out",
+    "attn_dim_head", "attn_heads", "layer_mid_attns_depth", "max_text_len", "init_dim", "attn_pool_num_latents",
+    "attn_max_scores", "ff_mult",
+)  # fmt: skip
+
+
+def per_level(model: Any, field: str) -> tuple[Any, ...]:
+    """The values of a field, one per level."""
+    value = getattr(model, field)
+    return value if isinstance(value, tuple) else (value,) * len(model.dim_mults)
+
+
+def final_width(model: Any) -> int:
+    """Channels of the map before the last block: the way up, the levels' maps, the first convolution."""
+    first = model.init_dim or model.dim
+    up = first if model.memory_efficient else model.dim * model.dim_mults[0]
+    combined = model.dim * len(model.dim_mults) if model.combine_upsample_fmaps else 0
+    return up + combined + (first if model.init_conv_to_final_conv_residual else 0)
+
+
+def check(model: Any) -> None:
+    """Refuses fields that no network can be built of; lists become tuples.
+
+    Raises:
+      UserError: the field, its value and a remedy.
+    """
+    for field in config.fields_of(type(model)):
+        if isinstance(getattr(model, field), list):
+            object.__setattr__(model, field, tuple(getattr(model, field)))
+    for field in _POSITIVE:
+        value = getattr(model, field)
+        if value is not None and value <= 0:
+            raise UserError(f"{field}={value} is not positive; give 1 or more.")
+    _check_levels(model)
+    _check_kernels(model)
+    if model.learned_sinu_pos_emb_dim % 2:
+        even = model.learned_sinu_pos_emb_dim + 1
+        raise UserError(f"learned_sinu_pos_emb_dim={even - 1} is odd, half are sines; try {even}.")
+    if model.cond_images_channels < 0:
+        raise UserError(f"cond_images_channels={model.cond_images_channels} is negative; give 0 for no such picture.")
+    if not 0 <= model.linear_attn_dropout < 1:
+        raise UserError(f"linear_attn_dropout={model.linear_attn_dropout} is outside [0, 1); try 0.05.")
+    if isinstance(model.compat, str):
+        raise UserError(f"compat={model.compat!r} is a string; give a tuple such as ({model.compat!r},).")
+    for name in model.compat:
+        config.one_of("compat", name, COMPAT)
+    config.one_of("remat", model.remat, REMAT)
+    config.one_of("resize_mode", model.resize_mode, RESIZES)
+
+
+def _check_levels(model):
+    if not isinstance(model.dim_mults, tuple) or not model.dim_mults or min(model.dim_mults) < 1:
+        raise UserError(f"dim_mults={model.dim_mults!r} are no widths; give one multiple per level, as (1, 2, 4, 8).")
+    for field in PER_LEVEL:
+        values, wanted = per_level(model, field), len(model.dim_mults)
+        if len(values) != wanted:
+            raise UserError(f"{field}={values} has {len(values)} values for {wanted} levels; give {wanted}, or one.")
+        if min(values) < (field == "layer_attns_depth"):
+            raise UserError(f"{field}={values} has a value that is too small; give 1 or more.")
+
+
+def _check_kernels(model):
+    if not model.init_cross_embed and model.init_conv_kernel_size % 2 == 0 or model.init_conv_kernel_size < 1:
+        raise UserError(f"init_conv_kernel_size={model.init_conv_kernel_size} is not odd; try 7.")
+    if model.final_conv_kernel_size % 2 == 0 or model.final_conv_kernel_size < 1:
+        raise UserError(f"final_conv_kernel_size={model.final_conv_kernel_size} is not odd; try 3.")
+    width = model.init_dim or model.dim
+    if model.init_cross_embed:
+        _check_cross_embed("init_cross_embed_kernel_sizes", model.init_cross_embed_kernel_sizes, 1, width)
+    if model.cross_embed_downsample:
+        width = model.dim * min(model.dim_mults)
+        _check_cross_embed("cross_embed_downsample_kernel_sizes", model.cross_embed_downsample_kernel_sizes, 0, width)
+
+
+def _check_cross_embed(field, kernels, remainder, width):
+    if not kernels or min(kernels) < 1 or any(kernel % 2 != remainder for kernel in kernels):
+        kind, example = ("odd", (3, 7, 15)) if remainder else ("even", (2, 4))
+        raise UserError(f"{field}={kernels} are not all {kind}; try {example}.")
+    if width < 2 ** (len(kernels) - 1):
+        raise UserError(f"{field}={kernels} do not fit {width} channels, which they share; give fewer kernels.")
+
+
+def check_inputs(
+    model: Any,
+    x_BHWC: Array,
+    text_embeds_BLD: Array | None,
+    lowres_BHWC: Array | None,
+    lowres_condition_B: Array | None,
+    cond_image_BHWC: Array | None,
+) -> None:
+    """Refuses inputs that the network has no place for, and misses those that it needs.
+
+    Raises:
+      UserError: what is wrong and the remedy.
+    """
+    _, rows, columns, channels = x_BHWC.shape
+    if channels != model.channels:
+        raise UserError(f"x has {channels} channels; the network wants channels={model.channels}.")
+    if rows % model.multiple or columns % model.multiple:
+        raise UserError(f"x is {rows}x{columns}; with these levels its sides must be multiples of {model.multiple}.")
+    width = None if text_embeds_BLD is None else text_embeds_BLD.shape[-1]
+    if model.cond_on_text and width not in (None, model.text_embed_dim):
+        raise UserError(f"text_embeds has width {width}; the network wants text_embed_dim={model.text_embed_dim}.")
+    given = lowres_BHWC is not None, lowres_condition_B is not None
+    if given != (model.lowres_cond,) * 2:
+        remedy = "give lowres_BHWC and lowres_condition_B" if model.lowres_cond else "give no lowres picture or level"
+        raise UserError(f"lowres_cond={model.lowres_cond} does not fit what the network was called with; {remedy}.")
+    if lowres_BHWC is not None and lowres_BHWC.shape != x_BHWC.shape:
+        raise UserError(f"lowres has shape {lowres_BHWC.shape}; resize it to x first, {x_BHWC.shape}.")
+    got = 0 if cond_image_BHWC is None else cond_image_BHWC.shape[-1]
+    if got != model.cond_images_channels:
+        raise UserError(f"cond_image has {got} channels; the network wants {model.cond_images_channels} (0: none).")

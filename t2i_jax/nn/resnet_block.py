@@ -1,0 +1,94 @@
+"""The residual block of imagen-pytorch: two convolutions, cross-attention between them, FiLM, a global gate."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from t2i_jax.nn.conv import Dense, boxed, conv
+from t2i_jax.nn.quantize import unit
+from t2i_jax.nn.unet_attention import MAX_SCORES, CrossAttention
+from t2i_jax.types import Array
+
+_1X1 = ("conv_in", "conv_out")
+
+
+class RmsNorm(nn.Module):
+    """Each place's channels divided by their root mean square, times a learnt scale; in float32."""
+
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """The same shape."""
+        scale = self.param("scale", boxed(nn.initializers.ones, "embed"), (x.shape[-1],), jnp.float32)
+        return (unit(x) * (scale * math.sqrt(x.shape[-1]))).astype(self.dtype)
+
+
+class Block(nn.Module):
+    """Norm, an optional scale and shift per channel (FiLM), SiLU, 3x3 convolution."""
+
+    features: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x_BHWC: Array, scale_shift: tuple[Array, Array] | None = None) -> Array:
+        """(B, H, W, features); `scale_shift` are (B, 1, 1, C) each, a scale of 0 changes nothing."""
+        x = RmsNorm(self.dtype, name="norm")(x_BHWC)
+        if scale_shift is not None:
+            x = x * (scale_shift[0] + 1) + scale_shift[1]
+        return conv(self.features, 3, "conv", dtype=self.dtype)(nn.silu(x))
+
+
+class GlobalContext(nn.Module):
+    """A gate in (0, 1) per channel from an attention-weighted mean over the map (Cao et al. 2019, GCNet)."""
+
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x_BHWC: Array) -> Array:
+        """(B, 1, 1, C)."""
+        B, _, _, C = x_BHWC.shape
+        x_BNC = x_BHWC.reshape(B, -1, C)
+        scores_BN1 = Dense(1, (_1X1[0], None), dtype=self.dtype, name="scores")(x_BNC).astype(jnp.float32)
+        weights = nn.softmax(scores_BN1, axis=1)[..., 0].astype(self.dtype)
+        mean_BC = jnp.einsum("BN,BNC->BC", weights, x_BNC)
+        hidden = nn.silu(Dense(max(3, C // 2), _1X1, dtype=self.dtype, name="hidden")(mean_BC))
+        return nn.sigmoid(Dense(C, _1X1, dtype=self.dtype, name="gate")(hidden))[:, None, None]
+
+
+class ResnetBlock(nn.Module):
+    """x plus: block, cross-attention (optional), block with FiLM from the time vector, gate (optional).
+
+    Attributes:
+      features: output channels; where the input has others, the residual goes through a linear map.
+      cross: "softmax" or "linear" cross-attention to the condition; None: none.
+      gate: whether `GlobalContext` multiplies the update. heads, dim_head, max_scores: of the cross-attention.
+    """
+
+    features: int
+    cross: str | None = None
+    gate: bool = False
+    heads: int = 8
+    dim_head: int = 64
+    max_scores: int = MAX_SCORES
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x_BHWC: Array, time_BT: Array, context_BKC: Array | None = None) -> Array:
+        """(B, H, W, features)."""
+        film = Dense(2 * self.features, ("embed", "conv_out"), dtype=self.dtype, name="time")(nn.silu(time_BT))
+        h = Block(self.features, self.dtype, name="block1")(x_BHWC)
+        if self.cross:
+            linear = self.cross == "linear"
+            h = h + CrossAttention(
+                self.features, self.heads, self.dim_head, linear, self.max_scores, self.dtype, name="cross_attention"
+            )(h, context_BKC)
+        h = Block(self.features, self.dtype, name="block2")(h, jnp.split(film[:, None, None], 2, axis=-1))
+        if self.gate:
+            h = h * GlobalContext(self.dtype, name="gate")(h)
+        if x_BHWC.shape[-1] != self.features:
+            x_BHWC = Dense(self.features, _1X1, dtype=self.dtype, name="residual")(x_BHWC)
+        return h + x_BHWC
