@@ -130,7 +130,7 @@ def ddim(denoise: Denoise, noise: Noise, eta: float = 0.0) -> Step:
     return step
 
 
-def heun(denoise: Denoise, noise: Noise, churn: Churn | None = None, steps: int = 1) -> Step:
+def heun(denoise: Denoise, noise: Noise, churn: Churn | None = None, steps: int | None = None) -> Step:
     """Karras et al. 2022, algorithm 2: order 2, two calls of the network per step and one in the last.
 
     It solves for x / alpha, whose noise level is sigma / alpha, so that it serves `Ddpm` too, best on levels such as
@@ -139,8 +139,10 @@ def heun(denoise: Denoise, noise: Noise, churn: Churn | None = None, steps: int 
 
     Args:
       churn: the noise added before each step. None: none.
-      steps: the number of steps that `churn.amount` is spread over.
+      steps: the number of steps that `churn.amount` is spread over; needed with it.
     """
+    if churn is not None and not steps:
+        raise UserError(f"heun churns with steps={steps}; give the number of steps of the run, for example 32.")
 
     def step(state, levels, normal):
         (alpha, sigma), (alpha_next, sigma_next) = _scales(noise, levels.now), _scales(noise, levels.next)

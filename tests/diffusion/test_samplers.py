@@ -125,9 +125,17 @@ def test_heun_calls_the_network_twice_per_step_and_once_in_the_last():
     assert len(calls) == 5
 
 
-@pytest.mark.parametrize("make", [lambda: Churn(-1.0), lambda: Churn(scale=0.0), lambda: ddim(None, Edm(), 1.5)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Churn(-1.0),
+        lambda: Churn(scale=0.0),
+        lambda: ddim(None, Edm(), 1.5),
+        lambda: heun(None, Edm(), Churn()),
+    ],
+)
 def test_nonsense_is_refused(make):
-    with pytest.raises(UserError, match="try"):
+    with pytest.raises(UserError, match="try|for example"):
         make()
 
 
