@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from t2i_jax.errors import UserError
 from t2i_jax.nn.conv import boxed
+from t2i_jax.nn.convolution import convolve
 from t2i_jax.types import Array
 
 _BLUR = (1.0, 3.0, 3.0, 1.0)
@@ -89,10 +90,7 @@ class _EqualConv(nn.Module):
         pad = self.kernel // 2
         if self.down:
             x_BHWC, pad = _blur(x_BHWC, 1 + pad), 0  # so that the strided convolution ends at half the size
-        y = jax.lax.conv_general_dilated(
-            x_BHWC, kernel, (2, 2) if self.down else (1, 1), ((pad, pad), (pad, pad)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )  # fmt: skip
+        y = convolve(x_BHWC, kernel, 2 if self.down else 1, pad)
         return _activated(self, y, self.features) if self.bias else y
 
 

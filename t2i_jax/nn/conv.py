@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from t2i_jax.nn.convolution import convolve
 from t2i_jax.types import Array
 
 # U(+-1/sqrt(fan in)): what the PyTorch packages start from, so that training runs compare.
@@ -48,20 +49,37 @@ class Dense(nn.Module):
         return y.reshape(*x.shape[:-1], self.features)
 
 
+class Conv(nn.Module):
+    """A square convolution.
+
+    Attributes:
+      features: output channels. kernel: side of the window. stride: of the window. padding: pixels per side.
+      bias: whether one is added.
+    """
+
+    features: int
+    kernel: int
+    stride: int
+    padding: int
+    bias: bool = True
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x_BHWC: Array) -> Array:
+        """(B, rows, columns, features)."""
+        init, shape = boxed(uniform_fan_in, None, None, "conv_in", "conv_out"), (self.kernel, self.kernel)
+        kernel = self.param("kernel", init, (*shape, x_BHWC.shape[-1], self.features), jnp.float32)
+        y = convolve(x_BHWC.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
+        if self.bias:
+            bias = self.param("bias", boxed(nn.initializers.zeros, "conv_out"), (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype)
+        return y
+
+
 def conv(features: int, kernel: int, name: str, *, stride: int = 1, padding=None, bias: bool = True, dtype="float32"):
     """A square convolution; `padding` in pixels per side, None for (kernel - stride) // 2, rounded down."""
     pad = (kernel - stride) // 2 if padding is None else padding
-    return nn.Conv(
-        features,
-        (kernel, kernel),
-        strides=stride,
-        padding=((pad, pad), (pad, pad)),
-        use_bias=bias,
-        dtype=dtype,
-        kernel_init=boxed(uniform_fan_in, None, None, "conv_in", "conv_out"),
-        bias_init=boxed(nn.initializers.zeros, "conv_out"),
-        name=name,
-    )
+    return Conv(features, kernel, stride, pad, bias, dtype, name=name)
 
 
 def channel_norm(name: str, dtype="float32") -> nn.LayerNorm:

@@ -174,7 +174,8 @@ class CosineVq(nn.Module):
         z_NE = jax.lax.stop_gradient(z.reshape(-1, self.codebook_dim))
         if train:
             codebook = jax.lax.cond(codebook["started"], lambda: dict(codebook), lambda: _kmeans(z_NE, codebook))
-        ids = jnp.argmax(z @ codebook["embed"].T, axis=-1).astype(jnp.int32)
+        # Of length one already, but for codebooks of the package's first releases, which were compared in this way too.
+        ids = jnp.argmax(z @ unit(codebook["embed"]).T, axis=-1).astype(jnp.int32)
         code, loss = codebook["embed"][ids], jnp.float32(0)
         if train:
             loss = self.commitment_weight * jnp.mean((jax.lax.stop_gradient(code) - z) ** 2)

@@ -9,7 +9,7 @@ import pytest
 
 from t2i_jax import sharding
 from t2i_jax.nn import embed
-from t2i_jax.nn.attention import MultiHeadAttention, MultiQueryAttention
+from t2i_jax.nn.attention import MultiHeadAttention, MultiQueryAttention, add_to_all
 
 
 def _made(module, *args):
@@ -82,3 +82,11 @@ def test_relative_bias_reads_the_table_by_offset(key, side):
             row, column = q // side - k // side + side - 1, q % side - k % side + side - 1
             np.testing.assert_array_equal(bias[q, :, k], table[row * (2 * side - 1) + column])
         np.testing.assert_array_equal(embed.relative_bias_row(table, side, jnp.int32(q)), bias[q])
+
+
+def test_a_bias_for_the_whole_batch_gets_the_sum_of_its_rows_gradients(key):
+    x, bias, weight = (jax.random.normal(k, s) for k, s in zip(jax.random.split(key, 3), ((3, 4, 5), (4, 5), (3, 4, 5))))
+    loss = lambda add: lambda x, bias: jnp.sum(weight * add(x, bias) ** 2)
+    ours, theirs = (jax.grad(loss(add), (0, 1))(x, bias) for add in (add_to_all, jnp.add))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
