@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +30,7 @@ def from_torch(source: Any, **fields: Any) -> tuple[Any, dict[str, Any]]:
 
     Args:
       source: a live PyTorch module, its state dict, or the path of a file with one.
-      **fields: configuration that the weights do not tell.
+      **fields: configuration that the weights do not tell; of a Parti with its tokenizer, that of either.
 
     Returns:
       The model and its parameters (float32 NumPy arrays). For an image tokenizer these are its weights:
@@ -47,14 +48,15 @@ def from_torch(source: Any, **fields: Any) -> tuple[Any, dict[str, Any]]:
         state = source.state_dict() if module is not None else source
     state = torch_io.arrays(engine.strip(state))
     network = _recognised(state)
-    known = config.fields_of(network.model)
-    inferred = network.fields(state, module)
-    for name, value in fields.items():
-        if name not in known:
-            raise UserError(f"{network.model.__name__} has no field {name!r}; {config.did_you_mean(name, known)}")
-        if name in inferred and inferred[name] != value:
-            raise UserError(f"{name}={value!r} contradicts the weights ({inferred[name]!r}); leave it out.")
-    model = network.model(**(inferred | fields))
+    state = network.today(state)
+    try:
+        inferred = network.fields(state, module)
+    except KeyError as error:
+        raise UserError(
+            f"the weights look like those of {network.model.__name__} and have no {error.args[0]!r}; they are of another "
+            "release of the package, or not whole."
+        ) from error
+    model = _configured(network.model, inferred, fields)
     table = network.table(model)
     named = {entry.torch for entry in table}
     state = {key: value for key, value in state.items() if key in named or not key.startswith(network.ignore)}
@@ -64,8 +66,11 @@ def from_torch(source: Any, **fields: Any) -> tuple[Any, dict[str, Any]]:
 def to_torch(model: Any, params: Mapping[str, Any]) -> dict[str, Any]:
     """The state dict (tensors) with which the PyTorch network does what `model` does with `params`.
 
+    Two things no state dict can say: images are in `model.pixel_range`, (0, 1) in parti-pytorch; and a `Parti` without
+    compat=("misaligned_bias",) counts positions otherwise than the package. A discriminator may be absent.
+
     Raises:
-      UserError: a model that has no PyTorch form, or parameters that are not its own.
+      UserError: a model that has no PyTorch form, or parameters that are not its own (all that is wrong is listed).
     """
     return torch_io.tensors(to_state(model, params))
 
@@ -74,9 +79,26 @@ def to_state(model: Any, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """As `to_torch`, as NumPy arrays: for `torch_io.write`."""
     for network in NETWORKS.values():
         if type(model) is network.model:
-            return engine.to_torch(network.table(model), params)
+            return engine.to_torch(network.table(model), params, network.shapes(model), network.optional)
     names = ", ".join(network.model.__name__ for network in NETWORKS.values())
     raise UserError(f"model={type(model).__name__} has no PyTorch form; those with one: {names}.")
+
+
+def _configured(model, inferred, fields):
+    """The network with what was inferred and what was given; a field may also be that of a network inside."""
+    known = config.fields_of(model)
+    inside = {name: value for name, value in inferred.items() if dataclasses.is_dataclass(value)}
+    for name, value in fields.items():
+        home = next((part for part in inside if name in config.fields_of(type(inside[part]))), None)
+        if name not in known and home is None:
+            every = [*known, *(field for part in inside.values() for field in config.fields_of(type(part)))]
+            raise UserError(f"{model.__name__} has no field {name!r}; {config.did_you_mean(name, every)}")
+        if name in inferred and inferred[name] != value:
+            raise UserError(f"{name}={value!r} contradicts the weights ({inferred[name]!r}); leave it out.")
+        if name not in known:
+            inside[home] = config.override(inside[home], [f"{name}={value!r}"])
+            fields = {key: other for key, other in fields.items() if key != name}
+    return model(**(inferred | inside | fields))
 
 
 def _recognised(state):

@@ -114,6 +114,8 @@ class Network:
       table: `model -> entries`.
       shapes: `model -> nested dict of ShapeDtypeStruct`, unboxed; the same tree as the converted parameters.
       ignore: how the names of arrays begin that may be there and are not needed, unless the table has them.
+      optional: paths of groups of our parameters that may be left out as a whole (a discriminator that was not kept).
+      today: a state dict of an earlier release as one of today's; names and shapes only.
     """
 
     model: type
@@ -122,6 +124,8 @@ class Network:
     table: Callable[[Any], Sequence[Entry | Constant]]
     shapes: Callable[[Any], Mapping[str, Any]]
     ignore: tuple[str, ...] = ()
+    optional: tuple[tuple[str, ...], ...] = ()
+    today: Callable[[State], State] = dict
 
 
 def to_ours(table: Sequence[Entry | Constant], state: State, shapes: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,31 +165,46 @@ def to_ours(table: Sequence[Entry | Constant], state: State, shapes: Mapping[str
     return unflatten(found) | {group: {} for group in shapes if not shapes[group]}
 
 
-def to_torch(table: Sequence[Entry | Constant], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def to_torch(
+    table: Sequence[Entry | Constant],
+    params: Mapping[str, Any],
+    shapes: Mapping[str, Any],
+    optional: Sequence[tuple[str, ...]] = (),
+) -> dict[str, np.ndarray]:
     """A state dict of NumPy arrays from ours, in the table's order.
 
-    A top-level group that `params` does not have at all (a discriminator that was not kept) is left out.
+    Args:
+      shapes: our nested dict of arrays or `ShapeDtypeStruct`, unboxed; gives the wanted shapes.
+      optional: groups that are left out where `params` has nothing of them.
 
     Raises:
-      UserError: one that lists every leaf that is missing or that the table does not know.
+      UserError: one that lists every leaf that is missing, of another shape, or not known.
     """
-    leaves = flatten(params)
-    entries = [e for e in table if isinstance(e, Constant) or e.path[0] in params]
-    paths = {e.path for e in entries if isinstance(e, Entry)}
-    wrong = [f"{'/'.join(path)} is missing" for path in sorted(paths - leaves.keys())]
-    wrong += [f"{'/'.join(path)} is not known here" for path in sorted(leaves.keys() - paths)]
+    leaves = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
+    absent = [group for group in optional if not any(_within(path, group) for path in leaves)]
+    wanted = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
+    wanted = {path: shape for path, shape in wanted.items() if not any(_within(path, group) for group in absent)}
+    wrong = [f"{'/'.join(path)} is missing" for path in sorted(wanted.keys() - leaves.keys())]
+    wrong += [f"{'/'.join(path)} is not known here" for path in sorted(leaves.keys() - wanted.keys())]
+    wrong += [
+        f"{'/'.join(path)} has shape {leaves[path].shape} instead of {shape}"
+        for path, shape in wanted.items()
+        if path in leaves and leaves[path].shape != shape
+    ]
     if wrong:
         raise UserError(f"the parameters do not fit ({len(wrong)} arrays): {'; '.join(wrong)}; check the model given.")
-    arrays = {path: np.asarray(leaf) for path, leaf in leaves.items()}
     state = {}
-    for entry in entries:
+    for entry in table:
         if isinstance(entry, Constant):
             state[entry.torch] = entry.value
-            continue
-        leaf = arrays[entry.path]
-        leaf = leaf if entry.layer is None else leaf[entry.layer]
-        state[entry.torch] = np.array(entry.layout.to_torch(leaf))
+        elif entry.path in wanted:
+            leaf = leaves[entry.path] if entry.layer is None else leaves[entry.path][entry.layer]
+            state[entry.torch] = np.array(entry.layout.to_torch(leaf))
     return state
+
+
+def _within(path, group):
+    return path[: len(group)] == group
 
 
 def flatten(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

@@ -103,6 +103,12 @@ def _both_fields(state, module):
     return {"parti": Parti(**fields(own, module)), "tokenizer": vit_vqgan.NETWORK.model(**tokenizer)}
 
 
+def _both_today(state):
+    vae = {key[len(_VAE) :]: value for key, value in state.items() if key.startswith(_VAE)}
+    own = {key: value for key, value in state.items() if not key.startswith(_VAE)}
+    return own | {_VAE + key: value for key, value in vit_vqgan.today(vae).items()}
+
+
 def _both_table(model):
     put = lambda entry, prefix, group: (
         dataclasses.replace(entry, torch=prefix + entry.torch, ours=(group, *entry.path))
@@ -138,4 +144,6 @@ WITH_TOKENIZER = Network(
     table=_both_table,
     shapes=_both_shapes,
     ignore=("vae.vgg", "vae._vgg"),
+    optional=(("tokenizer", "discriminator"),),
+    today=_both_today,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from t2i_jax.convert.engine import CHANNEL, CONV, CONV1X1, DEPTHWISE, LINEAR, SA
 from t2i_jax.convert.engine import Constant, Entry, Network, State, reshaped
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
+
+_CODEBOOK = "quantizer._codebook"
 
 
 def table(model: VitVQGanVAE) -> list[Entry | Constant]:
@@ -53,6 +56,27 @@ def fields(state: State, module: Any) -> dict[str, Any]:
         "discr_layers": sum(k.startswith("discr.layers.") and k.endswith(".3.block.groupnorm.weight") for k in state),
     }
     return found | _quantizer_fields(state, dim) | (_live_fields(module.quantizer) if module is not None else {})
+
+
+def today(state: State) -> dict[str, np.ndarray]:
+    """A state dict of the releases 0.0.15 to 0.0.18, whose quantiser is `vq.`, as one of today's.
+
+    The codebook of their time has another shape of `initted`, and may lack the axis of heads and `embed_avg`, which is
+    its centres times their counts.
+    """
+    state = {re.sub(r"^vq\.", "quantizer.", key): value for key, value in state.items()}
+    embed = state.get(f"{_CODEBOOK}.embed")
+    if embed is None:
+        return state
+    state |= {name: value.reshape(()) for name, value in state.items() if name == f"{_CODEBOOK}.initted"}
+    if embed.ndim == 2:
+        heads = {name: state[name][None] for name in state if re.fullmatch(rf"{_CODEBOOK}\.(embed|cluster)\w*", name)}
+        state |= heads
+    counts = state.get(f"{_CODEBOOK}.cluster_size")
+    if counts is not None and f"{_CODEBOOK}.embed_avg" not in state:
+        # A code that was never used keeps its direction.
+        state[f"{_CODEBOOK}.embed_avg"] = state[f"{_CODEBOOK}.embed"] * np.maximum(counts, 1e-3)[..., None]
+    return state
 
 
 def _transformer(torch, ours, model):
@@ -161,4 +185,6 @@ NETWORK = Network(
     fields=fields,
     table=table,
     shapes=_shapes,
+    optional=(("discriminator",),),
+    today=today,
 )

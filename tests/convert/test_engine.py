@@ -31,7 +31,7 @@ def test_there_and_back_is_the_same_bit_for_bit():
     ours = engine.to_ours(TABLE, state(), SHAPES)
     np.testing.assert_array_equal(ours["net"]["fc"]["kernel"], state()["fc.weight"].T)
     np.testing.assert_array_equal(ours["net"]["layers"]["w"][1], state()["layers.1.w"].T)
-    back = engine.to_torch(TABLE, ours)
+    back = engine.to_torch(TABLE, ours, SHAPES)
     assert list(back) == [entry.torch for entry in TABLE]
     for key, value in state().items():
         assert np.array_equal(back[key], value) and back[key].shape == np.shape(value), key
@@ -51,15 +51,27 @@ def test_every_mistake_is_in_one_error():
 
 def test_a_constant_may_be_absent_and_comes_back():
     partial = {key: value for key, value in state().items() if key != "index"}
-    back = engine.to_torch(TABLE, engine.to_ours(TABLE, partial, SHAPES))
+    back = engine.to_torch(TABLE, engine.to_ours(TABLE, partial, SHAPES), SHAPES)
     np.testing.assert_array_equal(back["index"], np.arange(4))
 
 
-def test_export_leaves_out_groups_that_are_not_there_and_refuses_the_rest():
+def test_export_leaves_out_an_optional_group_that_is_not_there():
     ours = engine.to_ours(TABLE, state(), SHAPES)
-    assert "scale" not in engine.to_torch(TABLE, {"net": ours["net"]})
-    with pytest.raises(UserError, match="net/layers/w is missing; net/more is not known"):
-        engine.to_torch(TABLE, {"net": {"fc": ours["net"]["fc"], "more": np.zeros(1)}, "stats": ours["stats"]})
+    assert "scale" not in engine.to_torch(TABLE, {"net": ours["net"]}, SHAPES, optional=[("stats",)])
+    with pytest.raises(UserError, match=r"\(1 arrays\): stats/scale is missing"):
+        engine.to_torch(TABLE, {"net": ours["net"]}, SHAPES)
+
+
+def test_every_mistake_of_an_export_is_in_one_error():
+    ours = engine.to_ours(TABLE, state(), SHAPES)
+    wrong = {"net": {"fc": {"kernel": np.zeros((2, 3))}, "more": np.zeros(1)}, "other": np.zeros(2), "stats": {}}
+    with pytest.raises(UserError) as caught:
+        engine.to_torch(TABLE, wrong, SHAPES)
+    said = str(caught.value)
+    assert "(5 arrays)" in said and "net/fc/kernel has shape (2, 3) instead of (3, 2)" in said
+    assert "net/layers/w is missing; stats/scale is missing; net/more is not known here; other is not known" in said
+    with pytest.raises(UserError, match="net/fc/kernel is missing; net/layers/w is missing"):
+        engine.to_torch(TABLE, {"stats": ours["stats"]}, SHAPES)
 
 
 LAYOUTS = {

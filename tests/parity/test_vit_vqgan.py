@@ -124,14 +124,14 @@ def test_generator_loss_and_its_gradients(name):
     assert error(metrics["adversarial"], game) < LOGIT
     assert error(metrics["adaptive_weight"], ratio) < GRADIENT
     assert error(value, total.sum()) < NETWORK
-    ours = convert.to_state(model, {"generator": gradients})
+    ours = convert.to_state(model, {**weights, "generator": gradients})
     wanted = {k: p.grad for k, p in theirs.named_parameters() if not k.startswith(("discr.", "vgg."))}
     for key in [k for k in wanted if k.endswith("primer_ds_convs.1.proj.bias")]:
         assert np.abs(ours[key]).max() < 1e-6  # softmax does not see what is added to every key: noise around 0
         wanted.pop(key)
     assert {k: e for k, g in wanted.items() if (e := error(ours[k], g)) > GRADIENT} == {}
     if not theirs.lookup_free_quantization:
-        after = convert.to_state(model, {"stats": {k: new[k] for k in weights["stats"]}})
+        after = convert.to_state(model, {**weights, "stats": {k: new[k] for k in weights["stats"]}})
         for key, value in theirs.state_dict().items():
             if "_codebook" in key:
                 assert error(after[key] * 1.0, value * 1.0) < NETWORK, key
@@ -164,7 +164,7 @@ def test_discriminator_loss_and_its_gradients(name):
     total = _their_discriminator_loss(theirs, channels_first(images))
     total.backward()
     assert error(value, total) < NETWORK
-    ours = convert.to_state(model, {"discriminator": gradients})
+    ours = convert.to_state(model, {**weights, "discriminator": gradients})
     wanted = {k: p.grad for k, p in theirs.named_parameters() if k.startswith("discr.")}
     assert {k: e for k, g in wanted.items() if (e := error(ours[k], g)) > GRADIENT} == {}
 
