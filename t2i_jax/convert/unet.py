@@ -210,9 +210,14 @@ def _shapes(model):
     return sharding.unbox(shapes["params"])
 
 
+def _is_unet(state):
+    """Of pictures; the same network of videos has five axes."""
+    return "to_time_hiddens.0.weights" in state and "null_text_embed" in state and state["final_conv.weight"].ndim == 4
+
+
 NETWORK = Network(
     model=Unet,
-    recognise=lambda state: "to_time_hiddens.0.weights" in state and "null_text_embed" in state,
+    recognise=_is_unet,
     fields=fields,
     table=table,
     shapes=_shapes,

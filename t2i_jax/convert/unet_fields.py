@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from t2i_jax.convert.engine import State
+from t2i_jax.errors import UserError
 
 
 def fields(state: State, module: Any) -> dict[str, Any]:
@@ -13,7 +14,13 @@ def fields(state: State, module: Any) -> dict[str, Any]:
 
     Shapes do not tell `scale_skip_connection`, `resize_mode` and `use_linear_cross_attn`; nor the inputs where the
     first convolution has channels beyond those of the picture and a smaller one. A live module tells all.
+
+    Raises:
+      UserError: weights of a version before 2.0.0, whose networks normalise in another way.
     """
+    for key in ("mid_block1.block1.norm.gamma", "mid_block1.cross_attn.q_scale"):
+        if key not in state:
+            raise UserError(f"the weights have no {key}: they are older than imagen-pytorch 2.0.0; train anew.")
     lowres, texts = "to_lowres_time_hiddens.1.weight" in state, "text_to_cond.weight" in state
     features, cond_dim = state["to_time_hiddens.1.weight"].shape, state["norm_cond.weight"].shape[0]
     dim, levels = features[0] // (8 if lowres else 4), 1 + _last(state, r"downs\.(\d+)\.")
@@ -104,11 +111,10 @@ def _attention(state, found, module):
         if key.endswith(".q_scale"):
             dim_head, inner = state[key].shape[0], state[key.removesuffix("q_scale") + "to_q.weight"].shape[0]
             sizes[key.startswith("mid_block")] = (inner // dim_head, dim_head)
-    heads = {True: sizes[True]} | sizes
     if False not in sizes and module is not None and any(found["use_linear_attn"]):
-        heads[False] = _live_heads(module)
-    own = heads.get(False, heads[True])
-    compat = ("mid_heads",) if own != heads[True] else ()
+        sizes[False] = _live_heads(module)
+    own = sizes.get(False, sizes[True])
+    compat = ("mid_heads",) if own != sizes[True] else ()
     compat += () if found["cond_on_text"] else ("unused_weights",)
     return {"attn_heads": own[0], "attn_dim_head": own[1], "compat": compat}
 

@@ -152,7 +152,8 @@ class Unet(nn.Module):
         Raises:
           UserError: a picture that is missing, not wanted or of a wrong size, or text of another width.
         """
-        sizes.check_inputs(self, x_BHWC, text_embeds_BLD, lowres_BHWC, lowres_condition_B, cond_image_BHWC)
+        pictures = (lowres_BHWC, lowres_condition_B, cond_image_BHWC, self_cond_BHWC)
+        sizes.check_inputs(self, x_BHWC, text_embeds_BLD, *pictures)
         condition = self._condition(condition_B, lowres_condition_B, text_embeds_BLD, text_mask_BL, keep_B)
         x = first = self._first(self._inputs(x_BHWC, lowres_BHWC, cond_image_BHWC, self_cond_BHWC))
         if self.memory_efficient:

@@ -105,6 +105,7 @@ def check_inputs(
     lowres_BHWC: Array | None,
     lowres_condition_B: Array | None,
     cond_image_BHWC: Array | None,
+    self_cond_BHWC: Array | None,
 ) -> None:
     """Refuses inputs that the network has no place for, and misses those that it needs.
 
@@ -128,3 +129,5 @@ def check_inputs(
     got = 0 if cond_image_BHWC is None else cond_image_BHWC.shape[-1]
     if got != model.cond_images_channels:
         raise UserError(f"cond_image has {got} channels; the network wants {model.cond_images_channels} (0: none).")
+    if self_cond_BHWC is not None and not model.self_cond:
+        raise UserError("self_cond=False does not fit a call with self_cond_BHWC; leave it out or build with True.")
