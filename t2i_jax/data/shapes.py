@@ -24,7 +24,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 SIZES = {"small": 0.16, "large": 0.3}  # the radius, as a fraction of the picture's side
 _PAIR_SIZE = 0.18  # the radius of each of two things
 _ONE_SHARE = 1 / 3  # of the pictures hold one object
-_STEP = 1 / 16  # centres lie on a lattice of this pitch, two pixels at 32: few distinct patches, so little to learn
+_STEP = 1 / 8  # centres lie on a lattice of this pitch, four pixels at 32: few distinct patches, so little to learn
 RELATIONS = {  # wordings, and the unit vector from the second object to the first (y points down)
     "above": (("above", "over"), (0, -1)),
     "below": (("below", "under"), (0, 1)),
@@ -188,7 +188,7 @@ def _two_things(rng, split, background, wording):
         if first[0] != second[0] and relation_held_out(first, relation, second) == (split == "heldout"):
             break
     words, (dx, dy) = RELATIONS[relation]
-    half = 4 * _STEP
+    half = 2 * _STEP
     across = _STEP * rng.integers(-1, 2, 2)  # how far each one stands beside the axis
     things = []
     for (colour, shape), sign, off in ((first, 1, across[0]), (second, -1, across[1])):

@@ -22,6 +22,7 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 _UNROLLED = 16  # decoding unrolls up to so many layers
+_STRAIGHT = 4  # so does training: a loop would copy what the backward pass needs of each layer to one large array
 
 
 def layer_norm(name: str | None, dtype: str = "float32") -> nn.LayerNorm:
@@ -185,6 +186,7 @@ def scanned(layer: type[nn.Module], depth: int, remat: str, inputs: int) -> Call
         split_rngs={"params": True, "dropout": True},
         in_axes=(nn.broadcast,) * inputs,
         length=depth,
+        unroll=depth if depth <= _STRAIGHT else 1,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
 

@@ -9,32 +9,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
 
-_OPTIMISERS = ("adamw", "adafactor")
+_OPTIMISERS = ("adamw", "adafactor", "muon")
 _SCHEDULES = ("constant", "cosine", "linear", "exponential")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """An optimiser: clipping, then AdamW or Adafactor, with a warm-up and a decay of the learning rate.
+    """An optimiser: clipping, then AdamW, Adafactor or Muon, with a warm-up and a decay of the learning rate.
 
     Attributes:
-      name: "adamw", or "adafactor" (factored second moments, no relative step size). Adam is "adamw" without decay.
+      name: "adamw", "adafactor" (factored second moments, no relative step size), or "muon" (Jordan 2024: matrices
+        between two widths move by their orthogonalised momentum, the rest by Adam with Nesterov's momentum; a small
+        transformer learns in fewer steps). Adam is "adamw" without decay.
       learning_rate: peak value, reached after `warmup_steps` (linear from 0).
       schedule: "constant"; "cosine" or "linear" down to `end_ratio` of the peak at the last step; "exponential" from
         `decay_from` on, reaching `end_ratio` at the last step (Parti: from step 85,000 to 0.025 at 450,000).
+      matrix_rate: of Muon, the peak for its matrices, with the same schedule; `learning_rate` is for the rest.
       decay_from: first step of the exponential decay.
       b1, b2, eps: of Adam. Of Adafactor b1 is the momentum and b2 the limit that the decay rate 1 - t^-0.8 grows to.
-      weight_decay: decoupled, times the learning rate; biases and gains, stacked over layers or not, are not decayed.
+      weight_decay: decoupled, times the learning rate; biases and gains, stacked over layers or not, are not decayed,
+        and with "muon" nothing but its matrices is.
       clip_norm: global norm that gradients are clipped to; 0: no clipping.
     """
 
     name: str = "adamw"
     learning_rate: float = 3e-4
     warmup_steps: int = 0
+    matrix_rate: float = 0.02
     schedule: str = "constant"
     end_ratio: float = 0.1
     decay_from: int = 0
@@ -47,8 +53,9 @@ class OptimConfig:
     def __post_init__(self):
         one_of("optim.name", self.name, _OPTIMISERS)
         one_of("optim.schedule", self.schedule, _SCHEDULES)
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise UserError(f"optim.learning_rate={self.learning_rate} is not a positive number; try 3e-4.")
+        for name, usual in (("learning_rate", 3e-4), ("matrix_rate", 0.02)):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise UserError(f"optim.{name}={getattr(self, name)} is not a positive number; try {usual:g}.")
         for name in ("warmup_steps", "decay_from", "weight_decay", "clip_norm", "end_ratio"):
             if getattr(self, name) < 0:
                 raise UserError(f"optim.{name}={getattr(self, name)} is below 0; use 0 to leave it out.")
@@ -78,20 +85,41 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
 
 
-def make(config: OptimConfig, steps: int, decayed: Any = None) -> optax.GradientTransformation:
+def make(
+    config: OptimConfig, steps: int, decayed: Any = None, matrices: Any = None
+) -> optax.GradientTransformation:
     """The optax transformation that a configuration describes.
 
     Args:
       steps: of the run, for the schedule.
       decayed: a bool per parameter, those that weight decay pulls to 0; None: arrays with more than one axis.
+      matrices: a bool per parameter, those that Muon orthogonalises over their last two axes; None: arrays with two.
     """
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    if config.name == "muon":
+        return optax.chain(*clip, _muon(config, steps, matrices))
     mask = decayed if decayed is not None else lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
     decay = [optax.add_decayed_weights(config.weight_decay, mask=mask)] if config.weight_decay else []
     if config.name == "adamw":
         rule = [optax.scale_by_adam(config.b1, config.b2, config.eps)]
     else:
-        rate = lambda i, exponent: jnp.minimum(config.b2, 1 - (i + 1.0) ** -exponent)  # Shazeer & Stern 2018, sec. 7.2
-        rule = [optax.scale_by_factored_rms(decay_rate=0.8, decay_rate_fn=rate), optax.clip_by_block_rms(1.0)]
+        grown = lambda i, exponent: jnp.minimum(config.b2, 1 - (i + 1.0) ** -exponent)  # Shazeer & Stern 2018, sec. 7.2
+        rule = [optax.scale_by_factored_rms(decay_rate=0.8, decay_rate_fn=grown), optax.clip_by_block_rms(1.0)]
         rule += [optax.ema(config.b1, debias=False)] if config.b1 else []
-    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     return optax.chain(*clip, *rule, *decay, optax.scale_by_learning_rate(learning_rate(config, steps)))
+
+
+def _muon(config, steps, matrices):
+    last_two = lambda is_matrix: contrib.MuonDimensionNumbers(-2, -1) if is_matrix else None
+    if matrices is None:
+        axes = lambda params: jax.tree.map(lambda leaf: last_two(leaf.ndim == 2), params)
+    else:
+        axes = jax.tree.map(last_two, matrices)
+    return contrib.muon(
+        learning_rate(dataclasses.replace(config, learning_rate=config.matrix_rate), steps),
+        weight_decay=config.weight_decay,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        adam_learning_rate=learning_rate(config, steps),
+        muon_weight_dimension_numbers=axes,
+    )

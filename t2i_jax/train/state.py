@@ -46,16 +46,18 @@ def start_of(
 
 
 def optimisers_of(task: Task, config: TrainConfig) -> Mapping[str, optax.GradientTransformation]:
-    """An optimiser per group; weight decay leaves biases and gains alone.
+    """An optimiser per group; weight decay leaves biases and gains alone, Muon all but matrices between two widths.
 
     A stack of layers is one array per kind of parameter: its axis "layers" does not make a bias a matrix.
     """
     params = dict(jax.eval_shape(task.init, jax.random.key(0))[0])
     is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
-    axes = lambda leaf: sum(name != "layers" for name in leaf.names) if is_box(leaf) else leaf.ndim
-    decayed = jax.tree.map(lambda leaf: axes(leaf) > 1, params, is_leaf=is_box)
+    axes = lambda leaf: [name for name in leaf.names if name != "layers"] if is_box(leaf) else [None] * leaf.ndim
+    of_all = lambda what: jax.tree.map(lambda leaf: what(axes(leaf)), params, is_leaf=is_box)
+    decayed = of_all(lambda names: len(names) > 1)
+    matrices = of_all(lambda names: len(names) == 2 and not {None, "vocab", "code"} & set(names))
     settings = config.optim_of(params)
-    return {group: optim.make(settings[group], config.steps, decayed[group]) for group in params}
+    return {g: optim.make(settings[g], config.steps, decayed[g], matrices[g]) for g in params}
 
 
 def abstract(start: Callable[[Key], TrainState], task: Task, mesh: Mesh, rules: str) -> TrainState:

@@ -1,15 +1,22 @@
 """Optimisers: schedules by their corner values, decay and clipping by one update, refusals."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from t2i_jax import config
+from t2i_jax import config, sharding
 from t2i_jax.errors import UserError
+from t2i_jax.models.parti_transformer import PartiTransformer
+from t2i_jax.systems.parti import PartiTask
+from t2i_jax.text.learned import LearnedText
 from t2i_jax.train import optim
+from t2i_jax.train.config import TrainConfig
 from t2i_jax.train.optim import OptimConfig
+from t2i_jax.train.state import optimisers_of
 
 
 @pytest.mark.parametrize(
@@ -70,12 +77,38 @@ def test_adafactor_stores_rows_and_columns_and_descends():
     assert float(loss(params)) < 128 * 256
 
 
+def test_muon_moves_a_matrix_along_its_singular_vectors_and_the_rest_by_adam_with_nesterov():
+    keys = jax.random.split(jax.random.key(0), 3)
+    gradient = {"kernel": jax.random.normal(keys[0], (3, 8, 6)), "bias": jax.random.normal(keys[1], (3, 6))}
+    params = jax.tree.map(jnp.zeros_like, gradient)
+    config = OptimConfig(name="muon", learning_rate=0.1, matrix_rate=0.5, clip_norm=0.0)
+    rule = optim.make(config, 10, matrices={"kernel": True, "bias": False})
+    update = rule.update(gradient, rule.init(params), params)[0]
+    for layer in range(3):  # five Newton-Schulz steps bring singular values near 1, from about 0.7 to 1.2
+        u, _, v = np.linalg.svd(gradient["kernel"][layer], full_matrices=False)
+        along = -np.diagonal(u.T @ update["kernel"][layer] @ v.T) / 0.5
+        assert along.min() > 0.6 and along.max() < 1.3
+    rest = optax.nadam(0.1, 0.9, 0.99)
+    np.testing.assert_allclose(update["bias"], rest.update(gradient, rest.init(params))[0]["bias"], rtol=1e-6)
+
+
+def test_muon_takes_the_stacked_matrices_of_a_task_and_leaves_its_vocabularies_and_places_to_adam():
+    net = PartiTransformer(dim=4, depth=2, heads=1, mlp_dim=12, fmap_size=2, codebook_size=7, text_embed_dim=4)
+    task = PartiTask(model=net, text=LearnedText(dim=4, depth=2, heads=1, mlp_dim=12, vocab_size=9, max_length=3))
+    rule = optimisers_of(task, TrainConfig(steps=1, batch_size=1, optim=OptimConfig(name="muon")))["parti"]
+    state = jax.eval_shape(rule.init, sharding.unbox(jax.eval_shape(task.init, jax.random.key(0))[0])["parti"])
+    moments = collections.Counter(leaf.shape for leaf in jax.tree.leaves(state))
+    assert moments[2, 4, 12] == 2  # one momentum for each of two stacks of `wide`
+    assert moments[7, 4] == moments[9, 4] == moments[4, 7] == 2 and moments[2, 4] > 2  # Adam keeps two of each
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         (dict(name="adamx"), "did you mean 'adamw'"),
         (dict(schedule="cosin"), "did you mean 'cosine'"),
         (dict(learning_rate=0.0), r"optim.learning_rate=0.0 is not a positive"),
+        (dict(matrix_rate=-1.0), r"optim.matrix_rate=-1.0 is not a positive"),
         (dict(learning_rate=float("nan")), "is not a positive"),
         (dict(warmup_steps=-1), r"optim.warmup_steps=-1 is below 0"),
         (dict(b1=1.0), r"optim.b1=1.0 is outside"),
