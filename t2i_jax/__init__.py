@@ -29,6 +29,7 @@ _HOMES = {
     "T5Text": "t2i_jax.text.t5",
     "TokenizerTask": "t2i_jax.systems.tokenizer",
     "PartiTask": "t2i_jax.systems.parti",
+    "SuperResolution": "t2i_jax.models.super_resolution",
     "SuperResolutionTask": "t2i_jax.systems.super_resolution",
 }
 __all__ = [*_HOMES, "__version__"]

@@ -24,6 +24,7 @@ def sample(
     negative: str | None = None,
     init: pathlib.Path | None = None,
     keep_rows: float = 0.5,
+    upscale: pathlib.Path | None = None,
 ) -> None:
     """Generate pictures for captions.
 
@@ -40,6 +41,7 @@ def sample(
         negative: What the pictures should not show.
         init: A picture to complete: its upper part is kept.
         keep_rows: Which part of --init is kept, from the top.
+        upscale: Folder of a super-resolution run, which makes the pictures larger.
     """
     from t2i_jax import runs
     from t2i_jax.eval.grid import grid, save_png
@@ -47,6 +49,7 @@ def sample(
     if count < 1:
         raise UserError(f"count={count} must be at least 1.")
     system = runs.load(run)
+    larger = None if upscale is None else _upscaler(runs.load(upscale), upscale)
     if not hasattr(system, "generate"):
         raise UserError(f"run={str(run)!r} holds {type(system).__name__}, which makes no pictures from text.")
     options = runs.load_run_recipe(run).evaluation.sampling()
@@ -57,12 +60,20 @@ def sample(
     if init is not None:
         options |= _completion(init, keep_rows, system, len(prompts))
     images = np.asarray(system.generate(list(prompts), seed=seed, images_per_prompt=count, **options))
+    images = images if larger is None else larger(images)
     out = _new_folder(out or pathlib.Path(run) / "samples" / f"seed{seed}")
     for i, image in enumerate(images):
         save_png(out / f"{i // count:03d}-{i % count:02d}.png", image)
     save_png(out / "grid.png", grid(images, count, 128))
     (out / "captions.txt").write_text("".join(f"{i:03d} {caption}\n" for i, caption in enumerate(prompts)))
     print(f"{len(images)} pictures in {out}")
+
+
+def _upscaler(system, run):
+    if not hasattr(system, "upscale"):
+        kind = type(system).__name__
+        raise UserError(f"upscale={str(run)!r} holds {kind}; give the folder of a SuperResolutionTask's run.")
+    return system.upscale
 
 
 def _completion(path, keep_rows, system, prompts):

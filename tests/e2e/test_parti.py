@@ -49,6 +49,19 @@ def test_trained_again_it_is_done_and_with_more_steps_it_carries_on(trained):
     )
 
 
+def test_a_super_resolution_run_doubles_the_pictures(trained, tmp_path):
+    larger = tmp_path / "larger"
+    run(
+        "train", "configs/parti/super_resolution.py", "--workdir", larger, "train.steps=2", "train.batch_size=2",
+        "task.model.channels=4", "task.model.blocks=1", "task.image_size=16", "data.image_size=16",
+    )  # fmt: skip
+    run("sample", trained, _CAPTION, "--count", 1, "--out", tmp_path / "small")
+    run("sample", trained, _CAPTION, "--count", 1, "--out", tmp_path / "large", "--upscale", larger)
+    small, large = (_pictures(tmp_path / name)["000-00.png"] for name in ("small", "large"))
+    assert large.shape[0] == 2 * small.shape[0]
+    assert "TokenizerSystem" in refused("sample", trained, _CAPTION, "--upscale", trained / "tokenizer")
+
+
 def test_sampling_and_the_exported_system(trained, tmp_path):
     sample = lambda system, out, *more: run("sample", system, _CAPTION, "--count", 2, "--out", tmp_path / out, *more)
     sample(trained, "plain")
