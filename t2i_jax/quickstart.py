@@ -97,24 +97,24 @@ def get_config() -> Recipe:
         task=TokenizerTask(model=network, l2_weight=1.0),
         data=DataConfig(source="shapes", image_size=size),
         train=TrainConfig(
-            steps=750,
+            steps=400,
             batch_size=48,
             ema_decay=0.99,
             optim=OptimConfig(
-                learning_rate=3e-3, warmup_steps=50, schedule="cosine", end_ratio=0.02, weight_decay=1e-4
+                name="muon", learning_rate=3e-3, warmup_steps=50, schedule="cosine", end_ratio=0.02, weight_decay=1e-4
             ),
         ),
     )
-    text = LearnedText(dim=128, depth=2, heads=4, mlp_dim=512, vocab_size=256, max_length=24)
+    text = LearnedText(dim=128, depth=2, heads=4, mlp_dim=512, vocab_size=256, max_length=20)
     return Recipe(
         task=PartiTask(model=PartiTransformer(dim=128, depth=4, heads=4, mlp_dim=512), text=text, tokenizer=network),
         data=DataConfig(source="shapes", image_size=size),
         train=TrainConfig(
-            steps=2000,
-            batch_size=48,
+            steps=2400,
+            batch_size=32,
             ema_decay=0.998,
             optim=OptimConfig(
-                learning_rate=1.5e-3, warmup_steps=100, schedule="cosine", end_ratio=0.05, weight_decay=0.01
+                name="muon", learning_rate=2e-3, warmup_steps=100, schedule="cosine", end_ratio=0.02, weight_decay=0.03
             ),
         ),
         tokenizer=tokenizer,

@@ -43,7 +43,15 @@ _TINY = """train.steps=2 train.batch_size=8 tokenizer.train.steps=2 tokenizer.tr
     evaluation.pictures=8 tokenizer.evaluation.pictures=8 tokenizer.task.model.dim=8 tokenizer.task.model.layers=1
     tokenizer.task.model.heads=1 tokenizer.task.model.codebook_size=16 task.model.dim=16 task.model.depth=1
     task.model.heads=2 task.text.dim=16 task.text.depth=1 task.text.heads=2 task.text.mlp_dim=16""".split()
-_CHANGES = {"train": _TINY, "eval": ["evaluation.pictures=8"]}  # added to the overrides of a command
+_TINY_LARGER = """train.steps=2 train.batch_size=2 task.model.channels=4 task.model.blocks=1 task.image_size=16
+    data.image_size=16 evaluation.preview=2 evaluation.pictures=2""".split()
+
+
+def _changes(command):
+    """What is added to the overrides of a command."""
+    if command[1] == "train":
+        return _TINY_LARGER if "super_resolution" in command[2] else _TINY
+    return ["evaluation.pictures=8"] if command[1] == "eval" else []
 
 
 def blocks(language):
@@ -90,7 +98,7 @@ def test_every_command_runs(place, monkeypatch, capsys):
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("t2i ")]
     assert {"train", "eval", "sample", "export"} <= {command[1] for command in commands}
     for command in commands:
-        monkeypatch.setattr(sys, "argv", [*command, *_CHANGES.get(command[1], [])])
+        monkeypatch.setattr(sys, "argv", [*command, *_changes(command)])
         try:
             cli.main()
         except SystemExit as stop:

@@ -2,8 +2,8 @@
 
 A picture holds one object ("a large red circle on a white background") or two in a relation ("a red circle above a
 blue square on black"). Some combinations never occur in `split="train"` and are all that `split="heldout"` shows: for
-one object a colour with a shape and a background (kept out of the two-object pictures as well), any two of which are
-seen together in training; for two objects an ordered pair in a relation, each of whose objects is seen in training.
+one object a colour with a shape, a size and a background, any three of which are seen together in training; for two
+objects an ordered pair in a relation, each of whose objects is seen in training.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ _TWO = (
     "a {first} {relation} a {second}",
 )
 _PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
+_LOOKS = tuple((*pair, size) for pair in _PAIRS for size in SIZES)
 _BLOCK = 256  # pictures that are drawn at once
 _CACHE_BYTES = 256 * 2**20
 
@@ -71,9 +72,10 @@ class Scene:
     caption: str
 
 
-def look_held_out(colour: str, shape: str, background: str) -> bool:
-    """Whether an object never stands on a background in training: one colour for each shape on each background."""
-    return (list(COLOURS).index(colour) + SHAPES.index(shape) + list(BACKGROUNDS).index(background)) % 4 == 1
+def look_held_out(colour: str, shape: str, size: str, background: str) -> bool:
+    """Whether one object never looks so in training: of each shape and size one colour on each background."""
+    places = (list(COLOURS).index(colour), SHAPES.index(shape), 2 * list(SIZES).index(size))
+    return (sum(places) + list(BACKGROUNDS).index(background)) % 4 == 1
 
 
 def relation_held_out(first: tuple[str, str], relation: str, second: tuple[str, str]) -> bool:
@@ -87,10 +89,9 @@ def scene(index: int, split: str = "train", seed: int = 0) -> Scene:
     """The scene number `index` of a split: a function of its arguments alone."""
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     background = str(rng.choice(list(BACKGROUNDS)))
-    wording = rng.integers(len(_ONE))
     if rng.random() < _ONE_SHARE:
-        return _one_thing(rng, split, background, _ONE[wording])
-    return _two_things(rng, split, background, _TWO[wording])
+        return _one_thing(rng, split, background)
+    return _two_things(rng, split, background)
 
 
 def draw(scenes: list[Scene], image_size: int) -> np.ndarray:
@@ -170,20 +171,21 @@ class Shapes:
             return self._blocks[number]
 
 
-def _one_thing(rng, split, background, wording):
-    pairs = [pair for pair in _PAIRS if look_held_out(*pair, background) == (split == "heldout")]
-    colour, shape = pairs[rng.integers(len(pairs))]
-    size = ("small", "large")[rng.integers(2)]
+def _one_thing(rng, split, background):
+    wordings = _ONE if split == "train" else _ONE[:2]  # those that name all of what is held out
+    wording = wordings[rng.integers(len(wordings))]
+    looks = [look for look in _LOOKS if look_held_out(*look, background) == (split == "heldout")]
+    colour, shape, size = looks[rng.integers(len(looks))]
     x, y = 0.5 + _STEP * rng.integers(-1, 2, 2)
     thing = Thing(colour, shape, x, y, SIZES[size])
     caption = wording.format(size=size, thing=f"{colour} {shape}", background=background)
     return Scene((thing,), background, size, None, caption)
 
 
-def _two_things(rng, split, background, wording):
-    pairs = [pair for pair in _PAIRS if not look_held_out(*pair, background)]
+def _two_things(rng, split, background):
+    wording = _TWO[rng.integers(len(_TWO))]
     while True:  # a combination that belongs to this split, with two different colours
-        first, second = (pairs[rng.integers(len(pairs))] for _ in range(2))
+        first, second = (_PAIRS[rng.integers(len(_PAIRS))] for _ in range(2))
         relation = tuple(RELATIONS)[rng.integers(len(RELATIONS))]
         if first[0] != second[0] and relation_held_out(first, relation, second) == (split == "heldout"):
             break

@@ -52,12 +52,12 @@ def test_pictures_that_are_not_kept_are_the_same(monkeypatch):
 
 
 def test_what_is_held_out_is_never_in_training_and_always_in_the_heldout_split():
-    assert not any(shapes.look_held_out(*pair, one.background) for one in TRAIN for pair in looks(one))
+    assert not any(shapes.look_held_out(*looks(one)[0], one.size, one.background) for one in TRAIN if one.size)
     for one in HELD_OUT:
         if one.relation is None:
-            assert shapes.look_held_out(*looks(one)[0], one.background)
+            assert shapes.look_held_out(*looks(one)[0], one.size, one.background)
+            assert one.size in one.caption and one.background in one.caption
         else:
-            assert not any(shapes.look_held_out(*pair, one.background) for pair in looks(one))
             assert shapes.relation_held_out(looks(one)[0], one.relation, looks(one)[1])
 
     def facts(one):  # "a above b" and "b below a" are one fact
@@ -68,11 +68,11 @@ def test_what_is_held_out_is_never_in_training_and_always_in_the_heldout_split()
     assert not {facts(s) for s in TRAIN if s.relation} & {facts(s) for s in HELD_OUT if s.relation}
 
 
-def test_every_two_of_colour_shape_and_background_meet_in_training():
-    seen = {(*pair, one.background) for one in TRAIN for pair in looks(one)}
-    assert len(seen) == 36  # of 48
-    assert len({(c, s) for c, s, _ in seen}) == 16
-    assert len({(c, b) for c, _, b in seen}) == len({(s, b) for _, s, b in seen}) == 12
+def test_every_three_of_colour_shape_size_and_background_meet_in_training():
+    seen = {(*looks(one)[0], one.size, one.background) for one in map(scene, range(4000)) if one.size}
+    assert len(seen) == 72  # of 96
+    for left_out, number in enumerate((24, 24, 48, 32)):
+        assert len({look[:left_out] + look[left_out + 1 :] for look in seen}) == number
     assert {s.relation for s in TRAIN} == {None, *shapes.RELATIONS}
 
 
