@@ -145,8 +145,8 @@ def _norm_conv(torch, ours):
 def _cross_attention(torch, ours, linear, dim_head):
     yield Entry(f"{torch}.null_kv", f"{ours}/null_kv")
     for name in ("q_scale", "k_scale"):  # linear attention has them, does not use them and so never trains them
-        unused = Constant(f"{torch}.{name}", np.ones((dim_head,), np.float32))
-        yield unused if linear else Entry(f"{torch}.{name}", f"{ours}/{name}")
+        unused = lambda name: Constant(f"{torch}.{name}", np.ones((dim_head,), np.float32))
+        yield unused(name) if linear else Entry(f"{torch}.{name}", f"{ours}/{name}")
     yield Entry(f"{torch}.norm.g", f"{ours}/norm/scale")
     yield from (Entry(f"{torch}.{name}.weight", f"{ours}/{name}/kernel", LINEAR) for name in ("to_q", "to_kv"))
     yield Entry(f"{torch}.to_out.0.weight", f"{ours}/to_out/kernel", LINEAR)

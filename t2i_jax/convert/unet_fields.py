@@ -101,7 +101,7 @@ def _inputs(state, found, module):
         channels = found["channels_out"]
     if total == channels * (2 if found["lowres_cond"] else 1):
         return {"channels": channels, "self_cond": False, "cond_images_channels": 0}
-    return {"channels": channels}
+    return {"channels": channels} if found["lowres_cond"] else {}
 
 
 def _attention(state, found, module):

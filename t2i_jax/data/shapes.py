@@ -21,8 +21,7 @@ from t2i_jax.errors import UserError
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 50), "blue": (40, 70, 220), "yellow": (245, 205, 30)}
 BACKGROUNDS = {"white": (255, 255, 255), "gray": (128, 128, 128), "black": (0, 0, 0)}
 SHAPES = ("circle", "square", "triangle", "cross")
-SIZES = {"small": 0.16, "large": 0.3}  # the radius, as a fraction of the picture's side
-_PAIR_SIZE = 0.18  # the radius of each of two things
+SIZES = {"small": 0.18, "large": 0.3}  # the radius, as a fraction of the picture's side; each of two things is small
 _ONE_SHARE = 1 / 3  # of the pictures hold one object
 _STEP = 1 / 8  # centres lie on a lattice of this pitch, four pixels at 32: few distinct patches, so little to learn
 RELATIONS = {  # wordings, and the unit vector from the second object to the first (y points down)
@@ -73,9 +72,9 @@ class Scene:
 
 
 def look_held_out(colour: str, shape: str, size: str, background: str) -> bool:
-    """Whether one object never looks so in training: of each shape and size one colour on each background."""
-    places = (list(COLOURS).index(colour), SHAPES.index(shape), 2 * list(SIZES).index(size))
-    return (sum(places) + list(BACKGROUNDS).index(background)) % 4 == 1
+    """Whether one object never looks so in training: each shape, in each size, in one colour on one background."""
+    form, extent = SHAPES.index(shape), list(SIZES).index(size)
+    return colour == list(COLOURS)[(form + 2 * extent) % 4] and background == list(BACKGROUNDS)[(form + extent) % 3]
 
 
 def relation_held_out(first: tuple[str, str], relation: str, second: tuple[str, str]) -> bool:
@@ -195,7 +194,7 @@ def _two_things(rng, split, background):
     things = []
     for (colour, shape), sign, off in ((first, 1, across[0]), (second, -1, across[1])):
         x, y = 0.5 + sign * half * dx + off * abs(dy), 0.5 + sign * half * dy + off * abs(dx)
-        things.append(Thing(colour, shape, x, y, _PAIR_SIZE))
+        things.append(Thing(colour, shape, x, y, SIZES["small"]))
     caption = wording.format(
         first=" ".join(first), second=" ".join(second), relation=words[rng.integers(len(words))], background=background
     )
