@@ -66,7 +66,8 @@ def _report(recipe, system, tokenizer, workdir):
     images = previews.held_out(recipe.tokenizer, 12)["image"]
     judged = previews.judge(recipe, system, _SHOWN, seed=1)
     sections = [
-        "<p>Every caption below holds a combination of colour, shape or relation that no training picture showed. "
+        "<p>Every caption below asks for what no training picture showed: an ordered pair of objects in a relation, or "
+        "a small object of a colour and shape that was alone on this background only when large. "
         "The judge is a program that measures colour, form and place in the pixels; it knows no model of ours.</p>",
         report.figures("Figures", json.loads((workdir / "metrics.json").read_text())),
         report.samples("Samples for held-out captions", judged.images, judged.captions, judged.right),

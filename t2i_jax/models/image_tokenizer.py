@@ -87,8 +87,12 @@ def init(model: Any, key: Any) -> dict[str, Any]:
 
 
 def abstract_discriminator(discriminator: Any, model: Any) -> dict[str, Any]:
-    """Shapes of the parameters of a discriminator for the images of `model`, boxed."""
-    image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, model.channels), jnp.float32)
+    """Shapes of the parameters of a discriminator for the images of `model`, boxed.
+
+    A tokenizer of images too small for its discriminator has one all the same, as in parti-pytorch: it cannot train.
+    """
+    side = max(model.image_size, getattr(discriminator, "smallest_image", 0))
+    image = jax.ShapeDtypeStruct((1, side, side, model.channels), jnp.float32)
     return jax.eval_shape(discriminator.init, jax.random.key(0), image)["params"]
 
 

@@ -32,6 +32,12 @@ def test_unknown_and_double_fields_are_refused():
         VitVQGanVAE(dim=64, image_size=32).discriminator().check(32)
 
 
+def test_a_discriminator_for_images_it_is_too_large_for_has_its_weights_all_the_same():
+    small, large = VitVQGanVAE(dim=8, image_size=16, patch_size=4), VitVQGanVAE(dim=8, image_size=256, patch_size=4)
+    shapes = [image_tokenizer.abstract_discriminator(vae.discriminator(), vae) for vae in (small, large)]
+    assert sharding.unbox(shapes[0]) == sharding.unbox(shapes[1])
+
+
 @pytest.mark.parametrize("lookup_free", [True, False])
 def test_codes_there_and_back(lookup_free, key):
     vae = VitVQGanVAE(
