@@ -31,5 +31,5 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$needs" ]; then
   echo "$needs" >"$stamp"
 fi
 
-export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"  # no test asks a hub
 exec "$venv/bin/python" -m pytest "$@"

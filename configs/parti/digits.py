@@ -35,10 +35,10 @@ def get_config() -> Recipe:
         task=TokenizerTask(model=network, l2_weight=1.0),
         data=data,
         train=TrainConfig(
-            steps=1000,
+            steps=600,
             batch_size=64,
             ema_decay=0.99,
-            optim=OptimConfig(learning_rate=3e-3, warmup_steps=50, schedule="cosine", end_ratio=0.02),
+            optim=OptimConfig(name="muon", learning_rate=3e-3, warmup_steps=50, schedule="cosine", end_ratio=0.02),
         ),
     )
     text = LearnedText(dim=128, depth=1, heads=4, mlp_dim=256, vocab_size=64, max_length=16)
@@ -50,7 +50,7 @@ def get_config() -> Recipe:
             batch_size=64,
             ema_decay=0.99,
             optim=OptimConfig(
-                learning_rate=1e-3, warmup_steps=50, schedule="cosine", end_ratio=0.05, weight_decay=0.05
+                name="muon", learning_rate=1e-3, warmup_steps=50, schedule="cosine", end_ratio=0.02, weight_decay=0.05
             ),
         ),
         tokenizer=tokenizer,
