@@ -21,6 +21,7 @@ from t2i_jax.systems.parti import PartiSystem, PartiTask
 from t2i_jax.systems.tokenizer import TokenizerSystem, TokenizerTask
 from t2i_jax.text.stored import StoredText
 from t2i_jax.train import optim
+from t2i_jax.train.compiled import CompiledStep
 from t2i_jax.train.state import init_state
 from t2i_jax.train.step import train_step
 
@@ -92,7 +93,7 @@ class Side:
             step=jnp.int32(0), params=jax.tree.map(jnp.array, params), opt_state=zeros[0], stats=zeros[1],
             skipped=jnp.zeros((2,), jnp.int32), key=jax.random.key(0),
         )  # fmt: skip
-        step = jax.jit(functools.partial(train_step, task=task, optimisers=optimisers), donate_argnums=0)
+        step = CompiledStep(functools.partial(train_step, task=task, optimisers=optimisers))
         batch = {name: self._batch[name] for name in entries}
 
         def run():
@@ -114,7 +115,7 @@ class Side:
         shapes = image_tokenizer.abstract(vae)
         if gan:
             shapes["discriminator"] = image_tokenizer.abstract_discriminator(vae.discriminator(), vae)
-        return vae, _drawn(shapes)
+        return vae, drawn(shapes)
 
     def _parti_and_tokenizer(self):
         if self._reference is not None:
@@ -128,7 +129,7 @@ class Side:
         ids, text = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1, size.text_dim))
         shapes = jax.eval_shape(parti.init, jax.random.key(0), ids, text, jnp.ones((1, 1), bool))["params"]
         vae, weights = self._tokenizer() if self._row == "generate" else (None, None)
-        return parti, vae, {"parti": _drawn(shapes), "tokenizer": weights}
+        return parti, vae, {"parti": drawn(shapes), "tokenizer": weights}
 
 
 class BlockMeans(nn.Module):
@@ -139,8 +140,8 @@ class BlockMeans(nn.Module):
         return jnp.mean((means(real_BHWC) - means(fake_BHWC)) ** 2)
 
 
-def _drawn(shapes):
-    """Weights of these shapes, with the spread that initialisers give to kernels."""
+def drawn(shapes):
+    """Random weights of these shapes, with the spread that initialisers give to kernels."""
     draw = np.random.default_rng(0)
     normal = lambda leaf: 0.02 * draw.standard_normal(leaf.shape, dtype=np.float32)
     return jax.tree.map(normal, nn.meta.unbox(shapes))

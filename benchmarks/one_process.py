@@ -32,7 +32,25 @@ def sides(system: str) -> dict:
 
         return torch_parti
 
-    return {"parti": {"rows": parti_rows, "ours": jax_parti, "theirs": torch_parti}}[system]
+    def imagen_rows():
+        import imagen_rows
+
+        return imagen_rows
+
+    def jax_imagen():
+        import jax_imagen
+
+        return jax_imagen
+
+    def torch_imagen():
+        import torch_imagen
+
+        return torch_imagen
+
+    return {
+        "parti": {"rows": parti_rows, "ours": jax_parti, "theirs": torch_parti},
+        "imagen": {"rows": imagen_rows, "ours": jax_imagen, "theirs": torch_imagen},
+    }[system]
 
 
 def alone(system: str, name: str, side: str, small: bool) -> dict:

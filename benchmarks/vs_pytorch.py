@@ -21,10 +21,14 @@ import subprocess
 import sys
 import tempfile
 
-SYSTEMS = {"parti": ("generate", "train_parti", "train_tokenizer", "train_gan", "encode")}
+SYSTEMS = {
+    "parti": ("generate", "train_parti", "train_tokenizer", "train_gan", "encode"),
+    "imagen": ("train_base", "train_larger", "sample_ddpm", "sample_edm"),
+}
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _HEADS = (
-    "row", "theirs s", "ours s", "faster", "compile s", "second start s", "theirs MB", "ours MB", "ours, second start MB",
+    "row", "theirs s", "ours s", "faster", "compile s", "second start s", "theirs MB", "ours MB",
+    "ours, second start MB",
 )  # fmt: skip
 
 

@@ -31,6 +31,19 @@ _HOMES = {
     "PartiTask": "t2i_jax.systems.parti",
     "SuperResolution": "t2i_jax.models.super_resolution",
     "SuperResolutionTask": "t2i_jax.systems.super_resolution",
+    "Unet": "t2i_jax.models.unet",
+    "BaseUnet64": "t2i_jax.models.unet",
+    "SRUnet256": "t2i_jax.models.unet",
+    "SRUnet1024": "t2i_jax.models.unet",
+    "NullUnet": "t2i_jax.models.unet",
+    "Ddpm": "t2i_jax.diffusion.noise",
+    "Edm": "t2i_jax.diffusion.noise",
+    "LowresNoise": "t2i_jax.diffusion.lowres",
+    "Churn": "t2i_jax.diffusion.samplers",
+    "Stage": "t2i_jax.systems.imagen_stage",
+    "ImagenTask": "t2i_jax.systems.imagen",
+    "Imagen": "t2i_jax.systems.imagen_classes",
+    "ElucidatedImagen": "t2i_jax.systems.imagen_classes",
 }
 __all__ = [*_HOMES, "__version__"]
 

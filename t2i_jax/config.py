@@ -99,6 +99,11 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def _assign(config, keys, text, path):
+    if isinstance(config, tuple) and keys[0].isdigit():
+        index = int(keys[0])
+        if index >= len(config) or not keys[1:]:
+            raise UserError(f"{path}={text!r} names entry {index} of {len(config)}; name a field of one from 0.")
+        return (*config[:index], _assign(config[index], keys[1:], text, path), *config[index + 1 :])
     if not dataclasses.is_dataclass(config):
         raise UserError(f"{path}={text!r} reaches into {config!r}, which has no fields; shorten the path.")
     name, rest = keys[0], keys[1:]

@@ -17,6 +17,7 @@ from t2i_jax.eval.judge_digits import JudgeDigits
 from t2i_jax.eval.judge_shapes import JudgeShapes
 from t2i_jax.eval.reconstruction import codebook_usage, psnr
 from t2i_jax.recipe import Recipe
+from t2i_jax.systems.imagen_system import ImagenSystem
 from t2i_jax.systems.parti import PartiSystem
 from t2i_jax.systems.super_resolution import SuperResolutionSystem
 from t2i_jax.systems.tokenizer import TokenizerSystem
@@ -58,7 +59,7 @@ def preview_hooks(recipe: Recipe, build_system) -> tuple[Hook, ...]:
 def preview(recipe: Recipe, system) -> tuple[np.ndarray, Mapping[str, float]]:
     """A grid of `evaluation.preview` pictures, and metrics: originals above reconstructions, or generated pictures."""
     count = recipe.evaluation.preview
-    if isinstance(system, PartiSystem):
+    if hasattr(system, "generate"):
         judged = judge(recipe, system, count)
         metrics = {} if judged.right is None else {"eval/alignment": float(np.mean(judged.right))}
         return grid(judged.images, 8, _SIDE), metrics
@@ -85,8 +86,12 @@ def held_out(recipe: Recipe, count: int, wants: Sequence[str] = ("image",)) -> M
     return next(iter(stream))
 
 
-def judge(recipe: Recipe, system: PartiSystem, count: int, seed: int = 0) -> Judged:
+def judge(recipe: Recipe, system: PartiSystem | ImagenSystem, count: int, seed: int = 0) -> Judged:
     """Pictures for `count` held-out captions, and the verdict of the recipe's judge on each."""
+    if recipe.task.text is None:
+        options = {name: value for name, value in recipe.evaluation.sampling().items() if name != "guidance"}
+        images = system.generate(images_per_prompt=count, seed=seed, batch_size=min(count, 64), **options)
+        return Judged([""] * count, np.asarray(images), None, {})
     stored = recipe.task.text.entry == "text_embeds"
     samples = held_out(recipe, count, ("caption", "text_embeds", "text_mask") if stored else ("caption",))
     captions = list(samples["caption"])
@@ -102,12 +107,12 @@ def evaluate(recipe: Recipe, system, workdir: str | pathlib.Path) -> Mapping[str
     """The figures of a finished run, added to WORKDIR/metrics.json, and its grid in WORKDIR/samples/heldout.png.
 
     Returns:
-      For Parti with a judge `alignment_heldout` (fraction of pictures that agree with their captions); for a tokenizer
+      With captions and a judge `alignment_heldout` (fraction of pictures that agree with their captions); for a tokenizer
       `reconstruction_psnr` in dB and `codebook_usage` (fraction of codes that held-out pictures use).
     """
     workdir = pathlib.Path(workdir)
     metrics: dict[str, float] = {}
-    if isinstance(system, PartiSystem):
+    if hasattr(system, "generate"):
         judged = judge(recipe, system, recipe.evaluation.pictures)
         if judged.right is not None:
             metrics["alignment_heldout"] = float(np.mean(judged.right))

@@ -13,6 +13,7 @@ from t2i_jax.data.pipeline import DataConfig
 from t2i_jax.errors import UserError
 
 JUDGES = ("shapes", "digits")
+SAMPLING = ("guidance", "temperature", "top_k", "top_p", "sampler", "steps", "parallel")  # of `Evaluation`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,16 +24,19 @@ class Evaluation:
       judge: "shapes" or "digits": generated pictures are judged against their captions; None: they are only drawn.
       pictures: how many held-out captions are judged at the end.
       preview: how many pictures a sample grid holds, at `train.eval_every`.
-      guidance, temperature, top_k, top_p: as in `PartiSystem.generate`.
+      guidance, temperature, top_k, top_p, sampler, steps, parallel: as in the system's `generate`; None: its own value.
     """
 
     judge: str | None = None
     pictures: int = 200
     preview: int = 16
-    guidance: float = 3.0
-    temperature: float = 1.0
+    guidance: float | None = 3.0
+    temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    sampler: str | tuple[str, ...] | None = None
+    steps: int | tuple[int, ...] | None = None
+    parallel: float | None = None
 
     def __post_init__(self):
         if self.judge is not None:
@@ -41,8 +45,9 @@ class Evaluation:
             raise UserError(f"evaluation.pictures={self.pictures} and .preview={self.preview} must be at least 1.")
 
     def sampling(self) -> Mapping[str, Any]:
-        """The keyword arguments of `generate`."""
-        return {name: getattr(self, name) for name in ("guidance", "temperature", "top_k", "top_p")}
+        """The keyword arguments of `generate` that are set."""
+        values = {name: getattr(self, name) for name in SAMPLING}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Recipe:
     """One run: what is trained, on what, how, and how it is judged.
 
     Attributes:
-      task: `TokenizerTask`, `PartiTask` or `SuperResolutionTask`.
+      task: `TokenizerTask`, `PartiTask`, `SuperResolutionTask` or `ImagenTask`.
       data: where pictures and captions come from.
       train: steps, batch size, optimisers, mesh.
       tokenizer: for Parti, the image tokenizer: a recipe that is trained first (in WORKDIR/tokenizer), or the path of
@@ -67,9 +72,19 @@ class Recipe:
     perceptual: str | None = None
     evaluation: Evaluation = Evaluation()
 
+    def __post_init__(self):
+        known = getattr(self.task, "sampling_options", None)
+        for name in self.evaluation.sampling() if known else ():
+            if name not in known and name != "guidance":
+                kind = type(self.task).__name__
+                raise UserError(f"evaluation.{name} is given for {kind}, which samples by {', '.join(known)}; leave it out.")
+
 
 def known_types() -> Mapping[str, type]:
     """Every class that a stored configuration may name, by its tag."""
+    from t2i_jax.diffusion.lowres import LowresNoise
+    from t2i_jax.diffusion.noise import Ddpm, Edm
+    from t2i_jax.diffusion.samplers import Churn
     from t2i_jax.models.discriminator import Discriminator
     from t2i_jax.models.parti import Parti, PartiAndTokenizer
     from t2i_jax.models.parti_transformer import PartiTransformer
@@ -79,6 +94,8 @@ def known_types() -> Mapping[str, type]:
     from t2i_jax.models.vgg import Vgg16
     from t2i_jax.models.vit_vqgan import VitVQGanVAE
     from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
+    from t2i_jax.systems.imagen import ImagenTask
+    from t2i_jax.systems.imagen_stage import Stage
     from t2i_jax.systems.parti import PartiTask
     from t2i_jax.systems.super_resolution import SuperResolutionTask
     from t2i_jax.systems.tokenizer import TokenizerTask
@@ -91,8 +108,9 @@ def known_types() -> Mapping[str, type]:
 
     classes = (
         Recipe, Evaluation, DataConfig, TrainConfig, OptimConfig, TokenizerTask, PartiTask, SuperResolutionTask,
-        VitVQGanVAE, ViTVQGAN, Discriminator, StyleDiscriminator, Vgg16, Parti, PartiAndTokenizer, PartiTransformer, SuperResolution, LearnedText, StoredText, T5Text,
-        T5Encoder, Unet, NullUnet,
+        ImagenTask, Stage, Ddpm, Edm, LowresNoise, Churn, VitVQGanVAE, ViTVQGAN, Discriminator, StyleDiscriminator, Vgg16,
+        Parti, PartiAndTokenizer, PartiTransformer, SuperResolution, Unet, NullUnet, LearnedText, StoredText, T5Text,
+        T5Encoder,
     )  # fmt: skip
     return {cls.__name__: cls for cls in classes}
 

@@ -27,6 +27,8 @@ from t2i_jax.data.source import open_source
 from t2i_jax.errors import UserError
 from t2i_jax.models.vgg import Vgg16
 from t2i_jax.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from t2i_jax.systems.imagen import ImagenTask
+from t2i_jax.systems.imagen_system import ImagenSystem
 from t2i_jax.systems.parti import PartiSystem, PartiTask
 from t2i_jax.systems.super_resolution import SuperResolutionSystem, SuperResolutionTask
 from t2i_jax.systems.tokenizer import TokenizerSystem, TokenizerTask
@@ -34,17 +36,21 @@ from t2i_jax.text.learned import LearnedText
 from t2i_jax.text.t5 import T5Text
 from t2i_jax.text.tokenizer import load as load_text_tokenizer
 from t2i_jax.text.tokenizer import train_bpe
-from t2i_jax.train.checkpoint import load_params
+from t2i_jax.train.checkpoint import load_config, load_params
 from t2i_jax.train.loop import fit
 
 _CAPTIONS_FOR_VOCABULARY = 50_000  # captions that a vocabulary is trained from
 
-_FREE = ("evaluation", "tokenizer", "data.workers", "data.threads", "data.max_bad_rate")  # may change between starts
+_FREE = (  # may change between starts
+    "evaluation", "tokenizer", "data.workers", "data.threads", "data.max_bad_rate", "task.train_stages",
+)  # fmt: skip
 
-System = TokenizerSystem | PartiSystem | SuperResolutionSystem
+System = TokenizerSystem | PartiSystem | SuperResolutionSystem | ImagenSystem
 
 
-def train(recipe: Recipe, workdir: str | pathlib.Path, *, hooks: Callable[[Recipe, Any], tuple] | None = None) -> System:
+def train(
+    recipe: Recipe, workdir: str | pathlib.Path, *, hooks: Callable[[Recipe, Any], tuple] | None = None
+) -> System:
     """Trains a recipe into `workdir`, or carries on with what is there, and returns the trained system.
 
     A recipe whose tokenizer is a recipe trains that one first, in WORKDIR/tokenizer.
@@ -64,7 +70,7 @@ def train(recipe: Recipe, workdir: str | pathlib.Path, *, hooks: Callable[[Recip
     recipe, frozen = _with_tokenizer(recipe, workdir, hooks)
     recipe = _with_perceptual(recipe, frozen)
     text_tokenizer = _text_tokenizer(recipe, workdir)
-    if isinstance(recipe.task, PartiTask) and isinstance(recipe.task.text, T5Text):
+    if isinstance(getattr(recipe.task, "text", None), T5Text):
         frozen["text"] = recipe.task.text.init(jax.random.key(0))
     _check_sizes(recipe)
     _check_stored(recipe, frozen)
@@ -78,7 +84,7 @@ def train(recipe: Recipe, workdir: str | pathlib.Path, *, hooks: Callable[[Recip
         recipe.train.seed,
         tokenize=_tokenize(recipe, text_tokenizer),
         wants=tuple(recipe.task.batch_spec(1)),
-        text_length=recipe.task.text.max_length if isinstance(recipe.task, PartiTask) else None,
+        text_length=getattr(getattr(recipe.task, "text", None), "max_length", None),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -120,7 +126,7 @@ def load(workdir: str | pathlib.Path, *, averaged: bool = True) -> System:
     frozen: dict[str, Any] = {}
     if isinstance(recipe.task, PartiTask) and (workdir / "tokenizer").is_dir():
         frozen["tokenizer"] = load(workdir / "tokenizer").weights
-    if isinstance(recipe.task, PartiTask) and isinstance(recipe.task.text, T5Text):
+    if isinstance(getattr(recipe.task, "text", None), T5Text):
         frozen["text"] = recipe.task.text.init(jax.random.key(0))
     return _system(recipe.task, params, stats, frozen, _text_tokenizer(recipe, workdir))
 
@@ -134,7 +140,7 @@ def load_run_recipe(workdir: str | pathlib.Path) -> Recipe:
     workdir = pathlib.Path(workdir)
     if (workdir / "system.json").is_file():
         return recipe_from_dict(json.loads((workdir / "system.json").read_text()))
-    return recipe_from_dict(load_params(workdir)[0])
+    return recipe_from_dict(load_config(workdir))
 
 
 def export(workdir: str | pathlib.Path, out: str | pathlib.Path) -> pathlib.Path:
@@ -186,7 +192,7 @@ def write_system(
     shutil.rmtree(half_done, ignore_errors=True)
     half_done.mkdir(parents=True)
     arrays = _flatten({"params": params, "stats": stats})
-    save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, half_done / "weights.safetensors")
+    save_file({name: np.array(value, order="C") for name, value in arrays.items()}, half_done / "weights.safetensors")
     (half_done / "system.json").write_text(json.dumps(recipe_to_dict(recipe), indent=1))
     for name, write in beside.items():
         write(half_done / name)
@@ -282,10 +288,10 @@ def _check_source(data):
 
 def _check_sizes(recipe):
     network = getattr(recipe.task, "tokenizer", None) or getattr(recipe.task, "model", None)
-    size = getattr(network, "image_size", None)
+    size = getattr(recipe.task, "image_size", None) or getattr(network, "image_size", None)
     if "image" in recipe.task.batch_spec(1) and size not in (None, recipe.data.image_size):
         raise UserError(
-            f"data.image_size={recipe.data.image_size} is not the network's image_size={size}; make them equal."
+            f"data.image_size={recipe.data.image_size} is not the task's image_size={size}; make them equal."
         )
     if recipe.train.batch_size % jax.process_count():
         raise UserError(
@@ -328,7 +334,10 @@ def _system(task, params, stats, frozen, text_tokenizer) -> System:
         return PartiSystem(task, params, frozen, text_tokenizer)
     if isinstance(task, SuperResolutionTask):
         return SuperResolutionSystem(task, params)
-    raise UserError(f"task={type(task).__name__} has no system; known: TokenizerTask, PartiTask, SuperResolutionTask.")
+    if isinstance(task, ImagenTask):
+        return ImagenSystem(task, params, jax.device_get(stats["updates"]), frozen, text_tokenizer)
+    known = "TokenizerTask, PartiTask, SuperResolutionTask, ImagenTask"
+    raise UserError(f"task={type(task).__name__} has no system; known: {known}.")
 
 
 def _averaged(params, ema) -> Mapping[str, Any]:

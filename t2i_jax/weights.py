@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from t2i_jax import convert, runs
+from t2i_jax import convert, imagen_weights, runs
 from t2i_jax.convert import torch_io
 from t2i_jax.data.pipeline import DataConfig
 from t2i_jax.errors import UserError
+from t2i_jax.models.cascade import Cascade
 from t2i_jax.models.parti import Parti, PartiAndTokenizer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.recipe import Recipe
+from t2i_jax.systems.imagen import ImagenTask
 from t2i_jax.systems.parti import PartiTask
 from t2i_jax.systems.tokenizer import TokenizerTask
 from t2i_jax.text.stored import StoredText
@@ -22,16 +25,23 @@ from t2i_jax.train.loop import TrainConfig
 
 
 def import_torch(
-    path: str | pathlib.Path, out: str | pathlib.Path, *, t5: str | None = None, **fields: Any
+    path: str | pathlib.Path,
+    out: str | pathlib.Path,
+    *,
+    t5: str | None = None,
+    imagen: Mapping[str, Any] | None = None,
+    **fields: Any,
 ) -> pathlib.Path:
-    """Writes a checkpoint of parti-pytorch as a folder that `t2i_jax.load` reads, and returns the folder.
+    """Writes a checkpoint of parti-pytorch or imagen-pytorch as a folder that `t2i_jax.load` reads; returns the folder.
 
     Args:
-      path: .safetensors, .pt, .pth, .bin or .ckpt, with the weights of a VitVQGanVAE, or of a Parti with its tokenizer
-        (as the package saves it); a pickle never runs code.
+      path: .safetensors, .pt, .pth, .bin or .ckpt, with the weights of a VitVQGanVAE, of a Parti with its tokenizer or
+        of an Imagen (as the packages save them), or what ImagenTrainer saved; a pickle never runs code.
       out: new folder.
-      t5: for Parti, the folder or hub name of the T5 whose embeddings it was trained on; None: `generate` is given
+      t5: the folder or hub name of the T5 whose embeddings a Parti or an Imagen was trained on; None: `generate` is given
         embeddings instead of prompts.
+      imagen: arguments of the package's class, as {"image_sizes": (64, 256), "pred_objectives": "v"}, and "elucidated":
+        True for an ElucidatedImagen; of a checkpoint that was made from a config those that differ.
       **fields: configuration that the weights do not tell, for a tokenizer or a Parti that stands alone.
 
     Raises:
@@ -39,7 +49,13 @@ def import_torch(
     """
     out = pathlib.Path(out)
     runs.check_new(out)
+    if pathlib.Path(path).suffix != ".safetensors" and imagen_weights.is_trainers(torch_io.load(path)):
+        return imagen_weights.write(imagen_weights.from_trainer(path, **fields), out, t5, imagen or {})
     model, params = convert.from_torch(path, **fields)
+    if isinstance(model, Cascade):
+        return imagen_weights.write(imagen_weights.untold(model, params), out, t5, imagen or {})
+    if imagen is not None:
+        raise UserError(f"imagen={imagen} is given for the weights of a {type(model).__name__}; leave it out.")
     if isinstance(model, VitVQGanVAE):
         if t5 is not None:
             raise UserError(f"t5={t5!r} is given for an image tokenizer, which reads no text; leave it out.")
@@ -60,10 +76,11 @@ def import_torch(
 
 
 def export_torch(run: str | pathlib.Path, path: str | pathlib.Path) -> pathlib.Path:
-    """Writes a run's weights as the state dict that parti-pytorch loads, and returns the file.
+    """Writes a run's weights as the state dict that parti-pytorch or imagen-pytorch loads, and returns the file.
 
     A tokenizer that was trained or saved without a discriminator has no "discr." in it. A Parti with its tokenizer
-    becomes one state dict, with the tokenizer under "vae.".
+    becomes one state dict, with the tokenizer under "vae.". A cascade as .pt becomes a checkpoint of ImagenTrainer, with
+    its averages and counts of steps; as .safetensors the averaged networks alone.
 
     Args:
       run: folder of a run, or of an exported system. path: new .safetensors or .pt file.
@@ -74,6 +91,8 @@ def export_torch(run: str | pathlib.Path, path: str | pathlib.Path) -> pathlib.P
     path = pathlib.Path(path)
     if path.exists():
         raise UserError(f"out={str(path)!r} exists; name a new file.")
+    if isinstance(runs.load_run_recipe(_folder(run)).task, ImagenTask):
+        return imagen_weights.export(run, path)
     recipe, params, stats = runs.read(_folder(run))
     if isinstance(recipe.task, TokenizerTask):
         model, params = recipe.task.model, _tokenizer_weights(recipe.task.model, params, stats)

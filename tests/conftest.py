@@ -1,4 +1,4 @@
-"""One CPU device, two threads, a compilation cache that outlives the run: compiling is what makes these tests slow."""
+"""One CPU device, programs compiled fast rather than well and kept: compiling is what makes these tests slow."""
 
 import os
 import pathlib
@@ -6,6 +6,8 @@ import pathlib
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "xla_backend_optimization_level" not in (_flags := os.environ.get("XLA_FLAGS", "")):
+    os.environ["XLA_FLAGS"] = f"{_flags} --xla_backend_optimization_level=0".strip()
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from t2i_jax import runs
+from t2i_jax import config, runs
 from t2i_jax.cli import main as cli
+from t2i_jax.recipe import load_recipe
 from tests.e2e import tiny, tiny_t5
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -36,6 +37,28 @@ _SMALLER = {
     "(1, 256, 256, 3)": "(1, 16, 16, 3)",
     "steps=100_000, batch_size=32, accumulate=8": "steps=2, batch_size=8, accumulate=2",
     "steps=100_000, batch_size=32)": "steps=2, batch_size=8)",
+    "dim=32,\n    cond_dim=512": "dim=8, cond_dim=8, attn_heads=2, attn_dim_head=4, attn_pool_num_latents=2",
+    "dim=32,\n    dim_mults=(1, 2, 4)": "dim=8, dim_mults=(1, 1), attn_heads=2, attn_dim_head=4",
+    "dim=32, dim_mults=(1, 2, 4, 8)": "dim=8, dim_mults=(1, 1)",
+    "(1, 2, 4, 8)": "(1, 1)",
+    "num_resnet_blocks=3": "num_resnet_blocks=0",
+    "num_resnet_blocks=(2, 4, 8, 8)": "num_resnet_blocks=0",
+    "num_resnet_blocks=(2, 4, 8)": "num_resnet_blocks=0",
+    "(False, True, True, True)": "(False, True)",
+    "(False, False, False, True)": "(False, True)",
+    "(False, True, True)": "(False, True)",
+    "(False, False, True)": "(False, True)",
+    "image_sizes=(64, 256)": "image_sizes=(8, 16)",
+    "image_sizes=(64, 128)": "image_sizes=(8, 16)",
+    "image_size=128,": "image_size=16,",
+    "steps=100_000, batch_size=64, accumulate=16": "steps=2, batch_size=8, accumulate=2",
+    "steps=200_000, batch_size=16, accumulate=4": "steps=2, batch_size=8",
+    "(1, 256, 256)": "(1, 16, 16)",
+    "inpaint_masks[:, :128]": "inpaint_masks[:, :8]",
+    "images_per_prompt=16": "images_per_prompt=4",
+    "((16, 24), (32, 48))": "((8, 12), (16, 24))",
+    "np.arange(32) < 16": "np.arange(16) < 8",
+    "half, (32, 32)": "half, (16, 16)",
 }  # fmt: skip
 
 
@@ -47,8 +70,16 @@ _TINY_LARGER = """train.steps=2 train.batch_size=2 task.model.channels=4 task.mo
     data.image_size=16 evaluation.preview=2 evaluation.pictures=2""".split()
 
 
+_TINY_IMAGEN = """train.steps=2 train.batch_size=8 evaluation.preview=4 evaluation.pictures=4 evaluation.steps=2
+    data.image_size=16 task.stages.0.image_size=8 task.stages.1.image_size=16 task.stages.0.unet.dim=8
+    task.stages.1.unet.dim=8 task.stages.1.unet.dim_mults=(1,1,1) task.text.dim=16 task.text.depth=1
+    task.text.heads=2 task.text.mlp_dim=16""".split()
+
+
 def _changes(command):
     """What is added to the overrides of a command."""
+    if command[1] == "train" and "imagen" in command[2]:
+        return _TINY_IMAGEN
     if command[1] == "train":
         return _TINY_LARGER if "super_resolution" in command[2] else _TINY
     return ["evaluation.pictures=8"] if command[1] == "eval" else []
@@ -63,9 +94,13 @@ def place(tmp_path_factory):
     """A folder with what the README speaks of: a run, photos, a T5, the recipes."""
     here = tmp_path_factory.mktemp("readme")
     runs.train(tiny.get_config(), here / "runs" / "quickstart")
+    cascade = load_recipe(_ROOT / "configs" / "imagen" / "shapes.py")
+    runs.train(config.override(cascade, _TINY_IMAGEN), here / "runs" / "imagen")
     _photos(here / "photos")
     tiny_t5.save(here / "t5-large", re.findall(r'^    +"([a-z ,-]+)",$', _README, re.MULTILINE))
     Image.new("RGB", (40, 30), (200, 30, 30)).save(here / "picture.png")
+    half = np.where(np.arange(40) < 20, 255, 0).astype(np.uint8)
+    Image.fromarray(np.broadcast_to(half, (30, 40))).save(here / "mask.png")
     (here / "configs").symlink_to(_ROOT / "configs")
     return here
 
@@ -90,6 +125,9 @@ def test_every_python_block_runs(place, monkeypatch):
     assert names["logits"].shape == (4, 16, 16) and np.isfinite(names["loss"])
     assert names["decoded"].shape == (4, 16, 16, 3) and names["painted"].dtype == np.uint8
     assert np.isfinite(names["generator_loss"]) and np.isfinite(names["judge_loss"])
+    assert names["small"].shape == (1, 8, 8, 3) and names["larger"].shape == (1, 16, 16, 3)
+    assert names["wide"].shape == (1, 16, 24, 3) and np.isfinite(names["valid_loss"][0])
+    np.testing.assert_array_equal(names["inpainted"][:, :8], names["inpaint_images"][:, :8])
 
 
 def test_every_command_runs(place, monkeypatch, capsys):

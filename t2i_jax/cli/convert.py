@@ -16,17 +16,20 @@ _Path = Annotated[pathlib.Path, tyro.conf.Positional]
 def from_torch(
     weights: _Path, out: _Path, fields: Annotated[tuple[str, ...], tyro.conf.Positional] = (), t5: str | None = None
 ) -> None:
-    """Turn a checkpoint of parti-pytorch into a folder that t2i sample and t2i.load read.
+    """Turn a checkpoint of parti-pytorch or imagen-pytorch into a folder that t2i sample and t2i.load read.
 
     Args:
         weights: A .safetensors file, or .pt/.bin/.pth (read without running any pickled code).
         out: New folder; nothing is overwritten.
-        fields: Configuration that the weights don't tell, as heads=8.
-        t5: For Parti, the folder or hub name of the T5 that it was trained on.
+        fields: Configuration that the weights don't tell, as heads=8; of the package's class Imagen as
+            imagen.image_sizes=(64,256), or imagen.elucidated=True for ElucidatedImagen.
+        t5: The folder or hub name of the T5 that a Parti or an Imagen was trained on.
     """
     from t2i_jax.weights import import_torch
 
-    print(f"written: {import_torch(weights, out, t5=t5, **_fields(fields))}")
+    given = _fields(fields)
+    of_class = {name[len("imagen.") :]: given.pop(name) for name in list(given) if name.startswith("imagen.")}
+    print(f"written: {import_torch(weights, out, t5=t5, imagen=of_class or None, **given)}")
 
 
 def to_torch(run: _Path, out: _Path) -> None:

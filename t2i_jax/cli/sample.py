@@ -13,7 +13,7 @@ from t2i_jax.errors import UserError
 
 def sample(
     run: Annotated[pathlib.Path, tyro.conf.Positional],
-    prompts: Annotated[tuple[str, ...], tyro.conf.Positional],
+    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     out: pathlib.Path | None = None,
     count: int = 4,
     seed: int = 0,
@@ -21,26 +21,36 @@ def sample(
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
+    sampler: str | None = None,
+    steps: int | None = None,
+    stop_at: int | None = None,
     negative: str | None = None,
     init: pathlib.Path | None = None,
-    keep_rows: float = 0.5,
+    keep_rows: float | None = None,
+    mask: pathlib.Path | None = None,
+    strength: float | None = None,
     upscale: pathlib.Path | None = None,
 ) -> None:
     """Generate pictures for captions.
 
     Args:
         run: Folder of the run.
-        prompts: One caption or several.
+        prompts: One caption or several; none for a system that was trained without captions.
         out: Folder for the PNG files; RUN/samples/<seed> by default. Nothing there is overwritten.
         count: Pictures per caption.
         seed: The same seed gives the same pictures.
         guidance: Strength of classifier-free guidance; the recipe's by default.
-        temperature: Below 1 is safer, above 1 is more varied; the recipe's by default.
-        top_k: Sample among the k likeliest tokens only.
-        top_p: Sample among the likeliest tokens that hold this probability only.
+        temperature: Parti: below 1 is safer, above 1 is more varied; the recipe's by default.
+        top_k: Parti: sample among the k likeliest tokens only.
+        top_p: Parti: sample among the likeliest tokens that hold this probability only.
+        sampler: Imagen: ancestral, ddim, heun or dpm_solver.
+        steps: Imagen: steps of the sampler, in every stage.
+        stop_at: Imagen: the last stage to run, from 1.
         negative: What the pictures should not show.
-        init: A picture to complete: its upper part is kept.
-        keep_rows: Which part of --init is kept, from the top.
+        init: A picture to complete or, with Imagen and no --mask, to change.
+        keep_rows: Parti: which part of --init is kept, from the top; 0.5 by default.
+        mask: Imagen: a picture as large as --init, white where that is kept and black where it is painted anew.
+        strength: Imagen: how much --init is changed, from 0 to 1; 0.6 by default.
         upscale: Folder of a super-resolution run, which makes the pictures larger.
     """
     from t2i_jax import runs
@@ -52,14 +62,26 @@ def sample(
     larger = None if upscale is None else _upscaler(runs.load(upscale), upscale)
     if not hasattr(system, "generate"):
         raise UserError(f"run={str(run)!r} holds {type(system).__name__}, which makes no pictures from text.")
-    options = runs.load_run_recipe(run).evaluation.sampling()
-    given = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    options = {**options, **{name: value for name, value in given.items() if value is not None}}
+    options = dict(runs.load_run_recipe(run).evaluation.sampling())
+    given = {
+        "guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p, "sampler": sampler,
+        "steps": steps, "stop_at": stop_at, "strength": strength,
+    }  # fmt: skip
+    for name, value in given.items():
+        if value is not None and name not in system.task.sampling_options:
+            known = ", ".join("--" + option.replace("_", "-") for option in system.task.sampling_options)
+            kind = type(system).__name__
+            raise UserError(f"{name}={value} is no option of run={str(run)!r}, a {kind}, which has {known}; leave it out.")
+    options |= {name: value for name, value in given.items() if value is not None}
+    if sampler is not None and steps is None:
+        options.pop("steps", None)  # the recipe's number is for its own sampler
     if negative is not None:
         options["negative_prompts"] = [negative] * len(prompts)
-    if init is not None:
-        options |= _completion(init, keep_rows, system, len(prompts))
-    images = np.asarray(system.generate(list(prompts), seed=seed, images_per_prompt=count, **options))
+    options |= _pictures(system, init, keep_rows, mask, max(len(prompts), 1))
+    if "steps" in system.task.sampling_options:
+        options["progress"] = True
+    captions = list(prompts) if prompts or system.task.text is not None else None
+    images = np.asarray(system.generate(captions, seed=seed, images_per_prompt=count, **options))
     images = images if larger is None else larger(images)
     out = _new_folder(out or pathlib.Path(run) / "samples" / f"seed{seed}")
     for i, image in enumerate(images):
@@ -76,18 +98,56 @@ def _upscaler(system, run):
     return system.upscale
 
 
-def _completion(path, keep_rows, system, prompts):
+def _pictures(system, init, keep_rows, mask, prompts):
+    """What to complete or to change, as arguments of `generate`."""
+    parti = hasattr(system.task, "tokenizer")
+    for name, value, fits in (("keep_rows", keep_rows, parti), ("mask", mask, not parti)):
+        if value is not None and (init is None or not fits):
+            why = "is nothing without --init" if fits else f"is no option of a {type(system).__name__}"
+            raise UserError(f"{name}={str(value)!r} {why}; leave it out{' or give --init' if fits else ''}.")
+    if init is None:
+        return {}
+    picture = _open("init", init).convert("RGB" if _channels(system) == 3 else "L")
+    if parti:
+        keep_rows = 0.5 if keep_rows is None else keep_rows
+        if not 0 < keep_rows < 1:
+            raise UserError(f"keep_rows={keep_rows} must lie between 0 and 1, for example 0.5.")
+        side, rows = system.task.tokenizer.image_size, max(1, round(system.task.tokenizer.grid[0] * keep_rows))
+        return {"init_images": _repeated(_resized(picture, side), prompts), "known_rows": rows}
+    side = system.task.image_size
+    given = {"init_images": _repeated(_resized(picture, side), prompts)}
+    if mask is not None:
+        white = _open("mask", mask).convert("L")
+        if white.size != picture.size:
+            raise UserError(f"mask={str(mask)!r} is {white.size} and init {picture.size} pixels; make them equal.")
+        given["mask"] = np.asarray(_resized(white, side)) >= 128
+    return given
+
+
+def _channels(system):
+    return getattr(system.task, "channels", None) or system.task.tokenizer.channels
+
+
+def _open(name, path):
     from PIL import Image
 
-    if not 0 < keep_rows < 1:
-        raise UserError(f"keep_rows={keep_rows} must lie between 0 and 1, for example 0.5.")
-    side = system.task.tokenizer.image_size
     try:
-        picture = Image.open(path).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+        picture = Image.open(path)
+        picture.load()
+        return picture
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"init={str(path)!r} can't be read as a picture ({error}); give a PNG or JPEG file.") from None
-    rows = max(1, round(system.task.tokenizer.grid[0] * keep_rows))
-    return {"init_images": np.repeat(np.asarray(picture)[None], prompts, axis=0), "known_rows": rows}
+        raise UserError(f"{name}={str(path)!r} can't be read as a picture ({error}); give a PNG or JPEG file.") from None
+
+
+def _resized(picture, side):
+    from PIL import Image
+
+    return picture.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def _repeated(picture, count):
+    array = np.asarray(picture)
+    return np.repeat(array.reshape(1, *array.shape[:2], -1), count, axis=0)
 
 
 def _new_folder(out):

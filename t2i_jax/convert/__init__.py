@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from t2i_jax import config
-from t2i_jax.convert import engine, parti, t5, torch_io, unet, vgg, vit_vqgan
+from t2i_jax.convert import engine, imagen, parti, t5, torch_io, unet, vgg, vit_vqgan
 from t2i_jax.errors import UserError
 
 # In the order in which a state dict is tried. A table file offers `NETWORK`, an `engine.Network`.
@@ -20,6 +20,7 @@ NETWORKS: dict[str, engine.Network] = {
     "parti-pytorch with its image tokenizer": parti.WITH_TOKENIZER,
     "parti-pytorch image tokenizer": vit_vqgan.NETWORK,
     "VGG16 (torchvision, LPIPS)": vgg.NETWORK,
+    "imagen-pytorch": imagen.NETWORK,
     "imagen-pytorch U-Net": unet.NETWORK,
     "imagen-pytorch empty U-Net": unet.NULL,
 }
@@ -30,12 +31,13 @@ def from_torch(source: Any, **fields: Any) -> tuple[Any, dict[str, Any]]:
 
     Args:
       source: a live PyTorch module, its state dict, or the path of a file with one.
-      **fields: configuration that the weights do not tell; of a Parti with its tokenizer, that of either.
+      **fields: configuration that the weights do not tell; of a Parti with its tokenizer, that of either; of a cascade
+        that of all its U-Nets, or unets=[{...}, {...}].
 
     Returns:
       The model and its parameters (float32 NumPy arrays). For an image tokenizer these are its weights:
       {"generator", "stats"} and "discriminator" where it was saved. A Parti that was saved with its tokenizer gives a
-      `PartiAndTokenizer` and {"parti", "tokenizer"}.
+      `PartiAndTokenizer` and {"parti", "tokenizer"}, an `Imagen` or `ElucidatedImagen` a `Cascade` and {"stage_1", ...}.
 
     Raises:
       UserError: weights of no known network, an unknown field, a field that the weights contradict, or arrays that do
@@ -53,8 +55,8 @@ def from_torch(source: Any, **fields: Any) -> tuple[Any, dict[str, Any]]:
         inferred = network.fields(state, module)
     except KeyError as error:
         raise UserError(
-            f"the weights look like those of {network.model.__name__} and have no {error.args[0]!r}; they are of another "
-            "release of the package, or not whole."
+            f"the weights look like those of {network.model.__name__} and have no {error.args[0]!r}; they are of "
+            "another release of the package, or not whole."
         ) from error
     model = _configured(network.model, inferred, fields)
     table = network.table(model)
@@ -87,6 +89,8 @@ def to_state(model: Any, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def _configured(model, inferred, fields):
     """The network with what was inferred and what was given; a field may also be that of a network inside."""
     known = config.fields_of(model)
+    if "unets" in known:
+        return model(_cascade(inferred["unets"], fields))
     inside = {name: value for name, value in inferred.items() if dataclasses.is_dataclass(value)}
     for name, value in fields.items():
         home = next((part for part in inside if name in config.fields_of(type(inside[part]))), None)
@@ -99,6 +103,18 @@ def _configured(model, inferred, fields):
             inside[home] = config.override(inside[home], [f"{name}={value!r}"])
             fields = {key: other for key, other in fields.items() if key != name}
     return model(**(inferred | inside | fields))
+
+
+def _cascade(found, fields):
+    """The U-Nets of a cascade; fields are for all of them, or for each as unets=[{...}, {...}]."""
+    each = fields.get("unets", [{}] * len(found))
+    if len(each) != len(found):
+        raise UserError(f"unets has {len(each)} entries for {len(found)} U-Nets; give one for each, {{}} where none.")
+    common = {name: value for name, value in fields.items() if name != "unets"}
+    return tuple(
+        _configured(unet, inferred, {**common, **own} if inferred else {})
+        for (unet, inferred), own in zip(found, each, strict=True)
+    )
 
 
 def _recognised(state):

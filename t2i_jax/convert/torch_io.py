@@ -22,22 +22,31 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
       UserError: no such file, another suffix, or a file that holds more than plain tensors.
     """
     path = pathlib.Path(path)
+    if path.suffix == ".safetensors" and path.is_file():
+        return _read_safetensors(path)
+    return arrays(_state_in(load(path), path))
+
+
+def load(path: str | pathlib.Path) -> Any:
+    """What a .pt, .pth, .bin or .ckpt file holds; nothing but tensors and plain values, so that no code runs.
+
+    Raises:
+      UserError: no such file, another suffix, or a file that holds more.
+    """
+    path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"weights={str(path)!r} is not a file; give a .safetensors, .pt, .pth, .bin or .ckpt file.")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
     if path.suffix not in _PICKLES:
         raise UserError(f"weights={str(path)!r} is of an unknown kind; give .safetensors, .pt, .pth, .bin or .ckpt.")
     import torch
 
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise UserError(
             f"weights={str(path)!r} was refused ({str(error).splitlines()[0]}); save its state_dict() again, best as "
             ".safetensors."
         ) from error
-    return arrays(_state_in(loaded, path))
 
 
 def write(path: str | pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
@@ -53,6 +62,15 @@ def write(path: str | pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
         torch.save(tensors(state), path)
     else:
         raise UserError(f"weights={str(path)!r} is of an unknown kind; give .safetensors or .pt.")
+
+
+def write_checkpoint(path: str | pathlib.Path, loaded: Mapping[str, Any]) -> None:
+    """Writes tensors and plain values, nested in dicts, as torch.save does."""
+    import torch
+
+    if pathlib.Path(path).suffix not in _PICKLES:
+        raise UserError(f"weights={str(path)!r} is of an unknown kind; give .pt.")
+    torch.save(dict(loaded), path)
 
 
 def arrays(state: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -24,6 +26,7 @@ def repaint(
     *,
     resample: int = 5,
     compat: str | None = None,
+    tell: Callable[[], None] | None = None,
 ) -> Array:
     """Clean pictures, float32, with the known part in place and the rest sampled to fit it.
 
@@ -36,6 +39,7 @@ def repaint(
       draw: time r of step i takes the draws 1 + 3 * (i * resample + r) and the two after it: for the known part, for
         the step, and for the way back up.
       compat: "imagen-pytorch" noises back up with too little noise, as that package does. None: as in the paper.
+      tell: is called within the compiled loop for every step, see `progress`.
     """
     if isinstance(resample, bool) or not isinstance(resample, int) or resample < 1:
         raise UserError(f"resample={resample} is not a number of times from 1; try 5.")
@@ -46,6 +50,8 @@ def repaint(
 
     def body(state, at):
         i, now, after = at
+        if tell is not None:
+            tell()
 
         def once(r, state):
             normal = lambda j: draw(1 + 3 * (i * resample + r) + j, state.x_BHWC)

@@ -73,7 +73,9 @@ def start(noise: Noise, levels: Array, draw: Draw, shape: Sequence[int]) -> Arra
     return noise.start(draw(0, jnp.zeros(shape, jnp.float32)), levels[0])
 
 
-def sample(step: Step, x_BHWC: Array, levels: Array, draw: Draw) -> Array:
+def sample(
+    step: Step, x_BHWC: Array, levels: Array, draw: Draw, *, tell: Callable[[], None] | None = None
+) -> Array:
     """The clean pictures, float32, not clipped.
 
     Args:
@@ -81,10 +83,13 @@ def sample(step: Step, x_BHWC: Array, levels: Array, draw: Draw) -> Array:
       x_BHWC: pictures noised to levels[0].
       levels: falling levels (steps + 1,); the last is 0, or the level to stop at.
       draw: random numbers; step i takes the draw number i + 1.
+      tell: is called within the compiled loop after every step, see `progress`.
     """
 
     def body(state, at):
         i, levels = at
+        if tell is not None:
+            tell()
         return step(state, levels, lambda: draw(i + 1, state.x_BHWC)), None
 
     x_BHWC = x_BHWC.astype(jnp.float32)

@@ -14,8 +14,9 @@ from t2i_jax.models import image_tokenizer
 from t2i_jax.models.discriminator import Discriminator
 from t2i_jax.nn import quantize
 from t2i_jax.nn.activation import gelu
-from t2i_jax.nn.attention import add_to_all
+from t2i_jax.nn.attention import add_to_all, attend_with_bias
 from t2i_jax.nn.conv import Dense, Depthwise, boxed, channel_norm, neighbours, patchify, uniform_fan_in, unpatchify
+from t2i_jax.nn.transformer import REMAT
 from t2i_jax.types import Array, Key
 
 _ALIASES = {"num_layers": "layers", "encdec_patch_size": "patch_size"} | {
@@ -49,9 +50,7 @@ class Attention(nn.Module):
             for name, t in zip("qkv", jnp.split(qkv, 3, axis=-1), strict=True)
         )
         bias = self.param("bias", boxed(nn.initializers.normal(1.0), None, "heads"), ((2 * size - 1) ** 2, self.heads))
-        scores_BHQK = jnp.einsum("BQHD,BKHD->BHQK", q * self.dim_head**-0.5, k).astype(jnp.float32)
-        weights = nn.softmax(add_to_all(scores_BHQK, _spread(bias, size)), axis=-1).astype(self.dtype)
-        out = jnp.einsum("BHQK,BKHD->BQHD", weights, v).reshape(batch, size, size, inner)
+        out = attend_with_bias(q * self.dim_head**-0.5, k, v, _spread(bias, size)).reshape(batch, size, size, inner)
         return Dense(self.dim, ("heads", "embed"), name="to_out", bias=False, dtype=self.dtype)(out)
 
 
@@ -80,16 +79,19 @@ class Transformer(nn.Module):
     heads: int
     dim_head: int
     ff_mult: int
+    remat: str = "none"
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x_BHWC: Array) -> Array:
         """The transformed map, same shape."""
         x = x_BHWC
+        recomputed = lambda module: module if self.remat == "none" else nn.remat(module, policy=REMAT[self.remat])
+        attention, feed_forward = recomputed(Attention), recomputed(FeedForward)
         for i in range(self.layers):
             x = x + Depthwise(self.dim, "embed", self.dtype, name=f"peg_{i}")(x)
-            x = x + Attention(self.dim, self.heads, self.dim_head, self.dtype, name=f"attention_{i}")(x)
-            x = x + FeedForward(self.dim, self.ff_mult, self.dtype, name=f"mlp_{i}")(x)
+            x = x + attention(self.dim, self.heads, self.dim_head, self.dtype, name=f"attention_{i}")(x)
+            x = x + feed_forward(self.dim, self.ff_mult, self.dtype, name=f"mlp_{i}")(x)
         return channel_norm("norm", self.dtype)(x)
 
 
@@ -126,7 +128,9 @@ class VitVQGanVAE(nn.Module):
       entropy_loss_weight, diversity_gamma: of LFQ. commitment_weight: None for 0 with LFQ (as the package with the
         current quantiser library; 0.25 with those of its day) and 1 otherwise.
       codebook_dim, decay, kmeans_init: of the codebook that is not look-up free.
-      discr_layers: size of `discriminator()`. pixel_range: of its float images. dtype: of the computation.
+      discr_layers: size of `discriminator()`. pixel_range: of its float images.
+      remat: what the backward pass recomputes: "none", "full", or "dots" (keeps only matrix products).
+      dtype: of the computation.
     """
 
     dim: int
@@ -147,10 +151,12 @@ class VitVQGanVAE(nn.Module):
     kmeans_init: bool = True
     discr_layers: int = 4
     pixel_range: tuple[float, float] = (0.0, 1.0)
+    remat: str = "dots"
     dtype: str = "float32"
 
     def __post_init__(self):
         image_tokenizer.check_sizes(self)
+        config.one_of("remat", self.remat, REMAT)
         if self.dim % 4:
             raise UserError(f"dim={self.dim} is not a multiple of 4; try {self.dim // 4 * 4 + 4}.")
         super().__post_init__()
@@ -198,7 +204,7 @@ class VitVQGanVAE(nn.Module):
         return params, changed
 
     def setup(self):
-        shape = {n: getattr(self, n) for n in ("dim", "layers", "heads", "dim_head", "ff_mult", "dtype")}
+        shape = {n: getattr(self, n) for n in ("dim", "layers", "heads", "dim_head", "ff_mult", "remat", "dtype")}
         self.patch_norm = channel_norm(None, self.dtype)
         self.to_tokens = Dense(self.dim, ("patch", "embed"), dtype=self.dtype)
         self.encoder = Transformer(**shape)

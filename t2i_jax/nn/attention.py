@@ -34,6 +34,22 @@ def _add_backward(_, gradient):
 add_to_all.defvjp(_add_forward, _add_backward)
 
 
+def attend_with_bias(q_BQHD: Array, k_BKHD: Array, v_BKHD: Array, bias_HQK: Array) -> Array:
+    """softmax(q k + bias) v, (B, Q, heads, D); the softmax is float32, q comes scaled.
+
+    On a CPU XLA makes one slow piece of scores, softmax and sum; barriers keep them apart.
+    """
+    apart = jax.lax.optimization_barrier
+    q_BHQD, k_BHKD, v_BHKD = (t.swapaxes(1, 2) for t in (q_BQHD, k_BKHD, v_BKHD))
+    scores_BHQK = apart(jnp.matmul(q_BHQD, k_BHKD.swapaxes(2, 3), preferred_element_type=jnp.float32))
+    scores_BHQK = add_to_all(scores_BHQK, bias_HQK)
+    top_BHQ1 = jax.lax.stop_gradient(jnp.max(scores_BHQK, axis=-1, keepdims=True))
+    e_BHQK = apart(jnp.exp(scores_BHQK - top_BHQ1))
+    total_BHQ1 = jnp.sum(e_BHQK, axis=-1, keepdims=True)
+    out_BHQD = jnp.matmul(e_BHQK.astype(v_BHKD.dtype), v_BHKD, preferred_element_type=jnp.float32) / total_BHQ1
+    return out_BHQD.swapaxes(1, 2).astype(v_BKHD.dtype)
+
+
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention (Vaswani et al. 2017), no bias anywhere.
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from t2i_jax.decoding.autoregressive import Sampling
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.systems import prompts as prompting
+from t2i_jax.systems.pil import as_pil
 from t2i_jax.types import Array, Batch, Key, Objective, Params, Stats
 
 
@@ -45,6 +46,8 @@ class PartiTask:
     stored_tokens: bool = False
     cond_drop_prob: float = 0.1
     label_smoothing: float = 0.0
+
+    sampling_options: ClassVar[tuple[str, ...]] = ("guidance", "temperature", "top_k", "top_p")
 
     def __post_init__(self):
         for field in ("cond_drop_prob", "label_smoothing"):
@@ -298,17 +301,11 @@ class PartiSystem:
             )  # fmt: skip
             images.append(np.asarray(made)[: total - start])
         images = np.concatenate(images)
-        return _as_pil(images) if return_pil else images
+        return as_pil(images) if return_pil else images
 
 
 def _keys(seed, index):
     return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.asarray(index))
-
-
-def _as_pil(images):
-    from PIL import Image
-
-    return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in images]
 
 
 def _check_numbers(guidance, temperature, images_per_prompt, batch_size):

@@ -122,6 +122,10 @@ class Checkpoints:
 
         return self._newest(read)
 
+    def config(self) -> Mapping[str, Any] | None:
+        """The configuration of the newest checkpoint whose configuration can be read, or None; no array is read."""
+        return self._newest(self._config)
+
     @contextlib.contextmanager
     def full_disk_refused(self) -> Iterator[None]:
         """Turns the many errors of a full disk that happen inside into one UserError."""
@@ -185,15 +189,28 @@ def load_params(workdir: str | pathlib.Path) -> tuple[Mapping[str, Any], Any, An
     Raises:
       UserError: there is none.
     """
+    config, weights = _read_only(workdir, Checkpoints.weights)
+    return config, weights["params"], weights["ema"], weights["stats"]
+
+
+def load_config(workdir: str | pathlib.Path) -> Mapping[str, Any]:
+    """The configuration of a run's newest checkpoint, as a dict.
+
+    Raises:
+      UserError: there is none.
+    """
+    return _read_only(workdir, Checkpoints.config)
+
+
+def _read_only(workdir, read):
     if not (pathlib.Path(workdir) / _FOLDER).is_dir():
         raise UserError(f"run={str(workdir)!r} holds no checkpoint; train it first, or give another folder.")
     checkpoints = Checkpoints(workdir, keep=None)
-    found = checkpoints.weights()
+    found = read(checkpoints)
     checkpoints.close()
     if found is None:
         raise UserError(f"run={str(workdir)!r} holds no finished checkpoint; let it train until the first save.")
-    config, weights = found
-    return config, weights["params"], weights["ema"], weights["stats"]
+    return found
 
 
 def _split(state):

@@ -15,6 +15,7 @@ from t2i_jax.config import to_dict
 from t2i_jax.errors import UserError
 from t2i_jax.train import state as states
 from t2i_jax.train.checkpoint import Checkpoints
+from t2i_jax.train.compiled import CompiledStep
 from t2i_jax.train.config import TrainConfig, refuse_other_run
 from t2i_jax.train.log import Log
 from t2i_jax.train.pace import Pace
@@ -97,7 +98,7 @@ def fit(
         )
         run = _Run(
             config, stored, states.place_frozen(frozen, mesh, config.rules),
-            jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+            CompiledStep(step, shardings),
             Stream(batches, task.batch_spec(config.batch_size // jax.process_count()), mesh), checkpoints,
             Log(workdir, int(state.step), config.steps, config.wandb_project), hooks,
         )  # fmt: skip

@@ -1,0 +1,50 @@
+"""Imagen with DDPM on the embedded set `shapes`: pictures of 16 pixels, then of 32.
+
+    t2i train configs/imagen/shapes.py
+"""
+
+from t2i_jax import (
+    DataConfig,
+    Ddpm,
+    Evaluation,
+    ImagenTask,
+    LearnedText,
+    OptimConfig,
+    Recipe,
+    Stage,
+    TrainConfig,
+    Unet,
+)
+
+
+def get_config() -> Recipe:
+    """Both stages in one run, an update of each in every step."""
+    text = LearnedText(dim=128, depth=2, heads=4, mlp_dim=256, vocab_size=256, max_length=20)
+    common = dict(
+        attn_heads=4, attn_dim_head=32, attn_pool_text=False, max_text_len=text.max_length, cond_dim=128,
+        init_cross_embed_kernel_sizes=(3, 7),
+    )  # fmt: skip
+    base = Unet(
+        dim=48, dim_mults=(1, 2), num_resnet_blocks=1, layer_attns=(False, True), layer_cross_attns=(True, True), **common
+    )
+    larger = Unet(
+        dim=24, dim_mults=(1, 2, 4), num_resnet_blocks=1, layer_attns=False, layer_cross_attns=(False, False, True),
+        memory_efficient=True, **common,
+    )  # fmt: skip
+    return Recipe(
+        task=ImagenTask(
+            stages=(
+                Stage(base, image_size=16, noise=Ddpm(objective="v")),
+                Stage(larger, image_size=32, noise=Ddpm(objective="v", schedule="linear")),
+            ),
+            text=text,
+        ),
+        data=DataConfig(source="shapes", image_size=32),
+        train=TrainConfig(
+            steps=3000,
+            batch_size=32,
+            ema_decay=0.998,
+            optim=OptimConfig(learning_rate=2e-3, warmup_steps=100, schedule="cosine", end_ratio=0.02, weight_decay=0.01),
+        ),
+        evaluation=Evaluation(judge="shapes", guidance=3.0, sampler="dpm_solver", steps=24, pictures=400),
+    )

@@ -1,0 +1,139 @@
+"""Whole cascades of imagen-pytorch: the weights of `Imagen` and `ElucidatedImagen`, and its trainer's checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t2i_jax.convert import engine, torch_io, unet
+from t2i_jax.convert.engine import Constant, Entry, Network, State
+from t2i_jax.errors import UserError
+from t2i_jax.models.cascade import Cascade
+from t2i_jax.models.unet import NullUnet
+
+VERSION = "2.1.0"  # of the package whose checkpoints are written
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerWeights:
+    """What a checkpoint of `ImagenTrainer` holds, without its optimisers.
+
+    Attributes:
+      model: the networks. params: their parameters by stage. averages: the moving averages of these; None: not kept.
+      steps: updates of each stage.
+      settings: `imagen_params` of a cascade that was made from a config, with "imagen_type"; {} else.
+    """
+
+    model: Cascade
+    params: Mapping[str, Any]
+    averages: Mapping[str, Any] | None
+    steps: tuple[int, ...]
+    settings: Mapping[str, Any]
+
+
+def from_trainer(source: str | pathlib.Path | Mapping[str, Any], **fields: Any) -> TrainerWeights:
+    """The weights of a trainer's checkpoint; a file is read without running pickled code.
+
+    Args:
+      source: a file that `ImagenTrainer.save` wrote, or what it holds. fields: of the networks, that weights don't tell.
+
+    Raises:
+      UserError: no such checkpoint, or weights that do not fit.
+    """
+    from t2i_jax.convert import from_torch
+
+    loaded = source if isinstance(source, Mapping) else torch_io.load(source)
+    if not isinstance(loaded.get("model"), Mapping):
+        raise UserError("the checkpoint has no 'model'; give a file that ImagenTrainer.save wrote.")
+    model, params = from_torch(loaded["model"], **fields)
+    averages = None
+    if "ema" in loaded:
+        state = engine.strip(torch_io.arrays(_ema_models(loaded["ema"])))
+        table = NETWORK.table(model)
+        averages = engine.to_ours(table, state, NETWORK.shapes(model))
+    settings = dict(loaded.get("imagen_params") or {})
+    if settings:
+        settings["imagen_type"] = loaded.get("imagen_type")
+    steps = tuple(int(count) for count in np.asarray(loaded.get("steps", [1] * len(model.unets))))
+    return TrainerWeights(model, params, averages, steps, settings)
+
+
+def to_trainer(weights: TrainerWeights) -> dict[str, Any]:
+    """What `torch.save` writes as a checkpoint that `ImagenTrainer.load` reads; its optimisers then start anew."""
+    import_state = lambda params: torch_io.tensors(
+        engine.to_torch(NETWORK.table(weights.model), params, NETWORK.shapes(weights.model))
+    )
+    state = import_state(weights.params)
+    saved = {"model": state, "version": VERSION, **torch_io.tensors({"steps": np.asarray(weights.steps)})}
+    if weights.averages is not None:
+        averages, ema = import_state(weights.averages), {}
+        for i, count in enumerate(weights.steps):
+            ema |= torch_io.tensors({f"{i}.initted": np.asarray(True), f"{i}.step": np.asarray(count)})
+            for name, source in (("online_model", state), ("ema_model", averages)):
+                ema |= {f"{i}.{name}.{_within(key)}": value for key, value in source.items() if _stage(key) == i}
+        saved["ema"] = ema
+    if weights.settings:
+        saved["imagen_params"] = {name: value for name, value in weights.settings.items() if name != "imagen_type"}
+        saved["imagen_type"] = weights.settings.get("imagen_type")
+    return saved
+
+
+def _ema_models(ema):
+    """The state dict of the averaged networks from that of the package's list of averages."""
+    found = {}
+    for key, value in ema.items():
+        match = re.fullmatch(r"(\d+)\.ema_model\.(.+)", key)
+        if match:
+            found[f"unets.{match[1]}.{match[2]}"] = value
+    return found
+
+
+def _stage(key):
+    return int(key.split(".")[1])
+
+
+def _within(key):
+    return key.split(".", 2)[2]
+
+
+def _split(state: State) -> list[dict[str, np.ndarray]]:
+    """The state dicts of the U-Nets in order."""
+    count = 1 + max(_stage(key) for key in state)
+    return [{_within(key): value for key, value in state.items() if _stage(key) == i} for i in range(count)]
+
+
+def _network(of: Any) -> Network:
+    is_null = isinstance(of, NullUnet) or (isinstance(of, Mapping) and unet.NULL.recognise(of))
+    return unet.NULL if is_null else unet.NETWORK
+
+
+def _fields(state: State, module: Any) -> dict[str, Any]:
+    """{"unets": [(class, fields), ...]}."""
+    unets = []
+    for i, part in enumerate(_split(state)):
+        network = _network(part)
+        unets.append((network.model, network.fields(part, None if module is None else module.unets[i])))
+    return {"unets": unets}
+
+
+def _table(model: Cascade) -> Sequence[Entry | Constant]:
+    put = lambda i, entry: (
+        dataclasses.replace(entry, torch=f"unets.{i}.{entry.torch}", ours=(f"stage_{i + 1}", *entry.path))
+        if isinstance(entry, Entry)
+        else dataclasses.replace(entry, torch=f"unets.{i}.{entry.torch}")
+    )
+    return [put(i, entry) for i, part in enumerate(model.unets) for entry in _network(part).table(part)]
+
+
+NETWORK = Network(
+    model=Cascade,
+    recognise=lambda state: any(key.startswith("unets.0.") for key in state),
+    fields=_fields,
+    table=_table,
+    shapes=lambda model: {f"stage_{i}": _network(part).shapes(part) for i, part in enumerate(model.unets, 1)},
+)

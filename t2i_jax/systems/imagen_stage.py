@@ -1,0 +1,302 @@
+"""One stage of a diffusion cascade: what it is, its loss, and how it makes pictures of noise."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from t2i_jax.config import one_of
+from t2i_jax.diffusion import inpaint, progress, samplers, sdedit, threshold
+from t2i_jax.diffusion.denoiser import Net, denoiser, training_losses
+from t2i_jax.diffusion.draws import Draw
+from t2i_jax.diffusion.guidance import Scale, for_rows, guide, within
+from t2i_jax.diffusion.lowres import LowresNoise
+from t2i_jax.diffusion.noise import Ddpm, Edm
+from t2i_jax.diffusion.samplers import Churn
+from t2i_jax.errors import UserError
+from t2i_jax.nn.resample import RESIZES, resize
+from t2i_jax.types import Array, Key, Params
+
+SAMPLERS = ("ancestral", "ddim", "heun", "dpm_solver")
+_USUAL_STEPS = {"ancestral": 250, "ddim": 64, "heun": 32, "dpm_solver": 32}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A U-Net with its picture size, its diffusion and how it is sampled when nothing else is asked for.
+
+    Attributes:
+      unet: `Unet`, or `NullUnet` for a first stage that is left out; the task sets `lowres_cond`, `cond_on_text`,
+        `text_embed_dim` and `channels` of it.
+      image_size: side of its pictures.
+      noise: `Ddpm(...)` or `Edm(...)`.
+      lowres: noise on the smaller picture; for stages after the first.
+      crop_size: training is on squares of this side, cut anywhere; None: on whole pictures. Not for the first stage.
+      resize: how pictures are made smaller and larger, see `nn.resample.resize`; imagen-pytorch has "nearest".
+      sampler: "ancestral", "ddim", "heun" or "dpm_solver"; None: "ancestral" with `Ddpm`, "heun" with `Edm`.
+      steps: None: 250 of "ancestral", 64 of "ddim", 32 of the other two.
+      churn: noise added on the way, for "heun"; None: none.
+      percentile: of dynamic thresholding; None: estimates are clipped to the range of pictures.
+    """
+
+    unet: Any
+    image_size: int
+    noise: Any = Ddpm()
+    lowres: LowresNoise = LowresNoise()
+    crop_size: int | None = None
+    resize: str = "area"
+    sampler: str | None = None
+    steps: int | None = None
+    churn: Churn | None = None
+    percentile: float | None = 0.95
+
+    def __post_init__(self):
+        one_of("stage.resize", self.resize, RESIZES)
+        if self.sampler is not None:
+            one_of("stage.sampler", self.sampler, SAMPLERS)
+        if not isinstance(self.noise, (Ddpm, Edm)):
+            raise UserError(f"stage.noise={self.noise!r} is no diffusion; give Ddpm() or Edm().")
+        for name in ("image_size", "crop_size", "steps"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise UserError(f"stage.{name}={value!r} is not a number from 1.")
+        if self.percentile is not None and not 0 < self.percentile <= 1:
+            raise UserError(f"stage.percentile={self.percentile} is outside (0, 1]; try 0.95, or None to clip.")
+        if self.crop_size is not None and self.crop_size >= self.image_size:
+            raise UserError(f"stage.crop_size={self.crop_size} is not below image_size={self.image_size}; leave it out.")
+        for name in ("image_size", "crop_size"):
+            value, multiple = getattr(self, name), getattr(self.unet, "multiple", 1)
+            if value is not None and value % multiple:
+                near = max(value // multiple, 1) * multiple
+                raise UserError(
+                    f"stage.{name}={value} is not a multiple of {multiple}, as the U-Net's levels need; try {near}."
+                )
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train: a stage that is left out has nothing."""
+        return hasattr(self.unet, "multiple")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """What a compiled sampling run of one stage is made for.
+
+    Attributes:
+      sampler, steps, churn, percentile: as in `Stage`.
+      guided: whether there is guidance at all. interval: (low, high) of sigma / alpha, where there is; None: everywhere.
+      parallel: part of the guidance along the network's answer that stays; 1 is plain guidance.
+      resample: times that each step is made in inpainting.
+      skip: first steps that are left out where a picture is changed.
+      compat: "imagen-pytorch": noise levels of inpainting and of starting from a picture as that package has them.
+      tell: whether progress is told (`diffusion.progress`).
+    """
+
+    sampler: str
+    steps: int
+    churn: Churn | None = None
+    percentile: float | None = 0.95
+    guided: bool = True
+    interval: tuple[float, float] | None = None
+    parallel: float = 1.0
+    resample: int = 5
+    skip: int = 0
+    compat: str | None = None
+    tell: bool = False
+
+
+def sampling_of(stage: Stage, sampler: str | None = None, steps: int | None = None) -> tuple[str, int]:
+    """(sampler, steps) as asked for, else as the stage has them, else the usual ones."""
+    usual = stage.sampler or ("heun" if isinstance(stage.noise, Edm) else "ancestral")
+    chosen = sampler or usual
+    own = stage.steps if chosen == usual else None  # the stage's number is one of its own sampler
+    return chosen, steps or own or _USUAL_STEPS[chosen]
+
+
+class Draws(NamedTuple):
+    """The random numbers of a training step; None where a stage needs none.
+
+    `keep_B` is False in rows that lose their text; `guess` whether a self-conditioned network sees an estimate;
+    `corner_B2` where crops begin.
+    """
+
+    level_B: Array
+    eps_BHWC: Array
+    keep_B: Array | None = None
+    lowres_level_B: Array | None = None
+    lowres_eps_BHWC: Array | None = None
+    guess: Array | None = None
+    corner_B2: Array | None = None
+
+
+def draw(stage: Stage, key: Key, shape: tuple[int, ...], cond_drop_prob: float, *, lowres: bool) -> Draws:
+    """The draws of a step for pictures of this shape (B, H, W, C)."""
+    rows, side = shape[0], stage.crop_size or stage.image_size
+    of_level, of_eps, of_text, of_lowres, of_lowres_eps, of_guess, of_corner = jax.random.split(key, 7)
+    normal = lambda key: jax.random.normal(key, (rows, side, side, shape[-1]))
+    cropped = stage.crop_size is not None
+    room = stage.image_size - side + 1
+    return Draws(
+        stage.noise.train_levels(of_level, rows),
+        normal(of_eps),
+        jax.random.bernoulli(of_text, 1 - cond_drop_prob, (rows,)),
+        stage.lowres.train_levels(of_lowres, rows) if lowres else None,
+        normal(of_lowres_eps) if lowres else None,
+        jax.random.bernoulli(of_guess, 0.5) if stage.unet.self_cond else None,
+        jax.random.randint(of_corner, (rows, 2), 0, room) if cropped else None,
+    )
+
+
+def losses(
+    stage: Stage,
+    bind: Callable[..., Net],
+    image_BHWC: Array,
+    draws: Draws,
+    before: int | None,
+    cond_image_BHWC: Array | None = None,
+) -> Array:
+    """Weighted loss (B,) of pictures in [-1, 1] (Saharia et al. 2022, sections 2.2 to 2.4).
+
+    Args:
+      bind: the network with its text, a function of `(lowres, lowres_condition, cond_image)`; see `bound`.
+      before: side of the stage before; None: this is the first.
+    """
+    size = (stage.image_size, stage.image_size)
+    x0 = resize(image_BHWC, size, stage.resize)
+    small = None if before is None else resize(smaller(image_BHWC, before, stage.resize), size, stage.resize)
+    if draws.corner_B2 is not None:
+        x0, small, cond_image_BHWC = (
+            _cut(a, draws.corner_B2, stage) for a in (x0, small, _at(cond_image_BHWC, size, stage))
+        )
+    condition_B = None
+    if small is not None:
+        small, condition_B = stage.lowres.noised(small, draws.lowres_eps_BHWC, draws.lowres_level_B)
+    net, last = bind(small, condition_B, cond_image_BHWC), None
+    if draws.guess is not None:
+        last = _estimate(stage, net, x0, draws)
+    return training_losses(net, stage.noise, x0, draws.eps_BHWC, draws.level_B, draws.keep_B, last)
+
+
+def smaller(image_BHWC: Array, side: int, mode: str) -> Array:
+    """Pictures at the size of the stage before, within the range of pictures."""
+    return jnp.clip(resize(image_BHWC, (side, side), mode), -1.0, 1.0)
+
+
+def bound(
+    unet: Any,
+    params: Params,
+    text: tuple[Array, Array] | None = None,
+    negative: tuple[Array, Array] | None = None,
+    dropout: Key | None = None,
+) -> Callable[..., Net]:
+    """A U-Net with its weights and texts: `(lowres, lowres_condition, cond_image) -> Net`.
+
+    Args:
+      text: (embeddings (B, L, D), mask (B, L)). negative: the same, in place of no text in the half that guidance
+        starts from. dropout: in training.
+    """
+
+    def bind(lowres_BHWC=None, lowres_condition_B=None, cond_image_BHWC=None) -> Net:
+        def net(x_BHWC, condition_B, keep_B=None, *last):
+            rows = x_BHWC.shape[0]
+            embeds, mask = (None, None) if text is None else for_rows(text, rows)
+            if negative is not None and rows == 2 * len(text[0]):
+                embeds, mask = (jnp.concatenate(pair) for pair in zip(text, negative, strict=True))
+                keep_B = None
+            pictures = for_rows((lowres_BHWC, lowres_condition_B, cond_image_BHWC), rows)
+            return unet.apply(
+                {"params": params}, x_BHWC, condition_B, embeds, mask, keep_B, *pictures, *last,
+                deterministic=dropout is None, rngs={} if dropout is None else {"dropout": dropout},
+            )  # fmt: skip
+
+        return net
+
+    return bind
+
+
+def run(
+    stage: Stage,
+    bind: Callable[..., Net],
+    sampling: Sampling,
+    shape: tuple[int, ...],
+    draw: Draw,
+    scale: Scale,
+    *,
+    small: tuple[Array, Array, float | Array | None] | None = None,
+    cond_image_BHWC: Array | None = None,
+    init_BHWC: Array | None = None,
+    keep_BHW: Array | None = None,
+) -> Array:
+    """Pictures in [-1, 1] of this shape (B, H, W, C).
+
+    Args:
+      small: (pictures of the stage before, noise for them, its level or None for the stage's own).
+      init_BHWC: pictures to change, of this shape; with `keep_BHW` (True: known) to complete.
+    """
+    condition_B = None
+    if small is not None:
+        enlarged = resize(small[0], shape[1:3], stage.resize)
+        small, condition_B = stage.lowres.for_sampling(enlarged, *small[1:])
+    denoise = _denoiser(stage, bind(small, condition_B, cond_image_BHWC), sampling, scale)
+    levels = stage.noise.levels(sampling.steps)
+    step = _solver(denoise, stage.noise, sampling)
+    tell = progress.tell if sampling.tell else None
+    if keep_BHW is not None:
+        x = samplers.start(stage.noise, levels, draw, shape)
+        more = dict(resample=sampling.resample, compat=sampling.compat, tell=tell)
+        x = inpaint.repaint(step, stage.noise, x, levels, draw, init_BHWC, keep_BHW, **more)
+        return jnp.where(keep_BHW[..., None], init_BHWC, jnp.clip(x, -1.0, 1.0))
+    if init_BHWC is not None:
+        eps = draw(0, jnp.zeros(shape, jnp.float32))
+        x, levels = sdedit.from_image(stage.noise, init_BHWC, levels, sampling.skip, eps, compat=sampling.compat)
+    else:
+        x = samplers.start(stage.noise, levels, draw, shape)
+    return jnp.clip(samplers.sample(step, x, levels, draw, tell=tell), -1.0, 1.0)
+
+
+def _denoiser(stage, net, sampling, scale):
+    """The network, guided, as a function to clean pictures within their range."""
+    if sampling.guided and sampling.interval is not None:
+        scale = _within(stage.noise, scale, *sampling.interval)
+    guided = guide(net, scale, parallel=sampling.parallel) if sampling.guided else net
+    denoise = denoiser(guided, stage.noise, self_conditioned=stage.unet.self_cond)
+    return threshold.clamp(denoise) if sampling.percentile is None else threshold.dynamic(denoise, sampling.percentile)
+
+
+def _within(noise, scale, low, high):
+    """The scale where the noise is between two values of sigma / alpha; the network is told its level otherwise."""
+    ends = [noise.condition(noise.level_at(jnp.float32(ratio))) for ratio in (low, high)]
+    return within(scale, jnp.minimum(*ends), jnp.maximum(*ends))
+
+
+def _solver(denoise, noise, sampling):
+    if sampling.sampler == "heun":
+        return samplers.heun(denoise, noise, sampling.churn, sampling.steps)
+    return {"ancestral": samplers.ancestral, "ddim": samplers.ddim, "dpm_solver": samplers.dpm_solver}[
+        sampling.sampler
+    ](denoise, noise)
+
+
+def _estimate(stage, net, x0, draws):
+    """What a self-conditioned network is shown in training: its own estimate in half of the steps, else nothing."""
+    x = stage.noise.add(x0, draws.eps_BHWC, draws.level_B)
+    denoise = denoiser(net, stage.noise, self_conditioned=True)
+    guess = lambda: jax.lax.stop_gradient(denoise(x, draws.level_B, draws.keep_B))
+    return jax.lax.cond(draws.guess, guess, lambda: jnp.zeros_like(x0))
+
+
+def _at(image, size, stage):
+    return None if image is None else resize(image, size, stage.resize)
+
+
+def _cut(image, corner_B2, stage):
+    if image is None:
+        return None
+    side = stage.crop_size
+    one = lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), (side, side, image.shape[-1]))
+    return jax.vmap(one)(image, corner_B2)
+

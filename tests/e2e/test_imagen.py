@@ -1,0 +1,73 @@
+"""A cascade through the command line: train, carry on with one stage, sample, complete, change, export, refuse."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import t2i_jax as t2i
+from tests.e2e import tiny_imagen
+from tests.e2e.command import refused, run
+
+_RECIPE = tiny_imagen.__file__
+_CAPTION = "a red circle above a blue square"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    assert "alignment_heldout" in run("train", _RECIPE, "--workdir", workdir).stdout
+    return workdir
+
+
+def _pictures(folder):
+    return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.glob("*-*.png"))}
+
+
+def test_one_stage_carries_on_where_both_stopped(trained):
+    done = run("train", _RECIPE, "train.steps=6", "task.train_stages=(2,)", "--workdir", trained)
+    assert "carrying on from step 4 of 6" in done.stderr
+    assert {name: int(n) for name, n in t2i.load(trained).updates.items()} == {"stage_1": 4, "stage_2": 6}
+    assert "alignment_heldout" in json.loads((trained / "metrics.json").read_text())
+
+
+def test_sampling_completing_and_changing(trained, tmp_path):
+    sample = lambda out, *more: run("sample", trained, _CAPTION, "--count", 2, "--out", tmp_path / out, *more)
+    done = sample("plain", "--steps", 3)
+    assert "stage 2" in done.stderr  # a bar for each stage
+    assert {picture.shape for picture in _pictures(tmp_path / "plain").values()} == {(16, 16, 3)}
+    sample("small", "--stop-at", 1, "--sampler", "ddim", "--steps", 2)
+    assert _pictures(tmp_path / "small")["000-00.png"].shape == (8, 8, 3)
+
+    half = np.zeros((16, 16), np.uint8)
+    half[:, :8] = 255
+    Image.fromarray(half).save(tmp_path / "mask.png")
+    known = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    Image.fromarray(known).save(tmp_path / "picture.png")
+    sample("completed", "--init", tmp_path / "picture.png", "--mask", tmp_path / "mask.png", "--steps", 2)
+    for picture in _pictures(tmp_path / "completed").values():
+        np.testing.assert_array_equal(picture[:, :8], known[:, :8])
+    sample("changed", "--init", tmp_path / "picture.png", "--strength", 0.5, "--steps", 2)
+
+    run("export", trained, tmp_path / "system")
+    run("sample", tmp_path / "system", _CAPTION, "--count", 2, "--out", tmp_path / "exported", "--steps", 3)
+    plain, exported = _pictures(tmp_path / "plain"), _pictures(tmp_path / "exported")
+    assert all(np.array_equal(plain[name], exported[name]) for name in plain)
+
+
+def test_mistakes_get_one_sentence(trained, tmp_path):
+    sample = lambda *more: refused("sample", trained, _CAPTION, *more)
+    assert "did you mean 'heun'" in sample("--sampler", "heum")
+    assert "stop_at=3 is no stage" in sample("--stop-at", 3)
+    assert "temperature=0.5 is no option" in sample("--temperature", 0.5)
+    assert "mask" in sample("--mask", tmp_path / "none.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
+    Image.new("L", (4, 8)).save(tmp_path / "mask.png")
+    assert "make them equal" in sample("--init", tmp_path / "picture.png", "--mask", tmp_path / "mask.png")
+    assert "trained on captions" in refused("sample", trained) or "empty" in refused("sample", trained)
+    train = lambda *more: refused("train", _RECIPE, "--workdir", tmp_path / "new", *more)
+    assert "train_stages=(3,) names 3" in train("task.train_stages=(3,)")
+    assert "image_size=8 is not the task's image_size=16" in train("data.image_size=8")
+    assert "stage.image_size=9" in train("task.stages.0.image_size=9")
+    assert "evaluation.temperature" in train("evaluation.temperature=0.5")

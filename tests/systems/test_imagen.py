@@ -1,0 +1,300 @@
+"""The cascade: what it trains, what it refuses, and that sampling depends on nothing but what is given."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t2i_jax import config, sharding
+from t2i_jax.diffusion.lowres import LowresNoise
+from t2i_jax.diffusion.noise import Ddpm, Edm
+from t2i_jax.diffusion.samplers import Churn
+from t2i_jax.errors import UserError
+from t2i_jax.models.unet import NullUnet, Unet
+from t2i_jax.nn.flops import flops_of
+from t2i_jax.recipe import known_types
+from t2i_jax.systems import imagen_stage
+from t2i_jax.systems.imagen import ImagenTask, group
+from t2i_jax.systems.imagen_stage import Stage
+from t2i_jax.systems.imagen_system import ImagenSystem
+from t2i_jax.text.stored import StoredText
+from t2i_jax.train import state as states
+from t2i_jax.train.config import TrainConfig
+from t2i_jax.train.step import train_step
+
+UNET = Unet(
+    dim=8, dim_mults=(1, 2), attn_heads=2, attn_dim_head=4, layer_attns=False, layer_cross_attns=(False, True),
+    attn_pool_text=False, max_text_len=4, learned_sinu_pos_emb_dim=4, num_resnet_blocks=0, attend_at_middle=False,
+    init_cross_embed=False, init_conv_kernel_size=3,
+)  # fmt: skip
+TEXT = StoredText(dim=6, max_length=3)
+TASK = ImagenTask(
+    stages=(
+        Stage(UNET, image_size=8, steps=3),
+        Stage(UNET.clone(memory_efficient=True), image_size=16, noise=Edm(), lowres=LowresNoise(per_row=True), steps=2),
+    ),
+    text=TEXT,
+)
+PLAIN = ImagenTask(stages=(Stage(UNET, image_size=8, sampler="ddim", steps=2),))
+
+
+def batch_of(task, rows=2, seed=0):
+    rng = np.random.default_rng(seed)
+    made = {}
+    for name, spec in task.batch_spec(rows).items():
+        made[name] = rng.integers(0, 256, spec.shape) if spec.dtype == jnp.uint8 else rng.normal(size=spec.shape)
+        made[name] = np.ones(spec.shape, bool) if name == "text_mask" else made[name].astype(spec.dtype)
+    return made
+
+
+def trained(task, seed=1):
+    """Random weights in place of trained ones: a new network answers 0."""
+    params, stats = sharding.unbox(task.init(jax.random.key(0)))
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda a: a + 0.2 * rng.normal(size=a.shape).astype(np.float32), params)
+    return ImagenSystem(task, params, jax.tree.map(lambda a: a + 1, stats["updates"]))
+
+
+SYSTEM, UNCONDITIONAL = trained(TASK), trained(PLAIN)
+
+
+def prompts(count, seed=3):
+    embeds = np.random.default_rng(seed).normal(size=(count, 3, 6)).astype(np.float32)
+    return embeds, np.ones((count, 3), bool)
+
+
+def test_a_configuration_goes_to_json_and_back_and_is_overridden_by_index():
+    again = config.from_dict(config.to_dict(TASK), known_types())
+    assert again == TASK
+    changed = config.override(again, ["stages.1.noise.sigma_max=160", "stages.0.unet.dim=16"])
+    assert changed.stages[1].noise.sigma_max == 160 and changed.stages[0].unet.dim == 16
+    with pytest.raises(UserError, match="entry 2 of 2"):
+        config.override(again, ["stages.2.steps=4"])
+
+
+def test_the_networks_are_those_of_a_cascade():
+    first, second = TASK.networks
+    assert (first.lowres_cond, second.lowres_cond, first.text_embed_dim, first.cond_on_text) == (False, True, 6, True)
+    assert not PLAIN.networks[0].cond_on_text and "text_mask" not in PLAIN.batch_spec(1)
+
+
+def steps_of(task, steps, train_stages=None, state=None):
+    task = dataclasses.replace(task, train_stages=train_stages)
+    optimisers = states.optimisers_of(task, TrainConfig(steps=10))
+    if state is None:
+        state = jax.jit(states.start_of(task, optimisers, 0.9))(jax.random.key(0))
+    step = jax.jit(lambda state, batch: train_step(state, {}, batch, task=task, optimisers=optimisers, ema_decay=0.9))
+    for i in range(steps):
+        state, metrics = step(state, batch_of(task, seed=i))
+    return state, metrics
+
+
+def test_both_stages_train_in_one_run_and_each_alone_goes_on_from_there():
+    state, metrics = steps_of(TASK, 1)
+    assert set(metrics) >= {"loss", "loss/stage_1", "loss/stage_2", "grad_norm/stage_2"}
+    assert all(np.isfinite(float(value)) for value in metrics.values())
+    before = jax.device_get(state.params)
+    state, metrics = steps_of(TASK, 1, (2,), state)
+    assert {name: int(count) for name, count in state.stats["updates"].items()} == {"stage_1": 1, "stage_2": 2}
+    same = jax.tree.map(lambda a, b: bool((np.asarray(a) == b).all()), state.params, before)
+    assert all(jax.tree.leaves(same["stage_1"])) and not all(jax.tree.leaves(same["stage_2"]))
+    assert "loss/stage_1" not in metrics and "loss" in metrics
+
+
+def test_the_loss_is_that_of_the_crop_that_training_sees():
+    """With crops drawn at (0, 0) and pictures that are zero elsewhere nothing of the rest is seen."""
+    stage = dataclasses.replace(TASK.stages[1], unet=TASK.networks[1], crop_size=8)
+    image = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+    draws = imagen_stage.draw(stage, jax.random.key(0), image.shape, 0.0, lowres=True)
+    draws = draws._replace(corner_B2=jnp.zeros((2, 2), int))
+    seen = []
+
+    def bind(*pictures):
+        seen.append(pictures[0])
+        return lambda x, condition, keep, *last: x
+
+    loss = imagen_stage.losses(stage, bind, image, draws, 8)
+    changed = np.where(np.arange(16)[None, None, :, None] < 8, image, 0)
+    np.testing.assert_array_equal(loss, imagen_stage.losses(stage, bind, changed, draws, 8))
+    assert loss.shape == (2,) and seen[0].shape == (2, 8, 8, 3)
+    np.testing.assert_array_equal(seen[0], seen[1])
+
+
+def test_self_conditioning_shows_the_estimate_or_nothing_and_gives_it_no_gradient():
+    stage = Stage(UNET.clone(self_cond=True, cond_on_text=False), image_size=8, noise=Ddpm(objective="x_start"))
+    image = jnp.zeros((1, 8, 8, 3))
+    draws = imagen_stage.draw(stage, jax.random.key(0), image.shape, 0.0, lowres=False)
+    net = lambda scale: lambda *pictures: lambda x, condition, keep, last: scale * (x + 10 * last)
+    of = lambda scale, guess: imagen_stage.losses(stage, net(scale), image, draws._replace(guess=guess), None)[0]
+    x = stage.noise.add(image, draws.eps_BHWC, draws.level_B)
+    weight = stage.noise.weight(draws.level_B)[0]
+    assert of(0.5, jnp.bool_(False)) == pytest.approx(float(weight * jnp.mean((0.5 * x) ** 2)), rel=1e-5)
+    assert of(0.5, jnp.bool_(True)) == pytest.approx(float(weight * jnp.mean((3.0 * x) ** 2)), rel=1e-5)
+    slope = jax.grad(of)(0.5, jnp.bool_(True))  # of (scale * (x + 10 * constant))^2 alone
+    assert slope == pytest.approx(float(weight * jnp.mean(2 * 3.0 * 6.0 * x**2)), rel=1e-4)
+
+
+def test_a_picture_does_not_depend_on_its_batch():
+    embeds, mask = prompts(3)
+    all_three = SYSTEM.generate((embeds, mask), seed=5)
+    assert all_three.shape == (3, 16, 16, 3) and all_three.dtype == np.uint8
+    two_by_two = SYSTEM.generate((embeds, mask), seed=5, batch_size=2)
+    assert np.abs(all_three.astype(int) - two_by_two).max() <= 1  # products in another order may round otherwise
+    assert len(np.unique(all_three)) > 20 and (all_three[0] != all_three[1]).any()
+
+
+def test_stages_are_returned_and_left_out():
+    small, large = SYSTEM.generate(prompts(1), return_stages=True)
+    assert small.shape == (1, 8, 8, 3) and large.shape == (1, 16, 16, 3)
+    np.testing.assert_array_equal(SYSTEM.generate(prompts(1), stop_at=1), small)
+    enlarged = SYSTEM.upscale(small, prompts(1))
+    assert enlarged.shape == (1, 16, 16, 3)
+    assert SYSTEM.upscale(np.zeros((2, 6, 5, 3), np.uint8)).shape == (2, 16, 16, 3)
+    assert SYSTEM.generate(prompts(1), image_sizes=((4, 12), (12, 20)), return_pil=True)[0].size == (20, 12)
+
+
+def test_an_untrained_stage_is_not_sampled(capsys):
+    early = dataclasses.replace(SYSTEM, updates={"stage_1": 3, "stage_2": 0})
+    assert early.generate(prompts(1)).shape == (1, 8, 8, 3)
+    assert "stage 2 was never trained: these are the pictures of stage 1, 8 pixels" in capsys.readouterr().err
+    with pytest.raises(UserError, match="stage 2 was never trained.*stop_at=1"):
+        early.generate(prompts(1), stop_at=2)
+    with pytest.raises(UserError, match="stage 1 was never trained.*train it first"):
+        dataclasses.replace(SYSTEM, updates={}).generate(prompts(1))
+
+
+def test_guidance_and_negative_prompts_change_the_picture():
+    plain, guided, negative = (
+        SYSTEM.generate(prompts(1), stop_at=1, **more)
+        for more in ({"guidance": 1}, {"guidance": 4.0}, {"guidance": 4.0, "negative_prompts": prompts(1, 9)})
+    )
+    assert (plain != guided).any() and (guided != negative).any()
+    same = SYSTEM.generate(prompts(1), stop_at=1, guidance=4.0, interval=(1e5, 1e6))
+    np.testing.assert_array_equal(same, plain)
+    against_itself = SYSTEM.generate(prompts(1), stop_at=1, guidance=4.0, negative_prompts=prompts(1))
+    assert np.abs(against_itself.astype(int) - plain).max() <= 1
+
+
+@pytest.mark.parametrize("sampler", imagen_stage.SAMPLERS)
+def test_completion_keeps_what_is_known_bit_for_bit(sampler):
+    init = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    mask = np.arange(8)[None, :] < np.full((8, 1), 4)
+    made = UNCONDITIONAL.generate(init_images=init, mask=mask, sampler=sampler, resample=2)
+    np.testing.assert_array_equal(made[:, :, :4], init[:, :, :4])
+    assert (made[:, :, 4:] != init[:, :, 4:]).mean() > 0.5
+
+
+def test_a_changed_picture_is_nearer_the_weaker_the_change():
+    smooth = np.broadcast_to(np.linspace(0, 255, 8)[None, :, None], (8, 8, 3)).astype(np.uint8)[None]
+    distance = lambda strength: np.abs(
+        UNCONDITIONAL.generate(init_images=smooth, strength=strength, steps=8).astype(float) - smooth
+    ).mean()
+    assert distance(0.15) < distance(0.5) < distance(1.0)
+
+
+def test_pictures_to_condition_on():
+    task = ImagenTask(stages=(Stage(UNET.clone(cond_images_channels=1), image_size=8, steps=1),), cond_drop_prob=0.0)
+    assert task.batch_spec(2)["cond_image"].shape == (2, 8, 8, 1)
+    params, stats = sharding.unbox(task.init(jax.random.key(0)))
+    loss = jax.jit(task.loss, static_argnames="number")
+    assert np.isfinite(loss(params, stats, {}, batch_of(task), jax.random.key(1), 0, number=1)[0])
+    system = trained(task)
+    one, other = (system.generate(cond_images=np.full((1, 5, 5, 1), v, np.uint8)) for v in (0, 255))
+    assert (one != other).any()
+    with pytest.raises(UserError, match="cond_images do not fit"):
+        system.generate()
+
+
+def test_flops_of_known_products():
+    scanned = lambda x: jax.lax.scan(lambda x, _: (x @ x, None), x, None, length=3)[0]
+    assert flops_of(scanned, jax.ShapeDtypeStruct((4, 4), jnp.float32)) == 3 * 2 * 4**3
+    chosen = lambda x: jax.lax.cond(x[0, 0] > 0, lambda: x @ x, lambda: x)
+    assert flops_of(chosen, jax.ShapeDtypeStruct((4, 4), jnp.float32)) == 2 * 4**3
+    convolved = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    shapes = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 5, 5, 2), (3, 3, 2, 7)))
+    assert flops_of(convolved, *shapes) == 2 * 25 * 7 * 9 * 2
+
+
+def test_a_first_stage_may_be_left_out():
+    task = dataclasses.replace(PLAIN, stages=(Stage(NullUnet(), image_size=4), *PLAIN.stages))
+    assert [objective.group for objective in task.objectives] == ["stage_2"] and list(task.init(jax.random.key(0))[0]) == ["stage_2"]
+    system = trained(task)
+    assert system.upscale(np.zeros((2, 4, 4, 3), np.uint8)).shape == (2, 8, 8, 3)
+    with pytest.raises(UserError, match="give start_images"):
+        system.generate()
+
+
+def test_flops_grow_with_the_batch_and_the_stages():
+    both = TASK.flops(4)
+    assert both > 1e6 and dataclasses.replace(TASK, train_stages=(1,)).flops(2) < both / 2
+
+
+IMAGE = np.zeros((1, 8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (dict(sampler="euler"), "sampler='euler' is not known"),
+        (dict(steps=0), "steps=0 is not a number from 1"),
+        (dict(steps=(1, 2)), "has 2 values for 1 stages"),
+        (dict(guidance=float("nan")), "guidance=nan"),
+        (dict(images_per_prompt=0), "images_per_prompt=0"),
+        (dict(stop_at=2), "stop_at=2 is no stage"),
+        (dict(start_at=2), "start_at=2 is no stage"),
+        (dict(mask=np.ones((8, 8), bool)), "give init_images too"),
+        (dict(init_images=IMAGE, mask=np.ones((4, 8), bool)), r"mask is bool \(4, 8\)"),
+        (dict(init_images=IMAGE, mask=np.ones((8, 8))), "mask is float64"),
+        (dict(init_images=IMAGE, mask=np.zeros((8, 8), bool)), "keeps nothing"),
+        (dict(init_images=IMAGE.astype(float)), "init_images is float64"),
+        (dict(init_images=IMAGE[..., :1]), "init_images is uint8"),
+        (dict(init_images=IMAGE, strength=1.5), "strength=1.5"),
+        (dict(init_images=IMAGE, strength=0.0), "strength=0.0"),
+        (dict(start_images=IMAGE), "leave start_images out"),
+        (dict(prompts=["a red circle"]), "trained without texts"),
+        (dict(image_sizes=(7,)), "multiples of 2"),
+        (dict(image_sizes=(8, 16)), "2 sizes for 1 stages"),
+        (dict(parallel=2.0), "parallel=2.0"),
+        (dict(cond_images=IMAGE), "leave them out"),
+    ],
+)
+def test_wrong_arguments_are_refused(options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        UNCONDITIONAL.generate(**options)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: ImagenTask(stages=()), "at least one"),
+        (lambda: Stage(UNET, image_size=9), "stage.image_size=9 is not a multiple of 2, .*; try 8"),
+        (lambda: Stage(UNET, image_size=8, crop_size=8), "not below image_size"),
+        (lambda: Stage(UNET, image_size=8, sampler="dpm"), "did you mean|known:"),
+        (lambda: Stage(UNET, image_size=8, percentile=1.5), "percentile=1.5"),
+        (lambda: ImagenTask(stages=(Stage(UNET, 8), Stage(UNET, 8))), r"image_size \[8, 8\]"),
+        (lambda: ImagenTask(stages=(Stage(UNET, 8), Stage(NullUnet(), 16))), "only a first stage"),
+        (lambda: ImagenTask(stages=(Stage(UNET, 8, crop_size=4),)), "the first stage needs whole pictures"),
+        (lambda: dataclasses.replace(TASK, train_stages=(3,)), "names 3; stages that train: 1, 2"),
+        (lambda: dataclasses.replace(TASK, cond_drop_prob=1.5), "cond_drop_prob=1.5"),
+    ],
+)
+def test_impossible_cascades_are_refused(make, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make()
+
+
+def test_captions_are_needed_where_they_were_trained_on():
+    with pytest.raises(UserError, match="trained on captions"):
+        SYSTEM.generate()
+    with pytest.raises(UserError, match="2 pictures for 1 prompts"):
+        SYSTEM.generate(prompts(1), start_at=2, start_images=np.zeros((2, 8, 8, 3), np.uint8))
+    with pytest.raises(UserError, match="change what the first stage makes"):
+        SYSTEM.generate(prompts(1), start_at=2, start_images=IMAGE, init_images=IMAGE)
+
+
+def test_churn_is_for_heun():
+    stage = Stage(UNET, image_size=8, noise=Edm(), churn=Churn())
+    assert imagen_stage.sampling_of(stage) == ("heun", 32) and imagen_stage.sampling_of(stage, "ddim") == ("ddim", 64)
+    assert group(2) == "stage_2"
