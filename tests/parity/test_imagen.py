@@ -27,7 +27,7 @@ torch = pytest.importorskip("torch")
 from imagen_pytorch import imagen_pytorch as package  # noqa: E402
 
 LOSS = 1e-5  # float32 through a network
-GRADIENT = 3e-4  # of small differences between answer and target; test_unet.py has the tighter bound of the network
+GRADIENT = 3e-5  # relative to the largest of all: small ones are sums that cancel; test_unet.py looks at each by itself
 RUN = 1e-4  # 32 steps, each through the network; its answers are moderate, else such a run doubles a rounding per step
 ROWS, SIZES = 2, (8, 16)
 SMALL = dict(
@@ -135,11 +135,8 @@ def test_losses_and_gradients(kind, number, monkeypatch):
     ours = convert.to_state(stage.unet, gradients)
     slopes = {k: p.grad.numpy() for k, p in theirs.unets[number - 1].named_parameters() if p.grad is not None}
     largest = max(np.abs(slope).max() for slope in slopes.values())
-    wrong = {
-        key: worst for key, slope in slopes.items()
-        if (worst := np.abs(ours[key] - slope).max() / max(np.abs(slope).max(), 1e-2 * largest)) > GRADIENT
-    }  # fmt: skip
-    assert wrong == {}
+    worst = max((np.abs(ours[key] - slope).max() / largest, key) for key, slope in slopes.items())
+    assert worst[0] < GRADIENT, worst
 
 
 SAMPLINGS = {
