@@ -27,7 +27,7 @@ torch = pytest.importorskip("torch")
 from imagen_pytorch import imagen_pytorch as package  # noqa: E402
 
 LOSS = 1e-5  # float32 through a network
-GRADIENT = 3e-5  # relative to the largest of all: small ones are sums that cancel; test_unet.py looks at each by itself
+GRADIENT = 5e-4  # of the largest of all, that of the level's frequencies: sines of arguments near 100 keep five digits
 RUN = 1e-4  # 32 steps, each through the network; its answers are moderate, else such a run doubles a rounding per step
 ROWS, SIZES = 2, (8, 16)
 SMALL = dict(
