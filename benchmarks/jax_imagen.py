@@ -41,13 +41,14 @@ class Side:
 
     def __init__(self, row, size, batch, reference=None):
         self._size, self._batch, self._seed = size, batch, 0
-        edm = row == "sample_edm"
         unets = [Unet(**options) for options in imagen_rows.unets(size)]
         weights = None
         if reference is not None:
             cascade, weights = convert.from_torch(reference)
             unets = cascade.unets
-        kind = dict(noise=Edm(), churn=Churn(), steps=size.edm_steps) if edm else dict(noise=Ddpm(), steps=size.ddpm_steps)
+        kind = dict(noise=Ddpm(), steps=size.ddpm_steps)
+        if row == "sample_edm":
+            kind = dict(noise=Edm(), churn=Churn(), steps=size.edm_steps)
         stages = [Stage(unet, side, resize="nearest", **kind) for unet, side in zip(unets, size.images, strict=True)]
         number = {"train_base": 1, "train_larger": 2}.get(row)
         self.task = ImagenTask(

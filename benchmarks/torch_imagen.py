@@ -32,7 +32,8 @@ class Side:
         else:
             self.imagen = package.Imagen(unets, timesteps=size.ddpm_steps, **common)
         self.images = torch.from_numpy(np.ascontiguousarray(batch["image"].transpose(0, 3, 1, 2))).float() / 255
-        self.text = {"text_embeds": torch.from_numpy(batch["text_embeds"]), "text_masks": torch.from_numpy(batch["text_mask"])}
+        embeds, mask = torch.from_numpy(batch["text_embeds"]), torch.from_numpy(batch["text_mask"])
+        self.text = {"text_embeds": embeds, "text_masks": mask}
         self.number = {"train_base": 1, "train_larger": 2}.get(row)
         if self.number:
             weights = self.imagen.unets[self.number - 1].parameters()

@@ -73,7 +73,7 @@ def export(run: str | pathlib.Path, path: pathlib.Path) -> pathlib.Path:
         settings, params, ema, stats = load_params(run)
         recipe = runs.recipe_from_dict(settings)
     if recipe.task.text is not None and recipe.task.text.trainable:
-        raise UserError(f"run={str(run)!r} has a text encoder of its own, for which imagen-pytorch has no place; train on T5.")
+        raise UserError(f"run={str(run)!r} has its own text encoder, and imagen-pytorch no place for it; train on T5.")
     model = Cascade(recipe.task.networks)
     of = lambda groups: {f"stage_{i}": _weights(groups, unet, i) for i, unet in enumerate(model.unets, 1)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,13 +103,14 @@ def _task(weights, t5, settings) -> ImagenTask:
         if name not in known:
             raise UserError(f"imagen has {name!r}, no argument of {make.__name__}; {config.did_you_mean(name, known)}")
     if "image_sizes" not in fields:
-        raise UserError("the weights do not tell image_sizes; give imagen={'image_sizes': (64, 256)}, one for each U-Net.")
+        raise UserError("the weights do not tell image_sizes; give imagen={'image_sizes': (64, 256)}, one per U-Net.")
     last = weights.model.unets[-1]
     fields.pop("text_encoder_name", None)
     fields["condition_on_text"] = last.cond_on_text
     text = None
     if last.cond_on_text:
-        text = StoredText(last.text_embed_dim, last.max_text_len) if t5 is None else T5Text.from_directory(t5, last.max_text_len)
-        if text.dim != last.text_embed_dim:
-            raise UserError(f"t5={t5!r} is {text.dim} wide and the weights want {last.text_embed_dim}; give their own T5.")
+        width, length = last.text_embed_dim, last.max_text_len
+        text = StoredText(width, length) if t5 is None else T5Text.from_directory(t5, length)
+        if text.dim != width:
+            raise UserError(f"t5={t5!r} is {text.dim} wide and the weights want {width}; give their own T5.")
     return make(weights.model.unets, text=text, **{"channels": last.channels, **fields})

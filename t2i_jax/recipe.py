@@ -76,8 +76,8 @@ class Recipe:
         known = getattr(self.task, "sampling_options", None)
         for name in self.evaluation.sampling() if known else ():
             if name not in known and name != "guidance":
-                kind = type(self.task).__name__
-                raise UserError(f"evaluation.{name} is given for {kind}, which samples by {', '.join(known)}; leave it out.")
+                kind, has = type(self.task).__name__, ", ".join(known)
+                raise UserError(f"evaluation.{name} is given for {kind}, which samples by {has}; leave it out.")
 
 
 def known_types() -> Mapping[str, type]:

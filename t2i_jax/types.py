@@ -12,7 +12,8 @@ import jax
 Array = jax.Array
 Key = jax.Array
 Params = Mapping[str, Any]  # a plain nested dict of arrays, as Flax Linen's `init` returns it
-Batch = Mapping[str, Array]  # "image" BHWC uint8, "tokens" BN int32, "text" BL int32, "text_mask" BL bool, "text_embeds" BLD
+# "image" BHWC uint8, "tokens" BN int32, "text" BL int32, "text_mask" BL bool, "text_embeds" BLD float32
+Batch = Mapping[str, Array]
 Metrics = Mapping[str, Array]  # flat, scalars only
 Stats = Mapping[str, Any]  # arrays that training changes without a gradient: codebook counts, moving averages
 
@@ -50,7 +51,7 @@ class Task(Protocol):
         """The arrays that a batch must hold; entries of a batch that are not listed are dropped."""
 
     def after_update(self, params: Mapping[str, Params], stats: Stats, batch: Batch, key: Key, step: Array):
-        """Changes that are no gradient (reviving dead codes); returns `(params, stats)`. Runs inside the jitted step."""
+        """Changes without a gradient (reviving dead codes); returns `(params, stats)`. Runs inside the jitted step."""
 
     def flops(self, batch_size: int) -> float:
         """Floating-point operations of one training step, for MFU (multiply-add = 2)."""

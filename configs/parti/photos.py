@@ -37,7 +37,11 @@ def get_config() -> Recipe:
     tokenizer = Recipe(
         task=TokenizerTask(model=network, l2_weight=1.0),
         data=data,
-        train=TrainConfig(steps=20_000, batch_size=32, optim=OptimConfig(learning_rate=1e-3, warmup_steps=500, schedule="cosine")),
+        train=TrainConfig(
+            steps=20_000,
+            batch_size=32,
+            optim=OptimConfig(learning_rate=1e-3, warmup_steps=500, schedule="cosine"),
+        ),
     )
     optim = OptimConfig(learning_rate=5e-4, warmup_steps=1000, schedule="cosine", weight_decay=0.045)
     return Recipe(

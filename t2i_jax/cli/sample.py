@@ -70,8 +70,8 @@ def sample(
     for name, value in given.items():
         if value is not None and name not in system.task.sampling_options:
             known = ", ".join("--" + option.replace("_", "-") for option in system.task.sampling_options)
-            kind = type(system).__name__
-            raise UserError(f"{name}={value} is no option of run={str(run)!r}, a {kind}, which has {known}; leave it out.")
+            kind = f"run={str(run)!r}, a {type(system).__name__}"
+            raise UserError(f"{name}={value} is no option of {kind}, which has {known}; leave it out.")
     options |= {name: value for name, value in given.items() if value is not None}
     if sampler is not None and steps is None:
         options.pop("steps", None)  # the recipe's number is for its own sampler

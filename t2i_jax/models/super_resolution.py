@@ -1,4 +1,4 @@
-"""Super-resolution after Parti: a convolutional network of wide residual blocks (WDSR, Yu et al. 2018), without text."""
+"""Super-resolution after Parti: a convolutional network of wide residual blocks (WDSR, Yu et al. 2018)."""
 
 from __future__ import annotations
 

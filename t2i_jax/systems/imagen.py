@@ -1,4 +1,4 @@
-"""Training and sampling a cascade of diffusion stages (Imagen, Saharia et al. 2022): a `Task` with one group a stage."""
+"""Training and sampling a cascade of diffusion stages (Imagen, Saharia et al. 2022): a `Task`, a group per stage."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ class ImagenTask:
             raise UserError(f"stages have image_size {sizes}; each must be larger than the one before.")
         for number, stage in enumerate(self.stages, 1):
             if number == 1 and stage.crop_size is not None:
-                raise UserError(f"stages[0].crop_size={stage.crop_size}: the first stage needs whole pictures; leave it out.")
+                crop = stage.crop_size
+                raise UserError(f"stages[0].crop_size={crop}: the first stage needs whole pictures; leave it out.")
             if number > 1 and not stage.trains:
                 raise UserError(f"stages[{number - 1}].unet is a NullUnet; only a first stage can be left out.")
         for number in self.train_stages or ():
@@ -229,7 +230,8 @@ def generate(
     keys_B = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_B)
     text = task.embed(params, frozen, prompt)
     negative = {name[len("negative_") :]: value for name, value in prompt.items() if name.startswith("negative_")}
-    bind = imagen_stage.bound(stage.unet, params["unet"], text, task.embed(params, frozen, negative) if negative else None)
+    against = task.embed(params, frozen, negative) if negative else None
+    bind = imagen_stage.bound(stage.unet, params["unet"], text, against)
     shape = (keys_B.shape[0], *size, task.channels)
     small = None
     if "small" in prompt:

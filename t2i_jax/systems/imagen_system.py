@@ -147,7 +147,7 @@ class ImagenSystem:
     def _texts(self, prompts, negative_prompts, scales):
         if self.task.text is None:
             if prompts is not None or negative_prompts is not None:
-                raise UserError("prompts are given to a cascade that was trained without texts (text=None); leave them out.")
+                raise UserError("prompts are given to a cascade that was trained without texts; leave them out.")
             return {}
         if prompts is None:
             raise UserError("prompts=None: this cascade was trained on captions; give a list of them.")
@@ -178,7 +178,7 @@ class ImagenSystem:
         if start_images is not None:
             found["start"] = inputs.pictures("start_images", start_images, count, channels)
         if init_images is not None and mask is None and first > 1:
-            raise UserError(f"init_images change what the first stage makes, and start_at={first}; give a mask, or neither.")
+            raise UserError(f"init_images change what the first stage makes, and start_at={first}; give a mask too.")
         if init_images is not None:
             found["init"] = inputs.pictures("init_images", init_images, count, channels)
         if mask is not None:

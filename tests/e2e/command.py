@@ -1,7 +1,12 @@
 """The command line as a user starts it: processes, exit statuses, what they print."""
 
+import contextlib
+import io
 import subprocess
 import sys
+from unittest import mock
+
+from t2i_jax.cli import main as cli
 
 
 def t2i_command(*arguments):
@@ -21,3 +26,20 @@ def refused(*arguments):
     lines = run(*arguments, status=2).stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("t2i: ") and "Traceback" not in lines[0], lines
     return lines[0]
+
+
+def inside(*arguments, status=0):
+    """The same in this process, which has imported and compiled already; returns what was printed."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with (
+        mock.patch.object(sys, "argv", ["t2i", *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+    assert code == status, err.getvalue()[-3000:]
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())

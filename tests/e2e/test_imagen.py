@@ -8,7 +8,7 @@ from PIL import Image
 
 import t2i_jax as t2i
 from tests.e2e import tiny_imagen
-from tests.e2e.command import refused, run
+from tests.e2e.command import inside, run
 
 _RECIPE = tiny_imagen.__file__
 _CAPTION = "a red circle above a blue square"
@@ -26,14 +26,14 @@ def _pictures(folder):
 
 
 def test_one_stage_carries_on_where_both_stopped(trained):
-    done = run("train", _RECIPE, "train.steps=6", "task.train_stages=(2,)", "--workdir", trained)
+    done = inside("train", _RECIPE, "train.steps=6", "task.train_stages=(2,)", "--workdir", trained)
     assert "carrying on from step 4 of 6" in done.stderr
     assert {name: int(n) for name, n in t2i.load(trained).updates.items()} == {"stage_1": 4, "stage_2": 6}
     assert "alignment_heldout" in json.loads((trained / "metrics.json").read_text())
 
 
 def test_sampling_completing_and_changing(trained, tmp_path):
-    sample = lambda out, *more: run("sample", trained, _CAPTION, "--count", 2, "--out", tmp_path / out, *more)
+    sample = lambda out, *more: inside("sample", trained, _CAPTION, "--count", 2, "--out", tmp_path / out, *more)
     done = sample("plain", "--steps", 3)
     assert "stage 2" in done.stderr  # a bar for each stage
     assert {picture.shape for picture in _pictures(tmp_path / "plain").values()} == {(16, 16, 3)}
@@ -50,13 +50,14 @@ def test_sampling_completing_and_changing(trained, tmp_path):
         np.testing.assert_array_equal(picture[:, :8], known[:, :8])
     sample("changed", "--init", tmp_path / "picture.png", "--strength", 0.5, "--steps", 2)
 
-    run("export", trained, tmp_path / "system")
-    run("sample", tmp_path / "system", _CAPTION, "--count", 2, "--out", tmp_path / "exported", "--steps", 3)
+    inside("export", trained, tmp_path / "system")
+    inside("sample", tmp_path / "system", _CAPTION, "--count", 2, "--out", tmp_path / "exported", "--steps", 3)
     plain, exported = _pictures(tmp_path / "plain"), _pictures(tmp_path / "exported")
     assert all(np.array_equal(plain[name], exported[name]) for name in plain)
 
 
 def test_mistakes_get_one_sentence(trained, tmp_path):
+    refused = lambda *arguments: inside(*arguments, status=2).stderr
     sample = lambda *more: refused("sample", trained, _CAPTION, *more)
     assert "did you mean 'heun'" in sample("--sampler", "heum")
     assert "stop_at=3 is no stage" in sample("--stop-at", 3)

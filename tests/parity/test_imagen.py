@@ -113,7 +113,8 @@ def test_losses_and_gradients(kind, number, monkeypatch):
     else:
         level = times
         queue = feed(monkeypatch, *([eps] if number == 1 else [eps, low_eps]))
-        monkeypatch.setattr(theirs.noise_schedulers[number - 1], "sample_random_times", lambda *_, **__: torch.from_numpy(times))
+        given = lambda *_, **__: torch.from_numpy(times)
+        monkeypatch.setattr(theirs.noise_schedulers[number - 1], "sample_random_times", given)
     monkeypatch.setattr(theirs.lowres_noise_schedule, "sample_random_times", lambda *_, **__: torch.full((1,), low_time))
     loss = theirs(
         nchw(IMAGES), text_embeds=torch.from_numpy(TEXT), text_masks=torch.from_numpy(MASK), unet_number=number
@@ -192,7 +193,8 @@ def test_weights_both_ways_with_an_empty_first_stage(tmp_path):
     again, loaded = convert.from_torch(tmp_path / "imagen.pt", scale_skip_connection=True)
     assert again == dataclasses.replace(model, unets=again.unets)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    upper = imagen_pytorch.Imagen([imagen_pytorch.NullUnet(), package.Unet(**SMALL, lowres_cond=True)], image_sizes=SIZES, text_embed_dim=6)
+    unets = [imagen_pytorch.NullUnet(), package.Unet(**SMALL, lowres_cond=True)]
+    upper = imagen_pytorch.Imagen(unets, image_sizes=SIZES, text_embed_dim=6)
     model, params = convert.from_torch(upper)
     assert isinstance(model.unets[0], NullUnet)
     upper.load_state_dict(convert.to_torch(model, params), strict=True)
