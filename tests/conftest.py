@@ -18,6 +18,13 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_of_one_file_at_a_time():
+    """Each holds hundreds of memory maps; when a process has more than Linux allows, compiling crashes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     """A PRNG key; tests fold in numbers where they need several."""
