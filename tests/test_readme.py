@@ -121,7 +121,7 @@ def test_every_python_block_runs(place, monkeypatch):
         text = text.replace(shown, run)
     names = {}
     exec(compile(text, "README.md", "exec"), names)  # noqa: S102
-    assert names["images"].shape == (4, 16, 16, 3) and len(names["pictures"]) == 3
+    assert names["images"].shape == (4, 16, 16, 3) and len(names["pictures"]) == 4
     assert names["logits"].shape == (4, 16, 16) and np.isfinite(names["loss"])
     assert names["decoded"].shape == (4, 16, 16, 3) and names["painted"].dtype == np.uint8
     assert np.isfinite(names["generator_loss"]) and np.isfinite(names["judge_loss"])
