@@ -10,10 +10,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.models.unet import BaseUnet64, NullUnet, SRUnet256, SRUnet1024, Unet
 from t2i_jax.recipe import known_types
 
-TINY = Unet(
-    dim=8, dim_mults=(1, 2), text_embed_dim=6, attn_heads=2, attn_dim_head=4, max_text_len=5,
-    init_cross_embed_kernel_sizes=(3, 5),
-)  # fmt: skip
+TINY = Unet(dim=8, dim_mults=(1, 2), text_embed_dim=6, attn_heads=2, attn_dim_head=4, max_text_len=5)
 
 
 def random_inputs(model, rows=8, columns=12, batch=2):
