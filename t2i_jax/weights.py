@@ -49,8 +49,9 @@ def import_torch(
     """
     out = pathlib.Path(out)
     runs.check_new(out)
-    if pathlib.Path(path).suffix != ".safetensors" and imagen_weights.is_trainers(torch_io.load(path)):
-        return imagen_weights.write(imagen_weights.from_trainer(path, **fields), out, t5, imagen or {})
+    loaded = None if pathlib.Path(path).suffix == ".safetensors" else torch_io.load(path)
+    if imagen_weights.is_trainers(loaded):
+        return imagen_weights.write(imagen_weights.from_trainer(loaded, **fields), out, t5, imagen or {})
     model, params = convert.from_torch(path, **fields)
     if isinstance(model, Cascade):
         return imagen_weights.write(imagen_weights.untold(model, params), out, t5, imagen or {})

@@ -93,8 +93,7 @@ class ImagenTask:
     @functools.cached_property
     def objectives(self) -> tuple[Objective, ...]:
         """The diffusion loss of each stage that is trained."""
-        numbers = self.train_stages or self._trainable
-        return tuple(Objective(group(n), functools.partial(self.loss, number=n)) for n in numbers)
+        return tuple(Objective(group(n), functools.partial(self.loss, number=n)) for n in self._trained)
 
     @property
     def ema_groups(self) -> tuple[str, ...]:
@@ -142,7 +141,7 @@ class ImagenTask:
         image, cond = to_float(batch["image"], _RANGE), _cond(stage.unet, batch)
         loss = jnp.mean(imagen_stage.losses(stage, bind, image, draws, before, cond))
         metrics = {f"loss/{group(number)}": loss}
-        if number == (self.train_stages or self._trainable)[0]:
+        if number == self._trained[0]:
             metrics["loss"] = loss
         updates = {**stats["updates"], group(number): stats["updates"][group(number)] + 1}
         return loss, (metrics, {**stats, "updates": updates})
@@ -163,10 +162,14 @@ class ImagenTask:
     def flops(self, batch_size: int) -> float:
         """Of one step, from the traced networks: 3 forward passes; text encoders are not counted."""
         once = 0.0
-        for number in self.train_stages or self._trainable:
+        for number in self._trained:
             params = jax.eval_shape(functools.partial(self._init_unet, number=number), jax.random.key(0))
             once += flops_of(functools.partial(self._forward, number), sharding.unbox(params))
         return 3 * batch_size * once
+
+    @property
+    def _trained(self):
+        return self.train_stages or self._trainable
 
     @property
     def _trainable(self):

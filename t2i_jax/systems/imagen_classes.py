@@ -56,6 +56,7 @@ def Imagen(  # noqa: N802
     given += ["cosine"] * (2 - len(given))
     given += ["linear"] * (len(unets) - len(given))
     each = lambda name, value: _each(name, value, len(unets))
+    lowres = LowresNoise(lowres_noise_schedule, lowres_sample_noise_level, per_sample_random_aug_noise_level)
     stages = [
         Stage(
             unet,
@@ -64,7 +65,7 @@ def Imagen(  # noqa: N802
                 schedule=schedule, objective=objective, weighting="min_snr" if capped else "snr",
                 min_snr_gamma=float(gamma), distance=loss_type,
             ),
-            lowres=LowresNoise(lowres_noise_schedule, lowres_sample_noise_level, per_sample_random_aug_noise_level),
+            lowres=lowres,
             crop_size=crop,
             resize=resize_mode,
             sampler="ancestral",
