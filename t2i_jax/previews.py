@@ -14,7 +14,7 @@ from t2i_jax.data.pipeline import batches
 from t2i_jax.eval.alignment import alignment
 from t2i_jax.eval.grid import grid, save_png
 from t2i_jax.eval.judge_digits import JudgeDigits
-from t2i_jax.eval.judge_shapes import JudgeShapes
+from t2i_jax.eval.judge_shapes import JudgeShapes, parse
 from t2i_jax.eval.reconstruction import codebook_usage, psnr
 from t2i_jax.recipe import Recipe
 from t2i_jax.systems.imagen_system import ImagenSystem
@@ -88,26 +88,53 @@ def held_out(recipe: Recipe, count: int, wants: Sequence[str] = ("image",)) -> M
 
 def judge(recipe: Recipe, system: PartiSystem | ImagenSystem, count: int, seed: int = 0) -> Judged:
     """Pictures for `count` held-out captions, and the verdict of the recipe's judge on each."""
+    options = dict(seed=seed, batch_size=min(count, 64), **recipe.evaluation.sampling())
+    wants = _wants(recipe)
+    samples = held_out(recipe, count, wants) if wants else {}
+    if "cond_image" in samples:
+        options["cond_images"] = samples["cond_image"]
     if recipe.task.text is None:
-        options = {name: value for name, value in recipe.evaluation.sampling().items() if name != "guidance"}
-        images = system.generate(images_per_prompt=count, seed=seed, batch_size=min(count, 64), **options)
-        return Judged([""] * count, np.asarray(images), None, {})
-    stored = recipe.task.text.entry == "text_embeds"
-    samples = held_out(recipe, count, ("caption", "text_embeds", "text_mask") if stored else ("caption",))
+        options |= {"guidance": 1} if samples else {"guidance": 1, "images_per_prompt": count}
+        return Judged([""] * count, np.asarray(system.generate(**options)), None, {})
     captions = list(samples["caption"])
-    prompts = (samples["text_embeds"], samples["text_mask"]) if stored else captions
-    images = np.asarray(system.generate(prompts, seed=seed, batch_size=min(count, 64), **recipe.evaluation.sampling()))
+    images = np.asarray(system.generate(_prompts(samples, range(count)), **options))
     if recipe.evaluation.judge is None:
         return Judged(captions, images, None, {})
     verdict = alignment(images, captions, _JUDGES[recipe.evaluation.judge]())
     return Judged(captions, images, np.asarray(verdict["right"]), verdict["parts"])
 
 
+def complete(
+    recipe: Recipe, system: PartiSystem | ImagenSystem, count: int, seed: int = 0
+) -> tuple[Judged, np.ndarray]:
+    """Held-out pictures of two things, one half of each painted anew, judged; and how much of the rest changed.
+
+    The half that is kept is the left, the right, the upper and the lower one in turn.
+
+    Returns:
+      The pictures and the verdict; and per picture the fraction of kept pixels that are not as they were.
+    """
+    samples = held_out(recipe, 3 * count, ("image", *_wants(recipe)))
+    two = [i for i, caption in enumerate(samples["caption"]) if parse(caption).relation is not None][:count]
+    images, captions = samples["image"][two], [samples["caption"][i] for i in two]
+    places = system.task.tokenizer.grid if isinstance(system, PartiSystem) else images.shape[1:3]
+    upper, left = (axis < size / 2 for axis, size in zip(np.indices(places), places, strict=True))
+    masks = np.stack([(left, ~left, upper, ~upper)[i % 4] for i in range(len(two))])
+    options = dict(seed=seed, batch_size=min(len(two), 64), **recipe.evaluation.sampling())
+    made = np.asarray(system.generate(_prompts(samples, two), init_images=images, mask=masks, **options))
+    verdict = alignment(made, captions, _JUDGES["shapes"]())
+    scale = [side // place for side, place in zip(images.shape[1:3], places, strict=True)]
+    kept = masks.repeat(scale[0], 1).repeat(scale[1], 2)
+    changed = ((made != images).any(-1) & kept).sum((1, 2)) / kept.sum((1, 2))
+    return Judged(captions, made, np.asarray(verdict["right"]), verdict["parts"]), changed
+
+
 def evaluate(recipe: Recipe, system, workdir: str | pathlib.Path) -> Mapping[str, float]:
     """The figures of a finished run, added to WORKDIR/metrics.json, and its grid in WORKDIR/samples/heldout.png.
 
     Returns:
-      With captions and a judge `alignment_heldout` (fraction of pictures that agree with their captions); for a tokenizer
+      With captions and a judge `alignment_heldout` (fraction of pictures that agree with their captions); with
+      `evaluation.completions` the same of `complete` as `alignment_completed`, and `kept_changed`; for a tokenizer
       `reconstruction_psnr` in dB and `codebook_usage` (fraction of codes that held-out pictures use).
     """
     workdir = pathlib.Path(workdir)
@@ -118,6 +145,10 @@ def evaluate(recipe: Recipe, system, workdir: str | pathlib.Path) -> Mapping[str
             metrics["alignment_heldout"] = float(np.mean(judged.right))
             metrics |= {f"alignment_heldout/{name}": float(value) for name, value in judged.parts.items()}
         save_png(workdir / "samples" / "heldout.png", grid(judged.images[:32], 8, _SIDE))
+        if recipe.evaluation.completions:
+            judged, changed = complete(recipe, system, recipe.evaluation.completions)
+            metrics |= {"alignment_completed": float(np.mean(judged.right)), "kept_changed": float(np.mean(changed))}
+            save_png(workdir / "samples" / "completed.png", grid(judged.images[:32], 8, _SIDE))
     else:
         images = held_out(recipe, recipe.evaluation.pictures)["image"]
         metrics["reconstruction_psnr"] = _decibel(images, remake(system, images))
@@ -136,6 +167,20 @@ def add_metrics(workdir: str | pathlib.Path, metrics: Mapping[str, float]) -> No
     half_done = path.with_suffix(".partial")
     half_done.write_text(json.dumps({**old, **metrics}, indent=1, sort_keys=True) + "\n")
     half_done.replace(path)
+
+
+def _wants(recipe):
+    """What of the data a system is given to make pictures from."""
+    text = recipe.task.text
+    stored = ("text_embeds", "text_mask") if getattr(text, "entry", None) == "text_embeds" else ()
+    pictures = ("cond_image",) if "cond_image" in recipe.task.batch_spec(1) else ()
+    return (*pictures, *(("caption", *stored) if text is not None else ()))
+
+
+def _prompts(samples, rows):
+    if "text_embeds" in samples:
+        return samples["text_embeds"][list(rows)], samples["text_mask"][list(rows)]
+    return [samples["caption"][i] for i in rows]
 
 
 def _decibel(images, again):

@@ -23,12 +23,14 @@ class Evaluation:
     Attributes:
       judge: "shapes" or "digits": generated pictures are judged against their captions; None: they are only drawn.
       pictures: how many held-out captions are judged at the end.
+      completions: how many held-out pictures of two shapes, half of each painted anew, are judged; 0: none.
       preview: how many pictures a sample grid holds, at `train.eval_every`.
       guidance, temperature, top_k, top_p, sampler, steps, parallel: as in the system's `generate`; None: its own value.
     """
 
     judge: str | None = None
     pictures: int = 200
+    completions: int = 0
     preview: int = 16
     guidance: float | None = 3.0
     temperature: float | None = None
@@ -43,6 +45,9 @@ class Evaluation:
             one_of("evaluation.judge", self.judge, JUDGES)
         if self.pictures < 1 or self.preview < 1:
             raise UserError(f"evaluation.pictures={self.pictures} and .preview={self.preview} must be at least 1.")
+        if self.completions < 0 or (self.completions and self.judge != "shapes"):
+            remedy = "give judge='shapes' and a number from 1, or 0 for none"
+            raise UserError(f"evaluation.completions={self.completions} with judge={self.judge!r}; {remedy}.")
 
     def sampling(self) -> Mapping[str, Any]:
         """The keyword arguments of `generate` that are set."""

@@ -79,8 +79,8 @@ def import_torch(
 def export_torch(run: str | pathlib.Path, path: str | pathlib.Path) -> pathlib.Path:
     """Writes a run's weights as the state dict that parti-pytorch or imagen-pytorch loads, and returns the file.
 
-    A tokenizer that was trained or saved without a discriminator has no "discr." in it. A Parti with its tokenizer
-    becomes one state dict, with the tokenizer under "vae.". A cascade as .pt becomes a checkpoint of ImagenTrainer, with
+    A tokenizer that was trained without a discriminator, or against another one than its own, has no "discr." in it.
+    A Parti with its tokenizer becomes one state dict, with the tokenizer under "vae.". A cascade as .pt becomes a checkpoint of ImagenTrainer, with
     its averages and counts of steps; as .safetensors the averaged networks alone.
 
     Args:
@@ -96,7 +96,12 @@ def export_torch(run: str | pathlib.Path, path: str | pathlib.Path) -> pathlib.P
         return imagen_weights.export(run, path)
     recipe, params, stats = runs.read(_folder(run))
     if isinstance(recipe.task, TokenizerTask):
-        model, params = recipe.task.model, _tokenizer_weights(recipe.task.model, params, stats)
+        model = recipe.task.model
+        if isinstance(model, VitVQGanVAE) and recipe.task.discriminator is not None:
+            own = model.discriminator() if model.discr_layers else None
+            kept = ("generator", "discriminator") if recipe.task.discriminator == own else ("generator",)
+            params = {name: params[name] for name in kept}  # the package has no place for another discriminator
+        params = _tokenizer_weights(model, params, stats)
     elif isinstance(recipe.task, PartiTask):
         model, params = recipe.task.network, params["parti"]["decoder"]
         if isinstance(model, Parti) and (pathlib.Path(run) / "tokenizer").is_dir():

@@ -1,10 +1,12 @@
 """Checkpoints of parti-pytorch become folders that the library and its commands read, and go back bit for bit."""
 
+import jax
 import numpy as np
 import pytest
 import torch
 
 import t2i_jax as t2i
+from t2i_jax import runs, sharding
 from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.weights import export_torch, import_torch
@@ -46,6 +48,20 @@ def test_a_tokenizer_goes_in_and_out(vae, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     assert system.decode(system.encode(images)).shape == images.shape
     same(torch_io.read(export_torch(tmp_path / "ours", tmp_path / "back.safetensors")), vae.state_dict())
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_a_discriminator_that_the_package_has_no_place_for_stays_behind(layers, tmp_path):
+    net = t2i.VitVQGanVAE(
+        dim=16, image_size=16, patch_size=4, layers=1, heads=2, dim_head=8, codebook_size=16, discr_layers=layers
+    )
+    task = t2i.TokenizerTask(net, discriminator=net.discriminator())
+    groups, stats = jax.eval_shape(task.init, jax.random.key(0))
+    zeros = lambda tree: jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), sharding.unbox(tree))
+    recipe = t2i.Recipe(task, t2i.DataConfig(image_size=16), t2i.TrainConfig(steps=1, batch_size=1))
+    runs.write_system(tmp_path / "run", recipe, zeros(groups), zeros(stats), {})
+    names = torch_io.read(export_torch(tmp_path / "run", tmp_path / "out.safetensors"))
+    assert any(name.startswith("discr.") for name in names) == bool(layers) and len(names) > 10
 
 
 def test_a_parti_with_its_tokenizer_goes_in_and_out_through_the_command_line(parti, tmp_path):

@@ -46,5 +46,7 @@ def get_config() -> Recipe:
             ema_decay=0.998,
             optim=OptimConfig(learning_rate=2e-3, warmup_steps=100, schedule="cosine", end_ratio=0.02, weight_decay=0.01),
         ),
-        evaluation=Evaluation(judge="shapes", guidance=3.0, sampler="dpm_solver", steps=24, pictures=400),
+        evaluation=Evaluation(
+            judge="shapes", pictures=400, completions=100, guidance=3.0, sampler="dpm_solver", steps=24
+        ),
     )

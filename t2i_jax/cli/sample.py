@@ -29,6 +29,7 @@ def sample(
     keep_rows: float | None = None,
     mask: pathlib.Path | None = None,
     strength: float | None = None,
+    cond: pathlib.Path | None = None,
     upscale: pathlib.Path | None = None,
 ) -> None:
     """Generate pictures for captions.
@@ -51,6 +52,7 @@ def sample(
         keep_rows: Parti: which part of --init is kept, from the top; 0.5 by default.
         mask: Imagen: a picture as large as --init, white where that is kept and black where it is painted anew.
         strength: Imagen: how much --init is changed, from 0 to 1; 0.6 by default.
+        cond: Imagen: the picture to condition on, for a run that was trained on such pictures.
         upscale: Folder of a super-resolution run, which makes the pictures larger.
     """
     from t2i_jax import runs
@@ -78,6 +80,10 @@ def sample(
     if negative is not None:
         options["negative_prompts"] = [negative] * len(prompts)
     options |= _pictures(system, init, keep_rows, mask, max(len(prompts), 1))
+    if cond is not None:
+        if not getattr(system.task, "cond_image_channels", 0):
+            raise UserError(f"cond={str(cond)!r} is given for a run that is conditioned on no pictures; leave it out.")
+        options["cond_images"] = _cond(cond, system.task, max(len(prompts), 1))
     if "steps" in system.task.sampling_options:
         options["progress"] = True
     captions = list(prompts) if prompts or system.task.text is not None else None
@@ -122,6 +128,11 @@ def _pictures(system, init, keep_rows, mask, prompts):
             raise UserError(f"mask={str(mask)!r} is {white.size} and init {picture.size} pixels; make them equal.")
         given["mask"] = np.asarray(_resized(white, side)) >= 128
     return given
+
+
+def _cond(path, task, prompts):
+    picture = _open("cond", path).convert("RGB" if task.cond_image_channels == 3 else "L")
+    return _repeated(_resized(picture, task.image_size), prompts)
 
 
 def _channels(system):

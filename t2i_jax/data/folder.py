@@ -7,7 +7,9 @@ import json
 import os
 import pathlib
 
-from t2i_jax.data.picture import PictureFiles
+import numpy as np
+
+from t2i_jax.data.picture import PictureFiles, decode
 from t2i_jax.data.source import BadSample, clean_caption
 from t2i_jax.errors import UserError
 
@@ -19,7 +21,8 @@ class FolderSource(PictureFiles):
     """Random access to the pictures below a folder, in the order of their names.
 
     A table (captions.csv or captions.jsonl, columns file/file_name/image and caption/text) says which pictures there
-    are; without one every picture file counts, and its caption is in the .txt file of the same name.
+    are; without one every picture file counts, and its caption is in the .txt file of the same name. NAME.cond.png (or of
+    another ending) is no picture of its own but what NAME is conditioned on.
 
     Args:
       path: the folder; folders in it are searched too, links to folders are not followed.
@@ -48,6 +51,18 @@ class FolderSource(PictureFiles):
         except OSError:
             raise BadSample("unreadable file", name) from None
 
+    def cond_image(self, index: int) -> np.ndarray:
+        """The picture that a picture is conditioned on, uint8 RGB of any size; or `BadSample`."""
+        name, _ = self._samples[index]
+        stem = (self.path / name).with_suffix("")
+        found = [path for ending in ENDINGS if (path := stem.with_name(f"{stem.name}.cond{ending}")).is_file()]
+        if not found:
+            raise BadSample("no .cond picture", name)
+        try:
+            return decode(found[0].read_bytes(), found[0].name)
+        except OSError:
+            raise BadSample("unreadable .cond picture", name) from None
+
     def caption(self, index: int) -> str:
         """The caption from the table or from the .txt file; or `BadSample`."""
         name, caption = self._samples[index]
@@ -62,8 +77,12 @@ class FolderSource(PictureFiles):
 def _from_names(folder):
     found = []
     for parent, _, names in os.walk(folder):
-        found += [os.path.relpath(os.path.join(parent, n), folder) for n in names if n.lower().endswith(ENDINGS)]
+        found += [os.path.relpath(os.path.join(parent, n), folder) for n in names if _is_picture(n.lower())]
     return [(name, None) for name in sorted(found)]
+
+
+def _is_picture(name):
+    return name.endswith(ENDINGS) and not os.path.splitext(name)[0].endswith(".cond")
 
 
 def _from_table(table):

@@ -21,7 +21,7 @@ from t2i_jax.data.source import BadCounter, BadSample, Record, Source, open_sour
 from t2i_jax.errors import UserError
 
 CROPS = ("center", "random", "resize")
-ENTRIES = ("image", "caption", "text", "text_mask", "text_embeds", "tokens")
+ENTRIES = ("image", "cond_image", "caption", "text", "text_mask", "text_embeds", "tokens")
 _EMBEDDED = ("shapes", "digits")
 _log = logging.getLogger(__name__)
 
@@ -84,7 +84,8 @@ def batches(
       seed: of order, crops and flips.
       tokenize: makes "text" and "text_mask" of captions; needed where "text" is wanted.
       wants: entries of a batch, from "image" (B, image_size, image_size, 3) uint8, "caption" list of str, "text" and
-        "text_mask" (B, L), "text_embeds" (B, L, width) float32 with its "text_mask", "tokens" (B, N) int32.
+        "text_mask" (B, L), "text_embeds" (B, L, width) float32 with its "text_mask", "tokens" (B, N) int32;
+        "cond_image" like "image", cut and mirrored as it is, where the source has pictures to condition on.
       text_length: L of "text_embeds", which are padded or cut; None: the longest of the batch.
       process_index, process_count: this process reads its own part of the samples, as many as every other one.
       repeat: for ever, shuffled afresh for every epoch, every batch full, across epochs too; False: once, unshuffled,
@@ -106,6 +107,9 @@ def batches(
     source = open_source(config.source, image_size=config.image_size, split=config.split, seed=config.seed)
     if len(source) < process_count:
         raise UserError(f"data.source={config.source!r} has {len(source)} samples for {process_count} processes.")
+    if "cond_image" in wants and not hasattr(source, "cond_image"):
+        remedy = "give a folder: with NAME.cond.png beside each picture"
+        raise UserError(f"data.source={config.source!r} has no pictures to condition on; {remedy}.")
     order = grain.MapDataset.range(len(source))
     if repeat:
         even = len(source) - len(source) % process_count
@@ -215,7 +219,7 @@ class _Prepare:
     def __init__(self, source: Source, config: DataConfig, kept: set[str], seeds: tuple[int, int]):
         self._source, self._config, self._kept, self._seeds = source, config, kept, seeds
         self._with_image = "image" in kept
-        self._by_chance = self._with_image and (config.flip or config.crop == "random")
+        self._by_chance = config.flip or config.crop == "random"
 
     def __call__(self, position, index):
         try:
@@ -228,11 +232,19 @@ class _Prepare:
         sample = {name: record[name] for name in self._kept}
         if "text_embeds" in sample and record.get("text_mask") is not None:
             sample["text_mask"] = record["text_mask"]
-        if self._with_image:
-            sample["image"] = self._cut(sample["image"], position)
+        if "cond_image" in sample and self._with_image:
+            sample["cond_image"] = _fitted(sample["cond_image"], sample["image"])
+        for name in {"image", "cond_image"} & set(sample):
+            sample[name] = self._cut(sample[name], position)
         return sample
 
     def _read(self, index):
+        if "cond_image" not in self._kept:
+            return self._read_own(index)
+        others = self._read_own(index) if len(self._kept) > 1 else {}
+        return {**others, "cond_image": self._source.cond_image(index)}
+
+    def _read_own(self, index):
         if not self._with_image and hasattr(self._source, "without_image"):
             return self._source.without_image(index)
         if "caption" not in self._kept and hasattr(self._source, "without_caption"):
@@ -261,6 +273,8 @@ class _Collate:
             made["text_embeds"], made["text_mask"] = self._padded(samples)
         if "image" in self.wants:
             made["image"] = np.stack([sample["image"] for sample in samples])
+        if "cond_image" in self.wants:
+            made["cond_image"] = np.stack([sample["cond_image"] for sample in samples])
         if "tokens" in self.wants:
             made["tokens"] = np.stack([np.asarray(sample["tokens"], np.int32).reshape(-1) for sample in samples])
         if "caption" in self.wants:
@@ -277,6 +291,14 @@ class _Collate:
             embeds_BLD[row, :used] = e_LD[:used]
             mask_BL[row, :used] = sample.get("text_mask", np.ones(len(e_LD), bool))[:used]
         return embeds_BLD, mask_BL
+
+
+def _fitted(image_HWC, like_HWC):
+    """A picture at the size of another, so that both are cut alike."""
+    height, width = like_HWC.shape[:2]
+    if image_HWC.shape[:2] == (height, width):
+        return image_HWC
+    return np.asarray(Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _reader(samples, config):

@@ -31,7 +31,8 @@ class Source(Protocol):
     """Random access to records; picklable, and safe to read from several threads.
 
     A source may also have `without_image(index)` and `without_caption(index)`: the record with that entry None, for
-    batches that do not want it. Sources of picture files have `file(index) -> (bytes, name)` and `caption(index)`.
+    batches that do not want it. Sources of picture files have `file(index) -> (bytes, name)` and `caption(index)`; those
+    with pictures to condition on have `cond_image(index)`.
     """
 
     def __len__(self) -> int:

@@ -12,8 +12,6 @@ from t2i_jax.diffusion.noise import Ddpm
 from t2i_jax.errors import UserError
 from t2i_jax.types import Array, Key
 
-RESIZES = ("nearest", "bilinear")
-
 
 @dataclasses.dataclass(frozen=True)
 class LowresNoise:
@@ -59,20 +57,3 @@ class LowresNoise:
         level_B = jnp.full(image_BHWC.shape[:1], self.sample_level if level is None else level, jnp.float32)
         noised, condition_B = self.noised(image_BHWC, eps_BHWC, level_B)
         return noised, level_B if self.compat else condition_B
-
-
-def resize(image_BHWC: Array, size: tuple[int, int], method: str = "nearest") -> Array:
-    """Pictures (B, *size, C), float32.
-
-    "nearest" takes pixel floor(i * in / out), as PyTorch does; "bilinear" is linear between half-pixel centres, without
-    smoothing first when it shrinks. A training pair is made by shrinking to the size before and enlarging again.
-    """
-    one_of("resize", method, RESIZES)
-    image_BHWC = image_BHWC.astype(jnp.float32)
-    if tuple(image_BHWC.shape[1:3]) == tuple(size):
-        return image_BHWC
-    if method == "nearest":
-        rows, columns = (jnp.arange(new) * old // new for new, old in zip(size, image_BHWC.shape[1:3], strict=True))
-        return image_BHWC[:, rows][:, :, columns]
-    shape = (image_BHWC.shape[0], *size, image_BHWC.shape[-1])
-    return jax.image.resize(image_BHWC, shape, "linear", antialias=False)

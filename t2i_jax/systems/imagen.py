@@ -15,7 +15,7 @@ from t2i_jax.diffusion.draws import gaussian
 from t2i_jax.errors import UserError
 from t2i_jax.models.image_tokenizer import to_float
 from t2i_jax.nn.flops import flops_of
-from t2i_jax.systems import imagen_stage
+from t2i_jax.systems import captions, imagen_stage
 from t2i_jax.systems.imagen_stage import Sampling, Stage
 from t2i_jax.types import Array, Batch, Key, Objective, Params, Stats
 
@@ -114,12 +114,7 @@ class ImagenTask:
         """Images at the size of the last stage; text ids or embeddings with their mask; pictures to condition on."""
         of = lambda dtype, *shape: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
         spec = {"image": of(jnp.uint8, self.image_size, self.image_size, self.channels)}
-        if self.text is not None and self.text.entry == "text_embeds":
-            spec["text_embeds"] = of(jnp.float32, self.text.max_length, self.text.dim)
-        elif self.text is not None:
-            spec["text"] = of(jnp.int32, self.text.max_length)
-        if self.text is not None:
-            spec["text_mask"] = of(jnp.bool_, self.text.max_length)
+        spec |= captions.spec(self.text, batch_size)
         if self.cond_image_channels:
             spec["cond_image"] = of(jnp.uint8, self.image_size, self.image_size, self.cond_image_channels)
         return spec
@@ -154,10 +149,7 @@ class ImagenTask:
         """(embeddings (B, L, D), mask (B, L)) of the batch's texts; None without texts."""
         if self.text is None:
             return None
-        text, mask_BL = batch[self.text.entry], batch["text_mask"]
-        if self.text.trainable:
-            return self.text.embed(params["text"], text, mask_BL, key), mask_BL
-        return jax.lax.stop_gradient(self.text.embed((frozen or {}).get("text", {}), text, mask_BL)), mask_BL
+        return captions.embed(self.text, params, frozen, batch, key), batch["text_mask"]
 
     def flops(self, batch_size: int) -> float:
         """Of one step, from the traced networks: 3 forward passes; text encoders are not counted."""

@@ -10,6 +10,7 @@ from t2i_jax.diffusion.noise import Ddpm, Edm
 from t2i_jax.diffusion.samplers import Churn
 from t2i_jax.errors import UserError
 from t2i_jax.systems.imagen import ImagenTask
+from t2i_jax.systems.imagen_inputs import per_stage
 from t2i_jax.systems.imagen_stage import Stage
 from t2i_jax.text.t5 import DEFAULT_NAME, T5Text
 
@@ -55,7 +56,7 @@ def Imagen(  # noqa: N802
     given = list(_tuple(noise_schedules))
     given += ["cosine"] * (2 - len(given))
     given += ["linear"] * (len(unets) - len(given))
-    each = lambda name, value: _each(name, value, len(unets))
+    each = lambda name, value: per_stage(name, value, len(unets))
     lowres = LowresNoise(lowres_noise_schedule, lowres_sample_noise_level, per_sample_random_aug_noise_level)
     stages = [
         Stage(
@@ -122,7 +123,7 @@ def ElucidatedImagen(  # noqa: N802
       UserError: values of another number than U-Nets, or of no use.
     """
     unets = _tuple(unets)
-    each = lambda name, value: _each(name, value, len(unets))
+    each = lambda name, value: per_stage(name, value, len(unets))
     edm = dict(
         sigma_data=sigma_data, P_mean=P_mean, P_std=P_std, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho
     )  # fmt: skip
@@ -161,10 +162,3 @@ def _text(text, name, condition_on_text):
 
 def _tuple(value):
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-
-
-def _each(name, value, count):
-    values = _tuple(value) if isinstance(value, (tuple, list)) else (value,) * count
-    if len(values) != count:
-        raise UserError(f"{name}={value} has {len(values)} values for {count} U-Nets; give one, or one for each.")
-    return values

@@ -10,6 +10,7 @@ import numpy as np
 
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
+from t2i_jax.systems import prompts
 from t2i_jax.systems.imagen_stage import SAMPLERS, Sampling, Stage, sampling_of
 
 
@@ -64,7 +65,7 @@ def settings(stage: Stage, sampler: Any, steps: Any, guidance: float, **fields: 
     """
     if sampler is not None:
         one_of("sampler", sampler, SAMPLERS)
-    check_count("steps", steps)
+    prompts.check_count("steps", steps)
     sampler, steps = sampling_of(stage, sampler, steps)
     churn = stage.churn if sampler == "heun" else None
     return Sampling(sampler, steps, churn, stage.percentile, guided=guidance != 1, **fields)
@@ -74,12 +75,6 @@ def check_finite(name: str, value: Any) -> None:
     """Refuses what is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise UserError(f"{name}={value!r} is not a finite number; try 3.0, or 1 for none.")
-
-
-def check_count(name: str, value: Any) -> None:
-    """Refuses what is neither None nor a number from 1."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise UserError(f"{name}={value!r} is not a number from 1; give 1 or more.")
 
 
 def check_fraction(name: str, value: Any) -> None:

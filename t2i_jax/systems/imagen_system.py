@@ -104,7 +104,7 @@ class ImagenSystem:
         updates = [int(self.updates.get(group(number), 0)) for number in range(1, count_of + 1)]
         numbers, told = inputs.stages_to_run(self.task.stages, updates, start_at, stop_at)
         for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size), ("resample", resample)):
-            inputs.check_count(name, value)
+            prompting.check_count(name, value)
         for name, value in (("parallel", parallel), ("lowres_level", lowres_level), ("strength", strength)):
             inputs.check_fraction(name, value)
         scales = inputs.per_stage("guidance", guidance, count_of)

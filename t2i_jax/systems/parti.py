@@ -17,6 +17,7 @@ from t2i_jax.decoding import autoregressive
 from t2i_jax.decoding.autoregressive import Sampling
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
+from t2i_jax.systems import captions
 from t2i_jax.systems import prompts as prompting
 from t2i_jax.systems.pil import as_pil
 from t2i_jax.types import Array, Batch, Key, Objective, Params, Stats
@@ -106,11 +107,7 @@ class PartiTask:
         else:
             size = self.tokenizer.image_size
             spec = {"image": of(jnp.uint8, size, size, self.tokenizer.channels)}
-        if self.text.entry == "text_embeds":
-            spec["text_embeds"] = of(jnp.float32, self.text.max_length, self.text.dim)
-        else:
-            spec["text"] = of(jnp.int32, self.text.max_length)
-        return spec | {"text_mask": of(jnp.bool_, self.text.max_length)}
+        return spec | captions.spec(self.text, batch_size)
 
     def loss(self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array):
         """(loss, (metrics, stats)): mean cross-entropy in nats per token."""
@@ -142,10 +139,7 @@ class PartiTask:
 
     def embed(self, params: Params, frozen: Mapping[str, Any], batch: Batch, key: Key | None = None) -> Array:
         """Text embeddings (B, L, D): stored ones, of the frozen encoder, or of the trained one (`key`: drops out)."""
-        text, mask_BL = batch[self.text.entry], batch["text_mask"]
-        if self.text.trainable:
-            return self.text.embed(params["text"], text, mask_BL, key)
-        return jax.lax.stop_gradient(self.text.embed((frozen or {}).get("text", {}), text, mask_BL))
+        return captions.embed(self.text, params, frozen, batch, key)
 
     def flops(self, batch_size: int) -> float:
         """Of one step, from the sizes of the kernels: 3 forward passes; a frozen tokenizer and text encoder run one."""
@@ -314,5 +308,4 @@ def _check_numbers(guidance, temperature, images_per_prompt, batch_size):
     if not math.isfinite(temperature) or temperature < 0:
         raise UserError(f"temperature={temperature} is not a finite number from 0; try 1.0.")
     for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise UserError(f"{name}={value} is not a number from 1; give 1 or more.")
+        prompting.check_count(name, value)

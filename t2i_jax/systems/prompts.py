@@ -68,6 +68,12 @@ def completion(
     return {"init": images, "known": known.reshape(count, rows * columns)}
 
 
+def check_count(name: str, value: Any) -> None:
+    """Refuses what is neither None nor a number from 1."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise UserError(f"{name}={value!r} is not a number from 1; give 1 or more.")
+
+
 def _stored(text, prompts, field):
     if not isinstance(prompts, tuple) or len(prompts) != 2:
         raise UserError(f"{field} are no embeddings; with stored text give the pair (embeddings, mask).")

@@ -89,6 +89,24 @@ def test_tables_of_captions(folder):
     assert [FolderSource(str(folder))[i]["caption"] for i in range(2)] == ["one, two", "three"]
 
 
+def test_pictures_to_condition_on_are_cut_as_their_pictures(folder):
+    rng = np.random.default_rng(0)
+    for name in ("a.JPG", "deep/b.png"):
+        noise = Image.fromarray(rng.integers(0, 256, (24, 40, 3), dtype=np.uint8))
+        noise.save((folder / name).with_suffix(".png"))
+        noise.save((folder / name).with_suffix(".cond.png"))
+    (folder / "a.JPG").unlink()
+    assert len(FolderSource(str(folder))) == 3
+    config = DataConfig(source=f"folder:{folder}", image_size=24, crop="random", flip=True, max_bad_rate=1.0)
+    stream = batches(config, 8, 0, wants=("image", "cond_image"))
+    for _ in range(2):
+        batch = next(stream)
+        np.testing.assert_array_equal(batch["image"], batch["cond_image"])
+    assert stream.bad.by_reason["no .cond picture"] > 0  # c.webp has none
+    with pytest.raises(UserError, match="'digits' has no pictures to condition on; give a folder"):
+        batches(DataConfig(source="digits", image_size=16), 8, 0, wants=("image", "cond_image"))
+
+
 def test_hostile_folder_is_skipped_and_counted(folder):
     (folder / "dir.jpg").mkdir()
     (folder / "loop").symlink_to(folder)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from t2i_jax.config import from_dict, to_dict
-from t2i_jax.diffusion.lowres import LowresNoise, resize
+from t2i_jax.diffusion.lowres import LowresNoise
 from t2i_jax.errors import UserError
 
 
@@ -38,22 +38,6 @@ def test_the_package_tells_an_edm_stage_the_time_in_sampling_only():
     assert lowres.noised(image, image, jnp.array([0.2]))[1] == pytest.approx(0.70933)
 
 
-def test_nearest_takes_the_pixels_that_pytorch_takes():
-    image = jnp.arange(10.0).reshape(1, 10, 1, 1)
-    assert resize(image, (4, 1)).ravel().tolist() == [0, 2, 5, 7]
-    assert resize(image, (15, 1)).ravel().tolist() == [i * 10 // 15 for i in range(15)]
-    assert resize(image, (10, 3)).shape == (1, 10, 3, 1)
-
-
-@pytest.mark.parametrize("method", ["nearest", "bilinear"])
-def test_resizing_keeps_constants_and_sizes(method):
-    got = resize(jnp.full((2, 5, 4, 3), 0.25), (8, 12), method)
-    assert got.shape == (2, 8, 12, 3)
-    np.testing.assert_allclose(got, 0.25, rtol=1e-6)
-    same = jnp.arange(12.0).reshape(1, 2, 2, 3)
-    np.testing.assert_array_equal(resize(same, (2, 2), method), same)
-
-
 def test_a_configuration_survives_json():
     lowres = LowresNoise("cosine", 0.1, True, "imagen-pytorch-elucidated")
     assert from_dict(json.loads(json.dumps(to_dict(lowres))), {"LowresNoise": LowresNoise}) == lowres
@@ -65,7 +49,6 @@ def test_a_configuration_survives_json():
         (lambda: LowresNoise("lineal"), "did you mean 'linear'"),
         (lambda: LowresNoise(sample_level=1.2), "sample_level=1.2 is outside"),
         (lambda: LowresNoise(compat="yes"), "lowres.compat='yes'"),
-        (lambda: resize(jnp.zeros((1, 2, 2, 1)), (4, 4), "nearst"), "did you mean 'nearest'"),
     ],
 )
 def test_nonsense_is_refused(make, message):

@@ -29,7 +29,8 @@ def test_one_stage_carries_on_where_both_stopped(trained):
     done = inside("train", _RECIPE, "train.steps=6", "task.train_stages=(2,)", "--workdir", trained)
     assert "carrying on from step 4 of 6" in done.stderr
     assert {name: int(n) for name, n in t2i.load(trained).updates.items()} == {"stage_1": 4, "stage_2": 6}
-    assert "alignment_heldout" in json.loads((trained / "metrics.json").read_text())
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert {"alignment_heldout", "alignment_completed"} <= set(metrics) and metrics["kept_changed"] == 0
 
 
 def test_sampling_completing_and_changing(trained, tmp_path):
@@ -56,11 +57,40 @@ def test_sampling_completing_and_changing(trained, tmp_path):
     assert all(np.array_equal(plain[name], exported[name]) for name in plain)
 
 
+def test_pictures_made_of_other_pictures(tmp_path):
+    """Trained on a folder of pairs: a picture and NAME.cond.png."""
+    (tmp_path / "pairs").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        picture = rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / "pairs" / f"{i}.png")
+        Image.fromarray(255 - picture).save(tmp_path / "pairs" / f"{i}.cond.png")
+    recipe = tmp_path / "pairs.py"
+    recipe.write_text(
+        "import dataclasses\n"
+        "from t2i_jax import DataConfig, Evaluation, ImagenTask\n"
+        "from tests.e2e import tiny_imagen\n"
+        "def get_config():\n"
+        "    recipe = tiny_imagen.get_config()\n"
+        "    stage = recipe.task.stages[0]\n"
+        "    stage = dataclasses.replace(stage, unet=stage.unet.clone(cond_images_channels=3))\n"
+        f"    data = DataConfig(source='folder:{tmp_path / 'pairs'}', image_size=8, threads=0, flip=True)\n"
+        "    evaluation = Evaluation(pictures=2, preview=2, steps=1)\n"
+        "    return dataclasses.replace(recipe, task=ImagenTask(stage), data=data, evaluation=evaluation)\n"
+    )
+    inside("train", recipe, "--workdir", tmp_path / "run")
+    inside("sample", tmp_path / "run", "--cond", tmp_path / "pairs" / "0.cond.png", "--out", tmp_path / "out")
+    assert _pictures(tmp_path / "out")["000-00.png"].shape == (8, 8, 3)
+    sentence = inside("sample", tmp_path / "run", status=2).stderr
+    assert "cond_images do not fit the cascade (cond_images_channels=3)" in sentence
+
+
 def test_mistakes_get_one_sentence(trained, tmp_path):
     refused = lambda *arguments: inside(*arguments, status=2).stderr
     sample = lambda *more: refused("sample", trained, _CAPTION, *more)
     assert "did you mean 'heun'" in sample("--sampler", "heum")
     assert "stop_at=3 is no stage" in sample("--stop-at", 3)
+    assert "conditioned on no pictures" in sample("--cond", tmp_path / "none.png")
     assert "temperature=0.5 is no option" in sample("--temperature", 0.5)
     assert "mask" in sample("--mask", tmp_path / "none.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")

@@ -20,5 +20,5 @@ def get_config() -> Recipe:
         ),
         data=DataConfig(source="shapes", image_size=16, threads=0),
         train=TrainConfig(steps=4, batch_size=8, log_every=2, save_every=2, ema_decay=0.5),
-        evaluation=Evaluation(judge="shapes", pictures=4, preview=4, steps=2),
+        evaluation=Evaluation(judge="shapes", pictures=4, completions=4, preview=4, steps=2),
     )

@@ -12,7 +12,7 @@ from t2i_jax.diffusion.denoiser import denoiser, training_losses
 from t2i_jax.diffusion.draws import injected
 from t2i_jax.diffusion.guidance import for_rows, guide
 from t2i_jax.diffusion.inpaint import repaint
-from t2i_jax.diffusion.lowres import LowresNoise, resize
+from t2i_jax.diffusion.lowres import LowresNoise
 from t2i_jax.diffusion.noise import Ddpm, Edm
 from t2i_jax.diffusion.samplers import Churn, ancestral, heun, sample, start
 from t2i_jax.diffusion.sdedit import from_image
@@ -341,10 +341,3 @@ def test_the_small_picture_of_a_later_stage():
     got, condition_B = ours.for_sampling(jnp.asarray(2 * IMAGES - 1), jnp.asarray(eps))
     assert _error(got, _numpy(noised)) < FORMULA
     assert _error(condition_B, schedule.get_condition(times).numpy()) < FORMULA
-
-
-@pytest.mark.parametrize("method", ["nearest", "bilinear"])
-@pytest.mark.parametrize("size", [3, 4, 12, 20])
-def test_resizing(method, size):
-    expected = package.resize_image_to(_torch(IMAGES), size, mode=method)
-    assert _error(resize(jnp.asarray(IMAGES), (size, size), method), _numpy(expected)) < FORMULA

@@ -8,46 +8,20 @@ import numpy as np
 import pytest
 
 from t2i_jax import config, sharding
-from t2i_jax.diffusion.lowres import LowresNoise
 from t2i_jax.diffusion.noise import Ddpm, Edm
 from t2i_jax.diffusion.samplers import Churn
 from t2i_jax.errors import UserError
-from t2i_jax.models.unet import NullUnet, Unet
+from t2i_jax.models.unet import NullUnet
 from t2i_jax.nn.flops import flops_of
 from t2i_jax.recipe import known_types
 from t2i_jax.systems import imagen_stage
 from t2i_jax.systems.imagen import ImagenTask, group
 from t2i_jax.systems.imagen_stage import Stage
 from t2i_jax.systems.imagen_system import ImagenSystem
-from t2i_jax.text.stored import StoredText
 from t2i_jax.train import state as states
 from t2i_jax.train.config import TrainConfig
 from t2i_jax.train.step import train_step
-
-UNET = Unet(
-    dim=8, dim_mults=(1, 2), attn_heads=2, attn_dim_head=4, layer_attns=False, layer_cross_attns=(False, True),
-    attn_pool_text=False, max_text_len=4, learned_sinu_pos_emb_dim=4, num_resnet_blocks=0, attend_at_middle=False,
-    init_cross_embed=False, init_conv_kernel_size=3,
-)  # fmt: skip
-TEXT = StoredText(dim=6, max_length=3)
-TASK = ImagenTask(
-    stages=(
-        Stage(UNET, image_size=8, steps=3),
-        Stage(UNET.clone(memory_efficient=True), image_size=16, noise=Edm(), lowres=LowresNoise(per_row=True), steps=2),
-    ),
-    text=TEXT,
-)
-PLAIN = ImagenTask(stages=(Stage(UNET, image_size=8, sampler="ddim", steps=2),))
-
-
-def batch_of(task, rows=2, seed=0):
-    rng = np.random.default_rng(seed)
-    made = {}
-    for name, spec in task.batch_spec(rows).items():
-        made[name] = rng.integers(0, 256, spec.shape) if spec.dtype == jnp.uint8 else rng.normal(size=spec.shape)
-        made[name] = np.ones(spec.shape, bool) if name == "text_mask" else made[name].astype(spec.dtype)
-    return made
-
+from tests.systems.toy_cascade import PLAIN, TASK, UNET, batch_of
 
 def trained(task, seed=1):
     """Random weights in place of trained ones: a new network answers 0."""

@@ -1,0 +1,58 @@
+"""A cascade so small that only its logic is tested, and batches for it."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from t2i_jax.diffusion.lowres import LowresNoise
+from t2i_jax.diffusion.noise import Edm
+from t2i_jax.models.unet import Unet
+from t2i_jax.systems.imagen import ImagenTask
+from t2i_jax.systems.imagen_stage import Stage
+from t2i_jax.text.stored import StoredText
+
+UNET = Unet(
+    dim=8, dim_mults=(1, 2), attn_heads=2, attn_dim_head=4, layer_attns=False, layer_cross_attns=(False, True),
+    attn_pool_text=False, max_text_len=4, learned_sinu_pos_emb_dim=4, num_resnet_blocks=0, attend_at_middle=False,
+    init_cross_embed=False, init_conv_kernel_size=3,
+)  # fmt: skip
+TEXT = StoredText(dim=6, max_length=3)
+TASK = ImagenTask(
+    stages=(
+        Stage(UNET, image_size=8, steps=3),
+        Stage(UNET.clone(memory_efficient=True), image_size=16, noise=Edm(), lowres=LowresNoise(per_row=True), steps=2),
+    ),
+    text=TEXT,
+)
+PLAIN = ImagenTask(stages=(Stage(UNET, image_size=8, sampler="ddim", steps=2),))
+
+
+def batch_of(task, rows=2, seed=0):
+    rng = np.random.default_rng(seed)
+    made = {}
+    for name, spec in task.batch_spec(rows).items():
+        made[name] = rng.integers(0, 256, spec.shape) if spec.dtype == jnp.uint8 else rng.normal(size=spec.shape)
+        made[name] = np.ones(spec.shape, bool) if name == "text_mask" else made[name].astype(spec.dtype)
+    return made
+
+
+class Batches:
+    """Batches that depend only on their number; the text of batch `poison` holds a NaN."""
+
+    def __init__(self, task, rows, poison=()):
+        self.task, self.rows, self.poison, self.number = task, rows, poison, 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        batch = batch_of(self.task, self.rows, self.number)
+        if self.number in self.poison:
+            batch["text_embeds"][:, 0, 0] = np.nan
+        self.number += 1
+        return batch
+
+    def get_state(self):
+        return {"number": self.number}
+
+    def set_state(self, state):
+        self.number = state["number"]
