@@ -13,17 +13,18 @@ from t2i_jax.types import Array
 def convolve(x_BHWC: Array, kernel_KKIO: Array, stride: int, padding: int) -> Array:
     """A convolution without a bias, `padding` zeros on each side.
 
-    On a CPU it is a sum of matrix products: gradients of XLA's convolutions take up to five times as long there, and
-    gradients of gradients up to two hundred times. Convolution, gradient of the input and gradient of the kernel are
-    each linear in two arrays, and the derivatives of each are the other two: so gradients of any order are made of
-    these three, and none keeps shifted copies of x.
+    XLA's own gradients take up to five times as long on a CPU, and gradients of gradients up to two hundred times.
+    Convolution, gradient of the input and gradient of the kernel are each linear in two arrays, and the derivatives of
+    each are the other two: so gradients of any order are made of these three, and none keeps shifted copies of x. On a
+    CPU the gradient of the input is a convolution with the kernel turned around, or with a stride a sum of matrix
+    products, and that of the kernel is made of matrix products.
     """
     return _convolution(stride, jnp.pad(x_BHWC, ((0, 0), (padding, padding), (padding, padding), (0, 0))), kernel_KKIO)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolution(stride, x, kernel):
-    return _by_platform(lambda form: lambda x, kernel: form(x, kernel, stride), x, kernel)
+    return _whole(x, kernel, stride)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -31,7 +32,8 @@ def _to_input(stride, shape, y, kernel):
     """The gradient of the input, of this shape, from that of the result."""
     like = jax.ShapeDtypeStruct(shape, y.dtype)
     of = lambda form: lambda y, kernel: jax.linear_transpose(lambda x: form(x, kernel, stride), like)(y)[0]
-    return _by_platform(of, y, kernel)
+    on_cpu = _turned_around if stride == 1 else of(_as_products)
+    return jax.lax.platform_dependent(y, kernel, cpu=on_cpu, default=of(_whole))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -39,11 +41,7 @@ def _to_kernel(stride, shape, x, y):
     """The gradient of the kernel, of this shape, from that of the result."""
     like = jax.ShapeDtypeStruct(shape, x.dtype)
     of = lambda form: lambda x, y: jax.linear_transpose(lambda kernel: form(x, kernel, stride), like)(y)[0]
-    return _by_platform(of, x, y)
-
-
-def _by_platform(of, *arrays):
-    return jax.lax.platform_dependent(*arrays, cpu=of(_as_products), default=of(_whole))
+    return jax.lax.platform_dependent(x, y, cpu=of(_as_products), default=of(_whole))
 
 
 # The barriers keep XLA from finding the shifted copies of several passes to be the same, and keeping them.
@@ -72,6 +70,12 @@ def _whole(x_BHWC, kernel_KKIO, stride):
     return jax.lax.conv_general_dilated(
         x_BHWC, kernel_KKIO, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+def _turned_around(y_BHWC, kernel_KKIO):
+    edge = kernel_KKIO.shape[0] - 1
+    padded = jnp.pad(y_BHWC, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
+    return _whole(padded, kernel_KKIO[::-1, ::-1].swapaxes(2, 3), 1)
 
 
 def _as_products(x_BHWC, kernel_KKIO, stride):
