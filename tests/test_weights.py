@@ -10,7 +10,7 @@ from t2i_jax import runs, sharding
 from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.weights import export_torch, import_torch
-from tests.e2e.command import refused, run
+from tests.e2e.command import inside, refused, run
 from tests.parity import reference
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -75,6 +75,27 @@ def test_a_parti_with_its_tokenizer_goes_in_and_out_through_the_command_line(par
     assert system.generate((embeds, np.ones((1, 128), bool)), seed=0).shape == (1, 16, 16, 3)
     sentence = refused("convert", "from-torch", tmp_path / "parti.pt", tmp_path / "ours")
     assert "exists and is not empty" in sentence
+
+
+def test_a_trainers_checkpoint_goes_in_and_out_through_the_command_line(tmp_path):
+    imagen_pytorch = reference.load("imagen_pytorch")
+    torch.manual_seed(0)
+    sizes = dict(dim=8, dim_mults=(1, 2), attn_heads=2, attn_dim_head=8, text_embed_dim=24, max_text_len=4)
+    unets = [imagen_pytorch.Unet(**sizes), imagen_pytorch.Unet(**sizes)]
+    imagen = imagen_pytorch.Imagen(unets, image_sizes=(8, 16), text_embed_dim=24, timesteps=4)
+    trainer = imagen_pytorch.ImagenTrainer(imagen, use_ema=True, verbose=False)
+    trainer.steps += torch.tensor([3, 5])
+    trainer.save(tmp_path / "trainer.pt")
+    options = "imagen.image_sizes=(8,16)", "attn_heads=2", "imagen.timesteps=4"
+    assert "written" in inside("convert", "from-torch", tmp_path / "trainer.pt", tmp_path / "ours", *options).stdout
+    system = t2i.load(tmp_path / "ours")
+    assert dict(system.updates) == {"stage_1": 3, "stage_2": 5} and system.task.stages[1].image_size == 16
+    inside("convert", "to-torch", tmp_path / "ours", tmp_path / "back.pt")
+    wanted, back = (torch.load(tmp_path / name, weights_only=True) for name in ("trainer.pt", "back.pt"))
+    same({name: value.numpy() for name, value in back["model"].items()}, wanted["model"])
+    assert back["steps"].tolist() == [3, 5]
+    sentence = inside("convert", "from-torch", tmp_path / "trainer.pt", tmp_path / "new", status=2).stderr
+    assert "image_sizes" in sentence and "Traceback" not in sentence and not (tmp_path / "new").exists()
 
 
 def test_what_does_not_fit_is_refused_and_nothing_is_left(vae, parti, tmp_path):

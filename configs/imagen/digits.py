@@ -28,10 +28,12 @@ def get_config() -> Recipe:
         task=ImagenTask(stages=(Stage(unet, image_size=16, noise=Ddpm(objective="v")),), text=text),
         data=DataConfig(source="digits", image_size=16),
         train=TrainConfig(
-            steps=1500,
+            steps=800,
             batch_size=64,
-            ema_decay=0.998,
-            optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, schedule="cosine", end_ratio=0.02, weight_decay=0.01),
+            ema_decay=0.99,
+            optim=OptimConfig(
+                name="muon", learning_rate=1e-3, warmup_steps=50, schedule="cosine", end_ratio=0.02, weight_decay=0.01
+            ),
         ),
         evaluation=Evaluation(judge="digits", guidance=2.0, sampler="dpm_solver", steps=24, pictures=400),
     )

@@ -41,10 +41,12 @@ def get_config() -> Recipe:
         ),
         data=DataConfig(source="shapes", image_size=32),
         train=TrainConfig(
-            steps=3000,
+            steps=2200,
             batch_size=32,
-            ema_decay=0.998,
-            optim=OptimConfig(learning_rate=2e-3, warmup_steps=100, schedule="cosine", end_ratio=0.02, weight_decay=0.01),
+            ema_decay=0.995,
+            optim=OptimConfig(
+                name="muon", learning_rate=1e-3, warmup_steps=100, schedule="cosine", end_ratio=0.02, weight_decay=0.01
+            ),
         ),
         evaluation=Evaluation(
             judge="shapes", pictures=400, completions=100, guidance=3.0, sampler="dpm_solver", steps=24

@@ -15,6 +15,7 @@ from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
 
 _OPTIMISERS = ("adamw", "adafactor", "muon")
+MATRIX, KERNEL = contrib.MuonDimensionNumbers(-2, -1), contrib.MuonDimensionNumbers((-4, -3, -2), -1)
 _SCHEDULES = ("constant", "cosine", "linear", "exponential")
 
 
@@ -24,8 +25,8 @@ class OptimConfig:
 
     Attributes:
       name: "adamw", "adafactor" (factored second moments, no relative step size), or "muon" (Jordan 2024: matrices
-        between two widths move by their orthogonalised momentum, the rest by Adam with Nesterov's momentum; a small
-        transformer learns in fewer steps). Adam is "adamw" without decay.
+        between two widths, kernels of convolutions among them, move by their orthogonalised momentum, the rest by Adam
+        with Nesterov's momentum; a small transformer learns in fewer steps). Adam is "adamw" without decay.
       learning_rate: peak value, reached after `warmup_steps` (linear from 0).
       schedule: "constant"; "cosine" or "linear" down to `end_ratio` of the peak at the last step; "exponential" from
         `decay_from` on, reaching `end_ratio` at the last step (Parti: from step 85,000 to 0.025 at 450,000).
@@ -93,7 +94,8 @@ def make(
     Args:
       steps: of the run, for the schedule.
       decayed: a bool per parameter, those that weight decay pulls to 0; None: arrays with more than one axis.
-      matrices: a bool per parameter, those that Muon orthogonalises over their last two axes; None: arrays with two.
+      matrices: per parameter `MATRIX` or `KERNEL`, by whose axes Muon orthogonalises it, or None, which leaves it to
+        Adam; None for all: arrays with two axes are matrices.
     """
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.name == "muon":
@@ -110,16 +112,12 @@ def make(
 
 
 def _muon(config, steps, matrices):
-    last_two = lambda is_matrix: contrib.MuonDimensionNumbers(-2, -1) if is_matrix else None
-    if matrices is None:
-        axes = lambda params: jax.tree.map(lambda leaf: last_two(leaf.ndim == 2), params)
-    else:
-        axes = jax.tree.map(last_two, matrices)
+    axes = lambda params: jax.tree.map(lambda leaf: MATRIX if leaf.ndim == 2 else None, params)
     return contrib.muon(
         learning_rate(dataclasses.replace(config, learning_rate=config.matrix_rate), steps),
         weight_decay=config.weight_decay,
         adam_b1=config.b1,
         adam_b2=config.b2,
         adam_learning_rate=learning_rate(config, steps),
-        muon_weight_dimension_numbers=axes,
+        muon_weight_dimension_numbers=axes if matrices is None else matrices,
     )

@@ -55,7 +55,7 @@ def optimisers_of(task: Task, config: TrainConfig) -> Mapping[str, optax.Gradien
     axes = lambda leaf: [name for name in leaf.names if name != "layers"] if is_box(leaf) else [None] * leaf.ndim
     of_all = lambda what: jax.tree.map(lambda leaf: what(axes(leaf)), params, is_leaf=is_box)
     decayed = of_all(lambda names: len(names) > 1)
-    matrices = of_all(lambda names: len(names) == 2 and not {None, "vocab", "code"} & set(names))
+    matrices = of_all(_matrix)
     settings = config.optim_of(params)
     return {g: optim.make(settings[g], config.steps, decayed[g], matrices[g]) for g in params}
 
@@ -93,6 +93,13 @@ def place_frozen(frozen: Any, mesh: Mesh, rules: str) -> Any:
 
     frozen = frozen if frozen is not None else {}
     return jax.device_put(frozen, jax.tree.map(of, frozen))
+
+
+def _matrix(names):
+    """How Muon sees a parameter with these axes: a matrix, the kernel of a convolution, or None."""
+    if names[-2:] == ["conv_in", "conv_out"] and len(names) == 4:
+        return optim.KERNEL
+    return optim.MATRIX if len(names) == 2 and not {None, "vocab", "code"} & set(names) else None
 
 
 def _keys(path):

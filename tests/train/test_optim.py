@@ -11,6 +11,9 @@ import pytest
 from t2i_jax import config, sharding
 from t2i_jax.errors import UserError
 from t2i_jax.models.parti_transformer import PartiTransformer
+from t2i_jax.models.unet import Unet
+from t2i_jax.systems.imagen import ImagenTask
+from t2i_jax.systems.imagen_stage import Stage
 from t2i_jax.systems.parti import PartiTask
 from t2i_jax.text.learned import LearnedText
 from t2i_jax.train import optim
@@ -82,7 +85,7 @@ def test_muon_moves_a_matrix_along_its_singular_vectors_and_the_rest_by_adam_wit
     gradient = {"kernel": jax.random.normal(keys[0], (3, 8, 6)), "bias": jax.random.normal(keys[1], (3, 6))}
     params = jax.tree.map(jnp.zeros_like, gradient)
     config = OptimConfig(name="muon", learning_rate=0.1, matrix_rate=0.5, clip_norm=0.0)
-    rule = optim.make(config, 10, matrices={"kernel": True, "bias": False})
+    rule = optim.make(config, 10, matrices={"kernel": optim.MATRIX, "bias": None})
     update = rule.update(gradient, rule.init(params), params)[0]
     for layer in range(3):  # five Newton-Schulz steps bring singular values near 1, from about 0.7 to 1.2
         u, _, v = np.linalg.svd(gradient["kernel"][layer], full_matrices=False)
@@ -90,6 +93,21 @@ def test_muon_moves_a_matrix_along_its_singular_vectors_and_the_rest_by_adam_wit
         assert along.min() > 0.6 and along.max() < 1.3
     rest = optax.nadam(0.1, 0.9, 0.99)
     np.testing.assert_allclose(update["bias"], rest.update(gradient, rest.init(params))[0]["bias"], rtol=1e-6)
+
+
+def test_muon_takes_the_kernel_of_a_convolution_as_a_matrix_from_a_window_to_its_output():
+    net = Unet(dim=8, dim_mults=(1, 1), layer_attns=False, layer_cross_attns=False, cond_on_text=False)
+    task = ImagenTask(Stage(net, image_size=8))
+    rule = optimisers_of(task, TrainConfig(steps=1, batch_size=1, optim=OptimConfig(name="muon")))["stage_1"]
+    params = sharding.unbox(jax.eval_shape(task.init, jax.random.key(0))[0])["stage_1"]
+    moments = collections.Counter(leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(rule.init, params)))
+    kernels = collections.Counter(leaf.shape for leaf in jax.tree.leaves(params))
+    assert kernels[3, 3, 8, 8] == moments[3, 3, 8, 8] > 0  # one momentum each, and no second moment
+    gradient = np.random.default_rng(0).normal(size=(3, 3, 8, 4)).astype(np.float32)
+    rule = optim.make(OptimConfig(name="muon", matrix_rate=0.5, clip_norm=0.0), 10, matrices=optim.KERNEL)
+    update = rule.update(gradient, rule.init(gradient), gradient)[0]
+    values = np.linalg.svd(np.reshape(update, (72, 4)), compute_uv=False) / 0.5
+    assert 0.6 < values.min() and values.max() < 1.3
 
 
 def test_muon_takes_the_stacked_matrices_of_a_task_and_leaves_its_vocabularies_and_places_to_adam():
