@@ -71,7 +71,7 @@ _TINY_LARGER = """train.steps=2 train.batch_size=2 task.model.channels=4 task.mo
 
 
 _TINY_IMAGEN = """train.steps=2 train.batch_size=8 evaluation.preview=4 evaluation.pictures=4 evaluation.steps=2
-    evaluation.completions=0 data.image_size=16 task.stages.0.image_size=8 task.stages.1.image_size=16
+    evaluation.completions=0 data.image_size=16 task.stages.0.image_size=8 task.stages.1.image_size=16 task.stages.1.crop_size=8
     task.stages.0.unet.dim=8 task.stages.1.unet.dim=8 task.stages.1.unet.dim_mults=(1,1,1) task.text.dim=16
     task.text.depth=1 task.text.heads=2 task.text.mlp_dim=16""".split()
 

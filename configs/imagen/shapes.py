@@ -25,23 +25,25 @@ def get_config() -> Recipe:
         init_cross_embed_kernel_sizes=(3, 7),
     )  # fmt: skip
     base = Unet(
-        dim=48, dim_mults=(1, 2), num_resnet_blocks=1, layer_attns=(False, True), layer_cross_attns=(True, True), **common
-    )
+        dim=64, dim_mults=(1, 2), num_resnet_blocks=1, layer_attns=True, layer_cross_attns=True,
+        memory_efficient=True, **common,
+    )  # fmt: skip
     larger = Unet(
         dim=24, dim_mults=(1, 2, 4), num_resnet_blocks=1, layer_attns=False, layer_cross_attns=(False, False, True),
         memory_efficient=True, **common,
     )  # fmt: skip
+    noise = Ddpm(objective="v", weighting="plain")
     return Recipe(
         task=ImagenTask(
             stages=(
-                Stage(base, image_size=16, noise=Ddpm(objective="v")),
-                Stage(larger, image_size=32, noise=Ddpm(objective="v", schedule="linear")),
+                Stage(base, image_size=16, noise=noise),
+                Stage(larger, image_size=32, noise=noise, crop_size=16),
             ),
             text=text,
         ),
         data=DataConfig(source="shapes", image_size=32),
         train=TrainConfig(
-            steps=2200,
+            steps=2400,
             batch_size=32,
             ema_decay=0.995,
             optim=OptimConfig(

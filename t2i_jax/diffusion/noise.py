@@ -20,7 +20,7 @@ from t2i_jax.types import Array, Key
 
 SCHEDULES = ("cosine", "linear")
 OBJECTIVES = ("noise", "x_start", "v")
-WEIGHTINGS = ("min_snr", "p2", "snr")
+WEIGHTINGS = ("min_snr", "p2", "snr", "plain")
 DISTANCES = ("l2", "l1", "huber")
 
 _COSINE_OFFSET = 0.008  # s in Nichol & Dhariwal 2021, eq. 17
@@ -84,8 +84,9 @@ class Ddpm(Noise):
     Attributes:
       schedule: log-SNR over time: "cosine" (Nichol & Dhariwal 2021) or "linear" (the betas of Ho et al. 2020).
       objective: what the network predicts: "noise", "x_start" or "v" = alpha * eps - sigma * x0 (Salimans & Ho 2022).
-      weighting: "min_snr" (Hang et al. 2023), "p2" (Choi et al. 2022) or "snr": every objective weighs as the plain
-        loss on the noise does.
+      weighting: "min_snr" (Hang et al. 2023), "p2" (Choi et al. 2022), "snr": every objective weighs as the plain loss
+        on the noise does, or "plain": no weights. With "v" the first three hardly look at the noisiest levels, where
+        a picture's layout is decided.
       min_snr_gamma: the largest signal-to-noise ratio that counts.
       p2_gamma, p2_k: the plain loss on the noise is multiplied by (k + SNR)^-gamma.
       distance: "l2", "l1" or "huber" (quadratic up to 1, then linear).
@@ -164,6 +165,7 @@ class Ddpm(Noise):
             "min_snr": jnp.minimum(snr_B, self.min_snr_gamma),
             "p2": snr_B * (self.p2_k + snr_B) ** -self.p2_gamma,
             "snr": snr_B,
+            "plain": {"noise": snr_B, "x_start": 1.0, "v": snr_B + 1.0}[self.objective],
         }[self.weighting]
         return of_x0_B / {"noise": snr_B, "x_start": 1.0, "v": snr_B + 1.0}[self.objective]
 

@@ -83,8 +83,15 @@ def test_weights_of_the_noise_objective(weighting):
     noise = Ddpm(weighting=weighting, p2_gamma=2.0, p2_k=0.5)
     level = jnp.array([0.05, 0.5, 0.9])
     snr = np.exp(noise.log_snr(level))
-    expected = {"min_snr": np.minimum(5 / snr, 1), "p2": (0.5 + snr) ** -2.0, "snr": np.ones(3)}[weighting]
+    weights = {"min_snr": np.minimum(5 / snr, 1), "p2": (0.5 + snr) ** -2.0, "snr": np.ones(3), "plain": np.ones(3)}
+    expected = weights[weighting]
     np.testing.assert_allclose(noise.weight(level), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_plain_weighs_what_is_predicted_by_one(objective):
+    noise = Ddpm(objective=objective, weighting="plain")
+    np.testing.assert_allclose(noise.weight(jnp.array([0.05, 0.5, 0.9])), 1.0, rtol=1e-5)
 
 
 def test_distances():
