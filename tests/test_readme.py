@@ -37,8 +37,12 @@ _SMALLER = {
     "(1, 256, 256, 3)": "(1, 16, 16, 3)",
     "steps=100_000, batch_size=32, accumulate=8": "steps=2, batch_size=8, accumulate=2",
     "steps=100_000, batch_size=32)": "steps=2, batch_size=8)",
-    "dim=32,\n    cond_dim=512": "dim=8, cond_dim=8, attn_heads=2, attn_dim_head=4, attn_pool_num_latents=2",
-    "dim=32,\n    dim_mults=(1, 2, 4)": "dim=8, dim_mults=(1, 1), attn_heads=2, attn_dim_head=4",
+    "dim=32,\n    cond_dim=512":
+        "dim=8, cond_dim=8, attn_heads=2, attn_dim_head=4, attn_pool_num_latents=2, attend_at_middle=False, "
+        "init_cross_embed=False, init_conv_kernel_size=3",
+    "dim=32,\n    dim_mults=(1, 2, 4)":
+        "dim=8, dim_mults=(1, 1), attn_heads=2, attn_dim_head=4, attend_at_middle=False, init_cross_embed=False, "
+        "init_conv_kernel_size=3",
     "dim=32, dim_mults=(1, 2, 4, 8)": "dim=8, dim_mults=(1, 1)",
     "(1, 2, 4, 8)": "(1, 1)",
     "num_resnet_blocks=3": "num_resnet_blocks=0",
@@ -70,10 +74,13 @@ _TINY_LARGER = """train.steps=2 train.batch_size=2 task.model.channels=4 task.mo
     data.image_size=16 evaluation.preview=2 evaluation.pictures=2""".split()
 
 
-_TINY_IMAGEN = """train.steps=2 train.batch_size=8 evaluation.preview=4 evaluation.pictures=4 evaluation.steps=2
-    evaluation.completions=0 data.image_size=16 task.stages.0.image_size=8 task.stages.1.image_size=16 task.stages.1.crop_size=8
-    task.stages.0.unet.dim=8 task.stages.1.unet.dim=8 task.stages.1.unet.dim_mults=(1,1,1) task.text.dim=16
-    task.text.depth=1 task.text.heads=2 task.text.mlp_dim=16""".split()
+_TINY_IMAGEN = """train.steps=2 train.batch_size=8 train.optim.name=adamw evaluation.preview=4 evaluation.pictures=4
+    evaluation.steps=2 evaluation.completions=0 data.image_size=16 task.stages.1.crop_size=8 task.stages.0.image_size=8
+    task.stages.1.image_size=16 task.stages.0.unet.dim=8 task.stages.1.unet.dim=8
+    task.stages.1.unet.dim_mults=(1,1,1) task.stages.0.unet.num_resnet_blocks=0 task.stages.1.unet.num_resnet_blocks=0
+    task.stages.0.unet.layer_attns=False task.stages.0.unet.attend_at_middle=False
+    task.stages.1.unet.attend_at_middle=False task.text.dim=16 task.text.depth=1 task.text.heads=2
+    task.text.mlp_dim=16""".split()
 
 
 def _changes(command):
