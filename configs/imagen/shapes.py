@@ -1,6 +1,6 @@
 """Imagen with DDPM on the embedded set `shapes`: pictures of 16 pixels, then of 32.
 
-    t2i train configs/imagen/shapes.py
+    t2i train configs/imagen/shapes.py      # at full length not yet run; what is known stands in the README
 """
 
 from t2i_jax import (
