@@ -100,8 +100,7 @@ def judge(recipe: Recipe, system: PartiSystem | ImagenSystem, count: int, seed: 
     images = np.asarray(system.generate(_prompts(samples, range(count)), **options))
     if recipe.evaluation.judge is None:
         return Judged(captions, images, None, {})
-    verdict = alignment(images, captions, _JUDGES[recipe.evaluation.judge]())
-    return Judged(captions, images, np.asarray(verdict["right"]), verdict["parts"])
+    return _judged(recipe, captions, images)
 
 
 def complete(
@@ -122,11 +121,10 @@ def complete(
     masks = np.stack([(left, ~left, upper, ~upper)[i % 4] for i in range(len(two))])
     options = dict(seed=seed, batch_size=min(len(two), 64), **recipe.evaluation.sampling())
     made = np.asarray(system.generate(_prompts(samples, two), init_images=images, mask=masks, **options))
-    verdict = alignment(made, captions, _JUDGES["shapes"]())
     scale = [side // place for side, place in zip(images.shape[1:3], places, strict=True)]
     kept = masks.repeat(scale[0], 1).repeat(scale[1], 2)
     changed = ((made != images).any(-1) & kept).sum((1, 2)) / kept.sum((1, 2))
-    return Judged(captions, made, np.asarray(verdict["right"]), verdict["parts"]), changed
+    return _judged(recipe, captions, made), changed
 
 
 def evaluate(recipe: Recipe, system, workdir: str | pathlib.Path) -> Mapping[str, float]:
@@ -167,6 +165,11 @@ def add_metrics(workdir: str | pathlib.Path, metrics: Mapping[str, float]) -> No
     half_done = path.with_suffix(".partial")
     half_done.write_text(json.dumps({**old, **metrics}, indent=1, sort_keys=True) + "\n")
     half_done.replace(path)
+
+
+def _judged(recipe, captions, images):
+    verdict = alignment(images, captions, _JUDGES[recipe.evaluation.judge]())
+    return Judged(captions, images, np.asarray(verdict["right"]), verdict["parts"])
 
 
 def _wants(recipe):

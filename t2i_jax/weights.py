@@ -80,8 +80,8 @@ def export_torch(run: str | pathlib.Path, path: str | pathlib.Path) -> pathlib.P
     """Writes a run's weights as the state dict that parti-pytorch or imagen-pytorch loads, and returns the file.
 
     A tokenizer that was trained without a discriminator, or against another one than its own, has no "discr." in it.
-    A Parti with its tokenizer becomes one state dict, with the tokenizer under "vae.". A cascade as .pt becomes a checkpoint of ImagenTrainer, with
-    its averages and counts of steps; as .safetensors the averaged networks alone.
+    A Parti with its tokenizer becomes one state dict, with the tokenizer under "vae.". A cascade as .pt becomes a
+    checkpoint of ImagenTrainer, with its averages and counts of steps; as .safetensors the averaged networks alone.
 
     Args:
       run: folder of a run, or of an exported system. path: new .safetensors or .pt file.

@@ -9,6 +9,7 @@ from t2i_jax.models.unet import Unet
 from t2i_jax.systems.imagen import ImagenTask
 from t2i_jax.systems.imagen_stage import Stage
 from t2i_jax.text.stored import StoredText
+from tests.train.toy import ToyBatches
 
 UNET = Unet(
     dim=8, dim_mults=(1, 2), attn_heads=2, attn_dim_head=4, layer_attns=False, layer_cross_attns=(False, True),
@@ -35,24 +36,16 @@ def batch_of(task, rows=2, seed=0):
     return made
 
 
-class Batches:
+class Batches(ToyBatches):
     """Batches that depend only on their number; the text of batch `poison` holds a NaN."""
 
     def __init__(self, task, rows, poison=()):
-        self.task, self.rows, self.poison, self.number = task, rows, poison, 0
-
-    def __iter__(self):
-        return self
+        super().__init__(rows, poison)
+        self.task = task
 
     def __next__(self):
-        batch = batch_of(self.task, self.rows, self.number)
+        batch = batch_of(self.task, self.batch_size, self.number)
         if self.number in self.poison:
             batch["text_embeds"][:, 0, 0] = np.nan
         self.number += 1
         return batch
-
-    def get_state(self):
-        return {"number": self.number}
-
-    def set_state(self, state):
-        self.number = state["number"]
