@@ -83,6 +83,8 @@ class Ddpm(Noise):
 
     Attributes:
       schedule: log-SNR over time: "cosine" (Nichol & Dhariwal 2021) or "linear" (the betas of Ho et al. 2020).
+      shift: added to that log-SNR, finite (Hoogeboom et al. 2023, section 3.1): below 0 more of training and sampling
+        is spent where there is much noise.
       objective: what the network predicts: "noise", "x_start" or "v" = alpha * eps - sigma * x0 (Salimans & Ho 2022).
       weighting: "min_snr" (Hang et al. 2023), "p2" (Choi et al. 2022), "snr": every objective weighs as the plain loss
         on the noise does, or "plain": no weights. With "v" the first three hardly look at the noisiest levels, where
@@ -99,6 +101,7 @@ class Ddpm(Noise):
     p2_gamma: float = 0.5
     p2_k: float = 1.0
     distance: str = "l2"
+    shift: float = 0.0
 
     def __post_init__(self):
         one_of("noise.schedule", self.schedule, SCHEDULES)
@@ -109,6 +112,8 @@ class Ddpm(Noise):
             _check_positive(self, name)
         if not self.p2_gamma >= 0:
             raise UserError(f"noise.p2_gamma={self.p2_gamma} is negative; try 0.5, or 0 for no weighting.")
+        if not math.isfinite(self.shift):
+            raise UserError(f"noise.shift={self.shift} is not finite; try 0, or -1.5 for more noise.")
 
     def train_levels(self, key: Key, batch: int) -> Array:
         """Times (batch,), uniform in [0, 1)."""
@@ -123,15 +128,15 @@ class Ddpm(Noise):
         """ln(alpha^2 / sigma^2) at a time."""
         level = jnp.asarray(level, jnp.float32)
         if self.schedule == "linear":
-            return -jnp.log(jnp.expm1(1e-4 + 10.0 * level**2))
+            return self.shift - jnp.log(jnp.expm1(1e-4 + 10.0 * level**2))
         # alpha = cos(angle), and cos(angle) = sin(pi/2 - angle), which keeps its digits as the time nears 1.
         quarter = math.pi / 2 / (1 + _COSINE_OFFSET)
         cosine = jnp.maximum(jnp.sin(quarter * (1 - level)), _COSINE_END)
-        return 2 * jnp.log(cosine / jnp.sin(quarter * (level + _COSINE_OFFSET)))
+        return self.shift + 2 * jnp.log(cosine / jnp.sin(quarter * (level + _COSINE_OFFSET)))
 
     def level_at(self, ratio: Array) -> Array:
         """The time at which sigma / alpha has this value, within [0, 1]."""
-        ratio = jnp.asarray(ratio, jnp.float32)
+        ratio = jnp.asarray(ratio, jnp.float32) * math.exp(self.shift / 2)
         if self.schedule == "linear":
             return jnp.sqrt(jnp.clip((jnp.log1p(ratio**2) - 1e-4) / 10.0, 0.0, 1.0))
         return jnp.clip(jnp.arctan(ratio) * 2 / math.pi * (1 + _COSINE_OFFSET) - _COSINE_OFFSET, 0.0, 1.0)

@@ -45,13 +45,20 @@ def test_a_loss_is_the_weighted_error_of_the_clean_picture(noise, key):
     np.testing.assert_allclose(noise.losses(output, x0, eps, level_B), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("noise", [Ddpm(), Ddpm("linear"), Edm()], ids=str)
+@pytest.mark.parametrize("noise", [Ddpm(), Ddpm("linear"), Ddpm(shift=-1.5), Ddpm("linear", shift=1.0), Edm()], ids=str)
 def test_log_snr_marginal_and_level_agree(noise):
     level = noise.levels(20)[1:-1]
     alpha, sigma = noise.marginal(level)
     np.testing.assert_allclose(2 * jnp.log(alpha / sigma), noise.log_snr(level), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(noise.level_at(sigma / alpha), level, rtol=1e-4)
     assert (np.diff(noise.log_snr(level)) > 0).all()
+
+
+def test_a_shift_is_added_to_the_log_snr():
+    level = jnp.linspace(0.0, 1.0, 9)
+    for schedule in SCHEDULES:
+        moved = Ddpm(schedule, shift=-1.5).log_snr(level) - Ddpm(schedule).log_snr(level)
+        np.testing.assert_allclose(moved, -1.5, rtol=1e-5)
 
 
 def test_levels_at_the_ends_are_finite_and_reach_them():
@@ -144,6 +151,7 @@ def test_configurations_survive_json(noise):
         (lambda: Ddpm(distance="l3"), "noise.distance='l3'"),
         (lambda: Ddpm(min_snr_gamma=0.0), "min_snr_gamma=0.0 is not above 0; try 5.0"),
         (lambda: Ddpm(p2_gamma=-1.0), "p2_gamma=-1.0"),
+        (lambda: Ddpm(shift=float("nan")), "noise.shift=nan is not finite"),
         (lambda: Edm(sigma_min=0.0), "sigma_min=0.0 is not above 0"),
         (lambda: Edm(sigma_max=0.001), "sigma_max=0.001 is not above"),
         (lambda: Edm().levels(0), "steps=0"),

@@ -1,4 +1,4 @@
-"""Real photographs, cut into JPEG files with captions beside them, through the recipe for photographs."""
+"""Real photographs, cut into JPEG files with captions beside them, through Parti's recipe for them and a cascade."""
 
 import pathlib
 import re
@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 import t2i_jax as t2i
-from tests.e2e.command import run
+from tests.e2e import tiny_imagen
+from tests.e2e.command import inside, run
 
 _RECIPE = pathlib.Path(__file__).resolve().parents[2] / "configs" / "parti" / "photos.py"
 _SIDE = 160  # of a piece, in pixels; the photographs are 427 x 640
@@ -52,3 +53,17 @@ def test_photographs_are_trained_on_and_painted(photos, tmp_path):
     pieces = np.stack([np.asarray(Image.open(path).resize((32, 32))) for path in sorted(photos.glob("*[0-9].jpg"))])
     again = np.asarray(tokenizer.decode(tokenizer.encode(pieces)))
     assert again.shape == pieces.shape and again.std() > 0
+
+
+def test_a_cascade_is_trained_on_them_and_repairs_one(photos, tmp_path):
+    source = f"data.source=folder:{photos}", "data.max_bad_rate=0.2", "evaluation.judge=None", "evaluation.completions=0"
+    inside("train", tiny_imagen.__file__, *source, "--workdir", tmp_path / "run")
+    inside("sample", tmp_path / "run", "a photograph of a flower", "--count", 2, "--steps", 2, "--out", tmp_path / "out")
+    made = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "out").glob("*-*.png"))]
+    assert [picture.shape for picture in made] == [(16, 16, 3)] * 2 and made[0].std() > 0
+    Image.fromarray(np.tile(np.uint8([255, 0]), (160, 80))).save(tmp_path / "mask.png")
+    inside(
+        "sample", tmp_path / "run", "a photograph of a temple", "--init", photos / "temple0.jpg", "--mask",
+        tmp_path / "mask.png", "--steps", 2, "--out", tmp_path / "repaired",
+    )  # fmt: skip
+    assert np.asarray(Image.open(tmp_path / "repaired" / "000-00.png")).shape == (16, 16, 3)
