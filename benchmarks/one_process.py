@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import resource
 import statistics
 import sys
 import time
@@ -59,17 +58,22 @@ def alone(system: str, name: str, side: str, small: bool) -> dict:
     Returns:
       "first" and "later": seconds of the first unit of work and the median of those after it (None where there is only
       one); "peak": the largest resident set of this process from its start (imports, weights, compiling and work), in
-      bytes; "imported": the same after the imports; "versions".
+      bytes; "working": the same during the last unit of work alone; "versions".
     """
     row = sides(system)["rows"]().ROWS[name]
     size = row.small if small else row.size
     module = sides(system)[side]()
     subject = module.Side(name, size, sides(system)["rows"]().inputs(size))
-    times = [_seconds(subject.run) for _ in range(row.units + (side == "ours"))]
+    times = [_seconds(subject.run) for _ in range(row.units - 1 + (side == "ours"))]
+    before = _peak()
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak counts from here on (proc(5))
+    times.append(_seconds(subject.run))
     return {
         "first": times[0],
         "later": statistics.median(times[1:]) if times[1:] else None,
-        "peak": _peak(),
+        "peak": max(before, _peak()),
+        "working": _peak(),
         "versions": {package: importlib.metadata.version(package) for package in module.PACKAGES},
     }
 
@@ -99,7 +103,8 @@ def _seconds(run):
 
 
 def _peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":

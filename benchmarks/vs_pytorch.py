@@ -28,7 +28,7 @@ SYSTEMS = {
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _HEADS = (
     "row", "theirs s", "ours s", "faster", "compile s", "second start s", "theirs MB", "ours MB",
-    "ours, second start MB",
+    "theirs from start MB", "ours from start MB", "second start MB",
 )  # fmt: skip
 
 
@@ -64,7 +64,8 @@ def table(result: dict) -> str:
     for name, row in result["rows"].items():
         theirs, ours = (statistics.median(row["turns"][side]) for side in ("theirs", "ours"))
         compiling = [f"{max(row[start]['first'] - row[start]['later'], 0):.1f}" for start in ("first", "second")]
-        peaks = [f"{row[process]['peak'] / 1e6:.0f}" for process in ("theirs", "first", "second")]
+        peaks = [f"{row[process]['working'] / 1e6:.0f}" for process in ("theirs", "second")]
+        peaks += [f"{row[process]['peak'] / 1e6:.0f}" for process in ("theirs", "first", "second")]
         lines.append([name, f"{theirs:.3g}", f"{ours:.3g}", f"{theirs / ours:.2f}x", *compiling, *peaks])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

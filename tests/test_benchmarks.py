@@ -30,12 +30,12 @@ def test_both_sides_of_a_row_run_in_turns(system, row):
 
 
 def test_the_table_holds_medians_and_their_ratio(vs_pytorch):
-    alone = {"first": 5.0, "later": 2.0, "peak": 3_000_000}
+    alone = {"first": 5.0, "later": 2.0, "peak": 3_000_000, "working": 1_000_000}
     turns = {"theirs": [4.0, 6.0, 5.0], "ours": [2.0, 2.5, 9.0]}
     row = {"first": alone, "second": {**alone, "first": 2.5}, "theirs": {**alone, "peak": 7_000_000}, "turns": turns}
     lines = vs_pytorch.table({"rows": {"encode": row}}).splitlines()
     assert len(lines) == 3
-    assert lines[2] == "| encode | 5 | 2.5 | 2.00x | 3.0 | 0.5 | 7 | 3 | 3 |"
+    assert lines[2] == "| encode | 5 | 2.5 | 2.00x | 3.0 | 0.5 | 1 | 1 | 7 | 3 | 3 |"
 
 
 @pytest.mark.parametrize(

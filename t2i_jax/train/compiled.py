@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -22,19 +23,21 @@ class CompiledStep:
 
     def __init__(self, step: Callable[..., Any], shardings: Any = None):
         out = {} if shardings is None else {"out_shardings": (shardings, None)}
-        self._jitted = jax.jit(step, donate_argnums=0, **out)
+        self._jitted: Any = jax.jit(step, donate_argnums=0, **out)
         self._program: Callable[..., Any] | None = None
 
     def __call__(self, state: Any, *rest: Any) -> Any:
         if self._program is None:
             options = _OPTIONS.get(jax.default_backend())
             self._program = self._jitted.lower(state, *rest).compile(compiler_options=options)
+            self._jitted = None  # with what was traced
             _give_back()
         return self._program(state, *rest)
 
 
 def _give_back():
-    """Returns what the compiler freed, hundreds of megabytes, to the system; the C library would keep it."""
+    """Returns what tracing and compiling left, hundreds of megabytes, to the system; the C library would keep it."""
+    gc.collect()
     if sys.platform == "linux":
         try:
             ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -56,7 +56,7 @@ def test_photographs_are_trained_on_and_painted(photos, tmp_path):
 
 
 def test_a_cascade_is_trained_on_them_and_repairs_one(photos, tmp_path):
-    source = f"data.source=folder:{photos}", "data.max_bad_rate=0.2", "evaluation.judge=None", "evaluation.completions=0"
+    source = f"data.source=folder:{photos}", "data.max_bad_rate=0.2", "evaluation.completions=0", "evaluation.judge=None"
     inside("train", tiny_imagen.__file__, *source, "--workdir", tmp_path / "run")
     inside("sample", tmp_path / "run", "a photograph of a flower", "--count", 2, "--steps", 2, "--out", tmp_path / "out")
     made = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "out").glob("*-*.png"))]
