@@ -66,14 +66,14 @@ def alone(system: str, name: str, side: str, small: bool) -> dict:
     subject = module.Side(name, size, sides(system)["rows"]().inputs(size))
     times = [_seconds(subject.run) for _ in range(row.units - 1 + (side == "ours"))]
     before = _peak()
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak counts from here on (proc(5))
+    _forget_peak()
     times.append(_seconds(subject.run))
+    working = _peak()
     return {
         "first": times[0],
         "later": statistics.median(times[1:]) if times[1:] else None,
-        "peak": max(before, _peak()),
-        "working": _peak(),
+        "peak": max(before, working),
+        "working": working,
         "versions": {package: importlib.metadata.version(package) for package in module.PACKAGES},
     }
 
@@ -100,6 +100,12 @@ def _seconds(run):
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
+
+
+def _forget_peak():
+    """The peak counts from here on; see proc(5)."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
 
 
 def _peak():

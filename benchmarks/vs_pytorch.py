@@ -64,8 +64,9 @@ def table(result: dict) -> str:
     for name, row in result["rows"].items():
         theirs, ours = (statistics.median(row["turns"][side]) for side in ("theirs", "ours"))
         compiling = [f"{max(row[start]['first'] - row[start]['later'], 0):.1f}" for start in ("first", "second")]
-        peaks = [f"{row[process]['working'] / 1e6:.0f}" for process in ("theirs", "second")]
-        peaks += [f"{row[process]['peak'] / 1e6:.0f}" for process in ("theirs", "first", "second")]
+        memory = [row[process]["working"] for process in ("theirs", "second")]
+        memory += [row[process]["peak"] for process in ("theirs", "first", "second")]
+        peaks = [f"{peak / 1e6:.0f}" for peak in memory]
         lines.append([name, f"{theirs:.3g}", f"{ours:.3g}", f"{theirs / ours:.2f}x", *compiling, *peaks])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

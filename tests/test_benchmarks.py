@@ -1,22 +1,15 @@
 """The comparison with the PyTorch packages runs, at toy sizes, and prints what its README says."""
 
-import importlib.util
 import json
 import pathlib
+import runpy
 import subprocess
 import sys
 
 import pytest
 
 _FOLDER = pathlib.Path(__file__).resolve().parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def vs_pytorch():
-    spec = importlib.util.spec_from_file_location("vs_pytorch", _FOLDER / "vs_pytorch.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+_VS_PYTORCH = runpy.run_path(str(_FOLDER / "vs_pytorch.py"))
 
 
 @pytest.mark.parametrize(("system", "row"), [("parti", "encode"), ("imagen", "train_base")])
@@ -29,11 +22,11 @@ def test_both_sides_of_a_row_run_in_turns(system, row):
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in times.values())
 
 
-def test_the_table_holds_medians_and_their_ratio(vs_pytorch):
+def test_the_table_holds_medians_and_their_ratio():
     alone = {"first": 5.0, "later": 2.0, "peak": 3_000_000, "working": 1_000_000}
     turns = {"theirs": [4.0, 6.0, 5.0], "ours": [2.0, 2.5, 9.0]}
     row = {"first": alone, "second": {**alone, "first": 2.5}, "theirs": {**alone, "peak": 7_000_000}, "turns": turns}
-    lines = vs_pytorch.table({"rows": {"encode": row}}).splitlines()
+    lines = _VS_PYTORCH["table"]({"rows": {"encode": row}}).splitlines()
     assert len(lines) == 3
     assert lines[2] == "| encode | 5 | 2.5 | 2.00x | 3.0 | 0.5 | 1 | 1 | 7 | 3 | 3 |"
 
@@ -42,8 +35,8 @@ def test_the_table_holds_medians_and_their_ratio(vs_pytorch):
     ("arguments", "message"),
     [(["imagen", "--rows", "train_gan"], "there are train_base"), (["parti", "--repeats", "0"], "--repeats=0 is below 1")],
 )
-def test_what_is_not_there_is_refused(vs_pytorch, capsys, arguments, message):
+def test_what_is_not_there_is_refused(capsys, arguments, message):
     with pytest.raises(SystemExit) as stopped:
-        vs_pytorch.main(arguments)
+        _VS_PYTORCH["main"](arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err

@@ -6,6 +6,9 @@ import subprocess
 import sys
 from unittest import mock
 
+import numpy as np
+from PIL import Image
+
 from t2i_jax.cli import main as cli
 
 
@@ -43,3 +46,8 @@ def inside(*arguments, status=0):
             code = stop.code or 0
     assert code == status, err.getvalue()[-3000:]
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def pictures(folder):
+    """What `t2i sample --out folder` painted: arrays by file name."""
+    return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.glob("*-*.png"))}

@@ -8,7 +8,7 @@ from PIL import Image
 
 import t2i_jax as t2i
 from tests.e2e import tiny_imagen
-from tests.e2e.command import inside, run
+from tests.e2e.command import inside, pictures, run
 
 _RECIPE = tiny_imagen.__file__
 _CAPTION = "a red circle above a blue square"
@@ -19,10 +19,6 @@ def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     assert "alignment_heldout" in run("train", _RECIPE, "--workdir", workdir).stdout
     return workdir
-
-
-def _pictures(folder):
-    return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.glob("*-*.png"))}
 
 
 def test_one_stage_carries_on_where_both_stopped(trained):
@@ -37,9 +33,9 @@ def test_sampling_completing_and_changing(trained, tmp_path):
     sample = lambda out, *more: inside("sample", trained, _CAPTION, "--count", 2, "--out", tmp_path / out, *more)
     done = sample("plain", "--steps", 3)
     assert "stage 2" in done.stderr  # a bar for each stage
-    assert {picture.shape for picture in _pictures(tmp_path / "plain").values()} == {(16, 16, 3)}
+    assert {picture.shape for picture in pictures(tmp_path / "plain").values()} == {(16, 16, 3)}
     sample("small", "--stop-at", 1, "--sampler", "ddim", "--steps", 2)
-    assert _pictures(tmp_path / "small")["000-00.png"].shape == (8, 8, 3)
+    assert pictures(tmp_path / "small")["000-00.png"].shape == (8, 8, 3)
 
     half = np.zeros((16, 16), np.uint8)
     half[:, :8] = 255
@@ -47,17 +43,17 @@ def test_sampling_completing_and_changing(trained, tmp_path):
     known = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
     Image.fromarray(known).save(tmp_path / "picture.png")
     sample("completed", "--init", tmp_path / "picture.png", "--mask", tmp_path / "mask.png", "--steps", 2)
-    for picture in _pictures(tmp_path / "completed").values():
+    for picture in pictures(tmp_path / "completed").values():
         np.testing.assert_array_equal(picture[:, :8], known[:, :8])
     sample("changed", "--init", tmp_path / "picture.png", "--strength", 0.5, "--steps", 2)
 
     inside("export", trained, tmp_path / "system")
     inside("sample", tmp_path / "system", _CAPTION, "--count", 2, "--out", tmp_path / "exported", "--steps", 3)
-    plain, exported = _pictures(tmp_path / "plain"), _pictures(tmp_path / "exported")
+    plain, exported = pictures(tmp_path / "plain"), pictures(tmp_path / "exported")
     assert all(np.array_equal(plain[name], exported[name]) for name in plain)
 
 
-def test_pictures_made_of_other_pictures(tmp_path):
+def test_pictures_made_of_otherpictures(tmp_path):
     """Trained on a folder of pairs: a picture and NAME.cond.png."""
     (tmp_path / "pairs").mkdir()
     rng = np.random.default_rng(0)
@@ -80,7 +76,7 @@ def test_pictures_made_of_other_pictures(tmp_path):
     )
     inside("train", recipe, "--workdir", tmp_path / "run")
     inside("sample", tmp_path / "run", "--cond", tmp_path / "pairs" / "0.cond.png", "--out", tmp_path / "out")
-    assert _pictures(tmp_path / "out")["000-00.png"].shape == (8, 8, 3)
+    assert pictures(tmp_path / "out")["000-00.png"].shape == (8, 8, 3)
     sentence = inside("sample", tmp_path / "run", status=2).stderr
     assert "cond_images do not fit the cascade (cond_images_channels=3)" in sentence
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import t2i_jax as t2i
 from tests.e2e import tiny_imagen
-from tests.e2e.command import inside, run
+from tests.e2e.command import inside, pictures, run
 
 _RECIPE = pathlib.Path(__file__).resolve().parents[2] / "configs" / "parti" / "photos.py"
 _SIDE = 160  # of a piece, in pixels; the photographs are 427 x 640
@@ -59,11 +59,11 @@ def test_a_cascade_is_trained_on_them_and_repairs_one(photos, tmp_path):
     source = f"data.source=folder:{photos}", "data.max_bad_rate=0.2", "evaluation.completions=0", "evaluation.judge=None"
     inside("train", tiny_imagen.__file__, *source, "--workdir", tmp_path / "run")
     inside("sample", tmp_path / "run", "a photograph of a flower", "--count", 2, "--steps", 2, "--out", tmp_path / "out")
-    made = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "out").glob("*-*.png"))]
+    made = list(pictures(tmp_path / "out").values())
     assert [picture.shape for picture in made] == [(16, 16, 3)] * 2 and made[0].std() > 0
     Image.fromarray(np.tile(np.uint8([255, 0]), (160, 80))).save(tmp_path / "mask.png")
     inside(
         "sample", tmp_path / "run", "a photograph of a temple", "--init", photos / "temple0.jpg", "--mask",
         tmp_path / "mask.png", "--steps", 2, "--out", tmp_path / "repaired",
     )  # fmt: skip
-    assert np.asarray(Image.open(tmp_path / "repaired" / "000-00.png")).shape == (16, 16, 3)
+    assert pictures(tmp_path / "repaired")["000-00.png"].shape == (16, 16, 3)
