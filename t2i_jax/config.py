@@ -76,17 +76,36 @@ def from_dict(data: Any, known: Mapping[str, type], path: str = "config") -> Any
 
 
 def override(config: Any, assignments: Sequence[str]) -> Any:
-    """A copy of `config` with `a.b.c=value` assignments applied; values are Python literals, else strings.
+    """A copy of `config` with all of the `a.b.c=value` applied at once; values are Python literals, else strings.
+
+    What the fields of one object say together is checked once, so the order of the assignments makes no difference;
+    of two for the same field the later one counts.
 
     Raises:
       UserError: no "=", an unknown field (with the nearest known name), or a value of another type than the field's.
     """
+    tree: dict = {}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
             raise UserError(f"override {assignment!r} has no '='; write it as field.subfield=value.")
-        config = _assign(config, path.strip().lstrip("-").split("."), text.strip(), path.strip())
-    return config
+        path = path.strip().lstrip("-")
+        *parents, last = path.split(".")
+        branches = [tree]
+        for key in parents:
+            branches.append(branches[-1].setdefault(key, {}) if isinstance(branches[-1], dict) else None)
+        if not isinstance(branches[-1], dict) or isinstance(branches[-1].get(last), dict):
+            raise UserError(f"{path} overlaps with another override, of its parent or of a field in it; give one.")
+        branches[-1][last] = _Leaf(path, text.strip())
+    return _assign(config, tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    """What one override says: the text of the value that the field at `path` gets."""
+
+    path: str
+    text: str
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
@@ -98,22 +117,41 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
 
 
-def _assign(config, keys, text, path):
-    if isinstance(config, tuple) and keys[0].isdigit():
-        index = int(keys[0])
-        if index >= len(config) or not keys[1:]:
-            raise UserError(f"{path}={text!r} names entry {index} of {len(config)}; name a field of one from 0.")
-        return (*config[:index], _assign(config[index], keys[1:], text, path), *config[index + 1 :])
+def _assign(config, tree):
+    """`config` with the values of a tree of fields, each branch a mapping and each leaf a `_Leaf`."""
+    if not tree:
+        return config
+    if isinstance(config, tuple) and all(key.isdigit() for key in tree):
+        return _assign_entries(config, tree)
     if not dataclasses.is_dataclass(config):
-        raise UserError(f"{path}={text!r} reaches into {config!r}, which has no fields; shorten the path.")
-    name, rest = keys[0], keys[1:]
-    _check_field(type(config), name, path)
-    if rest:
-        value = _assign(getattr(config, name), rest, text, path)
-    else:
-        value = _parse(text, _annotation(type(config), name), path)
-    given = {key: getattr(config, key) for key in fields_of(type(config))}
-    return type(config)(**(given | {name: value}))
+        leaf = _first(tree)
+        raise UserError(f"{leaf.path}={leaf.text!r} reaches into {config!r}, which has no fields; shorten the path.")
+    given = {name: getattr(config, name) for name in fields_of(type(config))}
+    for name, branch in tree.items():
+        _check_field(type(config), name, _first(branch).path)
+        if isinstance(branch, _Leaf):
+            given[name] = _parse(branch.text, _annotation(type(config), name), branch.path)
+        else:
+            given[name] = _assign(given[name], branch)
+    return type(config)(**given)
+
+
+def _assign_entries(entries, tree):
+    entries = list(entries)
+    for key, branch in tree.items():
+        if int(key) >= len(entries) or isinstance(branch, _Leaf):
+            leaf = _first(branch)
+            raise UserError(
+                f"{leaf.path}={leaf.text!r} names entry {key} of {len(entries)}; name a field of one from 0."
+            )
+        entries[int(key)] = _assign(entries[int(key)], branch)
+    return tuple(entries)
+
+
+def _first(branch):
+    while not isinstance(branch, _Leaf):
+        branch = next(iter(branch.values()))
+    return branch
 
 
 def _check_field(cls, name, path):

@@ -111,6 +111,33 @@ def test_a_bad_override_is_refused(assignment, message):
         override(Outer(), [assignment])
 
 
+@dataclasses.dataclass(frozen=True)
+class _Span:
+    low: int = 0
+    high: int = 4
+
+    def __post_init__(self):
+        if self.low >= self.high:
+            raise UserError(f"low={self.low} is not below high={self.high}; lower it.")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_overrides_of_one_object_are_checked_together_in_any_order(order):
+    assert override(_Span(), ["low=6", "high=8"][::order]) == _Span(6, 8)
+    with pytest.raises(UserError, match="low=6 is not below high=4"):
+        override(_Span(), ["low=6"])
+
+
+def test_of_two_overrides_of_a_field_the_later_counts():
+    assert override(Outer(), ["steps=5", "steps=6"]).steps == 6
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_override_inside_of_another_is_refused(order):
+    with pytest.raises(UserError, match="overlaps with another override"):
+        override(Outer(), ["inner=none", "inner.rate=0.2"][::order])
+
+
 def test_differences_name_the_path_and_both_values():
     old, new = to_dict(Outer()), to_dict(Outer(inner=Inner(rate=0.2), by_group={"a": Inner()}, steps=4))
     lines = differences(old, new)
