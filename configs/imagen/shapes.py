@@ -19,20 +19,14 @@ from t2i_jax import (
 
 def get_config() -> Recipe:
     """Both stages in one run, an update of each in every step."""
-    text = LearnedText(dim=128, depth=2, heads=4, mlp_dim=256, vocab_size=256, max_length=20)
+    text = LearnedText(dim=128, depth=2, heads=4, mlp_dim=512, vocab_size=256, max_length=16, causal=True)
     common = dict(
-        attn_heads=4, attn_dim_head=32, attn_pool_text=False, max_text_len=text.max_length, cond_dim=128,
-        init_cross_embed_kernel_sizes=(3, 7),
+        dim=32, dim_mults=(1, 2), num_resnet_blocks=1, memory_efficient=True, attn_heads=4, attn_dim_head=32,
+        attn_pool_text=False, max_text_len=text.max_length, cond_dim=128, init_cross_embed_kernel_sizes=(3, 7),
     )  # fmt: skip
-    base = Unet(
-        dim=64, dim_mults=(1, 2), num_resnet_blocks=1, layer_attns=True, layer_cross_attns=True,
-        memory_efficient=True, **common,
-    )  # fmt: skip
-    larger = Unet(
-        dim=24, dim_mults=(1, 2, 4), num_resnet_blocks=1, layer_attns=False, layer_cross_attns=(False, False, True),
-        memory_efficient=True, **common,
-    )  # fmt: skip
-    noise = Ddpm(objective="v", weighting="plain")
+    base = Unet(layer_attns=True, layer_cross_attns=True, **common)
+    larger = Unet(layer_attns=False, layer_cross_attns=(False, True), **common)
+    noise = Ddpm(objective="v", weighting="plain", shift=-1.5)
     return Recipe(
         task=ImagenTask(
             stages=(
@@ -43,14 +37,15 @@ def get_config() -> Recipe:
         ),
         data=DataConfig(source="shapes", image_size=32),
         train=TrainConfig(
-            steps=2400,
-            batch_size=32,
-            ema_decay=0.995,
+            steps=3200,
+            batch_size=64,
+            ema_decay=0.99,
             optim=OptimConfig(
-                name="muon", learning_rate=1e-3, warmup_steps=100, schedule="cosine", end_ratio=0.02, weight_decay=0.01
+                name="muon", learning_rate=1e-3, matrix_rate=0.004, warmup_steps=100, schedule="cosine",
+                end_ratio=0.02, weight_decay=0.01,
             ),
         ),
         evaluation=Evaluation(
             judge="shapes", pictures=400, completions=100, guidance=3.0, sampler="dpm_solver", steps=24
         ),
-    )
+    )  # fmt: skip

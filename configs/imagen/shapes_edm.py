@@ -13,7 +13,11 @@ from t2i_jax.recipe import load_recipe
 def get_config() -> Recipe:
     """The recipe of shapes.py with `Edm`, sampled by Heun's method."""
     recipe = load_recipe(pathlib.Path(__file__).with_name("shapes.py"))
-    stages = tuple(dataclasses.replace(stage, noise=Edm()) for stage in recipe.task.stages)
+    base, larger = recipe.task.stages
+    stages = (  # the first stage trains at the levels where a picture so small is decided; the second knows its layout
+        dataclasses.replace(base, noise=Edm(P_mean=0.8, P_std=1.3)),
+        dataclasses.replace(larger, noise=Edm(P_mean=-0.4, P_std=1.3)),
+    )
     return dataclasses.replace(
         recipe,
         task=dataclasses.replace(recipe.task, stages=stages),

@@ -1,5 +1,7 @@
 """The trained text encoder and stored embeddings."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,18 @@ def test_padding_is_not_seen(key):
     after = TEXT.embed(params, changed, IDS > 0)
     np.testing.assert_allclose(after[0, :3], before[0, :3], atol=1e-6)
     assert np.abs(after[0, 3:] - before[0, 3:]).max() > 1e-3
+
+
+def test_a_causal_encoder_sees_only_what_came_before(key):
+    text = dataclasses.replace(TEXT, causal=True)
+    params = sharding.unbox(text.init(key))
+    before, changed = text.embed(params, IDS, IDS > 0), IDS.copy()
+    changed[1, 3] = 4
+    after = text.embed(params, changed, IDS > 0)
+    np.testing.assert_allclose(after[1, :3], before[1, :3], atol=1e-6)
+    assert np.abs(after[1, 3:] - before[1, 3:]).max(-1).min() > 1e-3
+    both_ways = np.asarray(TEXT.embed(params, changed, IDS > 0) - TEXT.embed(params, IDS, IDS > 0))
+    assert np.abs(both_ways[1, :3]).max(-1).min() > 1e-3
 
 
 def test_order_matters_and_the_output_is_normalised(key):
