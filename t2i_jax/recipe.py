@@ -32,7 +32,7 @@ class Evaluation:
     pictures: int = 200
     completions: int = 0
     preview: int = 16
-    guidance: float | None = 3.0
+    guidance: float | tuple[float, ...] | None = 3.0
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None

@@ -13,8 +13,24 @@ EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: the state was saved, start the same command again
 
 
+_LARGE_PAGES = "glibc.malloc.hugetlb=1"  # allocations ask the kernel for large pages (glibc 2.35, Linux)
+
+
+def start() -> None:
+    """Entry point of the console script: `main` in a process that allocates large pages where the system has them.
+
+    XLA on a CPU gets the memory of each step anew from the system, page by page: with pages of 4 KB a fifth of the time
+    of training. The C library reads this setting at its start alone, so the process starts again as itself; a user's
+    own GLIBC_TUNABLES stay as they are.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = _LARGE_PAGES
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    main()
+
+
 def main() -> None:
-    """Entry point of the console script.
+    """One command, from `sys.argv`.
 
     Exit status: 0 done; 2 a mistake in what was given (one sentence says which); 75 stopped by SIGTERM or SIGINT after
     saving, the same command carries on; 1 anything else, with a stack trace.
@@ -57,4 +73,4 @@ def _start_cache():
 
 
 if __name__ == "__main__":
-    main()
+    start()

@@ -23,17 +23,25 @@ class LowresNoise:
       per_row: whether each row of a training batch has its own level; else one level holds for the batch.
       compat: "imagen-pytorch-elucidated" tells the network, in sampling only, the time instead of the log-SNR, as that
         class does against its own training. None: the log-SNR, always.
+      train_limit: training draws times below it. With 1, as in imagen-pytorch, most of the small pictures that it sees
+        are hardly more than noise; a lower one is for small pictures that hold nearly all there is to know.
     """
 
     schedule: str = "linear"
     sample_level: float = 0.2
     per_row: bool = False
     compat: str | None = None
+    train_limit: float = 1.0
 
     def __post_init__(self):
         one_of("lowres.schedule", self.schedule, ("linear", "cosine"))
         if not 0 <= self.sample_level <= 1:
             raise UserError(f"lowres.sample_level={self.sample_level} is outside [0, 1]; try 0.2.")
+        if not 0 < self.train_limit <= 1:
+            raise UserError(f"lowres.train_limit={self.train_limit} is outside (0, 1]; try 1.0.")
+        if self.sample_level > self.train_limit:
+            level, limit = self.sample_level, self.train_limit
+            raise UserError(f"lowres.sample_level={level} is above train_limit={limit}, never trained; lower it.")
         if self.compat is not None:
             one_of("lowres.compat", self.compat, ("imagen-pytorch-elucidated",))
 
@@ -43,10 +51,10 @@ class LowresNoise:
         return Ddpm(schedule=self.schedule)
 
     def train_levels(self, key: Key, batch: int) -> Array:
-        """Times (batch,), uniform in [0, 1)."""
+        """Times (batch,), uniform in [0, train_limit)."""
         if self.per_row:
-            return jax.random.uniform(key, (batch,))
-        return jnp.full((batch,), jax.random.uniform(key))
+            return jax.random.uniform(key, (batch,), maxval=self.train_limit)
+        return jnp.full((batch,), jax.random.uniform(key, maxval=self.train_limit))
 
     def noised(self, image_BHWC: Array, eps_BHWC: Array, level_B: Array) -> tuple[Array, Array]:
         """(the picture noised to a level per row, the condition (B,) that tells the network); for training."""

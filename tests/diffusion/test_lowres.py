@@ -16,6 +16,10 @@ def test_levels_are_one_per_batch_or_one_per_row(key):
     assert len(set(LowresNoise().train_levels(key, 8).tolist())) == 1
     levels = LowresNoise(per_row=True).train_levels(key, 1000)
     assert len(set(levels.tolist())) > 900 and 0 <= float(levels.min()) < float(levels.max()) < 1
+    low = LowresNoise(per_row=True, train_limit=0.2).train_levels(key, 1000)
+    np.testing.assert_allclose(low, 0.2 * levels, atol=1e-6)
+    one = LowresNoise(train_limit=0.2).train_levels(key, 8)
+    np.testing.assert_allclose(one, 0.2 * LowresNoise().train_levels(key, 8), atol=1e-6)
 
 
 def test_a_picture_is_noised_and_the_network_told_the_log_snr(key):
@@ -48,6 +52,8 @@ def test_a_configuration_survives_json():
     [
         (lambda: LowresNoise("lineal"), "did you mean 'linear'"),
         (lambda: LowresNoise(sample_level=1.2), "sample_level=1.2 is outside"),
+        (lambda: LowresNoise(train_limit=0.0), "train_limit=0.0 is outside"),
+        (lambda: LowresNoise(train_limit=0.1), "sample_level=0.2 is above train_limit=0.1"),
         (lambda: LowresNoise(compat="yes"), "lowres.compat='yes'"),
     ],
 )
