@@ -91,12 +91,12 @@ def override(config: Any, assignments: Sequence[str]) -> Any:
             raise UserError(f"override {assignment!r} has no '='; write it as field.subfield=value.")
         path = path.strip().lstrip("-")
         *parents, last = path.split(".")
-        branches = [tree]
+        branch: Any = tree
         for key in parents:
-            branches.append(branches[-1].setdefault(key, {}) if isinstance(branches[-1], dict) else None)
-        if not isinstance(branches[-1], dict) or isinstance(branches[-1].get(last), dict):
+            branch = branch.setdefault(key, {}) if isinstance(branch, dict) else None
+        if not isinstance(branch, dict) or isinstance(branch.get(last), dict):
             raise UserError(f"{path} overlaps with another override, of its parent or of a field in it; give one.")
-        branches[-1][last] = _Leaf(path, text.strip())
+        branch[last] = _Leaf(path, text.strip())
     return _assign(config, tree)
 
 

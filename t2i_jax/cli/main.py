@@ -5,14 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
-import tyro
-
 from t2i_jax.errors import UserError
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: the state was saved, start the same command again
-
-
 _LARGE_PAGES = "glibc.malloc.hugetlb=1"  # allocations ask the kernel for large pages (glibc 2.35, Linux)
 
 
@@ -35,6 +31,8 @@ def main() -> None:
     Exit status: 0 done; 2 a mistake in what was given (one sentence says which); 75 stopped by SIGTERM or SIGINT after
     saving, the same command carries on; 1 anything else, with a stack trace.
     """
+    import tyro  # not above: `start` would pay for it twice
+
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         from t2i_jax.train.loop import Preempted

@@ -52,9 +52,8 @@ class LowresNoise:
 
     def train_levels(self, key: Key, batch: int) -> Array:
         """Times (batch,), uniform in [0, train_limit)."""
-        if self.per_row:
-            return jax.random.uniform(key, (batch,), maxval=self.train_limit)
-        return jnp.full((batch,), jax.random.uniform(key, maxval=self.train_limit))
+        shape = (batch,) if self.per_row else ()
+        return jnp.broadcast_to(jax.random.uniform(key, shape, maxval=self.train_limit), (batch,))
 
     def noised(self, image_BHWC: Array, eps_BHWC: Array, level_B: Array) -> tuple[Array, Array]:
         """(the picture noised to a level per row, the condition (B,) that tells the network); for training."""

@@ -37,9 +37,8 @@ class TextTransformer(nn.Module):
         positions_LC = self.param("positions", boxed(init, None, "embed"), (self.max_length, self.dim), jnp.float32)
         x_BLC = table_VC[text_BL] + positions_LC[: text_BL.shape[1]]
         x_BLC = nn.Dropout(self.dropout)(x_BLC, deterministic=deterministic)
-        widths = {name: getattr(self, name) for name in ("dim", "depth", "heads", "mlp_dim")}
-        rest = {name: getattr(self, name) for name in ("causal", "dropout", "remat", "dtype")}
-        blocks = Transformer(**widths, **rest, name="transformer")
+        shared = ("dim", "depth", "heads", "mlp_dim", "causal", "dropout", "remat", "dtype")
+        blocks = Transformer(**{name: getattr(self, name) for name in shared}, name="transformer")
         return blocks(x_BLC, mask_BL, deterministic=deterministic).astype(jnp.float32)
 
 

@@ -53,7 +53,7 @@ def test_sampling_completing_and_changing(trained, tmp_path):
     assert all(np.array_equal(plain[name], exported[name]) for name in plain)
 
 
-def test_pictures_made_of_otherpictures(tmp_path):
+def test_pictures_made_of_other_pictures(tmp_path):
     """Trained on a folder of pairs: a picture and NAME.cond.png."""
     (tmp_path / "pairs").mkdir()
     rng = np.random.default_rng(0)
