@@ -78,11 +78,16 @@ class Recipe:
     evaluation: Evaluation = Evaluation()
 
     def __post_init__(self):
-        known = getattr(self.task, "sampling_options", None)
-        for name in self.evaluation.sampling() if known else ():
+        kind, known = type(self.task).__name__, getattr(self.task, "sampling_options", None)
+        stages = len(getattr(self.task, "stages", ()))
+        for name, value in self.evaluation.sampling().items() if known else ():
             if name not in known and name != "guidance":
-                kind, has = type(self.task).__name__, ", ".join(known)
+                has = ", ".join(known)
                 raise UserError(f"evaluation.{name} is given for {kind}, which samples by {has}; leave it out.")
+            if isinstance(value, tuple) and len(value) != stages:
+                remedy = "give one value, or one for each stage" if stages else "give one value"
+                told = f"is of length {len(value)}, and {kind} has {stages} stages"
+                raise UserError(f"evaluation.{name}={value} {told}; {remedy}.")
 
 
 def known_types() -> Mapping[str, type]:
