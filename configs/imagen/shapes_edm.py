@@ -1,6 +1,6 @@
 """Imagen with the diffusion of Karras et al. on the embedded set `shapes`; all else as in shapes.py beside it.
 
-    t2i train configs/imagen/shapes_edm.py      # at full length not yet run
+    t2i train configs/imagen/shapes_edm.py
 """
 
 import dataclasses

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# What the scripts for TPU VMs, GKE and Slurm share. They read this file; by itself it does nothing.
+# Exit status of them all: 0 done; 1 a step failed, one sentence says which; 2 a mistake in what was given.
+
+dry_run="" # --dry-run: steps print their command and run nothing
+script="launch/$(basename "$0")"
+
+mistake() {
+  echo "$script: $*" >&2
+  exit 2
+}
+
+fail() {
+  echo "$script: $*" >&2
+  exit 1
+}
+
+# The words of a command as one line that a shell reads back as the same words.
+quoted() {
+  local word line="" quote="'\\''"
+  for word in "$@"; do
+    case "$word" in "" | *[!A-Za-z0-9_./:=,@%+-]*) word="'${word//\'/$quote}'" ;; esac
+    line="$line$word "
+  done
+  printf '%s\n' "${line% }"
+}
+
+# step WHAT REMEDY COMMAND...: runs the command; where it fails, says what failed and what to do, and ends the script.
+step() {
+  local what="$1" remedy="$2" status=0
+  shift 2
+  if [ -n "$dry_run" ]; then
+    quoted "$@"
+    return
+  fi
+  "$@" || status=$?
+  [ "$status" = 0 ] || fail "$what failed with status $status; $remedy."
+}
+
+# A comment in what --dry-run prints.
+note() {
+  [ -z "$dry_run" ] || echo "# $*"
+}
+
+# need TOOL WHERE-FROM: the tool must be on the PATH, unless nothing is run.
+need() {
+  [ -n "$dry_run" ] || command -v "$1" >/dev/null || mistake "tool='$1' is not on the PATH; $2."
+}
+
+# given OPTION VALUE REMEDY: a value that must be there.
+given() {
+  [ -n "$2" ] || mistake "$1='' is not given; $3."
+}
+
+# number OPTION VALUE: digits alone.
+number() {
+  case "$2" in "" | *[!0-9]*) mistake "$1='$2' is not a whole number from 0; give one." ;; esac
+}
