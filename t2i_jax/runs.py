@@ -37,6 +37,7 @@ from t2i_jax.text.t5 import T5Text
 from t2i_jax.text.tokenizer import load as load_text_tokenizer
 from t2i_jax.text.tokenizer import train_bpe
 from t2i_jax.train.checkpoint import load_config, load_params
+from t2i_jax.train.goodput import Goodput
 from t2i_jax.train.loop import fit
 
 _CAPTIONS_FOR_VOCABULARY = 50_000  # captions that a vocabulary is trained from
@@ -49,7 +50,10 @@ System = TokenizerSystem | PartiSystem | SuperResolutionSystem | ImagenSystem
 
 
 def train(
-    recipe: Recipe, workdir: str | pathlib.Path, *, hooks: Callable[[Recipe, Any], tuple] | None = None
+    recipe: Recipe,
+    workdir: str | pathlib.Path,
+    *,
+    hooks: Callable[[Recipe, Any], tuple] | None = None,
 ) -> System:
     """Trains a recipe into `workdir`, or carries on with what is there, and returns the trained system.
 
@@ -68,6 +72,7 @@ def train(
     workdir.mkdir(parents=True, exist_ok=True)
     _check_source(recipe.data)  # a tokenizer may train for days before this recipe's own data are read
     recipe, frozen = _with_tokenizer(recipe, workdir, hooks)
+    clock = Goodput.of(workdir)
     recipe = _with_perceptual(recipe, frozen)
     text_tokenizer = _text_tokenizer(recipe, workdir)
     if isinstance(getattr(recipe.task, "text", None), T5Text):
@@ -97,6 +102,7 @@ def train(
         hooks=(hooks or preview_hooks)(recipe, build_system),
         extra_config=recipe_to_dict(recipe),
         allowed=_FREE,
+        clock=clock,
     )
     return build_system(_averaged(state.params, state.ema), state.stats)
 

@@ -26,12 +26,16 @@ class CompiledStep:
         self._jitted: Any = jax.jit(step, donate_argnums=0, **out)
         self._program: Callable[..., Any] | None = None
 
-    def __call__(self, state: Any, *rest: Any) -> Any:
+    def prepare(self, state: Any, *rest: Any) -> None:
+        """Compiles for the shapes of these arguments, unless that was done before."""
         if self._program is None:
             options = _OPTIONS.get(jax.default_backend())
             self._program = self._jitted.lower(state, *rest).compile(compiler_options=options)
             self._jitted = None  # with what was traced
             _give_back()
+
+    def __call__(self, state: Any, *rest: Any) -> Any:
+        self.prepare(state, *rest)
         return self._program(state, *rest)
 
 
