@@ -39,6 +39,7 @@ from t2i_jax.text.tokenizer import train_bpe
 from t2i_jax.train.checkpoint import load_config, load_params
 from t2i_jax.train.goodput import Goodput
 from t2i_jax.train.loop import fit
+from t2i_jax.train.profile import Profile
 
 _CAPTIONS_FOR_VOCABULARY = 50_000  # captions that a vocabulary is trained from
 
@@ -54,6 +55,7 @@ def train(
     workdir: str | pathlib.Path,
     *,
     hooks: Callable[[Recipe, Any], tuple] | None = None,
+    profile: Profile | None = None,
 ) -> System:
     """Trains a recipe into `workdir`, or carries on with what is there, and returns the trained system.
 
@@ -61,6 +63,7 @@ def train(
 
     Args:
       hooks: `(recipe, build_system) -> hooks` for the trainer; None: sample grids as `recipe.evaluation` says.
+      profile: steps of which a trace is written into WORKDIR/profile; not those of a tokenizer that is trained first.
 
     Raises:
       UserError: what was given does not fit together, or the folder holds another run.
@@ -68,6 +71,8 @@ def train(
     """
     from t2i_jax.previews import preview_hooks
 
+    if profile is not None:
+        profile.check(recipe.train.steps)
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     _check_source(recipe.data)  # a tokenizer may train for days before this recipe's own data are read
@@ -103,6 +108,7 @@ def train(
         extra_config=recipe_to_dict(recipe),
         allowed=_FREE,
         clock=clock,
+        profile=profile,
     )
     return build_system(_averaged(state.params, state.ema), state.stats)
 

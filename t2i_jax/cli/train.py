@@ -12,6 +12,7 @@ def train(
     config: Annotated[pathlib.Path, tyro.conf.Positional],
     overrides: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     workdir: pathlib.Path | None = None,
+    profile: str | None = None,
 ) -> None:
     """Train a recipe; a run that was stopped carries on by itself.
 
@@ -19,14 +20,17 @@ def train(
         config: A recipe file with get_config(), such as configs/parti/shapes.py.
         overrides: Fields to change, as train.steps=1000 data.source=folder:photos.
         workdir: Folder of the run; runs/<family>-<recipe> by default.
+        profile: Steps to trace, as 10:15; WORKDIR/profile then opens in TensorBoard, a file in it in Perfetto.
     """
     from t2i_jax import previews, runs
     from t2i_jax.config import override
     from t2i_jax.recipe import load_recipe
+    from t2i_jax.train.profile import Profile
 
+    traced = Profile.parse(profile) if profile is not None else None
     recipe = override(load_recipe(config), overrides)
     workdir = workdir or pathlib.Path("runs") / f"{config.resolve().parent.name}-{config.stem}"
-    system = runs.train(recipe, workdir)
+    system = runs.train(recipe, workdir, profile=traced)
     for name, value in previews.evaluate(recipe, system, workdir).items():
         print(f"{name}: {value:.4g}")
     print(f"done: {workdir} (pictures in {workdir / 'samples'})")

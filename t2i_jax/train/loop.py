@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from t2i_jax.train.goodput import FILE, Goodput
 from t2i_jax.train.log import Log
 from t2i_jax.train.pace import Pace
 from t2i_jax.train.preemption import Preempted, Stop
+from t2i_jax.train.profile import Profile, Trace
 from t2i_jax.train.stall import Stalls
 from t2i_jax.train.step import train_step
 from t2i_jax.train.stream import Stream
@@ -50,6 +52,7 @@ class _Run:
     log: Log
     hooks: Sequence[Hook]
     clock: Goodput
+    trace: Trace
     stalls: Stalls
 
 
@@ -64,6 +67,7 @@ def fit(
     extra_config: Mapping[str, Any] | None = None,
     allowed: Sequence[str] = (),
     clock: Goodput | None = None,
+    profile: Profile | None = None,
 ) -> TrainState:
     """Trains until `config.steps`, from the newest checkpoint of `workdir` where there is one.
 
@@ -75,6 +79,7 @@ def fit(
         None: the task and `config`.
       allowed: fields of `extra_config` (with everything below them) that may differ from the checkpoint's.
       clock: counts the time of this start, and has begun with it; None: it begins here.
+      profile: steps of which a trace is written.
 
     Raises:
       UserError: the checkpoint was made with another configuration; a batch does not fit; the disk is full; too many
@@ -83,6 +88,8 @@ def fit(
     """
     workdir = pathlib.Path(workdir)
     clock = clock or Goodput.of(workdir)
+    if profile is not None:
+        profile.check(config.steps)
     mesh = sharding.make_mesh(config.mesh)
     config.check_batch(mesh)
     stored = dict(extra_config or {"task": to_dict(task), "train": to_dict(config)})
@@ -99,6 +106,8 @@ def fit(
             state = restored[0]
             batches.set_state(restored[1])
         done = int(state.step)
+        if profile is not None and profile.last <= done:
+            print(f"profile={profile} is not traced: {str(workdir)!r} is at step {done} already", file=sys.stderr)
         if done >= config.steps:
             return state
         clock.carry_on(done)
@@ -110,7 +119,7 @@ def fit(
             config, stored, states.place_frozen(frozen, mesh, config.rules),
             CompiledStep(step, shardings),
             Stream(batches, task.batch_spec(config.batch_size // jax.process_count()), mesh), checkpoints,
-            log, hooks, clock, Stalls(log),
+            log, hooks, clock, Trace(profile, log), Stalls(log),
         )  # fmt: skip
         try:
             return _train(run, state, Pace(done, config.batch_size, task.flops(config.batch_size), clock))
@@ -128,7 +137,7 @@ def _train(run, state, pace):
     if done:
         run.log.say(f"carrying on from step {done} of {steps}")
     queued = None
-    with Stop() as stop:
+    with Stop() as stop, run.trace:
         while done < steps:
             item = _next(run, done, queued, stop)
             if item is None:
@@ -138,10 +147,13 @@ def _train(run, state, pace):
                 with run.clock.spent_on("compile"):
                     run.step.prepare(state, run.frozen, batch)
                 run.clock.start_training()
+            run.trace.before(done + 1, queued)
             with run.clock.spent_on("step"):
-                state, metrics = run.step(state, run.frozen, batch)
+                with jax.profiler.StepTraceAnnotation("train", step_num=done + 1):
+                    state, metrics = run.step(state, run.frozen, batch)
                 jax.block_until_ready(queued)  # the next step is queued while one runs, and no more than that
             done, queued = done + 1, metrics
+            run.trace.after(done, queued)
             if done % run.config.log_every == 0 or done == steps or pace.is_first:
                 _tell(run, pace, done, state, metrics)
             if stop.reached(done):
