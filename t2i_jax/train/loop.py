@@ -18,6 +18,7 @@ from t2i_jax.train import state as states
 from t2i_jax.train.checkpoint import Checkpoints
 from t2i_jax.train.compiled import CompiledStep
 from t2i_jax.train.config import TrainConfig, refuse_other_run
+from t2i_jax.train.executables import Executables
 from t2i_jax.train.goodput import FILE, Goodput
 from t2i_jax.train.log import Log
 from t2i_jax.train.pace import Pace
@@ -117,7 +118,7 @@ def fit(
         log = Log(workdir, done, config.steps, config.wandb_project)
         run = _Run(
             config, stored, states.place_frozen(frozen, mesh, config.rules),
-            CompiledStep(step, shardings),
+            CompiledStep(step, shardings, Executables.of(task, config.of_step(), mesh.devices.flat)),
             Stream(batches, task.batch_spec(config.batch_size // jax.process_count()), mesh), checkpoints,
             log, hooks, clock, Trace(profile, log), Stalls(log),
         )  # fmt: skip
