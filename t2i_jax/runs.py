@@ -3,7 +3,8 @@
     WORKDIR/checkpoints/      the trainer's checkpoints, the recipe in each
     WORKDIR/tokenizer/        Parti: the image tokenizer, itself a run or an exported system
     WORKDIR/text_tokenizer/   Parti with a learned text encoder: its vocabulary
-    WORKDIR/samples/          grids of pictures; metrics.jsonl, metrics.json and event files beside them
+    WORKDIR/samples/          grids of pictures; metrics.jsonl, metrics.json, goodput.json and event files beside them
+    WORKDIR/profile/          traces
 """
 
 from __future__ import annotations

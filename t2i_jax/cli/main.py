@@ -62,7 +62,10 @@ def _commands():
 
 
 def _start_cache():
-    """The persistent compilation cache: a second start skips compiling. JAX_COMPILATION_CACHE_DIR moves it."""
+    """The persistent compilation cache: a second start skips compiling, and tracing the step of a training.
+
+    JAX_COMPILATION_CACHE_DIR moves it.
+    """
     import jax
 
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/t2i_jax/xla"))

@@ -44,6 +44,7 @@ def _being_saved(workdir):
 
 def test_killed_while_saving_and_stopped_by_a_signal_it_ends_in_the_same_bits(tmp_path):
     killed, whole = tmp_path / "killed", fit(TASK, ToyBatches(), CONFIG, tmp_path / "whole")
+    begin = time.monotonic()
 
     process = _start(killed)  # killed during its first save, or just after it
     _wait_for(process, lambda: _being_saved(killed) or _finished(killed))
@@ -73,5 +74,8 @@ def test_killed_while_saving_and_stopped_by_a_signal_it_ends_in_the_same_bits(tm
     jax.tree.map(np.testing.assert_array_equal, (params, ema, stats), (whole.params, whole.ema, whole.stats))
     lines = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, CONFIG.steps + 1))
+    seconds = json.loads((killed / "goodput.json").read_text())["seconds"]  # of all starts, up to their last lines
+    assert lines[-1]["seconds/restart"] > lines[0]["seconds/restart"]
+    assert 0 < sum(lines[0][f"seconds/{kind}"] for kind in seconds) < sum(seconds.values()) < time.monotonic() - begin
     for line, same in zip(lines, (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines(), strict=True):
         assert line["loss"] == json.loads(same)["loss"]
