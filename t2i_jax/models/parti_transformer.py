@@ -15,6 +15,7 @@ from t2i_jax.models import autoregressive_sizes as sizes
 from t2i_jax.nn import embed
 from t2i_jax.nn.conv import Dense, boxed
 from t2i_jax.nn.transformer import REMAT, Transformer
+from t2i_jax.sharding import constrain
 from t2i_jax.text.learned import LearnedText
 from t2i_jax.types import Array
 
@@ -103,10 +104,11 @@ class PartiTransformer(nn.Module):
         """
         text_BLD, mask_BL = self._text(text_embeds_BLD, text_mask_BL, keep_B)
         start_B1C = jnp.broadcast_to(self.start_token, (ids_BN.shape[0], 1, self.dim))
-        x_BNC = jnp.concatenate([start_B1C, self.embedding[ids_BN]], axis=1)
+        table_VC = constrain(self.embedding, None, None)  # whole for the look-up, whose rows are those of the batch
+        x_BNC = jnp.concatenate([start_B1C, table_VC[ids_BN]], axis=1)
         x_BNC = x_BNC + self._positions()[: x_BNC.shape[1]]
         x_BNC = self.decoder(x_BNC, None, text_BLD, mask_BL, deterministic)
-        return self.to_logits(x_BNC).astype(jnp.float32)
+        return constrain(self.to_logits(x_BNC), "batch", "length", "vocab").astype(jnp.float32)
 
     def init_cache(self, text_embeds_BLD: Array, text_mask_BL: Array, keep_B: Array | None = None) -> dict[str, Any]:
         """What `decode` carries from token to token: keys and values of the past (none yet) and of the text."""

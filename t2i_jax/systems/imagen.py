@@ -119,6 +119,10 @@ class ImagenTask:
             spec["cond_image"] = of(jnp.uint8, self.image_size, self.image_size, self.cond_image_channels)
         return spec
 
+    def frozen_shapes(self) -> Mapping[str, Any]:
+        """Shapes of the parameters that the step reads and never changes."""
+        return captions.frozen_shapes(self.text)
+
     @property
     def cond_image_channels(self) -> int:
         """Of the pictures to condition on; 0: there are none."""

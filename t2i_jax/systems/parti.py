@@ -109,6 +109,14 @@ class PartiTask:
             spec = {"image": of(jnp.uint8, size, size, self.tokenizer.channels)}
         return spec | captions.spec(self.text, batch_size)
 
+    def frozen_shapes(self) -> Mapping[str, Any]:
+        """Shapes of the parameters that the step reads and never changes."""
+        shapes = captions.frozen_shapes(self.text)
+        if not self.on_tokens:
+            weights = jax.eval_shape(functools.partial(image_tokenizer.init, self.tokenizer), jax.random.key(0))
+            shapes = {"tokenizer": sharding.unbox(weights), **shapes}
+        return shapes
+
     def loss(self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array):
         """(loss, (metrics, stats)): mean cross-entropy in nats per token."""
         for_drop, for_dropout, for_text = jax.random.split(key, 3)

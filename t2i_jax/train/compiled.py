@@ -18,18 +18,21 @@ class CompiledStep:
     """`step(state, *rest) -> (state, metrics)`, compiled for the shapes of its first call; the state is donated.
 
     Args:
-      shardings: of the state that comes out; None: as the compiler likes.
+      shardings: of the state that comes out; None: as the compiler likes. mesh: over which activations are split too.
     """
 
-    def __init__(self, step: Callable[..., Any], shardings: Any = None):
+    def __init__(self, step: Callable[..., Any], shardings: Any = None, mesh: jax.sharding.Mesh | None = None):
         out = {} if shardings is None else {"out_shardings": (shardings, None)}
         self._jitted: Any = jax.jit(step, donate_argnums=0, **out)
+        self._mesh = mesh
         self._program: Callable[..., Any] | None = None
 
     def __call__(self, state: Any, *rest: Any) -> Any:
         if self._program is None:
             options = _OPTIONS.get(jax.default_backend())
-            self._program = self._jitted.lower(state, *rest).compile(compiler_options=options)
+            with jax.set_mesh(self._mesh):
+                lowered = self._jitted.lower(state, *rest)
+            self._program = lowered.compile(compiler_options=options)
             self._jitted = None  # with what was traced
             _give_back()
         return self._program(state, *rest)

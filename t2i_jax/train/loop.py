@@ -81,7 +81,7 @@ def fit(
     stored = dict(extra_config or {"task": to_dict(task), "train": to_dict(config)})
     optimisers = states.optimisers_of(task, config)
     start = states.start_of(task, optimisers, config.ema_decay)
-    abstract = states.abstract(start, task, mesh, config.rules)
+    abstract = states.abstract(start, task, mesh, config.preset)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     checkpoints = Checkpoints(workdir, config.keep)
     try:
@@ -97,8 +97,8 @@ def fit(
             train_step, task=task, optimisers=optimisers, ema_decay=config.ema_decay, accumulate=config.accumulate
         )
         run = _Run(
-            config, stored, states.place_frozen(frozen, mesh, config.rules),
-            CompiledStep(step, shardings),
+            config, stored, states.place_frozen(frozen, mesh, config.preset),
+            CompiledStep(step, shardings, mesh),
             Stream(batches, task.batch_spec(config.batch_size // jax.process_count()), mesh), checkpoints,
             Log(workdir, int(state.step), config.steps, config.wandb_project), hooks,
         )  # fmt: skip

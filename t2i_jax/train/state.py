@@ -81,7 +81,13 @@ def abstract(start: Callable[[Key], TrainState], task: Task, mesh: Mesh, rules: 
 
 
 def place_frozen(frozen: Any, mesh: Mesh, rules: str) -> Any:
-    """Frozen parameters on the mesh: whole on every device under "dp", else large ones split over the axis "fsdp"."""
+    """Frozen parameters on the mesh, as `frozen_places` says; {} for None."""
+    frozen = frozen if frozen is not None else {}
+    return jax.device_put(frozen, frozen_places(frozen, mesh, rules))
+
+
+def frozen_places(frozen: Any, mesh: Mesh, rules: str) -> Any:
+    """A sharding per frozen array: whole on every device under "dp", else large ones split over the axis "fsdp"."""
     ways = mesh.shape["fsdp"] if rules != "dp" else 1
 
     def of(leaf):
@@ -91,8 +97,7 @@ def place_frozen(frozen: Any, mesh: Mesh, rules: str) -> Any:
         axis = divisible.index(max(divisible))
         return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
 
-    frozen = frozen if frozen is not None else {}
-    return jax.device_put(frozen, jax.tree.map(of, frozen))
+    return jax.tree.map(of, frozen)
 
 
 def _matrix(names):

@@ -55,7 +55,8 @@ def run(task, mesh, rules, frozen, batches, first=None):
     frozen = states.place_frozen(frozen, mesh, rules)
     for batch in batches:
         batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-        state, values = step(state, frozen, batch)
+        with jax.set_mesh(mesh):
+            state, values = step(state, frozen, batch)
         metrics.append({name: float(value) for name, value in values.items()})
     specs = jax.tree.map(lambda leaf: leaf.sharding.spec, state.params)
     return state, metrics, jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, PartitionSpec))
