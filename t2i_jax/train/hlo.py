@@ -22,6 +22,8 @@ _ARRAY = re.compile(r"\b(pred|bf16|f8\w*|[sufc]\d+)\[([\d,]*)\](\{[^}]*\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"\b(?:calls|to_apply|called_computations)=\{?%?([\w.\-]+)")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_SLICING = ("dynamic-slice", "dynamic-update-slice")
+_KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}  # products of queries and keys, half of each
 _FREE = {  # move nothing
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
     "while", "conditional", "call", "opt-barrier", "send", "recv",
@@ -180,45 +182,63 @@ def _arrays(shape: str) -> Sequence[tuple[str, tuple[int, ...], str]]:
 
 def _bytes(shape, only_hbm=False):
     """Bytes of all arrays; `only_hbm`: without those that lie in the chip's own memory, "S(1)" in a layout."""
-    wanted = [a for a in _arrays(shape) if not only_hbm or "S(" not in a[2]]
+    return _total(_arrays(shape), only_hbm)
+
+
+def _total(arrays, only_hbm=False):
+    wanted = [a for a in arrays if not only_hbm or "S(" not in a[2]]
     return sum(math.prod(sizes) * _BITS.get(dtype, 8) // 8 for dtype, sizes, _ in wanted)
 
 
 def _traffic(line, shapes, program):
     """Bytes that an instruction reads from and writes to HBM; of what it slices, the slices alone."""
-    if line.operation in _FREE or line.operation.endswith("-done"):
+    if line.operation in _FREE or line.operation.endswith("-done") or line.operation == "async-start":
         return 0
     if line.operation == "dynamic-slice":
         return 2 * _bytes(line.shape, True)
     if line.operation == "dynamic-update-slice":
         return 2 * _bytes(shapes.get(line.operands[1], ""), True)
-    read, written = [shapes.get(name, "") for name in line.operands], line.shape
+    read = [shapes.get(name, "") for name in line.operands]
     if line.operation == "fusion":
-        inner = program[_CALLED.search(line.rest)[1]]
-        return sum(_read(inner, i, shape) for i, shape in enumerate(read)) + _written(inner, written, shapes)
-    return sum(_bytes(shape, True) for shape in read) + _bytes(written, True)
+        inner = {one.name: one for one in program[_CALLED.search(line.rest)[1]]}
+        return sum(_read(inner, i, shape) for i, shape in enumerate(read)) + _written(inner, line.shape)
+    written = _arrays(line.shape)[:1] if line.operation.endswith("-start") else _arrays(line.shape)  # the rest are reads
+    return sum(_bytes(shape, True) for shape in read) + _total(written, True)
 
 
 def _read(inner, number, shape):
     """Bytes that a fusion reads of an operand."""
-    own = next((line for line in inner if line.operation == "parameter" and line.rest.startswith(f"({number})")), None)
-    users = [line for line in inner if own is not None and own.name in line.operands]
-    if users and all(_sliced(user, own.name) for user in users):
-        sliced = [user.shape for user in users if user.operation == "dynamic-slice"]
-        return min(sum(map(_bytes, sliced)), _bytes(shape, True))
+    parameters = [one for one in inner.values() if one.operation == "parameter"]
+    own = next((one for one in parameters if one.rest.startswith(f"({number})")), None)
+    users = _users(inner, own.name) if own is not None else []
+    if users and all(user.operation in _SLICING and _seen(inner, user.operands[0]) == own.name for user in users):
+        return min(sum(_bytes(user.shape) for user in users if user.operation == "dynamic-slice"), _bytes(shape, True))
     return _bytes(shape, True)
 
 
-def _sliced(user, name):
-    return user.operation in ("dynamic-slice", "dynamic-update-slice") and user.operands[0] == name
+def _users(inner, name):
+    """The instructions that use a value, also under another shape."""
+    users = [one for one in inner.values() if name in one.operands]
+    again = [more for one in users if one.operation == "bitcast" for more in _users(inner, one.name)]
+    return [one for one in users if one.operation != "bitcast"] + again
 
 
-def _written(inner, shape, shapes):
+def _seen(inner, name):
+    while inner[name].operation == "bitcast":
+        name = inner[name].operands[0]
+    return name
+
+
+def _written(inner, shape):
     """Bytes that a fusion writes: of an array that it updates in place, the update."""
-    updated = [line for line in inner if line.operation == "dynamic-update-slice" and line.shape == inner[-1].shape]
-    if updated:
-        return min(sum(_bytes(shapes.get(line.operands[1], "")) for line in updated), _bytes(shape, True))
-    return _bytes(shape, True)
+    root = list(inner.values())[-1]
+    outputs = root.operands if root.operation == "tuple" else (root.name,)
+    total = 0
+    for name, array in zip(outputs, _arrays(shape), strict=False):
+        made = inner[_seen(inner, name)]
+        updated = made.operation == "dynamic-update-slice"
+        total += _bytes(inner[made.operands[1]].shape) if updated else _total([array], True)
+    return total
 
 
 def _flops(line, shapes):
@@ -227,7 +247,16 @@ def _flops(line, shapes):
         over = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.rest)
         summed = math.prod(left[int(axis)] for axis in over[1].split(",") if axis) if over else 1
         return 2 * math.prod(_arrays(line.shape)[0][1]) * summed
+    if line.operation == "custom-call":
+        return _kernel(line, shapes)
     return _convolution(line, shapes) if line.operation == "convolution" else 0
+
+
+def _kernel(line, shapes):
+    """Of splash attention, which sees the half of all pairs; queries come as (batch, heads, length, width)."""
+    products = next((count for name, count in _KERNELS.items() if line.name.startswith(name)), 0)
+    arrays = [sizes for name in line.operands for _, sizes, _ in _arrays(shapes.get(name, "")) if len(sizes) == 4]
+    return products * math.prod(arrays[0]) * arrays[0][2] if products and arrays else 0
 
 
 def _convolution(line, shapes):
