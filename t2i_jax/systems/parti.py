@@ -17,6 +17,7 @@ from t2i_jax.decoding import autoregressive
 from t2i_jax.decoding.autoregressive import Sampling
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
+from t2i_jax.models.parti_transformer import PartiTransformer
 from t2i_jax.systems import captions
 from t2i_jax.systems import prompts as prompting
 from t2i_jax.systems.pil import as_pil
@@ -108,6 +109,11 @@ class PartiTask:
             size = self.tokenizer.image_size
             spec = {"image": of(jnp.uint8, size, size, self.tokenizer.channels)}
         return spec | captions.spec(self.text, batch_size)
+
+    @property
+    def sequence_length(self) -> int | None:
+        """Tokens of the sequence that a mesh may split; None: the network's attention is not made for it."""
+        return self.network.num_tokens if isinstance(self.network, PartiTransformer) else None
 
     def frozen_shapes(self) -> Mapping[str, Any]:
         """Shapes of the parameters that the step reads and never changes."""

@@ -120,6 +120,7 @@ def compile_step(task: Task, config: TrainConfig, frozen: Any, topology: str) ->
     optimisers = states.optimisers_of(task, config)
     start = states.start_of(task, optimisers, config.ema_decay)
     state = states.abstract(start, task, mesh, config.preset)
+    states.check_mesh(state, task, mesh, config.preset)
     out = jax.tree.map(lambda leaf: leaf.sharding, state)
     rows = sharding.batch_sharding(mesh)
     spec = {n: _lying(s, rows) for n, s in task.batch_spec(config.batch_size).items()}

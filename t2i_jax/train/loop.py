@@ -82,6 +82,7 @@ def fit(
     optimisers = states.optimisers_of(task, config)
     start = states.start_of(task, optimisers, config.ema_decay)
     abstract = states.abstract(start, task, mesh, config.preset)
+    states.check_mesh(abstract, task, mesh, config.preset)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     checkpoints = Checkpoints(workdir, config.keep)
     try:

@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t2i_jax import sharding
+from t2i_jax.errors import UserError
 from t2i_jax.train import optim
 from t2i_jax.train.config import TrainConfig
 from t2i_jax.types import Key, Task, TrainState
@@ -78,6 +79,26 @@ def abstract(start: Callable[[Key], TrainState], task: Task, mesh: Mesh, rules: 
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
     return jax.tree_util.tree_map_with_path(of, jax.eval_shape(start, jax.random.key(0)))
+
+
+def check_mesh(state: TrainState, task: Task, mesh: Mesh, rules: str) -> None:
+    """Refuses a mesh with devices that would all do the same.
+
+    Args:
+      state: of `abstract`.
+
+    Raises:
+      UserError: the axis "tensor" splits no parameter, or "sequence" no sequence of tokens.
+    """
+    specs = [leaf.sharding.spec for leaf in jax.tree.leaves(state.params)]
+    ways = mesh.shape["tensor"]
+    if ways > 1 and not any("tensor" in spec for spec in specs):
+        remedy = "set train.rules=fsdp_tp" if rules != "fsdp_tp" else "give a number that divides heads and widths, or 1"
+        raise UserError(f"mesh tensor={ways} splits no parameter of {type(task).__name__} (rules {rules}); {remedy}.")
+    length, ways = getattr(task, "sequence_length", None), mesh.shape["sequence"]
+    if ways > 1 and (length is None or length % ways):
+        has = "no sequence that can be split" if length is None else f"a sequence of {length} tokens"
+        raise UserError(f"mesh sequence={ways} does not fit {type(task).__name__}, which has {has}; leave it at 1.")
 
 
 def place_frozen(frozen: Any, mesh: Mesh, rules: str) -> Any:

@@ -33,6 +33,7 @@ from t2i_jax.train.step import train_step  # noqa: E402
 from tests.train.toy import ToyBatches, ToyTask  # noqa: E402
 
 MESHES = {"dp": {"data": 8}, "fsdp": {"data": 2, "fsdp": 4}, "fsdp_tp": {"data": 2, "fsdp": 2, "tensor": 2}}
+MORE = {"sequence": {"fsdp": 2, "sequence": 2, "tensor": 2}, "slices": {"slice": 2, "data": 2, "fsdp": 2}}
 # SGD-like: a large eps keeps Adam from blowing rounding differences of tiny gradients up to the size of a step.
 CONFIG = TrainConfig(batch_size=16, ema_decay=0.9, optim=OptimConfig(learning_rate=0.01, eps=1e-2, clip_norm=1.0))
 
@@ -74,10 +75,11 @@ def compare(task, batches, frozen=None, tolerance=1e-4, presets=tuple(MESHES)):
     one = sharding.make_mesh(None, jax.devices()[:1])
     first = setting(task, one, "dp")[0](jax.random.key(0))
     alone, expected, _ = run(task, one, "dp", frozen, batches, first)
-    for rules, shape in ((rules, MESHES[rules]) for rules in presets):
+    for name, shape in ((name, (MESHES | MORE)[name]) for name in presets):
+        rules = sharding.rules_of(shape)
         state, metrics, specs = run(task, sharding.make_mesh(shape), rules, frozen, batches, first)
         axes = {axis for spec in specs for axis in spec if axis is not None}
-        assert axes == set(MESHES[rules]) - {"data"}, f"{rules}: parameters are split over {axes}"
+        assert axes == set(shape) & {"fsdp", "tensor"}, f"{name}: parameters are split over {axes}"
         for i, (want, have) in enumerate(zip(expected, metrics, strict=True)):
             for name, value in want.items():
                 close = np.isclose(have[name], value, rtol=1e-3, atol=1e-4)
@@ -226,6 +228,18 @@ def parti():
     compare(task, _random_batches(task, 2), {"tokenizer": weights})
 
 
+def sequence():
+    """Parti of the paper with its tokens split, and over two slices."""
+    from t2i_jax.models.parti_transformer import PartiTransformer
+    from t2i_jax.systems.parti import PartiTask
+    from t2i_jax.text.learned import LearnedText
+
+    text = LearnedText(dim=16, depth=1, heads=2, mlp_dim=32, vocab_size=32, max_length=6)
+    model = PartiTransformer(dim=16, depth=2, heads=2, mlp_dim=32, fmap_size=4, codebook_size=16)
+    task, presets = PartiTask(model, text), ("sequence", "slices")
+    compare(task, _random_batches(task, 2), presets=presets)
+
+
 def imagen():
     """The second stage of a cascade with a trained text encoder; one stage and one preset, for the sake of time.
 
@@ -258,7 +272,7 @@ def _random_batches(task, count):
     return [{name: draw(shape) for name, shape in spec.items()} for _ in range(count)]
 
 
-CASES = {case.__name__: case for case in (toy, frozen, strided, tokenizer, gan, parti, imagen)}
+CASES = {case.__name__: case for case in (toy, frozen, strided, tokenizer, gan, parti, sequence, imagen)}
 
 if __name__ == "__main__":
     assert jax.device_count() == 8
