@@ -146,7 +146,9 @@ class Transformer(nn.Module):
         stacked, block = self.variables["params"]["layers"], self._block()
         cross = jax.lax.map(lambda params: block.apply({"params": params}, context_BKC, method="context"), stacked)
         shape = (self.depth, context_BKC.shape[0], positions, self.heads, self.dim // self.heads)
-        return start_decoding(stacked, {name: jnp.zeros(shape, self.dtype) for name in ("k", "v")} | cross)
+        cache = {name: jnp.zeros(shape, self.dtype) for name in ("k", "v")} | cross
+        cache = {name: constrain(entry, None, "batch", None, "heads", None) for name, entry in cache.items()}
+        return start_decoding(stacked, cache)
 
     def decode(
         self, x_BC: Array, position: Array, cache: Mapping[str, Any], context_mask_BK: Array
@@ -156,7 +158,8 @@ class Transformer(nn.Module):
         step = lambda params, x, entries: block.apply(
             {"params": params}, x, entries, position, context_mask_BK, method="step"
         )
-        x_BC, cache = decode_layers(step, x_BC.astype(self.dtype), cache, position)
+        x_BC = constrain(x_BC.astype(self.dtype), "batch", None)
+        x_BC, cache = decode_layers(step, x_BC, cache, position)
         return self.norm(x_BC), cache
 
     @nn.nowrap

@@ -241,4 +241,5 @@ def generate(
         more["init_BHWC"] = imagen_stage.resize(prompt["init"], size, stage.resize)
     if "keep" in prompt:
         more["keep_BHW"] = imagen_stage.resize(prompt["keep"][..., None].astype(jnp.float32), size, "nearest")[..., 0] > 0
-    return imagen_stage.run(stage, bind, sampling, shape, gaussian(keys_B), guidance, small=small, **more)
+    images = imagen_stage.run(stage, bind, sampling, shape, gaussian(keys_B), guidance, small=small, **more)
+    return sharding.constrain(images, None, None, None, None)  # whole in every process

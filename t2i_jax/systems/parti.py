@@ -231,7 +231,8 @@ def generate(
     )
     if task.tokenizer is None:
         return ids_BN, None
-    return ids_BN, image_tokenizer.pixels(task.tokenizer, frozen["tokenizer"], ids_BN)
+    images = image_tokenizer.pixels(task.tokenizer, frozen["tokenizer"], ids_BN)
+    return ids_BN, sharding.constrain(images, None, None, None, None)  # whole in every process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,12 +244,14 @@ class PartiSystem:
       weights: {"parti": {"decoder", "text"}}.
       frozen: {"tokenizer": weights, "text": weights of a frozen encoder}.
       text_tokenizer: captions to ids; None where prompts are embeddings.
+      mesh: over which it samples, see `placement.on_mesh`; None: one device.
     """
 
     task: PartiTask
     weights: Mapping[str, Any]
     frozen: Mapping[str, Any]
     text_tokenizer: Any = None
+    mesh: Any = None
 
     def generate(
         self,
@@ -303,10 +306,12 @@ class PartiSystem:
         for start in range(0, total, batch_size):
             index = np.minimum(np.arange(start, start + batch_size), total - 1)  # the last batch is filled up
             rows = {name: value[index] for name, value in prompt.items()}
-            _, made = generate(
-                self.weights["parti"], self.frozen, rows, _keys(seed, index), task=self.task, sampling=sampling,
-                guidance=jnp.float32(guidance), temperature=jnp.float32(temperature),
-            )  # fmt: skip
+            keys = _keys(seed, index)
+            with jax.set_mesh(self.mesh):
+                _, made = generate(
+                    self.weights["parti"], self.frozen, rows, keys, task=self.task, sampling=sampling,
+                    guidance=jnp.float32(guidance), temperature=jnp.float32(temperature),
+                )  # fmt: skip
             images.append(np.asarray(made)[: total - start])
         images = np.concatenate(images)
         return as_pil(images) if return_pil else images

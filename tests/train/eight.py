@@ -260,6 +260,43 @@ def imagen():
     compare(task, _random_batches(task, 2), tolerance=5e-4, presets=("fsdp_tp",))
 
 
+def sampling():
+    """Pictures of Parti and of a cascade on a mesh are those of one device."""
+    from t2i_jax.models import image_tokenizer
+    from t2i_jax.models.parti_transformer import PartiTransformer
+    from t2i_jax.models.unet import Unet
+    from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
+    from t2i_jax.systems.imagen import ImagenTask
+    from t2i_jax.systems.imagen_stage import Stage
+    from t2i_jax.systems.imagen_system import ImagenSystem
+    from t2i_jax.systems.parti import PartiSystem, PartiTask
+    from t2i_jax.systems.placement import on_mesh
+    from t2i_jax.text.stored import StoredText
+
+    text, key = StoredText(dim=8, max_length=4), jax.random.key(0)
+    prompts = np.random.default_rng(0).normal(size=(4, 4, 8)).astype(np.float32), np.ones((4, 4), bool)
+    net = ViTVQGAN(
+        image_size=8, patch_size=2, dim=16, layers=1, heads=2, mlp_dim=32, codebook_size=16, codebook_dim=4
+    )
+    parti = PartiTask(PartiTransformer(dim=16, depth=1, heads=2, mlp_dim=32), text, net)
+    unet = Unet(
+        dim=8, dim_mults=(1, 2), attn_heads=2, attn_dim_head=4, layer_attns=False, layer_cross_attns=(False, True),
+        attn_pool_text=False, max_text_len=4, num_resnet_blocks=0, attend_at_middle=False, init_cross_embed=False,
+        init_conv_kernel_size=3,
+    )  # fmt: skip
+    cascade = ImagenTask((Stage(unet, image_size=8),), text)
+    weights = jax.tree.map(lambda w: w + 0.1 * jax.random.normal(key, w.shape), sharding.unbox(cascade.init(key)[0]))
+    tokenizer = {"tokenizer": sharding.unbox(image_tokenizer.init(net, key))}
+    for system, options in (
+        (PartiSystem(parti, sharding.unbox(parti.init(key)[0]), tokenizer), {"temperature": 0.0}),
+        (ImagenSystem(cascade, weights, {"stage_1": 1}), {"steps": 3, "sampler": "ddim"}),
+    ):
+        there = on_mesh(system, {"data": 2, "fsdp": 2, "tensor": 2})
+        assert any("tensor" in leaf.sharding.spec for leaf in jax.tree.leaves(there.weights))
+        alone, shared = (one.generate(prompts, **options).astype(int) for one in (system, there))
+        assert np.ptp(alone) > 10 and np.max(np.abs(alone - shared)) <= 1, type(system).__name__
+
+
 def _random_batches(task, count):
     rng = np.random.default_rng(0)
 
@@ -272,7 +309,7 @@ def _random_batches(task, count):
     return [{name: draw(shape) for name, shape in spec.items()} for _ in range(count)]
 
 
-CASES = {case.__name__: case for case in (toy, frozen, strided, tokenizer, gan, parti, sequence, imagen)}
+CASES = {case.__name__: case for case in (toy, frozen, strided, tokenizer, gan, parti, sequence, imagen, sampling)}
 
 if __name__ == "__main__":
     assert jax.device_count() == 8
