@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from t2i_jax.systems.imagen_system import ImagenSystem
 from t2i_jax.systems.parti import PartiSystem
 from t2i_jax.systems.super_resolution import SuperResolutionSystem
 from t2i_jax.systems.tokenizer import TokenizerSystem
+from t2i_jax.train.log import add_metrics
 from t2i_jax.train.loop import Hook
 
 _JUDGES = {"shapes": JudgeShapes, "digits": JudgeDigits}
@@ -156,15 +156,6 @@ def evaluate(recipe: Recipe, system, workdir: str | pathlib.Path) -> Mapping[str
         save_png(workdir / "samples" / "heldout.png", preview(recipe, system)[0])
     add_metrics(workdir, metrics)
     return metrics
-
-
-def add_metrics(workdir: str | pathlib.Path, metrics: Mapping[str, float]) -> None:
-    """Merges figures into WORKDIR/metrics.json; the file is replaced whole, never left half written."""
-    path = pathlib.Path(workdir) / "metrics.json"
-    old = json.loads(path.read_text()) if path.is_file() else {}
-    half_done = path.with_suffix(".partial")
-    half_done.write_text(json.dumps({**old, **metrics}, indent=1, sort_keys=True) + "\n")
-    half_done.replace(path)
 
 
 def _judged(recipe, captions, images):

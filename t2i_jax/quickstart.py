@@ -17,6 +17,7 @@ from t2i_jax.recipe import Evaluation, Recipe
 from t2i_jax.systems.parti import PartiTask
 from t2i_jax.systems.tokenizer import TokenizerTask
 from t2i_jax.text.learned import LearnedText
+from t2i_jax.train.log import add_metrics
 from t2i_jax.train.loop import TrainConfig
 from t2i_jax.train.optim import OptimConfig
 
@@ -42,7 +43,7 @@ def run(workdir: pathlib.Path) -> Mapping[str, float]:
         tokenizer = runs.load(workdir / "tokenizer")
         figures = dict(previews.evaluate(recipe.tokenizer, tokenizer, workdir / "tokenizer"))
         figures |= previews.evaluate(recipe, system, workdir)
-        previews.add_metrics(workdir, figures)
+        add_metrics(workdir, figures)
     finally:
         clock.stop()
     _report(recipe, system, tokenizer, workdir)
@@ -59,7 +60,7 @@ class _Clock:
     def stop(self):
         path = self.workdir / "metrics.json"
         earlier = json.loads(path.read_text()).get("seconds", 0.0) if path.is_file() else 0.0
-        previews.add_metrics(self.workdir, {"seconds": earlier + time.perf_counter() - self.start})
+        add_metrics(self.workdir, {"seconds": earlier + time.perf_counter() - self.start})
 
 
 def _report(recipe, system, tokenizer, workdir):

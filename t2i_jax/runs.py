@@ -37,7 +37,9 @@ from t2i_jax.text.t5 import T5Text
 from t2i_jax.text.tokenizer import load as load_text_tokenizer
 from t2i_jax.text.tokenizer import train_bpe
 from t2i_jax.train.checkpoint import load_config, load_params
+from t2i_jax.train.goodput import Goodput
 from t2i_jax.train.loop import fit
+from t2i_jax.train.profile import Profile
 
 _CAPTIONS_FOR_VOCABULARY = 50_000  # captions that a vocabulary is trained from
 
@@ -49,7 +51,11 @@ System = TokenizerSystem | PartiSystem | SuperResolutionSystem | ImagenSystem
 
 
 def train(
-    recipe: Recipe, workdir: str | pathlib.Path, *, hooks: Callable[[Recipe, Any], tuple] | None = None
+    recipe: Recipe,
+    workdir: str | pathlib.Path,
+    *,
+    hooks: Callable[[Recipe, Any], tuple] | None = None,
+    profile: Profile | None = None,
 ) -> System:
     """Trains a recipe into `workdir`, or carries on with what is there, and returns the trained system.
 
@@ -57,6 +63,7 @@ def train(
 
     Args:
       hooks: `(recipe, build_system) -> hooks` for the trainer; None: sample grids as `recipe.evaluation` says.
+      profile: steps of which a trace is written into WORKDIR/profile; not those of a tokenizer that is trained first.
 
     Raises:
       UserError: what was given does not fit together, or the folder holds another run.
@@ -64,10 +71,13 @@ def train(
     """
     from t2i_jax.previews import preview_hooks
 
+    if profile is not None:
+        profile.check(recipe.train.steps)
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     _check_source(recipe.data)  # a tokenizer may train for days before this recipe's own data are read
     recipe, frozen = _with_tokenizer(recipe, workdir, hooks)
+    clock = Goodput.of(workdir)
     recipe = _with_perceptual(recipe, frozen)
     text_tokenizer = _text_tokenizer(recipe, workdir)
     if isinstance(getattr(recipe.task, "text", None), T5Text):
@@ -97,6 +107,8 @@ def train(
         hooks=(hooks or preview_hooks)(recipe, build_system),
         extra_config=recipe_to_dict(recipe),
         allowed=_FREE,
+        clock=clock,
+        profile=profile,
     )
     return build_system(_averaged(state.params, state.ema), state.stats)
 

@@ -11,7 +11,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from t2i_jax import sharding
-from t2i_jax.config import did_you_mean, differences, one_of
+from t2i_jax.config import did_you_mean, differences, one_of, to_dict
 from t2i_jax.errors import UserError
 from t2i_jax.train.optim import OptimConfig
 
@@ -19,6 +19,8 @@ from t2i_jax.train.optim import OptimConfig
 HARMLESS = (
     "steps", "log_every", "eval_every", "save_every", "keep", "mesh", "rules", "max_skipped_in_a_row", "wandb_project",
 )  # fmt: skip
+
+_AROUND = ("log_every", "eval_every", "save_every", "keep", "max_skipped_in_a_row", "wandb_project")  # a step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,10 @@ class TrainConfig:
     def preset(self) -> str:
         """The rules by which parameters are split."""
         return self.rules or sharding.rules_of(self.mesh)
+
+    def of_step(self) -> Mapping[str, Any]:
+        """What one step may depend on, as JSON values: all but how often things happen around it."""
+        return {name: value for name, value in to_dict(self).items() if name not in _AROUND}
 
     def check_batch(self, mesh: Mesh) -> None:
         """Refuses a batch that the mesh does not divide."""

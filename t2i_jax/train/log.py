@@ -10,6 +10,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from tqdm import tqdm
@@ -53,10 +54,22 @@ class Log:
         if self._wandb is not None:
             self._wandb.log(finite, step=step)
 
-    def progress(self, step: int, shown: Mapping[str, float | str]) -> None:
-        """Moves the progress line to a step."""
+    def figures(self, metrics: Mapping[str, float]) -> None:
+        """Merges figures of the whole run into WORKDIR/metrics.json."""
         if self._speaks:
-            self._bar.set_postfix(shown, refresh=False)
+            with self._forgiving():
+                add_metrics(self.workdir, metrics)
+
+    def store(self, name: str, values: Any) -> None:
+        """Writes JSON values as a file of the run's folder, for the next start."""
+        if self._speaks:
+            with self._forgiving():
+                _replace(self.workdir / name, json.dumps(values))
+
+    def progress(self, step: int, shown: Mapping[str, float | str]) -> None:
+        """Moves the progress line to a step; one that it shows already gets other figures."""
+        if self._speaks:
+            self._bar.set_postfix(shown, refresh=step == self._bar.n)
             self._bar.update(step - self._bar.n)
 
     def say(self, sentence: str) -> None:
@@ -83,6 +96,13 @@ class Log:
             if not self._complained:
                 self.say(f"metrics can't be written to {str(self.workdir)!r} ({error}); training goes on without them.")
             self._complained = True
+
+
+def add_metrics(workdir: str | pathlib.Path, metrics: Mapping[str, float]) -> None:
+    """Merges figures into WORKDIR/metrics.json; the file is replaced whole, never left half written."""
+    path = pathlib.Path(workdir) / "metrics.json"
+    old = json.loads(path.read_text()) if path.is_file() else {}
+    _replace(path, json.dumps({**old, **metrics}, indent=1, sort_keys=True) + "\n")
 
 
 class _Events:
@@ -119,9 +139,13 @@ def _forget_after(path, start):
     lines = path.read_text(errors="replace").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= start]
     if kept != lines:
-        half_done = path.with_suffix(".partial")
-        half_done.write_text("".join(kept))
-        half_done.replace(path)
+        _replace(path, "".join(kept))
+
+
+def _replace(path, text):
+    half_done = path.with_name(path.name + ".partial")
+    half_done.write_text(text)
+    half_done.replace(path)
 
 
 def _step_of(line):

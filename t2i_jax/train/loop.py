@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,9 +18,13 @@ from t2i_jax.train import state as states
 from t2i_jax.train.checkpoint import Checkpoints
 from t2i_jax.train.compiled import CompiledStep
 from t2i_jax.train.config import TrainConfig, refuse_other_run
+from t2i_jax.train.executables import Executables
+from t2i_jax.train.goodput import FILE, Goodput
 from t2i_jax.train.log import Log
 from t2i_jax.train.pace import Pace
 from t2i_jax.train.preemption import Preempted, Stop
+from t2i_jax.train.profile import Profile, Trace
+from t2i_jax.train.stall import Stalls
 from t2i_jax.train.step import train_step
 from t2i_jax.train.stream import Stream
 from t2i_jax.types import Task, TrainState
@@ -42,11 +47,14 @@ class _Run:
     config: TrainConfig
     stored: Mapping[str, Any]
     frozen: Any
-    step: Callable[..., Any]
+    step: CompiledStep
     stream: Stream
     checkpoints: Checkpoints
     log: Log
     hooks: Sequence[Hook]
+    clock: Goodput
+    trace: Trace
+    stalls: Stalls
 
 
 def fit(
@@ -59,6 +67,8 @@ def fit(
     hooks: Sequence[Hook] = (),
     extra_config: Mapping[str, Any] | None = None,
     allowed: Sequence[str] = (),
+    clock: Goodput | None = None,
+    profile: Profile | None = None,
 ) -> TrainState:
     """Trains until `config.steps`, from the newest checkpoint of `workdir` where there is one.
 
@@ -69,6 +79,8 @@ def fit(
       extra_config: JSON values stored in every checkpoint and compared with those of the checkpoint resumed from;
         None: the task and `config`.
       allowed: fields of `extra_config` (with everything below them) that may differ from the checkpoint's.
+      clock: counts the time of this start, and has begun with it; None: it begins here.
+      profile: steps of which a trace is written.
 
     Raises:
       UserError: the checkpoint was made with another configuration; a batch does not fit; the disk is full; too many
@@ -76,6 +88,9 @@ def fit(
       Preempted: after SIGTERM or SIGINT, with everything saved.
     """
     workdir = pathlib.Path(workdir)
+    clock = clock or Goodput.of(workdir)
+    if profile is not None:
+        profile.check(config.steps)
     mesh = sharding.make_mesh(config.mesh)
     config.check_batch(mesh)
     stored = dict(extra_config or {"task": to_dict(task), "train": to_dict(config)})
@@ -92,22 +107,29 @@ def fit(
         else:
             state = restored[0]
             batches.set_state(restored[1])
-        if int(state.step) >= config.steps:
+        done = int(state.step)
+        if profile is not None and profile.last <= done:
+            print(f"profile={profile} is not traced: {str(workdir)!r} is at step {done} already", file=sys.stderr)
+        if done >= config.steps:
             return state
+        clock.carry_on(done)
         step = functools.partial(
             train_step, task=task, optimisers=optimisers, ema_decay=config.ema_decay, accumulate=config.accumulate
         )
+        log = Log(workdir, done, config.steps, config.wandb_project)
         run = _Run(
             config, stored, states.place_frozen(frozen, mesh, config.preset),
-            CompiledStep(step, shardings, mesh),
+            CompiledStep(step, shardings, mesh, Executables.of(task, config.of_step(), mesh.devices.flat)),
             Stream(batches, task.batch_spec(config.batch_size // jax.process_count()), mesh), checkpoints,
-            Log(workdir, int(state.step), config.steps, config.wandb_project), hooks,
+            log, hooks, clock, Trace(profile, log), Stalls(log),
         )  # fmt: skip
         try:
-            return _train(run, state, Pace(int(state.step), config.batch_size, task.flops(config.batch_size)))
+            return _train(run, state, Pace(done, config.batch_size, task.flops(config.batch_size), clock))
         finally:
             run.stream.close()
-            run.log.close()
+            log.store(FILE, clock.stored())
+            log.figures(clock.metrics())
+            log.close()
     finally:
         checkpoints.close()
 
@@ -116,43 +138,84 @@ def _train(run, state, pace):
     done, steps, position = int(state.step), run.config.steps, run.stream.start
     if done:
         run.log.say(f"carrying on from step {done} of {steps}")
-    before = None
-    with Stop() as stop:
+    queued = None
+    with Stop() as stop, run.trace:
         while done < steps:
-            item = run.stream.next(stop.asked)
+            item = _next(run, done, queued, stop)
             if item is None:
                 _stop_here(run, done, state, position)
             batch, position = item
-            state, metrics = run.step(state, run.frozen, batch)
-            done += 1
-            jax.block_until_ready(before)  # the next step is queued while one runs, and no more than that
-            before = metrics
+            if pace.is_first:
+                with run.clock.spent_on("compile"):
+                    run.step.prepare(state, run.frozen, batch)
+                run.clock.start_training()
+            run.trace.before(done + 1, queued)
+            with run.clock.spent_on("step"):
+                with jax.profiler.StepTraceAnnotation("train", step_num=done + 1):
+                    state, metrics = run.step(state, run.frozen, batch)
+                jax.block_until_ready(queued)  # the next step is queued while one runs, and no more than that
+            done, queued = done + 1, metrics
+            run.trace.after(done, queued)
             if done % run.config.log_every == 0 or done == steps or pace.is_first:
                 _tell(run, pace, done, state, metrics)
             if stop.reached(done):
                 _stop_here(run, done, state, position)
-            with pace.pause(), run.checkpoints.full_disk_refused():
-                for hook in run.hooks:
-                    if done % hook.every == 0 or done == steps:
-                        hook.run(state, done, run.log)
-                if done % run.config.save_every == 0 or done == steps:
-                    run.checkpoints.save(done, state, position, run.stored)
+            _hook_and_save(run, done, state, position)
+        with run.clock.spent_on("checkpoint"):
+            run.checkpoints.wait()
     return state
 
 
+def _next(run, done, queued, stop):
+    """What `Stream.next` gives. As long as the devices are busy, a batch that is not there costs nothing."""
+    is_first = queued is None
+    if not run.stream.is_ready():
+        with run.clock.spent_on("step"):
+            jax.block_until_ready(queued)
+    with run.clock.spent_on("restart" if is_first else "input"):
+        return run.stream.next(run.stalls.watch(done, is_first, stop.asked))
+
+
+def _hook_and_save(run, done, state, position):
+    is_last = done == run.config.steps
+    hooks = [hook for hook in run.hooks if done % hook.every == 0 or is_last]
+    saves = done % run.config.save_every == 0 or is_last
+    if hooks or saves:
+        with run.clock.spent_on("step"):
+            jax.block_until_ready(state.step)
+    with run.checkpoints.full_disk_refused():
+        with run.clock.spent_on("hooks"):
+            for hook in hooks:
+                hook.run(state, done, run.log)
+        if saves:
+            _save(run, done, state, position)
+
+
+def _save(run, done, state, position):
+    run.clock.save(done)
+    with run.clock.spent_on("checkpoint"):
+        run.checkpoints.save(done, state, position, run.stored)
+    run.log.store(FILE, run.clock.stored())
+
+
 def _stop_here(run, done, state, position):
-    run.checkpoints.save(done, state, position, run.stored)
-    run.checkpoints.wait()
+    with run.clock.spent_on("step"):
+        jax.block_until_ready(state.step)
+    _save(run, done, state, position)
+    with run.clock.spent_on("checkpoint"):
+        run.checkpoints.wait()
     raise Preempted(f"stopped after step {done}, everything is saved; start the same command again to carry on.")
 
 
 def _tell(run, pace, done, state, metrics):
-    metrics = {name: float(value) for name, value in metrics.items()}
-    speed, shown = pace.measure(done, run.stream.waited)
+    with run.clock.spent_on("step"):
+        metrics = {name: float(value) for name, value in metrics.items()}
+    speed, shown = pace.measure(done)
     headline = {"loss": f"{metrics['loss']:.4g}"} if "loss" in metrics else {}
-    with pace.pause():
-        run.log.scalars(done, {**metrics, **speed})
-        run.log.progress(done, {**headline, **shown})
+    run.log.scalars(done, {**metrics, **speed, **run.clock.metrics()})
+    run.log.progress(done, {**headline, **shown})
+    run.stalls.judge(done, speed.get("input_wait", 0.0))
+    run.log.store(FILE, run.clock.stored())
     total, in_a_row = (int(n) for n in state.skipped)
     limit = run.config.max_skipped_in_a_row
     if in_a_row >= limit:

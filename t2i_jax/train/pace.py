@@ -2,52 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from t2i_jax.train.chips import chip_of
+from t2i_jax.train.goodput import Goodput
+from t2i_jax.train.stall import MUCH
 
 
 class Pace:
     """Measures from one call of `measure` to the next, hooks and saves left out."""
 
-    def __init__(self, step: int, batch_size: int, flops: float):
+    def __init__(self, step: int, batch_size: int, flops: float, clock: Goodput):
         self._batch_size, self._flops, self._peak = batch_size, flops, peak_flops()
         self.is_first = True
-        self._restart(step, 0.0)
+        self._clock, self._step, self._seconds = clock, step, clock.seconds()
 
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """What happens inside is not counted as step time."""
-        start = time.perf_counter()
-        yield
-        self._start += time.perf_counter() - start
-
-    def measure(self, step: int, waited: float) -> tuple[Mapping[str, float], Mapping[str, str]]:
-        """(metrics, what the progress line shows); the time of the first step is that of compiling.
-
-        Args:
-          step: steps made, all of them finished on the device.
-          waited: seconds that this start has waited for data in all.
-        """
-        seconds, waited_here = time.perf_counter() - self._start, waited - self._waited
+    def measure(self, step: int) -> tuple[Mapping[str, float], Mapping[str, str]]:
+        """(metrics, what the progress line shows) after a step that is done; the first time that of the first step."""
+        seconds = self._clock.seconds()
+        spent = {kind: seconds[kind] - self._seconds[kind] for kind in seconds}
         steps = max(step - self._step, 1)
-        self._restart(step, waited)
+        self._step, self._seconds = step, seconds
         if self.is_first:
             self.is_first = False
-            return {"seconds_first_step": seconds}, {"first step": f"{seconds:.1f}s"}
-        each = seconds / steps
-        rate, mfu, wait = self._batch_size / each, self._flops / each / self._peak, waited_here / seconds
+            first = spent["compile"] + spent["step"]
+            return {"seconds_first_step": first}, {"first step": f"{first:.1f}s"}
+        busy = max(spent["step"] + spent["input"], 1e-9)
+        each, wait = busy / steps, spent["input"] / busy
+        rate, mfu = self._batch_size / each, self._flops / each / self._peak
         metrics = {"seconds_per_step": each, "images_per_second": rate, "mfu": mfu, "input_wait": wait}
-        shown = {"step": f"{1e3 * each:.0f}ms", "img/s": f"{rate:.0f}", "MFU": f"{mfu:.0%}", "wait": f"{wait:.0%}"}
-        return metrics, shown
-
-    def _restart(self, step, waited):
-        self._step, self._waited, self._start = step, waited, time.perf_counter()
+        shown = {"step": f"{1e3 * each:.0f}ms", "img/s": f"{rate:.0f}", "MFU": f"{mfu:.0%}"}
+        return metrics, {**shown, "wait": f"{wait:.0%}" + " !" * (wait > MUCH)}
 
 
 def peak_flops() -> float:

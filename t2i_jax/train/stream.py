@@ -26,16 +26,19 @@ class Stream:
 
     Attributes:
       start: position of the data before the first batch.
-      waited: seconds that `next` has waited for data in all.
     """
 
     def __init__(self, batches: Any, spec: Mapping[str, jax.ShapeDtypeStruct], mesh: jax.sharding.Mesh):
         self._batches, self._spec, self._sharding = iter(batches), spec, batch_sharding(mesh)
-        self.start, self.waited = self._batches.get_state(), 0.0
+        self.start = self._batches.get_state()
         self._queue: queue.Queue = queue.Queue(_AHEAD)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._pull, daemon=True)
         self._thread.start()
+
+    def is_ready(self) -> bool:
+        """Whether `next` would not wait."""
+        return not self._queue.empty()
 
     def next(self, give_up: Callable[[], bool]) -> tuple[Mapping[str, jax.Array], Any] | None:
         """(batch on the devices, position of the data after it); None when `give_up` says so while it waits.
@@ -43,13 +46,11 @@ class Stream:
         Raises:
           UserError: the data ended, or a batch is not what the task wants.
         """
-        begin = time.perf_counter()
         while not give_up():
             try:
                 batch, position = self._queue.get(timeout=0.1)
             except queue.Empty:
                 continue
-            self.waited += time.perf_counter() - begin
             if isinstance(batch, Exception):
                 raise batch
             return {name: self._place(array) for name, array in batch.items()}, position

@@ -1,11 +1,15 @@
 """How the command line starts."""
 
 import os
+import pathlib
 import sys
 
 import pytest
 
 from t2i_jax.cli import main as cli
+from t2i_jax.cli import train
+from t2i_jax.errors import UserError
+from tests.e2e import tiny_imagen
 
 
 def test_a_process_starts_again_once_to_keep_what_it_has_freed(monkeypatch):
@@ -18,6 +22,13 @@ def test_a_process_starts_again_once_to_keep_what_it_has_freed(monkeypatch):
     cli.start()
     assert started[0] == (sys.executable, [sys.executable, "-m", "t2i_jax.cli.main", "train", "a b.py"])
     assert "glibc.malloc.trim_threshold=" in os.environ.pop("GLIBC_TUNABLES")
+
+
+@pytest.mark.parametrize("profile", ["10", "15:10", "100:101"])
+def test_steps_to_trace_that_make_no_sense_are_refused_before_anything_starts(tmp_path, profile):
+    with pytest.raises(UserError, match="^profile=.*; give "):
+        train.train(pathlib.Path(tiny_imagen.__file__), workdir=tmp_path / "run", profile=profile)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("platform", "tunables"), [("linux", "glibc.malloc.check=0"), ("darwin", None)])

@@ -22,11 +22,14 @@ def trained(tmp_path_factory):
 
 
 def test_one_stage_carries_on_where_both_stopped(trained):
-    done = inside("train", _RECIPE, "train.steps=6", "task.train_stages=(2,)", "--workdir", trained)
+    changes = ("train.steps=6", "task.train_stages=(2,)", "--profile", "5:6")
+    done = inside("train", _RECIPE, *changes, "--workdir", trained)
     assert "carrying on from step 4 of 6" in done.stderr
+    assert len(list((trained / "profile").rglob("perfetto_trace.json.gz"))) == 1
     assert {name: int(n) for name, n in t2i.load(trained).updates.items()} == {"stage_1": 4, "stage_2": 6}
     metrics = json.loads((trained / "metrics.json").read_text())
     assert {"alignment_heldout", "alignment_completed"} <= set(metrics) and metrics["kept_changed"] == 0
+    assert 0 < metrics["goodput"] < 1 and metrics["seconds/compile"] > 0  # beside what was measured of the pictures
 
 
 def test_sampling_completing_and_changing(trained, tmp_path):

@@ -1,0 +1,152 @@
+"""Compiled training steps on disk, for the next start: it traces nothing and compiles nothing.
+
+They lie beside the persistent compilation cache, whose own files save compiling alone. A file is found by the
+identity of its program; one that is damaged, or that somebody else could have written, counts as none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import pathlib
+import pickle
+import secrets
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils, serialize_executable
+
+from t2i_jax.config import to_dict
+from t2i_jax.train.identity import identity, is_of_package
+
+_log = logging.getLogger(__name__)
+_FOLDER = "steps"
+_LIMIT = 2**30  # bytes of all files, for each process; those that were not used for longest go
+
+
+class Executables:
+    """The executable of one training step in the folder of them all.
+
+    Several processes keep one file each, and use them only when all were written in the same start.
+
+    Args:
+      folder: where they lie; made when something is saved.
+      what: JSON values, all that makes a step what it is beside the shapes and places of its arguments.
+      devices: of the mesh, in its order.
+    """
+
+    def __init__(self, folder: pathlib.Path, what: Mapping[str, Any], devices: Sequence[jax.Device]):
+        self._folder, self._what, self._devices = folder, what, list(devices)
+
+    @classmethod
+    def of(cls, task: Any, settings: Mapping[str, Any], devices: Sequence[jax.Device]) -> Executables | None:
+        """Those of a task's step, beside the compilation cache.
+
+        None where that is off or no folder of this machine, and for a task of which a part is not of this package: its
+        source is not known.
+
+        Args:
+          settings: JSON values, what the step depends on beside the task.
+        """
+        cache = jax.config.jax_compilation_cache_dir
+        if not cache or "://" in cache or not jax.config.jax_enable_compilation_cache or not is_of_package(task):
+            return None
+        return cls(pathlib.Path(cache) / _FOLDER, {"task": to_dict(task), **settings}, devices)
+
+    def load(self, arguments: tuple[Any, ...], options: Any) -> jax.stages.Compiled | None:
+        """The program for arguments like these, or None.
+
+        Args:
+          arguments: arrays as the step is called with. options: of the compiler.
+        """
+        path = self._path(arguments, options)
+        try:
+            stamp, program = self._read(path, arguments) if path.exists() else (0, None)
+        except Exception:  # a damaged file, or a program that this machine refuses
+            _log.debug("no executable of the step could be read", exc_info=True)
+            stamp, program = 0, None
+        stamps = _of_all_processes(stamp)
+        return program if stamp and set(stamps) == {stamp} else None
+
+    def save(self, program: jax.stages.Compiled, arguments: tuple[Any, ...], options: Any, is_fresh: bool) -> None:
+        """Keeps a program for `load` with such arguments and options; a disk that refuses it costs nothing else.
+
+        Args:
+          is_fresh: it was compiled in this process. What XLA has read from its cache it can't write again on a CPU: it
+            does, but then a function is missing in it.
+        """
+        stamps = _of_all_processes(1 + secrets.randbelow(2**31 - 1) if is_fresh else 0)
+        if not all(stamps):
+            return
+        try:
+            payload, _, out_tree = serialize_executable.serialize(program)
+            body = pickle.dumps((stamps[0], out_tree, payload))
+            self._write(self._path(arguments, options), hashlib.sha256(body).digest() + body)
+        except Exception:  # not every program can be serialised
+            _log.debug("the executable of the step could not be kept", exc_info=True)
+
+    def _read(self, path, arguments):
+        with path.open("rb") as file:
+            if not all(_is_mine(os.stat(place)) for place in (file.fileno(), self._folder)):
+                return 0, None
+            content = file.read()
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            return 0, None
+        os.utime(path)
+        stamp, out_tree, payload = pickle.loads(content[32:])
+        in_tree = jax.tree.structure((arguments, {}))
+        load = serialize_executable.deserialize_and_load
+        return stamp, load(payload, in_tree, out_tree, self._devices[0].client, self._devices)
+
+    def _write(self, path, content):
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, half_done = tempfile.mkstemp(dir=self._folder)  # for this user alone
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.replace(half_done, path)
+        finally:
+            pathlib.Path(half_done).unlink(missing_ok=True)
+        room = _LIMIT * jax.process_count()
+        for entry in sorted(self._folder.iterdir(), key=lambda entry: -entry.stat().st_mtime):
+            room -= entry.stat().st_size
+            if room < 0 and entry != path:
+                entry.unlink(missing_ok=True)
+
+    def _path(self, arguments, options):
+        return self._folder / identity(self._what, arguments, options, self._devices)
+
+
+@contextlib.contextmanager
+def fresh() -> Iterator[list[str]]:
+    """A list that is not empty, at the end, when something was compiled inside that the cache did not have."""
+    asked: list[str] = []
+
+    def hear(event, **_):
+        if event == "/jax/compilation_cache/compile_requests_use_cache":
+            asked.append(event)
+        elif event == "/jax/compilation_cache/cache_hits":
+            asked.pop()
+
+    jax.monitoring.register_event_listener(hear)
+    try:
+        yield asked
+    finally:
+        jax.monitoring.unregister_event_listener(hear)
+
+
+def _is_mine(found):
+    """Whether nobody else could have written here: reading a program runs what is in it."""
+    return hasattr(os, "getuid") and found.st_uid == os.getuid() and not found.st_mode & 0o022
+
+
+def _of_all_processes(number):
+    """This number of every process."""
+    if jax.process_count() == 1:
+        return [number]
+    return [int(n) for n in multihost_utils.process_allgather(np.int32(number))]
