@@ -18,6 +18,7 @@ def compile_for(
     topology: str,
     mesh: str | None = None,
     search: bool = False,
+    generate: int | None = None,
     json_file: Annotated[pathlib.Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
     """Compile a recipe's training step for a TPU slice on any machine, and tell what each chip will do.
@@ -31,7 +32,8 @@ def compile_for(
         mesh: Sizes of the mesh's axes, as data=2,fsdp=4,tensor=2; the recipe's own by default.
         search: Try what the backward pass may recompute and in how many parts a batch may be worked off; name the
             fastest.
-        json_file: A file for the figures; of --search a list of them.
+        generate: Sampling instead: so many pictures at a time, guided, in one program per stage.
+        json_file: A file for the figures; of --search and --generate several, by name.
     """
     import jax
 
@@ -42,6 +44,12 @@ def compile_for(
     jax.config.update("jax_enable_compilation_cache", False)  # it can't keep programs for devices that are not there
     recipe = with_mesh(override(load_recipe(config), overrides), mesh)
     ahead.slice_devices(topology)  # refused before anything long
+    if generate is not None:
+        reports = ahead.compile_sampling(*_parts(recipe), topology, generate)
+        for name, one in reports.items():
+            print(f"{name}, {generate} at a time:\n{ahead.text(one)}")
+        _write(json_file, {name: dataclasses.asdict(one) for name, one in reports.items()})
+        sys.exit(0 if all(one.fits for one in reports.values()) else 1)
     if search:
         reports = dict(_search(recipe, topology))
         best = min(reports, key=lambda name: (not reports[name].fits, reports[name].step))
@@ -51,21 +59,29 @@ def compile_for(
     else:
         reports, report = {}, _compile(recipe, topology)
     print(ahead.text(report))
-    if json_file is not None:
-        figures = {name: dataclasses.asdict(one) for name, one in reports.items()}
-        json_file.write_text(json.dumps(figures if search else dataclasses.asdict(report), indent=1) + "\n")
+    figures = {name: dataclasses.asdict(one) for name, one in reports.items()}
+    _write(json_file, figures if search else dataclasses.asdict(report))
     if not report.fits:
         sys.exit(1)
+
+
+def _write(path, figures):
+    if path is not None:
+        path.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def _compile(recipe, topology):
     from t2i_jax.train import ahead
 
+    return ahead.compile_step(*_parts(recipe), topology)
+
+
+def _parts(recipe):
+    """(task, its TrainConfig, shapes of what is frozen)."""
     task = recipe.task
     if getattr(task, "tokenizer", recipe) is None and dataclasses.is_dataclass(recipe.tokenizer):
         task = dataclasses.replace(task, tokenizer=recipe.tokenizer.task.model)
-    frozen = task.frozen_shapes() if hasattr(task, "frozen_shapes") else {}
-    return ahead.compile_step(task, recipe.train, frozen, topology)
+    return task, recipe.train, task.frozen_shapes() if hasattr(task, "frozen_shapes") else {}
 
 
 def _search(recipe, topology):

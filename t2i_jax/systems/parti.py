@@ -123,6 +123,11 @@ class PartiTask:
             shapes = {"tokenizer": sharding.unbox(weights), **shapes}
         return shapes
 
+    def sampling_programs(self, batch_size: int) -> Mapping[str, tuple[str, Any, Mapping[str, jax.ShapeDtypeStruct]]]:
+        """{name: (group, `function(params of group, frozen, prompt, keys)`, shapes of prompt)} for guided pictures."""
+        function = functools.partial(generate, task=self, sampling=Sampling(guided=True))
+        return {"pictures": ("parti", function, captions.spec(self.text, batch_size))}
+
     def loss(self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array):
         """(loss, (metrics, stats)): mean cross-entropy in nats per token."""
         for_drop, for_dropout, for_text = jax.random.split(key, 3)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import math
 import os
 import re
@@ -88,7 +89,11 @@ def slice_devices(topology: str) -> Sequence[jax.Device]:
     one_of("topology", found[2], GENERATIONS)
     if math.prod(map(int, found[3].split("x"))) > 2**16:
         raise UserError(f"topology={topology!r} has more than 65536 chips; give a smaller one.")
+    if importlib.util.find_spec("libtpu") is None:
+        remedy = "pip install libtpu (Linux, x86-64)"
+        raise UserError(f"topology={topology!r} needs the TPU compiler; {remedy}.")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no cloud is asked what it has
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs on a TPU, so several may compile at once
     from jax.experimental import topologies
 
     options = {"num_slices": int(found[1])} if found[1] else {}
@@ -98,9 +103,6 @@ def slice_devices(topology: str) -> Sequence[jax.Device]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except Exception as error:  # whatever libtpu has to say
-        if "libtpu" in str(error) and "INVALID" not in str(error):
-            remedy = "pip install libtpu (Linux, x86-64)"
-            raise UserError(f"topology={topology!r} needs the TPU compiler; {remedy}.") from None
         why = str(error).splitlines()[0][:200]
         raise UserError(f"topology={topology!r} is no slice that libtpu knows ({why}); try {found[2]}:4x4.") from None
 
@@ -137,6 +139,34 @@ def compile_step(task: Task, config: TrainConfig, frozen: Any, topology: str) ->
     return _report(lowered, topology, mesh, begin, own, {"state": state, "frozen": frozen})
 
 
+def compile_sampling(task: Any, config: TrainConfig, frozen: Any, topology: str, count: int) -> Mapping[str, Report]:
+    """Compiles what makes `count` pictures at a time on a slice: a report per program, by name.
+
+    Args:
+      task: with `sampling_programs`. config: with the mesh and the rules. frozen: shapes.
+
+    Raises:
+      UserError: the task makes no pictures; there is no such slice, or the mesh does not fit it.
+    """
+    if not hasattr(task, "sampling_programs"):
+        raise UserError(f"generate={count} is given for {type(task).__name__}, which makes no pictures; leave it out.")
+    mesh = sharding.make_mesh(config.mesh, slice_devices(topology))
+    boxed = dict(jax.eval_shape(task.init, jax.random.key(0))[0])
+    params = jax.tree.map(_lying, sharding.unbox(boxed), sharding.shardings(boxed, mesh, config.preset))
+    whole = sharding.replicated(mesh)
+    frozen = jax.tree.map(functools.partial(_lying, place=whole), frozen)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+    reports = {}
+    for name, (group, function, prompt) in task.sampling_programs(count).items():
+        prompt = {entry: _lying(shape, whole) for entry, shape in prompt.items()}
+        begin = time.perf_counter()
+        with jax.set_mesh(mesh):
+            lowered = jax.jit(function).lower(params[group], frozen, prompt, _lying(keys, whole))
+        arguments = {"params": params[group], "frozen": frozen}
+        reports[name] = _report(lowered, topology, mesh, begin, 0.0, arguments)
+    return reports
+
+
 def text(report: Report) -> str:
     """The report for people to read."""
     over = ", ".join(f"{axis}={size}" for axis, size in report.mesh.items()) or "one chip"
@@ -151,17 +181,18 @@ def text(report: Report) -> str:
             "try task.model.remat=full, train.accumulate=2, a larger fsdp or tensor axis, or more chips.",
         ]
         return "\n".join(lines)
+    own = f" ({report.model_flops / 1e12:.2f} the model's own)" if report.model_flops else ""
+    reached = f": MFU up to {report.mfu:.0%}" if report.model_flops else ""
     sent = ", ".join(f"{kind} {size / 1e9:.2f} GB" for kind, size in sorted(report.collectives.items())) or "none"
     return "\n".join([
         *lines,
         f"fits: peak {report.peak:.1f} of {report.hbm:.0f} GiB of HBM (arguments {report.arguments:.2f}, temporaries "
         f"{report.temporaries:.2f}, code {report.code:.2f})",
         f"largest arrays of the state on a chip, GiB: {arrays}",
-        f"per chip and step: {report.flops / 1e12:.2f} TFLOP ({report.model_flops / 1e12:.2f} the model's own), "
-        f"{report.traffic / 1e9:.1f} GB to and from HBM",
-        f"sent per chip and step: {sent}; between slices {report.between_slices / 1e9:.2f} GB",
-        f"a step takes at least {report.step:.3f} s (compute {report.compute:.3f}, memory {report.memory:.3f}, "
-        f"interconnect {report.interconnect:.3f}): MFU up to {report.mfu:.0%}",
+        f"per chip: {report.flops / 1e12:.2f} TFLOP{own}, {report.traffic / 1e9:.1f} GB to and from HBM",
+        f"sent per chip: {sent}; between slices {report.between_slices / 1e9:.2f} GB",
+        f"it takes at least {report.step:.3f} s (compute {report.compute:.3f}, memory {report.memory:.3f}, "
+        f"interconnect {report.interconnect:.3f}){reached}",
     ])
 
 

@@ -202,7 +202,8 @@ def _traffic(line, shapes, program):
     if line.operation == "fusion":
         inner = {one.name: one for one in program[_CALLED.search(line.rest)[1]]}
         return sum(_read(inner, i, shape) for i, shape in enumerate(read)) + _written(inner, line.shape)
-    written = _arrays(line.shape)[:1] if line.operation.endswith("-start") else _arrays(line.shape)  # the rest are reads
+    written = _arrays(line.shape)
+    written = written[:1] if line.operation.endswith("-start") else written  # behind it stands what is read
     return sum(_bytes(shape, True) for shape in read) + _total(written, True)
 
 

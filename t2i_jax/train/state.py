@@ -93,7 +93,7 @@ def check_mesh(state: TrainState, task: Task, mesh: Mesh, rules: str) -> None:
     specs = [leaf.sharding.spec for leaf in jax.tree.leaves(state.params)]
     ways = mesh.shape["tensor"]
     if ways > 1 and not any("tensor" in spec for spec in specs):
-        remedy = "set train.rules=fsdp_tp" if rules != "fsdp_tp" else "give a number that divides heads and widths, or 1"
+        remedy = "set train.rules=fsdp_tp" if rules != "fsdp_tp" else "give one that divides heads and widths, or 1"
         raise UserError(f"mesh tensor={ways} splits no parameter of {type(task).__name__} (rules {rules}); {remedy}.")
     length, ways = getattr(task, "sequence_length", None), mesh.shape["sequence"]
     if ways > 1 and (length is None or length % ways):
