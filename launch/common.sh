@@ -52,6 +52,45 @@ given() {
   [ -n "$2" ] || mistake "$1='' is not given; $3."
 }
 
+# read_arguments "FLAGS" "OPTIONS" ARGUMENTS...: each flag and option sets the variable of its name; what is left are
+# `words`: SUBCOMMAND NAME CONFIG ARGUMENTS. After CONFIG an option that is not known is an argument too.
+read_arguments() {
+  local flags=" help dry-run $1 " options=" $2 " field help=""
+  shift 2
+  words=()
+  while [ $# -gt 0 ]; do
+    field="${1#--}"
+    if [[ "$1" != -* ]]; then
+      words+=("$1")
+    elif [[ "$flags" == *" $field "* ]]; then
+      printf -v "${field//-/_}" 1
+    elif [[ "$options" == *" $field "* ]]; then
+      [ $# -gt 1 ] || mistake "$1 has no value; give one after it."
+      printf -v "${field//-/_}" %s "$2"
+      shift
+    elif [ "${#words[@]}" -gt 2 ]; then
+      words+=("$1")
+    else
+      mistake "option='$1' is not known here; see --help (t2i train's come after CONFIG)."
+    fi
+    shift
+  done
+  if [ -n "$help" ]; then
+    usage
+    exit 0
+  fi
+}
+
+# check_subcommand "WITH NAME ALONE" "WITH NAME AND CONFIG"
+check_subcommand() {
+  local given="${words[0]:-}"
+  if [[ " $1 " == *" $given "* ]]; then
+    [ -z "${words[2]:-}" ] || mistake "argument='${words[2]}' is one too many for $given; leave it out."
+  elif [[ " $2 " != *" $given "* ]] || [ -z "$given" ]; then
+    mistake "subcommand='$given' is not known; use one of: $1 $2."
+  fi
+}
+
 # number OPTION VALUE: digits alone.
 number() {
   case "$2" in "" | *[!0-9]*) mistake "$1='$2' is not a whole number from 0; give one." ;; esac

@@ -29,7 +29,7 @@ bash launch/tpu_vm.sh run|watch NAME [options] CONFIG [arguments of t2i train]
   --runtime VERSION        create, queue, watch: software of the workers; default: the one made for TYPE
   --spot                   create, queue, watch: cheaper, may be preempted
   --service-account EMAIL  create, queue, watch: who the workers are; default: the project's default account
-  --bucket BUCKET          install, watch: Cloud Storage bucket (or T2I_BUCKET), which every worker sees as folder `bucket`
+  --bucket BUCKET          install, watch: Cloud Storage bucket (or T2I_BUCKET); every worker sees it as folder `bucket`
   --workdir DIR            run, watch: folder of the run; default bucket/NAME
   --worker N               logs: which worker, default 0
   --no-follow              logs: print the last lines and end
@@ -41,8 +41,8 @@ bash launch/tpu_vm.sh run|watch NAME [options] CONFIG [arguments of t2i train]
 
 CONFIG is a recipe under configs/. What follows it goes to t2i train as it is, but for the options above.
 
-  export T2I_ZONE=us-central1-a T2I_BUCKET=my-bucket
-  bash launch/tpu_vm.sh watch shapes --accelerator v5litepod-16 --spot --queued configs/imagen/shapes.py train.rules=fsdp
+  export T2I_ZONE=us-east5-a T2I_BUCKET=my-bucket
+  bash launch/tpu_vm.sh watch shapes --accelerator v6e-16 --spot --queued configs/imagen/shapes.py train.rules=fsdp
 EOF
 }
 
@@ -51,46 +51,11 @@ accelerator=v5litepod-16 runtime="" spot="" service_account="" workdir=""
 worker=0 no_follow="" queued="" interval=60 max_failures=3
 words=() # SUBCOMMAND NAME CONFIG ARGUMENTS...
 
-read_arguments() {
-  local field
-  while [ $# -gt 0 ]; do
-    case "$1" in
-      --help | -h) usage; exit 0 ;;
-      --dry-run | --spot | --no-follow | --queued)
-        field="${1#--}"
-        printf -v "${field//-/_}" 1
-        ;;
-      --zone | --project | --accelerator | --runtime | --service-account | --bucket | --workdir | --worker | \
-        --interval | --max-failures)
-        [ $# -gt 1 ] || mistake "$1 has no value; give one after it."
-        field="${1#--}"
-        printf -v "${field//-/_}" %s "$2"
-        shift
-        ;;
-      -*)
-        [ "${#words[@]}" -gt 2 ] || mistake "option='$1' is not known here; see --help (t2i train's come after CONFIG)."
-        words+=("$1")
-        ;;
-      *) words+=("$1") ;;
-    esac
-    shift
-  done
-  subcommand="${words[0]:-}" name="${words[1]:-}" config="${words[2]:-}"
-}
-
 check_arguments() {
-  local known="create, queue, install, run, logs, status, stop, watch or delete"
-  case "$subcommand" in
-    create | queue | install | logs | status | stop | delete)
-      [ -z "$config" ] || mistake "argument='$config' is one too many for $subcommand; leave it out."
-      ;;
-    run | watch) ;;
-    "") mistake "subcommand='' is not given; use $known." ;;
-    *) mistake "subcommand='$subcommand' is not known; use $known." ;;
-  esac
+  check_subcommand "create queue install logs status stop delete" "run watch"
   [[ "$name" =~ ^[a-z][-a-z0-9]*$ ]] ||
     mistake "name='$name' is not a slice's name; give lower-case letters, digits and dashes after $subcommand."
-  given zone "$zone" "use --zone, as --zone us-central1-a, or set T2I_ZONE"
+  given zone "$zone" "use --zone, as --zone us-east5-a, or set T2I_ZONE"
   number worker "$worker"
   number interval "$interval"
   number max-failures "$max_failures"
@@ -105,7 +70,7 @@ check_arguments() {
 
 check_config() {
   [[ "$config" == configs/*.py && -f "$root/$config" ]] ||
-    mistake "config='$config' is not a recipe under configs/ of this checkout; give one such as configs/imagen/shapes.py."
+    mistake "config='$config' is not a recipe under configs/ of this checkout; try configs/imagen/shapes.py."
 }
 
 choose_runtime() {
@@ -217,7 +182,7 @@ delete() {
     gcloud_tpus queued-resources delete "$name" --force
     step "delete: deleting the request $name and its node" "delete again, until status says absent" "${call[@]}"
   fi
-  if [ -n "$dry_run" ] || [ -z "$queue_state" -a -n "$node_state" ]; then
+  if [ -n "$dry_run" ] || { [ -z "$queue_state" ] && [ -n "$node_state" ]; }; then
     note "where there is a node alone:"
     gcloud_tpus tpu-vm delete "$name"
     step "delete: deleting the node $name" "delete again, until status says absent" "${call[@]}"
@@ -231,8 +196,9 @@ make() {
 
 # watch looks, does one thing, waits, and looks again.
 watch() {
-  local troubles=0 failures=0 said=""
+  local blind=0 troubles=0 failures=0 said="" # how many in a row failed: looks, steps, trainings
   if [ -n "$dry_run" ]; then
+    note "where the slice is PREEMPTED, TERMINATED, SUSPENDED or FAILED, delete:"
     delete
     note "where there is none:"
     make
@@ -244,12 +210,14 @@ watch() {
     return
   fi
   until round; do sleep "$interval"; done
-  echo "$name: the training is done; the slice still runs and costs: bash $script delete $name --zone $zone"
+  echo "$name: the training is done; the slice still runs and costs: bash launch/tpu_vm.sh delete $name --zone $zone"
 }
 
 # One look and what follows from it; true when the training is done.
 round() {
-  if ! look; then trouble; return 1; fi
+  if look; then blind=0; else blind=$((blind + 1)); fi
+  [ "$blind" -le "$max_failures" ] || fail "watch: $blind looks for $name in a row failed; see above why."
+  [ "$blind" = 0 ] || return 1
   [ -z "$queue_state" ] || queued=1
   say "node ${node_state:-absent}, request in the queue ${queue_state:-absent}"
   case "$queue_state/$node_state" in
@@ -264,9 +232,10 @@ round() {
 training_is_done() {
   local states state bad=""
   states="$(on_workers "asking the workers of $name" "watch asks again" all "$asks_state" |
-    sed -n 's/^t2i-state=\([^ ]*\).*/\1/p' | sort -u | paste -sd ' ' -)" && [ -n "$states" ] || { trouble; return 1; }
-  say "training $states"
+    sed -n 's/^t2i-state=\([^ ]*\).*/\1/p' | sort -u | paste -sd ' ' -)" || states=""
+  say "training ${states:-unknown}"
   case " $states " in
+    "  ") trouble; return 1 ;;
     " 0 ") return 0 ;;
     *" 2 "*) mistake "the training on $name ended with 2, a mistake in what was given; its log says which: use logs." ;;
     *" running "*) troubles=0; return 1 ;;
@@ -290,7 +259,7 @@ attempt() {
 
 trouble() {
   troubles=$((troubles + 1))
-  [ "$troubles" -le "$max_failures" ] || fail "watch: $troubles steps in a row failed on $name; see the sentences above."
+  [ "$troubles" -le "$max_failures" ] || fail "watch: $troubles steps in a row failed on $name; see above what failed."
 }
 
 say() {
@@ -298,6 +267,8 @@ say() {
   said="$*"
 }
 
-read_arguments "$@"
+read_arguments "spot no-follow queued" "zone project accelerator runtime service-account bucket workdir worker \
+interval max-failures" "$@"
+subcommand="${words[0]:-}" name="${words[1]:-}" config="${words[2]:-}"
 check_arguments
 "$subcommand"

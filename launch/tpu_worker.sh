@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The half of tpu_vm.sh that runs on each worker; `tpu_vm.sh install` copies it there, and its subcommands call it by ssh.
+# The half of tpu_vm.sh that runs on each worker: `tpu_vm.sh install` copies it there, the other subcommands call it.
 #   install BUCKET        takes ~/t2i/new as ~/t2i/src, makes ~/t2i/venv, mounts the bucket as ~/t2i/bucket
-#   start ARGUMENTS       t2i train ARGUMENTS in ~/t2i/src, in a session of its own; refused where one runs already
+#   start ARGUMENTS       t2i train ARGUMENTS in ~/t2i/src, in a session of its own; refused where one runs
 #   state                 prints t2i-state=absent (not installed), none (not started), running, or the exit status
 #   stop                  SIGTERM to the training, which saves and ends with 75
 #   log follow|last       ~/t2i/log
@@ -10,10 +10,11 @@ home="$HOME/t2i"
 # shellcheck source=/dev/null
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 script="launch/tpu_worker.sh on $(hostname)"
+export script # the sentences of common.sh begin with it
 
 # The lock is held by the training and whoever started it, as an open file: it is free when the last of them has ended.
 runs() {
-  ! flock --nonblock "$home/lock" true
+  ! flock -n "$home/lock" true
 }
 
 install() {
@@ -39,8 +40,8 @@ install_gcsfuse() {
   step "install: installing gcsfuse" "install again" "${apt[@]}" install -y gcsfuse
 }
 
-# Nothing of the bucket is cached: what one worker writes, the others see at once. Orbax renames the folder of a finished
-# checkpoint; without a hierarchical namespace that needs a limit on how many files may be renamed.
+# Nothing of the bucket is cached: what one worker writes, the others see at once. Orbax renames the folder of a
+# finished checkpoint; without a hierarchical namespace that needs a limit on how many files may be renamed.
 mount_bucket() {
   mkdir -p "$home/bucket"
   if mountpoint -q "$home/bucket"; then return; fi
@@ -63,10 +64,10 @@ make_environment() {
 
 start() {
   [ -e "$home/installed" ] || fail "run: t2i_jax is not installed here; use install first."
+  mount_bucket # before the lock is open: the mount lives on
   exec 9>"$home/lock"
-  flock --nonblock 9 || fail "run: a training runs here already; follow it with logs, or end it with stop."
-  mount_bucket
-  rm -f "$home/status"
+  flock -n 9 || fail "run: a training runs here already; follow it with logs, or end it with stop."
+  rm -f "$home/status" "$home/pid"
   cd "$home/src"
   setsid nohup bash "$home/src/launch/tpu_worker.sh" supervise "$@" >>"$home/log" 2>&1 </dev/null &
   echo "the training starts on $(hostname)"
@@ -75,6 +76,7 @@ start() {
 supervise() {
   local status=0
   echo "$(date) t2i train $(quoted "$@")"
+  export PYTHONUNBUFFERED=1 # a line is in the log when it is printed
   "$home/venv/bin/t2i" train "$@" &
   echo "$!" >"$home/pid"
   wait "$!" || status=$?
@@ -96,7 +98,9 @@ state() {
 }
 
 stop() {
-  if runs; then kill -TERM "$(cat "$home/pid")"; else echo "no training runs on $(hostname)"; fi
+  if ! runs; then echo "no training runs on $(hostname)"; return; fi
+  [ -e "$home/pid" ] || fail "stop: the training is only just starting; stop again."
+  kill -TERM "$(cat "$home/pid")"
 }
 
 log() {

@@ -11,6 +11,7 @@ from typing import Any
 from t2i_jax.config import from_dict, one_of, to_dict
 from t2i_jax.data.pipeline import DataConfig
 from t2i_jax.errors import UserError
+from t2i_jax.sharding import parse_mesh
 
 JUDGES = ("shapes", "digits")
 SAMPLING = ("guidance", "temperature", "top_k", "top_p", "sampler", "steps", "parallel")  # of `Evaluation`
@@ -145,6 +146,15 @@ def load_recipe(path: str | pathlib.Path) -> Recipe:
     if not isinstance(recipe, Recipe):
         raise UserError(f"config={str(path)!r}: get_config() returned {type(recipe).__name__}; return a Recipe.")
     return recipe
+
+
+def with_mesh(recipe: Recipe, mesh: str | None) -> Recipe:
+    """The recipe on another mesh, "data=2,fsdp=4", its tokenizer's recipe too; None: as it is."""
+    if mesh is None:
+        return recipe
+    train = dataclasses.replace(recipe.train, mesh=parse_mesh(mesh))
+    first = with_mesh(recipe.tokenizer, mesh) if isinstance(recipe.tokenizer, Recipe) else recipe.tokenizer
+    return dataclasses.replace(recipe, train=train, tokenizer=first)
 
 
 def recipe_to_dict(recipe: Recipe) -> Mapping[str, Any]:

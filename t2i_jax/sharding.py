@@ -1,4 +1,8 @@
-"""From logical axis names at a parameter to a mesh of devices: one mesh maker, a few rule presets, one resolver."""
+"""From logical axis names to a mesh of devices: one mesh maker, a few rule presets, one resolver.
+
+Parameters carry their names and lie as a preset of rules says. Activations are told where to lie by `constrain`, while
+a mesh is set (`jax.set_mesh`): without it the compiler may well gather a whole batch where it should gather a weight.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
 
-MESH_AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")  # a batch is split over both
+MESH_AXES = ("slice", "data", "fsdp", "sequence", "tensor")  # from the slowest network to the fastest
+BATCH_AXES = ("slice", "data", "fsdp")  # a batch is split over all of them
 
 # Logical axes that parameters may name:
 #   embed (model width), mlp (hidden width), heads, kv (width of a head), vocab, code (codebook rows), latent (codebook
@@ -39,8 +44,38 @@ RULES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 
 
+# Where the axes of an activation lie, whatever the preset: an axis of the mesh that is not used has the size 1.
+ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
+    "batch": BATCH_AXES, "length": ("sequence",), "heads": ("tensor",), "mlp": ("tensor",), "vocab": ("tensor",),
+}  # fmt: skip
+
+
+def rules_of(shape: Mapping[str, int] | None) -> str:
+    """The preset that uses every axis of a mesh of this shape."""
+    split = {axis for axis, size in (shape or {}).items() if size != 1}
+    return "fsdp_tp" if "tensor" in split else "fsdp" if "fsdp" in split else "dp"
+
+
+def parse_mesh(text: str) -> Mapping[str, int]:
+    """{"data": 2, "fsdp": 4} from "data=2,fsdp=4".
+
+    Raises:
+      UserError: an unknown axis, or a size that is no number.
+    """
+    shape = {}
+    for part in filter(None, text.split(",")):
+        axis, _, size = (word.strip() for word in part.partition("="))
+        one_of("mesh axis", axis, MESH_AXES)
+        if not size.lstrip("-").isdigit() or axis in shape:
+            raise UserError(f"mesh={text!r} has {part!r}; give each axis once, as data=2,fsdp=4.")
+        shape[axis] = int(size)
+    return shape
+
+
 def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over `devices` (all of them when None) with the axes `MESH_AXES`, in that order.
+
+    Devices of several TPU slices lie so that the axis "slice", and no other, goes from one slice to the next.
 
     Args:
       shape: size per axis; axes left out have size 1, and one axis may be -1: whatever remains. None: all on "data".
@@ -50,6 +85,9 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
     """
     devices = list(devices if devices is not None else jax.devices())
     sizes = dict(shape) if shape else {"data": -1}
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    if slices > 1:
+        sizes.setdefault("slice", slices)
     for axis in sizes:
         one_of("mesh axis", axis, MESH_AXES)
     known = math.prod(size for size in sizes.values() if size != -1)
@@ -60,9 +98,15 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
             f"mesh={_text(sizes)} does not fit {len(devices)} device(s); the sizes must multiply to {len(devices)}, "
             f"for example data={len(devices)}."
         )
-    return jax.make_mesh(
-        tuple(sizes.get(axis, 1) for axis in MESH_AXES), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
-    )
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    whole = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
+    if slices == 1:
+        return jax.make_mesh(whole, MESH_AXES, axis_types=types, devices=devices)
+    if whole[0] != slices:
+        raise UserError(f"mesh={_text(sizes)} has slice={whole[0]} for {slices} slices; give slice={slices}.")
+    between = (slices, *(1 for _ in MESH_AXES[1:]))
+    within = mesh_utils.create_hybrid_device_mesh((1, *whole[1:]), between, devices)
+    return Mesh(within, MESH_AXES, axis_types=types)
 
 
 def resolve(logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh, rules: str) -> PartitionSpec:
@@ -72,13 +116,35 @@ def resolve(logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh, rul
     spec = []
     for name, size in zip(logical, shape, strict=True):
         axes = tuple(a for a in RULES[rules].get(name, ()) if a not in taken)
-        ways = math.prod(mesh.shape[a] for a in axes)
-        if ways > 1 and size % ways == 0:
+        parts = math.prod(mesh.shape[a] for a in axes)
+        if parts > 1 and size % parts == 0:
             taken.update(axes)
             spec.append(axes if len(axes) > 1 else axes[0])
         else:
             spec.append(None)
     return PartitionSpec(*spec)
+
+
+def ways(axis: str) -> int:
+    """Into how many parts an axis of the mesh that is set splits things; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape[axis]
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """x, told to lie on the mesh that is set as its axes' names say (`ACTIVATIONS`); without a mesh nothing happens.
+
+    An axis of x that the mesh does not divide is replicated.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    spec = []
+    for name, size in zip(names, x.shape, strict=True):
+        axes = ACTIVATIONS.get(name, ())
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        spec.append(axes if parts > 1 and size % parts == 0 else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
 def unbox(tree: Any) -> Any:
@@ -98,7 +164,7 @@ def shardings(boxed: Any, mesh: Mesh, rules: str) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis of every array of a batch over the data and FSDP axes."""
+    """The first axis of every array of a batch over `BATCH_AXES`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 

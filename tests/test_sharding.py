@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from t2i_jax import sharding
 from t2i_jax.errors import UserError
 
-_MESH = AbstractMesh((2, 2, 2), sharding.MESH_AXES)  # has a shape, needs no devices
+_MESH = AbstractMesh((1, 2, 2, 1, 2), sharding.MESH_AXES)  # has a shape, needs no devices
 
 
 @pytest.mark.parametrize(
@@ -70,4 +70,24 @@ def test_boxed_leaves_are_partitioned_and_plain_ones_replicated():
     found = sharding.shardings(boxed, mesh, "fsdp_tp")
     assert found["count"].spec == PartitionSpec() and found["kernel"].mesh == mesh
     assert jax.tree.structure(found) == jax.tree.structure(sharding.unbox(boxed))
-    assert sharding.batch_sharding(mesh).spec == PartitionSpec(("data", "fsdp"))
+    assert sharding.batch_sharding(mesh).spec == PartitionSpec(("slice", "data", "fsdp"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "rules"),
+    [(None, "dp"), ({"data": 8}, "dp"), ({"fsdp": 8}, "fsdp"), ({"fsdp": -1, "tensor": 2}, "fsdp_tp")],
+)
+def test_the_rules_of_a_mesh_use_all_its_axes(shape, rules):
+    assert sharding.rules_of(shape) == rules
+
+
+def test_a_mesh_is_read_from_a_word():
+    assert sharding.parse_mesh("data=2, fsdp=-1") == {"data": 2, "fsdp": -1}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("data", "'data'"), ("data=x", "'data=x'"), ("data=1,data=2", "once"), ("dta=1", "mean 'data'")]
+)
+def test_a_word_that_is_no_mesh_is_refused(text, told):
+    with pytest.raises(UserError, match=told):
+        sharding.parse_mesh(text)

@@ -9,18 +9,20 @@ from t2i_jax.errors import UserError
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: the state was saved, start the same command again
-_LARGE_PAGES = "glibc.malloc.hugetlb=1"  # allocations ask the kernel for large pages (glibc 2.35, Linux)
+_MALLOC = (  # one heap, which gives nothing back by itself (glibc on Linux)
+    "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=8589934592"
+)
 
 
 def start() -> None:
-    """Entry point of the console script: `main` in a process that allocates large pages where the system has them.
+    """Entry point of the console script: `main` in a process that keeps the memory it has freed for what comes next.
 
-    XLA on a CPU gets the memory of each step anew from the system, page by page: with pages of 4 KB a fifth of the time
-    of training. The C library reads this setting at its start alone, so the process starts again as itself; a user's
-    own GLIBC_TUNABLES stay as they are.
+    XLA on a CPU allocates the memory of each step anew, and the C library would get it from the system each time, page
+    by page: a fifth of the time of training. It reads this setting at its start alone, so the process starts again as
+    itself; a user's own GLIBC_TUNABLES stay as they are.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = _LARGE_PAGES
+        os.environ["GLIBC_TUNABLES"] = _MALLOC
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     main()
 
@@ -48,7 +50,7 @@ def main() -> None:
 
 
 def _commands():
-    from t2i_jax.cli import convert, data, evaluate, export, quickstart, sample, train
+    from t2i_jax.cli import compile, convert, data, evaluate, export, quickstart, sample, train
 
     return {
         "quickstart": quickstart.quickstart,
@@ -58,6 +60,7 @@ def _commands():
         "export": export.export,
         "data": data.data,
         "convert": convert.convert,
+        "compile": compile.compile_for,
     }
 
 

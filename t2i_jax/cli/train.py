@@ -12,6 +12,7 @@ def train(
     config: Annotated[pathlib.Path, tyro.conf.Positional],
     overrides: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     workdir: pathlib.Path | None = None,
+    mesh: str | None = None,
     profile: str | None = None,
 ) -> None:
     """Train a recipe; a run that was stopped carries on by itself.
@@ -20,15 +21,16 @@ def train(
         config: A recipe file with get_config(), such as configs/parti/shapes.py.
         overrides: Fields to change, as train.steps=1000 data.source=folder:photos.
         workdir: Folder of the run; runs/<family>-<recipe> by default.
+        mesh: Sizes of the axes over which devices are laid, as data=2,fsdp=4,tensor=2; all on data by default.
         profile: Steps to trace, as 10:15; WORKDIR/profile then opens in TensorBoard, a file in it in Perfetto.
     """
     from t2i_jax import previews, runs
     from t2i_jax.config import override
-    from t2i_jax.recipe import load_recipe
+    from t2i_jax.recipe import load_recipe, with_mesh
     from t2i_jax.train.profile import Profile
 
     traced = Profile.parse(profile) if profile is not None else None
-    recipe = override(load_recipe(config), overrides)
+    recipe = with_mesh(override(load_recipe(config), overrides), mesh)
     workdir = workdir or pathlib.Path("runs") / f"{config.resolve().parent.name}-{config.stem}"
     system = runs.train(recipe, workdir, profile=traced)
     for name, value in previews.evaluate(recipe, system, workdir).items():

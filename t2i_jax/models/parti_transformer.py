@@ -15,6 +15,7 @@ from t2i_jax.models import autoregressive_sizes as sizes
 from t2i_jax.nn import embed
 from t2i_jax.nn.conv import Dense, boxed
 from t2i_jax.nn.transformer import REMAT, Transformer
+from t2i_jax.sharding import constrain
 from t2i_jax.text.learned import LearnedText
 from t2i_jax.types import Array
 
@@ -103,10 +104,10 @@ class PartiTransformer(nn.Module):
         """
         text_BLD, mask_BL = self._text(text_embeds_BLD, text_mask_BL, keep_B)
         start_B1C = jnp.broadcast_to(self.start_token, (ids_BN.shape[0], 1, self.dim))
-        x_BNC = jnp.concatenate([start_B1C, self.embedding[ids_BN]], axis=1)
+        x_BNC = jnp.concatenate([start_B1C, self._look_up(ids_BN)], axis=1)
         x_BNC = x_BNC + self._positions()[: x_BNC.shape[1]]
         x_BNC = self.decoder(x_BNC, None, text_BLD, mask_BL, deterministic)
-        return self.to_logits(x_BNC).astype(jnp.float32)
+        return constrain(self.to_logits(x_BNC), "batch", "length", "vocab").astype(jnp.float32)
 
     def init_cache(self, text_embeds_BLD: Array, text_mask_BL: Array, keep_B: Array | None = None) -> dict[str, Any]:
         """What `decode` carries from token to token: keys and values of the past (none yet) and of the text."""
@@ -120,7 +121,7 @@ class PartiTransformer(nn.Module):
           ids_B: token `position - 1`; not looked at where position is 0.
           position: int32 scalar, one more than at the last call.
         """
-        x_BC = jnp.where(position == 0, self.start_token, self.embedding[ids_B]) + self._positions()[position]
+        x_BC = jnp.where(position == 0, self.start_token, self._look_up(ids_B)) + self._positions()[position]
         x_BC, layers = self.decoder.decode(x_BC, position, cache["layers"], cache["text_mask"])
         return self.to_logits(x_BC).astype(jnp.float32), {**cache, "layers": layers}
 
@@ -131,6 +132,9 @@ class PartiTransformer(nn.Module):
         first_L = jnp.arange(mask_BL.shape[1]) == 0
         embeds_BLD = jnp.where(keep_B[:, None, None], embeds_BLD, self.null_text)
         return embeds_BLD, jnp.where(keep_B[:, None], mask_BL, first_L)
+
+    def _look_up(self, ids):
+        return constrain(self.embedding, None, None)[ids]  # the whole table: the rows are those of the batch
 
     def _positions(self):
         return embed.axial(self.height_pos, self.width_pos) if self.positions == "axial" else self.pos

@@ -14,6 +14,7 @@ from t2i_jax.nn.conv import conv
 from t2i_jax.nn.resnet_block import Block, ResnetBlock
 from t2i_jax.nn.transformer import REMAT
 from t2i_jax.nn.unet_attention import MAX_SCORES, TransformerBlock, affine_norm
+from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
 
 _MID_HEADS = (8, 64)  # of the package's middle blocks, whatever the rest has
@@ -269,14 +270,14 @@ class Unet(nn.Module):
         dropout = 0.0 if deterministic else self.linear_attn_dropout
         depth = at("layer_attns_depth")
         attention = self._transformer(f"{name}_attention", width, depth, self.ff_mult, linear, dropout)
-        return first, blocks, lambda x: attention(x, condition[1])
+        return first, blocks, lambda x: constrain(attention(x, condition[1]), "batch", None, None, None)
 
     def _block(self, name, width, condition, cross=None, gate=False, heads=None):
         """A residual block as a function of the map alone."""
         heads = heads or (self.attn_heads, self.attn_dim_head)
         make = self._recomputed(ResnetBlock)
         module = make(width, cross, gate, *heads, self.attn_max_scores, self.dtype, name=name)
-        return lambda x: module(x, *condition)
+        return lambda x: constrain(module(x, *condition), "batch", None, None, None)
 
     def _transformer(self, name, width, depth, ff_mult, linear=False, dropout=0.0):
         heads, hidden = (self.attn_heads, self.attn_dim_head), int(width * ff_mult)

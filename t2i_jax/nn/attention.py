@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
+from t2i_jax.nn.fused_attention import attend_causally
+from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
 
 _MASKED = -1e30  # a score that the softmax turns into exactly 0
@@ -81,7 +83,13 @@ class MultiHeadAttention(nn.Module):
           causal: whether position i sees only positions up to i.
         """
         k_BKHD, v_BKHD = self.keys_values(x_BQC if context_BKC is None else context_BKC)
-        out_BQHD = jax.nn.dot_product_attention(self._heads(self.q(x_BQC)), k_BKHD, v_BKHD, mask=mask, is_causal=causal)
+        k_BKHD, v_BKHD = (constrain(t, "batch", None, "heads", None) for t in (k_BKHD, v_BKHD))
+        q_BQHD = constrain(self._heads(self.q(x_BQC)), "batch", "length", "heads", None)
+        if causal and mask is None:
+            out_BQHD = attend_causally(q_BQHD, k_BKHD, v_BKHD)
+        else:
+            out_BQHD = jax.nn.dot_product_attention(q_BQHD, k_BKHD, v_BKHD, mask=mask, is_causal=causal)
+        out_BQHD = constrain(out_BQHD, "batch", "length", "heads", None)
         return self.out(out_BQHD.reshape(*x_BQC.shape[:-1], -1))
 
     def keys_values(self, context_BKC: Array) -> tuple[Array, Array]:

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from t2i_jax import sharding
 from t2i_jax.nn.convolution import convolve
 from t2i_jax.types import Array
 
@@ -43,7 +44,9 @@ class Dense(nn.Module):
         """(..., in) to (..., features)."""
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", boxed(self.init or uniform_fan_in, *self.axes), shape, jnp.float32)
-        y = x.astype(self.dtype).reshape(-1, shape[0]) @ kernel.astype(self.dtype)
+        rows = x.astype(self.dtype)
+        rows = rows if sharding.ways("sequence") > 1 else rows.reshape(-1, shape[0])  # a split length stays an axis
+        y = rows @ kernel.astype(self.dtype)
         if self.bias:
             bias = self.param("bias", boxed(nn.initializers.zeros, self.axes[1]), (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)

@@ -13,6 +13,7 @@ from t2i_jax.config import fields_of
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.attention import MultiHeadAttention
 from t2i_jax.nn.conv import Dense, boxed
+from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
 
 # What the backward pass keeps of a layer: everything, nothing (recompute all), or the results of matrix products.
@@ -72,12 +73,13 @@ class Block(nn.Module):
     ) -> tuple[Array, None]:
         """(x, None): the pair that a scan wants. Masks are True where a position may be seen; None: everywhere."""
         spread = lambda mask: None if mask is None else mask[:, None, None]
-        drop = lambda update: self.drop(update, deterministic=deterministic)
-        x = x_BNC + drop(self.self_attention(self.norm_self(x_BNC), mask=spread(mask_BN), causal=self.causal))
+        add = lambda x, y: constrain(x + self.drop(y, deterministic=deterministic), "batch", "length", None)
+        x = add(x_BNC, self.self_attention(self.norm_self(x_BNC), mask=spread(mask_BN), causal=self.causal))
         if self.cross:
             context = context_BKC.astype(x.dtype)
-            x = x + drop(self.cross_attention(self.norm_cross(x), context, spread(context_mask_BK)))
-        return x + drop(self._mlp(x)), None
+            x = add(x, self.cross_attention(self.norm_cross(x), context, spread(context_mask_BK)))
+        hidden = constrain(self.wide(self.norm_mlp(x)), "batch", "length", "mlp")
+        return add(x, self.narrow(gelu(hidden))), None
 
     def context(self, context_BKC: Array) -> Mapping[str, Array]:
         """What is cached of the context."""
@@ -96,10 +98,7 @@ class Block(nn.Module):
         x = x_BC + self.self_attention.step(normed, cache["k"], cache["v"], past_1K)
         if self.cross:
             x = x + self.cross_attention.step(self.norm_cross(x), cache["cross_k"], cache["cross_v"], context_mask_BK)
-        return x + self._mlp(x), cache
-
-    def _mlp(self, x):
-        return self.narrow(gelu(self.wide(self.norm_mlp(x))))
+        return x + self.narrow(gelu(self.wide(self.norm_mlp(x)))), cache
 
 
 class Transformer(nn.Module):
@@ -138,7 +137,8 @@ class Transformer(nn.Module):
           context_BKC, context_mask_BK: what cross-attention looks at, of any width.
           deterministic: False to drop out; needs the rng "dropout".
         """
-        x_BNC, _ = self.layers(x_BNC.astype(self.dtype), mask_BN, context_BKC, context_mask_BK, deterministic)
+        x_BNC = constrain(x_BNC.astype(self.dtype), "batch", "length", None)
+        x_BNC, _ = self.layers(x_BNC, mask_BN, context_BKC, context_mask_BK, deterministic)
         return self.norm(x_BNC)
 
     def init_cache(self, context_BKC: Array, positions: int) -> dict[str, Any]:
@@ -146,7 +146,9 @@ class Transformer(nn.Module):
         stacked, block = self.variables["params"]["layers"], self._block()
         cross = jax.lax.map(lambda params: block.apply({"params": params}, context_BKC, method="context"), stacked)
         shape = (self.depth, context_BKC.shape[0], positions, self.heads, self.dim // self.heads)
-        return start_decoding(stacked, {name: jnp.zeros(shape, self.dtype) for name in ("k", "v")} | cross)
+        cache = {name: jnp.zeros(shape, self.dtype) for name in ("k", "v")} | cross
+        cache = {name: constrain(entry, None, "batch", None, "heads", None) for name, entry in cache.items()}
+        return start_decoding(stacked, cache)
 
     def decode(
         self, x_BC: Array, position: Array, cache: Mapping[str, Any], context_mask_BK: Array
@@ -156,7 +158,8 @@ class Transformer(nn.Module):
         step = lambda params, x, entries: block.apply(
             {"params": params}, x, entries, position, context_mask_BK, method="step"
         )
-        x_BC, cache = decode_layers(step, x_BC.astype(self.dtype), cache, position)
+        x_BC = constrain(x_BC.astype(self.dtype), "batch", None)
+        x_BC, cache = decode_layers(step, x_BC, cache, position)
         return self.norm(x_BC), cache
 
     @nn.nowrap

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from t2i_jax import sharding
 from t2i_jax.types import Array, Batch, Key, Params
 
 
@@ -19,6 +20,11 @@ def spec(text: Any, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
     stored = text.entry == "text_embeds"
     entry = of(jnp.float32, text.max_length, text.dim) if stored else of(jnp.int32, text.max_length)
     return {text.entry: entry, "text_mask": of(jnp.bool_, text.max_length)}
+
+
+def frozen_shapes(text: Any) -> Mapping[str, Any]:
+    """{"text": shapes of the weights} of an encoder that is not trained along; {} for any other."""
+    return {"text": sharding.unbox(text.shapes())} if hasattr(text, "shapes") else {}
 
 
 def embed(text: Any, params: Params, frozen: Any, batch: Batch, key: Key | None = None) -> Array:

@@ -119,6 +119,28 @@ class ImagenTask:
             spec["cond_image"] = of(jnp.uint8, self.image_size, self.image_size, self.cond_image_channels)
         return spec
 
+    def frozen_shapes(self) -> Mapping[str, Any]:
+        """Shapes of the parameters that the step reads and never changes."""
+        return captions.frozen_shapes(self.text)
+
+    def sampling_programs(self, batch_size: int) -> Mapping[str, tuple[str, Any, Mapping[str, jax.ShapeDtypeStruct]]]:
+        """{name: (group, `function(params of group, frozen, prompt, keys)`, shapes of prompt)}, one per stage."""
+        made = {}
+        of = lambda side, dtype, channels: jax.ShapeDtypeStruct((batch_size, side, side, channels), dtype)
+        for number in self._trained:
+            stage, prompt = self.stages[number - 1], captions.spec(self.text, batch_size)
+            sampler, steps = imagen_stage.sampling_of(stage)
+            churn = stage.churn if sampler == "heun" else None
+            sampling = Sampling(sampler, steps, churn, stage.percentile, guided=self.text is not None)
+            if number > 1:
+                prompt |= {"small": of(self.stages[number - 2].image_size, jnp.float32, self.channels)}
+            if self.networks[number - 1].cond_images_channels:
+                prompt |= {"cond_image": of(stage.image_size, jnp.uint8, self.cond_image_channels)}
+            size = (stage.image_size, stage.image_size)
+            function = functools.partial(generate, task=self, number=number, size=size, sampling=sampling)
+            made[f"stage {number}"] = (group(number), function, prompt)
+        return made
+
     @property
     def cond_image_channels(self) -> int:
         """Of the pictures to condition on; 0: there are none."""
@@ -237,4 +259,5 @@ def generate(
         more["init_BHWC"] = imagen_stage.resize(prompt["init"], size, stage.resize)
     if "keep" in prompt:
         more["keep_BHW"] = imagen_stage.resize(prompt["keep"][..., None].astype(jnp.float32), size, "nearest")[..., 0] > 0
-    return imagen_stage.run(stage, bind, sampling, shape, gaussian(keys_B), guidance, small=small, **more)
+    images = imagen_stage.run(stage, bind, sampling, shape, gaussian(keys_B), guidance, small=small, **more)
+    return sharding.constrain(images, None, None, None, None)  # whole in every process

@@ -37,6 +37,7 @@ class ImagenSystem:
       updates: of each stage, how often it was trained.
       frozen: {"text": weights of a frozen encoder}.
       text_tokenizer: captions to ids; None where prompts are embeddings or there are none.
+      mesh: over which it samples, see `placement.on_mesh`; None: one device.
     """
 
     task: ImagenTask
@@ -44,6 +45,7 @@ class ImagenSystem:
     updates: Mapping[str, int]
     frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     text_tokenizer: Any = None
+    mesh: Any = None
 
     def generate(
         self,
@@ -217,7 +219,7 @@ class ImagenSystem:
         if small is not None:
             prompt["small"] = small
         shown = bars.bar(f"stage {number}", sampling.steps - sampling.skip) if progress else contextlib.nullcontext()
-        with shown:
+        with shown, jax.set_mesh(self.mesh):
             return generate(
                 self.weights[group(number)], self.frozen, prompt, keys, task=self.task, number=number, size=size,
                 sampling=sampling, guidance=jnp.float32(scale), lowres_level=lowres_level,

@@ -17,6 +17,7 @@ from t2i_jax.decoding import autoregressive
 from t2i_jax.decoding.autoregressive import Sampling
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
+from t2i_jax.models.parti_transformer import PartiTransformer
 from t2i_jax.systems import captions
 from t2i_jax.systems import prompts as prompting
 from t2i_jax.systems.pil import as_pil
@@ -108,6 +109,24 @@ class PartiTask:
             size = self.tokenizer.image_size
             spec = {"image": of(jnp.uint8, size, size, self.tokenizer.channels)}
         return spec | captions.spec(self.text, batch_size)
+
+    @property
+    def sequence_length(self) -> int | None:
+        """Tokens of the sequence that a mesh may split; None: the network's attention is not made for it."""
+        return self.network.num_tokens if isinstance(self.network, PartiTransformer) else None
+
+    def frozen_shapes(self) -> Mapping[str, Any]:
+        """Shapes of the parameters that the step reads and never changes."""
+        shapes = captions.frozen_shapes(self.text)
+        if not self.on_tokens:
+            weights = jax.eval_shape(functools.partial(image_tokenizer.init, self.tokenizer), jax.random.key(0))
+            shapes = {"tokenizer": sharding.unbox(weights), **shapes}
+        return shapes
+
+    def sampling_programs(self, batch_size: int) -> Mapping[str, tuple[str, Any, Mapping[str, jax.ShapeDtypeStruct]]]:
+        """{name: (group, `function(params of group, frozen, prompt, keys)`, shapes of prompt)} for guided pictures."""
+        function = functools.partial(generate, task=self, sampling=Sampling(guided=True))
+        return {"pictures": ("parti", function, captions.spec(self.text, batch_size))}
 
     def loss(self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array):
         """(loss, (metrics, stats)): mean cross-entropy in nats per token."""
@@ -217,7 +236,8 @@ def generate(
     )
     if task.tokenizer is None:
         return ids_BN, None
-    return ids_BN, image_tokenizer.pixels(task.tokenizer, frozen["tokenizer"], ids_BN)
+    images = image_tokenizer.pixels(task.tokenizer, frozen["tokenizer"], ids_BN)
+    return ids_BN, sharding.constrain(images, None, None, None, None)  # whole in every process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,12 +249,14 @@ class PartiSystem:
       weights: {"parti": {"decoder", "text"}}.
       frozen: {"tokenizer": weights, "text": weights of a frozen encoder}.
       text_tokenizer: captions to ids; None where prompts are embeddings.
+      mesh: over which it samples, see `placement.on_mesh`; None: one device.
     """
 
     task: PartiTask
     weights: Mapping[str, Any]
     frozen: Mapping[str, Any]
     text_tokenizer: Any = None
+    mesh: Any = None
 
     def generate(
         self,
@@ -289,10 +311,12 @@ class PartiSystem:
         for start in range(0, total, batch_size):
             index = np.minimum(np.arange(start, start + batch_size), total - 1)  # the last batch is filled up
             rows = {name: value[index] for name, value in prompt.items()}
-            _, made = generate(
-                self.weights["parti"], self.frozen, rows, _keys(seed, index), task=self.task, sampling=sampling,
-                guidance=jnp.float32(guidance), temperature=jnp.float32(temperature),
-            )  # fmt: skip
+            keys = _keys(seed, index)
+            with jax.set_mesh(self.mesh):
+                _, made = generate(
+                    self.weights["parti"], self.frozen, rows, keys, task=self.task, sampling=sampling,
+                    guidance=jnp.float32(guidance), temperature=jnp.float32(temperature),
+                )  # fmt: skip
             images.append(np.asarray(made)[: total - start])
         images = np.concatenate(images)
         return as_pil(images) if return_pil else images

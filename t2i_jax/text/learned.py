@@ -12,6 +12,7 @@ from t2i_jax.config import fields_of, one_of
 from t2i_jax.errors import UserError
 from t2i_jax.nn.conv import boxed
 from t2i_jax.nn.transformer import REMAT, Transformer
+from t2i_jax.sharding import constrain
 from t2i_jax.types import Array, Key, Params
 
 
@@ -34,6 +35,7 @@ class TextTransformer(nn.Module):
         """Embeddings (B, L, dim) float32 of token ids, L at most `max_length`."""
         init = nn.initializers.normal(1.0)  # with 0.02 what tells two words apart drowns in what both are soon given
         table_VC = self.param("embedding", boxed(init, "vocab", "embed"), (self.vocab_size, self.dim), jnp.float32)
+        table_VC = constrain(table_VC, None, None)  # whole for the look-up, whose rows are those of the batch
         positions_LC = self.param("positions", boxed(init, None, "embed"), (self.max_length, self.dim), jnp.float32)
         x_BLC = table_VC[text_BL] + positions_LC[: text_BL.shape[1]]
         x_BLC = nn.Dropout(self.dropout)(x_BLC, deterministic=deterministic)

@@ -20,14 +20,20 @@ class CompiledStep:
     """`step(state, *rest) -> (state, metrics)`, compiled for the shapes of its first call; the state is donated.
 
     Args:
-      shardings: of the state that comes out; None: as the compiler likes.
+      shardings: of the state that comes out; None: as the compiler likes. mesh: over which activations are split too.
       kept: where the program is looked for and kept; None: nowhere.
     """
 
-    def __init__(self, step: Callable[..., Any], shardings: Any = None, kept: Executables | None = None):
+    def __init__(
+        self,
+        step: Callable[..., Any],
+        shardings: Any = None,
+        mesh: jax.sharding.Mesh | None = None,
+        kept: Executables | None = None,
+    ):
         out = {} if shardings is None else {"out_shardings": (shardings, None)}
         self._jitted: Any = jax.jit(step, donate_argnums=0, **out)
-        self._kept, self._program = kept, None
+        self._mesh, self._kept, self._program = mesh, kept, None
 
     def prepare(self, state: Any, *rest: Any) -> None:
         """Compiles for the shapes of these arguments, or finds the program, unless that was done before."""
@@ -43,7 +49,7 @@ class CompiledStep:
         return self._program(state, *rest)
 
     def _compile(self, arguments, options):
-        with fresh() as is_fresh:
+        with fresh() as is_fresh, jax.set_mesh(self._mesh):
             program = self._jitted.lower(*arguments).compile(compiler_options=options)
         if self._kept:
             self._kept.save(program, arguments, options, bool(is_fresh))

@@ -32,7 +32,8 @@ class TrainConfig:
       optim: of every group that `optim_by_group` does not name, as {"discriminator": OptimConfig(...)}.
       ema_decay: of the moving average of parameters; 0: none is kept.
       accumulate: the batch is worked off in so many parts, one after the other; the update is that of the whole batch.
-      mesh: size per mesh axis ("data", "fsdp", "tensor"); None: all devices on "data". rules: "dp", "fsdp", "fsdp_tp".
+      mesh: size per mesh axis ("slice", "data", "fsdp", "sequence", "tensor"), one may be -1: what remains; None: all
+        devices on "data". rules: how parameters are split, "dp", "fsdp" or "fsdp_tp"; None: over all that the mesh has.
       log_every, eval_every, save_every: in steps; eval_every=0: no previews. keep: checkpoints that stay.
       max_skipped_in_a_row: the run stops when so many updates in a row were not finite.
       wandb_project: log to Weights & Biases too; None: don't.
@@ -46,7 +47,7 @@ class TrainConfig:
     ema_decay: float = 0.999
     accumulate: int = 1
     mesh: Mapping[str, int] | None = None
-    rules: str = "dp"
+    rules: str | None = None
     log_every: int = 20
     eval_every: int = 0
     save_every: int = 500
@@ -55,7 +56,8 @@ class TrainConfig:
     wandb_project: str | None = None
 
     def __post_init__(self):
-        one_of("train.rules", self.rules, sharding.RULES)
+        if self.rules is not None:
+            one_of("train.rules", self.rules, sharding.RULES)
         for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "keep", "max_skipped_in_a_row"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)} is below 1; give 1 or more.")
@@ -82,6 +84,11 @@ class TrainConfig:
                     f"train.optim_by_group names {group!r}, no group of the task; {did_you_mean(group, groups)}"
                 )
         return {group: self.optim_by_group.get(group, self.optim) for group in groups}
+
+    @property
+    def preset(self) -> str:
+        """The rules by which parameters are split."""
+        return self.rules or sharding.rules_of(self.mesh)
 
     def of_step(self) -> Mapping[str, Any]:
         """What one step may depend on, as JSON values: all but how often things happen around it."""

@@ -96,7 +96,8 @@ def fit(
     stored = dict(extra_config or {"task": to_dict(task), "train": to_dict(config)})
     optimisers = states.optimisers_of(task, config)
     start = states.start_of(task, optimisers, config.ema_decay)
-    abstract = states.abstract(start, task, mesh, config.rules)
+    abstract = states.abstract(start, task, mesh, config.preset)
+    states.check_mesh(abstract, task, mesh, config.preset)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     checkpoints = Checkpoints(workdir, config.keep)
     try:
@@ -117,8 +118,8 @@ def fit(
         )
         log = Log(workdir, done, config.steps, config.wandb_project)
         run = _Run(
-            config, stored, states.place_frozen(frozen, mesh, config.rules),
-            CompiledStep(step, shardings, Executables.of(task, config.of_step(), mesh.devices.flat)),
+            config, stored, states.place_frozen(frozen, mesh, config.preset),
+            CompiledStep(step, shardings, mesh, Executables.of(task, config.of_step(), mesh.devices.flat)),
             Stream(batches, task.batch_spec(config.batch_size // jax.process_count()), mesh), checkpoints,
             log, hooks, clock, Trace(profile, log), Stalls(log),
         )  # fmt: skip

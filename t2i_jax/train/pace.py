@@ -8,14 +8,9 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from t2i_jax.train.chips import chip_of
 from t2i_jax.train.goodput import Goodput
 from t2i_jax.train.stall import MUCH
-
-# Dense bf16 peak per chip in FLOP/s, from the makers' data sheets, by the start of JAX's `device_kind`.
-PEAKS = {
-    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
-    "TPU v6 lite": 918e12, "TPU v6e": 918e12, "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
-}  # fmt: skip
 
 
 class Pace:
@@ -47,9 +42,8 @@ class Pace:
 def peak_flops() -> float:
     """Peak FLOP/s of all devices of this run; for a kind that is not in the table, the speed of a matrix product."""
     device = jax.local_devices()[0]
-    for kind, peak in sorted(PEAKS.items(), key=lambda item: -len(item[0])):
-        if device.device_kind.startswith(kind):
-            return peak * jax.device_count()
+    if chip := chip_of(device.device_kind):
+        return chip.flops * jax.device_count()
     on_cpu = device.platform == "cpu"
     side, dtype = (1024, jnp.float32) if on_cpu else (8192, jnp.bfloat16)
     x = jax.device_put(jnp.ones((side, side), dtype), device)

@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t2i_jax import sharding
+from t2i_jax.errors import UserError
 from t2i_jax.train import optim
 from t2i_jax.train.config import TrainConfig
 from t2i_jax.types import Key, Task, TrainState
@@ -80,8 +81,34 @@ def abstract(start: Callable[[Key], TrainState], task: Task, mesh: Mesh, rules: 
     return jax.tree_util.tree_map_with_path(of, jax.eval_shape(start, jax.random.key(0)))
 
 
+def check_mesh(state: TrainState, task: Task, mesh: Mesh, rules: str) -> None:
+    """Refuses a mesh with devices that would all do the same.
+
+    Args:
+      state: of `abstract`.
+
+    Raises:
+      UserError: the axis "tensor" splits no parameter, or "sequence" no sequence of tokens.
+    """
+    specs = [leaf.sharding.spec for leaf in jax.tree.leaves(state.params)]
+    ways = mesh.shape["tensor"]
+    if ways > 1 and not any("tensor" in spec for spec in specs):
+        remedy = "set train.rules=fsdp_tp" if rules != "fsdp_tp" else "give one that divides heads and widths, or 1"
+        raise UserError(f"mesh tensor={ways} splits no parameter of {type(task).__name__} (rules {rules}); {remedy}.")
+    length, ways = getattr(task, "sequence_length", None), mesh.shape["sequence"]
+    if ways > 1 and (length is None or length % ways):
+        has = "no sequence that can be split" if length is None else f"a sequence of {length} tokens"
+        raise UserError(f"mesh sequence={ways} does not fit {type(task).__name__}, which has {has}; leave it at 1.")
+
+
 def place_frozen(frozen: Any, mesh: Mesh, rules: str) -> Any:
-    """Frozen parameters on the mesh: whole on every device under "dp", else large ones split over the axis "fsdp"."""
+    """Frozen parameters on the mesh, as `frozen_places` says; {} for None."""
+    frozen = frozen if frozen is not None else {}
+    return jax.device_put(frozen, frozen_places(frozen, mesh, rules))
+
+
+def frozen_places(frozen: Any, mesh: Mesh, rules: str) -> Any:
+    """A sharding per frozen array: whole on every device under "dp", else large ones split over the axis "fsdp"."""
     ways = mesh.shape["fsdp"] if rules != "dp" else 1
 
     def of(leaf):
@@ -91,8 +118,7 @@ def place_frozen(frozen: Any, mesh: Mesh, rules: str) -> Any:
         axis = divisible.index(max(divisible))
         return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
 
-    frozen = frozen if frozen is not None else {}
-    return jax.device_put(frozen, jax.tree.map(of, frozen))
+    return jax.tree.map(of, frozen)
 
 
 def _matrix(names):

@@ -42,7 +42,7 @@ def start(folder, mesh, what="a toy", task=ToyTask()):  # noqa: B008
         traced.append(1)
         return train_step(*arguments, task=task, optimisers=optimisers, ema_decay=CONFIG.ema_decay)
 
-    program = CompiledStep(step, places, Executables(pathlib.Path(folder), {"what": what}, mesh.devices.flat))
+    program = CompiledStep(step, places, mesh, Executables(pathlib.Path(folder), {"what": what}, mesh.devices.flat))
     source, before = ToyBatches(), state
     for _ in range(2):
         batch = next(source)

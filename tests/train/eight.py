@@ -33,6 +33,7 @@ from t2i_jax.train.step import train_step  # noqa: E402
 from tests.train.toy import ToyBatches, ToyTask  # noqa: E402
 
 MESHES = {"dp": {"data": 8}, "fsdp": {"data": 2, "fsdp": 4}, "fsdp_tp": {"data": 2, "fsdp": 2, "tensor": 2}}
+MORE = {"sequence": {"fsdp": 2, "sequence": 2, "tensor": 2}, "slices": {"slice": 2, "data": 2, "fsdp": 2}}
 # SGD-like: a large eps keeps Adam from blowing rounding differences of tiny gradients up to the size of a step.
 CONFIG = TrainConfig(batch_size=16, ema_decay=0.9, optim=OptimConfig(learning_rate=0.01, eps=1e-2, clip_norm=1.0))
 
@@ -55,7 +56,8 @@ def run(task, mesh, rules, frozen, batches, first=None):
     frozen = states.place_frozen(frozen, mesh, rules)
     for batch in batches:
         batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-        state, values = step(state, frozen, batch)
+        with jax.set_mesh(mesh):
+            state, values = step(state, frozen, batch)
         metrics.append({name: float(value) for name, value in values.items()})
     specs = jax.tree.map(lambda leaf: leaf.sharding.spec, state.params)
     return state, metrics, jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, PartitionSpec))
@@ -73,10 +75,11 @@ def compare(task, batches, frozen=None, tolerance=1e-4, presets=tuple(MESHES)):
     one = sharding.make_mesh(None, jax.devices()[:1])
     first = setting(task, one, "dp")[0](jax.random.key(0))
     alone, expected, _ = run(task, one, "dp", frozen, batches, first)
-    for rules, shape in ((rules, MESHES[rules]) for rules in presets):
+    for name, shape in ((name, (MESHES | MORE)[name]) for name in presets):
+        rules = sharding.rules_of(shape)
         state, metrics, specs = run(task, sharding.make_mesh(shape), rules, frozen, batches, first)
         axes = {axis for spec in specs for axis in spec if axis is not None}
-        assert axes == set(MESHES[rules]) - {"data"}, f"{rules}: parameters are split over {axes}"
+        assert axes == set(shape) & {"fsdp", "tensor"}, f"{name}: parameters are split over {axes}"
         for i, (want, have) in enumerate(zip(expected, metrics, strict=True)):
             for name, value in want.items():
                 close = np.isclose(have[name], value, rtol=1e-3, atol=1e-4)
@@ -225,6 +228,18 @@ def parti():
     compare(task, _random_batches(task, 2), {"tokenizer": weights})
 
 
+def sequence():
+    """Parti of the paper with its tokens split, and over two slices."""
+    from t2i_jax.models.parti_transformer import PartiTransformer
+    from t2i_jax.systems.parti import PartiTask
+    from t2i_jax.text.learned import LearnedText
+
+    text = LearnedText(dim=16, depth=1, heads=2, mlp_dim=32, vocab_size=32, max_length=6)
+    model = PartiTransformer(dim=16, depth=2, heads=2, mlp_dim=32, fmap_size=4, codebook_size=16)
+    task, presets = PartiTask(model, text), ("sequence", "slices")
+    compare(task, _random_batches(task, 2), presets=presets)
+
+
 def imagen():
     """The second stage of a cascade with a trained text encoder; one stage and one preset, for the sake of time.
 
@@ -245,6 +260,43 @@ def imagen():
     compare(task, _random_batches(task, 2), tolerance=5e-4, presets=("fsdp_tp",))
 
 
+def sampling():
+    """Pictures of Parti and of a cascade on a mesh are those of one device."""
+    from t2i_jax.models import image_tokenizer
+    from t2i_jax.models.parti_transformer import PartiTransformer
+    from t2i_jax.models.unet import Unet
+    from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
+    from t2i_jax.systems.imagen import ImagenTask
+    from t2i_jax.systems.imagen_stage import Stage
+    from t2i_jax.systems.imagen_system import ImagenSystem
+    from t2i_jax.systems.parti import PartiSystem, PartiTask
+    from t2i_jax.systems.placement import on_mesh
+    from t2i_jax.text.stored import StoredText
+
+    text, key = StoredText(dim=8, max_length=4), jax.random.key(0)
+    prompts = np.random.default_rng(0).normal(size=(4, 4, 8)).astype(np.float32), np.ones((4, 4), bool)
+    net = ViTVQGAN(
+        image_size=8, patch_size=2, dim=16, layers=1, heads=2, mlp_dim=32, codebook_size=16, codebook_dim=4
+    )
+    parti = PartiTask(PartiTransformer(dim=16, depth=1, heads=2, mlp_dim=32), text, net)
+    unet = Unet(
+        dim=8, dim_mults=(1, 2), attn_heads=2, attn_dim_head=4, layer_attns=False, layer_cross_attns=(False, True),
+        attn_pool_text=False, max_text_len=4, num_resnet_blocks=0, attend_at_middle=False, init_cross_embed=False,
+        init_conv_kernel_size=3,
+    )  # fmt: skip
+    cascade = ImagenTask((Stage(unet, image_size=8),), text)
+    weights = jax.tree.map(lambda w: w + 0.1 * jax.random.normal(key, w.shape), sharding.unbox(cascade.init(key)[0]))
+    tokenizer = {"tokenizer": sharding.unbox(image_tokenizer.init(net, key))}
+    for system, options in (
+        (PartiSystem(parti, sharding.unbox(parti.init(key)[0]), tokenizer), {"temperature": 0.0}),
+        (ImagenSystem(cascade, weights, {"stage_1": 1}), {"steps": 3, "sampler": "ddim"}),
+    ):
+        there = on_mesh(system, {"data": 2, "fsdp": 2, "tensor": 2})
+        assert any("tensor" in leaf.sharding.spec for leaf in jax.tree.leaves(there.weights))
+        alone, shared = (one.generate(prompts, **options).astype(int) for one in (system, there))
+        assert np.ptp(alone) > 10 and np.max(np.abs(alone - shared)) <= 1, type(system).__name__
+
+
 def _random_batches(task, count):
     rng = np.random.default_rng(0)
 
@@ -257,7 +309,7 @@ def _random_batches(task, count):
     return [{name: draw(shape) for name, shape in spec.items()} for _ in range(count)]
 
 
-CASES = {case.__name__: case for case in (toy, frozen, strided, tokenizer, gan, parti, imagen)}
+CASES = {case.__name__: case for case in (toy, frozen, strided, tokenizer, gan, parti, sequence, imagen, sampling)}
 
 if __name__ == "__main__":
     assert jax.device_count() == 8

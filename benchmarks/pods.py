@@ -1,0 +1,133 @@
+"""The tables of docs/pods.md: training steps compiled for TPU slices that are not there.
+
+    python benchmarks/pods.py               # all rows; one takes minutes, and up to some 10 GB
+    python benchmarks/pods.py 3b 20b        # these alone; the others stay as they were measured
+
+Figures are kept in docs/pods.json, and the tables in docs/pods.md are written from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_FIGURES, _PAGE = _ROOT / "docs" / "pods.json", _ROOT / "docs" / "pods.md"
+
+PAPERS = {  # recipe, slice, and more arguments
+    "350m": ("configs/parti/paper_350m.py", "v4:4x4x8", []),
+    "750m": ("configs/parti/paper_750m.py", "v4:8x8x4", []),
+    "3b": ("configs/parti/paper_3b.py", "v4:8x8x8", []),
+    "20b": ("configs/parti/paper_20b.py", "v5p:8x8x8", []),
+    "vit_vqgan": ("configs/parti/paper_vit_vqgan.py", "v4:4x4x8", []),
+    "base": ("configs/imagen/paper_base.py", "v4:8x8x4", []),
+    "larger": ("configs/imagen/paper_larger.py", "v4:4x4x8", []),
+    "largest": ("configs/imagen/paper_largest.py", "v4:4x4x8", []),
+}
+SCALING = {  # weak: two rows of the batch for each chip
+    f"3b_{chips}": ("configs/parti/paper_3b.py", f"v5p:{shape}", [f"train.batch_size={2 * chips}"])
+    for chips, shape in ((64, "4x4x4"), (256, "4x8x8"), (1024, "8x8x16"), (4096, "16x16x16"))
+}
+
+
+def measure(config: str, topology: str, more: list[str]) -> dict:
+    """The figures of one `t2i compile`, with the seconds and the memory (GB) that it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder) / "report.json"
+        command = [sys.executable, "-m", "t2i_jax.cli.main", "compile", config, *more, "--topology", topology]
+        start = time.monotonic()
+        process = subprocess.Popen([*command, "--json", str(out)], cwd=_ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+        _, status, used = os.wait4(process.pid, 0)
+        if not out.is_file():
+            sys.exit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
+        took = {"took_seconds": time.monotonic() - start, "took_gb": used.ru_maxrss / 1e6}
+        return {"config": config, "more": more, **json.loads(out.read_text()), **took}
+
+
+def papers(figures: dict) -> str:
+    """The table of recipes at the papers' sizes."""
+    head = (
+        "recipe", "slice", "chips", "arguments GiB", "peak GiB", "of", "TFLOP", "HBM GB", "sent GB", "compute s", "memory s",
+        "interconnect s", "MFU up to", "compiled in s", "with GB",
+    )  # fmt: skip
+    rows = []
+    for name in PAPERS:
+        if (one := figures.get(name)) is None:
+            continue
+        peak = f"{one['peak']:.1f}" if one["fits"] else f"does not fit ({one['temporaries']:.0f})"
+        rows.append((
+            f"`{one['config']}`", one["topology"], one["chips"], f"{one['arguments']:.2f}", peak, f"{one['hbm']:.0f}",
+            f"{one['flops'] / 1e12:.1f}", f"{one['traffic'] / 1e9:.0f}", f"{sum(one['collectives'].values()) / 1e9:.2f}",
+            f"{one['compute']:.3f}", f"{one['memory']:.3f}", f"{one['interconnect']:.3f}", f"{one['mfu']:.0%}",
+            f"{one['took_seconds']:.0f}", f"{one['took_gb']:.1f}",
+        ))  # fmt: skip
+    return _table(head, rows)
+
+
+def scaling(figures: dict) -> str:
+    """The table of one recipe on more and more chips."""
+    head = ("chips", "slice", "batch", "peak GiB", "TFLOP", "HBM GB", "sent GB", "step at least s", "compiled in s")
+    rows = []
+    for name in SCALING:
+        if (one := figures.get(name)) is None:
+            continue
+        step = max(one["compute"], one["memory"], one["interconnect"])
+        rows.append((
+            one["chips"], one["topology"], one["more"][0].split("=")[1], f"{one['peak']:.2f}",
+            f"{one['flops'] / 1e12:.2f}", f"{one['traffic'] / 1e9:.1f}", f"{sum(one['collectives'].values()) / 1e9:.2f}",
+            f"{step:.3f}", f"{one['took_seconds']:.0f}",
+        ))  # fmt: skip
+    return _table(head, rows)
+
+
+def plot(figures: dict) -> None:
+    """docs/pods.png: per chip, products, memory and what is sent, over the number of chips."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    found = [figures[name] for name in SCALING if name in figures]
+    chips = [one["chips"] for one in found]
+    kinds = {
+        "TFLOP": [one["flops"] / 1e12 for one in found],
+        "peak GiB": [one["peak"] for one in found],
+        "sent GB": [sum(one["collectives"].values()) / 1e9 for one in found],
+    }
+    figure, axes = pyplot.subplots(1, len(kinds), figsize=(9, 2.6), layout="constrained")
+    for axis, (kind, values) in zip(axes, kinds.items(), strict=True):
+        axis.plot(chips, values, marker="o")
+        axis.set(xscale="log", xlabel="chips", title=f"{kind} per chip and step", ylim=(0, 1.25 * max(values)))
+        axis.set_xticks(chips, [str(count) for count in chips])
+        axis.minorticks_off()
+    figure.savefig(_FIGURES.with_suffix(".png"), dpi=110)
+
+
+def _table(head, rows):
+    line = lambda cells: "| " + " | ".join(map(str, cells)) + " |"
+    return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])
+
+
+def _between(page, mark, text):
+    start, end = f"<!-- {mark} -->\n", f"\n<!-- end of {mark} -->"
+    before, rest = page.split(start)
+    return before + start + text + end + rest.split(end)[1]
+
+
+if __name__ == "__main__":
+    rows = PAPERS | SCALING
+    figures = json.loads(_FIGURES.read_text()) if _FIGURES.is_file() else {}
+    for name in sys.argv[1:] or rows:
+        if name not in rows:
+            sys.exit(f"row={name!r} is not known; known: {', '.join(rows)}.")
+        figures[name] = measure(*rows[name])
+        _FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
+    page = _between(_PAGE.read_text(), "papers", papers(figures))
+    _PAGE.write_text(_between(page, "scaling", scaling(figures)))
+    if any(name in figures for name in SCALING):
+        plot(figures)

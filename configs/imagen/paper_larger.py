@@ -1,0 +1,29 @@
+"""Imagen's second stage at the sizes of the paper: 64 to 256 pixels, trained on crops of 64, batch 2048. Not yet run.
+
+    t2i compile configs/imagen/paper_larger.py --topology v4:8x4x4
+
+All else as in paper_base.py beside it, but for Adam in Adafactor's place.
+"""
+
+import dataclasses
+import pathlib
+
+from t2i_jax import Ddpm, NullUnet, OptimConfig, Recipe, Stage, SRUnet256
+from t2i_jax.recipe import load_recipe
+
+
+def get_config() -> Recipe:
+    """The stage alone; the smaller picture is made of the larger one."""
+    recipe = load_recipe(pathlib.Path(__file__).with_name("paper_base.py"))
+    unet = SRUnet256(dtype="bfloat16", remat="full")
+    stages = (
+        Stage(NullUnet(), image_size=64),
+        Stage(unet, image_size=256, crop_size=64, noise=Ddpm(schedule="cosine")),
+    )
+    return dataclasses.replace(
+        recipe,
+        task=dataclasses.replace(recipe.task, stages=stages),
+        data=dataclasses.replace(recipe.data, image_size=256),
+        train=dataclasses.replace(recipe.train, optim=OptimConfig(learning_rate=1e-4, warmup_steps=10_000)),
+        evaluation=dataclasses.replace(recipe.evaluation, guidance=8.0),
+    )

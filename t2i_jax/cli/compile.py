@@ -1,0 +1,122 @@
+"""`t2i compile CONFIG --topology SLICE`: the training step compiled for TPUs that are not there, and its costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Annotated
+
+import tyro
+
+
+def compile_for(
+    config: Annotated[pathlib.Path, tyro.conf.Positional],
+    overrides: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    *,
+    topology: str,
+    mesh: str | None = None,
+    search: bool = False,
+    generate: int | None = None,
+    json_file: Annotated[pathlib.Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Compile a recipe's training step for a TPU slice on any machine, and tell what each chip will do.
+
+    Exit status: 0 it fits; 1 it does not; 2 a mistake in what was given. Needs libtpu, no TPU.
+
+    Args:
+        config: A recipe file with get_config(), such as configs/parti/paper_3b.py.
+        overrides: Fields to change, as train.batch_size=4096.
+        topology: The slice, as v5p:8x8x8, or several of them, as 2*v5e:16x16.
+        mesh: Sizes of the mesh's axes, as data=2,fsdp=4,tensor=2; the recipe's own by default.
+        search: Try what the backward pass may recompute and in how many parts a batch may be worked off; name the
+            fastest.
+        generate: Sampling instead: so many pictures at a time, guided, in one program per stage.
+        json_file: A file for the figures; of --search and --generate several, by name.
+    """
+    import jax
+
+    from t2i_jax.config import override
+    from t2i_jax.recipe import load_recipe, with_mesh
+    from t2i_jax.train import ahead
+
+    jax.config.update("jax_enable_compilation_cache", False)  # it can't keep programs for devices that are not there
+    recipe = with_mesh(override(load_recipe(config), overrides), mesh)
+    ahead.slice_devices(topology)  # refused before anything long
+    if generate is not None:
+        reports = ahead.compile_sampling(*_parts(recipe), topology, generate)
+        for name, one in reports.items():
+            print(f"{name}, {generate} at a time:\n{ahead.text(one)}")
+        _write(json_file, {name: dataclasses.asdict(one) for name, one in reports.items()})
+        sys.exit(0 if all(one.fits for one in reports.values()) else 1)
+    if search:
+        reports = dict(_search(recipe, topology))
+        best = min(reports, key=lambda name: (not reports[name].fits, reports[name].step))
+        print(_comparison(reports))
+        report = reports[best]
+        print(f"fastest that fits: {best}" if report.fits else "nothing fits")
+    else:
+        reports, report = {}, _compile(recipe, topology)
+    print(ahead.text(report))
+    figures = {name: dataclasses.asdict(one) for name, one in reports.items()}
+    _write(json_file, figures if search else dataclasses.asdict(report))
+    if not report.fits:
+        sys.exit(1)
+
+
+def _write(path, figures):
+    if path is not None:
+        path.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _compile(recipe, topology):
+    from t2i_jax.train import ahead
+
+    return ahead.compile_step(*_parts(recipe), topology)
+
+
+def _parts(recipe):
+    """(task, its TrainConfig, shapes of what is frozen)."""
+    task = recipe.task
+    if getattr(task, "tokenizer", recipe) is None and dataclasses.is_dataclass(recipe.tokenizer):
+        task = dataclasses.replace(task, tokenizer=recipe.tokenizer.task.model)
+    return task, recipe.train, task.frozen_shapes() if hasattr(task, "frozen_shapes") else {}
+
+
+def _search(recipe, topology):
+    """(settings, report) of each combination; a batch in more parts is tried only where fewer do not fit."""
+    from t2i_jax.config import override, to_dict
+
+    fields = ["task." + path for path in _named("remat", to_dict(recipe.task))]
+    for policy in ("none", "dots", "full"):
+        for parts in (1, 2, 4, 8):
+            if recipe.train.batch_size % parts:
+                continue
+            settings = [f"{field}={policy}" for field in fields] + [f"train.accumulate={parts}"]
+            report = _compile(override(recipe, settings), topology)
+            yield f"remat={policy} train.accumulate={parts}", report
+            if report.fits:
+                break
+        if not fields:
+            break
+
+
+def _named(name, tree, path=""):
+    """The paths of all entries of this name, a string each, in stored JSON."""
+    if isinstance(tree, dict):
+        entries = tree.items()
+    else:
+        entries = enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in entries:
+        if key == name and isinstance(value, str):
+            yield f"{path}{key}"
+        yield from _named(name, value, f"{path}{key}.")
+
+
+def _comparison(reports):
+    lines = [f"{'':40} {'fits':>5} {'peak GiB':>9} {'step s':>8} {'MFU':>5}"]
+    for name, one in reports.items():
+        figures = f"{one.peak:9.1f} {one.step:8.3f} {one.mfu:5.0%}" if one.fits else f"{one.temporaries:9.1f}"
+        lines.append(f"{name:40} {'yes' if one.fits else 'no':>5} {figures}")
+    return "\n".join(lines)

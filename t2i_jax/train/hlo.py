@@ -1,0 +1,301 @@
+"""What a compiled program does, counted in its HLO text: products, traffic with the memory, collectives.
+
+XLA's own `cost_analysis` counts the body of a loop once; a scanned transformer is one such body.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+_BITS = {
+    "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16, "s32": 32, "u32": 32,
+    "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128,
+}  # fmt: skip
+_ARRAY = re.compile(r"\b(pred|bf16|f8\w*|[sufc]\d+)\[([\d,]*)\](\{[^}]*\})?")
+_NAME = re.compile(r"%([\w.\-]+)")
+_CALLED = re.compile(r"\b(?:calls|to_apply|called_computations)=\{?%?([\w.\-]+)")
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_SLICING = ("dynamic-slice", "dynamic-update-slice")
+_KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}  # products of queries and keys, half of each
+_FREE = {  # move nothing
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
+    "while", "conditional", "call", "opt-barrier", "send", "recv",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of HLO: the shape of its result, its operation, its operands' names, and all that follows as written."""
+
+    name: str
+    shape: str
+    operation: str
+    operands: tuple[str, ...]
+    rest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective operation.
+
+    Attributes:
+      kind: as "all-gather". size: bytes of the whole array on one device: what is gathered, reduced or exchanged.
+      group: ids of the devices that take part with the first one. times: how often it runs in a step.
+    """
+
+    kind: str
+    size: int
+    group: tuple[int, ...]
+    times: int
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends in a step, by a ring over the group."""
+        ways = len(self.group)
+        share = {"all-reduce": 2 * (ways - 1) / max(ways, 1), "collective-permute": 1.0}
+        return self.times * self.size * share.get(self.kind, (ways - 1) / max(ways, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of one run of a program on one device.
+
+    Attributes:
+      flops: of matrix products and convolutions (multiply-add = 2). traffic: bytes between chip and HBM, by each
+        operation's operands and results. collectives: within a slice. between_slices: bytes sent to other slices.
+    """
+
+    flops: float
+    traffic: float
+    collectives: tuple[Collective, ...]
+    between_slices: float
+
+
+def cost(text: str, devices: int) -> Cost:
+    """Counts a program's HLO text, as `compiled.as_text()` gives it; loops count as often as they run.
+
+    Args:
+      devices: on which it runs in all, for collectives over everything.
+    """
+    program, entry = _parse(text)
+    shapes = {line.name: line.shape for body in program.values() for line in body}  # names are a module's own
+    flops, traffic, between, collectives = 0.0, 0.0, 0.0, []
+    for name, times in _runs(program, entry).items():
+        body = program[name]
+        flops += times * sum(_flops(line, shapes) for line in _inside(program, body))
+        for line in body:
+            traffic += times * _traffic(line, shapes, program)
+            if line.operation == "send" and "megascale" in line.rest:  # the runtime between slices takes it from there
+                between += times * _bytes(shapes.get(line.operands[0], ""))
+            kind = line.operation.removesuffix("-start")
+            if kind in _COLLECTIVES:
+                size = max(_bytes(line.shape), sum(_bytes(shapes.get(o, "")) for o in line.operands))
+                size = size // 2 if line.operation.endswith("-start") and kind != "all-reduce" else size
+                collectives.append(Collective(kind, size, _group(line.rest, devices), times))
+    return Cost(flops, traffic, tuple(collectives), between)
+
+
+def _parse(text):
+    """(instructions by computation, name of the entry)."""
+    program, entry, lines = {}, "", []
+    for line in text.splitlines():
+        if line.endswith("{") and (start := re.match(r"(ENTRY )?%?([\w.\-]+) \(", line)):
+            lines = program[start[2]] = []
+            entry = start[2] if start[1] else entry
+        elif " = " in line and line.startswith("  "):
+            lines.append(_instruction(line))
+    return program, entry
+
+
+def _instruction(line):
+    name, _, right = line.strip().removeprefix("ROOT ").partition(" = ")
+    end = _closing(right) if right.startswith("(") else right.index(" ")
+    shape, right = right[:end], right[end:].strip()
+    operation, _, _ = right.partition("(")
+    right = right[len(operation) :]
+    end = _closing(right)
+    return Instruction(name.lstrip("%"), shape, operation, tuple(_NAME.findall(right[:end])), right)
+
+
+def _closing(text):
+    """The place behind the parenthesis that closes the first one."""
+    depth = 0
+    for place, letter in enumerate(text):
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        if not depth:
+            return place + 1
+    return len(text)
+
+
+def _runs(program, entry) -> Mapping[str, int]:
+    """How often each computation runs that is not part of a fusion."""
+    runs: dict[str, int] = collections.defaultdict(int)
+
+    def visit(name, times):
+        runs[name] += times
+        for line in program[name]:
+            if line.operation == "while":
+                body, condition = (re.search(rf"{part}=%?([\w.\-]+)", line.rest)[1] for part in ("body", "condition"))
+                visit(body, times * _trips(line, program, condition))
+            elif line.operation == "conditional":
+                for branch in re.findall(r"(?:true_computation|false_computation)=%?([\w.\-]+)", line.rest):
+                    visit(branch, times)
+            elif line.operation in ("call", "async-start") and (called := _CALLED.search(line.rest)):
+                visit(called[1], times)
+
+    visit(entry, 1)
+    return runs
+
+
+def _trips(line, program, condition):
+    """How often a loop runs: as its line says, or the number that its condition compares with."""
+    if told := re.search(r"known_trip_count[^0-9]*(\d+)", line.rest):
+        return int(told[1])
+    compared = [inner for inner in _inside(program, program[condition]) if inner.operation == "constant"]
+    numbers = [re.match(r"\((\d+)\)", inner.rest) for inner in compared if inner.shape.startswith("s32[]")]
+    return max((int(number[1]) for number in numbers if number), default=1)
+
+
+def _inside(program, body) -> Iterator[Instruction]:
+    """The instructions of a computation and of the fusions in it."""
+    for line in body:
+        yield line
+        if line.operation == "fusion" and (called := _CALLED.search(line.rest)):
+            yield from _inside(program, program[called[1]])
+
+
+@functools.lru_cache(maxsize=None)
+def _arrays(shape: str) -> Sequence[tuple[str, tuple[int, ...], str]]:
+    """(dtype, sizes, layout) of each array of a shape."""
+    return [
+        (dtype, tuple(map(int, filter(None, sizes.split(",")))), layout or "")
+        for dtype, sizes, layout in _ARRAY.findall(shape)
+    ]
+
+
+def _bytes(shape, only_hbm=False):
+    """Bytes of all arrays; `only_hbm`: without those that lie in the chip's own memory, "S(1)" in a layout."""
+    return _total(_arrays(shape), only_hbm)
+
+
+def _total(arrays, only_hbm=False):
+    wanted = [a for a in arrays if not only_hbm or "S(" not in a[2]]
+    return sum(math.prod(sizes) * _BITS.get(dtype, 8) // 8 for dtype, sizes, _ in wanted)
+
+
+def _traffic(line, shapes, program):
+    """Bytes that an instruction reads from and writes to HBM; of what it slices, the slices alone."""
+    if line.operation in _FREE or line.operation.endswith("-done") or line.operation == "async-start":
+        return 0
+    if line.operation == "dynamic-slice":
+        return 2 * _bytes(line.shape, True)
+    if line.operation == "dynamic-update-slice":
+        return 2 * _bytes(shapes.get(line.operands[1], ""), True)
+    read = [shapes.get(name, "") for name in line.operands]
+    if line.operation == "fusion":
+        inner = {one.name: one for one in program[_CALLED.search(line.rest)[1]]}
+        return sum(_read(inner, i, shape) for i, shape in enumerate(read)) + _written(inner, line.shape)
+    written = _arrays(line.shape)
+    written = written[:1] if line.operation.endswith("-start") else written  # behind it stands what is read
+    return sum(_bytes(shape, True) for shape in read) + _total(written, True)
+
+
+def _read(inner, number, shape):
+    """Bytes that a fusion reads of an operand."""
+    parameters = [one for one in inner.values() if one.operation == "parameter"]
+    own = next((one for one in parameters if one.rest.startswith(f"({number})")), None)
+    users = _users(inner, own.name) if own is not None else []
+    if users and all(user.operation in _SLICING and _seen(inner, user.operands[0]) == own.name for user in users):
+        return min(sum(_bytes(user.shape) for user in users if user.operation == "dynamic-slice"), _bytes(shape, True))
+    return _bytes(shape, True)
+
+
+def _users(inner, name):
+    """The instructions that use a value, also under another shape."""
+    users = [one for one in inner.values() if name in one.operands]
+    again = [more for one in users if one.operation == "bitcast" for more in _users(inner, one.name)]
+    return [one for one in users if one.operation != "bitcast"] + again
+
+
+def _seen(inner, name):
+    while inner[name].operation == "bitcast":
+        name = inner[name].operands[0]
+    return name
+
+
+def _written(inner, shape):
+    """Bytes that a fusion writes: of an array that it updates in place, the update."""
+    root = list(inner.values())[-1]
+    outputs = root.operands if root.operation == "tuple" else (root.name,)
+    total = 0
+    for name, array in zip(outputs, _arrays(shape), strict=False):
+        made = inner[_seen(inner, name)]
+        updated = made.operation == "dynamic-update-slice"
+        total += _bytes(inner[made.operands[1]].shape) if updated else _total([array], True)
+    return total
+
+
+def _flops(line, shapes):
+    if line.operation == "dot":
+        left = _arrays(shapes[line.operands[0]])[0][1]
+        over = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.rest)
+        summed = math.prod(left[int(axis)] for axis in over[1].split(",") if axis) if over else 1
+        return 2 * math.prod(_arrays(line.shape)[0][1]) * summed
+    if line.operation == "custom-call":
+        return _kernel(line, shapes)
+    return _convolution(line, shapes) if line.operation == "convolution" else 0
+
+
+def _kernel(line, shapes):
+    """Of splash attention, which sees the half of all pairs; queries come as (batch, heads, length, width)."""
+    products = next((count for name, count in _KERNELS.items() if line.name.startswith(name)), 0)
+    arrays = [sizes for name in line.operands for _, sizes, _ in _arrays(shapes.get(name, "")) if len(sizes) == 4]
+    return products * math.prod(arrays[0]) * arrays[0][2] if products and arrays else 0
+
+
+def _convolution(line, shapes):
+    """Multiply-adds that touch no padding and no hole of a dilation, times two."""
+    left, right, out = (
+        _arrays(shape)[0][1] for shape in (*(shapes[name] for name in line.operands[:2]), line.shape)
+    )
+    of_left, of_right, of_out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.rest).groups()
+    window = dict(re.findall(r"(size|stride|pad|lhs_dilate|rhs_dilate)=([\d_x\-]+)", line.rest))
+    spatial = [label for label in of_out if label.isdigit()]
+    groups = re.search(r"batch_group_count=(\d+)", line.rest)
+    total = 2 * left[of_left.index("b")] // int(groups[1] if groups else 1)
+    total *= right[of_right.index("i")] * right[of_right.index("o")]
+    for n, label in enumerate(spatial):
+        at = lambda key, usual: window[key].split("x")[n] if key in window else usual
+        steps = np.arange(out[of_out.index(label)])[:, None] * int(at("stride", 1))
+        taps = np.arange(right[of_right.index(label)])[None] * int(at("rhs_dilate", 1))
+        holes = int(at("lhs_dilate", 1))
+        places = steps + taps - int(str(at("pad", "0_0")).rsplit("_", 1)[0])
+        inside = (places >= 0) & (places < (left[of_left.index(label)] - 1) * holes + 1) & (places % holes == 0)
+        total *= int(inside.sum())
+    return total
+
+
+def _group(rest, devices):
+    """The ids of the devices that exchange with the first one."""
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+        axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
+        ids = np.arange(math.prod(axes.values())).reshape(tuple(axes.values()))
+        split = re.findall(r"'([^']+)'", mesh[2])
+        return tuple(ids[tuple(slice(None) if name in split else 0 for name in axes)].reshape(-1).tolist())
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
+        shape, of, order = (tuple(map(int, part.split(","))) if part else None for part in iota.groups())
+        ids = np.arange(math.prod(of)).reshape(of)
+        ids = ids.transpose(order) if order else ids
+        return tuple(ids.reshape(shape).reshape(-1, shape[-1])[0].tolist())
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+        return tuple(map(int, listed[1].split(",")))
+    if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", rest):
+        return (int(pairs[1]), int(pairs[2]))
+    return tuple(range(devices))

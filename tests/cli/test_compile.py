@@ -1,0 +1,57 @@
+"""`t2i compile` on tiny recipes, with the real TPU compiler."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import pytest
+
+from t2i_jax.cli.compile import compile_for
+from t2i_jax.errors import UserError
+from tests.e2e import tiny, tiny_imagen
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is installed on Linux x86-64 alone"
+)
+
+
+@pytest.fixture(autouse=True)
+def _the_cache_is_on_again():
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
+def test_a_step_that_fits_is_told_and_written(tmp_path, capsys):
+    out = tmp_path / "report.json"
+    compile_for(pathlib.Path(tiny.__file__), ("train.batch_size=8",), topology="v5e:2x2", mesh="fsdp=4", json_file=out)
+    told, report = capsys.readouterr().out, json.loads(out.read_text())
+    assert "v5e:2x2: 4 chips, fsdp=4" in told and "fits: peak" in told and "MFU up to" in told
+    assert report["fits"] and report["mesh"] == {"fsdp": 4} and report["collectives"]
+
+
+def test_a_step_that_does_not_fit_ends_with_1_and_says_what_is_large(capsys):
+    huge = ("task.model.dim=65536", "task.model.heads=512", "task.model.mlp_dim=262144")
+    with pytest.raises(SystemExit) as stop:
+        compile_for(pathlib.Path(tiny.__file__), huge, topology="v5e:2x2")
+    told = capsys.readouterr().out
+    assert stop.value.code == 1 and "does not fit" in told and "largest arrays" in told and "kernel" in told
+
+
+def test_sampling_is_compiled_stage_by_stage(tmp_path, capsys):
+    out = tmp_path / "report.json"
+    with pytest.raises(SystemExit) as stop:
+        compile_for(pathlib.Path(tiny_imagen.__file__), topology="v5e:2x2", generate=8, json_file=out)
+    assert stop.value.code == 0 and "stage 2, 8 at a time" in capsys.readouterr().out
+    assert set(json.loads(out.read_text())) == {"stage 1", "stage 2"}
+
+
+def test_the_search_names_the_fastest(capsys):
+    compile_for(pathlib.Path(tiny.__file__), topology="v5e:2x2", mesh="data=2,tensor=2", search=True)
+    told = capsys.readouterr().out
+    assert "remat=full train.accumulate=1" in told and "fastest that fits: remat=" in told
+
+
+def test_a_mesh_that_does_not_fit_is_refused():
+    with pytest.raises(UserError, match="does not fit 4 device"):
+        compile_for(pathlib.Path(tiny.__file__), topology="v5e:2x2", mesh="data=3")
