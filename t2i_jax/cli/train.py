@@ -13,20 +13,23 @@ def train(
     overrides: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     workdir: pathlib.Path | None = None,
 ) -> None:
-    """Train a recipe; a run that was stopped carries on by itself.
+    """Train a recipe; a run that was stopped carries on by itself. Several processes train together, see the README.
 
     Args:
         config: A recipe file with get_config(), such as configs/parti/shapes.py.
         overrides: Fields to change, as train.steps=1000 data.source=folder:photos.
         workdir: Folder of the run; runs/<family>-<recipe> by default.
     """
-    from t2i_jax import previews, runs
+    from t2i_jax import previews, processes, runs
     from t2i_jax.config import override
     from t2i_jax.recipe import load_recipe
 
-    recipe = override(load_recipe(config), overrides)
-    workdir = workdir or pathlib.Path("runs") / f"{config.resolve().parent.name}-{config.stem}"
-    system = runs.train(recipe, workdir)
-    for name, value in previews.evaluate(recipe, system, workdir).items():
-        print(f"{name}: {value:.4g}")
-    print(f"done: {workdir} (pictures in {workdir / 'samples'})")
+    with processes.joined():
+        recipe = override(load_recipe(config), overrides)
+        workdir = workdir or pathlib.Path("runs") / f"{config.resolve().parent.name}-{config.stem}"
+        system = runs.train(recipe, workdir)
+        figures = previews.evaluate(recipe, system, workdir)
+        if processes.is_first():
+            for name, value in figures.items():
+                print(f"{name}: {value:.4g}")
+            print(f"done: {workdir} (pictures in {workdir / 'samples'})")

@@ -10,16 +10,16 @@ from typing import Any
 
 import jax
 
-from t2i_jax import sharding
+from t2i_jax import processes, sharding
 from t2i_jax.config import to_dict
-from t2i_jax.errors import UserError
+from t2i_jax.errors import Preempted, UserError
 from t2i_jax.train import state as states
 from t2i_jax.train.checkpoint import Checkpoints
 from t2i_jax.train.compiled import CompiledStep
 from t2i_jax.train.config import TrainConfig, refuse_other_run
 from t2i_jax.train.log import Log
 from t2i_jax.train.pace import Pace
-from t2i_jax.train.preemption import Preempted, Stop
+from t2i_jax.train.preemption import Stop
 from t2i_jax.train.step import train_step
 from t2i_jax.train.stream import Stream
 from t2i_jax.types import Task, TrainState
@@ -63,28 +63,28 @@ def fit(
     """Trains until `config.steps`, from the newest checkpoint of `workdir` where there is one.
 
     Args:
-      batches: iterator of dicts of NumPy arrays (this process's share of a batch) with `get_state()` (JSON values)
-        and `set_state(state)`.
+      batches: iterator of dicts of NumPy arrays, this process's rows of a batch (`sharding.rows_of_processes`), with
+        `get_state()` (JSON values) and `set_state(states)`, which is given the states of all processes that saved.
       frozen: parameters that the step reads and never changes.
       extra_config: JSON values stored in every checkpoint and compared with those of the checkpoint resumed from;
         None: the task and `config`.
       allowed: fields of `extra_config` (with everything below them) that may differ from the checkpoint's.
 
     Raises:
-      UserError: the checkpoint was made with another configuration; a batch does not fit; the disk is full; too many
-        updates in a row were not finite.
+      UserError: the checkpoint was made with another configuration; processes were given different ones; a batch does
+        not fit; the disk is full; too many updates in a row were not finite.
       Preempted: after SIGTERM or SIGINT, with everything saved.
     """
     workdir = pathlib.Path(workdir)
     mesh = sharding.make_mesh(config.mesh)
     config.check_batch(mesh)
     stored = dict(extra_config or {"task": to_dict(task), "train": to_dict(config)})
+    processes.check_same(stored, "another configuration", "give every process the same command")
     optimisers = states.optimisers_of(task, config)
     start = states.start_of(task, optimisers, config.ema_decay)
     abstract = states.abstract(start, task, mesh, config.rules)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    checkpoints = Checkpoints(workdir, config.keep)
-    try:
+    with Checkpoints(workdir, config.keep) as checkpoints:
         restored = checkpoints.restore(abstract, lambda old: refuse_other_run(old, stored, allowed, workdir))
         if restored is None:
             state = jax.jit(start, out_shardings=shardings)(jax.random.key(config.seed))
@@ -99,7 +99,7 @@ def fit(
         run = _Run(
             config, stored, states.place_frozen(frozen, mesh, config.rules),
             CompiledStep(step, shardings),
-            Stream(batches, task.batch_spec(config.batch_size // jax.process_count()), mesh), checkpoints,
+            Stream(batches, task.batch_spec, config.batch_size, mesh), checkpoints,
             Log(workdir, int(state.step), config.steps, config.wandb_project), hooks,
         )  # fmt: skip
         try:
@@ -107,8 +107,6 @@ def fit(
         finally:
             run.stream.close()
             run.log.close()
-    finally:
-        checkpoints.close()
 
 
 def _train(run, state, pace):
@@ -119,7 +117,7 @@ def _train(run, state, pace):
     with Stop() as stop:
         while done < steps:
             item = run.stream.next(stop.asked)
-            if item is None:
+            if stop.agreed():
                 _stop_here(run, done, state, position)
             batch, position = item
             state, metrics = run.step(state, run.frozen, batch)
@@ -128,19 +126,23 @@ def _train(run, state, pace):
             before = metrics
             if done % run.config.log_every == 0 or done == steps or pace.is_first:
                 _tell(run, pace, done, state, metrics)
-            if stop.reached(done):
+            due = [hook for hook in run.hooks if done % hook.every == 0 or done == steps]
+            if due and stop.agreed():  # before what may take long
                 _stop_here(run, done, state, position)
             with pace.pause(), run.checkpoints.full_disk_refused():
-                for hook in run.hooks:
-                    if done % hook.every == 0 or done == steps:
-                        hook.run(state, done, run.log)
+                for hook in due:
+                    hook.run(state, done, run.log)
                 if done % run.config.save_every == 0 or done == steps:
-                    run.checkpoints.save(done, state, position, run.stored)
+                    _save(run, done, state, position)
     return state
 
 
+def _save(run, done, state, position):
+    run.checkpoints.save(done, state, processes.gather(position), run.stored)
+
+
 def _stop_here(run, done, state, position):
-    run.checkpoints.save(done, state, position, run.stored)
+    _save(run, done, state, position)
     run.checkpoints.wait()
     raise Preempted(f"stopped after step {done}, everything is saved; start the same command again to carry on.")
 

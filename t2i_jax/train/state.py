@@ -92,7 +92,7 @@ def place_frozen(frozen: Any, mesh: Mesh, rules: str) -> Any:
         return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
 
     frozen = frozen if frozen is not None else {}
-    return jax.device_put(frozen, jax.tree.map(of, frozen))
+    return sharding.put(frozen, jax.tree.map(of, frozen))
 
 
 def _matrix(names):

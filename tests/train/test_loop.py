@@ -80,9 +80,9 @@ def test_the_position_of_the_data_is_that_of_the_batches_trained_on(tmp_path):
     seen = []
 
     class Watched(ToyBatches):
-        def set_state(self, state):
-            seen.append(state)
-            super().set_state(state)
+        def set_state(self, states):
+            seen.extend(states)
+            super().set_state(states)
 
     _fit(tmp_path, steps=3)
     _fit(tmp_path, steps=4, batches=Watched())
