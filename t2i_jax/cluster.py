@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax._src import cloud_tpu_init
 
-from t2i_jax.errors import UserError
+from t2i_jax.errors import Preempted, UserError
 
 _PLAIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID")
@@ -72,7 +72,8 @@ def _plain(given):
     if not count.isdigit() or int(count) < 1:
         raise UserError(f"JAX_NUM_PROCESSES={count!r} is not a whole number from 1; give how many there are in all.")
     if not process.isdigit() or int(process) >= int(count):
-        raise UserError(f"JAX_PROCESS_ID={process!r} is none of {count} processes; count them from 0 to {int(count) - 1}.")
+        numbers = f"from 0 to {int(count) - 1}"
+        raise UserError(f"JAX_PROCESS_ID={process!r} is none of {count} processes; count them {numbers}.")
     return {
         "coordinator_address": address, "num_processes": int(count), "process_id": int(process),
         "cluster_detection_method": "deactivate",
@@ -103,8 +104,8 @@ def _kubernetes():
     if importlib.util.find_spec("kubernetes") is None:
         index = os.environ["JOB_COMPLETION_INDEX"]
         raise UserError(
-            f"JOB_COMPLETION_INDEX={index!r} makes this a pod of an indexed job, and the package that finds the others is "
-            f"missing; pip install kubernetes, or set {', '.join(_PLAIN)} (JAX_NUM_PROCESSES=1 for a process alone)."
+            f"JOB_COMPLETION_INDEX={index!r} makes this a pod of an indexed job, and the package that finds the others "
+            f"is missing; pip install kubernetes, or set {', '.join(_PLAIN)} (JAX_NUM_PROCESSES=1 for a process alone)."
         )
     return {"cluster_detection_method": "k8s"}
 
@@ -120,4 +121,4 @@ def _told(found):
 
 def _give_up(found):
     print(f"t2i: {_told(found)} has waited {_PATIENCE} s for the others; {_REMEDY}.", file=sys.stderr, flush=True)
-    os._exit(UserError.status)
+    os._exit(Preempted.status)  # perhaps one of them has just failed, and all start again

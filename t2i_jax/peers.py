@@ -1,13 +1,15 @@
 """A connection of every process to process 0: it carries values from each to all, and it breaks when one of them dies.
 
-What JAX itself does about a lost process is no help to a user: the others hang in a collective operation for minutes, or
-abort with a stack trace that names nobody.
+What JAX itself does about a lost process is no help to a user: the others hang in a collective operation for minutes,
+or abort with a stack trace that names nobody.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
+import multiprocessing
 import os
 import queue
 import secrets
@@ -35,7 +37,7 @@ class Peers:
     """
 
     def __init__(self, process: int, address: Mapping[str, Any], hub: Hub | None = None):
-        """Args: address: of the hub, as `Hub.address` in process 0 gave it. hub: in process 0."""
+        """Args: address: `Hub.address`. hub: in process 0."""
         self.process, self.stop, self._hub = process, threading.Event(), hub
         self._results: queue.SimpleQueue = queue.SimpleQueue()
         self._sending, self._ending, self._leaving = threading.RLock(), threading.Lock(), False
@@ -91,11 +93,13 @@ class Peers:
     def _listen(self):
         try:
             for line in self._lines:
-                self._hear(json.loads(line))
+                message = json.loads(line)
+                self._hear(message)
+                if self._leaving and "values" in message:
+                    return
         except OSError:
             pass
-        if not self._leaving:
-            self._lost(0)
+        self._lost(0)
 
     def _hear(self, message):
         if "values" in message:
@@ -114,12 +118,15 @@ class Peers:
         self._end(Preempted.status, f"t2i: {self.name(process)} was lost, killed or with its machine; {remedy}.")
 
     def _end(self, status, said):
-        """Without the clean-up of a normal end, which may wait for what no longer is. The first of two threads counts."""
+        """Without the clean-up of a normal end, which may wait for what is no more. Of two threads the first counts."""
         self._ending.acquire()
-        print(f"\n{said}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # nobody reads it
+            print(f"\n{said}", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+        for worker in multiprocessing.active_children():
+            worker.kill()
         if self._hub:
-            self._hub.wait_until_alone(2 * _GRACE)  # its end would make JAX abort those that still have to say something
+            self._hub.wait_until_alone(2 * _GRACE)  # at its end JAX aborts those who have not yet said why they end
         os._exit(status)
 
 
@@ -161,7 +168,7 @@ class Hub:
             who = json.loads(lines.readline())
             if who.pop("token") != self.address["token"]:
                 return
-        except (OSError, ValueError, KeyError, AttributeError):  # whoever that was
+        except Exception:  # whoever that was
             return
         process, left = who["process"], False
         with self._lock:

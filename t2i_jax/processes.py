@@ -1,7 +1,7 @@
 """Several processes that train one model: joining them, what they do together, and how they end together.
 
-Without other processes all of this does nothing. Functions that speak of "every process" wait for all of them: each must
-call them, in the same order.
+Without other processes all of this does nothing. Functions that speak of "every process" wait for all of them: each
+must call them, in the same order.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _peers: Peers | None = None
 def joined() -> Iterator[None]:
     """Inside, this process is one of those that the environment tells of, or alone where it tells of none.
 
-    If one of several processes is lost, fails, or is told by a signal to stop, all of them end with a sentence that says
-    which; see `t2i_jax.errors` for the statuses.
+    If one of several processes is lost, fails, or is told by a signal to stop, all of them end with a sentence that
+    says which; see `t2i_jax.errors` for the statuses.
 
     >>> with processes.joined():                          # doctest: +SKIP
     ...     system = runs.train(recipe, workdir)
@@ -63,7 +63,7 @@ def gather(value: Any) -> list[Any]:
     if _peers is not None:
         return _peers.gather(value)
     if jax.distributed.is_initialized() and jax.process_count() > 1:
-        raise UserError("several processes run, and nothing joins them; train inside `with t2i_jax.processes.joined():`.")
+        raise UserError("several processes run, and nothing joins them; use `with t2i_jax.processes.joined():`.")
     return [value]
 
 
@@ -138,5 +138,5 @@ def _connect():
     address = json.loads(state.client.blocking_key_value_get(key, 60_000))
     peers = Peers(state.process_id, address, hub)
     if jax.process_index() != state.process_id:
-        raise RuntimeError(f"device runtime counts this process as {jax.process_index()}, the launch {state.process_id}")
+        raise RuntimeError(f"process {state.process_id} is {jax.process_index()} for the devices")
     return peers

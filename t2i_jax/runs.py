@@ -68,7 +68,9 @@ def train(
     workdir = pathlib.Path(workdir)
     processes.check_same(recipe_to_dict(recipe), "another recipe", "give every process the same command")
     processes.once(lambda: workdir.mkdir(parents=True, exist_ok=True))
-    _check_source(recipe.data)  # a tokenizer may train for days before this recipe's own data are read
+    # A tokenizer may train for days before this recipe's own data are read.
+    records = {"records": len(_check_source(recipe.data))}
+    processes.check_same(records, f"other data as data.source={recipe.data.source!r}", "give all the same data")
     recipe, frozen = _with_tokenizer(recipe, workdir, hooks)
     recipe = _with_perceptual(recipe, frozen)
     processes.once(lambda: _write_vocabulary(recipe, workdir))

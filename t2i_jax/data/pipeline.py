@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -343,5 +346,18 @@ def _reader(share, prepare, config):
     if config.workers:
         if not flags.FLAGS.is_parsed():  # Grain looks at absl's flags, which only programs built on absl parse
             flags.FLAGS.mark_as_parsed()
-        samples = samples.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+        options = grain.MultiprocessingOptions(num_workers=config.workers)
+        samples = samples.mp_prefetch(options, worker_init_fn=_end_with_parent)
     return samples
+
+
+def _end_with_parent(worker, count):
+    """Lets a worker end when the process that it reads for was killed; by itself it would stay for ever."""
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

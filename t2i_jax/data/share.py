@@ -11,7 +11,7 @@ class Share:
     """What one process has still to read of the order, as positions in it.
 
     A batch is `batch_size` positions in a row, and a process reads the same rows of each: together the processes read
-    what one alone would. One that meets an unusable sample takes the next of its own rows, so it may be ahead of others.
+    what one alone would. One that meets an unusable sample takes the next of its own rows, and so gets ahead of others.
 
     Attributes:
       rows: rows of a batch that this process reads, ascending.

@@ -48,14 +48,6 @@ class Checkpoints:
         alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
         self._reader = self._open(read_only=True, multiprocessing_options=alone)
 
-    def _open(self, **options):
-        handlers = {
-            "weights": ocp.StandardCheckpointHandler(), "rest": ocp.StandardCheckpointHandler(),
-            "data": ocp.JsonCheckpointHandler(), "config": ocp.JsonCheckpointHandler(),
-        }  # fmt: skip
-        options = ocp.CheckpointManagerOptions(**options)
-        return ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
-
     def __enter__(self) -> Checkpoints:
         return self
 
@@ -163,6 +155,14 @@ class Checkpoints:
                 f"the disk of {str(self.folder)!r} is full, so the newest step was not saved; {kept}: free space and "
                 "start the same command again."
             ) from error
+
+    def _open(self, **options):
+        handlers = {
+            "weights": ocp.StandardCheckpointHandler(), "rest": ocp.StandardCheckpointHandler(),
+            "data": ocp.JsonCheckpointHandler(), "config": ocp.JsonCheckpointHandler(),
+        }  # fmt: skip
+        options = ocp.CheckpointManagerOptions(**options)
+        return ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def _config(self, step):
         return self._reader.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config

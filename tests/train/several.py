@@ -1,14 +1,15 @@
 """One of several processes that train the toy task: `python -m tests.train.several WORKDIR [WHAT PROCESS STEP]`.
 
-WHAT happens to one process after a step: "kill" or a signal's name (it sends that to itself), "raise", "full" (the disk);
-"width" (it is given another configuration) and "elsewhere" (another folder) at the start; "wait" (its data hang until it
-is asked to stop, which process 0 is).
+WHAT happens to one process after a step: a signal's name (it sends that to itself), "raise", "full" (the disk); at the
+start "width" (it is given another configuration) and "elsewhere" (another folder); "wait" (its data hang until it is
+asked to stop, which process 0 is); "after" (SIGTERM when it has trained).
 """
 
 import os
 import pathlib
 import signal
 import sys
+import threading
 import time
 
 import jax
@@ -43,7 +44,7 @@ def main(workdir, what=None, process="0", step="0"):
 
         def happen(state, done, log):
             if done == at and what == "wait" and jax.process_index() == 0:
-                os.kill(os.getpid(), signal.SIGTERM)
+                threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()  # when it waits for the other
             if not here or done != at:
                 return
             if what == "raise":

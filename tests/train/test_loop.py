@@ -109,7 +109,7 @@ def test_hooks_run_at_their_steps_and_after_the_last(tmp_path):
 def test_a_stop_while_the_data_hangs_saves_and_stops(tmp_path):
     class Hanging(ToyBatches):
         def __next__(self):
-            if self.number == 3:
+            if self.number == 4:  # two batches were taken, so a step is made
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(1)
             return super().__next__()

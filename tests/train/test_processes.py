@@ -1,4 +1,4 @@
-"""Several processes over loopback train what one trains, stop together, miss each other, and carry on; see several.py."""
+"""Several processes over loopback train what one trains, stop together, miss each other, carry on; see several.py."""
 
 import signal
 import socket
@@ -123,4 +123,4 @@ fit(ToyTask(), ToyBatches(), CONFIG, "nowhere")
 """
     statuses, _, said = end(start(2, "-c", code))
     assert statuses == [1, 1]
-    assert all("several processes run, and nothing joins them; train inside" in text for text in said)
+    assert all("several processes run, and nothing joins them; use `with" in text for text in said)
