@@ -1,8 +1,20 @@
-"""The one error a user's own mistake raises."""
+"""The two ways in which a run ends that are no bug."""
 
 
 class UserError(ValueError):
     """A mistake in what the user gave: one sentence with the field, its value and the remedy.
 
-    The command line prints the sentence alone and exits with status 2; a stack trace means a bug of ours.
+    The command line prints the sentence alone and exits with `status`; a stack trace means a bug of ours.
     """
+
+    status = 2
+
+
+class Preempted(BaseException):
+    """SIGTERM or SIGINT arrived; what was trained is saved, and the same command carries on. The sentence says where.
+
+    The command line prints it and exits with `status` (EX_TEMPFAIL). Like KeyboardInterrupt it is no `Exception`, so
+    that nothing takes it for an error of its own.
+    """
+
+    status = 75

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from t2i_jax import processes
 from t2i_jax.data.pipeline import batches
 from t2i_jax.eval.alignment import alignment
 from t2i_jax.eval.grid import grid, save_png
@@ -49,8 +50,8 @@ def preview_hooks(recipe: Recipe, build_system) -> tuple[Hook, ...]:
 
     def run(state, step, log):
         system = build_system({**state.params, **state.ema}, state.stats)
-        sheet, metrics = preview(recipe, system)
-        save_png(log.workdir / "samples" / f"{step:07d}.png", sheet)
+        sheet, metrics = preview(recipe, system)  # every process paints; process 0 writes
+        _save(log.workdir / "samples" / f"{step:07d}.png", sheet)
         log.scalars(step, metrics)
 
     return (Hook(recipe.train.eval_every, run),)
@@ -142,20 +143,26 @@ def evaluate(recipe: Recipe, system, workdir: str | pathlib.Path) -> Mapping[str
         if judged.right is not None:
             metrics["alignment_heldout"] = float(np.mean(judged.right))
             metrics |= {f"alignment_heldout/{name}": float(value) for name, value in judged.parts.items()}
-        save_png(workdir / "samples" / "heldout.png", grid(judged.images[:32], 8, _SIDE))
+        _save(workdir / "samples" / "heldout.png", grid(judged.images[:32], 8, _SIDE))
         if recipe.evaluation.completions:
             judged, changed = complete(recipe, system, recipe.evaluation.completions)
             metrics |= {"alignment_completed": float(np.mean(judged.right)), "kept_changed": float(np.mean(changed))}
-            save_png(workdir / "samples" / "completed.png", grid(judged.images[:32], 8, _SIDE))
+            _save(workdir / "samples" / "completed.png", grid(judged.images[:32], 8, _SIDE))
     else:
         images = held_out(recipe, recipe.evaluation.pictures)["image"]
         metrics["reconstruction_psnr"] = _decibel(images, remake(system, images))
         if isinstance(system, TokenizerSystem):
             usage = codebook_usage(np.asarray(system.encode(images)), system.task.model.codebook_size)
             metrics["codebook_usage"] = float(usage["codebook_usage"])
-        save_png(workdir / "samples" / "heldout.png", preview(recipe, system)[0])
-    add_metrics(workdir, metrics)
+        _save(workdir / "samples" / "heldout.png", preview(recipe, system)[0])
+    if processes.is_first():
+        add_metrics(workdir, metrics)
     return metrics
+
+
+def _save(path, sheet):
+    if processes.is_first():
+        save_png(path, sheet)
 
 
 def _judged(recipe, captions, images):

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t2i_jax import convert
+from t2i_jax import convert, processes, sharding
 from t2i_jax.data.pipeline import batches
 from t2i_jax.data.source import open_source
 from t2i_jax.errors import UserError
@@ -60,7 +60,8 @@ def train(
 ) -> System:
     """Trains a recipe into `workdir`, or carries on with what is there, and returns the trained system.
 
-    A recipe whose tokenizer is a recipe trains that one first, in WORKDIR/tokenizer.
+    A recipe whose tokenizer is a recipe trains that one first, in WORKDIR/tokenizer. Several processes train together
+    inside `with t2i_jax.processes.joined():`, with the same recipe and a folder that they share; each gets the system.
 
     Args:
       hooks: `(recipe, build_system) -> hooks` for the trainer; None: sample grids as `recipe.evaluation` says.
@@ -75,29 +76,35 @@ def train(
     if profile is not None:
         profile.check(recipe.train.steps)
     workdir = pathlib.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    _check_source(recipe.data)  # a tokenizer may train for days before this recipe's own data are read
+    processes.check_same(recipe_to_dict(recipe), "another recipe", "give every process the same command")
+    processes.once(lambda: workdir.mkdir(parents=True, exist_ok=True))
+    # A tokenizer may train for days before this recipe's own data are read.
+    records = {"records": len(_check_source(recipe.data))}
+    processes.check_same(records, f"other data as data.source={recipe.data.source!r}", "give all the same data")
     recipe, frozen = _with_tokenizer(recipe, workdir, hooks)
     clock = Goodput.of(workdir)
     recipe = _with_perceptual(recipe, frozen)
+    processes.once(lambda: _write_vocabulary(recipe, workdir))
     text_tokenizer = _text_tokenizer(recipe, workdir)
     if isinstance(getattr(recipe.task, "text", None), T5Text):
         frozen["text"] = recipe.task.text.init(jax.random.key(0))
+    mesh = sharding.make_mesh(recipe.train.mesh)
+    recipe.train.check_batch(mesh)
     _check_sizes(recipe)
     _check_stored(recipe, frozen)
 
     def build_system(params, stats) -> System:
-        return _system(recipe.task, params, stats, frozen, text_tokenizer)
+        return _system(recipe.task, *sharding.whole((params, stats)), frozen, text_tokenizer)
 
     stream = batches(
         recipe.data,
-        recipe.train.batch_size // jax.process_count(),
+        recipe.train.batch_size,
         recipe.train.seed,
         tokenize=_tokenize(recipe, text_tokenizer),
         wants=tuple(recipe.task.batch_spec(1)),
         text_length=getattr(getattr(recipe.task, "text", None), "max_length", None),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=sharding.rows_of_processes(mesh, recipe.train.batch_size),
+        process=jax.process_index(),
     )
     state = fit(
         recipe.task,
@@ -240,15 +247,20 @@ def _with_tokenizer(recipe, workdir, hooks):
     if isinstance(recipe.tokenizer, Recipe):
         tokenizer = train(recipe.tokenizer, workdir / "tokenizer", hooks=hooks)
     elif isinstance(recipe.tokenizer, str):
-        if not (workdir / "tokenizer").is_dir():  # a run's folder is complete in itself
-            if not isinstance(load(recipe.tokenizer), TokenizerSystem):
-                raise UserError(f"tokenizer={recipe.tokenizer!r} is no tokenizer's run; train one first.")
-            export(recipe.tokenizer, workdir / "tokenizer")
+        processes.once(lambda: _copy_tokenizer(recipe.tokenizer, workdir / "tokenizer"))
         tokenizer = load(workdir / "tokenizer")
     else:
         return recipe, {}
     task = dataclasses.replace(recipe.task, tokenizer=tokenizer.task.model)
     return dataclasses.replace(recipe, task=task), {"tokenizer": tokenizer.weights}
+
+
+def _copy_tokenizer(run, folder):
+    """A run's folder is complete in itself."""
+    if not folder.is_dir():
+        if not isinstance(load(run), TokenizerSystem):
+            raise UserError(f"tokenizer={run!r} is no tokenizer's run; train one first.")
+        export(run, folder)
 
 
 def _with_perceptual(recipe, frozen):
@@ -261,7 +273,8 @@ def _with_perceptual(recipe, frozen):
     if recipe.perceptual is None:
         if recipe.task.discriminator is not None or recipe.task.perceptual is not None:
             line = "the perceptual loss is off: no weights are given (perceptual=FILE of VGG16 or LPIPS)"
-            print(line, file=sys.stderr)
+            if processes.is_first():
+                print(line, file=sys.stderr)
         return dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, perceptual=None))
     fields = {"features": recipe.task.perceptual.features} if recipe.task.perceptual is not None else {}
     found, params = convert.from_torch(recipe.perceptual, **fields)
@@ -273,20 +286,24 @@ def _with_perceptual(recipe, frozen):
     return dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, perceptual=network))
 
 
-def _text_tokenizer(recipe, workdir):
-    """The run's text tokenizer: T5's own, or a vocabulary from the captions, trained once; None without text ids."""
-    text = getattr(recipe.task, "text", None)
-    if isinstance(text, T5Text):
-        return text.tokenizer()
-    if not isinstance(text, LearnedText):
-        return None
-    folder = workdir / "text_tokenizer"
-    if not folder.is_dir():
+def _write_vocabulary(recipe, workdir):
+    """Trains a vocabulary on the captions, where a learned text encoder needs one and there is none yet."""
+    text, folder = getattr(recipe.task, "text", None), workdir / "text_tokenizer"
+    if isinstance(text, LearnedText) and not folder.is_dir():
         stream = batches(recipe.data, 256, recipe.train.seed, tokenize=None, wants=("caption",), repeat=False)
         captions = itertools.chain.from_iterable(batch["caption"] for batch in stream)
         tokenizer = train_bpe(list(itertools.islice(captions, _CAPTIONS_FOR_VOCABULARY)), text.vocab_size)
-        tokenizer.save(folder)
-    return load_text_tokenizer(folder)
+        half_done = folder.with_name(folder.name + ".partial")
+        tokenizer.save(half_done)
+        half_done.rename(folder)
+
+
+def _text_tokenizer(recipe, workdir):
+    """The run's text tokenizer: T5's own, or the vocabulary from the captions; None without text ids."""
+    text = getattr(recipe.task, "text", None)
+    if isinstance(text, T5Text):
+        return text.tokenizer()
+    return load_text_tokenizer(workdir / "text_tokenizer") if isinstance(text, LearnedText) else None
 
 
 def _tokenize(recipe, text_tokenizer):
@@ -305,11 +322,6 @@ def _check_sizes(recipe):
     if "image" in recipe.task.batch_spec(1) and size not in (None, recipe.data.image_size):
         raise UserError(
             f"data.image_size={recipe.data.image_size} is not the task's image_size={size}; make them equal."
-        )
-    if recipe.train.batch_size % jax.process_count():
-        raise UserError(
-            f"train.batch_size={recipe.train.batch_size} does not divide among {jax.process_count()} processes; "
-            "choose a multiple."
         )
 
 

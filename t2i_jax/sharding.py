@@ -12,7 +12,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.experimental import mesh_utils
+import numpy as np
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t2i_jax.config import one_of
@@ -166,6 +167,36 @@ def shardings(boxed: Any, mesh: Mesh, rules: str) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis of every array of a batch over `BATCH_AXES`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def rows_of_processes(mesh: Mesh, batch_size: int) -> list[tuple[int, ...]]:
+    """For every process the rows of a batch that lie on its devices, ascending; two may hold the same rows."""
+    rows: list[set[int]] = [set() for _ in range(jax.process_count())]
+    for device, (held,) in batch_sharding(mesh).devices_indices_map((batch_size,)).items():
+        rows[device.process_index].update(range(*held.indices(batch_size)))
+    return [tuple(sorted(held)) for held in rows]
+
+
+def put(tree: Any, places: Any) -> Any:
+    """Arrays of this process, the same in every process, laid on a mesh; `places` are shardings, a tree like `tree`."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, places)
+    # Among several processes `device_put` would first send every array to all of them, to compare.
+    lay = lambda array, place: jax.make_array_from_callback(array.shape, place, array.__getitem__)
+    return jax.tree.map(lambda leaf, place: lay(np.asarray(leaf), place), tree, places)
+
+
+def whole(tree: Any) -> Any:
+    """The same arrays as this process can use them alone; what other processes hold in part becomes NumPy arrays."""
+
+    def of(leaf):
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            return leaf
+        if leaf.is_fully_replicated:
+            return leaf.addressable_data(0)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(of, tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

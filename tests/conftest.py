@@ -27,7 +27,7 @@ def _compiled_programs_of_one_file_at_a_time():
 
 def pytest_collection_modifyitems(items):
     """The files that take longest come first: two processes that share the files then end together."""
-    long = ("test_readme.py", "e2e", "test_eight_devices.py", "test_imagen.py", "test_unet.py")
+    long = ("test_readme.py", "e2e", "test_eight_devices.py", "test_processes.py", "test_imagen.py", "test_unet.py")
     rank = lambda item: next((i for i, part in enumerate(long) if part in item.path.parts), len(long))
     items.sort(key=rank)
 

@@ -18,9 +18,11 @@ def evaluate(
         run: Folder of the run.
         overrides: Fields of the recipe to change, as evaluation.pictures=1000 evaluation.guidance=2.0.
     """
-    from t2i_jax import previews, runs
+    from t2i_jax import previews, processes, runs
     from t2i_jax.config import override
 
-    recipe = override(runs.load_run_recipe(run), overrides)
-    for name, value in previews.evaluate(recipe, runs.load(run), run).items():
-        print(f"{name}: {value:.4g}")
+    with processes.joined():
+        recipe = override(runs.load_run_recipe(run), overrides)
+        figures = previews.evaluate(recipe, runs.load(run), run)
+        for name, value in figures.items() if processes.is_first() else ():
+            print(f"{name}: {value:.4g}")

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from t2i_jax.errors import UserError
+from t2i_jax.errors import Preempted, UserError
 
-EXIT_USER_ERROR = 2
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: the state was saved, start the same command again
 _MALLOC = (  # one heap, which gives nothing back by itself (glibc on Linux)
     "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=8589934592"
 )
@@ -37,16 +35,11 @@ def main() -> None:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        from t2i_jax.train.loop import Preempted
-
         _start_cache()
         tyro.extras.subcommand_cli_from_dict(_commands(), prog="t2i", args=sys.argv[1:])
-    except UserError as error:
+    except (UserError, Preempted) as error:
         print(f"t2i: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
-    except Preempted as stop:
-        print(f"t2i: {stop}", file=sys.stderr)
-        sys.exit(EXIT_PREEMPTED)
+        sys.exit(error.status)
 
 
 def _commands():

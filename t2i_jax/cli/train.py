@@ -15,7 +15,7 @@ def train(
     mesh: str | None = None,
     profile: str | None = None,
 ) -> None:
-    """Train a recipe; a run that was stopped carries on by itself.
+    """Train a recipe; a run that was stopped carries on by itself. Several processes train together, see the README.
 
     Args:
         config: A recipe file with get_config(), such as configs/parti/shapes.py.
@@ -24,15 +24,18 @@ def train(
         mesh: Sizes of the axes over which devices are laid, as data=2,fsdp=4,tensor=2; all on data by default.
         profile: Steps to trace, as 10:15; WORKDIR/profile then opens in TensorBoard, a file in it in Perfetto.
     """
-    from t2i_jax import previews, runs
+    from t2i_jax import previews, processes, runs
     from t2i_jax.config import override
     from t2i_jax.recipe import load_recipe, with_mesh
     from t2i_jax.train.profile import Profile
 
     traced = Profile.parse(profile) if profile is not None else None
-    recipe = with_mesh(override(load_recipe(config), overrides), mesh)
-    workdir = workdir or pathlib.Path("runs") / f"{config.resolve().parent.name}-{config.stem}"
-    system = runs.train(recipe, workdir, profile=traced)
-    for name, value in previews.evaluate(recipe, system, workdir).items():
-        print(f"{name}: {value:.4g}")
-    print(f"done: {workdir} (pictures in {workdir / 'samples'})")
+    with processes.joined():
+        recipe = with_mesh(override(load_recipe(config), overrides), mesh)
+        workdir = workdir or pathlib.Path("runs") / f"{config.resolve().parent.name}-{config.stem}"
+        system = runs.train(recipe, workdir, profile=traced)
+        figures = previews.evaluate(recipe, system, workdir)
+        if processes.is_first():
+            for name, value in figures.items():
+                print(f"{name}: {value:.4g}")
+            print(f"done: {workdir} (pictures in {workdir / 'samples'})")

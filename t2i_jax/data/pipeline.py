@@ -1,13 +1,17 @@
 """From a source to batches: shuffled, cropped, shared among processes, read ahead, and resumable at any batch.
 
 Grain does the order, the threads and the worker processes. A sample depends only on the seeds and on its position in
-the stream of its process, so neither threads nor workers change a batch, and a position is all that must be saved.
+the order, so neither threads nor workers change a batch, several processes put together the batches of one, and what
+must be saved is how far each has come.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +21,7 @@ from absl import flags
 from PIL import Image
 
 from t2i_jax.config import one_of
+from t2i_jax.data.share import Share, deal
 from t2i_jax.data.source import BadCounter, BadSample, Record, Source, open_source
 from t2i_jax.errors import UserError
 
@@ -73,21 +78,22 @@ def batches(
     tokenize: Tokenize | None = None,
     wants: Sequence[str] = ("image", "text", "text_mask"),
     text_length: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[Sequence[int]] | None = None,
+    process: int = 0,
     repeat: bool = True,
 ) -> Batches:
-    """Batches of this process.
+    """Batches, or one process's rows of them.
 
     Args:
-      batch_size: samples of a batch of this process.
+      batch_size: samples of a batch, those of all processes.
       seed: of order, crops and flips.
       tokenize: makes "text" and "text_mask" of captions; needed where "text" is wanted.
       wants: entries of a batch, from "image" (B, image_size, image_size, 3) uint8, "caption" list of str, "text" and
         "text_mask" (B, L), "text_embeds" (B, L, width) float32 with its "text_mask", "tokens" (B, N) int32;
         "cond_image" like "image", cut and mirrored as it is, where the source has pictures to condition on.
       text_length: L of "text_embeds", which are padded or cut; None: the longest of the batch.
-      process_index, process_count: this process reads its own part of the samples, as many as every other one.
+      rows: of a batch, for every process those that it reads, ascending; None: one process reads them all.
+      process: which of those processes this is.
       repeat: for ever, shuffled afresh for every epoch, every batch full, across epochs too; False: once, unshuffled,
         nothing left out, the last batch may be smaller.
 
@@ -101,26 +107,20 @@ def batches(
     if "text_mask" in wants and not {"text", "text_embeds"} & set(wants):
         raise UserError("wants='text_mask' is the mask of 'text' or 'text_embeds'; want one of them too.")
     if batch_size < 1:
-        raise UserError(f"batch_size={batch_size} is no size; give 1 or more for each process.")
+        raise UserError(f"batch_size={batch_size} is no size; give 1 or more.")
     if config.flip and config.source in _EMBEDDED and {"caption", "text"} & set(wants):
         raise UserError(f"data.flip={config.flip} makes captions of {config.source} untrue; set it to False.")
     source = open_source(config.source, image_size=config.image_size, split=config.split, seed=config.seed)
-    if len(source) < process_count:
-        raise UserError(f"data.source={config.source!r} has {len(source)} samples for {process_count} processes.")
     if "cond_image" in wants and not hasattr(source, "cond_image"):
         remedy = "give a folder: with NAME.cond.png beside each picture"
         raise UserError(f"data.source={config.source!r} has no pictures to condition on; {remedy}.")
     order = grain.MapDataset.range(len(source))
     if repeat:
-        even = len(source) - len(source) % process_count
-        shuffled = order.shuffle(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-        order = shuffled[process_index:even:process_count].repeat()
-    else:
-        order = order[process_index::process_count]
+        order = order.shuffle(int(np.random.SeedSequence(seed).generate_state(1)[0])).repeat()
     kept = {"caption" if name == "text" else name for name in wants} - {"text_mask"}
-    samples = order.map_with_index(_Prepare(source, config, kept, (seed, process_index)))
-    collate = _Collate(tuple(wants), tokenize, text_length)
-    return Batches(samples, config, batch_size, collate, len(source), process_count)
+    prepare = _Prepare(source, order, config, kept, seed)
+    shares = [Share(tuple(of), batch_size) for of in (rows or [range(batch_size)])]
+    return Batches(prepare, config, shares, process, _Collate(tuple(wants), tokenize, text_length))
 
 
 class Batches:
@@ -130,11 +130,12 @@ class Batches:
       bad: what could not be used so far.
     """
 
-    def __init__(self, samples, config, batch_size, collate, records, process_count):
-        self._samples, self._config, self._batch_size, self._collate = samples, config, batch_size, collate
-        self._records, self._process_count = records, process_count
+    def __init__(self, prepare, config, shares, process, collate):
+        self._prepare, self._config, self._collate = prepare, config, collate
+        self._shares, self._process = shares, process  # of all processes, before anything is read
+        self._share = shares[process]
         self._reader: Any = None  # Grain's iterator
-        self._position = 0  # samples read, the unusable ones included
+        self._read = 0  # samples of the share, the unusable ones included
         self._seen = 0  # the same, since this object was made
         self.bad = BadCounter()
 
@@ -143,16 +144,16 @@ class Batches:
 
     def __next__(self) -> dict[str, Any]:
         if self._reader is None:
-            self._reader = iter(_reader(self._samples[self._position :], self._config))
+            self._reader = iter(_reader(self._share, self._prepare, self._config))
         good: list[Record] = []
         unusable = 0  # since the last usable one
-        while len(good) < self._batch_size:
+        while len(good) < len(self._share.rows):
             try:
                 sample = next(self._reader)
             except StopIteration:
                 self.bad.check(self._seen, self._config.max_bad_rate, done=True)
                 break
-            self._position, self._seen = self._position + 1, self._seen + 1
+            self._read, self._seen = self._read + 1, self._seen + 1
             if isinstance(sample, BadSample):
                 unusable += 1
                 self._leave_out(sample, unusable)
@@ -163,34 +164,59 @@ class Batches:
             raise StopIteration
         return self._collate(good)
 
-    def get_state(self) -> dict[str, int]:
-        """The position after the last batch, as JSON: it does not depend on threads, workers or the batch size."""
-        return {"position": self._position, "records": self._records, "processes": self._process_count}
+    def get_state(self) -> Mapping[str, Any]:
+        """What this process has still to read after its last batch, as JSON; threads and workers make no difference."""
+        share = self._share.after(self._read)
+        return {**vars(share), "rows": list(share.rows), "left": list(share.left), "records": self._prepare.records}
 
-    def set_state(self, state: Mapping[str, int]) -> None:
-        """Goes on after the batch after which `get_state` was called.
+    def set_state(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Goes on after the batch after which every process called `get_state`.
 
-        With another number of processes than then, the same number of samples in all counts as read.
+        With the same rows for each process as then, all go on where they were. With others, what is still to be read is
+        dealt out anew: no sample comes again in its epoch, none is lost.
+
+        Args:
+          states: of all processes of that time, in their order.
 
         Raises:
-          UserError: the source held another number of records then, so its order is another.
+          UserError: the source held another number of records then, so its order is another; or the state is of
+            several processes and older than such states.
         """
-        if state["records"] != self._records:
-            raise UserError(
-                f"data.source={self._config.source!r} has {self._records} records and had {state['records']} when the "
-                "run was saved; give it the same data, or start another run."
-            )
-        self._position = state["position"] * state["processes"] // self._process_count
+        for state in states:
+            if state["records"] != self._prepare.records:
+                raise UserError(
+                    f"data.source={self._config.source!r} has {self._prepare.records} records and had "
+                    f"{state['records']} when the run was saved; give it the same data, or start another run."
+                )
+        mine, before = self._shares[self._process], [self._share_of(state) for state in states]
+        dealt = [(share.rows, share.batch_size) for share in before]
+        if dealt == [(share.rows, share.batch_size) for share in self._shares]:
+            self._share = before[self._process]
+        else:
+            self._share = deal(before, mine.rows, mine.batch_size)
+        self._read = 0
         if self._reader is not None:
             self._reader.close()
         self._reader = None
+
+    def _share_of(self, state):
+        if "position" not in state:
+            fields = {name: value for name, value in state.items() if name != "records"}
+            return Share(**{**fields, "rows": tuple(state["rows"]), "left": tuple(state["left"])})
+        if state["processes"] > 1:
+            raise UserError(
+                f"the run was saved by {state['processes']} processes in an older way that shared out samples "
+                "differently, so its data can't go on; start another run."
+            )
+        size = self._shares[self._process].batch_size
+        return Share(tuple(range(size)), size, base=state["position"])
 
     def _leave_out(self, sample, in_a_row):
         if len(self.bad.names) < 5:
             _log.warning("left out %s", sample)
         self.bad.add(sample)
         self.bad.check(self._seen, self._config.max_bad_rate)
-        if in_a_row >= self._records:
+        if in_a_row >= self._prepare.records:
             raise UserError(f"data.source={self._config.source!r} has no sample that can be used: {sample}.")
 
 
@@ -216,17 +242,28 @@ def crop(image_HWC: np.ndarray, size: int, how: str, rng: np.random.Generator | 
 class _Prepare:
     """Reads and cuts one sample; what cannot be used comes back as its BadSample, to be counted in one place."""
 
-    def __init__(self, source: Source, config: DataConfig, kept: set[str], seeds: tuple[int, int]):
-        self._source, self._config, self._kept, self._seeds = source, config, kept, seeds
+    def __init__(self, source: Source, order: grain.MapDataset, config: DataConfig, kept: set[str], seed: int):
+        self._source, self._order, self._config, self._kept = source, order, config, kept
+        self._seed = seed
         self._with_image = "image" in kept
         self._by_chance = config.flip or config.crop == "random"
 
-    def __call__(self, position, index):
+    @property
+    def records(self) -> int:
+        """Records of the source."""
+        return len(self._source)
+
+    @property
+    def positions(self) -> int:
+        """Length of the order; a repeated one is practically endless."""
+        return len(self._order)
+
+    def __call__(self, position):
         try:
-            record = self._read(int(index))
+            record = self._read(int(self._order[position]))
             missing = [name for name in sorted(self._kept) if record.get(name) is None]
             if missing:
-                raise BadSample(f"no {missing[0]}", f"record {index}")
+                raise BadSample(f"no {missing[0]}", f"record {self._order[position]}")
         except BadSample as bad:
             return bad
         sample = {name: record[name] for name in self._kept}
@@ -252,7 +289,8 @@ class _Prepare:
         return self._source[index]
 
     def _cut(self, image_HWC, position):
-        rng = np.random.default_rng((*self._seeds, position)) if self._by_chance else None
+        # The 0 was once the process's number: a run of one process that was saved then goes on with the same crops.
+        rng = np.random.default_rng((self._seed, 0, position)) if self._by_chance else None
         image_HWC = crop(image_HWC, self._config.image_size, self._config.crop, rng)
         return image_HWC[:, ::-1] if self._config.flip and rng.random() < 0.5 else image_HWC
 
@@ -301,11 +339,25 @@ def _fitted(image_HWC, like_HWC):
     return np.asarray(Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _reader(samples, config):
+def _reader(share, prepare, config):
+    positions = grain.MapDataset.range(share.count_below(prepare.positions)).map(share.position)
     ahead = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=64 if config.threads else 0)
-    samples = samples.to_iter_dataset(ahead)
+    samples = positions.map(prepare).to_iter_dataset(ahead)
     if config.workers:
         if not flags.FLAGS.is_parsed():  # Grain looks at absl's flags, which only programs built on absl parse
             flags.FLAGS.mark_as_parsed()
-        samples = samples.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+        options = grain.MultiprocessingOptions(num_workers=config.workers)
+        samples = samples.mp_prefetch(options, worker_init_fn=_end_with_parent)
     return samples
+
+
+def _end_with_parent(worker, count):
+    """Lets a worker end when the process that it reads for was killed; by itself it would stay for ever."""
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -8,13 +8,14 @@ import itertools
 import logging
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from t2i_jax.errors import UserError
+from t2i_jax import processes
+from t2i_jax.errors import Preempted, UserError
 from t2i_jax.types import TrainState
 
 _FOLDER = "checkpoints"
@@ -25,69 +26,82 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it w
 class Checkpoints:
     """The checkpoints of one run's folder.
 
-    Saving goes on in the background; a save that a crash cuts short is never seen as a checkpoint.
+    Saving goes on in the background; a save that a crash cuts short is never seen as a checkpoint. All processes save
+    together, each what its devices hold; each reads by itself.
 
     Args:
       workdir: folder of the run.
       keep: how many checkpoints stay; None: only read, nothing in the folder is touched.
+
+    Raises:
+      UserError: the folder is not the same for all processes.
     """
 
     def __init__(self, workdir: str | pathlib.Path, keep: int | None):
         self.folder = pathlib.Path(workdir).resolve() / _FOLDER
-        self._owns = keep is not None
-        if self._owns:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, read_only=not self._owns, create=self._owns, cleanup_tmp_directories=self._owns
-        )
-        handlers = {
-            "weights": ocp.StandardCheckpointHandler(), "rest": ocp.StandardCheckpointHandler(),
-            "data": ocp.JsonCheckpointHandler(), "config": ocp.JsonCheckpointHandler(),
-        }  # fmt: skip
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        me, self._writer = jax.process_index(), None
+        if keep is not None:
+            processes.once(lambda: self.folder.mkdir(parents=True, exist_ok=True))
+            found = {"finished checkpoints": self._on_disk() if self.folder.is_dir() else None}
+            processes.check_same(found, f"another folder as workdir={str(workdir)!r}", "give all one that they share")
+            self._writer = self._open(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+        self._reader = self._open(read_only=True, multiprocessing_options=alone)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind, error, trace):
+        """Closes, but among several processes of which one fails: there a save may wait for others that never come."""
+        if error is None or isinstance(error, Preempted) or jax.process_count() == 1:
+            self.close()
 
     def steps(self) -> list[int]:
         """The finished steps, ascending."""
-        return sorted(self._manager.all_steps())
+        self._reader.reload()
+        return sorted(self._reader.all_steps())
 
-    def save(self, step: int, state: TrainState, data: Any, config: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: TrainState, data: Sequence[Any], config: Mapping[str, Any]) -> None:
         """Starts to save, unless this step is saved already; returns as soon as the arrays are copied.
 
         Args:
-          data: JSON values, the position of the data after this step. config: JSON values, what is trained and how.
+          data: JSON values, the position of the data after this step in each process. config: JSON values, what is
+            trained and how.
 
         Raises:
           UserError: the disk is full (this save or the one before it); earlier checkpoints stay.
         """
-        if step in self._manager.all_steps():
+        if step in self._writer.all_steps():
             return
         weights, rest = _split(state)
         items = ocp.args.Composite(
             weights=ocp.args.StandardSave(weights),
             rest=ocp.args.StandardSave(rest),
-            data=ocp.args.JsonSave({"position": data}),
+            data=ocp.args.JsonSave({"positions": data}),
             config=ocp.args.JsonSave(dict(config)),
         )
         # Without `force` Orbax leaves out a save that comes while another one is still going on.
         with self.full_disk_refused():
-            self._manager.save(step, args=items, force=True)
+            self._writer.save(step, args=items, force=True)
 
     def wait(self) -> None:
         """Until everything is on disk."""
         with self.full_disk_refused():
-            self._manager.wait_until_finished()
+            if self._writer is not None:
+                self._writer.wait_until_finished()
 
     def close(self) -> None:
         """Waits and lets go of the folder."""
         try:
             self.wait()
         finally:
-            self._manager.close()
+            for manager in filter(None, (self._writer, self._reader)):
+                manager.close()
 
     def restore(
         self, abstract: TrainState, check: Callable[[Mapping[str, Any]], None]
-    ) -> tuple[TrainState, Any] | None:
-        """State and data position of the newest readable checkpoint; None without any checkpoint.
+    ) -> tuple[TrainState, Sequence[Any]] | None:
+        """State and data positions of the newest checkpoint that every process can read; None without any checkpoint.
 
         Checkpoints that can't be read are named in a sentence on stderr and moved to WORKDIR/unreadable.
 
@@ -105,20 +119,21 @@ class Checkpoints:
 
         def read(step):
             check(self._config(step))
-            found = self._manager.restore(step, args=items)
-            return _join(found.weights, found.rest), found.data["position"]
+            found = self._reader.restore(step, args=items)
+            # Runs of one process once saved its position alone.
+            return _join(found.weights, found.rest), found.data.get("positions") or [found.data["position"]]
 
-        return self._newest(read)
+        return self._newest(read, lambda error: next(filter(None, processes.gather(error)), None))
 
     def weights(self) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
         """(configuration, {"params", "ema", "stats"} on one device) of the newest readable checkpoint, or None."""
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
         def read(step):
-            saved = self._manager.item_metadata(step).weights.tree
+            saved = self._reader.item_metadata(step).weights.tree
             target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), saved)
             items = ocp.args.Composite(weights=ocp.args.StandardRestore(target))
-            return self._config(step), {**_EMPTY, **self._manager.restore(step, args=items).weights}
+            return self._config(step), {**_EMPTY, **self._reader.restore(step, args=items).weights}
 
         return self._newest(read)
 
@@ -134,51 +149,71 @@ class Checkpoints:
         except Exception as error:
             if not _is_full(error):
                 raise
-            finished = [int(entry.name) for entry in self.folder.iterdir() if entry.name.isdigit()]
+            finished = self._on_disk()
             kept = f"the checkpoint of step {max(finished)} stays" if finished else "there is no earlier checkpoint"
             raise UserError(
                 f"the disk of {str(self.folder)!r} is full, so the newest step was not saved; {kept}: free space and "
                 "start the same command again."
             ) from error
 
-    def _config(self, step):
-        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+    def _open(self, **options):
+        handlers = {
+            "weights": ocp.StandardCheckpointHandler(), "rest": ocp.StandardCheckpointHandler(),
+            "data": ocp.JsonCheckpointHandler(), "config": ocp.JsonCheckpointHandler(),
+        }  # fmt: skip
+        options = ocp.CheckpointManagerOptions(**options)
+        return ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
-    def _newest(self, read):
-        """What `read` makes of the newest step that it can read; None without any step."""
+    def _config(self, step):
+        return self._reader.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+
+    def _on_disk(self):
+        return sorted(int(entry.name) for entry in self.folder.iterdir() if entry.name.isdigit())
+
+    def _newest(self, read, agree=lambda error: error):
+        """What `read` makes of the newest step that it can read; None without any step.
+
+        Args:
+          agree: makes of this process's error (None: none) that of all processes.
+        """
         damaged = []
         for step in reversed(self.steps()):
+            found = error = None
             try:
                 found = read(step)
             except UserError:
                 raise
-            except Exception as error:  # whatever a damaged file makes the libraries raise
+            except Exception as raised:  # whatever a damaged file makes the libraries raise
+                error = _first_line(raised)
+            if error := agree(error):
                 damaged.append((step, error))
                 continue
             for broken, error in damaged:
-                print(self._lay_aside(broken, error, step), file=sys.stderr)
+                self._lay_aside(broken, error, step)
             return found
         if damaged:
             raise UserError(
-                f"checkpoints={str(self.folder)!r} holds none that can be read ({_first_line(damaged[0][1])}); restore "
-                "the folder from a copy, or start a new workdir."
+                f"checkpoints={str(self.folder)!r} holds none that can be read ({damaged[0][1]}); restore the folder "
+                "from a copy, or start a new workdir."
             )
         return None
 
     def _lay_aside(self, broken, error, taken):
-        """Moves a damaged step out of the way of the save that will come at the same step."""
-        why = _first_line(error)
-        sentence = f"the checkpoint of step {broken} can't be read ({why}); step {taken} is taken instead"
-        if not self._owns:
-            return f"{sentence}."
-        if jax.process_index() == 0:
+        """Says that a step is damaged, and moves it out of the way of the save that will come at the same step."""
+        sentence = f"the checkpoint of step {broken} can't be read ({error}); step {taken} is taken instead"
+        if self._writer is None:
+            print(f"{sentence}.", file=sys.stderr)
+            return
+
+        def move():
             home = self.folder.with_name("unreadable")
             home.mkdir(exist_ok=True)
             free = next(home / f"{broken}.{i}" for i in itertools.count() if not (home / f"{broken}.{i}").exists())
             (self.folder / str(broken)).rename(free)
-            sentence += f", the damaged one is kept in {str(free)!r}"
-        self._manager.reload()
-        return f"{sentence}."
+            print(f"{sentence}, the damaged one is kept in {str(free)!r}.", file=sys.stderr)
+
+        processes.once(move)
+        self._writer.reload()
 
 
 def load_params(workdir: str | pathlib.Path) -> tuple[Mapping[str, Any], Any, Any, Any]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 
-from t2i_jax import sharding
+from t2i_jax import processes, sharding
 from t2i_jax.config import to_dict
-from t2i_jax.errors import UserError
+from t2i_jax.errors import Preempted, UserError
 from t2i_jax.train import state as states
 from t2i_jax.train.checkpoint import Checkpoints
 from t2i_jax.train.compiled import CompiledStep
@@ -22,7 +22,7 @@ from t2i_jax.train.executables import Executables
 from t2i_jax.train.goodput import FILE, Goodput
 from t2i_jax.train.log import Log
 from t2i_jax.train.pace import Pace
-from t2i_jax.train.preemption import Preempted, Stop
+from t2i_jax.train.preemption import Stop
 from t2i_jax.train.profile import Profile, Trace
 from t2i_jax.train.stall import Stalls
 from t2i_jax.train.step import train_step
@@ -73,8 +73,8 @@ def fit(
     """Trains until `config.steps`, from the newest checkpoint of `workdir` where there is one.
 
     Args:
-      batches: iterator of dicts of NumPy arrays (this process's share of a batch) with `get_state()` (JSON values)
-        and `set_state(state)`.
+      batches: iterator of dicts of NumPy arrays, this process's rows of a batch (`sharding.rows_of_processes`), with
+        `get_state()` (JSON values) and `set_state(states)`, which is given the states of all processes that saved.
       frozen: parameters that the step reads and never changes.
       extra_config: JSON values stored in every checkpoint and compared with those of the checkpoint resumed from;
         None: the task and `config`.
@@ -83,8 +83,8 @@ def fit(
       profile: steps of which a trace is written.
 
     Raises:
-      UserError: the checkpoint was made with another configuration; a batch does not fit; the disk is full; too many
-        updates in a row were not finite.
+      UserError: the checkpoint was made with another configuration; processes were given different ones; a batch does
+        not fit; the disk is full; too many updates in a row were not finite.
       Preempted: after SIGTERM or SIGINT, with everything saved.
     """
     workdir = pathlib.Path(workdir)
@@ -94,13 +94,13 @@ def fit(
     mesh = sharding.make_mesh(config.mesh)
     config.check_batch(mesh)
     stored = dict(extra_config or {"task": to_dict(task), "train": to_dict(config)})
+    processes.check_same(stored, "another configuration", "give every process the same command")
     optimisers = states.optimisers_of(task, config)
     start = states.start_of(task, optimisers, config.ema_decay)
     abstract = states.abstract(start, task, mesh, config.preset)
     states.check_mesh(abstract, task, mesh, config.preset)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    checkpoints = Checkpoints(workdir, config.keep)
-    try:
+    with Checkpoints(workdir, config.keep) as checkpoints:
         restored = checkpoints.restore(abstract, lambda old: refuse_other_run(old, stored, allowed, workdir))
         if restored is None:
             state = jax.jit(start, out_shardings=shardings)(jax.random.key(config.seed))
@@ -120,7 +120,7 @@ def fit(
         run = _Run(
             config, stored, states.place_frozen(frozen, mesh, config.preset),
             CompiledStep(step, shardings, mesh, Executables.of(task, config.of_step(), mesh.devices.flat)),
-            Stream(batches, task.batch_spec(config.batch_size // jax.process_count()), mesh), checkpoints,
+            Stream(batches, task.batch_spec, config.batch_size, mesh), checkpoints,
             log, hooks, clock, Trace(profile, log), Stalls(log),
         )  # fmt: skip
         try:
@@ -130,8 +130,6 @@ def fit(
             log.store(FILE, clock.stored())
             log.figures(clock.metrics())
             log.close()
-    finally:
-        checkpoints.close()
 
 
 def _train(run, state, pace):
@@ -142,7 +140,7 @@ def _train(run, state, pace):
     with Stop() as stop, run.trace:
         while done < steps:
             item = _next(run, done, queued, stop)
-            if item is None:
+            if stop.agreed():
                 _stop_here(run, done, state, position)
             batch, position = item
             if pace.is_first:
@@ -158,7 +156,8 @@ def _train(run, state, pace):
             run.trace.after(done, queued)
             if done % run.config.log_every == 0 or done == steps or pace.is_first:
                 _tell(run, pace, done, state, metrics)
-            if stop.reached(done):
+            due = [hook for hook in run.hooks if done % hook.every == 0 or done == steps]
+            if due and stop.agreed():  # before what may take long
                 _stop_here(run, done, state, position)
             _hook_and_save(run, done, state, position)
         with run.clock.spent_on("checkpoint"):
@@ -194,7 +193,7 @@ def _hook_and_save(run, done, state, position):
 def _save(run, done, state, position):
     run.clock.save(done)
     with run.clock.spent_on("checkpoint"):
-        run.checkpoints.save(done, state, position, run.stored)
+        run.checkpoints.save(done, state, processes.gather(position), run.stored)
     run.log.store(FILE, run.clock.stored())
 
 

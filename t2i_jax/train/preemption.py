@@ -1,4 +1,4 @@
-"""Stopping a run from outside: SIGTERM and SIGINT end it after the step that is under way."""
+"""Stopping a run from outside: SIGTERM and SIGINT, to any of its processes, end it after the step that is under way."""
 
 from __future__ import annotations
 
@@ -6,23 +6,15 @@ import os
 import signal
 import threading
 
-import jax
-from jax.experimental import multihost_utils
-
-
-class Preempted(Exception):
-    """SIGTERM or SIGINT arrived; the state was saved, and the same command carries on."""
+from t2i_jax import processes
 
 
 class Stop:
-    """Listens for SIGTERM and SIGINT while it is entered; a second SIGINT interrupts at once.
-
-    With several processes JAX's own preemption service listens for SIGTERM, and all of them stop after the same step.
-    """
+    """Listens for SIGTERM and SIGINT while it is entered; a second SIGINT interrupts at once."""
 
     def __enter__(self) -> Stop:
         self._asked, self._old = threading.Event(), {}
-        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
+        if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._old[number] = signal.signal(number, self._hear)
         return self
@@ -32,17 +24,16 @@ class Stop:
             signal.signal(number, handler)
 
     def asked(self) -> bool:
-        """Whether this process was told to stop; with several processes only `reached` can tell."""
-        return self._asked.is_set()
+        """Whether the run was told to stop; several processes may hear of it at different times."""
+        return self._asked.is_set() or processes.asked_to_stop()
 
-    def reached(self, step: int) -> bool:
-        """Whether the run ends after this step; to be asked once per step, by every process."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._asked.is_set()
+    def agreed(self) -> bool:
+        """The same, with one answer for every process; all must ask after the same step."""
+        return any(processes.gather(self.asked()))
 
     def _hear(self, number, frame):
         if number == signal.SIGINT and self._asked.is_set():
             raise KeyboardInterrupt
         os.write(2, f"\n{signal.Signals(number).name}: saving after this step, then stopping\n".encode())
         self._asked.set()
+        processes.ask_to_stop()

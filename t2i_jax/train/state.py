@@ -104,7 +104,7 @@ def check_mesh(state: TrainState, task: Task, mesh: Mesh, rules: str) -> None:
 def place_frozen(frozen: Any, mesh: Mesh, rules: str) -> Any:
     """Frozen parameters on the mesh, as `frozen_places` says; {} for None."""
     frozen = frozen if frozen is not None else {}
-    return jax.device_put(frozen, frozen_places(frozen, mesh, rules))
+    return sharding.put(frozen, frozen_places(frozen, mesh, rules))
 
 
 def frozen_places(frozen: Any, mesh: Mesh, rules: str) -> Any:

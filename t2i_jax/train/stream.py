@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import queue
 import threading
 import time
@@ -13,23 +14,29 @@ import numpy as np
 
 from t2i_jax.config import did_you_mean
 from t2i_jax.errors import UserError
-from t2i_jax.sharding import batch_sharding
+from t2i_jax.sharding import batch_sharding, rows_of_processes
 
 _AHEAD = 2  # batches
 
 
 class Stream:
-    """Pulls batches in a thread of its own and lays them on the devices.
+    """Pulls this process's rows of batches in a thread of its own and lays them on its devices.
 
     A checkpoint must hold the position after the last batch that was trained on, not after the last that was read
     ahead: every batch comes with its own.
+
+    Args:
+      spec: the arrays that so many rows must hold, `Task.batch_spec`.
+      batch_size: rows of a batch, those of all processes.
 
     Attributes:
       start: position of the data before the first batch.
     """
 
-    def __init__(self, batches: Any, spec: Mapping[str, jax.ShapeDtypeStruct], mesh: jax.sharding.Mesh):
-        self._batches, self._spec, self._sharding = iter(batches), spec, batch_sharding(mesh)
+    def __init__(self, batches: Any, spec: Callable[[int], Any], batch_size: int, mesh: jax.sharding.Mesh):
+        self._batches, self._batch_size, self._sharding = iter(batches), batch_size, batch_sharding(mesh)
+        self._rows = rows_of_processes(mesh, batch_size)[jax.process_index()]
+        self._spec = spec(len(self._rows))
         self.start = self._batches.get_state()
         self._queue: queue.Queue = queue.Queue(_AHEAD)
         self._stop = threading.Event()
@@ -79,7 +86,13 @@ class Stream:
                 return
 
     def _place(self, array):
-        return jax.make_array_from_process_local_data(self._sharding, array)
+        def held(index):
+            start, stop, _ = index[0].indices(self._batch_size)
+            first = bisect.bisect_left(self._rows, start)  # the rows of one device follow each other
+            return array[first : first + stop - start]
+
+        shape = (self._batch_size, *array.shape[1:])
+        return jax.make_array_from_callback(shape, self._sharding, held)
 
 
 def check_batch(batch: Mapping[str, Any], spec: Mapping[str, jax.ShapeDtypeStruct]) -> Mapping[str, np.ndarray]:

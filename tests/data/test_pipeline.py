@@ -14,6 +14,8 @@ from t2i_jax.errors import UserError
 from t2i_jax.eval.judge_shapes import parse
 
 CONFIG = DataConfig(source="folder:numbered", image_size=4)
+HALVES = [(0, 1), (2, 3)]  # rows of a batch of 4 that each of two processes reads
+QUARTERS = [(0,), (1,), (2,), (3,)]
 
 
 class Numbered:
@@ -85,17 +87,23 @@ def test_one_pass_in_order_leaves_nothing_out(numbered):
     numbered(10)
     found = [batch["caption"] for batch in batches(CONFIG, 4, 0, wants=("caption",), repeat=False)]
     assert found == [list("0123"), list("4567"), list("89")]
-    parts = [numbers(batches(CONFIG, 4, 0, wants=("caption",), repeat=False, process_index=p, process_count=3), 9)
-             for p in range(3)]  # fmt: skip
-    assert parts == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+    rows = [(0, 1), (2,), (3,)]
+    of = lambda process: batches(CONFIG, 4, 0, wants=("caption",), repeat=False, rows=rows, process=process)
+    parts = [numbers(of(process), 9) for process in range(3)]
+    assert parts == [[0, 1, 4, 5, 8, 9], [2, 6], [3, 7]]
 
 
-def test_processes_read_different_samples(numbered):
-    numbered(13)
-    parts = [numbers(batches(CONFIG, 2, 0, wants=("caption",), process_index=p, process_count=2), 6) for p in (0, 1)]
-    for epoch in (slice(0, 6), slice(6, 12)):
-        assert len({*parts[0][epoch], *parts[1][epoch]}) == 12
-    assert set(parts[0][:6]) != set(parts[0][6:])  # which samples a process reads changes with the epoch
+@pytest.mark.parametrize("rows", [HALVES, [(0, 2), (1, 3)], QUARTERS])
+def test_processes_put_together_the_batches_of_one(numbered, rows):
+    numbered(13, height=5, width=9)
+    config = dataclasses.replace(CONFIG, crop="random", flip=True)
+    whole = batches(config, 4, 0, wants=("image", "caption"))
+    parts = [batches(config, 4, 0, wants=("image", "caption"), rows=rows, process=p) for p in range(len(rows))]
+    for _ in range(9):
+        batch = next(whole)
+        for of, part in zip(rows, map(next, parts), strict=True):
+            np.testing.assert_array_equal(part["image"], batch["image"][list(of)])
+            assert part["caption"] == [batch["caption"][row] for row in of]
 
 
 @pytest.mark.parametrize("threads", [0, 2])
@@ -110,7 +118,7 @@ def test_resuming_is_exact(numbered, threads):
     rest = [next(stream) for _ in range(10)]
     for fresh in (True, False):
         again = batches(config, 4, 3, tokenize=tokenize, wants=wants) if fresh else stream
-        again.set_state(state)
+        again.set_state([state])
         assert again.get_state() == state
         for batch in rest:
             equal(next(again), batch)
@@ -125,15 +133,56 @@ def test_workers_and_threads_do_not_change_a_batch():
         equal(ours, theirs)
 
 
-def test_a_position_is_shared_out_among_another_number_of_processes(numbered):
+def processes(rows, states=None):
+    """The batches of captions of every process, after those that ended in `states`."""
+    parts = [batches(CONFIG, 4, 0, wants=("caption",), rows=rows, process=p) for p in range(len(rows))]
+    for part in parts if states else ():
+        part.set_state(json.loads(json.dumps(states)))
+    return parts
+
+
+def test_another_number_of_processes_goes_on_with_the_batches_of_one(numbered):
+    numbered(30)
+    whole, states, read = numbers(batches(CONFIG, 4, 0, wants=("caption",)), 12), None, 0
+    for rows in (HALVES, [range(4)], QUARTERS, [(0, 1), (0, 1), (2, 3), (2, 3)], HALVES):
+        parts = processes(rows, states)
+        for _ in range(2):
+            batch = {row: number for of, part in zip(rows, parts) for row, number in zip(of, numbers(part, 1))}
+            assert [batch[row] for row in range(4)] == whole[read : read + 4]
+            read += 4
+        states = [part.get_state() for part in parts]
+
+
+def test_with_unusable_samples_too_nothing_comes_again_and_nothing_is_lost(numbered):
+    bad = {3, 4, 5, 17, 40, 41, 42, 199}
+    numbered(200, bad=bad)
+    seen, states = [], None
+    for rows, count in ((HALVES, 9), (QUARTERS, 13), (HALVES, 9), ([range(4)], 17)):
+        parts = processes(rows, states)
+        seen += [number for part in parts for number in numbers(part, count)]
+        states = [part.get_state() for part in parts]
+    assert sorted(seen) == sorted(set(range(200)) - bad)
+
+
+def test_the_same_processes_go_on_exactly_where_unusable_samples_set_them_apart(numbered):
+    numbered(60, bad=(1, 2))
+    before = processes(HALVES)
+    for part in before:
+        numbers(part, 9)
+    states = [part.get_state() for part in before]
+    assert states[0]["taken"] != states[1]["taken"]
+    after = [numbers(part, 8) for part in processes(HALVES, states)]
+    assert after == [numbers(part, 8) for part in before]
+
+
+def test_a_run_saved_by_an_earlier_version_goes_on(numbered):
     numbered(16)
-    two = batches(CONFIG, 4, 0, wants=("caption",), process_count=2)
-    next(two)
-    one = batches(CONFIG, 4, 0, wants=("caption",))
-    one.set_state(two.get_state())
-    assert one.get_state() == {"position": 8, "records": 16, "processes": 1}
-    first_half = numbers(batches(CONFIG, 8, 0, wants=("caption",)), 1)
-    assert not set(numbers(one, 2)) & set(first_half)
+    whole, one = (batches(CONFIG, 4, 0, wants=("caption",)) for _ in range(2))
+    numbers(whole, 2)
+    one.set_state([{"position": 8, "records": 16, "processes": 1}])
+    assert numbers(one, 5) == numbers(whole, 5)
+    with pytest.raises(UserError, match="saved by 2 processes in an older way"):
+        one.set_state([{"position": 8, "records": 16, "processes": 2}])
 
 
 def test_text_comes_from_the_captions(numbered):
@@ -239,7 +288,6 @@ def test_mistakes_are_refused(numbered):
         ({"wants": ("images",)}, "did you mean 'image'"),
         ({"wants": ("text",)}, "needs tokenize"),
         ({"wants": ("text_mask",)}, "want one of them too"),
-        ({"wants": ("image",), "process_count": 4}, "3 samples for 4 processes"),
     ):
         with pytest.raises(UserError, match=message):
             batches(CONFIG, 2, 0, **named)
@@ -248,4 +296,4 @@ def test_mistakes_are_refused(numbered):
     with pytest.raises(UserError, match="captions of shapes untrue"):
         batches(DataConfig(flip=True), 2, 0, wants=("image", "caption"))
     with pytest.raises(UserError, match="has 3 records and had 4"):
-        batches(CONFIG, 2, 0, wants=("image",)).set_state({"position": 2, "records": 4, "processes": 1})
+        batches(CONFIG, 2, 0, wants=("image",)).set_state([{"position": 2, "records": 4, "processes": 1}])

@@ -102,7 +102,7 @@ def same(mine, theirs, tolerance, least, rules):
 
 
 def toy():
-    """The toy task, and a checkpoint of eight devices read by eight, four and one."""
+    """The toy task, and a checkpoint of eight devices read by eight, four, two and one."""
     source, task = ToyBatches(), ToyTask()
     batches = [{name: batch[name] for name in ("x", "y")} for batch in (next(source) for _ in range(2))]
     compare(task, batches)
@@ -113,14 +113,14 @@ def toy():
     assert state.ema["first"]["wide"].sharding == state.params["first"]["wide"].sharding
     with tempfile.TemporaryDirectory() as workdir:
         checkpoints = Checkpoints(workdir, keep=1)
-        checkpoints.save(2, state, {"number": 2}, {})
+        checkpoints.save(2, state, [{"number": 2}], {})
         checkpoints.wait()
-        places = (8, {"fsdp": 8}, "fsdp"), (4, {"data": 2, "tensor": 2}, "fsdp_tp"), (1, None, "dp")
+        places = (8, {"fsdp": 8}, "fsdp"), (4, {"data": 2, "tensor": 2}, "fsdp_tp"), (2, None, "fsdp"), (1, None, "dp")
         for count, shape, rules in places:
             mesh = sharding.make_mesh(shape, jax.devices()[:count])
             _, _, abstract = setting(task, mesh, rules)
-            restored, position = checkpoints.restore(abstract, lambda stored: None)
-            assert position == {"number": 2}
+            restored, positions = checkpoints.restore(abstract, lambda stored: None)
+            assert positions == [{"number": 2}]
             assert {leaf.sharding.mesh.size for leaf in jax.tree.leaves(restored.params)} == {count}
             plain = lambda s: s.replace(key=jax.random.key_data(s.key))
             jax.tree.map(np.testing.assert_array_equal, plain(restored), plain(state))

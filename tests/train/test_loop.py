@@ -80,9 +80,9 @@ def test_the_position_of_the_data_is_that_of_the_batches_trained_on(tmp_path):
     seen = []
 
     class Watched(ToyBatches):
-        def set_state(self, state):
-            seen.append(state)
-            super().set_state(state)
+        def set_state(self, states):
+            seen.extend(states)
+            super().set_state(states)
 
     _fit(tmp_path, steps=3)
     _fit(tmp_path, steps=4, batches=Watched())
@@ -109,7 +109,7 @@ def test_hooks_run_at_their_steps_and_after_the_last(tmp_path):
 def test_a_stop_while_the_data_hangs_saves_and_stops(tmp_path):
     class Hanging(ToyBatches):
         def __next__(self):
-            if self.number == 3:
+            if self.number == 4:  # two batches were taken, so a step is made
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(1)
             return super().__next__()

@@ -86,5 +86,5 @@ class ToyBatches:
     def get_state(self):
         return {"number": self.number}
 
-    def set_state(self, state):
-        self.number = state["number"]
+    def set_state(self, states):
+        self.number = states[0]["number"]
