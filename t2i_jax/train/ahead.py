@@ -80,6 +80,8 @@ class Report:
 def slice_devices(topology: str) -> Sequence[jax.Device]:
     """The devices of a slice such as "v5p:8x8x8", or of several, "2*v5e:16x16".
 
+    Without a TPU, a process that has called this can't trace any more: `jax.profiler` crashes beside libtpu.
+
     Raises:
       UserError: libtpu is missing, or there is no such slice.
     """
