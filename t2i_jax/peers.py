@@ -41,14 +41,8 @@ class Peers:
         self.process, self.stop, self._hub = process, threading.Event(), hub
         self._results: queue.SimpleQueue = queue.SimpleQueue()
         self._sending, self._ending, self._leaving = threading.RLock(), threading.Lock(), False
-        self._socket = socket.create_connection((address["host"], address["port"]), timeout=60)
-        self._socket.settimeout(None)
-        _notice_silence(self._socket)
-        hello = {"process": process, "host": socket.gethostname(), "pid": os.getpid()}
-        self._send({**hello, "token": address["token"]})
-        self._lines = self._socket.makefile("r")
-        self.everyone: Sequence[Mapping[str, Any]] = json.loads(self._lines.readline())["everyone"]
         _delay_aborts()
+        self._join(address)
         threading.Thread(target=self._listen, daemon=True, name="peers").start()
 
     def gather(self, value: Any) -> list[Any]:
@@ -82,6 +76,19 @@ class Peers:
         """A process as a message names it."""
         who = self.everyone[process]
         return f"process {process} ({who['host']}, pid {who['pid']})"
+
+    def _join(self, address):
+        """All have started, but one may die just now."""
+        try:
+            self._socket = socket.create_connection((address["host"], address["port"]), timeout=_SILENCE)
+            _notice_silence(self._socket)
+            hello = {"process": self.process, "host": socket.gethostname(), "pid": os.getpid()}
+            self._send({**hello, "token": address["token"]})
+            self._lines = self._socket.makefile("r")
+            self.everyone: Sequence[Mapping[str, Any]] = json.loads(self._lines.readline())["everyone"]
+            self._socket.settimeout(None)
+        except (OSError, ValueError, KeyError):
+            self._end(Preempted.status, "t2i: a process was lost while all joined; start the same command again.")
 
     def _send(self, message):
         with self._sending:

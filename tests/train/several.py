@@ -19,7 +19,7 @@ from t2i_jax.errors import Preempted, UserError
 from t2i_jax.train.loop import Hook, TrainConfig, fit
 from tests.train.toy import ToyBatches, ToyTask
 
-CONFIG = TrainConfig(steps=12, batch_size=16, save_every=5, log_every=1, mesh={"fsdp": -1}, rules="fsdp")
+CONFIG = TrainConfig(steps=12, batch_size=16, save_every=5, log_every=1, mesh={"fsdp": 2, "tensor": -1}, rules="fsdp_tp")
 TASK = ToyTask(width=256)  # large enough for each process to save a file of its own
 
 
