@@ -2,11 +2,13 @@
 
 import dataclasses
 import re
+import threading
 import time
 
 import pytest
 
 from t2i_jax.train import stall
+from t2i_jax.train.log import Log
 from t2i_jax.train.loop import TrainConfig, fit
 
 from .toy import ToyBatches, ToyTask
@@ -35,13 +37,35 @@ def test_much_waiting_is_marked_and_said_once(tmp_path, capfd):
     assert len(sentences) == 1 and "data.workers" in sentences[0] and "t2i data pack" in sentences[0]
 
 
+class _Late(ToyBatches):
+    """Batch `number` comes once `enough` is set: however long the first step takes to compile, training waits for it."""
+
+    def __init__(self, late, enough):
+        super().__init__()
+        self.late, self.enough = late, enough
+
+    def __next__(self):
+        if self.number == self.late:
+            self.enough.wait(60)
+        return super().__next__()
+
+
 @pytest.mark.parametrize("number", [0, 3])
 def test_a_long_wait_shows_while_it_lasts(tmp_path, capfd, monkeypatch, number):
+    shown, enough, progress = [], threading.Event(), Log.progress
+
+    def seen(self, step, figures):
+        progress(self, step, figures)
+        shown.extend(name for name in figures if name == "waiting for data")
+        if len(shown) >= 2:
+            enough.set()
+
     monkeypatch.setattr(stall, "_LONG", 0.3)
+    monkeypatch.setattr(Log, "progress", seen)
     config = dataclasses.replace(_CONFIG, log_every=100)  # no line of figures that could tell
-    fit(ToyTask(), _Batches({number: 1.2}), config, tmp_path)
+    fit(ToyTask(), _Late(number, enough), config, tmp_path)
     said = capfd.readouterr().err
-    assert len(re.findall(r"waiting for data=\ds !", said)) >= 2
+    assert enough.is_set() and re.search(r"waiting for data=\ds !", said)
     sentences = re.findall(r"no batch has come for \d s after step \d; if the data stay slow: .*data.workers", said)
     assert len(sentences) == (number > 0)  # the first batch: the readers only start
 
