@@ -28,6 +28,7 @@ from t2i_jax.data.source import open_source
 from t2i_jax.errors import UserError
 from t2i_jax.models.vgg import Vgg16
 from t2i_jax.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from t2i_jax.systems import placement
 from t2i_jax.systems.imagen import ImagenTask
 from t2i_jax.systems.imagen_system import ImagenSystem
 from t2i_jax.systems.parti import PartiSystem, PartiTask
@@ -121,7 +122,7 @@ def train(
     return build_system(_averaged(state.params, state.ema), state.stats)
 
 
-def load(workdir: str | pathlib.Path, *, averaged: bool = True) -> System:
+def load(workdir: str | pathlib.Path, *, averaged: bool = True, mesh: Mapping[str, int] | None = None) -> System:
     """The trained system of a run's folder, or of a folder that `export` wrote.
 
     >>> system = load("runs/quickstart")                                        # doctest: +SKIP
@@ -130,9 +131,11 @@ def load(workdir: str | pathlib.Path, *, averaged: bool = True) -> System:
 
     Args:
       averaged: use the moving average of the parameters where the run keeps one.
+      mesh: sizes of a mesh's axes, {"data": 2, "tensor": 4}, over all devices: a system that makes pictures from text
+        lies and works there (see `systems.placement`). A checkpoint is read straight to its places. None: one device.
 
     Raises:
-      UserError: no such folder, or no finished checkpoint in it.
+      UserError: no such folder, no finished checkpoint in it, or a mesh that does not fit.
     """
     workdir = pathlib.Path(workdir)
     if not workdir.is_dir():
@@ -140,7 +143,8 @@ def load(workdir: str | pathlib.Path, *, averaged: bool = True) -> System:
     if (workdir / "system.json").is_file():
         recipe, params, stats = _read_export(workdir)
     else:
-        config, params, ema, stats = load_params(workdir)
+        place = None if mesh is None else placement.places(load_run_recipe(workdir).task, mesh)[1]
+        config, params, ema, stats = load_params(workdir, place)
         recipe = recipe_from_dict(config)
         params = _averaged(params, ema) if averaged else params
     frozen: dict[str, Any] = {}
@@ -148,7 +152,8 @@ def load(workdir: str | pathlib.Path, *, averaged: bool = True) -> System:
         frozen["tokenizer"] = load(workdir / "tokenizer").weights
     if isinstance(getattr(recipe.task, "text", None), T5Text):
         frozen["text"] = recipe.task.text.init(jax.random.key(0))
-    return _system(recipe.task, params, stats, frozen, _text_tokenizer(recipe, workdir))
+    system = _system(recipe.task, params, stats, frozen, _text_tokenizer(recipe, workdir))
+    return system if mesh is None else placement.on_mesh(system, mesh)
 
 
 def load_run_recipe(workdir: str | pathlib.Path) -> Recipe:

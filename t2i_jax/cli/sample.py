@@ -31,6 +31,7 @@ def sample(
     strength: float | None = None,
     cond: pathlib.Path | None = None,
     upscale: pathlib.Path | None = None,
+    mesh: str | None = None,
 ) -> None:
     """Generate pictures for captions.
 
@@ -54,13 +55,15 @@ def sample(
         strength: Imagen: how much --init is changed, from 0 to 1; 0.6 by default.
         cond: Imagen: the picture to condition on, for a run that was trained on such pictures.
         upscale: Folder of a super-resolution run, which makes the pictures larger.
+        mesh: Sizes of a mesh's axes over all devices, as data=2,tensor=4; one device by default.
     """
     from t2i_jax import runs
     from t2i_jax.eval.grid import grid, save_png
+    from t2i_jax.sharding import parse_mesh
 
     if count < 1:
         raise UserError(f"count={count} must be at least 1.")
-    system = runs.load(run)
+    system = runs.load(run, mesh=None if mesh is None else parse_mesh(mesh))
     larger = None if upscale is None else _upscaler(runs.load(upscale), upscale)
     if not hasattr(system, "generate"):
         raise UserError(f"run={str(run)!r} holds {type(system).__name__}, which makes no pictures from text.")

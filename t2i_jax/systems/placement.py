@@ -12,6 +12,20 @@ from t2i_jax import sharding
 from t2i_jax.errors import UserError
 
 
+def places(task: Any, shape: Mapping[str, int] | None) -> tuple[jax.sharding.Mesh, Mapping[str, Any]]:
+    """A mesh of all devices, and by group where on it each parameter of the task lies, as its logical axes say.
+
+    Args:
+      shape: sizes of the mesh's axes; None: all devices on "data".
+
+    Raises:
+      UserError: a mesh that does not fit the devices.
+    """
+    mesh = sharding.make_mesh(shape)
+    boxed = dict(jax.eval_shape(task.init, jax.random.key(0))[0])
+    return mesh, sharding.shardings(boxed, mesh, sharding.rules_of(shape))
+
+
 def on_mesh(system: Any, shape: Mapping[str, int] | None) -> Any:
     """The same system, which samples on a mesh of all devices.
 
@@ -19,16 +33,14 @@ def on_mesh(system: Any, shape: Mapping[str, int] | None) -> Any:
     of the past) over "tensor". The pictures are those of one device.
 
     Args:
-      system: `PartiSystem` or `ImagenSystem`. shape: sizes of the mesh's axes; None: all devices on "data".
+      system: `PartiSystem` or `ImagenSystem`. shape: as in `places`.
 
     Raises:
       UserError: a mesh that does not fit the devices, or a system that has no mesh.
     """
     if not hasattr(system, "mesh"):
         raise UserError(f"mesh is given for {type(system).__name__}, which works on one device; leave it out.")
-    mesh = sharding.make_mesh(shape)
-    boxed = dict(jax.eval_shape(system.task.init, jax.random.key(0))[0])
-    places = sharding.shardings(boxed, mesh, sharding.rules_of(shape))
-    weights = jax.device_put(dict(system.weights), {group: places[group] for group in system.weights})
+    mesh, place = places(system.task, shape)
+    weights = jax.device_put(dict(system.weights), {group: place[group] for group in system.weights})
     frozen = jax.device_put(system.frozen, sharding.replicated(mesh))
     return dataclasses.replace(system, weights=weights, frozen=frozen, mesh=mesh)

@@ -125,13 +125,23 @@ class Checkpoints:
 
         return self._newest(read, lambda error: next(filter(None, processes.gather(error)), None))
 
-    def weights(self) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
-        """(configuration, {"params", "ema", "stats"} on one device) of the newest readable checkpoint, or None."""
+    def weights(
+        self, places: Mapping[str, Any] | None = None
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+        """(configuration, {"params", "ema", "stats"}) of the newest readable checkpoint, or None.
+
+        Args:
+          places: by group the shardings of its parameters, which are read to their places; None: all on one device.
+        """
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        lying = lambda saved, place: jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=place)
 
         def read(step):
             saved = self._reader.item_metadata(step).weights.tree
-            target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), saved)
+            target = jax.tree.map(lambda entry: lying(entry, device), saved)
+            for name in ("params", "ema") if places is not None else ():
+                groups = saved.get(name, {})
+                target[name] = {group: jax.tree.map(lying, groups[group], places[group]) for group in groups}
             items = ocp.args.Composite(weights=ocp.args.StandardRestore(target))
             return self._config(step), {**_EMPTY, **self._reader.restore(step, args=items).weights}
 
@@ -216,15 +226,17 @@ class Checkpoints:
         self._writer.reload()
 
 
-def load_params(workdir: str | pathlib.Path) -> tuple[Mapping[str, Any], Any, Any, Any]:
+def load_params(
+    workdir: str | pathlib.Path, places: Mapping[str, Any] | None = None
+) -> tuple[Mapping[str, Any], Any, Any, Any]:
     """(configuration as a dict, params by group, averages by group, stats) of a run's newest checkpoint.
 
-    The run may still be going on; its folder is only read.
+    The run may still be going on; its folder is only read. `places`: see `Checkpoints.weights`.
 
     Raises:
       UserError: there is none.
     """
-    config, weights = _read_only(workdir, Checkpoints.weights)
+    config, weights = _read_only(workdir, lambda checkpoints: checkpoints.weights(places))
     return config, weights["params"], weights["ema"], weights["stats"]
 
 

@@ -69,9 +69,15 @@ def test_sampling_and_the_exported_system(trained, tmp_path):
     run("export", trained, tmp_path / "system")
     assert "is not empty" in refused("export", trained, tmp_path / "system")
     sample(tmp_path / "system", "exported")
-    plain, negative, exported = (_pictures(tmp_path / name) for name in ("plain", "negative", "exported"))
-    assert sorted(plain) == sorted(exported) == ["000-00.png", "000-01.png"] and len(negative) == 2
-    assert all(np.array_equal(plain[name], exported[name]) for name in plain)
+    sample(trained, "meshed", "--mesh", "data=1")
+    made = {name: _pictures(tmp_path / name) for name in ("plain", "negative", "exported", "meshed")}
+    plain, negative = made["plain"], made["negative"]
+    assert sorted(plain) == sorted(made["exported"]) == ["000-00.png", "000-01.png"] and len(negative) == 2
+    assert all(np.array_equal(plain[name], made["exported"][name]) for name in plain)
+    assert all(np.array_equal(plain[name], made["meshed"][name]) for name in plain)
+    assert "does not fit 1 device(s)" in refused("sample", trained, _CAPTION, "--mesh", "data=3")
+    with pytest.raises(t2i.UserError, match="which works on one device"):
+        t2i.load(trained / "tokenizer", mesh={"data": 1})
     assert (tmp_path / "plain" / "captions.txt").read_text() == f"000 {_CAPTION}\n"
 
     Image.fromarray(np.full((40, 40, 3), (200, 30, 30), np.uint8)).save(tmp_path / "red.png")
