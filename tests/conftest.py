@@ -3,11 +3,13 @@
 import os
 import pathlib
 
+from tests.flags import FAST
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "xla_backend_optimization_level" not in (_flags := os.environ.get("XLA_FLAGS", "")):
-    os.environ["XLA_FLAGS"] = f"{_flags} --xla_backend_optimization_level=0".strip()
+    os.environ["XLA_FLAGS"] = f"{_flags} {FAST}".strip()
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -9,8 +9,10 @@ import os
 import sys
 
 if __name__ == "__main__":
+    from tests.flags import FAST
+
     folder, rank, port = sys.argv[1:]
-    flags = f"--xla_force_host_platform_device_count={2 if port != '0' else 8} --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count={2 if port != '0' else 8} {FAST}"
     os.environ["XLA_FLAGS"] = flags
 
 import functools  # noqa: E402
