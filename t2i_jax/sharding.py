@@ -102,11 +102,12 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
     types = (AxisType.Auto,) * len(MESH_AXES)
     whole = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
     if slices == 1:
-        return jax.make_mesh(whole, MESH_AXES, axis_types=types, devices=devices)
+        laid = mesh_utils.create_device_mesh(whole, devices, allow_split_physical_axes=True)
+        return Mesh(laid, MESH_AXES, axis_types=types)
     if whole[0] != slices:
         raise UserError(f"mesh={_text(sizes)} has slice={whole[0]} for {slices} slices; give slice={slices}.")
     between = (slices, *(1 for _ in MESH_AXES[1:]))
-    within = mesh_utils.create_hybrid_device_mesh((1, *whole[1:]), between, devices)
+    within = mesh_utils.create_hybrid_device_mesh((1, *whole[1:]), between, devices, allow_split_physical_axes=True)
     return Mesh(within, MESH_AXES, axis_types=types)
 
 

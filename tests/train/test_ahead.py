@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 
+from t2i_jax import sharding
 from t2i_jax.errors import UserError
 from t2i_jax.train import ahead
 from t2i_jax.train.config import TrainConfig
@@ -33,6 +34,13 @@ def test_a_slice_that_the_compiler_does_not_know_is_refused():
 @pytest.mark.parametrize(("topology", "chips"), [("v4:2x2x1", 4), ("v5p:2x2x2", 8), ("v6e:2x4", 8), ("2*v5e:2x2", 8)])
 def test_a_device_is_a_chip(topology, chips):
     assert len(ahead.slice_devices(topology)) == chips
+
+
+@needs_libtpu
+def test_an_axis_of_the_mesh_may_take_a_part_of_an_axis_of_the_torus():
+    mesh = sharding.make_mesh({"data": 16, "fsdp": 16}, ahead.slice_devices("v4:8x8x4"))
+    assert mesh.shape["data"] == mesh.shape["fsdp"] == 16
+    assert len({device.id for device in mesh.devices.flat}) == 256
 
 
 @needs_libtpu
