@@ -24,7 +24,7 @@ def get_config() -> Recipe:
     """One stage; the others have recipes of their own."""
     return Recipe(
         task=ImagenTask(
-            stages=(Stage(BaseUnet64(dtype="bfloat16", remat="full"), image_size=64, noise=Ddpm()),),
+            stages=(Stage(BaseUnet64(dtype="bfloat16", remat="full", scan_blocks=True), image_size=64, noise=Ddpm()),),
             text=StoredText(dim=4096, max_length=128),
         ),
         data=DataConfig(source="arrayrecord:packed", image_size=64, workers=8),
@@ -32,7 +32,7 @@ def get_config() -> Recipe:
             steps=2_500_000,
             batch_size=2048,
             ema_decay=0.9999,
-            mesh={"fsdp": -1},
+            mesh={"data": -1, "fsdp": 8},
             optim=OptimConfig(name="adafactor", learning_rate=1e-4, warmup_steps=10_000, b2=0.99),
             save_every=5000,
             eval_every=10_000,

@@ -15,7 +15,7 @@ from t2i_jax.recipe import load_recipe
 def get_config() -> Recipe:
     """The stage alone; the smaller picture is made of the larger one."""
     recipe = load_recipe(pathlib.Path(__file__).with_name("paper_base.py"))
-    unet = SRUnet1024(dtype="bfloat16", remat="full")
+    unet = SRUnet1024(dtype="bfloat16", remat="full", scan_blocks=True)
     stages = (
         Stage(NullUnet(), image_size=256),
         Stage(unet, image_size=1024, crop_size=256, noise=Ddpm(schedule="linear")),

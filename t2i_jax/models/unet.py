@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from t2i_jax.models import unet_sizes as sizes
@@ -64,6 +65,8 @@ class Unet(nn.Module):
         same. Weights of the package come with the values they need.
       attn_max_scores: per picture, where attention works block by block (see `unet_attention.attend`).
       remat: what the backward pass recomputes of each block: "none", "full", or "dots" (keeps only matrix products).
+      scan_blocks: a level's blocks after its first are one loop: the same numbers, compiled in a fraction of the time
+        where there are many blocks, at the price of a copy of their weights and maps.
       dtype: of the computation; norms and softmax are float32, and so is what comes out.
     """
 
@@ -112,6 +115,7 @@ class Unet(nn.Module):
     compat: tuple[str, ...] = ()
     attn_max_scores: int = MAX_SCORES
     remat: str = "none"
+    scan_blocks: bool = False
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -215,13 +219,10 @@ class Unet(nn.Module):
         for i, mult in enumerate(self.dim_mults):
             if self.memory_efficient:
                 x = self._shrink(f"down_{i}_before", self.dim * mult)(x)
-            first, blocks, attention = self._level(f"down_{i}", i, x.shape[-1], condition, deterministic)
-            x = first(x)
-            for block in blocks:
-                x = block(x)
-                skips.append(x)
+            first, further, attention = self._level(f"down_{i}", i, x.shape[-1], condition, deterministic)
+            x, passed = further(first(x))
             x = attention(x)
-            skips.append(x)
+            skips += [*passed, x]
             if not self.memory_efficient:
                 x = self._shrink(f"down_{i}_after", self.dim * mult, keep_size=i == last)(x)
         return x, skips
@@ -236,13 +237,12 @@ class Unet(nn.Module):
     def _up(self, x, skips, condition, deterministic):
         """The map at full size, with those of all levels where they are combined; empties `skips`."""
         scale = 2**-0.5 if self.scale_skip_connection else 1.0
-        joined = lambda x: jnp.concatenate([x, skips.pop() * scale], axis=-1)
         enlarge, maps = resample.PixelShuffle if self.pixel_shuffle_upsample else resample.Upsample, []
         widths = (self.init_dim or self.dim, *(self.dim * mult for mult in self.dim_mults))
         for i in reversed(range(len(self.dim_mults))):
-            first, blocks, attention = self._level(f"up_{i}", i, widths[i + 1], condition, deterministic)
-            for block in (first, *blocks):
-                x = block(joined(x))
+            first, further, attention = self._level(f"up_{i}", i, widths[i + 1], condition, deterministic)
+            joined = [skips.pop() * scale for _ in range(1 + sizes.per_level(self, "num_resnet_blocks")[i])]
+            x, _ = further(first(jnp.concatenate([x, joined[0]], axis=-1)), joined[1:])
             x = attention(x)
             maps.append(x)
             if i > 0 or self.memory_efficient:
@@ -256,21 +256,45 @@ class Unet(nn.Module):
         return jnp.concatenate([x, *combined], axis=-1)
 
     def _level(self, name, i, width, condition, deterministic):
-        """The first block of a level, its further blocks and its attention, each a function of the map alone."""
+        """The first block of a level, its further blocks (see `_further`) and its attention, a function of the map."""
         at = lambda field: sizes.per_level(self, field)[i]
         cross = "linear" if at("use_linear_cross_attn") else "softmax" if at("layer_cross_attns") else None
         first = self._block(f"{name}_first", width, condition, cross)
-        blocks = [
-            self._block(f"{name}_block_{n}", width, condition, gate=self.use_global_context_attn)
-            for n in range(at("num_resnet_blocks"))
-        ]
+        further = self._further(f"{name}_block", at("num_resnet_blocks"), width, condition)
         linear = not at("layer_attns")
         if linear and not at("use_linear_attn"):
-            return first, blocks, lambda x: x
+            return first, further, lambda x: x
         dropout = 0.0 if deterministic else self.linear_attn_dropout
         depth = at("layer_attns_depth")
         attention = self._transformer(f"{name}_attention", width, depth, self.ff_mult, linear, dropout)
-        return first, blocks, lambda x: constrain(attention(x, condition[1]), "batch", None, None, None)
+        return first, further, lambda x: constrain(attention(x, condition[1]), "batch", None, None, None)
+
+    def _further(self, name, count, width, condition):
+        """Blocks that are alike as a function of the map, and of what is joined to it before each: (map, the map after each)."""
+        gate, names = self.use_global_context_attn, [f"{name}_{n}" for n in range(count)]
+        join = lambda x, joined: x if joined is None else jnp.concatenate([x, joined], axis=-1)
+
+        def one_by_one(x, joined=None):
+            after = []
+            for n, block in enumerate([self._block(name, width, condition, gate=gate) for name in names]):
+                x = block(join(x, joined and joined[n]))
+                after.append(x)
+            return x, after
+
+        def looped(x, joined=None):
+            weights = [self.variables["params"][name] for name in names]
+            block = ResnetBlock(width, None, gate, self.attn_heads, self.attn_dim_head, dtype=self.dtype, parent=None)
+
+            def step(x, each):
+                x = block.apply({"params": each[0]}, join(x, each[1]), *condition)
+                x = constrain(x, "batch", None, None, None)
+                return x, x
+
+            if self.remat != "none":
+                step = jax.checkpoint(step, policy=REMAT[self.remat], prevent_cse=False)
+            return jax.lax.scan(step, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(weights, joined or [None] * count)))
+
+        return looped if self.scan_blocks and count > 1 and not self.is_initializing() else one_by_one
 
     def _block(self, name, width, condition, cross=None, gate=False, heads=None):
         """A residual block as a function of the map alone."""

@@ -91,6 +91,22 @@ def test_attention_by_blocks_and_recomputed_layers_change_nothing():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest), slopes, other)
 
 
+def test_a_loop_over_blocks_changes_nothing():
+    model = TINY.clone(
+        num_resnet_blocks=(3, 0), layer_attns=False, layer_cross_attns=False, attend_at_middle=False, remat="full",
+        attn_pool_text=False, init_cross_embed=False, init_conv_kernel_size=3,
+    )  # fmt: skip
+    inputs = random_inputs(model)
+    params = random_params(model, inputs)
+    value, slopes = value_and_slopes(model, params, inputs)
+    looped = model.clone(scan_blocks=True)
+    assert jax.tree.structure(shapes(looped, inputs)) == jax.tree.structure(shapes(model, inputs))
+    other_value, other = value_and_slopes(looped, params, inputs)
+    np.testing.assert_allclose(value, other_value, rtol=1e-5)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(slopes))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest), slopes, other)
+
+
 def test_what_fails_in_the_package_trains_here():
     model = TINY.clone(
         cross_embed_downsample=True, dim_mults=(2, 3), init_dim=12, memory_efficient=True, max_text_len=600,

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t2i_jax.nn import convolution
 from t2i_jax.nn.conv import depthwise
 from t2i_jax.nn.convolution import convolve
 
@@ -47,6 +48,15 @@ def test_convolution_and_its_derivatives(key, size, side, stride, padding, chann
     theirs = lambda x, kernel: _whole(x, kernel, stride, padding)
     _close(jax.jit(ours)(x, kernel), theirs(x, kernel))
     _close(*(jax.jit(jax.grad(_penalty(f), (0, 1)))(x, kernel) for f in (ours, theirs)))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_window_whose_columns_are_channels(key, stride):
+    # TPUs take this form; here it only runs as a function of its own.
+    x = jax.random.normal(key, (2, 9 + stride, 9, 3))
+    kernel = jax.random.normal(jax.random.fold_in(key, 1), (7, 7, 3, 5)) / 12
+    run = lambda form: jax.jit(lambda: form(x, kernel, stride))()
+    _close(run(convolution._columns_first), run(convolution._whole))
 
 
 @pytest.mark.parametrize("size", [5, 6])
