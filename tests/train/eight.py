@@ -61,14 +61,14 @@ def run(task, mesh, rules, frozen, batches, first=None):
     return state, metrics, jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, PartitionSpec))
 
 
-def compare(task, batches, frozen=None, tolerance=1e-4, presets=tuple(MESHES)):
+def compare(task, batches, frozen=None, tolerance=1e-4, presets=tuple(MESHES), splits=("fsdp", "tensor")):
     """Fails where a mesh of eight gives other losses or parameters than one device.
 
     Args:
       tolerance: of parameters, relative to the largest change of any of their group, which is how far an error in a
         gradient shows; of stats, relative to the largest of each array. Sums over eight devices round differently: seen
         were 7e-6 at most, but for the biases and norms of a cascade.
-      presets: of rules; all where compiling is not too long.
+      presets: of rules; all where compiling is not too long. splits: axes that its parameters are split over.
     """
     one = sharding.make_mesh(None, jax.devices()[:1])
     first = setting(task, one, "dp")[0](jax.random.key(0))
@@ -77,7 +77,7 @@ def compare(task, batches, frozen=None, tolerance=1e-4, presets=tuple(MESHES)):
         rules = sharding.rules_of(shape)
         state, metrics, specs = run(task, sharding.make_mesh(shape), rules, frozen, batches, first)
         axes = {axis for spec in specs for axis in spec if axis is not None}
-        assert axes == set(shape) & {"fsdp", "tensor"}, f"{name}: parameters are split over {axes}"
+        assert axes == set(shape) & set(splits), f"{name}: parameters are split over {axes}"
         for i, (want, have) in enumerate(zip(expected, metrics, strict=True)):
             for name, value in want.items():
                 close = np.isclose(have[name], value, rtol=1e-3, atol=1e-4)
@@ -243,6 +243,32 @@ def sequence():
     compare(task, _random_batches(task, 2), presets=presets)
 
 
+def t5():
+    """Parti with a frozen T5 whose embeddings are large enough to be split."""
+    from t2i_jax.models.parti_transformer import PartiTransformer
+    from t2i_jax.systems.parti import PartiTask
+    from t2i_jax.text.t5 import T5Text
+    from t2i_jax.text.t5_encoder import T5Encoder
+
+    network = T5Encoder(dim=64, depth=1, heads=2, dim_head=8, mlp_dim=32, vocab_size=2048)
+    text = T5Text(None, network, max_length=6)
+    model = PartiTransformer(dim=16, depth=1, heads=2, mlp_dim=32, fmap_size=4, codebook_size=16)
+    weights, task = text.init(jax.random.key(3)), PartiTask(model, text)
+    mesh = sharding.make_mesh(MESHES["fsdp_tp"])
+    specs = [leaf.sharding.spec for leaf in jax.tree.leaves(states.place_frozen(weights, mesh, "fsdp_tp"))]
+    assert PartitionSpec("fsdp") in specs
+    compare(task, _random_batches(task, 2), {"text": weights})
+
+
+def super_resolution():
+    """Small pictures to large ones against a discriminator."""
+    from t2i_jax.models.super_resolution import SuperResolution
+    from t2i_jax.systems.super_resolution import SuperResolutionTask
+
+    task = SuperResolutionTask(SuperResolution(blocks=1, channels=8, expansion=2), 16, discriminator=Adversary())
+    compare(task, _random_batches(task, 2), splits=("fsdp",))  # convolutions alone: "tensor" splits heads and widths
+
+
 def imagen():
     """The second stage of a cascade with a trained text encoder; one stage and one preset, for the sake of time.
 
@@ -328,7 +354,10 @@ def _random_batches(task, count):
     return [{name: draw(shape) for name, shape in spec.items()} for _ in range(count)]
 
 
-CASES = {case.__name__: case for case in (toy, frozen, strided, tokenizer, gan, parti, sequence, imagen, sampling)}
+CASES = {
+    case.__name__: case
+    for case in (toy, frozen, strided, tokenizer, gan, super_resolution, parti, t5, sequence, imagen, sampling)
+}
 
 if __name__ == "__main__":
     assert jax.device_count() == 8
