@@ -1,7 +1,7 @@
 """The tables of docs/pods.md: training steps compiled for TPU slices that are not there.
 
     python benchmarks/pods.py               # all rows; one takes minutes, and up to some 10 GB
-    python benchmarks/pods.py 3b 20b        # these alone; the others stay as they were measured
+    python benchmarks/pods.py 3b_v4 20b_v5p # these alone; the others stay as they were measured
 
 Figures are kept in docs/pods.json, and the tables in docs/pods.md are written from there.
 """
@@ -19,15 +19,26 @@ import time
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _FIGURES, _PAGE = _ROOT / "docs" / "pods.json", _ROOT / "docs" / "pods.md"
 
-PAPERS = {  # recipe, slice, and more arguments
-    "350m": ("configs/parti/paper_350m.py", "v4:4x4x8", []),
-    "750m": ("configs/parti/paper_750m.py", "v4:8x8x4", []),
-    "3b": ("configs/parti/paper_3b.py", "v4:8x8x8", []),
-    "20b": ("configs/parti/paper_20b.py", "v5p:8x8x8", []),
-    "vit_vqgan": ("configs/parti/paper_vit_vqgan.py", "v4:4x4x8", []),
-    "base": ("configs/imagen/paper_base.py", "v4:8x8x4", []),
-    "larger": ("configs/imagen/paper_larger.py", "v4:4x4x8", []),
-    "largest": ("configs/imagen/paper_largest.py", "v4:4x4x8", []),
+GENERATIONS = ("v4", "v5e", "v5p", "v6e")
+SLICES = {  # chips: a slice of each generation
+    128: ("v4:4x4x8", "v5e:8x16", "v5p:4x4x8", "v6e:8x16"),
+    256: ("v4:8x8x4", "v5e:16x16", "v5p:4x8x8", "v6e:16x16"),
+    512: ("v4:8x8x8", "2*v5e:16x16", "v5p:8x8x8", "2*v6e:16x16"),
+}
+RECIPES = {  # recipe and chips
+    "350m": ("configs/parti/paper_350m.py", 128),
+    "750m": ("configs/parti/paper_750m.py", 256),
+    "3b": ("configs/parti/paper_3b.py", 512),
+    "20b": ("configs/parti/paper_20b.py", 512),
+    "vit_vqgan": ("configs/parti/paper_vit_vqgan.py", 128),
+    "base": ("configs/imagen/paper_base.py", 256),
+    "larger": ("configs/imagen/paper_larger.py", 128),
+    "largest": ("configs/imagen/paper_largest.py", 128),
+}
+PAPERS = {
+    f"{name}_{generation}": (config, topology, [])
+    for name, (config, chips) in RECIPES.items()
+    for generation, topology in zip(GENERATIONS, SLICES[chips], strict=True)
 }
 SCALING = {  # weak: two rows of the batch for each chip
     f"3b_{chips}": ("configs/parti/paper_3b.py", f"v5p:{shape}", [f"train.batch_size={2 * chips}"])
@@ -121,12 +132,13 @@ def _between(page, mark, text):
 
 if __name__ == "__main__":
     rows = PAPERS | SCALING
-    figures = json.loads(_FIGURES.read_text()) if _FIGURES.is_file() else {}
+    stored = lambda: json.loads(_FIGURES.read_text()) if _FIGURES.is_file() else {}
     for name in sys.argv[1:] or rows:
         if name not in rows:
             sys.exit(f"row={name!r} is not known; known: {', '.join(rows)}.")
-        figures[name] = measure(*rows[name])
-        _FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
+        found = measure(*rows[name])
+        _FIGURES.write_text(json.dumps({**stored(), name: found}, indent=1) + "\n")
+    figures = stored()
     page = _between(_PAGE.read_text(), "papers", papers(figures))
     _PAGE.write_text(_between(page, "scaling", scaling(figures)))
     if any(name in figures for name in SCALING):

@@ -12,7 +12,7 @@ from t2i_jax.recipe import load_recipe
 
 
 def get_config() -> Recipe:
-    """The recipe of paper_350m.py with the networks of 20B."""
+    """The recipe of paper_350m.py with the networks of 20B, split over more devices."""
     recipe = load_recipe(pathlib.Path(__file__).with_name("paper_350m.py"))
     text, decoder = PARTI_20B
     task = dataclasses.replace(
@@ -20,4 +20,5 @@ def get_config() -> Recipe:
         model=decoder.clone(dtype="bfloat16", remat="full"),
         text=dataclasses.replace(text, dtype="bfloat16", remat="full"),
     )
-    return dataclasses.replace(recipe, task=task)
+    train = dataclasses.replace(recipe.train, mesh={"data": -1, "fsdp": 128})
+    return dataclasses.replace(recipe, task=task, train=train)

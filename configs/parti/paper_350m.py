@@ -27,7 +27,7 @@ def get_config() -> Recipe:
             steps=450_000,
             batch_size=8192,
             ema_decay=0.0,
-            mesh={"fsdp": -1},
+            mesh={"data": -1, "fsdp": 16},
             optim=OptimConfig(
                 name="adafactor", learning_rate=4.5e-5, warmup_steps=5000, schedule="exponential", decay_from=85_000,
                 end_ratio=0.025, b1=0.9, b2=0.96, weight_decay=4.5e-2, clip_norm=4.0,

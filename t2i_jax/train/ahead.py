@@ -92,7 +92,7 @@ def slice_devices(topology: str) -> Sequence[jax.Device]:
     if math.prod(map(int, found[3].split("x"))) > 2**16:
         raise UserError(f"topology={topology!r} has more than 65536 chips; give a smaller one.")
     if importlib.util.find_spec("libtpu") is None:
-        remedy = "pip install libtpu (Linux, x86-64)"
+        remedy = "pip install 'jax[tpu]' (Linux, x86-64)"
         raise UserError(f"topology={topology!r} needs the TPU compiler; {remedy}.")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no cloud is asked what it has
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs on a TPU, so several may compile at once
@@ -231,10 +231,19 @@ def _report(lowered, topology, mesh, begin, own, arguments):
         code=held.generated_code_size_in_bytes / _GIB,
     )
     peak = sum(sizes.values()) + (held.output_size_in_bytes - held.alias_size_in_bytes) / _GIB
-    cost = hlo.cost(program.as_text(), mesh.size)
+    cost = hlo.cost(_text_of(program, topology), mesh.size)
     return Report(
         fits=True, largest=largest, seconds=spent, peak=peak, **sizes, **_roofline(cost, chip, own), **known
     )
+
+
+def _text_of(program, topology):
+    try:
+        return program.as_text()
+    except jax.errors.JaxRuntimeError as error:  # a libtpu newer than jaxlib
+        why = str(error).splitlines()[0][:200]
+        remedy = "install the libtpu that jax names: pip install 'jax[tpu]'"
+        raise UserError(f"topology={topology!r}: jaxlib can't read what libtpu compiled ({why}); {remedy}.") from None
 
 
 def _roofline(cost: hlo.Cost, chip: Chip, own):

@@ -94,12 +94,22 @@ def cost(text: str, devices: int) -> Cost:
             traffic += times * _traffic(line, shapes, program)
             if line.operation == "send" and "megascale" in line.rest:  # the runtime between slices takes it from there
                 between += times * _bytes(shapes.get(line.operands[0], ""))
-            kind = line.operation.removesuffix("-start")
-            if kind in _COLLECTIVES:
-                size = max(_bytes(line.shape), sum(_bytes(shapes.get(o, "")) for o in line.operands))
-                size = size // 2 if line.operation.endswith("-start") and kind != "all-reduce" else size
-                collectives.append(Collective(kind, size, _group(line.rest, devices), times))
+            if found := _collective(line, program, shapes):
+                kind, size, where = found
+                collectives.append(Collective(kind, size, _group(where, devices), times))
     return Cost(flops, traffic, tuple(collectives), between)
+
+
+def _collective(line, program, shapes):
+    """(kind, bytes of the whole array, what its line says of the group), or None."""
+    kind, where = line.operation.removesuffix("-start"), line.rest
+    if kind == "fusion" and (called := _CALLED.search(line.rest)) and called[1].startswith("all-reduce-scatter"):
+        kind = "reduce-scatter"  # which a TPU has as a sum of which each device keeps a part
+        where = next(inner.rest for inner in program[called[1]] if inner.operation == "all-reduce")
+    if kind not in _COLLECTIVES:
+        return None
+    size = max(_bytes(line.shape), sum(_bytes(shapes.get(operand, "")) for operand in line.operands))
+    return kind, size // 2 if line.operation.endswith("-start") and kind != "all-reduce" else size, where
 
 
 def _parse(text):

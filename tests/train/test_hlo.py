@@ -94,3 +94,24 @@ def test_collectives_are_counted_with_their_groups_and_loops():
     assert found["all-gather"].group == tuple(range(8)) and found["all-gather"].sent == 2 * 32 * 16 * 7 / 8
     assert found["collective-permute"].sent == 2 * 4 * 16
     assert found["reduce-scatter"].group == (0, 4) and found["reduce-scatter"].sent == 2 * 4 * 16 / 2
+
+
+_SUM_OF_WHICH_A_PART_IS_KEPT = """HloModule m
+
+%all-reduce-scatter.1 (input: bf16[64,16]) -> bf16[8,16] {
+  %input = bf16[64,16]{1,0} parameter(0)
+  %whole = bf16[64,16]{1,0} all-reduce(%input), replica_groups=[1,8]<=[8], to_apply=%add
+  %place = s32[] constant(0)
+  ROOT %part = bf16[8,16]{1,0} dynamic-slice(%whole, %place, %place), dynamic_slice_sizes={8,16}
+}
+
+ENTRY %main (a: bf16[64,16]) -> bf16[8,16] {
+  %a = bf16[64,16]{1,0} parameter(0)
+  ROOT %out = bf16[8,16]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_a_tpus_reduce_scatter_is_a_fusion():
+    found = hlo.cost(_SUM_OF_WHICH_A_PART_IS_KEPT, 8).collectives
+    assert found == (hlo.Collective("reduce-scatter", 2 * 64 * 16, tuple(range(8)), 1),)
