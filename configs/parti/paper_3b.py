@@ -20,5 +20,5 @@ def get_config() -> Recipe:
         model=decoder.clone(dtype="bfloat16", remat="full"),
         text=dataclasses.replace(text, dtype="bfloat16", remat="full"),
     )
-    train = dataclasses.replace(recipe.train, mesh={"data": -1, "fsdp": 64})
+    train = dataclasses.replace(recipe.train, mesh={"data": -1, "fsdp": 32})
     return dataclasses.replace(recipe, task=task, train=train)

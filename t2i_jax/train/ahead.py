@@ -39,7 +39,8 @@ class Report:
     Attributes:
       topology, chips, mesh: the slice, how many chips it has, how they were used.
       fits: whether the compiler found room. problem: if not, its sentence.
-      arguments, temporaries, code, peak: GiB of HBM; where it does not fit `temporaries` is what the compiler wanted.
+      arguments, temporaries, code, peak: GiB of HBM, temporaries when they are most, results that take no argument's
+        place among them; where it does not fit `temporaries` is what the compiler wanted.
       hbm: GiB that a chip has. largest: (what, GiB) of the largest arrays of the state.
       flops, traffic: of products, FLOP; between chip and HBM, bytes; per step.
       collectives: kind, to bytes sent per step. between_slices: bytes of those that go from slice to slice.
@@ -225,16 +226,11 @@ def _report(lowered, topology, mesh, begin, own, arguments):
         )
     spent = time.perf_counter() - begin
     held = program.memory_analysis()
-    sizes = dict(
-        arguments=held.argument_size_in_bytes / _GIB,
-        temporaries=held.temp_size_in_bytes / _GIB,
-        code=held.generated_code_size_in_bytes / _GIB,
-    )
-    peak = sum(sizes.values()) + (held.output_size_in_bytes - held.alias_size_in_bytes) / _GIB
+    given, most = held.argument_size_in_bytes / _GIB, held.peak_memory_in_bytes / _GIB
+    code = held.generated_code_size_in_bytes / _GIB
+    sizes = dict(arguments=given, temporaries=most - given, code=code, peak=most + code)
     cost = hlo.cost(_text_of(program, topology), mesh.size)
-    return Report(
-        fits=True, largest=largest, seconds=spent, peak=peak, **sizes, **_roofline(cost, chip, own), **known
-    )
+    return Report(fits=True, largest=largest, seconds=spent, **sizes, **_roofline(cost, chip, own), **known)
 
 
 def _text_of(program, topology):
