@@ -1,6 +1,6 @@
 """Imagen's second stage at the sizes of the paper: 64 to 256 pixels, trained on crops of 64, batch 2048. Not yet run.
 
-    t2i compile configs/imagen/paper_larger.py --topology v4:8x4x4
+    t2i compile configs/imagen/paper_larger.py --topology v4:4x4x8
 
 All else as in paper_base.py beside it, but for Adam in Adafactor's place.
 """

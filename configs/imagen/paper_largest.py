@@ -1,6 +1,6 @@
 """Imagen's third stage at the sizes of the paper: 256 to 1024 pixels, trained on crops of 256, batch 2048. Not yet run.
 
-    t2i compile configs/imagen/paper_largest.py --topology v4:8x8x4
+    t2i compile configs/imagen/paper_largest.py --topology v4:4x4x8
 
 All else as in paper_base.py beside it, but for Adam in Adafactor's place.
 """
