@@ -270,7 +270,7 @@ class Unet(nn.Module):
         return first, further, lambda x: constrain(attention(x, condition[1]), "batch", None, None, None)
 
     def _further(self, name, count, width, condition):
-        """Blocks that are alike as a function of the map, and of what is joined to it before each: (map, the map after each)."""
+        """Blocks that are alike: of the map, and what is joined to it before each, to (map, the map after each)."""
         gate, names = self.use_global_context_attn, [f"{name}_{n}" for n in range(count)]
         join = lambda x, joined: x if joined is None else jnp.concatenate([x, joined], axis=-1)
 
@@ -292,7 +292,8 @@ class Unet(nn.Module):
 
             if self.remat != "none":
                 step = jax.checkpoint(step, policy=REMAT[self.remat], prevent_cse=False)
-            return jax.lax.scan(step, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(weights, joined or [None] * count)))
+            each = zip(weights, joined or [None] * count, strict=True)
+            return jax.lax.scan(step, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each))
 
         return looped if self.scan_blocks and count > 1 and not self.is_initializing() else one_by_one
 

@@ -25,8 +25,8 @@ def convolve(x_BHWC: Array, kernel_KKIO: Array, stride: int, padding: int) -> Ar
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolution(stride, x, kernel):
-    tpu, default = (functools.partial(form, stride=stride) for form in (_columns_first, _whole))
-    return jax.lax.platform_dependent(x, kernel, tpu=tpu, default=default)
+    of = lambda form: lambda x, kernel: form(x, kernel, stride)
+    return jax.lax.platform_dependent(x, kernel, **_elsewhere(of, kernel.shape))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -35,7 +35,7 @@ def _to_input(stride, shape, y, kernel):
     like = jax.ShapeDtypeStruct(shape, y.dtype)
     of = lambda form: lambda y, kernel: jax.linear_transpose(lambda x: form(x, kernel, stride), like)(y)[0]
     on_cpu = _turned_around if stride == 1 else of(_as_products)
-    return jax.lax.platform_dependent(y, kernel, cpu=on_cpu, tpu=of(_columns_first), default=of(_whole))
+    return jax.lax.platform_dependent(y, kernel, cpu=on_cpu, **_elsewhere(of, kernel.shape))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -43,7 +43,7 @@ def _to_kernel(stride, shape, x, y):
     """The gradient of the kernel, of this shape, from that of the result."""
     like = jax.ShapeDtypeStruct(shape, x.dtype)
     of = lambda form: lambda x, y: jax.linear_transpose(lambda kernel: form(x, kernel, stride), like)(y)[0]
-    return jax.lax.platform_dependent(x, y, cpu=of(_as_products), tpu=of(_columns_first), default=of(_whole))
+    return jax.lax.platform_dependent(x, y, cpu=of(_as_products), **_elsewhere(of, shape))
 
 
 # The barriers keep XLA from finding the shifted copies of several passes to be the same, and keeping them.
@@ -68,19 +68,27 @@ for _function, _back in (
     _function.defvjp(lambda *arguments, function=_function: (function(*arguments), arguments[-2:]), _back)
 
 
-def _whole(x_BHWC, kernel_KKIO, stride, strides=None):
-    return jax.lax.conv_general_dilated(
-        x_BHWC, kernel_KKIO, strides or (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+def _elsewhere(of, shape):
+    """`of` each form for what is no CPU, as `platform_dependent` takes them; most kernels have one for all."""
+    wide_over_few = shape[0] >= 7 and shape[0] * shape[2] <= 512
+    return {"default": of(_whole)} | ({"tpu": of(_columns_first)} if wide_over_few else {})
+
+
+def _whole(x_BHWC, kernel_KKIO, stride):
+    return _strided(x_BHWC, kernel_KKIO, (stride, stride))
 
 
 def _columns_first(x_BHWC, kernel_KKIO, stride):
     side, channels, features = kernel_KKIO.shape[1:]
-    if side < 7 or side * channels > 512:
-        return _whole(x_BHWC, kernel_KKIO, stride)
     last = x_BHWC.shape[2] - side + 1
     columns = jnp.concatenate([x_BHWC[:, :, j : j + last : stride] for j in range(side)], axis=-1)
-    return _whole(columns, kernel_KKIO.reshape(side, 1, side * channels, features), stride, (stride, 1))
+    return _strided(columns, kernel_KKIO.reshape(side, 1, side * channels, features), (stride, 1))
+
+
+def _strided(x_BHWC, kernel_KKIO, strides):
+    return jax.lax.conv_general_dilated(
+        x_BHWC, kernel_KKIO, strides, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def _turned_around(y_BHWC, kernel_KKIO):
