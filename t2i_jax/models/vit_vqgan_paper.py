@@ -14,6 +14,7 @@ from t2i_jax.models import image_tokenizer
 from t2i_jax.nn import quantize
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.conv import Dense, boxed, patchify, sincos_grid, unpatchify
+from t2i_jax.nn.fused_attention import attend
 from t2i_jax.types import Array, Key
 
 _ACTIVATIONS = {"gelu": gelu, "tanh": jnp.tanh}
@@ -56,9 +57,7 @@ class Block(nn.Module):
         inner, x_TC = self.heads * self.dim_head, x_BNC.reshape(-1, self.dim)  # T = B N: twice as fast on a CPU
         qkv = make(3 * inner, "to_qkv", ("embed", "heads"), bias=False)(_norm("attention_norm", self.dtype)(x_TC))
         q, k, v = jnp.split(qkv.reshape(*x_BNC.shape[:2], 3 * self.heads, self.dim_head), 3, axis=2)
-        scores_BHQK = jnp.einsum("BQHD,BKHD->BHQK", q * self.dim_head**-0.5, k).astype(jnp.float32)
-        weights = nn.softmax(scores_BHQK, axis=-1).astype(self.dtype)
-        out_TC = jnp.einsum("BHQK,BKHD->BQHD", weights, v).reshape(-1, inner)
+        out_TC = attend(q, k, v).reshape(-1, inner)
         x_TC = x_TC + make(self.dim, "to_out", ("heads", "embed"))(out_TC)
         hidden = make(self.mlp_dim, "wide", ("embed", "mlp"))(_norm("mlp_norm", self.dtype)(x_TC))
         x_TC = x_TC + make(self.dim, "narrow", ("mlp", "embed"))(_ACTIVATIONS[self.activation](hidden))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
-from t2i_jax.nn.fused_attention import attend_causally
+from t2i_jax.nn.fused_attention import attend
 from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
 
@@ -85,8 +85,8 @@ class MultiHeadAttention(nn.Module):
         k_BKHD, v_BKHD = self.keys_values(x_BQC if context_BKC is None else context_BKC)
         k_BKHD, v_BKHD = (constrain(t, "batch", None, "heads", None) for t in (k_BKHD, v_BKHD))
         q_BQHD = constrain(self._heads(self.q(x_BQC)), "batch", "length", "heads", None)
-        if causal and mask is None:
-            out_BQHD = attend_causally(q_BQHD, k_BKHD, v_BKHD)
+        if context_BKC is None and mask is None:
+            out_BQHD = attend(q_BQHD, k_BKHD, v_BKHD, causal)
         else:
             out_BQHD = jax.nn.dot_product_attention(q_BQHD, k_BKHD, v_BKHD, mask=mask, is_causal=causal)
         out_BQHD = constrain(out_BQHD, "batch", "length", "heads", None)

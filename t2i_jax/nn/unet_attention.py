@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.conv import Dense, boxed, channel_norm, depthwise
+from t2i_jax.nn.fused_attention import cudnn, cudnn_takes
 from t2i_jax.nn.quantize import unit
+from t2i_jax.nn.query_blocks import MAX_SCORES, by_queries
 from t2i_jax.types import Array
 
-MAX_SCORES = 2**23  # per picture: 32 MB of float32
 _SCALE = 8.0  # of the cosines of queries and keys
 
 
@@ -32,19 +35,11 @@ def attend(q_BQHD: Array, k_BKGD: Array, v_BKGD: Array, max_scores: int = MAX_SC
 
     Args:
       k_BKGD, v_BKGD: one per head, or one for all heads (G = 1).
-      max_scores: where a picture has more scores (H * Q * K), they are computed for a block of queries at a time and
-        once more in the backward pass: the whole matrix never exists.
+      max_scores: where a picture has more scores (H * Q * K), cuDNN or blocks of queries do without their matrix.
     """
-    B, Q, H, D = q_BQHD.shape
-    per_query = H * k_BKGD.shape[1]
-    if Q * per_query <= max_scores:
-        return _attend(q_BQHD, k_BKGD, v_BKGD)
-    blocks = -(-Q // max(max_scores // per_query, 1))
-    size = -(-Q // blocks)
-    padded = jnp.pad(q_BQHD, ((0, 0), (0, blocks * size - Q), (0, 0), (0, 0)))
-    block = jax.checkpoint(lambda q: _attend(q, k_BKGD, v_BKGD), prevent_cse=False)
-    out = jax.lax.map(block, padded.reshape(B, blocks, size, H, D).swapaxes(0, 1))
-    return out.swapaxes(0, 1).reshape(B, blocks * size, H, D)[:, :Q]
+    if math.prod(q_BQHD.shape[1:3]) * k_BKGD.shape[1] > max_scores and cudnn_takes(q_BQHD):
+        return cudnn(q_BQHD, k_BKGD, v_BKGD, scale=1.0)
+    return by_queries(lambda q, _: _attend(q, k_BKGD, v_BKGD), q_BQHD, k_BKGD.shape[1], max_scores)
 
 
 def _attend(q_BQHD, k_BKGD, v_BKGD):

@@ -23,7 +23,7 @@ _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"\b(?:calls|to_apply|called_computations)=\{?%?([\w.\-]+)")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _SLICING = ("dynamic-slice", "dynamic-update-slice")
-_KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}  # products of queries and keys, half of each
+_KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}  # products of all queries and keys
 _FREE = {  # move nothing
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
     "while", "conditional", "call", "opt-barrier", "send", "recv",
@@ -264,10 +264,14 @@ def _flops(line, shapes):
 
 
 def _kernel(line, shapes):
-    """Of splash attention, which sees the half of all pairs; queries come as (batch, heads, length, width)."""
+    """Of splash attention, whose queries come as (batch, heads, length, width)."""
     products = next((count for name, count in _KERNELS.items() if line.name.startswith(name)), 0)
-    arrays = [sizes for name in line.operands for _, sizes, _ in _arrays(shapes.get(name, "")) if len(sizes) == 4]
-    return products * math.prod(arrays[0]) * arrays[0][2] if products and arrays else 0
+    operands = [array for name in line.operands for array in _arrays(shapes.get(name, ""))]
+    sizes = next((sizes for _, sizes, _ in operands if len(sizes) == 4), None)
+    if not products or sizes is None:
+        return 0
+    causal = any(kind == "s32" and sizes[2] in places for kind, places, _ in operands)  # it is told where queries stand
+    return (1 if causal else 2) * products * math.prod(sizes) * sizes[2]
 
 
 def _convolution(line, shapes):

@@ -1,53 +1,129 @@
-"""Fused causal attention against the plain one, and that a compiled TPU program holds the kernel and no scores."""
+"""Fused attention against the plain one, and that programs for TPUs and GPUs hold the kernel and no scores."""
 
 import importlib.util
 import re
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from t2i_jax import sharding
-from t2i_jax.nn import fused_attention
+from t2i_jax.nn import fused_attention, unet_attention
+from t2i_jax.train import hlo
 
 
 def _inputs(B=1, N=128, H=2, D=16):
     return (jax.random.normal(jax.random.key(i), (B, N, H, D)) for i in range(3))
 
 
-def test_the_kernel_gives_what_plain_attention_gives():
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_kernel_gives_what_plain_attention_gives(causal):
     q, k, v = _inputs()
-    fused = fused_attention.splash(q, k, v, interpret=True)
-    np.testing.assert_allclose(fused, jax.nn.dot_product_attention(q, k, v, is_causal=True), atol=2e-6)
+    fused = fused_attention.splash(q, k, v, causal, interpret=True)
+    np.testing.assert_allclose(fused, jax.nn.dot_product_attention(q, k, v, is_causal=causal), atol=2e-6)
 
 
 def test_its_gradients_too():
     q, k, v = _inputs()
     loss = lambda attend: jax.grad(lambda *t: jnp.sum(attend(*t) ** 2), (0, 1, 2))(q, k, v)
-    fused = loss(lambda *t: fused_attention.splash(*t, interpret=True))
+    fused = loss(lambda *t: fused_attention.splash(*t, causal=True, interpret=True))
     plain = loss(lambda *t: jax.nn.dot_product_attention(*t, is_causal=True))
     for mine, theirs in zip(fused, plain, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=2e-5)
 
 
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("N", [128, 96])
-def test_without_a_kernel_it_is_plain_attention(N):
+def test_without_a_kernel_it_is_plain_attention(N, causal):
     q, k, v = _inputs(N=N)
-    plain = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-    np.testing.assert_allclose(fused_attention.attend_causally(q, k, v), plain, atol=1e-6)
+    plain = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+    np.testing.assert_allclose(fused_attention.attend(q, k, v, causal), plain, atol=1e-6)
+
+
+def test_without_a_kernel_a_long_sequence_goes_by_blocks_of_queries():
+    q, k, v = _inputs(N=2100, H=3, D=4)
+    loss = lambda attend: jax.jit(jax.grad(lambda *t: jnp.sum(attend(*t) ** 2), (0, 1, 2)))
+    mine = loss(lambda *t: fused_attention.attend(*t, causal=True))
+    plain = loss(lambda *t: jax.nn.dot_product_attention(*t, is_causal=True))
+    for have, want in zip(mine(q, k, v), plain(q, k, v), strict=True):
+        np.testing.assert_allclose(have, want, atol=1e-5)
+    assert "2100,2100]" in plain.lower(q, k, v).compile().as_text()
+    assert "2100,2100]" not in mine.lower(q, k, v).compile().as_text()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is installed on Linux x86-64 alone")
 @pytest.mark.parametrize(("length", "fused"), [(1024, True), (1000, False)])
-def test_a_tpu_program_holds_no_scores_where_there_is_the_kernel(length, fused):
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_tpu_program_holds_no_scores_where_there_is_the_kernel(length, fused, causal):
     from t2i_jax.train.ahead import slice_devices
 
     mesh = sharding.make_mesh({"fsdp": 2, "tensor": 2}, slice_devices("v5e:2x2"))
     place = jax.NamedSharding(mesh, jax.P(("slice", "data", "fsdp"), None, "tensor", None))
     inputs = [jax.ShapeDtypeStruct((4, length, 4, 64), jnp.bfloat16, sharding=place)] * 3
-    loss = lambda *t: jnp.sum(fused_attention.attend_causally(*t).astype(jnp.float32))
+    loss = lambda *t: jnp.sum(fused_attention.attend(*t, causal=causal).astype(jnp.float32))
     with jax.set_mesh(mesh):
         text = jax.jit(jax.grad(loss)).lower(*inputs).compile().as_text()
     scores = re.search(rf"\[[\d,]*{length},{length}\]", text)
     assert ("tpu_custom_call" in text, scores is None) == (fused, fused)
+    if fused:  # two products forwards, three more for the queries' gradient; a device has two rows and two heads
+        assert hlo.cost(text, 4).flops == 5 * 2 * 4 * length**2 * 64 / (2 if causal else 1)
+
+
+def _has_card(monkeypatch, capability):
+    """A GPU that is not there, to lower for; what JAX asks of cuDNN is made up."""
+    card = types.SimpleNamespace(platform="gpu", compute_capability=capability)
+    monkeypatch.setattr(jax, "local_devices", lambda: [card])
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+
+
+def _gpu_program(attend, *inputs):
+    """(cuDNN's kernels in the program of a gradient, the program)."""
+    loss = lambda *t: jnp.sum(attend(*t).astype(jnp.float32))
+    text = jax.jit(jax.grad(loss)).trace(*inputs).lower(lowering_platforms=("cuda",)).as_text()
+    return set(re.findall(r"custom_call @(__cudnn\$\w+)", text)), text
+
+
+_KERNELS = {"__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"}
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "length", "width", "fused"),
+    [
+        ("9.0", "bfloat16", 96, 64, True),
+        ("8.0", "float16", 96, 128, True),
+        ("7.5", "float16", 96, 64, False),  # a T4
+        ("gfx942", "bfloat16", 96, 64, False),
+        ("9.0", "float32", 96, 64, False),
+        ("9.0", "bfloat16", 96, 136, False),
+        ("9.0", "bfloat16", 96, 60, False),
+        ("9.0", "bfloat16", 95, 64, False),
+    ],
+)
+def test_a_gpu_program_holds_cudnns_kernel_where_it_takes_it(monkeypatch, capability, dtype, length, width, fused):
+    _has_card(monkeypatch, capability)
+    inputs = [jax.ShapeDtypeStruct((2, length, 2, width), dtype)] * 3
+    kernels, text = _gpu_program(lambda *t: fused_attention.attend(*t, causal=True), *inputs)
+    assert kernels == (_KERNELS if fused else set())
+    assert (f"{length}x{length}x" in text) is not fused
+
+
+def test_on_a_mesh_each_gpu_takes_its_rows_and_heads(monkeypatch):
+    _has_card(monkeypatch, "8.0")
+    tensor, sequence = (jax.sharding.AbstractMesh((1, 1, 2, *last), sharding.MESH_AXES) for last in ((1, 2), (2, 1)))
+    inputs = [jax.ShapeDtypeStruct((4, 96, 4, 64), jnp.bfloat16)] * 3
+    with jax.sharding.use_abstract_mesh(tensor):
+        kernels, text = _gpu_program(fused_attention.attend, *inputs)
+    assert kernels == _KERNELS and "tensor<2x96x2x64xbf16>" in text
+    with jax.sharding.use_abstract_mesh(sequence):
+        assert not fused_attention.cudnn_takes(inputs[0])
+
+
+@pytest.mark.parametrize(("side", "fused"), [(32, True), (16, False)])
+def test_a_large_map_of_a_unet_takes_cudnns_kernel_too(monkeypatch, side, fused):
+    _has_card(monkeypatch, "9.0")
+    queries, keys = ((2, side**2, 8, 64), (2, side**2 + 257, 1, 64))
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in (queries, keys, keys)]
+    assert _gpu_program(unet_attention.attend, *inputs)[0] == (_KERNELS if fused else set())

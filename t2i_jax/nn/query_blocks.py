@@ -1,0 +1,33 @@
+"""Attention for a block of queries at a time, where the matrix of scores would be large."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from t2i_jax.types import Array
+
+MAX_SCORES = 2**23  # per picture: 32 MB of float32
+
+
+def by_queries(
+    attend: Callable[[Array, Array | int], Array], q_BQHD: Array, keys: int, max_scores: int = MAX_SCORES
+) -> Array:
+    """attend(q_BQHD, 0), or the same for one block of queries after the other: the whole matrix never exists.
+
+    Args:
+      attend: takes queries and the place of the first of them; computed once more in the backward pass of a block.
+      keys: seen by each query. max_scores: where a picture has more of them (H * Q * keys), it is done in blocks.
+    """
+    B, Q, H, D = q_BQHD.shape
+    if Q * H * keys <= max_scores:
+        return attend(q_BQHD, 0)
+    blocks = -(-Q // max(max_scores // (H * keys), 1))
+    size = -(-Q // blocks)
+    padded = jnp.pad(q_BQHD, ((0, 0), (0, blocks * size - Q), (0, 0), (0, 0)))
+    block = jax.checkpoint(attend, prevent_cse=False)
+    inputs = padded.reshape(B, blocks, size, H, D).swapaxes(0, 1), size * jnp.arange(blocks)
+    out = jax.lax.map(lambda one: block(*one), inputs)
+    return out.swapaxes(0, 1).reshape(B, blocks * size, H, D)[:, :Q]
