@@ -21,6 +21,7 @@ from t2i_jax.errors import UserError
 
 MESH_AXES = ("slice", "data", "fsdp", "sequence", "tensor")  # from the slowest network to the fastest
 BATCH_AXES = ("slice", "data", "fsdp")  # a batch is split over all of them
+_SMALL = 2**16  # elements; smaller frozen arrays are not worth gathering
 
 # Logical axes that parameters may name:
 #   embed (model width), mlp (hidden width), heads, kv (width of a head), vocab, code (codebook rows), latent (codebook
@@ -185,6 +186,26 @@ def put(tree: Any, places: Any) -> Any:
     # Among several processes `device_put` would first send every array to all of them, to compare.
     lay = lambda array, place: jax.make_array_from_callback(array.shape, place, array.__getitem__)
     return jax.tree.map(lambda leaf, place: lay(np.asarray(leaf), place), tree, places)
+
+
+def place_frozen(frozen: Any, mesh: Mesh, rules: str) -> Any:
+    """Frozen parameters on the mesh, as `frozen_places` says; {} for None."""
+    frozen = frozen if frozen is not None else {}
+    return put(frozen, frozen_places(frozen, mesh, rules))
+
+
+def frozen_places(frozen: Any, mesh: Mesh, rules: str) -> Any:
+    """A sharding per frozen array: whole on every device under "dp", else large ones split over the axis "fsdp"."""
+    ways = mesh.shape["fsdp"] if rules != "dp" else 1
+
+    def of(leaf):
+        divisible = [size if size % ways == 0 else 0 for size in leaf.shape]
+        if ways == 1 or math.prod(leaf.shape) < _SMALL or not any(divisible):
+            return replicated(mesh)
+        axis = divisible.index(max(divisible))
+        return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
+
+    return jax.tree.map(of, frozen)
 
 
 def whole(tree: Any) -> Any:

@@ -42,5 +42,5 @@ def on_mesh(system: Any, shape: Mapping[str, int] | None) -> Any:
         raise UserError(f"mesh is given for {type(system).__name__}, which works on one device; leave it out.")
     mesh, place = places(system.task, shape)
     weights = jax.device_put(dict(system.weights), {group: place[group] for group in system.weights})
-    frozen = jax.device_put(system.frozen, sharding.replicated(mesh))
+    frozen = sharding.place_frozen(system.frozen, mesh, sharding.rules_of(shape))
     return dataclasses.replace(system, weights=weights, frozen=frozen, mesh=mesh)

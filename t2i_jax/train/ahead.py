@@ -129,15 +129,13 @@ def compile_step(task: Task, config: TrainConfig, frozen: Any, topology: str) ->
     out = jax.tree.map(lambda leaf: leaf.sharding, state)
     rows = sharding.batch_sharding(mesh)
     spec = {n: _lying(s, rows) for n, s in task.batch_spec(config.batch_size).items()}
-    places = states.frozen_places(frozen, mesh, config.preset)
+    frozen = jax.tree.map(_lying, frozen, sharding.frozen_places(frozen, mesh, config.preset))
     step = functools.partial(
         train_step, task=task, optimisers=optimisers, ema_decay=config.ema_decay, accumulate=config.accumulate
     )
     begin = time.perf_counter()
     with jax.set_mesh(mesh):
-        lowered = jax.jit(step, donate_argnums=0, out_shardings=(out, None)).lower(
-            state, jax.tree.map(_lying, frozen, places), spec
-        )
+        lowered = jax.jit(step, donate_argnums=0, out_shardings=(out, None)).lower(state, frozen, spec)
     own = task.flops(config.batch_size) / mesh.size
     return _report(lowered, topology, mesh, begin, own, {"state": state, "frozen": frozen})
 
@@ -157,7 +155,7 @@ def compile_sampling(task: Any, config: TrainConfig, frozen: Any, topology: str,
     boxed = dict(jax.eval_shape(task.init, jax.random.key(0))[0])
     params = jax.tree.map(_lying, sharding.unbox(boxed), sharding.shardings(boxed, mesh, config.preset))
     whole = sharding.replicated(mesh)
-    frozen = jax.tree.map(functools.partial(_lying, place=whole), frozen)
+    frozen = jax.tree.map(_lying, frozen, sharding.frozen_places(frozen, mesh, config.preset))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
     reports = {}
     for name, (group, function, prompt) in task.sampling_programs(count).items():

@@ -118,7 +118,7 @@ def fit(
         )
         log = Log(workdir, done, config.steps, config.wandb_project)
         run = _Run(
-            config, stored, states.place_frozen(frozen, mesh, config.preset),
+            config, stored, sharding.place_frozen(frozen, mesh, config.preset),
             CompiledStep(step, shardings, mesh, Executables.of(task, config.of_step(), mesh.devices.flat)),
             Stream(batches, task.batch_spec, config.batch_size, mesh), checkpoints,
             log, hooks, clock, Trace(profile, log), Stalls(log),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,15 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from t2i_jax import sharding
 from t2i_jax.errors import UserError
 from t2i_jax.train import optim
 from t2i_jax.train.config import TrainConfig
 from t2i_jax.types import Key, Task, TrainState
-
-_SMALL = 2**16  # elements; smaller frozen arrays are not worth gathering
 
 
 def init_state(
@@ -99,26 +96,6 @@ def check_mesh(state: TrainState, task: Task, mesh: Mesh, rules: str) -> None:
     if ways > 1 and (length is None or length % ways):
         has = "no sequence that can be split" if length is None else f"a sequence of {length} tokens"
         raise UserError(f"mesh sequence={ways} does not fit {type(task).__name__}, which has {has}; leave it at 1.")
-
-
-def place_frozen(frozen: Any, mesh: Mesh, rules: str) -> Any:
-    """Frozen parameters on the mesh, as `frozen_places` says; {} for None."""
-    frozen = frozen if frozen is not None else {}
-    return sharding.put(frozen, frozen_places(frozen, mesh, rules))
-
-
-def frozen_places(frozen: Any, mesh: Mesh, rules: str) -> Any:
-    """A sharding per frozen array: whole on every device under "dp", else large ones split over the axis "fsdp"."""
-    ways = mesh.shape["fsdp"] if rules != "dp" else 1
-
-    def of(leaf):
-        divisible = [size if size % ways == 0 else 0 for size in leaf.shape]
-        if ways == 1 or math.prod(leaf.shape) < _SMALL or not any(divisible):
-            return sharding.replicated(mesh)
-        axis = divisible.index(max(divisible))
-        return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
-
-    return jax.tree.map(of, frozen)
 
 
 def _matrix(names):

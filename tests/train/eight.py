@@ -51,7 +51,7 @@ def run(task, mesh, rules, frozen, batches, first=None):
     start, step, abstract = setting(task, mesh, rules)
     at = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     state, metrics = start(jax.random.key(0)) if first is None else jax.device_put(first, at), []
-    frozen = states.place_frozen(frozen, mesh, rules)
+    frozen = sharding.place_frozen(frozen, mesh, rules)
     for batch in batches:
         batch = jax.device_put(batch, sharding.batch_sharding(mesh))
         with jax.set_mesh(mesh):
@@ -134,9 +134,9 @@ def frozen():
     """Frozen parameters: large ones are split where the rules split parameters, small ones are not."""
     tree = {"large": jnp.zeros((3, 512, 64)), "small": jnp.zeros((8, 8)), "odd": jnp.zeros((257, 257))}
     mesh = sharding.make_mesh({"fsdp": 8})
-    specs = jax.tree.map(lambda leaf: leaf.sharding.spec, states.place_frozen(tree, mesh, "fsdp"))
+    specs = jax.tree.map(lambda leaf: leaf.sharding.spec, sharding.place_frozen(tree, mesh, "fsdp"))
     assert specs == {"large": PartitionSpec(None, "fsdp"), "small": PartitionSpec(), "odd": PartitionSpec()}
-    whole = states.place_frozen(tree, mesh, "dp")
+    whole = sharding.place_frozen(tree, mesh, "dp")
     assert all(leaf.sharding.spec == PartitionSpec() for leaf in jax.tree.leaves(whole))
 
 
@@ -246,7 +246,8 @@ def sequence():
 def t5():
     """Parti with a frozen T5 whose embeddings are large enough to be split."""
     from t2i_jax.models.parti_transformer import PartiTransformer
-    from t2i_jax.systems.parti import PartiTask
+    from t2i_jax.systems.parti import PartiSystem, PartiTask
+    from t2i_jax.systems.placement import on_mesh
     from t2i_jax.text.t5 import T5Text
     from t2i_jax.text.t5_encoder import T5Encoder
 
@@ -254,9 +255,9 @@ def t5():
     text = T5Text(None, network, max_length=6)
     model = PartiTransformer(dim=16, depth=1, heads=2, mlp_dim=32, fmap_size=4, codebook_size=16)
     weights, task = text.init(jax.random.key(3)), PartiTask(model, text)
-    mesh = sharding.make_mesh(MESHES["fsdp_tp"])
-    specs = [leaf.sharding.spec for leaf in jax.tree.leaves(states.place_frozen(weights, mesh, "fsdp_tp"))]
-    assert PartitionSpec("fsdp") in specs
+    system = PartiSystem(task, sharding.unbox(task.init(jax.random.key(0))[0]), {"text": weights})
+    there = on_mesh(system, MESHES["fsdp_tp"])
+    assert PartitionSpec("fsdp") in [leaf.sharding.spec for leaf in jax.tree.leaves(there.frozen)]
     compare(task, _random_batches(task, 2), {"text": weights})
 
 
