@@ -1,4 +1,4 @@
-"""The comparison with the PyTorch packages runs, at toy sizes, and prints what its README says."""
+"""The comparison with the PyTorch packages and the measures of a device run, at toy sizes, and print tables."""
 
 import json
 import pathlib
@@ -40,3 +40,14 @@ def test_what_is_not_there_is_refused(capsys, arguments, message):
         _VS_PYTORCH["main"](arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_device_is_measured(capsys):
+    path = str(_FOLDER / "accelerator.py")
+    runpy.run_path(path)["main"](["--small", "attention", "parti_350m"])
+    said, rows = capsys.readouterr().out.splitlines(), ["fused", "by XLA", "0e+00 of the largest", "train", "sample"]
+    assert said[0].startswith("cpu, jax ")
+    for line, what in zip(said[4:], rows, strict=True):
+        assert line.split(" | ")[1].startswith(what) and line.count("|") == said[2].count("|")
+    with pytest.raises(SystemExit, match="row='parti' is not known; known: parti_350m"):
+        runpy.run_path(path)["main"](["parti"])
