@@ -77,7 +77,7 @@ def sample(recipe, count: int) -> str:
 
 
 def attention(small: bool) -> list[str]:
-    """Lines about causal attention and its gradient, 1024 tokens of 16 heads: the device's kernel, and XLA's program."""
+    """Lines about causal attention and its gradient, 1024 tokens of 16 heads: the device's kernel and XLA's."""
     shape = (2, 128, 2, 32) if small else (32, 1024, 16, 64)
     inputs = [jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(3)]
     plain = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="xla")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on TPU slices of a GKE cluster, as a JobSet: one job per slice, one pod per host.
+# Trains on TPU slices or GPU nodes of a GKE cluster, as a JobSet: one job per slice, one pod per host.
 #   bash launch/gke.sh --help
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -23,8 +23,10 @@ bash launch/gke.sh logs|status|delete NAME [options]
   --workdir DIR            submit: folder of the run; default bucket/NAME
   --accelerator LABEL      submit: tpu-v5-lite-podslice (default), tpu-v6e-slice, tpu-v5p-slice, tpu-v4-podslice
   --topology TOPOLOGY      submit: chips of a slice, default 4x4
-  --chips-per-host N       submit: default 4; pods of a slice are its chips divided by this
   --slices N               submit: default 1
+  --gpu KIND               image, submit: for GPU nodes, as nvidia-h100-80gb, in place of slices
+  --hosts N                submit: how many GPU nodes, default 1; a slice has its chips divided by --chips-per-host
+  --chips-per-host N       submit: default 4, of GPUs 8
   --spot                   submit: nodes that may be preempted
   --service-account NAME   submit: Kubernetes account that may write the bucket, default `default`
   --max-restarts N         submit: how often a training that failed starts again, default 3
@@ -45,7 +47,7 @@ EOF
 }
 
 image="${T2I_IMAGE:-}" bucket="${T2I_BUCKET:-}" workdir="" namespace=default service_account=default
-accelerator=tpu-v5-lite-podslice topology=4x4 chips_per_host=4 slices=1 spot=""
+accelerator=tpu-v5-lite-podslice topology=4x4 chips_per_host="" slices=1 gpu="" hosts="" spot=""
 max_restarts=3 grace=300 slice=0 host=0 no_follow=""
 words=() # SUBCOMMAND NAME CONFIG ARGUMENTS...
 
@@ -74,11 +76,27 @@ check_submit() {
     mistake "bucket='$bucket' is not a bucket's name; use --bucket or set T2I_BUCKET, without gs://."
   [[ "$accelerator $service_account" =~ ^[-.a-z0-9]+\ [-.a-z0-9]+$ ]] ||
     mistake "accelerator='$accelerator' or service-account='$service_account' is no name; use small letters and digits."
-  [[ "$topology" =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || mistake "topology='$topology' is not a topology; try 4x4 or 2x2x4."
-  number chips-per-host "$chips_per_host"
   number slices "$slices"
   number max-restarts "$max_restarts"
   number grace "$grace"
+  if [ -n "$gpu" ]; then check_gpu; else check_slice; fi
+}
+
+check_gpu() {
+  [[ "$gpu" =~ ^[a-z0-9]+(-[a-z0-9]+)*$ ]] || mistake "gpu='$gpu' is not a kind of GPU; try nvidia-h100-80gb."
+  [ "$slices" = 1 ] || mistake "slices='$slices' is for TPUs; use --hosts for more GPU nodes."
+  hosts="${hosts:-1}" chips_per_host="${chips_per_host:-8}"
+  number hosts "$hosts"
+  number chips-per-host "$chips_per_host"
+  [ "$hosts" -gt 0 ] && [ "$chips_per_host" -gt 0 ] ||
+    mistake "hosts='$hosts' of chips-per-host='$chips_per_host' is nothing; give at least one of both."
+}
+
+check_slice() {
+  [[ "$topology" =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || mistake "topology='$topology' is not a topology; try 4x4 or 2x2x4."
+  [ -z "$hosts" ] || mistake "hosts='$hosts' is for GPUs; a slice's hosts follow from --topology."
+  chips_per_host="${chips_per_host:-4}"
+  number chips-per-host "$chips_per_host"
   local chips=$((${topology//x/*}))
   hosts=$((chips_per_host > 0 ? chips / chips_per_host : 0))
   [ "$hosts" -gt 0 ] && [ $((hosts * chips_per_host)) = "$chips" ] ||
@@ -96,19 +114,37 @@ write_command() {
   done
 }
 
+# What a pod needs to reach a slice's chips, or its node's GPUs and the other nodes, whose names JobSet makes.
+placement() {
+  if [ -z "$gpu" ]; then
+    selector="{cloud.google.com/gke-tpu-accelerator: $accelerator, cloud.google.com/gke-tpu-topology: \"$topology\"$spot_node}"
+    limits="google.com/tpu: $chips_per_host"
+    exclusive="alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool" # a slice is one node pool
+    return
+  fi
+  local index="metadata.annotations['batch.kubernetes.io/job-completion-index']"
+  selector="{cloud.google.com/gke-accelerator: $gpu$spot_node}"
+  limits="nvidia.com/gpu: $chips_per_host"
+  environment="
+                    - {name: LD_LIBRARY_PATH, value: /usr/local/nvidia/lib64}  # the node's driver
+                    - {name: JAX_COORDINATOR_ADDRESS, value: \"$name-slice-0-0.$name:8476\"}
+                    - {name: JAX_NUM_PROCESSES, value: \"$hosts\"}
+                    - {name: JAX_PROCESS_ID, valueFrom: {fieldRef: {fieldPath: \"$index\"}}}"
+}
+
 # One pod that ends with 2, or that was told to stop and ended with 75, or whose node was taken, ends its job with a
 # message that says so; the JobSet's rules go by it. Any other failure is the job's own, after its first failed pod.
 manifest() {
-  local spot_nodes="" mount="implicit-dirs,rename-dir-limit=100000"
-  [ -z "$spot" ] || spot_nodes='cloud.google.com/gke-spot: "true"'
+  local selector limits exclusive="" environment="" spot_node="" mount="implicit-dirs,rename-dir-limit=100000"
+  [ -z "$spot" ] || spot_node=', cloud.google.com/gke-spot: "true"'
+  placement
   mount="$mount,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0" # see mount_bucket of tpu_worker.sh
   cat <<EOF
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
   name: $name
-  annotations:
-    alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool  # a slice is one node pool
+  annotations: {$exclusive}
 spec:
   failurePolicy:
     maxRestarts: $max_restarts
@@ -148,17 +184,13 @@ spec:
               restartPolicy: Never
               terminationGracePeriodSeconds: $grace
               serviceAccountName: $service_account
-              nodeSelector:
-                cloud.google.com/gke-tpu-accelerator: $accelerator
-                cloud.google.com/gke-tpu-topology: "$topology"
-                $spot_nodes
+              nodeSelector: $selector
               containers:
                 - name: train
                   image: $image
                   command: [$command]
-                  resources:
-                    limits:
-                      google.com/tpu: $chips_per_host
+                  env: ${environment:-[]}
+                  resources: {limits: {$limits}}
                   volumeMounts:
                     - {name: bucket, mountPath: /t2i/bucket}
                     - {name: memory, mountPath: /dev/shm}
@@ -176,7 +208,8 @@ EOF
 
 image() {
   step "image: building $image" "read the message above" \
-    docker build --file "$root/launch/Dockerfile" --tag "$image" "$root"
+    docker build --file "$root/launch/Dockerfile" --build-arg "PLATFORM=$([ -n "$gpu" ] && echo cuda || echo tpu)" \
+    --tag "$image" "$root"
   step "image: pushing $image" "check its name, and 'gcloud auth configure-docker' for its host" docker push "$image"
 }
 
@@ -212,8 +245,8 @@ delete() {
     kubectl delete jobset "$name" --namespace "$namespace" --ignore-not-found
 }
 
-read_arguments "spot no-follow" "image bucket workdir accelerator topology chips-per-host slices service-account \
-max-restarts grace slice host namespace" "$@"
+read_arguments "spot no-follow" "image bucket workdir accelerator topology slices gpu hosts chips-per-host \
+service-account max-restarts grace slice host namespace" "$@"
 subcommand="${words[0]:-}" name="${words[1]:-}" config="${words[2]:-}"
 check_arguments
 "$subcommand"

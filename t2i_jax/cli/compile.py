@@ -44,7 +44,7 @@ def compile_for(
     from t2i_jax.recipe import load_recipe, with_mesh
     from t2i_jax.train import ahead
 
-    jax.config.update("jax_platforms", "cpu")  # nothing is computed, and a GPU's kernels have no place in such a program
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed, and a GPU has kernels of its own
     jax.config.update("jax_enable_compilation_cache", False)  # it can't keep programs for devices that are not there
     if "JAX_OPTIMIZATION_LEVEL" not in os.environ:
         jax.config.update("jax_optimization_level", "O1")

@@ -3,6 +3,8 @@
 import pytest
 import yaml
 
+from t2i_jax import cluster
+
 _CONFIG = "configs/imagen/shapes.py"
 _SUBMIT = ("submit", "run", "--image", "host/project/image:1", "--bucket", "a-bucket", _CONFIG)
 
@@ -18,6 +20,7 @@ def _jobset(stand_ins, *arguments):
 def test_the_full_life_of_a_job(stand_ins):
     stand_ins.start("gke", "image", "--image", "host/project/image:1")
     assert [call[1] for call in stand_ins.calls("docker")] == ["build", "push"]
+    assert "PLATFORM=tpu" in stand_ins.calls("docker")[0]
     stand_ins.start("gke", *_SUBMIT)
     said = stand_ins.refused("gke", *_SUBMIT, status=1)  # never a second one beside it
     assert "submit: creating the JobSet run failed with status 1; delete an older one" in said
@@ -53,6 +56,27 @@ def test_the_hosts_of_a_topology(stand_ins, topology, chips, hosts):
     _, job, pod = _jobset(stand_ins, "--topology", topology, "--chips-per-host", chips)
     assert job["template"]["spec"]["parallelism"] == hosts
     assert pod["spec"]["containers"][0]["resources"]["limits"]["google.com/tpu"] == chips
+
+
+def test_gpu_nodes_find_each_other(stand_ins, monkeypatch):
+    jobset, job, pod = _jobset(stand_ins, "--gpu", "nvidia-h100-80gb", "--hosts", "3", "--spot")
+    assert not jobset["metadata"]["annotations"]
+    spec, [container] = job["template"]["spec"], pod["spec"]["containers"]
+    assert (job["replicas"], spec["parallelism"], spec["completions"]) == (1, 3, 3)
+    kind = {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb", "cloud.google.com/gke-spot": "true"}
+    assert pod["spec"]["nodeSelector"] == kind
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
+    variables = {entry["name"]: entry for entry in container["env"]}
+    field = variables.pop("JAX_PROCESS_ID")["valueFrom"]["fieldRef"]["fieldPath"]
+    assert field == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    for name, entry in variables.items():
+        monkeypatch.setenv(name, entry["value"])
+    monkeypatch.setenv("JAX_PROCESS_ID", "2")  # as Kubernetes fills it in for the third pod
+    found = cluster.detect()
+    assert (found["coordinator_address"], found["num_processes"], found["process_id"]) == ("run-slice-0-0.run:8476", 3, 2)
+
+    stand_ins.start("gke", "image", "--image", "i/i", "--gpu", "nvidia-h100-80gb")
+    assert "PLATFORM=cuda" in stand_ins.calls("docker")[0]
 
 
 def test_the_bucket_is_a_folder_of_every_pod(stand_ins):
