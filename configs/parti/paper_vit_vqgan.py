@@ -13,7 +13,7 @@ def get_config() -> Recipe:
     """Batch 256, Adam with a cosine schedule, against a StyleGAN discriminator."""
     return Recipe(
         task=TokenizerTask(
-            model=preset("base", image_size=256, patch_size=8, scan=True, remat=True, dtype="bfloat16"),
+            model=preset("base", image_size=256, patch_size=8, scan=True, remat="full", dtype="bfloat16"),
             discriminator=StyleDiscriminator(image_size=256, max_width=512),
             l1_weight=0.0,
             l2_weight=1.0,

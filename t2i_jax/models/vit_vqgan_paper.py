@@ -15,6 +15,7 @@ from t2i_jax.nn import quantize
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.conv import Dense, boxed, patchify, sincos_grid, unpatchify
 from t2i_jax.nn.fused_attention import attend
+from t2i_jax.nn.transformer import REMAT
 from t2i_jax.types import Array, Key
 
 _ACTIVATIONS = {"gelu": gelu, "tanh": jnp.tanh}
@@ -74,13 +75,15 @@ class Transformer(nn.Module):
     mlp_dim: int
     activation: str = "gelu"
     scan: bool = False
-    remat: bool = False
+    remat: str = "none"
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x_BNC: Array) -> Array:
         """The transformed tokens, same shape."""
-        block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+        block = Block
+        if self.remat != "none":
+            block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=not self.scan)
         shape = {n: getattr(self, n) for n in ("dim", "heads", "dim_head", "mlp_dim", "activation", "dtype")}
         x = x_BNC
         if self.scan:
@@ -111,7 +114,8 @@ class ViTVQGAN(nn.Module):
       codebook_size, codebook_dim: number and width of the codes. beta: weight of the commitment loss.
       activation: of the feed-forward, "gelu", or "tanh" as in the weights of enhancing-transformers.
       output: "linear"; or "sigmoid", which the paper's logit-Laplace loss needs and Parti removed.
-      scan: stack the layers and compile one (deep networks); remat: recompute activations in the backward pass.
+      scan: stack the layers and compile one (deep networks).
+      remat: what the backward pass recomputes: "none", "full", or "dots" (keeps only matrix products).
       pixel_range: of its float images. dtype: of the computation.
     """
 
@@ -133,7 +137,7 @@ class ViTVQGAN(nn.Module):
     activation: str = "gelu"
     output: str = "linear"
     scan: bool = False
-    remat: bool = False
+    remat: str = "none"
     pixel_range: tuple[float, float] = (-1.0, 1.0)
     dtype: str = "float32"
 
@@ -141,6 +145,7 @@ class ViTVQGAN(nn.Module):
         image_tokenizer.check_sizes(self)
         config.one_of("activation", self.activation, _ACTIVATIONS)
         config.one_of("output", self.output, ("linear", "sigmoid"))
+        config.one_of("remat", self.remat, REMAT)
         for part, dim, heads in (("", self.dim, self.heads), ("decoder_", *self._decoder()[:2])):
             if self.dim_head is None and dim % heads:
                 fits = max(dim // heads, 1) * heads

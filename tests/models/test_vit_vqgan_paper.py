@@ -21,7 +21,7 @@ def test_sizes_of_the_paper():
 
 
 def test_stacked_layers_compute_what_single_ones_do(key):
-    single, stacked = ViTVQGAN(**TINY), ViTVQGAN(**TINY, scan=True, remat=True)
+    single, stacked = ViTVQGAN(**TINY), ViTVQGAN(**TINY, scan=True, remat="full")
     weights = sharding.unbox(image_tokenizer.init(single, key))["generator"]
     again = dict(weights)
     for part in ("encoder", "decoder"):
@@ -78,6 +78,7 @@ def test_configuration_round_trip_and_refusals():
         (dict(image_size=18), "image_size=18 is not a multiple of patch_size=4; try image_size=16"),
         (dict(dim=18, heads=4), "dim=18 is not a multiple of heads=4"),
         (dict(activation="gelo"), "did you mean 'gelu'"),
+        (dict(remat="all"), "remat='all' is not known"),
         (dict(pixel_range=(1.0, -1.0)), "pixel_range"),
     ):
         with pytest.raises(UserError, match=said):

@@ -15,6 +15,7 @@ from ..loopback import end, losses, start
 from .several import CONFIG, TASK
 from .toy import ToyBatches
 
+
 def several(count, workdir, *what):
     return start(count, "-m", "tests.train.several", workdir, *what, slurm=what[:1] == ("width",))
 
