@@ -44,6 +44,15 @@ SCALING = {  # weak: two rows of the batch for each chip
     f"3b_{chips}": ("configs/parti/paper_3b.py", f"v5p:{shape}", [f"train.batch_size={2 * chips}"])
     for chips, shape in ((64, "4x4x4"), (256, "4x8x8"), (1024, "8x8x16"), (4096, "16x16x16"))
 }
+SAMPLING = {  # guided pictures at a time
+    f"sample_{name}": (RECIPES[name][0], topology, ["--generate", str(count), "--mesh", mesh])
+    for name, topology, count, mesh in (
+        ("350m", "v5e:2x2", 16, "tensor=4"),
+        ("3b", "v4:2x2x2", 16, "tensor=8"),
+        ("20b", "v5p:2x2x2", 16, "tensor=8"),
+        ("base", "v5e:2x2", 64, "data=4"),
+    )
+}
 
 
 def measure(config: str, topology: str, more: list[str]) -> dict:
@@ -57,7 +66,9 @@ def measure(config: str, topology: str, more: list[str]) -> dict:
         if not out.is_file():
             sys.exit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
         took = {"took_seconds": time.monotonic() - start, "took_gb": used.ru_maxrss / 1e6}
-        return {"config": config, "more": more, **json.loads(out.read_text()), **took}
+        report = json.loads(out.read_text())
+        [figures] = report.values() if "--generate" in more else [report]  # of the one stage that each recipe has
+        return {"config": config, "more": more, **figures, **took}
 
 
 def papers(figures: dict) -> str:
@@ -92,6 +103,26 @@ def scaling(figures: dict) -> str:
             one["chips"], one["topology"], one["more"][0].split("=")[1], f"{one['peak']:.2f}",
             f"{one['flops'] / 1e12:.2f}", f"{one['traffic'] / 1e9:.1f}", f"{sum(one['collectives'].values()) / 1e9:.2f}",
             f"{step:.3f}", f"{one['took_seconds']:.0f}",
+        ))  # fmt: skip
+    return _table(head, rows)
+
+
+def sampling(figures: dict) -> str:
+    """The table of sampling programs."""
+    head = (
+        "recipe", "slice", "mesh", "pictures at a time", "arguments GiB", "peak GiB", "of", "TFLOP", "HBM GB", "sent GB",
+        "takes at least s", "compiled in s",
+    )  # fmt: skip
+    rows = []
+    for name in SAMPLING:
+        if (one := figures.get(name)) is None:
+            continue
+        step = max(one["compute"], one["memory"], one["interconnect"])
+        rows.append((
+            f"`{one['config']}`", one["topology"], one["more"][3], one["more"][1], f"{one['arguments']:.2f}",
+            f"{one['peak']:.1f}" if one["fits"] else "does not fit", f"{one['hbm']:.0f}", f"{one['flops'] / 1e12:.1f}",
+            f"{one['traffic'] / 1e9:.0f}", f"{sum(one['collectives'].values()) / 1e9:.2f}", f"{step:.2f}",
+            f"{one['took_seconds']:.0f}",
         ))  # fmt: skip
     return _table(head, rows)
 
@@ -131,7 +162,7 @@ def _between(page, mark, text):
 
 
 if __name__ == "__main__":
-    rows = PAPERS | SCALING
+    rows = PAPERS | SCALING | SAMPLING
     stored = lambda: json.loads(_FIGURES.read_text()) if _FIGURES.is_file() else {}
     for name in sys.argv[1:] or rows:
         if name not in rows:
@@ -140,6 +171,7 @@ if __name__ == "__main__":
         _FIGURES.write_text(json.dumps({**stored(), name: found}, indent=1) + "\n")
     figures = stored()
     page = _between(_PAGE.read_text(), "papers", papers(figures))
-    _PAGE.write_text(_between(page, "scaling", scaling(figures)))
+    page = _between(page, "scaling", scaling(figures))
+    _PAGE.write_text(_between(page, "sampling", sampling(figures)))
     if any(name in figures for name in SCALING):
         plot(figures)

@@ -121,7 +121,7 @@ class PartiTransformer(nn.Module):
           ids_B: token `position - 1`; not looked at where position is 0.
           position: int32 scalar, one more than at the last call.
         """
-        x_BC = jnp.where(position == 0, self.start_token, self._look_up(ids_B)) + self._positions()[position]
+        x_BC = jnp.where(position == 0, self.start_token, self.embedding[ids_B]) + self._positions()[position]
         x_BC, layers = self.decoder.decode(x_BC, position, cache["layers"], cache["text_mask"])
         return self.to_logits(x_BC).astype(jnp.float32), {**cache, "layers": layers}
 
