@@ -29,6 +29,7 @@ def get_config() -> Recipe:
             steps=500_000,
             batch_size=256,
             ema_decay=0.999,
+            mesh={"data": -1, "fsdp": 8},
             optim=OptimConfig(
                 learning_rate=1e-4, warmup_steps=50_000, schedule="cosine", end_ratio=0.5, b1=0.9, b2=0.99,
                 weight_decay=1e-4,

@@ -22,7 +22,7 @@ REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-_UNROLLED = 16  # decoding unrolls up to so many layers
+_UNROLLED = 64  # decoding unrolls up to so many layers: all of Parti 20B
 _STRAIGHT = 4  # so does training: a loop would copy what the backward pass needs of each layer to one large array
 
 
@@ -197,7 +197,7 @@ def scanned(layer: type[nn.Module], depth: int, remat: str, inputs: int) -> Call
 def start_decoding(params: Any, cache: Mapping[str, Array]) -> dict[str, Any]:
     """What `decode_layers` works on: the layers' parameters and the cache, one entry per layer or stacked.
 
-    Up to 16 layers are taken apart, once: slicing the stacked weights at every token would cost as much as the
+    Up to 64 layers are taken apart, once: slicing the stacked weights and cache at every token would cost more than the
     products with them. A deeper stack stays whole, and is run by a loop.
 
     Args:

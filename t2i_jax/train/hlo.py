@@ -22,7 +22,7 @@ _ARRAY = re.compile(r"\b(pred|bf16|f8\w*|[sufc]\d+)\[([\d,]*)\](\{[^}]*\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"\b(?:calls|to_apply|called_computations)=\{?%?([\w.\-]+)")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_SLICING = ("dynamic-slice", "dynamic-update-slice")
+_TAKING = ("dynamic-slice", "slice", "gather")  # read of an array what they give
 _KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}  # products of all queries and keys
 _FREE = {  # move nothing
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
@@ -145,7 +145,7 @@ def _closing(text):
 
 
 def _runs(program, entry) -> Mapping[str, int]:
-    """How often each computation runs that is not part of a fusion."""
+    """How often each computation runs that is not part of a fusion; of a condition every branch."""
     runs: dict[str, int] = collections.defaultdict(int)
 
     def visit(name, times):
@@ -155,8 +155,9 @@ def _runs(program, entry) -> Mapping[str, int]:
                 body, condition = (re.search(rf"{part}=%?([\w.\-]+)", line.rest)[1] for part in ("body", "condition"))
                 visit(body, times * _trips(line, program, condition))
             elif line.operation == "conditional":
-                for branch in re.findall(r"(?:true_computation|false_computation)=%?([\w.\-]+)", line.rest):
-                    visit(branch, times)
+                for branches in re.findall(r"(?:true|false|branch)_computations?=(\{[^}]*\}|%?[\w.\-]+)", line.rest):
+                    for branch in re.findall(r"[\w.\-]+", branches):
+                        visit(branch, times)
             elif line.operation in ("call", "async-start") and (called := _CALLED.search(line.rest)):
                 visit(called[1], times)
 
@@ -204,27 +205,39 @@ def _traffic(line, shapes, program):
     """Bytes that an instruction reads from and writes to HBM; of what it slices, the slices alone."""
     if line.operation in _FREE or line.operation.endswith("-done") or line.operation == "async-start":
         return 0
-    if line.operation == "dynamic-slice":
+    if line.operation in _TAKING:
         return 2 * _bytes(line.shape, True)
     if line.operation == "dynamic-update-slice":
         return 2 * _bytes(shapes.get(line.operands[1], ""), True)
     read = [shapes.get(name, "") for name in line.operands]
     if line.operation == "fusion":
-        inner = {one.name: one for one in program[_CALLED.search(line.rest)[1]]}
-        return sum(_read(inner, i, shape) for i, shape in enumerate(read)) + _written(inner, line.shape)
+        sizes = [min(_read(program, line, i), _bytes(shape, True)) for i, shape in enumerate(read)]
+        return sum(sizes) + _written(program, line)
     written = _arrays(line.shape)
     written = written[:1] if line.operation.endswith("-start") else written  # behind it stands what is read
     return sum(_bytes(shape, True) for shape in read) + _total(written, True)
 
 
-def _read(inner, number, shape):
-    """Bytes that a fusion reads of an operand."""
-    parameters = [one for one in inner.values() if one.operation == "parameter"]
-    own = next((one for one in parameters if one.rest.startswith(f"({number})")), None)
-    users = _users(inner, own.name) if own is not None else []
-    if users and all(user.operation in _SLICING and _seen(inner, user.operands[0]) == own.name for user in users):
-        return min(sum(_bytes(user.shape) for user in users if user.operation == "dynamic-slice"), _bytes(shape, True))
-    return _bytes(shape, True)
+def _read(program, line, number):
+    """Bytes of the slices that a fusion takes of an operand, and nothing else of it; infinite: the whole."""
+    inner = _fused(program, line)
+    own = next((one for one in inner.values() if one.operation == "parameter" and one.rest.startswith(f"({number})")), None)
+    if own is None:
+        return math.inf
+    total, users = 0, _users(inner, own.name)
+    for user in users:
+        places = [place for place, name in enumerate(user.operands) if _seen(inner, name) == own.name]
+        if user.operation == "fusion":
+            total += sum(_read(program, user, place) for place in places)
+        elif user.operation not in (*_TAKING, "dynamic-update-slice") or places != [0]:
+            return math.inf
+        elif user.operation in _TAKING:
+            total += _bytes(user.shape)
+    return total if users else math.inf
+
+
+def _fused(program, line):
+    return {one.name: one for one in program[_CALLED.search(line.rest)[1]]}
 
 
 def _users(inner, name):
@@ -240,15 +253,20 @@ def _seen(inner, name):
     return name
 
 
-def _written(inner, shape):
+def _written(program, line):
     """Bytes that a fusion writes: of an array that it updates in place, the update."""
+    inner = _fused(program, line)
     root = list(inner.values())[-1]
     outputs = root.operands if root.operation == "tuple" else (root.name,)
     total = 0
-    for name, array in zip(outputs, _arrays(shape), strict=False):
+    for name, array in zip(outputs, _arrays(line.shape), strict=False):
         made = inner[_seen(inner, name)]
-        updated = made.operation == "dynamic-update-slice"
-        total += _bytes(inner[made.operands[1]].shape) if updated else _total([array], True)
+        if made.operation == "fusion" and not made.shape.startswith("("):
+            total += min(_written(program, made), _total([array], True))
+        elif made.operation == "dynamic-update-slice":
+            total += _bytes(inner[made.operands[1]].shape)
+        else:
+            total += _total([array], True)
     return total
 
 

@@ -115,3 +115,42 @@ ENTRY %main (a: bf16[64,16]) -> bf16[8,16] {
 def test_a_tpus_reduce_scatter_is_a_fusion():
     found = hlo.cost(_SUM_OF_WHICH_A_PART_IS_KEPT, 8).collectives
     assert found == (hlo.Collective("reduce-scatter", 2 * 64 * 16, tuple(range(8)), 1),)
+
+
+_NESTED = """HloModule m
+
+%slice.1 (whole: f32[16,1024], at: s32[]) -> f32[1,1024] {
+  %whole = f32[16,1024]{1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %nought = s32[] constant(0)
+  ROOT %part = f32[1,1024]{1,0} dynamic-slice(%whole, %at, %nought), dynamic_slice_sizes={1,1024}
+}
+
+%outer (stack: f32[16,1024], i: s32[], row: f32[1,1024]) -> f32[16,1024] {
+  %stack = f32[16,1024]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %row = f32[1,1024]{1,0} parameter(2)
+  %old = f32[1,1024]{1,0} fusion(%stack, %i), kind=kLoop, calls=%slice.1
+  %new = f32[1,1024]{1,0} add(%old, %row)
+  %zero = s32[] constant(0)
+  ROOT %put = f32[16,1024]{1,0} dynamic-update-slice(%stack, %new, %i, %zero)
+}
+
+ENTRY %main (a: f32[16,1024], b: s32[], c: f32[1,1024]) -> f32[16,1024] {
+  %a = f32[16,1024]{1,0} parameter(0)
+  %b = s32[] parameter(1)
+  %c = f32[1,1024]{1,0} parameter(2)
+  ROOT %out = f32[16,1024]{1,0} fusion(%a, %b, %c), kind=kLoop, calls=%outer
+}
+"""
+
+
+def test_a_slice_that_is_taken_deep_in_a_fusion_and_put_back_is_all_that_moves():
+    assert hlo.cost(_NESTED, 1).traffic == 3 * 4 * 1024 + 4  # the old row, the one that is added, the new one, the place
+
+
+def test_every_branch_of_a_condition_is_counted():
+    def either(flag, x, w):
+        return jax.lax.cond(flag[0] > 0, lambda: jnp.tanh(x @ w), lambda: x @ w @ w)
+
+    assert _cost(either, (1,), (64, 32), (32, 32)).flops == 3 * 2 * 64 * 32 * 32
