@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.types import Array, Key
 
 Decode = Callable[[Array, Array, Any], tuple[Array, Any]]  # (ids_B, position, cache) -> (logits_BV, cache)
+_SHORT = 256  # tokens for which one loop does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Sampling:
             raise UserError(f"top_p={self.top_p} is outside (0, 1]; try 0.95.")
 
 
+def rooms(num_tokens: int) -> Sequence[int]:
+    """For how many tokens the cache has room, in one loop after the other: room that is empty is read all the same."""
+    loops = 1 if num_tokens <= _SHORT else 4
+    return [-(-num_tokens * (i + 1) // loops) for i in range(loops)]
+
+
 def generate(
     decode: Decode,
     cache: Any,
@@ -44,6 +51,7 @@ def generate(
     num_tokens: int,
     *,
     sampling: Sampling,
+    grow: Callable[[Any, int], Any] | None = None,
     guidance: float | Array = 1.0,
     temperature: float | Array = 1.0,
     given_BN: Array | None = None,
@@ -53,7 +61,8 @@ def generate(
 
     Args:
       decode: one step of the network. With `sampling.guided` it works on 2B rows: the text's, then the null's.
-      cache: the network's cache for these rows.
+      cache: the network's cache for these rows, with room for `rooms(num_tokens)[0]` tokens.
+      grow: `(cache, tokens) -> cache` with room for so many; None: it has room for all of them.
       keys_B: one key per row, so that a row's tokens do not depend on what else is in the batch.
       guidance: strength l in null + l * (text - null). temperature: 0 takes the likeliest token.
       given_BN, known_BN: tokens, and True where they are to be kept (completion of a picture); None: none.
@@ -75,8 +84,11 @@ def generate(
         tokens_BN = jax.lax.dynamic_update_slice_in_dim(tokens_BN, ids_B[:, None], position, axis=1)
         return ids_B, tokens_BN, cache
 
-    start = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, num_tokens), jnp.int32), cache
-    return jax.lax.fori_loop(0, num_tokens, step, start)[1]
+    carry, done = (jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, num_tokens), jnp.int32), cache), 0
+    for room in rooms(num_tokens) if grow else (num_tokens,):
+        carry = (*carry[:2], grow(carry[2], room)) if done else carry
+        carry, done = jax.lax.fori_loop(done, room, step, carry), room
+    return carry[1]
 
 
 def _filtered(logits_BV, sampling, temperature):

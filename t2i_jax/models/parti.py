@@ -17,7 +17,7 @@ from t2i_jax.nn import embed
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.attention import MultiQueryAttention
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
-from t2i_jax.nn.transformer import REMAT, decode_layers, layer_fields, scanned, start_decoding
+from t2i_jax.nn.transformer import REMAT, decode_layers, grow, layer_fields, scanned, start_decoding
 from t2i_jax.types import Array
 
 COMPAT = ("misaligned_bias", "unit_init", "output_norm")
@@ -68,7 +68,7 @@ class PartiLayer(nn.Module):
         new_BD = self.self_attention.keys(x_BC, normalised=True)
         kv_BKD = jax.lax.dynamic_update_slice_in_dim(cache["kv"], new_BD[:, None], position, axis=1)
         past_1K = jnp.arange(kv_BKD.shape[1])[None] <= position
-        x = x_BC + self.self_attention.step(x_BC, kv_BKD, past_1K, self._bias_row(position))
+        x = x_BC + self.self_attention.step(x_BC, kv_BKD, past_1K, self._bias_row(position)[:, : kv_BKD.shape[1]])
         x = x + self.cross_attention.step(x, cache["text_kv"], mask_BL)
         return x + self._feed_forward(x), {**cache, "kv": kv_BKD}
 
@@ -169,13 +169,24 @@ class Parti(nn.Module):
         x_BNC, _ = self.layers(self.init_norm(x_BNC), text_BLD, mask_BL, deterministic)
         return self._logits(x_BNC)
 
-    def init_cache(self, text_embeds_BLD: Array, text_mask_BL: Array, keep_B: Array | None = None) -> dict[str, Any]:
-        """What `decode` carries from token to token: keys of the past (none yet) and of the text, per layer."""
+    def init_cache(
+        self, text_embeds_BLD: Array, text_mask_BL: Array, keep_B: Array | None = None, room: int | None = None
+    ) -> dict[str, Any]:
+        """What `decode` carries from token to token: keys of the past (none yet) and of the text, per layer.
+
+        Args:
+          room: for how many tokens; None: all.
+        """
         text_BLD, mask_BL = self._text(text_embeds_BLD, text_mask_BL, keep_B)
         stacked, layer = self.variables["params"]["layers"], self._layer()
         text_kv = jax.lax.map(lambda params: layer.apply({"params": params}, text_BLD, method="text_keys"), stacked)
-        past = jnp.zeros((self.depth, text_BLD.shape[0], self.num_tokens, self.dim_head), self.dtype)
+        past = jnp.zeros((self.depth, text_BLD.shape[0], room or self.num_tokens, self.dim_head), self.dtype)
         return {"layers": start_decoding(stacked, {"kv": past, "text_kv": text_kv}), "text_mask": mask_BL}
+
+    @nn.nowrap
+    def grow_cache(self, cache: Mapping[str, Any], room: int) -> dict[str, Any]:
+        """The same cache with room for so many tokens."""
+        return {**cache, "layers": grow(cache["layers"], ("kv",), room)}
 
     def decode(self, ids_B: Array, position: Array, cache: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
         """Logits (B, codebook_size) of token `position`, given the token before it; and the cache with it.

@@ -14,7 +14,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.models import autoregressive_sizes as sizes
 from t2i_jax.nn import embed
 from t2i_jax.nn.conv import Dense, boxed
-from t2i_jax.nn.transformer import REMAT, Transformer
+from t2i_jax.nn.transformer import REMAT, Transformer, grow
 from t2i_jax.sharding import constrain
 from t2i_jax.text.learned import LearnedText
 from t2i_jax.types import Array
@@ -109,10 +109,21 @@ class PartiTransformer(nn.Module):
         x_BNC = self.decoder(x_BNC, None, text_BLD, mask_BL, deterministic)
         return constrain(self.to_logits(x_BNC), "batch", "length", "vocab").astype(jnp.float32)
 
-    def init_cache(self, text_embeds_BLD: Array, text_mask_BL: Array, keep_B: Array | None = None) -> dict[str, Any]:
-        """What `decode` carries from token to token: keys and values of the past (none yet) and of the text."""
+    def init_cache(
+        self, text_embeds_BLD: Array, text_mask_BL: Array, keep_B: Array | None = None, room: int | None = None
+    ) -> dict[str, Any]:
+        """What `decode` carries from token to token: keys and values of the past (none yet) and of the text.
+
+        Args:
+          room: for how many tokens; None: all.
+        """
         text_BLD, mask_BL = self._text(text_embeds_BLD, text_mask_BL, keep_B)
-        return {"layers": self.decoder.init_cache(text_BLD, self.num_tokens), "text_mask": mask_BL}
+        return {"layers": self.decoder.init_cache(text_BLD, room or self.num_tokens), "text_mask": mask_BL}
+
+    @nn.nowrap
+    def grow_cache(self, cache: Mapping[str, Any], room: int) -> dict[str, Any]:
+        """The same cache with room for so many tokens."""
+        return {**cache, "layers": grow(cache["layers"], ("k", "v"), room)}
 
     def decode(self, ids_B: Array, position: Array, cache: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
         """Logits (B, codebook_size) of token `position`, given the token before it; and the cache with it.

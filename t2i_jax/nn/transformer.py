@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -208,6 +208,18 @@ def start_decoding(params: Any, cache: Mapping[str, Array]) -> dict[str, Any]:
         return {"params": params, "cache": dict(cache)}
     apart = lambda tree: tuple(jax.tree.map(lambda leaf: leaf[i], tree) for i in range(depth))
     return {"params": apart(params), "cache": apart(dict(cache))}
+
+
+def grow(state: Mapping[str, Any], names: Sequence[str], positions: int) -> dict[str, Any]:
+    """What `decode_layers` works on, with room for so many positions in the entries of these names."""
+
+    def longer(entries, axis):
+        more = lambda entry: [(0, positions - entry.shape[i] if i == axis else 0) for i in range(entry.ndim)]
+        return {name: jnp.pad(entry, more(entry)) if name in names else entry for name, entry in entries.items()}
+
+    cache = state["cache"]
+    cache = tuple(longer(one, 1) for one in cache) if isinstance(cache, tuple) else longer(cache, 2)
+    return {**state, "cache": cache}
 
 
 def decode_layers(

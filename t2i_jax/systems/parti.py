@@ -225,10 +225,13 @@ def generate(
         given_BN = image_tokenizer.tokens(task.tokenizer, frozen["tokenizer"], prompt["init"])
     ids_BN = autoregressive.generate(
         lambda ids_B, position, cache: network.apply(variables, ids_B, position, cache, method="decode"),
-        network.apply(variables, embeds_BLD, mask_BL, keep_B, method="init_cache"),
+        network.apply(
+            variables, embeds_BLD, mask_BL, keep_B, autoregressive.rooms(network.num_tokens)[0], method="init_cache"
+        ),
         keys_B,
         network.num_tokens,
         sampling=sampling,
+        grow=network.grow_cache,
         guidance=guidance,
         temperature=temperature,
         given_BN=given_BN,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from t2i_jax import config, sharding
+from t2i_jax.decoding import autoregressive
 from t2i_jax.errors import UserError
 from t2i_jax.models import parti_transformer
 from t2i_jax.models.parti import COMPAT, Parti
@@ -55,6 +56,26 @@ def test_decoding_token_by_token_gives_the_same_logits(monkeypatch, name):
         logits, cache = decode(before, jnp.int32(t), cache)
         np.testing.assert_allclose(logits, whole[:, t], atol=1e-4)
         before = ids[:, t]
+
+
+@pytest.mark.parametrize("name", ["parti", "parti deep", "paper"])
+def test_a_cache_that_grows_gives_the_same_tokens(monkeypatch, name):
+    monkeypatch.setattr(transformer, "_UNROLLED", 4)
+    model, (_, embeds, mask) = _MODELS[name], _inputs()
+    variables, keys = _variables(model), jax.random.split(jax.random.key(3), 2)
+
+    def tokens(short):
+        monkeypatch.setattr(autoregressive, "_SHORT", short)
+        room = autoregressive.rooms(9)
+        cache = model.apply(variables, embeds, mask, None, room[0], method="init_cache")
+        decode = lambda ids, position, cache: model.apply(variables, ids, position, cache, method="decode")
+        sampling = autoregressive.Sampling(guided=False)
+        draw = lambda cache: autoregressive.generate(decode, cache, keys, 9, sampling=sampling, grow=model.grow_cache)
+        return room, np.asarray(jax.jit(draw)(cache))
+
+    (room, grown), (all_at_once, whole) = tokens(8), tokens(9)
+    assert (room, all_at_once) == ([3, 5, 7, 9], [9])
+    np.testing.assert_array_equal(grown, whole)
 
 
 @pytest.mark.parametrize("name", ["parti", "parti compat", "paper"])
