@@ -74,7 +74,7 @@ def test_a_cache_that_grows_gives_the_same_tokens(monkeypatch, name):
         return room, np.asarray(jax.jit(draw)(cache))
 
     (room, grown), (all_at_once, whole) = tokens(8), tokens(9)
-    assert (room, all_at_once) == ([3, 5, 7, 9], [9])
+    assert (room, all_at_once) == ([5, 9], [9])
     np.testing.assert_array_equal(grown, whole)
 
 
