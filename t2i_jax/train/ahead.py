@@ -96,6 +96,8 @@ def slice_devices(topology: str) -> Sequence[jax.Device]:
         remedy = "pip install 'jax[tpu]' (Linux, x86-64)"
         raise UserError(f"topology={topology!r} needs the TPU compiler; {remedy}.")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no cloud is asked what it has
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # without these two libtpu complains of this machine
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs on a TPU, so several may compile at once
     from jax.experimental import topologies
 
