@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.cudnn import fused_attention_stablehlo
 
 from t2i_jax import sharding
 from t2i_jax.nn import fused_attention, unet_attention
@@ -76,7 +75,7 @@ def _has_card(monkeypatch, capability):
     """A GPU that is not there, to lower for; what JAX asks of cuDNN is made up."""
     card = types.SimpleNamespace(platform="gpu", compute_capability=capability)
     monkeypatch.setattr(jax, "local_devices", lambda: [card])
-    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
 
 
 def _gpu_program(attend, *inputs):
