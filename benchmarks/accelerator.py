@@ -21,7 +21,7 @@ import numpy as np
 
 from t2i_jax.config import override
 from t2i_jax.nn import fused_attention
-from t2i_jax.recipe import load_recipe
+from t2i_jax.runs.recipe import load_recipe
 from t2i_jax.sharding import unbox
 from t2i_jax.train import state as states
 from t2i_jax.train.compiled import CompiledStep

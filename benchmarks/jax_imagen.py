@@ -17,9 +17,9 @@ from t2i_jax import convert, sharding
 from t2i_jax.diffusion.noise import Ddpm, Edm
 from t2i_jax.diffusion.samplers import Churn
 from t2i_jax.models.unet import Unet
-from t2i_jax.systems.imagen import ImagenTask
-from t2i_jax.systems.imagen_stage import Stage
-from t2i_jax.systems.imagen_system import ImagenSystem
+from t2i_jax.systems.cascade.stage import Stage
+from t2i_jax.systems.imagen.system import ImagenSystem
+from t2i_jax.systems.imagen.task import ImagenTask
 from t2i_jax.text.stored import StoredText
 from t2i_jax.train import optim
 from t2i_jax.train.compiled import CompiledStep

@@ -17,8 +17,10 @@ from t2i_jax import convert
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.parti import Parti
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
-from t2i_jax.systems.parti import PartiSystem, PartiTask
-from t2i_jax.systems.tokenizer import TokenizerSystem, TokenizerTask
+from t2i_jax.systems.parti.system import PartiSystem
+from t2i_jax.systems.parti.task import PartiTask
+from t2i_jax.systems.tokenizer.system import TokenizerSystem
+from t2i_jax.systems.tokenizer.task import TokenizerTask
 from t2i_jax.text.stored import StoredText
 from t2i_jax.train import optim
 from t2i_jax.train.compiled import CompiledStep

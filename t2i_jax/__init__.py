@@ -13,8 +13,8 @@ __version__ = "0.1.0"
 
 # The names a user types, and where they live; imported on first use.
 _HOMES = {
-    "Evaluation": "t2i_jax.recipe",
-    "Recipe": "t2i_jax.recipe",
+    "Evaluation": "t2i_jax.runs.recipe",
+    "Recipe": "t2i_jax.runs.recipe",
     "DataConfig": "t2i_jax.data.pipeline",
     "TrainConfig": "t2i_jax.train.loop",
     "OptimConfig": "t2i_jax.train.optim",
@@ -27,10 +27,10 @@ _HOMES = {
     "LearnedText": "t2i_jax.text.learned",
     "StoredText": "t2i_jax.text.stored",
     "T5Text": "t2i_jax.text.t5",
-    "TokenizerTask": "t2i_jax.systems.tokenizer",
-    "PartiTask": "t2i_jax.systems.parti",
+    "TokenizerTask": "t2i_jax.systems.tokenizer.task",
+    "PartiTask": "t2i_jax.systems.parti.task",
     "SuperResolution": "t2i_jax.models.super_resolution",
-    "SuperResolutionTask": "t2i_jax.systems.super_resolution",
+    "SuperResolutionTask": "t2i_jax.systems.super_resolution.task",
     "Unet": "t2i_jax.models.unet",
     "BaseUnet64": "t2i_jax.models.unet",
     "SRUnet256": "t2i_jax.models.unet",
@@ -40,10 +40,10 @@ _HOMES = {
     "Edm": "t2i_jax.diffusion.noise",
     "LowresNoise": "t2i_jax.diffusion.lowres",
     "Churn": "t2i_jax.diffusion.samplers",
-    "Stage": "t2i_jax.systems.imagen_stage",
-    "ImagenTask": "t2i_jax.systems.imagen",
-    "Imagen": "t2i_jax.systems.imagen_classes",
-    "ElucidatedImagen": "t2i_jax.systems.imagen_classes",
+    "Stage": "t2i_jax.systems.cascade.stage",
+    "ImagenTask": "t2i_jax.systems.imagen.task",
+    "Imagen": "t2i_jax.systems.imagen.classes",
+    "ElucidatedImagen": "t2i_jax.systems.imagen.classes",
 }
 __all__ = [*_HOMES, "__version__"]
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from t2i_jax import config, runs
 from t2i_jax.cli import main as cli
-from t2i_jax.recipe import load_recipe
+from t2i_jax.runs.recipe import load_recipe
 from tests.e2e import tiny, tiny_t5
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -8,8 +8,8 @@ All else as in paper_base.py beside it, but for Adam in Adafactor's place.
 import dataclasses
 import pathlib
 
-from t2i_jax import Ddpm, NullUnet, OptimConfig, Recipe, Stage, SRUnet1024
-from t2i_jax.recipe import load_recipe
+from t2i_jax import Ddpm, NullUnet, OptimConfig, Recipe, SRUnet1024, Stage
+from t2i_jax.runs.recipe import load_recipe
 
 
 def get_config() -> Recipe:

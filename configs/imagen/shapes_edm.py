@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 
 from t2i_jax import Edm, Recipe
-from t2i_jax.recipe import load_recipe
+from t2i_jax.runs.recipe import load_recipe
 
 
 def get_config() -> Recipe:

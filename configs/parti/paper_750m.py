@@ -8,7 +8,7 @@ import pathlib
 
 from t2i_jax import Recipe
 from t2i_jax.models.parti_transformer import PARTI_750M
-from t2i_jax.recipe import load_recipe
+from t2i_jax.runs.recipe import load_recipe
 
 
 def get_config() -> Recipe:

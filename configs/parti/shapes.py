@@ -5,6 +5,6 @@
 Two cores: 8 minutes, 1.7 GB; 100% of 400 pictures agree with their held-out captions, reconstructions have 41 dB.
 """
 
-from t2i_jax.quickstart import get_config
+from t2i_jax.quickstart.run import get_config
 
 __all__ = ["get_config"]

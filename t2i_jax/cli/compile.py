@@ -40,9 +40,9 @@ def compile_for(
     """
     import jax
 
+    from t2i_jax.aot import ahead
     from t2i_jax.config import override
-    from t2i_jax.recipe import load_recipe, with_mesh
-    from t2i_jax.train import ahead
+    from t2i_jax.runs.recipe import load_recipe, with_mesh
 
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, and a GPU has kernels of its own
     jax.config.update("jax_enable_compilation_cache", False)  # it can't keep programs for devices that are not there
@@ -77,7 +77,7 @@ def _write(path, figures):
 
 
 def _compile(recipe, topology):
-    from t2i_jax.train import ahead
+    from t2i_jax.aot import ahead
 
     return ahead.compile_step(*_parts(recipe), topology)
 

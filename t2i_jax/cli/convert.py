@@ -25,7 +25,7 @@ def from_torch(
             imagen.image_sizes=(64,256), or imagen.elucidated=True for ElucidatedImagen.
         t5: The folder or hub name of the T5 that a Parti or an Imagen was trained on.
     """
-    from t2i_jax.weights import import_torch
+    from t2i_jax.runs.torch import import_torch
 
     given = _fields(fields)
     of_class = {name[len("imagen.") :]: given.pop(name) for name in list(given) if name.startswith("imagen.")}
@@ -39,7 +39,7 @@ def to_torch(run: _Path, out: _Path) -> None:
         run: Folder of a run or of an exported system.
         out: New .pt or .safetensors file; nothing is overwritten.
     """
-    from t2i_jax.weights import export_torch
+    from t2i_jax.runs.torch import export_torch
 
     print(f"written: {export_torch(run, out)}")
 

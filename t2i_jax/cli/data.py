@@ -69,7 +69,7 @@ def inspect(
         split: Of a source that has splits.
     """
     from t2i_jax.data.overview import contact_sheet, look
-    from t2i_jax.eval.grid import save_png
+    from t2i_jax.pixels import save_png
 
     opened = _open(source, size, split)
     found = look(opened, samples, progress=_progress("reading"))

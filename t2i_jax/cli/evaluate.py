@@ -18,8 +18,10 @@ def evaluate(
         run: Folder of the run.
         overrides: Fields of the recipe to change, as evaluation.pictures=1000 evaluation.guidance=2.0.
     """
-    from t2i_jax import previews, processes, runs
+    from t2i_jax import runs
+    from t2i_jax.cluster import processes
     from t2i_jax.config import override
+    from t2i_jax.runs import evaluate as previews
 
     with processes.joined():
         recipe = override(runs.load_run_recipe(run), overrides)

@@ -13,7 +13,7 @@ def quickstart(workdir: pathlib.Path = pathlib.Path("runs/quickstart")) -> None:
     Args:
         workdir: Folder of the run.
     """
-    from t2i_jax import quickstart as home
+    from t2i_jax.quickstart import run as home
 
     metrics = home.finished(workdir) or home.run(workdir)
     for name, value in metrics.items():

@@ -58,7 +58,8 @@ def sample(
         mesh: Sizes of a mesh's axes over all devices, as data=2,tensor=4; one device by default.
     """
     from t2i_jax import runs
-    from t2i_jax.eval.grid import grid, save_png
+    from t2i_jax.eval.grid import grid
+    from t2i_jax.pixels import save_png
     from t2i_jax.sharding import parse_mesh
 
     if count < 1:

@@ -24,9 +24,11 @@ def train(
         mesh: Sizes of the axes over which devices are laid, as data=2,fsdp=4,tensor=2; all on data by default.
         profile: Steps to trace, as 10:15; WORKDIR/profile then opens in TensorBoard, a file in it in Perfetto.
     """
-    from t2i_jax import previews, processes, runs
+    from t2i_jax import runs
+    from t2i_jax.cluster import processes
     from t2i_jax.config import override
-    from t2i_jax.recipe import load_recipe, with_mesh
+    from t2i_jax.runs import evaluate as previews
+    from t2i_jax.runs.recipe import load_recipe, with_mesh
     from t2i_jax.train.profile import Profile
 
     traced = Profile.parse(profile) if profile is not None else None

@@ -9,8 +9,19 @@ from typing import Any
 import numpy as np
 
 from t2i_jax import sharding
-from t2i_jax.convert.engine import CHANNEL, CONV, CONV1X1, DEPTHWISE, LINEAR, SAME
-from t2i_jax.convert.engine import Constant, Entry, Network, State, reshaped
+from t2i_jax.convert.engine import (
+    CHANNEL,
+    CONV,
+    CONV1X1,
+    DEPTHWISE,
+    LINEAR,
+    SAME,
+    Constant,
+    Entry,
+    Network,
+    State,
+    reshaped,
+)
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import pathlib
-
 import numpy as np
-from PIL import Image
 
 _GAP = 2  # pixels between pictures
 
@@ -35,18 +31,3 @@ def grid(images: np.ndarray, columns: int, side: int | None = None) -> np.ndarra
         y, x = (i // columns) * (height + _GAP), (i % columns) * (width + _GAP)
         sheet[y : y + height, x : x + width] = image
     return sheet
-
-
-def save_png(path: str | pathlib.Path, image: np.ndarray) -> None:
-    """Writes one HWC uint8 picture, making its folder."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png_bytes(image))
-
-
-def png_bytes(image: np.ndarray) -> bytes:
-    """One HWC uint8 picture as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    image = np.asarray(image, np.uint8)
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
-    return buffer.getvalue()

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from t2i_jax.errors import UserError
 from t2i_jax.nn.quantize import Quantized
+from t2i_jax.pixels import to_float, to_uint8
 from t2i_jax.types import Array
 
 Encoded = Quantized  # fmap, ids (B, H, W), loss, latents, codebook
@@ -40,18 +41,6 @@ def pixels(model: Any, weights: Mapping[str, Any], ids_BN: Array) -> Array:
     variables = {"params": weights["generator"]}
     fmap = model.apply(variables, ids_BHW, weights.get("stats", {}), method="lookup")
     return to_uint8(model.apply(variables, fmap, method="decode"), model.pixel_range)
-
-
-def to_float(image_uint8: Array, pixel_range: tuple[float, float]) -> Array:
-    """uint8 pixels as float32 in `pixel_range`."""
-    low, high = pixel_range
-    return image_uint8.astype(jnp.float32) * ((high - low) / 255.0) + low
-
-
-def to_uint8(image: Array, pixel_range: tuple[float, float]) -> Array:
-    """Float pixels of `pixel_range`, clipped and rounded, as uint8."""
-    low, high = pixel_range
-    return jnp.round(jnp.clip((image.astype(jnp.float32) - low) / (high - low), 0, 1) * 255.0).astype(jnp.uint8)
 
 
 def check_sizes(model: Any) -> None:
@@ -94,8 +83,3 @@ def abstract_discriminator(discriminator: Any, model: Any) -> dict[str, Any]:
     side = max(model.image_size, getattr(discriminator, "smallest_image", 0))
     image = jax.ShapeDtypeStruct((1, side, side, model.channels), jnp.float32)
     return jax.eval_shape(discriminator.init, jax.random.key(0), image)["params"]
-
-
-def parameter_count(model: Any) -> int:
-    """Parameters of the encoder, quantiser and decoder."""
-    return sum(leaf.size for leaf in jax.tree.leaves(abstract(model)["generator"]))

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from t2i_jax import processes
+from t2i_jax.cluster import processes
 from t2i_jax.errors import Preempted, UserError
 from t2i_jax.types import TrainState
 

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from t2i_jax.errors import UserError
 
-
 _FLUSH_EVERY = 10.0  # seconds between two writings of events to the disk
 
 

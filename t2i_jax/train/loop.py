@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 
-from t2i_jax import processes, sharding
+from t2i_jax import sharding
+from t2i_jax.cluster import processes
 from t2i_jax.config import to_dict
 from t2i_jax.errors import Preempted, UserError
 from t2i_jax.train import state as states

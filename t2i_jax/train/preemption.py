@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 
-from t2i_jax import processes
+from t2i_jax.cluster import processes
 
 
 class Stop:

@@ -7,8 +7,9 @@ import signal
 
 import pytest
 
-from t2i_jax import previews, quickstart
 from t2i_jax.cli.quickstart import quickstart as command
+from t2i_jax.quickstart import run as quickstart
+from t2i_jax.runs import evaluate as previews
 from t2i_jax.train.loop import Preempted
 from tests.e2e import tiny
 

@@ -3,8 +3,6 @@
 import pytest
 import yaml
 
-from t2i_jax import cluster
-
 _CONFIG = "configs/imagen/shapes.py"
 _SUBMIT = ("submit", "run", "--image", "host/project/image:1", "--bucket", "a-bucket", _CONFIG)
 
@@ -72,7 +70,7 @@ def test_gpu_nodes_find_each_other(stand_ins, monkeypatch):
     for name, entry in variables.items():
         monkeypatch.setenv(name, entry["value"])
     monkeypatch.setenv("JAX_PROCESS_ID", "2")  # as Kubernetes fills it in for the third pod
-    found = cluster.detect()
+    found = environment.detect()
     assert (found["coordinator_address"], found["num_processes"], found["process_id"]) == ("run-slice-0-0.run:8476", 3, 2)
 
     stand_ins.start("gke", "image", "--image", "i/i", "--gpu", "nvidia-h100-80gb")

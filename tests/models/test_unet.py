@@ -8,7 +8,7 @@ import pytest
 from t2i_jax import config, sharding
 from t2i_jax.errors import UserError
 from t2i_jax.models.unet import BaseUnet64, NullUnet, SRUnet256, SRUnet1024, Unet
-from t2i_jax.recipe import known_types
+from t2i_jax.runs.recipe import known_types
 
 TINY = Unet(dim=8, dim_mults=(1, 2), text_embed_dim=6, attn_heads=2, attn_dim_head=4, max_text_len=5)
 

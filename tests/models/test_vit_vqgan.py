@@ -8,6 +8,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.nn.conv import depthwise, neighbours, patchify, unpatchify
+from t2i_jax.pixels import to_float, to_uint8
 
 
 def test_the_readme_spelling_of_the_package():
@@ -48,11 +49,11 @@ def test_codes_there_and_back(lookup_free, key):
     image = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
     ids = image_tokenizer.tokens(vae, weights, image)
     assert ids.shape == (2, 16)
-    x = image_tokenizer.to_float(image, vae.pixel_range)
+    x = to_float(image, vae.pixel_range)
     recon, encoded = vae.apply({"params": weights["generator"]}, x, weights["stats"])
     np.testing.assert_array_equal(encoded.ids.reshape(2, 16), ids)
     again = image_tokenizer.pixels(vae, weights, ids)
-    wanted = image_tokenizer.to_uint8(recon, vae.pixel_range).astype(int)
+    wanted = to_uint8(recon, vae.pixel_range).astype(int)
     assert np.abs(again.astype(int) - wanted).max() <= 1  # a rounding may fall the other way
 
 

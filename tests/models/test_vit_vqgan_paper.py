@@ -7,6 +7,7 @@ from t2i_jax import config, sharding
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.vit_vqgan_paper import ViTVQGAN, preset
+from t2i_jax.pixels import to_float, to_uint8
 
 TINY = dict(image_size=16, patch_size=4, dim=16, layers=2, heads=2, mlp_dim=32, codebook_size=8, codebook_dim=4)
 
@@ -66,9 +67,9 @@ def test_sigmoid_output_stays_just_outside_the_range(key):
 def test_pixel_conversion_is_exact():
     grey = jnp.arange(256, dtype=jnp.uint8)
     for pixel_range in ((-1.0, 1.0), (0.0, 1.0)):
-        x = image_tokenizer.to_float(grey, pixel_range)
+        x = to_float(grey, pixel_range)
         assert x.min() == pixel_range[0] and abs(x.max() - pixel_range[1]) < 1e-6
-        assert jnp.array_equal(image_tokenizer.to_uint8(x, pixel_range), grey)
+        assert jnp.array_equal(to_uint8(x, pixel_range), grey)
 
 
 def test_configuration_round_trip_and_refusals():

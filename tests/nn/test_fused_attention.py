@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from t2i_jax import sharding
+from t2i_jax.aot import hlo
 from t2i_jax.nn import fused_attention, unet_attention
-from t2i_jax.train import hlo
 
 
 def _inputs(B=1, N=128, H=2, D=16):
@@ -57,7 +57,7 @@ def test_without_a_kernel_a_long_sequence_goes_by_blocks_of_queries():
 @pytest.mark.parametrize(("length", "fused"), [(1024, True), (1000, False)])
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_tpu_program_holds_no_scores_where_there_is_the_kernel(length, fused, causal):
-    from t2i_jax.train.ahead import slice_devices
+    from t2i_jax.aot.ahead import slice_devices
 
     mesh = sharding.make_mesh({"fsdp": 2, "tensor": 2}, slice_devices("v5e:2x2"))
     place = jax.NamedSharding(mesh, jax.P(("slice", "data", "fsdp"), None, "tensor", None))

@@ -18,8 +18,8 @@ from t2i_jax.diffusion.noise import Ddpm, Edm
 from t2i_jax.diffusion.samplers import Churn
 from t2i_jax.errors import UserError
 from t2i_jax.models.unet import NullUnet
-from t2i_jax.systems import imagen_stage
-from t2i_jax.systems.imagen_stage import Draws, Sampling, Stage
+from t2i_jax.systems.cascade import stage as imagen_stage
+from t2i_jax.systems.cascade.stage import Draws, Sampling, Stage
 from tests.parity.reference import load
 
 imagen_pytorch = load("imagen_pytorch")

@@ -12,7 +12,7 @@ from t2i_jax.decoding.logits import guide
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.parti import Parti, PartiAndTokenizer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
-from t2i_jax.systems.parti import cross_entropy
+from t2i_jax.systems.parti.task import cross_entropy
 from tests.parity import reference
 
 # Float32 against float32; sums in another order. Relative to the largest value of the array.

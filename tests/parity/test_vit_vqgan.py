@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from t2i_jax import convert
-from t2i_jax.systems import tokenizer_losses as losses
-from t2i_jax.systems.tokenizer import TokenizerTask
+from t2i_jax.systems.tokenizer import losses
+from t2i_jax.systems.tokenizer.task import TokenizerTask
 from tests.parity.reference import load
 
 parti = load("parti_pytorch")

@@ -13,15 +13,16 @@ from t2i_jax.diffusion.samplers import Churn
 from t2i_jax.errors import UserError
 from t2i_jax.models.unet import NullUnet
 from t2i_jax.nn.flops import flops_of
-from t2i_jax.recipe import known_types
-from t2i_jax.systems import imagen_stage
-from t2i_jax.systems.imagen import ImagenTask, group
-from t2i_jax.systems.imagen_stage import Stage
-from t2i_jax.systems.imagen_system import ImagenSystem
+from t2i_jax.runs.recipe import known_types
+from t2i_jax.systems.cascade import stage as imagen_stage
+from t2i_jax.systems.cascade.stage import Stage
+from t2i_jax.systems.imagen.system import ImagenSystem
+from t2i_jax.systems.imagen.task import ImagenTask, group
 from t2i_jax.train import state as states
 from t2i_jax.train.config import TrainConfig
 from t2i_jax.train.step import train_step
 from tests.systems.toy_cascade import PLAIN, TASK, UNET, batch_of
+
 
 def trained(task, seed=1):
     """Random weights in place of trained ones: a new network answers 0."""

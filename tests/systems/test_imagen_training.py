@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from t2i_jax import sharding
-from t2i_jax.systems.imagen import ImagenTask
-from t2i_jax.systems.imagen_system import ImagenSystem
+from t2i_jax.systems.imagen.system import ImagenSystem
+from t2i_jax.systems.imagen.task import ImagenTask
 from t2i_jax.train.checkpoint import load_params
 from t2i_jax.train.loop import Hook, Preempted, TrainConfig, fit
 from tests.systems.toy_cascade import TASK, UNET, Batches, batch_of

@@ -13,7 +13,8 @@ from t2i_jax.models import image_tokenizer
 from t2i_jax.models.parti import Parti
 from t2i_jax.models.parti_transformer import PartiTransformer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
-from t2i_jax.systems.parti import PartiSystem, PartiTask, cross_entropy
+from t2i_jax.systems.parti.system import PartiSystem
+from t2i_jax.systems.parti.task import PartiTask, cross_entropy
 from t2i_jax.text.learned import LearnedText
 from t2i_jax.text.stored import StoredText
 
@@ -204,7 +205,7 @@ def test_stored_text_takes_embeddings(stored):
     ],
 )
 def test_mistakes_are_refused_before_anything_compiles(system, prompts, options, says, monkeypatch):
-    monkeypatch.setattr("t2i_jax.systems.parti.generate", lambda *args, **kwargs: pytest.fail("it ran"))
+    monkeypatch.setattr("t2i_jax.systems.parti.task.generate", lambda *args, **kwargs: pytest.fail("it ran"))
     with pytest.raises(UserError, match=says):
         system.generate(prompts, **options)
 

@@ -9,7 +9,8 @@ import pytest
 from t2i_jax import sharding
 from t2i_jax.errors import UserError
 from t2i_jax.models.super_resolution import SuperResolution, pixel_shuffle
-from t2i_jax.systems.super_resolution import SuperResolutionSystem, SuperResolutionTask, shrink
+from t2i_jax.systems.super_resolution.system import SuperResolutionSystem
+from t2i_jax.systems.super_resolution.task import SuperResolutionTask, shrink
 
 _TASK = SuperResolutionTask(SuperResolution(scale=2, blocks=1, channels=8), image_size=16)
 

@@ -14,8 +14,9 @@ from t2i_jax.models.discriminator import Discriminator
 from t2i_jax.models.stylegan_discriminator import StyleDiscriminator
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
-from t2i_jax.systems import tokenizer_losses as losses
-from t2i_jax.systems.tokenizer import TokenizerSystem, TokenizerTask
+from t2i_jax.systems.tokenizer import losses
+from t2i_jax.systems.tokenizer.system import TokenizerSystem
+from t2i_jax.systems.tokenizer.task import TokenizerTask
 
 MODEL = ViTVQGAN(image_size=16, patch_size=4, dim=16, layers=1, heads=2, mlp_dim=32, codebook_size=16, codebook_dim=4)
 DISCRIMINATOR = Discriminator(dims=(8, 8, 8))

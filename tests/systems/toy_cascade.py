@@ -6,8 +6,8 @@ import numpy as np
 from t2i_jax.diffusion.lowres import LowresNoise
 from t2i_jax.diffusion.noise import Edm
 from t2i_jax.models.unet import Unet
-from t2i_jax.systems.imagen import ImagenTask
-from t2i_jax.systems.imagen_stage import Stage
+from t2i_jax.systems.cascade.stage import Stage
+from t2i_jax.systems.imagen.task import ImagenTask
 from t2i_jax.text.stored import StoredText
 from tests.train.toy import ToyBatches
 

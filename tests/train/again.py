@@ -15,7 +15,6 @@ if __name__ == "__main__":
     flags = f"--xla_force_host_platform_device_count={2 if port != '0' else 8} {FAST}"
     os.environ["XLA_FLAGS"] = flags
 
-import functools  # noqa: E402
 import pathlib  # noqa: E402
 
 import jax  # noqa: E402

@@ -153,7 +153,7 @@ class Adversary(nn.Module):
 def tokenizer():
     """A tokenizer against a discriminator: two groups, codebook statistics, revived codes."""
     from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
-    from t2i_jax.systems.tokenizer import TokenizerTask
+    from t2i_jax.systems.tokenizer.task import TokenizerTask
 
     net = ViTVQGAN(
         image_size=16, patch_size=4, dim=16, layers=1, heads=2, mlp_dim=32, codebook_size=16, codebook_dim=4
@@ -172,7 +172,7 @@ def gan():
     step. With everything in float64 the first step agrees to 3e-10 and the second to 2e-7.
     """
     from t2i_jax.models.vit_vqgan import VitVQGanVAE
-    from t2i_jax.systems.tokenizer import TokenizerTask
+    from t2i_jax.systems.tokenizer.task import TokenizerTask
 
     net = VitVQGanVAE(
         dim=16, image_size=16, patch_size=4, layers=1, heads=2, dim_head=8, ff_mult=1, codebook_size=16, discr_layers=1
@@ -219,7 +219,7 @@ def parti():
     from t2i_jax.models import image_tokenizer
     from t2i_jax.models.parti_transformer import PartiTransformer
     from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
-    from t2i_jax.systems.parti import PartiTask
+    from t2i_jax.systems.parti.task import PartiTask
     from t2i_jax.text.learned import LearnedText
 
     net = ViTVQGAN(
@@ -234,7 +234,7 @@ def parti():
 def sequence():
     """Parti of the paper with its tokens split, and over two slices."""
     from t2i_jax.models.parti_transformer import PartiTransformer
-    from t2i_jax.systems.parti import PartiTask
+    from t2i_jax.systems.parti.task import PartiTask
     from t2i_jax.text.learned import LearnedText
 
     text = LearnedText(dim=16, depth=1, heads=2, mlp_dim=32, vocab_size=32, max_length=6)
@@ -246,7 +246,8 @@ def sequence():
 def t5():
     """Parti with a frozen T5 whose embeddings are large enough to be split."""
     from t2i_jax.models.parti_transformer import PartiTransformer
-    from t2i_jax.systems.parti import PartiSystem, PartiTask
+    from t2i_jax.systems.parti.system import PartiSystem
+    from t2i_jax.systems.parti.task import PartiTask
     from t2i_jax.systems.placement import on_mesh
     from t2i_jax.text.t5 import T5Text
     from t2i_jax.text.t5_encoder import T5Encoder
@@ -264,7 +265,7 @@ def t5():
 def super_resolution():
     """Small pictures to large ones against a discriminator."""
     from t2i_jax.models.super_resolution import SuperResolution
-    from t2i_jax.systems.super_resolution import SuperResolutionTask
+    from t2i_jax.systems.super_resolution.task import SuperResolutionTask
 
     task = SuperResolutionTask(SuperResolution(blocks=1, channels=8, expansion=2), 16, discriminator=Adversary())
     compare(task, _random_batches(task, 2), splits=("fsdp",))  # convolutions alone: "tensor" splits heads and widths
@@ -276,8 +277,8 @@ def imagen():
     Gradients before a norm are sums that nearly cancel, so changes agree to 1e-4 of the largest only.
     """
     from t2i_jax.models.unet import NullUnet, Unet
-    from t2i_jax.systems.imagen import ImagenTask
-    from t2i_jax.systems.imagen_stage import Stage
+    from t2i_jax.systems.cascade.stage import Stage
+    from t2i_jax.systems.imagen.task import ImagenTask
     from t2i_jax.text.learned import LearnedText
 
     net = Unet(
@@ -296,10 +297,11 @@ def sampling():
     from t2i_jax.models.parti_transformer import PartiTransformer
     from t2i_jax.models.unet import Unet
     from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
-    from t2i_jax.systems.imagen import ImagenTask
-    from t2i_jax.systems.imagen_stage import Stage
-    from t2i_jax.systems.imagen_system import ImagenSystem
-    from t2i_jax.systems.parti import PartiSystem, PartiTask
+    from t2i_jax.systems.cascade.stage import Stage
+    from t2i_jax.systems.imagen.system import ImagenSystem
+    from t2i_jax.systems.imagen.task import ImagenTask
+    from t2i_jax.systems.parti.system import PartiSystem
+    from t2i_jax.systems.parti.task import PartiTask
     from t2i_jax.systems.placement import on_mesh
     from t2i_jax.text.stored import StoredText
 
@@ -331,7 +333,7 @@ def sampling():
 
 def _cache_is_shared_out(system, prompts):
     """In the compiled program a device keeps the past of its own rows (8 with guidance, over 4) and heads (2, over 2)."""
-    from t2i_jax.systems import parti
+    from t2i_jax.systems.parti.task import task as parti
 
     rows, keys = dict(zip(("text_embeds", "text_mask"), prompts, strict=True)), jax.random.split(jax.random.key(0), 4)
     one = jnp.float32(1)

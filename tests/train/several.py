@@ -14,7 +14,8 @@ import time
 
 import jax
 
-from t2i_jax import processes, sharding
+from t2i_jax import sharding
+from t2i_jax.cluster import processes
 from t2i_jax.errors import Preempted, UserError
 from t2i_jax.train.loop import Hook, TrainConfig, fit
 from tests.train.toy import ToyBatches, ToyTask

@@ -12,9 +12,9 @@ from t2i_jax import config, sharding
 from t2i_jax.errors import UserError
 from t2i_jax.models.parti_transformer import PartiTransformer
 from t2i_jax.models.unet import Unet
-from t2i_jax.systems.imagen import ImagenTask
-from t2i_jax.systems.imagen_stage import Stage
-from t2i_jax.systems.parti import PartiTask
+from t2i_jax.systems.cascade.stage import Stage
+from t2i_jax.systems.imagen.task import ImagenTask
+from t2i_jax.systems.parti.task import PartiTask
 from t2i_jax.text.learned import LearnedText
 from t2i_jax.train import optim
 from t2i_jax.train.config import TrainConfig

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from t2i_jax import sharding
-from t2i_jax.recipe import load_recipe
+from t2i_jax.runs.recipe import load_recipe
 
 _CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 _RECIPES = [

@@ -1,0 +1,268 @@
+"""The training step compiled for TPU slices that are not there, and what it will cost on each of their chips.
+
+libtpu holds the compiler and describes any slice, on a machine without a TPU; nothing is computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import math
+import os
+import re
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from t2i_jax import sharding
+from t2i_jax.aot import hlo
+from t2i_jax.config import one_of
+from t2i_jax.errors import UserError
+from t2i_jax.train import state as states
+from t2i_jax.train.chips import Chip, chip_of
+from t2i_jax.train.config import TrainConfig
+from t2i_jax.train.step import train_step
+from t2i_jax.types import Task
+
+GENERATIONS = ("v4", "v5e", "v5p", "v6e")
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a program costs on one chip.
+
+    Attributes:
+      topology, chips, mesh: the slice, how many chips it has, how they were used.
+      fits: whether the compiler found room. problem: if not, its sentence.
+      arguments, temporaries, code, peak: GiB of HBM, temporaries when they are most, results that take no argument's
+        place among them; where it does not fit `temporaries` is what the compiler wanted.
+      hbm: GiB that a chip has. largest: (what, GiB) of the largest arrays of the state.
+      flops, traffic: of products, FLOP; between chip and HBM, bytes; per step.
+      collectives: kind, to bytes sent per step. between_slices: bytes of those that go from slice to slice.
+      compute, memory, interconnect: seconds that a step takes at least for each, if nothing else held it up.
+      mfu: the share of the peak that the model's own operations would reach at the longest of the three.
+      model_flops: of the model's own operations, FLOP per step and chip.
+      seconds: that lowering and compiling took.
+    """
+
+    topology: str
+    chips: int
+    mesh: Mapping[str, int]
+    fits: bool
+    arguments: float
+    temporaries: float
+    hbm: float
+    largest: tuple[tuple[str, float], ...]
+    seconds: float
+    problem: str | None = None
+    code: float = 0.0
+    peak: float = 0.0
+    flops: float = 0.0
+    traffic: float = 0.0
+    collectives: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    between_slices: float = 0.0
+    compute: float = 0.0
+    memory: float = 0.0
+    interconnect: float = 0.0
+    model_flops: float = 0.0
+    mfu: float = 0.0
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step at least: the longest of the three."""
+        return max(self.compute, self.memory, self.interconnect)
+
+
+def slice_devices(topology: str) -> Sequence[jax.Device]:
+    """The devices of a slice such as "v5p:8x8x8", or of several, "2*v5e:16x16".
+
+    Without a TPU, a process that has called this can't trace any more: `jax.profiler` crashes beside libtpu.
+
+    Raises:
+      UserError: libtpu is missing, or there is no such slice.
+    """
+    found = re.fullmatch(r"(?:(\d+)\*)?(\w+):(\d+(?:x\d+){1,2})", topology)
+    if not found:
+        raise UserError(f"topology={topology!r} is no TPU slice; give one such as v5p:8x8x8 or 2*v5e:16x16.")
+    one_of("topology", found[2], GENERATIONS)
+    if math.prod(map(int, found[3].split("x"))) > 2**16:
+        raise UserError(f"topology={topology!r} has more than 65536 chips; give a smaller one.")
+    if importlib.util.find_spec("libtpu") is None:
+        remedy = "pip install 'jax[tpu]' (Linux, x86-64)"
+        raise UserError(f"topology={topology!r} needs the TPU compiler; {remedy}.")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no cloud is asked what it has
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # without these two libtpu complains of this machine
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs on a TPU, so several may compile at once
+    from jax.experimental import topologies
+
+    options = {"num_slices": int(found[1])} if found[1] else {}
+    if found[2] == "v4":
+        options["chip_config_name"] = "megacore"  # one device per chip, as JAX has it on a v4
+    name = f"{found[2]}:{found[3]}" + ("x1" if found[2] == "v4" and found[3].count("x") == 1 else "")
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+    except Exception as error:  # whatever libtpu has to say
+        why = str(error).splitlines()[0][:200]
+        raise UserError(f"topology={topology!r} is no slice that libtpu knows ({why}); try {found[2]}:4x4.") from None
+
+
+def compile_step(task: Task, config: TrainConfig, frozen: Any, topology: str) -> Report:
+    """Compiles the step that the trainer would run on a slice.
+
+    Args:
+      frozen: shapes of the parameters that never change. config: with the mesh, the rules and the batch.
+
+    Raises:
+      UserError: there is no such slice, or the mesh or the batch does not fit it.
+    """
+    devices = slice_devices(topology)
+    mesh = sharding.make_mesh(config.mesh, devices)
+    config.check_batch(mesh)
+    optimisers = states.optimisers_of(task, config)
+    start = states.start_of(task, optimisers, config.ema_decay)
+    state = states.abstract(start, task, mesh, config.preset)
+    states.check_mesh(state, task, mesh, config.preset)
+    out = jax.tree.map(lambda leaf: leaf.sharding, state)
+    rows = sharding.batch_sharding(mesh)
+    spec = {n: _lying(s, rows) for n, s in task.batch_spec(config.batch_size).items()}
+    frozen = jax.tree.map(_lying, frozen, sharding.frozen_places(frozen, mesh, config.preset))
+    step = functools.partial(
+        train_step, task=task, optimisers=optimisers, ema_decay=config.ema_decay, accumulate=config.accumulate
+    )
+    begin = time.perf_counter()
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(step, donate_argnums=0, out_shardings=(out, None)).lower(state, frozen, spec)
+    own = task.flops(config.batch_size) / mesh.size
+    return _report(lowered, topology, mesh, begin, own, {"state": state, "frozen": frozen})
+
+
+def compile_sampling(task: Any, config: TrainConfig, frozen: Any, topology: str, count: int) -> Mapping[str, Report]:
+    """Compiles what makes `count` pictures at a time on a slice: a report per program, by name.
+
+    Args:
+      task: with `sampling_programs`. config: with the mesh and the rules. frozen: shapes.
+
+    Raises:
+      UserError: the task makes no pictures; there is no such slice, or the mesh does not fit it.
+    """
+    if not hasattr(task, "sampling_programs"):
+        raise UserError(f"generate={count} is given for {type(task).__name__}, which makes no pictures; leave it out.")
+    mesh = sharding.make_mesh(config.mesh, slice_devices(topology))
+    boxed = dict(jax.eval_shape(task.init, jax.random.key(0))[0])
+    params = jax.tree.map(_lying, sharding.unbox(boxed), sharding.shardings(boxed, mesh, config.preset))
+    whole = sharding.replicated(mesh)
+    frozen = jax.tree.map(_lying, frozen, sharding.frozen_places(frozen, mesh, config.preset))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+    reports = {}
+    for name, (group, function, prompt) in task.sampling_programs(count).items():
+        prompt = {entry: _lying(shape, whole) for entry, shape in prompt.items()}
+        begin = time.perf_counter()
+        with jax.set_mesh(mesh):
+            lowered = jax.jit(function).lower(params[group], frozen, prompt, _lying(keys, whole))
+        arguments = {"params": params[group], "frozen": frozen}
+        reports[name] = _report(lowered, topology, mesh, begin, 0.0, arguments)
+    return reports
+
+
+def text(report: Report) -> str:
+    """The report for people to read."""
+    over = ", ".join(f"{axis}={size}" for axis, size in report.mesh.items()) or "one chip"
+    lines = [f"{report.topology}: {report.chips} chips, {over}; compiled in {report.seconds:.0f} s"]
+    arrays = "; ".join(f"{name} {size:.2f}" for name, size in report.largest)
+    if not report.fits:
+        lines += [
+            f"does not fit: temporaries of {report.temporaries:.1f} GiB beside {report.arguments:.1f} GiB of arguments "
+            f"in {report.hbm:.0f} GiB of HBM",
+            f"the compiler: {report.problem}",
+            f"largest arrays of the state on a chip, GiB: {arrays}",
+            "try task.model.remat=full, train.accumulate=2, a larger fsdp or tensor axis, or more chips.",
+        ]
+        return "\n".join(lines)
+    own = f" ({report.model_flops / 1e12:.2f} the model's own)" if report.model_flops else ""
+    reached = f": MFU up to {report.mfu:.0%}" if report.model_flops else ""
+    sent = ", ".join(f"{kind} {size / 1e9:.2f} GB" for kind, size in sorted(report.collectives.items())) or "none"
+    return "\n".join([
+        *lines,
+        f"fits: peak {report.peak:.1f} of {report.hbm:.0f} GiB of HBM (arguments {report.arguments:.2f}, temporaries "
+        f"{report.temporaries:.2f}, code {report.code:.2f})",
+        f"largest arrays of the state on a chip, GiB: {arrays}",
+        f"per chip: {report.flops / 1e12:.2f} TFLOP{own}, {report.traffic / 1e9:.1f} GB to and from HBM",
+        f"sent per chip: {sent}; between slices {report.between_slices / 1e9:.2f} GB",
+        f"it takes at least {report.step:.3f} s (compute {report.compute:.3f}, memory {report.memory:.3f}, "
+        f"interconnect {report.interconnect:.3f}){reached}",
+    ])
+
+
+def _lying(shape, place):
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
+
+
+def _report(lowered, topology, mesh, begin, own, arguments):
+    device = mesh.devices.flat[0]
+    chip = chip_of(device.device_kind)
+    shape = {axis: size for axis, size in mesh.shape.items() if size > 1}
+    known = dict(topology=topology, chips=mesh.size, mesh=shape, hbm=chip.hbm, model_flops=own)
+    largest = _largest(arguments)
+    try:
+        with warnings.catch_warnings():  # of the compilation cache, which keeps programs for devices that are there
+            warnings.simplefilter("ignore")
+            program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        wanted = re.search(r"\(([\d.]+)G\)|Used ([\d.]+)G", str(error))
+        total = float(next(filter(None, wanted.groups()))) if wanted else math.nan
+        held = sum(_gib(leaf) for leaf in jax.tree.leaves(arguments))
+        spent = time.perf_counter() - begin
+        problem = str(error).splitlines()[0]
+        return Report(
+            fits=False, arguments=held, temporaries=total, largest=largest, seconds=spent, problem=problem, **known
+        )
+    spent = time.perf_counter() - begin
+    held = program.memory_analysis()
+    given, most = held.argument_size_in_bytes / _GIB, held.peak_memory_in_bytes / _GIB
+    code = held.generated_code_size_in_bytes / _GIB
+    sizes = dict(arguments=given, temporaries=most - given, code=code, peak=most + code)
+    cost = hlo.cost(_text_of(program, topology), mesh.size)
+    return Report(fits=True, largest=largest, seconds=spent, **sizes, **_roofline(cost, chip, own), **known)
+
+
+def _text_of(program, topology):
+    try:
+        return program.as_text()
+    except jax.errors.JaxRuntimeError as error:  # a libtpu newer than jaxlib
+        why = str(error).splitlines()[0][:200]
+        remedy = "install the libtpu that jax names: pip install 'jax[tpu]'"
+        raise UserError(f"topology={topology!r}: jaxlib can't read what libtpu compiled ({why}); {remedy}.") from None
+
+
+def _roofline(cost: hlo.Cost, chip: Chip, own):
+    sent: dict[str, float] = {}
+    for one in cost.collectives:
+        sent[one.kind] = sent.get(one.kind, 0.0) + one.sent
+    compute, memory = cost.flops / chip.flops, cost.traffic / chip.bandwidth
+    interconnect = sum(sent.values()) / chip.ici + cost.between_slices / chip.dcn
+    return dict(
+        flops=cost.flops, traffic=cost.traffic, collectives=sent, between_slices=cost.between_slices, compute=compute,
+        memory=memory, interconnect=interconnect, mfu=own / chip.flops / max(compute, memory, interconnect),
+    )  # fmt: skip
+
+
+def _largest(arguments, count=5):
+    """(path, GiB on one chip) of the largest arrays."""
+    found = [(jax.tree_util.keystr(path), _gib(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(arguments)]
+    return tuple(sorted(found, key=lambda pair: -pair[1])[:count])
+
+
+def _gib(leaf):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return 0.0
+    place = getattr(leaf, "sharding", None)
+    shape = place.shard_shape(leaf.shape) if place is not None else leaf.shape
+    return math.prod(shape) * leaf.dtype.itemsize / _GIB

@@ -1,0 +1,48 @@
+"""Pixels between their forms: uint8 and float arrays, PIL images, PNG files."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from t2i_jax.types import Array
+
+SIGNED = (-1.0, 1.0)  # the range of float images inside the systems
+
+
+def to_float(image_uint8: Array, pixel_range: tuple[float, float]) -> Array:
+    """uint8 pixels as float32 in `pixel_range`."""
+    low, high = pixel_range
+    return image_uint8.astype(jnp.float32) * ((high - low) / 255.0) + low
+
+
+def to_uint8(image: Array, pixel_range: tuple[float, float]) -> Array:
+    """Float pixels of `pixel_range`, clipped and rounded, as uint8."""
+    low, high = pixel_range
+    return jnp.round(jnp.clip((image.astype(jnp.float32) - low) / (high - low), 0, 1) * 255.0).astype(jnp.uint8)
+
+
+def as_pil(images: Sequence[Array]) -> list[Any]:
+    """A PIL image for each uint8 array (H, W, C); one channel is grey."""
+    return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in images]
+
+
+def save_png(path: str | pathlib.Path, image: np.ndarray) -> None:
+    """Writes one HWC uint8 image, making its folder."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png_bytes(image))
+
+
+def png_bytes(image: np.ndarray) -> bytes:
+    """One HWC uint8 image as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image = np.asarray(image, np.uint8)
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,126 @@
+"""The quickstart: a tokenizer and Parti on the embedded set `shapes`, small enough for two CPU cores."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from t2i_jax import runs
+from t2i_jax.data.pipeline import DataConfig
+from t2i_jax.models.parti_transformer import PartiTransformer
+from t2i_jax.models.vit_vqgan import VitVQGanVAE
+from t2i_jax.quickstart import report
+from t2i_jax.runs import evaluate as previews
+from t2i_jax.runs.recipe import Evaluation, Recipe
+from t2i_jax.systems.parti.task import PartiTask
+from t2i_jax.systems.tokenizer.task import TokenizerTask
+from t2i_jax.text.learned import LearnedText
+from t2i_jax.train.log import add_metrics
+from t2i_jax.train.loop import TrainConfig
+from t2i_jax.train.optim import OptimConfig
+
+_SHOWN = 24  # samples of the report
+
+
+def finished(workdir: pathlib.Path) -> Mapping[str, float] | None:
+    """The figures of a quickstart that is done; None while it is not."""
+    path = workdir / "metrics.json"
+    metrics = json.loads(path.read_text()) if path.is_file() else {}
+    return metrics if "alignment_heldout" in metrics and (workdir / "report.html").is_file() else None
+
+
+def run(workdir: pathlib.Path) -> Mapping[str, float]:
+    """Trains, samples held-out captions, judges them and writes WORKDIR/report.html; returns metrics.json.
+
+    `seconds` counts every start of a run that was stopped in between.
+    """
+    recipe = get_config()
+    clock = _Clock(workdir)
+    try:
+        system = runs.train(recipe, workdir)
+        tokenizer = runs.load(workdir / "tokenizer")
+        figures = dict(previews.evaluate(recipe.tokenizer, tokenizer, workdir / "tokenizer"))
+        figures |= previews.evaluate(recipe, system, workdir)
+        add_metrics(workdir, figures)
+    finally:
+        clock.stop()
+    _report(recipe, system, tokenizer, workdir)
+    return finished(workdir)
+
+
+class _Clock:
+    """Adds the time from its making to `stop` to `seconds` in metrics.json."""
+
+    def __init__(self, workdir):
+        self.workdir, self.start = pathlib.Path(workdir), time.perf_counter()
+        self.workdir.mkdir(parents=True, exist_ok=True)
+
+    def stop(self):
+        path = self.workdir / "metrics.json"
+        earlier = json.loads(path.read_text()).get("seconds", 0.0) if path.is_file() else 0.0
+        add_metrics(self.workdir, {"seconds": earlier + time.perf_counter() - self.start})
+
+
+def _report(recipe, system, tokenizer, workdir):
+    images = previews.held_out(recipe.tokenizer, 12)["image"]
+    judged = previews.judge(recipe, system, _SHOWN, seed=1)
+    sections = [
+        "<p>Every caption below asks for what no training picture showed: an ordered pair of objects in a relation, or "
+        "a small object of a colour and shape that was alone on this background only when large. "
+        "The judge is a program that measures colour, form and place in the pixels; it knows no model of ours.</p>",
+        report.figures("Figures", json.loads((workdir / "metrics.json").read_text())),
+        report.samples("Samples for held-out captions", judged.images, judged.captions, judged.right),
+        report.reconstructions("The tokenizer", images, np.asarray(previews.remake(tokenizer, images))),
+        report.curves("Training Parti", workdir / "metrics.jsonl", ("loss", "accuracy", "eval/alignment")),
+        report.curves(
+            "Training the tokenizer", workdir / "tokenizer" / "metrics.jsonl", ("loss", "psnr", "codebook_usage")
+        ),
+    ]
+    report.write_report(workdir / "report.html", "t2i_jax quickstart", sections)
+
+
+def get_config() -> Recipe:
+    """The recipe of `t2i quickstart`: 32 x 32 pixels, 64 tokens of 1024 codes, minutes for each of the two stages."""
+    size = 32
+    network = VitVQGanVAE(
+        dim=64,
+        image_size=size,
+        patch_size=4,
+        layers=1,
+        heads=2,
+        codebook_size=1024,
+        entropy_loss_weight=0.0,  # pushed to use all codes alike, the tokenizer writes noise that Parti can't predict
+        commitment_weight=0.25,
+        pixel_range=(-1.0, 1.0),
+    )
+    tokenizer = Recipe(
+        task=TokenizerTask(model=network, l2_weight=1.0),
+        data=DataConfig(source="shapes", image_size=size),
+        train=TrainConfig(
+            steps=400,
+            batch_size=48,
+            ema_decay=0.99,
+            optim=OptimConfig(
+                name="muon", learning_rate=3e-3, warmup_steps=50, schedule="cosine", end_ratio=0.02, weight_decay=1e-4
+            ),
+        ),
+    )
+    text = LearnedText(dim=128, depth=2, heads=4, mlp_dim=512, vocab_size=256, max_length=20)
+    return Recipe(
+        task=PartiTask(model=PartiTransformer(dim=128, depth=4, heads=4, mlp_dim=512), text=text, tokenizer=network),
+        data=DataConfig(source="shapes", image_size=size),
+        train=TrainConfig(
+            steps=2400,
+            batch_size=32,
+            ema_decay=0.998,
+            optim=OptimConfig(
+                name="muon", learning_rate=2e-3, warmup_steps=100, schedule="cosine", end_ratio=0.02, weight_decay=0.03
+            ),
+        ),
+        tokenizer=tokenizer,
+        evaluation=Evaluation(judge="shapes", guidance=2.0, temperature=0.5, pictures=400),
+    )

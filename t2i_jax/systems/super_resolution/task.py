@@ -1,0 +1,129 @@
+"""Training and using super-resolution: large pictures are shrunk, and the network learns to undo it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from t2i_jax import config, sharding
+from t2i_jax.errors import UserError
+from t2i_jax.models.super_resolution import SuperResolution
+from t2i_jax.pixels import to_float, to_uint8
+from t2i_jax.systems.tokenizer import losses
+from t2i_jax.types import Array, Batch, Key, Objective, Params, Stats
+
+
+@dataclasses.dataclass(frozen=True)
+class SuperResolutionTask:
+    """Trains a super-resolution network on pictures alone.
+
+        SuperResolutionTask(SuperResolution(scale=2), image_size=64)
+
+    Groups: "super_resolution" and, with a discriminator, "discriminator".
+
+    Attributes:
+      model: the network. image_size: side of the large pictures, a multiple of the scale.
+      l1_weight, l2_weight: of the losses against the large picture.
+      discriminator: module from float images to logits; None: no adversarial loss. adversarial_weight: of it.
+      gan_loss: "hinge", "bce" or "softplus".
+    """
+
+    model: SuperResolution
+    image_size: int
+    l1_weight: float = 1.0
+    l2_weight: float = 0.0
+    discriminator: Any = None
+    adversarial_weight: float = 0.1
+    gan_loss: str = "hinge"
+
+    def __post_init__(self):
+        config.one_of("gan_loss", self.gan_loss, losses.GENERATOR)
+        if self.image_size < 1 or self.image_size % self.model.scale:
+            near = max(self.image_size // self.model.scale, 1) * self.model.scale
+            raise UserError(f"image_size={self.image_size} is not a multiple of scale={self.model.scale}; try {near}.")
+        if hasattr(self.discriminator, "check"):
+            self.discriminator.check(self.image_size)
+
+    @functools.cached_property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The network's loss, then the discriminator's."""
+        network = Objective("super_resolution", self.loss)
+        if self.discriminator is None:
+            return (network,)
+        return (network, Objective("discriminator", self.discriminator_loss))
+
+    @property
+    def ema_groups(self) -> tuple[str, ...]:
+        """The network is averaged."""
+        return ("super_resolution",)
+
+    def init(self, key: Key) -> tuple[Mapping[str, Params], Stats]:
+        """First parameters (boxed) and stats (none)."""
+        for_model, for_discriminator = jax.random.split(key)
+        blank = jnp.zeros((1, 8, 8, self.model.image_channels))
+        params = {"super_resolution": self.model.init(for_model, blank)["params"]}
+        if self.discriminator is not None:
+            large = jnp.zeros((1, self.image_size, self.image_size, self.model.image_channels))
+            params["discriminator"] = self.discriminator.init(for_discriminator, large)["params"]
+        return params, {}
+
+    def batch_spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Large uint8 images."""
+        shape = (batch_size, self.image_size, self.image_size, self.model.image_channels)
+        return {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+
+    def loss(self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array):
+        """(loss, (metrics, stats)); `psnr` in dB against the large picture."""
+        large, made = self._made(params, batch)
+        loss = losses.reconstruction(made, large, self.l1_weight, self.l2_weight, 0.0, self.model.pixel_range)
+        metrics = {"reconstruction": loss, "psnr": losses.psnr(made, large, self.model.pixel_range)}
+        if self.discriminator is not None:
+            judge = jax.lax.stop_gradient(params["discriminator"])
+            metrics["adversarial"] = losses.GENERATOR[self.gan_loss](self.discriminator.apply({"params": judge}, made))
+            loss = loss + self.adversarial_weight * metrics["adversarial"]
+        return loss, ({"loss": loss, **metrics}, stats)
+
+    def discriminator_loss(self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array):
+        """(loss, (metrics, stats)) of the discriminator; the network's parameters get no gradient."""
+        large, made = self._made(jax.lax.stop_gradient(params), batch)
+        judge = lambda image: self.discriminator.apply({"params": params["discriminator"]}, image)
+        loss = losses.DISCRIMINATOR[self.gan_loss](judge(made), judge(large))
+        return loss, ({"discriminator_loss": loss}, stats)
+
+    def after_update(self, params, stats: Stats, batch: Batch, key: Key, step: Array):
+        """Nothing changes without a gradient."""
+        return params, stats
+
+    def flops(self, batch_size: int) -> float:
+        """Of one step, from the sizes of the kernels: 3 forward passes; the discriminator's are not counted."""
+        params = sharding.unbox(jax.eval_shape(self.init, jax.random.key(0))[0])["super_resolution"]
+        low = (self.image_size // self.model.scale) ** 2
+        once = 0.0
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            stage = int(path[0].key.split("_")[2 if path[0].key.startswith("to_pixels") else 1])
+            once += 2.0 * leaf.size * low * 4**stage if leaf.ndim == 4 else 0.0
+        return 3 * batch_size * once
+
+    def _made(self, params, batch):
+        small = to_float(shrink(batch["image"], self.model.scale), self.model.pixel_range)
+        made = self.model.apply({"params": params["super_resolution"]}, small)
+        return to_float(batch["image"], self.model.pixel_range), made
+
+
+def shrink(image_BHWC: Array, scale: int) -> Array:
+    """uint8 pictures at 1 / scale of their size: means of squares, rounded."""
+    batch, height, width, channels = image_BHWC.shape
+    squares = image_BHWC.astype(jnp.float32).reshape(batch, height // scale, scale, width // scale, scale, channels)
+    return jnp.round(jnp.mean(squares, axis=(2, 4))).astype(jnp.uint8)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def upscale(params: Params, image_BHWC: Array, *, model: SuperResolution) -> Array:
+    """uint8 pictures, `scale` times as large, rounded and clipped."""
+    made = model.apply({"params": params}, to_float(image_BHWC, model.pixel_range))
+    return to_uint8(made, model.pixel_range)

@@ -1,0 +1,52 @@
+"""A trained image tokenizer: images to codes and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from t2i_jax.errors import UserError
+from t2i_jax.models import image_tokenizer
+from t2i_jax.systems.tokenizer.task import TokenizerTask
+from t2i_jax.types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerSystem:
+    """A trained tokenizer: images to codes and back.
+
+    Attributes:
+      task: what it was trained as.
+      weights: {"generator", "stats"}.
+    """
+
+    task: TokenizerTask
+    weights: Mapping[str, Any]
+
+    def encode(self, images: Array) -> Array:
+        """Codes (B, N) int32, row by row, of uint8 images (B, image_size, image_size, channels)."""
+        size, channels = self.task.model.image_size, self.task.model.channels
+        if images.ndim != 4 or images.shape[1:] != (size, size, channels) or images.dtype != jnp.uint8:
+            raise UserError(
+                f"images are {images.dtype} {images.shape}; give uint8 of shape (B, {size}, {size}, {channels})."
+            )
+        return self._tokens(self.weights, images)
+
+    def decode(self, ids: Array) -> Array:
+        """uint8 images from codes (B, N)."""
+        if ids.ndim != 2 or ids.shape[1] != self.task.model.num_tokens:
+            raise UserError(f"ids have shape {ids.shape}; give (B, {self.task.model.num_tokens}).")
+        return self._pixels(self.weights, ids)
+
+    @functools.cached_property
+    def _tokens(self):
+        return jax.jit(functools.partial(image_tokenizer.tokens, self.task.model))
+
+    @functools.cached_property
+    def _pixels(self):
+        return jax.jit(functools.partial(image_tokenizer.pixels, self.task.model))

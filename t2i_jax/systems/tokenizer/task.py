@@ -1,0 +1,245 @@
+"""Training and using an image tokenizer: a `Task` with one or two objectives, and the trained system."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from t2i_jax import config
+from t2i_jax.errors import UserError
+from t2i_jax.models import image_tokenizer
+from t2i_jax.pixels import to_float
+from t2i_jax.systems.tokenizer import losses
+from t2i_jax.types import Array, Batch, Key, Objective, Params, Stats
+
+_RECENT = 256  # latents of the last batch that are kept to replace dead codes
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerTask:
+    """Trains an image tokenizer, alone or against a discriminator.
+
+        TokenizerTask(ViTVQGAN(image_size=32, patch_size=4, dim=96, layers=3, heads=3, mlp_dim=384))
+        TokenizerTask(vae, discriminator=vae.discriminator(), perceptual=vgg)   # as parti-pytorch trains it
+
+    Groups: "generator" and, with a discriminator, "discriminator". Stats: the network's codebook statistics, "usage"
+    (moving average of each code's share, 1 = its fair share) and "recent" (latents of the last batch). `frozen` of
+    the step: {"perceptual": params} when there is a perceptual network, else {}.
+
+    Attributes:
+      model: the network, `VitVQGanVAE` or `ViTVQGAN`.
+      discriminator: module from float images to logits; None: no adversarial loss.
+      perceptual: module `(real, fake) -> scalar` over images in [0, 1], weights from outside; None: no such loss.
+      l1_weight, l2_weight, logit_laplace_weight: of the reconstruction losses (the last needs output="sigmoid").
+      perceptual_weight, adversarial_weight: of the other terms.
+      adaptive: multiply the adversarial loss by `losses.adaptive_weight`: gradients of the perceptual loss, or of the
+        reconstruction loss where there is none, against those of the adversarial loss.
+      gan_loss: "hinge", "bce" or "softplus". gan_start: step at which the adversarial game begins.
+      penalty: on the discriminator's slope at real images, "unit_slope" (parti-pytorch), "r1" or "none".
+      penalty_weight: of it. penalty_every: it is computed every so many steps; r1 is scaled up by as much.
+      usage_decay: of the moving average of usage. revive_below: codes whose usage is under this share are replaced by
+        recent latents; 0 leaves them.
+    """
+
+    model: Any
+    discriminator: Any = None
+    perceptual: Any = None
+    l1_weight: float = 1.0
+    l2_weight: float = 0.0
+    logit_laplace_weight: float = 0.0
+    perceptual_weight: float = 1.0
+    adversarial_weight: float = 1.0
+    adaptive: bool = True
+    gan_loss: str = "hinge"
+    gan_start: int = 0
+    penalty: str = "unit_slope"
+    penalty_weight: float = 10.0
+    penalty_every: int = 4
+    usage_decay: float = 0.95
+    revive_below: float = 0.05
+
+    def __post_init__(self):
+        config.one_of("gan_loss", self.gan_loss, losses.GENERATOR)
+        config.one_of("penalty", self.penalty, [*losses.PENALTIES, "none"])
+        if self.penalty_every < 1:
+            raise UserError(f"penalty_every={self.penalty_every} is below 1; give 1 for every step.")
+        if not 0 <= self.usage_decay < 1:
+            raise UserError(f"usage_decay={self.usage_decay} is outside [0, 1); try 0.95.")
+        if self.logit_laplace_weight and getattr(self.model, "output", "linear") != "sigmoid":
+            raise UserError(
+                f"logit_laplace_weight={self.logit_laplace_weight} needs a network with output='sigmoid'; set it."
+            )
+        if hasattr(self.discriminator, "check"):
+            self.discriminator.check(self.model.image_size)
+
+    @functools.cached_property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The tokenizer's loss, then the discriminator's."""
+        generator = Objective("generator", self.generator_loss)
+        if self.discriminator is None:
+            return (generator,)
+        return (generator, Objective("discriminator", self.discriminator_loss))
+
+    @property
+    def ema_groups(self) -> tuple[str, ...]:
+        """The generator is averaged."""
+        return ("generator",)
+
+    def init(self, key: Key) -> tuple[Mapping[str, Params], Stats]:
+        """First parameters (boxed) and stats."""
+        for_model, for_discriminator, for_recent = jax.random.split(key, 3)
+        weights = image_tokenizer.init(self.model, for_model)
+        params = {"generator": weights["generator"]}
+        if self.discriminator is not None:
+            params["discriminator"] = self.discriminator.init(for_discriminator, self._blank())["params"]
+        codebook = weights["stats"]
+        latents = jax.eval_shape(self._encode, params["generator"], codebook, self._blank()).latents
+        recent = jax.random.normal(for_recent, (_RECENT, latents.shape[-1]))
+        return params, {**codebook, "usage": jnp.ones((self.model.codebook_size,)), "recent": recent}
+
+    def batch_spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """uint8 images."""
+        size = self.model.image_size
+        return {"image": jax.ShapeDtypeStruct((batch_size, size, size, self.model.channels), jnp.uint8)}
+
+    def generator_loss(self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array):
+        """(loss, (metrics, stats)) of the tokenizer: reconstruction, quantiser, perceptual and adversarial terms."""
+        image = to_float(batch["image"], self.model.pixel_range)
+        encoded = self._encode(params["generator"], stats, image, train=True)
+        features = self._apply(params["generator"], encoded.fmap, method="features")
+        recon = self._apply(params["generator"], features, method="pixels")
+        rec = self._reconstruction(recon, image)
+        extra, metrics = self._judged(params, frozen, image, recon, features, step)
+        loss = rec + encoded.loss + extra
+        stats = self._counted(stats, encoded, key)
+        metrics |= {"loss": loss, "reconstruction": rec, "quantizer": encoded.loss}
+        metrics |= {"psnr": losses.psnr(recon, image, self.model.pixel_range), **self._usage(stats["usage"])}
+        return loss, (metrics, stats)
+
+    def discriminator_loss(self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array):
+        """(loss, (metrics, stats)) of the discriminator; the tokenizer's parameters get no gradient."""
+        image = to_float(batch["image"], self.model.pixel_range)
+        generator = jax.lax.stop_gradient(params["generator"])
+        fmap = self._encode(generator, stats, image).fmap
+        fake = jax.lax.stop_gradient(self._apply(generator, fmap, method="decode"))
+        logits_of = self._logits(params)
+        fake_logits, real_logits = logits_of(fake), logits_of(image)
+        game = losses.DISCRIMINATOR[self.gan_loss](fake_logits, real_logits)
+        penalty = self._penalty(logits_of, image, step)
+        on = jnp.where(step >= self.gan_start, 1.0, 0.0)
+        loss = on * (game + penalty)
+        metrics = {"discriminator_loss": loss, "penalty": penalty}
+        metrics |= {"logit_real": jnp.mean(real_logits), "logit_fake": jnp.mean(fake_logits)}
+        return loss, (metrics, stats)
+
+    def after_update(self, params, stats: Stats, batch: Batch, key: Key, step: Array):
+        """Replaces the codes that have gone out of use by latents of the last batch; returns (params, stats)."""
+        if not self.revive_below:
+            return params, stats
+        dead_K = stats["usage"] < self.revive_below
+        fresh_KE = stats["recent"][jax.random.randint(key, dead_K.shape, 0, _RECENT)]
+        generator, codebook = self.model.revive(params["generator"], stats, dead_K, fresh_KE)
+        usage = jnp.where(dead_K, 1.0, stats["usage"])
+        return {**params, "generator": generator}, {**codebook, "usage": usage}
+
+    def flops(self, batch_size: int) -> float:
+        """Of one step, from the sizes of the kernels: 3 forward passes per trained network and batch it sees."""
+        shapes = image_tokenizer.abstract(self.model)["generator"]
+        kernels = [leaf for leaf in jax.tree.leaves(shapes) if leaf.ndim > 1]
+        once = 2.0 * sum(leaf.size for leaf in kernels) * self.model.num_tokens + self.model.attention_flops
+        if self.discriminator is None:
+            return 3 * batch_size * once
+        image = jax.ShapeDtypeStruct((1, *self._blank().shape[1:]), jnp.float32)
+        params = jax.eval_shape(self.discriminator.init, jax.random.key(0), image)
+        lowered = jax.jit(self.discriminator.apply).lower(nn.meta.unbox(params), image)
+        judged = lowered.cost_analysis()["flops"]  # 2 passes for the generator, 3 each for a fake and a real image
+        return batch_size * (4 * once + 8 * judged)
+
+    def _blank(self):
+        size = self.model.image_size
+        return jnp.zeros((1, size, size, self.model.channels))
+
+    def _apply(self, generator, *args, method, **options):
+        return self.model.apply({"params": generator}, *args, method=method, **options)
+
+    def _encode(self, generator, stats, image, train=False):
+        return self._apply(nn.meta.unbox(generator), image, stats, train, method="encode")
+
+    def _reconstruction(self, recon, image):
+        weights = self.l1_weight, self.l2_weight, self.logit_laplace_weight
+        return losses.reconstruction(recon, image, *weights, self.model.pixel_range)
+
+    def _logits(self, params):
+        return lambda image: self.discriminator.apply({"params": params["discriminator"]}, image)
+
+    def _judged(self, params, frozen, image, recon, features, step):
+        """The perceptual and adversarial terms: one backward pass through each judge serves gradient and weight."""
+        fixed, metrics = jax.lax.stop_gradient(recon), {}
+        value, cotangent = jnp.float32(0), jnp.zeros_like(fixed)
+        pulls = None
+        if self.perceptual is not None:
+            distance, pulls = jax.value_and_grad(self._perceptual(frozen, image))(fixed)
+            value, cotangent = self.perceptual_weight * distance, self.perceptual_weight * pulls
+            metrics["perceptual"] = distance
+        if self.discriminator is not None:
+            logits_of = self._logits(jax.lax.stop_gradient(params))
+            fooled, pushes = jax.value_and_grad(lambda x: losses.GENERATOR[self.gan_loss](logits_of(x)))(fixed)
+            weight = jnp.where(step >= self.gan_start, self.adversarial_weight, 0.0)
+            if self.adaptive:
+                against = jax.grad(lambda x: self._reconstruction(x, image))(fixed) if pulls is None else pulls
+                weight *= losses.adaptive_weight(self._to_last_layer(params, features), against, pushes)
+            value, cotangent = value + weight * fooled, cotangent + weight * pushes
+            metrics |= {"adversarial": fooled, "adaptive_weight": weight}
+        if not metrics:
+            return jnp.float32(0), metrics
+        return losses.with_gradient(value, recon, cotangent), metrics
+
+    def _perceptual(self, frozen, image):
+        if "perceptual" not in (frozen or {}):
+            raise UserError("perceptual is set but its weights are not given; pass frozen={'perceptual': params}.")
+        low, high = self.model.pixel_range
+        unit = lambda x: (x - low) / (high - low)
+        return lambda fake: self.perceptual.apply({"params": frozen["perceptual"]}, unit(image), unit(fake))
+
+    def _to_last_layer(self, params, features):
+        """From a cotangent of the reconstruction to one of the last kernel."""
+        path, generator = self.model.last_layer, jax.lax.stop_gradient(params["generator"])
+        features = jax.lax.stop_gradient(features)
+        of = lambda kernel: self._apply(_replaced(generator, path, kernel), features, method="pixels")
+        kernel = functools.reduce(lambda node, key: node[key], path, generator)
+        _, pull_back = jax.vjp(of, kernel)
+        return lambda cotangent: pull_back(cotangent)[0]
+
+    def _penalty(self, logits_of, image, step):
+        if self.penalty == "none":
+            return jnp.float32(0)
+        scale = self.penalty_weight * (self.penalty_every if self.penalty == "r1" else 1)
+        compute = lambda: scale * losses.PENALTIES[self.penalty](losses.slopes(logits_of, image))
+        if self.penalty_every == 1:
+            return compute()
+        return jax.lax.cond(step % self.penalty_every == 0, compute, lambda: jnp.float32(0))
+
+    def _counted(self, stats, encoded, key):
+        ids_N, size = encoded.ids.reshape(-1), self.model.codebook_size
+        share_K = jnp.bincount(ids_N, length=size) * (size / ids_N.shape[0])
+        usage = stats["usage"] * self.usage_decay + share_K * (1 - self.usage_decay)
+        latents = encoded.latents.reshape(-1, encoded.latents.shape[-1])
+        recent = latents[jax.random.randint(key, (_RECENT,), 0, latents.shape[0])]
+        return jax.lax.stop_gradient({**stats, **encoded.codebook, "usage": usage, "recent": recent})
+
+    def _usage(self, usage_K):
+        p_K = usage_K / jnp.sum(usage_K)
+        perplexity = jnp.exp(-jnp.sum(p_K * jnp.log(p_K + 1e-10)))
+        return {"codebook_usage": jnp.mean(usage_K > max(self.revive_below, 0.01)), "perplexity": perplexity}
+
+
+def _replaced(tree, path, leaf):
+    if not path:
+        return leaf
+    return {**tree, path[0]: _replaced(tree[path[0]], path[1:], leaf)}

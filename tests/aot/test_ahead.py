@@ -1,0 +1,65 @@
+"""The training step compiled for TPU slices that are not there, with the real TPU compiler."""
+
+import importlib.util
+
+import pytest
+
+from t2i_jax import sharding
+from t2i_jax.aot import ahead
+from t2i_jax.errors import UserError
+from t2i_jax.train.config import TrainConfig
+from tests.train.toy import ToyTask
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is installed on Linux x86-64 alone"
+)
+
+
+@pytest.mark.parametrize(
+    ("topology", "told"),
+    [("v5p", "give one such as v5p:8x8x8"), ("v9:2x2", "known: v4, v5e"), ("v5e:4000x4000", "more than 65536")],
+)
+def test_what_is_no_slice_is_refused(topology, told):
+    with pytest.raises(UserError, match=told):
+        ahead.slice_devices(topology)
+
+
+@needs_libtpu
+def test_a_slice_that_the_compiler_does_not_know_is_refused():
+    with pytest.raises(UserError, match="no slice that libtpu knows"):
+        ahead.slice_devices("v5e:3x5")
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("topology", "chips"), [("v4:2x2x1", 4), ("v5p:2x2x2", 8), ("v6e:2x4", 8), ("2*v5e:2x2", 8)])
+def test_a_device_is_a_chip(topology, chips):
+    assert len(ahead.slice_devices(topology)) == chips
+
+
+@needs_libtpu
+def test_an_axis_of_the_mesh_may_take_a_part_of_an_axis_of_the_torus():
+    mesh = sharding.make_mesh({"data": 16, "fsdp": 16}, ahead.slice_devices("v4:8x8x4"))
+    assert mesh.shape["data"] == mesh.shape["fsdp"] == 16
+    assert len({device.id for device in mesh.devices.flat}) == 256
+
+
+@needs_libtpu
+def test_a_step_is_compiled_and_its_costs_are_told():
+    report = ahead.compile_step(ToyTask(), TrainConfig(batch_size=16, mesh={"data": 2, "fsdp": 4}), {}, "v5e:2x4")
+    assert report.fits and report.chips == 8 and report.mesh == {"data": 2, "fsdp": 4}
+    assert 0 < report.arguments < report.peak < report.hbm == 16
+    assert report.flops > 0 and report.traffic > 0 and sum(report.collectives.values()) > 0
+    assert report.step == max(report.compute, report.memory, report.interconnect) > 0
+    assert "fits: peak" in ahead.text(report)
+
+
+@needs_libtpu
+def test_slices_exchange_over_the_network_between_them():
+    report = ahead.compile_step(ToyTask(), TrainConfig(batch_size=16, mesh={"data": -1}), {}, "2*v5e:2x2")
+    assert report.mesh == {"slice": 2, "data": 4} and report.between_slices > 0
+
+
+@needs_libtpu
+def test_a_mesh_that_does_not_fit_the_slice_is_refused():
+    with pytest.raises(UserError, match="does not fit 4 device"):
+        ahead.compile_step(ToyTask(), TrainConfig(batch_size=16, mesh={"data": 8}), {}, "v5e:2x2")
