@@ -16,6 +16,7 @@ import jax
 from tqdm import tqdm
 
 from t2i_jax.errors import UserError
+from t2i_jax.files import replacing
 
 _FLUSH_EVERY = 10.0  # seconds between two writings of events to the disk
 
@@ -142,9 +143,8 @@ def _forget_after(path, start):
 
 
 def _replace(path, text):
-    half_done = path.with_name(path.name + ".partial")
-    half_done.write_text(text)
-    half_done.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def _step_of(line):
