@@ -116,9 +116,9 @@ def resolve(logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh, rul
     """The partition of one array: an axis that the mesh does not divide, or that is taken already, is replicated."""
     one_of("sharding rules", rules, RULES)
     taken: set[str] = set()
-    spec = []
+    spec: list[Any] = []
     for name, size in zip(logical, shape, strict=True):
-        axes = tuple(a for a in RULES[rules].get(name, ()) if a not in taken)
+        axes = tuple(a for a in RULES[rules].get(name or "", ()) if a not in taken)
         parts = math.prod(mesh.shape[a] for a in axes)
         if parts > 1 and size % parts == 0:
             taken.update(axes)
@@ -144,7 +144,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
         return x
     spec = []
     for name, size in zip(names, x.shape, strict=True):
-        axes = ACTIVATIONS.get(name, ())
+        axes = ACTIVATIONS.get(name or "", ())
         parts = math.prod(mesh.shape[axis] for axis in axes)
         spec.append(axes if parts > 1 and size % parts == 0 else None)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))

@@ -101,7 +101,7 @@ def slice_devices(topology: str) -> Sequence[jax.Device]:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs on a TPU, so several may compile at once
     from jax.experimental import topologies
 
-    options = {"num_slices": int(found[1])} if found[1] else {}
+    options: dict[str, Any] = {"num_slices": int(found[1])} if found[1] else {}
     if found[2] == "v4":
         options["chip_config_name"] = "megacore"  # one device per chip, as JAX has it on a v4
     name = f"{found[2]}:{found[3]}" + ("x1" if found[2] == "v4" and found[3].count("x") == 1 else "")

@@ -182,7 +182,7 @@ def _inside(program, body) -> Iterator[Instruction]:
             yield from _inside(program, program[called[1]])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _arrays(shape: str) -> Sequence[tuple[str, tuple[int, ...], str]]:
     """(dtype, sizes, layout) of each array of a shape."""
     return [
@@ -304,11 +304,11 @@ def _convolution(line, shapes):
     total = 2 * left[of_left.index("b")] // int(groups[1] if groups else 1)
     total *= right[of_right.index("i")] * right[of_right.index("o")]
     for n, label in enumerate(spatial):
-        at = lambda key, usual: window[key].split("x")[n] if key in window else usual
-        steps = np.arange(out[of_out.index(label)])[:, None] * int(at("stride", 1))
-        taps = np.arange(right[of_right.index(label)])[None] * int(at("rhs_dilate", 1))
-        holes = int(at("lhs_dilate", 1))
-        places = steps + taps - int(str(at("pad", "0_0")).rsplit("_", 1)[0])
+        here = {key: values.split("x")[n] for key, values in window.items()}
+        steps = np.arange(out[of_out.index(label)])[:, None] * int(here.get("stride", 1))
+        taps = np.arange(right[of_right.index(label)])[None] * int(here.get("rhs_dilate", 1))
+        holes = int(here.get("lhs_dilate", 1))
+        places = steps + taps - int(here.get("pad", "0_0").rsplit("_", 1)[0])
         inside = (places >= 0) & (places < (left[of_left.index(label)] - 1) * holes + 1) & (places % holes == 0)
         total *= int(inside.sum())
     return total

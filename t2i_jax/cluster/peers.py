@@ -92,10 +92,8 @@ class Peers:
 
     def _send(self, message):
         with self._sending:
-            try:
+            with contextlib.suppress(OSError):  # process 0 is gone, which `_listen` sees
                 self._socket.sendall(json.dumps(message).encode() + b"\n")
-            except OSError:  # process 0 is gone, which `_listen` sees
-                pass
 
     def _listen(self):
         try:
@@ -215,10 +213,8 @@ class Hub:
     def _tell(self, message):
         line = json.dumps(message).encode() + b"\n"
         for connection in self._connections.values():
-            try:
+            with contextlib.suppress(OSError):  # that one's own thread sees it
                 connection.sendall(line)
-            except OSError:  # that one's own thread sees it
-                pass
 
 
 def _notice_silence(connection):
@@ -232,8 +228,11 @@ def _notice_silence(connection):
 
 
 def _delay_aborts():
-    """JAX aborts when process 0 is gone. The C function `sleep` as the handler of the abort, called with the signal's
-    number, which is 6, holds up that one thread for six seconds: time for another to say what happened and to end."""
+    """Delays the abort of JAX when process 0 is gone: time for another thread to say what happened and to end.
+
+    The C function `sleep` is made the handler of the signal. It is called with the signal's number, which is 6, and
+    holds up that one thread for six seconds.
+    """
     libc = ctypes.CDLL(None)
     libc.signal(int(signal.SIGABRT), ctypes.cast(libc.sleep, ctypes.c_void_p))
 

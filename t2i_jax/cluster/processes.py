@@ -44,16 +44,16 @@ def joined() -> Iterator[None]:
         if not jax.distributed.is_initialized() or distributed.global_state.num_processes == 1:
             yield
             return
-        _peers = _connect()
+        peers = _peers = _connect()
         try:
             yield
         except BaseException as error:
             if not isinstance(error, Preempted) or isinstance(error, _Told):
-                _peers.fail(error)
-            _peers.leave()  # all have stopped after the same step
+                peers.fail(error)
+            peers.leave()  # all have stopped after the same step
             raise
         else:
-            _peers.leave()
+            peers.leave()
         finally:
             _peers = None
 
@@ -93,7 +93,8 @@ def check_same(given: Mapping[str, Any], what: str, remedy: str) -> None:
     for process, other in enumerate(others, 1):
         if changed := differences(first, other):
             listed = "; ".join(changed[:8]) + ("" if len(changed) <= 8 else f"; and {len(changed) - 8} more")
-            raise UserError(f"{_peers.name(process)} has {what} than process 0 ({listed}); {remedy}.")
+            who = _peers.name(process) if _peers is not None else f"process {process}"
+            raise UserError(f"{who} has {what} than process 0 ({listed}); {remedy}.")
 
 
 def asked_to_stop() -> bool:

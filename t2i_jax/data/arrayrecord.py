@@ -183,9 +183,14 @@ def arrays_to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 def arrays_from_bytes(data: bytes) -> dict[str, np.ndarray | None]:
     """The inverse of `arrays_to_bytes`; raises BadSample where it can't be."""
+    stored = _unpacked(data)
+    if stored is None:
+        raise BadSample("damaged record", "column")
     try:
-        stored = _unpacked(data).items()
-        return {name: np.frombuffer(a["data"], _dtype(a["dtype"])).reshape(a["shape"]) for name, a in stored}
+        return {
+            name: np.frombuffer(a["data"], _dtype(a["dtype"])).reshape(a["shape"])
+            for name, a in stored.items()
+        }
     except (AttributeError, KeyError, TypeError, ValueError):
         raise BadSample("damaged record", "column") from None
 
@@ -197,6 +202,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
       UserError: no such file, no manifest, or one of a version that is not known.
     """
     path = folder / MANIFEST
+    manifest: Any = None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
@@ -204,7 +210,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
             f"arrayrecord={str(folder)!r} has no {MANIFEST}; give a folder that `t2i data pack` wrote."
         ) from None
     except (ValueError, RecursionError):
-        manifest = None
+        pass
     if not _complete(manifest):
         raise UserError(f"arrayrecord={str(folder)!r} has a damaged {MANIFEST}; pack the set again.")
     if manifest["version"] != VERSION:

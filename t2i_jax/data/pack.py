@@ -16,7 +16,13 @@ import numpy as np
 from PIL import Image
 
 from t2i_jax.data import arrayrecord
-from t2i_jax.data.arrayrecord import ShardWriter, arrays_to_bytes, read_manifest, record_to_bytes, write_manifest
+from t2i_jax.data.arrayrecord import (
+    ShardWriter,
+    arrays_to_bytes,
+    read_manifest,
+    record_to_bytes,
+    write_manifest,
+)
 from t2i_jax.data.picture import decode, is_plain
 from t2i_jax.data.source import BadCounter, BadSample, Source
 from t2i_jax.errors import UserError

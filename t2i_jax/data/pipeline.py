@@ -223,7 +223,7 @@ def crop(image_HWC: np.ndarray, size: int, how: str, rng: np.random.Generator | 
     """A picture of size x size, uint8, resampled bicubically where it has another size.
 
     Args:
-      how: "center", "random" (needs `rng`) or "resize", as in `DataConfig`.
+      how: "center", "random" or "resize", as in `DataConfig`. rng: for "random".
     """
     height, width = image_HWC.shape[:2]
     if (height, width) == (size, size):
@@ -233,7 +233,12 @@ def crop(image_HWC: np.ndarray, size: int, how: str, rng: np.random.Generator | 
     else:
         side = min(height, width)
         room = height - side, width - side
-        top, left = rng.integers(0, [r + 1 for r in room]) if how == "random" else (r // 2 for r in room)
+        if how == "random":
+            if rng is None:
+                raise UserError("crop='random' needs rng; give a NumPy generator.")
+            top, left = rng.integers(0, [r + 1 for r in room])
+        else:
+            top, left = (r // 2 for r in room)
         box = (left, top, left + side, top + side)
     return np.asarray(Image.fromarray(image_HWC).resize((size, size), Image.Resampling.BICUBIC, box=box))
 
@@ -304,7 +309,7 @@ class _Collate:
 
     def __call__(self, samples: list[Record]) -> dict[str, Any]:
         made: dict[str, Any] = {}
-        if "text" in self.wants:
+        if "text" in self.wants and self.tokenize is not None:
             made["text"], made["text_mask"] = self.tokenize([sample["caption"] for sample in samples])
         elif "text_embeds" in self.wants:
             made["text_embeds"], made["text_mask"] = self._padded(samples)

@@ -40,9 +40,11 @@ class Source(Protocol):
 
     def __len__(self) -> int:
         """Number of records."""
+        ...
 
     def __getitem__(self, index: int) -> Record:
         """The record, or `BadSample`."""
+        ...
 
 
 class BadSample(Exception):

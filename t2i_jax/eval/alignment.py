@@ -14,7 +14,8 @@ class Judge(Protocol):
     """Tells for each picture whether it shows what its caption says."""
 
     def judge(self, images_NHWC: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-        """Bool (N,), from uint8 pictures and as many captions."""
+        """Bool (N,), from uint8 images and as many captions."""
+        ...
 
 
 def alignment(images_NHWC: np.ndarray, captions: Sequence[str], judge: Judge) -> dict[str, Any]:
@@ -41,7 +42,8 @@ def alignment(images_NHWC: np.ndarray, captions: Sequence[str], judge: Judge) ->
     if len(images_NHWC) != len(captions):
         raise UserError(f"{len(images_NHWC)} images and {len(captions)} captions; give one caption per picture.")
     right = np.asarray(judge.judge(images_NHWC, captions), bool)
-    parts = judge.parts(images_NHWC, captions) if hasattr(judge, "parts") else {}
+    measure = getattr(judge, "parts", lambda images, captions: {})
+    parts = measure(images_NHWC, captions)
     fraction = float(np.mean(right))
     return {
         "alignment": fraction,

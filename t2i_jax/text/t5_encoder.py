@@ -78,7 +78,7 @@ class T5Encoder(nn.Module):
             T5Layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=self.depth,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(**layer_fields(self, T5Layer), name="layers")

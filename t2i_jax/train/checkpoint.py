@@ -39,7 +39,8 @@ class Checkpoints:
 
     def __init__(self, workdir: str | pathlib.Path, keep: int | None):
         self.folder = pathlib.Path(workdir).resolve() / _FOLDER
-        me, self._writer = jax.process_index(), None
+        me = jax.process_index()
+        self._writer: Any = None  # Orbax's manager that saves; None: only reading
         if keep is not None:
             processes.once(lambda: self.folder.mkdir(parents=True, exist_ok=True))
             found = {"finished checkpoints": self._on_disk() if self.folder.is_dir() else None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,7 +56,8 @@ def train_step(
     total, in_a_row = state.skipped
     skipped = jnp.where(finite, jnp.stack([total, 0 * total]), jnp.stack([total + 1, in_a_row + 1]))
     metrics["skipped"] = skipped[0]
-    after = state.replace(
+    after = dataclasses.replace(
+        state,
         step=state.step + 1, params=kept[0], opt_state=kept[1], ema=kept[2], stats=kept[3], skipped=skipped
     )
     return after, metrics

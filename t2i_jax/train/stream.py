@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import queue
 import threading
 import time
@@ -68,10 +69,8 @@ class Stream:
         self._stop.set()
         end = time.perf_counter() + 5
         while self._thread.is_alive() and time.perf_counter() < end:
-            try:
+            with contextlib.suppress(queue.Empty):
                 self._queue.get(timeout=0.05)
-            except queue.Empty:
-                pass
 
     def _pull(self):
         while not self._stop.is_set():

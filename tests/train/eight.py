@@ -12,23 +12,23 @@ if __name__ == "__main__":
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {FAST} --xla_llvm_disable_expensive_passes=true"
     os.environ["JAX_PLATFORMS"] = "cpu"
 
-import functools  # noqa: E402
-import tempfile  # noqa: E402
+import functools
+import tempfile
 
-import flax.linen as nn  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from jax.sharding import PartitionSpec  # noqa: E402
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
 
-from t2i_jax import sharding  # noqa: E402
-from t2i_jax.nn.conv import conv  # noqa: E402
-from t2i_jax.train import state as states  # noqa: E402
-from t2i_jax.train.checkpoint import Checkpoints  # noqa: E402
-from t2i_jax.train.loop import TrainConfig  # noqa: E402
-from t2i_jax.train.optim import OptimConfig  # noqa: E402
-from t2i_jax.train.step import train_step  # noqa: E402
-from tests.train.toy import ToyBatches, ToyTask  # noqa: E402
+from t2i_jax import sharding
+from t2i_jax.nn.conv import conv
+from t2i_jax.train import state as states
+from t2i_jax.train.checkpoint import Checkpoints
+from t2i_jax.train.loop import TrainConfig
+from t2i_jax.train.optim import OptimConfig
+from t2i_jax.train.step import train_step
+from tests.train.toy import ToyBatches, ToyTask
 
 MESHES = {"dp": {"data": 8}, "fsdp": {"data": 2, "fsdp": 4}, "fsdp_tp": {"data": 2, "fsdp": 2, "tensor": 2}}
 MORE = {"sequence": {"fsdp": 2, "sequence": 2, "tensor": 2}, "slices": {"slice": 2, "data": 2, "fsdp": 2}}

@@ -23,7 +23,7 @@ _CONFIG = TrainConfig(
 )
 
 
-def _fit(workdir, task=ToyTask(), batches=None, hooks=(), **changes):  # noqa: B008
+def _fit(workdir, task=ToyTask(), batches=None, hooks=(), **changes):
     return fit(task, batches or ToyBatches(), dataclasses.replace(_CONFIG, **changes), workdir, hooks=hooks)
 
 
