@@ -151,7 +151,8 @@ def plot(figures: dict) -> None:
 
 
 def _table(head, rows):
-    line = lambda cells: "| " + " | ".join(map(str, cells)) + " |"
+    def line(cells):
+        return "| " + " | ".join(map(str, cells)) + " |"
     return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])
 
 
@@ -163,7 +164,8 @@ def _between(page, mark, text):
 
 if __name__ == "__main__":
     rows = PAPERS | SCALING | SAMPLING
-    stored = lambda: json.loads(_FIGURES.read_text()) if _FIGURES.is_file() else {}
+    def stored():
+        return json.loads(_FIGURES.read_text()) if _FIGURES.is_file() else {}
     for name in sys.argv[1:] or rows:
         if name not in rows:
             sys.exit(f"row={name!r} is not known; known: {', '.join(rows)}.")

@@ -184,7 +184,8 @@ def put(tree: Any, places: Any) -> Any:
     if jax.process_count() == 1:
         return jax.device_put(tree, places)
     # Among several processes `device_put` would first send every array to all of them, to compare.
-    lay = lambda array, place: jax.make_array_from_callback(array.shape, place, array.__getitem__)
+    def lay(array, place):
+        return jax.make_array_from_callback(array.shape, place, array.__getitem__)
     return jax.tree.map(lambda leaf, place: lay(np.asarray(leaf), place), tree, places)
 
 

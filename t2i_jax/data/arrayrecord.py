@@ -278,7 +278,8 @@ def _complete(manifest):
         return False
     lists = [manifest.get("shards"), *(one.get("shards") for one in columns.values())]
     kinds = {"file": str, "count": int, "bytes": int}
-    fits = lambda shard: isinstance(shard, dict) and all(isinstance(shard.get(k), t) for k, t in kinds.items())
+    def fits(shard):
+        return isinstance(shard, dict) and all(isinstance(shard.get(k), t) for k, t in kinds.items())
     return "version" in manifest and "captions" in manifest and all(
         isinstance(shards, list) and all(map(fits, shards)) for shards in lists
     )  # fmt: skip

@@ -108,7 +108,8 @@ class T5Layer(nn.Module):
         # T5 starts its queries smaller by sqrt(dim_head) and never scales scores.
         std = {"q": (self.dim * self.dim_head) ** -0.5, "k": self.dim**-0.5, "v": self.dim**-0.5}
         q, k, v = (self._dense(inner, n, ("embed", "heads"), std[n])(x_BLC) for n in ("q", "k", "v"))
-        split = lambda y: y.reshape(*y.shape[:-1], self.heads, self.dim_head)
+        def split(y):
+            return y.reshape(*y.shape[:-1], self.heads, self.dim_head)
         scores_BHQK = jnp.einsum("BQHD,BKHD->BHQK", split(q), split(k), preferred_element_type=jnp.float32)
         scores_BHQK = jnp.where(mask_BL[:, None, None, :], scores_BHQK + bias_HQK, _MASKED)
         weights_BHQK = jax.nn.softmax(scores_BHQK, axis=-1).astype(self.dtype)

@@ -135,7 +135,8 @@ class Checkpoints:
           places: by group the shardings of its parameters, which are read to their places; None: all on one device.
         """
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        lying = lambda saved, place: jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=place)
+        def lying(saved, place):
+            return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=place)
 
         def read(step):
             saved = self._reader.item_metadata(step).weights.tree

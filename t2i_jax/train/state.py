@@ -48,9 +48,12 @@ def optimisers_of(task: Task, config: TrainConfig) -> Mapping[str, optax.Gradien
     A stack of layers is one array per kind of parameter: its axis "layers" does not make a bias a matrix.
     """
     params = dict(jax.eval_shape(task.init, jax.random.key(0))[0])
-    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
-    axes = lambda leaf: [name for name in leaf.names if name != "layers"] if is_box(leaf) else [None] * leaf.ndim
-    of_all = lambda what: jax.tree.map(lambda leaf: what(axes(leaf)), params, is_leaf=is_box)
+    def is_box(leaf):
+        return isinstance(leaf, nn.LogicallyPartitioned)
+    def axes(leaf):
+        return [name for name in leaf.names if name != "layers"] if is_box(leaf) else [None] * leaf.ndim
+    def of_all(what):
+        return jax.tree.map(lambda leaf: what(axes(leaf)), params, is_leaf=is_box)
     decayed = of_all(lambda names: len(names) > 1)
     matrices = of_all(_matrix)
     settings = config.optim_of(params)

@@ -27,7 +27,8 @@ def test_a_scanned_layer_counts_as_often_as_it_runs():
 
 def test_loops_in_loops_multiply():
     def loops(x, w):
-        inner = lambda i, x: jnp.tanh(x @ w)
+        def inner(i, x):
+            return jnp.tanh(x @ w)
         return jax.lax.fori_loop(0, 3, lambda i, x: jax.lax.fori_loop(0, 5, inner, x) + 1, x)
 
     assert _cost(loops, (64, 32), (32, 32)).flops == 15 * 2 * 64 * 32 * 32

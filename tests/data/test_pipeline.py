@@ -88,7 +88,8 @@ def test_one_pass_in_order_leaves_nothing_out(numbered):
     found = [batch["caption"] for batch in batches(CONFIG, 4, 0, wants=("caption",), repeat=False)]
     assert found == [list("0123"), list("4567"), list("89")]
     rows = [(0, 1), (2,), (3,)]
-    of = lambda process: batches(CONFIG, 4, 0, wants=("caption",), repeat=False, rows=rows, process=process)
+    def of(process):
+        return batches(CONFIG, 4, 0, wants=("caption",), repeat=False, rows=rows, process=process)
     parts = [numbers(of(process), 9) for process in range(3)]
     assert parts == [[0, 1, 4, 5, 8, 9], [2, 6], [3, 7]]
 

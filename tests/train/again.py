@@ -48,7 +48,8 @@ def start(folder, mesh, what="a toy", task=ToyTask()):
     for _ in range(2):
         batch = next(source)
         at = sharding.batch_sharding(mesh)
-        of = lambda array: jax.make_array_from_callback(array.shape, at, lambda index: array[index])
+        def of(array):
+            return jax.make_array_from_callback(array.shape, at, lambda index: array[index])
         state, metrics = program(state, {}, {name: of(batch[name]) for name in ("x", "y")})
     given_away = all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
     return len(traced), state, float(metrics["loss"]), given_away

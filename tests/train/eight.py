@@ -120,7 +120,8 @@ def toy():
             restored, positions = checkpoints.restore(abstract, lambda stored: None)
             assert positions == [{"number": 2}]
             assert {leaf.sharding.mesh.size for leaf in jax.tree.leaves(restored.params)} == {count}
-            plain = lambda s: s.replace(key=jax.random.key_data(s.key))
+            def plain(s):
+                return s.replace(key=jax.random.key_data(s.key))
             jax.tree.map(np.testing.assert_array_equal, plain(restored), plain(state))
         places = sharding.shardings(dict(task.init(jax.random.key(0))[0]), sharding.make_mesh({"fsdp": 8}), "fsdp")
         _, weights = checkpoints.weights(places)

@@ -29,7 +29,8 @@ def _fit(workdir, task=ToyTask(), batches=None, hooks=(), **changes):
 
 def assert_same_state(a, b):
     """Bit for bit."""
-    plain = lambda state: state.replace(key=jax.random.key_data(state.key))
+    def plain(state):
+        return state.replace(key=jax.random.key_data(state.key))
     jax.tree.map(np.testing.assert_array_equal, plain(a), plain(b))
 
 
@@ -58,7 +59,8 @@ def test_it_learns_writes_and_stores(uninterrupted):
 
 def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(uninterrupted, tmp_path):
     _, whole = uninterrupted
-    stop_at = lambda at: Hook(1, lambda state, step, log: os.kill(os.getpid(), signal.SIGTERM) if step == at else None)
+    def stop_at(at):
+        return Hook(1, lambda state, step, log: os.kill(os.getpid(), signal.SIGTERM) if step == at else None)
     for number in (3, 4):  # 3 is no multiple of save_every
         with pytest.raises(Preempted, match=f"after step {number}, everything is saved"):
             _fit(tmp_path, hooks=(stop_at(number),))
@@ -154,7 +156,8 @@ def test_a_configuration_of_an_earlier_release_is_upgraded_before_it_is_compared
     longer, today = dataclasses.replace(_CONFIG, steps=7), {"source": {"name": "a"}}
     with pytest.raises(UserError, match="another configuration"):
         fit(ToyTask(), ToyBatches(), longer, tmp_path, extra_config=today)
-    upgrade = lambda stored: {"source": {"name": stored["data"]["set"]}}
+    def upgrade(stored):
+        return {"source": {"name": stored["data"]["set"]}}
     state = fit(ToyTask(), ToyBatches(), longer, tmp_path, extra_config=today, upgrade=upgrade)
     assert state.step == 7
 

@@ -73,7 +73,8 @@ def test_adafactor_stores_rows_and_columns_and_descends():
     state = rule.init(params)
     sizes = sorted(leaf.size for leaf in jax.tree.leaves(state))
     assert sizes[-1] == 128 * 256 and sizes[-2] == 256  # one full-sized array: the momentum
-    loss = lambda p: jnp.sum(p["kernel"] ** 2)
+    def loss(p):
+        return jnp.sum(p["kernel"] ** 2)
     for _ in range(3):
         updates, state = rule.update(jax.grad(loss)(params), state, params)
         params = optax.apply_updates(params, updates)

@@ -47,7 +47,8 @@ def assert_as_alone(workdir, alone):
     """Sums over processes are rounded differently, and Adam repeats that in every step."""
     same = losses(alone[0])
     np.testing.assert_allclose([losses(workdir)[step] for step in same], list(same.values()), rtol=1e-4)
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    def close(a, b):
+        return np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     jax.tree.map(close, load_params(workdir)[1], alone[1].params)
 
 

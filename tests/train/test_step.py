@@ -42,7 +42,8 @@ def test_a_step_is_the_objectives_updates_in_order():
     params = dict(state.params)
     for objective, key in zip(_TASK.objectives, keys[1:], strict=True):
         group = objective.group
-        loss = lambda moved: objective.loss({**params, group: moved}, state.stats, {}, batch, key, 0)[0]
+        def loss(moved):
+            return objective.loss({**params, group: moved}, state.stats, {}, batch, key, 0)[0]
         gradient = jax.grad(loss)(params[group])
         update, _ = _OPTIMISERS[group].update(gradient, _OPTIMISERS[group].init(params[group]), params[group])
         params[group] = optax.apply_updates(params[group], update)
