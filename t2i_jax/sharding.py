@@ -1,7 +1,7 @@
 """From logical axis names to a mesh of devices: one mesh maker, a few rule presets, one resolver.
 
-Parameters carry their names and lie as a preset of rules says. Activations are told where to lie by `constrain`, while
-a mesh is set (`jax.set_mesh`): without it the compiler may well gather a whole batch where it should gather a weight.
+Parameters carry their names and lie as a preset of rules says. Activations are constrained by `constrain`, while a
+mesh is set (`jax.set_mesh`): without it the compiler may well gather a whole batch where it should gather a weight.
 """
 
 from __future__ import annotations
@@ -129,13 +129,13 @@ def resolve(logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh, rul
 
 
 def ways(axis: str) -> int:
-    """Into how many parts an axis of the mesh that is set splits things; 1 without a mesh."""
+    """The size of an axis of the mesh that is set: the number of shards it makes; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape[axis]
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """x, told to lie on the mesh that is set as its axes' names say (`ACTIVATIONS`); without a mesh nothing happens.
+    """x, constrained to lie on the mesh that is set as its axes' names say (`ACTIVATIONS`); without a mesh, x itself.
 
     An axis of x that the mesh does not divide is replicated.
     """

@@ -114,7 +114,7 @@ class Peers:
         elif "lost" in message:
             self._lost(message["lost"])
         else:
-            time.sleep(_GRACE)  # an error that all have alike is told by each itself
+            time.sleep(_GRACE)  # an error that all have alike is reported by each itself
             sentence = f"{self.name(message['failed'])} has ended: {message['why']}"
             self._end(message["status"], f"t2i: {sentence}")
 
@@ -179,7 +179,7 @@ class Hub:
         with self._lock:
             self._everyone[process], self._connections[process] = who, connection
             if len(self._everyone) == self._count:
-                self._tell({"everyone": [self._everyone[i] for i in range(self._count)]})
+                self._send_all({"everyone": [self._everyone[i] for i in range(self._count)]})
         try:
             for line in lines:
                 message = json.loads(line)
@@ -190,7 +190,7 @@ class Hub:
         with self._lock:
             del self._connections[process]
             if not left:
-                self._tell_the_last({"lost": process})
+                self._send_last({"lost": process})
 
     def _take(self, process, message):
         with self._lock:
@@ -198,19 +198,19 @@ class Hub:
                 self._values[process] = message["value"]
                 if len(self._values) == self._count:
                     values, self._values = [self._values[i] for i in range(self._count)], {}
-                    self._tell({"values": values})
+                    self._send_all({"values": values})
             elif "failed" in message:
-                self._tell_the_last(message)
+                self._send_last(message)
             else:
-                self._tell(message)
+                self._send_all(message)
 
-    def _tell_the_last(self, message):
+    def _send_last(self, message):
         """Only one process ends the run: the others end because of it."""
         if not self._over:
             self._over = True
-            self._tell(message)
+            self._send_all(message)
 
-    def _tell(self, message):
+    def _send_all(self, message):
         line = json.dumps(message).encode() + b"\n"
         for connection in self._connections.values():
             with contextlib.suppress(OSError):  # that one's own thread sees it

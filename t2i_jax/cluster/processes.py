@@ -26,9 +26,9 @@ _peers: Peers | None = None
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Inside, this process is one of those that the environment tells of, or alone where it tells of none.
+    """Joins this process to the others that the environment names, or leaves it alone where it names none.
 
-    If one of several processes is lost, fails, or is told by a signal to stop, all of them end with a sentence that
+    If one of several processes is lost, fails, or is asked by a signal to stop, all of them end with a sentence that
     says which; see `t2i_jax.errors` for the statuses.
 
     >>> with processes.joined():                          # doctest: +SKIP
@@ -48,7 +48,7 @@ def joined() -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            if not isinstance(error, Preempted) or isinstance(error, _Told):
+            if not isinstance(error, Preempted) or isinstance(error, _Signalled):
                 peers.fail(error)
             peers.leave()  # all have stopped after the same step
             raise
@@ -108,7 +108,7 @@ def ask_to_stop() -> None:
         _peers.ask_to_stop()
 
 
-class _Told(Preempted):
+class _Signalled(Preempted):
     """A signal that this process alone has heard."""
 
 
@@ -117,7 +117,7 @@ def _signals():
     def hear(number, frame):
         for each in old:
             signal.signal(each, signal.SIG_IGN)
-        raise _Told(f"stopped by {signal.Signals(number).name}; start the same command again to resume.")
+        raise _Signalled(f"stopped by {signal.Signals(number).name}; start the same command again to resume.")
 
     old = {}
     if threading.current_thread() is threading.main_thread():

@@ -20,7 +20,7 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from t2i_jax.data.picture import PictureFiles, decode
+from t2i_jax.data.image_file import ImageFiles, decode
 from t2i_jax.data.source import BadSample, Record, clean_caption
 from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
@@ -28,10 +28,10 @@ from t2i_jax.files import replacing
 FORMAT, VERSION, MANIFEST = "t2i_jax packed", 1, "manifest.json"
 COLUMNS = {"text": ("text_embeds", "text_mask"), "tokens": ("tokens",)}  # and the arrays of each
 _READ = "readahead_buffer_size:0,max_parallelism:0"  # for random access
-_WRITE = "group_size:1,uncompressed"  # every record by itself; pictures are compressed already
+_WRITE = "group_size:1,uncompressed"  # every record by itself; images are compressed already
 
 
-class PackedSource(PictureFiles):
+class PackedSource(ImageFiles):
     """Random access to a packed set; a record holds the arrays of its columns too.
 
     Args:
@@ -65,7 +65,7 @@ class PackedSource(PictureFiles):
         return self.manifest["columns"]
 
     def file(self, index: int) -> tuple[bytes, str]:
-        """The bytes of a picture file and the record's name; or `BadSample`."""
+        """The bytes of an image file and the record's name; or `BadSample`."""
         record, name = self._record(index)
         return record["image"], name
 
@@ -80,7 +80,7 @@ class PackedSource(PictureFiles):
         return {"image": decode(record["image"], name), "caption": caption, **self._arrays(index)}
 
     def without_image(self, index: int) -> Record:
-        """The record without its picture; its caption may be None where the set was packed without captions."""
+        """The record without its image; its caption may be None where the set was packed without captions."""
         caption = self.caption(index) if self.manifest["captions"] else None
         return {"image": None, "caption": caption, **self._arrays(index)}
 
@@ -171,7 +171,7 @@ class ShardWriter:
 
 
 def record_to_bytes(image: bytes, caption: str | None) -> bytes:
-    """A record of a packed set: the bytes of a picture file and a caption."""
+    """A record of a packed set: the bytes of an image file and a caption."""
     return msgpack.packb({"image": image, "caption": caption})
 
 

@@ -36,7 +36,7 @@ class T5Encoder(nn.Module):
       feed_forward: a key of `FEED_FORWARD`: "relu" for T5, "gated-gelu" for version 1.1 and Flan-T5.
       buckets, max_distance: of relative positions; further ones share a bucket.
       epsilon: of the norms.
-      dtype: of the products; norms, scores and softmax are float32.
+      dtype: of the matmuls; norms, scores and softmax are float32.
     """
 
     dim: int = 768

@@ -231,7 +231,7 @@ class Checkpoints:
 def load_params(
     workdir: str | pathlib.Path, places: Mapping[str, Any] | None = None
 ) -> tuple[Mapping[str, Any], Any, Any, Any]:
-    """(configuration as a dict, params by group, averages by group, stats) of a run's newest checkpoint.
+    """(configuration as a dict, params by group, EMA by group, stats) of a run's newest checkpoint.
 
     The run may still be going on; its folder is only read. `places`: see `Checkpoints.weights`.
 

@@ -63,7 +63,7 @@ def optimisers_of(task: Task, config: TrainConfig) -> Mapping[str, optax.Gradien
 def abstract(start: Callable[[Key], TrainState], task: Task, mesh: Mesh, rules: str) -> TrainState:
     """The state's shapes, each with its sharding; nothing is computed.
 
-    Parameters lie as their logical axes say, and what mirrors a parameter (moments, averages: same path below the
+    Parameters lie as their logical axes say, and what mirrors a parameter (moments, EMA: same path below the
     group, same shape) lies like it. Everything else is on every device.
     """
     boxed = dict(jax.eval_shape(task.init, jax.random.key(0))[0])

@@ -1,4 +1,4 @@
-"""Batches ahead of time, each with the position of the data after it."""
+"""A prefetch queue of batches on the devices, each with the position of the data after it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _AHEAD = 2  # batches
 
 
 class Stream:
-    """Pulls this process's rows of batches in a thread of its own and lays them on its devices.
+    """Reads this process's rows of batches ahead, in a thread of its own, and puts them on its devices.
 
     A checkpoint must hold the position after the last batch that was trained on, not after the last that was read
     ahead: every batch comes with its own.
 
     Args:
-      spec: the arrays that so many rows must hold, `Task.batch_spec`.
+      spec: from a number of rows to the arrays that they must hold, `Task.batch_spec`.
       batch_size: rows of a batch, those of all processes.
 
     Attributes:
@@ -77,7 +77,7 @@ class Stream:
             try:
                 item = check_batch(next(self._batches), self._spec), self._batches.get_state()
             except StopIteration:
-                item = UserError("the data has ended before train.steps; give it more pictures or let it repeat."), None
+                item = UserError("the data has ended before train.steps; give it more images or let it repeat."), None
             except Exception as error:  # raised again where the batch is used
                 item = error, None
             self._queue.put(item)

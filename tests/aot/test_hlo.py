@@ -35,7 +35,7 @@ def test_loops_in_loops_multiply():
 
 
 @pytest.mark.parametrize(("padding", "places"), [("VALID", 6 * 6), ("SAME", 8 * 8)])
-def test_a_convolution_counts_what_touches_the_picture(padding, places):
+def test_a_convolution_counts_what_touches_the_image(padding, places):
     convolve = functools.partial(jax.lax.conv_general_dilated, window_strides=(1, 1), padding=padding)
     counted = _cost(
         lambda x, w: convolve(x, w, dimension_numbers=("NHWC", "HWIO", "NHWC")), (2, 8, 8, 4), (3, 3, 4, 16)

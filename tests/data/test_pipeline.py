@@ -19,7 +19,7 @@ QUARTERS = [(0,), (1,), (2,), (3,)]
 
 
 class Numbered:
-    """Record i: a picture whose pixels are i, captioned with i; the bad ones raise."""
+    """Record i: an image whose pixels are i, captioned with i; the bad ones raise."""
 
     def __init__(self, length, bad=(), height=4, width=6):
         self.length, self.bad, self.shape = length, bad, (height, width, 3)
@@ -29,7 +29,7 @@ class Numbered:
 
     def __getitem__(self, index):
         if index in self.bad:
-            raise BadSample("not a picture", f"{index}.png")
+            raise BadSample("not an image", f"{index}.png")
         ramp = np.arange(self.shape[1], dtype=np.uint8)[None, :, None]
         embeds = np.full((1 + index % 3, 2), index, np.float16)
         return {
@@ -234,13 +234,13 @@ def test_bad_samples_are_left_out_and_counted(numbered):
     numbered(40, bad=(3, 17))
     stream = batches(CONFIG, 5, 0, wants=("caption",), repeat=False)
     assert numbers(stream, 99) == [i for i in range(40) if i not in (3, 17)]
-    assert stream.bad.by_reason == {"not a picture": 2} and len(stream.bad.names) == 2
+    assert stream.bad.by_reason == {"not an image": 2} and len(stream.bad.names) == 2
 
 
 def test_too_many_bad_samples_stop_the_run(numbered):
     numbered(40, bad=(0, 1, 2, 5))
     stream = batches(CONFIG, 8, 0, wants=("image",), repeat=False)
-    with pytest.raises(UserError, match=r"4 of \d+ samples cannot be used \(0.png: not a picture; 1.png"):
+    with pytest.raises(UserError, match=r"4 of \d+ samples cannot be used \(0.png: not an image; 1.png"):
         list(stream)
     numbered(4, bad=(3,))
     with pytest.raises(UserError, match="1 of 4 samples"):

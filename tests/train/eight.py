@@ -264,7 +264,7 @@ def t5():
 
 
 def super_resolution():
-    """Small pictures to large ones against a discriminator."""
+    """Small images to large ones against a discriminator."""
     from t2i_jax.models.super_resolution import SuperResolution
     from t2i_jax.systems.super_resolution.task import SuperResolutionTask
 
@@ -293,7 +293,7 @@ def imagen():
 
 
 def sampling():
-    """Pictures of Parti and of a cascade on a mesh are those of one device."""
+    """Images of Parti and of a cascade on a mesh are those of one device."""
     from t2i_jax.models import image_tokenizer
     from t2i_jax.models.parti_transformer import PartiTransformer
     from t2i_jax.models.unet import Unet

@@ -189,9 +189,9 @@ def test_a_batch_that_does_not_fit_is_refused(tmp_path, change, message):
 
 def test_an_error_of_the_data_is_raised_as_it_is(tmp_path):
     def fail(batch):
-        raise OSError("the disk of the pictures is gone")
+        raise OSError("the disk of the images is gone")
 
-    with pytest.raises(OSError, match="the disk of the pictures is gone"):
+    with pytest.raises(OSError, match="the disk of the images is gone"):
         _fit(tmp_path, batches=_Broken(fail))
 
 
@@ -222,5 +222,5 @@ def test_the_configuration_survives_json_and_groups_have_optimisers_of_their_own
 
 def test_wandb_is_only_wanted_when_asked_for(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    with pytest.raises(UserError, match="wandb_project='pictures' needs Weights & Biases"):
-        _fit(tmp_path, wandb_project="pictures")
+    with pytest.raises(UserError, match="wandb_project='images' needs Weights & Biases"):
+        _fit(tmp_path, wandb_project="images")

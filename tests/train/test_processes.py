@@ -97,7 +97,7 @@ def test_four_processes_go_on_as_two_when_process_0_is_killed(tmp_path, alone):
         ("width", 1, 2, "has another configuration than process 0 (task.width: 256 -> 8); give every process the same"),
         ("elsewhere", 1, 2, "has another folder"),
         ("full", 0, 2, "has ended: the disk of 'here' is full; free space."),
-        ("raise", 1, 1, "has ended: OSError: the pictures are gone"),
+        ("raise", 1, 1, "has ended: OSError: the images are gone"),
     ],
 )
 def test_what_is_wrong_with_one_ends_both_with_a_sentence_that_names_it(tmp_path, what, process, status, sentence):
