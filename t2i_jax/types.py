@@ -72,9 +72,6 @@ class Task(Protocol):
     def after_update(self, params: Mapping[str, Params], stats: Stats, batch: Batch, key: Key, step: Array):
         """Changes without a gradient (reviving dead codes); returns `(params, stats)`. Runs inside the jitted step."""
 
-    def frozen_shapes(self) -> Mapping[str, Any]:
-        """Shapes of the parameters that the step reads and never changes, by name; {} without any."""
-
     def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
         """What makes `batch_size` images, one program per name; {} for a task that makes none."""
 
