@@ -91,9 +91,9 @@ class Peers:
             self._end(Preempted.status, "t2i: a process was lost while all joined; start the same command again.")
 
     def _send(self, message):
-        with self._sending:
-            with contextlib.suppress(OSError):  # process 0 is gone, which `_listen` sees
-                self._socket.sendall(json.dumps(message).encode() + b"\n")
+        line = json.dumps(message).encode() + b"\n"
+        with self._sending, contextlib.suppress(OSError):  # process 0 is gone, which `_listen` sees
+            self._socket.sendall(line)
 
     def _listen(self):
         try:

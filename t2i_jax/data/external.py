@@ -105,9 +105,9 @@ class TfdsSource(_Rows):
         except Exception as error:  # of many kinds, for names, networks, formats, and TensorFlow that is not there
             remedy = "prepare it with `tfds build --file_format=array_record`"
             raise _refusal("tfds", name, split, error, remedy) from None
-        def label(one):
+        def is_label(one):
             return isinstance(one, tfds.features.ClassLabel)
-        columns, classes = _columns("tfds", name, features, image, label)
+        columns, classes = _columns("tfds", name, features, image, is_label)
         super().__init__(name, rows, columns, classes)
 
     def _captions(self):

@@ -105,9 +105,9 @@ def make(
     if config.name == "adamw":
         rule = [optax.scale_by_adam(config.b1, config.b2, config.eps)]
     else:
-        def grown(i, exponent):
+        def decay_rate(i, exponent):
             return jnp.minimum(config.b2, 1 - (i + 1.0) ** -exponent)  # Shazeer & Stern 2018, sec. 7.2
-        rule = [optax.scale_by_factored_rms(decay_rate=0.8, decay_rate_fn=grown), optax.clip_by_block_rms(1.0)]
+        rule = [optax.scale_by_factored_rms(decay_rate=0.8, decay_rate_fn=decay_rate), optax.clip_by_block_rms(1.0)]
         rule += [optax.ema(config.b1, debias=False)] if config.b1 else []
     return optax.chain(*clip, *rule, *decay, optax.scale_by_learning_rate(learning_rate(config, steps)))
 

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 
+import chex
 import numpy as np
 import pytest
 
@@ -79,8 +80,8 @@ def test_batches_are_full_across_epochs(numbered):
     numbered(5)
     stream = batches(CONFIG, 8, 0, wants=("image", "tokens"))
     for batch in itertools.islice(stream, 3):
-        assert batch["image"].shape == (8, 4, 4, 3) and batch["image"].dtype == np.uint8
-        assert batch["tokens"].shape == (8, 2) and batch["tokens"].dtype == np.int32
+        chex.assert_shape([batch["image"], batch["tokens"]], [(8, 4, 4, 3), (8, 2)])
+        chex.assert_type([batch["image"], batch["tokens"]], [np.uint8, np.int32])
 
 
 def test_one_pass_in_order_leaves_nothing_out(numbered):

@@ -28,9 +28,10 @@ from t2i_jax.train.step import train_step
 from tests.train.toy import ToyBatches, ToyTask
 
 CONFIG = TrainConfig(batch_size=16, ema_decay=0.9)
+TASK = ToyTask()
 
 
-def start(folder, mesh, what="a toy", task=ToyTask()):
+def start(folder, mesh, what="a toy", task=TASK):
     """(how often the step was traced, state after two steps, loss, whether the first state was given away)."""
     optimisers = states.optimisers_of(task, CONFIG)
     first = states.start_of(task, optimisers, CONFIG.ema_decay)
@@ -45,12 +46,14 @@ def start(folder, mesh, what="a toy", task=ToyTask()):
 
     program = CompiledStep(step, places, mesh, Executables(pathlib.Path(folder), {"what": what}, mesh.devices.flat))
     source, before = ToyBatches(), state
+    at = sharding.batch_sharding(mesh)
+
+    def laid(array):
+        return jax.make_array_from_callback(array.shape, at, lambda index: array[index])
+
     for _ in range(2):
         batch = next(source)
-        at = sharding.batch_sharding(mesh)
-        def of(array):
-            return jax.make_array_from_callback(array.shape, at, lambda index: array[index])
-        state, metrics = program(state, {}, {name: of(batch[name]) for name in ("x", "y")})
+        state, metrics = program(state, {}, {name: laid(batch[name]) for name in ("x", "y")})
     given_away = all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
     return len(traced), state, float(metrics["loss"]), given_away
 

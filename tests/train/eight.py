@@ -15,6 +15,7 @@ if __name__ == "__main__":
 import functools
 import tempfile
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -122,11 +123,11 @@ def toy():
             assert {leaf.sharding.mesh.size for leaf in jax.tree.leaves(restored.params)} == {count}
             def plain(s):
                 return s.replace(key=jax.random.key_data(s.key))
-            jax.tree.map(np.testing.assert_array_equal, plain(restored), plain(state))
+            chex.assert_trees_all_equal(plain(restored), plain(state))
         places = sharding.shardings(dict(task.init(jax.random.key(0))[0]), sharding.make_mesh({"fsdp": 8}), "fsdp")
         _, weights = checkpoints.weights(places)
         for name in ("params", "ema"):
-            jax.tree.map(np.testing.assert_array_equal, weights[name], dict(getattr(state, name)))
+            chex.assert_trees_all_equal(weights[name], dict(getattr(state, name)))
         assert weights["params"]["first"]["wide"].sharding == places["first"]["wide"]
         checkpoints.close()
 
@@ -246,10 +247,11 @@ def sequence():
 
 def t5():
     """Parti with a frozen T5 whose embeddings are large enough to be split."""
+    from t2i_jax.systems.placement import on_mesh
+
     from t2i_jax.models.parti_transformer import PartiTransformer
     from t2i_jax.systems.parti.system import PartiSystem
     from t2i_jax.systems.parti.task import PartiTask
-    from t2i_jax.systems.placement import on_mesh
     from t2i_jax.text.t5 import T5Text
     from t2i_jax.text.t5_encoder import T5Encoder
 
@@ -294,6 +296,8 @@ def imagen():
 
 def sampling():
     """Images of Parti and of a cascade on a mesh are those of one device."""
+    from t2i_jax.systems.placement import on_mesh
+
     from t2i_jax.models import image_tokenizer
     from t2i_jax.models.parti_transformer import PartiTransformer
     from t2i_jax.models.unet import Unet
@@ -303,7 +307,6 @@ def sampling():
     from t2i_jax.systems.imagen.task import ImagenTask
     from t2i_jax.systems.parti.system import PartiSystem
     from t2i_jax.systems.parti.task import PartiTask
-    from t2i_jax.systems.placement import on_mesh
     from t2i_jax.text.stored import StoredText
 
     text, key = StoredText(dim=8, max_length=4), jax.random.key(0)

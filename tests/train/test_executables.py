@@ -10,9 +10,9 @@ import socket
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from t2i_jax import sharding
@@ -61,7 +61,7 @@ def test_a_second_start_does_not_trace_and_gives_the_same_bits(again, tmp_path):
     assert traced == 0 and given_away and loss == loss_again
     def plain(state):
         return state.replace(key=jax.random.key_data(state.key))
-    jax.tree.map(np.testing.assert_array_equal, plain(state), plain(same))
+    chex.assert_trees_all_equal(plain(state), plain(same))
 
 
 def _cut(path):

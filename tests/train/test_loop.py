@@ -6,6 +6,7 @@ import os
 import signal
 import time
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -22,8 +23,10 @@ _CONFIG = TrainConfig(
     steps=6, batch_size=16, log_every=2, save_every=2, keep=3, ema_decay=0.9, optim=OptimConfig(learning_rate=0.01)
 )
 
+_TASK = ToyTask()
 
-def _fit(workdir, task=ToyTask(), batches=None, hooks=(), **changes):
+
+def _fit(workdir, task=_TASK, batches=None, hooks=(), **changes):
     return fit(task, batches or ToyBatches(), dataclasses.replace(_CONFIG, **changes), workdir, hooks=hooks)
 
 
@@ -31,7 +34,7 @@ def assert_same_state(a, b):
     """Bit for bit."""
     def plain(state):
         return state.replace(key=jax.random.key_data(state.key))
-    jax.tree.map(np.testing.assert_array_equal, plain(a), plain(b))
+    chex.assert_trees_all_equal(plain(a), plain(b))
 
 
 def _lines(workdir):
@@ -53,7 +56,7 @@ def test_it_learns_writes_and_stores(uninterrupted):
     assert any(entry.name.startswith("events") for entry in workdir.iterdir())
     stored, params, ema, stats = load_params(workdir)
     assert stored["task"]["type"] == "ToyTask" and stored["train"]["steps"] == 6
-    jax.tree.map(np.testing.assert_array_equal, (params, ema, stats), (state.params, state.ema, state.stats))
+    chex.assert_trees_all_equal((params, ema, stats), (state.params, state.ema, state.stats))
     assert set(ema) == {"first"}
 
 
