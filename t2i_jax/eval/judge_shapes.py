@@ -60,13 +60,6 @@ class Claim:
     relation: tuple[int, int] | None
     background: str | None
 
-    def meaning(self) -> tuple:
-        """The claim in a form that is equal for captions that say the same ("a above b", "b below a")."""
-        if self.relation is None:
-            return self.things, self.size, self.background
-        axis, sign = self.relation
-        return (self.things if sign < 0 else self.things[::-1]), axis, self.background
-
 
 class JudgeShapes:
     """Whether images show what their captions say.
