@@ -118,11 +118,11 @@ def resolve(logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh, rul
     taken: set[str] = set()
     spec: list[Any] = []
     for name, size in zip(logical, shape, strict=True):
-        axes = tuple(a for a in RULES[rules].get(name or "", ()) if a not in taken)
+        axes = [a for a in RULES[rules].get(name or "", ()) if a not in taken]
         parts = math.prod(mesh.shape[a] for a in axes)
         if parts > 1 and size % parts == 0:
             taken.update(axes)
-            spec.append(axes if len(axes) > 1 else axes[0])
+            spec.append(tuple(axes) if len(axes) > 1 else axes[0])
         else:
             spec.append(None)
     return PartitionSpec(*spec)

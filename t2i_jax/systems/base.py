@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -46,14 +47,16 @@ class Given:
 
     Attributes:
       network: goes into the task's field. weights: an argument of the step; their shapes where nothing is computed.
-      fingerprint: tells weights apart; "" for shapes.
       system: the trained system, for a task that joins whole systems; None for a file of weights and for shapes.
+      home: the folder of its run; None for a file of weights and for shapes.
+      fingerprint: tells weights apart; "" where nobody asked for it yet.
     """
 
     network: Any
     weights: Any
-    fingerprint: str = ""
     system: Any = None
+    home: pathlib.Path | None = None
+    fingerprint: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
