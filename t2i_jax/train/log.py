@@ -1,4 +1,4 @@
-"""What a run tells: a progress line, WORKDIR/metrics.jsonl, TensorBoard events and, if wanted, Weights & Biases."""
+"""The log of a run: a progress line, WORKDIR/metrics.jsonl, TensorBoard events and, if wanted, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Log:
                 _replace(self.workdir / name, json.dumps(values))
 
     def progress(self, step: int, shown: Mapping[str, float | str]) -> None:
-        """Moves the progress line to a step; one that it shows already gets other figures."""
+        """Moves the progress line to a step and shows these values."""
         if self._speaks:
             self._bar.set_postfix(shown, refresh=step == self._bar.n)
             self._bar.update(step - self._bar.n)

@@ -107,7 +107,7 @@ def fit(
         step = functools.partial(
             train_step, task=task, optimisers=optimisers, ema_decay=config.ema_decay, accumulate=config.accumulate
         )
-        executables = Executables.of(task, config.of_step(), mesh.devices.flat)
+        executables = Executables.of(task, config.of_step(), list(mesh.devices.flat))
         log = Log(workdir, done, config.steps, config.wandb_project)
         pace = Pace(done, config.batch_size, task.flops(config.batch_size), clock)
         loop = _Loop(

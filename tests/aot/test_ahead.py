@@ -44,7 +44,7 @@ def test_an_axis_of_the_mesh_may_take_a_part_of_an_axis_of_the_torus():
 
 
 @needs_libtpu
-def test_a_step_is_compiled_and_its_costs_are_told():
+def test_a_step_is_compiled_and_its_costs_are_reported():
     report = ahead.compile_step(ToyTask(), TrainConfig(batch_size=16, mesh={"data": 2, "fsdp": 4}), {}, "v5e:2x4")
     assert report.fits and report.chips == 8 and report.mesh == {"data": 2, "fsdp": 4}
     assert 0 < report.arguments < report.peak < report.hbm == 16

@@ -47,7 +47,8 @@ class ToyTask:
         return params, {"seen": jnp.zeros(())}
 
     def batch_spec(self, batch_size):
-        of = lambda *shape: jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
+        def of(*shape):
+            return jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
         return {"x": of(8), "y": of(8)}
 
     def first(self, params, stats, frozen, batch, key, step):
