@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from t2i_jax.errors import UserError
 from t2i_jax.nn.conv import conv
+from t2i_jax.pixels import SIGNED
 from t2i_jax.types import Array
 
 
@@ -43,7 +44,7 @@ class SuperResolution(nn.Module):
     channels: int = 128
     expansion: int = 4
     image_channels: int = 3
-    pixel_range: tuple[float, float] = (-1.0, 1.0)
+    pixel_range: tuple[float, float] = SIGNED
     dtype: str = "float32"
 
     def __post_init__(self):
