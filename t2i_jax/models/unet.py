@@ -12,7 +12,7 @@ from t2i_jax.models import unet_sizes as sizes
 from t2i_jax.nn import resample
 from t2i_jax.nn.conditioning import LevelCondition, TextCondition
 from t2i_jax.nn.conv import conv
-from t2i_jax.nn.resnet_block import Block, ResnetBlock
+from t2i_jax.nn.resnet_block import Block, ResnetBlock, ResnetStack
 from t2i_jax.nn.transformer import REMAT
 from t2i_jax.nn.unet_attention import MAX_SCORES, TransformerBlock, affine_norm
 from t2i_jax.sharding import constrain
@@ -117,6 +117,8 @@ class Unet(nn.Module):
     remat: str = "none"
     scan_blocks: bool = False
     dtype: str = "float32"
+
+    trains = True  # it has weights to train
 
     def __post_init__(self):
         sizes.check(self)
@@ -270,32 +272,12 @@ class Unet(nn.Module):
         return first, further, lambda x: constrain(attention(x, condition[1]), "batch", None, None, None)
 
     def _further(self, name, count, width, condition):
-        """Blocks that are alike: of the map, and what is joined to it before each, to (map, the map after each)."""
-        gate, names = self.use_global_context_attn, [f"{name}_{n}" for n in range(count)]
-        join = lambda x, joined: x if joined is None else jnp.concatenate([x, joined], axis=-1)
-
-        def one_by_one(x, joined=None):
-            after = []
-            for n, block in enumerate([self._block(name, width, condition, gate=gate) for name in names]):
-                x = block(join(x, joined and joined[n]))
-                after.append(x)
-            return x, after
-
-        def looped(x, joined=None):
-            weights = [self.variables["params"][name] for name in names]
-            block = ResnetBlock(width, None, gate, self.attn_heads, self.attn_dim_head, dtype=self.dtype, parent=None)
-
-            def step(x, each):
-                x = block.apply({"params": each[0]}, join(x, each[1]), *condition)
-                x = constrain(x, "batch", None, None, None)
-                return x, x
-
-            if self.remat != "none":
-                step = jax.checkpoint(step, policy=REMAT[self.remat], prevent_cse=False)
-            each = zip(weights, joined or [None] * count, strict=True)
-            return jax.lax.scan(step, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each))
-
-        return looped if self.scan_blocks and count > 1 and not self.is_initializing() else one_by_one
+        """The blocks of a level after its first: a function of the map, and of what is joined to it before each."""
+        names, heads = tuple(f"{name}_{n}" for n in range(count)), (self.attn_heads, self.attn_dim_head)
+        gate, scan = self.use_global_context_attn, self.scan_blocks
+        stack = ResnetStack(names, width, gate, *heads, self.attn_max_scores, self.remat, scan, self.dtype)
+        nn.share_scope(self, stack)  # its blocks are parameters of the network itself
+        return lambda x, joined=None: stack(x, *condition, joined)
 
     def _block(self, name, width, condition, cross=None, gate=False, heads=None):
         """A residual block as a function of the map alone."""
@@ -341,12 +323,12 @@ def SRUnet1024(**fields: Any) -> Unet:  # noqa: N802
 
 
 class NullUnet(nn.Module):
-    """A stage that is left out: it gives back what it is given. Its one number has no effect."""
+    """A stage that is left out: the network returns its input. Its one parameter has no effect and is never trained."""
 
-    @property
-    def lowres_cond(self) -> bool:
-        """It can only be a first stage."""
-        return False
+    trains = False
+    multiple = 1  # any image size goes through
+    lowres_cond = False  # it can only be a first stage
+    cond_images_channels = 0
 
     @nn.compact
     def __call__(self, x_BHWC: Array, *conditions: Any, **more: Any) -> Array:
