@@ -70,11 +70,11 @@ def generate(
     Top-k and top-p look at the guided logits, top-p at those divided by the temperature.
     """
     batch = keys_B.shape[0]
-    twice = lambda ids_B: jnp.concatenate([ids_B, ids_B]) if sampling.guided else ids_B
 
     def step(position, carry):
         ids_B, tokens_BN, cache = carry
-        logits, cache = decode(twice(ids_B), position, cache)
+        rows = jnp.concatenate([ids_B, ids_B]) if sampling.guided else ids_B
+        logits, cache = decode(rows, position, cache)
         if sampling.guided:
             logits = filters.guide(logits[:batch], logits[batch:], guidance)
         keys = jax.vmap(lambda key: jax.random.fold_in(key, position))(keys_B)

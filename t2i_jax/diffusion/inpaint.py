@@ -46,7 +46,9 @@ def repaint(
     if compat is not None:
         one_of("inpaint.compat", compat, ("imagen-pytorch",))
     keep = keep_BHW[..., None].astype(bool)
-    rows = lambda level: jnp.full(known_BHWC.shape[:1], level, jnp.float32)
+
+    def rows(level):
+        return jnp.full(known_BHWC.shape[:1], level, jnp.float32)
 
     def body(state, at):
         i, now, after = at
@@ -54,7 +56,9 @@ def repaint(
             tell()
 
         def once(r, state):
-            normal = lambda j: draw(1 + 3 * (i * resample + r) + j, state.x_BHWC)
+            def normal(j):
+                return draw(1 + 3 * (i * resample + r) + j, state.x_BHWC)
+
             x = jnp.where(keep, noise.add(known_BHWC, normal(0), rows(now)), state.x_BHWC)
             state = step(State(x, state.x0_BHWC), Levels(now, now, after), lambda: normal(1))
             again = (r < resample - 1) & (after > 0)

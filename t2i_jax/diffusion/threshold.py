@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from t2i_jax.diffusion.denoiser import Denoise
 from t2i_jax.diffusion.noise import per_row
 from t2i_jax.errors import UserError
+from t2i_jax.pixels import SIGNED
 from t2i_jax.types import Array
 
 
 def clamp(denoise: Denoise) -> Denoise:
     """Static thresholding: estimates clipped to [-1, 1]."""
-    return lambda *args: jnp.clip(denoise(*args), -1.0, 1.0)
+    return lambda *args: jnp.clip(denoise(*args), *SIGNED)
 
 
 def dynamic(denoise: Denoise, percentile: float = 0.95) -> Denoise:

@@ -37,10 +37,9 @@ class PartiLayer(nn.Module):
 
     def setup(self):
         scale = _init_scale(self.compat)
-        attention = lambda: MultiQueryAttention(
-            self.dim, self.heads, self.dim_head, self.dropout, scale, "output_norm" in self.compat, self.dtype
-        )
-        self.self_attention, self.cross_attention = attention(), attention()
+        sizes, out_norm = (self.dim, self.heads, self.dim_head), "output_norm" in self.compat
+        self.self_attention = MultiQueryAttention(*sizes, self.dropout, scale, out_norm, self.dtype)
+        self.cross_attention = MultiQueryAttention(*sizes, self.dropout, scale, out_norm, self.dtype)
         table = ((2 * self.fmap_size - 1) ** 2, self.heads)
         self.bias = self.param("bias", boxed(nn.initializers.normal(scale), None, "heads"), table)
         hidden = int(self.dim * self.ff_mult)
@@ -129,12 +128,12 @@ class Parti(token_decoder.TokenDecoder):
 
     def setup(self):
         token_decoder.check_complete(self)
-        draw = nn.initializers.normal(_init_scale(self.compat))
+        normal = nn.initializers.normal(_init_scale(self.compat))
         vectors = (self.fmap_size, self.dim)
-        self.start_token = self.param("start_token", boxed(draw, "embed"), (self.dim,))
-        self.height_pos = self.param("height_pos", boxed(draw, None, "embed"), vectors)
-        self.width_pos = self.param("width_pos", boxed(draw, None, "embed"), vectors)
-        self.embedding = self.param("embedding", boxed(draw, "vocab", "embed"), (self.codebook_size, self.dim))
+        self.start_token = self.param("start_token", boxed(normal, "embed"), (self.dim,))
+        self.height_pos = self.param("height_pos", boxed(normal, None, "embed"), vectors)
+        self.width_pos = self.param("width_pos", boxed(normal, None, "embed"), vectors)
+        self.embedding = self.param("embedding", boxed(normal, "vocab", "embed"), (self.codebook_size, self.dim))
         self.init_norm, self.final_norm = channel_norm(None, self.dtype), channel_norm(None, self.dtype)
         self.layers = scanned(PartiLayer, self.depth, self.remat, inputs=3)(**layer_fields(self, PartiLayer))
 
@@ -172,9 +171,10 @@ class Parti(token_decoder.TokenDecoder):
         vector_C = self.height_pos[before // self.fmap_size] + self.width_pos[before % self.fmap_size]
         x_BC = jnp.where(position == 0, self.start_token, self.embedding[ids_B] + vector_C)
         layer = self._layer()
-        step = lambda params, x, entries: layer.apply(
-            {"params": params}, x, entries, position, cache["text_mask"], method="step"
-        )
+
+        def step(params, x, entries):
+            return layer.apply({"params": params}, x, entries, position, cache["text_mask"], method="step")
+
         x_BC, layers = decode_layers(step, self.init_norm(x_BC), cache["layers"], position)
         return self._logits(x_BC), {**cache, "layers": layers}
 

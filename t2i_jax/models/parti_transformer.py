@@ -63,19 +63,22 @@ class PartiTransformer(token_decoder.TokenDecoder):
 
     def setup(self):
         token_decoder.check_complete(self)
-        draw = nn.initializers.normal(0.02)
-        vector = lambda name, *shape: self.param(name, boxed(draw, *[None] * (len(shape) - 1), "embed"), shape)
+        normal = nn.initializers.normal(0.02)
+
+        def vector(name, *shape):
+            return self.param(name, boxed(normal, *[None] * (len(shape) - 1), "embed"), shape)
+
         self.start_token = vector("start_token", self.dim)
         if self.positions == "axial":
             self.height_pos = vector("height_pos", self.fmap_size, self.dim)
             self.width_pos = vector("width_pos", self.fmap_size, self.dim)
         else:
             self.pos = vector("pos", self.num_tokens, self.dim)
-        self.null_text = self.param("null_text", boxed(draw, "text"), (self.text_embed_dim,))
-        self.embedding = self.param("embedding", boxed(draw, "vocab", "embed"), (self.codebook_size, self.dim))
+        self.null_text = self.param("null_text", boxed(normal, "text"), (self.text_embed_dim,))
+        self.embedding = self.param("embedding", boxed(normal, "vocab", "embed"), (self.codebook_size, self.dim))
         shape = {n: getattr(self, n) for n in ("dim", "depth", "heads", "mlp_dim", "dropout", "remat", "dtype")}
         self.decoder = Transformer(cross=True, causal=True, **shape)
-        self.to_logits = Dense(self.codebook_size, ("embed", "vocab"), init=draw)
+        self.to_logits = Dense(self.codebook_size, ("embed", "vocab"), init=normal)
 
     def __call__(
         self,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax.errors import UserError
-from t2i_jax.nn.conv import conv
+from t2i_jax.nn.conv import conv, unpatchify
 from t2i_jax.pixels import SIGNED
 from t2i_jax.types import Array
 
@@ -76,6 +76,4 @@ def enlarged(image_BHWC: Array) -> Array:
 
 def pixel_shuffle(x_BHWC: Array) -> Array:
     """Four channels as a 2 x 2 square of pixels: (B, 2H, 2W, C / 4)."""
-    batch, height, width, channels = x_BHWC.shape
-    split = x_BHWC.reshape(batch, height, width, 2, 2, channels // 4)
-    return split.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, channels // 4)
+    return unpatchify(x_BHWC, 2)

@@ -259,7 +259,10 @@ class Unet(nn.Module):
 
     def _level(self, name, i, width, condition, deterministic):
         """The first block of a level, its further blocks (see `_further`) and its attention, a function of the map."""
-        at = lambda field: sizes.per_level(self, field)[i]
+
+        def at(field):
+            return sizes.per_level(self, field)[i]
+
         cross = "linear" if at("use_linear_cross_attn") else "softmax" if at("layer_cross_attns") else None
         first = self._block(f"{name}_first", width, condition, cross)
         further = self._further(f"{name}_block", at("num_resnet_blocks"), width, condition)

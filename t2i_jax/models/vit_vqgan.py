@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from t2i_jax import config
 from t2i_jax.errors import UserError
@@ -87,8 +88,9 @@ class Transformer(nn.Module):
     def __call__(self, x_BHWC: Array) -> Array:
         """The transformed map, same shape."""
         x = x_BHWC
-        recomputed = lambda module: module if self.remat == "none" else nn.remat(module, policy=REMAT[self.remat])
-        attention, feed_forward = recomputed(Attention), recomputed(FeedForward)
+        attention, feed_forward = Attention, FeedForward
+        if self.remat != "none":
+            attention, feed_forward = (nn.remat(m, policy=REMAT[self.remat]) for m in (Attention, FeedForward))
         for i in range(self.layers):
             x = x + Depthwise(self.dim, "embed", self.dtype, name=f"peg_{i}")(x)
             x = x + attention(self.dim, self.heads, self.dim_head, self.dtype, name=f"attention_{i}")(x)
@@ -255,15 +257,15 @@ def _spread(bias_RH, size):
     table = bias_RH.T.reshape(-1, wide, wide)  # [head, row difference, column difference]
     rows = jnp.arange(size)[:, None] - jnp.arange(size)[None, :] + size - 1
     spread = table[:, rows][:, :, :, rows]  # [head, query row, key row, query column, key column]
-    return spread.transpose(0, 1, 3, 2, 4).reshape(-1, size * size, size * size)
+    return rearrange(spread, "h q k r c -> h (q r) (k c)")
 
 
 def _shifted(image_BHWC):
     """The image and its four shifts by one pixel (right, left, down, up; zeros enter), along the channels."""
     rows, columns = image_BHWC.shape[1:3]
     padded = jnp.pad(image_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    at = lambda i, j: padded[:, i : i + rows, j : j + columns]
-    return jnp.concatenate([at(1, 1), at(1, 0), at(1, 2), at(0, 1), at(2, 1)], axis=-1)
+    places = ((1, 1), (1, 0), (1, 2), (0, 1), (2, 1))
+    return jnp.concatenate([padded[:, i : i + rows, j : j + columns] for i, j in places], axis=-1)
 
 
 def _convolved_positions(kernel_IJFO, size):
@@ -279,7 +281,10 @@ def _convolved_positions(kernel_IJFO, size):
     taps = kernel_IJFO.reshape(9, 4 * half, -1)
     products = jnp.einsum("TNF,TFO->TNO", jnp.broadcast_to(both, (9, *both.shape)), taps).reshape(3, 3, 2, size, -1)
     from_rows_IJNO, from_columns_IJNO = products[:, :, 0], products[:, :, 1]
-    shift = lambda t_NO, i: jnp.pad(t_NO, ((1, 1), (0, 0)))[i : i + size]
+
+    def shift(t_NO, i):
+        return jnp.pad(t_NO, ((1, 1), (0, 0)))[i : i + size]
+
     inside_IN = jnp.stack([shift(jnp.ones((size, 1), taps.dtype), i)[:, 0] for i in range(3)])
     rows_JHO = sum(jax.vmap(shift, (0, None))(from_rows_IJNO[i], i) for i in range(3))
     columns_IWO = sum(jax.vmap(shift, (0, None))(from_columns_IJNO[:, j], j) for j in range(3))

@@ -53,9 +53,10 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_BNC: Array, _: None = None) -> tuple[Array, None]:
         """The tokens after the block, and None: the form that a scan over layers wants."""
-        make = lambda features, name, axes, bias=True: Dense(
-            features, axes, bias=bias, dtype=self.dtype, init=_XAVIER, name=name
-        )
+
+        def make(features, name, axes, bias=True):
+            return Dense(features, axes, bias, self.dtype, _XAVIER, name=name)
+
         inner, x_TC = self.heads * self.dim_head, x_BNC.reshape(-1, self.dim)  # T = B N: twice as fast on a CPU
         qkv = make(3 * inner, "to_qkv", ("embed", "heads"), bias=False)(_norm("attention_norm", self.dtype)(x_TC))
         q, k, v = jnp.split(qkv.reshape(*x_BNC.shape[:2], 3 * self.heads, self.dim_head), 3, axis=2)
@@ -177,14 +178,14 @@ class ViTVQGAN(image_tokenizer.QuantizedAutoencoder):
 
     def setup(self):
         decoder_dim, decoder_heads, decoder_layers, decoder_mlp_dim = self._decoder()
-        make = lambda features, axes: Dense(features, axes, dtype=self.dtype, init=_XAVIER)
-        self.to_tokens = make(self.dim, ("patch", "embed"))
+        layer = {"dtype": self.dtype, "init": _XAVIER}
+        self.to_tokens = Dense(self.dim, ("patch", "embed"), **layer)
         self.encoder = self._transformer(self.dim, self.layers, self.heads, self.mlp_dim)
         self.quantizer = quantize.FactorisedVq(
             self.dim, self.codebook_size, self.codebook_dim, self.beta, self.dtype, decoder_dim
         )
         self.decoder = self._transformer(decoder_dim, decoder_layers, decoder_heads, decoder_mlp_dim)
-        self.to_pixels = make(self.channels * self.patch_size**2, ("embed", "patch"))
+        self.to_pixels = Dense(self.channels * self.patch_size**2, ("embed", "patch"), **layer)
 
     def encoder_fmap(self, image_BHWC: Array) -> Array:
         """The map (B, rows, columns, dim) before quantisation."""

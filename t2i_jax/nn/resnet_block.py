@@ -9,14 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from t2i_jax.nn.conv import Dense, boxed, conv
+from t2i_jax.nn.conv import POINTWISE, Dense, boxed, conv
 from t2i_jax.nn.quantize import unit
 from t2i_jax.nn.transformer import REMAT
 from t2i_jax.nn.unet_attention import MAX_SCORES, CrossAttention
 from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
-
-_1X1 = ("conv_in", "conv_out")
 
 
 class RmsNorm(nn.Module):
@@ -56,11 +54,11 @@ class GlobalContext(nn.Module):
         """(B, 1, 1, C)."""
         B, _, _, C = x_BHWC.shape
         x_BNC = x_BHWC.reshape(B, -1, C)
-        scores_BN1 = Dense(1, (_1X1[0], None), dtype=self.dtype, name="scores")(x_BNC).astype(jnp.float32)
+        scores_BN1 = Dense(1, (POINTWISE[0], None), dtype=self.dtype, name="scores")(x_BNC).astype(jnp.float32)
         weights = nn.softmax(scores_BN1, axis=1)[..., 0].astype(self.dtype)
         mean_BC = jnp.einsum("BN,BNC->BC", weights, x_BNC)
-        hidden = nn.silu(Dense(max(3, C // 2), _1X1, dtype=self.dtype, name="hidden")(mean_BC))
-        return nn.sigmoid(Dense(C, _1X1, dtype=self.dtype, name="gate")(hidden))[:, None, None]
+        hidden = nn.silu(Dense(max(3, C // 2), POINTWISE, dtype=self.dtype, name="hidden")(mean_BC))
+        return nn.sigmoid(Dense(C, POINTWISE, dtype=self.dtype, name="gate")(hidden))[:, None, None]
 
 
 class ResnetBlock(nn.Module):
@@ -94,7 +92,7 @@ class ResnetBlock(nn.Module):
         if self.gate:
             h = h * GlobalContext(self.dtype, name="gate")(h)
         if x_BHWC.shape[-1] != self.features:
-            x_BHWC = Dense(self.features, _1X1, dtype=self.dtype, name="residual")(x_BHWC)
+            x_BHWC = Dense(self.features, POINTWISE, dtype=self.dtype, name="residual")(x_BHWC)
         return h + x_BHWC
 
 
