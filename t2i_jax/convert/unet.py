@@ -214,7 +214,7 @@ def _shapes(model):
 
 
 def _is_unet(state):
-    """Of pictures; the same network of videos has five axes."""
+    """Of images; the same network of videos has five axes."""
     return "to_time_hiddens.0.weights" in state and "null_text_embed" in state and state["final_conv.weight"].ndim == 4
 
 

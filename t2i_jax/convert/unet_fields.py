@@ -13,7 +13,7 @@ def fields(state: State, module: Any) -> dict[str, Any]:
     """The configuration of a U-Net.
 
     Shapes do not tell `scale_skip_connection`, `resize_mode` and `use_linear_cross_attn`; nor the inputs where the
-    first convolution has channels beyond those of the picture and a smaller one. A live module tells all.
+    first convolution has channels beyond those of the image and a smaller one. A live module tells all.
 
     Raises:
       UserError: weights of a version before 2.0.0, whose networks normalise in another way.

@@ -65,7 +65,7 @@ def generate(
       grow: `(cache, tokens) -> cache` with room for so many; None: it has room for all of them.
       keys_B: one key per row, so that a row's tokens do not depend on what else is in the batch.
       guidance: strength l in null + l * (text - null). temperature: 0 takes the likeliest token.
-      given_BN, known_BN: tokens, and True where they are to be kept (completion of a picture); None: none.
+      given_BN, known_BN: tokens, and True where they are to be kept (completion of an image); None: none.
 
     Top-k and top-p look at the guided logits, top-p at those divided by the temperature.
     """

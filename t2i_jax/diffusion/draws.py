@@ -12,7 +12,7 @@ Draw = Callable[[Array | int, Array], Array]  # (count, x_BHWC) -> unit normal o
 
 
 def gaussian(keys_B: Key) -> Draw:
-    """Draws with one key per row, so that a row's picture does not depend on what else is in the batch."""
+    """Draws with one key per row, so that a row's image does not depend on what else is in the batch."""
 
     def draw(count, x_BHWC):
         def row(key):

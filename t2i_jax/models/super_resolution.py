@@ -27,16 +27,16 @@ class WideBlock(nn.Module):
 
 
 class SuperResolution(nn.Module):
-    """Pictures 2 or 4 times as large (as in the Parti paper): 12 wide residual blocks of 128 channels per doubling.
+    """Images 2 or 4 times as large (as in the Parti paper): 12 wide residual blocks of 128 channels per doubling.
 
         SuperResolution(scale=2)    # 14 million parameters, 256 -> 512 in the paper
         SuperResolution(scale=4)    # 28 million, 256 -> 1024
 
-    Each doubling adds what it learnt to the bicubically enlarged picture. Any size goes in.
+    Each doubling adds what it learnt to the bicubically enlarged image. Any size goes in.
 
     Attributes:
       scale: 2 or 4. blocks, channels, expansion: sizes of one doubling. image_channels: 1 or 3.
-      pixel_range: of its float images. dtype: of the computation; the picture is float32.
+      pixel_range: of its float images. dtype: of the computation; the image is float32.
     """
 
     scale: int = 2

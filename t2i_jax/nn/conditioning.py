@@ -1,4 +1,4 @@
-"""What imagen-pytorch's U-Net is told besides the picture: a noise level and a text, each as a vector and as tokens."""
+"""What imagen-pytorch's U-Net is told besides the image: a noise level and a text, each as a vector and as tokens."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from einops import rearrange
 
 from t2i_jax.types import Array
 
-MAX_SCORES = 2**23  # per picture: 32 MB of float32
+MAX_SCORES = 2**23  # per image: 32 MB of float32
 
 
 def by_queries(
@@ -20,7 +20,7 @@ def by_queries(
 
     Args:
       attend: takes queries and the place of the first of them; computed once more in the backward pass of a block.
-      keys: seen by each query. max_scores: where a picture has more of them (H * Q * keys), it is done in blocks.
+      keys: seen by each query. max_scores: where an image has more of them (H * Q * keys), it is done in blocks.
     """
     _, Q, H, _ = q_BQHD.shape
     if Q * H * keys <= max_scores:

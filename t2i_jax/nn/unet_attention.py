@@ -35,7 +35,7 @@ def attend(q_BQHD: Array, k_BKGD: Array, v_BKGD: Array, max_scores: int = MAX_SC
 
     Args:
       k_BKGD, v_BKGD: one per head, or one for all heads (G = 1).
-      max_scores: where a picture has more scores (H * Q * K), cuDNN or blocks of queries do without their matrix.
+      max_scores: where an image has more scores (H * Q * K), cuDNN or blocks of queries do without their matrix.
     """
     if math.prod(q_BQHD.shape[1:3]) * k_BKGD.shape[1] > max_scores and cudnn_takes(q_BQHD):
         return cudnn(q_BQHD, k_BKGD, v_BKGD, scale=1.0)

@@ -15,7 +15,7 @@ TINY = Unet(dim=8, dim_mults=(1, 2), text_embed_dim=6, attn_heads=2, attn_dim_he
 
 
 def random_inputs(model, rows=8, columns=12, batch=2):
-    """Inputs by name, with a text, for a picture that is not square."""
+    """Inputs by name, with a text, for an image that is not square."""
     rng = np.random.default_rng(0)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     inputs = {"x_BHWC": normal(batch, rows, columns, model.channels), "condition_B": normal(batch)}
@@ -201,7 +201,7 @@ def test_bad_inputs_are_refused_in_one_sentence(change, message):
         shapes(TINY, inputs)
 
 
-def test_a_super_resolution_stage_wants_its_small_picture():
+def test_a_super_resolution_stage_wants_its_small_image():
     model = TINY.clone(lowres_cond=True, memory_efficient=True)
     inputs = random_inputs(model, 8, 12)
     assert model.multiple == 4
