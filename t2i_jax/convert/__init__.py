@@ -54,7 +54,7 @@ def from_torch(source: Any, **fields: Any) -> tuple[Any, dict[str, Any]]:
         state = source.state_dict() if module is not None else source
     state = torch_io.arrays(engine.strip(state))
     network = _recognised(state)
-    state = network.today(state)
+    state = network.upgrade(state)
     try:
         inferred = network.fields(state, module)
     except KeyError as error:

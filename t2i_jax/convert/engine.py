@@ -44,25 +44,9 @@ def reshaped(torch_shape: Sequence[int], our_shape: Sequence[int], name: str = "
     return Layout(name, lambda a: a.reshape(our_shape), lambda a: a.reshape(torch_shape))
 
 
-def split_linear(out: Sequence[int] = (), into: Sequence[int] = ()) -> Layout:
-    """A Linear weight (out, in) as ours (*in, *out), with one side split, for example out=(heads, dim_head)."""
-
-    def to_ours(a):
-        rows, columns = a.shape
-        return a.T.reshape(*(into or (columns,)), *(out or (rows,)))
-
-    def to_torch(a):
-        n_in = len(into) or 1
-        columns, rows = int(np.prod(a.shape[:n_in])), int(np.prod(a.shape[n_in:]))
-        return a.reshape(columns, rows).T
-
-    return Layout("split linear", to_ours, to_torch)
-
-
 SAME = Layout("same", lambda a: a, lambda a: a)
 LINEAR = _permuted("linear (out, in) <-> (in, out)", (1, 0))
 CONV = _permuted("conv (O, I, H, W) <-> (H, W, I, O)", (2, 3, 1, 0))
-CONV_TRANSPOSE = _permuted("transposed conv (I, O, H, W) <-> (H, W, I, O)", (2, 3, 0, 1))
 CONV1X1 = Layout("1x1 conv (O, I, 1, 1) <-> (I, O)", lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])
 DEPTHWISE = Layout(
     "depthwise conv (C, 1, H, W) <-> (H, W, C)",
@@ -115,7 +99,7 @@ class Network:
       shapes: `model -> nested dict of ShapeDtypeStruct`, unboxed; the same tree as the converted parameters.
       ignore: how the names of arrays begin that may be there and are not needed, unless the table has them.
       optional: paths of groups of our parameters that may be left out as a whole (a discriminator that was not kept).
-      today: a state dict of an earlier release as one of today's; names and shapes only.
+      upgrade: a state dict of an earlier release as one of the current release; changes names and shapes only.
     """
 
     model: type
@@ -125,7 +109,27 @@ class Network:
     shapes: Callable[[Any], Mapping[str, Any]]
     ignore: tuple[str, ...] = ()
     optional: tuple[tuple[str, ...], ...] = ()
-    today: Callable[[State], State] = dict
+    upgrade: Callable[[State], State] = dict
+
+
+def within(table: Sequence[Entry | Constant], torch: str, ours: str) -> list[Entry | Constant]:
+    """The table of a network that is a part of a larger one.
+
+    Args:
+      torch: what its names begin with in the state dict of the whole, for example "vae."; "" for nothing.
+      ours: the key of its parameters in those of the whole.
+    """
+
+    def moved(entry):
+        named = dataclasses.replace(entry, torch=torch + entry.torch)
+        return dataclasses.replace(named, ours=(ours, *entry.path)) if isinstance(entry, Entry) else named
+
+    return [moved(entry) for entry in table]
+
+
+def part(state: State, torch: str) -> dict[str, Any]:
+    """The arrays whose names begin with `torch`, under the rest of their names."""
+    return {key.removeprefix(torch): value for key, value in state.items() if key.startswith(torch)}
 
 
 def to_ours(table: Sequence[Entry | Constant], state: State, shapes: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,9 +237,9 @@ def strip(state: Mapping[str, Any]) -> dict[str, Any]:
     perceptual network that was saved along (`vgg*`, `_vgg*`).
     """
     if any(key.startswith("ema_model.") for key in state):
-        state = {key[len("ema_model.") :]: value for key, value in state.items() if key.startswith("ema_model.")}
+        state = part(state, "ema_model.")
     if state and all(key.startswith("module.") for key in state):
-        state = {key[len("module.") :]: value for key, value in state.items()}
+        state = part(state, "module.")
     return {key: value for key, value in state.items() if not key.startswith(("vgg", "_vgg"))}
 
 

@@ -65,17 +65,15 @@ def from_trainer(source: str | pathlib.Path | Mapping[str, Any], **fields: Any) 
 
 def to_trainer(weights: TrainerWeights) -> dict[str, Any]:
     """What `torch.save` writes as a checkpoint that `ImagenTrainer.load` reads; its optimisers then start anew."""
-    import_state = lambda params: torch_io.tensors(
-        engine.to_torch(NETWORK.table(weights.model), params, NETWORK.shapes(weights.model))
-    )
-    state = import_state(weights.params)
+    table, shapes = NETWORK.table(weights.model), NETWORK.shapes(weights.model)
+    state = torch_io.tensors(engine.to_torch(table, weights.params, shapes))
     saved = {"model": state, "version": VERSION, **torch_io.tensors({"steps": np.asarray(weights.steps)})}
     if weights.averages is not None:
-        averages, ema = import_state(weights.averages), {}
+        averages, ema = torch_io.tensors(engine.to_torch(table, weights.averages, shapes)), {}
         for i, count in enumerate(weights.steps):
             ema |= torch_io.tensors({f"{i}.initted": np.asarray(True), f"{i}.step": np.asarray(count)})
             for name, source in (("online_model", state), ("ema_model", averages)):
-                ema |= {f"{i}.{name}.{_within(key)}": value for key, value in source.items() if _stage(key) == i}
+                ema |= {f"{i}.{name}.{key}": value for key, value in engine.part(source, f"unets.{i}.").items()}
         saved["ema"] = ema
     if weights.settings:
         saved["imagen_params"] = {name: value for name, value in weights.settings.items() if name != "imagen_type"}
@@ -93,18 +91,10 @@ def _ema_models(ema):
     return found
 
 
-def _stage(key):
-    return int(key.split(".")[1])
-
-
-def _within(key):
-    return key.split(".", 2)[2]
-
-
 def _split(state: State) -> list[dict[str, np.ndarray]]:
     """The state dicts of the U-Nets in order."""
-    count = 1 + max(_stage(key) for key in state)
-    return [{_within(key): value for key, value in state.items() if _stage(key) == i} for i in range(count)]
+    count = 1 + max(int(key.split(".")[1]) for key in state)
+    return [engine.part(state, f"unets.{i}.") for i in range(count)]
 
 
 def _network(of: Any) -> Network:
@@ -122,12 +112,10 @@ def _fields(state: State, module: Any) -> dict[str, Any]:
 
 
 def _table(model: Cascade) -> Sequence[Entry | Constant]:
-    put = lambda i, entry: (
-        dataclasses.replace(entry, torch=f"unets.{i}.{entry.torch}", ours=(f"stage_{i + 1}", *entry.path))
-        if isinstance(entry, Entry)
-        else dataclasses.replace(entry, torch=f"unets.{i}.{entry.torch}")
-    )
-    return [put(i, entry) for i, part in enumerate(model.unets) for entry in _network(part).table(part)]
+    entries = []
+    for i, part in enumerate(model.unets):
+        entries += engine.within(_network(part).table(part), f"unets.{i}.", f"stage_{i + 1}")
+    return entries
 
 
 NETWORK = Network(

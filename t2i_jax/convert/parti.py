@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax import sharding
-from t2i_jax.convert import vit_vqgan
+from t2i_jax.convert import engine, vit_vqgan
 from t2i_jax.convert.engine import LINEAR, SAME, Constant, Entry, Network, State
 from t2i_jax.models.parti import Parti, PartiAndTokenizer
 
@@ -36,7 +35,10 @@ def table(model: Parti) -> list[Entry | Constant]:
 def _layer(model, i):
     own, cross, mlp = (f"layers.{i}.{j}" for j in range(3))
     hidden = int(model.dim * model.ff_mult)
-    at = lambda torch, ours, layout=SAME: Entry(torch, f"layers/{ours}", layout, layer=i)
+
+    def at(torch, ours, layout=SAME):
+        return Entry(torch, f"layers/{ours}", layout, layer=i)
+
     entries = []
     for torch, ours in ((own, "self_attention"), (cross, "cross_attention")):
         entries += [
@@ -97,28 +99,22 @@ def _shapes(model):
 
 
 def _both_fields(state, module):
-    own = {key: value for key, value in state.items() if not key.startswith(_VAE)}
-    vae = {key[len(_VAE) :]: value for key, value in state.items() if key.startswith(_VAE)}
-    tokenizer = vit_vqgan.NETWORK.fields(vae, None if module is None else module.vae)
-    return {"parti": Parti(**fields(own, module)), "tokenizer": vit_vqgan.NETWORK.model(**tokenizer)}
+    tokenizer = vit_vqgan.NETWORK.fields(engine.part(state, _VAE), None if module is None else module.vae)
+    return {"parti": Parti(**fields(_without_vae(state), module)), "tokenizer": vit_vqgan.NETWORK.model(**tokenizer)}
 
 
-def _both_today(state):
-    vae = {key[len(_VAE) :]: value for key, value in state.items() if key.startswith(_VAE)}
-    own = {key: value for key, value in state.items() if not key.startswith(_VAE)}
-    return own | {_VAE + key: value for key, value in vit_vqgan.today(vae).items()}
+def _both_upgrade(state):
+    vae = vit_vqgan.upgrade(engine.part(state, _VAE))
+    return _without_vae(state) | {_VAE + key: value for key, value in vae.items()}
+
+
+def _without_vae(state):
+    return {key: value for key, value in state.items() if not key.startswith(_VAE)}
 
 
 def _both_table(model):
-    put = lambda entry, prefix, group: (
-        dataclasses.replace(entry, torch=prefix + entry.torch, ours=(group, *entry.path))
-        if isinstance(entry, Entry)
-        else dataclasses.replace(entry, torch=prefix + entry.torch)
-    )
-    return [
-        *(put(entry, "", "parti") for entry in table(model.parti)),
-        *(put(entry, _VAE, "tokenizer") for entry in vit_vqgan.NETWORK.table(model.tokenizer)),
-    ]
+    tokenizer = vit_vqgan.NETWORK.table(model.tokenizer)
+    return engine.within(table(model.parti), "", "parti") + engine.within(tokenizer, _VAE, "tokenizer")
 
 
 def _both_shapes(model):
@@ -145,5 +141,5 @@ WITH_TOKENIZER = Network(
     shapes=_both_shapes,
     ignore=("vae.vgg", "vae._vgg"),
     optional=(("tokenizer", "discriminator"),),
-    today=_both_today,
+    upgrade=_both_upgrade,
 )

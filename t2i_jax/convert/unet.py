@@ -92,7 +92,10 @@ def _up(model, i):
 
 def _level(model, i, torch, ours, place):
     """One level; `place` is where its first block stands in the package's list, 0 on the way up."""
-    at = lambda field: sizes.per_level(model, field)[i]
+
+    def at(field):
+        return sizes.per_level(model, field)[i]
+
     widened = place == 0  # by what comes across
     cross = "linear" if at("use_linear_cross_attn") else "softmax" if at("layer_cross_attns") else None
     yield from _block(f"{torch}.{place}", f"{ours}_first", widened, False, cross, model.attn_dim_head)
@@ -145,8 +148,8 @@ def _norm_conv(torch, ours):
 def _cross_attention(torch, ours, linear, dim_head):
     yield Entry(f"{torch}.null_kv", f"{ours}/null_kv")
     for name in ("q_scale", "k_scale"):  # linear attention has them, does not use them and so never trains them
-        unused = lambda name: Constant(f"{torch}.{name}", np.ones((dim_head,), np.float32))
-        yield unused(name) if linear else Entry(f"{torch}.{name}", f"{ours}/{name}")
+        theirs, ones = f"{torch}.{name}", np.ones((dim_head,), np.float32) if linear else None
+        yield Constant(theirs, ones) if linear else Entry(theirs, f"{ours}/{name}")
     yield Entry(f"{torch}.norm.g", f"{ours}/norm/scale")
     yield from (Entry(f"{torch}.{name}.weight", f"{ours}/{name}/kernel", LINEAR) for name in ("to_q", "to_kv"))
     yield Entry(f"{torch}.to_out.0.weight", f"{ours}/to_out/kernel", LINEAR)
@@ -211,7 +214,7 @@ def _shapes(model):
 
 
 def _is_unet(state):
-    """Of pictures; the same network of videos has five axes."""
+    """Of images; the same network of videos has five axes."""
     return "to_time_hiddens.0.weights" in state and "null_text_embed" in state and state["final_conv.weight"].ndim == 4
 
 

@@ -13,7 +13,7 @@ def fields(state: State, module: Any) -> dict[str, Any]:
     """The configuration of a U-Net.
 
     Shapes do not tell `scale_skip_connection`, `resize_mode` and `use_linear_cross_attn`; nor the inputs where the
-    first convolution has channels beyond those of the picture and a smaller one. A live module tells all.
+    first convolution has channels beyond those of the image and a smaller one. A live module tells all.
 
     Raises:
       UserError: weights of a version before 2.0.0, whose networks normalise in another way.
@@ -63,7 +63,9 @@ def _first_conv(state):
 
 
 def _levels(state, levels):
-    count = lambda pattern: 1 + _last(state, pattern)
+    def count(pattern):
+        return 1 + _last(state, pattern)
+
     blocks = tuple(count(rf"downs\.{i}\.2\.(\d+)\.") for i in range(levels))
     full = tuple(f"downs.{i}.3.layers.0.0.null_kv" in state for i in range(levels))
     linear = tuple(f"downs.{i}.3.layers.0.0.to_q.1.weight" in state for i in range(levels))
@@ -131,7 +133,9 @@ def _end(state, found):
 
 
 def _live(module, levels):
-    linear = lambda i: type(module.downs[i][1].cross_attn).__name__ == "LinearCrossAttention"
+    def linear(i):
+        return type(module.downs[i][1].cross_attn).__name__ == "LinearCrossAttention"
+
     return {
         "scale_skip_connection": module.skip_connect_scale != 1,
         "resize_mode": module.resize_mode,

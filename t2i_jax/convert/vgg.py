@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from einops import rearrange
 
 from t2i_jax.convert.engine import CONV, LINEAR, Entry, Layout, Network, State, reshaped
 from t2i_jax.models.vgg import STAGES, Vgg16
@@ -15,8 +16,8 @@ _PLACES = [sum(len(w) * 2 + 1 for w in STAGES[:i]) + 2 * j for i, j in _CONVS]  
 # Its first linear layer reads a map (512, 7, 7), ours (7, 7, 512).
 _FC1 = Layout(
     "linear after a map",
-    lambda a: a.reshape(-1, 512, 7, 7).transpose(2, 3, 1, 0).reshape(7 * 7 * 512, -1),
-    lambda a: a.reshape(7, 7, 512, -1).transpose(3, 2, 0, 1).reshape(a.shape[-1], -1),
+    lambda a: rearrange(a, "o (c h w) -> (h w c) o", h=7, w=7),
+    lambda a: rearrange(a, "(h w c) o -> o (c h w)", h=7, w=7),
 )
 
 

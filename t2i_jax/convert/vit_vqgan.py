@@ -69,10 +69,10 @@ def fields(state: State, module: Any) -> dict[str, Any]:
     return found | _quantizer_fields(state, dim) | (_live_fields(module.quantizer) if module is not None else {})
 
 
-def today(state: State) -> dict[str, np.ndarray]:
-    """A state dict of the releases 0.0.15 to 0.0.18, whose quantiser is `vq.`, as one of today's.
+def upgrade(state: State) -> dict[str, np.ndarray]:
+    """A state dict of the releases 0.0.15 to 0.0.18, whose quantiser is `vq.`, as one of 0.2.0.
 
-    The codebook of their time has another shape of `initted`, and may lack the axis of heads and `embed_avg`, which is
+    Their codebook has another shape of `initted`, and may lack the axis of heads and `embed_avg`, which is
     its centres times their counts.
     """
     state = {re.sub(r"^vq\.", "quantizer.", key): value for key, value in state.items()}
@@ -197,5 +197,5 @@ NETWORK = Network(
     table=table,
     shapes=_shapes,
     optional=(("discriminator",),),
-    today=today,
+    upgrade=upgrade,
 )

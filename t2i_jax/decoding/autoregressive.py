@@ -65,16 +65,16 @@ def generate(
       grow: `(cache, tokens) -> cache` with room for so many; None: it has room for all of them.
       keys_B: one key per row, so that a row's tokens do not depend on what else is in the batch.
       guidance: strength l in null + l * (text - null). temperature: 0 takes the likeliest token.
-      given_BN, known_BN: tokens, and True where they are to be kept (completion of a picture); None: none.
+      given_BN, known_BN: tokens, and True where they are to be kept (completion of an image); None: none.
 
     Top-k and top-p look at the guided logits, top-p at those divided by the temperature.
     """
     batch = keys_B.shape[0]
-    twice = lambda ids_B: jnp.concatenate([ids_B, ids_B]) if sampling.guided else ids_B
 
     def step(position, carry):
         ids_B, tokens_BN, cache = carry
-        logits, cache = decode(twice(ids_B), position, cache)
+        rows = jnp.concatenate([ids_B, ids_B]) if sampling.guided else ids_B
+        logits, cache = decode(rows, position, cache)
         if sampling.guided:
             logits = filters.guide(logits[:batch], logits[batch:], guidance)
         keys = jax.vmap(lambda key: jax.random.fold_in(key, position))(keys_B)

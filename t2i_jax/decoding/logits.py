@@ -29,7 +29,10 @@ def top_p(logits_BV: Array, p: float) -> Array:
     if p >= 1:
         return logits_BV
     order_BV, probability_BV = _sortable(logits_BV), jax.nn.softmax(logits_BV, axis=-1)
-    mass = lambda bound_B1: jnp.sum(jnp.where(order_BV >= bound_B1, probability_BV, 0.0), axis=-1, keepdims=True)
+
+    def mass(bound_B1):
+        return jnp.sum(jnp.where(order_BV >= bound_B1, probability_BV, 0.0), axis=-1, keepdims=True)
+
     kept_B1 = _largest(lambda bound_B1: mass(bound_B1) >= p, order_BV)
     return jnp.where(order_BV >= kept_B1, logits_BV, _DROPPED)
 

@@ -1,4 +1,4 @@
-"""A network and a noise together: the estimate of the clean picture, and the losses that train it."""
+"""A network and a noise together: the estimate of the clean image, and the losses that train it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Denoise = Callable[..., Array]
 
 
 def denoiser(net: Net, noise: Noise, *, self_conditioned: bool = False) -> Denoise:
-    """The function from a noised picture and its level to the clean picture, as this network sees it.
+    """The function from a noised image and its level to the clean image, as this network sees it.
 
     Args:
       self_conditioned: whether the network takes its own last estimate (zeros where there is none) as fourth argument.
@@ -45,10 +45,10 @@ def training_losses(
     keep_B: Array | None = None,
     last_BHWC: Array | None = None,
 ) -> Array:
-    """Weighted loss (B,) of clean pictures in [-1, 1] noised by `eps_BHWC` to `level_B`.
+    """Weighted loss (B,) of clean images in [-1, 1] noised by `eps_BHWC` to `level_B`.
 
     Args:
-      last_BHWC: an estimate of the clean picture for a network that conditions on it. None: it is not given any.
+      last_BHWC: an estimate of the clean image for a network that conditions on it. None: it is not given any.
     """
     x_BHWC = noise.add(x0_BHWC, eps_BHWC, level_B)
     rest = () if last_BHWC is None else (last_BHWC,)

@@ -12,11 +12,13 @@ Draw = Callable[[Array | int, Array], Array]  # (count, x_BHWC) -> unit normal o
 
 
 def gaussian(keys_B: Key) -> Draw:
-    """Draws with one key per row, so that a row's picture does not depend on what else is in the batch."""
+    """Draws with one key per row, so that a row's image does not depend on what else is in the batch."""
 
     def draw(count, x_BHWC):
-        of_row = lambda key: jax.random.normal(jax.random.fold_in(key, count), x_BHWC.shape[1:])
-        return jax.vmap(of_row)(keys_B)
+        def row(key):
+            return jax.random.normal(jax.random.fold_in(key, count), x_BHWC.shape[1:])
+
+        return jax.vmap(row)(keys_B)
 
     return draw
 

@@ -17,8 +17,8 @@ Scale = float | Array | Callable[[Array], Array]
 def guide(function: Callable[..., Array], scale: Scale, *, parallel: float = 1.0) -> Callable[..., Array]:
     """The function with its answers pushed away from those without a text: c + (scale - 1) * (c - null).
 
-    Around a denoiser it works on clean pictures, around a network on the network's answers. Without `parallel` that is
-    the same; with it, imagen-pytorch 2.1.0 works on the network's answers, and Sadat et al. 2024 on clean pictures.
+    Around a denoiser it works on clean images, around a network on the network's answers. Without `parallel` that is
+    the same; with it, imagen-pytorch 2.1.0 works on the network's answers, and Sadat et al. 2024 on clean images.
 
     Args:
       function: `(x_BHWC, level_B, keep_B, ...) -> BHWC`; it is called with 2B rows, first those with their text.

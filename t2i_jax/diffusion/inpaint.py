@@ -1,4 +1,4 @@
-"""Completing a picture with a network that was never trained to (RePaint, Lugmayr et al. 2022)."""
+"""Completing an image with a network that was never trained to (RePaint, Lugmayr et al. 2022)."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def repaint(
     compat: str | None = None,
     tell: Callable[[], None] | None = None,
 ) -> Array:
-    """Clean pictures, float32, with the known part in place and the rest sampled to fit it.
+    """Clean images, float32, with the known part in place and the rest sampled to fit it.
 
     Every step is made `resample` times: the known part is noised to the level and put in, the step is made, and but for
     the last time the result is noised back up, so that both parts grow together.
 
     Args:
       step: a solver of one step (`ancestral`, `ddim`, `heun`; `dpm_solver` takes its first-order form).
-      x_BHWC: noise at levels[0]. known_BHWC: pictures in [-1, 1]. keep_BHW: True where the picture is known.
+      x_BHWC: noise at levels[0]. known_BHWC: images in [-1, 1]. keep_BHW: True where the image is known.
       draw: time r of step i takes the draws 1 + 3 * (i * resample + r) and the two after it: for the known part, for
         the step, and for the way back up.
       compat: "imagen-pytorch" noises back up with too little noise, as that package does. None: as in the paper.
@@ -46,7 +46,9 @@ def repaint(
     if compat is not None:
         one_of("inpaint.compat", compat, ("imagen-pytorch",))
     keep = keep_BHW[..., None].astype(bool)
-    rows = lambda level: jnp.full(known_BHWC.shape[:1], level, jnp.float32)
+
+    def rows(level):
+        return jnp.full(known_BHWC.shape[:1], level, jnp.float32)
 
     def body(state, at):
         i, now, after = at
@@ -54,7 +56,9 @@ def repaint(
             tell()
 
         def once(r, state):
-            normal = lambda j: draw(1 + 3 * (i * resample + r) + j, state.x_BHWC)
+            def normal(j):
+                return draw(1 + 3 * (i * resample + r) + j, state.x_BHWC)
+
             x = jnp.where(keep, noise.add(known_BHWC, normal(0), rows(now)), state.x_BHWC)
             state = step(State(x, state.x0_BHWC), Levels(now, now, after), lambda: normal(1))
             again = (r < resample - 1) & (after > 0)

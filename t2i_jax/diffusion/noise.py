@@ -1,8 +1,8 @@
-"""How pictures are noised, what a network is asked for, and how its answer becomes a clean picture: `Ddpm` and `Edm`.
+"""How images are noised, what a network is asked for, and how its answer becomes a clean image: `Ddpm` and `Edm`.
 
 Both describe x = alpha * x0 + sigma * eps with alpha and sigma given by a *level* that falls to 0 where x is clean. The
 level of `Ddpm` is a time in [0, 1], that of `Edm` the standard deviation of the noise. Samplers and networks see only
-the interface `Noise`. Pictures are float, in [-1, 1] when clean; everything is computed in float32.
+the interface `Noise`. Images are float, in [-1, 1] when clean; everything is computed in float32.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Noise(Protocol):
         """Unit noise scaled to what sampling starts from at the level `level`."""
 
     def net_input(self, x_BHWC: Array, level_B: Array) -> Array:
-        """The noised picture as the network wants it scaled."""
+        """The noised image as the network wants it scaled."""
 
     def condition(self, level_B: Array) -> Array:
         """The number (B,) that tells the network the level."""
@@ -66,13 +66,13 @@ class Noise(Protocol):
         """The weight (B,) of the distance between answer and target."""
 
     def denoised(self, output_BHWC: Array, x_BHWC: Array, level_B: Array) -> Array:
-        """The clean picture that an answer stands for."""
+        """The clean image that an answer stands for."""
 
     def losses(self, output_BHWC: Array, x0_BHWC: Array, eps_BHWC: Array, level_B: Array) -> Array:
         """Weighted distance (B,), a mean over the pixels of each row."""
 
     def add(self, x0_BHWC: Array, eps_BHWC: Array, level_B: Array) -> Array:
-        """The picture noised to a level per row: alpha * x0 + sigma * eps."""
+        """The image noised to a level per row: alpha * x0 + sigma * eps."""
         alpha_B, sigma_B = self.marginal(level_B)
         return per_row(alpha_B, x0_BHWC) * x0_BHWC + per_row(sigma_B, x0_BHWC) * eps_BHWC
 
@@ -88,7 +88,7 @@ class Ddpm(Noise):
       objective: what the network predicts: "noise", "x_start" or "v" = alpha * eps - sigma * x0 (Salimans & Ho 2022).
       weighting: "min_snr" (Hang et al. 2023), "p2" (Choi et al. 2022), "snr": every objective weighs as the plain loss
         on the noise does, or "plain": no weights. With "v" the first three hardly look at the noisiest levels, where
-        a picture's layout is decided.
+        an image's layout is decided.
       min_snr_gamma: the largest signal-to-noise ratio that counts.
       p2_gamma, p2_k: the plain loss on the noise is multiplied by (k + SNR)^-gamma.
       distance: "l2", "l1" or "huber" (quadratic up to 1, then linear).
@@ -147,11 +147,11 @@ class Ddpm(Noise):
         return jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
 
     def start(self, eps_BHWC: Array, level: Array) -> Array:
-        """The noise as it is: a noised picture has about unit variance."""
+        """The noise as it is: a noised image has about unit variance."""
         return eps_BHWC
 
     def net_input(self, x_BHWC: Array, level_B: Array) -> Array:
-        """The noised picture as it is."""
+        """The noised image as it is."""
         return x_BHWC
 
     def condition(self, level_B: Array) -> Array:
@@ -193,7 +193,7 @@ class Edm(Noise):
     """Variance-exploding diffusion with the preconditioning of Karras et al. 2022 (table 1); letters as there.
 
     Attributes:
-      sigma_data: standard deviation of the clean pictures.
+      sigma_data: standard deviation of the clean images.
       P_mean, P_std: ln(sigma) in training is normal with this mean and standard deviation.
       sigma_min, sigma_max, rho: the levels of a sampling run (eq. 5).
     """

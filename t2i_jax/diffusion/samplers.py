@@ -1,4 +1,4 @@
-"""From noise to a picture along falling levels: ancestral DDPM, DDIM, Heun with churn and DPM-Solver++(2M).
+"""From noise to an image along falling levels: ancestral DDPM, DDIM, Heun with churn and DPM-Solver++(2M).
 
 Each solver is a step, `sample` walks it over the levels in one compiled loop:
 
@@ -8,7 +8,7 @@ Each solver is a step, `sample` walks it over the levels in one compiled loop:
     x = start(noise, levels, draw, (batch, 64, 64, 3))
     x0 = sample(heun(clamp(guide(denoiser(net, noise), 5.0)), noise), x, levels, draw)
 
-Every solver works with every noise. A level of 0 stands for the clean picture (see `ancestral` for the one exception).
+Every solver works with every noise. A level of 0 stands for the clean image (see `ancestral` for the one exception).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from t2i_jax.types import Array
 
 
 class State(NamedTuple):
-    """What a sampling run carries: the noised picture and the last estimate of the clean one (zeros at first)."""
+    """What a sampling run carries: the noised image and the last estimate of the clean one (zeros at first)."""
 
     x_BHWC: Array
     x0_BHWC: Array
@@ -76,11 +76,11 @@ def start(noise: Noise, levels: Array, draw: Draw, shape: Sequence[int]) -> Arra
 def sample(
     step: Step, x_BHWC: Array, levels: Array, draw: Draw, *, tell: Callable[[], None] | None = None
 ) -> Array:
-    """The clean pictures, float32, not clipped.
+    """The clean images, float32, not clipped.
 
     Args:
       step: a solver, as `ancestral`, `ddim`, `heun` or `dpm_solver` makes it.
-      x_BHWC: pictures noised to levels[0].
+      x_BHWC: images noised to levels[0].
       levels: falling levels (steps + 1,); the last is 0, or the level to stop at.
       draw: random numbers; step i takes the draw number i + 1.
       tell: is called within the compiled loop after every step, see `progress`.
@@ -187,7 +187,7 @@ def dpm_solver(denoise: Denoise, noise: Noise) -> Step:
 
 
 def _estimate(denoise, state, level):
-    """The clean pictures of a state whose rows all have one level."""
+    """The clean images of a state whose rows all have one level."""
     level_B = jnp.full(state.x_BHWC.shape[:1], level, jnp.float32)
     return denoise(state.x_BHWC, level_B, None, state.x0_BHWC)
 
@@ -199,7 +199,7 @@ def _scales(noise, level):
 
 
 def _churned(noise, churn, steps, x, ratio, level, normal):
-    """The picture with its noise raised by the factor 1 + gamma, and the level where it is then."""
+    """The image with its noise raised by the factor 1 + gamma, and the level where it is then."""
     gamma = min(churn.amount / steps, math.sqrt(2) - 1)
     inside = (ratio >= churn.low) & (ratio <= churn.high)
     raised = jnp.where(inside, noise.level_at((1 + gamma) * ratio), level)

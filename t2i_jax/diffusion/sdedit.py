@@ -1,4 +1,4 @@
-"""Image to image: sampling that starts from a noised picture instead of from noise (SDEdit, Meng et al. 2022)."""
+"""Image to image: sampling that starts from a noised image instead of from noise (SDEdit, Meng et al. 2022)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def from_image(
     """(x_BHWC, levels): where a sampling run starts from, and the levels that remain to it.
 
     Args:
-      image_BHWC: pictures in [-1, 1].
-      levels: those of a whole run. skip: how many of its steps are left out; the more, the closer to the pictures.
+      image_BHWC: images in [-1, 1].
+      levels: those of a whole run. skip: how many of its steps are left out; the more, the closer to the images.
       eps_BHWC: unit noise.
-      compat: "imagen-pytorch" adds the pictures to the noise of a whole run and then leaves out steps, as that package
-        does. None: the pictures are noised to the level at which the run starts.
+      compat: "imagen-pytorch" adds the images to the noise of a whole run and then leaves out steps, as that package
+        does. None: the images are noised to the level at which the run starts.
     """
     steps = len(levels) - 1
     if isinstance(skip, bool) or not isinstance(skip, int) or not 0 <= skip < steps:

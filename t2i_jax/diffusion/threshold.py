@@ -1,4 +1,4 @@
-"""Keeping the estimate of the clean picture within the range of pictures, around any denoiser."""
+"""Keeping the estimate of the clean image within the range of images, around any denoiser."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import jax.numpy as jnp
 from t2i_jax.diffusion.denoiser import Denoise
 from t2i_jax.diffusion.noise import per_row
 from t2i_jax.errors import UserError
+from t2i_jax.pixels import SIGNED
 from t2i_jax.types import Array
 
 
 def clamp(denoise: Denoise) -> Denoise:
     """Static thresholding: estimates clipped to [-1, 1]."""
-    return lambda *args: jnp.clip(denoise(*args), -1.0, 1.0)
+    return lambda *args: jnp.clip(denoise(*args), *SIGNED)
 
 
 def dynamic(denoise: Denoise, percentile: float = 0.95) -> Denoise:
     """Dynamic thresholding (Saharia et al. 2022, section 2.3), row by row.
 
     Args:
-      percentile: the part of a picture's values, by size, that stays whole; the paper has 0.995, imagen-pytorch 0.95.
+      percentile: the part of an image's values, by size, that stays whole; the paper has 0.995, imagen-pytorch 0.95.
     """
     if not 0 < percentile <= 1:
         raise UserError(f"percentile={percentile} is outside (0, 1]; try 0.95.")

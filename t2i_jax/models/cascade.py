@@ -9,7 +9,7 @@ from t2i_jax.models.unet import NullUnet, Unet
 
 @dataclasses.dataclass(frozen=True)
 class Cascade:
-    """From small pictures to large ones; parameters are {"stage_1": ..., "stage_2": ...}.
+    """From small images to large ones; parameters are {"stage_1": ..., "stage_2": ...}.
 
     Attributes:
       unets: `Unet`s; the first may be a `NullUnet`.

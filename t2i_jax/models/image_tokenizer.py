@@ -1,41 +1,148 @@
-"""What every image tokenizer offers, and the two functions through which other systems use one.
+"""What all image tokenizers share: the protocol, the base class of the networks, and functions for those who use one.
 
-An image tokenizer is a Linen module with
-
-- fields `image_size`, `codebook_size`, `channels`, `pixel_range` (the range of its float images);
-- properties `grid` (rows, columns), `num_tokens`, `last_layer` (path of the kernel that makes pixels);
-- methods, called through `apply`: `encode(image_BHWC, codebook, train) -> Encoded`, `lookup(ids_BHW, codebook) ->
-  fmap`, `decode(fmap) -> image_BHWC`, which is `pixels(features(fmap))`;
-- plain methods `start(key) -> codebook` (statistics that training changes without a gradient; {} when there are none)
-  and `revive(params, codebook, dead_K, fresh_KE) -> (params, codebook)`.
-
-Its weights are `{"generator": params, "stats": codebook}`; a training run adds "discriminator" and usage counts.
+A tokenizer turns an image into a grid of codes and back. Its weights are `{"generator": params, "stats": codebook}`,
+where the codebook holds the statistics that training changes without a gradient, {} when there are none; a training
+run adds "discriminator" and usage counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, Self, runtime_checkable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from t2i_jax.errors import UserError
+from t2i_jax.nn.flops import flops_of
 from t2i_jax.nn.quantize import Quantized
 from t2i_jax.pixels import to_float, to_uint8
-from t2i_jax.types import Array
+from t2i_jax.types import Array, Key, Params
 
 Encoded = Quantized  # fmap, ids (B, H, W), loss, latents, codebook
+Codebook = Mapping[str, Array]
 
 
-def tokens(model: Any, weights: Mapping[str, Any], image_BHWC: Array) -> Array:
+@runtime_checkable
+class ImageTokenizer(Protocol):
+    """A Linen module that turns float images into a grid of codes and back.
+
+    `encode`, `lookup`, `decode`, `features` and `pixels` are called through `apply(..., method=)`; the others need no
+    weights. A convolutional network runs at several sizes with one set of weights: `model.clone(image_size=512)` changes
+    the field, and `grid` and `num_tokens` follow from it.
+
+    Attributes:
+      image_size: side in pixels of the square images.
+      channels: of the images.
+      codebook_size: number of codes.
+      pixel_range: lowest and highest value of the float images.
+    """
+
+    image_size: int
+    channels: int
+    codebook_size: int
+    pixel_range: tuple[float, float]
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels per side of a token."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per image."""
+
+    @property
+    def last_layer(self) -> tuple[str, ...]:
+        """Path of the kernel that makes the pixels, by whose gradients the adversarial loss is weighed."""
+
+    def start(self, key: Key) -> Codebook:
+        """The first codebook statistics; {} when there are none."""
+
+    def revive(self, params: Params, codebook: Codebook, dead_K: Array, fresh_KE: Array) -> tuple[Params, Codebook]:
+        """(params, codebook) with the codes that are True in `dead_K` replaced by latents of a recent batch."""
+
+    def __call__(self, image_BHWC: Array, codebook: Codebook, train: bool = False) -> tuple[Array, Encoded]:
+        """The reconstruction and the encoding of float images."""
+
+    def encode(self, image_BHWC: Array, codebook: Codebook, train: bool = False) -> Encoded:
+        """The encoding of float images (B, image_size, image_size, channels) of `pixel_range`."""
+
+    def lookup(self, ids_BHW: Array, codebook: Codebook) -> Array:
+        """Decoder input (B, rows, columns, dim) of codes."""
+
+    def decode(self, fmap_BHWC: Array) -> Array:
+        """Float images from a quantised feature map: `pixels(features(fmap))`; nothing is clipped."""
+
+    def features(self, fmap_BHWC: Array) -> Array:
+        """The feature map that the last layer turns into pixels."""
+
+    def pixels(self, features_BHWC: Array) -> Array:
+        """Float32 images from `features`."""
+
+    def init(self, key: Key, *args: Any) -> Mapping[str, Any]:
+        """First variables, as of every Linen module."""
+
+    def apply(self, variables: Mapping[str, Any], *args: Any, method: Any = None, **options: Any) -> Any:
+        """The result of a method with these variables, as of every Linen module."""
+
+    def clone(self, **fields: Any) -> Self:
+        """The same network with other fields, as of every Linen module."""
+
+
+class QuantizedAutoencoder(nn.Module):
+    """An encoder, a quantiser and a decoder: the part of `ImageTokenizer` that does not depend on the layers.
+
+    A subclass has the fields of the protocol and `patch_size`, makes `self.quantizer` (see `nn.quantize`) in `setup`
+    and adds `encoder_fmap(image_BHWC) -> fmap`, `features`, `pixels`, `start` and `revive`. The layer that makes the
+    pixels is called "to_pixels".
+    """
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return (self.image_size // self.patch_size,) * 2
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def last_layer(self) -> tuple[str, ...]:
+        """Path of the kernel that makes the pixels, by whose gradients the adversarial loss is weighed."""
+        return ("to_pixels", "kernel")
+
+    def __call__(self, image_BHWC: Array, codebook: Codebook, train: bool = False) -> tuple[Array, Encoded]:
+        """The reconstruction and the encoding of float images."""
+        encoded = self.encode(image_BHWC, codebook, train)
+        return self.decode(encoded.fmap), encoded
+
+    def encode(self, image_BHWC: Array, codebook: Codebook, train: bool = False) -> Encoded:
+        """The encoding of float images (B, image_size, image_size, channels) of `pixel_range`."""
+        return self.quantizer(self.encoder_fmap(image_BHWC), codebook, train)
+
+    def lookup(self, ids_BHW: Array, codebook: Codebook) -> Array:
+        """Decoder input (B, rows, columns, dim) of codes."""
+        return self.quantizer.lookup(ids_BHW, codebook)
+
+    def decode(self, fmap_BHWC: Array) -> Array:
+        """Float images from a quantised feature map; nothing is clipped."""
+        return self.pixels(self.features(fmap_BHWC))
+
+
+def tokens(model: ImageTokenizer, weights: Mapping[str, Any], image_BHWC: Array) -> Array:
     """Codes (B, N) int32, row by row, of uint8 images."""
     image = to_float(image_BHWC, model.pixel_range)
     encoded = model.apply({"params": weights["generator"]}, image, weights.get("stats", {}), method="encode")
     return encoded.ids.reshape(image.shape[0], model.num_tokens)
 
 
-def pixels(model: Any, weights: Mapping[str, Any], ids_BN: Array) -> Array:
+def pixels(model: ImageTokenizer, weights: Mapping[str, Any], ids_BN: Array) -> Array:
     """uint8 images (B, image_size, image_size, channels) from codes, rounded and clipped."""
     ids_BHW = ids_BN.reshape(ids_BN.shape[0], *model.grid)
     variables = {"params": weights["generator"]}
@@ -43,9 +150,9 @@ def pixels(model: Any, weights: Mapping[str, Any], ids_BN: Array) -> Array:
     return to_uint8(model.apply(variables, fmap, method="decode"), model.pixel_range)
 
 
-def check_sizes(model: Any) -> None:
-    """Refuses an image size that the patches do not divide, and widths below 1."""
-    for field in ("dim", "image_size", "patch_size", "channels", "codebook_size"):
+def check_sizes(model: ImageTokenizer, *widths: str) -> None:
+    """Refuses an image size that the patches do not divide, and sizes and `widths` (names of fields) below 1."""
+    for field in (*widths, "image_size", "patch_size", "channels", "codebook_size"):
         if getattr(model, field) < 1:
             raise UserError(f"{field}={getattr(model, field)} is not positive; give 1 or more.")
     if model.image_size % model.patch_size:
@@ -62,12 +169,12 @@ def revive_rows(table_KE: Array, dead_K: Array, fresh_KE: Array) -> Array:
     return jnp.where(dead_K[:, None], fresh_KE.astype(table_KE.dtype), table_KE)
 
 
-def abstract(model: Any) -> dict[str, Any]:
+def abstract(model: ImageTokenizer) -> dict[str, Any]:
     """Shapes of the weights {"generator", "stats"}, boxed with their logical axes; nothing is computed."""
     return jax.eval_shape(lambda key: init(model, key), jax.random.key(0))
 
 
-def init(model: Any, key: Any) -> dict[str, Any]:
+def init(model: ImageTokenizer, key: Key) -> dict[str, Any]:
     """First weights {"generator", "stats"}, boxed with their logical axes."""
     for_params, for_codebook = jax.random.split(key)
     codebook = model.start(for_codebook)
@@ -75,7 +182,18 @@ def init(model: Any, key: Any) -> dict[str, Any]:
     return {"generator": model.init(for_params, image, codebook)["params"], "stats": codebook}
 
 
-def abstract_discriminator(discriminator: Any, model: Any) -> dict[str, Any]:
+def flops(model: ImageTokenizer, method: str = "__call__") -> float:
+    """FLOPs of one forward pass over one image through `__call__`, or through `encode` alone."""
+    weights = nn.meta.unbox(abstract(model))
+    image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, model.channels), jnp.float32)
+
+    def forward(params, codebook, image):
+        return model.apply({"params": params}, image, codebook, method=method)
+
+    return flops_of(forward, weights["generator"], weights["stats"], image)
+
+
+def abstract_discriminator(discriminator: Any, model: ImageTokenizer) -> dict[str, Any]:
     """Shapes of the parameters of a discriminator for the images of `model`, boxed.
 
     A tokenizer of images too small for its discriminator has one all the same, as in parti-pytorch: it cannot train.

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 
 from t2i_jax import config
 from t2i_jax.errors import UserError
-from t2i_jax.models import autoregressive_sizes as sizes
+from t2i_jax.models import token_decoder
 from t2i_jax.nn import embed
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.attention import MultiQueryAttention
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
-from t2i_jax.nn.transformer import REMAT, decode_layers, grow, layer_fields, scanned, start_decoding
+from t2i_jax.nn.transformer import REMAT, decode_layers, layer_fields, scanned, start_decoding
 from t2i_jax.types import Array
 
 COMPAT = ("misaligned_bias", "unit_init", "output_norm")
@@ -37,10 +37,9 @@ class PartiLayer(nn.Module):
 
     def setup(self):
         scale = _init_scale(self.compat)
-        attention = lambda: MultiQueryAttention(
-            self.dim, self.heads, self.dim_head, self.dropout, scale, "output_norm" in self.compat, self.dtype
-        )
-        self.self_attention, self.cross_attention = attention(), attention()
+        sizes, out_norm = (self.dim, self.heads, self.dim_head), "output_norm" in self.compat
+        self.self_attention = MultiQueryAttention(*sizes, self.dropout, scale, out_norm, self.dtype)
+        self.cross_attention = MultiQueryAttention(*sizes, self.dropout, scale, out_norm, self.dtype)
         table = ((2 * self.fmap_size - 1) ** 2, self.heads)
         self.bias = self.param("bias", boxed(nn.initializers.normal(scale), None, "heads"), table)
         hidden = int(self.dim * self.ff_mult)
@@ -83,7 +82,7 @@ class PartiLayer(nn.Module):
         return self.narrow(self.ff_inner_norm(gelu(self.wide(self.ff_norm(x)))))
 
 
-class Parti(nn.Module):
+class Parti(token_decoder.TokenDecoder):
     """Image tokens from text embeddings, as parti-pytorch 0.2.0 has it.
 
         Parti(dim=512, depth=8, fmap_size=16, codebook_size=8192, text_embed_dim=1024)
@@ -116,8 +115,10 @@ class Parti(nn.Module):
     remat: str = "dots"
     dtype: str = "float32"
 
+    past_names = ("kv",)
+
     def __post_init__(self):
-        sizes.check(self, ("dim", "depth", "dim_head", "heads", "max_text_len"))
+        token_decoder.check_sizes(self, "dim", "depth", "dim_head", "heads", "max_text_len")
         if isinstance(self.compat, str):
             raise UserError(f"compat={self.compat!r} is a string; give a tuple such as ({self.compat!r},).")
         for name in self.compat:
@@ -125,24 +126,14 @@ class Parti(nn.Module):
         config.one_of("remat", self.remat, REMAT)
         super().__post_init__()
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens."""
-        return (self.fmap_size, self.fmap_size)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens per image."""
-        return self.fmap_size**2
-
     def setup(self):
-        sizes.need_all(self)
-        draw = nn.initializers.normal(_init_scale(self.compat))
+        token_decoder.check_complete(self)
+        normal = nn.initializers.normal(_init_scale(self.compat))
         vectors = (self.fmap_size, self.dim)
-        self.start_token = self.param("start_token", boxed(draw, "embed"), (self.dim,))
-        self.height_pos = self.param("height_pos", boxed(draw, None, "embed"), vectors)
-        self.width_pos = self.param("width_pos", boxed(draw, None, "embed"), vectors)
-        self.embedding = self.param("embedding", boxed(draw, "vocab", "embed"), (self.codebook_size, self.dim))
+        self.start_token = self.param("start_token", boxed(normal, "embed"), (self.dim,))
+        self.height_pos = self.param("height_pos", boxed(normal, None, "embed"), vectors)
+        self.width_pos = self.param("width_pos", boxed(normal, None, "embed"), vectors)
+        self.embedding = self.param("embedding", boxed(normal, "vocab", "embed"), (self.codebook_size, self.dim))
         self.init_norm, self.final_norm = channel_norm(None, self.dtype), channel_norm(None, self.dtype)
         self.layers = scanned(PartiLayer, self.depth, self.remat, inputs=3)(**layer_fields(self, PartiLayer))
 
@@ -169,25 +160,6 @@ class Parti(nn.Module):
         x_BNC, _ = self.layers(self.init_norm(x_BNC), text_BLD, mask_BL, deterministic)
         return self._logits(x_BNC)
 
-    def init_cache(
-        self, text_embeds_BLD: Array, text_mask_BL: Array, keep_B: Array | None = None, room: int | None = None
-    ) -> dict[str, Any]:
-        """What `decode` carries from token to token: keys of the past (none yet) and of the text, per layer.
-
-        Args:
-          room: for how many tokens; None: all.
-        """
-        text_BLD, mask_BL = self._text(text_embeds_BLD, text_mask_BL, keep_B)
-        stacked, layer = self.variables["params"]["layers"], self._layer()
-        text_kv = jax.lax.map(lambda params: layer.apply({"params": params}, text_BLD, method="text_keys"), stacked)
-        past = jnp.zeros((self.depth, text_BLD.shape[0], room or self.num_tokens, self.dim_head), self.dtype)
-        return {"layers": start_decoding(stacked, {"kv": past, "text_kv": text_kv}), "text_mask": mask_BL}
-
-    @nn.nowrap
-    def grow_cache(self, cache: Mapping[str, Any], room: int) -> dict[str, Any]:
-        """The same cache with room for so many tokens."""
-        return {**cache, "layers": grow(cache["layers"], ("kv",), room)}
-
     def decode(self, ids_B: Array, position: Array, cache: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
         """Logits (B, codebook_size) of token `position`, given the token before it; and the cache with it.
 
@@ -199,16 +171,23 @@ class Parti(nn.Module):
         vector_C = self.height_pos[before // self.fmap_size] + self.width_pos[before % self.fmap_size]
         x_BC = jnp.where(position == 0, self.start_token, self.embedding[ids_B] + vector_C)
         layer = self._layer()
-        step = lambda params, x, entries: layer.apply(
-            {"params": params}, x, entries, position, cache["text_mask"], method="step"
-        )
+
+        def step(params, x, entries):
+            return layer.apply({"params": params}, x, entries, position, cache["text_mask"], method="step")
+
         x_BC, layers = decode_layers(step, self.init_norm(x_BC), cache["layers"], position)
         return self._logits(x_BC), {**cache, "layers": layers}
 
     def _text(self, embeds_BLD, mask_BL, keep_B):
-        sizes.check_text(self, embeds_BLD)
+        token_decoder.check_text(self, embeds_BLD)
         embeds_BLD, mask_BL = embeds_BLD[:, : self.max_text_len], mask_BL[:, : self.max_text_len]
         return embeds_BLD, mask_BL if keep_B is None else mask_BL & keep_B[:, None]
+
+    def _layer_cache(self, text_BLD, length):
+        stacked, layer = self.variables["params"]["layers"], self._layer()
+        text_kv = jax.lax.map(lambda params: layer.apply({"params": params}, text_BLD, method="text_keys"), stacked)
+        past = jnp.zeros((self.depth, text_BLD.shape[0], length, self.dim_head), self.dtype)
+        return start_decoding(stacked, {"kv": past, "text_kv": text_kv})
 
     def _logits(self, x):
         x, table = self.final_norm(x), self.embedding.astype(self.dtype)

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from t2i_jax import config
 from t2i_jax.errors import UserError
-from t2i_jax.models import autoregressive_sizes as sizes
+from t2i_jax.models import token_decoder
 from t2i_jax.nn import embed
 from t2i_jax.nn.conv import Dense, boxed
-from t2i_jax.nn.transformer import REMAT, Transformer, grow
+from t2i_jax.nn.transformer import REMAT, Transformer
 from t2i_jax.sharding import constrain
 from t2i_jax.text.learned import LearnedText
 from t2i_jax.types import Array
@@ -21,7 +21,7 @@ from t2i_jax.types import Array
 _POSITIONS = ("axial", "learned")
 
 
-class PartiTransformer(nn.Module):
+class PartiTransformer(token_decoder.TokenDecoder):
     """The decoder of the Parti paper: causal self-attention, cross-attention to text, MLP, a norm at the output.
 
         PartiTransformer(dim=1024, depth=12, heads=16, mlp_dim=4096)
@@ -50,8 +50,10 @@ class PartiTransformer(nn.Module):
     remat: str = "none"
     dtype: str = "float32"
 
+    past_names = ("k", "v")
+
     def __post_init__(self):
-        sizes.check(self, ("dim", "depth", "heads", "mlp_dim"))
+        token_decoder.check_sizes(self, "dim", "depth", "heads", "mlp_dim")
         if self.dim % self.heads:
             near = max(self.dim // self.heads, 1) * self.heads
             raise UserError(f"dim={self.dim} is not a multiple of heads={self.heads}; try dim={near}.")
@@ -59,31 +61,24 @@ class PartiTransformer(nn.Module):
         config.one_of("remat", self.remat, REMAT)
         super().__post_init__()
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens."""
-        return (self.fmap_size, self.fmap_size)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens per image."""
-        return self.fmap_size**2
-
     def setup(self):
-        sizes.need_all(self)
-        draw = nn.initializers.normal(0.02)
-        vector = lambda name, *shape: self.param(name, boxed(draw, *[None] * (len(shape) - 1), "embed"), shape)
+        token_decoder.check_complete(self)
+        normal = nn.initializers.normal(0.02)
+
+        def vector(name, *shape):
+            return self.param(name, boxed(normal, *[None] * (len(shape) - 1), "embed"), shape)
+
         self.start_token = vector("start_token", self.dim)
         if self.positions == "axial":
             self.height_pos = vector("height_pos", self.fmap_size, self.dim)
             self.width_pos = vector("width_pos", self.fmap_size, self.dim)
         else:
             self.pos = vector("pos", self.num_tokens, self.dim)
-        self.null_text = self.param("null_text", boxed(draw, "text"), (self.text_embed_dim,))
-        self.embedding = self.param("embedding", boxed(draw, "vocab", "embed"), (self.codebook_size, self.dim))
+        self.null_text = self.param("null_text", boxed(normal, "text"), (self.text_embed_dim,))
+        self.embedding = self.param("embedding", boxed(normal, "vocab", "embed"), (self.codebook_size, self.dim))
         shape = {n: getattr(self, n) for n in ("dim", "depth", "heads", "mlp_dim", "dropout", "remat", "dtype")}
         self.decoder = Transformer(cross=True, causal=True, **shape)
-        self.to_logits = Dense(self.codebook_size, ("embed", "vocab"), init=draw)
+        self.to_logits = Dense(self.codebook_size, ("embed", "vocab"), init=normal)
 
     def __call__(
         self,
@@ -108,22 +103,6 @@ class PartiTransformer(nn.Module):
         x_BNC = self.decoder(x_BNC, None, text_BLD, mask_BL, deterministic)
         return constrain(self.to_logits(x_BNC), "batch", "length", "vocab").astype(jnp.float32)
 
-    def init_cache(
-        self, text_embeds_BLD: Array, text_mask_BL: Array, keep_B: Array | None = None, room: int | None = None
-    ) -> dict[str, Any]:
-        """What `decode` carries from token to token: keys and values of the past (none yet) and of the text.
-
-        Args:
-          room: for how many tokens; None: all.
-        """
-        text_BLD, mask_BL = self._text(text_embeds_BLD, text_mask_BL, keep_B)
-        return {"layers": self.decoder.init_cache(text_BLD, room or self.num_tokens), "text_mask": mask_BL}
-
-    @nn.nowrap
-    def grow_cache(self, cache: Mapping[str, Any], room: int) -> dict[str, Any]:
-        """The same cache with room for so many tokens."""
-        return {**cache, "layers": grow(cache["layers"], ("k", "v"), room)}
-
     def decode(self, ids_B: Array, position: Array, cache: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
         """Logits (B, codebook_size) of token `position`, given the token before it; and the cache with it.
 
@@ -136,12 +115,15 @@ class PartiTransformer(nn.Module):
         return self.to_logits(x_BC).astype(jnp.float32), {**cache, "layers": layers}
 
     def _text(self, embeds_BLD, mask_BL, keep_B):
-        sizes.check_text(self, embeds_BLD)
+        token_decoder.check_text(self, embeds_BLD)
         if keep_B is None:
             return embeds_BLD, mask_BL
         first_L = jnp.arange(mask_BL.shape[1]) == 0
         embeds_BLD = jnp.where(keep_B[:, None, None], embeds_BLD, self.null_text)
         return embeds_BLD, jnp.where(keep_B[:, None], mask_BL, first_L)
+
+    def _layer_cache(self, text_BLD, length):
+        return self.decoder.init_cache(text_BLD, length)
 
     def _look_up(self, ids):
         return constrain(self.embedding, None, None)[ids]  # the whole table: the rows are those of the batch

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax.errors import UserError
-from t2i_jax.nn.conv import conv
+from t2i_jax.nn.conv import conv, unpatchify
+from t2i_jax.pixels import SIGNED
 from t2i_jax.types import Array
 
 
@@ -26,16 +27,16 @@ class WideBlock(nn.Module):
 
 
 class SuperResolution(nn.Module):
-    """Pictures 2 or 4 times as large (as in the Parti paper): 12 wide residual blocks of 128 channels per doubling.
+    """Images 2 or 4 times as large (as in the Parti paper): 12 wide residual blocks of 128 channels per doubling.
 
         SuperResolution(scale=2)    # 14 million parameters, 256 -> 512 in the paper
         SuperResolution(scale=4)    # 28 million, 256 -> 1024
 
-    Each doubling adds what it learnt to the bicubically enlarged picture. Any size goes in.
+    Each doubling adds what it learnt to the bicubically enlarged image. Any size goes in.
 
     Attributes:
       scale: 2 or 4. blocks, channels, expansion: sizes of one doubling. image_channels: 1 or 3.
-      pixel_range: of its float images. dtype: of the computation; the picture is float32.
+      pixel_range: of its float images. dtype: of the computation; the image is float32.
     """
 
     scale: int = 2
@@ -43,7 +44,7 @@ class SuperResolution(nn.Module):
     channels: int = 128
     expansion: int = 4
     image_channels: int = 3
-    pixel_range: tuple[float, float] = (-1.0, 1.0)
+    pixel_range: tuple[float, float] = SIGNED
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -75,6 +76,4 @@ def enlarged(image_BHWC: Array) -> Array:
 
 def pixel_shuffle(x_BHWC: Array) -> Array:
     """Four channels as a 2 x 2 square of pixels: (B, 2H, 2W, C / 4)."""
-    batch, height, width, channels = x_BHWC.shape
-    split = x_BHWC.reshape(batch, height, width, 2, 2, channels // 4)
-    return split.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, channels // 4)
+    return unpatchify(x_BHWC, 2)

@@ -12,7 +12,7 @@ from t2i_jax.models import unet_sizes as sizes
 from t2i_jax.nn import resample
 from t2i_jax.nn.conditioning import LevelCondition, TextCondition
 from t2i_jax.nn.conv import conv
-from t2i_jax.nn.resnet_block import Block, ResnetBlock
+from t2i_jax.nn.resnet_block import Block, ResnetBlock, ResnetStack
 from t2i_jax.nn.transformer import REMAT
 from t2i_jax.nn.unet_attention import MAX_SCORES, TransformerBlock, affine_norm
 from t2i_jax.sharding import constrain
@@ -22,26 +22,26 @@ _MID_HEADS = (8, 64)  # of the package's middle blocks, whatever the rest has
 
 
 class Unet(nn.Module):
-    """A noised picture, its noise level and a text to what the diffusion is trained to predict.
+    """A noised image, its noise level and a text to what the diffusion is trained to predict.
 
         unet = Unet(dim=128, dim_mults=(1, 2, 4, 8), num_resnet_blocks=3, text_embed_dim=1024,
                     layer_attns=(False, True, True, True), layer_cross_attns=(False, True, True, True))
         params = unet.init(key, x_BHWC, condition_B)["params"]
         out_BHWC = unet.apply({"params": params}, x_BHWC, condition_B, text_embeds_BLD, text_mask_BL)
 
-    A field marked "per level" is one value, or a tuple with one per entry of `dim_mults`. Pictures need not be square;
+    A field marked "per level" is one value, or a tuple with one per entry of `dim_mults`. Images need not be square;
     their sides are multiples of `multiple`.
 
     Attributes:
       dim, dim_mults: level i is dim * dim_mults[i] wide. init_dim: width of the first convolution; None: dim.
-      channels: of the picture. channels_out: of what comes out; None: channels.
+      channels: of the image. channels_out: of what comes out; None: channels.
       text_embed_dim: width of the text embeddings. max_text_len: texts are cut, or filled up with learnt tokens.
       cond_on_text: whether there are texts at all.
       cond_dim: width of the condition's tokens; None: dim. num_time_tokens: how many tell the noise level.
       learned_sinu_pos_emb_dim: Fourier features of the noise level.
       attn_pool_text, attn_pool_num_latents: whether the text is resampled, to so many tokens and four more.
-      lowres_cond: whether it enlarges a smaller picture, which comes noised, with its own noise level.
-      cond_images_channels: channels of a picture to condition on, resized with `resize_mode` (see `resample.resize`);
+      lowres_cond: whether it enlarges a smaller image, which comes noised, with its own noise level.
+      cond_images_channels: channels of an image to condition on, resized with `resize_mode` (see `resample.resize`);
         0: none. self_cond: whether the network sees its own last estimate.
       num_resnet_blocks: residual blocks after each level's first (per level).
       layer_attns, layer_attns_depth: full self-attention at a level, and how many layers of it (per level).
@@ -63,7 +63,7 @@ class Unet(nn.Module):
       compat: what to keep of the package where it is wrong: "mid_heads", the middle's cross-attention has 8 heads of
         64 whatever the fields say; "unused_weights", a network without texts has the weights for absent texts all the
         same. Weights of the package come with the values they need.
-      attn_max_scores: per picture, where attention works block by block (see `unet_attention.attend`).
+      attn_max_scores: per image, where attention works block by block (see `unet_attention.attend`).
       remat: what the backward pass recomputes of each block: "none", "full", or "dots" (keeps only matrix products).
       scan_blocks: a level's blocks after its first are one loop: the same numbers, compiled in a fraction of the time
         where there are many blocks, at the price of a copy of their weights and maps.
@@ -118,13 +118,15 @@ class Unet(nn.Module):
     scan_blocks: bool = False
     dtype: str = "float32"
 
+    trains = True  # it has weights to train
+
     def __post_init__(self):
         sizes.check(self)
         super().__post_init__()
 
     @property
     def multiple(self) -> int:
-        """The sides of a picture are multiples of it."""
+        """The sides of an image are multiples of it."""
         return 2 ** (len(self.dim_mults) - (not self.memory_efficient))
 
     @nn.compact
@@ -144,21 +146,21 @@ class Unet(nn.Module):
         """What is predicted, (B, H, W, channels_out) float32; zeros from a network that is not trained.
 
         Args:
-          x_BHWC: the noised picture, as the noise scales it.
+          x_BHWC: the noised image, as the noise scales it.
           condition_B: its noise level: the log-SNR, or a quarter of log sigma (`diffusion.noise`).
           text_embeds_BLD: None: a call without texts, as of a network that has none.
           text_mask_BL: True where there is text; None: everywhere.
           keep_B: False in rows whose text is dropped, for guidance. None: all keep it.
-          lowres_BHWC, lowres_condition_B: the smaller picture at this one's size, noised, and its log-SNR.
-          cond_image_BHWC: a picture to condition on, of any size.
+          lowres_BHWC, lowres_condition_B: the smaller image at this one's size, noised, and its log-SNR.
+          cond_image_BHWC: an image to condition on, of any size.
           self_cond_BHWC: the last estimate; None: zeros.
           deterministic: False in training: linear attention then draws its dropout from the rng "dropout".
 
         Raises:
-          UserError: a picture that is missing, not wanted or of a wrong size, or text of another width.
+          UserError: an image that is missing, not wanted or of a wrong size, or text of another width.
         """
-        pictures = (lowres_BHWC, lowres_condition_B, cond_image_BHWC, self_cond_BHWC)
-        sizes.check_inputs(self, x_BHWC, text_embeds_BLD, *pictures)
+        images = (lowres_BHWC, lowres_condition_B, cond_image_BHWC, self_cond_BHWC)
+        sizes.check_inputs(self, x_BHWC, text_embeds_BLD, *images)
         condition = self._condition(condition_B, lowres_condition_B, text_embeds_BLD, text_mask_BL, keep_B)
         x = first = self._first(self._inputs(x_BHWC, lowres_BHWC, cond_image_BHWC, self_cond_BHWC))
         if self.memory_efficient:
@@ -257,7 +259,10 @@ class Unet(nn.Module):
 
     def _level(self, name, i, width, condition, deterministic):
         """The first block of a level, its further blocks (see `_further`) and its attention, a function of the map."""
-        at = lambda field: sizes.per_level(self, field)[i]
+
+        def at(field):
+            return sizes.per_level(self, field)[i]
+
         cross = "linear" if at("use_linear_cross_attn") else "softmax" if at("layer_cross_attns") else None
         first = self._block(f"{name}_first", width, condition, cross)
         further = self._further(f"{name}_block", at("num_resnet_blocks"), width, condition)
@@ -270,32 +275,12 @@ class Unet(nn.Module):
         return first, further, lambda x: constrain(attention(x, condition[1]), "batch", None, None, None)
 
     def _further(self, name, count, width, condition):
-        """Blocks that are alike: of the map, and what is joined to it before each, to (map, the map after each)."""
-        gate, names = self.use_global_context_attn, [f"{name}_{n}" for n in range(count)]
-        join = lambda x, joined: x if joined is None else jnp.concatenate([x, joined], axis=-1)
-
-        def one_by_one(x, joined=None):
-            after = []
-            for n, block in enumerate([self._block(name, width, condition, gate=gate) for name in names]):
-                x = block(join(x, joined and joined[n]))
-                after.append(x)
-            return x, after
-
-        def looped(x, joined=None):
-            weights = [self.variables["params"][name] for name in names]
-            block = ResnetBlock(width, None, gate, self.attn_heads, self.attn_dim_head, dtype=self.dtype, parent=None)
-
-            def step(x, each):
-                x = block.apply({"params": each[0]}, join(x, each[1]), *condition)
-                x = constrain(x, "batch", None, None, None)
-                return x, x
-
-            if self.remat != "none":
-                step = jax.checkpoint(step, policy=REMAT[self.remat], prevent_cse=False)
-            each = zip(weights, joined or [None] * count, strict=True)
-            return jax.lax.scan(step, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each))
-
-        return looped if self.scan_blocks and count > 1 and not self.is_initializing() else one_by_one
+        """The blocks of a level after its first: a function of the map, and of what is joined to it before each."""
+        names, heads = tuple(f"{name}_{n}" for n in range(count)), (self.attn_heads, self.attn_dim_head)
+        gate, scan = self.use_global_context_attn, self.scan_blocks
+        stack = ResnetStack(names, width, gate, *heads, self.attn_max_scores, self.remat, scan, self.dtype)
+        nn.share_scope(self, stack)  # its blocks are parameters of the network itself
+        return lambda x, joined=None: stack(x, *condition, joined)
 
     def _block(self, name, width, condition, cross=None, gate=False, heads=None):
         """A residual block as a function of the map alone."""
@@ -341,12 +326,12 @@ def SRUnet1024(**fields: Any) -> Unet:  # noqa: N802
 
 
 class NullUnet(nn.Module):
-    """A stage that is left out: it gives back what it is given. Its one number has no effect."""
+    """A stage that is left out: the network returns its input. Its one parameter has no effect and is never trained."""
 
-    @property
-    def lowres_cond(self) -> bool:
-        """It can only be a first stage."""
-        return False
+    trains = False
+    multiple = 1  # any image size goes through
+    lowres_cond = False  # it can only be a first stage
+    cond_images_channels = 0
 
     @nn.compact
     def __call__(self, x_BHWC: Array, *conditions: Any, **more: Any) -> Array:

@@ -55,7 +55,7 @@ def check(model: Any) -> None:
         even = model.learned_sinu_pos_emb_dim + 1
         raise UserError(f"learned_sinu_pos_emb_dim={even - 1} is odd, half are sines; try {even}.")
     if model.cond_images_channels < 0:
-        raise UserError(f"cond_images_channels={model.cond_images_channels} is negative; give 0 for no such picture.")
+        raise UserError(f"cond_images_channels={model.cond_images_channels} is negative; give 0 for no such image.")
     if not 0 <= model.linear_attn_dropout < 1:
         raise UserError(f"linear_attn_dropout={model.linear_attn_dropout} is outside [0, 1); try 0.05.")
     if isinstance(model.compat, str):
@@ -122,7 +122,7 @@ def check_inputs(
         raise UserError(f"text_embeds has width {width}; the network wants text_embed_dim={model.text_embed_dim}.")
     given = lowres_BHWC is not None, lowres_condition_B is not None
     if given != (model.lowres_cond,) * 2:
-        remedy = "give lowres_BHWC and lowres_condition_B" if model.lowres_cond else "give no lowres picture or level"
+        remedy = "give lowres_BHWC and lowres_condition_B" if model.lowres_cond else "give no lowres image or level"
         raise UserError(f"lowres_cond={model.lowres_cond} does not fit what the network was called with; {remedy}.")
     if lowres_BHWC is not None and lowres_BHWC.shape != x_BHWC.shape:
         raise UserError(f"lowres has shape {lowres_BHWC.shape}; resize it to x first, {x_BHWC.shape}.")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from t2i_jax import config
 from t2i_jax.errors import UserError
@@ -86,8 +88,9 @@ class Transformer(nn.Module):
     def __call__(self, x_BHWC: Array) -> Array:
         """The transformed map, same shape."""
         x = x_BHWC
-        recomputed = lambda module: module if self.remat == "none" else nn.remat(module, policy=REMAT[self.remat])
-        attention, feed_forward = recomputed(Attention), recomputed(FeedForward)
+        attention, feed_forward = Attention, FeedForward
+        if self.remat != "none":
+            attention, feed_forward = (nn.remat(m, policy=REMAT[self.remat]) for m in (Attention, FeedForward))
         for i in range(self.layers):
             x = x + Depthwise(self.dim, "embed", self.dtype, name=f"peg_{i}")(x)
             x = x + attention(self.dim, self.heads, self.dim_head, self.dtype, name=f"attention_{i}")(x)
@@ -112,26 +115,8 @@ class PositionedConv(nn.Module):
         return add_to_all(x.reshape(-1, height, width, self.features), _convolved_positions(of_positions, height))
 
 
-class VitVQGanVAE(nn.Module):
-    """The ViT-VQGAN of parti-pytorch 0.2.0.
-
-        vae = VitVQGanVAE(dim=256, image_size=256, patch_size=16, num_layers=3)
-
-    Weights that come from the package use `pixel_range=(0.0, 1.0)`, which is why that is the default here.
-
-    Attributes:
-      dim: width, a multiple of 4. image_size: side in pixels; fixed, since the attention bias is a table.
-      layers: transformer layers in the encoder, and as many in the decoder (`num_layers` is accepted too).
-      patch_size: pixels per side of a token (`encdec_patch_size` is accepted too). heads, dim_head, ff_mult: as usual.
-      lookup_free_quantization: LFQ; False for the codebook on the unit sphere of the package's first releases.
-      codebook_size: number of codes; for LFQ a power of 2.
-      entropy_loss_weight, diversity_gamma: of LFQ. commitment_weight: None for 0 with LFQ (as the package with the
-        current quantiser library; 0.25 with those of its day) and 1 otherwise.
-      codebook_dim, decay, kmeans_init: of the codebook that is not look-up free.
-      discr_layers: size of `discriminator()`. pixel_range: of its float images.
-      remat: what the backward pass recomputes: "none", "full", or "dots" (keeps only matrix products).
-      dtype: of the computation.
-    """
+class _Network(image_tokenizer.QuantizedAutoencoder):
+    """`VitVQGanVAE` under the names of its fields alone."""
 
     dim: int
     image_size: int
@@ -155,26 +140,11 @@ class VitVQGanVAE(nn.Module):
     dtype: str = "float32"
 
     def __post_init__(self):
-        image_tokenizer.check_sizes(self)
+        image_tokenizer.check_sizes(self, "dim")
         config.one_of("remat", self.remat, REMAT)
         if self.dim % 4:
             raise UserError(f"dim={self.dim} is not a multiple of 4; try {self.dim // 4 * 4 + 4}.")
         super().__post_init__()
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens."""
-        return (self.image_size // self.patch_size,) * 2
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens per image."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def last_layer(self) -> tuple[str, ...]:
-        """Path of the kernel that makes the pixels, by whose gradients the adversarial loss is weighed."""
-        return ("to_pixels", "kernel")
 
     @property
     def attention_flops(self) -> float:
@@ -215,27 +185,10 @@ class VitVQGanVAE(nn.Module):
             self.channels * self.patch_size**2, ("mlp", "patch"), bias=False, dtype=self.dtype
         )
 
-    def __call__(self, image_BHWC: Array, codebook, train: bool = False) -> tuple[Array, image_tokenizer.Encoded]:
-        """The reconstruction and the encoding of float images."""
-        encoded = self.encode(image_BHWC, codebook, train)
-        return self.decode(encoded.fmap), encoded
-
-    def encode(self, image_BHWC: Array, codebook, train: bool = False) -> image_tokenizer.Encoded:
-        """Encoding of float images (B, image_size, image_size, channels) of `pixel_range`."""
-        return self.quantizer(self.encoder_fmap(image_BHWC), codebook, train)
-
     def encoder_fmap(self, image_BHWC: Array) -> Array:
         """The map (B, rows, columns, dim) before quantisation."""
         patches = patchify(_shifted(image_BHWC.astype(self.dtype)), self.patch_size)
         return self.encoder(self.to_tokens(self.patch_norm(patches)))
-
-    def lookup(self, ids_BHW: Array, codebook) -> Array:
-        """Decoder input (B, rows, columns, dim) of codes."""
-        return self.quantizer.lookup(ids_BHW, codebook)
-
-    def decode(self, fmap_BHWC: Array) -> Array:
-        """Float images from a quantised map; nothing is clipped."""
-        return self.pixels(self.features(fmap_BHWC))
 
     def features(self, fmap_BHWC: Array) -> Array:
         """What the last layer turns into pixels."""
@@ -259,10 +212,33 @@ class VitVQGanVAE(nn.Module):
         )  # fmt: skip
 
 
-def _with_aliases(init):
-    """Accepts the names that the package's README and its `encdec_` prefix use, and refuses unknown ones."""
+class VitVQGanVAE(_Network):
+    """The ViT-VQGAN of parti-pytorch 0.2.0.
 
-    def __init__(self, *args, **fields):
+        vae = VitVQGanVAE(dim=256, image_size=256, patch_size=16, num_layers=3)
+
+    Weights that come from the package use `pixel_range=(0.0, 1.0)`, which is why that is the default here.
+
+    Attributes:
+      dim: width, a multiple of 4. image_size: side in pixels; fixed, since the attention bias is a table.
+      layers: transformer layers in the encoder, and as many in the decoder (`num_layers` is accepted too).
+      patch_size: pixels per side of a token (`encdec_patch_size` is accepted too). heads, dim_head, ff_mult: as usual.
+      lookup_free_quantization: LFQ; False for the codebook on the unit sphere of the package's first releases.
+      codebook_size: number of codes; for LFQ a power of 2.
+      entropy_loss_weight, diversity_gamma: of LFQ. commitment_weight: None for 0 with LFQ (as the package with the
+        current quantiser library; 0.25 with those of its day) and 1 otherwise.
+      codebook_dim, decay, kmeans_init: of the codebook that is not look-up free.
+      discr_layers: size of `discriminator()`. pixel_range: of its float images.
+      remat: what the backward pass recomputes: "none", "full", or "dots" (keeps only matrix products).
+      dtype: of the computation.
+    """
+
+    def __init__(self, *args: Any, **fields: Any) -> None:
+        """Takes the fields also by the names of the package's README and by its prefixes ("num_layers", "vq_decay").
+
+        Raises:
+          UserError: an unknown field, or one that is given under two names.
+        """
         known = config.fields_of(VitVQGanVAE)
         for alias, name in _ALIASES.items():
             if alias in fields:
@@ -272,12 +248,7 @@ def _with_aliases(init):
         for name in fields:
             if name not in known and name not in ("parent", "name"):
                 raise UserError(f"VitVQGanVAE has no field {name!r}; {config.did_you_mean(name, [*known, *_ALIASES])}")
-        init(self, *args, **fields)
-
-    return __init__
-
-
-VitVQGanVAE.__init__ = _with_aliases(VitVQGanVAE.__init__)
+        super().__init__(*args, **fields)
 
 
 def _spread(bias_RH, size):
@@ -286,15 +257,15 @@ def _spread(bias_RH, size):
     table = bias_RH.T.reshape(-1, wide, wide)  # [head, row difference, column difference]
     rows = jnp.arange(size)[:, None] - jnp.arange(size)[None, :] + size - 1
     spread = table[:, rows][:, :, :, rows]  # [head, query row, key row, query column, key column]
-    return spread.transpose(0, 1, 3, 2, 4).reshape(-1, size * size, size * size)
+    return rearrange(spread, "h q k r c -> h (q r) (k c)")
 
 
 def _shifted(image_BHWC):
     """The image and its four shifts by one pixel (right, left, down, up; zeros enter), along the channels."""
     rows, columns = image_BHWC.shape[1:3]
     padded = jnp.pad(image_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    at = lambda i, j: padded[:, i : i + rows, j : j + columns]
-    return jnp.concatenate([at(1, 1), at(1, 0), at(1, 2), at(0, 1), at(2, 1)], axis=-1)
+    places = ((1, 1), (1, 0), (1, 2), (0, 1), (2, 1))
+    return jnp.concatenate([padded[:, i : i + rows, j : j + columns] for i, j in places], axis=-1)
 
 
 def _convolved_positions(kernel_IJFO, size):
@@ -310,7 +281,10 @@ def _convolved_positions(kernel_IJFO, size):
     taps = kernel_IJFO.reshape(9, 4 * half, -1)
     products = jnp.einsum("TNF,TFO->TNO", jnp.broadcast_to(both, (9, *both.shape)), taps).reshape(3, 3, 2, size, -1)
     from_rows_IJNO, from_columns_IJNO = products[:, :, 0], products[:, :, 1]
-    shift = lambda t_NO, i: jnp.pad(t_NO, ((1, 1), (0, 0)))[i : i + size]
+
+    def shift(t_NO, i):
+        return jnp.pad(t_NO, ((1, 1), (0, 0)))[i : i + size]
+
     inside_IN = jnp.stack([shift(jnp.ones((size, 1), taps.dtype), i)[:, 0] for i in range(3)])
     rows_JHO = sum(jax.vmap(shift, (0, None))(from_rows_IJNO[i], i) for i in range(3))
     columns_IWO = sum(jax.vmap(shift, (0, None))(from_columns_IJNO[:, j], j) for j in range(3))

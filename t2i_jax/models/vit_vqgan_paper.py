@@ -16,6 +16,7 @@ from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.conv import Dense, boxed, patchify, sincos_grid, unpatchify
 from t2i_jax.nn.fused_attention import attend
 from t2i_jax.nn.transformer import REMAT
+from t2i_jax.pixels import SIGNED
 from t2i_jax.types import Array, Key
 
 _ACTIVATIONS = {"gelu": gelu, "tanh": jnp.tanh}
@@ -52,9 +53,10 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_BNC: Array, _: None = None) -> tuple[Array, None]:
         """The tokens after the block, and None: the form that a scan over layers wants."""
-        make = lambda features, name, axes, bias=True: Dense(
-            features, axes, bias=bias, dtype=self.dtype, init=_XAVIER, name=name
-        )
+
+        def make(features, name, axes, bias=True):
+            return Dense(features, axes, bias, self.dtype, _XAVIER, name=name)
+
         inner, x_TC = self.heads * self.dim_head, x_BNC.reshape(-1, self.dim)  # T = B N: twice as fast on a CPU
         qkv = make(3 * inner, "to_qkv", ("embed", "heads"), bias=False)(_norm("attention_norm", self.dtype)(x_TC))
         q, k, v = jnp.split(qkv.reshape(*x_BNC.shape[:2], 3 * self.heads, self.dim_head), 3, axis=2)
@@ -101,7 +103,7 @@ class Transformer(nn.Module):
         return _norm("norm", self.dtype)(x)
 
 
-class ViTVQGAN(nn.Module):
+class ViTVQGAN(image_tokenizer.QuantizedAutoencoder):
     """The image tokenizer of the ViT-VQGAN and Parti papers.
 
         network = preset("small")                              # 256 pixels to 1024 tokens
@@ -138,11 +140,11 @@ class ViTVQGAN(nn.Module):
     output: str = "linear"
     scan: bool = False
     remat: str = "none"
-    pixel_range: tuple[float, float] = (-1.0, 1.0)
+    pixel_range: tuple[float, float] = SIGNED
     dtype: str = "float32"
 
     def __post_init__(self):
-        image_tokenizer.check_sizes(self)
+        image_tokenizer.check_sizes(self, "dim")
         config.one_of("activation", self.activation, _ACTIVATIONS)
         config.one_of("output", self.output, ("linear", "sigmoid"))
         config.one_of("remat", self.remat, REMAT)
@@ -153,21 +155,6 @@ class ViTVQGAN(nn.Module):
             if dim % 4:
                 raise UserError(f"{part}dim={dim} is not a multiple of 4; try {dim // 4 * 4 + 4}.")
         super().__post_init__()
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens."""
-        return (self.image_size // self.patch_size,) * 2
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens per image."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def last_layer(self) -> tuple[str, ...]:
-        """Path of the kernel that makes the pixels, by whose gradients the adversarial loss is weighed."""
-        return ("to_pixels", "kernel")
 
     @property
     def attention_flops(self) -> float:
@@ -191,36 +178,19 @@ class ViTVQGAN(nn.Module):
 
     def setup(self):
         decoder_dim, decoder_heads, decoder_layers, decoder_mlp_dim = self._decoder()
-        make = lambda features, axes: Dense(features, axes, dtype=self.dtype, init=_XAVIER)
-        self.to_tokens = make(self.dim, ("patch", "embed"))
+        layer = {"dtype": self.dtype, "init": _XAVIER}
+        self.to_tokens = Dense(self.dim, ("patch", "embed"), **layer)
         self.encoder = self._transformer(self.dim, self.layers, self.heads, self.mlp_dim)
         self.quantizer = quantize.FactorisedVq(
             self.dim, self.codebook_size, self.codebook_dim, self.beta, self.dtype, decoder_dim
         )
         self.decoder = self._transformer(decoder_dim, decoder_layers, decoder_heads, decoder_mlp_dim)
-        self.to_pixels = make(self.channels * self.patch_size**2, ("embed", "patch"))
-
-    def __call__(self, image_BHWC: Array, codebook, train: bool = False) -> tuple[Array, image_tokenizer.Encoded]:
-        """The reconstruction and the encoding of float images."""
-        encoded = self.encode(image_BHWC, codebook, train)
-        return self.decode(encoded.fmap), encoded
-
-    def encode(self, image_BHWC: Array, codebook, train: bool = False) -> image_tokenizer.Encoded:
-        """Encoding of float images (B, image_size, image_size, channels) of `pixel_range`."""
-        return self.quantizer(self.encoder_fmap(image_BHWC), codebook, train)
+        self.to_pixels = Dense(self.channels * self.patch_size**2, ("embed", "patch"), **layer)
 
     def encoder_fmap(self, image_BHWC: Array) -> Array:
         """The map (B, rows, columns, dim) before quantisation."""
         patches = patchify(image_BHWC.astype(self.dtype), self.patch_size)
         return self._through(self.encoder, self.to_tokens(patches))
-
-    def lookup(self, ids_BHW: Array, codebook) -> Array:
-        """Decoder input (B, rows, columns, decoder dim) of codes."""
-        return self.quantizer.lookup(ids_BHW, codebook)
-
-    def decode(self, fmap_BHWC: Array) -> Array:
-        """Float images from a quantised map; nothing is clipped."""
-        return self.pixels(self.features(fmap_BHWC))
 
     def features(self, fmap_BHWC: Array) -> Array:
         """What the last layer turns into pixels."""

@@ -11,7 +11,7 @@ from t2i_jax.nn.fused_attention import attend
 from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
 
-_MASKED = -1e30  # a score that the softmax turns into exactly 0
+MASKED = -1e30  # a score that the softmax turns into exactly 0
 
 
 @jax.custom_vjp
@@ -100,7 +100,7 @@ class MultiHeadAttention(nn.Module):
         """The update of one position from cached keys and values; `mask_BK` broadcasts over B."""
         q_BHD = self._heads(self.q(x_BC)) * self.dim_head**-0.5
         scores_BHK = jnp.einsum("BHD,BKHD->BHK", q_BHD, k_BKHD, preferred_element_type=jnp.float32)
-        weights_BHK = nn.softmax(jnp.where(mask_BK[:, None], scores_BHK, _MASKED)).astype(v_BKHD.dtype)
+        weights_BHK = nn.softmax(jnp.where(mask_BK[:, None], scores_BHK, MASKED)).astype(v_BKHD.dtype)
         return self.out(jnp.einsum("BHK,BKHD->BHD", weights_BHK, v_BKHD).reshape(x_BC.shape[0], -1))
 
     def _heads(self, x):
@@ -159,7 +159,7 @@ class MultiQueryAttention(nn.Module):
         scores_BQHK = jnp.einsum("BQHD,BKD->BQHK", q_BQHD, kv_BKD, preferred_element_type=jnp.float32)
         null_BQH1 = jnp.einsum("BQHD,D->BQH", q_BQHD, null_D, preferred_element_type=jnp.float32)[..., None]
         scores_BQHK = scores_BQHK if bias_QHK is None else add_to_all(scores_BQHK, bias_QHK)
-        scores_BQHK = scores_BQHK if mask is None else jnp.where(mask[:, :, None], scores_BQHK, _MASKED)
+        scores_BQHK = scores_BQHK if mask is None else jnp.where(mask[:, :, None], scores_BQHK, MASKED)
         top = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores_BQHK, axis=-1, keepdims=True), null_BQH1))
         e_BQHK, e_null = jnp.exp(scores_BQHK - top), jnp.exp(null_BQH1 - top)
         total = jnp.sum(e_BQHK, axis=-1, keepdims=True) + e_null
@@ -176,7 +176,7 @@ class MultiQueryAttention(nn.Module):
         q_BHD, null_D = self._queries(self.norm(x_BC)), self.null_kv.astype(self.dtype)
         scores_BHK = jnp.einsum("BHD,BKD->BHK", q_BHD, kv_BKD, preferred_element_type=jnp.float32)
         scores_BHK = scores_BHK if bias_HK is None else scores_BHK + bias_HK
-        scores_BHK = jnp.where(mask_BK[:, None], scores_BHK, _MASKED)
+        scores_BHK = jnp.where(mask_BK[:, None], scores_BHK, MASKED)
         null_BH1 = jnp.einsum("BHD,D->BH", q_BHD, null_D, preferred_element_type=jnp.float32)[..., None]
         weights_BHK = nn.softmax(jnp.concatenate([null_BH1, scores_BHK], axis=-1)).astype(self.dtype)
         out_BHD = jnp.einsum("BHK,BKD->BHD", weights_BHK[..., 1:], kv_BKD) + weights_BHK[..., :1] * null_D

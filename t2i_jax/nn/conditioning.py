@@ -1,4 +1,4 @@
-"""What imagen-pytorch's U-Net is told besides the picture: a noise level and a text, each as a vector and as tokens."""
+"""What imagen-pytorch's U-Net is told besides the image: a noise level and a text, each as a vector and as tokens."""
 
 from __future__ import annotations
 
@@ -73,7 +73,10 @@ class TextCondition(nn.Module):
         null_V = self.param("null_vector", boxed(normal, "embed"), (self.vector_dim,), jnp.float32)
         if text_BLD is None:
             return null_V[None].astype(self.dtype), self._pooled(null_LC[None].astype(self.dtype))
-        dense = lambda width, axes, name: Dense(width, axes, dtype=self.dtype, name=name)
+
+        def dense(width, axes, name):
+            return Dense(width, axes, dtype=self.dtype, name=name)
+
         fill = ((0, 0), (0, max(self.length - text_BLD.shape[1], 0)))
         tokens_BLC = dense(self.dim, ("text", "embed"), "to_tokens")(text_BLD[:, : self.length])
         tokens_BLC = jnp.pad(tokens_BLC, (*fill, (0, 0)))

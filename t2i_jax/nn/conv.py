@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from t2i_jax import sharding
 from t2i_jax.nn.convolution import convolve
@@ -16,6 +18,12 @@ from t2i_jax.types import Array
 
 # U(+-1/sqrt(fan in)): what the PyTorch packages start from, so that training runs compare.
 uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+POINTWISE = ("conv_in", "conv_out")  # logical axes of the kernel of a 1x1 convolution, which is a `Dense`
+
+
+def depthwise_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """`uniform_fan_in` for the kernel of a 3x3 depthwise convolution: U(-1/3, 1/3), since 9 numbers come in."""
+    return jax.random.uniform(key, shape, dtype, -1 / 3, 1 / 3)
 
 
 def boxed(init: Callable, *names: str | None) -> Callable:
@@ -136,7 +144,10 @@ def _depthwise_backward(residuals, gradient_BHWC):
 def _taps(padded, gradient_BHWC):
     """The gradient of the kernel (K, K, C)."""
     size = padded.shape[1] - gradient_BHWC.shape[1] + 1
-    one = lambda i, j: jnp.sum(_shift(padded, gradient_BHWC, i, j) * gradient_BHWC, axis=(0, 1, 2))
+
+    def one(i, j):
+        return jnp.sum(_shift(padded, gradient_BHWC, i, j) * gradient_BHWC, axis=(0, 1, 2))
+
     return jnp.stack([jnp.stack([one(i, j) for j in range(size)]) for i in range(size)])
 
 
@@ -148,9 +159,15 @@ def _taps_by_image(padded, gradient_BHWC):
 
     def add(n, sums):
         image, block = n // (height // rows), n % (height // rows) * rows
-        at = lambda t, extent: jax.lax.dynamic_slice(t, (image, block, 0, 0), (1, extent, *t.shape[2:]))[0]
+
+        def at(t, extent):
+            return jax.lax.dynamic_slice(t, (image, block, 0, 0), (1, extent, *t.shape[2:]))[0]
+
         x, gradient = at(padded, rows + size - 1), at(gradient_BHWC, rows)
-        products = lambda i, j: sum(x[i + r, j : j + gradient.shape[1]] * gradient[r] for r in range(rows))
+
+        def products(i, j):
+            return sum(x[i + r, j : j + gradient.shape[1]] * gradient[r] for r in range(rows))
+
         return tuple(total + products(i, j) for total, (i, j) in zip(sums, places, strict=True))
 
     start = tuple(jnp.zeros(gradient_BHWC.shape[2:], gradient_BHWC.dtype) for _ in places)
@@ -171,8 +188,8 @@ class Depthwise(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC: Array) -> Array:
         """The convolved map, of the same shape."""
-        init = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -1 / 3, 1 / 3)  # fan in 9
-        kernel = self.param("kernel", boxed(init, None, None, self.axis), (3, 3, self.channels), jnp.float32)
+        init = boxed(depthwise_init, None, None, self.axis)
+        kernel = self.param("kernel", init, (3, 3, self.channels), jnp.float32)
         bias = self.param("bias", boxed(nn.initializers.zeros, self.axis), (self.channels,), jnp.float32)
         dtype = jnp.dtype(self.dtype)
         return depthwise(x_BHWC.astype(dtype), kernel.astype(dtype), bias.astype(dtype))
@@ -190,16 +207,12 @@ def neighbours(x_BHWC: Array) -> Array:
 
 def patchify(image_BHWC: Array, patch: int) -> Array:
     """(B, rows, columns, patch * patch * C): the pixels of each patch, row by row, channels fastest."""
-    B, H, W, C = image_BHWC.shape
-    split = image_BHWC.reshape(B, H // patch, patch, W // patch, patch, C)
-    return split.transpose(0, 1, 3, 2, 4, 5).reshape(B, H // patch, W // patch, patch * patch * C)
+    return rearrange(image_BHWC, "b (h i) (w j) c -> b h w (i j c)", i=patch, j=patch)
 
 
 def unpatchify(patches_BHWP: Array, patch: int) -> Array:
     """The inverse of `patchify`: an image (B, rows * patch, columns * patch, C)."""
-    B, H, W, P = patches_BHWP.shape
-    split = patches_BHWP.reshape(B, H, W, patch, patch, P // patch**2)
-    return split.transpose(0, 1, 3, 2, 4, 5).reshape(B, H * patch, W * patch, P // patch**2)
+    return rearrange(patches_BHWP, "b h w (i j c) -> b (h i) (w j) c", i=patch, j=patch)
 
 
 def sincos_grid(rows: int, columns: int, dim: int, *, columns_first: bool) -> Array:

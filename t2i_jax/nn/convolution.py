@@ -6,6 +6,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from t2i_jax.types import Array
 
@@ -25,7 +26,10 @@ def convolve(x_BHWC: Array, kernel_KKIO: Array, stride: int, padding: int) -> Ar
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolution(stride, x, kernel):
-    of = lambda form: lambda x, kernel: form(x, kernel, stride)
+
+    def of(form):
+        return lambda x, kernel: form(x, kernel, stride)
+
     return jax.lax.platform_dependent(x, kernel, **_elsewhere(of, kernel.shape))
 
 
@@ -33,7 +37,10 @@ def _convolution(stride, x, kernel):
 def _to_input(stride, shape, y, kernel):
     """The gradient of the input, of this shape, from that of the result."""
     like = jax.ShapeDtypeStruct(shape, y.dtype)
-    of = lambda form: lambda y, kernel: jax.linear_transpose(lambda x: form(x, kernel, stride), like)(y)[0]
+
+    def of(form):
+        return lambda y, kernel: jax.linear_transpose(lambda x: form(x, kernel, stride), like)(y)[0]
+
     on_cpu = _turned_around if stride == 1 else of(_as_products)
     return jax.lax.platform_dependent(y, kernel, cpu=on_cpu, **_elsewhere(of, kernel.shape))
 
@@ -42,7 +49,10 @@ def _to_input(stride, shape, y, kernel):
 def _to_kernel(stride, shape, x, y):
     """The gradient of the kernel, of this shape, from that of the result."""
     like = jax.ShapeDtypeStruct(shape, x.dtype)
-    of = lambda form: lambda x, y: jax.linear_transpose(lambda kernel: form(x, kernel, stride), like)(y)[0]
+
+    def of(form):
+        return lambda x, y: jax.linear_transpose(lambda kernel: form(x, kernel, stride), like)(y)[0]
+
     return jax.lax.platform_dependent(x, y, cpu=of(_as_products), **_elsewhere(of, shape))
 
 
@@ -114,12 +124,14 @@ def _as_products(x_BHWC, kernel_KKIO, stride):
 
 def _blocks(x_BHWC, kernel_KKIO, stride):
     """Image and kernel with their stride x stride blocks as channels: the convolution then has a stride of 1."""
-    fill = lambda t, axes: jnp.pad(t, [(0, -t.shape[a] % stride if a in axes else 0) for a in range(t.ndim)])
-    used = lambda extent: extent - (extent - kernel_KKIO.shape[0]) % stride  # what the windows reach
+
+    def fill(t, axes):
+        return jnp.pad(t, [(0, -t.shape[a] % stride if a in axes else 0) for a in range(t.ndim)])
+
+    def used(extent):  # what the windows reach
+        return extent - (extent - kernel_KKIO.shape[0]) % stride
+
     x = fill(x_BHWC[:, : used(x_BHWC.shape[1]), : used(x_BHWC.shape[2])], (1, 2))
     kernel = fill(kernel_KKIO, (0, 1))
-    B, H, W, C = x.shape
-    x = x.reshape(B, H // stride, stride, W // stride, stride, C).transpose(0, 1, 3, 2, 4, 5)
-    K, features = kernel.shape[0] // stride, kernel.shape[3]
-    kernel = kernel.reshape(K, stride, K, stride, C, features).transpose(0, 2, 1, 3, 4, 5)
-    return x.reshape(B, H // stride, W // stride, -1), kernel.reshape(K, K, -1, features)
+    blocks = rearrange(x, "b (h i) (w j) c -> b h w (i j c)", i=stride, j=stride)
+    return blocks, rearrange(kernel, "(h i) (w j) c o -> h w (i j c) o", i=stride, j=stride)

@@ -81,7 +81,10 @@ def _splits(shape):
 def _on_each_device(kernel, q_BQHD, k_BKGD, v_BKGD):
     if jax.sharding.get_abstract_mesh().empty:
         return kernel(q_BQHD, k_BKGD, v_BKGD)
-    of = lambda heads: PartitionSpec(sharding.BATCH_AXES, None, "tensor" if heads > 1 else None, None)
+
+    def of(heads):
+        return PartitionSpec(sharding.BATCH_AXES, None, "tensor" if heads > 1 else None, None)
+
     q, kv = of(q_BQHD.shape[2]), of(k_BKGD.shape[2])
     return jax.shard_map(kernel, in_specs=(q, kv, kv), out_specs=q, check_vma=False)(q_BQHD, k_BKGD, v_BKGD)
 

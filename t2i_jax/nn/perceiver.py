@@ -22,7 +22,10 @@ class PerceiverAttention(nn.Module):
     def __call__(self, x_BLC: Array, latents_BNC: Array) -> Array:
         """The update of the latents."""
         B, inner = x_BLC.shape[0], self.heads * self.dim_head
-        split = lambda t: t.reshape(B, -1, self.heads, self.dim_head)
+
+        def split(t):
+            return t.reshape(B, -1, self.heads, self.dim_head)
+
         x, latents = affine_norm("norm", self.dtype)(x_BLC), affine_norm("norm_latents", self.dtype)(latents_BNC)
         q = split(Dense(inner, ("embed", "heads"), bias=False, dtype=self.dtype, name="to_q")(latents))
         both = jnp.concatenate([x, latents], axis=1)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from t2i_jax.types import Array
 
-MAX_SCORES = 2**23  # per picture: 32 MB of float32
+MAX_SCORES = 2**23  # per image: 32 MB of float32
 
 
 def by_queries(
@@ -19,15 +20,15 @@ def by_queries(
 
     Args:
       attend: takes queries and the place of the first of them; computed once more in the backward pass of a block.
-      keys: seen by each query. max_scores: where a picture has more of them (H * Q * keys), it is done in blocks.
+      keys: seen by each query. max_scores: where an image has more of them (H * Q * keys), it is done in blocks.
     """
-    B, Q, H, D = q_BQHD.shape
+    _, Q, H, _ = q_BQHD.shape
     if Q * H * keys <= max_scores:
         return attend(q_BQHD, 0)
     blocks = -(-Q // max(max_scores // (H * keys), 1))
     size = -(-Q // blocks)
     padded = jnp.pad(q_BQHD, ((0, 0), (0, blocks * size - Q), (0, 0), (0, 0)))
     block = jax.checkpoint(attend, prevent_cse=False)
-    inputs = padded.reshape(B, blocks, size, H, D).swapaxes(0, 1), size * jnp.arange(blocks)
+    inputs = rearrange(padded, "b (n q) h d -> n b q h d", n=blocks), size * jnp.arange(blocks)
     out = jax.lax.map(lambda one: block(*one), inputs)
-    return out.swapaxes(0, 1).reshape(B, blocks * size, H, D)[:, :Q]
+    return rearrange(out, "n b q h d -> b (n q) h d")[:, :Q]

@@ -8,13 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from t2i_jax.config import one_of
-from t2i_jax.nn.conv import Dense, boxed, conv
+from t2i_jax.nn.conv import POINTWISE, Dense, boxed, conv
 from t2i_jax.types import Array
 
 RESIZES = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")
-_1X1 = ("conv_in", "conv_out")
 
 
 def resize(x_BHWC: Array, size: tuple[int, int], mode: str = "nearest") -> Array:
@@ -97,9 +97,8 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC: Array) -> Array:
         """(B, H / 2, W / 2, features)."""
-        B, H, W, C = x_BHWC.shape
-        blocks = x_BHWC.reshape(B, H // 2, 2, W // 2, 2, C).transpose(0, 1, 3, 5, 2, 4)
-        return Dense(self.features, _1X1, dtype=self.dtype, name="conv")(blocks.reshape(B, H // 2, W // 2, 4 * C))
+        blocks = rearrange(x_BHWC, "b (h i) (w j) c -> b h w (c i j)", i=2, j=2)
+        return Dense(self.features, POINTWISE, dtype=self.dtype, name="conv")(blocks)
 
 
 class PixelShuffle(nn.Module):
@@ -111,10 +110,8 @@ class PixelShuffle(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC: Array) -> Array:
         """(B, 2 H, 2 W, features)."""
-        B, H, W, _ = x_BHWC.shape
-        y = Dense(4 * self.features, _1X1, dtype=self.dtype, init=_same_in_block, name="conv")(x_BHWC)
-        blocks = nn.silu(y).reshape(B, H, W, self.features, 2, 2).transpose(0, 1, 4, 2, 5, 3)
-        return blocks.reshape(B, 2 * H, 2 * W, self.features)
+        y = Dense(4 * self.features, POINTWISE, dtype=self.dtype, init=_same_in_block, name="conv")(x_BHWC)
+        return rearrange(nn.silu(y), "b h w (c i j) -> b (h i) (w j) c", i=2, j=2)
 
 
 def _same_in_block(key, shape, dtype=jnp.float32):
@@ -146,7 +143,7 @@ class Widen(nn.Module):
     def __call__(self, x_BHWC: Array) -> Array:
         """(B, H, W, features)."""
         near = conv(self.features, 3, "conv3", dtype=self.dtype)(x_BHWC)
-        return near + Dense(self.features, _1X1, dtype=self.dtype, name="conv1")(x_BHWC)
+        return near + Dense(self.features, POINTWISE, dtype=self.dtype, name="conv1")(x_BHWC)
 
 
 def zero_conv(features: int, kernel: int, name: str, dtype: str = "float32") -> nn.Conv:
@@ -156,7 +153,7 @@ def zero_conv(features: int, kernel: int, name: str, dtype: str = "float32") -> 
         (kernel, kernel),
         padding=kernel // 2,
         dtype=dtype,
-        kernel_init=boxed(nn.initializers.zeros, None, None, *_1X1),
+        kernel_init=boxed(nn.initializers.zeros, None, None, *POINTWISE),
         bias_init=boxed(nn.initializers.zeros, "conv_out"),
         name=name,
     )

@@ -54,7 +54,10 @@ class Block(nn.Module):
     dtype: str = "float32"
 
     def setup(self):
-        attention = lambda: MultiHeadAttention(self.dim, self.heads, self.dim // self.heads, self.dtype)
+
+        def attention():
+            return MultiHeadAttention(self.dim, self.heads, self.dim // self.heads, self.dtype)
+
         self.norm_self, self.self_attention = layer_norm(None, self.dtype), attention()
         if self.cross:
             self.norm_cross, self.cross_attention = layer_norm(None, self.dtype), attention()
@@ -72,8 +75,13 @@ class Block(nn.Module):
         deterministic: bool = True,
     ) -> tuple[Array, None]:
         """(x, None): the pair that a scan wants. Masks are True where a position may be seen; None: everywhere."""
-        spread = lambda mask: None if mask is None else mask[:, None, None]
-        add = lambda x, y: constrain(x + self.drop(y, deterministic=deterministic), "batch", "length", None)
+
+        def spread(mask):
+            return None if mask is None else mask[:, None, None]
+
+        def add(x, y):
+            return constrain(x + self.drop(y, deterministic=deterministic), "batch", "length", None)
+
         x = add(x_BNC, self.self_attention(self.norm_self(x_BNC), mask=spread(mask_BN), causal=self.causal))
         if self.cross:
             context = context_BKC.astype(x.dtype)
@@ -92,7 +100,10 @@ class Block(nn.Module):
         """One position through the layer, and the cache ("k", "v": (B, positions, heads, dim_head)) with it."""
         normed = self.norm_self(x_BC)
         k_BHD, v_BHD = self.self_attention.keys_values(normed)
-        put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new[:, None], position, axis=1)
+
+        def put(old, new):
+            return jax.lax.dynamic_update_slice_in_dim(old, new[:, None], position, axis=1)
+
         cache = {**cache, "k": put(cache["k"], k_BHD), "v": put(cache["v"], v_BHD)}
         past_1K = jnp.arange(cache["k"].shape[1])[None] <= position
         x = x_BC + self.self_attention.step(normed, cache["k"], cache["v"], past_1K)
@@ -155,9 +166,10 @@ class Transformer(nn.Module):
     ) -> tuple[Array, dict[str, Any]]:
         """One position of a causal stack with cross-attention: (B, dim), and the cache with it."""
         block = self._block()
-        step = lambda params, x, entries: block.apply(
-            {"params": params}, x, entries, position, context_mask_BK, method="step"
-        )
+
+        def step(params, x, entries):
+            return block.apply({"params": params}, x, entries, position, context_mask_BK, method="step")
+
         x_BC = constrain(x_BC.astype(self.dtype), "batch", None)
         x_BC, cache = decode_layers(step, x_BC, cache, position)
         return self.norm(x_BC), cache
@@ -206,7 +218,10 @@ def start_decoding(params: Any, cache: Mapping[str, Array]) -> dict[str, Any]:
     depth = jax.tree.leaves(params)[0].shape[0]
     if depth > _UNROLLED:
         return {"params": params, "cache": dict(cache)}
-    apart = lambda tree: tuple(jax.tree.map(lambda leaf: leaf[i], tree) for i in range(depth))
+
+    def apart(tree):
+        return tuple(jax.tree.map(lambda leaf: leaf[i], tree) for i in range(depth))
+
     return {"params": apart(params), "cache": apart(dict(cache))}
 
 
@@ -214,8 +229,10 @@ def grow(state: Mapping[str, Any], names: Sequence[str], positions: int) -> dict
     """What `decode_layers` works on, with room for so many positions in the entries of these names."""
 
     def longer(entries, axis):
-        more = lambda entry: [(0, positions - entry.shape[i] if i == axis else 0) for i in range(entry.ndim)]
-        return {name: jnp.pad(entry, more(entry)) if name in names else entry for name, entry in entries.items()}
+        def padding(entry):
+            return [(0, positions - entry.shape[i] if i == axis else 0) for i in range(entry.ndim)]
+
+        return {name: jnp.pad(entry, padding(entry)) if name in names else entry for name, entry in entries.items()}
 
     cache = state["cache"]
     cache = tuple(longer(one, 1) for one in cache) if isinstance(cache, tuple) else longer(cache, 2)
@@ -248,11 +265,17 @@ def decode_layers(
 
     def layer(i, carry):
         x, cache = carry
-        at = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False)
+
+        def at(leaf):
+            return jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False)
+
         old = jax.tree.map(at, cache)
         x, new = step(jax.tree.map(at, params), x, old)
-        put = lambda whole, entries: _put(whole, entries, i, position)
-        return x, {name: whole if new[name] is old[name] else put(whole, new[name]) for name, whole in cache.items()}
+        written = {
+            name: whole if new[name] is old[name] else _put(whole, new[name], i, position)
+            for name, whole in cache.items()
+        }
+        return x, written
 
     depth = jax.tree.leaves(params)[0].shape[0]
     x_BC, cache = jax.lax.fori_loop(0, depth, layer, (x_BC, cache))

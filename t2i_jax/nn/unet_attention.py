@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax.nn.activation import gelu
-from t2i_jax.nn.conv import Dense, boxed, channel_norm, depthwise
+from t2i_jax.nn.conv import Dense, boxed, channel_norm, depthwise, depthwise_init
 from t2i_jax.nn.fused_attention import cudnn, cudnn_takes
 from t2i_jax.nn.quantize import unit
 from t2i_jax.nn.query_blocks import MAX_SCORES, by_queries
@@ -35,7 +35,7 @@ def attend(q_BQHD: Array, k_BKGD: Array, v_BKGD: Array, max_scores: int = MAX_SC
 
     Args:
       k_BKGD, v_BKGD: one per head, or one for all heads (G = 1).
-      max_scores: where a picture has more scores (H * Q * K), cuDNN or blocks of queries do without their matrix.
+      max_scores: where an image has more scores (H * Q * K), cuDNN or blocks of queries do without their matrix.
     """
     if math.prod(q_BQHD.shape[1:3]) * k_BKGD.shape[1] > max_scores and cudnn_takes(q_BQHD):
         return cudnn(q_BQHD, k_BKGD, v_BKGD, scale=1.0)
@@ -85,7 +85,10 @@ class Attention(nn.Module):
     def __call__(self, x_BHWC: Array, context_BKC: Array | None = None) -> Array:
         """The update of the map."""
         B, D = x_BHWC.shape[0], self.dim_head
-        dense = lambda width, axis, name, **more: Dense(width, ("embed", axis), name=name, dtype=self.dtype, **more)
+
+        def dense(width, axis, name, bias=True):
+            return Dense(width, ("embed", axis), bias, self.dtype, name=name)
+
         x = channel_norm("norm", self.dtype)(x_BHWC).reshape(B, -1, self.dim)
         q_BQHD = dense(self.heads * D, "heads", "to_q", bias=False)(x).reshape(B, -1, self.heads, D)
         null_B1C = jnp.broadcast_to(_null(self, D).astype(self.dtype).reshape(1, 1, 2 * D), (B, 1, 2 * D))
@@ -117,7 +120,10 @@ class CrossAttention(nn.Module):
     def __call__(self, x_BHWC: Array, context_BKC: Array) -> Array:
         """The update of the map."""
         B, inner = x_BHWC.shape[0], self.heads * self.dim_head
-        split = lambda x: x.reshape(B, -1, self.heads, self.dim_head)
+
+        def split(x):
+            return x.reshape(B, -1, self.heads, self.dim_head)
+
         x = channel_norm("norm", self.dtype)(x_BHWC)
         q = split(Dense(inner, ("embed", "heads"), bias=False, dtype=self.dtype, name="to_q")(x))
         kv = Dense(2 * inner, ("embed", "heads"), bias=False, dtype=self.dtype, name="to_kv")(context_BKC)
@@ -153,7 +159,10 @@ class LinearAttention(nn.Module):
     def __call__(self, x_BHWC: Array, context_BKC: Array) -> Array:
         """The update of the map."""
         B, inner = x_BHWC.shape[0], self.heads * self.dim_head
-        split = lambda x: x.reshape(B, -1, self.heads, self.dim_head)
+
+        def split(x):
+            return x.reshape(B, -1, self.heads, self.dim_head)
+
         x = channel_norm("norm", self.dtype)(x_BHWC)
         q, k, v = (split(self._mixed(name, x)) for name in "qkv")
         context = affine_norm("context_norm", self.dtype)(context_BKC)
@@ -170,8 +179,7 @@ class LinearAttention(nn.Module):
         inner = self.heads * self.dim_head
         x = nn.Dropout(self.dropout, deterministic=False)(x_BHWC) if self.dropout else x_BHWC
         x = Dense(inner, ("embed", "heads"), bias=False, dtype=self.dtype, name=f"to_{name}")(x)
-        init = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -1 / 3, 1 / 3)  # fan in 9
-        kernel = self.param(f"{name}_conv", boxed(init, None, None, "heads"), (3, 3, inner), jnp.float32)
+        kernel = self.param(f"{name}_conv", boxed(depthwise_init, None, None, "heads"), (3, 3, inner), jnp.float32)
         return depthwise(x, kernel.astype(x.dtype), jnp.zeros((inner,), x.dtype))
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from t2i_jax import convert
 from t2i_jax.convert import engine, torch_io
-from t2i_jax.convert.engine import CHANNEL, CONV, CONV1X1, CONV_TRANSPOSE, DEPTHWISE, LINEAR, SAME, Constant, Entry
+from t2i_jax.convert.engine import CHANNEL, CONV, CONV1X1, DEPTHWISE, LINEAR, SAME, Constant, Entry
 from t2i_jax.errors import UserError
 
 TABLE = [
@@ -78,13 +78,10 @@ LAYOUTS = {
     "same": (SAME, (2, 3)),
     "linear": (LINEAR, (2, 3)),
     "conv": (CONV, (2, 3, 4, 5)),
-    "conv transpose": (CONV_TRANSPOSE, (2, 3, 4, 5)),
     "1x1": (CONV1X1, (2, 3, 1, 1)),
     "depthwise": (DEPTHWISE, (6, 1, 3, 4)),
     "channel": (CHANNEL, (1, 6, 1, 1)),
     "reshaped": (engine.reshaped((2, 6), (3, 4)), (2, 6)),
-    "heads out": (engine.split_linear(out=(2, 3)), (6, 4)),
-    "heads in": (engine.split_linear(into=(2, 2)), (6, 4)),
 }
 
 
@@ -95,10 +92,12 @@ def test_layouts_are_inverses(name):
     np.testing.assert_array_equal(layout.to_torch(layout.to_ours(array)), array)
 
 
-def test_split_linear_splits_the_side_it_says():
-    weight = np.arange(24).reshape(6, 4)
-    assert engine.split_linear(out=(2, 3)).to_ours(weight).shape == (4, 2, 3)
-    assert engine.split_linear(into=(2, 2)).to_ours(weight).shape == (2, 2, 6)
+def test_the_table_of_a_part_and_its_arrays():
+    table = engine.within(TABLE, "vae.", "tokenizer")
+    assert [entry.torch for entry in table] == [f"vae.{entry.torch}" for entry in TABLE]
+    paths = [entry.path for entry in TABLE if isinstance(entry, Entry)]
+    assert [entry.path for entry in table if isinstance(entry, Entry)] == [("tokenizer", *path) for path in paths]
+    assert engine.part({"vae.a.vae.b": 1, "vae2.a": 2, "c": 3}, "vae.") == {"a.vae.b": 1}
 
 
 def test_wrappers_are_stripped():

@@ -1,4 +1,4 @@
-"""Pictures from a normal distribution, for which the best denoiser and the path of the sampling ODE are known."""
+"""Images from a normal distribution, for which the best denoiser and the path of the sampling ODE are known."""
 
 import jax.numpy as jnp
 

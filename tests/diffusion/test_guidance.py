@@ -45,10 +45,10 @@ def test_guidance_is_linear_and_may_differ_by_row(x):
 
 
 @pytest.mark.parametrize("noise", [Ddpm(), Ddpm(objective="v"), Edm()], ids=str)
-def test_plain_guidance_is_the_same_on_answers_and_on_clean_pictures(x, noise):
+def test_plain_guidance_is_the_same_on_answers_and_on_clean_images(x, noise):
     answers = denoiser(guide(_net, 4.0), noise)(x, _LEVEL)
-    pictures = guide(denoiser(_net, noise), 4.0)(x, _LEVEL)
-    np.testing.assert_allclose(answers, pictures, rtol=1e-4, atol=1e-4)
+    images = guide(denoiser(_net, noise), 4.0)(x, _LEVEL)
+    np.testing.assert_allclose(answers, images, rtol=1e-4, atol=1e-4)
 
 
 def test_the_parallel_part_of_the_update_is_removed_or_weighed(x):

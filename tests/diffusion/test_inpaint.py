@@ -79,7 +79,7 @@ def _by_channel(step, noise, x, levels, draw, known, keep, resample):
 
 @pytest.mark.parametrize("compat", [None, "imagen-pytorch"])
 @pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
-def test_every_pass_meets_pictures_at_its_level(noise, compat):
+def test_every_pass_meets_images_at_its_level(noise, compat):
     """With a step that is never wrong, the spread at each pass is that of the level; in the package it falls short."""
     levels, seen = noise.level_at(jnp.array([3.0, 1.5, 0.5, 0.1])), []
     truth = jnp.full((1, 64, 64, 1), 0.7)
@@ -113,7 +113,7 @@ def test_one_pass_and_nothing_known_is_plain_sampling():
 
 
 @pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
-def test_a_picture_is_noised_to_the_level_where_sampling_starts(noise, key):
+def test_an_image_is_noised_to_the_level_where_sampling_starts(noise, key):
     levels = noise.levels(10)
     image = jnp.array([-0.9, 0.8])[:, None, None, None] * jnp.ones((2, 64, 64, 1))
     eps = jax.random.normal(key, image.shape)
@@ -136,7 +136,7 @@ def test_the_more_is_skipped_the_closer_the_result_is():
     assert [steps_to_skip(s, 20) for s in (1.0, 0.5, 0.01)] == [0, 10, 19]
 
 
-def test_the_package_adds_the_picture_to_the_noise_of_a_whole_run(key):
+def test_the_package_adds_the_image_to_the_noise_of_a_whole_run(key):
     image, eps = jnp.full((1, 2, 2, 1), 0.5), jax.random.normal(key, (1, 2, 2, 1))
     for noise, scale in ((Ddpm(), 1.0), (Edm(), 80.0)):
         x, rest = from_image(noise, image, noise.levels(4), 2, eps, compat="imagen-pytorch")

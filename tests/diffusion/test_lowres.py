@@ -1,4 +1,4 @@
-"""The small picture of a super-resolution stage: enlarged, noised, and told how much."""
+"""The small image of a super-resolution stage: enlarged, noised, and told how much."""
 
 import json
 
@@ -22,7 +22,7 @@ def test_levels_are_one_per_batch_or_one_per_row(key):
     np.testing.assert_allclose(one, 0.2 * LowresNoise().train_levels(key, 8), atol=1e-6)
 
 
-def test_a_picture_is_noised_and_the_network_told_the_log_snr(key):
+def test_an_image_is_noised_and_the_network_told_the_log_snr(key):
     lowres, image = LowresNoise(), jnp.full((2, 64, 64, 1), 0.5)
     noised, condition_B = lowres.for_sampling(image, jax.random.normal(key, image.shape))
     np.testing.assert_allclose(condition_B, 0.70933, rtol=1e-5)

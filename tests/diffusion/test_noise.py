@@ -15,14 +15,14 @@ from t2i_jax.errors import UserError
 ALL = [Ddpm(schedule, objective) for schedule in SCHEDULES for objective in OBJECTIVES] + [Edm(), Edm(sigma_data=1.0)]
 
 
-def _pictures(key):
+def _images(key):
     shape, of_noise = (6, 4, 4, 3), jax.random.fold_in(key, 1)
     return jax.random.uniform(key, shape, minval=-1.0), jax.random.normal(of_noise, shape)
 
 
 @pytest.mark.parametrize("noise", ALL, ids=str)
-def test_the_right_answer_gives_the_clean_picture_and_no_loss(noise, key):
-    x0, eps = _pictures(key)
+def test_the_right_answer_gives_the_clean_image_and_no_loss(noise, key):
+    x0, eps = _images(key)
     level_B = noise.train_levels(key, 6)
     target = noise.target(x0, eps, level_B)
     got = noise.denoised(target, noise.add(x0, eps, level_B), level_B)
@@ -33,9 +33,9 @@ def test_the_right_answer_gives_the_clean_picture_and_no_loss(noise, key):
 
 
 @pytest.mark.parametrize("noise", ALL, ids=str)
-def test_a_loss_is_the_weighted_error_of_the_clean_picture(noise, key):
+def test_a_loss_is_the_weighted_error_of_the_clean_image(noise, key):
     """Whatever the network predicts, the loss is weight(SNR) * |x0' - x0|^2 with the same weight."""
-    x0, eps = _pictures(key)
+    x0, eps = _images(key)
     level_B = noise.level_at(jnp.array([0.1, 0.3, 1.0, 2.0, 5.0, 10.0]))
     output = noise.target(x0, eps, level_B) + 0.3 * jax.random.normal(jax.random.fold_in(key, 2), x0.shape)
     error = noise.denoised(output, noise.add(x0, eps, level_B), level_B) - x0
@@ -109,7 +109,7 @@ def test_distances():
 
 
 def test_a_half_precision_network_gives_float32(key):
-    x0, eps = _pictures(key)
+    x0, eps = _images(key)
     net = lambda x, condition_B, keep_B: x.astype(jnp.bfloat16)
     for noise in ALL:
         level_B = noise.train_levels(key, 6)
@@ -117,8 +117,8 @@ def test_a_half_precision_network_gives_float32(key):
         assert training_losses(net, noise, x0, eps, level_B).dtype == jnp.float32
 
 
-def test_a_network_sees_scaled_pictures_conditions_and_its_last_estimate(key):
-    x0, eps = _pictures(key)
+def test_a_network_sees_scaled_images_conditions_and_its_last_estimate(key):
+    x0, eps = _images(key)
     noise, level_B, keep_B, seen = Edm(), jnp.full((6,), 2.0), jnp.arange(6) > 2, {}
 
     def net(x, condition_B, keep_B, last):

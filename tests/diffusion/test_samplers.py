@@ -1,4 +1,4 @@
-"""Every solver with every noise, on pictures whose best denoiser is known: distribution, order, rows, draws."""
+"""Every solver with every noise, on images whose best denoiser is known: distribution, order, rows, draws."""
 
 import jax
 import jax.numpy as jnp
@@ -141,7 +141,7 @@ def test_nonsense_is_refused(make):
 
 @pytest.mark.parametrize("objective", ["noise", "x_start", "v"])
 @pytest.mark.parametrize("solver", [*STOCHASTIC, *DETERMINISTIC])
-def test_an_untrained_network_still_gives_pictures(solver, objective):
+def test_an_untrained_network_still_gives_images(solver, objective):
     """Dividing by an alpha of 4e-8 at the first level must not leave infinities behind."""
     noise, make = Ddpm(objective=objective), STOCHASTIC.get(solver) or DETERMINISTIC[solver][0]
     net = lambda x, condition_B, keep_B: jnp.where(keep_B[:, None, None, None], jnp.sin(3 * x), 0.1)

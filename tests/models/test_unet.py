@@ -1,5 +1,6 @@
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ TINY = Unet(dim=8, dim_mults=(1, 2), text_embed_dim=6, attn_heads=2, attn_dim_he
 
 
 def random_inputs(model, rows=8, columns=12, batch=2):
-    """Inputs by name, with a text, for a picture that is not square."""
+    """Inputs by name, with a text, for an image that is not square."""
     rng = np.random.default_rng(0)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     inputs = {"x_BHWC": normal(batch, rows, columns, model.channels), "condition_B": normal(batch)}
@@ -88,7 +89,7 @@ def test_attention_by_blocks_and_recomputed_layers_change_nothing():
     other_value, other = value_and_slopes(TINY.clone(attn_max_scores=700, remat="full"), params, inputs)
     np.testing.assert_allclose(value, other_value, rtol=1e-5)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(slopes))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest), slopes, other)
+    chex.assert_trees_all_close(slopes, other, rtol=1e-3, atol=1e-5 * largest)
 
 
 def test_a_loop_over_blocks_changes_nothing():
@@ -104,7 +105,7 @@ def test_a_loop_over_blocks_changes_nothing():
     other_value, other = value_and_slopes(looped, params, inputs)
     np.testing.assert_allclose(value, other_value, rtol=1e-5)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(slopes))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest), slopes, other)
+    chex.assert_trees_all_close(slopes, other, rtol=1e-3, atol=1e-5 * largest)
 
 
 def test_what_fails_in_the_package_trains_here():
@@ -146,6 +147,12 @@ def test_an_empty_stage_gives_back_what_it_is_given():
     x = jnp.ones((1, 4, 6, 3))
     params = NullUnet().init(jax.random.key(0), x, jnp.zeros(1))
     assert NullUnet().apply(params, x, jnp.zeros(1), keep_B=None) is x and not NullUnet().lowres_cond
+
+
+def test_an_empty_stage_answers_what_is_asked_of_a_network():
+    assert TINY.trains and not NullUnet().trains
+    assert (NullUnet().multiple, NullUnet().cond_images_channels) == (1, 0)
+    assert not {"trains", "multiple"} & {*config.fields_of(NullUnet), *config.fields_of(Unet)}  # not stored
 
 
 @pytest.mark.parametrize(
@@ -194,7 +201,7 @@ def test_bad_inputs_are_refused_in_one_sentence(change, message):
         shapes(TINY, inputs)
 
 
-def test_a_super_resolution_stage_wants_its_small_picture():
+def test_a_super_resolution_stage_wants_its_small_image():
     model = TINY.clone(lowres_cond=True, memory_efficient=True)
     inputs = random_inputs(model, 8, 12)
     assert model.multiple == 4

@@ -12,6 +12,7 @@ import pytest
 from t2i_jax import sharding
 from t2i_jax.aot import hlo
 from t2i_jax.nn import fused_attention, unet_attention
+from t2i_jax.nn.flops import flops_of
 
 
 def _inputs(B=1, N=128, H=2, D=16):
@@ -118,6 +119,17 @@ def test_on_a_mesh_each_gpu_takes_its_rows_and_heads(monkeypatch):
     assert kernels == _KERNELS and "tensor<2x96x2x64xbf16>" in text
     with jax.sharding.use_abstract_mesh(sequence):
         assert not fused_attention.cudnn_takes(inputs[0])
+
+
+def test_cudnns_kernel_counts_as_the_plain_form_does(monkeypatch):
+    def gradient(*inputs):
+        return jax.grad(lambda *t: jnp.sum(fused_attention.attend(*t).astype(jnp.float32)), (0, 1, 2))(*inputs)
+
+    inputs = [jax.ShapeDtypeStruct((2, 96, 2, 64), jnp.bfloat16)] * 3
+    plain = flops_of(fused_attention.attend, *inputs), flops_of(gradient, *inputs)
+    _has_card(monkeypatch, "9.0")
+    assert (flops_of(fused_attention.attend, *inputs), flops_of(gradient, *inputs)) == plain
+    assert plain == (4 * 2 * 2 * 96**2 * 64, 12 * 2 * 2 * 96**2 * 64)
 
 
 @pytest.mark.parametrize(("side", "fused"), [(32, True), (16, False)])

@@ -224,7 +224,7 @@ def _steps(noise, form, threshold, percentile=0.95, self_conditioned=False):
     return dynamic(denoise, percentile) if threshold == "dynamic" else clamp(denoise)
 
 
-def _pictures(x):
+def _images(x):
     return (np.clip(x, -1, 1) + 1) / 2
 
 
@@ -258,7 +258,7 @@ def test_a_whole_run(monkeypatch, objective, schedule, threshold, form, steps, s
     levels = noise.levels(steps)
     step = ancestral(_steps(noise, form, threshold, 0.9, self_conditioned), noise)
     got = jax.jit(lambda: sample(step, start(noise, levels, draw, SHAPE), levels, draw))()
-    assert _error(_pictures(got), _numpy(expected)) < RUN
+    assert _error(_images(got), _numpy(expected)) < RUN
     assert np.std(got) > 0.1  # neither side has run into a corner
 
 
@@ -287,7 +287,7 @@ def test_a_whole_elucidated_run(monkeypatch, threshold, form, self_conditioned, 
     levels = noise.levels(steps)
     step = heun(_steps(noise, form, threshold, 0.95, self_conditioned), noise, Churn(churn), steps)
     got = jax.jit(lambda: sample(step, start(noise, levels, draw, SHAPE), levels, draw))()
-    assert _error(_pictures(got), _numpy(expected)) < RUN
+    assert _error(_images(got), _numpy(expected)) < RUN
     assert np.std(got) > 0.1
 
 
@@ -312,7 +312,7 @@ def test_completion_as_the_package_does_it(monkeypatch):
         ancestral(_steps(noise, "none", "dynamic"), noise), noise, start(noise, levels, draw, SHAPE), levels, draw,
         jnp.asarray(2 * IMAGES - 1), jnp.asarray(keep), resample=resample, compat="imagen-pytorch",
     )  # fmt: skip
-    assert _error(_pictures(got), _numpy(expected)) < RUN
+    assert _error(_images(got), _numpy(expected)) < RUN
 
 
 def test_image_to_image_as_the_package_does_it(monkeypatch):
@@ -330,10 +330,10 @@ def test_image_to_image_as_the_package_does_it(monkeypatch):
         noise, jnp.asarray(2 * IMAGES - 1), noise.levels(steps), skip, jnp.asarray(eps[0]), compat="imagen-pytorch"
     )
     got = sample(ancestral(_steps(noise, "none", "dynamic"), noise), x, levels, draw)
-    assert _error(_pictures(got), _numpy(expected)) < RUN
+    assert _error(_images(got), _numpy(expected)) < RUN
 
 
-def test_the_small_picture_of_a_later_stage():
+def test_the_small_image_of_a_later_stage():
     theirs, _ = _reference()
     schedule, ours, (eps,) = theirs.lowres_noise_schedule, LowresNoise(), _noises(1)
     times = schedule.get_times(ROWS, 0.2, device="cpu")

@@ -1,4 +1,4 @@
-"""Our Parti against a live parti-pytorch: logits, loss, gradients, guidance, greedy pictures, weights both ways."""
+"""Our Parti against a live parti-pytorch: logits, loss, gradients, guidance, greedy images, weights both ways."""
 
 import jax
 import jax.numpy as jnp

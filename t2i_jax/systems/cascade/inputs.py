@@ -58,7 +58,7 @@ def sizes_of(stages: Sequence[Stage], image_sizes: Any) -> list[tuple[int, int]]
     if len(sizes) != len(stages):
         raise UserError(f"image_sizes={image_sizes} has {len(sizes)} sizes for {len(stages)} stages; give one for each.")
     for size, stage in zip(sizes, stages, strict=True):
-        multiple = stage.unet.multiple if stage.trains else 1
+        multiple = stage.unet.multiple
         if len(size) != 2 or any(not isinstance(side, int) or side < 1 or side % multiple for side in size):
             raise UserError(f"image_sizes has {size}; give (height, width), multiples of {multiple}.")
     return sizes

@@ -70,7 +70,7 @@ class Stage:
         if self.crop_size is not None and self.crop_size >= self.image_size:
             raise UserError(f"stage.crop_size={self.crop_size} is not below image_size={self.image_size}; leave it out.")
         for name in ("image_size", "crop_size"):
-            value, multiple = getattr(self, name), self.unet.multiple if self.trains else 1
+            value, multiple = getattr(self, name), self.unet.multiple
             if value is not None and value % multiple:
                 near = max(value // multiple, 1) * multiple
                 raise UserError(
@@ -80,7 +80,7 @@ class Stage:
     @property
     def trains(self) -> bool:
         """Whether there is anything to train: a stage that is left out has nothing."""
-        return hasattr(self.unet, "multiple")
+        return self.unet.trains
 
 
 @dataclasses.dataclass(frozen=True)

@@ -163,7 +163,7 @@ class ImagenTask(SystemTask):
     @property
     def cond_image_channels(self) -> int:
         """Of the pictures to condition on; 0: there are none."""
-        return max((network.cond_images_channels for network, stage in zip(self.networks, self.stages, strict=True) if stage.trains), default=0)
+        return max((network.cond_images_channels for network in self.networks), default=0)
 
     def loss(self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array, *, number: int):
         """(loss, (metrics, stats)) of a stage, a mean over the batch."""
