@@ -8,7 +8,7 @@ All else as in paper_base.py beside it, but for Adam in Adafactor's place.
 import dataclasses
 import pathlib
 
-from t2i_jax import Ddpm, NullUnet, OptimConfig, Recipe, SRUnet1024, Stage
+from t2i_jax import Ddpm, Evaluation, ImagenOptions, NullUnet, OptimConfig, Recipe, SRUnet1024, Stage
 from t2i_jax.runs.recipe import load_recipe
 
 
@@ -25,5 +25,5 @@ def get_config() -> Recipe:
         task=dataclasses.replace(recipe.task, stages=stages),
         data=dataclasses.replace(recipe.data, image_size=1024),
         train=dataclasses.replace(recipe.train, optim=OptimConfig(learning_rate=1e-4, warmup_steps=10_000)),
-        evaluation=dataclasses.replace(recipe.evaluation, guidance=8.0),
+        evaluation=Evaluation(options=ImagenOptions(guidance=8.0)),
     )

@@ -9,6 +9,7 @@ from t2i_jax import (
     DataConfig,
     Ddpm,
     Evaluation,
+    ImagenOptions,
     ImagenTask,
     LearnedText,
     LowresNoise,
@@ -51,6 +52,7 @@ def get_config() -> Recipe:
             ),
         ),
         evaluation=Evaluation(
-            judge="shapes", pictures=400, completions=100, guidance=(3.0, 1.0), sampler="dpm_solver", steps=24
+            judge="shapes", pictures=400, completions=100,
+            options=ImagenOptions(guidance=(3.0, 1.0), sampler="dpm_solver", steps=24),
         ),
     )  # fmt: skip

@@ -52,6 +52,6 @@ def get_config() -> Recipe:
         ),
         data=data,
         train=TrainConfig(steps=50_000, batch_size=32, optim=optim, eval_every=2000),
-        tokenizer=tokenizer,
-        evaluation=Evaluation(guidance=3.0, pictures=32),
+        parts={"tokenizer": tokenizer},
+        evaluation=Evaluation(pictures=32),
     )

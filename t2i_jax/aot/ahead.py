@@ -142,17 +142,21 @@ def compile_step(task: Task, config: TrainConfig, frozen: Any, topology: str) ->
     return _report(lowered, topology, mesh, begin, own, {"state": state, "frozen": frozen})
 
 
-def compile_sampling(task: Any, config: TrainConfig, frozen: Any, topology: str, count: int) -> Mapping[str, Report]:
-    """Compiles what makes `count` pictures at a time on a slice: a report per program, by name.
+def compile_sampling(
+    task: Task, config: TrainConfig, frozen: Any, topology: str, count: int
+) -> Mapping[str, Report]:
+    """Compiles the programs that make `count` images at a time on a slice: a report per program, by name.
 
     Args:
-      task: with `sampling_programs`. config: with the mesh and the rules. frozen: shapes.
+      config: with the mesh and the rules. frozen: shapes of the parameters that never change.
 
     Raises:
-      UserError: the task makes no pictures; there is no such slice, or the mesh does not fit it.
+      UserError: the task makes no images; there is no such slice, or the mesh does not fit it.
     """
-    if not hasattr(task, "sampling_programs"):
-        raise UserError(f"generate={count} is given for {type(task).__name__}, which makes no pictures; leave it out.")
+    programs = task.sampling_programs(count)
+    if not programs:
+        kind = type(task).__name__
+        raise UserError(f"generate={count} is given for {kind}, which makes no images; leave it out.")
     mesh = sharding.make_mesh(config.mesh, slice_devices(topology))
     boxed = dict(jax.eval_shape(task.init, jax.random.key(0))[0])
     params = jax.tree.map(_lying, sharding.unbox(boxed), sharding.shardings(boxed, mesh, config.preset))
@@ -160,7 +164,7 @@ def compile_sampling(task: Any, config: TrainConfig, frozen: Any, topology: str,
     frozen = jax.tree.map(_lying, frozen, sharding.frozen_places(frozen, mesh, config.preset))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
     reports = {}
-    for name, (group, function, prompt) in task.sampling_programs(count).items():
+    for name, (group, function, prompt) in programs.items():
         prompt = {entry: _lying(shape, whole) for entry, shape in prompt.items()}
         begin = time.perf_counter()
         with jax.set_mesh(mesh):

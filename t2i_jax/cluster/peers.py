@@ -121,7 +121,7 @@ class Peers:
             self._end(message["status"], f"t2i: {sentence}")
 
     def _lost(self, process):
-        remedy = "start the same command again to carry on from the newest checkpoint"
+        remedy = "start the same command again to resume from the newest checkpoint"
         self._end(Preempted.status, f"t2i: {self.name(process)} was lost, killed or with its machine; {remedy}.")
 
     def _end(self, status, said):

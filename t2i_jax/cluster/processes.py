@@ -116,7 +116,7 @@ def _signals():
     def hear(number, frame):
         for each in old:
             signal.signal(each, signal.SIG_IGN)
-        raise _Told(f"stopped by {signal.Signals(number).name}; start the same command again to carry on.")
+        raise _Told(f"stopped by {signal.Signals(number).name}; start the same command again to resume.")
 
     old = {}
     if threading.current_thread() is threading.main_thread():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import bisect
 import json
-import os
 import pathlib
 import threading
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from t2i_jax.data.picture import PictureFiles, decode
 from t2i_jax.data.source import BadSample, Record, clean_caption
 from t2i_jax.errors import UserError
+from t2i_jax.files import replacing
 
 FORMAT, VERSION, MANIFEST = "t2i_jax packed", 1, "manifest.json"
 COLUMNS = {"text": ("text_embeds", "text_mask"), "tokens": ("tokens",)}  # and the arrays of each
@@ -216,10 +216,9 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
 
 def write_manifest(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
     """Replaces manifest.json whole, so that it is never half written; UserError where it can't be."""
-    half_done = folder / (MANIFEST + ".partial")
     try:
-        half_done.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        os.replace(half_done, folder / MANIFEST)
+        with replacing(folder / MANIFEST) as temporary:
+            temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"packed={str(folder)!r} can't be written to ({error.strerror}); make room for it.") from None
 

@@ -9,7 +9,6 @@ import dataclasses
 import io
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ from t2i_jax.data.arrayrecord import ShardWriter, arrays_to_bytes, read_manifest
 from t2i_jax.data.picture import decode, is_plain
 from t2i_jax.data.source import BadCounter, BadSample, Source
 from t2i_jax.errors import UserError
+from t2i_jax.files import replacing
 
 _AT_ONCE = 64  # records that are prepared side by side
 _JPEG_QUALITY = 95  # of what was a JPEG and is made smaller
@@ -234,19 +234,12 @@ def _new_folder(out):
     out = pathlib.Path(os.path.abspath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={str(out)!r} exists and is not empty; name a new folder.")
-    half_done = out.with_name(out.name + ".partial")
-    try:
-        shutil.rmtree(half_done, ignore_errors=True)
-        half_done.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"out={str(out)!r} can't be made ({error.strerror}); name another folder.") from None
-    try:
-        yield half_done
-        if out.is_dir():
-            out.rmdir()
-        half_done.rename(out)
-    finally:
-        shutil.rmtree(half_done, ignore_errors=True)
+    with replacing(out) as temporary:
+        try:
+            temporary.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"out={str(out)!r} can't be made ({error.strerror}); name another folder.") from None
+        yield temporary
 
 
 def _smaller(image_HWC, size):

@@ -22,12 +22,11 @@ from PIL import Image
 
 from t2i_jax.config import one_of
 from t2i_jax.data.share import Share, deal
-from t2i_jax.data.source import BadCounter, BadSample, Record, Source, open_source
+from t2i_jax.data.source import EMBEDDED, BadCounter, BadSample, Record, Source, open_source
 from t2i_jax.errors import UserError
 
 CROPS = ("center", "random", "resize")
 ENTRIES = ("image", "cond_image", "caption", "text", "text_mask", "text_embeds", "tokens")
-_EMBEDDED = ("shapes", "digits")
 _log = logging.getLogger(__name__)
 
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]  # captions -> ids (B, L) int32, mask (B, L) bool
@@ -108,7 +107,7 @@ def batches(
         raise UserError("wants='text_mask' is the mask of 'text' or 'text_embeds'; want one of them too.")
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} is no size; give 1 or more.")
-    if config.flip and config.source in _EMBEDDED and {"caption", "text"} & set(wants):
+    if config.flip and config.source in EMBEDDED and {"caption", "text"} & set(wants):
         raise UserError(f"data.flip={config.flip} makes captions of {config.source} untrue; set it to False.")
     source = open_source(config.source, image_size=config.image_size, split=config.split, seed=config.seed)
     if "cond_image" in wants and not hasattr(source, "cond_image"):

@@ -22,7 +22,10 @@ _KINDS = {  # what follows the colon, and where it is read
     "tfds": ("NAME", "t2i_jax.data.external", "TfdsSource"),
     "hf": ("NAME", "t2i_jax.data.external", "HuggingFaceSource"),
 }
-_EMBEDDED = {"shapes": ("t2i_jax.data.shapes", "Shapes"), "digits": ("t2i_jax.data.digits", "Digits")}
+EMBEDDED = {  # the sets that come with the package, and where they are drawn or read
+    "shapes": ("t2i_jax.data.shapes", "Shapes"),
+    "digits": ("t2i_jax.data.digits", "Digits"),
+}
 _WITH_SPLITS = ("tfds", "hf")
 _ENOUGH = 20  # samples after which the rate of bad ones is looked at
 
@@ -137,8 +140,8 @@ def open_source(spec: str, *, image_size: int, split: str = "train", seed: int =
       UserError: an unknown kind, or nothing after the colon.
     """
     kind, _, place = spec.partition(":")
-    one_of("data.source", kind, (*_EMBEDDED, *_KINDS))
-    if kind in _EMBEDDED:
+    one_of("data.source", kind, (*EMBEDDED, *_KINDS))
+    if kind in EMBEDDED:
         if place:
             raise UserError(f"data.source={spec!r} has something after the colon; write data.source={kind}.")
         return _embedded(kind, image_size, split, seed)
@@ -151,5 +154,5 @@ def open_source(spec: str, *, image_size: int, split: str = "train", seed: int =
 
 @functools.lru_cache(maxsize=4)  # the stages of a run share the pictures that are drawn
 def _embedded(kind, image_size, split, seed):
-    module, name = _EMBEDDED[kind]
+    module, name = EMBEDDED[kind]
     return getattr(importlib.import_module(module), name)(image_size, split, seed)

@@ -249,6 +249,12 @@ def load_config(workdir: str | pathlib.Path) -> Mapping[str, Any]:
     return _read_only(workdir, Checkpoints.config)
 
 
+def last_step(workdir: str | pathlib.Path) -> int | None:
+    """The newest step of which a run's folder has a finished checkpoint; None without any. No array is read."""
+    folder = pathlib.Path(workdir) / _FOLDER
+    return max((int(entry.name) for entry in folder.glob("*") if entry.name.isdigit()), default=None)
+
+
 def _read_only(workdir, read):
     if not (pathlib.Path(workdir) / _FOLDER).is_dir():
         raise UserError(f"run={str(workdir)!r} holds no checkpoint; train it first, or give another folder.")

@@ -52,8 +52,8 @@ class Goodput:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return cls()
 
-    def carry_on(self, step: int) -> None:
-        """The run goes on after this step: what earlier starts did beyond it is lost."""
+    def resume(self, step: int) -> None:
+        """Counts what earlier starts did beyond this step, that of the checkpoint resumed from, as lost."""
         reached = self._saves.get(step, self._seconds["step"])  # not known: a run older than these figures
         self._seconds["lost"] += self._seconds["step"] - reached
         self._seconds["step"] = reached

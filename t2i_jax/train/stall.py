@@ -41,8 +41,12 @@ class Stalls:
 
         return asked
 
-    def judge(self, step: int, share: float) -> None:
-        """Tells when training has waited for data for much of the time up to this step, and up to the line before."""
+    def check(self, step: int, share: float) -> None:
+        """Says so when two log lines in a row show that training waited for data for much of the time.
+
+        Args:
+          share: of the time since the line before, from 0 to 1, that was spent waiting for data.
+        """
         self._in_a_row = self._in_a_row + 1 if share > MUCH else 0
         if self._in_a_row > 1:
             self._tell("much", f"training waits for data, {share:.0%} of the time up to step {step}")

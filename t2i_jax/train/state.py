@@ -91,7 +91,7 @@ def check_mesh(state: TrainState, task: Task, mesh: Mesh, rules: str) -> None:
     if ways > 1 and not any("tensor" in spec for spec in specs):
         remedy = "set train.rules=fsdp_tp" if rules != "fsdp_tp" else "give one that divides heads and widths, or 1"
         raise UserError(f"mesh tensor={ways} splits no parameter of {type(task).__name__} (rules {rules}); {remedy}.")
-    length, ways = getattr(task, "sequence_length", None), mesh.shape["sequence"]
+    length, ways = task.sequence_length, mesh.shape["sequence"]
     if ways > 1 and (length is None or length % ways):
         has = "no sequence that can be split" if length is None else f"a sequence of {length} tokens"
         raise UserError(f"mesh sequence={ways} does not fit {type(task).__name__}, which has {has}; leave it at 1.")

@@ -63,3 +63,8 @@ def test_slices_exchange_over_the_network_between_them():
 def test_a_mesh_that_does_not_fit_the_slice_is_refused():
     with pytest.raises(UserError, match="does not fit 4 device"):
         ahead.compile_step(ToyTask(), TrainConfig(batch_size=16, mesh={"data": 8}), {}, "v5e:2x2")
+
+
+def test_a_task_that_makes_no_images_has_no_sampling_programs():
+    with pytest.raises(UserError, match="generate=4 is given for ToyTask, which makes no images"):
+        ahead.compile_sampling(ToyTask(), TrainConfig(batch_size=16), {}, "v5e:2x2", 4)

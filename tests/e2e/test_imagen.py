@@ -24,7 +24,7 @@ def trained(tmp_path_factory):
 def test_one_stage_carries_on_where_both_stopped(trained):
     changes = ("train.steps=6", "task.train_stages=(2,)", "--profile", "5:6")
     done = inside("train", _RECIPE, *changes, "--workdir", trained)
-    assert "carrying on from step 4 of 6" in done.stderr
+    assert "resuming from step 4 of 6" in done.stderr
     assert len(list((trained / "profile").rglob("perfetto_trace.json.gz"))) == 1
     assert {name: int(n) for name, n in t2i.load(trained).updates.items()} == {"stage_1": 4, "stage_2": 6}
     metrics = json.loads((trained / "metrics.json").read_text())

@@ -43,7 +43,7 @@ def test_trained_again_it_is_done_and_with_more_steps_it_carries_on(trained):
     before = (trained / "metrics.jsonl").read_text()
     run("train", _RECIPE, "--workdir", trained)
     assert (trained / "metrics.jsonl").read_text() == before
-    assert "carrying on from step 4 of 6" in run("train", _RECIPE, "train.steps=6", "--workdir", trained).stderr
+    assert "resuming from step 4 of 6" in run("train", _RECIPE, "train.steps=6", "--workdir", trained).stderr
     assert "train.optim.learning_rate" in refused(
         "train", _RECIPE, "train.steps=8", "train.optim.learning_rate=0.1", "--workdir", trained
     )
@@ -123,7 +123,7 @@ def test_stopped_by_sigterm_it_saves_and_carries_on(trained):
     assert process.returncode == 75, errors[-3000:]
     step = int(re.search(r"stopped after step (\d+), everything is saved", errors).group(1))
     again = run("train", _RECIPE, f"train.steps={step + 1}", "--workdir", trained)
-    assert f"carrying on from step {step} of {step + 1}" in again.stderr
+    assert f"resuming from step {step} of {step + 1}" in again.stderr
 
 
 def test_the_same_from_python(trained):

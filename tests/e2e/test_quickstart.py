@@ -34,7 +34,7 @@ def test_it_carries_on_where_it_was_stopped_and_says_when_it_is_done(tmp_path, m
 
     command(workdir)
     output = capfd.readouterr()
-    assert "carrying on from step 2 of 6" in output.err
+    assert "resuming from step 2 of 6" in output.err
     assert f"done: open {workdir / 'report.html'}" in output.out and "alignment_heldout: " in output.out
     metrics = quickstart.finished(workdir)
     assert metrics["seconds"] > seconds > 0 and {"reconstruction_psnr", "codebook_usage"} <= set(metrics)

@@ -245,10 +245,11 @@ def sequence():
 
 def t5():
     """Parti with a frozen T5 whose embeddings are large enough to be split."""
+    from t2i_jax.systems.placement import on_mesh
+
     from t2i_jax.models.parti_transformer import PartiTransformer
     from t2i_jax.systems.parti.system import PartiSystem
     from t2i_jax.systems.parti.task import PartiTask
-    from t2i_jax.systems.placement import on_mesh
     from t2i_jax.text.t5 import T5Text
     from t2i_jax.text.t5_encoder import T5Encoder
 
@@ -293,6 +294,8 @@ def imagen():
 
 def sampling():
     """Pictures of Parti and of a cascade on a mesh are those of one device."""
+    from t2i_jax.systems.placement import on_mesh
+
     from t2i_jax.models import image_tokenizer
     from t2i_jax.models.parti_transformer import PartiTransformer
     from t2i_jax.models.unet import Unet
@@ -302,7 +305,6 @@ def sampling():
     from t2i_jax.systems.imagen.task import ImagenTask
     from t2i_jax.systems.parti.system import PartiSystem
     from t2i_jax.systems.parti.task import PartiTask
-    from t2i_jax.systems.placement import on_mesh
     from t2i_jax.text.stored import StoredText
 
     text, key = StoredText(dim=8, max_length=4), jax.random.key(0)

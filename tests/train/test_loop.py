@@ -149,6 +149,16 @@ def test_a_change_that_is_allowed_carries_on(uninterrupted, tmp_path):
         fit(ToyTask(), ToyBatches(), longer, tmp_path, extra_config={"data": {"workers": 1, "set": "b"}})
 
 
+def test_a_configuration_of_an_earlier_release_is_upgraded_before_it_is_compared(tmp_path):
+    fit(ToyTask(), ToyBatches(), _CONFIG, tmp_path, extra_config={"data": {"set": "a"}})
+    longer, today = dataclasses.replace(_CONFIG, steps=7), {"source": {"name": "a"}}
+    with pytest.raises(UserError, match="another configuration"):
+        fit(ToyTask(), ToyBatches(), longer, tmp_path, extra_config=today)
+    upgrade = lambda stored: {"source": {"name": stored["data"]["set"]}}
+    state = fit(ToyTask(), ToyBatches(), longer, tmp_path, extra_config=today, upgrade=upgrade)
+    assert state.step == 7
+
+
 class _Broken(ToyBatches):
     """Batches with one entry changed."""
 

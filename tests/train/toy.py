@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -33,6 +34,8 @@ class ToyTask:
     noise: float = 0.01
     ema_groups: tuple = ("first",)
 
+    sequence_length: ClassVar[int | None] = None
+
     @property
     def objectives(self):
         return (Objective("first", self.first), Objective("second", self.second))
@@ -60,6 +63,12 @@ class ToyTask:
 
     def after_update(self, params, stats, batch, key, step):
         return params, stats
+
+    def frozen_shapes(self):
+        return {}
+
+    def sampling_programs(self, count):
+        return {}
 
     def flops(self, batch_size):
         return 12.0 * batch_size * 8 * self.width
