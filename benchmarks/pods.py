@@ -3,7 +3,7 @@
     python benchmarks/pods.py               # all rows; one takes minutes, and up to some 10 GB
     python benchmarks/pods.py 3b_v4 20b_v5p # these alone; the others stay as they were measured
 
-Figures are kept in docs/pods.json, and the tables in docs/pods.md are written from there.
+Measurements are kept in docs/pods.json, and the tables in docs/pods.md are written from there.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ SAMPLING = {  # guided images of one program
 
 
 def measure(config: str, topology: str, more: list[str]) -> dict:
-    """The figures of one `t2i compile`, with the seconds and the memory (GB) that it took."""
+    """The measurements of one `t2i compile`, with the seconds and the memory (GB) that it took."""
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "report.json"
         command = [sys.executable, "-m", "t2i_jax.cli.main", "compile", config, *more, "--topology", topology]
