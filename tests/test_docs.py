@@ -1,7 +1,8 @@
 """README.md and the pages under docs/ tell what is true: all that they show runs.
 
-Every python block of a page runs, in order, in one namespace per page; every `t2i` command runs, page by page, in one
-folder; every refusal that is shown is the true sentence. What is shown at full size runs at toy size.
+Every python block of a page runs, in order, in one namespace per page; every `t2i` command runs,
+page by page, in one folder; every refusal that is shown is the true sentence. What is shown at full
+size runs at toy size.
 """
 
 import functools
@@ -47,8 +48,8 @@ _TEXT = {page: (_ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 # What the pages show at full size, and the toy size that is run. Each must occur in some page.
 _SMALLER = {
     "dim=256, image_size=256, patch_size=16, num_layers=3":
-        "dim=8, image_size=16, patch_size=4, num_layers=1, heads=1, dim_head=8, ff_mult=1, codebook_size=16, "
-        "discr_layers=0",
+        "dim=8, image_size=16, patch_size=4, num_layers=1, heads=1, dim_head=8, ff_mult=1, "
+        "codebook_size=16, discr_layers=0",
     "image_size=256, patch_size=8, dim=512, layers=8, heads=8, mlp_dim=2048":
         "image_size=16, patch_size=4, dim=8, layers=1, heads=1, mlp_dim=16, codebook_size=16",
     "dim=512, depth=8, dim_head=64, heads=8": "dim=16, depth=1, dim_head=8, heads=2",
@@ -62,11 +63,11 @@ _SMALLER = {
     "steps=100_000, batch_size=32, accumulate=8": "steps=2, batch_size=8, accumulate=2",
     "steps=100_000, batch_size=32)": "steps=2, batch_size=8)",
     "dim=32,\n    cond_dim=512":
-        "dim=8, cond_dim=8, attn_heads=2, attn_dim_head=4, attn_pool_num_latents=2, attend_at_middle=False, "
-        "init_cross_embed=False, init_conv_kernel_size=3",
+        "dim=8, cond_dim=8, attn_heads=2, attn_dim_head=4, attn_pool_num_latents=2, "
+        "attend_at_middle=False, init_cross_embed=False, init_conv_kernel_size=3",
     "dim=32,\n    dim_mults=(1, 2, 4)":
-        "dim=8, dim_mults=(1, 1), attn_heads=2, attn_dim_head=4, attend_at_middle=False, init_cross_embed=False, "
-        "init_conv_kernel_size=3",
+        "dim=8, dim_mults=(1, 1), attn_heads=2, attn_dim_head=4, attend_at_middle=False, "
+        "init_cross_embed=False, init_conv_kernel_size=3",
     "dim=32, dim_mults=(1, 2, 4, 8)": "dim=8, dim_mults=(1, 1)",
     "(1, 2, 4, 8)": "(1, 1)",
     "num_resnet_blocks=3": "num_resnet_blocks=0",
@@ -90,12 +91,12 @@ _SMALLER = {
 
 
 _TINY = """train.steps=2 train.batch_size=8 tokenizer.train.steps=2 tokenizer.train.batch_size=8
-    evaluation.preview=8 evaluation.pictures=8 tokenizer.evaluation.pictures=8 tokenizer.task.model.dim=8
-    tokenizer.task.model.layers=1 tokenizer.task.model.heads=1 tokenizer.task.model.codebook_size=16
+    evaluation.preview=8 evaluation.pictures=8 tokenizer.evaluation.pictures=8
+    tokenizer.task.model.dim=8 tokenizer.task.model.layers=1 tokenizer.task.model.heads=1 tokenizer.task.model.codebook_size=16
     task.model.dim=16 task.model.depth=1 task.model.heads=2 task.text.dim=16 task.text.depth=1
     task.text.heads=2 task.text.mlp_dim=16""".split()
-_TINY_LARGER = """train.steps=2 train.batch_size=2 task.model.channels=4 task.model.blocks=1 task.image_size=16
-    data.image_size=16 evaluation.preview=2 evaluation.pictures=2""".split()
+_TINY_LARGER = """train.steps=2 train.batch_size=2 task.model.channels=4 task.model.blocks=1
+    task.image_size=16 data.image_size=16 evaluation.preview=2 evaluation.pictures=2""".split()
 _TINY_IMAGEN = """train.steps=2 train.batch_size=8 train.optim.name=adamw evaluation.preview=4
     evaluation.pictures=4 evaluation.options.steps=2 evaluation.completions=0 data.image_size=16
     task.stages.1.crop_size=8 task.stages.0.image_size=8 task.stages.1.image_size=16
@@ -116,7 +117,7 @@ def _changes(command):
 
 
 def blocks(page, language):
-    """The blocks of a page in a language; those with a title are files, which are tested elsewhere."""
+    """The blocks of a page in a language; those with a title are files, tested elsewhere."""
     return re.findall(rf"^```{language}\n(.*?)^```$", _TEXT[page], re.MULTILINE | re.DOTALL)
 
 
@@ -241,7 +242,7 @@ def test_every_command_runs(place, monkeypatch, capsys, page):
 
 @functools.wraps(compile_for)
 def _no_compiling(*args, **kwargs):
-    """`t2i compile` as it is told, without the minutes; tests/cli/test_compile.py has them at toy size."""
+    """`t2i compile` as it is told, without compiling; tests/cli/test_compile.py does it small."""
     given = inspect.signature(compile_for).bind(*args, **kwargs).arguments
     assert load_recipe(given["config"]).task.objectives
     assert re.fullmatch(rf"(\d+\*)?({'|'.join(ahead.GENERATIONS)}):\d+(x\d+)+", given["topology"])
@@ -278,10 +279,11 @@ def test_links_of_the_readme_lead_somewhere():
 
 
 def test_the_pages_build_without_a_warning(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # a notice of the theme about another program
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # the theme's notice about another program
     done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
-    api = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
+    api = (site / "api" / "index.html").read_text(encoding="utf-8")
     for name in ("load", "Recipe", "PartiOptions", "ImagenOptions", "SystemTask"):
         assert re.search(rf'id="t2i_jax\.[\w.]*\b{name}"', api), name
