@@ -22,7 +22,7 @@ def from_torch(
         weights: A .safetensors file, or .pt/.bin/.pth (read without running any pickled code).
         out: New folder; nothing is overwritten.
         fields: Configuration that the weights don't tell, as heads=8; arguments of the package's class under the name of
-            the system, as imagen.image_sizes=(64,256) or imagen.elucidated=True.
+            the system, as SYSTEM.image_sizes=(64,256).
         t5: The folder or hub name of the T5 on whose embeddings the system was trained.
     """
     from t2i_jax.runs import import_torch

@@ -28,7 +28,7 @@ class Recipe:
     """One run: what is trained, on what, how, from which parts, and how it is evaluated.
 
     Attributes:
-      task: what is trained, for example a `PartiTask`.
+      task: what is trained, a `SystemTask`.
       data: where images and captions come from. train: steps, batch size, optimisers, mesh. None, both, for a task
         that trains nothing of its own and only joins its parts.
       parts: the trained things that the task reads, by the names of `task.parts`: a recipe, which is trained first (in
@@ -48,7 +48,7 @@ class Recipe:
 
     def __post_init__(self, tokenizer, perceptual):
         if not isinstance(self.task, SystemTask):
-            raise UserError(f"task={self.task!r} is no task of a system; give for example a PartiTask.")
+            raise UserError(f"task={self.task!r} is no task of a system; give a SystemTask.")
         kind = type(self.task).__name__
         given = {"tokenizer": tokenizer, "perceptual": perceptual, **self.parts}
         parts = {
@@ -91,6 +91,9 @@ class _Types(Mapping[str, type]):
         return len(t2i_jax.homes())
 
 
+TYPES: Mapping[str, type] = _Types()
+
+
 def load_recipe(path: str | pathlib.Path) -> Recipe:
     """Runs a recipe file and returns its `get_config()`.
 
@@ -130,7 +133,7 @@ def recipe_to_dict(recipe: Recipe) -> Mapping[str, Any]:
 
 def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
     """The recipe that a checkpoint holds, of this release or of an earlier one."""
-    return config.from_dict(upgrade(data), _Types(), "recipe")
+    return config.from_dict(upgrade(data), TYPES, "recipe")
 
 
 def upgrade(data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -145,7 +148,7 @@ def upgrade(data: Mapping[str, Any]) -> Mapping[str, Any]:
     evaluation = dict(data.get("evaluation") or {})
     former = {name: evaluation.pop(name) for name in _SAMPLING if name in evaluation}
     if former:
-        options = _Types()[data["task"]["type"]].options
+        options = TYPES[data["task"]["type"]].options
         known = config.fields_of(options)
         given = {name: value for name, value in former.items() if name in known and value is not None}
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}

@@ -32,8 +32,8 @@ def import_torch(path: str | pathlib.Path, out: str | pathlib.Path, *, t5: str |
       out: new folder.
       t5: the folder or hub name of the T5 on whose embeddings the system was trained; None: `generate` is given
         embeddings instead of prompts.
-      **fields: configuration that the weights do not tell. Under the name of a system, as imagen={...}, arguments of the
-        package's class: {"image_sizes": (64, 256), "elucidated": True}.
+      **fields: configuration that the weights do not tell; a mapping under the name of a system is arguments of the
+        package's class, as {"image_sizes": (64, 256)}.
 
     Raises:
       UserError: weights of another kind, fields that contradict them, a T5 of another width, or `out` exists.
@@ -50,15 +50,13 @@ def import_torch(path: str | pathlib.Path, out: str | pathlib.Path, *, t5: str |
                 raise UserError(f"{name}={given} is given for the weights of a {found.kind}; leave it out.")
             _write(found, out)
             return out
+    if file.unknown is not None:
+        raise file.unknown
     raise UserError(f"weights={str(path)!r} hold a {type(file.network).__name__}, no system; give those of a whole system.")
 
 
 def export_torch(run: str | pathlib.Path, path: str | pathlib.Path) -> pathlib.Path:
     """Writes a run's weights as the PyTorch package of its system loads them, and returns the file.
-
-    A tokenizer that was trained without a discriminator, or against another one than its own, has no "discr." in it.
-    A Parti with its tokenizer becomes one state dict, with the tokenizer under "vae.". A cascade as .pt becomes a
-    checkpoint of ImagenTrainer, with its EMA weights and counts of steps; as .safetensors the EMA networks alone.
 
     Args:
       run: folder of a run, or of an exported system. path: new .safetensors or .pt file.

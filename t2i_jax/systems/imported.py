@@ -41,7 +41,7 @@ class TorchFile:
         class.
 
     Attributes:
-      unused: what the user said and no system asked for.
+      unused: what the user said and no system asked for. unknown: why `network` is None.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class TorchFile:
     ):
         self.path, self.fields = path, dict(fields)
         self.unused: dict[str, Any] = dict(options) | ({} if t5 is None else {"t5": repr(t5)})
+        self.unknown: UserError | None = None
         self._t5, self._options = t5, options
 
     @functools.cached_property
@@ -58,7 +59,7 @@ class TorchFile:
 
     @property
     def network(self) -> Any:
-        """The network whose weights it holds."""
+        """The network whose weights it holds; None for weights of no network that `convert` knows."""
         return self._converted[0]
 
     @property
@@ -86,4 +87,8 @@ class TorchFile:
 
     @functools.cached_property
     def _converted(self):
-        return convert.from_torch(self.path, **self.fields)
+        try:
+            return convert.from_torch(self.path, **self.fields)
+        except convert.UnknownWeights as error:
+            self.unknown = error
+            return None, {}

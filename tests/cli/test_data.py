@@ -30,7 +30,7 @@ def place(tmp_path_factory):
         (here / "photos" / f"{i:02d}.png").write_bytes(encode(photo(i, (24 + i, 20))))
         (here / "photos" / f"{i:02d}.txt").write_text(f"picture number {i}" + " and more" * (i % 3))
     _t5(here / "t5")
-    recipe = tiny.get_config().tokenizer
+    recipe = tiny.get_config().parts["tokenizer"]
     data = dataclasses.replace(recipe.data, source=f"folder:{here / 'photos'}", max_bad_rate=0.5)
     train = dataclasses.replace(recipe.train, steps=2)
     runs.train(dataclasses.replace(recipe, data=data, train=train), here / "vae")

@@ -85,7 +85,7 @@ def test_sampling_and_the_exported_system(trained, tmp_path):
     assert len(_pictures(tmp_path / "completed")) == 2
     bad = ("sample", trained, _CAPTION, "--init", tmp_path / "red.png", "--keep-rows", 1.5)
     assert "keep_rows=1.5 must lie between 0 and 1" in refused(*bad)
-    assert "can't be read as a picture" in refused("sample", trained, _CAPTION, "--init", _RECIPE)
+    assert "can't be read as an image" in refused("sample", trained, _CAPTION, "--init", _RECIPE)
 
 
 def test_evaluation(trained):
@@ -104,7 +104,7 @@ def test_mistakes_get_one_sentence(trained, tmp_path):
     )
     assert "holds no checkpoint" in refused("sample", tmp_path / "empty", _CAPTION)
     assert "is not a folder" in refused("sample", tmp_path / "nowhere", _CAPTION)
-    assert "makes no pictures from text" in refused("sample", trained / "tokenizer", _CAPTION)
+    assert "makes no images from text" in refused("sample", trained / "tokenizer", _CAPTION)
 
 
 def test_stopped_by_sigterm_it_saves_and_carries_on(trained):

@@ -245,7 +245,7 @@ def sequence():
 
 def t5():
     """Parti with a frozen T5 whose embeddings are large enough to be split."""
-    from t2i_jax.systems.placement import on_mesh
+    from t2i_jax.systems.generation import on_mesh
 
     from t2i_jax.models.parti_transformer import PartiTransformer
     from t2i_jax.systems.parti.system import PartiSystem
@@ -294,7 +294,7 @@ def imagen():
 
 def sampling():
     """Pictures of Parti and of a cascade on a mesh are those of one device."""
-    from t2i_jax.systems.placement import on_mesh
+    from t2i_jax.systems.generation import on_mesh
 
     from t2i_jax.models import image_tokenizer
     from t2i_jax.models.parti_transformer import PartiTransformer
@@ -335,14 +335,15 @@ def sampling():
 
 def _cache_is_shared_out(system, prompts):
     """In the compiled program a device keeps the past of its own rows (8 with guidance, over 4) and heads (2, over 2)."""
-    from t2i_jax.systems.parti.task import task as parti
+    from t2i_jax.systems.parti import sampling
+    from t2i_jax.systems.parti.options import PartiOptions
 
     rows, keys = dict(zip(("text_embeds", "text_mask"), prompts, strict=True)), jax.random.split(jax.random.key(0), 4)
     one = jnp.float32(1)
     with jax.set_mesh(system.mesh):
-        program = parti.generate.lower(
+        program = sampling.generate.lower(
             system.weights["parti"], system.frozen, rows, keys, task=system.task, guidance=one, temperature=one,
-            sampling=parti.Sampling(guided=True, top_k=None, top_p=None),
+            sampling=PartiOptions().sampling,
         ).compile().as_text()  # fmt: skip
     assert "f32[2,16,1,8]" in program and "f32[8,16,2,8]" not in program  # rows, positions, heads, width
 
