@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from t2i_jax import config, runs
+from t2i_jax import config, runs, systems
 from t2i_jax.aot import ahead
 from t2i_jax.cli import main as cli
 from t2i_jax.cli.compile import compile_for
@@ -92,7 +92,8 @@ _SMALLER = {
 
 _TINY = """train.steps=2 train.batch_size=8 tokenizer.train.steps=2 tokenizer.train.batch_size=8
     evaluation.preview=8 evaluation.pictures=8 tokenizer.evaluation.pictures=8
-    tokenizer.task.model.dim=8 tokenizer.task.model.layers=1 tokenizer.task.model.heads=1 tokenizer.task.model.codebook_size=16
+    tokenizer.task.model.dim=8 tokenizer.task.model.layers=1 tokenizer.task.model.heads=1
+    tokenizer.task.model.codebook_size=16
     task.model.dim=16 task.model.depth=1 task.model.heads=2 task.text.dim=16 task.text.depth=1
     task.text.heads=2 task.text.mlp_dim=16""".split()
 _TINY_LARGER = """train.steps=2 train.batch_size=2 task.model.channels=4 task.model.blocks=1
@@ -111,6 +112,8 @@ def _changes(command):
     """What is added to the overrides of a command."""
     if command[1] == "train" and "imagen" in command[2]:
         return _TINY_IMAGEN
+    if command[1] == "train" and "toy" in command[2]:
+        return []
     if command[1] == "train":
         return _TINY_LARGER if "super_resolution" in command[2] else _TINY
     return ["evaluation.pictures=8"] if command[1] == "eval" else []
@@ -154,7 +157,8 @@ def place(tmp_path_factory):
     Image.new("RGB", (40, 30), (200, 30, 30)).save(here / "picture.png")
     half = np.where(np.arange(40) < 20, 255, 0).astype(np.uint8)
     Image.fromarray(np.broadcast_to(half, (30, 40))).save(here / "mask.png")
-    (here / "configs").symlink_to(_ROOT / "configs")
+    for folder in ("configs", "tests"):
+        (here / folder).symlink_to(_ROOT / folder)
     return here
 
 
@@ -232,6 +236,7 @@ _CHECKS = {
 def test_every_command_runs(place, monkeypatch, capsys, page):
     monkeypatch.chdir(place)
     monkeypatch.setattr("t2i_jax.cli.compile.compile_for", _no_compiling)
+    monkeypatch.setitem(systems.SYSTEMS, "toy", "tests.toy_system")
     for command in commands(page):
         monkeypatch.setattr(sys, "argv", [*command, *_changes(command)])
         try:
@@ -281,7 +286,7 @@ def test_links_of_the_readme_lead_somewhere():
 def test_the_pages_build_without_a_warning(tmp_path):
     site = tmp_path / "site"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # the theme's notice about another program
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # the theme's own notice
     done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
     api = (site / "api" / "index.html").read_text(encoding="utf-8")
