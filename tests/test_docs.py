@@ -200,26 +200,26 @@ def _readme(names):
 
 def _sampling(names):
     np.testing.assert_array_equal(names["safer"], names["same"])
-    assert len(names["pictures"]) == 8 and names["completed"].shape == (1, 16, 16, 3)
+    assert len(names["pil_images"]) == 8 and names["completed"].shape == (1, 16, 16, 3)
     np.testing.assert_array_equal(names["inpainted"][:, :, :8], names["images"][:, :, :8])
     assert names["small"].shape == (1, 8, 8, 3) and names["larger"].shape == (1, 16, 16, 3)
     assert names["wide"].shape == (1, 16, 24, 3)
 
 
 def _parti_pytorch(names):
-    assert names["images"].shape == (4, 16, 16, 3) and len(names["pictures"]) == 3
+    assert names["images"].shape == (4, 16, 16, 3) and len(names["pil_images"]) == 3
     assert np.isfinite(names["loss"])
 
 
 def _imagen_pytorch(names):
-    assert np.isfinite(names["loss"]) and len(names["pictures"]) == 4
+    assert np.isfinite(names["loss"]) and len(names["pil_images"]) == 4
     assert np.isfinite(names["valid_loss"])
     np.testing.assert_array_equal(names["inpainted"][:, :8], names["inpaint_images"][:, :8])
 
 
 def _architecture(names):
     assert names["logits"].shape == (4, 16, 16) and np.isfinite(names["loss"])
-    assert names["decoded"].shape == (4, 16, 16, 3) and names["painted"].dtype == np.uint8
+    assert names["decoded"].shape == (4, 16, 16, 3) and names["generated"].dtype == np.uint8
     assert np.isfinite(names["generator_loss"]) and np.isfinite(names["discriminator_loss"])
 
 
