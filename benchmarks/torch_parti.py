@@ -45,9 +45,9 @@ class Side:
             self.adam = torch.optim.Adam(own, **_ADAM)
             self.vae = None
         elif row in ("train_tokenizer", "train_gan"):
-            judge = set(self.vae.discr.parameters()) if gan else set()
-            self.adam = torch.optim.Adam([p for p in self.vae.parameters() if p not in judge], **_ADAM)
-            self.adam_judge = torch.optim.Adam(self.vae.discr.parameters(), **_ADAM) if gan else None
+            discriminator = set(self.vae.discr.parameters()) if gan else set()
+            self.adam = torch.optim.Adam([p for p in self.vae.parameters() if p not in discriminator], **_ADAM)
+            self.adam_discriminator = torch.optim.Adam(self.vae.discr.parameters(), **_ADAM) if gan else None
         self.run = getattr(self, row)
 
     def weights(self):
@@ -103,10 +103,10 @@ class Side:
         loss = self.vae(self.images, return_loss=True)
         loss.backward()
         self.adam.step()
-        self.adam_judge.zero_grad()
+        self.adam_discriminator.zero_grad()
         images = self.images.clone()  # the package marks the images it is given as in need of a gradient
         self.vae(images, return_discr_loss=True, apply_grad_penalty=True).backward()
-        self.adam_judge.step()
+        self.adam_discriminator.step()
         return float(loss.detach())
 
     def encode(self):

@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items):
 
     Last come those that load the TPU compiler: beside it, and without a TPU, JAX's profiler crashes the process.
     """
-    long = ("test_readme.py", "e2e", "test_eight_devices.py", "test_processes.py", "test_imagen.py", "test_unet.py")
+    long = ("test_docs.py", "e2e", "test_eight_devices.py", "test_processes.py", "test_imagen.py", "test_unet.py")
     last = ("test_ahead.py", "test_fused_attention.py", "test_compile.py")
 
     def rank(item):

@@ -13,7 +13,7 @@ from t2i_jax.runs.recipe import load_recipe
 
 
 def get_config() -> Recipe:
-    """The stage alone; the smaller picture is made of the larger one."""
+    """The stage alone; the smaller image of its input is made from the larger one."""
     recipe = load_recipe(pathlib.Path(__file__).with_name("paper_base.py"))
     unet = SRUnet1024(dtype="bfloat16", remat="full", scan_blocks=True)
     stages = (

@@ -1,8 +1,11 @@
-"""A system that lives in tests/toy_system, made known by one line, goes the whole way without an edit of the package."""
+"""A system that lives in tests/toy_system, made known by one line, goes the whole way without an edit of the package.
+
+That it compiles for a slice is in tests/cli/test_compile.py, with what else loads the TPU compiler.
+"""
 
 import ast
-import dataclasses
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -16,11 +19,11 @@ from PIL import Image
 
 import t2i_jax as t2i
 from t2i_jax import runs, systems
-from t2i_jax.cli.compile import compile_for
 from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.runs.recipe import changed, load_recipe
-from tests.e2e.command import inside, refused, t2i_command
+from tests.e2e.command import inside, t2i_command
+from tests.toy_system import pair
 
 _RECIPE = pathlib.Path(__file__).parent.parent / "toy_system" / "recipe.py"
 _CAPTION = "a red circle above a blue square"
@@ -76,9 +79,9 @@ def test_sample_takes_its_options_and_lists_them(trained, tmp_path):
     inside("sample", trained, _CAPTION, "--count", 2, "--out", tmp_path / "a")
     inside("sample", trained, _CAPTION, "--count", 2, "--guidance", 1.5, "--noise", 0, "--out", tmp_path / "b")
     inside("sample", trained, _CAPTION, "--count", 2, "--guidance", 0, "--out", tmp_path / "c")
-    read = lambda name: np.asarray(Image.open(tmp_path / name / "000-00.png"))
-    np.testing.assert_array_equal(read("a"), read("b"))
-    assert np.ptp(read("a"), axis=(0, 1)).max() == 0 and not np.array_equal(read("a"), read("c"))
+    plain, same, mean = (np.asarray(Image.open(tmp_path / name / "000-00.png")) for name in "abc")
+    np.testing.assert_array_equal(plain, same)
+    assert np.ptp(plain, axis=(0, 1)).max() == 0 and not np.array_equal(plain, mean)
     assert "noise=-1.0 is below 0" in inside("sample", trained, _CAPTION, "--noise", -1, status=2).stderr
     told = inside("sample", trained, _CAPTION, "--nois", 1, status=2).stderr
     assert "--nois is no option" in told and "did you mean '--noise'?" in told
@@ -127,20 +130,8 @@ def test_another_part_is_refused_by_its_fingerprint(trained, tmp_path):
         runs.train(changed(recipe, [*small, f"mean={trained}"]), tmp_path / "wrong")
 
 
-def test_its_step_and_its_sampling_compile_for_a_slice(tmp_path, capsys):
-    pytest.importorskip("libtpu")
-    out = tmp_path / "report.json"
-    compile_for(_RECIPE, topology="v5e:2x2", mesh="data=2,tensor=2", json_file=out)
-    assert json.loads(out.read_text())["fits"]
-    with pytest.raises(SystemExit) as stop:
-        compile_for(_RECIPE, topology="v5e:2x2", generate=8)
-    assert stop.value.code == 0 and "images, 8 at a time" in capsys.readouterr().out
-
-
 def test_a_task_without_objectives_joins_parts_that_inherit_from_it(tmp_path):
     """One recipe: the mean colour, then a toy that has no part of its own and takes the mean from around it."""
-    from tests.toy_system import pair  # noqa: PLC0415
-
     recipe = pair.get_config()
     system = runs.train(recipe, tmp_path / "run")
     assert (tmp_path / "run" / "recipe.json").is_file() and not (tmp_path / "run" / "checkpoints").exists()
@@ -168,7 +159,7 @@ def test_eight_devices_sample_what_one_samples(trained):
         "again = runs.train(get_config(), sys.argv[1])\n"
     )
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    environment = {**__import__("os").environ, **flags}
+    environment = {**os.environ, **flags}
     done = subprocess.run([sys.executable, "-c", code, trained], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
