@@ -35,8 +35,8 @@ def from_torch(source: Any, **fields: Any) -> tuple[Any, dict[str, Any]]:
 
     Args:
       source: a live PyTorch module, its state dict, or the path of a file with one.
-      **fields: configuration that the weights do not tell; of a Parti with its tokenizer, that of either; of a cascade
-        that of all its U-Nets, or unets=[{...}, {...}].
+      **fields: configuration that the weights do not determine: for a Parti with its tokenizer, fields of either; for a
+        cascade, fields of all its U-Nets, or unets=[{...}, {...}].
 
     Returns:
       The model and its parameters (float32 NumPy arrays). For an image tokenizer these are its weights:
@@ -82,7 +82,7 @@ def to_torch(model: Any, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_state(model: Any, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """As `to_torch`, as NumPy arrays: for `torch_io.write`."""
+    """The state dict of `to_torch` as NumPy arrays, for `torch_io.write`."""
     for network in NETWORKS.values():
         if type(model) is network.model:
             return engine.to_torch(network.table(model), params, network.shapes(model), network.optional)

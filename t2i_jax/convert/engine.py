@@ -27,7 +27,7 @@ State = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How an array of PyTorch differs from ours; both functions are exact inverses and only move or reshape."""
+    """The difference between an array of PyTorch and ours: two inverse functions that only move or reshape."""
 
     name: str
     to_ours: Callable[[np.ndarray], np.ndarray]
@@ -89,12 +89,12 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What conversion needs to know about one network.
+    """The description of one network for conversion.
 
     Attributes:
       model: the configuration class, a Linen module.
       recognise: whether a state dict is one of this network's, by its keys.
-      fields: `(state, module or None) -> fields`, all that shapes and the live module's attributes tell.
+      fields: `(state, module or None) -> fields`, all that shapes and the live module's attributes determine.
       table: `model -> entries`.
       shapes: `model -> nested dict of ShapeDtypeStruct`, unboxed; the same tree as the converted parameters.
       ignore: how the names of arrays begin that may be there and are not needed, unless the table has them.
@@ -233,8 +233,8 @@ def unflatten(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
 def strip(state: Mapping[str, Any]) -> dict[str, Any]:
     """The state dict without what wraps it.
 
-    A moving-average wrapper keeps only its `ema_model.`; `module.` of a parallel wrapper goes; so do the arrays of a
-    perceptual network that was saved along (`vgg*`, `_vgg*`).
+    Of an EMA wrapper only `ema_model.` is kept; the prefix `module.` of a parallel wrapper is removed, and so are the
+    arrays of a perceptual network that was saved too (`vgg*`, `_vgg*`).
     """
     if any(key.startswith("ema_model.") for key in state):
         state = part(state, "ema_model.")

@@ -21,10 +21,10 @@ VERSION = "2.1.0"  # of the package whose checkpoints are written
 
 @dataclasses.dataclass(frozen=True)
 class TrainerWeights:
-    """What a checkpoint of `ImagenTrainer` holds, without its optimisers.
+    """The content of a checkpoint of `ImagenTrainer`, without its optimisers.
 
     Attributes:
-      model: the networks. params: their parameters by stage. averages: the moving averages of these; None: not kept.
+      model: the networks. params: their parameters by stage. averages: their EMA; None: not kept.
       steps: updates of each stage.
       settings: `imagen_params` of a cascade that was made from a config, with "imagen_type"; {} else.
     """
@@ -40,7 +40,8 @@ def from_trainer(source: str | pathlib.Path | Mapping[str, Any], **fields: Any) 
     """The weights of a trainer's checkpoint; a file is read without running pickled code.
 
     Args:
-      source: a file that `ImagenTrainer.save` wrote, or what it holds. fields: of the networks, that weights don't tell.
+      source: a file that `ImagenTrainer.save` wrote, or what it holds. fields: fields of the
+        networks that weights do not determine.
 
     Raises:
       UserError: no such checkpoint, or weights that do not fit.
@@ -64,7 +65,7 @@ def from_trainer(source: str | pathlib.Path | Mapping[str, Any], **fields: Any) 
 
 
 def to_trainer(weights: TrainerWeights) -> dict[str, Any]:
-    """What `torch.save` writes as a checkpoint that `ImagenTrainer.load` reads; its optimisers then start anew."""
+    """The checkpoint that `torch.save` writes for `ImagenTrainer.load`; its optimisers then start anew."""
     table, shapes = NETWORK.table(weights.model), NETWORK.shapes(weights.model)
     state = torch_io.tensors(engine.to_torch(table, weights.params, shapes))
     saved = {"model": state, "version": VERSION, **torch_io.tensors({"steps": np.asarray(weights.steps)})}

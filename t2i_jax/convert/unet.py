@@ -12,7 +12,7 @@ from t2i_jax.convert.unet_fields import fields
 from t2i_jax.models import unet_sizes as sizes
 from t2i_jax.models.unet import NullUnet, Unet
 
-_MAP_CHANNEL = Layout("map channels (C, 1, 1) <-> (C)", lambda a: a[:, 0, 0], lambda a: a[:, None, None])
+_MAP_CHANNEL = Layout("channels (C, 1, 1) <-> (C)", lambda a: a[:, 0, 0], lambda a: a[:, None, None])
 _FIRST_ROW = Layout("one row (1, ...) <-> (...)", lambda a: a[0], lambda a: a[None])
 
 
@@ -214,7 +214,7 @@ def _shapes(model):
 
 
 def _is_unet(state):
-    """Of images; the same network of videos has five axes."""
+    """Whether the weights are of a U-Net for images; that for videos has kernels of five axes."""
     return "to_time_hiddens.0.weights" in state and "null_text_embed" in state and state["final_conv.weight"].ndim == 4
 
 

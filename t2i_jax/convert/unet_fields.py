@@ -1,4 +1,4 @@
-"""What the shapes of an imagen-pytorch U-Net's weights, and the live module, tell about its configuration."""
+"""The configuration of an imagen-pytorch U-Net, inferred from the shapes of its weights and from a live module."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from t2i_jax.errors import UserError
 def fields(state: State, module: Any) -> dict[str, Any]:
     """The configuration of a U-Net.
 
-    Shapes do not tell `scale_skip_connection`, `resize_mode` and `use_linear_cross_attn`; nor the inputs where the
-    first convolution has channels beyond those of the image and a smaller one. A live module tells all.
+    Shapes do not determine `scale_skip_connection`, `resize_mode` and `use_linear_cross_attn`; nor the inputs where the
+    first convolution has channels beyond those of the image and a smaller one. A live module determines all.
 
     Raises:
       UserError: weights of a version before 2.0.0, whose networks normalise in another way.
@@ -92,13 +92,13 @@ def _levels(state, levels):
 
 
 def _inputs(state, found, module):
-    """What the first convolution sees, as far as it is certain."""
+    """The inputs of the first convolution, as far as they are certain."""
     if module is not None:
         return {name: getattr(module, name) for name in ("channels", "self_cond", "cond_images_channels")}
     total = next(state[k] for k in ("init_conv.weight", "init_conv.convs.0.weight") if k in state).shape[1]
     if found["lowres_cond"]:
-        before = found["dim"] if found["final_resnet_block"] else None
-        channels = found["channels_out"] if before is None else state["final_conv.weight"].shape[1] - before
+        own = found["dim"] if found["final_resnet_block"] else None
+        channels = found["channels_out"] if own is None else state["final_conv.weight"].shape[1] - own
     else:
         channels = found["channels_out"]
     if total == channels * (2 if found["lowres_cond"] else 1):
@@ -107,7 +107,7 @@ def _inputs(state, found, module):
 
 
 def _attention(state, found, module):
-    """Heads, as any attention with scales tells them; those of the middle may be others."""
+    """Heads, as any attention with scales has them; those of the middle may be others."""
     sizes = {}
     for key in state:
         if key.endswith(".q_scale"):
@@ -144,7 +144,7 @@ def _live(module, levels):
 
 
 def _live_heads(module):
-    """Of linear attention, whose weights tell only heads times width."""
+    """Heads and width of linear attention, whose weights give only their product."""
     for level in module.downs:
         for attention, _ in getattr(level[3], "layers", ()):
             return attention.heads, round(attention.scale**-2)

@@ -13,9 +13,9 @@ from t2i_jax.models.vgg import STAGES, Vgg16
 
 _CONVS = [(i, j) for i, widths in enumerate(STAGES) for j in range(len(widths))]
 _PLACES = [sum(len(w) * 2 + 1 for w in STAGES[:i]) + 2 * j for i, j in _CONVS]  # within torchvision's `features`
-# Its first linear layer reads a map (512, 7, 7), ours (7, 7, 512).
+# Its first linear layer reads a feature map (512, 7, 7), ours (7, 7, 512).
 _FC1 = Layout(
-    "linear after a map",
+    "linear after a feature map",
     lambda a: rearrange(a, "o (c h w) -> (h w c) o", h=7, w=7),
     lambda a: rearrange(a, "(h w c) o -> o (c h w)", h=7, w=7),
 )

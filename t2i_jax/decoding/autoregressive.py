@@ -1,4 +1,4 @@
-"""Token after token in one compiled loop, with a cache that the network defines."""
+"""Autoregressive sampling in one compiled loop, with a KV cache that the network defines."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from t2i_jax.errors import UserError
 from t2i_jax.types import Array, Key
 
 Decode = Callable[[Array, Array, Any], tuple[Array, Any]]  # (ids_B, position, cache) -> (logits_BV, cache)
-_SHORT = 256  # tokens for which one loop does
+_SHORT = 256  # tokens up to which one loop is used
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; what shapes the compiled program.
+    """The part of the sampling options that shapes the compiled program.
 
     Attributes:
       guided: whether rows come in two halves, with the text and without it (or with a negative text).
@@ -39,8 +39,8 @@ class Sampling:
 
 
 def rooms(num_tokens: int) -> Sequence[int]:
-    """For how many tokens the cache has room, in one loop after the other: room that is empty is read all the same."""
-    loops = 1 if num_tokens <= _SHORT else 2  # each takes its own time to compile
+    """Lengths of the KV cache in tokens, one per loop: the part of a cache that is still empty is read all the same."""
+    loops = 1 if num_tokens <= _SHORT else 2  # each adds to the compile time
     return [-(-num_tokens * (i + 1) // loops) for i in range(loops)]
 
 
@@ -61,11 +61,11 @@ def generate(
 
     Args:
       decode: one step of the network. With `sampling.guided` it works on 2B rows: the text's, then the null's.
-      cache: the network's cache for these rows, with room for `rooms(num_tokens)[0]` tokens.
-      grow: `(cache, tokens) -> cache` with room for so many; None: it has room for all of them.
+      cache: the network's KV cache for these rows, `rooms(num_tokens)[0]` tokens long.
+      grow: `(cache, length) -> cache`, the same cache with another length; None: it has the length num_tokens.
       keys_B: one key per row, so that a row's tokens do not depend on what else is in the batch.
       guidance: strength l in null + l * (text - null). temperature: 0 takes the likeliest token.
-      given_BN, known_BN: tokens, and True where they are to be kept (completion of an image); None: none.
+      given_BN, known_BN: tokens, and True where they are to be kept (inpainting); None: none.
 
     Top-k and top-p look at the guided logits, top-p at those divided by the temperature.
     """
@@ -85,9 +85,9 @@ def generate(
         return ids_B, tokens_BN, cache
 
     carry, done = (jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, num_tokens), jnp.int32), cache), 0
-    for room in rooms(num_tokens) if grow else (num_tokens,):
-        carry = (*carry[:2], grow(carry[2], room)) if done else carry
-        carry, done = jax.lax.fori_loop(done, room, step, carry), room
+    for length in rooms(num_tokens) if grow else (num_tokens,):
+        carry = (*carry[:2], grow(carry[2], length)) if done else carry
+        carry, done = jax.lax.fori_loop(done, length, step, carry), length
     return carry[1]
 
 

@@ -1,4 +1,4 @@
-"""From logits to a token: guidance, temperature, top-k and top-p filters, and one draw per row."""
+"""From logits to a token: guidance, temperature, top-k and top-p filters, and one sample per row."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def top_p(logits_BV: Array, p: float) -> Array:
 def sample(keys_B: Key, logits_BV: Array, temperature: float | Array) -> Array:
     """One token per row, int32, drawn from softmax(logits / temperature) with the row's own key.
 
-    Adding Gumbel noise to the logits and taking the largest draws from the softmax; at temperature 0 it is the largest.
+    The largest of the logits plus Gumbel noise is a sample of the softmax; at temperature 0 it is the largest logit.
     """
     noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[-1:]))(keys_B)
     return jnp.argmax(logits_BV + temperature * noise_BV, axis=-1).astype(jnp.int32)

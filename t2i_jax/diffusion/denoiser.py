@@ -1,4 +1,4 @@
-"""A network and a noise together: the estimate of the clean image, and the losses that train it."""
+"""The denoiser that a network and a noise make together: its estimate of the clean image, and its training losses."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from t2i_jax.diffusion.noise import Noise
 from t2i_jax.types import Array
 
 # A network: (x_BHWC, condition_B, keep_B) -> output_BHWC, and as fourth argument last_BHWC where it conditions on its
-# own last estimate. `keep_B` is False in rows that go without their text; None: all keep it. The texts themselves are
-# inside the function; guidance calls it with two times the rows, see `guidance.for_rows`.
+# own last estimate. `keep_B` is the conditioning mask, False in rows without their text; None: all True. The texts themselves
+# are inside the function; guidance calls it with two times the rows, see `guidance.for_rows`.
 Net = Callable[..., Array]
 
-# (x_BHWC, level_B, keep_B, last_BHWC) -> x0_BHWC, float32. `last_BHWC` is the estimate of the step before, or None.
-# What wraps a denoiser (guidance, thresholds) is one again.
+# (x_BHWC, level_B, keep_B, last_BHWC) -> x0_BHWC, float32. `last_BHWC` is the estimate of the previous step, or None.
+# A denoiser with guidance or thresholds around it is a denoiser again.
 Denoise = Callable[..., Array]
 
 

@@ -1,4 +1,4 @@
-"""Where the random numbers of a sampling run come from: a key per row, or arrays that are given."""
+"""Noise sources of a sampling run: a key per row, or arrays that are given."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import jax
 
 from t2i_jax.types import Array, Key
 
-Draw = Callable[[Array | int, Array], Array]  # (count, x_BHWC) -> unit normal of that shape; count: which draw of a run
+Draw = Callable[[Array | int, Array], Array]  # (count, x_BHWC) -> unit normal noise of that shape, the sample number `count` of a run
 
 
 def gaussian(keys_B: Key) -> Draw:
-    """Draws with one key per row, so that a row's image does not depend on what else is in the batch."""
+    """A noise source with one key per row, so that a row's image does not depend on what else is in the batch."""
 
     def draw(count, x_BHWC):
         def row(key):
@@ -24,5 +24,5 @@ def gaussian(keys_B: Key) -> Draw:
 
 
 def injected(eps_NBHWC: Array) -> Draw:
-    """Draws that were made elsewhere, in the order of their count."""
+    """A noise source that gives stored noise in the order of the count."""
     return lambda count, x_BHWC: jax.lax.dynamic_index_in_dim(eps_NBHWC, count, keepdims=False)

@@ -15,17 +15,17 @@ Scale = float | Array | Callable[[Array], Array]
 
 
 def guide(function: Callable[..., Array], scale: Scale, *, parallel: float = 1.0) -> Callable[..., Array]:
-    """The function with its answers pushed away from those without a text: c + (scale - 1) * (c - null).
+    """The function with classifier-free guidance: c + (scale - 1) * (c - null), c conditional, null unconditional.
 
-    Around a denoiser it works on clean images, around a network on the network's answers. Without `parallel` that is
-    the same; with it, imagen-pytorch 2.1.0 works on the network's answers, and Sadat et al. 2024 on clean images.
+    Around a denoiser it works on clean images, around a network on the network's predictions. Without `parallel` that
+    is the same; with it, imagen-pytorch 2.1.0 works on the network's predictions, and Sadat et al. 2024 on clean images.
 
     Args:
       function: `(x_BHWC, level_B, keep_B, ...) -> BHWC`; it is called with 2B rows, first those with their text.
       scale: 1 is no guidance (and costs none, as a Python number). An array holds one scale, or one per row. A function
         gives them from level_B; where that says 1 for all rows, the half without a text is not computed.
-      parallel: the part of c - null in the direction of c that is kept: 1 is plain guidance, 0 removes it, against
-        colours that saturate at high scales.
+      parallel: factor of the component of c - null that is parallel to the conditional prediction c (APG, Sadat et al.
+        2024): 1 is plain guidance, 0 removes it, against colours that saturate at high scales.
     """
     if isinstance(scale, (int, float)) and scale == 1:
         return function
@@ -37,9 +37,9 @@ def guide(function: Callable[..., Array], scale: Scale, *, parallel: float = 1.0
         def both():
             doubled = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x_BHWC, level_B, rest))
             keep_2B = jnp.concatenate([keep_B, jnp.zeros_like(keep_B)])
-            answer, null = jnp.split(function(doubled[0], doubled[1], keep_2B, *doubled[2]), 2)
-            update = _reduced(answer - null, answer, parallel)
-            return answer + per_row(scale_B - 1, answer) * update
+            prediction, null = jnp.split(function(doubled[0], doubled[1], keep_2B, *doubled[2]), 2)
+            update = _reduced(prediction - null, prediction, parallel)
+            return prediction + per_row(scale_B - 1, prediction) * update
 
         if not callable(scale):
             return both()
@@ -62,10 +62,10 @@ def for_rows(arrays: Any, rows: int) -> Any:
     return jax.tree.map(lambda a: jnp.concatenate([a] * (rows // a.shape[0])), arrays)
 
 
-def _reduced(update, answer, parallel):
-    """The update with `parallel` times its component along the answer, per row, over all pixels."""
+def _reduced(update, prediction, parallel):
+    """The update with its component parallel to the prediction multiplied by `parallel`, per row, over all pixels."""
     if parallel == 1:
         return update
-    axes = tuple(range(1, answer.ndim))
-    unit = answer / jnp.maximum(jnp.sqrt(jnp.sum(answer**2, axes, keepdims=True)), 1e-12)
+    axes = tuple(range(1, prediction.ndim))
+    unit = prediction / jnp.maximum(jnp.sqrt(jnp.sum(prediction**2, axes, keepdims=True)), 1e-12)
     return update - (1 - parallel) * jnp.sum(update * unit, axes, keepdims=True) * unit

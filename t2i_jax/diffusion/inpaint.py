@@ -1,4 +1,4 @@
-"""Completing an image with a network that was never trained to (RePaint, Lugmayr et al. 2022)."""
+"""Inpainting with a network that was not trained for it (RePaint, Lugmayr et al. 2022)."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def repaint(
     Args:
       step: a solver of one step (`ancestral`, `ddim`, `heun`; `dpm_solver` takes its first-order form).
       x_BHWC: noise at levels[0]. known_BHWC: images in [-1, 1]. keep_BHW: True where the image is known.
-      draw: time r of step i takes the draws 1 + 3 * (i * resample + r) and the two after it: for the known part, for
-        the step, and for the way back up.
+      draw: noise source; time r of step i takes the samples 1 + 3 * (i * resample + r) and the next two: for the known
+        part, for the step, and for noising back up.
       compat: "imagen-pytorch" noises back up with too little noise, as that package does. None: as in the paper.
-      tell: is called within the compiled loop for every step, see `progress`.
+      tell: callback, called within the compiled loop for every step, see `progress`.
     """
     if isinstance(resample, bool) or not isinstance(resample, int) or resample < 1:
         raise UserError(f"resample={resample} is not a number of times from 1; try 5.")

@@ -1,4 +1,4 @@
-"""What a super-resolution stage is given: the image of the stage before, enlarged and noised (Ho et al. 2021)."""
+"""Conditioning of a super-resolution stage on the image of the previous stage, enlarged and noised (Ho et al. 2021)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from t2i_jax.types import Array, Key
 
 @dataclasses.dataclass(frozen=True)
 class LowresNoise:
-    """Noise-conditioning augmentation: the network is told how much noise its small image carries.
+    """Noise conditioning augmentation: the network is conditioned on the noise level of its low-resolution image.
 
     Attributes:
       schedule: of the noise, see `Ddpm`. The Imagen stages use the linear one whatever they are trained with.
       sample_level: the time in [0, 1] to which the small image is noised in sampling.
       per_row: whether each row of a training batch has its own level; else one level holds for the batch.
-      compat: "imagen-pytorch-elucidated" tells the network, in sampling only, the time instead of the log-SNR, as that
-        class does against its own training. None: the log-SNR, always.
-      train_limit: training draws times below it. With 1, as in imagen-pytorch, most of the small images that it sees
+      compat: "imagen-pytorch-elucidated" conditions the network, in sampling only, on the time instead of the log-SNR,
+        as that class does against its own training. None: the log-SNR, always.
+      train_limit: times are sampled below it in training. With 1, as in imagen-pytorch, most of the small images that it sees
         are hardly more than noise; a lower one is for small images that hold nearly all there is to know.
     """
 
@@ -47,7 +47,7 @@ class LowresNoise:
 
     @property
     def noise(self) -> Ddpm:
-        """The noise itself."""
+        """The diffusion process that noises the image."""
         return Ddpm(schedule=self.schedule)
 
     def train_levels(self, key: Key, batch: int) -> Array:
@@ -56,11 +56,11 @@ class LowresNoise:
         return jnp.broadcast_to(jax.random.uniform(key, shape, maxval=self.train_limit), (batch,))
 
     def noised(self, image_BHWC: Array, eps_BHWC: Array, level_B: Array) -> tuple[Array, Array]:
-        """(the image noised to a level per row, the condition (B,) that tells the network); for training."""
+        """(the image noised to a level per row, the condition (B,) of the network on it); for training."""
         return self.noise.add(image_BHWC, eps_BHWC, level_B), self.noise.condition(level_B)
 
     def for_sampling(self, image_BHWC: Array, eps_BHWC: Array, level: float | None = None) -> tuple[Array, Array]:
-        """The same at one level for all rows. None: `sample_level`."""
+        """The pair of `noised` at one level for all rows; None: `sample_level`."""
         level_B = jnp.full(image_BHWC.shape[:1], self.sample_level if level is None else level, jnp.float32)
         noised, condition_B = self.noised(image_BHWC, eps_BHWC, level_B)
         return noised, level_B if self.compat else condition_B

@@ -1,4 +1,4 @@
-"""How images are noised, what a network is asked for, and how its answer becomes a clean image: `Ddpm` and `Edm`.
+"""Diffusion processes: noising, the network's target, and the clean image from its prediction: `Ddpm` and `Edm`.
 
 Both describe x = alpha * x0 + sigma * eps with alpha and sigma given by a *level* that falls to 0 where x is clean. The
 level of `Ddpm` is a time in [0, 1], that of `Edm` the standard deviation of the noise. Samplers and networks see only
@@ -33,10 +33,10 @@ def per_row(values_B: Array, x_BHWC: Array) -> Array:
 
 
 class Noise(Protocol):
-    """What training and sampling need to know about a diffusion process; `level` is a scalar or one value per row."""
+    """The interface of a diffusion process for training and sampling; `level` is a scalar or one value per row."""
 
     def train_levels(self, key: Key, batch: int) -> Array:
-        """Levels (batch,) drawn as training draws them."""
+        """Levels (batch,) sampled from the training distribution."""
 
     def levels(self, steps: int) -> Array:
         """The steps + 1 falling levels of a sampling run; the last one is 0."""
@@ -54,19 +54,19 @@ class Noise(Protocol):
         """Unit noise scaled to what sampling starts from at the level `level`."""
 
     def net_input(self, x_BHWC: Array, level_B: Array) -> Array:
-        """The noised image as the network wants it scaled."""
+        """The noised image, scaled for the network."""
 
     def condition(self, level_B: Array) -> Array:
-        """The number (B,) that tells the network the level."""
+        """The number (B,) by which the network is conditioned on the level."""
 
     def target(self, x0_BHWC: Array, eps_BHWC: Array, level_B: Array) -> Array:
-        """What the network should answer."""
+        """The target of the network's prediction."""
 
     def weight(self, level_B: Array) -> Array:
-        """The weight (B,) of the distance between answer and target."""
+        """The weight (B,) of the distance between prediction and target."""
 
     def denoised(self, output_BHWC: Array, x_BHWC: Array, level_B: Array) -> Array:
-        """The clean image that an answer stands for."""
+        """The clean image that follows from a prediction."""
 
     def losses(self, output_BHWC: Array, x0_BHWC: Array, eps_BHWC: Array, level_B: Array) -> Array:
         """Weighted distance (B,), a mean over the pixels of each row."""
@@ -183,14 +183,14 @@ class Ddpm(Noise):
         return output_BHWC if self.objective == "x_start" else alpha * x_BHWC - sigma * output_BHWC
 
     def losses(self, output_BHWC: Array, x0_BHWC: Array, eps_BHWC: Array, level_B: Array) -> Array:
-        """Weighted distance (B,) between answer and target, a mean over the pixels of each row."""
+        """Weighted distance (B,) between prediction and target, a mean over the pixels of each row."""
         error_BHWC = output_BHWC.astype(jnp.float32) - self.target(x0_BHWC, eps_BHWC, level_B)
         return self.weight(level_B) * jnp.mean(_distance(error_BHWC, self.distance), axis=range(1, error_BHWC.ndim))
 
 
 @dataclasses.dataclass(frozen=True)
 class Edm(Noise):
-    """Variance-exploding diffusion with the preconditioning of Karras et al. 2022 (table 1); letters as there.
+    """Variance-exploding diffusion with the preconditioning of Karras et al. 2022 (table 1), in its letters.
 
     Attributes:
       sigma_data: standard deviation of the clean images.
@@ -253,7 +253,7 @@ class Edm(Noise):
         return scale * (sigma / self.sigma_data * x0_BHWC - self.sigma_data * eps_BHWC)
 
     def weight(self, level_B: Array) -> Array:
-        """lambda(sigma) * c_out^2 = 1: the weight of x0 is such that every level counts the same for the answer."""
+        """lambda(sigma) * c_out^2 = 1: the weight of x0 is such that every level counts the same for the prediction."""
         return jnp.ones_like(level_B, jnp.float32)
 
     def denoised(self, output_BHWC: Array, x_BHWC: Array, level_B: Array) -> Array:

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import jax
 from tqdm import tqdm
 
-_bars: list[tqdm] = []  # the innermost one is moved on
+_bars: list[tqdm] = []  # the innermost one advances
 
 
 @contextlib.contextmanager
 def bar(title: str, steps: int) -> Iterator[None]:
-    """Shows a bar of so many steps on stderr while the body runs; runs compiled with `tell` move it on."""
+    """Shows a bar of `steps` steps on stderr while the body runs; runs compiled with the callback `tell` advance it."""
     with tqdm(total=steps, desc=title, unit="step", leave=False) as shown:
         _bars.append(shown)
         try:
@@ -24,7 +24,7 @@ def bar(title: str, steps: int) -> Iterator[None]:
 
 
 def tell() -> None:
-    """Within a compiled run: one step is done. Without a bar nothing happens."""
+    """Advances the bar by one step, as the callback of a compiled run; without a bar nothing happens."""
     jax.debug.callback(_advance)
 
 

@@ -29,23 +29,23 @@ from t2i_jax.types import Array
 
 
 class State(NamedTuple):
-    """What a sampling run carries: the noised image and the last estimate of the clean one (zeros at first)."""
+    """The state of a sampling run: the noised image and the last estimate of the clean one (zeros at first)."""
 
     x_BHWC: Array
     x0_BHWC: Array
 
 
 class Levels(NamedTuple):
-    """The level to leave, the one to reach, and the one before (equal to `now` where there is none)."""
+    """The previous level (equal to `now` where there is none), the one to leave, and the one to reach."""
 
-    before: Array
+    previous: Array
     now: Array
     next: Array
 
 
 _FAR = 1e3  # sigma / alpha from which a step is not corrected; only the first level of the cosine schedule is there
 
-Step = Callable[[State, Levels, Callable[[], Array]], State]  # the last argument draws unit noise shaped like x
+Step = Callable[[State, Levels, Callable[[], Array]], State]  # the last argument samples unit noise shaped like x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Churn:
 
 
 def start(noise: Noise, levels: Array, draw: Draw, shape: Sequence[int]) -> Array:
-    """The noise (B, H, W, C) that a sampling run starts from; it takes the draw number 0."""
+    """The noise (B, H, W, C) that a sampling run starts from; it takes the sample number 0 of the noise source."""
     return noise.start(draw(0, jnp.zeros(shape, jnp.float32)), levels[0])
 
 
@@ -82,8 +82,8 @@ def sample(
       step: a solver, as `ancestral`, `ddim`, `heun` or `dpm_solver` makes it.
       x_BHWC: images noised to levels[0].
       levels: falling levels (steps + 1,); the last is 0, or the level to stop at.
-      draw: random numbers; step i takes the draw number i + 1.
-      tell: is called within the compiled loop after every step, see `progress`.
+      draw: noise source; step i takes the sample number i + 1.
+      tell: callback, called within the compiled loop for every step, see `progress`.
     """
 
     def body(state, at):
@@ -93,14 +93,14 @@ def sample(
         return step(state, levels, lambda: draw(i + 1, state.x_BHWC)), None
 
     x_BHWC = x_BHWC.astype(jnp.float32)
-    before = jnp.concatenate([levels[:1], levels[:-2]])
-    along = jnp.arange(len(levels) - 1), Levels(before, levels[:-1], levels[1:])
+    previous = jnp.concatenate([levels[:1], levels[:-2]])
+    along = jnp.arange(len(levels) - 1), Levels(previous, levels[:-1], levels[1:])
     state, _ = jax.lax.scan(body, State(x_BHWC, jnp.zeros_like(x_BHWC)), along)
     return state.x_BHWC
 
 
 def ancestral(denoise: Denoise, noise: Noise) -> Step:
-    """Draws from the posterior q(x_next | x, x0) (Ho et al. 2020; in continuous time Kingma et al. 2021, eq. 33).
+    """Samples the posterior q(x_next | x, x0) (Ho et al. 2020; in continuous time Kingma et al. 2021, eq. 33).
 
     The last step goes to the mean at level 0 as the schedule of the noise has it, as imagen-pytorch does. That is not
     quite clean for `Ddpm`: 0.0002 of the variance is noise.
@@ -168,17 +168,17 @@ def heun(denoise: Denoise, noise: Noise, churn: Churn | None = None, steps: int 
 
 
 def dpm_solver(denoise: Denoise, noise: Noise) -> Step:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): order 2 at one call per step, as it uses the estimate before.
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): order 2 at one call per step, as it uses the previous estimate.
 
-    The first step and one to level 0 are of order 1.
+    The first step and the step to level 0 are of order 1.
     """
 
     def step(state, levels, normal):
         x0 = _estimate(denoise, state, levels.now)
         (alpha, sigma), (alpha_next, sigma_next) = _scales(noise, levels.now), _scales(noise, levels.next)
-        before, now, after = (0.5 * noise.log_snr(level) for level in levels)  # lambda = ln(alpha / sigma)
-        second = (levels.before > levels.now) & (levels.next > 0)
-        lean = jnp.where(second, 0.5 * (after - now) / jnp.where(second, now - before, 1.0), 0.0)  # 1 / (2r)
+        previous, now, after = (0.5 * noise.log_snr(level) for level in levels)  # lambda = ln(alpha / sigma)
+        second = (levels.previous > levels.now) & (levels.next > 0)
+        lean = jnp.where(second, 0.5 * (after - now) / jnp.where(second, now - previous, 1.0), 0.0)  # 1 / (2r)
         leant = x0 + lean * (x0 - state.x0_BHWC)
         keep = sigma_next / sigma  # and alpha' - keep * alpha = -alpha' * expm1(lambda - lambda')
         return State(keep * state.x_BHWC + (alpha_next - keep * alpha) * leant, x0)

@@ -1,4 +1,4 @@
-"""Keeping the estimate of the clean image within the range of images, around any denoiser."""
+"""Thresholding: any denoiser with its estimate of the clean image kept within [-1, 1]."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def dynamic(denoise: Denoise, percentile: float = 0.95) -> Denoise:
     """Dynamic thresholding (Saharia et al. 2022, section 2.3), row by row.
 
     Args:
-      percentile: the part of an image's values, by size, that stays whole; the paper has 0.995, imagen-pytorch 0.95.
+      percentile: fraction of an image's absolute values below the threshold; 0.995 in the paper, 0.95 in imagen-pytorch.
     """
     if not 0 < percentile <= 1:
         raise UserError(f"percentile={percentile} is outside (0, 1]; try 0.95.")

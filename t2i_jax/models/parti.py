@@ -48,7 +48,7 @@ class PartiLayer(nn.Module):
         self.narrow = Dense(self.dim, ("mlp", "embed"), bias=False, dtype=self.dtype)
 
     def __call__(self, x_BNC: Array, text_BLD: Array, mask_BL: Array, deterministic: bool) -> tuple[Array, None]:
-        """(x, None): the pair that a scan wants."""
+        """(x, None): the pair that a scan over layers takes."""
         x, length = x_BNC, x_BNC.shape[1]
         causal_1QK = jnp.tril(jnp.ones((1, length, length), bool))
         bias_QHK = _shifted(embed.relative_bias(self.bias, self.fmap_size), length, self.compat)
@@ -57,13 +57,13 @@ class PartiLayer(nn.Module):
         return x + self._feed_forward(x), None
 
     def text_keys(self, text_BLD: Array) -> Array:
-        """What is cached of the text."""
+        """The KV cache of the text."""
         return self.cross_attention.keys(text_BLD)
 
     def step(
         self, x_BC: Array, cache: Mapping[str, Array], position: Array, mask_BL: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """One position through the layer, and the cache ("kv": (B, positions, dim_head)) with it."""
+        """One position through the layer, and the KV cache ("kv": (B, positions, dim_head)) with it."""
         new_BD = self.self_attention.keys(x_BC, normalised=True)
         kv_BKD = jax.lax.dynamic_update_slice_in_dim(cache["kv"], new_BD[:, None], position, axis=1)
         past_1K = jnp.arange(kv_BKD.shape[1])[None] <= position
@@ -83,7 +83,7 @@ class PartiLayer(nn.Module):
 
 
 class Parti(token_decoder.TokenDecoder):
-    """Image tokens from text embeddings, as parti-pytorch 0.2.0 has it.
+    """A decoder from text embeddings to image tokens, as in parti-pytorch 0.2.0.
 
         Parti(dim=512, depth=8, fmap_size=16, codebook_size=8192, text_embed_dim=1024)
 
@@ -96,8 +96,8 @@ class Parti(token_decoder.TokenDecoder):
         bias counts the start token as the first cell, so offsets are wrong across row ends (weights of the package
         need it); "unit_init", embeddings start from N(0, 1), with a first loss in the hundreds; "output_norm", a norm
         after each attention, as up to version 0.1.
-      remat: what the backward pass recomputes: "none", "full", or "dots" (keeps only matrix products:
-        half the memory, and on a CPU faster).
+      remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products: half the memory, and
+        on a CPU faster).
       dtype: of the computation; norms, softmax and logits are float32.
     """
 
@@ -145,12 +145,12 @@ class Parti(token_decoder.TokenDecoder):
         keep_B: Array | None = None,
         deterministic: bool = True,
     ) -> Array:
-        """Float32 logits (B, n + 1, codebook_size): position t predicts token t from the n given tokens before it.
+        """Float32 logits (B, n + 1, codebook_size): position t predicts token t from the n given tokens.
 
         Args:
           ids_BN: at most num_tokens - 1 tokens, row by row.
           text_embeds_BLD, text_mask_BL: text, and True where it is no padding.
-          keep_B: bool; False drops a row's text (classifier-free guidance). None: all text is seen.
+          keep_B: conditioning mask, False in rows whose text is dropped (classifier-free guidance). None: all True.
           deterministic: False to drop out; needs the rng "dropout".
         """
         text_BLD, mask_BL = self._text(text_embeds_BLD, text_mask_BL, keep_B)
@@ -161,14 +161,14 @@ class Parti(token_decoder.TokenDecoder):
         return self._logits(x_BNC)
 
     def decode(self, ids_B: Array, position: Array, cache: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
-        """Logits (B, codebook_size) of token `position`, given the token before it; and the cache with it.
+        """Logits (B, codebook_size) of token `position`, given the previous one; and the KV cache with it.
 
         Args:
           ids_B: token `position - 1`; not looked at where position is 0.
           position: int32 scalar, one more than at the last call.
         """
-        before = jnp.maximum(position - 1, 0)
-        vector_C = self.height_pos[before // self.fmap_size] + self.width_pos[before % self.fmap_size]
+        previous = jnp.maximum(position - 1, 0)
+        vector_C = self.height_pos[previous // self.fmap_size] + self.width_pos[previous % self.fmap_size]
         x_BC = jnp.where(position == 0, self.start_token, self.embedding[ids_B] + vector_C)
         layer = self._layer()
 

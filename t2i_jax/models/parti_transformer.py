@@ -26,15 +26,15 @@ class PartiTransformer(token_decoder.TokenDecoder):
 
         PartiTransformer(dim=1024, depth=12, heads=16, mlp_dim=4096)
 
-    It has a start token of its own, no image token is used up for it; a text that is dropped is replaced by a learnt
-    vector. Each position carries the place of the token that it predicts.
+    The start token is not one of the image tokens; a text that is dropped is replaced by a learnt vector. Each position
+    has the positional embedding of the token that it predicts.
 
     Attributes:
       dim, depth, heads, mlp_dim: sizes; dim is a multiple of heads. dropout: on each update of a layer.
       fmap_size: tokens per side of an image. codebook_size: number of image tokens. text_embed_dim: width of the text
         embeddings. These three may be None where a `PartiTask` knows them.
       positions: "axial", a vector per row and one per column; or "learned", a vector per token.
-      remat: what the backward pass recomputes: "none", "full", or "dots" (keeps only matrix products).
+      remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products).
       dtype: of the computation; norms, softmax and logits are float32.
     """
 
@@ -88,12 +88,12 @@ class PartiTransformer(token_decoder.TokenDecoder):
         keep_B: Array | None = None,
         deterministic: bool = True,
     ) -> Array:
-        """Float32 logits (B, n + 1, codebook_size): position t predicts token t from the n given tokens before it.
+        """Float32 logits (B, n + 1, codebook_size): position t predicts token t from the n given tokens.
 
         Args:
           ids_BN: at most num_tokens - 1 tokens, row by row.
           text_embeds_BLD, text_mask_BL: text, and True where it is no padding.
-          keep_B: bool; False replaces a row's text by the learnt null vector. None: all text is seen.
+          keep_B: conditioning mask, False in rows whose text is replaced by the learnt null vector. None: all True.
           deterministic: False to drop out; needs the rng "dropout".
         """
         text_BLD, mask_BL = self._text(text_embeds_BLD, text_mask_BL, keep_B)
@@ -104,7 +104,7 @@ class PartiTransformer(token_decoder.TokenDecoder):
         return constrain(self.to_logits(x_BNC), "batch", "length", "vocab").astype(jnp.float32)
 
     def decode(self, ids_B: Array, position: Array, cache: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
-        """Logits (B, codebook_size) of token `position`, given the token before it; and the cache with it.
+        """Logits (B, codebook_size) of token `position`, given the previous one; and the KV cache with it.
 
         Args:
           ids_B: token `position - 1`; not looked at where position is 0.

@@ -13,7 +13,7 @@ from t2i_jax.nn.convolution import convolve
 from t2i_jax.types import Array
 
 _BLUR = (1.0, 3.0, 3.0, 1.0)
-# Widths by the side of the map, for `width` 1; 512 below.
+# Widths by the side of the feature map, for `width` 1; 512 below.
 _WIDTHS = {64: 256, 128: 128, 256: 64, 512: 32, 1024: 16}
 
 
@@ -25,9 +25,9 @@ class StyleDiscriminator(nn.Module):
 
     Attributes:
       image_size: side in pixels, a power of 2 of at least 8. channels: of the images.
-      width: multiplies the widths of maps of 64 pixels and more (2 in the published networks).
-      max_width: no map is wider; 512 in the published networks, less for toys.
-      group: images over which the standard deviation is taken, at most; the largest divisor of the batch is used.
+      width: multiplies the widths of feature maps of 64 pixels and more (2 in the published networks).
+      max_width: no feature map is wider; 512 in the published networks, less for toys.
+      group: most images over which a standard deviation is taken; the largest divisor of the batch up to it is used.
     """
 
     image_size: int
@@ -72,7 +72,7 @@ class StyleDiscriminator(nn.Module):
 
 
 class _EqualConv(nn.Module):
-    """Convolution with an equalised learning rate; `bias` means bias and scaled leaky ReLU, `down` halves the map."""
+    """Convolution with an equalised learning rate; `bias` means bias and scaled leaky ReLU, `down` halves the map's side."""
 
     features: int
     kernel: int

@@ -21,7 +21,7 @@ class WideBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: Array) -> Array:
-        """The map, same shape."""
+        """The feature map, same shape."""
         wide = nn.relu(conv(self.channels * self.expansion, 3, "wide", dtype=self.dtype)(x_BHWC))
         return x_BHWC + 0.1 * conv(self.channels, 3, "narrow", dtype=self.dtype)(wide)
 

@@ -17,11 +17,11 @@ from t2i_jax.nn.unet_attention import MAX_SCORES, TransformerBlock, affine_norm
 from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
 
-_MID_HEADS = (8, 64)  # of the package's middle blocks, whatever the rest has
+_MID_HEADS = (8, 64)  # heads and their width in the package's middle blocks, whatever the fields say
 
 
 class Unet(nn.Module):
-    """A noised image, its noise level and a text to what the diffusion is trained to predict.
+    """The prediction of a diffusion model from a noised image, its noise level and a text.
 
         unet = Unet(dim=128, dim_mults=(1, 2, 4, 8), num_resnet_blocks=3, text_embed_dim=1024,
                     layer_attns=(False, True, True, True), layer_cross_attns=(False, True, True, True))
@@ -33,12 +33,12 @@ class Unet(nn.Module):
 
     Attributes:
       dim, dim_mults: level i is dim * dim_mults[i] wide. init_dim: width of the first convolution; None: dim.
-      channels: of the image. channels_out: of what comes out; None: channels.
+      channels: channels of the image. channels_out: channels of the output; None: channels.
       text_embed_dim: width of the text embeddings. max_text_len: texts are cut, or filled up with learnt tokens.
       cond_on_text: whether there are texts at all.
-      cond_dim: width of the condition's tokens; None: dim. num_time_tokens: how many tell the noise level.
+      cond_dim: width of the condition's tokens; None: dim. num_time_tokens: number of tokens of the noise level.
       learned_sinu_pos_emb_dim: Fourier features of the noise level.
-      attn_pool_text, attn_pool_num_latents: whether the text is resampled, to so many tokens and four more.
+      attn_pool_text, attn_pool_num_latents: whether the text is resampled, and to how many tokens (and four more).
       lowres_cond: whether it enlarges a smaller image, which comes noised, with its own noise level.
       cond_images_channels: channels of an image to condition on, resized with `resize_mode` (see `resample.resize`);
         0: none. self_cond: whether the network sees its own last estimate.
@@ -52,21 +52,21 @@ class Unet(nn.Module):
         the levels; it is 2 in the middle. linear_attn_dropout: inside linear attention, in training.
       init_cross_embed, init_cross_embed_kernel_sizes: the first convolution has several kernel sizes; else
         `init_conv_kernel_size`. cross_embed_downsample, cross_embed_downsample_kernel_sizes: so do those that shrink.
-      memory_efficient: each level shrinks its input first, not its output last; there is a first block before.
+      memory_efficient: each level downsamples its input first, not its output last; there is a block before them.
       init_conv_to_final_conv_residual: the end sees the first convolution's output.
       use_global_context_attn: a global gate in each residual block that has no cross-attention.
-      scale_skip_connection: what is passed across is divided by sqrt(2).
+      scale_skip_connection: skip connections are divided by sqrt(2).
       final_resnet_block, final_conv_kernel_size: the end of the network.
-      combine_upsample_fmaps: the end sees the maps of all levels of the way up.
-      pixel_shuffle_upsample: how maps are enlarged; else by repeating and a convolution.
-      compat: what to keep of the package where it is wrong: "mid_heads", the middle's cross-attention has 8 heads of
+      combine_upsample_fmaps: the end sees the feature maps of all levels of the way up.
+      pixel_shuffle_upsample: upsampling by pixel shuffle; else by nearest and a convolution.
+      compat: errors of the package that are kept: "mid_heads", the middle's cross-attention has 8 heads of
         64 whatever the fields say; "unused_weights", a network without texts has the weights for absent texts all the
         same. Weights of the package come with the values they need.
       attn_max_scores: per image, where attention works block by block (see `unet_attention.attend`).
-      remat: what the backward pass recomputes of each block: "none", "full", or "dots" (keeps only matrix products).
+      remat: remat policy of each block: "none", "full" (recomputes all), or "dots" (keeps only matrix products).
       scan_blocks: a level's blocks after its first are one loop: the same numbers, compiled in a fraction of the time
-        where there are many blocks, at the price of a copy of their weights and maps.
-      dtype: of the computation; norms and softmax are float32, and so is what comes out.
+        where there are many blocks, at the price of a copy of their weights and feature maps.
+      dtype: of the computation; norms, softmax and the output are float32.
     """
 
     dim: int
@@ -125,7 +125,7 @@ class Unet(nn.Module):
 
     @property
     def multiple(self) -> int:
-        """The sides of an image are multiples of it."""
+        """The number of pixels of which the sides of an image must be multiples."""
         return 2 ** (len(self.dim_mults) - (not self.memory_efficient))
 
     @nn.compact
@@ -142,18 +142,18 @@ class Unet(nn.Module):
         self_cond_BHWC: Array | None = None,
         deterministic: bool = True,
     ) -> Array:
-        """What is predicted, (B, H, W, channels_out) float32; zeros from a network that is not trained.
+        """The prediction (B, H, W, channels_out), float32; zeros from a network that is not trained.
 
         Args:
           x_BHWC: the noised image, as the noise scales it.
           condition_B: its noise level: the log-SNR, or a quarter of log sigma (`diffusion.noise`).
-          text_embeds_BLD: None: a call without texts, as of a network that has none.
+          text_embeds_BLD: text embeddings; None: a call without texts, as of a network that has none.
           text_mask_BL: True where there is text; None: everywhere.
-          keep_B: False in rows whose text is dropped, for guidance. None: all keep it.
+          keep_B: conditioning mask, False in rows whose text is dropped, for guidance. None: all True.
           lowres_BHWC, lowres_condition_B: the smaller image at this one's size, noised, and its log-SNR.
           cond_image_BHWC: an image to condition on, of any size.
           self_cond_BHWC: the last estimate; None: zeros.
-          deterministic: False in training: linear attention then draws its dropout from the rng "dropout".
+          deterministic: False in training: linear attention then has dropout and needs the rng "dropout".
 
         Raises:
           UserError: an image that is missing, not wanted or of a wrong size, or text of another width.
@@ -195,7 +195,7 @@ class Unet(nn.Module):
         return conv(width, self.init_conv_kernel_size, "first_conv", dtype=self.dtype)(x)
 
     def _condition(self, level_B, lowres_level_B, text, mask, keep_B):
-        """The vector that every block sees and the tokens of cross-attention."""
+        """The vector that conditions every block and the tokens of cross-attention."""
         token_dim, dim = self.cond_dim or self.dim, self.dim * (8 if self.lowres_cond else 4)
         own = (self.learned_sinu_pos_emb_dim, dim, self.num_time_tokens, token_dim, self.dtype)
         vector, tokens = LevelCondition(*own, name="level")(level_B)
@@ -215,7 +215,7 @@ class Unet(nn.Module):
         return vector, affine_norm("context_norm", self.dtype)(tokens)
 
     def _down(self, x, condition, deterministic):
-        """The map at the bottom, and what each block and each level's attention passes across."""
+        """The feature map at the bottom, and the skip connections of each block and each level's attention."""
         skips, last = [], len(self.dim_mults) - 1
         for i, mult in enumerate(self.dim_mults):
             if self.memory_efficient:
@@ -236,7 +236,7 @@ class Unet(nn.Module):
         return self._block("mid_second", x.shape[-1], condition, "softmax", heads=heads)(x)
 
     def _up(self, x, skips, condition, deterministic):
-        """The map at full size, with those of all levels where they are combined; empties `skips`."""
+        """The feature map at full size, with those of all levels where they are combined; empties `skips`."""
         scale = 2**-0.5 if self.scale_skip_connection else 1.0
         enlarge, maps = resample.PixelShuffle if self.pixel_shuffle_upsample else resample.Upsample, []
         widths = (self.init_dim or self.dim, *(self.dim * mult for mult in self.dim_mults))
@@ -257,7 +257,7 @@ class Unet(nn.Module):
         return jnp.concatenate([x, *combined], axis=-1)
 
     def _level(self, name, i, width, condition, deterministic):
-        """The first block of a level, its further blocks (see `_further`) and its attention, a function of the map."""
+        """The first block of a level, its further blocks (see `_further`) and its attention, as functions of the feature map."""
 
         def at(field):
             return sizes.per_level(self, field)[i]
@@ -274,7 +274,7 @@ class Unet(nn.Module):
         return first, further, lambda x: constrain(attention(x, condition[1]), "batch", None, None, None)
 
     def _further(self, name, count, width, condition):
-        """The blocks of a level after its first: a function of the map, and of what is joined to it before each."""
+        """The blocks of a level after its first, as a function of the feature map and of skip connections, one each."""
         names, heads = tuple(f"{name}_{n}" for n in range(count)), (self.attn_heads, self.attn_dim_head)
         gate, scan = self.use_global_context_attn, self.scan_blocks
         stack = ResnetStack(names, width, gate, *heads, self.attn_max_scores, self.remat, scan, self.dtype)
@@ -282,7 +282,7 @@ class Unet(nn.Module):
         return lambda x, joined=None: stack(x, *condition, joined)
 
     def _block(self, name, width, condition, cross=None, gate=False, heads=None):
-        """A residual block as a function of the map alone."""
+        """A residual block as a function of the feature map alone."""
         heads = heads or (self.attn_heads, self.attn_dim_head)
         make = self._recomputed(ResnetBlock)
         module = make(width, cross, gate, *heads, self.attn_max_scores, self.dtype, name=name)

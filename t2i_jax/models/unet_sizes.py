@@ -1,4 +1,4 @@
-"""What the fields and the inputs of a U-Net must be, said before anything compiles."""
+"""Checks of the fields and inputs of a U-Net, made before anything compiles."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def per_level(model: Any, field: str) -> tuple[Any, ...]:
 
 
 def final_width(model: Any) -> int:
-    """Channels of the map before the last block: the way up, the levels' maps, the first convolution."""
+    """Channels of the feature map before the last block: the way up, the levels' maps, the first convolution."""
     first = model.init_dim or model.dim
     up = first if model.memory_efficient else model.dim * model.dim_mults[0]
     combined = model.dim * len(model.dim_mults) if model.combine_upsample_fmaps else 0
@@ -107,7 +107,7 @@ def check_inputs(
     cond_image_BHWC: Array | None,
     self_cond_BHWC: Array | None,
 ) -> None:
-    """Refuses inputs that the network has no place for, and misses those that it needs.
+    """Refuses inputs that the network does not take, a missing input that it needs, and wrong shapes.
 
     Raises:
       UserError: what is wrong and the remedy.

@@ -1,4 +1,4 @@
-"""VGG16 (Simonyan & Zisserman 2014) as a judge of likeness; its weights come from a file that the user has."""
+"""VGG16 (Simonyan & Zisserman 2014) as a perceptual loss; its weights come from a file of the user."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LPIPS_SHIFT, _LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # 
 
 
 class Vgg16(nn.Module):
-    """A distance between images in [0, 1]: `(real, fake) -> scalar`, mean over the batch.
+    """A perceptual distance between images in [0, 1]: `(real, fake) -> scalar`, mean over the batch.
 
     Attributes:
       features: "fc2": mean squared difference of the 4096 activations before the classifier, as parti-pytorch (which

@@ -33,7 +33,7 @@ _ALIASES = {"num_layers": "layers", "encdec_patch_size": "patch_size"} | {
 
 
 class Attention(nn.Module):
-    """Self-attention over a map, with depthwise convolutions on q, k, v and a learnt bias per relative position."""
+    """Self-attention over a feature map, with depthwise convolutions on q, k, v and a learnt bias per relative position."""
 
     dim: int
     heads: int
@@ -42,7 +42,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: Array) -> Array:
-        """The update of the map; (B, H, W, dim), H = W."""
+        """The update of the feature map; (B, H, W, dim), H = W."""
         batch, size, inner = x_BHWC.shape[0], x_BHWC.shape[1], self.heads * self.dim_head
         qkv = Dense(3 * inner, ("embed", "heads"), name="to_qkv", bias=False, dtype=self.dtype)(
             channel_norm("norm", self.dtype)(x_BHWC)
@@ -65,7 +65,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: Array) -> Array:
-        """The update of the map."""
+        """The update of the feature map."""
         hidden = self.dim * self.mult
         x = channel_norm("norm", self.dtype)(x_BHWC)
         x = gelu(Dense(hidden, ("embed", "mlp"), name="wide", bias=False, dtype=self.dtype)(x))
@@ -86,7 +86,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: Array) -> Array:
-        """The transformed map, same shape."""
+        """The transformed feature map, same shape."""
         x = x_BHWC
         attention, feed_forward = Attention, FeedForward
         if self.remat != "none":
@@ -99,7 +99,7 @@ class Transformer(nn.Module):
 
 
 class PositionedConv(nn.Module):
-    """A 3x3 convolution of the map and fixed positions, as many channels of each, without a bias."""
+    """A 3x3 convolution of a feature map and fixed positions, as many channels of each, without a bias."""
 
     features: int
     dtype: str = "float32"
@@ -148,7 +148,7 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
 
     @property
     def attention_flops(self) -> float:
-        """Of scores and weighted sums in one forward pass over one image; the rest follows from the kernels."""
+        """FLOPs of scores and weighted sums in one forward pass over one image; see `image_tokenizer.flops` for all."""
         return 4.0 * self.num_tokens**2 * 2 * self.layers * self.heads * self.dim_head
 
     @nn.nowrap
@@ -186,12 +186,12 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
         )
 
     def encoder_fmap(self, image_BHWC: Array) -> Array:
-        """The map (B, rows, columns, dim) before quantisation."""
+        """The feature map (B, rows, columns, dim) before quantisation."""
         patches = patchify(_shifted(image_BHWC.astype(self.dtype)), self.patch_size)
         return self.encoder(self.to_tokens(self.patch_norm(patches)))
 
     def features(self, fmap_BHWC: Array) -> Array:
-        """What the last layer turns into pixels."""
+        """The feature map that the last layer turns into pixels."""
         return jnp.tanh(self.widen(self.decoder(fmap_BHWC)))
 
     def pixels(self, features_BHWC: Array) -> Array:
@@ -222,14 +222,15 @@ class VitVQGanVAE(_Network):
     Attributes:
       dim: width, a multiple of 4. image_size: side in pixels; fixed, since the attention bias is a table.
       layers: transformer layers in the encoder, and as many in the decoder (`num_layers` is accepted too).
-      patch_size: pixels per side of a token (`encdec_patch_size` is accepted too). heads, dim_head, ff_mult: as usual.
+      patch_size: pixels per side of a token (`encdec_patch_size` is accepted too).
+      heads, dim_head, ff_mult: heads, their width, and how many times as wide the feed-forward is.
       lookup_free_quantization: LFQ; False for the codebook on the unit sphere of the package's first releases.
       codebook_size: number of codes; for LFQ a power of 2.
-      entropy_loss_weight, diversity_gamma: of LFQ. commitment_weight: None for 0 with LFQ (as the package with the
+      entropy_loss_weight, diversity_gamma: loss weights of LFQ. commitment_weight: None for 0 with LFQ (as the package with the
         current quantiser library; 0.25 with those of its day) and 1 otherwise.
-      codebook_dim, decay, kmeans_init: of the codebook that is not look-up free.
-      discr_layers: size of `discriminator()`. pixel_range: of its float images.
-      remat: what the backward pass recomputes: "none", "full", or "dots" (keeps only matrix products).
+      codebook_dim, decay, kmeans_init: width, decay and initialisation of the codebook that is not look-up free.
+      discr_layers: layers of `discriminator()`. pixel_range: lowest and highest value of the float images.
+      remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products).
       dtype: of the computation.
     """
 

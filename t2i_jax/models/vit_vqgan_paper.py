@@ -52,7 +52,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BNC: Array, _: None = None) -> tuple[Array, None]:
-        """The tokens after the block, and None: the form that a scan over layers wants."""
+        """The tokens after the block, and None: the pair that a scan over layers takes."""
 
         def make(features, name, axes, bias=True):
             return Dense(features, axes, bias, self.dtype, _XAVIER, name=name)
@@ -110,15 +110,15 @@ class ViTVQGAN(image_tokenizer.QuantizedAutoencoder):
         network = ViTVQGAN(image_size=32, patch_size=4, dim=96, layers=3, heads=3, mlp_dim=384, codebook_size=256)
 
     Attributes:
-      image_size: side in pixels. patch_size: side of a token's patch. channels: of the image.
+      image_size: side in pixels. patch_size: pixels per side of a token. channels: channels of the image.
       dim, layers, heads, mlp_dim: of the encoder, and of the decoder where `decoder_*` is None. dim_head: width of a
         head; None for dim / heads, 64 in the paper's sizes except in the large decoder.
       codebook_size, codebook_dim: number and width of the codes. beta: weight of the commitment loss.
       activation: of the feed-forward, "gelu", or "tanh" as in the weights of enhancing-transformers.
       output: "linear"; or "sigmoid", which the paper's logit-Laplace loss needs and Parti removed.
       scan: stack the layers and compile one (deep networks).
-      remat: what the backward pass recomputes: "none", "full", or "dots" (keeps only matrix products).
-      pixel_range: of its float images. dtype: of the computation.
+      remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products).
+      pixel_range: lowest and highest value of the float images. dtype: of the computation.
     """
 
     image_size: int = 256
@@ -158,7 +158,7 @@ class ViTVQGAN(image_tokenizer.QuantizedAutoencoder):
 
     @property
     def attention_flops(self) -> float:
-        """Of scores and weighted sums in one forward pass over one image; the rest follows from the kernels."""
+        """FLOPs of scores and weighted sums in one forward pass over one image; see `image_tokenizer.flops` for all."""
         decoder_dim, decoder_heads, decoder_layers, _ = self._decoder()
         widths = self.layers * self._inner(self.dim, self.heads)
         widths += decoder_layers * self._inner(decoder_dim, decoder_heads)
@@ -188,12 +188,12 @@ class ViTVQGAN(image_tokenizer.QuantizedAutoencoder):
         self.to_pixels = Dense(self.channels * self.patch_size**2, ("embed", "patch"), **layer)
 
     def encoder_fmap(self, image_BHWC: Array) -> Array:
-        """The map (B, rows, columns, dim) before quantisation."""
+        """The feature map (B, rows, columns, dim) before quantisation."""
         patches = patchify(image_BHWC.astype(self.dtype), self.patch_size)
         return self._through(self.encoder, self.to_tokens(patches))
 
     def features(self, fmap_BHWC: Array) -> Array:
-        """What the last layer turns into pixels."""
+        """The feature map that the last layer turns into pixels."""
         return self._through(self.decoder, fmap_BHWC)
 
     def pixels(self, features_BHWC: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Activation functions that XLA runs badly as JAX writes them."""
+"""Activation functions whose JAX form XLA compiles to slow programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention over sequences: multi-head with one key and value per head, and multi-query with one vector for all."""
+"""Attention over sequences: multi-head, and multi-query with one vector as the key and value of all heads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from t2i_jax.nn.fused_attention import attend
 from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
 
-MASKED = -1e30  # a score that the softmax turns into exactly 0
+MASKED = -1e30  # a masked score: the softmax turns it into exactly 0
 
 
 @jax.custom_vjp
@@ -57,7 +57,7 @@ class MultiHeadAttention(nn.Module):
 
     Attributes:
       dim: width of what comes in and goes out. heads, dim_head: heads and their width.
-      dtype: of the products; the softmax is float32.
+      dtype: of the matrix products; the softmax is float32.
     """
 
     dim: int
@@ -78,7 +78,7 @@ class MultiHeadAttention(nn.Module):
         """The update of x.
 
         Args:
-          context_BKC: what is attended to; None: x itself.
+          context_BKC: sequence that is attended to; None: x itself.
           mask: bool, broadcastable to (B, heads, Q, K), True where a key may be seen; None: everywhere.
           causal: whether position i sees only positions up to i.
         """
@@ -93,11 +93,11 @@ class MultiHeadAttention(nn.Module):
         return self.out(out_BQHD.reshape(*x_BQC.shape[:-1], -1))
 
     def keys_values(self, context_BKC: Array) -> tuple[Array, Array]:
-        """Keys and values (B, K, heads, dim_head) of what is attended to."""
+        """Keys and values (B, K, heads, dim_head) of a context, as a KV cache keeps them."""
         return self._heads(self.k(context_BKC)), self._heads(self.v(context_BKC))
 
     def step(self, x_BC: Array, k_BKHD: Array, v_BKHD: Array, mask_BK: Array) -> Array:
-        """The update of one position from cached keys and values; `mask_BK` broadcasts over B."""
+        """The update of one position from the KV cache; `mask_BK` is True where a key may be seen, broadcast over B."""
         q_BHD = self._heads(self.q(x_BC)) * self.dim_head**-0.5
         scores_BHK = jnp.einsum("BHD,BKHD->BHK", q_BHD, k_BKHD, preferred_element_type=jnp.float32)
         weights_BHK = nn.softmax(jnp.where(mask_BK[:, None], scores_BHK, MASKED)).astype(v_BKHD.dtype)
@@ -114,7 +114,8 @@ class MultiQueryAttention(nn.Module):
     normalised, the context of cross-attention is not. (Shazeer 2019 shares keys and values among heads.)
 
     Attributes:
-      dim, heads, dim_head: as usual. dropout: on what the queries and the keys are made of.
+      dim: width of input and output. heads, dim_head: heads and their width. dropout: on the inputs of the projections
+        to queries and keys.
       null_scale: standard deviation of the first learnt vector. out_norm: whether the output is normalised.
     """
 
@@ -147,7 +148,7 @@ class MultiQueryAttention(nn.Module):
         """The update of x.
 
         Args:
-          context_BKC: what is attended to; None: x, normalised.
+          context_BKC: sequence that is attended to; None: x, normalised.
           mask: bool, broadcastable to (B, Q, K), True where a key may be seen.
           bias_QHK: added to the scores in float32.
         """
@@ -168,11 +169,11 @@ class MultiQueryAttention(nn.Module):
         return self._project(out_BQHD)
 
     def keys(self, context_BKC: Array, normalised: bool = False) -> Array:
-        """What is cached of a context: its vectors (B, K, dim_head); `normalised` when it is x itself."""
+        """Vectors (B, K, dim_head) of a context for the KV cache; `normalised` when it is x itself."""
         return self.to_kv(self.norm(context_BKC) if normalised else context_BKC.astype(self.dtype))
 
     def step(self, x_BC: Array, kv_BKD: Array, mask_BK: Array, bias_HK: Array | None = None) -> Array:
-        """The update of one position from cached vectors; `mask_BK` broadcasts over B."""
+        """The update of one position from the KV cache; `mask_BK` is True where a key may be seen, broadcast over B."""
         q_BHD, null_D = self._queries(self.norm(x_BC)), self.null_kv.astype(self.dtype)
         scores_BHK = jnp.einsum("BHD,BKD->BHK", q_BHD, kv_BKD, preferred_element_type=jnp.float32)
         scores_BHK = scores_BHK if bias_HK is None else scores_BHK + bias_HK

@@ -1,4 +1,4 @@
-"""What imagen-pytorch's U-Net is told besides the image: a noise level and a text, each as a vector and as tokens."""
+"""Conditioning of imagen-pytorch's U-Net: a noise level and a text, each as a vector and as tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from t2i_jax.nn.perceiver import PerceiverResampler
 from t2i_jax.nn.unet_attention import affine_norm
 from t2i_jax.types import Array
 
-_POSITIONS = 512  # the package's resampler has positions for as many tokens, whatever the text's length
+_POSITIONS = 512  # the package's resampler has this many learnt positions, however long the text is
 
 
 class LevelCondition(nn.Module):
@@ -46,7 +46,7 @@ class TextCondition(nn.Module):
 
     Attributes:
       dim: width of the tokens. vector_dim: width of the vector. length: tokens of a text, cut or filled up.
-      latents: the text is resampled to so many tokens (and four more); None: it is not.
+      latents: number of tokens (and four more) to which the text is resampled; None: it is not resampled.
       heads, dim_head: of the resampler.
     """
 
@@ -63,10 +63,10 @@ class TextCondition(nn.Module):
         """The vector (B, vector_dim) and the tokens (B, N, dim).
 
         Args:
-          text_BLD: embeddings. None makes the parameters that a network without texts has too.
+          text_BLD: embeddings; None: only the parameters that a network without texts has too are made.
           mask_BL: True where there is text: elsewhere the learnt token of that position stands. None: everywhere, and
             what is filled up stays 0.
-          keep_B: False in rows that go without their text. None: all keep it.
+          keep_B: conditioning mask, False in rows whose text is replaced by the learnt null. None: all True.
         """
         normal = nn.initializers.normal(1.0)
         null_LC = self.param("null_tokens", boxed(normal, None, "embed"), (self.length, self.dim), jnp.float32)

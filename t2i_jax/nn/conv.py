@@ -1,4 +1,4 @@
-"""Convolutions on NHWC maps: dense ones, depthwise 3x3 ones that are fast on every backend, patches."""
+"""Convolutions on NHWC feature maps: dense ones, depthwise 3x3 ones that are fast on every backend, patches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from t2i_jax import sharding
 from t2i_jax.nn.convolution import convolve
 from t2i_jax.types import Array
 
-# U(+-1/sqrt(fan in)): what the PyTorch packages start from, so that training runs compare.
+# U(+-1/sqrt(fan in)): the initialisation of the PyTorch packages, so that training runs compare.
 uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 POINTWISE = ("conv_in", "conv_out")  # logical axes of the kernel of a 1x1 convolution, which is a `Dense`
 
@@ -152,7 +152,7 @@ def _taps(padded, gradient_BHWC):
 
 
 def _taps_by_image(padded, gradient_BHWC):
-    """The same, rows of one image added before columns are: a sum over all places at once takes XLA ten times as long."""
+    """`_taps` with rows of one image summed before its columns: one sum over all places takes XLA ten times as long."""
     height = gradient_BHWC.shape[1]
     size, rows = padded.shape[1] - height + 1, max(r for r in range(1, 17) if height % r == 0)
     places = [(i, j) for i in range(size) for j in range(size)]
@@ -187,7 +187,7 @@ class Depthwise(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: Array) -> Array:
-        """The convolved map, of the same shape."""
+        """The convolved feature map, of the same shape."""
         init = boxed(depthwise_init, None, None, self.axis)
         kernel = self.param("kernel", init, (3, 3, self.channels), jnp.float32)
         bias = self.param("bias", boxed(nn.initializers.zeros, self.axis), (self.channels,), jnp.float32)

@@ -79,7 +79,7 @@ for _function, _back in (
 
 
 def _elsewhere(of, shape):
-    """`of` each form for what is no CPU, as `platform_dependent` takes them; most kernels have one for all."""
+    """The forms for platforms other than the CPU, each wrapped by `of`, as `platform_dependent` takes them."""
     wide_over_few = shape[0] >= 7 and shape[0] * shape[2] <= 512
     return {"default": of(_whole)} | ({"tpu": of(_columns_first)} if wide_over_few else {})
 
@@ -128,7 +128,7 @@ def _blocks(x_BHWC, kernel_KKIO, stride):
     def fill(t, axes):
         return jnp.pad(t, [(0, -t.shape[a] % stride if a in axes else 0) for a in range(t.ndim)])
 
-    def used(extent):  # what the windows reach
+    def used(extent):  # pixels that the windows reach
         return extent - (extent - kernel_KKIO.shape[0]) % stride
 
     x = fill(x_BHWC[:, : used(x_BHWC.shape[1]), : used(x_BHWC.shape[2])], (1, 2))

@@ -18,7 +18,7 @@ _CUDNN = ("bfloat16", "float16")
 
 
 def attend(q_BNHD: Array, k_BNHD: Array, v_BNHD: Array, causal: bool = False) -> Array:
-    """softmax(q k / sqrt(D)) v, (B, N, H, D), of a sequence with itself; `causal`: a position sees those up to itself.
+    """Self-attention softmax(q k / sqrt(D)) v, (B, N, H, D); `causal`: a position sees those up to itself.
 
     On a TPU by splash attention, for lengths that are multiples of 128; on a GPU by cuDNN (`cudnn_takes`); elsewhere,
     and while the length is split over "sequence", by XLA, many scores in blocks of queries. On a mesh each device works
@@ -53,7 +53,7 @@ def cudnn(q_BQHD: Array, k_BKGD: Array, v_BKGD: Array, causal: bool = False, sca
 
     def kernel(q, k, v):
         lengths = None
-        if keys % 2:  # JAX refuses an odd number: one more, that nobody sees
+        if keys % 2:  # JAX refuses an odd number: one more key, which is masked
             k, v = (jnp.pad(t, ((0, 0), (0, 1), (0, 0), (0, 0))) for t in (k, v))
             lengths = jnp.full(k.shape[0], keys, jnp.int32)
         options = {"is_causal": causal, "scale": scale, "key_value_seq_lengths": lengths}

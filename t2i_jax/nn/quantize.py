@@ -22,13 +22,13 @@ from t2i_jax.types import Array, Key
 
 @flax.struct.dataclass
 class Quantized:
-    """What a quantiser returns.
+    """The result of a quantiser.
 
     Attributes:
-      fmap: (B, H, W, C) quantised map for the decoder, with a straight-through gradient in training.
+      fmap: (B, H, W, C) quantised feature map for the decoder, with a straight-through gradient in training.
       ids: (B, H, W) int32 codes.
       loss: float32 scalar, already weighted; 0 outside training.
-      latents: (B, H, W, E) float32, what was compared with the codebook.
+      latents: (B, H, W, E) float32 vectors that were compared with the codebook.
       codebook: the codebook statistics after this batch; unchanged outside training.
     """
 
@@ -86,7 +86,7 @@ class Lfq(nn.Module):
         return {}
 
     def __call__(self, x_BHWC: Array, codebook: Mapping[str, Array], train: bool = False) -> Quantized:
-        """Quantises a map; with `train` the entropy loss is computed and the gradient passes straight through."""
+        """Quantises a feature map; with `train` the entropy loss is computed and the gradient passes straight through."""
         z = x_BHWC.astype(jnp.float32)
         z = self.project_in(z) if self.bits != self.dim else z
         on = z > 0
@@ -101,7 +101,7 @@ class Lfq(nn.Module):
         return Quantized(self._out(code), ids, loss, z, codebook)
 
     def lookup(self, ids: Array, codebook: Mapping[str, Array]) -> Array:
-        """Indices (...) to decoder input (..., dim)."""
+        """Decoder input (..., dim) of indices (...)."""
         bits = (ids[..., None] >> self._shifts()) & 1
         return self._out(bits.astype(jnp.float32) * 2 - 1)
 
@@ -169,7 +169,7 @@ class CosineVq(nn.Module):
         }
 
     def __call__(self, x_BHWC: Array, codebook: Mapping[str, Array], train: bool = False) -> Quantized:
-        """Quantises a map; with `train` the statistics move and the commitment loss is computed."""
+        """Quantises a feature map; with `train` the statistics move and the commitment loss is computed."""
         z = unit(self.project_in(x_BHWC.astype(jnp.float32)) if self.codebook_dim != self.dim else x_BHWC)
         z_NE = jax.lax.stop_gradient(z.reshape(-1, self.codebook_dim))
         if train:
@@ -184,7 +184,7 @@ class CosineVq(nn.Module):
         return Quantized(self._out(code), ids, loss, z, codebook)
 
     def lookup(self, ids: Array, codebook: Mapping[str, Array]) -> Array:
-        """Indices (...) to decoder input (..., dim)."""
+        """Decoder input (..., dim) of indices (...)."""
         return self._out(codebook["embed"][ids])
 
     def _moved(self, codebook, z_NE, ids_N):
@@ -255,7 +255,7 @@ class FactorisedVq(nn.Module):
         return {}
 
     def __call__(self, x_BHWC: Array, codebook: Mapping[str, Array], train: bool = False) -> Quantized:
-        """Quantises a map; with `train` the two losses are computed and the gradient passes straight through."""
+        """Quantises a feature map; with `train` the two losses are computed and the gradient passes straight through."""
         raw = self.project_in(x_BHWC.astype(jnp.float32))
         z, codes = unit(raw), unit(self.embedding)
         ids = jnp.argmax(z @ codes.T, axis=-1).astype(jnp.int32)  # nearest, for unit vectors
@@ -267,5 +267,5 @@ class FactorisedVq(nn.Module):
         return Quantized(self.project_out(code), ids, loss, z, codebook)
 
     def lookup(self, ids: Array, codebook: Mapping[str, Array]) -> Array:
-        """Indices (...) to decoder input (..., dim)."""
+        """Decoder input (..., dim) of indices (...)."""
         return self.project_out(unit(self.embedding)[ids])

@@ -1,4 +1,4 @@
-"""Attention for a block of queries at a time, where the matrix of scores would be large."""
+"""Attention in blocks of queries, where the matrix of scores would be large."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def by_queries(
     """attend(q_BQHD, 0), or the same for one block of queries after the other: the whole matrix never exists.
 
     Args:
-      attend: takes queries and the place of the first of them; computed once more in the backward pass of a block.
-      keys: seen by each query. max_scores: where an image has more of them (H * Q * keys), it is done in blocks.
+      attend: function of queries and the position of the first; recomputed in the backward pass of a block.
+      keys: number of keys that each query sees. max_scores: scores per image (H * Q * keys) above which blocks are used.
     """
     _, Q, H, _ = q_BQHD.shape
     if Q * H * keys <= max_scores:

@@ -1,4 +1,4 @@
-"""Maps made smaller, larger or another size, and the layers of imagen-pytorch that do it with weights."""
+"""Resizing of feature maps, and the layers of imagen-pytorch that resize with weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESIZES = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")
 
 
 def resize(x_BHWC: Array, size: tuple[int, int], mode: str = "nearest") -> Array:
-    """Maps (B, *size, C) as PyTorch's `interpolate(mode=mode)` makes them, without smoothing first.
+    """Feature maps (B, *size, C) as PyTorch's `interpolate(mode=mode)` makes them, without antialiasing.
 
     "nearest" takes element floor(i * in / out); "nearest-exact" the one whose centre is nearest; "bilinear" and
     "bicubic" (Keys' kernel, a = -0.75) interpolate between centres; "area" averages what lies under an output element.
@@ -36,7 +36,7 @@ def resize(x_BHWC: Array, size: tuple[int, int], mode: str = "nearest") -> Array
 
 
 def _weights(old, new, mode):
-    """What each of `new` output elements takes of the `old` ones, (new, old)."""
+    """Interpolation weights (new, old): the share of each of `old` input elements in each of `new` output elements."""
     weights = np.zeros((new, old))
     for i in range(new):
         if mode == "area":
@@ -86,7 +86,7 @@ class CrossEmbed(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half as large: each 2x2 block becomes channels (SP-conv, Sunkara and Luo 2022), then a linear map.
+    """Downsampling by 2: each 2x2 block becomes channels (SP-conv, Sunkara and Luo 2022), then a linear map.
 
     The block's four elements of one input channel are neighbours among the channels, as in PyTorch.
     """
@@ -102,7 +102,7 @@ class Downsample(nn.Module):
 
 
 class PixelShuffle(nn.Module):
-    """Twice as large: a linear map and SiLU give the four elements of each block. Starts as a nearest enlargement."""
+    """Upsampling by 2: a linear map and SiLU give the four elements of each block; at first a nearest enlargement."""
 
     features: int
     dtype: str = "float32"
@@ -121,7 +121,7 @@ def _same_in_block(key, shape, dtype=jnp.float32):
 
 
 class Upsample(nn.Module):
-    """Twice as large: every element four times, then a 3x3 convolution."""
+    """Upsampling by 2: nearest, then a 3x3 convolution."""
 
     features: int
     dtype: str = "float32"
@@ -134,7 +134,7 @@ class Upsample(nn.Module):
 
 
 class Widen(nn.Module):
-    """The same size with other channels: the sum of a 3x3 convolution and a linear map."""
+    """Another number of channels at the same size: the sum of a 3x3 convolution and a linear map."""
 
     features: int
     dtype: str = "float32"

@@ -24,7 +24,7 @@ class RmsNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """The same shape."""
+        """The normalised feature map, of the same shape."""
         scale = self.param("scale", boxed(nn.initializers.ones, "embed"), (x.shape[-1],), jnp.float32)
         return (unit(x) * (scale * math.sqrt(x.shape[-1]))).astype(self.dtype)
 
@@ -45,7 +45,7 @@ class Block(nn.Module):
 
 
 class GlobalContext(nn.Module):
-    """A gate in (0, 1) per channel from an attention-weighted mean over the map (Cao et al. 2019, GCNet)."""
+    """A gate in (0, 1) per channel from an attention-weighted mean over the feature map (Cao et al. 2019, GCNet)."""
 
     dtype: str = "float32"
 

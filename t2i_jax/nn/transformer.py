@@ -16,14 +16,14 @@ from t2i_jax.nn.conv import Dense, boxed
 from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
 
-# What the backward pass keeps of a layer: everything, nothing (recompute all), or the results of matrix products.
+# Remat policies: what the backward pass keeps of a layer. Everything, nothing (recompute all), or matrix products.
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-_UNROLLED = 64  # decoding unrolls up to so many layers: all of Parti 20B
-_STRAIGHT = 4  # so does training: a loop would copy what the backward pass needs of each layer to one large array
+_UNROLLED = 64  # layers up to which decoding is unrolled: all of Parti 20B
+_STRAIGHT = 4  # layers up to which training is: a scan would copy the activations of each layer to one large array
 
 
 def layer_norm(name: str | None, dtype: str = "float32") -> nn.LayerNorm:
@@ -42,7 +42,7 @@ class Block(nn.Module):
 
     Attributes:
       dim, heads, mlp_dim: widths; dim is a multiple of heads. dropout: on each update.
-      cross: whether there is cross-attention. causal: whether self-attention sees only the past.
+      cross: whether there is cross-attention. causal: whether a position sees only those up to itself.
     """
 
     dim: int
@@ -90,14 +90,14 @@ class Block(nn.Module):
         return add(x, self.narrow(gelu(hidden))), None
 
     def context(self, context_BKC: Array) -> Mapping[str, Array]:
-        """What is cached of the context."""
+        """The KV cache of the context."""
         k_BKHD, v_BKHD = self.cross_attention.keys_values(context_BKC.astype(self.dtype))
         return {"cross_k": k_BKHD, "cross_v": v_BKHD}
 
     def step(
         self, x_BC: Array, cache: Mapping[str, Array], position: Array, context_mask_BK: Array | None
     ) -> tuple[Array, dict[str, Array]]:
-        """One position through the layer, and the cache ("k", "v": (B, positions, heads, dim_head)) with it."""
+        """One position through the layer, and the KV cache ("k", "v": (B, positions, heads, dim_head)) with it."""
         normed = self.norm_self(x_BC)
         k_BHD, v_BHD = self.self_attention.keys_values(normed)
 
@@ -116,7 +116,7 @@ class Transformer(nn.Module):
     """`depth` blocks and a norm at the output; the parameters of all blocks are stacked under "layers".
 
     Attributes:
-      remat: what the backward pass recomputes, a key of `REMAT`. The rest as in `Block`.
+      remat: remat policy, a key of `REMAT`. The other fields are those of `Block`.
     """
 
     dim: int
@@ -145,7 +145,7 @@ class Transformer(nn.Module):
 
         Args:
           mask_BN: True where a position may be seen; None: everywhere.
-          context_BKC, context_mask_BK: what cross-attention looks at, of any width.
+          context_BKC, context_mask_BK: the context of cross-attention, of any width, and True where it may be seen.
           deterministic: False to drop out; needs the rng "dropout".
         """
         x_BNC = constrain(x_BNC.astype(self.dtype), "batch", "length", None)
@@ -164,7 +164,7 @@ class Transformer(nn.Module):
     def decode(
         self, x_BC: Array, position: Array, cache: Mapping[str, Any], context_mask_BK: Array
     ) -> tuple[Array, dict[str, Any]]:
-        """One position of a causal stack with cross-attention: (B, dim), and the cache with it."""
+        """One position of a causal stack with cross-attention: (B, dim), and the KV cache with it."""
         block = self._block()
 
         def step(params, x, entries):
@@ -180,7 +180,7 @@ class Transformer(nn.Module):
 
 
 def layer_fields(network: nn.Module, layer: type[nn.Module]) -> dict[str, Any]:
-    """The configuration that a layer takes over from its network: the fields that bear the same name."""
+    """The fields of a network that its layer has too, as arguments of the layer."""
     return {name: getattr(network, name) for name in fields_of(layer)}
 
 
@@ -190,8 +190,8 @@ def scanned(layer: type[nn.Module], depth: int, remat: str, inputs: int) -> Call
     Args:
       layer: called as `layer(x, *inputs) -> (x, None)`; the inputs are the same for every copy, the last one is the
         bool `deterministic`.
-      remat: a key of `REMAT`.
-      inputs: how many there are.
+      remat: remat policy, a key of `REMAT`.
+      inputs: number of inputs.
     """
     if REMAT[remat] is not None:
         layer = nn.remat(layer, policy=REMAT[remat], prevent_cse=False, static_argnums=(inputs + 1,))
@@ -207,13 +207,13 @@ def scanned(layer: type[nn.Module], depth: int, remat: str, inputs: int) -> Call
 
 
 def start_decoding(params: Any, cache: Mapping[str, Array]) -> dict[str, Any]:
-    """What `decode_layers` works on: the layers' parameters and the cache, one entry per layer or stacked.
+    """The state of `decode_layers`: the layers' parameters and the KV cache, one entry per layer or stacked.
 
     Up to 64 layers are taken apart, once: slicing the stacked weights and cache at every token would cost more than the
     products with them. A deeper stack stays whole, and is run by a loop.
 
     Args:
-      params: of all layers, stacked. cache: entries (layers, B, positions, ...).
+      params: parameters of all layers, stacked. cache: entries (layers, B, positions, ...).
     """
     depth = jax.tree.leaves(params)[0].shape[0]
     if depth > _UNROLLED:
@@ -226,7 +226,7 @@ def start_decoding(params: Any, cache: Mapping[str, Array]) -> dict[str, Any]:
 
 
 def grow(state: Mapping[str, Any], names: Sequence[str], positions: int) -> dict[str, Any]:
-    """What `decode_layers` works on, with room for so many positions in the entries of these names."""
+    """The state of `decode_layers` with the cache entries of these names `positions` long."""
 
     def longer(entries, axis):
         def padding(entry):
@@ -283,6 +283,6 @@ def decode_layers(
 
 
 def _put(whole, entries, layer, position):
-    """Writes one position of one layer: what a step changed."""
+    """The stacked cache with the one position that a step wrote in one layer."""
     new = jax.lax.dynamic_slice_in_dim(entries, position, 1, axis=1)
     return jax.lax.dynamic_update_slice(whole, new[None], (layer, 0, position, *(0,) * (whole.ndim - 3)))

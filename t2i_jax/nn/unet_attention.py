@@ -14,7 +14,7 @@ from t2i_jax.nn.quantize import unit
 from t2i_jax.nn.query_blocks import MAX_SCORES, by_queries
 from t2i_jax.types import Array
 
-_SCALE = 8.0  # of the cosines of queries and keys
+_SCALE = 8.0  # factor of the cosines of queries and keys
 
 
 def affine_norm(name: str, dtype: str = "float32") -> nn.LayerNorm:
@@ -34,7 +34,7 @@ def attend(q_BQHD: Array, k_BKGD: Array, v_BKGD: Array, max_scores: int = MAX_SC
 
     Args:
       k_BKGD, v_BKGD: one per head, or one for all heads (G = 1).
-      max_scores: where an image has more scores (H * Q * K), cuDNN or blocks of queries do without their matrix.
+      max_scores: scores per image (H * Q * K) above which cuDNN, or blocks of queries, avoid the matrix of scores.
     """
     if math.prod(q_BQHD.shape[1:3]) * k_BKGD.shape[1] > max_scores and cudnn_takes(q_BQHD):
         return cudnn(q_BQHD, k_BKGD, v_BKGD, scale=1.0)
@@ -82,7 +82,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: Array, context_BKC: Array | None = None) -> Array:
-        """The update of the map."""
+        """The update of the feature map."""
         B, D = x_BHWC.shape[0], self.dim_head
 
         def dense(width, axis, name, bias=True):
@@ -102,7 +102,7 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of a map to a context and a null key, one key and value per head; fields as in `Attention`.
+    """Attention of a feature map to a context and a null key, one key and value per head; fields as in `Attention`.
 
     Attributes:
       linear: linear attention instead of softmax; q and k are then not made unit vectors.
@@ -117,7 +117,7 @@ class CrossAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: Array, context_BKC: Array) -> Array:
-        """The update of the map."""
+        """The update of the feature map."""
         B, inner = x_BHWC.shape[0], self.heads * self.dim_head
 
         def split(x):
@@ -142,10 +142,10 @@ class CrossAttention(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Linear attention of a map to itself and a context, with a 3x3 depthwise convolution on q, k and v.
+    """Linear attention of a feature map to itself and a context, with a 3x3 depthwise convolution on q, k and v.
 
     Attributes:
-      dropout: on what each of q, k and v is made of; wants an rng "dropout" where it is not 0.
+      dropout: on the inputs of the projections to q, k and v; needs an rng "dropout" where it is not 0.
     """
 
     dim: int
@@ -156,7 +156,7 @@ class LinearAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: Array, context_BKC: Array) -> Array:
-        """The update of the map."""
+        """The update of the feature map."""
         B, inner = x_BHWC.shape[0], self.heads * self.dim_head
 
         def split(x):
@@ -199,11 +199,11 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Layers of attention over a map and feed-forward, with residuals.
+    """Layers of attention over a feature map and feed-forward, with residuals.
 
     Attributes:
       depth: layers. hidden: inner width of the feed-forward. linear: `LinearAttention` instead of `Attention`.
-      The others: as there.
+      The other fields are those of `Attention` and `LinearAttention`.
     """
 
     dim: int
@@ -218,7 +218,7 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: Array, context_BKC: Array | None = None) -> Array:
-        """The map after all layers."""
+        """The feature map after all layers."""
         x = x_BHWC
         for i in range(self.depth):
             name, sizes = f"attention_{i}", (self.dim, self.heads, self.dim_head)
