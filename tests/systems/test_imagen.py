@@ -251,7 +251,7 @@ def test_wrong_arguments_are_refused(options, sentence):
         (lambda: Stage(UNET, image_size=8, percentile=1.5), "percentile=1.5"),
         (lambda: ImagenTask(stages=(Stage(UNET, 8), Stage(UNET, 8))), r"image_size \[8, 8\]"),
         (lambda: ImagenTask(stages=(Stage(UNET, 8), Stage(NullUnet(), 16))), "only a first stage"),
-        (lambda: ImagenTask(stages=(Stage(UNET, 8, crop_size=4),)), "the first stage needs whole pictures"),
+        (lambda: ImagenTask(stages=(Stage(UNET, 8, crop_size=4),)), "the first stage needs whole images"),
         (lambda: dataclasses.replace(TASK, train_stages=(3,)), "names 3; stages that train: 1, 2"),
         (lambda: dataclasses.replace(TASK, cond_drop_prob=1.5), "cond_drop_prob=1.5"),
     ],
