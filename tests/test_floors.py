@@ -20,7 +20,7 @@ _ALLOWED = {
     "pixels": _LOW,
     "sharding": _LOW,
     "nn": _LOW | {"sharding"},
-    "diffusion": _LOW | {"sharding"},
+    "diffusion": _LOW | {"sharding", "pixels"},
     "decoding": _LOW | {"sharding"},
     "text": _LOW | {"sharding", "nn", "diffusion", "decoding"},
     "models": _LOW | {"sharding", "pixels", "nn", "diffusion", "decoding", "text"},

@@ -32,7 +32,7 @@ class Recipe:
       data: where images and captions come from. train: steps, batch size, optimisers, mesh. None, both, for a task
         that trains nothing of its own and only joins its parts.
       parts: the trained things that the task reads, by the names of `task.parts`: a recipe, which is trained first (in
-        WORKDIR/<name>); or a path, that of a finished run, of an exported system, or of a file of weights. A part that is
+        WORKDIR/NAME); or a path, that of a finished run, of an exported system, or of a file of weights. A part that is
         missing is inherited from the task around this one, or does without.
       evaluation: judging and previews.
       tokenizer, perceptual: the parts of these names, as recipes named them before there was `parts`.

@@ -47,7 +47,7 @@ def train(
 ) -> System:
     """Trains a recipe into `workdir`, or resumes what is there, and returns the trained system.
 
-    Parts that are recipes are trained first, in WORKDIR/<name>. Several processes train together inside
+    Parts that are recipes are trained first, in WORKDIR/NAME. Several processes train together inside
     `with t2i_jax.cluster.processes.joined():`, with the same recipe and a folder that they share; each gets the system.
 
     Args:
