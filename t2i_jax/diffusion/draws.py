@@ -8,11 +8,14 @@ import jax
 
 from t2i_jax.types import Array, Key
 
-Draw = Callable[[Array | int, Array], Array]  # (count, x_BHWC) -> unit normal noise of that shape, the sample number `count` of a run
+# A noise source: (count, x_BHWC) -> unit normal noise of that shape, the sample `count` of a run.
+Draw = Callable[[Array | int, Array], Array]
 
 
 def gaussian(keys_B: Key) -> Draw:
-    """A noise source with one key per row, so that a row's image does not depend on what else is in the batch."""
+    """A noise source with one key per row, so that a row's image does not depend on what else is in
+    the batch.
+    """
 
     def draw(count, x_BHWC):
         def row(key):
