@@ -12,8 +12,9 @@ import jax
 def flops_of(function: Callable[..., Any], *shapes: Any) -> float:
     """Floating-point operations of the matrix products and convolutions of one call.
 
-    A multiply-add counts as 2. The function is traced with abstract arguments and nothing is computed, so that a network of any
-    size can be counted. All else (norms, activations, softmax) is left out, as is usual for MFU.
+    A multiply-add counts as 2. The function is traced with abstract arguments and nothing is
+    computed, so that a network of any size can be counted. All else (norms, activations, softmax)
+    is left out, as is usual for MFU.
 
     - A scan and a loop of a known number of steps count that often; a loop whose length depends
       on the data counts as one step.

@@ -13,7 +13,9 @@ TINY = dict(image_size=16, patch_size=4, dim=16, layers=2, heads=2, mlp_dim=32, 
 
 
 def test_sizes_of_the_paper():
-    """Its figures are for one stack of blocks: 32M, 91M, 599M (which may hold parts that it does not list)."""
+    """Its figures are for one stack of blocks: 32M, 91M, 599M (which may hold parts that it does
+    not list).
+    """
     for size, millions in (("small", 32), ("base", 91), ("large", 599)):
         decoder = image_tokenizer.abstract(preset(size, scan=True))["generator"]["decoder"]
         count = sum(leaf.size for leaf in jax.tree.leaves(decoder)) / 1e6

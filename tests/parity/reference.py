@@ -20,7 +20,9 @@ def load(package: str):
 
 
 def _declare_operators(torch):
-    """torchvision's wheel expects two compiled operators that a CPU-only torch lacks; a schema is enough to import it."""
+    """torchvision's wheel expects two compiled operators that a CPU-only torch lacks; a schema is
+    enough to import it.
+    """
     if _library:
         return
     library = torch.library.Library("torchvision", "DEF")
@@ -33,7 +35,9 @@ def _declare_operators(torch):
 
 
 def _serve_t5_configs():
-    """The packages ask the hub for the width of a T5 while they are imported or built; answer from a table."""
+    """The packages ask the hub for the width of a T5 while they are imported or built; answer from
+    a table.
+    """
     import transformers
 
     def from_pretrained(name, *args, **kwargs):

@@ -1,6 +1,8 @@
-"""Whole cascades against the live package: losses, gradients and sampling with injected noise, and checkpoints.
+"""Whole cascades against the live package: losses, gradients and sampling with injected noise, and
+checkpoints.
 
-The networks are the package's own with random weights, converted; the random numbers of both sides are the same arrays.
+The networks are the package's own with random weights, converted; the random numbers of both sides
+are the same arrays.
 """
 
 import dataclasses
@@ -113,7 +115,10 @@ def test_losses_and_gradients(kind, number, monkeypatch):
     else:
         level = times
         queue = feed(monkeypatch, *([eps] if number == 1 else [eps, low_eps]))
-        given = lambda *_, **__: torch.from_numpy(times)
+
+        def given(*_, **__):
+            return torch.from_numpy(times)
+
         monkeypatch.setattr(theirs.noise_schedulers[number - 1], "sample_random_times", given)
     monkeypatch.setattr(theirs.lowres_noise_schedule, "sample_random_times", lambda *_, **__: torch.full((1,), low_time))
     loss = theirs(

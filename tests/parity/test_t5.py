@@ -1,4 +1,6 @@
-"""Our T5 encoder against the one of transformers, from folders that it wrote and from live modules."""
+"""Our T5 encoder against the one of transformers, from folders that it wrote and from live
+modules.
+"""
 
 import json
 
