@@ -37,7 +37,7 @@ _TINY_UNET = (
     "task.stages.0.unet.dim=8", "task.stages.0.unet.num_resnet_blocks=1", "task.stages.0.unet.attn_heads=2",
     "task.stages.0.image_size=16", "data.image_size=16",
 )  # fmt: skip
-RECIPES = {  # a recipe, pictures at a time, and what makes it a toy
+RECIPES = {  # a recipe, images at a time, and what makes it a toy
     "parti_350m": ("parti/paper_350m.py", 32, _TINY_PARTI),
     "parti_750m": ("parti/paper_750m.py", 32, _TINY_PARTI),
     "parti_3b": ("parti/paper_3b.py", 16, _TINY_PARTI),
@@ -66,7 +66,7 @@ def train(recipe, batch_size: int) -> str:
 
 
 def sample(recipe, count: int) -> str:
-    """A line about making pictures from text, with guidance: Parti's tokens, or all steps of the stage's sampler."""
+    """A line about making images from text, with guidance: Parti's tokens, or all steps of the stage's sampler."""
     task = recipe.task
     params = unbox(jax.jit(task.init)(jax.random.key(0))[0])
     (group, function, prompt), *_ = task.sampling_programs(count).values()

@@ -29,8 +29,8 @@ _SMALL = Size(images=(8, 16), dim=8, dim_mults=(1, 2), num_resnet_blocks=1, batc
 ROWS = {
     "train_base": Row("a training step of the first stage, DDPM", Size(), _SMALL),
     "train_larger": Row("a training step of the second stage, DDPM", Size(), _SMALL),
-    "sample_ddpm": Row("4 pictures through both stages, 20 steps each, guidance 3", Size(), _SMALL, units=1),
-    "sample_edm": Row("4 pictures through both stages, 10 Heun steps each, guidance 3", Size(), _SMALL, units=1),
+    "sample_ddpm": Row("4 images through both stages, 20 steps each, guidance 3", Size(), _SMALL, units=1),
+    "sample_edm": Row("4 images through both stages, 10 Heun steps each, guidance 3", Size(), _SMALL, units=1),
 }
 
 

@@ -69,7 +69,8 @@ class Side:
         optimisers = {group: optim.make(_ADAM, 1000) for group in params}
         start = functools.partial(init_state, task=self.task, optimisers=_All(optimisers), ema_decay=0.0)
         shapes = jax.eval_shape(start, jax.random.key(0))
-        zeros = lambda tree: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
+        def zeros(tree):
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
         state = shapes.replace(
             step=jnp.int32(0), params=jax.tree.map(jnp.array, params), stats=zeros(shapes.stats),
             opt_state={group: zeros(shapes.opt_state[group]) for group in params},

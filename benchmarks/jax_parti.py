@@ -138,12 +138,14 @@ class BlockMeans(nn.Module):
     """The stand-in for a perceptual network: mean squared difference of the means over blocks of 16 x 16 pixels."""
 
     def __call__(self, real_BHWC, fake_BHWC):
-        means = lambda x: nn.avg_pool(x, (16, 16), (16, 16))
+        def means(x):
+            return nn.avg_pool(x, (16, 16), (16, 16))
         return jnp.mean((means(real_BHWC) - means(fake_BHWC)) ** 2)
 
 
 def drawn(shapes):
     """Random weights of these shapes, with the spread that initialisers give to kernels."""
     draw = np.random.default_rng(0)
-    normal = lambda leaf: 0.02 * draw.standard_normal(leaf.shape, dtype=np.float32)
+    def normal(leaf):
+        return 0.02 * draw.standard_normal(leaf.shape, dtype=np.float32)
     return jax.tree.map(normal, nn.meta.unbox(shapes))

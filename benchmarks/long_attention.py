@@ -3,7 +3,7 @@
     python benchmarks/long_attention.py [BATCH]
 
 Every level of both U-Nets attends to itself, 16,384 tokens at the top of the second; each of the scores' matrices would
-take 8.6 GB for one picture.
+take 8.6 GB for one image.
 """
 
 from __future__ import annotations

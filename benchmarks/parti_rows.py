@@ -47,7 +47,7 @@ _SMALL = Size(
 )  # fmt: skip
 
 ROWS = {
-    "generate": Row("4 pictures from text embeddings, guidance 3, top 10 % of the codes", Size(), _SMALL, units=1),
+    "generate": Row("4 images from text embeddings, guidance 3, top 10 % of the codes", Size(), _SMALL, units=1),
     "train_parti": Row("a training step of Parti from stored tokens and text embeddings", Size(), _SMALL),
     "train_tokenizer": Row("a training step of ViT-VQGAN without its discriminator", Size(), _SMALL),
     "train_gan": Row(
@@ -56,7 +56,7 @@ ROWS = {
         _SMALL,
         units=1,
     ),
-    "encode": Row("the tokens of 4 pictures", Size(), _SMALL),
+    "encode": Row("the tokens of 4 images", Size(), _SMALL),
 }
 
 

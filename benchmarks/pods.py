@@ -3,7 +3,7 @@
     python benchmarks/pods.py               # all rows; one takes minutes, and up to some 10 GB
     python benchmarks/pods.py 3b_v4 20b_v5p # these alone; the others stay as they were measured
 
-Figures are kept in docs/pods.json, and the tables in docs/pods.md are written from there.
+Measurements are kept in docs/pods.json, and the tables in docs/pods.md are written from there.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ PAPERS = {
     for name, (config, chips) in RECIPES.items()
     for generation, topology in zip(GENERATIONS, SLICES[chips], strict=True)
 }
-SCALING = {  # weak: two rows of the batch for each chip
+SCALING = {  # weak scaling: two images per chip
     f"3b_{chips}": ("configs/parti/paper_3b.py", f"v5p:{shape}", [f"train.batch_size={2 * chips}"])
     for chips, shape in ((64, "4x4x4"), (256, "4x8x8"), (1024, "8x8x16"), (4096, "16x16x16"))
 }
-SAMPLING = {  # guided pictures at a time
+SAMPLING = {  # guided images of one program
     f"sample_{name}": (RECIPES[name][0], topology, ["--generate", str(count), "--mesh", mesh])
     for name, topology, count, mesh in (
         ("350m", "v5e:2x2", 16, "tensor=4"),
@@ -56,7 +56,7 @@ SAMPLING = {  # guided pictures at a time
 
 
 def measure(config: str, topology: str, more: list[str]) -> dict:
-    """The figures of one `t2i compile`, with the seconds and the memory (GB) that it took."""
+    """The measurements of one `t2i compile`, with the seconds and the memory (GB) that it took."""
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "report.json"
         command = [sys.executable, "-m", "t2i_jax.cli.main", "compile", config, *more, "--topology", topology]
@@ -74,8 +74,8 @@ def measure(config: str, topology: str, more: list[str]) -> dict:
 def papers(figures: dict) -> str:
     """The table of recipes at the papers' sizes."""
     head = (
-        "recipe", "slice", "chips", "arguments GiB", "peak GiB", "of", "TFLOP", "HBM GB", "sent GB", "compute s", "memory s",
-        "interconnect s", "MFU up to", "compiled in s", "with GB",
+        "recipe", "slice", "chips", "arguments GiB", "peak GiB", "HBM GiB", "TFLOP", "HBM traffic GB",
+        "collective GB", "compute s", "memory s", "interconnect s", "MFU up to", "compile s", "compile GB",
     )  # fmt: skip
     rows = []
     for name in PAPERS:
@@ -93,7 +93,10 @@ def papers(figures: dict) -> str:
 
 def scaling(figures: dict) -> str:
     """The table of one recipe on more and more chips."""
-    head = ("chips", "slice", "batch", "peak GiB", "TFLOP", "HBM GB", "sent GB", "step at least s", "compiled in s")
+    head = (
+        "chips", "slice", "batch", "peak GiB", "TFLOP", "HBM traffic GB", "collective GB", "roofline s",
+        "compile s",
+    )  # fmt: skip
     rows = []
     for name in SCALING:
         if (one := figures.get(name)) is None:
@@ -110,8 +113,8 @@ def scaling(figures: dict) -> str:
 def sampling(figures: dict) -> str:
     """The table of sampling programs."""
     head = (
-        "recipe", "slice", "mesh", "pictures at a time", "arguments GiB", "peak GiB", "of", "TFLOP", "HBM GB", "sent GB",
-        "takes at least s", "compiled in s",
+        "recipe", "slice", "mesh", "images in a batch", "arguments GiB", "peak GiB", "HBM GiB", "TFLOP",
+        "HBM traffic GB", "collective GB", "roofline s", "compile s",
     )  # fmt: skip
     rows = []
     for name in SAMPLING:
@@ -128,7 +131,7 @@ def sampling(figures: dict) -> str:
 
 
 def plot(figures: dict) -> None:
-    """docs/pods.png: per chip, products, memory and what is sent, over the number of chips."""
+    """docs/pods.png: per chip FLOPs, memory and collective bytes, over the number of chips."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -139,7 +142,7 @@ def plot(figures: dict) -> None:
     kinds = {
         "TFLOP": [one["flops"] / 1e12 for one in found],
         "peak GiB": [one["peak"] for one in found],
-        "sent GB": [sum(one["collectives"].values()) / 1e9 for one in found],
+        "collective GB": [sum(one["collectives"].values()) / 1e9 for one in found],
     }
     figure, axes = pyplot.subplots(1, len(kinds), figsize=(9, 2.6), layout="constrained")
     for axis, (kind, values) in zip(axes, kinds.items(), strict=True):
@@ -151,7 +154,8 @@ def plot(figures: dict) -> None:
 
 
 def _table(head, rows):
-    line = lambda cells: "| " + " | ".join(map(str, cells)) + " |"
+    def line(cells):
+        return "| " + " | ".join(map(str, cells)) + " |"
     return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])
 
 
@@ -163,7 +167,8 @@ def _between(page, mark, text):
 
 if __name__ == "__main__":
     rows = PAPERS | SCALING | SAMPLING
-    stored = lambda: json.loads(_FIGURES.read_text()) if _FIGURES.is_file() else {}
+    def stored():
+        return json.loads(_FIGURES.read_text()) if _FIGURES.is_file() else {}
     for name in sys.argv[1:] or rows:
         if name not in rows:
             sys.exit(f"row={name!r} is not known; known: {', '.join(rows)}.")

@@ -58,7 +58,7 @@ class Side:
         return float(loss.detach())
 
     def sample(self):
-        """Pictures, guidance 3."""
+        """Images, guidance 3."""
         with self.torch.no_grad():
             self.imagen.eval()
             return self.imagen.sample(**self.text, cond_scale=3.0, use_tqdm=False)

@@ -1,7 +1,7 @@
 """parti-pytorch 0.2.0, driven as its own documentation drives it, on the CPU.
 
 The image tokenizer is one of lookup-free quantisation, the package's default at this version. The perceptual term needs
-VGG16 weights that no benchmark machine has; the same stand-in (the mean of the picture in blocks of 16 x 16 pixels) is
+VGG16 weights that no benchmark machine has; the same stand-in (the mean of the image in blocks of 16 x 16 pixels) is
 on both sides. Each row builds what it needs and no more: no discriminator where none is trained, and no tokenizer worth
 the name where Parti is trained on stored tokens (the package can't be built without one).
 """
@@ -45,9 +45,9 @@ class Side:
             self.adam = torch.optim.Adam(own, **_ADAM)
             self.vae = None
         elif row in ("train_tokenizer", "train_gan"):
-            judge = set(self.vae.discr.parameters()) if gan else set()
-            self.adam = torch.optim.Adam([p for p in self.vae.parameters() if p not in judge], **_ADAM)
-            self.adam_judge = torch.optim.Adam(self.vae.discr.parameters(), **_ADAM) if gan else None
+            discriminator = set(self.vae.discr.parameters()) if gan else set()
+            self.adam = torch.optim.Adam([p for p in self.vae.parameters() if p not in discriminator], **_ADAM)
+            self.adam_discriminator = torch.optim.Adam(self.vae.discr.parameters(), **_ADAM) if gan else None
         self.run = getattr(self, row)
 
     def weights(self):
@@ -66,7 +66,7 @@ class Side:
             )
 
     def generate(self):
-        """Pictures, guidance 3."""
+        """Images, guidance 3."""
         with self.torch.no_grad():
             self.parti.eval()
             return self.parti.generate(texts=[""] * self.size.batch, cond_scale=3.0)
@@ -103,14 +103,14 @@ class Side:
         loss = self.vae(self.images, return_loss=True)
         loss.backward()
         self.adam.step()
-        self.adam_judge.zero_grad()
-        images = self.images.clone()  # the package marks the pictures it is given as in need of a gradient
+        self.adam_discriminator.zero_grad()
+        images = self.images.clone()  # the package marks the images it is given as in need of a gradient
         self.vae(images, return_discr_loss=True, apply_grad_penalty=True).backward()
-        self.adam_judge.step()
+        self.adam_discriminator.step()
         return float(loss.detach())
 
     def encode(self):
-        """Tokens of the pictures, (B, N)."""
+        """Tokens of the images, (B, N)."""
         with self.torch.no_grad():
             self.vae.eval()
             return self.vae.encode(self.images)[1].flatten(1).numpy()

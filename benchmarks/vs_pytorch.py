@@ -49,7 +49,8 @@ def measure(system: str, row: str, repeats: int, small: bool) -> dict:
     """The results of the four processes of a row: "first", "second" (ours), "theirs" and "turns"."""
     end = ["small"] if small else []
     with tempfile.TemporaryDirectory() as cache:
-        run = lambda *words: _run([system, *words, *end], cache)
+        def run(*words):
+            return _run([system, *words, *end], cache)
         return {
             "first": run("alone", row, "ours"),
             "second": run("alone", row, "ours"),

@@ -201,7 +201,7 @@ spec:
                     volumeAttributes:
                       bucketName: "$bucket"
                       mountOptions: "$mount"
-                - name: memory  # processes that read data hand pictures over in shared memory
+                - name: memory  # processes that read data hand images over in shared memory
                   emptyDir: {medium: Memory}
 EOF
 }

@@ -38,6 +38,6 @@ if [ "$failures" -gt "$max_failures" ]; then
 fi
 # `incomplete`: a job that was cancelled stays cancelled.
 scontrol requeue incomplete "$SLURM_JOB_ID" || {
-  echo "launch/slurm_job.sh: queueing job $SLURM_JOB_ID again failed; submit it again, it carries on." >&2
+  echo "launch/slurm_job.sh: queueing job $SLURM_JOB_ID again failed; submit it again, and it resumes." >&2
   exit 1
 }

@@ -7,57 +7,63 @@
 Importing this package starts no device and pulls in neither torch nor TensorFlow.
 """
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# The names a user types, and where they live; imported on first use.
+# The names a user types, and where they live; imported on first use. Those of a system are in its own package.
 _HOMES = {
-    "Evaluation": "t2i_jax.runs.recipe",
+    "Evaluation": "t2i_jax.eval.evaluation",
     "Recipe": "t2i_jax.runs.recipe",
     "DataConfig": "t2i_jax.data.pipeline",
-    "TrainConfig": "t2i_jax.train.loop",
+    "TrainConfig": "t2i_jax.train.config",
     "OptimConfig": "t2i_jax.train.optim",
     "UserError": "t2i_jax.errors",
     "load": "t2i_jax.runs",
     "VitVQGanVAE": "t2i_jax.models.vit_vqgan",
     "ViTVQGAN": "t2i_jax.models.vit_vqgan_paper",
+    "Discriminator": "t2i_jax.models.discriminator",
+    "StyleDiscriminator": "t2i_jax.models.stylegan_discriminator",
+    "Vgg16": "t2i_jax.models.vgg",
     "Parti": "t2i_jax.models.parti",
+    "PartiAndTokenizer": "t2i_jax.models.parti",
     "PartiTransformer": "t2i_jax.models.parti_transformer",
-    "LearnedText": "t2i_jax.text.learned",
-    "StoredText": "t2i_jax.text.stored",
-    "T5Text": "t2i_jax.text.t5",
-    "TokenizerTask": "t2i_jax.systems.tokenizer.task",
-    "PartiTask": "t2i_jax.systems.parti.task",
     "SuperResolution": "t2i_jax.models.super_resolution",
-    "SuperResolutionTask": "t2i_jax.systems.super_resolution.task",
     "Unet": "t2i_jax.models.unet",
     "BaseUnet64": "t2i_jax.models.unet",
     "SRUnet256": "t2i_jax.models.unet",
     "SRUnet1024": "t2i_jax.models.unet",
     "NullUnet": "t2i_jax.models.unet",
+    "LearnedText": "t2i_jax.text.learned",
+    "StoredText": "t2i_jax.text.stored",
+    "T5Text": "t2i_jax.text.t5",
+    "T5Encoder": "t2i_jax.text.t5_encoder",
     "Ddpm": "t2i_jax.diffusion.noise",
     "Edm": "t2i_jax.diffusion.noise",
     "LowresNoise": "t2i_jax.diffusion.lowres",
     "Churn": "t2i_jax.diffusion.samplers",
-    "Stage": "t2i_jax.systems.cascade.stage",
-    "ImagenTask": "t2i_jax.systems.imagen.task",
-    "Imagen": "t2i_jax.systems.imagen.classes",
-    "ElucidatedImagen": "t2i_jax.systems.imagen.classes",
+    "SystemTask": "t2i_jax.systems.base",
+    "NoOptions": "t2i_jax.systems.base",
 }
-__all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
     from t2i_jax.runs import load as load
 
 
-def __getattr__(name):
-    import importlib
+def homes() -> dict[str, str]:
+    """The public names, those of every registered system among them, and the modules that hold them."""
+    systems = importlib.import_module("t2i_jax.systems")  # `from t2i_jax import` would ask this module for it
+    return {**_HOMES, **systems.names()}
 
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("_"):  # Python asks for many of those
+        home = homes().get(name)
+        if home is not None:
+            return getattr(importlib.import_module(home), name)
     raise AttributeError(f"module 't2i_jax' has no attribute {name!r}")
 
 
-def __dir__():
-    return sorted(__all__)
+def __dir__() -> list[str]:
+    return sorted([*homes(), "__version__"])

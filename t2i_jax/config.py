@@ -123,6 +123,8 @@ def _assign(config, tree):
         return config
     if isinstance(config, tuple) and all(key.isdigit() for key in tree):
         return _assign_entries(config, tree)
+    if isinstance(config, Mapping):
+        return _assign_items(config, tree)
     if not dataclasses.is_dataclass(config):
         leaf = _first(tree)
         raise UserError(f"{leaf.path}={leaf.text!r} reaches into {config!r}, which has no fields; shorten the path.")
@@ -146,6 +148,20 @@ def _assign_entries(entries, tree):
             )
         entries[int(key)] = _assign(entries[int(key)], branch)
     return tuple(entries)
+
+
+def _assign_items(items, tree):
+    """A mapping with values by name: a new name may be given a value, a field of a value needs that value."""
+    items = dict(items)
+    for key, branch in tree.items():
+        if isinstance(branch, _Leaf):
+            items[key] = _parse(branch.text, Any, branch.path)
+        elif key in items:
+            items[key] = _assign(items[key], branch)
+        else:
+            leaf = _first(branch)
+            raise UserError(f"{leaf.path}={leaf.text!r}: there is no {key!r}; {did_you_mean(key, items)}")
+    return items
 
 
 def _first(branch):

@@ -1,7 +1,7 @@
 """From logical axis names to a mesh of devices: one mesh maker, a few rule presets, one resolver.
 
-Parameters carry their names and lie as a preset of rules says. Activations are told where to lie by `constrain`, while
-a mesh is set (`jax.set_mesh`): without it the compiler may well gather a whole batch where it should gather a weight.
+Parameters carry their names and lie as a preset of rules says. Activations are constrained by `constrain`, while a
+mesh is set (`jax.set_mesh`): without it the compiler may well gather a whole batch where it should gather a weight.
 """
 
 from __future__ import annotations
@@ -116,26 +116,26 @@ def resolve(logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh, rul
     """The partition of one array: an axis that the mesh does not divide, or that is taken already, is replicated."""
     one_of("sharding rules", rules, RULES)
     taken: set[str] = set()
-    spec = []
+    spec: list[Any] = []
     for name, size in zip(logical, shape, strict=True):
-        axes = tuple(a for a in RULES[rules].get(name, ()) if a not in taken)
+        axes = [a for a in RULES[rules].get(name or "", ()) if a not in taken]
         parts = math.prod(mesh.shape[a] for a in axes)
         if parts > 1 and size % parts == 0:
             taken.update(axes)
-            spec.append(axes if len(axes) > 1 else axes[0])
+            spec.append(tuple(axes) if len(axes) > 1 else axes[0])
         else:
             spec.append(None)
     return PartitionSpec(*spec)
 
 
 def ways(axis: str) -> int:
-    """Into how many parts an axis of the mesh that is set splits things; 1 without a mesh."""
+    """The size of an axis of the mesh that is set: the number of shards it makes; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape[axis]
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """x, told to lie on the mesh that is set as its axes' names say (`ACTIVATIONS`); without a mesh nothing happens.
+    """x, constrained to lie on the mesh that is set as its axes' names say (`ACTIVATIONS`); without a mesh, x itself.
 
     An axis of x that the mesh does not divide is replicated.
     """
@@ -144,7 +144,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
         return x
     spec = []
     for name, size in zip(names, x.shape, strict=True):
-        axes = ACTIVATIONS.get(name, ())
+        axes = ACTIVATIONS.get(name or "", ())
         parts = math.prod(mesh.shape[axis] for axis in axes)
         spec.append(axes if parts > 1 and size % parts == 0 else None)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
@@ -184,7 +184,8 @@ def put(tree: Any, places: Any) -> Any:
     if jax.process_count() == 1:
         return jax.device_put(tree, places)
     # Among several processes `device_put` would first send every array to all of them, to compare.
-    lay = lambda array, place: jax.make_array_from_callback(array.shape, place, array.__getitem__)
+    def lay(array, place):
+        return jax.make_array_from_callback(array.shape, place, array.__getitem__)
     return jax.tree.map(lambda leaf, place: lay(np.asarray(leaf), place), tree, places)
 
 

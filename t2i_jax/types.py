@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import flax.struct
 import jax
@@ -33,16 +33,35 @@ class Objective:
     loss: Callable[[Mapping[str, Params], Stats, Any, Batch, Key, Array], tuple[Array, tuple[Metrics, Stats]]]
 
 
+class SamplingProgram(NamedTuple):
+    """A jittable function that makes images: `function(params of group, frozen, prompt, keys)`.
+
+    Attributes:
+      group: the group of parameters that it reads. prompt: shapes of what it is given beside them.
+    """
+
+    group: str
+    function: Callable[..., Any]
+    prompt: Mapping[str, jax.ShapeDtypeStruct]
+
+
 class Task(Protocol):
     """What the trainer is given: it knows nothing else about a system.
 
     Attributes:
       objectives: the losses of one step, in the order in which they are applied; a later one sees earlier updates.
       ema_groups: the groups of which a moving average is kept, used for evaluation and sampling.
+      sequence_length: tokens of the sequence that a mesh may split; None: there is none that can be split.
     """
 
-    objectives: tuple[Objective, ...]
-    ema_groups: tuple[str, ...]
+    @property
+    def objectives(self) -> tuple[Objective, ...]: ...
+
+    @property
+    def ema_groups(self) -> tuple[str, ...]: ...
+
+    @property
+    def sequence_length(self) -> int | None: ...
 
     def init(self, key: Key) -> tuple[Mapping[str, Params], Stats]:
         """Parameters by group and stats; leaves may be boxed in `nn.LogicallyPartitioned`."""
@@ -52,6 +71,9 @@ class Task(Protocol):
 
     def after_update(self, params: Mapping[str, Params], stats: Stats, batch: Batch, key: Key, step: Array):
         """Changes without a gradient (reviving dead codes); returns `(params, stats)`. Runs inside the jitted step."""
+
+    def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
+        """What makes `batch_size` images, one program per name; {} for a task that makes none."""
 
     def flops(self, batch_size: int) -> float:
         """Floating-point operations of one training step, for MFU (multiply-add = 2)."""

@@ -11,8 +11,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "xla_backend_optimization_level" not in (_flags := os.environ.get("XLA_FLAGS", "")):
     os.environ["XLA_FLAGS"] = f"{_flags} {FAST}".strip()
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
 _CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))  # for the processes that tests start
@@ -32,9 +32,12 @@ def pytest_collection_modifyitems(items):
 
     Last come those that load the TPU compiler: beside it, and without a TPU, JAX's profiler crashes the process.
     """
-    long = ("test_readme.py", "e2e", "test_eight_devices.py", "test_processes.py", "test_imagen.py", "test_unet.py")
-    rank = lambda item: next((i for i, part in enumerate(long) if part in item.path.parts), len(long))
+    long = ("test_docs.py", "e2e", "test_eight_devices.py", "test_processes.py", "test_imagen.py", "test_unet.py")
     last = ("test_ahead.py", "test_fused_attention.py", "test_compile.py")
+
+    def rank(item):
+        return next((i for i, part in enumerate(long) if part in item.path.parts), len(long))
+
     items.sort(key=lambda item: rank(item) + (item.path.name in last))
 
 

@@ -7,6 +7,7 @@ from t2i_jax import (
     DataConfig,
     Ddpm,
     Evaluation,
+    ImagenOptions,
     ImagenTask,
     LearnedText,
     OptimConfig,
@@ -35,5 +36,7 @@ def get_config() -> Recipe:
                 name="muon", learning_rate=1e-3, warmup_steps=50, schedule="cosine", end_ratio=0.02, weight_decay=0.01
             ),
         ),
-        evaluation=Evaluation(judge="digits", guidance=2.0, sampler="dpm_solver", steps=24, pictures=400),
+        evaluation=Evaluation(
+            judge="digits", pictures=400, options=ImagenOptions(guidance=2.0, sampler="dpm_solver", steps=24)
+        ),
     )

@@ -11,6 +11,7 @@ from t2i_jax import (
     DataConfig,
     Ddpm,
     Evaluation,
+    ImagenOptions,
     ImagenTask,
     OptimConfig,
     Recipe,
@@ -37,5 +38,5 @@ def get_config() -> Recipe:
             save_every=5000,
             eval_every=10_000,
         ),
-        evaluation=Evaluation(guidance=1.35),
+        evaluation=Evaluation(options=ImagenOptions(guidance=1.35)),
     )

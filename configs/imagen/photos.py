@@ -7,6 +7,7 @@ from t2i_jax import (
     DataConfig,
     Ddpm,
     Evaluation,
+    ImagenOptions,
     ImagenTask,
     OptimConfig,
     Recipe,
@@ -43,5 +44,5 @@ def get_config() -> Recipe:
             optim=OptimConfig(learning_rate=1e-4, warmup_steps=10_000),
             eval_every=5000,
         ),
-        evaluation=Evaluation(guidance=5.0, sampler="dpm_solver", steps=32),
+        evaluation=Evaluation(options=ImagenOptions(guidance=5.0, sampler="dpm_solver", steps=32)),
     )

@@ -1,6 +1,6 @@
-"""Imagen with DDPM on the embedded set `shapes`: pictures of 16 pixels, then of 32.
+"""Imagen with DDPM on the embedded set `shapes`: images of 16 pixels, then of 32.
 
-    t2i train configs/imagen/shapes.py      # 18 minutes on two cores; see the README
+    t2i train configs/imagen/shapes.py      # 18 minutes on two cores; docs/evaluation.md has results
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ from t2i_jax import (
     DataConfig,
     Ddpm,
     Evaluation,
+    ImagenOptions,
     ImagenTask,
     LearnedText,
     LowresNoise,
@@ -30,8 +31,8 @@ def get_config() -> Recipe:
     base = Unet(layer_attns=True, layer_cross_attns=True, **common)
     larger = Unet(layer_attns=False, layer_cross_attns=False, **common)
     noise = Ddpm(objective="v", weighting="plain")
-    layout = dataclasses.replace(noise, shift=-2.5)  # the levels at which a picture so small is decided
-    near = LowresNoise(per_row=True, sample_level=0.02, train_limit=0.2)  # the small picture shows nearly everything
+    layout = dataclasses.replace(noise, shift=-2.5)  # noise levels at which so small an image is decided
+    near = LowresNoise(per_row=True, sample_level=0.02, train_limit=0.2)  # the small image shows nearly everything
     return Recipe(
         task=ImagenTask(
             stages=(
@@ -51,6 +52,7 @@ def get_config() -> Recipe:
             ),
         ),
         evaluation=Evaluation(
-            judge="shapes", pictures=400, completions=100, guidance=(3.0, 1.0), sampler="dpm_solver", steps=24
+            judge="shapes", pictures=400, completions=100,
+            options=ImagenOptions(guidance=(3.0, 1.0), sampler="dpm_solver", steps=24),
         ),
     )  # fmt: skip

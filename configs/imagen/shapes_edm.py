@@ -14,12 +14,13 @@ def get_config() -> Recipe:
     """The recipe of shapes.py with `Edm`, sampled by Heun's method."""
     recipe = load_recipe(pathlib.Path(__file__).with_name("shapes.py"))
     base, larger = recipe.task.stages
-    stages = (  # the first stage trains at the levels where a picture so small is decided; the second knows its layout
+    stages = (  # the first stage trains at the levels where an image so small is decided; the second knows its layout
         dataclasses.replace(base, noise=Edm(P_mean=0.8, P_std=1.3)),
         dataclasses.replace(larger, noise=Edm(P_mean=-0.4, P_std=1.3)),
     )
+    options = dataclasses.replace(recipe.evaluation.options, sampler="heun", steps=16)
     return dataclasses.replace(
         recipe,
         task=dataclasses.replace(recipe.task, stages=stages),
-        evaluation=dataclasses.replace(recipe.evaluation, sampler="heun", steps=16),
+        evaluation=dataclasses.replace(recipe.evaluation, options=options),
     )

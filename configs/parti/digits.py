@@ -2,7 +2,7 @@
 
     t2i train configs/parti/digits.py
 
-Two cores: 3.5 minutes, 1.7 GB; 100% of the pictures are read as the digit of their caption.
+Two cores: 3.5 minutes, 1.7 GB; 100% of the images are read as the digit of their caption.
 """
 
 from t2i_jax import (
@@ -11,6 +11,7 @@ from t2i_jax import (
     LearnedText,
     OptimConfig,
     Parti,
+    PartiOptions,
     PartiTask,
     Recipe,
     TokenizerTask,
@@ -55,6 +56,6 @@ def get_config() -> Recipe:
                 name="muon", learning_rate=1e-3, warmup_steps=50, schedule="cosine", end_ratio=0.02, weight_decay=0.05
             ),
         ),
-        tokenizer=tokenizer,
-        evaluation=Evaluation(judge="digits", guidance=2.0, temperature=0.8, pictures=200),
+        parts={"tokenizer": tokenizer},
+        evaluation=Evaluation(judge="digits", pictures=200, options=PartiOptions(guidance=2.0, temperature=0.8)),
     )

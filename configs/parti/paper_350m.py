@@ -9,7 +9,7 @@ Batch 8192 of 1024 tokens; data parallel with the parameters split too.
 
 import dataclasses
 
-from t2i_jax import DataConfig, Evaluation, OptimConfig, PartiTask, Recipe, TrainConfig
+from t2i_jax import DataConfig, Evaluation, OptimConfig, PartiOptions, PartiTask, Recipe, TrainConfig
 from t2i_jax.models.parti_transformer import PARTI_350M
 
 
@@ -35,5 +35,5 @@ def get_config() -> Recipe:
             save_every=5000,
             eval_every=10_000,
         ),
-        evaluation=Evaluation(guidance=1.2),
+        evaluation=Evaluation(options=PartiOptions(guidance=1.2)),
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
     t2i train configs/parti/photos.py --workdir runs/photos data.source=folder:PHOTOS tokenizer.data.source=folder:PHOTOS
 
-PHOTOS holds pictures with .txt files of the same name, or a captions.csv. For thousands of pictures pack them first:
+PHOTOS holds images with .txt files of the same name, or a captions.csv. Pack thousands of images first:
 `t2i data pack folder:PHOTOS packed`, then data.source=arrayrecord:packed.
 """
 
@@ -52,6 +52,6 @@ def get_config() -> Recipe:
         ),
         data=data,
         train=TrainConfig(steps=50_000, batch_size=32, optim=optim, eval_every=2000),
-        tokenizer=tokenizer,
-        evaluation=Evaluation(guidance=3.0, pictures=32),
+        parts={"tokenizer": tokenizer},
+        evaluation=Evaluation(pictures=32),
     )

@@ -1,4 +1,4 @@
-"""Super-resolution of drawn shapes from 32 to 64 pixels: behind Parti it doubles what the quickstart paints.
+"""Super-resolution of drawn shapes from 32 to 64 pixels: behind Parti it doubles the images of the quickstart.
 
     t2i train configs/parti/super_resolution.py --workdir runs/larger
     t2i sample runs/quickstart "a red circle above a blue square" --upscale runs/larger
@@ -8,7 +8,7 @@ from t2i_jax import DataConfig, OptimConfig, Recipe, SuperResolution, SuperResol
 
 
 def get_config() -> Recipe:
-    """Pictures alone; for photographs take the defaults of `SuperResolution` and a longer run."""
+    """Images alone; for photographs take the defaults of `SuperResolution` and a longer run."""
     return Recipe(
         task=SuperResolutionTask(SuperResolution(scale=2, blocks=2, channels=24), image_size=64),
         data=DataConfig(source="shapes", image_size=64),

@@ -1,4 +1,4 @@
-"""The training step compiled for TPU slices that are not there, and what it will cost on each of their chips.
+"""Ahead-of-time compilation for TPU slices that are not there: whether a step fits, and its cost per chip.
 
 libtpu holds the compiler and describes any slice, on a machine without a TPU; nothing is computed.
 """
@@ -34,20 +34,20 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a program costs on one chip.
+    """The cost of a program on one chip; all counts are per step.
 
     Attributes:
-      topology, chips, mesh: the slice, how many chips it has, how they were used.
-      fits: whether the compiler found room. problem: if not, its sentence.
-      arguments, temporaries, code, peak: GiB of HBM, temporaries when they are most, results that take no argument's
-        place among them; where it does not fit `temporaries` is what the compiler wanted.
-      hbm: GiB that a chip has. largest: (what, GiB) of the largest arrays of the state.
-      flops, traffic: of products, FLOP; between chip and HBM, bytes; per step.
-      collectives: kind, to bytes sent per step. between_slices: bytes of those that go from slice to slice.
-      compute, memory, interconnect: seconds that a step takes at least for each, if nothing else held it up.
-      mfu: the share of the peak that the model's own operations would reach at the longest of the three.
-      model_flops: of the model's own operations, FLOP per step and chip.
-      seconds: that lowering and compiling took.
+      topology, chips, mesh: the slice, its number of chips, and the axes of the mesh with a size above 1.
+      fits: whether the compiler found room. problem: the compiler's sentence where it did not.
+      arguments, temporaries, code, peak: GiB of HBM; temporaries at their most, results that take no argument's
+        place among them. Where the program does not fit, `temporaries` is what the compiler wanted.
+      hbm: GiB of HBM that a chip has. largest: (path, GiB) of the largest arrays of the state.
+      flops: matmul FLOPs. traffic: HBM traffic in bytes.
+      collectives: collective bytes by kind. between_slices: bytes of those that go from slice to slice.
+      compute, memory, interconnect: seconds that each alone would take, the three roofline lower bounds.
+      model_flops: FLOPs of the model itself per chip, without what remat computes again.
+      mfu: model FLOPs utilisation at the largest of the three bounds, from 0 to 1; reality stays below it.
+      seconds: time that lowering and compiling took.
     """
 
     topology: str
@@ -74,7 +74,7 @@ class Report:
 
     @property
     def step(self) -> float:
-        """Seconds of a step at least: the longest of the three."""
+        """The roofline lower bound of a step in seconds: the largest of the three."""
         return max(self.compute, self.memory, self.interconnect)
 
 
@@ -101,7 +101,7 @@ def slice_devices(topology: str) -> Sequence[jax.Device]:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs on a TPU, so several may compile at once
     from jax.experimental import topologies
 
-    options = {"num_slices": int(found[1])} if found[1] else {}
+    options: dict[str, Any] = {"num_slices": int(found[1])} if found[1] else {}
     if found[2] == "v4":
         options["chip_config_name"] = "megacore"  # one device per chip, as JAX has it on a v4
     name = f"{found[2]}:{found[3]}" + ("x1" if found[2] == "v4" and found[3].count("x") == 1 else "")
@@ -142,17 +142,21 @@ def compile_step(task: Task, config: TrainConfig, frozen: Any, topology: str) ->
     return _report(lowered, topology, mesh, begin, own, {"state": state, "frozen": frozen})
 
 
-def compile_sampling(task: Any, config: TrainConfig, frozen: Any, topology: str, count: int) -> Mapping[str, Report]:
-    """Compiles what makes `count` pictures at a time on a slice: a report per program, by name.
+def compile_sampling(
+    task: Task, config: TrainConfig, frozen: Any, topology: str, count: int
+) -> Mapping[str, Report]:
+    """Compiles the programs that make `count` images at a time on a slice: a report per program, by name.
 
     Args:
-      task: with `sampling_programs`. config: with the mesh and the rules. frozen: shapes.
+      config: with the mesh and the rules. frozen: shapes of the parameters that never change.
 
     Raises:
-      UserError: the task makes no pictures; there is no such slice, or the mesh does not fit it.
+      UserError: the task makes no images; there is no such slice, or the mesh does not fit it.
     """
-    if not hasattr(task, "sampling_programs"):
-        raise UserError(f"generate={count} is given for {type(task).__name__}, which makes no pictures; leave it out.")
+    programs = task.sampling_programs(count)
+    if not programs:
+        kind = type(task).__name__
+        raise UserError(f"generate={count} is given for {kind}, which makes no images; leave it out.")
     mesh = sharding.make_mesh(config.mesh, slice_devices(topology))
     boxed = dict(jax.eval_shape(task.init, jax.random.key(0))[0])
     params = jax.tree.map(_lying, sharding.unbox(boxed), sharding.shardings(boxed, mesh, config.preset))
@@ -160,7 +164,7 @@ def compile_sampling(task: Any, config: TrainConfig, frozen: Any, topology: str,
     frozen = jax.tree.map(_lying, frozen, sharding.frozen_places(frozen, mesh, config.preset))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
     reports = {}
-    for name, (group, function, prompt) in task.sampling_programs(count).items():
+    for name, (group, function, prompt) in programs.items():
         prompt = {entry: _lying(shape, whole) for entry, shape in prompt.items()}
         begin = time.perf_counter()
         with jax.set_mesh(mesh):
@@ -171,7 +175,7 @@ def compile_sampling(task: Any, config: TrainConfig, frozen: Any, topology: str,
 
 
 def text(report: Report) -> str:
-    """The report for people to read."""
+    """The report as lines for a terminal."""
     over = ", ".join(f"{axis}={size}" for axis, size in report.mesh.items()) or "one chip"
     lines = [f"{report.topology}: {report.chips} chips, {over}; compiled in {report.seconds:.0f} s"]
     arrays = "; ".join(f"{name} {size:.2f}" for name, size in report.largest)
@@ -192,9 +196,9 @@ def text(report: Report) -> str:
         f"fits: peak {report.peak:.1f} of {report.hbm:.0f} GiB of HBM (arguments {report.arguments:.2f}, temporaries "
         f"{report.temporaries:.2f}, code {report.code:.2f})",
         f"largest arrays of the state on a chip, GiB: {arrays}",
-        f"per chip: {report.flops / 1e12:.2f} TFLOP{own}, {report.traffic / 1e9:.1f} GB to and from HBM",
-        f"sent per chip: {sent}; between slices {report.between_slices / 1e9:.2f} GB",
-        f"it takes at least {report.step:.3f} s (compute {report.compute:.3f}, memory {report.memory:.3f}, "
+        f"per chip: {report.flops / 1e12:.2f} TFLOP{own}, HBM traffic {report.traffic / 1e9:.1f} GB",
+        f"collectives per chip: {sent}; between slices {report.between_slices / 1e9:.2f} GB",
+        f"roofline lower bound {report.step:.3f} s (compute {report.compute:.3f}, memory {report.memory:.3f}, "
         f"interconnect {report.interconnect:.3f}){reached}",
     ])
 

@@ -1,4 +1,4 @@
-"""What a compiled program does, counted in its HLO text: products, traffic with the memory, collectives.
+"""The cost of a compiled program, counted in its HLO text: matmul FLOPs, HBM traffic, collective bytes.
 
 XLA's own `cost_analysis` counts the body of a loop once; a scanned transformer is one such body.
 """
@@ -23,7 +23,7 @@ _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"\b(?:calls|to_apply|called_computations)=\{?%?([\w.\-]+)")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _TAKING = ("dynamic-slice", "slice", "gather")  # read of an array what they give
-_KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}  # products of all queries and keys
+_KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}  # matmuls of all queries and keys
 _FREE = {  # move nothing
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
     "while", "conditional", "call", "opt-barrier", "send", "recv",
@@ -65,11 +65,12 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one run of a program on one device.
+    """The cost of one run of a program on one device.
 
     Attributes:
-      flops: of matrix products and convolutions (multiply-add = 2). traffic: bytes between chip and HBM, by each
-        operation's operands and results. collectives: within a slice. between_slices: bytes sent to other slices.
+      flops: FLOPs of matmuls and convolutions (multiply-add = 2).
+      traffic: HBM traffic in bytes, by each operation's operands and results.
+      collectives: collective operations within a slice. between_slices: bytes sent to other slices.
     """
 
     flops: float
@@ -167,8 +168,8 @@ def _runs(program, entry) -> Mapping[str, int]:
 
 def _trips(line, program, condition):
     """How often a loop runs: as its line says, or the number that its condition compares with."""
-    if told := re.search(r"known_trip_count[^0-9]*(\d+)", line.rest):
-        return int(told[1])
+    if trips := re.search(r"known_trip_count[^0-9]*(\d+)", line.rest):
+        return int(trips[1])
     compared = [inner for inner in _inside(program, program[condition]) if inner.operation == "constant"]
     numbers = [re.match(r"\((\d+)\)", inner.rest) for inner in compared if inner.shape.startswith("s32[]")]
     return max((int(number[1]) for number in numbers if number), default=1)
@@ -182,7 +183,7 @@ def _inside(program, body) -> Iterator[Instruction]:
             yield from _inside(program, program[called[1]])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _arrays(shape: str) -> Sequence[tuple[str, tuple[int, ...], str]]:
     """(dtype, sizes, layout) of each array of a shape."""
     return [
@@ -283,13 +284,13 @@ def _flops(line, shapes):
 
 def _kernel(line, shapes):
     """Of splash attention, whose queries come as (batch, heads, length, width)."""
-    products = next((count for name, count in _KERNELS.items() if line.name.startswith(name)), 0)
+    matmuls = next((count for name, count in _KERNELS.items() if line.name.startswith(name)), 0)
     operands = [array for name in line.operands for array in _arrays(shapes.get(name, ""))]
     sizes = next((sizes for _, sizes, _ in operands if len(sizes) == 4), None)
-    if not products or sizes is None:
+    if not matmuls or sizes is None:
         return 0
-    causal = any(kind == "s32" and sizes[2] in places for kind, places, _ in operands)  # it is told where queries stand
-    return (1 if causal else 2) * products * math.prod(sizes) * sizes[2]
+    causal = any(kind == "s32" and sizes[2] in places for kind, places, _ in operands)  # the kernel is given the places of the queries
+    return (1 if causal else 2) * matmuls * math.prod(sizes) * sizes[2]
 
 
 def _convolution(line, shapes):
@@ -304,11 +305,11 @@ def _convolution(line, shapes):
     total = 2 * left[of_left.index("b")] // int(groups[1] if groups else 1)
     total *= right[of_right.index("i")] * right[of_right.index("o")]
     for n, label in enumerate(spatial):
-        at = lambda key, usual: window[key].split("x")[n] if key in window else usual
-        steps = np.arange(out[of_out.index(label)])[:, None] * int(at("stride", 1))
-        taps = np.arange(right[of_right.index(label)])[None] * int(at("rhs_dilate", 1))
-        holes = int(at("lhs_dilate", 1))
-        places = steps + taps - int(str(at("pad", "0_0")).rsplit("_", 1)[0])
+        here = {key: values.split("x")[n] for key, values in window.items()}
+        steps = np.arange(out[of_out.index(label)])[:, None] * int(here.get("stride", 1))
+        taps = np.arange(right[of_right.index(label)])[None] * int(here.get("rhs_dilate", 1))
+        holes = int(here.get("lhs_dilate", 1))
+        places = steps + taps - int(here.get("pad", "0_0").rsplit("_", 1)[0])
         inside = (places >= 0) & (places < (left[of_left.index(label)] - 1) * holes + 1) & (places % holes == 0)
         total *= int(inside.sum())
     return total

@@ -33,22 +33,20 @@ def compile_for(
         overrides: Fields to change, as train.batch_size=4096.
         topology: The slice, as v5p:8x8x8, or several of them, as 2*v5e:16x16.
         mesh: Sizes of the mesh's axes, as data=2,fsdp=4,tensor=2; the recipe's own by default.
-        search: Try what the backward pass may recompute and in how many parts a batch may be worked off; name the
-            fastest.
-        generate: Sampling instead: so many pictures at a time, guided, in one program per stage.
-        json_file: A file for the figures; of --search and --generate several, by name.
+        search: Try the remat policies and numbers of gradient accumulation steps; name the fastest that fits.
+        generate: Compile sampling instead: this many images at a time, guided, in one program per stage.
+        json_file: A file for the numbers; of --search and --generate several, by name.
     """
     import jax
 
     from t2i_jax.aot import ahead
-    from t2i_jax.config import override
-    from t2i_jax.runs.recipe import load_recipe, with_mesh
+    from t2i_jax.runs.recipe import changed, load_recipe, with_mesh
 
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, and a GPU has kernels of its own
     jax.config.update("jax_enable_compilation_cache", False)  # it can't keep programs for devices that are not there
     if "JAX_OPTIMIZATION_LEVEL" not in os.environ:
         jax.config.update("jax_optimization_level", "O1")
-    recipe = with_mesh(override(load_recipe(config), overrides), mesh)
+    recipe = with_mesh(changed(load_recipe(config), overrides), mesh)
     ahead.slice_devices(topology)  # refused before anything long
     if generate is not None:
         reports = ahead.compile_sampling(*_parts(recipe), topology, generate)
@@ -83,11 +81,11 @@ def _compile(recipe, topology):
 
 
 def _parts(recipe):
-    """(task, its TrainConfig, shapes of what is frozen)."""
-    task = recipe.task
-    if getattr(task, "tokenizer", recipe) is None and dataclasses.is_dataclass(recipe.tokenizer):
-        task = dataclasses.replace(task, tokenizer=recipe.tokenizer.task.model)
-    return task, recipe.train, task.frozen_shapes() if hasattr(task, "frozen_shapes") else {}
+    """(task, its TrainConfig, shapes of what is frozen), wired as training wires them."""
+    from t2i_jax.runs.wiring import planned
+
+    recipe, parts = planned(recipe)
+    return recipe.task, recipe.train, recipe.task.frozen_shapes(parts)
 
 
 def _search(recipe, topology):

@@ -16,20 +16,22 @@ _Path = Annotated[pathlib.Path, tyro.conf.Positional]
 def from_torch(
     weights: _Path, out: _Path, fields: Annotated[tuple[str, ...], tyro.conf.Positional] = (), t5: str | None = None
 ) -> None:
-    """Turn a checkpoint of parti-pytorch or imagen-pytorch into a folder that t2i sample and t2i.load read.
+    """Turn a checkpoint of a PyTorch package into a folder that t2i sample and t2i.load read.
 
     Args:
         weights: A .safetensors file, or .pt/.bin/.pth (read without running any pickled code).
         out: New folder; nothing is overwritten.
-        fields: Configuration that the weights don't tell, as heads=8; of the package's class Imagen as
-            imagen.image_sizes=(64,256), or imagen.elucidated=True for ElucidatedImagen.
-        t5: The folder or hub name of the T5 that a Parti or an Imagen was trained on.
+        fields: Configuration that the weights don't tell, as heads=8; arguments of the package's class under the name of
+            the system, as SYSTEM.image_sizes=(64,256).
+        t5: The folder or hub name of the T5 on whose embeddings the system was trained.
     """
-    from t2i_jax.runs.torch import import_torch
+    from t2i_jax.runs import import_torch
 
-    given = _fields(fields)
-    of_class = {name[len("imagen.") :]: given.pop(name) for name in list(given) if name.startswith("imagen.")}
-    print(f"written: {import_torch(weights, out, t5=t5, imagen=of_class or None, **given)}")
+    given: dict[str, Any] = {}
+    for name, value in _fields(fields).items():
+        system, dot, argument = name.partition(".")  # "system.argument" is one of the package's class
+        given = {**given, system: {**given.get(system, {}), argument: value}} if dot else {**given, name: value}
+    print(f"written: {import_torch(weights, out, t5=t5, **given)}")
 
 
 def to_torch(run: _Path, out: _Path) -> None:
@@ -39,7 +41,7 @@ def to_torch(run: _Path, out: _Path) -> None:
         run: Folder of a run or of an exported system.
         out: New .pt or .safetensors file; nothing is overwritten.
     """
-    from t2i_jax.runs.torch import export_torch
+    from t2i_jax.runs import export_torch
 
     print(f"written: {export_torch(run, out)}")
 

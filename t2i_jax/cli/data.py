@@ -148,7 +148,7 @@ def encode_images(
     max_bad_rate: float = 0.05,
     replace: bool = False,
 ) -> None:
-    """Store a trained tokenizer's tokens beside a packed set, for a PartiTask with stored_tokens=True.
+    """Store a trained tokenizer's tokens beside a packed set, for a task with stored_tokens=True.
 
     Args:
         packed: Folder that `t2i data pack` wrote.
@@ -162,17 +162,18 @@ def encode_images(
     from t2i_jax.config import one_of
     from t2i_jax.data.arrayrecord import PackedSource
     from t2i_jax.data.pack import add_column, make_room
+    from t2i_jax.runs.folder import fingerprint
 
     one_of("crop", crop, ("center", "resize"))
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} is not positive; give 1 or more.")
     source = PackedSource(str(packed))
     tokenizer = runs.load(run / "tokenizer" if (run / "tokenizer").is_dir() else run)
-    if not hasattr(tokenizer, "encode"):
+    model = tokenizer.task.network
+    if model is None:
         raise UserError(f"run={str(run)!r} holds {type(tokenizer).__name__}; give the run of an image tokenizer.")
-    model = tokenizer.task.model
     about = {
-        "tokenizer": runs.fingerprint(tokenizer.weights), "image_size": model.image_size, "crop": crop,
+        "tokenizer": fingerprint(tokenizer.weights), "image_size": model.image_size, "crop": crop,
         "num_tokens": model.num_tokens, "codebook_size": model.codebook_size,
     }  # fmt: skip
     if not make_room(packed, "tokens", about, replace):

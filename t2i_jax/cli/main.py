@@ -36,7 +36,12 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         _start_cache()
-        tyro.extras.subcommand_cli_from_dict(_commands(), prog="t2i", args=sys.argv[1:])
+        if sys.argv[1:2] == ["sample"]:  # its options are those of the run that is named
+            from t2i_jax.cli import sample
+
+            sample.command(sys.argv[2:])()
+        else:
+            tyro.extras.subcommand_cli_from_dict(_commands(), prog="t2i", args=sys.argv[1:])
     except (UserError, Preempted) as error:
         print(f"t2i: {error}", file=sys.stderr)
         sys.exit(error.status)
@@ -48,7 +53,7 @@ def _commands():
     return {
         "quickstart": quickstart.quickstart,
         "train": train.train,
-        "sample": sample.sample,
+        "sample": sample.describe,
         "eval": evaluate.evaluate,
         "export": export.export,
         "data": data.data,

@@ -6,9 +6,10 @@ import pathlib
 
 
 def quickstart(workdir: pathlib.Path = pathlib.Path("runs/quickstart")) -> None:
-    """Train the tokenizer and Parti on drawn shapes, sample held-out captions, judge them, write a report.
+    """Train an image tokenizer and a text-to-image transformer on drawn shapes, sample held-out captions, judge them, write
+    a report.
 
-    Run again it carries on where it was stopped, or says that it is done; it never starts over.
+    Run again it resumes where it was stopped, or says that it is done; it never starts over.
 
     Args:
         workdir: Folder of the run.

@@ -1,167 +1,187 @@
-"""`t2i sample RUN "a caption"`: pictures from a trained run."""
+"""`t2i sample RUN "a caption"`: images from a trained run, told what that run's system can be told."""
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
+from t2i_jax.config import did_you_mean, fields_of
 from t2i_jax.errors import UserError
 
 
-def sample(
-    run: Annotated[pathlib.Path, tyro.conf.Positional],
-    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
-    out: pathlib.Path | None = None,
-    count: int = 4,
-    seed: int = 0,
-    guidance: float | None = None,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    sampler: str | None = None,
-    steps: int | None = None,
-    stop_at: int | None = None,
-    negative: str | None = None,
-    init: pathlib.Path | None = None,
-    keep_rows: float | None = None,
-    mask: pathlib.Path | None = None,
-    strength: float | None = None,
-    cond: pathlib.Path | None = None,
-    upscale: pathlib.Path | None = None,
-    mesh: str | None = None,
-) -> None:
-    """Generate pictures for captions.
+@dataclasses.dataclass(frozen=True)
+class _Command:
+    """What every system is asked when it samples.
 
-    Args:
-        run: Folder of the run.
-        prompts: One caption or several; none for a system that was trained without captions.
-        out: Folder for the PNG files; RUN/samples/<seed> by default. Nothing there is overwritten.
-        count: Pictures per caption.
-        seed: The same seed gives the same pictures.
-        guidance: Strength of classifier-free guidance; the recipe's by default.
-        temperature: Parti: below 1 is safer, above 1 is more varied; the recipe's by default.
-        top_k: Parti: sample among the k likeliest tokens only.
-        top_p: Parti: sample among the likeliest tokens that hold this probability only.
-        sampler: Imagen: ancestral, ddim, heun or dpm_solver.
-        steps: Imagen: steps of the sampler, in every stage.
-        stop_at: Imagen: the last stage to run, from 1.
-        negative: What the pictures should not show.
-        init: A picture to complete or, with Imagen and no --mask, to change.
-        keep_rows: Parti: which part of --init is kept, from the top; 0.5 by default.
-        mask: Imagen: a picture as large as --init, white where that is kept and black where it is painted anew.
-        strength: Imagen: how much --init is changed, from 0 to 1; 0.6 by default.
-        cond: Imagen: the picture to condition on, for a run that was trained on such pictures.
-        upscale: Folder of a super-resolution run, which makes the pictures larger.
-        mesh: Sizes of a mesh's axes over all devices, as data=2,tensor=4; one device by default.
+    Attributes:
+      run: Folder of the run.
+      prompts: One caption or several; none for a system that was trained without captions.
+      out: Folder for the PNG files; RUN/samples/seed<seed> by default. Nothing there is overwritten.
+      count: Images per caption.
+      seed: The same seed gives the same images.
+      upscale: Folder of a super-resolution run, which makes the images larger.
+      mesh: Sizes of a mesh's axes over all devices, as data=2,tensor=4; one device by default.
     """
+
+    run: tyro.conf.Positional[pathlib.Path]
+    prompts: tyro.conf.Positional[tuple[str, ...]] = ()
+    out: pathlib.Path | None = None
+    count: int = 4
+    seed: int = 0
+    upscale: pathlib.Path | None = None
+    mesh: str | None = None
+
+
+# What a system may take beside prompts and options, by the name that its task lists in `inputs`: the flag and its help.
+_INPUTS: Mapping[str, tuple[str, type, str]] = {
+    "negative_prompts": ("negative", str, "What the images should not show."),
+    "init_images": ("init", pathlib.Path, "An image to complete or to change."),
+    "mask": ("mask", pathlib.Path, "An image as large as --init, white where that is kept and black where it is inpainted."),
+    "cond_images": ("cond", pathlib.Path, "The image to condition on."),
+}
+
+
+def command(arguments: Sequence[str]) -> Callable[[], None]:
+    """`t2i sample` for these arguments: its options are those of the run that they name.
+
+    Without a run (`t2i sample --help`) it has the options that every system has.
+    """
+    run = _run_in(arguments)
+    if run is None:
+        return lambda: _sample(tyro.cli(_Command, args=arguments, prog="t2i sample", description=_DESCRIPTION), None, {})
+    from t2i_jax import runs
+
+    recipe = runs.load_run_recipe(run)
+    return lambda: _parsed(arguments, recipe)
+
+
+def describe(command: tyro.conf.OmitArgPrefixes[_Command]) -> None:
+    """Generate images for captions; `t2i sample RUN --help` lists the options of that run's system."""
+
+
+_DESCRIPTION = "Generate images for captions. With RUN, --help also lists the options of that run's system."
+
+
+def _parsed(arguments, recipe):
+    options, inputs = recipe.evaluation.options, recipe.task.inputs
+    flags = {flag: (kind | None, None, about) for flag, kind, about in (_INPUTS[name] for name in inputs)}
+    fields = [
+        (flag, Annotated[kind, tyro.conf.arg(help=about)], dataclasses.field(default=default))
+        for flag, (kind, default, about) in flags.items()
+    ]
+    given = dataclasses.make_dataclass("Inputs", fields, frozen=True)
+    whole = dataclasses.make_dataclass(
+        "Sample",
+        [
+            ("common", Annotated[_Command, tyro.conf.arg(name="")]),
+            ("options", Annotated[type(options), tyro.conf.arg(name="")], dataclasses.field(default=options)),
+            ("inputs", Annotated[given, tyro.conf.arg(name="")], dataclasses.field(default_factory=given)),
+        ],
+    )
+    whole.__doc__ = f"Generate images with a {type(recipe.task).__name__}'s system; defaults are those of its recipe."
+    told, unknown = tyro.cli(
+        tyro.conf.configure(tyro.conf.AvoidSubcommands)(whole), args=list(arguments), prog="t2i sample",
+        return_unknown_args=True, config=(tyro.conf.OmitArgPrefixes,),
+    )  # fmt: skip
+    if unknown:
+        known = ["--" + name.replace("_", "-") for name in (*fields_of(_Command), *fields_of(type(options)), *flags)]
+        named = unknown[0].partition("=")[0]
+        remedy = did_you_mean(named, [name for name in known if name not in ("--run", "--prompts")])
+        kind = type(recipe.task).__name__
+        raise UserError(f"{named} is no option of run={str(told.common.run)!r}, a run of {kind}; {remedy}")
+    _sample(told.common, _own_defaults(told.options, options), vars(told.inputs))
+
+
+def _own_defaults(told, recipe):
+    """The options as given; steps that the recipe sets are for the sampler that it sets."""
+    named = {"sampler", "steps"} <= set(fields_of(type(told)))
+    if named and told.sampler != recipe.sampler and told.steps == recipe.steps:
+        return dataclasses.replace(told, steps=None)
+    return told
+
+
+def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     from t2i_jax import runs
     from t2i_jax.eval.grid import grid
     from t2i_jax.pixels import save_png
     from t2i_jax.sharding import parse_mesh
 
-    if count < 1:
-        raise UserError(f"count={count} must be at least 1.")
-    system = runs.load(run, mesh=None if mesh is None else parse_mesh(mesh))
-    larger = None if upscale is None else _upscaler(runs.load(upscale), upscale)
-    if not hasattr(system, "generate"):
-        raise UserError(f"run={str(run)!r} holds {type(system).__name__}, which makes no pictures from text.")
-    options = dict(runs.load_run_recipe(run).evaluation.sampling())
-    given = {
-        "guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p, "sampler": sampler,
-        "steps": steps, "stop_at": stop_at, "strength": strength,
-    }  # fmt: skip
-    for name, value in given.items():
-        if value is not None and name not in system.task.sampling_options:
-            known = ", ".join("--" + option.replace("_", "-") for option in system.task.sampling_options)
-            kind = f"run={str(run)!r}, a {type(system).__name__}"
-            raise UserError(f"{name}={value} is no option of {kind}, which has {known}; leave it out.")
-    options |= {name: value for name, value in given.items() if value is not None}
-    if sampler is not None and steps is None:
-        options.pop("steps", None)  # the recipe's number is for its own sampler
-    if negative is not None:
-        options["negative_prompts"] = [negative] * len(prompts)
-    options |= _pictures(system, init, keep_rows, mask, max(len(prompts), 1))
-    if cond is not None:
-        if not getattr(system.task, "cond_image_channels", 0):
-            raise UserError(f"cond={str(cond)!r} is given for a run that is conditioned on no pictures; leave it out.")
-        options["cond_images"] = _cond(cond, system.task, max(len(prompts), 1))
-    if "steps" in system.task.sampling_options:
-        options["progress"] = True
-    captions = list(prompts) if prompts or system.task.text is not None else None
-    images = np.asarray(system.generate(captions, seed=seed, images_per_prompt=count, **options))
-    images = images if larger is None else larger(images)
-    out = _new_folder(out or pathlib.Path(run) / "samples" / f"seed{seed}")
+    if common.count < 1:
+        raise UserError(f"count={common.count} must be at least 1.")
+    system = runs.load(common.run, mesh=None if common.mesh is None else parse_mesh(common.mesh))
+    larger = None if common.upscale is None else runs.load(common.upscale)
+    given = _given(system.task, inputs, max(len(common.prompts), 1))
+    captions = list(common.prompts) if common.prompts or system.task.text_encoder is not None else None
+    images = np.asarray(
+        system.generate(
+            captions, options, seed=common.seed, images_per_prompt=common.count, progress=True, **given
+        )
+    )  # fmt: skip
+    images = images if larger is None else larger.upscale(images)
+    out = _new_folder(common.out or common.run / "samples" / f"seed{common.seed}")
     for i, image in enumerate(images):
-        save_png(out / f"{i // count:03d}-{i % count:02d}.png", image)
-    save_png(out / "grid.png", grid(images, count, 128))
-    (out / "captions.txt").write_text("".join(f"{i:03d} {caption}\n" for i, caption in enumerate(prompts)))
-    print(f"{len(images)} pictures in {out}")
+        save_png(out / f"{i // common.count:03d}-{i % common.count:02d}.png", image)
+    save_png(out / "grid.png", grid(images, common.count, 128))
+    (out / "captions.txt").write_text("".join(f"{i:03d} {caption}\n" for i, caption in enumerate(common.prompts)))
+    print(f"{len(images)} images in {out}")
 
 
-def _upscaler(system, run):
-    if not hasattr(system, "upscale"):
-        kind = type(system).__name__
-        raise UserError(f"upscale={str(run)!r} holds {kind}; give the folder of a SuperResolutionTask's run.")
-    return system.upscale
+def _given(task, inputs, prompts):
+    """What is beside prompts and options, as arguments of `generate`."""
+    files = {name: path for name, path in inputs.items() if path is not None}
+    found: dict[str, Any] = {}
+    if "negative" in files:
+        found["negative_prompts"] = [files["negative"]] * prompts
+    init = None
+    if "init" in files:
+        init = _open("init", files["init"]).convert("RGB" if task.channels == 3 else "L")
+        found["init_images"] = _repeated(_resized(init, task.image_size), prompts)
+    if "mask" in files:
+        if init is None:
+            raise UserError(f"mask={str(files['mask'])!r} is nothing without --init; leave it out or give --init.")
+        white = _open("mask", files["mask"]).convert("L")
+        if white.size != init.size:
+            raise UserError(f"mask={str(files['mask'])!r} is {white.size} and init {init.size} pixels; make them equal.")
+        found["mask"] = np.asarray(_resized(white, task.image_size)) >= 128
+    if "cond" in files:
+        image = _open("cond", files["cond"]).convert("RGB" if task.cond_image_channels == 3 else "L")
+        found["cond_images"] = _repeated(_resized(image, task.image_size), prompts)
+    return found
 
 
-def _pictures(system, init, keep_rows, mask, prompts):
-    """What to complete or to change, as arguments of `generate`."""
-    parti = hasattr(system.task, "tokenizer")
-    for name, value, fits in (("keep_rows", keep_rows, parti), ("mask", mask, not parti)):
-        if value is not None and (init is None or not fits):
-            why = "is nothing without --init" if fits else f"is no option of a {type(system).__name__}"
-            raise UserError(f"{name}={str(value)!r} {why}; leave it out{' or give --init' if fits else ''}.")
-    if init is None:
-        return {}
-    picture = _open("init", init).convert("RGB" if _channels(system) == 3 else "L")
-    if parti:
-        keep_rows = 0.5 if keep_rows is None else keep_rows
-        if not 0 < keep_rows < 1:
-            raise UserError(f"keep_rows={keep_rows} must lie between 0 and 1, for example 0.5.")
-        side, rows = system.task.tokenizer.image_size, max(1, round(system.task.tokenizer.grid[0] * keep_rows))
-        return {"init_images": _repeated(_resized(picture, side), prompts), "known_rows": rows}
-    side = system.task.image_size
-    given = {"init_images": _repeated(_resized(picture, side), prompts)}
-    if mask is not None:
-        white = _open("mask", mask).convert("L")
-        if white.size != picture.size:
-            raise UserError(f"mask={str(mask)!r} is {white.size} and init {picture.size} pixels; make them equal.")
-        given["mask"] = np.asarray(_resized(white, side)) >= 128
-    return given
-
-
-def _cond(path, task, prompts):
-    picture = _open("cond", path).convert("RGB" if task.cond_image_channels == 3 else "L")
-    return _repeated(_resized(picture, task.image_size), prompts)
-
-
-def _channels(system):
-    return getattr(system.task, "channels", None) or system.task.tokenizer.channels
+def _run_in(arguments):
+    """The run among the arguments: the first that is no flag and no flag's value; None without one."""
+    for i, argument in enumerate(arguments):
+        is_value = i > 0 and arguments[i - 1].startswith("--") and "=" not in arguments[i - 1]
+        if not argument.startswith("-") and not is_value:
+            return pathlib.Path(argument)
+    return next((pathlib.Path(argument) for argument in arguments if pathlib.Path(argument).is_dir()), None)
 
 
 def _open(name, path):
     from PIL import Image
 
     try:
-        picture = Image.open(path)
-        picture.load()
-        return picture
+        image = Image.open(path)
+        image.load()
+        return image
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name}={str(path)!r} can't be read as a picture ({error}); give a PNG or JPEG file.") from None
+        raise UserError(f"{name}={str(path)!r} can't be read as an image ({error}); give a PNG or JPEG file.") from None
 
 
-def _resized(picture, side):
+def _resized(image, side):
     from PIL import Image
 
-    return picture.resize((side, side), Image.Resampling.BICUBIC)
+    return image.resize((side, side), Image.Resampling.BICUBIC)
 
 
-def _repeated(picture, count):
-    array = np.asarray(picture)
+def _repeated(image, count):
+    array = np.asarray(image)
     return np.repeat(array.reshape(1, *array.shape[:2], -1), count, axis=0)
 
 

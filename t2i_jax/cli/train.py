@@ -1,4 +1,4 @@
-"""`t2i train CONFIG`: train a recipe, or carry on with it."""
+"""`t2i train CONFIG`: train a recipe, or resume it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def train(
     mesh: str | None = None,
     profile: str | None = None,
 ) -> None:
-    """Train a recipe; a run that was stopped carries on by itself. Several processes train together, see the README.
+    """Train a recipe; a run that was stopped resumes by itself. Several processes train together, see docs/pods.md.
 
     Args:
         config: A recipe file with get_config(), such as configs/parti/shapes.py.
@@ -26,18 +26,16 @@ def train(
     """
     from t2i_jax import runs
     from t2i_jax.cluster import processes
-    from t2i_jax.config import override
-    from t2i_jax.runs import evaluate as previews
-    from t2i_jax.runs.recipe import load_recipe, with_mesh
+    from t2i_jax.runs.recipe import changed, load_recipe, with_mesh
     from t2i_jax.train.profile import Profile
 
     traced = Profile.parse(profile) if profile is not None else None
     with processes.joined():
-        recipe = with_mesh(override(load_recipe(config), overrides), mesh)
+        recipe = with_mesh(changed(load_recipe(config), overrides), mesh)
         workdir = workdir or pathlib.Path("runs") / f"{config.resolve().parent.name}-{config.stem}"
         system = runs.train(recipe, workdir, profile=traced)
-        figures = previews.evaluate(recipe, system, workdir)
+        figures = runs.evaluate(recipe, system, workdir)
         if processes.is_first():
             for name, value in figures.items():
                 print(f"{name}: {value:.4g}")
-            print(f"done: {workdir} (pictures in {workdir / 'samples'})")
+            print(f"done: {workdir} (images in {workdir / 'samples'})")

@@ -20,10 +20,10 @@ _PATIENCE = 300  # seconds that processes wait for each other at the start
 
 
 def start() -> None:
-    """Joins the processes of this run, where the environment tells of others; nothing may have touched a device before.
+    """Joins the processes of this run, where the environment names others; nothing may have touched a device before.
 
     Raises:
-      UserError: what the environment tells does not fit together, or process 0 can't listen.
+      UserError: what the environment says does not fit together, or process 0 can't listen.
     """
     if jax.distributed.is_initialized() or (found := detect()) is None:
         return
@@ -35,7 +35,7 @@ def start() -> None:
         jax.distributed.initialize(**found, initialization_timeout=_PATIENCE + 60)
     except (RuntimeError, ValueError, OSError) as error:
         first = str(error).splitlines()[0]
-        raise UserError(f"{_told(found)} does not start ({first}); {_REMEDY}.") from error
+        raise UserError(f"{_description(found)} does not start ({first}); {_REMEDY}.") from error
     finally:
         late.cancel()
 
@@ -113,12 +113,12 @@ def _kubernetes():
 _REMEDY = "start every process, with the same address, that of process 0 and a free port there, and a number of its own"
 
 
-def _told(found):
+def _description(found):
     if "process_id" in found:
         return f"process {found['process_id']} of {found['num_processes']} at {found['coordinator_address']!r}"
     return f"this process, one of several by {found['cluster_detection_method']!r},"
 
 
 def _give_up(found):
-    print(f"t2i: {_told(found)} has waited {_PATIENCE} s for the others; {_REMEDY}.", file=sys.stderr, flush=True)
+    print(f"t2i: {_description(found)} has waited {_PATIENCE} s for the others; {_REMEDY}.", file=sys.stderr, flush=True)
     os._exit(Preempted.status)  # perhaps one of them has just failed, and all start again

@@ -91,11 +91,9 @@ class Peers:
             self._end(Preempted.status, "t2i: a process was lost while all joined; start the same command again.")
 
     def _send(self, message):
-        with self._sending:
-            try:
-                self._socket.sendall(json.dumps(message).encode() + b"\n")
-            except OSError:  # process 0 is gone, which `_listen` sees
-                pass
+        line = json.dumps(message).encode() + b"\n"
+        with self._sending, contextlib.suppress(OSError):  # process 0 is gone, which `_listen` sees
+            self._socket.sendall(line)
 
     def _listen(self):
         try:
@@ -116,12 +114,12 @@ class Peers:
         elif "lost" in message:
             self._lost(message["lost"])
         else:
-            time.sleep(_GRACE)  # an error that all have alike is told by each itself
+            time.sleep(_GRACE)  # an error that all have alike is reported by each itself
             sentence = f"{self.name(message['failed'])} has ended: {message['why']}"
             self._end(message["status"], f"t2i: {sentence}")
 
     def _lost(self, process):
-        remedy = "start the same command again to carry on from the newest checkpoint"
+        remedy = "start the same command again to resume from the newest checkpoint"
         self._end(Preempted.status, f"t2i: {self.name(process)} was lost, killed or with its machine; {remedy}.")
 
     def _end(self, status, said):
@@ -181,7 +179,7 @@ class Hub:
         with self._lock:
             self._everyone[process], self._connections[process] = who, connection
             if len(self._everyone) == self._count:
-                self._tell({"everyone": [self._everyone[i] for i in range(self._count)]})
+                self._send_all({"everyone": [self._everyone[i] for i in range(self._count)]})
         try:
             for line in lines:
                 message = json.loads(line)
@@ -192,7 +190,7 @@ class Hub:
         with self._lock:
             del self._connections[process]
             if not left:
-                self._tell_the_last({"lost": process})
+                self._send_last({"lost": process})
 
     def _take(self, process, message):
         with self._lock:
@@ -200,25 +198,23 @@ class Hub:
                 self._values[process] = message["value"]
                 if len(self._values) == self._count:
                     values, self._values = [self._values[i] for i in range(self._count)], {}
-                    self._tell({"values": values})
+                    self._send_all({"values": values})
             elif "failed" in message:
-                self._tell_the_last(message)
+                self._send_last(message)
             else:
-                self._tell(message)
+                self._send_all(message)
 
-    def _tell_the_last(self, message):
+    def _send_last(self, message):
         """Only one process ends the run: the others end because of it."""
         if not self._over:
             self._over = True
-            self._tell(message)
+            self._send_all(message)
 
-    def _tell(self, message):
+    def _send_all(self, message):
         line = json.dumps(message).encode() + b"\n"
         for connection in self._connections.values():
-            try:
+            with contextlib.suppress(OSError):  # that one's own thread sees it
                 connection.sendall(line)
-            except OSError:  # that one's own thread sees it
-                pass
 
 
 def _notice_silence(connection):
@@ -232,8 +228,11 @@ def _notice_silence(connection):
 
 
 def _delay_aborts():
-    """JAX aborts when process 0 is gone. The C function `sleep` as the handler of the abort, called with the signal's
-    number, which is 6, holds up that one thread for six seconds: time for another to say what happened and to end."""
+    """Delays the abort of JAX when process 0 is gone: time for another thread to say what happened and to end.
+
+    The C function `sleep` is made the handler of the signal. It is called with the signal's number, which is 6, and
+    holds up that one thread for six seconds.
+    """
     libc = ctypes.CDLL(None)
     libc.signal(int(signal.SIGABRT), ctypes.cast(libc.sleep, ctypes.c_void_p))
 

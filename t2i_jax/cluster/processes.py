@@ -26,9 +26,9 @@ _peers: Peers | None = None
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Inside, this process is one of those that the environment tells of, or alone where it tells of none.
+    """Joins this process to the others that the environment names, or leaves it alone where it names none.
 
-    If one of several processes is lost, fails, or is told by a signal to stop, all of them end with a sentence that
+    If one of several processes is lost, fails, or is asked by a signal to stop, all of them end with a sentence that
     says which; see `t2i_jax.errors` for the statuses.
 
     >>> with processes.joined():                          # doctest: +SKIP
@@ -44,16 +44,16 @@ def joined() -> Iterator[None]:
         if not jax.distributed.is_initialized() or distributed.global_state.num_processes == 1:
             yield
             return
-        _peers = _connect()
+        peers = _peers = _connect()
         try:
             yield
         except BaseException as error:
-            if not isinstance(error, Preempted) or isinstance(error, _Told):
-                _peers.fail(error)
-            _peers.leave()  # all have stopped after the same step
+            if not isinstance(error, Preempted) or isinstance(error, _Signalled):
+                peers.fail(error)
+            peers.leave()  # all have stopped after the same step
             raise
         else:
-            _peers.leave()
+            peers.leave()
         finally:
             _peers = None
 
@@ -93,7 +93,8 @@ def check_same(given: Mapping[str, Any], what: str, remedy: str) -> None:
     for process, other in enumerate(others, 1):
         if changed := differences(first, other):
             listed = "; ".join(changed[:8]) + ("" if len(changed) <= 8 else f"; and {len(changed) - 8} more")
-            raise UserError(f"{_peers.name(process)} has {what} than process 0 ({listed}); {remedy}.")
+            who = _peers.name(process) if _peers is not None else f"process {process}"
+            raise UserError(f"{who} has {what} than process 0 ({listed}); {remedy}.")
 
 
 def asked_to_stop() -> bool:
@@ -107,7 +108,7 @@ def ask_to_stop() -> None:
         _peers.ask_to_stop()
 
 
-class _Told(Preempted):
+class _Signalled(Preempted):
     """A signal that this process alone has heard."""
 
 
@@ -116,7 +117,7 @@ def _signals():
     def hear(number, frame):
         for each in old:
             signal.signal(each, signal.SIG_IGN)
-        raise _Told(f"stopped by {signal.Signals(number).name}; start the same command again to carry on.")
+        raise _Signalled(f"stopped by {signal.Signals(number).name}; start the same command again to resume.")
 
     old = {}
     if threading.current_thread() is threading.main_thread():

@@ -28,6 +28,10 @@ NETWORKS: dict[str, engine.Network] = {
 }
 
 
+class UnknownWeights(UserError):
+    """Weights that no table of `NETWORKS` recognises."""
+
+
 def from_torch(source: Any, **fields: Any) -> tuple[Any, dict[str, Any]]:
     """A network of ours with the weights of a PyTorch one.
 
@@ -136,6 +140,6 @@ def _recognised(state):
         if network.recognise(state):
             return network
     some = ", ".join(sorted(state)[:3])
-    raise UserError(
+    raise UnknownWeights(
         f"the weights ({some}, ...) are of no network known here; known: {', '.join(NETWORKS)}."
     )

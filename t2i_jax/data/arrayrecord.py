@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import bisect
 import json
-import os
 import pathlib
 import threading
 from collections.abc import Mapping
@@ -21,17 +20,18 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from t2i_jax.data.picture import PictureFiles, decode
+from t2i_jax.data.image_file import ImageFiles, decode
 from t2i_jax.data.source import BadSample, Record, clean_caption
 from t2i_jax.errors import UserError
+from t2i_jax.files import replacing
 
 FORMAT, VERSION, MANIFEST = "t2i_jax packed", 1, "manifest.json"
 COLUMNS = {"text": ("text_embeds", "text_mask"), "tokens": ("tokens",)}  # and the arrays of each
 _READ = "readahead_buffer_size:0,max_parallelism:0"  # for random access
-_WRITE = "group_size:1,uncompressed"  # every record by itself; pictures are compressed already
+_WRITE = "group_size:1,uncompressed"  # every record by itself; images are compressed already
 
 
-class PackedSource(PictureFiles):
+class PackedSource(ImageFiles):
     """Random access to a packed set; a record holds the arrays of its columns too.
 
     Args:
@@ -65,7 +65,7 @@ class PackedSource(PictureFiles):
         return self.manifest["columns"]
 
     def file(self, index: int) -> tuple[bytes, str]:
-        """The bytes of a picture file and the record's name; or `BadSample`."""
+        """The bytes of an image file and the record's name; or `BadSample`."""
         record, name = self._record(index)
         return record["image"], name
 
@@ -80,7 +80,7 @@ class PackedSource(PictureFiles):
         return {"image": decode(record["image"], name), "caption": caption, **self._arrays(index)}
 
     def without_image(self, index: int) -> Record:
-        """The record without its picture; its caption may be None where the set was packed without captions."""
+        """The record without its image; its caption may be None where the set was packed without captions."""
         caption = self.caption(index) if self.manifest["captions"] else None
         return {"image": None, "caption": caption, **self._arrays(index)}
 
@@ -171,7 +171,7 @@ class ShardWriter:
 
 
 def record_to_bytes(image: bytes, caption: str | None) -> bytes:
-    """A record of a packed set: the bytes of a picture file and a caption."""
+    """A record of a packed set: the bytes of an image file and a caption."""
     return msgpack.packb({"image": image, "caption": caption})
 
 
@@ -183,9 +183,14 @@ def arrays_to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 def arrays_from_bytes(data: bytes) -> dict[str, np.ndarray | None]:
     """The inverse of `arrays_to_bytes`; raises BadSample where it can't be."""
+    stored = _unpacked(data)
+    if stored is None:
+        raise BadSample("damaged record", "column")
     try:
-        stored = _unpacked(data).items()
-        return {name: np.frombuffer(a["data"], _dtype(a["dtype"])).reshape(a["shape"]) for name, a in stored}
+        return {
+            name: np.frombuffer(a["data"], _dtype(a["dtype"])).reshape(a["shape"])
+            for name, a in stored.items()
+        }
     except (AttributeError, KeyError, TypeError, ValueError):
         raise BadSample("damaged record", "column") from None
 
@@ -197,6 +202,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
       UserError: no such file, no manifest, or one of a version that is not known.
     """
     path = folder / MANIFEST
+    manifest: Any = None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
@@ -204,7 +210,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
             f"arrayrecord={str(folder)!r} has no {MANIFEST}; give a folder that `t2i data pack` wrote."
         ) from None
     except (ValueError, RecursionError):
-        manifest = None
+        pass
     if not _complete(manifest):
         raise UserError(f"arrayrecord={str(folder)!r} has a damaged {MANIFEST}; pack the set again.")
     if manifest["version"] != VERSION:
@@ -216,10 +222,9 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
 
 def write_manifest(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
     """Replaces manifest.json whole, so that it is never half written; UserError where it can't be."""
-    half_done = folder / (MANIFEST + ".partial")
     try:
-        half_done.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        os.replace(half_done, folder / MANIFEST)
+        with replacing(folder / MANIFEST) as temporary:
+            temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"packed={str(folder)!r} can't be written to ({error.strerror}); make room for it.") from None
 
@@ -273,7 +278,8 @@ def _complete(manifest):
         return False
     lists = [manifest.get("shards"), *(one.get("shards") for one in columns.values())]
     kinds = {"file": str, "count": int, "bytes": int}
-    fits = lambda shard: isinstance(shard, dict) and all(isinstance(shard.get(k), t) for k, t in kinds.items())
+    def fits(shard):
+        return isinstance(shard, dict) and all(isinstance(shard.get(k), t) for k, t in kinds.items())
     return "version" in manifest and "captions" in manifest and all(
         isinstance(shards, list) and all(map(fits, shards)) for shards in lists
     )  # fmt: skip

@@ -29,7 +29,7 @@ class Digits:
     """Random access to the set: `digits[i]` is {"image": HWC uint8, dark ink on white, "caption": str}.
 
     Args:
-      image_size: side of the pictures in pixels, at least 8; the scans are enlarged with bicubic interpolation.
+      image_size: side of the images in pixels, at least 8; the scans are enlarged with bicubic interpolation.
       split: "train" (1,437 scans) or "heldout" (360).
       seed: of the wording of the captions.
     """

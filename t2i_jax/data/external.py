@@ -11,23 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from t2i_jax.data.picture import PictureFiles, decode
+from t2i_jax.data.image_file import ImageFiles, decode
 from t2i_jax.data.source import BadSample, Record, clean_caption
 from t2i_jax.errors import UserError
 
-_PICTURES = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")  # columns without a type that says so
+_IMAGES = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")  # columns without a type that says so
 _CAPTIONS = ("caption", "captions", "text", "texts", "prompt", "description", "sentence", "sentences")
 _OF_LABEL = "a photo of {}"
 
 
-class _Rows(PictureFiles):
+class _Rows(ImageFiles):
     """Sources of rows, each a mapping of columns.
 
     The caption is that of the first of the columns caption, captions, text, texts, prompt, description, sentence(s);
     of several captions, the first. Without such a column it is "a photo of LABEL", from a column of classes.
 
     Attributes:
-      columns: names of the picture's and of the caption's column; None where there is no caption.
+      columns: names of the image's and of the caption's column; None where there is no caption.
       classes: names of the classes, where the caption comes from a label.
     """
 
@@ -39,11 +39,11 @@ class _Rows(PictureFiles):
 
     def __getitem__(self, index: int) -> Record:
         row = self._row(index, self._rows)  # once for both
-        return {"image": decode(*self._picture(row, index)), "caption": self._words(row, index)}
+        return {"image": decode(*self._image(row, index)), "caption": self._words(row, index)}
 
     def file(self, index: int) -> tuple[bytes, str]:
-        """The bytes of a picture file and the record's name; or `BadSample`."""
-        return self._picture(self._row(index, self._rows), index)
+        """The bytes of an image file and the record's name; or `BadSample`."""
+        return self._image(self._row(index, self._rows), index)
 
     def caption(self, index: int) -> str:
         """The caption; or `BadSample`."""
@@ -51,7 +51,7 @@ class _Rows(PictureFiles):
 
     @abc.abstractmethod
     def _captions(self) -> Any:
-        """The rows, without pictures where that is cheaper."""
+        """The rows, without images where that is cheaper."""
 
     def _row(self, index, rows):
         if not 0 <= index < len(self):
@@ -61,7 +61,7 @@ class _Rows(PictureFiles):
         except Exception:  # whatever the package makes of a damaged file
             raise BadSample("damaged record", self._where(index)) from None
 
-    def _picture(self, row, index):
+    def _image(self, row, index):
         value = row[self.columns[0]]
         if isinstance(value, Mapping):
             value = _read(value.get("path")) if value.get("bytes") is None else value["bytes"]
@@ -88,7 +88,7 @@ class TfdsSource(_Rows):
       split: "train", "test[:10%]" and so on.
 
     Raises:
-      UserError: the package is not installed, no such set, split or picture, or a format without random access.
+      UserError: the package is not installed, no such set, split or image, or a format without random access.
     """
 
     def __init__(self, name: str, split: str = "train"):
@@ -105,8 +105,9 @@ class TfdsSource(_Rows):
         except Exception as error:  # of many kinds, for names, networks, formats, and TensorFlow that is not there
             remedy = "prepare it with `tfds build --file_format=array_record`"
             raise _refusal("tfds", name, split, error, remedy) from None
-        label = lambda one: isinstance(one, tfds.features.ClassLabel)
-        columns, classes = _columns("tfds", name, features, image, label)
+        def is_label(one):
+            return isinstance(one, tfds.features.ClassLabel)
+        columns, classes = _columns("tfds", name, features, image, is_label)
         super().__init__(name, rows, columns, classes)
 
     def _captions(self):
@@ -122,7 +123,7 @@ class HuggingFaceSource(_Rows):
       split: "train", "test[:10%]" and so on; a folder that holds one split has no others.
 
     Raises:
-      UserError: the package is not installed, no such set or split within reach, or no pictures in it.
+      UserError: the package is not installed, no such set or split within reach, or no images in it.
     """
 
     def __init__(self, name: str, split: str = "train"):
@@ -131,8 +132,8 @@ class HuggingFaceSource(_Rows):
             rows = _opened(datasets, name, split)
             _check_offsets(rows.data.table)
             features = dict(rows.features)
-            image = _chosen(features, lambda one: isinstance(one, datasets.Image), _PICTURES)
-            image = image or next((column for column in _PICTURES if column in features), None)
+            image = _chosen(features, lambda one: isinstance(one, datasets.Image), _IMAGES)
+            image = image or next((column for column in _IMAGES if column in features), None)
             if image is not None and isinstance(features[image], datasets.Image):
                 rows = rows.cast_column(image, datasets.Image(decode=False))
         except Exception as error:  # of many kinds, for names, networks and files
@@ -184,9 +185,9 @@ def _refusal(kind, name, split, error, remedy):
 
 
 def _columns(kind, name, features, image, is_label):
-    """(picture, caption) and the names of the classes where the caption is a label."""
+    """(image, caption) and the names of the classes where the caption is a label."""
     if image is None:
-        raise UserError(f"data.source='{kind}:{name}' has the columns {', '.join(features)} and no pictures in them.")
+        raise UserError(f"data.source='{kind}:{name}' has the columns {', '.join(features)} and no images in them.")
     caption = next((one for one in _CAPTIONS if one in features and not is_label(features[one])), None)
     if caption is not None:
         return (image, caption), None

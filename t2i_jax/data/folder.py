@@ -1,4 +1,4 @@
-"""A folder of pictures with captions beside them: .txt files of the same name, a captions.csv or a captions.jsonl."""
+"""A folder of images with captions beside them: .txt files of the same name, a captions.csv or a captions.jsonl."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pathlib
 
 import numpy as np
 
-from t2i_jax.data.picture import PictureFiles, decode
+from t2i_jax.data.image_file import ImageFiles, decode
 from t2i_jax.data.source import BadSample, clean_caption
 from t2i_jax.errors import UserError
 
@@ -17,34 +17,34 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _FILE, _CAPTION = ("file", "file_name", "filename", "image"), ("caption", "text")
 
 
-class FolderSource(PictureFiles):
-    """Random access to the pictures below a folder, in the order of their names.
+class FolderSource(ImageFiles):
+    """Random access to the images below a folder, in the order of their names.
 
-    A table (captions.csv or captions.jsonl, columns file/file_name/image and caption/text) says which pictures there
-    are; without one every picture file counts, and its caption is in the .txt file of the same name. NAME.cond.png (or of
-    another ending) is no picture of its own but what NAME is conditioned on.
+    A table (captions.csv or captions.jsonl, columns file/file_name/image and caption/text) says which images there
+    are; without one every image file counts, and its caption is in the .txt file of the same name. NAME.cond.png (or of
+    another ending) is no image of its own but what NAME is conditioned on.
 
     Args:
       path: the folder; folders in it are searched too, links to folders are not followed.
 
     Raises:
-      UserError: no such folder, no pictures in it, or a table that can't be read.
+      UserError: no such folder, no images in it, or a table that can't be read.
     """
 
     def __init__(self, path: str):
         self.path = pathlib.Path(path)
         if not self.path.is_dir():
-            raise UserError(f"folder={path!r} is not a folder; give one that holds pictures.")
+            raise UserError(f"folder={path!r} is not a folder; give one that holds images.")
         table = next((self.path / n for n in ("captions.csv", "captions.jsonl") if (self.path / n).is_file()), None)
         self._samples = _from_table(table) if table is not None else _from_names(self.path)
         if not self._samples:
-            raise UserError(f"folder={path!r} holds no pictures; they end in {', '.join(ENDINGS)}.")
+            raise UserError(f"folder={path!r} holds no images; they end in {', '.join(ENDINGS)}.")
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def file(self, index: int) -> tuple[bytes, str]:
-        """The bytes of a picture file and its name below the folder; or `BadSample`."""
+        """The bytes of an image file and its name below the folder; or `BadSample`."""
         name, _ = self._samples[index]
         try:
             return (self.path / name).read_bytes(), name
@@ -52,16 +52,16 @@ class FolderSource(PictureFiles):
             raise BadSample("unreadable file", name) from None
 
     def cond_image(self, index: int) -> np.ndarray:
-        """The picture that a picture is conditioned on, uint8 RGB of any size; or `BadSample`."""
+        """The image that an image is conditioned on, uint8 RGB of any size; or `BadSample`."""
         name, _ = self._samples[index]
         stem = (self.path / name).with_suffix("")
         found = [path for ending in ENDINGS if (path := stem.with_name(f"{stem.name}.cond{ending}")).is_file()]
         if not found:
-            raise BadSample("no .cond picture", name)
+            raise BadSample("no .cond image", name)
         try:
             return decode(found[0].read_bytes(), found[0].name)
         except OSError:
-            raise BadSample("unreadable .cond picture", name) from None
+            raise BadSample("unreadable .cond image", name) from None
 
     def caption(self, index: int) -> str:
         """The caption from the table or from the .txt file; or `BadSample`."""
@@ -77,11 +77,11 @@ class FolderSource(PictureFiles):
 def _from_names(folder):
     found = []
     for parent, _, names in os.walk(folder):
-        found += [os.path.relpath(os.path.join(parent, n), folder) for n in names if _is_picture(n.lower())]
+        found += [os.path.relpath(os.path.join(parent, n), folder) for n in names if _is_image(n.lower())]
     return [(name, None) for name in sorted(found)]
 
 
-def _is_picture(name):
+def _is_image(name):
     return name.endswith(ENDINGS) and not os.path.splitext(name)[0].endswith(".cond")
 
 
@@ -96,7 +96,7 @@ def _from_table(table):
         name = next((row[key] for key in _FILE if row.get(key)), None)
         if not isinstance(name, str):
             raise UserError(
-                f"captions={str(table)!r} names no picture in line {number}; add a column {' or '.join(_FILE)}."
+                f"captions={str(table)!r} names no image in line {number}; add a column {' or '.join(_FILE)}."
             )
         caption = next((row[key] for key in _CAPTION if isinstance(row.get(key), str)), "")
         samples.append((name, caption))

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from t2i_jax.data.source import BadCounter, BadSample, Record, Source
 from t2i_jax.errors import UserError
 
-_SIDE, _GAP, _LINES = 160, 8, 3  # pixels of a picture on the sheet, pixels between two, lines of a caption
+_SIDE, _GAP, _LINES = 160, 8, 3  # pixels of an image on the sheet, pixels between two, lines of a caption
 _LINE = 12  # pixels
 
 
@@ -23,17 +23,17 @@ class Overview:
 
     Attributes:
       records: number of records. looked_at: how many of them were read, evenly spread.
-      sizes: (width, height) of each picture.
+      sizes: (width, height) of each image.
       captions: each caption.
-      pictures_bad, captions_bad: what could not be used; a record may count in both.
-      shown: some records that have a picture, for the sheet; their caption may be None.
+      images_bad, captions_bad: what could not be used; a record may count in both.
+      shown: some records that have an image, for the sheet; their caption may be None.
     """
 
     records: int
     looked_at: int
     sizes: list[tuple[int, int]]
     captions: list[str]
-    pictures_bad: BadCounter
+    images_bad: BadCounter
     captions_bad: BadCounter
     shown: list[Record]
 
@@ -43,8 +43,8 @@ class Overview:
         found = [f"records: {self.records}, looked at {part}"]
         if self.sizes:
             width, height = (_range(side) for side in zip(*self.sizes))
-            found.append(f"pictures: {len(self.sizes)}, width {width}, height {height} pixels")
-        found += _bad_lines("pictures", self.pictures_bad)
+            found.append(f"images: {len(self.sizes)}, width {width}, height {height} pixels")
+        found += _bad_lines("images", self.images_bad)
         if self.captions:
             words = _range([len(caption.split()) for caption in self.captions])
             found.append(f"captions: {len(self.captions)}, {len(set(self.captions))} different, {words} words")
@@ -66,11 +66,11 @@ def look(
     count = len(source)
     indices = sorted({int(i) for i in np.linspace(0, count - 1, min(samples, count)).round()}) if count else []
     turns = set(np.linspace(0, len(indices) - 1, show).round().astype(int).tolist())
-    due = 0  # pictures that the sheet should have by now; where one can't be used, the next one steps in
+    due = 0  # images that the sheet should have by now; where one can't be used, the next one steps in
     found = Overview(count, len(indices), [], [], BadCounter(), BadCounter(), [])
     for turn, index in enumerate(progress(indices)):
         due += turn in turns
-        image = _read(source, index, "image", "without_caption", found.pictures_bad)
+        image = _read(source, index, "image", "without_caption", found.images_bad)
         caption = _read(source, index, "caption", "without_image", found.captions_bad)
         if image is not None:
             found.sizes.append((image.shape[1], image.shape[0]))
@@ -82,15 +82,15 @@ def look(
 
 
 def contact_sheet(records: list[Record], columns: int = 6) -> np.ndarray:
-    """Pictures in rows with their captions below, HWC uint8; large ones are made smaller, small ones enlarged."""
+    """Images in rows with their captions below, HWC uint8; large ones are made smaller, small ones enlarged."""
     columns = max(1, min(columns, len(records)))
     cell = _SIDE + _GAP, _SIDE + _GAP + _LINES * _LINE
     sheet = Image.new("RGB", (columns * cell[0] + _GAP, -(-len(records) // columns) * cell[1] + _GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=10)
     for i, record in enumerate(records):
         x, y = _GAP + i % columns * cell[0], _GAP + i // columns * cell[1]
-        picture = Image.fromarray(_thumbnail(record["image"]))
-        sheet.paste(picture, (x + (_SIDE - picture.width) // 2, y + _SIDE - picture.height))
+        thumbnail = Image.fromarray(_thumbnail(record["image"]))
+        sheet.paste(thumbnail, (x + (_SIDE - thumbnail.width) // 2, y + _SIDE - thumbnail.height))
         for number, line in enumerate(_wrapped(record["caption"] or "", draw, font)):
             draw.text((x, y + _SIDE + number * _LINE), line, fill="black", font=font)
     return np.asarray(sheet)

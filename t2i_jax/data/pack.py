@@ -9,7 +9,6 @@ import dataclasses
 import io
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -17,10 +16,17 @@ import numpy as np
 from PIL import Image
 
 from t2i_jax.data import arrayrecord
-from t2i_jax.data.arrayrecord import ShardWriter, arrays_to_bytes, read_manifest, record_to_bytes, write_manifest
-from t2i_jax.data.picture import decode, is_plain
+from t2i_jax.data.arrayrecord import (
+    ShardWriter,
+    arrays_to_bytes,
+    read_manifest,
+    record_to_bytes,
+    write_manifest,
+)
+from t2i_jax.data.image_file import decode, is_plain
 from t2i_jax.data.source import BadCounter, BadSample, Source
 from t2i_jax.errors import UserError
+from t2i_jax.files import replacing
 
 _AT_ONCE = 64  # records that are prepared side by side
 _JPEG_QUALITY = 95  # of what was a JPEG and is made smaller
@@ -41,14 +47,14 @@ def pack(
 ) -> Mapping[str, Any]:
     """Writes a source as a packed set, which "arrayrecord:OUT" reads, and returns its manifest.
 
-    A picture file of a common kind is stored as it is, any other as PNG of what it decodes to. What cannot be used is
+    An image file of a common kind is stored as it is, any other as PNG of what it decodes to. What cannot be used is
     left out and counted. Records are streamed; OUT appears when it is complete.
 
     Args:
       out: a new or empty folder.
       name: of the source, for the manifest.
-      size: the shorter side of larger pictures, which are made smaller (JPEG stays JPEG); None: as they are.
-      captions: False packs pictures alone, and records need no caption.
+      size: the shorter side of larger images, which are made smaller (JPEG stays JPEG); None: as they are.
+      captions: False packs images alone, and records need no caption.
       max_bad_rate: fraction of records that may be unusable.
       shard_bytes: of a file, about.
       progress: wraps the indices, such as tqdm.
@@ -234,19 +240,12 @@ def _new_folder(out):
     out = pathlib.Path(os.path.abspath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={str(out)!r} exists and is not empty; name a new folder.")
-    half_done = out.with_name(out.name + ".partial")
-    try:
-        shutil.rmtree(half_done, ignore_errors=True)
-        half_done.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"out={str(out)!r} can't be made ({error.strerror}); name another folder.") from None
-    try:
-        yield half_done
-        if out.is_dir():
-            out.rmdir()
-        half_done.rename(out)
-    finally:
-        shutil.rmtree(half_done, ignore_errors=True)
+    with replacing(out) as temporary:
+        try:
+            temporary.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"out={str(out)!r} can't be made ({error.strerror}); name another folder.") from None
+        yield temporary
 
 
 def _smaller(image_HWC, size):

@@ -22,12 +22,11 @@ from PIL import Image
 
 from t2i_jax.config import one_of
 from t2i_jax.data.share import Share, deal
-from t2i_jax.data.source import BadCounter, BadSample, Record, Source, open_source
+from t2i_jax.data.source import EMBEDDED, BadCounter, BadSample, Record, Source, open_source
 from t2i_jax.errors import UserError
 
 CROPS = ("center", "random", "resize")
 ENTRIES = ("image", "cond_image", "caption", "text", "text_mask", "text_embeds", "tokens")
-_EMBEDDED = ("shapes", "digits")
 _log = logging.getLogger(__name__)
 
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]  # captions -> ids (B, L) int32, mask (B, L) bool
@@ -35,18 +34,18 @@ Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]  # captions -> i
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where pictures and captions come from and how they are cut.
+    """Where images and captions come from and how they are cut.
 
     Attributes:
       source: "shapes", "digits", "folder:PATH", "webdataset:GLOB", "arrayrecord:DIR", "tfds:NAME" or "hf:NAME".
-      image_size: side of the square pictures of a batch, in pixels.
+      image_size: side of the square images of a batch, in pixels.
       crop: "center" or "random": the largest square, from the middle or anywhere; "resize": all of it, squeezed.
-      flip: mirror every other picture, by chance. Not for captions that speak of left and right.
+      flip: mirror every other image, by chance. Not for captions that speak of left and right.
       split: "train" or "heldout" of an embedded set, a split's name for tfds and hf; other sources have no splits.
       max_bad_rate: fraction of samples that may be unusable before the run stops, from 0 to 1.
       workers: processes that read; 0: this one does.
       threads: threads that read, in each of those processes; 0: none, a batch is read when it is asked for.
-      seed: of the pictures of `shapes`; order, crops and flips have a seed of their own.
+      seed: of the images of `shapes`; order, crops and flips have a seed of their own.
     """
 
     source: str = "shapes"
@@ -90,7 +89,7 @@ def batches(
       tokenize: makes "text" and "text_mask" of captions; needed where "text" is wanted.
       wants: entries of a batch, from "image" (B, image_size, image_size, 3) uint8, "caption" list of str, "text" and
         "text_mask" (B, L), "text_embeds" (B, L, width) float32 with its "text_mask", "tokens" (B, N) int32;
-        "cond_image" like "image", cut and mirrored as it is, where the source has pictures to condition on.
+        "cond_image" like "image", cut and mirrored as it is, where the source has images to condition on.
       text_length: L of "text_embeds", which are padded or cut; None: the longest of the batch.
       rows: of a batch, for every process those that it reads, ascending; None: one process reads them all.
       process: which of those processes this is.
@@ -108,12 +107,12 @@ def batches(
         raise UserError("wants='text_mask' is the mask of 'text' or 'text_embeds'; want one of them too.")
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} is no size; give 1 or more.")
-    if config.flip and config.source in _EMBEDDED and {"caption", "text"} & set(wants):
+    if config.flip and config.source in EMBEDDED and {"caption", "text"} & set(wants):
         raise UserError(f"data.flip={config.flip} makes captions of {config.source} untrue; set it to False.")
     source = open_source(config.source, image_size=config.image_size, split=config.split, seed=config.seed)
     if "cond_image" in wants and not hasattr(source, "cond_image"):
-        remedy = "give a folder: with NAME.cond.png beside each picture"
-        raise UserError(f"data.source={config.source!r} has no pictures to condition on; {remedy}.")
+        remedy = "give a folder: with NAME.cond.png beside each image"
+        raise UserError(f"data.source={config.source!r} has no images to condition on; {remedy}.")
     order = grain.MapDataset.range(len(source))
     if repeat:
         order = order.shuffle(int(np.random.SeedSequence(seed).generate_state(1)[0])).repeat()
@@ -221,10 +220,10 @@ class Batches:
 
 
 def crop(image_HWC: np.ndarray, size: int, how: str, rng: np.random.Generator | None = None) -> np.ndarray:
-    """A picture of size x size, uint8, resampled bicubically where it has another size.
+    """An image of size x size, uint8, resampled bicubically where it has another size.
 
     Args:
-      how: "center", "random" (needs `rng`) or "resize", as in `DataConfig`.
+      how: "center", "random" or "resize", as in `DataConfig`. rng: for "random".
     """
     height, width = image_HWC.shape[:2]
     if (height, width) == (size, size):
@@ -234,7 +233,12 @@ def crop(image_HWC: np.ndarray, size: int, how: str, rng: np.random.Generator | 
     else:
         side = min(height, width)
         room = height - side, width - side
-        top, left = rng.integers(0, [r + 1 for r in room]) if how == "random" else (r // 2 for r in room)
+        if how == "random":
+            if rng is None:
+                raise UserError("crop='random' needs rng; give a NumPy generator.")
+            top, left = rng.integers(0, [r + 1 for r in room])
+        else:
+            top, left = (r // 2 for r in room)
         box = (left, top, left + side, top + side)
     return np.asarray(Image.fromarray(image_HWC).resize((size, size), Image.Resampling.BICUBIC, box=box))
 
@@ -305,7 +309,7 @@ class _Collate:
 
     def __call__(self, samples: list[Record]) -> dict[str, Any]:
         made: dict[str, Any] = {}
-        if "text" in self.wants:
+        if "text" in self.wants and self.tokenize is not None:
             made["text"], made["text_mask"] = self.tokenize([sample["caption"] for sample in samples])
         elif "text_embeds" in self.wants:
             made["text_embeds"], made["text_mask"] = self._padded(samples)
@@ -332,7 +336,7 @@ class _Collate:
 
 
 def _fitted(image_HWC, like_HWC):
-    """A picture at the size of another, so that both are cut alike."""
+    """An image at the size of another, so that both are cut alike."""
     height, width = like_HWC.shape[:2]
     if image_HWC.shape[:2] == (height, width):
         return image_HWC

@@ -1,6 +1,6 @@
-"""The embedded set `shapes`: drawn pictures whose captions are true by construction, and combinations kept back.
+"""The embedded set `shapes`: drawn images whose captions are true by construction, and combinations kept back.
 
-A picture holds one object ("a large red circle on a white background") or two in a relation ("a red circle above a
+An image holds one object ("a large red circle on a white background") or two in a relation ("a red circle above a
 blue square on black"). Some combinations never occur in `split="train"` and are all that `split="heldout"` shows: for
 one object a colour with a shape and a background, shown large or beside another object and never small and alone; for
 two objects an ordered pair in a relation, each of whose objects is seen in training. Large looks are all trained on: a
@@ -22,8 +22,8 @@ from t2i_jax.errors import UserError
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 50), "blue": (40, 70, 220), "yellow": (245, 205, 30)}
 BACKGROUNDS = {"white": (255, 255, 255), "gray": (128, 128, 128), "black": (0, 0, 0)}
 SHAPES = ("circle", "square", "triangle", "cross")
-SIZES = {"small": 0.18, "large": 0.3}  # the radius, as a fraction of the picture's side; each of two things is small
-_ONE_SHARE = 1 / 3  # of the pictures hold one object
+SIZES = {"small": 0.18, "large": 0.3}  # the radius, as a fraction of the image's side; each of two things is small
+_ONE_SHARE = 1 / 3  # of the images hold one object
 _STEP = 1 / 8  # centres lie on a lattice of this pitch, four pixels at 32: few distinct patches, so little to learn
 RELATIONS = {  # wordings, and the unit vector from the second object to the first (y points down)
     "above": (("above", "over"), (0, -1)),
@@ -46,13 +46,13 @@ _TWO = (
 )
 _PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 _LOOKS = tuple((*pair, size) for pair in _PAIRS for size in SIZES)
-_BLOCK = 256  # pictures that are drawn at once
+_BLOCK = 256  # images that are drawn at once
 _CACHE_BYTES = 256 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """One object: x, y (centre) and radius are fractions of the picture's side, y points down."""
+    """One object: x, y (centre) and radius are fractions of the image's side, y points down."""
 
     colour: str
     shape: str
@@ -63,7 +63,7 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What a picture shows and the caption that says so; `size` is None for two objects, `relation` for one."""
+    """What an image shows and the caption that says so; `size` is None for two objects, `relation` for one."""
 
     things: tuple[Thing, ...]
     background: str
@@ -96,7 +96,7 @@ def scene(index: int, split: str = "train", seed: int = 0) -> Scene:
 
 
 def draw(scenes: list[Scene], image_size: int) -> np.ndarray:
-    """The pictures of scenes, NHWC uint8; edges are smoothed by coverage measured at twice the resolution."""
+    """The images of scenes, NHWC uint8; edges are smoothed by coverage measured at twice the resolution."""
     images = np.empty((len(scenes), image_size, image_size, 3), np.float32)
     for image, one in zip(images, scenes):
         ground = np.asarray(BACKGROUNDS[one.background], np.float32)
@@ -120,13 +120,13 @@ def _cover(shape, x, y, radius, image_size):
 class Shapes:
     """Random access to the set: `shapes[i]` is {"image": HWC uint8, "caption": str}.
 
-    Pictures are drawn in blocks when first asked for and kept while all of them fit in 256 MiB.
+    Images are drawn in blocks when first asked for and kept while all of them fit in 256 MiB.
 
     Args:
-      image_size: side of the pictures in pixels, at least 8.
+      image_size: side of the images in pixels, at least 8.
       split: "train" or "heldout".
-      seed: another seed is another set of pictures; what is held out does not depend on it.
-      length: number of pictures; None: 20,000 for train, 2,000 for heldout.
+      seed: another seed is another set of images; what is held out does not depend on it.
+      length: number of images; None: 20,000 for train, 2,000 for heldout.
     """
 
     def __init__(self, image_size: int = 32, split: str = "train", seed: int = 0, length: int | None = None):

@@ -1,4 +1,4 @@
-"""Where pictures and captions come from: random access to records, and what happens to those that cannot be read."""
+"""Where images and captions come from: random access to records, and what happens to those that cannot be read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _KINDS = {  # what follows the colon, and where it is read
     "tfds": ("NAME", "t2i_jax.data.external", "TfdsSource"),
     "hf": ("NAME", "t2i_jax.data.external", "HuggingFaceSource"),
 }
-_EMBEDDED = {"shapes": ("t2i_jax.data.shapes", "Shapes"), "digits": ("t2i_jax.data.digits", "Digits")}
+EMBEDDED = {  # the sets that come with the package, and where they are drawn or read
+    "shapes": ("t2i_jax.data.shapes", "Shapes"),
+    "digits": ("t2i_jax.data.digits", "Digits"),
+}
 _WITH_SPLITS = ("tfds", "hf")
 _ENOUGH = 20  # samples after which the rate of bad ones is looked at
 
@@ -31,22 +34,24 @@ class Source(Protocol):
     """Random access to records; picklable, and safe to read from several threads.
 
     A source may also have `without_image(index)` and `without_caption(index)`: the record with that entry None, for
-    batches that do not want it. Sources of picture files have `file(index) -> (bytes, name)` and `caption(index)`; those
-    with pictures to condition on have `cond_image(index)`.
+    batches that do not want it. Sources of image files have `file(index) -> (bytes, name)` and `caption(index)`; those
+    with images to condition on have `cond_image(index)`.
     """
 
     def __len__(self) -> int:
         """Number of records."""
+        ...
 
     def __getitem__(self, index: int) -> Record:
         """The record, or `BadSample`."""
+        ...
 
 
 class BadSample(Exception):
     """A sample that cannot be used: it is counted, left out, and reported.
 
     Attributes:
-      reason: few words, the same for all samples that are bad in one way: "no caption", "not a picture".
+      reason: few words, the same for all samples that are bad in one way: "no caption", "not an image".
       name: which one: a file's path, a member of an archive, a record's number.
     """
 
@@ -129,16 +134,16 @@ def open_source(spec: str, *, image_size: int, split: str = "train", seed: int =
 
     Args:
       spec: "shapes", "digits", "folder:PATH", "webdataset:GLOB", "arrayrecord:DIR", "tfds:NAME" or "hf:NAME".
-      image_size: side of the pictures of the embedded sets; other sources give pictures as they are stored.
+      image_size: side of the images of the embedded sets; other sources give images as they are stored.
       split: "train" or "heldout" of an embedded set, a split's name for tfds and hf; other sources have none.
-      seed: of the pictures of `shapes`.
+      seed: of the images of `shapes`.
 
     Raises:
       UserError: an unknown kind, or nothing after the colon.
     """
     kind, _, place = spec.partition(":")
-    one_of("data.source", kind, (*_EMBEDDED, *_KINDS))
-    if kind in _EMBEDDED:
+    one_of("data.source", kind, (*EMBEDDED, *_KINDS))
+    if kind in EMBEDDED:
         if place:
             raise UserError(f"data.source={spec!r} has something after the colon; write data.source={kind}.")
         return _embedded(kind, image_size, split, seed)
@@ -149,7 +154,7 @@ def open_source(spec: str, *, image_size: int, split: str = "train", seed: int =
     return source(place, split) if kind in _WITH_SPLITS else source(place)
 
 
-@functools.lru_cache(maxsize=4)  # the stages of a run share the pictures that are drawn
+@functools.lru_cache(maxsize=4)  # the stages of a run share the images that are drawn
 def _embedded(kind, image_size, split, seed):
-    module, name = _EMBEDDED[kind]
+    module, name = EMBEDDED[kind]
     return getattr(importlib.import_module(module), name)(image_size, split, seed)

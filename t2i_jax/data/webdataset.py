@@ -12,7 +12,7 @@ import tarfile
 from typing import NamedTuple
 
 from t2i_jax.data.folder import ENDINGS
-from t2i_jax.data.picture import PictureFiles
+from t2i_jax.data.image_file import ImageFiles
 from t2i_jax.data.source import BadSample, clean_caption
 from t2i_jax.errors import UserError
 
@@ -31,16 +31,16 @@ class _Part(NamedTuple):
 
 
 class _Sample(NamedTuple):
-    """One sample; without a picture it is there to be counted as bad, for `reason`."""
+    """One sample; without an image it is there to be counted as bad, for `reason`."""
 
     shard: int
     key: str
-    picture: _Part | None
+    image: _Part | None
     text: _Part | None
     reason: str = ""
 
 
-class WebDatasetSource(PictureFiles):
+class WebDatasetSource(ImageFiles):
     """Random access to the samples of tar files, in the order in which they lie there.
 
     The files are read through once, for where their members are. A sample is all members whose names agree up to the
@@ -51,7 +51,7 @@ class WebDatasetSource(PictureFiles):
       pattern: which files: "shards/*.tar", or with a range of numbers, "shards/{00000..00099}.tar".
 
     Raises:
-      UserError: no such file, a file that is no tar archive or a compressed one, no pictures.
+      UserError: no such file, a file that is no tar archive or a compressed one, no images.
     """
 
     def __init__(self, pattern: str):
@@ -59,18 +59,18 @@ class WebDatasetSource(PictureFiles):
         if not self.shards:
             raise UserError(f"webdataset={pattern!r} matches no file; give tar files such as shards/*.tar.")
         self._samples = [sample for number, path in enumerate(self.shards) for sample in _index(number, path)]
-        if not any(sample.picture for sample in self._samples):
-            raise UserError(f"webdataset={pattern!r} holds no pictures; they end in {', '.join(ENDINGS)}.")
+        if not any(sample.image for sample in self._samples):
+            raise UserError(f"webdataset={pattern!r} holds no images; they end in {', '.join(ENDINGS)}.")
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def file(self, index: int) -> tuple[bytes, str]:
-        """The bytes of a picture and its name, as shard.tar/name.jpg; or `BadSample`."""
+        """The bytes of an image and its name, as shard.tar/name.jpg; or `BadSample`."""
         sample = self._samples[index]
-        if sample.picture is None:
+        if sample.image is None:
             raise BadSample(sample.reason, self._name(sample))
-        return self._read(sample, sample.picture), self._name(sample, sample.picture)
+        return self._read(sample, sample.image), self._name(sample, sample.image)
 
     def caption(self, index: int) -> str:
         """The caption; or `BadSample`."""
@@ -117,10 +117,10 @@ def _index(number, path):
         ) from None
     samples = []
     for key, found in parts.items():
-        picture = next((found[ending] for ending in ENDINGS if ending in found), None)
+        image = next((found[ending] for ending in ENDINGS if ending in found), None)
         text = next((found[ending] for ending in _TEXTS if ending in found), None)
-        if picture or text:
-            samples.append(_Sample(number, key, picture, text, "" if picture else "no picture"))
+        if image or text:
+            samples.append(_Sample(number, key, image, text, "" if image else "no image"))
     return [*samples, _Sample(number, "", None, None, reason)] if reason else samples
 
 

@@ -1,4 +1,4 @@
-"""The fraction of generated pictures that show what their captions say, by a judge that looks at the pixels."""
+"""The fraction of generated images that show what their captions say, by a judge that looks at the pixels."""
 
 from __future__ import annotations
 
@@ -11,37 +11,39 @@ from t2i_jax.errors import UserError
 
 
 class Judge(Protocol):
-    """Tells for each picture whether it shows what its caption says."""
+    """Tells for each image whether it shows what its caption says."""
 
     def judge(self, images_NHWC: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-        """Bool (N,), from uint8 pictures and as many captions."""
+        """Bool (N,), from uint8 images and as many captions."""
+        ...
 
 
 def alignment(images_NHWC: np.ndarray, captions: Sequence[str], judge: Judge) -> dict[str, Any]:
-    """The judge's verdict on pictures, as a whole and caption by caption.
+    """The judge's verdict on images, as a whole and caption by caption.
 
     Args:
       images_NHWC: uint8.
-      captions: one per picture; a caption may occur several times.
+      captions: one per image; a caption may occur several times.
       judge: with `.judge`; where it has `.parts` too (bool (N,) by property), their fractions are reported.
 
     Returns:
-      "alignment": the fraction of right pictures; "stderr": the standard error of that fraction, sqrt(p (1 - p) / N);
-      "right": a list of bools, one per picture; "captions": for each different caption, in order of first occurrence,
+      "alignment": the fraction of right images; "stderr": the standard error of that fraction, sqrt(p (1 - p) / N);
+      "right": a list of bools, one per image; "captions": for each different caption, in order of first occurrence,
       {"caption", "right", "of"}; and "parts": the fraction that is right of each property, {} if the judge has none.
 
     Raises:
-      UserError: no pictures, or not one caption per picture.
+      UserError: no images, or not one caption per image.
     """
     images_NHWC, captions = np.asarray(images_NHWC), list(captions)
     if images_NHWC.dtype != np.uint8 or images_NHWC.ndim != 4 or not len(images_NHWC):
         raise UserError(
-            f"images are {images_NHWC.dtype}{images_NHWC.shape}; give one or more uint8 pictures as (N, H, W, C)."
+            f"images are {images_NHWC.dtype}{images_NHWC.shape}; give one or more uint8 images as (N, H, W, C)."
         )
     if len(images_NHWC) != len(captions):
-        raise UserError(f"{len(images_NHWC)} images and {len(captions)} captions; give one caption per picture.")
+        raise UserError(f"{len(images_NHWC)} images and {len(captions)} captions; give one caption per image.")
     right = np.asarray(judge.judge(images_NHWC, captions), bool)
-    parts = judge.parts(images_NHWC, captions) if hasattr(judge, "parts") else {}
+    measure = getattr(judge, "parts", lambda images, captions: {})
+    parts = measure(images_NHWC, captions)
     fraction = float(np.mean(right))
     return {
         "alignment": fraction,

@@ -1,19 +1,19 @@
-"""Pictures side by side in one PNG."""
+"""Images side by side in one PNG."""
 
 from __future__ import annotations
 
 import numpy as np
 
-_GAP = 2  # pixels between pictures
+_GAP = 2  # pixels between images
 
 
 def grid(images: np.ndarray, columns: int, side: int | None = None) -> np.ndarray:
-    """Lays pictures out row by row on white.
+    """Lays images out row by row on white.
 
     Args:
       images: NHWC uint8, one or three channels.
-      columns: pictures in a row.
-      side: each picture is enlarged by a whole factor until it is at least this high, so that small ones can be seen;
+      columns: images in a row.
+      side: each image is enlarged by a whole factor until it is at least this high, so that small ones can be seen;
         None: as they are.
 
     Returns:

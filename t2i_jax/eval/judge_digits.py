@@ -1,4 +1,4 @@
-"""Judges pictures of handwritten digits against their captions with a classifier that only the training scans made."""
+"""Judges images of handwritten digits against their captions with a classifier that only the training scans made."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from t2i_jax.errors import UserError
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _SIDE = 8  # of the scans
-_LEAST_INK = 1.0  # mean of a picture's ink, from 0 to 16: no scan has less than 2.8, and blank paper shows no digit
+_LEAST_INK = 1.0  # mean of an image's ink, from 0 to 16: no scan has less than 2.8, and blank paper shows no digit
 
 
 class JudgeDigits:
-    """Whether pictures show the digit that their captions name.
+    """Whether images show the digit that their captions name.
 
     The classifier is a support-vector machine fitted to scikit-learn's scans, without every fifth one, on first use.
 
@@ -26,16 +26,16 @@ class JudgeDigits:
     """
 
     def judge(self, images_NHWC: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-        """Bool per picture (uint8, dark ink on white, any size from 8 x 8): it shows the digit of the caption.
+        """Bool per image (uint8, dark ink on white, any size from 8 x 8): it shows the digit of the caption.
 
         Raises:
-          UserError: a caption that does not name exactly one digit, or a wrong form of the pictures.
+          UserError: a caption that does not name exactly one digit, or a wrong form of the images.
         """
         images_NHWC = np.asarray(images_NHWC)
         if images_NHWC.dtype != np.uint8 or images_NHWC.ndim != 4 or images_NHWC.shape[-1] != 3:
-            raise UserError(f"images are {images_NHWC.dtype}{images_NHWC.shape}; give uint8 pictures as (N, H, W, 3).")
+            raise UserError(f"images are {images_NHWC.dtype}{images_NHWC.shape}; give uint8 images as (N, H, W, 3).")
         if len(images_NHWC) != len(captions):
-            raise UserError(f"{len(images_NHWC)} images and {len(captions)} captions; give one caption per picture.")
+            raise UserError(f"{len(images_NHWC)} images and {len(captions)} captions; give one caption per image.")
         wanted = np.array([parse(caption) for caption in captions], int)
         if not len(wanted):
             return np.zeros(0, bool)
@@ -63,6 +63,6 @@ def _classifier():
 
 
 def _ink(image_HWC):
-    """(8, 8) float, 0 paper to 16 ink: what a scanner would have made of the picture."""
+    """(8, 8) float, 0 paper to 16 ink: what a scanner would have made of the image."""
     gray = Image.fromarray(image_HWC).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
     return (255 - np.asarray(gray, np.float64)) * (16 / 255)

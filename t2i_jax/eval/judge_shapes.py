@@ -1,7 +1,7 @@
-"""Judges pictures of simple shapes against their captions by measuring pixels; it knows nothing of how they are drawn.
+"""Judges images of simple shapes against their captions by measuring pixels; it knows nothing of how they are drawn.
 
-A picture is read without its caption: background, then every object's colour, form, place and size. A caption is
-parsed into what it claims. The picture is right when it shows exactly the objects claimed, as claimed.
+An image is read without its caption: background, then every object's colour, form, place and size. A caption is
+parsed into what it claims. The image is right when it shows exactly the objects claimed, as claimed.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ OUTLINES = {  # area and inside test, for a form of extent 1 with its centroid a
 _RELATION = {  # as `Claim.relation`
     "above": (1, -1), "over": (1, -1), "below": (1, 1), "under": (1, 1), "left of": (0, -1), "right of": (0, 1),
 }  # fmt: skip
-_LARGEST_SIDE = 64  # larger pictures are reduced to this before they are read
-_LEAST_AREA = 0.015  # of the picture: less is a speck, not an object
-_LARGE_AREA = 0.123  # of the picture: more is a large object, less a small one
+_LARGEST_SIDE = 64  # larger images are reduced to this before they are read
+_LEAST_AREA = 0.015  # of the image: less is a speck, not an object
+_LARGE_AREA = 0.123  # of the image: more is a large object, less a small one
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """One object as measured: x, y is its centroid as fractions of the side, area a fraction of the picture."""
+    """One object as measured: x, y is its centroid as fractions of the side, area a fraction of the image."""
 
     colour: str
     shape: str
@@ -60,39 +60,32 @@ class Claim:
     relation: tuple[int, int] | None
     background: str | None
 
-    def meaning(self) -> tuple:
-        """The claim in a form that is equal for captions that say the same ("a above b", "b below a")."""
-        if self.relation is None:
-            return self.things, self.size, self.background
-        axis, sign = self.relation
-        return (self.things if sign < 0 else self.things[::-1]), axis, self.background
-
 
 class JudgeShapes:
-    """Whether pictures show what their captions say.
+    """Whether images show what their captions say.
 
     >>> JudgeShapes().judge(images_NHWC, ["a large red circle on a white background"])
     array([ True])
     """
 
     def judge(self, images_NHWC: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-        """Bool per picture (uint8, square, 16 pixels or more): everything that the caption claims is so.
+        """Bool per image (uint8, square, 16 pixels or more): everything that the caption claims is so.
 
         Raises:
-          UserError: a caption without a known object, or a wrong form of the pictures.
+          UserError: a caption without a known object, or a wrong form of the images.
         """
         return np.all(list(self.parts(images_NHWC, captions).values()), axis=0)
 
     def parts(self, images_NHWC: np.ndarray, captions: Sequence[str]) -> dict[str, np.ndarray]:
-        """Bool per picture for "count", "colour", "shape" (with its colour), "size", "relation" and "background".
+        """Bool per image for "count", "colour", "shape" (with its colour), "size", "relation" and "background".
 
         A property that a caption leaves open counts as right.
         """
         images_NHWC = np.asarray(images_NHWC)
         if images_NHWC.dtype != np.uint8 or images_NHWC.ndim != 4 or images_NHWC.shape[-1] != 3:
-            raise UserError(f"images are {images_NHWC.dtype}{images_NHWC.shape}; give uint8 pictures as (N, H, W, 3).")
+            raise UserError(f"images are {images_NHWC.dtype}{images_NHWC.shape}; give uint8 images as (N, H, W, 3).")
         if len(images_NHWC) != len(captions):
-            raise UserError(f"{len(images_NHWC)} images and {len(captions)} captions; give one caption per picture.")
+            raise UserError(f"{len(images_NHWC)} images and {len(captions)} captions; give one caption per image.")
         names = ("count", "colour", "shape", "size", "relation", "background")
         rows = [_compare(*read(image), parse(caption)) for image, caption in zip(images_NHWC, captions)]
         return {name: np.array([row[name] for row in rows], bool) for name in names}
@@ -117,10 +110,10 @@ def parse(caption: str) -> Claim:
 
 
 def read(image_HWC: np.ndarray) -> tuple[str | None, list[Seen]]:
-    """The background (None: neither white, gray nor black) and the objects of a picture, the largest first."""
+    """The background (None: neither white, gray nor black) and the objects of an image, the largest first."""
     if max(image_HWC.shape[:2]) > _LARGEST_SIDE:
-        picture = Image.fromarray(image_HWC).resize((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.BOX)
-        image_HWC = np.asarray(picture)
+        smaller = Image.fromarray(image_HWC).resize((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.BOX)
+        image_HWC = np.asarray(smaller)
     pixels = image_HWC.astype(np.float32)
     border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
     ground = np.median(border, axis=0)
@@ -171,7 +164,7 @@ def _form(part_HW, area, x, y):
         extent = np.sqrt(area / unit)
         mask = inside((columns[None, :] - x) / extent, (rows[:, None] - y) / extent).astype(np.float32)
         mask = mask.reshape(part_HW.shape[0], fine, part_HW.shape[1], fine).mean((1, 3))
-        for blur in (0, 0.5, 0.8):  # pictures from a decoder are a little soft
+        for blur in (0, 0.5, 0.8):  # images from a decoder are a little soft
             form = ndimage.gaussian_filter(mask, blur) if blur else mask
             best = min(best, (float(np.abs(form - part_HW).sum() / area), name))
     return best[1]

@@ -1,4 +1,4 @@
-"""How well a tokenizer gives pictures back: PSNR, SSIM, and how much of its codebook it uses."""
+"""How well a tokenizer gives images back: PSNR, SSIM, and how much of its codebook it uses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WHITE = 255.0
 
 
 def psnr(images_NHWC: np.ndarray, again_NHWC: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each picture in dB, (N,) float64; infinite where the two are equal.
+    """Peak signal-to-noise ratio of each image in dB, (N,) float64; infinite where the two are equal.
 
     10 log10(255^2 / mean squared difference), over all pixels and channels.
 
@@ -23,7 +23,7 @@ def psnr(images_NHWC: np.ndarray, again_NHWC: np.ndarray) -> np.ndarray:
       images_NHWC, again_NHWC: uint8, of one shape.
 
     Raises:
-      UserError: pictures of another type, or of two shapes.
+      UserError: images of another type, or of two shapes.
     """
     difference = np.subtract(*_floats(images_NHWC, again_NHWC))
     error_N = np.mean(np.square(difference), axis=(1, 2, 3))
@@ -32,16 +32,16 @@ def psnr(images_NHWC: np.ndarray, again_NHWC: np.ndarray) -> np.ndarray:
 
 
 def ssim(images_NHWC: np.ndarray, again_NHWC: np.ndarray) -> np.ndarray:
-    """Structural similarity of each picture, (N,) float64, 1 where the two are equal (Wang et al. 2004, equation 13).
+    """Structural similarity of each image, (N,) float64, 1 where the two are equal (Wang et al. 2004, equation 13).
 
-    A Gaussian window of 11 x 11 pixels, standard deviation 1.5, wherever it lies inside the picture; the mean over
+    A Gaussian window of 11 x 11 pixels, standard deviation 1.5, wherever it lies inside the image; the mean over
     those places and over the channels.
 
     Args:
       images_NHWC, again_NHWC: uint8, of one shape, 11 pixels or more a side.
 
     Raises:
-      UserError: pictures of another type or of two shapes, or smaller than the window.
+      UserError: images of another type or of two shapes, or smaller than the window.
     """
     x, y = _floats(images_NHWC, again_NHWC)
     if min(x.shape[1:3]) < _WINDOW:
@@ -56,7 +56,7 @@ def ssim(images_NHWC: np.ndarray, again_NHWC: np.ndarray) -> np.ndarray:
 
 
 def codebook_usage(ids: np.ndarray, codebook_size: int) -> Mapping[str, float]:
-    """How much of the codebook the ids of many pictures use.
+    """How much of the codebook the ids of many images use.
 
     Args:
       ids: integers in [0, codebook_size), of any shape.
@@ -83,7 +83,7 @@ def _floats(images, again):
     images, again = np.asarray(images), np.asarray(again)
     for name, array in (("images", images), ("reconstructions", again)):
         if array.dtype != np.uint8 or array.ndim != 4 or not array.size:
-            raise UserError(f"{name} are {array.dtype}{array.shape}; give uint8 pictures as (N, H, W, C).")
+            raise UserError(f"{name} are {array.dtype}{array.shape}; give uint8 images as (N, H, W, C).")
     if images.shape != again.shape:
         raise UserError(f"images {images.shape} and reconstructions {again.shape} differ in shape; give pairs.")
     return images.astype(np.float64), again.astype(np.float64)

@@ -7,7 +7,6 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from t2i_jax.models import unet_sizes as sizes

@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from t2i_jax.nn.activation import gelu

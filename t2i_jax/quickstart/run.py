@@ -7,15 +7,15 @@ import pathlib
 import time
 from collections.abc import Mapping
 
-import numpy as np
-
 from t2i_jax import runs
 from t2i_jax.data.pipeline import DataConfig
+from t2i_jax.eval.evaluation import Evaluation
 from t2i_jax.models.parti_transformer import PartiTransformer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.quickstart import report
-from t2i_jax.runs import evaluate as previews
-from t2i_jax.runs.recipe import Evaluation, Recipe
+from t2i_jax.runs.evaluation import evaluate, held_out
+from t2i_jax.runs.recipe import Recipe
+from t2i_jax.systems.parti.options import PartiOptions
 from t2i_jax.systems.parti.task import PartiTask
 from t2i_jax.systems.tokenizer.task import TokenizerTask
 from t2i_jax.text.learned import LearnedText
@@ -43,8 +43,8 @@ def run(workdir: pathlib.Path) -> Mapping[str, float]:
     try:
         system = runs.train(recipe, workdir)
         tokenizer = runs.load(workdir / "tokenizer")
-        figures = dict(previews.evaluate(recipe.tokenizer, tokenizer, workdir / "tokenizer"))
-        figures |= previews.evaluate(recipe, system, workdir)
+        figures = dict(evaluate(recipe.parts["tokenizer"], tokenizer, workdir / "tokenizer"))
+        figures |= evaluate(recipe, system, workdir)
         add_metrics(workdir, figures)
     finally:
         clock.stop()
@@ -66,15 +66,15 @@ class _Clock:
 
 
 def _report(recipe, system, tokenizer, workdir):
-    images = previews.held_out(recipe.tokenizer, 12)["image"]
-    judged = previews.judge(recipe, system, _SHOWN, seed=1)
+    images = held_out(recipe.parts["tokenizer"])(12, ("image",))["image"]
+    judged = system.judge(held_out(recipe), recipe.evaluation, _SHOWN, seed=1)
     sections = [
         "<p>Every caption below asks for what no training picture showed: an ordered pair of objects in a relation, or "
         "a small object of a colour and shape that was alone on this background only when large. "
         "The judge is a program that measures colour, form and place in the pixels; it knows no model of ours.</p>",
         report.figures("Figures", json.loads((workdir / "metrics.json").read_text())),
         report.samples("Samples for held-out captions", judged.images, judged.captions, judged.right),
-        report.reconstructions("The tokenizer", images, np.asarray(previews.remake(tokenizer, images))),
+        report.reconstructions("The tokenizer", images, tokenizer.reproduce(images)),
         report.curves("Training Parti", workdir / "metrics.jsonl", ("loss", "accuracy", "eval/alignment")),
         report.curves(
             "Training the tokenizer", workdir / "tokenizer" / "metrics.jsonl", ("loss", "psnr", "codebook_usage")
@@ -121,6 +121,6 @@ def get_config() -> Recipe:
                 name="muon", learning_rate=2e-3, warmup_steps=100, schedule="cosine", end_ratio=0.02, weight_decay=0.03
             ),
         ),
-        tokenizer=tokenizer,
-        evaluation=Evaluation(judge="shapes", guidance=2.0, temperature=0.5, pictures=400),
+        parts={"tokenizer": tokenizer},
+        evaluation=Evaluation(judge="shapes", pictures=400, options=PartiOptions(guidance=2.0, temperature=0.5)),
     )

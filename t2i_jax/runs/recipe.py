@@ -4,126 +4,94 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from t2i_jax.config import from_dict, one_of, to_dict
+import t2i_jax
+from t2i_jax import config
 from t2i_jax.data.pipeline import DataConfig
 from t2i_jax.errors import UserError
+from t2i_jax.eval.evaluation import Evaluation
 from t2i_jax.sharding import parse_mesh
+from t2i_jax.systems.base import SystemTask
+from t2i_jax.train.config import TrainConfig
 
-JUDGES = ("shapes", "digits")
-SAMPLING = ("guidance", "temperature", "top_k", "top_p", "sampler", "steps", "parallel")  # of `Evaluation`
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """How a run is looked at while it trains and when it is done.
-
-    Attributes:
-      judge: "shapes" or "digits": generated pictures are judged against their captions; None: they are only drawn.
-      pictures: how many held-out captions are judged at the end.
-      completions: how many held-out pictures of two shapes, half of each painted anew, are judged; 0: none.
-      preview: how many pictures a sample grid holds, at `train.eval_every`.
-      guidance, temperature, top_k, top_p, sampler, steps, parallel: as in the system's `generate`; None: its own value.
-    """
-
-    judge: str | None = None
-    pictures: int = 200
-    completions: int = 0
-    preview: int = 16
-    guidance: float | tuple[float, ...] | None = 3.0
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    sampler: str | tuple[str, ...] | None = None
-    steps: int | tuple[int, ...] | None = None
-    parallel: float | None = None
-
-    def __post_init__(self):
-        if self.judge is not None:
-            one_of("evaluation.judge", self.judge, JUDGES)
-        if self.pictures < 1 or self.preview < 1:
-            raise UserError(f"evaluation.pictures={self.pictures} and .preview={self.preview} must be at least 1.")
-        if self.completions < 0 or (self.completions and self.judge != "shapes"):
-            remedy = "give judge='shapes' and a number from 1, or 0 for none"
-            raise UserError(f"evaluation.completions={self.completions} with judge={self.judge!r}; {remedy}.")
-
-    def sampling(self) -> Mapping[str, Any]:
-        """The keyword arguments of `generate` that are set."""
-        values = {name: getattr(self, name) for name in SAMPLING}
-        return {name: value for name, value in values.items() if value is not None}
+# Fields of `Evaluation` before it had `options`; stored recipes may still have them.
+_SAMPLING = ("guidance", "temperature", "top_k", "top_p", "sampler", "steps", "parallel")
+_FORMER = ("tokenizer", "perceptual")  # parts that were fields of a recipe
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One run: what is trained, on what, how, and how it is judged.
+    """One run: what is trained, on what, how, from which parts, and how it is evaluated.
 
     Attributes:
-      task: `TokenizerTask`, `PartiTask`, `SuperResolutionTask` or `ImagenTask`.
-      data: where pictures and captions come from.
-      train: steps, batch size, optimisers, mesh.
-      tokenizer: for Parti, the image tokenizer: a recipe that is trained first (in WORKDIR/tokenizer), or the path of
-        a finished run; None when the data holds tokens and `task.tokenizer` is given, or for other tasks.
-      perceptual: for an image tokenizer, a file with the weights of VGG16 (torchvision's) or of LPIPS with VGG, which
-        judges likeness; None: no perceptual loss.
+      task: what is trained, a `SystemTask`.
+      data: where images and captions come from. train: steps, batch size, optimisers, mesh. None, both, for a task
+        that trains nothing of its own and only joins its parts.
+      parts: the trained things that the task reads, by the names of `task.parts`: a recipe, which is trained first (in
+        WORKDIR/<name>); or a path, that of a finished run, of an exported system, or of a file of weights. A part that is
+        missing is inherited from the task around this one, or does without.
       evaluation: judging and previews.
+      tokenizer, perceptual: the parts of these names, as recipes named them before there was `parts`.
     """
 
     task: Any
-    data: DataConfig
-    train: Any
-    tokenizer: Recipe | str | None = None
-    perceptual: str | None = None
+    data: DataConfig | None = None
+    train: TrainConfig | None = None
+    parts: Mapping[str, Recipe | str] = dataclasses.field(default_factory=dict)
     evaluation: Evaluation = Evaluation()
+    tokenizer: dataclasses.InitVar[Recipe | str | None] = None
+    perceptual: dataclasses.InitVar[str | None] = None
 
-    def __post_init__(self):
-        kind, known = type(self.task).__name__, getattr(self.task, "sampling_options", None)
-        stages = len(getattr(self.task, "stages", ()))
-        for name, value in self.evaluation.sampling().items() if known else ():
-            if name not in known and name != "guidance":
-                has = ", ".join(known)
-                raise UserError(f"evaluation.{name} is given for {kind}, which samples by {has}; leave it out.")
-            if isinstance(value, tuple) and len(value) != stages:
-                remedy = "give one value, or one for each stage" if stages else "give one value"
-                told = f"is of length {len(value)}, and {kind} has {stages} stages"
-                raise UserError(f"evaluation.{name}={value} {told}; {remedy}.")
+    def __post_init__(self, tokenizer, perceptual):
+        if not isinstance(self.task, SystemTask):
+            raise UserError(f"task={self.task!r} is no task of a system; give a SystemTask.")
+        kind = type(self.task).__name__
+        given = {"tokenizer": tokenizer, "perceptual": perceptual, **self.parts}
+        parts = {
+            name: os.fspath(part) if isinstance(part, os.PathLike) else part for name, part in given.items() if part is not None
+        }
+        for name, part in parts.items():
+            if name not in self.task.parts:
+                known = f"whose parts are {', '.join(self.task.parts)}" if self.task.parts else "which has no parts"
+                raise UserError(f"parts.{name} is given for {kind}, {known}; leave it out.")
+            is_file = self.task.parts[name].is_file
+            if not isinstance(part, str) and (is_file or not isinstance(part, Recipe)):
+                wanted = "the path of a file of weights" if is_file else "a Recipe or the path of a run"
+                raise UserError(f"parts.{name} is a {type(part).__name__}; give {wanted}.")
+        object.__setattr__(self, "parts", parts)
+        if self.task.objectives and (self.data is None or self.train is None):
+            missing, wanted = ("data", "DataConfig") if self.data is None else ("train", "TrainConfig")
+            raise UserError(f"{missing}=None, and a {kind} is trained; give a {wanted}.")
+        options = self.evaluation.options
+        if options is None:
+            options = self.task.options()
+            object.__setattr__(self, "evaluation", dataclasses.replace(self.evaluation, options=options))
+        if not isinstance(options, self.task.options):
+            wanted = self.task.options.__name__
+            raise UserError(f"evaluation.options={options!r} are those of another system; {kind} has {wanted}.")
+        self.task.check_options(options)
 
 
-def known_types() -> Mapping[str, type]:
-    """Every class that a stored configuration may name, by its tag."""
-    from t2i_jax.diffusion.lowres import LowresNoise
-    from t2i_jax.diffusion.noise import Ddpm, Edm
-    from t2i_jax.diffusion.samplers import Churn
-    from t2i_jax.models.discriminator import Discriminator
-    from t2i_jax.models.parti import Parti, PartiAndTokenizer
-    from t2i_jax.models.parti_transformer import PartiTransformer
-    from t2i_jax.models.stylegan_discriminator import StyleDiscriminator
-    from t2i_jax.models.super_resolution import SuperResolution
-    from t2i_jax.models.unet import NullUnet, Unet
-    from t2i_jax.models.vgg import Vgg16
-    from t2i_jax.models.vit_vqgan import VitVQGanVAE
-    from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
-    from t2i_jax.systems.imagen.task import ImagenTask
-    from t2i_jax.systems.cascade.stage import Stage
-    from t2i_jax.systems.parti.task import PartiTask
-    from t2i_jax.systems.super_resolution.task import SuperResolutionTask
-    from t2i_jax.systems.tokenizer.task import TokenizerTask
-    from t2i_jax.text.learned import LearnedText
-    from t2i_jax.text.stored import StoredText
-    from t2i_jax.text.t5 import T5Text
-    from t2i_jax.text.t5_encoder import T5Encoder
-    from t2i_jax.train.loop import TrainConfig
-    from t2i_jax.train.optim import OptimConfig
+class _Types(Mapping[str, type]):
+    """Every class that a stored configuration may name: the public ones of the package, imported when asked for."""
 
-    classes = (
-        Recipe, Evaluation, DataConfig, TrainConfig, OptimConfig, TokenizerTask, PartiTask, SuperResolutionTask,
-        ImagenTask, Stage, Ddpm, Edm, LowresNoise, Churn, VitVQGanVAE, ViTVQGAN, Discriminator, StyleDiscriminator, Vgg16,
-        Parti, PartiAndTokenizer, PartiTransformer, SuperResolution, Unet, NullUnet, LearnedText, StoredText, T5Text,
-        T5Encoder,
-    )  # fmt: skip
-    return {cls.__name__: cls for cls in classes}
+    def __getitem__(self, name: str) -> type:
+        if name not in t2i_jax.homes():
+            raise KeyError(name)
+        return getattr(t2i_jax, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(t2i_jax.homes())
+
+    def __len__(self) -> int:
+        return len(t2i_jax.homes())
+
+
+TYPES: Mapping[str, type] = _Types()
 
 
 def load_recipe(path: str | pathlib.Path) -> Recipe:
@@ -148,20 +116,52 @@ def load_recipe(path: str | pathlib.Path) -> Recipe:
     return recipe
 
 
+def changed(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
+    """The recipe with `field.subfield=value` applied, as `config.override` does; a part's name stands for parts.NAME."""
+    return config.override(recipe, [_within_parts(recipe.task, text) for text in assignments])
+
+
 def with_mesh(recipe: Recipe, mesh: str | None) -> Recipe:
-    """The recipe on another mesh, "data=2,fsdp=4", its tokenizer's recipe too; None: as it is."""
-    if mesh is None:
-        return recipe
-    train = dataclasses.replace(recipe.train, mesh=parse_mesh(mesh))
-    first = with_mesh(recipe.tokenizer, mesh) if isinstance(recipe.tokenizer, Recipe) else recipe.tokenizer
-    return dataclasses.replace(recipe, train=train, tokenizer=first)
+    """The recipe on another mesh, "data=2,fsdp=4", the recipes of its parts too; None: as it is."""
+    return recipe if mesh is None else _on(recipe, parse_mesh(mesh))
 
 
 def recipe_to_dict(recipe: Recipe) -> Mapping[str, Any]:
     """The JSON form that every checkpoint holds."""
-    return to_dict(recipe)
+    return config.to_dict(recipe)
 
 
 def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
-    """The recipe that a checkpoint holds."""
-    return from_dict(data, known_types(), "recipe")
+    """The recipe that a checkpoint holds, of this release or of an earlier one."""
+    return config.from_dict(upgrade(data), TYPES, "recipe")
+
+
+def upgrade(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A stored recipe of an earlier release in today's form; one of today as it is."""
+    data = dict(data)
+    parts = dict(data.get("parts") or {})
+    for name in _FORMER:
+        part = data.pop(name, None)
+        if part is not None:
+            parts[name] = part
+    data["parts"] = {name: upgrade(part) if isinstance(part, Mapping) else part for name, part in parts.items()}
+    evaluation = dict(data.get("evaluation") or {})
+    former = {name: evaluation.pop(name) for name in _SAMPLING if name in evaluation}
+    if former:
+        options = TYPES[data["task"]["type"]].options
+        known = config.fields_of(options)
+        given = {name: value for name, value in former.items() if name in known and value is not None}
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        evaluation["options"] = config.to_dict(options(**given))
+    return {**data, "evaluation": evaluation} if evaluation else data
+
+
+def _within_parts(task, assignment):
+    head = assignment.lstrip("-").partition("=")[0].partition(".")[0].strip()
+    return f"parts.{assignment.lstrip('-').strip()}" if head in task.parts else assignment
+
+
+def _on(recipe, mesh):
+    parts = {name: _on(part, mesh) if isinstance(part, Recipe) else part for name, part in recipe.parts.items()}
+    train = recipe.train if recipe.train is None else dataclasses.replace(recipe.train, mesh=mesh)
+    return dataclasses.replace(recipe, train=train, parts=parts)

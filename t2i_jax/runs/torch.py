@@ -1,89 +1,62 @@
-"""Weights of the PyTorch packages as a folder that `load` reads, and a run's weights as a state dict for PyTorch."""
+"""Weights of the PyTorch packages as a folder that `load` reads, and a run's weights as PyTorch loads them.
+
+Which package and how is for the systems to say: a module of `t2i_jax.systems.weights()` offers
+
+- `from_torch(file) -> Imported | None`: the system in a file, or None where the file holds no such system;
+- `to_torch(contents, path)`: writes a run's contents as a file for the package.
+"""
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
-from t2i_jax import convert
-from t2i_jax import runs
-from t2i_jax.systems.imagen import weights as imagen_weights
-from t2i_jax.convert import torch_io
+from t2i_jax import systems
 from t2i_jax.data.pipeline import DataConfig
 from t2i_jax.errors import UserError
-from t2i_jax.models.cascade import Cascade
-from t2i_jax.models.parti import Parti, PartiAndTokenizer
-from t2i_jax.models.vit_vqgan import VitVQGanVAE
+from t2i_jax.files import replacing
+from t2i_jax.runs import folder as folders
 from t2i_jax.runs.recipe import Recipe
-from t2i_jax.systems.imagen.task import ImagenTask
-from t2i_jax.systems.parti.task import PartiTask
-from t2i_jax.systems.tokenizer.task import TokenizerTask
-from t2i_jax.text.stored import StoredText
-from t2i_jax.text.t5 import T5Text
-from t2i_jax.train.loop import TrainConfig
+from t2i_jax.systems.imported import Imported, TorchFile
+from t2i_jax.train.config import TrainConfig
 
 
-def import_torch(
-    path: str | pathlib.Path,
-    out: str | pathlib.Path,
-    *,
-    t5: str | None = None,
-    imagen: Mapping[str, Any] | None = None,
-    **fields: Any,
-) -> pathlib.Path:
-    """Writes a checkpoint of parti-pytorch or imagen-pytorch as a folder that `t2i_jax.load` reads; returns the folder.
+def import_torch(path: str | pathlib.Path, out: str | pathlib.Path, *, t5: str | None = None, **fields: Any) -> pathlib.Path:
+    """Writes a checkpoint of a PyTorch package as a folder that `t2i_jax.load` reads; returns the folder.
 
     Args:
-      path: .safetensors, .pt, .pth, .bin or .ckpt, with the weights of a VitVQGanVAE, of a Parti with its tokenizer or
-        of an Imagen (as the packages save them), or what ImagenTrainer saved; a pickle never runs code.
+      path: .safetensors, .pt, .pth, .bin or .ckpt, with the weights of a whole system as its package saves them, or what
+        the package's trainer saved; a pickle never runs code.
       out: new folder.
-      t5: the folder or hub name of the T5 whose embeddings a Parti or an Imagen was trained on; None: `generate` is given
+      t5: the folder or hub name of the T5 on whose embeddings the system was trained; None: `generate` is given
         embeddings instead of prompts.
-      imagen: arguments of the package's class, as {"image_sizes": (64, 256), "pred_objectives": "v"}, and "elucidated":
-        True for an ElucidatedImagen; of a checkpoint that was made from a config those that differ.
-      **fields: configuration that the weights do not tell, for a tokenizer or a Parti that stands alone.
+      **fields: configuration that the weights do not tell; a mapping under the name of a system is arguments of the
+        package's class, as {"image_sizes": (64, 256)}.
 
     Raises:
       UserError: weights of another kind, fields that contradict them, a T5 of another width, or `out` exists.
     """
     out = pathlib.Path(out)
-    runs.check_new(out)
-    loaded = None if pathlib.Path(path).suffix == ".safetensors" else torch_io.load(path)
-    if imagen_weights.is_trainers(loaded):
-        return imagen_weights.write(imagen_weights.from_trainer(loaded, **fields), out, t5, imagen or {})
-    model, params = convert.from_torch(path, **fields)
-    if isinstance(model, Cascade):
-        return imagen_weights.write(imagen_weights.untold(model, params), out, t5, imagen or {})
-    if imagen is not None:
-        raise UserError(f"imagen={imagen} is given for the weights of a {type(model).__name__}; leave it out.")
-    if isinstance(model, VitVQGanVAE):
-        if t5 is not None:
-            raise UserError(f"t5={t5!r} is given for an image tokenizer, which reads no text; leave it out.")
-        _write_tokenizer(model, params, out)
-    elif isinstance(model, PartiAndTokenizer):
-        task = PartiTask(model=model.parti, text=_text(model.parti, t5), tokenizer=model.tokenizer)
-        beside = {"tokenizer": lambda folder: _write_tokenizer(model.tokenizer, params["tokenizer"], folder)}
-        runs.write_system(out, _recipe(task, model.tokenizer), {"parti": {"decoder": params["parti"]}}, {}, beside)
-    elif isinstance(model, Parti):
-        raise UserError(
-            f"weights={str(path)!r} hold a Parti without its image tokenizer, which can't paint; save the whole Parti."
-        )
-    else:
-        raise UserError(
-            f"weights={str(path)!r} hold a {type(model).__name__}, no system; give a VitVQGanVAE's or a Parti's."
-        )
-    return out
+    folders.check_new(out)
+    own = {name: fields.pop(name) for name in systems.SYSTEMS if isinstance(fields.get(name), Mapping)}
+    file = TorchFile(pathlib.Path(path), t5, fields, own)
+    for weights in systems.weights():
+        found = weights.from_torch(file)
+        if found is not None:
+            if file.unused:
+                name, given = next(iter(file.unused.items()))
+                raise UserError(f"{name}={given} is given for the weights of a {found.kind}; leave it out.")
+            _write(found, out)
+            return out
+    if file.unknown is not None:
+        raise file.unknown
+    raise UserError(f"weights={str(path)!r} hold a {type(file.network).__name__}, no system; give those of a whole system.")
 
 
 def export_torch(run: str | pathlib.Path, path: str | pathlib.Path) -> pathlib.Path:
-    """Writes a run's weights as the state dict that parti-pytorch or imagen-pytorch loads, and returns the file.
-
-    A tokenizer that was trained without a discriminator, or against another one than its own, has no "discr." in it.
-    A Parti with its tokenizer becomes one state dict, with the tokenizer under "vae.". A cascade as .pt becomes a
-    checkpoint of ImagenTrainer, with its averages and counts of steps; as .safetensors the averaged networks alone.
+    """Writes a run's weights as the PyTorch package of its system loads them, and returns the file.
 
     Args:
       run: folder of a run, or of an exported system. path: new .safetensors or .pt file.
@@ -94,56 +67,15 @@ def export_torch(run: str | pathlib.Path, path: str | pathlib.Path) -> pathlib.P
     path = pathlib.Path(path)
     if path.exists():
         raise UserError(f"out={str(path)!r} exists; name a new file.")
-    if isinstance(runs.load_run_recipe(_folder(run)).task, ImagenTask):
-        return imagen_weights.export(run, path)
-    recipe, params, stats = runs.read(_folder(run))
-    if isinstance(recipe.task, TokenizerTask):
-        model = recipe.task.model
-        if isinstance(model, VitVQGanVAE) and recipe.task.discriminator is not None:
-            own = model.discriminator() if model.discr_layers else None
-            kept = ("generator", "discriminator") if recipe.task.discriminator == own else ("generator",)
-            params = {name: params[name] for name in kept}  # the package has no place for another discriminator
-        params = _tokenizer_weights(model, params, stats)
-    elif isinstance(recipe.task, PartiTask):
-        model, params = recipe.task.network, params["parti"]["decoder"]
-        if isinstance(model, Parti) and (pathlib.Path(run) / "tokenizer").is_dir():
-            tokenizer, groups, stats = runs.read(pathlib.Path(run) / "tokenizer")
-            model = PartiAndTokenizer(parti=model, tokenizer=tokenizer.task.model)
-            groups = {"generator": groups["generator"]}  # the package saves no discriminator with a Parti
-            params = {"parti": params, "tokenizer": _tokenizer_weights(tokenizer.task.model, groups, stats)}
-    else:
-        raise UserError(f"run={str(run)!r} is a {type(recipe.task).__name__}'s, which has no PyTorch form.")
-    state = convert.to_state(model, jax.device_get(params))
+    weights = systems.weights_of(folders.load_run_recipe(run).task)
+    contents = folders.read(run)
     path.parent.mkdir(parents=True, exist_ok=True)
-    half_done = path.with_name(f"partial-{path.name}")
-    torch_io.write(half_done, state)
-    half_done.replace(path)
+    with replacing(path) as temporary:
+        weights.to_torch(contents, temporary)
     return path
 
 
-def _write_tokenizer(model, weights, out):
-    groups = {name: weights[name] for name in ("generator", "discriminator") if name in weights}
-    runs.write_system(out, _recipe(TokenizerTask(model=model), model), groups, weights.get("stats", {}), {})
-
-
-def _tokenizer_weights(model, groups, stats):
-    codebook = jax.eval_shape(model.start, jax.random.key(0))  # the counts of training have no place there
-    return {**groups, "stats": {name: stats[name] for name in codebook}}
-
-
-def _folder(run):
-    folder = pathlib.Path(run)
-    if not folder.is_dir():
-        raise UserError(f"run={str(run)!r} is not a folder; give one that `t2i train` or `t2i convert` made.")
-    return folder
-
-
-def _recipe(task, tokenizer):
-    return Recipe(task=task, data=DataConfig(image_size=tokenizer.image_size), train=TrainConfig(steps=1, batch_size=1))
-
-
-def _text(model, t5):
-    text = StoredText(dim=model.text_embed_dim) if t5 is None else T5Text.from_directory(t5)
-    if text.dim != model.text_embed_dim:
-        raise UserError(f"t5={t5!r} is {text.dim} wide and the weights want {model.text_embed_dim}; give their own T5.")
-    return text
+def _write(found: Imported, out):
+    beside = {name: functools.partial(_write, part) for name, part in found.parts.items()}
+    recipe = Recipe(found.task, DataConfig(image_size=found.image_size), TrainConfig(steps=1, batch_size=1))
+    folders.write_system(out, recipe, found.params, found.stats, beside)

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+import itertools
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from t2i_jax.config import fields_of, one_of
 from t2i_jax.errors import UserError
 from t2i_jax.nn.conv import boxed
 from t2i_jax.nn.transformer import REMAT, Transformer
 from t2i_jax.sharding import constrain
+from t2i_jax.text.encoder import encode_captions, ids_spec
+from t2i_jax.text.tokenizer import TextTokenizer, load, train_bpe
 from t2i_jax.types import Array, Key, Params
+
+_CAPTIONS_FOR_VOCABULARY = 50_000
 
 
 class TextTransformer(nn.Module):
@@ -107,3 +117,42 @@ class LearnedText:
             raise UserError(f"text has {text_BL.shape[1]} tokens, more than max_length={self.max_length}; cut it.")
         rngs = {} if key is None else {"dropout": key}
         return self.network.apply({"params": params}, text_BL, mask_BL, deterministic=key is None, rngs=rngs)
+
+    def spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Token ids and their mask."""
+        return ids_spec(self.max_length, batch_size)
+
+    def frozen(self) -> Mapping[str, Any]:
+        """Nothing: its parameters are trained."""
+        return {}
+
+    def frozen_shapes(self) -> Mapping[str, Any]:
+        """Nothing: its parameters are trained."""
+        return {}
+
+    def columns(self) -> Mapping[str, Mapping[str, Any]]:
+        """Nothing: captions are enough."""
+        return {}
+
+    def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
+        """Trains a vocabulary on the first 50,000 captions and writes it into `folder`, unless there is one."""
+        folder = pathlib.Path(folder)
+        if not folder.is_dir():
+            first = list(itertools.islice(captions(), _CAPTIONS_FOR_VOCABULARY))
+            half_done = folder.with_name(folder.name + ".partial")
+            train_bpe(first, self.vocab_size).save(half_done)
+            half_done.rename(folder)
+
+    def tokenizer(self, folder: str | os.PathLike | None = None) -> TextTokenizer:
+        """The vocabulary that `prepare` wrote into `folder`."""
+        if folder is None:
+            raise UserError("folder=None: a LearnedText reads its vocabulary from RUN/text_tokenizer; name that folder.")
+        return load(folder)
+
+    def encode(self, tokenizer: TextTokenizer | None, prompts: Any, field: str) -> dict[str, np.ndarray]:
+        """Token ids of captions and their mask."""
+        return encode_captions(tokenizer, prompts, self.max_length, field)
+
+    def empty(self, count: int) -> list[str]:
+        """Empty captions."""
+        return [""] * count

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from t2i_jax import sharding
 from t2i_jax.errors import UserError
 from t2i_jax.text import t5_files
+from t2i_jax.text.encoder import encode_captions, ids_spec
 from t2i_jax.text.t5_encoder import SIZES, T5Encoder
 from t2i_jax.text.tokenizer import TextTokenizer, load
 from t2i_jax.types import Array, Key, Params
@@ -84,15 +86,42 @@ class T5Text:
         """The weights' shapes, boxed with their logical axes: to place them on a mesh."""
         return jax.eval_shape(self._random, jax.random.key(0))
 
-    def tokenizer(self) -> TextTokenizer:
-        """T5's own tokenizer, from `source`."""
+    def tokenizer(self, folder: str | os.PathLike | None = None) -> TextTokenizer:
+        """T5's own tokenizer, from `source`; `folder` is not used."""
         if self.source is None:
             raise UserError("text.source=None has no tokenizer; give a folder or a name such as google/t5-v1_1-base.")
         return load(t5_files.folder_of(self.source, *t5_files.TOKENIZER_FILES))
 
-    def embed(self, params: Params, text_BL: Array, mask_BL: Array) -> Array:
+    def embed(self, params: Params, text_BL: Array, mask_BL: Array, key: Key | None = None) -> Array:
         """Embeddings (B, L, dim) float32 of token ids; rows at padding are not zeroed, the mask says where they are."""
         return self.network.apply({"params": params}, text_BL, mask_BL)
+
+    def spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Token ids and their mask."""
+        return ids_spec(self.max_length, batch_size)
+
+    def frozen(self) -> Mapping[str, Any]:
+        """The weights of `init`."""
+        return {"text": self.init(jax.random.key(0))}
+
+    def frozen_shapes(self) -> Mapping[str, Any]:
+        """The shapes of `shapes`, unboxed."""
+        return {"text": sharding.unbox(self.shapes())}
+
+    def columns(self) -> Mapping[str, Mapping[str, Any]]:
+        """Nothing: captions are enough."""
+        return {}
+
+    def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
+        """Nothing is needed: T5 has its own tokenizer."""
+
+    def encode(self, tokenizer: TextTokenizer | None, prompts: Any, field: str) -> dict[str, np.ndarray]:
+        """Token ids of captions and their mask."""
+        return encode_captions(tokenizer, prompts, self.max_length, field)
+
+    def empty(self, count: int) -> list[str]:
+        """Empty captions."""
+        return [""] * count
 
     def _random(self, key):
         text_BL = jnp.zeros((1, 2), jnp.int32)

@@ -36,7 +36,7 @@ class T5Encoder(nn.Module):
       feed_forward: a key of `FEED_FORWARD`: "relu" for T5, "gated-gelu" for version 1.1 and Flan-T5.
       buckets, max_distance: of relative positions; further ones share a bucket.
       epsilon: of the norms.
-      dtype: of the products; norms, scores and softmax are float32.
+      dtype: of the matmuls; norms, scores and softmax are float32.
     """
 
     dim: int = 768
@@ -78,7 +78,7 @@ class T5Encoder(nn.Module):
             T5Layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=self.depth,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(**layer_fields(self, T5Layer), name="layers")
@@ -108,7 +108,8 @@ class T5Layer(nn.Module):
         # T5 starts its queries smaller by sqrt(dim_head) and never scales scores.
         std = {"q": (self.dim * self.dim_head) ** -0.5, "k": self.dim**-0.5, "v": self.dim**-0.5}
         q, k, v = (self._dense(inner, n, ("embed", "heads"), std[n])(x_BLC) for n in ("q", "k", "v"))
-        split = lambda y: y.reshape(*y.shape[:-1], self.heads, self.dim_head)
+        def split(y):
+            return y.reshape(*y.shape[:-1], self.heads, self.dim_head)
         scores_BHQK = jnp.einsum("BQHD,BKHD->BHQK", split(q), split(k), preferred_element_type=jnp.float32)
         scores_BHQK = jnp.where(mask_BL[:, None, None, :], scores_BHQK + bias_HQK, _MASKED)
         weights_BHQK = jax.nn.softmax(scores_BHQK, axis=-1).astype(self.dtype)

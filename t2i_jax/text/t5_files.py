@@ -161,7 +161,8 @@ def _safetensors(path):
         file = safe_open(path, framework="np")
     except SafetensorError as error:
         raise UserError(f"weights={str(path)!r} is not a safetensors file ({error}); fetch it again.") from error
-    return {name: lambda name=name: file.get_tensor(name) for name in file.keys()}
+    names = file.keys()
+    return {name: lambda name=name: file.get_tensor(name) for name in names}
 
 
 def _block(i):

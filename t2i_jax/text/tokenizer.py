@@ -28,9 +28,11 @@ class TextTokenizer(Protocol):
 
     def __call__(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """ids (B, max_length) int32 and mask bool, True at tokens; longer captions are cut before the end token."""
+        ...
 
     def lengths(self, texts: Sequence[str]) -> np.ndarray:
         """Tokens of each caption uncut, the end included: those above `max_length` would be cut."""
+        ...
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes what `load` reads."""
@@ -73,10 +75,10 @@ class Vocabulary:
         self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._eos = self._tokenizer.token_to_id("</s>")
-        if self._eos is None or self._tokenizer.token_to_id("<pad>") != PAD:
+        eos = self._tokenizer.token_to_id("</s>")
+        if eos is None or self._tokenizer.token_to_id("<pad>") != PAD:
             raise UserError("tokenizer.json has no </s>, or its <pad> is not id 0; give the tokenizer of a T5.")
-        self.vocab_size = self._tokenizer.get_vocab_size()
+        self._eos, self.vocab_size = eos, self._tokenizer.get_vocab_size()
 
     def __call__(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """ids (B, max_length) int32 and mask bool."""

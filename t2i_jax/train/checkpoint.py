@@ -39,7 +39,8 @@ class Checkpoints:
 
     def __init__(self, workdir: str | pathlib.Path, keep: int | None):
         self.folder = pathlib.Path(workdir).resolve() / _FOLDER
-        me, self._writer = jax.process_index(), None
+        me = jax.process_index()
+        self._writer: Any = None  # Orbax's manager that saves; None: only reading
         if keep is not None:
             processes.once(lambda: self.folder.mkdir(parents=True, exist_ok=True))
             found = {"finished checkpoints": self._on_disk() if self.folder.is_dir() else None}
@@ -134,7 +135,8 @@ class Checkpoints:
           places: by group the shardings of its parameters, which are read to their places; None: all on one device.
         """
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        lying = lambda saved, place: jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=place)
+        def lying(saved, place):
+            return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=place)
 
         def read(step):
             saved = self._reader.item_metadata(step).weights.tree
@@ -229,7 +231,7 @@ class Checkpoints:
 def load_params(
     workdir: str | pathlib.Path, places: Mapping[str, Any] | None = None
 ) -> tuple[Mapping[str, Any], Any, Any, Any]:
-    """(configuration as a dict, params by group, averages by group, stats) of a run's newest checkpoint.
+    """(configuration as a dict, params by group, EMA by group, stats) of a run's newest checkpoint.
 
     The run may still be going on; its folder is only read. `places`: see `Checkpoints.weights`.
 
@@ -247,6 +249,12 @@ def load_config(workdir: str | pathlib.Path) -> Mapping[str, Any]:
       UserError: there is none.
     """
     return _read_only(workdir, Checkpoints.config)
+
+
+def last_step(workdir: str | pathlib.Path) -> int | None:
+    """The newest step of which a run's folder has a finished checkpoint; None without any. No array is read."""
+    folder = pathlib.Path(workdir) / _FOLDER
+    return max((int(entry.name) for entry in folder.glob("*") if entry.name.isdigit()), default=None)
 
 
 def _read_only(workdir, read):

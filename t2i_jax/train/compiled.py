@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import sys
@@ -31,9 +32,10 @@ class CompiledStep:
         mesh: jax.sharding.Mesh | None = None,
         kept: Executables | None = None,
     ):
-        out = {} if shardings is None else {"out_shardings": (shardings, None)}
+        out: dict[str, Any] = {} if shardings is None else {"out_shardings": (shardings, None)}
         self._jitted: Any = jax.jit(step, donate_argnums=0, **out)
-        self._mesh, self._kept, self._program = mesh, kept, None
+        self._mesh, self._kept = mesh, kept
+        self._program: Any = None
 
     def prepare(self, state: Any, *rest: Any) -> None:
         """Compiles for the shapes of these arguments, or finds the program, unless that was done before."""
@@ -45,6 +47,7 @@ class CompiledStep:
             _give_back()
 
     def __call__(self, state: Any, *rest: Any) -> Any:
+        """The state after the step, and its metrics."""
         self.prepare(state, *rest)
         return self._program(state, *rest)
 
@@ -60,7 +63,5 @@ def _give_back():
     """Returns what tracing and compiling left, hundreds of megabytes, to the system; the C library would keep it."""
     gc.collect()
     if sys.platform == "linux":
-        try:
+        with contextlib.suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-        except (OSError, AttributeError):  # another C library
-            pass

@@ -15,7 +15,7 @@ from t2i_jax.config import did_you_mean, differences, one_of, to_dict
 from t2i_jax.errors import UserError
 from t2i_jax.train.optim import OptimConfig
 
-# Fields that may differ from those of the checkpoint that a run carries on from.
+# Fields that may differ from those of the checkpoint that a run resumes from.
 HARMLESS = (
     "steps", "log_every", "eval_every", "save_every", "keep", "mesh", "rules", "max_skipped_in_a_row", "wandb_project",
 )  # fmt: skip
@@ -30,12 +30,13 @@ class TrainConfig:
     Attributes:
       steps: updates in all. batch_size: over all devices and processes. seed: of parameters, data order and noise.
       optim: of every group that `optim_by_group` does not name, as {"discriminator": OptimConfig(...)}.
-      ema_decay: of the moving average of parameters; 0: none is kept.
-      accumulate: the batch is worked off in so many parts, one after the other; the update is that of the whole batch.
+      ema_decay: decay of the exponential moving average (EMA) of the parameters; 0: none is kept.
+      accumulate: gradient accumulation: the micro-batches that a batch is split into, one after the other; the
+        update is that of the whole batch.
       mesh: size per mesh axis ("slice", "data", "fsdp", "sequence", "tensor"), one may be -1: what remains; None: all
         devices on "data". rules: how parameters are split, "dp", "fsdp" or "fsdp_tp"; None: over all that the mesh has.
       log_every, eval_every, save_every: in steps; eval_every=0: no previews. keep: checkpoints that stay.
-      max_skipped_in_a_row: the run stops when so many updates in a row were not finite.
+      max_skipped_in_a_row: the number of updates in a row that were not finite at which the run stops.
       wandb_project: log to Weights & Biases too; None: don't.
     """
 
@@ -91,7 +92,7 @@ class TrainConfig:
         return self.rules or sharding.rules_of(self.mesh)
 
     def of_step(self) -> Mapping[str, Any]:
-        """What one step may depend on, as JSON values: all but how often things happen around it."""
+        """The fields that one step may depend on, as JSON values: all but how often things happen around it."""
         return {name: value for name, value in to_dict(self).items() if name not in _AROUND}
 
     def check_batch(self, mesh: Mesh) -> None:
@@ -100,7 +101,7 @@ class TrainConfig:
         unit = ways * self.accumulate
         if self.batch_size % unit:
             raise UserError(
-                f"train.batch_size={self.batch_size} does not divide over {ways} devices in {self.accumulate} part(s); "
+                f"train.batch_size={self.batch_size} does not divide over {ways} devices and {self.accumulate} micro-batch(es); "
                 f"try batch_size={-(-self.batch_size // unit) * unit}."
             )
 
@@ -108,7 +109,7 @@ class TrainConfig:
 def refuse_other_run(
     old: Mapping[str, Any], new: Mapping[str, Any], allowed: Sequence[str], workdir: str | pathlib.Path
 ) -> None:
-    """Refuses to carry on with a checkpoint of another configuration.
+    """Refuses to resume from a checkpoint of another configuration.
 
     Args:
       old, new: stored configurations, `TrainConfig` under "train".

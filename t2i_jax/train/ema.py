@@ -1,4 +1,4 @@
-"""A moving average of parameters."""
+"""The exponential moving average (EMA) of parameters."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from t2i_jax.types import Array
 
 
 def update(average: Any, params: Any, step: Array, decay: float) -> Any:
-    """`d * average + (1 - d) * params`, d = min(decay, (1 + step) / (10 + step)): young averages follow fast."""
+    """The next average: `d * average + (1 - d) * params`, where d = min(decay, (1 + step) / (10 + step)).
+
+    In the first steps d is small, so that the average follows the parameters fast.
+    """
     d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda a, p: a * d + p * (1 - d), average, params)

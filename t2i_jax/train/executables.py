@@ -53,8 +53,10 @@ class Executables:
         Args:
           settings: JSON values, what the step depends on beside the task.
         """
-        cache = jax.config.jax_compilation_cache_dir
-        if not cache or "://" in cache or not jax.config.jax_enable_compilation_cache or not is_of_package(task):
+        of_jax = jax.config.values
+        cache = of_jax["jax_compilation_cache_dir"]
+        enabled = of_jax["jax_enable_compilation_cache"]
+        if not cache or "://" in cache or not enabled or not is_of_package(task):
             return None
         return cls(pathlib.Path(cache) / _FOLDER, {"task": to_dict(task), **settings}, devices)
 

@@ -1,4 +1,4 @@
-"""Where the time of a run goes, over all of its starts: every second belongs to one kind."""
+"""Goodput: the time of a run over all of its starts, every second of one kind."""
 
 from __future__ import annotations
 
@@ -46,26 +46,26 @@ class Goodput:
 
     @classmethod
     def of(cls, workdir: str | pathlib.Path) -> Goodput:
-        """A start, which begins now, of the run in a folder; figures that can't be read count as none."""
+        """A new start, which begins now, of the run in a folder; times that can't be read count as none."""
         try:
             return cls(json.loads((pathlib.Path(workdir) / FILE).read_text()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return cls()
 
-    def carry_on(self, step: int) -> None:
-        """The run goes on after this step: what earlier starts did beyond it is lost."""
-        reached = self._saves.get(step, self._seconds["step"])  # not known: a run older than these figures
+    def resume(self, step: int) -> None:
+        """Counts what earlier starts did beyond this step, that of the checkpoint resumed from, as lost."""
+        reached = self._saves.get(step, self._seconds["step"])  # not known: a run older than this file
         self._seconds["lost"] += self._seconds["step"] - reached
         self._seconds["step"] = reached
         self._saves = {saved: seconds for saved, seconds in self._saves.items() if saved <= step}
 
     def start_training(self) -> None:
-        """The way to the first step is over."""
+        """Ends the kind "restart": the first step comes next."""
         self._turn_to("other")
 
     @contextlib.contextmanager
     def spent_on(self, kind: str) -> Iterator[None]:
-        """What happens inside is of this kind; it has this name in a trace, too."""
+        """Counts the time inside as of this kind; it has this name in a trace, too."""
         before = self._turn_to(kind)
         try:
             with jax.profiler.TraceAnnotation(kind):
@@ -74,7 +74,7 @@ class Goodput:
             self._turn_to(before)
 
     def save(self, step: int) -> None:
-        """A checkpoint of this step, which is done, is about to be made."""
+        """Notes that a checkpoint of this step, which is done, is about to be made."""
         self._turn_to(self._kind)
         self._saves = dict([*self._saves.items(), (step, self._seconds["step"])][-_SAVES:])
 

@@ -1,4 +1,4 @@
-"""What makes a compiled program what it is: code, configuration, arguments, libraries and machine, as one hash."""
+"""The key of a compiled program: code, configuration, arguments, libraries and machine as one hash."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ def _source():
 
 @functools.cache
 def _processor():
-    """What the processor can do: a program for a larger one would stop with an illegal instruction."""
+    """The features of the processor: a program for a larger one would stop with an illegal instruction."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    told = {line for line in lines if line.split(":")[0].strip() in ("model name", "flags", "Features")}
-    return [platform.machine(), platform.processor(), *sorted(told)]
+    features = {line for line in lines if line.split(":")[0].strip() in ("model name", "flags", "Features")}
+    return [platform.machine(), platform.processor(), *sorted(features)]

@@ -1,4 +1,4 @@
-"""What a run tells: a progress line, WORKDIR/metrics.jsonl, TensorBoard events and, if wanted, Weights & Biases."""
+"""The log of a run: a progress line, WORKDIR/metrics.jsonl, TensorBoard events and, if wanted, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import jax
 from tqdm import tqdm
 
 from t2i_jax.errors import UserError
+from t2i_jax.files import replacing
 
 _FLUSH_EVERY = 10.0  # seconds between two writings of events to the disk
 
@@ -53,8 +54,8 @@ class Log:
         if self._wandb is not None:
             self._wandb.log(finite, step=step)
 
-    def figures(self, metrics: Mapping[str, float]) -> None:
-        """Merges figures of the whole run into WORKDIR/metrics.json."""
+    def summary(self, metrics: Mapping[str, float]) -> None:
+        """Merges metrics of the whole run into WORKDIR/metrics.json."""
         if self._speaks:
             with self._forgiving():
                 add_metrics(self.workdir, metrics)
@@ -66,7 +67,7 @@ class Log:
                 _replace(self.workdir / name, json.dumps(values))
 
     def progress(self, step: int, shown: Mapping[str, float | str]) -> None:
-        """Moves the progress line to a step; one that it shows already gets other figures."""
+        """Moves the progress line to a step and shows these values."""
         if self._speaks:
             self._bar.set_postfix(shown, refresh=step == self._bar.n)
             self._bar.update(step - self._bar.n)
@@ -98,7 +99,7 @@ class Log:
 
 
 def add_metrics(workdir: str | pathlib.Path, metrics: Mapping[str, float]) -> None:
-    """Merges figures into WORKDIR/metrics.json; the file is replaced whole, never left half written."""
+    """Merges metrics into WORKDIR/metrics.json; the file is replaced whole, never left half written."""
     path = pathlib.Path(workdir) / "metrics.json"
     old = json.loads(path.read_text()) if path.is_file() else {}
     _replace(path, json.dumps({**old, **metrics}, indent=1, sort_keys=True) + "\n")
@@ -142,9 +143,8 @@ def _forget_after(path, start):
 
 
 def _replace(path, text):
-    half_done = path.with_name(path.name + ".partial")
-    half_done.write_text(text)
-    half_done.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def _step_of(line):

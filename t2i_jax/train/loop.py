@@ -1,4 +1,4 @@
-"""The trainer: one loop for every task, which resumes by itself, saves before it stops, and tells what it does."""
+"""The trainer: one loop for every task. It resumes by itself, saves before it stops, and logs what it does."""
 
 from __future__ import annotations
 
@@ -41,23 +41,6 @@ class Hook:
     run: Callable[[TrainState, int, Log], None]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """What stays the same from step to step."""
-
-    config: TrainConfig
-    stored: Mapping[str, Any]
-    frozen: Any
-    step: CompiledStep
-    stream: Stream
-    checkpoints: Checkpoints
-    log: Log
-    hooks: Sequence[Hook]
-    clock: Goodput
-    trace: Trace
-    stalls: Stalls
-
-
 def fit(
     task: Task,
     batches: Any,
@@ -70,6 +53,7 @@ def fit(
     allowed: Sequence[str] = (),
     clock: Goodput | None = None,
     profile: Profile | None = None,
+    upgrade: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> TrainState:
     """Trains until `config.steps`, from the newest checkpoint of `workdir` where there is one.
 
@@ -80,8 +64,10 @@ def fit(
       extra_config: JSON values stored in every checkpoint and compared with those of the checkpoint resumed from;
         None: the task and `config`.
       allowed: fields of `extra_config` (with everything below them) that may differ from the checkpoint's.
-      clock: counts the time of this start, and has begun with it; None: it begins here.
+      clock: measures the time of this start, which began before; None: it begins here.
       profile: steps of which a trace is written.
+      upgrade: brings a configuration stored by an earlier release to today's form, before it is compared; None: they
+        are compared as stored.
 
     Raises:
       UserError: the checkpoint was made with another configuration; processes were given different ones; a batch does
@@ -101,8 +87,12 @@ def fit(
     abstract = states.abstract(start, task, mesh, config.preset)
     states.check_mesh(abstract, task, mesh, config.preset)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    def check(old):
+        refuse_other_run(upgrade(old) if upgrade else old, stored, allowed, workdir)
+
     with Checkpoints(workdir, config.keep) as checkpoints:
-        restored = checkpoints.restore(abstract, lambda old: refuse_other_run(old, stored, allowed, workdir))
+        restored = checkpoints.restore(abstract, check)
         if restored is None:
             state = jax.jit(start, out_shardings=shardings)(jax.random.key(config.seed))
         else:
@@ -113,114 +103,128 @@ def fit(
             print(f"profile={profile} is not traced: {str(workdir)!r} is at step {done} already", file=sys.stderr)
         if done >= config.steps:
             return state
-        clock.carry_on(done)
+        clock.resume(done)
         step = functools.partial(
             train_step, task=task, optimisers=optimisers, ema_decay=config.ema_decay, accumulate=config.accumulate
         )
+        executables = Executables.of(task, config.of_step(), list(mesh.devices.flat))
         log = Log(workdir, done, config.steps, config.wandb_project)
-        run = _Run(
-            config, stored, sharding.place_frozen(frozen, mesh, config.preset),
-            CompiledStep(step, shardings, mesh, Executables.of(task, config.of_step(), mesh.devices.flat)),
-            Stream(batches, task.batch_spec, config.batch_size, mesh), checkpoints,
-            log, hooks, clock, Trace(profile, log), Stalls(log),
-        )  # fmt: skip
+        pace = Pace(done, config.batch_size, task.flops(config.batch_size), clock)
+        loop = _Loop(
+            config=config,
+            stored=stored,
+            hooks=hooks,
+            frozen=sharding.place_frozen(frozen, mesh, config.preset),
+            step=CompiledStep(step, shardings, mesh, executables),
+            stream=Stream(batches, task.batch_spec, config.batch_size, mesh),
+            checkpoints=checkpoints,
+            log=log,
+            clock=clock,
+        )
         try:
-            return _train(run, state, Pace(done, config.batch_size, task.flops(config.batch_size), clock))
+            return loop.run(state, Trace(profile, log), pace)
         finally:
-            run.stream.close()
+            loop.stream.close()
             log.store(FILE, clock.stored())
-            log.figures(clock.metrics())
+            log.summary(clock.metrics())
             log.close()
 
 
-def _train(run, state, pace):
-    done, steps, position = int(state.step), run.config.steps, run.stream.start
-    if done:
-        run.log.say(f"carrying on from step {done} of {steps}")
-    queued = None
-    with Stop() as stop, run.trace:
-        while done < steps:
-            item = _next(run, done, queued, stop)
-            if stop.agreed():
-                _stop_here(run, done, state, position)
-            batch, position = item
-            if pace.is_first:
-                with run.clock.spent_on("compile"):
-                    run.step.prepare(state, run.frozen, batch)
-                run.clock.start_training()
-            run.trace.before(done + 1, queued)
-            with run.clock.spent_on("step"):
-                with jax.profiler.StepTraceAnnotation("train", step_num=done + 1):
-                    state, metrics = run.step(state, run.frozen, batch)
-                jax.block_until_ready(queued)  # the next step is queued while one runs, and no more than that
-            done, queued = done + 1, metrics
-            run.trace.after(done, queued)
-            if done % run.config.log_every == 0 or done == steps or pace.is_first:
-                _tell(run, pace, done, state, metrics)
-            due = [hook for hook in run.hooks if done % hook.every == 0 or done == steps]
-            if due and stop.agreed():  # before what may take long
-                _stop_here(run, done, state, position)
-            _hook_and_save(run, done, state, position)
-        with run.clock.spent_on("checkpoint"):
-            run.checkpoints.wait()
-    return state
+class _Loop:
+    """Step after step: the next batch, the step, a line of the log, hooks, a checkpoint."""
 
+    def __init__(self, *, config, stored, hooks, frozen, step, stream, checkpoints, log, clock):
+        self.config, self.stored, self.hooks, self.frozen = config, stored, hooks, frozen
+        self.step, self.stream, self.checkpoints = step, stream, checkpoints
+        self.log, self.clock, self.stalls = log, clock, Stalls(log)
 
-def _next(run, done, queued, stop):
-    """What `Stream.next` gives. As long as the devices are busy, a batch that is not there costs nothing."""
-    is_first = queued is None
-    if not run.stream.is_ready():
-        with run.clock.spent_on("step"):
-            jax.block_until_ready(queued)
-    with run.clock.spent_on("restart" if is_first else "input"):
-        return run.stream.next(run.stalls.watch(done, is_first, stop.asked))
+    def run(self, state: TrainState, trace: Trace, pace: Pace) -> TrainState:
+        """The state after the last step.
 
+        Raises:
+          Preempted: a stop was asked for; everything is saved.
+        """
+        steps, done, position = self.config.steps, int(state.step), self.stream.start
+        if done:
+            self.log.say(f"resuming from step {done} of {steps}")
+        queued = None  # metrics of the newest step, which the devices may still be computing
+        with Stop() as stop, trace:
+            while done < steps:
+                item = self._next_batch(done, queued, stop)
+                if stop.agreed():
+                    self._save_and_stop(done, state, position)
+                batch, position = item
+                if pace.is_first:
+                    with self.clock.spent_on("compile"):
+                        self.step.prepare(state, self.frozen, batch)
+                    self.clock.start_training()
+                trace.before(done + 1, queued)
+                with self.clock.spent_on("step"):
+                    with jax.profiler.StepTraceAnnotation("train", step_num=done + 1):
+                        state, metrics = self.step(state, self.frozen, batch)
+                    jax.block_until_ready(queued)  # one step is queued while another runs, and no more
+                done, queued = done + 1, metrics
+                trace.after(done, queued)
+                is_last = done == steps
+                if done % self.config.log_every == 0 or is_last or pace.is_first:
+                    self._write_metrics(done, state, metrics, pace)
+                hooks = [hook for hook in self.hooks if done % hook.every == 0 or is_last]
+                saves = done % self.config.save_every == 0 or is_last
+                if hooks and stop.agreed():  # before hooks, which may take long
+                    self._save_and_stop(done, state, position)
+                if hooks or saves:
+                    self._wait_for(state)
+                with self.checkpoints.full_disk_refused():
+                    with self.clock.spent_on("hooks"):
+                        for hook in hooks:
+                            hook.run(state, done, self.log)
+                    if saves:
+                        self._save(done, state, position)
+            with self.clock.spent_on("checkpoint"):
+                self.checkpoints.wait()
+        return state
 
-def _hook_and_save(run, done, state, position):
-    is_last = done == run.config.steps
-    hooks = [hook for hook in run.hooks if done % hook.every == 0 or is_last]
-    saves = done % run.config.save_every == 0 or is_last
-    if hooks or saves:
-        with run.clock.spent_on("step"):
+    def _next_batch(self, done, queued, stop):
+        """`Stream.next`; a batch that is not there yet counts as waiting for input only once the devices are idle."""
+        is_first = queued is None
+        if not self.stream.is_ready():
+            with self.clock.spent_on("step"):
+                jax.block_until_ready(queued)
+        with self.clock.spent_on("restart" if is_first else "input"):
+            return self.stream.next(self.stalls.watch(done, is_first, stop.asked))
+
+    def _write_metrics(self, done, state, metrics, pace):
+        """One line of the log; refuses to go on after too many updates in a row that were not finite."""
+        with self.clock.spent_on("step"):
+            metrics = {name: float(value) for name, value in metrics.items()}
+        speed, shown = pace.measure(done)
+        headline = {"loss": f"{metrics['loss']:.4g}"} if "loss" in metrics else {}
+        self.log.scalars(done, {**metrics, **speed, **self.clock.metrics()})
+        self.log.progress(done, {**headline, **shown})
+        self.stalls.check(done, speed.get("input_wait", 0.0))
+        self.log.store(FILE, self.clock.stored())
+        total, in_a_row = (int(n) for n in state.skipped)
+        limit = self.config.max_skipped_in_a_row
+        if in_a_row >= limit:
+            raise UserError(
+                f"the loss or its gradient was not finite {in_a_row} times in a row up to step {done} ({total} in "
+                f"all) and train.max_skipped_in_a_row={limit}; lower optim.learning_rate or look at the data, the "
+                "last checkpoint stays."
+            )
+
+    def _wait_for(self, state):
+        with self.clock.spent_on("step"):
             jax.block_until_ready(state.step)
-    with run.checkpoints.full_disk_refused():
-        with run.clock.spent_on("hooks"):
-            for hook in hooks:
-                hook.run(state, done, run.log)
-        if saves:
-            _save(run, done, state, position)
 
+    def _save(self, done, state, position):
+        self.clock.save(done)
+        with self.clock.spent_on("checkpoint"):
+            self.checkpoints.save(done, state, processes.gather(position), self.stored)
+        self.log.store(FILE, self.clock.stored())
 
-def _save(run, done, state, position):
-    run.clock.save(done)
-    with run.clock.spent_on("checkpoint"):
-        run.checkpoints.save(done, state, processes.gather(position), run.stored)
-    run.log.store(FILE, run.clock.stored())
-
-
-def _stop_here(run, done, state, position):
-    with run.clock.spent_on("step"):
-        jax.block_until_ready(state.step)
-    _save(run, done, state, position)
-    with run.clock.spent_on("checkpoint"):
-        run.checkpoints.wait()
-    raise Preempted(f"stopped after step {done}, everything is saved; start the same command again to carry on.")
-
-
-def _tell(run, pace, done, state, metrics):
-    with run.clock.spent_on("step"):
-        metrics = {name: float(value) for name, value in metrics.items()}
-    speed, shown = pace.measure(done)
-    headline = {"loss": f"{metrics['loss']:.4g}"} if "loss" in metrics else {}
-    run.log.scalars(done, {**metrics, **speed, **run.clock.metrics()})
-    run.log.progress(done, {**headline, **shown})
-    run.stalls.judge(done, speed.get("input_wait", 0.0))
-    run.log.store(FILE, run.clock.stored())
-    total, in_a_row = (int(n) for n in state.skipped)
-    limit = run.config.max_skipped_in_a_row
-    if in_a_row >= limit:
-        raise UserError(
-            f"the loss or its gradient was not finite {in_a_row} times in a row up to step {done} ({total} in all) and "
-            f"train.max_skipped_in_a_row={limit}; lower optim.learning_rate or look at the data, the last checkpoint "
-            "stays."
-        )
+    def _save_and_stop(self, done, state, position):
+        self._wait_for(state)
+        self._save(done, state, position)
+        with self.clock.spent_on("checkpoint"):
+            self.checkpoints.wait()
+        raise Preempted(f"stopped after step {done}, everything is saved; start the same command again to resume.")

@@ -105,14 +105,16 @@ def make(
     if config.name == "adamw":
         rule = [optax.scale_by_adam(config.b1, config.b2, config.eps)]
     else:
-        grown = lambda i, exponent: jnp.minimum(config.b2, 1 - (i + 1.0) ** -exponent)  # Shazeer & Stern 2018, sec. 7.2
-        rule = [optax.scale_by_factored_rms(decay_rate=0.8, decay_rate_fn=grown), optax.clip_by_block_rms(1.0)]
+        def decay_rate(i, exponent):
+            return jnp.minimum(config.b2, 1 - (i + 1.0) ** -exponent)  # Shazeer & Stern 2018, sec. 7.2
+        rule = [optax.scale_by_factored_rms(decay_rate=0.8, decay_rate_fn=decay_rate), optax.clip_by_block_rms(1.0)]
         rule += [optax.ema(config.b1, debias=False)] if config.b1 else []
     return optax.chain(*clip, *rule, *decay, optax.scale_by_learning_rate(learning_rate(config, steps)))
 
 
 def _muon(config, steps, matrices):
-    axes = lambda params: jax.tree.map(lambda leaf: MATRIX if leaf.ndim == 2 else None, params)
+    def axes(params):
+        return jax.tree.map(lambda leaf: MATRIX if leaf.ndim == 2 else None, params)
     return contrib.muon(
         learning_rate(dataclasses.replace(config, learning_rate=config.matrix_rate), steps),
         weight_decay=config.weight_decay,

@@ -1,4 +1,4 @@
-"""How fast a run is: step time, pictures per second, model FLOP/s utilisation, and waiting for data."""
+"""How fast a run is: step time, images per second, model FLOP/s utilisation, and waiting for data."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ class Pace:
 
 
 def peak_flops() -> float:
-    """Peak FLOP/s of all devices of this run; for a kind that is not in the table, the speed of a matrix product."""
+    """Peak FLOP/s of all devices of this run; for a kind that is not in the table, the measured speed of a matmul."""
     device = jax.local_devices()[0]
     if chip := chip_of(device.device_kind):
         return chip.flops * jax.device_count()
     on_cpu = device.platform == "cpu"
     side, dtype = (1024, jnp.float32) if on_cpu else (8192, jnp.bfloat16)
     x = jax.device_put(jnp.ones((side, side), dtype), device)
-    product = jax.jit(jnp.matmul)
-    product(x, x).block_until_ready()
+    matmul = jax.jit(jnp.matmul)
+    matmul(x, x).block_until_ready()
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
-        product(x, x).block_until_ready()
+        matmul(x, x).block_until_ready()
         seconds.append(time.perf_counter() - start)
     devices = jax.process_count() if on_cpu else jax.device_count()  # simulated devices share the cores
     return devices * 2 * side**3 / min(seconds)

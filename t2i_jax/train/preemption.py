@@ -24,7 +24,7 @@ class Stop:
             signal.signal(number, handler)
 
     def asked(self) -> bool:
-        """Whether the run was told to stop; several processes may hear of it at different times."""
+        """Whether a stop was asked for; several processes may hear of it at different times."""
         return self._asked.is_set() or processes.asked_to_stop()
 
     def agreed(self) -> bool:

@@ -76,7 +76,7 @@ class Trace:
 
     def after(self, step: int, queued: Any) -> None:
         """To be called after a step was handed to the devices."""
-        if self._first is None:
+        if self._profile is None or self._first is None:
             return
         self._last = step
         if step >= self._profile.last:

@@ -17,11 +17,11 @@ class Stalls:
 
     def __init__(self, log: Log, now: Callable[[], float] = time.perf_counter):
         self._log, self._now = log, now
-        self._told: set[str] = set()
+        self._said: set[str] = set()
         self._in_a_row = 0
 
     def watch(self, step: int, is_first: bool, give_up: Callable[[], bool]) -> Callable[[], bool]:
-        """`give_up` for the wait that begins now, after this step; it tells of a long one when it is asked meanwhile.
+        """`give_up` wrapped for the wait that begins now, after this step; a long wait is logged when it is called meanwhile.
 
         Args:
           is_first: readers have just been started, which may take its time.
@@ -36,18 +36,22 @@ class Stalls:
                 shown = self._now()
                 self._log.progress(step, {"waiting for data": f"{waited:.0f}s !"})
                 if not is_first:
-                    self._tell("long", f"no batch has come for {waited:.0f} s after step {step}; if the data stay slow")
+                    self._say_once("long", f"no batch has come for {waited:.0f} s after step {step}; if the data stay slow")
             return give_up()
 
         return asked
 
-    def judge(self, step: int, share: float) -> None:
-        """Tells when training has waited for data for much of the time up to this step, and up to the line before."""
+    def check(self, step: int, share: float) -> None:
+        """Says so when two log lines in a row show that training waited for data for much of the time.
+
+        Args:
+          share: of the time since the line before, from 0 to 1, that was spent waiting for data.
+        """
         self._in_a_row = self._in_a_row + 1 if share > MUCH else 0
         if self._in_a_row > 1:
-            self._tell("much", f"training waits for data, {share:.0%} of the time up to step {step}")
+            self._say_once("much", f"training waits for data, {share:.0%} of the time up to step {step}")
 
-    def _tell(self, what, sentence):
-        if what not in self._told:
+    def _say_once(self, what, sentence):
+        if what not in self._said:
             self._log.say(f"{sentence}: {_REMEDY}.")
-        self._told.add(what)
+        self._said.add(what)

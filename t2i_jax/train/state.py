@@ -48,9 +48,12 @@ def optimisers_of(task: Task, config: TrainConfig) -> Mapping[str, optax.Gradien
     A stack of layers is one array per kind of parameter: its axis "layers" does not make a bias a matrix.
     """
     params = dict(jax.eval_shape(task.init, jax.random.key(0))[0])
-    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
-    axes = lambda leaf: [name for name in leaf.names if name != "layers"] if is_box(leaf) else [None] * leaf.ndim
-    of_all = lambda what: jax.tree.map(lambda leaf: what(axes(leaf)), params, is_leaf=is_box)
+    def is_box(leaf):
+        return isinstance(leaf, nn.LogicallyPartitioned)
+    def axes(leaf):
+        return [name for name in leaf.names if name != "layers"] if is_box(leaf) else [None] * leaf.ndim
+    def of_all(what):
+        return jax.tree.map(lambda leaf: what(axes(leaf)), params, is_leaf=is_box)
     decayed = of_all(lambda names: len(names) > 1)
     matrices = of_all(_matrix)
     settings = config.optim_of(params)
@@ -60,7 +63,7 @@ def optimisers_of(task: Task, config: TrainConfig) -> Mapping[str, optax.Gradien
 def abstract(start: Callable[[Key], TrainState], task: Task, mesh: Mesh, rules: str) -> TrainState:
     """The state's shapes, each with its sharding; nothing is computed.
 
-    Parameters lie as their logical axes say, and what mirrors a parameter (moments, averages: same path below the
+    Parameters lie as their logical axes say, and what mirrors a parameter (moments, EMA: same path below the
     group, same shape) lies like it. Everything else is on every device.
     """
     boxed = dict(jax.eval_shape(task.init, jax.random.key(0))[0])
@@ -91,7 +94,7 @@ def check_mesh(state: TrainState, task: Task, mesh: Mesh, rules: str) -> None:
     if ways > 1 and not any("tensor" in spec for spec in specs):
         remedy = "set train.rules=fsdp_tp" if rules != "fsdp_tp" else "give one that divides heads and widths, or 1"
         raise UserError(f"mesh tensor={ways} splits no parameter of {type(task).__name__} (rules {rules}); {remedy}.")
-    length, ways = getattr(task, "sequence_length", None), mesh.shape["sequence"]
+    length, ways = task.sequence_length, mesh.shape["sequence"]
     if ways > 1 and (length is None or length % ways):
         has = "no sequence that can be split" if length is None else f"a sequence of {length} tokens"
         raise UserError(f"mesh sequence={ways} does not fit {type(task).__name__}, which has {has}; leave it at 1.")

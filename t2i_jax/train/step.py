@@ -1,7 +1,8 @@
-"""One training step: every objective in turn, with accumulation, a guard against non-finite numbers, and averages."""
+"""One training step: every objective in turn, gradient accumulation, a guard against non-finite numbers, EMA."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from t2i_jax.train import ema as averages
+from t2i_jax.train import ema as moving_average
 from t2i_jax.types import Array, Batch, Metrics, Objective, Task, TrainState
 
 
@@ -26,12 +27,12 @@ def train_step(
     """The state after one step, and its metrics.
 
     Objectives run in order, each with gradients for its own group and with the updates of those before it. A
-    non-finite loss or gradient of any of them leaves parameters, optimiser, averages and stats as they were.
+    non-finite loss or gradient of any of them leaves parameters, optimiser, EMA and stats as they were.
 
     Args:
       batch: arrays whose first axis is a multiple of `accumulate`.
-      ema_decay: of the moving averages; 0: none are kept.
-      accumulate: gradients and metrics are means over so many parts of the batch, which run one after the other.
+      ema_decay: decay of the EMA; 0: none is kept.
+      accumulate: micro-batches, which run one after the other; gradients and metrics are means over them.
     """
     params, opt_state, stats = dict(state.params), dict(state.opt_state), state.stats
     keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(task.objectives) + 1)
@@ -46,7 +47,7 @@ def train_step(
         params[group] = optax.apply_updates(params[group], updates)
         metrics |= {**new, f"grad_norm/{group}": norm}
     params, stats = task.after_update(params, stats, batch, keys[0], state.step)
-    ema = {group: averages.update(state.ema[group], params[group], state.step, ema_decay) for group in state.ema}
+    ema = {group: moving_average.update(state.ema[group], params[group], state.step, ema_decay) for group in state.ema}
     kept = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
         (dict(params), opt_state, ema, stats),
@@ -55,17 +56,18 @@ def train_step(
     total, in_a_row = state.skipped
     skipped = jnp.where(finite, jnp.stack([total, 0 * total]), jnp.stack([total + 1, in_a_row + 1]))
     metrics["skipped"] = skipped[0]
-    after = state.replace(
+    after = dataclasses.replace(
+        state,
         step=state.step + 1, params=kept[0], opt_state=kept[1], ema=kept[2], stats=kept[3], skipped=skipped
     )
     return after, metrics
 
 
 def _gradients(objective: Objective, params, stats, frozen, batch, key, step, accumulate):
-    """(loss, metrics, stats, gradients for the group), means over the parts of the batch."""
+    """(loss, metrics, stats, gradients for the group), means over the micro-batches."""
 
-    def loss_of(moved, stats, part, key):
-        return objective.loss({**params, objective.group: moved}, stats, frozen, part, key, step)
+    def loss_of(moved, stats, micro_batch, key):
+        return objective.loss({**params, objective.group: moved}, stats, frozen, micro_batch, key, step)
 
     value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
     moved = params[objective.group]
@@ -73,17 +75,17 @@ def _gradients(objective: Objective, params, stats, frozen, batch, key, step, ac
         (loss, (metrics, stats)), grads = value_and_grad(moved, stats, batch, key)
         return loss, metrics, stats, grads
 
-    def part(carry, inputs):
+    def add_micro_batch(carry, inputs):
         stats, sums = carry
         (loss, (metrics, stats)), grads = value_and_grad(moved, stats, *inputs)
         return (stats, jax.tree.map(jnp.add, sums, (loss, metrics, grads))), None
 
-    # Split so that each device keeps its own rows: the parts are interleaved, not consecutive.
-    parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
-    inputs = (parts, jax.random.split(key, accumulate))
+    # Split so that each device keeps its own rows: micro-batches are interleaved, not consecutive.
+    micro_batches = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+    inputs = (micro_batches, jax.random.split(key, accumulate))
     first = jax.tree.map(lambda x: x[0], inputs)
     shapes = jax.eval_shape(lambda: value_and_grad(moved, stats, *first))
     (loss, (metrics, _)), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    (stats, sums), _ = jax.lax.scan(part, (stats, (loss, metrics, grads)), inputs)
+    (stats, sums), _ = jax.lax.scan(add_micro_batch, (stats, (loss, metrics, grads)), inputs)
     loss, metrics, grads = jax.tree.map(lambda x: x / accumulate, sums)
     return loss, metrics, stats, grads

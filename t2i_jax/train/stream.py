@@ -1,8 +1,9 @@
-"""Batches ahead of time, each with the position of the data after it."""
+"""A prefetch queue of batches on the devices, each with the position of the data after it."""
 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import queue
 import threading
 import time
@@ -20,13 +21,13 @@ _AHEAD = 2  # batches
 
 
 class Stream:
-    """Pulls this process's rows of batches in a thread of its own and lays them on its devices.
+    """Reads this process's rows of batches ahead, in a thread of its own, and puts them on its devices.
 
     A checkpoint must hold the position after the last batch that was trained on, not after the last that was read
     ahead: every batch comes with its own.
 
     Args:
-      spec: the arrays that so many rows must hold, `Task.batch_spec`.
+      spec: from a number of rows to the arrays that they must hold, `Task.batch_spec`.
       batch_size: rows of a batch, those of all processes.
 
     Attributes:
@@ -68,17 +69,15 @@ class Stream:
         self._stop.set()
         end = time.perf_counter() + 5
         while self._thread.is_alive() and time.perf_counter() < end:
-            try:
+            with contextlib.suppress(queue.Empty):
                 self._queue.get(timeout=0.05)
-            except queue.Empty:
-                pass
 
     def _pull(self):
         while not self._stop.is_set():
             try:
                 item = check_batch(next(self._batches), self._spec), self._batches.get_state()
             except StopIteration:
-                item = UserError("the data has ended before train.steps; give it more pictures or let it repeat."), None
+                item = UserError("the data has ended before train.steps; give it more images or let it repeat."), None
             except Exception as error:  # raised again where the batch is used
                 item = error, None
             self._queue.put(item)

@@ -44,7 +44,7 @@ def test_an_axis_of_the_mesh_may_take_a_part_of_an_axis_of_the_torus():
 
 
 @needs_libtpu
-def test_a_step_is_compiled_and_its_costs_are_told():
+def test_a_step_is_compiled_and_its_costs_are_reported():
     report = ahead.compile_step(ToyTask(), TrainConfig(batch_size=16, mesh={"data": 2, "fsdp": 4}), {}, "v5e:2x4")
     assert report.fits and report.chips == 8 and report.mesh == {"data": 2, "fsdp": 4}
     assert 0 < report.arguments < report.peak < report.hbm == 16
@@ -63,3 +63,8 @@ def test_slices_exchange_over_the_network_between_them():
 def test_a_mesh_that_does_not_fit_the_slice_is_refused():
     with pytest.raises(UserError, match="does not fit 4 device"):
         ahead.compile_step(ToyTask(), TrainConfig(batch_size=16, mesh={"data": 8}), {}, "v5e:2x2")
+
+
+def test_a_task_that_makes_no_images_has_no_sampling_programs():
+    with pytest.raises(UserError, match="generate=4 is given for ToyTask, which makes no images"):
+        ahead.compile_sampling(ToyTask(), TrainConfig(batch_size=16), {}, "v5e:2x2", 4)

@@ -27,14 +27,15 @@ def test_a_scanned_layer_counts_as_often_as_it_runs():
 
 def test_loops_in_loops_multiply():
     def loops(x, w):
-        inner = lambda i, x: jnp.tanh(x @ w)
+        def inner(i, x):
+            return jnp.tanh(x @ w)
         return jax.lax.fori_loop(0, 3, lambda i, x: jax.lax.fori_loop(0, 5, inner, x) + 1, x)
 
     assert _cost(loops, (64, 32), (32, 32)).flops == 15 * 2 * 64 * 32 * 32
 
 
 @pytest.mark.parametrize(("padding", "places"), [("VALID", 6 * 6), ("SAME", 8 * 8)])
-def test_a_convolution_counts_what_touches_the_picture(padding, places):
+def test_a_convolution_counts_what_touches_the_image(padding, places):
     convolve = functools.partial(jax.lax.conv_general_dilated, window_strides=(1, 1), padding=padding)
     counted = _cost(
         lambda x, w: convolve(x, w, dimension_numbers=("NHWC", "HWIO", "NHWC")), (2, 8, 8, 4), (3, 3, 4, 16)

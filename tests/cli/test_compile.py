@@ -12,6 +12,7 @@ import pytest
 
 from t2i_jax.cli.compile import compile_for
 from tests.e2e import tiny, tiny_imagen
+from tests.toy_system import recipe as toy
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is installed on Linux x86-64 alone"
@@ -46,6 +47,15 @@ def test_sampling_is_compiled_stage_by_stage(tmp_path, capsys):
         compile_for(pathlib.Path(tiny_imagen.__file__), topology="v5e:2x2", generate=8, json_file=out)
     assert stop.value.code == 0 and "stage 2, 8 at a time" in capsys.readouterr().out
     assert set(json.loads(out.read_text())) == {"stage 1", "stage 2"}
+
+
+def test_a_system_that_lives_elsewhere_compiles_too(tmp_path, capsys):
+    recipe, out = pathlib.Path(toy.__file__), tmp_path / "report.json"
+    compile_for(recipe, topology="v5e:2x2", mesh="data=2,tensor=2", json_file=out)
+    assert json.loads(out.read_text())["fits"]
+    with pytest.raises(SystemExit) as stop:
+        compile_for(recipe, topology="v5e:2x2", generate=8)
+    assert stop.value.code == 0 and "images, 8 at a time" in capsys.readouterr().out
 
 
 def test_the_search_names_the_fastest(capsys):

@@ -30,7 +30,7 @@ def place(tmp_path_factory):
         (here / "photos" / f"{i:02d}.png").write_bytes(encode(photo(i, (24 + i, 20))))
         (here / "photos" / f"{i:02d}.txt").write_text(f"picture number {i}" + " and more" * (i % 3))
     _t5(here / "t5")
-    recipe = tiny.get_config().tokenizer
+    recipe = tiny.get_config().parts["tokenizer"]
     data = dataclasses.replace(recipe.data, source=f"folder:{here / 'photos'}", max_bad_rate=0.5)
     train = dataclasses.replace(recipe.train, steps=2)
     runs.train(dataclasses.replace(recipe, data=data, train=train), here / "vae")
@@ -147,7 +147,7 @@ def test_inspect_shows_what_there_is(t2i, packed, tmp_path):
     sheet = tmp_path / "sheet.png"
     said = t2i("inspect", "folder:photos", "--sheet", sheet)
     assert "records: 12, looked at all of them" in said and f"contact sheet: {sheet}" in said
-    assert "pictures: 12, width 24 to 35 (median 29.5), height 20 pixels" in said
+    assert "images: 12, width 24 to 35 (median 29.5), height 20 pixels" in said
     assert "captions: 12, 12 different, 3 to 7 (median 5) words" in said and "can't be used" not in said
     picture = np.asarray(Image.open(sheet))
     assert picture.shape == (8 + 2 * (160 + 8 + 36), 8 + 6 * (160 + 8), 3)  # two rows of six
@@ -164,7 +164,7 @@ def test_inspect_and_pack_count_what_cannot_be_used(t2i, tmp_path):
         (tmp_path / (name + ending)).write_bytes(data)
         (tmp_path / (name + ".txt")).write_text("words")
     said = t2i("inspect", f"folder:{tmp_path}")
-    assert "pictures that can't be used: 4" in said and "truncated picture 1" in said and "bomb.png" in said
+    assert "images that can't be used: 4" in said and "truncated image 1" in said and "bomb.png" in said
     assert "captions: 4, 1 different" in said and "contact sheet" not in said
     sentence = t2i("pack", f"folder:{tmp_path}", tmp_path / "out", refused=True)
     assert "4 of 4 samples cannot be used" in sentence and "bomb.png" in sentence and not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import pickle
 
+import chex
 import ml_dtypes
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def read(out, wants, max_bad_rate=0.0, **more):
 def test_batches_of_all_that_is_stored(made):
     wants = ("image", "caption", "tokens", "text_embeds", "text_mask")
     batch, _ = read(made, wants, text_length=4)
-    assert batch["image"].shape == (LENGTH, 16, 16, 3) and batch["tokens"].shape == (LENGTH, 9)
+    chex.assert_shape([batch["image"], batch["tokens"]], [(LENGTH, 16, 16, 3), (LENGTH, 9)])
     np.testing.assert_array_equal(batch["tokens"][:, 0], np.arange(LENGTH))
     np.testing.assert_array_equal(batch["text_mask"].sum(1), 1 + np.arange(LENGTH) % 3)
     np.testing.assert_array_equal(batch["text_embeds"][:, 0, 0], np.arange(LENGTH))

@@ -8,7 +8,7 @@ from t2i_jax.data.digits import WORDS, Digits
 from t2i_jax.errors import UserError
 
 
-def test_pictures_are_the_scans_dark_on_white():
+def test_images_are_the_scans_dark_on_white():
     scans = load_digits().images
     data = Digits(8)
     kept = [i for i in range(len(scans)) if i % 5]
@@ -20,7 +20,7 @@ def test_pictures_are_the_scans_dark_on_white():
     np.testing.assert_array_equal(Digits(8, "heldout")[1]["image"][..., 0], np.rint(255 - scans[5] * 255 / 16))
 
 
-def test_enlarged_pictures_keep_their_ink():
+def test_enlarged_images_keep_their_ink():
     small, large = Digits(8), Digits(32)
     for i in range(20):
         assert large[i]["image"].shape == (32, 32, 3)

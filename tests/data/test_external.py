@@ -13,11 +13,11 @@ from t2i_jax.data.source import BadSample, open_source
 from t2i_jax.errors import UserError
 from tests.data.hostile import BAD, CONVERTED, encode, photo
 
-PICTURES = [encode(photo(i)) for i in range(3)]
+IMAGES = [encode(photo(i)) for i in range(3)]
 
 
 def tfds_set(folder, features, examples, split="train"):
-    """A set as `download_and_prepare` leaves it; without TensorFlow the package reads pictures but writes none."""
+    """A set as `download_and_prepare` leaves it; without TensorFlow the package reads images but writes none."""
     tfds = pytest.importorskip("tensorflow_datasets")
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
@@ -59,7 +59,7 @@ def check(source, captions):
 
 
 def test_tfds_by_folder_and_by_name(tmp_path, monkeypatch):
-    folder = captioned(tmp_path, [{"image": p, "caption": f" words {i}".encode()} for i, p in enumerate(PICTURES)])
+    folder = captioned(tmp_path, [{"image": p, "caption": f" words {i}".encode()} for i, p in enumerate(IMAGES)])
     check(TfdsSource(str(folder)), ["words 0", "words 1", "words 2"])
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
@@ -73,11 +73,11 @@ def test_tfds_labels_and_several_captions(tmp_path):
     tfds = pytest.importorskip("tensorflow_datasets")
     image = tfds.features.Image(shape=(None, None, 3))
     features = {"label": tfds.features.ClassLabel(names=["sea_star", "dog"]), "image": image}
-    rows = [{"image": p, "label": i % 2} for i, p in enumerate(PICTURES)]
+    rows = [{"image": p, "label": i % 2} for i, p in enumerate(IMAGES)]
     folder = tfds_set(tmp_path / "a/tiny/1.0.0", features, rows)
     check(TfdsSource(str(folder)), ["a photo of sea star", "a photo of dog", "a photo of sea star"])
     features = {"captions": tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()}), "image": image}
-    rows = [{"image": p, "captions/text": [b"first", b"second"], "captions/id": [1, 2]} for p in PICTURES]
+    rows = [{"image": p, "captions/text": [b"first", b"second"], "captions/id": [1, 2]} for p in IMAGES]
     check(TfdsSource(str(tfds_set(tmp_path / "b/tiny/1.0.0", features, rows))), ["first"] * 3)
 
 
@@ -93,7 +93,7 @@ REASONS = {reason: 1 for *_, reason in BAD.values()}
 def test_tfds_bad_samples_are_counted(tmp_path):
     rows = [{"image": data, "caption": b"words"} for _, data, _ in (*BAD.values(),)]
     rows += [{"image": data, "caption": b"words"} for _, data in CONVERTED.values()]
-    rows += [{"image": PICTURES[0], "caption": text} for text in (b"", b"caf\xe9")] + [{"caption": b"blind"}]
+    rows += [{"image": IMAGES[0], "caption": text} for text in (b"", b"caf\xe9")] + [{"caption": b"blind"}]
     folder = captioned(tmp_path, rows)
     wanted = {**REASONS, "empty caption": 1, "caption is not UTF-8": 1, "unreadable file": 1}
     assert count_bad(f"tfds:{folder}") == (len(CONVERTED), wanted)
@@ -101,12 +101,12 @@ def test_tfds_bad_samples_are_counted(tmp_path):
 
 def test_tfds_mistakes_are_refused(tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
-    folder = captioned(tmp_path, [{"image": PICTURES[0], "caption": b"words"}])
+    folder = captioned(tmp_path, [{"image": IMAGES[0], "caption": b"words"}])
     blind = tfds_set(tmp_path / "b/tiny/1.0.0", {"text": tfds.features.Text()}, [{"text": b"words"}])
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
     for name, split, message in (
         (str(folder), "test", "split='test'"),
-        (str(blind), "train", "has the columns text and no pictures"),
+        (str(blind), "train", "has the columns text and no images"),
         (str(tmp_path), "train", "can't be opened"),
         ("no_such_set_of_pictures", "train", "can't be opened"),
     ):
@@ -123,8 +123,8 @@ def datasets():
     return pytest.importorskip("datasets")
 
 
-def hf_rows(datasets, pictures=PICTURES, **columns):
-    rows = {"image": [{"bytes": data, "path": None} for data in pictures], **columns}
+def hf_rows(datasets, images=IMAGES, **columns):
+    rows = {"image": [{"bytes": data, "path": None} for data in images], **columns}
     return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
 
 
@@ -148,13 +148,13 @@ def test_hugging_face_columns(datasets, tmp_path):
     check(HuggingFaceSource(str(tmp_path / "captions")), ["first"] * 3)
     rows.remove_columns("captions").save_to_disk(tmp_path / "labels")
     check(HuggingFaceSource(str(tmp_path / "labels")), ["a photo of sea star", "a photo of dog", "a photo of sea star"])
-    plain = datasets.Dataset.from_dict({"png": PICTURES, "prompt": ["words"] * 3})  # no column is of the type Image
+    plain = datasets.Dataset.from_dict({"png": IMAGES, "prompt": ["words"] * 3})  # no column is of the type Image
     plain.save_to_disk(tmp_path / "plain")
     check(HuggingFaceSource(str(tmp_path / "plain")), ["words"] * 3)
 
 
-def test_hugging_face_pictures_in_files_of_their_own(datasets, tmp_path, monkeypatch):
-    (tmp_path / "a.png").write_bytes(PICTURES[0])
+def test_hugging_face_images_in_files_of_their_own(datasets, tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(IMAGES[0])
     rows = datasets.Dataset.from_dict({"image": [str(tmp_path / "a.png"), str(tmp_path / "none.png")]})
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows.cast_column("image", datasets.Image()))
     source = HuggingFaceSource("me/set")
@@ -165,8 +165,8 @@ def test_hugging_face_pictures_in_files_of_their_own(datasets, tmp_path, monkeyp
 
 
 def test_hugging_face_bad_samples_are_counted(datasets, tmp_path):
-    pictures = [data for _, data, _ in BAD.values()] + [data for _, data in CONVERTED.values()] + [PICTURES[0]] * 2
-    rows = hf_rows(datasets, pictures, caption=["words"] * (len(pictures) - 2) + ["", None])
+    images = [data for _, data, _ in BAD.values()] + [data for _, data in CONVERTED.values()] + [IMAGES[0]] * 2
+    rows = hf_rows(datasets, images, caption=["words"] * (len(images) - 2) + ["", None])
     rows.save_to_disk(tmp_path / "set")
     wanted = {**REASONS, "empty caption": 1, "no caption": 1}
     assert count_bad(f"hf:{tmp_path / 'set'}") == (len(CONVERTED), wanted)
@@ -205,7 +205,7 @@ def test_hugging_face_mistakes_are_refused(datasets, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     for name, split, message in (
         (str(tmp_path / "blind"), "test", "no split 'test', but train"),
-        (str(tmp_path / "blind"), "train", "has the columns words and no pictures"),
+        (str(tmp_path / "blind"), "train", "has the columns words and no images"),
         (str(tmp_path / "damaged"), "train", "can't be opened"),
         (str(tmp_path / "empty"), "train", "can't be opened"),
         ("nobody/no-such-set:config", "train", "can't be opened"),  # the tests are offline

@@ -1,4 +1,4 @@
-"""A user's folder: captions from three kinds of places, pictures of every kind, and things that are no pictures."""
+"""A user's folder: captions from three kinds of places, images of every kind, and things that are no images."""
 
 import io
 import json
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from t2i_jax.data.folder import FolderSource
-from t2i_jax.data.picture import decode
+from t2i_jax.data.image_file import decode
 from t2i_jax.data.pipeline import DataConfig, batches
 from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
@@ -25,7 +25,7 @@ def _red(mode="RGB", size=(20, 16)):
 
 
 @pytest.mark.parametrize("mode, kind", [("RGB", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG"), ("P", "GIF")])
-def test_every_kind_of_picture_becomes_rgb(mode, kind):
+def test_every_kind_of_image_becomes_rgb(mode, kind):
     pixels = decode(_bytes(_red(mode), kind), "x")
     assert pixels.shape == (16, 20, 3) and pixels.dtype == np.uint8
     assert np.abs(pixels.reshape(-1, 3).mean(0) - [200, 30, 30]).max() < 12
@@ -54,13 +54,13 @@ def test_an_animation_gives_its_first_frame():
     "data, reason",
     [
         (b"", "empty file"),
-        (b"hello", "not a picture"),
-        (_bytes(_red(size=(64, 64)), "JPEG")[:400], "truncated picture"),
+        (b"hello", "not an image"),
+        (_bytes(_red(size=(64, 64)), "JPEG")[:400], "truncated image"),
         (_bytes(Image.new("L", (2, 2))), "too small"),
         (_bytes(Image.new("1", (20_000, 20_000))), "too many pixels"),
     ],
 )
-def test_what_is_no_picture_is_named(data, reason):
+def test_what_is_no_image_is_named(data, reason):
     with pytest.raises(BadSample) as caught:
         decode(data, "x")
     assert caught.value.reason == reason
@@ -71,15 +71,15 @@ def folder(tmp_path):
     (tmp_path / "deep").mkdir()
     for i, name in enumerate(["a.JPG", "deep/b.png", "c.webp"]):
         Image.new("RGB", (30 + i, 24), (40 * i, 90, 90)).save(tmp_path / name)
-        (tmp_path / name).with_suffix(".txt").write_text(f"picture\nnumber {i} \n")
+        (tmp_path / name).with_suffix(".txt").write_text(f"image\nnumber {i} \n")
     return tmp_path
 
 
-def test_text_files_beside_the_pictures(folder):
+def test_text_files_beside_the_images(folder):
     source = FolderSource(str(folder))
-    assert [source[i]["caption"] for i in range(3)] == ["picture number 0", "picture number 2", "picture number 1"]
+    assert [source[i]["caption"] for i in range(3)] == ["image number 0", "image number 2", "image number 1"]
     assert source[1]["image"].shape == (24, 32, 3)
-    assert source.without_image(0) == {"image": None, "caption": "picture number 0"}
+    assert source.without_image(0) == {"image": None, "caption": "image number 0"}
 
 
 def test_tables_of_captions(folder):
@@ -89,7 +89,7 @@ def test_tables_of_captions(folder):
     assert [FolderSource(str(folder))[i]["caption"] for i in range(2)] == ["one, two", "three"]
 
 
-def test_pictures_to_condition_on_are_cut_as_their_pictures(folder):
+def test_images_to_condition_on_are_cut_as_their_images(folder):
     rng = np.random.default_rng(0)
     for name in ("a.JPG", "deep/b.png"):
         noise = Image.fromarray(rng.integers(0, 256, (24, 40, 3), dtype=np.uint8))
@@ -102,8 +102,8 @@ def test_pictures_to_condition_on_are_cut_as_their_pictures(folder):
     for _ in range(2):
         batch = next(stream)
         np.testing.assert_array_equal(batch["image"], batch["cond_image"])
-    assert stream.bad.by_reason["no .cond picture"] > 0  # c.webp has none
-    with pytest.raises(UserError, match="'digits' has no pictures to condition on; give a folder"):
+    assert stream.bad.by_reason["no .cond image"] > 0  # c.webp has none
+    with pytest.raises(UserError, match="'digits' has no images to condition on; give a folder"):
         batches(DataConfig(source="digits", image_size=16), 8, 0, wants=("image", "cond_image"))
 
 
@@ -117,7 +117,7 @@ def test_hostile_folder_is_skipped_and_counted(folder):
     (folder / "silent.png").write_bytes((folder / "deep/b.png").read_bytes())
     config = DataConfig(source=f"folder:{folder}", image_size=16, max_bad_rate=1.0)
     found = [c for batch in batches(config, 2, 0, wants=("image", "caption"), repeat=False) for c in batch["caption"]]
-    assert sorted(found) == [f"picture number {i}" for i in range(3)]
+    assert sorted(found) == [f"image number {i}" for i in range(3)]
     without = batches(config, 2, 0, wants=("image",), repeat=False)
     assert sum(len(batch["image"]) for batch in without) == 5  # a tokenizer needs no captions
 
@@ -133,9 +133,9 @@ def test_too_many_bad_files_stop_the_run_and_are_named(folder):
 @pytest.mark.parametrize(
     "name, text, says",
     [
-        ("captions.csv", "picture,words\na,b\n", "columns picture, words"),
+        ("captions.csv", "image,words\na,b\n", "columns image, words"),
         ("captions.jsonl", "{broken\n", "line 1"),
-        ("captions.jsonl", '{"text": "no picture"}\n', "names no picture"),
+        ("captions.jsonl", '{"text": "no image"}\n', "names no image"),
     ],
 )
 def test_a_broken_table_is_refused(folder, name, text, says):
@@ -144,8 +144,8 @@ def test_a_broken_table_is_refused(folder, name, text, says):
         FolderSource(str(folder))
 
 
-def test_no_folder_and_no_pictures(tmp_path):
+def test_no_folder_and_no_images(tmp_path):
     with pytest.raises(UserError, match="not a folder"):
         FolderSource(str(tmp_path / "none"))
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="holds no images"):
         FolderSource(str(tmp_path))

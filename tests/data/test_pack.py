@@ -20,7 +20,7 @@ def folder(tmp_path):
     place.mkdir()
     for i in range(4):
         (place / f"{i}.png").write_bytes(encode(photo(i)))
-        (place / f"{i}.txt").write_text(f"picture n\xba {i}", encoding="utf-8")
+        (place / f"{i}.txt").write_text(f"image n\xba {i}", encoding="utf-8")
     for name, (ending, data) in CONVERTED.items():
         (place / (name + ending)).write_bytes(data)
         (place / (name + ".txt")).write_text(name)
@@ -55,7 +55,7 @@ def test_a_set_without_files_is_packed_too(tmp_path):
         np.testing.assert_array_equal(packed[i]["image"], source[i]["image"])
 
 
-def test_pictures_are_made_smaller_but_not_larger(tmp_path):
+def test_images_are_made_smaller_but_not_larger(tmp_path):
     for name, size, kind in (("a.jpg", (60, 40), "JPEG"), ("b.png", (30, 90), "PNG"), ("c.png", (12, 12), "PNG")):
         (tmp_path / name).write_bytes(encode(photo(size=size), kind))
     manifest = pack(FolderSource(str(tmp_path)), tmp_path / "out", name="x", size=20, captions=False)

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 
+import chex
 import numpy as np
 import pytest
 
@@ -19,7 +20,7 @@ QUARTERS = [(0,), (1,), (2,), (3,)]
 
 
 class Numbered:
-    """Record i: a picture whose pixels are i, captioned with i; the bad ones raise."""
+    """Record i: an image whose pixels are i, captioned with i; the bad ones raise."""
 
     def __init__(self, length, bad=(), height=4, width=6):
         self.length, self.bad, self.shape = length, bad, (height, width, 3)
@@ -29,7 +30,7 @@ class Numbered:
 
     def __getitem__(self, index):
         if index in self.bad:
-            raise BadSample("not a picture", f"{index}.png")
+            raise BadSample("not an image", f"{index}.png")
         ramp = np.arange(self.shape[1], dtype=np.uint8)[None, :, None]
         embeds = np.full((1 + index % 3, 2), index, np.float16)
         return {
@@ -79,8 +80,8 @@ def test_batches_are_full_across_epochs(numbered):
     numbered(5)
     stream = batches(CONFIG, 8, 0, wants=("image", "tokens"))
     for batch in itertools.islice(stream, 3):
-        assert batch["image"].shape == (8, 4, 4, 3) and batch["image"].dtype == np.uint8
-        assert batch["tokens"].shape == (8, 2) and batch["tokens"].dtype == np.int32
+        chex.assert_shape([batch["image"], batch["tokens"]], [(8, 4, 4, 3), (8, 2)])
+        chex.assert_type([batch["image"], batch["tokens"]], [np.uint8, np.int32])
 
 
 def test_one_pass_in_order_leaves_nothing_out(numbered):
@@ -88,7 +89,8 @@ def test_one_pass_in_order_leaves_nothing_out(numbered):
     found = [batch["caption"] for batch in batches(CONFIG, 4, 0, wants=("caption",), repeat=False)]
     assert found == [list("0123"), list("4567"), list("89")]
     rows = [(0, 1), (2,), (3,)]
-    of = lambda process: batches(CONFIG, 4, 0, wants=("caption",), repeat=False, rows=rows, process=process)
+    def of(process):
+        return batches(CONFIG, 4, 0, wants=("caption",), repeat=False, rows=rows, process=process)
     parts = [numbers(of(process), 9) for process in range(3)]
     assert parts == [[0, 1, 4, 5, 8, 9], [2, 6], [3, 7]]
 
@@ -233,13 +235,13 @@ def test_bad_samples_are_left_out_and_counted(numbered):
     numbered(40, bad=(3, 17))
     stream = batches(CONFIG, 5, 0, wants=("caption",), repeat=False)
     assert numbers(stream, 99) == [i for i in range(40) if i not in (3, 17)]
-    assert stream.bad.by_reason == {"not a picture": 2} and len(stream.bad.names) == 2
+    assert stream.bad.by_reason == {"not an image": 2} and len(stream.bad.names) == 2
 
 
 def test_too_many_bad_samples_stop_the_run(numbered):
     numbered(40, bad=(0, 1, 2, 5))
     stream = batches(CONFIG, 8, 0, wants=("image",), repeat=False)
-    with pytest.raises(UserError, match=r"4 of \d+ samples cannot be used \(0.png: not a picture; 1.png"):
+    with pytest.raises(UserError, match=r"4 of \d+ samples cannot be used \(0.png: not an image; 1.png"):
         list(stream)
     numbered(4, bad=(3,))
     with pytest.raises(UserError, match="1 of 4 samples"):

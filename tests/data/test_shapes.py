@@ -1,4 +1,4 @@
-"""The drawn shapes: what they show, what is kept back, and that pictures depend on the arguments alone."""
+"""The drawn shapes: what they show, what is kept back, and that images depend on the arguments alone."""
 
 import pickle
 
@@ -17,7 +17,7 @@ def looks(one):
     return [(thing.colour, thing.shape) for thing in one.things]
 
 
-def test_a_picture_that_can_be_checked_by_hand():
+def test_an_image_that_can_be_checked_by_hand():
     square = Thing("red", "square", 0.5, 0.5, 0.25 / 0.88)  # a square reaches 0.88 of its radius: here to 1/4 and 3/4
     image = draw([Scene((square,), "white", "large", None, "")], 16)[0]
     wanted = np.full((16, 16, 3), 255, np.uint8)
@@ -35,7 +35,7 @@ def test_y_points_down_and_the_first_is_where_the_caption_says():
     assert rows.mean() == pytest.approx(23.5) and columns.mean() == pytest.approx(7.5)
 
 
-def test_the_same_arguments_give_the_same_picture():
+def test_the_same_arguments_give_the_same_image():
     again, other, kept_back = Shapes(16, length=300), Shapes(16, seed=1), Shapes(16, "heldout")
     for i in (0, 255, 256, 299):
         np.testing.assert_array_equal(Shapes(16)[i]["image"], again[i]["image"])
@@ -44,7 +44,7 @@ def test_the_same_arguments_give_the_same_picture():
     assert captions[0] != captions[1] and captions[0] != captions[2]
 
 
-def test_pictures_that_are_not_kept_are_the_same(monkeypatch):
+def test_images_that_are_not_kept_are_the_same(monkeypatch):
     kept = Shapes(16, length=20)
     monkeypatch.setattr(shapes, "_CACHE_BYTES", 0)
     for i in range(20):

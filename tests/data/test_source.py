@@ -49,24 +49,24 @@ def test_bad_samples_are_counted_from_many_threads():
 
     def add():
         for i in range(500):
-            counter.add(BadSample("no caption" if i % 2 else "not a picture", f"{i}.png"))
+            counter.add(BadSample("no caption" if i % 2 else "not an image", f"{i}.png"))
 
     threads = [threading.Thread(target=add) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert counter.by_reason == {"no caption": 1000, "not a picture": 1000} and counter.total == 2000
+    assert counter.by_reason == {"no caption": 1000, "not an image": 1000} and counter.total == 2000
     assert len(counter.names) == len(set(counter.names)) == 5
 
 
 def test_the_rate_is_looked_at_when_enough_were_seen():
     counter = BadCounter()
     counter.check(10_000, 0.0)  # nothing is wrong
-    counter.add(BadSample("not a picture", "b.png"))
+    counter.add(BadSample("not an image", "b.png"))
     counter.check(19, 0.01)
     counter.check(20, 0.05)  # one of twenty is no more than that
-    with pytest.raises(UserError, match=r"1 of 20 samples cannot be used \(b.png: not a picture\).*max_bad_rate"):
+    with pytest.raises(UserError, match=r"1 of 20 samples cannot be used \(b.png: not an image\).*max_bad_rate"):
         counter.check(20, 0.04)
     with pytest.raises(UserError, match="1 of 3 samples"):
         counter.check(3, 0.05, done=True)

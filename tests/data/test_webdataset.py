@@ -26,7 +26,7 @@ def write(path, members):
 def good(numbers):
     members = []
     for i in numbers:
-        members += [(f"{i:04d}.png", encode(photo(i))), (f"{i:04d}.txt", f"picture number {i}".encode())]
+        members += [(f"{i:04d}.png", encode(photo(i))), (f"{i:04d}.txt", f"image number {i}".encode())]
     return members
 
 
@@ -50,24 +50,24 @@ def test_samples_of_all_shards_in_order(shards, pattern):
     assert len(source) == 7
     for i in (6, 0, 3):  # in any order
         for one in (source, copy):
-            assert one[i]["caption"] == one.without_image(i)["caption"] == f"picture number {i}"
+            assert one[i]["caption"] == one.without_image(i)["caption"] == f"image number {i}"
             np.testing.assert_array_equal(one[i]["image"], np.asarray(photo(i)))
     assert source.without_image(1)["image"] is None and source.without_caption(1)["caption"] is None
 
 
 def test_members_of_one_name_are_one_sample(tmp_path):
-    picture, other = encode(photo(1)), encode(photo(2))
+    image, other = encode(photo(1)), encode(photo(2))
     write(tmp_path / "a.tar", [
         ("x/1.JPG", encode(photo(), "JPEG")), ("y/1.webp", encode(photo(3), "WEBP")), ("x/1.mask.png", other),
         ("x/1.json", json.dumps({"width": 3, "text": " in  json "}).encode()), ("y/1.caption", b"y\xc3\xa9"),
-        ("2.png", picture), ("2.txt", b"words"), ("2.json", b"{}"), ("3.npy", b"0"), ("x", b"0"),
+        ("2.png", image), ("2.txt", b"words"), ("2.json", b"{}"), ("3.npy", b"0"), ("x", b"0"),
     ])  # fmt: skip
     source = WebDatasetSource(str(tmp_path / "a.tar"))
     assert [source[i]["caption"] for i in range(len(source))] == ["in json", "y\xe9", "words"]
     np.testing.assert_array_equal(source[2]["image"], np.asarray(photo(1)))
 
 
-def test_every_kind_of_picture_is_converted_and_the_bad_are_counted(tmp_path):
+def test_every_kind_of_image_is_converted_and_the_bad_are_counted(tmp_path):
     members = good(range(2))
     for name, (ending, data) in CONVERTED.items():
         members += [(name + ending, data), (name + ".txt", name.encode())]
@@ -77,18 +77,18 @@ def test_every_kind_of_picture_is_converted_and_the_bad_are_counted(tmp_path):
     for i, (text, _) in enumerate(captions):
         members += [(f"c{i}.png", encode(photo())), (f"c{i}" + (".json" if b"{" in text else ".txt"), text)]
     members += [("j1.png", encode(photo())), ("j1.json", b"{"), ("j2.png", encode(photo())), ("j2.json", b"[1]")]
-    members += [("silent.png", encode(photo())), ("blind.txt", b"no picture")]
+    members += [("silent.png", encode(photo())), ("blind.txt", b"no image")]
     write(tmp_path / "a.tar", members)
     config = DataConfig(source=f"webdataset:{tmp_path}/*.tar", image_size=8, max_bad_rate=1.0)
     stream = batches(config, 4, 0, wants=("image", "caption"), repeat=False)
     found = [caption for batch in stream for caption in batch["caption"]]
-    assert found == ["picture number 0", "picture number 1", *CONVERTED]
+    assert found == ["image number 0", "image number 1", *CONVERTED]
     wanted = [r for *_, r in BAD.values()] + [r for _, r in captions]
-    wanted += ["caption is not JSON", "no caption", "no caption", "no picture"]
+    wanted += ["caption is not JSON", "no caption", "no caption", "no image"]
     assert stream.bad.by_reason == {r: wanted.count(r) for r in wanted}
     assert any("a.tar/empty.png" in name for name in stream.bad.names)
-    pictures = [batch["image"] for batch in batches(config, 4, 0, wants=("image",), repeat=False)]
-    assert sum(map(len, pictures)) == 2 + len(CONVERTED) + len(captions) + 3  # a tokenizer needs no captions
+    images = [batch["image"] for batch in batches(config, 4, 0, wants=("image",), repeat=False)]
+    assert sum(map(len, images)) == 2 + len(CONVERTED) + len(captions) + 3  # a tokenizer needs no captions
     with pytest.raises(UserError, match=r"a.tar/empty.png: empty file"):
         list(batches(DataConfig(source=config.source), 4, 0, wants=("image", "caption"), repeat=False))
 
@@ -96,11 +96,11 @@ def test_every_kind_of_picture_is_converted_and_the_bad_are_counted(tmp_path):
 def test_of_a_truncated_archive_what_is_whole_is_read(shards):
     whole = (shards / "a-01.tar").read_bytes()
     source = WebDatasetSource(f"{shards}/*.tar")
-    cut = source._samples[5].picture.offset + 10  # in the middle of the third picture of four
+    cut = source._samples[5].image.offset + 10  # in the middle of the third image of four
     (shards / "a-01.tar").write_bytes(whole[:cut])
     assert reason(source, 5, "without_caption") == "truncated archive"  # it shrank after it was opened
     damaged = WebDatasetSource(f"{shards}/*.tar")
-    assert [damaged[i]["caption"] for i in range(5)] == [f"picture number {i}" for i in range(5)]
+    assert [damaged[i]["caption"] for i in range(5)] == [f"image number {i}" for i in range(5)]
     assert len(damaged) == 7 and reason(damaged, 5, "without_caption") == reason(damaged, 6) == "truncated archive"
     (shards / "a-01.tar").unlink()
     assert reason(source, 4) == "unreadable file"
@@ -116,7 +116,7 @@ def test_mistakes_are_refused(tmp_path):
     (tmp_path / "folder.tar").mkdir()
     for name, message in {
         "*.zip": "matches no file", "empty.tar": "can't be read as a tar", "text.tar": "can't be read as a tar",
-        "small.gz": "unpack .gz", "none.tar": "holds no pictures", "captions.tar": "holds no pictures",
+        "small.gz": "unpack .gz", "none.tar": "holds no images", "captions.tar": "holds no images",
         "folder.tar": "can't be read as a tar", "a-{0..99999999999}.tar": "has the range",
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=message) as caught:

@@ -24,7 +24,7 @@ def trained(tmp_path_factory):
 def test_one_stage_carries_on_where_both_stopped(trained):
     changes = ("train.steps=6", "task.train_stages=(2,)", "--profile", "5:6")
     done = inside("train", _RECIPE, *changes, "--workdir", trained)
-    assert "carrying on from step 4 of 6" in done.stderr
+    assert "resuming from step 4 of 6" in done.stderr
     assert len(list((trained / "profile").rglob("perfetto_trace.json.gz"))) == 1
     assert {name: int(n) for name, n in t2i.load(trained).updates.items()} == {"stage_1": 4, "stage_2": 6}
     metrics = json.loads((trained / "metrics.json").read_text())
@@ -67,14 +67,14 @@ def test_pictures_made_of_other_pictures(tmp_path):
     recipe = tmp_path / "pairs.py"
     recipe.write_text(
         "import dataclasses\n"
-        "from t2i_jax import DataConfig, Evaluation, ImagenTask\n"
+        "from t2i_jax import DataConfig, Evaluation, ImagenOptions, ImagenTask\n"
         "from tests.e2e import tiny_imagen\n"
         "def get_config():\n"
         "    recipe = tiny_imagen.get_config()\n"
         "    stage = recipe.task.stages[0]\n"
         "    stage = dataclasses.replace(stage, unet=stage.unet.clone(cond_images_channels=3))\n"
         f"    data = DataConfig(source='folder:{tmp_path / 'pairs'}', image_size=8, threads=0, flip=True)\n"
-        "    evaluation = Evaluation(pictures=2, preview=2, steps=1)\n"
+        "    evaluation = Evaluation(pictures=2, preview=2, options=ImagenOptions(steps=1))\n"
         "    return dataclasses.replace(recipe, task=ImagenTask(stage), data=data, evaluation=evaluation)\n"
     )
     inside("train", recipe, "--workdir", tmp_path / "run")
@@ -89,8 +89,8 @@ def test_mistakes_get_one_sentence(trained, tmp_path):
     sample = lambda *more: refused("sample", trained, _CAPTION, *more)
     assert "did you mean 'heun'" in sample("--sampler", "heum")
     assert "stop_at=3 is no stage" in sample("--stop-at", 3)
-    assert "conditioned on no pictures" in sample("--cond", tmp_path / "none.png")
-    assert "temperature=0.5 is no option" in sample("--temperature", 0.5)
+    assert "--cond is no option of run=" in sample("--cond", tmp_path / "none.png")
+    assert "--temperature is no option of run=" in sample("--temperature", 0.5)
     assert "mask" in sample("--mask", tmp_path / "none.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
     Image.new("L", (4, 8)).save(tmp_path / "mask.png")
@@ -100,4 +100,4 @@ def test_mistakes_get_one_sentence(trained, tmp_path):
     assert "train_stages=(3,) names 3" in train("task.train_stages=(3,)")
     assert "image_size=8 is not the task's image_size=16" in train("data.image_size=8")
     assert "stage.image_size=9" in train("task.stages.0.image_size=9")
-    assert "evaluation.temperature" in train("evaluation.temperature=0.5")
+    assert "evaluation.options.temperature" in train("evaluation.options.temperature=0.5")

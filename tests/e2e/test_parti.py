@@ -43,7 +43,7 @@ def test_trained_again_it_is_done_and_with_more_steps_it_carries_on(trained):
     before = (trained / "metrics.jsonl").read_text()
     run("train", _RECIPE, "--workdir", trained)
     assert (trained / "metrics.jsonl").read_text() == before
-    assert "carrying on from step 4 of 6" in run("train", _RECIPE, "train.steps=6", "--workdir", trained).stderr
+    assert "resuming from step 4 of 6" in run("train", _RECIPE, "train.steps=6", "--workdir", trained).stderr
     assert "train.optim.learning_rate" in refused(
         "train", _RECIPE, "train.steps=8", "train.optim.learning_rate=0.1", "--workdir", trained
     )
@@ -85,7 +85,7 @@ def test_sampling_and_the_exported_system(trained, tmp_path):
     assert len(_pictures(tmp_path / "completed")) == 2
     bad = ("sample", trained, _CAPTION, "--init", tmp_path / "red.png", "--keep-rows", 1.5)
     assert "keep_rows=1.5 must lie between 0 and 1" in refused(*bad)
-    assert "can't be read as a picture" in refused("sample", trained, _CAPTION, "--init", _RECIPE)
+    assert "can't be read as an image" in refused("sample", trained, _CAPTION, "--init", _RECIPE)
 
 
 def test_evaluation(trained):
@@ -104,7 +104,7 @@ def test_mistakes_get_one_sentence(trained, tmp_path):
     )
     assert "holds no checkpoint" in refused("sample", tmp_path / "empty", _CAPTION)
     assert "is not a folder" in refused("sample", tmp_path / "nowhere", _CAPTION)
-    assert "makes no pictures from text" in refused("sample", trained / "tokenizer", _CAPTION)
+    assert "makes no images from text" in refused("sample", trained / "tokenizer", _CAPTION)
 
 
 def test_stopped_by_sigterm_it_saves_and_carries_on(trained):
@@ -123,7 +123,7 @@ def test_stopped_by_sigterm_it_saves_and_carries_on(trained):
     assert process.returncode == 75, errors[-3000:]
     step = int(re.search(r"stopped after step (\d+), everything is saved", errors).group(1))
     again = run("train", _RECIPE, f"train.steps={step + 1}", "--workdir", trained)
-    assert f"carrying on from step {step} of {step + 1}" in again.stderr
+    assert f"resuming from step {step} of {step + 1}" in again.stderr
 
 
 def test_the_same_from_python(trained):

@@ -9,7 +9,7 @@ import pytest
 
 from t2i_jax.cli.quickstart import quickstart as command
 from t2i_jax.quickstart import run as quickstart
-from t2i_jax.runs import evaluate as previews
+from t2i_jax.systems.text_to_image import TextToImage
 from t2i_jax.train.loop import Preempted
 from tests.e2e import tiny
 
@@ -24,9 +24,9 @@ def test_it_carries_on_where_it_was_stopped_and_says_when_it_is_done(tmp_path, m
     monkeypatch.setattr(quickstart, "get_config", _recipe)
     monkeypatch.setattr(quickstart, "_SHOWN", 8)
 
-    draw = previews.preview
+    draw = TextToImage.preview
     with monkeypatch.context() as patch:
-        patch.setattr(previews, "preview", lambda *args: os.kill(os.getpid(), signal.SIGTERM) or draw(*args))
+        patch.setattr(TextToImage, "preview", lambda *args: os.kill(os.getpid(), signal.SIGTERM) or draw(*args))
         with pytest.raises(Preempted, match="stopped after step 2"):
             command(workdir)
     seconds = json.loads((workdir / "metrics.json").read_text())["seconds"]
@@ -34,7 +34,7 @@ def test_it_carries_on_where_it_was_stopped_and_says_when_it_is_done(tmp_path, m
 
     command(workdir)
     output = capfd.readouterr()
-    assert "carrying on from step 2 of 6" in output.err
+    assert "resuming from step 2 of 6" in output.err
     assert f"done: open {workdir / 'report.html'}" in output.out and "alignment_heldout: " in output.out
     metrics = quickstart.finished(workdir)
     assert metrics["seconds"] > seconds > 0 and {"reconstruction_psnr", "codebook_usage"} <= set(metrics)

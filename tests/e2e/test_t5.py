@@ -35,7 +35,7 @@ def trained(tmp_path_factory):
     few = lambda recipe, **changes: dataclasses.replace(
         recipe, train=dataclasses.replace(recipe.train, steps=2), **changes
     )
-    recipe = few(recipe, task=task, tokenizer=few(recipe.tokenizer))
+    recipe = few(recipe, task=task, parts={"tokenizer": few(recipe.parts["tokenizer"])})
     return runs.train(recipe, place / "run"), place / "run"
 
 

@@ -29,6 +29,6 @@ def get_config() -> Recipe:
         ),
         data=data,
         train=train,
-        tokenizer=Recipe(task=TokenizerTask(model=network), data=data, train=train),
+        parts={"tokenizer": Recipe(task=TokenizerTask(model=network), data=data, train=train)},
         evaluation=Evaluation(judge="shapes", pictures=8, preview=4),
     )

@@ -1,6 +1,18 @@
 """Imagen on shapes, so small that only the way through is tested."""
 
-from t2i_jax import DataConfig, Ddpm, Edm, Evaluation, ImagenTask, LearnedText, Recipe, Stage, TrainConfig, Unet
+from t2i_jax import (
+    DataConfig,
+    Ddpm,
+    Edm,
+    Evaluation,
+    ImagenOptions,
+    ImagenTask,
+    LearnedText,
+    Recipe,
+    Stage,
+    TrainConfig,
+    Unet,
+)
 
 
 def get_config() -> Recipe:
@@ -20,5 +32,5 @@ def get_config() -> Recipe:
         ),
         data=DataConfig(source="shapes", image_size=16, threads=0),
         train=TrainConfig(steps=4, batch_size=8, log_every=2, save_every=2, ema_decay=0.5),
-        evaluation=Evaluation(judge="shapes", pictures=4, completions=4, preview=4, steps=2),
+        evaluation=Evaluation(judge="shapes", pictures=4, completions=4, preview=4, options=ImagenOptions(steps=2)),
     )

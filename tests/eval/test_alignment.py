@@ -8,7 +8,7 @@ from t2i_jax.eval.alignment import alignment
 
 
 class Bright:
-    """A picture is right when it is as bright as the caption's number says."""
+    """An image is right when it is as bright as the caption's number says."""
 
     def judge(self, images_NHWC, captions):
         return images_NHWC[:, 0, 0, 0] == [int(caption) for caption in captions]

@@ -3,6 +3,8 @@
 import pytest
 import yaml
 
+from t2i_jax.cluster import environment
+
 _CONFIG = "configs/imagen/shapes.py"
 _SUBMIT = ("submit", "run", "--image", "host/project/image:1", "--bucket", "a-bucket", _CONFIG)
 

@@ -189,4 +189,4 @@ def test_a_job_that_cannot_queue_itself_again_says_so(stand_ins, cluster):
     cluster.submit()
     stand_ins.fail(("scontrol requeue", 9))
     assert cluster.run_job() == [1]
-    assert "queueing job 123 again failed; submit it again, it carries on." in cluster.log()
+    assert "queueing job 123 again failed; submit it again, and it resumes." in cluster.log()

@@ -9,7 +9,7 @@ import pytest
 from t2i_jax import config, sharding
 from t2i_jax.errors import UserError
 from t2i_jax.models.unet import BaseUnet64, NullUnet, SRUnet256, SRUnet1024, Unet
-from t2i_jax.runs.recipe import known_types
+from t2i_jax.runs.recipe import TYPES
 
 TINY = Unet(dim=8, dim_mults=(1, 2), text_embed_dim=6, attn_heads=2, attn_dim_head=4, max_text_len=5)
 
@@ -150,7 +150,7 @@ def test_linear_attention_drops_out_in_training_only():
 
 def test_the_configuration_survives_json():
     for model in (TINY.clone(layer_attns=(False, True), compat=("mid_heads",)), NullUnet(), SRUnet1024(dim=32)):
-        assert config.from_dict(json.loads(json.dumps(config.to_dict(model))), known_types()) == model
+        assert config.from_dict(json.loads(json.dumps(config.to_dict(model))), TYPES) == model
     assert Unet(dim=8, dim_mults=[1, 2]).dim_mults == (1, 2)
 
 

@@ -21,7 +21,7 @@ from t2i_jax.diffusion.samplers import Churn
 from t2i_jax.errors import UserError
 from t2i_jax.models.unet import NullUnet
 from t2i_jax.systems.cascade import stage as imagen_stage
-from t2i_jax.systems.cascade.stage import Draws, Sampling, Stage
+from t2i_jax.systems.cascade.stage import Draws, StageSampling, Stage
 from tests.parity.reference import load
 
 imagen_pytorch = load("imagen_pytorch")
@@ -177,7 +177,7 @@ def test_sampling_both_stages(kind, monkeypatch):
             model.unets[i], size, noise=noise,
             lowres=LowresNoise(compat="imagen-pytorch-elucidated" if elucidated else None), resize="nearest",
         )  # fmt: skip
-        sampling = Sampling(
+        sampling = StageSampling(
             "heun" if elucidated else "ancestral", STEPS, Churn() if elucidated else None, percentile, **guidance
         )
 

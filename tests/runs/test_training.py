@@ -12,7 +12,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.models.vgg import Vgg16
 from tests.e2e.tiny import get_config
 
-RECIPE = get_config().tokenizer
+RECIPE = get_config().parts["tokenizer"]
 
 
 def no_hooks(recipe, build_system):
@@ -53,5 +53,5 @@ def test_another_file_is_refused_before_anything_trains(tmp_path):
     with pytest.raises(UserError, match="is not a file"):
         runs.train(dataclasses.replace(RECIPE, perceptual=str(tmp_path / "none.pth")), tmp_path / "run", hooks=no_hooks)
     whole = get_config()
-    with pytest.raises(UserError, match="not an image tokenizer"):
+    with pytest.raises(UserError, match="parts.perceptual is given for PartiTask, whose parts are tokenizer"):
         runs.train(dataclasses.replace(whole, tokenizer=None, perceptual="vgg.pth"), tmp_path / "run", hooks=no_hooks)

@@ -13,7 +13,7 @@ from t2i_jax.diffusion.samplers import Churn
 from t2i_jax.errors import UserError
 from t2i_jax.models.unet import NullUnet
 from t2i_jax.nn.flops import flops_of
-from t2i_jax.runs.recipe import known_types
+from t2i_jax.runs.recipe import TYPES
 from t2i_jax.systems.cascade import stage as imagen_stage
 from t2i_jax.systems.cascade.stage import Stage
 from t2i_jax.systems.imagen.system import ImagenSystem
@@ -41,7 +41,7 @@ def prompts(count, seed=3):
 
 
 def test_a_configuration_goes_to_json_and_back_and_is_overridden_by_index():
-    again = config.from_dict(config.to_dict(TASK), known_types())
+    again = config.from_dict(config.to_dict(TASK), TYPES)
     assert again == TASK
     changed = config.override(again, ["stages.1.noise.sigma_max=160", "stages.0.unet.dim=16"])
     assert changed.stages[1].noise.sigma_max == 160 and changed.stages[0].unet.dim == 16
@@ -264,7 +264,7 @@ def test_impossible_cascades_are_refused(make, sentence):
 def test_captions_are_needed_where_they_were_trained_on():
     with pytest.raises(UserError, match="trained on captions"):
         SYSTEM.generate()
-    with pytest.raises(UserError, match="2 pictures for 1 prompts"):
+    with pytest.raises(UserError, match="2 images for 1 prompts"):
         SYSTEM.generate(prompts(1), start_at=2, start_images=np.zeros((2, 8, 8, 3), np.uint8))
     with pytest.raises(UserError, match="change what the first stage makes"):
         SYSTEM.generate(prompts(1), start_at=2, start_images=IMAGE, init_images=IMAGE)

@@ -13,6 +13,7 @@ from t2i_jax.models import image_tokenizer
 from t2i_jax.models.parti import Parti
 from t2i_jax.models.parti_transformer import PartiTransformer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
+from t2i_jax.systems.imagen.options import ImagenOptions
 from t2i_jax.systems.parti.system import PartiSystem
 from t2i_jax.systems.parti.task import PartiTask, cross_entropy
 from t2i_jax.text.learned import LearnedText
@@ -162,15 +163,17 @@ def test_captions_guidance_and_negatives_matter(system):
 
 def test_completion_keeps_known_tokens_and_continues(system, weights):
     images, ids = _images(), image_tokenizer.tokens(_TOKENIZER, weights, _images())
-    whole = np.ones((3, 3), bool)
+    whole = np.ones((12, 12), bool)
     expected = image_tokenizer.pixels(_TOKENIZER, weights, ids)
     np.testing.assert_array_equal(system.generate(_CAPTIONS, init_images=images, mask=whole), expected)
     np.testing.assert_array_equal(system.generate(_CAPTIONS, init_images=images, known_rows=3), expected)
     half = system.generate(_CAPTIONS, init_images=images, known_rows=1)
     assert not np.array_equal(half, expected)
-    # The first row is kept: with it as the mask, the same pictures.
-    rows = np.arange(3)[:, None] < np.ones((1, 3))
-    np.testing.assert_array_equal(half, system.generate(_CAPTIONS, init_images=images, mask=rows))
+    # The first row is kept: with its pixels as the mask, the same images; a token is kept when all its pixels are.
+    for kept in (4, 7):
+        mask = np.broadcast_to(np.arange(12)[:, None] < kept, (12, 12))
+        np.testing.assert_array_equal(half, system.generate(_CAPTIONS, init_images=images, mask=mask))
+    np.testing.assert_array_equal(half, system.generate(_CAPTIONS, init_images=images, keep_rows=0.4))
 
 
 def test_stored_text_takes_embeddings(stored):
@@ -196,16 +199,19 @@ def test_stored_text_takes_embeddings(stored):
         (_CAPTIONS, {"images_per_prompt": 0}, "images_per_prompt"),
         (_CAPTIONS, {"batch_size": 0}, "batch_size"),
         (_CAPTIONS, {"known_rows": 1}, "init_images"),
-        (_CAPTIONS, {"init_images": _images()}, "known_rows or mask"),
-        (_CAPTIONS, {"init_images": _images(2), "known_rows": 1}, "one picture per prompt"),
+        (_CAPTIONS, {"init_images": _images(), "known_rows": 1, "mask": np.ones((12, 12), bool)}, "give one of them"),
+        (_CAPTIONS, {"init_images": _images(), "keep_rows": 1.0}, "keep_rows=1.0"),
+        (_CAPTIONS, {"gidance": 2.0}, "generate has no option 'gidance'; did you mean 'guidance'"),
+        (_CAPTIONS, {"options": ImagenOptions()}, "another system; give PartiOptions"),
+        (_CAPTIONS, {"init_images": _images(2), "known_rows": 1}, "one image per prompt"),
         (_CAPTIONS, {"init_images": _images() / 255.0, "known_rows": 1}, "float64"),
         (_CAPTIONS, {"init_images": _images()[:, :8], "known_rows": 1}, "init_images"),
         (_CAPTIONS, {"init_images": _images(), "known_rows": 4}, "known_rows=4"),
-        (_CAPTIONS, {"init_images": _images(), "mask": np.ones((2, 2), bool)}, "mask"),
+        (_CAPTIONS, {"init_images": _images(), "mask": np.ones((3, 3), bool)}, "mask"),
     ],
 )
 def test_mistakes_are_refused_before_anything_compiles(system, prompts, options, says, monkeypatch):
-    monkeypatch.setattr("t2i_jax.systems.parti.task.generate", lambda *args, **kwargs: pytest.fail("it ran"))
+    monkeypatch.setattr("t2i_jax.systems.parti.sampling.generate", lambda *args, **kwargs: pytest.fail("it ran"))
     with pytest.raises(UserError, match=says):
         system.generate(prompts, **options)
 

@@ -15,22 +15,23 @@ if __name__ == "__main__":
     flags = f"--xla_force_host_platform_device_count={2 if port != '0' else 8} {FAST}"
     os.environ["XLA_FLAGS"] = flags
 
-import pathlib  # noqa: E402
+import pathlib
 
-import jax  # noqa: E402
+import jax
 
-from t2i_jax import sharding  # noqa: E402
-from t2i_jax.train import state as states  # noqa: E402
-from t2i_jax.train.compiled import CompiledStep  # noqa: E402
-from t2i_jax.train.executables import Executables  # noqa: E402
-from t2i_jax.train.loop import TrainConfig  # noqa: E402
-from t2i_jax.train.step import train_step  # noqa: E402
-from tests.train.toy import ToyBatches, ToyTask  # noqa: E402
+from t2i_jax import sharding
+from t2i_jax.train import state as states
+from t2i_jax.train.compiled import CompiledStep
+from t2i_jax.train.executables import Executables
+from t2i_jax.train.loop import TrainConfig
+from t2i_jax.train.step import train_step
+from tests.train.toy import ToyBatches, ToyTask
 
 CONFIG = TrainConfig(batch_size=16, ema_decay=0.9)
+TASK = ToyTask()
 
 
-def start(folder, mesh, what="a toy", task=ToyTask()):  # noqa: B008
+def start(folder, mesh, what="a toy", task=TASK):
     """(how often the step was traced, state after two steps, loss, whether the first state was given away)."""
     optimisers = states.optimisers_of(task, CONFIG)
     first = states.start_of(task, optimisers, CONFIG.ema_decay)
@@ -45,11 +46,14 @@ def start(folder, mesh, what="a toy", task=ToyTask()):  # noqa: B008
 
     program = CompiledStep(step, places, mesh, Executables(pathlib.Path(folder), {"what": what}, mesh.devices.flat))
     source, before = ToyBatches(), state
+    at = sharding.batch_sharding(mesh)
+
+    def laid(array):
+        return jax.make_array_from_callback(array.shape, at, lambda index: array[index])
+
     for _ in range(2):
         batch = next(source)
-        at = sharding.batch_sharding(mesh)
-        of = lambda array: jax.make_array_from_callback(array.shape, at, lambda index: array[index])  # noqa: B023
-        state, metrics = program(state, {}, {name: of(batch[name]) for name in ("x", "y")})
+        state, metrics = program(state, {}, {name: laid(batch[name]) for name in ("x", "y")})
     given_away = all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
     return len(traced), state, float(metrics["loss"]), given_away
 

@@ -12,23 +12,24 @@ if __name__ == "__main__":
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {FAST} --xla_llvm_disable_expensive_passes=true"
     os.environ["JAX_PLATFORMS"] = "cpu"
 
-import functools  # noqa: E402
-import tempfile  # noqa: E402
+import functools
+import tempfile
 
-import flax.linen as nn  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from jax.sharding import PartitionSpec  # noqa: E402
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
 
-from t2i_jax import sharding  # noqa: E402
-from t2i_jax.nn.conv import conv  # noqa: E402
-from t2i_jax.train import state as states  # noqa: E402
-from t2i_jax.train.checkpoint import Checkpoints  # noqa: E402
-from t2i_jax.train.loop import TrainConfig  # noqa: E402
-from t2i_jax.train.optim import OptimConfig  # noqa: E402
-from t2i_jax.train.step import train_step  # noqa: E402
-from tests.train.toy import ToyBatches, ToyTask  # noqa: E402
+from t2i_jax import sharding
+from t2i_jax.nn.conv import conv
+from t2i_jax.train import state as states
+from t2i_jax.train.checkpoint import Checkpoints
+from t2i_jax.train.loop import TrainConfig
+from t2i_jax.train.optim import OptimConfig
+from t2i_jax.train.step import train_step
+from tests.train.toy import ToyBatches, ToyTask
 
 MESHES = {"dp": {"data": 8}, "fsdp": {"data": 2, "fsdp": 4}, "fsdp_tp": {"data": 2, "fsdp": 2, "tensor": 2}}
 MORE = {"sequence": {"fsdp": 2, "sequence": 2, "tensor": 2}, "slices": {"slice": 2, "data": 2, "fsdp": 2}}
@@ -120,12 +121,13 @@ def toy():
             restored, positions = checkpoints.restore(abstract, lambda stored: None)
             assert positions == [{"number": 2}]
             assert {leaf.sharding.mesh.size for leaf in jax.tree.leaves(restored.params)} == {count}
-            plain = lambda s: s.replace(key=jax.random.key_data(s.key))
-            jax.tree.map(np.testing.assert_array_equal, plain(restored), plain(state))
+            def plain(s):
+                return s.replace(key=jax.random.key_data(s.key))
+            chex.assert_trees_all_equal(plain(restored), plain(state))
         places = sharding.shardings(dict(task.init(jax.random.key(0))[0]), sharding.make_mesh({"fsdp": 8}), "fsdp")
         _, weights = checkpoints.weights(places)
         for name in ("params", "ema"):
-            jax.tree.map(np.testing.assert_array_equal, weights[name], dict(getattr(state, name)))
+            chex.assert_trees_all_equal(weights[name], dict(getattr(state, name)))
         assert weights["params"]["first"]["wide"].sharding == places["first"]["wide"]
         checkpoints.close()
 
@@ -246,9 +248,9 @@ def sequence():
 def t5():
     """Parti with a frozen T5 whose embeddings are large enough to be split."""
     from t2i_jax.models.parti_transformer import PartiTransformer
+    from t2i_jax.systems.generation import on_mesh
     from t2i_jax.systems.parti.system import PartiSystem
     from t2i_jax.systems.parti.task import PartiTask
-    from t2i_jax.systems.placement import on_mesh
     from t2i_jax.text.t5 import T5Text
     from t2i_jax.text.t5_encoder import T5Encoder
 
@@ -263,7 +265,7 @@ def t5():
 
 
 def super_resolution():
-    """Small pictures to large ones against a discriminator."""
+    """Small images to large ones against a discriminator."""
     from t2i_jax.models.super_resolution import SuperResolution
     from t2i_jax.systems.super_resolution.task import SuperResolutionTask
 
@@ -292,17 +294,17 @@ def imagen():
 
 
 def sampling():
-    """Pictures of Parti and of a cascade on a mesh are those of one device."""
+    """Images of Parti and of a cascade on a mesh are those of one device."""
     from t2i_jax.models import image_tokenizer
     from t2i_jax.models.parti_transformer import PartiTransformer
     from t2i_jax.models.unet import Unet
     from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
     from t2i_jax.systems.cascade.stage import Stage
+    from t2i_jax.systems.generation import on_mesh
     from t2i_jax.systems.imagen.system import ImagenSystem
     from t2i_jax.systems.imagen.task import ImagenTask
     from t2i_jax.systems.parti.system import PartiSystem
     from t2i_jax.systems.parti.task import PartiTask
-    from t2i_jax.systems.placement import on_mesh
     from t2i_jax.text.stored import StoredText
 
     text, key = StoredText(dim=8, max_length=4), jax.random.key(0)
@@ -333,14 +335,15 @@ def sampling():
 
 def _cache_is_shared_out(system, prompts):
     """In the compiled program a device keeps the past of its own rows (8 with guidance, over 4) and heads (2, over 2)."""
-    from t2i_jax.systems.parti.task import task as parti
+    from t2i_jax.systems.parti import sampling
+    from t2i_jax.systems.parti.options import PartiOptions
 
     rows, keys = dict(zip(("text_embeds", "text_mask"), prompts, strict=True)), jax.random.split(jax.random.key(0), 4)
     one = jnp.float32(1)
     with jax.set_mesh(system.mesh):
-        program = parti.generate.lower(
+        program = sampling.generate.lower(
             system.weights["parti"], system.frozen, rows, keys, task=system.task, guidance=one, temperature=one,
-            sampling=parti.Sampling(guided=True, top_k=None, top_p=None),
+            sampling=PartiOptions().sampling,
         ).compile().as_text()  # fmt: skip
     assert "f32[2,16,1,8]" in program and "f32[8,16,2,8]" not in program  # rows, positions, heads, width
 

@@ -49,7 +49,7 @@ def main(workdir, what=None, process="0", step="0"):
             if not here or done != at:
                 return
             if what == "raise":
-                raise OSError("the pictures are gone")
+                raise OSError("the images are gone")
             if what == "full":
                 raise UserError("the disk of 'here' is full; free space.")
             while what == "SIGKILL" and not (pathlib.Path(workdir) / "checkpoints" / "5").is_dir():

@@ -65,7 +65,7 @@ def test_starts_add_up_and_steps_that_were_made_for_nothing_are_lost():
     clock.time += 1000  # nothing runs
 
     second = Goodput(stored, now=clock)
-    second.carry_on(1)  # the checkpoint of step 2 is damaged, that of 3 was never made
+    second.resume(1)  # the checkpoint of step 2 is damaged, that of 3 was never made
     clock.time += 5
     second.start_training()
     assert second.seconds() | {"restart": 5} == second.seconds()
@@ -74,7 +74,7 @@ def test_starts_add_up_and_steps_that_were_made_for_nothing_are_lost():
     second.save(2)
 
     third = Goodput(second.stored(), now=clock)
-    third.carry_on(0)  # no checkpoint at all
+    third.resume(0)  # no checkpoint at all
     assert (third.seconds()["step"], third.seconds()["lost"], sum(third.seconds().values())) == (0, 100, 105)
 
 
@@ -83,7 +83,7 @@ def test_figures_that_cannot_be_read_or_do_not_know_a_step_start_anew(tmp_path):
         (tmp_path / FILE).write_text(content)
         assert sum(Goodput.of(tmp_path).seconds().values()) < 1
     unknown = Goodput({"seconds": {"step": 3.0}, "saves": {}})
-    unknown.carry_on(7)
+    unknown.resume(7)
     assert unknown.seconds()["step"] == 3 and unknown.seconds()["lost"] == 0
 
 

@@ -7,8 +7,7 @@ import subprocess
 import sys
 import time
 
-import jax
-import numpy as np
+import chex
 
 from t2i_jax.train.checkpoint import load_params
 from t2i_jax.train.loop import fit
@@ -71,7 +70,7 @@ def test_killed_while_saving_and_stopped_by_a_signal_it_ends_in_the_same_bits(tm
     assert process.wait(timeout=120) == 0, process.stderr.read()[-2000:]
 
     _, params, ema, stats = load_params(killed)
-    jax.tree.map(np.testing.assert_array_equal, (params, ema, stats), (whole.params, whole.ema, whole.stats))
+    chex.assert_trees_all_equal((params, ema, stats), (whole.params, whole.ema, whole.stats))
     lines = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, CONFIG.steps + 1))
     seconds = json.loads((killed / "goodput.json").read_text())["seconds"]  # of all starts, up to their last lines

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -22,15 +23,18 @@ _CONFIG = TrainConfig(
     steps=6, batch_size=16, log_every=2, save_every=2, keep=3, ema_decay=0.9, optim=OptimConfig(learning_rate=0.01)
 )
 
+_TASK = ToyTask()
 
-def _fit(workdir, task=ToyTask(), batches=None, hooks=(), **changes):  # noqa: B008
+
+def _fit(workdir, task=_TASK, batches=None, hooks=(), **changes):
     return fit(task, batches or ToyBatches(), dataclasses.replace(_CONFIG, **changes), workdir, hooks=hooks)
 
 
 def assert_same_state(a, b):
     """Bit for bit."""
-    plain = lambda state: state.replace(key=jax.random.key_data(state.key))
-    jax.tree.map(np.testing.assert_array_equal, plain(a), plain(b))
+    def plain(state):
+        return state.replace(key=jax.random.key_data(state.key))
+    chex.assert_trees_all_equal(plain(a), plain(b))
 
 
 def _lines(workdir):
@@ -52,13 +56,14 @@ def test_it_learns_writes_and_stores(uninterrupted):
     assert any(entry.name.startswith("events") for entry in workdir.iterdir())
     stored, params, ema, stats = load_params(workdir)
     assert stored["task"]["type"] == "ToyTask" and stored["train"]["steps"] == 6
-    jax.tree.map(np.testing.assert_array_equal, (params, ema, stats), (state.params, state.ema, state.stats))
+    chex.assert_trees_all_equal((params, ema, stats), (state.params, state.ema, state.stats))
     assert set(ema) == {"first"}
 
 
 def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(uninterrupted, tmp_path):
     _, whole = uninterrupted
-    stop_at = lambda at: Hook(1, lambda state, step, log: os.kill(os.getpid(), signal.SIGTERM) if step == at else None)
+    def stop_at(at):
+        return Hook(1, lambda state, step, log: os.kill(os.getpid(), signal.SIGTERM) if step == at else None)
     for number in (3, 4):  # 3 is no multiple of save_every
         with pytest.raises(Preempted, match=f"after step {number}, everything is saved"):
             _fit(tmp_path, hooks=(stop_at(number),))
@@ -149,6 +154,17 @@ def test_a_change_that_is_allowed_carries_on(uninterrupted, tmp_path):
         fit(ToyTask(), ToyBatches(), longer, tmp_path, extra_config={"data": {"workers": 1, "set": "b"}})
 
 
+def test_a_configuration_of_an_earlier_release_is_upgraded_before_it_is_compared(tmp_path):
+    fit(ToyTask(), ToyBatches(), _CONFIG, tmp_path, extra_config={"data": {"set": "a"}})
+    longer, today = dataclasses.replace(_CONFIG, steps=7), {"source": {"name": "a"}}
+    with pytest.raises(UserError, match="another configuration"):
+        fit(ToyTask(), ToyBatches(), longer, tmp_path, extra_config=today)
+    def upgrade(stored):
+        return {"source": {"name": stored["data"]["set"]}}
+    state = fit(ToyTask(), ToyBatches(), longer, tmp_path, extra_config=today, upgrade=upgrade)
+    assert state.step == 7
+
+
 class _Broken(ToyBatches):
     """Batches with one entry changed."""
 
@@ -176,9 +192,9 @@ def test_a_batch_that_does_not_fit_is_refused(tmp_path, change, message):
 
 def test_an_error_of_the_data_is_raised_as_it_is(tmp_path):
     def fail(batch):
-        raise OSError("the disk of the pictures is gone")
+        raise OSError("the disk of the images is gone")
 
-    with pytest.raises(OSError, match="the disk of the pictures is gone"):
+    with pytest.raises(OSError, match="the disk of the images is gone"):
         _fit(tmp_path, batches=_Broken(fail))
 
 
@@ -209,5 +225,5 @@ def test_the_configuration_survives_json_and_groups_have_optimisers_of_their_own
 
 def test_wandb_is_only_wanted_when_asked_for(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    with pytest.raises(UserError, match="wandb_project='pictures' needs Weights & Biases"):
-        _fit(tmp_path, wandb_project="pictures")
+    with pytest.raises(UserError, match="wandb_project='images' needs Weights & Biases"):
+        _fit(tmp_path, wandb_project="images")

@@ -4,7 +4,7 @@ import signal
 import socket
 import time
 
-import jax
+import chex
 import numpy as np
 import pytest
 
@@ -47,8 +47,7 @@ def assert_as_alone(workdir, alone):
     """Sums over processes are rounded differently, and Adam repeats that in every step."""
     same = losses(alone[0])
     np.testing.assert_allclose([losses(workdir)[step] for step in same], list(same.values()), rtol=1e-4)
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-    jax.tree.map(close, load_params(workdir)[1], alone[1].params)
+    chex.assert_trees_all_close(load_params(workdir)[1], alone[1].params, rtol=1e-3, atol=1e-4)
 
 
 def test_two_processes_stopped_and_killed_end_in_the_bits_of_two_undisturbed_ones(tmp_path, alone):
@@ -75,7 +74,7 @@ def test_two_processes_stopped_and_killed_end_in_the_bits_of_two_undisturbed_one
     assert (cut / "unreadable" / "5.0").is_dir()
 
     assert losses(cut) == losses(whole)
-    jax.tree.map(np.testing.assert_array_equal, load_params(cut)[1:], load_params(whole)[1:])
+    chex.assert_trees_all_equal(load_params(cut)[1:], load_params(whole)[1:])
 
 
 def test_four_processes_go_on_as_two_when_process_0_is_killed(tmp_path, alone):
@@ -96,7 +95,7 @@ def test_four_processes_go_on_as_two_when_process_0_is_killed(tmp_path, alone):
         ("width", 1, 2, "has another configuration than process 0 (task.width: 256 -> 8); give every process the same"),
         ("elsewhere", 1, 2, "has another folder"),
         ("full", 0, 2, "has ended: the disk of 'here' is full; free space."),
-        ("raise", 1, 1, "has ended: OSError: the pictures are gone"),
+        ("raise", 1, 1, "has ended: OSError: the images are gone"),
     ],
 )
 def test_what_is_wrong_with_one_ends_both_with_a_sentence_that_names_it(tmp_path, what, process, status, sentence):

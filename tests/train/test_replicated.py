@@ -23,7 +23,8 @@ def _bytes(recipe, rules):
     """(bytes of all parameters, {path: bytes} of those that are whole on every device)."""
     mesh = AbstractMesh(tuple(_MESHES[rules].get(axis, 1) for axis in sharding.MESH_AXES), sharding.MESH_AXES)
     params = dict(jax.eval_shape(load_recipe(_CONFIGS / f"{recipe}.py").task.init, jax.random.key(0))[0])
-    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+    def is_box(leaf):
+        return isinstance(leaf, nn.LogicallyPartitioned)
     total, whole = 0, {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_box):
         shape = leaf.value.shape if is_box(leaf) else leaf.shape

@@ -87,10 +87,10 @@ def test_short_waits_and_a_single_bad_line_are_not_complained_of():
     log, times = _Log(), iter(range(100))
     stalls = stall.Stalls(log, now=lambda: float(next(times)))
     for share in (0.19, 0.5, 0.1, 0.3, 0.19):
-        stalls.judge(10, share)
+        stalls.check(10, share)
     give_up = stalls.watch(10, False, lambda: True)
     assert give_up() and not log.shown and not log.said
-    stalls.judge(20, 0.21)
-    stalls.judge(30, 0.21)
-    stalls.judge(40, 0.9)
+    stalls.check(20, 0.21)
+    stalls.check(30, 0.21)
+    stalls.check(40, 0.9)
     assert len(log.said) == 1 and "21% of the time up to step 30" in log.said[0]

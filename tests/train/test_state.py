@@ -1,6 +1,7 @@
 """Meshes that leave devices without work of their own are refused; nothing runs here, a mesh has only a shape."""
 
 import dataclasses
+from typing import ClassVar
 
 import pytest
 from jax.sharding import AbstractMesh
@@ -40,7 +41,7 @@ def test_a_mesh_with_devices_that_would_do_the_same_is_refused(shape, rules, tol
 def test_a_sequence_is_split_where_the_mesh_divides_it():
     @dataclasses.dataclass(frozen=True)
     class OfTokens(ToyTask):
-        sequence_length: int = 6
+        sequence_length: ClassVar[int | None] = 6
 
     _check(OfTokens(), {"sequence": 2})
     with pytest.raises(UserError, match="a sequence of 6 tokens"):

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +43,10 @@ def test_a_step_is_the_objectives_updates_in_order():
     params = dict(state.params)
     for objective, key in zip(_TASK.objectives, keys[1:], strict=True):
         group = objective.group
-        loss = lambda moved: objective.loss({**params, group: moved}, state.stats, {}, batch, key, 0)[0]  # noqa: B023
+
+        def loss(moved, objective=objective, group=group, key=key):
+            return objective.loss({**params, group: moved}, state.stats, {}, batch, key, 0)[0]
+
         gradient = jax.grad(loss)(params[group])
         update, _ = _OPTIMISERS[group].update(gradient, _OPTIMISERS[group].init(params[group]), params[group])
         params[group] = optax.apply_updates(params[group], update)
@@ -50,7 +54,7 @@ def test_a_step_is_the_objectives_updates_in_order():
 
     assert after.step == 1 and list(after.skipped) == [0, 0] and after.stats["seen"] == 16
     # Compiled as a whole and op by op, sums are rounded differently.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), dict(after.params), params)
+    chex.assert_trees_all_close(dict(after.params), params, rtol=1e-4, atol=1e-6)
     assert jax.random.key_data(after.key).tolist() == jax.random.key_data(state.key).tolist()
 
 
@@ -59,7 +63,7 @@ def test_accumulated_parts_give_the_update_of_the_whole_batch():
     quiet = ToyTask(noise=0.0)  # parts draw noise of their own
     whole, metrics = _step(1, quiet)(state, {}, batch)
     parts, same = _step(4, quiet)(state, {}, batch)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole.params, parts.params)
+    chex.assert_trees_all_close(whole.params, parts.params, rtol=1e-4, atol=1e-5)
     assert parts.stats["seen"] == 16  # stats pass through all parts
     for name, value in metrics.items():
         assert float(same[name]) == pytest.approx(float(value), rel=1e-4), name
@@ -71,7 +75,7 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(accumulate):
     after, metrics = _step(accumulate)(before, {}, _batch(poison=(0,)))
     assert not np.isfinite(float(metrics["loss"]))
     for field in ("params", "opt_state", "ema", "stats"):
-        jax.tree.map(np.testing.assert_array_equal, getattr(after, field), getattr(before, field))
+        chex.assert_trees_all_equal(getattr(after, field), getattr(before, field))
     assert after.step == 2 and list(after.skipped) == [1, 1]
     again, _ = _step()(after, {}, _batch())
     assert list(again.skipped) == [1, 0]
@@ -86,7 +90,7 @@ def test_the_average_follows_fast_at_first_and_then_by_its_decay():
     after, _ = _step()(state, {}, _batch())
     assert set(after.ema) == {"first"}
     mean = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, state.params["first"], after.params["first"])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), after.ema["first"], mean)
+    chex.assert_trees_all_close(after.ema["first"], mean, rtol=1e-4)
 
 
 def test_each_step_has_noise_of_its_own():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -33,6 +34,8 @@ class ToyTask:
     noise: float = 0.01
     ema_groups: tuple = ("first",)
 
+    sequence_length: ClassVar[int | None] = None
+
     @property
     def objectives(self):
         return (Objective("first", self.first), Objective("second", self.second))
@@ -44,7 +47,8 @@ class ToyTask:
         return params, {"seen": jnp.zeros(())}
 
     def batch_spec(self, batch_size):
-        of = lambda *shape: jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
+        def of(*shape):
+            return jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
         return {"x": of(8), "y": of(8)}
 
     def first(self, params, stats, frozen, batch, key, step):
@@ -60,6 +64,12 @@ class ToyTask:
 
     def after_update(self, params, stats, batch, key, step):
         return params, stats
+
+    def frozen_shapes(self):
+        return {}
+
+    def sampling_programs(self, count):
+        return {}
 
     def flops(self, batch_size):
         return 12.0 * batch_size * 8 * self.width

@@ -19,7 +19,8 @@ from t2i_jax.diffusion.noise import Ddpm, Edm
 from t2i_jax.diffusion.samplers import Churn
 from t2i_jax.errors import UserError
 from t2i_jax.nn.resample import RESIZES, resize
-from t2i_jax.types import Array, Key, Params
+from t2i_jax.pixels import to_float
+from t2i_jax.types import Array, Batch, Key, Params
 
 SAMPLERS = ("ancestral", "ddim", "heun", "dpm_solver")
 _USUAL_STEPS = {"ancestral": 250, "ddim": 64, "heun": 32, "dpm_solver": 32}
@@ -83,7 +84,7 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class StageSampling:
     """What a compiled sampling run of one stage is made for.
 
     Attributes:
@@ -156,18 +157,18 @@ def losses(
     bind: Callable[..., Net],
     image_BHWC: Array,
     draws: Draws,
-    before: int | None,
+    previous: int | None,
     cond_image_BHWC: Array | None = None,
 ) -> Array:
     """Weighted loss (B,) of pictures in [-1, 1] (Saharia et al. 2022, sections 2.2 to 2.4).
 
     Args:
       bind: the network with its text, a function of `(lowres, lowres_condition, cond_image)`; see `bound`.
-      before: side of the stage before; None: this is the first.
+      previous: side of the previous stage's images; None: this is the first stage.
     """
     size = (stage.image_size, stage.image_size)
     x0 = resize(image_BHWC, size, stage.resize)
-    small = None if before is None else resize(smaller(image_BHWC, before, stage.resize), size, stage.resize)
+    small = None if previous is None else resize(smaller(image_BHWC, previous, stage.resize), size, stage.resize)
     if draws.corner_B2 is not None:
         x0, small, cond_image_BHWC = (
             _cut(a, draws.corner_B2, stage) for a in (x0, small, _at(cond_image_BHWC, size, stage))
@@ -221,7 +222,7 @@ def bound(
 def run(
     stage: Stage,
     bind: Callable[..., Net],
-    sampling: Sampling,
+    sampling: StageSampling,
     shape: tuple[int, ...],
     draw: Draw,
     scale: Scale,
@@ -300,3 +301,12 @@ def _cut(image, corner_B2, stage):
     one = lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), (side, side, image.shape[-1]))
     return jax.vmap(one)(image, corner_B2)
 
+
+def group(number: int) -> str:
+    """Name of the parameters of the stage with this number, from 1."""
+    return f"stage_{number}"
+
+
+def cond_image_of(unet: Any, batch: Batch) -> Array | None:
+    """The batch's images to condition on as floats in [0, 1]; None for a U-Net without them."""
+    return to_float(batch["cond_image"], (0.0, 1.0)) if unet.cond_images_channels else None

@@ -11,20 +11,22 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax import sharding
-from t2i_jax.diffusion.draws import gaussian
 from t2i_jax.errors import UserError
 from t2i_jax.nn.flops import flops_of
-from t2i_jax.pixels import to_float
+from t2i_jax.pixels import SIGNED, to_float
 from t2i_jax.systems import captions
-from t2i_jax.systems.cascade import stage as imagen_stage
-from t2i_jax.systems.cascade.stage import Sampling, Stage
-from t2i_jax.types import Array, Batch, Key, Objective, Params, Stats
-
-_RANGE = (-1.0, 1.0)
+from t2i_jax.systems.base import SystemTask
+from t2i_jax.systems.cascade import stage as stages
+from t2i_jax.systems.cascade.stage import Stage, StageSampling, group
+from t2i_jax.systems.imagen import sampling
+from t2i_jax.systems.imagen.options import ImagenOptions, per_stage
+from t2i_jax.systems.imagen.system import ImagenSystem
+from t2i_jax.systems.text_to_image import samples_of
+from t2i_jax.types import Array, Batch, Key, Objective, Params, SamplingProgram, Stats
 
 
 @dataclasses.dataclass(frozen=True)
-class ImagenTask:
+class ImagenTask(SystemTask):
     """Trains the stages of a cascade, each on its own: pictures from noise, then larger pictures from smaller ones.
 
         ImagenTask(
@@ -50,7 +52,7 @@ class ImagenTask:
     channels: int = 3
     train_stages: tuple[int, ...] | None = None
 
-    sampling_options: ClassVar[tuple[str, ...]] = ("guidance", "sampler", "steps", "parallel", "stop_at", "strength")
+    options: ClassVar[type] = ImagenOptions
 
     def __post_init__(self):
         if isinstance(self.stages, Stage):
@@ -120,26 +122,42 @@ class ImagenTask:
             spec["cond_image"] = of(jnp.uint8, self.image_size, self.image_size, self.cond_image_channels)
         return spec
 
-    def frozen_shapes(self) -> Mapping[str, Any]:
-        """Shapes of the parameters that the step reads and never changes."""
-        return captions.frozen_shapes(self.text)
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Negative prompts with texts; images to change or complete; images to condition on where the U-Nets take some."""
+        names = ("negative_prompts",) if self.text is not None else ()
+        return (*names, "init_images", "mask", *(("cond_images",) if self.cond_image_channels else ()))
 
-    def sampling_programs(self, batch_size: int) -> Mapping[str, tuple[str, Any, Mapping[str, jax.ShapeDtypeStruct]]]:
-        """{name: (group, `function(params of group, frozen, prompt, keys)`, shapes of prompt)}, one per stage."""
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """Captions, with their embeddings where these are stored; images to condition on."""
+        return samples_of(self.text, *(("cond_image",) if self.cond_image_channels else ()))
+
+    def check_options(self, options: ImagenOptions) -> None:
+        """Refuses a tuple of values that has not one for each stage."""
+        for name in ("guidance", "sampler", "steps", "image_sizes"):
+            per_stage(f"evaluation.options.{name}", getattr(options, name), len(self.stages))
+
+    def system(self, params, stats: Stats, parts, frozen: Mapping[str, Any], text_tokenizer: Any) -> ImagenSystem:
+        """The trained cascade."""
+        return ImagenSystem(self, params, jax.device_get(stats["updates"]), frozen, text_tokenizer)
+
+    def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
+        """A program per stage."""
         made = {}
         of = lambda side, dtype, channels: jax.ShapeDtypeStruct((batch_size, side, side, channels), dtype)
         for number in self._trained:
             stage, prompt = self.stages[number - 1], captions.spec(self.text, batch_size)
-            sampler, steps = imagen_stage.sampling_of(stage)
+            sampler, steps = stages.sampling_of(stage)
             churn = stage.churn if sampler == "heun" else None
-            sampling = Sampling(sampler, steps, churn, stage.percentile, guided=self.text is not None)
+            settings = StageSampling(sampler, steps, churn, stage.percentile, guided=self.text is not None)
             if number > 1:
                 prompt |= {"small": of(self.stages[number - 2].image_size, jnp.float32, self.channels)}
             if self.networks[number - 1].cond_images_channels:
                 prompt |= {"cond_image": of(stage.image_size, jnp.uint8, self.cond_image_channels)}
             size = (stage.image_size, stage.image_size)
-            function = functools.partial(generate, task=self, number=number, size=size, sampling=sampling)
-            made[f"stage {number}"] = (group(number), function, prompt)
+            function = functools.partial(sampling.generate, task=self, number=number, size=size, sampling=settings)
+            made[f"stage {number}"] = SamplingProgram(group(number), function, prompt)
         return made
 
     @property
@@ -152,21 +170,17 @@ class ImagenTask:
         for_draws, for_text, for_dropout = jax.random.split(key, 3)
         shape = batch["image"].shape
         stage = dataclasses.replace(self.stages[number - 1], unet=self.networks[number - 1])
-        draws = imagen_stage.draw(stage, for_draws, shape, self.cond_drop_prob, lowres=number > 1)
+        draws = stages.draw(stage, for_draws, shape, self.cond_drop_prob, lowres=number > 1)
         own = params[group(number)]
-        bind = imagen_stage.bound(stage.unet, own["unet"], self.embed(own, frozen, batch, for_text), dropout=for_dropout)
-        before = self.stages[number - 2].image_size if number > 1 else None
-        image, cond = to_float(batch["image"], _RANGE), _cond(stage.unet, batch)
-        loss = jnp.mean(imagen_stage.losses(stage, bind, image, draws, before, cond))
+        bind = stages.bound(stage.unet, own["unet"], self.embed(own, frozen, batch, for_text), dropout=for_dropout)
+        previous = self.stages[number - 2].image_size if number > 1 else None
+        image, cond = to_float(batch["image"], SIGNED), stages.cond_image_of(stage.unet, batch)
+        loss = jnp.mean(stages.losses(stage, bind, image, draws, previous, cond))
         metrics = {f"loss/{group(number)}": loss}
         if number == self._trained[0]:
             metrics["loss"] = loss
         updates = {**stats["updates"], group(number): stats["updates"][group(number)] + 1}
         return loss, (metrics, {**stats, "updates": updates})
-
-    def after_update(self, params, stats: Stats, batch: Batch, key: Key, step: Array):
-        """Nothing changes without a gradient."""
-        return params, stats
 
     def embed(self, params: Params, frozen: Any, batch: Batch, key: Key | None = None) -> tuple[Array, Array] | None:
         """(embeddings (B, L, D), mask (B, L)) of the batch's texts; None without texts."""
@@ -175,12 +189,18 @@ class ImagenTask:
         return captions.embed(self.text, params, frozen, batch, key), batch["text_mask"]
 
     def flops(self, batch_size: int) -> float:
-        """Of one step, from the traced networks: 3 forward passes; text encoders are not counted."""
-        once = 0.0
+        """FLOPs of one step, from the traced networks: 3 forward passes; a frozen text encoder runs one."""
+        once = frozen = 0.0
+        texts = captions.spec(self.text, 1)
         for number in self._trained:
             params = jax.eval_shape(functools.partial(self._init_unet, number=number), jax.random.key(0))
             once += flops_of(functools.partial(self._forward, number), sharding.unbox(params))
-        return 3 * batch_size * once
+            if self.text is not None and self.text.trainable:  # every stage has one of its own
+                encoder = sharding.unbox(jax.eval_shape(self.text.init, jax.random.key(0)))
+                once += flops_of(self.text.embed, encoder, *texts.values())
+        if self.text is not None and (encoder := self.text.frozen_shapes()):
+            frozen = flops_of(self.text.embed, encoder["text"], *texts.values())
+        return batch_size * (3 * once + frozen)
 
     @property
     def _trained(self):
@@ -209,56 +229,3 @@ class ImagenTask:
         if network.cond_images_channels:
             inputs["cond_image_BHWC"] = jnp.zeros((1, side, side, network.cond_images_channels))
         return inputs
-
-
-def group(number: int) -> str:
-    """Name of the parameters of the stage with this number, from 1."""
-    return f"stage_{number}"
-
-
-def _cond(unet, batch):
-    return to_float(batch["cond_image"], (0.0, 1.0)) if unet.cond_images_channels else None
-
-
-@functools.partial(jax.jit, static_argnames=("task", "number", "size", "sampling"))
-def generate(
-    params: Params,
-    frozen: Mapping[str, Any],
-    prompt: Mapping[str, Array],
-    keys_B: Key,
-    *,
-    task: ImagenTask,
-    number: int,
-    size: tuple[int, int],
-    sampling: Sampling,
-    guidance: Array | float = 1.0,
-    lowres_level: Array | float | None = None,
-) -> Array:
-    """Pictures (B, *size, C) in [-1, 1] of one stage; one compiled program per task, stage, sampling and shapes.
-
-    Args:
-      params: of the stage's group. frozen: as in training.
-      prompt: "text" or "text_embeds", and "text_mask" where there are texts; the same with the prefix "negative_";
-        "small": pictures in [-1, 1] of the stage before; "init": pictures in [-1, 1] of any size, "keep": bool
-        (B, H, W), True where they are known; "cond_image": uint8 of any size.
-      keys_B: one key per picture. guidance: one scale, or one per picture.
-      lowres_level: of the noise on "small"; None: the stage's own.
-    """
-    stage = dataclasses.replace(task.stages[number - 1], unet=task.networks[number - 1])
-    keys_B = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_B)
-    text = task.embed(params, frozen, prompt)
-    negative = {name[len("negative_") :]: value for name, value in prompt.items() if name.startswith("negative_")}
-    against = task.embed(params, frozen, negative) if negative else None
-    bind = imagen_stage.bound(stage.unet, params["unet"], text, against)
-    shape = (keys_B.shape[0], *size, task.channels)
-    small = None
-    if "small" in prompt:
-        for_small = jax.vmap(lambda key: jax.random.fold_in(key, 2**31 - 1))(keys_B)
-        small = prompt["small"], gaussian(for_small)(0, jnp.zeros(shape)), lowres_level
-    more: dict[str, Any] = {"cond_image_BHWC": _cond(stage.unet, prompt)}
-    if "init" in prompt:
-        more["init_BHWC"] = imagen_stage.resize(prompt["init"], size, stage.resize)
-    if "keep" in prompt:
-        more["keep_BHW"] = imagen_stage.resize(prompt["keep"][..., None].astype(jnp.float32), size, "nearest")[..., 0] > 0
-    images = imagen_stage.run(stage, bind, sampling, shape, gaussian(keys_B), guidance, small=small, **more)
-    return sharding.constrain(images, None, None, None, None)  # whole in every process

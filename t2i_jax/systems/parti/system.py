@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
-from t2i_jax.decoding.autoregressive import Sampling
 from t2i_jax.errors import UserError
 from t2i_jax.pixels import as_pil
-from t2i_jax.systems import prompts as prompting
-from t2i_jax.systems.parti.task import PartiTask, generate
+from t2i_jax.systems import generation
+from t2i_jax.systems.parti import sampling
+from t2i_jax.systems.parti.options import PartiOptions
+from t2i_jax.systems.text_to_image import TextToImage
 from t2i_jax.types import Array
+
+if TYPE_CHECKING:
+    from t2i_jax.systems.parti.task import PartiTask
 
 
 @dataclasses.dataclass(frozen=True)
-class PartiSystem:
-    """A trained Parti: captions to pictures.
+class PartiSystem(TextToImage):
+    """A trained Parti: captions to images.
 
     Attributes:
       task: what it was trained as; it needs a tokenizer.
       weights: {"parti": {"decoder", "text"}}.
       frozen: {"tokenizer": weights, "text": weights of a frozen encoder}.
       text_tokenizer: captions to ids; None where prompts are embeddings.
-      mesh: over which it samples, see `placement.on_mesh`; None: one device.
+      mesh: the mesh on which it samples, see `generation.on_mesh`; None: one device.
     """
 
     task: PartiTask
@@ -41,12 +44,9 @@ class PartiSystem:
     def generate(
         self,
         prompts: Sequence[str] | tuple[Array, Array],
+        options: PartiOptions | None = None,
         *,
         seed: int = 0,
-        guidance: float = 3.0,
-        temperature: float = 1.0,
-        top_k: int | float | None = None,
-        top_p: float | None = None,
         images_per_prompt: int = 1,
         negative_prompts: Sequence[str] | tuple[Array, Array] | None = None,
         init_images: Array | None = None,
@@ -54,62 +54,66 @@ class PartiSystem:
         mask: Array | None = None,
         return_pil: bool = False,
         batch_size: int | None = None,
+        progress: bool = False,
+        **changes: Any,
     ) -> Any:
-        """Pictures, uint8 (prompts * images_per_prompt, H, W, C); those of one prompt stand together.
+        """Images, uint8 (prompts * images_per_prompt, H, W, C); those of one prompt stand together.
 
         Args:
           prompts: captions; with stored text the pair (embeddings (P, L, D), mask (P, L)).
-          seed: the same seed gives the same pictures, whatever the batch size.
-          guidance: 1 is none; the paper uses small values, parti-pytorch 3.
-          temperature: below 1 is safer; 0 always takes the likeliest token.
-          top_k: a number of tokens, or a float in (0, 1): a fraction of the codebook. top_p: a probability.
-          negative_prompts: what the pictures should not show, one per prompt; guidance then starts from there.
-          init_images: uint8 pictures to complete, one per prompt. known_rows: how many rows of tokens to keep, from
-            the top; or mask: bool (rows, columns) or (P, rows, columns) of the token grid, True where to keep.
+          options: how it samples; None: the defaults of `PartiOptions`. changes: single options by name, guidance=2.0.
+          seed: the same seed gives the same images, whatever the batch size.
+          negative_prompts: what the images should not show, one per prompt; guidance then starts from there.
+          init_images: uint8 images to complete, one per prompt; their tokens are kept where `mask` says: bool (H, W) or
+            (P, H, W), True where to keep (a token is kept where all of its pixels are). Without a mask the first
+            `known_rows` rows of tokens are kept; None: the part of them that `options.keep_rows` says.
           return_pil: a list of PIL images instead.
-          batch_size: pictures made at a time; None: all of them.
+          batch_size: images made at a time; None: all of them. progress: shows a bar over these batches.
 
         Raises:
           UserError: an argument that does not fit, before anything compiles.
         """
+        options = generation.with_changes(PartiOptions, options, changes)
         if self.task.tokenizer is None:
-            raise UserError("tokenizer=None of the task leaves no way to pictures; give the task an image tokenizer.")
-        _check_numbers(guidance, temperature, images_per_prompt, batch_size)
-        sampling = Sampling(guided=guidance != 1, top_k=top_k, top_p=top_p)
-        prompt = prompting.encode(self.task.text, self.text_tokenizer, prompts, "prompts")
+            raise UserError("tokenizer=None of the task leaves no way to images; give the task an image tokenizer.")
+        for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
+            generation.check_count(name, value)
+        guided = options.guidance != 1
+        prompt = generation.texts(self.task.text, self.text_tokenizer, prompts, negative_prompts, guided=guided)
         count = len(prompt["text_mask"])
-        if negative_prompts is not None:
-            if guidance == 1:
-                raise UserError("negative_prompts have no effect at guidance=1; raise the guidance or leave them out.")
-            negative = prompting.encode(self.task.text, self.text_tokenizer, negative_prompts, "negative_prompts")
-            prompt |= prompting.negatives(negative, count)
-        prompt |= prompting.completion(self.task.tokenizer, count, init_images, known_rows, mask)
-        prompt = {name: np.repeat(value, images_per_prompt, axis=0) for name, value in prompt.items()}
-        total = count * images_per_prompt
-        batch_size = min(batch_size or total, total)
-        images = []
-        for start in range(0, total, batch_size):
-            index = np.minimum(np.arange(start, start + batch_size), total - 1)  # the last batch is filled up
-            rows = {name: value[index] for name, value in prompt.items()}
-            keys = _keys(seed, index)
+        prompt |= self._completion(count, init_images, known_rows, mask, options)
+        images, total = [], count * images_per_prompt
+        for rows in generation.batches(prompt, total, images_per_prompt, seed, batch_size, progress=progress):
             with jax.set_mesh(self.mesh):
-                _, made = generate(
-                    self.weights["parti"], self.frozen, rows, keys, task=self.task, sampling=sampling,
-                    guidance=jnp.float32(guidance), temperature=jnp.float32(temperature),
+                _, made = sampling.generate(
+                    self.weights["parti"], self.frozen, rows.arrays, rows.keys_B, task=self.task,
+                    sampling=options.sampling, guidance=jnp.float32(options.guidance),
+                    temperature=jnp.float32(options.temperature),
                 )  # fmt: skip
-            images.append(np.asarray(made)[: total - start])
+            images.append(np.asarray(made)[: rows.count])
         images = np.concatenate(images)
         return as_pil(images) if return_pil else images
 
-
-def _keys(seed, index):
-    return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.asarray(index))
-
-
-def _check_numbers(guidance, temperature, images_per_prompt, batch_size):
-    if not math.isfinite(guidance):
-        raise UserError(f"guidance={guidance} is not finite; try 3.0.")
-    if not math.isfinite(temperature) or temperature < 0:
-        raise UserError(f"temperature={temperature} is not a finite number from 0; try 1.0.")
-    for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
-        prompting.check_count(name, value)
+    def _completion(self, count, init_images, known_rows, mask, options):
+        """{"init": images, "known": (P, N) bool, True for tokens to keep}; {} without images to complete."""
+        if init_images is None:
+            if known_rows is not None or mask is not None:
+                raise UserError("known_rows and mask say what to keep of init_images; give init_images too.")
+            return {}
+        tokenizer = self.task.tokenizer
+        images, (rows, columns) = np.asarray(init_images), tokenizer.grid
+        shape = (count, tokenizer.image_size, tokenizer.image_size, tokenizer.channels)
+        if images.shape != shape or images.dtype != np.uint8:
+            raise UserError(f"init_images is {images.dtype} {images.shape}; give uint8 {shape}, one image per prompt.")
+        if known_rows is not None and mask is not None:
+            raise UserError("known_rows and mask both say what to keep of init_images; give one of them.")
+        if mask is not None:
+            kept = generation.check_mask(mask, images)
+            known = rearrange(kept, "p (r h) (c w) -> p r c (h w)", r=rows, c=columns).all(-1)
+        else:
+            if known_rows is None:
+                known_rows = max(1, round(rows * options.keep_rows))
+            if isinstance(known_rows, bool) or not isinstance(known_rows, (int, np.integer)) or not 0 < known_rows <= rows:
+                raise UserError(f"known_rows={known_rows} is not a number from 1 to {rows}, the rows of tokens.")
+            known = np.broadcast_to(np.arange(rows)[:, None] < known_rows, (count, rows, columns))
+        return {"init": images, "known": rearrange(known, "p r c -> p (r c)")}

@@ -11,17 +11,22 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax import sharding
-from t2i_jax.decoding import autoregressive
-from t2i_jax.decoding.autoregressive import Sampling
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.parti_transformer import PartiTransformer
+from t2i_jax.nn.flops import flops_of
 from t2i_jax.systems import captions
-from t2i_jax.types import Array, Batch, Key, Objective, Params, Stats
+from t2i_jax.systems.base import Given, Part, SystemTask
+from t2i_jax.systems.parti import sampling
+from t2i_jax.systems.parti.options import PartiOptions
+from t2i_jax.systems.parti.system import PartiSystem
+from t2i_jax.systems.text_to_image import samples_of
+from t2i_jax.systems.tokenizer.task import TokenizerTask
+from t2i_jax.types import Array, Batch, Key, Objective, Params, SamplingProgram, Stats
 
 
 @dataclasses.dataclass(frozen=True)
-class PartiTask:
+class PartiTask(SystemTask):
     """Trains a network over image tokens to continue a picture, given its caption.
 
         PartiTask(PartiTransformer(dim=128, depth=4, heads=4, mlp_dim=512), text=LearnedText(...), tokenizer=vae)
@@ -45,7 +50,8 @@ class PartiTask:
     cond_drop_prob: float = 0.1
     label_smoothing: float = 0.0
 
-    sampling_options: ClassVar[tuple[str, ...]] = ("guidance", "temperature", "top_k", "top_p")
+    parts: ClassVar[Mapping[str, Part]] = {"tokenizer": Part(TokenizerTask, "tokenizer")}
+    options: ClassVar[type] = PartiOptions
 
     def __post_init__(self):
         for field in ("cond_drop_prob", "label_smoothing"):
@@ -71,6 +77,26 @@ class PartiTask:
             if sizes.get(field) is None and getattr(self.model, field) is None:
                 raise UserError(f"model.{field}=None is not known without a tokenizer; give the model {field}.")
         return self.model.clone(parent=None, **sizes)
+
+    @property
+    def image_size(self) -> int | None:
+        """Side of the images; None where tokens are all there is."""
+        return None if self.tokenizer is None else self.tokenizer.image_size
+
+    @property
+    def channels(self) -> int | None:
+        """Channels of the images; None where tokens are all there is."""
+        return None if self.tokenizer is None else self.tokenizer.channels
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Negative prompts, and images to complete."""
+        return "negative_prompts", "init_images", "mask"
+
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """Captions, with their embeddings where these are stored."""
+        return samples_of(self.text)
 
     @property
     def on_tokens(self) -> bool:
@@ -111,18 +137,34 @@ class PartiTask:
         """Tokens of the sequence that a mesh may split; None: the network's attention is not made for it."""
         return self.network.num_tokens if isinstance(self.network, PartiTransformer) else None
 
-    def frozen_shapes(self) -> Mapping[str, Any]:
-        """Shapes of the parameters that the step reads and never changes."""
-        shapes = captions.frozen_shapes(self.text)
-        if not self.on_tokens:
-            weights = jax.eval_shape(functools.partial(image_tokenizer.init, self.tokenizer), jax.random.key(0))
-            shapes = {"tokenizer": sharding.unbox(weights), **shapes}
-        return shapes
+    def columns(self, parts: Mapping[str, Given]) -> Mapping[str, Mapping[str, Any]]:
+        """Stored tokens, of a grid and codebook like these and of this tokenizer; stored embeddings of the text."""
+        columns = dict(super().columns(parts))
+        if self.on_tokens:
+            sizes = {"num_tokens": self.network.num_tokens, "codebook_size": self.network.codebook_size}
+            made_by = {"tokenizer": parts["tokenizer"].fingerprint} if "tokenizer" in parts else {}
+            columns["tokens"] = sizes | made_by
+        return columns
 
-    def sampling_programs(self, batch_size: int) -> Mapping[str, tuple[str, Any, Mapping[str, jax.ShapeDtypeStruct]]]:
-        """{name: (group, `function(params of group, frozen, prompt, keys)`, shapes of prompt)} for guided pictures."""
-        function = functools.partial(generate, task=self, sampling=Sampling(guided=True))
-        return {"pictures": ("parti", function, captions.spec(self.text, batch_size))}
+    def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
+        """Guided images, in one program."""
+        function = functools.partial(sampling.generate, task=self, sampling=PartiOptions().sampling)
+        return {"pictures": SamplingProgram("parti", function, captions.spec(self.text, batch_size))}
+
+    def with_parts(self, parts: Mapping[str, Given]) -> PartiTask:
+        """The task with the tokenizer's network.
+
+        Raises:
+          UserError: the batch would hold images and no tokenizer is given.
+        """
+        if not self.on_tokens and "tokenizer" not in parts:
+            remedy = "give the recipe or the run of an image tokenizer, or stored_tokens=True with packed tokens"
+            raise UserError(f"parts.tokenizer is not given, and training on images needs its weights; {remedy}.")
+        return super().with_parts(parts)
+
+    def system(self, params, stats: Stats, parts, frozen: Mapping[str, Any], text_tokenizer: Any) -> PartiSystem:
+        """The trained Parti."""
+        return PartiSystem(self, params, frozen, text_tokenizer)
 
     def loss(self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array):
         """(loss, (metrics, stats)): mean cross-entropy in nats per token."""
@@ -142,10 +184,6 @@ class PartiTask:
         hits = jnp.mean(jnp.argmax(logits_BNV, axis=-1) == ids_BN)
         return loss, ({"loss": loss, "accuracy": hits, "perplexity": jnp.exp(nats)}, stats)
 
-    def after_update(self, params, stats: Stats, batch: Batch, key: Key, step: Array):
-        """Nothing changes without a gradient."""
-        return params, stats
-
     def tokens(self, frozen: Mapping[str, Any], batch: Batch) -> Array:
         """The batch's tokens (B, N), made from its images where it holds none."""
         if self.on_tokens:
@@ -157,83 +195,26 @@ class PartiTask:
         return captions.embed(self.text, params, frozen, batch, key)
 
     def flops(self, batch_size: int) -> float:
-        """Of one step, from the sizes of the kernels: 3 forward passes; a frozen tokenizer and text encoder run one."""
-        network, text = self.network, self.text
-        positions, length = network.num_tokens, text.max_length
-        params = sharding.unbox(jax.eval_shape(self.init, jax.random.key(0))[0])["parti"]
-        once = 2.0 * positions * network.dim * network.codebook_size
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params["decoder"]):
-            keys = [entry.key for entry in path]
-            if keys[-1] == "kernel" and "to_logits" not in keys:
-                of_text = "cross_attention" in keys and keys[-2] in ("k", "v", "to_kv")
-                once += 2.0 * leaf.size * (length if of_text else positions)
-        width = network.heads * getattr(network, "dim_head", network.dim // network.heads)
-        once += 4.0 * network.depth * width * positions * (positions + length)
-        kernels = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree) if leaf.ndim > 1)
-        once += 2.0 * length * kernels(params.get("text", {}))
-        tokenizing = 0.0
+        """FLOPs of one step, from the traced networks: 3 forward passes; what is frozen runs one."""
+        shapes = sharding.unbox(jax.eval_shape(self.init, jax.random.key(0))[0])["parti"]
+        batch = self.batch_spec(1) | {"tokens": jax.ShapeDtypeStruct((1, self.network.num_tokens), jnp.int32)}
+        encoded = jax.ShapeDtypeStruct((1, self.text.max_length, self.text.dim), jnp.float32)
+        once = flops_of(self._forward, shapes["decoder"], batch["tokens"], encoded, batch["text_mask"])
+        frozen = 0.0
+        if self.text.trainable:
+            once += flops_of(self.text.embed, shapes["text"], batch["text"], batch["text_mask"])
+        elif encoder := self.text.frozen_shapes():
+            frozen += flops_of(self.text.embed, encoder["text"], batch["text"], batch["text_mask"])
         if not self.on_tokens:
-            shapes = image_tokenizer.abstract(self.tokenizer)["generator"]
-            tokenizing = kernels(shapes) * positions + self.tokenizer.attention_flops / 2  # the encoder is half of it
-        return batch_size * (3 * once + tokenizing)
+            weights = sharding.unbox(image_tokenizer.abstract(self.tokenizer))
+            frozen += flops_of(functools.partial(image_tokenizer.tokens, self.tokenizer), weights, batch["image"])
+        return batch_size * (3 * once + frozen)
+
+    def _forward(self, decoder, ids_BN, embeds_BLD, mask_BL):
+        return self.network.apply({"params": decoder}, ids_BN[:, :-1], embeds_BLD, mask_BL)
 
 
 def cross_entropy(logits_BNV: Array, ids_BN: Array) -> Array:
     """-log softmax(logits)[id] per token, (B, N) float32; compares instead of gathering, which scatters backwards."""
     hit_BNV = jnp.arange(logits_BNV.shape[-1]) == ids_BN[..., None]
     return jax.nn.logsumexp(logits_BNV, axis=-1) - jnp.sum(jnp.where(hit_BNV, logits_BNV, 0.0), axis=-1)
-
-
-@functools.partial(jax.jit, static_argnames=("task", "sampling"))
-def generate(
-    params: Params,
-    frozen: Mapping[str, Any],
-    prompt: Mapping[str, Array],
-    keys_B: Key,
-    *,
-    task: PartiTask,
-    sampling: Sampling,
-    guidance: Array | float = 3.0,
-    temperature: Array | float = 1.0,
-) -> tuple[Array, Array | None]:
-    """Tokens (B, N) and, with a tokenizer, their uint8 pictures; one compiled program per task, sampling and shapes.
-
-    Args:
-      params: of the group "parti". frozen: as in training.
-      prompt: "text" or "text_embeds", and "text_mask"; the same with the prefix "negative_" for what the picture
-        should not show (None given: guidance starts from no text); "init" (uint8 pictures) and "known" (B, N) bool,
-        True for tokens to keep of them.
-      keys_B: one key per picture.
-    """
-    batch, network = keys_B.shape[0], task.network
-    embeds_BLD, mask_BL = task.embed(params, frozen, prompt), prompt["text_mask"]
-    keep_B = None
-    if sampling.guided and "negative_text_mask" in prompt:
-        negative = {name[len("negative_") :]: value for name, value in prompt.items() if name.startswith("negative_")}
-        embeds_BLD = jnp.concatenate([embeds_BLD, task.embed(params, frozen, negative)])
-        mask_BL = jnp.concatenate([mask_BL, negative["text_mask"]])
-    elif sampling.guided:
-        embeds_BLD, mask_BL = (jnp.concatenate([t, t]) for t in (embeds_BLD, mask_BL))
-        keep_B = jnp.arange(2 * batch) < batch
-    variables = {"params": params["decoder"]}
-    given_BN = None
-    if "init" in prompt:
-        given_BN = image_tokenizer.tokens(task.tokenizer, frozen["tokenizer"], prompt["init"])
-    ids_BN = autoregressive.generate(
-        lambda ids_B, position, cache: network.apply(variables, ids_B, position, cache, method="decode"),
-        network.apply(
-            variables, embeds_BLD, mask_BL, keep_B, autoregressive.rooms(network.num_tokens)[0], method="init_cache"
-        ),
-        keys_B,
-        network.num_tokens,
-        sampling=sampling,
-        grow=network.grow_cache,
-        guidance=guidance,
-        temperature=temperature,
-        given_BN=given_BN,
-        known_BN=prompt.get("known"),
-    )
-    if task.tokenizer is None:
-        return ids_BN, None
-    images = image_tokenizer.pixels(task.tokenizer, frozen["tokenizer"], ids_BN)
-    return ids_BN, sharding.constrain(images, None, None, None, None)  # whole in every process

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax.errors import UserError
-from t2i_jax.systems.super_resolution.task import SuperResolutionTask, shrink, upscale
+from t2i_jax.systems.image_to_image import ImageToImage
+from t2i_jax.systems.super_resolution.resizing import shrink, upscale
 from t2i_jax.types import Array
+
+if TYPE_CHECKING:
+    from t2i_jax.systems.super_resolution.task import SuperResolutionTask
 
 
 @dataclasses.dataclass(frozen=True)
-class SuperResolutionSystem:
+class SuperResolutionSystem(ImageToImage):
     """A trained super-resolution network.
 
     Attributes:
@@ -25,7 +29,7 @@ class SuperResolutionSystem:
     task: SuperResolutionTask
     weights: Mapping[str, Any]
 
-    def upscale(self, images: Array) -> np.ndarray:
+    def upscale(self, images: Array, **_: Any) -> np.ndarray:
         """uint8 (B, scale * H, scale * W, C) from uint8 images (B, H, W, C) of any size."""
         images, channels = np.asarray(images), self.task.model.image_channels
         if images.ndim != 4 or images.shape[3] != channels or images.dtype != np.uint8 or not images.size:
@@ -38,3 +42,7 @@ class SuperResolutionSystem:
         if images.ndim != 4 or images.shape[1] % scale or images.shape[2] % scale or images.dtype != np.uint8:
             raise UserError(f"images is {images.dtype} {images.shape}; give uint8 with sides that {scale} divides.")
         return np.asarray(shrink(jnp.asarray(images), scale))
+
+    def reproduce(self, images: np.ndarray) -> np.ndarray:
+        """uint8 images shrunk as in training, and made larger again."""
+        return self.upscale(self.shrink(images))

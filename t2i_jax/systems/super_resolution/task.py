@@ -1,4 +1,4 @@
-"""Training and using super-resolution: large pictures are shrunk, and the network learns to undo it."""
+"""Training super-resolution: large images are shrunk, and the network learns to undo it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ import jax.numpy as jnp
 from t2i_jax import config, sharding
 from t2i_jax.errors import UserError
 from t2i_jax.models.super_resolution import SuperResolution
-from t2i_jax.pixels import to_float, to_uint8
+from t2i_jax.nn.flops import flops_of
+from t2i_jax.pixels import to_float
+from t2i_jax.systems.base import SystemTask
+from t2i_jax.systems.super_resolution.resizing import shrink
+from t2i_jax.systems.super_resolution.system import SuperResolutionSystem
 from t2i_jax.systems.tokenizer import losses
 from t2i_jax.types import Array, Batch, Key, Objective, Params, Stats
 
 
 @dataclasses.dataclass(frozen=True)
-class SuperResolutionTask:
+class SuperResolutionTask(SystemTask):
     """Trains a super-resolution network on pictures alone.
 
         SuperResolutionTask(SuperResolution(scale=2), image_size=64)
@@ -83,47 +87,43 @@ class SuperResolutionTask:
         loss = losses.reconstruction(made, large, self.l1_weight, self.l2_weight, 0.0, self.model.pixel_range)
         metrics = {"reconstruction": loss, "psnr": losses.psnr(made, large, self.model.pixel_range)}
         if self.discriminator is not None:
-            judge = jax.lax.stop_gradient(params["discriminator"])
-            metrics["adversarial"] = losses.GENERATOR[self.gan_loss](self.discriminator.apply({"params": judge}, made))
+            variables = {"params": jax.lax.stop_gradient(params["discriminator"])}
+            metrics["adversarial"] = losses.GENERATOR[self.gan_loss](self.discriminator.apply(variables, made))
             loss = loss + self.adversarial_weight * metrics["adversarial"]
         return loss, ({"loss": loss, **metrics}, stats)
 
     def discriminator_loss(self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array):
         """(loss, (metrics, stats)) of the discriminator; the network's parameters get no gradient."""
         large, made = self._made(jax.lax.stop_gradient(params), batch)
-        judge = lambda image: self.discriminator.apply({"params": params["discriminator"]}, image)
-        loss = losses.DISCRIMINATOR[self.gan_loss](judge(made), judge(large))
+        variables = {"params": params["discriminator"]}
+        fake, real = (self.discriminator.apply(variables, image) for image in (made, large))
+        loss = losses.DISCRIMINATOR[self.gan_loss](fake, real)
         return loss, ({"discriminator_loss": loss}, stats)
 
-    def after_update(self, params, stats: Stats, batch: Batch, key: Key, step: Array):
-        """Nothing changes without a gradient."""
-        return params, stats
-
     def flops(self, batch_size: int) -> float:
-        """Of one step, from the sizes of the kernels: 3 forward passes; the discriminator's are not counted."""
-        params = sharding.unbox(jax.eval_shape(self.init, jax.random.key(0))[0])["super_resolution"]
-        low = (self.image_size // self.model.scale) ** 2
-        once = 0.0
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            stage = int(path[0].key.split("_")[2 if path[0].key.startswith("to_pixels") else 1])
-            once += 2.0 * leaf.size * low * 4**stage if leaf.ndim == 4 else 0.0
-        return 3 * batch_size * once
+        """FLOPs of one step, from the traced networks.
+
+        A forward and a backward pass count as three forward passes. The discriminator needs one more forward pass of the
+        network; for the network's loss it is run forward and back once, for its own loss on a fake and a real image.
+        """
+        shapes = sharding.unbox(jax.eval_shape(self.init, jax.random.key(0))[0])
+        channels, low = self.model.image_channels, self.image_size // self.model.scale
+        of = lambda side: jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+        network = flops_of(self._apply, shapes["super_resolution"], of(low))
+        if self.discriminator is None:
+            return 3 * batch_size * network
+        variables = {"params": shapes["discriminator"]}
+        discriminator = flops_of(self.discriminator.apply, variables, of(self.image_size))
+        return batch_size * (4 * network + 8 * discriminator)
+
+    def system(self, params, stats: Stats, parts, frozen, text_tokenizer) -> SuperResolutionSystem:
+        """The trained network."""
+        return SuperResolutionSystem(self, params)
+
+    def _apply(self, params, small):
+        return self.model.apply({"params": params}, small)
 
     def _made(self, params, batch):
         small = to_float(shrink(batch["image"], self.model.scale), self.model.pixel_range)
         made = self.model.apply({"params": params["super_resolution"]}, small)
         return to_float(batch["image"], self.model.pixel_range), made
-
-
-def shrink(image_BHWC: Array, scale: int) -> Array:
-    """uint8 pictures at 1 / scale of their size: means of squares, rounded."""
-    batch, height, width, channels = image_BHWC.shape
-    squares = image_BHWC.astype(jnp.float32).reshape(batch, height // scale, scale, width // scale, scale, channels)
-    return jnp.round(jnp.mean(squares, axis=(2, 4))).astype(jnp.uint8)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def upscale(params: Params, image_BHWC: Array, *, model: SuperResolution) -> Array:
-    """uint8 pictures, `scale` times as large, rounded and clipped."""
-    made = model.apply({"params": params}, to_float(image_BHWC, model.pixel_range))
-    return to_uint8(made, model.pixel_range)

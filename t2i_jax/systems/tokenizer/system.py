@@ -5,19 +5,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from t2i_jax.errors import UserError
+from t2i_jax.eval.reconstruction import codebook_usage
 from t2i_jax.models import image_tokenizer
-from t2i_jax.systems.tokenizer.task import TokenizerTask
+from t2i_jax.systems.image_to_image import ImageToImage
 from t2i_jax.types import Array
+
+if TYPE_CHECKING:
+    from t2i_jax.systems.tokenizer.task import TokenizerTask
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerSystem:
+class TokenizerSystem(ImageToImage):
     """A trained tokenizer: images to codes and back.
 
     Attributes:
@@ -42,6 +47,15 @@ class TokenizerSystem:
         if ids.ndim != 2 or ids.shape[1] != self.task.model.num_tokens:
             raise UserError(f"ids have shape {ids.shape}; give (B, {self.task.model.num_tokens}).")
         return self._pixels(self.weights, ids)
+
+    def reproduce(self, images: np.ndarray) -> np.ndarray:
+        """uint8 images through the codes and back."""
+        return np.asarray(self.decode(self.encode(images)))
+
+    def measure(self, images: np.ndarray) -> Mapping[str, float]:
+        """`reconstruction_psnr` in dB, and `codebook_usage`, the fraction of codes that the images use."""
+        usage = codebook_usage(np.asarray(self.encode(images)), self.task.model.codebook_size)
+        return {**super().measure(images), "codebook_usage": float(usage["codebook_usage"])}
 
     @functools.cached_property
     def _tokens(self):

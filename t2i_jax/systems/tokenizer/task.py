@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from t2i_jax import config
+from t2i_jax import config, sharding
+from t2i_jax.cluster import processes
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
+from t2i_jax.models.vgg import Vgg16
+from t2i_jax.nn.flops import flops_of
 from t2i_jax.pixels import to_float
+from t2i_jax.systems.base import Given, Part, SystemTask
 from t2i_jax.systems.tokenizer import losses
+from t2i_jax.systems.tokenizer.system import TokenizerSystem
 from t2i_jax.types import Array, Batch, Key, Objective, Params, Stats
 
 _RECENT = 256  # latents of the last batch that are kept to replace dead codes
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerTask:
+class TokenizerTask(SystemTask):
     """Trains an image tokenizer, alone or against a discriminator.
 
         TokenizerTask(ViTVQGAN(image_size=32, patch_size=4, dim=96, layers=3, heads=3, mlp_dim=384))
@@ -64,6 +70,8 @@ class TokenizerTask:
     usage_decay: float = 0.95
     revive_below: float = 0.05
 
+    parts: ClassVar[Mapping[str, Part]] = {"perceptual": Part(Vgg16, "perceptual", told=("features",))}
+
     def __post_init__(self):
         config.one_of("gan_loss", self.gan_loss, losses.GENERATOR)
         config.one_of("penalty", self.penalty, [*losses.PENALTIES, "none"])
@@ -77,6 +85,31 @@ class TokenizerTask:
             )
         if hasattr(self.discriminator, "check"):
             self.discriminator.check(self.model.image_size)
+
+    @property
+    def network(self) -> Any:
+        """The tokenizer's network."""
+        return self.model
+
+    def weights_shapes(self) -> Any:
+        """Shapes of {"generator", "stats"}."""
+        return sharding.unbox(image_tokenizer.abstract(self.model))
+
+    def with_parts(self, parts: Mapping[str, Given]) -> TokenizerTask:
+        """The task with the network of the perceptual loss; without weights for it that loss is off, and a line says so."""
+        if "perceptual" in parts:
+            network = self.perceptual or parts["perceptual"].network
+            return dataclasses.replace(self, perceptual=network)
+        if (self.discriminator is not None or self.perceptual is not None) and processes.is_first():
+            line = "the perceptual loss is off: no weights are given (perceptual=FILE of VGG16 or LPIPS)"
+            print(line, file=sys.stderr)
+        return dataclasses.replace(self, perceptual=None)
+
+    def system(self, params, stats: Stats, parts, frozen, text_tokenizer) -> TokenizerSystem:
+        """The trained tokenizer; usage counts and recent latents stay in the run."""
+        codebook = jax.eval_shape(self.model.start, jax.random.key(0))
+        statistics = {name: stats[name] for name in codebook}
+        return TokenizerSystem(self, {"generator": params["generator"], "stats": statistics})
 
     @functools.cached_property
     def objectives(self) -> tuple[Objective, ...]:
@@ -115,7 +148,7 @@ class TokenizerTask:
         features = self._apply(params["generator"], encoded.fmap, method="features")
         recon = self._apply(params["generator"], features, method="pixels")
         rec = self._reconstruction(recon, image)
-        extra, metrics = self._judged(params, frozen, image, recon, features, step)
+        extra, metrics = self._perceptual_and_gan_loss(params, frozen, image, recon, features, step)
         loss = rec + encoded.loss + extra
         stats = self._counted(stats, encoded, key)
         metrics |= {"loss": loss, "reconstruction": rec, "quantizer": encoded.loss}
@@ -149,17 +182,25 @@ class TokenizerTask:
         return {**params, "generator": generator}, {**codebook, "usage": usage}
 
     def flops(self, batch_size: int) -> float:
-        """Of one step, from the sizes of the kernels: 3 forward passes per trained network and batch it sees."""
-        shapes = image_tokenizer.abstract(self.model)["generator"]
-        kernels = [leaf for leaf in jax.tree.leaves(shapes) if leaf.ndim > 1]
-        once = 2.0 * sum(leaf.size for leaf in kernels) * self.model.num_tokens + self.model.attention_flops
-        if self.discriminator is None:
-            return 3 * batch_size * once
-        image = jax.ShapeDtypeStruct((1, *self._blank().shape[1:]), jnp.float32)
-        params = jax.eval_shape(self.discriminator.init, jax.random.key(0), image)
-        lowered = jax.jit(self.discriminator.apply).lower(nn.meta.unbox(params), image)
-        judged = lowered.cost_analysis()["flops"]  # 2 passes for the generator, 3 each for a fake and a real image
-        return batch_size * (4 * once + 8 * judged)
+        """FLOPs of one step, from the traced networks.
+
+        A forward and a backward pass count as three forward passes. The discriminator needs one more forward pass of the
+        tokenizer; for the tokenizer's loss it is run forward and back once, for its own loss on a fake and a real image.
+        """
+        image, weights = jax.ShapeDtypeStruct(self._blank().shape, jnp.float32), self.weights_shapes()
+        tokenizer = flops_of(self._reconstruct, weights["generator"], weights["stats"], image)
+        perceptual = discriminator = 0.0
+        if self.perceptual is not None:
+            shapes = sharding.unbox(jax.eval_shape(self.perceptual.init, jax.random.key(0), image, image))
+            perceptual = 1.5 * flops_of(self.perceptual.apply, shapes, image, image)  # back for one of the two images
+        if self.discriminator is not None:
+            shapes = sharding.unbox(jax.eval_shape(self.discriminator.init, jax.random.key(0), image))
+            discriminator = 8 * flops_of(self.discriminator.apply, shapes, image) + tokenizer
+        return batch_size * (3 * tokenizer + perceptual + discriminator)
+
+    def _reconstruct(self, generator, codebook, image):
+        fmap = self._apply(generator, image, codebook, False, method="encode").fmap
+        return self._apply(generator, fmap, method="decode")
 
     def _blank(self):
         size = self.model.image_size
@@ -178,27 +219,29 @@ class TokenizerTask:
     def _logits(self, params):
         return lambda image: self.discriminator.apply({"params": params["discriminator"]}, image)
 
-    def _judged(self, params, frozen, image, recon, features, step):
-        """The perceptual and adversarial terms: one backward pass through each judge serves gradient and weight."""
-        fixed, metrics = jax.lax.stop_gradient(recon), {}
-        value, cotangent = jnp.float32(0), jnp.zeros_like(fixed)
-        pulls = None
+    def _perceptual_and_gan_loss(self, params, frozen, image, recon, features, step):
+        """(loss, metrics): one backward pass through each network gives both its gradient and the adaptive weight."""
+        detached, metrics = jax.lax.stop_gradient(recon), {}
+        value, gradient = jnp.float32(0), jnp.zeros_like(detached)
+        grad_perceptual = None
         if self.perceptual is not None:
-            distance, pulls = jax.value_and_grad(self._perceptual(frozen, image))(fixed)
-            value, cotangent = self.perceptual_weight * distance, self.perceptual_weight * pulls
+            distance, grad_perceptual = jax.value_and_grad(self._perceptual(frozen, image))(detached)
+            value, gradient = self.perceptual_weight * distance, self.perceptual_weight * grad_perceptual
             metrics["perceptual"] = distance
         if self.discriminator is not None:
             logits_of = self._logits(jax.lax.stop_gradient(params))
-            fooled, pushes = jax.value_and_grad(lambda x: losses.GENERATOR[self.gan_loss](logits_of(x)))(fixed)
+            gan, grad_gan = jax.value_and_grad(lambda fake: losses.GENERATOR[self.gan_loss](logits_of(fake)))(detached)
             weight = jnp.where(step >= self.gan_start, self.adversarial_weight, 0.0)
             if self.adaptive:
-                against = jax.grad(lambda x: self._reconstruction(x, image))(fixed) if pulls is None else pulls
-                weight *= losses.adaptive_weight(self._to_last_layer(params, features), against, pushes)
-            value, cotangent = value + weight * fooled, cotangent + weight * pushes
-            metrics |= {"adversarial": fooled, "adaptive_weight": weight}
+                against = grad_perceptual
+                if against is None:
+                    against = jax.grad(lambda fake: self._reconstruction(fake, image))(detached)
+                weight *= losses.adaptive_weight(self._to_last_layer(params, features), against, grad_gan)
+            value, gradient = value + weight * gan, gradient + weight * grad_gan
+            metrics |= {"adversarial": gan, "adaptive_weight": weight}
         if not metrics:
             return jnp.float32(0), metrics
-        return losses.with_gradient(value, recon, cotangent), metrics
+        return losses.with_gradient(value, recon, gradient), metrics
 
     def _perceptual(self, frozen, image):
         if "perceptual" not in (frozen or {}):

@@ -1,4 +1,4 @@
-"""From the bytes of a picture file to RGB pixels, whatever kind of file it is; what can't be used is named."""
+"""From the bytes of an image file to RGB pixels, whatever kind of file it is; what can't be used is named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ORIENTATION = 0x0112  # the EXIF tag
 
 
 def decode(data: bytes, name: str) -> np.ndarray:
-    """uint8 HWC RGB of a picture file.
+    """uint8 HWC RGB of an image file.
 
     The first frame of an animation; turned as EXIF says; gray, palette and CMYK converted, 16 bits scaled to 8,
     transparent parts on white.
@@ -26,50 +26,50 @@ def decode(data: bytes, name: str) -> np.ndarray:
       data: the whole file. name: for messages.
 
     Raises:
-      BadSample: "empty file", "not a picture", "truncated picture", "too many pixels" or "too small".
+      BadSample: "empty file", "not an image", "truncated image", "too many pixels" or "too small".
     """
     if not data:
         raise BadSample("empty file", name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about sizes that are checked here
-            picture = Image.open(io.BytesIO(data))
-            if picture.width * picture.height > _MOST_PIXELS:
+            image = Image.open(io.BytesIO(data))
+            if image.width * image.height > _MOST_PIXELS:
                 raise BadSample("too many pixels", name)
-            if min(picture.size) < _LEAST_SIDE:
+            if min(image.size) < _LEAST_SIDE:
                 raise BadSample("too small", name)
-            picture.seek(0)
-            picture.load()
-            return _rgb(ImageOps.exif_transpose(picture))
+            image.seek(0)
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError:
         raise BadSample("too many pixels", name) from None
     except Image.UnidentifiedImageError:
-        raise BadSample("not a picture", name) from None
+        raise BadSample("not an image", name) from None
     except BadSample:
         raise
     except Exception:  # decoders raise whatever a damaged file makes them
-        raise BadSample("truncated picture", name) from None
+        raise BadSample("truncated image", name) from None
 
 
 def is_plain(data: bytes) -> bool:
-    """Whether a picture file that `decode` reads is a common one of 8 bits, RGB or gray, one frame, not to be turned.
+    """Whether an image file that `decode` reads is a common one of 8 bits, RGB or gray, one frame, not to be turned.
 
     Such a file can be stored as it is; of any other kind only what `decode` makes of it.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = Image.open(io.BytesIO(data))
-            frames = getattr(picture, "n_frames", 1)
-            turned = picture.getexif().get(_ORIENTATION, 1) != 1
+            image = Image.open(io.BytesIO(data))
+            frames = getattr(image, "n_frames", 1)
+            turned = image.getexif().get(_ORIENTATION, 1) != 1
     except Exception:  # of damaged notes beside the pixels
         return False
-    common = picture.format in ("JPEG", "PNG", "WEBP") and picture.mode in ("RGB", "L")
-    return common and frames == 1 and not turned and "transparency" not in picture.info
+    common = image.format in ("JPEG", "PNG", "WEBP") and image.mode in ("RGB", "L")
+    return common and frames == 1 and not turned and "transparency" not in image.info
 
 
-class PictureFiles(abc.ABC):
-    """What sources share whose pictures are files: they define `__len__`, `file` and `caption`."""
+class ImageFiles(abc.ABC):
+    """What sources share whose images are files: they define `__len__`, `file` and `caption`."""
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -77,7 +77,7 @@ class PictureFiles(abc.ABC):
 
     @abc.abstractmethod
     def file(self, index: int) -> tuple[bytes, str]:
-        """The picture file of a record as it is stored, and its name; or `BadSample`."""
+        """The image file of a record as it is stored, and its name; or `BadSample`."""
 
     @abc.abstractmethod
     def caption(self, index: int) -> str:
@@ -87,7 +87,7 @@ class PictureFiles(abc.ABC):
         return {"image": decode(*self.file(index)), "caption": self.caption(index)}
 
     def without_image(self, index: int) -> Record:
-        """The record with "image" None; the picture is not read."""
+        """The record with "image" None; the image is not read."""
         return {"image": None, "caption": self.caption(index)}
 
     def without_caption(self, index: int) -> Record:
@@ -95,14 +95,14 @@ class PictureFiles(abc.ABC):
         return {"image": decode(*self.file(index)), "caption": None}
 
 
-def _rgb(picture: Image.Image) -> np.ndarray:
-    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
-        return np.repeat(_eight_bits(np.asarray(picture))[..., None], 3, axis=-1)
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        ground = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(ground, picture)
-    return np.asarray(picture.convert("RGB"), np.uint8)
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return np.repeat(_eight_bits(np.asarray(image))[..., None], 3, axis=-1)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(ground, image)
+    return np.asarray(image.convert("RGB"), np.uint8)
 
 
 def _eight_bits(gray_HW: np.ndarray) -> np.ndarray:

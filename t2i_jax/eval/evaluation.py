@@ -1,0 +1,44 @@
+"""How a run is looked at: by which judge, on how many held-out samples, sampled with which options."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from t2i_jax.config import one_of
+from t2i_jax.errors import UserError
+from t2i_jax.eval.alignment import Judge
+from t2i_jax.eval.judge_digits import JudgeDigits
+from t2i_jax.eval.judge_shapes import JudgeShapes
+
+JUDGES: dict[str, Callable[[], Judge]] = {"shapes": JudgeShapes, "digits": JudgeDigits}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How a run is looked at while it trains and when it is done.
+
+    Attributes:
+      judge: "shapes" or "digits": generated images are judged against their captions; None: they are only drawn.
+      pictures: how many held-out captions are judged at the end.
+      completions: how many held-out images of two shapes, half of each inpainted, are judged; 0: none.
+      preview: how many images a sample grid holds, at `train.eval_every`.
+      options: how images are sampled, a value of the options class of the task's system, as PartiOptions(guidance=2.0);
+        None: that class's defaults.
+    """
+
+    judge: str | None = None
+    pictures: int = 200
+    completions: int = 0
+    preview: int = 16
+    options: Any = None
+
+    def __post_init__(self):
+        if self.judge is not None:
+            one_of("evaluation.judge", self.judge, JUDGES)
+        if self.pictures < 1 or self.preview < 1:
+            raise UserError(f"evaluation.pictures={self.pictures} and .preview={self.preview} must be at least 1.")
+        if self.completions < 0 or (self.completions and self.judge != "shapes"):
+            remedy = "give judge='shapes' and a number from 1, or 0 for none"
+            raise UserError(f"evaluation.completions={self.completions} with judge={self.judge!r}; {remedy}.")

@@ -1,0 +1,65 @@
+"""What a run shows of itself: grids while it trains, and measurements on held-out samples when it is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from t2i_jax.cluster import processes
+from t2i_jax.data.pipeline import batches
+from t2i_jax.data.source import EMBEDDED
+from t2i_jax.pixels import save_png
+from t2i_jax.runs.recipe import Recipe
+from t2i_jax.systems.base import HeldOut, System
+from t2i_jax.train.log import add_metrics
+from t2i_jax.train.loop import Hook
+
+
+def preview_hooks(recipe: Recipe, build_system) -> tuple[Hook, ...]:
+    """A hook that draws a grid into WORKDIR/samples every `train.eval_every` steps, and logs what can be measured."""
+    if not recipe.train.eval_every:
+        return ()
+
+    def run(state, step, log):
+        system = build_system({**state.params, **state.ema}, state.stats)
+        sheet, metrics = system.preview(held_out(recipe), recipe.evaluation)  # every process samples; process 0 writes
+        _save(log.workdir / "samples" / f"{step:07d}.png", sheet)
+        log.scalars(step, metrics)
+
+    return (Hook(recipe.train.eval_every, run),)
+
+
+def evaluate(recipe: Recipe, system: System, workdir: str | pathlib.Path) -> Mapping[str, float]:
+    """Measures a trained run; the numbers are added to WORKDIR/metrics.json, grids written into WORKDIR/samples.
+
+    What is measured is for the system to say; see its `evaluate`.
+    """
+    workdir = pathlib.Path(workdir)
+    if recipe.data is None:
+        return {}
+    found = system.evaluate(held_out(recipe), recipe.evaluation)
+    for name, sheet in found.sheets.items():
+        _save(workdir / "samples" / f"{name}.png", sheet)
+    if processes.is_first():
+        add_metrics(workdir, dict(found.metrics))
+    return found.metrics
+
+
+def held_out(recipe: Recipe) -> HeldOut:
+    """`(count, entries) -> samples` that training did not see, for an embedded set; else the first of the data."""
+    split = "heldout" if recipe.data.source in EMBEDDED else recipe.data.split
+    data = dataclasses.replace(recipe.data, split=split, flip=False)
+    encoder = recipe.task.text_encoder
+    length = None if encoder is None else encoder.max_length
+
+    def samples(count: int, wants: Sequence[str]) -> Mapping[str, Any]:
+        return next(iter(batches(data, count, 0, tokenize=None, wants=wants, text_length=length, repeat=True)))
+
+    return samples
+
+
+def _save(path, sheet):
+    if processes.is_first():
+        save_png(path, sheet)

@@ -1,0 +1,251 @@
+"""A run's folder: what is in it, read and written.
+
+    WORKDIR/checkpoints/      the trainer's checkpoints, the recipe in each
+    WORKDIR/<part>/           a part that was trained or copied: itself a run, or an exported system
+    WORKDIR/parts.json        where each part is, and the fingerprint of its weights
+    WORKDIR/text_tokenizer/   the vocabulary of a learned text encoder
+    WORKDIR/recipe.json       the recipe of a run that joins its parts and trains nothing of its own
+    WORKDIR/samples/          grids of images; metrics.jsonl, metrics.json, goodput.json and event files beside them
+    WORKDIR/profile/          traces
+
+An exported system has `system.json` (its recipe) and `weights.safetensors` in place of checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from t2i_jax.errors import UserError
+from t2i_jax.files import replacing
+from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from t2i_jax.systems import generation
+from t2i_jax.systems.base import Given, System
+from t2i_jax.train.checkpoint import load_config, load_params
+
+PARTS, TEXT_TOKENIZER = "parts.json", "text_tokenizer"
+_EXPORT, _WEIGHTS, _JOINED = "system.json", "weights.safetensors", "recipe.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a run's folder holds, without optimisers.
+
+    Attributes:
+      params, ema: by group; `ema` is empty where no moving average is kept. stats: what training changes without a
+        gradient. parts: the contents of the parts' folders by name.
+    """
+
+    recipe: Recipe
+    params: Mapping[str, Any]
+    ema: Mapping[str, Any]
+    stats: Mapping[str, Any]
+    parts: Mapping[str, Contents]
+
+    @property
+    def averaged(self) -> Mapping[str, Any]:
+        """The parameters by group, averaged where an average is kept."""
+        return {**self.params, **self.ema}
+
+
+def load(workdir: str | pathlib.Path, *, averaged: bool = True, mesh: Mapping[str, int] | None = None) -> System:
+    """The trained system of a run's folder, or of a folder that `export` wrote.
+
+    >>> system = load("runs/quickstart")                                        # doctest: +SKIP
+    >>> system.generate(["a red circle above a blue square"], seed=0).shape    # doctest: +SKIP
+    (1, 32, 32, 3)
+
+    Args:
+      averaged: use the EMA weights where the run keeps them.
+      mesh: sizes of a mesh's axes, {"data": 2, "tensor": 4}, over all devices, on which a system that makes images from
+        text samples (see `generation.on_mesh`). A checkpoint is restored directly into its sharding. None: one device.
+
+    Raises:
+      UserError: no such folder, no finished checkpoint in it, or a mesh that does not fit.
+    """
+    workdir = _existing(workdir)
+    recipe = load_run_recipe(workdir)
+    parts = {name: part_in(folder) for name, folder in part_folders(workdir, recipe).items()}
+    task = recipe.task
+    if not task.objectives:
+        return _on(task.with_parts(parts).system({}, {}, parts, {}, None), mesh)
+    place = None if mesh is None or _is_export(workdir) else generation.places(task, mesh)[1]
+    params, ema, stats = _arrays(workdir, place)
+    params = {**params, **ema} if averaged else params
+    tokenizer = task.text_encoder and task.text_encoder.tokenizer(workdir / TEXT_TOKENIZER)
+    return _on(task.system(params, stats, parts, task.frozen(parts), tokenizer), mesh)
+
+
+def load_run_recipe(workdir: str | pathlib.Path) -> Recipe:
+    """The recipe of a run's folder, or of a folder that `export` wrote; no array is read.
+
+    Raises:
+      UserError: no such folder, or no finished checkpoint in it.
+    """
+    workdir = _existing(workdir)
+    for name in (_EXPORT, _JOINED):
+        if (workdir / name).is_file():
+            return recipe_from_dict(json.loads((workdir / name).read_text()))
+    return recipe_from_dict(load_config(workdir))
+
+
+def read(workdir: str | pathlib.Path) -> Contents:
+    """All that a run's folder holds of weights, those of its parts too.
+
+    Raises:
+      UserError: no such folder, or no finished checkpoint in it.
+    """
+    workdir = _existing(workdir)
+    recipe = load_run_recipe(workdir)
+    params, ema, stats = _arrays(workdir, None) if recipe.task.objectives else ({}, {}, {})
+    parts = {name: read(folder) for name, folder in part_folders(workdir, recipe).items()}
+    return Contents(recipe, params, ema, stats, parts)
+
+
+def export(workdir: str | pathlib.Path, out: str | pathlib.Path) -> pathlib.Path:
+    """Writes a run's system, without optimiser and history, as `system.json` and `weights.safetensors`.
+
+    Raises:
+      UserError: `out` exists and is not empty (nothing is overwritten).
+    """
+    workdir, out = _existing(workdir), pathlib.Path(out)
+    check_new(out)
+    if _is_export(workdir):
+        shutil.copytree(workdir, out, dirs_exist_ok=True)
+        return out
+    recipe = load_run_recipe(workdir)
+    params, ema, stats = _arrays(workdir, None) if recipe.task.objectives else ({}, {}, {})
+    beside: dict[str, Callable[[pathlib.Path], Any]] = {}
+    for name, source in part_folders(workdir, recipe).items():
+        beside[name] = lambda folder, source=source: export(source, folder)
+    if (workdir / TEXT_TOKENIZER).is_dir():
+        beside[TEXT_TOKENIZER] = lambda folder: shutil.copytree(workdir / TEXT_TOKENIZER, folder)
+    write_system(out, recipe, {**params, **ema}, stats, beside)
+    return out
+
+
+def check_new(out: pathlib.Path) -> None:
+    """Refuses a place where something is already.
+
+    Raises:
+      UserError: `out` exists and is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"out={str(out)!r} exists and is not empty; name a new folder.")
+
+
+def write_system(
+    out: pathlib.Path,
+    recipe: Recipe,
+    params: Mapping[str, Any],
+    stats: Mapping[str, Any],
+    beside: Mapping[str, Callable[[pathlib.Path], Any]],
+) -> None:
+    """Writes a folder that `load` reads; it appears whole or not at all.
+
+    Args:
+      params: by group. beside: name of a folder within `out`, and what writes it.
+    """
+    from safetensors.numpy import save_file
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as folder:
+        folder.mkdir()
+        if recipe.task.objectives:
+            arrays = _flatten({"params": params, "stats": stats})
+            save_file({name: np.array(value, order="C") for name, value in arrays.items()}, folder / _WEIGHTS)
+        (folder / _EXPORT).write_text(json.dumps(recipe_to_dict(recipe), indent=1))
+        for name, write in beside.items():
+            write(folder / name)
+
+
+def write_joined(workdir: pathlib.Path, recipe: Recipe) -> None:
+    """Writes the recipe of a run that trains nothing of its own."""
+    with replacing(workdir / _JOINED) as path:
+        path.write_text(json.dumps(recipe_to_dict(recipe), indent=1))
+
+
+def part_folders(workdir: pathlib.Path, recipe: Recipe) -> dict[str, pathlib.Path]:
+    """The folders of a run's parts by name, those of other tasks; files of weights are not kept in a run."""
+    found = {}
+    recorded = recorded_parts(workdir)
+    for name, part in recipe.task.parts.items():
+        folder = workdir / (recorded.get(name, {}).get("folder") or name)
+        if not part.is_file and folder.is_dir():
+            found[name] = folder
+    return found
+
+
+def recorded_parts(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """What parts.json says: by name "folder" (of a trained part, seen from WORKDIR) and "fingerprint"."""
+    path = workdir / PARTS
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def record_parts(workdir: pathlib.Path, parts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes parts.json."""
+    with replacing(workdir / PARTS) as path:
+        path.write_text(json.dumps(parts, indent=1))
+
+
+def part_in(folder: pathlib.Path) -> Given:
+    """A trained part, from the folder of its run."""
+    return given(load(folder), folder)
+
+
+def given(system: System, folder: pathlib.Path) -> Given:
+    """The trained system of a run's folder as a part of another one."""
+    return Given(system.task.network, system.weights, system, folder)
+
+
+def fingerprint(weights: Any) -> str:
+    """16 hexadecimal digits that tell weights apart: of a run and of what was exported from it they are the same."""
+    digest = hashlib.sha256()
+    for name, value in sorted(_flatten(weights).items()):
+        digest.update(f"{name} {value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value))
+    return digest.hexdigest()[:16]
+
+
+def _existing(workdir):
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise UserError(f"run={str(workdir)!r} is not a folder; give one that `t2i train` or `t2i quickstart` made.")
+    return workdir
+
+
+def _is_export(workdir):
+    return (workdir / _EXPORT).is_file()
+
+
+def _on(system, mesh):
+    return system if mesh is None else system.on_mesh(mesh)
+
+
+def _arrays(workdir, places):
+    """(params, ema, stats) of a run's or an exported system's folder."""
+    if not _is_export(workdir):
+        return load_params(workdir, places)[1:]
+    from safetensors.numpy import load_file
+
+    tree: dict[str, Any] = {"params": {}, "stats": {}}
+    for name, value in load_file(workdir / _WEIGHTS).items():
+        *parents, leaf = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree["params"], {}, tree["stats"]
+
+
+def _flatten(tree) -> Mapping[str, np.ndarray]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {"/".join(str(entry.key) for entry in path): np.asarray(leaf) for path, leaf in leaves}

@@ -1,0 +1,44 @@
+"""How a system that reproduces images is looked at: originals above what it makes of them, and PSNR."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from t2i_jax.eval.evaluation import Evaluation
+from t2i_jax.eval.grid import grid
+from t2i_jax.eval.reconstruction import psnr
+from t2i_jax.systems.base import Findings, HeldOut, System
+
+_SIDE = 96  # pixels that an image of a grid is at least high
+
+
+class ImageToImage(System):
+    """A system whose `reproduce` makes of images something that should equal them: tokenizers, super-resolution."""
+
+    def reproduce(self, images: np.ndarray) -> np.ndarray:
+        """What the system makes of uint8 images (B, H, W, C): uint8 images of the same shape."""
+        raise NotImplementedError
+
+    def preview(self, held_out: HeldOut, evaluation: Evaluation) -> tuple[np.ndarray, Mapping[str, float]]:
+        """Rows of originals above rows of reproductions, and `eval/psnr` in dB."""
+        images = held_out(evaluation.preview, ("image",))["image"]
+        again = self.reproduce(images)
+        rows = [np.concatenate([images[i : i + 8], again[i : i + 8]]) for i in range(0, len(images), 8)]
+        sheet = np.concatenate([grid(row, min(8, len(row) // 2), _SIDE) for row in rows])
+        return sheet, {"eval/psnr": decibel(images, again)}
+
+    def measure(self, images: np.ndarray) -> Mapping[str, float]:
+        """What is measured on uint8 images: `reconstruction_psnr` in dB."""
+        return {"reconstruction_psnr": decibel(images, self.reproduce(images))}
+
+    def evaluate(self, held_out: HeldOut, evaluation: Evaluation) -> Findings:
+        """`measure` of `evaluation.pictures` held-out images, and a sheet of some of them."""
+        images = held_out(evaluation.pictures, ("image",))["image"]
+        return Findings(self.measure(images), {"heldout": self.preview(held_out, evaluation)[0]})
+
+
+def decibel(images: np.ndarray, again: np.ndarray) -> float:
+    """The mean PSNR in dB; a perfect image, whose PSNR is infinite, counts 99."""
+    return float(np.mean(np.minimum(psnr(images, again), 99.0)))

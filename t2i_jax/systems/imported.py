@@ -1,0 +1,94 @@
+"""A file of a PyTorch package as a system reads it, and what the system makes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from t2i_jax import convert
+from t2i_jax.convert import torch_io
+from t2i_jax.errors import UserError
+from t2i_jax.text.stored import StoredText
+from t2i_jax.text.t5 import T5Text
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """A system whose weights came from PyTorch.
+
+    Attributes:
+      kind: the package's class, for messages. task: with the networks of its parts. params: by group. stats: see `Task`.
+      image_size: side of the images. parts: by name, written into folders of their own.
+    """
+
+    kind: str
+    task: Any
+    params: Mapping[str, Any]
+    stats: Mapping[str, Any]
+    image_size: int
+    parts: Mapping[str, Imported] = dataclasses.field(default_factory=dict)
+
+
+class TorchFile:
+    """A file of weights, with what its user says of it; it is read once, when it is asked for.
+
+    Args:
+      t5: folder or hub name of the T5 on whose embeddings the system was trained; None: it is given embeddings.
+      fields: configuration of networks that the weights do not tell. options: by system, arguments of the package's
+        class.
+
+    Attributes:
+      unused: what the user said and no system asked for. unknown: why `network` is None.
+    """
+
+    def __init__(
+        self, path: pathlib.Path, t5: str | None, fields: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]]
+    ):
+        self.path, self.fields = path, dict(fields)
+        self.unused: dict[str, Any] = dict(options) | ({} if t5 is None else {"t5": repr(t5)})
+        self.unknown: UserError | None = None
+        self._t5, self._options = t5, options
+
+    @functools.cached_property
+    def loaded(self) -> Any:
+        """What a .pt, .pth, .bin or .ckpt file holds; None for .safetensors."""
+        return None if self.path.suffix == ".safetensors" else torch_io.load(self.path)
+
+    @property
+    def network(self) -> Any:
+        """The network whose weights it holds; None for weights of no network that `convert` knows."""
+        return self._converted[0]
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """The weights, as `convert.from_torch` gives them."""
+        return self._converted[1]
+
+    def options(self, system: str) -> dict[str, Any]:
+        """The arguments of the package's class that the user gave for a system."""
+        self.unused.pop(system, None)
+        return dict(self._options.get(system, {}))
+
+    def text(self, width: int, max_length: int | None = None) -> Any:
+        """The text encoder on whose embeddings a network of this width was trained.
+
+        Raises:
+          UserError: a T5 of another width.
+        """
+        self.unused.pop("t5", None)
+        length = {} if max_length is None else {"max_length": max_length}
+        text = StoredText(width, **length) if self._t5 is None else T5Text.from_directory(self._t5, **length)
+        if text.dim != width:
+            raise UserError(f"t5={self._t5!r} is {text.dim} wide and the weights want {width}; give their own T5.")
+        return text
+
+    @functools.cached_property
+    def _converted(self):
+        try:
+            return convert.from_torch(self.path, **self.fields)
+        except convert.UnknownWeights as error:
+            self.unknown = error
+            return None, {}

@@ -1,0 +1,49 @@
+"""Parti of parti-pytorch, with its image tokenizer."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+
+from t2i_jax import convert
+from t2i_jax.convert import torch_io
+from t2i_jax.errors import UserError
+from t2i_jax.models.parti import Parti, PartiAndTokenizer
+from t2i_jax.systems.imported import Imported, TorchFile
+from t2i_jax.systems.parti.task import PartiTask
+from t2i_jax.systems.tokenizer import weights as tokenizers
+
+
+def from_torch(file: TorchFile) -> Imported | None:
+    """The Parti of a file; None where it holds another network.
+
+    Raises:
+      UserError: a Parti without its image tokenizer.
+    """
+    model = file.network
+    if isinstance(model, Parti):
+        path = str(file.path)
+        raise UserError(
+            f"weights={path!r} hold a Parti without its image tokenizer, which makes no images; save the whole Parti."
+        )
+    if not isinstance(model, PartiAndTokenizer):
+        return None
+    tokenizer = tokenizers.imported(model.tokenizer, file.params["tokenizer"])
+    task = PartiTask(model=model.parti, text=file.text(model.parti.text_embed_dim), tokenizer=model.tokenizer)
+    params = {"parti": {"decoder": file.params["parti"]}}
+    return Imported("Parti", task, params, {}, model.tokenizer.image_size, {"tokenizer": tokenizer})
+
+
+def to_torch(contents: Any, path: pathlib.Path) -> None:
+    """Writes a Parti's run as a state dict, with its tokenizer under "vae." where the run holds it."""
+    model: Any = contents.recipe.task.network
+    params: Any = contents.averaged["parti"]["decoder"]
+    if isinstance(model, Parti) and "tokenizer" in contents.parts:
+        part = contents.parts["tokenizer"]
+        tokenizer = part.recipe.task.model
+        groups = {"generator": part.averaged["generator"]}  # the package saves no discriminator with a Parti
+        model = PartiAndTokenizer(parti=model, tokenizer=tokenizer)
+        params = {"parti": params, "tokenizer": tokenizers.exported(tokenizer, groups, part.stats)}
+    torch_io.write(path, convert.to_state(model, jax.device_get(params)))

@@ -1,0 +1,124 @@
+"""How a system that makes images from text is looked at: grids, a judge's verdict, inpainting."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t2i_jax.eval.alignment import alignment
+from t2i_jax.eval.evaluation import JUDGES, Evaluation
+from t2i_jax.eval.grid import grid
+from t2i_jax.eval.judge_shapes import parse
+from t2i_jax.systems import generation
+from t2i_jax.systems.base import Findings, HeldOut, System
+
+_SIDE = 96  # pixels that an image of a grid is at least high
+_AT_ONCE = 64  # images that are generated at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """Generated images beside their captions; without a judge `right` is None and `parts` is empty.
+
+    Attributes:
+      right: bool per image. parts: fraction that is right of each property that the judge looks at.
+    """
+
+    captions: list[str]
+    images: np.ndarray
+    right: np.ndarray | None
+    parts: Mapping[str, float]
+
+
+class TextToImage(System):
+    """A system whose `generate` makes images; its task's `samples` say what of the data it is given for that."""
+
+    def on_mesh(self, shape: Mapping[str, int] | None) -> System:
+        """The same system, sampling on a mesh of all devices, see `generation.on_mesh`."""
+        return generation.on_mesh(self, shape)
+
+    def judge(self, held_out: HeldOut, evaluation: Evaluation, count: int, seed: int = 0) -> Judged:
+        """Images for `count` held-out captions, and the judge's verdict on each."""
+        wants = self.task.samples
+        samples = held_out(count, wants) if wants else {}
+        given: dict[str, Any] = {"seed": seed, "batch_size": min(count, _AT_ONCE)}
+        if "cond_image" in samples:
+            given["cond_images"] = samples["cond_image"]
+        if self.task.text_encoder is None:
+            options = generation.with_changes(self.task.options, evaluation.options, {"guidance": 1.0})
+            given |= {} if samples else {"images_per_prompt": count}
+            return Judged([""] * count, np.asarray(self.generate(None, options, **given)), None, {})
+        captions = list(samples["caption"])
+        images = np.asarray(self.generate(_prompts(samples, range(count)), evaluation.options, **given))
+        if evaluation.judge is None:
+            return Judged(captions, images, None, {})
+        return _verdict(evaluation, captions, images)
+
+    def inpaint(self, held_out: HeldOut, evaluation: Evaluation, count: int) -> tuple[Judged, np.ndarray]:
+        """Held-out images of two things, one half of each inpainted, and how much of the other half changed.
+
+        The half that is kept is the left, the right, the upper and the lower one in turn.
+
+        Returns:
+          The images and the verdict; and per image the fraction of kept pixels that are not as they were.
+        """
+        samples = held_out(3 * count, ("image", *self.task.samples))
+        two = [i for i, caption in enumerate(samples["caption"]) if parse(caption).relation is not None][:count]
+        images, captions = samples["image"][two], [samples["caption"][i] for i in two]
+        size = images.shape[1:3]
+        upper, left = (axis < side / 2 for axis, side in zip(np.indices(size), size, strict=True))
+        masks = np.stack([(left, ~left, upper, ~upper)[i % 4] for i in range(len(two))])
+        given: dict[str, Any] = {"seed": 0, "batch_size": min(len(two), _AT_ONCE)}
+        made = self.generate(
+            _prompts(samples, two), evaluation.options, init_images=images, mask=masks, **given
+        )  # fmt: skip
+        made = np.asarray(made)
+        changed = ((made != images).any(-1) & masks).sum((1, 2)) / masks.sum((1, 2))
+        return _verdict(evaluation, captions, made), changed
+
+    def preview(self, held_out: HeldOut, evaluation: Evaluation) -> tuple[np.ndarray, Mapping[str, float]]:
+        """A grid of images for held-out captions, and with a judge `eval/alignment`."""
+        judged = self.judge(held_out, evaluation, evaluation.preview)
+        metrics = {} if judged.right is None else {"eval/alignment": float(np.mean(judged.right))}
+        return grid(judged.images, 8, _SIDE), metrics
+
+    def evaluate(self, held_out: HeldOut, evaluation: Evaluation) -> Findings:
+        """With a judge `alignment_heldout` (the fraction of images that agree with their captions) and its parts.
+
+        With `evaluation.completions` also `alignment_completed`, the same of inpainted images, and `kept_changed`, the
+        fraction of kept pixels that changed.
+        """
+        metrics: dict[str, float] = {}
+        judged = self.judge(held_out, evaluation, evaluation.pictures)
+        if judged.right is not None:
+            metrics["alignment_heldout"] = float(np.mean(judged.right))
+            metrics |= {f"alignment_heldout/{name}": float(value) for name, value in judged.parts.items()}
+        sheets = {"heldout": grid(judged.images[:32], 8, _SIDE)}
+        if evaluation.completions:
+            judged, changed = self.inpaint(held_out, evaluation, evaluation.completions)
+            metrics["alignment_completed"] = float(np.mean(judged.right))
+            metrics["kept_changed"] = float(np.mean(changed))
+            sheets["completed"] = grid(judged.images[:32], 8, _SIDE)
+        return Findings(metrics, sheets)
+
+
+def samples_of(encoder: Any, *more: str) -> tuple[str, ...]:
+    """The entries of held-out data from which a system with this text encoder generates: captions, stored embeddings."""
+    if encoder is None:
+        return more
+    stored = () if encoder.entry == "text" else (encoder.entry, "text_mask")
+    return (*more, "caption", *stored)
+
+
+def _verdict(evaluation, captions, images):
+    verdict = alignment(images, captions, JUDGES[evaluation.judge]())
+    return Judged(captions, images, np.asarray(verdict["right"]), verdict["parts"])
+
+
+def _prompts(samples: Mapping[str, Any], rows: Sequence[int]) -> Any:
+    if "text_embeds" in samples:
+        return samples["text_embeds"][list(rows)], samples["text_mask"][list(rows)]
+    return [samples["caption"][i] for i in rows]

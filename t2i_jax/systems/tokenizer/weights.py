@@ -1,0 +1,43 @@
+"""Image tokenizers of parti-pytorch: `VitVQGanVAE` with its discriminator."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from t2i_jax import convert
+from t2i_jax.convert import torch_io
+from t2i_jax.models.vit_vqgan import VitVQGanVAE
+from t2i_jax.systems.imported import Imported, TorchFile
+from t2i_jax.systems.tokenizer.task import TokenizerTask
+
+
+def from_torch(file: TorchFile) -> Imported | None:
+    """The tokenizer of a file; None where it holds another network."""
+    return imported(file.network, file.params) if isinstance(file.network, VitVQGanVAE) else None
+
+
+def imported(model: Any, weights: Mapping[str, Any]) -> Imported:
+    """A tokenizer from its network and its weights as `convert.from_torch` gives them."""
+    groups = {name: weights[name] for name in ("generator", "discriminator") if name in weights}
+    return Imported(type(model).__name__, TokenizerTask(model=model), groups, weights.get("stats", {}), model.image_size)
+
+
+def to_torch(contents: Any, path: pathlib.Path) -> None:
+    """Writes a tokenizer's run as a state dict, with the discriminator where the package has a place for it."""
+    task, params = contents.recipe.task, contents.averaged
+    model = task.model
+    if isinstance(model, VitVQGanVAE) and task.discriminator is not None:
+        own = model.discriminator() if model.discr_layers else None
+        kept = ("generator", "discriminator") if task.discriminator == own else ("generator",)
+        params = {name: params[name] for name in kept}
+    torch_io.write(path, convert.to_state(model, jax.device_get(exported(model, params, contents.stats))))
+
+
+def exported(model: Any, groups: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any]:
+    """A tokenizer's weights as `convert.to_state` takes them; the counts of training have no place there."""
+    codebook = jax.eval_shape(model.start, jax.random.key(0))
+    return {**groups, "stats": {name: stats[name] for name in codebook}}

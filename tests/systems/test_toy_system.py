@@ -1,0 +1,188 @@
+"""A system that lives in tests/toy_system, made known by one line, goes the whole way without an edit of the package.
+
+That it compiles for a slice is in tests/cli/test_compile.py, with what else loads the TPU compiler.
+"""
+
+import ast
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import t2i_jax as t2i
+from t2i_jax import runs, systems
+from t2i_jax.convert import torch_io
+from t2i_jax.errors import UserError
+from t2i_jax.runs.recipe import changed, load_recipe
+from tests.e2e.command import inside, t2i_command
+from tests.toy_system import pair
+
+_RECIPE = pathlib.Path(__file__).parent.parent / "toy_system" / "recipe.py"
+_CAPTION = "a red circle above a blue square"
+_PACKAGE = pathlib.Path(t2i.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("toy") / "run"
+    out = inside("train", _RECIPE, "--workdir", workdir).stdout
+    assert "done:" in out
+    return workdir
+
+
+def test_it_trains_its_part_first_and_draws_its_own_preview(trained):
+    assert (trained / "mean" / "checkpoints" / "4").is_dir() and (trained / "checkpoints" / "4").is_dir()
+    parts = json.loads((trained / "parts.json").read_text())
+    assert parts["mean"]["folder"] == "mean" and len(parts["mean"]["fingerprint"]) == 16
+    assert '"eval/spread"' in (trained / "metrics.jsonl").read_text()
+    assert Image.open(trained / "samples" / "0000004.png").size == (32, 8)  # four swatches
+    assert Image.open(trained / "mean" / "samples" / "0000004.png").size == (8, 8)
+
+
+def test_killed_and_started_again_it_ends_bit_for_bit_where_it_would_have(trained, tmp_path):
+    """SIGKILL once its first checkpoint is there; steps take 0.3 s so that it is not done by then."""
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import time, jax\n"
+        "from t2i_jax.data import pipeline\n"
+        "from tests.toy_system.recipe import get_config as fast\n"
+        "before = pipeline.Batches.__next__\n"
+        "pipeline.Batches.__next__ = lambda self: (time.sleep(0.5), before(self))[1]\n"
+        "def get_config():\n    return fast()\n"
+    )
+    command = [*t2i_command("train", slow, "--workdir", tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = tmp_path / "run" / "checkpoints" / "2" / "commit_success.txt"
+    limit = time.monotonic() + 120
+    while not first.exists() and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (tmp_path / "run" / "checkpoints" / "4").exists()
+    inside("train", _RECIPE, "--workdir", tmp_path / "run")
+    mine, theirs = (runs.load(run).weights["toy"]["net"] for run in (tmp_path / "run", trained))
+    for name in theirs:
+        np.testing.assert_array_equal(mine[name], theirs[name])
+
+
+def test_sample_takes_its_options_and_lists_them(trained, tmp_path):
+    shown = inside("sample", trained, "--help").stdout
+    assert "--noise" in shown and "standard deviation of the noise" in shown and "--top-k" not in shown
+    assert "1.5" in shown  # what the recipe sets
+    inside("sample", trained, _CAPTION, "--count", 2, "--out", tmp_path / "a")
+    inside("sample", trained, _CAPTION, "--count", 2, "--guidance", 1.5, "--noise", 0, "--out", tmp_path / "b")
+    inside("sample", trained, _CAPTION, "--count", 2, "--guidance", 0, "--out", tmp_path / "c")
+    plain, same, mean = (np.asarray(Image.open(tmp_path / name / "000-00.png")) for name in "abc")
+    np.testing.assert_array_equal(plain, same)
+    assert np.ptp(plain, axis=(0, 1)).max() == 0 and not np.array_equal(plain, mean)
+    assert "noise=-1.0 is below 0" in inside("sample", trained, _CAPTION, "--noise", -1, status=2).stderr
+    told = inside("sample", trained, _CAPTION, "--nois", 1, status=2).stderr
+    assert "--nois is no option" in told and "did you mean '--noise'?" in told
+    with pytest.raises(UserError, match="give ToyOptions"):
+        runs.load(trained).generate([_CAPTION], t2i.PartiOptions())
+
+
+def test_it_is_evaluated_exported_and_loaded(trained, tmp_path):
+    assert "error: " in inside("eval", trained / "mean").stdout
+    inside("eval", trained, "evaluation.options.guidance=1.0", "evaluation.pictures=8")
+    assert (trained / "samples" / "heldout.png").is_file()
+    inside("export", trained, tmp_path / "system")
+    assert sorted(path.name for path in (tmp_path / "system").iterdir()) == [
+        "mean", "system.json", "text_tokenizer", "weights.safetensors",
+    ]  # fmt: skip
+    ours, theirs = (runs.load(run).generate([_CAPTION], seed=1) for run in (trained, tmp_path / "system"))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_weights_go_to_pytorch_and_back(trained, tmp_path):
+    inside("convert", "to-torch", trained, tmp_path / "toy.pt")
+    state = torch.load(tmp_path / "toy.pt", weights_only=True)
+    assert set(state) == {"hidden", "out", "colour"} and state["hidden"].shape == (8, 8)
+    inside("convert", "from-torch", tmp_path / "toy.pt", tmp_path / "back", "toy.image_size=4")
+    inside("convert", "to-torch", tmp_path / "back", tmp_path / "again.pt")
+    for name, value in torch_io.read(tmp_path / "again.pt").items():
+        np.testing.assert_array_equal(value, state[name].numpy())
+    system = runs.load(tmp_path / "back")
+    embeds = np.ones((1, 3, 8), np.float32), np.ones((1, 3), bool)
+    assert system.generate(embeds).shape == (1, 4, 4, 3)
+
+
+def test_another_part_is_refused_by_its_fingerprint(trained, tmp_path):
+    recipe = load_recipe(_RECIPE)
+    runs.export(trained, tmp_path / "copy")
+    runs.train(changed(recipe.parts["mean"], ["train.seed=1", "train.eval_every=0"]), tmp_path / "other")
+    small = ["train.steps=1", "train.eval_every=0"]
+    runs.train(changed(recipe, [*small, f"mean={trained / 'mean'}"]), tmp_path / "run")
+    with pytest.raises(UserError, match="parts.mean=.* has other weights .* than this run was begun with"):
+        runs.train(changed(recipe, [*small, f"mean={tmp_path / 'other'}"]), tmp_path / "run")
+    with pytest.raises(UserError, match="parts.mean is a recipe, and this run was begun with a finished part"):
+        runs.train(changed(recipe, small), tmp_path / "run")
+    with pytest.raises(UserError, match="parts.mean.train.steps=9 would train further .* at step 4"):
+        runs.train(changed(recipe, ["mean.train.steps=9"]), trained)
+    with pytest.raises(UserError, match="parts.mean is a run of ToyTask; give one of MeanColourTask"):
+        runs.train(changed(recipe, [*small, f"mean={trained}"]), tmp_path / "wrong")
+
+
+def test_a_task_without_objectives_joins_parts_that_inherit_from_it(tmp_path):
+    """One recipe: the mean colour, then a toy that has no part of its own and takes the mean from around it."""
+    recipe = pair.get_config()
+    system = runs.train(recipe, tmp_path / "run")
+    assert (tmp_path / "run" / "recipe.json").is_file() and not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run" / "toy" / "mean").exists()
+    assert json.loads((tmp_path / "run" / "toy" / "parts.json").read_text())["mean"]["folder"] == "../mean"
+    images = system.generate([_CAPTION])
+    again = runs.train(recipe, tmp_path / "run")  # nothing is trained anew
+    runs.export(tmp_path / "run", tmp_path / "system")
+    runs.export(tmp_path / "run" / "toy", tmp_path / "alone")
+    for other in (again, *(runs.load(tmp_path / name) for name in ("run", "system"))):
+        np.testing.assert_array_equal(other.generate([_CAPTION]), images)
+    np.testing.assert_array_equal(runs.load(tmp_path / "alone").generate([_CAPTION]), images)
+    assert runs.load(tmp_path / "run" / "toy").generate([_CAPTION]).shape == images.shape
+
+
+def test_eight_devices_sample_what_one_samples(trained):
+    code = (
+        "import sys, numpy as np\n"
+        "from tests.toy_system.recipe import get_config\n"
+        "from t2i_jax import runs\n"
+        "alone, split = (runs.load(sys.argv[1], mesh=m) for m in (None, {'data': 2, 'fsdp': 2, 'tensor': 2}))\n"
+        "assert any('tensor' in str(a.sharding.spec) for a in split.weights['toy']['net'].values())\n"
+        "one, eight = (s.generate(['a red circle', 'a blue square']).astype(int) for s in (alone, split))\n"
+        "assert np.max(np.abs(one - eight)) <= 1\n"
+        "again = runs.train(get_config(), sys.argv[1])\n"
+    )
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, **flags}
+    done = subprocess.run([sys.executable, "-c", code, trained], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def _named(path):
+    """Names, attributes, strings and imported modules of a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.alias):
+            yield from (node.name, *node.name.split("."))
+        elif isinstance(node, ast.ImportFrom):
+            yield from (node.module or "").split(".")[2:]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from node.value.replace("`", " ").replace("(", " ").replace(",", " ").split()
+
+
+@pytest.mark.parametrize("floor", ["runs", "cli", "train", "data", "aot"])
+def test_no_upper_floor_names_a_system(floor):
+    of = {name: home for name, home in systems.names().items() if not home.startswith("tests.")}
+    packages = {"imagen", "parti", "muse", "dalle2"}
+    for path in sorted((_PACKAGE / floor).glob("*.py")):
+        found = {name for name in _named(path) if name in of or name.lower() in packages}
+        assert not found, f"{path.relative_to(_PACKAGE)} names {found}; what only one system knows, that system says"

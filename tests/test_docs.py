@@ -1,0 +1,294 @@
+"""README.md and the pages under docs/ tell what is true: all that they show runs.
+
+Every python block of a page runs, in order, in one namespace per page; every `t2i` command runs,
+page by page, in one folder; every refusal that is shown is the true sentence. What is shown at full
+size runs at toy size.
+"""
+
+import functools
+import inspect
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from t2i_jax import config, runs, systems
+from t2i_jax.aot import ahead
+from t2i_jax.cli import main as cli
+from t2i_jax.cli.compile import compile_for
+from t2i_jax.runs.recipe import load_recipe
+from tests.e2e import tiny, tiny_t5
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+# In the order in which their commands run; a page may use the runs of the pages above it.
+PAGES = (
+    "README.md",
+    "docs/index.md",
+    "docs/data.md",
+    "docs/training.md",
+    "docs/sampling.md",
+    "docs/evaluation.md",
+    "docs/from_pytorch/parti-pytorch.md",
+    "docs/from_pytorch/imagen-pytorch.md",
+    "docs/pods.md",
+    "docs/first_pod.md",
+    "docs/architecture.md",
+    "docs/adding_a_system.md",
+    "docs/api.md",
+    "CONTRIBUTING.md",
+)
+_TEXT = {page: (_ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+
+# What the pages show at full size, and the toy size that is run. Each must occur in some page.
+_SMALLER = {
+    "dim=256, image_size=256, patch_size=16, num_layers=3":
+        "dim=8, image_size=16, patch_size=4, num_layers=1, heads=1, dim_head=8, ff_mult=1, "
+        "codebook_size=16, discr_layers=0",
+    "image_size=256, patch_size=8, dim=512, layers=8, heads=8, mlp_dim=2048":
+        "image_size=16, patch_size=4, dim=8, layers=1, heads=1, mlp_dim=16, codebook_size=16",
+    "dim=512, depth=8, dim_head=64, heads=8": "dim=16, depth=1, dim_head=8, heads=2",
+    "dim=1024, depth=12, heads=16, mlp_dim=4096": "dim=16, depth=1, heads=2, mlp_dim=16",
+    "vocab_size=16000": "vocab_size=32",
+    "image_size=256, max_width=512": "image_size=16, max_width=8",
+    "image_size=256,": "image_size=16,",
+    "image_size=256)": "image_size=16)",
+    "(4, 256, 256, 3)": "(4, 16, 16, 3)",
+    "(1, 256, 256, 3)": "(1, 16, 16, 3)",
+    "steps=100_000, batch_size=32, accumulate=8": "steps=2, batch_size=8, accumulate=2",
+    "steps=100_000, batch_size=32)": "steps=2, batch_size=8)",
+    "dim=32,\n    cond_dim=512":
+        "dim=8, cond_dim=8, attn_heads=2, attn_dim_head=4, attn_pool_num_latents=2, "
+        "attend_at_middle=False, init_cross_embed=False, init_conv_kernel_size=3",
+    "dim=32,\n    dim_mults=(1, 2, 4)":
+        "dim=8, dim_mults=(1, 1), attn_heads=2, attn_dim_head=4, attend_at_middle=False, "
+        "init_cross_embed=False, init_conv_kernel_size=3",
+    "dim=32, dim_mults=(1, 2, 4, 8)": "dim=8, dim_mults=(1, 1)",
+    "(1, 2, 4, 8)": "(1, 1)",
+    "num_resnet_blocks=3": "num_resnet_blocks=0",
+    "num_resnet_blocks=(2, 4, 8, 8)": "num_resnet_blocks=0",
+    "num_resnet_blocks=(2, 4, 8)": "num_resnet_blocks=0",
+    "(False, True, True, True)": "(False, True)",
+    "(False, False, False, True)": "(False, True)",
+    "(False, True, True)": "(False, True)",
+    "(False, False, True)": "(False, True)",
+    "image_sizes=(64, 256)": "image_sizes=(8, 16)",
+    "image_sizes=(64, 128)": "image_sizes=(8, 16)",
+    "image_size=128,": "image_size=16,",
+    "steps=100_000, batch_size=64, accumulate=16": "steps=2, batch_size=8, accumulate=2",
+    "steps=200_000, batch_size=16, accumulate=4": "steps=2, batch_size=8",
+    "(1, 256, 256)": "(1, 16, 16)",
+    "inpaint_masks[:, :128]": "inpaint_masks[:, :8]",
+    "images_per_prompt=16": "images_per_prompt=4",
+    "((16, 24), (32, 48))": "((8, 12), (16, 24))",
+    "np.arange(32) < 16, (32, 32)": "np.arange(16) < 8, (16, 16)",
+}  # fmt: skip
+
+
+_TINY = """train.steps=2 train.batch_size=8 tokenizer.train.steps=2 tokenizer.train.batch_size=8
+    evaluation.preview=8 evaluation.pictures=8 tokenizer.evaluation.pictures=8
+    tokenizer.task.model.dim=8 tokenizer.task.model.layers=1 tokenizer.task.model.heads=1
+    tokenizer.task.model.codebook_size=16
+    task.model.dim=16 task.model.depth=1 task.model.heads=2 task.text.dim=16 task.text.depth=1
+    task.text.heads=2 task.text.mlp_dim=16""".split()
+_TINY_LARGER = """train.steps=2 train.batch_size=2 task.model.channels=4 task.model.blocks=1
+    task.image_size=16 data.image_size=16 evaluation.preview=2 evaluation.pictures=2""".split()
+_TINY_IMAGEN = """train.steps=2 train.batch_size=8 train.optim.name=adamw evaluation.preview=4
+    evaluation.pictures=4 evaluation.options.steps=2 evaluation.completions=0 data.image_size=16
+    task.stages.1.crop_size=8 task.stages.0.image_size=8 task.stages.1.image_size=16
+    task.stages.0.unet.dim=8 task.stages.1.unet.dim=8 task.stages.1.unet.dim_mults=(1,1,1)
+    task.stages.0.unet.num_resnet_blocks=0 task.stages.1.unet.num_resnet_blocks=0
+    task.stages.0.unet.layer_attns=False task.stages.0.unet.attend_at_middle=False
+    task.stages.1.unet.attend_at_middle=False task.text.dim=16 task.text.depth=1 task.text.heads=2
+    task.text.mlp_dim=16""".split()
+
+
+def _changes(command):
+    """What is added to the overrides of a command."""
+    if command[1] == "train" and "imagen" in command[2]:
+        return _TINY_IMAGEN
+    if command[1] == "train" and "toy" in command[2]:
+        return []
+    if command[1] == "train":
+        return _TINY_LARGER if "super_resolution" in command[2] else _TINY
+    return ["evaluation.pictures=8"] if command[1] == "eval" else []
+
+
+def blocks(page, language):
+    """The blocks of a page in a language; those with a title are files, tested elsewhere."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", _TEXT[page], re.MULTILINE | re.DOTALL)
+
+
+def commands(page):
+    """The `t2i` commands of a page, as lists of words."""
+    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("t2i ")]
+
+
+def refusals(page):
+    """(command, sentence) of each mistake that a page shows."""
+    shown = "\n".join(blocks(page, "console"))
+    return re.findall(r"^\$ (t2i .*)\n(t2i: .*)$", shown, re.MULTILINE)
+
+
+def _with(what):
+    return [page for page in PAGES if what(page)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with what the pages speak of: three runs, photos, a T5, the recipes."""
+    here = tmp_path_factory.mktemp("docs")
+    runs.train(tiny.get_config(), here / "runs" / "quickstart")
+    for family, name, changes in (
+        ("imagen", "shapes", _TINY_IMAGEN),
+        ("parti", "super_resolution", _TINY_LARGER),
+    ):
+        recipe = config.override(load_recipe(_ROOT / "configs" / family / f"{name}.py"), changes)
+        runs.train(recipe, here / "runs" / {"shapes": "imagen"}.get(name, "larger"))
+    _photos(here / "photos")
+    captions = re.findall(r'^    +"([a-z ,-]+)",$', "\n".join(_TEXT.values()), re.MULTILINE)
+    tiny_t5.save(here / "t5-large", captions)
+    Image.new("RGB", (40, 30), (200, 30, 30)).save(here / "picture.png")
+    half = np.where(np.arange(40) < 20, 255, 0).astype(np.uint8)
+    Image.fromarray(np.broadcast_to(half, (30, 40))).save(here / "mask.png")
+    for folder in ("configs", "tests"):
+        (here / folder).symlink_to(_ROOT / folder)
+    return here
+
+
+def _photos(folder):
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+        (folder / f"{i:02d}.txt").write_text(f"picture number {i}")
+
+
+def test_every_toy_size_is_that_of_something_shown():
+    shown = "\n".join(text for page in PAGES for text in blocks(page, "python"))
+    assert not [large for large in _SMALLER if large not in shown]
+
+
+def test_every_page_is_here():
+    pages = {path.relative_to(_ROOT).as_posix() for path in (_ROOT / "docs").rglob("*.md")}
+    assert pages | {"README.md", "CONTRIBUTING.md"} == set(PAGES)
+    assert len(_TEXT["README.md"].splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", _with(lambda page: blocks(page, "python")))
+def test_every_python_block_runs(place, monkeypatch, page):
+    monkeypatch.chdir(place)
+    text = "\n\n".join(blocks(page, "python"))
+    for shown, run in _SMALLER.items():
+        text = text.replace(shown, run)
+    names = {}
+    exec(compile(text, page, "exec"), names)  # noqa: S102
+    if check := _CHECKS.get(page):
+        check(names)
+
+
+def _readme(names):
+    assert names["images"].shape == (1, 16, 16, 3) and names["larger"].shape == (1, 32, 32, 3)
+
+
+def _sampling(names):
+    np.testing.assert_array_equal(names["safer"], names["same"])
+    assert len(names["pil_images"]) == 8 and names["completed"].shape == (1, 16, 16, 3)
+    np.testing.assert_array_equal(names["inpainted"][:, :, :8], names["images"][:, :, :8])
+    assert names["small"].shape == (1, 8, 8, 3) and names["larger"].shape == (1, 16, 16, 3)
+    assert names["wide"].shape == (1, 16, 24, 3)
+
+
+def _parti_pytorch(names):
+    assert names["images"].shape == (4, 16, 16, 3) and len(names["pil_images"]) == 3
+    assert np.isfinite(names["loss"])
+
+
+def _imagen_pytorch(names):
+    assert np.isfinite(names["loss"]) and len(names["pil_images"]) == 4
+    assert np.isfinite(names["valid_loss"])
+    np.testing.assert_array_equal(names["inpainted"][:, :8], names["inpaint_images"][:, :8])
+
+
+def _architecture(names):
+    assert names["logits"].shape == (4, 16, 16) and np.isfinite(names["loss"])
+    assert names["decoded"].shape == (4, 16, 16, 3) and names["generated"].dtype == np.uint8
+    assert np.isfinite(names["generator_loss"]) and np.isfinite(names["discriminator_loss"])
+
+
+_CHECKS = {
+    "README.md": _readme,
+    "docs/sampling.md": _sampling,
+    "docs/from_pytorch/parti-pytorch.md": _parti_pytorch,
+    "docs/from_pytorch/imagen-pytorch.md": _imagen_pytorch,
+    "docs/architecture.md": _architecture,
+}
+
+
+@pytest.mark.parametrize("page", _with(commands))
+def test_every_command_runs(place, monkeypatch, capsys, page):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("t2i_jax.cli.compile.compile_for", _no_compiling)
+    monkeypatch.setitem(systems.SYSTEMS, "toy", "tests.toy_system")
+    for command in commands(page):
+        monkeypatch.setattr(sys, "argv", [*command, *_changes(command)])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            assert not stop.code, (command, capsys.readouterr().err)
+
+
+@functools.wraps(compile_for)
+def _no_compiling(*args, **kwargs):
+    """`t2i compile` as it is told, without compiling; tests/cli/test_compile.py does it small."""
+    given = inspect.signature(compile_for).bind(*args, **kwargs).arguments
+    assert load_recipe(given["config"]).task.objectives
+    assert re.fullmatch(rf"(\d+\*)?({'|'.join(ahead.GENERATIONS)}):\d+(x\d+)+", given["topology"])
+
+
+def test_the_commands_are_all_shown():
+    shown = {command[1] for page in PAGES for command in commands(page)}
+    assert {"train", "eval", "sample", "export", "data", "convert", "compile"} <= shown
+
+
+def test_every_script_that_is_named_is_there():
+    lines = "\n".join(text for page in PAGES for text in blocks(page, "bash"))
+    scripts = set(re.findall(r"^bash (\S+)", lines, re.MULTILINE))
+    assert {"launch/quickstart.sh", "launch/test.sh", "launch/tpu_vm.sh"} <= scripts
+    for script in scripts:
+        subprocess.run(["bash", "-n", _ROOT / script], check=True)
+
+
+@pytest.mark.parametrize("page", _with(refusals))
+def test_wrong_input_gets_the_sentences_shown(place, monkeypatch, capfd, page):
+    monkeypatch.chdir(place)
+    for command, sentence in refusals(page):
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 2, command
+        assert capfd.readouterr().err.splitlines() == [sentence]
+
+
+def test_links_of_the_readme_lead_somewhere():
+    for page in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", _TEXT[page]):
+            assert (_ROOT / target).exists(), target
+
+
+def test_the_pages_build_without_a_warning(tmp_path):
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # the theme's own notice
+    done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+    api = (site / "api" / "index.html").read_text(encoding="utf-8")
+    for name in ("load", "Recipe", "PartiOptions", "ImagenOptions", "SystemTask"):
+        assert re.search(rf'id="t2i_jax\.[\w.]*\b{name}"', api), name

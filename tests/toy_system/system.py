@@ -1,0 +1,50 @@
+"""The trained toy: captions to images of one colour."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t2i_jax.pixels import SIGNED, to_uint8
+from t2i_jax.systems import captions, generation
+from t2i_jax.systems.text_to_image import TextToImage
+from tests.toy_system.options import ToyOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class ToySystem(TextToImage):
+    """A trained toy. `frozen`: {"mean": weights of the part}."""
+
+    frozen: Any = None
+    text_tokenizer: Any = None
+    mesh: Any = None
+
+    def generate(self, prompts, options=None, *, seed=0, images_per_prompt=1, batch_size=None, progress=False, **changes):
+        """uint8 images (prompts * images_per_prompt, H, W, 3)."""
+        options = generation.with_changes(ToyOptions, options, changes)
+        prompt = generation.texts(self.task.text, self.text_tokenizer, prompts, None, guided=True)
+        total = images_per_prompt * len(prompt["text_mask"])
+        made = []
+        for rows in generation.batches(prompt, total, images_per_prompt, seed, batch_size, progress=progress):
+            with jax.set_mesh(self.mesh):
+                images = paint(self.task, self.weights["toy"], self.frozen, rows.arrays, rows.keys_B, options.guidance)
+                noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(rows.keys_B)
+                made.append(np.asarray(to_uint8(images + options.noise * noise, SIGNED))[: rows.count])
+        return np.concatenate(made)
+
+    def preview(self, held_out, evaluation):
+        """A row of colours, one per caption, and `eval/spread`: how much they differ."""
+        judged = self.judge(held_out, evaluation, evaluation.preview)
+        sheet = np.concatenate(list(judged.images), axis=1)
+        return sheet, {"eval/spread": float(np.std(judged.images.astype(np.float32)))}
+
+
+def paint(task, params, frozen, prompt, keys_B, guidance=1.0):
+    """Images (B, H, W, 3) in [-1, 1] of one colour each."""
+    embeds = captions.embed(task.text, params, frozen, prompt)
+    moved_B3 = task.model.apply({"params": params["net"]}, embeds, prompt["text_mask"])
+    colour_B3 = frozen["mean"]["mean"]["colour"] + guidance * moved_B3
+    size = (len(keys_B), task.image_size, task.image_size, 3)
+    return jnp.broadcast_to(jnp.clip(colour_B3, -1, 1)[:, None, None], size)
