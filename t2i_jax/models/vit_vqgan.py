@@ -156,13 +156,6 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
             raise UserError(f"dim={self.dim} is not a multiple of 4; try {self.dim // 4 * 4 + 4}.")
         super().__post_init__()
 
-    @property
-    def attention_flops(self) -> float:
-        """FLOPs of scores and weighted sums in one forward pass over one image; see
-        `image_tokenizer.flops` for all.
-        """
-        return 4.0 * self.num_tokens**2 * 2 * self.layers * self.heads * self.dim_head
-
     @nn.nowrap
     def discriminator(self) -> Discriminator:
         """The discriminator that the package trains this network against."""

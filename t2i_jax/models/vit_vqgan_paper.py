@@ -169,16 +169,6 @@ class ViTVQGAN(image_tokenizer.QuantizedAutoencoder):
                 raise UserError(f"{part}dim={dim} is not a multiple of 4; try {dim // 4 * 4 + 4}.")
         super().__post_init__()
 
-    @property
-    def attention_flops(self) -> float:
-        """FLOPs of scores and weighted sums in one forward pass over one image; see
-        `image_tokenizer.flops` for all.
-        """
-        decoder_dim, decoder_heads, decoder_layers, _ = self._decoder()
-        widths = self.layers * self._inner(self.dim, self.heads)
-        widths += decoder_layers * self._inner(decoder_dim, decoder_heads)
-        return 4.0 * self.num_tokens**2 * widths
-
     @nn.nowrap
     def start(self, key: Key) -> dict[str, Array]:
         """No codebook statistics: the codebook is a parameter."""
