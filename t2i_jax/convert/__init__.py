@@ -62,8 +62,8 @@ def from_torch(source: Any, **fields: Any) -> tuple[Any, dict[str, Any]]:
         inferred = network.fields(state, module)
     except KeyError as error:
         raise UserError(
-            f"the weights look like those of {network.model.__name__} and have no {error.args[0]!r}; they are of "
-            "another release of the package, or not whole."
+            f"the weights look like those of {network.model.__name__} and have no "
+            f"{error.args[0]!r}; they are of another release of the package, or not whole."
         ) from error
     model = _configured(network.model, inferred, fields)
     table = network.table(model)

@@ -6,8 +6,8 @@ A table is a list of `Entry` and `Constant` for one configuration of a network. 
 
     table = [
         Entry("norm.weight", "generator/norm/scale"),
-        Entry("fc.weight", "generator/fc/kernel", LINEAR),
-        *(Entry(f"layers.{i}.fc.weight", "generator/layers/fc/kernel", LINEAR, layer=i) for i in range(12)),
+        Entry("out.weight", "generator/out/kernel", LINEAR),
+        *(Entry(f"layers.{i}.fc.weight", "generator/fc/kernel", LINEAR, layer=i) for i in range(9)),
         Entry("to_logits.weight", "generator/embed/embedding"),  # tied: a second entry for a leaf
         Constant("pos_indices", indices),
     ]
@@ -159,9 +159,10 @@ def to_ours(table: Sequence[Entry | Constant], state: State, shapes: Mapping[str
     wanted, entries, wrong = flatten(shapes), [e for e in table if isinstance(e, Entry)], []
     found: dict[tuple[str, ...], np.ndarray] = {}
     for constant in table:
-        if isinstance(constant, Constant) and constant.torch in state:
-            if not np.array_equal(np.asarray(state[constant.torch]), constant.value):
-                wrong.append(f"{constant.torch} differs from the value that this configuration fixes")
+        if not isinstance(constant, Constant) or constant.torch not in state:
+            continue
+        if not np.array_equal(np.asarray(state[constant.torch]), constant.value):
+            wrong.append(f"{constant.torch} differs from the value that this configuration fixes")
     # Files keep one of several equal arrays, under any of their names.
     tied: dict[Any, set[str]] = {}
     for entry in entries:

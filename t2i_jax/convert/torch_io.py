@@ -55,8 +55,8 @@ def load(path: str | pathlib.Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise UserError(
-            f"weights={str(path)!r} was refused ({str(error).splitlines()[0]}); save its state_dict() again, best as "
-            ".safetensors."
+            f"weights={str(path)!r} was refused ({str(error).splitlines()[0]}); save its "
+            "state_dict() again, best as .safetensors."
         ) from error
 
 

@@ -67,7 +67,7 @@ def repaint(
             state = step(State(x, state.x0_BHWC), Levels(now, now, after), lambda: normal(1))
             again = (r < resample - 1) & (after > 0)
             return State(jnp.where(again, _back_up(noise, state.x_BHWC, after, now, normal(2), compat), state.x_BHWC),
-                         state.x0_BHWC)  # fmt: skip
+                         state.x0_BHWC)
 
         return jax.lax.fori_loop(0, resample, once, state), None
 

@@ -228,7 +228,8 @@ class Edm(Noise):
             _check_positive(self, name)
         if not self.sigma_max > self.sigma_min:
             raise UserError(
-                f"noise.sigma_max={self.sigma_max} is not above noise.sigma_min={self.sigma_min}; try 80 and 0.002."
+                f"noise.sigma_max={self.sigma_max} is not above "
+                f"noise.sigma_min={self.sigma_min}; try 80 and 0.002."
             )
 
     def train_levels(self, key: Key, batch: int) -> Array:

@@ -45,8 +45,8 @@ class Discriminator(nn.Module):
         """Refuses images that are too small for this many layers."""
         if image_size < self.smallest_image:
             raise UserError(
-                f"image_size={image_size} is too small for {len(self.dims) - 1} discriminator layers "
-                f"(at least {self.smallest_image}); use fewer discr_layers."
+                f"image_size={image_size} is too small for {len(self.dims) - 1} discriminator "
+                f"layers (at least {self.smallest_image}); use fewer discr_layers."
             )
 
     @nn.compact

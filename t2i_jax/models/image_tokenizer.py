@@ -171,7 +171,8 @@ def check_sizes(model: ImageTokenizer, *widths: str) -> None:
     if model.image_size % model.patch_size:
         fits = max(model.image_size // model.patch_size, 1) * model.patch_size
         raise UserError(
-            f"image_size={model.image_size} is not a multiple of patch_size={model.patch_size}; try image_size={fits}."
+            f"image_size={model.image_size} is not a multiple of "
+            f"patch_size={model.patch_size}; try image_size={fits}."
         )
     if not model.pixel_range[0] < model.pixel_range[1]:
         raise UserError(

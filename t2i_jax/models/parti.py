@@ -40,6 +40,7 @@ class PartiLayer(nn.Module):
     dtype: str = "float32"
 
     def setup(self):
+        """Makes the layers and parameters."""
         scale = _init_scale(self.compat)
         sizes, out_norm = (self.dim, self.heads, self.dim_head), "output_norm" in self.compat
         self.self_attention = MultiQueryAttention(*sizes, self.dropout, scale, out_norm, self.dtype)
@@ -136,6 +137,7 @@ class Parti(token_decoder.TokenDecoder):
         super().__post_init__()
 
     def setup(self):
+        """Makes the layers and parameters."""
         token_decoder.check_complete(self)
         normal = nn.initializers.normal(_init_scale(self.compat))
         vectors = (self.fmap_size, self.dim)

@@ -68,6 +68,7 @@ class PartiTransformer(token_decoder.TokenDecoder):
         super().__post_init__()
 
     def setup(self):
+        """Makes the layers and parameters."""
         token_decoder.check_complete(self)
         normal = nn.initializers.normal(0.02)
 

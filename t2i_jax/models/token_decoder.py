@@ -71,7 +71,8 @@ def check_complete(model: Any) -> None:
     for field in _KNOWN_LATER:
         if getattr(model, field) is None:
             raise UserError(
-                f"{field}=None of {type(model).__name__} is not known; give it, or leave it to the task that knows it."
+                f"{field}=None of {type(model).__name__} is not known; give it, or leave it to "
+                "the task that knows it."
             )
 
 

@@ -25,10 +25,11 @@ _MID_HEADS = (8, 64)  # heads and their width in the package's middle blocks, wh
 class Unet(nn.Module):
     """The prediction of a diffusion model from a noised image, its noise level and a text.
 
+        levels = (False, True, True, True)
         unet = Unet(dim=128, dim_mults=(1, 2, 4, 8), num_resnet_blocks=3, text_embed_dim=1024,
-                    layer_attns=(False, True, True, True), layer_cross_attns=(False, True, True, True))
+                    layer_attns=levels, layer_cross_attns=levels)
         params = unet.init(key, x_BHWC, condition_B)["params"]
-        out_BHWC = unet.apply({"params": params}, x_BHWC, condition_B, text_embeds_BLD, text_mask_BL)
+        out_BHWC = unet.apply({"params": params}, x_BHWC, condition_B, text_BLD, text_mask_BL)
 
     A field marked "per level" is one value, or a tuple with one per entry of `dim_mults`. Images
     need not be square; their sides are multiples of `multiple`.
@@ -338,7 +339,7 @@ class Unet(nn.Module):
         return module if self.remat == "none" else nn.remat(module, policy=REMAT[self.remat])
 
 
-def BaseUnet64(**fields: Any) -> Unet:  # noqa: N802
+def BaseUnet64(**fields: Any) -> Unet:
     """The 64x64 stage (Saharia et al. 2022, appendix F.1): 1.6 billion parameters. `fields` replace
     its values.
     """
@@ -347,7 +348,7 @@ def BaseUnet64(**fields: Any) -> Unet:  # noqa: N802
     return Unet(**(values | fields))
 
 
-def SRUnet256(**fields: Any) -> Unet:  # noqa: N802
+def SRUnet256(**fields: Any) -> Unet:
     """The stage from 64 to 256 (appendix F.2, Efficient U-Net); within a cascade with
     lowres_cond=True.
     """
@@ -356,7 +357,7 @@ def SRUnet256(**fields: Any) -> Unet:  # noqa: N802
     return Unet(**(values | dict(layer_cross_attns=deepest, memory_efficient=True) | fields))
 
 
-def SRUnet1024(**fields: Any) -> Unet:  # noqa: N802
+def SRUnet1024(**fields: Any) -> Unet:
     """The stage from 256 to 1024 (appendix F.3): as `SRUnet256` without self-attention at the
     levels.
     """

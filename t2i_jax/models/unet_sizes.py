@@ -19,7 +19,7 @@ _POSITIVE = (
     "dim", "text_embed_dim", "cond_dim", "num_time_tokens", "learned_sinu_pos_emb_dim", "channels", "channels_out",
     "attn_dim_head", "attn_heads", "layer_mid_attns_depth", "max_text_len", "init_dim", "attn_pool_num_latents",
     "attn_max_scores", "ff_mult",
-)  # fmt: skip
+)
 
 
 def per_level(model: Any, field: str) -> tuple[Any, ...]:

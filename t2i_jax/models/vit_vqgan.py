@@ -179,6 +179,7 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
         return params, changed
 
     def setup(self):
+        """Makes the layers and parameters."""
         shape = {n: getattr(self, n) for n in ("dim", "layers", "heads", "dim_head", "ff_mult", "remat", "dtype")}
         self.patch_norm = channel_norm(None, self.dtype)
         self.to_tokens = Dense(self.dim, ("patch", "embed"), dtype=self.dtype)

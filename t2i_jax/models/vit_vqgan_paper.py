@@ -112,8 +112,8 @@ class Transformer(nn.Module):
 class ViTVQGAN(image_tokenizer.QuantizedAutoencoder):
     """The image tokenizer of the ViT-VQGAN and Parti papers.
 
-        network = preset("small")                              # 256 pixels to 1024 tokens
-        network = ViTVQGAN(image_size=32, patch_size=4, dim=96, layers=3, heads=3, mlp_dim=384, codebook_size=256)
+        network = preset("small")  # 256 pixels to 1024 tokens
+        network = ViTVQGAN(image_size=32, patch_size=4, dim=96, layers=3, heads=3, mlp_dim=384)
 
     Attributes:
       image_size: side in pixels. patch_size: pixels per side of a token. channels: channels of the
@@ -182,6 +182,7 @@ class ViTVQGAN(image_tokenizer.QuantizedAutoencoder):
         return {**params, "quantizer": quantizer}, codebook
 
     def setup(self):
+        """Makes the layers and parameters."""
         decoder_dim, decoder_heads, decoder_layers, decoder_mlp_dim = self._decoder()
         layer = {"dtype": self.dtype, "init": _XAVIER}
         self.to_tokens = Dense(self.dim, ("patch", "embed"), **layer)

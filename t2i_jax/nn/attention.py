@@ -69,6 +69,7 @@ class MultiHeadAttention(nn.Module):
     dtype: str = "float32"
 
     def setup(self):
+        """Makes the layers and parameters."""
         inner = self.heads * self.dim_head
         self.q = Dense(inner, ("embed", "heads"), bias=False, dtype=self.dtype)
         self.k = Dense(inner, ("embed", "heads"), bias=False, dtype=self.dtype)
@@ -137,6 +138,7 @@ class MultiQueryAttention(nn.Module):
     dtype: str = "float32"
 
     def setup(self):
+        """Makes the layers and parameters."""
         self.norm = channel_norm(None, self.dtype)
         self.to_q = Dense(self.heads * self.dim_head, ("embed", "heads"), bias=False, dtype=self.dtype)
         self.to_kv = Dense(self.dim_head, ("embed", "kv"), bias=False, dtype=self.dtype)

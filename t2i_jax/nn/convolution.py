@@ -76,7 +76,7 @@ def _to_kernel_back(stride, shape, kept, kernel):
 
 for _function, _back in (
     (_convolution, _convolution_back), (_to_input, _to_input_back), (_to_kernel, _to_kernel_back),
-):  # fmt: skip
+):
     _function.defvjp(lambda *arguments, function=_function: (function(*arguments), arguments[-2:]), _back)
 
 

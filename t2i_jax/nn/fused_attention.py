@@ -105,7 +105,7 @@ def splash(q_BNHD: Array, k_BNHD: Array, v_BNHD: Array, causal: bool = False, in
     names = (
         "block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq",
         "block_kv_dq",
-    )  # fmt: skip
+    )
     sizes = kernels.BlockSizes(**dict.fromkeys(names, block))
     mask = masks.MultiHeadMask([(masks.CausalMask if causal else masks.FullMask)((length, length))] * heads)
     kernel = kernels.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)

@@ -82,6 +82,7 @@ class Lfq(nn.Module):
         return self.codebook_size.bit_length() - 1
 
     def setup(self):
+        """Makes the layers and parameters."""
         if self.bits != self.dim:
             self.project_in = Dense(self.bits, ("embed", "latent"))
             self.project_out = Dense(self.dim, ("latent", "embed"), dtype=self.dtype)
@@ -163,6 +164,7 @@ class CosineVq(nn.Module):
     dtype: str = "float32"
 
     def setup(self):
+        """Makes the layers and parameters."""
         if self.codebook_dim != self.dim:
             self.project_in = Dense(self.codebook_dim, ("embed", "latent"))
             self.project_out = Dense(self.dim, ("latent", "embed"), dtype=self.dtype)
@@ -255,6 +257,7 @@ class FactorisedVq(nn.Module):
     dim_out: int | None = None  # None: dim
 
     def setup(self):
+        """Makes the layers and parameters."""
         self.project_in = Dense(self.codebook_dim, ("embed", "latent"), init=nn.initializers.xavier_uniform())
         self.project_out = Dense(
             self.dim_out or self.dim, ("latent", "embed"), dtype=self.dtype, init=nn.initializers.xavier_uniform()

@@ -60,6 +60,7 @@ class Block(nn.Module):
     dtype: str = "float32"
 
     def setup(self):
+        """Makes the layers and parameters."""
 
         def attention():
             return MultiHeadAttention(self.dim, self.heads, self.dim // self.heads, self.dtype)
@@ -141,6 +142,7 @@ class Transformer(nn.Module):
     dtype: str = "float32"
 
     def setup(self):
+        """Makes the layers and parameters."""
         self.layers = scanned(Block, self.depth, self.remat, inputs=4)(**layer_fields(self, Block))
         self.norm = layer_norm(None, self.dtype)
 
@@ -237,10 +239,12 @@ def start_decoding(params: Any, cache: Mapping[str, Array]) -> dict[str, Any]:
     if depth > _UNROLLED:
         return {"params": params, "cache": dict(cache)}
 
-    def apart(tree):
-        return tuple(jax.tree.map(lambda leaf: leaf[i], tree) for i in range(depth))
+    def layer(tree, i):
+        return jax.tree.map(lambda leaf: leaf[i], tree)
 
-    return {"params": apart(params), "cache": apart(dict(cache))}
+    layers = range(depth)
+    apart = {"params": params, "cache": dict(cache)}
+    return {name: tuple(layer(tree, i) for i in layers) for name, tree in apart.items()}
 
 
 def grow(state: Mapping[str, Any], names: Sequence[str], positions: int) -> dict[str, Any]:

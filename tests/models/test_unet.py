@@ -107,7 +107,7 @@ def test_a_loop_over_blocks_changes_nothing():
     model = TINY.clone(
         num_resnet_blocks=(3, 0), layer_attns=False, layer_cross_attns=False, attend_at_middle=False, remat="full",
         attn_pool_text=False, init_cross_embed=False, init_conv_kernel_size=3,
-    )  # fmt: skip
+    )
     inputs = random_inputs(model)
     params = random_params(model, inputs)
     value, slopes = value_and_slopes(model, params, inputs)
@@ -124,7 +124,7 @@ def test_what_fails_in_the_package_trains_here():
         cross_embed_downsample=True, dim_mults=(2, 3), init_dim=12, memory_efficient=True, max_text_len=600,
         init_conv_to_final_conv_residual=True, combine_upsample_fmaps=True, cond_images_channels=1, attn_heads=1,
         layer_attns=(False, True), use_linear_attn=True, attn_pool_num_latents=3,
-    )  # fmt: skip
+    )
     inputs = random_inputs(model)
     value, slopes = value_and_slopes(model, random_params(model, inputs), inputs)
     assert np.isfinite(value)

@@ -63,7 +63,7 @@ def test_sigmoid_output_stays_just_outside_the_range(key):
     model = ViTVQGAN(**TINY, output="sigmoid")
     weights = sharding.unbox(image_tokenizer.init(model, key))["generator"]
     image = model.apply({"params": weights}, 100 * jax.random.normal(key, (1, 4, 4, 16)), method="pixels")
-    assert -1.2501 <= float(image.min()) and float(image.max()) <= 1.2501
+    assert float(image.min()) >= -1.2501 and float(image.max()) <= 1.2501
 
 
 def test_pixel_conversion_is_exact():

@@ -22,7 +22,7 @@ def _grouped(x, kernel, bias):
     return bias + jax.lax.conv_general_dilated(
         x, kernel[:, :, None], (1, 1), ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
-    )  # fmt: skip
+    )
 
 
 def _penalty(f):
@@ -45,7 +45,7 @@ def _close(ours, theirs):
     "size, side, stride, padding, channels",
     [(9, 3, 1, 1, 3), (8, 4, 2, 1, 3), (9, 4, 2, 1, 3), (10, 3, 2, 1, 3), (7, 15, 1, 7, 3), (8, 1, 2, 0, 3),
      (10, 5, 3, 2, 3), (4, 4, 1, 0, 3), (6, 3, 1, 1, 200), (6, 4, 2, 1, 70)],
-)  # fmt: skip
+)
 def test_convolution_and_its_derivatives(key, size, side, stride, padding, channels):
     x = jax.random.normal(key, (2, size, size, channels))
     kernel = jax.random.normal(jax.random.fold_in(key, 1), (side, side, channels, 5)) / (side * channels**0.5)

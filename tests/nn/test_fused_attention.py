@@ -78,7 +78,9 @@ def test_a_tpu_program_holds_no_scores_where_there_is_the_kernel(length, fused, 
         text = jax.jit(jax.grad(loss)).lower(*inputs).compile().as_text()
     scores = re.search(rf"\[[\d,]*{length},{length}\]", text)
     assert ("tpu_custom_call" in text, scores is None) == (fused, fused)
-    if fused:  # two products forwards, three more for the queries' gradient; a device has two rows and two heads
+    # Two products forwards, three more for the queries' gradient; a device has two rows and two
+    # heads.
+    if fused:
         assert hlo.cost(text, 4).flops == 5 * 2 * 4 * length**2 * 64 / (2 if causal else 1)
 
 

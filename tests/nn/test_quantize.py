@@ -49,7 +49,7 @@ def test_lookup_gives_what_the_call_gave(name, key):
     again = quantiser.apply(variables, out.ids, _before(codebook, out, quantiser), method="lookup")
     np.testing.assert_allclose(again, out.fmap, atol=1e-5)
     assert out.ids.shape == x.shape[:3] and out.ids.dtype == jnp.int32
-    assert 0 <= int(out.ids.min()) and int(out.ids.max()) < quantiser.codebook_size
+    assert int(out.ids.min()) >= 0 and int(out.ids.max()) < quantiser.codebook_size
 
 
 def _before(codebook, out, quantiser):

@@ -1,6 +1,7 @@
 """The scanned stack: equal to its layers in turn, whatever is recomputed, and causal."""
 
 import functools
+import operator
 
 import chex
 import jax
@@ -29,7 +30,8 @@ def test_scan_is_the_layers_in_turn(key):
     params = _params(model, inputs)
     x, apply = inputs[0], jax.jit(Block(**layer_fields(model, Block)).apply)
     for i in range(3):
-        x, _ = apply({"params": jax.tree.map(lambda leaf: leaf[i], params["layers"])}, x, *inputs[1:])
+        layer = jax.tree.map(operator.itemgetter(i), params["layers"])
+        x, _ = apply({"params": layer}, x, *inputs[1:])
     expected = transformer.layer_norm(None).apply({"params": params["norm"]}, x)
     np.testing.assert_allclose(jax.jit(model.apply)({"params": params}, *inputs), expected, atol=1e-5)
 

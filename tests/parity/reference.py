@@ -1,5 +1,6 @@
 """The PyTorch reference packages, importable on a CPU-only machine without a hub."""
 
+import contextlib
 import importlib
 import warnings
 
@@ -27,10 +28,8 @@ def _declare_operators(torch):
         return
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
-        try:
+        with contextlib.suppress(RuntimeError):  # a matching build declared it already
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        except RuntimeError:  # a matching build declared it already
-            pass
     _library.append(library)
 
 

@@ -168,7 +168,7 @@ def test_loss_and_its_gradient(objective, min_snr, distance):
     loss = theirs.p_losses(
         unet, _torch(IMAGES), torch.from_numpy(times), noise=_torch(eps), text_embeds=torch.from_numpy(TEXT),
         noise_scheduler=theirs.noise_schedulers[0], pred_objective=objective, min_snr_gamma=theirs.min_snr_gamma[0],
-    )  # fmt: skip
+    )
     loss.backward()
     noise = Ddpm(objective=objective, weighting="min_snr" if min_snr else "snr", distance=distance)
 
@@ -233,7 +233,7 @@ def test_guidance_on_the_answers_of_a_network(form):
     expected = unet.forward_with_cond_scale(
         _torch(x), torch.from_numpy(condition), text_embeds=torch.from_numpy(TEXT), cond_scale=scale,
         remove_parallel_component=remove, keep_parallel_frac=fraction,
-    )  # fmt: skip
+    )
     got = guide(_net, scale, parallel=parallel)(jnp.asarray(x), jnp.asarray(condition), None)
     assert _error(got, _numpy(expected)) < FORMULA
 
@@ -272,7 +272,7 @@ def test_a_whole_run(monkeypatch, objective, schedule, threshold, form, steps, s
         text_embeds=torch.from_numpy(TEXT), cond_scale=scale, cfg_remove_parallel_component=remove,
         cfg_keep_parallel_frac=fraction, pred_objective=objective, dynamic_threshold=threshold == "dynamic",
         use_tqdm=False,
-    )  # fmt: skip
+    )
     assert not left
     noise, draw = Ddpm(schedule, objective), injected(jnp.asarray(eps))
     levels = noise.levels(steps)
@@ -301,7 +301,7 @@ def test_a_whole_elucidated_run(monkeypatch, threshold, form, self_conditioned, 
         unet, (ROWS, CHANNELS, SIZE, SIZE), unet_number=1, dynamic_threshold=threshold == "dynamic", cond_scale=scale,
         use_tqdm=False, text_embeds=torch.from_numpy(TEXT), remove_parallel_component=remove,
         keep_parallel_frac=fraction,
-    )  # fmt: skip
+    )
     assert not left
     noise, draw = Edm(), injected(jnp.asarray(eps))
     levels = noise.levels(steps)
@@ -327,14 +327,14 @@ def test_completion_as_the_package_does_it(monkeypatch):
         unet, (ROWS, CHANNELS, SIZE, SIZE), noise_scheduler=theirs.noise_schedulers[0],
         text_embeds=torch.from_numpy(TEXT), inpaint_images=_torch(IMAGES), inpaint_masks=torch.from_numpy(keep),
         inpaint_resample_times=resample, use_tqdm=False,
-    )  # fmt: skip
+    )
     assert not left
     noise, draw = Ddpm(), injected(jnp.asarray(eps))
     levels = noise.levels(steps)
     got = repaint(
         ancestral(_steps(noise, "none", "dynamic"), noise), noise, start(noise, levels, draw, SHAPE), levels, draw,
         jnp.asarray(2 * IMAGES - 1), jnp.asarray(keep), resample=resample, compat="imagen-pytorch",
-    )  # fmt: skip
+    )
     assert _error(_images(got), _numpy(expected)) < RUN
 
 
@@ -346,7 +346,7 @@ def test_image_to_image_as_the_package_does_it(monkeypatch):
     expected = theirs.p_sample_loop(
         unet, (ROWS, CHANNELS, SIZE, SIZE), noise_scheduler=theirs.noise_schedulers[0],
         text_embeds=torch.from_numpy(TEXT), init_images=_torch(2 * IMAGES - 1), skip_steps=skip, use_tqdm=False,
-    )  # fmt: skip
+    )
     assert not left
     noise, draw = Ddpm(), injected(jnp.asarray(eps))
     x, levels = from_image(

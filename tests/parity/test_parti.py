@@ -148,7 +148,7 @@ def test_greedy_generation_token_for_token(torch, name):
             lambda ids, position, cache: model.apply(variables, ids, position, cache, method="decode"),
             model.apply(variables, twice(embeds), twice(mask), keep, method="init_cache"),
             jax.random.split(jax.random.key(0), len(mask)), model.num_tokens, sampling=Sampling(top_k=1), guidance=3.0,
-        )  # fmt: skip
+        )
 
     assert np.array_equal(ours(params), expected.reshape(len(mask), -1).numpy())
 
@@ -193,7 +193,7 @@ def test_saved_with_its_tokenizer(torch):
     vae = package.VitVQGanVAE(
         dim=16, image_size=64, layers=1, encdec_patch_size=16, encdec_heads=2, encdec_dim_head=8, codebook_size=64,
         vgg=torch.nn.Identity(), discr_layers=4,
-    )  # fmt: skip
+    )
     theirs = _built(torch, "small", vae)
     model, weights = from_torch(theirs)
     assert isinstance(model, PartiAndTokenizer)

@@ -42,7 +42,7 @@ CONFIGURATIONS = {
         init_conv_to_final_conv_residual=True, layer_attns=False, layer_cross_attns=False, cond_images_channels=1,
         resize_mode="bicubic", memory_efficient=True,
     ),
-}  # fmt: skip
+}
 
 
 def make(name):
@@ -76,7 +76,7 @@ def make(name):
 THEIR_NAMES = {
     "text_embeds_BLD": "text_embeds", "text_mask_BL": "text_mask", "lowres_BHWC": "lowres_cond_img",
     "lowres_condition_B": "lowres_noise_times", "cond_image_BHWC": "cond_images", "self_cond_BHWC": "self_cond",
-}  # fmt: skip
+}
 
 
 def run_theirs(theirs, inputs, monkeypatch):

@@ -32,7 +32,7 @@ CONFIGURATIONS = {
         codebook_size=32, vq_codebook_dim=8, vq_decay=0.9, vq_kmeans_init=False, vq_rotation_trick=False,
         vq_threshold_ema_dead_code=0, discr_layers=1,
     ),
-}  # fmt: skip
+}
 
 
 class Features(nn.Module):
@@ -66,7 +66,7 @@ def make(name):
         model, discriminator=model.discriminator(), perceptual=Features(), penalty_every=1,
         l1_weight=0.0 if options.get("l2_recon_loss") else 1.0, l2_weight=float(options.get("l2_recon_loss", 0)),
         gan_loss="hinge" if options.get("use_hinge_loss", True) else "bce", revive_below=0.0,
-    )  # fmt: skip
+    )
     kernel = vgg[0].weight.detach().numpy().transpose(2, 3, 1, 0)
     frozen = {"perceptual": {"conv": {"kernel": kernel, "bias": vgg[0].bias.detach().numpy()}}}
     shape = (2, model.image_size, model.image_size, model.channels)
