@@ -96,7 +96,8 @@ def generate(
 
     carry, done = (jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, num_tokens), jnp.int32), cache), 0
     for length in rooms(num_tokens) if grow else (num_tokens,):
-        carry = (*carry[:2], grow(carry[2], length)) if done else carry
+        if grow is not None and done:
+            carry = (*carry[:2], grow(carry[2], length))
         carry, done = jax.lax.fori_loop(done, length, step, carry), length
     return carry[1]
 

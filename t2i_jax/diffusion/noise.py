@@ -42,39 +42,51 @@ class Noise(Protocol):
 
     def train_levels(self, key: Key, batch: int) -> Array:
         """Levels (batch,) sampled from the training distribution."""
+        ...
 
     def levels(self, steps: int) -> Array:
         """The steps + 1 falling levels of a sampling run; the last one is 0."""
+        ...
 
     def marginal(self, level: Array) -> tuple[Array, Array]:
         """(alpha, sigma) at a level."""
+        ...
 
     def level_at(self, ratio: Array) -> Array:
         """The level at which sigma / alpha has this value, or the nearest one that there is."""
+        ...
 
     def log_snr(self, level: Array) -> Array:
         """ln(alpha^2 / sigma^2); infinite where a level has no noise at all."""
+        ...
 
     def start(self, eps_BHWC: Array, level: Array) -> Array:
         """Unit noise scaled to what sampling starts from at the level `level`."""
+        ...
 
     def net_input(self, x_BHWC: Array, level_B: Array) -> Array:
         """The noised image, scaled for the network."""
+        ...
 
     def condition(self, level_B: Array) -> Array:
         """The number (B,) by which the network is conditioned on the level."""
+        ...
 
     def target(self, x0_BHWC: Array, eps_BHWC: Array, level_B: Array) -> Array:
         """The target of the network's prediction."""
+        ...
 
     def weight(self, level_B: Array) -> Array:
         """The weight (B,) of the distance between prediction and target."""
+        ...
 
     def denoised(self, output_BHWC: Array, x_BHWC: Array, level_B: Array) -> Array:
         """The clean image that follows from a prediction."""
+        ...
 
     def losses(self, output_BHWC: Array, x0_BHWC: Array, eps_BHWC: Array, level_B: Array) -> Array:
         """Weighted distance (B,), a mean over the pixels of each row."""
+        ...
 
     def add(self, x0_BHWC: Array, eps_BHWC: Array, level_B: Array) -> Array:
         """The image noised to a level per row: alpha * x0 + sigma * eps."""

@@ -49,57 +49,72 @@ class ImageTokenizer(Protocol):
     @property
     def patch_size(self) -> int:
         """Pixels per side of a token."""
+        ...
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens."""
+        ...
 
     @property
     def num_tokens(self) -> int:
         """Tokens per image."""
+        ...
 
     @property
     def last_layer(self) -> tuple[str, ...]:
         """Path of the kernel that makes the pixels, by whose gradients the adversarial loss is
         weighed.
         """
+        ...
 
     def start(self, key: Key) -> Codebook:
         """The first codebook statistics; {} when there are none."""
+        ...
 
     def revive(self, params: Params, codebook: Codebook, dead_K: Array, fresh_KE: Array) -> tuple[Params, Codebook]:
         """(params, codebook) with the codes that are True in `dead_K` replaced by latents of a
         recent batch.
         """
+        ...
 
     def __call__(self, image_BHWC: Array, codebook: Codebook, train: bool = False) -> tuple[Array, Encoded]:
         """The reconstruction and the encoding of float images."""
+        ...
 
     def encode(self, image_BHWC: Array, codebook: Codebook, train: bool = False) -> Encoded:
         """The encoding of float images (B, image_size, image_size, channels) of `pixel_range`."""
+        ...
 
     def lookup(self, ids_BHW: Array, codebook: Codebook) -> Array:
         """Decoder input (B, rows, columns, dim) of codes."""
+        ...
 
     def decode(self, fmap_BHWC: Array) -> Array:
         """Float images from a quantised feature map: `pixels(features(fmap))`; nothing is
         clipped.
         """
+        ...
 
     def features(self, fmap_BHWC: Array) -> Array:
         """The feature map that the last layer turns into pixels."""
+        ...
 
     def pixels(self, features_BHWC: Array) -> Array:
         """Float32 images from `features`."""
+        ...
 
     def init(self, key: Key, *args: Any) -> Mapping[str, Any]:
         """First variables, as of every Linen module."""
+        ...
 
     def apply(self, variables: Mapping[str, Any], *args: Any, method: Any = None, **options: Any) -> Any:
         """The result of a method with these variables, as of every Linen module."""
+        ...
 
     def clone(self, **fields: Any) -> Self:
         """The same network with other fields, as of every Linen module."""
+        ...
 
 
 class QuantizedAutoencoder(nn.Module):

@@ -181,8 +181,8 @@ class Parti(token_decoder.TokenDecoder):
           ids_B: token `position - 1`; not looked at where position is 0.
           position: int32 scalar, one more than at the last call.
         """
-        previous = jnp.maximum(position - 1, 0)
-        vector_C = self.height_pos[previous // self.fmap_size] + self.width_pos[previous % self.fmap_size]
+        previous, side = jnp.maximum(position - 1, 0), self.grid[1]
+        vector_C = self.height_pos[previous // side] + self.width_pos[previous % side]
         x_BC = jnp.where(position == 0, self.start_token, self.embedding[ids_B] + vector_C)
         layer = self._layer()
 

@@ -193,7 +193,7 @@ class Unet(nn.Module):
             x = jnp.concatenate([x, first], axis=-1)
         if self.final_resnet_block:
             x = self._block("final_block", self.dim, condition, gate=True)(x)
-        if self.lowres_cond:
+        if lowres_BHWC is not None:
             x = jnp.concatenate([x, lowres_BHWC.astype(x.dtype)], axis=-1)
         width = self.channels_out or self.channels
         x = resample.zero_conv(width, self.final_conv_kernel_size, "final_conv", self.dtype)(x)
@@ -344,7 +344,8 @@ def BaseUnet64(**fields: Any) -> Unet:
     its values.
     """
     levels = (False, True, True, True)
-    values = dict(dim=512, dim_mults=(1, 2, 3, 4), num_resnet_blocks=3, layer_attns=levels, layer_cross_attns=levels)
+    values: dict[str, Any] = dict(dim=512, dim_mults=(1, 2, 3, 4), num_resnet_blocks=3)
+    values |= dict(layer_attns=levels, layer_cross_attns=levels)
     return Unet(**(values | fields))
 
 
@@ -353,8 +354,9 @@ def SRUnet256(**fields: Any) -> Unet:
     lowres_cond=True.
     """
     deepest = (False, False, False, True)
-    values = dict(dim=128, dim_mults=(1, 2, 4, 8), num_resnet_blocks=(2, 4, 8, 8), layer_attns=deepest)
-    return Unet(**(values | dict(layer_cross_attns=deepest, memory_efficient=True) | fields))
+    values: dict[str, Any] = dict(dim=128, dim_mults=(1, 2, 4, 8), num_resnet_blocks=(2, 4, 8, 8))
+    values |= dict(layer_attns=deepest, layer_cross_attns=deepest, memory_efficient=True)
+    return Unet(**(values | fields))
 
 
 def SRUnet1024(**fields: Any) -> Unet:

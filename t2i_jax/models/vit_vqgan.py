@@ -94,9 +94,11 @@ class Transformer(nn.Module):
     def __call__(self, x_BHWC: Array) -> Array:
         """The transformed feature map, same shape."""
         x = x_BHWC
-        attention, feed_forward = Attention, FeedForward
+        attention: Any = Attention
+        feed_forward: Any = FeedForward
         if self.remat != "none":
-            attention, feed_forward = (nn.remat(m, policy=REMAT[self.remat]) for m in (Attention, FeedForward))
+            attention = nn.remat(Attention, policy=REMAT[self.remat])
+            feed_forward = nn.remat(FeedForward, policy=REMAT[self.remat])
         for i in range(self.layers):
             x = x + Depthwise(self.dim, "embed", self.dtype, name=f"peg_{i}")(x)
             x = x + attention(self.dim, self.heads, self.dim_head, self.dtype, name=f"attention_{i}")(x)

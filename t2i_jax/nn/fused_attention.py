@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,4 +111,5 @@ def splash(q_BNHD: Array, k_BNHD: Array, v_BNHD: Array, causal: bool = False, in
     mask = masks.MultiHeadMask([(masks.CausalMask if causal else masks.FullMask)((length, length))] * heads)
     kernel = kernels.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
     q_BHND, k_BHND, v_BHND = (t.swapaxes(1, 2) for t in (q_BNHD * width**-0.5, k_BNHD, v_BNHD))
-    return jax.vmap(kernel)(q_BHND, k_BHND, v_BHND).swapaxes(1, 2).astype(v_BNHD.dtype)
+    out_BHND: Any = jax.vmap(kernel)(q_BHND, k_BHND, v_BHND)
+    return out_BHND.swapaxes(1, 2).astype(v_BNHD.dtype)

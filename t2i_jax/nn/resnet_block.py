@@ -92,11 +92,13 @@ class ResnetBlock(nn.Module):
         film = Dense(2 * self.features, ("embed", "conv_out"), dtype=self.dtype, name="time")(nn.silu(time_BT))
         h = Block(self.features, self.dtype, name="block1")(x_BHWC)
         if self.cross:
-            linear = self.cross == "linear"
-            h = h + CrossAttention(
-                self.features, self.heads, self.dim_head, linear, self.max_scores, self.dtype, name="cross_attention"
-            )(h, context_BKC)
-        h = Block(self.features, self.dtype, name="block2")(h, jnp.split(film[:, None, None], 2, axis=-1))
+            sizes, linear = (self.features, self.heads, self.dim_head), self.cross == "linear"
+            attend = CrossAttention(
+                *sizes, linear, self.max_scores, self.dtype, name="cross_attention"
+            )
+            h = h + attend(h, context_BKC)  # pyright: ignore[reportArgumentType]
+        scale, shift = jnp.split(film[:, None, None], 2, axis=-1)
+        h = Block(self.features, self.dtype, name="block2")(h, (scale, shift))
         if self.gate:
             h = h * GlobalContext(self.dtype, name="gate")(h)
         if x_BHWC.shape[-1] != self.features:

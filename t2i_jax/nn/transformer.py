@@ -93,7 +93,7 @@ class Block(nn.Module):
 
         x = add(x_BNC, self.self_attention(self.norm_self(x_BNC), mask=spread(mask_BN), causal=self.causal))
         if self.cross:
-            context = context_BKC.astype(x.dtype)
+            context = context_BKC.astype(x.dtype)  # pyright: ignore[reportOptionalMemberAccess]
             x = add(x, self.cross_attention(self.norm_cross(x), context, spread(context_mask_BK)))
         hidden = constrain(self.wide(self.norm_mlp(x)), "batch", "length", "mlp")
         return add(x, self.narrow(gelu(hidden))), None
@@ -218,7 +218,7 @@ def scanned(layer: type[nn.Module], depth: int, remat: str, inputs: int) -> Call
         layer,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(nn.broadcast,) * inputs,
+        in_axes=(nn.broadcast,) * inputs,  # pyright: ignore[reportArgumentType]
         length=depth,
         unroll=depth if depth <= _STRAIGHT else 1,
         metadata_params={nn.PARTITION_NAME: "layers"},

@@ -237,6 +237,6 @@ class TransformerBlock(nn.Module):
                 attention = LinearAttention(*sizes, self.dropout, self.dtype, name=name)
             else:
                 attention = Attention(*sizes, self.max_scores, self.dtype, name=name)
-            x = x + attention(x, context_BKC)
+            x = x + attention(x, context_BKC)  # pyright: ignore[reportArgumentType]
             x = x + FeedForward(self.dim, self.hidden, self.dtype, name=f"mlp_{i}")(x)
         return x
