@@ -11,7 +11,7 @@ class UserError(ValueError):
 
 
 class Preempted(BaseException):
-    """SIGTERM or SIGINT arrived; what was trained is saved, and the same command carries on. The sentence says where.
+    """SIGTERM or SIGINT arrived; what was trained is saved, and the same command resumes. The sentence says where.
 
     The command line prints it and exits with `status` (EX_TEMPFAIL). Like KeyboardInterrupt it is no `Exception`, so
     that nothing takes it for an error of its own.

@@ -1,4 +1,4 @@
-"""`t2i data ...`: look at pictures, pack them, and store what is computed from them once."""
+"""`t2i data ...`: look at images, pack them, and store what is computed from them once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from t2i_jax.errors import UserError
 
 _Source = Annotated[str, tyro.conf.Positional]
 _Path = Annotated[pathlib.Path, tyro.conf.Positional]
-_EMBEDDED_SIZE = 32  # of the pictures of a set that is drawn, when no size is given
+_BUILT_IN_SIZE = 32  # pixels; of a built-in data set, when no size is given
 
 
 def pack(
@@ -31,9 +31,9 @@ def pack(
     Args:
         source: As in a recipe: folder:PATH, webdataset:GLOB, tfds:NAME, hf:NAME, shapes, digits.
         out: New folder; nothing is overwritten.
-        size: Make larger pictures smaller, until the shorter side has this many pixels.
+        size: Make larger images smaller, until the shorter side has this many pixels.
         split: Of a source that has splits.
-        captions: Pictures without a caption count as bad; --no-captions packs pictures alone.
+        captions: Images without a caption count as bad; --no-captions packs images alone.
         max_bad_rate: Which fraction may be unusable before packing stops.
         shard_mb: Size of a shard in MiB, about.
     """
@@ -65,7 +65,7 @@ def inspect(
         source: As in a recipe: folder:PATH, webdataset:GLOB, arrayrecord:DIR, tfds:NAME, hf:NAME, shapes, digits.
         samples: How many records are read, evenly spread.
         sheet: PNG file to write; an existing one is kept, and the new one numbered.
-        size: Side of the pictures of shapes and digits.
+        size: Side of the images of shapes and digits.
         split: Of a source that has splits.
     """
     from t2i_jax.data.overview import contact_sheet, look
@@ -153,8 +153,8 @@ def encode_images(
     Args:
         packed: Folder that `t2i data pack` wrote.
         run: Folder of the tokenizer's run, or of a run that holds one.
-        crop: How pictures become square: center, or resize, which squeezes them.
-        batch_size: Pictures that are encoded at once.
+        crop: How images become square: center, or resize, which squeezes them.
+        batch_size: Images that are encoded at once.
         max_bad_rate: Which fraction of the records may be damaged.
         replace: Make them anew where there are some of another tokenizer or crop.
     """
@@ -181,7 +181,7 @@ def encode_images(
         return
     rows = _tokens(source, tokenizer, crop, batch_size)
     add_column(packed, "tokens", rows, about={**about, "run": str(run)}, max_bad_rate=max_bad_rate)
-    print(f"stored: {model.num_tokens} tokens of each of {len(source)} pictures in {packed}")
+    print(f"stored: {model.num_tokens} tokens of each of {len(source)} images in {packed}")
 
 
 def data(
@@ -200,7 +200,7 @@ def data(
 def _open(source, size, split):
     from t2i_jax.data.source import open_source
 
-    return open_source(source, image_size=_EMBEDDED_SIZE if size is None else size, split=split)
+    return open_source(source, image_size=_BUILT_IN_SIZE if size is None else size, split=split)
 
 
 def _tokens(source, tokenizer, crop, batch_size) -> Iterator[Any]:
@@ -212,7 +212,7 @@ def _tokens(source, tokenizer, crop, batch_size) -> Iterator[Any]:
     size, channels = tokenizer.task.model.image_size, tokenizer.task.model.channels
     dtype = np.uint16 if tokenizer.task.model.codebook_size <= 2**16 else np.int32
 
-    def picture(index):
+    def image(index):
         try:
             image_HWC = pipeline.crop(source.without_caption(index)["image"], size, crop)
         except BadSample as bad:
@@ -228,7 +228,7 @@ def _tokens(source, tokenizer, crop, batch_size) -> Iterator[Any]:
         return [{"tokens": ids_BN[row]} if row in good else one for row, one in enumerate(waiting)]
 
     waiting: list[Any] = []
-    for one in side_by_side(picture, _progress("encoding")(range(len(source)))):
+    for one in side_by_side(image, _progress("encoding")(range(len(source)))):
         waiting.append(one)
         if len(waiting) == batch_size:
             yield from encoded(waiting)

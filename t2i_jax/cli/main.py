@@ -29,7 +29,7 @@ def main() -> None:
     """One command, from `sys.argv`.
 
     Exit status: 0 done; 2 a mistake in what was given (one sentence says which); 75 stopped by SIGTERM or SIGINT after
-    saving, the same command carries on; 1 anything else, with a stack trace.
+    saving, the same command resumes; 1 anything else, with a stack trace.
     """
     import tyro  # not above: `start` would pay for it twice
 

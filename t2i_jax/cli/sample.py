@@ -75,26 +75,22 @@ def _parsed(arguments, recipe):
         for flag, (kind, default, about) in flags.items()
     ]
     given = dataclasses.make_dataclass("Inputs", fields, frozen=True)
-    whole = dataclasses.make_dataclass(
-        "Sample",
-        [
-            ("common", Annotated[_Command, tyro.conf.arg(name="")]),
-            ("options", Annotated[type(options), tyro.conf.arg(name="")], dataclasses.field(default=options)),
-            ("inputs", Annotated[given, tyro.conf.arg(name="")], dataclasses.field(default_factory=given)),
-        ],
-    )
-    whole.__doc__ = f"Generate images with a {type(recipe.task).__name__}'s system; defaults are those of its recipe."
+    nested = [
+        ("sampling", type(options), dataclasses.field(default=options)),
+        ("input", given, dataclasses.field(default_factory=given)),
+    ]
+    whole = dataclasses.make_dataclass("Sample", nested, bases=(_Command,), frozen=True)
+    kind = type(recipe.task).__name__
     told, unknown = tyro.cli(
-        tyro.conf.configure(tyro.conf.AvoidSubcommands)(whole), args=list(arguments), prog="t2i sample",
-        return_unknown_args=True, config=(tyro.conf.OmitArgPrefixes,),
+        whole, args=list(arguments), prog="t2i sample", return_unknown_args=True, config=(tyro.conf.OmitArgPrefixes,),
+        description=f"Generate images with the system of a {kind}; the defaults of its options are those of the recipe.",
     )  # fmt: skip
     if unknown:
         known = ["--" + name.replace("_", "-") for name in (*fields_of(_Command), *fields_of(type(options)), *flags)]
         named = unknown[0].partition("=")[0]
         remedy = did_you_mean(named, [name for name in known if name not in ("--run", "--prompts")])
-        kind = type(recipe.task).__name__
-        raise UserError(f"{named} is no option of run={str(told.common.run)!r}, a run of {kind}; {remedy}")
-    _sample(told.common, _own_defaults(told.options, options), vars(told.inputs))
+        raise UserError(f"{named} is no option of run={str(told.run)!r}, a run of {kind}; {remedy}")
+    _sample(told, _own_defaults(told.sampling, options), vars(told.input))
 
 
 def _own_defaults(told, recipe):

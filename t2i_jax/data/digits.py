@@ -1,4 +1,4 @@
-"""The embedded set `digits`: the 1,797 scans of handwritten digits that come with scikit-learn, with captions.
+"""The built-in data set `digits`: the 1,797 scans of handwritten digits that come with scikit-learn, with captions.
 
 The scans (8 x 8, 17 levels of gray) are the test set of the "Optical Recognition of Handwritten Digits" data of
 Alpaydin and Kaynak (UCI, 1998). Every fifth scan is held out.

@@ -41,7 +41,7 @@ class DataConfig:
       image_size: side of the square images of a batch, in pixels.
       crop: "center" or "random": the largest square, from the middle or anywhere; "resize": all of it, squeezed.
       flip: mirror every other image, by chance. Not for captions that speak of left and right.
-      split: "train" or "heldout" of an embedded set, a split's name for tfds and hf; other sources have no splits.
+      split: "train" or "heldout" of an built-in data set, a split's name for tfds and hf; other sources have no splits.
       max_bad_rate: fraction of samples that may be unusable before the run stops, from 0 to 1.
       workers: processes that read; 0: this one does.
       threads: threads that read, in each of those processes; 0: none, a batch is read when it is asked for.

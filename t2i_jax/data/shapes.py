@@ -1,4 +1,4 @@
-"""The embedded set `shapes`: drawn images whose captions are true by construction, and combinations kept back.
+"""The built-in data set `shapes`: drawn images whose captions are true by construction, and combinations kept back.
 
 An image holds one object ("a large red circle on a white background") or two in a relation ("a red circle above a
 blue square on black"). Some combinations never occur in `split="train"` and are all that `split="heldout"` shows: for

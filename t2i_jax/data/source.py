@@ -134,8 +134,8 @@ def open_source(spec: str, *, image_size: int, split: str = "train", seed: int =
 
     Args:
       spec: "shapes", "digits", "folder:PATH", "webdataset:GLOB", "arrayrecord:DIR", "tfds:NAME" or "hf:NAME".
-      image_size: side of the images of the embedded sets; other sources give images as they are stored.
-      split: "train" or "heldout" of an embedded set, a split's name for tfds and hf; other sources have none.
+      image_size: side of the images of the built-in data sets; other sources give images as they are stored.
+      split: "train" or "heldout" of an built-in data set, a split's name for tfds and hf; other sources have none.
       seed: of the images of `shapes`.
 
     Raises:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +35,16 @@ def per_row(values_B: Array, x_BHWC: Array) -> Array:
     return jnp.asarray(values_B, jnp.float32).reshape(-1, *(1,) * (x_BHWC.ndim - 1))
 
 
+@runtime_checkable
 class Noise(Protocol):
     """The interface of a diffusion process for training and sampling; `level` is a scalar or one
     value per row.
+
+    Attributes:
+      sampler: the solver that goes with it, where none is named.
     """
+
+    sampler: ClassVar[str]
 
     def train_levels(self, key: Key, batch: int) -> Array:
         """Levels (batch,) sampled from the training distribution."""
@@ -122,6 +128,8 @@ class Ddpm(Noise):
     p2_k: float = 1.0
     distance: str = "l2"
     shift: float = 0.0
+
+    sampler: ClassVar[str] = "ancestral"
 
     def __post_init__(self):
         one_of("noise.schedule", self.schedule, SCHEDULES)
@@ -234,6 +242,8 @@ class Edm(Noise):
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
+
+    sampler: ClassVar[str] = "heun"
 
     def __post_init__(self):
         for name in ("sigma_data", "P_std", "sigma_min", "rho"):

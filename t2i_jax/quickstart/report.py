@@ -59,13 +59,13 @@ def curves(title: str, metrics_jsonl: pathlib.Path, names: Sequence[str]) -> str
 def reconstructions(title: str, images: np.ndarray, again: np.ndarray) -> str:
     """Originals above what the tokenizer makes of them; NHWC uint8."""
     sheet = grid(np.concatenate([images, again]), len(images), 96)
-    return f"<h2>{html.escape(title)}</h2><p>Above: the picture. Below: through the tokens and back.</p>" + _image(
+    return f"<h2>{html.escape(title)}</h2><p>Above: the image. Below: through the tokens and back.</p>" + _image(
         png_bytes(sheet), title
     )
 
 
 def samples(title: str, images: np.ndarray, captions: Sequence[str], right: np.ndarray | None) -> str:
-    """Generated pictures beside their captions; where a judge disagrees the caption is red and says so."""
+    """Generated images beside their captions; where a judge disagrees the caption is red and says so."""
     cells = []
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         wrong = right is not None and not right[i]

@@ -1,4 +1,4 @@
-"""The quickstart: a tokenizer and Parti on the embedded set `shapes`, small enough for two CPU cores."""
+"""The quickstart: a tokenizer and Parti on the built-in data set `shapes`, small enough for two CPU cores."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _report(recipe, system, tokenizer, workdir):
     images = held_out(recipe.parts["tokenizer"])(12, ("image",))["image"]
     judged = system.judge(held_out(recipe), recipe.evaluation, _SHOWN, seed=1)
     sections = [
-        "<p>Every caption below asks for what no training picture showed: an ordered pair of objects in a relation, or "
+        "<p>Every caption below asks for what no training image showed: an ordered pair of objects in a relation, or "
         "a small object of a colour and shape that was alone on this background only when large. "
         "The judge is a program that measures colour, form and place in the pixels; it knows no model of ours.</p>",
         report.figures("Figures", json.loads((workdir / "metrics.json").read_text())),

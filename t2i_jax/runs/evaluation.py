@@ -48,7 +48,7 @@ def evaluate(recipe: Recipe, system: System, workdir: str | pathlib.Path) -> Map
 
 
 def held_out(recipe: Recipe) -> HeldOut:
-    """`(count, entries) -> samples` that training did not see, for an embedded set; else the first of the data."""
+    """`(count, entries) -> samples` that training did not see, for a built-in data set; else the first of the data."""
     split = "heldout" if recipe.data.source in EMBEDDED else recipe.data.split
     data = dataclasses.replace(recipe.data, split=split, flip=False)
     encoder = recipe.task.text_encoder

@@ -80,7 +80,7 @@ def packed(t2i, tmp_path):
 def test_from_a_folder_to_a_run_on_embeddings_and_tokens(t2i, place, packed, tmp_path):
     said = t2i("encode-text", packed, "--t5", "t5", "--max-length", 8, "--batch-size", 5, "--dtype", "bfloat16")
     assert "16 wide, of 12 captions" in said and "StoredText(dim=16, max_length=8)" in said
-    assert "16 tokens of each of 12 pictures" in t2i("encode-images", packed, "vae", "--batch-size", 5)
+    assert "16 tokens of each of 12 images" in t2i("encode-images", packed, "vae", "--batch-size", 5)
     source, vae = PackedSource(str(packed)), runs.load(place / "vae")
     for i in (0, 7, 11):
         record = source[i]

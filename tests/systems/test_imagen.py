@@ -133,7 +133,7 @@ def test_stages_are_returned_and_left_out():
 def test_an_untrained_stage_is_not_sampled(capsys):
     early = dataclasses.replace(SYSTEM, updates={"stage_1": 3, "stage_2": 0})
     assert early.generate(prompts(1)).shape == (1, 8, 8, 3)
-    assert "stage 2 was never trained: these are the pictures of stage 1, 8 pixels" in capsys.readouterr().err
+    assert "stage 2 was never trained: these are the images of stage 1, 8 pixels" in capsys.readouterr().err
     with pytest.raises(UserError, match="stage 2 was never trained.*stop_at=1"):
         early.generate(prompts(1), stop_at=2)
     with pytest.raises(UserError, match="stage 1 was never trained.*train it first"):
@@ -251,7 +251,7 @@ def test_wrong_arguments_are_refused(options, sentence):
         (lambda: Stage(UNET, image_size=8, percentile=1.5), "percentile=1.5"),
         (lambda: ImagenTask(stages=(Stage(UNET, 8), Stage(UNET, 8))), r"image_size \[8, 8\]"),
         (lambda: ImagenTask(stages=(Stage(UNET, 8), Stage(NullUnet(), 16))), "only a first stage"),
-        (lambda: ImagenTask(stages=(Stage(UNET, 8, crop_size=4),)), "the first stage needs whole pictures"),
+        (lambda: ImagenTask(stages=(Stage(UNET, 8, crop_size=4),)), "the first stage needs whole images"),
         (lambda: dataclasses.replace(TASK, train_stages=(3,)), "names 3; stages that train: 1, 2"),
         (lambda: dataclasses.replace(TASK, cond_drop_prob=1.5), "cond_drop_prob=1.5"),
     ],

@@ -147,20 +147,24 @@ def test_a_task_without_objectives_joins_parts_that_inherit_from_it(tmp_path):
     assert runs.load(tmp_path / "run" / "toy").generate([_CAPTION]).shape == images.shape
 
 
-def test_eight_devices_sample_what_one_samples(trained):
+def test_eight_devices_train_and_sample_what_one_does(trained, tmp_path):
     code = (
         "import sys, numpy as np\n"
         "from tests.toy_system.recipe import get_config\n"
         "from t2i_jax import runs\n"
+        "from t2i_jax.runs.recipe import changed, with_mesh\n"
         "alone, split = (runs.load(sys.argv[1], mesh=m) for m in (None, {'data': 2, 'fsdp': 2, 'tensor': 2}))\n"
         "assert any('tensor' in str(a.sharding.spec) for a in split.weights['toy']['net'].values())\n"
         "one, eight = (s.generate(['a red circle', 'a blue square']).astype(int) for s in (alone, split))\n"
         "assert np.max(np.abs(one - eight)) <= 1\n"
-        "again = runs.train(get_config(), sys.argv[1])\n"
+        "recipe = with_mesh(changed(get_config(), ['train.eval_every=0']), 'data=2,fsdp=2,tensor=2')\n"
+        "net = runs.train(recipe, sys.argv[2]).weights['toy']['net']\n"
+        "for name, mine in alone.weights['toy']['net'].items():\n"
+        "    np.testing.assert_allclose(np.asarray(net[name]), mine, atol=1e-4)\n"
     )
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     environment = {**os.environ, **flags}
-    done = subprocess.run([sys.executable, "-c", code, trained], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run([sys.executable, "-c", code, trained, tmp_path / "meshed"], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -1,4 +1,4 @@
-"""One stage of a diffusion cascade: what it is, its loss, and how it makes pictures of noise."""
+"""One stage of a diffusion cascade: what it is, its loss, and how it makes images of noise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from t2i_jax.diffusion.denoiser import Net, denoiser, training_losses
 from t2i_jax.diffusion.draws import Draw
 from t2i_jax.diffusion.guidance import Scale, for_rows, guide, within
 from t2i_jax.diffusion.lowres import LowresNoise
-from t2i_jax.diffusion.noise import Ddpm, Edm
+from t2i_jax.diffusion.noise import Ddpm, Noise
 from t2i_jax.diffusion.samplers import Churn
 from t2i_jax.errors import UserError
 from t2i_jax.nn.resample import RESIZES, resize
@@ -28,20 +28,20 @@ _USUAL_STEPS = {"ancestral": 250, "ddim": 64, "heun": 32, "dpm_solver": 32}
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A U-Net with its picture size, its diffusion and how it is sampled when nothing else is asked for.
+    """A U-Net with its image size, its diffusion and how it is sampled when nothing else is asked for.
 
     Attributes:
       unet: `Unet`, or `NullUnet` for a first stage that is left out; the task sets `lowres_cond`, `cond_on_text`,
         `text_embed_dim` and `channels` of it.
-      image_size: side of its pictures.
+      image_size: side of its images.
       noise: `Ddpm(...)` or `Edm(...)`.
-      lowres: noise on the smaller picture; for stages after the first.
-      crop_size: training is on squares of this side, cut anywhere; None: on whole pictures. Not for the first stage.
-      resize: how pictures are made smaller and larger, see `nn.resample.resize`; imagen-pytorch has "nearest".
+      lowres: noise on the smaller image; for stages after the first.
+      crop_size: training is on squares of this side, cut anywhere; None: on whole images. Not for the first stage.
+      resize: how images are made smaller and larger, see `nn.resample.resize`; imagen-pytorch has "nearest".
       sampler: "ancestral", "ddim", "heun" or "dpm_solver"; None: "ancestral" with `Ddpm`, "heun" with `Edm`.
       steps: None: 250 of "ancestral", 64 of "ddim", 32 of the other two.
       churn: noise added on the way, for "heun"; None: none.
-      percentile: of dynamic thresholding; None: estimates are clipped to the range of pictures.
+      percentile: of dynamic thresholding; None: estimates are clipped to the range of images.
     """
 
     unet: Any
@@ -59,7 +59,7 @@ class Stage:
         one_of("stage.resize", self.resize, RESIZES)
         if self.sampler is not None:
             one_of("stage.sampler", self.sampler, SAMPLERS)
-        if not isinstance(self.noise, (Ddpm, Edm)):
+        if not isinstance(self.noise, Noise):
             raise UserError(f"stage.noise={self.noise!r} is no diffusion; give Ddpm() or Edm().")
         for name in ("image_size", "crop_size", "steps"):
             value = getattr(self, name)
@@ -92,8 +92,8 @@ class StageSampling:
       guided: whether there is guidance at all. interval: (low, high) of sigma / alpha, where there is; None: everywhere.
       parallel: part of the guidance along the network's answer that stays; 1 is plain guidance.
       resample: times that each step is made in inpainting.
-      skip: first steps that are left out where a picture is changed.
-      compat: "imagen-pytorch": noise levels of inpainting and of starting from a picture as that package has them.
+      skip: first steps that are left out where an image is changed.
+      compat: "imagen-pytorch": noise levels of inpainting and of starting from an image as that package has them.
       tell: whether progress is told (`diffusion.progress`).
     """
 
@@ -112,7 +112,7 @@ class StageSampling:
 
 def sampling_of(stage: Stage, sampler: str | None = None, steps: int | None = None) -> tuple[str, int]:
     """(sampler, steps) as asked for, else as the stage has them, else the usual ones."""
-    usual = stage.sampler or ("heun" if isinstance(stage.noise, Edm) else "ancestral")
+    usual = stage.sampler or stage.noise.sampler
     chosen = sampler or usual
     own = stage.steps if chosen == usual else None  # the stage's number is one of its own sampler
     return chosen, steps or own or _USUAL_STEPS[chosen]
@@ -135,7 +135,7 @@ class Draws(NamedTuple):
 
 
 def draw(stage: Stage, key: Key, shape: tuple[int, ...], cond_drop_prob: float, *, lowres: bool) -> Draws:
-    """The draws of a step for pictures of this shape (B, H, W, C)."""
+    """The draws of a step for images of this shape (B, H, W, C)."""
     rows, side = shape[0], stage.crop_size or stage.image_size
     of_level, of_eps, of_text, of_lowres, of_lowres_eps, of_guess, of_corner = jax.random.split(key, 7)
     normal = lambda key: jax.random.normal(key, (rows, side, side, shape[-1]))
@@ -160,7 +160,7 @@ def losses(
     previous: int | None,
     cond_image_BHWC: Array | None = None,
 ) -> Array:
-    """Weighted loss (B,) of pictures in [-1, 1] (Saharia et al. 2022, sections 2.2 to 2.4).
+    """Weighted loss (B,) of images in [-1, 1] (Saharia et al. 2022, sections 2.2 to 2.4).
 
     Args:
       bind: the network with its text, a function of `(lowres, lowres_condition, cond_image)`; see `bound`.
@@ -183,7 +183,7 @@ def losses(
 
 
 def smaller(image_BHWC: Array, side: int, mode: str) -> Array:
-    """Pictures at the size of the stage before, within the range of pictures."""
+    """Images at the size of the previous stage, within the range of images."""
     return jnp.clip(resize(image_BHWC, (side, side), mode), -1.0, 1.0)
 
 
@@ -208,9 +208,9 @@ def bound(
             if negative is not None and rows == 2 * len(text[0]):
                 embeds, mask = (jnp.concatenate(pair) for pair in zip(text, negative, strict=True))
                 keep_B = None
-            pictures = for_rows((lowres_BHWC, lowres_condition_B, cond_image_BHWC), rows)
+            images = for_rows((lowres_BHWC, lowres_condition_B, cond_image_BHWC), rows)
             return unet.apply(
-                {"params": params}, x_BHWC, condition_B, embeds, mask, keep_B, *pictures, *last,
+                {"params": params}, x_BHWC, condition_B, embeds, mask, keep_B, *images, *last,
                 deterministic=dropout is None, rngs={} if dropout is None else {"dropout": dropout},
             )  # fmt: skip
 
@@ -232,11 +232,11 @@ def run(
     init_BHWC: Array | None = None,
     keep_BHW: Array | None = None,
 ) -> Array:
-    """Pictures in [-1, 1] of this shape (B, H, W, C).
+    """Images in [-1, 1] of this shape (B, H, W, C).
 
     Args:
-      small: (pictures of the stage before, noise for them, its level or None for the stage's own).
-      init_BHWC: pictures to change, of this shape; with `keep_BHW` (True: known) to complete.
+      small: (images of the previous stage, noise for them, its level or None for the stage's own).
+      init_BHWC: images to change, of this shape; with `keep_BHW` (True: known) to complete.
     """
     condition_B = None
     if small is not None:
@@ -260,7 +260,7 @@ def run(
 
 
 def _denoiser(stage, net, sampling, scale):
-    """The network, guided, as a function to clean pictures within their range."""
+    """The network, guided, as a function to clean images within their range."""
     if sampling.guided and sampling.interval is not None:
         scale = _within(stage.noise, scale, *sampling.interval)
     guided = guide(net, scale, parallel=sampling.parallel) if sampling.guided else net

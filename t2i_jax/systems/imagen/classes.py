@@ -42,7 +42,7 @@ def Imagen(  # noqa: N802
     """A cascade with DDPM (imagen_pytorch.py, class `Imagen`); what is said to be "any" is one value, or one per U-Net.
 
     Args:
-      unets: one `Unet` or several, from small to large. image_sizes: sides of their pictures.
+      unets: one `Unet` or several, from small to large. image_sizes: sides of their images.
       text: `LearnedText`, `T5Text` or `StoredText`; None: the T5 named `text_encoder_name`, a folder or hub name.
       condition_on_text: False: no texts at all.
       timesteps: steps of ancestral sampling. cond_drop_prob: share of the captions dropped in training.

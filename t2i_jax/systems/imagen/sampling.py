@@ -35,14 +35,14 @@ def generate(
     guidance: Array | float = 1.0,
     lowres_level: Array | float | None = None,
 ) -> Array:
-    """Pictures (B, *size, C) in [-1, 1] of one stage; one compiled program per task, stage, sampling and shapes.
+    """Images (B, *size, C) in [-1, 1] of one stage; one compiled program per task, stage, sampling and shapes.
 
     Args:
       params: of the stage's group. frozen: as in training.
       prompt: "text" or "text_embeds", and "text_mask" where there are texts; the same with the prefix "negative_";
-        "small": pictures in [-1, 1] of the stage before; "init": pictures in [-1, 1] of any size, "keep": bool
+        "small": images in [-1, 1] of the previous stage; "init": images in [-1, 1] of any size, "keep": bool
         (B, H, W), True where they are known; "cond_image": uint8 of any size.
-      keys_B: one key per picture. guidance: one scale, or one per picture.
+      keys_B: one key per image. guidance: one scale, or one per image.
       lowres_level: of the noise on "small"; None: the stage's own.
     """
     stage = dataclasses.replace(task.stages[number - 1], unet=task.networks[number - 1])

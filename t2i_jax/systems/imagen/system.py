@@ -114,10 +114,10 @@ class ImagenSystem(TextToImage):
         return stages if return_stages else stages[-1]
 
     def upscale(self, images: Array, prompts: Any = None, **options: Any) -> np.ndarray:
-        """Pictures of the last trained stage, from uint8 images of any size, which take the first stage's place.
+        """Images of the last trained stage, from uint8 images of any size, which take the first stage's place.
 
         Args:
-          prompts: one per picture, for a cascade with texts; None: no text, and no guidance. options: of `generate`.
+          prompts: one per image, for a cascade with texts; None: no text, and no guidance. options: of `generate`.
         """
         if prompts is None and self.task.text is not None:
             prompts, options = self.task.text.empty(len(images)), {**options, "guidance": 1}

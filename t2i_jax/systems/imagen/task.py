@@ -27,23 +27,23 @@ from t2i_jax.types import Array, Batch, Key, Objective, Params, SamplingProgram,
 
 @dataclasses.dataclass(frozen=True)
 class ImagenTask(SystemTask):
-    """Trains the stages of a cascade, each on its own: pictures from noise, then larger pictures from smaller ones.
+    """Trains the stages of a cascade, each on its own: images from noise, then larger images from smaller ones.
 
         ImagenTask(
             stages=(Stage(Unet(dim=64), image_size=32), Stage(Unet(dim=32, memory_efficient=True), image_size=64)),
             text=T5Text.from_directory("google/t5-v1_1-base"),
         )
 
-    Every step makes one update of each stage in `train_stages`, on the same pictures. Groups: "stage_1", "stage_2", ...,
+    Every step makes one update of each stage in `train_stages`, on the same images. Groups: "stage_1", "stage_2", ...,
     each {"unet": params} and, when the text encoder is trained along, "text": every stage has one of its own. `stats`
     counts the updates of each. `frozen` of the step: "text", the weights of a frozen encoder.
 
     Attributes:
       stages: from small to large.
-      text: `LearnedText`, `T5Text` or `StoredText`; None: pictures without captions.
+      text: `LearnedText`, `T5Text` or `StoredText`; None: images without captions.
       cond_drop_prob: share of the captions that are dropped, for classifier-free guidance.
-      channels: of the pictures.
-      train_stages: numbers, from 1, of those that are trained; None: all. A run may change it when it carries on.
+      channels: of the images.
+      train_stages: numbers, from 1, of those that are trained; None: all. A run may change it when it resumes.
     """
 
     stages: tuple[Stage, ...]
@@ -67,7 +67,7 @@ class ImagenTask(SystemTask):
         for number, stage in enumerate(self.stages, 1):
             if number == 1 and stage.crop_size is not None:
                 crop = stage.crop_size
-                raise UserError(f"stages[0].crop_size={crop}: the first stage needs whole pictures; leave it out.")
+                raise UserError(f"stages[0].crop_size={crop}: the first stage needs whole images; leave it out.")
             if number > 1 and not stage.trains:
                 raise UserError(f"stages[{number - 1}].unet is a NullUnet; only a first stage can be left out.")
         for number in self.train_stages or ():
@@ -90,7 +90,7 @@ class ImagenTask(SystemTask):
 
     @property
     def image_size(self) -> int:
-        """Side of the pictures of a batch: that of the largest stage."""
+        """Side of the images of a batch: that of the largest stage."""
         return self.stages[-1].image_size
 
     @functools.cached_property
@@ -114,7 +114,7 @@ class ImagenTask(SystemTask):
         return params, {"updates": {group(number): jnp.int32(0) for number in self._trainable}}
 
     def batch_spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """Images at the size of the last stage; text ids or embeddings with their mask; pictures to condition on."""
+        """Images at the size of the last stage; text ids or embeddings with their mask; images to condition on."""
         of = lambda dtype, *shape: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
         spec = {"image": of(jnp.uint8, self.image_size, self.image_size, self.channels)}
         spec |= captions.spec(self.text, batch_size)
@@ -162,7 +162,7 @@ class ImagenTask(SystemTask):
 
     @property
     def cond_image_channels(self) -> int:
-        """Of the pictures to condition on; 0: there are none."""
+        """Of the images to condition on; 0: there are none."""
         return max((network.cond_images_channels for network in self.networks), default=0)
 
     def loss(self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array, *, number: int):
@@ -218,7 +218,7 @@ class ImagenTask(SystemTask):
         return self.networks[number - 1].apply({"params": params}, **self._zeros(number))
 
     def _zeros(self, number):
-        """Inputs of a stage's network for one picture."""
+        """Inputs of a stage's network for one image."""
         stage, network = self.stages[number - 1], self.networks[number - 1]
         side = stage.crop_size or stage.image_size
         inputs = {"x_BHWC": jnp.zeros((1, side, side, self.channels)), "condition_B": jnp.zeros((1,))}

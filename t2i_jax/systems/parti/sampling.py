@@ -32,14 +32,14 @@ def generate(
     guidance: Array | float = 3.0,
     temperature: Array | float = 1.0,
 ) -> tuple[Array, Array | None]:
-    """Tokens (B, N) and, with a tokenizer, their uint8 pictures; one compiled program per task, sampling and shapes.
+    """Tokens (B, N) and, with a tokenizer, their uint8 images; one compiled program per task, sampling and shapes.
 
     Args:
       params: of the group "parti". frozen: as in training.
-      prompt: "text" or "text_embeds", and "text_mask"; the same with the prefix "negative_" for what the picture
-        should not show (None given: guidance starts from no text); "init" (uint8 pictures) and "known" (B, N) bool,
+      prompt: "text" or "text_embeds", and "text_mask"; the same with the prefix "negative_" for what the image
+        should not show (None given: guidance starts from no text); "init" (uint8 images) and "known" (B, N) bool,
         True for tokens to keep of them.
-      keys_B: one key per picture.
+      keys_B: one key per image.
     """
     batch, network = keys_B.shape[0], task.network
     embeds_BLD, mask_BL = task.embed(params, frozen, prompt), prompt["text_mask"]

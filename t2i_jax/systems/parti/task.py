@@ -27,7 +27,7 @@ from t2i_jax.types import Array, Batch, Key, Objective, Params, SamplingProgram,
 
 @dataclasses.dataclass(frozen=True)
 class PartiTask(SystemTask):
-    """Trains a network over image tokens to continue a picture, given its caption.
+    """Trains a network over image tokens to continue an image, given its caption.
 
         PartiTask(PartiTransformer(dim=128, depth=4, heads=4, mlp_dim=512), text=LearnedText(...), tokenizer=vae)
 
@@ -149,7 +149,7 @@ class PartiTask(SystemTask):
     def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
         """Guided images, in one program."""
         function = functools.partial(sampling.generate, task=self, sampling=PartiOptions().sampling)
-        return {"pictures": SamplingProgram("parti", function, captions.spec(self.text, batch_size))}
+        return {"images": SamplingProgram("parti", function, captions.spec(self.text, batch_size))}
 
     def with_parts(self, parts: Mapping[str, Given]) -> PartiTask:
         """The task with the tokenizer's network.

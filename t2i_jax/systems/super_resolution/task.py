@@ -24,15 +24,15 @@ from t2i_jax.types import Array, Batch, Key, Objective, Params, Stats
 
 @dataclasses.dataclass(frozen=True)
 class SuperResolutionTask(SystemTask):
-    """Trains a super-resolution network on pictures alone.
+    """Trains a super-resolution network on images alone.
 
         SuperResolutionTask(SuperResolution(scale=2), image_size=64)
 
     Groups: "super_resolution" and, with a discriminator, "discriminator".
 
     Attributes:
-      model: the network. image_size: side of the large pictures, a multiple of the scale.
-      l1_weight, l2_weight: of the losses against the large picture.
+      model: the network. image_size: side of the large images, a multiple of the scale.
+      l1_weight, l2_weight: of the losses against the large image.
       discriminator: module from float images to logits; None: no adversarial loss. adversarial_weight: of it.
       gan_loss: "hinge", "bce" or "softplus".
     """
@@ -82,7 +82,7 @@ class SuperResolutionTask(SystemTask):
         return {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
     def loss(self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array):
-        """(loss, (metrics, stats)); `psnr` in dB against the large picture."""
+        """(loss, (metrics, stats)); `psnr` in dB against the large image."""
         large, made = self._made(params, batch)
         loss = losses.reconstruction(made, large, self.l1_weight, self.l2_weight, 0.0, self.model.pixel_range)
         metrics = {"reconstruction": loss, "psnr": losses.psnr(made, large, self.model.pixel_range)}

@@ -48,7 +48,7 @@ class TokenizerTask(SystemTask):
         reconstruction loss where there is none, against those of the adversarial loss.
       gan_loss: "hinge", "bce" or "softplus". gan_start: step at which the adversarial game begins.
       penalty: on the discriminator's slope at real images, "unit_slope" (parti-pytorch), "r1" or "none".
-      penalty_weight: of it. penalty_every: it is computed every so many steps; r1 is scaled up by as much.
+      penalty_weight: of it. penalty_every: it is computed at every n-th step only; r1 is scaled up by as much.
       usage_decay: of the moving average of usage. revive_below: codes whose usage is under this share are replaced by
         recent latents; 0 leaves them.
     """
