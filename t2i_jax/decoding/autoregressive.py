@@ -44,7 +44,7 @@ class Sampling:
             raise UserError(f"top_p={self.top_p} is outside (0, 1]; try 0.95.")
 
 
-def rooms(num_tokens: int) -> Sequence[int]:
+def cache_lengths(num_tokens: int) -> Sequence[int]:
     """Lengths of the KV cache in tokens, one per loop: the part of a cache that is still empty is
     read all the same.
     """
@@ -70,7 +70,7 @@ def generate(
     Args:
       decode: one step of the network. With `sampling.guided` it works on 2B rows: the text's, then
         the null's.
-      cache: the network's KV cache for these rows, `rooms(num_tokens)[0]` tokens long.
+      cache: the network's KV cache for these rows, `cache_lengths(num_tokens)[0]` tokens long.
       grow: `(cache, length) -> cache`, the same cache with another length; None: it has the length
         num_tokens.
       keys_B: one key per row, so that a row's tokens do not depend on what else is in the batch.
@@ -95,7 +95,7 @@ def generate(
         return ids_B, tokens_BN, cache
 
     carry, done = (jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, num_tokens), jnp.int32), cache), 0
-    for length in rooms(num_tokens) if grow else (num_tokens,):
+    for length in cache_lengths(num_tokens) if grow else (num_tokens,):
         if grow is not None and done:
             carry = (*carry[:2], grow(carry[2], length))
         carry, done = jax.lax.fori_loop(done, length, step, carry), length

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax.config import one_of
-from t2i_jax.diffusion.draws import Draw
+from t2i_jax.diffusion.draws import NoiseSource
 from t2i_jax.diffusion.noise import Noise
 from t2i_jax.diffusion.samplers import Levels, State, Step
 from t2i_jax.errors import UserError
@@ -20,7 +20,7 @@ def repaint(
     noise: Noise,
     x_BHWC: Array,
     levels: Array,
-    draw: Draw,
+    draw: NoiseSource,
     known_BHWC: Array,
     keep_BHW: Array,
     *,

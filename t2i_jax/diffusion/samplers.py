@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax.diffusion.denoiser import Denoise
-from t2i_jax.diffusion.draws import Draw
+from t2i_jax.diffusion.draws import NoiseSource
 from t2i_jax.diffusion.noise import Noise
 from t2i_jax.errors import UserError
 from t2i_jax.types import Array
@@ -80,7 +80,7 @@ class Churn:
             )
 
 
-def start(noise: Noise, levels: Array, draw: Draw, shape: Sequence[int]) -> Array:
+def start(noise: Noise, levels: Array, draw: NoiseSource, shape: Sequence[int]) -> Array:
     """The noise (B, H, W, C) that a sampling run starts from; it takes the sample number 0 of the
     noise source.
     """
@@ -88,7 +88,7 @@ def start(noise: Noise, levels: Array, draw: Draw, shape: Sequence[int]) -> Arra
 
 
 def sample(
-    step: Step, x_BHWC: Array, levels: Array, draw: Draw, *, tell: Callable[[], None] | None = None
+    step: Step, x_BHWC: Array, levels: Array, draw: NoiseSource, *, tell: Callable[[], None] | None = None
 ) -> Array:
     """The clean images, float32, not clipped.
 

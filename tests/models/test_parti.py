@@ -71,8 +71,8 @@ def test_a_cache_that_grows_gives_the_same_tokens(monkeypatch, name):
 
     def tokens(short):
         monkeypatch.setattr(autoregressive, "_SHORT", short)
-        room = autoregressive.rooms(9)
-        cache = model.apply(variables, embeds, mask, None, room[0], method="init_cache")
+        lengths = autoregressive.cache_lengths(9)
+        cache = model.apply(variables, embeds, mask, None, lengths[0], method="init_cache")
 
         def decode(ids, position, cache):
             return model.apply(variables, ids, position, cache, method="decode")
@@ -82,10 +82,10 @@ def test_a_cache_that_grows_gives_the_same_tokens(monkeypatch, name):
         def draw(cache):
             return autoregressive.generate(decode, cache, keys, 9, sampling=sampling, grow=model.grow_cache)
 
-        return room, np.asarray(jax.jit(draw)(cache))
+        return lengths, np.asarray(jax.jit(draw)(cache))
 
-    (room, grown), (all_at_once, whole) = tokens(8), tokens(9)
-    assert (room, all_at_once) == ([5, 9], [9])
+    (lengths, grown), (all_at_once, whole) = tokens(8), tokens(9)
+    assert (lengths, all_at_once) == ([5, 9], [9])
     np.testing.assert_array_equal(grown, whole)
 
 
