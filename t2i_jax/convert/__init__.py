@@ -1,4 +1,6 @@
-"""Weights to and from the PyTorch packages: `from_torch` and `to_torch`, one table file per network."""
+"""Weights to and from the PyTorch packages: `from_torch` and `to_torch`, one table file per
+network.
+"""
 
 from __future__ import annotations
 
@@ -35,17 +37,18 @@ def from_torch(source: Any, **fields: Any) -> tuple[Any, dict[str, Any]]:
 
     Args:
       source: a live PyTorch module, its state dict, or the path of a file with one.
-      **fields: configuration that the weights do not determine: for a Parti with its tokenizer, fields of either; for a
-        cascade, fields of all its U-Nets, or unets=[{...}, {...}].
+      **fields: configuration that the weights do not determine: for a Parti with its tokenizer,
+        fields of either; for a cascade, fields of all its U-Nets, or unets=[{...}, {...}].
 
     Returns:
-      The model and its parameters (float32 NumPy arrays). For an image tokenizer these are its weights:
-      {"generator", "stats"} and "discriminator" where it was saved. A Parti that was saved with its tokenizer gives a
-      `PartiAndTokenizer` and {"parti", "tokenizer"}, an `Imagen` or `ElucidatedImagen` a `Cascade` and {"stage_1", ...}.
+      The model and its parameters (float32 NumPy arrays). For an image tokenizer these are its
+      weights: {"generator", "stats"} and "discriminator" where it was saved. A Parti that was saved
+      with its tokenizer gives a `PartiAndTokenizer` and {"parti", "tokenizer"}, an `Imagen` or
+      `ElucidatedImagen` a `Cascade` and {"stage_1", ...}.
 
     Raises:
-      UserError: weights of no known network, an unknown field, a field that the weights contradict, or arrays that do
-        not fit (all are listed).
+      UserError: weights of no known network, an unknown field, a field that the weights contradict,
+        or arrays that do not fit (all are listed).
     """
     module = source if hasattr(source, "state_dict") else None
     if isinstance(source, (str, pathlib.Path)):
@@ -59,8 +62,8 @@ def from_torch(source: Any, **fields: Any) -> tuple[Any, dict[str, Any]]:
         inferred = network.fields(state, module)
     except KeyError as error:
         raise UserError(
-            f"the weights look like those of {network.model.__name__} and have no {error.args[0]!r}; they are of "
-            "another release of the package, or not whole."
+            f"the weights look like those of {network.model.__name__} and have no "
+            f"{error.args[0]!r}; they are of another release of the package, or not whole."
         ) from error
     model = _configured(network.model, inferred, fields)
     table = network.table(model)
@@ -72,11 +75,13 @@ def from_torch(source: Any, **fields: Any) -> tuple[Any, dict[str, Any]]:
 def to_torch(model: Any, params: Mapping[str, Any]) -> dict[str, Any]:
     """The state dict (tensors) with which the PyTorch network does what `model` does with `params`.
 
-    Two things no state dict can say: images are in `model.pixel_range`, (0, 1) in parti-pytorch; and a `Parti` without
-    compat=("misaligned_bias",) counts positions otherwise than the package. A discriminator may be absent.
+    Two things no state dict can say: images are in `model.pixel_range`, (0, 1) in parti-pytorch;
+    and a `Parti` without compat=("misaligned_bias",) counts positions otherwise than the package. A
+    discriminator may be absent.
 
     Raises:
-      UserError: a model that has no PyTorch form, or parameters that are not its own (all that is wrong is listed).
+      UserError: a model that has no PyTorch form, or parameters that are not its own (all that is
+        wrong is listed).
     """
     return torch_io.tensors(to_state(model, params))
 
@@ -91,7 +96,9 @@ def to_state(model: Any, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _configured(model, inferred, fields):
-    """The network with what was inferred and what was given; a field may also be that of a network inside."""
+    """The network with what was inferred and what was given; a field may also be that of a network
+    inside.
+    """
     known = config.fields_of(model)
     if "unets" in known:
         return model(_cascade(inferred["unets"], fields))
@@ -100,9 +107,13 @@ def _configured(model, inferred, fields):
         home = next((part for part in inside if name in config.fields_of(type(inside[part]))), None)
         if name not in known and home is None:
             every = [*known, *(field for part in inside.values() for field in config.fields_of(type(part)))]
-            raise UserError(f"{model.__name__} has no field {name!r}; {config.did_you_mean(name, every)}")
+            raise UserError(
+                f"{model.__name__} has no field {name!r}; {config.did_you_mean(name, every)}"
+            )
         if name in inferred and inferred[name] != value:
-            raise UserError(f"{name}={value!r} contradicts the weights ({inferred[name]!r}); leave it out.")
+            raise UserError(
+                f"{name}={value!r} contradicts the weights ({inferred[name]!r}); leave it out."
+            )
         if name not in known:
             inside[home] = config.override(inside[home], [f"{name}={value!r}"])
             fields = {key: other for key, other in fields.items() if key != name}
@@ -113,7 +124,10 @@ def _cascade(found, fields):
     """The U-Nets of a cascade; fields are for all of them, or for each as unets=[{...}, {...}]."""
     each = fields.get("unets", [{}] * len(found))
     if len(each) != len(found):
-        raise UserError(f"unets has {len(each)} entries for {len(found)} U-Nets; give one for each, {{}} where none.")
+        raise UserError(
+            f"unets has {len(each)} entries for {len(found)} U-Nets; give one for each, {{}} where "
+            "none."
+        )
     common = {name: value for name, value in fields.items() if name != "unets"}
     return tuple(
         _configured(unet, inferred, {**common, **own} if inferred else {})
@@ -126,4 +140,6 @@ def _recognised(state):
         if network.recognise(state):
             return network
     some = ", ".join(sorted(state)[:3])
-    raise UnknownWeights(f"the weights ({some}, ...) are of no network known here; known: {', '.join(NETWORKS)}.")
+    raise UnknownWeights(
+        f"the weights ({some}, ...) are of no network known here; known: {', '.join(NETWORKS)}."
+    )

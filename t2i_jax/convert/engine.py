@@ -1,13 +1,14 @@
-"""One two-way table per network: where each array of a PyTorch state dict lives in ours, and how its layout differs.
+"""One two-way table per network: where each array of a PyTorch state dict lives in ours, and how
+its layout differs.
 
-A table is a list of `Entry` and `Constant` for one configuration of a network. `to_ours` and `to_torch` run it in the
-two directions on NumPy arrays; nothing here knows PyTorch.
+A table is a list of `Entry` and `Constant` for one configuration of a network. `to_ours` and
+`to_torch` run it in the two directions on NumPy arrays; nothing here knows PyTorch.
 
     table = [
         Entry("norm.weight", "generator/norm/scale"),
-        Entry("fc.weight", "generator/fc/kernel", LINEAR),
-        *(Entry(f"layers.{i}.fc.weight", "generator/layers/fc/kernel", LINEAR, layer=i) for i in range(12)),
-        Entry("to_logits.weight", "generator/embed/embedding"),  # tied: a second entry for the same leaf
+        Entry("out.weight", "generator/out/kernel", LINEAR),
+        *(Entry(f"layers.{i}.fc.weight", "generator/fc/kernel", LINEAR, layer=i) for i in range(9)),
+        Entry("to_logits.weight", "generator/embed/embedding"),  # tied: a second entry for a leaf
         Constant("pos_indices", indices),
     ]
 """
@@ -27,7 +28,9 @@ State = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The difference between an array of PyTorch and ours: two inverse functions that only move or reshape."""
+    """The difference between an array of PyTorch and ours: two inverse functions that only move or
+    reshape.
+    """
 
     name: str
     to_ours: Callable[[np.ndarray], np.ndarray]
@@ -62,10 +65,11 @@ class Entry:
 
     Attributes:
       torch: key of the state dict.
-      ours: path in our nested dict, as "a/b/c" or a tuple. Several entries may name one leaf (tied weights): they must
-        then hold equal values.
+      ours: path in our nested dict, as "a/b/c" or a tuple. Several entries may name one leaf (tied
+        weights): they must then hold equal values.
       layout: how the arrays differ.
-      layer: index along the leading axis of our leaf, for layers stacked by a scan; None: the entry is the whole leaf.
+      layer: index along the leading axis of our leaf, for layers stacked by a scan; None: the entry
+        is the whole leaf.
     """
 
     torch: str
@@ -81,7 +85,9 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """A saved array that the configuration determines: checked on import where it is there, rebuilt on export."""
+    """A saved array that the configuration determines: checked on import where it is there, rebuilt
+    on export.
+    """
 
     torch: str
     value: np.ndarray
@@ -94,12 +100,17 @@ class Network:
     Attributes:
       model: the configuration class, a Linen module.
       recognise: whether a state dict is one of this network's, by its keys.
-      fields: `(state, module or None) -> fields`, all that shapes and the live module's attributes determine.
+      fields: `(state, module or None) -> fields`, all that shapes and the live module's attributes
+        determine.
       table: `model -> entries`.
-      shapes: `model -> nested dict of ShapeDtypeStruct`, unboxed; the same tree as the converted parameters.
-      ignore: how the names of arrays begin that may be there and are not needed, unless the table has them.
-      optional: paths of groups of our parameters that may be left out as a whole (a discriminator that was not kept).
-      upgrade: a state dict of an earlier release as one of the current release; changes names and shapes only.
+      shapes: `model -> nested dict of ShapeDtypeStruct`, unboxed; the same tree as the converted
+        parameters.
+      ignore: how the names of arrays begin that may be there and are not needed, unless the table
+        has them.
+      optional: paths of groups of our parameters that may be left out as a whole (a discriminator
+        that was not kept).
+      upgrade: a state dict of an earlier release as one of the current release; changes names and
+        shapes only.
     """
 
     model: type
@@ -116,7 +127,8 @@ def within(table: Sequence[Entry | Constant], torch: str, ours: str) -> list[Ent
     """The table of a network that is a part of a larger one.
 
     Args:
-      torch: what its names begin with in the state dict of the whole, for example "vae."; "" for nothing.
+      torch: what its names begin with in the state dict of the whole, for example "vae."; "" for
+        nothing.
       ours: the key of its parameters in those of the whole.
     """
 
@@ -138,7 +150,8 @@ def to_ours(table: Sequence[Entry | Constant], state: State, shapes: Mapping[str
     Args:
       table: the network's table.
       state: arrays by PyTorch name, already stripped of wrappers.
-      shapes: our nested dict of arrays or `ShapeDtypeStruct`, unboxed; gives the wanted shapes and dtypes.
+      shapes: our nested dict of arrays or `ShapeDtypeStruct`, unboxed; gives the wanted shapes and
+        dtypes.
 
     Raises:
       UserError: one that lists every missing, extra, misshaped and disagreeing array.
@@ -146,10 +159,12 @@ def to_ours(table: Sequence[Entry | Constant], state: State, shapes: Mapping[str
     wanted, entries, wrong = flatten(shapes), [e for e in table if isinstance(e, Entry)], []
     found: dict[tuple[str, ...], np.ndarray] = {}
     for constant in table:
-        if isinstance(constant, Constant) and constant.torch in state:
-            if not np.array_equal(np.asarray(state[constant.torch]), constant.value):
-                wrong.append(f"{constant.torch} differs from the value that this configuration fixes")
-    tied: dict[Any, set[str]] = {}  # files keep one of several equal arrays, under any of their names
+        if not isinstance(constant, Constant) or constant.torch not in state:
+            continue
+        if not np.array_equal(np.asarray(state[constant.torch]), constant.value):
+            wrong.append(f"{constant.torch} differs from the value that this configuration fixes")
+    # Files keep one of several equal arrays, under any of their names.
+    tied: dict[Any, set[str]] = {}
     for entry in entries:
         tied.setdefault((entry.path, entry.layer), set()).add(entry.torch)
     for entry in entries:
@@ -165,7 +180,10 @@ def to_ours(table: Sequence[Entry | Constant], state: State, shapes: Mapping[str
         raise KeyError(f"table bug: no entry for {sorted('/'.join(p) for p in uncovered)}")
     wrong += [f"{key} is not known here" for key in state if key not in {e.torch for e in table}]
     if wrong:
-        raise UserError(f"the weights do not fit ({len(wrong)} arrays): {'; '.join(wrong)}; check the fields given.")
+        raise UserError(
+            f"the weights do not fit ({len(wrong)} arrays): {'; '.join(wrong)}; check the fields "
+            "given."
+        )
     return unflatten(found) | {group: {} for group in shapes if not shapes[group]}
 
 
@@ -196,7 +214,10 @@ def to_torch(
         if path in leaves and leaves[path].shape != shape
     ]
     if wrong:
-        raise UserError(f"the parameters do not fit ({len(wrong)} arrays): {'; '.join(wrong)}; check the model given.")
+        raise UserError(
+            f"the parameters do not fit ({len(wrong)} arrays): {'; '.join(wrong)}; check the model "
+            "given."
+        )
     state = {}
     for entry in table:
         if isinstance(entry, Constant):
@@ -233,8 +254,8 @@ def unflatten(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
 def strip(state: Mapping[str, Any]) -> dict[str, Any]:
     """The state dict without what wraps it.
 
-    Of an EMA wrapper only `ema_model.` is kept; the prefix `module.` of a parallel wrapper is removed, and so are the
-    arrays of a perceptual network that was saved too (`vgg*`, `_vgg*`).
+    Of an EMA wrapper only `ema_model.` is kept; the prefix `module.` of a parallel wrapper is
+    removed, and so are the arrays of a perceptual network that was saved too (`vgg*`, `_vgg*`).
     """
     if any(key.startswith("ema_model.") for key in state):
         state = part(state, "ema_model.")

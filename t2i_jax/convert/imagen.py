@@ -1,4 +1,6 @@
-"""Whole cascades of imagen-pytorch: the weights of `Imagen` and `ElucidatedImagen`, and its trainer's checkpoints."""
+"""Whole cascades of imagen-pytorch: the weights of `Imagen` and `ElucidatedImagen`, and its
+trainer's checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ class TrainerWeights:
     Attributes:
       model: the networks. params: their parameters by stage. averages: their EMA; None: not kept.
       steps: updates of each stage.
-      settings: `imagen_params` of a cascade that was made from a config, with "imagen_type"; {} else.
+      settings: `imagen_params` of a cascade that was made from a config, with "imagen_type"; {}
+        else.
     """
 
     model: Cascade
@@ -65,7 +68,9 @@ def from_trainer(source: str | pathlib.Path | Mapping[str, Any], **fields: Any) 
 
 
 def to_trainer(weights: TrainerWeights) -> dict[str, Any]:
-    """The checkpoint that `torch.save` writes for `ImagenTrainer.load`; its optimisers then start anew."""
+    """The checkpoint that `torch.save` writes for `ImagenTrainer.load`; its optimisers then start
+    anew.
+    """
     table, shapes = NETWORK.table(weights.model), NETWORK.shapes(weights.model)
     state = torch_io.tensors(engine.to_torch(table, weights.params, shapes))
     saved = {"model": state, "version": VERSION, **torch_io.tensors({"steps": np.asarray(weights.steps)})}

@@ -1,4 +1,6 @@
-"""The Parti of parti-pytorch (0.2.0, and 0.1 with its norm after attention), alone or with its tokenizer."""
+"""The Parti of parti-pytorch (0.2.0, and 0.1 with its norm after attention), alone or with its
+tokenizer.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,9 @@ def table(model: T5Encoder) -> list[Entry]:
 
 
 def fields(state: State, module: Any) -> dict[str, Any]:
-    """The fields that shapes determine; the gated activation, max_distance and epsilon come from a live module's configuration."""
+    """The fields that shapes determine; the gated activation, max_distance and epsilon come from a
+    live module's configuration.
+    """
     queries = state[f"{_LAYER}.0.SelfAttention.q.weight"]
     buckets, heads = state[f"{_LAYER}.0.SelfAttention.relative_attention_bias.weight"].shape
     gated = f"{_LAYER}.1.DenseReluDense.wi_0.weight" in state

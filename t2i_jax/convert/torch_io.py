@@ -1,4 +1,6 @@
-"""Files and tensors of PyTorch: the only place of the package that imports torch, inside functions."""
+"""Files and tensors of PyTorch: the only place of the package that imports torch, inside
+functions.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,13 @@ import numpy as np
 from t2i_jax.errors import UserError
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-_NESTS = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights in a checkpoint
+# Where training scripts put the weights in a checkpoint.
+_NESTS = ("state_dict", "model", "model_state_dict")
 
 
 def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a .safetensors, .pt, .pth, .bin or .ckpt file by name; a pickle never runs code.
+    """The arrays of a .safetensors, .pt, .pth, .bin or .ckpt file by name; a pickle never runs
+    code.
 
     Raises:
       UserError: no such file, another suffix, or a file that holds more than plain tensors.
@@ -28,24 +32,31 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def load(path: str | pathlib.Path) -> Any:
-    """What a .pt, .pth, .bin or .ckpt file holds; nothing but tensors and plain values, so that no code runs.
+    """What a .pt, .pth, .bin or .ckpt file holds; nothing but tensors and plain values, so that no
+    code runs.
 
     Raises:
       UserError: no such file, another suffix, or a file that holds more.
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise UserError(f"weights={str(path)!r} is not a file; give a .safetensors, .pt, .pth, .bin or .ckpt file.")
+        raise UserError(
+            f"weights={str(path)!r} is not a file; give a .safetensors, .pt, .pth, .bin or .ckpt "
+            "file."
+        )
     if path.suffix not in _PICKLES:
-        raise UserError(f"weights={str(path)!r} is of an unknown kind; give .safetensors, .pt, .pth, .bin or .ckpt.")
+        raise UserError(
+            f"weights={str(path)!r} is of an unknown kind; give .safetensors, .pt, .pth, .bin or "
+            ".ckpt."
+        )
     import torch
 
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise UserError(
-            f"weights={str(path)!r} was refused ({str(error).splitlines()[0]}); save its state_dict() again, best as "
-            ".safetensors."
+            f"weights={str(path)!r} was refused ({str(error).splitlines()[0]}); save its "
+            "state_dict() again, best as .safetensors."
         ) from error
 
 
@@ -99,7 +110,9 @@ def _read_safetensors(path):
     try:
         loaded = load_file(path)
     except SafetensorError as error:
-        raise UserError(f"weights={str(path)!r} is not a safetensors file ({error}); fetch it again.") from error
+        raise UserError(
+            f"weights={str(path)!r} is not a safetensors file ({error}); fetch it again."
+        ) from error
     return {k: v.astype(np.float32) if v.dtype.name == "bfloat16" else v for k, v in loaded.items()}
 
 
@@ -108,8 +121,13 @@ def _state_in(loaded, path):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(nest), Mapping):
             loaded = loaded[nest]
     if not isinstance(loaded, Mapping) or not loaded:
-        raise UserError(f"weights={str(path)!r} holds no state dict; save module.state_dict() there.")
+        raise UserError(
+            f"weights={str(path)!r} holds no state dict; save module.state_dict() there."
+        )
     plain = {key: value for key, value in loaded.items() if hasattr(value, "shape")}
     if not plain:
-        raise UserError(f"weights={str(path)!r} holds no arrays but {sorted(map(str, loaded))}; save a state dict.")
+        raise UserError(
+            f"weights={str(path)!r} holds no arrays but {sorted(map(str, loaded))}; save a state "
+            "dict."
+        )
     return plain

@@ -1,4 +1,6 @@
-"""The U-Nets of imagen-pytorch from 2.0.0 on; earlier ones normalise in another way and have no form here."""
+"""The U-Nets of imagen-pytorch from 2.0.0 on; earlier ones normalise in another way and have no
+form here.
+"""
 
 from __future__ import annotations
 
@@ -147,7 +149,7 @@ def _norm_conv(torch, ours):
 
 def _cross_attention(torch, ours, linear, dim_head):
     yield Entry(f"{torch}.null_kv", f"{ours}/null_kv")
-    for name in ("q_scale", "k_scale"):  # linear attention has them, does not use them and so never trains them
+    for name in ("q_scale", "k_scale"):  # linear attention has them and never uses them
         theirs, ones = f"{torch}.{name}", np.ones((dim_head,), np.float32) if linear else None
         yield Constant(theirs, ones) if linear else Entry(theirs, f"{ours}/{name}")
     yield Entry(f"{torch}.norm.g", f"{ours}/norm/scale")

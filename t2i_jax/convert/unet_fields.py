@@ -1,4 +1,6 @@
-"""The configuration of an imagen-pytorch U-Net, inferred from the shapes of its weights and from a live module."""
+"""The configuration of an imagen-pytorch U-Net, inferred from the shapes of its weights and from a
+live module.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,18 @@ from t2i_jax.errors import UserError
 def fields(state: State, module: Any) -> dict[str, Any]:
     """The configuration of a U-Net.
 
-    Shapes do not determine `scale_skip_connection`, `resize_mode` and `use_linear_cross_attn`; nor the inputs where the
-    first convolution has channels beyond those of the image and a smaller one. A live module determines all.
+    Shapes do not determine `scale_skip_connection`, `resize_mode` and `use_linear_cross_attn`; nor
+    the inputs where the first convolution has channels beyond those of the image and a smaller one.
+    A live module determines all.
 
     Raises:
       UserError: weights of a version before 2.0.0, whose networks normalise in another way.
     """
     for key in ("mid_block1.block1.norm.gamma", "mid_block1.cross_attn.q_scale"):
         if key not in state:
-            raise UserError(f"the weights have no {key}: they are older than imagen-pytorch 2.0.0; train anew.")
+            raise UserError(
+                f"the weights have no {key}: they are older than imagen-pytorch 2.0.0; train anew."
+            )
     lowres, texts = "to_lowres_time_hiddens.1.weight" in state, "text_to_cond.weight" in state
     features, cond_dim = state["to_time_hiddens.1.weight"].shape, state["norm_cond.weight"].shape[0]
     dim, levels = features[0] // (8 if lowres else 4), 1 + _last(state, r"downs\.(\d+)\.")

@@ -1,4 +1,6 @@
-"""VGG16 of torchvision (its whole state dict, or the convolutions alone) and the whole of `lpips.LPIPS(net="vgg")`."""
+"""VGG16 of torchvision (its whole state dict, or the convolutions alone) and the whole of
+`lpips.LPIPS(net="vgg")`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from t2i_jax.convert.engine import CONV, LINEAR, Entry, Layout, Network, State, 
 from t2i_jax.models.vgg import STAGES, Vgg16
 
 _CONVS = [(i, j) for i, widths in enumerate(STAGES) for j in range(len(widths))]
-_PLACES = [sum(len(w) * 2 + 1 for w in STAGES[:i]) + 2 * j for i, j in _CONVS]  # within torchvision's `features`
+# Within torchvision's `features`.
+_PLACES = [sum(len(w) * 2 + 1 for w in STAGES[:i]) + 2 * j for i, j in _CONVS]
 # Its first linear layer reads a feature map (512, 7, 7), ours (7, 7, 512).
 _FC1 = Layout(
     "linear after a feature map",

@@ -45,7 +45,9 @@ def table(model: VitVQGanVAE) -> list[Entry | Constant]:
 
 
 def fields(state: State, module: Any) -> dict[str, Any]:
-    """All of the configuration that shapes the network; settings of the losses come from a live module."""
+    """All of the configuration that shapes the network; settings of the losses come from a live
+    module.
+    """
     bias = state["enc_dec.encoder.1.layers.0.1.rel_pos_bias.pos_bias.weight"]
     grid, heads = (math.isqrt(bias.shape[0]) + 1) // 2, bias.shape[1]
     dim = state["enc_dec.encoder.1.norm.gamma"].shape[1]
@@ -72,8 +74,8 @@ def fields(state: State, module: Any) -> dict[str, Any]:
 def upgrade(state: State) -> dict[str, np.ndarray]:
     """A state dict of the releases 0.0.15 to 0.0.18, whose quantiser is `vq.`, as one of 0.2.0.
 
-    Their codebook has another shape of `initted`, and may lack the axis of heads and `embed_avg`, which is
-    its centres times their counts.
+    Their codebook has another shape of `initted`, and may lack the axis of heads and `embed_avg`,
+    which is its centres times their counts.
     """
     state = {re.sub(r"^vq\.", "quantizer.", key): value for key, value in state.items()}
     embed = state.get(f"{_CODEBOOK}.embed")

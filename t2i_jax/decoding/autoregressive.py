@@ -13,7 +13,8 @@ from t2i_jax.decoding import logits as filters
 from t2i_jax.errors import UserError
 from t2i_jax.types import Array, Key
 
-Decode = Callable[[Array, Array, Any], tuple[Array, Any]]  # (ids_B, position, cache) -> (logits_BV, cache)
+# (ids_B, position, cache) -> (logits_BV, cache)
+Decode = Callable[[Array, Array, Any], tuple[Array, Any]]
 _SHORT = 256  # tokens up to which one loop is used
 
 
@@ -22,8 +23,10 @@ class Sampling:
     """The part of the sampling options that shapes the compiled program.
 
     Attributes:
-      guided: whether rows come in two halves, with the text and without it (or with a negative text).
-      top_k: sample among the k likeliest tokens; a float in (0, 1) is a fraction of the vocabulary. None: all.
+      guided: whether rows come in two halves, with the text and without it (or with a negative
+        text).
+      top_k: sample among the k likeliest tokens; a float in (0, 1) is a fraction of the vocabulary.
+        None: all.
       top_p: sample among the likeliest tokens that together hold this probability. None: all.
     """
 
@@ -33,13 +36,18 @@ class Sampling:
 
     def __post_init__(self):
         if self.top_k is not None and (isinstance(self.top_k, bool) or not self.top_k > 0 or not _counts(self.top_k)):
-            raise UserError(f"top_k={self.top_k} is neither a count from 1 nor a fraction in (0, 1); try 100 or 0.1.")
+            raise UserError(
+                f"top_k={self.top_k} is neither a count from 1 nor a fraction in (0, 1); try 100 "
+                "or 0.1."
+            )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} is outside (0, 1]; try 0.95.")
 
 
-def rooms(num_tokens: int) -> Sequence[int]:
-    """Lengths of the KV cache in tokens, one per loop: the part of a cache that is still empty is read all the same."""
+def cache_lengths(num_tokens: int) -> Sequence[int]:
+    """Lengths of the KV cache in tokens, one per loop: the part of a cache that is still empty is
+    read all the same.
+    """
     loops = 1 if num_tokens <= _SHORT else 2  # each adds to the compile time
     return [-(-num_tokens * (i + 1) // loops) for i in range(loops)]
 
@@ -60,9 +68,11 @@ def generate(
     """Tokens (B, num_tokens), int32.
 
     Args:
-      decode: one step of the network. With `sampling.guided` it works on 2B rows: the text's, then the null's.
-      cache: the network's KV cache for these rows, `rooms(num_tokens)[0]` tokens long.
-      grow: `(cache, length) -> cache`, the same cache with another length; None: it has the length num_tokens.
+      decode: one step of the network. With `sampling.guided` it works on 2B rows: the text's, then
+        the null's.
+      cache: the network's KV cache for these rows, `cache_lengths(num_tokens)[0]` tokens long.
+      grow: `(cache, length) -> cache`, the same cache with another length; None: it has the length
+        num_tokens.
       keys_B: one key per row, so that a row's tokens do not depend on what else is in the batch.
       guidance: strength l in null + l * (text - null). temperature: 0 takes the likeliest token.
       given_BN, known_BN: tokens, and True where they are to be kept (inpainting); None: none.
@@ -85,8 +95,9 @@ def generate(
         return ids_B, tokens_BN, cache
 
     carry, done = (jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, num_tokens), jnp.int32), cache), 0
-    for length in rooms(num_tokens) if grow else (num_tokens,):
-        carry = (*carry[:2], grow(carry[2], length)) if done else carry
+    for length in cache_lengths(num_tokens) if grow else (num_tokens,):
+        if grow is not None and done:
+            carry = (*carry[:2], grow(carry[2], length))
         carry, done = jax.lax.fori_loop(done, length, step, carry), length
     return carry[1]
 

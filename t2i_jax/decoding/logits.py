@@ -1,4 +1,6 @@
-"""From logits to a token: guidance, temperature, top-k and top-p filters, and one sample per row."""
+"""From logits to a token: guidance, temperature, top-k and top-p filters, and one sample per
+row.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ _DROPPED = float("-inf")
 
 
 def guide(logits_BV: Array, null_BV: Array, scale: float | Array) -> Array:
-    """Classifier-free guidance on logits (as in the Parti paper): null + (conditional - null) * scale."""
+    """Classifier-free guidance on logits (as in the Parti paper): null + (conditional - null) *
+    scale.
+    """
     return null_BV + (logits_BV - null_BV) * scale
 
 
@@ -25,7 +29,9 @@ def top_k(logits_BV: Array, k: int) -> Array:
 
 
 def top_p(logits_BV: Array, p: float) -> Array:
-    """Logits outside the nucleus at -inf: what stays is the smallest set of likeliest tokens with probability >= p."""
+    """Logits outside the nucleus at -inf: what stays is the smallest set of likeliest tokens with
+    probability >= p.
+    """
     if p >= 1:
         return logits_BV
     order_BV, probability_BV = _sortable(logits_BV), jax.nn.softmax(logits_BV, axis=-1)
@@ -40,7 +46,8 @@ def top_p(logits_BV: Array, p: float) -> Array:
 def sample(keys_B: Key, logits_BV: Array, temperature: float | Array) -> Array:
     """One token per row, int32, drawn from softmax(logits / temperature) with the row's own key.
 
-    The largest of the logits plus Gumbel noise is a sample of the softmax; at temperature 0 it is the largest logit.
+    The largest of the logits plus Gumbel noise is a sample of the softmax; at temperature 0 it is
+    the largest logit.
     """
     noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[-1:]))(keys_B)
     return jnp.argmax(logits_BV + temperature * noise_BV, axis=-1).astype(jnp.int32)
@@ -53,7 +60,8 @@ def _sortable(x):
 
 
 def _largest(holds, order_BV):
-    """Per row the largest uint32 for which `holds`, which is true below some bound: set bit after bit from the top.
+    """Per row the largest uint32 for which `holds`, which is true below some bound: set bit after
+    bit from the top.
 
     32 passes over the row, where sorting it takes many times as long on every backend.
     """

@@ -8,11 +8,14 @@ import jax
 
 from t2i_jax.types import Array, Key
 
-Draw = Callable[[Array | int, Array], Array]  # (count, x_BHWC) -> unit normal noise of that shape, the sample number `count` of a run
+# A noise source: (count, x_BHWC) -> unit normal noise of that shape, the sample `count` of a run.
+NoiseSource = Callable[[Array | int, Array], Array]
 
 
-def gaussian(keys_B: Key) -> Draw:
-    """A noise source with one key per row, so that a row's image does not depend on what else is in the batch."""
+def gaussian(keys_B: Key) -> NoiseSource:
+    """A noise source with one key per row, so that a row's image does not depend on what else is in
+    the batch.
+    """
 
     def draw(count, x_BHWC):
         def row(key):
@@ -23,6 +26,6 @@ def gaussian(keys_B: Key) -> Draw:
     return draw
 
 
-def injected(eps_NBHWC: Array) -> Draw:
+def injected(eps_NBHWC: Array) -> NoiseSource:
     """A noise source that gives stored noise in the order of the count."""
     return lambda count, x_BHWC: jax.lax.dynamic_index_in_dim(eps_NBHWC, count, keepdims=False)

@@ -15,17 +15,22 @@ Scale = float | Array | Callable[[Array], Array]
 
 
 def guide(function: Callable[..., Array], scale: Scale, *, parallel: float = 1.0) -> Callable[..., Array]:
-    """The function with classifier-free guidance: c + (scale - 1) * (c - null), c conditional, null unconditional.
+    """The function with classifier-free guidance: c + (scale - 1) * (c - null), c conditional, null
+    unconditional.
 
-    Around a denoiser it works on clean images, around a network on the network's predictions. Without `parallel` that
-    is the same; with it, imagen-pytorch 2.1.0 works on the network's predictions, and Sadat et al. 2024 on clean images.
+    Around a denoiser it works on clean images, around a network on the network's predictions.
+    Without `parallel` that is the same; with it, imagen-pytorch 2.1.0 works on the network's
+    predictions, and Sadat et al. 2024 on clean images.
 
     Args:
-      function: `(x_BHWC, level_B, keep_B, ...) -> BHWC`; it is called with 2B rows, first those with their text.
-      scale: 1 is no guidance (and costs none, as a Python number). An array holds one scale, or one per row. A function
-        gives them from level_B; where that says 1 for all rows, the half without a text is not computed.
-      parallel: factor of the component of c - null that is parallel to the conditional prediction c (APG, Sadat et al.
-        2024): 1 is plain guidance, 0 removes it, against colours that saturate at high scales.
+      function: `(x_BHWC, level_B, keep_B, ...) -> BHWC`; it is called with 2B rows, first those
+        with their text.
+      scale: 1 is no guidance (and costs none, as a Python number). An array holds one scale, or one
+        per row. A function gives them from level_B; where that says 1 for all rows, the half
+        without a text is not computed.
+      parallel: factor of the component of c - null that is parallel to the conditional prediction c
+        (APG, Sadat et al. 2024): 1 is plain guidance, 0 removes it, against colours that saturate
+        at high scales.
     """
     if isinstance(scale, (int, float)) and scale == 1:
         return function
@@ -51,19 +56,23 @@ def guide(function: Callable[..., Array], scale: Scale, *, parallel: float = 1.0
 def within(scale: float | Array, low: float | Array, high: float | Array) -> Callable[[Array], Array]:
     """A scale for the levels from `low` to `high`, and 1 outside (Kynkäänniemi et al. 2024).
 
-    Levels are what the guided function takes: those of the noise for a denoiser, for a network its conditions:
-    log-SNRs with `Ddpm`, which fall as levels rise, and ln(sigma) / 4 with `Edm`.
+    Levels are what the guided function takes: those of the noise for a denoiser, for a network its
+    conditions: log-SNRs with `Ddpm`, which fall as levels rise, and ln(sigma) / 4 with `Edm`.
     """
     return lambda level_B: jnp.where((level_B >= low) & (level_B <= high), scale, 1.0)
 
 
 def for_rows(arrays: Any, rows: int) -> Any:
-    """A tree of arrays (B, ...), repeated as a whole to `rows` = B or 2B rows; for what a network closes over."""
+    """A tree of arrays (B, ...), repeated as a whole to `rows` = B or 2B rows; for what a network
+    closes over.
+    """
     return jax.tree.map(lambda a: jnp.concatenate([a] * (rows // a.shape[0])), arrays)
 
 
 def _reduced(update, prediction, parallel):
-    """The update with its component parallel to the prediction multiplied by `parallel`, per row, over all pixels."""
+    """The update with its component parallel to the prediction multiplied by `parallel`, per row,
+    over all pixels.
+    """
     if parallel == 1:
         return update
     axes = tuple(range(1, prediction.ndim))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax.config import one_of
-from t2i_jax.diffusion.draws import Draw
+from t2i_jax.diffusion.draws import NoiseSource
 from t2i_jax.diffusion.noise import Noise
 from t2i_jax.diffusion.samplers import Levels, State, Step
 from t2i_jax.errors import UserError
@@ -20,7 +20,7 @@ def repaint(
     noise: Noise,
     x_BHWC: Array,
     levels: Array,
-    draw: Draw,
+    draw: NoiseSource,
     known_BHWC: Array,
     keep_BHW: Array,
     *,
@@ -30,15 +30,19 @@ def repaint(
 ) -> Array:
     """Clean images, float32, with the known part in place and the rest sampled to fit it.
 
-    Every step is made `resample` times: the known part is noised to the level and put in, the step is made, and but for
-    the last time the result is noised back up, so that both parts grow together.
+    Every step is made `resample` times: the known part is noised to the level and put in, the step
+    is made, and but for the last time the result is noised back up, so that both parts grow
+    together.
 
     Args:
-      step: a solver of one step (`ancestral`, `ddim`, `heun`; `dpm_solver` takes its first-order form).
-      x_BHWC: noise at levels[0]. known_BHWC: images in [-1, 1]. keep_BHW: True where the image is known.
-      draw: noise source; time r of step i takes the samples 1 + 3 * (i * resample + r) and the next two: for the known
-        part, for the step, and for noising back up.
-      compat: "imagen-pytorch" noises back up with too little noise, as that package does. None: as in the paper.
+      step: a solver of one step (`ancestral`, `ddim`, `heun`; `dpm_solver` takes its first-order
+        form).
+      x_BHWC: noise at levels[0]. known_BHWC: images in [-1, 1]. keep_BHW: True where the image is
+        known.
+      draw: noise source; time r of step i takes the samples 1 + 3 * (i * resample + r) and the next
+        two: for the known part, for the step, and for noising back up.
+      compat: "imagen-pytorch" noises back up with too little noise, as that package does. None: as
+        in the paper.
       tell: callback, called within the compiled loop for every step, see `progress`.
     """
     if isinstance(resample, bool) or not isinstance(resample, int) or resample < 1:
@@ -63,7 +67,7 @@ def repaint(
             state = step(State(x, state.x0_BHWC), Levels(now, now, after), lambda: normal(1))
             again = (r < resample - 1) & (after > 0)
             return State(jnp.where(again, _back_up(noise, state.x_BHWC, after, now, normal(2), compat), state.x_BHWC),
-                         state.x0_BHWC)  # fmt: skip
+                         state.x0_BHWC)
 
         return jax.lax.fori_loop(0, resample, once, state), None
 
@@ -74,7 +78,9 @@ def repaint(
 
 
 def _back_up(noise, x_BHWC, low, high, eps_BHWC, compat):
-    """The forward process from a lower level to a higher one: x * alpha / alpha_low + noise for what is missing."""
+    """The forward process from a lower level to a higher one: x * alpha / alpha_low + noise for
+    what is missing.
+    """
     (alpha_low, sigma_low), (alpha, sigma) = noise.marginal(low), noise.marginal(high)
     shrunk = alpha / alpha_low
     if compat:  # Reference quirk: the standard deviations are subtracted, not the variances.

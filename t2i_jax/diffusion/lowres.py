@@ -1,4 +1,6 @@
-"""Conditioning of a super-resolution stage on the image of the previous stage, enlarged and noised (Ho et al. 2021)."""
+"""Conditioning of a super-resolution stage on the image of the previous stage, enlarged and noised
+(Ho et al. 2021).
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,21 @@ from t2i_jax.types import Array, Key
 
 @dataclasses.dataclass(frozen=True)
 class LowresNoise:
-    """Noise conditioning augmentation: the network is conditioned on the noise level of its low-resolution image.
+    """Noise conditioning augmentation: the network is conditioned on the noise level of its
+    low-resolution image.
 
     Attributes:
-      schedule: of the noise, see `Ddpm`. The Imagen stages use the linear one whatever they are trained with.
+      schedule: of the noise, see `Ddpm`. The Imagen stages use the linear one whatever they are
+        trained with.
       sample_level: the time in [0, 1] to which the small image is noised in sampling.
-      per_row: whether each row of a training batch has its own level; else one level holds for the batch.
-      compat: "imagen-pytorch-elucidated" conditions the network, in sampling only, on the time instead of the log-SNR,
-        as that class does against its own training. None: the log-SNR, always.
-      train_limit: times are sampled below it in training. With 1, as in imagen-pytorch, most of the small images that it sees
-        are hardly more than noise; a lower one is for small images that hold nearly all there is to know.
+      per_row: whether each row of a training batch has its own level; else one level holds for the
+        batch.
+      compat: "imagen-pytorch-elucidated" conditions the network, in sampling only, on the time
+        instead of the log-SNR, as that class does against its own training. None: the log-SNR,
+        always.
+      train_limit: times are sampled below it in training. With 1, as in imagen-pytorch, most of the
+        small images that it sees are hardly more than noise; a lower one is for small images that
+        hold nearly all there is to know.
     """
 
     schedule: str = "linear"
@@ -41,7 +48,10 @@ class LowresNoise:
             raise UserError(f"lowres.train_limit={self.train_limit} is outside (0, 1]; try 1.0.")
         if self.sample_level > self.train_limit:
             level, limit = self.sample_level, self.train_limit
-            raise UserError(f"lowres.sample_level={level} is above train_limit={limit}, never trained; lower it.")
+            raise UserError(
+                f"lowres.sample_level={level} is above train_limit={limit}, never trained; lower "
+                "it."
+            )
         if self.compat is not None:
             one_of("lowres.compat", self.compat, ("imagen-pytorch-elucidated",))
 
@@ -56,7 +66,9 @@ class LowresNoise:
         return jnp.broadcast_to(jax.random.uniform(key, shape, maxval=self.train_limit), (batch,))
 
     def noised(self, image_BHWC: Array, eps_BHWC: Array, level_B: Array) -> tuple[Array, Array]:
-        """(the image noised to a level per row, the condition (B,) of the network on it); for training."""
+        """(the image noised to a level per row, the condition (B,) of the network on it); for
+        training.
+        """
         return self.noise.add(image_BHWC, eps_BHWC, level_B), self.noise.condition(level_B)
 
     def for_sampling(self, image_BHWC: Array, eps_BHWC: Array, level: float | None = None) -> tuple[Array, Array]:

@@ -1,8 +1,10 @@
-"""Diffusion processes: noising, the network's target, and the clean image from its prediction: `Ddpm` and `Edm`.
+"""Diffusion processes: noising, the network's target, and the clean image from its prediction:
+`Ddpm` and `Edm`.
 
-Both describe x = alpha * x0 + sigma * eps with alpha and sigma given by a *level* that falls to 0 where x is clean. The
-level of `Ddpm` is a time in [0, 1], that of `Edm` the standard deviation of the noise. Samplers and networks see only
-the interface `Noise`. Images are float, in [-1, 1] when clean; everything is computed in float32.
+Both describe x = alpha * x0 + sigma * eps with alpha and sigma given by a *level* that falls to 0
+where x is clean. The level of `Ddpm` is a time in [0, 1], that of `Edm` the standard deviation of
+the noise. Samplers and networks see only the interface `Noise`. Images are float, in [-1, 1] when
+clean; everything is computed in float32.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ WEIGHTINGS = ("min_snr", "p2", "snr", "plain")
 DISTANCES = ("l2", "l1", "huber")
 
 _COSINE_OFFSET = 0.008  # s in Nichol & Dhariwal 2021, eq. 17
-_COSINE_END = 4.371139e-8  # |cos(pi/2)| in float32: the cosine schedule ends at log-SNR -33.89 instead of -inf
+# |cos(pi/2)| in float32: the cosine schedule ends at log-SNR -33.89 instead of -inf.
+_COSINE_END = 4.371139e-8
 
 
 def per_row(values_B: Array, x_BHWC: Array) -> Array:
@@ -34,7 +37,8 @@ def per_row(values_B: Array, x_BHWC: Array) -> Array:
 
 @runtime_checkable
 class Noise(Protocol):
-    """The interface of a diffusion process for training and sampling; `level` is a scalar or one value per row.
+    """The interface of a diffusion process for training and sampling; `level` is a scalar or one
+    value per row.
 
     Attributes:
       sampler: the solver that goes with it, where none is named.
@@ -44,39 +48,51 @@ class Noise(Protocol):
 
     def train_levels(self, key: Key, batch: int) -> Array:
         """Levels (batch,) sampled from the training distribution."""
+        ...
 
     def levels(self, steps: int) -> Array:
         """The steps + 1 falling levels of a sampling run; the last one is 0."""
+        ...
 
     def marginal(self, level: Array) -> tuple[Array, Array]:
         """(alpha, sigma) at a level."""
+        ...
 
     def level_at(self, ratio: Array) -> Array:
         """The level at which sigma / alpha has this value, or the nearest one that there is."""
+        ...
 
     def log_snr(self, level: Array) -> Array:
         """ln(alpha^2 / sigma^2); infinite where a level has no noise at all."""
+        ...
 
     def start(self, eps_BHWC: Array, level: Array) -> Array:
         """Unit noise scaled to what sampling starts from at the level `level`."""
+        ...
 
     def net_input(self, x_BHWC: Array, level_B: Array) -> Array:
         """The noised image, scaled for the network."""
+        ...
 
     def condition(self, level_B: Array) -> Array:
         """The number (B,) by which the network is conditioned on the level."""
+        ...
 
     def target(self, x0_BHWC: Array, eps_BHWC: Array, level_B: Array) -> Array:
         """The target of the network's prediction."""
+        ...
 
     def weight(self, level_B: Array) -> Array:
         """The weight (B,) of the distance between prediction and target."""
+        ...
 
     def denoised(self, output_BHWC: Array, x_BHWC: Array, level_B: Array) -> Array:
         """The clean image that follows from a prediction."""
+        ...
 
     def losses(self, output_BHWC: Array, x0_BHWC: Array, eps_BHWC: Array, level_B: Array) -> Array:
         """Weighted distance (B,), a mean over the pixels of each row."""
+        ...
 
     def add(self, x0_BHWC: Array, eps_BHWC: Array, level_B: Array) -> Array:
         """The image noised to a level per row: alpha * x0 + sigma * eps."""
@@ -86,16 +102,19 @@ class Noise(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Ddpm(Noise):
-    """Variance-preserving diffusion in continuous time (Kingma et al. 2021), as imagen-pytorch trains it.
+    """Variance-preserving diffusion in continuous time (Kingma et al. 2021), as imagen-pytorch
+    trains it.
 
     Attributes:
-      schedule: log-SNR over time: "cosine" (Nichol & Dhariwal 2021) or "linear" (the betas of Ho et al. 2020).
-      shift: added to that log-SNR, finite (Hoogeboom et al. 2023, section 3.1): below 0 more of training and sampling
-        is spent where there is much noise.
-      objective: what the network predicts: "noise", "x_start" or "v" = alpha * eps - sigma * x0 (Salimans & Ho 2022).
-      weighting: "min_snr" (Hang et al. 2023), "p2" (Choi et al. 2022), "snr": every objective weighs as the plain loss
-        on the noise does, or "plain": no weights. With "v" the first three hardly look at the noisiest levels, where
-        an image's layout is decided.
+      schedule: log-SNR over time: "cosine" (Nichol & Dhariwal 2021) or "linear" (the betas of Ho et
+        al. 2020).
+      shift: added to that log-SNR, finite (Hoogeboom et al. 2023, section 3.1): below 0 more of
+        training and sampling is spent where there is much noise.
+      objective: what the network predicts: "noise", "x_start" or "v" = alpha * eps - sigma * x0
+        (Salimans & Ho 2022).
+      weighting: "min_snr" (Hang et al. 2023), "p2" (Choi et al. 2022), "snr": every objective
+        weighs as the plain loss on the noise does, or "plain": no weights. With "v" the first three
+        hardly look at the noisiest levels, where an image's layout is decided.
       min_snr_gamma: the largest signal-to-noise ratio that counts.
       p2_gamma, p2_k: the plain loss on the noise is multiplied by (k + SNR)^-gamma.
       distance: "l2", "l1" or "huber" (quadratic up to 1, then linear).
@@ -120,9 +139,13 @@ class Ddpm(Noise):
         for name in ("min_snr_gamma", "p2_k"):
             _check_positive(self, name)
         if not self.p2_gamma >= 0:
-            raise UserError(f"noise.p2_gamma={self.p2_gamma} is negative; try 0.5, or 0 for no weighting.")
+            raise UserError(
+                f"noise.p2_gamma={self.p2_gamma} is negative; try 0.5, or 0 for no weighting."
+            )
         if not math.isfinite(self.shift):
-            raise UserError(f"noise.shift={self.shift} is not finite; try 0, or -1.5 for more noise.")
+            raise UserError(
+                f"noise.shift={self.shift} is not finite; try 0, or -1.5 for more noise."
+            )
 
     def train_levels(self, key: Key, batch: int) -> Array:
         """Times (batch,), uniform in [0, 1)."""
@@ -138,7 +161,8 @@ class Ddpm(Noise):
         level = jnp.asarray(level, jnp.float32)
         if self.schedule == "linear":
             return self.shift - jnp.log(jnp.expm1(1e-4 + 10.0 * level**2))
-        # alpha = cos(angle), and cos(angle) = sin(pi/2 - angle), which keeps its digits as the time nears 1.
+        # alpha = cos(angle), and cos(angle) = sin(pi/2 - angle), which keeps its digits as the time
+        # nears 1.
         quarter = math.pi / 2 / (1 + _COSINE_OFFSET)
         cosine = jnp.maximum(jnp.sin(quarter * (1 - level)), _COSINE_END)
         return self.shift + 2 * jnp.log(cosine / jnp.sin(quarter * (level + _COSINE_OFFSET)))
@@ -173,7 +197,9 @@ class Ddpm(Noise):
         return {"noise": eps_BHWC, "x_start": x0_BHWC, "v": alpha * eps_BHWC - sigma * x0_BHWC}[self.objective]
 
     def weight(self, level_B: Array) -> Array:
-        """The weighting is one of errors in x0; those in eps are sqrt(SNR) times, in v sqrt(SNR + 1) times as large."""
+        """The weighting is one of errors in x0; those in eps are sqrt(SNR) times, in v sqrt(SNR +
+        1) times as large.
+        """
         snr_B = jnp.exp(self.log_snr(level_B))
         of_x0_B = {
             "min_snr": jnp.minimum(snr_B, self.min_snr_gamma),
@@ -192,14 +218,17 @@ class Ddpm(Noise):
         return output_BHWC if self.objective == "x_start" else alpha * x_BHWC - sigma * output_BHWC
 
     def losses(self, output_BHWC: Array, x0_BHWC: Array, eps_BHWC: Array, level_B: Array) -> Array:
-        """Weighted distance (B,) between prediction and target, a mean over the pixels of each row."""
+        """Weighted distance (B,) between prediction and target, a mean over the pixels of each
+        row.
+        """
         error_BHWC = output_BHWC.astype(jnp.float32) - self.target(x0_BHWC, eps_BHWC, level_B)
         return self.weight(level_B) * jnp.mean(_distance(error_BHWC, self.distance), axis=range(1, error_BHWC.ndim))
 
 
 @dataclasses.dataclass(frozen=True)
 class Edm(Noise):
-    """Variance-exploding diffusion with the preconditioning of Karras et al. 2022 (table 1), in its letters.
+    """Variance-exploding diffusion with the preconditioning of Karras et al. 2022 (table 1), in its
+    letters.
 
     Attributes:
       sigma_data: standard deviation of the clean images.
@@ -221,7 +250,8 @@ class Edm(Noise):
             _check_positive(self, name)
         if not self.sigma_max > self.sigma_min:
             raise UserError(
-                f"noise.sigma_max={self.sigma_max} is not above noise.sigma_min={self.sigma_min}; try 80 and 0.002."
+                f"noise.sigma_max={self.sigma_max} is not above "
+                f"noise.sigma_min={self.sigma_min}; try 80 and 0.002."
             )
 
     def train_levels(self, key: Key, batch: int) -> Array:
@@ -264,7 +294,9 @@ class Edm(Noise):
         return scale * (sigma / self.sigma_data * x0_BHWC - self.sigma_data * eps_BHWC)
 
     def weight(self, level_B: Array) -> Array:
-        """lambda(sigma) * c_out^2 = 1: the weight of x0 is such that every level counts the same for the prediction."""
+        """lambda(sigma) * c_out^2 = 1: the weight of x0 is such that every level counts the same
+        for the prediction.
+        """
         return jnp.ones_like(level_B, jnp.float32)
 
     def denoised(self, output_BHWC: Array, x_BHWC: Array, level_B: Array) -> Array:
@@ -281,7 +313,8 @@ class Edm(Noise):
 
 
 def karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Array:
-    """Karras et al. 2022, eq. 5: `steps` values of sigma / alpha from sigma_max to sigma_min, then 0; float32.
+    """Karras et al. 2022, eq. 5: `steps` values of sigma / alpha from sigma_max to sigma_min, then
+    0; float32.
 
     They are levels of `Edm`; `Ddpm().level_at(karras(...))` makes times of them.
     """

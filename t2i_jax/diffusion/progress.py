@@ -13,7 +13,9 @@ _bars: list[tqdm] = []  # the innermost one advances
 
 @contextlib.contextmanager
 def bar(title: str, steps: int) -> Iterator[None]:
-    """Shows a bar of `steps` steps on stderr while the body runs; runs compiled with the callback `tell` advance it."""
+    """Shows a bar of `steps` steps on stderr while the body runs; runs compiled with the callback
+    `tell` advance it.
+    """
     with tqdm(total=steps, desc=title, unit="step", leave=False) as shown:
         _bars.append(shown)
         try:
@@ -24,7 +26,9 @@ def bar(title: str, steps: int) -> Iterator[None]:
 
 
 def tell() -> None:
-    """Advances the bar by one step, as the callback of a compiled run; without a bar nothing happens."""
+    """Advances the bar by one step, as the callback of a compiled run; without a bar nothing
+    happens.
+    """
     jax.debug.callback(_advance)
 
 

@@ -1,4 +1,5 @@
-"""From noise to an image along falling levels: ancestral DDPM, DDIM, Heun with churn and DPM-Solver++(2M).
+"""From noise to an image along falling levels: ancestral DDPM, DDIM, Heun with churn and
+DPM-Solver++(2M).
 
 Each solver is a step, `sample` walks it over the levels in one compiled loop:
 
@@ -8,7 +9,8 @@ Each solver is a step, `sample` walks it over the levels in one compiled loop:
     x = start(noise, levels, draw, (batch, 64, 64, 3))
     x0 = sample(heun(clamp(guide(denoiser(net, noise), 5.0)), noise), x, levels, draw)
 
-Every solver works with every noise. A level of 0 stands for the clean image (see `ancestral` for the one exception).
+Every solver works with every noise. A level of 0 stands for the clean image (see `ancestral` for
+the one exception).
 """
 
 from __future__ import annotations
@@ -22,35 +24,42 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax.diffusion.denoiser import Denoise
-from t2i_jax.diffusion.draws import Draw
+from t2i_jax.diffusion.draws import NoiseSource
 from t2i_jax.diffusion.noise import Noise
 from t2i_jax.errors import UserError
 from t2i_jax.types import Array
 
 
 class State(NamedTuple):
-    """The state of a sampling run: the noised image and the last estimate of the clean one (zeros at first)."""
+    """The state of a sampling run: the noised image and the last estimate of the clean one (zeros
+    at first).
+    """
 
     x_BHWC: Array
     x0_BHWC: Array
 
 
 class Levels(NamedTuple):
-    """The previous level (equal to `now` where there is none), the one to leave, and the one to reach."""
+    """The previous level (equal to `now` where there is none), the one to leave, and the one to
+    reach.
+    """
 
     previous: Array
     now: Array
     next: Array
 
 
-_FAR = 1e3  # sigma / alpha from which a step is not corrected; only the first level of the cosine schedule is there
+# sigma / alpha from which a step is not corrected; only the cosine schedule's first level is there.
+_FAR = 1e3
 
-Step = Callable[[State, Levels, Callable[[], Array]], State]  # the last argument samples unit noise shaped like x
+# The last argument samples unit noise shaped like x.
+Step = Callable[[State, Levels, Callable[[], Array]], State]
 
 
 @dataclasses.dataclass(frozen=True)
 class Churn:
-    """Noise added before each Heun step (Karras et al. 2022, algorithm 2), in units of sigma / alpha.
+    """Noise added before each Heun step (Karras et al. 2022, algorithm 2), in units of sigma /
+    alpha.
 
     Attributes:
       amount: S_churn, spread over the steps; 0 makes the solver deterministic.
@@ -65,16 +74,21 @@ class Churn:
 
     def __post_init__(self):
         if not self.amount >= 0 or not self.scale > 0:
-            raise UserError(f"churn amount={self.amount}, scale={self.scale}: try 80 and 1.003, or Churn(0) for none.")
+            raise UserError(
+                f"churn amount={self.amount}, scale={self.scale}: try 80 and 1.003, or Churn(0) "
+                "for none."
+            )
 
 
-def start(noise: Noise, levels: Array, draw: Draw, shape: Sequence[int]) -> Array:
-    """The noise (B, H, W, C) that a sampling run starts from; it takes the sample number 0 of the noise source."""
+def start(noise: Noise, levels: Array, draw: NoiseSource, shape: Sequence[int]) -> Array:
+    """The noise (B, H, W, C) that a sampling run starts from; it takes the sample number 0 of the
+    noise source.
+    """
     return noise.start(draw(0, jnp.zeros(shape, jnp.float32)), levels[0])
 
 
 def sample(
-    step: Step, x_BHWC: Array, levels: Array, draw: Draw, *, tell: Callable[[], None] | None = None
+    step: Step, x_BHWC: Array, levels: Array, draw: NoiseSource, *, tell: Callable[[], None] | None = None
 ) -> Array:
     """The clean images, float32, not clipped.
 
@@ -100,10 +114,11 @@ def sample(
 
 
 def ancestral(denoise: Denoise, noise: Noise) -> Step:
-    """Samples the posterior q(x_next | x, x0) (Ho et al. 2020; in continuous time Kingma et al. 2021, eq. 33).
+    """Samples the posterior q(x_next | x, x0) (Ho et al. 2020; in continuous time Kingma et al.
+    2021, eq. 33).
 
-    The last step goes to the mean at level 0 as the schedule of the noise has it, as imagen-pytorch does. That is not
-    quite clean for `Ddpm`: 0.0002 of the variance is noise.
+    The last step goes to the mean at level 0 as the schedule of the noise has it, as imagen-pytorch
+    does. That is not quite clean for `Ddpm`: 0.0002 of the variance is noise.
     """
 
     def step(state, levels, normal):
@@ -118,7 +133,9 @@ def ancestral(denoise: Denoise, noise: Noise) -> Step:
 
 
 def ddim(denoise: Denoise, noise: Noise, eta: float = 0.0) -> Step:
-    """Song et al. 2021, eq. 12 and 16: order 1, with `eta` 0 deterministic and with `eta` 1 as noisy as `ancestral`."""
+    """Song et al. 2021, eq. 12 and 16: order 1, with `eta` 0 deterministic and with `eta` 1 as
+    noisy as `ancestral`.
+    """
     if not 0 <= eta <= 1:
         raise UserError(f"eta={eta} is outside [0, 1]; try 0.")
 
@@ -136,18 +153,21 @@ def ddim(denoise: Denoise, noise: Noise, eta: float = 0.0) -> Step:
 
 
 def heun(denoise: Denoise, noise: Noise, churn: Churn | None = None, steps: int | None = None) -> Step:
-    """Karras et al. 2022, algorithm 2: order 2, two calls of the network per step and one in the last.
+    """Karras et al. 2022, algorithm 2: order 2, two calls of the network per step and one in the
+    last.
 
-    It solves for x / alpha, whose noise level is sigma / alpha, so that it serves `Ddpm` too, best on levels such as
-    `noise.level_at(karras(32, 0.02, 80.0))`. A step from where alpha is almost 0 is of order 1: in these units it is
-    too long for a slope at its far end to help.
+    It solves for x / alpha, whose noise level is sigma / alpha, so that it serves `Ddpm` too, best
+    on levels such as `noise.level_at(karras(32, 0.02, 80.0))`. A step from where alpha is almost 0
+    is of order 1: in these units it is too long for a slope at its far end to help.
 
     Args:
       churn: the noise added before each step. None: none.
       steps: the number of steps that `churn.amount` is spread over; needed with it.
     """
     if churn is not None and not steps:
-        raise UserError(f"heun churns with steps={steps}; give the number of steps of the run, for example 32.")
+        raise UserError(
+            f"heun churns with steps={steps}; give the number of steps of the run, for example 32."
+        )
 
     def step(state, levels, normal):
         (alpha, sigma), (alpha_next, sigma_next) = _scales(noise, levels.now), _scales(noise, levels.next)
@@ -168,7 +188,8 @@ def heun(denoise: Denoise, noise: Noise, churn: Churn | None = None, steps: int 
 
 
 def dpm_solver(denoise: Denoise, noise: Noise) -> Step:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): order 2 at one call per step, as it uses the previous estimate.
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): order 2 at one call per step, as it uses the
+    previous estimate.
 
     The first step and the step to level 0 are of order 1.
     """
@@ -176,9 +197,11 @@ def dpm_solver(denoise: Denoise, noise: Noise) -> Step:
     def step(state, levels, normal):
         x0 = _estimate(denoise, state, levels.now)
         (alpha, sigma), (alpha_next, sigma_next) = _scales(noise, levels.now), _scales(noise, levels.next)
-        previous, now, after = (0.5 * noise.log_snr(level) for level in levels)  # lambda = ln(alpha / sigma)
+        # lambda = ln(alpha / sigma)
+        previous, now, after = (0.5 * noise.log_snr(level) for level in levels)
         second = (levels.previous > levels.now) & (levels.next > 0)
-        lean = jnp.where(second, 0.5 * (after - now) / jnp.where(second, now - previous, 1.0), 0.0)  # 1 / (2r)
+        over_2r = 0.5 * (after - now) / jnp.where(second, now - previous, 1.0)  # 1 / (2r)
+        lean = jnp.where(second, over_2r, 0.0)
         leant = x0 + lean * (x0 - state.x0_BHWC)
         keep = sigma_next / sigma  # and alpha' - keep * alpha = -alpha' * expm1(lambda - lambda')
         return State(keep * state.x_BHWC + (alpha_next - keep * alpha) * leant, x0)

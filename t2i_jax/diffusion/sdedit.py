@@ -1,4 +1,6 @@
-"""Image to image: sampling that starts from a noised image instead of from noise (SDEdit, Meng et al. 2022)."""
+"""Image to image: sampling that starts from a noised image instead of from noise (SDEdit, Meng et
+al. 2022).
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,12 @@ def from_image(
 
     Args:
       image_BHWC: images in [-1, 1].
-      levels: those of a whole run. skip: how many of its steps are left out; the more, the closer to the images.
+      levels: those of a whole run. skip: how many of its steps are left out; the more, the closer
+        to the images.
       eps_BHWC: unit noise.
-      compat: "imagen-pytorch" adds the images to the noise of a whole run and then leaves out steps, as that package
-        does. None: the images are noised to the level at which the run starts.
+      compat: "imagen-pytorch" adds the images to the noise of a whole run and then leaves out
+        steps, as that package does. None: the images are noised to the level at which the run
+        starts.
     """
     steps = len(levels) - 1
     if isinstance(skip, bool) or not isinstance(skip, int) or not 0 <= skip < steps:
@@ -33,7 +37,9 @@ def from_image(
 
 
 def steps_to_skip(strength: float, steps: int) -> int:
-    """How many steps a change of this strength leaves out: strength 1 makes all steps, near 0 it makes one."""
+    """How many steps a change of this strength leaves out: strength 1 makes all steps, near 0 it
+    makes one.
+    """
     if not 0 < strength <= 1:
         raise UserError(f"strength={strength} is outside (0, 1]; try 0.6.")
     return steps - max(round(strength * steps), 1)

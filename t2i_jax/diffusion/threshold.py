@@ -20,7 +20,8 @@ def dynamic(denoise: Denoise, percentile: float = 0.95) -> Denoise:
     """Dynamic thresholding (Saharia et al. 2022, section 2.3), row by row.
 
     Args:
-      percentile: fraction of an image's absolute values below the threshold; 0.995 in the paper, 0.95 in imagen-pytorch.
+      percentile: fraction of an image's absolute values below the threshold; 0.995 in the paper,
+        0.95 in imagen-pytorch.
     """
     if not 0 < percentile <= 1:
         raise UserError(f"percentile={percentile} is outside (0, 1]; try 0.95.")

@@ -1,4 +1,6 @@
-"""The patch discriminator of parti-pytorch: a stem of three kernel sizes, then strided convolutions with residuals."""
+"""The patch discriminator of parti-pytorch: a stem of three kernel sizes, then strided convolutions
+with residuals.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ class Discriminator(nn.Module):
     """Logits (B, rows, columns) per patch, high for real images.
 
     Attributes:
-      dims: width after the stem and after each stride-2 layer; all but the first are multiples of `groups`.
+      dims: width after the stem and after each stride-2 layer; all but the first are multiples of
+        `groups`.
       groups: of the group norms.
     """
 
@@ -28,7 +31,9 @@ class Discriminator(nn.Module):
     def __post_init__(self):
         for dim in self.dims[1:]:
             if dim % self.groups:
-                raise UserError(f"dims={self.dims} has {dim}, no multiple of groups={self.groups}; widen it.")
+                raise UserError(
+                    f"dims={self.dims} has {dim}, no multiple of groups={self.groups}; widen it."
+                )
         super().__post_init__()
 
     @property
@@ -40,8 +45,8 @@ class Discriminator(nn.Module):
         """Refuses images that are too small for this many layers."""
         if image_size < self.smallest_image:
             raise UserError(
-                f"image_size={image_size} is too small for {len(self.dims) - 1} discriminator layers "
-                f"(at least {self.smallest_image}); use fewer discr_layers."
+                f"image_size={image_size} is too small for {len(self.dims) - 1} discriminator "
+                f"layers (at least {self.smallest_image}); use fewer discr_layers."
             )
 
     @nn.compact

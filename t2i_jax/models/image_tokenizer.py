@@ -1,8 +1,9 @@
-"""What all image tokenizers share: the protocol, the base class of the networks, and functions for those who use one.
+"""What all image tokenizers share: the protocol, the base class of the networks, and functions for
+those who use one.
 
-A tokenizer turns an image into a grid of codes and back. Its weights are `{"generator": params, "stats": codebook}`,
-where the codebook holds the statistics that training changes without a gradient, {} when there are none; a training
-run adds "discriminator" and usage counts.
+A tokenizer turns an image into a grid of codes and back. Its weights are `{"generator": params,
+"stats": codebook}`, where the codebook holds the statistics that training changes without a
+gradient, {} when there are none; a training run adds "discriminator" and usage counts.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ Codebook = Mapping[str, Array]
 class ImageTokenizer(Protocol):
     """A Linen module that turns float images into a grid of codes and back.
 
-    `encode`, `lookup`, `decode`, `features` and `pixels` are called through `apply(..., method=)`; the others need no
-    weights. A convolutional network runs at several sizes with one set of weights: `model.clone(image_size=512)` changes
-    the field, and `grid` and `num_tokens` follow from it.
+    `encode`, `lookup`, `decode`, `features` and `pixels` are called through `apply(..., method=)`;
+    the others need no weights. A convolutional network runs at several sizes with one set of
+    weights: `model.clone(image_size=512)` changes the field, and `grid` and `num_tokens` follow
+    from it.
 
     Attributes:
       image_size: side in pixels of the square images.
@@ -47,59 +49,81 @@ class ImageTokenizer(Protocol):
     @property
     def patch_size(self) -> int:
         """Pixels per side of a token."""
+        ...
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens."""
+        ...
 
     @property
     def num_tokens(self) -> int:
         """Tokens per image."""
+        ...
 
     @property
     def last_layer(self) -> tuple[str, ...]:
-        """Path of the kernel that makes the pixels, by whose gradients the adversarial loss is weighed."""
+        """Path of the kernel that makes the pixels, by whose gradients the adversarial loss is
+        weighed.
+        """
+        ...
 
     def start(self, key: Key) -> Codebook:
         """The first codebook statistics; {} when there are none."""
+        ...
 
     def revive(self, params: Params, codebook: Codebook, dead_K: Array, fresh_KE: Array) -> tuple[Params, Codebook]:
-        """(params, codebook) with the codes that are True in `dead_K` replaced by latents of a recent batch."""
+        """(params, codebook) with the codes that are True in `dead_K` replaced by latents of a
+        recent batch.
+        """
+        ...
 
     def __call__(self, image_BHWC: Array, codebook: Codebook, train: bool = False) -> tuple[Array, Encoded]:
         """The reconstruction and the encoding of float images."""
+        ...
 
     def encode(self, image_BHWC: Array, codebook: Codebook, train: bool = False) -> Encoded:
         """The encoding of float images (B, image_size, image_size, channels) of `pixel_range`."""
+        ...
 
     def lookup(self, ids_BHW: Array, codebook: Codebook) -> Array:
         """Decoder input (B, rows, columns, dim) of codes."""
+        ...
 
     def decode(self, fmap_BHWC: Array) -> Array:
-        """Float images from a quantised feature map: `pixels(features(fmap))`; nothing is clipped."""
+        """Float images from a quantised feature map: `pixels(features(fmap))`; nothing is
+        clipped.
+        """
+        ...
 
     def features(self, fmap_BHWC: Array) -> Array:
         """The feature map that the last layer turns into pixels."""
+        ...
 
     def pixels(self, features_BHWC: Array) -> Array:
         """Float32 images from `features`."""
+        ...
 
     def init(self, key: Key, *args: Any) -> Mapping[str, Any]:
         """First variables, as of every Linen module."""
+        ...
 
     def apply(self, variables: Mapping[str, Any], *args: Any, method: Any = None, **options: Any) -> Any:
         """The result of a method with these variables, as of every Linen module."""
+        ...
 
     def clone(self, **fields: Any) -> Self:
         """The same network with other fields, as of every Linen module."""
+        ...
 
 
 class QuantizedAutoencoder(nn.Module):
-    """An encoder, a quantiser and a decoder: the part of `ImageTokenizer` that does not depend on the layers.
+    """An encoder, a quantiser and a decoder: the part of `ImageTokenizer` that does not depend on
+    the layers.
 
-    A subclass has the fields of the protocol and `patch_size`, makes `self.quantizer` (see `nn.quantize`) in `setup`
-    and adds `encoder_fmap(image_BHWC) -> fmap`, `features`, `pixels`, `start` and `revive`. The layer that makes the
-    pixels is called "to_pixels".
+    A subclass has the fields of the protocol and `patch_size`, makes `self.quantizer` (see
+    `nn.quantize`) in `setup` and adds `encoder_fmap(image_BHWC) -> fmap`, `features`, `pixels`,
+    `start` and `revive`. The layer that makes the pixels is called "to_pixels".
     """
 
     @property
@@ -114,7 +138,9 @@ class QuantizedAutoencoder(nn.Module):
 
     @property
     def last_layer(self) -> tuple[str, ...]:
-        """Path of the kernel that makes the pixels, by whose gradients the adversarial loss is weighed."""
+        """Path of the kernel that makes the pixels, by whose gradients the adversarial loss is
+        weighed.
+        """
         return ("to_pixels", "kernel")
 
     def __call__(self, image_BHWC: Array, codebook: Codebook, train: bool = False) -> tuple[Array, Encoded]:
@@ -151,17 +177,22 @@ def pixels(model: ImageTokenizer, weights: Mapping[str, Any], ids_BN: Array) -> 
 
 
 def check_sizes(model: ImageTokenizer, *widths: str) -> None:
-    """Refuses an image size that the patches do not divide, and sizes and `widths` (names of fields) below 1."""
+    """Refuses an image size that the patches do not divide, and sizes and `widths` (names of
+    fields) below 1.
+    """
     for field in (*widths, "image_size", "patch_size", "channels", "codebook_size"):
         if getattr(model, field) < 1:
             raise UserError(f"{field}={getattr(model, field)} is not positive; give 1 or more.")
     if model.image_size % model.patch_size:
         fits = max(model.image_size // model.patch_size, 1) * model.patch_size
         raise UserError(
-            f"image_size={model.image_size} is not a multiple of patch_size={model.patch_size}; try image_size={fits}."
+            f"image_size={model.image_size} is not a multiple of "
+            f"patch_size={model.patch_size}; try image_size={fits}."
         )
     if not model.pixel_range[0] < model.pixel_range[1]:
-        raise UserError(f"pixel_range={model.pixel_range} is empty; give (low, high), for example (-1.0, 1.0).")
+        raise UserError(
+            f"pixel_range={model.pixel_range} is empty; give (low, high), for example (-1.0, 1.0)."
+        )
 
 
 def revive_rows(table_KE: Array, dead_K: Array, fresh_KE: Array) -> Array:
@@ -170,7 +201,9 @@ def revive_rows(table_KE: Array, dead_K: Array, fresh_KE: Array) -> Array:
 
 
 def abstract(model: ImageTokenizer) -> dict[str, Any]:
-    """Shapes of the weights {"generator", "stats"}, boxed with their logical axes; nothing is computed."""
+    """Shapes of the weights {"generator", "stats"}, boxed with their logical axes; nothing is
+    computed.
+    """
     return jax.eval_shape(lambda key: init(model, key), jax.random.key(0))
 
 
@@ -196,7 +229,8 @@ def flops(model: ImageTokenizer, method: str = "__call__") -> float:
 def abstract_discriminator(discriminator: Any, model: ImageTokenizer) -> dict[str, Any]:
     """Shapes of the parameters of a discriminator for the images of `model`, boxed.
 
-    A tokenizer of images too small for its discriminator has one all the same, as in parti-pytorch: it cannot train.
+    A tokenizer of images too small for its discriminator has one all the same, as in parti-pytorch:
+    it cannot train.
     """
     side = max(model.image_size, getattr(discriminator, "smallest_image", 0))
     image = jax.ShapeDtypeStruct((1, side, side, model.channels), jnp.float32)

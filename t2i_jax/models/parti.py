@@ -1,4 +1,6 @@
-"""The Parti of parti-pytorch 0.2.0, weight for weight: a decoder over image tokens that attends to frozen text."""
+"""The Parti of parti-pytorch 0.2.0, weight for weight: a decoder over image tokens that attends to
+frozen text.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ COMPAT = ("misaligned_bias", "unit_init", "output_norm")
 
 
 class PartiLayer(nn.Module):
-    """Self-attention with a relative position bias, cross-attention to text, feed-forward; fields as in `Parti`."""
+    """Self-attention with a relative position bias, cross-attention to text, feed-forward; fields
+    as in `Parti`.
+    """
 
     dim: int
     dim_head: int
@@ -36,6 +40,7 @@ class PartiLayer(nn.Module):
     dtype: str = "float32"
 
     def setup(self):
+        """Makes the layers and parameters."""
         scale = _init_scale(self.compat)
         sizes, out_norm = (self.dim, self.heads, self.dim_head), "output_norm" in self.compat
         self.self_attention = MultiQueryAttention(*sizes, self.dropout, scale, out_norm, self.dtype)
@@ -63,7 +68,9 @@ class PartiLayer(nn.Module):
     def step(
         self, x_BC: Array, cache: Mapping[str, Array], position: Array, mask_BL: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """One position through the layer, and the KV cache ("kv": (B, positions, dim_head)) with it."""
+        """One position through the layer, and the KV cache ("kv": (B, positions, dim_head)) with
+        it.
+        """
         new_BD = self.self_attention.keys(x_BC, normalised=True)
         kv_BKD = jax.lax.dynamic_update_slice_in_dim(cache["kv"], new_BD[:, None], position, axis=1)
         past_1K = jnp.arange(kv_BKD.shape[1])[None] <= position
@@ -89,15 +96,16 @@ class Parti(token_decoder.TokenDecoder):
 
     Attributes:
       dim, depth, dim_head, heads, ff_mult: sizes. dropout: on the inputs of queries and keys.
-      fmap_size: tokens per side of an image. codebook_size: number of image tokens. text_embed_dim: width of the text
-        embeddings. These three may be None where a `PartiTask` knows them.
+      fmap_size: tokens per side of an image. codebook_size: number of image tokens. text_embed_dim:
+        width of the text embeddings. These three may be None where a `PartiTask` knows them.
       max_text_len: text beyond it is cut off.
-      compat: what to keep of the package where it is wrong or an older one differed: "misaligned_bias", the relative
-        bias counts the start token as the first cell, so offsets are wrong across row ends (weights of the package
-        need it); "unit_init", embeddings start from N(0, 1), with a first loss in the hundreds; "output_norm", a norm
-        after each attention, as up to version 0.1.
-      remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products: half the memory, and
-        on a CPU faster).
+      compat: what to keep of the package where it is wrong or an older one differed:
+        "misaligned_bias", the relative bias counts the start token as the first cell, so offsets
+        are wrong across row ends (weights of the package need it); "unit_init", embeddings start
+        from N(0, 1), with a first loss in the hundreds; "output_norm", a norm after each attention,
+        as up to version 0.1.
+      remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products:
+        half the memory, and on a CPU faster).
       dtype: of the computation; norms, softmax and logits are float32.
     """
 
@@ -120,13 +128,16 @@ class Parti(token_decoder.TokenDecoder):
     def __post_init__(self):
         token_decoder.check_sizes(self, "dim", "depth", "dim_head", "heads", "max_text_len")
         if isinstance(self.compat, str):
-            raise UserError(f"compat={self.compat!r} is a string; give a tuple such as ({self.compat!r},).")
+            raise UserError(
+                f"compat={self.compat!r} is a string; give a tuple such as ({self.compat!r},)."
+            )
         for name in self.compat:
             config.one_of("compat", name, COMPAT)
         config.one_of("remat", self.remat, REMAT)
         super().__post_init__()
 
     def setup(self):
+        """Makes the layers and parameters."""
         token_decoder.check_complete(self)
         normal = nn.initializers.normal(_init_scale(self.compat))
         vectors = (self.fmap_size, self.dim)
@@ -145,12 +156,14 @@ class Parti(token_decoder.TokenDecoder):
         keep_B: Array | None = None,
         deterministic: bool = True,
     ) -> Array:
-        """Float32 logits (B, n + 1, codebook_size): position t predicts token t from the n given tokens.
+        """Float32 logits (B, n + 1, codebook_size): position t predicts token t from the n given
+        tokens.
 
         Args:
           ids_BN: at most num_tokens - 1 tokens, row by row.
           text_embeds_BLD, text_mask_BL: text, and True where it is no padding.
-          keep_B: conditioning mask, False in rows whose text is dropped (classifier-free guidance). None: all True.
+          keep_B: conditioning mask, False in rows whose text is dropped (classifier-free guidance).
+            None: all True.
           deterministic: False to drop out; needs the rng "dropout".
         """
         text_BLD, mask_BL = self._text(text_embeds_BLD, text_mask_BL, keep_B)
@@ -161,14 +174,15 @@ class Parti(token_decoder.TokenDecoder):
         return self._logits(x_BNC)
 
     def decode(self, ids_B: Array, position: Array, cache: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
-        """Logits (B, codebook_size) of token `position`, given the previous one; and the KV cache with it.
+        """Logits (B, codebook_size) of token `position`, given the previous one; and the KV cache
+        with it.
 
         Args:
           ids_B: token `position - 1`; not looked at where position is 0.
           position: int32 scalar, one more than at the last call.
         """
-        previous = jnp.maximum(position - 1, 0)
-        vector_C = self.height_pos[previous // self.fmap_size] + self.width_pos[previous % self.fmap_size]
+        previous, side = jnp.maximum(position - 1, 0), self.grid[1]
+        vector_C = self.height_pos[previous // side] + self.width_pos[previous % side]
         x_BC = jnp.where(position == 0, self.start_token, self.embedding[ids_B] + vector_C)
         layer = self._layer()
 
@@ -217,7 +231,9 @@ def _init_scale(compat):
 
 
 def _shifted(bias_QHK, length, compat):
-    """The bias between sequence positions, of which the first is the start token and no cell; it gets no bias."""
+    """The bias between sequence positions, of which the first is the start token and no cell; it
+    gets no bias.
+    """
     if "misaligned_bias" in compat:
         # Reference quirk: position p is taken for cell p though it holds the token of cell p - 1.
         return bias_QHK[:length, :, :length]

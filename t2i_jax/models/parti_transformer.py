@@ -1,4 +1,6 @@
-"""The decoder of the Parti paper (Yu et al. 2022, arXiv 2206.10789): image tokens from a text encoder's output."""
+"""The decoder of the Parti paper (Yu et al. 2022, arXiv 2206.10789): image tokens from a text
+encoder's output.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +24,19 @@ _POSITIONS = ("axial", "learned")
 
 
 class PartiTransformer(token_decoder.TokenDecoder):
-    """The decoder of the Parti paper: causal self-attention, cross-attention to text, MLP, a norm at the output.
+    """The decoder of the Parti paper: causal self-attention, cross-attention to text, MLP, a norm
+    at the output.
 
         PartiTransformer(dim=1024, depth=12, heads=16, mlp_dim=4096)
 
-    The start token is not one of the image tokens; a text that is dropped is replaced by a learnt vector. Each position
-    has the positional embedding of the token that it predicts.
+    The start token is not one of the image tokens; a text that is dropped is replaced by a learnt
+    vector. Each position has the positional embedding of the token that it predicts.
 
     Attributes:
-      dim, depth, heads, mlp_dim: sizes; dim is a multiple of heads. dropout: on each update of a layer.
-      fmap_size: tokens per side of an image. codebook_size: number of image tokens. text_embed_dim: width of the text
-        embeddings. These three may be None where a `PartiTask` knows them.
+      dim, depth, heads, mlp_dim: sizes; dim is a multiple of heads. dropout: on each update of a
+        layer.
+      fmap_size: tokens per side of an image. codebook_size: number of image tokens. text_embed_dim:
+        width of the text embeddings. These three may be None where a `PartiTask` knows them.
       positions: "axial", a vector per row and one per column; or "learned", a vector per token.
       remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products).
       dtype: of the computation; norms, softmax and logits are float32.
@@ -56,12 +60,15 @@ class PartiTransformer(token_decoder.TokenDecoder):
         token_decoder.check_sizes(self, "dim", "depth", "heads", "mlp_dim")
         if self.dim % self.heads:
             near = max(self.dim // self.heads, 1) * self.heads
-            raise UserError(f"dim={self.dim} is not a multiple of heads={self.heads}; try dim={near}.")
+            raise UserError(
+                f"dim={self.dim} is not a multiple of heads={self.heads}; try dim={near}."
+            )
         config.one_of("positions", self.positions, _POSITIONS)
         config.one_of("remat", self.remat, REMAT)
         super().__post_init__()
 
     def setup(self):
+        """Makes the layers and parameters."""
         token_decoder.check_complete(self)
         normal = nn.initializers.normal(0.02)
 
@@ -88,12 +95,14 @@ class PartiTransformer(token_decoder.TokenDecoder):
         keep_B: Array | None = None,
         deterministic: bool = True,
     ) -> Array:
-        """Float32 logits (B, n + 1, codebook_size): position t predicts token t from the n given tokens.
+        """Float32 logits (B, n + 1, codebook_size): position t predicts token t from the n given
+        tokens.
 
         Args:
           ids_BN: at most num_tokens - 1 tokens, row by row.
           text_embeds_BLD, text_mask_BL: text, and True where it is no padding.
-          keep_B: conditioning mask, False in rows whose text is replaced by the learnt null vector. None: all True.
+          keep_B: conditioning mask, False in rows whose text is replaced by the learnt null vector.
+            None: all True.
           deterministic: False to drop out; needs the rng "dropout".
         """
         text_BLD, mask_BL = self._text(text_embeds_BLD, text_mask_BL, keep_B)
@@ -104,7 +113,8 @@ class PartiTransformer(token_decoder.TokenDecoder):
         return constrain(self.to_logits(x_BNC), "batch", "length", "vocab").astype(jnp.float32)
 
     def decode(self, ids_B: Array, position: Array, cache: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
-        """Logits (B, codebook_size) of token `position`, given the previous one; and the KV cache with it.
+        """Logits (B, codebook_size) of token `position`, given the previous one; and the KV cache
+        with it.
 
         Args:
           ids_B: token `position - 1`; not looked at where position is 0.
@@ -126,14 +136,17 @@ class PartiTransformer(token_decoder.TokenDecoder):
         return self.decoder.init_cache(text_BLD, length)
 
     def _look_up(self, ids):
-        return constrain(self.embedding, None, None)[ids]  # the whole table: the rows are those of the batch
+        # The whole table, since the rows are those of the batch.
+        return constrain(self.embedding, None, None)[ids]
 
     def _positions(self):
         return embed.axial(self.height_pos, self.width_pos) if self.positions == "axial" else self.pos
 
 
 def _preset(encoder_depth: int, depth: int, dim: int, heads: int) -> tuple[LearnedText, PartiTransformer]:
-    """One row of the paper's table 1: the MLP is 4 times as wide, 128 text tokens of 16,000, 32 x 32 image tokens."""
+    """One row of the paper's table 1: the MLP is 4 times as wide, 128 text tokens of 16,000, 32 x
+    32 image tokens.
+    """
     shared = {"dim": dim, "heads": heads, "mlp_dim": 4 * dim, "dropout": 0.1}
     text = LearnedText(depth=encoder_depth, vocab_size=16_000, max_length=128, **shared)
     return text, PartiTransformer(depth=depth, fmap_size=32, codebook_size=8192, text_embed_dim=dim, **shared)

@@ -1,4 +1,6 @@
-"""The residual discriminator of StyleGAN2 (Karras et al. 2020, arXiv 1912.04958), which ViT-VQGAN trains against."""
+"""The residual discriminator of StyleGAN2 (Karras et al. 2020, arXiv 1912.04958), which ViT-VQGAN
+trains against.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,17 @@ _WIDTHS = {64: 256, 128: 128, 256: 64, 512: 32, 1024: 16}
 class StyleDiscriminator(nn.Module):
     """One logit per image, high for real ones.
 
-    Equalised learning rates (unit normal weights, scaled at run time), blurred down-sampling, residual blocks scaled by
-    1/sqrt(2), the standard deviation over groups of images as one more channel.
+    Equalised learning rates (unit normal weights, scaled at run time), blurred down-sampling,
+    residual blocks scaled by 1/sqrt(2), the standard deviation over groups of images as one more
+    channel.
 
     Attributes:
       image_size: side in pixels, a power of 2 of at least 8. channels: of the images.
-      width: multiplies the widths of feature maps of 64 pixels and more (2 in the published networks).
+      width: multiplies the widths of feature maps of 64 pixels and more (2 in the published
+        networks).
       max_width: no feature map is wider; 512 in the published networks, less for toys.
-      group: most images over which a standard deviation is taken; the largest divisor of the batch up to it is used.
+      group: most images over which a standard deviation is taken; the largest divisor of the batch
+        up to it is used.
     """
 
     image_size: int
@@ -40,13 +45,18 @@ class StyleDiscriminator(nn.Module):
     def __post_init__(self):
         if self.image_size < 8 or self.image_size & (self.image_size - 1):
             fits = 2 ** max(round(math.log2(max(self.image_size, 8))), 3)
-            raise UserError(f"image_size={self.image_size} is no power of 2 of at least 8; try {fits}.")
+            raise UserError(
+                f"image_size={self.image_size} is no power of 2 of at least 8; try {fits}."
+            )
         super().__post_init__()
 
     def check(self, image_size: int) -> None:
         """Refuses a tokenizer of another image size."""
         if image_size != self.image_size:
-            raise UserError(f"discriminator.image_size={self.image_size} is not the model's; set it to {image_size}.")
+            raise UserError(
+                f"discriminator.image_size={self.image_size} is not the model's; set it to "
+                f"{image_size}."
+            )
 
     @nn.compact
     def __call__(self, image_BHWC: Array) -> Array:
@@ -72,7 +82,9 @@ class StyleDiscriminator(nn.Module):
 
 
 class _EqualConv(nn.Module):
-    """Convolution with an equalised learning rate; `bias` means bias and scaled leaky ReLU, `down` halves the map's side."""
+    """Convolution with an equalised learning rate; `bias` means bias and scaled leaky ReLU, `down`
+    halves the map's side.
+    """
 
     features: int
     kernel: int
@@ -88,13 +100,16 @@ class _EqualConv(nn.Module):
         kernel = self.param("kernel", init, shape, jnp.float32).astype(self.dtype) / math.sqrt(fan_in)
         pad = self.kernel // 2
         if self.down:
-            x_BHWC, pad = _blur(x_BHWC, 1 + pad), 0  # so that the strided convolution ends at half the size
+            # Padded so that the strided convolution ends at half the size.
+            x_BHWC, pad = _blur(x_BHWC, 1 + pad), 0
         y = convolve(x_BHWC, kernel, 2 if self.down else 1, pad)
         return _activated(self, y, self.features) if self.bias else y
 
 
 class _EqualDense(nn.Module):
-    """Linear layer with an equalised learning rate; `activate`: followed by the scaled leaky ReLU."""
+    """Linear layer with an equalised learning rate; `activate`: followed by the scaled leaky
+    ReLU.
+    """
 
     features: int
     activate: bool
@@ -116,7 +131,9 @@ def _activated(module, y, features):
 
 
 def _blur(x_BHWC, pad):
-    """A separable low-pass filter, as shifted sums; the map shrinks by 3 and is padded by `pad` on each side."""
+    """A separable low-pass filter, as shifted sums; the map shrinks by 3 and is padded by `pad` on
+    each side.
+    """
     taps = [tap / sum(_BLUR) for tap in _BLUR]
     x = jnp.pad(x_BHWC, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     rows, columns = x.shape[1] - 3, x.shape[2] - 3
@@ -125,9 +142,11 @@ def _blur(x_BHWC, pad):
 
 
 def _deviation(x_BHWC, most):
-    """(B, H, W, 1): the mean over places and channels of the standard deviation within groups of images."""
+    """(B, H, W, 1): the mean over places and channels of the standard deviation within groups of
+    images.
+    """
     B, H, W, _ = x_BHWC.shape
     group = max(g for g in range(1, min(most, B) + 1) if B % g == 0)
     spread = x_BHWC.astype(jnp.float32).reshape(group, B // group, *x_BHWC.shape[1:])
-    deviation = jnp.mean(jnp.sqrt(jnp.var(spread, axis=0) + 1e-8), axis=(1, 2, 3))  # [place in the group's stride]
+    deviation = jnp.mean(jnp.sqrt(jnp.var(spread, axis=0) + 1e-8), axis=(1, 2, 3))  # [group]
     return jnp.broadcast_to(jnp.tile(deviation, group)[:, None, None, None], (B, H, W, 1)).astype(x_BHWC.dtype)

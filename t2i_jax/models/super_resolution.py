@@ -1,4 +1,6 @@
-"""Super-resolution after Parti: a convolutional network of wide residual blocks (WDSR, Yu et al. 2018)."""
+"""Super-resolution after Parti: a convolutional network of wide residual blocks (WDSR, Yu et al.
+2018).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from t2i_jax.types import Array
 
 
 class WideBlock(nn.Module):
-    """x + conv(relu(conv(x))), the middle `expansion` times as wide (WDSR-A), scaled down at the start of training."""
+    """x + conv(relu(conv(x))), the middle `expansion` times as wide (WDSR-A), scaled down at the
+    start of training.
+    """
 
     channels: int
     expansion: int
@@ -27,7 +31,8 @@ class WideBlock(nn.Module):
 
 
 class SuperResolution(nn.Module):
-    """Images 2 or 4 times as large (as in the Parti paper): 12 wide residual blocks of 128 channels per doubling.
+    """Images 2 or 4 times as large (as in the Parti paper): 12 wide residual blocks of 128 channels
+    per doubling.
 
         SuperResolution(scale=2)    # 14 million parameters, 256 -> 512 in the paper
         SuperResolution(scale=4)    # 28 million, 256 -> 1024
@@ -57,7 +62,9 @@ class SuperResolution(nn.Module):
 
     @nn.compact
     def __call__(self, image_BHWC: Array) -> Array:
-        """Float32 images (B, scale * H, scale * W, C) from float images of `pixel_range`; nothing is clipped."""
+        """Float32 images (B, scale * H, scale * W, C) from float images of `pixel_range`; nothing
+        is clipped.
+        """
         image = image_BHWC.astype(jnp.float32)
         for stage in range(self.scale // 2):
             x = conv(self.channels, 3, f"stem_{stage}", dtype=self.dtype)(image)

@@ -1,4 +1,6 @@
-"""The base class of the networks that predict image tokens one after the other, and what they refuse."""
+"""The base class of the networks that predict image tokens one after the other, and what they
+refuse.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,10 @@ _KNOWN_LATER = ("fmap_size", "codebook_size", "text_embed_dim")
 class TokenDecoder(nn.Module):
     """The grid of tokens and the KV cache of a decoder over image tokens that attends to a text.
 
-    A subclass has the fields `fmap_size`, `codebook_size`, `text_embed_dim` and `dropout`, and the methods
-    `_text(text_embeds_BLD, text_mask_BL, keep_B) -> (text_BLD, mask_BL)`, which brings the text to the form that the
-    layers attend to, and `_layer_cache(text_BLD, length)`, the cache of all layers as `decode_layers` takes it.
+    A subclass has the fields `fmap_size`, `codebook_size`, `text_embed_dim` and `dropout`, and the
+    methods `_text(text_embeds_BLD, text_mask_BL, keep_B) -> (text_BLD, mask_BL)`, which brings the
+    text to the form that the layers attend to, and `_layer_cache(text_BLD, length)`, the cache of
+    all layers as `decode_layers` takes it.
     """
 
     past_names: ClassVar[tuple[str, ...]]  # the entries of the cache that hold past positions
@@ -37,7 +40,8 @@ class TokenDecoder(nn.Module):
     def init_cache(
         self, text_embeds_BLD: Array, text_mask_BL: Array, keep_B: Array | None = None, length: int | None = None
     ) -> dict[str, Any]:
-        """The KV cache that `decode` carries from token to token: of past tokens (none yet) and of the text, per layer.
+        """The KV cache that `decode` carries from token to token: of past tokens (none yet) and of
+        the text, per layer.
 
         Args:
           text_embeds_BLD, text_mask_BL, keep_B: as in a call of the network.
@@ -67,7 +71,8 @@ def check_complete(model: Any) -> None:
     for field in _KNOWN_LATER:
         if getattr(model, field) is None:
             raise UserError(
-                f"{field}=None of {type(model).__name__} is not known; give it, or leave it to the task that knows it."
+                f"{field}=None of {type(model).__name__} is not known; give it, or leave it to "
+                "the task that knows it."
             )
 
 

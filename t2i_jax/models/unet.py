@@ -1,4 +1,6 @@
-"""The U-Net of imagen-pytorch 2.1.0, weight for weight: the Imagen stages (Saharia et al. 2022, appendix F)."""
+"""The U-Net of imagen-pytorch 2.1.0, weight for weight: the Imagen stages (Saharia et al. 2022,
+appendix F).
+"""
 
 from __future__ import annotations
 
@@ -17,55 +19,69 @@ from t2i_jax.nn.unet_attention import MAX_SCORES, TransformerBlock, affine_norm
 from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
 
-_MID_HEADS = (8, 64)  # heads and their width in the package's middle blocks, whatever the fields say
+_MID_HEADS = (8, 64)  # heads and their width in the package's middle blocks, whatever its fields
 
 
 class Unet(nn.Module):
     """The prediction of a diffusion model from a noised image, its noise level and a text.
 
+        levels = (False, True, True, True)
         unet = Unet(dim=128, dim_mults=(1, 2, 4, 8), num_resnet_blocks=3, text_embed_dim=1024,
-                    layer_attns=(False, True, True, True), layer_cross_attns=(False, True, True, True))
+                    layer_attns=levels, layer_cross_attns=levels)
         params = unet.init(key, x_BHWC, condition_B)["params"]
-        out_BHWC = unet.apply({"params": params}, x_BHWC, condition_B, text_embeds_BLD, text_mask_BL)
+        out_BHWC = unet.apply({"params": params}, x_BHWC, condition_B, text_BLD, text_mask_BL)
 
-    A field marked "per level" is one value, or a tuple with one per entry of `dim_mults`. Images need not be square;
-    their sides are multiples of `multiple`.
+    A field marked "per level" is one value, or a tuple with one per entry of `dim_mults`. Images
+    need not be square; their sides are multiples of `multiple`.
 
     Attributes:
-      dim, dim_mults: level i is dim * dim_mults[i] wide. init_dim: width of the first convolution; None: dim.
+      dim, dim_mults: level i is dim * dim_mults[i] wide. init_dim: width of the first convolution;
+        None: dim.
       channels: channels of the image. channels_out: channels of the output; None: channels.
-      text_embed_dim: width of the text embeddings. max_text_len: texts are cut, or filled up with learnt tokens.
+      text_embed_dim: width of the text embeddings. max_text_len: texts are cut, or filled up with
+        learnt tokens.
       cond_on_text: whether there are texts at all.
-      cond_dim: width of the condition's tokens; None: dim. num_time_tokens: number of tokens of the noise level.
+      cond_dim: width of the condition's tokens; None: dim. num_time_tokens: number of tokens of the
+        noise level.
       learned_sinu_pos_emb_dim: Fourier features of the noise level.
-      attn_pool_text, attn_pool_num_latents: whether the text is resampled, and to how many tokens (and four more).
-      lowres_cond: whether it enlarges a smaller image, which comes noised, with its own noise level.
-      cond_images_channels: channels of an image to condition on, resized with `resize_mode` (see `resample.resize`);
-        0: none. self_cond: whether the network sees its own last estimate.
+      attn_pool_text, attn_pool_num_latents: whether the text is resampled, and to how many tokens
+        (and four more).
+      lowres_cond: whether it enlarges a smaller image, which comes noised, with its own noise
+        level.
+      cond_images_channels: channels of an image to condition on, resized with `resize_mode` (see
+        `resample.resize`); 0: none. self_cond: whether the network sees its own last estimate.
       num_resnet_blocks: residual blocks after each level's first (per level).
-      layer_attns, layer_attns_depth: full self-attention at a level, and how many layers of it (per level).
+      layer_attns, layer_attns_depth: full self-attention at a level, and how many layers of it (per
+        level).
       use_linear_attn: linear self-attention where there is no full one (per level).
-      layer_cross_attns: cross-attention in a level's first block (per level). use_linear_cross_attn: a linear one
-        instead, also where there was none (per level).
+      layer_cross_attns: cross-attention in a level's first block (per level).
+        use_linear_cross_attn: a linear one instead, also where there was none (per level).
       attend_at_middle, layer_mid_attns_depth: self-attention at the bottom, and its layers.
-      attn_heads, attn_dim_head: heads and their width. ff_mult: inner width of the feed-forwards beside attention at
-        the levels; it is 2 in the middle. linear_attn_dropout: inside linear attention, in training.
-      init_cross_embed, init_cross_embed_kernel_sizes: the first convolution has several kernel sizes; else
-        `init_conv_kernel_size`. cross_embed_downsample, cross_embed_downsample_kernel_sizes: so do those that shrink.
-      memory_efficient: each level downsamples its input first, not its output last; there is a block before them.
+      attn_heads, attn_dim_head: heads and their width. ff_mult: inner width of the feed-forwards
+        beside attention at the levels; it is 2 in the middle. linear_attn_dropout: inside linear
+        attention, in training.
+      init_cross_embed, init_cross_embed_kernel_sizes: the first convolution has several kernel
+        sizes; else `init_conv_kernel_size`. cross_embed_downsample,
+        cross_embed_downsample_kernel_sizes: so do those that shrink.
+      memory_efficient: each level downsamples its input first, not its output last; there is a
+        block before them.
       init_conv_to_final_conv_residual: the end sees the first convolution's output.
       use_global_context_attn: a global gate in each residual block that has no cross-attention.
       scale_skip_connection: skip connections are divided by sqrt(2).
       final_resnet_block, final_conv_kernel_size: the end of the network.
       combine_upsample_fmaps: the end sees the feature maps of all levels of the way up.
       pixel_shuffle_upsample: upsampling by pixel shuffle; else by nearest and a convolution.
-      compat: errors of the package that are kept: "mid_heads", the middle's cross-attention has 8 heads of
-        64 whatever the fields say; "unused_weights", a network without texts has the weights for absent texts all the
-        same. Weights of the package come with the values they need.
-      attn_max_scores: per image, where attention works block by block (see `unet_attention.attend`).
-      remat: remat policy of each block: "none", "full" (recomputes all), or "dots" (keeps only matrix products).
-      scan_blocks: a level's blocks after its first are one loop: the same numbers, compiled in a fraction of the time
-        where there are many blocks, at the price of a copy of their weights and feature maps.
+      compat: errors of the package that are kept: "mid_heads", the middle's cross-attention has 8
+        heads of 64 whatever the fields say; "unused_weights", a network without texts has the
+        weights for absent texts all the same. Weights of the package come with the values they
+        need.
+      attn_max_scores: per image, where attention works block by block (see
+        `unet_attention.attend`).
+      remat: remat policy of each block: "none", "full" (recomputes all), or "dots" (keeps only
+        matrix products).
+      scan_blocks: a level's blocks after its first are one loop: the same numbers, compiled in a
+        fraction of the time where there are many blocks, at the price of a copy of their weights
+        and feature maps.
       dtype: of the computation; norms, softmax and the output are float32.
     """
 
@@ -142,21 +158,27 @@ class Unet(nn.Module):
         self_cond_BHWC: Array | None = None,
         deterministic: bool = True,
     ) -> Array:
-        """The prediction (B, H, W, channels_out), float32; zeros from a network that is not trained.
+        """The prediction (B, H, W, channels_out), float32; zeros from a network that is not
+        trained.
 
         Args:
           x_BHWC: the noised image, as the noise scales it.
           condition_B: its noise level: the log-SNR, or a quarter of log sigma (`diffusion.noise`).
-          text_embeds_BLD: text embeddings; None: a call without texts, as of a network that has none.
+          text_embeds_BLD: text embeddings; None: a call without texts, as of a network that has
+            none.
           text_mask_BL: True where there is text; None: everywhere.
-          keep_B: conditioning mask, False in rows whose text is dropped, for guidance. None: all True.
-          lowres_BHWC, lowres_condition_B: the smaller image at this one's size, noised, and its log-SNR.
+          keep_B: conditioning mask, False in rows whose text is dropped, for guidance. None: all
+            True.
+          lowres_BHWC, lowres_condition_B: the smaller image at this one's size, noised, and its
+            log-SNR.
           cond_image_BHWC: an image to condition on, of any size.
           self_cond_BHWC: the last estimate; None: zeros.
-          deterministic: False in training: linear attention then has dropout and needs the rng "dropout".
+          deterministic: False in training: linear attention then has dropout and needs the rng
+            "dropout".
 
         Raises:
-          UserError: an image that is missing, not wanted or of a wrong size, or text of another width.
+          UserError: an image that is missing, not wanted or of a wrong size, or text of another
+            width.
         """
         images = (lowres_BHWC, lowres_condition_B, cond_image_BHWC, self_cond_BHWC)
         sizes.check_inputs(self, x_BHWC, text_embeds_BLD, *images)
@@ -171,7 +193,7 @@ class Unet(nn.Module):
             x = jnp.concatenate([x, first], axis=-1)
         if self.final_resnet_block:
             x = self._block("final_block", self.dim, condition, gate=True)(x)
-        if self.lowres_cond:
+        if lowres_BHWC is not None:
             x = jnp.concatenate([x, lowres_BHWC.astype(x.dtype)], axis=-1)
         width = self.channels_out or self.channels
         x = resample.zero_conv(width, self.final_conv_kernel_size, "final_conv", self.dtype)(x)
@@ -215,7 +237,9 @@ class Unet(nn.Module):
         return vector, affine_norm("context_norm", self.dtype)(tokens)
 
     def _down(self, x, condition, deterministic):
-        """The feature map at the bottom, and the skip connections of each block and each level's attention."""
+        """The feature map at the bottom, and the skip connections of each block and each level's
+        attention.
+        """
         skips, last = [], len(self.dim_mults) - 1
         for i, mult in enumerate(self.dim_mults):
             if self.memory_efficient:
@@ -236,7 +260,9 @@ class Unet(nn.Module):
         return self._block("mid_second", x.shape[-1], condition, "softmax", heads=heads)(x)
 
     def _up(self, x, skips, condition, deterministic):
-        """The feature map at full size, with those of all levels where they are combined; empties `skips`."""
+        """The feature map at full size, with those of all levels where they are combined; empties
+        `skips`.
+        """
         scale = 2**-0.5 if self.scale_skip_connection else 1.0
         enlarge, maps = resample.PixelShuffle if self.pixel_shuffle_upsample else resample.Upsample, []
         widths = (self.init_dim or self.dim, *(self.dim * mult for mult in self.dim_mults))
@@ -257,7 +283,9 @@ class Unet(nn.Module):
         return jnp.concatenate([x, *combined], axis=-1)
 
     def _level(self, name, i, width, condition, deterministic):
-        """The first block of a level, its further blocks (see `_further`) and its attention, as functions of the feature map."""
+        """The first block of a level, its further blocks (see `_further`) and its attention, as
+        functions of the feature map.
+        """
 
         def at(field):
             return sizes.per_level(self, field)[i]
@@ -271,10 +299,16 @@ class Unet(nn.Module):
         dropout = 0.0 if deterministic else self.linear_attn_dropout
         depth = at("layer_attns_depth")
         attention = self._transformer(f"{name}_attention", width, depth, self.ff_mult, linear, dropout)
-        return first, further, lambda x: constrain(attention(x, condition[1]), "batch", None, None, None)
+
+        def attend(x):
+            return constrain(attention(x, condition[1]), "batch", None, None, None)
+
+        return first, further, attend
 
     def _further(self, name, count, width, condition):
-        """The blocks of a level after its first, as a function of the feature map and of skip connections, one each."""
+        """The blocks of a level after its first, as a function of the feature map and of skip
+        connections, one each.
+        """
         names, heads = tuple(f"{name}_{n}" for n in range(count)), (self.attn_heads, self.attn_dim_head)
         gate, scan = self.use_global_context_attn, self.scan_blocks
         stack = ResnetStack(names, width, gate, *heads, self.attn_max_scores, self.remat, scan, self.dtype)
@@ -305,27 +339,37 @@ class Unet(nn.Module):
         return module if self.remat == "none" else nn.remat(module, policy=REMAT[self.remat])
 
 
-def BaseUnet64(**fields: Any) -> Unet:  # noqa: N802
-    """The 64x64 stage (Saharia et al. 2022, appendix F.1): 1.6 billion parameters. `fields` replace its values."""
+def BaseUnet64(**fields: Any) -> Unet:
+    """The 64x64 stage (Saharia et al. 2022, appendix F.1): 1.6 billion parameters. `fields` replace
+    its values.
+    """
     levels = (False, True, True, True)
-    values = dict(dim=512, dim_mults=(1, 2, 3, 4), num_resnet_blocks=3, layer_attns=levels, layer_cross_attns=levels)
+    values: dict[str, Any] = dict(dim=512, dim_mults=(1, 2, 3, 4), num_resnet_blocks=3)
+    values |= dict(layer_attns=levels, layer_cross_attns=levels)
     return Unet(**(values | fields))
 
 
-def SRUnet256(**fields: Any) -> Unet:  # noqa: N802
-    """The stage from 64 to 256 (appendix F.2, Efficient U-Net); within a cascade with lowres_cond=True."""
+def SRUnet256(**fields: Any) -> Unet:
+    """The stage from 64 to 256 (appendix F.2, Efficient U-Net); within a cascade with
+    lowres_cond=True.
+    """
     deepest = (False, False, False, True)
-    values = dict(dim=128, dim_mults=(1, 2, 4, 8), num_resnet_blocks=(2, 4, 8, 8), layer_attns=deepest)
-    return Unet(**(values | dict(layer_cross_attns=deepest, memory_efficient=True) | fields))
+    values: dict[str, Any] = dict(dim=128, dim_mults=(1, 2, 4, 8), num_resnet_blocks=(2, 4, 8, 8))
+    values |= dict(layer_attns=deepest, layer_cross_attns=deepest, memory_efficient=True)
+    return Unet(**(values | fields))
 
 
-def SRUnet1024(**fields: Any) -> Unet:  # noqa: N802
-    """The stage from 256 to 1024 (appendix F.3): as `SRUnet256` without self-attention at the levels."""
+def SRUnet1024(**fields: Any) -> Unet:
+    """The stage from 256 to 1024 (appendix F.3): as `SRUnet256` without self-attention at the
+    levels.
+    """
     return SRUnet256(**(dict(layer_attns=False) | fields))
 
 
 class NullUnet(nn.Module):
-    """A stage that is left out: the network returns its input. Its one parameter has no effect and is never trained."""
+    """A stage that is left out: the network returns its input. Its one parameter has no effect and
+    is never trained.
+    """
 
     trains = False
     multiple = 1  # any image size goes through

@@ -19,7 +19,7 @@ _POSITIVE = (
     "dim", "text_embed_dim", "cond_dim", "num_time_tokens", "learned_sinu_pos_emb_dim", "channels", "channels_out",
     "attn_dim_head", "attn_heads", "layer_mid_attns_depth", "max_text_len", "init_dim", "attn_pool_num_latents",
     "attn_max_scores", "ff_mult",
-)  # fmt: skip
+)
 
 
 def per_level(model: Any, field: str) -> tuple[Any, ...]:
@@ -29,7 +29,7 @@ def per_level(model: Any, field: str) -> tuple[Any, ...]:
 
 
 def final_width(model: Any) -> int:
-    """Channels of the feature map before the last block: the way up, the levels' maps, the first convolution."""
+    """Channels of the feature map before the last block: of all that is concatenated there."""
     first = model.init_dim or model.dim
     up = first if model.memory_efficient else model.dim * model.dim_mults[0]
     combined = model.dim * len(model.dim_mults) if model.combine_upsample_fmaps else 0
@@ -55,11 +55,18 @@ def check(model: Any) -> None:
         even = model.learned_sinu_pos_emb_dim + 1
         raise UserError(f"learned_sinu_pos_emb_dim={even - 1} is odd, half are sines; try {even}.")
     if model.cond_images_channels < 0:
-        raise UserError(f"cond_images_channels={model.cond_images_channels} is negative; give 0 for no such image.")
+        raise UserError(
+            f"cond_images_channels={model.cond_images_channels} is negative; give 0 for no such "
+            "image."
+        )
     if not 0 <= model.linear_attn_dropout < 1:
-        raise UserError(f"linear_attn_dropout={model.linear_attn_dropout} is outside [0, 1); try 0.05.")
+        raise UserError(
+            f"linear_attn_dropout={model.linear_attn_dropout} is outside [0, 1); try 0.05."
+        )
     if isinstance(model.compat, str):
-        raise UserError(f"compat={model.compat!r} is a string; give a tuple such as ({model.compat!r},).")
+        raise UserError(
+            f"compat={model.compat!r} is a string; give a tuple such as ({model.compat!r},)."
+        )
     for name in model.compat:
         config.one_of("compat", name, COMPAT)
     config.one_of("remat", model.remat, REMAT)
@@ -68,11 +75,17 @@ def check(model: Any) -> None:
 
 def _check_levels(model):
     if not isinstance(model.dim_mults, tuple) or not model.dim_mults or min(model.dim_mults) < 1:
-        raise UserError(f"dim_mults={model.dim_mults!r} are no widths; give one multiple per level, as (1, 2, 4, 8).")
+        raise UserError(
+            f"dim_mults={model.dim_mults!r} are no widths; give one multiple per level, as (1, 2, "
+            "4, 8)."
+        )
     for field in PER_LEVEL:
         values, wanted = per_level(model, field), len(model.dim_mults)
         if len(values) != wanted:
-            raise UserError(f"{field}={values} has {len(values)} values for {wanted} levels; give {wanted}, or one.")
+            raise UserError(
+                f"{field}={values} has {len(values)} values for {wanted} levels; give {wanted}, or "
+                "one."
+            )
         if min(values) < (field == "layer_attns_depth"):
             raise UserError(f"{field}={values} has a value that is too small; give 1 or more.")
 
@@ -95,7 +108,9 @@ def _check_cross_embed(field, kernels, remainder, width):
         kind, example = ("odd", (3, 7, 15)) if remainder else ("even", (2, 4))
         raise UserError(f"{field}={kernels} are not all {kind}; try {example}.")
     if width < 2 ** (len(kernels) - 1):
-        raise UserError(f"{field}={kernels} do not fit {width} channels, which they share; give fewer kernels.")
+        raise UserError(
+            f"{field}={kernels} do not fit {width} channels, which they share; give fewer kernels."
+        )
 
 
 def check_inputs(
@@ -107,7 +122,8 @@ def check_inputs(
     cond_image_BHWC: Array | None,
     self_cond_BHWC: Array | None,
 ) -> None:
-    """Refuses inputs that the network does not take, a missing input that it needs, and wrong shapes.
+    """Refuses inputs that the network does not take, a missing input that it needs, and wrong
+    shapes.
 
     Raises:
       UserError: what is wrong and the remedy.
@@ -116,18 +132,35 @@ def check_inputs(
     if channels != model.channels:
         raise UserError(f"x has {channels} channels; the network wants channels={model.channels}.")
     if rows % model.multiple or columns % model.multiple:
-        raise UserError(f"x is {rows}x{columns}; with these levels its sides must be multiples of {model.multiple}.")
+        raise UserError(
+            f"x is {rows}x{columns}; with these levels its sides must be multiples of "
+            f"{model.multiple}."
+        )
     width = None if text_embeds_BLD is None else text_embeds_BLD.shape[-1]
     if model.cond_on_text and width not in (None, model.text_embed_dim):
-        raise UserError(f"text_embeds has width {width}; the network wants text_embed_dim={model.text_embed_dim}.")
+        raise UserError(
+            f"text_embeds has width {width}; the network wants "
+            f"text_embed_dim={model.text_embed_dim}."
+        )
     given = lowres_BHWC is not None, lowres_condition_B is not None
     if given != (model.lowres_cond,) * 2:
         remedy = "give lowres_BHWC and lowres_condition_B" if model.lowres_cond else "give no lowres image or level"
-        raise UserError(f"lowres_cond={model.lowres_cond} does not fit what the network was called with; {remedy}.")
+        raise UserError(
+            f"lowres_cond={model.lowres_cond} does not fit what the network was called with; "
+            f"{remedy}."
+        )
     if lowres_BHWC is not None and lowres_BHWC.shape != x_BHWC.shape:
-        raise UserError(f"lowres has shape {lowres_BHWC.shape}; resize it to x first, {x_BHWC.shape}.")
+        raise UserError(
+            f"lowres has shape {lowres_BHWC.shape}; resize it to x first, {x_BHWC.shape}."
+        )
     got = 0 if cond_image_BHWC is None else cond_image_BHWC.shape[-1]
     if got != model.cond_images_channels:
-        raise UserError(f"cond_image has {got} channels; the network wants {model.cond_images_channels} (0: none).")
+        raise UserError(
+            f"cond_image has {got} channels; the network wants {model.cond_images_channels} (0: "
+            "none)."
+        )
     if self_cond_BHWC is not None and not model.self_cond:
-        raise UserError("self_cond=False does not fit a call with self_cond_BHWC; leave it out or build with True.")
+        raise UserError(
+            "self_cond=False does not fit a call with self_cond_BHWC; leave it out or build with "
+            "True."
+        )

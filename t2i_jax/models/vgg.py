@@ -1,4 +1,6 @@
-"""VGG16 (Simonyan & Zisserman 2014) as a perceptual loss; its weights come from a file of the user."""
+"""VGG16 (Simonyan & Zisserman 2014) as a perceptual loss; its weights come from a file of the
+user.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,21 @@ from t2i_jax.types import Array
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for images in [0, 1]
-_LPIPS_SHIFT, _LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # for images in [-1, 1]
+# For images in [-1, 1].
+_LPIPS_SHIFT, _LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class Vgg16(nn.Module):
-    """A perceptual distance between images in [0, 1]: `(real, fake) -> scalar`, mean over the batch.
+    """A perceptual distance between images in [0, 1]: `(real, fake) -> scalar`, mean over the
+    batch.
 
     Attributes:
-      features: "fc2": mean squared difference of the 4096 activations before the classifier, as parti-pytorch (which
-        leaves out the normalisation of ImageNet: `normalize=False`) takes it; "stages": mean squared difference of the
-        unit-length activations at the end of each of the five stages; "lpips": these weighted per channel by learnt
-        weights (Zhang et al. 2018).
-      normalize: subtract ImageNet's mean and divide by its deviation first ("lpips" has its own constants).
+      features: "fc2": mean squared difference of the 4096 activations before the classifier, as
+        parti-pytorch (which leaves out the normalisation of ImageNet: `normalize=False`) takes it;
+        "stages": mean squared difference of the unit-length activations at the end of each of the
+        five stages; "lpips": these weighted per channel by learnt weights (Zhang et al. 2018).
+      normalize: subtract ImageNet's mean and divide by its deviation first ("lpips" has its own
+        constants).
     """
 
     features: str = "stages"
@@ -59,7 +64,8 @@ class Vgg16(nn.Module):
             x = x / (jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True)) + 1e-10)
             if self.features == "lpips":
                 weight = self.param(f"lin_{i}", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-                x = x * jnp.sqrt(jnp.maximum(weight, 0.0)) * jnp.sqrt(jnp.float32(x.shape[-1]))  # a sum over channels
+                # The mean over channels below becomes a sum.
+                x = x * jnp.sqrt(jnp.maximum(weight, 0.0)) * jnp.sqrt(jnp.float32(x.shape[-1]))
             total += _apart(x)
         return total
 
@@ -71,7 +77,9 @@ def _apart(both):
 
 
 def _pooled(x_BHWC, size):
-    """Adaptive average pooling to size x size, bins as PyTorch's: from floor(i n / size) to ceil((i + 1) n / size)."""
+    """Adaptive average pooling to size x size, bins as PyTorch's: from floor(i n / size) to ceil((i
+    + 1) n / size).
+    """
     for axis in (1, 2):
         n = x_BHWC.shape[axis]
         bins = [(i * n // size, -(-(i + 1) * n // size)) for i in range(size)]

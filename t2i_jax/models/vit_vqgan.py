@@ -1,4 +1,6 @@
-"""The image tokenizer of parti-pytorch 0.2.0, weight for weight: a convolutional ViT around LFQ or a cosine VQ."""
+"""The image tokenizer of parti-pytorch 0.2.0, weight for weight: a convolutional ViT around LFQ or
+a cosine VQ.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ _ALIASES = {"num_layers": "layers", "encdec_patch_size": "patch_size"} | {
 
 
 class Attention(nn.Module):
-    """Self-attention over a feature map, with depthwise convolutions on q, k, v and a learnt bias per relative position."""
+    """Self-attention over a feature map, with depthwise convolutions on q, k, v and a learnt bias
+    per relative position.
+    """
 
     dim: int
     heads: int
@@ -74,7 +78,9 @@ class FeedForward(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Layers of positional convolution, attention and feed-forward, each with a residual; a norm at the end."""
+    """Layers of positional convolution, attention and feed-forward, each with a residual; a norm at
+    the end.
+    """
 
     dim: int
     layers: int
@@ -88,9 +94,11 @@ class Transformer(nn.Module):
     def __call__(self, x_BHWC: Array) -> Array:
         """The transformed feature map, same shape."""
         x = x_BHWC
-        attention, feed_forward = Attention, FeedForward
+        attention: Any = Attention
+        feed_forward: Any = FeedForward
         if self.remat != "none":
-            attention, feed_forward = (nn.remat(m, policy=REMAT[self.remat]) for m in (Attention, FeedForward))
+            attention = nn.remat(Attention, policy=REMAT[self.remat])
+            feed_forward = nn.remat(FeedForward, policy=REMAT[self.remat])
         for i in range(self.layers):
             x = x + Depthwise(self.dim, "embed", self.dtype, name=f"peg_{i}")(x)
             x = x + attention(self.dim, self.heads, self.dim_head, self.dtype, name=f"attention_{i}")(x)
@@ -99,14 +107,18 @@ class Transformer(nn.Module):
 
 
 class PositionedConv(nn.Module):
-    """A 3x3 convolution of a feature map and fixed positions, as many channels of each, without a bias."""
+    """A 3x3 convolution of a feature map and fixed positions, as many channels of each, without a
+    bias.
+    """
 
     features: int
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x_BHWC: Array) -> Array:
-        """(B, H, W, features); the share of the positions is the same for every image and computed once."""
+        """(B, H, W, features); the share of the positions is the same for every image and computed
+        once.
+        """
         height, width, dim = x_BHWC.shape[1:]
         init = boxed(uniform_fan_in, None, None, "conv_in", "conv_out")
         kernel = self.param("kernel", init, (3, 3, 2 * dim, self.features), jnp.float32).astype(self.dtype)
@@ -146,11 +158,6 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
             raise UserError(f"dim={self.dim} is not a multiple of 4; try {self.dim // 4 * 4 + 4}.")
         super().__post_init__()
 
-    @property
-    def attention_flops(self) -> float:
-        """FLOPs of scores and weighted sums in one forward pass over one image; see `image_tokenizer.flops` for all."""
-        return 4.0 * self.num_tokens**2 * 2 * self.layers * self.heads * self.dim_head
-
     @nn.nowrap
     def discriminator(self) -> Discriminator:
         """The discriminator that the package trains this network against."""
@@ -174,6 +181,7 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
         return params, changed
 
     def setup(self):
+        """Makes the layers and parameters."""
         shape = {n: getattr(self, n) for n in ("dim", "layers", "heads", "dim_head", "ff_mult", "remat", "dtype")}
         self.patch_norm = channel_norm(None, self.dtype)
         self.to_tokens = Dense(self.dim, ("patch", "embed"), dtype=self.dtype)
@@ -217,25 +225,33 @@ class VitVQGanVAE(_Network):
 
         vae = VitVQGanVAE(dim=256, image_size=256, patch_size=16, num_layers=3)
 
-    Weights that come from the package use `pixel_range=(0.0, 1.0)`, which is why that is the default here.
+    Weights that come from the package use `pixel_range=(0.0, 1.0)`, which is why that is the
+    default here.
 
     Attributes:
-      dim: width, a multiple of 4. image_size: side in pixels; fixed, since the attention bias is a table.
-      layers: transformer layers in the encoder, and as many in the decoder (`num_layers` is accepted too).
+      dim: width, a multiple of 4. image_size: side in pixels; fixed, since the attention bias is a
+        table.
+      layers: transformer layers in the encoder, and as many in the decoder (`num_layers` is
+        accepted too).
       patch_size: pixels per side of a token (`encdec_patch_size` is accepted too).
       heads, dim_head, ff_mult: heads, their width, and how many times as wide the feed-forward is.
-      lookup_free_quantization: LFQ; False for the codebook on the unit sphere of the package's first releases.
+      lookup_free_quantization: LFQ; False for the codebook on the unit sphere of the package's
+        first releases.
       codebook_size: number of codes; for LFQ a power of 2.
-      entropy_loss_weight, diversity_gamma: loss weights of LFQ. commitment_weight: None for 0 with LFQ (as the package with the
-        current quantiser library; 0.25 with those of its day) and 1 otherwise.
-      codebook_dim, decay, kmeans_init: width, decay and initialisation of the codebook that is not look-up free.
-      discr_layers: layers of `discriminator()`. pixel_range: lowest and highest value of the float images.
+      entropy_loss_weight, diversity_gamma: loss weights of LFQ. commitment_weight: None for 0 with
+        LFQ (as the package with the current quantiser library; 0.25 with those of its day) and 1
+        otherwise.
+      codebook_dim, decay, kmeans_init: width, decay and initialisation of the codebook that is not
+        look-up free.
+      discr_layers: layers of `discriminator()`. pixel_range: lowest and highest value of the float
+        images.
       remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products).
       dtype: of the computation.
     """
 
     def __init__(self, *args: Any, **fields: Any) -> None:
-        """Takes the fields also by the names of the package's README and by its prefixes ("num_layers", "vq_decay").
+        """Takes the fields also by the names of the package's README and by its prefixes
+        ("num_layers", "vq_decay").
 
         Raises:
           UserError: an unknown field, or one that is given under two names.
@@ -244,16 +260,24 @@ class VitVQGanVAE(_Network):
         for alias, name in _ALIASES.items():
             if alias in fields:
                 if name in fields:
-                    raise UserError(f"{alias}={fields[alias]!r} and {name}={fields[name]!r} are one field; give one.")
+                    raise UserError(
+                        f"{alias}={fields[alias]!r} and {name}={fields[name]!r} are one field; "
+                        "give one."
+                    )
                 fields[name] = fields.pop(alias)
         for name in fields:
             if name not in known and name not in ("parent", "name"):
-                raise UserError(f"VitVQGanVAE has no field {name!r}; {config.did_you_mean(name, [*known, *_ALIASES])}")
+                raise UserError(
+                    f"VitVQGanVAE has no field {name!r}; "
+                    f"{config.did_you_mean(name, [*known, *_ALIASES])}"
+                )
         super().__init__(*args, **fields)
 
 
 def _spread(bias_RH, size):
-    """The bias (heads, N, N) from the table over (2 size - 1)^2 relative positions, as two rounds of slices."""
+    """The bias (heads, N, N) from the table over (2 size - 1)^2 relative positions, as two rounds
+    of slices.
+    """
     wide = 2 * size - 1
     table = bias_RH.T.reshape(-1, wide, wide)  # [head, row difference, column difference]
     rows = jnp.arange(size)[:, None] - jnp.arange(size)[None, :] + size - 1
@@ -262,7 +286,9 @@ def _spread(bias_RH, size):
 
 
 def _shifted(image_BHWC):
-    """The image and its four shifts by one pixel (right, left, down, up; zeros enter), along the channels."""
+    """The image and its four shifts by one pixel (right, left, down, up; zeros enter), along the
+    channels.
+    """
     rows, columns = image_BHWC.shape[1:3]
     padded = jnp.pad(image_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
     places = ((1, 1), (1, 0), (1, 2), (0, 1), (2, 1))
@@ -270,10 +296,11 @@ def _shifted(image_BHWC):
 
 
 def _convolved_positions(kernel_IJFO, size):
-    """A 3x3 convolution of the positions (size, size, F): sines and cosines of the raw row, then of the raw column.
+    """A 3x3 convolution of the positions (size, size, F): sines and cosines of the raw row, then of
+    the raw column.
 
-    Half of the channels differ between rows only, the others between columns only: `size` vectors of each are
-    multiplied with the taps and shifted afterwards.
+    Half of the channels differ between rows only, the others between columns only: `size` vectors
+    of each are multiplied with the taps and shifted afterwards.
     """
     rates = jnp.exp(-jnp.arange(half := kernel_IJFO.shape[2] // 4) * (math.log(10_000.0) / max(half - 1, 1)))
     angles_NE = jnp.arange(size)[:, None] * rates

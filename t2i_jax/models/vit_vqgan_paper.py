@@ -1,4 +1,6 @@
-"""ViT-VQGAN (Yu et al. 2021, arXiv 2110.04627): plain vision transformers around a factorised, normalised codebook."""
+"""ViT-VQGAN (Yu et al. 2021, arXiv 2110.04627): plain vision transformers around a factorised,
+normalised codebook.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,9 @@ from t2i_jax.types import Array, Key
 _ACTIVATIONS = {"gelu": gelu, "tanh": jnp.tanh}
 _XAVIER = nn.initializers.xavier_uniform()
 
-# The paper's sizes, at 256 pixels and 1024 tokens; "large" is the small encoder with a decoder of 1280, as in Parti.
-# The paper counts one transformer stack (32M, 91M, 599M); encoder and decoder are one each.
+# The paper's sizes, at 256 pixels and 1024 tokens; "large" is the small encoder with a decoder of
+# 1280, as in Parti. The paper counts one transformer stack (32M, 91M, 599M); encoder and decoder
+# are one each.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "small": {"dim": 512, "layers": 8, "heads": 8, "mlp_dim": 2048},
     "base": {"dim": 768, "layers": 12, "heads": 12, "mlp_dim": 3072},
@@ -57,7 +60,8 @@ class Block(nn.Module):
         def make(features, name, axes, bias=True):
             return Dense(features, axes, bias, self.dtype, _XAVIER, name=name)
 
-        inner, x_TC = self.heads * self.dim_head, x_BNC.reshape(-1, self.dim)  # T = B N: twice as fast on a CPU
+        # T = B N: twice as fast on a CPU.
+        inner, x_TC = self.heads * self.dim_head, x_BNC.reshape(-1, self.dim)
         qkv = make(3 * inner, "to_qkv", ("embed", "heads"), bias=False)(_norm("attention_norm", self.dtype)(x_TC))
         q, k, v = jnp.split(qkv.reshape(*x_BNC.shape[:2], 3 * self.heads, self.dim_head), 3, axis=2)
         out_TC = attend(q, k, v).reshape(-1, inner)
@@ -68,7 +72,9 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks over tokens and a norm at the end; with `scan` one compiled block runs over stacked parameters."""
+    """Blocks over tokens and a norm at the end; with `scan` one compiled block runs over stacked
+    parameters.
+    """
 
     dim: int
     layers: int
@@ -106,15 +112,19 @@ class Transformer(nn.Module):
 class ViTVQGAN(image_tokenizer.QuantizedAutoencoder):
     """The image tokenizer of the ViT-VQGAN and Parti papers.
 
-        network = preset("small")                              # 256 pixels to 1024 tokens
-        network = ViTVQGAN(image_size=32, patch_size=4, dim=96, layers=3, heads=3, mlp_dim=384, codebook_size=256)
+        network = preset("small")  # 256 pixels to 1024 tokens
+        network = ViTVQGAN(image_size=32, patch_size=4, dim=96, layers=3, heads=3, mlp_dim=384)
 
     Attributes:
-      image_size: side in pixels. patch_size: pixels per side of a token. channels: channels of the image.
-      dim, layers, heads, mlp_dim: of the encoder, and of the decoder where `decoder_*` is None. dim_head: width of a
-        head; None for dim / heads, 64 in the paper's sizes except in the large decoder.
-      codebook_size, codebook_dim: number and width of the codes. beta: weight of the commitment loss.
-      activation: of the feed-forward, "gelu", or "tanh" as in the weights of enhancing-transformers.
+      image_size: side in pixels. patch_size: pixels per side of a token. channels: channels of the
+        image.
+      dim, layers, heads, mlp_dim: of the encoder, and of the decoder where `decoder_*` is None.
+        dim_head: width of a head; None for dim / heads, 64 in the paper's sizes except in the large
+        decoder.
+      codebook_size, codebook_dim: number and width of the codes. beta: weight of the commitment
+        loss.
+      activation: of the feed-forward, "gelu", or "tanh" as in the weights of
+        enhancing-transformers.
       output: "linear"; or "sigmoid", which the paper's logit-Laplace loss needs and Parti removed.
       scan: stack the layers and compile one (deep networks).
       remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products).
@@ -151,18 +161,13 @@ class ViTVQGAN(image_tokenizer.QuantizedAutoencoder):
         for part, dim, heads in (("", self.dim, self.heads), ("decoder_", *self._decoder()[:2])):
             if self.dim_head is None and dim % heads:
                 fits = max(dim // heads, 1) * heads
-                raise UserError(f"{part}dim={dim} is not a multiple of {part}heads={heads}; try {part}dim={fits}.")
+                raise UserError(
+                    f"{part}dim={dim} is not a multiple of {part}heads={heads}; try "
+                    f"{part}dim={fits}."
+                )
             if dim % 4:
                 raise UserError(f"{part}dim={dim} is not a multiple of 4; try {dim // 4 * 4 + 4}.")
         super().__post_init__()
-
-    @property
-    def attention_flops(self) -> float:
-        """FLOPs of scores and weighted sums in one forward pass over one image; see `image_tokenizer.flops` for all."""
-        decoder_dim, decoder_heads, decoder_layers, _ = self._decoder()
-        widths = self.layers * self._inner(self.dim, self.heads)
-        widths += decoder_layers * self._inner(decoder_dim, decoder_heads)
-        return 4.0 * self.num_tokens**2 * widths
 
     @nn.nowrap
     def start(self, key: Key) -> dict[str, Array]:
@@ -177,6 +182,7 @@ class ViTVQGAN(image_tokenizer.QuantizedAutoencoder):
         return {**params, "quantizer": quantizer}, codebook
 
     def setup(self):
+        """Makes the layers and parameters."""
         decoder_dim, decoder_heads, decoder_layers, decoder_mlp_dim = self._decoder()
         layer = {"dtype": self.dtype, "init": _XAVIER}
         self.to_tokens = Dense(self.dim, ("patch", "embed"), **layer)
@@ -202,7 +208,8 @@ class ViTVQGAN(image_tokenizer.QuantizedAutoencoder):
         if self.output == "linear":
             return image
         low, high = self.pixel_range
-        return low + (high - low) * (nn.sigmoid(image) - 0.1) / 0.8  # the inverse of the loss's 0.8 x + 0.1
+        # The inverse of the loss's 0.8 x + 0.1.
+        return low + (high - low) * (nn.sigmoid(image) - 0.1) / 0.8
 
     def _through(self, transformer, x_BHWC):
         x = x_BHWC + sincos_grid(*self.grid, x_BHWC.shape[-1], columns_first=True).astype(x_BHWC.dtype)

@@ -14,8 +14,8 @@ from t2i_jax.types import Array
 def gelu(x: Array) -> Array:
     """The exact GELU, x * Phi(x).
 
-    `jax.nn.gelu(approximate=False)` goes through erfc and is recomputed in the backward pass: twice the time of a
-    whole feed-forward layer on a CPU. The derivative here is Phi(x) + x * phi(x).
+    `jax.nn.gelu(approximate=False)` goes through erfc and is recomputed in the backward pass: twice
+    the time of a whole feed-forward layer on a CPU. The derivative here is Phi(x) + x * phi(x).
     """
     return x * _normal_cdf(x)
 

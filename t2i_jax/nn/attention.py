@@ -1,4 +1,6 @@
-"""Attention over sequences: multi-head, and multi-query with one vector as the key and value of all heads."""
+"""Attention over sequences: multi-head, and multi-query with one vector as the key and value of all
+heads.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ MASKED = -1e30  # a masked score: the softmax turns it into exactly 0
 def add_to_all(x: Array, bias: Array) -> Array:
     """x + bias, where bias has all axes of x but the first (the batch), whose rows it is added to.
 
-    Its gradient is a sum over the batch, which XLA on a CPU takes twenty times as long for as for this product.
+    Its gradient is a sum over the batch, which XLA on a CPU takes twenty times as long for as for
+    this product.
     """
     return x + bias
 
@@ -66,6 +69,7 @@ class MultiHeadAttention(nn.Module):
     dtype: str = "float32"
 
     def setup(self):
+        """Makes the layers and parameters."""
         inner = self.heads * self.dim_head
         self.q = Dense(inner, ("embed", "heads"), bias=False, dtype=self.dtype)
         self.k = Dense(inner, ("embed", "heads"), bias=False, dtype=self.dtype)
@@ -79,7 +83,8 @@ class MultiHeadAttention(nn.Module):
 
         Args:
           context_BKC: sequence that is attended to; None: x itself.
-          mask: bool, broadcastable to (B, heads, Q, K), True where a key may be seen; None: everywhere.
+          mask: bool, broadcastable to (B, heads, Q, K), True where a key may be seen; None:
+            everywhere.
           causal: whether position i sees only positions up to i.
         """
         k_BKHD, v_BKHD = self.keys_values(x_BQC if context_BKC is None else context_BKC)
@@ -97,7 +102,9 @@ class MultiHeadAttention(nn.Module):
         return self._heads(self.k(context_BKC)), self._heads(self.v(context_BKC))
 
     def step(self, x_BC: Array, k_BKHD: Array, v_BKHD: Array, mask_BK: Array) -> Array:
-        """The update of one position from the KV cache; `mask_BK` is True where a key may be seen, broadcast over B."""
+        """The update of one position from the KV cache; `mask_BK` is True where a key may be seen,
+        broadcast over B.
+        """
         q_BHD = self._heads(self.q(x_BC)) * self.dim_head**-0.5
         scores_BHK = jnp.einsum("BHD,BKHD->BHK", q_BHD, k_BKHD, preferred_element_type=jnp.float32)
         weights_BHK = nn.softmax(jnp.where(mask_BK[:, None], scores_BHK, MASKED)).astype(v_BKHD.dtype)
@@ -108,15 +115,18 @@ class MultiHeadAttention(nn.Module):
 
 
 class MultiQueryAttention(nn.Module):
-    """Attention of parti-pytorch: every head shares one vector per position, which is its key and its value too.
+    """Attention of parti-pytorch: every head shares one vector per position, which is its key and
+    its value too.
 
-    A learnt vector, always visible, comes before the keys; a row whose text is dropped sees nothing else. The input is
-    normalised, the context of cross-attention is not. (Shazeer 2019 shares keys and values among heads.)
+    A learnt vector, always visible, comes before the keys; a row whose text is dropped sees nothing
+    else. The input is normalised, the context of cross-attention is not. (Shazeer 2019 shares keys
+    and values among heads.)
 
     Attributes:
-      dim: width of input and output. heads, dim_head: heads and their width. dropout: on the inputs of the projections
-        to queries and keys.
-      null_scale: standard deviation of the first learnt vector. out_norm: whether the output is normalised.
+      dim: width of input and output. heads, dim_head: heads and their width. dropout: on the inputs
+        of the projections to queries and keys.
+      null_scale: standard deviation of the first learnt vector. out_norm: whether the output is
+        normalised.
     """
 
     dim: int
@@ -128,6 +138,7 @@ class MultiQueryAttention(nn.Module):
     dtype: str = "float32"
 
     def setup(self):
+        """Makes the layers and parameters."""
         self.norm = channel_norm(None, self.dtype)
         self.to_q = Dense(self.heads * self.dim_head, ("embed", "heads"), bias=False, dtype=self.dtype)
         self.to_kv = Dense(self.dim_head, ("embed", "kv"), bias=False, dtype=self.dtype)
@@ -169,11 +180,15 @@ class MultiQueryAttention(nn.Module):
         return self._project(out_BQHD)
 
     def keys(self, context_BKC: Array, normalised: bool = False) -> Array:
-        """Vectors (B, K, dim_head) of a context for the KV cache; `normalised` when it is x itself."""
+        """Vectors (B, K, dim_head) of a context for the KV cache; `normalised` when it is x
+        itself.
+        """
         return self.to_kv(self.norm(context_BKC) if normalised else context_BKC.astype(self.dtype))
 
     def step(self, x_BC: Array, kv_BKD: Array, mask_BK: Array, bias_HK: Array | None = None) -> Array:
-        """The update of one position from the KV cache; `mask_BK` is True where a key may be seen, broadcast over B."""
+        """The update of one position from the KV cache; `mask_BK` is True where a key may be seen,
+        broadcast over B.
+        """
         q_BHD, null_D = self._queries(self.norm(x_BC)), self.null_kv.astype(self.dtype)
         scores_BHK = jnp.einsum("BHD,BKD->BHK", q_BHD, kv_BKD, preferred_element_type=jnp.float32)
         scores_BHK = scores_BHK if bias_HK is None else scores_BHK + bias_HK

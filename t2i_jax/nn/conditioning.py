@@ -1,4 +1,6 @@
-"""Conditioning of imagen-pytorch's U-Net: a noise level and a text, each as a vector and as tokens."""
+"""Conditioning of imagen-pytorch's U-Net: a noise level and a text, each as a vector and as
+tokens.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,12 @@ _POSITIONS = 512  # the package's resampler has this many learnt positions, howe
 
 
 class LevelCondition(nn.Module):
-    """A noise level (log-SNR, or a quarter of log sigma) as Fourier features of learnt frequencies, vector and tokens.
+    """A noise level (log-SNR, or a quarter of log sigma) as Fourier features of learnt frequencies,
+    vector and tokens.
 
     Attributes:
-      features: Fourier features, even. dim: width of the vector. tokens, token_dim: number and width of the tokens.
+      features: Fourier features, even. dim: width of the vector. tokens, token_dim: number and
+        width of the tokens.
     """
 
     features: int
@@ -42,11 +46,14 @@ class LevelCondition(nn.Module):
 
 
 class TextCondition(nn.Module):
-    """A text as tokens for cross-attention and as a vector, with learnt stand-ins where there is none.
+    """A text as tokens for cross-attention and as a vector, with learnt stand-ins where there is
+    none.
 
     Attributes:
-      dim: width of the tokens. vector_dim: width of the vector. length: tokens of a text, cut or filled up.
-      latents: number of tokens (and four more) to which the text is resampled; None: it is not resampled.
+      dim: width of the tokens. vector_dim: width of the vector. length: tokens of a text, cut or
+        filled up.
+      latents: number of tokens (and four more) to which the text is resampled; None: it is not
+        resampled.
       heads, dim_head: of the resampler.
     """
 
@@ -63,10 +70,12 @@ class TextCondition(nn.Module):
         """The vector (B, vector_dim) and the tokens (B, N, dim).
 
         Args:
-          text_BLD: embeddings; None: only the parameters that a network without texts has too are made.
-          mask_BL: True where there is text: elsewhere the learnt token of that position stands. None: everywhere, and
-            what is filled up stays 0.
-          keep_B: conditioning mask, False in rows whose text is replaced by the learnt null. None: all True.
+          text_BLD: embeddings; None: only the parameters that a network without texts has too are
+            made.
+          mask_BL: True where there is text: elsewhere the learnt token of that position stands.
+            None: everywhere, and what is filled up stays 0.
+          keep_B: conditioning mask, False in rows whose text is replaced by the learnt null. None:
+            all True.
         """
         normal = nn.initializers.normal(1.0)
         null_LC = self.param("null_tokens", boxed(normal, None, "embed"), (self.length, self.dim), jnp.float32)

@@ -1,4 +1,6 @@
-"""Convolutions on NHWC feature maps: dense ones, depthwise 3x3 ones that are fast on every backend, patches."""
+"""Convolutions on NHWC feature maps: dense ones, depthwise 3x3 ones that are fast on every backend,
+patches.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,13 @@ from t2i_jax.types import Array
 
 # U(+-1/sqrt(fan in)): the initialisation of the PyTorch packages, so that training runs compare.
 uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-POINTWISE = ("conv_in", "conv_out")  # logical axes of the kernel of a 1x1 convolution, which is a `Dense`
+POINTWISE = ("conv_in", "conv_out")  # logical axes of the kernel of a 1x1 convolution
 
 
 def depthwise_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """`uniform_fan_in` for the kernel of a 3x3 depthwise convolution: U(-1/3, 1/3), since 9 numbers come in."""
+    """`uniform_fan_in` for the kernel of a 3x3 depthwise convolution: U(-1/3, 1/3), since 9 numbers
+    come in.
+    """
     return jax.random.uniform(key, shape, dtype, -1 / 3, 1 / 3)
 
 
@@ -34,7 +38,8 @@ def boxed(init: Callable, *names: str | None) -> Callable:
 class Dense(nn.Module):
     """A linear layer over the last axis, computed as one matrix product.
 
-    XLA on a CPU takes up to four times as long for the gradients of a product that keeps several leading axes.
+    XLA on a CPU takes up to four times as long for the gradients of a product that keeps several
+    leading axes.
 
     Attributes:
       features: output width. axes: logical names of the input and output widths.
@@ -53,7 +58,8 @@ class Dense(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", boxed(self.init or uniform_fan_in, *self.axes), shape, jnp.float32)
         rows = x.astype(self.dtype)
-        rows = rows if sharding.ways("sequence") > 1 else rows.reshape(-1, shape[0])  # a split length stays an axis
+        if sharding.ways("sequence") == 1:  # a length that is split over devices stays an axis
+            rows = rows.reshape(-1, shape[0])
         y = rows @ kernel.astype(self.dtype)
         if self.bias:
             bias = self.param("bias", boxed(nn.initializers.zeros, self.axes[1]), (self.features,), jnp.float32)
@@ -65,7 +71,8 @@ class Conv(nn.Module):
     """A square convolution.
 
     Attributes:
-      features: output channels. kernel: side of the window. stride: of the window. padding: pixels per side.
+      features: output channels. kernel: side of the window. stride: of the window. padding: pixels
+        per side.
       bias: whether one is added.
     """
 
@@ -89,7 +96,9 @@ class Conv(nn.Module):
 
 
 def conv(features: int, kernel: int, name: str, *, stride: int = 1, padding=None, bias: bool = True, dtype="float32"):
-    """A square convolution; `padding` in pixels per side, None for (kernel - stride) // 2, rounded down."""
+    """A square convolution; `padding` in pixels per side, None for (kernel - stride) // 2, rounded
+    down.
+    """
     pad = (kernel - stride) // 2 if padding is None else padding
     return Conv(features, kernel, stride, pad, bias, dtype, name=name)
 
@@ -108,11 +117,12 @@ def channel_norm(name: str, dtype="float32") -> nn.LayerNorm:
 
 @jax.custom_vjp
 def depthwise(x_BHWC: Array, kernel_KKC: Array, bias_C: Array) -> Array:
-    """A depthwise convolution with zero padding that keeps the size (K odd), as a sum of shifted products.
+    """A depthwise convolution with zero padding that keeps the size (K odd), as a sum of shifted
+    products.
 
-    One product per tap fuses into a single pass; XLA's grouped convolution takes many times as long on a CPU. The
-    gradient of x is the same sum with the kernel turned around. Left to itself JAX would keep every shifted copy of x
-    for the backward pass.
+    One product per tap fuses into a single pass; XLA's grouped convolution takes many times as long
+    on a CPU. The gradient of x is the same sum with the kernel turned around. Left to itself JAX
+    would keep every shifted copy of x for the backward pass.
     """
     size, padded = kernel_KKC.shape[0], _padded(x_BHWC, kernel_KKC.shape[0])
     return sum(_shift(padded, x_BHWC, i, j) * kernel_KKC[i, j] for i in range(size) for j in range(size)) + bias_C
@@ -132,7 +142,8 @@ def _depthwise_forward(x_BHWC, kernel_KKC, bias_C):
 
 
 def _depthwise_backward(residuals, gradient_BHWC):
-    # Without the barrier XLA finds the shifted copies of both passes to be the same and keeps them all.
+    # Without the barrier XLA finds the shifted copies of both passes to be the same and keeps them
+    # all.
     x_BHWC, kernel_KKC = jax.lax.optimization_barrier(residuals)
     bias_C = jnp.sum(gradient_BHWC, axis=(0, 1, 2))
     taps = functools.partial(jax.lax.platform_dependent, cpu=_taps_by_image, default=_taps)
@@ -152,7 +163,9 @@ def _taps(padded, gradient_BHWC):
 
 
 def _taps_by_image(padded, gradient_BHWC):
-    """`_taps` with rows of one image summed before its columns: one sum over all places takes XLA ten times as long."""
+    """`_taps` with rows of one image summed before its columns: one sum over all places takes XLA
+    ten times as long.
+    """
     height = gradient_BHWC.shape[1]
     size, rows = padded.shape[1] - height + 1, max(r for r in range(1, 17) if height % r == 0)
     places = [(i, j) for i in range(size) for j in range(size)]
@@ -179,7 +192,9 @@ depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class Depthwise(nn.Module):
-    """A 3x3 depthwise convolution with a bias, as in positional encoding generators (Chu et al. 2021) and in Primer."""
+    """A 3x3 depthwise convolution with a bias, as in positional encoding generators (Chu et al.
+    2021) and in Primer.
+    """
 
     channels: int
     axis: str | None = "embed"
@@ -198,7 +213,8 @@ class Depthwise(nn.Module):
 def neighbours(x_BHWC: Array) -> Array:
     """(B, H, W, 9 C): the 3x3 neighbourhood of every place, row by row, zeros outside.
 
-    A 3x3 convolution is then one matrix product with its kernel as (9 C, out): on a CPU nearly twice as fast as XLA's.
+    A 3x3 convolution is then one matrix product with its kernel as (9 C, out): on a CPU nearly
+    twice as fast as XLA's.
     """
     padded = jnp.pad(x_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
     _, H, W, _ = x_BHWC.shape
@@ -206,7 +222,9 @@ def neighbours(x_BHWC: Array) -> Array:
 
 
 def patchify(image_BHWC: Array, patch: int) -> Array:
-    """(B, rows, columns, patch * patch * C): the pixels of each patch, row by row, channels fastest."""
+    """(B, rows, columns, patch * patch * C): the pixels of each patch, row by row, channels
+    fastest.
+    """
     return rearrange(image_BHWC, "b (h i) (w j) c -> b h w (i j c)", i=patch, j=patch)
 
 
@@ -216,7 +234,8 @@ def unpatchify(patches_BHWP: Array, patch: int) -> Array:
 
 
 def sincos_grid(rows: int, columns: int, dim: int, *, columns_first: bool) -> Array:
-    """Fixed positions of a grid (rows, columns, dim): sines and cosines of the raw integer row and column.
+    """Fixed positions of a grid (rows, columns, dim): sines and cosines of the raw integer row and
+    column.
 
     Args:
       columns_first: which coordinate the first half of `dim` encodes.

@@ -14,11 +14,12 @@ from t2i_jax.types import Array
 def convolve(x_BHWC: Array, kernel_KKIO: Array, stride: int, padding: int) -> Array:
     """A convolution without a bias, `padding` zeros on each side.
 
-    XLA's own gradients take up to five times as long on a CPU, and gradients of gradients up to two hundred times.
-    Convolution, gradient of the input and gradient of the kernel are each linear in two arrays, and the derivatives of
-    each are the other two: so gradients of any order are made of these three, and none keeps shifted copies of x. On a
-    CPU the gradient of the input is a convolution with the kernel turned around, or with a stride a sum of matrix
-    products, and that of the kernel is made of matrix products. The compiler for TPUs takes a minute for a wide window
+    XLA's own gradients take up to five times as long on a CPU, and gradients of gradients up to two
+    hundred times. Convolution, gradient of the input and gradient of the kernel are each linear in
+    two arrays, and the derivatives of each are the other two: so gradients of any order are made of
+    these three, and none keeps shifted copies of x. On a CPU the gradient of the input is a
+    convolution with the kernel turned around, or with a stride a sum of matrix products, and that
+    of the kernel is made of matrix products. The compiler for TPUs takes a minute for a wide window
     over few channels, a second where its columns are channels.
     """
     return _convolution(stride, jnp.pad(x_BHWC, ((0, 0), (padding, padding), (padding, padding), (0, 0))), kernel_KKIO)
@@ -56,7 +57,8 @@ def _to_kernel(stride, shape, x, y):
     return jax.lax.platform_dependent(x, y, cpu=of(_as_products), **_elsewhere(of, shape))
 
 
-# The barriers keep XLA from finding the shifted copies of several passes to be the same, and keeping them.
+# The barriers keep XLA from finding the shifted copies of several passes to be the same, and
+# keeping them.
 def _convolution_back(stride, kept, y):
     x, kernel, y = jax.lax.optimization_barrier((*kept, y))
     return _to_input(stride, x.shape, y, kernel), _to_kernel(stride, kernel.shape, x, y)
@@ -74,12 +76,14 @@ def _to_kernel_back(stride, shape, kept, kernel):
 
 for _function, _back in (
     (_convolution, _convolution_back), (_to_input, _to_input_back), (_to_kernel, _to_kernel_back),
-):  # fmt: skip
+):
     _function.defvjp(lambda *arguments, function=_function: (function(*arguments), arguments[-2:]), _back)
 
 
 def _elsewhere(of, shape):
-    """The forms for platforms other than the CPU, each wrapped by `of`, as `platform_dependent` takes them."""
+    """The forms for platforms other than the CPU, each wrapped by `of`, as `platform_dependent`
+    takes them.
+    """
     wide_over_few = shape[0] >= 7 and shape[0] * shape[2] <= 512
     return {"default": of(_whole)} | ({"tpu": of(_columns_first)} if wide_over_few else {})
 
@@ -112,7 +116,8 @@ def _as_products(x_BHWC, kernel_KKIO, stride):
         x_BHWC, kernel_KKIO = _blocks(x_BHWC, kernel_KKIO, stride)
     side, channels, features = kernel_KKIO.shape[1:]
     rows, columns = (extent - side + 1 for extent in x_BHWC.shape[1:3])
-    together = side if side * channels <= 512 else 1  # thin products of few channels become one for all columns
+    # Thin products of few channels become one for all columns.
+    together = side if side * channels <= 512 else 1
     if together > 1:
         x_BHWC = jnp.concatenate([x_BHWC[:, :, j : j + columns] for j in range(side)], axis=-1)
     taps = [(i, j) for i in range(side) for j in range(0, side, together)]
@@ -123,7 +128,9 @@ def _as_products(x_BHWC, kernel_KKIO, stride):
 
 
 def _blocks(x_BHWC, kernel_KKIO, stride):
-    """Image and kernel with their stride x stride blocks as channels: the convolution then has a stride of 1."""
+    """Image and kernel with their stride x stride blocks as channels: the convolution then has a
+    stride of 1.
+    """
 
     def fill(t, axes):
         return jnp.pad(t, [(0, -t.shape[a] % stride if a in axes else 0) for a in range(t.ndim)])

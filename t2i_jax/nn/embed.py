@@ -1,4 +1,6 @@
-"""Positions on a grid of image tokens: learnt axial embeddings and a learnt bias per relative position."""
+"""Positions on a grid of image tokens: learnt axial embeddings and a learnt bias per relative
+position.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from t2i_jax.types import Array
 
 
 def axial(rows_RC: Array, columns_RC: Array) -> Array:
-    """One position per cell, row by row: (rows * columns, C), the sum of a row's and a column's vector."""
+    """One position per cell, row by row: (rows * columns, C), the sum of a row's and a column's
+    vector.
+    """
     return (rows_RC[:, None] + columns_RC[None]).reshape(-1, rows_RC.shape[-1])
 
 
@@ -17,7 +21,8 @@ def relative_bias(table_RH: Array, side: int) -> Array:
     """Attention bias (cells, H, cells) between the cells of a square grid, as [query, head, key].
 
     Args:
-      table_RH: one row per offset, ((2 side - 1)^2, H), the row's offset (query - key + side - 1) slowest.
+      table_RH: one row per offset, ((2 side - 1)^2, H), the row's offset (query - key + side - 1)
+        slowest.
 
     Two products with one-hot matrices: exact, and their gradient is a product too, not a scatter.
     """

@@ -10,18 +10,21 @@ import jax
 
 
 def flops_of(function: Callable[..., Any], *shapes: Any) -> float:
-    """Floating-point operations of the matrix products and convolutions of one call (multiply-add = 2).
+    """Floating-point operations of the matrix products and convolutions of one call.
 
-    The function is traced with abstract arguments and nothing is computed, so that a network of any size can be
-    counted. All else (norms, activations, softmax) is left out, as is usual for MFU.
+    A multiply-add counts as 2. The function is traced with abstract arguments and nothing is
+    computed, so that a network of any size can be counted. All else (norms, activations, softmax)
+    is left out, as is usual for MFU.
 
-    - A scan and a loop of a known number of steps count that often; a loop whose length only the data tell counts as
-      one step.
-    - A branch on data counts as its largest branch, a branch on the platform as the one for platforms without a form of
-      their own: the plain form, so that the count is the same everywhere.
+    - A scan and a loop of a known number of steps count that often; a loop whose length depends
+      on the data counts as one step.
+    - A branch on data counts as its largest branch, a branch on the platform as the one for
+      platforms without a form of their own: the plain form, so that the count is the same
+      everywhere.
     - What is recomputed by `jax.checkpoint` in a traced gradient is counted, since it is computed.
-    - A convolution counts the zeros of its padding, as published numbers do, but not those that a dilation of its
-      input puts in: a transposed convolution with stride 2 takes a quarter of the products of a plain one of its size.
+    - A convolution counts the zeros of its padding, as published numbers do, but not those that a
+      dilation of its input puts in: a transposed convolution with stride 2 takes a quarter of the
+      products of a plain one of its size.
     - What runs on each device of a mesh (`jax.shard_map`) counts once per device.
 
     Args:
@@ -62,7 +65,9 @@ def _of_equation(equation):
 
 
 def _of_inside(value):
-    """FLOPs of a parameter of an operation that is a trace, open or closed; 0 of any other value."""
+    """FLOPs of a parameter of an operation that is a trace, open or closed; 0 of any other
+    value.
+    """
     jaxpr = getattr(value, "jaxpr", value)
     return _of_jaxpr(jaxpr) if hasattr(jaxpr, "eqns") else 0.0
 
@@ -74,7 +79,9 @@ def _of_product(equation):
 
 
 def _of_convolution(equation):
-    """Per element of the result: the kernel's window times the input channels of one group, without the holes."""
+    """Per element of the result: the kernel's window times the input channels of one group, without
+    the holes.
+    """
     params, kernel = equation.params, equation.invars[1].aval.shape
     per_output = math.prod(kernel) / kernel[params["dimension_numbers"].rhs_spec[0]]
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * per_output / math.prod(params["lhs_dilation"])
@@ -87,7 +94,8 @@ def _of_scores(equation):
 
 
 def _steps(equation):
-    """Steps of a while loop that counts a carried integer up by one to a bound, both known at trace time; 1 for others.
+    """Steps of a while loop that counts a carried integer up by one to a bound, both known at trace
+    time; 1 for others.
 
     That is the form of `jax.lax.fori_loop`; one whose bounds are Python integers is a scan already.
     """

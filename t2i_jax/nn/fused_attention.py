@@ -1,9 +1,12 @@
-"""Self-attention by the backend's fused kernel, which never holds the matrix of scores; elsewhere as XLA does it."""
+"""Self-attention by the backend's fused kernel, which never holds the matrix of scores; elsewhere
+as XLA does it.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +21,12 @@ _CUDNN = ("bfloat16", "float16")
 
 
 def attend(q_BNHD: Array, k_BNHD: Array, v_BNHD: Array, causal: bool = False) -> Array:
-    """Self-attention softmax(q k / sqrt(D)) v, (B, N, H, D); `causal`: a position sees those up to itself.
+    """Self-attention softmax(q k / sqrt(D)) v, (B, N, H, D); `causal`: a position sees those up to
+    itself.
 
-    On a TPU by splash attention, for lengths that are multiples of 128; on a GPU by cuDNN (`cudnn_takes`); elsewhere,
-    and while the length is split over "sequence", by XLA, many scores in blocks of queries. On a mesh each device works
-    on its own rows and heads.
+    On a TPU by splash attention, for lengths that are multiples of 128; on a GPU by cuDNN
+    (`cudnn_takes`); elsewhere, and while the length is split over "sequence", by XLA, many scores
+    in blocks of queries. On a mesh each device works on its own rows and heads.
     """
     if cudnn_takes(q_BNHD):
         return cudnn(q_BNHD, k_BNHD, v_BNHD, causal)
@@ -34,8 +38,9 @@ def attend(q_BNHD: Array, k_BNHD: Array, v_BNHD: Array, causal: bool = False) ->
 
 
 def cudnn_takes(q_BQHD: Array) -> bool:
-    """Whether `cudnn` works for such queries: an NVIDIA GPU from Ampere on, 16-bit numbers, heads of at most 128,
-    multiples of 8, and an even number of queries."""
+    """Whether `cudnn` works for such queries: an NVIDIA GPU from Ampere on, 16-bit numbers, heads
+    of at most 128, multiples of 8, and an even number of queries.
+    """
     device, (_, length, _, width) = jax.local_devices()[0], q_BQHD.shape
     if device.platform != "gpu" or str(q_BQHD.dtype) not in _CUDNN or width % 8 or width > 128 or length % 2:
         return False
@@ -90,7 +95,9 @@ def _on_each_device(kernel, q_BQHD, k_BKGD, v_BKGD):
 
 
 def splash(q_BNHD: Array, k_BNHD: Array, v_BNHD: Array, causal: bool = False, interpret: bool = False) -> Array:
-    """`attend` by the Pallas kernel of JAX, on one device; `interpret`: step by step on any backend, to test."""
+    """`attend` by the Pallas kernel of JAX, on one device; `interpret`: step by step on any
+    backend, to test.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -99,9 +106,10 @@ def splash(q_BNHD: Array, k_BNHD: Array, v_BNHD: Array, causal: bool = False, in
     names = (
         "block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq",
         "block_kv_dq",
-    )  # fmt: skip
+    )
     sizes = kernels.BlockSizes(**dict.fromkeys(names, block))
     mask = masks.MultiHeadMask([(masks.CausalMask if causal else masks.FullMask)((length, length))] * heads)
     kernel = kernels.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
     q_BHND, k_BHND, v_BHND = (t.swapaxes(1, 2) for t in (q_BNHD * width**-0.5, k_BNHD, v_BNHD))
-    return jax.vmap(kernel)(q_BHND, k_BHND, v_BHND).swapaxes(1, 2).astype(v_BNHD.dtype)
+    out_BHND: Any = jax.vmap(kernel)(q_BHND, k_BHND, v_BHND)
+    return out_BHND.swapaxes(1, 2).astype(v_BNHD.dtype)

@@ -1,4 +1,6 @@
-"""A text of any length as a fixed number of tokens: the perceiver resampler (Alayrac et al. 2022) of imagen-pytorch."""
+"""A text of any length as a fixed number of tokens: the perceiver resampler (Alayrac et al. 2022)
+of imagen-pytorch.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Quantisers: look-up free bits (LFQ), a cosine codebook of moving averages, a codebook trained by gradients.
+"""Quantisers: look-up free bits (LFQ), a cosine codebook of moving averages, a codebook trained by
+gradients.
 
-All have one interface. A call gives a `Quantized`; what training changes without a gradient (the codebook of moving
-averages) comes in as `codebook`, a dict of arrays, and goes out changed. `lookup` turns indices into what the decoder
-reads; `start` gives the first `codebook` ({} where everything is a parameter).
+All have one interface. A call gives a `Quantized`; what training changes without a gradient (the
+codebook of moving averages) comes in as `codebook`, a dict of arrays, and goes out changed.
+`lookup` turns indices into what the decoder reads; `start` gives the first `codebook` ({} where
+everything is a parameter).
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ class Quantized:
     """The result of a quantiser.
 
     Attributes:
-      fmap: (B, H, W, C) quantised feature map for the decoder, with a straight-through gradient in training.
+      fmap: (B, H, W, C) quantised feature map for the decoder, with a straight-through gradient in
+        training.
       ids: (B, H, W) int32 codes.
       loss: float32 scalar, already weighted; 0 outside training.
       latents: (B, H, W, E) float32 vectors that were compared with the codebook.
@@ -51,10 +54,11 @@ def straight_through(x: Array, quantised: Array) -> Array:
 
 
 class Lfq(nn.Module):
-    """Look-up free quantisation: each code is `log2(codebook_size)` signs (Yu et al. 2023, MAGVIT-v2, section 3).
+    """Look-up free quantisation: each code is `log2(codebook_size)` signs (Yu et al. 2023,
+    MAGVIT-v2, section 3).
 
-    As in vector-quantize-pytorch: linear maps to and from the bits, inverse temperature 100, the first channel the most
-    significant bit, a value of exactly 0 counts as -1.
+    As in vector-quantize-pytorch: linear maps to and from the bits, inverse temperature 100, the
+    first channel the most significant bit, a value of exactly 0 counts as -1.
     """
 
     dim: int
@@ -67,7 +71,9 @@ class Lfq(nn.Module):
     def __post_init__(self):
         if self.codebook_size < 2 or self.codebook_size & (self.codebook_size - 1):
             power = 2 ** max(round(math.log2(max(self.codebook_size, 2))), 1)
-            raise UserError(f"codebook_size={self.codebook_size} is no power of 2, as LFQ needs; try {power}.")
+            raise UserError(
+                f"codebook_size={self.codebook_size} is no power of 2, as LFQ needs; try {power}."
+            )
         super().__post_init__()
 
     @property
@@ -76,6 +82,7 @@ class Lfq(nn.Module):
         return self.codebook_size.bit_length() - 1
 
     def setup(self):
+        """Makes the layers and parameters."""
         if self.bits != self.dim:
             self.project_in = Dense(self.bits, ("embed", "latent"))
             self.project_out = Dense(self.dim, ("latent", "embed"), dtype=self.dtype)
@@ -86,7 +93,9 @@ class Lfq(nn.Module):
         return {}
 
     def __call__(self, x_BHWC: Array, codebook: Mapping[str, Array], train: bool = False) -> Quantized:
-        """Quantises a feature map; with `train` the entropy loss is computed and the gradient passes straight through."""
+        """Quantises a feature map; with `train` the entropy loss is computed and the gradient
+        passes straight through.
+        """
         z = x_BHWC.astype(jnp.float32)
         z = self.project_in(z) if self.bits != self.dim else z
         on = z > 0
@@ -113,11 +122,13 @@ class Lfq(nn.Module):
 
 
 def lfq_entropies(z_ND: Array, inverse_temperature: float = 100.0) -> tuple[Array, Array]:
-    """The mean entropy of a token's code and the entropy of the mean code distribution, over all 2^D codes.
+    """The mean entropy of a token's code and the entropy of the mean code distribution, over all
+    2^D codes.
 
-    p(code) is a softmax of 2 * inverse_temperature * (z . code), which factorises over the bits: p(bit = +1) is
-    sigmoid(4 * inverse_temperature * z). So a token's entropy is a sum over bits, and the mean of the joint
-    distribution is a product of two tables over half of the bits each: exact, at N * 2^(D/2) memory.
+    p(code) is a softmax of 2 * inverse_temperature * (z . code), which factorises over the bits:
+    p(bit = +1) is sigmoid(4 * inverse_temperature * z). So a token's entropy is a sum over bits,
+    and the mean of the joint distribution is a product of two tables over half of the bits each:
+    exact, at N * 2^(D/2) memory.
     """
     logits_ND = 4 * inverse_temperature * z_ND.astype(jnp.float32)
     on, log_on, log_off = jax.nn.sigmoid(logits_ND), jax.nn.log_sigmoid(logits_ND), jax.nn.log_sigmoid(-logits_ND)
@@ -140,8 +151,8 @@ def _joint(log_on_ND, log_off_ND):
 class CosineVq(nn.Module):
     """A codebook on the unit sphere that follows the moving average of what is assigned to it.
 
-    As in vector-quantize-pytorch with cosine similarity and no replacement of codes inside; codes that fall out of use
-    are revived by the training task. No gradient reaches the codebook.
+    As in vector-quantize-pytorch with cosine similarity and no replacement of codes inside; codes
+    that fall out of use are revived by the training task. No gradient reaches the codebook.
     """
 
     dim: int
@@ -153,13 +164,16 @@ class CosineVq(nn.Module):
     dtype: str = "float32"
 
     def setup(self):
+        """Makes the layers and parameters."""
         if self.codebook_dim != self.dim:
             self.project_in = Dense(self.codebook_dim, ("embed", "latent"))
             self.project_out = Dense(self.dim, ("latent", "embed"), dtype=self.dtype)
 
     @nn.nowrap
     def start(self, key: Key) -> dict[str, Array]:
-        """Random unit codes; with `kmeans_init` they are replaced by the clusters of the first training batch."""
+        """Random unit codes; with `kmeans_init` they are replaced by the clusters of the first
+        training batch.
+        """
         embed = unit(jax.random.normal(key, (self.codebook_size, self.codebook_dim)))
         return {
             "embed": embed,
@@ -169,12 +183,15 @@ class CosineVq(nn.Module):
         }
 
     def __call__(self, x_BHWC: Array, codebook: Mapping[str, Array], train: bool = False) -> Quantized:
-        """Quantises a feature map; with `train` the statistics move and the commitment loss is computed."""
+        """Quantises a feature map; with `train` the statistics move and the commitment loss is
+        computed.
+        """
         z = unit(self.project_in(x_BHWC.astype(jnp.float32)) if self.codebook_dim != self.dim else x_BHWC)
         z_NE = jax.lax.stop_gradient(z.reshape(-1, self.codebook_dim))
         if train:
             codebook = jax.lax.cond(codebook["started"], lambda: dict(codebook), lambda: _kmeans(z_NE, codebook))
-        # Of length one already, but for codebooks of the package's first releases, which were compared in this way too.
+        # Of length one already, but for codebooks of the package's first releases, which were
+        # compared in this way too.
         ids = jnp.argmax(z @ unit(codebook["embed"]).T, axis=-1).astype(jnp.int32)
         code, loss = codebook["embed"][ids], jnp.float32(0)
         if train:
@@ -225,9 +242,11 @@ def _kmeans(z_NE, codebook, iterations=10):
 
 
 class FactorisedVq(nn.Module):
-    """The codebook of ViT-VQGAN: few dimensions, unit length on both sides, trained by gradients (Yu et al. 2021, 3.2).
+    """The codebook of ViT-VQGAN: few dimensions, unit length on both sides, trained by gradients
+    (Yu et al. 2021, 3.2).
 
-    loss = beta * |sg(code) - z|^2 + |code - sg(z)|^2, both normalised; the decoder reads the unit code.
+    loss = beta * |sg(code) - z|^2 + |code - sg(z)|^2, both normalised; the decoder reads the unit
+    code.
     """
 
     dim: int
@@ -238,6 +257,7 @@ class FactorisedVq(nn.Module):
     dim_out: int | None = None  # None: dim
 
     def setup(self):
+        """Makes the layers and parameters."""
         self.project_in = Dense(self.codebook_dim, ("embed", "latent"), init=nn.initializers.xavier_uniform())
         self.project_out = Dense(
             self.dim_out or self.dim, ("latent", "embed"), dtype=self.dtype, init=nn.initializers.xavier_uniform()
@@ -255,7 +275,9 @@ class FactorisedVq(nn.Module):
         return {}
 
     def __call__(self, x_BHWC: Array, codebook: Mapping[str, Array], train: bool = False) -> Quantized:
-        """Quantises a feature map; with `train` the two losses are computed and the gradient passes straight through."""
+        """Quantises a feature map; with `train` the two losses are computed and the gradient passes
+        straight through.
+        """
         raw = self.project_in(x_BHWC.astype(jnp.float32))
         z, codes = unit(raw), unit(self.embedding)
         ids = jnp.argmax(z @ codes.T, axis=-1).astype(jnp.int32)  # nearest, for unit vectors
@@ -263,7 +285,8 @@ class FactorisedVq(nn.Module):
         if train:
             loss = self.beta * jnp.mean((jax.lax.stop_gradient(code) - z) ** 2)
             loss += jnp.mean((code - jax.lax.stop_gradient(z)) ** 2)
-            code = straight_through(raw, code)  # the gradient reaches the latents before their normalisation
+            # The gradient reaches the latents before their normalisation.
+            code = straight_through(raw, code)
         return Quantized(self.project_out(code), ids, loss, z, codebook)
 
     def lookup(self, ids: Array, codebook: Mapping[str, Array]) -> Array:

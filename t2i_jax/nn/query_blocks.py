@@ -16,11 +16,14 @@ MAX_SCORES = 2**23  # per image: 32 MB of float32
 def by_queries(
     attend: Callable[[Array, Array | int], Array], q_BQHD: Array, keys: int, max_scores: int = MAX_SCORES
 ) -> Array:
-    """attend(q_BQHD, 0), or the same for one block of queries after the other: the whole matrix never exists.
+    """attend(q_BQHD, 0), or the same for one block of queries after the other: the whole matrix
+    never exists.
 
     Args:
-      attend: function of queries and the position of the first; recomputed in the backward pass of a block.
-      keys: number of keys that each query sees. max_scores: scores per image (H * Q * keys) above which blocks are used.
+      attend: function of queries and the position of the first; recomputed in the backward pass of
+        a block.
+      keys: number of keys that each query sees. max_scores: scores per image (H * Q * keys) above
+        which blocks are used.
     """
     _, Q, H, _ = q_BQHD.shape
     if Q * H * keys <= max_scores:

@@ -18,10 +18,12 @@ RESIZES = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")
 
 
 def resize(x_BHWC: Array, size: tuple[int, int], mode: str = "nearest") -> Array:
-    """Feature maps (B, *size, C) as PyTorch's `interpolate(mode=mode)` makes them, without antialiasing.
+    """Feature maps (B, *size, C) as PyTorch's `interpolate(mode=mode)` makes them, without
+    antialiasing.
 
-    "nearest" takes element floor(i * in / out); "nearest-exact" the one whose centre is nearest; "bilinear" and
-    "bicubic" (Keys' kernel, a = -0.75) interpolate between centres; "area" averages what lies under an output element.
+    "nearest" takes element floor(i * in / out); "nearest-exact" the one whose centre is nearest;
+    "bilinear" and "bicubic" (Keys' kernel, a = -0.75) interpolate between centres; "area" averages
+    what lies under an output element.
     """
     one_of("resize_mode", mode, RESIZES)
     for axis, new in ((1, size[0]), (2, size[1])):
@@ -36,7 +38,9 @@ def resize(x_BHWC: Array, size: tuple[int, int], mode: str = "nearest") -> Array
 
 
 def _weights(old, new, mode):
-    """Interpolation weights (new, old): the share of each of `old` input elements in each of `new` output elements."""
+    """Interpolation weights (new, old): the share of each of `old` input elements in each of `new`
+    output elements.
+    """
     weights = np.zeros((new, old))
     for i in range(new):
         if mode == "area":
@@ -46,7 +50,7 @@ def _weights(old, new, mode):
         centre = (i + 0.5) * old / new - 0.5
         centre = max(centre, 0.0) if mode == "bilinear" else centre
         first, reach = math.floor(centre), 1 if mode == "bilinear" else 2
-        for j in range(first + 1 - reach, first + 1 + reach):  # beyond an edge the edge's own element counts
+        for j in range(first + 1 - reach, first + 1 + reach):  # an edge is repeated beyond itself
             weights[i, min(max(j, 0), old - 1)] += _kernel(abs(centre - j), mode)
     return weights
 
@@ -60,9 +64,11 @@ def _kernel(distance, mode):
 
 
 class CrossEmbed(nn.Module):
-    """Convolutions of several kernel sizes side by side (Wang et al. 2021, CrossFormer), small kernels first.
+    """Convolutions of several kernel sizes side by side (Wang et al. 2021, CrossFormer), small
+    kernels first.
 
-    The smallest kernel gives a half of the channels, the next a quarter and so on; the largest gives the rest.
+    The smallest kernel gives a half of the channels, the next a quarter and so on; the largest
+    gives the rest.
 
     Attributes:
       features: output channels. kernels: sides of the windows, each even or odd as the stride is.
@@ -86,7 +92,8 @@ class CrossEmbed(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Downsampling by 2: each 2x2 block becomes channels (SP-conv, Sunkara and Luo 2022), then a linear map.
+    """Downsampling by 2: each 2x2 block becomes channels (SP-conv, Sunkara and Luo 2022), then a
+    linear map.
 
     The block's four elements of one input channel are neighbours among the channels, as in PyTorch.
     """
@@ -102,7 +109,9 @@ class Downsample(nn.Module):
 
 
 class PixelShuffle(nn.Module):
-    """Upsampling by 2: a linear map and SiLU give the four elements of each block; at first a nearest enlargement."""
+    """Upsampling by 2: a linear map and SiLU give the four elements of each block; at first a
+    nearest enlargement.
+    """
 
     features: int
     dtype: str = "float32"
@@ -134,7 +143,9 @@ class Upsample(nn.Module):
 
 
 class Widen(nn.Module):
-    """Another number of channels at the same size: the sum of a 3x3 convolution and a linear map."""
+    """Another number of channels at the same size: the sum of a 3x3 convolution and a linear
+    map.
+    """
 
     features: int
     dtype: str = "float32"
@@ -147,7 +158,9 @@ class Widen(nn.Module):
 
 
 def zero_conv(features: int, kernel: int, name: str, dtype: str = "float32") -> nn.Conv:
-    """A convolution of the same size whose weights start at zero: the network's first output is 0 everywhere."""
+    """A convolution of the same size whose weights start at zero: the network's first output is 0
+    everywhere.
+    """
     return nn.Conv(
         features,
         (kernel, kernel),

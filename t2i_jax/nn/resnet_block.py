@@ -1,4 +1,6 @@
-"""The residual block of imagen-pytorch: two convolutions, cross-attention between them, FiLM, a global gate."""
+"""The residual block of imagen-pytorch: two convolutions, cross-attention between them, FiLM, a
+global gate.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: Array, scale_shift: tuple[Array, Array] | None = None) -> Array:
-        """(B, H, W, features); `scale_shift` are (B, 1, 1, C) each, a scale of 0 changes nothing."""
+        """(B, H, W, features); `scale_shift` are (B, 1, 1, C) each, a scale of 0 changes
+        nothing.
+        """
         x = RmsNorm(self.dtype, name="norm")(x_BHWC)
         if scale_shift is not None:
             x = x * (scale_shift[0] + 1) + scale_shift[1]
@@ -45,7 +49,9 @@ class Block(nn.Module):
 
 
 class GlobalContext(nn.Module):
-    """A gate in (0, 1) per channel from an attention-weighted mean over the feature map (Cao et al. 2019, GCNet)."""
+    """A gate in (0, 1) per channel from an attention-weighted mean over the feature map (Cao et al.
+    2019, GCNet).
+    """
 
     dtype: str = "float32"
 
@@ -62,12 +68,14 @@ class GlobalContext(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """x plus: block, cross-attention (optional), block with FiLM from the time vector, gate (optional).
+    """x plus: block, cross-attention (optional), block with FiLM from the time vector, gate
+    (optional).
 
     Attributes:
       features: output channels; where the input has others, the residual goes through a linear map.
       cross: "softmax" or "linear" cross-attention to the condition; None: none.
-      gate: whether `GlobalContext` multiplies the update. heads, dim_head, max_scores: of the cross-attention.
+      gate: whether `GlobalContext` multiplies the update. heads, dim_head, max_scores: of the
+        cross-attention.
     """
 
     features: int
@@ -84,11 +92,13 @@ class ResnetBlock(nn.Module):
         film = Dense(2 * self.features, ("embed", "conv_out"), dtype=self.dtype, name="time")(nn.silu(time_BT))
         h = Block(self.features, self.dtype, name="block1")(x_BHWC)
         if self.cross:
-            linear = self.cross == "linear"
-            h = h + CrossAttention(
-                self.features, self.heads, self.dim_head, linear, self.max_scores, self.dtype, name="cross_attention"
-            )(h, context_BKC)
-        h = Block(self.features, self.dtype, name="block2")(h, jnp.split(film[:, None, None], 2, axis=-1))
+            sizes, linear = (self.features, self.heads, self.dim_head), self.cross == "linear"
+            attend = CrossAttention(
+                *sizes, linear, self.max_scores, self.dtype, name="cross_attention"
+            )
+            h = h + attend(h, context_BKC)  # pyright: ignore[reportArgumentType]
+        scale, shift = jnp.split(film[:, None, None], 2, axis=-1)
+        h = Block(self.features, self.dtype, name="block2")(h, (scale, shift))
         if self.gate:
             h = h * GlobalContext(self.dtype, name="gate")(h)
         if x_BHWC.shape[-1] != self.features:
@@ -97,14 +107,17 @@ class ResnetBlock(nn.Module):
 
 
 class ResnetStack(nn.Module):
-    """`ResnetBlock`s of one shape without cross-attention, one after the other, one by one or as a compiled loop.
+    """`ResnetBlock`s of one shape without cross-attention, one after the other, one by one or as a
+    compiled loop.
 
     Attributes:
-      names: of the blocks, one each, under which their parameters stand whether they are a loop or not.
+      names: of the blocks, one each, under which their parameters stand whether they are a loop or
+        not.
       features, gate, heads, dim_head, max_scores: as in `ResnetBlock`.
       remat: what the backward pass recomputes of each block, a key of `REMAT`.
-      scan: one block is compiled and looped over the stacked parameters of all, in a fraction of the time where there
-        are many, at the price of a copy of their parameters and feature maps. The parameters are made one by one.
+      scan: one block is compiled and looped over the stacked parameters of all, in a fraction of
+        the time where there are many, at the price of a copy of their parameters and feature maps.
+        The parameters are made one by one.
     """
 
     names: tuple[str, ...]
@@ -124,8 +137,8 @@ class ResnetStack(nn.Module):
         """The feature map after the last block, and those after each one.
 
         Args:
-          joined: feature maps (B, H, W, any), one per block, that are appended to the channels of what goes into it.
-            None: nothing is appended.
+          joined: feature maps (B, H, W, any), one per block, that are appended to the channels of
+            what goes into it. None: nothing is appended.
         """
         condition = (time_BT, context_BKC)
         parts = [()] * len(self.names) if joined is None else [(part,) for part in joined]

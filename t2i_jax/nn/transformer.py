@@ -1,4 +1,6 @@
-"""A stack of pre-norm transformer layers, scanned over stacked parameters, with a cached step for decoding."""
+"""A stack of pre-norm transformer layers, scanned over stacked parameters, with a cached step for
+decoding.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,16 @@ from t2i_jax.nn.conv import Dense, boxed
 from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
 
-# Remat policies: what the backward pass keeps of a layer. Everything, nothing (recompute all), or matrix products.
+# Remat policies: what the backward pass keeps of a layer. Everything, nothing (recompute all), or
+# matrix products.
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 _UNROLLED = 64  # layers up to which decoding is unrolled: all of Parti 20B
-_STRAIGHT = 4  # layers up to which training is: a scan would copy the activations of each layer to one large array
+# Layers up to which training is: a scan would copy all activations of the layers to large arrays.
+_STRAIGHT = 4
 
 
 def layer_norm(name: str | None, dtype: str = "float32") -> nn.LayerNorm:
@@ -38,11 +42,13 @@ def layer_norm(name: str | None, dtype: str = "float32") -> nn.LayerNorm:
 
 
 class Block(nn.Module):
-    """Self-attention, with `cross` also attention to a context, and an MLP; each behind a norm, with a residual.
+    """Self-attention, with `cross` also attention to a context, and an MLP; each behind a norm,
+    with a residual.
 
     Attributes:
       dim, heads, mlp_dim: widths; dim is a multiple of heads. dropout: on each update.
-      cross: whether there is cross-attention. causal: whether a position sees only those up to itself.
+      cross: whether there is cross-attention. causal: whether a position sees only those up to
+        itself.
     """
 
     dim: int
@@ -54,6 +60,7 @@ class Block(nn.Module):
     dtype: str = "float32"
 
     def setup(self):
+        """Makes the layers and parameters."""
 
         def attention():
             return MultiHeadAttention(self.dim, self.heads, self.dim // self.heads, self.dtype)
@@ -74,7 +81,9 @@ class Block(nn.Module):
         context_mask_BK: Array | None = None,
         deterministic: bool = True,
     ) -> tuple[Array, None]:
-        """(x, None): the pair that a scan wants. Masks are True where a position may be seen; None: everywhere."""
+        """(x, None): the pair that a scan wants. Masks are True where a position may be seen; None:
+        everywhere.
+        """
 
         def spread(mask):
             return None if mask is None else mask[:, None, None]
@@ -84,7 +93,7 @@ class Block(nn.Module):
 
         x = add(x_BNC, self.self_attention(self.norm_self(x_BNC), mask=spread(mask_BN), causal=self.causal))
         if self.cross:
-            context = context_BKC.astype(x.dtype)
+            context = context_BKC.astype(x.dtype)  # pyright: ignore[reportOptionalMemberAccess]
             x = add(x, self.cross_attention(self.norm_cross(x), context, spread(context_mask_BK)))
         hidden = constrain(self.wide(self.norm_mlp(x)), "batch", "length", "mlp")
         return add(x, self.narrow(gelu(hidden))), None
@@ -97,7 +106,9 @@ class Block(nn.Module):
     def step(
         self, x_BC: Array, cache: Mapping[str, Array], position: Array, context_mask_BK: Array | None
     ) -> tuple[Array, dict[str, Array]]:
-        """One position through the layer, and the KV cache ("k", "v": (B, positions, heads, dim_head)) with it."""
+        """One position through the layer, and the KV cache ("k", "v": (B, positions, heads,
+        dim_head)) with it.
+        """
         normed = self.norm_self(x_BC)
         k_BHD, v_BHD = self.self_attention.keys_values(normed)
 
@@ -113,7 +124,8 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`depth` blocks and a norm at the output; the parameters of all blocks are stacked under "layers".
+    """`depth` blocks and a norm at the output; the parameters of all blocks are stacked under
+    "layers".
 
     Attributes:
       remat: remat policy, a key of `REMAT`. The other fields are those of `Block`.
@@ -130,6 +142,7 @@ class Transformer(nn.Module):
     dtype: str = "float32"
 
     def setup(self):
+        """Makes the layers and parameters."""
         self.layers = scanned(Block, self.depth, self.remat, inputs=4)(**layer_fields(self, Block))
         self.norm = layer_norm(None, self.dtype)
 
@@ -145,7 +158,8 @@ class Transformer(nn.Module):
 
         Args:
           mask_BN: True where a position may be seen; None: everywhere.
-          context_BKC, context_mask_BK: the context of cross-attention, of any width, and True where it may be seen.
+          context_BKC, context_mask_BK: the context of cross-attention, of any width, and True where
+            it may be seen.
           deterministic: False to drop out; needs the rng "dropout".
         """
         x_BNC = constrain(x_BNC.astype(self.dtype), "batch", "length", None)
@@ -153,7 +167,9 @@ class Transformer(nn.Module):
         return self.norm(x_BNC)
 
     def init_cache(self, context_BKC: Array, positions: int) -> dict[str, Any]:
-        """What `decode` carries: keys and values of `positions` positions (none yet) and of the context, per layer."""
+        """What `decode` carries: keys and values of `positions` positions (none yet) and of the
+        context, per layer.
+        """
         stacked, block = self.variables["params"]["layers"], self._block()
         cross = jax.lax.map(lambda params: block.apply({"params": params}, context_BKC, method="context"), stacked)
         shape = (self.depth, context_BKC.shape[0], positions, self.heads, self.dim // self.heads)
@@ -164,7 +180,9 @@ class Transformer(nn.Module):
     def decode(
         self, x_BC: Array, position: Array, cache: Mapping[str, Any], context_mask_BK: Array
     ) -> tuple[Array, dict[str, Any]]:
-        """One position of a causal stack with cross-attention: (B, dim), and the KV cache with it."""
+        """One position of a causal stack with cross-attention: (B, dim), and the KV cache with
+        it.
+        """
         block = self._block()
 
         def step(params, x, entries):
@@ -185,11 +203,12 @@ def layer_fields(network: nn.Module, layer: type[nn.Module]) -> dict[str, Any]:
 
 
 def scanned(layer: type[nn.Module], depth: int, remat: str, inputs: int) -> Callable[..., nn.Module]:
-    """`depth` copies of a layer as one scan over stacked parameters (leading logical axis "layers").
+    """`depth` copies of a layer as one scan over stacked parameters (leading logical axis
+    "layers").
 
     Args:
-      layer: called as `layer(x, *inputs) -> (x, None)`; the inputs are the same for every copy, the last one is the
-        bool `deterministic`.
+      layer: called as `layer(x, *inputs) -> (x, None)`; the inputs are the same for every copy, the
+        last one is the bool `deterministic`.
       remat: remat policy, a key of `REMAT`.
       inputs: number of inputs.
     """
@@ -199,7 +218,7 @@ def scanned(layer: type[nn.Module], depth: int, remat: str, inputs: int) -> Call
         layer,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(nn.broadcast,) * inputs,
+        in_axes=(nn.broadcast,) * inputs,  # pyright: ignore[reportArgumentType]
         length=depth,
         unroll=depth if depth <= _STRAIGHT else 1,
         metadata_params={nn.PARTITION_NAME: "layers"},
@@ -207,10 +226,11 @@ def scanned(layer: type[nn.Module], depth: int, remat: str, inputs: int) -> Call
 
 
 def start_decoding(params: Any, cache: Mapping[str, Array]) -> dict[str, Any]:
-    """The state of `decode_layers`: the layers' parameters and the KV cache, one entry per layer or stacked.
+    """The state of `decode_layers`: the layers' parameters and the KV cache, one entry per layer or
+    stacked.
 
-    Up to 64 layers are taken apart, once: slicing the stacked weights and cache at every token would cost more than the
-    products with them. A deeper stack stays whole, and is run by a loop.
+    Up to 64 layers are taken apart, once: slicing the stacked weights and cache at every token
+    would cost more than the products with them. A deeper stack stays whole, and is run by a loop.
 
     Args:
       params: parameters of all layers, stacked. cache: entries (layers, B, positions, ...).
@@ -219,10 +239,12 @@ def start_decoding(params: Any, cache: Mapping[str, Array]) -> dict[str, Any]:
     if depth > _UNROLLED:
         return {"params": params, "cache": dict(cache)}
 
-    def apart(tree):
-        return tuple(jax.tree.map(lambda leaf: leaf[i], tree) for i in range(depth))
+    def layer(tree, i):
+        return jax.tree.map(lambda leaf: leaf[i], tree)
 
-    return {"params": apart(params), "cache": apart(dict(cache))}
+    layers = range(depth)
+    apart = {"params": params, "cache": dict(cache)}
+    return {name: tuple(layer(tree, i) for i in layers) for name, tree in apart.items()}
 
 
 def grow(state: Mapping[str, Any], names: Sequence[str], positions: int) -> dict[str, Any]:

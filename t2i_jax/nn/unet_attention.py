@@ -1,4 +1,6 @@
-"""The attention layers of imagen-pytorch's U-Net: unit queries and keys, a null key, softmax or linear."""
+"""The attention layers of imagen-pytorch's U-Net: unit queries and keys, a null key, softmax or
+linear.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ def attend(q_BQHD: Array, k_BKGD: Array, v_BKGD: Array, max_scores: int = MAX_SC
 
     Args:
       k_BKGD, v_BKGD: one per head, or one for all heads (G = 1).
-      max_scores: scores per image (H * Q * K) above which cuDNN, or blocks of queries, avoid the matrix of scores.
+      max_scores: scores per image (H * Q * K) above which cuDNN, or blocks of queries, avoid the
+        matrix of scores.
     """
     if math.prod(q_BQHD.shape[1:3]) * k_BKGD.shape[1] > max_scores and cudnn_takes(q_BQHD):
         return cudnn(q_BQHD, k_BKGD, v_BKGD, scale=1.0)
@@ -50,14 +53,18 @@ def _attend(q_BQHD, k_BKGD, v_BKGD):
 
 
 def linear_attend(q_BQHD: Array, k_BKHD: Array, v_BKHD: Array) -> Array:
-    """Linear attention (Shen et al. 2018): q softmaxed over its channels, k over the keys; (B, Q, H, D)."""
+    """Linear attention (Shen et al. 2018): q softmaxed over its channels, k over the keys; (B, Q,
+    H, D).
+    """
     q = nn.softmax(q_BQHD.astype(jnp.float32)).astype(v_BKHD.dtype)
     k = nn.softmax(k_BKHD.astype(jnp.float32), axis=1).astype(v_BKHD.dtype)
     return jnp.einsum("BQHD,BHDE->BQHE", q, jnp.einsum("BKHD,BKHE->BHDE", k, v_BKHD))
 
 
 def scaled_unit(module: nn.Module, name: str, x: Array, factor: float = 1.0) -> Array:
-    """Unit vectors times a learnt scale per channel (a parameter of `module`) and a constant; computed in float32."""
+    """Unit vectors times a learnt scale per channel (a parameter of `module`) and a constant;
+    computed in float32.
+    """
     scale = module.param(name, boxed(nn.initializers.ones, "kv"), (x.shape[-1],), jnp.float32)
     return (unit(x) * (scale * factor)).astype(x.dtype)
 
@@ -68,7 +75,8 @@ def _null(module, dim_head):
 
 
 class Attention(nn.Module):
-    """Self-attention with one key and value for all heads, which may also see a context and always sees a null key.
+    """Self-attention with one key and value for all heads, which may also see a context and always
+    sees a null key.
 
     Attributes:
       dim: width in and out. heads, dim_head: heads and their width. max_scores: see `attend`.
@@ -102,7 +110,8 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of a feature map to a context and a null key, one key and value per head; fields as in `Attention`.
+    """Attention of a feature map to a context and a null key, one key and value per head; fields as
+    in `Attention`.
 
     Attributes:
       linear: linear attention instead of softmax; q and k are then not made unit vectors.
@@ -142,10 +151,12 @@ class CrossAttention(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Linear attention of a feature map to itself and a context, with a 3x3 depthwise convolution on q, k and v.
+    """Linear attention of a feature map to itself and a context, with a 3x3 depthwise convolution
+    on q, k and v.
 
     Attributes:
-      dropout: on the inputs of the projections to q, k and v; needs an rng "dropout" where it is not 0.
+      dropout: on the inputs of the projections to q, k and v; needs an rng "dropout" where it is
+        not 0.
     """
 
     dim: int
@@ -202,8 +213,8 @@ class TransformerBlock(nn.Module):
     """Layers of attention over a feature map and feed-forward, with residuals.
 
     Attributes:
-      depth: layers. hidden: inner width of the feed-forward. linear: `LinearAttention` instead of `Attention`.
-      The other fields are those of `Attention` and `LinearAttention`.
+      depth: layers. hidden: inner width of the feed-forward. linear: `LinearAttention` instead of
+      `Attention`. The other fields are those of `Attention` and `LinearAttention`.
     """
 
     dim: int
@@ -226,6 +237,6 @@ class TransformerBlock(nn.Module):
                 attention = LinearAttention(*sizes, self.dropout, self.dtype, name=name)
             else:
                 attention = Attention(*sizes, self.max_scores, self.dtype, name=name)
-            x = x + attention(x, context_BKC)
+            x = x + attention(x, context_BKC)  # pyright: ignore[reportArgumentType]
             x = x + FeedForward(self.dim, self.hidden, self.dtype, name=f"mlp_{i}")(x)
         return x

@@ -16,7 +16,7 @@ MODELS = {
         dim=16, image_size=32, patch_size=4, layers=2, ff_mult=2, lookup_free_quantization=False, codebook_size=32,
         codebook_dim=16, discr_layers=2, channels=1,
     ),
-}  # fmt: skip
+}
 
 
 def exported(name):

@@ -13,7 +13,9 @@ _TABLE = jax.random.normal(jax.random.key(4), (_N, _V, _V))
 
 
 def _decode(ids_B, position, cache):
-    """Logits that depend on position, on the token before and, through the cache, on all earlier ones."""
+    """Logits that depend on position, on the token before and, through the cache, on all earlier
+    ones.
+    """
     seen = cache["sum"] + jnp.where(position == 0, 0, ids_B)
     return _TABLE[position, seen % _V] + cache["text"][:, None], {**cache, "sum": seen}
 
@@ -37,7 +39,10 @@ def test_greedy_is_the_argmax_chain():
 
 def test_rows_do_not_depend_on_the_batch():
     sampling = Sampling(guided=False, top_k=5)
-    draw = lambda rows, first: generate(_decode, _cache(rows), _keys(rows, first), _N, sampling=sampling)
+
+    def draw(rows, first):
+        return generate(_decode, _cache(rows), _keys(rows, first), _N, sampling=sampling)
+
     whole = draw(4, 0)
     assert np.array_equal(whole[2:3], draw(1, 2))
     assert len({tuple(row) for row in whole.tolist()}) > 1
@@ -59,7 +64,10 @@ def test_guidance_works_on_both_halves_with_one_token():
 
     cache = {"null": jnp.array([False, True]), "ids": jnp.zeros(2, jnp.int32)}
     options = {"sampling": Sampling(), "temperature": 0.0}
-    got = lambda scale: int(generate(decode, cache, _keys(1), 1, guidance=scale, **options)[0, 0])
+
+    def got(scale):
+        return int(generate(decode, cache, _keys(1), 1, guidance=scale, **options)[0, 0])
+
     assert got(1.0) == 1 and got(0.0) == 2
 
 

@@ -1,4 +1,6 @@
-"""Images from a normal distribution, for which the best denoiser and the path of the sampling ODE are known."""
+"""Images from a normal distribution, for which the best denoiser and the path of the sampling ODE
+are known.
+"""
 
 import jax.numpy as jnp
 
@@ -19,7 +21,12 @@ def exact(noise):
 
 
 def carried(noise, x, high, low):
-    """Where the deterministic ODE takes `x` from one level to another: it keeps the quantile of each value."""
+    """Where the deterministic ODE takes `x` from one level to another: it keeps the quantile of
+    each value.
+    """
     (alpha, sigma), (alpha_low, sigma_low) = noise.marginal(high), noise.marginal(low)
-    spread = lambda a, s: jnp.sqrt(a**2 * DEVIATION**2 + s**2)
+
+    def spread(a, s):
+        return jnp.sqrt(a**2 * DEVIATION**2 + s**2)
+
     return alpha_low * MEAN + (x - alpha * MEAN) * spread(alpha_low, sigma_low) / spread(alpha, sigma)

@@ -53,7 +53,10 @@ def test_plain_guidance_is_the_same_on_answers_and_on_clean_images(x, noise):
 
 def test_the_parallel_part_of_the_update_is_removed_or_weighed(x):
     plain, null = _net(x, _LEVEL, None), _net(x, _LEVEL, _NULL)
-    along = lambda a: jnp.sum(a * plain, axis=(1, 2, 3)) / jnp.sum(plain**2, axis=(1, 2, 3))
+
+    def along(a):
+        return jnp.sum(a * plain, axis=(1, 2, 3)) / jnp.sum(plain**2, axis=(1, 2, 3))
+
     for parallel in (0.0, 0.3, 1.0):
         update = guide(_net, 5.0, parallel=parallel)(x, _LEVEL) - plain
         np.testing.assert_allclose(along(update), 4 * parallel * along(plain - null), rtol=1e-4, atol=1e-5)
@@ -90,7 +93,9 @@ def test_an_interval_guides_inside_and_leaves_the_half_without_text_out_elsewher
 
 
 def test_clamp_and_dynamic_thresholds_stay_in_range(x):
-    wild = lambda *args: 5 * x.at[0].multiply(0.01)
+    def wild(*args):
+        return 5 * x.at[0].multiply(0.01)
+
     assert float(jnp.abs(clamp(wild)(x, _LEVEL)).max()) == 1.0
     got = dynamic(wild, 0.9)(x, _LEVEL)
     np.testing.assert_array_equal(got[0], wild()[0])  # within [-1, 1]: left alone

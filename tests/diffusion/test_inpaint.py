@@ -1,4 +1,6 @@
-"""RePaint and image to image: noise levels that match, known pixels that stay, the right conditional distribution."""
+"""RePaint and image to image: noise levels that match, known pixels that stay, the right
+conditional distribution.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +42,9 @@ def _correlated(noise):
 
 
 def _completed(solver, noise, steps, resample):
-    """The second channels of 2304 pixels whose first channel is known to be 0.5; they should be N(0.4, 0.3^2)."""
+    """The second channels of 2304 pixels whose first channel is known to be 0.5; they should be
+    N(0.4, 0.3^2).
+    """
     levels, draw = noise.level_at(karras(steps, 0.02, 20.0)), gaussian(_keys(1))
     known = jnp.broadcast_to(jnp.array([0.5, 9.0]), (1, 48, 48, 2))
     keep = jnp.broadcast_to(jnp.array([True, False]), known.shape)
@@ -66,8 +70,12 @@ def test_with_many_steps_and_passes_it_comes_close_to_the_conditional_distributi
 
 def _by_channel(step, noise, x, levels, draw, known, keep, resample):
     """repaint with the two channels of a pixel laid out as two neighbouring pixels."""
-    aside = lambda a: jnp.moveaxis(a, -1, 1).reshape(a.shape[0], 2 * a.shape[1], a.shape[2], 1)
-    back = lambda a: jnp.moveaxis(a.reshape(a.shape[0], 2, -1, a.shape[2]), 1, -1)
+
+    def aside(a):
+        return jnp.moveaxis(a, -1, 1).reshape(a.shape[0], 2 * a.shape[1], a.shape[2], 1)
+
+    def back(a):
+        return jnp.moveaxis(a.reshape(a.shape[0], 2, -1, a.shape[2]), 1, -1)
 
     def aside_step(state, at, normal):
         inner = step(State(back(state.x_BHWC), back(state.x0_BHWC)), at, lambda: back(normal()))
@@ -80,7 +88,9 @@ def _by_channel(step, noise, x, levels, draw, known, keep, resample):
 @pytest.mark.parametrize("compat", [None, "imagen-pytorch"])
 @pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
 def test_every_pass_meets_images_at_its_level(noise, compat):
-    """With a step that is never wrong, the spread at each pass is that of the level; in the package it falls short."""
+    """With a step that is never wrong, the spread at each pass is that of the level; in the package
+    it falls short.
+    """
     levels, seen = noise.level_at(jnp.array([3.0, 1.5, 0.5, 0.1])), []
     truth = jnp.full((1, 64, 64, 1), 0.7)
 

@@ -1,4 +1,6 @@
-"""Both noises: what goes out comes back, limits, the levels they promise, weights that agree between objectives."""
+"""Both noises: what goes out comes back, limits, the levels they promise, weights that agree
+between objectives.
+"""
 
 import json
 
@@ -34,7 +36,9 @@ def test_the_right_answer_gives_the_clean_image_and_no_loss(noise, key):
 
 @pytest.mark.parametrize("noise", ALL, ids=str)
 def test_a_loss_is_the_weighted_error_of_the_clean_image(noise, key):
-    """Whatever the network predicts, the loss is weight(SNR) * |x0' - x0|^2 with the same weight."""
+    """Whatever the network predicts, the loss is weight(SNR) * |x0' - x0|^2 with the same
+    weight.
+    """
     x0, eps = _images(key)
     level_B = noise.level_at(jnp.array([0.1, 0.3, 1.0, 2.0, 5.0, 10.0]))
     output = noise.target(x0, eps, level_B) + 0.3 * jax.random.normal(jax.random.fold_in(key, 2), x0.shape)
@@ -110,7 +114,10 @@ def test_distances():
 
 def test_a_half_precision_network_gives_float32(key):
     x0, eps = _images(key)
-    net = lambda x, condition_B, keep_B: x.astype(jnp.bfloat16)
+
+    def net(x, condition_B, keep_B):
+        return x.astype(jnp.bfloat16)
+
     for noise in ALL:
         level_B = noise.train_levels(key, 6)
         assert denoiser(net, noise)(x0, level_B).dtype == jnp.float32

@@ -1,4 +1,6 @@
-"""Every solver with every noise, on images whose best denoiser is known: distribution, order, rows, draws."""
+"""Every solver with every noise, on images whose best denoiser is known: distribution, order, rows,
+draws.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +146,10 @@ def test_nonsense_is_refused(make):
 def test_an_untrained_network_still_gives_images(solver, objective):
     """Dividing by an alpha of 4e-8 at the first level must not leave infinities behind."""
     noise, make = Ddpm(objective=objective), STOCHASTIC.get(solver) or DETERMINISTIC[solver][0]
-    net = lambda x, condition_B, keep_B: jnp.where(keep_B[:, None, None, None], jnp.sin(3 * x), 0.1)
+
+    def net(x, condition_B, keep_B):
+        return jnp.where(keep_B[:, None, None, None], jnp.sin(3 * x), 0.1)
+
     denoise = dynamic(guide(denoiser(net, noise), 5.0, parallel=0.0))
     levels, draw = noise.levels(8), gaussian(_keys(2))
     got = sample(make(denoise, noise), start(noise, levels, draw, (2, 8, 8, 3)), levels, draw)

@@ -18,7 +18,9 @@ from t2i_jax.pixels import SIGNED, to_float
 
 
 class Convolutional(image_tokenizer.QuantizedAutoencoder):
-    """Strided convolutions down, resized maps and convolutions up: its weights do not know the image size."""
+    """Strided convolutions down, resized maps and convolutions up: its weights do not know the
+    image size.
+    """
 
     image_size: int = 16
     levels: int = 2

@@ -1,4 +1,6 @@
-"""Both networks over image tokens: causal, cached = uncached, text dropped = no text, sizes of the presets."""
+"""Both networks over image tokens: causal, cached = uncached, text dropped = no text, sizes of the
+presets.
+"""
 
 import functools
 
@@ -38,7 +40,10 @@ def _variables(model):
     ids, embeds, mask = _inputs()
     params = sharding.unbox(jax.jit(model.init)(jax.random.key(0), ids[:, :1], embeds, mask)["params"])
     # Larger than at the start, so that everything matters in the comparisons below.
-    more = lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
+
+    def more(leaf):
+        return leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
+
     return {"params": jax.jit(lambda params: jax.tree.map(more, params))(params)}
 
 
@@ -66,15 +71,21 @@ def test_a_cache_that_grows_gives_the_same_tokens(monkeypatch, name):
 
     def tokens(short):
         monkeypatch.setattr(autoregressive, "_SHORT", short)
-        room = autoregressive.rooms(9)
-        cache = model.apply(variables, embeds, mask, None, room[0], method="init_cache")
-        decode = lambda ids, position, cache: model.apply(variables, ids, position, cache, method="decode")
-        sampling = autoregressive.Sampling(guided=False)
-        draw = lambda cache: autoregressive.generate(decode, cache, keys, 9, sampling=sampling, grow=model.grow_cache)
-        return room, np.asarray(jax.jit(draw)(cache))
+        lengths = autoregressive.cache_lengths(9)
+        cache = model.apply(variables, embeds, mask, None, lengths[0], method="init_cache")
 
-    (room, grown), (all_at_once, whole) = tokens(8), tokens(9)
-    assert (room, all_at_once) == ([5, 9], [9])
+        def decode(ids, position, cache):
+            return model.apply(variables, ids, position, cache, method="decode")
+
+        sampling = autoregressive.Sampling(guided=False)
+
+        def draw(cache):
+            return autoregressive.generate(decode, cache, keys, 9, sampling=sampling, grow=model.grow_cache)
+
+        return lengths, np.asarray(jax.jit(draw)(cache))
+
+    (lengths, grown), (all_at_once, whole) = tokens(8), tokens(9)
+    assert (lengths, all_at_once) == ([5, 9], [9])
     np.testing.assert_array_equal(grown, whole)
 
 
@@ -88,7 +99,9 @@ def test_a_token_changes_only_what_comes_after_it(name):
         params["embedding"] = jnp.concatenate([params["embedding"], params["embedding"][ids[0, 4]][None] + shift])
         changed = model.clone(codebook_size=21)
         if "to_logits" in params:
-            widen = lambda leaf: jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, 1)])
+            def widen(leaf):
+                return jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, 1)])
+
             params["to_logits"] = jax.tree.map(widen, params["to_logits"])
         row = np.where(np.arange(9) == 4, 20, ids[0])[None]
         return changed.apply({"params": params}, row[:, :-1], embeds[:1], mask[:1])[0, :, :20].sum(-1)
@@ -102,7 +115,10 @@ def test_a_dropped_text_has_no_influence_and_a_kept_one_has(name):
     model, (ids, embeds, mask) = _MODELS[name], _inputs()
     variables = _variables(model)
     apply = jax.jit(model.apply)
-    logits = lambda embeds, mask, keep: apply(variables, ids[:, :-1], embeds, mask, np.full(2, keep))
+
+    def logits(embeds, mask, keep):
+        return apply(variables, ids[:, :-1], embeds, mask, np.full(2, keep))
+
     np.testing.assert_array_equal(logits(embeds, mask, False), logits(embeds + 1, np.ones_like(mask), False))
     assert np.abs(logits(embeds, mask, True) - logits(embeds + 1, mask, True)).max() > 1e-3
     padded = np.where(mask[..., None], embeds, 5.0)
@@ -132,8 +148,9 @@ def test_dropout_acts_in_training_only():
     for model in (_PARTI.clone(dropout=0.5), _PAPER.clone(dropout=0.5)):
         variables = _variables(model)
         apply = jax.jit(functools.partial(model.apply, deterministic=False))
-        call = lambda key: apply(variables, ids[:, :-1], embeds, mask, rngs={"dropout": key})
-        assert not np.allclose(call(jax.random.key(0)), call(jax.random.key(1)))
+        rngs = ({"dropout": jax.random.key(seed)} for seed in range(2))
+        one, other = (apply(variables, ids[:, :-1], embeds, mask, rngs=rng) for rng in rngs)
+        assert not np.allclose(one, other)
 
 
 def test_bfloat16_computes_near_float32_with_float32_parameters_and_logits():
@@ -166,7 +183,10 @@ def test_presets_have_the_size_they_are_named_after(preset, total, name):
     ids, embeds = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1, text.dim))
     shapes = jax.eval_shape(decoder.init, jax.random.key(0), ids, embeds, jnp.ones((1, 1), bool))["params"]
     of_text = jax.eval_shape(text.init, jax.random.key(0))
-    size = lambda *trees: sum(leaf.size for leaf in jax.tree.leaves(trees))
+
+    def size(*trees):
+        return sum(leaf.size for leaf in jax.tree.leaves(trees))
+
     assert size(shapes, of_text) == total
     assert abs(size(shapes["decoder"], of_text["transformer"]) / name - 1) < 0.03  # the names leave embeddings out
     assert decoder.num_tokens == 1024 and text.max_length == 128

@@ -17,7 +17,10 @@ TINY = Unet(dim=8, dim_mults=(1, 2), text_embed_dim=6, attn_heads=2, attn_dim_he
 def random_inputs(model, rows=8, columns=12, batch=2):
     """Inputs by name, with a text, for an image that is not square."""
     rng = np.random.default_rng(0)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
     inputs = {"x_BHWC": normal(batch, rows, columns, model.channels), "condition_B": normal(batch)}
     if model.cond_on_text:
         mask = jnp.arange(3) < jnp.array([[3], [1]])
@@ -37,12 +40,17 @@ def shapes(model, inputs):
 def random_params(model, inputs):
     """Every weight random, the last convolution's too."""
     rng = np.random.default_rng(1)
-    fill = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.2 + 0.1, leaf.dtype)
+
+    def fill(leaf):
+        return jnp.asarray(rng.normal(size=leaf.shape) * 0.2 + 0.1, leaf.dtype)
+
     return jax.tree.map(fill, sharding.unbox(shapes(model, inputs)))
 
 
 def value_and_slopes(model, params, inputs):
-    loss = lambda params: jnp.mean(jnp.square(model.apply({"params": params}, **inputs)))
+    def loss(params):
+        return jnp.mean(jnp.square(model.apply({"params": params}, **inputs)))
+
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
@@ -66,7 +74,10 @@ def test_dropped_text_does_not_count_and_kept_text_does():
     params = random_params(TINY, inputs)
     run = jax.jit(lambda keep_B, change: TINY.apply({"params": params}, keep_B=keep_B, **(inputs | change)))
     text, mask = inputs["text_embeds_BLD"], inputs["text_mask_BL"]
-    given = lambda text, mask: {"text_embeds_BLD": text, "text_mask_BL": mask}
+
+    def given(text, mask):
+        return {"text_embeds_BLD": text, "text_mask_BL": mask}
+
     keep = jnp.array([True, False])
     out = run(keep, given(text, mask))
     assert out.shape == (2, 8, 12, 3)
@@ -96,7 +107,7 @@ def test_a_loop_over_blocks_changes_nothing():
     model = TINY.clone(
         num_resnet_blocks=(3, 0), layer_attns=False, layer_cross_attns=False, attend_at_middle=False, remat="full",
         attn_pool_text=False, init_cross_embed=False, init_conv_kernel_size=3,
-    )  # fmt: skip
+    )
     inputs = random_inputs(model)
     params = random_params(model, inputs)
     value, slopes = value_and_slopes(model, params, inputs)
@@ -113,7 +124,7 @@ def test_what_fails_in_the_package_trains_here():
         cross_embed_downsample=True, dim_mults=(2, 3), init_dim=12, memory_efficient=True, max_text_len=600,
         init_conv_to_final_conv_residual=True, combine_upsample_fmaps=True, cond_images_channels=1, attn_heads=1,
         layer_attns=(False, True), use_linear_attn=True, attn_pool_num_latents=3,
-    )  # fmt: skip
+    )
     inputs = random_inputs(model)
     value, slopes = value_and_slopes(model, random_params(model, inputs), inputs)
     assert np.isfinite(value)

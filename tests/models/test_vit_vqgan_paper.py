@@ -13,7 +13,9 @@ TINY = dict(image_size=16, patch_size=4, dim=16, layers=2, heads=2, mlp_dim=32, 
 
 
 def test_sizes_of_the_paper():
-    """Its figures are for one stack of blocks: 32M, 91M, 599M (which may hold parts that it does not list)."""
+    """Its figures are for one stack of blocks: 32M, 91M, 599M (which may hold parts that it does
+    not list).
+    """
     for size, millions in (("small", 32), ("base", 91), ("large", 599)):
         decoder = image_tokenizer.abstract(preset(size, scan=True))["generator"]["decoder"]
         count = sum(leaf.size for leaf in jax.tree.leaves(decoder)) / 1e6
@@ -61,7 +63,7 @@ def test_sigmoid_output_stays_just_outside_the_range(key):
     model = ViTVQGAN(**TINY, output="sigmoid")
     weights = sharding.unbox(image_tokenizer.init(model, key))["generator"]
     image = model.apply({"params": weights}, 100 * jax.random.normal(key, (1, 4, 4, 16)), method="pixels")
-    assert -1.2501 <= float(image.min()) and float(image.max()) <= 1.2501
+    assert float(image.min()) >= -1.2501 and float(image.max()) <= 1.2501
 
 
 def test_pixel_conversion_is_exact():

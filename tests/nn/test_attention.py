@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +25,10 @@ def test_multi_head_is_the_formula(key):
     mask[0, 3:] = False
     got = module.apply(variables, x, mask=mask[:, None, None])
     p = {name: np.asarray(leaf["kernel"]) for name, leaf in variables["params"].items()}
-    heads = lambda name: (np.asarray(x) @ p[name]).reshape(2, 5, 3, 4)
+
+    def heads(name):
+        return (np.asarray(x) @ p[name]).reshape(2, 5, 3, 4)
+
     scores = np.einsum("bqhd,bkhd->bhqk", heads("q"), heads("k")) / 2
     weights = np.exp(scores) * mask[:, None, None]
     weights /= weights.sum(-1, keepdims=True)
@@ -86,7 +90,9 @@ def test_relative_bias_reads_the_table_by_offset(key, side):
 
 def test_a_bias_for_the_whole_batch_gets_the_sum_of_its_rows_gradients(key):
     x, bias, weight = (jax.random.normal(k, s) for k, s in zip(jax.random.split(key, 3), ((3, 4, 5), (4, 5), (3, 4, 5))))
-    loss = lambda add: lambda x, bias: jnp.sum(weight * add(x, bias) ** 2)
+
+    def loss(add):
+        return lambda x, bias: jnp.sum(weight * add(x, bias) ** 2)
+
     ours, theirs = (jax.grad(loss(add), (0, 1))(x, bias) for add in (add_to_all, jnp.add))
-    for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,6 @@
-"""Convolutions as sums of products, against XLA's own: values, gradients, and gradients of gradients."""
+"""Convolutions as sums of products, against XLA's own: values, gradients, and gradients of
+gradients.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +22,15 @@ def _grouped(x, kernel, bias):
     return bias + jax.lax.conv_general_dilated(
         x, kernel[:, :, None], (1, 1), ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
-    )  # fmt: skip
+    )
 
 
 def _penalty(f):
     """A loss with the gradient of the input inside, as gradient penalties have it."""
-    slope = lambda x, *rest: jax.grad(lambda x: jnp.sum(jnp.sin(f(x, *rest))))(x)
+
+    def slope(x, *rest):
+        return jax.grad(lambda x: jnp.sum(jnp.sin(f(x, *rest))))(x)
+
     return lambda x, *rest: jnp.sum(slope(x, *rest) ** 2) + jnp.sum(f(x, *rest) ** 3)
 
 
@@ -40,12 +45,17 @@ def _close(ours, theirs):
     "size, side, stride, padding, channels",
     [(9, 3, 1, 1, 3), (8, 4, 2, 1, 3), (9, 4, 2, 1, 3), (10, 3, 2, 1, 3), (7, 15, 1, 7, 3), (8, 1, 2, 0, 3),
      (10, 5, 3, 2, 3), (4, 4, 1, 0, 3), (6, 3, 1, 1, 200), (6, 4, 2, 1, 70)],
-)  # fmt: skip
+)
 def test_convolution_and_its_derivatives(key, size, side, stride, padding, channels):
     x = jax.random.normal(key, (2, size, size, channels))
     kernel = jax.random.normal(jax.random.fold_in(key, 1), (side, side, channels, 5)) / (side * channels**0.5)
-    ours = lambda x, kernel: convolve(x, kernel, stride, padding)
-    theirs = lambda x, kernel: _whole(x, kernel, stride, padding)
+
+    def ours(x, kernel):
+        return convolve(x, kernel, stride, padding)
+
+    def theirs(x, kernel):
+        return _whole(x, kernel, stride, padding)
+
     _close(jax.jit(ours)(x, kernel), theirs(x, kernel))
     _close(*(jax.jit(jax.grad(_penalty(f), (0, 1)))(x, kernel) for f in (ours, theirs)))
 
@@ -55,7 +65,10 @@ def test_a_window_whose_columns_are_channels(key, stride):
     # TPUs take this form; here it only runs as a function of its own.
     x = jax.random.normal(key, (2, 9 + stride, 9, 3))
     kernel = jax.random.normal(jax.random.fold_in(key, 1), (7, 7, 3, 5)) / 12
-    run = lambda form: jax.jit(lambda: form(x, kernel, stride))()
+
+    def run(form):
+        return jax.jit(lambda: form(x, kernel, stride))()
+
     _close(run(convolution._columns_first), run(convolution._whole))
 
 
@@ -65,5 +78,8 @@ def test_depthwise_and_its_gradients(key, size):
     x, kernel = jax.random.normal(keys[0], (2, size, size, 4)), jax.random.normal(keys[1], (3, 3, 4))
     inputs = x, kernel, jax.random.normal(keys[2], (4,))
     _close(jax.jit(depthwise)(*inputs), _grouped(*inputs))
-    cubed = lambda f: lambda *inputs: jnp.sum(f(*inputs) ** 3)
+
+    def cubed(f):
+        return lambda *inputs: jnp.sum(f(*inputs) ** 3)
+
     _close(*(jax.jit(jax.grad(cubed(f), (0, 1, 2)))(*inputs) for f in (depthwise, _grouped)))

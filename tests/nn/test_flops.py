@@ -49,7 +49,7 @@ SQUARED = 2 * 4**3  # of a 4 x 4 matrix
         (functools.partial(convolve, stride=2, padding=1), (shape(1, 8, 8, 2), shape(3, 3, 2, 4)), 2 * 16 * 4 * 9 * 2),
         (functools.partial(convolve, stride=1, padding=3), (shape(1, 8, 8, 3), shape(7, 7, 3, 4)), 2 * 64 * 4 * 49 * 3),
     ],
-)  # fmt: skip
+)
 def test_products_and_convolutions(function, shapes, wanted):
     assert flops_of(function, *shapes) == wanted
 

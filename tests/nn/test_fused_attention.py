@@ -1,9 +1,12 @@
-"""Fused attention against the plain one, and that programs for TPUs and GPUs hold the kernel and no scores."""
+"""Fused attention against the plain one, and that programs for TPUs and GPUs hold the kernel and no
+scores.
+"""
 
 import importlib.util
 import re
 import types
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,11 +31,13 @@ def test_the_kernel_gives_what_plain_attention_gives(causal):
 
 def test_its_gradients_too():
     q, k, v = _inputs()
-    loss = lambda attend: jax.grad(lambda *t: jnp.sum(attend(*t) ** 2), (0, 1, 2))(q, k, v)
+
+    def loss(attend):
+        return jax.grad(lambda *t: jnp.sum(attend(*t) ** 2), (0, 1, 2))(q, k, v)
+
     fused = loss(lambda *t: fused_attention.splash(*t, causal=True, interpret=True))
     plain = loss(lambda *t: jax.nn.dot_product_attention(*t, is_causal=True))
-    for mine, theirs in zip(fused, plain, strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=2e-5)
+    chex.assert_trees_all_close(fused, plain, atol=2e-5)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -45,11 +50,13 @@ def test_without_a_kernel_it_is_plain_attention(N, causal):
 
 def test_without_a_kernel_a_long_sequence_goes_by_blocks_of_queries():
     q, k, v = _inputs(N=2100, H=3, D=4)
-    loss = lambda attend: jax.jit(jax.grad(lambda *t: jnp.sum(attend(*t) ** 2), (0, 1, 2)))
+
+    def loss(attend):
+        return jax.jit(jax.grad(lambda *t: jnp.sum(attend(*t) ** 2), (0, 1, 2)))
+
     mine = loss(lambda *t: fused_attention.attend(*t, causal=True))
     plain = loss(lambda *t: jax.nn.dot_product_attention(*t, is_causal=True))
-    for have, want in zip(mine(q, k, v), plain(q, k, v), strict=True):
-        np.testing.assert_allclose(have, want, atol=1e-5)
+    chex.assert_trees_all_close(mine(q, k, v), plain(q, k, v), atol=1e-5)
     assert "2100,2100]" in plain.lower(q, k, v).compile().as_text()
     assert "2100,2100]" not in mine.lower(q, k, v).compile().as_text()
 
@@ -63,12 +70,17 @@ def test_a_tpu_program_holds_no_scores_where_there_is_the_kernel(length, fused, 
     mesh = sharding.make_mesh({"fsdp": 2, "tensor": 2}, slice_devices("v5e:2x2"))
     place = jax.NamedSharding(mesh, jax.P(("slice", "data", "fsdp"), None, "tensor", None))
     inputs = [jax.ShapeDtypeStruct((4, length, 4, 64), jnp.bfloat16, sharding=place)] * 3
-    loss = lambda *t: jnp.sum(fused_attention.attend(*t, causal=causal).astype(jnp.float32))
+
+    def loss(*t):
+        return jnp.sum(fused_attention.attend(*t, causal=causal).astype(jnp.float32))
+
     with jax.set_mesh(mesh):
         text = jax.jit(jax.grad(loss)).lower(*inputs).compile().as_text()
     scores = re.search(rf"\[[\d,]*{length},{length}\]", text)
     assert ("tpu_custom_call" in text, scores is None) == (fused, fused)
-    if fused:  # two products forwards, three more for the queries' gradient; a device has two rows and two heads
+    # Two products forwards, three more for the queries' gradient; a device has two rows and two
+    # heads.
+    if fused:
         assert hlo.cost(text, 4).flops == 5 * 2 * 4 * length**2 * 64 / (2 if causal else 1)
 
 
@@ -81,7 +93,10 @@ def _has_card(monkeypatch, capability):
 
 def _gpu_program(attend, *inputs):
     """(cuDNN's kernels in the program of a gradient, the program)."""
-    loss = lambda *t: jnp.sum(attend(*t).astype(jnp.float32))
+
+    def loss(*t):
+        return jnp.sum(attend(*t).astype(jnp.float32))
+
     text = jax.jit(jax.grad(loss)).trace(*inputs).lower(lowering_platforms=("cuda",)).as_text()
     return set(re.findall(r"custom_call @(__cudnn\$\w+)", text)), text
 

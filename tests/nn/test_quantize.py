@@ -13,7 +13,10 @@ from t2i_jax.nn import quantize
 def _brute_force(z_ND):
     codes = np.array(list(itertools.product((-1.0, 1.0), repeat=z_ND.shape[1])))
     p = np.asarray(jax.nn.softmax(200 * z_ND @ codes.T, axis=-1), np.float64)
-    entropy = lambda q: -np.sum(np.where(q > 0, q * np.log(np.maximum(q, 1e-300)), 0), axis=-1)
+
+    def entropy(q):
+        return -np.sum(np.where(q > 0, q * np.log(np.maximum(q, 1e-300)), 0), axis=-1)
+
     return entropy(p).mean(), entropy(p.mean(0))
 
 
@@ -46,11 +49,13 @@ def test_lookup_gives_what_the_call_gave(name, key):
     again = quantiser.apply(variables, out.ids, _before(codebook, out, quantiser), method="lookup")
     np.testing.assert_allclose(again, out.fmap, atol=1e-5)
     assert out.ids.shape == x.shape[:3] and out.ids.dtype == jnp.int32
-    assert 0 <= int(out.ids.min()) and int(out.ids.max()) < quantiser.codebook_size
+    assert int(out.ids.min()) >= 0 and int(out.ids.max()) < quantiser.codebook_size
 
 
 def _before(codebook, out, quantiser):
-    """The codes that were assigned: k-means replaces the first ones, and the call reports only the moved ones."""
+    """The codes that were assigned: k-means replaces the first ones, and the call reports only the
+    moved ones.
+    """
     if not (isinstance(quantiser, quantize.CosineVq) and quantiser.kmeans_init):
         return codebook
     return quantize._kmeans(out.latents.reshape(-1, quantiser.codebook_dim), codebook)

@@ -1,5 +1,6 @@
 """The PyTorch reference packages, importable on a CPU-only machine without a hub."""
 
+import contextlib
 import importlib
 import warnings
 
@@ -20,20 +21,22 @@ def load(package: str):
 
 
 def _declare_operators(torch):
-    """torchvision's wheel expects two compiled operators that a CPU-only torch lacks; a schema is enough to import it."""
+    """torchvision's wheel expects two compiled operators that a CPU-only torch lacks; a schema is
+    enough to import it.
+    """
     if _library:
         return
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
-        try:
+        with contextlib.suppress(RuntimeError):  # a matching build declared it already
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        except RuntimeError:  # a matching build declared it already
-            pass
     _library.append(library)
 
 
 def _serve_t5_configs():
-    """The packages ask the hub for the width of a T5 while they are imported or built; answer from a table."""
+    """The packages ask the hub for the width of a T5 while they are imported or built; answer from
+    a table.
+    """
     import transformers
 
     def from_pretrained(name, *args, **kwargs):

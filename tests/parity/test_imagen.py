@@ -1,6 +1,8 @@
-"""Whole cascades against the live package: losses, gradients and sampling with injected noise, and checkpoints.
+"""Whole cascades against the live package: losses, gradients and sampling with injected noise, and
+checkpoints.
 
-The networks are the package's own with random weights, converted; the random numbers of both sides are the same arrays.
+The networks are the package's own with random weights, converted; the random numbers of both sides
+are the same arrays.
 """
 
 import dataclasses
@@ -19,7 +21,7 @@ from t2i_jax.diffusion.samplers import Churn
 from t2i_jax.errors import UserError
 from t2i_jax.models.unet import NullUnet
 from t2i_jax.systems.cascade import stage as imagen_stage
-from t2i_jax.systems.cascade.stage import Draws, StageSampling, Stage
+from t2i_jax.systems.cascade.stage import Draws, Stage, StageSampling
 from tests.parity.reference import load
 
 imagen_pytorch = load("imagen_pytorch")
@@ -27,13 +29,17 @@ torch = pytest.importorskip("torch")
 from imagen_pytorch import imagen_pytorch as package  # noqa: E402
 
 LOSS = 1e-5  # float32 through a network
-GRADIENT = 5e-4  # of the largest of all, that of the level's frequencies: sines of arguments near 100 keep five digits
-RUN = 1e-4  # 32 steps, each through the network; its answers are moderate, else such a run doubles a rounding per step
+# Of the largest of all, that of the level's frequencies: sines of arguments near 100 keep five
+# digits.
+GRADIENT = 5e-4
+# 32 steps, each through the network; its answers are moderate, else such a run doubles a rounding
+# per step.
+RUN = 1e-4
 ROWS, SIZES = 2, (8, 16)
 SMALL = dict(
     dim=8, dim_mults=(1, 2), attn_heads=2, attn_dim_head=8, layer_attns=(False, True), layer_cross_attns=(False, True),
     text_embed_dim=6, max_text_len=4, attn_pool_num_latents=3,
-)  # fmt: skip
+)
 _rng = np.random.default_rng(0)
 TEXT = _rng.normal(size=(ROWS, 3, 6)).astype(np.float32)
 MASK = np.array([[1, 1, 1], [1, 0, 0]], bool)
@@ -92,7 +98,7 @@ KINDS = {
     "x_start": (Ddpm(objective="x_start", distance="huber", min_snr_gamma=3.0), dict(
         pred_objectives="x_start", loss_type="huber", min_snr_gamma=3)),
     "elucidated": (Edm(sigma_data=0.4, P_mean=-1.0), dict(elucidated=True, sigma_data=0.4, P_mean=-1.0)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,7 +119,10 @@ def test_losses_and_gradients(kind, number, monkeypatch):
     else:
         level = times
         queue = feed(monkeypatch, *([eps] if number == 1 else [eps, low_eps]))
-        given = lambda *_, **__: torch.from_numpy(times)
+
+        def given(*_, **__):
+            return torch.from_numpy(times)
+
         monkeypatch.setattr(theirs.noise_schedulers[number - 1], "sample_random_times", given)
     monkeypatch.setattr(theirs.lowres_noise_schedule, "sample_random_times", lambda *_, **__: torch.full((1,), low_time))
     loss = theirs(
@@ -146,7 +155,7 @@ SAMPLINGS = {
         Ddpm(objective="v"), dict(pred_objectives="v", dynamic_thresholding=False), dict(parallel=0.0), None),
     "x_start": (Ddpm(objective="x_start"), dict(pred_objectives="x_start", last=0.005), dict(parallel=0.3), 0.95),
     "elucidated": (Edm(), dict(elucidated=True, self_cond=True), dict(parallel=0.0), 0.95),
-}  # fmt: skip
+}
 STEPS = 32
 
 
@@ -164,14 +173,14 @@ def test_sampling_both_stages(kind, monkeypatch):
         text_embeds=torch.from_numpy(TEXT), text_masks=torch.from_numpy(MASK), cond_scale=3.0, use_tqdm=False,
         return_all_unet_outputs=True, cfg_remove_parallel_component=guidance["parallel"] != 1,
         cfg_keep_parallel_frac=guidance["parallel"] if guidance["parallel"] != 1 else 0.0,
-    )  # fmt: skip
+    )
     assert not queue
     small = None
     for i, size in enumerate(SIZES):
         stage = Stage(
             model.unets[i], size, noise=noise,
             lowres=LowresNoise(compat="imagen-pytorch-elucidated" if elucidated else None), resize="nearest",
-        )  # fmt: skip
+        )
         sampling = StageSampling(
             "heun" if elucidated else "ancestral", STEPS, Churn() if elucidated else None, percentile, **guidance
         )

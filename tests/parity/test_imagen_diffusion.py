@@ -1,6 +1,8 @@
-"""Diffusion as imagen-pytorch 2.1.0 does it, against the live package: formulas, losses, whole sampling runs.
+"""Diffusion as imagen-pytorch 2.1.0 does it, against the live package: formulas, losses, whole
+sampling runs.
 
-A small function stands in for the U-Net on both sides, and the random numbers of both come from the same arrays.
+A small function stands in for the U-Net on both sides, and the random numbers of both come from the
+same arrays.
 """
 
 import jax
@@ -53,8 +55,13 @@ def _numpy(a):
 
 
 def _toy(lib, x, condition_B, text_B, last, lowres, slope):
-    """The stand-in: smooth, not linear, mixes neighbouring pixels, and uses everything it is given. x is NHWC."""
-    tall = lambda a: a.reshape(-1, 1, 1, 1)
+    """The stand-in: smooth, not linear, mixes neighbouring pixels, and uses everything it is given.
+    x is NHWC.
+    """
+
+    def tall(a):
+        return a.reshape(-1, 1, 1, 1)
+
     mixed = x + 0.5 * lib.roll(x, 1, 1)
     return slope * mixed * tall(lib.cos(0.2 * condition_B)) + 0.4 * lib.tanh(2 * x + tall(text_B)) + 0.2 * last + lowres
 
@@ -74,7 +81,9 @@ def _feed(monkeypatch, arrays):
 
 
 def _reference(kind=None, self_cond=False, **options):
-    """An Imagen (or ElucidatedImagen) of the package whose U-Net is the stand-in; its `slope` has a gradient."""
+    """An Imagen (or ElucidatedImagen) of the package whose U-Net is the stand-in; its `slope` has a
+    gradient.
+    """
     unet = imagen_pytorch.Unet(
         dim=8, dim_mults=(1,), attn_heads=2, text_embed_dim=TEXT.shape[-1], self_cond=self_cond, layer_attns=False
     )
@@ -87,7 +96,10 @@ def _reference(kind=None, self_cond=False, **options):
     def forward(x, time, *, text_embeds=None, cond_drop_prob=0.0, self_cond=None, lowres_cond_img=None, **_):
         of_text = text_embeds.mean(dim=(1, 2)) if cond_drop_prob < 1 else torch.full((ROWS,), NULL)
         last = torch.zeros_like(x) if self_cond is None else self_cond
-        nhwc = lambda a: a.movedim(1, -1)
+
+        def nhwc(a):
+            return a.movedim(1, -1)
+
         lowres = 0.0 if lowres_cond_img is None else 0.1 * nhwc(lowres_cond_img)
         return _toy(torch, nhwc(x), time, of_text, nhwc(last), lowres, unet.slope).movedim(-1, 1)
 
@@ -112,7 +124,8 @@ def test_schedules(schedule):
     assert _error(ours.log_snr(jnp.ones(1)), end) < FORMULA
     known = {
         "linear": [9.21029, 0.141065, -2.414458, -5.621488, -9.980063, -10.000054],
-        # The first one is that of float64: the package's float32 loses digits there and gives 8.76919.
+        # The first one is that of float64: the package's float32 loses digits there and gives
+        # 8.76919.
         "cosine": [8.76929, 1.710342, -0.024934, -1.780433, -12.928216, -33.891315],
     }[schedule]
     np.testing.assert_allclose(ours.log_snr(jnp.array([0, 0.25, 0.5, 0.75, 0.999, 1])), known, rtol=1e-5, atol=1e-5)
@@ -135,7 +148,10 @@ def test_noising_and_what_it_is_undone_by(schedule):
 def test_posterior(schedule):
     theirs, ours = package.GaussianDiffusionContinuousTimes(noise_schedule=schedule), Ddpm(schedule)
     (x, eps), times = _noises(2), np.array([0.6, 0.45], np.float32)
-    one = lambda t: torch.full((ROWS,), float(t))
+
+    def one(t):
+        return torch.full((ROWS,), float(t))
+
     mean, variance, _ = theirs.q_posterior(_torch(IMAGES), _torch(x), one(times[0]), t_next=one(times[1]))
     expected = _numpy(mean + variance.sqrt() * _torch(eps))
     step = ancestral(lambda *args: jnp.asarray(IMAGES), ours)
@@ -152,12 +168,14 @@ def test_loss_and_its_gradient(objective, min_snr, distance):
     loss = theirs.p_losses(
         unet, _torch(IMAGES), torch.from_numpy(times), noise=_torch(eps), text_embeds=torch.from_numpy(TEXT),
         noise_scheduler=theirs.noise_schedulers[0], pred_objective=objective, min_snr_gamma=theirs.min_snr_gamma[0],
-    )  # fmt: skip
+    )
     loss.backward()
     noise = Ddpm(objective=objective, weighting="min_snr" if min_snr else "snr", distance=distance)
 
     def ours(slope):
-        net = lambda *args: _net(*args, slope=slope)
+        def net(*args):
+            return _net(*args, slope=slope)
+
         return training_losses(net, noise, 2 * IMAGES - 1, jnp.asarray(eps), jnp.asarray(times)).mean()
 
     value, gradient = jax.value_and_grad(ours)(0.5)
@@ -177,7 +195,9 @@ def test_elucidated_loss_gradient_and_noise_distribution(monkeypatch):
     sigma_B = noise.train_levels(None, ROWS)
 
     def ours(slope):
-        net = lambda *args: _net(*args, slope=slope)
+        def net(*args):
+            return _net(*args, slope=slope)
+
         return training_losses(net, noise, 2 * IMAGES - 1, jnp.asarray(eps), sigma_B).mean()
 
     value, gradient = jax.value_and_grad(ours)(0.5)
@@ -213,7 +233,7 @@ def test_guidance_on_the_answers_of_a_network(form):
     expected = unet.forward_with_cond_scale(
         _torch(x), torch.from_numpy(condition), text_embeds=torch.from_numpy(TEXT), cond_scale=scale,
         remove_parallel_component=remove, keep_parallel_frac=fraction,
-    )  # fmt: skip
+    )
     got = guide(_net, scale, parallel=parallel)(jnp.asarray(x), jnp.asarray(condition), None)
     assert _error(got, _numpy(expected)) < FORMULA
 
@@ -252,7 +272,7 @@ def test_a_whole_run(monkeypatch, objective, schedule, threshold, form, steps, s
         text_embeds=torch.from_numpy(TEXT), cond_scale=scale, cfg_remove_parallel_component=remove,
         cfg_keep_parallel_frac=fraction, pred_objective=objective, dynamic_threshold=threshold == "dynamic",
         use_tqdm=False,
-    )  # fmt: skip
+    )
     assert not left
     noise, draw = Ddpm(schedule, objective), injected(jnp.asarray(eps))
     levels = noise.levels(steps)
@@ -281,7 +301,7 @@ def test_a_whole_elucidated_run(monkeypatch, threshold, form, self_conditioned, 
         unet, (ROWS, CHANNELS, SIZE, SIZE), unet_number=1, dynamic_threshold=threshold == "dynamic", cond_scale=scale,
         use_tqdm=False, text_embeds=torch.from_numpy(TEXT), remove_parallel_component=remove,
         keep_parallel_frac=fraction,
-    )  # fmt: skip
+    )
     assert not left
     noise, draw = Edm(), injected(jnp.asarray(eps))
     levels = noise.levels(steps)
@@ -296,7 +316,10 @@ def test_completion_as_the_package_does_it(monkeypatch):
     theirs, unet = _reference(timesteps=steps)
     eps = _noises(1 + 3 * steps * resample)
     # The package draws for the way back up only where there is one.
-    stays = lambda n: n < steps * resample and (n // resample == steps - 1 or n % resample == resample - 1)
+
+    def stays(n):
+        return n < steps * resample and (n // resample == steps - 1 or n % resample == resample - 1)
+
     left = _feed(monkeypatch, [a for n, a in enumerate(eps) if n == 0 or n % 3 or not stays(n // 3 - 1)])
     keep = np.zeros((ROWS, SIZE, SIZE), bool)
     keep[:, :3] = True
@@ -304,14 +327,14 @@ def test_completion_as_the_package_does_it(monkeypatch):
         unet, (ROWS, CHANNELS, SIZE, SIZE), noise_scheduler=theirs.noise_schedulers[0],
         text_embeds=torch.from_numpy(TEXT), inpaint_images=_torch(IMAGES), inpaint_masks=torch.from_numpy(keep),
         inpaint_resample_times=resample, use_tqdm=False,
-    )  # fmt: skip
+    )
     assert not left
     noise, draw = Ddpm(), injected(jnp.asarray(eps))
     levels = noise.levels(steps)
     got = repaint(
         ancestral(_steps(noise, "none", "dynamic"), noise), noise, start(noise, levels, draw, SHAPE), levels, draw,
         jnp.asarray(2 * IMAGES - 1), jnp.asarray(keep), resample=resample, compat="imagen-pytorch",
-    )  # fmt: skip
+    )
     assert _error(_images(got), _numpy(expected)) < RUN
 
 
@@ -323,7 +346,7 @@ def test_image_to_image_as_the_package_does_it(monkeypatch):
     expected = theirs.p_sample_loop(
         unet, (ROWS, CHANNELS, SIZE, SIZE), noise_scheduler=theirs.noise_schedulers[0],
         text_embeds=torch.from_numpy(TEXT), init_images=_torch(2 * IMAGES - 1), skip_steps=skip, use_tqdm=False,
-    )  # fmt: skip
+    )
     assert not left
     noise, draw = Ddpm(), injected(jnp.asarray(eps))
     x, levels = from_image(

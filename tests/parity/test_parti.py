@@ -1,4 +1,6 @@
-"""Our Parti against a live parti-pytorch: logits, loss, gradients, guidance, greedy images, weights both ways."""
+"""Our Parti against a live parti-pytorch: logits, loss, gradients, guidance, greedy images, weights
+both ways.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +95,8 @@ def test_logits_loss_and_gradients(torch, name, drop):
     largest = max(float(g.abs().max()) for g in theirs_by_name.values() if g is not None)
     for key, gradient in theirs_by_name.items():
         gradient = torch.zeros_like(found[key]) if gradient is None else gradient
-        # A dropped text leaves some gradients at exactly 0; an absolute floor of the same relative size covers those.
+        # A dropped text leaves some gradients at exactly 0; an absolute floor of the same relative
+        # size covers those.
         error = (found[key] - gradient).abs().max()
         assert error <= TOLERANCE * max(float(gradient.abs().max()), 1e-2 * largest), key
 
@@ -104,7 +107,10 @@ def test_imported_parameters_are_those_of_a_new_network(torch):
     new = jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 2, 12)), jnp.ones((1, 2), bool)
     )
-    shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, np.dtype(leaf.dtype)), tree)
+
+    def shapes(tree):
+        return jax.tree.map(lambda leaf: (leaf.shape, np.dtype(leaf.dtype)), tree)
+
     assert shapes(params) == shapes(sharding.unbox(new["params"]))
 
 
@@ -113,7 +119,10 @@ def test_guided_logits(torch):
     model, params = from_torch(_without_vae(theirs))
     (embeds, mask, ids), (t_embeds, t_mask, t_ids) = _batch(torch, "small")
     apply = jax.jit(model.apply)
-    logits = lambda keep: apply({"params": params}, ids[:, :-1], embeds, mask, np.full(len(ids), keep))
+
+    def logits(keep):
+        return apply({"params": params}, ids[:, :-1], embeds, mask, np.full(len(ids), keep))
+
     ours = [logits(True), logits(False)]
     for scale in (1, 3, 7.5):
         expected = theirs.forward_with_cond_scale(
@@ -139,7 +148,7 @@ def test_greedy_generation_token_for_token(torch, name):
             lambda ids, position, cache: model.apply(variables, ids, position, cache, method="decode"),
             model.apply(variables, twice(embeds), twice(mask), keep, method="init_cache"),
             jax.random.split(jax.random.key(0), len(mask)), model.num_tokens, sampling=Sampling(top_k=1), guidance=3.0,
-        )  # fmt: skip
+        )
 
     assert np.array_equal(ours(params), expected.reshape(len(mask), -1).numpy())
 
@@ -184,7 +193,7 @@ def test_saved_with_its_tokenizer(torch):
     vae = package.VitVQGanVAE(
         dim=16, image_size=64, layers=1, encdec_patch_size=16, encdec_heads=2, encdec_dim_head=8, codebook_size=64,
         vgg=torch.nn.Identity(), discr_layers=4,
-    )  # fmt: skip
+    )
     theirs = _built(torch, "small", vae)
     model, weights = from_torch(theirs)
     assert isinstance(model, PartiAndTokenizer)

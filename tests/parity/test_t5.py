@@ -1,4 +1,6 @@
-"""Our T5 encoder against the one of transformers, from folders that it wrote and from live modules."""
+"""Our T5 encoder against the one of transformers, from folders that it wrote and from live
+modules.
+"""
 
 import json
 
@@ -23,7 +25,7 @@ KINDS = {
         feed_forward_proj="gated-silu", d_model=8, d_kv=2, num_heads=2, d_ff=8, num_layers=1,
         relative_attention_num_buckets=8, relative_attention_max_distance=20, layer_norm_epsilon=1e-3,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def spiece(tmp_path_factory):
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CAPTIONS * 4), model_prefix=str(prefix), vocab_size=60, pad_id=0, eos_id=1, unk_id=2,
         bos_id=-1, hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
+    )
     return prefix.with_suffix(".model").read_bytes()
 
 

@@ -42,7 +42,7 @@ CONFIGURATIONS = {
         init_conv_to_final_conv_residual=True, layer_attns=False, layer_cross_attns=False, cond_images_channels=1,
         resize_mode="bicubic", memory_efficient=True,
     ),
-}  # fmt: skip
+}
 
 
 def make(name):
@@ -56,7 +56,10 @@ def make(name):
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     model, params = convert.from_torch(theirs)
     rng = np.random.default_rng(0)
-    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
     inputs = {"x_BHWC": normal(3, 16, 16, model.channels), "condition_B": normal(3) * 4}
     if model.cond_on_text:
         mask = np.array([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]], bool)
@@ -73,7 +76,7 @@ def make(name):
 THEIR_NAMES = {
     "text_embeds_BLD": "text_embeds", "text_mask_BL": "text_mask", "lowres_BHWC": "lowres_cond_img",
     "lowres_condition_B": "lowres_noise_times", "cond_image_BHWC": "cond_images", "self_cond_BHWC": "self_cond",
-}  # fmt: skip
+}
 
 
 def run_theirs(theirs, inputs, monkeypatch):
@@ -81,7 +84,10 @@ def run_theirs(theirs, inputs, monkeypatch):
     tensors = {key: torch.tensor(value) for key, value in inputs.items()}
     if "keep_B" in tensors:
         monkeypatch.setattr(package, "prob_mask_like", lambda *_, **__: tensors["keep_B"])
-    first = lambda key: tensors[key].permute(0, 3, 1, 2) if key.endswith("BHWC") else tensors[key]
+
+    def first(key):
+        return tensors[key].permute(0, 3, 1, 2) if key.endswith("BHWC") else tensors[key]
+
     more = {name: first(key) for key, name in THEIR_NAMES.items() if key in tensors}
     return theirs(first("x_BHWC"), tensors["condition_B"], **more).permute(0, 2, 3, 1)
 
@@ -113,7 +119,10 @@ def test_outputs_and_gradients(name, monkeypatch):
     for key in [key for key in slopes if key.endswith("gca.to_k.bias")]:  # a softmax does not see it: rounding around 0
         assert np.abs(ours[key]).max() < 1e-4 and slopes.pop(key).abs().max() < 1e-4
     floor = 1e-2 * max(slope.abs().max() for slope in slopes.values())
-    far = lambda key: (torch.tensor(ours[key]) - slopes[key]).abs().max() / max(slopes[key].abs().max(), floor)
+
+    def far(key):
+        return (torch.tensor(ours[key]) - slopes[key]).abs().max() / max(slopes[key].abs().max(), floor)
+
     assert {key: float(far(key)) for key in slopes if far(key) > GRADIENT} == {}
     assert all(not ours[key].any() or key.endswith("_scale") for key in unused)
 

@@ -1,4 +1,6 @@
-"""VGG16 against torchvision with random weights: its features, both ends of a stage, and LPIPS as written down."""
+"""VGG16 against torchvision with random weights: its features, both ends of a stage, and LPIPS as
+written down.
+"""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,6 @@
-"""The tokenizer of parti-pytorch against the live package: maps, codes, every loss and its gradients, weights."""
+"""The tokenizer of parti-pytorch against the live package: maps, codes, every loss and its
+gradients, weights.
+"""
 
 import flax.linen as nn
 import jax
@@ -30,11 +32,13 @@ CONFIGURATIONS = {
         codebook_size=32, vq_codebook_dim=8, vq_decay=0.9, vq_kmeans_init=False, vq_rotation_trick=False,
         vq_threshold_ema_dead_code=0, discr_layers=1,
     ),
-}  # fmt: skip
+}
 
 
 class Features(nn.Module):
-    """A stand-in for VGG: one strided convolution of 3 channels, and the squared distance of what comes out."""
+    """A stand-in for VGG: one strided convolution of 3 channels, and the squared distance of what
+    comes out.
+    """
 
     @nn.compact
     def __call__(self, real, fake):
@@ -44,13 +48,16 @@ class Features(nn.Module):
 
 
 def make(name):
-    """The package's network, ours, our weights, the task that trains it as the package does, frozen, uint8 images."""
+    """The package's network, ours, our weights, the task that trains it as the package does,
+    frozen, uint8 images.
+    """
     torch.manual_seed(0)
     options = CONFIGURATIONS[name]
     vgg = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 4, stride=4), torch.nn.ReLU(), torch.nn.Flatten())
     theirs = parti.VitVQGanVAE(vgg=vgg, **options)
     if theirs.lookup_free_quantization:
-        # Small latents: where a code's probability is under 1e-5 the package clamps its logarithm, ours is exact.
+        # Small latents: where a code's probability is under 1e-5 the package clamps its logarithm,
+        # ours is exact.
         with torch.no_grad():
             for parameter in theirs.quantizer.project_in.parameters():
                 parameter.mul_(0.003)
@@ -59,7 +66,7 @@ def make(name):
         model, discriminator=model.discriminator(), perceptual=Features(), penalty_every=1,
         l1_weight=0.0 if options.get("l2_recon_loss") else 1.0, l2_weight=float(options.get("l2_recon_loss", 0)),
         gan_loss="hinge" if options.get("use_hinge_loss", True) else "bce", revive_below=0.0,
-    )  # fmt: skip
+    )
     kernel = vgg[0].weight.detach().numpy().transpose(2, 3, 1, 0)
     frozen = {"perceptual": {"conv": {"kernel": kernel, "bias": vgg[0].bias.detach().numpy()}}}
     shape = (2, model.image_size, model.image_size, model.channels)
@@ -89,7 +96,10 @@ def test_maps_and_codes(name):
     variables, x = {"params": weights["generator"]}, images / np.float32(255)
     with jax.default_matmul_precision("highest"):
         encoded = model.apply(variables, x, weights["stats"], method="encode")
-        first = lambda t: np.asarray(t).transpose(0, 3, 1, 2)
+
+        def first(t):
+            return np.asarray(t).transpose(0, 3, 1, 2)
+
         assert error(first(model.apply(variables, x, method="encoder_fmap")), fmap) < NETWORK
         assert np.array_equal(encoded.ids, ids.numpy())
         assert error(first(encoded.fmap), quantised) < NETWORK
@@ -138,7 +148,9 @@ def test_generator_loss_and_its_gradients(name):
 
 
 def _their_terms(theirs, x):
-    """Reconstruction, quantiser loss, perceptual loss and adversarial loss as the package computes them."""
+    """Reconstruction, quantiser loss, perceptual loss and adversarial loss as the package computes
+    them.
+    """
     fmap, _, auxiliary = theirs.encode(x)
     recon = theirs.decode(fmap)
     three = [t.expand(-1, 3, -1, -1) for t in (x, recon)]
@@ -172,7 +184,8 @@ def test_discriminator_loss_and_its_gradients(name):
 def _their_discriminator_loss(theirs, x):
     """As the package's forward computes it, the discriminator in float64.
 
-    PyTorch's own float32 slopes at the pixels are off by up to a hundredth on a CPU; ours agree with float64 to 1e-6.
+    PyTorch's own float32 slopes at the pixels are off by up to a hundredth on a CPU; ours agree
+    with float64 to 1e-6.
     """
     fake = theirs(x).detach().double()
     real, judge = x.double().requires_grad_(), theirs.discr.double()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from t2i_jax.config import one_of
 from t2i_jax.diffusion import inpaint, progress, samplers, sdedit, threshold
 from t2i_jax.diffusion.denoiser import Net, denoiser, training_losses
-from t2i_jax.diffusion.draws import Draw
+from t2i_jax.diffusion.draws import NoiseSource
 from t2i_jax.diffusion.guidance import Scale, for_rows, guide, within
 from t2i_jax.diffusion.lowres import LowresNoise
 from t2i_jax.diffusion.noise import Ddpm, Noise
@@ -224,7 +224,7 @@ def run(
     bind: Callable[..., Net],
     sampling: StageSampling,
     shape: tuple[int, ...],
-    draw: Draw,
+    draw: NoiseSource,
     scale: Scale,
     *,
     small: tuple[Array, Array, float | Array | None] | None = None,

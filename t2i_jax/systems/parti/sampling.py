@@ -58,7 +58,7 @@ def generate(
     ids_BN = autoregressive.generate(
         lambda ids_B, position, cache: network.apply(variables, ids_B, position, cache, method="decode"),
         network.apply(
-            variables, embeds_BLD, mask_BL, keep_B, autoregressive.rooms(network.num_tokens)[0], method="init_cache"
+            variables, embeds_BLD, mask_BL, keep_B, autoregressive.cache_lengths(network.num_tokens)[0], method="init_cache"
         ),
         keys_B,
         network.num_tokens,
