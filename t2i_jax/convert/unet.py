@@ -9,7 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax import sharding
-from t2i_jax.convert.engine import CONV, CONV1X1, DEPTHWISE, LINEAR, SAME, Constant, Entry, Layout, Network
+from t2i_jax.convert.engine import (
+    CONV,
+    CONV1X1,
+    DEPTHWISE,
+    LINEAR,
+    SAME,
+    Constant,
+    Entry,
+    Layout,
+    Network,
+)
 from t2i_jax.convert.unet_fields import fields
 from t2i_jax.models import unet_sizes as sizes
 from t2i_jax.models.unet import NullUnet, Unet

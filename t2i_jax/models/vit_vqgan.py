@@ -19,7 +19,16 @@ from t2i_jax.models.discriminator import Discriminator
 from t2i_jax.nn import quantize
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.attention import add_to_all, attend_with_bias
-from t2i_jax.nn.conv import Dense, Depthwise, boxed, channel_norm, neighbours, patchify, uniform_fan_in, unpatchify
+from t2i_jax.nn.conv import (
+    Dense,
+    Depthwise,
+    boxed,
+    channel_norm,
+    neighbours,
+    patchify,
+    uniform_fan_in,
+    unpatchify,
+)
 from t2i_jax.nn.transformer import REMAT
 from t2i_jax.types import Array, Key
 

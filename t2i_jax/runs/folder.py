@@ -1,7 +1,7 @@
 """A run's folder: what is in it, read and written.
 
     WORKDIR/checkpoints/      the trainer's checkpoints, the recipe in each
-    WORKDIR/<part>/           a part that was trained or copied: itself a run, or an exported system
+    WORKDIR/PART/            a part that was trained or copied: itself a run, or an exported system
     WORKDIR/parts.json        where each part is, and the fingerprint of its weights
     WORKDIR/text_tokenizer/   the vocabulary of a learned text encoder
     WORKDIR/recipe.json       the recipe of a run that joins its parts and trains nothing of its own

@@ -118,7 +118,11 @@ def load_recipe(path: str | pathlib.Path) -> Recipe:
 
 def changed(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     """The recipe with `field.subfield=value` applied, as `config.override` does; a part's name stands for parts.NAME."""
-    return config.override(recipe, [_within_parts(recipe.task, text) for text in assignments])
+    written = []
+    for assignment in assignments:
+        path, equals, value = assignment.partition("=")
+        written.append(f"{_in_full(recipe, path.strip().lstrip('-'))}{equals}{value}")
+    return config.override(recipe, written)
 
 
 def with_mesh(recipe: Recipe, mesh: str | None) -> Recipe:
@@ -156,9 +160,16 @@ def upgrade(data: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**data, "evaluation": evaluation} if evaluation else data
 
 
-def _within_parts(task, assignment):
-    head = assignment.lstrip("-").partition("=")[0].partition(".")[0].strip()
-    return f"parts.{assignment.lstrip('-').strip()}" if head in task.parts else assignment
+def _in_full(recipe, path):
+    """A field's path in which the name of a part may stand for parts.NAME, written out."""
+    head, _, rest = path.partition(".")
+    if head == "parts":
+        head, _, rest = rest.partition(".")
+    if head not in recipe.task.parts:
+        return path
+    part = recipe.parts.get(head)
+    rest = _in_full(part, rest) if isinstance(part, Recipe) and rest else rest
+    return f"parts.{head}.{rest}" if rest else f"parts.{head}"
 
 
 def _on(recipe, mesh):

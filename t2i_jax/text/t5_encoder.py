@@ -11,6 +11,7 @@ import numpy as np
 
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
+from t2i_jax.nn.attention import MASKED
 from t2i_jax.nn.conv import Dense, boxed
 from t2i_jax.nn.transformer import layer_fields
 from t2i_jax.types import Array
@@ -21,7 +22,7 @@ FEED_FORWARD = {
     "gated-gelu": lambda x: nn.gelu(x, approximate=True),
     "gated-silu": nn.silu,
 }
-_MASKED = -1e30  # a score that the softmax turns into exactly 0
+
 _POSITIVE = ("dim", "depth", "heads", "dim_head", "mlp_dim", "vocab_size", "max_distance")
 
 
@@ -111,7 +112,7 @@ class T5Layer(nn.Module):
         def split(y):
             return y.reshape(*y.shape[:-1], self.heads, self.dim_head)
         scores_BHQK = jnp.einsum("BQHD,BKHD->BHQK", split(q), split(k), preferred_element_type=jnp.float32)
-        scores_BHQK = jnp.where(mask_BL[:, None, None, :], scores_BHQK + bias_HQK, _MASKED)
+        scores_BHQK = jnp.where(mask_BL[:, None, None, :], scores_BHQK + bias_HQK, MASKED)
         weights_BHQK = jax.nn.softmax(scores_BHQK, axis=-1).astype(self.dtype)
         out_BQHD = jnp.einsum("BHQK,BKHD->BQHD", weights_BHQK, split(v))
         return self._dense(self.dim, "out", ("heads", "embed"), inner**-0.5)(out_BQHD.reshape(*x_BLC.shape[:-1], inner))

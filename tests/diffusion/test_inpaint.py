@@ -10,7 +10,16 @@ import pytest
 from t2i_jax.diffusion.draws import gaussian
 from t2i_jax.diffusion.inpaint import repaint
 from t2i_jax.diffusion.noise import Ddpm, Edm, karras, per_row
-from t2i_jax.diffusion.samplers import Churn, State, ancestral, ddim, dpm_solver, heun, sample, start
+from t2i_jax.diffusion.samplers import (
+    Churn,
+    State,
+    ancestral,
+    ddim,
+    dpm_solver,
+    heun,
+    sample,
+    start,
+)
 from t2i_jax.diffusion.sdedit import from_image, steps_to_skip
 from t2i_jax.errors import UserError
 from tests.diffusion.gaussian import DEVIATION, MEAN, exact

@@ -7,7 +7,14 @@ import pytest
 
 import t2i_jax as t2i
 from t2i_jax.errors import UserError
-from t2i_jax.runs.recipe import Recipe, changed, recipe_from_dict, recipe_to_dict, upgrade, with_mesh
+from t2i_jax.runs.recipe import (
+    Recipe,
+    changed,
+    recipe_from_dict,
+    recipe_to_dict,
+    upgrade,
+    with_mesh,
+)
 from tests.e2e import tiny, tiny_imagen
 
 
@@ -56,7 +63,8 @@ def test_the_former_keywords_are_parts():
 
 
 def test_the_name_of_a_part_stands_for_it_in_overrides():
-    recipe = changed(tiny.get_config(), ["tokenizer.train.steps=7", "parts.tokenizer.perceptual=vgg.pth", "train.steps=9"])
+    recipe = changed(tiny.get_config(), ["tokenizer.train.steps=7", "--tokenizer.perceptual=vgg.pth", "train.steps=9"])
+    assert recipe.parts["tokenizer"].parts == {"perceptual": "vgg.pth"}
     assert (recipe.train.steps, recipe.parts["tokenizer"].train.steps) == (9, 7)
     assert changed(recipe, ["tokenizer=runs/tok"]).parts == {"tokenizer": "runs/tok"}
     assert changed(recipe, ["tokenizer=None"]).parts == {}
