@@ -28,7 +28,7 @@ def to_uint8(image: Array, pixel_range: tuple[float, float]) -> Array:
     return jnp.round(jnp.clip((image.astype(jnp.float32) - low) / (high - low), 0, 1) * 255.0).astype(jnp.uint8)
 
 
-def as_pil(images: Sequence[Array]) -> list[Any]:
+def as_pil(images: Sequence[Any] | np.ndarray) -> list[Any]:
     """A PIL image for each uint8 array (H, W, C); one channel is grey."""
     return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in images]
 

@@ -65,18 +65,25 @@ class Task(Protocol):
 
     def init(self, key: Key) -> tuple[Mapping[str, Params], Stats]:
         """Parameters by group and stats; leaves may be boxed in `nn.LogicallyPartitioned`."""
+        ...
 
     def batch_spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
         """The arrays that a batch must hold; entries of a batch that are not listed are dropped."""
+        ...
 
-    def after_update(self, params: Mapping[str, Params], stats: Stats, batch: Batch, key: Key, step: Array):
+    def after_update(
+        self, params: Mapping[str, Params], stats: Stats, batch: Batch, key: Key, step: Array
+    ) -> tuple[Mapping[str, Params], Stats]:
         """Changes without a gradient (reviving dead codes); returns `(params, stats)`. Runs inside the jitted step."""
+        ...
 
     def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
         """What makes `batch_size` images, one program per name; {} for a task that makes none."""
+        ...
 
     def flops(self, batch_size: int) -> float:
         """Floating-point operations of one training step, for MFU (multiply-add = 2)."""
+        ...
 
 
 @flax.struct.dataclass

@@ -43,13 +43,13 @@ def run(workdir: pathlib.Path) -> Mapping[str, float]:
     try:
         system = runs.train(recipe, workdir)
         tokenizer = runs.load(workdir / "tokenizer")
-        figures = dict(evaluate(recipe.parts["tokenizer"], tokenizer, workdir / "tokenizer"))
+        figures = dict(evaluate(runs.load_run_recipe(workdir / "tokenizer"), tokenizer, workdir / "tokenizer"))
         figures |= evaluate(recipe, system, workdir)
         add_metrics(workdir, figures)
     finally:
         clock.stop()
     _report(recipe, system, tokenizer, workdir)
-    return finished(workdir)
+    return json.loads((workdir / "metrics.json").read_text())
 
 
 class _Clock:
@@ -66,7 +66,7 @@ class _Clock:
 
 
 def _report(recipe, system, tokenizer, workdir):
-    images = held_out(recipe.parts["tokenizer"])(12, ("image",))["image"]
+    images = held_out(recipe)(12, ("image",))["image"]
     judged = system.judge(held_out(recipe), recipe.evaluation, _SHOWN, seed=1)
     sections = [
         "<p>Every caption below asks for what no training image showed: an ordered pair of objects in a relation, or "

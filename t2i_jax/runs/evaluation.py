@@ -10,6 +10,7 @@ from typing import Any
 from t2i_jax.cluster import processes
 from t2i_jax.data.pipeline import batches
 from t2i_jax.data.source import EMBEDDED
+from t2i_jax.errors import UserError
 from t2i_jax.pixels import save_png
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.systems.base import HeldOut, System
@@ -19,7 +20,8 @@ from t2i_jax.train.loop import Hook
 
 def preview_hooks(recipe: Recipe, build_system) -> tuple[Hook, ...]:
     """A hook that draws a grid into WORKDIR/samples every `train.eval_every` steps, and logs what can be measured."""
-    if not recipe.train.eval_every:
+    every = 0 if recipe.train is None else recipe.train.eval_every
+    if not every:
         return ()
 
     def run(state, step, log):
@@ -28,7 +30,7 @@ def preview_hooks(recipe: Recipe, build_system) -> tuple[Hook, ...]:
         _save(log.workdir / "samples" / f"{step:07d}.png", sheet)
         log.scalars(step, metrics)
 
-    return (Hook(recipe.train.eval_every, run),)
+    return (Hook(every, run),)
 
 
 def evaluate(recipe: Recipe, system: System, workdir: str | pathlib.Path) -> Mapping[str, float]:
@@ -49,6 +51,8 @@ def evaluate(recipe: Recipe, system: System, workdir: str | pathlib.Path) -> Map
 
 def held_out(recipe: Recipe) -> HeldOut:
     """`(count, entries) -> samples` that training did not see, for a built-in data set; else the first of the data."""
+    if recipe.data is None:
+        raise UserError("data=None of the recipe leaves nothing to evaluate on; give a DataConfig.")
     split = "heldout" if recipe.data.source in EMBEDDED else recipe.data.split
     data = dataclasses.replace(recipe.data, split=split, flip=False)
     encoder = recipe.task.text_encoder

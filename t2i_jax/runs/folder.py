@@ -71,16 +71,16 @@ def load(workdir: str | pathlib.Path, *, averaged: bool = True, mesh: Mapping[st
     Raises:
       UserError: no such folder, no finished checkpoint in it, or a mesh that does not fit.
     """
-    workdir = _existing(workdir)
-    recipe = load_run_recipe(workdir)
-    parts = {name: part_in(folder) for name, folder in part_folders(workdir, recipe).items()}
+    folder = _existing(workdir)
+    recipe = load_run_recipe(folder)
+    parts = {name: part_in(place) for name, place in part_folders(folder, recipe).items()}
     task = recipe.task
     if not task.objectives:
         return _on(task.with_parts(parts).system({}, {}, parts, {}, None), mesh)
-    place = None if mesh is None or _is_export(workdir) else generation.places(task, mesh)[1]
-    params, ema, stats = _arrays(workdir, place)
+    place = None if mesh is None or _is_export(folder) else generation.places(task, mesh)[1]
+    params, ema, stats = _arrays(folder, place)
     params = {**params, **ema} if averaged else params
-    tokenizer = task.text_encoder and task.text_encoder.tokenizer(workdir / TEXT_TOKENIZER)
+    tokenizer = task.text_encoder and task.text_encoder.tokenizer(folder / TEXT_TOKENIZER)
     return _on(task.system(params, stats, parts, task.frozen(parts), tokenizer), mesh)
 
 
@@ -90,11 +90,11 @@ def load_run_recipe(workdir: str | pathlib.Path) -> Recipe:
     Raises:
       UserError: no such folder, or no finished checkpoint in it.
     """
-    workdir = _existing(workdir)
+    folder = _existing(workdir)
     for name in (_EXPORT, _JOINED):
-        if (workdir / name).is_file():
-            return recipe_from_dict(json.loads((workdir / name).read_text()))
-    return recipe_from_dict(load_config(workdir))
+        if (folder / name).is_file():
+            return recipe_from_dict(json.loads((folder / name).read_text()))
+    return recipe_from_dict(load_config(folder))
 
 
 def read(workdir: str | pathlib.Path) -> Contents:
@@ -103,10 +103,10 @@ def read(workdir: str | pathlib.Path) -> Contents:
     Raises:
       UserError: no such folder, or no finished checkpoint in it.
     """
-    workdir = _existing(workdir)
-    recipe = load_run_recipe(workdir)
-    params, ema, stats = _arrays(workdir, None) if recipe.task.objectives else ({}, {}, {})
-    parts = {name: read(folder) for name, folder in part_folders(workdir, recipe).items()}
+    folder = _existing(workdir)
+    recipe = load_run_recipe(folder)
+    params, ema, stats = _arrays(folder, None) if recipe.task.objectives else ({}, {}, {})
+    parts = {name: read(place) for name, place in part_folders(folder, recipe).items()}
     return Contents(recipe, params, ema, stats, parts)
 
 
@@ -116,18 +116,18 @@ def export(workdir: str | pathlib.Path, out: str | pathlib.Path) -> pathlib.Path
     Raises:
       UserError: `out` exists and is not empty (nothing is overwritten).
     """
-    workdir, out = _existing(workdir), pathlib.Path(out)
+    run, out = _existing(workdir), pathlib.Path(out)
     check_new(out)
-    if _is_export(workdir):
-        shutil.copytree(workdir, out, dirs_exist_ok=True)
+    if _is_export(run):
+        shutil.copytree(run, out, dirs_exist_ok=True)
         return out
-    recipe = load_run_recipe(workdir)
-    params, ema, stats = _arrays(workdir, None) if recipe.task.objectives else ({}, {}, {})
+    recipe = load_run_recipe(run)
+    params, ema, stats = _arrays(run, None) if recipe.task.objectives else ({}, {}, {})
     beside: dict[str, Callable[[pathlib.Path], Any]] = {}
-    for name, source in part_folders(workdir, recipe).items():
+    for name, source in part_folders(run, recipe).items():
         beside[name] = lambda folder, source=source: export(source, folder)
-    if (workdir / TEXT_TOKENIZER).is_dir():
-        beside[TEXT_TOKENIZER] = lambda folder: shutil.copytree(workdir / TEXT_TOKENIZER, folder)
+    if (run / TEXT_TOKENIZER).is_dir():
+        beside[TEXT_TOKENIZER] = lambda folder: shutil.copytree(run / TEXT_TOKENIZER, folder)
     write_system(out, recipe, {**params, **ema}, stats, beside)
     return out
 
@@ -211,11 +211,11 @@ def fingerprint(weights: Any) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(_flatten(weights).items()):
         digest.update(f"{name} {value.dtype} {value.shape}".encode())
-        digest.update(np.ascontiguousarray(value))
+        digest.update(np.ascontiguousarray(value).data)
     return digest.hexdigest()[:16]
 
 
-def _existing(workdir):
+def _existing(workdir: str | pathlib.Path) -> pathlib.Path:
     workdir = pathlib.Path(workdir)
     if not workdir.is_dir():
         raise UserError(f"run={str(workdir)!r} is not a folder; give one that `t2i train` or `t2i quickstart` made.")

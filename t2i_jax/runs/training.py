@@ -64,7 +64,7 @@ def train(
     workdir = pathlib.Path(workdir)
     processes.check_same(recipe_to_dict(recipe), "another recipe", "give every process the same command")
     processes.once(lambda: workdir.mkdir(parents=True, exist_ok=True))
-    if recipe.task.objectives:  # parts may train for days before this recipe's own data are read
+    if recipe.data is not None and recipe.task.objectives:  # parts may train for days before this recipe's own data are read
         records = {"records": len(_source(recipe.data))}
         source = recipe.data.source
         processes.check_same(records, f"other data as data.source={source!r}", "give all the same data")

@@ -191,11 +191,11 @@ class System:
         """Images from prompts; this system makes none."""
         raise UserError(f"a {type(self).__name__} makes no images from text; give the run of a system that does.")
 
-    def upscale(self, images: Array, **_: Any) -> np.ndarray:
+    def upscale(self, images: Array | np.ndarray, **_: Any) -> np.ndarray:
         """Larger images from images; this system makes none."""
         raise UserError(f"a {type(self).__name__} makes no larger images; give the run of a super-resolution network.")
 
-    def encode(self, images: Array) -> Array:
+    def encode(self, images: Array | np.ndarray) -> Array:
         """Codes of images; this system makes none."""
         raise UserError(f"a {type(self).__name__} makes no codes of images; give the run of an image tokenizer.")
 

@@ -79,7 +79,7 @@ class TorchFile:
           UserError: a T5 of another width.
         """
         self.unused.pop("t5", None)
-        length = {} if max_length is None else {"max_length": max_length}
+        length: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
         text = StoredText(width, **length) if self._t5 is None else T5Text.from_directory(self._t5, **length)
         if text.dim != width:
             raise UserError(f"t5={self._t5!r} is {text.dim} wide and the weights want {width}; give their own T5.")

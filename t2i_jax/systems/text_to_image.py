@@ -99,7 +99,7 @@ class TextToImage(System):
         sheets = {"heldout": grid(judged.images[:32], 8, _SIDE)}
         if evaluation.completions:
             judged, changed = self.inpaint(held_out, evaluation, evaluation.completions)
-            metrics["alignment_completed"] = float(np.mean(judged.right))
+            metrics["alignment_completed"] = float(np.mean(np.asarray(judged.right)))
             metrics["kept_changed"] = float(np.mean(changed))
             sheets["completed"] = grid(judged.images[:32], 8, _SIDE)
         return Findings(metrics, sheets)

@@ -31,27 +31,35 @@ class TextEncoder(Protocol):
 
     def init(self, key: Key) -> Params:
         """Parameters of an encoder that is trained with the system, boxed with their logical axes; else the weights."""
+        ...
 
     def embed(self, params: Params, texts: Array, mask_BL: Array, key: Key | None = None) -> Array:
         """Embeddings (B, L, dim) float32; with a key dropout is on."""
+        ...
 
     def spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
         """The entries of a batch that hold the text: `entry` and "text_mask"."""
+        ...
 
     def frozen(self) -> Mapping[str, Any]:
         """{"text": weights} of an encoder that is not trained, read from where they are; {} for any other."""
+        ...
 
     def frozen_shapes(self) -> Mapping[str, Any]:
         """{"text": shapes of the weights, boxed} of an encoder that is not trained; {} for any other."""
+        ...
 
     def columns(self) -> Mapping[str, Mapping[str, Any]]:
         """{name of a column of packed data: what it must have been made with}; {} where captions are enough."""
+        ...
 
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
         """Writes into `folder` what `tokenizer` reads, from the captions of the data, unless it is there already."""
+        ...
 
     def tokenizer(self, folder: str | os.PathLike | None = None) -> TextTokenizer | None:
         """The tokenizer: of `folder`, or the encoder's own; None where prompts are embeddings."""
+        ...
 
     def encode(self, tokenizer: TextTokenizer | None, prompts: Any, field: str) -> dict[str, np.ndarray]:
         """{`entry`, "text_mask"} of what a user gives as prompts.
@@ -62,9 +70,11 @@ class TextEncoder(Protocol):
         Raises:
           UserError: no prompts, or something that is none.
         """
+        ...
 
     def empty(self, count: int) -> Any:
         """Prompts without any text, as `encode` takes them."""
+        ...
 
 
 def ids_spec(max_length: int, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:

@@ -116,7 +116,8 @@ class LearnedText:
         if text_BL.shape[1] > self.max_length:
             raise UserError(f"text has {text_BL.shape[1]} tokens, more than max_length={self.max_length}; cut it.")
         rngs = {} if key is None else {"dropout": key}
-        return self.network.apply({"params": params}, text_BL, mask_BL, deterministic=key is None, rngs=rngs)
+        embeds_BLD: Any = self.network.apply({"params": params}, text_BL, mask_BL, deterministic=key is None, rngs=rngs)
+        return embeds_BLD
 
     def spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Token ids and their mask."""

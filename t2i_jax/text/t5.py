@@ -94,7 +94,8 @@ class T5Text:
 
     def embed(self, params: Params, text_BL: Array, mask_BL: Array, key: Key | None = None) -> Array:
         """Embeddings (B, L, dim) float32 of token ids; rows at padding are not zeroed, the mask says where they are."""
-        return self.network.apply({"params": params}, text_BL, mask_BL)
+        embeds_BLD: Any = self.network.apply({"params": params}, text_BL, mask_BL)
+        return embeds_BLD
 
     def spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Token ids and their mask."""

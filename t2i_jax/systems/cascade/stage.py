@@ -128,8 +128,8 @@ class Draws(NamedTuple):
     level_B: Array
     eps_BHWC: Array
     keep_B: Array | None = None
-    lowres_level_B: Array | None = None
-    lowres_eps_BHWC: Array | None = None
+    lowres_level_B: Any = None
+    lowres_eps_BHWC: Any = None
     guess: Array | None = None
     corner_B2: Array | None = None
 
@@ -170,9 +170,10 @@ def losses(
     x0 = resize(image_BHWC, size, stage.resize)
     small = None if previous is None else resize(smaller(image_BHWC, previous, stage.resize), size, stage.resize)
     if draws.corner_B2 is not None:
-        x0, small, cond_image_BHWC = (
-            _cut(a, draws.corner_B2, stage) for a in (x0, small, _at(cond_image_BHWC, size, stage))
-        )
+        x0 = _cut(x0, draws.corner_B2, stage)
+        small = None if small is None else _cut(small, draws.corner_B2, stage)
+        if cond_image_BHWC is not None:
+            cond_image_BHWC = _cut(resize(cond_image_BHWC, size, stage.resize), draws.corner_B2, stage)
     condition_B = None
     if small is not None:
         small, condition_B = stage.lowres.noised(small, draws.lowres_eps_BHWC, draws.lowres_level_B)
@@ -238,18 +239,21 @@ def run(
       small: (images of the previous stage, noise for them, its level or None for the stage's own).
       init_BHWC: images to change, of this shape; with `keep_BHW` (True: known) to complete.
     """
-    condition_B = None
+    lowres_BHWC = condition_B = None
     if small is not None:
-        enlarged = resize(small[0], shape[1:3], stage.resize)
-        small, condition_B = stage.lowres.for_sampling(enlarged, *small[1:])
-    denoise = _denoiser(stage, bind(small, condition_B, cond_image_BHWC), sampling, scale)
+        image_BHWC, eps_BHWC, level = small
+        enlarged = resize(image_BHWC, (shape[1], shape[2]), stage.resize)
+        lowres_BHWC, condition_B = stage.lowres.for_sampling(enlarged, eps_BHWC, level)
+    denoise = _denoiser(stage, bind(lowres_BHWC, condition_B, cond_image_BHWC), sampling, scale)
     levels = stage.noise.levels(sampling.steps)
     step = _solver(denoise, stage.noise, sampling)
     tell = progress.tell if sampling.tell else None
-    if keep_BHW is not None:
+    if keep_BHW is not None and init_BHWC is not None:
         x = samplers.start(stage.noise, levels, draw, shape)
-        more = dict(resample=sampling.resample, compat=sampling.compat, tell=tell)
-        x = inpaint.repaint(step, stage.noise, x, levels, draw, init_BHWC, keep_BHW, **more)
+        x = inpaint.repaint(
+            step, stage.noise, x, levels, draw, init_BHWC, keep_BHW, resample=sampling.resample, compat=sampling.compat,
+            tell=tell,
+        )  # fmt: skip
         return jnp.where(keep_BHW[..., None], init_BHWC, jnp.clip(x, -1.0, 1.0))
     if init_BHWC is not None:
         eps = draw(0, jnp.zeros(shape, jnp.float32))
@@ -290,16 +294,15 @@ def _estimate(stage, net, x0, draws):
     return jax.lax.cond(draws.guess, guess, lambda: jnp.zeros_like(x0))
 
 
-def _at(image, size, stage):
-    return None if image is None else resize(image, size, stage.resize)
-
-
-def _cut(image, corner_B2, stage):
-    if image is None:
-        return None
+def _cut(image_BHWC, corner_B2, stage):
+    """A square of `crop_size` from each image, at its corner."""
     side = stage.crop_size
-    one = lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), (side, side, image.shape[-1]))
-    return jax.vmap(one)(image, corner_B2)
+
+    def one(image, corner):
+        return jax.lax.dynamic_slice(image, (*corner, 0), (side, side, image.shape[-1]))
+
+    return jax.vmap(one)(image_BHWC, corner_B2)
+
 
 
 def group(number: int) -> str:

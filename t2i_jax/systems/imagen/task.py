@@ -147,7 +147,7 @@ class ImagenTask(SystemTask):
         made = {}
         of = lambda side, dtype, channels: jax.ShapeDtypeStruct((batch_size, side, side, channels), dtype)
         for number in self._trained:
-            stage, prompt = self.stages[number - 1], captions.spec(self.text, batch_size)
+            stage, prompt = self.stages[number - 1], dict(captions.spec(self.text, batch_size))
             sampler, steps = stages.sampling_of(stage)
             churn = stage.churn if sampler == "heun" else None
             settings = StageSampling(sampler, steps, churn, stage.percentile, guided=self.text is not None)

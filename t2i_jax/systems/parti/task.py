@@ -130,7 +130,7 @@ class PartiTask(SystemTask):
         else:
             size = self.tokenizer.image_size
             spec = {"image": of(jnp.uint8, size, size, self.tokenizer.channels)}
-        return spec | captions.spec(self.text, batch_size)
+        return {**spec, **captions.spec(self.text, batch_size)}
 
     @property
     def sequence_length(self) -> int | None:
@@ -197,7 +197,7 @@ class PartiTask(SystemTask):
     def flops(self, batch_size: int) -> float:
         """FLOPs of one step, from the traced networks: 3 forward passes; what is frozen runs one."""
         shapes = sharding.unbox(jax.eval_shape(self.init, jax.random.key(0))[0])["parti"]
-        batch = self.batch_spec(1) | {"tokens": jax.ShapeDtypeStruct((1, self.network.num_tokens), jnp.int32)}
+        batch = {**self.batch_spec(1), "tokens": jax.ShapeDtypeStruct((1, self.network.num_tokens), jnp.int32)}
         encoded = jax.ShapeDtypeStruct((1, self.text.max_length, self.text.dim), jnp.float32)
         once = flops_of(self._forward, shapes["decoder"], batch["tokens"], encoded, batch["text_mask"])
         frozen = 0.0

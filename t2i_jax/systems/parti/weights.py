@@ -22,7 +22,7 @@ def from_torch(file: TorchFile) -> Imported | None:
     Raises:
       UserError: a Parti without its image tokenizer.
     """
-    model = file.network
+    model: Any = file.network
     if isinstance(model, Parti):
         path = str(file.path)
         raise UserError(
@@ -30,8 +30,9 @@ def from_torch(file: TorchFile) -> Imported | None:
         )
     if not isinstance(model, PartiAndTokenizer):
         return None
+    width: Any = model.parti.text_embed_dim
     tokenizer = tokenizers.imported(model.tokenizer, file.params["tokenizer"])
-    task = PartiTask(model=model.parti, text=file.text(model.parti.text_embed_dim), tokenizer=model.tokenizer)
+    task = PartiTask(model=model.parti, text=file.text(width), tokenizer=model.tokenizer)
     params = {"parti": {"decoder": file.params["parti"]}}
     return Imported("Parti", task, params, {}, model.tokenizer.image_size, {"tokenizer": tokenizer})
 

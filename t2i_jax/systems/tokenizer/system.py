@@ -33,7 +33,7 @@ class TokenizerSystem(ImageToImage):
     task: TokenizerTask
     weights: Mapping[str, Any]
 
-    def encode(self, images: Array) -> Array:
+    def encode(self, images: Array | np.ndarray) -> Array:
         """Codes (B, N) int32, row by row, of uint8 images (B, image_size, image_size, channels)."""
         size, channels = self.task.model.image_size, self.task.model.channels
         if images.ndim != 4 or images.shape[1:] != (size, size, channels) or images.dtype != jnp.uint8:
