@@ -55,13 +55,19 @@ class Task(Protocol):
     """
 
     @property
-    def objectives(self) -> tuple[Objective, ...]: ...
+    def objectives(self) -> tuple[Objective, ...]:
+        """The losses of one step."""
+        ...
 
     @property
-    def ema_groups(self) -> tuple[str, ...]: ...
+    def ema_groups(self) -> tuple[str, ...]:
+        """The groups that are averaged."""
+        ...
 
     @property
-    def sequence_length(self) -> int | None: ...
+    def sequence_length(self) -> int | None:
+        """Tokens of a sequence that can be split."""
+        ...
 
     def init(self, key: Key) -> tuple[Mapping[str, Params], Stats]:
         """Parameters by group and stats; leaves may be boxed in `nn.LogicallyPartitioned`."""

@@ -8,7 +8,16 @@ All else as in paper_base.py beside it, but for Adam in Adafactor's place.
 import dataclasses
 import pathlib
 
-from t2i_jax import Ddpm, Evaluation, ImagenOptions, NullUnet, OptimConfig, Recipe, SRUnet1024, Stage
+from t2i_jax import (
+    Ddpm,
+    Evaluation,
+    ImagenOptions,
+    NullUnet,
+    OptimConfig,
+    Recipe,
+    SRUnet1024,
+    Stage,
+)
 from t2i_jax.runs.recipe import load_recipe
 
 

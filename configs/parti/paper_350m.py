@@ -9,7 +9,15 @@ Batch 8192 of 1024 tokens; data parallel with the parameters split too.
 
 import dataclasses
 
-from t2i_jax import DataConfig, Evaluation, OptimConfig, PartiOptions, PartiTask, Recipe, TrainConfig
+from t2i_jax import (
+    DataConfig,
+    Evaluation,
+    OptimConfig,
+    PartiOptions,
+    PartiTask,
+    Recipe,
+    TrainConfig,
+)
 from t2i_jax.models.parti_transformer import PARTI_350M
 
 

@@ -4,7 +4,14 @@
     t2i sample runs/quickstart "a red circle above a blue square" --upscale runs/larger
 """
 
-from t2i_jax import DataConfig, OptimConfig, Recipe, SuperResolution, SuperResolutionTask, TrainConfig
+from t2i_jax import (
+    DataConfig,
+    OptimConfig,
+    Recipe,
+    SuperResolution,
+    SuperResolutionTask,
+    TrainConfig,
+)
 
 
 def get_config() -> Recipe:

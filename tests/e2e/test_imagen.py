@@ -33,7 +33,8 @@ def test_one_stage_carries_on_where_both_stopped(trained):
 
 
 def test_sampling_completing_and_changing(trained, tmp_path):
-    sample = lambda out, *more: inside("sample", trained, _CAPTION, "--count", 2, "--out", tmp_path / out, *more)
+    def sample(out, *more):
+        return inside("sample", trained, _CAPTION, "--count", 2, "--out", tmp_path / out, *more)
     done = sample("plain", "--steps", 3)
     assert "stage 2" in done.stderr  # a bar for each stage
     assert {picture.shape for picture in pictures(tmp_path / "plain").values()} == {(16, 16, 3)}
@@ -85,8 +86,10 @@ def test_pictures_made_of_other_pictures(tmp_path):
 
 
 def test_mistakes_get_one_sentence(trained, tmp_path):
-    refused = lambda *arguments: inside(*arguments, status=2).stderr
-    sample = lambda *more: refused("sample", trained, _CAPTION, *more)
+    def refused(*arguments):
+        return inside(*arguments, status=2).stderr
+    def sample(*more):
+        return refused("sample", trained, _CAPTION, *more)
     assert "did you mean 'heun'" in sample("--sampler", "heum")
     assert "stop_at=3 is no stage" in sample("--stop-at", 3)
     assert "--cond is no option of run=" in sample("--cond", tmp_path / "none.png")
@@ -96,7 +99,8 @@ def test_mistakes_get_one_sentence(trained, tmp_path):
     Image.new("L", (4, 8)).save(tmp_path / "mask.png")
     assert "make them equal" in sample("--init", tmp_path / "picture.png", "--mask", tmp_path / "mask.png")
     assert "trained on captions" in refused("sample", trained) or "empty" in refused("sample", trained)
-    train = lambda *more: refused("train", _RECIPE, "--workdir", tmp_path / "new", *more)
+    def train(*more):
+        return refused("train", _RECIPE, "--workdir", tmp_path / "new", *more)
     assert "train_stages=(3,) names 3" in train("task.train_stages=(3,)")
     assert "image_size=8 is not the task's image_size=16" in train("data.image_size=8")
     assert "stage.image_size=9" in train("task.stages.0.image_size=9")

@@ -63,7 +63,8 @@ def test_a_super_resolution_run_doubles_the_pictures(trained, tmp_path):
 
 
 def test_sampling_and_the_exported_system(trained, tmp_path):
-    sample = lambda system, out, *more: run("sample", system, _CAPTION, "--count", 2, "--out", tmp_path / out, *more)
+    def sample(system, out, *more):
+        return run("sample", system, _CAPTION, "--count", 2, "--out", tmp_path / out, *more)
     sample(trained, "plain")
     sample(trained, "negative", "--negative", "a green square", "--guidance", 8)
     run("export", trained, tmp_path / "system")

@@ -13,11 +13,7 @@ from tests.e2e.command import inside, pictures, run
 
 _RECIPE = pathlib.Path(__file__).resolve().parents[2] / "configs" / "parti" / "photos.py"
 _SIDE = 160  # of a piece, in pixels; the photographs are 427 x 640
-_SMALLER = """data.image_size=32 train.steps=3 train.batch_size=8 tokenizer.data.image_size=32 tokenizer.train.steps=4
-    tokenizer.train.batch_size=8 evaluation.pictures=4 evaluation.preview=8 task.model.dim=16 task.model.depth=1
-    task.model.mlp_dim=16 task.text.dim=16 task.text.depth=1 task.text.mlp_dim=16 task.tokenizer.image_size=32
-    tokenizer.task.model.image_size=32 tokenizer.task.model.dim=16 tokenizer.task.model.layers=1
-    tokenizer.task.model.codebook_size=16""".split()
+_SMALLER = ["data.image_size=32", "train.steps=3", "train.batch_size=8", "tokenizer.data.image_size=32", "tokenizer.train.steps=4", "tokenizer.train.batch_size=8", "evaluation.pictures=4", "evaluation.preview=8", "task.model.dim=16", "task.model.depth=1", "task.model.mlp_dim=16", "task.text.dim=16", "task.text.depth=1", "task.text.mlp_dim=16", "task.tokenizer.image_size=32", "tokenizer.task.model.image_size=32", "tokenizer.task.model.dim=16", "tokenizer.task.model.layers=1", "tokenizer.task.model.codebook_size=16"]
 
 
 @pytest.fixture(scope="module")

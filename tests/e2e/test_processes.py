@@ -26,7 +26,8 @@ def test_two_processes_make_what_one_makes(tmp_path):
         here, there = losses(one / stage), losses(two / stage)
         assert list(here) == list(there) == [1, 2, 4]
         np.testing.assert_allclose(list(there.values()), list(here.values()), rtol=1e-3)
-    names = lambda workdir: sorted(path.name for path in (workdir / "samples").iterdir())
+    def names(workdir):
+        return sorted(path.name for path in (workdir / "samples").iterdir())
     assert names(one) == names(two) == ["0000004.png", "heldout.png"]
     grids = [np.asarray(Image.open(workdir / "samples" / "0000004.png"), float) for workdir in (one, two)]
     assert grids[0].shape == grids[1].shape and np.abs(grids[0] - grids[1]).mean() < 2

@@ -32,9 +32,10 @@ def trained(tmp_path_factory):
     model = Parti(dim=16, depth=1, heads=2, dim_head=8)
     text = T5Text.from_directory(place / "t5", max_length=_LENGTH)
     task = dataclasses.replace(recipe.task, model=model, text=text)
-    few = lambda recipe, **changes: dataclasses.replace(
-        recipe, train=dataclasses.replace(recipe.train, steps=2), **changes
-    )
+    def few(recipe, **changes):
+        return dataclasses.replace(
+            recipe, train=dataclasses.replace(recipe.train, steps=2), **changes
+        )
     recipe = few(recipe, task=task, parts={"tokenizer": few(recipe.parts["tokenizer"])})
     return runs.train(recipe, place / "run"), place / "run"
 

@@ -26,7 +26,7 @@ from tests.parity.reference import load
 
 imagen_pytorch = load("imagen_pytorch")
 torch = pytest.importorskip("torch")
-from imagen_pytorch import imagen_pytorch as package  # noqa: E402
+from imagen_pytorch import imagen_pytorch as package
 
 LOSS = 1e-5  # float32 through a network
 # Of the largest of all, that of the level's frequencies: sines of arguments near 100 keep five

@@ -23,7 +23,7 @@ from tests.parity.reference import load
 
 imagen_pytorch = load("imagen_pytorch")
 torch = pytest.importorskip("torch")
-from imagen_pytorch import imagen_pytorch as package  # noqa: E402
+from imagen_pytorch import imagen_pytorch as package
 
 FORMULA = 1e-5  # float32, a handful of operations
 RUN = 1e-5  # float32 through 32 steps; thresholds and clipping keep pulling both runs together

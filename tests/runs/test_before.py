@@ -41,7 +41,9 @@ def no_hooks(recipe, build_system):
 
 
 def _same_processor():
-    flags = next((line for line in open("/proc/cpuinfo") if line.startswith("flags")), "")
+    information = pathlib.Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.is_file() else []
+    flags = next((line for line in lines if line.startswith("flags")), "")
     return "avx512f" in flags.split()
 
 

@@ -57,7 +57,8 @@ def test_a_discriminator_that_the_package_has_no_place_for_stays_behind(layers, 
     )
     task = t2i.TokenizerTask(net, discriminator=net.discriminator())
     groups, stats = jax.eval_shape(task.init, jax.random.key(0))
-    zeros = lambda tree: jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), sharding.unbox(tree))
+    def zeros(tree):
+        return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), sharding.unbox(tree))
     recipe = t2i.Recipe(task, t2i.DataConfig(image_size=16), t2i.TrainConfig(steps=1, batch_size=1))
     folder.write_system(tmp_path / "run", recipe, zeros(groups), zeros(stats), {})
     names = torch_io.read(export_torch(tmp_path / "run", tmp_path / "out.safetensors"))

@@ -101,8 +101,10 @@ def test_self_conditioning_shows_the_estimate_or_nothing_and_gives_it_no_gradien
     stage = Stage(UNET.clone(self_cond=True, cond_on_text=False), image_size=8, noise=Ddpm(objective="x_start"))
     image = jnp.zeros((1, 8, 8, 3))
     draws = imagen_stage.draw(stage, jax.random.key(0), image.shape, 0.0, lowres=False)
-    net = lambda scale: lambda *pictures: lambda x, condition, keep, last: scale * (x + 10 * last)
-    of = lambda scale, guess: imagen_stage.losses(stage, net(scale), image, draws._replace(guess=guess), None)[0]
+    def net(scale):
+        return lambda *pictures: lambda x, condition, keep, last: scale * (x + 10 * last)
+    def of(scale, guess):
+        return imagen_stage.losses(stage, net(scale), image, draws._replace(guess=guess), None)[0]
     x = stage.noise.add(image, draws.eps_BHWC, draws.level_B)
     weight = stage.noise.weight(draws.level_B)[0]
     assert of(0.5, jnp.bool_(False)) == pytest.approx(float(weight * jnp.mean((0.5 * x) ** 2)), rel=1e-5)
@@ -163,9 +165,10 @@ def test_completion_keeps_what_is_known_bit_for_bit(sampler):
 
 def test_a_changed_picture_is_nearer_the_weaker_the_change():
     smooth = np.broadcast_to(np.linspace(0, 255, 8)[None, :, None], (8, 8, 3)).astype(np.uint8)[None]
-    distance = lambda strength: np.abs(
-        UNCONDITIONAL.generate(init_images=smooth, strength=strength, steps=8).astype(float) - smooth
-    ).mean()
+    def distance(strength):
+        return np.abs(
+            UNCONDITIONAL.generate(init_images=smooth, strength=strength, steps=8).astype(float) - smooth
+        ).mean()
     assert distance(0.15) < distance(0.5) < distance(1.0)
 
 
@@ -183,12 +186,15 @@ def test_pictures_to_condition_on():
 
 
 def test_flops_of_known_products():
-    scanned = lambda x: jax.lax.scan(lambda x, _: (x @ x, None), x, None, length=3)[0]
+    def scanned(x):
+        return jax.lax.scan(lambda x, _: (x @ x, None), x, None, length=3)[0]
     assert flops_of(scanned, jax.ShapeDtypeStruct((4, 4), jnp.float32)) == 3 * 2 * 4**3
-    chosen = lambda x: jax.lax.cond(x[0, 0] > 0, lambda: x @ x, lambda: x)
+    def chosen(x):
+        return jax.lax.cond(x[0, 0] > 0, lambda: x @ x, lambda: x)
     assert flops_of(chosen, jax.ShapeDtypeStruct((4, 4), jnp.float32)) == 2 * 4**3
     numbers = ("NHWC", "HWIO", "NHWC")
-    convolved = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=numbers)
+    def convolved(x, k):
+        return jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=numbers)
     shapes = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 5, 5, 2), (3, 3, 2, 7)))
     assert flops_of(convolved, *shapes) == 2 * 25 * 7 * 9 * 2
 

@@ -49,7 +49,8 @@ def weights():
 def _params(task):
     params = sharding.unbox(jax.jit(task.init)(jax.random.key(0))[0])
     # Larger than at the start, so that captions matter.
-    more = lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
+    def more(leaf):
+        return leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
     return jax.jit(lambda params: jax.tree.map(more, params))(params)
 
 
@@ -90,7 +91,8 @@ def _batch(task):
 def test_a_step_on_images_is_a_step_on_their_tokens(weights):
     task = _STORED
     params, batch, frozen = _params(task), _batch(task), {"tokenizer": weights}
-    loss = lambda task, batch: jax.jit(task.loss)(params, {}, frozen, batch, jax.random.key(3), jnp.int32(0))[0]
+    def loss(task, batch):
+        return jax.jit(task.loss)(params, {}, frozen, batch, jax.random.key(3), jnp.int32(0))[0]
     tokens = image_tokenizer.tokens(_TOKENIZER, weights, batch["image"])
     on_tokens = dataclasses.replace(task, stored_tokens=True)
     assert "image" in task.batch_spec(2) and "tokens" in on_tokens.batch_spec(2)
@@ -100,7 +102,8 @@ def test_a_step_on_images_is_a_step_on_their_tokens(weights):
 def test_everything_trained_gets_a_gradient_and_the_first_loss_is_that_of_guessing():
     task = dataclasses.replace(_TASK, stored_tokens=True)
     params, batch = sharding.unbox(jax.jit(task.init)(jax.random.key(0))[0]), _batch(task)
-    keyed = lambda params: task.loss(params, {}, {}, batch, jax.random.key(5), jnp.int32(0))
+    def keyed(params):
+        return task.loss(params, {}, {}, batch, jax.random.key(5), jnp.int32(0))
     (loss, (metrics, _)), gradients = jax.jit(jax.value_and_grad(keyed, has_aux=True))(params)
     assert abs(float(loss) - np.log(16)) < 0.3
     assert metrics.keys() == {"loss", "accuracy", "perplexity"}
@@ -113,7 +116,8 @@ def test_dropping_every_caption_trains_without_text():
     task = dataclasses.replace(_STORED, cond_drop_prob=1.0, stored_tokens=True)
     params, batch = _params(task), _batch(task)
     jitted = jax.jit(task.loss)
-    loss = lambda batch: jitted(params, {}, {}, batch, jax.random.key(3), jnp.int32(0))[0]
+    def loss(batch):
+        return jitted(params, {}, {}, batch, jax.random.key(3), jnp.int32(0))[0]
     np.testing.assert_array_equal(loss(batch), loss({**batch, "text_embeds": batch["text_embeds"] + 1}))
 
 
@@ -124,8 +128,10 @@ def test_cross_entropy_and_smoothing(key):
     np.testing.assert_allclose(cross_entropy(logits, ids), expected, atol=1e-5)
     task = dataclasses.replace(_STORED, stored_tokens=True)
     params, batch = _params(task), _batch(task)
-    smooth = lambda s: dataclasses.replace(task, label_smoothing=s)
-    loss = lambda s: float(jax.jit(smooth(s).loss)(params, {}, {}, batch, key, jnp.int32(0))[0])
+    def smooth(s):
+        return dataclasses.replace(task, label_smoothing=s)
+    def loss(s):
+        return float(jax.jit(smooth(s).loss)(params, {}, {}, batch, key, jnp.int32(0))[0])
     assert abs(loss(0.5) - (loss(0.0) + loss(1.0)) / 2) < 1e-5
 
 

@@ -69,7 +69,9 @@ def test_the_adversary_has_its_own_objective():
     names = [objective.group for objective in task.objectives]
     assert names == ["super_resolution", "discriminator"]
     for objective in task.objectives:
-        of_own = lambda p: objective.loss(p, {}, {}, batch, None, jnp.int32(0))[0]
+
+        def of_own(p, objective=objective):
+            return objective.loss(p, {}, {}, batch, None, jnp.int32(0))[0]
         gradients = jax.jit(jax.grad(of_own))(params)
         moved = {name for name in names if any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients[name]))}
         assert moved == {objective.group}

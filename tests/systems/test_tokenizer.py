@@ -33,7 +33,9 @@ def stepper(task, optimiser):
         metrics = {}
         for objective in task.objectives:
             group = objective.group
-            of = lambda p, o=objective, g=group: o.loss({**params, g: p}, stats, {}, batch, key, number)
+
+            def of(p, o=objective, g=group, params=params, stats=stats):
+                return o.loss({**params, g: p}, stats, {}, batch, key, number)
             (_, (more, stats)), gradient = jax.value_and_grad(of, has_aux=True)(params[group])
             update, state = optimiser.update(gradient, states[group])
             params = {**params, group: optax.apply_updates(params[group], update)}
@@ -88,7 +90,8 @@ def test_one_backward_pass_gives_the_gradient_of_the_written_loss(key):
         return jnp.mean(jnp.abs(recon - image)) + encoded.loss, perceptual, fooled
 
     def written(generator):
-        norm = lambda i: jnp.linalg.norm(jax.grad(lambda g: terms(g)[i])(generator)["to_pixels"]["kernel"])
+        def norm(i):
+            return jnp.linalg.norm(jax.grad(lambda g: terms(g)[i])(generator)["to_pixels"]["kernel"])
         weight = jax.lax.stop_gradient(norm(1) / (norm(2) + 1e-8))
         rest, perceptual, fooled = terms(generator)
         return rest + 2.0 * perceptual + weight * fooled
@@ -107,7 +110,8 @@ def test_one_backward_pass_gives_the_gradient_of_the_written_loss(key):
 def test_each_objective_moves_its_own_group(key):
     task = TokenizerTask(MODEL, discriminator=DISCRIMINATOR)
     params, stats = started(task, key)
-    loss = lambda p: task.objectives[1].loss(p, stats, {}, {"image": IMAGES}, key, jnp.int32(0))[0]
+    def loss(p):
+        return task.objectives[1].loss(p, stats, {}, {"image": IMAGES}, key, jnp.int32(0))[0]
     gradient = jax.jit(jax.grad(loss))(params)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient["generator"]))
     assert any(np.any(leaf) for leaf in jax.tree.leaves(gradient["discriminator"]))
@@ -125,7 +129,8 @@ def test_dead_codes_come_back_as_recent_latents(model, key):
     params, stats = started(task, key)
     stats = {**stats, "usage": jnp.array([0.0] * 3 + [1.0] * 13)}
     after, new = task.after_update(params, stats, {}, key, jnp.int32(5))
-    table = lambda p, s: s["embed"] if model is VQ else p["generator"]["quantizer"]["embedding"]
+    def table(p, s):
+        return s["embed"] if model is VQ else p["generator"]["quantizer"]["embedding"]
     changed = np.any(np.asarray(table(params, stats) != table(after, new)), axis=1)
     assert list(np.flatnonzero(changed)) == [0, 1, 2]
     recent = {tuple(row) for row in np.asarray(stats["recent"])}
@@ -151,7 +156,8 @@ def test_flops_count_the_products(key):
     """Within a third of what XLA counts for one forward and backward pass: it counts element-wise work as well."""
     task = TokenizerTask(MODEL)
     params, stats = started(task, key)
-    loss = lambda g: task.generator_loss({"generator": g}, stats, {}, {"image": IMAGES}, key, 0)[0]
+    def loss(g):
+        return task.generator_loss({"generator": g}, stats, {}, {"image": IMAGES}, key, 0)[0]
     counted = jax.jit(jax.grad(loss)).lower(params["generator"]).cost_analysis()["flops"]
     assert 0.67 < task.flops(4) / counted < 1.1
     assert TokenizerTask(MODEL, discriminator=DISCRIMINATOR).flops(4) > task.flops(4)
@@ -190,6 +196,7 @@ def test_mistakes_are_named():
 
 def test_logit_laplace_is_zero_for_the_image_itself():
     image = jnp.linspace(-1, 1, 12).reshape(1, 2, 2, 3)
-    of = lambda x: float(losses.reconstruction(x, image, 0.0, 0.0, 1.0, (-1.0, 1.0)))
+    def of(x):
+        return float(losses.reconstruction(x, image, 0.0, 0.0, 1.0, (-1.0, 1.0)))
     assert of(image) == 0 and of(image * 0.9) > 0
     assert float(losses.psnr(image + 0.2, image + 0.0, (-10.0, 10.0))) == pytest.approx(40.0, abs=1e-3)

@@ -1,6 +1,7 @@
 """The trained toy: captions to images of one colour."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -30,7 +31,8 @@ class ToySystem(TextToImage):
         for rows in generation.batches(prompt, total, images_per_prompt, seed, batch_size, progress=progress):
             with jax.set_mesh(self.mesh):
                 images = paint(self.task, self.weights["toy"], self.frozen, rows.arrays, rows.keys_B, options.guidance)
-                noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(rows.keys_B)
+                one = functools.partial(jax.random.normal, shape=images.shape[1:])
+                noise = jax.vmap(one)(rows.keys_B)
                 made.append(np.asarray(to_uint8(images + options.noise * noise, SIGNED))[: rows.count])
         return np.concatenate(made)
 

@@ -138,7 +138,8 @@ def draw(stage: Stage, key: Key, shape: tuple[int, ...], cond_drop_prob: float, 
     """The draws of a step for images of this shape (B, H, W, C)."""
     rows, side = shape[0], stage.crop_size or stage.image_size
     of_level, of_eps, of_text, of_lowres, of_lowres_eps, of_guess, of_corner = jax.random.split(key, 7)
-    normal = lambda key: jax.random.normal(key, (rows, side, side, shape[-1]))
+    def normal(key):
+        return jax.random.normal(key, (rows, side, side, shape[-1]))
     cropped = stage.crop_size is not None
     room = stage.image_size - side + 1
     return Draws(
@@ -290,7 +291,8 @@ def _estimate(stage, net, x0, draws):
     """What a self-conditioned network is shown in training: its own estimate in half of the steps, else nothing."""
     x = stage.noise.add(x0, draws.eps_BHWC, draws.level_B)
     denoise = denoiser(net, stage.noise, self_conditioned=True)
-    guess = lambda: jax.lax.stop_gradient(denoise(x, draws.level_B, draws.keep_B))
+    def guess():
+        return jax.lax.stop_gradient(denoise(x, draws.level_B, draws.keep_B))
     return jax.lax.cond(draws.guess, guess, lambda: jnp.zeros_like(x0))
 
 

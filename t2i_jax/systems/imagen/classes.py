@@ -15,7 +15,7 @@ from t2i_jax.systems.imagen.task import ImagenTask
 from t2i_jax.text.t5 import DEFAULT_NAME, T5Text
 
 
-def Imagen(  # noqa: N802
+def Imagen(
     unets: Any,
     *,
     image_sizes: int | Sequence[int],
@@ -56,7 +56,8 @@ def Imagen(  # noqa: N802
     given = list(_tuple(noise_schedules))
     given += ["cosine"] * (2 - len(given))
     given += ["linear"] * (len(unets) - len(given))
-    each = lambda name, value: per_stage(name, value, len(unets))
+    def each(name, value):
+        return per_stage(name, value, len(unets))
     lowres = LowresNoise(lowres_noise_schedule, lowres_sample_noise_level, per_sample_random_aug_noise_level)
     stages = [
         Stage(
@@ -84,7 +85,7 @@ def Imagen(  # noqa: N802
     return _task(stages, text, cond_drop_prob, channels, only_train_unet_number)
 
 
-def ElucidatedImagen(  # noqa: N802
+def ElucidatedImagen(
     unets: Any,
     *,
     image_sizes: int | Sequence[int],
@@ -106,12 +107,12 @@ def ElucidatedImagen(  # noqa: N802
     sigma_max: Any = 80,
     sigma_data: Any = 0.5,
     rho: Any = 7,
-    P_mean: Any = -1.2,  # noqa: N803
-    P_std: Any = 1.2,  # noqa: N803
-    S_churn: Any = 80,  # noqa: N803
-    S_tmin: Any = 0.05,  # noqa: N803
-    S_tmax: Any = 50,  # noqa: N803
-    S_noise: Any = 1.003,  # noqa: N803
+    P_mean: Any = -1.2,
+    P_std: Any = 1.2,
+    S_churn: Any = 80,
+    S_tmin: Any = 0.05,
+    S_tmax: Any = 50,
+    S_noise: Any = 1.003,
 ) -> ImagenTask:
     """A cascade with the diffusion of Karras et al. 2022 (elucidated_imagen.py, class `ElucidatedImagen`).
 
@@ -123,12 +124,14 @@ def ElucidatedImagen(  # noqa: N802
       UserError: values of another number than U-Nets, or of no use.
     """
     unets = _tuple(unets)
-    each = lambda name, value: per_stage(name, value, len(unets))
+    def each(name, value):
+        return per_stage(name, value, len(unets))
     edm = dict(
         sigma_data=sigma_data, P_mean=P_mean, P_std=P_std, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho
     )  # fmt: skip
     churn = dict(amount=S_churn, low=S_tmin, high=S_tmax, scale=S_noise)
-    of = lambda values, i: {name: float(each(name, value)[i]) for name, value in values.items()}
+    def of(values, i):
+        return {name: float(each(name, value)[i]) for name, value in values.items()}
     lowres = LowresNoise(lowres_noise_schedule, lowres_sample_noise_level, per_sample_random_aug_noise_level)
     stages = [
         Stage(

@@ -142,7 +142,7 @@ class ImagenSystem(TextToImage):
         made = (
             inputs.settings(*each, tell=progress, **common) for each in zip(stages, samplers, steps, scales, strict=True)
         )
-        return {number: each for number, each in enumerate(zip(sizes, made, scales, strict=True), 1)}
+        return dict(enumerate(zip(sizes, made, scales, strict=True), 1))
 
     def _images(self, first, count, start_images, init_images, mask, cond_images):
         """{"start", "init", "keep", "cond_image"} as far as they are given."""

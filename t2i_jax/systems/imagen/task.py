@@ -115,7 +115,8 @@ class ImagenTask(SystemTask):
 
     def batch_spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Images at the size of the last stage; text ids or embeddings with their mask; images to condition on."""
-        of = lambda dtype, *shape: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+        def of(dtype, *shape):
+            return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
         spec = {"image": of(jnp.uint8, self.image_size, self.image_size, self.channels)}
         spec |= captions.spec(self.text, batch_size)
         if self.cond_image_channels:
@@ -145,7 +146,8 @@ class ImagenTask(SystemTask):
     def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
         """A program per stage."""
         made = {}
-        of = lambda side, dtype, channels: jax.ShapeDtypeStruct((batch_size, side, side, channels), dtype)
+        def of(side, dtype, channels):
+            return jax.ShapeDtypeStruct((batch_size, side, side, channels), dtype)
         for number in self._trained:
             stage, prompt = self.stages[number - 1], dict(captions.spec(self.text, batch_size))
             sampler, steps = stages.sampling_of(stage)

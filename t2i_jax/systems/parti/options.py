@@ -34,7 +34,7 @@ class PartiOptions:
             raise UserError(f"temperature={self.temperature} is not a finite number from 0; try 1.0.")
         if not 0 < self.keep_rows < 1:
             raise UserError(f"keep_rows={self.keep_rows} must lie between 0 and 1, for example 0.5.")
-        self.sampling  # noqa: B018 - refuses top_k and top_p
+        _ = self.sampling  # refuses top_k and top_p
 
     @property
     def sampling(self) -> Sampling:

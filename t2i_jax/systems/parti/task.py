@@ -124,7 +124,8 @@ class PartiTask(SystemTask):
 
     def batch_spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Images or tokens, and text ids or embeddings with their mask."""
-        of = lambda dtype, *shape: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+        def of(dtype, *shape):
+            return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
         if self.on_tokens:
             spec = {"tokens": of(jnp.int32, self.network.num_tokens)}
         else:

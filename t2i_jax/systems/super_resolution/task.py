@@ -108,7 +108,8 @@ class SuperResolutionTask(SystemTask):
         """
         shapes = sharding.unbox(jax.eval_shape(self.init, jax.random.key(0))[0])
         channels, low = self.model.image_channels, self.image_size // self.model.scale
-        of = lambda side: jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+        def of(side):
+            return jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
         network = flops_of(self._apply, shapes["super_resolution"], of(low))
         if self.discriminator is None:
             return 3 * batch_size * network

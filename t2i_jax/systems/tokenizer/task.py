@@ -247,14 +247,16 @@ class TokenizerTask(SystemTask):
         if "perceptual" not in (frozen or {}):
             raise UserError("perceptual is set but its weights are not given; pass frozen={'perceptual': params}.")
         low, high = self.model.pixel_range
-        unit = lambda x: (x - low) / (high - low)
+        def unit(x):
+            return (x - low) / (high - low)
         return lambda fake: self.perceptual.apply({"params": frozen["perceptual"]}, unit(image), unit(fake))
 
     def _to_last_layer(self, params, features):
         """From a cotangent of the reconstruction to one of the last kernel."""
         path, generator = self.model.last_layer, jax.lax.stop_gradient(params["generator"])
         features = jax.lax.stop_gradient(features)
-        of = lambda kernel: self._apply(_replaced(generator, path, kernel), features, method="pixels")
+        def of(kernel):
+            return self._apply(_replaced(generator, path, kernel), features, method="pixels")
         kernel = functools.reduce(lambda node, key: node[key], path, generator)
         _, pull_back = jax.vjp(of, kernel)
         return lambda cotangent: pull_back(cotangent)[0]
@@ -263,7 +265,8 @@ class TokenizerTask(SystemTask):
         if self.penalty == "none":
             return jnp.float32(0)
         scale = self.penalty_weight * (self.penalty_every if self.penalty == "r1" else 1)
-        compute = lambda: scale * losses.PENALTIES[self.penalty](losses.slopes(logits_of, image))
+        def compute():
+            return scale * losses.PENALTIES[self.penalty](losses.slopes(logits_of, image))
         if self.penalty_every == 1:
             return compute()
         return jax.lax.cond(step % self.penalty_every == 0, compute, lambda: jnp.float32(0))
