@@ -30,13 +30,21 @@ from t2i_jax.train.step import train_step
 
 _CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 _TINY_PARTI = (
-    "task.model.text_embed_dim=32", "task.model.fmap_size=4",
-    *(f"task.{part}.{field}" for part in ("model", "text") for field in ("dim=32", "depth=1", "heads=2", "mlp_dim=32")),
-)  # fmt: skip
+    "task.model.text_embed_dim=32",
+    "task.model.fmap_size=4",
+    *(
+        f"task.{part}.{field}"
+        for part in ("model", "text")
+        for field in ("dim=32", "depth=1", "heads=2", "mlp_dim=32")
+    ),
+)
 _TINY_UNET = (
-    "task.stages.0.unet.dim=8", "task.stages.0.unet.num_resnet_blocks=1", "task.stages.0.unet.attn_heads=2",
-    "task.stages.0.image_size=16", "data.image_size=16",
-)  # fmt: skip
+    "task.stages.0.unet.dim=8",
+    "task.stages.0.unet.num_resnet_blocks=1",
+    "task.stages.0.unet.attn_heads=2",
+    "task.stages.0.image_size=16",
+    "data.image_size=16",
+)
 RECIPES = {  # a recipe, images at a time, and what makes it a toy
     "parti_350m": ("parti/paper_350m.py", 32, _TINY_PARTI),
     "parti_750m": ("parti/paper_750m.py", 32, _TINY_PARTI),
@@ -48,11 +56,15 @@ ROWS = (*RECIPES, "attention")
 
 def train(recipe, batch_size: int) -> str:
     """A line about the training step of a recipe on one device."""
-    recipe = override(recipe, [f"train.batch_size={batch_size}", "train.mesh=None", "train.accumulate=1"])
+    recipe = override(
+        recipe, [f"train.batch_size={batch_size}", "train.mesh=None", "train.accumulate=1"]
+    )
     task, config = recipe.task, recipe.train
     optimisers = states.optimisers_of(task, config)
     state = jax.jit(states.start_of(task, optimisers, config.ema_decay))(jax.random.key(0))
-    step = functools.partial(train_step, task=task, optimisers=optimisers, ema_decay=config.ema_decay)
+    step = functools.partial(
+        train_step, task=task, optimisers=optimisers, ema_decay=config.ema_decay
+    )
     program, batch = CompiledStep(step), jax.device_put(_random(task.batch_spec(batch_size)))
 
     def once():
@@ -62,11 +74,15 @@ def train(recipe, batch_size: int) -> str:
 
     first, each = _seconds(once)
     mfu = task.flops(batch_size) / each / peak_flops() * jax.device_count()
-    return _line(f"train, {batch_size} at a time", first, each, f"{batch_size / each:.1f}", f"{mfu:.0%}")
+    return _line(
+        f"train, {batch_size} at a time", first, each, f"{batch_size / each:.1f}", f"{mfu:.0%}"
+    )
 
 
 def sample(recipe, count: int) -> str:
-    """A line about making images from text, with guidance: Parti's tokens, or all steps of the stage's sampler."""
+    """A line about making images from text, with guidance: Parti's tokens, or all steps of the
+    stage's sampler.
+    """
     task = recipe.task
     params = unbox(jax.jit(task.init)(jax.random.key(0))[0])
     (group, function, prompt), *_ = task.sampling_programs(count).values()
@@ -77,18 +93,30 @@ def sample(recipe, count: int) -> str:
 
 
 def attention(small: bool) -> list[str]:
-    """Lines about causal attention and its gradient, 1024 tokens of 16 heads: the device's kernel and XLA's."""
+    """Lines about causal attention and its gradient, 1024 tokens of 16 heads: the device's kernel
+    and XLA's.
+    """
     shape = (2, 128, 2, 32) if small else (32, 1024, 16, 64)
     inputs = [jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(3)]
     plain = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="xla")
     lines, results = [], []
-    for name, attend in (("fused", functools.partial(fused_attention.attend, causal=True)), ("by XLA", plain)):
-        program = jax.jit(jax.value_and_grad(lambda *t, attend=attend: jnp.sum(attend(*t).astype(jnp.float32) ** 2)))
+    for name, attend in (
+        ("fused", functools.partial(fused_attention.attend, causal=True)),
+        ("by XLA", plain),
+    ):
+        program = jax.jit(
+            jax.value_and_grad(
+                lambda *t, attend=attend: jnp.sum(attend(*t).astype(jnp.float32) ** 2)
+            )
+        )
         first, each = _seconds(lambda program=program: program(*inputs))
         results.append(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), program(*inputs)[1]))
-        flops = 3.5 * 2 * 2 * shape[1] ** 2 / 2 * shape[3] * shape[0] * shape[2]  # the backward pass is 2.5 times more
+        # the backward pass is 2.5 times more
+        flops = 3.5 * 2 * 2 * shape[1] ** 2 / 2 * shape[3] * shape[0] * shape[2]
         share = flops / each / peak_flops() * jax.device_count()
-        lines.append(_line(f"{name}, {shape[0]} rows", first, each, f"{shape[0] / each:.0f}", f"{share:.0%}"))
+        lines.append(
+            _line(f"{name}, {shape[0]} rows", first, each, f"{shape[0] / each:.0f}", f"{share:.0%}")
+        )
     apart = np.max(np.abs(results[0] - results[1])) / np.max(np.abs(results[1]))
     return [*lines, f"{apart:.0e} of the largest gradient lies between the two | | | | |"]
 

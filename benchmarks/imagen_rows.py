@@ -1,4 +1,6 @@
-"""What is compared with imagen-pytorch: the rows of the table, their sizes, and the inputs that both sides are given."""
+"""What is compared with imagen-pytorch: the rows of the table, their sizes, and the inputs that
+both sides are given.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +25,34 @@ class Size:
     edm_steps: int = 10
 
 
-_SMALL = Size(images=(8, 16), dim=8, dim_mults=(1, 2), num_resnet_blocks=1, batch=2, text_length=4, text_dim=16,
-              ddpm_steps=2, edm_steps=2)  # fmt: skip
+_SMALL = Size(
+    images=(8, 16),
+    dim=8,
+    dim_mults=(1, 2),
+    num_resnet_blocks=1,
+    batch=2,
+    text_length=4,
+    text_dim=16,
+    ddpm_steps=2,
+    edm_steps=2,
+)
 
 ROWS = {
     "train_base": Row("a training step of the first stage, DDPM", Size(), _SMALL),
     "train_larger": Row("a training step of the second stage, DDPM", Size(), _SMALL),
-    "sample_ddpm": Row("4 images through both stages, 20 steps each, guidance 3", Size(), _SMALL, units=1),
-    "sample_edm": Row("4 images through both stages, 10 Heun steps each, guidance 3", Size(), _SMALL, units=1),
+    "sample_ddpm": Row(
+        "4 images through both stages, 20 steps each, guidance 3", Size(), _SMALL, units=1
+    ),
+    "sample_edm": Row(
+        "4 images through both stages, 10 Heun steps each, guidance 3", Size(), _SMALL, units=1
+    ),
 }
 
 
 def unets(size: Size) -> list[dict]:
-    """The arguments of both U-Nets: attention below full size in the first stage, at the bottom alone in the second."""
+    """The arguments of both U-Nets: attention below full size in the first stage, at the bottom
+    alone in the second.
+    """
     common = dict(dim=size.dim, dim_mults=size.dim_mults, num_resnet_blocks=size.num_resnet_blocks,
                   text_embed_dim=size.text_dim)  # fmt: skip
     levels = range(len(size.dim_mults))

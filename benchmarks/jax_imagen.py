@@ -1,7 +1,8 @@
-"""t2i_jax on the rows of the comparison with imagen-pytorch: the same weights, the same batch, the whole training step.
+"""t2i_jax on the rows of the comparison with imagen-pytorch: the same weights, the same batch, the
+whole training step.
 
-Training goes through `train.step.train_step` as the trainer compiles it; sampling through the system that a user calls,
-with the package's samplers, thresholds and guidance.
+Training goes through `train.step.train_step` as the trainer compiles it; sampling through the
+system that a user calls, with the package's samplers, thresholds and guidance.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ _ADAM = optim.OptimConfig(learning_rate=1e-4, b1=0.9, b2=0.99, clip_norm=0.0)
 class Side:
     """One row on one side: `run` does one unit of work and returns when it is done.
 
-    Without a `reference` module to take the weights from they are drawn: for the processes in which nothing but this
-    side is loaded.
+    Without a `reference` module to take the weights from they are drawn: for the processes in which
+    nothing but this side is loaded.
     """
 
     name = "t2i_jax"
@@ -49,10 +50,15 @@ class Side:
         kind = dict(noise=Ddpm(), steps=size.ddpm_steps)
         if row == "sample_edm":
             kind = dict(noise=Edm(), churn=Churn(), steps=size.edm_steps)
-        stages = [Stage(unet, side, resize="nearest", **kind) for unet, side in zip(unets, size.images, strict=True)]
+        stages = [
+            Stage(unet, side, resize="nearest", **kind)
+            for unet, side in zip(unets, size.images, strict=True)
+        ]
         number = {"train_base": 1, "train_larger": 2}.get(row)
         self.task = ImagenTask(
-            tuple(stages), StoredText(size.text_dim, size.text_length), train_stages=(number,) if number else None
+            tuple(stages),
+            StoredText(size.text_dim, size.text_length),
+            train_stages=(number,) if number else None,
         )
         if weights is None:
             shapes = sharding.unbox(jax.eval_shape(self.task.init, jax.random.key(0))[0])
@@ -65,12 +71,17 @@ class Side:
         self.run()
 
     def _train(self, params, number):
-        params = {f"stage_{number}": params[f"stage_{number}"]}  # the other one rests, with the package too
+        # the other one rests, with the package too
+        params = {f"stage_{number}": params[f"stage_{number}"]}
         optimisers = {group: optim.make(_ADAM, 1000) for group in params}
-        start = functools.partial(init_state, task=self.task, optimisers=_All(optimisers), ema_decay=0.0)
+        start = functools.partial(
+            init_state, task=self.task, optimisers=_All(optimisers), ema_decay=0.0
+        )
         shapes = jax.eval_shape(start, jax.random.key(0))
+
         def zeros(tree):
             return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
+
         state = shapes.replace(
             step=jnp.int32(0), params=jax.tree.map(jnp.array, params), stats=zeros(shapes.stats),
             opt_state={group: zeros(shapes.opt_state[group]) for group in params},

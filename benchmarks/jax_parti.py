@@ -1,7 +1,9 @@
-"""t2i_jax on the rows of the comparison with parti-pytorch: the same weights, the same batch, the whole training step.
+"""t2i_jax on the rows of the comparison with parti-pytorch: the same weights, the same batch, the
+whole training step.
 
-Training goes through `train.step.train_step` as the trainer compiles it (state donated, metrics, the guard against
-non-finite updates); generation and encoding go through the systems that a user calls.
+Training goes through `train.step.train_step` as the trainer compiles it (state donated, metrics,
+the guard against non-finite updates); generation and encoding go through the systems that a user
+calls.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ _ADAM = optim.OptimConfig(learning_rate=3e-4, b1=0.9, b2=0.99, clip_norm=0.0)
 class Side:
     """One row on one side: `run` does one unit of work and returns when it is done.
 
-    Without a `reference` module to take the weights from they are drawn: for the processes in which nothing but this
-    side is loaded.
+    Without a `reference` module to take the weights from they are drawn: for the processes in which
+    nothing but this side is loaded.
     """
 
     name = "t2i_jax"
@@ -68,7 +70,9 @@ class Side:
         parti, _, weights = self._parti_and_tokenizer()
         text = StoredText(self._size.text_dim, self._size.text_length)
         task = PartiTask(parti, text, cond_drop_prob=0.25)
-        self._train(task, {"parti": {"decoder": weights["parti"]}}, ("tokens", "text_embeds", "text_mask"))
+        self._train(
+            task, {"parti": {"decoder": weights["parti"]}}, ("tokens", "text_embeds", "text_mask")
+        )
 
     def _train_tokenizer(self):
         vae, weights = self._tokenizer()
@@ -76,7 +80,9 @@ class Side:
 
     def _train_gan(self):
         vae, weights = self._tokenizer()
-        task = TokenizerTask(vae, discriminator=vae.discriminator(), perceptual=BlockMeans(), penalty_every=1)
+        task = TokenizerTask(
+            vae, discriminator=vae.discriminator(), perceptual=BlockMeans(), penalty_every=1
+        )
         params = {group: weights[group] for group in ("generator", "discriminator")}
         self._train(task, params, ("image",), {"perceptual": {}})
 
@@ -88,13 +94,20 @@ class Side:
     def _train(self, task, params, entries, frozen=None):
         optimisers = {group: optim.make(_ADAM, 1000) for group in params}
         shapes = jax.eval_shape(
-            functools.partial(init_state, task=task, optimisers=optimisers, ema_decay=0.0), jax.random.key(0)
+            functools.partial(init_state, task=task, optimisers=optimisers, ema_decay=0.0),
+            jax.random.key(0),
         )
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes.opt_state, shapes.stats))
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes.opt_state, shapes.stats)
+        )
         state = shapes.replace(
-            step=jnp.int32(0), params=jax.tree.map(jnp.array, params), opt_state=zeros[0], stats=zeros[1],
-            skipped=jnp.zeros((2,), jnp.int32), key=jax.random.key(0),
-        )  # fmt: skip
+            step=jnp.int32(0),
+            params=jax.tree.map(jnp.array, params),
+            opt_state=zeros[0],
+            stats=zeros[1],
+            skipped=jnp.zeros((2,), jnp.int32),
+            key=jax.random.key(0),
+        )
         step = CompiledStep(functools.partial(train_step, task=task, optimisers=optimisers))
         batch = {name: self._batch[name] for name in entries}
 
@@ -111,12 +124,17 @@ class Side:
             vae = self._reference
             return convert.from_torch(vae if hasattr(vae, "enc_dec") else vae.vae)
         vae = VitVQGanVAE(
-            dim=size.dim, image_size=size.image, layers=size.tokenizer_layers, patch_size=size.patch,
+            dim=size.dim,
+            image_size=size.image,
+            layers=size.tokenizer_layers,
+            patch_size=size.patch,
             codebook_size=size.codebook,
-        )  # fmt: skip
+        )
         shapes = image_tokenizer.abstract(vae)
         if gan:
-            shapes["discriminator"] = image_tokenizer.abstract_discriminator(vae.discriminator(), vae)
+            shapes["discriminator"] = image_tokenizer.abstract_discriminator(
+                vae.discriminator(), vae
+            )
         return vae, drawn(shapes)
 
     def _parti_and_tokenizer(self):
@@ -125,27 +143,40 @@ class Side:
             return models.parti, models.tokenizer, weights
         size = self._size
         parti = Parti(
-            dim=size.dim, depth=size.depth, heads=size.heads, dim_head=size.dim_head, fmap_size=size.image // size.patch,
-            codebook_size=size.codebook, text_embed_dim=size.text_dim, compat=("misaligned_bias",),
-        )  # fmt: skip
+            dim=size.dim,
+            depth=size.depth,
+            heads=size.heads,
+            dim_head=size.dim_head,
+            fmap_size=size.image // size.patch,
+            codebook_size=size.codebook,
+            text_embed_dim=size.text_dim,
+            compat=("misaligned_bias",),
+        )
         ids, text = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1, size.text_dim))
-        shapes = jax.eval_shape(parti.init, jax.random.key(0), ids, text, jnp.ones((1, 1), bool))["params"]
+        shapes = jax.eval_shape(parti.init, jax.random.key(0), ids, text, jnp.ones((1, 1), bool))[
+            "params"
+        ]
         vae, weights = self._tokenizer() if self._row == "generate" else (None, None)
         return parti, vae, {"parti": drawn(shapes), "tokenizer": weights}
 
 
 class BlockMeans(nn.Module):
-    """The stand-in for a perceptual network: mean squared difference of the means over blocks of 16 x 16 pixels."""
+    """The stand-in for a perceptual network: mean squared difference of the means over blocks of 16
+    x 16 pixels.
+    """
 
     def __call__(self, real_BHWC, fake_BHWC):
         def means(x):
             return nn.avg_pool(x, (16, 16), (16, 16))
+
         return jnp.mean((means(real_BHWC) - means(fake_BHWC)) ** 2)
 
 
 def drawn(shapes):
     """Random weights of these shapes, with the spread that initialisers give to kernels."""
     draw = np.random.default_rng(0)
+
     def normal(leaf):
         return 0.02 * draw.standard_normal(leaf.shape, dtype=np.float32)
+
     return jax.tree.map(normal, nn.meta.unbox(shapes))

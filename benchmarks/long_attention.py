@@ -1,9 +1,10 @@
-"""Peak memory of training steps on long sequences: the config example of imagen-pytorch's page, 64 and 128 pixels.
+"""Peak memory of training steps on long sequences: the config example of imagen-pytorch's page, 64
+and 128 pixels.
 
     python benchmarks/long_attention.py [BATCH]
 
-Every level of both U-Nets attends to itself, 16,384 tokens at the top of the second; each of the scores' matrices would
-take 8.6 GB for one image.
+Every level of both U-Nets attends to itself, 16,384 tokens at the top of the second; each of the
+scores' matrices would take 8.6 GB for one image.
 """
 
 from __future__ import annotations
@@ -23,15 +24,24 @@ from t2i_jax.train.step import train_step
 
 
 def main(rows: int) -> None:
-    """Prints seconds of the second step, and the largest resident set since the process began, compiling included."""
+    """Prints seconds of the second step, and the largest resident set since the process began,
+    compiling included.
+    """
     unets = [t2i.Unet(dim=32, dim_mults=(1, 2, 4, 8)) for _ in range(2)]
     text = t2i.StoredText(dim=768)
-    task = t2i.ElucidatedImagen(unets, image_sizes=(64, 128), cond_drop_prob=0.5, num_sample_steps=32, text=text)
+    task = t2i.ElucidatedImagen(
+        unets, image_sizes=(64, 128), cond_drop_prob=0.5, num_sample_steps=32, text=text
+    )
     optimisers = states.optimisers_of(task, t2i.TrainConfig(steps=10, batch_size=rows))
     state = jax.jit(states.start_of(task, optimisers, 0.999))(jax.random.key(0))
-    step = CompiledStep(lambda s, b: train_step(s, {}, b, task=task, optimisers=optimisers, ema_decay=0.999))
+    step = CompiledStep(
+        lambda s, b: train_step(s, {}, b, task=task, optimisers=optimisers, ema_decay=0.999)
+    )
     rng = np.random.default_rng(0)
-    batch = {name: rng.normal(size=spec.shape).astype(spec.dtype) for name, spec in task.batch_spec(rows).items()}
+    batch = {
+        name: rng.normal(size=spec.shape).astype(spec.dtype)
+        for name, spec in task.batch_spec(rows).items()
+    }
     batch["text_mask"] = np.ones_like(batch["text_mask"])
     for _ in range(2):
         start = time.perf_counter()

@@ -1,7 +1,7 @@
 """What runs in one measuring process: one side alone, or both in turns. Prints one line of JSON.
 
-    python one_process.py SYSTEM alone ROW SIDE [small]
-    python one_process.py SYSTEM turns ROW REPEATS [small]
+python one_process.py SYSTEM alone ROW SIDE [small]
+python one_process.py SYSTEM turns ROW REPEATS [small]
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import time
 
 
 def sides(system: str) -> dict:
-    """The modules of a system: rows and inputs, our side and the other, each imported when it is asked for."""
+    """The modules of a system: rows and inputs, our side and the other, each imported when it is
+    asked for.
+    """
 
     def parti_rows():
         import parti_rows
@@ -56,9 +58,10 @@ def alone(system: str, name: str, side: str, small: bool) -> dict:
     """One side in a process of its own.
 
     Returns:
-      "first" and "later": seconds of the first unit of work and the median of those after it (None where there is only
-      one); "peak": the largest resident set of this process from its start (imports, weights, compiling and work), in
-      bytes; "working": the same during the last unit of work alone; "versions".
+      "first" and "later": seconds of the first unit of work and the median of those after it (None
+      where there is only one); "peak": the largest resident set of this process from its start
+      (imports, weights, compiling and work), in bytes; "working": the same during the last unit of
+      work alone; "versions".
     """
     row = sides(system)["rows"]().ROWS[name]
     size = row.small if small else row.size
@@ -79,7 +82,8 @@ def alone(system: str, name: str, side: str, small: bool) -> dict:
 
 
 def turns(system: str, name: str, repeats: int, small: bool) -> dict:
-    """Both sides in one process, on the same weights and inputs, after one warm-up each: theirs, ours, theirs, ours.
+    """Both sides in one process, on the same weights and inputs, after one warm-up each: theirs,
+    ours, theirs, ours.
 
     Returns:
       "ours" and "theirs": seconds of each repeat.
@@ -116,5 +120,7 @@ def _peak():
 if __name__ == "__main__":
     system, kind, row, last, *rest = sys.argv[1:]
     small = rest == ["small"]
-    result = alone(system, row, last, small) if kind == "alone" else turns(system, row, int(last), small)
+    result = (
+        alone(system, row, last, small) if kind == "alone" else turns(system, row, int(last), small)
+    )
     print(json.dumps(result))

@@ -59,74 +59,147 @@ def measure(config: str, topology: str, more: list[str]) -> dict:
     """The measurements of one `t2i compile`, with the seconds and the memory (GB) that it took."""
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "report.json"
-        command = [sys.executable, "-m", "t2i_jax.cli.main", "compile", config, *more, "--topology", topology]
+        command = [
+            sys.executable,
+            "-m",
+            "t2i_jax.cli.main",
+            "compile",
+            config,
+            *more,
+            "--topology",
+            topology,
+        ]
         start = time.monotonic()
-        process = subprocess.Popen([*command, "--json", str(out)], cwd=_ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+        process = subprocess.Popen(
+            [*command, "--json", str(out)], cwd=_ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}
+        )
         _, status, used = os.wait4(process.pid, 0)
         if not out.is_file():
             sys.exit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
         took = {"took_seconds": time.monotonic() - start, "took_gb": used.ru_maxrss / 1e6}
         report = json.loads(out.read_text())
-        [figures] = report.values() if "--generate" in more else [report]  # of the one stage that each recipe has
+        # of the one stage that each recipe has
+        [figures] = report.values() if "--generate" in more else [report]
         return {"config": config, "more": more, **figures, **took}
 
 
 def papers(figures: dict) -> str:
     """The table of recipes at the papers' sizes."""
     head = (
-        "recipe", "slice", "chips", "arguments GiB", "peak GiB", "HBM GiB", "TFLOP", "HBM traffic GB",
-        "collective GB", "compute s", "memory s", "interconnect s", "MFU up to", "compile s", "compile GB",
-    )  # fmt: skip
+        "recipe",
+        "slice",
+        "chips",
+        "arguments GiB",
+        "peak GiB",
+        "HBM GiB",
+        "TFLOP",
+        "HBM traffic GB",
+        "collective GB",
+        "compute s",
+        "memory s",
+        "interconnect s",
+        "MFU up to",
+        "compile s",
+        "compile GB",
+    )
     rows = []
     for name in PAPERS:
         if (one := figures.get(name)) is None:
             continue
         peak = f"{one['peak']:.1f}" if one["fits"] else f"does not fit ({one['temporaries']:.0f})"
-        rows.append((
-            f"`{one['config']}`", one["topology"], one["chips"], f"{one['arguments']:.2f}", peak, f"{one['hbm']:.0f}",
-            f"{one['flops'] / 1e12:.1f}", f"{one['traffic'] / 1e9:.0f}", f"{sum(one['collectives'].values()) / 1e9:.2f}",
-            f"{one['compute']:.3f}", f"{one['memory']:.3f}", f"{one['interconnect']:.3f}", f"{one['mfu']:.0%}",
-            f"{one['took_seconds']:.0f}", f"{one['took_gb']:.1f}",
-        ))  # fmt: skip
+        rows.append(
+            (
+                f"`{one['config']}`",
+                one["topology"],
+                one["chips"],
+                f"{one['arguments']:.2f}",
+                peak,
+                f"{one['hbm']:.0f}",
+                f"{one['flops'] / 1e12:.1f}",
+                f"{one['traffic'] / 1e9:.0f}",
+                f"{sum(one['collectives'].values()) / 1e9:.2f}",
+                f"{one['compute']:.3f}",
+                f"{one['memory']:.3f}",
+                f"{one['interconnect']:.3f}",
+                f"{one['mfu']:.0%}",
+                f"{one['took_seconds']:.0f}",
+                f"{one['took_gb']:.1f}",
+            )
+        )
     return _table(head, rows)
 
 
 def scaling(figures: dict) -> str:
     """The table of one recipe on more and more chips."""
     head = (
-        "chips", "slice", "batch", "peak GiB", "TFLOP", "HBM traffic GB", "collective GB", "roofline s",
+        "chips",
+        "slice",
+        "batch",
+        "peak GiB",
+        "TFLOP",
+        "HBM traffic GB",
+        "collective GB",
+        "roofline s",
         "compile s",
-    )  # fmt: skip
+    )
     rows = []
     for name in SCALING:
         if (one := figures.get(name)) is None:
             continue
         step = max(one["compute"], one["memory"], one["interconnect"])
-        rows.append((
-            one["chips"], one["topology"], one["more"][0].split("=")[1], f"{one['peak']:.2f}",
-            f"{one['flops'] / 1e12:.2f}", f"{one['traffic'] / 1e9:.1f}", f"{sum(one['collectives'].values()) / 1e9:.2f}",
-            f"{step:.3f}", f"{one['took_seconds']:.0f}",
-        ))  # fmt: skip
+        rows.append(
+            (
+                one["chips"],
+                one["topology"],
+                one["more"][0].split("=")[1],
+                f"{one['peak']:.2f}",
+                f"{one['flops'] / 1e12:.2f}",
+                f"{one['traffic'] / 1e9:.1f}",
+                f"{sum(one['collectives'].values()) / 1e9:.2f}",
+                f"{step:.3f}",
+                f"{one['took_seconds']:.0f}",
+            )
+        )
     return _table(head, rows)
 
 
 def sampling(figures: dict) -> str:
     """The table of sampling programs."""
     head = (
-        "recipe", "slice", "mesh", "images in a batch", "arguments GiB", "peak GiB", "HBM GiB", "TFLOP",
-        "HBM traffic GB", "collective GB", "roofline s", "compile s",
-    )  # fmt: skip
+        "recipe",
+        "slice",
+        "mesh",
+        "images in a batch",
+        "arguments GiB",
+        "peak GiB",
+        "HBM GiB",
+        "TFLOP",
+        "HBM traffic GB",
+        "collective GB",
+        "roofline s",
+        "compile s",
+    )
     rows = []
     for name in SAMPLING:
         if (one := figures.get(name)) is None:
             continue
         step = max(one["compute"], one["memory"], one["interconnect"])
-        rows.append((
-            f"`{one['config']}`", one["topology"], one["more"][3], one["more"][1], f"{one['arguments']:.2f}",
-            f"{one['peak']:.1f}" if one["fits"] else "does not fit", f"{one['hbm']:.0f}", f"{one['flops'] / 1e12:.1f}",
-            f"{one['traffic'] / 1e9:.0f}", f"{sum(one['collectives'].values()) / 1e9:.2f}", f"{step:.2f}",
-            f"{one['took_seconds']:.0f}",
-        ))  # fmt: skip
+        rows.append(
+            (
+                f"`{one['config']}`",
+                one["topology"],
+                one["more"][3],
+                one["more"][1],
+                f"{one['arguments']:.2f}",
+                f"{one['peak']:.1f}" if one["fits"] else "does not fit",
+                f"{one['hbm']:.0f}",
+                f"{one['flops'] / 1e12:.1f}",
+                f"{one['traffic'] / 1e9:.0f}",
+                f"{sum(one['collectives'].values()) / 1e9:.2f}",
+                f"{step:.2f}",
+                f"{one['took_seconds']:.0f}",
+            )
+        )
     return _table(head, rows)
 
 
@@ -147,7 +220,12 @@ def plot(figures: dict) -> None:
     figure, axes = pyplot.subplots(1, len(kinds), figsize=(9, 2.6), layout="constrained")
     for axis, (kind, values) in zip(axes, kinds.items(), strict=True):
         axis.plot(chips, values, marker="o")
-        axis.set(xscale="log", xlabel="chips", title=f"{kind} per chip and step", ylim=(0, 1.25 * max(values)))
+        axis.set(
+            xscale="log",
+            xlabel="chips",
+            title=f"{kind} per chip and step",
+            ylim=(0, 1.25 * max(values)),
+        )
         axis.set_xticks(chips, [str(count) for count in chips])
         axis.minorticks_off()
     figure.savefig(_FIGURES.with_suffix(".png"), dpi=110)
@@ -156,6 +234,7 @@ def plot(figures: dict) -> None:
 def _table(head, rows):
     def line(cells):
         return "| " + " | ".join(map(str, cells)) + " |"
+
     return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])
 
 
@@ -167,8 +246,10 @@ def _between(page, mark, text):
 
 if __name__ == "__main__":
     rows = PAPERS | SCALING | SAMPLING
+
     def stored():
         return json.loads(_FIGURES.read_text()) if _FIGURES.is_file() else {}
+
     for name in sys.argv[1:] or rows:
         if name not in rows:
             sys.exit(f"row={name!r} is not known; known: {', '.join(rows)}.")

@@ -1,4 +1,6 @@
-"""imagen-pytorch 2.1.0, driven as its trainer drives it, on the CPU: Adam with betas (0.9, 0.99), no accelerator."""
+"""imagen-pytorch 2.1.0, driven as its trainer drives it, on the CPU: Adam with betas (0.9, 0.99),
+no accelerator.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ class Side:
             self.imagen = package.ElucidatedImagen(unets, num_sample_steps=size.edm_steps, **common)
         else:
             self.imagen = package.Imagen(unets, timesteps=size.ddpm_steps, **common)
-        self.images = torch.from_numpy(np.ascontiguousarray(batch["image"].transpose(0, 3, 1, 2))).float() / 255
+        self.images = (
+            torch.from_numpy(np.ascontiguousarray(batch["image"].transpose(0, 3, 1, 2))).float()
+            / 255
+        )
         embeds, mask = torch.from_numpy(batch["text_embeds"]), torch.from_numpy(batch["text_mask"])
         self.text = {"text_embeds": embeds, "text_masks": mask}
         self.number = {"train_base": 1, "train_larger": 2}.get(row)

@@ -1,9 +1,10 @@
 """parti-pytorch 0.2.0, driven as its own documentation drives it, on the CPU.
 
-The image tokenizer is one of lookup-free quantisation, the package's default at this version. The perceptual term needs
-VGG16 weights that no benchmark machine has; the same stand-in (the mean of the image in blocks of 16 x 16 pixels) is
-on both sides. Each row builds what it needs and no more: no discriminator where none is trained, and no tokenizer worth
-the name where Parti is trained on stored tokens (the package can't be built without one).
+The image tokenizer is one of lookup-free quantisation, the package's default at this version. The
+perceptual term needs VGG16 weights that no benchmark machine has; the same stand-in (the mean of
+the image in blocks of 16 x 16 pixels) is on both sides. Each row builds what it needs and no more:
+no discriminator where none is trained, and no tokenizer worth the name where Parti is trained on
+stored tokens (the package can't be built without one).
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ class Side:
         self._package = reference.load("parti_pytorch")
         torch.manual_seed(0)
         self.torch, self.size = torch, size
-        self.embeds, self.mask = torch.from_numpy(batch["text_embeds"]), torch.from_numpy(batch["text_mask"])
+        self.embeds, self.mask = (
+            torch.from_numpy(batch["text_embeds"]),
+            torch.from_numpy(batch["text_mask"]),
+        )
         self.ids = torch.from_numpy(batch["tokens"]).long()
         image = np.ascontiguousarray(batch["image"].transpose(0, 3, 1, 2))
         self.images = torch.from_numpy(image).float() / 255
@@ -46,8 +50,12 @@ class Side:
             self.vae = None
         elif row in ("train_tokenizer", "train_gan"):
             discriminator = set(self.vae.discr.parameters()) if gan else set()
-            self.adam = torch.optim.Adam([p for p in self.vae.parameters() if p not in discriminator], **_ADAM)
-            self.adam_discriminator = torch.optim.Adam(self.vae.discr.parameters(), **_ADAM) if gan else None
+            self.adam = torch.optim.Adam(
+                [p for p in self.vae.parameters() if p not in discriminator], **_ADAM
+            )
+            self.adam_discriminator = (
+                torch.optim.Adam(self.vae.discr.parameters(), **_ADAM) if gan else None
+            )
         self.run = getattr(self, row)
 
     def weights(self):
@@ -76,7 +84,10 @@ class Side:
         self.parti.train()
         self.adam.zero_grad()
         loss = self.parti(
-            text_token_embeds=self.embeds, text_mask=self.mask, image_token_ids=self.ids, return_loss=True
+            text_token_embeds=self.embeds,
+            text_mask=self.mask,
+            image_token_ids=self.ids,
+            return_loss=True,
         )
         loss.backward()
         self.adam.step()
@@ -85,8 +96,8 @@ class Side:
     def train_tokenizer(self):
         """The loss of one step without a discriminator: absolute error and the quantiser's loss.
 
-        The package itself leaves the quantiser's loss out of this case, though it has computed it by then; with it the
-        two sides train the same thing.
+        The package itself leaves the quantiser's loss out of this case, though it has computed it
+        by then; with it the two sides train the same thing.
         """
         self.vae.train()
         self.adam.zero_grad()
@@ -97,14 +108,17 @@ class Side:
         return float(loss.detach())
 
     def train_gan(self):
-        """The generator's loss of one step: generator with adaptive weight, then discriminator with penalty."""
+        """The generator's loss of one step: generator with adaptive weight, then discriminator with
+        penalty.
+        """
         self.vae.train()
         self.adam.zero_grad()
         loss = self.vae(self.images, return_loss=True)
         loss.backward()
         self.adam.step()
         self.adam_discriminator.zero_grad()
-        images = self.images.clone()  # the package marks the images it is given as in need of a gradient
+        # the package marks the images it is given as in need of a gradient
+        images = self.images.clone()
         self.vae(images, return_discr_loss=True, apply_grad_penalty=True).backward()
         self.adam_discriminator.step()
         return float(loss.detach())
@@ -118,14 +132,24 @@ class Side:
     def _tokenizer(self, dim, layers, gan):
         size = self.size
         return self._package.VitVQGanVAE(
-            dim=dim, image_size=size.image, layers=layers, encdec_patch_size=size.patch, codebook_size=size.codebook,
-            use_vgg_and_gan=gan, vgg=_block_means(self.torch) if gan else None,
-        )  # fmt: skip
+            dim=dim,
+            image_size=size.image,
+            layers=layers,
+            encdec_patch_size=size.patch,
+            codebook_size=size.codebook,
+            use_vgg_and_gan=gan,
+            vgg=_block_means(self.torch) if gan else None,
+        )
 
     def _parti(self, vae):
         size = self.size
         parti = self._package.Parti(
-            vae=vae, dim=size.dim, depth=size.depth, heads=size.heads, dim_head=size.dim_head, t5_name=size.t5
+            vae=vae,
+            dim=size.dim,
+            depth=size.depth,
+            heads=size.heads,
+            dim_head=size.dim_head,
+            t5_name=size.t5,
         )
         parti.encode_texts = lambda texts, output_device=None: (self.embeds, self.mask)
         return parti

@@ -1,13 +1,14 @@
 """t2i_jax beside the PyTorch packages: time and memory on the same inputs, as a table.
 
-    python benchmarks/vs_pytorch.py parti                     everything, as in README.md: about a quarter of an hour
-    python benchmarks/vs_pytorch.py parti --rows train_parti,encode
-    python benchmarks/vs_pytorch.py parti --small             toy sizes, to see that it runs
+    python benchmarks/vs_pytorch.py parti                     everything, as in README.md: about a
+    quarter of an hour python benchmarks/vs_pytorch.py parti --rows train_parti,encode python
+    benchmarks/vs_pytorch.py parti --small             toy sizes, to see that it runs
 
-For each row four processes run one after the other: our side alone with an empty compilation cache, our side alone
-again with the cache that the first one left, the other side alone, and both in one process, in turns. The first three
-give compile times and peak memory, the last one the times that are compared. This process loads neither JAX nor
-PyTorch: what it has resident would count as the peak of its children.
+For each row four processes run one after the other: our side alone with an empty compilation cache,
+our side alone again with the cache that the first one left, the other side alone, and both in one
+process, in turns. The first three give compile times and peak memory, the last one the times that
+are compared. This process loads neither JAX nor PyTorch: what it has resident would count as the
+peak of its children.
 """
 
 from __future__ import annotations
@@ -46,11 +47,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(system: str, row: str, repeats: int, small: bool) -> dict:
-    """The results of the four processes of a row: "first", "second" (ours), "theirs" and "turns"."""
+    """The results of a row's four processes: "first", "second" (ours), "theirs" and "turns"."""
     end = ["small"] if small else []
     with tempfile.TemporaryDirectory() as cache:
+
         def run(*words):
             return _run([system, *words, *end], cache)
+
         return {
             "first": run("alone", row, "ours"),
             "second": run("alone", row, "ours"),
@@ -64,18 +67,26 @@ def table(result: dict) -> str:
     lines = [_HEADS, ["---"] + ["---:"] * (len(_HEADS) - 1)]
     for name, row in result["rows"].items():
         theirs, ours = (statistics.median(row["turns"][side]) for side in ("theirs", "ours"))
-        compiling = [f"{max(row[start]['first'] - row[start]['later'], 0):.1f}" for start in ("first", "second")]
+        compiling = [
+            f"{max(row[start]['first'] - row[start]['later'], 0):.1f}"
+            for start in ("first", "second")
+        ]
         memory = [row[process]["working"] for process in ("theirs", "second")]
         memory += [row[process]["peak"] for process in ("theirs", "first", "second")]
         peaks = [f"{peak / 1e6:.0f}" for peak in memory]
-        lines.append([name, f"{theirs:.3g}", f"{ours:.3g}", f"{theirs / ours:.2f}x", *compiling, *peaks])
+        lines.append(
+            [name, f"{theirs:.3g}", f"{ours:.3g}", f"{theirs / ours:.2f}x", *compiling, *peaks]
+        )
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def machine() -> dict:
     """The processor, its cores that this process may use, memory and Python."""
     with open("/proc/cpuinfo") as file:
-        model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "unknown")
+        model = next(
+            (line.split(":")[1].strip() for line in file if line.startswith("model name")),
+            "unknown",
+        )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "processor": model,
@@ -91,7 +102,9 @@ def _options(arguments):
     parser.add_argument("system", choices=SYSTEMS)
     parser.add_argument("--small", action="store_true", help="toy sizes, to see that it runs")
     parser.add_argument("--rows", default="", help="comma-separated; all of them when left out")
-    parser.add_argument("--repeats", type=int, default=5, help="times that each side is measured, in turns")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="times that each side is measured, in turns"
+    )
     parser.add_argument("--json", help="a file for all that was measured")
     options = parser.parse_args(arguments)
     known = SYSTEMS[options.system]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# The names a user types, and where they live; imported on first use. Those of a system are in its own package.
+# The names a user types, and where they live; imported on first use. Those of a system are in its
+# own package.
 _HOMES = {
     "Evaluation": "t2i_jax.eval.evaluation",
     "Recipe": "t2i_jax.runs.recipe",
@@ -52,8 +53,11 @@ if TYPE_CHECKING:
 
 
 def homes() -> dict[str, str]:
-    """The public names, those of every registered system among them, and the modules that hold them."""
-    systems = importlib.import_module("t2i_jax.systems")  # `from t2i_jax import` would ask this module for it
+    """The public names, those of every registered system among them, and the modules that hold
+    them.
+    """
+    # `from t2i_jax import` would ask this module for it
+    systems = importlib.import_module("t2i_jax.systems")
     return {**_HOMES, **systems.names()}
 
 

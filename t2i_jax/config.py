@@ -1,4 +1,6 @@
-"""Configurations are frozen dataclasses (Flax modules included): to and from JSON, overrides, clear refusals."""
+"""Configurations are frozen dataclasses (Flax modules included): to and from JSON, overrides, clear
+refusals.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,10 @@ def one_of(field: str, value: Any, known: Iterable[str]) -> None:
 
 
 def to_dict(config: Any) -> Any:
-    """Plain JSON values with a "type" tag per dataclass; a field that is equal to its default is written too."""
+    """Plain JSON values with a "type" tag per dataclass.
+
+    A field that is equal to its default is written too.
+    """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         plain = {"type": type(config).__name__}
         return plain | {name: to_dict(getattr(config, name)) for name in fields_of(type(config))}
@@ -47,7 +52,10 @@ def to_dict(config: Any) -> Any:
         return [to_dict(value) for value in config]
     if config is None or isinstance(config, (bool, int, float, str)):
         return config
-    raise UserError(f"a configuration holds {config!r}, which JSON has no form for; use numbers, strings or tuples.")
+    raise UserError(
+        f"a configuration holds {config!r}, which JSON has no form for; use numbers, strings or "
+        "tuples."
+    )
 
 
 def from_dict(data: Any, known: Mapping[str, type], path: str = "config") -> Any:
@@ -64,7 +72,11 @@ def from_dict(data: Any, known: Mapping[str, type], path: str = "config") -> Any
     if isinstance(data, Mapping) and "type" in data:
         one_of(f"{path}.type", data["type"], known)
         cls = known[data["type"]]
-        given = {key: from_dict(value, known, f"{path}.{key}") for key, value in data.items() if key != "type"}
+        given = {
+            key: from_dict(value, known, f"{path}.{key}")
+            for key, value in data.items()
+            if key != "type"
+        }
         for name in given:
             _check_field(cls, name, path)
         return cls(**given)
@@ -76,26 +88,34 @@ def from_dict(data: Any, known: Mapping[str, type], path: str = "config") -> Any
 
 
 def override(config: Any, assignments: Sequence[str]) -> Any:
-    """A copy of `config` with all of the `a.b.c=value` applied at once; values are Python literals, else strings.
+    """A copy of `config` with all of the `a.b.c=value` applied at once.
 
-    What the fields of one object say together is checked once, so the order of the assignments makes no difference;
-    of two for the same field the later one counts.
+    Values are Python literals, else strings.
+
+    What the fields of one object say together is checked once, so the order of the assignments
+    makes no difference; of two for the same field the later one counts.
 
     Raises:
-      UserError: no "=", an unknown field (with the nearest known name), or a value of another type than the field's.
+      UserError: no "=", an unknown field (with the nearest known name), or a value of another type
+        than the field's.
     """
     tree: dict = {}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
-            raise UserError(f"override {assignment!r} has no '='; write it as field.subfield=value.")
+            raise UserError(
+                f"override {assignment!r} has no '='; write it as field.subfield=value."
+            )
         path = path.strip().lstrip("-")
         *parents, last = path.split(".")
         branch: Any = tree
         for key in parents:
             branch = branch.setdefault(key, {}) if isinstance(branch, dict) else None
         if not isinstance(branch, dict) or isinstance(branch.get(last), dict):
-            raise UserError(f"{path} overlaps with another override, of its parent or of a field in it; give one.")
+            raise UserError(
+                f"{path} overlaps with another override, of its parent or of a field in it; give "
+                "one."
+            )
         branch[last] = _Leaf(path, text.strip())
     return _assign(config, tree)
 
@@ -112,13 +132,17 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     """The places where two `to_dict` results differ, as "field: old -> new"."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(key for key in new if key not in old)]
-        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))]
+        return [
+            d
+            for k in keys
+            for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))
+        ]
     old, new = (list(v) if isinstance(v, (list, tuple)) else v for v in (old, new))
     return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
 
 
 def _assign(config, tree):
-    """`config` with the values of a tree of fields, each branch a mapping and each leaf a `_Leaf`."""
+    """`config` with the values of a tree of fields, branches mappings and leaves of `_Leaf`."""
     if not tree:
         return config
     if isinstance(config, tuple) and all(key.isdigit() for key in tree):
@@ -127,7 +151,10 @@ def _assign(config, tree):
         return _assign_items(config, tree)
     if not dataclasses.is_dataclass(config):
         leaf = _first(tree)
-        raise UserError(f"{leaf.path}={leaf.text!r} reaches into {config!r}, which has no fields; shorten the path.")
+        raise UserError(
+            f"{leaf.path}={leaf.text!r} reaches into {config!r}, which has no fields; shorten the "
+            "path."
+        )
     given = {name: getattr(config, name) for name in fields_of(type(config))}
     for name, branch in tree.items():
         _check_field(type(config), name, _first(branch).path)
@@ -144,14 +171,17 @@ def _assign_entries(entries, tree):
         if int(key) >= len(entries) or isinstance(branch, _Leaf):
             leaf = _first(branch)
             raise UserError(
-                f"{leaf.path}={leaf.text!r} names entry {key} of {len(entries)}; name a field of one from 0."
+                f"{leaf.path}={leaf.text!r} names entry {key} of {len(entries)}; name a field of "
+                "one from 0."
             )
         entries[int(key)] = _assign(entries[int(key)], branch)
     return tuple(entries)
 
 
 def _assign_items(items, tree):
-    """A mapping with values by name: a new name may be given a value, a field of a value needs that value."""
+    """A mapping with values by name: a new name may be given a value, a field of a value needs that
+    value.
+    """
     items = dict(items)
     for key, branch in tree.items():
         if isinstance(branch, _Leaf):
@@ -160,7 +190,9 @@ def _assign_items(items, tree):
             items[key] = _assign(items[key], branch)
         else:
             leaf = _first(branch)
-            raise UserError(f"{leaf.path}={leaf.text!r}: there is no {key!r}; {did_you_mean(key, items)}")
+            raise UserError(
+                f"{leaf.path}={leaf.text!r}: there is no {key!r}; {did_you_mean(key, items)}"
+            )
     return items
 
 
@@ -173,7 +205,9 @@ def _first(branch):
 def _check_field(cls, name, path):
     known = fields_of(cls)
     if name not in known:
-        raise UserError(f"{path}: {cls.__name__} has no field {name!r}; {did_you_mean(name, known)}")
+        raise UserError(
+            f"{path}: {cls.__name__} has no field {name!r}; {did_you_mean(name, known)}"
+        )
 
 
 def _annotation(cls, name):
@@ -196,7 +230,10 @@ def _parse(text, annotation, path):
     if isinstance(value, int) and not isinstance(value, bool) and _fits(float(value), annotation):
         return float(value)
     wanted = getattr(annotation, "__name__", None) if isinstance(annotation, type) else None
-    raise UserError(f"{path}={text!r} is not {wanted or str(annotation).replace('typing.', '')}; give such a value.")
+    raise UserError(
+        f"{path}={text!r} is not {wanted or str(annotation).replace('typing.', '')}; give such a "
+        "value."
+    )
 
 
 def _fits(value, annotation):
@@ -210,7 +247,9 @@ def _fits(value, annotation):
     if annotation is None or annotation is type(None):
         return value is None
     if origin is not None:
-        return isinstance(value, tuple) if origin in (tuple, Sequence) else isinstance(value, origin)
+        return (
+            isinstance(value, tuple) if origin in (tuple, Sequence) else isinstance(value, origin)
+        )
     if annotation in (int, float):
         return type(value) is annotation
     return isinstance(value, annotation) if isinstance(annotation, type) else True

@@ -4,17 +4,20 @@
 class UserError(ValueError):
     """A mistake in what the user gave: one sentence with the field, its value and the remedy.
 
-    The command line prints the sentence alone and exits with `status`; a stack trace means a bug of ours.
+    The command line prints the sentence alone and exits with `status`; a stack trace means a bug of
+    ours.
     """
 
     status = 2
 
 
 class Preempted(BaseException):
-    """SIGTERM or SIGINT arrived; what was trained is saved, and the same command resumes. The sentence says where.
+    """SIGTERM or SIGINT arrived; what was trained is saved, and the same command resumes.
 
-    The command line prints it and exits with `status` (EX_TEMPFAIL). Like KeyboardInterrupt it is no `Exception`, so
-    that nothing takes it for an error of its own.
+    The sentence says where.
+
+    The command line prints it and exits with `status` (EX_TEMPFAIL). Like KeyboardInterrupt it is
+    no `Exception`, so that nothing takes it for an error of its own.
     """
 
     status = 75

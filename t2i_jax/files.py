@@ -11,11 +11,13 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A temporary path beside `path`, on which a file or a folder is written; it gets its name when that succeeded.
+    """A temporary path beside `path`, on which a file or a folder is written.
 
-    The temporary path has the ending of `path`, in the same folder. What a crash left there is removed first, and
-    after an error nothing is left. A file takes the place of a file, a folder that of an empty folder. For one writer
-    at a time.
+    It gets its name when that succeeded.
+
+    The temporary path has the ending of `path`, in the same folder. What a crash left there is
+    removed first, and after an error nothing is left. A file takes the place of a file, a folder
+    that of an empty folder. For one writer at a time.
 
     >>> with replacing(path) as temporary:                # doctest: +SKIP
     ...     temporary.write_text("all of it")

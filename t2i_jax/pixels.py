@@ -25,7 +25,9 @@ def to_float(image_uint8: Array, pixel_range: tuple[float, float]) -> Array:
 def to_uint8(image: Array, pixel_range: tuple[float, float]) -> Array:
     """Float pixels of `pixel_range`, clipped and rounded, as uint8."""
     low, high = pixel_range
-    return jnp.round(jnp.clip((image.astype(jnp.float32) - low) / (high - low), 0, 1) * 255.0).astype(jnp.uint8)
+    return jnp.round(
+        jnp.clip((image.astype(jnp.float32) - low) / (high - low), 0, 1) * 255.0
+    ).astype(jnp.uint8)
 
 
 def as_pil(images: Sequence[Any] | np.ndarray) -> list[Any]:

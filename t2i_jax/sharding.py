@@ -1,7 +1,8 @@
 """From logical axis names to a mesh of devices: one mesh maker, a few rule presets, one resolver.
 
-Parameters carry their names and lie as a preset of rules says. Activations are constrained by `constrain`, while a
-mesh is set (`jax.set_mesh`): without it the compiler may well gather a whole batch where it should gather a weight.
+Parameters carry their names and lie as a preset of rules says. Activations are constrained by
+`constrain`, while a mesh is set (`jax.set_mesh`): without it the compiler may well gather a whole
+batch where it should gather a weight.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
 
-MESH_AXES = ("slice", "data", "fsdp", "sequence", "tensor")  # from the slowest network to the fastest
+# from the slowest network to the fastest
+MESH_AXES = ("slice", "data", "fsdp", "sequence", "tensor")
 BATCH_AXES = ("slice", "data", "fsdp")  # a batch is split over all of them
 _SMALL = 2**16  # elements; smaller frozen arrays are not worth gathering
 
 # Logical axes that parameters may name:
-#   embed (model width), mlp (hidden width), heads, kv (width of a head), vocab, code (codebook rows), latent (codebook
-#   width), conv_in, conv_out, patch (flattened pixels), text (width of text embeddings), layers (scanned), None.
-# A rule gives the mesh axes for a logical axis; axes that are not listed are replicated.
+# embed (model width), mlp (hidden width), heads, kv (width of a head), vocab, code (codebook rows),
+# latent (codebook
+# width), conv_in, conv_out, patch (flattened pixels), text (width of text embeddings), layers
+# (scanned), None. A rule gives the mesh axes for a logical axis; axes that are not listed are
+# replicated.
 RULES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "dp": {},
     "fsdp": {"embed": ("fsdp",), "text": ("fsdp",), "conv_in": ("fsdp",), "patch": ("fsdp",)},
@@ -39,17 +43,23 @@ RULES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "heads": ("tensor",),
         "vocab": ("tensor",),
         "code": ("tensor",),
-        # conv_out stays whole. On a mesh data=2, fsdp=2, tensor=2 with a kernel split over both of its channel axes,
-        # XLA (jax 0.10.2, CPU) gives a wrong gradient for a strided convolution that another one follows, by 90% and
-        # without a warning; each split alone is right. tests/train/eight.py (`strided`) is the smallest such network.
+        # conv_out stays whole. On a mesh data=2, fsdp=2, tensor=2 with a kernel split over both of
+        # its channel axes, XLA (jax 0.10.2, CPU) gives a wrong gradient for a strided convolution
+        # that another one follows, by 90% and without a warning; each split alone is right.
+        # tests/train/eight.py (`strided`) is the smallest such network.
     },
 }
 
 
-# Where the axes of an activation lie, whatever the preset: an axis of the mesh that is not used has the size 1.
+# Where the axes of an activation lie, whatever the preset: an axis of the mesh that is not used has
+# the size 1.
 ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
-    "batch": BATCH_AXES, "length": ("sequence",), "heads": ("tensor",), "mlp": ("tensor",), "vocab": ("tensor",),
-}  # fmt: skip
+    "batch": BATCH_AXES,
+    "length": ("sequence",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+}
 
 
 def rules_of(shape: Mapping[str, int] | None) -> str:
@@ -74,31 +84,41 @@ def parse_mesh(text: str) -> Mapping[str, int]:
     return shape
 
 
-def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    shape: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """A mesh over `devices` (all of them when None) with the axes `MESH_AXES`, in that order.
 
-    Devices of several TPU slices lie so that the axis "slice", and no other, goes from one slice to the next.
+    Devices of several TPU slices lie so that the axis "slice", and no other, goes from one slice to
+    the next.
 
     Args:
-      shape: size per axis; axes left out have size 1, and one axis may be -1: whatever remains. None: all on "data".
+      shape: size per axis; axes left out have size 1, and one axis may be -1: whatever remains.
+        None: all on "data".
 
     Raises:
       UserError: an unknown axis, or a product that is not the number of devices.
     """
     devices = list(devices if devices is not None else jax.devices())
     sizes = dict(shape) if shape else {"data": -1}
-    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    slices = (
+        len({getattr(device, "slice_index", 0) for device in devices})
+        if devices[0].platform == "tpu"
+        else 1
+    )
     if slices > 1:
         sizes.setdefault("slice", slices)
     for axis in sizes:
         one_of("mesh axis", axis, MESH_AXES)
     known = math.prod(size for size in sizes.values() if size != -1)
     if list(sizes.values()).count(-1) == 1 and known > 0 and len(devices) % known == 0:
-        sizes = {axis: len(devices) // known if size == -1 else size for axis, size in sizes.items()}
+        sizes = {
+            axis: len(devices) // known if size == -1 else size for axis, size in sizes.items()
+        }
     if min(sizes.values()) < 1 or math.prod(sizes.values()) != len(devices):
         raise UserError(
-            f"mesh={_text(sizes)} does not fit {len(devices)} device(s); the sizes must multiply to {len(devices)}, "
-            f"for example data={len(devices)}."
+            f"mesh={_text(sizes)} does not fit {len(devices)} device(s); the sizes must multiply "
+            f"to {len(devices)}, for example data={len(devices)}."
         )
     types = (AxisType.Auto,) * len(MESH_AXES)
     whole = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
@@ -106,14 +126,22 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
         laid = mesh_utils.create_device_mesh(whole, devices, allow_split_physical_axes=True)
         return Mesh(laid, MESH_AXES, axis_types=types)
     if whole[0] != slices:
-        raise UserError(f"mesh={_text(sizes)} has slice={whole[0]} for {slices} slices; give slice={slices}.")
+        raise UserError(
+            f"mesh={_text(sizes)} has slice={whole[0]} for {slices} slices; give slice={slices}."
+        )
     between = (slices, *(1 for _ in MESH_AXES[1:]))
-    within = mesh_utils.create_hybrid_device_mesh((1, *whole[1:]), between, devices, allow_split_physical_axes=True)
+    within = mesh_utils.create_hybrid_device_mesh(
+        (1, *whole[1:]), between, devices, allow_split_physical_axes=True
+    )
     return Mesh(within, MESH_AXES, axis_types=types)
 
 
-def resolve(logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh, rules: str) -> PartitionSpec:
-    """The partition of one array: an axis that the mesh does not divide, or that is taken already, is replicated."""
+def resolve(
+    logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh, rules: str
+) -> PartitionSpec:
+    """The partition of one array: an axis that the mesh does not divide, or that is taken already,
+    is replicated.
+    """
     one_of("sharding rules", rules, RULES)
     taken: set[str] = set()
     spec: list[Any] = []
@@ -129,13 +157,18 @@ def resolve(logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh, rul
 
 
 def ways(axis: str) -> int:
-    """The size of an axis of the mesh that is set: the number of shards it makes; 1 without a mesh."""
+    """The size of an axis of the mesh that is set: the number of shards it makes.
+
+    1 without a mesh.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape[axis]
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """x, constrained to lie on the mesh that is set as its axes' names say (`ACTIVATIONS`); without a mesh, x itself.
+    """x, constrained to lie on the mesh that is set as its axes' names say (`ACTIVATIONS`).
+
+    Without a mesh, x itself.
 
     An axis of x that the mesh does not divide is replicated.
     """
@@ -156,7 +189,10 @@ def unbox(tree: Any) -> Any:
 
 
 def shardings(boxed: Any, mesh: Mesh, rules: str) -> Any:
-    """A NamedSharding per leaf, for a tree of (boxed) arrays or shapes; a leaf without names is replicated."""
+    """A NamedSharding per leaf, for a tree of (boxed) arrays or shapes.
+
+    A leaf without names is replicated.
+    """
 
     def of(leaf):
         if isinstance(leaf, nn.LogicallyPartitioned):
@@ -172,7 +208,10 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def rows_of_processes(mesh: Mesh, batch_size: int) -> list[tuple[int, ...]]:
-    """For every process the rows of a batch that lie on its devices, ascending; two may hold the same rows."""
+    """For every process the rows of a batch that lie on its devices, ascending.
+
+    Two may hold the same rows.
+    """
     rows: list[set[int]] = [set() for _ in range(jax.process_count())]
     for device, (held,) in batch_sharding(mesh).devices_indices_map((batch_size,)).items():
         rows[device.process_index].update(range(*held.indices(batch_size)))
@@ -180,12 +219,17 @@ def rows_of_processes(mesh: Mesh, batch_size: int) -> list[tuple[int, ...]]:
 
 
 def put(tree: Any, places: Any) -> Any:
-    """Arrays of this process, the same in every process, laid on a mesh; `places` are shardings, a tree like `tree`."""
+    """Arrays of this process, the same in every process, laid on a mesh.
+
+    `places` are shardings, a tree like `tree`.
+    """
     if jax.process_count() == 1:
         return jax.device_put(tree, places)
+
     # Among several processes `device_put` would first send every array to all of them, to compare.
     def lay(array, place):
         return jax.make_array_from_callback(array.shape, place, array.__getitem__)
+
     return jax.tree.map(lambda leaf, place: lay(np.asarray(leaf), place), tree, places)
 
 
@@ -196,7 +240,9 @@ def place_frozen(frozen: Any, mesh: Mesh, rules: str) -> Any:
 
 
 def frozen_places(frozen: Any, mesh: Mesh, rules: str) -> Any:
-    """A sharding per frozen array: whole on every device under "dp", else large ones split over the axis "fsdp"."""
+    """A sharding per frozen array: whole on every device under "dp", else large ones split over the
+    axis "fsdp".
+    """
     ways = mesh.shape["fsdp"] if rules != "dp" else 1
 
     def of(leaf):
@@ -210,7 +256,10 @@ def frozen_places(frozen: Any, mesh: Mesh, rules: str) -> Any:
 
 
 def whole(tree: Any) -> Any:
-    """The same arrays as this process can use them alone; what other processes hold in part becomes NumPy arrays."""
+    """The same arrays as this process can use them alone.
+
+    What other processes hold in part becomes NumPy arrays.
+    """
 
     def of(leaf):
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:

@@ -12,10 +12,12 @@ import jax
 Array = jax.Array
 Key = jax.Array
 Params = Mapping[str, Any]  # a plain nested dict of arrays, as Flax Linen's `init` returns it
-# "image" BHWC uint8, "tokens" BN int32, "text" BL int32, "text_mask" BL bool, "text_embeds" BLD float32
+# "image" BHWC uint8, "tokens" BN int32, "text" BL int32, "text_mask" BL bool, "text_embeds" BLD
+# float32
 Batch = Mapping[str, Array]
 Metrics = Mapping[str, Array]  # flat, scalars only
-Stats = Mapping[str, Any]  # arrays that training changes without a gradient: codebook counts, moving averages
+# arrays that training changes without a gradient: codebook counts, moving averages
+Stats = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +26,16 @@ class Objective:
 
     Attributes:
       group: key into the parameters by group, for example "generator" or "discriminator".
-      loss: `(params_by_group, stats, frozen, batch, key, step) -> (scalar, (metrics, stats))`. Only the gradient for
-        `group` is taken. `step` is an int32 scalar, the number of updates made so far; `frozen` are parameters that
-        never change (a tokenizer, T5); `stats` comes back whole, changed or not.
+      loss: `(params_by_group, stats, frozen, batch, key, step) -> (scalar, (metrics, stats))`. Only
+        the gradient for `group` is taken. `step` is an int32 scalar, the number of updates made so
+        far; `frozen` are parameters that never change (a tokenizer, T5); `stats` comes back whole,
+        changed or not.
     """
 
     group: str
-    loss: Callable[[Mapping[str, Params], Stats, Any, Batch, Key, Array], tuple[Array, tuple[Metrics, Stats]]]
+    loss: Callable[
+        [Mapping[str, Params], Stats, Any, Batch, Key, Array], tuple[Array, tuple[Metrics, Stats]]
+    ]
 
 
 class SamplingProgram(NamedTuple):
@@ -49,9 +54,11 @@ class Task(Protocol):
     """What the trainer is given: it knows nothing else about a system.
 
     Attributes:
-      objectives: the losses of one step, in the order in which they are applied; a later one sees earlier updates.
+      objectives: the losses of one step, in the order in which they are applied; a later one sees
+        earlier updates.
       ema_groups: the groups of which a moving average is kept, used for evaluation and sampling.
-      sequence_length: tokens of the sequence that a mesh may split; None: there is none that can be split.
+      sequence_length: tokens of the sequence that a mesh may split; None: there is none that can be
+        split.
     """
 
     @property
@@ -80,7 +87,10 @@ class Task(Protocol):
     def after_update(
         self, params: Mapping[str, Params], stats: Stats, batch: Batch, key: Key, step: Array
     ) -> tuple[Mapping[str, Params], Stats]:
-        """Changes without a gradient (reviving dead codes); returns `(params, stats)`. Runs inside the jitted step."""
+        """Changes without a gradient (reviving dead codes); returns `(params, stats)`.
+
+        Runs inside the jitted step.
+        """
         ...
 
     def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
@@ -102,7 +112,8 @@ class TrainState:
       opt_state: optimiser state by group.
       ema: moving average of `params[group]` for the task's `ema_groups`; {} when none is kept.
       stats: the task's stats.
-      skipped: int32 pair [in all, in a row] of steps whose update was skipped for a non-finite loss or gradient.
+      skipped: int32 pair [in all, in a row] of steps whose update was skipped for a non-finite loss
+        or gradient.
       key: the run's PRNG key; a step folds its own number into it.
     """
 

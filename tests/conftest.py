@@ -1,4 +1,6 @@
-"""One CPU device, programs compiled fast rather than well and kept: compiling is what makes these tests slow."""
+"""One CPU device, programs compiled fast rather than well and kept: compiling is what makes these
+tests slow.
+"""
 
 import os
 import pathlib
@@ -15,14 +17,18 @@ import jax
 import pytest
 
 _CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))  # for the processes that tests start
+# for the processes that tests start
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_programs_of_one_file_at_a_time():
-    """Each holds hundreds of memory maps; when a process has more than Linux allows, compiling crashes."""
+    """Each holds hundreds of memory maps.
+
+    When a process has more than Linux allows, compiling crashes.
+    """
     yield
     jax.clear_caches()
 
@@ -30,9 +36,17 @@ def _compiled_programs_of_one_file_at_a_time():
 def pytest_collection_modifyitems(items):
     """The files that take longest come first: two processes that share the files then end together.
 
-    Last come those that load the TPU compiler: beside it, and without a TPU, JAX's profiler crashes the process.
+    Last come those that load the TPU compiler: beside it, and without a TPU, JAX's profiler crashes
+    the process.
     """
-    long = ("test_docs.py", "e2e", "test_eight_devices.py", "test_processes.py", "test_imagen.py", "test_unet.py")
+    long = (
+        "test_docs.py",
+        "e2e",
+        "test_eight_devices.py",
+        "test_processes.py",
+        "test_imagen.py",
+        "test_unet.py",
+    )
     last = ("test_ahead.py", "test_fused_attention.py", "test_compile.py")
 
     def rank(item):

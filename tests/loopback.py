@@ -12,7 +12,9 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def start(count, *command, slurm=False):
-    """So many Python processes of a command, told of each other by plain variables or by those of a Slurm job."""
+    """So many Python processes of a command, told of each other by plain variables or by those of a
+    Slurm job.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -25,15 +27,27 @@ def start(count, *command, slurm=False):
             return {f"SLURM_{name}": value for name, value in named.items()} | {
                 f"SLURM_STEP_{name}": value for name, value in step.items()
             }
-        return {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": count, "JAX_PROCESS_ID": process}
+        return {
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": count,
+            "JAX_PROCESS_ID": process,
+        }
 
     settings = {"cwd": _ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environments = [{**os.environ, **{k: str(v) for k, v in told(process).items()}} for process in range(count)]
-    return [subprocess.Popen([sys.executable, *map(str, command)], env=env, **settings) for env in environments]
+    environments = [
+        {**os.environ, **{k: str(v) for k, v in told(process).items()}} for process in range(count)
+    ]
+    return [
+        subprocess.Popen([sys.executable, *map(str, command)], env=env, **settings)
+        for env in environments
+    ]
 
 
 def end(processes):
-    """(exit statuses, what each printed on stdout, on stderr); those that run on for three minutes are killed."""
+    """(exit statuses, what each printed on stdout, on stderr).
+
+    Those that run on for three minutes are killed.
+    """
     try:
         printed = [process.communicate(timeout=180) for process in processes]
     finally:

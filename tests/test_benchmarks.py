@@ -1,4 +1,6 @@
-"""The comparison with the PyTorch packages and the measures of a device run, at toy sizes, and print tables."""
+"""The comparison with the PyTorch packages and the measures of a device run, at toy sizes, and
+print tables.
+"""
 
 import json
 import pathlib
@@ -25,7 +27,12 @@ def test_both_sides_of_a_row_run_in_turns(system, row):
 def test_the_table_holds_medians_and_their_ratio():
     alone = {"first": 5.0, "later": 2.0, "peak": 3_000_000, "working": 1_000_000}
     turns = {"theirs": [4.0, 6.0, 5.0], "ours": [2.0, 2.5, 9.0]}
-    row = {"first": alone, "second": {**alone, "first": 2.5}, "theirs": {**alone, "peak": 7_000_000}, "turns": turns}
+    row = {
+        "first": alone,
+        "second": {**alone, "first": 2.5},
+        "theirs": {**alone, "peak": 7_000_000},
+        "turns": turns,
+    }
     lines = _VS_PYTORCH["table"]({"rows": {"encode": row}}).splitlines()
     assert len(lines) == 3
     assert lines[2] == "| encode | 5 | 2.5 | 2.00x | 3.0 | 0.5 | 1 | 1 | 7 | 3 | 3 |"
@@ -33,7 +40,10 @@ def test_the_table_holds_medians_and_their_ratio():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["imagen", "--rows", "train_gan"], "there are train_base"), (["parti", "--repeats", "0"], "--repeats=0 is below 1")],
+    [
+        (["imagen", "--rows", "train_gan"], "there are train_base"),
+        (["parti", "--repeats", "0"], "--repeats=0 is below 1"),
+    ],
 )
 def test_what_is_not_there_is_refused(capsys, arguments, message):
     with pytest.raises(SystemExit) as stopped:
@@ -45,7 +55,10 @@ def test_what_is_not_there_is_refused(capsys, arguments, message):
 def test_a_device_is_measured(capsys):
     path = str(_FOLDER / "accelerator.py")
     runpy.run_path(path)["main"](["--small", "attention", "parti_350m"])
-    said, rows = capsys.readouterr().out.splitlines(), ["fused", "by XLA", "0e+00 of the largest", "train", "sample"]
+    said, rows = (
+        capsys.readouterr().out.splitlines(),
+        ["fused", "by XLA", "0e+00 of the largest", "train", "sample"],
+    )
     assert said[0].startswith("cpu, jax ")
     for line, what in zip(said[4:], rows, strict=True):
         assert line.split(" | ")[1].startswith(what) and line.count("|") == said[2].count("|")

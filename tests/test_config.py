@@ -1,4 +1,6 @@
-"""Configurations: to JSON and back, overrides, differences, and refusals that name field, value and remedy."""
+"""Configurations: to JSON and back, overrides, differences, and refusals that name field, value and
+remedy.
+"""
 
 import dataclasses
 import json
@@ -67,7 +69,10 @@ def test_a_value_that_json_can_not_hold_is_refused():
     [
         ({"type": "Iner"}, "did you mean 'Inner'"),
         ({"type": "Inner", "rat": 1.0}, "did you mean 'rate'"),
-        ({"type": "Outer", "inner": {"type": "Inner", "x": 1}}, r"config\.inner: Inner has no field 'x'"),
+        (
+            {"type": "Outer", "inner": {"type": "Inner", "x": 1}},
+            r"config\.inner: Inner has no field 'x'",
+        ),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest_known_one(data, message):
@@ -139,7 +144,10 @@ def test_an_override_inside_of_another_is_refused(order):
 
 
 def test_differences_name_the_path_and_both_values():
-    old, new = to_dict(Outer()), to_dict(Outer(inner=Inner(rate=0.2), by_group={"a": Inner()}, steps=4))
+    old, new = (
+        to_dict(Outer()),
+        to_dict(Outer(inner=Inner(rate=0.2), by_group={"a": Inner()}, steps=4)),
+    )
     lines = differences(old, new)
     assert {"inner.rate: 0.1 -> 0.2", "steps: 3 -> 4"} < set(lines) and len(lines) == 3
     assert any("by_group.a" in line for line in lines)

@@ -90,9 +90,61 @@ _SMALLER = {
 }  # fmt: skip
 
 
-_TINY = ["train.steps=2", "train.batch_size=8", "tokenizer.train.steps=2", "tokenizer.train.batch_size=8", "evaluation.preview=8", "evaluation.pictures=8", "tokenizer.evaluation.pictures=8", "tokenizer.task.model.dim=8", "tokenizer.task.model.layers=1", "tokenizer.task.model.heads=1", "tokenizer.task.model.codebook_size=16", "task.model.dim=16", "task.model.depth=1", "task.model.heads=2", "task.text.dim=16", "task.text.depth=1", "task.text.heads=2", "task.text.mlp_dim=16"]
-_TINY_LARGER = ["train.steps=2", "train.batch_size=2", "task.model.channels=4", "task.model.blocks=1", "task.image_size=16", "data.image_size=16", "evaluation.preview=2", "evaluation.pictures=2"]
-_TINY_IMAGEN = ["train.steps=2", "train.batch_size=8", "train.optim.name=adamw", "evaluation.preview=4", "evaluation.pictures=4", "evaluation.options.steps=2", "evaluation.completions=0", "data.image_size=16", "task.stages.1.crop_size=8", "task.stages.0.image_size=8", "task.stages.1.image_size=16", "task.stages.0.unet.dim=8", "task.stages.1.unet.dim=8", "task.stages.1.unet.dim_mults=(1,1,1)", "task.stages.0.unet.num_resnet_blocks=0", "task.stages.1.unet.num_resnet_blocks=0", "task.stages.0.unet.layer_attns=False", "task.stages.0.unet.attend_at_middle=False", "task.stages.1.unet.attend_at_middle=False", "task.text.dim=16", "task.text.depth=1", "task.text.heads=2", "task.text.mlp_dim=16"]
+_TINY = [
+    "train.steps=2",
+    "train.batch_size=8",
+    "tokenizer.train.steps=2",
+    "tokenizer.train.batch_size=8",
+    "evaluation.preview=8",
+    "evaluation.pictures=8",
+    "tokenizer.evaluation.pictures=8",
+    "tokenizer.task.model.dim=8",
+    "tokenizer.task.model.layers=1",
+    "tokenizer.task.model.heads=1",
+    "tokenizer.task.model.codebook_size=16",
+    "task.model.dim=16",
+    "task.model.depth=1",
+    "task.model.heads=2",
+    "task.text.dim=16",
+    "task.text.depth=1",
+    "task.text.heads=2",
+    "task.text.mlp_dim=16",
+]
+_TINY_LARGER = [
+    "train.steps=2",
+    "train.batch_size=2",
+    "task.model.channels=4",
+    "task.model.blocks=1",
+    "task.image_size=16",
+    "data.image_size=16",
+    "evaluation.preview=2",
+    "evaluation.pictures=2",
+]
+_TINY_IMAGEN = [
+    "train.steps=2",
+    "train.batch_size=8",
+    "train.optim.name=adamw",
+    "evaluation.preview=4",
+    "evaluation.pictures=4",
+    "evaluation.options.steps=2",
+    "evaluation.completions=0",
+    "data.image_size=16",
+    "task.stages.1.crop_size=8",
+    "task.stages.0.image_size=8",
+    "task.stages.1.image_size=16",
+    "task.stages.0.unet.dim=8",
+    "task.stages.1.unet.dim=8",
+    "task.stages.1.unet.dim_mults=(1,1,1)",
+    "task.stages.0.unet.num_resnet_blocks=0",
+    "task.stages.1.unet.num_resnet_blocks=0",
+    "task.stages.0.unet.layer_attns=False",
+    "task.stages.0.unet.attend_at_middle=False",
+    "task.stages.1.unet.attend_at_middle=False",
+    "task.text.dim=16",
+    "task.text.depth=1",
+    "task.text.heads=2",
+    "task.text.mlp_dim=16",
+]
 
 
 def _changes(command):

@@ -1,4 +1,7 @@
-"""The package is a house with floors: a module imports only from lower ones. Importing it starts nothing heavy."""
+"""The package is a house with floors: a module imports only from lower ones.
+
+Importing it starts nothing heavy.
+"""
 
 import ast
 import pathlib
@@ -9,7 +12,8 @@ import pytest
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "t2i_jax"
 
-# The floors that each part may import from; a part may always import from itself, except where `_ALONE` says so.
+# The floors that each part may import from; a part may always import from itself, except where
+# `_ALONE` says so.
 _LOW = {"config", "types", "errors", "cluster", "files"}
 _ALLOWED = {
     "config": _LOW,
@@ -26,7 +30,8 @@ _ALLOWED = {
     "models": _LOW | {"sharding", "pixels", "nn", "diffusion", "decoding", "text"},
     "convert": _LOW | {"sharding", "nn", "text", "models"},
     "eval": _LOW | {"pixels", "nn", "models"},
-    "systems": _LOW | {"sharding", "pixels", "nn", "diffusion", "decoding", "text", "models", "convert", "eval"},
+    "systems": _LOW
+    | {"sharding", "pixels", "nn", "diffusion", "decoding", "text", "models", "convert", "eval"},
     "train": _LOW | {"sharding"},
     "aot": _LOW | {"sharding", "train"},
     "data": _LOW,
@@ -68,8 +73,13 @@ def _violations(files: dict[pathlib.Path, str]) -> list[str]:
             found.append(f"{where}: {part!r} has no floor; give it one in this test")
             continue
         for line, module in _imports(path, ast.parse(source)):
-            if module.split(".")[0] in ("torch", "torchvision") and where.as_posix() not in _TORCH_HOMES:
-                found.append(f"{where}:{line} imports {module}; only {', '.join(_TORCH_HOMES)} does")
+            if (
+                module.split(".")[0] in ("torch", "torchvision")
+                and where.as_posix() not in _TORCH_HOMES
+            ):
+                found.append(
+                    f"{where}:{line} imports {module}; only {', '.join(_TORCH_HOMES)} does"
+                )
             if module.split(".")[0] == "tensorflow":
                 found.append(f"{where}:{line} imports {module}")
             if module.split(".")[0] != "t2i_jax" or allowed is None:

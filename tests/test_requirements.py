@@ -13,7 +13,8 @@ _ROOT = pathlib.Path(__file__).parents[1]
 _CONFIG = configparser.ConfigParser()
 _CONFIG.read(_ROOT / "setup.cfg")
 _OPTIONAL = {"torch", "tensorflow_datasets", "datasets", "pyarrow", "wandb", "kubernetes"}
-_BY_NAME = {"tensorflow_datasets", "datasets"}  # imported by name, when a source of their kind is opened
+# imported by name, when a source of their kind is opened
+_BY_NAME = {"tensorflow_datasets", "datasets"}
 
 
 def _names(lines):
@@ -23,7 +24,9 @@ def _names(lines):
 
 
 def _imported(folder):
-    """Top-level names that the files of a folder import, absolutely and not from the standard library."""
+    """Top-level names that the files of a folder import, absolutely and not from the standard
+    library.
+    """
     names = set()
     for path in (_ROOT / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -35,7 +38,10 @@ def _imported(folder):
 
 
 def _distributions(names):
-    """The distributions that hold modules of these names; of one that is not installed, the name itself."""
+    """The distributions that hold modules of these names.
+
+    Of one that is not installed, the name itself.
+    """
     known = importlib.metadata.packages_distributions()
     return {_own(name, known.get(name, [name])) for name in names}
 

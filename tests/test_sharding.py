@@ -1,4 +1,7 @@
-"""Meshes and partitions, resolved from shapes alone; programs on eight devices run in train/test_eight_devices.py."""
+"""Meshes and partitions, resolved from shapes alone.
+
+Programs on eight devices run in train/test_eight_devices.py.
+"""
 
 import flax.linen as nn
 import jax
@@ -18,7 +21,8 @@ _MESH = AbstractMesh((1, 2, 2, 1, 2), sharding.MESH_AXES)  # has a shape, needs 
         ("dp", ("embed", "mlp"), (8, 16), (None, None)),
         ("fsdp", ("embed", "mlp"), (8, 16), ("fsdp", None)),
         ("fsdp_tp", ("embed", "mlp"), (8, 16), ("fsdp", "tensor")),
-        ("fsdp_tp", ("embed", "mlp"), (7, 16), (None, "tensor")),  # odd widths are replicated, not refused
+        # odd widths are replicated, not refused
+        ("fsdp_tp", ("embed", "mlp"), (7, 16), (None, "tensor")),
         ("fsdp_tp", ("embed", "embed"), (8, 8), ("fsdp", None)),  # a mesh axis is used once
         ("fsdp_tp", (None, "layers", "kv"), (8, 8, 8), (None, None, None)),
         ("fsdp", (), (), ()),
@@ -52,7 +56,8 @@ def test_a_mesh_over_one_device_has_every_axis(shape):
 
 
 @pytest.mark.parametrize(
-    "shape", [{"data": 2}, {"data": 0}, {"data": -1, "fsdp": -1}, {"data": -1, "fsdp": 3}, {"data": -2}]
+    "shape",
+    [{"data": 2}, {"data": 0}, {"data": -1, "fsdp": -1}, {"data": -1, "fsdp": 3}, {"data": -2}],
 )
 def test_a_mesh_that_does_not_fit_is_refused_with_a_remedy(shape):
     with pytest.raises(UserError, match="does not fit 1 device.*data=1"):
@@ -66,7 +71,10 @@ def test_an_unknown_mesh_axis_is_refused():
 
 def test_boxed_leaves_are_partitioned_and_plain_ones_replicated():
     mesh = sharding.make_mesh(None, jax.devices()[:1])
-    boxed = {"kernel": nn.LogicallyPartitioned(jnp.zeros((4, 4)), ("embed", "mlp")), "count": jnp.zeros(())}
+    boxed = {
+        "kernel": nn.LogicallyPartitioned(jnp.zeros((4, 4)), ("embed", "mlp")),
+        "count": jnp.zeros(()),
+    }
     found = sharding.shardings(boxed, mesh, "fsdp_tp")
     assert found["count"].spec == PartitionSpec() and found["kernel"].mesh == mesh
     assert jax.tree.structure(found) == jax.tree.structure(sharding.unbox(boxed))
@@ -75,7 +83,12 @@ def test_boxed_leaves_are_partitioned_and_plain_ones_replicated():
 
 @pytest.mark.parametrize(
     ("shape", "rules"),
-    [(None, "dp"), ({"data": 8}, "dp"), ({"fsdp": 8}, "fsdp"), ({"fsdp": -1, "tensor": 2}, "fsdp_tp")],
+    [
+        (None, "dp"),
+        ({"data": 8}, "dp"),
+        ({"fsdp": 8}, "fsdp"),
+        ({"fsdp": -1, "tensor": 2}, "fsdp_tp"),
+    ],
 )
 def test_the_rules_of_a_mesh_use_all_its_axes(shape, rules):
     assert sharding.rules_of(shape) == rules
@@ -86,7 +99,13 @@ def test_a_mesh_is_read_from_a_word():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("data", "'data'"), ("data=x", "'data=x'"), ("data=1,data=2", "once"), ("dta=1", "mean 'data'")]
+    ("text", "told"),
+    [
+        ("data", "'data'"),
+        ("data=x", "'data=x'"),
+        ("data=1,data=2", "once"),
+        ("dta=1", "mean 'data'"),
+    ],
 )
 def test_a_word_that_is_no_mesh_is_refused(text, told):
     with pytest.raises(UserError, match=told):

@@ -1,4 +1,5 @@
-"""Imagen's first stage at the sizes of the paper (Saharia et al. 2022, appendix F): 64 pixels, batch 2048. Not yet run.
+"""Imagen's first stage at the sizes of the paper (Saharia et al. 2022, appendix F): 64 pixels,
+batch 2048. Not yet run.
 
     t2i compile configs/imagen/paper_base.py --topology v4:8x8x4
     t2i data encode-text packed --t5 google/t5-v1_1-xxl && t2i train configs/imagen/paper_base.py
@@ -25,7 +26,13 @@ def get_config() -> Recipe:
     """One stage; the others have recipes of their own."""
     return Recipe(
         task=ImagenTask(
-            stages=(Stage(BaseUnet64(dtype="bfloat16", remat="full", scan_blocks=True), image_size=64, noise=Ddpm()),),
+            stages=(
+                Stage(
+                    BaseUnet64(dtype="bfloat16", remat="full", scan_blocks=True),
+                    image_size=64,
+                    noise=Ddpm(),
+                ),
+            ),
             text=StoredText(dim=4096, max_length=128),
         ),
         data=DataConfig(source="arrayrecord:packed", image_size=64, workers=8),

@@ -1,4 +1,5 @@
-"""Imagen's second stage at the sizes of the paper: 64 to 256 pixels, trained on crops of 64, batch 2048. Not yet run.
+"""Imagen's second stage at the sizes of the paper: 64 to 256 pixels, trained on crops of 64, batch
+2048. Not yet run.
 
     t2i compile configs/imagen/paper_larger.py --topology v4:4x4x8
 
@@ -24,6 +25,8 @@ def get_config() -> Recipe:
         recipe,
         task=dataclasses.replace(recipe.task, stages=stages),
         data=dataclasses.replace(recipe.data, image_size=256),
-        train=dataclasses.replace(recipe.train, optim=OptimConfig(learning_rate=1e-4, warmup_steps=10_000)),
+        train=dataclasses.replace(
+            recipe.train, optim=OptimConfig(learning_rate=1e-4, warmup_steps=10_000)
+        ),
         evaluation=Evaluation(options=ImagenOptions(guidance=8.0)),
     )

@@ -1,4 +1,5 @@
-"""Imagen's third stage at the sizes of the paper: 256 to 1024 pixels, trained on crops of 256, batch 2048. Not yet run.
+"""Imagen's third stage at the sizes of the paper: 256 to 1024 pixels, trained on crops of 256,
+batch 2048. Not yet run.
 
     t2i compile configs/imagen/paper_largest.py --topology v4:4x4x8
 
@@ -33,6 +34,8 @@ def get_config() -> Recipe:
         recipe,
         task=dataclasses.replace(recipe.task, stages=stages),
         data=dataclasses.replace(recipe.data, image_size=1024),
-        train=dataclasses.replace(recipe.train, optim=OptimConfig(learning_rate=1e-4, warmup_steps=10_000)),
+        train=dataclasses.replace(
+            recipe.train, optim=OptimConfig(learning_rate=1e-4, warmup_steps=10_000)
+        ),
         evaluation=Evaluation(options=ImagenOptions(guidance=8.0)),
     )

@@ -1,4 +1,6 @@
-"""Imagen on a folder of captioned photographs: 64 pixels, then 256, with a frozen T5. At full length not yet run.
+"""Imagen on a folder of captioned photographs: 64 pixels, then 256, with a frozen T5.
+
+At full length not yet run.
 
     t2i train configs/imagen/photos.py --workdir runs/photos data.source=folder:photos
 """
@@ -25,14 +27,24 @@ def get_config() -> Recipe:
         layer_cross_attns=(False, True, True, True), dtype="bfloat16",
     )  # fmt: skip
     larger = Unet(
-        dim=64, dim_mults=(1, 2, 4, 8), num_resnet_blocks=(2, 4, 8, 8), layer_attns=(False, False, False, True),
-        layer_cross_attns=(False, False, False, True), memory_efficient=True, dtype="bfloat16",
-    )  # fmt: skip
+        dim=64,
+        dim_mults=(1, 2, 4, 8),
+        num_resnet_blocks=(2, 4, 8, 8),
+        layer_attns=(False, False, False, True),
+        layer_cross_attns=(False, False, False, True),
+        memory_efficient=True,
+        dtype="bfloat16",
+    )
     return Recipe(
         task=ImagenTask(
             stages=(
                 Stage(base, image_size=64, noise=Ddpm(objective="v")),
-                Stage(larger, image_size=256, noise=Ddpm(objective="v", schedule="linear"), crop_size=64),
+                Stage(
+                    larger,
+                    image_size=256,
+                    noise=Ddpm(objective="v", schedule="linear"),
+                    crop_size=64,
+                ),
             ),
             text=T5Text.from_directory("google/t5-v1_1-base"),
         ),

@@ -1,4 +1,6 @@
-"""Imagen with the diffusion of Karras et al. on the embedded set `shapes`; all else as in shapes.py beside it.
+"""Imagen with the diffusion of Karras et al. on the embedded set `shapes`.
+
+All else as in shapes.py beside it.
 
     t2i train configs/imagen/shapes_edm.py
 """
@@ -14,7 +16,9 @@ def get_config() -> Recipe:
     """The recipe of shapes.py with `Edm`, sampled by Heun's method."""
     recipe = load_recipe(pathlib.Path(__file__).with_name("shapes.py"))
     base, larger = recipe.task.stages
-    stages = (  # the first stage trains at the levels where an image so small is decided; the second knows its layout
+    # the first stage trains at the levels where an image so small is decided; the second knows its
+    # layout
+    stages = (
         dataclasses.replace(base, noise=Edm(P_mean=0.8, P_std=1.3)),
         dataclasses.replace(larger, noise=Edm(P_mean=-0.4, P_std=1.3)),
     )

@@ -41,21 +41,34 @@ def get_config() -> Recipe:
             steps=600,
             batch_size=64,
             ema_decay=0.99,
-            optim=OptimConfig(name="muon", learning_rate=3e-3, warmup_steps=50, schedule="cosine", end_ratio=0.02),
+            optim=OptimConfig(
+                name="muon", learning_rate=3e-3, warmup_steps=50, schedule="cosine", end_ratio=0.02
+            ),
         ),
     )
     text = LearnedText(dim=128, depth=1, heads=4, mlp_dim=256, vocab_size=64, max_length=16)
     return Recipe(
-        task=PartiTask(model=Parti(dim=128, depth=4, heads=4, dim_head=32, dropout=0.1), text=text, tokenizer=network),
+        task=PartiTask(
+            model=Parti(dim=128, depth=4, heads=4, dim_head=32, dropout=0.1),
+            text=text,
+            tokenizer=network,
+        ),
         data=data,
         train=TrainConfig(
             steps=1200,
             batch_size=64,
             ema_decay=0.99,
             optim=OptimConfig(
-                name="muon", learning_rate=1e-3, warmup_steps=50, schedule="cosine", end_ratio=0.02, weight_decay=0.05
+                name="muon",
+                learning_rate=1e-3,
+                warmup_steps=50,
+                schedule="cosine",
+                end_ratio=0.02,
+                weight_decay=0.05,
             ),
         ),
         parts={"tokenizer": tokenizer},
-        evaluation=Evaluation(judge="digits", pictures=200, options=PartiOptions(guidance=2.0, temperature=0.8)),
+        evaluation=Evaluation(
+            judge="digits", pictures=200, options=PartiOptions(guidance=2.0, temperature=0.8)
+        ),
     )

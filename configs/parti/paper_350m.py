@@ -1,4 +1,5 @@
-"""Parti 350M at the sizes of the paper (Yu et al. 2022, section 2 and table 1), on stored image tokens. Not yet run.
+"""Parti 350M at the sizes of the paper (Yu et al. 2022, section 2 and table 1), on stored image
+tokens. Not yet run.
 
     t2i compile configs/parti/paper_350m.py --topology v4:4x4x8
     t2i data pack folder:photos packed --size 256 && t2i data encode-images packed runs/vit_vqgan
@@ -37,11 +38,19 @@ def get_config() -> Recipe:
             ema_decay=0.0,
             mesh={"data": -1, "fsdp": 16},
             optim=OptimConfig(
-                name="adafactor", learning_rate=4.5e-5, warmup_steps=5000, schedule="exponential", decay_from=85_000,
-                end_ratio=0.025, b1=0.9, b2=0.96, weight_decay=4.5e-2, clip_norm=4.0,
+                name="adafactor",
+                learning_rate=4.5e-5,
+                warmup_steps=5000,
+                schedule="exponential",
+                decay_from=85_000,
+                end_ratio=0.025,
+                b1=0.9,
+                b2=0.96,
+                weight_decay=4.5e-2,
+                clip_norm=4.0,
             ),
             save_every=5000,
             eval_every=10_000,
         ),
         evaluation=Evaluation(options=PartiOptions(guidance=1.2)),
-    )  # fmt: skip
+    )

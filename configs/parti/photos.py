@@ -1,9 +1,12 @@
-"""Parti on a folder of captioned photographs: a template to start from, 64 x 64 pixels. Not yet run at full length.
+"""Parti on a folder of captioned photographs: a template to start from, 64 x 64 pixels.
 
-    t2i train configs/parti/photos.py --workdir runs/photos data.source=folder:PHOTOS tokenizer.data.source=folder:PHOTOS
+Not yet run at full length.
 
-PHOTOS holds images with .txt files of the same name, or a captions.csv. Pack thousands of images first:
-`t2i data pack folder:PHOTOS packed`, then data.source=arrayrecord:packed.
+    t2i train configs/parti/photos.py --workdir runs/photos data.source=folder:PHOTOS
+    tokenizer.data.source=folder:PHOTOS
+
+PHOTOS holds images with .txt files of the same name, or a captions.csv. Pack thousands of images
+first: `t2i data pack folder:PHOTOS packed`, then data.source=arrayrecord:packed.
 """
 
 from t2i_jax import (
@@ -43,11 +46,15 @@ def get_config() -> Recipe:
             optim=OptimConfig(learning_rate=1e-3, warmup_steps=500, schedule="cosine"),
         ),
     )
-    optim = OptimConfig(learning_rate=5e-4, warmup_steps=1000, schedule="cosine", weight_decay=0.045)
+    optim = OptimConfig(
+        learning_rate=5e-4, warmup_steps=1000, schedule="cosine", weight_decay=0.045
+    )
     return Recipe(
         task=PartiTask(
             model=PartiTransformer(dim=256, depth=6, heads=4, mlp_dim=1024),
-            text=LearnedText(dim=256, depth=2, heads=4, mlp_dim=1024, vocab_size=8000, max_length=48),
+            text=LearnedText(
+                dim=256, depth=2, heads=4, mlp_dim=1024, vocab_size=8000, max_length=48
+            ),
             tokenizer=network,
         ),
         data=data,

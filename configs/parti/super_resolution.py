@@ -1,4 +1,5 @@
-"""Super-resolution of drawn shapes from 32 to 64 pixels: behind Parti it doubles the images of the quickstart.
+"""Super-resolution of drawn shapes from 32 to 64 pixels: behind Parti it doubles the images of the
+quickstart.
 
     t2i train configs/parti/super_resolution.py --workdir runs/larger
     t2i sample runs/quickstart "a red circle above a blue square" --upscale runs/larger
@@ -23,6 +24,8 @@ def get_config() -> Recipe:
             steps=400,
             batch_size=16,
             ema_decay=0.99,
-            optim=OptimConfig(learning_rate=2e-3, warmup_steps=20, schedule="cosine", end_ratio=0.02),
+            optim=OptimConfig(
+                learning_rate=2e-3, warmup_steps=20, schedule="cosine", end_ratio=0.02
+            ),
         ),
     )

@@ -1,4 +1,5 @@
-"""Ahead-of-time compilation for TPU slices that are not there: whether a step fits, and its cost per chip.
+"""Ahead-of-time compilation for TPU slices that are not there: whether a step fits, and its cost
+per chip.
 
 libtpu holds the compiler and describes any slice, on a machine without a TPU; nothing is computed.
 """
@@ -37,16 +38,21 @@ class Report:
     """The cost of a program on one chip; all counts are per step.
 
     Attributes:
-      topology, chips, mesh: the slice, its number of chips, and the axes of the mesh with a size above 1.
+      topology, chips, mesh: the slice, its number of chips, and the axes of the mesh with a size
+        above 1.
       fits: whether the compiler found room. problem: the compiler's sentence where it did not.
-      arguments, temporaries, code, peak: GiB of HBM; temporaries at their most, results that take no argument's
-        place among them. Where the program does not fit, `temporaries` is what the compiler wanted.
+      arguments, temporaries, code, peak: GiB of HBM; temporaries at their most, results that take
+        no argument's place among them. Where the program does not fit, `temporaries` is what the
+        compiler wanted.
       hbm: GiB of HBM that a chip has. largest: (path, GiB) of the largest arrays of the state.
       flops: matmul FLOPs. traffic: HBM traffic in bytes.
-      collectives: collective bytes by kind. between_slices: bytes of those that go from slice to slice.
-      compute, memory, interconnect: seconds that each alone would take, the three roofline lower bounds.
+      collectives: collective bytes by kind. between_slices: bytes of those that go from slice to
+        slice.
+      compute, memory, interconnect: seconds that each alone would take, the three roofline lower
+        bounds.
       model_flops: FLOPs of the model itself per chip, without what remat computes again.
-      mfu: model FLOPs utilisation at the largest of the three bounds, from 0 to 1; reality stays below it.
+      mfu: model FLOPs utilisation at the largest of the three bounds, from 0 to 1; reality stays
+        below it.
       seconds: time that lowering and compiling took.
     """
 
@@ -81,14 +87,17 @@ class Report:
 def slice_devices(topology: str) -> Sequence[jax.Device]:
     """The devices of a slice such as "v5p:8x8x8", or of several, "2*v5e:16x16".
 
-    Without a TPU, a process that has called this can't trace any more: `jax.profiler` crashes beside libtpu.
+    Without a TPU, a process that has called this can't trace any more: `jax.profiler` crashes
+    beside libtpu.
 
     Raises:
       UserError: libtpu is missing, or there is no such slice.
     """
     found = re.fullmatch(r"(?:(\d+)\*)?(\w+):(\d+(?:x\d+){1,2})", topology)
     if not found:
-        raise UserError(f"topology={topology!r} is no TPU slice; give one such as v5p:8x8x8 or 2*v5e:16x16.")
+        raise UserError(
+            f"topology={topology!r} is no TPU slice; give one such as v5p:8x8x8 or 2*v5e:16x16."
+        )
     one_of("topology", found[2], GENERATIONS)
     if math.prod(map(int, found[3].split("x"))) > 2**16:
         raise UserError(f"topology={topology!r} has more than 65536 chips; give a smaller one.")
@@ -96,27 +105,34 @@ def slice_devices(topology: str) -> Sequence[jax.Device]:
         remedy = "pip install 'jax[tpu]' (Linux, x86-64)"
         raise UserError(f"topology={topology!r} needs the TPU compiler; {remedy}.")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no cloud is asked what it has
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # without these two libtpu complains of this machine
+    # without these two libtpu complains of this machine
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs on a TPU, so several may compile at once
+    # nothing runs on a TPU, so several may compile at once
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
     options: dict[str, Any] = {"num_slices": int(found[1])} if found[1] else {}
     if found[2] == "v4":
         options["chip_config_name"] = "megacore"  # one device per chip, as JAX has it on a v4
-    name = f"{found[2]}:{found[3]}" + ("x1" if found[2] == "v4" and found[3].count("x") == 1 else "")
+    name = f"{found[2]}:{found[3]}" + (
+        "x1" if found[2] == "v4" and found[3].count("x") == 1 else ""
+    )
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except Exception as error:  # whatever libtpu has to say
         why = str(error).splitlines()[0][:200]
-        raise UserError(f"topology={topology!r} is no slice that libtpu knows ({why}); try {found[2]}:4x4.") from None
+        raise UserError(
+            f"topology={topology!r} is no slice that libtpu knows ({why}); try {found[2]}:4x4."
+        ) from None
 
 
 def compile_step(task: Task, config: TrainConfig, frozen: Any, topology: str) -> Report:
     """Compiles the step that the trainer would run on a slice.
 
     Args:
-      frozen: shapes of the parameters that never change. config: with the mesh, the rules and the batch.
+      frozen: shapes of the parameters that never change. config: with the mesh, the rules and the
+        batch.
 
     Raises:
       UserError: there is no such slice, or the mesh or the batch does not fit it.
@@ -133,11 +149,17 @@ def compile_step(task: Task, config: TrainConfig, frozen: Any, topology: str) ->
     spec = {n: _lying(s, rows) for n, s in task.batch_spec(config.batch_size).items()}
     frozen = jax.tree.map(_lying, frozen, sharding.frozen_places(frozen, mesh, config.preset))
     step = functools.partial(
-        train_step, task=task, optimisers=optimisers, ema_decay=config.ema_decay, accumulate=config.accumulate
+        train_step,
+        task=task,
+        optimisers=optimisers,
+        ema_decay=config.ema_decay,
+        accumulate=config.accumulate,
     )
     begin = time.perf_counter()
     with jax.set_mesh(mesh):
-        lowered = jax.jit(step, donate_argnums=0, out_shardings=(out, None)).lower(state, frozen, spec)
+        lowered = jax.jit(step, donate_argnums=0, out_shardings=(out, None)).lower(
+            state, frozen, spec
+        )
     own = task.flops(config.batch_size) / mesh.size
     return _report(lowered, topology, mesh, begin, own, {"state": state, "frozen": frozen})
 
@@ -145,7 +167,8 @@ def compile_step(task: Task, config: TrainConfig, frozen: Any, topology: str) ->
 def compile_sampling(
     task: Task, config: TrainConfig, frozen: Any, topology: str, count: int
 ) -> Mapping[str, Report]:
-    """Compiles the programs that make `count` images at a time on a slice: a report per program, by name.
+    """Compiles the programs that make `count` images at a time on a slice: a report per program, by
+    name.
 
     Args:
       config: with the mesh and the rules. frozen: shapes of the parameters that never change.
@@ -156,10 +179,14 @@ def compile_sampling(
     programs = task.sampling_programs(count)
     if not programs:
         kind = type(task).__name__
-        raise UserError(f"generate={count} is given for {kind}, which makes no images; leave it out.")
+        raise UserError(
+            f"generate={count} is given for {kind}, which makes no images; leave it out."
+        )
     mesh = sharding.make_mesh(config.mesh, slice_devices(topology))
     boxed = dict(jax.eval_shape(task.init, jax.random.key(0))[0])
-    params = jax.tree.map(_lying, sharding.unbox(boxed), sharding.shardings(boxed, mesh, config.preset))
+    params = jax.tree.map(
+        _lying, sharding.unbox(boxed), sharding.shardings(boxed, mesh, config.preset)
+    )
     whole = sharding.replicated(mesh)
     frozen = jax.tree.map(_lying, frozen, sharding.frozen_places(frozen, mesh, config.preset))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
@@ -181,26 +208,36 @@ def text(report: Report) -> str:
     arrays = "; ".join(f"{name} {size:.2f}" for name, size in report.largest)
     if not report.fits:
         lines += [
-            f"does not fit: temporaries of {report.temporaries:.1f} GiB beside {report.arguments:.1f} GiB of arguments "
-            f"in {report.hbm:.0f} GiB of HBM",
+            f"does not fit: temporaries of {report.temporaries:.1f} GiB beside "
+            f"{report.arguments:.1f} GiB of arguments in {report.hbm:.0f} GiB of HBM",
             f"the compiler: {report.problem}",
             f"largest arrays of the state on a chip, GiB: {arrays}",
-            "try task.model.remat=full, train.accumulate=2, a larger fsdp or tensor axis, or more chips.",
+            "try task.model.remat=full, train.accumulate=2, a larger fsdp or tensor axis, or "
+            "more chips.",
         ]
         return "\n".join(lines)
     own = f" ({report.model_flops / 1e12:.2f} the model's own)" if report.model_flops else ""
     reached = f": MFU up to {report.mfu:.0%}" if report.model_flops else ""
-    sent = ", ".join(f"{kind} {size / 1e9:.2f} GB" for kind, size in sorted(report.collectives.items())) or "none"
-    return "\n".join([
-        *lines,
-        f"fits: peak {report.peak:.1f} of {report.hbm:.0f} GiB of HBM (arguments {report.arguments:.2f}, temporaries "
-        f"{report.temporaries:.2f}, code {report.code:.2f})",
-        f"largest arrays of the state on a chip, GiB: {arrays}",
-        f"per chip: {report.flops / 1e12:.2f} TFLOP{own}, HBM traffic {report.traffic / 1e9:.1f} GB",
-        f"collectives per chip: {sent}; between slices {report.between_slices / 1e9:.2f} GB",
-        f"roofline lower bound {report.step:.3f} s (compute {report.compute:.3f}, memory {report.memory:.3f}, "
-        f"interconnect {report.interconnect:.3f}){reached}",
-    ])
+    sent = (
+        ", ".join(
+            f"{kind} {size / 1e9:.2f} GB" for kind, size in sorted(report.collectives.items())
+        )
+        or "none"
+    )
+    return "\n".join(
+        [
+            *lines,
+            f"fits: peak {report.peak:.1f} of {report.hbm:.0f} GiB of HBM (arguments "
+            f"{report.arguments:.2f}, temporaries {report.temporaries:.2f}, code "
+            f"{report.code:.2f})",
+            f"largest arrays of the state on a chip, GiB: {arrays}",
+            f"per chip: {report.flops / 1e12:.2f} TFLOP{own}, HBM traffic "
+            f"{report.traffic / 1e9:.1f} GB",
+            f"collectives per chip: {sent}; between slices {report.between_slices / 1e9:.2f} GB",
+            f"roofline lower bound {report.step:.3f} s (compute {report.compute:.3f}, memory "
+            f"{report.memory:.3f}, interconnect {report.interconnect:.3f}){reached}",
+        ]
+    )
 
 
 def _lying(shape, place):
@@ -214,7 +251,8 @@ def _report(lowered, topology, mesh, begin, own, arguments):
     known = dict(topology=topology, chips=mesh.size, mesh=shape, hbm=chip.hbm, model_flops=own)
     largest = _largest(arguments)
     try:
-        with warnings.catch_warnings():  # of the compilation cache, which keeps programs for devices that are there
+        # of the compilation cache, which keeps programs for devices that are there
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -226,7 +264,13 @@ def _report(lowered, topology, mesh, begin, own, arguments):
         spent = time.perf_counter() - begin
         problem = str(error).splitlines()[0]
         return Report(
-            fits=False, arguments=held, temporaries=total, largest=largest, seconds=spent, problem=problem, **known
+            fits=False,
+            arguments=held,
+            temporaries=total,
+            largest=largest,
+            seconds=spent,
+            problem=problem,
+            **known,
         )
     spent = time.perf_counter() - begin
     held = program.memory_analysis()
@@ -234,7 +278,9 @@ def _report(lowered, topology, mesh, begin, own, arguments):
     code = held.generated_code_size_in_bytes / _GIB
     sizes = dict(arguments=given, temporaries=most - given, code=code, peak=most + code)
     cost = hlo.cost(_text_of(program, topology), mesh.size)
-    return Report(fits=True, largest=largest, seconds=spent, **sizes, **_roofline(cost, chip, own), **known)
+    return Report(
+        fits=True, largest=largest, seconds=spent, **sizes, **_roofline(cost, chip, own), **known
+    )
 
 
 def _text_of(program, topology):
@@ -243,7 +289,9 @@ def _text_of(program, topology):
     except jax.errors.JaxRuntimeError as error:  # a libtpu newer than jaxlib
         why = str(error).splitlines()[0][:200]
         remedy = "install the libtpu that jax names: pip install 'jax[tpu]'"
-        raise UserError(f"topology={topology!r}: jaxlib can't read what libtpu compiled ({why}); {remedy}.") from None
+        raise UserError(
+            f"topology={topology!r}: jaxlib can't read what libtpu compiled ({why}); {remedy}."
+        ) from None
 
 
 def _roofline(cost: hlo.Cost, chip: Chip, own):
@@ -253,14 +301,23 @@ def _roofline(cost: hlo.Cost, chip: Chip, own):
     compute, memory = cost.flops / chip.flops, cost.traffic / chip.bandwidth
     interconnect = sum(sent.values()) / chip.ici + cost.between_slices / chip.dcn
     return dict(
-        flops=cost.flops, traffic=cost.traffic, collectives=sent, between_slices=cost.between_slices, compute=compute,
-        memory=memory, interconnect=interconnect, mfu=own / chip.flops / max(compute, memory, interconnect),
-    )  # fmt: skip
+        flops=cost.flops,
+        traffic=cost.traffic,
+        collectives=sent,
+        between_slices=cost.between_slices,
+        compute=compute,
+        memory=memory,
+        interconnect=interconnect,
+        mfu=own / chip.flops / max(compute, memory, interconnect),
+    )
 
 
 def _largest(arguments, count=5):
     """(path, GiB on one chip) of the largest arrays."""
-    found = [(jax.tree_util.keystr(path), _gib(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(arguments)]
+    found = [
+        (jax.tree_util.keystr(path), _gib(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(arguments)
+    ]
     return tuple(sorted(found, key=lambda pair: -pair[1])[:count])
 
 

@@ -1,4 +1,5 @@
-"""The cost of a compiled program, counted in its HLO text: matmul FLOPs, HBM traffic, collective bytes.
+"""The cost of a compiled program, counted in its HLO text: matmul FLOPs, HBM traffic, collective
+bytes.
 
 XLA's own `cost_analysis` counts the body of a loop once; a scanned transformer is one such body.
 """
@@ -15,24 +16,54 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 _BITS = {
-    "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16, "s32": 32, "u32": 32,
-    "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128,
-}  # fmt: skip
+    "pred": 8,
+    "s4": 4,
+    "u4": 4,
+    "s8": 8,
+    "u8": 8,
+    "s16": 16,
+    "u16": 16,
+    "bf16": 16,
+    "f16": 16,
+    "s32": 32,
+    "u32": 32,
+    "f32": 32,
+    "s64": 64,
+    "u64": 64,
+    "f64": 64,
+    "c64": 64,
+    "c128": 128,
+}
 _ARRAY = re.compile(r"\b(pred|bf16|f8\w*|[sufc]\d+)\[([\d,]*)\](\{[^}]*\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"\b(?:calls|to_apply|called_computations)=\{?%?([\w.\-]+)")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _TAKING = ("dynamic-slice", "slice", "gather")  # read of an array what they give
-_KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}  # matmuls of all queries and keys
+# matmuls of all queries and keys
+_KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 _FREE = {  # move nothing
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
-    "while", "conditional", "call", "opt-barrier", "send", "recv",
-}  # fmt: skip
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "while",
+    "conditional",
+    "call",
+    "opt-barrier",
+    "send",
+    "recv",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of HLO: the shape of its result, its operation, its operands' names, and all that follows as written."""
+    """One line of HLO: the shape of its result, its operation, its operands' names, and all that
+    follows as written.
+    """
 
     name: str
     shape: str
@@ -46,8 +77,10 @@ class Collective:
     """One collective operation.
 
     Attributes:
-      kind: as "all-gather". size: bytes of the whole array on one device: what is gathered, reduced or exchanged.
-      group: ids of the devices that take part with the first one. times: how often it runs in a step.
+      kind: as "all-gather". size: bytes of the whole array on one device: what is gathered, reduced
+        or exchanged.
+      group: ids of the devices that take part with the first one. times: how often it runs in a
+        step.
     """
 
     kind: str
@@ -80,20 +113,24 @@ class Cost:
 
 
 def cost(text: str, devices: int) -> Cost:
-    """Counts a program's HLO text, as `compiled.as_text()` gives it; loops count as often as they run.
+    """Counts a program's HLO text, as `compiled.as_text()` gives it.
+
+    Loops count as often as they run.
 
     Args:
       devices: on which it runs in all, for collectives over everything.
     """
     program, entry = _parse(text)
-    shapes = {line.name: line.shape for body in program.values() for line in body}  # names are a module's own
+    # names are a module's own
+    shapes = {line.name: line.shape for body in program.values() for line in body}
     flops, traffic, between, collectives = 0.0, 0.0, 0.0, []
     for name, times in _runs(program, entry).items():
         body = program[name]
         flops += times * sum(_flops(line, shapes) for line in _inside(program, body))
         for line in body:
             traffic += times * _traffic(line, shapes, program)
-            if line.operation == "send" and "megascale" in line.rest:  # the runtime between slices takes it from there
+            # the runtime between slices takes it from there
+            if line.operation == "send" and "megascale" in line.rest:
                 between += times * _bytes(shapes.get(line.operands[0], ""))
             if found := _collective(line, program, shapes):
                 kind, size, where = found
@@ -104,13 +141,23 @@ def cost(text: str, devices: int) -> Cost:
 def _collective(line, program, shapes):
     """(kind, bytes of the whole array, what its line says of the group), or None."""
     kind, where = line.operation.removesuffix("-start"), line.rest
-    if kind == "fusion" and (called := _CALLED.search(line.rest)) and called[1].startswith("all-reduce-scatter"):
+    if (
+        kind == "fusion"
+        and (called := _CALLED.search(line.rest))
+        and called[1].startswith("all-reduce-scatter")
+    ):
         kind = "reduce-scatter"  # which a TPU has as a sum of which each device keeps a part
         where = next(inner.rest for inner in program[called[1]] if inner.operation == "all-reduce")
     if kind not in _COLLECTIVES:
         return None
-    size = max(_bytes(line.shape), sum(_bytes(shapes.get(operand, "")) for operand in line.operands))
-    return kind, size // 2 if line.operation.endswith("-start") and kind != "all-reduce" else size, where
+    size = max(
+        _bytes(line.shape), sum(_bytes(shapes.get(operand, "")) for operand in line.operands)
+    )
+    return (
+        kind,
+        size // 2 if line.operation.endswith("-start") and kind != "all-reduce" else size,
+        where,
+    )
 
 
 def _parse(text):
@@ -153,13 +200,20 @@ def _runs(program, entry) -> Mapping[str, int]:
         runs[name] += times
         for line in program[name]:
             if line.operation == "while":
-                body, condition = (re.search(rf"{part}=%?([\w.\-]+)", line.rest)[1] for part in ("body", "condition"))
+                body, condition = (
+                    re.search(rf"{part}=%?([\w.\-]+)", line.rest)[1]
+                    for part in ("body", "condition")
+                )
                 visit(body, times * _trips(line, program, condition))
             elif line.operation == "conditional":
-                for branches in re.findall(r"(?:true|false|branch)_computations?=(\{[^}]*\}|%?[\w.\-]+)", line.rest):
+                for branches in re.findall(
+                    r"(?:true|false|branch)_computations?=(\{[^}]*\}|%?[\w.\-]+)", line.rest
+                ):
                     for branch in re.findall(r"[\w.\-]+", branches):
                         visit(branch, times)
-            elif line.operation in ("call", "async-start") and (called := _CALLED.search(line.rest)):
+            elif line.operation in ("call", "async-start") and (
+                called := _CALLED.search(line.rest)
+            ):
                 visit(called[1], times)
 
     visit(entry, 1)
@@ -170,8 +224,12 @@ def _trips(line, program, condition):
     """How often a loop runs: as its line says, or the number that its condition compares with."""
     if trips := re.search(r"known_trip_count[^0-9]*(\d+)", line.rest):
         return int(trips[1])
-    compared = [inner for inner in _inside(program, program[condition]) if inner.operation == "constant"]
-    numbers = [re.match(r"\((\d+)\)", inner.rest) for inner in compared if inner.shape.startswith("s32[]")]
+    compared = [
+        inner for inner in _inside(program, program[condition]) if inner.operation == "constant"
+    ]
+    numbers = [
+        re.match(r"\((\d+)\)", inner.rest) for inner in compared if inner.shape.startswith("s32[]")
+    ]
     return max((int(number[1]) for number in numbers if number), default=1)
 
 
@@ -193,7 +251,9 @@ def _arrays(shape: str) -> Sequence[tuple[str, tuple[int, ...], str]]:
 
 
 def _bytes(shape, only_hbm=False):
-    """Bytes of all arrays; `only_hbm`: without those that lie in the chip's own memory, "S(1)" in a layout."""
+    """Bytes of all arrays; `only_hbm`: without those that lie in the chip's own memory, "S(1)" in a
+    layout.
+    """
     return _total(_arrays(shape), only_hbm)
 
 
@@ -203,8 +263,12 @@ def _total(arrays, only_hbm=False):
 
 
 def _traffic(line, shapes, program):
-    """Bytes that an instruction reads from and writes to HBM; of what it slices, the slices alone."""
-    if line.operation in _FREE or line.operation.endswith("-done") or line.operation == "async-start":
+    """Bytes that an instruction reads from and writes to HBM; of slices only the slice."""
+    if (
+        line.operation in _FREE
+        or line.operation.endswith("-done")
+        or line.operation == "async-start"
+    ):
         return 0
     if line.operation in _TAKING:
         return 2 * _bytes(line.shape, True)
@@ -215,19 +279,32 @@ def _traffic(line, shapes, program):
         sizes = [min(_read(program, line, i), _bytes(shape, True)) for i, shape in enumerate(read)]
         return sum(sizes) + _written(program, line)
     written = _arrays(line.shape)
-    written = written[:1] if line.operation.endswith("-start") else written  # behind it stands what is read
+    # behind it stands what is read
+    written = written[:1] if line.operation.endswith("-start") else written
     return sum(_bytes(shape, True) for shape in read) + _total(written, True)
 
 
 def _read(program, line, number):
-    """Bytes of the slices that a fusion takes of an operand, and nothing else of it; infinite: the whole."""
+    """Bytes of the slices that a fusion takes of an operand, and nothing else of it.
+
+    Infinite: the whole.
+    """
     inner = _fused(program, line)
-    own = next((one for one in inner.values() if one.operation == "parameter" and one.rest.startswith(f"({number})")), None)
+    own = next(
+        (
+            one
+            for one in inner.values()
+            if one.operation == "parameter" and one.rest.startswith(f"({number})")
+        ),
+        None,
+    )
     if own is None:
         return math.inf
     total, users = 0, _users(inner, own.name)
     for user in users:
-        places = [place for place, name in enumerate(user.operands) if _seen(inner, name) == own.name]
+        places = [
+            place for place, name in enumerate(user.operands) if _seen(inner, name) == own.name
+        ]
         if user.operation == "fusion":
             total += sum(_read(program, user, place) for place in places)
         elif user.operation not in (*_TAKING, "dynamic-update-slice") or places != [0]:
@@ -244,7 +321,9 @@ def _fused(program, line):
 def _users(inner, name):
     """The instructions that use a value, also under another shape."""
     users = [one for one in inner.values() if name in one.operands]
-    again = [more for one in users if one.operation == "bitcast" for more in _users(inner, one.name)]
+    again = [
+        more for one in users if one.operation == "bitcast" for more in _users(inner, one.name)
+    ]
     return [one for one in users if one.operation != "bitcast"] + again
 
 
@@ -289,14 +368,16 @@ def _kernel(line, shapes):
     sizes = next((sizes for _, sizes, _ in operands if len(sizes) == 4), None)
     if not matmuls or sizes is None:
         return 0
-    causal = any(kind == "s32" and sizes[2] in places for kind, places, _ in operands)  # the kernel is given the places of the queries
+    # the kernel is given the places of the queries
+    causal = any(kind == "s32" and sizes[2] in places for kind, places, _ in operands)
     return (1 if causal else 2) * matmuls * math.prod(sizes) * sizes[2]
 
 
 def _convolution(line, shapes):
     """Multiply-adds that touch no padding and no hole of a dilation, times two."""
     left, right, out = (
-        _arrays(shape)[0][1] for shape in (*(shapes[name] for name in line.operands[:2]), line.shape)
+        _arrays(shape)[0][1]
+        for shape in (*(shapes[name] for name in line.operands[:2]), line.shape)
     )
     of_left, of_right, of_out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.rest).groups()
     window = dict(re.findall(r"(size|stride|pad|lhs_dilate|rhs_dilate)=([\d_x\-]+)", line.rest))
@@ -310,7 +391,11 @@ def _convolution(line, shapes):
         taps = np.arange(right[of_right.index(label)])[None] * int(here.get("rhs_dilate", 1))
         holes = int(here.get("lhs_dilate", 1))
         places = steps + taps - int(here.get("pad", "0_0").rsplit("_", 1)[0])
-        inside = (places >= 0) & (places < (left[of_left.index(label)] - 1) * holes + 1) & (places % holes == 0)
+        inside = (
+            (places >= 0)
+            & (places < (left[of_left.index(label)] - 1) * holes + 1)
+            & (places % holes == 0)
+        )
         total *= int(inside.sum())
     return total
 
@@ -321,9 +406,13 @@ def _group(rest, devices):
         axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
         ids = np.arange(math.prod(axes.values())).reshape(tuple(axes.values()))
         split = re.findall(r"'([^']+)'", mesh[2])
-        return tuple(ids[tuple(slice(None) if name in split else 0 for name in axes)].reshape(-1).tolist())
+        return tuple(
+            ids[tuple(slice(None) if name in split else 0 for name in axes)].reshape(-1).tolist()
+        )
     if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        shape, of, order = (tuple(map(int, part.split(","))) if part else None for part in iota.groups())
+        shape, of, order = (
+            tuple(map(int, part.split(","))) if part else None for part in iota.groups()
+        )
         ids = np.arange(math.prod(of)).reshape(of)
         ids = ids.transpose(order) if order else ids
         return tuple(ids.reshape(shape).reshape(-1, shape[-1])[0].tolist())

@@ -1,4 +1,6 @@
-"""`t2i compile CONFIG --topology SLICE`: the training step compiled for TPUs that are not there, and its costs."""
+"""`t2i compile CONFIG --topology SLICE`: the training step compiled for TPUs that are not there,
+and its costs.
+"""
 
 from __future__ import annotations
 
@@ -22,28 +24,33 @@ def compile_for(
     generate: int | None = None,
     json_file: Annotated[pathlib.Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
-    """Compile a recipe's training step for a TPU slice on any machine, and tell what each chip will do.
+    """Compile a recipe's training step for a TPU slice on any machine, and tell what each chip will
+    do.
 
-    Exit status: 0 it fits; 1 it does not; 2 a mistake in what was given. Needs libtpu, no TPU. The compiler is told to
-    take little time (its level O1: the same products, collectives and peak, a little more traffic); the environment
-    variable JAX_OPTIMIZATION_LEVEL names another level, UNKNOWN the one of training.
+    Exit status: 0 it fits; 1 it does not; 2 a mistake in what was given. Needs libtpu, no TPU. The
+    compiler is told to take little time (its level O1: the same products, collectives and peak, a
+    little more traffic); the environment variable JAX_OPTIMIZATION_LEVEL names another level,
+    UNKNOWN the one of training.
 
     Args:
         config: A recipe file with get_config(), such as configs/parti/paper_3b.py.
         overrides: Fields to change, as train.batch_size=4096.
         topology: The slice, as v5p:8x8x8, or several of them, as 2*v5e:16x16.
         mesh: Sizes of the mesh's axes, as data=2,fsdp=4,tensor=2; the recipe's own by default.
-        search: Try the remat policies and numbers of gradient accumulation steps; name the fastest that fits.
-        generate: Compile sampling instead: this many images at a time, guided, in one program per stage.
-        json_file: A file for the numbers; of --search and --generate several, by name.
+        search: Try the remat policies and numbers of gradient accumulation steps; name the fastest
+        that fits. generate: Compile sampling instead: this many images at a time, guided, in one
+        program per stage. json_file: A file for the numbers; of --search and --generate several, by
+        name.
     """
     import jax
 
     from t2i_jax.aot import ahead
     from t2i_jax.runs.recipe import changed, load_recipe, with_mesh
 
-    jax.config.update("jax_platforms", "cpu")  # nothing is computed, and a GPU has kernels of its own
-    jax.config.update("jax_enable_compilation_cache", False)  # it can't keep programs for devices that are not there
+    # nothing is computed, and a GPU has kernels of its own
+    jax.config.update("jax_platforms", "cpu")
+    # it can't keep programs for devices that are not there
+    jax.config.update("jax_enable_compilation_cache", False)
     if "JAX_OPTIMIZATION_LEVEL" not in os.environ:
         jax.config.update("jax_optimization_level", "O1")
     recipe = with_mesh(changed(load_recipe(config), overrides), mesh)
@@ -89,7 +96,10 @@ def _parts(recipe):
 
 
 def _search(recipe, topology):
-    """(settings, report) of each combination; a batch in more parts is tried only where fewer do not fit."""
+    """(settings, report) of each combination.
+
+    A batch in more parts is tried only where fewer do not fit.
+    """
     from t2i_jax.config import override, to_dict
 
     fields = ["task." + path for path in _named("remat", to_dict(recipe.task))]
@@ -121,6 +131,10 @@ def _named(name, tree, path=""):
 def _comparison(reports):
     lines = [f"{'':40} {'fits':>5} {'peak GiB':>9} {'step s':>8} {'MFU':>5}"]
     for name, one in reports.items():
-        figures = f"{one.peak:9.1f} {one.step:8.3f} {one.mfu:5.0%}" if one.fits else f"{one.temporaries:9.1f}"
+        figures = (
+            f"{one.peak:9.1f} {one.step:8.3f} {one.mfu:5.0%}"
+            if one.fits
+            else f"{one.temporaries:9.1f}"
+        )
         lines.append(f"{name:40} {'yes' if one.fits else 'no':>5} {figures}")
     return "\n".join(lines)

@@ -14,14 +14,18 @@ _Path = Annotated[pathlib.Path, tyro.conf.Positional]
 
 
 def from_torch(
-    weights: _Path, out: _Path, fields: Annotated[tuple[str, ...], tyro.conf.Positional] = (), t5: str | None = None
+    weights: _Path,
+    out: _Path,
+    fields: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    t5: str | None = None,
 ) -> None:
     """Turn a checkpoint of a PyTorch package into a folder that t2i sample and t2i.load read.
 
     Args:
         weights: A .safetensors file, or .pt/.bin/.pth (read without running any pickled code).
         out: New folder; nothing is overwritten.
-        fields: Configuration that the weights don't tell, as heads=8; arguments of the package's class under the name of
+        fields: Configuration that the weights don't tell, as heads=8; arguments of the package's
+        class under the name of
             the system, as SYSTEM.image_sizes=(64,256).
         t5: The folder or hub name of the T5 on whose embeddings the system was trained.
     """
@@ -29,8 +33,13 @@ def from_torch(
 
     given: dict[str, Any] = {}
     for name, value in _fields(fields).items():
-        system, dot, argument = name.partition(".")  # "system.argument" is one of the package's class
-        given = {**given, system: {**given.get(system, {}), argument: value}} if dot else {**given, name: value}
+        # "system.argument" is one of the package's class
+        system, dot, argument = name.partition(".")
+        given = (
+            {**given, system: {**given.get(system, {}), argument: value}}
+            if dot
+            else {**given, name: value}
+        )
     print(f"written: {import_torch(weights, out, t5=t5, **given)}")
 
 

@@ -26,7 +26,9 @@ def pack(
     max_bad_rate: float = 0.05,
     shard_mb: int = 256,
 ) -> None:
-    """Write a source as shards of ArrayRecord with a manifest; data.source=arrayrecord:OUT reads it.
+    """Write a source as shards of ArrayRecord with a manifest.
+
+    `data.source=arrayrecord:OUT` reads it.
 
     Args:
         source: As in a recipe: folder:PATH, webdataset:GLOB, tfds:NAME, hf:NAME, shapes, digits.
@@ -42,9 +44,15 @@ def pack(
     if shard_mb < 1:
         raise UserError(f"shard_mb={shard_mb} is not positive; give 1 or more, for example 256.")
     manifest = pack_source(
-        _open(source, size, split), out, name=source, size=size, captions=captions, max_bad_rate=max_bad_rate,
-        shard_bytes=shard_mb * 2**20, progress=_progress("packing"),
-    )  # fmt: skip
+        _open(source, size, split),
+        out,
+        name=source,
+        size=size,
+        captions=captions,
+        max_bad_rate=max_bad_rate,
+        shard_bytes=shard_mb * 2**20,
+        progress=_progress("packing"),
+    )
     bad = ", ".join(f"{reason} {count}" for reason, count in manifest["bad"].items())
     print(f"packed: {manifest['count']} records in {len(manifest['shards'])} shards")
     if bad:
@@ -62,11 +70,10 @@ def inspect(
     """Show counts, sizes, captions and what can't be used, and draw a contact sheet.
 
     Args:
-        source: As in a recipe: folder:PATH, webdataset:GLOB, arrayrecord:DIR, tfds:NAME, hf:NAME, shapes, digits.
-        samples: How many records are read, evenly spread.
-        sheet: PNG file to write; an existing one is kept, and the new one numbered.
-        size: Side of the images of shapes and digits.
-        split: Of a source that has splits.
+        source: As in a recipe: folder:PATH, webdataset:GLOB, arrayrecord:DIR, tfds:NAME, hf:NAME,
+        shapes, digits. samples: How many records are read, evenly spread. sheet: PNG file to write;
+        an existing one is kept, and the new one numbered. size: Side of the images of shapes and
+        digits. split: Of a source that has splits.
     """
     from t2i_jax.data.overview import contact_sheet, look
     from t2i_jax.pixels import save_png
@@ -76,7 +83,12 @@ def inspect(
     for line in found.lines():
         print(line)
     for name, about in getattr(opened, "stored", {}).items():
-        print(f"{name}: " + ", ".join(f"{key}={value}" for key, value in about.items() if key not in ("shards", "bad")))
+        print(
+            f"{name}: "
+            + ", ".join(
+                f"{key}={value}" for key, value in about.items() if key not in ("shards", "bad")
+            )
+        )
     if found.shown:
         path = _new_file(sheet)
         save_png(path, contact_sheet(found.shown))
@@ -92,7 +104,8 @@ def encode_text(
     max_bad_rate: float = 0.05,
     replace: bool = False,
 ) -> None:
-    """Store the T5 embeddings of the captions beside a packed set, for a task with text=StoredText(dim, max_length).
+    """Store the T5 embeddings of the captions beside a packed set, for a task with
+    text=StoredText(dim, max_length).
 
     Args:
         packed: Folder that `t2i data pack` wrote.
@@ -126,13 +139,15 @@ def encode_text(
                 bad[index] = sample
                 yield ""
 
-    params = text.init(jax.random.key(0))  # what is wrong with it is said before anything is removed
+    # what is wrong with it is said before anything is removed
+    params = text.init(jax.random.key(0))
     embeddings = embed_captions(text, params, text.tokenizer(), captions(), batch_size, dtype)
     if not make_room(packed, "text", about, replace):
         print(f"there already: text embeddings of {t5} in {packed}")
         return
     rows = (
-        bad.pop(index, None) or {"text_embeds": embeds_LD, "text_mask": np.ones(len(embeds_LD), bool)}
+        bad.pop(index, None)
+        or {"text_embeds": embeds_LD, "text_mask": np.ones(len(embeds_LD), bool)}
         for index, embeds_LD in enumerate(embeddings)
     )
     add_column(packed, "text", rows, about=about, max_bad_rate=max_bad_rate)
@@ -171,7 +186,10 @@ def encode_images(
     tokenizer = runs.load(run / "tokenizer" if (run / "tokenizer").is_dir() else run)
     model = tokenizer.task.network
     if model is None:
-        raise UserError(f"run={str(run)!r} holds {type(tokenizer).__name__}; give the run of an image tokenizer.")
+        raise UserError(
+            f"run={str(run)!r} holds {type(tokenizer).__name__}; give the run of an image "
+            "tokenizer."
+        )
     about = {
         "tokenizer": fingerprint(tokenizer.weights), "image_size": model.image_size, "crop": crop,
         "num_tokens": model.num_tokens, "codebook_size": model.codebook_size,
@@ -204,7 +222,9 @@ def _open(source, size, split):
 
 
 def _tokens(source, tokenizer, crop, batch_size) -> Iterator[Any]:
-    """Of each record its tokens, in the smallest integers that hold them, or the BadSample that it is."""
+    """Of each record its tokens, in the smallest integers that hold them, or the BadSample that it
+    is.
+    """
     from t2i_jax.data import pipeline
     from t2i_jax.data.pack import side_by_side
     from t2i_jax.data.source import BadSample
@@ -217,10 +237,15 @@ def _tokens(source, tokenizer, crop, batch_size) -> Iterator[Any]:
             image_HWC = pipeline.crop(source.without_caption(index)["image"], size, crop)
         except BadSample as bad:
             return bad
-        return image_HWC if channels == 3 else image_HWC.mean(-1, keepdims=True).round().astype(np.uint8)
+        return (
+            image_HWC
+            if channels == 3
+            else image_HWC.mean(-1, keepdims=True).round().astype(np.uint8)
+        )
 
     def encoded(waiting):
-        images_BHWC = np.zeros((batch_size, size, size, channels), np.uint8)  # always as many: one program
+        # always as many: one program
+        images_BHWC = np.zeros((batch_size, size, size, channels), np.uint8)
         good = [row for row, one in enumerate(waiting) if not isinstance(one, BadSample)]
         for row in good:
             images_BHWC[row] = waiting[row]
@@ -240,7 +265,8 @@ def _tokens(source, tokenizer, crop, batch_size) -> Iterator[Any]:
 def _progress(what):
     from tqdm import tqdm
 
-    return functools.partial(tqdm, desc=what, unit="rec", disable=None)  # none where stderr is no terminal
+    # none where stderr is no terminal
+    return functools.partial(tqdm, desc=what, unit="rec", disable=None)
 
 
 def _new_file(path):

@@ -12,11 +12,14 @@ def evaluate(
     run: Annotated[pathlib.Path, tyro.conf.Positional],
     overrides: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
 ) -> None:
-    """Measure a trained run on held-out images or captions; writes metrics.json and samples/heldout.png.
+    """Measure a trained run on held-out images or captions.
+
+    Writes metrics.json and samples/heldout.png.
 
     Args:
         run: Folder of the run.
-        overrides: Fields of the recipe to change, as evaluation.pictures=1000 evaluation.options.guidance=2.0.
+        overrides: Fields of the recipe to change, as evaluation.pictures=1000
+        evaluation.options.guidance=2.0.
     """
     from t2i_jax import runs
     from t2i_jax.cluster import processes

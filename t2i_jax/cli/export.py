@@ -9,9 +9,11 @@ import tyro
 
 
 def export(
-    run: Annotated[pathlib.Path, tyro.conf.Positional], out: Annotated[pathlib.Path, tyro.conf.Positional]
+    run: Annotated[pathlib.Path, tyro.conf.Positional],
+    out: Annotated[pathlib.Path, tyro.conf.Positional],
 ) -> None:
-    """Write a run's system as system.json and weights.safetensors, which t2i sample and t2i.load read.
+    """Write a run's system as system.json and weights.safetensors, which t2i sample and t2i.load
+    read.
 
     Args:
         run: Folder of the run.

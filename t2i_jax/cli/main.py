@@ -1,4 +1,7 @@
-"""`t2i`: the command line. Every command is a thin function; a user's mistake prints one sentence and exits with 2."""
+"""`t2i`: the command line. Every command is a thin function.
+
+A user's mistake prints one sentence and exits with 2.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,13 @@ _MALLOC = (  # one heap, which gives nothing back by itself (glibc on Linux)
 
 
 def start() -> None:
-    """Entry point of the console script: `main` in a process that keeps the memory it has freed for what comes next.
+    """Entry point of the console script: `main` in a process that keeps the memory it has freed for
+    what comes next.
 
-    XLA on a CPU allocates the memory of each step anew, and the C library would get it from the system each time, page
-    by page: a fifth of the time of training. It reads this setting at its start alone, so the process starts again as
-    itself; a user's own GLIBC_TUNABLES stay as they are.
+    XLA on a CPU allocates the memory of each step anew, and the C library would get it from the
+    system each time, page by page: a fifth of the time of training. It reads this setting at its
+    start alone, so the process starts again as itself; a user's own GLIBC_TUNABLES stay as they
+    are.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = _MALLOC
@@ -28,8 +33,8 @@ def start() -> None:
 def main() -> None:
     """One command, from `sys.argv`.
 
-    Exit status: 0 done; 2 a mistake in what was given (one sentence says which); 75 stopped by SIGTERM or SIGINT after
-    saving, the same command resumes; 1 anything else, with a stack trace.
+    Exit status: 0 done; 2 a mistake in what was given (one sentence says which); 75 stopped by
+    SIGTERM or SIGINT after saving, the same command resumes; 1 anything else, with a stack trace.
     """
     import tyro  # not above: `start` would pay for it twice
 
@@ -63,7 +68,8 @@ def _commands():
 
 
 def _start_cache():
-    """The persistent compilation cache: a second start skips compiling, and tracing the step of a training.
+    """The persistent compilation cache: a second start skips compiling, and tracing the step of a
+    training.
 
     JAX_COMPILATION_CACHE_DIR moves it.
     """

@@ -6,8 +6,8 @@ import pathlib
 
 
 def quickstart(workdir: pathlib.Path = pathlib.Path("runs/quickstart")) -> None:
-    """Train an image tokenizer and a text-to-image transformer on drawn shapes, sample held-out captions, judge them, write
-    a report.
+    """Train an image tokenizer and a text-to-image transformer on drawn shapes, sample held-out
+    captions, judge them, write a report.
 
     Run again it resumes where it was stopped, or says that it is done; it never starts over.
 
@@ -19,4 +19,7 @@ def quickstart(workdir: pathlib.Path = pathlib.Path("runs/quickstart")) -> None:
     metrics = home.finished(workdir) or home.run(workdir)
     for name, value in metrics.items():
         print(f"{name}: {value:.4g}")
-    print(f"done: open {workdir / 'report.html'}, or run  t2i sample {workdir} \"a red circle above a blue square\"")
+    print(
+        f'done: open {workdir / "report.html"}, or run  t2i sample {workdir} "a red circle above a '
+        'blue square"'
+    )

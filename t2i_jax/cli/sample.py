@@ -1,4 +1,4 @@
-"""`t2i sample RUN "a caption"`: images from a trained run, told what that run's system can be told."""
+"""`t2i sample RUN "a caption"`: images from a trained run, with the options of its system."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class _Command:
     Attributes:
       run: Folder of the run.
       prompts: One caption or several; none for a system that was trained without captions.
-      out: Folder for the PNG files; RUN/samples/seed<seed> by default. Nothing there is overwritten.
+      out: Folder for the PNG files; RUN/samples/seed<seed> by default. Nothing there is
+        overwritten.
       count: Images per caption.
       seed: The same seed gives the same images.
       upscale: Folder of a super-resolution run, which makes the images larger.
@@ -37,11 +38,16 @@ class _Command:
     mesh: str | None = None
 
 
-# What a system may take beside prompts and options, by the name that its task lists in `inputs`: the flag and its help.
+# What a system may take beside prompts and options, by the name that its task lists in `inputs`:
+# the flag and its help.
 _INPUTS: Mapping[str, tuple[str, type, str]] = {
     "negative_prompts": ("negative", str, "What the images should not show."),
     "init_images": ("init", pathlib.Path, "An image to complete or to change."),
-    "mask": ("mask", pathlib.Path, "An image as large as --init, white where that is kept and black where it is inpainted."),
+    "mask": (
+        "mask",
+        pathlib.Path,
+        "An image as large as --init, white where that is kept and black where it is inpainted.",
+    ),
     "cond_images": ("cond", pathlib.Path, "The image to condition on."),
 }
 
@@ -53,7 +59,11 @@ def command(arguments: Sequence[str]) -> Callable[[], None]:
     """
     run = _run_in(arguments)
     if run is None:
-        return lambda: _sample(tyro.cli(_Command, args=arguments, prog="t2i sample", description=_DESCRIPTION), None, {})
+        return lambda: _sample(
+            tyro.cli(_Command, args=arguments, prog="t2i sample", description=_DESCRIPTION),
+            None,
+            {},
+        )
     from t2i_jax import runs
 
     recipe = runs.load_run_recipe(run)
@@ -61,15 +71,22 @@ def command(arguments: Sequence[str]) -> Callable[[], None]:
 
 
 def describe(command: tyro.conf.OmitArgPrefixes[_Command]) -> None:
-    """Generate images for captions; `t2i sample RUN --help` lists the options of that run's system."""
+    """Generate images for captions.
+
+    `t2i sample RUN --help` lists the options of that run's system.
+    """
 
 
-_DESCRIPTION = "Generate images for captions. With RUN, --help also lists the options of that run's system."
+_DESCRIPTION = (
+    "Generate images for captions. With RUN, --help also lists the options of that run's system."
+)
 
 
 def _parsed(arguments, recipe):
     options, inputs = recipe.evaluation.options, recipe.task.inputs
-    flags = {flag: (kind | None, None, about) for flag, kind, about in (_INPUTS[name] for name in inputs)}
+    flags = {
+        flag: (kind | None, None, about) for flag, kind, about in (_INPUTS[name] for name in inputs)
+    }
     fields = [
         (flag, Annotated[kind, tyro.conf.arg(help=about)], dataclasses.field(default=default))
         for flag, (kind, default, about) in flags.items()
@@ -82,11 +99,19 @@ def _parsed(arguments, recipe):
     whole = dataclasses.make_dataclass("Sample", nested, bases=(_Command,), frozen=True)
     kind = type(recipe.task).__name__
     told, unknown = tyro.cli(
-        whole, args=list(arguments), prog="t2i sample", return_unknown_args=True, config=(tyro.conf.OmitArgPrefixes,),
-        description=f"Generate images with the system of a {kind}; the defaults of its options are those of the recipe.",
-    )  # fmt: skip
+        whole,
+        args=list(arguments),
+        prog="t2i sample",
+        return_unknown_args=True,
+        config=(tyro.conf.OmitArgPrefixes,),
+        description=f"Generate images with the system of a {kind}; the defaults of its options are "
+        "those of the recipe.",
+    )
     if unknown:
-        known = ["--" + name.replace("_", "-") for name in (*fields_of(_Command), *fields_of(type(options)), *flags)]
+        known = [
+            "--" + name.replace("_", "-")
+            for name in (*fields_of(_Command), *fields_of(type(options)), *flags)
+        ]
         named = unknown[0].partition("=")[0]
         remedy = did_you_mean(named, [name for name in known if name not in ("--run", "--prompts")])
         raise UserError(f"{named} is no option of run={str(told.run)!r}, a run of {kind}; {remedy}")
@@ -112,18 +137,27 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     system = runs.load(common.run, mesh=None if common.mesh is None else parse_mesh(common.mesh))
     larger = None if common.upscale is None else runs.load(common.upscale)
     given = _given(system.task, inputs, max(len(common.prompts), 1))
-    captions = list(common.prompts) if common.prompts or system.task.text_encoder is not None else None
+    captions = (
+        list(common.prompts) if common.prompts or system.task.text_encoder is not None else None
+    )
     images = np.asarray(
         system.generate(
-            captions, options, seed=common.seed, images_per_prompt=common.count, progress=True, **given
+            captions,
+            options,
+            seed=common.seed,
+            images_per_prompt=common.count,
+            progress=True,
+            **given,
         )
-    )  # fmt: skip
+    )
     images = images if larger is None else larger.upscale(images)
     out = _new_folder(common.out or common.run / "samples" / f"seed{common.seed}")
     for i, image in enumerate(images):
         save_png(out / f"{i // common.count:03d}-{i % common.count:02d}.png", image)
     save_png(out / "grid.png", grid(images, common.count, 128))
-    (out / "captions.txt").write_text("".join(f"{i:03d} {caption}\n" for i, caption in enumerate(common.prompts)))
+    (out / "captions.txt").write_text(
+        "".join(f"{i:03d} {caption}\n" for i, caption in enumerate(common.prompts))
+    )
     print(f"{len(images)} images in {out}")
 
 
@@ -139,24 +173,37 @@ def _given(task, inputs, prompts):
         found["init_images"] = _repeated(_resized(init, task.image_size), prompts)
     if "mask" in files:
         if init is None:
-            raise UserError(f"mask={str(files['mask'])!r} is nothing without --init; leave it out or give --init.")
+            raise UserError(
+                f"mask={str(files['mask'])!r} is nothing without --init; leave it out or give "
+                "--init."
+            )
         white = _open("mask", files["mask"]).convert("L")
         if white.size != init.size:
-            raise UserError(f"mask={str(files['mask'])!r} is {white.size} and init {init.size} pixels; make them equal.")
+            raise UserError(
+                f"mask={str(files['mask'])!r} is {white.size} and init {init.size} pixels; make "
+                "them equal."
+            )
         found["mask"] = np.asarray(_resized(white, task.image_size)) >= 128
     if "cond" in files:
-        image = _open("cond", files["cond"]).convert("RGB" if task.cond_image_channels == 3 else "L")
+        image = _open("cond", files["cond"]).convert(
+            "RGB" if task.cond_image_channels == 3 else "L"
+        )
         found["cond_images"] = _repeated(_resized(image, task.image_size), prompts)
     return found
 
 
 def _run_in(arguments):
-    """The run among the arguments: the first that is no flag and no flag's value; None without one."""
+    """The run among the arguments: the first that is no flag and no flag's value.
+
+    None without one.
+    """
     for i, argument in enumerate(arguments):
         is_value = i > 0 and arguments[i - 1].startswith("--") and "=" not in arguments[i - 1]
         if not argument.startswith("-") and not is_value:
             return pathlib.Path(argument)
-    return next((pathlib.Path(argument) for argument in arguments if pathlib.Path(argument).is_dir()), None)
+    return next(
+        (pathlib.Path(argument) for argument in arguments if pathlib.Path(argument).is_dir()), None
+    )
 
 
 def _open(name, path):
@@ -167,7 +214,9 @@ def _open(name, path):
         image.load()
         return image
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name}={str(path)!r} can't be read as an image ({error}); give a PNG or JPEG file.") from None
+        raise UserError(
+            f"{name}={str(path)!r} can't be read as an image ({error}); give a PNG or JPEG file."
+        ) from None
 
 
 def _resized(image, side):

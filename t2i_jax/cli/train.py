@@ -15,14 +15,17 @@ def train(
     mesh: str | None = None,
     profile: str | None = None,
 ) -> None:
-    """Train a recipe; a run that was stopped resumes by itself. Several processes train together, see docs/pods.md.
+    """Train a recipe; a run that was stopped resumes by itself.
+
+    Several processes train together, see docs/pods.md.
 
     Args:
         config: A recipe file with get_config(), such as configs/parti/shapes.py.
         overrides: Fields to change, as train.steps=1000 data.source=folder:photos.
         workdir: Folder of the run; runs/<family>-<recipe> by default.
-        mesh: Sizes of the axes over which devices are laid, as data=2,fsdp=4,tensor=2; all on data by default.
-        profile: Steps to trace, as 10:15; WORKDIR/profile then opens in TensorBoard, a file in it in Perfetto.
+        mesh: Sizes of the axes over which devices are laid, as data=2,fsdp=4,tensor=2; all on data
+        by default. profile: Steps to trace, as 10:15; WORKDIR/profile then opens in TensorBoard, a
+        file in it in Perfetto.
     """
     from t2i_jax import runs
     from t2i_jax.cluster import processes

@@ -1,4 +1,6 @@
-"""How a process learns that it is one of several: plain variables, a TPU slice, Slurm, an indexed Kubernetes job."""
+"""How a process learns that it is one of several: plain variables, a TPU slice, Slurm, an indexed
+Kubernetes job.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,20 @@ from jax._src import cloud_tpu_init
 from t2i_jax.errors import Preempted, UserError
 
 _PLAIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-_SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID")
+_SLURM = (
+    "SLURM_JOB_ID",
+    "SLURM_STEP_NODELIST",
+    "SLURM_STEP_NUM_TASKS",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+)
 _PATIENCE = 300  # seconds that processes wait for each other at the start
 
 
 def start() -> None:
-    """Joins the processes of this run, where the environment names others; nothing may have touched a device before.
+    """Joins the processes of this run, where the environment names others.
+
+    Nothing may have touched a device before.
 
     Raises:
       UserError: what the environment says does not fit together, or process 0 can't listen.
@@ -28,7 +38,8 @@ def start() -> None:
     if jax.distributed.is_initialized() or (found := detect()) is None:
         return
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
-    late = threading.Timer(_PATIENCE, _give_up, [found])  # JAX would abort, with the stack trace of its threads
+    # JAX would abort, with the stack trace of its threads
+    late = threading.Timer(_PATIENCE, _give_up, [found])
     late.daemon = True
     late.start()
     try:
@@ -41,7 +52,9 @@ def start() -> None:
 
 
 def detect() -> Mapping[str, Any] | None:
-    """What `jax.distributed.initialize` is to be given; None: this process is alone. Asks nobody but on a TPU VM.
+    """What `jax.distributed.initialize` is to be given; None: this process is alone.
+
+    Asks nobody but on a TPU VM.
 
     Raises:
       UserError: the variables are incomplete, or hold what they can't.
@@ -49,7 +62,9 @@ def detect() -> Mapping[str, Any] | None:
     given = {name: os.environ[name] for name in _PLAIN if os.environ.get(name)}
     if given:
         return _plain(given)
-    if cloud_tpu_init.running_in_cloud_tpu_vm and "tpu" in (os.environ.get("JAX_PLATFORMS") or "tpu"):
+    if cloud_tpu_init.running_in_cloud_tpu_vm and "tpu" in (
+        os.environ.get("JAX_PLATFORMS") or "tpu"
+    ):
         return _tpu()
     if all(name in os.environ for name in _SLURM) and int(os.environ["SLURM_STEP_NUM_TASKS"]) > 1:
         return _slurm()
@@ -64,24 +79,39 @@ def _plain(given):
     for name in _PLAIN:
         if name not in given:
             there = ", ".join(f"{name}={value}" for name, value in given.items())
-            raise UserError(f"{name}='' beside {there}; set all three, or JAX_NUM_PROCESSES=1 for a process alone.")
+            raise UserError(
+                f"{name}='' beside {there}; set all three, or JAX_NUM_PROCESSES=1 for a process "
+                "alone."
+            )
     address, count, process = given.values()
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise UserError(f"JAX_COORDINATOR_ADDRESS={address!r} is no address; give process 0's, as host:port.")
+        raise UserError(
+            f"JAX_COORDINATOR_ADDRESS={address!r} is no address; give process 0's, as host:port."
+        )
     if not count.isdigit() or int(count) < 1:
-        raise UserError(f"JAX_NUM_PROCESSES={count!r} is not a whole number from 1; give how many there are in all.")
+        raise UserError(
+            f"JAX_NUM_PROCESSES={count!r} is not a whole number from 1; give how many there are in "
+            "all."
+        )
     if not process.isdigit() or int(process) >= int(count):
         numbers = f"from 0 to {int(count) - 1}"
-        raise UserError(f"JAX_PROCESS_ID={process!r} is none of {count} processes; count them {numbers}.")
+        raise UserError(
+            f"JAX_PROCESS_ID={process!r} is none of {count} processes; count them {numbers}."
+        )
     return {
-        "coordinator_address": address, "num_processes": int(count), "process_id": int(process),
+        "coordinator_address": address,
+        "num_processes": int(count),
+        "process_id": int(process),
         "cluster_detection_method": "deactivate",
-    }  # fmt: skip
+    }
 
 
 def _tpu():
-    """On GKE the variables name the machines of a slice; elsewhere the VM's metadata do, which JAX asks."""
+    """On GKE the variables name the machines of a slice.
+
+    Elsewhere the VM's metadata do, which JAX asks.
+    """
     hosts = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES")
     if hosts:
         alone = "," not in hosts and int(os.environ.get("MEGASCALE_NUM_SLICES") or 1) == 1
@@ -90,7 +120,10 @@ def _tpu():
 
 
 def _slurm():
-    """The tasks of this job step. JAX gives a task the GPU of its number on the node, which is right for some only."""
+    """The tasks of this job step.
+
+    JAX gives a task the GPU of its number on the node, which is right for some only.
+    """
     count = int(os.environ["SLURM_STEP_NUM_TASKS"])
     found = {"cluster_detection_method": "slurm", "num_processes": count}
     alone_on_node = os.environ.get("SLURM_STEP_NUM_NODES") == str(count)
@@ -104,21 +137,32 @@ def _kubernetes():
     if importlib.util.find_spec("kubernetes") is None:
         index = os.environ["JOB_COMPLETION_INDEX"]
         raise UserError(
-            f"JOB_COMPLETION_INDEX={index!r} makes this a pod of an indexed job, and the package that finds the others "
-            f"is missing; pip install kubernetes, or set {', '.join(_PLAIN)} (JAX_NUM_PROCESSES=1 for a process alone)."
+            f"JOB_COMPLETION_INDEX={index!r} makes this a pod of an indexed job, and the package "
+            f"that finds the others is missing; pip install kubernetes, or set {', '.join(_PLAIN)} "
+            "(JAX_NUM_PROCESSES=1 for a process alone)."
         )
     return {"cluster_detection_method": "k8s"}
 
 
-_REMEDY = "start every process, with the same address, that of process 0 and a free port there, and a number of its own"
+_REMEDY = (
+    "start every process, with the same address, that of process 0 and a free port there, and a "
+    "number of its own"
+)
 
 
 def _description(found):
     if "process_id" in found:
-        return f"process {found['process_id']} of {found['num_processes']} at {found['coordinator_address']!r}"
+        return (
+            f"process {found['process_id']} of {found['num_processes']} at "
+            f"{found['coordinator_address']!r}"
+        )
     return f"this process, one of several by {found['cluster_detection_method']!r},"
 
 
 def _give_up(found):
-    print(f"t2i: {_description(found)} has waited {_PATIENCE} s for the others; {_REMEDY}.", file=sys.stderr, flush=True)
+    print(
+        f"t2i: {_description(found)} has waited {_PATIENCE} s for the others; {_REMEDY}.",
+        file=sys.stderr,
+        flush=True,
+    )
     os._exit(Preempted.status)  # perhaps one of them has just failed, and all start again

@@ -1,7 +1,8 @@
-"""A connection of every process to process 0: it carries values from each to all, and it breaks when one of them dies.
+"""A connection of every process to process 0: it carries values from each to all, and it breaks
+when one of them dies.
 
-What JAX itself does about a lost process is no help to a user: the others hang in a collective operation for minutes,
-or abort with a stack trace that names nobody.
+What JAX itself does about a lost process is no help to a user: the others hang in a collective
+operation for minutes, or abort with a stack trace that names nobody.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ from typing import Any
 from t2i_jax.errors import Preempted, UserError
 
 _SILENCE = 40  # seconds after which a machine that answers nothing at all is lost
-_GRACE = 3.0  # seconds in which it shows whether an error of this process comes from another one's end
+# seconds in which it shows whether an error of this process comes from another one's end
+_GRACE = 3.0
 
 
 class Peers:
-    """This process's end of the connection. One that is lost or fails ends this process too, with a sentence.
+    """This process's end of the connection.
+
+    One that is lost or fails ends this process too, with a sentence.
 
     Attributes:
       process: number of this process. everyone: {"process", "host", "pid"} of each, in order.
@@ -61,16 +65,22 @@ class Peers:
         self._results.get()
 
     def fail(self, error: BaseException) -> None:
-        """Ends this process because of an error, and the others with a sentence about it; does not return.
+        """Ends this process because of an error, and the others with a sentence about it.
+
+        Does not return.
 
         Nothing is closed properly: closing a checkpoint waits for the others, who are ending too.
         """
         expected = isinstance(error, (UserError, Preempted))
         if not expected:
-            time.sleep(_GRACE)  # a collective operation that breaks off, because another process was lost
+            # a collective operation that breaks off, because another process was lost
+            time.sleep(_GRACE)
         status = error.status if expected else 1
         self._send({"failed": self.process, "why": _sentence(error), "status": status})
-        self._end(status, f"t2i: {error}" if expected else "".join(traceback.format_exception(error)).rstrip())
+        self._end(
+            status,
+            f"t2i: {error}" if expected else "".join(traceback.format_exception(error)).rstrip(),
+        )
 
     def name(self, process: int) -> str:
         """A process as a message names it."""
@@ -80,15 +90,22 @@ class Peers:
     def _join(self, address):
         """All have started, but one may die just now."""
         try:
-            self._socket = socket.create_connection((address["host"], address["port"]), timeout=_SILENCE)
+            self._socket = socket.create_connection(
+                (address["host"], address["port"]), timeout=_SILENCE
+            )
             _notice_silence(self._socket)
             hello = {"process": self.process, "host": socket.gethostname(), "pid": os.getpid()}
             self._send({**hello, "token": address["token"]})
             self._lines = self._socket.makefile("r")
-            self.everyone: Sequence[Mapping[str, Any]] = json.loads(self._lines.readline())["everyone"]
+            self.everyone: Sequence[Mapping[str, Any]] = json.loads(self._lines.readline())[
+                "everyone"
+            ]
             self._socket.settimeout(None)
         except (OSError, ValueError, KeyError):
-            self._end(Preempted.status, "t2i: a process was lost while all joined; start the same command again.")
+            self._end(
+                Preempted.status,
+                "t2i: a process was lost while all joined; start the same command again.",
+            )
 
     def _send(self, message):
         line = json.dumps(message).encode() + b"\n"
@@ -120,10 +137,16 @@ class Peers:
 
     def _lost(self, process):
         remedy = "start the same command again to resume from the newest checkpoint"
-        self._end(Preempted.status, f"t2i: {self.name(process)} was lost, killed or with its machine; {remedy}.")
+        self._end(
+            Preempted.status,
+            f"t2i: {self.name(process)} was lost, killed or with its machine; {remedy}.",
+        )
 
     def _end(self, status, said):
-        """Without the clean-up of a normal end, which may wait for what is no more. Of two threads the first counts."""
+        """Without the clean-up of a normal end, which may wait for what is no more.
+
+        Of two threads the first counts.
+        """
         self._ending.acquire()
         with contextlib.suppress(OSError):  # nobody reads it
             print(f"\n{said}", file=sys.stderr, flush=True)
@@ -131,12 +154,14 @@ class Peers:
         for worker in multiprocessing.active_children():
             worker.kill()
         if self._hub:
-            self._hub.wait_until_alone(2 * _GRACE)  # at its end JAX aborts those who have not yet said why they end
+            # at its end JAX aborts those who have not yet said why they end
+            self._hub.wait_until_alone(2 * _GRACE)
         os._exit(status)
 
 
 class Hub:
-    """Process 0's other end, in threads of its own: hands on to all what one says, and says who has gone.
+    """Process 0's other end, in threads of its own: hands on to all what one says, and says who has
+    gone.
 
     Attributes:
       address: where it listens, as JSON; a process must know the token in it.
@@ -146,8 +171,14 @@ class Hub:
         """Args: host: the name of this machine for the others. count: of processes."""
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
-        self._server = socket.create_server(("", 0), family=family, dualstack_ipv6=dual, backlog=count)
-        self.address = {"host": host, "port": self._server.getsockname()[1], "token": secrets.token_hex(16)}
+        self._server = socket.create_server(
+            ("", 0), family=family, dualstack_ipv6=dual, backlog=count
+        )
+        self.address = {
+            "host": host,
+            "port": self._server.getsockname()[1],
+            "token": secrets.token_hex(16),
+        }
         self._lock = threading.Lock()
         self._count, self._over = count, False
         self._everyone: dict[int, Mapping[str, Any]] = {}
@@ -218,20 +249,28 @@ class Hub:
 
 
 def _notice_silence(connection):
-    """Lets the kernel close the connection to a machine that answers nothing; not all systems know each option."""
+    """Lets the kernel close the connection to a machine that answers nothing.
+
+    Not all systems know each option.
+    """
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    seconds = {"TCP_KEEPIDLE": _SILENCE // 4, "TCP_KEEPALIVE": _SILENCE // 4, "TCP_KEEPINTVL": _SILENCE // 8}
+    seconds = {
+        "TCP_KEEPIDLE": _SILENCE // 4,
+        "TCP_KEEPALIVE": _SILENCE // 4,
+        "TCP_KEEPINTVL": _SILENCE // 8,
+    }
     for name, value in {**seconds, "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 1000 * _SILENCE}.items():
         if hasattr(socket, name):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _delay_aborts():
-    """Delays the abort of JAX when process 0 is gone: time for another thread to say what happened and to end.
+    """Delays the abort of JAX when process 0 is gone: time for another thread to say what happened
+    and to end.
 
-    The C function `sleep` is made the handler of the signal. It is called with the signal's number, which is 6, and
-    holds up that one thread for six seconds.
+    The C function `sleep` is made the handler of the signal. It is called with the signal's number,
+    which is 6, and holds up that one thread for six seconds.
     """
     libc = ctypes.CDLL(None)
     libc.signal(int(signal.SIGABRT), ctypes.cast(libc.sleep, ctypes.c_void_p))

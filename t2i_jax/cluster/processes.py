@@ -1,7 +1,8 @@
-"""Several processes that train one model: joining them, what they do together, and how they end together.
+"""Several processes that train one model: joining them, what they do together, and how they end
+together.
 
-Without other processes all of this does nothing. Functions that speak of "every process" wait for all of them: each
-must call them, in the same order.
+Without other processes all of this does nothing. Functions that speak of "every process" wait for
+all of them: each must call them, in the same order.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ _peers: Peers | None = None
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Joins this process to the others that the environment names, or leaves it alone where it names none.
+    """Joins this process to the others that the environment names, or leaves it alone where it
+    names none.
 
-    If one of several processes is lost, fails, or is asked by a signal to stop, all of them end with a sentence that
-    says which; see `t2i_jax.errors` for the statuses.
+    If one of several processes is lost, fails, or is asked by a signal to stop, all of them end
+    with a sentence that says which; see `t2i_jax.errors` for the statuses.
 
     >>> with processes.joined():                          # doctest: +SKIP
     ...     system = runs.train(recipe, workdir)
@@ -63,7 +65,10 @@ def gather(value: Any) -> list[Any]:
     if _peers is not None:
         return _peers.gather(value)
     if jax.distributed.is_initialized() and jax.process_count() > 1:
-        raise UserError("several processes run, and nothing joins them; use `with t2i_jax.cluster.processes.joined():`.")
+        raise UserError(
+            "several processes run, and nothing joins them; use `with "
+            "t2i_jax.cluster.processes.joined():`."
+        )
     return [value]
 
 
@@ -86,13 +91,16 @@ def check_same(given: Mapping[str, Any], what: str, remedy: str) -> None:
       given: JSON values. what: what it is if they differ, "another ...". remedy: what to do then.
 
     Raises:
-      UserError: they differ; it names the first process that differs from process 0, and the fields.
+      UserError: they differ; it names the first process that differs from process 0, and the
+        fields.
     """
     given = json.loads(json.dumps(given))
     first, *others = gather(given)
     for process, other in enumerate(others, 1):
         if changed := differences(first, other):
-            listed = "; ".join(changed[:8]) + ("" if len(changed) <= 8 else f"; and {len(changed) - 8} more")
+            listed = "; ".join(changed[:8]) + (
+                "" if len(changed) <= 8 else f"; and {len(changed) - 8} more"
+            )
             who = _peers.name(process) if _peers is not None else f"process {process}"
             raise UserError(f"{who} has {what} than process 0 ({listed}); {remedy}.")
 
@@ -117,7 +125,9 @@ def _signals():
     def hear(number, frame):
         for each in old:
             signal.signal(each, signal.SIG_IGN)
-        raise _Signalled(f"stopped by {signal.Signals(number).name}; start the same command again to resume.")
+        raise _Signalled(
+            f"stopped by {signal.Signals(number).name}; start the same command again to resume."
+        )
 
     old = {}
     if threading.current_thread() is threading.main_thread():
@@ -130,7 +140,9 @@ def _signals():
 
 
 def _connect():
-    """The connection to process 0, whose address goes through JAX's own service, which has no public way to it."""
+    """The connection to process 0, whose address goes through JAX's own service, which has no
+    public way to it.
+    """
     state, key = distributed.global_state, "t2i_jax/peers"
     hub = None
     if state.process_id == 0:

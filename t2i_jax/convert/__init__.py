@@ -68,7 +68,11 @@ def from_torch(source: Any, **fields: Any) -> tuple[Any, dict[str, Any]]:
     model = _configured(network.model, inferred, fields)
     table = network.table(model)
     named = {entry.torch for entry in table}
-    state = {key: value for key, value in state.items() if key in named or not key.startswith(network.ignore)}
+    state = {
+        key: value
+        for key, value in state.items()
+        if key in named or not key.startswith(network.ignore)
+    }
     return model, engine.to_ours(table, state, network.shapes(model))
 
 
@@ -90,7 +94,9 @@ def to_state(model: Any, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The state dict of `to_torch` as NumPy arrays, for `torch_io.write`."""
     for network in NETWORKS.values():
         if type(model) is network.model:
-            return engine.to_torch(network.table(model), params, network.shapes(model), network.optional)
+            return engine.to_torch(
+                network.table(model), params, network.shapes(model), network.optional
+            )
     names = ", ".join(network.model.__name__ for network in NETWORKS.values())
     raise UserError(f"model={type(model).__name__} has no PyTorch form; those with one: {names}.")
 
@@ -106,7 +112,10 @@ def _configured(model, inferred, fields):
     for name, value in fields.items():
         home = next((part for part in inside if name in config.fields_of(type(inside[part]))), None)
         if name not in known and home is None:
-            every = [*known, *(field for part in inside.values() for field in config.fields_of(type(part)))]
+            every = [
+                *known,
+                *(field for part in inside.values() for field in config.fields_of(type(part))),
+            ]
             raise UserError(
                 f"{model.__name__} has no field {name!r}; {config.did_you_mean(name, every)}"
             )

@@ -42,7 +42,9 @@ def _permuted(name: str, axes: Sequence[int]) -> Layout:
     return Layout(name, lambda a: a.transpose(axes), lambda a: a.transpose(back))
 
 
-def reshaped(torch_shape: Sequence[int], our_shape: Sequence[int], name: str = "reshaped") -> Layout:
+def reshaped(
+    torch_shape: Sequence[int], our_shape: Sequence[int], name: str = "reshaped"
+) -> Layout:
     """The same elements in the same order under two shapes."""
     return Layout(name, lambda a: a.reshape(our_shape), lambda a: a.reshape(torch_shape))
 
@@ -50,13 +52,17 @@ def reshaped(torch_shape: Sequence[int], our_shape: Sequence[int], name: str = "
 SAME = Layout("same", lambda a: a, lambda a: a)
 LINEAR = _permuted("linear (out, in) <-> (in, out)", (1, 0))
 CONV = _permuted("conv (O, I, H, W) <-> (H, W, I, O)", (2, 3, 1, 0))
-CONV1X1 = Layout("1x1 conv (O, I, 1, 1) <-> (I, O)", lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])
+CONV1X1 = Layout(
+    "1x1 conv (O, I, 1, 1) <-> (I, O)", lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None]
+)
 DEPTHWISE = Layout(
     "depthwise conv (C, 1, H, W) <-> (H, W, C)",
     lambda a: a[:, 0].transpose(1, 2, 0),
     lambda a: a.transpose(2, 0, 1)[:, None],
 )
-CHANNEL = Layout("channel vector (1, C, 1, 1) <-> (C)", lambda a: a[0, :, 0, 0], lambda a: a[None, :, None, None])
+CHANNEL = Layout(
+    "channel vector (1, C, 1, 1) <-> (C)", lambda a: a[0, :, 0, 0], lambda a: a[None, :, None, None]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +140,11 @@ def within(table: Sequence[Entry | Constant], torch: str, ours: str) -> list[Ent
 
     def moved(entry):
         named = dataclasses.replace(entry, torch=torch + entry.torch)
-        return dataclasses.replace(named, ours=(ours, *entry.path)) if isinstance(entry, Entry) else named
+        return (
+            dataclasses.replace(named, ours=(ours, *entry.path))
+            if isinstance(entry, Entry)
+            else named
+        )
 
     return [moved(entry) for entry in table]
 
@@ -144,7 +154,9 @@ def part(state: State, torch: str) -> dict[str, Any]:
     return {key.removeprefix(torch): value for key, value in state.items() if key.startswith(torch)}
 
 
-def to_ours(table: Sequence[Entry | Constant], state: State, shapes: Mapping[str, Any]) -> dict[str, Any]:
+def to_ours(
+    table: Sequence[Entry | Constant], state: State, shapes: Mapping[str, Any]
+) -> dict[str, Any]:
     """Our nested dict from a state dict.
 
     Args:
@@ -205,9 +217,15 @@ def to_torch(
     leaves = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
     absent = [group for group in optional if not any(_within(path, group) for path in leaves)]
     wanted = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
-    wanted = {path: shape for path, shape in wanted.items() if not any(_within(path, group) for group in absent)}
+    wanted = {
+        path: shape
+        for path, shape in wanted.items()
+        if not any(_within(path, group) for group in absent)
+    }
     wrong = [f"{'/'.join(path)} is missing" for path in sorted(wanted.keys() - leaves.keys())]
-    wrong += [f"{'/'.join(path)} is not known here" for path in sorted(leaves.keys() - wanted.keys())]
+    wrong += [
+        f"{'/'.join(path)} is not known here" for path in sorted(leaves.keys() - wanted.keys())
+    ]
     wrong += [
         f"{'/'.join(path)} has shape {leaves[path].shape} instead of {shape}"
         for path, shape in wanted.items()
@@ -236,7 +254,9 @@ def flatten(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[s
     """The leaves of a nested dict by path."""
     flat = {}
     for key, value in tree.items():
-        flat |= flatten(value, (*path, key)) if isinstance(value, Mapping) else {(*path, key): value}
+        flat |= (
+            flatten(value, (*path, key)) if isinstance(value, Mapping) else {(*path, key): value}
+        )
     return flat
 
 

@@ -73,16 +73,27 @@ def to_trainer(weights: TrainerWeights) -> dict[str, Any]:
     """
     table, shapes = NETWORK.table(weights.model), NETWORK.shapes(weights.model)
     state = torch_io.tensors(engine.to_torch(table, weights.params, shapes))
-    saved = {"model": state, "version": VERSION, **torch_io.tensors({"steps": np.asarray(weights.steps)})}
+    saved = {
+        "model": state,
+        "version": VERSION,
+        **torch_io.tensors({"steps": np.asarray(weights.steps)}),
+    }
     if weights.averages is not None:
         averages, ema = torch_io.tensors(engine.to_torch(table, weights.averages, shapes)), {}
         for i, count in enumerate(weights.steps):
-            ema |= torch_io.tensors({f"{i}.initted": np.asarray(True), f"{i}.step": np.asarray(count)})
+            ema |= torch_io.tensors(
+                {f"{i}.initted": np.asarray(True), f"{i}.step": np.asarray(count)}
+            )
             for name, source in (("online_model", state), ("ema_model", averages)):
-                ema |= {f"{i}.{name}.{key}": value for key, value in engine.part(source, f"unets.{i}.").items()}
+                ema |= {
+                    f"{i}.{name}.{key}": value
+                    for key, value in engine.part(source, f"unets.{i}.").items()
+                }
         saved["ema"] = ema
     if weights.settings:
-        saved["imagen_params"] = {name: value for name, value in weights.settings.items() if name != "imagen_type"}
+        saved["imagen_params"] = {
+            name: value for name, value in weights.settings.items() if name != "imagen_type"
+        }
         saved["imagen_type"] = weights.settings.get("imagen_type")
     return saved
 
@@ -113,7 +124,9 @@ def _fields(state: State, module: Any) -> dict[str, Any]:
     unets = []
     for i, part in enumerate(_split(state)):
         network = _network(part)
-        unets.append((network.model, network.fields(part, None if module is None else module.unets[i])))
+        unets.append(
+            (network.model, network.fields(part, None if module is None else module.unets[i]))
+        )
     return {"unets": unets}
 
 
@@ -129,5 +142,7 @@ NETWORK = Network(
     recognise=lambda state: any(key.startswith("unets.0.") for key in state),
     fields=_fields,
     table=_table,
-    shapes=lambda model: {f"stage_{i}": _network(part).shapes(part) for i, part in enumerate(model.unets, 1)},
+    shapes=lambda model: {
+        f"stage_{i}": _network(part).shapes(part) for i, part in enumerate(model.unets, 1)
+    },
 )

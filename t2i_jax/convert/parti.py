@@ -46,7 +46,10 @@ def _layer(model, i):
         entries += [
             at(f"{torch}.null_kv", f"{ours}/null_kv"),
             *_norm(f"{torch}.norm", f"layers/{ours}/norm", model.dim, i),
-            *(at(f"{torch}.{name}.1.weight", f"{ours}/{name}/kernel", LINEAR) for name in ("to_q", "to_kv", "to_out")),
+            *(
+                at(f"{torch}.{name}.1.weight", f"{ours}/{name}/kernel", LINEAR)
+                for name in ("to_q", "to_kv", "to_out")
+            ),
         ]
         if "output_norm" in model.compat:
             entries += _norm(f"{torch}.to_out.2", f"layers/{ours}/after_out", model.dim, i)
@@ -90,7 +93,10 @@ def fields(state: State, module: Any) -> dict[str, Any]:
         "compat": ("misaligned_bias", *old),
     }
     if module is not None:
-        found |= {"max_text_len": module.max_text_len, "dropout": float(module.layers[0][0].to_q[0].p)}
+        found |= {
+            "max_text_len": module.max_text_len,
+            "dropout": float(module.layers[0][0].to_q[0].p),
+        }
     return found
 
 
@@ -101,8 +107,13 @@ def _shapes(model):
 
 
 def _both_fields(state, module):
-    tokenizer = vit_vqgan.NETWORK.fields(engine.part(state, _VAE), None if module is None else module.vae)
-    return {"parti": Parti(**fields(_without_vae(state), module)), "tokenizer": vit_vqgan.NETWORK.model(**tokenizer)}
+    tokenizer = vit_vqgan.NETWORK.fields(
+        engine.part(state, _VAE), None if module is None else module.vae
+    )
+    return {
+        "parti": Parti(**fields(_without_vae(state), module)),
+        "tokenizer": vit_vqgan.NETWORK.model(**tokenizer),
+    }
 
 
 def _both_upgrade(state):
@@ -116,7 +127,9 @@ def _without_vae(state):
 
 def _both_table(model):
     tokenizer = vit_vqgan.NETWORK.table(model.tokenizer)
-    return engine.within(table(model.parti), "", "parti") + engine.within(tokenizer, _VAE, "tokenizer")
+    return engine.within(table(model.parti), "", "parti") + engine.within(
+        tokenizer, _VAE, "tokenizer"
+    )
 
 
 def _both_shapes(model):

@@ -34,11 +34,14 @@ def fields(state: State, module: Any) -> dict[str, Any]:
     gated = f"{_LAYER}.1.DenseReluDense.wi_0.weight" in state
     found = {
         "dim": queries.shape[1],
-        "depth": 1 + max(int(key.split(".")[2]) for key in state if key.startswith("encoder.block.")),
+        "depth": 1
+        + max(int(key.split(".")[2]) for key in state if key.startswith("encoder.block.")),
         "heads": heads,
         "dim_head": queries.shape[0] // heads,
         "mlp_dim": state[f"{_LAYER}.1.DenseReluDense.wo.weight"].shape[1],
-        "vocab_size": next(state[name].shape[0] for tie in t5_files.TIED.items() for name in tie if name in state),
+        "vocab_size": next(
+            state[name].shape[0] for tie in t5_files.TIED.items() for name in tie if name in state
+        ),
         "buckets": buckets,
     } | ({} if gated else {"feed_forward": "relu"})
     if module is None:
@@ -52,7 +55,9 @@ def fields(state: State, module: Any) -> dict[str, Any]:
 
 def _shapes(model):
     text_BL = jnp.zeros((1, 2), jnp.int32)
-    return sharding.unbox(jax.eval_shape(model.init, jax.random.key(0), text_BL, text_BL == 0)["params"])
+    return sharding.unbox(
+        jax.eval_shape(model.init, jax.random.key(0), text_BL, text_BL == 0)["params"]
+    )
 
 
 NETWORK = Network(

@@ -24,14 +24,19 @@ from t2i_jax.convert.unet_fields import fields
 from t2i_jax.models import unet_sizes as sizes
 from t2i_jax.models.unet import NullUnet, Unet
 
-_MAP_CHANNEL = Layout("channels (C, 1, 1) <-> (C)", lambda a: a[:, 0, 0], lambda a: a[:, None, None])
+_MAP_CHANNEL = Layout(
+    "channels (C, 1, 1) <-> (C)", lambda a: a[:, 0, 0], lambda a: a[:, None, None]
+)
 _FIRST_ROW = Layout("one row (1, ...) <-> (...)", lambda a: a[0], lambda a: a[None])
 
 
 def table(model: Unet) -> list[Entry | Constant]:
     """The entries of one configuration."""
     first = _cross_embed if model.init_cross_embed else _conv
-    entries = [*_condition(model), *first("init_conv", "first_conv", model.init_cross_embed_kernel_sizes)]
+    entries = [
+        *_condition(model),
+        *first("init_conv", "first_conv", model.init_cross_embed_kernel_sizes),
+    ]
     if model.memory_efficient:
         entries += _block("init_resnet_block", "first_block", False, model.use_global_context_attn)
     for i in range(len(model.dim_mults)):
@@ -73,7 +78,9 @@ def _resampler(torch, ours):
         yield from _norm(f"{layer}.0.norm_latents", f"{attention}/norm_latents")
         for theirs, name in (("to_q", "to_q"), ("to_kv", "to_kv"), ("to_out.0", "to_out")):
             yield Entry(f"{layer}.0.{theirs}.weight", f"{attention}/{name}/kernel", LINEAR)
-        yield from (Entry(f"{layer}.0.{name}", f"{attention}/{name}") for name in ("q_scale", "k_scale"))
+        yield from (
+            Entry(f"{layer}.0.{name}", f"{attention}/{name}") for name in ("q_scale", "k_scale")
+        )
         yield from _norm(f"{layer}.0.to_out.1", f"{attention}/out_norm")
         yield from _feed_forward(f"{layer}.1", f"{ours}/mlp_{j}")
 
@@ -109,10 +116,16 @@ def _level(model, i, torch, ours, place):
         return sizes.per_level(model, field)[i]
 
     widened = place == 0  # by what comes across
-    cross = "linear" if at("use_linear_cross_attn") else "softmax" if at("layer_cross_attns") else None
-    yield from _block(f"{torch}.{place}", f"{ours}_first", widened, False, cross, model.attn_dim_head)
+    cross = (
+        "linear" if at("use_linear_cross_attn") else "softmax" if at("layer_cross_attns") else None
+    )
+    yield from _block(
+        f"{torch}.{place}", f"{ours}_first", widened, False, cross, model.attn_dim_head
+    )
     for n in range(at("num_resnet_blocks")):
-        yield from _block(f"{torch}.{place + 1}.{n}", f"{ours}_block_{n}", widened, model.use_global_context_attn)
+        yield from _block(
+            f"{torch}.{place + 1}.{n}", f"{ours}_block_{n}", widened, model.use_global_context_attn
+        )
     if at("layer_attns") or at("use_linear_attn"):
         for j in range(at("layer_attns_depth")):
             layer, attention = f"{torch}.{place + 2}.layers.{j}", f"{ours}_attention"
@@ -135,7 +148,9 @@ def _end(model):
     for i in range(last + 1) if model.combine_upsample_fmaps else ():
         yield from _norm_conv(f"upsample_combiner.fmap_convs.{last - i}", f"combine_{i}")
     if model.final_resnet_block:
-        yield from _block("final_res_block", "final_block", sizes.final_width(model) != model.dim, True)
+        yield from _block(
+            "final_res_block", "final_block", sizes.final_width(model) != model.dim, True
+        )
     yield from _conv("final_conv", "final_conv")
 
 
@@ -144,7 +159,9 @@ def _block(torch, ours, widened, gate, cross=None, dim_head=64):
     for name in ("block1", "block2"):
         yield from _norm_conv(f"{torch}.{name}", f"{ours}/{name}")
     if cross:
-        yield from _cross_attention(f"{torch}.cross_attn", f"{ours}/cross_attention", cross == "linear", dim_head)
+        yield from _cross_attention(
+            f"{torch}.cross_attn", f"{ours}/cross_attention", cross == "linear", dim_head
+        )
     if gate:
         for theirs, name in (("to_k", "scores"), ("net.0", "hidden"), ("net.2", "gate")):
             yield from _conv(f"{torch}.gca.{theirs}", f"{ours}/gate/{name}", layout=CONV1X1)
@@ -163,7 +180,10 @@ def _cross_attention(torch, ours, linear, dim_head):
         theirs, ones = f"{torch}.{name}", np.ones((dim_head,), np.float32) if linear else None
         yield Constant(theirs, ones) if linear else Entry(theirs, f"{ours}/{name}")
     yield Entry(f"{torch}.norm.g", f"{ours}/norm/scale")
-    yield from (Entry(f"{torch}.{name}.weight", f"{ours}/{name}/kernel", LINEAR) for name in ("to_q", "to_kv"))
+    yield from (
+        Entry(f"{torch}.{name}.weight", f"{ours}/{name}/kernel", LINEAR)
+        for name in ("to_q", "to_kv")
+    )
     yield Entry(f"{torch}.to_out.0.weight", f"{ours}/to_out/kernel", LINEAR)
     yield Entry(f"{torch}.to_out.1.g", f"{ours}/out_norm/scale")
 
@@ -203,11 +223,18 @@ def _norm(torch, ours):
 
 
 def _conv(torch, ours, kernels=None, layout=CONV):
-    return [Entry(f"{torch}.weight", f"{ours}/kernel", layout), Entry(f"{torch}.bias", f"{ours}/bias")]
+    return [
+        Entry(f"{torch}.weight", f"{ours}/kernel", layout),
+        Entry(f"{torch}.bias", f"{ours}/bias"),
+    ]
 
 
 def _cross_embed(torch, ours, kernels):
-    return [entry for k in range(len(kernels)) for entry in _conv(f"{torch}.convs.{k}", f"{ours}/conv_{k}")]
+    return [
+        entry
+        for k in range(len(kernels))
+        for entry in _conv(f"{torch}.convs.{k}", f"{ours}/conv_{k}")
+    ]
 
 
 def _shrink(torch, ours, kernels):
@@ -227,7 +254,11 @@ def _shapes(model):
 
 def _is_unet(state):
     """Whether the weights are of a U-Net for images; that for videos has kernels of five axes."""
-    return "to_time_hiddens.0.weights" in state and "null_text_embed" in state and state["final_conv.weight"].ndim == 4
+    return (
+        "to_time_hiddens.0.weights" in state
+        and "null_text_embed" in state
+        and state["final_conv.weight"].ndim == 4
+    )
 
 
 NETWORK = Network(

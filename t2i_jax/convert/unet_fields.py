@@ -29,7 +29,9 @@ def fields(state: State, module: Any) -> dict[str, Any]:
     lowres, texts = "to_lowres_time_hiddens.1.weight" in state, "text_to_cond.weight" in state
     features, cond_dim = state["to_time_hiddens.1.weight"].shape, state["norm_cond.weight"].shape[0]
     dim, levels = features[0] // (8 if lowres else 4), 1 + _last(state, r"downs\.(\d+)\.")
-    widths = [state[f"ups.{levels - 1 - i}.0.block1.project.weight"].shape[0] for i in range(levels)]
+    widths = [
+        state[f"ups.{levels - 1 - i}.0.block1.project.weight"].shape[0] for i in range(levels)
+    ]
     found = {
         "dim": dim,
         "dim_mults": tuple(width // dim for width in widths),
@@ -61,10 +63,19 @@ def fields(state: State, module: Any) -> dict[str, Any]:
 def _first_conv(state):
     if "init_conv.weight" in state:
         weight = state["init_conv.weight"]
-        return {"init_cross_embed": False, "init_conv_kernel_size": weight.shape[-1], "init_dim": weight.shape[0]}
-    weights = [state[key] for key in sorted(state) if re.fullmatch(r"init_conv\.convs\.\d+\.weight", key)]
+        return {
+            "init_cross_embed": False,
+            "init_conv_kernel_size": weight.shape[-1],
+            "init_dim": weight.shape[0],
+        }
+    weights = [
+        state[key] for key in sorted(state) if re.fullmatch(r"init_conv\.convs\.\d+\.weight", key)
+    ]
     kernels = tuple(sorted(weight.shape[-1] for weight in weights))
-    return {"init_cross_embed_kernel_sizes": kernels, "init_dim": sum(weight.shape[0] for weight in weights)}
+    return {
+        "init_cross_embed_kernel_sizes": kernels,
+        "init_dim": sum(weight.shape[0] for weight in weights),
+    }
 
 
 def _levels(state, levels):
@@ -78,32 +89,54 @@ def _levels(state, levels):
         "num_resnet_blocks": blocks,
         "layer_attns": full,
         "use_linear_attn": linear,
-        "layer_attns_depth": tuple(max(count(rf"downs\.{i}\.3\.layers\.(\d+)\."), 1) for i in range(levels)),
-        "layer_cross_attns": tuple(f"downs.{i}.1.cross_attn.null_kv" in state for i in range(levels)),
+        "layer_attns_depth": tuple(
+            max(count(rf"downs\.{i}\.3\.layers\.(\d+)\."), 1) for i in range(levels)
+        ),
+        "layer_cross_attns": tuple(
+            f"downs.{i}.1.cross_attn.null_kv" in state for i in range(levels)
+        ),
     }
     for i in range(levels):
         wide = state.get(f"downs.{i}.3.layers.0.1.1.weight")
         if wide is not None:
             found["ff_mult"] = wide.shape[0] / wide.shape[1]
-    gates = [key for key in state if key.endswith("gca.to_k.bias") and not key.startswith("final_res_block")]
+    gates = [
+        key
+        for key in state
+        if key.endswith("gca.to_k.bias") and not key.startswith("final_res_block")
+    ]
     if any(blocks) or "init_resnet_block.block1.norm.gamma" in state:
         found["use_global_context_attn"] = bool(gates)
     if any(re.match(r"ups\.\d+\.3\.", key) for key in state):
         found["pixel_shuffle_upsample"] = any(re.match(r"ups\.\d+\.3\.net\.", key) for key in state)
-    kernels = [state[key].shape[-1] for key in sorted(state) if re.match(r"downs\.0\.[04]\.convs\.\d+\.weight", key)]
+    kernels = [
+        state[key].shape[-1]
+        for key in sorted(state)
+        if re.match(r"downs\.0\.[04]\.convs\.\d+\.weight", key)
+    ]
     if kernels:
-        found |= {"cross_embed_downsample": True, "cross_embed_downsample_kernel_sizes": tuple(kernels)}
+        found |= {
+            "cross_embed_downsample": True,
+            "cross_embed_downsample_kernel_sizes": tuple(kernels),
+        }
     return found
 
 
 def _inputs(state, found, module):
     """The inputs of the first convolution, as far as they are certain."""
     if module is not None:
-        return {name: getattr(module, name) for name in ("channels", "self_cond", "cond_images_channels")}
-    total = next(state[k] for k in ("init_conv.weight", "init_conv.convs.0.weight") if k in state).shape[1]
+        return {
+            name: getattr(module, name)
+            for name in ("channels", "self_cond", "cond_images_channels")
+        }
+    total = next(
+        state[k] for k in ("init_conv.weight", "init_conv.convs.0.weight") if k in state
+    ).shape[1]
     if found["lowres_cond"]:
         own = found["dim"] if found["final_resnet_block"] else None
-        channels = found["channels_out"] if own is None else state["final_conv.weight"].shape[1] - own
+        channels = (
+            found["channels_out"] if own is None else state["final_conv.weight"].shape[1] - own
+        )
     else:
         channels = found["channels_out"]
     if total == channels * (2 if found["lowres_cond"] else 1):
@@ -116,7 +149,10 @@ def _attention(state, found, module):
     sizes = {}
     for key in state:
         if key.endswith(".q_scale"):
-            dim_head, inner = state[key].shape[0], state[key.removesuffix("q_scale") + "to_q.weight"].shape[0]
+            dim_head, inner = (
+                state[key].shape[0],
+                state[key.removesuffix("q_scale") + "to_q.weight"].shape[0],
+            )
             sizes[key.startswith("mid_block")] = (inner // dim_head, dim_head)
     if False not in sizes and module is not None and any(found["use_linear_attn"]):
         sizes[False] = _live_heads(module)

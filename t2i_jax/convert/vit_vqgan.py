@@ -61,14 +61,21 @@ def fields(state: State, module: Any) -> dict[str, Any]:
         "dim": dim,
         "image_size": grid * patch,
         "channels": channels,
-        "layers": 1 + max(int(k.split(".")[4]) for k in state if k.startswith("enc_dec.encoder.1.layers.")),
+        "layers": 1
+        + max(int(k.split(".")[4]) for k in state if k.startswith("enc_dec.encoder.1.layers.")),
         "patch_size": patch,
         "heads": heads,
         "dim_head": state["enc_dec.encoder.1.layers.0.1.to_out.weight"].shape[1] // heads,
         "ff_mult": state["enc_dec.encoder.1.layers.0.2.1.weight"].shape[0] // dim,
-        "discr_layers": sum(k.startswith("discr.layers.") and k.endswith(".3.block.groupnorm.weight") for k in state),
+        "discr_layers": sum(
+            k.startswith("discr.layers.") and k.endswith(".3.block.groupnorm.weight") for k in state
+        ),
     }
-    return found | _quantizer_fields(state, dim) | (_live_fields(module.quantizer) if module is not None else {})
+    return (
+        found
+        | _quantizer_fields(state, dim)
+        | (_live_fields(module.quantizer) if module is not None else {})
+    )
 
 
 def upgrade(state: State) -> dict[str, np.ndarray]:
@@ -81,14 +88,22 @@ def upgrade(state: State) -> dict[str, np.ndarray]:
     embed = state.get(f"{_CODEBOOK}.embed")
     if embed is None:
         return state
-    state |= {name: value.reshape(()) for name, value in state.items() if name == f"{_CODEBOOK}.initted"}
+    state |= {
+        name: value.reshape(()) for name, value in state.items() if name == f"{_CODEBOOK}.initted"
+    }
     if embed.ndim == 2:
-        heads = {name: state[name][None] for name in state if re.fullmatch(rf"{_CODEBOOK}\.(embed|cluster)\w*", name)}
+        heads = {
+            name: state[name][None]
+            for name in state
+            if re.fullmatch(rf"{_CODEBOOK}\.(embed|cluster)\w*", name)
+        }
         state |= heads
     counts = state.get(f"{_CODEBOOK}.cluster_size")
     if counts is not None and f"{_CODEBOOK}.embed_avg" not in state:
         # A code that was never used keeps its direction.
-        state[f"{_CODEBOOK}.embed_avg"] = state[f"{_CODEBOOK}.embed"] * np.maximum(counts, 1e-3)[..., None]
+        state[f"{_CODEBOOK}.embed_avg"] = (
+            state[f"{_CODEBOOK}.embed"] * np.maximum(counts, 1e-3)[..., None]
+        )
     return state
 
 
@@ -119,7 +134,10 @@ def _transformer(torch, ours, model):
 
 
 def _depthwise(torch, ours):
-    return [Entry(f"{torch}.weight", f"{ours}/kernel", DEPTHWISE), Entry(f"{torch}.bias", f"{ours}/bias")]
+    return [
+        Entry(f"{torch}.weight", f"{ours}/kernel", DEPTHWISE),
+        Entry(f"{torch}.bias", f"{ours}/bias"),
+    ]
 
 
 def _projections(model, codebook_dim):
@@ -134,7 +152,10 @@ def _projections(model, codebook_dim):
 
 def _lfq(model):
     bits = model.codebook_size.bit_length() - 1
-    return [Constant("quantizer.mask", 2 ** np.arange(bits - 1, -1, -1)), *_projections(model, bits)]
+    return [
+        Constant("quantizer.mask", 2 ** np.arange(bits - 1, -1, -1)),
+        *_projections(model, bits),
+    ]
 
 
 def _vq(model):
@@ -143,7 +164,9 @@ def _vq(model):
     return [
         *_projections(model, dim),
         Entry("quantizer._codebook.initted", "stats/started"),
-        Entry("quantizer._codebook.cluster_size", "stats/cluster_size", reshaped((1, size), (size,))),
+        Entry(
+            "quantizer._codebook.cluster_size", "stats/cluster_size", reshaped((1, size), (size,))
+        ),
         Entry("quantizer._codebook.embed_avg", "stats/embed_avg", rows),
         Entry("quantizer._codebook.embed", "stats/embed", rows),
     ]
@@ -162,12 +185,17 @@ def _discriminator(model):
         *((f"{torch}.weight", f"{ours}/scale", SAME) for torch, ours in norms),
         *((f"{torch}.bias", f"{ours}/bias", SAME) for torch, ours in names + norms),
     ]
-    return [Entry(f"discr.{torch}", f"discriminator/{ours}", layout) for torch, ours, layout in weights]
+    return [
+        Entry(f"discr.{torch}", f"discriminator/{ours}", layout) for torch, ours, layout in weights
+    ]
 
 
 def _quantizer_fields(state, dim):
     if "quantizer.mask" in state:
-        return {"lookup_free_quantization": True, "codebook_size": 2 ** state["quantizer.mask"].shape[0]}
+        return {
+            "lookup_free_quantization": True,
+            "codebook_size": 2 ** state["quantizer.mask"].shape[0],
+        }
     size, codebook_dim = state["quantizer._codebook.embed"].shape[-2:]
     return {"lookup_free_quantization": False, "codebook_size": size, "codebook_dim": codebook_dim}
 
@@ -188,7 +216,9 @@ def _live_fields(quantizer):
 def _shapes(model):
     shapes = image_tokenizer.abstract(model)
     if model.discr_layers:
-        shapes["discriminator"] = image_tokenizer.abstract_discriminator(model.discriminator(), model)
+        shapes["discriminator"] = image_tokenizer.abstract_discriminator(
+            model.discriminator(), model
+        )
     return sharding.unbox(shapes)
 
 

@@ -1,9 +1,12 @@
-"""Packed sets: a folder with a manifest and shards of ArrayRecord, and columns of arrays that were computed from them.
+"""Packed sets: a folder with a manifest and shards of ArrayRecord, and columns of arrays that were
+computed from them.
 
     PACKED/manifest.json                          what there is, written last
-    PACKED/data-00000-of-00002.arrayrecord        records: msgpack of {"image": bytes of a file, "caption": str or None}
-    PACKED/text-00000-of-00001.arrayrecord        a column: msgpack of {name: {"dtype", "shape", "data"}}, in the order
-                                                  of the records; one that could not be computed is empty
+    PACKED/data-00000-of-00002.arrayrecord        records: msgpack of {"image": bytes of a file,
+    "caption": str or None} PACKED/text-00000-of-00001.arrayrecord        a column: msgpack of
+    {name: {"dtype", "shape", "data"}}, in the order
+                                                  of the records; one that could not be computed is
+                                                  empty
 """
 
 from __future__ import annotations
@@ -41,19 +44,23 @@ class PackedSource(ImageFiles):
       manifest: as it stands in manifest.json.
 
     Raises:
-      UserError: no packed set, one of another version, or shards that are missing or of another size.
+      UserError: no packed set, one of another version, or shards that are missing or of another
+        size.
     """
 
     def __init__(self, path: str):
         self.path = pathlib.Path(path)
         self.manifest = read_manifest(self.path)
         self._data = _Shards(self.path, self.manifest["shards"])
-        self._columns = {name: _Shards(self.path, one["shards"]) for name, one in self.manifest["columns"].items()}
+        self._columns = {
+            name: _Shards(self.path, one["shards"])
+            for name, one in self.manifest["columns"].items()
+        }
         for name, column in self._columns.items():
             if len(column) != len(self._data):
                 raise UserError(
-                    f"arrayrecord={str(self.path)!r} has {len(self._data)} records and {len(column)} of {name}; "
-                    "encode them again with --replace."
+                    f"arrayrecord={str(self.path)!r} has {len(self._data)} records and "
+                    f"{len(column)} of {name}; encode them again with --replace."
                 )
 
     def __len__(self) -> int:
@@ -80,7 +87,10 @@ class PackedSource(ImageFiles):
         return {"image": decode(record["image"], name), "caption": caption, **self._arrays(index)}
 
     def without_image(self, index: int) -> Record:
-        """The record without its image; its caption may be None where the set was packed without captions."""
+        """The record without its image.
+
+        Its caption may be None where the set was packed without captions.
+        """
         caption = self.caption(index) if self.manifest["captions"] else None
         return {"image": None, "caption": caption, **self._arrays(index)}
 
@@ -96,7 +106,9 @@ class PackedSource(ImageFiles):
         return record, name
 
     def _arrays(self, index):
-        """The arrays of all columns; None where one is damaged or was not made, so that only who wants it misses it."""
+        """The arrays of all columns; None where one is damaged or was not made, so that only who
+        wants it misses it.
+        """
         arrays = {}
         for name, column in self._columns.items():
             try:
@@ -109,8 +121,8 @@ class PackedSource(ImageFiles):
 class ShardWriter:
     """Writes records into PREFIX-00000-of-0000N.arrayrecord, a new file whenever one is full.
 
-    The files carry their names only after `close`, which returns what a manifest says of them; before that they end in
-    .partial.
+    The files carry their names only after `close`, which returns what a manifest says of them;
+    before that they end in .partial.
     """
 
     def __init__(self, folder: pathlib.Path, prefix: str, shard_bytes: int):
@@ -154,7 +166,10 @@ class ShardWriter:
             return
         self._attempt(self._writer.close)
         self._writer = None
-        if ArrayRecordReader(str(self._partial(len(self._counts) - 1)), _READ).num_records() != self._counts[-1]:
+        if (
+            ArrayRecordReader(str(self._partial(len(self._counts) - 1)), _READ).num_records()
+            != self._counts[-1]
+        ):
             self._refuse()  # closing says nothing of a full disk
 
     def _attempt(self, act, *arguments):
@@ -164,7 +179,9 @@ class ShardWriter:
             self._refuse()
 
     def _refuse(self):
-        raise UserError(f"out={str(self._folder)!r} can't be written to; make room or give another folder.") from None
+        raise UserError(
+            f"out={str(self._folder)!r} can't be written to; make room or give another folder."
+        ) from None
 
     def _partial(self, number):
         return self._folder / f"{self._prefix}-{number:05d}.partial"
@@ -177,7 +194,10 @@ def record_to_bytes(image: bytes, caption: str | None) -> bytes:
 
 def arrays_to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     """A record of a column."""
-    plain = {name: {"dtype": a.dtype.name, "shape": a.shape, "data": a.tobytes()} for name, a in arrays.items()}
+    plain = {
+        name: {"dtype": a.dtype.name, "shape": a.shape, "data": a.tobytes()}
+        for name, a in arrays.items()
+    }
     return msgpack.packb(plain)
 
 
@@ -207,37 +227,53 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise UserError(
-            f"arrayrecord={str(folder)!r} has no {MANIFEST}; give a folder that `t2i data pack` wrote."
+            f"arrayrecord={str(folder)!r} has no {MANIFEST}; give a folder that `t2i data pack` "
+            "wrote."
         ) from None
     except (ValueError, RecursionError):
         pass
     if not _complete(manifest):
-        raise UserError(f"arrayrecord={str(folder)!r} has a damaged {MANIFEST}; pack the set again.")
+        raise UserError(
+            f"arrayrecord={str(folder)!r} has a damaged {MANIFEST}; pack the set again."
+        )
     if manifest["version"] != VERSION:
         raise UserError(
-            f"arrayrecord={str(folder)!r} has version {manifest['version']}, known is {VERSION}; pack the set again."
+            f"arrayrecord={str(folder)!r} has version {manifest['version']}, known is {VERSION}; "
+            "pack the set again."
         )
     return manifest
 
 
 def write_manifest(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
-    """Replaces manifest.json whole, so that it is never half written; UserError where it can't be."""
+    """Replaces manifest.json whole, so that it is never half written.
+
+    UserError where it can't be.
+    """
     try:
         with replacing(folder / MANIFEST) as temporary:
             temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"packed={str(folder)!r} can't be written to ({error.strerror}); make room for it.") from None
+        raise UserError(
+            f"packed={str(folder)!r} can't be written to ({error.strerror}); make room for it."
+        ) from None
 
 
 class _Shards:
-    """The records of several files in a row; files are opened when they are first read, in each process."""
+    """The records of several files in a row.
+
+    Files are opened when they are first read, in each process.
+    """
 
     def __init__(self, folder, shards):
         self._paths = [folder / shard["file"] for shard in shards]
         for path, shard in zip(self._paths, shards):
             size = path.stat().st_size if path.is_file() else None
             if size != shard["bytes"]:
-                state = "is missing" if size is None else f"has {size} bytes instead of {shard['bytes']}"
+                state = (
+                    "is missing"
+                    if size is None
+                    else f"has {size} bytes instead of {shard['bytes']}"
+                )
                 raise UserError(f"arrayrecord={str(folder)!r}: {path.name} {state}; copy it again.")
         self._starts = np.cumsum([0, *(shard["count"] for shard in shards)]).tolist()
         self._readers, self._lock = {}, threading.Lock()
@@ -278,11 +314,17 @@ def _complete(manifest):
         return False
     lists = [manifest.get("shards"), *(one.get("shards") for one in columns.values())]
     kinds = {"file": str, "count": int, "bytes": int}
+
     def fits(shard):
-        return isinstance(shard, dict) and all(isinstance(shard.get(k), t) for k, t in kinds.items())
-    return "version" in manifest and "captions" in manifest and all(
-        isinstance(shards, list) and all(map(fits, shards)) for shards in lists
-    )  # fmt: skip
+        return isinstance(shard, dict) and all(
+            isinstance(shard.get(k), t) for k, t in kinds.items()
+        )
+
+    return (
+        "version" in manifest
+        and "captions" in manifest
+        and all(isinstance(shards, list) and all(map(fits, shards)) for shards in lists)
+    )
 
 
 def _unpacked(data):

@@ -1,7 +1,8 @@
-"""The built-in data set `digits`: the 1,797 scans of handwritten digits that come with scikit-learn, with captions.
+"""The built-in data set `digits`: the 1,797 scans of handwritten digits that come with
+scikit-learn, with captions.
 
-The scans (8 x 8, 17 levels of gray) are the test set of the "Optical Recognition of Handwritten Digits" data of
-Alpaydin and Kaynak (UCI, 1998). Every fifth scan is held out.
+The scans (8 x 8, 17 levels of gray) are the test set of the "Optical Recognition of Handwritten
+Digits" data of Alpaydin and Kaynak (UCI, 1998). Every fifth scan is held out.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ _WORDINGS = (
 
 
 class Digits:
-    """Random access to the set: `digits[i]` is {"image": HWC uint8, dark ink on white, "caption": str}.
+    """Random access to the set: `digits[i]` is {"image": HWC uint8, dark ink on white, "caption":
+    str}.
 
     Args:
-      image_size: side of the images in pixels, at least 8; the scans are enlarged with bicubic interpolation.
+      image_size: side of the images in pixels, at least 8; the scans are enlarged with bicubic
+        interpolation.
       split: "train" (1,437 scans) or "heldout" (360).
       seed: of the wording of the captions.
     """
@@ -75,4 +78,6 @@ def _enlarge(scan_HW, size):
 
 def _captions(labels, seed):
     wordings = np.random.default_rng(seed).integers(len(_WORDINGS), size=len(labels))
-    return [_WORDINGS[w].format(word=WORDS[digit], figure=digit) for w, digit in zip(wordings, labels)]
+    return [
+        _WORDINGS[w].format(word=WORDS[digit], figure=digit) for w, digit in zip(wordings, labels)
+    ]

@@ -1,4 +1,6 @@
-"""Sets that other packages keep: TensorFlow Datasets and Hugging Face datasets, read without TensorFlow or PyTorch."""
+"""Sets that other packages keep: TensorFlow Datasets and Hugging Face datasets, read without
+TensorFlow or PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +17,36 @@ from t2i_jax.data.image_file import ImageFiles, decode
 from t2i_jax.data.source import BadSample, Record, clean_caption
 from t2i_jax.errors import UserError
 
-_IMAGES = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")  # columns without a type that says so
-_CAPTIONS = ("caption", "captions", "text", "texts", "prompt", "description", "sentence", "sentences")
+# columns without a type that says so
+_IMAGES = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
+_CAPTIONS = (
+    "caption",
+    "captions",
+    "text",
+    "texts",
+    "prompt",
+    "description",
+    "sentence",
+    "sentences",
+)
 _OF_LABEL = "a photo of {}"
 
 
 class _Rows(ImageFiles):
     """Sources of rows, each a mapping of columns.
 
-    The caption is that of the first of the columns caption, captions, text, texts, prompt, description, sentence(s);
-    of several captions, the first. Without such a column it is "a photo of LABEL", from a column of classes.
+    The caption is that of the first of the columns caption, captions, text, texts, prompt,
+    description, sentence(s); of several captions, the first. Without such a column it is "a photo
+    of LABEL", from a column of classes.
 
     Attributes:
       columns: names of the image's and of the caption's column; None where there is no caption.
       classes: names of the classes, where the caption comes from a label.
     """
 
-    def __init__(self, name: str, rows: Any, columns: tuple[str, str | None], classes: list[str] | None):
+    def __init__(
+        self, name: str, rows: Any, columns: tuple[str, str | None], classes: list[str] | None
+    ):
         self.name, self._rows, self.columns, self.classes = name, rows, columns, classes
 
     def __len__(self) -> int:
@@ -83,12 +98,14 @@ class TfdsSource(_Rows):
     """Random access to a set of TensorFlow Datasets that was prepared as ArrayRecord.
 
     Args:
-      name: a name such as "coco_captions" or "imagenet_v2/topimages:3.0.0", or the folder of a prepared set. A name
-        that is not prepared yet is downloaded and prepared, for which the package itself needs TensorFlow.
+      name: a name such as "coco_captions" or "imagenet_v2/topimages:3.0.0", or the folder of a
+        prepared set. A name that is not prepared yet is downloaded and prepared, for which the
+        package itself needs TensorFlow.
       split: "train", "test[:10%]" and so on.
 
     Raises:
-      UserError: the package is not installed, no such set, split or image, or a format without random access.
+      UserError: the package is not installed, no such set, split or image, or a format without
+        random access.
     """
 
     def __init__(self, name: str, split: str = "train"):
@@ -101,12 +118,17 @@ class TfdsSource(_Rows):
                 builder.download_and_prepare()
             features = dict(builder.info.features.items())
             image = _chosen(features, lambda one: isinstance(one, tfds.features.Image), ("image",))
-            rows = image and builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})
-        except Exception as error:  # of many kinds, for names, networks, formats, and TensorFlow that is not there
+            rows = image and builder.as_data_source(
+                split=split, decoders={image: tfds.decode.SkipDecoding()}
+            )
+        # of many kinds, for names, networks, formats, and TensorFlow that is not there
+        except Exception as error:
             remedy = "prepare it with `tfds build --file_format=array_record`"
             raise _refusal("tfds", name, split, error, remedy) from None
+
         def is_label(one):
             return isinstance(one, tfds.features.ClassLabel)
+
         columns, classes = _columns("tfds", name, features, image, is_label)
         super().__init__(name, rows, columns, classes)
 
@@ -118,12 +140,13 @@ class HuggingFaceSource(_Rows):
     """Random access to a set of the `datasets` package.
 
     Args:
-      name: a name on the hub, "lambdalabs/naruto-blip-captions", with ":CONFIG" behind it where it has several; or a
-        folder that `save_to_disk` wrote, or one with parquet files.
+      name: a name on the hub, "lambdalabs/naruto-blip-captions", with ":CONFIG" behind it where it
+        has several; or a folder that `save_to_disk` wrote, or one with parquet files.
       split: "train", "test[:10%]" and so on; a folder that holds one split has no others.
 
     Raises:
-      UserError: the package is not installed, no such set or split within reach, or no images in it.
+      UserError: the package is not installed, no such set or split within reach, or no images in
+        it.
     """
 
     def __init__(self, name: str, split: str = "train"):
@@ -137,8 +160,12 @@ class HuggingFaceSource(_Rows):
             if image is not None and isinstance(features[image], datasets.Image):
                 rows = rows.cast_column(image, datasets.Image(decode=False))
         except Exception as error:  # of many kinds, for names, networks and files
-            raise _refusal("hf", name, split, error, "give a name or a folder that `datasets` can load") from None
-        columns, classes = _columns("hf", name, features, image, lambda one: isinstance(one, datasets.ClassLabel))
+            raise _refusal(
+                "hf", name, split, error, "give a name or a folder that `datasets` can load"
+            ) from None
+        columns, classes = _columns(
+            "hf", name, features, image, lambda one: isinstance(one, datasets.ClassLabel)
+        )
         super().__init__(name, rows.with_format(None), columns, classes)
         self._text = self._rows.select_columns([columns[1]]) if columns[1] else None
 
@@ -160,7 +187,9 @@ def _opened(datasets, name, split):
 
 
 def _check_offsets(table):
-    """Refuses an Arrow file in which texts and bytes do not lie where it says: reading it would kill the process."""
+    """Refuses an Arrow file in which texts and bytes do not lie where it says: reading it would
+    kill the process.
+    """
     import pyarrow
 
     for column in table.columns:
@@ -176,19 +205,31 @@ def _package(kind, name, module, pip):
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(f"data.source='{kind}:{name}' needs a package that is missing; pip install {pip}.") from None
+        raise UserError(
+            f"data.source='{kind}:{name}' needs a package that is missing; pip install {pip}."
+        ) from None
 
 
 def _refusal(kind, name, split, error, remedy):
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return UserError(f"data.source='{kind}:{name}' can't be opened with split={split!r} ({said[:200]}); {remedy}.")
+    said = next(
+        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )
+    return UserError(
+        f"data.source='{kind}:{name}' can't be opened with split={split!r} ({said[:200]}); "
+        f"{remedy}."
+    )
 
 
 def _columns(kind, name, features, image, is_label):
     """(image, caption) and the names of the classes where the caption is a label."""
     if image is None:
-        raise UserError(f"data.source='{kind}:{name}' has the columns {', '.join(features)} and no images in them.")
-    caption = next((one for one in _CAPTIONS if one in features and not is_label(features[one])), None)
+        raise UserError(
+            f"data.source='{kind}:{name}' has the columns {', '.join(features)} and no images in "
+            "them."
+        )
+    caption = next(
+        (one for one in _CAPTIONS if one in features and not is_label(features[one])), None
+    )
     if caption is not None:
         return (image, caption), None
     label = _chosen(features, is_label, ("label",))

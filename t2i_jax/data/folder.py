@@ -1,4 +1,6 @@
-"""A folder of images with captions beside them: .txt files of the same name, a captions.csv or a captions.jsonl."""
+"""A folder of images with captions beside them: .txt files of the same name, a captions.csv or a
+captions.jsonl.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,10 @@ _FILE, _CAPTION = ("file", "file_name", "filename", "image"), ("caption", "text"
 class FolderSource(ImageFiles):
     """Random access to the images below a folder, in the order of their names.
 
-    A table (captions.csv or captions.jsonl, columns file/file_name/image and caption/text) says which images there
-    are; without one every image file counts, and its caption is in the .txt file of the same name. NAME.cond.png (or of
-    another ending) is no image of its own but what NAME is conditioned on.
+    A table (captions.csv or captions.jsonl, columns file/file_name/image and caption/text) says
+    which images there are; without one every image file counts, and its caption is in the .txt file
+    of the same name. NAME.cond.png (or of another ending) is no image of its own but what NAME is
+    conditioned on.
 
     Args:
       path: the folder; folders in it are searched too, links to folders are not followed.
@@ -35,7 +38,14 @@ class FolderSource(ImageFiles):
         self.path = pathlib.Path(path)
         if not self.path.is_dir():
             raise UserError(f"folder={path!r} is not a folder; give one that holds images.")
-        table = next((self.path / n for n in ("captions.csv", "captions.jsonl") if (self.path / n).is_file()), None)
+        table = next(
+            (
+                self.path / n
+                for n in ("captions.csv", "captions.jsonl")
+                if (self.path / n).is_file()
+            ),
+            None,
+        )
         self._samples = _from_table(table) if table is not None else _from_names(self.path)
         if not self._samples:
             raise UserError(f"folder={path!r} holds no images; they end in {', '.join(ENDINGS)}.")
@@ -55,7 +65,11 @@ class FolderSource(ImageFiles):
         """The image that an image is conditioned on, uint8 RGB of any size; or `BadSample`."""
         name, _ = self._samples[index]
         stem = (self.path / name).with_suffix("")
-        found = [path for ending in ENDINGS if (path := stem.with_name(f"{stem.name}.cond{ending}")).is_file()]
+        found = [
+            path
+            for ending in ENDINGS
+            if (path := stem.with_name(f"{stem.name}.cond{ending}")).is_file()
+        ]
         if not found:
             raise BadSample("no .cond image", name)
         try:
@@ -77,7 +91,9 @@ class FolderSource(ImageFiles):
 def _from_names(folder):
     found = []
     for parent, _, names in os.walk(folder):
-        found += [os.path.relpath(os.path.join(parent, n), folder) for n in names if _is_image(n.lower())]
+        found += [
+            os.path.relpath(os.path.join(parent, n), folder) for n in names if _is_image(n.lower())
+        ]
     return [(name, None) for name in sorted(found)]
 
 
@@ -89,14 +105,17 @@ def _from_table(table):
     try:
         text = table.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"captions={str(table)!r} can't be read ({error}); save it as UTF-8 text.") from None
+        raise UserError(
+            f"captions={str(table)!r} can't be read ({error}); save it as UTF-8 text."
+        ) from None
     rows = _csv_rows(table, text) if table.suffix == ".csv" else _jsonl_rows(table, text)
     samples = []
     for number, row in rows:
         name = next((row[key] for key in _FILE if row.get(key)), None)
         if not isinstance(name, str):
             raise UserError(
-                f"captions={str(table)!r} names no image in line {number}; add a column {' or '.join(_FILE)}."
+                f"captions={str(table)!r} names no image in line {number}; add a column "
+                f"{' or '.join(_FILE)}."
             )
         caption = next((row[key] for key in _CAPTION if isinstance(row.get(key), str)), "")
         samples.append((name, caption))
@@ -109,8 +128,8 @@ def _csv_rows(table, text):
         header = reader.fieldnames or ()
         if not set(header) & set(_FILE) or not set(header) & set(_CAPTION):
             raise UserError(
-                f"captions={str(table)!r} has the columns {', '.join(header) or 'none'}; it needs one of "
-                f"{'/'.join(_FILE)} and one of {'/'.join(_CAPTION)}."
+                f"captions={str(table)!r} has the columns {', '.join(header) or 'none'}; it needs "
+                f"one of {'/'.join(_FILE)} and one of {'/'.join(_CAPTION)}."
             )
         return list(enumerate(reader, 2))
     except csv.Error as error:
@@ -127,6 +146,8 @@ def _jsonl_rows(table, text):
         except json.JSONDecodeError:
             row = None
         if not isinstance(row, dict):
-            raise UserError(f"captions={str(table)!r} has no JSON object in line {number}; repair the line.")
+            raise UserError(
+                f"captions={str(table)!r} has no JSON object in line {number}; repair the line."
+            )
         rows.append((number, row))
     return rows

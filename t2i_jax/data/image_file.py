@@ -1,4 +1,7 @@
-"""From the bytes of an image file to RGB pixels, whatever kind of file it is; what can't be used is named."""
+"""From the bytes of an image file to RGB pixels, whatever kind of file it is.
+
+What can't be used is named.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ _ORIENTATION = 0x0112  # the EXIF tag
 def decode(data: bytes, name: str) -> np.ndarray:
     """uint8 HWC RGB of an image file.
 
-    The first frame of an animation; turned as EXIF says; gray, palette and CMYK converted, 16 bits scaled to 8,
-    transparent parts on white.
+    The first frame of an animation; turned as EXIF says; gray, palette and CMYK converted, 16 bits
+    scaled to 8, transparent parts on white.
 
     Args:
       data: the whole file. name: for messages.
@@ -52,7 +55,8 @@ def decode(data: bytes, name: str) -> np.ndarray:
 
 
 def is_plain(data: bytes) -> bool:
-    """Whether an image file that `decode` reads is a common one of 8 bits, RGB or gray, one frame, not to be turned.
+    """Whether an image file that `decode` reads is a common one of 8 bits, RGB or gray, one frame,
+    not to be turned.
 
     Such a file can be stored as it is; of any other kind only what `decode` makes of it.
     """
@@ -106,7 +110,11 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 
 def _eight_bits(gray_HW: np.ndarray) -> np.ndarray:
-    """Gray of more than 8 bits: 16 bits where it goes beyond 255, fractions where it stays within 1."""
+    """Gray of more than 8 bits: 16 bits where it goes beyond 255, fractions where it stays within
+    1.
+    """
     top = float(gray_HW.max(initial=0))
-    scale = 255.0 if top <= 1 and gray_HW.dtype.kind == "f" else 1.0 if top <= 255 else 255.0 / 65535.0
+    scale = (
+        255.0 if top <= 1 and gray_HW.dtype.kind == "f" else 1.0 if top <= 255 else 255.0 / 65535.0
+    )
     return np.clip(np.rint(gray_HW.astype(np.float64) * scale), 0, 255).astype(np.uint8)

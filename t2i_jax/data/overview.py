@@ -1,4 +1,6 @@
-"""A look at a source: how many records, what sizes and captions, what can't be used, and a contact sheet."""
+"""A look at a source: how many records, what sizes and captions, what can't be used, and a contact
+sheet.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from t2i_jax.data.source import BadCounter, BadSample, Record, Source
 from t2i_jax.errors import UserError
 
-_SIDE, _GAP, _LINES = 160, 8, 3  # pixels of an image on the sheet, pixels between two, lines of a caption
+# pixels of an image on the sheet, pixels between two, lines of a caption
+_SIDE, _GAP, _LINES = 160, 8, 3
 _LINE = 12  # pixels
 
 
@@ -39,7 +42,11 @@ class Overview:
 
     def lines(self) -> list[str]:
         """The overview in words, one line for each thing."""
-        part = "all of them" if self.looked_at == self.records else f"{self.looked_at} of them, evenly spread"
+        part = (
+            "all of them"
+            if self.looked_at == self.records
+            else f"{self.looked_at} of them, evenly spread"
+        )
         found = [f"records: {self.records}, looked at {part}"]
         if self.sizes:
             width, height = (_range(side) for side in zip(*self.sizes))
@@ -47,14 +54,20 @@ class Overview:
         found += _bad_lines("images", self.images_bad)
         if self.captions:
             words = _range([len(caption.split()) for caption in self.captions])
-            found.append(f"captions: {len(self.captions)}, {len(set(self.captions))} different, {words} words")
+            found.append(
+                f"captions: {len(self.captions)}, {len(set(self.captions))} different, {words} "
+                "words"
+            )
             often = collections.Counter(self.captions).most_common(3)
             found += [f"  {count} x {_cut(caption, 100)!r}" for caption, count in often]
         return found + _bad_lines("captions", self.captions_bad)
 
 
 def look(
-    source: Source, samples: int = 1000, show: int = 24, progress: Callable[[Iterable[int]], Iterable[int]] = iter
+    source: Source,
+    samples: int = 1000,
+    show: int = 24,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Overview:
     """Reads up to `samples` records and keeps `show` of them.
 
@@ -64,9 +77,14 @@ def look(
     if samples < 1 or show < 1:
         raise UserError(f"samples={samples} and show={show} must be at least 1.")
     count = len(source)
-    indices = sorted({int(i) for i in np.linspace(0, count - 1, min(samples, count)).round()}) if count else []
+    indices = (
+        sorted({int(i) for i in np.linspace(0, count - 1, min(samples, count)).round()})
+        if count
+        else []
+    )
     turns = set(np.linspace(0, len(indices) - 1, show).round().astype(int).tolist())
-    due = 0  # images that the sheet should have by now; where one can't be used, the next one steps in
+    # images that the sheet should have by now; where one can't be used, the next one steps in
+    due = 0
     found = Overview(count, len(indices), [], [], BadCounter(), BadCounter(), [])
     for turn, index in enumerate(progress(indices)):
         due += turn in turns
@@ -82,10 +100,15 @@ def look(
 
 
 def contact_sheet(records: list[Record], columns: int = 6) -> np.ndarray:
-    """Images in rows with their captions below, HWC uint8; large ones are made smaller, small ones enlarged."""
+    """Images in rows with their captions below, HWC uint8.
+
+    Large ones are made smaller, small ones enlarged.
+    """
     columns = max(1, min(columns, len(records)))
     cell = _SIDE + _GAP, _SIDE + _GAP + _LINES * _LINE
-    sheet = Image.new("RGB", (columns * cell[0] + _GAP, -(-len(records) // columns) * cell[1] + _GAP), "white")
+    sheet = Image.new(
+        "RGB", (columns * cell[0] + _GAP, -(-len(records) // columns) * cell[1] + _GAP), "white"
+    )
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=10)
     for i, record in enumerate(records):
         x, y = _GAP + i % columns * cell[0], _GAP + i // columns * cell[1]
@@ -112,7 +135,10 @@ def _bad_lines(what, bad):
     if not bad.total:
         return []
     reasons = ", ".join(f"{reason} {count}" for reason, count in bad.by_reason.most_common())
-    return [f"{what} that can't be used: {bad.total} ({reasons})", *(f"  {name}" for name in bad.names)]
+    return [
+        f"{what} that can't be used: {bad.total} ({reasons})",
+        *(f"  {name}" for name in bad.names),
+    ]
 
 
 def _range(values):

@@ -1,4 +1,6 @@
-"""Packing a source into shards that are read fast from anywhere, and adding columns of arrays computed from it."""
+"""Packing a source into shards that are read fast from anywhere, and adding columns of arrays
+computed from it.
+"""
 
 from __future__ import annotations
 
@@ -47,20 +49,22 @@ def pack(
 ) -> Mapping[str, Any]:
     """Writes a source as a packed set, which "arrayrecord:OUT" reads, and returns its manifest.
 
-    An image file of a common kind is stored as it is, any other as PNG of what it decodes to. What cannot be used is
-    left out and counted. Records are streamed; OUT appears when it is complete.
+    An image file of a common kind is stored as it is, any other as PNG of what it decodes to. What
+    cannot be used is left out and counted. Records are streamed; OUT appears when it is complete.
 
     Args:
       out: a new or empty folder.
       name: of the source, for the manifest.
-      size: the shorter side of larger images, which are made smaller (JPEG stays JPEG); None: as they are.
+      size: the shorter side of larger images, which are made smaller (JPEG stays JPEG); None: as
+        they are.
       captions: False packs images alone, and records need no caption.
       max_bad_rate: fraction of records that may be unusable.
       shard_bytes: of a file, about.
       progress: wraps the indices, such as tqdm.
 
     Raises:
-      UserError: `out` is not empty or can't be made, a size below 1, or too many records that cannot be used.
+      UserError: `out` is not empty or can't be made, a size below 1, or too many records that
+        cannot be used.
     """
     if (size is not None and size < 1) or shard_bytes < 1:
         raise UserError(f"size={size} and shard_bytes={shard_bytes} must be at least 1.")
@@ -78,7 +82,9 @@ def pack(
                 sizes.add(record.width, record.height)
         bad.check(seen, max_bad_rate, done=True)
         if not sizes.count:
-            raise UserError(f"data.source={name!r} has no sample that can be used ({'; '.join(bad.names)}).")
+            raise UserError(
+                f"data.source={name!r} has no sample that can be used ({'; '.join(bad.names)})."
+            )
         manifest = {
             "format": arrayrecord.FORMAT,
             "version": arrayrecord.VERSION,
@@ -105,13 +111,16 @@ def add_column(
     max_bad_rate: float = 0.05,
     shard_bytes: int = 256 * 2**20,
 ) -> Mapping[str, Any]:
-    """Stores arrays beside the records of a packed set, one row for each in order, and returns the new manifest.
+    """Stores arrays beside the records of a packed set, one row for each in order, and returns the
+    new manifest.
 
-    The manifest names the column when it is complete, so an attempt that was stopped leaves nothing that is read.
+    The manifest names the column when it is complete, so an attempt that was stopped leaves nothing
+    that is read.
 
     Args:
       column: "text" (arrays "text_embeds", "text_mask") or "tokens" ("tokens").
-      rows: the arrays of each record; a `BadSample` for one that has none, which is stored empty and counted.
+      rows: the arrays of each record; a `BadSample` for one that has none, which is stored empty
+        and counted.
       about: what they were made with, for the manifest.
 
     Raises:
@@ -128,18 +137,26 @@ def add_column(
         bad.check(seen, max_bad_rate, done=True)
         manifest = read_manifest(folder)
         if seen != manifest["count"]:
-            raise UserError(f"packed={str(folder)!r} has {manifest['count']} records, not {seen}, as {column} has.")
+            raise UserError(
+                f"packed={str(folder)!r} has {manifest['count']} records, not {seen}, as {column} "
+                "has."
+            )
         shards = writer.close()
     except BaseException:
         writer.discard()
         raise
-    columns = {**manifest["columns"], column: {**about, "bad": dict(bad.by_reason), "shards": shards}}
+    columns = {
+        **manifest["columns"],
+        column: {**about, "bad": dict(bad.by_reason), "shards": shards},
+    }
     manifest = {**manifest, "columns": columns}
     write_manifest(folder, manifest)
     return manifest
 
 
-def make_room(packed: str | os.PathLike, column: str, about: Mapping[str, Any], replace: bool = False) -> bool:
+def make_room(
+    packed: str | os.PathLike, column: str, about: Mapping[str, Any], replace: bool = False
+) -> bool:
     """Whether a column is to be computed: False where a packed set holds this very one.
 
     Args:
@@ -154,19 +171,30 @@ def make_room(packed: str | os.PathLike, column: str, about: Mapping[str, Any], 
     there = manifest["columns"].get(column)
     if there is None:
         return True
-    changed = [f"{key}={there.get(key)!r}" for key, value in about.items() if there.get(key) != value]
+    changed = [
+        f"{key}={there.get(key)!r}" for key, value in about.items() if there.get(key) != value
+    ]
     if not changed:
         return False
     if not replace:
-        raise UserError(f"packed={str(folder)!r} has {column} of {', '.join(changed)}; give --replace to make it anew.")
-    write_manifest(folder, {**manifest, "columns": {k: v for k, v in manifest["columns"].items() if k != column}})
+        raise UserError(
+            f"packed={str(folder)!r} has {column} of {', '.join(changed)}; give --replace to make "
+            "it anew."
+        )
+    write_manifest(
+        folder,
+        {**manifest, "columns": {k: v for k, v in manifest["columns"].items() if k != column}},
+    )
     for shard in there["shards"]:
         (folder / shard["file"]).unlink(missing_ok=True)
     return True
 
 
 def side_by_side(work: Callable[[int], Any], indices: Iterable[int]) -> Iterator[Any]:
-    """What `work` returns for each index, in order; a window of them is in work in threads, for decoders run free."""
+    """What `work` returns for each index, in order.
+
+    A window of them is in work in threads, for decoders run free.
+    """
     with concurrent.futures.ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         waiting: collections.deque = collections.deque()
         for index in indices:
@@ -212,7 +240,9 @@ class _Prepare:
         if data is None or smaller is not image_HWC or not is_plain(data):
             was_jpeg = data is not None and data[:2] == b"\xff\xd8"
             data = _encoded(smaller, "JPEG" if was_jpeg and smaller is not image_HWC else "PNG")
-        return _Packable(data, caption if self.captions else None, smaller.shape[1], smaller.shape[0])
+        return _Packable(
+            data, caption if self.captions else None, smaller.shape[1], smaller.shape[0]
+        )
 
 
 class _Sizes:
@@ -220,16 +250,28 @@ class _Sizes:
 
     def __init__(self):
         self.count = 0
-        self._sum, self._low, self._high = np.zeros(2, np.int64), np.full(2, 2**31), np.zeros(2, np.int64)
+        self._sum, self._low, self._high = (
+            np.zeros(2, np.int64),
+            np.full(2, 2**31),
+            np.zeros(2, np.int64),
+        )
 
     def add(self, width, height):
         one = np.array([width, height])
         self.count += 1
-        self._sum, self._low, self._high = self._sum + one, np.minimum(self._low, one), np.maximum(self._high, one)
+        self._sum, self._low, self._high = (
+            self._sum + one,
+            np.minimum(self._low, one),
+            np.maximum(self._high, one),
+        )
 
     def summary(self):
         return {
-            side: {"least": int(self._low[i]), "mean": round(self._sum[i] / self.count, 1), "most": int(self._high[i])}
+            side: {
+                "least": int(self._low[i]),
+                "mean": round(self._sum[i] / self.count, 1),
+                "most": int(self._high[i]),
+            }
             for i, side in enumerate(("width", "height"))
         }
 
@@ -244,7 +286,9 @@ def _new_folder(out):
         try:
             temporary.mkdir(parents=True)
         except OSError as error:
-            raise UserError(f"out={str(out)!r} can't be made ({error.strerror}); name another folder.") from None
+            raise UserError(
+                f"out={str(out)!r} can't be made ({error.strerror}); name another folder."
+            ) from None
         yield temporary
 
 

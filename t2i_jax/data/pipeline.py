@@ -1,8 +1,9 @@
-"""From a source to batches: shuffled, cropped, shared among processes, read ahead, and resumable at any batch.
+"""From a source to batches: shuffled, cropped, shared among processes, read ahead, and resumable at
+any batch.
 
-Grain does the order, the threads and the worker processes. A sample depends only on the seeds and on its position in
-the order, so neither threads nor workers change a batch, several processes put together the batches of one, and what
-must be saved is how far each has come.
+Grain does the order, the threads and the worker processes. A sample depends only on the seeds and
+on its position in the order, so neither threads nor workers change a batch, several processes put
+together the batches of one, and what must be saved is how far each has come.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ CROPS = ("center", "random", "resize")
 ENTRIES = ("image", "cond_image", "caption", "text", "text_mask", "text_embeds", "tokens")
 _log = logging.getLogger(__name__)
 
-Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]  # captions -> ids (B, L) int32, mask (B, L) bool
+# captions -> ids (B, L) int32, mask (B, L) bool
+Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +39,18 @@ class DataConfig:
     """Where images and captions come from and how they are cut.
 
     Attributes:
-      source: "shapes", "digits", "folder:PATH", "webdataset:GLOB", "arrayrecord:DIR", "tfds:NAME" or "hf:NAME".
+      source: "shapes", "digits", "folder:PATH", "webdataset:GLOB", "arrayrecord:DIR", "tfds:NAME"
+        or "hf:NAME".
       image_size: side of the square images of a batch, in pixels.
-      crop: "center" or "random": the largest square, from the middle or anywhere; "resize": all of it, squeezed.
+      crop: "center" or "random": the largest square, from the middle or anywhere; "resize": all of
+        it, squeezed.
       flip: mirror every other image, by chance. Not for captions that speak of left and right.
-      split: "train" or "heldout" of an built-in data set, a split's name for tfds and hf; other sources have no splits.
+      split: "train" or "heldout" of an built-in data set, a split's name for tfds and hf; other
+        sources have no splits.
       max_bad_rate: fraction of samples that may be unusable before the run stops, from 0 to 1.
       workers: processes that read; 0: this one does.
-      threads: threads that read, in each of those processes; 0: none, a batch is read when it is asked for.
+      threads: threads that read, in each of those processes; 0: none, a batch is read when it is
+        asked for.
       seed: of the images of `shapes`; order, crops and flips have a seed of their own.
     """
 
@@ -66,7 +72,9 @@ class DataConfig:
         if self.image_size < 1:
             raise UserError(f"data.image_size={self.image_size} is no size; give 1 or more pixels.")
         if not 0 <= self.max_bad_rate <= 1:
-            raise UserError(f"data.max_bad_rate={self.max_bad_rate} is no fraction; give one from 0 to 1.")
+            raise UserError(
+                f"data.max_bad_rate={self.max_bad_rate} is no fraction; give one from 0 to 1."
+            )
 
 
 def batches(
@@ -87,29 +95,38 @@ def batches(
       batch_size: samples of a batch, those of all processes.
       seed: of order, crops and flips.
       tokenize: makes "text" and "text_mask" of captions; needed where "text" is wanted.
-      wants: entries of a batch, from "image" (B, image_size, image_size, 3) uint8, "caption" list of str, "text" and
-        "text_mask" (B, L), "text_embeds" (B, L, width) float32 with its "text_mask", "tokens" (B, N) int32;
-        "cond_image" like "image", cut and mirrored as it is, where the source has images to condition on.
+      wants: entries of a batch, from "image" (B, image_size, image_size, 3) uint8, "caption" list
+        of str, "text" and "text_mask" (B, L), "text_embeds" (B, L, width) float32 with its
+        "text_mask", "tokens" (B, N) int32; "cond_image" like "image", cut and mirrored as it is,
+        where the source has images to condition on.
       text_length: L of "text_embeds", which are padded or cut; None: the longest of the batch.
-      rows: of a batch, for every process those that it reads, ascending; None: one process reads them all.
+      rows: of a batch, for every process those that it reads, ascending; None: one process reads
+        them all.
       process: which of those processes this is.
-      repeat: for ever, shuffled afresh for every epoch, every batch full, across epochs too; False: once, unshuffled,
-        nothing left out, the last batch may be smaller.
+      repeat: for ever, shuffled afresh for every epoch, every batch full, across epochs too; False:
+        once, unshuffled, nothing left out, the last batch may be smaller.
 
     Raises:
-      UserError: an unknown source or entry, no samples, or (while it runs) too many that cannot be used.
+      UserError: an unknown source or entry, no samples, or (while it runs) too many that cannot be
+        used.
     """
     for name in wants:
         one_of("wants", name, ENTRIES)
     if "text" in wants and tokenize is None:
         raise UserError("wants='text' needs tokenize: give a text tokenizer, or want 'caption'.")
     if "text_mask" in wants and not {"text", "text_embeds"} & set(wants):
-        raise UserError("wants='text_mask' is the mask of 'text' or 'text_embeds'; want one of them too.")
+        raise UserError(
+            "wants='text_mask' is the mask of 'text' or 'text_embeds'; want one of them too."
+        )
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} is no size; give 1 or more.")
     if config.flip and config.source in EMBEDDED and {"caption", "text"} & set(wants):
-        raise UserError(f"data.flip={config.flip} makes captions of {config.source} untrue; set it to False.")
-    source = open_source(config.source, image_size=config.image_size, split=config.split, seed=config.seed)
+        raise UserError(
+            f"data.flip={config.flip} makes captions of {config.source} untrue; set it to False."
+        )
+    source = open_source(
+        config.source, image_size=config.image_size, split=config.split, seed=config.seed
+    )
     if "cond_image" in wants and not hasattr(source, "cond_image"):
         remedy = "give a folder: with NAME.cond.png beside each image"
         raise UserError(f"data.source={config.source!r} has no images to condition on; {remedy}.")
@@ -164,28 +181,36 @@ class Batches:
         return self._collate(good)
 
     def get_state(self) -> Mapping[str, Any]:
-        """What this process has still to read after its last batch, as JSON; threads and workers make no difference."""
+        """What this process has still to read after its last batch, as JSON; threads and workers
+        make no difference.
+        """
         share = self._share.after(self._read)
-        return {**vars(share), "rows": list(share.rows), "left": list(share.left), "records": self._prepare.records}
+        return {
+            **vars(share),
+            "rows": list(share.rows),
+            "left": list(share.left),
+            "records": self._prepare.records,
+        }
 
     def set_state(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Goes on after the batch after which every process called `get_state`.
 
-        With the same rows for each process as then, all go on where they were. With others, what is still to be read is
-        dealt out anew: no sample comes again in its epoch, none is lost.
+        With the same rows for each process as then, all go on where they were. With others, what is
+        still to be read is dealt out anew: no sample comes again in its epoch, none is lost.
 
         Args:
           states: of all processes of that time, in their order.
 
         Raises:
-          UserError: the source held another number of records then, so its order is another; or the state is of
-            several processes and older than such states.
+          UserError: the source held another number of records then, so its order is another; or the
+            state is of several processes and older than such states.
         """
         for state in states:
             if state["records"] != self._prepare.records:
                 raise UserError(
-                    f"data.source={self._config.source!r} has {self._prepare.records} records and had "
-                    f"{state['records']} when the run was saved; give it the same data, or start another run."
+                    f"data.source={self._config.source!r} has {self._prepare.records} records and "
+                    f"had {state['records']} when the run was saved; give it the same data, or "
+                    "start another run."
                 )
         mine, before = self._shares[self._process], [self._share_of(state) for state in states]
         dealt = [(share.rows, share.batch_size) for share in before]
@@ -204,8 +229,8 @@ class Batches:
             return Share(**{**fields, "rows": tuple(state["rows"]), "left": tuple(state["left"])})
         if state["processes"] > 1:
             raise UserError(
-                f"the run was saved by {state['processes']} processes in an older way that shared out samples "
-                "differently, so its data can't go on; start another run."
+                f"the run was saved by {state['processes']} processes in an older way that shared "
+                "out samples differently, so its data can't go on; start another run."
             )
         size = self._shares[self._process].batch_size
         return Share(tuple(range(size)), size, base=state["position"])
@@ -216,10 +241,14 @@ class Batches:
         self.bad.add(sample)
         self.bad.check(self._seen, self._config.max_bad_rate)
         if in_a_row >= self._prepare.records:
-            raise UserError(f"data.source={self._config.source!r} has no sample that can be used: {sample}.")
+            raise UserError(
+                f"data.source={self._config.source!r} has no sample that can be used: {sample}."
+            )
 
 
-def crop(image_HWC: np.ndarray, size: int, how: str, rng: np.random.Generator | None = None) -> np.ndarray:
+def crop(
+    image_HWC: np.ndarray, size: int, how: str, rng: np.random.Generator | None = None
+) -> np.ndarray:
     """An image of size x size, uint8, resampled bicubically where it has another size.
 
     Args:
@@ -240,13 +269,19 @@ def crop(image_HWC: np.ndarray, size: int, how: str, rng: np.random.Generator | 
         else:
             top, left = (r // 2 for r in room)
         box = (left, top, left + side, top + side)
-    return np.asarray(Image.fromarray(image_HWC).resize((size, size), Image.Resampling.BICUBIC, box=box))
+    return np.asarray(
+        Image.fromarray(image_HWC).resize((size, size), Image.Resampling.BICUBIC, box=box)
+    )
 
 
 class _Prepare:
-    """Reads and cuts one sample; what cannot be used comes back as its BadSample, to be counted in one place."""
+    """Reads and cuts one sample; what cannot be used comes back as its BadSample, to be counted in
+    one place.
+    """
 
-    def __init__(self, source: Source, order: grain.MapDataset, config: DataConfig, kept: set[str], seed: int):
+    def __init__(
+        self, source: Source, order: grain.MapDataset, config: DataConfig, kept: set[str], seed: int
+    ):
         self._source, self._order, self._config, self._kept = source, order, config, kept
         self._seed = seed
         self._with_image = "image" in kept
@@ -293,7 +328,8 @@ class _Prepare:
         return self._source[index]
 
     def _cut(self, image_HWC, position):
-        # The 0 was once the process's number: a run of one process that was saved then goes on with the same crops.
+        # The 0 was once the process's number: a run of one process that was saved then goes on with
+        # the same crops.
         rng = np.random.default_rng((self._seed, 0, position)) if self._by_chance else None
         image_HWC = crop(image_HWC, self._config.image_size, self._config.crop, rng)
         return image_HWC[:, ::-1] if self._config.flip and rng.random() < 0.5 else image_HWC
@@ -310,7 +346,9 @@ class _Collate:
     def __call__(self, samples: list[Record]) -> dict[str, Any]:
         made: dict[str, Any] = {}
         if "text" in self.wants and self.tokenize is not None:
-            made["text"], made["text_mask"] = self.tokenize([sample["caption"] for sample in samples])
+            made["text"], made["text_mask"] = self.tokenize(
+                [sample["caption"] for sample in samples]
+            )
         elif "text_embeds" in self.wants:
             made["text_embeds"], made["text_mask"] = self._padded(samples)
         if "image" in self.wants:
@@ -318,7 +356,9 @@ class _Collate:
         if "cond_image" in self.wants:
             made["cond_image"] = np.stack([sample["cond_image"] for sample in samples])
         if "tokens" in self.wants:
-            made["tokens"] = np.stack([np.asarray(sample["tokens"], np.int32).reshape(-1) for sample in samples])
+            made["tokens"] = np.stack(
+                [np.asarray(sample["tokens"], np.int32).reshape(-1) for sample in samples]
+            )
         if "caption" in self.wants:
             made["caption"] = [sample["caption"] for sample in samples]
         return {name: made[name] for name in self.wants}
@@ -345,10 +385,13 @@ def _fitted(image_HWC, like_HWC):
 
 def _reader(share, prepare, config):
     positions = grain.MapDataset.range(share.count_below(prepare.positions)).map(share.position)
-    ahead = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=64 if config.threads else 0)
+    ahead = grain.ReadOptions(
+        num_threads=config.threads, prefetch_buffer_size=64 if config.threads else 0
+    )
     samples = positions.map(prepare).to_iter_dataset(ahead)
     if config.workers:
-        if not flags.FLAGS.is_parsed():  # Grain looks at absl's flags, which only programs built on absl parse
+        # Grain looks at absl's flags, which only programs built on absl parse
+        if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=config.workers)
         samples = samples.mp_prefetch(options, worker_init_fn=_end_with_parent)
@@ -356,7 +399,10 @@ def _reader(share, prepare, config):
 
 
 def _end_with_parent(worker, count):
-    """Lets a worker end when the process that it reads for was killed; by itself it would stay for ever."""
+    """Lets a worker end when the process that it reads for was killed.
+
+    By itself it would stay for ever.
+    """
     parent = os.getppid()
 
     def watch():

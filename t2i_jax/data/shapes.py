@@ -1,10 +1,12 @@
-"""The built-in data set `shapes`: drawn images whose captions are true by construction, and combinations kept back.
+"""The built-in data set `shapes`: drawn images whose captions are true by construction, and
+combinations kept back.
 
-An image holds one object ("a large red circle on a white background") or two in a relation ("a red circle above a
-blue square on black"). Some combinations never occur in `split="train"` and are all that `split="heldout"` shows: for
-one object a colour with a shape and a background, shown large or beside another object and never small and alone; for
-two objects an ordered pair in a relation, each of whose objects is seen in training. Large looks are all trained on: a
-large object stands alone, so the patches of one kept back would occur nowhere, and a model of tokens can't write them.
+An image holds one object ("a large red circle on a white background") or two in a relation ("a red
+circle above a blue square on black"). Some combinations never occur in `split="train"` and are all
+that `split="heldout"` shows: for one object a colour with a shape and a background, shown large or
+beside another object and never small and alone; for two objects an ordered pair in a relation, each
+of whose objects is seen in training. Large looks are all trained on: a large object stands alone,
+so the patches of one kept back would occur nowhere, and a model of tokens can't write them.
 """
 
 from __future__ import annotations
@@ -19,12 +21,20 @@ import numpy as np
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 160, 50), "blue": (40, 70, 220), "yellow": (245, 205, 30)}
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 160, 50),
+    "blue": (40, 70, 220),
+    "yellow": (245, 205, 30),
+}
 BACKGROUNDS = {"white": (255, 255, 255), "gray": (128, 128, 128), "black": (0, 0, 0)}
 SHAPES = ("circle", "square", "triangle", "cross")
-SIZES = {"small": 0.18, "large": 0.3}  # the radius, as a fraction of the image's side; each of two things is small
+# the radius, as a fraction of the image's side; each of two things is small
+SIZES = {"small": 0.18, "large": 0.3}
 _ONE_SHARE = 1 / 3  # of the images hold one object
-_STEP = 1 / 8  # centres lie on a lattice of this pitch, four pixels at 32: few distinct patches, so little to learn
+# centres lie on a lattice of this pitch, four pixels at 32: few distinct patches, so little to
+# learn
+_STEP = 1 / 8
 RELATIONS = {  # wordings, and the unit vector from the second object to the first (y points down)
     "above": (("above", "over"), (0, -1)),
     "below": (("below", "under"), (0, 1)),
@@ -63,7 +73,10 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What an image shows and the caption that says so; `size` is None for two objects, `relation` for one."""
+    """What an image shows and the caption that says so.
+
+    `size` is None for two objects, `relation` for one.
+    """
 
     things: tuple[Thing, ...]
     background: str
@@ -73,14 +86,19 @@ class Scene:
 
 
 def look_held_out(colour: str, shape: str, size: str, background: str) -> bool:
-    """Whether one object never looks so in training: each shape, small, in two colours on one background each."""
+    """Whether one object never looks so in training: each shape, small, in two colours on one
+    background each.
+    """
     form, ground = SHAPES.index(shape), list(BACKGROUNDS).index(background)
     turn = (list(COLOURS).index(colour) - form) % 4
     return size == "small" and (turn, ground) in ((0, form % 3), (2, (form + 1) % 3))
 
 
 def relation_held_out(first: tuple[str, str], relation: str, second: tuple[str, str]) -> bool:
-    """Whether two (colour, shape) objects never stand so in training; "a above b" and "b below a" are one thing."""
+    """Whether two (colour, shape) objects never stand so in training.
+
+    "a above b" and "b below a" are one thing.
+    """
     if relation in ("below", "right"):
         first, second, relation = second, first, {"below": "above", "right": "left"}[relation]
     return zlib.crc32(" ".join((*first, relation, *second)).encode()) % 8 == 0
@@ -96,7 +114,10 @@ def scene(index: int, split: str = "train", seed: int = 0) -> Scene:
 
 
 def draw(scenes: list[Scene], image_size: int) -> np.ndarray:
-    """The images of scenes, NHWC uint8; edges are smoothed by coverage measured at twice the resolution."""
+    """The images of scenes, NHWC uint8.
+
+    Edges are smoothed by coverage measured at twice the resolution.
+    """
     images = np.empty((len(scenes), image_size, image_size, 3), np.float32)
     for image, one in zip(images, scenes):
         ground = np.asarray(BACKGROUNDS[one.background], np.float32)
@@ -129,7 +150,9 @@ class Shapes:
       length: number of images; None: 20,000 for train, 2,000 for heldout.
     """
 
-    def __init__(self, image_size: int = 32, split: str = "train", seed: int = 0, length: int | None = None):
+    def __init__(
+        self, image_size: int = 32, split: str = "train", seed: int = 0, length: int | None = None
+    ):
         one_of("split", split, SPLITS)
         if image_size < 8:
             raise UserError(f"image_size={image_size} is too small to draw shapes; use 8 or more.")
@@ -188,7 +211,9 @@ def _two_things(rng, split, background):
     while True:  # a combination that belongs to this split, with two different colours
         first, second = (_PAIRS[rng.integers(len(_PAIRS))] for _ in range(2))
         relation = tuple(RELATIONS)[rng.integers(len(RELATIONS))]
-        if first[0] != second[0] and relation_held_out(first, relation, second) == (split == "heldout"):
+        if first[0] != second[0] and relation_held_out(first, relation, second) == (
+            split == "heldout"
+        ):
             break
     words, (dx, dy) = RELATIONS[relation]
     half = 2 * _STEP
@@ -198,7 +223,10 @@ def _two_things(rng, split, background):
         x, y = 0.5 + sign * half * dx + off * abs(dy), 0.5 + sign * half * dy + off * abs(dx)
         things.append(Thing(colour, shape, x, y, SIZES["small"]))
     caption = wording.format(
-        first=" ".join(first), second=" ".join(second), relation=words[rng.integers(len(words))], background=background
+        first=" ".join(first),
+        second=" ".join(second),
+        relation=words[rng.integers(len(words))],
+        background=background,
     )
     return Scene(tuple(things), background, None, relation, caption)
 
@@ -212,4 +240,5 @@ def _distance(shape, x, y):
     if shape == "cross":
         ax, ay = np.abs(x), np.abs(y)
         return np.minimum(np.maximum(ax - 1, ay - 0.34), np.maximum(ax - 0.34, ay - 1))
-    return np.maximum(np.sqrt(3) / 2 * np.abs(x) - y / 2, y) - 0.6  # triangle: the apex up, its centroid at (0, 0)
+    # triangle: the apex up, its centroid at (0, 0)
+    return np.maximum(np.sqrt(3) / 2 * np.abs(x) - y / 2, y) - 0.6

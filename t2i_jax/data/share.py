@@ -1,4 +1,6 @@
-"""Which samples of an endless order a process reads: its rows of every batch, whatever the number of processes."""
+"""Which samples of an endless order a process reads: its rows of every batch, whatever the number
+of processes.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,9 @@ from collections.abc import Sequence
 class Share:
     """What one process has still to read of the order, as positions in it.
 
-    A batch is `batch_size` positions in a row, and a process reads the same rows of each: together the processes read
-    what one alone would. One that meets an unusable sample takes the next of its own rows, and so gets ahead of others.
+    A batch is `batch_size` positions in a row, and a process reads the same rows of each: together
+    the processes read what one alone would. One that meets an unusable sample takes the next of its
+    own rows, and so gets ahead of others.
 
     Attributes:
       rows: rows of a batch that this process reads, ascending.
@@ -50,7 +53,8 @@ class Share:
 
 
 def deal(shares: Sequence[Share], rows: Sequence[int], batch_size: int) -> Share:
-    """What a process reads after others: nothing they have read comes again, and nothing they have not read is lost.
+    """What a process reads after others: nothing they have read comes again, and nothing they have
+    not read is lost.
 
     Args:
       shares: of all processes that read before. rows, batch_size: of this process, as in `Share`.
@@ -60,6 +64,7 @@ def deal(shares: Sequence[Share], rows: Sequence[int], batch_size: int) -> Share
     for share in shares:  # two may have read the same rows
         unread.update(map(share._row, range(share.taken, batches * len(share.rows))))
     end, left = shares[0].base + batches * shares[0].batch_size, sorted(unread)
-    fresh = Share(tuple(rows), batch_size, base=end - len(left))  # as if `left` were consecutive, just before `end`
+    # as if `left` were consecutive, just before `end`
+    fresh = Share(tuple(rows), batch_size, base=end - len(left))
     first = [left[fresh.position(i) - fresh.base] for i in range(fresh.count_below(end))]
     return dataclasses.replace(fresh, left=tuple(first), taken=len(first))

@@ -1,4 +1,6 @@
-"""Where images and captions come from: random access to records, and what happens to those that cannot be read."""
+"""Where images and captions come from: random access to records, and what happens to those that
+cannot be read.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
 
 Record = dict[str, Any]
-"""One sample: "image" uint8 HWC RGB (None where a source has none) and "caption" (str); optional are "tokens" (int32,
+"""One sample: "image" uint8 HWC RGB (None where a source has none) and "caption" (str);
+optional are "tokens" (int32,
 row-major), "text_embeds" (tokens, width) float and "text_mask" (tokens,) bool."""
 
 _KINDS = {  # what follows the colon, and where it is read
@@ -33,9 +36,9 @@ _ENOUGH = 20  # samples after which the rate of bad ones is looked at
 class Source(Protocol):
     """Random access to records; picklable, and safe to read from several threads.
 
-    A source may also have `without_image(index)` and `without_caption(index)`: the record with that entry None, for
-    batches that do not want it. Sources of image files have `file(index) -> (bytes, name)` and `caption(index)`; those
-    with images to condition on have `cond_image(index)`.
+    A source may also have `without_image(index)` and `without_caption(index)`: the record with that
+    entry None, for batches that do not want it. Sources of image files have `file(index) -> (bytes,
+    name)` and `caption(index)`; those with images to condition on have `cond_image(index)`.
     """
 
     def __len__(self) -> int:
@@ -51,12 +54,14 @@ class BadSample(Exception):
     """A sample that cannot be used: it is counted, left out, and reported.
 
     Attributes:
-      reason: few words, the same for all samples that are bad in one way: "no caption", "not an image".
+      reason: few words, the same for all samples that are bad in one way: "no caption", "not an
+        image".
       name: which one: a file's path, a member of an archive, a record's number.
     """
 
     def __init__(self, reason: str, name: str):
-        name = name.encode("utf-8", "backslashreplace").decode()  # file names need not be text, and this is printed
+        # file names need not be text, and this is printed
+        name = name.encode("utf-8", "backslashreplace").decode()
         super().__init__(reason, name)  # both, so that it can be pickled
         self.reason, self.name = reason, name
 
@@ -80,7 +85,8 @@ def clean_caption(text: Any, name: str) -> str:
             raise BadSample("caption is not UTF-8", name) from None
     if not isinstance(text, str):
         raise BadSample("no caption", name)
-    if any("\ud800" <= letter <= "\udfff" for letter in text):  # halves of letters, which JSON can spell
+    # halves of letters, which JSON can spell
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise BadSample("caption is not UTF-8", name)
     text = " ".join(text.replace("\0", " ").split())
     if not text:
@@ -89,7 +95,9 @@ def clean_caption(text: Any, name: str) -> str:
 
 
 class BadCounter:
-    """Counts bad samples by reason and remembers the first five names; safe to use from several threads.
+    """Counts bad samples by reason and remembers the first five names.
+
+    Safe to use from several threads.
 
     Attributes:
       by_reason: number of bad samples for each reason.
@@ -115,7 +123,8 @@ class BadCounter:
             return sum(self.by_reason.values())
 
     def check(self, seen: int, max_rate: float, done: bool = False) -> None:
-        """Looks at the rate of bad samples among `seen`, from the 20th on, or sooner when all have been seen (`done`).
+        """Looks at the rate of bad samples among `seen`, from the 20th on, or sooner when all have
+        been seen (`done`).
 
         Raises:
           UserError: the rate is above `max_rate`; it names the first bad ones.
@@ -133,9 +142,12 @@ def open_source(spec: str, *, image_size: int, split: str = "train", seed: int =
     """The source that `spec` names.
 
     Args:
-      spec: "shapes", "digits", "folder:PATH", "webdataset:GLOB", "arrayrecord:DIR", "tfds:NAME" or "hf:NAME".
-      image_size: side of the images of the built-in data sets; other sources give images as they are stored.
-      split: "train" or "heldout" of an built-in data set, a split's name for tfds and hf; other sources have none.
+      spec: "shapes", "digits", "folder:PATH", "webdataset:GLOB", "arrayrecord:DIR", "tfds:NAME" or
+        "hf:NAME".
+      image_size: side of the images of the built-in data sets; other sources give images as they
+        are stored.
+      split: "train" or "heldout" of an built-in data set, a split's name for tfds and hf; other
+        sources have none.
       seed: of the images of `shapes`.
 
     Raises:
@@ -145,11 +157,15 @@ def open_source(spec: str, *, image_size: int, split: str = "train", seed: int =
     one_of("data.source", kind, (*EMBEDDED, *_KINDS))
     if kind in EMBEDDED:
         if place:
-            raise UserError(f"data.source={spec!r} has something after the colon; write data.source={kind}.")
+            raise UserError(
+                f"data.source={spec!r} has something after the colon; write data.source={kind}."
+            )
         return _embedded(kind, image_size, split, seed)
     what, module, name = _KINDS[kind]
     if not place:
-        raise UserError(f"data.source={spec!r} does not say which; write data.source={kind}:{what}.")
+        raise UserError(
+            f"data.source={spec!r} does not say which; write data.source={kind}:{what}."
+        )
     source = getattr(importlib.import_module(module), name)
     return source(place, split) if kind in _WITH_SPLITS else source(place)
 

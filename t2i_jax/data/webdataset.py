@@ -43,9 +43,9 @@ class _Sample(NamedTuple):
 class WebDatasetSource(ImageFiles):
     """Random access to the samples of tar files, in the order in which they lie there.
 
-    The files are read through once, for where their members are. A sample is all members whose names agree up to the
-    first dot after the folder; the caption is that of .txt, .caption, or "caption" or "text" of .json. What cannot be
-    read of a damaged file counts as one bad sample.
+    The files are read through once, for where their members are. A sample is all members whose
+    names agree up to the first dot after the folder; the caption is that of .txt, .caption, or
+    "caption" or "text" of .json. What cannot be read of a damaged file counts as one bad sample.
 
     Args:
       pattern: which files: "shards/*.tar", or with a range of numbers, "shards/{00000..00099}.tar".
@@ -55,12 +55,20 @@ class WebDatasetSource(ImageFiles):
     """
 
     def __init__(self, pattern: str):
-        self.shards = sorted({path for one in _expanded(pattern) for path in glob.glob(one, recursive=True)})
+        self.shards = sorted(
+            {path for one in _expanded(pattern) for path in glob.glob(one, recursive=True)}
+        )
         if not self.shards:
-            raise UserError(f"webdataset={pattern!r} matches no file; give tar files such as shards/*.tar.")
-        self._samples = [sample for number, path in enumerate(self.shards) for sample in _index(number, path)]
+            raise UserError(
+                f"webdataset={pattern!r} matches no file; give tar files such as shards/*.tar."
+            )
+        self._samples = [
+            sample for number, path in enumerate(self.shards) for sample in _index(number, path)
+        ]
         if not any(sample.image for sample in self._samples):
-            raise UserError(f"webdataset={pattern!r} holds no images; they end in {', '.join(ENDINGS)}.")
+            raise UserError(
+                f"webdataset={pattern!r} holds no images; they end in {', '.join(ENDINGS)}."
+            )
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -80,7 +88,9 @@ class WebDatasetSource(ImageFiles):
         if sample.text is None:
             raise BadSample("no caption", self._name(sample))
         text, name = self._read(sample, sample.text), self._name(sample, sample.text)
-        return clean_caption(_from_json(text, name) if sample.text.ending == ".json" else text, name)
+        return clean_caption(
+            _from_json(text, name) if sample.text.ending == ".json" else text, name
+        )
 
     def _read(self, sample, part):
         try:
@@ -107,13 +117,16 @@ def _index(number, path):
                 for member in archive:
                     if member.isfile() and not member.issparse():
                         key, ending = _split(member.name)
-                        parts.setdefault(key, {})[ending] = _Part(ending, member.offset_data, member.size)
+                        parts.setdefault(key, {})[ending] = _Part(
+                            ending, member.offset_data, member.size
+                        )
             except (tarfile.TarError, OSError, ValueError, EOFError):
                 reason = "truncated archive"
                 _log.warning("%s is damaged; it is read up to there, %d samples", path, len(parts))
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UserError(
-            f"webdataset shard {path!r} can't be read as a tar file ({error}); repair or remove it, and unpack .gz."
+            f"webdataset shard {path!r} can't be read as a tar file ({error}); repair or remove "
+            "it, and unpack .gz."
         ) from None
     samples = []
     for key, found in parts.items():
@@ -144,12 +157,21 @@ def _from_json(text, name):
 
 
 def _expanded(pattern):
-    """A pattern for each number of the first range of numbers, "{00..11}", and so on for the ranges after it."""
+    """A pattern for each number of the first range of numbers, "{00..11}", and so on for the ranges
+    after it.
+    """
     found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if not found:
         return [pattern]
     first, last = found.groups()
     if not 0 <= int(last) - int(first) < _MOST_SHARDS:
-        raise UserError(f"webdataset={pattern!r} has the range {found.group()}; give one such as {{00000..00099}}.")
+        raise UserError(
+            f"webdataset={pattern!r} has the range {found.group()}; give one such as "
+            "{00000..00099}."
+        )
     numbers = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
-    return [one for i in numbers for one in _expanded(pattern[: found.start()] + i + pattern[found.end() :])]
+    return [
+        one
+        for i in numbers
+        for one in _expanded(pattern[: found.start()] + i + pattern[found.end() :])
+    ]

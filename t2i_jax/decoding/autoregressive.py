@@ -35,7 +35,9 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self):
-        if self.top_k is not None and (isinstance(self.top_k, bool) or not self.top_k > 0 or not _counts(self.top_k)):
+        if self.top_k is not None and (
+            isinstance(self.top_k, bool) or not self.top_k > 0 or not _counts(self.top_k)
+        ):
             raise UserError(
                 f"top_k={self.top_k} is neither a count from 1 nor a fraction in (0, 1); try 100 "
                 "or 0.1."
@@ -94,7 +96,10 @@ def generate(
         tokens_BN = jax.lax.dynamic_update_slice_in_dim(tokens_BN, ids_B[:, None], position, axis=1)
         return ids_B, tokens_BN, cache
 
-    carry, done = (jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, num_tokens), jnp.int32), cache), 0
+    carry, done = (
+        (jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, num_tokens), jnp.int32), cache),
+        0,
+    )
     for length in cache_lengths(num_tokens) if grow else (num_tokens,):
         if grow is not None and done:
             carry = (*carry[:2], grow(carry[2], length))
@@ -105,7 +110,11 @@ def generate(
 def _filtered(logits_BV, sampling, temperature):
     if sampling.top_k is not None:
         vocabulary = logits_BV.shape[-1]
-        k = max(int(sampling.top_k * vocabulary), 1) if isinstance(sampling.top_k, float) else sampling.top_k
+        k = (
+            max(int(sampling.top_k * vocabulary), 1)
+            if isinstance(sampling.top_k, float)
+            else sampling.top_k
+        )
         logits_BV = filters.top_k(logits_BV, k)
     if sampling.top_p is not None:
         inside_BV = filters.top_p(logits_BV / jnp.maximum(temperature, 1e-6), sampling.top_p)

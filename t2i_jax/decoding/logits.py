@@ -24,7 +24,9 @@ def top_k(logits_BV: Array, k: int) -> Array:
     if k >= logits_BV.shape[-1]:
         return logits_BV
     order_BV = _sortable(logits_BV)
-    kept_B1 = _largest(lambda bound_B1: jnp.sum(order_BV >= bound_B1, axis=-1, keepdims=True) >= k, order_BV)
+    kept_B1 = _largest(
+        lambda bound_B1: jnp.sum(order_BV >= bound_B1, axis=-1, keepdims=True) >= k, order_BV
+    )
     return jnp.where(order_BV >= kept_B1, logits_BV, _DROPPED)
 
 

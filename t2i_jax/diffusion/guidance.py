@@ -14,7 +14,9 @@ from t2i_jax.types import Array
 Scale = float | Array | Callable[[Array], Array]
 
 
-def guide(function: Callable[..., Array], scale: Scale, *, parallel: float = 1.0) -> Callable[..., Array]:
+def guide(
+    function: Callable[..., Array], scale: Scale, *, parallel: float = 1.0
+) -> Callable[..., Array]:
     """The function with classifier-free guidance: c + (scale - 1) * (c - null), c conditional, null
     unconditional.
 
@@ -37,7 +39,9 @@ def guide(function: Callable[..., Array], scale: Scale, *, parallel: float = 1.0
 
     def guided(x_BHWC, level_B, keep_B=None, *rest):
         keep_B = jnp.ones(x_BHWC.shape[:1], bool) if keep_B is None else keep_B
-        scale_B = jnp.broadcast_to(jnp.asarray(scale(level_B) if callable(scale) else scale), level_B.shape)
+        scale_B = jnp.broadcast_to(
+            jnp.asarray(scale(level_B) if callable(scale) else scale), level_B.shape
+        )
 
         def both():
             doubled = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x_BHWC, level_B, rest))
@@ -48,12 +52,16 @@ def guide(function: Callable[..., Array], scale: Scale, *, parallel: float = 1.0
 
         if not callable(scale):
             return both()
-        return jax.lax.cond(jnp.all(scale_B == 1), lambda: function(x_BHWC, level_B, keep_B, *rest), both)
+        return jax.lax.cond(
+            jnp.all(scale_B == 1), lambda: function(x_BHWC, level_B, keep_B, *rest), both
+        )
 
     return guided
 
 
-def within(scale: float | Array, low: float | Array, high: float | Array) -> Callable[[Array], Array]:
+def within(
+    scale: float | Array, low: float | Array, high: float | Array
+) -> Callable[[Array], Array]:
     """A scale for the levels from `low` to `high`, and 1 outside (Kynkäänniemi et al. 2024).
 
     Levels are what the guided function takes: those of the noise for a denoiser, for a network its

@@ -66,8 +66,14 @@ def repaint(
             x = jnp.where(keep, noise.add(known_BHWC, normal(0), rows(now)), state.x_BHWC)
             state = step(State(x, state.x0_BHWC), Levels(now, now, after), lambda: normal(1))
             again = (r < resample - 1) & (after > 0)
-            return State(jnp.where(again, _back_up(noise, state.x_BHWC, after, now, normal(2), compat), state.x_BHWC),
-                         state.x0_BHWC)
+            return State(
+                jnp.where(
+                    again,
+                    _back_up(noise, state.x_BHWC, after, now, normal(2), compat),
+                    state.x_BHWC,
+                ),
+                state.x0_BHWC,
+            )
 
         return jax.lax.fori_loop(0, resample, once, state), None
 
@@ -85,4 +91,7 @@ def _back_up(noise, x_BHWC, low, high, eps_BHWC, compat):
     shrunk = alpha / alpha_low
     if compat:  # Reference quirk: the standard deviations are subtracted, not the variances.
         return shrunk * x_BHWC + (sigma - shrunk * sigma_low) * eps_BHWC
-    return shrunk * x_BHWC + jnp.sqrt(jnp.maximum(sigma**2 - (shrunk * sigma_low) ** 2, 0.0)) * eps_BHWC
+    return (
+        shrunk * x_BHWC
+        + jnp.sqrt(jnp.maximum(sigma**2 - (shrunk * sigma_low) ** 2, 0.0)) * eps_BHWC
+    )

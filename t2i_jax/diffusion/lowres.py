@@ -71,8 +71,12 @@ class LowresNoise:
         """
         return self.noise.add(image_BHWC, eps_BHWC, level_B), self.noise.condition(level_B)
 
-    def for_sampling(self, image_BHWC: Array, eps_BHWC: Array, level: Array | float | None = None) -> tuple[Array, Array]:
+    def for_sampling(
+        self, image_BHWC: Array, eps_BHWC: Array, level: Array | float | None = None
+    ) -> tuple[Array, Array]:
         """The pair of `noised` at one level for all rows; None: `sample_level`."""
-        level_B = jnp.full(image_BHWC.shape[:1], self.sample_level if level is None else level, jnp.float32)
+        level_B = jnp.full(
+            image_BHWC.shape[:1], self.sample_level if level is None else level, jnp.float32
+        )
         noised, condition_B = self.noised(image_BHWC, eps_BHWC, level_B)
         return noised, level_B if self.compat else condition_B

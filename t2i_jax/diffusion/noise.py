@@ -172,7 +172,9 @@ class Ddpm(Noise):
         ratio = jnp.asarray(ratio, jnp.float32) * math.exp(self.shift / 2)
         if self.schedule == "linear":
             return jnp.sqrt(jnp.clip((jnp.log1p(ratio**2) - 1e-4) / 10.0, 0.0, 1.0))
-        return jnp.clip(jnp.arctan(ratio) * 2 / math.pi * (1 + _COSINE_OFFSET) - _COSINE_OFFSET, 0.0, 1.0)
+        return jnp.clip(
+            jnp.arctan(ratio) * 2 / math.pi * (1 + _COSINE_OFFSET) - _COSINE_OFFSET, 0.0, 1.0
+        )
 
     def marginal(self, level: Array) -> tuple[Array, Array]:
         """(alpha, sigma) with alpha^2 + sigma^2 = 1."""
@@ -194,7 +196,9 @@ class Ddpm(Noise):
     def target(self, x0_BHWC: Array, eps_BHWC: Array, level_B: Array) -> Array:
         """eps, x0 or v."""
         alpha, sigma = (per_row(a, x0_BHWC) for a in self.marginal(level_B))
-        return {"noise": eps_BHWC, "x_start": x0_BHWC, "v": alpha * eps_BHWC - sigma * x0_BHWC}[self.objective]
+        return {"noise": eps_BHWC, "x_start": x0_BHWC, "v": alpha * eps_BHWC - sigma * x0_BHWC}[
+            self.objective
+        ]
 
     def weight(self, level_B: Array) -> Array:
         """The weighting is one of errors in x0; those in eps are sqrt(SNR) times, in v sqrt(SNR +
@@ -222,7 +226,9 @@ class Ddpm(Noise):
         row.
         """
         error_BHWC = output_BHWC.astype(jnp.float32) - self.target(x0_BHWC, eps_BHWC, level_B)
-        return self.weight(level_B) * jnp.mean(_distance(error_BHWC, self.distance), axis=range(1, error_BHWC.ndim))
+        return self.weight(level_B) * jnp.mean(
+            _distance(error_BHWC, self.distance), axis=range(1, error_BHWC.ndim)
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,7 +88,12 @@ def start(noise: Noise, levels: Array, draw: NoiseSource, shape: Sequence[int]) 
 
 
 def sample(
-    step: Step, x_BHWC: Array, levels: Array, draw: NoiseSource, *, tell: Callable[[], None] | None = None
+    step: Step,
+    x_BHWC: Array,
+    levels: Array,
+    draw: NoiseSource,
+    *,
+    tell: Callable[[], None] | None = None,
 ) -> Array:
     """The clean images, float32, not clipped.
 
@@ -123,7 +128,10 @@ def ancestral(denoise: Denoise, noise: Noise) -> Step:
 
     def step(state, levels, normal):
         x0 = _estimate(denoise, state, levels.now)
-        (alpha, _), (alpha_next, sigma_next) = noise.marginal(levels.now), noise.marginal(levels.next)
+        (alpha, _), (alpha_next, sigma_next) = (
+            noise.marginal(levels.now),
+            noise.marginal(levels.next),
+        )
         c = -jnp.expm1(noise.log_snr(levels.now) - noise.log_snr(levels.next))
         mean = alpha_next * (state.x_BHWC * ((1 - c) / alpha) + c * x0)
         deviation = jnp.where(levels.next > 0, sigma_next * jnp.sqrt(c), 0.0)
@@ -141,7 +149,10 @@ def ddim(denoise: Denoise, noise: Noise, eta: float = 0.0) -> Step:
 
     def step(state, levels, normal):
         x0 = _estimate(denoise, state, levels.now)
-        (alpha, sigma), (alpha_next, sigma_next) = _scales(noise, levels.now), _scales(noise, levels.next)
+        (alpha, sigma), (alpha_next, sigma_next) = (
+            _scales(noise, levels.now),
+            _scales(noise, levels.next),
+        )
         eps = (state.x_BHWC - alpha * x0) / sigma
         if eta == 0:
             return State(alpha_next * x0 + sigma_next * eps, x0)
@@ -152,7 +163,9 @@ def ddim(denoise: Denoise, noise: Noise, eta: float = 0.0) -> Step:
     return step
 
 
-def heun(denoise: Denoise, noise: Noise, churn: Churn | None = None, steps: int | None = None) -> Step:
+def heun(
+    denoise: Denoise, noise: Noise, churn: Churn | None = None, steps: int | None = None
+) -> Step:
     """Karras et al. 2022, algorithm 2: order 2, two calls of the network per step and one in the
     last.
 
@@ -170,8 +183,16 @@ def heun(denoise: Denoise, noise: Noise, churn: Churn | None = None, steps: int 
         )
 
     def step(state, levels, normal):
-        (alpha, sigma), (alpha_next, sigma_next) = _scales(noise, levels.now), _scales(noise, levels.next)
-        x, ratio, level, ratio_next = state.x_BHWC / alpha, sigma / alpha, levels.now, sigma_next / alpha_next
+        (alpha, sigma), (alpha_next, sigma_next) = (
+            _scales(noise, levels.now),
+            _scales(noise, levels.next),
+        )
+        x, ratio, level, ratio_next = (
+            state.x_BHWC / alpha,
+            sigma / alpha,
+            levels.now,
+            sigma_next / alpha_next,
+        )
         if churn is not None:
             x, ratio, level = _churned(noise, churn, steps, x, ratio, level, normal)
         x0 = _estimate(denoise, State(x * _scales(noise, level)[0], state.x0_BHWC), level)
@@ -180,9 +201,13 @@ def heun(denoise: Denoise, noise: Noise, churn: Churn | None = None, steps: int 
         def corrected():
             x0_next = _estimate(denoise, State(alpha_next * euler, x0), levels.next)
             slope, slope_next = (x - x0) / ratio, (euler - x0_next) / ratio_next
-            return State(alpha_next * (euler + 0.5 * (ratio_next - ratio) * (slope_next - slope)), x0_next)
+            return State(
+                alpha_next * (euler + 0.5 * (ratio_next - ratio) * (slope_next - slope)), x0_next
+            )
 
-        return jax.lax.cond((ratio_next > 0) & (ratio < _FAR), corrected, lambda: State(alpha_next * euler, x0))
+        return jax.lax.cond(
+            (ratio_next > 0) & (ratio < _FAR), corrected, lambda: State(alpha_next * euler, x0)
+        )
 
     return step
 
@@ -196,7 +221,10 @@ def dpm_solver(denoise: Denoise, noise: Noise) -> Step:
 
     def step(state, levels, normal):
         x0 = _estimate(denoise, state, levels.now)
-        (alpha, sigma), (alpha_next, sigma_next) = _scales(noise, levels.now), _scales(noise, levels.next)
+        (alpha, sigma), (alpha_next, sigma_next) = (
+            _scales(noise, levels.now),
+            _scales(noise, levels.next),
+        )
         # lambda = ln(alpha / sigma)
         previous, now, after = (0.5 * noise.log_snr(level) for level in levels)
         second = (levels.previous > levels.now) & (levels.next > 0)
@@ -228,4 +256,8 @@ def _churned(noise, churn, steps, x, ratio, level, normal):
     raised = jnp.where(inside, noise.level_at((1 + gamma) * ratio), level)
     alpha, sigma = _scales(noise, raised)
     higher = jnp.where(inside, jnp.maximum(sigma / alpha, ratio), ratio)
-    return x + churn.scale * jnp.sqrt((higher - ratio) * (higher + ratio)) * normal(), higher, raised
+    return (
+        x + churn.scale * jnp.sqrt((higher - ratio) * (higher + ratio)) * normal(),
+        higher,
+        raised,
+    )

@@ -13,7 +13,13 @@ from t2i_jax.types import Array
 
 
 def from_image(
-    noise: Noise, image_BHWC: Array, levels: Array, skip: int, eps_BHWC: Array, *, compat: str | None = None
+    noise: Noise,
+    image_BHWC: Array,
+    levels: Array,
+    skip: int,
+    eps_BHWC: Array,
+    *,
+    compat: str | None = None,
 ) -> tuple[Array, Array]:
     """(x_BHWC, levels): where a sampling run starts from, and the levels that remain to it.
 

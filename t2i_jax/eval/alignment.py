@@ -1,4 +1,6 @@
-"""The fraction of generated images that show what their captions say, by a judge that looks at the pixels."""
+"""The fraction of generated images that show what their captions say, by a judge that looks at the
+pixels.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,14 @@ def alignment(images_NHWC: np.ndarray, captions: Sequence[str], judge: Judge) ->
     Args:
       images_NHWC: uint8.
       captions: one per image; a caption may occur several times.
-      judge: with `.judge`; where it has `.parts` too (bool (N,) by property), their fractions are reported.
+      judge: with `.judge`; where it has `.parts` too (bool (N,) by property), their fractions are
+        reported.
 
     Returns:
-      "alignment": the fraction of right images; "stderr": the standard error of that fraction, sqrt(p (1 - p) / N);
-      "right": a list of bools, one per image; "captions": for each different caption, in order of first occurrence,
-      {"caption", "right", "of"}; and "parts": the fraction that is right of each property, {} if the judge has none.
+      "alignment": the fraction of right images; "stderr": the standard error of that fraction,
+      sqrt(p (1 - p) / N); "right": a list of bools, one per image; "captions": for each different
+      caption, in order of first occurrence, {"caption", "right", "of"}; and "parts": the fraction
+      that is right of each property, {} if the judge has none.
 
     Raises:
       UserError: no images, or not one caption per image.
@@ -37,10 +41,13 @@ def alignment(images_NHWC: np.ndarray, captions: Sequence[str], judge: Judge) ->
     images_NHWC, captions = np.asarray(images_NHWC), list(captions)
     if images_NHWC.dtype != np.uint8 or images_NHWC.ndim != 4 or not len(images_NHWC):
         raise UserError(
-            f"images are {images_NHWC.dtype}{images_NHWC.shape}; give one or more uint8 images as (N, H, W, C)."
+            f"images are {images_NHWC.dtype}{images_NHWC.shape}; give one or more uint8 images as "
+            "(N, H, W, C)."
         )
     if len(images_NHWC) != len(captions):
-        raise UserError(f"{len(images_NHWC)} images and {len(captions)} captions; give one caption per image.")
+        raise UserError(
+            f"{len(images_NHWC)} images and {len(captions)} captions; give one caption per image."
+        )
     right = np.asarray(judge.judge(images_NHWC, captions), bool)
     measure = getattr(judge, "parts", lambda images, captions: {})
     parts = measure(images_NHWC, captions)

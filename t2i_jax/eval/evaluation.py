@@ -1,4 +1,4 @@
-"""How a run is looked at: by which judge, on how many held-out samples, sampled with which options."""
+"""How a run is looked at: the judge, the numbers of held-out samples, the options."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ class Evaluation:
     """How a run is looked at while it trains and when it is done.
 
     Attributes:
-      judge: "shapes" or "digits": generated images are judged against their captions; None: they are only drawn.
+      judge: "shapes" or "digits": generated images are judged against their captions; None: they
+        are only drawn.
       pictures: how many held-out captions are judged at the end.
-      completions: how many held-out images of two shapes, half of each inpainted, are judged; 0: none.
+      completions: how many held-out images of two shapes, half of each inpainted, are judged; 0:
+        none.
       preview: how many images a sample grid holds, at `train.eval_every`.
-      options: how images are sampled, a value of the options class of the task's system, as PartiOptions(guidance=2.0);
-        None: that class's defaults.
+      options: how images are sampled, a value of the options class of the task's system, as
+        PartiOptions(guidance=2.0); None: that class's defaults.
     """
 
     judge: str | None = None
@@ -38,7 +40,12 @@ class Evaluation:
         if self.judge is not None:
             one_of("evaluation.judge", self.judge, JUDGES)
         if self.pictures < 1 or self.preview < 1:
-            raise UserError(f"evaluation.pictures={self.pictures} and .preview={self.preview} must be at least 1.")
+            raise UserError(
+                f"evaluation.pictures={self.pictures} and .preview={self.preview} must be at least "
+                "1."
+            )
         if self.completions < 0 or (self.completions and self.judge != "shapes"):
             remedy = "give judge='shapes' and a number from 1, or 0 for none"
-            raise UserError(f"evaluation.completions={self.completions} with judge={self.judge!r}; {remedy}.")
+            raise UserError(
+                f"evaluation.completions={self.completions} with judge={self.judge!r}; {remedy}."
+            )

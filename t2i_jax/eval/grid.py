@@ -13,8 +13,8 @@ def grid(images: np.ndarray, columns: int, side: int | None = None) -> np.ndarra
     Args:
       images: NHWC uint8, one or three channels.
       columns: images in a row.
-      side: each image is enlarged by a whole factor until it is at least this high, so that small ones can be seen;
-        None: as they are.
+      side: each image is enlarged by a whole factor until it is at least this high, so that small
+        ones can be seen; None: as they are.
 
     Returns:
       HWC uint8 with three channels.
@@ -26,7 +26,9 @@ def grid(images: np.ndarray, columns: int, side: int | None = None) -> np.ndarra
     images = images.repeat(factor, axis=1).repeat(factor, axis=2)
     count, height, width, _ = images.shape
     rows = -(-count // columns)
-    sheet = np.full((rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3), 255, np.uint8)
+    sheet = np.full(
+        (rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3), 255, np.uint8
+    )
     for i, image in enumerate(images):
         y, x = (i // columns) * (height + _GAP), (i % columns) * (width + _GAP)
         sheet[y : y + height, x : x + width] = image

@@ -1,4 +1,6 @@
-"""Judges images of handwritten digits against their captions with a classifier that only the training scans made."""
+"""Judges images of handwritten digits against their captions with a classifier that only the
+training scans made.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +15,38 @@ from t2i_jax.errors import UserError
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _SIDE = 8  # of the scans
-_LEAST_INK = 1.0  # mean of an image's ink, from 0 to 16: no scan has less than 2.8, and blank paper shows no digit
+# mean of an image's ink, from 0 to 16: no scan has less than 2.8, and blank paper shows no digit
+_LEAST_INK = 1.0
 
 
 class JudgeDigits:
     """Whether images show the digit that their captions name.
 
-    The classifier is a support-vector machine fitted to scikit-learn's scans, without every fifth one, on first use.
+    The classifier is a support-vector machine fitted to scikit-learn's scans, without every fifth
+    one, on first use.
 
     >>> JudgeDigits().judge(images_NHWC, ["a handwritten three"])    # doctest: +SKIP
     array([ True])
     """
 
     def judge(self, images_NHWC: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-        """Bool per image (uint8, dark ink on white, any size from 8 x 8): it shows the digit of the caption.
+        """Bool per image (uint8, dark ink on white, any size from 8 x 8): it shows the digit of the
+        caption.
 
         Raises:
           UserError: a caption that does not name exactly one digit, or a wrong form of the images.
         """
         images_NHWC = np.asarray(images_NHWC)
         if images_NHWC.dtype != np.uint8 or images_NHWC.ndim != 4 or images_NHWC.shape[-1] != 3:
-            raise UserError(f"images are {images_NHWC.dtype}{images_NHWC.shape}; give uint8 images as (N, H, W, 3).")
+            raise UserError(
+                f"images are {images_NHWC.dtype}{images_NHWC.shape}; give uint8 images as (N, H, "
+                "W, 3)."
+            )
         if len(images_NHWC) != len(captions):
-            raise UserError(f"{len(images_NHWC)} images and {len(captions)} captions; give one caption per image.")
+            raise UserError(
+                f"{len(images_NHWC)} images and {len(captions)} captions; give one caption per "
+                "image."
+            )
         wanted = np.array([parse(caption) for caption in captions], int)
         if not len(wanted):
             return np.zeros(0, bool)
@@ -48,7 +59,9 @@ def parse(caption: str) -> int:
     named = re.findall(rf"\b(?:{'|'.join(_WORDS)}|[0-9])\b", caption.lower())
     found = {_WORDS.index(name) if name in _WORDS else int(name) for name in named}
     if len(found) != 1:
-        raise UserError(f"caption={caption!r} does not name one digit; write it like 'a handwritten three'.")
+        raise UserError(
+            f"caption={caption!r} does not name one digit; write it like 'a handwritten three'."
+        )
     return found.pop()
 
 

@@ -15,7 +15,9 @@ _WHITE = 255.0
 
 
 def psnr(images_NHWC: np.ndarray, again_NHWC: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each image in dB, (N,) float64; infinite where the two are equal.
+    """Peak signal-to-noise ratio of each image in dB, (N,) float64.
+
+    Infinite where the two are equal.
 
     10 log10(255^2 / mean squared difference), over all pixels and channels.
 
@@ -32,10 +34,11 @@ def psnr(images_NHWC: np.ndarray, again_NHWC: np.ndarray) -> np.ndarray:
 
 
 def ssim(images_NHWC: np.ndarray, again_NHWC: np.ndarray) -> np.ndarray:
-    """Structural similarity of each image, (N,) float64, 1 where the two are equal (Wang et al. 2004, equation 13).
+    """Structural similarity of each image, (N,) float64, 1 where the two are equal (Wang et al.
+    2004, equation 13).
 
-    A Gaussian window of 11 x 11 pixels, standard deviation 1.5, wherever it lies inside the image; the mean over
-    those places and over the channels.
+    A Gaussian window of 11 x 11 pixels, standard deviation 1.5, wherever it lies inside the image;
+    the mean over those places and over the channels.
 
     Args:
       images_NHWC, again_NHWC: uint8, of one shape, 11 pixels or more a side.
@@ -45,7 +48,10 @@ def ssim(images_NHWC: np.ndarray, again_NHWC: np.ndarray) -> np.ndarray:
     """
     x, y = _floats(images_NHWC, again_NHWC)
     if min(x.shape[1:3]) < _WINDOW:
-        raise UserError(f"images of {x.shape[1]}x{x.shape[2]} pixels are too small for SSIM; give {_WINDOW} or more.")
+        raise UserError(
+            f"images of {x.shape[1]}x{x.shape[2]} pixels are too small for SSIM; give {_WINDOW} or "
+            "more."
+        )
     mean_x, mean_y = _windowed(x), _windowed(y)
     var_x, var_y = _windowed(x * x) - mean_x**2, _windowed(y * y) - mean_y**2
     covariance = _windowed(x * y) - mean_x * mean_y
@@ -62,8 +68,9 @@ def codebook_usage(ids: np.ndarray, codebook_size: int) -> Mapping[str, float]:
       ids: integers in [0, codebook_size), of any shape.
 
     Returns:
-      "codebook_usage": the fraction of codes that occur at all; "perplexity": e to the entropy of the codes' frequency,
-      between 1 and codebook_size, the number of codes that would be used if all were used equally often.
+      "codebook_usage": the fraction of codes that occur at all; "perplexity": e to the entropy of
+      the codes' frequency, between 1 and codebook_size, the number of codes that would be used if
+      all were used equally often.
 
     Raises:
       UserError: no ids, or one outside the codebook.
@@ -72,20 +79,28 @@ def codebook_usage(ids: np.ndarray, codebook_size: int) -> Mapping[str, float]:
     if not ids.size or ids.min() < 0 or ids.max() >= codebook_size:
         which = f"{ids.min()} to {ids.max()}" if ids.size else "none"
         raise UserError(
-            f"ids ({which}) are no codes for codebook_size={codebook_size}; give what the tokenizer encoded."
+            f"ids ({which}) are no codes for codebook_size={codebook_size}; give what the "
+            "tokenizer encoded."
         )
     counts = np.bincount(ids, minlength=codebook_size)
     p = counts[counts > 0] / ids.size
-    return {"codebook_usage": len(p) / codebook_size, "perplexity": math.exp(-np.sum(p * np.log(p)))}
+    return {
+        "codebook_usage": len(p) / codebook_size,
+        "perplexity": math.exp(-np.sum(p * np.log(p))),
+    }
 
 
 def _floats(images, again):
     images, again = np.asarray(images), np.asarray(again)
     for name, array in (("images", images), ("reconstructions", again)):
         if array.dtype != np.uint8 or array.ndim != 4 or not array.size:
-            raise UserError(f"{name} are {array.dtype}{array.shape}; give uint8 images as (N, H, W, C).")
+            raise UserError(
+                f"{name} are {array.dtype}{array.shape}; give uint8 images as (N, H, W, C)."
+            )
     if images.shape != again.shape:
-        raise UserError(f"images {images.shape} and reconstructions {again.shape} differ in shape; give pairs.")
+        raise UserError(
+            f"images {images.shape} and reconstructions {again.shape} differ in shape; give pairs."
+        )
     return images.astype(np.float64), again.astype(np.float64)
 
 
@@ -96,5 +111,7 @@ def _windowed(x_NHWC):
     weight /= weight.sum()
     for axis in (1, 2):
         size = x_NHWC.shape[axis] - _WINDOW + 1
-        x_NHWC = sum(w * np.take(x_NHWC, np.arange(i, i + size), axis) for i, w in enumerate(weight))
+        x_NHWC = sum(
+            w * np.take(x_NHWC, np.arange(i, i + size), axis) for i, w in enumerate(weight)
+        )
     return x_NHWC

@@ -55,12 +55,17 @@ class Discriminator(nn.Module):
         x = image_BHWC.astype(self.dtype)
         widths = [self.dims[0] // 2, self.dims[0] // 4]
         widths.append(self.dims[0] - sum(widths))
-        stem = [conv(w, k, f"stem_{k}", dtype=self.dtype)(x) for k, w in zip(_KERNELS, widths, strict=True)]
+        stem = [
+            conv(w, k, f"stem_{k}", dtype=self.dtype)(x)
+            for k, w in zip(_KERNELS, widths, strict=True)
+        ]
         x = _leaky(jnp.concatenate(stem, axis=-1))
         for i, dim in enumerate(self.dims[1:]):
             x = _leaky(conv(dim, 4, f"down_{i}", stride=2, dtype=self.dtype)(x))
             x = self._norm(f"norm_{i}")(x)
-            x = x + conv(dim, 3, f"block_{i}", dtype=self.dtype)(_leaky(self._norm(f"block_norm_{i}")(x)))
+            x = x + conv(dim, 3, f"block_{i}", dtype=self.dtype)(
+                _leaky(self._norm(f"block_norm_{i}")(x))
+            )
         x = _leaky(conv(self.dims[-1], 1, "to_logits_0", dtype=self.dtype)(x))
         return conv(1, 4, "to_logits_1", padding=0, dtype=self.dtype)(x)[..., 0].astype(jnp.float32)
 

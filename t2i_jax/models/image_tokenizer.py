@@ -72,13 +72,17 @@ class ImageTokenizer(Protocol):
         """The first codebook statistics; {} when there are none."""
         ...
 
-    def revive(self, params: Params, codebook: Codebook, dead_K: Array, fresh_KE: Array) -> tuple[Params, Codebook]:
+    def revive(
+        self, params: Params, codebook: Codebook, dead_K: Array, fresh_KE: Array
+    ) -> tuple[Params, Codebook]:
         """(params, codebook) with the codes that are True in `dead_K` replaced by latents of a
         recent batch.
         """
         ...
 
-    def __call__(self, image_BHWC: Array, codebook: Codebook, train: bool = False) -> tuple[Array, Encoded]:
+    def __call__(
+        self, image_BHWC: Array, codebook: Codebook, train: bool = False
+    ) -> tuple[Array, Encoded]:
         """The reconstruction and the encoding of float images."""
         ...
 
@@ -108,7 +112,9 @@ class ImageTokenizer(Protocol):
         """First variables, as of every Linen module."""
         ...
 
-    def apply(self, variables: Mapping[str, Any], *args: Any, method: Any = None, **options: Any) -> Any:
+    def apply(
+        self, variables: Mapping[str, Any], *args: Any, method: Any = None, **options: Any
+    ) -> Any:
         """The result of a method with these variables, as of every Linen module."""
         ...
 
@@ -143,7 +149,9 @@ class QuantizedAutoencoder(nn.Module):
         """
         return ("to_pixels", "kernel")
 
-    def __call__(self, image_BHWC: Array, codebook: Codebook, train: bool = False) -> tuple[Array, Encoded]:
+    def __call__(
+        self, image_BHWC: Array, codebook: Codebook, train: bool = False
+    ) -> tuple[Array, Encoded]:
         """The reconstruction and the encoding of float images."""
         encoded = self.encode(image_BHWC, codebook, train)
         return self.decode(encoded.fmap), encoded
@@ -164,7 +172,9 @@ class QuantizedAutoencoder(nn.Module):
 def tokens(model: ImageTokenizer, weights: Mapping[str, Any], image_BHWC: Array) -> Array:
     """Codes (B, N) int32, row by row, of uint8 images."""
     image = to_float(image_BHWC, model.pixel_range)
-    encoded = model.apply({"params": weights["generator"]}, image, weights.get("stats", {}), method="encode")
+    encoded = model.apply(
+        {"params": weights["generator"]}, image, weights.get("stats", {}), method="encode"
+    )
     return encoded.ids.reshape(image.shape[0], model.num_tokens)
 
 
@@ -218,7 +228,9 @@ def init(model: ImageTokenizer, key: Key) -> dict[str, Any]:
 def flops(model: ImageTokenizer, method: str = "__call__") -> float:
     """FLOPs of one forward pass over one image through `__call__`, or through `encode` alone."""
     weights = nn.meta.unbox(abstract(model))
-    image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, model.channels), jnp.float32)
+    image = jax.ShapeDtypeStruct(
+        (1, model.image_size, model.image_size, model.channels), jnp.float32
+    )
 
     def forward(params, codebook, image):
         return model.apply({"params": params}, image, codebook, method=method)

@@ -44,20 +44,29 @@ class PartiLayer(nn.Module):
         scale = _init_scale(self.compat)
         sizes, out_norm = (self.dim, self.heads, self.dim_head), "output_norm" in self.compat
         self.self_attention = MultiQueryAttention(*sizes, self.dropout, scale, out_norm, self.dtype)
-        self.cross_attention = MultiQueryAttention(*sizes, self.dropout, scale, out_norm, self.dtype)
+        self.cross_attention = MultiQueryAttention(
+            *sizes, self.dropout, scale, out_norm, self.dtype
+        )
         table = ((2 * self.fmap_size - 1) ** 2, self.heads)
         self.bias = self.param("bias", boxed(nn.initializers.normal(scale), None, "heads"), table)
         hidden = int(self.dim * self.ff_mult)
-        self.ff_norm, self.ff_inner_norm = channel_norm(None, self.dtype), channel_norm(None, self.dtype)
+        self.ff_norm, self.ff_inner_norm = (
+            channel_norm(None, self.dtype),
+            channel_norm(None, self.dtype),
+        )
         self.wide = Dense(hidden, ("embed", "mlp"), bias=False, dtype=self.dtype)
         self.narrow = Dense(self.dim, ("mlp", "embed"), bias=False, dtype=self.dtype)
 
-    def __call__(self, x_BNC: Array, text_BLD: Array, mask_BL: Array, deterministic: bool) -> tuple[Array, None]:
+    def __call__(
+        self, x_BNC: Array, text_BLD: Array, mask_BL: Array, deterministic: bool
+    ) -> tuple[Array, None]:
         """(x, None): the pair that a scan over layers takes."""
         x, length = x_BNC, x_BNC.shape[1]
         causal_1QK = jnp.tril(jnp.ones((1, length, length), bool))
         bias_QHK = _shifted(embed.relative_bias(self.bias, self.fmap_size), length, self.compat)
-        x = x + self.self_attention(x, mask=causal_1QK, bias_QHK=bias_QHK, deterministic=deterministic)
+        x = x + self.self_attention(
+            x, mask=causal_1QK, bias_QHK=bias_QHK, deterministic=deterministic
+        )
         x = x + self.cross_attention(x, text_BLD, mask_BL[:, None], deterministic=deterministic)
         return x + self._feed_forward(x), None
 
@@ -74,7 +83,9 @@ class PartiLayer(nn.Module):
         new_BD = self.self_attention.keys(x_BC, normalised=True)
         kv_BKD = jax.lax.dynamic_update_slice_in_dim(cache["kv"], new_BD[:, None], position, axis=1)
         past_1K = jnp.arange(kv_BKD.shape[1])[None] <= position
-        x = x_BC + self.self_attention.step(x_BC, kv_BKD, past_1K, self._bias_row(position)[:, : kv_BKD.shape[1]])
+        x = x_BC + self.self_attention.step(
+            x_BC, kv_BKD, past_1K, self._bias_row(position)[:, : kv_BKD.shape[1]]
+        )
         x = x + self.cross_attention.step(x, cache["text_kv"], mask_BL)
         return x + self._feed_forward(x), {**cache, "kv": kv_BKD}
 
@@ -144,9 +155,16 @@ class Parti(token_decoder.TokenDecoder):
         self.start_token = self.param("start_token", boxed(normal, "embed"), (self.dim,))
         self.height_pos = self.param("height_pos", boxed(normal, None, "embed"), vectors)
         self.width_pos = self.param("width_pos", boxed(normal, None, "embed"), vectors)
-        self.embedding = self.param("embedding", boxed(normal, "vocab", "embed"), (self.codebook_size, self.dim))
-        self.init_norm, self.final_norm = channel_norm(None, self.dtype), channel_norm(None, self.dtype)
-        self.layers = scanned(PartiLayer, self.depth, self.remat, inputs=3)(**layer_fields(self, PartiLayer))
+        self.embedding = self.param(
+            "embedding", boxed(normal, "vocab", "embed"), (self.codebook_size, self.dim)
+        )
+        self.init_norm, self.final_norm = (
+            channel_norm(None, self.dtype),
+            channel_norm(None, self.dtype),
+        )
+        self.layers = scanned(PartiLayer, self.depth, self.remat, inputs=3)(
+            **layer_fields(self, PartiLayer)
+        )
 
     def __call__(
         self,
@@ -173,7 +191,9 @@ class Parti(token_decoder.TokenDecoder):
         x_BNC, _ = self.layers(self.init_norm(x_BNC), text_BLD, mask_BL, deterministic)
         return self._logits(x_BNC)
 
-    def decode(self, ids_B: Array, position: Array, cache: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
+    def decode(
+        self, ids_B: Array, position: Array, cache: Mapping[str, Any]
+    ) -> tuple[Array, dict[str, Any]]:
         """Logits (B, codebook_size) of token `position`, given the previous one; and the KV cache
         with it.
 
@@ -187,7 +207,9 @@ class Parti(token_decoder.TokenDecoder):
         layer = self._layer()
 
         def step(params, x, entries):
-            return layer.apply({"params": params}, x, entries, position, cache["text_mask"], method="step")
+            return layer.apply(
+                {"params": params}, x, entries, position, cache["text_mask"], method="step"
+            )
 
         x_BC, layers = decode_layers(step, self.init_norm(x_BC), cache["layers"], position)
         return self._logits(x_BC), {**cache, "layers": layers}
@@ -199,14 +221,19 @@ class Parti(token_decoder.TokenDecoder):
 
     def _layer_cache(self, text_BLD, length):
         stacked, layer = self.variables["params"]["layers"], self._layer()
-        text_kv = jax.lax.map(lambda params: layer.apply({"params": params}, text_BLD, method="text_keys"), stacked)
+        text_kv = jax.lax.map(
+            lambda params: layer.apply({"params": params}, text_BLD, method="text_keys"), stacked
+        )
         past = jnp.zeros((self.depth, text_BLD.shape[0], length, self.dim_head), self.dtype)
         return start_decoding(stacked, {"kv": past, "text_kv": text_kv})
 
     def _logits(self, x):
         x, table = self.final_norm(x), self.embedding.astype(self.dtype)
         flat = jax.lax.dot_general(
-            x.reshape(-1, self.dim), table, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+            x.reshape(-1, self.dim),
+            table,
+            (((1,), (1,)), ((), ())),
+            preferred_element_type=jnp.float32,
         )
         return flat.reshape(*x.shape[:-1], self.codebook_size)
 

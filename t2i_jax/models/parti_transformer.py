@@ -82,8 +82,13 @@ class PartiTransformer(token_decoder.TokenDecoder):
         else:
             self.pos = vector("pos", self.num_tokens, self.dim)
         self.null_text = self.param("null_text", boxed(normal, "text"), (self.text_embed_dim,))
-        self.embedding = self.param("embedding", boxed(normal, "vocab", "embed"), (self.codebook_size, self.dim))
-        shape = {n: getattr(self, n) for n in ("dim", "depth", "heads", "mlp_dim", "dropout", "remat", "dtype")}
+        self.embedding = self.param(
+            "embedding", boxed(normal, "vocab", "embed"), (self.codebook_size, self.dim)
+        )
+        shape = {
+            n: getattr(self, n)
+            for n in ("dim", "depth", "heads", "mlp_dim", "dropout", "remat", "dtype")
+        }
         self.decoder = Transformer(cross=True, causal=True, **shape)
         self.to_logits = Dense(self.codebook_size, ("embed", "vocab"), init=normal)
 
@@ -112,7 +117,9 @@ class PartiTransformer(token_decoder.TokenDecoder):
         x_BNC = self.decoder(x_BNC, None, text_BLD, mask_BL, deterministic)
         return constrain(self.to_logits(x_BNC), "batch", "length", "vocab").astype(jnp.float32)
 
-    def decode(self, ids_B: Array, position: Array, cache: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
+    def decode(
+        self, ids_B: Array, position: Array, cache: Mapping[str, Any]
+    ) -> tuple[Array, dict[str, Any]]:
         """Logits (B, codebook_size) of token `position`, given the previous one; and the KV cache
         with it.
 
@@ -120,7 +127,10 @@ class PartiTransformer(token_decoder.TokenDecoder):
           ids_B: token `position - 1`; not looked at where position is 0.
           position: int32 scalar, one more than at the last call.
         """
-        x_BC = jnp.where(position == 0, self.start_token, self.embedding[ids_B]) + self._positions()[position]
+        x_BC = (
+            jnp.where(position == 0, self.start_token, self.embedding[ids_B])
+            + self._positions()[position]
+        )
         x_BC, layers = self.decoder.decode(x_BC, position, cache["layers"], cache["text_mask"])
         return self.to_logits(x_BC).astype(jnp.float32), {**cache, "layers": layers}
 
@@ -140,16 +150,22 @@ class PartiTransformer(token_decoder.TokenDecoder):
         return constrain(self.embedding, None, None)[ids]
 
     def _positions(self):
-        return embed.axial(self.height_pos, self.width_pos) if self.positions == "axial" else self.pos
+        return (
+            embed.axial(self.height_pos, self.width_pos) if self.positions == "axial" else self.pos
+        )
 
 
-def _preset(encoder_depth: int, depth: int, dim: int, heads: int) -> tuple[LearnedText, PartiTransformer]:
+def _preset(
+    encoder_depth: int, depth: int, dim: int, heads: int
+) -> tuple[LearnedText, PartiTransformer]:
     """One row of the paper's table 1: the MLP is 4 times as wide, 128 text tokens of 16,000, 32 x
     32 image tokens.
     """
     shared = {"dim": dim, "heads": heads, "mlp_dim": 4 * dim, "dropout": 0.1}
     text = LearnedText(depth=encoder_depth, vocab_size=16_000, max_length=128, **shared)
-    return text, PartiTransformer(depth=depth, fmap_size=32, codebook_size=8192, text_embed_dim=dim, **shared)
+    return text, PartiTransformer(
+        depth=depth, fmap_size=32, codebook_size=8192, text_embed_dim=dim, **shared
+    )
 
 
 # (text encoder, decoder) of the paper; 386 million, 789 million, 3.09 and 20.5 billion parameters.

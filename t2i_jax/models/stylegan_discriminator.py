@@ -71,7 +71,9 @@ class StyleDiscriminator(nn.Module):
             x, size = (y + skip) / math.sqrt(2), size // 2
         x = jnp.concatenate([x, _deviation(x, self.group)], axis=-1)
         x = self._conv(self._width(4), 3, "last_conv")(x)
-        x = _EqualDense(self._width(4), True, self.dtype, name="last_dense")(x.reshape(x.shape[0], -1))
+        x = _EqualDense(self._width(4), True, self.dtype, name="last_dense")(
+            x.reshape(x.shape[0], -1)
+        )
         return _EqualDense(1, False, self.dtype, name="to_logits")(x)[:, 0].astype(jnp.float32)
 
     def _width(self, size):
@@ -97,7 +99,9 @@ class _EqualConv(nn.Module):
         fan_in = self.kernel**2 * x_BHWC.shape[-1]
         shape = (self.kernel, self.kernel, x_BHWC.shape[-1], self.features)
         init = boxed(nn.initializers.normal(1.0), None, None, "conv_in", "conv_out")
-        kernel = self.param("kernel", init, shape, jnp.float32).astype(self.dtype) / math.sqrt(fan_in)
+        kernel = self.param("kernel", init, shape, jnp.float32).astype(self.dtype) / math.sqrt(
+            fan_in
+        )
         pad = self.kernel // 2
         if self.down:
             # Padded so that the strided convolution ends at half the size.
@@ -118,15 +122,21 @@ class _EqualDense(nn.Module):
     @nn.compact
     def __call__(self, x_BC: Array) -> Array:
         init = boxed(nn.initializers.normal(1.0), "conv_in", "conv_out")
-        kernel = self.param("kernel", init, (x_BC.shape[-1], self.features), jnp.float32).astype(self.dtype)
+        kernel = self.param("kernel", init, (x_BC.shape[-1], self.features), jnp.float32).astype(
+            self.dtype
+        )
         y = x_BC @ (kernel / math.sqrt(x_BC.shape[-1]))
         if self.activate:
             return _activated(self, y, self.features)
-        return y + self.param("bias", boxed(nn.initializers.zeros, None), (self.features,)).astype(y.dtype)
+        return y + self.param("bias", boxed(nn.initializers.zeros, None), (self.features,)).astype(
+            y.dtype
+        )
 
 
 def _activated(module, y, features):
-    bias = module.param("bias", boxed(nn.initializers.zeros, "conv_out"), (features,)).astype(y.dtype)
+    bias = module.param("bias", boxed(nn.initializers.zeros, "conv_out"), (features,)).astype(
+        y.dtype
+    )
     return nn.leaky_relu(y + bias, 0.2) * math.sqrt(2)
 
 
@@ -149,4 +159,6 @@ def _deviation(x_BHWC, most):
     group = max(g for g in range(1, min(most, B) + 1) if B % g == 0)
     spread = x_BHWC.astype(jnp.float32).reshape(group, B // group, *x_BHWC.shape[1:])
     deviation = jnp.mean(jnp.sqrt(jnp.var(spread, axis=0) + 1e-8), axis=(1, 2, 3))  # [group]
-    return jnp.broadcast_to(jnp.tile(deviation, group)[:, None, None, None], (B, H, W, 1)).astype(x_BHWC.dtype)
+    return jnp.broadcast_to(jnp.tile(deviation, group)[:, None, None, None], (B, H, W, 1)).astype(
+        x_BHWC.dtype
+    )

@@ -69,7 +69,9 @@ class SuperResolution(nn.Module):
         for stage in range(self.scale // 2):
             x = conv(self.channels, 3, f"stem_{stage}", dtype=self.dtype)(image)
             for i in range(self.blocks):
-                x = WideBlock(self.channels, self.expansion, self.dtype, name=f"block_{stage}_{i}")(x)
+                x = WideBlock(self.channels, self.expansion, self.dtype, name=f"block_{stage}_{i}")(
+                    x
+                )
             detail = conv(4 * self.image_channels, 3, f"to_pixels_{stage}", dtype=self.dtype)(x)
             image = enlarged(image) + 0.1 * pixel_shuffle(detail.astype(jnp.float32))
         return image

@@ -38,7 +38,11 @@ class TokenDecoder(nn.Module):
         return self.fmap_size**2
 
     def init_cache(
-        self, text_embeds_BLD: Array, text_mask_BL: Array, keep_B: Array | None = None, length: int | None = None
+        self,
+        text_embeds_BLD: Array,
+        text_mask_BL: Array,
+        keep_B: Array | None = None,
+        length: int | None = None,
     ) -> dict[str, Any]:
         """The KV cache that `decode` carries from token to token: of past tokens (none yet) and of
         the text, per layer.
@@ -48,7 +52,10 @@ class TokenDecoder(nn.Module):
           length: tokens that the cache holds; None: `num_tokens`.
         """
         text_BLD, mask_BL = self._text(text_embeds_BLD, text_mask_BL, keep_B)
-        return {"layers": self._layer_cache(text_BLD, length or self.num_tokens), "text_mask": mask_BL}
+        return {
+            "layers": self._layer_cache(text_BLD, length or self.num_tokens),
+            "text_mask": mask_BL,
+        }
 
     @nn.nowrap
     def grow_cache(self, cache: Mapping[str, Any], length: int) -> dict[str, Any]:

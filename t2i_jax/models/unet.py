@@ -182,10 +182,14 @@ class Unet(nn.Module):
         """
         images = (lowres_BHWC, lowres_condition_B, cond_image_BHWC, self_cond_BHWC)
         sizes.check_inputs(self, x_BHWC, text_embeds_BLD, *images)
-        condition = self._condition(condition_B, lowres_condition_B, text_embeds_BLD, text_mask_BL, keep_B)
+        condition = self._condition(
+            condition_B, lowres_condition_B, text_embeds_BLD, text_mask_BL, keep_B
+        )
         x = first = self._first(self._inputs(x_BHWC, lowres_BHWC, cond_image_BHWC, self_cond_BHWC))
         if self.memory_efficient:
-            x = self._block("first_block", x.shape[-1], condition, gate=self.use_global_context_attn)(x)
+            x = self._block(
+                "first_block", x.shape[-1], condition, gate=self.use_global_context_attn
+            )(x)
         x, skips = self._down(x, condition, deterministic)
         x = self._middle(x, condition)
         x = self._up(x, skips, condition, deterministic)
@@ -202,7 +206,9 @@ class Unet(nn.Module):
     def _inputs(self, x, lowres, cond_image, self_cond):
         parts = [x]
         if cond_image is not None:
-            parts.insert(0, resample.resize(cond_image.astype(jnp.float32), x.shape[1:3], self.resize_mode))
+            parts.insert(
+                0, resample.resize(cond_image.astype(jnp.float32), x.shape[1:3], self.resize_mode)
+            )
         if self.self_cond:
             parts.append(jnp.zeros_like(x) if self_cond is None else self_cond)
         if self.lowres_cond:
@@ -223,10 +229,15 @@ class Unet(nn.Module):
         vector, tokens = LevelCondition(*own, name="level")(level_B)
         if self.lowres_cond:
             lowres_vector, lowres_tokens = LevelCondition(*own, name="lowres_level")(lowres_level_B)
-            vector, tokens = vector + lowres_vector, jnp.concatenate([tokens, lowres_tokens], axis=1)
+            vector, tokens = (
+                vector + lowres_vector,
+                jnp.concatenate([tokens, lowres_tokens], axis=1),
+            )
         latents = self.attn_pool_num_latents if self.attn_pool_text else None
         heads = (self.attn_heads, self.attn_dim_head)
-        texts = TextCondition(token_dim, dim, self.max_text_len, latents, *heads, self.dtype, name="text")
+        texts = TextCondition(
+            token_dim, dim, self.max_text_len, latents, *heads, self.dtype, name="text"
+        )
         if self.is_initializing() and self.cond_on_text and text is None:
             text = jnp.zeros((level_B.shape[0], 1, self.text_embed_dim))
         if self.is_initializing() and "unused_weights" in self.compat and not self.cond_on_text:
@@ -244,7 +255,9 @@ class Unet(nn.Module):
         for i, mult in enumerate(self.dim_mults):
             if self.memory_efficient:
                 x = self._shrink(f"down_{i}_before", self.dim * mult)(x)
-            first, further, attention = self._level(f"down_{i}", i, x.shape[-1], condition, deterministic)
+            first, further, attention = self._level(
+                f"down_{i}", i, x.shape[-1], condition, deterministic
+            )
             x, passed = further(first(x))
             x = attention(x)
             skips += [*passed, x]
@@ -264,11 +277,19 @@ class Unet(nn.Module):
         `skips`.
         """
         scale = 2**-0.5 if self.scale_skip_connection else 1.0
-        enlarge, maps = resample.PixelShuffle if self.pixel_shuffle_upsample else resample.Upsample, []
+        enlarge, maps = (
+            resample.PixelShuffle if self.pixel_shuffle_upsample else resample.Upsample,
+            [],
+        )
         widths = (self.init_dim or self.dim, *(self.dim * mult for mult in self.dim_mults))
         for i in reversed(range(len(self.dim_mults))):
-            first, further, attention = self._level(f"up_{i}", i, widths[i + 1], condition, deterministic)
-            joined = [skips.pop() * scale for _ in range(1 + sizes.per_level(self, "num_resnet_blocks")[i])]
+            first, further, attention = self._level(
+                f"up_{i}", i, widths[i + 1], condition, deterministic
+            )
+            joined = [
+                skips.pop() * scale
+                for _ in range(1 + sizes.per_level(self, "num_resnet_blocks")[i])
+            ]
             x, _ = further(first(jnp.concatenate([x, joined[0]], axis=-1)), joined[1:])
             x = attention(x)
             maps.append(x)
@@ -277,7 +298,9 @@ class Unet(nn.Module):
         if not self.combine_upsample_fmaps:
             return x
         combined = [
-            Block(self.dim, self.dtype, name=f"combine_{len(maps) - 1 - n}")(resample.resize(fmap, x.shape[1:3]))
+            Block(self.dim, self.dtype, name=f"combine_{len(maps) - 1 - n}")(
+                resample.resize(fmap, x.shape[1:3])
+            )
             for n, fmap in enumerate(maps)
         ]
         return jnp.concatenate([x, *combined], axis=-1)
@@ -290,7 +313,13 @@ class Unet(nn.Module):
         def at(field):
             return sizes.per_level(self, field)[i]
 
-        cross = "linear" if at("use_linear_cross_attn") else "softmax" if at("layer_cross_attns") else None
+        cross = (
+            "linear"
+            if at("use_linear_cross_attn")
+            else "softmax"
+            if at("layer_cross_attns")
+            else None
+        )
         first = self._block(f"{name}_first", width, condition, cross)
         further = self._further(f"{name}_block", at("num_resnet_blocks"), width, condition)
         linear = not at("layer_attns")
@@ -298,7 +327,9 @@ class Unet(nn.Module):
             return first, further, lambda x: x
         dropout = 0.0 if deterministic else self.linear_attn_dropout
         depth = at("layer_attns_depth")
-        attention = self._transformer(f"{name}_attention", width, depth, self.ff_mult, linear, dropout)
+        attention = self._transformer(
+            f"{name}_attention", width, depth, self.ff_mult, linear, dropout
+        )
 
         def attend(x):
             return constrain(attention(x, condition[1]), "batch", None, None, None)
@@ -309,9 +340,14 @@ class Unet(nn.Module):
         """The blocks of a level after its first, as a function of the feature map and of skip
         connections, one each.
         """
-        names, heads = tuple(f"{name}_{n}" for n in range(count)), (self.attn_heads, self.attn_dim_head)
+        names, heads = (
+            tuple(f"{name}_{n}" for n in range(count)),
+            (self.attn_heads, self.attn_dim_head),
+        )
         gate, scan = self.use_global_context_attn, self.scan_blocks
-        stack = ResnetStack(names, width, gate, *heads, self.attn_max_scores, self.remat, scan, self.dtype)
+        stack = ResnetStack(
+            names, width, gate, *heads, self.attn_max_scores, self.remat, scan, self.dtype
+        )
         nn.share_scope(self, stack)  # its blocks are parameters of the network itself
         return lambda x, joined=None: stack(x, *condition, joined)
 
@@ -325,7 +361,17 @@ class Unet(nn.Module):
     def _transformer(self, name, width, depth, ff_mult, linear=False, dropout=0.0):
         heads, hidden = (self.attn_heads, self.attn_dim_head), int(width * ff_mult)
         make = self._recomputed(TransformerBlock)
-        return make(width, depth, *heads, hidden, linear, dropout, self.attn_max_scores, self.dtype, name=name)
+        return make(
+            width,
+            depth,
+            *heads,
+            hidden,
+            linear,
+            dropout,
+            self.attn_max_scores,
+            self.dtype,
+            name=name,
+        )
 
     def _shrink(self, name, width, keep_size=False):
         if keep_size:

@@ -16,9 +16,21 @@ PER_LEVEL = (
     "use_linear_cross_attn",
 )  # fmt: skip
 _POSITIVE = (
-    "dim", "text_embed_dim", "cond_dim", "num_time_tokens", "learned_sinu_pos_emb_dim", "channels", "channels_out",
-    "attn_dim_head", "attn_heads", "layer_mid_attns_depth", "max_text_len", "init_dim", "attn_pool_num_latents",
-    "attn_max_scores", "ff_mult",
+    "dim",
+    "text_embed_dim",
+    "cond_dim",
+    "num_time_tokens",
+    "learned_sinu_pos_emb_dim",
+    "channels",
+    "channels_out",
+    "attn_dim_head",
+    "attn_heads",
+    "layer_mid_attns_depth",
+    "max_text_len",
+    "init_dim",
+    "attn_pool_num_latents",
+    "attn_max_scores",
+    "ff_mult",
 )
 
 
@@ -91,16 +103,27 @@ def _check_levels(model):
 
 
 def _check_kernels(model):
-    if not model.init_cross_embed and model.init_conv_kernel_size % 2 == 0 or model.init_conv_kernel_size < 1:
+    if (
+        not model.init_cross_embed
+        and model.init_conv_kernel_size % 2 == 0
+        or model.init_conv_kernel_size < 1
+    ):
         raise UserError(f"init_conv_kernel_size={model.init_conv_kernel_size} is not odd; try 7.")
     if model.final_conv_kernel_size % 2 == 0 or model.final_conv_kernel_size < 1:
         raise UserError(f"final_conv_kernel_size={model.final_conv_kernel_size} is not odd; try 3.")
     width = model.init_dim or model.dim
     if model.init_cross_embed:
-        _check_cross_embed("init_cross_embed_kernel_sizes", model.init_cross_embed_kernel_sizes, 1, width)
+        _check_cross_embed(
+            "init_cross_embed_kernel_sizes", model.init_cross_embed_kernel_sizes, 1, width
+        )
     if model.cross_embed_downsample:
         width = model.dim * min(model.dim_mults)
-        _check_cross_embed("cross_embed_downsample_kernel_sizes", model.cross_embed_downsample_kernel_sizes, 0, width)
+        _check_cross_embed(
+            "cross_embed_downsample_kernel_sizes",
+            model.cross_embed_downsample_kernel_sizes,
+            0,
+            width,
+        )
 
 
 def _check_cross_embed(field, kernels, remainder, width):
@@ -144,7 +167,11 @@ def check_inputs(
         )
     given = lowres_BHWC is not None, lowres_condition_B is not None
     if given != (model.lowres_cond,) * 2:
-        remedy = "give lowres_BHWC and lowres_condition_B" if model.lowres_cond else "give no lowres image or level"
+        remedy = (
+            "give lowres_BHWC and lowres_condition_B"
+            if model.lowres_cond
+            else "give no lowres image or level"
+        )
         raise UserError(
             f"lowres_cond={model.lowres_cond} does not fit what the network was called with; "
             f"{remedy}."

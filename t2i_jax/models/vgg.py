@@ -51,7 +51,9 @@ class Vgg16(nn.Module):
         for i, widths in enumerate(STAGES):
             x = nn.max_pool(x, (2, 2), (2, 2)) if i else x
             for j, width in enumerate(widths):
-                x = nn.relu(nn.Conv(width, (3, 3), padding=1, dtype=self.dtype, name=f"conv_{i}_{j}")(x))
+                x = nn.relu(
+                    nn.Conv(width, (3, 3), padding=1, dtype=self.dtype, name=f"conv_{i}_{j}")(x)
+                )
             maps.append(x)
         if self.features == "fc2":
             x = _pooled(nn.max_pool(x, (2, 2), (2, 2)), 7).reshape(x.shape[0], -1)
@@ -83,6 +85,9 @@ def _pooled(x_BHWC, size):
     for axis in (1, 2):
         n = x_BHWC.shape[axis]
         bins = [(i * n // size, -(-(i + 1) * n // size)) for i in range(size)]
-        parts = [jnp.mean(jax.lax.slice_in_dim(x_BHWC, a, b, axis=axis), axis=axis, keepdims=True) for a, b in bins]
+        parts = [
+            jnp.mean(jax.lax.slice_in_dim(x_BHWC, a, b, axis=axis), axis=axis, keepdims=True)
+            for a, b in bins
+        ]
         x_BHWC = jnp.concatenate(parts, axis=axis)
     return x_BHWC

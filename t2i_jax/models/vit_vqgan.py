@@ -61,11 +61,19 @@ class Attention(nn.Module):
             channel_norm("norm", self.dtype)(x_BHWC)
         )
         q, k, v = (
-            Depthwise(inner, "heads", self.dtype, name=f"{name}_conv")(t).reshape(batch, size**2, self.heads, -1)
+            Depthwise(inner, "heads", self.dtype, name=f"{name}_conv")(t).reshape(
+                batch, size**2, self.heads, -1
+            )
             for name, t in zip("qkv", jnp.split(qkv, 3, axis=-1), strict=True)
         )
-        bias = self.param("bias", boxed(nn.initializers.normal(1.0), None, "heads"), ((2 * size - 1) ** 2, self.heads))
-        out = attend_with_bias(q * self.dim_head**-0.5, k, v, _spread(bias, size)).reshape(batch, size, size, inner)
+        bias = self.param(
+            "bias",
+            boxed(nn.initializers.normal(1.0), None, "heads"),
+            ((2 * size - 1) ** 2, self.heads),
+        )
+        out = attend_with_bias(q * self.dim_head**-0.5, k, v, _spread(bias, size)).reshape(
+            batch, size, size, inner
+        )
         return Dense(self.dim, ("heads", "embed"), name="to_out", bias=False, dtype=self.dtype)(out)
 
 
@@ -110,7 +118,9 @@ class Transformer(nn.Module):
             feed_forward = nn.remat(FeedForward, policy=REMAT[self.remat])
         for i in range(self.layers):
             x = x + Depthwise(self.dim, "embed", self.dtype, name=f"peg_{i}")(x)
-            x = x + attention(self.dim, self.heads, self.dim_head, self.dtype, name=f"attention_{i}")(x)
+            x = x + attention(
+                self.dim, self.heads, self.dim_head, self.dtype, name=f"attention_{i}"
+            )(x)
             x = x + feed_forward(self.dim, self.ff_mult, self.dtype, name=f"mlp_{i}")(x)
         return channel_norm("norm", self.dtype)(x)
 
@@ -130,10 +140,14 @@ class PositionedConv(nn.Module):
         """
         height, width, dim = x_BHWC.shape[1:]
         init = boxed(uniform_fan_in, None, None, "conv_in", "conv_out")
-        kernel = self.param("kernel", init, (3, 3, 2 * dim, self.features), jnp.float32).astype(self.dtype)
+        kernel = self.param("kernel", init, (3, 3, 2 * dim, self.features), jnp.float32).astype(
+            self.dtype
+        )
         of_map, of_positions = jnp.split(kernel, 2, axis=2)
         x = neighbours(x_BHWC).reshape(-1, 9 * dim) @ of_map.reshape(9 * dim, self.features)
-        return add_to_all(x.reshape(-1, height, width, self.features), _convolved_positions(of_positions, height))
+        return add_to_all(
+            x.reshape(-1, height, width, self.features), _convolved_positions(of_positions, height)
+        )
 
 
 class _Network(image_tokenizer.QuantizedAutoencoder):
@@ -191,7 +205,10 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
 
     def setup(self):
         """Makes the layers and parameters."""
-        shape = {n: getattr(self, n) for n in ("dim", "layers", "heads", "dim_head", "ff_mult", "remat", "dtype")}
+        shape = {
+            n: getattr(self, n)
+            for n in ("dim", "layers", "heads", "dim_head", "ff_mult", "remat", "dtype")
+        }
         self.patch_norm = channel_norm(None, self.dtype)
         self.to_tokens = Dense(self.dim, ("patch", "embed"), dtype=self.dtype)
         self.encoder = Transformer(**shape)
@@ -224,9 +241,15 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
                 0.0 if weight is None else weight, self.dtype, **where,
             )  # fmt: skip
         return quantize.CosineVq(
-            self.dim, self.codebook_size, self.codebook_dim, self.decay,
-            1.0 if weight is None else weight, self.kmeans_init, self.dtype, **where,
-        )  # fmt: skip
+            self.dim,
+            self.codebook_size,
+            self.codebook_dim,
+            self.decay,
+            1.0 if weight is None else weight,
+            self.kmeans_init,
+            self.dtype,
+            **where,
+        )
 
 
 class VitVQGanVAE(_Network):
@@ -311,12 +334,20 @@ def _convolved_positions(kernel_IJFO, size):
     Half of the channels differ between rows only, the others between columns only: `size` vectors
     of each are multiplied with the taps and shifted afterwards.
     """
-    rates = jnp.exp(-jnp.arange(half := kernel_IJFO.shape[2] // 4) * (math.log(10_000.0) / max(half - 1, 1)))
+    rates = jnp.exp(
+        -jnp.arange(half := kernel_IJFO.shape[2] // 4) * (math.log(10_000.0) / max(half - 1, 1))
+    )
     angles_NE = jnp.arange(size)[:, None] * rates
-    vectors_NF = jnp.concatenate([jnp.sin(angles_NE), jnp.cos(angles_NE)], axis=-1).astype(kernel_IJFO.dtype)
-    both = jnp.concatenate([jnp.pad(vectors_NF, ((0, 0), (0, 2 * half))), jnp.pad(vectors_NF, ((0, 0), (2 * half, 0)))])
+    vectors_NF = jnp.concatenate([jnp.sin(angles_NE), jnp.cos(angles_NE)], axis=-1).astype(
+        kernel_IJFO.dtype
+    )
+    both = jnp.concatenate(
+        [jnp.pad(vectors_NF, ((0, 0), (0, 2 * half))), jnp.pad(vectors_NF, ((0, 0), (2 * half, 0)))]
+    )
     taps = kernel_IJFO.reshape(9, 4 * half, -1)
-    products = jnp.einsum("TNF,TFO->TNO", jnp.broadcast_to(both, (9, *both.shape)), taps).reshape(3, 3, 2, size, -1)
+    products = jnp.einsum("TNF,TFO->TNO", jnp.broadcast_to(both, (9, *both.shape)), taps).reshape(
+        3, 3, 2, size, -1
+    )
     from_rows_IJNO, from_columns_IJNO = products[:, :, 0], products[:, :, 1]
 
     def shift(t_NO, i):
@@ -325,4 +356,6 @@ def _convolved_positions(kernel_IJFO, size):
     inside_IN = jnp.stack([shift(jnp.ones((size, 1), taps.dtype), i)[:, 0] for i in range(3)])
     rows_JHO = sum(jax.vmap(shift, (0, None))(from_rows_IJNO[i], i) for i in range(3))
     columns_IWO = sum(jax.vmap(shift, (0, None))(from_columns_IJNO[:, j], j) for j in range(3))
-    return jnp.einsum("JHO,JW->HWO", rows_JHO, inside_IN) + jnp.einsum("IWO,IH->HWO", columns_IWO, inside_IN)
+    return jnp.einsum("JHO,JW->HWO", rows_JHO, inside_IN) + jnp.einsum(
+        "IWO,IH->HWO", columns_IWO, inside_IN
+    )

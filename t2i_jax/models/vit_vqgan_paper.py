@@ -62,12 +62,16 @@ class Block(nn.Module):
 
         # T = B N: twice as fast on a CPU.
         inner, x_TC = self.heads * self.dim_head, x_BNC.reshape(-1, self.dim)
-        qkv = make(3 * inner, "to_qkv", ("embed", "heads"), bias=False)(_norm("attention_norm", self.dtype)(x_TC))
+        qkv = make(3 * inner, "to_qkv", ("embed", "heads"), bias=False)(
+            _norm("attention_norm", self.dtype)(x_TC)
+        )
         q, k, v = jnp.split(qkv.reshape(*x_BNC.shape[:2], 3 * self.heads, self.dim_head), 3, axis=2)
         out_TC = attend(q, k, v).reshape(-1, inner)
         x_TC = x_TC + make(self.dim, "to_out", ("heads", "embed"))(out_TC)
         hidden = make(self.mlp_dim, "wide", ("embed", "mlp"))(_norm("mlp_norm", self.dtype)(x_TC))
-        x_TC = x_TC + make(self.dim, "narrow", ("mlp", "embed"))(_ACTIVATIONS[self.activation](hidden))
+        x_TC = x_TC + make(self.dim, "narrow", ("mlp", "embed"))(
+            _ACTIVATIONS[self.activation](hidden)
+        )
         return x_TC.reshape(x_BNC.shape), None
 
 
@@ -92,7 +96,10 @@ class Transformer(nn.Module):
         block = Block
         if self.remat != "none":
             block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=not self.scan)
-        shape = {n: getattr(self, n) for n in ("dim", "heads", "dim_head", "mlp_dim", "activation", "dtype")}
+        shape = {
+            n: getattr(self, n)
+            for n in ("dim", "heads", "dim_head", "mlp_dim", "activation", "dtype")
+        }
         x = x_BNC
         if self.scan:
             scanned = nn.scan(
@@ -178,7 +185,9 @@ class ViTVQGAN(image_tokenizer.QuantizedAutoencoder):
     def revive(self, params, codebook, dead_K: Array, fresh_KE: Array):
         """(params, codebook) with the dead codes replaced by latents of a recent batch."""
         quantizer = dict(params["quantizer"])
-        quantizer["embedding"] = image_tokenizer.revive_rows(quantizer["embedding"], dead_K, fresh_KE)
+        quantizer["embedding"] = image_tokenizer.revive_rows(
+            quantizer["embedding"], dead_K, fresh_KE
+        )
         return {**params, "quantizer": quantizer}, codebook
 
     def setup(self):
@@ -190,7 +199,9 @@ class ViTVQGAN(image_tokenizer.QuantizedAutoencoder):
         self.quantizer = quantize.FactorisedVq(
             self.dim, self.codebook_size, self.codebook_dim, self.beta, self.dtype, decoder_dim
         )
-        self.decoder = self._transformer(decoder_dim, decoder_layers, decoder_heads, decoder_mlp_dim)
+        self.decoder = self._transformer(
+            decoder_dim, decoder_layers, decoder_heads, decoder_mlp_dim
+        )
         self.to_pixels = Dense(self.channels * self.patch_size**2, ("embed", "patch"), **layer)
 
     def encoder_fmap(self, image_BHWC: Array) -> Array:
@@ -212,21 +223,33 @@ class ViTVQGAN(image_tokenizer.QuantizedAutoencoder):
         return low + (high - low) * (nn.sigmoid(image) - 0.1) / 0.8
 
     def _through(self, transformer, x_BHWC):
-        x = x_BHWC + sincos_grid(*self.grid, x_BHWC.shape[-1], columns_first=True).astype(x_BHWC.dtype)
+        x = x_BHWC + sincos_grid(*self.grid, x_BHWC.shape[-1], columns_first=True).astype(
+            x_BHWC.dtype
+        )
         return transformer(x.reshape(x.shape[0], -1, x.shape[-1])).reshape(x.shape)
 
     @nn.nowrap
     def _transformer(self, dim, layers, heads, mlp_dim):
         dim_head = self._inner(dim, heads) // heads
         return Transformer(
-            dim, layers, heads, dim_head, mlp_dim, self.activation, self.scan, self.remat, self.dtype
+            dim,
+            layers,
+            heads,
+            dim_head,
+            mlp_dim,
+            self.activation,
+            self.scan,
+            self.remat,
+            self.dtype,
         )
 
     @nn.nowrap
     def _decoder(self):
         names = ("dim", "heads", "layers", "mlp_dim")
         own = [getattr(self, f"decoder_{name}") for name in names]
-        return tuple(getattr(self, name) if o is None else o for name, o in zip(names, own, strict=True))
+        return tuple(
+            getattr(self, name) if o is None else o for name, o in zip(names, own, strict=True)
+        )
 
     @nn.nowrap
     def _inner(self, dim, heads):

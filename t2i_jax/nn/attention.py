@@ -46,12 +46,17 @@ def attend_with_bias(q_BQHD: Array, k_BKHD: Array, v_BKHD: Array, bias_HQK: Arra
     """
     apart = jax.lax.optimization_barrier
     q_BHQD, k_BHKD, v_BHKD = (t.swapaxes(1, 2) for t in (q_BQHD, k_BKHD, v_BKHD))
-    scores_BHQK = apart(jnp.matmul(q_BHQD, k_BHKD.swapaxes(2, 3), preferred_element_type=jnp.float32))
+    scores_BHQK = apart(
+        jnp.matmul(q_BHQD, k_BHKD.swapaxes(2, 3), preferred_element_type=jnp.float32)
+    )
     scores_BHQK = add_to_all(scores_BHQK, bias_HQK)
     top_BHQ1 = jax.lax.stop_gradient(jnp.max(scores_BHQK, axis=-1, keepdims=True))
     e_BHQK = apart(jnp.exp(scores_BHQK - top_BHQ1))
     total_BHQ1 = jnp.sum(e_BHQK, axis=-1, keepdims=True)
-    out_BHQD = jnp.matmul(e_BHQK.astype(v_BHKD.dtype), v_BHKD, preferred_element_type=jnp.float32) / total_BHQ1
+    out_BHQD = (
+        jnp.matmul(e_BHQK.astype(v_BHKD.dtype), v_BHKD, preferred_element_type=jnp.float32)
+        / total_BHQ1
+    )
     return out_BHQD.swapaxes(1, 2).astype(v_BKHD.dtype)
 
 
@@ -77,7 +82,11 @@ class MultiHeadAttention(nn.Module):
         self.out = Dense(self.dim, ("heads", "embed"), bias=False, dtype=self.dtype)
 
     def __call__(
-        self, x_BQC: Array, context_BKC: Array | None = None, mask: Array | None = None, causal: bool = False
+        self,
+        x_BQC: Array,
+        context_BKC: Array | None = None,
+        mask: Array | None = None,
+        causal: bool = False,
     ) -> Array:
         """The update of x.
 
@@ -93,7 +102,9 @@ class MultiHeadAttention(nn.Module):
         if context_BKC is None and mask is None:
             out_BQHD = attend(q_BQHD, k_BKHD, v_BKHD, causal)
         else:
-            out_BQHD = jax.nn.dot_product_attention(q_BQHD, k_BKHD, v_BKHD, mask=mask, is_causal=causal)
+            out_BQHD = jax.nn.dot_product_attention(
+                q_BQHD, k_BKHD, v_BKHD, mask=mask, is_causal=causal
+            )
         out_BQHD = constrain(out_BQHD, "batch", "length", "heads", None)
         return self.out(out_BQHD.reshape(*x_BQC.shape[:-1], -1))
 
@@ -107,7 +118,9 @@ class MultiHeadAttention(nn.Module):
         """
         q_BHD = self._heads(self.q(x_BC)) * self.dim_head**-0.5
         scores_BHK = jnp.einsum("BHD,BKHD->BHK", q_BHD, k_BKHD, preferred_element_type=jnp.float32)
-        weights_BHK = nn.softmax(jnp.where(mask_BK[:, None], scores_BHK, MASKED)).astype(v_BKHD.dtype)
+        weights_BHK = nn.softmax(jnp.where(mask_BK[:, None], scores_BHK, MASKED)).astype(
+            v_BKHD.dtype
+        )
         return self.out(jnp.einsum("BHK,BKHD->BHD", weights_BHK, v_BKHD).reshape(x_BC.shape[0], -1))
 
     def _heads(self, x):
@@ -140,12 +153,16 @@ class MultiQueryAttention(nn.Module):
     def setup(self):
         """Makes the layers and parameters."""
         self.norm = channel_norm(None, self.dtype)
-        self.to_q = Dense(self.heads * self.dim_head, ("embed", "heads"), bias=False, dtype=self.dtype)
+        self.to_q = Dense(
+            self.heads * self.dim_head, ("embed", "heads"), bias=False, dtype=self.dtype
+        )
         self.to_kv = Dense(self.dim_head, ("embed", "kv"), bias=False, dtype=self.dtype)
         self.to_out = Dense(self.dim, ("heads", "embed"), bias=False, dtype=self.dtype)
         if self.out_norm:
             self.after_out = channel_norm(None, self.dtype)
-        self.null_kv = self.param("null_kv", boxed(nn.initializers.normal(self.null_scale), "kv"), (self.dim_head,))
+        self.null_kv = self.param(
+            "null_kv", boxed(nn.initializers.normal(self.null_scale), "kv"), (self.dim_head,)
+        )
         self.drop = nn.Dropout(self.dropout)
 
     def __call__(
@@ -168,11 +185,19 @@ class MultiQueryAttention(nn.Module):
         context = x_BQC if context_BKC is None else context_BKC
         kv_BKD = self.to_kv(self.drop(context.astype(self.dtype), deterministic=deterministic))
         null_D = self.null_kv.astype(self.dtype)
-        scores_BQHK = jnp.einsum("BQHD,BKD->BQHK", q_BQHD, kv_BKD, preferred_element_type=jnp.float32)
-        null_BQH1 = jnp.einsum("BQHD,D->BQH", q_BQHD, null_D, preferred_element_type=jnp.float32)[..., None]
+        scores_BQHK = jnp.einsum(
+            "BQHD,BKD->BQHK", q_BQHD, kv_BKD, preferred_element_type=jnp.float32
+        )
+        null_BQH1 = jnp.einsum("BQHD,D->BQH", q_BQHD, null_D, preferred_element_type=jnp.float32)[
+            ..., None
+        ]
         scores_BQHK = scores_BQHK if bias_QHK is None else add_to_all(scores_BQHK, bias_QHK)
-        scores_BQHK = scores_BQHK if mask is None else jnp.where(mask[:, :, None], scores_BQHK, MASKED)
-        top = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores_BQHK, axis=-1, keepdims=True), null_BQH1))
+        scores_BQHK = (
+            scores_BQHK if mask is None else jnp.where(mask[:, :, None], scores_BQHK, MASKED)
+        )
+        top = jax.lax.stop_gradient(
+            jnp.maximum(jnp.max(scores_BQHK, axis=-1, keepdims=True), null_BQH1)
+        )
         e_BQHK, e_null = jnp.exp(scores_BQHK - top), jnp.exp(null_BQH1 - top)
         total = jnp.sum(e_BQHK, axis=-1, keepdims=True) + e_null
         out_BQHD = jnp.einsum("BQHK,BKD->BQHD", (e_BQHK / total).astype(self.dtype), kv_BKD)
@@ -185,7 +210,9 @@ class MultiQueryAttention(nn.Module):
         """
         return self.to_kv(self.norm(context_BKC) if normalised else context_BKC.astype(self.dtype))
 
-    def step(self, x_BC: Array, kv_BKD: Array, mask_BK: Array, bias_HK: Array | None = None) -> Array:
+    def step(
+        self, x_BC: Array, kv_BKD: Array, mask_BK: Array, bias_HK: Array | None = None
+    ) -> Array:
         """The update of one position from the KV cache; `mask_BK` is True where a key may be seen,
         broadcast over B.
         """
@@ -193,9 +220,15 @@ class MultiQueryAttention(nn.Module):
         scores_BHK = jnp.einsum("BHD,BKD->BHK", q_BHD, kv_BKD, preferred_element_type=jnp.float32)
         scores_BHK = scores_BHK if bias_HK is None else scores_BHK + bias_HK
         scores_BHK = jnp.where(mask_BK[:, None], scores_BHK, MASKED)
-        null_BH1 = jnp.einsum("BHD,D->BH", q_BHD, null_D, preferred_element_type=jnp.float32)[..., None]
-        weights_BHK = nn.softmax(jnp.concatenate([null_BH1, scores_BHK], axis=-1)).astype(self.dtype)
-        out_BHD = jnp.einsum("BHK,BKD->BHD", weights_BHK[..., 1:], kv_BKD) + weights_BHK[..., :1] * null_D
+        null_BH1 = jnp.einsum("BHD,D->BH", q_BHD, null_D, preferred_element_type=jnp.float32)[
+            ..., None
+        ]
+        weights_BHK = nn.softmax(jnp.concatenate([null_BH1, scores_BHK], axis=-1)).astype(
+            self.dtype
+        )
+        out_BHD = (
+            jnp.einsum("BHK,BKD->BHD", weights_BHK[..., 1:], kv_BKD) + weights_BHK[..., :1] * null_D
+        )
         return self._project(out_BHD)
 
     def _queries(self, x):

@@ -37,11 +37,18 @@ class LevelCondition(nn.Module):
         """The vector (B, dim) and the tokens (B, tokens, token_dim)."""
         level_B1 = level_B.astype(jnp.float32)[:, None]
         init = boxed(nn.initializers.normal(1.0), None)
-        angles_BF = level_B1 * self.param("frequencies", init, (self.features // 2,), jnp.float32) * 2 * math.pi
+        angles_BF = (
+            level_B1
+            * self.param("frequencies", init, (self.features // 2,), jnp.float32)
+            * 2
+            * math.pi
+        )
         fourier = jnp.concatenate([level_B1, jnp.sin(angles_BF), jnp.cos(angles_BF)], axis=-1)
         hidden = nn.silu(Dense(self.dim, (None, "embed"), dtype=self.dtype, name="hidden")(fourier))
         vector = Dense(self.dim, ("embed", "mlp"), dtype=self.dtype, name="vector")(hidden)
-        tokens = Dense(self.tokens * self.token_dim, ("embed", "mlp"), dtype=self.dtype, name="tokens")(hidden)
+        tokens = Dense(
+            self.tokens * self.token_dim, ("embed", "mlp"), dtype=self.dtype, name="tokens"
+        )(hidden)
         return vector, tokens.reshape(-1, self.tokens, self.token_dim)
 
 
@@ -66,7 +73,9 @@ class TextCondition(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, text_BLD: Array | None, mask_BL: Array | None, keep_B: Array | None) -> tuple[Array, Array]:
+    def __call__(
+        self, text_BLD: Array | None, mask_BL: Array | None, keep_B: Array | None
+    ) -> tuple[Array, Array]:
         """The vector (B, vector_dim) and the tokens (B, N, dim).
 
         Args:
@@ -78,7 +87,9 @@ class TextCondition(nn.Module):
             all True.
         """
         normal = nn.initializers.normal(1.0)
-        null_LC = self.param("null_tokens", boxed(normal, None, "embed"), (self.length, self.dim), jnp.float32)
+        null_LC = self.param(
+            "null_tokens", boxed(normal, None, "embed"), (self.length, self.dim), jnp.float32
+        )
         null_V = self.param("null_vector", boxed(normal, "embed"), (self.vector_dim,), jnp.float32)
         if text_BLD is None:
             return null_V[None].astype(self.dtype), self._pooled(null_LC[None].astype(self.dtype))
@@ -94,7 +105,9 @@ class TextCondition(nn.Module):
         if mask_BL is not None:
             keep_BL = keep_BL & jnp.pad(mask_BL[:, : self.length].astype(bool), fill)
         tokens = self._pooled(jnp.where(keep_BL[..., None], tokens_BLC, null_LC.astype(self.dtype)))
-        mean_BC = affine_norm("vector_norm", self.dtype)(jnp.mean(tokens.astype(jnp.float32), axis=1))
+        mean_BC = affine_norm("vector_norm", self.dtype)(
+            jnp.mean(tokens.astype(jnp.float32), axis=1)
+        )
         hidden = nn.silu(dense(self.vector_dim, ("embed", "mlp"), "vector_hidden")(mean_BC))
         vector = dense(self.vector_dim, ("mlp", "embed"), "vector")(hidden)
         return jnp.where(keep_B[:, None], vector, null_V.astype(self.dtype)), tokens

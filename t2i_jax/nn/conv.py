@@ -56,13 +56,17 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         """(..., in) to (..., features)."""
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", boxed(self.init or uniform_fan_in, *self.axes), shape, jnp.float32)
+        kernel = self.param(
+            "kernel", boxed(self.init or uniform_fan_in, *self.axes), shape, jnp.float32
+        )
         rows = x.astype(self.dtype)
         if sharding.ways("sequence") == 1:  # a length that is split over devices stays an axis
             rows = rows.reshape(-1, shape[0])
         y = rows @ kernel.astype(self.dtype)
         if self.bias:
-            bias = self.param("bias", boxed(nn.initializers.zeros, self.axes[1]), (self.features,), jnp.float32)
+            bias = self.param(
+                "bias", boxed(nn.initializers.zeros, self.axes[1]), (self.features,), jnp.float32
+            )
             y = y + bias.astype(self.dtype)
         return y.reshape(*x.shape[:-1], self.features)
 
@@ -86,16 +90,32 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC: Array) -> Array:
         """(B, rows, columns, features)."""
-        init, shape = boxed(uniform_fan_in, None, None, "conv_in", "conv_out"), (self.kernel, self.kernel)
+        init, shape = (
+            boxed(uniform_fan_in, None, None, "conv_in", "conv_out"),
+            (self.kernel, self.kernel),
+        )
         kernel = self.param("kernel", init, (*shape, x_BHWC.shape[-1], self.features), jnp.float32)
-        y = convolve(x_BHWC.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
+        y = convolve(
+            x_BHWC.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding
+        )
         if self.bias:
-            bias = self.param("bias", boxed(nn.initializers.zeros, "conv_out"), (self.features,), jnp.float32)
+            bias = self.param(
+                "bias", boxed(nn.initializers.zeros, "conv_out"), (self.features,), jnp.float32
+            )
             y = y + bias.astype(self.dtype)
         return y
 
 
-def conv(features: int, kernel: int, name: str, *, stride: int = 1, padding=None, bias: bool = True, dtype="float32"):
+def conv(
+    features: int,
+    kernel: int,
+    name: str,
+    *,
+    stride: int = 1,
+    padding=None,
+    bias: bool = True,
+    dtype="float32",
+):
     """A square convolution; `padding` in pixels per side, None for (kernel - stride) // 2, rounded
     down.
     """
@@ -125,7 +145,14 @@ def depthwise(x_BHWC: Array, kernel_KKC: Array, bias_C: Array) -> Array:
     would keep every shifted copy of x for the backward pass.
     """
     size, padded = kernel_KKC.shape[0], _padded(x_BHWC, kernel_KKC.shape[0])
-    return sum(_shift(padded, x_BHWC, i, j) * kernel_KKC[i, j] for i in range(size) for j in range(size)) + bias_C
+    return (
+        sum(
+            _shift(padded, x_BHWC, i, j) * kernel_KKC[i, j]
+            for i in range(size)
+            for j in range(size)
+        )
+        + bias_C
+    )
 
 
 def _padded(x_BHWC, size):
@@ -205,7 +232,9 @@ class Depthwise(nn.Module):
         """The convolved feature map, of the same shape."""
         init = boxed(depthwise_init, None, None, self.axis)
         kernel = self.param("kernel", init, (3, 3, self.channels), jnp.float32)
-        bias = self.param("bias", boxed(nn.initializers.zeros, self.axis), (self.channels,), jnp.float32)
+        bias = self.param(
+            "bias", boxed(nn.initializers.zeros, self.axis), (self.channels,), jnp.float32
+        )
         dtype = jnp.dtype(self.dtype)
         return depthwise(x_BHWC.astype(dtype), kernel.astype(dtype), bias.astype(dtype))
 
@@ -218,7 +247,9 @@ def neighbours(x_BHWC: Array) -> Array:
     """
     padded = jnp.pad(x_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
     _, H, W, _ = x_BHWC.shape
-    return jnp.concatenate([padded[:, i : i + H, j : j + W] for i in range(3) for j in range(3)], axis=-1)
+    return jnp.concatenate(
+        [padded[:, i : i + H, j : j + W] for i in range(3) for j in range(3)], axis=-1
+    )
 
 
 def patchify(image_BHWC: Array, patch: int) -> Array:

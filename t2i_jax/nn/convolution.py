@@ -22,7 +22,11 @@ def convolve(x_BHWC: Array, kernel_KKIO: Array, stride: int, padding: int) -> Ar
     of the kernel is made of matrix products. The compiler for TPUs takes a minute for a wide window
     over few channels, a second where its columns are channels.
     """
-    return _convolution(stride, jnp.pad(x_BHWC, ((0, 0), (padding, padding), (padding, padding), (0, 0))), kernel_KKIO)
+    return _convolution(
+        stride,
+        jnp.pad(x_BHWC, ((0, 0), (padding, padding), (padding, padding), (0, 0))),
+        kernel_KKIO,
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -75,9 +79,13 @@ def _to_kernel_back(stride, shape, kept, kernel):
 
 
 for _function, _back in (
-    (_convolution, _convolution_back), (_to_input, _to_input_back), (_to_kernel, _to_kernel_back),
+    (_convolution, _convolution_back),
+    (_to_input, _to_input_back),
+    (_to_kernel, _to_kernel_back),
 ):
-    _function.defvjp(lambda *arguments, function=_function: (function(*arguments), arguments[-2:]), _back)
+    _function.defvjp(
+        lambda *arguments, function=_function: (function(*arguments), arguments[-2:]), _back
+    )
 
 
 def _elsewhere(of, shape):
@@ -122,7 +130,9 @@ def _as_products(x_BHWC, kernel_KKIO, stride):
         x_BHWC = jnp.concatenate([x_BHWC[:, :, j : j + columns] for j in range(side)], axis=-1)
     taps = [(i, j) for i in range(side) for j in range(0, side, together)]
     kernels = jnp.split(kernel_KKIO.reshape(-1, features), len(taps))
-    inputs = [x_BHWC[:, i : i + rows, j : j + columns].reshape(-1, together * channels) for i, j in taps]
+    inputs = [
+        x_BHWC[:, i : i + rows, j : j + columns].reshape(-1, together * channels) for i, j in taps
+    ]
     y = sum(x_NI @ kernel_IO for x_NI, kernel_IO in zip(inputs, kernels, strict=True))
     return y.reshape(-1, rows, columns, features)
 

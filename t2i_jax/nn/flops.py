@@ -50,7 +50,9 @@ def _of_equation(equation):
                 return _of_inside(params["branches"][platforms.index(None)])
             return max(_of_inside(branch) for branch in params["branches"])
         case "while":
-            return _steps(equation) * (_of_inside(params["cond_jaxpr"]) + _of_inside(params["body_jaxpr"]))
+            return _steps(equation) * (
+                _of_inside(params["cond_jaxpr"]) + _of_inside(params["body_jaxpr"])
+            )
         case "scan":
             return params["length"] * _of_inside(params["jaxpr"])
         case "dot_product_attention_fwd_wrapper":  # cuDNN's kernels have no trace inside
@@ -58,7 +60,11 @@ def _of_equation(equation):
         case "dot_product_attention_bwd_wrapper":
             return 4 * _of_scores(equation)
         case "shard_map":
-            axes = params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]
+            axes = (
+                params["newly_manual_axes"]
+                if "newly_manual_axes" in params
+                else params["manual_axes"]
+            )
             devices = math.prod(params["mesh"].shape[axis] for axis in axes)
             return devices * _of_inside(params["jaxpr"])
     return sum(_of_inside(value) for value in params.values())
@@ -84,12 +90,20 @@ def _of_convolution(equation):
     """
     params, kernel = equation.params, equation.invars[1].aval.shape
     per_output = math.prod(kernel) / kernel[params["dimension_numbers"].rhs_spec[0]]
-    return 2.0 * math.prod(equation.outvars[0].aval.shape) * per_output / math.prod(params["lhs_dilation"])
+    return (
+        2.0
+        * math.prod(equation.outvars[0].aval.shape)
+        * per_output
+        / math.prod(params["lhs_dilation"])
+    )
 
 
 def _of_scores(equation):
     """Of the product of queries (B, Q, H, D) and keys (B, K, H, D), the two first inputs."""
-    (batch, queries, heads, width), keys = equation.invars[0].aval.shape, equation.invars[1].aval.shape[1]
+    (batch, queries, heads, width), keys = (
+        equation.invars[0].aval.shape,
+        equation.invars[1].aval.shape[1],
+    )
     return 2.0 * batch * heads * queries * keys * width
 
 
@@ -103,7 +117,11 @@ def _steps(equation):
     split = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
     cond_consts, first = equation.invars[: split[0]], equation.invars[split[1] :]
     cond, body = params["cond_jaxpr"].jaxpr, params["body_jaxpr"].jaxpr
-    if len(cond.eqns) != 1 or cond.eqns[0].primitive.name != "lt" or cond.outvars[0] is not cond.eqns[0].outvars[0]:
+    if (
+        len(cond.eqns) != 1
+        or cond.eqns[0].primitive.name != "lt"
+        or cond.outvars[0] is not cond.eqns[0].outvars[0]
+    ):
         return 1
     known = dict(zip(cond.invars, [*cond_consts, *first], strict=True))
     counter, bound = cond.eqns[0].invars
@@ -111,7 +129,9 @@ def _steps(equation):
     if place is None:
         return 1
     carried = body.invars[params["body_nconsts"] :]
-    adds = [e for e in body.eqns if e.outvars[0] is body.outvars[place] and e.primitive.name == "add"]
+    adds = [
+        e for e in body.eqns if e.outvars[0] is body.outvars[place] and e.primitive.name == "add"
+    ]
     if not adds or adds[0].invars[0] is not carried[place] or _literal(adds[0].invars[1]) != 1:
         return 1
     if not _literal_like(bound):

@@ -42,13 +42,21 @@ def cudnn_takes(q_BQHD: Array) -> bool:
     of at most 128, multiples of 8, and an even number of queries.
     """
     device, (_, length, _, width) = jax.local_devices()[0], q_BQHD.shape
-    if device.platform != "gpu" or str(q_BQHD.dtype) not in _CUDNN or width % 8 or width > 128 or length % 2:
+    if (
+        device.platform != "gpu"
+        or str(q_BQHD.dtype) not in _CUDNN
+        or width % 8
+        or width > 128
+        or length % 2
+    ):
         return False
     major = device.compute_capability.split(".")[0]  # "8.6" on NVIDIA's, "gfx942" on AMD's
     return major.isdigit() and int(major) >= 8 and _splits(q_BQHD.shape)
 
 
-def cudnn(q_BQHD: Array, k_BKGD: Array, v_BKGD: Array, causal: bool = False, scale: float | None = None) -> Array:
+def cudnn(
+    q_BQHD: Array, k_BKGD: Array, v_BKGD: Array, causal: bool = False, scale: float | None = None
+) -> Array:
     """softmax(scale q k) v, (B, Q, H, D), by cuDNN.
 
     Args:
@@ -73,14 +81,22 @@ def _plain(q_BNHD, k_BNHD, v_BNHD, causal):
 
     def attend(q, first):
         seen = first + jnp.arange(q.shape[1])[:, None] >= jnp.arange(length) if causal else None
-        return jax.nn.dot_product_attention(q, k_BNHD, v_BNHD, mask=None if seen is None else seen[None, None])
+        return jax.nn.dot_product_attention(
+            q, k_BNHD, v_BNHD, mask=None if seen is None else seen[None, None]
+        )
 
-    return attend(q_BNHD, 0) if sharding.ways("sequence") > 1 else by_queries(attend, q_BNHD, length)
+    return (
+        attend(q_BNHD, 0) if sharding.ways("sequence") > 1 else by_queries(attend, q_BNHD, length)
+    )
 
 
 def _splits(shape):
     rows = math.prod(sharding.ways(axis) for axis in sharding.BATCH_AXES)
-    return shape[0] % rows == 0 and shape[2] % sharding.ways("tensor") == 0 and sharding.ways("sequence") == 1
+    return (
+        shape[0] % rows == 0
+        and shape[2] % sharding.ways("tensor") == 0
+        and sharding.ways("sequence") == 1
+    )
 
 
 def _on_each_device(kernel, q_BQHD, k_BKGD, v_BKGD):
@@ -91,10 +107,14 @@ def _on_each_device(kernel, q_BQHD, k_BKGD, v_BKGD):
         return PartitionSpec(sharding.BATCH_AXES, None, "tensor" if heads > 1 else None, None)
 
     q, kv = of(q_BQHD.shape[2]), of(k_BKGD.shape[2])
-    return jax.shard_map(kernel, in_specs=(q, kv, kv), out_specs=q, check_vma=False)(q_BQHD, k_BKGD, v_BKGD)
+    return jax.shard_map(kernel, in_specs=(q, kv, kv), out_specs=q, check_vma=False)(
+        q_BQHD, k_BKGD, v_BKGD
+    )
 
 
-def splash(q_BNHD: Array, k_BNHD: Array, v_BNHD: Array, causal: bool = False, interpret: bool = False) -> Array:
+def splash(
+    q_BNHD: Array, k_BNHD: Array, v_BNHD: Array, causal: bool = False, interpret: bool = False
+) -> Array:
     """`attend` by the Pallas kernel of JAX, on one device; `interpret`: step by step on any
     backend, to test.
     """
@@ -104,11 +124,19 @@ def splash(q_BNHD: Array, k_BNHD: Array, v_BNHD: Array, causal: bool = False, in
     _, length, heads, width = q_BNHD.shape
     block = next(size for size in (_BLOCK, 256, 128) if length % size == 0)
     names = (
-        "block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq",
+        "block_q",
+        "block_kv",
+        "block_kv_compute",
+        "block_q_dkv",
+        "block_kv_dkv",
+        "block_kv_dkv_compute",
+        "block_q_dq",
         "block_kv_dq",
     )
     sizes = kernels.BlockSizes(**dict.fromkeys(names, block))
-    mask = masks.MultiHeadMask([(masks.CausalMask if causal else masks.FullMask)((length, length))] * heads)
+    mask = masks.MultiHeadMask(
+        [(masks.CausalMask if causal else masks.FullMask)((length, length))] * heads
+    )
     kernel = kernels.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
     q_BHND, k_BHND, v_BHND = (t.swapaxes(1, 2) for t in (q_BNHD * width**-0.5, k_BNHD, v_BNHD))
     out_BHND: Any = jax.vmap(kernel)(q_BHND, k_BHND, v_BHND)

@@ -28,12 +28,19 @@ class PerceiverAttention(nn.Module):
         def split(t):
             return t.reshape(B, -1, self.heads, self.dim_head)
 
-        x, latents = affine_norm("norm", self.dtype)(x_BLC), affine_norm("norm_latents", self.dtype)(latents_BNC)
-        q = split(Dense(inner, ("embed", "heads"), bias=False, dtype=self.dtype, name="to_q")(latents))
+        x, latents = (
+            affine_norm("norm", self.dtype)(x_BLC),
+            affine_norm("norm_latents", self.dtype)(latents_BNC),
+        )
+        q = split(
+            Dense(inner, ("embed", "heads"), bias=False, dtype=self.dtype, name="to_q")(latents)
+        )
         both = jnp.concatenate([x, latents], axis=1)
         kv = Dense(2 * inner, ("embed", "heads"), bias=False, dtype=self.dtype, name="to_kv")(both)
         k, v = (split(t) for t in jnp.split(kv, 2, axis=-1))
-        out = attend(scaled_unit(self, "q_scale", q, 8.0), scaled_unit(self, "k_scale", k), v).reshape(B, -1, inner)
+        out = attend(
+            scaled_unit(self, "q_scale", q, 8.0), scaled_unit(self, "k_scale", k), v
+        ).reshape(B, -1, inner)
         out = Dense(self.dim, ("heads", "embed"), bias=False, dtype=self.dtype, name="to_out")(out)
         return affine_norm("out_norm", self.dtype)(out)
 
@@ -60,10 +67,14 @@ class PerceiverResampler(nn.Module):
         """(B, mean_latents + latents, dim)."""
         B, L, C = x_BLC.shape
         normal = nn.initializers.normal(1.0)
-        positions = self.param("positions", boxed(normal, None, "embed"), (self.length, C), jnp.float32)
+        positions = self.param(
+            "positions", boxed(normal, None, "embed"), (self.length, C), jnp.float32
+        )
         learnt = self.param("latents", boxed(normal, None, "embed"), (self.latents, C), jnp.float32)
         mean_BC = channel_norm("mean_norm", self.dtype)(jnp.mean(x_BLC.astype(jnp.float32), axis=1))
-        made = Dense(self.mean_latents * C, ("embed", "mlp"), dtype=self.dtype, name="from_mean")(mean_BC)
+        made = Dense(self.mean_latents * C, ("embed", "mlp"), dtype=self.dtype, name="from_mean")(
+            mean_BC
+        )
         learnt_BNC = jnp.broadcast_to(learnt.astype(self.dtype), (B, self.latents, C))
         latents = jnp.concatenate([made.reshape(B, self.mean_latents, C), learnt_BNC], axis=1)
         x = x_BLC.astype(self.dtype) + positions[:L].astype(self.dtype)

@@ -45,7 +45,9 @@ class Quantized:
 def unit(x: Array, epsilon: float = 1e-12) -> Array:
     """Vectors of length one along the last axis, in float32; a zero vector stays (nearly) zero."""
     x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), epsilon**2 + 1e-30))
+    return x * jax.lax.rsqrt(
+        jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), epsilon**2 + 1e-30)
+    )
 
 
 def straight_through(x: Array, quantised: Array) -> Array:
@@ -92,7 +94,9 @@ class Lfq(nn.Module):
         """No statistics."""
         return {}
 
-    def __call__(self, x_BHWC: Array, codebook: Mapping[str, Array], train: bool = False) -> Quantized:
+    def __call__(
+        self, x_BHWC: Array, codebook: Mapping[str, Array], train: bool = False
+    ) -> Quantized:
         """Quantises a feature map; with `train` the entropy loss is computed and the gradient
         passes straight through.
         """
@@ -131,10 +135,17 @@ def lfq_entropies(z_ND: Array, inverse_temperature: float = 100.0) -> tuple[Arra
     exact, at N * 2^(D/2) memory.
     """
     logits_ND = 4 * inverse_temperature * z_ND.astype(jnp.float32)
-    on, log_on, log_off = jax.nn.sigmoid(logits_ND), jax.nn.log_sigmoid(logits_ND), jax.nn.log_sigmoid(-logits_ND)
+    on, log_on, log_off = (
+        jax.nn.sigmoid(logits_ND),
+        jax.nn.log_sigmoid(logits_ND),
+        jax.nn.log_sigmoid(-logits_ND),
+    )
     per_token = -jnp.mean(jnp.sum(on * log_on + (1 - on) * log_off, axis=-1))
     half = z_ND.shape[-1] // 2
-    high, low = _joint(log_on[:, :half], log_off[:, :half]), _joint(log_on[:, half:], log_off[:, half:])
+    high, low = (
+        _joint(log_on[:, :half], log_off[:, :half]),
+        _joint(log_on[:, half:], log_off[:, half:]),
+    )
     mean = jnp.einsum("NI,NJ->IJ", high, low, precision="highest") / z_ND.shape[0]
     return per_token, -jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-5)))  # the clamp of the package
 
@@ -182,14 +193,20 @@ class CosineVq(nn.Module):
             "started": jnp.array(not self.kmeans_init),
         }
 
-    def __call__(self, x_BHWC: Array, codebook: Mapping[str, Array], train: bool = False) -> Quantized:
+    def __call__(
+        self, x_BHWC: Array, codebook: Mapping[str, Array], train: bool = False
+    ) -> Quantized:
         """Quantises a feature map; with `train` the statistics move and the commitment loss is
         computed.
         """
-        z = unit(self.project_in(x_BHWC.astype(jnp.float32)) if self.codebook_dim != self.dim else x_BHWC)
+        z = unit(
+            self.project_in(x_BHWC.astype(jnp.float32)) if self.codebook_dim != self.dim else x_BHWC
+        )
         z_NE = jax.lax.stop_gradient(z.reshape(-1, self.codebook_dim))
         if train:
-            codebook = jax.lax.cond(codebook["started"], lambda: dict(codebook), lambda: _kmeans(z_NE, codebook))
+            codebook = jax.lax.cond(
+                codebook["started"], lambda: dict(codebook), lambda: _kmeans(z_NE, codebook)
+            )
         # Of length one already, but for codebooks of the package's first releases, which were
         # compared in this way too.
         ids = jnp.argmax(z @ unit(codebook["embed"]).T, axis=-1).astype(jnp.int32)
@@ -216,7 +233,9 @@ class CosineVq(nn.Module):
 
 
 def _assigned(z_NE, ids_N, size):
-    return jnp.bincount(ids_N, length=size).astype(jnp.float32), jnp.zeros((size, z_NE.shape[1])).at[ids_N].add(z_NE)
+    return jnp.bincount(ids_N, length=size).astype(jnp.float32), jnp.zeros(
+        (size, z_NE.shape[1])
+    ).at[ids_N].add(z_NE)
 
 
 def _centres(codebook, epsilon=1e-5):
@@ -237,7 +256,11 @@ def _kmeans(z_NE, codebook, iterations=10):
 
     centres = jax.lax.fori_loop(0, iterations, improve, z_NE[chosen])
     counts, _ = _assigned(z_NE, jnp.argmax(z_NE @ centres.T, axis=-1), size)
-    found = {"cluster_size": counts, "embed_avg": centres * counts[:, None], "started": jnp.array(True)}
+    found = {
+        "cluster_size": counts,
+        "embed_avg": centres * counts[:, None],
+        "started": jnp.array(True),
+    }
     return {**codebook, **found, "embed": _centres(found)}
 
 
@@ -258,9 +281,14 @@ class FactorisedVq(nn.Module):
 
     def setup(self):
         """Makes the layers and parameters."""
-        self.project_in = Dense(self.codebook_dim, ("embed", "latent"), init=nn.initializers.xavier_uniform())
+        self.project_in = Dense(
+            self.codebook_dim, ("embed", "latent"), init=nn.initializers.xavier_uniform()
+        )
         self.project_out = Dense(
-            self.dim_out or self.dim, ("latent", "embed"), dtype=self.dtype, init=nn.initializers.xavier_uniform()
+            self.dim_out or self.dim,
+            ("latent", "embed"),
+            dtype=self.dtype,
+            init=nn.initializers.xavier_uniform(),
         )
         self.embedding = self.param(
             "embedding",
@@ -274,7 +302,9 @@ class FactorisedVq(nn.Module):
         """No statistics."""
         return {}
 
-    def __call__(self, x_BHWC: Array, codebook: Mapping[str, Array], train: bool = False) -> Quantized:
+    def __call__(
+        self, x_BHWC: Array, codebook: Mapping[str, Array], train: bool = False
+    ) -> Quantized:
         """Quantises a feature map; with `train` the two losses are computed and the gradient passes
         straight through.
         """

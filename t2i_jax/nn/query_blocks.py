@@ -14,7 +14,10 @@ MAX_SCORES = 2**23  # per image: 32 MB of float32
 
 
 def by_queries(
-    attend: Callable[[Array, Array | int], Array], q_BQHD: Array, keys: int, max_scores: int = MAX_SCORES
+    attend: Callable[[Array, Array | int], Array],
+    q_BQHD: Array,
+    keys: int,
+    max_scores: int = MAX_SCORES,
 ) -> Array:
     """attend(q_BQHD, 0), or the same for one block of queries after the other: the whole matrix
     never exists.

@@ -30,10 +30,14 @@ def resize(x_BHWC: Array, size: tuple[int, int], mode: str = "nearest") -> Array
         old = x_BHWC.shape[axis]
         if mode.startswith("nearest") and old != new:
             shift = 0.5 if mode == "nearest-exact" else 0.0
-            x_BHWC = jnp.take(x_BHWC, np.floor((np.arange(new) + shift) * (old / new)).astype(int), axis=axis)
+            x_BHWC = jnp.take(
+                x_BHWC, np.floor((np.arange(new) + shift) * (old / new)).astype(int), axis=axis
+            )
         elif old != new:
             weights = jnp.asarray(_weights(old, new, mode), x_BHWC.dtype)
-            x_BHWC = jnp.moveaxis(jnp.tensordot(x_BHWC, weights, (axis, 1), precision="highest"), -1, axis)
+            x_BHWC = jnp.moveaxis(
+                jnp.tensordot(x_BHWC, weights, (axis, 1), precision="highest"), -1, axis
+            )
     return x_BHWC
 
 
@@ -119,14 +123,18 @@ class PixelShuffle(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC: Array) -> Array:
         """(B, 2 H, 2 W, features)."""
-        y = Dense(4 * self.features, POINTWISE, dtype=self.dtype, init=_same_in_block, name="conv")(x_BHWC)
+        y = Dense(4 * self.features, POINTWISE, dtype=self.dtype, init=_same_in_block, name="conv")(
+            x_BHWC
+        )
         return rearrange(nn.silu(y), "b h w (c i j) -> b (h i) (w j) c", i=2, j=2)
 
 
 def _same_in_block(key, shape, dtype=jnp.float32):
     """He's uniform weights, the same for the four elements of a block (Aitken et al. 2017)."""
     bound = math.sqrt(6 / shape[0])
-    return jnp.repeat(jax.random.uniform(key, (shape[0], shape[1] // 4), dtype, -bound, bound), 4, axis=1)
+    return jnp.repeat(
+        jax.random.uniform(key, (shape[0], shape[1] // 4), dtype, -bound, bound), 4, axis=1
+    )
 
 
 class Upsample(nn.Module):

@@ -27,7 +27,9 @@ class RmsNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """The normalised feature map, of the same shape."""
-        scale = self.param("scale", boxed(nn.initializers.ones, "embed"), (x.shape[-1],), jnp.float32)
+        scale = self.param(
+            "scale", boxed(nn.initializers.ones, "embed"), (x.shape[-1],), jnp.float32
+        )
         return (unit(x) * (scale * math.sqrt(x.shape[-1]))).astype(self.dtype)
 
 
@@ -60,7 +62,9 @@ class GlobalContext(nn.Module):
         """(B, 1, 1, C)."""
         B, _, _, C = x_BHWC.shape
         x_BNC = x_BHWC.reshape(B, -1, C)
-        scores_BN1 = Dense(1, (POINTWISE[0], None), dtype=self.dtype, name="scores")(x_BNC).astype(jnp.float32)
+        scores_BN1 = Dense(1, (POINTWISE[0], None), dtype=self.dtype, name="scores")(x_BNC).astype(
+            jnp.float32
+        )
         weights = nn.softmax(scores_BN1, axis=1)[..., 0].astype(self.dtype)
         mean_BC = jnp.einsum("BN,BNC->BC", weights, x_BNC)
         hidden = nn.silu(Dense(max(3, C // 2), POINTWISE, dtype=self.dtype, name="hidden")(mean_BC))
@@ -89,7 +93,9 @@ class ResnetBlock(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC: Array, time_BT: Array, context_BKC: Array | None = None) -> Array:
         """(B, H, W, features)."""
-        film = Dense(2 * self.features, ("embed", "conv_out"), dtype=self.dtype, name="time")(nn.silu(time_BT))
+        film = Dense(2 * self.features, ("embed", "conv_out"), dtype=self.dtype, name="time")(
+            nn.silu(time_BT)
+        )
         h = Block(self.features, self.dtype, name="block1")(x_BHWC)
         if self.cross:
             sizes, linear = (self.features, self.heads, self.dim_head), self.cross == "linear"
@@ -132,7 +138,11 @@ class ResnetStack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BHWC: Array, time_BT: Array, context_BKC: Array | None = None, joined: Sequence[Array] | None = None
+        self,
+        x_BHWC: Array,
+        time_BT: Array,
+        context_BKC: Array | None = None,
+        joined: Sequence[Array] | None = None,
     ) -> tuple[Array, Sequence[Array]]:
         """The feature map after the last block, and those after each one.
 
@@ -144,7 +154,9 @@ class ResnetStack(nn.Module):
         parts = [()] * len(self.names) if joined is None else [(part,) for part in joined]
         if self.scan and len(self.names) > 1 and not self.is_initializing():
             return self._looped(x_BHWC, condition, parts)
-        make = ResnetBlock if self.remat == "none" else nn.remat(ResnetBlock, policy=REMAT[self.remat])
+        make = (
+            ResnetBlock if self.remat == "none" else nn.remat(ResnetBlock, policy=REMAT[self.remat])
+        )
         blocks = [make(**self._shape(), name=name) for name in self.names]
         x, maps = x_BHWC, []
         for block, part in zip(blocks, parts, strict=True):
@@ -158,7 +170,9 @@ class ResnetStack(nn.Module):
 
         def step(x, inputs):
             own, part = inputs
-            x = _after(lambda *arguments: block.apply({"params": own}, *arguments), x, part, condition)
+            x = _after(
+                lambda *arguments: block.apply({"params": own}, *arguments), x, part, condition
+            )
             return x, x
 
         if self.remat != "none":

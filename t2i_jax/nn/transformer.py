@@ -91,7 +91,10 @@ class Block(nn.Module):
         def add(x, y):
             return constrain(x + self.drop(y, deterministic=deterministic), "batch", "length", None)
 
-        x = add(x_BNC, self.self_attention(self.norm_self(x_BNC), mask=spread(mask_BN), causal=self.causal))
+        x = add(
+            x_BNC,
+            self.self_attention(self.norm_self(x_BNC), mask=spread(mask_BN), causal=self.causal),
+        )
         if self.cross:
             context = context_BKC.astype(x.dtype)  # pyright: ignore[reportOptionalMemberAccess]
             x = add(x, self.cross_attention(self.norm_cross(x), context, spread(context_mask_BK)))
@@ -104,7 +107,11 @@ class Block(nn.Module):
         return {"cross_k": k_BKHD, "cross_v": v_BKHD}
 
     def step(
-        self, x_BC: Array, cache: Mapping[str, Array], position: Array, context_mask_BK: Array | None
+        self,
+        x_BC: Array,
+        cache: Mapping[str, Array],
+        position: Array,
+        context_mask_BK: Array | None,
     ) -> tuple[Array, dict[str, Array]]:
         """One position through the layer, and the KV cache ("k", "v": (B, positions, heads,
         dim_head)) with it.
@@ -119,7 +126,9 @@ class Block(nn.Module):
         past_1K = jnp.arange(cache["k"].shape[1])[None] <= position
         x = x_BC + self.self_attention.step(normed, cache["k"], cache["v"], past_1K)
         if self.cross:
-            x = x + self.cross_attention.step(self.norm_cross(x), cache["cross_k"], cache["cross_v"], context_mask_BK)
+            x = x + self.cross_attention.step(
+                self.norm_cross(x), cache["cross_k"], cache["cross_v"], context_mask_BK
+            )
         return x + self.narrow(gelu(self.wide(self.norm_mlp(x)))), cache
 
 
@@ -171,10 +180,15 @@ class Transformer(nn.Module):
         context, per layer.
         """
         stacked, block = self.variables["params"]["layers"], self._block()
-        cross = jax.lax.map(lambda params: block.apply({"params": params}, context_BKC, method="context"), stacked)
+        cross = jax.lax.map(
+            lambda params: block.apply({"params": params}, context_BKC, method="context"), stacked
+        )
         shape = (self.depth, context_BKC.shape[0], positions, self.heads, self.dim // self.heads)
         cache = {name: jnp.zeros(shape, self.dtype) for name in ("k", "v")} | cross
-        cache = {name: constrain(entry, None, "batch", None, "heads", None) for name, entry in cache.items()}
+        cache = {
+            name: constrain(entry, None, "batch", None, "heads", None)
+            for name, entry in cache.items()
+        }
         return start_decoding(stacked, cache)
 
     def decode(
@@ -186,7 +200,9 @@ class Transformer(nn.Module):
         block = self._block()
 
         def step(params, x, entries):
-            return block.apply({"params": params}, x, entries, position, context_mask_BK, method="step")
+            return block.apply(
+                {"params": params}, x, entries, position, context_mask_BK, method="step"
+            )
 
         x_BC = constrain(x_BC.astype(self.dtype), "batch", None)
         x_BC, cache = decode_layers(step, x_BC, cache, position)
@@ -202,7 +218,9 @@ def layer_fields(network: nn.Module, layer: type[nn.Module]) -> dict[str, Any]:
     return {name: getattr(network, name) for name in fields_of(layer)}
 
 
-def scanned(layer: type[nn.Module], depth: int, remat: str, inputs: int) -> Callable[..., nn.Module]:
+def scanned(
+    layer: type[nn.Module], depth: int, remat: str, inputs: int
+) -> Callable[..., nn.Module]:
     """`depth` copies of a layer as one scan over stacked parameters (leading logical axis
     "layers").
 
@@ -213,7 +231,9 @@ def scanned(layer: type[nn.Module], depth: int, remat: str, inputs: int) -> Call
       inputs: number of inputs.
     """
     if REMAT[remat] is not None:
-        layer = nn.remat(layer, policy=REMAT[remat], prevent_cse=False, static_argnums=(inputs + 1,))
+        layer = nn.remat(
+            layer, policy=REMAT[remat], prevent_cse=False, static_argnums=(inputs + 1,)
+        )
     return nn.scan(
         layer,
         variable_axes={"params": 0},
@@ -254,7 +274,10 @@ def grow(state: Mapping[str, Any], names: Sequence[str], positions: int) -> dict
         def padding(entry):
             return [(0, positions - entry.shape[i] if i == axis else 0) for i in range(entry.ndim)]
 
-        return {name: jnp.pad(entry, padding(entry)) if name in names else entry for name, entry in entries.items()}
+        return {
+            name: jnp.pad(entry, padding(entry)) if name in names else entry
+            for name, entry in entries.items()
+        }
 
     cache = state["cache"]
     cache = tuple(longer(one, 1) for one in cache) if isinstance(cache, tuple) else longer(cache, 2)
@@ -307,4 +330,6 @@ def decode_layers(
 def _put(whole, entries, layer, position):
     """The stacked cache with the one position that a step wrote in one layer."""
     new = jax.lax.dynamic_slice_in_dim(entries, position, 1, axis=1)
-    return jax.lax.dynamic_update_slice(whole, new[None], (layer, 0, position, *(0,) * (whole.ndim - 3)))
+    return jax.lax.dynamic_update_slice(
+        whole, new[None], (layer, 0, position, *(0,) * (whole.ndim - 3))
+    )

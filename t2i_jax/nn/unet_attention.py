@@ -46,8 +46,12 @@ def attend(q_BQHD: Array, k_BKGD: Array, v_BKGD: Array, max_scores: int = MAX_SC
 
 def _attend(q_BQHD, k_BKGD, v_BKGD):
     if k_BKGD.shape[2] == 1:  # one product for all heads
-        scores = jnp.einsum("BQHD,BKD->BQHK", q_BQHD, k_BKGD[:, :, 0], preferred_element_type=jnp.float32)
-        return jnp.einsum("BQHK,BKD->BQHD", nn.softmax(scores).astype(v_BKGD.dtype), v_BKGD[:, :, 0])
+        scores = jnp.einsum(
+            "BQHD,BKD->BQHK", q_BQHD, k_BKGD[:, :, 0], preferred_element_type=jnp.float32
+        )
+        return jnp.einsum(
+            "BQHK,BKD->BQHD", nn.softmax(scores).astype(v_BKGD.dtype), v_BKGD[:, :, 0]
+        )
     scores = jnp.einsum("BQHD,BKHD->BHQK", q_BQHD, k_BKGD, preferred_element_type=jnp.float32)
     return jnp.einsum("BHQK,BKHD->BQHD", nn.softmax(scores).astype(v_BKGD.dtype), v_BKGD)
 
@@ -98,13 +102,22 @@ class Attention(nn.Module):
 
         x = channel_norm("norm", self.dtype)(x_BHWC).reshape(B, -1, self.dim)
         q_BQHD = dense(self.heads * D, "heads", "to_q", bias=False)(x).reshape(B, -1, self.heads, D)
-        null_B1C = jnp.broadcast_to(_null(self, D).astype(self.dtype).reshape(1, 1, 2 * D), (B, 1, 2 * D))
+        null_B1C = jnp.broadcast_to(
+            _null(self, D).astype(self.dtype).reshape(1, 1, 2 * D), (B, 1, 2 * D)
+        )
         kv = [null_B1C, dense(2 * D, "kv", "to_kv", bias=False)(x)]
         if context_BKC is not None:
-            kv.insert(0, dense(2 * D, "kv", "context_kv")(affine_norm("context_norm", self.dtype)(context_BKC)))
+            kv.insert(
+                0,
+                dense(2 * D, "kv", "context_kv")(
+                    affine_norm("context_norm", self.dtype)(context_BKC)
+                ),
+            )
         k_BKD, v_BKD = jnp.split(jnp.concatenate(kv, axis=1), 2, axis=-1)
         q, k = scaled_unit(self, "q_scale", q_BQHD, _SCALE), scaled_unit(self, "k_scale", k_BKD)
-        out = attend(q, k[:, :, None], v_BKD[:, :, None], self.max_scores).reshape(B, -1, self.heads * D)
+        out = attend(q, k[:, :, None], v_BKD[:, :, None], self.max_scores).reshape(
+            B, -1, self.heads * D
+        )
         out = Dense(self.dim, ("heads", "embed"), bias=False, dtype=self.dtype, name="to_out")(out)
         return channel_norm("out_norm", self.dtype)(out).reshape(x_BHWC.shape)
 
@@ -134,8 +147,13 @@ class CrossAttention(nn.Module):
 
         x = channel_norm("norm", self.dtype)(x_BHWC)
         q = split(Dense(inner, ("embed", "heads"), bias=False, dtype=self.dtype, name="to_q")(x))
-        kv = Dense(2 * inner, ("embed", "heads"), bias=False, dtype=self.dtype, name="to_kv")(context_BKC)
-        nulls = [jnp.broadcast_to(n, (B, 1, self.heads, self.dim_head)) for n in _null(self, self.dim_head)]
+        kv = Dense(2 * inner, ("embed", "heads"), bias=False, dtype=self.dtype, name="to_kv")(
+            context_BKC
+        )
+        nulls = [
+            jnp.broadcast_to(n, (B, 1, self.heads, self.dim_head))
+            for n in _null(self, self.dim_head)
+        ]
         k, v = (
             jnp.concatenate([null.astype(self.dtype), split(t)], axis=1)
             for null, t in zip(nulls, jnp.split(kv, 2, axis=-1), strict=True)
@@ -176,12 +194,16 @@ class LinearAttention(nn.Module):
         x = channel_norm("norm", self.dtype)(x_BHWC)
         q, k, v = (split(self._mixed(name, x)) for name in "qkv")
         context = affine_norm("context_norm", self.dtype)(context_BKC)
-        context = Dense(2 * inner, ("embed", "heads"), bias=False, dtype=self.dtype, name="context_kv")(context)
+        context = Dense(
+            2 * inner, ("embed", "heads"), bias=False, dtype=self.dtype, name="context_kv"
+        )(context)
         k, v = (
             jnp.concatenate([own, split(t)], axis=1)
             for own, t in zip((k, v), jnp.split(context, 2, axis=-1), strict=True)
         )
-        out = nn.silu(linear_attend(q, k, v) * self.dim_head**-0.5).reshape(*x_BHWC.shape[:-1], inner)
+        out = nn.silu(linear_attend(q, k, v) * self.dim_head**-0.5).reshape(
+            *x_BHWC.shape[:-1], inner
+        )
         out = Dense(self.dim, ("heads", "embed"), bias=False, dtype=self.dtype, name="to_out")(out)
         return channel_norm("out_norm", self.dtype)(out)
 
@@ -189,7 +211,9 @@ class LinearAttention(nn.Module):
         inner = self.heads * self.dim_head
         x = nn.Dropout(self.dropout, deterministic=False)(x_BHWC) if self.dropout else x_BHWC
         x = Dense(inner, ("embed", "heads"), bias=False, dtype=self.dtype, name=f"to_{name}")(x)
-        kernel = self.param(f"{name}_conv", boxed(depthwise_init, None, None, "heads"), (3, 3, inner), jnp.float32)
+        kernel = self.param(
+            f"{name}_conv", boxed(depthwise_init, None, None, "heads"), (3, 3, inner), jnp.float32
+        )
         return depthwise(x, kernel.astype(x.dtype), jnp.zeros((inner,), x.dtype))
 
 

@@ -1,4 +1,6 @@
-"""The quickstart: a tokenizer and Parti on the built-in data set `shapes`, small enough for two CPU cores."""
+"""The quickstart: a tokenizer and Parti on the built-in data set `shapes`, small enough for two CPU
+cores.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,15 @@ def finished(workdir: pathlib.Path) -> Mapping[str, float] | None:
     """The figures of a quickstart that is done; None while it is not."""
     path = workdir / "metrics.json"
     metrics = json.loads(path.read_text()) if path.is_file() else {}
-    return metrics if "alignment_heldout" in metrics and (workdir / "report.html").is_file() else None
+    return (
+        metrics if "alignment_heldout" in metrics and (workdir / "report.html").is_file() else None
+    )
 
 
 def run(workdir: pathlib.Path) -> Mapping[str, float]:
-    """Trains, samples held-out captions, judges them and writes WORKDIR/report.html; returns metrics.json.
+    """Trains, samples held-out captions, judges them and writes WORKDIR/report.html.
+
+    Returns metrics.json.
 
     `seconds` counts every start of a run that was stopped in between.
     """
@@ -43,7 +49,9 @@ def run(workdir: pathlib.Path) -> Mapping[str, float]:
     try:
         system = runs.train(recipe, workdir)
         tokenizer = runs.load(workdir / "tokenizer")
-        figures = dict(evaluate(runs.load_run_recipe(workdir / "tokenizer"), tokenizer, workdir / "tokenizer"))
+        figures = dict(
+            evaluate(runs.load_run_recipe(workdir / "tokenizer"), tokenizer, workdir / "tokenizer")
+        )
         figures |= evaluate(recipe, system, workdir)
         add_metrics(workdir, figures)
     finally:
@@ -69,22 +77,31 @@ def _report(recipe, system, tokenizer, workdir):
     images = held_out(recipe)(12, ("image",))["image"]
     judged = system.judge(held_out(recipe), recipe.evaluation, _SHOWN, seed=1)
     sections = [
-        "<p>Every caption below asks for what no training image showed: an ordered pair of objects in a relation, or "
-        "a small object of a colour and shape that was alone on this background only when large. "
-        "The judge is a program that measures colour, form and place in the pixels; it knows no model of ours.</p>",
+        "<p>Every caption below asks for what no training image showed: an ordered pair of "
+        "objects in a relation, or a small object of a colour and shape that was alone on this "
+        "background only when large. The judge is a program that measures colour, form and place "
+        "in the pixels; it knows no model of ours.</p>",
         report.figures("Figures", json.loads((workdir / "metrics.json").read_text())),
-        report.samples("Samples for held-out captions", judged.images, judged.captions, judged.right),
+        report.samples(
+            "Samples for held-out captions", judged.images, judged.captions, judged.right
+        ),
         report.reconstructions("The tokenizer", images, tokenizer.reproduce(images)),
-        report.curves("Training Parti", workdir / "metrics.jsonl", ("loss", "accuracy", "eval/alignment")),
         report.curves(
-            "Training the tokenizer", workdir / "tokenizer" / "metrics.jsonl", ("loss", "psnr", "codebook_usage")
+            "Training Parti", workdir / "metrics.jsonl", ("loss", "accuracy", "eval/alignment")
+        ),
+        report.curves(
+            "Training the tokenizer",
+            workdir / "tokenizer" / "metrics.jsonl",
+            ("loss", "psnr", "codebook_usage"),
         ),
     ]
     report.write_report(workdir / "report.html", "t2i_jax quickstart", sections)
 
 
 def get_config() -> Recipe:
-    """The recipe of `t2i quickstart`: 32 x 32 pixels, 64 tokens of 1024 codes, minutes for each of the two stages."""
+    """The recipe of `t2i quickstart`: 32 x 32 pixels, 64 tokens of 1024 codes, minutes for each of
+    the two stages.
+    """
     size = 32
     network = VitVQGanVAE(
         dim=64,
@@ -93,7 +110,8 @@ def get_config() -> Recipe:
         layers=1,
         heads=2,
         codebook_size=1024,
-        entropy_loss_weight=0.0,  # pushed to use all codes alike, the tokenizer writes noise that Parti can't predict
+        # pushed to use all codes alike, the tokenizer writes noise that Parti can't predict
+        entropy_loss_weight=0.0,
         commitment_weight=0.25,
         pixel_range=(-1.0, 1.0),
     )
@@ -105,22 +123,38 @@ def get_config() -> Recipe:
             batch_size=48,
             ema_decay=0.99,
             optim=OptimConfig(
-                name="muon", learning_rate=3e-3, warmup_steps=50, schedule="cosine", end_ratio=0.02, weight_decay=1e-4
+                name="muon",
+                learning_rate=3e-3,
+                warmup_steps=50,
+                schedule="cosine",
+                end_ratio=0.02,
+                weight_decay=1e-4,
             ),
         ),
     )
     text = LearnedText(dim=128, depth=2, heads=4, mlp_dim=512, vocab_size=256, max_length=20)
     return Recipe(
-        task=PartiTask(model=PartiTransformer(dim=128, depth=4, heads=4, mlp_dim=512), text=text, tokenizer=network),
+        task=PartiTask(
+            model=PartiTransformer(dim=128, depth=4, heads=4, mlp_dim=512),
+            text=text,
+            tokenizer=network,
+        ),
         data=DataConfig(source="shapes", image_size=size),
         train=TrainConfig(
             steps=2400,
             batch_size=32,
             ema_decay=0.998,
             optim=OptimConfig(
-                name="muon", learning_rate=2e-3, warmup_steps=100, schedule="cosine", end_ratio=0.02, weight_decay=0.03
+                name="muon",
+                learning_rate=2e-3,
+                warmup_steps=100,
+                schedule="cosine",
+                end_ratio=0.02,
+                weight_decay=0.03,
             ),
         ),
         parts={"tokenizer": tokenizer},
-        evaluation=Evaluation(judge="shapes", pictures=400, options=PartiOptions(guidance=2.0, temperature=0.5)),
+        evaluation=Evaluation(
+            judge="shapes", pictures=400, options=PartiOptions(guidance=2.0, temperature=0.5)
+        ),
     )

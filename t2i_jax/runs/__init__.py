@@ -7,5 +7,13 @@ from t2i_jax.runs.torch import export_torch, import_torch
 from t2i_jax.runs.training import train
 
 __all__ = [
-    "Recipe", "evaluate", "export", "export_torch", "import_torch", "load", "load_recipe", "load_run_recipe", "train",
-]  # fmt: skip
+    "Recipe",
+    "evaluate",
+    "export",
+    "export_torch",
+    "import_torch",
+    "load",
+    "load_recipe",
+    "load_run_recipe",
+    "train",
+]

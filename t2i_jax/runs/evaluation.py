@@ -1,4 +1,6 @@
-"""What a run shows of itself: grids while it trains, and measurements on held-out samples when it is done."""
+"""What a run shows of itself: grids while it trains, and measurements on held-out samples when it
+is done.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,17 @@ from t2i_jax.train.loop import Hook
 
 
 def preview_hooks(recipe: Recipe, build_system) -> tuple[Hook, ...]:
-    """A hook that draws a grid into WORKDIR/samples every `train.eval_every` steps, and logs what can be measured."""
+    """A hook that draws a grid into WORKDIR/samples every `train.eval_every` steps, and logs what
+    can be measured.
+    """
     every = 0 if recipe.train is None else recipe.train.eval_every
     if not every:
         return ()
 
     def run(state, step, log):
         system = build_system({**state.params, **state.ema}, state.stats)
-        sheet, metrics = system.preview(held_out(recipe), recipe.evaluation)  # every process samples; process 0 writes
+        # every process samples; process 0 writes
+        sheet, metrics = system.preview(held_out(recipe), recipe.evaluation)
         _save(log.workdir / "samples" / f"{step:07d}.png", sheet)
         log.scalars(step, metrics)
 
@@ -34,7 +39,8 @@ def preview_hooks(recipe: Recipe, build_system) -> tuple[Hook, ...]:
 
 
 def evaluate(recipe: Recipe, system: System, workdir: str | pathlib.Path) -> Mapping[str, float]:
-    """Measures a trained run; the numbers are added to WORKDIR/metrics.json, grids written into WORKDIR/samples.
+    """Measures a trained run; the numbers are added to WORKDIR/metrics.json, grids written into
+    WORKDIR/samples.
 
     What is measured is for the system to say; see its `evaluate`.
     """
@@ -50,7 +56,10 @@ def evaluate(recipe: Recipe, system: System, workdir: str | pathlib.Path) -> Map
 
 
 def held_out(recipe: Recipe) -> HeldOut:
-    """`(count, entries) -> samples` that training did not see, for a built-in data set; else the first of the data."""
+    """`(count, entries) -> samples` that training did not see, for a built-in data set.
+
+    Else the first of the data.
+    """
     if recipe.data is None:
         raise UserError("data=None of the recipe leaves nothing to evaluate on; give a DataConfig.")
     split = "heldout" if recipe.data.source in EMBEDDED else recipe.data.split
@@ -59,7 +68,11 @@ def held_out(recipe: Recipe) -> HeldOut:
     length = None if encoder is None else encoder.max_length
 
     def samples(count: int, wants: Sequence[str]) -> Mapping[str, Any]:
-        return next(iter(batches(data, count, 0, tokenize=None, wants=wants, text_length=length, repeat=True)))
+        return next(
+            iter(
+                batches(data, count, 0, tokenize=None, wants=wants, text_length=length, repeat=True)
+            )
+        )
 
     return samples
 

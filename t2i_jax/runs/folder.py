@@ -5,8 +5,8 @@
     WORKDIR/parts.json        where each part is, and the fingerprint of its weights
     WORKDIR/text_tokenizer/   the vocabulary of a learned text encoder
     WORKDIR/recipe.json       the recipe of a run that joins its parts and trains nothing of its own
-    WORKDIR/samples/          grids of images; metrics.jsonl, metrics.json, goodput.json and event files beside them
-    WORKDIR/profile/          traces
+    WORKDIR/samples/          grids of images; metrics.jsonl, metrics.json, goodput.json and event
+    files beside them WORKDIR/profile/          traces
 
 An exported system has `system.json` (its recipe) and `weights.safetensors` in place of checkpoints.
 """
@@ -40,8 +40,8 @@ class Contents:
     """What a run's folder holds, without optimisers.
 
     Attributes:
-      params, ema: by group; `ema` is empty where no moving average is kept. stats: what training changes without a
-        gradient. parts: the contents of the parts' folders by name.
+      params, ema: by group; `ema` is empty where no moving average is kept. stats: what training
+        changes without a gradient. parts: the contents of the parts' folders by name.
     """
 
     recipe: Recipe
@@ -56,7 +56,9 @@ class Contents:
         return {**self.params, **self.ema}
 
 
-def load(workdir: str | pathlib.Path, *, averaged: bool = True, mesh: Mapping[str, int] | None = None) -> System:
+def load(
+    workdir: str | pathlib.Path, *, averaged: bool = True, mesh: Mapping[str, int] | None = None
+) -> System:
     """The trained system of a run's folder, or of a folder that `export` wrote.
 
     >>> system = load("runs/quickstart")                                        # doctest: +SKIP
@@ -65,8 +67,9 @@ def load(workdir: str | pathlib.Path, *, averaged: bool = True, mesh: Mapping[st
 
     Args:
       averaged: use the EMA weights where the run keeps them.
-      mesh: sizes of a mesh's axes, {"data": 2, "tensor": 4}, over all devices, on which a system that makes images from
-        text samples (see `generation.on_mesh`). A checkpoint is restored directly into its sharding. None: one device.
+      mesh: sizes of a mesh's axes, {"data": 2, "tensor": 4}, over all devices, on which a system
+        that makes images from text samples (see `generation.on_mesh`). A checkpoint is restored
+        directly into its sharding. None: one device.
 
     Raises:
       UserError: no such folder, no finished checkpoint in it, or a mesh that does not fit.
@@ -111,7 +114,8 @@ def read(workdir: str | pathlib.Path) -> Contents:
 
 
 def export(workdir: str | pathlib.Path, out: str | pathlib.Path) -> pathlib.Path:
-    """Writes a run's system, without optimiser and history, as `system.json` and `weights.safetensors`.
+    """Writes a run's system, without optimiser and history, as `system.json` and
+    `weights.safetensors`.
 
     Raises:
       UserError: `out` exists and is not empty (nothing is overwritten).
@@ -161,7 +165,10 @@ def write_system(
         folder.mkdir()
         if recipe.task.objectives:
             arrays = _flatten({"params": params, "stats": stats})
-            save_file({name: np.array(value, order="C") for name, value in arrays.items()}, folder / _WEIGHTS)
+            save_file(
+                {name: np.array(value, order="C") for name, value in arrays.items()},
+                folder / _WEIGHTS,
+            )
         (folder / _EXPORT).write_text(json.dumps(recipe_to_dict(recipe), indent=1))
         for name, write in beside.items():
             write(folder / name)
@@ -174,7 +181,10 @@ def write_joined(workdir: pathlib.Path, recipe: Recipe) -> None:
 
 
 def part_folders(workdir: pathlib.Path, recipe: Recipe) -> dict[str, pathlib.Path]:
-    """The folders of a run's parts by name, those of other tasks; files of weights are not kept in a run."""
+    """The folders of a run's parts by name, those of other tasks.
+
+    Files of weights are not kept in a run.
+    """
     found = {}
     recorded = recorded_parts(workdir)
     for name, part in recipe.task.parts.items():
@@ -185,7 +195,9 @@ def part_folders(workdir: pathlib.Path, recipe: Recipe) -> dict[str, pathlib.Pat
 
 
 def recorded_parts(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """What parts.json says: by name "folder" (of a trained part, seen from WORKDIR) and "fingerprint"."""
+    """What parts.json says: by name "folder" (of a trained part, seen from WORKDIR) and
+    "fingerprint".
+    """
     path = workdir / PARTS
     return json.loads(path.read_text()) if path.is_file() else {}
 
@@ -207,7 +219,9 @@ def given(system: System, folder: pathlib.Path) -> Given:
 
 
 def fingerprint(weights: Any) -> str:
-    """16 hexadecimal digits that tell weights apart: of a run and of what was exported from it they are the same."""
+    """16 hexadecimal digits that tell weights apart: of a run and of what was exported from it they
+    are the same.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(_flatten(weights).items()):
         digest.update(f"{name} {value.dtype} {value.shape}".encode())
@@ -218,7 +232,10 @@ def fingerprint(weights: Any) -> str:
 def _existing(workdir: str | pathlib.Path) -> pathlib.Path:
     workdir = pathlib.Path(workdir)
     if not workdir.is_dir():
-        raise UserError(f"run={str(workdir)!r} is not a folder; give one that `t2i train` or `t2i quickstart` made.")
+        raise UserError(
+            f"run={str(workdir)!r} is not a folder; give one that `t2i train` or `t2i quickstart` "
+            "made."
+        )
     return workdir
 
 

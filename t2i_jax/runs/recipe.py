@@ -1,4 +1,7 @@
-"""A recipe: everything that one training run is, as one frozen value. A recipe file has `get_config() -> Recipe`."""
+"""A recipe: everything that one training run is, as one frozen value.
+
+A recipe file has `get_config() -> Recipe`.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +32,15 @@ class Recipe:
 
     Attributes:
       task: what is trained, a `SystemTask`.
-      data: where images and captions come from. train: steps, batch size, optimisers, mesh. None, both, for a task
-        that trains nothing of its own and only joins its parts.
-      parts: the trained things that the task reads, by the names of `task.parts`: a recipe, which is trained first (in
-        WORKDIR/NAME); or a path, that of a finished run, of an exported system, or of a file of weights. A part that is
-        missing is inherited from the task around this one, or does without.
+      data: where images and captions come from. train: steps, batch size, optimisers, mesh. None,
+        both, for a task that trains nothing of its own and only joins its parts.
+      parts: the trained things that the task reads, by the names of `task.parts`: a recipe, which
+        is trained first (in WORKDIR/NAME); or a path, that of a finished run, of an exported
+        system, or of a file of weights. A part that is missing is inherited from the task around
+        this one, or does without.
       evaluation: judging and previews.
-      tokenizer, perceptual: the parts of these names, as recipes named them before there was `parts`.
+      tokenizer, perceptual: the parts of these names, as recipes named them before there was
+        `parts`.
     """
 
     task: Any
@@ -52,32 +57,48 @@ class Recipe:
         kind = type(self.task).__name__
         given = {"tokenizer": tokenizer, "perceptual": perceptual, **self.parts}
         parts = {
-            name: os.fspath(part) if isinstance(part, os.PathLike) else part for name, part in given.items() if part is not None
+            name: os.fspath(part) if isinstance(part, os.PathLike) else part
+            for name, part in given.items()
+            if part is not None
         }
         for name, part in parts.items():
             if name not in self.task.parts:
-                known = f"whose parts are {', '.join(self.task.parts)}" if self.task.parts else "which has no parts"
+                known = (
+                    f"whose parts are {', '.join(self.task.parts)}"
+                    if self.task.parts
+                    else "which has no parts"
+                )
                 raise UserError(f"parts.{name} is given for {kind}, {known}; leave it out.")
             is_file = self.task.parts[name].is_file
             if not isinstance(part, str) and (is_file or not isinstance(part, Recipe)):
-                wanted = "the path of a file of weights" if is_file else "a Recipe or the path of a run"
+                wanted = (
+                    "the path of a file of weights" if is_file else "a Recipe or the path of a run"
+                )
                 raise UserError(f"parts.{name} is a {type(part).__name__}; give {wanted}.")
         object.__setattr__(self, "parts", parts)
         if self.task.objectives and (self.data is None or self.train is None):
-            missing, wanted = ("data", "DataConfig") if self.data is None else ("train", "TrainConfig")
+            missing, wanted = (
+                ("data", "DataConfig") if self.data is None else ("train", "TrainConfig")
+            )
             raise UserError(f"{missing}=None, and a {kind} is trained; give a {wanted}.")
         options = self.evaluation.options
         if options is None:
             options = self.task.options()
-            object.__setattr__(self, "evaluation", dataclasses.replace(self.evaluation, options=options))
+            object.__setattr__(
+                self, "evaluation", dataclasses.replace(self.evaluation, options=options)
+            )
         if not isinstance(options, self.task.options):
             wanted = self.task.options.__name__
-            raise UserError(f"evaluation.options={options!r} are those of another system; {kind} has {wanted}.")
+            raise UserError(
+                f"evaluation.options={options!r} are those of another system; {kind} has {wanted}."
+            )
         self.task.check_options(options)
 
 
 class _Types(Mapping[str, type]):
-    """Every class that a stored configuration may name: the public ones of the package, imported when asked for."""
+    """Every class that a stored configuration may name: the public ones of the package, imported
+    when asked for.
+    """
 
     def __getitem__(self, name: str) -> type:
         if name not in t2i_jax.homes():
@@ -102,22 +123,33 @@ def load_recipe(path: str | pathlib.Path) -> Recipe:
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise UserError(f"config={str(path)!r} is not a file; give a recipe such as configs/parti/shapes.py.")
+        raise UserError(
+            f"config={str(path)!r} is not a file; give a recipe such as configs/parti/shapes.py."
+        )
     spec = importlib.util.spec_from_file_location(f"t2i_recipe_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise UserError(f"config={str(path)!r} is not a Python file; a recipe ends in .py and has get_config().")
+        raise UserError(
+            f"config={str(path)!r} is not a Python file; a recipe ends in .py and has get_config()."
+        )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise UserError(f"config={str(path)!r} has no get_config(); add one that returns a t2i_jax Recipe.")
+        raise UserError(
+            f"config={str(path)!r} has no get_config(); add one that returns a t2i_jax Recipe."
+        )
     recipe = module.get_config()
     if not isinstance(recipe, Recipe):
-        raise UserError(f"config={str(path)!r}: get_config() returned {type(recipe).__name__}; return a Recipe.")
+        raise UserError(
+            f"config={str(path)!r}: get_config() returned {type(recipe).__name__}; return a Recipe."
+        )
     return recipe
 
 
 def changed(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
-    """The recipe with `field.subfield=value` applied, as `config.override` does; a part's name stands for parts.NAME."""
+    """The recipe with `field.subfield=value` applied, as `config.override` does.
+
+    A part's name stands for parts.NAME.
+    """
     written = []
     for assignment in assignments:
         path, equals, value = assignment.partition("=")
@@ -148,14 +180,21 @@ def upgrade(data: Mapping[str, Any]) -> Mapping[str, Any]:
         part = data.pop(name, None)
         if part is not None:
             parts[name] = part
-    data["parts"] = {name: upgrade(part) if isinstance(part, Mapping) else part for name, part in parts.items()}
+    data["parts"] = {
+        name: upgrade(part) if isinstance(part, Mapping) else part for name, part in parts.items()
+    }
     evaluation = dict(data.get("evaluation") or {})
     former = {name: evaluation.pop(name) for name in _SAMPLING if name in evaluation}
     if former:
         options = TYPES[data["task"]["type"]].options
         known = config.fields_of(options)
-        given = {name: value for name, value in former.items() if name in known and value is not None}
-        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        given = {
+            name: value for name, value in former.items() if name in known and value is not None
+        }
+        given = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in given.items()
+        }
         evaluation["options"] = config.to_dict(options(**given))
     return {**data, "evaluation": evaluation} if evaluation else data
 
@@ -173,6 +212,9 @@ def _in_full(recipe, path):
 
 
 def _on(recipe, mesh):
-    parts = {name: _on(part, mesh) if isinstance(part, Recipe) else part for name, part in recipe.parts.items()}
+    parts = {
+        name: _on(part, mesh) if isinstance(part, Recipe) else part
+        for name, part in recipe.parts.items()
+    }
     train = recipe.train if recipe.train is None else dataclasses.replace(recipe.train, mesh=mesh)
     return dataclasses.replace(recipe, train=train, parts=parts)

@@ -1,8 +1,9 @@
-"""Weights of the PyTorch packages as a folder that `load` reads, and a run's weights as PyTorch loads them.
+"""Weights of the PyTorch packages as a folder that `load` reads, and a run's weights as PyTorch
+loads them.
 
 Which package and how is for the systems to say: a module of `t2i_jax.systems.weights()` offers
 
-- `from_torch(file) -> Imported | None`: the system in a file, or None where the file holds no such system;
+- `from_torch(file) -> Imported | None`: the system of a file, None where it holds none of it;
 - `to_torch(contents, path)`: writes a run's contents as a file for the package.
 """
 
@@ -23,36 +24,48 @@ from t2i_jax.systems.imported import Imported, TorchFile
 from t2i_jax.train.config import TrainConfig
 
 
-def import_torch(path: str | pathlib.Path, out: str | pathlib.Path, *, t5: str | None = None, **fields: Any) -> pathlib.Path:
-    """Writes a checkpoint of a PyTorch package as a folder that `t2i_jax.load` reads; returns the folder.
+def import_torch(
+    path: str | pathlib.Path, out: str | pathlib.Path, *, t5: str | None = None, **fields: Any
+) -> pathlib.Path:
+    """Writes a checkpoint of a PyTorch package as a folder that `t2i_jax.load` reads.
+
+    Returns the folder.
 
     Args:
-      path: .safetensors, .pt, .pth, .bin or .ckpt, with the weights of a whole system as its package saves them, or what
-        the package's trainer saved; a pickle never runs code.
+      path: .safetensors, .pt, .pth, .bin or .ckpt, with the weights of a whole system as its
+        package saves them, or what the package's trainer saved; a pickle never runs code.
       out: new folder.
-      t5: the folder or hub name of the T5 on whose embeddings the system was trained; None: `generate` is given
-        embeddings instead of prompts.
-      **fields: configuration that the weights do not tell; a mapping under the name of a system is arguments of the
-        package's class, as {"image_sizes": (64, 256)}.
+      t5: the folder or hub name of the T5 on whose embeddings the system was trained; None:
+        `generate` is given embeddings instead of prompts.
+      **fields: configuration that the weights do not tell; a mapping under the name of a system is
+        arguments of the package's class, as {"image_sizes": (64, 256)}.
 
     Raises:
-      UserError: weights of another kind, fields that contradict them, a T5 of another width, or `out` exists.
+      UserError: weights of another kind, fields that contradict them, a T5 of another width, or
+        `out` exists.
     """
     out = pathlib.Path(out)
     folders.check_new(out)
-    own = {name: fields.pop(name) for name in systems.SYSTEMS if isinstance(fields.get(name), Mapping)}
+    own = {
+        name: fields.pop(name) for name in systems.SYSTEMS if isinstance(fields.get(name), Mapping)
+    }
     file = TorchFile(pathlib.Path(path), t5, fields, own)
     for weights in systems.weights():
         found = weights.from_torch(file)
         if found is not None:
             if file.unused:
                 name, given = next(iter(file.unused.items()))
-                raise UserError(f"{name}={given} is given for the weights of a {found.kind}; leave it out.")
+                raise UserError(
+                    f"{name}={given} is given for the weights of a {found.kind}; leave it out."
+                )
             _write(found, out)
             return out
     if file.unknown is not None:
         raise file.unknown
-    raise UserError(f"weights={str(path)!r} hold a {type(file.network).__name__}, no system; give those of a whole system.")
+    raise UserError(
+        f"weights={str(path)!r} hold a {type(file.network).__name__}, no system; give those of a "
+        "whole system."
+    )
 
 
 def export_torch(run: str | pathlib.Path, path: str | pathlib.Path) -> pathlib.Path:
@@ -77,5 +90,7 @@ def export_torch(run: str | pathlib.Path, path: str | pathlib.Path) -> pathlib.P
 
 def _write(found: Imported, out):
     beside = {name: functools.partial(_write, part) for name, part in found.parts.items()}
-    recipe = Recipe(found.task, DataConfig(image_size=found.image_size), TrainConfig(steps=1, batch_size=1))
+    recipe = Recipe(
+        found.task, DataConfig(image_size=found.image_size), TrainConfig(steps=1, batch_size=1)
+    )
     folders.write_system(out, recipe, found.params, found.stats, beside)

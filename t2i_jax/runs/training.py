@@ -47,13 +47,16 @@ def train(
 ) -> System:
     """Trains a recipe into `workdir`, or resumes what is there, and returns the trained system.
 
-    Parts that are recipes are trained first, in WORKDIR/NAME. Several processes train together inside
-    `with t2i_jax.cluster.processes.joined():`, with the same recipe and a folder that they share; each gets the system.
+    Parts that are recipes are trained first, in WORKDIR/NAME. Several processes train together
+    inside `with t2i_jax.cluster.processes.joined():`, with the same recipe and a folder that they
+    share; each gets the system.
 
     Args:
       given: parts that the task inherits by name where its recipe names none.
-      hooks: `(recipe, build_system) -> hooks` for the trainer; None: sample grids as `recipe.evaluation` says.
-      profile: steps of which a trace is written into WORKDIR/profile; not those of a part that is trained first.
+      hooks: `(recipe, build_system) -> hooks` for the trainer; None: sample grids as
+        `recipe.evaluation` says.
+      profile: steps of which a trace is written into WORKDIR/profile; not those of a part that is
+        trained first.
 
     Raises:
       UserError: what was given does not fit together, or the folder holds another run.
@@ -62,12 +65,17 @@ def train(
     if profile is not None and recipe.train is not None:
         profile.check(recipe.train.steps)
     workdir = pathlib.Path(workdir)
-    processes.check_same(recipe_to_dict(recipe), "another recipe", "give every process the same command")
+    processes.check_same(
+        recipe_to_dict(recipe), "another recipe", "give every process the same command"
+    )
     processes.once(lambda: workdir.mkdir(parents=True, exist_ok=True))
-    if recipe.data is not None and recipe.task.objectives:  # parts may train for days before this recipe's own data are read
+    # parts may train for days before this recipe's own data are read
+    if recipe.data is not None and recipe.task.objectives:
         records = {"records": len(_source(recipe.data))}
         source = recipe.data.source
-        processes.check_same(records, f"other data as data.source={source!r}", "give all the same data")
+        processes.check_same(
+            records, f"other data as data.source={source!r}", "give all the same data"
+        )
     recipe, parts = _with_parts(recipe, workdir, given or {}, hooks)
     if not recipe.task.objectives:
         processes.once(lambda: folders.write_joined(workdir, recipe))
@@ -120,7 +128,9 @@ def _fit(recipe, workdir, parts, hooks, profile):
 
 
 def _with_parts(recipe, workdir, given, hooks):
-    """The recipe with its parts' networks, and the parts: trained, adopted or inherited, and the same as at first."""
+    """The recipe with its parts' networks, and the parts: trained, adopted or inherited, and the
+    same as at first.
+    """
     recorded = folders.recorded_parts(workdir)
 
     def resolve(name, part, source, given):
@@ -137,11 +147,15 @@ def _with_parts(recipe, workdir, given, hooks):
         before = recorded.get(name, {}).get("fingerprint", part.fingerprint)
         if before != part.fingerprint:
             raise UserError(
-                f"parts.{name} has other weights than this run was begun with (fingerprint {part.fingerprint}, was "
-                f"{before}); give the same ones, or train into a new folder."
+                f"parts.{name} has other weights than this run was begun with (fingerprint "
+                f"{part.fingerprint}, was {before}); give the same ones, or train into a new "
+                "folder."
             )
     told = {
-        name: {"folder": part.home and os.path.relpath(part.home, workdir), "fingerprint": part.fingerprint}
+        name: {
+            "folder": part.home and os.path.relpath(part.home, workdir),
+            "fingerprint": part.fingerprint,
+        }
         for name, part in parts.items()
     }
     if told:
@@ -150,11 +164,17 @@ def _with_parts(recipe, workdir, given, hooks):
 
 
 def _identified(part):
-    return part if part.fingerprint else dataclasses.replace(part, fingerprint=folders.fingerprint(part.weights))
+    return (
+        part
+        if part.fingerprint
+        else dataclasses.replace(part, fingerprint=folders.fingerprint(part.weights))
+    )
 
 
 def _adopted(name, part, source, folder):
-    """A part that is a finished run: a copy of it in this run's folder, which is complete in itself."""
+    """A part that is a finished run: a copy of it in this run's folder, which is complete in
+    itself.
+    """
     is_new = not processes.gather(folder.is_dir())[0]
     if is_new:
         check_kind(name, part, folders.load_run_recipe(source).task)
@@ -162,11 +182,14 @@ def _adopted(name, part, source, folder):
     found = folders.part_in(folder)
     check_kind(name, part, found.system.task)
     if not is_new and pathlib.Path(source).is_dir():
-        mine, theirs = (folders.fingerprint(one.weights) for one in (found, folders.part_in(pathlib.Path(source))))
+        mine, theirs = (
+            folders.fingerprint(one.weights)
+            for one in (found, folders.part_in(pathlib.Path(source)))
+        )
         if mine != theirs:
             raise UserError(
-                f"parts.{name}={source!r} has other weights (fingerprint {theirs}) than this run was begun with "
-                f"({mine}); give {str(folder)!r}, or train into a new folder."
+                f"parts.{name}={source!r} has other weights (fingerprint {theirs}) than this run "
+                f"was begun with ({mine}); give {str(folder)!r}, or train into a new folder."
             )
     return found
 
@@ -178,13 +201,13 @@ def _check_done(name, source, folder):
     done = last_step(folder)
     if done is None:
         raise UserError(
-            f"parts.{name} is a recipe, and this run was begun with a finished part, in {str(folder)!r}; give that "
-            "folder, or train into a new one."
+            f"parts.{name} is a recipe, and this run was begun with a finished part, in "
+            f"{str(folder)!r}; give that folder, or train into a new one."
         )
     if done < source.train.steps:
         raise UserError(
-            f"parts.{name}.train.steps={source.train.steps} would train further what this run was begun with at step "
-            f"{done}; set it to {done}, or train into a new folder."
+            f"parts.{name}.train.steps={source.train.steps} would train further what this run was "
+            f"begun with at step {done}; set it to {done}, or train into a new folder."
         )
 
 
@@ -193,25 +216,35 @@ def _source(data):
 
 
 def _captions(recipe) -> Iterable[str]:
-    stream = batches(recipe.data, 256, recipe.train.seed, tokenize=None, wants=("caption",), repeat=False)
+    stream = batches(
+        recipe.data, 256, recipe.train.seed, tokenize=None, wants=("caption",), repeat=False
+    )
     return itertools.chain.from_iterable(batch["caption"] for batch in stream)
 
 
 def _check_data(recipe, parts):
-    """Whether the data have images of the task's size, and the columns that it reads, made with what it has."""
+    """Whether the data have images of the task's size, and the columns that it reads, made with
+    what it has.
+    """
     spec, data = recipe.task.batch_spec(1), recipe.data
     if "image" in spec and spec["image"].shape[1] != data.image_size:
         size = spec["image"].shape[1]
-        raise UserError(f"data.image_size={data.image_size} is not the task's image_size={size}; make them equal.")
+        raise UserError(
+            f"data.image_size={data.image_size} is not the task's image_size={size}; make them "
+            "equal."
+        )
     columns = recipe.task.columns(parts)
     stored = getattr(_source(data), "stored", {}) if columns else {}
     for column, wanted in columns.items():
         entry, command = _COLUMNS[column]
         if column not in stored:
-            raise UserError(f"data.source={data.source!r} holds no {entry}; pack it, and run `{command}`.")
+            raise UserError(
+                f"data.source={data.source!r} holds no {entry}; pack it, and run `{command}`."
+            )
         for name, value in wanted.items():
             if stored[column].get(name) != value:
                 raise UserError(
-                    f"data.source={data.source!r} holds {column} made with {name}={stored[column].get(name)!r}, "
-                    f"and the task has {name}={value!r}; make them anew or change the task."
+                    f"data.source={data.source!r} holds {column} made with "
+                    f"{name}={stored[column].get(name)!r}, and the task has {name}={value!r}; make "
+                    "them anew or change the task."
                 )

@@ -1,4 +1,6 @@
-"""From a recipe to the task that is trained: its parts found, in order, for training and for compiling ahead alike."""
+"""From a recipe to the task that is trained: its parts found, in order, for training and for
+compiling ahead alike.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from t2i_jax.runs.folder import load_run_recipe
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.systems.base import Given, Part
 
-# `resolve(name, part, source, given)` finds a part that is another task's: `source` is a recipe or the path of a run,
-# `given` what the part inherits.
+# `resolve(name, part, source, given)` finds a part that is another task's: `source` is a recipe or
+# the path of a run, `given` what the part inherits.
 Resolve = Callable[[str, Part, Recipe | str, Mapping[str, Given]], Given]
 
 
@@ -44,8 +46,12 @@ def wired(
     return dataclasses.replace(recipe, task=recipe.task.with_parts(parts)), parts
 
 
-def planned(recipe: Recipe, given: Mapping[str, Given] | None = None) -> tuple[Recipe, dict[str, Given]]:
-    """As `wired`, with the shapes of weights in place of weights: nothing is trained, and no run's arrays are read."""
+def planned(
+    recipe: Recipe, given: Mapping[str, Given] | None = None
+) -> tuple[Recipe, dict[str, Given]]:
+    """As `wired`, with the shapes of weights in place of weights: nothing is trained, and no run's
+    arrays are read.
+    """
 
     def plan(name: str, part: Part, source: Recipe | str, given: Mapping[str, Given]) -> Given:
         of = load_run_recipe(source) if isinstance(source, str) else planned(source, given)[0]
@@ -58,12 +64,19 @@ def planned(recipe: Recipe, given: Mapping[str, Given] | None = None) -> tuple[R
 def check_kind(name: str, part: Part, task: Any) -> None:
     """Refuses a part that is the run of another task than the one that is wanted."""
     if not isinstance(task, part.of):
-        raise UserError(f"parts.{name} is a run of {type(task).__name__}; give one of {part.of.__name__}.")
+        raise UserError(
+            f"parts.{name} is a run of {type(task).__name__}; give one of {part.of.__name__}."
+        )
 
 
 def _from_file(name, part: Part, path, own):
-    """The network of a file of weights; what the weights do not tell is as the task's own network says."""
-    fields: dict[str, Any] = {field: getattr(own, field) for field in part.told} if own is not None else {}
+    """The network of a file of weights.
+
+    What the weights do not tell is as the task's own network says.
+    """
+    fields: dict[str, Any] = (
+        {field: getattr(own, field) for field in part.told} if own is not None else {}
+    )
     network, params = convert.from_torch(pathlib.Path(path), **fields)
     if not isinstance(network, part.of):
         wanted = f"a file with the weights of {part.of.__name__}"

@@ -1,10 +1,13 @@
-"""The systems: what each one alone knows lies in a package of its own, and a row here makes it known.
+"""The systems: what each one alone knows lies in a package of its own, and a row here makes it
+known.
 
 The package's `__init__` holds two names and imports nothing:
 
-- `NAMES`: the public classes and functions, by name the module that holds each. A stored configuration names its classes
+- `NAMES`: the public classes and functions, by name the module that holds each.
+  A stored configuration names its classes
   by them, and `t2i_jax` offers them at its top.
-- `WEIGHTS`: the module that takes the system's weights from and to a PyTorch package (`t2i_jax.runs.torch` says what it
+- `WEIGHTS`: the module that takes the system's weights from and to a PyTorch package
+  (`t2i_jax.runs.torch` says what it
   offers); None where there is no such package.
 """
 
@@ -46,7 +49,9 @@ def weights_of(task: Any) -> ModuleType:
     for package in _packages():
         if type(task).__name__ in package.NAMES and package.WEIGHTS is not None:
             return importlib.import_module(package.WEIGHTS)
-    raise UserError(f"task={type(task).__name__} has no PyTorch form; no package of PyTorch has this network.")
+    raise UserError(
+        f"task={type(task).__name__} has no PyTorch form; no package of PyTorch has this network."
+    )
 
 
 def _packages():

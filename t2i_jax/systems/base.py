@@ -1,4 +1,6 @@
-"""What every system offers: its task, its parts, its options, and the trained system that evaluates itself."""
+"""What every system offers: its task, its parts, its options, and the trained system that evaluates
+itself.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from t2i_jax.eval.evaluation import Evaluation
 from t2i_jax.text.encoder import TextEncoder
 from t2i_jax.types import Array, Batch, Key, Params, SamplingProgram, Stats
 
-# `held_out(count, entries)`: that many samples that training did not see, as a batch with these entries.
+# `held_out(count, entries)`: that many samples that training did not see, as a batch with these
+# entries.
 HeldOut = Callable[[int, Sequence[str]], Mapping[str, Any]]
 
 
@@ -25,10 +28,11 @@ class Part:
     """A trained thing that a task reads and never changes.
 
     Attributes:
-      of: the task whose run it is; or a network, whose weights are read from a file of a PyTorch package.
+      of: the task whose run it is; or a network, whose weights are read from a file of a PyTorch
+        package.
       field: the task's field that takes its network.
-      told: of a network that is read from a file, the fields that weights do not tell: they are those of the task's own
-        network, where it has one.
+      told: of a network that is read from a file, the fields that weights do not tell: they are
+        those of the task's own network, where it has one.
     """
 
     of: type
@@ -46,8 +50,10 @@ class Given:
     """A part as a task gets it.
 
     Attributes:
-      network: goes into the task's field. weights: an argument of the step; their shapes where nothing is computed.
-      system: the trained system, for a task that joins whole systems; None for a file of weights and for shapes.
+      network: goes into the task's field. weights: an argument of the step; their shapes where
+        nothing is computed.
+      system: the trained system, for a task that joins whole systems; None for a file of weights
+        and for shapes.
       home: the folder of its run; None for a file of weights and for shapes.
       fingerprint: tells weights apart; "" where nobody asked for it yet.
     """
@@ -73,7 +79,9 @@ class Findings:
 
 
 class SystemTask:
-    """A `t2i_jax.types.Task` that also says all that runs and commands ask of a system; the defaults are here.
+    """A `t2i_jax.types.Task` that also says all that runs and commands ask of a system.
+
+    The defaults are here.
 
     A task is a frozen dataclass. Where it has a field `text`, that is its text encoder.
 
@@ -92,7 +100,10 @@ class SystemTask:
 
     @property
     def network(self) -> Any:
-        """The network that another task gets when this one is its part; None for a task that is joined as a whole."""
+        """The network that another task gets when this one is its part.
+
+        None for a task that is joined as a whole.
+        """
         return None
 
     def weights_shapes(self) -> Any:
@@ -106,7 +117,9 @@ class SystemTask:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What `generate` of the system takes beside prompts: "negative_prompts", "init_images", "mask", "cond_images"."""
+        """What `generate` of the system takes beside prompts: "negative_prompts", "init_images",
+        "mask", "cond_images".
+        """
         return ()
 
     @property
@@ -123,21 +136,27 @@ class SystemTask:
         Raises:
           UserError: a part is missing that the task can't do without.
         """
-        fields = {part.field: parts[name].network for name, part in self.parts.items() if name in parts}
+        fields = {
+            part.field: parts[name].network for name, part in self.parts.items() if name in parts
+        }
         return dataclasses.replace(self, **fields) if fields else self  # type: ignore[type-var]
 
     def frozen(self, parts: Mapping[str, Given]) -> Mapping[str, Any]:
-        """What the step reads and never changes: the weights of the parts, and those of a frozen text encoder."""
+        """What the step reads and never changes: the weights of the parts, and those of a frozen
+        text encoder.
+        """
         weights = {name: part.weights for name, part in parts.items()}
         return weights | dict(self.text_encoder.frozen() if self.text_encoder is not None else {})
 
     def frozen_shapes(self, parts: Mapping[str, Given]) -> Mapping[str, Any]:
         """The shapes of `frozen`, from parts that hold shapes."""
         weights = {name: part.weights for name, part in parts.items()}
-        return weights | dict(self.text_encoder.frozen_shapes() if self.text_encoder is not None else {})
+        return weights | dict(
+            self.text_encoder.frozen_shapes() if self.text_encoder is not None else {}
+        )
 
     def columns(self, parts: Mapping[str, Given]) -> Mapping[str, Mapping[str, Any]]:
-        """{name of a column of packed data that the task reads: what it must have been made with}."""
+        """{column of packed data that the task reads: what it must have been made with}."""
         return self.text_encoder.columns() if self.text_encoder is not None else {}
 
     def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
@@ -147,7 +166,9 @@ class SystemTask:
     def check_options(self, options: Any) -> None:
         """Refuses options that do not fit this task, beyond what they refuse themselves."""
 
-    def after_update(self, params: Mapping[str, Params], stats: Stats, batch: Batch, key: Key, step: Array):
+    def after_update(
+        self, params: Mapping[str, Params], stats: Stats, batch: Batch, key: Key, step: Array
+    ):
         """Nothing changes without a gradient; returns `(params, stats)`."""
         return params, stats
 
@@ -163,14 +184,16 @@ class SystemTask:
 
         Args:
           params: by group, averaged where an average is kept. parts: the trained parts by name.
-          frozen: of `frozen`. text_tokenizer: captions to ids; None where there is nothing to tokenize.
+          frozen: of `frozen`. text_tokenizer: captions to ids; None where there is nothing to
+            tokenize.
         """
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """A trained system; those that make images have `generate`, image tokenizers `encode` and `decode`.
+    """A trained system; those that make images have `generate`, image tokenizers `encode` and
+    `decode`.
 
     Attributes:
       task: what it was trained as. weights: parameters by name.
@@ -185,25 +208,36 @@ class System:
         Raises:
           UserError: a system that works on one device, or a mesh that does not fit the devices.
         """
-        raise UserError(f"mesh is given for {type(self).__name__}, which works on one device; leave it out.")
+        raise UserError(
+            f"mesh is given for {type(self).__name__}, which works on one device; leave it out."
+        )
 
     def generate(self, prompts: Any = None, options: Any = None, **_: Any) -> Any:
         """Images from prompts; this system makes none."""
-        raise UserError(f"a {type(self).__name__} makes no images from text; give the run of a system that does.")
+        raise UserError(
+            f"a {type(self).__name__} makes no images from text; give the run of a system that "
+            "does."
+        )
 
     def upscale(self, images: Array | np.ndarray, **_: Any) -> np.ndarray:
         """Larger images from images; this system makes none."""
-        raise UserError(f"a {type(self).__name__} makes no larger images; give the run of a super-resolution network.")
+        raise UserError(
+            f"a {type(self).__name__} makes no larger images; give the run of a super-resolution "
+            "network."
+        )
 
     def encode(self, images: Array | np.ndarray) -> Array:
         """Codes of images; this system makes none."""
-        raise UserError(f"a {type(self).__name__} makes no codes of images; give the run of an image tokenizer.")
+        raise UserError(
+            f"a {type(self).__name__} makes no codes of images; give the run of an image tokenizer."
+        )
 
-    def preview(self, held_out: HeldOut, evaluation: Evaluation) -> tuple[np.ndarray, Mapping[str, float]]:
+    def preview(
+        self, held_out: HeldOut, evaluation: Evaluation
+    ) -> tuple[np.ndarray, Mapping[str, float]]:
         """A grid of `evaluation.preview` images (HWC uint8), and what can be measured on them."""
         raise NotImplementedError
 
     def evaluate(self, held_out: HeldOut, evaluation: Evaluation) -> Findings:
         """What can be measured of the trained system on samples that it did not see."""
         raise NotImplementedError
-

@@ -16,8 +16,12 @@ def spec(text: TextEncoder | None, batch_size: int) -> Mapping[str, jax.ShapeDty
     return {} if text is None else text.spec(batch_size)
 
 
-def embed(text: TextEncoder, params: Params, frozen: Any, batch: Batch, key: Key | None = None) -> Array:
-    """Text embeddings (B, L, D): stored ones, of the frozen encoder, or of the trained one (`key`: drops out)."""
+def embed(
+    text: TextEncoder, params: Params, frozen: Any, batch: Batch, key: Key | None = None
+) -> Array:
+    """Text embeddings (B, L, D): stored ones, of the frozen encoder, or of the trained one (`key`:
+    drops out).
+    """
     texts, mask_BL = batch[text.entry], batch["text_mask"]
     if text.trainable:
         return text.embed(params["text"], texts, mask_BL, key)

@@ -1,4 +1,6 @@
-"""What all that generates from prompts shares: options, prompts and negative prompts, keys, batches, devices."""
+"""What all that generates from prompts shares: options, prompts and negative prompts, keys,
+batches, devices.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _NEGATIVE = "negative_"
 Options = TypeVar("Options")
 
 
-def with_changes(kind: type[Options], options: Options | None, changes: Mapping[str, Any]) -> Options:
+def with_changes(
+    kind: type[Options], options: Options | None, changes: Mapping[str, Any]
+) -> Options:
     """The options with some of them changed; None: the defaults of their class.
 
     Raises:
@@ -30,7 +34,9 @@ def with_changes(kind: type[Options], options: Options | None, changes: Mapping[
     if options is None:
         options = kind()
     if not isinstance(options, kind):
-        raise UserError(f"options={options!r} are those of another system; give {kind.__name__}(...).")
+        raise UserError(
+            f"options={options!r} are those of another system; give {kind.__name__}(...)."
+        )
     known = config.fields_of(kind)
     for name in changes:
         if name not in known:
@@ -44,23 +50,35 @@ def texts(
     """The arrays of prompts, those of negative prompts under names that begin with "negative_".
 
     Raises:
-      UserError: nothing that the encoder takes, another number of negative prompts, or some without guidance.
+      UserError: nothing that the encoder takes, another number of negative prompts, or some without
+        guidance.
     """
     found = encoder.encode(tokenizer, prompts, "prompts")
     if negative_prompts is None:
         return found
     if not guided:
-        raise UserError("negative_prompts have no effect at guidance=1; raise the guidance or leave them out.")
+        raise UserError(
+            "negative_prompts have no effect at guidance=1; raise the guidance or leave them out."
+        )
     negative = encoder.encode(tokenizer, negative_prompts, "negative_prompts")
     count, wanted = len(negative["text_mask"]), len(found["text_mask"])
     if count != wanted:
-        raise UserError(f"negative_prompts has {count} entries for {wanted} prompts; give one for each.")
+        raise UserError(
+            f"negative_prompts has {count} entries for {wanted} prompts; give one for each."
+        )
     return found | {_NEGATIVE + name: value for name, value in negative.items()}
 
 
 def negative_of(prompt: Mapping[str, Any]) -> dict[str, Any]:
-    """The negative prompts among the arrays of `texts`, under the names of prompts; {} where there are none."""
-    return {name[len(_NEGATIVE) :]: value for name, value in prompt.items() if name.startswith(_NEGATIVE)}
+    """The negative prompts among the arrays of `texts`, under the names of prompts.
+
+    {} where there are none.
+    """
+    return {
+        name[len(_NEGATIVE) :]: value
+        for name, value in prompt.items()
+        if name.startswith(_NEGATIVE)
+    }
 
 
 def without_negative(prompt: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +91,8 @@ class Rows(NamedTuple):
 
     Attributes:
       arrays: of the prompts, a row per image. keys_B: one PRNG key per image.
-      count: images that are wanted; the last batch is filled up with copies, so that one program serves all.
+      count: images that are wanted; the last batch is filled up with copies, so that one program
+        serves all.
     """
 
     arrays: dict[str, np.ndarray]
@@ -82,28 +101,45 @@ class Rows(NamedTuple):
 
 
 def batches(
-    prompt: Mapping[str, np.ndarray], total: int, images_per_prompt: int, seed: int, batch_size: int | None,
-    *, progress: bool = False,
+    prompt: Mapping[str, np.ndarray],
+    total: int,
+    images_per_prompt: int,
+    seed: int,
+    batch_size: int | None,
+    *,
+    progress: bool = False,
 ) -> Iterator[Rows]:
     """The images to generate, batch by batch; those of one prompt stand together.
 
-    The key of an image depends on the seed and on its number alone, so that batches of any size give the same images.
+    The key of an image depends on the seed and on its number alone, so that batches of any size
+    give the same images.
 
     Args:
-      prompt: a row per prompt. total: images in all. batch_size: None: all at once. progress: shows a bar
-        where there are several batches.
+      prompt: a row per prompt. total: images in all. batch_size: None: all at once. progress: shows
+        a bar where there are several batches.
     """
     rows = {name: np.repeat(value, images_per_prompt, axis=0) for name, value in prompt.items()}
     batch_size = min(batch_size or total, total)
     starts = range(0, total, batch_size)
-    for start in tqdm(starts, desc="sampling", unit="batch", disable=not progress or len(starts) == 1, leave=False):
+    for start in tqdm(
+        starts, desc="sampling", unit="batch", disable=not progress or len(starts) == 1, leave=False
+    ):
         index = np.minimum(np.arange(start, start + batch_size), total - 1)
-        keys_B = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.asarray(index))
-        yield Rows({name: value[index] for name, value in rows.items()}, keys_B, min(batch_size, total - start))
+        keys_B = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(
+            jnp.asarray(index)
+        )
+        yield Rows(
+            {name: value[index] for name, value in rows.items()},
+            keys_B,
+            min(batch_size, total - start),
+        )
 
 
-def places(task: Any, shape: Mapping[str, int] | None) -> tuple[jax.sharding.Mesh, Mapping[str, Any]]:
-    """A mesh of all devices, and by group the sharding of each parameter of the task, as its logical axes say.
+def places(
+    task: Any, shape: Mapping[str, int] | None
+) -> tuple[jax.sharding.Mesh, Mapping[str, Any]]:
+    """A mesh of all devices, and by group the sharding of each parameter of the task, as its
+    logical axes say.
 
     Args:
       shape: sizes of the mesh's axes; None: all devices on "data".
@@ -117,16 +153,20 @@ def places(task: Any, shape: Mapping[str, int] | None) -> tuple[jax.sharding.Mes
 
 
 def on_mesh(system: Any, shape: Mapping[str, int] | None) -> Any:
-    """A system with `weights`, `frozen` and `mesh`, which samples on a mesh of all devices; its images stay the same.
+    """A system with `weights`, `frozen` and `mesh`, which samples on a mesh of all devices.
 
-    Parameters are sharded as their logical axes say, images over the batch's axes, heads (and the KV cache) over
-    "tensor".
+    Its images stay the same.
+
+    Parameters are sharded as their logical axes say, images over the batch's axes, heads (and the
+    KV cache) over "tensor".
 
     Raises:
       UserError: a mesh that does not fit the devices.
     """
     mesh, place = places(system.task, shape)
-    weights = jax.device_put(dict(system.weights), {group: place[group] for group in system.weights})
+    weights = jax.device_put(
+        dict(system.weights), {group: place[group] for group in system.weights}
+    )
     frozen = sharding.place_frozen(system.frozen, mesh, sharding.rules_of(shape))
     return dataclasses.replace(system, weights=weights, frozen=frozen, mesh=mesh)
 
@@ -144,8 +184,16 @@ def check_images(name: str, images: Any, count: int, channels: int) -> np.ndarra
       UserError: another number, rank, dtype or number of channels.
     """
     images = np.asarray(images)
-    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] != channels or not images.size:
-        raise UserError(f"{name} is {images.dtype} {images.shape}; give uint8 ({count}, height, width, {channels}).")
+    if (
+        images.ndim != 4
+        or images.dtype != np.uint8
+        or images.shape[3] != channels
+        or not images.size
+    ):
+        raise UserError(
+            f"{name} is {images.dtype} {images.shape}; give uint8 ({count}, height, width, "
+            f"{channels})."
+        )
     if len(images) != count:
         raise UserError(f"{name} has {len(images)} images for {count} prompts; give one for each.")
     return images
@@ -162,9 +210,11 @@ def check_mask(mask: Any, init: np.ndarray | None) -> np.ndarray:
     mask = np.asarray(mask)
     if mask.dtype != np.bool_ or mask.shape not in (init.shape[1:3], init.shape[:3]):
         raise UserError(
-            f"mask is {mask.dtype} {mask.shape}; give bool {init.shape[1:3]} or {init.shape[:3]} like init_images, True "
-            "where to keep."
+            f"mask is {mask.dtype} {mask.shape}; give bool {init.shape[1:3]} or {init.shape[:3]} "
+            "like init_images, True where to keep."
         )
     if not mask.any():
-        raise UserError("mask keeps nothing of init_images; leave both out, or set it to True where to keep.")
+        raise UserError(
+            "mask keeps nothing of init_images; leave both out, or set it to True where to keep."
+        )
     return np.broadcast_to(mask, init.shape[:3])

@@ -1,4 +1,6 @@
-"""How a system that reproduces images is looked at: originals above what it makes of them, and PSNR."""
+"""How a system that reproduces images is looked at: originals above what it makes of them, and
+PSNR.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,23 @@ _SIDE = 96  # pixels that an image of a grid is at least high
 
 
 class ImageToImage(System):
-    """A system whose `reproduce` makes of images something that should equal them: tokenizers, super-resolution."""
+    """A system whose `reproduce` makes of images something that should equal them: tokenizers,
+    super-resolution.
+    """
 
     def reproduce(self, images: np.ndarray) -> np.ndarray:
         """What the system makes of uint8 images (B, H, W, C): uint8 images of the same shape."""
         raise NotImplementedError
 
-    def preview(self, held_out: HeldOut, evaluation: Evaluation) -> tuple[np.ndarray, Mapping[str, float]]:
+    def preview(
+        self, held_out: HeldOut, evaluation: Evaluation
+    ) -> tuple[np.ndarray, Mapping[str, float]]:
         """Rows of originals above rows of reproductions, and `eval/psnr` in dB."""
         images = held_out(evaluation.preview, ("image",))["image"]
         again = self.reproduce(images)
-        rows = [np.concatenate([images[i : i + 8], again[i : i + 8]]) for i in range(0, len(images), 8)]
+        rows = [
+            np.concatenate([images[i : i + 8], again[i : i + 8]]) for i in range(0, len(images), 8)
+        ]
         sheet = np.concatenate([grid(row, min(8, len(row) // 2), _SIDE) for row in rows])
         return sheet, {"eval/psnr": decibel(images, again)}
 

@@ -20,7 +20,8 @@ class Imported:
     """A system whose weights came from PyTorch.
 
     Attributes:
-      kind: the package's class, for messages. task: with the networks of its parts. params: by group. stats: see `Task`.
+      kind: the package's class, for messages. task: with the networks of its parts. params: by
+        group. stats: see `Task`.
       image_size: side of the images. parts: by name, written into folders of their own.
     """
 
@@ -36,16 +37,21 @@ class TorchFile:
     """A file of weights, with what its user says of it; it is read once, when it is asked for.
 
     Args:
-      t5: folder or hub name of the T5 on whose embeddings the system was trained; None: it is given embeddings.
-      fields: configuration of networks that the weights do not tell. options: by system, arguments of the package's
-        class.
+      t5: folder or hub name of the T5 on whose embeddings the system was trained; None: it is given
+        embeddings.
+      fields: configuration of networks that the weights do not tell. options: by system, arguments
+        of the package's class.
 
     Attributes:
       unused: what the user said and no system asked for. unknown: why `network` is None.
     """
 
     def __init__(
-        self, path: pathlib.Path, t5: str | None, fields: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]]
+        self,
+        path: pathlib.Path,
+        t5: str | None,
+        fields: Mapping[str, Any],
+        options: Mapping[str, Mapping[str, Any]],
     ):
         self.path, self.fields = path, dict(fields)
         self.unused: dict[str, Any] = dict(options) | ({} if t5 is None else {"t5": repr(t5)})
@@ -59,7 +65,10 @@ class TorchFile:
 
     @property
     def network(self) -> Any:
-        """The network whose weights it holds; None for weights of no network that `convert` knows."""
+        """The network whose weights it holds.
+
+        None for weights of no network that `convert` knows.
+        """
         return self._converted[0]
 
     @property
@@ -80,9 +89,16 @@ class TorchFile:
         """
         self.unused.pop("t5", None)
         length: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
-        text = StoredText(width, **length) if self._t5 is None else T5Text.from_directory(self._t5, **length)
+        text = (
+            StoredText(width, **length)
+            if self._t5 is None
+            else T5Text.from_directory(self._t5, **length)
+        )
         if text.dim != width:
-            raise UserError(f"t5={self._t5!r} is {text.dim} wide and the weights want {width}; give their own T5.")
+            raise UserError(
+                f"t5={self._t5!r} is {text.dim} wide and the weights want {width}; give their own "
+                "T5."
+            )
         return text
 
     @functools.cached_property

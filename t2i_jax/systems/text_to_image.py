@@ -34,7 +34,10 @@ class Judged:
 
 
 class TextToImage(System):
-    """A system whose `generate` makes images; its task's `samples` say what of the data it is given for that."""
+    """A system whose `generate` makes images.
+
+    Its task's `samples` say what of the data it is given for that.
+    """
 
     def on_mesh(self, shape: Mapping[str, int] | None) -> System:
         """The same system, sampling on a mesh of all devices, see `generation.on_mesh`."""
@@ -48,25 +51,35 @@ class TextToImage(System):
         if "cond_image" in samples:
             given["cond_images"] = samples["cond_image"]
         if self.task.text_encoder is None:
-            options = generation.with_changes(self.task.options, evaluation.options, {"guidance": 1.0})
+            options = generation.with_changes(
+                self.task.options, evaluation.options, {"guidance": 1.0}
+            )
             given |= {} if samples else {"images_per_prompt": count}
             return Judged([""] * count, np.asarray(self.generate(None, options, **given)), None, {})
         captions = list(samples["caption"])
-        images = np.asarray(self.generate(_prompts(samples, range(count)), evaluation.options, **given))
+        images = np.asarray(
+            self.generate(_prompts(samples, range(count)), evaluation.options, **given)
+        )
         if evaluation.judge is None:
             return Judged(captions, images, None, {})
         return _verdict(evaluation, captions, images)
 
-    def inpaint(self, held_out: HeldOut, evaluation: Evaluation, count: int) -> tuple[Judged, np.ndarray]:
-        """Held-out images of two things, one half of each inpainted, and how much of the other half changed.
+    def inpaint(
+        self, held_out: HeldOut, evaluation: Evaluation, count: int
+    ) -> tuple[Judged, np.ndarray]:
+        """Held-out images of two things, one half of each inpainted, and how much of the other half
+        changed.
 
         The half that is kept is the left, the right, the upper and the lower one in turn.
 
         Returns:
-          The images and the verdict; and per image the fraction of kept pixels that are not as they were.
+          The images and the verdict; and per image the fraction of kept pixels that are not as they
+          were.
         """
         samples = held_out(3 * count, ("image", *self.task.samples))
-        two = [i for i, caption in enumerate(samples["caption"]) if parse(caption).relation is not None][:count]
+        two = [
+            i for i, caption in enumerate(samples["caption"]) if parse(caption).relation is not None
+        ][:count]
         images, captions = samples["image"][two], [samples["caption"][i] for i in two]
         size = images.shape[1:3]
         upper, left = (axis < side / 2 for axis, side in zip(np.indices(size), size, strict=True))
@@ -79,23 +92,28 @@ class TextToImage(System):
         changed = ((made != images).any(-1) & masks).sum((1, 2)) / masks.sum((1, 2))
         return _verdict(evaluation, captions, made), changed
 
-    def preview(self, held_out: HeldOut, evaluation: Evaluation) -> tuple[np.ndarray, Mapping[str, float]]:
+    def preview(
+        self, held_out: HeldOut, evaluation: Evaluation
+    ) -> tuple[np.ndarray, Mapping[str, float]]:
         """A grid of images for held-out captions, and with a judge `eval/alignment`."""
         judged = self.judge(held_out, evaluation, evaluation.preview)
         metrics = {} if judged.right is None else {"eval/alignment": float(np.mean(judged.right))}
         return grid(judged.images, 8, _SIDE), metrics
 
     def evaluate(self, held_out: HeldOut, evaluation: Evaluation) -> Findings:
-        """With a judge `alignment_heldout` (the fraction of images that agree with their captions) and its parts.
+        """With a judge `alignment_heldout` (the fraction of images that agree with their captions)
+        and its parts.
 
-        With `evaluation.completions` also `alignment_completed`, the same of inpainted images, and `kept_changed`, the
-        fraction of kept pixels that changed.
+        With `evaluation.completions` also `alignment_completed`, the same of inpainted images, and
+        `kept_changed`, the fraction of kept pixels that changed.
         """
         metrics: dict[str, float] = {}
         judged = self.judge(held_out, evaluation, evaluation.pictures)
         if judged.right is not None:
             metrics["alignment_heldout"] = float(np.mean(judged.right))
-            metrics |= {f"alignment_heldout/{name}": float(value) for name, value in judged.parts.items()}
+            metrics |= {
+                f"alignment_heldout/{name}": float(value) for name, value in judged.parts.items()
+            }
         sheets = {"heldout": grid(judged.images[:32], 8, _SIDE)}
         if evaluation.completions:
             judged, changed = self.inpaint(held_out, evaluation, evaluation.completions)
@@ -106,7 +124,9 @@ class TextToImage(System):
 
 
 def samples_of(encoder: Any, *more: str) -> tuple[str, ...]:
-    """The entries of held-out data from which a system with this text encoder generates: captions, stored embeddings."""
+    """The entries of held-out data from which a system with this text encoder generates: captions,
+    stored embeddings.
+    """
     if encoder is None:
         return more
     stored = () if encoder.entry == "text" else (encoder.entry, "text_mask")

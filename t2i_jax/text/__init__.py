@@ -1,1 +1,3 @@
-"""From captions to embeddings: tokenizers, T5, an encoder trained with the system, stored embeddings."""
+"""From captions to embeddings: tokenizers, T5, an encoder trained with the system, stored
+embeddings.
+"""

@@ -27,7 +27,8 @@ def embed_captions(
     batch_size: int = 64,
     dtype: str = "float16",
 ) -> Iterator[np.ndarray]:
-    """The embeddings (tokens, dim) of each caption, in order, without padding: all rows are to be seen.
+    """The embeddings (tokens, dim) of each caption, in order, without padding: all rows are to be
+    seen.
 
     Args:
       encoder: a text encoder, such as `T5Text`; captions are cut at its `max_length`.
@@ -44,7 +45,9 @@ def embed_captions(
 
 
 def _embeddings(encoder, params, tokenizer, captions, batch_size, dtype):
-    embed = jax.jit(lambda params, ids_BL, mask_BL: encoder.embed(params, ids_BL, mask_BL).astype(dtype))
+    embed = jax.jit(
+        lambda params, ids_BL, mask_BL: encoder.embed(params, ids_BL, mask_BL).astype(dtype)
+    )
     params = jax.tree.map(jnp.asarray, params)
     captions = iter(captions)
     while batch := list(itertools.islice(captions, batch_size)):

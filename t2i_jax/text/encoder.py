@@ -20,7 +20,8 @@ class TextEncoder(Protocol):
 
     Attributes:
       dim: width of the embeddings. max_length: tokens of a caption; longer captions are cut.
-      trainable: whether its parameters are trained with the system (`init` makes them); if not, `frozen` reads them.
+      trainable: whether its parameters are trained with the system (`init` makes them); if not,
+        `frozen` reads them.
       entry: of a batch, what `embed` takes: "text" (token ids) or "text_embeds".
     """
 
@@ -30,7 +31,10 @@ class TextEncoder(Protocol):
     entry: ClassVar[str]
 
     def init(self, key: Key) -> Params:
-        """Parameters of an encoder that is trained with the system, boxed with their logical axes; else the weights."""
+        """Parameters of an encoder that is trained with the system, boxed with their logical axes.
+
+        Else the weights.
+        """
         ...
 
     def embed(self, params: Params, texts: Array, mask_BL: Array, key: Key | None = None) -> Array:
@@ -42,26 +46,38 @@ class TextEncoder(Protocol):
         ...
 
     def frozen(self) -> Mapping[str, Any]:
-        """{"text": weights} of an encoder that is not trained, read from where they are; {} for any other."""
+        """{"text": weights} of an encoder that is not trained, read from where they are.
+
+        {} for any other.
+        """
         ...
 
     def frozen_shapes(self) -> Mapping[str, Any]:
-        """{"text": shapes of the weights, boxed} of an encoder that is not trained; {} for any other."""
+        """{"text": shapes of the weights, boxed} of an encoder that is not trained.
+
+        {} for any other.
+        """
         ...
 
     def columns(self) -> Mapping[str, Mapping[str, Any]]:
-        """{name of a column of packed data: what it must have been made with}; {} where captions are enough."""
+        """{name of a column of packed data: what it must have been made with}; {} where captions
+        are enough.
+        """
         ...
 
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
-        """Writes into `folder` what `tokenizer` reads, from the captions of the data, unless it is there already."""
+        """Writes into `folder` what `tokenizer` reads, from the captions of the data, unless it is
+        there already.
+        """
         ...
 
     def tokenizer(self, folder: str | os.PathLike | None = None) -> TextTokenizer | None:
         """The tokenizer: of `folder`, or the encoder's own; None where prompts are embeddings."""
         ...
 
-    def encode(self, tokenizer: TextTokenizer | None, prompts: Any, field: str) -> dict[str, np.ndarray]:
+    def encode(
+        self, tokenizer: TextTokenizer | None, prompts: Any, field: str
+    ) -> dict[str, np.ndarray]:
         """{`entry`, "text_mask"} of what a user gives as prompts.
 
         Args:
@@ -80,7 +96,10 @@ class TextEncoder(Protocol):
 def ids_spec(max_length: int, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
     """{"text", "text_mask"} of a batch whose captions come as token ids."""
     shape = (batch_size, max_length)
-    return {"text": jax.ShapeDtypeStruct(shape, jnp.int32), "text_mask": jax.ShapeDtypeStruct(shape, jnp.bool_)}
+    return {
+        "text": jax.ShapeDtypeStruct(shape, jnp.int32),
+        "text_mask": jax.ShapeDtypeStruct(shape, jnp.bool_),
+    }
 
 
 def encode_captions(
@@ -92,14 +111,17 @@ def encode_captions(
       UserError: no captions, or something that is no caption.
     """
     if isinstance(prompts, str):
-        raise UserError(f"{field}={prompts!r} is one string; give a list of captions, [{prompts!r}].")
+        raise UserError(
+            f"{field}={prompts!r} is one string; give a list of captions, [{prompts!r}]."
+        )
     if not isinstance(prompts, Sequence) or not all(isinstance(prompt, str) for prompt in prompts):
         raise UserError(f"{field} holds something that is no caption; give a list of strings.")
     if not prompts:
         raise UserError(f"{field}=[] is empty; give at least one caption.")
     if tokenizer is None:
         raise UserError(
-            "text_tokenizer=None of the system cannot read captions; give the one it was trained with."
+            "text_tokenizer=None of the system cannot read captions; give the one it was trained "
+            "with."
         )
     ids_PL, mask_PL = tokenizer(list(prompts), max_length)
     return {"text": np.asarray(ids_PL, np.int32), "text_mask": np.asarray(mask_PL, bool)}

@@ -43,10 +43,16 @@ class TextTransformer(nn.Module):
     @nn.compact
     def __call__(self, text_BL: Array, mask_BL: Array, deterministic: bool = True) -> Array:
         """Embeddings (B, L, dim) float32 of token ids, L at most `max_length`."""
-        init = nn.initializers.normal(1.0)  # with 0.02 what tells two words apart drowns in what both are soon given
-        table_VC = self.param("embedding", boxed(init, "vocab", "embed"), (self.vocab_size, self.dim), jnp.float32)
-        table_VC = constrain(table_VC, None, None)  # whole for the look-up, whose rows are those of the batch
-        positions_LC = self.param("positions", boxed(init, None, "embed"), (self.max_length, self.dim), jnp.float32)
+        # with 0.02 what tells two words apart drowns in what both are soon given
+        init = nn.initializers.normal(1.0)
+        table_VC = self.param(
+            "embedding", boxed(init, "vocab", "embed"), (self.vocab_size, self.dim), jnp.float32
+        )
+        # whole for the look-up, whose rows are those of the batch
+        table_VC = constrain(table_VC, None, None)
+        positions_LC = self.param(
+            "positions", boxed(init, None, "embed"), (self.max_length, self.dim), jnp.float32
+        )
         x_BLC = table_VC[text_BL] + positions_LC[: text_BL.shape[1]]
         x_BLC = nn.Dropout(self.dropout)(x_BLC, deterministic=deterministic)
         shared = ("dim", "depth", "heads", "mlp_dim", "causal", "dropout", "remat", "dtype")
@@ -56,16 +62,17 @@ class TextTransformer(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class LearnedText:
-    """The encoder of Parti (Yu et al. 2022, section 2.2): a transformer over the tokens, norm at its output.
+    """The encoder of Parti (Yu et al. 2022, section 2.2): a transformer over the tokens, norm at
+    its output.
 
     Embeddings of tokens and positions start with a standard deviation of 1, as those of T5 do.
 
     Attributes:
       dim, depth, heads, mlp_dim: widths and numbers; dim is a multiple of heads.
       vocab_size: ids are below it; max_length: tokens of a caption.
-      causal: whether a token sees only itself and those before it, as in CLIP's encoder (Radford et al. 2021, section
-        2.4). What comes first is then plain to see: a diffusion model with it learns in far fewer steps which of two
-        things stands above the other.
+      causal: whether a token sees only itself and those before it, as in CLIP's encoder (Radford et
+        al. 2021, section 2.4). What comes first is then plain to see: a diffusion model with it
+        learns in far fewer steps which of two things stands above the other.
       dropout: on embeddings and updates, where `embed` is given a key; the paper has 0.1.
       remat: what the backward pass recomputes: "none", "dots" or "full".
       dtype: of the products; norms and softmax are float32.
@@ -91,7 +98,9 @@ class LearnedText:
                 raise UserError(f"{field}={getattr(self, field)} is not positive; give 1 or more.")
         if self.dim % self.heads:
             larger = -(-self.dim // self.heads) * self.heads
-            raise UserError(f"dim={self.dim} is not a multiple of heads={self.heads}; try dim={larger}.")
+            raise UserError(
+                f"dim={self.dim} is not a multiple of heads={self.heads}; try dim={larger}."
+            )
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout} is outside [0, 1); try 0.1.")
         one_of("remat", self.remat, REMAT)
@@ -106,7 +115,9 @@ class LearnedText:
         text_BL = jnp.zeros((1, min(2, self.max_length)), jnp.int32)
         return self.network.init(key, text_BL, text_BL == 0)["params"]
 
-    def embed(self, params: Params, text_BL: Array, mask_BL: Array, key: Key | None = None) -> Array:
+    def embed(
+        self, params: Params, text_BL: Array, mask_BL: Array, key: Key | None = None
+    ) -> Array:
         """Embeddings (B, L, dim) float32 of token ids (L at most `max_length`).
 
         Args:
@@ -114,9 +125,14 @@ class LearnedText:
           key: for dropout; None: nothing is dropped.
         """
         if text_BL.shape[1] > self.max_length:
-            raise UserError(f"text has {text_BL.shape[1]} tokens, more than max_length={self.max_length}; cut it.")
+            raise UserError(
+                f"text has {text_BL.shape[1]} tokens, more than max_length={self.max_length}; cut "
+                "it."
+            )
         rngs = {} if key is None else {"dropout": key}
-        embeds_BLD: Any = self.network.apply({"params": params}, text_BL, mask_BL, deterministic=key is None, rngs=rngs)
+        embeds_BLD: Any = self.network.apply(
+            {"params": params}, text_BL, mask_BL, deterministic=key is None, rngs=rngs
+        )
         return embeds_BLD
 
     def spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
@@ -136,7 +152,9 @@ class LearnedText:
         return {}
 
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
-        """Trains a vocabulary on the first 50,000 captions and writes it into `folder`, unless there is one."""
+        """Trains a vocabulary on the first 50,000 captions and writes it into `folder`, unless
+        there is one.
+        """
         folder = pathlib.Path(folder)
         if not folder.is_dir():
             first = list(itertools.islice(captions(), _CAPTIONS_FOR_VOCABULARY))
@@ -147,10 +165,15 @@ class LearnedText:
     def tokenizer(self, folder: str | os.PathLike | None = None) -> TextTokenizer:
         """The vocabulary that `prepare` wrote into `folder`."""
         if folder is None:
-            raise UserError("folder=None: a LearnedText reads its vocabulary from RUN/text_tokenizer; name that folder.")
+            raise UserError(
+                "folder=None: a LearnedText reads its vocabulary from RUN/text_tokenizer; name "
+                "that folder."
+            )
         return load(folder)
 
-    def encode(self, tokenizer: TextTokenizer | None, prompts: Any, field: str) -> dict[str, np.ndarray]:
+    def encode(
+        self, tokenizer: TextTokenizer | None, prompts: Any, field: str
+    ) -> dict[str, np.ndarray]:
         """Token ids of captions and their mask."""
         return encode_captions(tokenizer, prompts, self.max_length, field)
 

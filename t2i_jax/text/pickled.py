@@ -1,7 +1,7 @@
 """The arrays of a PyTorch .bin file, read without PyTorch; nothing that is pickled in it runs.
 
-Many T5s on the Hugging Face hub have no other weights. Such a file is a zip archive: one pickle with the names, and
-for each tensor the bytes of its storage.
+Many T5s on the Hugging Face hub have no other weights. Such a file is a zip archive: one pickle
+with the names, and for each tensor the bytes of its storage.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ _STORAGES = {
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
-    """Where a tensor's elements lie: a file of the archive, and offset, size and stride in elements."""
+    """Where a tensor's elements lie: a file of the archive, and offset, size and stride in
+    elements.
+    """
 
     storage: tuple[np.dtype, str]
     offset: int
@@ -45,20 +47,26 @@ def readers(path: pathlib.Path) -> Mapping[str, Callable[[], np.ndarray]]:
     """For each array of the file its name and a function that reads it.
 
     Raises:
-      UserError: not such an archive (PyTorch before 1.6 wrote another format), or one that holds more than tensors.
+      UserError: not such an archive (PyTorch before 1.6 wrote another format), or one that holds
+        more than tensors.
     """
     try:
         archive = zipfile.ZipFile(path)
-        root = next(name for name in archive.namelist() if name.endswith("data.pkl"))[: -len("data.pkl")]
+        root = next(name for name in archive.namelist() if name.endswith("data.pkl"))[
+            : -len("data.pkl")
+        ]
         state = _Unpickler(archive.open(f"{root}data.pkl")).load()
         if not isinstance(state, Mapping):
             raise pickle.UnpicklingError("it holds no arrays by name")
     except (zipfile.BadZipFile, StopIteration, pickle.UnpicklingError, EOFError) as error:
         raise UserError(
-            f"weights={str(path)!r} cannot be read ({error or 'no data.pkl in it'}); save them as safetensors."
+            f"weights={str(path)!r} cannot be read ({error or 'no data.pkl in it'}); save them as "
+            "safetensors."
         ) from error
     tensors = {name: value for name, value in state.items() if isinstance(value, _Tensor)}
-    return {name: lambda tensor=tensor: _read(archive, root, tensor) for name, tensor in tensors.items()}
+    return {
+        name: lambda tensor=tensor: _read(archive, root, tensor) for name, tensor in tensors.items()
+    }
 
 
 class _Unpickler(pickle.Unpickler):
@@ -69,7 +77,9 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, offset, size, stride, *_: _Tensor(storage, offset, tuple(size), tuple(stride))
+            return lambda storage, offset, size, stride, *_: _Tensor(
+                storage, offset, tuple(size), tuple(stride)
+            )
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda tensor, *_: tensor
         if module == "torch" and name in _STORAGES:
@@ -87,8 +97,15 @@ class _Unpickler(pickle.Unpickler):
 def _read(archive, root, tensor):
     dtype, key = tensor.storage
     elements = np.frombuffer(archive.read(f"{root}data/{key}"), dtype)
-    last = tensor.offset + sum((size - 1) * stride for size, stride in zip(tensor.size, tensor.stride))
+    last = tensor.offset + sum(
+        (size - 1) * stride for size, stride in zip(tensor.size, tensor.stride)
+    )
     if 0 in tensor.size or min((tensor.offset, *tensor.stride)) < 0 or last >= elements.size:
-        raise UserError(f"weights={archive.filename!r} hold a tensor that lies outside its storage; fetch them again.")
+        raise UserError(
+            f"weights={archive.filename!r} hold a tensor that lies outside its storage; fetch them "
+            "again."
+        )
     strides = [stride * dtype.itemsize for stride in tensor.stride]
-    return np.lib.stride_tricks.as_strided(elements[tensor.offset :], tensor.size, strides, writeable=False)
+    return np.lib.stride_tricks.as_strided(
+        elements[tensor.offset :], tensor.size, strides, writeable=False
+    )

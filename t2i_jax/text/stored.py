@@ -39,16 +39,23 @@ class StoredText:
         """Nothing."""
         return {}
 
-    def embed(self, params: Params, text_BLD: Array, mask_BL: Array, key: Key | None = None) -> Array:
+    def embed(
+        self, params: Params, text_BLD: Array, mask_BL: Array, key: Key | None = None
+    ) -> Array:
         """The batch's own embeddings, float32."""
         if text_BLD.shape[-1] != self.dim:
-            raise UserError(f"text_embeds are {text_BLD.shape[-1]} wide, not text.dim={self.dim}; make them equal.")
+            raise UserError(
+                f"text_embeds are {text_BLD.shape[-1]} wide, not text.dim={self.dim}; make them "
+                "equal."
+            )
         return jnp.asarray(text_BLD, jnp.float32)
 
     def spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Embeddings and their mask."""
         return {
-            "text_embeds": jax.ShapeDtypeStruct((batch_size, self.max_length, self.dim), jnp.float32),
+            "text_embeds": jax.ShapeDtypeStruct(
+                (batch_size, self.max_length, self.dim), jnp.float32
+            ),
             "text_mask": jax.ShapeDtypeStruct((batch_size, self.max_length), jnp.bool_),
         }
 
@@ -71,11 +78,19 @@ class StoredText:
         """None: prompts are embeddings."""
 
     def encode(self, tokenizer: Any, prompts: Any, field: str) -> dict[str, np.ndarray]:
-        """{"text_embeds", "text_mask"} of a pair (embeddings (P, L, dim), mask (P, L)), padded to `max_length`."""
+        """{"text_embeds", "text_mask"} of a pair (embeddings (P, L, dim), mask (P, L)), padded to
+        `max_length`.
+        """
         if not isinstance(prompts, tuple) or len(prompts) != 2:
-            raise UserError(f"{field} are no embeddings; with stored text give the pair (embeddings, mask).")
+            raise UserError(
+                f"{field} are no embeddings; with stored text give the pair (embeddings, mask)."
+            )
         embeds_PLD, mask_PL = np.asarray(prompts[0], np.float32), np.asarray(prompts[1], bool)
-        if embeds_PLD.ndim != 3 or embeds_PLD.shape[2] != self.dim or mask_PL.shape != embeds_PLD.shape[:2]:
+        if (
+            embeds_PLD.ndim != 3
+            or embeds_PLD.shape[2] != self.dim
+            or mask_PL.shape != embeds_PLD.shape[:2]
+        ):
             found = f"embeddings {embeds_PLD.shape} and mask {mask_PL.shape}"
             raise UserError(f"{field} has {found}; give (P, L, {self.dim}) and (P, L).")
         if not len(embeds_PLD) or embeds_PLD.shape[1] > self.max_length:
@@ -89,4 +104,6 @@ class StoredText:
 
     def empty(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings of zeros with an empty mask."""
-        return np.zeros((count, self.max_length, self.dim), np.float32), np.zeros((count, self.max_length), bool)
+        return np.zeros((count, self.max_length, self.dim), np.float32), np.zeros(
+            (count, self.max_length), bool
+        )

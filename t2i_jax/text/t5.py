@@ -1,4 +1,6 @@
-"""Frozen T5 embeddings as the text of a system, and the one-call encoding that the PyTorch packages offer."""
+"""Frozen T5 embeddings as the text of a system, and the one-call encoding that the PyTorch packages
+offer.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +29,17 @@ _STEP = 32  # it computes at multiples of this length, so that few lengths are c
 
 @dataclasses.dataclass(frozen=True)
 class T5Text:
-    """A frozen T5 as a text encoder; its weights stay in a folder or on the hub and are an argument of every step.
+    """A frozen T5 as a text encoder.
+
+    Its weights stay in a folder or on the hub and are an argument of every step.
 
     >>> text = T5Text.from_directory("google/t5-v1_1-base")                       # doctest: +SKIP
     >>> ids_BL, mask_BL = text.tokenizer()(["a red circle"], text.max_length)     # doctest: +SKIP
     >>> embeds_BLD = text.embed(text.init(key), ids_BL, mask_BL)                  # doctest: +SKIP
 
     Attributes:
-      source: folder with config.json, weights and the tokenizer, or a name on the Hugging Face hub. None: weights
-        are drawn at random and there is no tokenizer, for trying things out.
+      source: folder with config.json, weights and the tokenizer, or a name on the Hugging Face hub.
+        None: weights are drawn at random and there is no tokenizer, for trying things out.
       network: the encoder.
       max_length: tokens of a caption, the end included; what is longer is cut.
     """
@@ -49,11 +53,17 @@ class T5Text:
 
     def __post_init__(self):
         if self.max_length < 1:
-            raise UserError(f"max_length={self.max_length} leaves no token; give 1 or more, for example 128.")
+            raise UserError(
+                f"max_length={self.max_length} leaves no token; give 1 or more, for example 128."
+            )
 
     @classmethod
-    def from_directory(cls, source: str | os.PathLike, max_length: int = 128, dtype: str = "float32") -> T5Text:
-        """The T5 of a folder or of a hub name; of the published names nothing is fetched before the weights are used.
+    def from_directory(
+        cls, source: str | os.PathLike, max_length: int = 128, dtype: str = "float32"
+    ) -> T5Text:
+        """The T5 of a folder or of a hub name.
+
+        Of the published names nothing is fetched before the weights are used.
 
         Args:
           dtype: of the products, "bfloat16" to halve memory and time.
@@ -74,7 +84,9 @@ class T5Text:
         return self.network.dim
 
     def init(self, key: Key) -> Params:
-        """The weights: read from `source` (NumPy arrays, `key` is not used), or random ones where there is none."""
+        """The weights: read from `source` (NumPy arrays, `key` is not used), or random ones where
+        there is none.
+        """
         if self.source is None:
             return sharding.unbox(self._random(key))
         folder = t5_files.folder_of(self.source, "config.json", "model*.safetensors*")
@@ -89,11 +101,19 @@ class T5Text:
     def tokenizer(self, folder: str | os.PathLike | None = None) -> TextTokenizer:
         """T5's own tokenizer, from `source`; `folder` is not used."""
         if self.source is None:
-            raise UserError("text.source=None has no tokenizer; give a folder or a name such as google/t5-v1_1-base.")
+            raise UserError(
+                "text.source=None has no tokenizer; give a folder or a name such as "
+                "google/t5-v1_1-base."
+            )
         return load(t5_files.folder_of(self.source, *t5_files.TOKENIZER_FILES))
 
-    def embed(self, params: Params, text_BL: Array, mask_BL: Array, key: Key | None = None) -> Array:
-        """Embeddings (B, L, dim) float32 of token ids; rows at padding are not zeroed, the mask says where they are."""
+    def embed(
+        self, params: Params, text_BL: Array, mask_BL: Array, key: Key | None = None
+    ) -> Array:
+        """Embeddings (B, L, dim) float32 of token ids.
+
+        Rows at padding are not zeroed, the mask says where they are.
+        """
         embeds_BLD: Any = self.network.apply({"params": params}, text_BL, mask_BL)
         return embeds_BLD
 
@@ -116,7 +136,9 @@ class T5Text:
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
         """Nothing is needed: T5 has its own tokenizer."""
 
-    def encode(self, tokenizer: TextTokenizer | None, prompts: Any, field: str) -> dict[str, np.ndarray]:
+    def encode(
+        self, tokenizer: TextTokenizer | None, prompts: Any, field: str
+    ) -> dict[str, np.ndarray]:
         """Token ids of captions and their mask."""
         return encode_captions(tokenizer, prompts, self.max_length, field)
 
@@ -138,11 +160,13 @@ def t5_encode_text(
       name: a folder, or a name on the hub. It is loaded once per process.
 
     Returns:
-      embeds (B, L, dim) float32, with L the tokens of the longest caption (256 at most), rows at padding not zeroed;
-      and mask (B, L) bool, True at tokens.
+      embeds (B, L, dim) float32, with L the tokens of the longest caption (256 at most), rows at
+      padding not zeroed; and mask (B, L) bool, True at tokens.
     """
     if isinstance(texts, str) or not len(texts):
-        raise UserError(f"texts={texts!r} is not a list of captions; give for example ['a red circle'].")
+        raise UserError(
+            f"texts={texts!r} is not a list of captions; give for example ['a red circle']."
+        )
     text, params, tokenizer, embed = _loaded(os.fspath(name), dtype)
     ids_BL, mask_BL = tokenizer(list(texts), text.max_length)
     longest = int(mask_BL.sum(axis=1).max())

@@ -16,7 +16,8 @@ from t2i_jax.nn.conv import Dense, boxed
 from t2i_jax.nn.transformer import layer_fields
 from t2i_jax.types import Array
 
-# What a feed-forward layer applies to its first product; "gated" ones multiply it with a second one (Shazeer 2020).
+# What a feed-forward layer applies to its first product; "gated" ones multiply it with a second one
+# (Shazeer 2020).
 FEED_FORWARD = {
     "relu": nn.relu,
     "gated-gelu": lambda x: nn.gelu(x, approximate=True),
@@ -27,14 +28,17 @@ _POSITIVE = ("dim", "depth", "heads", "dim_head", "mlp_dim", "vocab_size", "max_
 
 
 class T5Encoder(nn.Module):
-    """Pre-norm transformer encoder with root-mean-square norms, one learnt bias per relative position, and no scaling.
+    """Pre-norm transformer encoder with root-mean-square norms, one learnt bias per relative
+    position, and no scaling.
 
-    The parameters of all layers are stacked under "layers"; the relative bias is shared by all of them.
+    The parameters of all layers are stacked under "layers"; the relative bias is shared by all of
+    them.
 
     Attributes:
       dim, depth, heads, dim_head, mlp_dim: widths and numbers; heads * dim_head need not be dim.
       vocab_size: rows of the token embedding.
-      feed_forward: a key of `FEED_FORWARD`: "relu" for T5, "gated-gelu" for version 1.1 and Flan-T5.
+      feed_forward: a key of `FEED_FORWARD`: "relu" for T5, "gated-gelu" for version 1.1 and
+        Flan-T5.
       buckets, max_distance: of relative positions; further ones share a bucket.
       epsilon: of the norms.
       dtype: of the matmuls; norms, scores and softmax are float32.
@@ -58,7 +62,9 @@ class T5Encoder(nn.Module):
             if getattr(self, field) < 1:
                 raise UserError(f"{field}={getattr(self, field)} is not positive; give 1 or more.")
         if self.buckets < 4 or self.buckets % 2:
-            raise UserError(f"buckets={self.buckets} is not an even number of 4 or more; T5 has 32.")
+            raise UserError(
+                f"buckets={self.buckets} is not an even number of 4 or more; T5 has 32."
+            )
         super().__post_init__()
 
     @nn.compact
@@ -67,7 +73,8 @@ class T5Encoder(nn.Module):
 
         Args:
           text_BL: int32 token ids.
-          mask_BL: bool, False at padding; rows at padding are computed like others and mean nothing.
+          mask_BL: bool, False at padding; rows at padding are computed like others and mean
+            nothing.
         """
         init = boxed(nn.initializers.normal(1.0), "vocab", "embed")
         table_VC = self.param("embedding", init, (self.vocab_size, self.dim), jnp.float32)
@@ -88,7 +95,10 @@ class T5Encoder(nn.Module):
 
 
 class T5Layer(nn.Module):
-    """Self-attention and a feed-forward layer, each behind a norm, with a residual; fields as in `T5Encoder`."""
+    """Self-attention and a feed-forward layer, each behind a norm, with a residual.
+
+    Fields as in `T5Encoder`.
+    """
 
     dim: int
     heads: int
@@ -108,14 +118,22 @@ class T5Layer(nn.Module):
         inner = self.heads * self.dim_head
         # T5 starts its queries smaller by sqrt(dim_head) and never scales scores.
         std = {"q": (self.dim * self.dim_head) ** -0.5, "k": self.dim**-0.5, "v": self.dim**-0.5}
-        q, k, v = (self._dense(inner, n, ("embed", "heads"), std[n])(x_BLC) for n in ("q", "k", "v"))
+        q, k, v = (
+            self._dense(inner, n, ("embed", "heads"), std[n])(x_BLC) for n in ("q", "k", "v")
+        )
+
         def split(y):
             return y.reshape(*y.shape[:-1], self.heads, self.dim_head)
-        scores_BHQK = jnp.einsum("BQHD,BKHD->BHQK", split(q), split(k), preferred_element_type=jnp.float32)
+
+        scores_BHQK = jnp.einsum(
+            "BQHD,BKHD->BHQK", split(q), split(k), preferred_element_type=jnp.float32
+        )
         scores_BHQK = jnp.where(mask_BL[:, None, None, :], scores_BHQK + bias_HQK, MASKED)
         weights_BHQK = jax.nn.softmax(scores_BHQK, axis=-1).astype(self.dtype)
         out_BQHD = jnp.einsum("BHQK,BKHD->BQHD", weights_BHQK, split(v))
-        return self._dense(self.dim, "out", ("heads", "embed"), inner**-0.5)(out_BQHD.reshape(*x_BLC.shape[:-1], inner))
+        return self._dense(self.dim, "out", ("heads", "embed"), inner**-0.5)(
+            out_BQHD.reshape(*x_BLC.shape[:-1], inner)
+        )
 
     def _mlp(self, x_BLC):
         activate, wide = FEED_FORWARD[self.feed_forward], ("embed", "mlp")
@@ -125,14 +143,21 @@ class T5Layer(nn.Module):
         return self._dense(self.dim, "narrow", ("mlp", "embed"), self.mlp_dim**-0.5)(h)
 
     def _dense(self, features, name, axes, std):
-        return Dense(features, axes, bias=False, dtype=self.dtype, init=nn.initializers.normal(std), name=name)
+        return Dense(
+            features,
+            axes,
+            bias=False,
+            dtype=self.dtype,
+            init=nn.initializers.normal(std),
+            name=name,
+        )
 
 
 def relative_bucket(length: int, buckets: int, max_distance: int) -> np.ndarray:
     """The bucket of every pair of positions, (query, key) int32 (Raffel et al. 2020, section 2.1).
 
-    Half of the buckets is for keys behind the query. Of each half, one half has a bucket per distance, the rest covers
-    the distances up to `max_distance` in steps that grow logarithmically.
+    Half of the buckets is for keys behind the query. Of each half, one half has a bucket per
+    distance, the rest covers the distances up to `max_distance` in steps that grow logarithmically.
     """
     offset_QK = np.arange(length)[None, :] - np.arange(length)[:, None]
     half = buckets // 2
@@ -140,20 +165,29 @@ def relative_bucket(length: int, buckets: int, max_distance: int) -> np.ndarray:
     distance = np.abs(offset_QK)
     # In float32, as T5 was trained: the boundaries are where a float32 logarithm puts them.
     log = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
-    far = exact + (log / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)).astype(np.int32)
+    far = exact + (
+        log / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)
+    ).astype(np.int32)
     near_or_far = np.where(distance < exact, distance, np.minimum(far, half - 1))
     return (near_or_far + np.where(offset_QK > 0, half, 0)).astype(np.int32)
 
 
 def _norm(network, name):
     return nn.RMSNorm(
-        epsilon=network.epsilon, dtype=network.dtype, scale_init=boxed(nn.initializers.ones, "embed"), name=name
+        epsilon=network.epsilon,
+        dtype=network.dtype,
+        scale_init=boxed(nn.initializers.ones, "embed"),
+        name=name,
     )
 
 
 def _sizes():
     v1 = dict(feed_forward="relu")
-    small, base, large = (dict(dim=512, depth=6, heads=8), dict(dim=768), dict(dim=1024, depth=24, heads=16))
+    small, base, large = (
+        dict(dim=512, depth=6, heads=8),
+        dict(dim=768),
+        dict(dim=1024, depth=24, heads=16),
+    )
     sizes = {
         "t5-small": T5Encoder(**v1, **small, mlp_dim=2048),
         "t5-base": T5Encoder(**v1, **base, mlp_dim=3072),
@@ -170,7 +204,9 @@ def _sizes():
     }
     for size, network in newer.items():
         sizes[f"google/t5-v1_1-{size}"] = sizes[f"google/flan-t5-{size}"] = network
-    return sizes | {f"google-t5/{name}": network for name, network in sizes.items() if "/" not in name}
+    return sizes | {
+        f"google-t5/{name}": network for name, network in sizes.items() if "/" not in name
+    }
 
 
 SIZES: dict[str, T5Encoder] = _sizes()  # the networks of the published weights, by the hub's names

@@ -1,4 +1,6 @@
-"""A T5 as Hugging Face stores it: a folder with config.json, weights and the tokenizer, or its name on the hub."""
+"""A T5 as Hugging Face stores it: a folder with config.json, weights and the tokenizer, or its name
+on the hub.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ _WEIGHTS = (
 
 
 def folder_of(source: str, *patterns: str) -> pathlib.Path:
-    """The local folder of `source`: itself, or where the hub's copy lies, fetched when it is not there.
+    """The local folder of `source`: itself, or where the hub's copy lies, fetched when it is not
+    there.
 
     Args:
       source: a folder, or a name on the hub such as "google/t5-v1_1-base".
@@ -44,11 +47,13 @@ def folder_of(source: str, *patterns: str) -> pathlib.Path:
 
     try:
         return pathlib.Path(snapshot_download(source, allow_patterns=list(patterns)))
-    except (OSError, HFValidationError, ValueError) as error:  # no network, no such name, no permission
+    # no network, no such name, no permission
+    except (OSError, HFValidationError, ValueError) as error:
         known = "" if source in SIZES else " " + did_you_mean(source, SIZES)
         raise UserError(
-            f"text={source!r} is neither a folder nor within reach on the Hugging Face hub ({type(error).__name__}); "
-            f"download it where there is a network and give the folder.{known}"
+            f"text={source!r} is neither a folder nor within reach on the Hugging Face hub "
+            f"({type(error).__name__}); download it where there is a network and give the "
+            f"folder.{known}"
         ) from error
 
 
@@ -60,14 +65,20 @@ def read_config(folder: pathlib.Path) -> T5Encoder:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"text={str(folder)!r} has no config.json; give a folder that save_pretrained() wrote.")
+        raise UserError(
+            f"text={str(folder)!r} has no config.json; give a folder that save_pretrained() wrote."
+        )
     given = json.loads(path.read_text())
     if given.get("model_type") != "t5":
-        raise UserError(f"text={str(folder)!r} holds a model of type {given.get('model_type')!r}; give a T5 encoder.")
+        raise UserError(
+            f"text={str(folder)!r} holds a model of type {given.get('model_type')!r}; give a T5 "
+            "encoder."
+        )
     feed_forward = given.get("feed_forward_proj", "relu")
     if feed_forward not in FEED_FORWARD:
         raise UserError(
-            f"text={str(folder)!r} has feed_forward_proj={feed_forward!r}; known: {', '.join(FEED_FORWARD)}."
+            f"text={str(folder)!r} has feed_forward_proj={feed_forward!r}; known: "
+            f"{', '.join(FEED_FORWARD)}."
         )
     return T5Encoder(
         dim=given["d_model"],
@@ -84,15 +95,25 @@ def read_config(folder: pathlib.Path) -> T5Encoder:
 
 
 def names(network: T5Encoder) -> Iterator[tuple[str, tuple[str, ...], int | None]]:
-    """Every array of the encoder: its name at Hugging Face, its path in ours, and its index among the stacked layers.
+    """Every array of the encoder: its name at Hugging Face, its path in ours, and its index among
+    the stacked layers.
 
     Matrices named "kernel" are transposed between the two; all else is the same.
     """
     yield "shared.weight", ("embedding",), None
     yield f"{_block(0)}.0.SelfAttention.relative_attention_bias.weight", ("relative_bias",), None
     gated = network.feed_forward.startswith("gated")
-    matrices = {"SelfAttention.q": "q", "SelfAttention.k": "k", "SelfAttention.v": "v", "SelfAttention.o": "out"}
-    wide = {"DenseReluDense.wi_0": "wide", "DenseReluDense.wi_1": "gate"} if gated else {"DenseReluDense.wi": "wide"}
+    matrices = {
+        "SelfAttention.q": "q",
+        "SelfAttention.k": "k",
+        "SelfAttention.v": "v",
+        "SelfAttention.o": "out",
+    }
+    wide = (
+        {"DenseReluDense.wi_0": "wide", "DenseReluDense.wi_1": "gate"}
+        if gated
+        else {"DenseReluDense.wi": "wide"}
+    )
     for i in range(network.depth):
         for torch, ours in matrices.items():
             yield f"{_block(i)}.0.{torch}.weight", ("layers", ours, "kernel"), i
@@ -103,12 +124,16 @@ def names(network: T5Encoder) -> Iterator[tuple[str, tuple[str, ...], int | None
     yield "encoder.final_layer_norm.weight", ("norm", "scale"), None
 
 
-def read_weights(folder: pathlib.Path, network: T5Encoder, shapes: Mapping[str, Any]) -> dict[str, Any]:
-    """The encoder's parameters from safetensors, else from pytorch_model.bin, one file or several; no decoder is read.
+def read_weights(
+    folder: pathlib.Path, network: T5Encoder, shapes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The encoder's parameters from safetensors, else from pytorch_model.bin, one file or several.
+
+    No decoder is read.
 
     Args:
-      shapes: the parameters' nested dict of shapes. Matrices and the embedding come in `network.dtype`, in which they
-        are used; norms and the relative bias in float32.
+      shapes: the parameters' nested dict of shapes. Matrices and the embedding come in
+        `network.dtype`, in which they are used; norms and the relative bias in float32.
 
     Raises:
       UserError: no such file, or arrays that are missing or of another shape (all are listed).
@@ -130,7 +155,10 @@ def read_weights(folder: pathlib.Path, network: T5Encoder, shapes: Mapping[str, 
             continue
         _put(params, path, layer, ours, network)
     if wrong:
-        raise UserError(f"text={str(folder)!r} does not fit its config.json: {'; '.join(wrong)}; fetch it again.")
+        raise UserError(
+            f"text={str(folder)!r} does not fit its config.json: {'; '.join(wrong)}; fetch it "
+            "again."
+        )
     return params
 
 
@@ -143,13 +171,18 @@ def _readers(folder):
     """For every array stored in the folder its name and a function that reads it."""
     first = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
     if first is None:
-        raise UserError(f"text={str(folder)!r} has neither model.safetensors nor pytorch_model.bin; fetch one of them.")
+        raise UserError(
+            f"text={str(folder)!r} has neither model.safetensors nor pytorch_model.bin; fetch one "
+            "of them."
+        )
     shards = [first]
     if first.endswith(".index.json"):
         shards = sorted(set(json.loads((folder / first).read_text())["weight_map"].values()))
     absent = [shard for shard in shards if not (folder / shard).is_file()]
     if absent:
-        raise UserError(f"text={str(folder)!r} lacks {', '.join(absent)}; fetch it, or give another folder.")
+        raise UserError(
+            f"text={str(folder)!r} lacks {', '.join(absent)}; fetch it, or give another folder."
+        )
     read = pickled.readers if shards[0].endswith(".bin") else _safetensors
     return {name: reader for shard in shards for name, reader in read(folder / shard).items()}
 
@@ -160,7 +193,9 @@ def _safetensors(path):
     try:
         file = safe_open(path, framework="np")
     except SafetensorError as error:
-        raise UserError(f"weights={str(path)!r} is not a safetensors file ({error}); fetch it again.") from error
+        raise UserError(
+            f"weights={str(path)!r} is not a safetensors file ({error}); fetch it again."
+        ) from error
     names = file.keys()
     return {name: lambda name=name: file.get_tensor(name) for name in names}
 

@@ -1,4 +1,6 @@
-"""From captions to token ids: T5's own files, or a small vocabulary trained on the captions at hand."""
+"""From captions to token ids: T5's own files, or a small vocabulary trained on the captions at
+hand.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ class TextTokenizer(Protocol):
     vocab_size: int
 
     def __call__(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
-        """ids (B, max_length) int32 and mask bool, True at tokens; longer captions are cut before the end token."""
+        """ids (B, max_length) int32 and mask bool, True at tokens.
+
+        Longer captions are cut before the end token.
+        """
         ...
 
     def lengths(self, texts: Sequence[str]) -> np.ndarray:
@@ -66,7 +71,9 @@ class SentencePiece:
 
 
 class Vocabulary:
-    """The tokenizer of a tokenizer.json file of the `tokenizers` package: T5's, or one that `train_bpe` made."""
+    """The tokenizer of a tokenizer.json file of the `tokenizers` package: T5's, or one that
+    `train_bpe` made.
+    """
 
     def __init__(self, tokenizer_json: str):
         import tokenizers
@@ -77,7 +84,9 @@ class Vocabulary:
         self._tokenizer.no_truncation()
         eos = self._tokenizer.token_to_id("</s>")
         if eos is None or self._tokenizer.token_to_id("<pad>") != PAD:
-            raise UserError("tokenizer.json has no </s>, or its <pad> is not id 0; give the tokenizer of a T5.")
+            raise UserError(
+                "tokenizer.json has no </s>, or its <pad> is not id 0; give the tokenizer of a T5."
+            )
         self._eos, self.vocab_size = eos, self._tokenizer.get_vocab_size()
 
     def __call__(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,17 +120,18 @@ def load(folder: str | os.PathLike) -> TextTokenizer:
     if (folder / _TOKENIZERS).is_file():
         return Vocabulary((folder / _TOKENIZERS).read_text(encoding="utf-8"))
     raise UserError(
-        f"tokenizer={str(folder)!r} has neither {_SENTENCEPIECE} nor {_TOKENIZERS}; give a T5's folder or a run's "
-        "text_tokenizer."
+        f"tokenizer={str(folder)!r} has neither {_SENTENCEPIECE} nor {_TOKENIZERS}; give a T5's "
+        "folder or a run's text_tokenizer."
     )
 
 
 def train_bpe(captions: Iterable[str], vocab_size: int) -> Vocabulary:
-    """A vocabulary of characters and of the pieces that merging frequent pairs makes (Sennrich et al. 2016).
+    """A vocabulary of characters and of the pieces that merging frequent pairs makes (Sennrich et
+    al. 2016).
 
-    The same captions give the same vocabulary. They are made lowercase; no piece reaches over a word's end.
-    Ids 0, 1, 2 are padding, end and unknown; then come the most frequent characters, then what merging them makes,
-    `vocab_size` in all at most.
+    The same captions give the same vocabulary. They are made lowercase; no piece reaches over a
+    word's end. Ids 0, 1, 2 are padding, end and unknown; then come the most frequent characters,
+    then what merging them makes, `vocab_size` in all at most.
 
     Raises:
       UserError: a `vocab_size` with no room for characters, or no captions.
@@ -130,26 +140,40 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> Vocabulary:
 
     captions = list(captions)
     if vocab_size < 16:
-        raise UserError(f"vocab_size={vocab_size} has no room for letters; give 16 or more, for example 256.")
+        raise UserError(
+            f"vocab_size={vocab_size} has no room for letters; give 16 or more, for example 256."
+        )
     if not any(caption.strip() for caption in captions):
-        raise UserError(f"captions ({len(captions)}) hold no text for a vocabulary; check the captions of the data.")
+        raise UserError(
+            f"captions ({len(captions)}) hold no text for a vocabulary; check the captions of the "
+            "data."
+        )
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]
     )
     tokenizer.decoder = decoders.Metaspace()
     alphabet = vocab_size - len(_SPECIAL)
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=list(_SPECIAL), limit_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=list(_SPECIAL),
+        limit_alphabet=alphabet,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(captions, trainer)
     return Vocabulary(json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False))
 
 
-def _padded(ids: Sequence[Sequence[int]], eos: int, max_length: int) -> tuple[np.ndarray, np.ndarray]:
+def _padded(
+    ids: Sequence[Sequence[int]], eos: int, max_length: int
+) -> tuple[np.ndarray, np.ndarray]:
     if max_length < 1:
-        raise UserError(f"max_length={max_length} leaves no token; give 1 or more, for example 128.")
+        raise UserError(
+            f"max_length={max_length} leaves no token; give 1 or more, for example 128."
+        )
     ids_BL = np.full((len(ids), max_length), PAD, np.int32)
     mask_BL = np.zeros((len(ids), max_length), bool)
     for row, tokens in enumerate(ids):

@@ -1,4 +1,6 @@
-"""Checkpoints: weights, optimiser, data position and recipe of one step in one folder, written whole or not at all."""
+"""Checkpoints: weights, optimiser, data position and recipe of one step in one folder, written
+whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,16 @@ from t2i_jax.errors import Preempted, UserError
 from t2i_jax.types import TrainState
 
 _FOLDER = "checkpoints"
-_EMPTY: Mapping[str, Any] = {"params": {}, "ema": {}, "stats": {}}  # Orbax refuses to save an empty item
+# Orbax refuses to save an empty item
+_EMPTY: Mapping[str, Any] = {"params": {}, "ema": {}, "stats": {}}
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
 
 
 class Checkpoints:
     """The checkpoints of one run's folder.
 
-    Saving goes on in the background; a save that a crash cuts short is never seen as a checkpoint. All processes save
-    together, each what its devices hold; each reads by itself.
+    Saving goes on in the background; a save that a crash cuts short is never seen as a checkpoint.
+    All processes save together, each what its devices hold; each reads by itself.
 
     Args:
       workdir: folder of the run.
@@ -44,7 +47,9 @@ class Checkpoints:
         if keep is not None:
             processes.once(lambda: self.folder.mkdir(parents=True, exist_ok=True))
             found = {"finished checkpoints": self._on_disk() if self.folder.is_dir() else None}
-            processes.check_same(found, f"another folder as workdir={str(workdir)!r}", "give all one that they share")
+            processes.check_same(
+                found, f"another folder as workdir={str(workdir)!r}", "give all one that they share"
+            )
             self._writer = self._open(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
         alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
         self._reader = self._open(read_only=True, multiprocessing_options=alone)
@@ -53,7 +58,9 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, trace):
-        """Closes, but among several processes of which one fails: there a save may wait for others that never come."""
+        """Closes, but among several processes of which one fails: there a save may wait for others
+        that never come.
+        """
         if error is None or isinstance(error, Preempted) or jax.process_count() == 1:
             self.close()
 
@@ -62,12 +69,16 @@ class Checkpoints:
         self._reader.reload()
         return sorted(self._reader.all_steps())
 
-    def save(self, step: int, state: TrainState, data: Sequence[Any], config: Mapping[str, Any]) -> None:
-        """Starts to save, unless this step is saved already; returns as soon as the arrays are copied.
+    def save(
+        self, step: int, state: TrainState, data: Sequence[Any], config: Mapping[str, Any]
+    ) -> None:
+        """Starts to save, unless this step is saved already.
+
+        Returns as soon as the arrays are copied.
 
         Args:
-          data: JSON values, the position of the data after this step in each process. config: JSON values, what is
-            trained and how.
+          data: JSON values, the position of the data after this step in each process. config: JSON
+            values, what is trained and how.
 
         Raises:
           UserError: the disk is full (this save or the one before it); earlier checkpoints stay.
@@ -102,27 +113,36 @@ class Checkpoints:
     def restore(
         self, abstract: TrainState, check: Callable[[Mapping[str, Any]], None]
     ) -> tuple[TrainState, Sequence[Any]] | None:
-        """State and data positions of the newest checkpoint that every process can read; None without any checkpoint.
+        """State and data positions of the newest checkpoint that every process can read.
 
-        Checkpoints that can't be read are named in a sentence on stderr and moved to WORKDIR/unreadable.
+        None without any checkpoint.
+
+        Checkpoints that can't be read are named in a sentence on stderr and moved to
+        WORKDIR/unreadable.
 
         Args:
-          abstract: the state as `jax.ShapeDtypeStruct`s with shardings, those of this start, not of the save.
-          check: is given the stored configuration before any array is read, and may refuse it with a UserError.
+          abstract: the state as `jax.ShapeDtypeStruct`s with shardings, those of this start, not of
+            the save.
+          check: is given the stored configuration before any array is read, and may refuse it with
+            a UserError.
 
         Raises:
           UserError: there are checkpoints, and none can be read.
         """
         weights, rest = _split(abstract)
         items = ocp.args.Composite(
-            weights=ocp.args.StandardRestore(weights), rest=ocp.args.StandardRestore(rest), data=ocp.args.JsonRestore()
+            weights=ocp.args.StandardRestore(weights),
+            rest=ocp.args.StandardRestore(rest),
+            data=ocp.args.JsonRestore(),
         )
 
         def read(step):
             check(self._config(step))
             found = self._reader.restore(step, args=items)
             # Runs of one process once saved its position alone.
-            return _join(found.weights, found.rest), found.data.get("positions") or [found.data["position"]]
+            return _join(found.weights, found.rest), found.data.get("positions") or [
+                found.data["position"]
+            ]
 
         return self._newest(read, lambda error: next(filter(None, processes.gather(error)), None))
 
@@ -132,9 +152,11 @@ class Checkpoints:
         """(configuration, {"params", "ema", "stats"}) of the newest readable checkpoint, or None.
 
         Args:
-          places: by group the shardings of its parameters, which are read to their places; None: all on one device.
+          places: by group the shardings of its parameters, which are read to their places; None:
+            all on one device.
         """
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
         def lying(saved, place):
             return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=place)
 
@@ -143,14 +165,19 @@ class Checkpoints:
             target = jax.tree.map(lambda entry: lying(entry, device), saved)
             for name in ("params", "ema") if places is not None else ():
                 groups = saved.get(name, {})
-                target[name] = {group: jax.tree.map(lying, groups[group], places[group]) for group in groups}
+                target[name] = {
+                    group: jax.tree.map(lying, groups[group], places[group]) for group in groups
+                }
             items = ocp.args.Composite(weights=ocp.args.StandardRestore(target))
             return self._config(step), {**_EMPTY, **self._reader.restore(step, args=items).weights}
 
         return self._newest(read)
 
     def config(self) -> Mapping[str, Any] | None:
-        """The configuration of the newest checkpoint whose configuration can be read, or None; no array is read."""
+        """The configuration of the newest checkpoint whose configuration can be read, or None.
+
+        No array is read.
+        """
         return self._newest(self._config)
 
     @contextlib.contextmanager
@@ -162,10 +189,14 @@ class Checkpoints:
             if not _is_full(error):
                 raise
             finished = self._on_disk()
-            kept = f"the checkpoint of step {max(finished)} stays" if finished else "there is no earlier checkpoint"
+            kept = (
+                f"the checkpoint of step {max(finished)} stays"
+                if finished
+                else "there is no earlier checkpoint"
+            )
             raise UserError(
-                f"the disk of {str(self.folder)!r} is full, so the newest step was not saved; {kept}: free space and "
-                "start the same command again."
+                f"the disk of {str(self.folder)!r} is full, so the newest step was not saved; "
+                f"{kept}: free space and start the same command again."
             ) from error
 
     def _open(self, **options):
@@ -177,7 +208,9 @@ class Checkpoints:
         return ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def _config(self, step):
-        return self._reader.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+        return self._reader.restore(
+            step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
+        ).config
 
     def _on_disk(self):
         return sorted(int(entry.name) for entry in self.folder.iterdir() if entry.name.isdigit())
@@ -205,14 +238,19 @@ class Checkpoints:
             return found
         if damaged:
             raise UserError(
-                f"checkpoints={str(self.folder)!r} holds none that can be read ({damaged[0][1]}); restore the folder "
-                "from a copy, or start a new workdir."
+                f"checkpoints={str(self.folder)!r} holds none that can be read ({damaged[0][1]}); "
+                "restore the folder from a copy, or start a new workdir."
             )
         return None
 
     def _lay_aside(self, broken, error, taken):
-        """Says that a step is damaged, and moves it out of the way of the save that will come at the same step."""
-        sentence = f"the checkpoint of step {broken} can't be read ({error}); step {taken} is taken instead"
+        """Says that a step is damaged, and moves it out of the way of the save that will come at
+        the same step.
+        """
+        sentence = (
+            f"the checkpoint of step {broken} can't be read ({error}); step {taken} is taken "
+            "instead"
+        )
         if self._writer is None:
             print(f"{sentence}.", file=sys.stderr)
             return
@@ -220,7 +258,11 @@ class Checkpoints:
         def move():
             home = self.folder.with_name("unreadable")
             home.mkdir(exist_ok=True)
-            free = next(home / f"{broken}.{i}" for i in itertools.count() if not (home / f"{broken}.{i}").exists())
+            free = next(
+                home / f"{broken}.{i}"
+                for i in itertools.count()
+                if not (home / f"{broken}.{i}").exists()
+            )
             (self.folder / str(broken)).rename(free)
             print(f"{sentence}, the damaged one is kept in {str(free)!r}.", file=sys.stderr)
 
@@ -252,24 +294,35 @@ def load_config(workdir: str | pathlib.Path) -> Mapping[str, Any]:
 
 
 def last_step(workdir: str | pathlib.Path) -> int | None:
-    """The newest step of which a run's folder has a finished checkpoint; None without any. No array is read."""
+    """The newest step of which a run's folder has a finished checkpoint; None without any.
+
+    No array is read.
+    """
     folder = pathlib.Path(workdir) / _FOLDER
-    return max((int(entry.name) for entry in folder.glob("*") if entry.name.isdigit()), default=None)
+    return max(
+        (int(entry.name) for entry in folder.glob("*") if entry.name.isdigit()), default=None
+    )
 
 
 def _read_only(workdir, read):
     if not (pathlib.Path(workdir) / _FOLDER).is_dir():
-        raise UserError(f"run={str(workdir)!r} holds no checkpoint; train it first, or give another folder.")
+        raise UserError(
+            f"run={str(workdir)!r} holds no checkpoint; train it first, or give another folder."
+        )
     checkpoints = Checkpoints(workdir, keep=None)
     found = read(checkpoints)
     checkpoints.close()
     if found is None:
-        raise UserError(f"run={str(workdir)!r} holds no finished checkpoint; let it train until the first save.")
+        raise UserError(
+            f"run={str(workdir)!r} holds no finished checkpoint; let it train until the first save."
+        )
     return found
 
 
 def _split(state):
-    """Weights, which sampling needs, apart from what only training needs; a typed key becomes plain numbers.
+    """Weights, which sampling needs, apart from what only training needs.
+
+    A typed key becomes plain numbers.
 
     Works on arrays and on their shapes.
     """
@@ -280,7 +333,12 @@ def _split(state):
         key = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=state.step.sharding)
     else:
         key = jax.random.key_data(state.key)
-    return weights, {"opt_state": state.opt_state, "step": state.step, "skipped": state.skipped, "key": key}
+    return weights, {
+        "opt_state": state.opt_state,
+        "step": state.step,
+        "skipped": state.skipped,
+        "key": key,
+    }
 
 
 def _join(weights, rest):
@@ -291,7 +349,9 @@ def _join(weights, rest):
 def _is_full(error):
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    said = any(sentence in str(error) for sentence in ("No space left on device", "Disk quota exceeded"))
+    said = any(
+        sentence in str(error) for sentence in ("No space left on device", "Disk quota exceeded")
+    )
     return said or (error.__cause__ is not None and _is_full(error.__cause__))
 
 

@@ -11,8 +11,8 @@ class Chip:
 
     Attributes:
       flops: dense bf16 FLOP/s. hbm: GiB of memory. bandwidth: of that memory, bytes/s.
-      ici: bytes/s that a ring over one axis of the torus carries through a chip, both directions together; NVLink's
-        of one direction for a GPU.
+      ici: bytes/s that a ring over one axis of the torus carries through a chip, both directions
+        together; NVLink's of one direction for a GPU.
       dcn: bytes/s of one chip's share of its host's network, between slices.
     """
 
@@ -30,13 +30,23 @@ V6E = Chip(918e12, 32, 1.64e12, 180e9)
 
 # By the start of JAX's `device_kind`.
 CHIPS = {
-    "TPU v4": V4, "TPU v5 lite": V5E, "TPU v5e": V5E, "TPU v5p": V5P, "TPU v5": V5P, "TPU v6 lite": V6E, "TPU v6e": V6E,
-    "NVIDIA A100": Chip(312e12, 80, 2.0e12, 300e9), "NVIDIA H100": Chip(989e12, 80, 3.35e12, 450e9),
+    "TPU v4": V4,
+    "TPU v5 lite": V5E,
+    "TPU v5e": V5E,
+    "TPU v5p": V5P,
+    "TPU v5": V5P,
+    "TPU v6 lite": V6E,
+    "TPU v6e": V6E,
+    "NVIDIA A100": Chip(312e12, 80, 2.0e12, 300e9),
+    "NVIDIA H100": Chip(989e12, 80, 3.35e12, 450e9),
     "NVIDIA H200": Chip(989e12, 141, 4.8e12, 450e9),
-}  # fmt: skip
+}
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip whose name a `device_kind` begins with, the longest such name; None: not in the table."""
+    """The chip whose name a `device_kind` begins with, the longest such name.
+
+    None: not in the table.
+    """
     found = max((name for name in CHIPS if device_kind.startswith(name)), key=len, default=None)
     return CHIPS[found] if found else None

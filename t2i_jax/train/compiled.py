@@ -13,15 +13,19 @@ import jax
 
 from t2i_jax.train.executables import Executables, fresh
 
-# On a CPU operations run in an order that keeps little alive: as fast, and a third less memory for a transformer.
+# On a CPU operations run in an order that keeps little alive: as fast, and a third less memory for
+# a transformer.
 _OPTIONS = {"cpu": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}}
 
 
 class CompiledStep:
-    """`step(state, *rest) -> (state, metrics)`, compiled for the shapes of its first call; the state is donated.
+    """`step(state, *rest) -> (state, metrics)`, compiled for the shapes of its first call.
+
+    The state is donated.
 
     Args:
-      shardings: of the state that comes out; None: as the compiler likes. mesh: over which activations are split too.
+      shardings: of the state that comes out; None: as the compiler likes. mesh: over which
+        activations are split too.
       kept: where the program is looked for and kept; None: nowhere.
     """
 
@@ -38,7 +42,9 @@ class CompiledStep:
         self._program: Any = None
 
     def prepare(self, state: Any, *rest: Any) -> None:
-        """Compiles for the shapes of these arguments, or finds the program, unless that was done before."""
+        """Compiles for the shapes of these arguments, or finds the program, unless that was done
+        before.
+        """
         if self._program is None:
             arguments, options = (state, *rest), _OPTIONS.get(jax.default_backend())
             self._program = self._kept.load(arguments, options) if self._kept else None
@@ -60,7 +66,10 @@ class CompiledStep:
 
 
 def _give_back():
-    """Returns what tracing and compiling left, hundreds of megabytes, to the system; the C library would keep it."""
+    """Returns what tracing and compiling left, hundreds of megabytes, to the system.
+
+    The C library would keep it.
+    """
     gc.collect()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library

@@ -17,10 +17,19 @@ from t2i_jax.train.optim import OptimConfig
 
 # Fields that may differ from those of the checkpoint that a run resumes from.
 HARMLESS = (
-    "steps", "log_every", "eval_every", "save_every", "keep", "mesh", "rules", "max_skipped_in_a_row", "wandb_project",
-)  # fmt: skip
+    "steps",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "keep",
+    "mesh",
+    "rules",
+    "max_skipped_in_a_row",
+    "wandb_project",
+)
 
-_AROUND = ("log_every", "eval_every", "save_every", "keep", "max_skipped_in_a_row", "wandb_project")  # a step
+# a step
+_AROUND = ("log_every", "eval_every", "save_every", "keep", "max_skipped_in_a_row", "wandb_project")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +37,20 @@ class TrainConfig:
     """How long, how fast and on what a task is trained.
 
     Attributes:
-      steps: updates in all. batch_size: over all devices and processes. seed: of parameters, data order and noise.
-      optim: of every group that `optim_by_group` does not name, as {"discriminator": OptimConfig(...)}.
+      steps: updates in all. batch_size: over all devices and processes. seed: of parameters, data
+        order and noise.
+      optim: of every group that `optim_by_group` does not name, as {"discriminator":
+        OptimConfig(...)}.
       ema_decay: decay of the exponential moving average (EMA) of the parameters; 0: none is kept.
-      accumulate: gradient accumulation: the micro-batches that a batch is split into, one after the other; the
-        update is that of the whole batch.
-      mesh: size per mesh axis ("slice", "data", "fsdp", "sequence", "tensor"), one may be -1: what remains; None: all
-        devices on "data". rules: how parameters are split, "dp", "fsdp" or "fsdp_tp"; None: over all that the mesh has.
-      log_every, eval_every, save_every: in steps; eval_every=0: no previews. keep: checkpoints that stay.
-      max_skipped_in_a_row: the number of updates in a row that were not finite at which the run stops.
+      accumulate: gradient accumulation: the micro-batches that a batch is split into, one after the
+        other; the update is that of the whole batch.
+      mesh: size per mesh axis ("slice", "data", "fsdp", "sequence", "tensor"), one may be -1: what
+        remains; None: all devices on "data". rules: how parameters are split, "dp", "fsdp" or
+        "fsdp_tp"; None: over all that the mesh has.
+      log_every, eval_every, save_every: in steps; eval_every=0: no previews. keep: checkpoints that
+        stay.
+      max_skipped_in_a_row: the number of updates in a row that were not finite at which the run
+        stops.
       wandb_project: log to Weights & Biases too; None: don't.
     """
 
@@ -59,16 +73,29 @@ class TrainConfig:
     def __post_init__(self):
         if self.rules is not None:
             one_of("train.rules", self.rules, sharding.RULES)
-        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "keep", "max_skipped_in_a_row"):
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "log_every",
+            "save_every",
+            "keep",
+            "max_skipped_in_a_row",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)} is below 1; give 1 or more.")
         if self.eval_every < 0:
-            raise UserError(f"train.eval_every={self.eval_every} is below 0; use 0 for no previews.")
+            raise UserError(
+                f"train.eval_every={self.eval_every} is below 0; use 0 for no previews."
+            )
         if not 0 <= self.ema_decay < 1:
-            raise UserError(f"train.ema_decay={self.ema_decay} is outside [0, 1); try 0.999, or 0 for none.")
+            raise UserError(
+                f"train.ema_decay={self.ema_decay} is outside [0, 1); try 0.999, or 0 for none."
+            )
         if self.batch_size % self.accumulate:
             raise UserError(
-                f"train.batch_size={self.batch_size} is not a multiple of train.accumulate={self.accumulate}; try "
+                f"train.batch_size={self.batch_size} is not a multiple of "
+                f"train.accumulate={self.accumulate}; try "
                 f"batch_size={max(self.batch_size // self.accumulate, 1) * self.accumulate}."
             )
 
@@ -82,7 +109,8 @@ class TrainConfig:
         for group in self.optim_by_group:
             if group not in groups:
                 raise UserError(
-                    f"train.optim_by_group names {group!r}, no group of the task; {did_you_mean(group, groups)}"
+                    f"train.optim_by_group names {group!r}, no group of the task; "
+                    f"{did_you_mean(group, groups)}"
                 )
         return {group: self.optim_by_group.get(group, self.optim) for group in groups}
 
@@ -92,7 +120,9 @@ class TrainConfig:
         return self.rules or sharding.rules_of(self.mesh)
 
     def of_step(self) -> Mapping[str, Any]:
-        """The fields that one step may depend on, as JSON values: all but how often things happen around it."""
+        """The fields that one step may depend on, as JSON values: all but how often things happen
+        around it.
+        """
         return {name: value for name, value in to_dict(self).items() if name not in _AROUND}
 
     def check_batch(self, mesh: Mesh) -> None:
@@ -101,30 +131,39 @@ class TrainConfig:
         unit = ways * self.accumulate
         if self.batch_size % unit:
             raise UserError(
-                f"train.batch_size={self.batch_size} does not divide over {ways} devices and {self.accumulate} micro-batch(es); "
-                f"try batch_size={-(-self.batch_size // unit) * unit}."
+                f"train.batch_size={self.batch_size} does not divide over {ways} devices and "
+                f"{self.accumulate} micro-batch(es); try "
+                f"batch_size={-(-self.batch_size // unit) * unit}."
             )
 
 
 def refuse_other_run(
-    old: Mapping[str, Any], new: Mapping[str, Any], allowed: Sequence[str], workdir: str | pathlib.Path
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    allowed: Sequence[str],
+    workdir: str | pathlib.Path,
 ) -> None:
     """Refuses to resume from a checkpoint of another configuration.
 
     Args:
       old, new: stored configurations, `TrainConfig` under "train".
-      allowed: fields (with everything below them) that may differ, beside the `HARMLESS` ones of "train".
+      allowed: fields (with everything below them) that may differ, beside the `HARMLESS` ones of
+        "train".
 
     Raises:
       UserError: they differ in anything else; the sentence lists what.
     """
     allowed = [*allowed, *(f"train.{name}" for name in HARMLESS)]
-    changed = [line for line in differences(old, new) if not _is_below(line.split(": ")[0], allowed)]
+    changed = [
+        line for line in differences(old, new) if not _is_below(line.split(": ")[0], allowed)
+    ]
     if changed:
-        listed = "; ".join(changed[:8]) + ("" if len(changed) <= 8 else f"; and {len(changed) - 8} more")
+        listed = "; ".join(changed[:8]) + (
+            "" if len(changed) <= 8 else f"; and {len(changed) - 8} more"
+        )
         raise UserError(
-            f"workdir={str(workdir)!r} holds a run of another configuration ({listed}); change it back, or name a new "
-            "workdir."
+            f"workdir={str(workdir)!r} holds a run of another configuration ({listed}); change it "
+            "back, or name a new workdir."
         )
 
 

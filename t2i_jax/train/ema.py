@@ -11,7 +11,8 @@ from t2i_jax.types import Array
 
 
 def update(average: Any, params: Any, step: Array, decay: float) -> Any:
-    """The next average: `d * average + (1 - d) * params`, where d = min(decay, (1 + step) / (10 + step)).
+    """The next average: `d * average + (1 - d) * params`, where d = min(decay, (1 + step) / (10 +
+    step)).
 
     In the first steps d is small, so that the average follows the parameters fast.
     """

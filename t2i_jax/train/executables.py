@@ -1,7 +1,8 @@
 """Compiled training steps on disk, for the next start: it traces nothing and compiles nothing.
 
-They lie beside the persistent compilation cache, whose own files save compiling alone. A file is found by the
-identity of its program; one that is damaged, or that somebody else could have written, counts as none.
+They lie beside the persistent compilation cache, whose own files save compiling alone. A file is
+found by the identity of its program; one that is damaged, or that somebody else could have written,
+counts as none.
 """
 
 from __future__ import annotations
@@ -36,19 +37,24 @@ class Executables:
 
     Args:
       folder: where they lie; made when something is saved.
-      what: JSON values, all that makes a step what it is beside the shapes and places of its arguments.
+      what: JSON values, all that makes a step what it is beside the shapes and places of its
+        arguments.
       devices: of the mesh, in its order.
     """
 
-    def __init__(self, folder: pathlib.Path, what: Mapping[str, Any], devices: Sequence[jax.Device]):
+    def __init__(
+        self, folder: pathlib.Path, what: Mapping[str, Any], devices: Sequence[jax.Device]
+    ):
         self._folder, self._what, self._devices = folder, what, list(devices)
 
     @classmethod
-    def of(cls, task: Any, settings: Mapping[str, Any], devices: Sequence[jax.Device]) -> Executables | None:
+    def of(
+        cls, task: Any, settings: Mapping[str, Any], devices: Sequence[jax.Device]
+    ) -> Executables | None:
         """Those of a task's step, beside the compilation cache.
 
-        None where that is off or no folder of this machine, and for a task of which a part is not of this package: its
-        source is not known.
+        None where that is off or no folder of this machine, and for a task of which a part is not
+        of this package: its source is not known.
 
         Args:
           settings: JSON values, what the step depends on beside the task.
@@ -75,12 +81,16 @@ class Executables:
         stamps = _of_all_processes(stamp)
         return program if stamp and set(stamps) == {stamp} else None
 
-    def save(self, program: jax.stages.Compiled, arguments: tuple[Any, ...], options: Any, is_fresh: bool) -> None:
-        """Keeps a program for `load` with such arguments and options; a disk that refuses it costs nothing else.
+    def save(
+        self, program: jax.stages.Compiled, arguments: tuple[Any, ...], options: Any, is_fresh: bool
+    ) -> None:
+        """Keeps a program for `load` with such arguments and options.
+
+        A disk that refuses it costs nothing else.
 
         Args:
-          is_fresh: it was compiled in this process. What XLA has read from its cache it can't write again on a CPU: it
-            does, but then a function is missing in it.
+          is_fresh: it was compiled in this process. What XLA has read from its cache it can't write
+            again on a CPU: it does, but then a function is missing in it.
         """
         stamps = _of_all_processes(1 + secrets.randbelow(2**31 - 1) if is_fresh else 0)
         if not all(stamps):
@@ -126,7 +136,9 @@ class Executables:
 
 @contextlib.contextmanager
 def fresh() -> Iterator[list[str]]:
-    """A list that is not empty, at the end, when something was compiled inside that the cache did not have."""
+    """A list that is not empty, at the end, when something was compiled inside that the cache did
+    not have.
+    """
     asked: list[str] = []
 
     def hear(event, **_):

@@ -24,21 +24,23 @@ class Goodput:
     | step | the devices train |
     | input | they are done and the next batch is not there |
     | compile | the program of the step is traced and compiled, or loaded |
-    | checkpoint | a save holds training up (most of it goes on in the background), or the last one is waited for |
+    | checkpoint | a save holds training up (most runs in the background), or the last is awaited |
     | hooks | previews are drawn |
-    | restart | a start is on its way to its first step, without compiling: reading weights, a checkpoint, first data |
+    | restart | before the first step, without compiling: weights, a checkpoint, first data |
     | lost | steps were made that were not saved, and that a later start made again |
     | other | logs and traces are written |
 
-    Goodput is the share of "step". Time between two starts is not counted, and of a start that is killed the time after
-    its last log line is not known.
+    Goodput is the share of "step". Time between two starts is not counted, and of a start that is
+    killed the time after its last log line is not known.
 
     Args:
       earlier: `stored()` of the starts before this one; None: this is the first.
       now: a clock in seconds.
     """
 
-    def __init__(self, earlier: Mapping[str, Any] | None = None, now: Callable[[], float] = time.perf_counter):
+    def __init__(
+        self, earlier: Mapping[str, Any] | None = None, now: Callable[[], float] = time.perf_counter
+    ):
         earlier = earlier or {"seconds": {}, "saves": {"0": 0.0}}
         self._seconds = {kind: float(earlier["seconds"].get(kind, 0.0)) for kind in KINDS}
         self._saves = {int(step): float(seconds) for step, seconds in earlier["saves"].items()}
@@ -46,15 +48,21 @@ class Goodput:
 
     @classmethod
     def of(cls, workdir: str | pathlib.Path) -> Goodput:
-        """A new start, which begins now, of the run in a folder; times that can't be read count as none."""
+        """A new start, which begins now, of the run in a folder.
+
+        Times that can't be read count as none.
+        """
         try:
             return cls(json.loads((pathlib.Path(workdir) / FILE).read_text()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return cls()
 
     def resume(self, step: int) -> None:
-        """Counts what earlier starts did beyond this step, that of the checkpoint resumed from, as lost."""
-        reached = self._saves.get(step, self._seconds["step"])  # not known: a run older than this file
+        """Counts what earlier starts did beyond this step, that of the checkpoint resumed from, as
+        lost.
+        """
+        # not known: a run older than this file
+        reached = self._saves.get(step, self._seconds["step"])
         self._seconds["lost"] += self._seconds["step"] - reached
         self._seconds["step"] = reached
         self._saves = {saved: seconds for saved, seconds in self._saves.items() if saved <= step}
@@ -87,11 +95,17 @@ class Goodput:
         """`goodput`, from 0 to 1, and `seconds/KIND`."""
         seconds = self.seconds()
         share = seconds["step"] / max(sum(seconds.values()), 1e-9)
-        return {"goodput": round(share, 4), **{f"seconds/{kind}": round(value, 3) for kind, value in seconds.items()}}
+        return {
+            "goodput": round(share, 4),
+            **{f"seconds/{kind}": round(value, 3) for kind, value in seconds.items()},
+        }
 
     def stored(self) -> Mapping[str, Any]:
         """JSON values from which the next start goes on."""
-        return {"seconds": self.seconds(), "saves": {str(step): seconds for step, seconds in self._saves.items()}}
+        return {
+            "seconds": self.seconds(),
+            "saves": {str(step): seconds for step, seconds in self._saves.items()},
+        }
 
     def _turn_to(self, kind):
         """Counts the time up to now; returns the kind that it was of."""

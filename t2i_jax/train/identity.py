@@ -1,4 +1,4 @@
-"""The key of a compiled program: code, configuration, arguments, libraries and machine as one hash."""
+"""The key of a compiled program: code, configuration, arguments, libraries, machine as one hash."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ _DISTRIBUTIONS = ("jax", "jaxlib", "flax", "optax", "numpy")  # what a step is t
 
 
 def identity(what: Any, arguments: Any, options: Any, devices: Sequence[jax.Device]) -> str:
-    """64 hexadecimal digits that are others whenever tracing and compiling might give another program.
+    """64 hexadecimal digits that are others whenever tracing and compiling might give another
+    program.
 
     Args:
-      what: JSON values, all that the traced function of this package depends on beside its arguments.
+      what: JSON values, all that the traced function of this package depends on beside its
+        arguments.
       arguments: arrays, of which shapes, types and places count.
       options: of the compiler, JSON values.
       devices: of the mesh, in its order.
@@ -41,7 +43,9 @@ def is_of_package(value: Any) -> bool:
     """Whether every class of a configuration is one of this package, so that its source counts."""
     if dataclasses.is_dataclass(value):
         fields = [getattr(value, name) for name in fields_of(type(value))]
-        return type(value).__module__.split(".")[0] == __name__.split(".")[0] and all(map(is_of_package, fields))
+        return type(value).__module__.split(".")[0] == __name__.split(".")[0] and all(
+            map(is_of_package, fields)
+        )
     if isinstance(value, Mapping):
         return all(map(is_of_package, value.values()))
     return not isinstance(value, (list, tuple)) or all(map(is_of_package, value))
@@ -50,11 +54,22 @@ def is_of_package(value: Any) -> bool:
 def _libraries():
     flags = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     settings = sorted((name, repr(value)) for name, value in jax.config.values.items())
-    return [_source(), sys.version, [importlib.metadata.version(name) for name in _DISTRIBUTIONS], flags, settings]
+    return [
+        _source(),
+        sys.version,
+        [importlib.metadata.version(name) for name in _DISTRIBUTIONS],
+        flags,
+        settings,
+    ]
 
 
 def _machine(device):
-    processes = [jax.process_index(), jax.process_count(), jax.local_device_count(), jax.device_count()]
+    processes = [
+        jax.process_index(),
+        jax.process_count(),
+        jax.local_device_count(),
+        jax.device_count(),
+    ]
     return [device.device_kind, device.client.platform_version, *processes, *_processor()]
 
 
@@ -63,16 +78,22 @@ def _source():
     """A hash of this package's source."""
     home, digest = pathlib.Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(home.rglob("*.py")):
-        digest.update(f"{path.relative_to(home)} {path.stat().st_size} ".encode() + path.read_bytes())
+        digest.update(
+            f"{path.relative_to(home)} {path.stat().st_size} ".encode() + path.read_bytes()
+        )
     return digest.hexdigest()
 
 
 @functools.cache
 def _processor():
-    """The features of the processor: a program for a larger one would stop with an illegal instruction."""
+    """The features of the processor: a program for a larger one would stop with an illegal
+    instruction.
+    """
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    features = {line for line in lines if line.split(":")[0].strip() in ("model name", "flags", "Features")}
+    features = {
+        line for line in lines if line.split(":")[0].strip() in ("model name", "flags", "Features")
+    }
     return [platform.machine(), platform.processor(), *sorted(features)]

@@ -1,4 +1,6 @@
-"""The log of a run: a progress line, WORKDIR/metrics.jsonl, TensorBoard events and, if wanted, Weights & Biases."""
+"""The log of a run: a progress line, WORKDIR/metrics.jsonl, TensorBoard events and, if wanted,
+Weights & Biases.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class Log:
       workdir: folder of the run.
     """
 
-    def __init__(self, workdir: pathlib.Path, start: int, steps: int, wandb_project: str | None = None):
+    def __init__(
+        self, workdir: pathlib.Path, start: int, steps: int, wandb_project: str | None = None
+    ):
         self.workdir = workdir
         self._speaks = jax.process_index() == 0
         if not self._speaks:
@@ -42,7 +46,9 @@ class Log:
         self._bar = tqdm(total=steps, initial=start, unit="step", desc=workdir.name)
 
     def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes metrics of a step; a value that is not finite is null in metrics.jsonl and left out elsewhere."""
+        """Writes metrics of a step; a value that is not finite is null in metrics.jsonl and left
+        out elsewhere.
+        """
         if not self._speaks:
             return
         metrics = {name: float(value) for name, value in metrics.items()}
@@ -94,19 +100,27 @@ class Log:
             yield
         except OSError as error:
             if not self._complained:
-                self.say(f"metrics can't be written to {str(self.workdir)!r} ({error}); training goes on without them.")
+                self.say(
+                    f"metrics can't be written to {str(self.workdir)!r} ({error}); training goes "
+                    "on without them."
+                )
             self._complained = True
 
 
 def add_metrics(workdir: str | pathlib.Path, metrics: Mapping[str, float]) -> None:
-    """Merges metrics into WORKDIR/metrics.json; the file is replaced whole, never left half written."""
+    """Merges metrics into WORKDIR/metrics.json.
+
+    The file is replaced whole, never left half written.
+    """
     path = pathlib.Path(workdir) / "metrics.json"
     old = json.loads(path.read_text()) if path.is_file() else {}
     _replace(path, json.dumps({**old, **metrics}, indent=1, sort_keys=True) + "\n")
 
 
 class _Events:
-    """A TensorBoard event file, written by the caller's own thread: a writer's thread would die of a full disk."""
+    """A TensorBoard event file, written by the caller's own thread: a writer's thread would die of
+    a full disk.
+    """
 
     def __init__(self, workdir, start):
         from tensorboardX.event_file_writer import EventsWriter
@@ -133,7 +147,9 @@ class _Events:
 
 
 def _forget_after(path, start):
-    """A run that resumes from an earlier checkpoint does the steps after it again: their old lines go."""
+    """A run that resumes from an earlier checkpoint does the steps after it again: their old lines
+    go.
+    """
     if not path.is_file():
         return
     lines = path.read_text(errors="replace").splitlines(keepends=True)
@@ -160,6 +176,7 @@ def _start_wandb(project, workdir):
         import wandb
     except ImportError:
         raise UserError(
-            f"train.wandb_project={project!r} needs Weights & Biases; pip install 't2i_jax[wandb]', or set it to None."
+            f"train.wandb_project={project!r} needs Weights & Biases; pip install "
+            "'t2i_jax[wandb]', or set it to None."
         ) from None
     return wandb.init(project=project, name=workdir.name, dir=str(workdir), resume="allow")

@@ -1,4 +1,7 @@
-"""The trainer: one loop for every task. It resumes by itself, saves before it stops, and logs what it does."""
+"""The trainer: one loop for every task.
+
+It resumes by itself, saves before it stops, and logs what it does.
+"""
 
 from __future__ import annotations
 
@@ -58,20 +61,22 @@ def fit(
     """Trains until `config.steps`, from the newest checkpoint of `workdir` where there is one.
 
     Args:
-      batches: iterator of dicts of NumPy arrays, this process's rows of a batch (`sharding.rows_of_processes`), with
-        `get_state()` (JSON values) and `set_state(states)`, which is given the states of all processes that saved.
+      batches: iterator of dicts of NumPy arrays, this process's rows of a batch
+        (`sharding.rows_of_processes`), with `get_state()` (JSON values) and `set_state(states)`,
+        which is given the states of all processes that saved.
       frozen: parameters that the step reads and never changes.
-      extra_config: JSON values stored in every checkpoint and compared with those of the checkpoint resumed from;
-        None: the task and `config`.
-      allowed: fields of `extra_config` (with everything below them) that may differ from the checkpoint's.
+      extra_config: JSON values stored in every checkpoint and compared with those of the checkpoint
+        resumed from; None: the task and `config`.
+      allowed: fields of `extra_config` (with everything below them) that may differ from the
+        checkpoint's.
       clock: measures the time of this start, which began before; None: it begins here.
       profile: steps of which a trace is written.
-      upgrade: brings a configuration stored by an earlier release to today's form, before it is compared; None: they
-        are compared as stored.
+      upgrade: brings a configuration stored by an earlier release to today's form, before it is
+        compared; None: they are compared as stored.
 
     Raises:
-      UserError: the checkpoint was made with another configuration; processes were given different ones; a batch does
-        not fit; the disk is full; too many updates in a row were not finite.
+      UserError: the checkpoint was made with another configuration; processes were given different
+        ones; a batch does not fit; the disk is full; too many updates in a row were not finite.
       Preempted: after SIGTERM or SIGINT, with everything saved.
     """
     workdir = pathlib.Path(workdir)
@@ -100,12 +105,19 @@ def fit(
             batches.set_state(restored[1])
         done = int(state.step)
         if profile is not None and profile.last <= done:
-            print(f"profile={profile} is not traced: {str(workdir)!r} is at step {done} already", file=sys.stderr)
+            print(
+                f"profile={profile} is not traced: {str(workdir)!r} is at step {done} already",
+                file=sys.stderr,
+            )
         if done >= config.steps:
             return state
         clock.resume(done)
         step = functools.partial(
-            train_step, task=task, optimisers=optimisers, ema_decay=config.ema_decay, accumulate=config.accumulate
+            train_step,
+            task=task,
+            optimisers=optimisers,
+            ema_decay=config.ema_decay,
+            accumulate=config.accumulate,
         )
         executables = Executables.of(task, config.of_step(), list(mesh.devices.flat))
         log = Log(workdir, done, config.steps, config.wandb_project)
@@ -162,7 +174,8 @@ class _Loop:
                 with self.clock.spent_on("step"):
                     with jax.profiler.StepTraceAnnotation("train", step_num=done + 1):
                         state, metrics = self.step(state, self.frozen, batch)
-                    jax.block_until_ready(queued)  # one step is queued while another runs, and no more
+                    # one step is queued while another runs, and no more
+                    jax.block_until_ready(queued)
                 done, queued = done + 1, metrics
                 trace.after(done, queued)
                 is_last = done == steps
@@ -185,7 +198,9 @@ class _Loop:
         return state
 
     def _next_batch(self, done, queued, stop):
-        """`Stream.next`; a batch that is not there yet counts as waiting for input only once the devices are idle."""
+        """`Stream.next`; a batch that is not there yet counts as waiting for input only once the
+        devices are idle.
+        """
         is_first = queued is None
         if not self.stream.is_ready():
             with self.clock.spent_on("step"):
@@ -194,7 +209,9 @@ class _Loop:
             return self.stream.next(self.stalls.watch(done, is_first, stop.asked))
 
     def _write_metrics(self, done, state, metrics, pace):
-        """One line of the log; refuses to go on after too many updates in a row that were not finite."""
+        """One line of the log; refuses to go on after too many updates in a row that were not
+        finite.
+        """
         with self.clock.spent_on("step"):
             metrics = {name: float(value) for name, value in metrics.items()}
         speed, shown = pace.measure(done)
@@ -207,9 +224,9 @@ class _Loop:
         limit = self.config.max_skipped_in_a_row
         if in_a_row >= limit:
             raise UserError(
-                f"the loss or its gradient was not finite {in_a_row} times in a row up to step {done} ({total} in "
-                f"all) and train.max_skipped_in_a_row={limit}; lower optim.learning_rate or look at the data, the "
-                "last checkpoint stays."
+                f"the loss or its gradient was not finite {in_a_row} times in a row up to step "
+                f"{done} ({total} in all) and train.max_skipped_in_a_row={limit}; lower "
+                "optim.learning_rate or look at the data, the last checkpoint stays."
             )
 
     def _wait_for(self, state):
@@ -227,4 +244,7 @@ class _Loop:
         self._save(done, state, position)
         with self.clock.spent_on("checkpoint"):
             self.checkpoints.wait()
-        raise Preempted(f"stopped after step {done}, everything is saved; start the same command again to resume.")
+        raise Preempted(
+            f"stopped after step {done}, everything is saved; start the same command again to "
+            "resume."
+        )

@@ -15,26 +15,34 @@ from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
 
 _OPTIMISERS = ("adamw", "adafactor", "muon")
-MATRIX, KERNEL = contrib.MuonDimensionNumbers(-2, -1), contrib.MuonDimensionNumbers((-4, -3, -2), -1)
+MATRIX, KERNEL = (
+    contrib.MuonDimensionNumbers(-2, -1),
+    contrib.MuonDimensionNumbers((-4, -3, -2), -1),
+)
 _SCHEDULES = ("constant", "cosine", "linear", "exponential")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """An optimiser: clipping, then AdamW, Adafactor or Muon, with a warm-up and a decay of the learning rate.
+    """An optimiser: clipping, then AdamW, Adafactor or Muon, with a warm-up and a decay of the
+    learning rate.
 
     Attributes:
-      name: "adamw", "adafactor" (factored second moments, no relative step size), or "muon" (Jordan 2024: matrices
-        between two widths, kernels of convolutions among them, move by their orthogonalised momentum, the rest by Adam
-        with Nesterov's momentum; a small transformer learns in fewer steps). Adam is "adamw" without decay.
+      name: "adamw", "adafactor" (factored second moments, no relative step size), or "muon" (Jordan
+        2024: matrices between two widths, kernels of convolutions among them, move by their
+        orthogonalised momentum, the rest by Adam with Nesterov's momentum; a small transformer
+        learns in fewer steps). Adam is "adamw" without decay.
       learning_rate: peak value, reached after `warmup_steps` (linear from 0).
-      schedule: "constant"; "cosine" or "linear" down to `end_ratio` of the peak at the last step; "exponential" from
-        `decay_from` on, reaching `end_ratio` at the last step (Parti: from step 85,000 to 0.025 at 450,000).
-      matrix_rate: of Muon, the peak for its matrices, with the same schedule; `learning_rate` is for the rest.
+      schedule: "constant"; "cosine" or "linear" down to `end_ratio` of the peak at the last step;
+        "exponential" from `decay_from` on, reaching `end_ratio` at the last step (Parti: from step
+        85,000 to 0.025 at 450,000).
+      matrix_rate: of Muon, the peak for its matrices, with the same schedule; `learning_rate` is
+        for the rest.
       decay_from: first step of the exponential decay.
-      b1, b2, eps: of Adam. Of Adafactor b1 is the momentum and b2 the limit that the decay rate 1 - t^-0.8 grows to.
-      weight_decay: decoupled, times the learning rate; biases and gains, stacked over layers or not, are not decayed,
-        and with "muon" nothing but its matrices is.
+      b1, b2, eps: of Adam. Of Adafactor b1 is the momentum and b2 the limit that the decay rate 1 -
+        t^-0.8 grows to.
+      weight_decay: decoupled, times the learning rate; biases and gains, stacked over layers or
+        not, are not decayed, and with "muon" nothing but its matrices is.
       clip_norm: global norm that gradients are clipped to; 0: no clipping.
     """
 
@@ -56,15 +64,21 @@ class OptimConfig:
         one_of("optim.schedule", self.schedule, _SCHEDULES)
         for name, usual in (("learning_rate", 3e-4), ("matrix_rate", 0.02)):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise UserError(f"optim.{name}={getattr(self, name)} is not a positive number; try {usual:g}.")
+                raise UserError(
+                    f"optim.{name}={getattr(self, name)} is not a positive number; try {usual:g}."
+                )
         for name in ("warmup_steps", "decay_from", "weight_decay", "clip_norm", "end_ratio"):
             if getattr(self, name) < 0:
-                raise UserError(f"optim.{name}={getattr(self, name)} is below 0; use 0 to leave it out.")
+                raise UserError(
+                    f"optim.{name}={getattr(self, name)} is below 0; use 0 to leave it out."
+                )
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"optim.{name}={getattr(self, name)} is outside [0, 1); try 0.9.")
         if self.schedule == "exponential" and self.end_ratio == 0:
-            raise UserError("optim.end_ratio=0 can't be reached by an exponential decay; try 0.025.")
+            raise UserError(
+                "optim.end_ratio=0 can't be reached by an exponential decay; try 0.025."
+            )
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -83,7 +97,11 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
             end_value=peak * config.end_ratio,
         ),
     }[config.schedule]()
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+    return (
+        optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+        if warmup
+        else after
+    )
 
 
 def make(
@@ -93,28 +111,44 @@ def make(
 
     Args:
       steps: of the run, for the schedule.
-      decayed: a bool per parameter, those that weight decay pulls to 0; None: arrays with more than one axis.
-      matrices: per parameter `MATRIX` or `KERNEL`, by whose axes Muon orthogonalises it, or None, which leaves it to
-        Adam; None for all: arrays with two axes are matrices.
+      decayed: a bool per parameter, those that weight decay pulls to 0; None: arrays with more than
+        one axis.
+      matrices: per parameter `MATRIX` or `KERNEL`, by whose axes Muon orthogonalises it, or None,
+        which leaves it to Adam; None for all: arrays with two axes are matrices.
     """
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.name == "muon":
         return optax.chain(*clip, _muon(config, steps, matrices))
-    mask = decayed if decayed is not None else lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-    decay = [optax.add_decayed_weights(config.weight_decay, mask=mask)] if config.weight_decay else []
+    mask = (
+        decayed
+        if decayed is not None
+        else lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    )
+    decay = (
+        [optax.add_decayed_weights(config.weight_decay, mask=mask)] if config.weight_decay else []
+    )
     if config.name == "adamw":
         rule = [optax.scale_by_adam(config.b1, config.b2, config.eps)]
     else:
+
         def decay_rate(i, exponent):
-            return jnp.minimum(config.b2, 1 - (i + 1.0) ** -exponent)  # Shazeer & Stern 2018, sec. 7.2
-        rule = [optax.scale_by_factored_rms(decay_rate=0.8, decay_rate_fn=decay_rate), optax.clip_by_block_rms(1.0)]
+            # Shazeer & Stern 2018, sec. 7.2
+            return jnp.minimum(config.b2, 1 - (i + 1.0) ** -exponent)
+
+        rule = [
+            optax.scale_by_factored_rms(decay_rate=0.8, decay_rate_fn=decay_rate),
+            optax.clip_by_block_rms(1.0),
+        ]
         rule += [optax.ema(config.b1, debias=False)] if config.b1 else []
-    return optax.chain(*clip, *rule, *decay, optax.scale_by_learning_rate(learning_rate(config, steps)))
+    return optax.chain(
+        *clip, *rule, *decay, optax.scale_by_learning_rate(learning_rate(config, steps))
+    )
 
 
 def _muon(config, steps, matrices):
     def axes(params):
         return jax.tree.map(lambda leaf: MATRIX if leaf.ndim == 2 else None, params)
+
     return contrib.muon(
         learning_rate(dataclasses.replace(config, learning_rate=config.matrix_rate), steps),
         weight_decay=config.weight_decay,

@@ -1,4 +1,4 @@
-"""How fast a run is: step time, images per second, model FLOP/s utilisation, and waiting for data."""
+"""How fast a run is: step time, images per second, MFU, and waiting for data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ class Pace:
         self._clock, self._step, self._seconds = clock, step, clock.seconds()
 
     def measure(self, step: int) -> tuple[Mapping[str, float], Mapping[str, str]]:
-        """(metrics, what the progress line shows) after a step that is done; the first time that of the first step."""
+        """(metrics, what the progress line shows) after a step that is done.
+
+        The first time that of the first step.
+        """
         seconds = self._clock.seconds()
         spent = {kind: seconds[kind] - self._seconds[kind] for kind in seconds}
         steps = max(step - self._step, 1)
@@ -34,13 +37,21 @@ class Pace:
         busy = max(spent["step"] + spent["input"], 1e-9)
         each, wait = busy / steps, spent["input"] / busy
         rate, mfu = self._batch_size / each, self._flops / each / self._peak
-        metrics = {"seconds_per_step": each, "images_per_second": rate, "mfu": mfu, "input_wait": wait}
+        metrics = {
+            "seconds_per_step": each,
+            "images_per_second": rate,
+            "mfu": mfu,
+            "input_wait": wait,
+        }
         shown = {"step": f"{1e3 * each:.0f}ms", "img/s": f"{rate:.0f}", "MFU": f"{mfu:.0%}"}
         return metrics, {**shown, "wait": f"{wait:.0%}" + " !" * (wait > MUCH)}
 
 
 def peak_flops() -> float:
-    """Peak FLOP/s of all devices of this run; for a kind that is not in the table, the measured speed of a matmul."""
+    """Peak FLOP/s of all devices of this run.
+
+    For a kind that is not in the table, the measured speed of a matmul.
+    """
     device = jax.local_devices()[0]
     if chip := chip_of(device.device_kind):
         return chip.flops * jax.device_count()
@@ -54,5 +65,6 @@ def peak_flops() -> float:
         start = time.perf_counter()
         matmul(x, x).block_until_ready()
         seconds.append(time.perf_counter() - start)
-    devices = jax.process_count() if on_cpu else jax.device_count()  # simulated devices share the cores
+    # simulated devices share the cores
+    devices = jax.process_count() if on_cpu else jax.device_count()
     return devices * 2 * side**3 / min(seconds)

@@ -1,4 +1,6 @@
-"""Stopping a run from outside: SIGTERM and SIGINT, to any of its processes, end it after the step that is under way."""
+"""Stopping a run from outside: SIGTERM and SIGINT, to any of its processes, end it after the step
+that is under way.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +36,8 @@ class Stop:
     def _hear(self, number, frame):
         if number == signal.SIGINT and self._asked.is_set():
             raise KeyboardInterrupt
-        os.write(2, f"\n{signal.Signals(number).name}: saving after this step, then stopping\n".encode())
+        os.write(
+            2, f"\n{signal.Signals(number).name}: saving after this step, then stopping\n".encode()
+        )
         self._asked.set()
         processes.ask_to_stop()

@@ -17,14 +17,19 @@ _FOLDER = "profile"
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Which steps of a run are traced: `first` to `last`, both included, counted as on the progress line."""
+    """Which steps of a run are traced: `first` to `last`, both included, counted as on the progress
+    line.
+    """
 
     first: int
     last: int
 
     def __post_init__(self):
         if not 1 <= self.first <= self.last:
-            raise UserError(f"profile={self} is no range of steps; give FIRST:LAST with 1 <= FIRST <= LAST, as 10:15.")
+            raise UserError(
+                f"profile={self} is no range of steps; give FIRST:LAST with 1 <= FIRST <= LAST, as "
+                "10:15."
+            )
 
     @classmethod
     def parse(cls, text: str) -> Profile:
@@ -47,7 +52,9 @@ class Profile:
 
 
 class Trace:
-    """Writes the trace of a `Profile` into WORKDIR/profile, that of process 0; used as a context of the whole loop.
+    """Writes the trace of a `Profile` into WORKDIR/profile, that of process 0.
+
+    Used as a context of the whole loop.
 
     Args:
       profile: None: nothing is traced.
@@ -66,7 +73,11 @@ class Trace:
 
     def before(self, step: int, queued: Any) -> None:
         """To be called before a step; `queued` is what the devices may still be computing."""
-        if self._profile is None or self._first is not None or not self._profile.first <= step <= self._profile.last:
+        if (
+            self._profile is None
+            or self._first is not None
+            or not self._profile.first <= step <= self._profile.last
+        ):
             return
         jax.block_until_ready(queued)
         options = jax.profiler.ProfileOptions()
@@ -89,7 +100,10 @@ class Trace:
         first, self._first = self._first, None
         try:
             jax.profiler.stop_trace()
-        except Exception as error:  # whatever the library makes of a full disk; a trace is not worth a run
-            self._log.say(f"the trace can't be written to {str(self._folder)!r} ({error}); training goes on.")
+        # whatever the library makes of a full disk; a trace is not worth a run
+        except Exception as error:
+            self._log.say(
+                f"the trace can't be written to {str(self._folder)!r} ({error}); training goes on."
+            )
             return
         self._log.say(f"steps {first} to {self._last} are traced in {str(self._folder)!r}")

@@ -21,7 +21,9 @@ class Stalls:
         self._in_a_row = 0
 
     def watch(self, step: int, is_first: bool, give_up: Callable[[], bool]) -> Callable[[], bool]:
-        """`give_up` wrapped for the wait that begins now, after this step; a long wait is logged when it is called meanwhile.
+        """`give_up` wrapped for the wait that begins now, after this step.
+
+        A long wait is logged when it is called meanwhile.
 
         Args:
           is_first: readers have just been started, which may take its time.
@@ -36,20 +38,27 @@ class Stalls:
                 shown = self._now()
                 self._log.progress(step, {"waiting for data": f"{waited:.0f}s !"})
                 if not is_first:
-                    self._say_once("long", f"no batch has come for {waited:.0f} s after step {step}; if the data stay slow")
+                    self._say_once(
+                        "long",
+                        f"no batch has come for {waited:.0f} s after step {step}; if the data "
+                        "stay slow",
+                    )
             return give_up()
 
         return asked
 
     def check(self, step: int, share: float) -> None:
-        """Says so when two log lines in a row show that training waited for data for much of the time.
+        """Says so when two log lines in a row show that training waited for data for much of the
+        time.
 
         Args:
           share: of the time since the line before, from 0 to 1, that was spent waiting for data.
         """
         self._in_a_row = self._in_a_row + 1 if share > MUCH else 0
         if self._in_a_row > 1:
-            self._say_once("much", f"training waits for data, {share:.0%} of the time up to step {step}")
+            self._say_once(
+                "much", f"training waits for data, {share:.0%} of the time up to step {step}"
+            )
 
     def _say_once(self, what, sentence):
         if what not in self._said:

@@ -19,7 +19,11 @@ from t2i_jax.types import Key, Task, TrainState
 
 
 def init_state(
-    key: Key, *, task: Task, optimisers: Mapping[str, optax.GradientTransformation], ema_decay: float
+    key: Key,
+    *,
+    task: Task,
+    optimisers: Mapping[str, optax.GradientTransformation],
+    ema_decay: float,
 ) -> TrainState:
     """The state before the first step; pure, so that it can be traced for its shapes."""
     for_params, for_run = jax.random.split(key)
@@ -28,7 +32,9 @@ def init_state(
         step=jnp.int32(0),
         params=dict(params),
         opt_state={group: optimisers[group].init(params[group]) for group in params},
-        ema={group: jax.tree.map(jnp.copy, params[group]) for group in task.ema_groups} if ema_decay else {},
+        ema={group: jax.tree.map(jnp.copy, params[group]) for group in task.ema_groups}
+        if ema_decay
+        else {},
         stats=stats,
         skipped=jnp.zeros((2,), jnp.int32),
         key=for_run,
@@ -43,17 +49,27 @@ def start_of(
 
 
 def optimisers_of(task: Task, config: TrainConfig) -> Mapping[str, optax.GradientTransformation]:
-    """An optimiser per group; weight decay leaves biases and gains alone, Muon all but matrices between two widths.
+    """An optimiser per group; weight decay leaves biases and gains alone, Muon all but matrices
+    between two widths.
 
-    A stack of layers is one array per kind of parameter: its axis "layers" does not make a bias a matrix.
+    A stack of layers is one array per kind of parameter: its axis "layers" does not make a bias a
+    matrix.
     """
     params = dict(jax.eval_shape(task.init, jax.random.key(0))[0])
+
     def is_box(leaf):
         return isinstance(leaf, nn.LogicallyPartitioned)
+
     def axes(leaf):
-        return [name for name in leaf.names if name != "layers"] if is_box(leaf) else [None] * leaf.ndim
+        return (
+            [name for name in leaf.names if name != "layers"]
+            if is_box(leaf)
+            else [None] * leaf.ndim
+        )
+
     def of_all(what):
         return jax.tree.map(lambda leaf: what(axes(leaf)), params, is_leaf=is_box)
+
     decayed = of_all(lambda names: len(names) > 1)
     matrices = of_all(_matrix)
     settings = config.optim_of(params)
@@ -63,13 +79,15 @@ def optimisers_of(task: Task, config: TrainConfig) -> Mapping[str, optax.Gradien
 def abstract(start: Callable[[Key], TrainState], task: Task, mesh: Mesh, rules: str) -> TrainState:
     """The state's shapes, each with its sharding; nothing is computed.
 
-    Parameters lie as their logical axes say, and what mirrors a parameter (moments, EMA: same path below the
-    group, same shape) lies like it. Everything else is on every device.
+    Parameters lie as their logical axes say, and what mirrors a parameter (moments, EMA: same path
+    below the group, same shape) lies like it. Everything else is on every device.
     """
     boxed = dict(jax.eval_shape(task.init, jax.random.key(0))[0])
     places = jax.tree_util.tree_leaves_with_path(sharding.shardings(boxed, mesh, rules))
     leaves = jax.tree.leaves(sharding.unbox(boxed))
-    by_path = {(_keys(path), leaf.shape): place for (path, place), leaf in zip(places, leaves, strict=True)}
+    by_path = {
+        (_keys(path), leaf.shape): place for (path, place), leaf in zip(places, leaves, strict=True)
+    }
     whole = sharding.replicated(mesh)
 
     def of(path, leaf):
@@ -92,12 +110,24 @@ def check_mesh(state: TrainState, task: Task, mesh: Mesh, rules: str) -> None:
     specs = [leaf.sharding.spec for leaf in jax.tree.leaves(state.params)]
     ways = mesh.shape["tensor"]
     if ways > 1 and not any("tensor" in spec for spec in specs):
-        remedy = "set train.rules=fsdp_tp" if rules != "fsdp_tp" else "give one that divides heads and widths, or 1"
-        raise UserError(f"mesh tensor={ways} splits no parameter of {type(task).__name__} (rules {rules}); {remedy}.")
+        remedy = (
+            "set train.rules=fsdp_tp"
+            if rules != "fsdp_tp"
+            else "give one that divides heads and widths, or 1"
+        )
+        raise UserError(
+            f"mesh tensor={ways} splits no parameter of {type(task).__name__} (rules {rules}); "
+            f"{remedy}."
+        )
     length, ways = task.sequence_length, mesh.shape["sequence"]
     if ways > 1 and (length is None or length % ways):
-        has = "no sequence that can be split" if length is None else f"a sequence of {length} tokens"
-        raise UserError(f"mesh sequence={ways} does not fit {type(task).__name__}, which has {has}; leave it at 1.")
+        has = (
+            "no sequence that can be split" if length is None else f"a sequence of {length} tokens"
+        )
+        raise UserError(
+            f"mesh sequence={ways} does not fit {type(task).__name__}, which has {has}; leave it "
+            "at 1."
+        )
 
 
 def _matrix(names):

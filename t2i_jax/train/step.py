@@ -1,4 +1,6 @@
-"""One training step: every objective in turn, gradient accumulation, a guard against non-finite numbers, EMA."""
+"""One training step: every objective in turn, gradient accumulation, a guard against non-finite
+numbers, EMA.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,15 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """The state after one step, and its metrics.
 
-    Objectives run in order, each with gradients for its own group and with the updates of those before it. A
-    non-finite loss or gradient of any of them leaves parameters, optimiser, EMA and stats as they were.
+    Objectives run in order, each with gradients for its own group and with the updates of those
+    before it. A non-finite loss or gradient of any of them leaves parameters, optimiser, EMA and
+    stats as they were.
 
     Args:
       batch: arrays whose first axis is a multiple of `accumulate`.
       ema_decay: decay of the EMA; 0: none is kept.
-      accumulate: micro-batches, which run one after the other; gradients and metrics are means over them.
+      accumulate: micro-batches, which run one after the other; gradients and metrics are means over
+        them.
     """
     params, opt_state, stats = dict(state.params), dict(state.opt_state), state.stats
     keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(task.objectives) + 1)
@@ -40,14 +44,19 @@ def train_step(
     finite = jnp.bool_(True)
     for objective, key in zip(task.objectives, keys[1:], strict=True):
         group = objective.group
-        loss, new, stats, grads = _gradients(objective, params, stats, frozen, batch, key, state.step, accumulate)
+        loss, new, stats, grads = _gradients(
+            objective, params, stats, frozen, batch, key, state.step, accumulate
+        )
         norm = optax.global_norm(grads)
         finite &= jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state[group] = optimisers[group].update(grads, opt_state[group], params[group])
         params[group] = optax.apply_updates(params[group], updates)
         metrics |= {**new, f"grad_norm/{group}": norm}
     params, stats = task.after_update(params, stats, batch, keys[0], state.step)
-    ema = {group: moving_average.update(state.ema[group], params[group], state.step, ema_decay) for group in state.ema}
+    ema = {
+        group: moving_average.update(state.ema[group], params[group], state.step, ema_decay)
+        for group in state.ema
+    }
     kept = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
         (dict(params), opt_state, ema, stats),
@@ -58,7 +67,12 @@ def train_step(
     metrics["skipped"] = skipped[0]
     after = dataclasses.replace(
         state,
-        step=state.step + 1, params=kept[0], opt_state=kept[1], ema=kept[2], stats=kept[3], skipped=skipped
+        step=state.step + 1,
+        params=kept[0],
+        opt_state=kept[1],
+        ema=kept[2],
+        stats=kept[3],
+        skipped=skipped,
     )
     return after, metrics
 
@@ -67,7 +81,9 @@ def _gradients(objective: Objective, params, stats, frozen, batch, key, step, ac
     """(loss, metrics, stats, gradients for the group), means over the micro-batches."""
 
     def loss_of(moved, stats, micro_batch, key):
-        return objective.loss({**params, objective.group: moved}, stats, frozen, micro_batch, key, step)
+        return objective.loss(
+            {**params, objective.group: moved}, stats, frozen, micro_batch, key, step
+        )
 
     value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
     moved = params[objective.group]
@@ -81,7 +97,9 @@ def _gradients(objective: Objective, params, stats, frozen, batch, key, step, ac
         return (stats, jax.tree.map(jnp.add, sums, (loss, metrics, grads))), None
 
     # Split so that each device keeps its own rows: micro-batches are interleaved, not consecutive.
-    micro_batches = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+    micro_batches = jax.tree.map(
+        lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+    )
     inputs = (micro_batches, jax.random.split(key, accumulate))
     first = jax.tree.map(lambda x: x[0], inputs)
     shapes = jax.eval_shape(lambda: value_and_grad(moved, stats, *first))

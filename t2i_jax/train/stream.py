@@ -21,10 +21,11 @@ _AHEAD = 2  # batches
 
 
 class Stream:
-    """Reads this process's rows of batches ahead, in a thread of its own, and puts them on its devices.
+    """Reads this process's rows of batches ahead, in a thread of its own, and puts them on its
+    devices.
 
-    A checkpoint must hold the position after the last batch that was trained on, not after the last that was read
-    ahead: every batch comes with its own.
+    A checkpoint must hold the position after the last batch that was trained on, not after the last
+    that was read ahead: every batch comes with its own.
 
     Args:
       spec: from a number of rows to the arrays that they must hold, `Task.batch_spec`.
@@ -34,8 +35,14 @@ class Stream:
       start: position of the data before the first batch.
     """
 
-    def __init__(self, batches: Any, spec: Callable[[int], Any], batch_size: int, mesh: jax.sharding.Mesh):
-        self._batches, self._batch_size, self._sharding = iter(batches), batch_size, batch_sharding(mesh)
+    def __init__(
+        self, batches: Any, spec: Callable[[int], Any], batch_size: int, mesh: jax.sharding.Mesh
+    ):
+        self._batches, self._batch_size, self._sharding = (
+            iter(batches),
+            batch_size,
+            batch_sharding(mesh),
+        )
         self._rows = rows_of_processes(mesh, batch_size)[jax.process_index()]
         self._spec = spec(len(self._rows))
         self.start = self._batches.get_state()
@@ -49,7 +56,9 @@ class Stream:
         return not self._queue.empty()
 
     def next(self, give_up: Callable[[], bool]) -> tuple[Mapping[str, jax.Array], Any] | None:
-        """(batch on the devices, position of the data after it); None when `give_up` says so while it waits.
+        """(batch on the devices, position of the data after it).
+
+        None when `give_up` says so while it waits.
 
         Raises:
           UserError: the data ended, or a batch is not what the task wants.
@@ -77,7 +86,13 @@ class Stream:
             try:
                 item = check_batch(next(self._batches), self._spec), self._batches.get_state()
             except StopIteration:
-                item = UserError("the data has ended before train.steps; give it more images or let it repeat."), None
+                item = (
+                    UserError(
+                        "the data has ended before train.steps; give it more images or let it "
+                        "repeat."
+                    ),
+                    None,
+                )
             except Exception as error:  # raised again where the batch is used
                 item = error, None
             self._queue.put(item)
@@ -87,14 +102,17 @@ class Stream:
     def _place(self, array):
         def held(index):
             start, stop, _ = index[0].indices(self._batch_size)
-            first = bisect.bisect_left(self._rows, start)  # the rows of one device follow each other
+            # the rows of one device follow each other
+            first = bisect.bisect_left(self._rows, start)
             return array[first : first + stop - start]
 
         shape = (self._batch_size, *array.shape[1:])
         return jax.make_array_from_callback(shape, self._sharding, held)
 
 
-def check_batch(batch: Mapping[str, Any], spec: Mapping[str, jax.ShapeDtypeStruct]) -> Mapping[str, np.ndarray]:
+def check_batch(
+    batch: Mapping[str, Any], spec: Mapping[str, jax.ShapeDtypeStruct]
+) -> Mapping[str, np.ndarray]:
     """The entries that a task wants, as NumPy arrays.
 
     Raises:
@@ -107,8 +125,8 @@ def check_batch(batch: Mapping[str, Any], spec: Mapping[str, jax.ShapeDtypeStruc
         array = np.asarray(batch[name])
         if array.shape != want.shape or array.dtype != want.dtype:
             raise UserError(
-                f"batch[{name!r}] is {array.dtype} {array.shape}; the task wants {want.dtype} {want.shape}: change the "
-                "data's or the network's sizes."
+                f"batch[{name!r}] is {array.dtype} {array.shape}; the task wants {want.dtype} "
+                f"{want.shape}: change the data's or the network's sizes."
             )
         wanted[name] = array
     return wanted

@@ -11,13 +11,18 @@ from t2i_jax.train.config import TrainConfig
 from tests.train.toy import ToyTask
 
 needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is installed on Linux x86-64 alone"
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, the TPU compiler, is installed on Linux x86-64 alone",
 )
 
 
 @pytest.mark.parametrize(
     ("topology", "told"),
-    [("v5p", "give one such as v5p:8x8x8"), ("v9:2x2", "known: v4, v5e"), ("v5e:4000x4000", "more than 65536")],
+    [
+        ("v5p", "give one such as v5p:8x8x8"),
+        ("v9:2x2", "known: v4, v5e"),
+        ("v5e:4000x4000", "more than 65536"),
+    ],
 )
 def test_what_is_no_slice_is_refused(topology, told):
     with pytest.raises(UserError, match=told):
@@ -31,7 +36,9 @@ def test_a_slice_that_the_compiler_does_not_know_is_refused():
 
 
 @needs_libtpu
-@pytest.mark.parametrize(("topology", "chips"), [("v4:2x2x1", 4), ("v5p:2x2x2", 8), ("v6e:2x4", 8), ("2*v5e:2x2", 8)])
+@pytest.mark.parametrize(
+    ("topology", "chips"), [("v4:2x2x1", 4), ("v5p:2x2x2", 8), ("v6e:2x4", 8), ("2*v5e:2x2", 8)]
+)
 def test_a_device_is_a_chip(topology, chips):
     assert len(ahead.slice_devices(topology)) == chips
 
@@ -45,7 +52,9 @@ def test_an_axis_of_the_mesh_may_take_a_part_of_an_axis_of_the_torus():
 
 @needs_libtpu
 def test_a_step_is_compiled_and_its_costs_are_reported():
-    report = ahead.compile_step(ToyTask(), TrainConfig(batch_size=16, mesh={"data": 2, "fsdp": 4}), {}, "v5e:2x4")
+    report = ahead.compile_step(
+        ToyTask(), TrainConfig(batch_size=16, mesh={"data": 2, "fsdp": 4}), {}, "v5e:2x4"
+    )
     assert report.fits and report.chips == 8 and report.mesh == {"data": 2, "fsdp": 4}
     assert 0 < report.arguments < report.peak < report.hbm == 16
     assert report.flops > 0 and report.traffic > 0 and sum(report.collectives.values()) > 0
@@ -55,7 +64,9 @@ def test_a_step_is_compiled_and_its_costs_are_reported():
 
 @needs_libtpu
 def test_slices_exchange_over_the_network_between_them():
-    report = ahead.compile_step(ToyTask(), TrainConfig(batch_size=16, mesh={"data": -1}), {}, "2*v5e:2x2")
+    report = ahead.compile_step(
+        ToyTask(), TrainConfig(batch_size=16, mesh={"data": -1}), {}, "2*v5e:2x2"
+    )
     assert report.mesh == {"slice": 2, "data": 4} and report.between_slices > 0
 
 

@@ -29,6 +29,7 @@ def test_loops_in_loops_multiply():
     def loops(x, w):
         def inner(i, x):
             return jnp.tanh(x @ w)
+
         return jax.lax.fori_loop(0, 3, lambda i, x: jax.lax.fori_loop(0, 5, inner, x) + 1, x)
 
     assert _cost(loops, (64, 32), (32, 32)).flops == 15 * 2 * 64 * 32 * 32
@@ -36,17 +37,24 @@ def test_loops_in_loops_multiply():
 
 @pytest.mark.parametrize(("padding", "places"), [("VALID", 6 * 6), ("SAME", 8 * 8)])
 def test_a_convolution_counts_what_touches_the_image(padding, places):
-    convolve = functools.partial(jax.lax.conv_general_dilated, window_strides=(1, 1), padding=padding)
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated, window_strides=(1, 1), padding=padding
+    )
     counted = _cost(
-        lambda x, w: convolve(x, w, dimension_numbers=("NHWC", "HWIO", "NHWC")), (2, 8, 8, 4), (3, 3, 4, 16)
+        lambda x, w: convolve(x, w, dimension_numbers=("NHWC", "HWIO", "NHWC")),
+        (2, 8, 8, 4),
+        (3, 3, 4, 16),
     ).flops
-    taps = 9 * places if padding == "VALID" else (3 * 8 - 2) ** 2  # at an edge one of three taps lies outside
+    # at an edge one of three taps lies outside
+    taps = 9 * places if padding == "VALID" else (3 * 8 - 2) ** 2
     assert counted == 2 * 2 * 4 * 16 * taps
 
 
 def test_traffic_is_operands_and_results():
     read_and_written = 4 * (512 * 512 + 512 * 512 + 512 * 512)
-    assert _cost(lambda x, y: x @ y, (512, 512), (512, 512)).traffic == pytest.approx(read_and_written, rel=0.5)
+    assert _cost(lambda x, y: x @ y, (512, 512), (512, 512)).traffic == pytest.approx(
+        read_and_written, rel=0.5
+    )
 
 
 def test_of_a_stack_that_is_sliced_only_the_slice_is_read():
@@ -85,16 +93,21 @@ ENTRY %main (a: f32[8,128], b: bf16[4,16]) -> f32[8,128] {
   %half = bf16[2,16]{1,0} reduce-scatter(%b), replica_groups={{0,4},{1,5}}, dimensions={0}, to_apply=%add
   ROOT %end = f32[8,128]{1,0} get-tuple-element(%loop), index=1
 }
-"""
+"""  # noqa: E501
 
 
 def test_collectives_are_counted_with_their_groups_and_loops():
     found = {one.kind: one for one in hlo.cost(_COLLECTIVES, 8).collectives}
     assert found["all-reduce"] == hlo.Collective("all-reduce", 4 * 8 * 128, (0, 4), 6)
     assert found["all-reduce"].sent == 6 * 4 * 8 * 128  # twice a half
-    assert found["all-gather"].group == tuple(range(8)) and found["all-gather"].sent == 2 * 32 * 16 * 7 / 8
+    assert (
+        found["all-gather"].group == tuple(range(8))
+        and found["all-gather"].sent == 2 * 32 * 16 * 7 / 8
+    )
     assert found["collective-permute"].sent == 2 * 4 * 16
-    assert found["reduce-scatter"].group == (0, 4) and found["reduce-scatter"].sent == 2 * 4 * 16 / 2
+    assert (
+        found["reduce-scatter"].group == (0, 4) and found["reduce-scatter"].sent == 2 * 4 * 16 / 2
+    )
 
 
 _SUM_OF_WHICH_A_PART_IS_KEPT = """HloModule m
@@ -147,7 +160,8 @@ ENTRY %main (a: f32[16,1024], b: s32[], c: f32[1,1024]) -> f32[16,1024] {
 
 
 def test_a_slice_that_is_taken_deep_in_a_fusion_and_put_back_is_all_that_moves():
-    assert hlo.cost(_NESTED, 1).traffic == 3 * 4 * 1024 + 4  # the old row, the one that is added, the new one, the place
+    # the old row, the one that is added, the new one, the place
+    assert hlo.cost(_NESTED, 1).traffic == 3 * 4 * 1024 + 4
 
 
 def test_every_branch_of_a_condition_is_counted():

@@ -1,8 +1,10 @@
-"""`t2i compile` wires a task as `t2i train` does: for every shipped recipe both lower the same program.
+"""`t2i compile` wires a task as `t2i train` does: for every shipped recipe both lower the same
+program.
 
-A step's program follows from three things: the task, its `TrainConfig` and the shapes of what is frozen. For every shipped
-recipe these are compared; lowering the papers' networks would take minutes each, so the text of the program is compared
-for the small recipes of the tests, the tokenizer among them with its discriminator and VGG16.
+A step's program follows from three things: the task, its `TrainConfig` and the shapes of what is
+frozen. For every shipped recipe these are compared; lowering the papers' networks would take
+minutes each, so the text of the program is compared for the small recipes of the tests, the
+tokenizer among them with its discriminator and VGG16.
 """
 
 import dataclasses
@@ -46,7 +48,10 @@ def vgg(tmp_path_factory):
 
 
 def _trained(recipe, workdir, monkeypatch):
-    """(task, config, frozen) that training gives its loop; parts are trained for no step, and no data are read."""
+    """(task, config, frozen) that training gives its loop.
+
+    Parts are trained for no step, and no data are read.
+    """
     found = {}
 
     def fit(task, stream, config, folder, *, frozen, **_):
@@ -76,7 +81,11 @@ def _program(task, config, frozen):
     start = states.start_of(task, optimisers, config.ema_decay)
     state = states.abstract(start, task, mesh, "dp")
     step = functools.partial(
-        train_step, task=task, optimisers=optimisers, ema_decay=config.ema_decay, accumulate=config.accumulate
+        train_step,
+        task=task,
+        optimisers=optimisers,
+        ema_decay=config.ema_decay,
+        accumulate=config.accumulate,
     )
     return jax.jit(step).lower(state, frozen, dict(task.batch_spec(config.batch_size))).as_text()
 
@@ -116,4 +125,7 @@ def test_compile_and_train_lower_the_same_program(make, tmp_path, monkeypatch, v
     if "perceptual" in planned[2]:  # its convolutions are in the step that is reported
         without = {name: value for name, value in planned[2].items() if name != "perceptual"}
         bare = dataclasses.replace(planned[0], perceptual=None)
-        assert program.count("convolution") > _program(bare, planned[1], without).count("convolution") + 12
+        assert (
+            program.count("convolution")
+            > _program(bare, planned[1], without).count("convolution") + 12
+        )

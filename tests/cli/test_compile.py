@@ -15,7 +15,8 @@ from tests.e2e import tiny, tiny_imagen
 from tests.toy_system import recipe as toy
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is installed on Linux x86-64 alone"
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, the TPU compiler, is installed on Linux x86-64 alone",
 )
 
 
@@ -27,7 +28,13 @@ def _the_cache_is_on_again():
 
 def test_a_step_that_fits_is_told_and_written(tmp_path, capsys):
     out = tmp_path / "report.json"
-    compile_for(pathlib.Path(tiny.__file__), ("train.batch_size=8",), topology="v5e:2x2", mesh="fsdp=4", json_file=out)
+    compile_for(
+        pathlib.Path(tiny.__file__),
+        ("train.batch_size=8",),
+        topology="v5e:2x2",
+        mesh="fsdp=4",
+        json_file=out,
+    )
     told, report = capsys.readouterr().out, json.loads(out.read_text())
     assert "v5e:2x2: 4 chips, fsdp=4" in told and "fits: peak" in told and "MFU up to" in told
     assert report["fits"] and report["mesh"] == {"fsdp": 4} and report["collectives"]
@@ -38,13 +45,20 @@ def test_a_step_that_does_not_fit_ends_with_1_and_says_what_is_large(capsys):
     with pytest.raises(SystemExit) as stop:
         compile_for(pathlib.Path(tiny.__file__), huge, topology="v5e:2x2")
     told = capsys.readouterr().out
-    assert stop.value.code == 1 and "does not fit" in told and "largest arrays" in told and "kernel" in told
+    assert (
+        stop.value.code == 1
+        and "does not fit" in told
+        and "largest arrays" in told
+        and "kernel" in told
+    )
 
 
 def test_sampling_is_compiled_stage_by_stage(tmp_path, capsys):
     out = tmp_path / "report.json"
     with pytest.raises(SystemExit) as stop:
-        compile_for(pathlib.Path(tiny_imagen.__file__), topology="v5e:2x2", generate=8, json_file=out)
+        compile_for(
+            pathlib.Path(tiny_imagen.__file__), topology="v5e:2x2", generate=8, json_file=out
+        )
     assert stop.value.code == 0 and "stage 2, 8 at a time" in capsys.readouterr().out
     assert set(json.loads(out.read_text())) == {"stage 1", "stage 2"}
 
@@ -59,16 +73,24 @@ def test_a_system_that_lives_elsewhere_compiles_too(tmp_path, capsys):
 
 
 def test_the_search_names_the_fastest(capsys):
-    compile_for(pathlib.Path(tiny.__file__), topology="v5e:2x2", mesh="data=2,tensor=2", search=True)
+    compile_for(
+        pathlib.Path(tiny.__file__), topology="v5e:2x2", mesh="data=2,tensor=2", search=True
+    )
     told = capsys.readouterr().out
     assert "remat=full train.accumulate=1" in told and "fastest that fits: remat=" in told
 
 
 def test_a_mesh_that_does_not_fit_is_refused_in_one_sentence():
-    """libtpu has more to say of a machine without TPUs, unless it is told that there is nothing to look for."""
+    """libtpu has more to say of a machine without TPUs, unless it is told that there is nothing to
+    look for.
+    """
     words = ["compile", tiny.__file__, "--topology", "v5e:2x2", "--mesh", "data=3"]
     command = [sys.executable, "-m", "t2i_jax.cli.main", *words]
-    elsewhere = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_PLATFORMS", "TPU_"))}
+    elsewhere = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("JAX_PLATFORMS", "TPU_"))
+    }
     done = subprocess.run(command, env=elsewhere, capture_output=True, text=True, check=False)
     said = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and said.startswith("t2i: mesh=data=3 does not fit 4 device(s); ")

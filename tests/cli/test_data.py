@@ -1,4 +1,6 @@
-"""`t2i data`: from a folder of pictures to a run that trains on stored embeddings and tokens, and what is refused."""
+"""`t2i data`: from a folder of pictures to a run that trains on stored embeddings and tokens, and
+what is refused.
+"""
 
 import dataclasses
 import json
@@ -46,14 +48,24 @@ def _t5(folder):
     config = T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     T5EncoderModel(config).save_pretrained(folder)
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([f"picture number {i} and more" for i in range(COUNT)]), hard_vocab_limit=False,
-        model_prefix=str(folder / "spiece"), vocab_size=60, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter([f"picture number {i} and more" for i in range(COUNT)]),
+        hard_vocab_limit=False,
+        model_prefix=str(folder / "spiece"),
+        vocab_size=60,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
 
 
 @pytest.fixture
 def t2i(place, monkeypatch, capfd):
-    """Runs `t2i data ...` in the place; returns what it printed, or its sentence when it is refused."""
+    """Runs `t2i data ...` in the place.
+
+    Returns what it printed, or its sentence when it is refused.
+    """
     monkeypatch.chdir(place)
 
     def run(*arguments, refused=False):
@@ -78,21 +90,38 @@ def packed(t2i, tmp_path):
 
 
 def test_from_a_folder_to_a_run_on_embeddings_and_tokens(t2i, place, packed, tmp_path):
-    said = t2i("encode-text", packed, "--t5", "t5", "--max-length", 8, "--batch-size", 5, "--dtype", "bfloat16")
+    said = t2i(
+        "encode-text",
+        packed,
+        "--t5",
+        "t5",
+        "--max-length",
+        8,
+        "--batch-size",
+        5,
+        "--dtype",
+        "bfloat16",
+    )
     assert "16 wide, of 12 captions" in said and "StoredText(dim=16, max_length=8)" in said
-    assert "16 tokens of each of 12 images" in t2i("encode-images", packed, "vae", "--batch-size", 5)
+    assert "16 tokens of each of 12 images" in t2i(
+        "encode-images", packed, "vae", "--batch-size", 5
+    )
     source, vae = PackedSource(str(packed)), runs.load(place / "vae")
     for i in (0, 7, 11):
         record = source[i]
         embeds, mask = t5_encode_text([record["caption"]], place / "t5")
         assert record["text_mask"].all() and len(record["text_mask"]) == min(8, mask.sum())
         if mask.sum() <= 8:  # what is not cut is the same, but for eight bits of mantissa
-            np.testing.assert_allclose(record["text_embeds"].astype(np.float32), embeds[0], rtol=2**-8, atol=1e-6)
+            np.testing.assert_allclose(
+                record["text_embeds"].astype(np.float32), embeds[0], rtol=2**-8, atol=1e-6
+            )
         cut = crop(record["image"], 16, "center")[None]
         np.testing.assert_array_equal(record["tokens"], np.asarray(vae.encode(cut))[0])
     recipe = _parti(place, packed)
     system = runs.train(recipe, tmp_path / "run")
-    losses = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert losses and np.isfinite([value for row in losses for value in row.values()]).all()
     embeds, mask = source[0]["text_embeds"].astype(np.float32)[None], source[0]["text_mask"][None]
     assert system.generate((embeds, mask), seed=0).shape == (1, 16, 16, 3)
@@ -113,7 +142,9 @@ def _parti(place, packed, **task):
 
 
 def test_a_run_is_refused_whose_data_hold_something_else(t2i, place, packed, tmp_path):
-    with pytest.raises(UserError, match="holds no tokens; pack it, and run `t2i data encode-images"):
+    with pytest.raises(
+        UserError, match="holds no tokens; pack it, and run `t2i data encode-images"
+    ):
         runs.train(_parti(place, packed), tmp_path / "run")
     t2i("encode-images", packed, "vae")
     with pytest.raises(UserError, match="holds no text_embeds; .* `t2i data encode-text"):
@@ -122,7 +153,9 @@ def test_a_run_is_refused_whose_data_hold_something_else(t2i, place, packed, tmp
     with pytest.raises(UserError, match="text made with dim=16, and the task has dim=8"):
         runs.train(_parti(place, packed, text=StoredText(dim=8)), tmp_path / "run")
     path = packed / "manifest.json"
-    path.write_text(path.read_text().replace(runs.fingerprint(runs.load(place / "vae").weights), "0" * 16))
+    path.write_text(
+        path.read_text().replace(runs.fingerprint(runs.load(place / "vae").weights), "0" * 16)
+    )
     with pytest.raises(UserError, match="tokens made with tokenizer='0000000000000000'"):
         runs.train(_parti(place, packed), tmp_path / "run")
 
@@ -137,7 +170,9 @@ def test_a_second_time_nothing_is_done_and_something_else_is_refused(t2i, packed
     t2i("encode-text", packed, "--t5", "t5", "--max-length", 8)
     before = {path.name: path.stat().st_mtime_ns for path in packed.iterdir()}
     assert "there already" in t2i("encode-text", packed, "--t5", "t5", "--max-length", 8)
-    assert "has text of max_length=8; give --replace" in t2i("encode-text", packed, "--t5", "t5", refused=True)
+    assert "has text of max_length=8; give --replace" in t2i(
+        "encode-text", packed, "--t5", "t5", refused=True
+    )
     assert before == {path.name: path.stat().st_mtime_ns for path in packed.iterdir()}
     t2i("encode-text", packed, "--t5", "t5", "--replace")
     assert PackedSource(str(packed)).stored["text"]["max_length"] == 128
@@ -148,15 +183,28 @@ def test_inspect_shows_what_there_is(t2i, packed, tmp_path):
     said = t2i("inspect", "folder:photos", "--sheet", sheet)
     assert "records: 12, looked at all of them" in said and f"contact sheet: {sheet}" in said
     assert "images: 12, width 24 to 35 (median 29.5), height 20 pixels" in said
-    assert "captions: 12, 12 different, 3 to 7 (median 5) words" in said and "can't be used" not in said
+    assert (
+        "captions: 12, 12 different, 3 to 7 (median 5) words" in said
+        and "can't be used" not in said
+    )
     picture = np.asarray(Image.open(sheet))
     assert picture.shape == (8 + 2 * (160 + 8 + 36), 8 + 6 * (160 + 8), 3)  # two rows of six
-    assert all((picture[y : y + 160, x : x + 160] < 250).mean() > 0.3 for y in (8, 212) for x in range(8, 1016, 168))
+    assert all(
+        (picture[y : y + 160, x : x + 160] < 250).mean() > 0.3
+        for y in (8, 212)
+        for x in range(8, 1016, 168)
+    )
     t2i("encode-images", packed, "vae")
     said = t2i("inspect", f"arrayrecord:{packed}", "--sheet", sheet, "--samples", 5)
-    assert "looked at 5 of them" in said and "tokens: tokenizer=" in said and "codebook_size=16" in said
+    assert (
+        "looked at 5 of them" in said
+        and "tokens: tokenizer=" in said
+        and "codebook_size=16" in said
+    )
     assert f"contact sheet: {tmp_path / 'sheet-2.png'}" in said  # the first one is kept
-    assert "records: 20000, looked at 3" in t2i("inspect", "shapes", "--samples", 3, "--sheet", sheet)
+    assert "records: 20000, looked at 3" in t2i(
+        "inspect", "shapes", "--samples", 3, "--sheet", sheet
+    )
 
 
 def test_inspect_and_pack_count_what_cannot_be_used(t2i, tmp_path):
@@ -164,15 +212,25 @@ def test_inspect_and_pack_count_what_cannot_be_used(t2i, tmp_path):
         (tmp_path / (name + ending)).write_bytes(data)
         (tmp_path / (name + ".txt")).write_text("words")
     said = t2i("inspect", f"folder:{tmp_path}")
-    assert "images that can't be used: 4" in said and "truncated image 1" in said and "bomb.png" in said
+    assert (
+        "images that can't be used: 4" in said
+        and "truncated image 1" in said
+        and "bomb.png" in said
+    )
     assert "captions: 4, 1 different" in said and "contact sheet" not in said
     sentence = t2i("pack", f"folder:{tmp_path}", tmp_path / "out", refused=True)
-    assert "4 of 4 samples cannot be used" in sentence and "bomb.png" in sentence and not (tmp_path / "out").exists()
+    assert (
+        "4 of 4 samples cannot be used" in sentence
+        and "bomb.png" in sentence
+        and not (tmp_path / "out").exists()
+    )
     for i in range(4):
         (tmp_path / f"good{i}.png").write_bytes(encode(photo(i)))
     said = t2i("inspect", f"folder:{tmp_path}")
     assert "captions that can't be used: 4 (no caption 4)" in said and "contact sheet" in said
-    said = t2i("pack", f"folder:{tmp_path}", tmp_path / "out", "--no-captions", "--max-bad-rate", 0.5)
+    said = t2i(
+        "pack", f"folder:{tmp_path}", tmp_path / "out", "--no-captions", "--max-bad-rate", 0.5
+    )
     assert "packed: 4 records" in said and "left out: " in said and "empty file 1" in said
 
 

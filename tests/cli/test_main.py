@@ -20,7 +20,10 @@ def test_a_process_starts_again_once_to_keep_what_it_has_freed(monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     cli.start()
-    assert started[0] == (sys.executable, [sys.executable, "-m", "t2i_jax.cli.main", "train", "a b.py"])
+    assert started[0] == (
+        sys.executable,
+        [sys.executable, "-m", "t2i_jax.cli.main", "train", "a b.py"],
+    )
     assert "glibc.malloc.trim_threshold=" in os.environ.pop("GLIBC_TUNABLES")
 
 
@@ -31,7 +34,9 @@ def test_steps_to_trace_that_make_no_sense_are_refused_before_anything_starts(tm
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("platform", "tunables"), [("linux", "glibc.malloc.check=0"), ("darwin", None)])
+@pytest.mark.parametrize(
+    ("platform", "tunables"), [("linux", "glibc.malloc.check=0"), ("darwin", None)]
+)
 def test_a_users_setting_stays_and_other_systems_have_none(monkeypatch, platform, tunables):
     started = []
     monkeypatch.setattr(os, "execv", lambda *arguments: started.append("again"))

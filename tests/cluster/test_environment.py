@@ -1,4 +1,7 @@
-"""How a process learns that it is one of several, with environments made up; nothing is asked over a network."""
+"""How a process learns that it is one of several, with environments made up.
+
+Nothing is asked over a network.
+"""
 
 import jax
 import pytest
@@ -9,11 +12,24 @@ from t2i_jax.errors import UserError
 
 _PLAIN = {"JAX_COORDINATOR_ADDRESS": "a:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 _SLURM = {
-    "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "16", "SLURM_STEP_NUM_TASKS": "16",
-    "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "3", "SLURM_LOCALID": "3",
-}  # fmt: skip
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "n[1-2]",
+    "SLURM_NTASKS": "16",
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "3",
+}
 _POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
-_OTHERS = ("JAX_", "SLURM_", "TPU_", "MEGASCALE_", "KUBERNETES_", "JOB_COMPLETION_INDEX", "CUDA_VISIBLE_DEVICES")
+_OTHERS = (
+    "JAX_",
+    "SLURM_",
+    "TPU_",
+    "MEGASCALE_",
+    "KUBERNETES_",
+    "JOB_COMPLETION_INDEX",
+    "CUDA_VISIBLE_DEVICES",
+)
 
 
 @pytest.fixture
@@ -37,9 +53,14 @@ def environment(monkeypatch):
         ({**_PLAIN, "JAX_NUM_PROCESSES": "1"}, False),
         ({"JAX_NUM_PROCESSES": "1", **_SLURM}, False),
         ({**_SLURM, "SLURM_STEP_NUM_TASKS": "1"}, False),
-        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, False),  # no step
+        # no step
+        (
+            {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+            False,
+        ),
         (_POD, False),  # a pod of no indexed job
-        ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "0"}, False),  # variables of a TPU without one
+        # variables of a TPU without one
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "0"}, False),
         ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, True),  # one machine
         ({"TPU_SKIP_MDS_QUERY": "1"}, True),
         ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "0", "JAX_PLATFORMS": "cpu"}, True),
@@ -63,7 +84,11 @@ def test_alone(environment, variables, tpu):
                 "cluster_detection_method": "deactivate",
             },
         ),
-        ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}, True, {"cluster_detection_method": "gketpu"}),
+        (
+            {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"},
+            True,
+            {"cluster_detection_method": "gketpu"},
+        ),
         (
             {"TPU_WORKER_HOSTNAMES": "a", "TPU_WORKER_ID": "0", "MEGASCALE_NUM_SLICES": "2"},
             True,
@@ -88,7 +113,11 @@ def test_one_of_several(environment, monkeypatch, variables, tpu, found):
     given = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **named: given.append(named))
     cluster_environment.start()
-    assert [{**named, **found} for named in given] == given == [{**found, "initialization_timeout": 360}]
+    assert (
+        [{**named, **found} for named in given]
+        == given
+        == [{**found, "initialization_timeout": 360}]
+    )
 
 
 def test_what_slurm_gives_is_what_jax_reads(environment):
@@ -102,13 +131,25 @@ def test_what_slurm_gives_is_what_jax_reads(environment):
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({**_PLAIN, "JAX_PROCESS_ID": "5"}, r"JAX_PROCESS_ID='5' is none of 4 processes; count them from 0 to 3\."),
+        (
+            {**_PLAIN, "JAX_PROCESS_ID": "5"},
+            r"JAX_PROCESS_ID='5' is none of 4 processes; count them from 0 to 3\.",
+        ),
         ({**_PLAIN, "JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID='-1' is none"),
-        ({**_PLAIN, "JAX_PROCESS_ID": ""}, "JAX_PROCESS_ID='' beside .*JAX_NUM_PROCESSES=4; set all three"),
+        (
+            {**_PLAIN, "JAX_PROCESS_ID": ""},
+            "JAX_PROCESS_ID='' beside .*JAX_NUM_PROCESSES=4; set all three",
+        ),
         ({"JAX_PROCESS_ID": "0"}, "JAX_COORDINATOR_ADDRESS='' beside JAX_PROCESS_ID=0"),
         ({**_PLAIN, "JAX_NUM_PROCESSES": "four"}, "JAX_NUM_PROCESSES='four' is not a whole number"),
-        ({**_PLAIN, "JAX_COORDINATOR_ADDRESS": "machine"}, "JAX_COORDINATOR_ADDRESS='machine' is no address"),
-        ({**_POD, "JOB_COMPLETION_INDEX": "1"}, "pip install kubernetes, or set JAX_COORDINATOR_ADDRESS"),
+        (
+            {**_PLAIN, "JAX_COORDINATOR_ADDRESS": "machine"},
+            "JAX_COORDINATOR_ADDRESS='machine' is no address",
+        ),
+        (
+            {**_POD, "JOB_COMPLETION_INDEX": "1"},
+            "pip install kubernetes, or set JAX_COORDINATOR_ADDRESS",
+        ),
     ],
 )
 def test_nonsense_is_refused(environment, monkeypatch, variables, message):
@@ -130,5 +171,7 @@ def test_an_address_that_is_taken_is_refused(environment, monkeypatch):
 
     environment({**_PLAIN, "JAX_PROCESS_ID": "0"})
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    with pytest.raises(UserError, match=r"process 0 of 4 at 'a:1234' does not start \(UNKNOWN: .*server\); start"):
+    with pytest.raises(
+        UserError, match=r"process 0 of 4 at 'a:1234' does not start \(UNKNOWN: .*server\); start"
+    ):
         cluster_environment.start()

@@ -1,4 +1,4 @@
-"""The connection between processes by itself, without JAX; with it: tests/train/test_processes.py."""
+"""The connection between processes without JAX; with it: tests/train/test_processes.py."""
 
 import json
 import socket
@@ -36,7 +36,9 @@ def hub():
 
 def test_values_go_from_each_to_all_whoever_else_knocks(hub):
     strangers = [socket.create_connection(("localhost", hub.address["port"])) for _ in range(3)]
-    for stranger, said in zip(strangers, (b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"process": 1, "token": ""}\n')):
+    for stranger, said in zip(
+        strangers, (b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"process": 1, "token": ""}\n')
+    ):
         stranger.sendall(said)
     peers = [join(process, hub) for process in (2, 0, 1)]
     names = {peer.communicate(timeout=60)[0].strip() for peer in peers}

@@ -15,7 +15,10 @@ TABLE = [
     Entry("scale", "stats/scale"),
 ]
 SHAPES = {
-    "net": {"fc": {"kernel": np.empty((3, 2), np.float32)}, "layers": {"w": np.empty((2, 3, 5), np.float32)}},
+    "net": {
+        "fc": {"kernel": np.empty((3, 2), np.float32)},
+        "layers": {"w": np.empty((2, 3, 5), np.float32)},
+    },
     "stats": {"scale": np.empty((), np.float32)},
 }
 
@@ -24,7 +27,13 @@ def state():
     rng = np.random.default_rng(0)
     fc = rng.normal(size=(2, 3)).astype(np.float32)
     layers = {f"layers.{i}.w": rng.normal(size=(5, 3)).astype(np.float32) for i in range(2)}
-    return {"fc.weight": fc, **layers, "tied.weight": fc.copy(), "index": np.arange(4), "scale": np.float32(2.0)}
+    return {
+        "fc.weight": fc,
+        **layers,
+        "tied.weight": fc.copy(),
+        "index": np.arange(4),
+        "scale": np.float32(2.0),
+    }
 
 
 def test_there_and_back_is_the_same_bit_for_bit():
@@ -38,7 +47,11 @@ def test_there_and_back_is_the_same_bit_for_bit():
 
 
 def test_every_mistake_is_in_one_error():
-    wrong = state() | {"extra": np.zeros(1), "layers.0.w": np.zeros((4, 3)), "tied.weight": np.zeros((2, 3))}
+    wrong = state() | {
+        "extra": np.zeros(1),
+        "layers.0.w": np.zeros((4, 3)),
+        "tied.weight": np.zeros((2, 3)),
+    }
     wrong["index"] = np.arange(1, 5)
     del wrong["scale"]
     with pytest.raises(UserError) as caught:
@@ -57,14 +70,20 @@ def test_a_constant_may_be_absent_and_comes_back():
 
 def test_export_leaves_out_an_optional_group_that_is_not_there():
     ours = engine.to_ours(TABLE, state(), SHAPES)
-    assert "scale" not in engine.to_torch(TABLE, {"net": ours["net"]}, SHAPES, optional=[("stats",)])
+    assert "scale" not in engine.to_torch(
+        TABLE, {"net": ours["net"]}, SHAPES, optional=[("stats",)]
+    )
     with pytest.raises(UserError, match=r"\(1 arrays\): stats/scale is missing"):
         engine.to_torch(TABLE, {"net": ours["net"]}, SHAPES)
 
 
 def test_every_mistake_of_an_export_is_in_one_error():
     ours = engine.to_ours(TABLE, state(), SHAPES)
-    wrong = {"net": {"fc": {"kernel": np.zeros((2, 3))}, "more": np.zeros(1)}, "other": np.zeros(2), "stats": {}}
+    wrong = {
+        "net": {"fc": {"kernel": np.zeros((2, 3))}, "more": np.zeros(1)},
+        "other": np.zeros(2),
+        "stats": {},
+    }
     with pytest.raises(UserError) as caught:
         engine.to_torch(TABLE, wrong, SHAPES)
     said = str(caught.value)
@@ -97,12 +116,20 @@ def test_the_table_of_a_part_and_its_arrays():
     table = engine.within(TABLE, "vae.", "tokenizer")
     assert [entry.torch for entry in table] == [f"vae.{entry.torch}" for entry in TABLE]
     paths = [entry.path for entry in TABLE if isinstance(entry, Entry)]
-    assert [entry.path for entry in table if isinstance(entry, Entry)] == [("tokenizer", *path) for path in paths]
+    assert [entry.path for entry in table if isinstance(entry, Entry)] == [
+        ("tokenizer", *path) for path in paths
+    ]
     assert engine.part({"vae.a.vae.b": 1, "vae2.a": 2, "c": 3}, "vae.") == {"a.vae.b": 1}
 
 
 def test_wrappers_are_stripped():
-    ema = {"ema_model.module.a": 1, "online_model.module.a": 2, "initted": 3, "step": 4, "ema_model.module.vgg.w": 5}
+    ema = {
+        "ema_model.module.a": 1,
+        "online_model.module.a": 2,
+        "initted": 3,
+        "step": 4,
+        "ema_model.module.vgg.w": 5,
+    }
     assert engine.strip(ema) == {"a": 1}
     assert engine.strip({"module.a": 1, "b": 2}) == {"module.a": 1, "b": 2}
 
@@ -110,12 +137,16 @@ def test_wrappers_are_stripped():
 def test_files_there_and_back(tmp_path):
     for name in ("w.safetensors", "w.pt"):
         torch_io.write(tmp_path / name, {"a": np.arange(6.0).reshape(2, 3).T})
-        np.testing.assert_array_equal(torch_io.read(tmp_path / name)["a"], np.arange(6.0).reshape(2, 3).T)
+        np.testing.assert_array_equal(
+            torch_io.read(tmp_path / name)["a"], np.arange(6.0).reshape(2, 3).T
+        )
 
 
 def test_a_checkpoint_around_a_state_dict_is_opened(tmp_path):
     torch = pytest.importorskip("torch")
-    torch.save({"epoch": 3, "state_dict": {"a": torch.ones(2, dtype=torch.bfloat16)}}, tmp_path / "c.ckpt")
+    torch.save(
+        {"epoch": 3, "state_dict": {"a": torch.ones(2, dtype=torch.bfloat16)}}, tmp_path / "c.ckpt"
+    )
     read = torch_io.read(tmp_path / "c.ckpt")
     assert read["a"].dtype == np.float32 and list(read) == ["a"]
 

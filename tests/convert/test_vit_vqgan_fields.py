@@ -10,11 +10,26 @@ from t2i_jax.models.vit_vqgan import VitVQGanVAE
 
 MODELS = {
     "lfq": VitVQGanVAE(
-        dim=16, image_size=32, patch_size=8, layers=1, heads=3, dim_head=4, codebook_size=64, discr_layers=0
+        dim=16,
+        image_size=32,
+        patch_size=8,
+        layers=1,
+        heads=3,
+        dim_head=4,
+        codebook_size=64,
+        discr_layers=0,
     ),
     "vq": VitVQGanVAE(
-        dim=16, image_size=32, patch_size=4, layers=2, ff_mult=2, lookup_free_quantization=False, codebook_size=32,
-        codebook_dim=16, discr_layers=2, channels=1,
+        dim=16,
+        image_size=32,
+        patch_size=4,
+        layers=2,
+        ff_mult=2,
+        lookup_free_quantization=False,
+        codebook_size=32,
+        codebook_dim=16,
+        discr_layers=2,
+        channels=1,
     ),
 }
 
@@ -24,7 +39,9 @@ def exported(name):
     weights = sharding.unbox(image_tokenizer.init(model, jax.random.key(0)))
     if model.discr_layers:
         image = np.zeros((1, 32, 32, model.channels), np.float32)
-        weights["discriminator"] = sharding.unbox(model.discriminator().init(jax.random.key(1), image))["params"]
+        weights["discriminator"] = sharding.unbox(
+            model.discriminator().init(jax.random.key(1), image)
+        )["params"]
     return model, weights, convert.to_state(model, weights)
 
 
@@ -40,7 +57,9 @@ def test_the_fields_come_back_from_the_shapes(name):
 
 def test_fields_are_checked():
     _, _, state = exported("lfq")
-    with pytest.raises(UserError, match="no field 'diversity_gama'; did you mean 'diversity_gamma'"):
+    with pytest.raises(
+        UserError, match="no field 'diversity_gama'; did you mean 'diversity_gamma'"
+    ):
         convert.from_torch(state, diversity_gama=1.0)
     with pytest.raises(UserError, match="dim=32 contradicts the weights"):
         convert.from_torch(state, dim=32)

@@ -35,4 +35,8 @@ BAD = {  # ending, bytes and reason of what can't be used
     "short": (".jpg", encode(photo(size=(64, 64)), "JPEG")[:400], "truncated image"),
     "bomb": (".png", encode(Image.new("1", (20_000, 20_000))), "too many pixels"),
 }
-BAD_CAPTIONS = {b"": "empty caption", b" \n\t": "empty caption", "caf\xe9".encode("latin-1"): "caption is not UTF-8"}
+BAD_CAPTIONS = {
+    b"": "empty caption",
+    b" \n\t": "empty caption",
+    "caf\xe9".encode("latin-1"): "caption is not UTF-8",
+}

@@ -25,11 +25,16 @@ def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("sets") / "packed"
     pack(Shapes(16, length=LENGTH), out, name="shapes", shard_bytes=2000)
     text = [
-        {"text_embeds": np.full((1 + i % 3, 4), i, ml_dtypes.bfloat16), "text_mask": np.ones(1 + i % 3, bool)}
+        {
+            "text_embeds": np.full((1 + i % 3, 4), i, ml_dtypes.bfloat16),
+            "text_mask": np.ones(1 + i % 3, bool),
+        }
         for i in range(LENGTH)
     ]
     add_column(out, "text", text, about={"dim": 4}, shard_bytes=300)
-    add_column(out, "tokens", [{"tokens": np.full(9, i, np.int16)} for i in range(LENGTH)], about={})
+    add_column(
+        out, "tokens", [{"tokens": np.full(9, i, np.int16)} for i in range(LENGTH)], about={}
+    )
     return out
 
 
@@ -76,7 +81,14 @@ def test_from_many_threads_and_after_pickling(made):
 
 def test_worker_processes_read_the_same(made):
     plain, worked = (
-        next(batches(DataConfig(f"arrayrecord:{made}", 16, workers=workers), 8, 0, wants=("image", "tokens")))
+        next(
+            batches(
+                DataConfig(f"arrayrecord:{made}", 16, workers=workers),
+                8,
+                0,
+                wants=("image", "tokens"),
+            )
+        )
         for workers in (0, 1)
     )
     for name in plain:
@@ -97,7 +109,15 @@ def test_a_damaged_record_is_one_bad_sample(packed):
 def test_records_of_something_else_are_bad(packed):
     manifest = json.loads((packed / "manifest.json").read_text())
     writer = ShardWriter(packed, "other", 10**6)
-    records = [b"", b"\xc1", b"hello", b"\x01", b"\x80", b"\x81\xa5image\x01", b"\x82\xa5image\xc4\x01x\xa7caption\x01"]
+    records = [
+        b"",
+        b"\xc1",
+        b"hello",
+        b"\x01",
+        b"\x80",
+        b"\x81\xa5image\x01",
+        b"\x82\xa5image\xc4\x01x\xa7caption\x01",
+    ]
     for data in records:
         writer.write(data)
     manifest |= {"shards": writer.close(), "columns": {}}
@@ -127,7 +147,10 @@ def test_arrays_survive(dtype):
 
 def test_arrays_of_something_else_are_bad():
     data = arrays_to_bytes({"a": np.arange(6)})
-    other_type, other_shape = data.replace(b"int64", b"int99"), data.replace(b"\x91\x06", b"\x91\x07")
+    other_type, other_shape = (
+        data.replace(b"int64", b"int99"),
+        data.replace(b"\x91\x06", b"\x91\x07"),
+    )
     for damaged in (b"", data[:-3], b"\x81\xa1a\x01", other_type, other_shape):
         with pytest.raises(BadSample, match="damaged record"):
             arrays_from_bytes(damaged)
@@ -148,7 +171,7 @@ def test_damaged_manifests_are_refused(packed):
     good = json.loads(path.read_text())
     for text in ("", "{", "[]", "null", '{"format": 3}', "\xff", "[" * 10_000,
                  json.dumps({**good, "shards": [3]}), json.dumps({**good, "columns": {"text": []}}),
-                 json.dumps({**good, "columns": {"text": {}}}), json.dumps({**good, "shards": None})):  # fmt: skip
+                 json.dumps({**good, "columns": {"text": {}}}), json.dumps({**good, "shards": None})):  # fmt: skip # noqa: E501
         path.write_text(text, encoding="latin-1")
         with pytest.raises(UserError, match="damaged manifest.json"):
             PackedSource(str(packed))

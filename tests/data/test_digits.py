@@ -16,8 +16,12 @@ def test_images_are_the_scans_dark_on_white():
     for i in (0, 3, 4, 1436):
         image = data[i]["image"]
         assert image.dtype == np.uint8 and image.shape == (8, 8, 3)
-        np.testing.assert_allclose((255 - image[..., 0].astype(float)) * 16 / 255, scans[kept[i]], atol=0.04)
-    np.testing.assert_array_equal(Digits(8, "heldout")[1]["image"][..., 0], np.rint(255 - scans[5] * 255 / 16))
+        np.testing.assert_allclose(
+            (255 - image[..., 0].astype(float)) * 16 / 255, scans[kept[i]], atol=0.04
+        )
+    np.testing.assert_array_equal(
+        Digits(8, "heldout")[1]["image"][..., 0], np.rint(255 - scans[5] * 255 / 16)
+    )
 
 
 def test_enlarged_images_keep_their_ink():

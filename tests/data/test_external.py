@@ -17,32 +17,49 @@ IMAGES = [encode(photo(i)) for i in range(3)]
 
 
 def tfds_set(folder, features, examples, split="train"):
-    """A set as `download_and_prepare` leaves it; without TensorFlow the package reads images but writes none."""
+    """A set as `download_and_prepare` leaves it.
+
+    Without TensorFlow the package reads images but writes none.
+    """
     tfds = pytest.importorskip("tensorflow_datasets")
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
 
     folder.mkdir(parents=True)
-    writer = ArrayRecordWriter(str(folder / f"tiny-{split}.array_record-00000-of-00001"), "group_size:1")
+    writer = ArrayRecordWriter(
+        str(folder / f"tiny-{split}.array_record-00000-of-00001"), "group_size:1"
+    )
     for example in examples:
         proto = tf_example_pb2.Example()
         for name, values in example.items():
             feature = proto.features.feature[name]
             for value in values if isinstance(values, list) else [values]:
-                (feature.int64_list if isinstance(value, int) else feature.bytes_list).value.append(value)
+                (feature.int64_list if isinstance(value, int) else feature.bytes_list).value.append(
+                    value
+                )
         writer.write(proto.SerializeToString())
     writer.close()
-    place = tfds.core.ShardedFileTemplate(dataset_name="tiny", data_dir=folder, filetype_suffix="array_record")
-    info = tfds.core.SplitInfo(name=split, shard_lengths=[len(examples)], num_bytes=1, filename_template=place)
+    place = tfds.core.ShardedFileTemplate(
+        dataset_name="tiny", data_dir=folder, filetype_suffix="array_record"
+    )
+    info = tfds.core.SplitInfo(
+        name=split, shard_lengths=[len(examples)], num_bytes=1, filename_template=place
+    )
     tfds.folder_dataset.write_metadata(
-        data_dir=folder, features=tfds.features.FeaturesDict(features), split_infos=[info], check_data=False
+        data_dir=folder,
+        features=tfds.features.FeaturesDict(features),
+        split_infos=[info],
+        check_data=False,
     )
     return folder
 
 
 def captioned(tmp_path, examples):
     tfds = pytest.importorskip("tensorflow_datasets")
-    features = {"image": tfds.features.Image(shape=(None, None, 3)), "caption": tfds.features.Text()}
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "caption": tfds.features.Text(),
+    }
     return tfds_set(tmp_path / "tiny" / "1.0.0", features, examples)
 
 
@@ -59,14 +76,19 @@ def check(source, captions):
 
 
 def test_tfds_by_folder_and_by_name(tmp_path, monkeypatch):
-    folder = captioned(tmp_path, [{"image": p, "caption": f" words {i}".encode()} for i, p in enumerate(IMAGES)])
+    folder = captioned(
+        tmp_path, [{"image": p, "caption": f" words {i}".encode()} for i, p in enumerate(IMAGES)]
+    )
     check(TfdsSource(str(folder)), ["words 0", "words 1", "words 2"])
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     assert len(open_source("tfds:tiny", image_size=16, split="train[:2]")) == 2
     assert not any(name.split(".")[0] == "tensorflow" for name in sys.modules)
     pack(TfdsSource(str(folder)), tmp_path / "packed", name="tfds:tiny")
-    check(open_source(f"arrayrecord:{tmp_path / 'packed'}", image_size=16), ["words 0", "words 1", "words 2"])
+    check(
+        open_source(f"arrayrecord:{tmp_path / 'packed'}", image_size=16),
+        ["words 0", "words 1", "words 2"],
+    )
 
 
 def test_tfds_labels_and_several_captions(tmp_path):
@@ -76,8 +98,13 @@ def test_tfds_labels_and_several_captions(tmp_path):
     rows = [{"image": p, "label": i % 2} for i, p in enumerate(IMAGES)]
     folder = tfds_set(tmp_path / "a/tiny/1.0.0", features, rows)
     check(TfdsSource(str(folder)), ["a photo of sea star", "a photo of dog", "a photo of sea star"])
-    features = {"captions": tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()}), "image": image}
-    rows = [{"image": p, "captions/text": [b"first", b"second"], "captions/id": [1, 2]} for p in IMAGES]
+    features = {
+        "captions": tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()}),
+        "image": image,
+    }
+    rows = [
+        {"image": p, "captions/text": [b"first", b"second"], "captions/id": [1, 2]} for p in IMAGES
+    ]
     check(TfdsSource(str(tfds_set(tmp_path / "b/tiny/1.0.0", features, rows))), ["first"] * 3)
 
 
@@ -93,7 +120,9 @@ REASONS = {reason: 1 for *_, reason in BAD.values()}
 def test_tfds_bad_samples_are_counted(tmp_path):
     rows = [{"image": data, "caption": b"words"} for _, data, _ in (*BAD.values(),)]
     rows += [{"image": data, "caption": b"words"} for _, data in CONVERTED.values()]
-    rows += [{"image": IMAGES[0], "caption": text} for text in (b"", b"caf\xe9")] + [{"caption": b"blind"}]
+    rows += [{"image": IMAGES[0], "caption": text} for text in (b"", b"caf\xe9")] + [
+        {"caption": b"blind"}
+    ]
     folder = captioned(tmp_path, rows)
     wanted = {**REASONS, "empty caption": 1, "caption is not UTF-8": 1, "unreadable file": 1}
     assert count_bad(f"tfds:{folder}") == (len(CONVERTED), wanted)
@@ -102,7 +131,9 @@ def test_tfds_bad_samples_are_counted(tmp_path):
 def test_tfds_mistakes_are_refused(tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
     folder = captioned(tmp_path, [{"image": IMAGES[0], "caption": b"words"}])
-    blind = tfds_set(tmp_path / "b/tiny/1.0.0", {"text": tfds.features.Text()}, [{"text": b"words"}])
+    blind = tfds_set(
+        tmp_path / "b/tiny/1.0.0", {"text": tfds.features.Text()}, [{"text": b"words"}]
+    )
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
     for name, split, message in (
         (str(folder), "test", "split='test'"),
@@ -133,7 +164,9 @@ def test_hugging_face_by_folder(datasets, tmp_path):
     captions = ["words 0", "words 1", "words 2"]
     rows.save_to_disk(tmp_path / "one")
     check(HuggingFaceSource(str(tmp_path / "one")), captions)
-    datasets.DatasetDict({"train": rows, "test": rows.select([1])}).save_to_disk(tmp_path / "several")
+    datasets.DatasetDict({"train": rows, "test": rows.select([1])}).save_to_disk(
+        tmp_path / "several"
+    )
     check(open_source(f"hf:{tmp_path / 'several'}", image_size=16), captions)
     assert len(HuggingFaceSource(str(tmp_path / "several"), "test")) == 1
     (tmp_path / "parquet").mkdir()
@@ -147,25 +180,40 @@ def test_hugging_face_columns(datasets, tmp_path):
     rows.save_to_disk(tmp_path / "captions")
     check(HuggingFaceSource(str(tmp_path / "captions")), ["first"] * 3)
     rows.remove_columns("captions").save_to_disk(tmp_path / "labels")
-    check(HuggingFaceSource(str(tmp_path / "labels")), ["a photo of sea star", "a photo of dog", "a photo of sea star"])
-    plain = datasets.Dataset.from_dict({"png": IMAGES, "prompt": ["words"] * 3})  # no column is of the type Image
+    check(
+        HuggingFaceSource(str(tmp_path / "labels")),
+        ["a photo of sea star", "a photo of dog", "a photo of sea star"],
+    )
+    # no column is of the type Image
+    plain = datasets.Dataset.from_dict({"png": IMAGES, "prompt": ["words"] * 3})
     plain.save_to_disk(tmp_path / "plain")
     check(HuggingFaceSource(str(tmp_path / "plain")), ["words"] * 3)
 
 
 def test_hugging_face_images_in_files_of_their_own(datasets, tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(IMAGES[0])
-    rows = datasets.Dataset.from_dict({"image": [str(tmp_path / "a.png"), str(tmp_path / "none.png")]})
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows.cast_column("image", datasets.Image()))
+    rows = datasets.Dataset.from_dict(
+        {"image": [str(tmp_path / "a.png"), str(tmp_path / "none.png")]}
+    )
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: rows.cast_column("image", datasets.Image())
+    )
     source = HuggingFaceSource("me/set")
     assert source.without_caption(0)["image"].shape == (16, 20, 3)
-    for index, read, reason in ((0, "__getitem__", "no caption"), (1, "without_caption", "unreadable file")):
+    for index, read, reason in (
+        (0, "__getitem__", "no caption"),
+        (1, "without_caption", "unreadable file"),
+    ):
         with pytest.raises(BadSample, match=reason):
             getattr(source, read)(index)
 
 
 def test_hugging_face_bad_samples_are_counted(datasets, tmp_path):
-    images = [data for _, data, _ in BAD.values()] + [data for _, data in CONVERTED.values()] + [IMAGES[0]] * 2
+    images = (
+        [data for _, data, _ in BAD.values()]
+        + [data for _, data in CONVERTED.values()]
+        + [IMAGES[0]] * 2
+    )
     rows = hf_rows(datasets, images, caption=["words"] * (len(images) - 2) + ["", None])
     rows.save_to_disk(tmp_path / "set")
     wanted = {**REASONS, "empty caption": 1, "no caption": 1}
@@ -183,7 +231,10 @@ def test_hugging_face_files_that_would_kill_the_process_are_refused(datasets, tm
     rows = hf_rows(datasets, text=["words"] * 3)
     rows.save_to_disk(tmp_path / "set")
     path = next((tmp_path / "set").glob("*.arrow"))
-    beyond, latin = texts([0, 5, 10**9, 15], b"words" * 3), texts([0, 5, 9, 14], b"wordscaf\xe9words")
+    beyond, latin = (
+        texts([0, 5, 10**9, 15], b"words" * 3),
+        texts([0, 5, 9, 14], b"wordscaf\xe9words"),
+    )
     for column, refused in ((beyond, True), (latin, False)):
         table = rows.data.table.set_column(1, "text", column)
         with pyarrow.ipc.new_stream(str(path), table.schema) as writer:
@@ -199,7 +250,9 @@ def test_hugging_face_files_that_would_kill_the_process_are_refused(datasets, tm
 
 def test_hugging_face_mistakes_are_refused(datasets, tmp_path, monkeypatch):
     hf_rows(datasets, text=["words"] * 3).save_to_disk(tmp_path / "one")
-    datasets.DatasetDict({"train": datasets.Dataset.from_dict({"words": [1]})}).save_to_disk(tmp_path / "blind")
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict({"words": [1]})}).save_to_disk(
+        tmp_path / "blind"
+    )
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "state.json").write_text("{")
     (tmp_path / "empty").mkdir()

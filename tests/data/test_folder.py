@@ -1,4 +1,6 @@
-"""A user's folder: captions from three kinds of places, images of every kind, and things that are no images."""
+"""A user's folder: captions from three kinds of places, images of every kind, and things that are
+no images.
+"""
 
 import io
 import json
@@ -24,7 +26,9 @@ def _red(mode="RGB", size=(20, 16)):
     return Image.new("RGB", size, (200, 30, 30)).convert(mode)
 
 
-@pytest.mark.parametrize("mode, kind", [("RGB", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG"), ("P", "GIF")])
+@pytest.mark.parametrize(
+    "mode, kind", [("RGB", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG"), ("P", "GIF")]
+)
 def test_every_kind_of_image_becomes_rgb(mode, kind):
     pixels = decode(_bytes(_red(mode), kind), "x")
     assert pixels.shape == (16, 20, 3) and pixels.dtype == np.uint8
@@ -77,13 +81,19 @@ def folder(tmp_path):
 
 def test_text_files_beside_the_images(folder):
     source = FolderSource(str(folder))
-    assert [source[i]["caption"] for i in range(3)] == ["image number 0", "image number 2", "image number 1"]
+    assert [source[i]["caption"] for i in range(3)] == [
+        "image number 0",
+        "image number 2",
+        "image number 1",
+    ]
     assert source[1]["image"].shape == (24, 32, 3)
     assert source.without_image(0) == {"image": None, "caption": "image number 0"}
 
 
 def test_tables_of_captions(folder):
-    (folder / "captions.jsonl").write_text(json.dumps({"file_name": "a.JPG", "text": "from a line"}) + "\n\n")
+    (folder / "captions.jsonl").write_text(
+        json.dumps({"file_name": "a.JPG", "text": "from a line"}) + "\n\n"
+    )
     assert [FolderSource(str(folder))[0]["caption"]] == ["from a line"]
     (folder / "captions.csv").write_text('image,caption\ndeep/b.png,"one, two"\na.JPG,three\n')
     assert [FolderSource(str(folder))[i]["caption"] for i in range(2)] == ["one, two", "three"]
@@ -97,7 +107,9 @@ def test_images_to_condition_on_are_cut_as_their_images(folder):
         noise.save((folder / name).with_suffix(".cond.png"))
     (folder / "a.JPG").unlink()
     assert len(FolderSource(str(folder))) == 3
-    config = DataConfig(source=f"folder:{folder}", image_size=24, crop="random", flip=True, max_bad_rate=1.0)
+    config = DataConfig(
+        source=f"folder:{folder}", image_size=24, crop="random", flip=True, max_bad_rate=1.0
+    )
     stream = batches(config, 8, 0, wants=("image", "cond_image"))
     for _ in range(2):
         batch = next(stream)
@@ -116,7 +128,11 @@ def test_hostile_folder_is_skipped_and_counted(folder):
     (folder / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     (folder / "silent.png").write_bytes((folder / "deep/b.png").read_bytes())
     config = DataConfig(source=f"folder:{folder}", image_size=16, max_bad_rate=1.0)
-    found = [c for batch in batches(config, 2, 0, wants=("image", "caption"), repeat=False) for c in batch["caption"]]
+    found = [
+        c
+        for batch in batches(config, 2, 0, wants=("image", "caption"), repeat=False)
+        for c in batch["caption"]
+    ]
     assert sorted(found) == [f"image number {i}" for i in range(3)]
     without = batches(config, 2, 0, wants=("image",), repeat=False)
     assert sum(len(batch["image"]) for batch in without) == 5  # a tokenizer needs no captions

@@ -39,11 +39,19 @@ def test_what_comes_back_is_what_went_in(folder, tmp_path):
     assert len(manifest["shards"]) > 2 and sum(shard["count"] for shard in manifest["shards"]) == 10
     names = sorted(path.name for path in out.iterdir())
     total = len(manifest["shards"])
-    assert names == [*(f"data-{i:05d}-of-{total:05d}.arrayrecord" for i in range(total)), "manifest.json"]
+    assert names == [
+        *(f"data-{i:05d}-of-{total:05d}.arrayrecord" for i in range(total)),
+        "manifest.json",
+    ]
     assert manifest == json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["pictures"]["width"]["least"] == 8 and manifest["pictures"]["width"]["most"] == 20
+    assert (
+        manifest["pictures"]["width"]["least"] == 8 and manifest["pictures"]["width"]["most"] == 20
+    )
     again = pack(packed, tmp_path / "again", name="arrayrecord:packed")
-    assert again["count"] == 10 and PackedSource(str(tmp_path / "again")).file(9)[0] == packed.file(9)[0]
+    assert (
+        again["count"] == 10
+        and PackedSource(str(tmp_path / "again")).file(9)[0] == packed.file(9)[0]
+    )
 
 
 def test_a_set_without_files_is_packed_too(tmp_path):
@@ -56,9 +64,15 @@ def test_a_set_without_files_is_packed_too(tmp_path):
 
 
 def test_images_are_made_smaller_but_not_larger(tmp_path):
-    for name, size, kind in (("a.jpg", (60, 40), "JPEG"), ("b.png", (30, 90), "PNG"), ("c.png", (12, 12), "PNG")):
+    for name, size, kind in (
+        ("a.jpg", (60, 40), "JPEG"),
+        ("b.png", (30, 90), "PNG"),
+        ("c.png", (12, 12), "PNG"),
+    ):
         (tmp_path / name).write_bytes(encode(photo(size=size), kind))
-    manifest = pack(FolderSource(str(tmp_path)), tmp_path / "out", name="x", size=20, captions=False)
+    manifest = pack(
+        FolderSource(str(tmp_path)), tmp_path / "out", name="x", size=20, captions=False
+    )
     packed = PackedSource(str(tmp_path / "out"))
     shapes = [packed.without_caption(i)["image"].shape for i in range(3)]
     assert shapes == [(20, 30, 3), (60, 20, 3), (12, 12, 3)] and manifest["size"] == 20
@@ -115,7 +129,10 @@ def test_a_column_lies_beside_the_records(tmp_path):
     out = tmp_path / "packed"
     pack(Shapes(16, length=6), out, name="shapes")
     manifest = add_column(out, "tokens", tokens(6), about={"codebook_size": 16}, shard_bytes=60)
-    assert manifest["columns"]["tokens"]["codebook_size"] == 16 and len(manifest["columns"]["tokens"]["shards"]) > 1
+    assert (
+        manifest["columns"]["tokens"]["codebook_size"] == 16
+        and len(manifest["columns"]["tokens"]["shards"]) > 1
+    )
     packed = PackedSource(str(out))
     for i in (5, 0):
         for record in (packed[i], packed.without_image(i), packed.without_caption(i)):
@@ -135,7 +152,12 @@ def test_a_column_that_failed_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match="has 6 records, not 5"):
         add_column(out, "tokens", tokens(5), about={})
     with pytest.raises(UserError, match=r"2 of 6 samples cannot be used \(3: damaged"):
-        add_column(out, "tokens", [*tokens(3), *[BadSample("damaged record", "3")] * 2, *tokens(1)], about={})
+        add_column(
+            out,
+            "tokens",
+            [*tokens(3), *[BadSample("damaged record", "3")] * 2, *tokens(1)],
+            about={},
+        )
 
     def stopped():
         yield from tokens(2)
@@ -156,16 +178,23 @@ def test_a_row_that_could_not_be_computed_is_empty(tmp_path):
 
 
 def test_names_and_captions_that_are_no_text(folder, tmp_path):
-    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")  # as a folder of Latin-1 names is listed
+    # as a folder of Latin-1 names is listed
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
     try:
         (folder / name).write_bytes(b"")
     except OSError:
         pytest.skip("file names are text here")
     (folder / name).with_suffix(".txt").write_text("words")
-    manifest = pack(FolderSource(str(folder)), tmp_path / "out", name="folder:photos", max_bad_rate=0.5)
+    manifest = pack(
+        FolderSource(str(folder)), tmp_path / "out", name="folder:photos", max_bad_rate=0.5
+    )
     assert manifest["bad_names"] == ["caf\\udce9.png: empty file"]
-    (folder / "captions.jsonl").write_text('{"file": "0.png", "text": "\\ud800"}\n{"file": "1.png", "text": "whole"}')
-    manifest = pack(FolderSource(str(folder)), tmp_path / "table", name="folder:photos", max_bad_rate=0.5)
+    (folder / "captions.jsonl").write_text(
+        '{"file": "0.png", "text": "\\ud800"}\n{"file": "1.png", "text": "whole"}'
+    )
+    manifest = pack(
+        FolderSource(str(folder)), tmp_path / "table", name="folder:photos", max_bad_rate=0.5
+    )
     assert manifest["count"] == 1 and manifest["bad"] == {"caption is not UTF-8": 1}
 
 

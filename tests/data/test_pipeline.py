@@ -34,9 +34,12 @@ class Numbered:
         ramp = np.arange(self.shape[1], dtype=np.uint8)[None, :, None]
         embeds = np.full((1 + index % 3, 2), index, np.float16)
         return {
-            "image": np.full(self.shape, index, np.uint8) + ramp, "caption": str(index), "tokens": np.array([index, 7]),
-            "text_embeds": embeds, "text_mask": None,
-        }  # fmt: skip
+            "image": np.full(self.shape, index, np.uint8) + ramp,
+            "caption": str(index),
+            "tokens": np.array([index, 7]),
+            "text_embeds": embeds,
+            "text_mask": None,
+        }
 
 
 @pytest.fixture
@@ -56,7 +59,9 @@ def tokenize(captions):
 
 
 def numbers(stream, count):
-    return [int(caption) for batch in itertools.islice(stream, count) for caption in batch["caption"]]
+    return [
+        int(caption) for batch in itertools.islice(stream, count) for caption in batch["caption"]
+    ]
 
 
 def equal(a, b):
@@ -89,8 +94,10 @@ def test_one_pass_in_order_leaves_nothing_out(numbered):
     found = [batch["caption"] for batch in batches(CONFIG, 4, 0, wants=("caption",), repeat=False)]
     assert found == [list("0123"), list("4567"), list("89")]
     rows = [(0, 1), (2,), (3,)]
+
     def of(process):
         return batches(CONFIG, 4, 0, wants=("caption",), repeat=False, rows=rows, process=process)
+
     parts = [numbers(of(process), 9) for process in range(3)]
     assert parts == [[0, 1, 4, 5, 8, 9], [2, 6], [3, 7]]
 
@@ -100,7 +107,10 @@ def test_processes_put_together_the_batches_of_one(numbered, rows):
     numbered(13, height=5, width=9)
     config = dataclasses.replace(CONFIG, crop="random", flip=True)
     whole = batches(config, 4, 0, wants=("image", "caption"))
-    parts = [batches(config, 4, 0, wants=("image", "caption"), rows=rows, process=p) for p in range(len(rows))]
+    parts = [
+        batches(config, 4, 0, wants=("image", "caption"), rows=rows, process=p)
+        for p in range(len(rows))
+    ]
     for _ in range(9):
         batch = next(whole)
         for of, part in zip(rows, map(next, parts), strict=True):
@@ -129,7 +139,9 @@ def test_resuming_is_exact(numbered, threads):
 def test_workers_and_threads_do_not_change_a_batch():
     config = DataConfig(source="digits", image_size=8, split="heldout", threads=0)
     workers = dataclasses.replace(config, workers=1, threads=1)
-    plain, worked = (list(batches(c, 64, 0, wants=("image", "caption"), repeat=False)) for c in (config, workers))
+    plain, worked = (
+        list(batches(c, 64, 0, wants=("image", "caption"), repeat=False)) for c in (config, workers)
+    )
     assert len(plain) == len(worked) == 6
     for ours, theirs in zip(plain, worked):
         equal(ours, theirs)
@@ -137,7 +149,9 @@ def test_workers_and_threads_do_not_change_a_batch():
 
 def processes(rows, states=None):
     """The batches of captions of every process, after those that ended in `states`."""
-    parts = [batches(CONFIG, 4, 0, wants=("caption",), rows=rows, process=p) for p in range(len(rows))]
+    parts = [
+        batches(CONFIG, 4, 0, wants=("caption",), rows=rows, process=p) for p in range(len(rows))
+    ]
     for part in parts if states else ():
         part.set_state(json.loads(json.dumps(states)))
     return parts
@@ -149,7 +163,11 @@ def test_another_number_of_processes_goes_on_with_the_batches_of_one(numbered):
     for rows in (HALVES, [range(4)], QUARTERS, [(0, 1), (0, 1), (2, 3), (2, 3)], HALVES):
         parts = processes(rows, states)
         for _ in range(2):
-            batch = {row: number for of, part in zip(rows, parts) for row, number in zip(of, numbers(part, 1))}
+            batch = {
+                row: number
+                for of, part in zip(rows, parts)
+                for row, number in zip(of, numbers(part, 1))
+            }
             assert [batch[row] for row in range(4)] == whole[read : read + 4]
             read += 4
         states = [part.get_state() for part in parts]
@@ -189,7 +207,9 @@ def test_a_run_saved_by_an_earlier_version_goes_on(numbered):
 
 def test_text_comes_from_the_captions(numbered):
     numbered(4)
-    batch = next(batches(CONFIG, 4, 0, tokenize=tokenize, wants=("text", "text_mask"), repeat=False))
+    batch = next(
+        batches(CONFIG, 4, 0, tokenize=tokenize, wants=("text", "text_mask"), repeat=False)
+    )
     assert list(batch) == ["text", "text_mask"]
     np.testing.assert_array_equal(batch["text"][:, 0], [0, 1, 2, 3])
 
@@ -214,8 +234,14 @@ def test_cuts():
     assert lefts == {0, 10, 20, 30, 40}
     squeezed = crop(image, 4, "resize")[0, :, 0]
     np.testing.assert_allclose(squeezed, [5, 25, 45, 65], atol=2)
-    np.testing.assert_array_equal(crop(image, 4, "center").swapaxes(0, 1), crop(image.swapaxes(0, 1), 4, "center"))
-    assert crop(image, 2, "center").shape == (2, 2, 3) and crop(image, 16, "center").shape == (16, 16, 3)
+    np.testing.assert_array_equal(
+        crop(image, 4, "center").swapaxes(0, 1), crop(image.swapaxes(0, 1), 4, "center")
+    )
+    assert crop(image, 2, "center").shape == (2, 2, 3) and crop(image, 16, "center").shape == (
+        16,
+        16,
+        3,
+    )
 
 
 def test_about_half_are_mirrored_and_every_epoch_anew(numbered):
@@ -241,7 +267,9 @@ def test_bad_samples_are_left_out_and_counted(numbered):
 def test_too_many_bad_samples_stop_the_run(numbered):
     numbered(40, bad=(0, 1, 2, 5))
     stream = batches(CONFIG, 8, 0, wants=("image",), repeat=False)
-    with pytest.raises(UserError, match=r"4 of \d+ samples cannot be used \(0.png: not an image; 1.png"):
+    with pytest.raises(
+        UserError, match=r"4 of \d+ samples cannot be used \(0.png: not an image; 1.png"
+    ):
         list(stream)
     numbered(4, bad=(3,))
     with pytest.raises(UserError, match="1 of 4 samples"):
@@ -252,11 +280,15 @@ def test_too_many_bad_samples_stop_the_run(numbered):
 
 
 def test_records_without_what_is_wanted_are_bad(monkeypatch):
-    monkeypatch.setattr(pipeline, "open_source", lambda *_, **__: [{"image": None, "caption": "words"}] * 30)
+    monkeypatch.setattr(
+        pipeline, "open_source", lambda *_, **__: [{"image": None, "caption": "words"}] * 30
+    )
     stream = batches(CONFIG, 2, 0, wants=("image",), repeat=False)
     with pytest.raises(UserError, match="record 0: no image"):
         next(stream)
-    assert next(batches(CONFIG, 2, 0, wants=("caption",), repeat=False)) == {"caption": ["words", "words"]}
+    assert next(batches(CONFIG, 2, 0, wants=("caption",), repeat=False)) == {
+        "caption": ["words", "words"]
+    }
 
 
 def test_captions_alone_draw_nothing(monkeypatch):
@@ -267,7 +299,10 @@ def test_captions_alone_draw_nothing(monkeypatch):
 
 def test_shapes_with_text():
     stream = batches(
-        DataConfig(image_size=16), 8, 0, tokenize=lambda captions: (np.zeros((len(captions), 3), np.int32),) * 2
+        DataConfig(image_size=16),
+        8,
+        0,
+        tokenize=lambda captions: (np.zeros((len(captions), 3), np.int32),) * 2,
     )
     batch = next(stream)
     assert batch["image"].shape == (8, 16, 16, 3) and batch["text"].shape == (8, 3)
@@ -298,4 +333,6 @@ def test_mistakes_are_refused(numbered):
     with pytest.raises(UserError, match="captions of shapes untrue"):
         batches(DataConfig(flip=True), 2, 0, wants=("image", "caption"))
     with pytest.raises(UserError, match="has 3 records and had 4"):
-        batches(CONFIG, 2, 0, wants=("image",)).set_state([{"position": 2, "records": 4, "processes": 1}])
+        batches(CONFIG, 2, 0, wants=("image",)).set_state(
+            [{"position": 2, "records": 4, "processes": 1}]
+        )

@@ -1,4 +1,6 @@
-"""The drawn shapes: what they show, what is kept back, and that images depend on the arguments alone."""
+"""The drawn shapes: what they show, what is kept back, and that images depend on the arguments
+alone.
+"""
 
 import pickle
 
@@ -18,7 +20,8 @@ def looks(one):
 
 
 def test_an_image_that_can_be_checked_by_hand():
-    square = Thing("red", "square", 0.5, 0.5, 0.25 / 0.88)  # a square reaches 0.88 of its radius: here to 1/4 and 3/4
+    # a square reaches 0.88 of its radius: here to 1/4 and 3/4
+    square = Thing("red", "square", 0.5, 0.5, 0.25 / 0.88)
     image = draw([Scene((square,), "white", "large", None, "")], 16)[0]
     wanted = np.full((16, 16, 3), 255, np.uint8)
     wanted[4:12, 4:12] = shapes.COLOURS["red"]
@@ -30,7 +33,9 @@ def test_y_points_down_and_the_first_is_where_the_caption_says():
     assert one.things[0].y < one.things[1].y
     other = next(s for s in TRAIN if s.relation == "right")
     assert other.things[0].x > other.things[1].x
-    image = draw([Scene((Thing("blue", "circle", 0.25, 0.75, 0.2),), "black", "small", None, "")], 32)[0]
+    image = draw(
+        [Scene((Thing("blue", "circle", 0.25, 0.75, 0.2),), "black", "small", None, "")], 32
+    )[0]
     rows, columns = np.nonzero(image[..., 2] > 100)
     assert rows.mean() == pytest.approx(23.5) and columns.mean() == pytest.approx(7.5)
 
@@ -52,7 +57,9 @@ def test_images_that_are_not_kept_are_the_same(monkeypatch):
 
 
 def test_what_is_held_out_is_never_in_training_and_always_in_the_heldout_split():
-    assert not any(shapes.look_held_out(*looks(one)[0], one.size, one.background) for one in TRAIN if one.size)
+    assert not any(
+        shapes.look_held_out(*looks(one)[0], one.size, one.background) for one in TRAIN if one.size
+    )
     for one in HELD_OUT:
         if one.relation is None:
             assert shapes.look_held_out(*looks(one)[0], one.size, one.background)
@@ -69,7 +76,9 @@ def test_what_is_held_out_is_never_in_training_and_always_in_the_heldout_split()
 
 
 def test_every_three_of_colour_shape_size_and_background_meet_in_training():
-    seen = {(*looks(one)[0], one.size, one.background) for one in map(scene, range(4000)) if one.size}
+    seen = {
+        (*looks(one)[0], one.size, one.background) for one in map(scene, range(4000)) if one.size
+    }
     assert len(seen) == 88  # of 96
     for left_out, number in enumerate((24, 24, 48, 32)):
         assert len({look[:left_out] + look[left_out + 1 :] for look in seen}) == number

@@ -15,7 +15,11 @@ def rows_of(count, batch_size):
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from([1, 2, 3, 4, 6, 12]), st.sampled_from([12, 24])), min_size=1, max_size=5),
+    st.lists(
+        st.tuples(st.sampled_from([1, 2, 3, 4, 6, 12]), st.sampled_from([12, 24])),
+        min_size=1,
+        max_size=5,
+    ),
     st.randoms(use_true_random=False),
 )
 def test_starts_of_any_sizes_read_every_position_once(starts: list, chance: random.Random):
@@ -23,7 +27,8 @@ def test_starts_of_any_sizes_read_every_position_once(starts: list, chance: rand
     for count, batch_size in starts:
         rows = rows_of(count, batch_size)
         shares = [deal(shares, of, batch_size) if shares else Share(of, batch_size) for of in rows]
-        after = [chance.randrange(40) for _ in rows]  # unusable samples take some processes further than others
+        # unusable samples take some processes further than others
+        after = [chance.randrange(40) for _ in rows]
         for share, number in zip(shares, after, strict=True):
             read += [share.position(i) for i in range(number)]
         shares = [share.after(number) for share, number in zip(shares, after, strict=True)]

@@ -66,7 +66,9 @@ def test_the_rate_is_looked_at_when_enough_were_seen():
     counter.add(BadSample("not an image", "b.png"))
     counter.check(19, 0.01)
     counter.check(20, 0.05)  # one of twenty is no more than that
-    with pytest.raises(UserError, match=r"1 of 20 samples cannot be used \(b.png: not an image\).*max_bad_rate"):
+    with pytest.raises(
+        UserError, match=r"1 of 20 samples cannot be used \(b.png: not an image\).*max_bad_rate"
+    ):
         counter.check(20, 0.04)
     with pytest.raises(UserError, match="1 of 3 samples"):
         counter.check(3, 0.05, done=True)

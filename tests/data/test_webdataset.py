@@ -26,7 +26,10 @@ def write(path, members):
 def good(numbers):
     members = []
     for i in numbers:
-        members += [(f"{i:04d}.png", encode(photo(i))), (f"{i:04d}.txt", f"image number {i}".encode())]
+        members += [
+            (f"{i:04d}.png", encode(photo(i))),
+            (f"{i:04d}.txt", f"image number {i}".encode()),
+        ]
     return members
 
 
@@ -57,11 +60,21 @@ def test_samples_of_all_shards_in_order(shards, pattern):
 
 def test_members_of_one_name_are_one_sample(tmp_path):
     image, other = encode(photo(1)), encode(photo(2))
-    write(tmp_path / "a.tar", [
-        ("x/1.JPG", encode(photo(), "JPEG")), ("y/1.webp", encode(photo(3), "WEBP")), ("x/1.mask.png", other),
-        ("x/1.json", json.dumps({"width": 3, "text": " in  json "}).encode()), ("y/1.caption", b"y\xc3\xa9"),
-        ("2.png", image), ("2.txt", b"words"), ("2.json", b"{}"), ("3.npy", b"0"), ("x", b"0"),
-    ])  # fmt: skip
+    write(
+        tmp_path / "a.tar",
+        [
+            ("x/1.JPG", encode(photo(), "JPEG")),
+            ("y/1.webp", encode(photo(3), "WEBP")),
+            ("x/1.mask.png", other),
+            ("x/1.json", json.dumps({"width": 3, "text": " in  json "}).encode()),
+            ("y/1.caption", b"y\xc3\xa9"),
+            ("2.png", image),
+            ("2.txt", b"words"),
+            ("2.json", b"{}"),
+            ("3.npy", b"0"),
+            ("x", b"0"),
+        ],
+    )
     source = WebDatasetSource(str(tmp_path / "a.tar"))
     assert [source[i]["caption"] for i in range(len(source))] == ["in json", "y\xe9", "words"]
     np.testing.assert_array_equal(source[2]["image"], np.asarray(photo(1)))
@@ -75,8 +88,16 @@ def test_every_kind_of_image_is_converted_and_the_bad_are_counted(tmp_path):
         members += [(name + ending, data), (name + ".txt", b"words")]
     captions = [*BAD_CAPTIONS.items(), (b'{"caption": 3}', "no caption")]
     for i, (text, _) in enumerate(captions):
-        members += [(f"c{i}.png", encode(photo())), (f"c{i}" + (".json" if b"{" in text else ".txt"), text)]
-    members += [("j1.png", encode(photo())), ("j1.json", b"{"), ("j2.png", encode(photo())), ("j2.json", b"[1]")]
+        members += [
+            (f"c{i}.png", encode(photo())),
+            (f"c{i}" + (".json" if b"{" in text else ".txt"), text),
+        ]
+    members += [
+        ("j1.png", encode(photo())),
+        ("j1.json", b"{"),
+        ("j2.png", encode(photo())),
+        ("j2.json", b"[1]"),
+    ]
     members += [("silent.png", encode(photo())), ("blind.txt", b"no image")]
     write(tmp_path / "a.tar", members)
     config = DataConfig(source=f"webdataset:{tmp_path}/*.tar", image_size=8, max_bad_rate=1.0)
@@ -88,9 +109,14 @@ def test_every_kind_of_image_is_converted_and_the_bad_are_counted(tmp_path):
     assert stream.bad.by_reason == {r: wanted.count(r) for r in wanted}
     assert any("a.tar/empty.png" in name for name in stream.bad.names)
     images = [batch["image"] for batch in batches(config, 4, 0, wants=("image",), repeat=False)]
-    assert sum(map(len, images)) == 2 + len(CONVERTED) + len(captions) + 3  # a tokenizer needs no captions
+    # a tokenizer needs no captions
+    assert sum(map(len, images)) == 2 + len(CONVERTED) + len(captions) + 3
     with pytest.raises(UserError, match=r"a.tar/empty.png: empty file"):
-        list(batches(DataConfig(source=config.source), 4, 0, wants=("image", "caption"), repeat=False))
+        list(
+            batches(
+                DataConfig(source=config.source), 4, 0, wants=("image", "caption"), repeat=False
+            )
+        )
 
 
 def test_of_a_truncated_archive_what_is_whole_is_read(shards):
@@ -98,10 +124,14 @@ def test_of_a_truncated_archive_what_is_whole_is_read(shards):
     source = WebDatasetSource(f"{shards}/*.tar")
     cut = source._samples[5].image.offset + 10  # in the middle of the third image of four
     (shards / "a-01.tar").write_bytes(whole[:cut])
-    assert reason(source, 5, "without_caption") == "truncated archive"  # it shrank after it was opened
+    # it shrank after it was opened
+    assert reason(source, 5, "without_caption") == "truncated archive"
     damaged = WebDatasetSource(f"{shards}/*.tar")
     assert [damaged[i]["caption"] for i in range(5)] == [f"image number {i}" for i in range(5)]
-    assert len(damaged) == 7 and reason(damaged, 5, "without_caption") == reason(damaged, 6) == "truncated archive"
+    assert (
+        len(damaged) == 7
+        and reason(damaged, 5, "without_caption") == reason(damaged, 6) == "truncated archive"
+    )
     (shards / "a-01.tar").unlink()
     assert reason(source, 4) == "unreadable file"
 
@@ -115,7 +145,7 @@ def test_mistakes_are_refused(tmp_path):
     write(tmp_path / "captions.tar", [("a.txt", b"0")])
     (tmp_path / "folder.tar").mkdir()
     for name, message in {
-        "*.zip": "matches no file", "empty.tar": "can't be read as a tar", "text.tar": "can't be read as a tar",
+        "*.zip": "matches no file", "empty.tar": "can't be read as a tar", "text.tar": "can't be read as a tar",  # noqa: E501
         "small.gz": "unpack .gz", "none.tar": "holds no images", "captions.tar": "holds no images",
         "folder.tar": "can't be read as a tar", "a-{0..99999999999}.tar": "has the range",
     }.items():  # fmt: skip

@@ -25,11 +25,15 @@ def _cache(rows):
 
 
 def _keys(rows, first=0):
-    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(first, first + rows))
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(
+        jnp.arange(first, first + rows)
+    )
 
 
 def test_greedy_is_the_argmax_chain():
-    got = generate(_decode, _cache(1), _keys(1), _N, sampling=Sampling(guided=False), temperature=0.0)
+    got = generate(
+        _decode, _cache(1), _keys(1), _N, sampling=Sampling(guided=False), temperature=0.0
+    )
     total, expected = 0, []
     for t in range(_N):
         expected.append(int(jnp.argmax(_TABLE[t, total % _V])))
@@ -71,7 +75,9 @@ def test_guidance_works_on_both_halves_with_one_token():
     assert got(1.0) == 1 and got(0.0) == 2
 
 
-@pytest.mark.parametrize("options", [{"top_k": 0}, {"top_k": 1.5}, {"top_k": True}, {"top_p": 0.0}, {"top_p": 1.1}])
+@pytest.mark.parametrize(
+    "options", [{"top_k": 0}, {"top_k": 1.5}, {"top_k": True}, {"top_p": 0.0}, {"top_p": 1.1}]
+)
 def test_nonsense_is_refused(options):
     with pytest.raises(UserError, match="try"):
         Sampling(**options)
@@ -80,5 +86,7 @@ def test_nonsense_is_refused(options):
 def test_a_fraction_of_the_vocabulary_and_a_nucleus_restrict_the_draw():
     for sampling in (Sampling(guided=False, top_k=1 / _V), Sampling(guided=False, top_p=1e-6)):
         got = generate(_decode, _cache(2), _keys(2), _N, sampling=sampling, temperature=5.0)
-        greedy = generate(_decode, _cache(2), _keys(2), _N, sampling=Sampling(guided=False), temperature=0.0)
+        greedy = generate(
+            _decode, _cache(2), _keys(2), _N, sampling=Sampling(guided=False), temperature=0.0
+        )
         assert np.array_equal(got, greedy)

@@ -29,4 +29,6 @@ def carried(noise, x, high, low):
     def spread(a, s):
         return jnp.sqrt(a**2 * DEVIATION**2 + s**2)
 
-    return alpha_low * MEAN + (x - alpha * MEAN) * spread(alpha_low, sigma_low) / spread(alpha, sigma)
+    return alpha_low * MEAN + (x - alpha * MEAN) * spread(alpha_low, sigma_low) / spread(
+        alpha, sigma
+    )

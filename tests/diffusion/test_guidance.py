@@ -59,7 +59,9 @@ def test_the_parallel_part_of_the_update_is_removed_or_weighed(x):
 
     for parallel in (0.0, 0.3, 1.0):
         update = guide(_net, 5.0, parallel=parallel)(x, _LEVEL) - plain
-        np.testing.assert_allclose(along(update), 4 * parallel * along(plain - null), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            along(update), 4 * parallel * along(plain - null), rtol=1e-4, atol=1e-5
+        )
     removed = guide(_net, 5.0, parallel=0.0)(x, _LEVEL) - plain
     across = 4 * (plain - null - along(plain - null)[:, None, None, None] * plain)
     np.testing.assert_allclose(removed, across, rtol=1e-4, atol=1e-5)
@@ -87,7 +89,9 @@ def test_an_interval_guides_inside_and_leaves_the_half_without_text_out_elsewher
     got = guided(x, _LEVEL)
     np.testing.assert_allclose(got[1], guide(_net, 4.0)(x, _LEVEL)[1], rtol=1e-5)
     np.testing.assert_allclose(got[::2], _net(x, _LEVEL, None)[::2], rtol=1e-5)
-    np.testing.assert_allclose(guided(x, jnp.full(3, 0.7)), _net(x, jnp.full(3, 0.7), None), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        guided(x, jnp.full(3, 0.7)), _net(x, jnp.full(3, 0.7), None), rtol=1e-5, atol=1e-6
+    )
     jax.effects_barrier()
     assert rows == [6, 3]
 
@@ -102,7 +106,9 @@ def test_clamp_and_dynamic_thresholds_stay_in_range(x):
     for row, raw in zip(np.asarray(got[1:]), np.asarray(wild()[1:]), strict=True):
         bound = np.quantile(np.abs(raw), 0.9)
         np.testing.assert_allclose(row, np.clip(raw, -bound, bound) / bound, rtol=1e-5)
-    np.testing.assert_allclose(dynamic(wild, 1.0)(x, _LEVEL)[1], wild()[1] / np.abs(wild()[1]).max(), rtol=1e-5)
+    np.testing.assert_allclose(
+        dynamic(wild, 1.0)(x, _LEVEL)[1], wild()[1] / np.abs(wild()[1]).max(), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("percentile", [0.0, 1.5, 99.5])

@@ -25,7 +25,8 @@ from t2i_jax.errors import UserError
 from tests.diffusion.gaussian import DEVIATION, MEAN, exact
 
 NOISES = {"cosine": Ddpm(), "linear": Ddpm("linear"), "edm": Edm()}
-_CORRELATED = 0.25 * jnp.array([[1.0, 0.8], [0.8, 1.0]])  # covariance of the two channels of a pixel
+# covariance of the two channels of a pixel
+_CORRELATED = 0.25 * jnp.array([[1.0, 0.8], [0.8, 1.0]])
 SOLVERS = {
     "ancestral": ancestral,
     "ddim": ddim,
@@ -58,7 +59,9 @@ def _completed(solver, noise, steps, resample):
     known = jnp.broadcast_to(jnp.array([0.5, 9.0]), (1, 48, 48, 2))
     keep = jnp.broadcast_to(jnp.array([True, False]), known.shape)
     x = start(noise, levels, draw, known.shape)
-    got = _by_channel(SOLVERS[solver](_correlated(noise), noise), noise, x, levels, draw, known, keep, resample)
+    got = _by_channel(
+        SOLVERS[solver](_correlated(noise), noise), noise, x, levels, draw, known, keep, resample
+    )
     assert (got[..., 0] == 0.5).all()
     return np.asarray(got[..., 1])
 
@@ -67,14 +70,16 @@ def _completed(solver, noise, steps, resample):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_unknown_part_follows_the_known_one(solver, noise):
     got = _completed(solver, noise, 24, 10)
-    assert abs(got.mean() - 0.4) < 0.06 and 0.2 < got.std() < 0.34  # few steps: a bit narrow, a bit behind
+    # few steps: a bit narrow, a bit behind
+    assert abs(got.mean() - 0.4) < 0.06 and 0.2 < got.std() < 0.34
 
 
 @pytest.mark.parametrize("noise", [NOISES["cosine"], NOISES["edm"]], ids=["cosine", "edm"])
 def test_with_many_steps_and_passes_it_comes_close_to_the_conditional_distribution(noise):
     got = _completed("ddim", noise, 96, 40)
     assert abs(got.mean() - 0.4) < 0.02  # 3 standard errors
-    assert abs(got.std() - 0.3) < 0.06  # the method draws the noise of both parts apart, so it stays a bit narrow
+    # the method draws the noise of both parts apart, so it stays a bit narrow
+    assert abs(got.std() - 0.3) < 0.06
 
 
 def _by_channel(step, noise, x, levels, draw, known, keep, resample):
@@ -90,7 +95,16 @@ def _by_channel(step, noise, x, levels, draw, known, keep, resample):
         inner = step(State(back(state.x_BHWC), back(state.x0_BHWC)), at, lambda: back(normal()))
         return State(aside(inner.x_BHWC), aside(inner.x0_BHWC))
 
-    got = repaint(aside_step, noise, aside(x), levels, draw, aside(known), aside(keep)[..., 0], resample=resample)
+    got = repaint(
+        aside_step,
+        noise,
+        aside(x),
+        levels,
+        draw,
+        aside(known),
+        aside(keep)[..., 0],
+        resample=resample,
+    )
     return back(got)
 
 
@@ -104,13 +118,17 @@ def test_every_pass_meets_images_at_its_level(noise, compat):
     truth = jnp.full((1, 64, 64, 1), 0.7)
 
     def step(state, at, normal):
-        jax.debug.callback(lambda *a: seen.append(tuple(map(float, a))), at.now, jnp.std(state.x_BHWC[:, 32:]))
+        jax.debug.callback(
+            lambda *a: seen.append(tuple(map(float, a))), at.now, jnp.std(state.x_BHWC[:, 32:])
+        )
         return State(noise.add(truth, normal(), at.next[None]), truth)
 
     draw = gaussian(_keys(1))
     x = noise.add(truth, draw(0, truth), levels[:1])
     keep = jnp.broadcast_to(jnp.arange(64)[:, None] < 32, (1, 64, 64))
-    got = repaint(step, noise, x, levels, draw, jnp.full_like(truth, -0.2), keep, resample=3, compat=compat)
+    got = repaint(
+        step, noise, x, levels, draw, jnp.full_like(truth, -0.2), keep, resample=3, compat=compat
+    )
     jax.effects_barrier()
     assert len(seen) == 9
     short = [spread / float(noise.marginal(level)[1]) for level, spread in seen]
@@ -127,7 +145,9 @@ def test_one_pass_and_nothing_known_is_plain_sampling():
     shape = (2, 4, 4, 1)
     step = heun(exact(noise), noise)
     x = start(noise, levels, draw, shape)
-    got = repaint(step, noise, x, levels, draw, jnp.zeros(shape), jnp.zeros((2, 4, 4), bool), resample=1)
+    got = repaint(
+        step, noise, x, levels, draw, jnp.zeros(shape), jnp.zeros((2, 4, 4), bool), resample=1
+    )
     np.testing.assert_allclose(got, sample(step, x, levels, draw), rtol=1e-5, atol=1e-6)
 
 
@@ -139,7 +159,9 @@ def test_an_image_is_noised_to_the_level_where_sampling_starts(noise, key):
     x, rest = from_image(noise, image, levels, 7, eps)
     assert rest.tolist() == levels[7:].tolist()
     alpha, sigma = noise.marginal(levels[7])
-    np.testing.assert_allclose(x.mean(axis=(1, 2, 3)), alpha * jnp.array([-0.9, 0.8]), atol=0.06 * float(sigma) + 1e-3)
+    np.testing.assert_allclose(
+        x.mean(axis=(1, 2, 3)), alpha * jnp.array([-0.9, 0.8]), atol=0.06 * float(sigma) + 1e-3
+    )
     np.testing.assert_allclose(x.std(axis=(1, 2, 3)), sigma, rtol=0.05)
 
 
@@ -150,7 +172,9 @@ def test_the_more_is_skipped_the_closer_the_result_is():
     distances = []
     for strength in (1.0, 0.5, 0.2, 0.05):
         x, rest = from_image(noise, image, levels, steps_to_skip(strength, 20), draw(0, image))
-        distances.append(float(jnp.abs(sample(dpm_solver(exact(noise), noise), x, rest, draw) - image).mean()))
+        distances.append(
+            float(jnp.abs(sample(dpm_solver(exact(noise), noise), x, rest, draw) - image).mean())
+        )
     assert distances == sorted(distances, reverse=True) and distances[-1] < 0.1 < distances[0]
     assert [steps_to_skip(s, 20) for s in (1.0, 0.5, 0.01)] == [0, 10, 19]
 
@@ -171,11 +195,20 @@ def test_a_mean_that_is_known_is_not_moved():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: from_image(Edm(), None, jnp.zeros(5), 4, None), "skip=4 does not leave a step of 4; try 2"),
-        (lambda: from_image(Edm(), None, jnp.zeros(5), 1, None, compat="imagen"), "did you mean 'imagen-pytorch'"),
+        (
+            lambda: from_image(Edm(), None, jnp.zeros(5), 4, None),
+            "skip=4 does not leave a step of 4; try 2",
+        ),
+        (
+            lambda: from_image(Edm(), None, jnp.zeros(5), 1, None, compat="imagen"),
+            "did you mean 'imagen-pytorch'",
+        ),
         (lambda: steps_to_skip(0.0, 10), "strength=0.0"),
         (lambda: repaint(None, Edm(), None, None, None, None, None, resample=0), "resample=0"),
-        (lambda: repaint(None, Edm(), None, None, None, None, None, compat="imagin-pytorch"), "did you mean"),
+        (
+            lambda: repaint(None, Edm(), None, None, None, None, None, compat="imagin-pytorch"),
+            "did you mean",
+        ),
     ],
 )
 def test_nonsense_is_refused(make, message):

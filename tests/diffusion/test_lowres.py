@@ -28,7 +28,9 @@ def test_an_image_is_noised_and_the_network_told_the_log_snr(key):
     np.testing.assert_allclose(condition_B, 0.70933, rtol=1e-5)
     np.testing.assert_allclose(noised.mean(), 0.819 * 0.5, atol=0.02)
     np.testing.assert_allclose(noised.std(), 0.574, rtol=0.03)
-    again, in_training_B = lowres.noised(image, jax.random.normal(key, image.shape), jnp.full((2,), 0.2))
+    again, in_training_B = lowres.noised(
+        image, jax.random.normal(key, image.shape), jnp.full((2,), 0.2)
+    )
     np.testing.assert_array_equal(again, noised)
     np.testing.assert_array_equal(in_training_B, condition_B)
     clean, high_B = lowres.for_sampling(image, jax.random.normal(key, image.shape), 0.0)
@@ -44,7 +46,9 @@ def test_the_package_tells_an_edm_stage_the_time_in_sampling_only():
 
 def test_a_configuration_survives_json():
     lowres = LowresNoise("cosine", 0.1, True, "imagen-pytorch-elucidated")
-    assert from_dict(json.loads(json.dumps(to_dict(lowres))), {"LowresNoise": LowresNoise}) == lowres
+    assert (
+        from_dict(json.loads(json.dumps(to_dict(lowres))), {"LowresNoise": LowresNoise}) == lowres
+    )
 
 
 @pytest.mark.parametrize(

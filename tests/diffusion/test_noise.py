@@ -14,7 +14,10 @@ from t2i_jax.diffusion.denoiser import denoiser, training_losses
 from t2i_jax.diffusion.noise import DISTANCES, OBJECTIVES, SCHEDULES, WEIGHTINGS, Ddpm, Edm, karras
 from t2i_jax.errors import UserError
 
-ALL = [Ddpm(schedule, objective) for schedule in SCHEDULES for objective in OBJECTIVES] + [Edm(), Edm(sigma_data=1.0)]
+ALL = [Ddpm(schedule, objective) for schedule in SCHEDULES for objective in OBJECTIVES] + [
+    Edm(),
+    Edm(sigma_data=1.0),
+]
 
 
 def _images(key):
@@ -30,7 +33,9 @@ def test_the_right_answer_gives_the_clean_image_and_no_loss(noise, key):
     got = noise.denoised(target, noise.add(x0, eps, level_B), level_B)
     alpha = np.asarray(noise.marginal(level_B)[0])[:, None, None, None]
     # Dividing by alpha magnifies the rounding of x, which is near 1, or near sigma.
-    np.testing.assert_allclose((got - x0) * alpha, 0.0, atol=2e-6 * max(1.0, float(noise.marginal(level_B)[1].max())))
+    np.testing.assert_allclose(
+        (got - x0) * alpha, 0.0, atol=2e-6 * max(1.0, float(noise.marginal(level_B)[1].max()))
+    )
     assert noise.losses(target, x0, eps, level_B).tolist() == [0.0] * 6
 
 
@@ -41,7 +46,9 @@ def test_a_loss_is_the_weighted_error_of_the_clean_image(noise, key):
     """
     x0, eps = _images(key)
     level_B = noise.level_at(jnp.array([0.1, 0.3, 1.0, 2.0, 5.0, 10.0]))
-    output = noise.target(x0, eps, level_B) + 0.3 * jax.random.normal(jax.random.fold_in(key, 2), x0.shape)
+    output = noise.target(x0, eps, level_B) + 0.3 * jax.random.normal(
+        jax.random.fold_in(key, 2), x0.shape
+    )
     error = noise.denoised(output, noise.add(x0, eps, level_B), level_B) - x0
     snr = jnp.exp(noise.log_snr(level_B))
     weight = snr + noise.sigma_data**-2 if isinstance(noise, Edm) else jnp.minimum(snr, 5.0)
@@ -49,11 +56,15 @@ def test_a_loss_is_the_weighted_error_of_the_clean_image(noise, key):
     np.testing.assert_allclose(noise.losses(output, x0, eps, level_B), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("noise", [Ddpm(), Ddpm("linear"), Ddpm(shift=-1.5), Ddpm("linear", shift=1.0), Edm()], ids=str)
+@pytest.mark.parametrize(
+    "noise", [Ddpm(), Ddpm("linear"), Ddpm(shift=-1.5), Ddpm("linear", shift=1.0), Edm()], ids=str
+)
 def test_log_snr_marginal_and_level_agree(noise):
     level = noise.levels(20)[1:-1]
     alpha, sigma = noise.marginal(level)
-    np.testing.assert_allclose(2 * jnp.log(alpha / sigma), noise.log_snr(level), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        2 * jnp.log(alpha / sigma), noise.log_snr(level), rtol=1e-4, atol=1e-5
+    )
     np.testing.assert_allclose(noise.level_at(sigma / alpha), level, rtol=1e-4)
     assert (np.diff(noise.log_snr(level)) > 0).all()
 
@@ -80,7 +91,10 @@ def test_edm_inputs_and_answers_have_unit_variance(key):
     x0 = 0.5 * jax.random.normal(key, (5, 64, 64, 1))
     eps = jax.random.normal(jax.random.fold_in(key, 1), x0.shape)
     level_B = jnp.array([0.002, 0.1, 0.5, 3.0, 80.0])
-    for x in (noise.net_input(noise.add(x0, eps, level_B), level_B), noise.target(x0, eps, level_B)):
+    for x in (
+        noise.net_input(noise.add(x0, eps, level_B), level_B),
+        noise.target(x0, eps, level_B),
+    ):
         np.testing.assert_allclose(jnp.std(x, axis=(1, 2, 3)), 1.0, atol=0.04)
 
 
@@ -94,7 +108,12 @@ def test_weights_of_the_noise_objective(weighting):
     noise = Ddpm(weighting=weighting, p2_gamma=2.0, p2_k=0.5)
     level = jnp.array([0.05, 0.5, 0.9])
     snr = np.exp(noise.log_snr(level))
-    weights = {"min_snr": np.minimum(5 / snr, 1), "p2": (0.5 + snr) ** -2.0, "snr": np.ones(3), "plain": np.ones(3)}
+    weights = {
+        "min_snr": np.minimum(5 / snr, 1),
+        "p2": (0.5 + snr) ** -2.0,
+        "snr": np.ones(3),
+        "plain": np.ones(3),
+    }
     expected = weights[weighting]
     np.testing.assert_allclose(noise.weight(level), expected, rtol=1e-5)
 
@@ -108,7 +127,10 @@ def test_plain_weighs_what_is_predicted_by_one(objective):
 def test_distances():
     x0, eps, level = jnp.zeros((1, 1, 2, 1)), jnp.zeros((1, 1, 2, 1)), jnp.array([0.5])
     output = jnp.array([0.5, -3.0]).reshape(1, 1, 2, 1)
-    got = {d: float(Ddpm(weighting="snr", distance=d).losses(output, x0, eps, level)[0]) for d in DISTANCES}
+    got = {
+        d: float(Ddpm(weighting="snr", distance=d).losses(output, x0, eps, level)[0])
+        for d in DISTANCES
+    }
     assert got == pytest.approx({"l2": 4.625, "l1": 1.75, "huber": 1.3125})
 
 
@@ -143,7 +165,9 @@ def test_a_network_sees_scaled_images_conditions_and_its_last_estimate(key):
     np.testing.assert_allclose(seen["x"], (x0 + 2 * eps) / np.sqrt(4.25), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("noise", [Ddpm("linear", "v", "p2", p2_gamma=1.0, distance="l1"), Edm(sigma_max=160.0)])
+@pytest.mark.parametrize(
+    "noise", [Ddpm("linear", "v", "p2", p2_gamma=1.0, distance="l1"), Edm(sigma_max=160.0)]
+)
 def test_configurations_survive_json(noise):
     known = {"Ddpm": Ddpm, "Edm": Edm}
     assert from_dict(json.loads(json.dumps(to_dict(noise))), known) == noise

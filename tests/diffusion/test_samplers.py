@@ -26,7 +26,9 @@ DETERMINISTIC = {"ddim": (ddim, 1), "heun": (heun, 2), "dpm_solver": (dpm_solver
 
 
 def _keys(rows, first=0):
-    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(7), i))(jnp.arange(first, first + rows))
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(7), i))(
+        jnp.arange(first, first + rows)
+    )
 
 
 @pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
@@ -34,7 +36,8 @@ def _keys(rows, first=0):
 @pytest.mark.parametrize("solver", [*STOCHASTIC, *DETERMINISTIC])
 def test_samples_have_the_distribution_of_the_data(solver, noise, spacing):
     make = STOCHASTIC.get(solver) or DETERMINISTIC[solver][0]
-    steps = 384 if solver in ("ancestral", "ddim", "ddim eta 1") else 48  # those of order 1 need more
+    # those of order 1 need more
+    steps = 384 if solver in ("ancestral", "ddim", "ddim eta 1") else 48
     levels = noise.levels(steps) if spacing == "own" else noise.level_at(karras(steps, 0.02, 80.0))
     draw = gaussian(_keys(2))
     x = start(noise, levels, draw, (2, 64, 64, 1))
@@ -77,7 +80,10 @@ def test_ddim_with_eta_1_is_ancestral_until_the_last_level(noise):
     levels = noise.level_at(jnp.array([3.0, 1.0, 0.4, 0.1]))
     draw = gaussian(_keys(1))
     x = draw(0, jnp.zeros((1, 4, 4, 1)))
-    a, b = (sample(s, x, levels, draw) for s in (ancestral(exact(noise), noise), ddim(exact(noise), noise, 1.0)))
+    a, b = (
+        sample(s, x, levels, draw)
+        for s in (ancestral(exact(noise), noise), ddim(exact(noise), noise, 1.0))
+    )
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
 
 
@@ -93,11 +99,14 @@ def test_one_step_to_level_0_is_the_estimate_itself():
 
 def test_a_run_takes_every_draw_once():
     noise, x = Ddpm(), jnp.zeros((1, 1, 1, 4))
-    weight = jnp.diag(jnp.array([1.0, 10.0, 100.0, 0.0]))[:, None, None, None]  # draw n shows in value n only
+    # draw n shows in value n only
+    weight = jnp.diag(jnp.array([1.0, 10.0, 100.0, 0.0]))[:, None, None, None]
     levels = noise.level_at(jnp.array([3.0, 1.0, 0.4, 0.1]))
     begun = start(noise, levels, injected(weight), x.shape)
     assert begun.ravel().tolist() == [1.0, 0.0, 0.0, 0.0]
-    got = sample(ancestral(lambda x, *rest: jnp.zeros_like(x), noise), x, levels, injected(weight)).ravel()
+    got = sample(
+        ancestral(lambda x, *rest: jnp.zeros_like(x), noise), x, levels, injected(weight)
+    ).ravel()
     assert got[0] == 0 and (got[1:3] > 0).all()
 
 
@@ -105,11 +114,17 @@ def test_the_estimate_before_is_handed_on():
     noise, seen = Edm(), []
 
     def denoise(x, level_B, keep_B, last):
-        jax.debug.callback(lambda level, last: seen.append((float(level[0]), float(last.ravel()[0]))), level_B, last)
+        jax.debug.callback(
+            lambda level, last: seen.append((float(level[0]), float(last.ravel()[0]))),
+            level_B,
+            last,
+        )
         return jnp.full_like(x, level_B[0])
 
     levels = jnp.array([4.0, 2.0, 1.0, 0.0])
-    sample(ddim(denoise, noise), jnp.ones((1, 1, 1, 1)), levels, injected(jnp.ones((4, 1, 1, 1, 1))))
+    sample(
+        ddim(denoise, noise), jnp.ones((1, 1, 1, 1)), levels, injected(jnp.ones((4, 1, 1, 1, 1)))
+    )
     jax.effects_barrier()
     assert sorted(seen, reverse=True) == [(4.0, 0.0), (2.0, 4.0), (1.0, 2.0)]
 
@@ -122,7 +137,9 @@ def test_heun_calls_the_network_twice_per_step_and_once_in_the_last():
         return 0.5 * x
 
     levels = noise.levels(3)
-    sample(heun(denoise, noise), jnp.ones((1, 1, 1, 1)), levels, injected(jnp.ones((4, 1, 1, 1, 1))))
+    sample(
+        heun(denoise, noise), jnp.ones((1, 1, 1, 1)), levels, injected(jnp.ones((4, 1, 1, 1, 1)))
+    )
     jax.effects_barrier()
     assert len(calls) == 5
 
@@ -153,4 +170,5 @@ def test_an_untrained_network_still_gives_images(solver, objective):
     denoise = dynamic(guide(denoiser(net, noise), 5.0, parallel=0.0))
     levels, draw = noise.levels(8), gaussian(_keys(2))
     got = sample(make(denoise, noise), start(noise, levels, draw, (2, 8, 8, 3)), levels, draw)
-    assert float(jnp.abs(got).max()) <= 1.1  # nan fails too; ancestral sampling ends with a trace of noise
+    # nan fails too; ancestral sampling ends with a trace of noise
+    assert float(jnp.abs(got).max()) <= 1.1

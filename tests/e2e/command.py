@@ -32,7 +32,10 @@ def refused(*arguments):
 
 
 def inside(*arguments, status=0):
-    """The same in this process, which has imported and compiled already; returns what was printed."""
+    """The same in this process, which has imported and compiled already.
+
+    Returns what was printed.
+    """
     out, err = io.StringIO(), io.StringIO()
     code = 0
     with (

@@ -1,4 +1,6 @@
-"""A cascade through the command line: train, carry on with one stage, sample, complete, change, export, refuse."""
+"""A cascade through the command line: train, carry on with one stage, sample, complete, change,
+export, refuse.
+"""
 
 import json
 
@@ -26,15 +28,22 @@ def test_one_stage_carries_on_where_both_stopped(trained):
     done = inside("train", _RECIPE, *changes, "--workdir", trained)
     assert "resuming from step 4 of 6" in done.stderr
     assert len(list((trained / "profile").rglob("perfetto_trace.json.gz"))) == 1
-    assert {name: int(n) for name, n in t2i.load(trained).updates.items()} == {"stage_1": 4, "stage_2": 6}
+    assert {name: int(n) for name, n in t2i.load(trained).updates.items()} == {
+        "stage_1": 4,
+        "stage_2": 6,
+    }
     metrics = json.loads((trained / "metrics.json").read_text())
-    assert {"alignment_heldout", "alignment_completed"} <= set(metrics) and metrics["kept_changed"] == 0
-    assert 0 < metrics["goodput"] < 1 and metrics["seconds/compile"] > 0  # beside what was measured of the pictures
+    assert {"alignment_heldout", "alignment_completed"} <= set(metrics) and metrics[
+        "kept_changed"
+    ] == 0
+    # beside what was measured of the pictures
+    assert 0 < metrics["goodput"] < 1 and metrics["seconds/compile"] > 0
 
 
 def test_sampling_completing_and_changing(trained, tmp_path):
     def sample(out, *more):
         return inside("sample", trained, _CAPTION, "--count", 2, "--out", tmp_path / out, *more)
+
     done = sample("plain", "--steps", 3)
     assert "stage 2" in done.stderr  # a bar for each stage
     assert {picture.shape for picture in pictures(tmp_path / "plain").values()} == {(16, 16, 3)}
@@ -46,13 +55,31 @@ def test_sampling_completing_and_changing(trained, tmp_path):
     Image.fromarray(half).save(tmp_path / "mask.png")
     known = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
     Image.fromarray(known).save(tmp_path / "picture.png")
-    sample("completed", "--init", tmp_path / "picture.png", "--mask", tmp_path / "mask.png", "--steps", 2)
+    sample(
+        "completed",
+        "--init",
+        tmp_path / "picture.png",
+        "--mask",
+        tmp_path / "mask.png",
+        "--steps",
+        2,
+    )
     for picture in pictures(tmp_path / "completed").values():
         np.testing.assert_array_equal(picture[:, :8], known[:, :8])
     sample("changed", "--init", tmp_path / "picture.png", "--strength", 0.5, "--steps", 2)
 
     inside("export", trained, tmp_path / "system")
-    inside("sample", tmp_path / "system", _CAPTION, "--count", 2, "--out", tmp_path / "exported", "--steps", 3)
+    inside(
+        "sample",
+        tmp_path / "system",
+        _CAPTION,
+        "--count",
+        2,
+        "--out",
+        tmp_path / "exported",
+        "--steps",
+        3,
+    )
     plain, exported = pictures(tmp_path / "plain"), pictures(tmp_path / "exported")
     assert all(np.array_equal(plain[name], exported[name]) for name in plain)
 
@@ -67,19 +94,24 @@ def test_pictures_made_of_other_pictures(tmp_path):
         Image.fromarray(255 - picture).save(tmp_path / "pairs" / f"{i}.cond.png")
     recipe = tmp_path / "pairs.py"
     recipe.write_text(
-        "import dataclasses\n"
-        "from t2i_jax import DataConfig, Evaluation, ImagenOptions, ImagenTask\n"
-        "from tests.e2e import tiny_imagen\n"
-        "def get_config():\n"
-        "    recipe = tiny_imagen.get_config()\n"
-        "    stage = recipe.task.stages[0]\n"
-        "    stage = dataclasses.replace(stage, unet=stage.unet.clone(cond_images_channels=3))\n"
-        f"    data = DataConfig(source='folder:{tmp_path / 'pairs'}', image_size=8, threads=0, flip=True)\n"
-        "    evaluation = Evaluation(pictures=2, preview=2, options=ImagenOptions(steps=1))\n"
-        "    return dataclasses.replace(recipe, task=ImagenTask(stage), data=data, evaluation=evaluation)\n"
+        "import dataclasses\nfrom t2i_jax import DataConfig, Evaluation, ImagenOptions, "
+        "ImagenTask\nfrom tests.e2e import tiny_imagen\ndef get_config():\n    recipe = "
+        "tiny_imagen.get_config()\n    stage = recipe.task.stages[0]\n    stage = "
+        "dataclasses.replace(stage, unet=stage.unet.clone(cond_images_channels=3))\n    data = "
+        f"DataConfig(source='folder:{tmp_path / 'pairs'}', image_size=8, threads=0, flip=True)\n   "
+        " evaluation = Evaluation(pictures=2, preview=2, options=ImagenOptions(steps=1))\n    "
+        "return dataclasses.replace(recipe, task=ImagenTask(stage), data=data, "
+        "evaluation=evaluation)\n"
     )
     inside("train", recipe, "--workdir", tmp_path / "run")
-    inside("sample", tmp_path / "run", "--cond", tmp_path / "pairs" / "0.cond.png", "--out", tmp_path / "out")
+    inside(
+        "sample",
+        tmp_path / "run",
+        "--cond",
+        tmp_path / "pairs" / "0.cond.png",
+        "--out",
+        tmp_path / "out",
+    )
     assert pictures(tmp_path / "out")["000-00.png"].shape == (8, 8, 3)
     sentence = inside("sample", tmp_path / "run", status=2).stderr
     assert "cond_images do not fit the cascade (cond_images_channels=3)" in sentence
@@ -88,8 +120,10 @@ def test_pictures_made_of_other_pictures(tmp_path):
 def test_mistakes_get_one_sentence(trained, tmp_path):
     def refused(*arguments):
         return inside(*arguments, status=2).stderr
+
     def sample(*more):
         return refused("sample", trained, _CAPTION, *more)
+
     assert "did you mean 'heun'" in sample("--sampler", "heum")
     assert "stop_at=3 is no stage" in sample("--stop-at", 3)
     assert "--cond is no option of run=" in sample("--cond", tmp_path / "none.png")
@@ -97,10 +131,16 @@ def test_mistakes_get_one_sentence(trained, tmp_path):
     assert "mask" in sample("--mask", tmp_path / "none.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
     Image.new("L", (4, 8)).save(tmp_path / "mask.png")
-    assert "make them equal" in sample("--init", tmp_path / "picture.png", "--mask", tmp_path / "mask.png")
-    assert "trained on captions" in refused("sample", trained) or "empty" in refused("sample", trained)
+    assert "make them equal" in sample(
+        "--init", tmp_path / "picture.png", "--mask", tmp_path / "mask.png"
+    )
+    assert "trained on captions" in refused("sample", trained) or "empty" in refused(
+        "sample", trained
+    )
+
     def train(*more):
         return refused("train", _RECIPE, "--workdir", tmp_path / "new", *more)
+
     assert "train_stages=(3,) names 3" in train("task.train_stages=(3,)")
     assert "image_size=8 is not the task's image_size=16" in train("data.image_size=8")
     assert "stage.image_size=9" in train("task.stages.0.image_size=9")

@@ -1,4 +1,6 @@
-"""The whole way at toy size through the command line: train, carry on, sample, export, evaluate, refuse, stop."""
+"""The whole way at toy size through the command line: train, carry on, sample, export, evaluate,
+refuse, stop.
+"""
 
 import json
 import os
@@ -32,10 +34,18 @@ def _pictures(folder):
 
 
 def test_the_run_leaves_its_folder(trained):
-    for name in ("checkpoints", "tokenizer", "text_tokenizer", "samples/heldout.png", "metrics.json"):
+    for name in (
+        "checkpoints",
+        "tokenizer",
+        "text_tokenizer",
+        "samples/heldout.png",
+        "metrics.json",
+    ):
         assert (trained / name).exists(), name
     assert "alignment_heldout" in json.loads((trained / "metrics.json").read_text())
-    steps = [json.loads(line)["step"] for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"] for line in (trained / "metrics.jsonl").read_text().splitlines()
+    ]
     assert max(steps) == 4
 
 
@@ -43,7 +53,10 @@ def test_trained_again_it_is_done_and_with_more_steps_it_carries_on(trained):
     before = (trained / "metrics.jsonl").read_text()
     run("train", _RECIPE, "--workdir", trained)
     assert (trained / "metrics.jsonl").read_text() == before
-    assert "resuming from step 4 of 6" in run("train", _RECIPE, "train.steps=6", "--workdir", trained).stderr
+    assert (
+        "resuming from step 4 of 6"
+        in run("train", _RECIPE, "train.steps=6", "--workdir", trained).stderr
+    )
     assert "train.optim.learning_rate" in refused(
         "train", _RECIPE, "train.steps=8", "train.optim.learning_rate=0.1", "--workdir", trained
     )
@@ -52,28 +65,44 @@ def test_trained_again_it_is_done_and_with_more_steps_it_carries_on(trained):
 def test_a_super_resolution_run_doubles_the_pictures(trained, tmp_path):
     larger = tmp_path / "larger"
     run(
-        "train", "configs/parti/super_resolution.py", "--workdir", larger, "train.steps=2", "train.batch_size=2",
-        "task.model.channels=4", "task.model.blocks=1", "task.image_size=16", "data.image_size=16",
-    )  # fmt: skip
+        "train",
+        "configs/parti/super_resolution.py",
+        "--workdir",
+        larger,
+        "train.steps=2",
+        "train.batch_size=2",
+        "task.model.channels=4",
+        "task.model.blocks=1",
+        "task.image_size=16",
+        "data.image_size=16",
+    )
     run("sample", trained, _CAPTION, "--count", 1, "--out", tmp_path / "small")
     run("sample", trained, _CAPTION, "--count", 1, "--out", tmp_path / "large", "--upscale", larger)
     small, large = (_pictures(tmp_path / name)["000-00.png"] for name in ("small", "large"))
     assert large.shape[0] == 2 * small.shape[0]
-    assert "TokenizerSystem" in refused("sample", trained, _CAPTION, "--upscale", trained / "tokenizer")
+    assert "TokenizerSystem" in refused(
+        "sample", trained, _CAPTION, "--upscale", trained / "tokenizer"
+    )
 
 
 def test_sampling_and_the_exported_system(trained, tmp_path):
     def sample(system, out, *more):
         return run("sample", system, _CAPTION, "--count", 2, "--out", tmp_path / out, *more)
+
     sample(trained, "plain")
     sample(trained, "negative", "--negative", "a green square", "--guidance", 8)
     run("export", trained, tmp_path / "system")
     assert "is not empty" in refused("export", trained, tmp_path / "system")
     sample(tmp_path / "system", "exported")
     sample(trained, "meshed", "--mesh", "data=1")
-    made = {name: _pictures(tmp_path / name) for name in ("plain", "negative", "exported", "meshed")}
+    made = {
+        name: _pictures(tmp_path / name) for name in ("plain", "negative", "exported", "meshed")
+    }
     plain, negative = made["plain"], made["negative"]
-    assert sorted(plain) == sorted(made["exported"]) == ["000-00.png", "000-01.png"] and len(negative) == 2
+    assert (
+        sorted(plain) == sorted(made["exported"]) == ["000-00.png", "000-01.png"]
+        and len(negative) == 2
+    )
     assert all(np.array_equal(plain[name], made["exported"][name]) for name in plain)
     assert all(np.array_equal(plain[name], made["meshed"][name]) for name in plain)
     assert "does not fit 1 device(s)" in refused("sample", trained, _CAPTION, "--mesh", "data=3")
@@ -115,7 +144,9 @@ def test_stopped_by_sigterm_it_saves_and_carries_on(trained):
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
     try:
         deadline = time.monotonic() + 400
-        while metrics.read_text() == before and process.poll() is None and time.monotonic() < deadline:
+        while (
+            metrics.read_text() == before and process.poll() is None and time.monotonic() < deadline
+        ):
             time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=200)

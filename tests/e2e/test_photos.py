@@ -1,4 +1,6 @@
-"""Real photographs, cut into JPEG files with captions beside them, through Parti's recipe for them and a cascade."""
+"""Real photographs, cut into JPEG files with captions beside them, through Parti's recipe for them
+and a cascade.
+"""
 
 import pathlib
 import re
@@ -13,12 +15,35 @@ from tests.e2e.command import inside, pictures, run
 
 _RECIPE = pathlib.Path(__file__).resolve().parents[2] / "configs" / "parti" / "photos.py"
 _SIDE = 160  # of a piece, in pixels; the photographs are 427 x 640
-_SMALLER = ["data.image_size=32", "train.steps=3", "train.batch_size=8", "tokenizer.data.image_size=32", "tokenizer.train.steps=4", "tokenizer.train.batch_size=8", "evaluation.pictures=4", "evaluation.preview=8", "task.model.dim=16", "task.model.depth=1", "task.model.mlp_dim=16", "task.text.dim=16", "task.text.depth=1", "task.text.mlp_dim=16", "task.tokenizer.image_size=32", "tokenizer.task.model.image_size=32", "tokenizer.task.model.dim=16", "tokenizer.task.model.layers=1", "tokenizer.task.model.codebook_size=16"]
+_SMALLER = [
+    "data.image_size=32",
+    "train.steps=3",
+    "train.batch_size=8",
+    "tokenizer.data.image_size=32",
+    "tokenizer.train.steps=4",
+    "tokenizer.train.batch_size=8",
+    "evaluation.pictures=4",
+    "evaluation.preview=8",
+    "task.model.dim=16",
+    "task.model.depth=1",
+    "task.model.mlp_dim=16",
+    "task.text.dim=16",
+    "task.text.depth=1",
+    "task.text.mlp_dim=16",
+    "task.tokenizer.image_size=32",
+    "tokenizer.task.model.image_size=32",
+    "tokenizer.task.model.dim=16",
+    "tokenizer.task.model.layers=1",
+    "tokenizer.task.model.codebook_size=16",
+]
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A temple and a flower, eight pieces of each; a file that is no JPEG, a picture whose caption is blank."""
+    """A temple and a flower, eight pieces of each.
+
+    A file that is no JPEG, a picture whose caption is blank.
+    """
     from sklearn.datasets import load_sample_images
 
     folder, samples = tmp_path_factory.mktemp("photos"), load_sample_images()
@@ -37,29 +62,70 @@ def photos(tmp_path_factory):
 
 def test_photographs_are_trained_on_and_painted(photos, tmp_path):
     sources = f"data.source=folder:{photos}", f"tokenizer.data.source=folder:{photos}"
-    stopped = run("train", _RECIPE, *sources, *_SMALLER, "--workdir", tmp_path / "stopped", status=2)
-    assert re.search(r"^t2i: .*broken.jpg.* raise data.max_bad_rate\.$", stopped.stderr.splitlines()[-1])
+    stopped = run(
+        "train", _RECIPE, *sources, *_SMALLER, "--workdir", tmp_path / "stopped", status=2
+    )
+    assert re.search(
+        r"^t2i: .*broken.jpg.* raise data.max_bad_rate\.$", stopped.stderr.splitlines()[-1]
+    )
     allowed = "data.max_bad_rate=0.2", "tokenizer.data.max_bad_rate=0.2"
     run("train", _RECIPE, *sources, *_SMALLER, *allowed, "--workdir", tmp_path / "run")
-    run("sample", tmp_path / "run", "a photograph of a flower", "--count", 2, "--out", tmp_path / "out")
+    run(
+        "sample",
+        tmp_path / "run",
+        "a photograph of a flower",
+        "--count",
+        2,
+        "--out",
+        tmp_path / "out",
+    )
     for i in range(2):
         picture = np.asarray(Image.open(tmp_path / "out" / f"000-{i:02d}.png"))
         assert picture.shape == (32, 32, 3) and picture.dtype == np.uint8
     tokenizer = t2i.load(tmp_path / "run" / "tokenizer")
-    pieces = np.stack([np.asarray(Image.open(path).resize((32, 32))) for path in sorted(photos.glob("*[0-9].jpg"))])
+    pieces = np.stack(
+        [
+            np.asarray(Image.open(path).resize((32, 32)))
+            for path in sorted(photos.glob("*[0-9].jpg"))
+        ]
+    )
     again = np.asarray(tokenizer.decode(tokenizer.encode(pieces)))
     assert again.shape == pieces.shape and again.std() > 0
 
 
 def test_a_cascade_is_trained_on_them_and_repairs_one(photos, tmp_path):
-    source = f"data.source=folder:{photos}", "data.max_bad_rate=0.2", "evaluation.completions=0", "evaluation.judge=None"
+    source = (
+        f"data.source=folder:{photos}",
+        "data.max_bad_rate=0.2",
+        "evaluation.completions=0",
+        "evaluation.judge=None",
+    )
     inside("train", tiny_imagen.__file__, *source, "--workdir", tmp_path / "run")
-    inside("sample", tmp_path / "run", "a photograph of a flower", "--count", 2, "--steps", 2, "--out", tmp_path / "out")
+    inside(
+        "sample",
+        tmp_path / "run",
+        "a photograph of a flower",
+        "--count",
+        2,
+        "--steps",
+        2,
+        "--out",
+        tmp_path / "out",
+    )
     made = list(pictures(tmp_path / "out").values())
     assert [picture.shape for picture in made] == [(16, 16, 3)] * 2 and made[0].std() > 0
     Image.fromarray(np.tile(np.uint8([255, 0]), (160, 80))).save(tmp_path / "mask.png")
     inside(
-        "sample", tmp_path / "run", "a photograph of a temple", "--init", photos / "temple0.jpg", "--mask",
-        tmp_path / "mask.png", "--steps", 2, "--out", tmp_path / "repaired",
-    )  # fmt: skip
+        "sample",
+        tmp_path / "run",
+        "a photograph of a temple",
+        "--init",
+        photos / "temple0.jpg",
+        "--mask",
+        tmp_path / "mask.png",
+        "--steps",
+        2,
+        "--out",
+        tmp_path / "repaired",
+    )
     assert pictures(tmp_path / "repaired")["000-00.png"].shape == (16, 16, 3)

@@ -16,7 +16,9 @@ from tests.e2e import tiny
 
 def _recipe():
     recipe = tiny.get_config()
-    return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps=6, eval_every=2))
+    return dataclasses.replace(
+        recipe, train=dataclasses.replace(recipe.train, steps=6, eval_every=2)
+    )
 
 
 def test_it_carries_on_where_it_was_stopped_and_says_when_it_is_done(tmp_path, monkeypatch, capfd):
@@ -26,7 +28,11 @@ def test_it_carries_on_where_it_was_stopped_and_says_when_it_is_done(tmp_path, m
 
     draw = TextToImage.preview
     with monkeypatch.context() as patch:
-        patch.setattr(TextToImage, "preview", lambda *args: os.kill(os.getpid(), signal.SIGTERM) or draw(*args))
+        patch.setattr(
+            TextToImage,
+            "preview",
+            lambda *args: os.kill(os.getpid(), signal.SIGTERM) or draw(*args),
+        )
         with pytest.raises(Preempted, match="stopped after step 2"):
             command(workdir)
     seconds = json.loads((workdir / "metrics.json").read_text())["seconds"]
@@ -35,9 +41,14 @@ def test_it_carries_on_where_it_was_stopped_and_says_when_it_is_done(tmp_path, m
     command(workdir)
     output = capfd.readouterr()
     assert "resuming from step 2 of 6" in output.err
-    assert f"done: open {workdir / 'report.html'}" in output.out and "alignment_heldout: " in output.out
+    assert (
+        f"done: open {workdir / 'report.html'}" in output.out
+        and "alignment_heldout: " in output.out
+    )
     metrics = quickstart.finished(workdir)
-    assert metrics["seconds"] > seconds > 0 and {"reconstruction_psnr", "codebook_usage"} <= set(metrics)
+    assert metrics["seconds"] > seconds > 0 and {"reconstruction_psnr", "codebook_usage"} <= set(
+        metrics
+    )
     report = (workdir / "report.html").read_text()
     assert report.count("data:image/png;base64,") >= 3
     assert "='http" not in report and '="http' not in report, "a report is read without a network"
@@ -45,4 +56,6 @@ def test_it_carries_on_where_it_was_stopped_and_says_when_it_is_done(tmp_path, m
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     command(workdir)
     assert "done: open" in capfd.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before, "nothing is made again"
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before, (
+        "nothing is made again"
+    )

@@ -1,4 +1,6 @@
-"""Parti on a frozen T5: trained from a folder's weights, sampled, and the same on text and tokens stored beforehand."""
+"""Parti on a frozen T5: trained from a folder's weights, sampled, and the same on text and tokens
+stored beforehand.
+"""
 
 import dataclasses
 
@@ -32,10 +34,12 @@ def trained(tmp_path_factory):
     model = Parti(dim=16, depth=1, heads=2, dim_head=8)
     text = T5Text.from_directory(place / "t5", max_length=_LENGTH)
     task = dataclasses.replace(recipe.task, model=model, text=text)
+
     def few(recipe, **changes):
         return dataclasses.replace(
             recipe, train=dataclasses.replace(recipe.train, steps=2), **changes
         )
+
     recipe = few(recipe, task=task, parts={"tokenizer": few(recipe.parts["tokenizer"])})
     return runs.train(recipe, place / "run"), place / "run"
 
@@ -55,10 +59,14 @@ def test_stored_embeddings_and_tokens_give_the_same_loss(trained):
     text, text_mask = system.text_tokenizer(batch["caption"], _LENGTH)
     key = jax.random.key(1)
     args = system.weights, {}, system.frozen
-    from_text, _ = system.task.loss(*args, {"image": batch["image"], "text": text, "text_mask": text_mask}, key, 0)
+    from_text, _ = system.task.loss(
+        *args, {"image": batch["image"], "text": text, "text_mask": text_mask}, key, 0
+    )
 
     t5, encoder = system.frozen["text"], system.task.text
-    rows = list(embed_captions(encoder, t5, system.text_tokenizer, batch["caption"], dtype="float32"))
+    rows = list(
+        embed_captions(encoder, t5, system.text_tokenizer, batch["caption"], dtype="float32")
+    )
     embeds = np.stack([np.pad(row, ((0, _LENGTH - len(row)), (0, 0))) for row in rows])
     tokens = system.task.tokens(system.frozen, batch)
     stored = dataclasses.replace(

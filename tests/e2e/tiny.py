@@ -17,9 +17,16 @@ def get_config() -> Recipe:
     """The tokenizer first, in WORKDIR/tokenizer, then Parti."""
     data = DataConfig(source="shapes", image_size=16, threads=0)
     network = VitVQGanVAE(
-        dim=8, image_size=16, patch_size=4, layers=1, heads=1, dim_head=8, ff_mult=1, codebook_size=16,
+        dim=8,
+        image_size=16,
+        patch_size=4,
+        layers=1,
+        heads=1,
+        dim_head=8,
+        ff_mult=1,
+        codebook_size=16,
         pixel_range=(-1.0, 1.0),
-    )  # fmt: skip
+    )
     train = TrainConfig(steps=4, batch_size=8, log_every=2, save_every=2, ema_decay=0.5)
     return Recipe(
         task=PartiTask(

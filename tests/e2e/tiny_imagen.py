@@ -18,10 +18,19 @@ from t2i_jax import (
 def get_config() -> Recipe:
     """Two stages, one of each kind of diffusion."""
     unet = Unet(
-        dim=8, dim_mults=(1, 2), attn_heads=2, attn_dim_head=4, layer_attns=False, layer_cross_attns=(False, True),
-        attn_pool_text=False, max_text_len=12, num_resnet_blocks=0, attend_at_middle=False, init_cross_embed=False,
+        dim=8,
+        dim_mults=(1, 2),
+        attn_heads=2,
+        attn_dim_head=4,
+        layer_attns=False,
+        layer_cross_attns=(False, True),
+        attn_pool_text=False,
+        max_text_len=12,
+        num_resnet_blocks=0,
+        attend_at_middle=False,
+        init_cross_embed=False,
         init_conv_kernel_size=3,
-    )  # fmt: skip
+    )
     return Recipe(
         task=ImagenTask(
             stages=(
@@ -32,5 +41,7 @@ def get_config() -> Recipe:
         ),
         data=DataConfig(source="shapes", image_size=16, threads=0),
         train=TrainConfig(steps=4, batch_size=8, log_every=2, save_every=2, ema_decay=0.5),
-        evaluation=Evaluation(judge="shapes", pictures=4, completions=4, preview=4, options=ImagenOptions(steps=2)),
+        evaluation=Evaluation(
+            judge="shapes", pictures=4, completions=4, preview=4, options=ImagenOptions(steps=2)
+        ),
     )

@@ -16,7 +16,10 @@ class Bright:
 
 class BrightInParts(Bright):
     def parts(self, images_NHWC, captions):
-        return {"brightness": self.judge(images_NHWC, captions), "presence": np.ones(len(captions), bool)}
+        return {
+            "brightness": self.judge(images_NHWC, captions),
+            "presence": np.ones(len(captions), bool),
+        }
 
 
 IMAGES = np.array([1, 2, 3, 2], np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
@@ -27,11 +30,17 @@ def test_fraction_and_detail():
     found = alignment(IMAGES, CAPTIONS, Bright())
     assert found["alignment"] == 0.75 and found["stderr"] == pytest.approx(np.sqrt(0.75 * 0.25 / 4))
     assert found["right"] == [True, True, False, True] and found["parts"] == {}
-    assert found["captions"] == [{"caption": "1", "right": 1, "of": 1}, {"caption": "2", "right": 2, "of": 3}]
+    assert found["captions"] == [
+        {"caption": "1", "right": 1, "of": 1},
+        {"caption": "2", "right": 2, "of": 3},
+    ]
 
 
 def test_parts_where_the_judge_has_them():
-    assert alignment(IMAGES, CAPTIONS, BrightInParts())["parts"] == {"brightness": 0.75, "presence": 1.0}
+    assert alignment(IMAGES, CAPTIONS, BrightInParts())["parts"] == {
+        "brightness": 0.75,
+        "presence": 1.0,
+    }
 
 
 def test_mistakes_are_refused():

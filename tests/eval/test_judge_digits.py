@@ -12,7 +12,9 @@ JUDGE = JudgeDigits()
 
 def held_out(size):
     data = Digits(size, "heldout")
-    return np.stack([data[i]["image"] for i in range(len(data))]), [data[i]["caption"] for i in range(len(data))]
+    return np.stack([data[i]["image"] for i in range(len(data))]), [
+        data[i]["caption"] for i in range(len(data))
+    ]
 
 
 @pytest.mark.parametrize("size", [8, 16, 28, 32])

@@ -1,4 +1,6 @@
-"""The judge of shapes: right on true images of every size, wrong on others, and each property by itself."""
+"""The judge of shapes: right on true images of every size, wrong on others, and each property by
+itself.
+"""
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ JUDGE = JudgeShapes()
 
 def some(size, split, count):
     data = Shapes(size, split, length=count)
-    return np.stack([data[i]["image"] for i in range(count)]), [data[i]["caption"] for i in range(count)]
+    return np.stack([data[i]["image"] for i in range(count)]), [
+        data[i]["caption"] for i in range(count)
+    ]
 
 
 def one_thing(colour="red", shape="circle", background="white", x=0.5, y=0.5, radius=0.3):
@@ -22,7 +26,9 @@ def one_thing(colour="red", shape="circle", background="white", x=0.5, y=0.5, ra
 
 
 def _meaning(caption):
-    """The claim of a caption in a form that is equal for captions that say the same ("a above b", "b below a")."""
+    """The claim of a caption in a form that is equal for captions that say the same ("a above b",
+    "b below a").
+    """
     claim = parse(caption)
     if claim.relation is None:
         return claim.things, claim.size, claim.background
@@ -78,14 +84,24 @@ def test_each_property_is_judged_by_itself():
     assert wrong("a large red square on black") == ["shape"]
     assert wrong("a large red circle on gray") == ["background"]
     assert wrong("a large blue circle on black") == ["colour", "shape", "size", "relation"]
-    assert wrong("a red circle above a blue square") == ["count", "colour", "shape", "size", "relation"]
+    assert wrong("a red circle above a blue square") == [
+        "count",
+        "colour",
+        "shape",
+        "size",
+        "relation",
+    ]
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)
 def test_relations(background):
     things = Thing("red", "circle", 0.5, 0.25, 0.18), Thing("blue", "square", 0.5, 0.75, 0.18)
     image = draw([Scene(things, background, None, "above", "")], 32)
-    right = ("a red circle above a blue square", "a red circle over a blue square", "a blue square below a red circle")
+    right = (
+        "a red circle above a blue square",
+        "a red circle over a blue square",
+        "a blue square below a red circle",
+    )
     wrong = (
         "a blue square above a red circle", "a red circle under a blue square",
         "a red circle to the left of a blue square", "a red circle right of a blue square",

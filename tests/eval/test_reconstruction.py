@@ -20,13 +20,17 @@ def slow_ssim(x, y):
         for j in range(x.shape[1] - 10):
             a, b = x[i : i + 11, j : j + 11].astype(float), y[i : i + 11, j : j + 11].astype(float)
             mean_a, mean_b = ((window * v).sum((0, 1)) for v in (a, b))
-            var_a, var_b = (window * (a - mean_a) ** 2).sum((0, 1)), (window * (b - mean_b) ** 2).sum((0, 1))
+            var_a, var_b = (
+                (window * (a - mean_a) ** 2).sum((0, 1)),
+                (window * (b - mean_b) ** 2).sum((0, 1)),
+            )
             both = (window * (a - mean_a) * (b - mean_b)).sum((0, 1))
             c1, c2 = 2.55**2, 7.65**2
             found.append(
-                (2 * mean_a * mean_b + c1) * (2 * both + c2)
+                (2 * mean_a * mean_b + c1)
+                * (2 * both + c2)
                 / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
-            )  # fmt: skip
+            )
     return np.mean(found)
 
 
@@ -43,8 +47,12 @@ def test_psnr_does_not_wrap_around():
 
 
 def test_ssim_is_the_papers():
-    noisy = np.clip(IMAGES.astype(int) + RNG.integers(-60, 60, IMAGES.shape), 0, 255).astype(np.uint8)
-    np.testing.assert_allclose(ssim(IMAGES, noisy), [slow_ssim(a, b) for a, b in zip(IMAGES, noisy)], rtol=1e-9)
+    noisy = np.clip(IMAGES.astype(int) + RNG.integers(-60, 60, IMAGES.shape), 0, 255).astype(
+        np.uint8
+    )
+    np.testing.assert_allclose(
+        ssim(IMAGES, noisy), [slow_ssim(a, b) for a, b in zip(IMAGES, noisy)], rtol=1e-9
+    )
     np.testing.assert_allclose(ssim(IMAGES, IMAGES), 1)
     assert (ssim(IMAGES, 255 - IMAGES) < 0).all()
 

@@ -7,5 +7,8 @@ from tests.launch.stand_ins import StandIns
 
 @pytest.fixture
 def stand_ins(tmp_path):
-    """Programs of clouds and clusters that only pretend; what they are told to do is in the test."""
+    """Programs of clouds and clusters that only pretend.
+
+    What they are told to do is in the test.
+    """
     return StandIns(tmp_path)

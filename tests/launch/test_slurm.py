@@ -1,4 +1,6 @@
-"""launch/slurm.sh and the job it queues: the job runs for real, with stand-ins of srun and scontrol."""
+"""launch/slurm.sh and the job it queues: the job runs for real, with stand-ins of srun and
+scontrol.
+"""
 
 import os
 import re
@@ -31,7 +33,7 @@ class _Cluster:
         )
 
     def start_job(self, restarts=0):
-        """The job as Slurm starts it: a copy of the script, its arguments, its output in the log."""
+        """The job as Slurm starts it: a copy of the script, its arguments, its output logged."""
         [call] = self.stand_ins.calls("sbatch")
         at = call.index(str(_JOB))
         copy = self.folder / "slurm_script"
@@ -46,7 +48,11 @@ class _Cluster:
         }
         with open(call[call.index("--output") + 1], "a") as output:
             return subprocess.Popen(
-                ["bash", copy, *call[at + 1 :]], env=variables, cwd=self.folder, stdout=output, stderr=output
+                ["bash", copy, *call[at + 1 :]],
+                env=variables,
+                cwd=self.folder,
+                stdout=output,
+                stderr=output,
             )
 
     def run_job(self):
@@ -77,7 +83,8 @@ def test_the_full_life_of_a_job(stand_ins, cluster):
     requeues = stand_ins.calls("scontrol")
     assert requeues == [["scontrol", "requeue", "incomplete", "123"]] * 3
     command = ["train", _CONFIG, *_ODD, "--workdir", str(cluster.folder / "the run")]
-    assert [words for _, words in stand_ins.trained()] == [command] * 8  # two processes, four starts
+    # two processes, four starts
+    assert [words for _, words in stand_ins.trained()] == [command] * 8
     assert "last end of the training: 0" in cluster.slurm("status", "run").stdout
     log = cluster.slurm("logs", "run", "--no-follow").stdout
     assert [f"job 123, start {number}" in log for number in (1, 2, 3, 4)] == [True] * 4
@@ -119,16 +126,35 @@ def test_the_job_waits_for_its_processes_when_it_is_told_to_stop(stand_ins, clus
     job = cluster.start_job()
     wait_until(lambda: all((stand_ins.folder / f"waits-{number}").exists() for number in (0, 1)))
     os.kill(job.pid, signal.SIGTERM)  # the script; the processes have theirs from Slurm
-    srun = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
+    srun = subprocess.run(
+        ["pgrep", "-P", str(job.pid)], capture_output=True, text=True
+    ).stdout.split()
     os.kill(int(srun[0]), signal.SIGTERM)
-    assert job.wait(timeout=20) == 0 and "ended with 75" in cluster.log() and stand_ins.calls("scontrol")
+    assert (
+        job.wait(timeout=20) == 0
+        and "ended with 75" in cluster.log()
+        and stand_ins.calls("scontrol")
+    )
 
 
 def test_what_is_asked_of_slurm(stand_ins, cluster):
-    options = ("--nodes", "2", "--gpus-per-node", "4", "--cpus-per-gpu", "9", "--grace", "60", "--partition", "gpu")
+    options = (
+        "--nodes",
+        "2",
+        "--gpus-per-node",
+        "4",
+        "--cpus-per-gpu",
+        "9",
+        "--grace",
+        "60",
+        "--partition",
+        "gpu",
+    )
     cluster.submit(*options, "--account", "people")
     [call] = stand_ins.calls("sbatch")
-    asked = dict(zip(call[1 : call.index(str(_JOB)) : 2], call[2 : call.index(str(_JOB)) : 2], strict=True))
+    asked = dict(
+        zip(call[1 : call.index(str(_JOB)) : 2], call[2 : call.index(str(_JOB)) : 2], strict=True)
+    )
     assert asked == {
         "--job-name": "run",
         "--nodes": "2",

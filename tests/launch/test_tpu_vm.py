@@ -1,4 +1,6 @@
-"""launch/tpu_vm.sh and its half on the workers: the full life of a slice, what `watch` does, a failure in each step."""
+"""launch/tpu_vm.sh and its half on the workers: the full life of a slice, what `watch` does, a
+failure in each step.
+"""
 
 import os
 import tarfile
@@ -9,7 +11,12 @@ from tests.launch.stand_ins import ROOT, commands, wait_until
 
 _PLACE = ("--zone", "us-central1-a", "--bucket", "a-bucket")
 _CONFIG = "configs/imagen/shapes.py"
-_ODD = ("train.mesh={'data': 2, 'fsdp': 4}", 'name="two  words" $HOME `x` \\ *', "--mesh", "data=2,fsdp=4")
+_ODD = (
+    "train.mesh={'data': 2, 'fsdp': 4}",
+    'name="two  words" $HOME `x` \\ *',
+    "--mesh",
+    "data=2,fsdp=4",
+)
 _WATCH = ("watch", "tpu", *_PLACE, "--interval", "0", _CONFIG)
 
 
@@ -50,24 +57,33 @@ def test_the_full_life_of_a_slice(stand_ins, tpu_vm):
     assert tpu_vm("status").stdout.count("t2i-state=absent") == 2
     tpu_vm("install")
     home = stand_ins.worker(1) / "t2i"
-    assert (home / "src" / "t2i_jax" / "runs.py").read_text() == (ROOT / "t2i_jax" / "runs.py").read_text()
+    assert (home / "src" / "t2i_jax" / "runs.py").read_text() == (
+        ROOT / "t2i_jax" / "runs.py"
+    ).read_text()
     assert (home / "src" / "bucket").resolve() == stand_ins.folder / "bucket"
     assert tpu_vm("status").stdout.count("t2i-state=none on worker-") == 2
 
     # It outlives the connection, in a session of its own, and is not started beside itself.
     tpu_vm("run", _CONFIG, *_ODD)
-    wait_until(lambda: all((stand_ins.folder / f"waits-worker-{number}").exists() for number in (0, 1)))
+    wait_until(
+        lambda: all((stand_ins.folder / f"waits-worker-{number}").exists() for number in (0, 1))
+    )
     assert tpu_vm("status").stdout.count("t2i-state=running") == 2
     assert os.getsid(int((home / "pid").read_text())) != os.getsid(0)
     said = stand_ins.start("tpu_vm", "run", "tpu", *_PLACE, _CONFIG, status=1).stderr
-    assert said.count("run: a training runs here already; ") == 2 and "run: starting the training on tpu failed" in said
+    assert (
+        said.count("run: a training runs here already; ") == 2
+        and "run: starting the training on tpu failed" in said
+    )
     assert "a training runs here; stop it first" in tpu_vm("install", status=1).stderr
     command = ["train", _CONFIG, *_ODD, "--workdir", "bucket/tpu"]
     assert sorted(stand_ins.trained()) == [("worker-0", command), ("worker-1", command)]
     assert (stand_ins.folder / "bucket" / "tpu").is_dir()
 
     log = tpu_vm("logs", "--worker", "1", "--no-follow").stdout
-    assert "training 0 on worker-1" in log and "worker-0" not in log and _ODD[0].split("'")[1] in log
+    assert (
+        "training 0 on worker-1" in log and "worker-0" not in log and _ODD[0].split("'")[1] in log
+    )
     tpu_vm("logs")
     assert [call[-2:] for call in stand_ins.calls("tail")][-1][0] == "-F"
 
@@ -76,11 +92,16 @@ def test_the_full_life_of_a_slice(stand_ins, tpu_vm):
     assert _state(stand_ins) == _state(stand_ins, 1) == "75"
     stand_ins.forget()
 
-    # watch starts it again; the machine is taken; it makes another one, and the training comes to its end there.
+    # watch starts it again; the machine is taken; it makes another one, and the training comes to
+    # its end there.
     watched = stand_ins.start("tpu_vm", *_WATCH, "--spot").stdout
     assert _verbs(stand_ins) == ["start", "delete", "create", "scp", "install", "start"]
-    assert "node PREEMPTED" in watched and "tpu: the training is done; the slice still runs" in watched
-    assert _state(stand_ins) == "0" and [who for who, _ in stand_ins.trained()].count("worker-0") == 2
+    assert (
+        "node PREEMPTED" in watched and "tpu: the training is done; the slice still runs" in watched
+    )
+    assert (
+        _state(stand_ins) == "0" and [who for who, _ in stand_ins.trained()].count("worker-0") == 2
+    )
     assert all("--spot" in call for call in stand_ins.calls("gcloud") if call[4] == "create")
 
     tpu_vm("delete")
@@ -105,7 +126,9 @@ def test_watch_goes_on_with_what_the_queue_gave_without_being_told(stand_ins, tp
     tpu_vm("queue")
     stand_ins.cloud(coming=["ACTIVE", "ACTIVE"])
     stand_ins.start("tpu_vm", *_WATCH)
-    assert {call[3] for call in stand_ins.calls("gcloud") if call[4] == "create"} == {"queued-resources"}
+    assert {call[3] for call in stand_ins.calls("gcloud") if call[4] == "create"} == {
+        "queued-resources"
+    }
 
 
 def test_watch_never_starts_a_mistake_again(stand_ins):
@@ -135,7 +158,9 @@ def test_a_request_that_fails_again_and_again_ends_watch(stand_ins):
 
 
 def test_watch_outlives_a_step_that_fails_once(stand_ins):
-    stand_ins.fail(("tpus tpu-vm scp", 1), ("pip install", 1), ("nodes/tpu$", 1), ("start", 1), ("state;", 1))
+    stand_ins.fail(
+        ("tpus tpu-vm scp", 1), ("pip install", 1), ("nodes/tpu$", 1), ("start", 1), ("state;", 1)
+    )
     stand_ins.cloud(workers=2)
     watched = stand_ins.start("tpu_vm", *_WATCH, "--max-failures", "4")
     assert _verbs(stand_ins)[-1] == "start" and "the training is done" in watched.stdout
@@ -150,8 +175,13 @@ def test_a_worker_that_was_started_again_mounts_the_bucket_again(stand_ins, tpu_
     wait_until(lambda: _ended(stand_ins))
     assert _state(stand_ins) == "0" and len(stand_ins.calls("gcsfuse")) == 2
     options = stand_ins.calls("gcsfuse")[0]
-    assert options[1] == "--implicit-dirs" and options[options.index("--rename-dir-limit") + 1] == "100000"
-    assert options[options.index("--metadata-cache-ttl-secs") + 1] == "0" and options[-2] == "a-bucket"
+    assert (
+        options[1] == "--implicit-dirs"
+        and options[options.index("--rename-dir-limit") + 1] == "100000"
+    )
+    assert (
+        options[options.index("--metadata-cache-ttl-secs") + 1] == "0" and options[-2] == "a-bucket"
+    )
 
 
 def test_a_second_install_takes_the_new_checkout_and_keeps_the_environment(stand_ins, tpu_vm):
@@ -166,7 +196,9 @@ def test_a_second_install_takes_the_new_checkout_and_keeps_the_environment(stand
     assert [call[1] for call in stand_ins.calls("uv")] == ["venv", "pip", "pip"]
     with tarfile.open(stand_ins.folder / "tmp" / "t2i_jax-tpu.tar.gz") as archive:
         names = archive.getnames()
-    assert {"t2i_jax/runs.py", "launch/tpu_worker.sh", _CONFIG, "setup.cfg", "README.md"} <= set(names)
+    assert {"t2i_jax/runs.py", "launch/tpu_worker.sh", _CONFIG, "setup.cfg", "README.md"} <= set(
+        names
+    )
     assert not [name for name in names if "__pycache__" in name or name.startswith(".")]
 
 
@@ -183,7 +215,9 @@ def test_each_kind_of_tpu_gets_its_software(tpu_vm, accelerator, version):
     for subcommand, option in (("create", "--version"), ("queue", "--runtime-version")):
         [call] = commands(tpu_vm(subcommand, "--accelerator", accelerator, "--dry-run").stdout)
         assert call[call.index(option) + 1] == version
-        [call] = commands(tpu_vm(subcommand, "--accelerator", accelerator, "--runtime", "x", "--dry-run").stdout)
+        [call] = commands(
+            tpu_vm(subcommand, "--accelerator", accelerator, "--runtime", "x", "--dry-run").stdout
+        )
         assert call[call.index(option) + 1] == "x"
 
 
@@ -207,8 +241,16 @@ def test_a_dry_run_of_delete_shows_both_ways_and_a_run_takes_one(stand_ins, tpu_
 @pytest.mark.parametrize(
     ("subcommand", "broken", "step"),
     [
-        ("create", "tpu-vm create", "create: asking for slice tpu (v5litepod-16 in us-central1-a) failed with"),
-        ("queue", "queued-resources create", "queue: asking for slice tpu (v5litepod-16 in us-central1-a) failed"),
+        (
+            "create",
+            "tpu-vm create",
+            "create: asking for slice tpu (v5litepod-16 in us-central1-a) failed with",
+        ),
+        (
+            "queue",
+            "queued-resources create",
+            "queue: asking for slice tpu (v5litepod-16 in us-central1-a) failed",
+        ),
         ("install", "tpu-vm scp", "install: copying to the workers of tpu failed"),
         ("install", "sudo curl", "install: fetching the key of gcsfuse failed"),
         ("install", "sudo tee", "install: naming gcsfuse's source failed"),
@@ -228,17 +270,26 @@ def test_a_dry_run_of_delete_shows_both_ways_and_a_run_takes_one(stand_ins, tpu_
         ("delete", "tpu-vm delete", "delete: deleting the node tpu failed"),
     ],
 )
-def test_a_step_that_fails_is_named_and_nothing_follows_it(stand_ins, tpu_vm, subcommand, broken, step):
+def test_a_step_that_fails_is_named_and_nothing_follows_it(
+    stand_ins, tpu_vm, subcommand, broken, step
+):
     if subcommand not in ("create", "queue"):
         tpu_vm("create")
     stand_ins.fail((broken, 9))
     said = tpu_vm(subcommand, *([_CONFIG] if subcommand == "run" else []), status=1).stderr
-    assert step in said and all(line.endswith(".") for line in said.splitlines() if line.startswith("launch/"))
-    assert broken in " ".join(stand_ins.calls("gcloud")[-1]) or stand_ins.calls("gcloud")[-1][4] == "ssh"
+    assert step in said and all(
+        line.endswith(".") for line in said.splitlines() if line.startswith("launch/")
+    )
+    assert (
+        broken in " ".join(stand_ins.calls("gcloud")[-1])
+        or stand_ins.calls("gcloud")[-1][4] == "ssh"
+    )
 
 
 def test_a_step_that_failed_is_done_when_its_cause_is_gone(stand_ins, tpu_vm):
-    stand_ins.fail(*((words, 1) for words in ("tpu-vm create", "tpu-vm scp", "pip install", "tpu-vm delete")))
+    stand_ins.fail(
+        *((words, 1) for words in ("tpu-vm create", "tpu-vm scp", "pip install", "tpu-vm delete"))
+    )
     for subcommand, tries in (("create", 2), ("install", 3), ("delete", 2)):
         for number in range(tries):
             tpu_vm(subcommand, status=int(number < tries - 1))
@@ -248,7 +299,9 @@ def test_a_step_that_failed_is_done_when_its_cause_is_gone(stand_ins, tpu_vm):
 def test_a_request_that_cannot_be_deleted_is_named(stand_ins, tpu_vm):
     tpu_vm("queue")
     stand_ins.fail(("queued-resources delete", 9))
-    assert "delete: deleting the request tpu and its node failed" in tpu_vm("delete", status=1).stderr
+    assert (
+        "delete: deleting the request tpu and its node failed" in tpu_vm("delete", status=1).stderr
+    )
 
 
 def test_what_is_half_installed_counts_as_absent_and_does_not_start(stand_ins, tpu_vm):
@@ -256,7 +309,10 @@ def test_what_is_half_installed_counts_as_absent_and_does_not_start(stand_ins, t
     stand_ins.fail(("pip install", 9))
     tpu_vm("install", status=1)
     assert tpu_vm("status").stdout.count("t2i-state=absent") == 1
-    assert "run: t2i_jax is not installed here; use install first." in tpu_vm("run", _CONFIG, status=1).stderr
+    assert (
+        "run: t2i_jax is not installed here; use install first."
+        in tpu_vm("run", _CONFIG, status=1).stderr
+    )
 
 
 def test_logs_and_stop_before_anything_was_started(tpu_vm):

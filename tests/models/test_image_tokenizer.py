@@ -68,8 +68,12 @@ class Convolutional(image_tokenizer.QuantizedAutoencoder):
 
 
 MODELS = {
-    "parti-pytorch": VitVQGanVAE(dim=8, image_size=16, patch_size=4, layers=1, heads=2, dim_head=4, codebook_size=16),
-    "paper": ViTVQGAN(image_size=16, patch_size=4, dim=8, layers=1, heads=2, mlp_dim=16, codebook_size=16),
+    "parti-pytorch": VitVQGanVAE(
+        dim=8, image_size=16, patch_size=4, layers=1, heads=2, dim_head=4, codebook_size=16
+    ),
+    "paper": ViTVQGAN(
+        image_size=16, patch_size=4, dim=8, layers=1, heads=2, mlp_dim=16, codebook_size=16
+    ),
     "convolutional": Convolutional(),
 }
 
@@ -80,7 +84,9 @@ def test_every_tokenizer_fits_the_protocol(name, key):
     assert isinstance(model, image_tokenizer.ImageTokenizer)
     assert (model.grid, model.num_tokens, model.patch_size) == ((4, 4), 16, 4)
     weights = sharding.unbox(image_tokenizer.init(model, key))
-    chex.assert_trees_all_equal_shapes_and_dtypes(weights, sharding.unbox(image_tokenizer.abstract(model)))
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        weights, sharding.unbox(image_tokenizer.abstract(model))
+    )
     image = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
     ids = image_tokenizer.tokens(model, weights, image)
     chex.assert_shape(ids, (2, 16))
@@ -103,24 +109,30 @@ def test_flops_are_those_of_one_image(name):
     assert 0 < encoder < whole
     if name == "convolutional":
         down = 2 * 16 * 8 * (64 * 3 + 16 * 8)
-        assert encoder == down + 2 * 16 * (8 * 4 + 4 * 16 + 4 * 8)  # projections and comparisons with the codes
+        # projections and comparisons with the codes
+        assert encoder == down + 2 * 16 * (8 * 4 + 4 * 16 + 4 * 8)
         assert whole == encoder + 2 * 9 * 8 * (64 * 8 + 256 * 8 + 256 * 3)
 
 
 def test_one_set_of_weights_runs_at_several_sizes(key):
     small, large = Convolutional(), Convolutional().clone(image_size=32)
     assert (large.grid, large.num_tokens) == ((8, 8), 64)
-    assert jax.eval_shape(lambda k: image_tokenizer.init(small, k), key) == image_tokenizer.abstract(large)
+    assert jax.eval_shape(
+        lambda k: image_tokenizer.init(small, k), key
+    ) == image_tokenizer.abstract(large)
     weights = sharding.unbox(image_tokenizer.init(small, key))
     image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)).astype(np.uint8)
     ids = image_tokenizer.tokens(large, weights, image)
     chex.assert_shape(image_tokenizer.pixels(large, weights, ids), (1, 32, 32, 3))
     cut = image_tokenizer.tokens(small, weights, image[:, :16, :16]).reshape(4, 4)
-    np.testing.assert_array_equal(cut[:3, :3], ids.reshape(8, 8)[:3, :3])  # all but what sees the cut
+    # all but what sees the cut
+    np.testing.assert_array_equal(cut[:3, :3], ids.reshape(8, 8)[:3, :3])
 
 
 def test_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(UserError, match="image_size=18 is not a multiple of patch_size=4; try image_size=16"):
+    with pytest.raises(
+        UserError, match="image_size=18 is not a multiple of patch_size=4; try image_size=16"
+    ):
         Convolutional(image_size=18)
     with pytest.raises(UserError, match="dim=0 is not positive"):
         Convolutional(dim=0)

@@ -38,7 +38,9 @@ def _inputs(rows=2):
 
 def _variables(model):
     ids, embeds, mask = _inputs()
-    params = sharding.unbox(jax.jit(model.init)(jax.random.key(0), ids[:, :1], embeds, mask)["params"])
+    params = sharding.unbox(
+        jax.jit(model.init)(jax.random.key(0), ids[:, :1], embeds, mask)["params"]
+    )
     # Larger than at the start, so that everything matters in the comparisons below.
 
     def more(leaf):
@@ -54,8 +56,12 @@ def test_decoding_token_by_token_gives_the_same_logits(monkeypatch, name):
     variables, keep = _variables(model), np.array([True, False])
     whole = jax.jit(model.apply)(variables, ids[:, :-1], embeds, mask, keep)
     assert whole.shape == (2, 9, 20) and whole.dtype == jnp.float32
-    cache = jax.jit(functools.partial(model.apply, method="init_cache"))(variables, embeds, mask, keep)
-    decode = jax.jit(lambda before, t, cache: model.apply(variables, before, t, cache, method="decode"))
+    cache = jax.jit(functools.partial(model.apply, method="init_cache"))(
+        variables, embeds, mask, keep
+    )
+    decode = jax.jit(
+        lambda before, t, cache: model.apply(variables, before, t, cache, method="decode")
+    )
     before = np.array([7, 7])
     for t in range(9):
         logits, cache = decode(before, jnp.int32(t), cache)
@@ -80,7 +86,9 @@ def test_a_cache_that_grows_gives_the_same_tokens(monkeypatch, name):
         sampling = autoregressive.Sampling(guided=False)
 
         def draw(cache):
-            return autoregressive.generate(decode, cache, keys, 9, sampling=sampling, grow=model.grow_cache)
+            return autoregressive.generate(
+                decode, cache, keys, 9, sampling=sampling, grow=model.grow_cache
+            )
 
         return lengths, np.asarray(jax.jit(draw)(cache))
 
@@ -96,15 +104,20 @@ def test_a_token_changes_only_what_comes_after_it(name):
 
     def of_embedding(shift):  # the gradient of every position's logits by the embedding of token 4
         params = dict(variables["params"])
-        params["embedding"] = jnp.concatenate([params["embedding"], params["embedding"][ids[0, 4]][None] + shift])
+        params["embedding"] = jnp.concatenate(
+            [params["embedding"], params["embedding"][ids[0, 4]][None] + shift]
+        )
         changed = model.clone(codebook_size=21)
         if "to_logits" in params:
+
             def widen(leaf):
                 return jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, 1)])
 
             params["to_logits"] = jax.tree.map(widen, params["to_logits"])
         row = np.where(np.arange(9) == 4, 20, ids[0])[None]
-        return changed.apply({"params": params}, row[:, :-1], embeds[:1], mask[:1])[0, :, :20].sum(-1)
+        return changed.apply({"params": params}, row[:, :-1], embeds[:1], mask[:1])[0, :, :20].sum(
+            -1
+        )
 
     depends = np.abs(jax.jit(jax.jacobian(of_embedding))(jnp.zeros(16))).max(-1)
     assert (depends[:5] == 0).all() and (depends[5:] > 0).all()
@@ -119,7 +132,9 @@ def test_a_dropped_text_has_no_influence_and_a_kept_one_has(name):
     def logits(embeds, mask, keep):
         return apply(variables, ids[:, :-1], embeds, mask, np.full(2, keep))
 
-    np.testing.assert_array_equal(logits(embeds, mask, False), logits(embeds + 1, np.ones_like(mask), False))
+    np.testing.assert_array_equal(
+        logits(embeds, mask, False), logits(embeds + 1, np.ones_like(mask), False)
+    )
     assert np.abs(logits(embeds, mask, True) - logits(embeds + 1, mask, True)).max() > 1e-3
     padded = np.where(mask[..., None], embeds, 5.0)
     np.testing.assert_allclose(logits(embeds, mask, True), logits(padded, mask, True), atol=1e-5)
@@ -139,7 +154,9 @@ def test_the_first_loss_is_that_of_guessing():
     for model in (_PARTI, _PAPER):
         params = jax.jit(model.init)(jax.random.key(0), ids[:, :1], embeds, mask)
         logits = jax.jit(model.apply)(params, ids[:, :-1], embeds, mask)
-        nats = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), ids[..., None], -1).mean()
+        nats = -np.take_along_axis(
+            np.asarray(jax.nn.log_softmax(logits)), ids[..., None], -1
+        ).mean()
         assert abs(nats - np.log(20)) < 0.3
 
 
@@ -181,14 +198,17 @@ def test_configurations_survive_json():
 def test_presets_have_the_size_they_are_named_after(preset, total, name):
     text, decoder = preset
     ids, embeds = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1, text.dim))
-    shapes = jax.eval_shape(decoder.init, jax.random.key(0), ids, embeds, jnp.ones((1, 1), bool))["params"]
+    shapes = jax.eval_shape(decoder.init, jax.random.key(0), ids, embeds, jnp.ones((1, 1), bool))[
+        "params"
+    ]
     of_text = jax.eval_shape(text.init, jax.random.key(0))
 
     def size(*trees):
         return sum(leaf.size for leaf in jax.tree.leaves(trees))
 
     assert size(shapes, of_text) == total
-    assert abs(size(shapes["decoder"], of_text["transformer"]) / name - 1) < 0.03  # the names leave embeddings out
+    # the names leave embeddings out
+    assert abs(size(shapes["decoder"], of_text["transformer"]) / name - 1) < 0.03
     assert decoder.num_tokens == 1024 and text.max_length == 128
 
 
@@ -200,10 +220,16 @@ def test_presets_have_the_size_they_are_named_after(preset, total, name):
         (lambda: Parti(dim=8, depth=1, compat=("unit_ini",)), "unit_init"),
         (lambda: Parti(dim=8, depth=1, compat="unit_init"), "tuple"),
         (lambda: PartiTransformer(dim=10, depth=1, heads=3, mlp_dim=8), "dim=9"),
-        (lambda: PartiTransformer(dim=8, depth=1, heads=2, mlp_dim=8, positions="sinus"), "positions"),
+        (
+            lambda: PartiTransformer(dim=8, depth=1, heads=2, mlp_dim=8, positions="sinus"),
+            "positions",
+        ),
         (lambda: PartiTransformer(dim=8, depth=1, heads=2, mlp_dim=8, remat="dot"), "'dots'"),
         (lambda: Parti(dim=8, depth=1).init(jax.random.key(0), *_inputs()), "fmap_size=None"),
-        (lambda: _PARTI.init(jax.random.key(0), _inputs()[0], np.zeros((2, 4, 7)), _inputs()[2]), "text_embed_dim=6"),
+        (
+            lambda: _PARTI.init(jax.random.key(0), _inputs()[0], np.zeros((2, 4, 7)), _inputs()[2]),
+            "text_embed_dim=6",
+        ),
     ],
 )
 def test_nonsense_is_refused(make, says):

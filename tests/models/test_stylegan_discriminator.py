@@ -48,5 +48,7 @@ def test_the_deviation_sees_whether_images_differ(key):
 def test_sizes_are_checked():
     with pytest.raises(UserError, match="image_size=48 is no power of 2.*try"):
         StyleDiscriminator(image_size=48)
-    with pytest.raises(UserError, match="discriminator.image_size=64 is not the model's; set it to 32"):
+    with pytest.raises(
+        UserError, match="discriminator.image_size=64 is not the model's; set it to 32"
+    ):
         StyleDiscriminator(image_size=64).check(32)

@@ -15,7 +15,10 @@ def test_the_readme_spelling_of_the_package():
     vae = VitVQGanVAE(dim=256, image_size=256, patch_size=16, num_layers=3)
     assert (vae.layers, vae.patch_size, vae.grid) == (3, 16, (16, 16))
     assert vae == VitVQGanVAE(dim=256, image_size=256, encdec_patch_size=16, layers=3)
-    assert VitVQGanVAE(dim=64, image_size=64, vq_codebook_size=512, encdec_heads=2).codebook_size == 512
+    assert (
+        VitVQGanVAE(dim=64, image_size=64, vq_codebook_size=512, encdec_heads=2).codebook_size
+        == 512
+    )
     known = {"VitVQGanVAE": VitVQGanVAE}
     assert config.from_dict(config.to_dict(vae), known) == vae
     assert config.override(vae, ["layers=2", "lookup_free_quantization=false"]).layers == 2
@@ -34,8 +37,13 @@ def test_unknown_and_double_fields_are_refused():
 
 
 def test_a_discriminator_for_images_it_is_too_large_for_has_its_weights_all_the_same():
-    small, large = VitVQGanVAE(dim=8, image_size=16, patch_size=4), VitVQGanVAE(dim=8, image_size=256, patch_size=4)
-    shapes = [image_tokenizer.abstract_discriminator(vae.discriminator(), vae) for vae in (small, large)]
+    small, large = (
+        VitVQGanVAE(dim=8, image_size=16, patch_size=4),
+        VitVQGanVAE(dim=8, image_size=256, patch_size=4),
+    )
+    shapes = [
+        image_tokenizer.abstract_discriminator(vae.discriminator(), vae) for vae in (small, large)
+    ]
     assert sharding.unbox(shapes[0]) == sharding.unbox(shapes[1])
 
 
@@ -60,14 +68,21 @@ def test_codes_there_and_back(lookup_free, key):
 def test_depthwise_is_the_grouped_convolution(key):
     x, kernel, bias = (jax.random.normal(key, s) for s in ((2, 5, 6, 8), (3, 3, 8), (8,)))
     wanted = jax.lax.conv_general_dilated(
-        x, kernel[:, :, None], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=8
+        x,
+        kernel[:, :, None],
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=8,
     )
     np.testing.assert_allclose(depthwise(x, kernel, bias), wanted + bias, atol=1e-5)
 
 
 def test_neighbours_make_a_convolution_a_product(key):
     x, kernel = (jax.random.normal(key, s) for s in ((2, 5, 6, 4), (3, 3, 4, 7)))
-    wanted = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    wanted = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
     np.testing.assert_allclose(neighbours(x) @ kernel.reshape(36, 7), wanted, atol=1e-4)
 
 

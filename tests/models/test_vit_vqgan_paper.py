@@ -9,7 +9,16 @@ from t2i_jax.models import image_tokenizer
 from t2i_jax.models.vit_vqgan_paper import ViTVQGAN, preset
 from t2i_jax.pixels import to_float, to_uint8
 
-TINY = dict(image_size=16, patch_size=4, dim=16, layers=2, heads=2, mlp_dim=32, codebook_size=8, codebook_dim=4)
+TINY = dict(
+    image_size=16,
+    patch_size=4,
+    dim=16,
+    layers=2,
+    heads=2,
+    mlp_dim=32,
+    codebook_size=8,
+    codebook_dim=4,
+)
 
 
 def test_sizes_of_the_paper():
@@ -29,9 +38,14 @@ def test_stacked_layers_compute_what_single_ones_do(key):
     again = dict(weights)
     for part in ("encoder", "decoder"):
         layers = [weights[part][f"layer_{i}"] for i in range(2)]
-        again[part] = {"layers": jax.tree.map(lambda *a: jnp.stack(a), *layers), "norm": weights[part]["norm"]}
+        again[part] = {
+            "layers": jax.tree.map(lambda *a: jnp.stack(a), *layers),
+            "norm": weights[part]["norm"],
+        }
     image = jax.random.normal(key, (2, 16, 16, 3))
-    out = [m.apply({"params": p}, image, {}, True)[0] for m, p in ((single, weights), (stacked, again))]
+    out = [
+        m.apply({"params": p}, image, {}, True)[0] for m, p in ((single, weights), (stacked, again))
+    ]
     np.testing.assert_allclose(*out, atol=1e-5)
     boxed = image_tokenizer.abstract(stacked)["generator"]["encoder"]["layers"]["wide"]["kernel"]
     assert boxed.names == ("layers", "embed", "mlp")
@@ -54,7 +68,10 @@ def test_tokens_are_row_by_row(key):
     image = np.zeros((1, 16, 16, 3), np.float32)
     changed = image.copy()
     changed[:, :4, 12:] = 1
-    maps = [model.apply({"params": weights["generator"]}, x, method="encoder_fmap") for x in (image, changed)]
+    maps = [
+        model.apply({"params": weights["generator"]}, x, method="encoder_fmap")
+        for x in (image, changed)
+    ]
     differs = np.abs(maps[0] - maps[1]).sum(-1).reshape(-1) > 1e-6
     assert list(np.flatnonzero(differs)) == [3]
 
@@ -62,7 +79,9 @@ def test_tokens_are_row_by_row(key):
 def test_sigmoid_output_stays_just_outside_the_range(key):
     model = ViTVQGAN(**TINY, output="sigmoid")
     weights = sharding.unbox(image_tokenizer.init(model, key))["generator"]
-    image = model.apply({"params": weights}, 100 * jax.random.normal(key, (1, 4, 4, 16)), method="pixels")
+    image = model.apply(
+        {"params": weights}, 100 * jax.random.normal(key, (1, 4, 4, 16)), method="pixels"
+    )
     assert float(image.min()) >= -1.2501 and float(image.max()) <= 1.2501
 
 

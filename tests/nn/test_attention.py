@@ -40,7 +40,9 @@ def test_a_causal_position_has_no_gradient_from_the_future(key):
     x = jax.random.normal(key, (1, 4, 8))
     module = MultiHeadAttention(dim=8, heads=2, dim_head=4)
     variables = _made(module, x)
-    seen = jax.jit(jax.jacobian(lambda x: module.apply(variables, x, causal=True)[0].sum(-1)))(x)[:, 0]
+    seen = jax.jit(jax.jacobian(lambda x: module.apply(variables, x, causal=True)[0].sum(-1)))(x)[
+        :, 0
+    ]
     depends = np.abs(seen).max(-1) > 0
     assert np.array_equal(depends, np.tril(np.ones((4, 4), bool)))
 
@@ -60,7 +62,9 @@ def test_multi_query_step_is_the_last_position(key):
     module = MultiQueryAttention(dim=8, heads=2, dim_head=4, null_scale=1.0, out_norm=True)
     variables = _made(module, x)
     bias_QHK = jax.random.normal(key, (5, 2, 5))
-    whole = jax.jit(module.apply)(variables, x, mask=jnp.tril(jnp.ones((1, 5, 5), bool)), bias_QHK=bias_QHK)
+    whole = jax.jit(module.apply)(
+        variables, x, mask=jnp.tril(jnp.ones((1, 5, 5), bool)), bias_QHK=bias_QHK
+    )
     keys = module.apply(variables, x, normalised=True, method="keys")
     step = jax.jit(functools.partial(module.apply, method="step"))
     for t in (0, 2, 4):
@@ -89,7 +93,10 @@ def test_relative_bias_reads_the_table_by_offset(key, side):
 
 
 def test_a_bias_for_the_whole_batch_gets_the_sum_of_its_rows_gradients(key):
-    x, bias, weight = (jax.random.normal(k, s) for k, s in zip(jax.random.split(key, 3), ((3, 4, 5), (4, 5), (3, 4, 5))))
+    x, bias, weight = (
+        jax.random.normal(k, s)
+        for k, s in zip(jax.random.split(key, 3), ((3, 4, 5), (4, 5), (3, 4, 5)))
+    )
 
     def loss(add):
         return lambda x, bias: jnp.sum(weight * add(x, bias) ** 2)

@@ -14,13 +14,19 @@ from t2i_jax.nn.convolution import convolve
 
 def _whole(x, kernel, stride, padding):
     pad = ((padding, padding), (padding, padding))
-    return jax.lax.conv_general_dilated(x, kernel, (stride,) * 2, pad, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride,) * 2, pad, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def _grouped(x, kernel, bias):
     pad, groups = kernel.shape[0] // 2, x.shape[-1]
     return bias + jax.lax.conv_general_dilated(
-        x, kernel[:, :, None], (1, 1), ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        x,
+        kernel[:, :, None],
+        (1, 1),
+        ((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
 
@@ -43,12 +49,24 @@ def _close(ours, theirs):
 
 @pytest.mark.parametrize(
     "size, side, stride, padding, channels",
-    [(9, 3, 1, 1, 3), (8, 4, 2, 1, 3), (9, 4, 2, 1, 3), (10, 3, 2, 1, 3), (7, 15, 1, 7, 3), (8, 1, 2, 0, 3),
-     (10, 5, 3, 2, 3), (4, 4, 1, 0, 3), (6, 3, 1, 1, 200), (6, 4, 2, 1, 70)],
+    [
+        (9, 3, 1, 1, 3),
+        (8, 4, 2, 1, 3),
+        (9, 4, 2, 1, 3),
+        (10, 3, 2, 1, 3),
+        (7, 15, 1, 7, 3),
+        (8, 1, 2, 0, 3),
+        (10, 5, 3, 2, 3),
+        (4, 4, 1, 0, 3),
+        (6, 3, 1, 1, 200),
+        (6, 4, 2, 1, 70),
+    ],
 )
 def test_convolution_and_its_derivatives(key, size, side, stride, padding, channels):
     x = jax.random.normal(key, (2, size, size, channels))
-    kernel = jax.random.normal(jax.random.fold_in(key, 1), (side, side, channels, 5)) / (side * channels**0.5)
+    kernel = jax.random.normal(jax.random.fold_in(key, 1), (side, side, channels, 5)) / (
+        side * channels**0.5
+    )
 
     def ours(x, kernel):
         return convolve(x, kernel, stride, padding)
@@ -75,7 +93,10 @@ def test_a_window_whose_columns_are_channels(key, stride):
 @pytest.mark.parametrize("size", [5, 6])
 def test_depthwise_and_its_gradients(key, size):
     keys = jax.random.split(key, 3)
-    x, kernel = jax.random.normal(keys[0], (2, size, size, 4)), jax.random.normal(keys[1], (3, 3, 4))
+    x, kernel = (
+        jax.random.normal(keys[0], (2, size, size, 4)),
+        jax.random.normal(keys[1], (3, 3, 4)),
+    )
     inputs = x, kernel, jax.random.normal(keys[2], (4,))
     _close(jax.jit(depthwise)(*inputs), _grouped(*inputs))
 

@@ -26,7 +26,9 @@ def _inputs(B=1, N=128, H=2, D=16):
 def test_the_kernel_gives_what_plain_attention_gives(causal):
     q, k, v = _inputs()
     fused = fused_attention.splash(q, k, v, causal, interpret=True)
-    np.testing.assert_allclose(fused, jax.nn.dot_product_attention(q, k, v, is_causal=causal), atol=2e-6)
+    np.testing.assert_allclose(
+        fused, jax.nn.dot_product_attention(q, k, v, is_causal=causal), atol=2e-6
+    )
 
 
 def test_its_gradients_too():
@@ -61,7 +63,9 @@ def test_without_a_kernel_a_long_sequence_goes_by_blocks_of_queries():
     assert "2100,2100]" not in mine.lower(q, k, v).compile().as_text()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is installed on Linux x86-64 alone")
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is installed on Linux x86-64 alone"
+)
 @pytest.mark.parametrize(("length", "fused"), [(1024, True), (1000, False)])
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_tpu_program_holds_no_scores_where_there_is_the_kernel(length, fused, causal):
@@ -88,7 +92,9 @@ def _has_card(monkeypatch, capability):
     """A GPU that is not there, to lower for; what JAX asks of cuDNN is made up."""
     card = types.SimpleNamespace(platform="gpu", compute_capability=capability)
     monkeypatch.setattr(jax, "local_devices", lambda: [card])
-    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(
+        "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000
+    )
 
 
 def _gpu_program(attend, *inputs):
@@ -117,7 +123,9 @@ _KERNELS = {"__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"}
         ("9.0", "bfloat16", 95, 64, False),
     ],
 )
-def test_a_gpu_program_holds_cudnns_kernel_where_it_takes_it(monkeypatch, capability, dtype, length, width, fused):
+def test_a_gpu_program_holds_cudnns_kernel_where_it_takes_it(
+    monkeypatch, capability, dtype, length, width, fused
+):
     _has_card(monkeypatch, capability)
     inputs = [jax.ShapeDtypeStruct((2, length, 2, width), dtype)] * 3
     kernels, text = _gpu_program(lambda *t: fused_attention.attend(*t, causal=True), *inputs)
@@ -127,7 +135,9 @@ def test_a_gpu_program_holds_cudnns_kernel_where_it_takes_it(monkeypatch, capabi
 
 def test_on_a_mesh_each_gpu_takes_its_rows_and_heads(monkeypatch):
     _has_card(monkeypatch, "8.0")
-    tensor, sequence = (jax.sharding.AbstractMesh((1, 1, 2, *last), sharding.MESH_AXES) for last in ((1, 2), (2, 1)))
+    tensor, sequence = (
+        jax.sharding.AbstractMesh((1, 1, 2, *last), sharding.MESH_AXES) for last in ((1, 2), (2, 1))
+    )
     inputs = [jax.ShapeDtypeStruct((4, 96, 4, 64), jnp.bfloat16)] * 3
     with jax.sharding.use_abstract_mesh(tensor):
         kernels, text = _gpu_program(fused_attention.attend, *inputs)
@@ -138,7 +148,9 @@ def test_on_a_mesh_each_gpu_takes_its_rows_and_heads(monkeypatch):
 
 def test_cudnns_kernel_counts_as_the_plain_form_does(monkeypatch):
     def gradient(*inputs):
-        return jax.grad(lambda *t: jnp.sum(fused_attention.attend(*t).astype(jnp.float32)), (0, 1, 2))(*inputs)
+        return jax.grad(
+            lambda *t: jnp.sum(fused_attention.attend(*t).astype(jnp.float32)), (0, 1, 2)
+        )(*inputs)
 
     inputs = [jax.ShapeDtypeStruct((2, 96, 2, 64), jnp.bfloat16)] * 3
     plain = flops_of(fused_attention.attend, *inputs), flops_of(gradient, *inputs)

@@ -67,7 +67,9 @@ def test_outside_training_nothing_moves_and_nothing_is_lost(name, key):
     x, codebook, variables = _made(quantiser, key)
     out = quantiser.apply(variables, x, codebook)
     assert out.loss == 0
-    assert jax.tree.all(jax.tree.map(lambda a, b: jnp.array_equal(a, b), dict(out.codebook), dict(codebook)))
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: jnp.array_equal(a, b), dict(out.codebook), dict(codebook))
+    )
 
 
 @pytest.mark.parametrize("name", QUANTISERS)
@@ -92,7 +94,8 @@ def test_kmeans_finds_clusters_and_runs_once(key):
     first = quantiser.apply({}, x.reshape(4, 4, 4, 4), quantiser.start(key), True).codebook
     assert bool(first["started"])
     similar = first["embed"] @ directions.T
-    assert float(similar.max(axis=0).min()) > 0.5  # every true direction has a code near it, or a tie was split
+    # every true direction has a code near it, or a tie was split
+    assert float(similar.max(axis=0).min()) > 0.5
     second = quantiser.apply({}, -x.reshape(4, 4, 4, 4), first, True).codebook
     np.testing.assert_allclose(second["embed"], first["embed"], atol=1e-5)
 

@@ -33,7 +33,9 @@ def test_scan_is_the_layers_in_turn(key):
         layer = jax.tree.map(operator.itemgetter(i), params["layers"])
         x, _ = apply({"params": layer}, x, *inputs[1:])
     expected = transformer.layer_norm(None).apply({"params": params["norm"]}, x)
-    np.testing.assert_allclose(jax.jit(model.apply)({"params": params}, *inputs), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(model.apply)({"params": params}, *inputs), expected, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])

@@ -26,7 +26,7 @@ from tests.parity.reference import load
 
 imagen_pytorch = load("imagen_pytorch")
 torch = pytest.importorskip("torch")
-from imagen_pytorch import imagen_pytorch as package
+from imagen_pytorch import imagen_pytorch as package  # noqa: E402
 
 LOSS = 1e-5  # float32 through a network
 # Of the largest of all, that of the level's frequencies: sines of arguments near 100 keep five
@@ -37,8 +37,15 @@ GRADIENT = 5e-4
 RUN = 1e-4
 ROWS, SIZES = 2, (8, 16)
 SMALL = dict(
-    dim=8, dim_mults=(1, 2), attn_heads=2, attn_dim_head=8, layer_attns=(False, True), layer_cross_attns=(False, True),
-    text_embed_dim=6, max_text_len=4, attn_pool_num_latents=3,
+    dim=8,
+    dim_mults=(1, 2),
+    attn_heads=2,
+    attn_dim_head=8,
+    layer_attns=(False, True),
+    layer_cross_attns=(False, True),
+    text_embed_dim=6,
+    max_text_len=4,
+    attn_pool_num_latents=3,
 )
 _rng = np.random.default_rng(0)
 TEXT = _rng.normal(size=(ROWS, 3, 6)).astype(np.float32)
@@ -93,11 +100,18 @@ def normals(count, size, seed=1):
 
 KINDS = {
     "noise": (Ddpm(), dict()),
-    "v, l1, p2 off": (Ddpm(objective="v", distance="l1", weighting="snr"), dict(
-        pred_objectives="v", loss_type="l1", min_snr_loss_weight=False)),
-    "x_start": (Ddpm(objective="x_start", distance="huber", min_snr_gamma=3.0), dict(
-        pred_objectives="x_start", loss_type="huber", min_snr_gamma=3)),
-    "elucidated": (Edm(sigma_data=0.4, P_mean=-1.0), dict(elucidated=True, sigma_data=0.4, P_mean=-1.0)),
+    "v, l1, p2 off": (
+        Ddpm(objective="v", distance="l1", weighting="snr"),
+        dict(pred_objectives="v", loss_type="l1", min_snr_loss_weight=False),
+    ),
+    "x_start": (
+        Ddpm(objective="x_start", distance="huber", min_snr_gamma=3.0),
+        dict(pred_objectives="x_start", loss_type="huber", min_snr_gamma=3),
+    ),
+    "elucidated": (
+        Edm(sigma_data=0.4, P_mean=-1.0),
+        dict(elucidated=True, sigma_data=0.4, P_mean=-1.0),
+    ),
 }
 
 
@@ -124,26 +138,43 @@ def test_losses_and_gradients(kind, number, monkeypatch):
             return torch.from_numpy(times)
 
         monkeypatch.setattr(theirs.noise_schedulers[number - 1], "sample_random_times", given)
-    monkeypatch.setattr(theirs.lowres_noise_schedule, "sample_random_times", lambda *_, **__: torch.full((1,), low_time))
+    monkeypatch.setattr(
+        theirs.lowres_noise_schedule,
+        "sample_random_times",
+        lambda *_, **__: torch.full((1,), low_time),
+    )
     loss = theirs(
-        nchw(IMAGES), text_embeds=torch.from_numpy(TEXT), text_masks=torch.from_numpy(MASK), unet_number=number
+        nchw(IMAGES),
+        text_embeds=torch.from_numpy(TEXT),
+        text_masks=torch.from_numpy(MASK),
+        unet_number=number,
     )
     loss.backward()
     assert not queue
 
     stage = Stage(model.unets[number - 1], size, noise=noise, resize="nearest")
-    low = dict(lowres_level_B=jnp.full((ROWS,), low_time), lowres_eps_BHWC=low_eps) if number == 2 else {}
+    low = (
+        dict(lowres_level_B=jnp.full((ROWS,), low_time), lowres_eps_BHWC=low_eps)
+        if number == 2
+        else {}
+    )
     draws = Draws(jnp.asarray(level), eps, keep, **low)
 
     def ours(params):
         bind = imagen_stage.bound(stage.unet, params, (TEXT, MASK))
-        return imagen_stage.losses(stage, bind, 2 * IMAGES - 1, draws, SIZES[0] if number == 2 else None).mean()
+        return imagen_stage.losses(
+            stage, bind, 2 * IMAGES - 1, draws, SIZES[0] if number == 2 else None
+        ).mean()
 
     with jax.default_matmul_precision("highest"):
         value, gradients = jax.jit(jax.value_and_grad(ours))(params[f"stage_{number}"])
     assert value == pytest.approx(loss.item(), rel=LOSS)
     ours = convert.to_state(stage.unet, gradients)
-    slopes = {k: p.grad.numpy() for k, p in theirs.unets[number - 1].named_parameters() if p.grad is not None}
+    slopes = {
+        k: p.grad.numpy()
+        for k, p in theirs.unets[number - 1].named_parameters()
+        if p.grad is not None
+    }
     largest = max(np.abs(slope).max() for slope in slopes.values())
     worst = max((np.abs(ours[key] - slope).max() / largest, key) for key, slope in slopes.items())
     assert worst[0] < GRADIENT, worst
@@ -152,8 +183,17 @@ def test_losses_and_gradients(kind, number, monkeypatch):
 SAMPLINGS = {
     "noise, dynamic, plain guidance": (Ddpm(), {}, dict(parallel=1.0), 0.95),
     "v, static, parallel part removed": (
-        Ddpm(objective="v"), dict(pred_objectives="v", dynamic_thresholding=False), dict(parallel=0.0), None),
-    "x_start": (Ddpm(objective="x_start"), dict(pred_objectives="x_start", last=0.005), dict(parallel=0.3), 0.95),
+        Ddpm(objective="v"),
+        dict(pred_objectives="v", dynamic_thresholding=False),
+        dict(parallel=0.0),
+        None,
+    ),
+    "x_start": (
+        Ddpm(objective="x_start"),
+        dict(pred_objectives="x_start", last=0.005),
+        dict(parallel=0.3),
+        0.95,
+    ),
     "elucidated": (Edm(), dict(elucidated=True, self_cond=True), dict(parallel=0.0), 0.95),
 }
 STEPS = 32
@@ -170,25 +210,38 @@ def test_sampling_both_stages(kind, monkeypatch):
     order = [*draws[0], low_eps, *draws[1]]
     queue = feed(monkeypatch, *order)
     wanted = theirs.sample(
-        text_embeds=torch.from_numpy(TEXT), text_masks=torch.from_numpy(MASK), cond_scale=3.0, use_tqdm=False,
-        return_all_unet_outputs=True, cfg_remove_parallel_component=guidance["parallel"] != 1,
+        text_embeds=torch.from_numpy(TEXT),
+        text_masks=torch.from_numpy(MASK),
+        cond_scale=3.0,
+        use_tqdm=False,
+        return_all_unet_outputs=True,
+        cfg_remove_parallel_component=guidance["parallel"] != 1,
         cfg_keep_parallel_frac=guidance["parallel"] if guidance["parallel"] != 1 else 0.0,
     )
     assert not queue
     small = None
     for i, size in enumerate(SIZES):
         stage = Stage(
-            model.unets[i], size, noise=noise,
-            lowres=LowresNoise(compat="imagen-pytorch-elucidated" if elucidated else None), resize="nearest",
+            model.unets[i],
+            size,
+            noise=noise,
+            lowres=LowresNoise(compat="imagen-pytorch-elucidated" if elucidated else None),
+            resize="nearest",
         )
         sampling = StageSampling(
-            "heun" if elucidated else "ancestral", STEPS, Churn() if elucidated else None, percentile, **guidance
+            "heun" if elucidated else "ancestral",
+            STEPS,
+            Churn() if elucidated else None,
+            percentile,
+            **guidance,
         )
 
         def run(params, small, stage=stage, sampling=sampling, size=size, eps=draws[i]):
             bind = imagen_stage.bound(stage.unet, params, (TEXT, MASK))
             given = None if small is None else (small, low_eps, None)
-            return imagen_stage.run(stage, bind, sampling, (ROWS, size, size, 3), injected(eps), 3.0, small=given)
+            return imagen_stage.run(
+                stage, bind, sampling, (ROWS, size, size, 3), injected(eps), 3.0, small=given
+            )
 
         with jax.default_matmul_precision("highest"):
             small = jax.jit(run)(params[f"stage_{i + 1}"], small)
@@ -232,9 +285,16 @@ def test_a_trainers_checkpoint_goes_in_and_out(tmp_path):
     again = imagen_pytorch.ImagenTrainer(blank, use_ema=True, verbose=False)
     again.load(tmp_path / "ours.pt")
     assert again.steps.tolist() == [3, 5]
-    state, wanted = again.imagen.state_dict(), torch.load(tmp_path / "trainer.pt", weights_only=True)
+    state, wanted = (
+        again.imagen.state_dict(),
+        torch.load(tmp_path / "trainer.pt", weights_only=True),
+    )
     assert all(torch.equal(state[key], value) for key, value in wanted["model"].items())
     averages = again.ema_unets.state_dict()
-    assert all(torch.equal(averages[key], value) for key, value in wanted["ema"].items() if "ema_model" in key)
+    assert all(
+        torch.equal(averages[key], value)
+        for key, value in wanted["ema"].items()
+        if "ema_model" in key
+    )
     with pytest.raises(UserError, match="no 'model'"):
         tables.from_trainer({})

@@ -23,7 +23,7 @@ from tests.parity.reference import load
 
 imagen_pytorch = load("imagen_pytorch")
 torch = pytest.importorskip("torch")
-from imagen_pytorch import imagen_pytorch as package
+from imagen_pytorch import imagen_pytorch as package  # noqa: E402
 
 FORMULA = 1e-5  # float32, a handful of operations
 RUN = 1e-5  # float32 through 32 steps; thresholds and clipping keep pulling both runs together
@@ -63,7 +63,12 @@ def _toy(lib, x, condition_B, text_B, last, lowres, slope):
         return a.reshape(-1, 1, 1, 1)
 
     mixed = x + 0.5 * lib.roll(x, 1, 1)
-    return slope * mixed * tall(lib.cos(0.2 * condition_B)) + 0.4 * lib.tanh(2 * x + tall(text_B)) + 0.2 * last + lowres
+    return (
+        slope * mixed * tall(lib.cos(0.2 * condition_B))
+        + 0.4 * lib.tanh(2 * x + tall(text_B))
+        + 0.2 * last
+        + lowres
+    )
 
 
 def _feed(monkeypatch, arrays):
@@ -85,7 +90,12 @@ def _reference(kind=None, self_cond=False, **options):
     gradient.
     """
     unet = imagen_pytorch.Unet(
-        dim=8, dim_mults=(1,), attn_heads=2, text_embed_dim=TEXT.shape[-1], self_cond=self_cond, layer_attns=False
+        dim=8,
+        dim_mults=(1,),
+        attn_heads=2,
+        text_embed_dim=TEXT.shape[-1],
+        self_cond=self_cond,
+        layer_attns=False,
     )
     imagen = (kind or imagen_pytorch.Imagen)(
         unet, image_sizes=(SIZE,), text_embed_dim=TEXT.shape[-1], cond_drop_prob=0.1, **options
@@ -93,7 +103,9 @@ def _reference(kind=None, self_cond=False, **options):
     unet = imagen.unets[0]
     unet.slope = torch.nn.Parameter(torch.tensor(0.5))
 
-    def forward(x, time, *, text_embeds=None, cond_drop_prob=0.0, self_cond=None, lowres_cond_img=None, **_):
+    def forward(
+        x, time, *, text_embeds=None, cond_drop_prob=0.0, self_cond=None, lowres_cond_img=None, **_
+    ):
         of_text = text_embeds.mean(dim=(1, 2)) if cond_drop_prob < 1 else torch.full((ROWS,), NULL)
         last = torch.zeros_like(x) if self_cond is None else self_cond
 
@@ -118,7 +130,8 @@ def test_schedules(schedule):
     theirs, ours = package.GaussianDiffusionContinuousTimes(noise_schedule=schedule), Ddpm(schedule)
     times = np.linspace(0, 0.999, 200)
     exact = theirs.log_snr(torch.from_numpy(times)).numpy()
-    assert np.abs(ours.log_snr(jnp.asarray(times)) - exact).max() < 2e-4  # near 0.999 float32 holds 1 - t to 3e-5
+    # near 0.999 float32 holds 1 - t to 3e-5
+    assert np.abs(ours.log_snr(jnp.asarray(times)) - exact).max() < 2e-4
     assert np.abs(ours.log_snr(jnp.asarray(times[:180])) - exact[:180]).max() < 1e-5
     end = theirs.log_snr(torch.ones(1)).numpy()
     assert _error(ours.log_snr(jnp.ones(1)), end) < FORMULA
@@ -128,7 +141,9 @@ def test_schedules(schedule):
         # 8.76919.
         "cosine": [8.76929, 1.710342, -0.024934, -1.780433, -12.928216, -33.891315],
     }[schedule]
-    np.testing.assert_allclose(ours.log_snr(jnp.array([0, 0.25, 0.5, 0.75, 0.999, 1])), known, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        ours.log_snr(jnp.array([0, 0.25, 0.5, 0.75, 0.999, 1])), known, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
@@ -138,7 +153,10 @@ def test_noising_and_what_it_is_undone_by(schedule):
     x, log_snr, *_ = theirs.q_sample(_torch(IMAGES), torch.from_numpy(times), _torch(eps))
     assert _error(ours.add(IMAGES, eps, times), _numpy(x)) < FORMULA
     assert _error(ours.condition(times), log_snr.numpy()) < FORMULA
-    for objective, undo in (("noise", theirs.predict_start_from_noise), ("v", theirs.predict_start_from_v)):
+    for objective, undo in (
+        ("noise", theirs.predict_start_from_noise),
+        ("v", theirs.predict_start_from_v),
+    ):
         expected = _numpy(undo(x, torch.from_numpy(times), _torch(output)))
         got = Ddpm(schedule, objective).denoised(jnp.asarray(output), jnp.asarray(_numpy(x)), times)
         assert _error(got, expected) < FORMULA
@@ -152,10 +170,14 @@ def test_posterior(schedule):
     def one(t):
         return torch.full((ROWS,), float(t))
 
-    mean, variance, _ = theirs.q_posterior(_torch(IMAGES), _torch(x), one(times[0]), t_next=one(times[1]))
+    mean, variance, _ = theirs.q_posterior(
+        _torch(IMAGES), _torch(x), one(times[0]), t_next=one(times[1])
+    )
     expected = _numpy(mean + variance.sqrt() * _torch(eps))
     step = ancestral(lambda *args: jnp.asarray(IMAGES), ours)
-    got = sample(step, jnp.asarray(x), jnp.asarray(times), injected(jnp.asarray(np.stack([eps, eps]))))
+    got = sample(
+        step, jnp.asarray(x), jnp.asarray(times), injected(jnp.asarray(np.stack([eps, eps])))
+    )
     assert _error(got, expected) < FORMULA
 
 
@@ -163,11 +185,19 @@ def test_posterior(schedule):
 @pytest.mark.parametrize("min_snr", [True, False])
 @pytest.mark.parametrize("distance", ["l2", "l1", "huber"])
 def test_loss_and_its_gradient(objective, min_snr, distance):
-    theirs, unet = _reference(pred_objectives=objective, min_snr_loss_weight=min_snr, loss_type=distance)
+    theirs, unet = _reference(
+        pred_objectives=objective, min_snr_loss_weight=min_snr, loss_type=distance
+    )
     times, (eps,) = np.array([0.15, 0.7], np.float32), _noises(1)
     loss = theirs.p_losses(
-        unet, _torch(IMAGES), torch.from_numpy(times), noise=_torch(eps), text_embeds=torch.from_numpy(TEXT),
-        noise_scheduler=theirs.noise_schedulers[0], pred_objective=objective, min_snr_gamma=theirs.min_snr_gamma[0],
+        unet,
+        _torch(IMAGES),
+        torch.from_numpy(times),
+        noise=_torch(eps),
+        text_embeds=torch.from_numpy(TEXT),
+        noise_scheduler=theirs.noise_schedulers[0],
+        pred_objective=objective,
+        min_snr_gamma=theirs.min_snr_gamma[0],
     )
     loss.backward()
     noise = Ddpm(objective=objective, weighting="min_snr" if min_snr else "snr", distance=distance)
@@ -176,15 +206,20 @@ def test_loss_and_its_gradient(objective, min_snr, distance):
         def net(*args):
             return _net(*args, slope=slope)
 
-        return training_losses(net, noise, 2 * IMAGES - 1, jnp.asarray(eps), jnp.asarray(times)).mean()
+        return training_losses(
+            net, noise, 2 * IMAGES - 1, jnp.asarray(eps), jnp.asarray(times)
+        ).mean()
 
     value, gradient = jax.value_and_grad(ours)(0.5)
     assert _error(value, loss.item()) < FORMULA
-    assert _error(gradient, unet.slope.grad.numpy()) < 3 * FORMULA  # the sum over pixels has both signs
+    # the sum over pixels has both signs
+    assert _error(gradient, unet.slope.grad.numpy()) < 3 * FORMULA
 
 
 def test_elucidated_loss_gradient_and_noise_distribution(monkeypatch):
-    theirs, unet = _reference(imagen_pytorch.ElucidatedImagen, P_mean=-1.0, P_std=1.5, sigma_data=0.4)
+    theirs, unet = _reference(
+        imagen_pytorch.ElucidatedImagen, P_mean=-1.0, P_std=1.5, sigma_data=0.4
+    )
     normal, (eps,) = np.array([-0.7, 1.3], np.float32), _noises(1)
     left = _feed(monkeypatch, [normal, eps])
     loss = theirs(_torch(IMAGES), text_embeds=torch.from_numpy(TEXT), unet_number=1)
@@ -209,12 +244,22 @@ def test_elucidated_preconditioning_and_levels():
     theirs, unet = _reference(imagen_pytorch.ElucidatedImagen)
     sigma, x = np.array([0.002, 60.0], np.float32), _noises(1)[0]
     expected = theirs.preconditioned_network_forward(
-        unet.forward, _torch(x), torch.from_numpy(sigma), sigma_data=0.5, text_embeds=torch.from_numpy(TEXT)
+        unet.forward,
+        _torch(x),
+        torch.from_numpy(sigma),
+        sigma_data=0.5,
+        text_embeds=torch.from_numpy(TEXT),
     )
-    assert _error(denoiser(_net, Edm())(jnp.asarray(x), jnp.asarray(sigma)), _numpy(expected)) < FORMULA
+    assert (
+        _error(denoiser(_net, Edm())(jnp.asarray(x), jnp.asarray(sigma)), _numpy(expected))
+        < FORMULA
+    )
     for steps, low, high, rho in ((5, 0.002, 80.0, 7), (32, 0.01, 160.0, 5)):
         schedule = theirs.sample_schedule(steps, rho, low, high).numpy()
-        assert _error(Edm(sigma_min=low, sigma_max=high, rho=float(rho)).levels(steps), schedule) < FORMULA
+        assert (
+            _error(Edm(sigma_min=low, sigma_max=high, rho=float(rho)).levels(steps), schedule)
+            < FORMULA
+        )
 
 
 GUIDANCE = {  # scale, remove_parallel_component, keep_parallel_frac, our `parallel`
@@ -231,8 +276,12 @@ def test_guidance_on_the_answers_of_a_network(form):
     _, unet = _reference()
     x, condition = _noises(1)[0], np.array([-3.0, 2.0], np.float32)
     expected = unet.forward_with_cond_scale(
-        _torch(x), torch.from_numpy(condition), text_embeds=torch.from_numpy(TEXT), cond_scale=scale,
-        remove_parallel_component=remove, keep_parallel_frac=fraction,
+        _torch(x),
+        torch.from_numpy(condition),
+        text_embeds=torch.from_numpy(TEXT),
+        cond_scale=scale,
+        remove_parallel_component=remove,
+        keep_parallel_frac=fraction,
     )
     got = guide(_net, scale, parallel=parallel)(jnp.asarray(x), jnp.asarray(condition), None)
     assert _error(got, _numpy(expected)) < FORMULA
@@ -240,7 +289,9 @@ def test_guidance_on_the_answers_of_a_network(form):
 
 def _steps(noise, form, threshold, percentile=0.95, self_conditioned=False):
     scale, *_, parallel = GUIDANCE[form]
-    denoise = denoiser(guide(_net, scale, parallel=parallel), noise, self_conditioned=self_conditioned)
+    denoise = denoiser(
+        guide(_net, scale, parallel=parallel), noise, self_conditioned=self_conditioned
+    )
     return dynamic(denoise, percentile) if threshold == "dynamic" else clamp(denoise)
 
 
@@ -259,18 +310,29 @@ RUNS = [  # objective, schedule, threshold, guidance, steps, self-conditioned
 ]
 
 
-@pytest.mark.parametrize(("objective", "schedule", "threshold", "form", "steps", "self_conditioned"), RUNS)
+@pytest.mark.parametrize(
+    ("objective", "schedule", "threshold", "form", "steps", "self_conditioned"), RUNS
+)
 def test_a_whole_run(monkeypatch, objective, schedule, threshold, form, steps, self_conditioned):
     scale, remove, fraction, _ = GUIDANCE[form]
     theirs, unet = _reference(
-        self_cond=self_conditioned, timesteps=steps, noise_schedules=schedule, dynamic_thresholding_percentile=0.9
+        self_cond=self_conditioned,
+        timesteps=steps,
+        noise_schedules=schedule,
+        dynamic_thresholding_percentile=0.9,
     )
     eps = _noises(steps + 1)
     left = _feed(monkeypatch, eps)
     expected = theirs.p_sample_loop(
-        unet, (ROWS, CHANNELS, SIZE, SIZE), noise_scheduler=theirs.noise_schedulers[0],
-        text_embeds=torch.from_numpy(TEXT), cond_scale=scale, cfg_remove_parallel_component=remove,
-        cfg_keep_parallel_frac=fraction, pred_objective=objective, dynamic_threshold=threshold == "dynamic",
+        unet,
+        (ROWS, CHANNELS, SIZE, SIZE),
+        noise_scheduler=theirs.noise_schedulers[0],
+        text_embeds=torch.from_numpy(TEXT),
+        cond_scale=scale,
+        cfg_remove_parallel_component=remove,
+        cfg_keep_parallel_frac=fraction,
+        pred_objective=objective,
+        dynamic_threshold=threshold == "dynamic",
         use_tqdm=False,
     )
     assert not left
@@ -293,13 +355,22 @@ def test_a_whole_run(monkeypatch, objective, schedule, threshold, form, steps, s
 def test_a_whole_elucidated_run(monkeypatch, threshold, form, self_conditioned, churn):
     steps, (scale, remove, fraction, _) = 32, GUIDANCE[form]
     theirs, unet = _reference(
-        imagen_pytorch.ElucidatedImagen, self_cond=self_conditioned, num_sample_steps=steps, S_churn=churn
+        imagen_pytorch.ElucidatedImagen,
+        self_cond=self_conditioned,
+        num_sample_steps=steps,
+        S_churn=churn,
     )
     eps = _noises(steps + 1)
     left = _feed(monkeypatch, eps)
     expected = theirs.one_unet_sample(
-        unet, (ROWS, CHANNELS, SIZE, SIZE), unet_number=1, dynamic_threshold=threshold == "dynamic", cond_scale=scale,
-        use_tqdm=False, text_embeds=torch.from_numpy(TEXT), remove_parallel_component=remove,
+        unet,
+        (ROWS, CHANNELS, SIZE, SIZE),
+        unet_number=1,
+        dynamic_threshold=threshold == "dynamic",
+        cond_scale=scale,
+        use_tqdm=False,
+        text_embeds=torch.from_numpy(TEXT),
+        remove_parallel_component=remove,
         keep_parallel_frac=fraction,
     )
     assert not left
@@ -320,20 +391,34 @@ def test_completion_as_the_package_does_it(monkeypatch):
     def stays(n):
         return n < steps * resample and (n // resample == steps - 1 or n % resample == resample - 1)
 
-    left = _feed(monkeypatch, [a for n, a in enumerate(eps) if n == 0 or n % 3 or not stays(n // 3 - 1)])
+    left = _feed(
+        monkeypatch, [a for n, a in enumerate(eps) if n == 0 or n % 3 or not stays(n // 3 - 1)]
+    )
     keep = np.zeros((ROWS, SIZE, SIZE), bool)
     keep[:, :3] = True
     expected = theirs.p_sample_loop(
-        unet, (ROWS, CHANNELS, SIZE, SIZE), noise_scheduler=theirs.noise_schedulers[0],
-        text_embeds=torch.from_numpy(TEXT), inpaint_images=_torch(IMAGES), inpaint_masks=torch.from_numpy(keep),
-        inpaint_resample_times=resample, use_tqdm=False,
+        unet,
+        (ROWS, CHANNELS, SIZE, SIZE),
+        noise_scheduler=theirs.noise_schedulers[0],
+        text_embeds=torch.from_numpy(TEXT),
+        inpaint_images=_torch(IMAGES),
+        inpaint_masks=torch.from_numpy(keep),
+        inpaint_resample_times=resample,
+        use_tqdm=False,
     )
     assert not left
     noise, draw = Ddpm(), injected(jnp.asarray(eps))
     levels = noise.levels(steps)
     got = repaint(
-        ancestral(_steps(noise, "none", "dynamic"), noise), noise, start(noise, levels, draw, SHAPE), levels, draw,
-        jnp.asarray(2 * IMAGES - 1), jnp.asarray(keep), resample=resample, compat="imagen-pytorch",
+        ancestral(_steps(noise, "none", "dynamic"), noise),
+        noise,
+        start(noise, levels, draw, SHAPE),
+        levels,
+        draw,
+        jnp.asarray(2 * IMAGES - 1),
+        jnp.asarray(keep),
+        resample=resample,
+        compat="imagen-pytorch",
     )
     assert _error(_images(got), _numpy(expected)) < RUN
 
@@ -344,13 +429,23 @@ def test_image_to_image_as_the_package_does_it(monkeypatch):
     eps = _noises(1 + steps - skip)
     left = _feed(monkeypatch, eps)
     expected = theirs.p_sample_loop(
-        unet, (ROWS, CHANNELS, SIZE, SIZE), noise_scheduler=theirs.noise_schedulers[0],
-        text_embeds=torch.from_numpy(TEXT), init_images=_torch(2 * IMAGES - 1), skip_steps=skip, use_tqdm=False,
+        unet,
+        (ROWS, CHANNELS, SIZE, SIZE),
+        noise_scheduler=theirs.noise_schedulers[0],
+        text_embeds=torch.from_numpy(TEXT),
+        init_images=_torch(2 * IMAGES - 1),
+        skip_steps=skip,
+        use_tqdm=False,
     )
     assert not left
     noise, draw = Ddpm(), injected(jnp.asarray(eps))
     x, levels = from_image(
-        noise, jnp.asarray(2 * IMAGES - 1), noise.levels(steps), skip, jnp.asarray(eps[0]), compat="imagen-pytorch"
+        noise,
+        jnp.asarray(2 * IMAGES - 1),
+        noise.levels(steps),
+        skip,
+        jnp.asarray(eps[0]),
+        compat="imagen-pytorch",
     )
     got = sample(ancestral(_steps(noise, "none", "dynamic"), noise), x, levels, draw)
     assert _error(_images(got), _numpy(expected)) < RUN

@@ -20,7 +20,18 @@ from tests.parity import reference
 # Float32 against float32; sums in another order. Relative to the largest value of the array.
 TOLERANCE = 1e-5
 
-_NAMES = ("dim", "depth", "heads", "dim_head", "ff_mult", "max_text_len", "text", "side", "vocab", "length")
+_NAMES = (
+    "dim",
+    "depth",
+    "heads",
+    "dim_head",
+    "ff_mult",
+    "max_text_len",
+    "text",
+    "side",
+    "vocab",
+    "length",
+)
 _CONFIGS = {
     "small": dict(zip(_NAMES, (32, 2, 2, 16, 4, 128, 12, 4, 64, 5), strict=True)),
     "one head": dict(zip(_NAMES, (24, 1, 1, 32, 4, 128, 24, 3, 32, 1), strict=True)),
@@ -58,7 +69,11 @@ def _batch(torch, name, rows=3):
     embeds = rng.normal(size=(rows, config["length"], config["text"])).astype(np.float32)
     mask = np.arange(config["length"])[None] < rng.integers(1, config["length"] + 1, (rows, 1))
     ids = rng.integers(0, config["vocab"], (rows, config["side"] ** 2))
-    return (embeds, mask, ids), (torch.from_numpy(embeds), torch.from_numpy(mask), torch.from_numpy(ids))
+    return (embeds, mask, ids), (
+        torch.from_numpy(embeds),
+        torch.from_numpy(mask),
+        torch.from_numpy(ids),
+    )
 
 
 def _close(ours, theirs):
@@ -90,7 +105,9 @@ def test_logits_loss_and_gradients(torch, name, drop):
     t_loss = theirs(image_token_ids=t_ids, return_loss=True, **given)
     t_loss.backward()
     _close(ours, t_loss)
-    theirs_by_name = {key: p.grad for key, p in theirs.named_parameters() if not key.startswith("vae.")}
+    theirs_by_name = {
+        key: p.grad for key, p in theirs.named_parameters() if not key.startswith("vae.")
+    }
     found = to_torch(model, jax.tree.map(np.asarray, gradients))
     largest = max(float(g.abs().max()) for g in theirs_by_name.values() if g is not None)
     for key, gradient in theirs_by_name.items():
@@ -105,7 +122,11 @@ def test_imported_parameters_are_those_of_a_new_network(torch):
     model, params = from_torch(_without_vae(_built(torch, "small")))
     assert model.compat == ("misaligned_bias",)
     new = jax.eval_shape(
-        model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 2, 12)), jnp.ones((1, 2), bool)
+        model.init,
+        jax.random.key(0),
+        jnp.zeros((1, 1), jnp.int32),
+        jnp.zeros((1, 2, 12)),
+        jnp.ones((1, 2), bool),
     )
 
     def shapes(tree):
@@ -126,7 +147,10 @@ def test_guided_logits(torch):
     ours = [logits(True), logits(False)]
     for scale in (1, 3, 7.5):
         expected = theirs.forward_with_cond_scale(
-            text_token_embeds=t_embeds, text_mask=t_mask, image_token_ids=t_ids[:, :-1], cond_scale=scale
+            text_token_embeds=t_embeds,
+            text_mask=t_mask,
+            image_token_ids=t_ids[:, :-1],
+            cond_scale=scale,
         )
         _close(guide(*ours, scale), expected)
 
@@ -138,16 +162,22 @@ def test_greedy_generation_token_for_token(torch, name):
     model, params = from_torch(_without_vae(theirs))
     (embeds, mask, _), (t_embeds, t_mask, _) = _batch(torch, name)
     theirs.encode_texts = lambda texts, output_device=None: (t_embeds, t_mask)
-    expected = theirs.generate(texts=[""] * len(mask), filter_thres=1.0)  # k = 1; the package's scale is always 3
+    # k = 1; the package's scale is always 3
+    expected = theirs.generate(texts=[""] * len(mask), filter_thres=1.0)
 
     @jax.jit
     def ours(params):
         variables, twice = {"params": params}, lambda x: jnp.concatenate([x, x])
         keep = jnp.arange(2 * len(mask)) < len(mask)
         return generate(
-            lambda ids, position, cache: model.apply(variables, ids, position, cache, method="decode"),
+            lambda ids, position, cache: model.apply(
+                variables, ids, position, cache, method="decode"
+            ),
             model.apply(variables, twice(embeds), twice(mask), keep, method="init_cache"),
-            jax.random.split(jax.random.key(0), len(mask)), model.num_tokens, sampling=Sampling(top_k=1), guidance=3.0,
+            jax.random.split(jax.random.key(0), len(mask)),
+            model.num_tokens,
+            sampling=Sampling(top_k=1),
+            guidance=3.0,
         )
 
     assert np.array_equal(ours(params), expected.reshape(len(mask), -1).numpy())
@@ -176,14 +206,23 @@ def test_weights_of_version_0_1(torch):
     model, params = from_torch(state)
     assert model.compat == ("misaligned_bias", "output_norm")
     exported = to_torch(model, params)
-    assert exported.keys() == state.keys() and all(torch.equal(exported[key], state[key]) for key in state)
+    assert exported.keys() == state.keys() and all(
+        torch.equal(exported[key], state[key]) for key in state
+    )
     package_norm = type(theirs.init_norm)
     for self_attention, cross_attention, _ in theirs.layers:
         for attention in (self_attention, cross_attention):
             attention.to_out.append(package_norm(32))
-    theirs.load_state_dict(state | {k: v for k, v in theirs.state_dict().items() if k.startswith("vae.")}, strict=True)
+    theirs.load_state_dict(
+        state | {k: v for k, v in theirs.state_dict().items() if k.startswith("vae.")}, strict=True
+    )
     (embeds, mask, ids), (t_embeds, t_mask, t_ids) = _batch(torch, "small")
-    expected = theirs(text_token_embeds=t_embeds, text_mask=t_mask, image_token_ids=t_ids[:, :-1], cond_drop_prob=0.0)
+    expected = theirs(
+        text_token_embeds=t_embeds,
+        text_mask=t_mask,
+        image_token_ids=t_ids[:, :-1],
+        cond_drop_prob=0.0,
+    )
     _close(jax.jit(model.apply)({"params": params}, ids[:, :-1], embeds, mask), expected)
 
 
@@ -191,17 +230,28 @@ def test_saved_with_its_tokenizer(torch):
     package = reference.load("parti_pytorch")
     torch.manual_seed(1)
     vae = package.VitVQGanVAE(
-        dim=16, image_size=64, layers=1, encdec_patch_size=16, encdec_heads=2, encdec_dim_head=8, codebook_size=64,
-        vgg=torch.nn.Identity(), discr_layers=4,
+        dim=16,
+        image_size=64,
+        layers=1,
+        encdec_patch_size=16,
+        encdec_heads=2,
+        encdec_dim_head=8,
+        codebook_size=64,
+        vgg=torch.nn.Identity(),
+        discr_layers=4,
     )
     theirs = _built(torch, "small", vae)
     model, weights = from_torch(theirs)
     assert isinstance(model, PartiAndTokenizer)
     assert isinstance(model.parti, Parti) and isinstance(model.tokenizer, VitVQGanVAE)
     exported, state = to_torch(model, weights), theirs.state_dict()
-    assert exported.keys() == state.keys() and all(torch.equal(exported[key], state[key]) for key in state)
+    assert exported.keys() == state.keys() and all(
+        torch.equal(exported[key], state[key]) for key in state
+    )
     theirs.load_state_dict(exported, strict=True)
     image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
     t_image = torch.from_numpy(image.transpose(0, 3, 1, 2).astype(np.float32) / 255)
     expected = theirs.vae.encode(t_image)[1].reshape(1, -1)
-    assert np.array_equal(image_tokenizer.tokens(model.tokenizer, weights["tokenizer"], image), expected.numpy())
+    assert np.array_equal(
+        image_tokenizer.tokens(model.tokenizer, weights["tokenizer"], image), expected.numpy()
+    )

@@ -17,13 +17,26 @@ from tests.parity import reference
 
 # Float32 on both sides, a dozen layers at most: what is left is the order of sums.
 NETWORK = 1e-5
-CAPTIONS = ["a red circle above a blue square", "", "a large green cross on a gray background, and so on " * 3]
+CAPTIONS = [
+    "a red circle above a blue square",
+    "",
+    "a large green cross on a gray background, and so on " * 3,
+]
 KINDS = {
     "t5": dict(feed_forward_proj="relu", d_model=16, d_kv=4, num_heads=4, d_ff=24, num_layers=2),
-    "v1.1": dict(feed_forward_proj="gated-gelu", d_model=12, d_kv=8, num_heads=3, d_ff=20, num_layers=3),
+    "v1.1": dict(
+        feed_forward_proj="gated-gelu", d_model=12, d_kv=8, num_heads=3, d_ff=20, num_layers=3
+    ),
     "few buckets": dict(
-        feed_forward_proj="gated-silu", d_model=8, d_kv=2, num_heads=2, d_ff=8, num_layers=1,
-        relative_attention_num_buckets=8, relative_attention_max_distance=20, layer_norm_epsilon=1e-3,
+        feed_forward_proj="gated-silu",
+        d_model=8,
+        d_kv=2,
+        num_heads=2,
+        d_ff=8,
+        num_layers=1,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=20,
+        layer_norm_epsilon=1e-3,
     ),
 }
 
@@ -41,8 +54,15 @@ def spiece(tmp_path_factory):
 
     prefix = tmp_path_factory.mktemp("spm") / "spiece"
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CAPTIONS * 4), model_prefix=str(prefix), vocab_size=60, pad_id=0, eos_id=1, unk_id=2,
-        bos_id=-1, hard_vocab_limit=False, minloglevel=2,
+        sentence_iterator=iter(CAPTIONS * 4),
+        model_prefix=str(prefix),
+        vocab_size=60,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        hard_vocab_limit=False,
+        minloglevel=2,
     )
     return prefix.with_suffix(".model").read_bytes()
 
@@ -77,10 +97,13 @@ def test_embeddings_of_a_folder_are_equal(torch, spiece, tmp_path, kind):
     text = t5.T5Text.from_directory(folder(model, spiece, tmp_path / "t5"), max_length=40)
     assert text.dim == model.config.d_model and not text.trainable
     ids, mask = text.tokenizer()(CAPTIONS, text.max_length)
-    assert mask.sum(1).tolist()[1] == 1 and mask[2].all()  # an empty caption has its end token; a long one is cut
+    # an empty caption has its end token; a long one is cut
+    assert mask.sum(1).tolist()[1] == 1 and mask[2].all()
     ours = text.embed(text.init(jax.random.key(0)), ids, mask)
     with torch.no_grad():
-        want = model(torch.from_numpy(ids).long(), attention_mask=torch.from_numpy(mask).long()).last_hidden_state
+        want = model(
+            torch.from_numpy(ids).long(), attention_mask=torch.from_numpy(mask).long()
+        ).last_hidden_state
     assert ours.dtype == jnp.float32
     assert error(ours, want) <= NETWORK  # rows at padding too
 
@@ -99,10 +122,13 @@ def test_weights_go_both_ways_bit_for_bit(torch, kind):
 def test_a_whole_t5_and_a_file_give_the_same_encoder(torch, tmp_path):
     from transformers import T5Config, T5ForConditionalGeneration
 
-    whole = T5ForConditionalGeneration(T5Config(vocab_size=64, num_decoder_layers=1, **KINDS["v1.1"]))
+    whole = T5ForConditionalGeneration(
+        T5Config(vocab_size=64, num_decoder_layers=1, **KINDS["v1.1"])
+    )
     whole.save_pretrained(tmp_path)
     network, params = convert.from_torch(whole)
-    again, same = convert.from_torch(tmp_path / "model.safetensors")  # there the embedding has one name only
+    # there the embedding has one name only
+    again, same = convert.from_torch(tmp_path / "model.safetensors")
     assert again == network
     jax.tree.map(np.testing.assert_array_equal, params, same)
     text = t5.T5Text.from_directory(tmp_path)
@@ -117,11 +143,16 @@ def test_shards_and_bfloat16_files(torch, spiece, tmp_path):
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
     text = t5.T5Text.from_directory(tmp_path / "shards")
     params = text.init(jax.random.key(0))
-    want = model.state_dict()["encoder.block.1.layer.1.DenseReluDense.wi_1.weight"].float().numpy().T
+    want = (
+        model.state_dict()["encoder.block.1.layer.1.DenseReluDense.wi_1.weight"].float().numpy().T
+    )
     np.testing.assert_array_equal(params["layers"]["gate"]["kernel"][1], want)
     half = t5.T5Text.from_directory(tmp_path / "shards", dtype="bfloat16")
     kept = half.init(jax.random.key(0))
-    assert kept["layers"]["q"]["kernel"].dtype == jnp.bfloat16 and kept["norm"]["scale"].dtype == np.float32
+    assert (
+        kept["layers"]["q"]["kernel"].dtype == jnp.bfloat16
+        and kept["norm"]["scale"].dtype == np.float32
+    )
     ids, mask = half.tokenizer()(CAPTIONS, 16)
     exact, rough = text.embed(params, ids, mask), half.embed(kept, ids, mask)
     assert np.abs(exact - rough).max() < 0.05 * np.abs(exact).max()  # bfloat16 has 8 bits
@@ -140,7 +171,10 @@ def test_folders_with_pytorch_files_only(torch, tmp_path, dtype):
 
 def test_pickled_code_is_refused_and_views_are_read(torch, tmp_path):
     whole = torch.arange(24.0).reshape(4, 6)
-    torch.save({"view": whole[1:, ::2].T, "parameter": torch.nn.Parameter(whole[0, :1])}, tmp_path / "a.bin")
+    torch.save(
+        {"view": whole[1:, ::2].T, "parameter": torch.nn.Parameter(whole[0, :1])},
+        tmp_path / "a.bin",
+    )
     read = pickled.readers(tmp_path / "a.bin")
     np.testing.assert_array_equal(read["view"](), whole[1:, ::2].T.numpy())
     np.testing.assert_array_equal(read["parameter"](), [0.0])
@@ -166,8 +200,9 @@ def test_encoding_text_is_equal_to_the_package(torch, spiece, tmp_path, monkeypa
             longest = max(map(len, ids))
             rows = torch.tensor([row + [0] * (longest - len(row)) for row in ids])
             encoded = type("Encoded", (), {})()
-            encoded.input_ids, encoded.attention_mask = rows, torch.arange(longest)[None] < torch.tensor(
-                [[len(row)] for row in ids]
+            encoded.input_ids, encoded.attention_mask = (
+                rows,
+                torch.arange(longest)[None] < torch.tensor([[len(row)] for row in ids]),
             )
             return encoded
 
@@ -182,7 +217,11 @@ def test_encoding_text_is_equal_to_the_package(torch, spiece, tmp_path, monkeypa
 
     text = t5.T5Text.from_directory(path, max_length=64)
     params = text.init(jax.random.key(0))
-    rows = list(cache.embed_captions(text, params, text.tokenizer(), iter(CAPTIONS), batch_size=2, dtype="float32"))
+    rows = list(
+        cache.embed_captions(
+            text, params, text.tokenizer(), iter(CAPTIONS), batch_size=2, dtype="float32"
+        )
+    )
     lengths = np.minimum(want_mask.numpy().sum(1), 64)
     assert [len(row) for row in rows] == lengths.tolist()
     assert error(rows[0], want[0, : lengths[0]]) <= NETWORK
@@ -215,7 +254,11 @@ def test_buckets_of_all_distances(torch, buckets, max_distance):
 def test_published_sizes_need_no_network(torch):
     from transformers import T5Config
 
-    counts = {"t5-small": 35_330_816, "google/t5-v1_1-base": 109_628_544, "google/flan-t5-xxl": 4_762_310_656}
+    counts = {
+        "t5-small": 35_330_816,
+        "google/t5-v1_1-base": 109_628_544,
+        "google/flan-t5-xxl": 4_762_310_656,
+    }
     for name, count in counts.items():
         text = t5.T5Text.from_directory(name)
         assert sum(leaf.size for leaf in jax.tree.leaves(text.shapes())) == count, name
@@ -227,14 +270,18 @@ def test_published_sizes_need_no_network(torch):
 
 
 def test_mistakes_are_one_sentence_each(torch, tmp_path, key):
-    with pytest.raises(UserError, match="google/t5-v1_1-bas.*neither a folder.*did you mean 'google/t5-v1_1-base'"):
+    with pytest.raises(
+        UserError, match="google/t5-v1_1-bas.*neither a folder.*did you mean 'google/t5-v1_1-base'"
+    ):
         t5.T5Text.from_directory("google/t5-v1_1-bas")
     with pytest.raises(UserError, match="has no config.json"):
         t5.T5Text.from_directory(tmp_path)
     theirs(torch, "t5").save_pretrained(tmp_path)
     given = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(given | {"d_kv": 8}))
-    with pytest.raises(UserError, match=r"SelfAttention.q.weight has shape \(16, 16\) instead of \(32, 16\)"):
+    with pytest.raises(
+        UserError, match=r"SelfAttention.q.weight has shape \(16, 16\) instead of \(32, 16\)"
+    ):
         t5.T5Text.from_directory(tmp_path).init(key)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="neither model.safetensors nor pytorch_model.bin"):

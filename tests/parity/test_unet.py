@@ -18,29 +18,67 @@ torch = pytest.importorskip("torch")
 NETWORK = 1e-5  # float32 through some forty layers, products in another order
 GRADIENT = 5e-5  # and back: sums of both signs, whose rounding is that of their terms
 
-SMALL = dict(dim=8, dim_mults=(1, 2), text_embed_dim=12, attn_heads=2, attn_dim_head=8, max_text_len=6)
+SMALL = dict(
+    dim=8, dim_mults=(1, 2), text_embed_dim=12, attn_heads=2, attn_dim_head=8, max_text_len=6
+)
 CONFIGURATIONS = {
     "default": dict(SMALL, attn_pool_num_latents=5),
     "super-resolution": dict(
-        SMALL, lowres_cond=True, memory_efficient=True, num_resnet_blocks=(1, 2), layer_attns=(False, True),
-        layer_cross_attns=(False, True), layer_attns_depth=2, self_cond=True, scale_skip_connection=False, cond_dim=20,
-        num_time_tokens=3, learned_sinu_pos_emb_dim=8, ff_mult=3.0,
+        SMALL,
+        lowres_cond=True,
+        memory_efficient=True,
+        num_resnet_blocks=(1, 2),
+        layer_attns=(False, True),
+        layer_cross_attns=(False, True),
+        layer_attns_depth=2,
+        self_cond=True,
+        scale_skip_connection=False,
+        cond_dim=20,
+        num_time_tokens=3,
+        learned_sinu_pos_emb_dim=8,
+        ff_mult=3.0,
     ),
     "linear attention": dict(
-        SMALL, layer_attns=False, use_linear_attn=(True, False), use_linear_cross_attn=(True, False),
-        layer_cross_attns=(False, True), pixel_shuffle_upsample=False, attn_pool_text=False,
-        combine_upsample_fmaps=True, cond_images_channels=2, init_cross_embed=False, init_conv_kernel_size=5,
-        init_dim=12, final_conv_kernel_size=1,
+        SMALL,
+        layer_attns=False,
+        use_linear_attn=(True, False),
+        use_linear_cross_attn=(True, False),
+        layer_cross_attns=(False, True),
+        pixel_shuffle_upsample=False,
+        attn_pool_text=False,
+        combine_upsample_fmaps=True,
+        cond_images_channels=2,
+        init_cross_embed=False,
+        init_conv_kernel_size=5,
+        init_dim=12,
+        final_conv_kernel_size=1,
     ),
     "without text": dict(
-        SMALL, cond_on_text=False, channels=1, channels_out=2, attend_at_middle=False, use_global_context_attn=False,
-        init_conv_to_final_conv_residual=True, num_resnet_blocks=(0, 1), dim_mults=(1, 3), cond_images_channels=3,
-        resize_mode="bilinear", init_cross_embed_kernel_sizes=(5, 3),
+        SMALL,
+        cond_on_text=False,
+        channels=1,
+        channels_out=2,
+        attend_at_middle=False,
+        use_global_context_attn=False,
+        init_conv_to_final_conv_residual=True,
+        num_resnet_blocks=(0, 1),
+        dim_mults=(1, 3),
+        cond_images_channels=3,
+        resize_mode="bilinear",
+        init_cross_embed_kernel_sizes=(5, 3),
     ),
     "plain end": dict(
-        SMALL, final_resnet_block=False, lowres_cond=True, combine_upsample_fmaps=True, layer_mid_attns_depth=2,
-        init_conv_to_final_conv_residual=True, layer_attns=False, layer_cross_attns=False, cond_images_channels=1,
-        resize_mode="bicubic", memory_efficient=True,
+        SMALL,
+        final_resnet_block=False,
+        lowres_cond=True,
+        combine_upsample_fmaps=True,
+        layer_mid_attns_depth=2,
+        init_conv_to_final_conv_residual=True,
+        layer_attns=False,
+        layer_cross_attns=False,
+        cond_images_channels=1,
+        resize_mode="bicubic",
+        memory_efficient=True,
     ),
 }
 
@@ -52,7 +90,8 @@ def make(name):
     theirs = package.Unet(**options).eval()
     with torch.no_grad():
         for key, parameter in theirs.named_parameters():
-            if not (".cross_attn." in key and key.endswith("_scale")):  # a linear one does not train its scales
+            # a linear one does not train its scales
+            if not (".cross_attn." in key and key.endswith("_scale")):
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     model, params = convert.from_torch(theirs)
     rng = np.random.default_rng(0)
@@ -63,9 +102,16 @@ def make(name):
     inputs = {"x_BHWC": normal(3, 16, 16, model.channels), "condition_B": normal(3) * 4}
     if model.cond_on_text:
         mask = np.array([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]], bool)
-        inputs |= {"text_embeds_BLD": normal(3, 4, 12), "text_mask_BL": mask, "keep_B": np.array([True, True, False])}
+        inputs |= {
+            "text_embeds_BLD": normal(3, 4, 12),
+            "text_mask_BL": mask,
+            "keep_B": np.array([True, True, False]),
+        }
     if model.lowres_cond:
-        inputs |= {"lowres_BHWC": normal(3, 16, 16, model.channels), "lowres_condition_B": normal(3)}
+        inputs |= {
+            "lowres_BHWC": normal(3, 16, 16, model.channels),
+            "lowres_condition_B": normal(3),
+        }
     if model.self_cond:
         inputs["self_cond_BHWC"] = normal(3, 16, 16, model.channels)
     if model.cond_images_channels:
@@ -74,8 +120,12 @@ def make(name):
 
 
 THEIR_NAMES = {
-    "text_embeds_BLD": "text_embeds", "text_mask_BL": "text_mask", "lowres_BHWC": "lowres_cond_img",
-    "lowres_condition_B": "lowres_noise_times", "cond_image_BHWC": "cond_images", "self_cond_BHWC": "self_cond",
+    "text_embeds_BLD": "text_embeds",
+    "text_mask_BL": "text_mask",
+    "lowres_BHWC": "lowres_cond_img",
+    "lowres_condition_B": "lowres_noise_times",
+    "cond_image_BHWC": "cond_images",
+    "self_cond_BHWC": "self_cond",
 }
 
 
@@ -114,14 +164,21 @@ def test_outputs_and_gradients(name, monkeypatch):
     (wanted * torch.tensor(probe)).mean().backward()
     assert error(out, wanted) < NETWORK
     ours = convert.to_state(model, gradients)
-    slopes = {key: parameter.grad for key, parameter in theirs.named_parameters() if parameter.grad is not None}
+    slopes = {
+        key: parameter.grad
+        for key, parameter in theirs.named_parameters()
+        if parameter.grad is not None
+    }
     unused = ours.keys() - slopes.keys()
-    for key in [key for key in slopes if key.endswith("gca.to_k.bias")]:  # a softmax does not see it: rounding around 0
+    # a softmax does not see it: rounding around 0
+    for key in [key for key in slopes if key.endswith("gca.to_k.bias")]:
         assert np.abs(ours[key]).max() < 1e-4 and slopes.pop(key).abs().max() < 1e-4
     floor = 1e-2 * max(slope.abs().max() for slope in slopes.values())
 
     def far(key):
-        return (torch.tensor(ours[key]) - slopes[key]).abs().max() / max(slopes[key].abs().max(), floor)
+        return (torch.tensor(ours[key]) - slopes[key]).abs().max() / max(
+            slopes[key].abs().max(), floor
+        )
 
     assert {key: float(far(key)) for key in slopes if far(key) > GRADIENT} == {}
     assert all(not ours[key].any() or key.endswith("_scale") for key in unused)
@@ -131,10 +188,14 @@ def test_outputs_and_gradients(name, monkeypatch):
 def test_weights_both_ways(name, tmp_path):
     theirs, model, params, _ = make(name)
     state = theirs.state_dict()
-    torch_io.write(tmp_path / "unet.safetensors", {key: value.numpy() for key, value in state.items()})
+    torch_io.write(
+        tmp_path / "unet.safetensors", {key: value.numpy() for key, value in state.items()}
+    )
     hidden = ("use_linear_cross_attn", "self_cond", "cond_images_channels", "channels")
     untold = {field: getattr(model, field) for field in hidden}
-    again, loaded = convert.from_torch(tmp_path / "unet.safetensors", **(untold if name != "default" else {}))
+    again, loaded = convert.from_torch(
+        tmp_path / "unet.safetensors", **(untold if name != "default" else {})
+    )
     for out in (convert.to_torch(model, params), convert.to_torch(again, loaded)):
         assert all(torch.equal(out[key], state[key]) for key in state)
         theirs.load_state_dict(out, strict=True)
@@ -158,10 +219,14 @@ def test_a_new_enlargement_repeats_as_the_package_does():
     """Both start as a nearest enlargement: the four elements of a block have the same weights."""
     theirs = package.PixelShuffleUpsample(4, 6).net[0].weight.detach().numpy()[:, :, 0, 0].T
     layer = resample.PixelShuffle(6)
-    ours = sharding.unbox(layer.init(jax.random.key(0), np.zeros((1, 2, 2, 4), np.float32)))["params"]["conv"]["kernel"]
+    ours = sharding.unbox(layer.init(jax.random.key(0), np.zeros((1, 2, 2, 4), np.float32)))[
+        "params"
+    ]["conv"]["kernel"]
     for kernel in (theirs, np.asarray(ours)):
         blocks = kernel.reshape(4, 6, 4)
-        assert (blocks == blocks[..., :1]).all() and 0.6 < np.abs(kernel).max() / np.sqrt(6 / 4) <= 1
+        assert (blocks == blocks[..., :1]).all() and 0.6 < np.abs(kernel).max() / np.sqrt(
+            6 / 4
+        ) <= 1
 
 
 @pytest.mark.parametrize("mode", resample.RESIZES)
@@ -169,4 +234,5 @@ def test_a_new_enlargement_repeats_as_the_package_does():
 def test_resizing(mode, size):
     x = np.random.default_rng(0).normal(size=(2, 6, 9, 3)).astype(np.float32)
     theirs = torch.nn.functional.interpolate(torch.tensor(x).permute(0, 3, 1, 2), size, mode=mode)
-    assert error(resample.resize(x, size, mode), theirs.permute(0, 2, 3, 1)) < 1e-6  # the same sums in another order
+    # the same sums in another order
+    assert error(resample.resize(x, size, mode), theirs.permute(0, 2, 3, 1)) < 1e-6

@@ -23,14 +23,34 @@ GRADIENT = 1e-4  # as much again in the backward pass, and sums over all tokens 
 CONFIGURATIONS = {
     "default": dict(dim=32, image_size=64, layers=2, codebook_size=16),
     "other shapes": dict(
-        dim=24, image_size=32, layers=1, channels=1, encdec_patch_size=8, encdec_heads=3, encdec_dim_head=8,
-        encdec_ff_mult=2, codebook_size=64, discr_layers=2, l2_recon_loss=True, use_hinge_loss=False,
+        dim=24,
+        image_size=32,
+        layers=1,
+        channels=1,
+        encdec_patch_size=8,
+        encdec_heads=3,
+        encdec_dim_head=8,
+        encdec_ff_mult=2,
+        codebook_size=64,
+        discr_layers=2,
+        l2_recon_loss=True,
+        use_hinge_loss=False,
         lfq_kwargs=dict(entropy_loss_weight=0.3, diversity_gamma=1.5, commitment_loss_weight=0.25),
     ),
     "cosine codebook": dict(
-        dim=16, image_size=32, layers=1, encdec_heads=2, encdec_patch_size=4, lookup_free_quantization=False,
-        codebook_size=32, vq_codebook_dim=8, vq_decay=0.9, vq_kmeans_init=False, vq_rotation_trick=False,
-        vq_threshold_ema_dead_code=0, discr_layers=1,
+        dim=16,
+        image_size=32,
+        layers=1,
+        encdec_heads=2,
+        encdec_patch_size=4,
+        lookup_free_quantization=False,
+        codebook_size=32,
+        vq_codebook_dim=8,
+        vq_decay=0.9,
+        vq_kmeans_init=False,
+        vq_rotation_trick=False,
+        vq_threshold_ema_dead_code=0,
+        discr_layers=1,
     ),
 }
 
@@ -53,7 +73,9 @@ def make(name):
     """
     torch.manual_seed(0)
     options = CONFIGURATIONS[name]
-    vgg = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 4, stride=4), torch.nn.ReLU(), torch.nn.Flatten())
+    vgg = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 4, stride=4), torch.nn.ReLU(), torch.nn.Flatten()
+    )
     theirs = parti.VitVQGanVAE(vgg=vgg, **options)
     if theirs.lookup_free_quantization:
         # Small latents: where a code's probability is under 1e-5 the package clamps its logarithm,
@@ -63,9 +85,14 @@ def make(name):
                 parameter.mul_(0.003)
     model, weights = convert.from_torch(theirs)
     task = TokenizerTask(
-        model, discriminator=model.discriminator(), perceptual=Features(), penalty_every=1,
-        l1_weight=0.0 if options.get("l2_recon_loss") else 1.0, l2_weight=float(options.get("l2_recon_loss", 0)),
-        gan_loss="hinge" if options.get("use_hinge_loss", True) else "bce", revive_below=0.0,
+        model,
+        discriminator=model.discriminator(),
+        perceptual=Features(),
+        penalty_every=1,
+        l1_weight=0.0 if options.get("l2_recon_loss") else 1.0,
+        l2_weight=float(options.get("l2_recon_loss", 0)),
+        gan_loss="hinge" if options.get("use_hinge_loss", True) else "bce",
+        revive_below=0.0,
     )
     kernel = vgg[0].weight.detach().numpy().transpose(2, 3, 1, 0)
     frozen = {"perceptual": {"conv": {"kernel": kernel, "bias": vgg[0].bias.detach().numpy()}}}
@@ -113,18 +140,28 @@ def test_maps_and_codes(name):
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_generator_loss_and_its_gradients(name):
     theirs, model, weights, task, frozen, images = make(name)
-    stats = {**weights["stats"], "usage": jnp.ones((model.codebook_size,)), "recent": jnp.zeros((256, 1))}
+    stats = {
+        **weights["stats"],
+        "usage": jnp.ones((model.codebook_size,)),
+        "recent": jnp.zeros((256, 1)),
+    }
 
     def loss(generator):
         params = {**weights, "generator": generator}
-        return task.generator_loss(params, stats, frozen, {"image": images}, jax.random.key(0), jnp.int32(0))
+        return task.generator_loss(
+            params, stats, frozen, {"image": images}, jax.random.key(0), jnp.int32(0)
+        )
 
     with jax.default_matmul_precision("highest"):
-        (value, (metrics, new)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(weights["generator"])
+        (value, (metrics, new)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+            weights["generator"]
+        )
     x = channels_first(images)
     recon, _, perceptual, game = _their_terms(theirs, x)
     layer = theirs.enc_dec.last_dec_layer
-    norms = [torch.autograd.grad(term, layer, retain_graph=True)[0].norm() for term in (perceptual, game)]
+    norms = [
+        torch.autograd.grad(term, layer, retain_graph=True)[0].norm() for term in (perceptual, game)
+    ]
     ratio = (norms[0] / (norms[1] + 1e-8)).clamp(max=1e4)
     _restore(theirs, model, weights)
     total = theirs(x, return_loss=True)
@@ -135,9 +172,12 @@ def test_generator_loss_and_its_gradients(name):
     assert error(metrics["adaptive_weight"], ratio) < GRADIENT
     assert error(value, total.sum()) < NETWORK
     ours = convert.to_state(model, {**weights, "generator": gradients})
-    wanted = {k: p.grad for k, p in theirs.named_parameters() if not k.startswith(("discr.", "vgg."))}
+    wanted = {
+        k: p.grad for k, p in theirs.named_parameters() if not k.startswith(("discr.", "vgg."))
+    }
     for key in [k for k in wanted if k.endswith("primer_ds_convs.1.proj.bias")]:
-        assert np.abs(ours[key]).max() < 1e-6  # softmax does not see what is added to every key: noise around 0
+        # softmax does not see what is added to every key: noise around 0
+        assert np.abs(ours[key]).max() < 1e-6
         wanted.pop(key)
     assert {k: e for k, g in wanted.items() if (e := error(ours[k], g)) > GRADIENT} == {}
     if not theirs.lookup_free_quantization:
@@ -169,10 +209,14 @@ def test_discriminator_loss_and_its_gradients(name):
 
     def loss(discriminator):
         params = {**weights, "discriminator": discriminator}
-        return task.discriminator_loss(params, weights["stats"], frozen, {"image": images}, None, jnp.int32(0))
+        return task.discriminator_loss(
+            params, weights["stats"], frozen, {"image": images}, None, jnp.int32(0)
+        )
 
     with jax.default_matmul_precision("highest"):
-        (value, _), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(weights["discriminator"])
+        (value, _), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+            weights["discriminator"]
+        )
     total = _their_discriminator_loss(theirs, channels_first(images))
     total.backward()
     assert error(value, total) < NETWORK
@@ -190,7 +234,9 @@ def _their_discriminator_loss(theirs, x):
     fake = theirs(x).detach().double()
     real, judge = x.double().requires_grad_(), theirs.discr.double()
     real_logits = judge(real)
-    return theirs.discr_loss(judge(fake), real_logits) + parti.vit_vqgan.gradient_penalty(real, real_logits)
+    return theirs.discr_loss(judge(fake), real_logits) + parti.vit_vqgan.gradient_penalty(
+        real, real_logits
+    )
 
 
 def test_entropies_of_large_latents():
@@ -220,7 +266,9 @@ def test_weights_both_ways(name, tmp_path):
 def _saved(state, folder):
     """As the package's trainer saves the moving average."""
     path = folder / "vae.pt"
-    wrapped = {f"ema_model.{k}": v for k, v in state.items()} | {f"online_model.{k}": v * 0 for k, v in state.items()}
+    wrapped = {f"ema_model.{k}": v for k, v in state.items()} | {
+        f"online_model.{k}": v * 0 for k, v in state.items()
+    }
     torch.save(wrapped | {"initted": torch.tensor([True]), "step": torch.tensor([3])}, path)
     return path
 
@@ -231,5 +279,8 @@ def test_every_adversarial_loss():
         "hinge": (parti.vit_vqgan.hinge_discr_loss, parti.vit_vqgan.hinge_gen_loss),
         "bce": (parti.vit_vqgan.bce_discr_loss, parti.vit_vqgan.bce_gen_loss),
     }.items():
-        assert error(losses.DISCRIMINATOR[name](fake.numpy(), real.numpy()), discriminator(fake, real)) < NETWORK
+        assert (
+            error(losses.DISCRIMINATOR[name](fake.numpy(), real.numpy()), discriminator(fake, real))
+            < NETWORK
+        )
         assert error(losses.GENERATOR[name](fake.numpy()), generator(fake)) < NETWORK

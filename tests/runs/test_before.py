@@ -1,8 +1,10 @@
-"""Runs and exports that the code of commit 6cd6d1f wrote load, resume and sample as they did there, bit for bit.
+"""Runs and exports that the code of commit 6cd6d1f wrote load, resume and sample as they did there,
+bit for bit.
 
-`before/*.tar.xz` hold small runs that were stopped at step 2 of 4; beside each are images that its system made after all
-4 steps, with a digest and the root mean square of every array. They were made with the compiler's flags of these tests on
-a processor with AVX-512. Elsewhere sums may round differently: there images may differ by 1 and arrays in the sixth digit.
+`before/*.tar.xz` hold small runs that were stopped at step 2 of 4; beside each are images that its
+system made after all 4 steps, with a digest and the root mean square of every array. They were made
+with the compiler's flags of these tests on a processor with AVX-512. Elsewhere sums may round
+differently: there images may differ by 1 and arrays in the sixth digit.
 """
 
 import dataclasses
@@ -71,12 +73,16 @@ def _imagen():
     stage = recipe.task.stages[0]
     stage = dataclasses.replace(stage, unet=stage.unet.clone(**fields), image_size=16)
     evaluation = dataclasses.replace(recipe.evaluation, completions=0)
-    return dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, stages=(stage,)), evaluation=evaluation)
+    return dataclasses.replace(
+        recipe, task=dataclasses.replace(recipe.task, stages=(stage,)), evaluation=evaluation
+    )
 
 
 def _super_resolution():
     recipe = tiny.get_config()
-    task = t2i.SuperResolutionTask(t2i.SuperResolution(scale=2, channels=4, blocks=1), image_size=16)
+    task = t2i.SuperResolutionTask(
+        t2i.SuperResolution(scale=2, channels=4, blocks=1), image_size=16
+    )
     return t2i.Recipe(task=task, data=recipe.data, train=recipe.train)
 
 
@@ -85,7 +91,9 @@ def _gan():
     recipe = tiny.get_config()
     discriminator = Discriminator(dims=(4, 8), groups=2)
     task = t2i.TokenizerTask(recipe.task.tokenizer, discriminator=discriminator, l2_weight=1.0)
-    return t2i.Recipe(task=task, data=recipe.data, train=recipe.train, perceptual="vgg16.safetensors")
+    return t2i.Recipe(
+        task=task, data=recipe.data, train=recipe.train, perceptual="vgg16.safetensors"
+    )
 
 
 def _of_parti(system):
@@ -120,13 +128,19 @@ def test_a_run_that_was_begun_before_resumes_and_samples_bit_for_bit(name, tmp_p
 
 
 def test_a_run_against_a_discriminator_with_vgg16_resumes(tmp_path, monkeypatch):
-    """Its recipe named the file as `perceptual=`; the run is at its last step, so that nothing compiles."""
+    """Its recipe named the file as `perceptual=`.
+
+    The run is at its last step, so that nothing compiles.
+    """
     place = _unpacked("gan", tmp_path)
     monkeypatch.chdir(place)
     _write_vgg(place / "vgg16.safetensors", 0)
     recipe = changed(_gan(), ["train.keep=1", "train.steps=2"])
     system = runs.train(recipe, place / "gan", hooks=no_hooks)
-    assert isinstance(system.task.perceptual, Vgg16) and system.decode(system.encode(_IMAGES)).shape == _IMAGES.shape
+    assert (
+        isinstance(system.task.perceptual, Vgg16)
+        and system.decode(system.encode(_IMAGES)).shape == _IMAGES.shape
+    )
     _write_vgg(place / "other.safetensors", 1)
     with pytest.raises(UserError, match="parts.perceptual has other weights"):
         runs.train(changed(recipe, ["perceptual=other.safetensors"]), place / "gan", hooks=no_hooks)
@@ -138,7 +152,10 @@ def test_an_export_of_before_samples_bit_for_bit(tmp_path):
         _unpacked(name, tmp_path)
         expected = np.load(place / f"{name}.npz")["images"]
         _same_images(CASES[name][1](runs.load(place / f"{name}_export")), expected)
-        assert runs.load_run_recipe(place / f"{name}_export").evaluation.options == CASES[name][0]().evaluation.options
+        assert (
+            runs.load_run_recipe(place / f"{name}_export").evaluation.options
+            == CASES[name][0]().evaluation.options
+        )
 
 
 def _write_vgg(path, seed):

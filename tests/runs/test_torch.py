@@ -1,4 +1,6 @@
-"""Checkpoints of parti-pytorch become folders that the library and its commands read, and go back bit for bit."""
+"""Checkpoints of parti-pytorch become folders that the library and its commands read, and go back
+bit for bit.
+"""
 
 import jax
 import numpy as np
@@ -25,9 +27,15 @@ def package():
 def vae(package):
     torch.manual_seed(0)
     return package.VitVQGanVAE(
-        dim=16, image_size=16, encdec_patch_size=4, layers=1, encdec_heads=2, encdec_dim_head=8, codebook_size=64,
+        dim=16,
+        image_size=16,
+        encdec_patch_size=4,
+        layers=1,
+        encdec_heads=2,
+        encdec_dim_head=8,
+        codebook_size=64,
         use_vgg_and_gan=False,
-    ).eval()  # fmt: skip
+    ).eval()
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +55,30 @@ def test_a_tokenizer_goes_in_and_out(vae, tmp_path):
     system = t2i.load(tmp_path / "ours")
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     assert system.decode(system.encode(images)).shape == images.shape
-    same(torch_io.read(export_torch(tmp_path / "ours", tmp_path / "back.safetensors")), vae.state_dict())
+    same(
+        torch_io.read(export_torch(tmp_path / "ours", tmp_path / "back.safetensors")),
+        vae.state_dict(),
+    )
 
 
 @pytest.mark.parametrize("layers", [0, 1])
 def test_a_discriminator_that_the_package_has_no_place_for_stays_behind(layers, tmp_path):
     net = t2i.VitVQGanVAE(
-        dim=16, image_size=16, patch_size=4, layers=1, heads=2, dim_head=8, codebook_size=16, discr_layers=layers
+        dim=16,
+        image_size=16,
+        patch_size=4,
+        layers=1,
+        heads=2,
+        dim_head=8,
+        codebook_size=16,
+        discr_layers=layers,
     )
     task = t2i.TokenizerTask(net, discriminator=net.discriminator())
     groups, stats = jax.eval_shape(task.init, jax.random.key(0))
+
     def zeros(tree):
         return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), sharding.unbox(tree))
+
     recipe = t2i.Recipe(task, t2i.DataConfig(image_size=16), t2i.TrainConfig(steps=1, batch_size=1))
     folder.write_system(tmp_path / "run", recipe, zeros(groups), zeros(stats), {})
     names = torch_io.read(export_torch(tmp_path / "run", tmp_path / "out.safetensors"))
@@ -67,7 +87,9 @@ def test_a_discriminator_that_the_package_has_no_place_for_stays_behind(layers, 
 
 def test_a_parti_with_its_tokenizer_goes_in_and_out_through_the_command_line(parti, tmp_path):
     torch.save(parti.state_dict(), tmp_path / "parti.pt")
-    assert "written" in run("convert", "from-torch", tmp_path / "parti.pt", tmp_path / "ours").stdout
+    assert (
+        "written" in run("convert", "from-torch", tmp_path / "parti.pt", tmp_path / "ours").stdout
+    )
     run("convert", "to-torch", tmp_path / "ours", tmp_path / "back.pt")
     parti.load_state_dict(torch.load(tmp_path / "back.pt"), strict=True)
     same(torch_io.read(tmp_path / "back.pt"), parti.state_dict())
@@ -81,26 +103,47 @@ def test_a_parti_with_its_tokenizer_goes_in_and_out_through_the_command_line(par
 def test_a_trainers_checkpoint_goes_in_and_out_through_the_command_line(tmp_path):
     imagen_pytorch = reference.load("imagen_pytorch")
     torch.manual_seed(0)
-    sizes = dict(dim=8, dim_mults=(1, 2), attn_heads=2, attn_dim_head=8, text_embed_dim=24, max_text_len=4)
+    sizes = dict(
+        dim=8, dim_mults=(1, 2), attn_heads=2, attn_dim_head=8, text_embed_dim=24, max_text_len=4
+    )
     unets = [imagen_pytorch.Unet(**sizes), imagen_pytorch.Unet(**sizes)]
     imagen = imagen_pytorch.Imagen(unets, image_sizes=(8, 16), text_embed_dim=24, timesteps=4)
     trainer = imagen_pytorch.ImagenTrainer(imagen, use_ema=True, verbose=False)
     trainer.steps += torch.tensor([3, 5])
     trainer.save(tmp_path / "trainer.pt")
     options = "imagen.image_sizes=(8,16)", "attn_heads=2", "imagen.timesteps=4"
-    assert "written" in inside("convert", "from-torch", tmp_path / "trainer.pt", tmp_path / "ours", *options).stdout
+    assert (
+        "written"
+        in inside(
+            "convert", "from-torch", tmp_path / "trainer.pt", tmp_path / "ours", *options
+        ).stdout
+    )
     system = t2i.load(tmp_path / "ours")
-    assert dict(system.updates) == {"stage_1": 3, "stage_2": 5} and system.task.stages[1].image_size == 16
+    assert (
+        dict(system.updates) == {"stage_1": 3, "stage_2": 5}
+        and system.task.stages[1].image_size == 16
+    )
     inside("convert", "to-torch", tmp_path / "ours", tmp_path / "back.pt")
-    wanted, back = (torch.load(tmp_path / name, weights_only=True) for name in ("trainer.pt", "back.pt"))
+    wanted, back = (
+        torch.load(tmp_path / name, weights_only=True) for name in ("trainer.pt", "back.pt")
+    )
     same({name: value.numpy() for name, value in back["model"].items()}, wanted["model"])
     assert back["steps"].tolist() == [3, 5]
-    sentence = inside("convert", "from-torch", tmp_path / "trainer.pt", tmp_path / "new", status=2).stderr
-    assert "image_sizes" in sentence and "Traceback" not in sentence and not (tmp_path / "new").exists()
+    sentence = inside(
+        "convert", "from-torch", tmp_path / "trainer.pt", tmp_path / "new", status=2
+    ).stderr
+    assert (
+        "image_sizes" in sentence
+        and "Traceback" not in sentence
+        and not (tmp_path / "new").exists()
+    )
 
 
 def test_what_does_not_fit_is_refused_and_nothing_is_left(vae, parti, tmp_path):
-    torch.save({k: v for k, v in parti.state_dict().items() if not k.startswith("vae.")}, tmp_path / "half.pt")
+    torch.save(
+        {k: v for k, v in parti.state_dict().items() if not k.startswith("vae.")},
+        tmp_path / "half.pt",
+    )
     with pytest.raises(UserError, match="without its image tokenizer"):
         import_torch(tmp_path / "half.pt", tmp_path / "ours")
     state = vae.state_dict()

@@ -43,15 +43,29 @@ def test_a_file_of_weights_turns_the_perceptual_loss_on(vgg, tmp_path, capfd):
 def test_without_a_file_it_is_off_and_a_line_says_so(tmp_path, capfd):
     task = dataclasses.replace(RECIPE.task, perceptual=Vgg16())
     train = dataclasses.replace(RECIPE.train, steps=1)
-    system = runs.train(dataclasses.replace(RECIPE, task=task, train=train), tmp_path, hooks=no_hooks)
+    system = runs.train(
+        dataclasses.replace(RECIPE, task=task, train=train), tmp_path, hooks=no_hooks
+    )
     assert system.task.perceptual is None
-    said = [line for line in capfd.readouterr().err.splitlines() if "perceptual loss is off" in line]
+    said = [
+        line for line in capfd.readouterr().err.splitlines() if "perceptual loss is off" in line
+    ]
     assert len(said) == 1 and "perceptual=FILE" in said[0]
 
 
 def test_another_file_is_refused_before_anything_trains(tmp_path):
     with pytest.raises(UserError, match="is not a file"):
-        runs.train(dataclasses.replace(RECIPE, perceptual=str(tmp_path / "none.pth")), tmp_path / "run", hooks=no_hooks)
+        runs.train(
+            dataclasses.replace(RECIPE, perceptual=str(tmp_path / "none.pth")),
+            tmp_path / "run",
+            hooks=no_hooks,
+        )
     whole = get_config()
-    with pytest.raises(UserError, match="parts.perceptual is given for PartiTask, whose parts are tokenizer"):
-        runs.train(dataclasses.replace(whole, tokenizer=None, perceptual="vgg.pth"), tmp_path / "run", hooks=no_hooks)
+    with pytest.raises(
+        UserError, match="parts.perceptual is given for PartiTask, whose parts are tokenizer"
+    ):
+        runs.train(
+            dataclasses.replace(whole, tokenizer=None, perceptual="vgg.pth"),
+            tmp_path / "run",
+            hooks=no_hooks,
+        )

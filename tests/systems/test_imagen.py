@@ -1,4 +1,6 @@
-"""The cascade: what it trains, what it refuses, and that sampling depends on nothing but what is given."""
+"""The cascade: what it trains, what it refuses, and that sampling depends on nothing but what is
+given.
+"""
 
 import dataclasses
 
@@ -51,7 +53,12 @@ def test_a_configuration_goes_to_json_and_back_and_is_overridden_by_index():
 
 def test_the_networks_are_those_of_a_cascade():
     first, second = TASK.networks
-    assert (first.lowres_cond, second.lowres_cond, first.text_embed_dim, first.cond_on_text) == (False, True, 6, True)
+    assert (first.lowres_cond, second.lowres_cond, first.text_embed_dim, first.cond_on_text) == (
+        False,
+        True,
+        6,
+        True,
+    )
     assert not PLAIN.networks[0].cond_on_text and "text_mask" not in PLAIN.batch_spec(1)
 
 
@@ -60,7 +67,11 @@ def steps_of(task, steps, train_stages=None, state=None):
     optimisers = states.optimisers_of(task, TrainConfig(steps=10))
     if state is None:
         state = jax.jit(states.start_of(task, optimisers, 0.9))(jax.random.key(0))
-    step = jax.jit(lambda state, batch: train_step(state, {}, batch, task=task, optimisers=optimisers, ema_decay=0.9))
+    step = jax.jit(
+        lambda state, batch: train_step(
+            state, {}, batch, task=task, optimisers=optimisers, ema_decay=0.9
+        )
+    )
     for i in range(steps):
         state, metrics = step(state, batch_of(task, seed=i))
     return state, metrics
@@ -72,14 +83,17 @@ def test_both_stages_train_in_one_run_and_each_alone_goes_on_from_there():
     assert all(np.isfinite(float(value)) for value in metrics.values())
     before = jax.device_get(state.params)
     state, metrics = steps_of(TASK, 1, (2,), state)
-    assert {name: int(count) for name, count in state.stats["updates"].items()} == {"stage_1": 1, "stage_2": 2}
+    assert {name: int(count) for name, count in state.stats["updates"].items()} == {
+        "stage_1": 1,
+        "stage_2": 2,
+    }
     same = jax.tree.map(lambda a, b: bool((np.asarray(a) == b).all()), state.params, before)
     assert all(jax.tree.leaves(same["stage_1"])) and not all(jax.tree.leaves(same["stage_2"]))
     assert "loss/stage_1" not in metrics and "loss" in metrics
 
 
 def test_the_loss_is_that_of_the_crop_that_training_sees():
-    """With crops drawn at (0, 0) and pictures that are zero elsewhere nothing of the rest is seen."""
+    """With crops at (0, 0) and images that are zero elsewhere nothing of the rest is seen."""
     stage = dataclasses.replace(TASK.stages[1], unet=TASK.networks[1], crop_size=8)
     image = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
     draws = imagen_stage.draw(stage, jax.random.key(0), image.shape, 0.0, lowres=True)
@@ -98,17 +112,28 @@ def test_the_loss_is_that_of_the_crop_that_training_sees():
 
 
 def test_self_conditioning_shows_the_estimate_or_nothing_and_gives_it_no_gradient():
-    stage = Stage(UNET.clone(self_cond=True, cond_on_text=False), image_size=8, noise=Ddpm(objective="x_start"))
+    stage = Stage(
+        UNET.clone(self_cond=True, cond_on_text=False),
+        image_size=8,
+        noise=Ddpm(objective="x_start"),
+    )
     image = jnp.zeros((1, 8, 8, 3))
     draws = imagen_stage.draw(stage, jax.random.key(0), image.shape, 0.0, lowres=False)
+
     def net(scale):
         return lambda *pictures: lambda x, condition, keep, last: scale * (x + 10 * last)
+
     def of(scale, guess):
         return imagen_stage.losses(stage, net(scale), image, draws._replace(guess=guess), None)[0]
+
     x = stage.noise.add(image, draws.eps_BHWC, draws.level_B)
     weight = stage.noise.weight(draws.level_B)[0]
-    assert of(0.5, jnp.bool_(False)) == pytest.approx(float(weight * jnp.mean((0.5 * x) ** 2)), rel=1e-5)
-    assert of(0.5, jnp.bool_(True)) == pytest.approx(float(weight * jnp.mean((3.0 * x) ** 2)), rel=1e-5)
+    assert of(0.5, jnp.bool_(False)) == pytest.approx(
+        float(weight * jnp.mean((0.5 * x) ** 2)), rel=1e-5
+    )
+    assert of(0.5, jnp.bool_(True)) == pytest.approx(
+        float(weight * jnp.mean((3.0 * x) ** 2)), rel=1e-5
+    )
     slope = jax.grad(of)(0.5, jnp.bool_(True))  # of (scale * (x + 10 * constant))^2 alone
     assert slope == pytest.approx(float(weight * jnp.mean(2 * 3.0 * 6.0 * x**2)), rel=1e-4)
 
@@ -118,7 +143,8 @@ def test_a_picture_does_not_depend_on_its_batch():
     all_three = SYSTEM.generate((embeds, mask), seed=5)
     assert all_three.shape == (3, 16, 16, 3) and all_three.dtype == np.uint8
     two_by_two = SYSTEM.generate((embeds, mask), seed=5, batch_size=2)
-    assert np.abs(all_three.astype(int) - two_by_two).max() <= 1  # products in another order may round otherwise
+    # products in another order may round otherwise
+    assert np.abs(all_three.astype(int) - two_by_two).max() <= 1
     assert len(np.unique(all_three)) > 20 and (all_three[0] != all_three[1]).any()
 
 
@@ -129,13 +155,18 @@ def test_stages_are_returned_and_left_out():
     enlarged = SYSTEM.upscale(small, prompts(1))
     assert enlarged.shape == (1, 16, 16, 3)
     assert SYSTEM.upscale(np.zeros((2, 6, 5, 3), np.uint8)).shape == (2, 16, 16, 3)
-    assert SYSTEM.generate(prompts(1), image_sizes=((4, 12), (12, 20)), return_pil=True)[0].size == (20, 12)
+    assert SYSTEM.generate(prompts(1), image_sizes=((4, 12), (12, 20)), return_pil=True)[
+        0
+    ].size == (20, 12)
 
 
 def test_an_untrained_stage_is_not_sampled(capsys):
     early = dataclasses.replace(SYSTEM, updates={"stage_1": 3, "stage_2": 0})
     assert early.generate(prompts(1)).shape == (1, 8, 8, 3)
-    assert "stage 2 was never trained: these are the images of stage 1, 8 pixels" in capsys.readouterr().err
+    assert (
+        "stage 2 was never trained: these are the images of stage 1, 8 pixels"
+        in capsys.readouterr().err
+    )
     with pytest.raises(UserError, match="stage 2 was never trained.*stop_at=1"):
         early.generate(prompts(1), stop_at=2)
     with pytest.raises(UserError, match="stage 1 was never trained.*train it first"):
@@ -145,12 +176,18 @@ def test_an_untrained_stage_is_not_sampled(capsys):
 def test_guidance_and_negative_prompts_change_the_picture():
     plain, guided, negative = (
         SYSTEM.generate(prompts(1), stop_at=1, **more)
-        for more in ({"guidance": 1}, {"guidance": 4.0}, {"guidance": 4.0, "negative_prompts": prompts(1, 9)})
+        for more in (
+            {"guidance": 1},
+            {"guidance": 4.0},
+            {"guidance": 4.0, "negative_prompts": prompts(1, 9)},
+        )
     )
     assert (plain != guided).any() and (guided != negative).any()
     same = SYSTEM.generate(prompts(1), stop_at=1, guidance=4.0, interval=(1e5, 1e6))
     np.testing.assert_array_equal(same, plain)
-    against_itself = SYSTEM.generate(prompts(1), stop_at=1, guidance=4.0, negative_prompts=prompts(1))
+    against_itself = SYSTEM.generate(
+        prompts(1), stop_at=1, guidance=4.0, negative_prompts=prompts(1)
+    )
     assert np.abs(against_itself.astype(int) - plain).max() <= 1
 
 
@@ -164,16 +201,24 @@ def test_completion_keeps_what_is_known_bit_for_bit(sampler):
 
 
 def test_a_changed_picture_is_nearer_the_weaker_the_change():
-    smooth = np.broadcast_to(np.linspace(0, 255, 8)[None, :, None], (8, 8, 3)).astype(np.uint8)[None]
+    smooth = np.broadcast_to(np.linspace(0, 255, 8)[None, :, None], (8, 8, 3)).astype(np.uint8)[
+        None
+    ]
+
     def distance(strength):
         return np.abs(
-            UNCONDITIONAL.generate(init_images=smooth, strength=strength, steps=8).astype(float) - smooth
+            UNCONDITIONAL.generate(init_images=smooth, strength=strength, steps=8).astype(float)
+            - smooth
         ).mean()
+
     assert distance(0.15) < distance(0.5) < distance(1.0)
 
 
 def test_pictures_to_condition_on():
-    task = ImagenTask(stages=(Stage(UNET.clone(cond_images_channels=1), image_size=8, steps=1),), cond_drop_prob=0.0)
+    task = ImagenTask(
+        stages=(Stage(UNET.clone(cond_images_channels=1), image_size=8, steps=1),),
+        cond_drop_prob=0.0,
+    )
     assert task.batch_spec(2)["cond_image"].shape == (2, 8, 8, 1)
     params, stats = sharding.unbox(task.init(jax.random.key(0)))
     loss = jax.jit(task.loss, static_argnames="number")
@@ -188,20 +233,27 @@ def test_pictures_to_condition_on():
 def test_flops_of_known_products():
     def scanned(x):
         return jax.lax.scan(lambda x, _: (x @ x, None), x, None, length=3)[0]
+
     assert flops_of(scanned, jax.ShapeDtypeStruct((4, 4), jnp.float32)) == 3 * 2 * 4**3
+
     def chosen(x):
         return jax.lax.cond(x[0, 0] > 0, lambda: x @ x, lambda: x)
+
     assert flops_of(chosen, jax.ShapeDtypeStruct((4, 4), jnp.float32)) == 2 * 4**3
     numbers = ("NHWC", "HWIO", "NHWC")
+
     def convolved(x, k):
         return jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=numbers)
+
     shapes = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 5, 5, 2), (3, 3, 2, 7)))
     assert flops_of(convolved, *shapes) == 2 * 25 * 7 * 9 * 2
 
 
 def test_a_first_stage_may_be_left_out():
     task = dataclasses.replace(PLAIN, stages=(Stage(NullUnet(), image_size=4), *PLAIN.stages))
-    assert [objective.group for objective in task.objectives] == ["stage_2"] == list(task.ema_groups)
+    assert (
+        [objective.group for objective in task.objectives] == ["stage_2"] == list(task.ema_groups)
+    )
     system = trained(task)
     assert system.upscale(np.zeros((2, 4, 4, 3), np.uint8)).shape == (2, 8, 8, 3)
     with pytest.raises(UserError, match="give start_images"):
@@ -257,7 +309,10 @@ def test_wrong_arguments_are_refused(options, sentence):
         (lambda: Stage(UNET, image_size=8, percentile=1.5), "percentile=1.5"),
         (lambda: ImagenTask(stages=(Stage(UNET, 8), Stage(UNET, 8))), r"image_size \[8, 8\]"),
         (lambda: ImagenTask(stages=(Stage(UNET, 8), Stage(NullUnet(), 16))), "only a first stage"),
-        (lambda: ImagenTask(stages=(Stage(UNET, 8, crop_size=4),)), "the first stage needs whole images"),
+        (
+            lambda: ImagenTask(stages=(Stage(UNET, 8, crop_size=4),)),
+            "the first stage needs whole images",
+        ),
         (lambda: dataclasses.replace(TASK, train_stages=(3,)), "names 3; stages that train: 1, 2"),
         (lambda: dataclasses.replace(TASK, cond_drop_prob=1.5), "cond_drop_prob=1.5"),
     ],
@@ -278,5 +333,7 @@ def test_captions_are_needed_where_they_were_trained_on():
 
 def test_churn_is_for_heun():
     stage = Stage(UNET, image_size=8, noise=Edm(), churn=Churn())
-    assert imagen_stage.sampling_of(stage) == ("heun", 32) and imagen_stage.sampling_of(stage, "ddim") == ("ddim", 64)
+    assert imagen_stage.sampling_of(stage) == ("heun", 32) and imagen_stage.sampling_of(
+        stage, "ddim"
+    ) == ("ddim", 64)
     assert group(2) == "stage_2"

@@ -1,4 +1,4 @@
-"""What the trainer promises holds for a cascade: exact resuming, the guard against NaN, bfloat16."""
+"""What the trainer promises holds for a cascade: exact resume, the guard against NaN, bfloat16."""
 
 import dataclasses
 import os
@@ -21,43 +21,62 @@ _CONFIG = TrainConfig(steps=4, batch_size=2, log_every=1, save_every=2, ema_deca
 
 def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run_and_nan_is_skipped(tmp_path):
     task = ImagenTask(TASK.stages[0], TASK.text)
+
     def batches():
         return Batches(task, 2, poison=(1,))
+
     whole = fit(task, batches(), _CONFIG, tmp_path / "whole")
     assert list(whole.skipped) == [1, 0] and int(whole.stats["updates"]["stage_1"]) == 3
 
-    stop = Hook(1, lambda state, step, log: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None)
+    stop = Hook(
+        1, lambda state, step, log: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None
+    )
     with pytest.raises(Preempted, match="after step 3"):
         fit(task, batches(), _CONFIG, tmp_path / "stopped", hooks=(stop,))
     fit(task, batches(), _CONFIG, tmp_path / "stopped")
     _, params, ema, stats = load_params(tmp_path / "stopped")
-    jax.tree.map(np.testing.assert_array_equal, (params, ema, stats), (whole.params, whole.ema, whole.stats))
+    jax.tree.map(
+        np.testing.assert_array_equal, (params, ema, stats), (whole.params, whole.ema, whole.stats)
+    )
 
 
 def test_bfloat16_follows_float32():
     """Parameters and losses stay float32; 8 bits of the activations leave losses within 1%.
 
-    Gradients move by 4% to 15%, as much as those in float32 do when the parameters are rounded to 8 bits.
+    Gradients move by 4% to 15%, as much as those in float32 do when the parameters are rounded to 8
+    bits.
     """
+
     def task(dtype):
         return ImagenTask(
-            dataclasses.replace(TASK.stages[0], unet=UNET.clone(dim=16, attn_dim_head=16, dtype=dtype)), TASK.text
+            dataclasses.replace(
+                TASK.stages[0], unet=UNET.clone(dim=16, attn_dim_head=16, dtype=dtype)
+            ),
+            TASK.text,
         )
+
     whole, half = task("float32"), task("bfloat16")
     params, stats = sharding.unbox(jax.jit(half.init)(jax.random.key(0)))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     rng = np.random.default_rng(0)
-    kernel = params["stage_1"]["unet"]["final_conv"]["kernel"]  # its zeros would hide all gradients but its own
-    params["stage_1"]["unet"]["final_conv"]["kernel"] = 0.1 * rng.normal(size=kernel.shape).astype(np.float32)
+    # its zeros would hide all gradients but its own
+    kernel = params["stage_1"]["unet"]["final_conv"]["kernel"]
+    params["stage_1"]["unet"]["final_conv"]["kernel"] = 0.1 * rng.normal(size=kernel.shape).astype(
+        np.float32
+    )
+
     def loss(params, task):
         return task.loss(params, stats, {}, batch_of(task, 4), jax.random.key(1), 0, number=1)[0]
+
     with_slopes = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     exact, slopes = with_slopes(params, whole)
     close, half_slopes = with_slopes(params, half)
     assert close.dtype == jnp.float32 and close != exact  # it is another computation
     assert float(close) == pytest.approx(float(exact), rel=1e-2)
+
     def norm(tree):
         return np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(tree)))
+
     assert norm(jax.tree.map(jnp.subtract, half_slopes, slopes)) < 0.25 * norm(slopes)
 
     embeds = np.random.default_rng(2).normal(size=(1, 3, 6)).astype(np.float32)

@@ -20,12 +20,22 @@ from t2i_jax.text.learned import LearnedText
 from t2i_jax.text.stored import StoredText
 
 _TOKENIZER = VitVQGanVAE(
-    dim=8, image_size=12, layers=1, patch_size=4, heads=1, dim_head=8, ff_mult=1, codebook_size=16, discr_layers=0
+    dim=8,
+    image_size=12,
+    layers=1,
+    patch_size=4,
+    heads=1,
+    dim_head=8,
+    ff_mult=1,
+    codebook_size=16,
+    discr_layers=0,
 )
 _LEARNED = LearnedText(dim=8, depth=1, heads=2, mlp_dim=16, vocab_size=30, max_length=5)
 _PAPER = PartiTransformer(dim=16, depth=1, heads=2, mlp_dim=16)
 _TASK = PartiTask(_PAPER, _LEARNED, _TOKENIZER)
-_STORED = PartiTask(Parti(dim=16, depth=1, heads=2, dim_head=8), StoredText(dim=6, max_length=5), _TOKENIZER)
+_STORED = PartiTask(
+    Parti(dim=16, depth=1, heads=2, dim_head=8), StoredText(dim=6, max_length=5), _TOKENIZER
+)
 
 
 class Words:
@@ -43,14 +53,18 @@ class Words:
 
 @pytest.fixture(scope="module")
 def weights():
-    return sharding.unbox(jax.jit(lambda key: image_tokenizer.init(_TOKENIZER, key))(jax.random.key(7)))
+    return sharding.unbox(
+        jax.jit(lambda key: image_tokenizer.init(_TOKENIZER, key))(jax.random.key(7))
+    )
 
 
 def _params(task):
     params = sharding.unbox(jax.jit(task.init)(jax.random.key(0))[0])
+
     # Larger than at the start, so that captions matter.
     def more(leaf):
         return leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
+
     return jax.jit(lambda params: jax.tree.map(more, params))(params)
 
 
@@ -69,7 +83,9 @@ _CAPTIONS = ["a red circle", "two blue squares", "green"]
 
 def _embeddings(rows=3):
     rng = np.random.default_rng(0)
-    return rng.normal(size=(rows, 4, 6)).astype(np.float32), np.arange(4)[None] < np.array([[4], [2], [3]])[:rows]
+    return rng.normal(size=(rows, 4, 6)).astype(np.float32), np.arange(4)[None] < np.array(
+        [[4], [2], [3]]
+    )[:rows]
 
 
 def _images(rows=3):
@@ -91,34 +107,49 @@ def _batch(task):
 def test_a_step_on_images_is_a_step_on_their_tokens(weights):
     task = _STORED
     params, batch, frozen = _params(task), _batch(task), {"tokenizer": weights}
+
     def loss(task, batch):
         return jax.jit(task.loss)(params, {}, frozen, batch, jax.random.key(3), jnp.int32(0))[0]
+
     tokens = image_tokenizer.tokens(_TOKENIZER, weights, batch["image"])
     on_tokens = dataclasses.replace(task, stored_tokens=True)
     assert "image" in task.batch_spec(2) and "tokens" in on_tokens.batch_spec(2)
-    np.testing.assert_allclose(loss(task, batch), loss(on_tokens, {**batch, "tokens": tokens}), rtol=1e-6)
+    np.testing.assert_allclose(
+        loss(task, batch), loss(on_tokens, {**batch, "tokens": tokens}), rtol=1e-6
+    )
 
 
 def test_everything_trained_gets_a_gradient_and_the_first_loss_is_that_of_guessing():
     task = dataclasses.replace(_TASK, stored_tokens=True)
     params, batch = sharding.unbox(jax.jit(task.init)(jax.random.key(0))[0]), _batch(task)
+
     def keyed(params):
         return task.loss(params, {}, {}, batch, jax.random.key(5), jnp.int32(0))
+
     (loss, (metrics, _)), gradients = jax.jit(jax.value_and_grad(keyed, has_aux=True))(params)
     assert abs(float(loss) - np.log(16)) < 0.3
     assert metrics.keys() == {"loss", "accuracy", "perplexity"}
     np.testing.assert_allclose(metrics["perplexity"], np.exp(metrics["loss"]), rtol=1e-5)
-    still = [path for path, leaf in jax.tree_util.tree_leaves_with_path(gradients) if not np.abs(leaf).max() > 0]
-    assert {str(path[-1].key) for path in still} <= {"null_text"}  # no caption was dropped in this batch
+    still = [
+        path
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradients)
+        if not np.abs(leaf).max() > 0
+    ]
+    # no caption was dropped in this batch
+    assert {str(path[-1].key) for path in still} <= {"null_text"}
 
 
 def test_dropping_every_caption_trains_without_text():
     task = dataclasses.replace(_STORED, cond_drop_prob=1.0, stored_tokens=True)
     params, batch = _params(task), _batch(task)
     jitted = jax.jit(task.loss)
+
     def loss(batch):
         return jitted(params, {}, {}, batch, jax.random.key(3), jnp.int32(0))[0]
-    np.testing.assert_array_equal(loss(batch), loss({**batch, "text_embeds": batch["text_embeds"] + 1}))
+
+    np.testing.assert_array_equal(
+        loss(batch), loss({**batch, "text_embeds": batch["text_embeds"] + 1})
+    )
 
 
 def test_cross_entropy_and_smoothing(key):
@@ -128,10 +159,13 @@ def test_cross_entropy_and_smoothing(key):
     np.testing.assert_allclose(cross_entropy(logits, ids), expected, atol=1e-5)
     task = dataclasses.replace(_STORED, stored_tokens=True)
     params, batch = _params(task), _batch(task)
+
     def smooth(s):
         return dataclasses.replace(task, label_smoothing=s)
+
     def loss(s):
         return float(jax.jit(smooth(s).loss)(params, {}, {}, batch, key, jnp.int32(0))[0])
+
     assert abs(loss(0.5) - (loss(0.0) + loss(1.0)) / 2) < 1e-5
 
 
@@ -163,7 +197,9 @@ def test_captions_guidance_and_negatives_matter(system):
     # With the caption itself as the negative, guidance adds nothing.
     same = system.generate(_CAPTIONS, guidance=8.0, negative_prompts=_CAPTIONS, **greedy)
     np.testing.assert_array_equal(same, plain)
-    other = system.generate(_CAPTIONS, guidance=8.0, negative_prompts=["zebra far off"] * 3, **greedy)
+    other = system.generate(
+        _CAPTIONS, guidance=8.0, negative_prompts=["zebra far off"] * 3, **greedy
+    )
     assert not np.array_equal(other, strong)
 
 
@@ -171,23 +207,36 @@ def test_completion_keeps_known_tokens_and_continues(system, weights):
     images, ids = _images(), image_tokenizer.tokens(_TOKENIZER, weights, _images())
     whole = np.ones((12, 12), bool)
     expected = image_tokenizer.pixels(_TOKENIZER, weights, ids)
-    np.testing.assert_array_equal(system.generate(_CAPTIONS, init_images=images, mask=whole), expected)
-    np.testing.assert_array_equal(system.generate(_CAPTIONS, init_images=images, known_rows=3), expected)
+    np.testing.assert_array_equal(
+        system.generate(_CAPTIONS, init_images=images, mask=whole), expected
+    )
+    np.testing.assert_array_equal(
+        system.generate(_CAPTIONS, init_images=images, known_rows=3), expected
+    )
     half = system.generate(_CAPTIONS, init_images=images, known_rows=1)
     assert not np.array_equal(half, expected)
-    # The first row is kept: with its pixels as the mask, the same images; a token is kept when all its pixels are.
+    # The first row is kept: with its pixels as the mask, the same images; a token is kept when all
+    # its pixels are.
     for kept in (4, 7):
         mask = np.broadcast_to(np.arange(12)[:, None] < kept, (12, 12))
-        np.testing.assert_array_equal(half, system.generate(_CAPTIONS, init_images=images, mask=mask))
-    np.testing.assert_array_equal(half, system.generate(_CAPTIONS, init_images=images, keep_rows=0.4))
+        np.testing.assert_array_equal(
+            half, system.generate(_CAPTIONS, init_images=images, mask=mask)
+        )
+    np.testing.assert_array_equal(
+        half, system.generate(_CAPTIONS, init_images=images, keep_rows=0.4)
+    )
 
 
 def test_stored_text_takes_embeddings(stored):
     embeds, mask = _embeddings()
     images = stored.generate((embeds, mask), top_k=0.5, top_p=0.9)
-    np.testing.assert_array_equal(images, stored.generate((embeds, mask), top_k=8, top_p=0.9, batch_size=1))
+    np.testing.assert_array_equal(
+        images, stored.generate((embeds, mask), top_k=8, top_p=0.9, batch_size=1)
+    )
     negative = stored.generate((embeds, mask), negative_prompts=(embeds, mask), temperature=0.0)
-    np.testing.assert_array_equal(negative, stored.generate((embeds, mask), guidance=1.0, temperature=0.0))
+    np.testing.assert_array_equal(
+        negative, stored.generate((embeds, mask), guidance=1.0, temperature=0.0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -205,7 +254,11 @@ def test_stored_text_takes_embeddings(stored):
         (_CAPTIONS, {"images_per_prompt": 0}, "images_per_prompt"),
         (_CAPTIONS, {"batch_size": 0}, "batch_size"),
         (_CAPTIONS, {"known_rows": 1}, "init_images"),
-        (_CAPTIONS, {"init_images": _images(), "known_rows": 1, "mask": np.ones((12, 12), bool)}, "give one of them"),
+        (
+            _CAPTIONS,
+            {"init_images": _images(), "known_rows": 1, "mask": np.ones((12, 12), bool)},
+            "give one of them",
+        ),
         (_CAPTIONS, {"init_images": _images(), "keep_rows": 1.0}, "keep_rows=1.0"),
         (_CAPTIONS, {"gidance": 2.0}, "generate has no option 'gidance'; did you mean 'guidance'"),
         (_CAPTIONS, {"options": ImagenOptions()}, "another system; give PartiOptions"),
@@ -217,7 +270,9 @@ def test_stored_text_takes_embeddings(stored):
     ],
 )
 def test_mistakes_are_refused_before_anything_compiles(system, prompts, options, says, monkeypatch):
-    monkeypatch.setattr("t2i_jax.systems.parti.sampling.generate", lambda *args, **kwargs: pytest.fail("it ran"))
+    monkeypatch.setattr(
+        "t2i_jax.systems.parti.sampling.generate", lambda *args, **kwargs: pytest.fail("it ran")
+    )
     with pytest.raises(UserError, match=says):
         system.generate(prompts, **options)
 
@@ -232,12 +287,18 @@ def test_embeddings_of_another_shape_are_refused(stored):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: PartiTask(_PAPER.clone(codebook_size=17), _LEARNED, _TOKENIZER), "codebook_size=17"),
+        (
+            lambda: PartiTask(_PAPER.clone(codebook_size=17), _LEARNED, _TOKENIZER),
+            "codebook_size=17",
+        ),
         (lambda: PartiTask(_PAPER.clone(fmap_size=4), _LEARNED, _TOKENIZER), "fmap_size=4"),
         (lambda: PartiTask(_PAPER.clone(text_embed_dim=9), _LEARNED), "text_embed_dim=9"),
         (lambda: PartiTask(_PAPER, _LEARNED).network, "fmap_size=None"),
         (lambda: PartiTask(_PAPER, _LEARNED, cond_drop_prob=1.5), "cond_drop_prob"),
-        (lambda: PartiSystem(PartiTask(_PAPER, _LEARNED), {}, {}).generate(["a"]), "tokenizer=None"),
+        (
+            lambda: PartiSystem(PartiTask(_PAPER, _LEARNED), {}, {}).generate(["a"]),
+            "tokenizer=None",
+        ),
         (lambda: PartiSystem(_TASK, {}, {}).generate(["a"]), "text_tokenizer=None"),
     ],
 )

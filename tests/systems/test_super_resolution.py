@@ -27,7 +27,8 @@ def _params(task):
 def test_parameters_are_near_those_of_the_paper(scale, millions):
     task = SuperResolutionTask(SuperResolution(scale=scale), image_size=64)
     shapes = jax.eval_shape(task.init, jax.random.key(0))[0]
-    assert round(sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6, 2) == millions  # about 15 and 30
+    # about 15 and 30
+    assert round(sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6, 2) == millions
     assert task.flops(2) == 2 * task.flops(1) > 0
 
 
@@ -55,7 +56,9 @@ def test_the_system_enlarges_pictures_of_any_size(scale):
 def test_a_few_steps_lower_the_loss():
     params, smooth = _params(_TASK), np.linspace(0, 255, 16).astype(np.uint8)
     batch = {"image": np.broadcast_to(smooth[None, :, None, None], (2, 16, 16, 3))}
-    step = jax.jit(jax.value_and_grad(lambda p: _TASK.loss(p, {}, {}, batch, None, jnp.int32(0))[0]))
+    step = jax.jit(
+        jax.value_and_grad(lambda p: _TASK.loss(p, {}, {}, batch, None, jnp.int32(0))[0])
+    )
     first, gradients = step(params)
     for _ in range(5):
         params = jax.tree.map(lambda p, g: p - 0.05 * g, params, gradients)
@@ -64,7 +67,9 @@ def test_a_few_steps_lower_the_loss():
 
 
 def test_the_adversary_has_its_own_objective():
-    task = SuperResolutionTask(_TASK.model, image_size=16, discriminator=nn.Conv(1, (4, 4), strides=4))
+    task = SuperResolutionTask(
+        _TASK.model, image_size=16, discriminator=nn.Conv(1, (4, 4), strides=4)
+    )
     params, batch = _params(task), {"image": _images()}
     names = [objective.group for objective in task.objectives]
     assert names == ["super_resolution", "discriminator"]
@@ -72,8 +77,13 @@ def test_the_adversary_has_its_own_objective():
 
         def of_own(p, objective=objective):
             return objective.loss(p, {}, {}, batch, None, jnp.int32(0))[0]
+
         gradients = jax.jit(jax.grad(of_own))(params)
-        moved = {name for name in names if any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients[name]))}
+        moved = {
+            name
+            for name in names
+            if any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients[name]))
+        }
         assert moved == {objective.group}
 
 

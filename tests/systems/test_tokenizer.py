@@ -18,7 +18,16 @@ from t2i_jax.systems.tokenizer import losses
 from t2i_jax.systems.tokenizer.system import TokenizerSystem
 from t2i_jax.systems.tokenizer.task import TokenizerTask
 
-MODEL = ViTVQGAN(image_size=16, patch_size=4, dim=16, layers=1, heads=2, mlp_dim=32, codebook_size=16, codebook_dim=4)
+MODEL = ViTVQGAN(
+    image_size=16,
+    patch_size=4,
+    dim=16,
+    layers=1,
+    heads=2,
+    mlp_dim=32,
+    codebook_size=16,
+    codebook_dim=4,
+)
 DISCRIMINATOR = Discriminator(dims=(8, 8, 8))
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3)).astype(np.uint8)
 
@@ -36,6 +45,7 @@ def stepper(task, optimiser):
 
             def of(p, o=objective, g=group, params=params, stats=stats):
                 return o.loss({**params, g: p}, stats, {}, batch, key, number)
+
             (_, (more, stats)), gradient = jax.value_and_grad(of, has_aux=True)(params[group])
             update, state = optimiser.update(gradient, states[group])
             params = {**params, group: optax.apply_updates(params[group], update)}
@@ -50,20 +60,31 @@ def stepper(task, optimiser):
 def test_it_learns_a_batch_by_heart(adversarial, key):
     discriminator = StyleDiscriminator(image_size=16, max_width=8) if adversarial else None
     task = TokenizerTask(
-        MODEL, discriminator=discriminator, gan_loss="softplus", penalty="r1", gan_start=10, adversarial_weight=0.1
+        MODEL,
+        discriminator=discriminator,
+        gan_loss="softplus",
+        penalty="r1",
+        gan_start=10,
+        adversarial_weight=0.1,
     )
     params, stats = started(task, key)
     optimiser = optax.adam(3e-3)
-    step, states = stepper(task, optimiser), {group: optimiser.init(p) for group, p in params.items()}
+    step, states = (
+        stepper(task, optimiser),
+        {group: optimiser.init(p) for group, p in params.items()},
+    )
     seen = []
     for i in range(60):
-        params, stats, states, metrics = step(params, stats, states, {"image": IMAGES}, jax.random.key(i), i)
+        params, stats, states, metrics = step(
+            params, stats, states, {"image": IMAGES}, jax.random.key(i), i
+        )
         seen.append(metrics)
     assert float(seen[-1]["reconstruction"]) < 0.8 * float(seen[0]["reconstruction"])
     assert all(np.isfinite(float(value)) for value in seen[-1].values())
     assert {"loss", "psnr", "codebook_usage", "perplexity"} <= seen[-1].keys()
     if adversarial:
-        assert seen[5]["adaptive_weight"] == 0 and seen[5]["discriminator_loss"] == 0  # before its start
+        # before its start
+        assert seen[5]["adaptive_weight"] == 0 and seen[5]["discriminator_loss"] == 0
         assert seen[20]["adaptive_weight"] > 0 and seen[20]["discriminator_loss"] != 0
         assert seen[21]["penalty"] == 0 and seen[20]["penalty"] != 0  # every fourth step
 
@@ -77,8 +98,10 @@ class Distance(nn.Module):
 
 
 def test_one_backward_pass_gives_the_gradient_of_the_written_loss(key):
-    """Against the sum differentiated as it stands, with the weight from two whole backward passes."""
-    task = TokenizerTask(MODEL, discriminator=DISCRIMINATOR, perceptual=Distance(), perceptual_weight=2.0)
+    """Against the sum differentiated as it stands, the weight from two whole backward passes."""
+    task = TokenizerTask(
+        MODEL, discriminator=DISCRIMINATOR, perceptual=Distance(), perceptual_weight=2.0
+    )
     params, stats = started(task, key)
     frozen = {"perceptual": {"scale": jnp.float32(3.0)}}
     image = IMAGES / np.float32(127.5) - 1
@@ -91,13 +114,18 @@ def test_one_backward_pass_gives_the_gradient_of_the_written_loss(key):
 
     def written(generator):
         def norm(i):
-            return jnp.linalg.norm(jax.grad(lambda g: terms(g)[i])(generator)["to_pixels"]["kernel"])
+            return jnp.linalg.norm(
+                jax.grad(lambda g: terms(g)[i])(generator)["to_pixels"]["kernel"]
+            )
+
         weight = jax.lax.stop_gradient(norm(1) / (norm(2) + 1e-8))
         rest, perceptual, fooled = terms(generator)
         return rest + 2.0 * perceptual + weight * fooled
 
     def ours(generator):
-        return task.generator_loss({**params, "generator": generator}, stats, frozen, {"image": IMAGES}, key, 0)[0]
+        return task.generator_loss(
+            {**params, "generator": generator}, stats, frozen, {"image": IMAGES}, key, 0
+        )[0]
 
     (value, gradient), (wanted, wanted_gradient) = (
         jax.jit(jax.value_and_grad(f))(params["generator"]) for f in (ours, written)
@@ -110,17 +138,27 @@ def test_one_backward_pass_gives_the_gradient_of_the_written_loss(key):
 def test_each_objective_moves_its_own_group(key):
     task = TokenizerTask(MODEL, discriminator=DISCRIMINATOR)
     params, stats = started(task, key)
+
     def loss(p):
         return task.objectives[1].loss(p, stats, {}, {"image": IMAGES}, key, jnp.int32(0))[0]
+
     gradient = jax.jit(jax.grad(loss))(params)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient["generator"]))
     assert any(np.any(leaf) for leaf in jax.tree.leaves(gradient["discriminator"]))
 
 
 VQ = VitVQGanVAE(
-    dim=16, image_size=16, patch_size=4, layers=1, heads=2, dim_head=4, lookup_free_quantization=False,
-    codebook_size=16, codebook_dim=4, discr_layers=0,
-)  # fmt: skip
+    dim=16,
+    image_size=16,
+    patch_size=4,
+    layers=1,
+    heads=2,
+    dim_head=4,
+    lookup_free_quantization=False,
+    codebook_size=16,
+    codebook_dim=4,
+    discr_layers=0,
+)
 
 
 @pytest.mark.parametrize("model", [MODEL, VQ])
@@ -129,23 +167,27 @@ def test_dead_codes_come_back_as_recent_latents(model, key):
     params, stats = started(task, key)
     stats = {**stats, "usage": jnp.array([0.0] * 3 + [1.0] * 13)}
     after, new = task.after_update(params, stats, {}, key, jnp.int32(5))
+
     def table(p, s):
         return s["embed"] if model is VQ else p["generator"]["quantizer"]["embedding"]
+
     changed = np.any(np.asarray(table(params, stats) != table(after, new)), axis=1)
     assert list(np.flatnonzero(changed)) == [0, 1, 2]
     recent = {tuple(row) for row in np.asarray(stats["recent"])}
     assert all(tuple(row) in recent for row in np.asarray(table(after, new))[:3])
     assert float(new["usage"].min()) == 1.0
-    untouched, _ = dataclasses.replace(task, revive_below=0.0).after_update(params, stats, {}, key, 5)
+    untouched, _ = dataclasses.replace(task, revive_below=0.0).after_update(
+        params, stats, {}, key, 5
+    )
     assert untouched is params
 
 
 def test_usage_counts_what_was_used(key):
     task = TokenizerTask(MODEL, usage_decay=0.0)
     params, stats = started(task, key)
-    _, (metrics, new) = jax.jit(functools.partial(task.generator_loss, frozen={}, batch={"image": IMAGES}))(
-        params, stats, key=key, step=0
-    )
+    _, (metrics, new) = jax.jit(
+        functools.partial(task.generator_loss, frozen={}, batch={"image": IMAGES})
+    )(params, stats, key=key, step=0)
     ids = TokenizerSystem(task, {"generator": params["generator"], "stats": stats}).encode(IMAGES)
     counts = np.bincount(np.asarray(ids).reshape(-1), minlength=16)
     np.testing.assert_allclose(new["usage"], counts * 16 / counts.sum(), rtol=1e-5)
@@ -153,11 +195,15 @@ def test_usage_counts_what_was_used(key):
 
 
 def test_flops_count_the_products(key):
-    """Within a third of what XLA counts for one forward and backward pass: it counts element-wise work as well."""
+    """Within a third of what XLA counts for one forward and backward pass: it counts element-wise
+    work as well.
+    """
     task = TokenizerTask(MODEL)
     params, stats = started(task, key)
+
     def loss(g):
         return task.generator_loss({"generator": g}, stats, {}, {"image": IMAGES}, key, 0)[0]
+
     counted = jax.jit(jax.grad(loss)).lower(params["generator"]).cost_analysis()["flops"]
     assert 0.67 < task.flops(4) / counted < 1.1
     assert TokenizerTask(MODEL, discriminator=DISCRIMINATOR).flops(4) > task.flops(4)
@@ -196,7 +242,11 @@ def test_mistakes_are_named():
 
 def test_logit_laplace_is_zero_for_the_image_itself():
     image = jnp.linspace(-1, 1, 12).reshape(1, 2, 2, 3)
+
     def of(x):
         return float(losses.reconstruction(x, image, 0.0, 0.0, 1.0, (-1.0, 1.0)))
+
     assert of(image) == 0 and of(image * 0.9) > 0
-    assert float(losses.psnr(image + 0.2, image + 0.0, (-10.0, 10.0))) == pytest.approx(40.0, abs=1e-3)
+    assert float(losses.psnr(image + 0.2, image + 0.0, (-10.0, 10.0))) == pytest.approx(
+        40.0, abs=1e-3
+    )

@@ -1,4 +1,5 @@
-"""A system that lives in tests/toy_system, made known by one line, goes the whole way without an edit of the package.
+"""A system that lives in tests/toy_system, made known by one line, goes the whole way without an
+edit of the package.
 
 That it compiles for a slice is in tests/cli/test_compile.py, with what else loads the TPU compiler.
 """
@@ -39,7 +40,9 @@ def trained(tmp_path_factory):
 
 
 def test_it_trains_its_part_first_and_draws_its_own_preview(trained):
-    assert (trained / "mean" / "checkpoints" / "4").is_dir() and (trained / "checkpoints" / "4").is_dir()
+    assert (trained / "mean" / "checkpoints" / "4").is_dir() and (
+        trained / "checkpoints" / "4"
+    ).is_dir()
     parts = json.loads((trained / "parts.json").read_text())
     assert parts["mean"]["folder"] == "mean" and len(parts["mean"]["fingerprint"]) == 16
     assert '"eval/spread"' in (trained / "metrics.jsonl").read_text()
@@ -48,7 +51,10 @@ def test_it_trains_its_part_first_and_draws_its_own_preview(trained):
 
 
 def test_killed_and_started_again_it_ends_bit_for_bit_where_it_would_have(trained, tmp_path):
-    """SIGKILL once its first checkpoint is there; steps take 0.3 s so that it is not done by then."""
+    """SIGKILL once its first checkpoint is there.
+
+    Steps take 0.3 s so that it is not done by then.
+    """
     slow = tmp_path / "slow.py"
     slow.write_text(
         "import time, jax\n"
@@ -65,7 +71,9 @@ def test_killed_and_started_again_it_ends_bit_for_bit_where_it_would_have(traine
     while not first.exists() and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and not (tmp_path / "run" / "checkpoints" / "4").exists()
+    assert (
+        process.wait() == -signal.SIGKILL and not (tmp_path / "run" / "checkpoints" / "4").exists()
+    )
     inside("train", _RECIPE, "--workdir", tmp_path / "run")
     mine, theirs = (runs.load(run).weights["toy"]["net"] for run in (tmp_path / "run", trained))
     for name in theirs:
@@ -74,15 +82,32 @@ def test_killed_and_started_again_it_ends_bit_for_bit_where_it_would_have(traine
 
 def test_sample_takes_its_options_and_lists_them(trained, tmp_path):
     shown = inside("sample", trained, "--help").stdout
-    assert "--noise" in shown and "standard deviation of the noise" in shown and "--top-k" not in shown
+    assert (
+        "--noise" in shown and "standard deviation of the noise" in shown and "--top-k" not in shown
+    )
     assert "1.5" in shown  # what the recipe sets
     inside("sample", trained, _CAPTION, "--count", 2, "--out", tmp_path / "a")
-    inside("sample", trained, _CAPTION, "--count", 2, "--guidance", 1.5, "--noise", 0, "--out", tmp_path / "b")
+    inside(
+        "sample",
+        trained,
+        _CAPTION,
+        "--count",
+        2,
+        "--guidance",
+        1.5,
+        "--noise",
+        0,
+        "--out",
+        tmp_path / "b",
+    )
     inside("sample", trained, _CAPTION, "--count", 2, "--guidance", 0, "--out", tmp_path / "c")
     plain, same, mean = (np.asarray(Image.open(tmp_path / name / "000-00.png")) for name in "abc")
     np.testing.assert_array_equal(plain, same)
     assert np.ptp(plain, axis=(0, 1)).max() == 0 and not np.array_equal(plain, mean)
-    assert "noise=-1.0 is below 0" in inside("sample", trained, _CAPTION, "--noise", -1, status=2).stderr
+    assert (
+        "noise=-1.0 is below 0"
+        in inside("sample", trained, _CAPTION, "--noise", -1, status=2).stderr
+    )
     told = inside("sample", trained, _CAPTION, "--nois", 1, status=2).stderr
     assert "--nois is no option" in told and "did you mean '--noise'?" in told
     with pytest.raises(UserError, match="give ToyOptions"):
@@ -97,7 +122,9 @@ def test_it_is_evaluated_exported_and_loaded(trained, tmp_path):
     assert sorted(path.name for path in (tmp_path / "system").iterdir()) == [
         "mean", "system.json", "text_tokenizer", "weights.safetensors",
     ]  # fmt: skip
-    ours, theirs = (runs.load(run).generate([_CAPTION], seed=1) for run in (trained, tmp_path / "system"))
+    ours, theirs = (
+        runs.load(run).generate([_CAPTION], seed=1) for run in (trained, tmp_path / "system")
+    )
     np.testing.assert_array_equal(ours, theirs)
 
 
@@ -117,26 +144,43 @@ def test_weights_go_to_pytorch_and_back(trained, tmp_path):
 def test_another_part_is_refused_by_its_fingerprint(trained, tmp_path):
     recipe = load_recipe(_RECIPE)
     runs.export(trained, tmp_path / "copy")
-    runs.train(changed(recipe.parts["mean"], ["train.seed=1", "train.eval_every=0"]), tmp_path / "other")
+    runs.train(
+        changed(recipe.parts["mean"], ["train.seed=1", "train.eval_every=0"]), tmp_path / "other"
+    )
     small = ["train.steps=1", "train.eval_every=0"]
     runs.train(changed(recipe, [*small, f"mean={trained / 'mean'}"]), tmp_path / "run")
-    with pytest.raises(UserError, match="parts.mean=.* has other weights .* than this run was begun with"):
+    with pytest.raises(
+        UserError, match="parts.mean=.* has other weights .* than this run was begun with"
+    ):
         runs.train(changed(recipe, [*small, f"mean={tmp_path / 'other'}"]), tmp_path / "run")
-    with pytest.raises(UserError, match="parts.mean is a recipe, and this run was begun with a finished part"):
+    with pytest.raises(
+        UserError, match="parts.mean is a recipe, and this run was begun with a finished part"
+    ):
         runs.train(changed(recipe, small), tmp_path / "run")
-    with pytest.raises(UserError, match="parts.mean.train.steps=9 would train further .* at step 4"):
+    with pytest.raises(
+        UserError, match="parts.mean.train.steps=9 would train further .* at step 4"
+    ):
         runs.train(changed(recipe, ["mean.train.steps=9"]), trained)
-    with pytest.raises(UserError, match="parts.mean is a run of ToyTask; give one of MeanColourTask"):
+    with pytest.raises(
+        UserError, match="parts.mean is a run of ToyTask; give one of MeanColourTask"
+    ):
         runs.train(changed(recipe, [*small, f"mean={trained}"]), tmp_path / "wrong")
 
 
 def test_a_task_without_objectives_joins_parts_that_inherit_from_it(tmp_path):
-    """One recipe: the mean colour, then a toy that has no part of its own and takes the mean from around it."""
+    """One recipe: the mean colour, then a toy that has no part of its own and takes the mean from
+    around it.
+    """
     recipe = pair.get_config()
     system = runs.train(recipe, tmp_path / "run")
-    assert (tmp_path / "run" / "recipe.json").is_file() and not (tmp_path / "run" / "checkpoints").exists()
+    assert (tmp_path / "run" / "recipe.json").is_file() and not (
+        tmp_path / "run" / "checkpoints"
+    ).exists()
     assert not (tmp_path / "run" / "toy" / "mean").exists()
-    assert json.loads((tmp_path / "run" / "toy" / "parts.json").read_text())["mean"]["folder"] == "../mean"
+    assert (
+        json.loads((tmp_path / "run" / "toy" / "parts.json").read_text())["mean"]["folder"]
+        == "../mean"
+    )
     images = system.generate([_CAPTION])
     again = runs.train(recipe, tmp_path / "run")  # nothing is trained anew
     runs.export(tmp_path / "run", tmp_path / "system")
@@ -149,23 +193,27 @@ def test_a_task_without_objectives_joins_parts_that_inherit_from_it(tmp_path):
 
 def test_eight_devices_train_and_sample_what_one_does(trained, tmp_path):
     code = (
-        "import sys, numpy as np\n"
-        "from tests.toy_system.recipe import get_config\n"
-        "from t2i_jax import runs\n"
-        "from t2i_jax.runs.recipe import changed\n"
-        "alone, split = (runs.load(sys.argv[1], mesh=m) for m in (None, {'data': 2, 'fsdp': 2, 'tensor': 2}))\n"
-        "assert any('tensor' in str(a.sharding.spec) for a in split.weights['toy']['net'].values())\n"
-        "one, eight = (s.generate(['a red circle', 'a blue square']).astype(int) for s in (alone, split))\n"
-        "assert np.max(np.abs(one - eight)) <= 1\n"
-        "mesh = \"train.mesh={'data': 2, 'fsdp': 2, 'tensor': 2}\"\n"
-        "recipe = changed(get_config(), ['train.eval_every=0', f'mean={sys.argv[1]}/mean', mesh])\n"
-        "net = runs.train(recipe, sys.argv[2]).weights['toy']['net']\n"
-        "for name, mine in alone.weights['toy']['net'].items():\n"
-        "    np.testing.assert_allclose(np.asarray(net[name]), mine, atol=1e-4)\n"
+        "import sys, numpy as np\nfrom tests.toy_system.recipe import get_config\nfrom t2i_jax "
+        "import runs\nfrom t2i_jax.runs.recipe import changed\nalone, split = "
+        "(runs.load(sys.argv[1], mesh=m) for m in (None, {'data': 2, 'fsdp': 2, 'tensor': "
+        "2}))\nassert any('tensor' in str(a.sharding.spec) for a in "
+        "split.weights['toy']['net'].values())\none, eight = (s.generate(['a red circle', 'a blue "
+        "square']).astype(int) for s in (alone, split))\nassert np.max(np.abs(one - eight)) <= "
+        "1\nmesh = \"train.mesh={'data': 2, 'fsdp': 2, 'tensor': 2}\"\nrecipe = "
+        "changed(get_config(), ['train.eval_every=0', f'mean={sys.argv[1]}/mean', mesh])\nnet = "
+        "runs.train(recipe, sys.argv[2]).weights['toy']['net']\nfor name, mine in "
+        "alone.weights['toy']['net'].items():\n    "
+        "np.testing.assert_allclose(np.asarray(net[name]), mine, atol=1e-4)\n"
     )
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     environment = {**os.environ, **flags}
-    done = subprocess.run([sys.executable, "-c", code, trained, tmp_path / "meshed"], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, trained, tmp_path / "meshed"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -190,4 +238,7 @@ def test_no_upper_floor_names_a_system(floor):
     packages = {"imagen", "parti", "muse", "dalle2"}
     for path in sorted((_PACKAGE / floor).glob("*.py")):
         found = {name for name in _named(path) if name in of or name.lower() in packages}
-        assert not found, f"{path.relative_to(_PACKAGE)} names {found}; what only one system knows, that system says"
+        assert not found, (
+            f"{path.relative_to(_PACKAGE)} names {found}; what only one system knows, that system "
+            "says"
+        )

@@ -12,15 +12,31 @@ from t2i_jax.text.stored import StoredText
 from tests.train.toy import ToyBatches
 
 UNET = Unet(
-    dim=8, dim_mults=(1, 2), attn_heads=2, attn_dim_head=4, layer_attns=False, layer_cross_attns=(False, True),
-    attn_pool_text=False, max_text_len=4, learned_sinu_pos_emb_dim=4, num_resnet_blocks=0, attend_at_middle=False,
-    init_cross_embed=False, init_conv_kernel_size=3,
-)  # fmt: skip
+    dim=8,
+    dim_mults=(1, 2),
+    attn_heads=2,
+    attn_dim_head=4,
+    layer_attns=False,
+    layer_cross_attns=(False, True),
+    attn_pool_text=False,
+    max_text_len=4,
+    learned_sinu_pos_emb_dim=4,
+    num_resnet_blocks=0,
+    attend_at_middle=False,
+    init_cross_embed=False,
+    init_conv_kernel_size=3,
+)
 TEXT = StoredText(dim=6, max_length=3)
 TASK = ImagenTask(
     stages=(
         Stage(UNET, image_size=8, steps=3),
-        Stage(UNET.clone(memory_efficient=True), image_size=16, noise=Edm(), lowres=LowresNoise(per_row=True), steps=2),
+        Stage(
+            UNET.clone(memory_efficient=True),
+            image_size=16,
+            noise=Edm(),
+            lowres=LowresNoise(per_row=True),
+            steps=2,
+        ),
     ),
     text=TEXT,
 )
@@ -31,8 +47,14 @@ def batch_of(task, rows=2, seed=0):
     rng = np.random.default_rng(seed)
     made = {}
     for name, spec in task.batch_spec(rows).items():
-        made[name] = rng.integers(0, 256, spec.shape) if spec.dtype == jnp.uint8 else rng.normal(size=spec.shape)
-        made[name] = np.ones(spec.shape, bool) if name == "text_mask" else made[name].astype(spec.dtype)
+        made[name] = (
+            rng.integers(0, 256, spec.shape)
+            if spec.dtype == jnp.uint8
+            else rng.normal(size=spec.shape)
+        )
+        made[name] = (
+            np.ones(spec.shape, bool) if name == "text_mask" else made[name].astype(spec.dtype)
+        )
     return made
 
 

@@ -10,7 +10,9 @@ from t2i_jax.text import cache, tokenizer
 from t2i_jax.text.t5 import T5Text
 from t2i_jax.text.t5_encoder import T5Encoder
 
-TEXT = T5Text(None, T5Encoder(dim=8, depth=2, heads=2, dim_head=6, mlp_dim=10, vocab_size=64), max_length=40)
+TEXT = T5Text(
+    None, T5Encoder(dim=8, depth=2, heads=2, dim_head=6, mlp_dim=10, vocab_size=64), max_length=40
+)
 CAPTIONS = ["a red circle", "", "a blue square below a green cross", "cross", "a red square"]
 
 
@@ -26,7 +28,11 @@ def test_padding_is_not_seen_and_its_length_does_not_matter(key):
 
 def test_captions_become_rows_in_order_without_padding(key):
     params, vocabulary = TEXT.init(key), tokenizer.train_bpe(CAPTIONS, 64)
-    rows = list(cache.embed_captions(TEXT, params, vocabulary, iter(CAPTIONS), batch_size=2, dtype="float32"))
+    rows = list(
+        cache.embed_captions(
+            TEXT, params, vocabulary, iter(CAPTIONS), batch_size=2, dtype="float32"
+        )
+    )
     assert [len(row) for row in rows] == vocabulary.lengths(CAPTIONS).tolist()
     ids, mask = vocabulary(CAPTIONS, 40)
     embeds = np.asarray(TEXT.embed(params, ids, mask))
@@ -39,7 +45,9 @@ def test_captions_become_rows_in_order_without_padding(key):
 
 
 def test_weights_have_a_place_on_every_mesh(key):
-    placed = sharding.shardings(TEXT.shapes(), sharding.make_mesh(devices=jax.devices()[:1]), "fsdp_tp")
+    placed = sharding.shardings(
+        TEXT.shapes(), sharding.make_mesh(devices=jax.devices()[:1]), "fsdp_tp"
+    )
     assert jax.tree.structure(placed) == jax.tree.structure(TEXT.init(key))
     names = TEXT.shapes()["layers"]["wide"]["kernel"].names
     assert names == ("layers", "embed", "mlp")

@@ -25,9 +25,16 @@ def spiece(tmp_path_factory):
 
     prefix = tmp_path_factory.mktemp("spm") / "spiece"
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CAPTIONS), model_prefix=str(prefix), vocab_size=60, pad_id=0, eos_id=1, unk_id=2,
-        bos_id=-1, hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(CAPTIONS),
+        model_prefix=str(prefix),
+        vocab_size=60,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
     return prefix.with_suffix(".model").read_bytes()
 
 
@@ -42,7 +49,8 @@ def test_words_become_few_tokens_and_case_does_not_matter():
     ids, mask = vocabulary(["A Large RED circle", "a large red circle"], 12)
     assert ids.dtype == np.int32 and mask.dtype == bool and ids.shape == mask.shape == (2, 12)
     np.testing.assert_array_equal(ids[0], ids[1])
-    assert list(ids[0, mask[0]][-1:]) == [tokenizer.EOS] and mask[0].sum() == 5  # a token per word, and the end
+    # a token per word, and the end
+    assert list(ids[0, mask[0]][-1:]) == [tokenizer.EOS] and mask[0].sum() == 5
     assert (ids[~mask] == tokenizer.PAD).all()
 
 
@@ -58,12 +66,22 @@ def test_kinds_agree_on_ends(spiece):
     for it in (tokenizer.SentencePiece(spiece), tokenizer.train_bpe(CAPTIONS, 64)):
         ids, mask = it(["", CAPTIONS[0] * 5], 6)
         assert mask[0].tolist() == [True] + [False] * 5 and ids[0, 0] == tokenizer.EOS
-        assert mask[1].all() and ids[1, -1] == tokenizer.EOS and (ids[1, :-1] > tokenizer.UNKNOWN).any()
-        assert it.lengths(["", CAPTIONS[0] * 5]).tolist()[0] == 1 and it.lengths([CAPTIONS[0] * 5])[0] > 6
+        assert (
+            mask[1].all()
+            and ids[1, -1] == tokenizer.EOS
+            and (ids[1, :-1] > tokenizer.UNKNOWN).any()
+        )
+        assert (
+            it.lengths(["", CAPTIONS[0] * 5]).tolist()[0] == 1
+            and it.lengths([CAPTIONS[0] * 5])[0] > 6
+        )
 
 
 def test_saved_and_loaded_is_the_same(spiece, tmp_path):
-    for name, it in (("a", tokenizer.SentencePiece(spiece)), ("b", tokenizer.train_bpe(CAPTIONS, 64))):
+    for name, it in (
+        ("a", tokenizer.SentencePiece(spiece)),
+        ("b", tokenizer.train_bpe(CAPTIONS, 64)),
+    ):
         it.save(tmp_path / name / "deep")
         for again in (tokenizer.load(tmp_path / name / "deep"), pickle.loads(pickle.dumps(it))):
             assert again.vocab_size == it.vocab_size and type(again) is type(it)

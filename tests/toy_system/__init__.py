@@ -1,4 +1,6 @@
-"""A toy system: the colour of a scene from its caption, added to the mean colour of all scenes, which is its part."""
+"""A toy system: the colour of a scene from its caption, added to the mean colour of all scenes,
+which is its part.
+"""
 
 NAMES = {
     "ColourNet": "tests.toy_system.network",

@@ -51,7 +51,11 @@ class MeanColourTask(SystemTask):
         return {"mean": self.model.init(key)["params"]}, {}
 
     def batch_spec(self, batch_size):
-        return {"image": jax.ShapeDtypeStruct((batch_size, self.image_size, self.image_size, 3), jnp.uint8)}
+        return {
+            "image": jax.ShapeDtypeStruct(
+                (batch_size, self.image_size, self.image_size, 3), jnp.uint8
+            )
+        }
 
     def loss(self, params, stats, frozen, batch, key, step):
         colour = self.model.apply({"params": params["mean"]})

@@ -27,6 +27,8 @@ class ColourNet(nn.Module):
         weight_BL1 = mask_BL[..., None] / jnp.maximum(mask_BL.sum(-1)[:, None, None], 1)
         caption_BD = jnp.sum(embeds_BLD * weight_BL1, axis=1)
         init = nn.initializers.lecun_normal()
-        hidden = self.param("hidden", boxed(init, "embed", "mlp"), (embeds_BLD.shape[-1], self.dim), jnp.float32)
+        hidden = self.param(
+            "hidden", boxed(init, "embed", "mlp"), (embeds_BLD.shape[-1], self.dim), jnp.float32
+        )
         out = self.param("out", boxed(init, "mlp", None), (self.dim, 3), jnp.float32)
         return jnp.tanh(caption_BD @ hidden) @ out

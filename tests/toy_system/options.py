@@ -10,7 +10,8 @@ class ToyOptions:
     """How the toy samples.
 
     Attributes:
-      guidance: how far the caption moves the colour away from the mean; 0 is the mean colour, 1 what was trained.
+      guidance: how far the caption moves the colour away from the mean; 0 is the mean colour, 1
+        what was trained.
       noise: standard deviation of the noise added to every pixel, from 0.
     """
 

@@ -1,4 +1,6 @@
-"""A task that trains nothing of its own: it joins the mean colour and a toy, which inherits the mean from it."""
+"""A task that trains nothing of its own: it joins the mean colour and a toy, which inherits the
+mean from it.
+"""
 
 import dataclasses
 from typing import ClassVar

@@ -10,7 +10,9 @@ def get_config() -> t2i.Recipe:
     """The mean colour first, in WORKDIR/mean, then the toy."""
     text = t2i.LearnedText(dim=8, depth=1, heads=2, mlp_dim=16, vocab_size=64, max_length=12)
     data = t2i.DataConfig(source="shapes", image_size=8, threads=0)
-    train = t2i.TrainConfig(steps=4, batch_size=8, log_every=2, save_every=2, eval_every=4, ema_decay=0.5)
+    train = t2i.TrainConfig(
+        steps=4, batch_size=8, log_every=2, save_every=2, eval_every=4, ema_decay=0.5
+    )
     return t2i.Recipe(
         task=t2i.ToyTask(t2i.ColourNet(dim=8), text),
         data=data,

@@ -22,18 +22,39 @@ class ToySystem(TextToImage):
     text_tokenizer: Any = None
     mesh: Any = None
 
-    def generate(self, prompts, options=None, *, seed=0, images_per_prompt=1, batch_size=None, progress=False, **changes):
+    def generate(
+        self,
+        prompts,
+        options=None,
+        *,
+        seed=0,
+        images_per_prompt=1,
+        batch_size=None,
+        progress=False,
+        **changes,
+    ):
         """uint8 images (prompts * images_per_prompt, H, W, 3)."""
         options = generation.with_changes(ToyOptions, options, changes)
         prompt = generation.texts(self.task.text, self.text_tokenizer, prompts, None, guided=True)
         total = images_per_prompt * len(prompt["text_mask"])
         made = []
-        for rows in generation.batches(prompt, total, images_per_prompt, seed, batch_size, progress=progress):
+        for rows in generation.batches(
+            prompt, total, images_per_prompt, seed, batch_size, progress=progress
+        ):
             with jax.set_mesh(self.mesh):
-                images = paint(self.task, self.weights["toy"], self.frozen, rows.arrays, rows.keys_B, options.guidance)
+                images = paint(
+                    self.task,
+                    self.weights["toy"],
+                    self.frozen,
+                    rows.arrays,
+                    rows.keys_B,
+                    options.guidance,
+                )
                 one = functools.partial(jax.random.normal, shape=images.shape[1:])
                 noise = jax.vmap(one)(rows.keys_B)
-                made.append(np.asarray(to_uint8(images + options.noise * noise, SIGNED))[: rows.count])
+                made.append(
+                    np.asarray(to_uint8(images + options.noise * noise, SIGNED))[: rows.count]
+                )
         return np.concatenate(made)
 
     def preview(self, held_out, evaluation):

@@ -25,7 +25,8 @@ class ToyTask(SystemTask):
     """Learns how a caption moves the colour of an image away from the mean colour.
 
     Attributes:
-      model: the network. text: a text encoder. mean: the network of the part. image_size: side of the images.
+      model: the network. text: a text encoder. mean: the network of the part. image_size: side of
+        the images.
     """
 
     model: ColourNet

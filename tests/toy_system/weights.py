@@ -1,4 +1,6 @@
-"""The toy's weights to and from a state dict {"hidden", "out", "colour"}, with matrices as PyTorch has them."""
+"""The toy's weights to and from a state dict {"hidden", "out", "colour"}, with matrices as PyTorch
+has them.
+"""
 
 import numpy as np
 
@@ -16,7 +18,13 @@ def from_torch(file):
     state = torch_io.arrays(file.loaded)
     dim, width = state["hidden"].shape
     size = file.options("toy").get("image_size", 8)
-    mean = Imported("MeanColour", MeanColourTask(image_size=size), {"mean": {"colour": state["colour"]}}, {}, size)
+    mean = Imported(
+        "MeanColour",
+        MeanColourTask(image_size=size),
+        {"mean": {"colour": state["colour"]}},
+        {},
+        size,
+    )
     task = ToyTask(ColourNet(dim), file.text(width), MeanColourTask().model, size)
     net = {"hidden": state["hidden"].T, "out": state["out"].T}
     return Imported("toy", task, {"toy": {"net": net}}, {}, size, {"mean": mean})
@@ -26,4 +34,6 @@ def to_torch(contents, path):
     """Writes a run as that state dict."""
     net = contents.averaged["toy"]["net"]
     state = {name: np.asarray(net[name]).T for name in ("hidden", "out")}
-    torch_io.write(path, {**state, "colour": np.asarray(contents.parts["mean"].averaged["mean"]["colour"])})
+    torch_io.write(
+        path, {**state, "colour": np.asarray(contents.parts["mean"].averaged["mean"]["colour"])}
+    )

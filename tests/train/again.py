@@ -1,7 +1,9 @@
-"""A start in a process of its own that compiles a toy step or finds it: `python -m tests.train.again FOLDER RANK PORT`.
+"""A start in a process of its own that compiles a toy step or finds it: `python -m
+tests.train.again FOLDER RANK PORT`.
 
-Eight simulated devices and one process, or, with a PORT, two processes of two devices. The last line on stdout is JSON:
-how often the step was traced, the loss after two steps, and whether the old state was given away.
+Eight simulated devices and one process, or, with a PORT, two processes of two devices. The last
+line on stdout is JSON: how often the step was traced, the loss after two steps, and whether the old
+state was given away.
 """
 
 import json
@@ -32,7 +34,9 @@ TASK = ToyTask()
 
 
 def start(folder, mesh, what="a toy", task=TASK):
-    """(how often the step was traced, state after two steps, loss, whether the first state was given away)."""
+    """(how often the step was traced, state after two steps, loss, whether the first state was
+    given away).
+    """
     optimisers = states.optimisers_of(task, CONFIG)
     first = states.start_of(task, optimisers, CONFIG.ema_decay)
     rules = "fsdp_tp" if mesh.size > 1 else "dp"
@@ -44,7 +48,9 @@ def start(folder, mesh, what="a toy", task=TASK):
         traced.append(1)
         return train_step(*arguments, task=task, optimisers=optimisers, ema_decay=CONFIG.ema_decay)
 
-    program = CompiledStep(step, places, mesh, Executables(pathlib.Path(folder), {"what": what}, mesh.devices.flat))
+    program = CompiledStep(
+        step, places, mesh, Executables(pathlib.Path(folder), {"what": what}, mesh.devices.flat)
+    )
     source, before = ToyBatches(), state
     at = sharding.batch_sharding(mesh)
 

@@ -1,6 +1,8 @@
-"""What runs on eight simulated devices, in a process of its own: `python -m tests.train.eight CASE`.
+"""What runs on eight simulated devices, in a process of its own: `python -m tests.train.eight
+CASE`.
 
-Each case trains a few steps on one device and on meshes of eight with every preset of rules, and compares.
+Each case trains a few steps on one device and on meshes of eight with every preset of rules, and
+compares.
 """
 
 import os
@@ -9,7 +11,9 @@ import sys
 if __name__ == "__main__":
     from tests.flags import FAST
 
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {FAST} --xla_llvm_disable_expensive_passes=true"
+    os.environ["XLA_FLAGS"] = (
+        f"--xla_force_host_platform_device_count=8 {FAST} --xla_llvm_disable_expensive_passes=true"
+    )
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 import functools
@@ -31,10 +35,20 @@ from t2i_jax.train.optim import OptimConfig
 from t2i_jax.train.step import train_step
 from tests.train.toy import ToyBatches, ToyTask
 
-MESHES = {"dp": {"data": 8}, "fsdp": {"data": 2, "fsdp": 4}, "fsdp_tp": {"data": 2, "fsdp": 2, "tensor": 2}}
-MORE = {"sequence": {"fsdp": 2, "sequence": 2, "tensor": 2}, "slices": {"slice": 2, "data": 2, "fsdp": 2}}
-# SGD-like: a large eps keeps Adam from blowing rounding differences of tiny gradients up to the size of a step.
-CONFIG = TrainConfig(batch_size=16, ema_decay=0.9, optim=OptimConfig(learning_rate=0.01, eps=1e-2, clip_norm=1.0))
+MESHES = {
+    "dp": {"data": 8},
+    "fsdp": {"data": 2, "fsdp": 4},
+    "fsdp_tp": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+MORE = {
+    "sequence": {"fsdp": 2, "sequence": 2, "tensor": 2},
+    "slices": {"slice": 2, "data": 2, "fsdp": 2},
+}
+# SGD-like: a large eps keeps Adam from blowing rounding differences of tiny gradients up to the
+# size of a step.
+CONFIG = TrainConfig(
+    batch_size=16, ema_decay=0.9, optim=OptimConfig(learning_rate=0.01, eps=1e-2, clip_norm=1.0)
+)
 
 
 def setting(task, mesh, rules):
@@ -43,12 +57,16 @@ def setting(task, mesh, rules):
     start = states.start_of(task, optimisers, CONFIG.ema_decay)
     abstract = states.abstract(start, task, mesh, rules)
     at = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    step = functools.partial(train_step, task=task, optimisers=optimisers, ema_decay=CONFIG.ema_decay)
+    step = functools.partial(
+        train_step, task=task, optimisers=optimisers, ema_decay=CONFIG.ema_decay
+    )
     return jax.jit(start, out_shardings=at), jax.jit(step, out_shardings=(at, None)), abstract
 
 
 def run(task, mesh, rules, frozen, batches, first=None):
-    """(state, metrics of every step, sharding specs of the parameters) after the batches, from the state `first`."""
+    """(state, metrics of every step, sharding specs of the parameters) after the batches, from the
+    state `first`.
+    """
     start, step, abstract = setting(task, mesh, rules)
     at = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     state, metrics = start(jax.random.key(0)) if first is None else jax.device_put(first, at), []
@@ -62,14 +80,18 @@ def run(task, mesh, rules, frozen, batches, first=None):
     return state, metrics, jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, PartitionSpec))
 
 
-def compare(task, batches, frozen=None, tolerance=1e-4, presets=tuple(MESHES), splits=("fsdp", "tensor")):
+def compare(
+    task, batches, frozen=None, tolerance=1e-4, presets=tuple(MESHES), splits=("fsdp", "tensor")
+):
     """Fails where a mesh of eight gives other losses or parameters than one device.
 
     Args:
-      tolerance: of parameters, relative to the largest change of any of their group, which is how far an error in a
-        gradient shows; of stats, relative to the largest of each array. Sums over eight devices round differently: seen
-        were 7e-6 at most, but for the biases and norms of a cascade.
-      presets: of rules; all where compiling is not too long. splits: axes that its parameters are split over.
+      tolerance: of parameters, relative to the largest change of any of their group, which is how
+        far an error in a gradient shows; of stats, relative to the largest of each array. Sums over
+        eight devices round differently: seen were 7e-6 at most, but for the biases and norms of a
+        cascade.
+      presets: of rules; all where compiling is not too long. splits: axes that its parameters are
+        split over.
     """
     one = sharding.make_mesh(None, jax.devices()[:1])
     first = setting(task, one, "dp")[0](jax.random.key(0))
@@ -86,14 +108,26 @@ def compare(task, batches, frozen=None, tolerance=1e-4, presets=tuple(MESHES), s
         same(state.stats, alone.stats, tolerance, 1e-6 * tolerance, rules)
         for what in ("params", "ema"):
             for group, theirs in getattr(alone, what).items():
-                moved = jax.tree.map(lambda new, old: float(jnp.max(jnp.abs(new - old))), theirs, first.params[group])
+                moved = jax.tree.map(
+                    lambda new, old: float(jnp.max(jnp.abs(new - old))), theirs, first.params[group]
+                )
                 largest = max(jax.tree.leaves(moved))
-                same(getattr(state, what)[group], theirs, 0.0, tolerance * largest, f"{rules}, {what}, {group}")
+                same(
+                    getattr(state, what)[group],
+                    theirs,
+                    0.0,
+                    tolerance * largest,
+                    f"{rules}, {what}, {group}",
+                )
 
 
 def same(mine, theirs, tolerance, least, rules):
-    """Fails where an array differs by more than `tolerance` times its largest entry, and by more than `least`."""
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(mine), jax.tree.leaves(theirs), strict=True):
+    """Fails where an array differs by more than `tolerance` times its largest entry, and by more
+    than `least`.
+    """
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(mine), jax.tree.leaves(theirs), strict=True
+    ):
         a, b = np.asarray(a), np.asarray(b)
         error, size = (np.max(np.abs(x), initial=0) for x in (a - b, b))
         name = f"{rules}: {jax.tree_util.keystr(path)}"
@@ -103,28 +137,44 @@ def same(mine, theirs, tolerance, least, rules):
 def toy():
     """The toy task, and a checkpoint of eight devices read by eight, four, two and one."""
     source, task = ToyBatches(), ToyTask()
-    batches = [{name: batch[name] for name in ("x", "y")} for batch in (next(source) for _ in range(2))]
+    batches = [
+        {name: batch[name] for name in ("x", "y")} for batch in (next(source) for _ in range(2))
+    ]
     compare(task, batches)
 
-    state, _, _ = run(task, sharding.make_mesh(MESHES["fsdp_tp"]), "fsdp_tp", None, batches)  # made where it lies
+    # made where it lies
+    state, _, _ = run(task, sharding.make_mesh(MESHES["fsdp_tp"]), "fsdp_tp", None, batches)
     moments = state.opt_state["first"][1].mu["wide"]
-    assert moments.sharding.spec == state.params["first"]["wide"].sharding.spec == PartitionSpec("fsdp", "tensor")
+    assert (
+        moments.sharding.spec
+        == state.params["first"]["wide"].sharding.spec
+        == PartitionSpec("fsdp", "tensor")
+    )
     assert state.ema["first"]["wide"].sharding == state.params["first"]["wide"].sharding
     with tempfile.TemporaryDirectory() as workdir:
         checkpoints = Checkpoints(workdir, keep=1)
         checkpoints.save(2, state, [{"number": 2}], {})
         checkpoints.wait()
-        places = (8, {"fsdp": 8}, "fsdp"), (4, {"data": 2, "tensor": 2}, "fsdp_tp"), (2, None, "fsdp"), (1, None, "dp")
+        places = (
+            (8, {"fsdp": 8}, "fsdp"),
+            (4, {"data": 2, "tensor": 2}, "fsdp_tp"),
+            (2, None, "fsdp"),
+            (1, None, "dp"),
+        )
         for count, shape, rules in places:
             mesh = sharding.make_mesh(shape, jax.devices()[:count])
             _, _, abstract = setting(task, mesh, rules)
             restored, positions = checkpoints.restore(abstract, lambda stored: None)
             assert positions == [{"number": 2}]
             assert {leaf.sharding.mesh.size for leaf in jax.tree.leaves(restored.params)} == {count}
+
             def plain(s):
                 return s.replace(key=jax.random.key_data(s.key))
+
             chex.assert_trees_all_equal(plain(restored), plain(state))
-        places = sharding.shardings(dict(task.init(jax.random.key(0))[0]), sharding.make_mesh({"fsdp": 8}), "fsdp")
+        places = sharding.shardings(
+            dict(task.init(jax.random.key(0))[0]), sharding.make_mesh({"fsdp": 8}), "fsdp"
+        )
         _, weights = checkpoints.weights(places)
         for name in ("params", "ema"):
             chex.assert_trees_all_equal(weights[name], dict(getattr(state, name)))
@@ -133,21 +183,31 @@ def toy():
 
 
 def frozen():
-    """Frozen parameters: large ones are split where the rules split parameters, small ones are not."""
-    tree = {"large": jnp.zeros((3, 512, 64)), "small": jnp.zeros((8, 8)), "odd": jnp.zeros((257, 257))}
+    """Frozen parameters: large ones are split as the rules split parameters, small ones are not."""
+    tree = {
+        "large": jnp.zeros((3, 512, 64)),
+        "small": jnp.zeros((8, 8)),
+        "odd": jnp.zeros((257, 257)),
+    }
     mesh = sharding.make_mesh({"fsdp": 8})
     specs = jax.tree.map(lambda leaf: leaf.sharding.spec, sharding.place_frozen(tree, mesh, "fsdp"))
-    assert specs == {"large": PartitionSpec(None, "fsdp"), "small": PartitionSpec(), "odd": PartitionSpec()}
+    assert specs == {
+        "large": PartitionSpec(None, "fsdp"),
+        "small": PartitionSpec(),
+        "odd": PartitionSpec(),
+    }
     whole = sharding.place_frozen(tree, mesh, "dp")
     assert all(leaf.sharding.spec == PartitionSpec() for leaf in jax.tree.leaves(whole))
 
 
 class Adversary(nn.Module):
-    """A discriminator of two convolutions: compiles fast, also with the gradient of its gradient."""
+    """A discriminator of two convolutions: it compiles fast, with the gradient of its gradient."""
 
     @nn.compact
     def __call__(self, image_BHWC):
-        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), (None, None, "conv_in", "conv_out"))
+        init = nn.with_logical_partitioning(
+            nn.initializers.lecun_normal(), (None, None, "conv_in", "conv_out")
+        )
         x = nn.silu(nn.Conv(8, (4, 4), (4, 4), kernel_init=init, name="patches")(image_BHWC))
         return nn.Conv(1, (2, 2), kernel_init=init, name="judge")(x)
 
@@ -158,26 +218,48 @@ def tokenizer():
     from t2i_jax.systems.tokenizer.task import TokenizerTask
 
     net = ViTVQGAN(
-        image_size=16, patch_size=4, dim=16, layers=1, heads=2, mlp_dim=32, codebook_size=16, codebook_dim=4
+        image_size=16,
+        patch_size=4,
+        dim=16,
+        layers=1,
+        heads=2,
+        mlp_dim=32,
+        codebook_size=16,
+        codebook_dim=4,
     )
     task = TokenizerTask(
-        net, discriminator=Adversary(), gan_loss="softplus", penalty="r1", penalty_every=1, adversarial_weight=0.1
+        net,
+        discriminator=Adversary(),
+        gan_loss="softplus",
+        penalty="r1",
+        penalty_every=1,
+        adversarial_weight=0.1,
     )
     compare(task, _random_batches(task, 2))
 
 
 def gan():
-    """One step against the discriminator of parti-pytorch: strided convolutions, group norms, the slope's slope.
+    """One step against the discriminator of parti-pytorch: strided convolutions, group norms, the
+    slope's slope.
 
-    From the second step on such runs drift apart, 3e-4 in the norm of the gradient and a hundred times more in the
-    third. That is rounding: the quantiser's entropy loss and the penalty multiply a difference by about a thousand per
-    step. With everything in float64 the first step agrees to 3e-10 and the second to 2e-7.
+    From the second step on such runs drift apart, 3e-4 in the norm of the gradient and a hundred
+    times more in the third. That is rounding: the quantiser's entropy loss and the penalty multiply
+    a difference by about a thousand per step. With everything in float64 the first step agrees to
+    3e-10 and the second to 2e-7.
     """
     from t2i_jax.models.vit_vqgan import VitVQGanVAE
     from t2i_jax.systems.tokenizer.task import TokenizerTask
 
     net = VitVQGanVAE(
-        dim=16, image_size=16, patch_size=4, layers=1, heads=2, dim_head=8, ff_mult=1, codebook_size=16, discr_layers=1
+        dim=16,
+        image_size=16,
+        patch_size=4,
+        layers=1,
+        heads=2,
+        dim_head=8,
+        ff_mult=1,
+        codebook_size=16,
+        discr_layers=1,
     )
     task = TokenizerTask(net, discriminator=net.discriminator(), penalty_every=1)
     batches = _random_batches(task, 1)
@@ -185,17 +267,22 @@ def gan():
     first = setting(task, one, "dp")[0](jax.random.key(0))
     alone, (expected,), _ = run(task, one, "dp", None, batches, first)
     for rules in MESHES:
-        state, (metrics,), _ = run(task, sharding.make_mesh(MESHES[rules]), rules, None, batches, first)
+        state, (metrics,), _ = run(
+            task, sharding.make_mesh(MESHES[rules]), rules, None, batches, first
+        )
         for name, value in expected.items():
             assert np.isclose(metrics[name], value, rtol=1e-4, atol=1e-6), f"{rules}: {name}"
-        for group, chain in state.opt_state.items():  # after one step Adam's first moment is the gradient, scaled
+        # after one step Adam's first moment is the gradient, scaled
+        for group, chain in state.opt_state.items():
             gradients = alone.opt_state[group][1].mu
             largest = max(float(np.max(np.abs(leaf))) for leaf in jax.tree.leaves(gradients))
             same(chain[1].mu, gradients, 1e-2, 1e-5 * largest, f"{rules}, {group}")
 
 
 class TwoConvolutions(nn.Module):
-    """A stride of 2, then of 1: no smaller network was found to come out wrong, see `sharding.RULES`."""
+    """A stride of 2, then of 1: no smaller network was found to come out wrong, see
+    `sharding.RULES`.
+    """
 
     @nn.compact
     def __call__(self, x_BHWC):
@@ -203,7 +290,9 @@ class TwoConvolutions(nn.Module):
 
 
 def strided():
-    """The gradient through a strided convolution, which was wrong by 90% with both of its channel axes split."""
+    """The gradient through a strided convolution, which was wrong by 90% with both of its channel
+    axes split.
+    """
     model = TwoConvolutions()
     x = np.random.default_rng(0).normal(size=(16, 8, 8, 8)).astype(np.float32)
     boxed = model.init(jax.random.key(0), x)
@@ -212,7 +301,10 @@ def strided():
     for rules, shape in MESHES.items():
         mesh = sharding.make_mesh(shape)
         at = sharding.shardings(boxed, mesh, rules)
-        here = jax.device_put(sharding.unbox(boxed), at), jax.device_put(x, sharding.batch_sharding(mesh))
+        here = (
+            jax.device_put(sharding.unbox(boxed), at),
+            jax.device_put(x, sharding.batch_sharding(mesh)),
+        )
         same(jax.jit(gradient, out_shardings=at)(*here), expected, 1e-4, 0.0, rules)
 
 
@@ -225,7 +317,14 @@ def parti():
     from t2i_jax.text.learned import LearnedText
 
     net = ViTVQGAN(
-        image_size=16, patch_size=4, dim=16, layers=1, heads=2, mlp_dim=32, codebook_size=16, codebook_dim=4
+        image_size=16,
+        patch_size=4,
+        dim=16,
+        layers=1,
+        heads=2,
+        mlp_dim=32,
+        codebook_size=16,
+        codebook_dim=4,
     )
     text = LearnedText(dim=16, depth=1, heads=2, mlp_dim=32, vocab_size=32, max_length=6)
     task = PartiTask(PartiTransformer(dim=16, depth=2, heads=2, mlp_dim=32), text, net)
@@ -269,14 +368,18 @@ def super_resolution():
     from t2i_jax.models.super_resolution import SuperResolution
     from t2i_jax.systems.super_resolution.task import SuperResolutionTask
 
-    task = SuperResolutionTask(SuperResolution(blocks=1, channels=8, expansion=2), 16, discriminator=Adversary())
-    compare(task, _random_batches(task, 2), splits=("fsdp",))  # convolutions alone: "tensor" splits heads and widths
+    task = SuperResolutionTask(
+        SuperResolution(blocks=1, channels=8, expansion=2), 16, discriminator=Adversary()
+    )
+    # convolutions alone: "tensor" splits heads and widths
+    compare(task, _random_batches(task, 2), splits=("fsdp",))
 
 
 def imagen():
     """The second stage of a cascade with a trained text encoder; one stage, for the sake of time.
 
-    Gradients before a norm are sums that nearly cancel, so changes agree to 1e-4 of the largest only.
+    Gradients before a norm are sums that nearly cancel, so changes agree to 1e-4 of the largest
+    only.
     """
     from t2i_jax.models.unet import NullUnet, Unet
     from t2i_jax.systems.cascade.stage import Stage
@@ -284,12 +387,24 @@ def imagen():
     from t2i_jax.text.learned import LearnedText
 
     net = Unet(
-        dim=8, dim_mults=(1, 2), attn_heads=2, attn_dim_head=4, layer_attns=False, layer_cross_attns=(False, True),
-        attn_pool_text=False, max_text_len=6, num_resnet_blocks=0, attend_at_middle=False, init_cross_embed=False,
-        init_conv_kernel_size=3, memory_efficient=True,
-    )  # fmt: skip
+        dim=8,
+        dim_mults=(1, 2),
+        attn_heads=2,
+        attn_dim_head=4,
+        layer_attns=False,
+        layer_cross_attns=(False, True),
+        attn_pool_text=False,
+        max_text_len=6,
+        num_resnet_blocks=0,
+        attend_at_middle=False,
+        init_cross_embed=False,
+        init_conv_kernel_size=3,
+        memory_efficient=True,
+    )
     text = LearnedText(dim=16, depth=1, heads=2, mlp_dim=32, vocab_size=32, max_length=6)
-    task = ImagenTask((Stage(NullUnet(), image_size=8), Stage(net, image_size=16, crop_size=8)), text)
+    task = ImagenTask(
+        (Stage(NullUnet(), image_size=8), Stage(net, image_size=16, crop_size=8)), text
+    )
     compare(task, _random_batches(task, 2), tolerance=5e-4)
 
 
@@ -308,18 +423,39 @@ def sampling():
     from t2i_jax.text.stored import StoredText
 
     text, key = StoredText(dim=8, max_length=4), jax.random.key(0)
-    prompts = np.random.default_rng(0).normal(size=(4, 4, 8)).astype(np.float32), np.ones((4, 4), bool)
+    prompts = (
+        np.random.default_rng(0).normal(size=(4, 4, 8)).astype(np.float32),
+        np.ones((4, 4), bool),
+    )
     net = ViTVQGAN(
-        image_size=8, patch_size=2, dim=16, layers=1, heads=2, mlp_dim=32, codebook_size=16, codebook_dim=4
+        image_size=8,
+        patch_size=2,
+        dim=16,
+        layers=1,
+        heads=2,
+        mlp_dim=32,
+        codebook_size=16,
+        codebook_dim=4,
     )
     parti = PartiTask(PartiTransformer(dim=16, depth=1, heads=2, mlp_dim=32), text, net)
     unet = Unet(
-        dim=8, dim_mults=(1, 2), attn_heads=2, attn_dim_head=4, layer_attns=False, layer_cross_attns=(False, True),
-        attn_pool_text=False, max_text_len=4, num_resnet_blocks=0, attend_at_middle=False, init_cross_embed=False,
+        dim=8,
+        dim_mults=(1, 2),
+        attn_heads=2,
+        attn_dim_head=4,
+        layer_attns=False,
+        layer_cross_attns=(False, True),
+        attn_pool_text=False,
+        max_text_len=4,
+        num_resnet_blocks=0,
+        attend_at_middle=False,
+        init_cross_embed=False,
         init_conv_kernel_size=3,
-    )  # fmt: skip
+    )
     cascade = ImagenTask((Stage(unet, image_size=8),), text)
-    weights = jax.tree.map(lambda w: w + 0.1 * jax.random.normal(key, w.shape), sharding.unbox(cascade.init(key)[0]))
+    weights = jax.tree.map(
+        lambda w: w + 0.1 * jax.random.normal(key, w.shape), sharding.unbox(cascade.init(key)[0])
+    )
     tokenizer = {"tokenizer": sharding.unbox(image_tokenizer.init(net, key))}
     for system, options in (
         (PartiSystem(parti, sharding.unbox(parti.init(key)[0]), tokenizer), {"temperature": 0.0}),
@@ -334,18 +470,34 @@ def sampling():
 
 
 def _cache_is_shared_out(system, prompts):
-    """In the compiled program a device keeps the past of its own rows (8 with guidance, over 4) and heads (2, over 2)."""
+    """In the compiled program a device keeps the past of its own rows (8 with guidance, over 4) and
+    heads (2, over 2).
+    """
     from t2i_jax.systems.parti import sampling
     from t2i_jax.systems.parti.options import PartiOptions
 
-    rows, keys = dict(zip(("text_embeds", "text_mask"), prompts, strict=True)), jax.random.split(jax.random.key(0), 4)
+    rows, keys = (
+        dict(zip(("text_embeds", "text_mask"), prompts, strict=True)),
+        jax.random.split(jax.random.key(0), 4),
+    )
     one = jnp.float32(1)
     with jax.set_mesh(system.mesh):
-        program = sampling.generate.lower(
-            system.weights["parti"], system.frozen, rows, keys, task=system.task, guidance=one, temperature=one,
-            sampling=PartiOptions().sampling,
-        ).compile().as_text()  # fmt: skip
-    assert "f32[2,16,1,8]" in program and "f32[8,16,2,8]" not in program  # rows, positions, heads, width
+        program = (
+            sampling.generate.lower(
+                system.weights["parti"],
+                system.frozen,
+                rows,
+                keys,
+                task=system.task,
+                guidance=one,
+                temperature=one,
+                sampling=PartiOptions().sampling,
+            )
+            .compile()
+            .as_text()
+        )
+    # rows, positions, heads, width
+    assert "f32[2,16,1,8]" in program and "f32[8,16,2,8]" not in program
 
 
 def _random_batches(task, count):
@@ -353,8 +505,12 @@ def _random_batches(task, count):
 
     def draw(shape):
         if shape.dtype == bool:
-            return np.arange(shape.shape[1])[None] < rng.integers(2, shape.shape[1], (shape.shape[0], 1))
-        return rng.integers(0, 30 if shape.dtype == np.int32 else 256, shape.shape).astype(shape.dtype)
+            return np.arange(shape.shape[1])[None] < rng.integers(
+                2, shape.shape[1], (shape.shape[0], 1)
+            )
+        return rng.integers(0, 30 if shape.dtype == np.int32 else 256, shape.shape).astype(
+            shape.dtype
+        )
 
     spec = task.batch_spec(CONFIG.batch_size)
     return [{name: draw(shape) for name, shape in spec.items()} for _ in range(count)]
@@ -362,7 +518,19 @@ def _random_batches(task, count):
 
 CASES = {
     case.__name__: case
-    for case in (toy, frozen, strided, tokenizer, gan, super_resolution, parti, t5, sequence, imagen, sampling)
+    for case in (
+        toy,
+        frozen,
+        strided,
+        tokenizer,
+        gan,
+        super_resolution,
+        parti,
+        t5,
+        sequence,
+        imagen,
+        sampling,
+    )
 }
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""A training run in a process of its own: `python -m tests.train.kill_me WORKDIR`; exits with 75 when preempted."""
+"""A training run in a process of its own: `python -m tests.train.kill_me WORKDIR`.
+
+Exits with 75 when preempted.
+"""
 
 import sys
 

@@ -1,8 +1,10 @@
-"""One of several processes that train the toy task: `python -m tests.train.several WORKDIR [WHAT PROCESS STEP]`.
+"""One of several processes that train the toy task: `python -m tests.train.several WORKDIR [WHAT
+PROCESS STEP]`.
 
-WHAT happens to one process after a step: a signal's name (it sends that to itself), "raise", "full" (the disk); at the
-start "width" (it is given another configuration) and "elsewhere" (another folder); "wait" (its data hang until it is
-asked to stop, which process 0 is); "after" (SIGTERM when it has trained).
+WHAT happens to one process after a step: a signal's name (it sends that to itself), "raise", "full"
+(the disk); at the start "width" (it is given another configuration) and "elsewhere" (another
+folder); "wait" (its data hang until it is asked to stop, which process 0 is); "after" (SIGTERM when
+it has trained).
 """
 
 import os
@@ -20,7 +22,14 @@ from t2i_jax.errors import Preempted, UserError
 from t2i_jax.train.loop import Hook, TrainConfig, fit
 from tests.train.toy import ToyBatches, ToyTask
 
-CONFIG = TrainConfig(steps=12, batch_size=16, save_every=5, log_every=1, mesh={"fsdp": 2, "tensor": -1}, rules="fsdp_tp")
+CONFIG = TrainConfig(
+    steps=12,
+    batch_size=16,
+    save_every=5,
+    log_every=1,
+    mesh={"fsdp": 2, "tensor": -1},
+    rules="fsdp_tp",
+)
 TASK = ToyTask(width=256)  # large enough for each process to save a file of its own
 
 
@@ -36,7 +45,11 @@ class Rows(ToyBatches):
     def __next__(self):
         if self.number == self.hang_at:
             time.sleep(100)
-        return {name: value[self.rows] for name, value in super().__next__().items() if name != "caption"}
+        return {
+            name: value[self.rows]
+            for name, value in super().__next__().items()
+            if name != "caption"
+        }
 
 
 def main(workdir, what=None, process="0", step="0"):
@@ -45,7 +58,8 @@ def main(workdir, what=None, process="0", step="0"):
 
         def happen(state, done, log):
             if done == at and what == "wait" and jax.process_index() == 0:
-                threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()  # when it waits for the other
+                # when it waits for the other
+                threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
             if not here or done != at:
                 return
             if what == "raise":

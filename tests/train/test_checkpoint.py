@@ -1,4 +1,6 @@
-"""Checkpoints on a hostile disk: damaged, missing, and full (a file system of its own, in a process of its own)."""
+"""Checkpoints on a hostile disk: damaged, missing, and full (a file system of its own, in a process
+of its own).
+"""
 
 import dataclasses
 import pathlib
@@ -43,14 +45,20 @@ def _truncate(step):
     "damage",
     [
         _truncate,
-        lambda step: [path.write_bytes(bytes(path.stat().st_size)) for path in _arrays(step, "weights")],
+        lambda step: [
+            path.write_bytes(bytes(path.stat().st_size)) for path in _arrays(step, "weights")
+        ],
         lambda step: shutil.rmtree(step / "weights"),
         lambda step: (step / "config" / "metadata").write_text('{"task"'),
-        lambda step: [shutil.rmtree(path) if path.is_dir() else path.unlink() for path in step.iterdir()],
+        lambda step: [
+            shutil.rmtree(path) if path.is_dir() else path.unlink() for path in step.iterdir()
+        ],
     ],
     ids=["half", "zeros", "an item is gone", "torn JSON", "empty folder"],
 )
-def test_a_damaged_newest_checkpoint_is_named_and_kept_and_the_one_before_is_taken(trained, copy, damage, capfd):
+def test_a_damaged_newest_checkpoint_is_named_and_kept_and_the_one_before_is_taken(
+    trained, copy, damage, capfd
+):
     damage(copy / "checkpoints" / "3")
     state = fit(ToyTask(), ToyBatches(), _CONFIG, copy)
     for field in ("params", "opt_state"):
@@ -58,7 +66,9 @@ def test_a_damaged_newest_checkpoint_is_named_and_kept_and_the_one_before_is_tak
     said = [line for line in capfd.readouterr().err.splitlines() if "can't be read" in line]
     assert len(said) == 1 and "step 3" in said[0] and "step 2 is taken instead" in said[0]
     assert (copy / "unreadable" / "3.0").is_dir()
-    assert sorted(int(path.name) for path in (copy / "checkpoints").iterdir() if path.name.isdigit()) == [1, 2, 3]
+    assert sorted(
+        int(path.name) for path in (copy / "checkpoints").iterdir() if path.name.isdigit()
+    ) == [1, 2, 3]
     chex.assert_trees_all_equal(load_params(copy)[1], trained[1].params)
 
 
@@ -89,7 +99,9 @@ def test_what_a_killed_save_left_is_swept_away(copy):
 
 def test_only_so_many_are_kept(copy):
     fit(ToyTask(), ToyBatches(), dataclasses.replace(_CONFIG, steps=6, keep=2), copy)
-    assert sorted(int(path.name) for path in (copy / "checkpoints").iterdir() if path.name.isdigit()) == [5, 6]
+    assert sorted(
+        int(path.name) for path in (copy / "checkpoints").iterdir() if path.name.isdigit()
+    ) == [5, 6]
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
@@ -134,12 +146,21 @@ print("carried on")
 def test_a_full_disk_ends_in_a_sentence_and_the_last_checkpoint_stays(tmp_path):
     mount = 'mount -t tmpfs -o size=4m tmpfs "$1" && exec "$2" -c "$3" "$1"'
     unshare = ["unshare", "--user", "--map-root-user", "--mount"]
-    if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], check=False).returncode:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*unshare, "true"], check=False).returncode
+    ):
         pytest.skip("this machine lets no user mount a file system of their own")
     command = [*unshare, "sh", "-c", mount, "sh", str(tmp_path), sys.executable, _ON_A_SMALL_DISK]
     root = pathlib.Path(__file__).resolve().parents[2]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, timeout=300)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=root, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     sentence = done.stdout.splitlines()[0]
-    assert "is full" in sentence and "the checkpoint of step 2 stays" in sentence and "free space" in sentence
+    assert (
+        "is full" in sentence
+        and "the checkpoint of step 2 stays" in sentence
+        and "free space" in sentence
+    )
     assert done.stdout.splitlines()[-1] == "carried on"

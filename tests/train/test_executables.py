@@ -1,4 +1,7 @@
-"""A restart that finds its compiled step neither traces nor compiles; what does not fit or is damaged is left alone."""
+"""A restart that finds its compiled step neither traces nor compiles.
+
+What does not fit or is damaged is left alone.
+"""
 
 import contextlib
 import dataclasses
@@ -59,8 +62,10 @@ def test_a_second_start_does_not_trace_and_gives_the_same_bits(again, tmp_path):
     assert _files(tmp_path)[0].stat().st_mode & 0o777 == 0o600
     traced, same, loss_again, given_away = again()
     assert traced == 0 and given_away and loss == loss_again
+
     def plain(state):
         return state.replace(key=jax.random.key_data(state.key))
+
     chex.assert_trees_all_equal(plain(state), plain(same))
 
 
@@ -79,7 +84,9 @@ def _open_up(path):
 
 
 @pytest.mark.parametrize("damage", [_cut, _flip, _open_up, lambda path: path.write_bytes(b"")])
-def test_a_file_that_is_damaged_or_that_others_can_write_counts_as_none_and_is_replaced(again, tmp_path, damage):
+def test_a_file_that_is_damaged_or_that_others_can_write_counts_as_none_and_is_replaced(
+    again, tmp_path, damage
+):
     _, _, loss, _ = again()
     damage(_files(tmp_path)[0])
     traced, _, same, _ = again()
@@ -87,7 +94,9 @@ def test_a_file_that_is_damaged_or_that_others_can_write_counts_as_none_and_is_r
     assert again()[0] == 0 and len(_files(tmp_path)) == 1
 
 
-def test_nothing_is_read_from_a_folder_in_which_others_can_write_nor_kept_where_nobody_can(again, tmp_path):
+def test_nothing_is_read_from_a_folder_in_which_others_can_write_nor_kept_where_nobody_can(
+    again, tmp_path
+):
     again()
     (tmp_path / "steps").chmod(0o777)
     assert again()[0] == 1
@@ -116,7 +125,9 @@ def test_the_folder_is_bounded_and_what_was_used_last_stays(tmp_path, monkeypatc
 
 
 def test_what_the_compilation_cache_had_is_told_from_what_was_compiled(setting):
-    """XLA writes a program again that it read from its cache, but on a CPU without some of its functions."""
+    """XLA writes a program again that it read from its cache, but on a CPU without some of its
+    functions.
+    """
     setting("jax_persistent_cache_min_compile_time_secs", 0.0)
     found, number = [], secrets.randbelow(2**30)
     for _ in range(2):
@@ -162,8 +173,13 @@ def test_only_a_task_whose_source_is_known_is_kept_and_only_beside_a_cache_on_th
     assert Executables.of(ToyTask(), {}, jax.devices()) is None
     stage = task.stages[0]
     foreign = type("Unet", (type(stage.unet),), {"__module__": "mine"})
-    own = dataclasses.replace(stage, unet=foreign(**{f: getattr(stage.unet, f) for f in ("dim", "dim_mults")}))
-    assert Executables.of(dataclasses.replace(task, stages=(own, *task.stages[1:])), {}, jax.devices()) is None
+    own = dataclasses.replace(
+        stage, unet=foreign(**{f: getattr(stage.unet, f) for f in ("dim", "dim_mults")})
+    )
+    assert (
+        Executables.of(dataclasses.replace(task, stages=(own, *task.stages[1:])), {}, jax.devices())
+        is None
+    )
     for cache in ("gs://bucket/cache", None):
         setting("jax_compilation_cache_dir", cache)
         assert Executables.of(task, {}, jax.devices()) is None
@@ -178,7 +194,9 @@ def _processes(folder, count):
             port = free.getsockname()[1]
     command = [sys.executable, "-m", "tests.train.again", str(folder)]
     settings = {"cwd": _ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    started = [subprocess.Popen([*command, str(rank), str(port)], **settings) for rank in range(count)]
+    started = [
+        subprocess.Popen([*command, str(rank), str(port)], **settings) for rank in range(count)
+    ]
     try:
         said = [process.communicate(timeout=240) for process in started]
     finally:
@@ -196,8 +214,12 @@ def test_a_start_in_another_process_finds_a_step_split_over_eight_devices(tmp_pa
 
 def test_several_processes_use_their_files_all_or_none(tmp_path):
     first = _processes(tmp_path, 2)
-    assert [traced for traced, *_ in first] == [1, 1] and len(list((tmp_path / "steps").iterdir())) == 2
+    assert [traced for traced, *_ in first] == [1, 1] and len(
+        list((tmp_path / "steps").iterdir())
+    ) == 2
     second = _processes(tmp_path, 2)
-    assert [traced for traced, *_ in second] == [0, 0] and {loss for _, loss, _ in first + second} == {first[0][1]}
+    assert [traced for traced, *_ in second] == [0, 0] and {
+        loss for _, loss, _ in first + second
+    } == {first[0][1]}
     next((tmp_path / "steps").iterdir()).write_bytes(b"damaged")
     assert [traced for traced, *_ in _processes(tmp_path, 2)] == [1, 1]

@@ -48,9 +48,21 @@ def test_every_second_is_of_one_kind():
     with pytest.raises(KeyError), goodput.spent_on("hooks"):
         clock.time += 4
         raise KeyError
-    expected = {"restart": 4, "compile": 5, "step": 8, "input": 2, "hooks": 4, "other": 1, "checkpoint": 0, "lost": 0}
+    expected = {
+        "restart": 4,
+        "compile": 5,
+        "step": 8,
+        "input": 2,
+        "hooks": 4,
+        "other": 1,
+        "checkpoint": 0,
+        "lost": 0,
+    }
     assert goodput.seconds() == expected
-    assert goodput.metrics() == {"goodput": round(8 / 24, 4), **{f"seconds/{kind}": expected[kind] for kind in KINDS}}
+    assert goodput.metrics() == {
+        "goodput": round(8 / 24, 4),
+        **{f"seconds/{kind}": expected[kind] for kind in KINDS},
+    }
 
 
 def test_starts_add_up_and_steps_that_were_made_for_nothing_are_lost():
@@ -75,7 +87,11 @@ def test_starts_add_up_and_steps_that_were_made_for_nothing_are_lost():
 
     third = Goodput(second.stored(), now=clock)
     third.resume(0)  # no checkpoint at all
-    assert (third.seconds()["step"], third.seconds()["lost"], sum(third.seconds().values())) == (0, 100, 105)
+    assert (third.seconds()["step"], third.seconds()["lost"], sum(third.seconds().values())) == (
+        0,
+        100,
+        105,
+    )
 
 
 def test_figures_that_cannot_be_read_or_do_not_know_a_step_start_anew(tmp_path):
@@ -93,7 +109,9 @@ class _SlowTask(ToyTask):
 
     def first(self, params, stats, frozen, batch, key, step):
         loss, rest = super().first(params, stats, frozen, batch, key, step)
-        slow = jax.pure_callback(_sleep, jax.ShapeDtypeStruct((), jnp.float32), jax.lax.stop_gradient(loss))
+        slow = jax.pure_callback(
+            _sleep, jax.ShapeDtypeStruct((), jnp.float32), jax.lax.stop_gradient(loss)
+        )
         return loss + slow, rest
 
 
@@ -128,7 +146,9 @@ def test_a_run_accounts_for_its_wall_time(tmp_path, monkeypatch):
     assert wall - 1 < sum(spent.values()) <= wall
     assert spent["hooks"] >= 0.59 and spent["checkpoint"] > 2 * 0.3
     assert spent["input"] > 0.4 and spent["restart"] > 0.4 and spent["compile"] > 0.05
-    assert spent["lost"] == 0 and figures["goodput"] == pytest.approx(spent["step"] / sum(spent.values()), abs=0.001)
+    assert spent["lost"] == 0 and figures["goodput"] == pytest.approx(
+        spent["step"] / sum(spent.values()), abs=0.001
+    )
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all({"goodput", *(f"seconds/{kind}" for kind in KINDS)} <= set(line) for line in lines)
 
@@ -137,7 +157,8 @@ def test_data_that_come_while_the_devices_are_busy_cost_nothing(tmp_path):
     _, fast = _trained(tmp_path / "fast", _SlowTask(), 0.05, steps=12, save_every=20)
     assert fast["seconds/step"] > 12 * 0.1 and fast["seconds/input"] < 0.2
     _, slow = _trained(tmp_path / "slow", _SlowTask(), 0.2, steps=12, save_every=20)
-    assert slow["seconds/step"] > 12 * 0.1 and 0.5 < slow["seconds/input"] < 12 * 0.2 - 0.5  # half of each wait
+    # half of each wait
+    assert slow["seconds/step"] > 12 * 0.1 and 0.5 < slow["seconds/input"] < 12 * 0.2 - 0.5
 
 
 def test_a_run_that_fails_knows_what_it_lost_when_it_starts_again(tmp_path):
@@ -147,7 +168,9 @@ def test_a_run_that_fails_knows_what_it_lost_when_it_starts_again(tmp_path):
 
     with pytest.raises(RuntimeError, match="a preview fails"):
         _trained(tmp_path, _SlowTask(), 0.0, hooks=(Hook(1, fail),))
-    before = json.loads((tmp_path / "metrics.json").read_text())  # it accounted for its time all the same
+    # it accounted for its time all the same
+    before = json.loads((tmp_path / "metrics.json").read_text())
     _, after = _trained(tmp_path, _SlowTask(), 0.0)
-    assert before["seconds/lost"] == 0 and 0.09 < after["seconds/lost"] < 0.5  # step 5, after the save at 4
+    # step 5, after the save at 4
+    assert before["seconds/lost"] == 0 and 0.09 < after["seconds/lost"] < 0.5
     assert after["seconds/restart"] > before["seconds/restart"] and after["seconds/step"] > 6 * 0.1

@@ -1,4 +1,6 @@
-"""Runs that are killed, in processes of their own: started again they end in the very bits of an undisturbed run."""
+"""Runs that are killed, in processes of their own: started again they end in the very bits of an
+undisturbed run.
+"""
 
 import json
 import pathlib
@@ -20,7 +22,10 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def _start(workdir):
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.train.kill_me", str(workdir)], cwd=_ROOT, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tests.train.kill_me", str(workdir)],
+        cwd=_ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -50,7 +55,8 @@ def test_killed_while_saving_and_stopped_by_a_signal_it_ends_in_the_same_bits(tm
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
 
-    for _ in range(3):  # until a kill hits the middle of a save, with a finished checkpoint before it
+    # until a kill hits the middle of a save, with a finished checkpoint before it
+    for _ in range(3):
         process = _start(killed)
         _wait_for(process, lambda: _finished(killed) and _being_saved(killed))
         process.send_signal(signal.SIGKILL)
@@ -73,8 +79,16 @@ def test_killed_while_saving_and_stopped_by_a_signal_it_ends_in_the_same_bits(tm
     chex.assert_trees_all_equal((params, ema, stats), (whole.params, whole.ema, whole.stats))
     lines = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, CONFIG.steps + 1))
-    seconds = json.loads((killed / "goodput.json").read_text())["seconds"]  # of all starts, up to their last lines
+    # of all starts, up to their last lines
+    seconds = json.loads((killed / "goodput.json").read_text())["seconds"]
     assert lines[-1]["seconds/restart"] > lines[0]["seconds/restart"]
-    assert 0 < sum(lines[0][f"seconds/{kind}"] for kind in seconds) < sum(seconds.values()) < time.monotonic() - begin
-    for line, same in zip(lines, (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines(), strict=True):
+    assert (
+        0
+        < sum(lines[0][f"seconds/{kind}"] for kind in seconds)
+        < sum(seconds.values())
+        < time.monotonic() - begin
+    )
+    for line, same in zip(
+        lines, (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines(), strict=True
+    ):
         assert line["loss"] == json.loads(same)["loss"]

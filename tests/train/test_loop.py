@@ -1,4 +1,6 @@
-"""The trainer on the toy task, in this process: resuming, stopping, what it writes, what it refuses."""
+"""The trainer on the toy task, in this process: resuming, stopping, what it writes, what it
+refuses.
+"""
 
 import dataclasses
 import json
@@ -20,20 +22,30 @@ from t2i_jax.train.optim import OptimConfig
 from .toy import ToyBatches, ToyTask
 
 _CONFIG = TrainConfig(
-    steps=6, batch_size=16, log_every=2, save_every=2, keep=3, ema_decay=0.9, optim=OptimConfig(learning_rate=0.01)
+    steps=6,
+    batch_size=16,
+    log_every=2,
+    save_every=2,
+    keep=3,
+    ema_decay=0.9,
+    optim=OptimConfig(learning_rate=0.01),
 )
 
 _TASK = ToyTask()
 
 
 def _fit(workdir, task=_TASK, batches=None, hooks=(), **changes):
-    return fit(task, batches or ToyBatches(), dataclasses.replace(_CONFIG, **changes), workdir, hooks=hooks)
+    return fit(
+        task, batches or ToyBatches(), dataclasses.replace(_CONFIG, **changes), workdir, hooks=hooks
+    )
 
 
 def assert_same_state(a, b):
     """Bit for bit."""
+
     def plain(state):
         return state.replace(key=jax.random.key_data(state.key))
+
     chex.assert_trees_all_equal(plain(a), plain(b))
 
 
@@ -51,7 +63,9 @@ def test_it_learns_writes_and_stores(uninterrupted):
     workdir, state = uninterrupted
     lines = _lines(workdir)
     assert [line["step"] for line in lines] == [1, 2, 4, 6] and lines[-1]["loss"] < lines[0]["loss"]
-    assert {"grad_norm/first", "skipped", "images_per_second", "mfu", "input_wait"} <= set(lines[-1])
+    assert {"grad_norm/first", "skipped", "images_per_second", "mfu", "input_wait"} <= set(
+        lines[-1]
+    )
     assert "seconds_first_step" in lines[0]
     assert any(entry.name.startswith("events") for entry in workdir.iterdir())
     stored, params, ema, stats = load_params(workdir)
@@ -62,8 +76,12 @@ def test_it_learns_writes_and_stores(uninterrupted):
 
 def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(uninterrupted, tmp_path):
     _, whole = uninterrupted
+
     def stop_at(at):
-        return Hook(1, lambda state, step, log: os.kill(os.getpid(), signal.SIGTERM) if step == at else None)
+        return Hook(
+            1, lambda state, step, log: os.kill(os.getpid(), signal.SIGTERM) if step == at else None
+        )
+
     for number in (3, 4):  # 3 is no multiple of save_every
         with pytest.raises(Preempted, match=f"after step {number}, everything is saved"):
             _fit(tmp_path, hooks=(stop_at(number),))
@@ -105,7 +123,9 @@ def test_lines_of_steps_that_were_not_saved_are_forgotten(tmp_path):
 
 def test_hooks_run_at_their_steps_and_after_the_last(tmp_path):
     ran = []
-    hook = Hook(2, lambda state, step, log: (ran.append(step), log.scalars(step, {"eval/x": float("nan")})))
+    hook = Hook(
+        2, lambda state, step, log: (ran.append(step), log.scalars(step, {"eval/x": float("nan")}))
+    )
     _fit(tmp_path, steps=5, hooks=(hook,))
     assert ran == [2, 4, 5]
     assert {"step": 5, "eval/x": None} in _lines(tmp_path)
@@ -146,12 +166,34 @@ def test_another_configuration_does_not_carry_on(uninterrupted, changes, message
 
 
 def test_a_change_that_is_allowed_carries_on(uninterrupted, tmp_path):
-    fit(ToyTask(), ToyBatches(), _CONFIG, tmp_path, extra_config={"data": {"workers": 1, "set": "a"}})
+    fit(
+        ToyTask(),
+        ToyBatches(),
+        _CONFIG,
+        tmp_path,
+        extra_config={"data": {"workers": 1, "set": "a"}},
+    )
     longer = dataclasses.replace(_CONFIG, steps=7)
     changed = {"data": {"workers": 2, "set": "a"}}
-    assert fit(ToyTask(), ToyBatches(), longer, tmp_path, extra_config=changed, allowed=("data.workers",)).step == 7
+    assert (
+        fit(
+            ToyTask(),
+            ToyBatches(),
+            longer,
+            tmp_path,
+            extra_config=changed,
+            allowed=("data.workers",),
+        ).step
+        == 7
+    )
     with pytest.raises(UserError, match="data.set: 'a' -> 'b'"):
-        fit(ToyTask(), ToyBatches(), longer, tmp_path, extra_config={"data": {"workers": 1, "set": "b"}})
+        fit(
+            ToyTask(),
+            ToyBatches(),
+            longer,
+            tmp_path,
+            extra_config={"data": {"workers": 1, "set": "b"}},
+        )
 
 
 def test_a_configuration_of_an_earlier_release_is_upgraded_before_it_is_compared(tmp_path):
@@ -159,8 +201,10 @@ def test_a_configuration_of_an_earlier_release_is_upgraded_before_it_is_compared
     longer, today = dataclasses.replace(_CONFIG, steps=7), {"source": {"name": "a"}}
     with pytest.raises(UserError, match="another configuration"):
         fit(ToyTask(), ToyBatches(), longer, tmp_path, extra_config=today)
+
     def upgrade(stored):
         return {"source": {"name": stored["data"]["set"]}}
+
     state = fit(ToyTask(), ToyBatches(), longer, tmp_path, extra_config=today, upgrade=upgrade)
     assert state.step == 7
 
@@ -180,7 +224,10 @@ class _Broken(ToyBatches):
     ("change", "message"),
     [
         (lambda b: {"x": b["x"], "yy": b["y"]}, r"batch\['y'\] is missing; did you mean 'yy'"),
-        (lambda b: {**b, "y": b["y"][:, :4]}, r"batch\['y'\] is float32 \(16, 4\); the task wants float32 \(16, 8\)"),
+        (
+            lambda b: {**b, "y": b["y"][:, :4]},
+            r"batch\['y'\] is float32 \(16, 4\); the task wants float32 \(16, 8\)",
+        ),
         (lambda b: {**b, "y": b["y"].astype(np.float64)}, r"batch\['y'\] is float64"),
         (lambda b: next(iter(())), "the data has ended"),
     ],
@@ -204,7 +251,10 @@ def test_an_error_of_the_data_is_raised_as_it_is(tmp_path):
         (dict(rules="fsd"), "did you mean 'fsdp'"),
         (dict(steps=0), r"train.steps=0 is below 1"),
         (dict(ema_decay=1.0), r"train.ema_decay=1.0 is outside"),
-        (dict(batch_size=10, accumulate=4), r"batch_size=10 is not a multiple of train.accumulate=4; try batch_size=8"),
+        (
+            dict(batch_size=10, accumulate=4),
+            r"batch_size=10 is not a multiple of train.accumulate=4; try batch_size=8",
+        ),
         (dict(optim_by_group={"frst": OptimConfig()}), "names 'frst'.*did you mean 'first'"),
         (dict(mesh={"data": 3}), "does not fit 1 device"),
     ],

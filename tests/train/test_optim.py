@@ -27,9 +27,14 @@ from t2i_jax.train.state import optimisers_of
     [
         (dict(), 100, {0: 1.0, 100: 1.0}),
         (dict(warmup_steps=10), 100, {0: 0.0, 5: 0.5, 10: 1.0, 100: 1.0}),
-        (dict(schedule="linear", warmup_steps=10, end_ratio=0.2), 110, {10: 1.0, 60: 0.6, 110: 0.2, 200: 0.2}),
+        (
+            dict(schedule="linear", warmup_steps=10, end_ratio=0.2),
+            110,
+            {10: 1.0, 60: 0.6, 110: 0.2, 200: 0.2},
+        ),
         (dict(schedule="cosine", end_ratio=0.0), 100, {0: 1.0, 50: 0.5, 100: 0.0}),
-        # Parti: 5,000 steps of warm-up, exponential decay from step 85,000 to a ratio of 0.025 at 450,000.
+        # Parti: 5,000 steps of warm-up, exponential decay from step 85,000 to a ratio of 0.025 at
+        # 450,000.
         (
             dict(schedule="exponential", warmup_steps=5_000, decay_from=85_000, end_ratio=0.025),
             450_000,
@@ -63,18 +68,25 @@ def test_gradients_are_clipped_together_before_the_rule_sees_them():
     gradient = {"a": jnp.full((2, 2), 3.0), "b": jnp.full((2, 2), 4.0)}
     rule = optim.make(OptimConfig(clip_norm=1.0), 10)
     seen = rule.update(gradient, rule.init(params), params)[1]
-    first_moment = next(s for s in jax.tree.leaves(seen, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")).mu
-    assert float(optax.global_norm(first_moment)) == pytest.approx(0.1 * 1.0, rel=1e-5)  # (1 - b1) of the clipped norm
+    first_moment = next(
+        s for s in jax.tree.leaves(seen, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")
+    ).mu
+    # (1 - b1) of the clipped norm
+    assert float(optax.global_norm(first_moment)) == pytest.approx(0.1 * 1.0, rel=1e-5)
 
 
 def test_adafactor_stores_rows_and_columns_and_descends():
     params = {"kernel": jnp.ones((128, 256))}
-    rule = optim.make(OptimConfig(name="adafactor", learning_rate=0.01, b2=0.96, weight_decay=0.045), 10)
+    rule = optim.make(
+        OptimConfig(name="adafactor", learning_rate=0.01, b2=0.96, weight_decay=0.045), 10
+    )
     state = rule.init(params)
     sizes = sorted(leaf.size for leaf in jax.tree.leaves(state))
     assert sizes[-1] == 128 * 256 and sizes[-2] == 256  # one full-sized array: the momentum
+
     def loss(p):
         return jnp.sum(p["kernel"] ** 2)
+
     for _ in range(3):
         updates, state = rule.update(jax.grad(loss)(params), state, params)
         params = optax.apply_updates(params, updates)
@@ -83,42 +95,65 @@ def test_adafactor_stores_rows_and_columns_and_descends():
 
 def test_muon_moves_a_matrix_along_its_singular_vectors_and_the_rest_by_adam_with_nesterov():
     keys = jax.random.split(jax.random.key(0), 3)
-    gradient = {"kernel": jax.random.normal(keys[0], (3, 8, 6)), "bias": jax.random.normal(keys[1], (3, 6))}
+    gradient = {
+        "kernel": jax.random.normal(keys[0], (3, 8, 6)),
+        "bias": jax.random.normal(keys[1], (3, 6)),
+    }
     params = jax.tree.map(jnp.zeros_like, gradient)
     config = OptimConfig(name="muon", learning_rate=0.1, matrix_rate=0.5, clip_norm=0.0)
     rule = optim.make(config, 10, matrices={"kernel": optim.MATRIX, "bias": None})
     update = rule.update(gradient, rule.init(params), params)[0]
-    for layer in range(3):  # five Newton-Schulz steps bring singular values near 1, from about 0.7 to 1.2
+    # five Newton-Schulz steps bring singular values near 1, from about 0.7 to 1.2
+    for layer in range(3):
         u, _, v = np.linalg.svd(gradient["kernel"][layer], full_matrices=False)
         along = -np.diagonal(u.T @ update["kernel"][layer] @ v.T) / 0.5
         assert along.min() > 0.6 and along.max() < 1.3
     rest = optax.nadam(0.1, 0.9, 0.99)
-    np.testing.assert_allclose(update["bias"], rest.update(gradient, rest.init(params))[0]["bias"], rtol=1e-6)
+    np.testing.assert_allclose(
+        update["bias"], rest.update(gradient, rest.init(params))[0]["bias"], rtol=1e-6
+    )
 
 
 def test_muon_takes_the_kernel_of_a_convolution_as_a_matrix_from_a_window_to_its_output():
-    net = Unet(dim=8, dim_mults=(1, 1), layer_attns=False, layer_cross_attns=False, cond_on_text=False)
+    net = Unet(
+        dim=8, dim_mults=(1, 1), layer_attns=False, layer_cross_attns=False, cond_on_text=False
+    )
     task = ImagenTask(Stage(net, image_size=8))
-    rule = optimisers_of(task, TrainConfig(steps=1, batch_size=1, optim=OptimConfig(name="muon")))["stage_1"]
+    rule = optimisers_of(task, TrainConfig(steps=1, batch_size=1, optim=OptimConfig(name="muon")))[
+        "stage_1"
+    ]
     params = sharding.unbox(jax.eval_shape(task.init, jax.random.key(0))[0])["stage_1"]
-    moments = collections.Counter(leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(rule.init, params)))
+    moments = collections.Counter(
+        leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(rule.init, params))
+    )
     kernels = collections.Counter(leaf.shape for leaf in jax.tree.leaves(params))
     assert kernels[3, 3, 8, 8] == moments[3, 3, 8, 8] > 0  # one momentum each, and no second moment
     gradient = np.random.default_rng(0).normal(size=(3, 3, 8, 4)).astype(np.float32)
-    rule = optim.make(OptimConfig(name="muon", matrix_rate=0.5, clip_norm=0.0), 10, matrices=optim.KERNEL)
+    rule = optim.make(
+        OptimConfig(name="muon", matrix_rate=0.5, clip_norm=0.0), 10, matrices=optim.KERNEL
+    )
     update = rule.update(gradient, rule.init(gradient), gradient)[0]
     values = np.linalg.svd(np.reshape(update, (72, 4)), compute_uv=False) / 0.5
     assert values.min() > 0.6 and values.max() < 1.3
 
 
 def test_muon_takes_the_stacked_matrices_of_a_task_and_leaves_its_vocabularies_and_places_to_adam():
-    net = PartiTransformer(dim=4, depth=2, heads=1, mlp_dim=12, fmap_size=2, codebook_size=7, text_embed_dim=4)
-    task = PartiTask(model=net, text=LearnedText(dim=4, depth=2, heads=1, mlp_dim=12, vocab_size=9, max_length=3))
-    rule = optimisers_of(task, TrainConfig(steps=1, batch_size=1, optim=OptimConfig(name="muon")))["parti"]
-    state = jax.eval_shape(rule.init, sharding.unbox(jax.eval_shape(task.init, jax.random.key(0))[0])["parti"])
+    net = PartiTransformer(
+        dim=4, depth=2, heads=1, mlp_dim=12, fmap_size=2, codebook_size=7, text_embed_dim=4
+    )
+    task = PartiTask(
+        model=net, text=LearnedText(dim=4, depth=2, heads=1, mlp_dim=12, vocab_size=9, max_length=3)
+    )
+    rule = optimisers_of(task, TrainConfig(steps=1, batch_size=1, optim=OptimConfig(name="muon")))[
+        "parti"
+    ]
+    state = jax.eval_shape(
+        rule.init, sharding.unbox(jax.eval_shape(task.init, jax.random.key(0))[0])["parti"]
+    )
     moments = collections.Counter(leaf.shape for leaf in jax.tree.leaves(state))
     assert moments[2, 4, 12] == 2  # one momentum for each of two stacks of `wide`
-    assert moments[7, 4] == moments[9, 4] == moments[4, 7] == 2 and moments[2, 4] > 2  # Adam keeps two of each
+    # Adam keeps two of each
+    assert moments[7, 4] == moments[9, 4] == moments[4, 7] == 2 and moments[2, 4] > 2
 
 
 @pytest.mark.parametrize(

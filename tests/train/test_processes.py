@@ -1,4 +1,7 @@
-"""Several processes over loopback train what one trains, stop together, miss each other, carry on; see several.py."""
+"""Several processes over loopback train what one trains, stop together, miss each other, carry on.
+
+See several.py.
+"""
 
 import signal
 import socket
@@ -21,7 +24,9 @@ def several(count, workdir, *what):
 
 
 def finished(workdir):
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    return sorted(
+        int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()
+    )
 
 
 def assert_lost(killed, others):
@@ -39,14 +44,18 @@ def assert_lost(killed, others):
 def alone(tmp_path_factory):
     """A run of one process, undisturbed."""
     workdir = tmp_path_factory.mktemp("alone")
-    state = fit(TASK, ToyBatches(), TrainConfig(**{**vars(CONFIG), "mesh": None, "rules": "dp"}), workdir)
+    state = fit(
+        TASK, ToyBatches(), TrainConfig(**{**vars(CONFIG), "mesh": None, "rules": "dp"}), workdir
+    )
     return workdir, state
 
 
 def assert_as_alone(workdir, alone):
     """Sums over processes are rounded differently, and Adam repeats that in every step."""
     same = losses(alone[0])
-    np.testing.assert_allclose([losses(workdir)[step] for step in same], list(same.values()), rtol=1e-4)
+    np.testing.assert_allclose(
+        [losses(workdir)[step] for step in same], list(same.values()), rtol=1e-4
+    )
     chex.assert_trees_all_close(load_params(workdir)[1], alone[1].params, rtol=1e-3, atol=1e-4)
 
 
@@ -54,23 +63,32 @@ def test_two_processes_stopped_and_killed_end_in_the_bits_of_two_undisturbed_one
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     statuses, _, said = end(several(2, whole, "after", 1))  # a signal when everything is trained
     assert statuses == [75, 75], said
-    assert "stopped by SIGTERM" in said[1] and "process 1 (" in said[0] and "stopped by SIGTERM" in said[0]
+    assert (
+        "stopped by SIGTERM" in said[1]
+        and "process 1 (" in said[0]
+        and "stopped by SIGTERM" in said[0]
+    )
     assert_as_alone(whole, alone)
 
     statuses, _, said = end(several(2, cut, "SIGTERM", 1, 3))
-    assert statuses == [75, 75] and all("stopped after step 3, everything is saved" in text for text in said), said
+    assert statuses == [75, 75] and all(
+        "stopped after step 3, everything is saved" in text for text in said
+    ), said
     assert finished(cut) == [3]
 
     first, second = several(2, cut, "SIGKILL", 1, 7)
     assert_lost(second, [first])
     assert finished(cut) == [3, 5]
 
-    for path in (cut / "checkpoints" / "5" / "weights" / "ocdbt.process_1").rglob("*"):  # what process 0 does not read
+    # what process 0 does not read
+    for path in (cut / "checkpoints" / "5" / "weights" / "ocdbt.process_1").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
     statuses, _, said = end(several(2, cut))
     assert statuses == [0, 0], said
-    assert "the checkpoint of step 5 can't be read" in said[0] and "step 3 is taken instead" in said[0]
+    assert (
+        "the checkpoint of step 5 can't be read" in said[0] and "step 3 is taken instead" in said[0]
+    )
     assert (cut / "unreadable" / "5.0").is_dir()
 
     assert losses(cut) == losses(whole)
@@ -92,13 +110,21 @@ def test_four_processes_go_on_as_two_when_process_0_is_killed(tmp_path, alone):
 @pytest.mark.parametrize(
     ("what", "process", "status", "sentence"),
     [
-        ("width", 1, 2, "has another configuration than process 0 (task.width: 256 -> 8); give every process the same"),
+        (
+            "width",
+            1,
+            2,
+            "has another configuration than process 0 (task.width: 256 -> 8); give every process "
+            "the same",
+        ),
         ("elsewhere", 1, 2, "has another folder"),
         ("full", 0, 2, "has ended: the disk of 'here' is full; free space."),
         ("raise", 1, 1, "has ended: OSError: the images are gone"),
     ],
 )
-def test_what_is_wrong_with_one_ends_both_with_a_sentence_that_names_it(tmp_path, what, process, status, sentence):
+def test_what_is_wrong_with_one_ends_both_with_a_sentence_that_names_it(
+    tmp_path, what, process, status, sentence
+):
     processes = several(2, tmp_path / "run", what, process, 7)
     pid = processes[process].pid
     statuses, _, said = end(processes)
@@ -116,7 +142,8 @@ def test_a_stop_ends_those_too_whose_data_hang(tmp_path):
 def test_without_being_joined_processes_do_not_train_past_each_other(tmp_path):
     code = """
 import os, jax
-jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], 2, int(os.environ["JAX_PROCESS_ID"]))
+address, number = (os.environ["JAX_" + name] for name in ("COORDINATOR_ADDRESS", "PROCESS_ID"))
+jax.distributed.initialize(address, 2, int(number))
 from t2i_jax.train.loop import fit
 from tests.train.several import CONFIG, ToyBatches, ToyTask
 fit(ToyTask(), ToyBatches(), CONFIG, "nowhere")

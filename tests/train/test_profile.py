@@ -18,11 +18,15 @@ _CONFIG = TrainConfig(steps=6, batch_size=16, log_every=2, save_every=2, keep=3)
 
 
 def _fit(workdir, profile, hooks=()):
-    return fit(ToyTask(), ToyBatches(), _CONFIG, workdir, hooks=hooks, profile=Profile.parse(profile))
+    return fit(
+        ToyTask(), ToyBatches(), _CONFIG, workdir, hooks=hooks, profile=Profile.parse(profile)
+    )
 
 
 def _traces(workdir):
-    """Of every trace the steps that it holds, by the file of TensorBoard's plugin and by that of Perfetto."""
+    """Of every trace the steps that it holds, by the file of TensorBoard's plugin and by that of
+    Perfetto.
+    """
     found = []
     for folder in sorted((workdir / "profile" / "plugins" / "profile").glob("*")):
         (space,), (perfetto,) = folder.glob("*.xplane.pb"), folder.glob("perfetto_trace.json.gz")
@@ -30,7 +34,9 @@ def _traces(workdir):
         events = [event for plane in planes for line in plane.lines for event in line.events]
         first = [dict(event.stats)["step_num"] for event in events if event.name == "train"]
         events = json.loads(gzip.decompress(perfetto.read_bytes()))["traceEvents"]
-        second = [int(event["args"]["step_num"]) for event in events if event.get("name") == "train"]
+        second = [
+            int(event["args"]["step_num"]) for event in events if event.get("name") == "train"
+        ]
         assert {"step", *["input"] * (len(first) > 1)} <= {event.get("name") for event in events}
         found.append((sorted(first), sorted(second)))
     return found
@@ -43,7 +49,9 @@ def test_the_steps_that_were_asked_for_are_traced(tmp_path, capfd):
 
 
 def test_a_run_that_ends_or_is_stopped_before_the_last_one_closes_the_trace(tmp_path, capfd):
-    stop = Hook(1, lambda state, step, log: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None)
+    stop = Hook(
+        1, lambda state, step, log: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None
+    )
     with pytest.raises(Preempted):
         _fit(tmp_path / "stopped", "2:5", hooks=(stop,))
     assert _traces(tmp_path / "stopped") == [([2, 3], [2, 3])]

@@ -34,11 +34,15 @@ def test_much_waiting_is_marked_and_said_once(tmp_path, capfd):
     said = capfd.readouterr().err
     assert len(re.findall(r"wait=\d\d+% !", said)) >= 2
     sentences = re.findall(r"training waits for data, \d+% of the time up to step \d+: .*", said)
-    assert len(sentences) == 1 and "data.workers" in sentences[0] and "t2i data pack" in sentences[0]
+    assert (
+        len(sentences) == 1 and "data.workers" in sentences[0] and "t2i data pack" in sentences[0]
+    )
 
 
 class _Late(ToyBatches):
-    """Batch `number` comes once `enough` is set: however long the first step takes to compile, training waits for it."""
+    """Batch `number` comes once `enough` is set: however long the first step takes to compile,
+    training waits for it.
+    """
 
     def __init__(self, late, enough):
         super().__init__()
@@ -66,7 +70,9 @@ def test_a_long_wait_shows_while_it_lasts(tmp_path, capfd, monkeypatch, number):
     fit(ToyTask(), _Late(number, enough), config, tmp_path)
     said = capfd.readouterr().err
     assert enough.is_set() and re.search(r"waiting for data=\ds !", said)
-    sentences = re.findall(r"no batch has come for \d s after step \d; if the data stay slow: .*data.workers", said)
+    sentences = re.findall(
+        r"no batch has come for \d s after step \d; if the data stay slow: .*data.workers", said
+    )
     assert len(sentences) == (number > 0)  # the first batch: the readers only start
 
 

@@ -1,4 +1,7 @@
-"""Meshes that leave devices without work of their own are refused; nothing runs here, a mesh has only a shape."""
+"""Meshes that leave devices without work of their own are refused.
+
+Nothing runs here, a mesh has only a shape.
+"""
 
 import dataclasses
 from typing import ClassVar
@@ -14,7 +17,9 @@ from tests.train.toy import ToyTask
 
 
 def _check(task, shape, rules=None):
-    mesh = AbstractMesh(tuple(shape.get(axis, 1) for axis in sharding.MESH_AXES), sharding.MESH_AXES)
+    mesh = AbstractMesh(
+        tuple(shape.get(axis, 1) for axis in sharding.MESH_AXES), sharding.MESH_AXES
+    )
     config = TrainConfig(mesh=shape, rules=rules)
     start = states.start_of(task, states.optimisers_of(task, config), 0.0)
     states.check_mesh(states.abstract(start, task, mesh, config.preset), task, mesh, config.preset)

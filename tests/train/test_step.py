@@ -1,4 +1,7 @@
-"""One step: groups in order, accumulation, skipped updates, averages. One compiled program per variant."""
+"""One step: groups in order, accumulation, skipped updates, averages.
+
+One compiled program per variant.
+"""
 
 import functools
 
@@ -17,12 +20,17 @@ from t2i_jax.train.step import train_step
 from .toy import ToyBatches, ToyTask
 
 _TASK = ToyTask()
-_OPTIMISERS = {group: optim.make(OptimConfig(learning_rate=0.01, clip_norm=0.0), 100) for group in ("first", "second")}
+_OPTIMISERS = {
+    group: optim.make(OptimConfig(learning_rate=0.01, clip_norm=0.0), 100)
+    for group in ("first", "second")
+}
 
 
 @functools.cache
 def _step(accumulate=1, task=_TASK):
-    of = functools.partial(train_step, task=task, optimisers=_OPTIMISERS, ema_decay=0.9, accumulate=accumulate)
+    of = functools.partial(
+        train_step, task=task, optimisers=_OPTIMISERS, ema_decay=0.9, accumulate=accumulate
+    )
     return jax.jit(of)
 
 
@@ -48,9 +56,13 @@ def test_a_step_is_the_objectives_updates_in_order():
             return objective.loss({**params, group: moved}, state.stats, {}, batch, key, 0)[0]
 
         gradient = jax.grad(loss)(params[group])
-        update, _ = _OPTIMISERS[group].update(gradient, _OPTIMISERS[group].init(params[group]), params[group])
+        update, _ = _OPTIMISERS[group].update(
+            gradient, _OPTIMISERS[group].init(params[group]), params[group]
+        )
         params[group] = optax.apply_updates(params[group], update)
-        assert float(metrics[f"grad_norm/{group}"]) == pytest.approx(float(optax.global_norm(gradient)), rel=1e-5)
+        assert float(metrics[f"grad_norm/{group}"]) == pytest.approx(
+            float(optax.global_norm(gradient)), rel=1e-5
+        )
 
     assert after.step == 1 and list(after.skipped) == [0, 0] and after.stats["seen"] == 16
     # Compiled as a whole and op by op, sums are rounded differently.
@@ -84,12 +96,15 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(accumulate):
 
 def test_the_average_follows_fast_at_first_and_then_by_its_decay():
     ones, zeros = {"x": jnp.ones(())}, {"x": jnp.zeros(())}
-    assert float(ema.update(zeros, ones, jnp.int32(0), 0.9)["x"]) == pytest.approx(0.9)  # (1 + 0) / (10 + 0) is kept
+    # (1 + 0) / (10 + 0) is kept
+    assert float(ema.update(zeros, ones, jnp.int32(0), 0.9)["x"]) == pytest.approx(0.9)
     assert float(ema.update(zeros, ones, jnp.int32(10_000), 0.9)["x"]) == pytest.approx(0.1)
     state = _state()
     after, _ = _step()(state, {}, _batch())
     assert set(after.ema) == {"first"}
-    mean = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, state.params["first"], after.params["first"])
+    mean = jax.tree.map(
+        lambda old, new: 0.1 * old + 0.9 * new, state.params["first"], after.params["first"]
+    )
     chex.assert_trees_all_close(after.ema["first"], mean, rtol=1e-4)
 
 

@@ -21,14 +21,24 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, x_BC):
         init = nn.initializers.lecun_normal()
-        wide = self.param("wide", nn.with_logical_partitioning(init, ("embed", "mlp")), (x_BC.shape[-1], self.width))
-        back = self.param("back", nn.with_logical_partitioning(init, ("mlp", "embed")), (self.width, x_BC.shape[-1]))
+        wide = self.param(
+            "wide",
+            nn.with_logical_partitioning(init, ("embed", "mlp")),
+            (x_BC.shape[-1], self.width),
+        )
+        back = self.param(
+            "back",
+            nn.with_logical_partitioning(init, ("mlp", "embed")),
+            (self.width, x_BC.shape[-1]),
+        )
         return jnp.tanh(x_BC @ wide) @ back
 
 
 @dataclasses.dataclass(frozen=True)
 class ToyTask:
-    """Two nets: "first" predicts the target, "second" what "first" left, shifted by `noise` times a normal number."""
+    """Two nets: "first" predicts the target, "second" what "first" left, shifted by `noise` times a
+    normal number.
+    """
 
     width: int = 16
     noise: float = 0.01
@@ -43,12 +53,16 @@ class ToyTask:
     def init(self, key):
         a, b = jax.random.split(key)
         x = jnp.zeros((1, 8))
-        params = {"first": Net(self.width).init(a, x)["params"], "second": Net(self.width).init(b, x)["params"]}
+        params = {
+            "first": Net(self.width).init(a, x)["params"],
+            "second": Net(self.width).init(b, x)["params"],
+        }
         return params, {"seen": jnp.zeros(())}
 
     def batch_spec(self, batch_size):
         def of(*shape):
             return jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
+
         return {"x": of(8), "y": of(8)}
 
     def first(self, params, stats, frozen, batch, key, step):
@@ -59,7 +73,9 @@ class ToyTask:
     def second(self, params, stats, frozen, batch, key, step):
         rest = batch["y"] - Net(self.width).apply({"params": params["first"]}, batch["x"])
         noise = self.noise * jax.random.normal(key, ())
-        loss = jnp.mean((Net(self.width).apply({"params": params["second"]}, batch["x"]) - rest + noise) ** 2)
+        loss = jnp.mean(
+            (Net(self.width).apply({"params": params["second"]}, batch["x"]) - rest + noise) ** 2
+        )
         return loss, ({"second": loss}, stats)
 
     def after_update(self, params, stats, batch, key, step):

@@ -15,31 +15,46 @@ def stages_to_run(
     """(numbers from 1 of the stages to run, a sentence for the user or None).
 
     Args:
-      updates: of each stage, how often it was trained. start_at, stop_at: the first and the last to run; None: the first
-        there is, and the last one before an untrained one.
+      updates: of each stage, how often it was trained. start_at, stop_at: the first and the last to
+        run; None: the first there is, and the last one before an untrained one.
 
     Raises:
       UserError: a number that is no stage's, or a stage that was not trained.
     """
     last, first = len(stages), 1 if stages[0].trains else 2
     for name, value in (("start_at", start_at), ("stop_at", stop_at)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not first <= value <= last):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or not first <= value <= last
+        ):
             raise UserError(f"{name}={value} is no stage; give a number from {first} to {last}.")
     start = start_at or first
     if stop_at is not None and stop_at < start:
-        raise UserError(f"stop_at={stop_at} is before start_at={start}; give a number from {start} to {last}.")
-    untrained = [number for number in range(start, (stop_at or last) + 1) if not updates[number - 1]]
+        raise UserError(
+            f"stop_at={stop_at} is before start_at={start}; give a number from {start} to {last}."
+        )
+    untrained = [
+        number for number in range(start, (stop_at or last) + 1) if not updates[number - 1]
+    ]
     if not untrained:
         return list(range(start, (stop_at or last) + 1)), None
     if stop_at is not None or untrained[0] == start:
-        remedy = "train it first" if untrained[0] == start else f"train it first, or stop_at={untrained[0] - 1}"
+        remedy = (
+            "train it first"
+            if untrained[0] == start
+            else f"train it first, or stop_at={untrained[0] - 1}"
+        )
         raise UserError(f"stage {untrained[0]} was never trained, its images are noise; {remedy}.")
     side = stages[untrained[0] - 2].image_size
-    told = f"stage {untrained[0]} was never trained: these are the images of stage {untrained[0] - 1}, {side} pixels"
+    told = (
+        f"stage {untrained[0]} was never trained: these are the images of stage "
+        f"{untrained[0] - 1}, {side} pixels"
+    )
     return list(range(start, untrained[0])), told
 
 
-def settings(stage: Stage, sampler: Any, steps: Any, guidance: float, **fields: Any) -> StageSampling:
+def settings(
+    stage: Stage, sampler: Any, steps: Any, guidance: float, **fields: Any
+) -> StageSampling:
     """The sampling of one stage; None: the stage's own sampler or steps."""
     sampler, steps = sampling_of(stage, sampler, steps)
     churn = stage.churn if sampler == "heun" else None
@@ -54,11 +69,20 @@ def sizes_of(stages: Sequence[Stage], image_sizes: Any) -> list[tuple[int, int]]
     """
     if image_sizes is None:
         return [(stage.image_size, stage.image_size) for stage in stages]
-    sizes = [tuple(size) if isinstance(size, (tuple, list)) else (size, size) for size in image_sizes]
+    sizes = [
+        tuple(size) if isinstance(size, (tuple, list)) else (size, size) for size in image_sizes
+    ]
     if len(sizes) != len(stages):
-        raise UserError(f"image_sizes={image_sizes} has {len(sizes)} sizes for {len(stages)} stages; give one for each.")
+        raise UserError(
+            f"image_sizes={image_sizes} has {len(sizes)} sizes for {len(stages)} stages; give one "
+            "for each."
+        )
     for size, stage in zip(sizes, stages, strict=True):
         multiple = stage.unet.multiple
-        if len(size) != 2 or any(not isinstance(side, int) or side < 1 or side % multiple for side in size):
-            raise UserError(f"image_sizes has {size}; give (height, width), multiples of {multiple}.")
+        if len(size) != 2 or any(
+            not isinstance(side, int) or side < 1 or side % multiple for side in size
+        ):
+            raise UserError(
+                f"image_sizes has {size}; give (height, width), multiples of {multiple}."
+            )
     return sizes

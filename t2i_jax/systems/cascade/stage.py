@@ -28,17 +28,21 @@ _USUAL_STEPS = {"ancestral": 250, "ddim": 64, "heun": 32, "dpm_solver": 32}
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A U-Net with its image size, its diffusion and how it is sampled when nothing else is asked for.
+    """A U-Net with its image size, its diffusion and how it is sampled when nothing else is asked
+    for.
 
     Attributes:
-      unet: `Unet`, or `NullUnet` for a first stage that is left out; the task sets `lowres_cond`, `cond_on_text`,
-        `text_embed_dim` and `channels` of it.
+      unet: `Unet`, or `NullUnet` for a first stage that is left out; the task sets `lowres_cond`,
+        `cond_on_text`, `text_embed_dim` and `channels` of it.
       image_size: side of its images.
       noise: `Ddpm(...)` or `Edm(...)`.
       lowres: noise on the smaller image; for stages after the first.
-      crop_size: training is on squares of this side, cut anywhere; None: on whole images. Not for the first stage.
-      resize: how images are made smaller and larger, see `nn.resample.resize`; imagen-pytorch has "nearest".
-      sampler: "ancestral", "ddim", "heun" or "dpm_solver"; None: "ancestral" with `Ddpm`, "heun" with `Edm`.
+      crop_size: training is on squares of this side, cut anywhere; None: on whole images. Not for
+        the first stage.
+      resize: how images are made smaller and larger, see `nn.resample.resize`; imagen-pytorch has
+        "nearest".
+      sampler: "ancestral", "ddim", "heun" or "dpm_solver"; None: "ancestral" with `Ddpm`, "heun"
+        with `Edm`.
       steps: None: 250 of "ancestral", 64 of "ddim", 32 of the other two.
       churn: noise added on the way, for "heun"; None: none.
       percentile: of dynamic thresholding; None: estimates are clipped to the range of images.
@@ -63,18 +67,26 @@ class Stage:
             raise UserError(f"stage.noise={self.noise!r} is no diffusion; give Ddpm() or Edm().")
         for name in ("image_size", "crop_size", "steps"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int) or value < 1
+            ):
                 raise UserError(f"stage.{name}={value!r} is not a number from 1.")
         if self.percentile is not None and not 0 < self.percentile <= 1:
-            raise UserError(f"stage.percentile={self.percentile} is outside (0, 1]; try 0.95, or None to clip.")
+            raise UserError(
+                f"stage.percentile={self.percentile} is outside (0, 1]; try 0.95, or None to clip."
+            )
         if self.crop_size is not None and self.crop_size >= self.image_size:
-            raise UserError(f"stage.crop_size={self.crop_size} is not below image_size={self.image_size}; leave it out.")
+            raise UserError(
+                f"stage.crop_size={self.crop_size} is not below image_size={self.image_size}; "
+                "leave it out."
+            )
         for name in ("image_size", "crop_size"):
             value, multiple = getattr(self, name), self.unet.multiple
             if value is not None and value % multiple:
                 near = max(value // multiple, 1) * multiple
                 raise UserError(
-                    f"stage.{name}={value} is not a multiple of {multiple}, as the U-Net's levels need; try {near}."
+                    f"stage.{name}={value} is not a multiple of {multiple}, as the U-Net's levels "
+                    f"need; try {near}."
                 )
 
     @property
@@ -89,11 +101,13 @@ class StageSampling:
 
     Attributes:
       sampler, steps, churn, percentile: as in `Stage`.
-      guided: whether there is guidance at all. interval: (low, high) of sigma / alpha, where there is; None: everywhere.
+      guided: whether there is guidance at all. interval: (low, high) of sigma / alpha, where there
+        is; None: everywhere.
       parallel: part of the guidance along the network's answer that stays; 1 is plain guidance.
       resample: times that each step is made in inpainting.
       skip: first steps that are left out where an image is changed.
-      compat: "imagen-pytorch": noise levels of inpainting and of starting from an image as that package has them.
+      compat: "imagen-pytorch": noise levels of inpainting and of starting from an image as that
+        package has them.
       tell: whether progress is told (`diffusion.progress`).
     """
 
@@ -110,7 +124,9 @@ class StageSampling:
     tell: bool = False
 
 
-def sampling_of(stage: Stage, sampler: str | None = None, steps: int | None = None) -> tuple[str, int]:
+def sampling_of(
+    stage: Stage, sampler: str | None = None, steps: int | None = None
+) -> tuple[str, int]:
     """(sampler, steps) as asked for, else as the stage has them, else the usual ones."""
     usual = stage.sampler or stage.noise.sampler
     chosen = sampler or usual
@@ -121,8 +137,8 @@ def sampling_of(stage: Stage, sampler: str | None = None, steps: int | None = No
 class Draws(NamedTuple):
     """The random numbers of a training step; None where a stage needs none.
 
-    `keep_B` is False in rows that lose their text; `guess` whether a self-conditioned network sees an estimate;
-    `corner_B2` where crops begin.
+    `keep_B` is False in rows that lose their text; `guess` whether a self-conditioned network sees
+    an estimate; `corner_B2` where crops begin.
     """
 
     level_B: Array
@@ -134,12 +150,18 @@ class Draws(NamedTuple):
     corner_B2: Array | None = None
 
 
-def draw(stage: Stage, key: Key, shape: tuple[int, ...], cond_drop_prob: float, *, lowres: bool) -> Draws:
+def draw(
+    stage: Stage, key: Key, shape: tuple[int, ...], cond_drop_prob: float, *, lowres: bool
+) -> Draws:
     """The draws of a step for images of this shape (B, H, W, C)."""
     rows, side = shape[0], stage.crop_size or stage.image_size
-    of_level, of_eps, of_text, of_lowres, of_lowres_eps, of_guess, of_corner = jax.random.split(key, 7)
+    of_level, of_eps, of_text, of_lowres, of_lowres_eps, of_guess, of_corner = jax.random.split(
+        key, 7
+    )
+
     def normal(key):
         return jax.random.normal(key, (rows, side, side, shape[-1]))
+
     cropped = stage.crop_size is not None
     room = stage.image_size - side + 1
     return Draws(
@@ -164,17 +186,24 @@ def losses(
     """Weighted loss (B,) of images in [-1, 1] (Saharia et al. 2022, sections 2.2 to 2.4).
 
     Args:
-      bind: the network with its text, a function of `(lowres, lowres_condition, cond_image)`; see `bound`.
+      bind: the network with its text, a function of `(lowres, lowres_condition, cond_image)`; see
+        `bound`.
       previous: side of the previous stage's images; None: this is the first stage.
     """
     size = (stage.image_size, stage.image_size)
     x0 = resize(image_BHWC, size, stage.resize)
-    small = None if previous is None else resize(smaller(image_BHWC, previous, stage.resize), size, stage.resize)
+    small = (
+        None
+        if previous is None
+        else resize(smaller(image_BHWC, previous, stage.resize), size, stage.resize)
+    )
     if draws.corner_B2 is not None:
         x0 = _cut(x0, draws.corner_B2, stage)
         small = None if small is None else _cut(small, draws.corner_B2, stage)
         if cond_image_BHWC is not None:
-            cond_image_BHWC = _cut(resize(cond_image_BHWC, size, stage.resize), draws.corner_B2, stage)
+            cond_image_BHWC = _cut(
+                resize(cond_image_BHWC, size, stage.resize), draws.corner_B2, stage
+            )
     condition_B = None
     if small is not None:
         small, condition_B = stage.lowres.noised(small, draws.lowres_eps_BHWC, draws.lowres_level_B)
@@ -199,8 +228,8 @@ def bound(
     """A U-Net with its weights and texts: `(lowres, lowres_condition, cond_image) -> Net`.
 
     Args:
-      text: (embeddings (B, L, D), mask (B, L)). negative: the same, in place of no text in the half that guidance
-        starts from. dropout: in training.
+      text: (embeddings (B, L, D), mask (B, L)). negative: the same, in place of no text in the half
+        that guidance starts from. dropout: in training.
     """
 
     def bind(lowres_BHWC=None, lowres_condition_B=None, cond_image_BHWC=None) -> Net:
@@ -252,13 +281,23 @@ def run(
     if keep_BHW is not None and init_BHWC is not None:
         x = samplers.start(stage.noise, levels, draw, shape)
         x = inpaint.repaint(
-            step, stage.noise, x, levels, draw, init_BHWC, keep_BHW, resample=sampling.resample, compat=sampling.compat,
+            step,
+            stage.noise,
+            x,
+            levels,
+            draw,
+            init_BHWC,
+            keep_BHW,
+            resample=sampling.resample,
+            compat=sampling.compat,
             tell=tell,
-        )  # fmt: skip
+        )
         return jnp.where(keep_BHW[..., None], init_BHWC, jnp.clip(x, -1.0, 1.0))
     if init_BHWC is not None:
         eps = draw(0, jnp.zeros(shape, jnp.float32))
-        x, levels = sdedit.from_image(stage.noise, init_BHWC, levels, sampling.skip, eps, compat=sampling.compat)
+        x, levels = sdedit.from_image(
+            stage.noise, init_BHWC, levels, sampling.skip, eps, compat=sampling.compat
+        )
     else:
         x = samplers.start(stage.noise, levels, draw, shape)
     return jnp.clip(samplers.sample(step, x, levels, draw, tell=tell), -1.0, 1.0)
@@ -270,11 +309,18 @@ def _denoiser(stage, net, sampling, scale):
         scale = _within(stage.noise, scale, *sampling.interval)
     guided = guide(net, scale, parallel=sampling.parallel) if sampling.guided else net
     denoise = denoiser(guided, stage.noise, self_conditioned=stage.unet.self_cond)
-    return threshold.clamp(denoise) if sampling.percentile is None else threshold.dynamic(denoise, sampling.percentile)
+    return (
+        threshold.clamp(denoise)
+        if sampling.percentile is None
+        else threshold.dynamic(denoise, sampling.percentile)
+    )
 
 
 def _within(noise, scale, low, high):
-    """The scale where the noise is between two values of sigma / alpha; the network is told its level otherwise."""
+    """The scale where the noise is between two values of sigma / alpha.
+
+    The network is told its level otherwise.
+    """
     ends = [noise.condition(noise.level_at(jnp.float32(ratio))) for ratio in (low, high)]
     return within(scale, jnp.minimum(*ends), jnp.maximum(*ends))
 
@@ -282,17 +328,23 @@ def _within(noise, scale, low, high):
 def _solver(denoise, noise, sampling):
     if sampling.sampler == "heun":
         return samplers.heun(denoise, noise, sampling.churn, sampling.steps)
-    return {"ancestral": samplers.ancestral, "ddim": samplers.ddim, "dpm_solver": samplers.dpm_solver}[
-        sampling.sampler
-    ](denoise, noise)
+    return {
+        "ancestral": samplers.ancestral,
+        "ddim": samplers.ddim,
+        "dpm_solver": samplers.dpm_solver,
+    }[sampling.sampler](denoise, noise)
 
 
 def _estimate(stage, net, x0, draws):
-    """What a self-conditioned network is shown in training: its own estimate in half of the steps, else nothing."""
+    """What a self-conditioned network is shown in training: its own estimate in half of the steps,
+    else nothing.
+    """
     x = stage.noise.add(x0, draws.eps_BHWC, draws.level_B)
     denoise = denoiser(net, stage.noise, self_conditioned=True)
+
     def guess():
         return jax.lax.stop_gradient(denoise(x, draws.level_B, draws.keep_B))
+
     return jax.lax.cond(draws.guess, guess, lambda: jnp.zeros_like(x0))
 
 
@@ -304,7 +356,6 @@ def _cut(image_BHWC, corner_B2, stage):
         return jax.lax.dynamic_slice(image, (*corner, 0), (side, side, image.shape[-1]))
 
     return jax.vmap(one)(image_BHWC, corner_B2)
-
 
 
 def group(number: int) -> str:

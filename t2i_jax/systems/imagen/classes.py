@@ -1,4 +1,6 @@
-"""`Imagen` and `ElucidatedImagen`: cascades by the argument names and defaults of imagen-pytorch 2.1.0."""
+"""`Imagen` and `ElucidatedImagen`: cascades by the argument names and defaults of imagen-pytorch
+2.1.0.
+"""
 
 from __future__ import annotations
 
@@ -39,15 +41,21 @@ def Imagen(
     resize_mode: str = "nearest",
     only_train_unet_number: int | None = None,
 ) -> ImagenTask:
-    """A cascade with DDPM (imagen_pytorch.py, class `Imagen`); what is said to be "any" is one value, or one per U-Net.
+    """A cascade with DDPM (imagen_pytorch.py, class `Imagen`).
+
+    What is said to be "any" is one value, or one per U-Net.
 
     Args:
       unets: one `Unet` or several, from small to large. image_sizes: sides of their images.
-      text: `LearnedText`, `T5Text` or `StoredText`; None: the T5 named `text_encoder_name`, a folder or hub name.
+      text: `LearnedText`, `T5Text` or `StoredText`; None: the T5 named `text_encoder_name`, a
+        folder or hub name.
       condition_on_text: False: no texts at all.
-      timesteps: steps of ancestral sampling. cond_drop_prob: share of the captions dropped in training.
-      noise_schedules: "cosine" or "linear"; missing ones are "cosine" for the first two stages, "linear" after.
-      the others: see `Ddpm` (objective, weighting, distance), `Stage` (crop_size, percentile, resize) and `LowresNoise`.
+      timesteps: steps of ancestral sampling. cond_drop_prob: share of the captions dropped in
+        training.
+      noise_schedules: "cosine" or "linear"; missing ones are "cosine" for the first two stages,
+        "linear" after.
+      the others: see `Ddpm` (objective, weighting, distance), `Stage` (crop_size, percentile,
+        resize) and `LowresNoise`.
 
     Raises:
       UserError: values of another number than U-Nets, or of no use.
@@ -56,16 +64,23 @@ def Imagen(
     given = list(_tuple(noise_schedules))
     given += ["cosine"] * (2 - len(given))
     given += ["linear"] * (len(unets) - len(given))
+
     def each(name, value):
         return per_stage(name, value, len(unets))
-    lowres = LowresNoise(lowres_noise_schedule, lowres_sample_noise_level, per_sample_random_aug_noise_level)
+
+    lowres = LowresNoise(
+        lowres_noise_schedule, lowres_sample_noise_level, per_sample_random_aug_noise_level
+    )
     stages = [
         Stage(
             unet,
             size,
             noise=Ddpm(
-                schedule=schedule, objective=objective, weighting="min_snr" if capped else "snr",
-                min_snr_gamma=float(gamma), distance=loss_type,
+                schedule=schedule,
+                objective=objective,
+                weighting="min_snr" if capped else "snr",
+                min_snr_gamma=float(gamma),
+                distance=loss_type,
             ),
             lowres=lowres,
             crop_size=crop,
@@ -75,12 +90,17 @@ def Imagen(
             percentile=dynamic_thresholding_percentile if dynamic else None,
         )
         for unet, size, schedule, objective, capped, gamma, crop, dynamic, steps in zip(
-            unets, each("image_sizes", image_sizes), given, each("pred_objectives", pred_objectives),
-            each("min_snr_loss_weight", min_snr_loss_weight), each("min_snr_gamma", min_snr_gamma),
-            each("random_crop_sizes", random_crop_sizes), each("dynamic_thresholding", dynamic_thresholding),
+            unets,
+            each("image_sizes", image_sizes),
+            given,
+            each("pred_objectives", pred_objectives),
+            each("min_snr_loss_weight", min_snr_loss_weight),
+            each("min_snr_gamma", min_snr_gamma),
+            each("random_crop_sizes", random_crop_sizes),
+            each("dynamic_thresholding", dynamic_thresholding),
             each("timesteps", timesteps),
         )
-    ]  # fmt: skip
+    ]
     text = _text(text, text_encoder_name, condition_on_text)
     return _task(stages, text, cond_drop_prob, channels, only_train_unet_number)
 
@@ -114,44 +134,71 @@ def ElucidatedImagen(
     S_tmax: Any = 50,
     S_noise: Any = 1.003,
 ) -> ImagenTask:
-    """A cascade with the diffusion of Karras et al. 2022 (elucidated_imagen.py, class `ElucidatedImagen`).
+    """A cascade with the diffusion of Karras et al. 2022 (elucidated_imagen.py, class
+    `ElucidatedImagen`).
 
     Args:
-      num_sample_steps: of Heun's method. sigma_min to P_std: see `Edm`. S_churn to S_noise: see `Churn`. All of them one
-        value, or one per U-Net. The others are those of `Imagen`.
+      num_sample_steps: of Heun's method. sigma_min to P_std: see `Edm`. S_churn to S_noise: see
+        `Churn`. All of them one value, or one per U-Net. The others are those of `Imagen`.
 
     Raises:
       UserError: values of another number than U-Nets, or of no use.
     """
     unets = _tuple(unets)
+
     def each(name, value):
         return per_stage(name, value, len(unets))
+
     edm = dict(
-        sigma_data=sigma_data, P_mean=P_mean, P_std=P_std, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho
-    )  # fmt: skip
+        sigma_data=sigma_data,
+        P_mean=P_mean,
+        P_std=P_std,
+        sigma_min=sigma_min,
+        sigma_max=sigma_max,
+        rho=rho,
+    )
     churn = dict(amount=S_churn, low=S_tmin, high=S_tmax, scale=S_noise)
+
     def of(values, i):
         return {name: float(each(name, value)[i]) for name, value in values.items()}
-    lowres = LowresNoise(lowres_noise_schedule, lowres_sample_noise_level, per_sample_random_aug_noise_level)
+
+    lowres = LowresNoise(
+        lowres_noise_schedule, lowres_sample_noise_level, per_sample_random_aug_noise_level
+    )
     stages = [
         Stage(
-            unet, size, noise=Edm(**of(edm, i)), lowres=lowres, crop_size=crop, resize=resize_mode, sampler="heun",
-            steps=steps, churn=Churn(**of(churn, i)), percentile=dynamic_thresholding_percentile if dynamic else None,
+            unet,
+            size,
+            noise=Edm(**of(edm, i)),
+            lowres=lowres,
+            crop_size=crop,
+            resize=resize_mode,
+            sampler="heun",
+            steps=steps,
+            churn=Churn(**of(churn, i)),
+            percentile=dynamic_thresholding_percentile if dynamic else None,
         )
         for i, (unet, size, crop, dynamic, steps) in enumerate(
             zip(
-                unets, each("image_sizes", image_sizes), each("random_crop_sizes", random_crop_sizes),
-                each("dynamic_thresholding", dynamic_thresholding), each("num_sample_steps", num_sample_steps),
+                unets,
+                each("image_sizes", image_sizes),
+                each("random_crop_sizes", random_crop_sizes),
+                each("dynamic_thresholding", dynamic_thresholding),
+                each("num_sample_steps", num_sample_steps),
             )
         )
-    ]  # fmt: skip
+    ]
     text = _text(text, text_encoder_name, condition_on_text)
     return _task(stages, text, cond_drop_prob, channels, only_train_unet_number)
 
 
 def _task(stages, text, cond_drop_prob, channels, only):
     return ImagenTask(
-        tuple(stages), text, cond_drop_prob, channels, train_stages=None if only is None else (only,)
+        tuple(stages),
+        text,
+        cond_drop_prob,
+        channels,
+        train_stages=None if only is None else (only,),
     )
 
 

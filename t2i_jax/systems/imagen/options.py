@@ -21,8 +21,8 @@ class ImagenOptions:
       guidance: scale of classifier-free guidance, per stage; 1 is none.
       sampler: per stage, "ancestral", "ddim", "heun" or "dpm_solver"; None: the stage's own.
       steps: of the sampler, per stage; None: the stage's own.
-      parallel: the share, 0 to 1, that stays of the guidance's component parallel to the conditional prediction (APG);
-        imagen-pytorch 2.1.0 has 0.
+      parallel: the share, 0 to 1, that stays of the guidance's component parallel to the
+        conditional prediction (APG); imagen-pytorch 2.1.0 has 0.
       interval: (low, high) of sigma / alpha where guidance is applied; None: everywhere.
       start_at: number, from 1, of the first stage that runs; None: the first there is.
       stop_at: number of the last stage that runs; None: the last one before an untrained one.
@@ -30,7 +30,8 @@ class ImagenOptions:
       resample: how often each step of inpainting is made (RePaint).
       lowres_level: of the noise on each smaller image, from 0 to 1; None: the stage's own.
       image_sizes: side or (height, width) per stage; None: those of training.
-      compat: "imagen-pytorch": noise levels of inpainted and changed images as that package has them; None: ours.
+      compat: "imagen-pytorch": noise levels of inpainted and changed images as that package has
+        them; None: ours.
     """
 
     guidance: float | tuple[float, ...] = 3.0
@@ -51,19 +52,29 @@ class ImagenOptions:
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         for scale in _each(self.guidance):
-            if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-                raise UserError(f"guidance={scale!r} is not a finite number; try 3.0, or 1 for none.")
+            if (
+                isinstance(scale, bool)
+                or not isinstance(scale, (int, float))
+                or not math.isfinite(scale)
+            ):
+                raise UserError(
+                    f"guidance={scale!r} is not a finite number; try 3.0, or 1 for none."
+                )
         for sampler in _each(self.sampler):
             if sampler is not None:
                 one_of("sampler", sampler, SAMPLERS)
         for name in ("steps", "resample"):
             for value in _each(getattr(self, name)):
-                if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                if value is not None and (
+                    isinstance(value, bool) or not isinstance(value, int) or value < 1
+                ):
                     raise UserError(f"{name}={value!r} is not a number from 1; give 1 or more.")
         for name in ("parallel", "lowres_level", "strength"):
             value = getattr(self, name)
             if value is not None and (
-                isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not 0 <= value <= 1
             ):
                 raise UserError(f"{name}={value!r} is outside [0, 1]; give a number in it.")
 
@@ -84,7 +95,10 @@ def per_stage(name: str, value: Any, count: int) -> list[Any]:
     """
     if isinstance(value, (tuple, list)):
         if len(value) != count:
-            raise UserError(f"{name}={value} has {len(value)} values for {count} stages; give one, or one for each.")
+            raise UserError(
+                f"{name}={value} has {len(value)} values for {count} stages; give one, or one for "
+                "each."
+            )
         return list(value)
     return [value] * count
 

@@ -35,13 +35,16 @@ def generate(
     guidance: Array | float = 1.0,
     lowres_level: Array | float | None = None,
 ) -> Array:
-    """Images (B, *size, C) in [-1, 1] of one stage; one compiled program per task, stage, sampling and shapes.
+    """Images (B, *size, C) in [-1, 1] of one stage.
+
+    One compiled program per task, stage, sampling and shapes.
 
     Args:
       params: of the stage's group. frozen: as in training.
-      prompt: "text" or "text_embeds", and "text_mask" where there are texts; the same with the prefix "negative_";
-        "small": images in [-1, 1] of the previous stage; "init": images in [-1, 1] of any size, "keep": bool
-        (B, H, W), True where they are known; "cond_image": uint8 of any size.
+      prompt: "text" or "text_embeds", and "text_mask" where there are texts; the same with the
+        prefix "negative_"; "small": images in [-1, 1] of the previous stage; "init": images in [-1,
+        1] of any size, "keep": bool (B, H, W), True where they are known; "cond_image": uint8 of
+        any size.
       keys_B: one key per image. guidance: one scale, or one per image.
       lowres_level: of the noise on "small"; None: the stage's own.
     """
@@ -60,6 +63,11 @@ def generate(
     if "init" in prompt:
         more["init_BHWC"] = stages.resize(prompt["init"], size, stage.resize)
     if "keep" in prompt:
-        more["keep_BHW"] = stages.resize(prompt["keep"][..., None].astype(jnp.float32), size, "nearest")[..., 0] > 0
-    images = stages.run(stage, bind, sampling, shape, gaussian(keys_B), guidance, small=small, **more)
+        more["keep_BHW"] = (
+            stages.resize(prompt["keep"][..., None].astype(jnp.float32), size, "nearest")[..., 0]
+            > 0
+        )
+    images = stages.run(
+        stage, bind, sampling, shape, gaussian(keys_B), guidance, small=small, **more
+    )
     return sharding.constrain(images, None, None, None, None)  # whole in every process

@@ -1,4 +1,7 @@
-"""A trained cascade: captions, or nothing at all, to images; images inpainted, changed and enlarged."""
+"""A trained cascade: captions, or nothing at all, to images.
+
+Images inpainted, changed and enlarged.
+"""
 
 from __future__ import annotations
 
@@ -66,20 +69,25 @@ class ImagenSystem(TextToImage):
         progress: bool = False,
         **changes: Any,
     ) -> Any:
-        """Images, uint8 (prompts * images_per_prompt, H, W, C), of the last trained stage; a prompt's stand together.
+        """Images, uint8 (prompts * images_per_prompt, H, W, C), of the last trained stage.
+
+        A prompt's stand together.
 
         Args:
-          prompts: captions; with stored text the pair (embeddings (P, L, D), mask (P, L)); None for a cascade without
-            texts, which then makes `images_per_prompt` images.
-          options: how it samples; None: the defaults of `ImagenOptions`. changes: single options by name, guidance=2.0.
+          prompts: captions; with stored text the pair (embeddings (P, L, D), mask (P, L)); None for
+            a cascade without texts, which then makes `images_per_prompt` images.
+          options: how it samples; None: the defaults of `ImagenOptions`. changes: single options by
+            name, guidance=2.0.
           seed: the same seed gives the same images, whatever the batch size.
-          negative_prompts: what the images should not show, one per prompt; guidance then starts from there.
+          negative_prompts: what the images should not show, one per prompt; guidance then starts
+            from there.
           start_images: uint8 images of any size, one per prompt, for a start after the first stage
             (`options.start_at`): they are enlarged.
-          init_images: uint8 images of any size, one per prompt, to change by `options.strength` or, with `mask`, to
-            inpaint: bool (H, W) or (P, H, W), True where to keep.
+          init_images: uint8 images of any size, one per prompt, to change by `options.strength` or,
+            with `mask`, to inpaint: bool (H, W) or (P, H, W), True where to keep.
           cond_images: uint8 images, one per prompt, for a cascade that is conditioned on them.
-          return_stages: a list with the images of every stage that ran. return_pil: lists of PIL images.
+          return_stages: a list with the images of every stage that ran. return_pil: lists of PIL
+            images.
           batch_size: images made at a time; None: all. progress: shows a bar for each stage.
 
         Raises:
@@ -88,13 +96,19 @@ class ImagenSystem(TextToImage):
         options = generation.with_changes(ImagenOptions, options, changes)
         count_of = len(self.task.stages)
         updates = [int(self.updates.get(group(number), 0)) for number in range(1, count_of + 1)]
-        numbers, told = inputs.stages_to_run(self.task.stages, updates, options.start_at, options.stop_at)
+        numbers, told = inputs.stages_to_run(
+            self.task.stages, updates, options.start_at, options.stop_at
+        )
         for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
             generation.check_count(name, value)
         scales = options.per_stage("guidance", count_of)
         prompt = self._texts(prompts, negative_prompts, scales)
         given = (start_images, init_images, cond_images)
-        count = len(prompt["text_mask"]) if prompt else next((len(a) for a in given if a is not None), 1)
+        count = (
+            len(prompt["text_mask"])
+            if prompt
+            else next((len(a) for a in given if a is not None), 1)
+        )
         images = self._images(numbers[0], count, start_images, init_images, mask, cond_images)
         plan = self._plan(options, scales if prompt else [1.0] * count_of, progress)
         if "init" in images and mask is None:
@@ -106,7 +120,9 @@ class ImagenSystem(TextToImage):
         plan, total = {number: plan[number] for number in numbers}, count * images_per_prompt
         results: list[list[np.ndarray]] = [[] for _ in plan]
         for rows in generation.batches(prompt | images, total, images_per_prompt, seed, batch_size):
-            for made, part in zip(results, self._run(plan, rows, options.lowres_level, progress), strict=True):
+            for made, part in zip(
+                results, self._run(plan, rows, options.lowres_level, progress), strict=True
+            ):
                 made.append(part[: rows.count])
         stages = [np.concatenate(made) for made in results]
         if return_pil:
@@ -114,10 +130,12 @@ class ImagenSystem(TextToImage):
         return stages if return_stages else stages[-1]
 
     def upscale(self, images: Array, prompts: Any = None, **options: Any) -> np.ndarray:
-        """Images of the last trained stage, from uint8 images of any size, which take the first stage's place.
+        """Images of the last trained stage, from uint8 images of any size, which take the first
+        stage's place.
 
         Args:
-          prompts: one per image, for a cascade with texts; None: no text, and no guidance. options: of `generate`.
+          prompts: one per image, for a cascade with texts; None: no text, and no guidance. options:
+            of `generate`.
         """
         if prompts is None and self.task.text is not None:
             prompts, options = self.task.text.empty(len(images)), {**options, "guidance": 1}
@@ -126,21 +144,30 @@ class ImagenSystem(TextToImage):
     def _texts(self, prompts, negative_prompts, scales):
         if self.task.text is None:
             if prompts is not None or negative_prompts is not None:
-                raise UserError("prompts are given to a cascade that was trained without texts; leave them out.")
+                raise UserError(
+                    "prompts are given to a cascade that was trained without texts; leave them out."
+                )
             return {}
         if prompts is None:
-            raise UserError("prompts=None: this cascade was trained on captions; give a list of them.")
+            raise UserError(
+                "prompts=None: this cascade was trained on captions; give a list of them."
+            )
         guided = any(scale != 1 for scale in scales)
-        return generation.texts(self.task.text, self.text_tokenizer, prompts, negative_prompts, guided=guided)
+        return generation.texts(
+            self.task.text, self.text_tokenizer, prompts, negative_prompts, guided=guided
+        )
 
     def _plan(self, options, scales, progress):
         """By number: (size, sampling, guidance) of each stage."""
         stages = self.task.stages
         samplers, steps = (options.per_stage(name, len(stages)) for name in ("sampler", "steps"))
         sizes = inputs.sizes_of(stages, options.image_sizes)
-        common = {name: getattr(options, name) for name in ("interval", "parallel", "resample", "compat")}
+        common = {
+            name: getattr(options, name) for name in ("interval", "parallel", "resample", "compat")
+        }
         made = (
-            inputs.settings(*each, tell=progress, **common) for each in zip(stages, samplers, steps, scales, strict=True)
+            inputs.settings(*each, tell=progress, **common)
+            for each in zip(stages, samplers, steps, scales, strict=True)
         )
         return dict(enumerate(zip(sizes, made, scales, strict=True), 1))
 
@@ -153,7 +180,10 @@ class ImagenSystem(TextToImage):
         if start_images is not None:
             found["start"] = generation.check_images("start_images", start_images, count, channels)
         if init_images is not None and mask is None and first > 1:
-            raise UserError(f"init_images change what the first stage makes, and start_at={first}; give a mask too.")
+            raise UserError(
+                f"init_images change what the first stage makes, and start_at={first}; give a mask "
+                "too."
+            )
         if init_images is not None:
             found["init"] = generation.check_images("init_images", init_images, count, channels)
         if mask is not None:
@@ -161,9 +191,13 @@ class ImagenSystem(TextToImage):
         if (cond_images is None) == bool(self.task.cond_image_channels):
             wanted = self.task.cond_image_channels
             remedy = f"give uint8 images of {wanted} channels" if wanted else "leave them out"
-            raise UserError(f"cond_images do not fit the cascade (cond_images_channels={wanted}); {remedy}.")
+            raise UserError(
+                f"cond_images do not fit the cascade (cond_images_channels={wanted}); {remedy}."
+            )
         if cond_images is not None:
-            found["cond_image"] = generation.check_images("cond_images", cond_images, count, self.task.cond_image_channels)
+            found["cond_image"] = generation.check_images(
+                "cond_images", cond_images, count, self.task.cond_image_channels
+            )
         return found
 
     def _run(self, plan, rows, lowres_level, progress):
@@ -171,24 +205,51 @@ class ImagenSystem(TextToImage):
         part, results = dict(rows.arrays), []
         small = to_float(jnp.asarray(part.pop("start")), SIGNED) if "start" in part else None
         for number, (size, settings, scale) in plan.items():
-            small = self._stage(number, size, settings, scale, part, small, rows.keys_B, lowres_level, progress)
+            small = self._stage(
+                number, size, settings, scale, part, small, rows.keys_B, lowres_level, progress
+            )
             images = np.asarray(to_uint8(small, SIGNED))
             if "keep" in part and part["init"].shape[1:3] == size:
-                images = np.where(part["keep"][..., None], part["init"], images)  # bit for bit what was given
+                # bit for bit what was given
+                images = np.where(part["keep"][..., None], part["init"], images)
             results.append(images)
         return results
 
-    def _stage(self, number, size, settings: StageSampling, scale, part, small, keys, lowres_level, progress):
+    def _stage(
+        self,
+        number,
+        size,
+        settings: StageSampling,
+        scale,
+        part,
+        small,
+        keys,
+        lowres_level,
+        progress,
+    ):
         prompt = dict(part) if settings.guided else generation.without_negative(part)
         if "init" in prompt and "keep" not in prompt and small is not None:
-            del prompt["init"]  # only the first stage starts from it; the others enlarge what it made
+            # only the first stage starts from it; the others enlarge what it made
+            del prompt["init"]
         if "init" in prompt:
             prompt["init"] = to_float(jnp.asarray(prompt["init"]), SIGNED)
         if small is not None:
             prompt["small"] = small
-        shown = bars.bar(f"stage {number}", settings.steps - settings.skip) if progress else contextlib.nullcontext()
+        shown = (
+            bars.bar(f"stage {number}", settings.steps - settings.skip)
+            if progress
+            else contextlib.nullcontext()
+        )
         with shown, jax.set_mesh(self.mesh):
             return sampling.generate(
-                self.weights[group(number)], self.frozen, prompt, keys, task=self.task, number=number, size=size,
-                sampling=settings, guidance=jnp.float32(scale), lowres_level=lowres_level,
-            )  # fmt: skip
+                self.weights[group(number)],
+                self.frozen,
+                prompt,
+                keys,
+                task=self.task,
+                number=number,
+                size=size,
+                sampling=settings,
+                guidance=jnp.float32(scale),
+                lowres_level=lowres_level,
+            )

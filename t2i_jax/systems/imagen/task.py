@@ -1,4 +1,6 @@
-"""Training and sampling a cascade of diffusion stages (Imagen, Saharia et al. 2022): a `Task`, a group per stage."""
+"""Training and sampling a cascade of diffusion stages (Imagen, Saharia et al. 2022): a `Task`, a
+group per stage.
+"""
 
 from __future__ import annotations
 
@@ -27,23 +29,26 @@ from t2i_jax.types import Array, Batch, Key, Objective, Params, SamplingProgram,
 
 @dataclasses.dataclass(frozen=True)
 class ImagenTask(SystemTask):
-    """Trains the stages of a cascade, each on its own: images from noise, then larger images from smaller ones.
+    """Trains the stages of a cascade, each on its own: images from noise, then larger images from
+    smaller ones.
 
         ImagenTask(
-            stages=(Stage(Unet(dim=64), image_size=32), Stage(Unet(dim=32, memory_efficient=True), image_size=64)),
-            text=T5Text.from_directory("google/t5-v1_1-base"),
+            stages=(Stage(Unet(dim=64), image_size=32), Stage(Unet(dim=32, memory_efficient=True),
+            image_size=64)), text=T5Text.from_directory("google/t5-v1_1-base"),
         )
 
-    Every step makes one update of each stage in `train_stages`, on the same images. Groups: "stage_1", "stage_2", ...,
-    each {"unet": params} and, when the text encoder is trained along, "text": every stage has one of its own. `stats`
-    counts the updates of each. `frozen` of the step: "text", the weights of a frozen encoder.
+    Every step makes one update of each stage in `train_stages`, on the same images. Groups:
+    "stage_1", "stage_2", ..., each {"unet": params} and, when the text encoder is trained along,
+    "text": every stage has one of its own. `stats` counts the updates of each. `frozen` of the
+    step: "text", the weights of a frozen encoder.
 
     Attributes:
       stages: from small to large.
       text: `LearnedText`, `T5Text` or `StoredText`; None: images without captions.
       cond_drop_prob: share of the captions that are dropped, for classifier-free guidance.
       channels: of the images.
-      train_stages: numbers, from 1, of those that are trained; None: all. A run may change it when it resumes.
+      train_stages: numbers, from 1, of those that are trained; None: all. A run may change it when
+        it resumes.
     """
 
     stages: tuple[Stage, ...]
@@ -63,17 +68,25 @@ class ImagenTask(SystemTask):
             raise UserError(f"cond_drop_prob={self.cond_drop_prob} is outside [0, 1]; try 0.1.")
         sizes = [stage.image_size for stage in self.stages]
         if sizes != sorted(set(sizes)):
-            raise UserError(f"stages have image_size {sizes}; each must be larger than the one before.")
+            raise UserError(
+                f"stages have image_size {sizes}; each must be larger than the one before."
+            )
         for number, stage in enumerate(self.stages, 1):
             if number == 1 and stage.crop_size is not None:
                 crop = stage.crop_size
-                raise UserError(f"stages[0].crop_size={crop}: the first stage needs whole images; leave it out.")
+                raise UserError(
+                    f"stages[0].crop_size={crop}: the first stage needs whole images; leave it out."
+                )
             if number > 1 and not stage.trains:
-                raise UserError(f"stages[{number - 1}].unet is a NullUnet; only a first stage can be left out.")
+                raise UserError(
+                    f"stages[{number - 1}].unet is a NullUnet; only a first stage can be left out."
+                )
         for number in self.train_stages or ():
             if number not in self._trainable:
                 known = ", ".join(map(str, self._trainable))
-                raise UserError(f"train_stages={self.train_stages} names {number}; stages that train: {known}.")
+                raise UserError(
+                    f"train_stages={self.train_stages} names {number}; stages that train: {known}."
+                )
         if self.train_stages == ():
             raise UserError("train_stages=() trains nothing; name stages from 1, or None for all.")
 
@@ -82,7 +95,11 @@ class ImagenTask(SystemTask):
         """The U-Nets as they stand in the cascade."""
         made = []
         for i, stage in enumerate(self.stages):
-            fields = {"lowres_cond": i > 0, "channels": self.channels, "cond_on_text": self.text is not None}
+            fields = {
+                "lowres_cond": i > 0,
+                "channels": self.channels,
+                "cond_on_text": self.text is not None,
+            }
             if self.text is not None:
                 fields["text_embed_dim"] = self.text.dim
             made.append(stage.unet.clone(parent=None, **fields) if stage.trains else stage.unet)
@@ -96,7 +113,9 @@ class ImagenTask(SystemTask):
     @functools.cached_property
     def objectives(self) -> tuple[Objective, ...]:
         """The diffusion loss of each stage that is trained."""
-        return tuple(Objective(group(n), functools.partial(self.loss, number=n)) for n in self._trained)
+        return tuple(
+            Objective(group(n), functools.partial(self.loss, number=n)) for n in self._trained
+        )
 
     @property
     def ema_groups(self) -> tuple[str, ...]:
@@ -114,20 +133,35 @@ class ImagenTask(SystemTask):
         return params, {"updates": {group(number): jnp.int32(0) for number in self._trainable}}
 
     def batch_spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """Images at the size of the last stage; text ids or embeddings with their mask; images to condition on."""
+        """Images at the size of the last stage; text ids or embeddings with their mask.
+
+        Images to condition on.
+        """
+
         def of(dtype, *shape):
             return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+
         spec = {"image": of(jnp.uint8, self.image_size, self.image_size, self.channels)}
         spec |= captions.spec(self.text, batch_size)
         if self.cond_image_channels:
-            spec["cond_image"] = of(jnp.uint8, self.image_size, self.image_size, self.cond_image_channels)
+            spec["cond_image"] = of(
+                jnp.uint8, self.image_size, self.image_size, self.cond_image_channels
+            )
         return spec
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Negative prompts with texts; images to change or complete; images to condition on where the U-Nets take some."""
+        """Negative prompts with texts; images to change or complete.
+
+        Images to condition on where the U-Nets take some.
+        """
         names = ("negative_prompts",) if self.text is not None else ()
-        return (*names, "init_images", "mask", *(("cond_images",) if self.cond_image_channels else ()))
+        return (
+            *names,
+            "init_images",
+            "mask",
+            *(("cond_images",) if self.cond_image_channels else ()),
+        )
 
     @property
     def samples(self) -> tuple[str, ...]:
@@ -139,26 +173,36 @@ class ImagenTask(SystemTask):
         for name in ("guidance", "sampler", "steps", "image_sizes"):
             per_stage(f"evaluation.options.{name}", getattr(options, name), len(self.stages))
 
-    def system(self, params, stats: Stats, parts, frozen: Mapping[str, Any], text_tokenizer: Any) -> ImagenSystem:
+    def system(
+        self, params, stats: Stats, parts, frozen: Mapping[str, Any], text_tokenizer: Any
+    ) -> ImagenSystem:
         """The trained cascade."""
         return ImagenSystem(self, params, jax.device_get(stats["updates"]), frozen, text_tokenizer)
 
     def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
         """A program per stage."""
         made = {}
+
         def of(side, dtype, channels):
             return jax.ShapeDtypeStruct((batch_size, side, side, channels), dtype)
+
         for number in self._trained:
             stage, prompt = self.stages[number - 1], dict(captions.spec(self.text, batch_size))
             sampler, steps = stages.sampling_of(stage)
             churn = stage.churn if sampler == "heun" else None
-            settings = StageSampling(sampler, steps, churn, stage.percentile, guided=self.text is not None)
+            settings = StageSampling(
+                sampler, steps, churn, stage.percentile, guided=self.text is not None
+            )
             if number > 1:
-                prompt |= {"small": of(self.stages[number - 2].image_size, jnp.float32, self.channels)}
+                prompt |= {
+                    "small": of(self.stages[number - 2].image_size, jnp.float32, self.channels)
+                }
             if self.networks[number - 1].cond_images_channels:
                 prompt |= {"cond_image": of(stage.image_size, jnp.uint8, self.cond_image_channels)}
             size = (stage.image_size, stage.image_size)
-            function = functools.partial(sampling.generate, task=self, number=number, size=size, sampling=settings)
+            function = functools.partial(
+                sampling.generate, task=self, number=number, size=size, sampling=settings
+            )
             made[f"stage {number}"] = SamplingProgram(group(number), function, prompt)
         return made
 
@@ -167,14 +211,18 @@ class ImagenTask(SystemTask):
         """Of the images to condition on; 0: there are none."""
         return max((network.cond_images_channels for network in self.networks), default=0)
 
-    def loss(self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array, *, number: int):
+    def loss(
+        self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array, *, number: int
+    ):
         """(loss, (metrics, stats)) of a stage, a mean over the batch."""
         for_draws, for_text, for_dropout = jax.random.split(key, 3)
         shape = batch["image"].shape
         stage = dataclasses.replace(self.stages[number - 1], unet=self.networks[number - 1])
         draws = stages.draw(stage, for_draws, shape, self.cond_drop_prob, lowres=number > 1)
         own = params[group(number)]
-        bind = stages.bound(stage.unet, own["unet"], self.embed(own, frozen, batch, for_text), dropout=for_dropout)
+        bind = stages.bound(
+            stage.unet, own["unet"], self.embed(own, frozen, batch, for_text), dropout=for_dropout
+        )
         previous = self.stages[number - 2].image_size if number > 1 else None
         image, cond = to_float(batch["image"], SIGNED), stages.cond_image_of(stage.unet, batch)
         loss = jnp.mean(stages.losses(stage, bind, image, draws, previous, cond))
@@ -184,18 +232,25 @@ class ImagenTask(SystemTask):
         updates = {**stats["updates"], group(number): stats["updates"][group(number)] + 1}
         return loss, (metrics, {**stats, "updates": updates})
 
-    def embed(self, params: Params, frozen: Any, batch: Batch, key: Key | None = None) -> tuple[Array, Array] | None:
+    def embed(
+        self, params: Params, frozen: Any, batch: Batch, key: Key | None = None
+    ) -> tuple[Array, Array] | None:
         """(embeddings (B, L, D), mask (B, L)) of the batch's texts; None without texts."""
         if self.text is None:
             return None
         return captions.embed(self.text, params, frozen, batch, key), batch["text_mask"]
 
     def flops(self, batch_size: int) -> float:
-        """FLOPs of one step, from the traced networks: 3 forward passes; a frozen text encoder runs one."""
+        """FLOPs of one step, from the traced networks: 3 forward passes.
+
+        A frozen text encoder runs one.
+        """
         once = frozen = 0.0
         texts = captions.spec(self.text, 1)
         for number in self._trained:
-            params = jax.eval_shape(functools.partial(self._init_unet, number=number), jax.random.key(0))
+            params = jax.eval_shape(
+                functools.partial(self._init_unet, number=number), jax.random.key(0)
+            )
             once += flops_of(functools.partial(self._forward, number), sharding.unbox(params))
             if self.text is not None and self.text.trainable:  # every stage has one of its own
                 encoder = sharding.unbox(jax.eval_shape(self.text.init, jax.random.key(0)))
@@ -223,7 +278,10 @@ class ImagenTask(SystemTask):
         """Inputs of a stage's network for one image."""
         stage, network = self.stages[number - 1], self.networks[number - 1]
         side = stage.crop_size or stage.image_size
-        inputs = {"x_BHWC": jnp.zeros((1, side, side, self.channels)), "condition_B": jnp.zeros((1,))}
+        inputs = {
+            "x_BHWC": jnp.zeros((1, side, side, self.channels)),
+            "condition_B": jnp.zeros((1,)),
+        }
         if self.text is not None:
             inputs["text_embeds_BLD"] = jnp.zeros((1, self.text.max_length, self.text.dim))
         if number > 1:

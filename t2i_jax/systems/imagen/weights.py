@@ -1,4 +1,6 @@
-"""Cascades of imagen-pytorch: `Imagen` and `ElucidatedImagen`, and the checkpoints of `ImagenTrainer`."""
+"""Cascades of imagen-pytorch: `Imagen` and `ElucidatedImagen`, and the checkpoints of
+`ImagenTrainer`.
+"""
 
 from __future__ import annotations
 
@@ -22,43 +24,65 @@ from t2i_jax.systems.imagen.classes import ElucidatedImagen, Imagen
 from t2i_jax.systems.imagen.task import ImagenTask
 from t2i_jax.systems.imported import Imported, TorchFile
 
-_NO_USE = ("unets", "imagen_type", "video", "text_embed_dim", "auto_normalize_img", "temporal_downsample_factor")
+_NO_USE = (
+    "unets",
+    "imagen_type",
+    "video",
+    "text_embed_dim",
+    "auto_normalize_img",
+    "temporal_downsample_factor",
+)
 
 
 def from_torch(file: TorchFile) -> Imported | None:
-    """The cascade of a file, with its EMA weights where the trainer saved it; None where it holds another network.
+    """The cascade of a file, with its EMA weights where the trainer saved it.
+
+    None where it holds another network.
 
     Raises:
       UserError: no image sizes, an unknown argument, or a T5 of another width.
     """
     loaded = file.loaded
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("model"), Mapping) and "steps" in loaded:
+    if (
+        isinstance(loaded, Mapping)
+        and isinstance(loaded.get("model"), Mapping)
+        and "steps" in loaded
+    ):
         weights = tables.from_trainer(loaded, **file.fields)
     elif isinstance(file.network, Cascade):  # without its trainer: every stage counts as trained
-        weights = TrainerWeights(file.network, file.params, None, (1,) * len(file.network.unets), {})
+        weights = TrainerWeights(
+            file.network, file.params, None, (1,) * len(file.network.unets), {}
+        )
     else:
         return None
     task = _task(weights, file, {**weights.settings, **file.options("imagen")})
     of = weights.params if weights.averages is None else weights.averages
     params = {name: {"unet": tree} for name, tree in of.items() if name in task.ema_groups}
-    counts = {group(i): np.int32(count) for i, count in enumerate(weights.steps, 1) if group(i) in params}
+    counts = {
+        group(i): np.int32(count) for i, count in enumerate(weights.steps, 1) if group(i) in params
+    }
     return Imported("Imagen", task, params, {"updates": counts}, task.image_size)
 
 
 def to_torch(contents: Any, path: pathlib.Path) -> None:
-    """Writes a run's cascade as a checkpoint of ImagenTrainer (.pt), or its EMA networks alone (.safetensors).
+    """Writes a run's cascade as a checkpoint of ImagenTrainer (.pt), or its EMA networks alone
+    (.safetensors).
 
     Raises:
       UserError: a jointly trained text encoder, which the package has no place for.
     """
     task = contents.recipe.task
     if task.text is not None and task.text.trainable:
-        raise UserError("run has its own text encoder, and imagen-pytorch no place for it; train on T5.")
+        raise UserError(
+            "run has its own text encoder, and imagen-pytorch no place for it; train on T5."
+        )
     model = Cascade(task.networks)
     if path.suffix == ".safetensors":
         torch_io.write(path, to_state(model, _weights(model, contents.averaged)))
         return
-    counts = tuple(int(contents.stats["updates"].get(group(i), 0)) for i in range(1, len(model.unets) + 1))
+    counts = tuple(
+        int(contents.stats["updates"].get(group(i), 0)) for i in range(1, len(model.unets) + 1)
+    )
     averages = _weights(model, contents.ema) if contents.ema else None
     weights = TrainerWeights(model, _weights(model, contents.params), averages, counts, {})
     torch_io.write_checkpoint(path, tables.to_trainer(weights))
@@ -81,9 +105,15 @@ def _task(weights, file: TorchFile, settings) -> ImagenTask:
     fields = {name: value for name, value in settings.items() if name not in _NO_USE}
     for name in fields:
         if name not in known:
-            raise UserError(f"imagen has {name!r}, no argument of {make.__name__}; {config.did_you_mean(name, known)}")
+            raise UserError(
+                f"imagen has {name!r}, no argument of {make.__name__}; "
+                f"{config.did_you_mean(name, known)}"
+            )
     if "image_sizes" not in fields:
-        raise UserError("the weights do not tell image_sizes; give imagen={'image_sizes': (64, 256)}, one per U-Net.")
+        raise UserError(
+            "the weights do not tell image_sizes; give imagen={'image_sizes': (64, 256)}, one per "
+            "U-Net."
+        )
     last = weights.model.unets[-1]
     fields.pop("text_encoder_name", None)
     fields["condition_on_text"] = last.cond_on_text

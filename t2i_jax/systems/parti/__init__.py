@@ -1,4 +1,6 @@
-"""Parti (Yu et al. 2022): captions to image tokens, one after the other, and to images by an image tokenizer."""
+"""Parti (Yu et al. 2022): captions to image tokens, one after the other, and to images by an image
+tokenizer.
+"""
 
 NAMES = {
     "PartiTask": "t2i_jax.systems.parti.task",

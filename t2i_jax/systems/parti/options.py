@@ -14,11 +14,14 @@ class PartiOptions:
     """How Parti samples.
 
     Attributes:
-      guidance: scale of classifier-free guidance; 1 is none. The paper uses small values, parti-pytorch 3.
+      guidance: scale of classifier-free guidance; 1 is none. The paper uses small values,
+        parti-pytorch 3.
       temperature: below 1 is safer, above 1 more varied; 0 always takes the likeliest token.
-      top_k: sample among the k likeliest tokens only; a float in (0, 1) is a fraction of the codebook. None: all.
+      top_k: sample among the k likeliest tokens only; a float in (0, 1) is a fraction of the
+        codebook. None: all.
       top_p: sample among the likeliest tokens that together hold this probability. None: all.
-      keep_rows: which part of an image to complete is kept, from the top, where no mask says it: above 0, below 1.
+      keep_rows: which part of an image to complete is kept, from the top, where no mask says it:
+        above 0, below 1.
     """
 
     guidance: float = 3.0
@@ -31,9 +34,13 @@ class PartiOptions:
         if not math.isfinite(self.guidance):
             raise UserError(f"guidance={self.guidance} is not finite; try 3.0.")
         if not math.isfinite(self.temperature) or self.temperature < 0:
-            raise UserError(f"temperature={self.temperature} is not a finite number from 0; try 1.0.")
+            raise UserError(
+                f"temperature={self.temperature} is not a finite number from 0; try 1.0."
+            )
         if not 0 < self.keep_rows < 1:
-            raise UserError(f"keep_rows={self.keep_rows} must lie between 0 and 1, for example 0.5.")
+            raise UserError(
+                f"keep_rows={self.keep_rows} must lie between 0 and 1, for example 0.5."
+            )
         _ = self.sampling  # refuses top_k and top_p
 
     @property

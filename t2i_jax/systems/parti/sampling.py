@@ -32,13 +32,15 @@ def generate(
     guidance: Array | float = 3.0,
     temperature: Array | float = 1.0,
 ) -> tuple[Array, Array | None]:
-    """Tokens (B, N) and, with a tokenizer, their uint8 images; one compiled program per task, sampling and shapes.
+    """Tokens (B, N) and, with a tokenizer, their uint8 images.
+
+    One compiled program per task, sampling and shapes.
 
     Args:
       params: of the group "parti". frozen: as in training.
-      prompt: "text" or "text_embeds", and "text_mask"; the same with the prefix "negative_" for what the image
-        should not show (None given: guidance starts from no text); "init" (uint8 images) and "known" (B, N) bool,
-        True for tokens to keep of them.
+      prompt: "text" or "text_embeds", and "text_mask"; the same with the prefix "negative_" for
+        what the image should not show (None given: guidance starts from no text); "init" (uint8
+        images) and "known" (B, N) bool, True for tokens to keep of them.
       keys_B: one key per image.
     """
     batch, network = keys_B.shape[0], task.network
@@ -56,9 +58,16 @@ def generate(
     if "init" in prompt:
         given_BN = image_tokenizer.tokens(task.tokenizer, frozen["tokenizer"], prompt["init"])
     ids_BN = autoregressive.generate(
-        lambda ids_B, position, cache: network.apply(variables, ids_B, position, cache, method="decode"),
+        lambda ids_B, position, cache: network.apply(
+            variables, ids_B, position, cache, method="decode"
+        ),
         network.apply(
-            variables, embeds_BLD, mask_BL, keep_B, autoregressive.cache_lengths(network.num_tokens)[0], method="init_cache"
+            variables,
+            embeds_BLD,
+            mask_BL,
+            keep_B,
+            autoregressive.cache_lengths(network.num_tokens)[0],
+            method="init_cache",
         ),
         keys_B,
         network.num_tokens,

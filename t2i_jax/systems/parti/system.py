@@ -61,29 +61,40 @@ class PartiSystem(TextToImage):
 
         Args:
           prompts: captions; with stored text the pair (embeddings (P, L, D), mask (P, L)).
-          options: how it samples; None: the defaults of `PartiOptions`. changes: single options by name, guidance=2.0.
+          options: how it samples; None: the defaults of `PartiOptions`. changes: single options by
+            name, guidance=2.0.
           seed: the same seed gives the same images, whatever the batch size.
-          negative_prompts: what the images should not show, one per prompt; guidance then starts from there.
-          init_images: uint8 images to complete, one per prompt; their tokens are kept where `mask` says: bool (H, W) or
-            (P, H, W), True where to keep (a token is kept where all of its pixels are). Without a mask the first
-            `known_rows` rows of tokens are kept; None: the part of them that `options.keep_rows` says.
+          negative_prompts: what the images should not show, one per prompt; guidance then starts
+            from there.
+          init_images: uint8 images to complete, one per prompt; their tokens are kept where `mask`
+            says: bool (H, W) or (P, H, W), True where to keep (a token is kept where all of its
+            pixels are). Without a mask the first `known_rows` rows of tokens are kept; None: the
+            part of them that `options.keep_rows` says.
           return_pil: a list of PIL images instead.
-          batch_size: images made at a time; None: all of them. progress: shows a bar over these batches.
+          batch_size: images made at a time; None: all of them. progress: shows a bar over these
+            batches.
 
         Raises:
           UserError: an argument that does not fit, before anything compiles.
         """
         options = generation.with_changes(PartiOptions, options, changes)
         if self.task.tokenizer is None:
-            raise UserError("tokenizer=None of the task leaves no way to images; give the task an image tokenizer.")
+            raise UserError(
+                "tokenizer=None of the task leaves no way to images; give the task an image "
+                "tokenizer."
+            )
         for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
             generation.check_count(name, value)
         guided = options.guidance != 1
-        prompt = generation.texts(self.task.text, self.text_tokenizer, prompts, negative_prompts, guided=guided)
+        prompt = generation.texts(
+            self.task.text, self.text_tokenizer, prompts, negative_prompts, guided=guided
+        )
         count = len(prompt["text_mask"])
         prompt |= self._completion(count, init_images, known_rows, mask, options)
         images, total = [], count * images_per_prompt
-        for rows in generation.batches(prompt, total, images_per_prompt, seed, batch_size, progress=progress):
+        for rows in generation.batches(
+            prompt, total, images_per_prompt, seed, batch_size, progress=progress
+        ):
             with jax.set_mesh(self.mesh):
                 _, made = sampling.generate(
                     self.weights["parti"], self.frozen, rows.arrays, rows.keys_B, task=self.task,
@@ -95,25 +106,40 @@ class PartiSystem(TextToImage):
         return as_pil(images) if return_pil else images
 
     def _completion(self, count, init_images, known_rows, mask, options):
-        """{"init": images, "known": (P, N) bool, True for tokens to keep}; {} without images to complete."""
+        """{"init": images, "known": (P, N) bool, True for tokens to keep}; {} without images to
+        complete.
+        """
         if init_images is None:
             if known_rows is not None or mask is not None:
-                raise UserError("known_rows and mask say what to keep of init_images; give init_images too.")
+                raise UserError(
+                    "known_rows and mask say what to keep of init_images; give init_images too."
+                )
             return {}
         tokenizer = self.task.tokenizer
         images, (rows, columns) = np.asarray(init_images), tokenizer.grid
         shape = (count, tokenizer.image_size, tokenizer.image_size, tokenizer.channels)
         if images.shape != shape or images.dtype != np.uint8:
-            raise UserError(f"init_images is {images.dtype} {images.shape}; give uint8 {shape}, one image per prompt.")
+            raise UserError(
+                f"init_images is {images.dtype} {images.shape}; give uint8 {shape}, one image per "
+                "prompt."
+            )
         if known_rows is not None and mask is not None:
-            raise UserError("known_rows and mask both say what to keep of init_images; give one of them.")
+            raise UserError(
+                "known_rows and mask both say what to keep of init_images; give one of them."
+            )
         if mask is not None:
             kept = generation.check_mask(mask, images)
             known = rearrange(kept, "p (r h) (c w) -> p r c (h w)", r=rows, c=columns).all(-1)
         else:
             if known_rows is None:
                 known_rows = max(1, round(rows * options.keep_rows))
-            if isinstance(known_rows, bool) or not isinstance(known_rows, (int, np.integer)) or not 0 < known_rows <= rows:
-                raise UserError(f"known_rows={known_rows} is not a number from 1 to {rows}, the rows of tokens.")
+            if (
+                isinstance(known_rows, bool)
+                or not isinstance(known_rows, (int, np.integer))
+                or not 0 < known_rows <= rows
+            ):
+                raise UserError(
+                    f"known_rows={known_rows} is not a number from 1 to {rows}, the rows of tokens."
+                )
             known = np.broadcast_to(np.arange(rows)[:, None] < known_rows, (count, rows, columns))
         return {"init": images, "known": rearrange(known, "p r c -> p (r c)")}

@@ -1,4 +1,6 @@
-"""Training and sampling Parti: a `Task` of one objective over image tokens, and the trained system that paints."""
+"""Training and sampling Parti: a `Task` of one objective over image tokens, and the trained system
+that paints.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +31,20 @@ from t2i_jax.types import Array, Batch, Key, Objective, Params, SamplingProgram,
 class PartiTask(SystemTask):
     """Trains a network over image tokens to continue an image, given its caption.
 
-        PartiTask(PartiTransformer(dim=128, depth=4, heads=4, mlp_dim=512), text=LearnedText(...), tokenizer=vae)
+        PartiTask(PartiTransformer(dim=128, depth=4, heads=4, mlp_dim=512), text=LearnedText(...),
+        tokenizer=vae)
 
-    One group, "parti": {"decoder": params} and, when the text encoder is trained along, "text". `frozen` of the step:
-    "tokenizer" (the image tokenizer's weights, when the batch holds images) and "text" (weights of a frozen encoder).
+    One group, "parti": {"decoder": params} and, when the text encoder is trained along, "text".
+    `frozen` of the step: "tokenizer" (the image tokenizer's weights, when the batch holds images)
+    and "text" (weights of a frozen encoder).
 
     Attributes:
-      model: `PartiTransformer` or `Parti`; sizes that it leaves at None come from the tokenizer and the text encoder.
+      model: `PartiTransformer` or `Parti`; sizes that it leaves at None come from the tokenizer and
+        the text encoder.
       text: `LearnedText`, `T5Text`, or `StoredText` (the batch holds embeddings).
       tokenizer: the image tokenizer's network; None where tokens are all there is.
-      stored_tokens: the batch holds "tokens" even though a tokenizer is known. Without one it always does.
+      stored_tokens: the batch holds "tokens" even though a tokenizer is known. Without one it
+        always does.
       cond_drop_prob: share of the captions that are dropped, for classifier-free guidance.
       label_smoothing: share of the target spread evenly over the codebook.
     """
@@ -60,11 +66,15 @@ class PartiTask(SystemTask):
         wanted = {"text_embed_dim": (self.text.dim, "text.dim")}
         if self.tokenizer is not None:
             wanted["fmap_size"] = (self.tokenizer.grid[0], "the tokenizer's grid")
-            wanted["codebook_size"] = (self.tokenizer.codebook_size, "the tokenizer's codebook_size")
+            wanted["codebook_size"] = (
+                self.tokenizer.codebook_size,
+                "the tokenizer's codebook_size",
+            )
         for field, (value, source) in wanted.items():
             if getattr(self.model, field) not in (None, value):
                 raise UserError(
-                    f"model.{field}={getattr(self.model, field)} is not {source}={value}; leave it out or change it."
+                    f"model.{field}={getattr(self.model, field)} is not {source}={value}; leave it "
+                    "out or change it."
                 )
 
     @functools.cached_property
@@ -72,10 +82,15 @@ class PartiTask(SystemTask):
         """The model with every size known."""
         sizes = {"text_embed_dim": self.text.dim}
         if self.tokenizer is not None:
-            sizes |= {"fmap_size": self.tokenizer.grid[0], "codebook_size": self.tokenizer.codebook_size}
+            sizes |= {
+                "fmap_size": self.tokenizer.grid[0],
+                "codebook_size": self.tokenizer.codebook_size,
+            }
         for field in ("fmap_size", "codebook_size"):
             if sizes.get(field) is None and getattr(self.model, field) is None:
-                raise UserError(f"model.{field}=None is not known without a tokenizer; give the model {field}.")
+                raise UserError(
+                    f"model.{field}=None is not known without a tokenizer; give the model {field}."
+                )
         return self.model.clone(parent=None, **sizes)
 
     @property
@@ -117,15 +132,19 @@ class PartiTask(SystemTask):
         """First parameters (boxed) and stats (none)."""
         for_decoder, for_text = jax.random.split(key)
         ids, embeds = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1, self.text.dim))
-        params = {"decoder": self.network.init(for_decoder, ids, embeds, jnp.ones((1, 1), bool))["params"]}
+        params = {
+            "decoder": self.network.init(for_decoder, ids, embeds, jnp.ones((1, 1), bool))["params"]
+        }
         if self.text.trainable:
             params["text"] = self.text.init(for_text)
         return {"parti": params}, {}
 
     def batch_spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Images or tokens, and text ids or embeddings with their mask."""
+
         def of(dtype, *shape):
             return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+
         if self.on_tokens:
             spec = {"tokens": of(jnp.int32, self.network.num_tokens)}
         else:
@@ -135,14 +154,23 @@ class PartiTask(SystemTask):
 
     @property
     def sequence_length(self) -> int | None:
-        """Tokens of the sequence that a mesh may split; None: the network's attention is not made for it."""
+        """Tokens of the sequence that a mesh may split.
+
+        None: the network's attention is not made for it.
+        """
         return self.network.num_tokens if isinstance(self.network, PartiTransformer) else None
 
     def columns(self, parts: Mapping[str, Given]) -> Mapping[str, Mapping[str, Any]]:
-        """Stored tokens, of a grid and codebook like these and of this tokenizer; stored embeddings of the text."""
+        """Stored tokens, of a grid and codebook like these and of this tokenizer.
+
+        Stored embeddings of the text.
+        """
         columns = dict(super().columns(parts))
         if self.on_tokens:
-            sizes = {"num_tokens": self.network.num_tokens, "codebook_size": self.network.codebook_size}
+            sizes = {
+                "num_tokens": self.network.num_tokens,
+                "codebook_size": self.network.codebook_size,
+            }
             made_by = {"tokenizer": parts["tokenizer"].fingerprint} if "tokenizer" in parts else {}
             columns["tokens"] = sizes | made_by
         return columns
@@ -159,11 +187,18 @@ class PartiTask(SystemTask):
           UserError: the batch would hold images and no tokenizer is given.
         """
         if not self.on_tokens and "tokenizer" not in parts:
-            remedy = "give the recipe or the run of an image tokenizer, or stored_tokens=True with packed tokens"
-            raise UserError(f"parts.tokenizer is not given, and training on images needs its weights; {remedy}.")
+            remedy = (
+                "give the recipe or the run of an image tokenizer, or stored_tokens=True with "
+                "packed tokens"
+            )
+            raise UserError(
+                f"parts.tokenizer is not given, and training on images needs its weights; {remedy}."
+            )
         return super().with_parts(parts)
 
-    def system(self, params, stats: Stats, parts, frozen: Mapping[str, Any], text_tokenizer: Any) -> PartiSystem:
+    def system(
+        self, params, stats: Stats, parts, frozen: Mapping[str, Any], text_tokenizer: Any
+    ) -> PartiSystem:
         """The trained Parti."""
         return PartiSystem(self, params, frozen, text_tokenizer)
 
@@ -174,9 +209,14 @@ class PartiTask(SystemTask):
         embeds_BLD = self.embed(params["parti"], frozen, batch, for_text)
         keep_B = jax.random.bernoulli(for_drop, 1 - self.cond_drop_prob, ids_BN.shape[:1])
         logits_BNV = self.network.apply(
-            {"params": params["parti"]["decoder"]}, ids_BN[:, :-1], embeds_BLD, batch["text_mask"], keep_B,
-            deterministic=False, rngs={"dropout": for_dropout},
-        )  # fmt: skip
+            {"params": params["parti"]["decoder"]},
+            ids_BN[:, :-1],
+            embeds_BLD,
+            batch["text_mask"],
+            keep_B,
+            deterministic=False,
+            rngs={"dropout": for_dropout},
+        )
         nats = jnp.mean(cross_entropy(logits_BNV, ids_BN))
         loss = nats
         if self.label_smoothing:
@@ -189,18 +229,32 @@ class PartiTask(SystemTask):
         """The batch's tokens (B, N), made from its images where it holds none."""
         if self.on_tokens:
             return batch["tokens"]
-        return jax.lax.stop_gradient(image_tokenizer.tokens(self.tokenizer, frozen["tokenizer"], batch["image"]))
+        return jax.lax.stop_gradient(
+            image_tokenizer.tokens(self.tokenizer, frozen["tokenizer"], batch["image"])
+        )
 
-    def embed(self, params: Params, frozen: Mapping[str, Any], batch: Batch, key: Key | None = None) -> Array:
-        """Text embeddings (B, L, D): stored ones, of the frozen encoder, or of the trained one (`key`: drops out)."""
+    def embed(
+        self, params: Params, frozen: Mapping[str, Any], batch: Batch, key: Key | None = None
+    ) -> Array:
+        """Text embeddings (B, L, D): stored ones, of the frozen encoder, or of the trained one
+        (`key`: drops out).
+        """
         return captions.embed(self.text, params, frozen, batch, key)
 
     def flops(self, batch_size: int) -> float:
-        """FLOPs of one step, from the traced networks: 3 forward passes; what is frozen runs one."""
+        """FLOPs of one step, from the traced networks: 3 forward passes.
+
+        What is frozen runs one.
+        """
         shapes = sharding.unbox(jax.eval_shape(self.init, jax.random.key(0))[0])["parti"]
-        batch = {**self.batch_spec(1), "tokens": jax.ShapeDtypeStruct((1, self.network.num_tokens), jnp.int32)}
+        batch = {
+            **self.batch_spec(1),
+            "tokens": jax.ShapeDtypeStruct((1, self.network.num_tokens), jnp.int32),
+        }
         encoded = jax.ShapeDtypeStruct((1, self.text.max_length, self.text.dim), jnp.float32)
-        once = flops_of(self._forward, shapes["decoder"], batch["tokens"], encoded, batch["text_mask"])
+        once = flops_of(
+            self._forward, shapes["decoder"], batch["tokens"], encoded, batch["text_mask"]
+        )
         frozen = 0.0
         if self.text.trainable:
             once += flops_of(self.text.embed, shapes["text"], batch["text"], batch["text_mask"])
@@ -208,7 +262,9 @@ class PartiTask(SystemTask):
             frozen += flops_of(self.text.embed, encoder["text"], batch["text"], batch["text_mask"])
         if not self.on_tokens:
             weights = sharding.unbox(image_tokenizer.abstract(self.tokenizer))
-            frozen += flops_of(functools.partial(image_tokenizer.tokens, self.tokenizer), weights, batch["image"])
+            frozen += flops_of(
+                functools.partial(image_tokenizer.tokens, self.tokenizer), weights, batch["image"]
+            )
         return batch_size * (3 * once + frozen)
 
     def _forward(self, decoder, ids_BN, embeds_BLD, mask_BL):
@@ -216,6 +272,11 @@ class PartiTask(SystemTask):
 
 
 def cross_entropy(logits_BNV: Array, ids_BN: Array) -> Array:
-    """-log softmax(logits)[id] per token, (B, N) float32; compares instead of gathering, which scatters backwards."""
+    """-log softmax(logits)[id] per token, (B, N) float32.
+
+    Compares instead of gathering, which scatters backwards.
+    """
     hit_BNV = jnp.arange(logits_BNV.shape[-1]) == ids_BN[..., None]
-    return jax.nn.logsumexp(logits_BNV, axis=-1) - jnp.sum(jnp.where(hit_BNV, logits_BNV, 0.0), axis=-1)
+    return jax.nn.logsumexp(logits_BNV, axis=-1) - jnp.sum(
+        jnp.where(hit_BNV, logits_BNV, 0.0), axis=-1
+    )

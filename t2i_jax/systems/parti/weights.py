@@ -26,7 +26,8 @@ def from_torch(file: TorchFile) -> Imported | None:
     if isinstance(model, Parti):
         path = str(file.path)
         raise UserError(
-            f"weights={path!r} hold a Parti without its image tokenizer, which makes no images; save the whole Parti."
+            f"weights={path!r} hold a Parti without its image tokenizer, which makes no images; "
+            "save the whole Parti."
         )
     if not isinstance(model, PartiAndTokenizer):
         return None
@@ -38,13 +39,14 @@ def from_torch(file: TorchFile) -> Imported | None:
 
 
 def to_torch(contents: Any, path: pathlib.Path) -> None:
-    """Writes a Parti's run as a state dict, with its tokenizer under "vae." where the run holds it."""
+    """Writes a run as a state dict, with its tokenizer under "vae." where the run holds it."""
     model: Any = contents.recipe.task.network
     params: Any = contents.averaged["parti"]["decoder"]
     if isinstance(model, Parti) and "tokenizer" in contents.parts:
         part = contents.parts["tokenizer"]
         tokenizer = part.recipe.task.model
-        groups = {"generator": part.averaged["generator"]}  # the package saves no discriminator with a Parti
+        # the package saves no discriminator with a Parti
+        groups = {"generator": part.averaged["generator"]}
         model = PartiAndTokenizer(parti=model, tokenizer=tokenizer)
         params = {"parti": params, "tokenizer": tokenizers.exported(tokenizer, groups, part.stats)}
     torch_io.write(path, convert.to_state(model, jax.device_get(params)))

@@ -17,12 +17,16 @@ from t2i_jax.types import Array, Params
 
 def shrink(image_BHWC: Array | np.ndarray, scale: int) -> Array:
     """uint8 images at 1 / scale of their size: means of squares, rounded."""
-    means = reduce(image_BHWC.astype(jnp.float32), "b (h p) (w q) c -> b h w c", "mean", p=scale, q=scale)
+    means = reduce(
+        image_BHWC.astype(jnp.float32), "b (h p) (w q) c -> b h w c", "mean", p=scale, q=scale
+    )
     return jnp.round(means).astype(jnp.uint8)
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def upscale(params: Params, image_BHWC: Array | np.ndarray, *, model: SuperResolution) -> Array:
     """uint8 images, `scale` times as large, rounded and clipped."""
-    made: Any = model.apply({"params": params}, to_float(jnp.asarray(image_BHWC), model.pixel_range))
+    made: Any = model.apply(
+        {"params": params}, to_float(jnp.asarray(image_BHWC), model.pixel_range)
+    )
     return to_uint8(made, model.pixel_range)

@@ -32,15 +32,30 @@ class SuperResolutionSystem(ImageToImage):
     def upscale(self, images: Array | np.ndarray, **_: Any) -> np.ndarray:
         """uint8 (B, scale * H, scale * W, C) from uint8 images (B, H, W, C) of any size."""
         images, channels = np.asarray(images), self.task.model.image_channels
-        if images.ndim != 4 or images.shape[3] != channels or images.dtype != np.uint8 or not images.size:
-            raise UserError(f"images is {images.dtype} {images.shape}; give uint8 (B, H, W, {channels}).")
+        if (
+            images.ndim != 4
+            or images.shape[3] != channels
+            or images.dtype != np.uint8
+            or not images.size
+        ):
+            raise UserError(
+                f"images is {images.dtype} {images.shape}; give uint8 (B, H, W, {channels})."
+            )
         return np.asarray(upscale(self.weights["super_resolution"], images, model=self.task.model))
 
     def shrink(self, images: Array | np.ndarray) -> np.ndarray:
         """uint8 images at 1 / scale of their size, as training makes them."""
         images, scale = np.asarray(images), self.task.model.scale
-        if images.ndim != 4 or images.shape[1] % scale or images.shape[2] % scale or images.dtype != np.uint8:
-            raise UserError(f"images is {images.dtype} {images.shape}; give uint8 with sides that {scale} divides.")
+        if (
+            images.ndim != 4
+            or images.shape[1] % scale
+            or images.shape[2] % scale
+            or images.dtype != np.uint8
+        ):
+            raise UserError(
+                f"images is {images.dtype} {images.shape}; give uint8 with sides that {scale} "
+                "divides."
+            )
         return np.asarray(shrink(jnp.asarray(images), scale))
 
     def reproduce(self, images: np.ndarray) -> np.ndarray:

@@ -33,7 +33,8 @@ class SuperResolutionTask(SystemTask):
     Attributes:
       model: the network. image_size: side of the large images, a multiple of the scale.
       l1_weight, l2_weight: of the losses against the large image.
-      discriminator: module from float images to logits; None: no adversarial loss. adversarial_weight: of it.
+      discriminator: module from float images to logits; None: no adversarial loss.
+        adversarial_weight: of it.
       gan_loss: "hinge", "bce" or "softplus".
     """
 
@@ -49,7 +50,10 @@ class SuperResolutionTask(SystemTask):
         config.one_of("gan_loss", self.gan_loss, losses.GENERATOR)
         if self.image_size < 1 or self.image_size % self.model.scale:
             near = max(self.image_size // self.model.scale, 1) * self.model.scale
-            raise UserError(f"image_size={self.image_size} is not a multiple of scale={self.model.scale}; try {near}.")
+            raise UserError(
+                f"image_size={self.image_size} is not a multiple of scale={self.model.scale}; try "
+                f"{near}."
+            )
         if hasattr(self.discriminator, "check"):
             self.discriminator.check(self.image_size)
 
@@ -84,16 +88,25 @@ class SuperResolutionTask(SystemTask):
     def loss(self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array):
         """(loss, (metrics, stats)); `psnr` in dB against the large image."""
         large, made = self._made(params, batch)
-        loss = losses.reconstruction(made, large, self.l1_weight, self.l2_weight, 0.0, self.model.pixel_range)
+        loss = losses.reconstruction(
+            made, large, self.l1_weight, self.l2_weight, 0.0, self.model.pixel_range
+        )
         metrics = {"reconstruction": loss, "psnr": losses.psnr(made, large, self.model.pixel_range)}
         if self.discriminator is not None:
             variables = {"params": jax.lax.stop_gradient(params["discriminator"])}
-            metrics["adversarial"] = losses.GENERATOR[self.gan_loss](self.discriminator.apply(variables, made))
+            metrics["adversarial"] = losses.GENERATOR[self.gan_loss](
+                self.discriminator.apply(variables, made)
+            )
             loss = loss + self.adversarial_weight * metrics["adversarial"]
         return loss, ({"loss": loss, **metrics}, stats)
 
-    def discriminator_loss(self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array):
-        """(loss, (metrics, stats)) of the discriminator; the network's parameters get no gradient."""
+    def discriminator_loss(
+        self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array
+    ):
+        """(loss, (metrics, stats)) of the discriminator.
+
+        The network's parameters get no gradient.
+        """
         large, made = self._made(jax.lax.stop_gradient(params), batch)
         variables = {"params": params["discriminator"]}
         fake, real = (self.discriminator.apply(variables, image) for image in (made, large))
@@ -103,13 +116,16 @@ class SuperResolutionTask(SystemTask):
     def flops(self, batch_size: int) -> float:
         """FLOPs of one step, from the traced networks.
 
-        A forward and a backward pass count as three forward passes. The discriminator needs one more forward pass of the
-        network; for the network's loss it is run forward and back once, for its own loss on a fake and a real image.
+        A forward and a backward pass count as three forward passes. The discriminator needs one
+        more forward pass of the network; for the network's loss it is run forward and back once,
+        for its own loss on a fake and a real image.
         """
         shapes = sharding.unbox(jax.eval_shape(self.init, jax.random.key(0))[0])
         channels, low = self.model.image_channels, self.image_size // self.model.scale
+
         def of(side):
             return jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+
         network = flops_of(self._apply, shapes["super_resolution"], of(low))
         if self.discriminator is None:
             return 3 * batch_size * network

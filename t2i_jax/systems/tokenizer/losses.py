@@ -1,4 +1,6 @@
-"""Losses of image tokenizers: reconstruction, adversarial, gradient penalties, and the weight that balances them."""
+"""Losses of image tokenizers: reconstruction, adversarial, gradient penalties, and the weight that
+balances them.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,12 @@ import jax.numpy as jnp
 from t2i_jax.types import Array
 
 
-def reconstruction(recon: Array, image: Array, l1: float, l2: float, laplace: float, pixel_range) -> Array:
-    """The weighted sum of mean absolute, mean squared and logit-Laplace error of float images of `pixel_range`."""
+def reconstruction(
+    recon: Array, image: Array, l1: float, l2: float, laplace: float, pixel_range
+) -> Array:
+    """The weighted sum of mean absolute, mean squared and logit-Laplace error of float images of
+    `pixel_range`.
+    """
     difference = recon - image
     loss = l1 * jnp.mean(jnp.abs(difference)) + l2 * jnp.mean(difference**2)
     if laplace:
@@ -20,7 +26,9 @@ def reconstruction(recon: Array, image: Array, l1: float, l2: float, laplace: fl
 
 
 def _logit(image, pixel_range, epsilon=0.1):
-    """Logit-Laplace with a fixed scale (Ramesh et al. 2021, appendix A.3): pixels as 0.8 x + 0.1, x in [0, 1]."""
+    """Logit-Laplace with a fixed scale (Ramesh et al. 2021, appendix A.3): pixels as 0.8 x + 0.1, x
+    in [0, 1].
+    """
     low, high = pixel_range
     x = (1 - 2 * epsilon) * (image - low) / (high - low) + epsilon
     x = jnp.clip(x, 1e-5, 1 - 1e-5)
@@ -38,7 +46,8 @@ def _log(x):
     return jnp.log(x + 1e-10)
 
 
-# For the generator, from the logits of fakes. "hinge" and "bce" are parti-pytorch's, "softplus" is StyleGAN's.
+# For the generator, from the logits of fakes. "hinge" and "bce" are parti-pytorch's, "softplus" is
+# StyleGAN's.
 GENERATOR: dict[str, Callable[[Array], Array]] = {
     "hinge": lambda fake: -jnp.mean(fake),
     "bce": lambda fake: -jnp.mean(_log(jax.nn.sigmoid(fake))),
@@ -48,13 +57,15 @@ GENERATOR: dict[str, Callable[[Array], Array]] = {
 # For the discriminator, from the logits of fakes and of real images.
 DISCRIMINATOR: dict[str, Callable[[Array, Array], Array]] = {
     "hinge": lambda fake, real: jnp.mean(jax.nn.relu(1 + fake) + jax.nn.relu(1 - real)),
-    "bce": lambda fake, real: jnp.mean(-_log(1 - jax.nn.sigmoid(fake)) - _log(jax.nn.sigmoid(real))),
+    "bce": lambda fake, real: jnp.mean(
+        -_log(1 - jax.nn.sigmoid(fake)) - _log(jax.nn.sigmoid(real))
+    ),
     "softplus": lambda fake, real: 0.5 * jnp.mean(jax.nn.softplus(fake) + jax.nn.softplus(-real)),
 }
 
 
 def slopes(logits_of: Callable[[Array], Array], image_BHWC: Array) -> Array:
-    """(B,) squared norm of the gradient of each image's summed logits with respect to its pixels."""
+    """(B,) squared norm of the gradient of an image's summed logits with respect to its pixels."""
     gradient = jax.grad(lambda image: jnp.sum(logits_of(image)))(image_BHWC)
     return jnp.sum(gradient**2, axis=(1, 2, 3))
 
@@ -66,8 +77,11 @@ PENALTIES: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def adaptive_weight(pull_back: Callable[[Array], Array], numerator: Array, denominator: Array) -> Array:
-    """How much the adversarial loss may weigh: |d a / d W| / |d b / d W| for the kernel W of the last layer.
+def adaptive_weight(
+    pull_back: Callable[[Array], Array], numerator: Array, denominator: Array
+) -> Array:
+    """How much the adversarial loss may weigh: |d a / d W| / |d b / d W| for the kernel W of the
+    last layer.
 
     Esser et al. 2021, equation 7, with the constants of parti-pytorch.
 

@@ -36,9 +36,14 @@ class TokenizerSystem(ImageToImage):
     def encode(self, images: Array | np.ndarray) -> Array:
         """Codes (B, N) int32, row by row, of uint8 images (B, image_size, image_size, channels)."""
         size, channels = self.task.model.image_size, self.task.model.channels
-        if images.ndim != 4 or images.shape[1:] != (size, size, channels) or images.dtype != jnp.uint8:
+        if (
+            images.ndim != 4
+            or images.shape[1:] != (size, size, channels)
+            or images.dtype != jnp.uint8
+        ):
             raise UserError(
-                f"images are {images.dtype} {images.shape}; give uint8 of shape (B, {size}, {size}, {channels})."
+                f"images are {images.dtype} {images.shape}; give uint8 of shape (B, {size}, "
+                f"{size}, {channels})."
             )
         return self._tokens(self.weights, images)
 
@@ -53,7 +58,9 @@ class TokenizerSystem(ImageToImage):
         return np.asarray(self.decode(self.encode(images)))
 
     def measure(self, images: np.ndarray) -> Mapping[str, float]:
-        """`reconstruction_psnr` in dB, and `codebook_usage`, the fraction of codes that the images use."""
+        """`reconstruction_psnr` in dB, and `codebook_usage`, the fraction of codes that the images
+        use.
+        """
         usage = codebook_usage(np.asarray(self.encode(images)), self.task.model.codebook_size)
         return {**super().measure(images), "codebook_usage": float(usage["codebook_usage"])}
 

@@ -1,4 +1,6 @@
-"""Training and using an image tokenizer: a `Task` with one or two objectives, and the trained system."""
+"""Training and using an image tokenizer: a `Task` with one or two objectives, and the trained
+system.
+"""
 
 from __future__ import annotations
 
@@ -32,25 +34,32 @@ class TokenizerTask(SystemTask):
     """Trains an image tokenizer, alone or against a discriminator.
 
         TokenizerTask(ViTVQGAN(image_size=32, patch_size=4, dim=96, layers=3, heads=3, mlp_dim=384))
-        TokenizerTask(vae, discriminator=vae.discriminator(), perceptual=vgg)   # as parti-pytorch trains it
+        TokenizerTask(vae, discriminator=vae.discriminator(), perceptual=vgg)   # as parti-pytorch
+        trains it
 
-    Groups: "generator" and, with a discriminator, "discriminator". Stats: the network's codebook statistics, "usage"
-    (moving average of each code's share, 1 = its fair share) and "recent" (latents of the last batch). `frozen` of
-    the step: {"perceptual": params} when there is a perceptual network, else {}.
+    Groups: "generator" and, with a discriminator, "discriminator". Stats: the network's codebook
+    statistics, "usage" (moving average of each code's share, 1 = its fair share) and "recent"
+    (latents of the last batch). `frozen` of the step: {"perceptual": params} when there is a
+    perceptual network, else {}.
 
     Attributes:
       model: the network, `VitVQGanVAE` or `ViTVQGAN`.
       discriminator: module from float images to logits; None: no adversarial loss.
-      perceptual: module `(real, fake) -> scalar` over images in [0, 1], weights from outside; None: no such loss.
-      l1_weight, l2_weight, logit_laplace_weight: of the reconstruction losses (the last needs output="sigmoid").
+      perceptual: module `(real, fake) -> scalar` over images in [0, 1], weights from outside; None:
+        no such loss.
+      l1_weight, l2_weight, logit_laplace_weight: of the reconstruction losses (the last needs
+        output="sigmoid").
       perceptual_weight, adversarial_weight: of the other terms.
-      adaptive: multiply the adversarial loss by `losses.adaptive_weight`: gradients of the perceptual loss, or of the
-        reconstruction loss where there is none, against those of the adversarial loss.
+      adaptive: multiply the adversarial loss by `losses.adaptive_weight`: gradients of the
+        perceptual loss, or of the reconstruction loss where there is none, against those of the
+        adversarial loss.
       gan_loss: "hinge", "bce" or "softplus". gan_start: step at which the adversarial game begins.
-      penalty: on the discriminator's slope at real images, "unit_slope" (parti-pytorch), "r1" or "none".
-      penalty_weight: of it. penalty_every: it is computed at every n-th step only; r1 is scaled up by as much.
-      usage_decay: of the moving average of usage. revive_below: codes whose usage is under this share are replaced by
-        recent latents; 0 leaves them.
+      penalty: on the discriminator's slope at real images, "unit_slope" (parti-pytorch), "r1" or
+        "none".
+      penalty_weight: of it. penalty_every: it is computed at every n-th step only; r1 is scaled up
+        by as much.
+      usage_decay: of the moving average of usage. revive_below: codes whose usage is under this
+        share are replaced by recent latents; 0 leaves them.
     """
 
     model: Any
@@ -70,18 +79,23 @@ class TokenizerTask(SystemTask):
     usage_decay: float = 0.95
     revive_below: float = 0.05
 
-    parts: ClassVar[Mapping[str, Part]] = {"perceptual": Part(Vgg16, "perceptual", told=("features",))}
+    parts: ClassVar[Mapping[str, Part]] = {
+        "perceptual": Part(Vgg16, "perceptual", told=("features",))
+    }
 
     def __post_init__(self):
         config.one_of("gan_loss", self.gan_loss, losses.GENERATOR)
         config.one_of("penalty", self.penalty, [*losses.PENALTIES, "none"])
         if self.penalty_every < 1:
-            raise UserError(f"penalty_every={self.penalty_every} is below 1; give 1 for every step.")
+            raise UserError(
+                f"penalty_every={self.penalty_every} is below 1; give 1 for every step."
+            )
         if not 0 <= self.usage_decay < 1:
             raise UserError(f"usage_decay={self.usage_decay} is outside [0, 1); try 0.95.")
         if self.logit_laplace_weight and getattr(self.model, "output", "linear") != "sigmoid":
             raise UserError(
-                f"logit_laplace_weight={self.logit_laplace_weight} needs a network with output='sigmoid'; set it."
+                f"logit_laplace_weight={self.logit_laplace_weight} needs a network with "
+                "output='sigmoid'; set it."
             )
         if hasattr(self.discriminator, "check"):
             self.discriminator.check(self.model.image_size)
@@ -96,12 +110,18 @@ class TokenizerTask(SystemTask):
         return sharding.unbox(image_tokenizer.abstract(self.model))
 
     def with_parts(self, parts: Mapping[str, Given]) -> TokenizerTask:
-        """The task with the network of the perceptual loss; without weights for it that loss is off, and a line says so."""
+        """The task with the network of the perceptual loss.
+
+        Without weights for it that loss is off, and a line says so.
+        """
         if "perceptual" in parts:
             network = self.perceptual or parts["perceptual"].network
             return dataclasses.replace(self, perceptual=network)
         if (self.discriminator is not None or self.perceptual is not None) and processes.is_first():
-            line = "the perceptual loss is off: no weights are given (perceptual=FILE of VGG16 or LPIPS)"
+            line = (
+                "the perceptual loss is off: no weights are given (perceptual=FILE of VGG16 or "
+                "LPIPS)"
+            )
             print(line, file=sys.stderr)
         return dataclasses.replace(self, perceptual=None)
 
@@ -130,19 +150,31 @@ class TokenizerTask(SystemTask):
         weights = image_tokenizer.init(self.model, for_model)
         params = {"generator": weights["generator"]}
         if self.discriminator is not None:
-            params["discriminator"] = self.discriminator.init(for_discriminator, self._blank())["params"]
+            params["discriminator"] = self.discriminator.init(for_discriminator, self._blank())[
+                "params"
+            ]
         codebook = weights["stats"]
         latents = jax.eval_shape(self._encode, params["generator"], codebook, self._blank()).latents
         recent = jax.random.normal(for_recent, (_RECENT, latents.shape[-1]))
-        return params, {**codebook, "usage": jnp.ones((self.model.codebook_size,)), "recent": recent}
+        return params, {
+            **codebook,
+            "usage": jnp.ones((self.model.codebook_size,)),
+            "recent": recent,
+        }
 
     def batch_spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
         """uint8 images."""
         size = self.model.image_size
-        return {"image": jax.ShapeDtypeStruct((batch_size, size, size, self.model.channels), jnp.uint8)}
+        return {
+            "image": jax.ShapeDtypeStruct((batch_size, size, size, self.model.channels), jnp.uint8)
+        }
 
-    def generator_loss(self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array):
-        """(loss, (metrics, stats)) of the tokenizer: reconstruction, quantiser, perceptual and adversarial terms."""
+    def generator_loss(
+        self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array
+    ):
+        """(loss, (metrics, stats)) of the tokenizer: reconstruction, quantiser, perceptual and
+        adversarial terms.
+        """
         image = to_float(batch["image"], self.model.pixel_range)
         encoded = self._encode(params["generator"], stats, image, train=True)
         features = self._apply(params["generator"], encoded.fmap, method="features")
@@ -152,11 +184,19 @@ class TokenizerTask(SystemTask):
         loss = rec + encoded.loss + extra
         stats = self._counted(stats, encoded, key)
         metrics |= {"loss": loss, "reconstruction": rec, "quantizer": encoded.loss}
-        metrics |= {"psnr": losses.psnr(recon, image, self.model.pixel_range), **self._usage(stats["usage"])}
+        metrics |= {
+            "psnr": losses.psnr(recon, image, self.model.pixel_range),
+            **self._usage(stats["usage"]),
+        }
         return loss, (metrics, stats)
 
-    def discriminator_loss(self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array):
-        """(loss, (metrics, stats)) of the discriminator; the tokenizer's parameters get no gradient."""
+    def discriminator_loss(
+        self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array
+    ):
+        """(loss, (metrics, stats)) of the discriminator.
+
+        The tokenizer's parameters get no gradient.
+        """
         image = to_float(batch["image"], self.model.pixel_range)
         generator = jax.lax.stop_gradient(params["generator"])
         fmap = self._encode(generator, stats, image).fmap
@@ -172,7 +212,10 @@ class TokenizerTask(SystemTask):
         return loss, (metrics, stats)
 
     def after_update(self, params, stats: Stats, batch: Batch, key: Key, step: Array):
-        """Replaces the codes that have gone out of use by latents of the last batch; returns (params, stats)."""
+        """Replaces the codes that have gone out of use by latents of the last batch.
+
+        Returns (params, stats).
+        """
         if not self.revive_below:
             return params, stats
         dead_K = stats["usage"] < self.revive_below
@@ -184,17 +227,26 @@ class TokenizerTask(SystemTask):
     def flops(self, batch_size: int) -> float:
         """FLOPs of one step, from the traced networks.
 
-        A forward and a backward pass count as three forward passes. The discriminator needs one more forward pass of the
-        tokenizer; for the tokenizer's loss it is run forward and back once, for its own loss on a fake and a real image.
+        A forward and a backward pass count as three forward passes. The discriminator needs one
+        more forward pass of the tokenizer; for the tokenizer's loss it is run forward and back
+        once, for its own loss on a fake and a real image.
         """
-        image, weights = jax.ShapeDtypeStruct(self._blank().shape, jnp.float32), self.weights_shapes()
+        image, weights = (
+            jax.ShapeDtypeStruct(self._blank().shape, jnp.float32),
+            self.weights_shapes(),
+        )
         tokenizer = flops_of(self._reconstruct, weights["generator"], weights["stats"], image)
         perceptual = discriminator = 0.0
         if self.perceptual is not None:
-            shapes = sharding.unbox(jax.eval_shape(self.perceptual.init, jax.random.key(0), image, image))
-            perceptual = 1.5 * flops_of(self.perceptual.apply, shapes, image, image)  # back for one of the two images
+            shapes = sharding.unbox(
+                jax.eval_shape(self.perceptual.init, jax.random.key(0), image, image)
+            )
+            # back for one of the two images
+            perceptual = 1.5 * flops_of(self.perceptual.apply, shapes, image, image)
         if self.discriminator is not None:
-            shapes = sharding.unbox(jax.eval_shape(self.discriminator.init, jax.random.key(0), image))
+            shapes = sharding.unbox(
+                jax.eval_shape(self.discriminator.init, jax.random.key(0), image)
+            )
             discriminator = 8 * flops_of(self.discriminator.apply, shapes, image) + tokenizer
         return batch_size * (3 * tokenizer + perceptual + discriminator)
 
@@ -220,23 +272,34 @@ class TokenizerTask(SystemTask):
         return lambda image: self.discriminator.apply({"params": params["discriminator"]}, image)
 
     def _perceptual_and_gan_loss(self, params, frozen, image, recon, features, step):
-        """(loss, metrics): one backward pass through each network gives both its gradient and the adaptive weight."""
+        """(loss, metrics): one backward pass through each network gives both its gradient and the
+        adaptive weight.
+        """
         detached, metrics = jax.lax.stop_gradient(recon), {}
         value, gradient = jnp.float32(0), jnp.zeros_like(detached)
         grad_perceptual = None
         if self.perceptual is not None:
-            distance, grad_perceptual = jax.value_and_grad(self._perceptual(frozen, image))(detached)
-            value, gradient = self.perceptual_weight * distance, self.perceptual_weight * grad_perceptual
+            distance, grad_perceptual = jax.value_and_grad(self._perceptual(frozen, image))(
+                detached
+            )
+            value, gradient = (
+                self.perceptual_weight * distance,
+                self.perceptual_weight * grad_perceptual,
+            )
             metrics["perceptual"] = distance
         if self.discriminator is not None:
             logits_of = self._logits(jax.lax.stop_gradient(params))
-            gan, grad_gan = jax.value_and_grad(lambda fake: losses.GENERATOR[self.gan_loss](logits_of(fake)))(detached)
+            gan, grad_gan = jax.value_and_grad(
+                lambda fake: losses.GENERATOR[self.gan_loss](logits_of(fake))
+            )(detached)
             weight = jnp.where(step >= self.gan_start, self.adversarial_weight, 0.0)
             if self.adaptive:
                 against = grad_perceptual
                 if against is None:
                     against = jax.grad(lambda fake: self._reconstruction(fake, image))(detached)
-                weight *= losses.adaptive_weight(self._to_last_layer(params, features), against, grad_gan)
+                weight *= losses.adaptive_weight(
+                    self._to_last_layer(params, features), against, grad_gan
+                )
             value, gradient = value + weight * gan, gradient + weight * grad_gan
             metrics |= {"adversarial": gan, "adaptive_weight": weight}
         if not metrics:
@@ -245,18 +308,27 @@ class TokenizerTask(SystemTask):
 
     def _perceptual(self, frozen, image):
         if "perceptual" not in (frozen or {}):
-            raise UserError("perceptual is set but its weights are not given; pass frozen={'perceptual': params}.")
+            raise UserError(
+                "perceptual is set but its weights are not given; pass frozen={'perceptual': "
+                "params}."
+            )
         low, high = self.model.pixel_range
+
         def unit(x):
             return (x - low) / (high - low)
-        return lambda fake: self.perceptual.apply({"params": frozen["perceptual"]}, unit(image), unit(fake))
+
+        return lambda fake: self.perceptual.apply(
+            {"params": frozen["perceptual"]}, unit(image), unit(fake)
+        )
 
     def _to_last_layer(self, params, features):
         """From a cotangent of the reconstruction to one of the last kernel."""
         path, generator = self.model.last_layer, jax.lax.stop_gradient(params["generator"])
         features = jax.lax.stop_gradient(features)
+
         def of(kernel):
             return self._apply(_replaced(generator, path, kernel), features, method="pixels")
+
         kernel = functools.reduce(lambda node, key: node[key], path, generator)
         _, pull_back = jax.vjp(of, kernel)
         return lambda cotangent: pull_back(cotangent)[0]
@@ -265,8 +337,10 @@ class TokenizerTask(SystemTask):
         if self.penalty == "none":
             return jnp.float32(0)
         scale = self.penalty_weight * (self.penalty_every if self.penalty == "r1" else 1)
+
         def compute():
             return scale * losses.PENALTIES[self.penalty](losses.slopes(logits_of, image))
+
         if self.penalty_every == 1:
             return compute()
         return jax.lax.cond(step % self.penalty_every == 0, compute, lambda: jnp.float32(0))
@@ -277,12 +351,17 @@ class TokenizerTask(SystemTask):
         usage = stats["usage"] * self.usage_decay + share_K * (1 - self.usage_decay)
         latents = encoded.latents.reshape(-1, encoded.latents.shape[-1])
         recent = latents[jax.random.randint(key, (_RECENT,), 0, latents.shape[0])]
-        return jax.lax.stop_gradient({**stats, **encoded.codebook, "usage": usage, "recent": recent})
+        return jax.lax.stop_gradient(
+            {**stats, **encoded.codebook, "usage": usage, "recent": recent}
+        )
 
     def _usage(self, usage_K):
         p_K = usage_K / jnp.sum(usage_K)
         perplexity = jnp.exp(-jnp.sum(p_K * jnp.log(p_K + 1e-10)))
-        return {"codebook_usage": jnp.mean(usage_K > max(self.revive_below, 0.01)), "perplexity": perplexity}
+        return {
+            "codebook_usage": jnp.mean(usage_K > max(self.revive_below, 0.01)),
+            "perplexity": perplexity,
+        }
 
 
 def _replaced(tree, path, leaf):

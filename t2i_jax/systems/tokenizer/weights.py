@@ -23,21 +23,34 @@ def from_torch(file: TorchFile) -> Imported | None:
 def imported(model: Any, weights: Mapping[str, Any]) -> Imported:
     """A tokenizer from its network and its weights as `convert.from_torch` gives them."""
     groups = {name: weights[name] for name in ("generator", "discriminator") if name in weights}
-    return Imported(type(model).__name__, TokenizerTask(model=model), groups, weights.get("stats", {}), model.image_size)
+    return Imported(
+        type(model).__name__,
+        TokenizerTask(model=model),
+        groups,
+        weights.get("stats", {}),
+        model.image_size,
+    )
 
 
 def to_torch(contents: Any, path: pathlib.Path) -> None:
-    """Writes a tokenizer's run as a state dict, with the discriminator where the package has a place for it."""
+    """Writes a tokenizer's run as a state dict, with the discriminator where the package has a
+    place for it.
+    """
     task, params = contents.recipe.task, contents.averaged
     model = task.model
     if isinstance(model, VitVQGanVAE) and task.discriminator is not None:
         own = model.discriminator() if model.discr_layers else None
         kept = ("generator", "discriminator") if task.discriminator == own else ("generator",)
         params = {name: params[name] for name in kept}
-    torch_io.write(path, convert.to_state(model, jax.device_get(exported(model, params, contents.stats))))
+    torch_io.write(
+        path, convert.to_state(model, jax.device_get(exported(model, params, contents.stats)))
+    )
 
 
 def exported(model: Any, groups: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any]:
-    """A tokenizer's weights as `convert.to_state` takes them; the counts of training have no place there."""
+    """A tokenizer's weights as `convert.to_state` takes them.
+
+    The counts of training have no place there.
+    """
     codebook = jax.eval_shape(model.start, jax.random.key(0))
     return {**groups, "stats": {name: stats[name] for name in codebook}}
