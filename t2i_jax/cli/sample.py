@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -84,17 +85,16 @@ _DESCRIPTION = (
 
 def _parsed(arguments, recipe):
     options, inputs = recipe.evaluation.options, recipe.task.inputs
-    flags = {
-        flag: (kind | None, None, about) for flag, kind, about in (_INPUTS[name] for name in inputs)
-    }
+    flags = [_INPUTS[name] for name in inputs]
     fields = [
-        (flag, Annotated[kind, tyro.conf.arg(help=about)], dataclasses.field(default=default))
-        for flag, (kind, default, about) in flags.items()
+        (flag, Annotated[kind | None, tyro.conf.arg(help=about)], dataclasses.field(default=None))
+        for flag, kind, about in flags
     ]
-    given = dataclasses.make_dataclass("Inputs", fields, frozen=True)
+    sampling = _unchecked(options)
+    beside = dataclasses.make_dataclass("Inputs", fields, frozen=True)
     nested = [
-        ("sampling", type(options), dataclasses.field(default=options)),
-        ("input", given, dataclasses.field(default_factory=given)),
+        ("sampling", sampling, dataclasses.field(default_factory=sampling)),
+        ("input", beside, dataclasses.field(default_factory=beside)),
     ]
     whole = dataclasses.make_dataclass("Sample", nested, bases=(_Command,), frozen=True)
     kind = type(recipe.task).__name__
@@ -108,22 +108,25 @@ def _parsed(arguments, recipe):
         "those of the recipe.",
     )
     if unknown:
-        known = [
-            "--" + name.replace("_", "-")
-            for name in (*fields_of(_Command), *fields_of(type(options)), *flags)
-        ]
+        names = [*fields_of(_Command), *fields_of(type(options)), *(flag for flag, _, _ in flags)]
+        known = ["--" + name.replace("_", "-") for name in names]
         named = unknown[0].partition("=")[0]
         remedy = did_you_mean(named, [name for name in known if name not in ("--run", "--prompts")])
         raise UserError(f"{named} is no option of run={str(told.run)!r}, a run of {kind}; {remedy}")
-    _sample(told, _own_defaults(told.sampling, options), vars(told.input))
+    given = type(options)(**vars(told.sampling))  # here they are checked
+    _sample(told, recipe.task.adapted(given, options), vars(told.input))
 
 
-def _own_defaults(told, recipe):
-    """The options as given; steps that the recipe sets are for the sampler that it sets."""
-    named = {"sampler", "steps"} <= set(fields_of(type(told)))
-    if named and told.sampler != recipe.sampler and told.steps == recipe.steps:
-        return dataclasses.replace(told, steps=None)
-    return told
+def _unchecked(options):
+    """The class of the options without its checks, whose sentences the parser would wrap."""
+    hints = typing.get_type_hints(type(options))
+    fields = [
+        (name, hints[name], dataclasses.field(default=getattr(options, name)))
+        for name in fields_of(type(options))
+    ]
+    made = dataclasses.make_dataclass("Sampling", fields, frozen=True)
+    made.__doc__ = type(options).__doc__
+    return made
 
 
 def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:

@@ -166,6 +166,13 @@ class SystemTask:
     def check_options(self, options: Any) -> None:
         """Refuses options that do not fit this task, beyond what they refuse themselves."""
 
+    def adapted(self, options: Any, defaults: Any) -> Any:
+        """Options that a user changed from the defaults of a recipe, brought into agreement.
+
+        What the recipe sets for a choice that the user changed (its sampler's steps) is dropped.
+        """
+        return options
+
     def after_update(
         self, params: Mapping[str, Params], stats: Stats, batch: Batch, key: Key, step: Array
     ):

@@ -173,6 +173,12 @@ class ImagenTask(SystemTask):
         for name in ("guidance", "sampler", "steps", "image_sizes"):
             per_stage(f"evaluation.options.{name}", getattr(options, name), len(self.stages))
 
+    def adapted(self, options: ImagenOptions, defaults: ImagenOptions) -> ImagenOptions:
+        """The options; with another sampler than the recipe's, steps are that sampler's own."""
+        if options.sampler != defaults.sampler and options.steps == defaults.steps:
+            return dataclasses.replace(options, steps=None)
+        return options
+
     def system(
         self, params, stats: Stats, parts, frozen: Mapping[str, Any], text_tokenizer: Any
     ) -> ImagenSystem:
