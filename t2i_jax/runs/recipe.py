@@ -55,7 +55,8 @@ class Recipe:
         if not isinstance(self.task, SystemTask):
             raise UserError(f"task={self.task!r} is no task of a system; give a SystemTask.")
         kind = type(self.task).__name__
-        given = {"tokenizer": tokenizer, "perceptual": perceptual, **self.parts}
+        former = {"tokenizer": tokenizer, "perceptual": perceptual}
+        given = {**self.parts, **{name: part for name, part in former.items() if part is not None}}
         parts = {
             name: os.fspath(part) if isinstance(part, os.PathLike) else part
             for name, part in given.items()

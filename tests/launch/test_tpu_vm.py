@@ -57,8 +57,8 @@ def test_the_full_life_of_a_slice(stand_ins, tpu_vm):
     assert tpu_vm("status").stdout.count("t2i-state=absent") == 2
     tpu_vm("install")
     home = stand_ins.worker(1) / "t2i"
-    assert (home / "src" / "t2i_jax" / "runs.py").read_text() == (
-        ROOT / "t2i_jax" / "runs.py"
+    assert (home / "src" / "t2i_jax" / "types.py").read_text() == (
+        ROOT / "t2i_jax" / "types.py"
     ).read_text()
     assert (home / "src" / "bucket").resolve() == stand_ins.folder / "bucket"
     assert tpu_vm("status").stdout.count("t2i-state=none on worker-") == 2
@@ -196,7 +196,7 @@ def test_a_second_install_takes_the_new_checkout_and_keeps_the_environment(stand
     assert [call[1] for call in stand_ins.calls("uv")] == ["venv", "pip", "pip"]
     with tarfile.open(stand_ins.folder / "tmp" / "t2i_jax-tpu.tar.gz") as archive:
         names = archive.getnames()
-    assert {"t2i_jax/runs.py", "launch/tpu_worker.sh", _CONFIG, "setup.cfg", "README.md"} <= set(
+    assert {"t2i_jax/types.py", "launch/tpu_worker.sh", _CONFIG, "setup.cfg", "README.md"} <= set(
         names
     )
     assert not [name for name in names if "__pycache__" in name or name.startswith(".")]

@@ -165,15 +165,15 @@ class PartiTask(SystemTask):
 
         Stored embeddings of the text.
         """
-        columns = dict(super().columns(parts))
-        if self.on_tokens:
-            sizes = {
-                "num_tokens": self.network.num_tokens,
-                "codebook_size": self.network.codebook_size,
-            }
-            made_by = {"tokenizer": parts["tokenizer"].fingerprint} if "tokenizer" in parts else {}
-            columns["tokens"] = sizes | made_by
-        return columns
+        stored = super().columns(parts)
+        if not self.on_tokens:
+            return stored
+        sizes = {
+            "num_tokens": self.network.num_tokens,
+            "codebook_size": self.network.codebook_size,
+        }
+        made_by = {"tokenizer": parts["tokenizer"].fingerprint} if "tokenizer" in parts else {}
+        return {"tokens": sizes | made_by, **stored}
 
     def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
         """Guided images, in one program."""
