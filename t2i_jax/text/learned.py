@@ -16,6 +16,7 @@ import numpy as np
 
 from t2i_jax.config import fields_of, one_of
 from t2i_jax.errors import UserError
+from t2i_jax.files import replacing
 from t2i_jax.nn.conv import boxed
 from t2i_jax.nn.transformer import REMAT, Transformer
 from t2i_jax.sharding import constrain
@@ -158,9 +159,8 @@ class LearnedText:
         folder = pathlib.Path(folder)
         if not folder.is_dir():
             first = list(itertools.islice(captions(), _CAPTIONS_FOR_VOCABULARY))
-            half_done = folder.with_name(folder.name + ".partial")
-            train_bpe(first, self.vocab_size).save(half_done)
-            half_done.rename(folder)
+            with replacing(folder) as temporary:
+                train_bpe(first, self.vocab_size).save(temporary)
 
     def tokenizer(self, folder: str | os.PathLike | None = None) -> TextTokenizer:
         """The vocabulary that `prepare` wrote into `folder`."""
