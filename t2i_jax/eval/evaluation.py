@@ -14,6 +14,8 @@ from t2i_jax.eval.judge_shapes import JudgeShapes
 
 JUDGES: dict[str, Callable[[], Judge]] = {"shapes": JudgeShapes, "digits": JudgeDigits}
 
+FORMER = ("guidance", "temperature", "top_k", "top_p", "sampler", "steps", "parallel")
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -27,7 +29,9 @@ class Evaluation:
         none.
       preview: how many images a sample grid holds, at `train.eval_every`.
       options: how images are sampled, a value of the options class of the task's system, as
-        PartiOptions(guidance=2.0); None: that class's defaults.
+        PartiOptions(guidance=2.0), or a mapping with some of its fields; None: its defaults.
+      guidance, temperature, top_k, top_p, sampler, steps, parallel: fields of `options`, as recipes
+        named them before there was that.
     """
 
     judge: str | None = None
@@ -35,8 +39,21 @@ class Evaluation:
     completions: int = 0
     preview: int = 16
     options: Any = None
+    guidance: dataclasses.InitVar[Any] = None
+    temperature: dataclasses.InitVar[Any] = None
+    top_k: dataclasses.InitVar[Any] = None
+    top_p: dataclasses.InitVar[Any] = None
+    sampler: dataclasses.InitVar[Any] = None
+    steps: dataclasses.InitVar[Any] = None
+    parallel: dataclasses.InitVar[Any] = None
 
-    def __post_init__(self):
+    def __post_init__(self, guidance, temperature, top_k, top_p, sampler, steps, parallel):
+        values = (guidance, temperature, top_k, top_p, sampler, steps, parallel)
+        given = {name: v for name, v in zip(FORMER, values, strict=True) if v is not None}
+        if given and self.options is not None:
+            raise UserError(f"evaluation has both options and {next(iter(given))}; give options.")
+        if given:
+            object.__setattr__(self, "options", given)
         if self.judge is not None:
             one_of("evaluation.judge", self.judge, JUDGES)
         if self.pictures < 1 or self.preview < 1:

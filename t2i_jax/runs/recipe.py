@@ -16,14 +16,12 @@ import t2i_jax
 from t2i_jax import config
 from t2i_jax.data.pipeline import DataConfig
 from t2i_jax.errors import UserError
-from t2i_jax.eval.evaluation import Evaluation
+from t2i_jax.eval.evaluation import FORMER, Evaluation
 from t2i_jax.sharding import parse_mesh
 from t2i_jax.systems.base import SystemTask
 from t2i_jax.train.config import TrainConfig
 
-# Fields of `Evaluation` before it had `options`; stored recipes may still have them.
-_SAMPLING = ("guidance", "temperature", "top_k", "top_p", "sampler", "steps", "parallel")
-_FORMER = ("tokenizer", "perceptual")  # parts that were fields of a recipe
+_FORMER_PARTS = ("tokenizer", "perceptual")  # parts that were fields of a recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,17 +81,25 @@ class Recipe:
             )
             raise UserError(f"{missing}=None, and a {kind} is trained; give a {wanted}.")
         options = self.evaluation.options
-        if options is None:
-            options = self.task.options()
-            object.__setattr__(
-                self, "evaluation", dataclasses.replace(self.evaluation, options=options)
-            )
+        if options is None or isinstance(options, Mapping):
+            options = self._options(options or {})
+            evaluation = dataclasses.replace(self.evaluation, options=options)
+            object.__setattr__(self, "evaluation", evaluation)
         if not isinstance(options, self.task.options):
             wanted = self.task.options.__name__
             raise UserError(
                 f"evaluation.options={options!r} are those of another system; {kind} has {wanted}."
             )
         self.task.check_options(options)
+
+    def _options(self, given):
+        known = config.fields_of(self.task.options)
+        for name in given:
+            if name not in known:
+                remedy = config.did_you_mean(name, known) if known else "leave it out."
+                kind = type(self.task).__name__
+                raise UserError(f"evaluation.{name} is no option of a {kind}; {remedy}")
+        return self.task.options(**given)
 
 
 class _Types(Mapping[str, type]):
@@ -177,7 +183,7 @@ def upgrade(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """A stored recipe of an earlier release in today's form; one of today as it is."""
     data = dict(data)
     parts = dict(data.get("parts") or {})
-    for name in _FORMER:
+    for name in _FORMER_PARTS:
         part = data.pop(name, None)
         if part is not None:
             parts[name] = part
@@ -185,7 +191,7 @@ def upgrade(data: Mapping[str, Any]) -> Mapping[str, Any]:
         name: upgrade(part) if isinstance(part, Mapping) else part for name, part in parts.items()
     }
     evaluation = dict(data.get("evaluation") or {})
-    former = {name: evaluation.pop(name) for name in _SAMPLING if name in evaluation}
+    former = {name: evaluation.pop(name) for name in FORMER if name in evaluation}
     if former:
         options = TYPES[data["task"]["type"]].options
         known = config.fields_of(options)

@@ -95,6 +95,20 @@ def test_the_former_keywords_are_parts():
     assert dataclasses.replace(tokenizer, perceptual="vgg.pth").parts == {"perceptual": "vgg.pth"}
 
 
+def test_the_former_keywords_of_an_evaluation_are_options():
+    def recipe(get_config, **options):
+        return dataclasses.replace(get_config(), evaluation=t2i.Evaluation(**options))
+
+    former = recipe(tiny.get_config, judge="shapes", guidance=2.0, temperature=0.5)
+    assert former.evaluation.options == t2i.PartiOptions(guidance=2.0, temperature=0.5)
+    assert dataclasses.replace(former) == former
+    assert recipe(tiny.get_config, options={"top_k": 4}).evaluation.options.top_k == 4
+    with pytest.raises(UserError, match="evaluation.sampler is no option of a PartiTask; known"):
+        recipe(tiny.get_config, sampler="ddim")
+    with pytest.raises(UserError, match="evaluation has both options and guidance"):
+        t2i.Evaluation(guidance=2.0, options=t2i.PartiOptions())
+
+
 def test_the_name_of_a_part_stands_for_it_in_overrides():
     recipe = changed(
         tiny.get_config(),
