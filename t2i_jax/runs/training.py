@@ -179,17 +179,15 @@ def _adopted(name, part, source, folder):
     if is_new:
         check_kind(name, part, folders.load_run_recipe(source).task)
         processes.once(lambda: folders.export(source, folder))
-    found = folders.part_in(folder)
+    found = _identified(folders.part_in(folder))
     check_kind(name, part, found.system.task)
     if not is_new and pathlib.Path(source).is_dir():
-        mine, theirs = (
-            folders.fingerprint(one.weights)
-            for one in (found, folders.part_in(pathlib.Path(source)))
-        )
-        if mine != theirs:
+        theirs = folders.fingerprint(folders.part_in(pathlib.Path(source)).weights)
+        if found.fingerprint != theirs:
             raise UserError(
                 f"parts.{name}={source!r} has other weights (fingerprint {theirs}) than this run "
-                f"was begun with ({mine}); give {str(folder)!r}, or train into a new folder."
+                f"was begun with ({found.fingerprint}); give {str(folder)!r}, or train into a new "
+                "folder."
             )
     return found
 

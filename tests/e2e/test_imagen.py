@@ -1,4 +1,4 @@
-"""A cascade through the command line: train, carry on with one stage, sample, complete, change,
+"""A cascade through the command line: train, resume one stage, sample, complete, change,
 export, refuse.
 """
 

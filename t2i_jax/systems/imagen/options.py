@@ -8,6 +8,7 @@ from typing import Any
 
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
+from t2i_jax.systems import generation
 from t2i_jax.systems.cascade.stage import SAMPLERS
 
 COMPAT = "imagen-pytorch"
@@ -65,10 +66,7 @@ class ImagenOptions:
                 one_of("sampler", sampler, SAMPLERS)
         for name in ("steps", "resample"):
             for value in _each(getattr(self, name)):
-                if value is not None and (
-                    isinstance(value, bool) or not isinstance(value, int) or value < 1
-                ):
-                    raise UserError(f"{name}={value!r} is not a number from 1; give 1 or more.")
+                generation.check_count(name, value)
         for name in ("parallel", "lowres_level", "strength"):
             value = getattr(self, name)
             if value is not None and (
