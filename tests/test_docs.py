@@ -6,6 +6,7 @@ size runs at toy size.
 """
 
 import functools
+import html
 import inspect
 import os
 import pathlib
@@ -331,3 +332,6 @@ def test_the_pages_build_without_a_warning(tmp_path):
     api = (site / "api" / "index.html").read_text(encoding="utf-8")
     for name in ("load", "Recipe", "PartiOptions", "ImagenOptions", "SystemTask"):
         assert re.search(rf'id="t2i_jax\.[\w.]*\b{name}"', api), name
+    walk = re.sub(r"<[^>]+>", "", (site / "adding_a_system" / "index.html").read_text("utf-8"))
+    for name in ("ToyTask", "MeanColourTask", "ToyOptions", "ToySystem"):
+        assert f"class {name}" in html.unescape(walk), name  # the code itself, not its include
