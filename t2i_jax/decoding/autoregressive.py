@@ -64,6 +64,7 @@ def generate(
     grow: Callable[[Any, int], Any] | None = None,
     guidance: float | Array = 1.0,
     temperature: float | Array = 1.0,
+    plausibility: float | Array = 0.0,
     given_BN: Array | None = None,
     known_BN: Array | None = None,
 ) -> Array:
@@ -77,6 +78,8 @@ def generate(
         num_tokens.
       keys_B: one key per row, so that a row's tokens do not depend on what else is in the batch.
       guidance: strength l in null + l * (text - null). temperature: 0 takes the likeliest token.
+      plausibility: with guidance, tokens are out whose probability given the text is below this
+        share of the likeliest one's, see `logits.plausible`; 0: none are.
       given_BN, known_BN: tokens, and True where they are to be kept (inpainting); None: none.
 
     Top-k and top-p look at the guided logits, top-p at those divided by the temperature.
@@ -88,7 +91,8 @@ def generate(
         rows = jnp.concatenate([ids_B, ids_B]) if sampling.guided else ids_B
         logits, cache = decode(rows, position, cache)
         if sampling.guided:
-            logits = filters.guide(logits[:batch], logits[batch:], guidance)
+            guided = filters.guide(logits[:batch], logits[batch:], guidance)
+            logits = filters.plausible(guided, logits[:batch], plausibility)
         keys = jax.vmap(lambda key: jax.random.fold_in(key, position))(keys_B)
         ids_B = filters.sample(keys, _filtered(logits, sampling, temperature), temperature)
         if known_BN is not None:

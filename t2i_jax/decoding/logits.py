@@ -1,5 +1,5 @@
-"""From logits to a token: guidance, temperature, top-k and top-p filters, and one sample per
-row.
+"""From logits to a token: guidance and its limit, temperature, top-k and top-p filters, and one
+sample per row.
 """
 
 from __future__ import annotations
@@ -17,6 +17,22 @@ def guide(logits_BV: Array, null_BV: Array, scale: float | Array) -> Array:
     scale.
     """
     return null_BV + (logits_BV - null_BV) * scale
+
+
+def plausible(logits_BV: Array, conditional_BV: Array, share: float | Array) -> Array:
+    """Guided logits, at -inf where the conditional probability is below `share` of the likeliest
+    conditional token's: the adaptive plausibility constraint of contrastive decoding (Li et al.
+    2022, arXiv 2210.15097, section 3.3).
+
+    Guidance extrapolates. Far out in the tail it raises tokens of which the conditional model only
+    says that they are impossible, as long as the unconditional one finds them more so.
+
+    Args:
+      conditional_BV: logits given the text, before guidance. share: from 0, which drops nothing, to
+        1, which leaves the likeliest.
+    """
+    least_B1 = jnp.max(conditional_BV, axis=-1, keepdims=True) + jnp.log(jnp.float32(share))
+    return jnp.where(conditional_BV >= least_B1, logits_BV, _DROPPED)
 
 
 def top_k(logits_BV: Array, k: int) -> Array:

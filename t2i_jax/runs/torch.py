@@ -17,6 +17,7 @@ from typing import Any
 from t2i_jax import systems
 from t2i_jax.data.pipeline import DataConfig
 from t2i_jax.errors import UserError
+from t2i_jax.eval.evaluation import Evaluation
 from t2i_jax.files import replacing
 from t2i_jax.runs import folder as folders
 from t2i_jax.runs.recipe import Recipe
@@ -91,6 +92,9 @@ def export_torch(run: str | pathlib.Path, path: str | pathlib.Path) -> pathlib.P
 def _write(found: Imported, out):
     beside = {name: functools.partial(_write, part) for name, part in found.parts.items()}
     recipe = Recipe(
-        found.task, DataConfig(image_size=found.image_size), TrainConfig(steps=1, batch_size=1)
+        found.task,
+        DataConfig(image_size=found.image_size),
+        TrainConfig(steps=1, batch_size=1),
+        evaluation=Evaluation(options=found.options),
     )
     folders.write_system(out, recipe, found.params, found.stats, beside)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -169,6 +170,49 @@ def on_mesh(system: Any, shape: Mapping[str, int] | None) -> Any:
     )
     frozen = sharding.place_frozen(system.frozen, mesh, sharding.rules_of(shape))
     return dataclasses.replace(system, weights=weights, frozen=frozen, mesh=mesh)
+
+
+def plain(options: Any) -> None:
+    """Makes Python numbers of the NumPy and JAX scalars in a frozen dataclass, and tuples of its
+    lists.
+    """
+    for name in config.fields_of(type(options)):
+        object.__setattr__(options, name, _plain(getattr(options, name)))
+
+
+def _plain(value):
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(item) for item in value)
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def check_number(
+    name: str,
+    value: Any,
+    remedy: str,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> None:
+    """Refuses what is no finite number, and what is outside of [low, high].
+
+    Args:
+      remedy: ends the sentence, "try 1.0".
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value):
+        says = "is not a finite number"
+    elif low <= value <= high:
+        return
+    else:
+        says = f"is outside [{low:g}, {high:g}]" if math.isfinite(high) else f"is below {low:g}"
+    raise UserError(f"{name}={value!r} {says}; {remedy}.")
+
+
+def _finite(value):
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # of an integer that no float holds
+        return False
 
 
 def check_count(name: str, value: Any) -> None:

@@ -23,6 +23,7 @@ class Imported:
       kind: the package's class, for messages. task: with the networks of its parts. params: by
         group. stats: see `Task`.
       image_size: side of the images. parts: by name, written into folders of their own.
+      options: how the package samples, where that is unlike the task's defaults; None: it is not.
     """
 
     kind: str
@@ -31,6 +32,7 @@ class Imported:
     stats: Mapping[str, Any]
     image_size: int
     parts: Mapping[str, Imported] = dataclasses.field(default_factory=dict)
+    options: Any = None
 
 
 class TorchFile:

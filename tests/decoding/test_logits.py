@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2i_jax.decoding.logits import guide, sample, top_k, top_p
+from t2i_jax.decoding.logits import guide, plausible, sample, top_k, top_p
 
 
 def _logits(key, rows=4, vocabulary=50):
@@ -61,3 +61,16 @@ def test_temperature_zero_is_the_likeliest_and_dropped_tokens_are_never_drawn(ke
     keys = jax.random.split(key, 4)
     assert np.array_equal(sample(keys, logits, 0.0), jnp.argmax(logits, -1))
     assert np.array_equal(sample(keys, top_k(logits, 1), 100.0), jnp.argmax(logits, -1))
+
+
+def test_what_the_conditional_model_finds_implausible_is_out_whatever_guidance_says(key):
+    conditional, null = 3 * jax.random.normal(key, (2, 4, 50))
+    guided = guide(conditional, null, 6.0)
+    np.testing.assert_array_equal(plausible(guided, conditional, 0.0), guided)
+    probability = np.asarray(jax.nn.softmax(conditional))
+    for share in (0.01, 0.1, 1.0):
+        found = plausible(guided, conditional, share)
+        kept = probability >= share * probability.max(-1, keepdims=True)
+        assert np.array_equal(np.isfinite(found), kept) and kept.any(-1).all()
+        np.testing.assert_array_equal(np.where(kept, found, 0), np.where(kept, guided, 0))
+    assert np.array_equal(plausible(guided, conditional, 1.0).argmax(-1), conditional.argmax(-1))

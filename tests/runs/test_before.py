@@ -97,7 +97,8 @@ def _gan():
 
 
 def _of_parti(system):
-    options = t2i.PartiOptions(guidance=2.0, temperature=0.7, top_k=8)
+    """Without the limit of plausibility, which there was not then."""
+    options = t2i.PartiOptions(guidance=2.0, temperature=0.7, top_k=8, plausibility=None)
     return system.generate(_CAPTIONS, options, seed=3, images_per_prompt=2)
 
 

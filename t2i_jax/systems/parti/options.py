@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from t2i_jax.decoding.autoregressive import Sampling
 from t2i_jax.errors import UserError
+from t2i_jax.systems import generation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,9 @@ class PartiOptions:
       top_p: sample among the likeliest tokens that together hold this probability. None: all.
       keep_rows: which part of an image to complete is kept, from the top, where no mask says it:
         above 0, below 1.
+      plausibility: with guidance, tokens are left out whose probability given the caption is below
+        this share, 0 to 1, of the likeliest one's. Guidance would pick some of them, and the more
+        so the better a model knows its data. None or 0: none are left out, as in parti-pytorch.
     """
 
     guidance: float = 3.0
@@ -29,14 +32,17 @@ class PartiOptions:
     top_k: int | float | None = None
     top_p: float | None = None
     keep_rows: float = 0.5
+    plausibility: float | None = 0.1
 
     def __post_init__(self):
-        if not math.isfinite(self.guidance):
-            raise UserError(f"guidance={self.guidance} is not finite; try 3.0.")
-        if not math.isfinite(self.temperature) or self.temperature < 0:
-            raise UserError(
-                f"temperature={self.temperature} is not a finite number from 0; try 1.0."
+        generation.plain(self)
+        generation.check_number("guidance", self.guidance, "try 3.0, or 1 for none")
+        generation.check_number("temperature", self.temperature, "try 1.0", low=0)
+        if self.plausibility is not None:
+            generation.check_number(
+                "plausibility", self.plausibility, "try 0.1, or 0 for none", low=0, high=1
             )
+        generation.check_number("keep_rows", self.keep_rows, "try 0.5")
         if not 0 < self.keep_rows < 1:
             raise UserError(
                 f"keep_rows={self.keep_rows} must lie between 0 and 1, for example 0.5."

@@ -31,6 +31,7 @@ def generate(
     sampling: Sampling,
     guidance: Array | float = 3.0,
     temperature: Array | float = 1.0,
+    plausibility: Array | float = 0.0,
 ) -> tuple[Array, Array | None]:
     """Tokens (B, N) and, with a tokenizer, their uint8 images.
 
@@ -41,7 +42,8 @@ def generate(
       prompt: "text" or "text_embeds", and "text_mask"; the same with the prefix "negative_" for
         what the image should not show (None given: guidance starts from no text); "init" (uint8
         images) and "known" (B, N) bool, True for tokens to keep of them.
-      keys_B: one key per image.
+      keys_B: one key per image. guidance, temperature, plausibility: see `PartiOptions`; a
+        plausibility of 0 is none.
     """
     batch, network = keys_B.shape[0], task.network
     embeds_BLD, mask_BL = task.embed(params, frozen, prompt), prompt["text_mask"]
@@ -75,6 +77,7 @@ def generate(
         grow=network.grow_cache,
         guidance=guidance,
         temperature=temperature,
+        plausibility=plausibility,
         given_BN=given_BN,
         known_BN=prompt.get("known"),
     )

@@ -100,6 +100,7 @@ class PartiSystem(TextToImage):
                     self.weights["parti"], self.frozen, rows.arrays, rows.keys_B, task=self.task,
                     sampling=options.sampling, guidance=jnp.float32(options.guidance),
                     temperature=jnp.float32(options.temperature),
+                    plausibility=jnp.float32(options.plausibility or 0.0),
                 )  # fmt: skip
             images.append(np.asarray(made)[: rows.count])
         images = np.concatenate(images)

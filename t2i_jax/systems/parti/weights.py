@@ -12,6 +12,7 @@ from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.models.parti import Parti, PartiAndTokenizer
 from t2i_jax.systems.imported import Imported, TorchFile
+from t2i_jax.systems.parti.options import PartiOptions
 from t2i_jax.systems.parti.task import PartiTask
 from t2i_jax.systems.tokenizer import weights as tokenizers
 
@@ -35,7 +36,9 @@ def from_torch(file: TorchFile) -> Imported | None:
     tokenizer = tokenizers.imported(model.tokenizer, file.params["tokenizer"])
     task = PartiTask(model=model.parti, text=file.text(width), tokenizer=model.tokenizer)
     params = {"parti": {"decoder": file.params["parti"]}}
-    return Imported("Parti", task, params, {}, model.tokenizer.image_size, {"tokenizer": tokenizer})
+    size, parts = model.tokenizer.image_size, {"tokenizer": tokenizer}
+    options = PartiOptions(plausibility=None)  # the package has no such limit
+    return Imported("Parti", task, params, {}, size, parts, options)
 
 
 def to_torch(contents: Any, path: pathlib.Path) -> None:
