@@ -3,17 +3,21 @@ known.
 
 The package's `__init__` holds two names and imports nothing:
 
-- `NAMES`: the public classes and functions, by name the module that holds each.
-  A stored configuration names its classes
-  by them, and `t2i_jax` offers them at its top.
+- `NAMES`: the public classes and functions, by name the module that holds each. A stored
+  configuration names its classes by them, and `t2i_jax` offers them at its top.
 - `WEIGHTS`: the module that takes the system's weights from and to a PyTorch package
-  (`t2i_jax.runs.torch` says what it
-  offers); None where there is no such package.
+  (`t2i_jax.runs.torch` says what it offers); None where there is no such package.
+
+A system that lives elsewhere is named by an entry point of the group "t2i_jax.systems" in its own
+distribution, or by the environment variable T2I_SYSTEMS, as `name=package`, several with commas.
+A run never names a package: files of strangers decide nothing about what is imported.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import os
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -26,6 +30,19 @@ SYSTEMS: dict[str, str] = {
     "super_resolution": "t2i_jax.systems.super_resolution",
     "tokenizer": "t2i_jax.systems.tokenizer",
 }
+
+
+def _elsewhere() -> dict[str, str]:
+    found = {e.name: e.value for e in importlib.metadata.entry_points(group="t2i_jax.systems")}
+    for row in filter(None, os.environ.get("T2I_SYSTEMS", "").split(",")):
+        name, _, package = row.partition("=")
+        if not (name.isidentifier() and package):
+            raise UserError(f"T2I_SYSTEMS={row!r} is not of the form name=package.")
+        found[name] = package
+    return found
+
+
+SYSTEMS |= _elsewhere()
 
 
 def names() -> Mapping[str, str]:
@@ -55,4 +72,14 @@ def weights_of(task: Any) -> ModuleType:
 
 
 def _packages():
-    return [importlib.import_module(home) for home in SYSTEMS.values()]
+    return [_package(name, home) for name, home in SYSTEMS.items()]
+
+
+def _package(name: str, home: str) -> ModuleType:
+    try:
+        return importlib.import_module(home)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the system {name!r} is registered as the package {home}, which can't be imported "
+            f"({error}); install it, or put its folder on PYTHONPATH."
+        ) from error

@@ -23,7 +23,7 @@ from t2i_jax import runs, systems
 from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.runs.recipe import changed, load_recipe
-from tests.e2e.command import inside, t2i_command
+from tests.e2e.command import inside, refused, run, t2i_command
 from tests.toy_system import pair
 
 _RECIPE = pathlib.Path(__file__).parent.parent / "toy_system" / "recipe.py"
@@ -242,3 +242,16 @@ def test_no_upper_floor_names_a_system(floor):
             f"{path.relative_to(_PACKAGE)} names {found}; what only one system knows, that system "
             "says"
         )
+
+
+def test_registered_from_outside_another_process_samples_its_run(trained, tmp_path, monkeypatch):
+    """Nothing in that process has imported the recipe, which adds the row itself."""
+    monkeypatch.setenv("T2I_SYSTEMS", "toy=tests.toy_system")
+    run("sample", trained, _CAPTION, "--count", "1", "--out", tmp_path)
+    assert list(tmp_path.glob("*.png"))
+    for value, sentence in {
+        "toy=nowhere.toy": "the system 'toy' is registered as the package nowhere.toy, which can't",
+        "toy": "T2I_SYSTEMS='toy' is not of the form name=package",
+    }.items():
+        monkeypatch.setenv("T2I_SYSTEMS", value)
+        assert sentence in refused("sample", trained, _CAPTION)
