@@ -157,7 +157,8 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     out = _new_folder(common.out or common.run / "samples" / f"seed{common.seed}")
     for i, image in enumerate(images):
         save_png(out / f"{i // common.count:03d}-{i % common.count:02d}.png", image)
-    save_png(out / "grid.png", grid(images, common.count, 128))
+    told = [caption for caption in captions or () for _ in range(common.count)]
+    save_png(out / "grid.png", grid(images, common.count, 128, told or None))
     (out / "captions.txt").write_text(
         "".join(f"{i:03d} {caption}\n" for i, caption in enumerate(common.prompts))
     )

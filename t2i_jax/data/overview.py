@@ -10,14 +10,15 @@ import statistics
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from t2i_jax.data.source import BadCounter, BadSample, Record, Source
 from t2i_jax.errors import UserError
+from t2i_jax.typeset import text_block
 
 # pixels of an image on the sheet, pixels between two, lines of a caption
 _SIDE, _GAP, _LINES = 160, 8, 3
-_LINE = 12  # pixels
+_LINE = 14  # pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +110,13 @@ def contact_sheet(records: list[Record], columns: int = 6) -> np.ndarray:
     sheet = Image.new(
         "RGB", (columns * cell[0] + _GAP, -(-len(records) // columns) * cell[1] + _GAP), "white"
     )
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=10)
     for i, record in enumerate(records):
         x, y = _GAP + i % columns * cell[0], _GAP + i // columns * cell[1]
         thumbnail = Image.fromarray(_thumbnail(record["image"]))
         sheet.paste(thumbnail, (x + (_SIDE - thumbnail.width) // 2, y + _SIDE - thumbnail.height))
-        for number, line in enumerate(_wrapped(record["caption"] or "", draw, font)):
-            draw.text((x, y + _SIDE + number * _LINE), line, fill="black", font=font)
+        caption = text_block(record["caption"] or "", _SIDE, size=10, lines=_LINES)
+        if caption is not None:
+            sheet.paste(caption, (x, y + _SIDE))
     return np.asarray(sheet)
 
 
@@ -154,18 +155,6 @@ def _thumbnail(image_HWC):
         return image_HWC.repeat(factor, axis=0).repeat(factor, axis=1)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return np.asarray(Image.fromarray(image_HWC).resize(size, Image.Resampling.LANCZOS))
-
-
-def _wrapped(caption, draw, font):
-    """The first lines of a caption, cut where they fill a cell."""
-    lines = [""]
-    for word in caption.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if draw.textlength(longer, font=font) <= _SIDE:
-            lines[-1] = longer
-        else:
-            lines += [_cut(word, 28)]
-    return [line for line in lines if line][:_LINES]
 
 
 def _cut(text, length):

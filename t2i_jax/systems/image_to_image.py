@@ -31,10 +31,12 @@ class ImageToImage(System):
         """Rows of originals above rows of reproductions, and `eval/psnr` in dB."""
         images = held_out(evaluation.preview, ("image",))["image"]
         again = self.reproduce(images)
-        rows = [
-            np.concatenate([images[i : i + 8], again[i : i + 8]]) for i in range(0, len(images), 8)
-        ]
-        sheet = np.concatenate([grid(row, min(8, len(row) // 2), _SIDE) for row in rows])
+        rows = []
+        for i in range(0, len(images), 8):
+            row, below = images[i : i + 8], again[i : i + 8]
+            told = ["image"] * len(row) + ["reproduced"] * len(row)
+            rows.append(grid(np.concatenate([row, below]), len(row), _SIDE, told))
+        sheet = _below_each_other(rows)
         return sheet, {"eval/psnr": decibel(images, again)}
 
     def measure(self, images: np.ndarray) -> Mapping[str, float]:
@@ -45,6 +47,17 @@ class ImageToImage(System):
         """`measure` of `evaluation.pictures` held-out images, and a sheet of some of them."""
         images = held_out(evaluation.pictures, ("image",))["image"]
         return Findings(self.measure(images), {"heldout": self.preview(held_out, evaluation)[0]})
+
+
+def _below_each_other(rows):
+    """Sheets of any widths as one, filled up with white."""
+    width = max(row.shape[1] for row in rows)
+    return np.concatenate(
+        [
+            np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255)
+            for row in rows
+        ]
+    )
 
 
 def decibel(images: np.ndarray, again: np.ndarray) -> float:

@@ -16,6 +16,7 @@ from t2i_jax.systems import generation
 from t2i_jax.systems.base import Findings, HeldOut, System
 
 _SIDE = 96  # pixels that an image of a grid is at least high
+_SHOWN = 32  # images of a sheet
 _AT_ONCE = 64  # images that are generated at a time
 
 
@@ -98,7 +99,7 @@ class TextToImage(System):
         """A grid of images for held-out captions, and with a judge `eval/alignment`."""
         judged = self.judge(held_out, evaluation, evaluation.preview)
         metrics = {} if judged.right is None else {"eval/alignment": float(np.mean(judged.right))}
-        return grid(judged.images, 8, _SIDE), metrics
+        return _sheet(judged, evaluation.preview), metrics
 
     def evaluate(self, held_out: HeldOut, evaluation: Evaluation) -> Findings:
         """With a judge `alignment_heldout` (the fraction of images that agree with their captions)
@@ -114,12 +115,12 @@ class TextToImage(System):
             metrics |= {
                 f"alignment_heldout/{name}": float(value) for name, value in judged.parts.items()
             }
-        sheets = {"heldout": grid(judged.images[:32], 8, _SIDE)}
+        sheets = {"heldout": _sheet(judged, _SHOWN)}
         if evaluation.completions:
             judged, changed = self.inpaint(held_out, evaluation, evaluation.completions)
             metrics["alignment_completed"] = float(np.mean(np.asarray(judged.right)))
             metrics["kept_changed"] = float(np.mean(changed))
-            sheets["completed"] = grid(judged.images[:32], 8, _SIDE)
+            sheets["completed"] = _sheet(judged, _SHOWN)
         return Findings(metrics, sheets)
 
 
@@ -131,6 +132,12 @@ def samples_of(encoder: Any, *more: str) -> tuple[str, ...]:
         return more
     stored = () if encoder.entry == "text" else (encoder.entry, "text_mask")
     return (*more, "caption", *stored)
+
+
+def _sheet(judged, count):
+    """The first images with their captions, in red where the judge disagrees."""
+    right = None if judged.right is None else judged.right[:count]
+    return grid(judged.images[:count], 8, _SIDE, judged.captions[:count], right)
 
 
 def _verdict(evaluation, captions, images):

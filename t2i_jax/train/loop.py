@@ -28,6 +28,7 @@ from t2i_jax.train.log import Log
 from t2i_jax.train.pace import Pace
 from t2i_jax.train.preemption import Stop
 from t2i_jax.train.profile import Profile, Trace
+from t2i_jax.train.rates import Rates, shown
 from t2i_jax.train.stall import Stalls
 from t2i_jax.train.step import train_step
 from t2i_jax.train.stream import Stream
@@ -132,6 +133,11 @@ def fit(
             checkpoints=checkpoints,
             log=log,
             clock=clock,
+            rates=Rates(
+                config.optim_of(abstract.params),
+                [objective.group for objective in task.objectives],
+                config.steps,
+            ),
         )
         try:
             return loop.run(state, Trace(profile, log), pace)
@@ -145,10 +151,13 @@ def fit(
 class _Loop:
     """Step after step: the next batch, the step, a line of the log, hooks, a checkpoint."""
 
-    def __init__(self, *, config, stored, hooks, frozen, step, stream, checkpoints, log, clock):
+    def __init__(
+        self, *, config, stored, hooks, frozen, step, stream, checkpoints, log, clock, rates
+    ):
         self.config, self.stored, self.hooks, self.frozen = config, stored, hooks, frozen
         self.step, self.stream, self.checkpoints = step, stream, checkpoints
         self.log, self.clock, self.stalls = log, clock, Stalls(log)
+        self.rates = rates
 
     def run(self, state: TrainState, trace: Trace, pace: Pace) -> TrainState:
         """The state after the last step.
@@ -214,10 +223,11 @@ class _Loop:
         """
         with self.clock.spent_on("step"):
             metrics = {name: float(value) for name, value in metrics.items()}
-        speed, shown = pace.measure(done)
+        metrics |= self.rates.of(state.opt_state)
+        speed, pace_shown = pace.measure(done)
         headline = {"loss": f"{metrics['loss']:.4g}"} if "loss" in metrics else {}
         self.log.scalars(done, {**metrics, **speed, **self.clock.metrics()})
-        self.log.progress(done, {**headline, **shown})
+        self.log.progress(done, {**headline, **shown(metrics), **pace_shown})
         self.stalls.check(done, speed.get("input_wait", 0.0))
         self.log.store(FILE, self.clock.stored())
         total, in_a_row = (int(n) for n in state.skipped)

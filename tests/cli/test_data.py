@@ -188,7 +188,7 @@ def test_inspect_shows_what_there_is(t2i, packed, tmp_path):
         and "can't be used" not in said
     )
     picture = np.asarray(Image.open(sheet))
-    assert picture.shape == (8 + 2 * (160 + 8 + 36), 8 + 6 * (160 + 8), 3)  # two rows of six
+    assert picture.shape == (8 + 2 * (160 + 8 + 42), 8 + 6 * (160 + 8), 3)  # two rows of six
     assert all(
         (picture[y : y + 160, x : x + 160] < 250).mean() > 0.3
         for y in (8, 212)

@@ -66,6 +66,9 @@ def test_it_learns_writes_and_stores(uninterrupted):
     assert {"grad_norm/first", "skipped", "images_per_second", "mfu", "input_wait"} <= set(
         lines[-1]
     )
+    for line in lines:  # of every optimiser of a step
+        assert line["learning_rate/first"] == line["learning_rate/second"] == pytest.approx(0.01)
+        assert line["grad_norm/second"] > 0
     assert "seconds_first_step" in lines[0]
     assert any(entry.name.startswith("events") for entry in workdir.iterdir())
     stored, params, ema, stats = load_params(workdir)

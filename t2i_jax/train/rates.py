@@ -1,0 +1,59 @@
+"""The learning rates of a run's optimisers, for its logs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+
+from t2i_jax.train import optim
+from t2i_jax.train.optim import OptimConfig
+
+
+class Rates:
+    """The learning rate of each group that is trained.
+
+    Args:
+      configs: the optimiser of each group.
+      groups: those that are trained.
+      steps: of the run, for the schedules.
+    """
+
+    def __init__(self, configs: Mapping[str, OptimConfig], groups: Iterable[str], steps: int):
+        self._schedules: dict[str, tuple[str, Any]] = {}
+        for group in dict.fromkeys(groups):
+            config = configs[group]
+            self._schedules[f"learning_rate/{group}"] = group, optim.learning_rate(config, steps)
+            if config.name == "muon":
+                matrices = dataclasses.replace(config, learning_rate=config.matrix_rate)
+                schedule = optim.learning_rate(matrices, steps)
+                self._schedules[f"matrix_rate/{group}"] = group, schedule
+
+    def of(self, opt_state: Mapping[str, Any]) -> Mapping[str, float]:
+        """`learning_rate/GROUP` of the newest update of each group, and of Muon's matrices
+        `matrix_rate/GROUP`; an optimiser's own count of its updates is what its schedule goes by.
+        """
+        made = {group: _updates(opt_state[group]) for group, _ in self._schedules.values()}
+        return {
+            name: float(schedule(max(made[group] - 1, 0)))
+            for name, (group, schedule) in self._schedules.items()
+        }
+
+
+def shown(metrics: Mapping[str, float]) -> Mapping[str, str]:
+    """{"lr", "grad"} for the progress line, of several groups as 1e-3/2e-4 in their order."""
+    found = {}
+    for name, prefix in (("lr", "learning_rate/"), ("grad", "grad_norm/")):
+        values = [value for key, value in metrics.items() if key.startswith(prefix)]
+        if values:
+            found[name] = "/".join(f"{value:.3g}" for value in values)
+    return found
+
+
+def _updates(opt_state):
+    """How many updates an optimiser has made."""
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state)
+    counts = [leaf for path, leaf in leaves if path and getattr(path[-1], "name", "") == "count"]
+    return max((int(count) for count in counts), default=0)
