@@ -1,12 +1,15 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and files that are read without a risk."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import shutil
+import stat
 from collections.abc import Iterator
+from typing import BinaryIO
 
 
 @contextlib.contextmanager
@@ -33,6 +36,41 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         temporary.replace(path)
     finally:
         _remove(temporary)
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """An open file, for reading bytes; a pipe, a device or a link to one is not opened.
+
+    Raises:
+      OSError: there is no such file, it can't be read, or it is no regular file (EINVAL); its
+        `strerror` can stand in a sentence.
+      ValueError: `path` is nothing that a file can be named.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a device may act when it is opened
+        raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+    # what took its place meanwhile is not waited for
+    wait_for_none = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, os.O_RDONLY | wait_for_none), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+    return file
+
+
+def read_regular(path: str | os.PathLike, most: int) -> bytes:
+    """All bytes of a regular file of at most `most` bytes.
+
+    Raises:
+      OSError: as `open_regular`, or the file is larger (EFBIG).
+      ValueError: as `open_regular`.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(most + 1) if size <= most else b""
+        if size > most or len(data) > most:  # some files do not know their size
+            said = f"it has more than {most} bytes"
+            raise OSError(errno.EFBIG, said, os.fspath(path))
+        return data
 
 
 def _remove(path):

@@ -13,8 +13,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "xla_backend_optimization_level" not in (_flags := os.environ.get("XLA_FLAGS", "")):
     os.environ["XLA_FLAGS"] = f"{_flags} {FAST}".strip()
 
+import hypothesis
 import jax
 import pytest
+
+# HYPOTHESIS_PROFILE=long tries many more; no deadline, because other tests run beside
+hypothesis.settings.register_profile("default", max_examples=60, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("long", max_examples=5000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 _CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
 # for the processes that tests start

@@ -32,7 +32,8 @@ _ALLOWED = {
     "convert": _LOW | {"sharding", "nn", "text", "models"},
     "eval": _LOW | {"pixels", "nn", "models"},
     "systems": _LOW
-    | {"sharding", "pixels", "nn", "diffusion", "decoding", "text", "models", "convert", "eval"},
+    | {"sharding", "pixels", "nn", "diffusion", "decoding", "text", "models", "convert", "eval"}
+    | {"data"},
     "train": _LOW | {"sharding"},
     "aot": _LOW | {"sharding", "train"},
     "data": _LOW,

@@ -225,7 +225,7 @@ def _tokens(source, tokenizer, crop, batch_size) -> Iterator[Any]:
     """Of each record its tokens, in the smallest integers that hold them, or the BadSample that it
     is.
     """
-    from t2i_jax.data import pipeline
+    from t2i_jax.data.crop import crop as cut
     from t2i_jax.data.pack import side_by_side
     from t2i_jax.data.source import BadSample
 
@@ -234,7 +234,7 @@ def _tokens(source, tokenizer, crop, batch_size) -> Iterator[Any]:
 
     def image(index):
         try:
-            image_HWC = pipeline.crop(source.without_caption(index)["image"], size, crop)
+            image_HWC = cut(source.without_caption(index)["image"], size, crop)
         except BadSample as bad:
             return bad
         return (

@@ -11,11 +11,10 @@ import pathlib
 
 import numpy as np
 
-from t2i_jax.data.image_file import ImageFiles, decode
+from t2i_jax.data.image_file import ENDINGS, ImageFiles, decode, file_bytes
 from t2i_jax.data.source import BadSample, clean_caption
 from t2i_jax.errors import UserError
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _FILE, _CAPTION = ("file", "file_name", "filename", "image"), ("caption", "text")
 
 
@@ -56,10 +55,7 @@ class FolderSource(ImageFiles):
     def file(self, index: int) -> tuple[bytes, str]:
         """The bytes of an image file and its name below the folder; or `BadSample`."""
         name, _ = self._samples[index]
-        try:
-            return (self.path / name).read_bytes(), name
-        except OSError:
-            raise BadSample("unreadable file", name) from None
+        return file_bytes(self.path / name, name), name
 
     def cond_image(self, index: int) -> np.ndarray:
         """The image that an image is conditioned on, uint8 RGB of any size; or `BadSample`."""
@@ -72,10 +68,7 @@ class FolderSource(ImageFiles):
         ]
         if not found:
             raise BadSample("no .cond image", name)
-        try:
-            return decode(found[0].read_bytes(), found[0].name)
-        except OSError:
-            raise BadSample("unreadable .cond image", name) from None
+        return decode(file_bytes(found[0], found[0].name), found[0].name)
 
     def caption(self, index: int) -> str:
         """The caption from the table or from the .txt file; or `BadSample`."""

@@ -19,14 +19,13 @@ from typing import Any
 import grain
 import numpy as np
 from absl import flags
-from PIL import Image
 
 from t2i_jax.config import one_of
+from t2i_jax.data.crop import CROPS, crop, resized
 from t2i_jax.data.share import Share, deal
 from t2i_jax.data.source import EMBEDDED, BadCounter, BadSample, Record, Source, open_source
 from t2i_jax.errors import UserError
 
-CROPS = ("center", "random", "resize")
 ENTRIES = ("image", "cond_image", "caption", "text", "text_mask", "text_embeds", "tokens")
 _log = logging.getLogger(__name__)
 
@@ -246,34 +245,6 @@ class Batches:
             )
 
 
-def crop(
-    image_HWC: np.ndarray, size: int, how: str, rng: np.random.Generator | None = None
-) -> np.ndarray:
-    """An image of size x size, uint8, resampled bicubically where it has another size.
-
-    Args:
-      how: "center", "random" or "resize", as in `DataConfig`. rng: for "random".
-    """
-    height, width = image_HWC.shape[:2]
-    if (height, width) == (size, size):
-        return image_HWC
-    if how == "resize":
-        box = (0, 0, width, height)
-    else:
-        side = min(height, width)
-        room = height - side, width - side
-        if how == "random":
-            if rng is None:
-                raise UserError("crop='random' needs rng; give a NumPy generator.")
-            top, left = rng.integers(0, [r + 1 for r in room])
-        else:
-            top, left = (r // 2 for r in room)
-        box = (left, top, left + side, top + side)
-    return np.asarray(
-        Image.fromarray(image_HWC).resize((size, size), Image.Resampling.BICUBIC, box=box)
-    )
-
-
 class _Prepare:
     """Reads and cuts one sample; what cannot be used comes back as its BadSample, to be counted in
     one place.
@@ -380,7 +351,7 @@ def _fitted(image_HWC, like_HWC):
     height, width = like_HWC.shape[:2]
     if image_HWC.shape[:2] == (height, width):
         return image_HWC
-    return np.asarray(Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BICUBIC))
+    return resized(image_HWC, (width, height))
 
 
 def _reader(share, prepare, config):

@@ -11,8 +11,7 @@ import re
 import tarfile
 from typing import NamedTuple
 
-from t2i_jax.data.folder import ENDINGS
-from t2i_jax.data.image_file import ImageFiles
+from t2i_jax.data.image_file import ENDINGS, ImageFiles
 from t2i_jax.data.source import BadSample, clean_caption
 from t2i_jax.errors import UserError
 

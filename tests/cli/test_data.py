@@ -13,7 +13,7 @@ from PIL import Image
 from t2i_jax import PartiTask, PartiTransformer, StoredText, runs
 from t2i_jax.cli import main as cli
 from t2i_jax.data.arrayrecord import PackedSource
-from t2i_jax.data.pipeline import crop
+from t2i_jax.data.crop import crop
 from t2i_jax.errors import UserError
 from t2i_jax.text.t5 import t5_encode_text
 from tests.data.hostile import BAD, encode, photo

@@ -2,7 +2,6 @@
 no images.
 """
 
-import io
 import json
 
 import numpy as np
@@ -10,64 +9,8 @@ import pytest
 from PIL import Image
 
 from t2i_jax.data.folder import FolderSource
-from t2i_jax.data.image_file import decode
 from t2i_jax.data.pipeline import DataConfig, batches
-from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
-
-
-def _bytes(image, kind="PNG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
-    return buffer.getvalue()
-
-
-def _red(mode="RGB", size=(20, 16)):
-    return Image.new("RGB", size, (200, 30, 30)).convert(mode)
-
-
-@pytest.mark.parametrize(
-    "mode, kind", [("RGB", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG"), ("P", "GIF")]
-)
-def test_every_kind_of_image_becomes_rgb(mode, kind):
-    pixels = decode(_bytes(_red(mode), kind), "x")
-    assert pixels.shape == (16, 20, 3) and pixels.dtype == np.uint8
-    assert np.abs(pixels.reshape(-1, 3).mean(0) - [200, 30, 30]).max() < 12
-
-
-def test_sixteen_bits_are_scaled_and_transparency_is_white():
-    deep = Image.fromarray(np.full((8, 8), 32896, np.uint16))
-    assert decode(_bytes(deep), "x")[0, 0].tolist() == [128, 128, 128]
-    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
-    assert decode(_bytes(clear), "x").min() == 255
-
-
-def test_the_camera_was_turned():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    assert decode(_bytes(_red(), "JPEG", exif=exif), "x").shape == (20, 16, 3)
-
-
-def test_an_animation_gives_its_first_frame():
-    frames = [_red(), Image.new("RGB", (20, 16), (0, 0, 255))]
-    data = _bytes(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert decode(data, "x")[0, 0, 0] > 150
-
-
-@pytest.mark.parametrize(
-    "data, reason",
-    [
-        (b"", "empty file"),
-        (b"hello", "not an image"),
-        (_bytes(_red(size=(64, 64)), "JPEG")[:400], "truncated image"),
-        (_bytes(Image.new("L", (2, 2))), "too small"),
-        (_bytes(Image.new("1", (20_000, 20_000))), "too many pixels"),
-    ],
-)
-def test_what_is_no_image_is_named(data, reason):
-    with pytest.raises(BadSample) as caught:
-        decode(data, "x")
-    assert caught.value.reason == reason
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from t2i_jax.data import pipeline
-from t2i_jax.data.pipeline import DataConfig, batches, crop
+from t2i_jax.data.crop import crop
+from t2i_jax.data.pipeline import DataConfig, batches
 from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
 from t2i_jax.eval.judge_shapes import parse
