@@ -7,6 +7,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +16,7 @@ from typing import Any
 
 from t2i_jax.errors import UserError
 
+_LARGEST = 2**64  # no number of a configuration reaches it
 _LINEN_FIELDS = ("parent", "name")  # every Flax module has these two; they are no configuration
 
 
@@ -67,24 +70,71 @@ def from_dict(data: Any, known: Mapping[str, type], path: str = "config") -> Any
       path: where `data` stands, for the message of an error.
 
     Raises:
-      UserError: an unknown type or field, with the nearest known name.
+      UserError: an unknown type or field, with the nearest known name; a value of another type than
+        its field's, or one that the class refuses. The place in `data` is named.
     """
     if isinstance(data, Mapping) and "type" in data:
-        one_of(f"{path}.type", data["type"], known)
+        classes = [name for name in known if dataclasses.is_dataclass(known[name])]
+        one_of(f"{path}.type", data["type"], classes)
         cls = known[data["type"]]
         given = {
             key: from_dict(value, known, f"{path}.{key}")
             for key, value in data.items()
             if key != "type"
         }
-        for name in given:
+        for name, value in given.items():
             _check_field(cls, name, path)
-        return cls(**given)
+            check(cls, name, value, f"{path}.{name}")
+        return _made(cls, given, path)
     if isinstance(data, Mapping):
         return {key: from_dict(value, known, f"{path}.{key}") for key, value in data.items()}
     if isinstance(data, (list, tuple)):
         return tuple(from_dict(value, known, f"{path}[{i}]") for i, value in enumerate(data))
+    if isinstance(data, int) and abs(data) >= _LARGEST:
+        raise UserError(f"{path}={shown(data)} has more than 64 bits; give a smaller number.")
     return data
+
+
+def check(cls: type, name: str, value: Any, path: str | None = None) -> None:
+    """Refuses a value of another type than the field `name` of a class has; an int is a float too.
+
+    Args:
+      path: the field's name in the message; None: `name`.
+    """
+    annotation = _annotation(cls, name)
+    if not _fits(value, annotation, inside=True):
+        raise UserError(
+            f"{path or name}={shown(value)} is not {_wanted(annotation)}; give such a value."
+        )
+
+
+def shown(value: Any) -> str:
+    """A value in a message: at most 60 characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an int of more digits than Python writes
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _made(cls, given, path):
+    """A value of a class, whose own refusals get the path."""
+    needed = [
+        name
+        for name, field in fields_of(cls).items()
+        if field.default is field.default_factory is dataclasses.MISSING and name not in given
+    ]
+    if needed:
+        raise UserError(f"{path}: {cls.__name__} has no {needed[0]!r}; add it.")
+    try:
+        return cls(**given)
+    except Exception as error:  # whatever values that do not go together make a class raise
+        said = str(error) or type(error).__name__
+        if not isinstance(error, UserError):
+            said = (
+                f"these values make no {cls.__name__} ({said.splitlines()[0][:200]}); check them."
+            )
+        raise UserError(f"{path}: {said}") from error
 
 
 def override(config: Any, assignments: Sequence[str]) -> Any:
@@ -211,10 +261,15 @@ def _check_field(cls, name, path):
 
 
 def _annotation(cls, name):
+    return _annotations(cls).get(name, Any)
+
+
+@functools.cache
+def _annotations(cls):
     try:
-        return typing.get_type_hints(cls).get(name, Any)
+        return typing.get_type_hints(cls)
     except NameError:  # an annotation that only a type checker can see
-        return Any
+        return {}
 
 
 def _parse(text, annotation, path):
@@ -229,27 +284,42 @@ def _parse(text, annotation, path):
         return text
     if isinstance(value, int) and not isinstance(value, bool) and _fits(float(value), annotation):
         return float(value)
-    wanted = getattr(annotation, "__name__", None) if isinstance(annotation, type) else None
-    raise UserError(
-        f"{path}={text!r} is not {wanted or str(annotation).replace('typing.', '')}; give such a "
-        "value."
-    )
+    raise UserError(f"{path}={text!r} is not {_wanted(annotation)}; give such a value.")
 
 
-def _fits(value, annotation):
-    origin = typing.get_origin(annotation)
+def _wanted(annotation):
+    """An annotation as a message says it."""
+    name = getattr(annotation, "__name__", None) if isinstance(annotation, type) else None
+    return name or re.sub(r"\b(?:\w+\.)+(?=\w)", "", str(annotation))
+
+
+def _fits(value, annotation, inside=False):
+    """Whether a value is of an annotation's type, what it holds included.
+
+    Args:
+      inside: take an int for a float, as what a value holds.
+    """
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any or isinstance(annotation, (str, typing.TypeVar)):
         return True
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, a) for a in typing.get_args(annotation))
+        return any(_fits(value, one, inside) for one in arguments)
     if origin is typing.Literal:
-        return value in typing.get_args(annotation)
+        return value in arguments
     if annotation is None or annotation is type(None):
         return value is None
+    if origin in (tuple, Sequence):
+        if not isinstance(value, tuple):
+            return False
+        if origin is tuple and arguments[-1:] != (...,):
+            return len(value) == len(arguments) and all(
+                _fits(one, kind, inside=True) for one, kind in zip(value, arguments)
+            )
+        return all(_fits(one, arguments[0], inside=True) for one in value)
+    if origin is not None and isinstance(value, Mapping) and issubclass(Mapping, origin):
+        return all(_fits(one, arguments[-1], inside=True) for one in value.values())
     if origin is not None:
-        return (
-            isinstance(value, tuple) if origin in (tuple, Sequence) else isinstance(value, origin)
-        )
+        return isinstance(value, origin)
     if annotation in (int, float):
-        return type(value) is annotation
+        return type(value) is annotation or (inside and annotation is float and type(value) is int)
     return isinstance(value, annotation) if isinstance(annotation, type) else True

@@ -22,26 +22,27 @@ _ALLOWED = {
     "cluster": _LOW,
     "files": _LOW,
     "typeset": _LOW,
+    "foreign": _LOW,
     "pixels": _LOW,
     "sharding": _LOW,
     "nn": _LOW | {"sharding"},
     "diffusion": _LOW | {"sharding", "pixels"},
     "decoding": _LOW | {"sharding"},
-    "text": _LOW | {"sharding", "nn", "diffusion", "decoding"},
+    "text": _LOW | {"foreign", "sharding", "nn", "diffusion", "decoding"},
     "models": _LOW | {"sharding", "pixels", "nn", "diffusion", "decoding", "text"},
-    "convert": _LOW | {"sharding", "nn", "text", "models"},
+    "convert": _LOW | {"foreign", "sharding", "nn", "text", "models"},
     "eval": _LOW | {"pixels", "nn", "models"},
     "systems": _LOW
-    | {"sharding", "pixels", "nn", "diffusion", "decoding", "text", "models", "convert", "eval"}
-    | {"data"},
-    "train": _LOW | {"sharding"},
+    | {"foreign", "sharding", "pixels", "nn", "diffusion", "decoding", "text", "models", "convert"}
+    | {"eval", "data"},
+    "train": _LOW | {"foreign", "sharding"},
     "aot": _LOW | {"sharding", "train"},
-    "data": _LOW,
+    "data": _LOW | {"foreign"},
 }
 _TOP = {  # floor 7 may import everything
     "runs", "quickstart", "cli", "__init__",
 }  # fmt: skip
-_TORCH_HOMES = {"convert/torch_io.py"}
+_TORCH_HOMES = {"convert/torch_io.py", "foreign/torch_file.py"}
 
 
 def _part(module: str) -> str:

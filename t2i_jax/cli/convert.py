@@ -33,8 +33,14 @@ def from_torch(
 
     given: dict[str, Any] = {}
     for name, value in _fields(fields).items():
+        if name == "t5":
+            raise UserError(f"t5={value!r} is an option and no field; write --t5 {value}.")
         # "system.argument" is one of the package's class
         system, dot, argument = name.partition(".")
+        if not name or (dot and not (system and argument)):
+            raise UserError(f"field {name!r} is no name; write it as name=value.")
+        if not isinstance(given.get(system, {}) if dot else {}, dict):
+            raise UserError(f"field {name!r} is given beside {system!r}; leave one.")
         given = (
             {**given, system: {**given.get(system, {}), argument: value}}
             if dot
@@ -70,10 +76,11 @@ def _fields(assignments):
     fields = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
+        name = name.strip()
         if not equals:
             raise UserError(f"field {assignment!r} has no '='; write it as name=value.")
         try:
             fields[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):  # no literal, or a deep one
             fields[name] = text
     return fields

@@ -4,27 +4,33 @@ network.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import pathlib
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from t2i_jax import config
-from t2i_jax.convert import engine, imagen, parti, t5, torch_io, unet, vgg, vit_vqgan
+from t2i_jax.convert import engine, imagen, parti, state_dict, t5, torch_io, unet, vgg, vit_vqgan
 from t2i_jax.errors import UserError
+from t2i_jax.foreign import arrays as foreign
+from t2i_jax.foreign.file import first_line
 
-# In the order in which a state dict is tried. A table file offers `NETWORK`, an `engine.Network`.
+_DIGITS = 3  # of a number in the name of an array
+
+# Of several that a checkpoint holds the first here is meant. A table file offers `NETWORK`, an
+# `engine.Network`.
 NETWORKS: dict[str, engine.Network] = {
-    "T5 encoder (transformers)": t5.NETWORK,
     "parti-pytorch": parti.NETWORK,
     "parti-pytorch with its image tokenizer": parti.WITH_TOKENIZER,
-    "parti-pytorch image tokenizer": vit_vqgan.NETWORK,
-    "VGG16 (torchvision, LPIPS)": vgg.NETWORK,
     "imagen-pytorch": imagen.NETWORK,
+    "parti-pytorch image tokenizer": vit_vqgan.NETWORK,
     "imagen-pytorch U-Net": unet.NETWORK,
     "imagen-pytorch empty U-Net": unet.NULL,
+    "T5 encoder (transformers)": t5.NETWORK,
+    "VGG16 (torchvision, LPIPS)": vgg.NETWORK,
 }
 
 
@@ -32,7 +38,7 @@ class UnknownWeights(UserError):
     """Weights that no table of `NETWORKS` recognises."""
 
 
-def from_torch(source: Any, **fields: Any) -> tuple[Any, dict[str, Any]]:
+def from_torch(source: Any, /, **fields: Any) -> tuple[Any, dict[str, Any]]:
     """A network of ours with the weights of a PyTorch one.
 
     Args:
@@ -51,29 +57,25 @@ def from_torch(source: Any, **fields: Any) -> tuple[Any, dict[str, Any]]:
         or arrays that do not fit (all are listed).
     """
     module = source if hasattr(source, "state_dict") else None
-    if isinstance(source, (str, pathlib.Path)):
-        state = torch_io.read(source)
+    if isinstance(source, (str, os.PathLike)):
+        loaded = torch_io.load(os.fspath(source))
     else:
-        state = source.state_dict() if module is not None else source
-    state = torch_io.arrays(engine.strip(state))
-    network = _recognised(state)
-    state = network.upgrade(state)
-    try:
-        inferred = network.fields(state, module)
-    except KeyError as error:
-        raise UserError(
-            f"the weights look like those of {network.model.__name__} and have no "
-            f"{error.args[0]!r}; they are of another release of the package, or not whole."
-        ) from error
+        loaded = source.state_dict() if module is not None else source
+    network, state, module = _found(loaded, module)
+    watched = engine.Watched(state)
+    with _fitting(network, watched, module):
+        watched = engine.Watched(network.upgrade(watched), last=watched.last)
+        inferred = network.fields(watched, module)
     model = _configured(network.model, inferred, fields)
-    table = network.table(model)
+    with _fitting(network, watched, module):
+        table, shapes = network.table(model), network.shapes(model)
     named = {entry.torch for entry in table}
     state = {
         key: value
-        for key, value in state.items()
+        for key, value in watched.items()
         if key in named or not key.startswith(network.ignore)
     }
-    return model, engine.to_ours(table, state, network.shapes(model))
+    return model, engine.to_ours(table, state, shapes)
 
 
 def to_torch(model: Any, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def _configured(model, inferred, fields):
     """
     known = config.fields_of(model)
     if "unets" in known:
-        return model(_cascade(inferred["unets"], fields))
+        return _made(model, {"unets": _cascade(inferred["unets"], fields)})
     inside = {name: value for name, value in inferred.items() if dataclasses.is_dataclass(value)}
     for name, value in fields.items():
         home = next((part for part in inside if name in config.fields_of(type(inside[part]))), None)
@@ -119,19 +121,35 @@ def _configured(model, inferred, fields):
             raise UserError(
                 f"{model.__name__} has no field {name!r}; {config.did_you_mean(name, every)}"
             )
+        config.check(model if home is None or name in known else type(inside[home]), name, value)
         if name in inferred and inferred[name] != value:
             raise UserError(
                 f"{name}={value!r} contradicts the weights ({inferred[name]!r}); leave it out."
             )
         if name not in known:
-            inside[home] = config.override(inside[home], [f"{name}={value!r}"])
+            inside[home] = dataclasses.replace(inside[home], **{name: value})
             fields = {key: other for key, other in fields.items() if key != name}
-    return model(**(inferred | inside | fields))
+    return _made(model, inferred | inside | fields)
+
+
+def _made(model, fields):
+    """The network with these fields; what they make its class raise is a sentence."""
+    try:
+        return model(**fields)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the weights look like those of {model.__name__} and give no such network "
+            f"({first_line(error)}); check them, and the fields given."
+        ) from error
 
 
 def _cascade(found, fields):
     """The U-Nets of a cascade; fields are for all of them, or for each as unets=[{...}, {...}]."""
     each = fields.get("unets", [{}] * len(found))
+    if not isinstance(each, (list, tuple)) or not all(isinstance(own, Mapping) for own in each):
+        raise UserError(f"unets={each!r} is no list of mappings; give [{{...}}, {{...}}].")
     if len(each) != len(found):
         raise UserError(
             f"unets has {len(each)} entries for {len(found)} U-Nets; give one for each, {{}} where "
@@ -144,11 +162,73 @@ def _cascade(found, fields):
     )
 
 
-def _recognised(state):
-    for network in NETWORKS.values():
-        if network.recognise(state):
-            return network
-    some = ", ".join(sorted(state)[:3])
-    raise UnknownWeights(
-        f"the weights ({some}, ...) are of no network known here; known: {', '.join(NETWORKS)}."
-    )
+def _found(loaded, module):
+    """The network that a state dict or a checkpoint holds, its arrays, and its live module."""
+    flat = state_dict.flat(loaded) if isinstance(loaded, (Mapping, list, tuple)) else {}
+    if not any(map(foreign.is_array, flat.values())):
+        raise UnknownWeights(
+            f"the weights are {foreign.named(loaded)} that holds no array by name; give a module's "
+            "state_dict()."
+        )
+    names = state_dict.unwrapped(flat)
+    values = {name: flat[was] for name, was in names.items()}
+    found = state_dict.main(list(state_dict.roots(values, _recognise)), list(NETWORKS.values()))
+    if found is None:
+        some = foreign.some(sorted(names), 3)
+        raise UnknownWeights(
+            f"the weights ({some}) are of no network known here; known: {', '.join(NETWORKS)}."
+        )
+    root, network = found
+    inside = {name.removeprefix(root): was for name, was in names.items() if name.startswith(root)}
+    # a perceptual network that was saved too
+    inside = {name: was for name, was in inside.items() if not name.startswith(("vgg", "_vgg"))}
+    if module is not None and inside:
+        module = state_dict.inner(module, next(iter(inside.values())), root)
+    _check_numbers(inside)
+    return network, state_dict.arrays({name: flat[was] for name, was in inside.items()}), module
+
+
+def _recognise(state):
+    return next((one for one in NETWORKS.values() if _is(one, state)), None)
+
+
+def _is(network, state):
+    try:
+        return network.recognise(state)
+    except (AttributeError, KeyError, RuntimeError):  # what has a name of an array and is none
+        return False
+
+
+def _check_numbers(names):
+    """No network has so many layers; a damaged name would make one of them."""
+    for name in names:
+        if any(part.isdecimal() and len(part) > _DIGITS for part in name.split(".")):
+            raise UserError(
+                f"the weights hold {name[:200]!r}, a layer that no network has; save them again."
+            )
+
+
+@contextlib.contextmanager
+def _fitting(network, state, module):
+    """Whatever arrays of unexpected shapes make the tables raise, as a sentence with the array."""
+    like = f"the weights look like those of {network.model.__name__}"
+    try:
+        yield
+    except UserError:
+        raise
+    except KeyError as error:
+        raise UserError(
+            f"{like} and have no {error.args[0] if error.args else ''!r}; they are of another "
+            "release of the package, or not whole."
+        ) from error
+    except AttributeError as error:
+        of = "the module, another release of the package or wrapped inside," if module else "they"
+        raise UserError(
+            f"{like}, and {of} can't be read ({error}); give its state_dict()."
+        ) from error
+    except Exception as error:
+        last = f"{state.last[0]} and " if state.last else ""
+        raise UserError(
+            f"{like} and do not fit: {last}no such network can be made of them "
+            f"({first_line(error)}); save them again."
+        ) from error

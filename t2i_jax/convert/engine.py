@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from t2i_jax.errors import UserError
+from t2i_jax.foreign.arrays import not_finite, some
 
 State = Mapping[str, np.ndarray]
 
@@ -149,9 +150,35 @@ def within(table: Sequence[Entry | Constant], torch: str, ours: str) -> list[Ent
     return [moved(entry) for entry in table]
 
 
+class Watched(dict[str, Any]):
+    """A state dict that remembers which of its arrays was last looked up, and so do its parts.
+
+    Attributes:
+      last: [its whole name and shape], or [] before anything was looked up.
+    """
+
+    def __init__(self, state: State, before: str = "", last: list[str] | None = None):
+        super().__init__(state)
+        self.before, self.last = before, [] if last is None else last
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        self.last[:] = [f"{self.before}{name} has shape {np.shape(value)}"]
+        return value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As that of a dict."""
+        if name not in self:
+            return default
+        return self[name]
+
+
 def part(state: State, torch: str) -> dict[str, Any]:
     """The arrays whose names begin with `torch`, under the rest of their names."""
-    return {key.removeprefix(torch): value for key, value in state.items() if key.startswith(torch)}
+    found = {
+        key.removeprefix(torch): value for key, value in state.items() if key.startswith(torch)
+    }
+    return Watched(found, state.before + torch, state.last) if isinstance(state, Watched) else found
 
 
 def to_ours(
@@ -166,7 +193,8 @@ def to_ours(
         dtypes.
 
     Raises:
-      UserError: one that lists every missing, extra, misshaped and disagreeing array.
+      UserError: one that lists every missing, extra, misshaped and disagreeing array, and those
+        of another type or with values that are not finite.
     """
     wanted, entries, wrong = flatten(shapes), [e for e in table if isinstance(e, Entry)], []
     found: dict[tuple[str, ...], np.ndarray] = {}
@@ -193,8 +221,7 @@ def to_ours(
     wrong += [f"{key} is not known here" for key in state if key not in {e.torch for e in table}]
     if wrong:
         raise UserError(
-            f"the weights do not fit ({len(wrong)} arrays): {'; '.join(wrong)}; check the fields "
-            "given."
+            f"the weights do not fit ({len(wrong)} arrays): {some(wrong)}; check the fields given."
         )
     return unflatten(found) | {group: {} for group in shapes if not shapes[group]}
 
@@ -271,26 +298,16 @@ def unflatten(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
     return tree
 
 
-def strip(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict without what wraps it.
-
-    Of an EMA wrapper only `ema_model.` is kept; the prefix `module.` of a parallel wrapper is
-    removed, and so are the arrays of a perceptual network that was saved too (`vgg*`, `_vgg*`).
-    """
-    if any(key.startswith("ema_model.") for key in state):
-        state = part(state, "ema_model.")
-    if state and all(key.startswith("module.") for key in state):
-        state = part(state, "module.")
-    return {key: value for key, value in state.items() if not key.startswith(("vgg", "_vgg"))}
-
-
 def _place(entry, array, wanted, found, wrong):
     shape = tuple(wanted.shape) if entry.layer is None else tuple(wanted.shape[1:])
     expected = entry.layout.to_torch(np.broadcast_to(np.float32(0), shape)).shape
     if array.shape != expected:
         wrong.append(f"{entry.torch} has shape {array.shape} instead of {expected}")
         return
-    ours = entry.layout.to_ours(array).astype(wanted.dtype)
+    ours, unfit = _as_type(entry.layout.to_ours(array), np.dtype(wanted.dtype))
+    if unfit:
+        wrong.append(f"{entry.torch} {unfit}")
+        return
     if entry.layer is not None:
         leaf = found.setdefault(entry.path, np.empty(wanted.shape, wanted.dtype))
         leaf[entry.layer] = ours
@@ -298,3 +315,16 @@ def _place(entry, array, wanted, found, wrong):
         wrong.append(f"{entry.torch} differs from the array that it is tied to")
     else:
         found[entry.path] = np.array(ours)
+
+
+def _as_type(array, dtype):
+    """The array in another type of numbers, and why it has no place there ("": it has)."""
+    if dtype.kind == "f" and array.dtype.kind != "f" and array.ndim:
+        return array, f"is of the type {array.dtype} instead of {dtype}"
+    with np.errstate(over="ignore", invalid="ignore"):
+        ours = array.astype(dtype)
+    if unfit := not_finite(ours):
+        return ours, f"has {unfit}"
+    if dtype.kind in "biu" and not np.array_equal(ours, array):
+        return ours, f"has values that {dtype} can't hold"
+    return ours, ""

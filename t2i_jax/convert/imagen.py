@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from t2i_jax.convert import engine, torch_io, unet
+from t2i_jax import config
+from t2i_jax.convert import engine, state_dict, torch_io, unet
 from t2i_jax.convert.engine import Constant, Entry, Network, State
 from t2i_jax.errors import UserError
+from t2i_jax.foreign import arrays
 from t2i_jax.models.cascade import Cascade
 from t2i_jax.models.unet import NullUnet
 
@@ -52,18 +54,24 @@ def from_trainer(source: str | pathlib.Path | Mapping[str, Any], **fields: Any) 
     from t2i_jax.convert import from_torch
 
     loaded = source if isinstance(source, Mapping) else torch_io.load(source)
-    if not isinstance(loaded.get("model"), Mapping):
+    if not isinstance(loaded, Mapping) or not isinstance(loaded.get("model"), Mapping):
         raise UserError("the checkpoint has no 'model'; give a file that ImagenTrainer.save wrote.")
     model, params = from_torch(loaded["model"], **fields)
     averages = None
     if "ema" in loaded:
-        state = engine.strip(torch_io.arrays(_ema_models(loaded["ema"])))
+        state = torch_io.arrays(_ema_models(loaded["ema"]))
         table = NETWORK.table(model)
         averages = engine.to_ours(table, state, NETWORK.shapes(model))
-    settings = dict(loaded.get("imagen_params") or {})
+    settings = loaded.get("imagen_params") or {}
+    if not isinstance(settings, Mapping):
+        raise UserError(
+            f"the checkpoint has imagen_params={config.shown(settings)}, which is no mapping; save "
+            "it again."
+        )
+    settings = {str(name): value for name, value in settings.items()}
     if settings:
         settings["imagen_type"] = loaded.get("imagen_type")
-    steps = tuple(int(count) for count in np.asarray(loaded.get("steps", [1] * len(model.unets))))
+    steps = _steps(loaded.get("steps", [1] * len(model.unets)), len(model.unets))
     return TrainerWeights(model, params, averages, steps, settings)
 
 
@@ -98,13 +106,27 @@ def to_trainer(weights: TrainerWeights) -> dict[str, Any]:
     return saved
 
 
+def _steps(stored, count):
+    """The updates of each U-Net, as a checkpoint stores them."""
+    try:
+        steps = arrays.array(stored if arrays.is_array(stored) else np.asarray(stored))
+        if steps.shape == (count,) and np.array_equal(steps, steps.astype(np.int32)):
+            return tuple(int(step) for step in steps)
+    except ValueError:
+        pass
+    raise UserError(
+        f"the checkpoint has steps={config.shown(stored)}, which is no count for each of {count} "
+        "U-Nets; save it again."
+    )
+
+
 def _ema_models(ema):
     """The state dict of the averaged networks from that of the package's list of averages."""
-    found = {}
-    for key, value in ema.items():
+    found, state = {}, state_dict.flat(ema)
+    for key, was in state_dict.unwrapped(state).items():
         match = re.fullmatch(r"(\d+)\.ema_model\.(.+)", key)
         if match:
-            found[f"unets.{match[1]}.{match[2]}"] = value
+            found[f"unets.{match[1]}.{match[2]}"] = state[was]
     return found
 
 

@@ -1,63 +1,63 @@
-"""Files and tensors of PyTorch: the only place of the package that imports torch, inside
-functions.
+"""Files and tensors of PyTorch: with `foreign.torch_file` the only place of the package that
+imports torch, inside functions.
 """
 
 from __future__ import annotations
 
 import pathlib
-import pickle
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from t2i_jax.convert import state_dict
 from t2i_jax.errors import UserError
+from t2i_jax.foreign import arrays as foreign
+from t2i_jax.foreign import file, safetensors_file, torch_file
 
-_PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 # Where training scripts put the weights in a checkpoint.
 _NESTS = ("state_dict", "model", "model_state_dict")
 
 
 def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a .safetensors, .pt, .pth, .bin or .ckpt file by name; a pickle never runs
-    code.
+    """The arrays of a .safetensors, .pt, .pth, .bin or .ckpt file by name, as they are named there;
+    a pickle never runs code.
 
     Raises:
       UserError: no such file, another suffix, or a file that holds more than plain tensors.
     """
-    path = pathlib.Path(path)
-    if path.suffix == ".safetensors" and path.is_file():
-        return _read_safetensors(path)
-    return arrays(_state_in(load(path), path))
+    loaded = load(path)
+    for nest in _NESTS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(nest), Mapping):
+            loaded = loaded[nest]
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise UserError(
+            f"weights={str(path)!r} holds no state dict; save module.state_dict() there."
+        )
+    plain = {str(key): value for key, value in loaded.items() if foreign.is_array(value)}
+    if not plain:
+        raise UserError(
+            f"weights={str(path)!r} holds no arrays but {sorted(map(str, loaded))[:20]}; save a "
+            "state dict."
+        )
+    return arrays(plain)
 
 
 def load(path: str | pathlib.Path) -> Any:
-    """What a .pt, .pth, .bin or .ckpt file holds; nothing but tensors and plain values, so that no
-    code runs.
+    """What a .safetensors, .pt, .pth, .bin or .ckpt file holds; nothing but tensors and plain
+    values, so that no code runs.
 
     Raises:
       UserError: no such file, another suffix, or a file that holds more.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"weights={str(path)!r} is not a file; give a .safetensors, .pt, .pth, .bin or .ckpt "
-            "file."
-        )
-    if path.suffix not in _PICKLES:
-        raise UserError(
-            f"weights={str(path)!r} is of an unknown kind; give .safetensors, .pt, .pth, .bin or "
-            ".ckpt."
-        )
-    import torch
-
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise UserError(
-            f"weights={str(path)!r} was refused ({str(error).splitlines()[0]}); save its "
-            "state_dict() again, best as .safetensors."
-        ) from error
+    path = file.check(path, "weights")
+    if path.suffix.lower() == ".safetensors":
+        return {name: one() for name, one in safetensors_file.readers(path, "weights").items()}
+    if path.suffix.lower() in torch_file.ENDINGS:
+        return torch_file.load(path, "weights")
+    raise UserError(
+        f"weights={str(path)!r} is of an unknown kind; give .safetensors, .pt, .pth, .bin or .ckpt."
+    )
 
 
 def write(path: str | pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
@@ -67,7 +67,7 @@ def write(path: str | pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
         from safetensors.numpy import save_file
 
         save_file({key: np.ascontiguousarray(value) for key, value in state.items()}, path)
-    elif path.suffix in _PICKLES:
+    elif path.suffix in torch_file.ENDINGS:
         import torch
 
         torch.save(tensors(state), path)
@@ -79,14 +79,14 @@ def write_checkpoint(path: str | pathlib.Path, loaded: Mapping[str, Any]) -> Non
     """Writes tensors and plain values, nested in dicts, as torch.save does."""
     import torch
 
-    if pathlib.Path(path).suffix not in _PICKLES:
+    if pathlib.Path(path).suffix not in torch_file.ENDINGS:
         raise UserError(f"weights={str(path)!r} is of an unknown kind; give .pt.")
     torch.save(dict(loaded), path)
 
 
 def arrays(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """NumPy arrays from tensors (or arrays); bfloat16 becomes float32, which holds it exactly."""
-    return {key: _array(value) for key, value in state.items()}
+    return state_dict.arrays(state)
 
 
 def tensors(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -94,40 +94,3 @@ def tensors(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     import torch
 
     return {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
-
-
-def _array(value):
-    if isinstance(value, np.ndarray):
-        return value
-    value = value.detach().cpu()
-    return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
-
-
-def _read_safetensors(path):
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        loaded = load_file(path)
-    except SafetensorError as error:
-        raise UserError(
-            f"weights={str(path)!r} is not a safetensors file ({error}); fetch it again."
-        ) from error
-    return {k: v.astype(np.float32) if v.dtype.name == "bfloat16" else v for k, v in loaded.items()}
-
-
-def _state_in(loaded, path):
-    for nest in _NESTS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(nest), Mapping):
-            loaded = loaded[nest]
-    if not isinstance(loaded, Mapping) or not loaded:
-        raise UserError(
-            f"weights={str(path)!r} holds no state dict; save module.state_dict() there."
-        )
-    plain = {key: value for key, value in loaded.items() if hasattr(value, "shape")}
-    if not plain:
-        raise UserError(
-            f"weights={str(path)!r} holds no arrays but {sorted(map(str, loaded))}; save a state "
-            "dict."
-        )
-    return plain

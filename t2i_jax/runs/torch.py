@@ -26,7 +26,7 @@ from t2i_jax.train.config import TrainConfig
 
 
 def import_torch(
-    path: str | pathlib.Path, out: str | pathlib.Path, *, t5: str | None = None, **fields: Any
+    path: str | pathlib.Path, out: str | pathlib.Path, /, *, t5: str | None = None, **fields: Any
 ) -> pathlib.Path:
     """Writes a checkpoint of a PyTorch package as a folder that `t2i_jax.load` reads.
 

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2i_jax.config import one_of
+from t2i_jax.config import one_of, shown
 from t2i_jax.errors import UserError
+from t2i_jax.foreign.arrays import not_finite
 from t2i_jax.text.tokenizer import TextTokenizer
 from t2i_jax.types import Params
 
@@ -36,7 +37,7 @@ def embed_captions(
       dtype: of the result.
 
     Raises:
-      UserError: an unknown dtype, or a batch size below 1.
+      UserError: an unknown dtype, a batch size below 1, or embeddings that are not finite.
     """
     one_of("dtype", dtype, DTYPES)
     if batch_size < 1:
@@ -55,5 +56,10 @@ def _embeddings(encoder, params, tokenizer, captions, batch_size, dtype):
         lengths = mask_BL.sum(axis=1)
         longest = min(-(-int(lengths.max()) // _STEP) * _STEP, encoder.max_length)
         embeds_BLD = np.asarray(embed(params, ids_BL[:, :longest], mask_BL[:, :longest]))
-        for embeds_LD, length in zip(embeds_BLD[: len(batch)], lengths):
+        for caption, embeds_LD, length in zip(batch, embeds_BLD, lengths):
+            if unfit := not_finite(embeds_LD[:length]):
+                raise UserError(
+                    f"the embeddings of {shown(caption)} have {unfit} in dtype={dtype!r}; store "
+                    "them as bfloat16 or float32, and check the encoder's weights."
+                )
             yield embeds_LD[:length].copy()

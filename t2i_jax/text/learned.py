@@ -21,7 +21,7 @@ from t2i_jax.nn.conv import boxed
 from t2i_jax.nn.transformer import REMAT, Transformer
 from t2i_jax.sharding import constrain
 from t2i_jax.text.encoder import encode_captions, ids_spec
-from t2i_jax.text.tokenizer import TextTokenizer, load, train_bpe
+from t2i_jax.text.tokenizer import TextTokenizer, check_size, load, train_bpe
 from t2i_jax.types import Array, Key, Params
 
 _CAPTIONS_FOR_VOCABULARY = 50_000
@@ -169,7 +169,9 @@ class LearnedText:
                 "folder=None: a LearnedText reads its vocabulary from RUN/text_tokenizer; name "
                 "that folder."
             )
-        return load(folder)
+        tokenizer = load(folder)
+        check_size(tokenizer, self.vocab_size, f"tokenizer={os.fspath(folder)!r}")
+        return tokenizer
 
     def encode(
         self, tokenizer: TextTokenizer | None, prompts: Any, field: str

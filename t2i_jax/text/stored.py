@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax.errors import UserError
+from t2i_jax.foreign.arrays import not_finite
 from t2i_jax.types import Array, Key, Params
 
 
@@ -85,7 +86,12 @@ class StoredText:
             raise UserError(
                 f"{field} are no embeddings; with stored text give the pair (embeddings, mask)."
             )
-        embeds_PLD, mask_PL = np.asarray(prompts[0], np.float32), np.asarray(prompts[1], bool)
+        try:
+            embeds_PLD, mask_PL = np.asarray(prompts[0], np.float32), np.asarray(prompts[1], bool)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{field} hold no numbers ({error}); give (P, L, {self.dim}) and (P, L)."
+            ) from error
         if (
             embeds_PLD.ndim != 3
             or embeds_PLD.shape[2] != self.dim
@@ -96,6 +102,8 @@ class StoredText:
         if not len(embeds_PLD) or embeds_PLD.shape[1] > self.max_length:
             limit = f"P is at least 1 and L at most {self.max_length}"
             raise UserError(f"{field} has embeddings {embeds_PLD.shape}; {limit}.")
+        if unfit := not_finite(embeds_PLD):
+            raise UserError(f"{field} have embeddings with {unfit}; compute them again.")
         missing = self.max_length - embeds_PLD.shape[1]
         return {
             "text_embeds": np.pad(embeds_PLD, ((0, 0), (0, missing), (0, 0))),

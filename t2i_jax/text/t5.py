@@ -19,10 +19,11 @@ from t2i_jax.errors import UserError
 from t2i_jax.text import t5_files
 from t2i_jax.text.encoder import encode_captions, ids_spec
 from t2i_jax.text.t5_encoder import SIZES, T5Encoder
-from t2i_jax.text.tokenizer import TextTokenizer, load
+from t2i_jax.text.tokenizer import TextTokenizer, check_size, load
 from t2i_jax.types import Array, Key, Params
 
 DEFAULT_NAME = "google/t5-v1_1-base"
+_SPELLINGS = {"bf16": "bfloat16", "fp32": "float32", "f32": "float32"}
 _LONGEST = 256  # tokens of a caption that t5_encode_text keeps
 _STEP = 32  # it computes at multiples of this length, so that few lengths are compiled
 
@@ -66,12 +67,13 @@ class T5Text:
         Of the published names nothing is fetched before the weights are used.
 
         Args:
-          dtype: of the products, "bfloat16" to halve memory and time.
+          dtype: of the products, "bfloat16" ("bf16") to halve memory and time, else "float32"
+            ("fp32").
 
         Raises:
-          UserError: no such folder or name, or a folder that holds no T5.
+          UserError: no such folder or name, a folder that holds no T5, or another dtype.
         """
-        source = os.fspath(source)
+        source, dtype = os.fspath(source), _SPELLINGS.get(str(dtype), dtype)
         if source in SIZES and not os.path.isdir(source):
             network = SIZES[source]
         else:
@@ -99,13 +101,20 @@ class T5Text:
         return jax.eval_shape(self._random, jax.random.key(0))
 
     def tokenizer(self, folder: str | os.PathLike | None = None) -> TextTokenizer:
-        """T5's own tokenizer, from `source`; `folder` is not used."""
+        """T5's own tokenizer, from `source`; `folder` is not used.
+
+        Raises:
+          UserError: no vocabulary there, a damaged one, or one of more pieces than the embedding
+            has rows.
+        """
         if self.source is None:
             raise UserError(
                 "text.source=None has no tokenizer; give a folder or a name such as "
                 "google/t5-v1_1-base."
             )
-        return load(t5_files.folder_of(self.source, *t5_files.TOKENIZER_FILES))
+        tokenizer = load(t5_files.folder_of(self.source, *t5_files.TOKENIZER_FILES))
+        check_size(tokenizer, self.network.vocab_size, f"text={self.source!r}")
+        return tokenizer
 
     def embed(
         self, params: Params, text_BL: Array, mask_BL: Array, key: Key | None = None

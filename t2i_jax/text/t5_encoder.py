@@ -24,6 +24,7 @@ FEED_FORWARD = {
     "gated-silu": nn.silu,
 }
 
+DTYPES = ("float32", "bfloat16")  # T5 overflows in float16
 _POSITIVE = ("dim", "depth", "heads", "dim_head", "mlp_dim", "vocab_size", "max_distance")
 
 
@@ -41,7 +42,7 @@ class T5Encoder(nn.Module):
         Flan-T5.
       buckets, max_distance: of relative positions; further ones share a bucket.
       epsilon: of the norms.
-      dtype: of the matmuls; norms, scores and softmax are float32.
+      dtype: of the matmuls, "float32" or "bfloat16"; norms, scores and softmax are float32.
     """
 
     dim: int = 768
@@ -58,6 +59,11 @@ class T5Encoder(nn.Module):
 
     def __post_init__(self):
         one_of("feed_forward", self.feed_forward, FEED_FORWARD)
+        if self.dtype not in DTYPES:
+            raise UserError(
+                f"dtype={self.dtype!r} is no type in which T5 computes: its embeddings overflow in "
+                "float16; give float32 or bfloat16."
+            )
         for field in _POSITIVE:
             if getattr(self, field) < 1:
                 raise UserError(f"{field}={getattr(self, field)} is not positive; give 1 or more.")

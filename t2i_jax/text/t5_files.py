@@ -4,7 +4,6 @@ on the hub.
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -13,13 +12,28 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from t2i_jax.config import did_you_mean
+from t2i_jax.config import did_you_mean, shown
 from t2i_jax.errors import UserError
-from t2i_jax.text import pickled
+from t2i_jax.foreign import json_file, safetensors_file, torch_archive
+from t2i_jax.foreign.arrays import not_finite, some
 from t2i_jax.text.t5_encoder import FEED_FORWARD, SIZES, T5Encoder
 
 TOKENIZER_FILES = ("spiece.model", "tokenizer.json")
 TIED = {"shared.weight": "encoder.embed_tokens.weight"}  # saved under either name, or both
+# Of config.json: a name there, the field of `T5Encoder`, and what it is where it is left out (None:
+# it may not be left out).
+_CONFIG = (
+    ("d_model", "dim", None),
+    ("num_layers", "depth", None),
+    ("num_heads", "heads", None),
+    ("d_kv", "dim_head", None),
+    ("d_ff", "mlp_dim", None),
+    ("vocab_size", "vocab_size", None),
+    ("relative_attention_num_buckets", "buckets", 32),
+    ("relative_attention_max_distance", "max_distance", 128),
+    ("layer_norm_epsilon", "epsilon", 1e-6),
+)
+_LARGEST = 2**24
 # In the order in which they are looked for.
 _WEIGHTS = (
     "model.safetensors.index.json",
@@ -68,30 +82,32 @@ def read_config(folder: pathlib.Path) -> T5Encoder:
         raise UserError(
             f"text={str(folder)!r} has no config.json; give a folder that save_pretrained() wrote."
         )
-    given = json.loads(path.read_text())
+    where, remedy = f"text={str(path)!r}", "fetch it again"
+    given = json_file.an_object(json_file.read(path, "text", remedy), where, remedy)
     if given.get("model_type") != "t5":
         raise UserError(
-            f"text={str(folder)!r} holds a model of type {given.get('model_type')!r}; give a T5 "
-            "encoder."
+            f"text={str(folder)!r} holds a model of type {shown(given.get('model_type'))}; give a "
+            "T5 encoder."
         )
     feed_forward = given.get("feed_forward_proj", "relu")
-    if feed_forward not in FEED_FORWARD:
+    if feed_forward not in list(FEED_FORWARD):
         raise UserError(
-            f"text={str(folder)!r} has feed_forward_proj={feed_forward!r}; known: "
+            f"text={str(folder)!r} has feed_forward_proj={shown(feed_forward)}; known: "
             f"{', '.join(FEED_FORWARD)}."
         )
-    return T5Encoder(
-        dim=given["d_model"],
-        depth=given["num_layers"],
-        heads=given["num_heads"],
-        dim_head=given["d_kv"],
-        mlp_dim=given["d_ff"],
-        vocab_size=given["vocab_size"],
-        feed_forward=feed_forward,
-        buckets=given.get("relative_attention_num_buckets", 32),
-        max_distance=given.get("relative_attention_max_distance", 128),
-        epsilon=given.get("layer_norm_epsilon", 1e-6),
-    )
+    fields: dict[str, Any] = {"feed_forward": feed_forward}
+    for name, field, default in _CONFIG:
+        value = given.get(name, default)
+        if value is None:
+            raise UserError(f"{where} has no {name}; {remedy}.")
+        kind = type(default) if default is not None else int
+        fields[field] = json_file.a(kind, value, f"{where}: {name}", remedy)
+        if not 0 < value <= _LARGEST:
+            raise UserError(f"{where} has {name}={shown(value)}, which no T5 has; {remedy}.")
+    try:
+        return T5Encoder(**fields)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def names(network: T5Encoder) -> Iterator[tuple[str, tuple[str, ...], int | None]]:
@@ -136,7 +152,8 @@ def read_weights(
         `network.dtype`, in which they are used; norms and the relative bias in float32.
 
     Raises:
-      UserError: no such file, or arrays that are missing or of another shape (all are listed).
+      UserError: no such file, or arrays that are missing, of another shape, or with values that
+        are not finite (all are listed).
     """
     params: dict[str, Any] = {}
     wrong: list[str] = []
@@ -148,16 +165,20 @@ def read_weights(
             continue
         array = stored[name]()
         ours = array.T if path[-1] == "kernel" else array
+        if array.dtype.kind not in "fV" and array.ndim:
+            wrong.append(f"{torch} is of the type {array.dtype}")
+            continue
         wanted = _at(shapes, path).shape[0 if layer is None else 1 :]
         if ours.shape != wanted:
             wanted = wanted[::-1] if path[-1] == "kernel" else wanted
             wrong.append(f"{torch} has shape {array.shape} instead of {wanted}")
             continue
-        _put(params, path, layer, ours, network)
+        placed = _put(params, path, layer, ours, network)
+        if unfit := not_finite(placed):
+            wrong.append(f"{torch} has {unfit}")
     if wrong:
         raise UserError(
-            f"text={str(folder)!r} does not fit its config.json: {'; '.join(wrong)}; fetch it "
-            "again."
+            f"text={str(folder)!r} does not fit its config.json: {some(wrong)}; fetch it again."
         )
     return params
 
@@ -177,27 +198,30 @@ def _readers(folder):
         )
     shards = [first]
     if first.endswith(".index.json"):
-        shards = sorted(set(json.loads((folder / first).read_text())["weight_map"].values()))
+        shards = _shards(folder / first)
     absent = [shard for shard in shards if not (folder / shard).is_file()]
     if absent:
         raise UserError(
             f"text={str(folder)!r} lacks {', '.join(absent)}; fetch it, or give another folder."
         )
-    read = pickled.readers if shards[0].endswith(".bin") else _safetensors
-    return {name: reader for shard in shards for name, reader in read(folder / shard).items()}
+    read = torch_archive.readers if shards[0].endswith(".bin") else safetensors_file.readers
+    return {
+        name: reader for shard in shards for name, reader in read(folder / shard, "weights").items()
+    }
 
 
-def _safetensors(path):
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        file = safe_open(path, framework="np")
-    except SafetensorError as error:
-        raise UserError(
-            f"weights={str(path)!r} is not a safetensors file ({error}); fetch it again."
-        ) from error
-    names = file.keys()
-    return {name: lambda name=name: file.get_tensor(name) for name in names}
+def _shards(index):
+    """The files that an index of weights names, which lie beside it."""
+    where, remedy = f"weights={str(index)!r}", "fetch it again"
+    found = json_file.an_object(json_file.read(index, "weights", remedy), where, remedy)
+    files = json_file.an_object(found.get("weight_map"), f"{where}: weight_map", remedy)
+    for name, shard in files.items():
+        json_file.a(str, shard, f"{where}: weight_map.{name}", remedy)
+        if not shard or pathlib.PurePath(shard).name != shard:
+            raise UserError(f"{where} names {shown(shard)}, which is not beside it; {remedy}.")
+    if not files:
+        raise UserError(f"{where} names no file; {remedy}.")
+    return sorted(set(files.values()))
 
 
 def _block(i):
@@ -216,9 +240,12 @@ def _put(params, path, layer, array, network):
         node = node.setdefault(key, {})
     used_in_dtype = path[-1] in ("kernel", "embedding")
     dtype = jnp.dtype(network.dtype) if used_in_dtype else np.dtype("float32")
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = array.astype(dtype)
     if layer is None:
-        node[path[-1]] = array.astype(dtype)
-        return
+        node[path[-1]] = array
+        return array
     if path[-1] not in node:
         node[path[-1]] = np.empty((network.depth, *array.shape), dtype)
     node[path[-1]][layer] = array
+    return array

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from t2i_jax.errors import UserError
+from t2i_jax.foreign import vocabulary_file
+from t2i_jax.foreign.file import refusing
 
 PAD, EOS, UNKNOWN = 0, 1, 2  # ids, in T5's vocabulary and in ours
 _SPECIAL = ("<pad>", "</s>", "<unk>")
@@ -46,11 +48,9 @@ class TextTokenizer(Protocol):
 class SentencePiece:
     """The tokenizer of a spiece.model file, as T5 uses it: pieces, then the end token."""
 
-    def __init__(self, model: bytes):
-        import sentencepiece
-
+    def __init__(self, model: bytes, path: str = _SENTENCEPIECE):
         self._model = model
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._processor = vocabulary_file.sentencepiece(model, path)
         self._eos = self._processor.eos_id()
         self.vocab_size = self._processor.vocab_size()
 
@@ -75,19 +75,16 @@ class Vocabulary:
     `train_bpe` made.
     """
 
-    def __init__(self, tokenizer_json: str):
-        import tokenizers
-
+    def __init__(self, tokenizer_json: str, path: str = _TOKENIZERS):
         self._json = tokenizer_json
-        self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._tokenizer = vocabulary_file.tokenizers(tokenizer_json, path)
         eos = self._tokenizer.token_to_id("</s>")
         if eos is None or self._tokenizer.token_to_id("<pad>") != PAD:
             raise UserError(
-                "tokenizer.json has no </s>, or its <pad> is not id 0; give the tokenizer of a T5."
+                f"tokenizer={path!r} has no </s>, or its <pad> is not id 0; give the tokenizer of "
+                "a T5."
             )
-        self._eos, self.vocab_size = eos, self._tokenizer.get_vocab_size()
+        self._eos, self.vocab_size = eos, vocabulary_file.size_of(self._tokenizer)
 
     def __call__(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """ids (B, max_length) int32 and mask bool."""
@@ -112,17 +109,31 @@ def load(folder: str | os.PathLike) -> TextTokenizer:
     """The tokenizer in a folder: from spiece.model, else from tokenizer.json.
 
     Raises:
-      UserError: the folder has neither.
+      UserError: the folder has neither, or a damaged one.
     """
     folder = pathlib.Path(folder)
-    if (folder / _SENTENCEPIECE).is_file():
-        return SentencePiece((folder / _SENTENCEPIECE).read_bytes())
-    if (folder / _TOKENIZERS).is_file():
-        return Vocabulary((folder / _TOKENIZERS).read_text(encoding="utf-8"))
+    if (path := folder / _SENTENCEPIECE).exists():
+        return SentencePiece(vocabulary_file.read(path), str(path))
+    if (path := folder / _TOKENIZERS).exists():
+        with refusing(path, "tokenizer", "UTF-8", "fetch it again"):
+            return Vocabulary(vocabulary_file.read(path).decode("utf-8-sig"), str(path))
     raise UserError(
         f"tokenizer={str(folder)!r} has neither {_SENTENCEPIECE} nor {_TOKENIZERS}; give a T5's "
         "folder or a run's text_tokenizer."
     )
+
+
+def check_size(tokenizer: TextTokenizer, rows: int, where: str) -> None:
+    """Refuses a vocabulary whose ids reach beyond the rows of an embedding; spare rows are normal.
+
+    Args:
+      where: what holds the vocabulary, for the message.
+    """
+    if tokenizer.vocab_size > rows:
+        raise UserError(
+            f"{where} has a vocabulary of {tokenizer.vocab_size} pieces for an embedding of {rows} "
+            "rows; give the vocabulary that belongs to the weights."
+        )
 
 
 def train_bpe(captions: Iterable[str], vocab_size: int) -> Vocabulary:

@@ -122,18 +122,6 @@ def test_the_table_of_a_part_and_its_arrays():
     assert engine.part({"vae.a.vae.b": 1, "vae2.a": 2, "c": 3}, "vae.") == {"a.vae.b": 1}
 
 
-def test_wrappers_are_stripped():
-    ema = {
-        "ema_model.module.a": 1,
-        "online_model.module.a": 2,
-        "initted": 3,
-        "step": 4,
-        "ema_model.module.vgg.w": 5,
-    }
-    assert engine.strip(ema) == {"a": 1}
-    assert engine.strip({"module.a": 1, "b": 2}) == {"module.a": 1, "b": 2}
-
-
 def test_files_there_and_back(tmp_path):
     for name in ("w.safetensors", "w.pt"):
         torch_io.write(tmp_path / name, {"a": np.arange(6.0).reshape(2, 3).T})

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import pathlib
+import io
+import os
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -18,6 +19,9 @@ import ml_dtypes
 import numpy as np
 
 from t2i_jax.errors import UserError
+from t2i_jax.foreign import file
+
+_REMEDY = "save them as safetensors"
 
 _STORAGES = {
     "FloatStorage": np.dtype("float32"),
@@ -26,9 +30,18 @@ _STORAGES = {
     "DoubleStorage": np.dtype("float64"),
     "LongStorage": np.dtype("int64"),
     "IntStorage": np.dtype("int32"),
+    "ShortStorage": np.dtype("int16"),
+    "CharStorage": np.dtype("int8"),
     "BoolStorage": np.dtype("bool"),
     "ByteStorage": np.dtype("uint8"),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+    """The type of a storage's elements; a new one each time, because a pickle may change it."""
+
+    dtype: np.dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,30 +56,42 @@ class _Tensor:
     stride: tuple[int, ...]
 
 
-def readers(path: pathlib.Path) -> Mapping[str, Callable[[], np.ndarray]]:
+def readers(path: str | os.PathLike, field: str) -> Mapping[str, Callable[[], np.ndarray]]:
     """For each array of the file its name and a function that reads it.
 
     Raises:
-      UserError: not such an archive (PyTorch before 1.6 wrote another format), or one that holds
-        more than tensors.
+      UserError: not such an archive (PyTorch before 1.6 wrote another format), a damaged one, or
+        one that holds more than tensors.
     """
-    try:
+    path = file.check(path, field)
+    with _refusing(path, field):
         archive = zipfile.ZipFile(path)
-        root = next(name for name in archive.namelist() if name.endswith("data.pkl"))[
-            : -len("data.pkl")
-        ]
-        state = _Unpickler(archive.open(f"{root}data.pkl")).load()
+        pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
+        if not pickles:
+            raise UserError(f"{field}={str(path)!r} is no file of torch.save; {_REMEDY}.")
+        root = pickles[0][: -len("data.pkl")]
+        state = _Unpickler(io.BytesIO(_bytes(archive, pickles[0]))).load()
         if not isinstance(state, Mapping):
             raise pickle.UnpicklingError("it holds no arrays by name")
-    except (zipfile.BadZipFile, StopIteration, pickle.UnpicklingError, EOFError) as error:
-        raise UserError(
-            f"weights={str(path)!r} cannot be read ({error or 'no data.pkl in it'}); save them as "
-            "safetensors."
-        ) from error
+
+    def read(tensor):
+        with _refusing(path, field):
+            return _read(archive, root, tensor)
+
     tensors = {name: value for name, value in state.items() if isinstance(value, _Tensor)}
-    return {
-        name: lambda tensor=tensor: _read(archive, root, tensor) for name, tensor in tensors.items()
-    }
+    return {str(name): lambda tensor=tensor: read(tensor) for name, tensor in tensors.items()}
+
+
+def _refusing(path, field):
+    return file.refusing(path, field, "a file of torch.save", _REMEDY, (file.ZIP,))
+
+
+def _bytes(archive, name):
+    """A file of the archive; PyTorch compresses nothing, so none is larger than the archive."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise zipfile.BadZipFile(f"{name} is compressed")
+    return archive.read(info)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -83,28 +108,29 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda tensor, *_: tensor
         if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
+            return _Storage(_STORAGES[name])
         raise pickle.UnpicklingError(f"it holds a {module}.{name}")
 
     def persistent_load(self, pid: Any) -> tuple[np.dtype, str]:
         """The element type of a storage, and the file that holds it."""
-        kind, dtype, key = pid[:3]
-        if kind != "storage" or not isinstance(dtype, np.dtype):
+        kind, storage, key = pid[:3]
+        if kind != "storage" or storage.dtype not in _STORAGES.values():
             raise pickle.UnpicklingError(f"it refers to a {kind!r}")
-        return dtype, str(key)
+        return storage.dtype, str(key)
 
 
 def _read(archive, root, tensor):
     dtype, key = tensor.storage
-    elements = np.frombuffer(archive.read(f"{root}data/{key}"), dtype)
+    elements = np.frombuffer(_bytes(archive, f"{root}data/{key}"), dtype)
     last = tensor.offset + sum(
-        (size - 1) * stride for size, stride in zip(tensor.size, tensor.stride)
+        (size - 1) * stride for size, stride in zip(tensor.size, tensor.stride, strict=True)
     )
-    if 0 in tensor.size or min((tensor.offset, *tensor.stride)) < 0 or last >= elements.size:
-        raise UserError(
-            f"weights={archive.filename!r} hold a tensor that lies outside its storage; fetch them "
-            "again."
-        )
+    if min((0, *tensor.size)) < 0 or len(tensor.size) > 32:
+        raise ValueError(f"a tensor has the shape {tensor.size}")
+    if 0 in tensor.size:
+        return np.zeros(tensor.size, dtype)
+    if min((tensor.offset, *tensor.stride)) < 0 or last >= elements.size:
+        raise ValueError("a tensor lies outside its storage")
     strides = [stride * dtype.itemsize for stride in tensor.stride]
     return np.lib.stride_tricks.as_strided(
         elements[tensor.offset :], tensor.size, strides, writeable=False

@@ -1,0 +1,186 @@
+"""State dicts as people save them: inside checkpoints, behind prefixes of what wraps a network, as
+an average beside the network itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from t2i_jax.errors import UserError
+from t2i_jax.foreign import arrays as foreign
+
+# Modules that hold another one and are no part of it: of DataParallel, DistributedDataParallel and
+# AveragedModel; of torch.compile; of FSDP; of activation checkpointing; of Lightning's Fabric.
+WRAPPERS = (
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+)
+EMA, ONLINE = "ema_model", "online_model"  # of the averages of ema-pytorch
+# Where training scripts put the weights in a checkpoint.
+_NESTS = ("state_dict", "model", "model_state_dict", "net", "network", "weights", "params")
+_DEEPEST = 12  # containers within containers, and names before the network's own
+
+
+def flat(loaded: Any) -> dict[str, Any]:
+    """What nested dicts and lists hold, by the names joined with dots; of lists only those that
+    hold arrays or dicts.
+    """
+    found: dict[str, Any] = {}
+    for name, value in _leaves(loaded, (), ()):
+        if name in found:
+            raise UserError(f"the weights have two entries named {name!r}; leave one.")
+        found[name] = value
+    return found
+
+
+def unwrapped(state: Mapping[str, Any]) -> dict[str, str]:
+    """The names of a state dict as keys, without what wraps a network, wherever it stands; the
+    values are the names as they were.
+
+    Where an average is kept beside the network that it averages, only the average stays.
+
+    Raises:
+      UserError: two arrays that get one name and are not equal.
+    """
+    found: dict[str, str] = {}
+    averaged = {name.split(f"{EMA}.")[0] for name in state if f"{EMA}." in name}
+    for name, value in state.items():
+        before, online, _ = name.partition(f"{ONLINE}.")
+        if online and before in averaged:
+            continue
+        kept = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        if kept in found and not _same(state[found[kept]], value):
+            raise UserError(
+                f"the weights have {found[kept]!r} and {name!r}, which are one array and differ; "
+                "save the state dict of one network."
+            )
+        found.setdefault(kept, name)
+    return found
+
+
+def roots(
+    names: Mapping[str, Any], recognise: Callable[[Mapping[str, Any]], Any]
+) -> Iterator[tuple[str, Any]]:
+    """Where networks are in a state dict: what stands before their names, "" or ending in a dot,
+    and what `recognise` returned (None: no network).
+
+    A network within a network is not looked for.
+    """
+    yield from _roots(names, recognise, "", 0)
+
+
+def main(found: list[tuple[str, Any]], order: list[Any]) -> tuple[str, Any] | None:
+    """The network that is meant among those of `roots`; None for none.
+
+    The first in `order` counts. Of several an average counts, then what stands where training
+    scripts put their weights.
+
+    Raises:
+      UserError: several, and nothing that tells which one is meant.
+    """
+    if not found:
+        return None
+    first = min((network for _, network in found), key=order.index)
+    places = [place for place, network in found if network is first]
+    for kind in (_is_average, _is_usual):
+        chosen = [place for place in places if kind(place)]
+        places = chosen if len(chosen) == 1 else places
+    if len(places) > 1:
+        named = ", ".join(place.rstrip(".") or "the top" for place in places)
+        raise UserError(
+            f"the weights hold {len(places)} networks of one kind, at {named}; save the state "
+            "dict of the one that is meant."
+        )
+    return places[0], first
+
+
+def inner(module: Any, name: str, root: str) -> Any:
+    """The module within a live one whose names begin at `root`.
+
+    Args:
+      name: any name of its state dict as it was. root: what stands before the network's names,
+        without wrappers.
+    """
+    wanted = root.split(".")[:-1]
+    for part in name.split(".")[:-1]:
+        if wanted and part == wanted[0]:
+            wanted = wanted[1:]
+        elif part not in WRAPPERS:
+            break
+        module = getattr(module, part, None) if not part.isdigit() else module[int(part)]
+    return module
+
+
+def arrays(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """NumPy arrays; 8- and 16-bit floats that NumPy does not know become float32, which holds them
+    exactly.
+
+    Raises:
+      UserError: something that is no array of real numbers; all are listed.
+    """
+    found, wrong = {}, []
+    for name, value in state.items():
+        try:
+            found[name] = foreign.array(value)
+        except foreign.NoArray as error:
+            wrong.append(f"{name} {error}")
+    if wrong:
+        raise UserError(
+            f"the weights hold what is no array of real numbers: {foreign.some(wrong)}; save plain "
+            "tensors of float32 or bfloat16."
+        )
+    return found
+
+
+def _leaves(value, path, above):
+    if isinstance(value, Mapping):
+        inside = list(value.items())
+    elif isinstance(value, (list, tuple)) and any(
+        isinstance(one, (Mapping, list, tuple)) or foreign.is_array(one) for one in value
+    ):
+        inside = list(enumerate(value))
+    else:
+        yield ".".join(path), value
+        return
+    if len(path) < _DEEPEST and id(value) not in above:
+        for name, one in inside:
+            yield from _leaves(one, (*path, str(name)), (*above, id(value)))
+
+
+def _roots(names, recognise, before, depth):
+    network = recognise(names) if names else None
+    if network is not None:
+        yield before, network
+        return
+    if depth == _DEEPEST:
+        return
+    parts: dict[str, dict[str, Any]] = {}
+    for name, value in names.items():
+        first, dot, rest = name.partition(".")
+        if dot:
+            parts.setdefault(first, {})[rest] = value
+    for first, part in parts.items():
+        yield from _roots(part, recognise, f"{before}{first}.", depth + 1)
+
+
+def _is_average(place):
+    return EMA in place.split(".")
+
+
+def _is_usual(place):
+    return all(part in _NESTS for part in place.split(".")[:-1])
+
+
+def _same(one, other):
+    if one is other:
+        return True
+    try:
+        return bool(np.array_equal(foreign.array(one), foreign.array(other)))
+    except foreign.NoArray:
+        return False

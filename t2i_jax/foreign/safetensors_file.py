@@ -1,0 +1,70 @@
+"""The arrays of a safetensors file, each read when it is asked for, in every type of number that
+NumPy and ml_dtypes know.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+
+import ml_dtypes
+import numpy as np
+
+from t2i_jax.errors import UserError
+from t2i_jax.foreign import file
+
+_DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("bool"),
+}
+
+
+def readers(path: str | os.PathLike, field: str) -> Mapping[str, Callable[[], np.ndarray]]:
+    """For each array of the file its name and a function that reads it, in the file's own type.
+
+    Raises:
+      UserError: no safetensors file, or a damaged one; of an array, where it is read, a type that
+        is not known here.
+    """
+    from safetensors import safe_open
+
+    path = file.check(path, field)
+    with file.refusing(path, field, "a safetensors file", "fetch it again"):
+        names = safe_open(path, framework="np").keys()  # it checks the header against the file
+        with open(path, "rb") as opened:
+            size = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(size))
+
+    def read(name):
+        about = header[name]
+        if about["dtype"] not in _DTYPES:
+            raise UserError(
+                f"{field}={str(path)!r}: {name} is of the type {about['dtype']}, which is not read "
+                "here; save it as float32 or bfloat16."
+            )
+        dtype, shape = _DTYPES[about["dtype"]], tuple(about["shape"])
+        with file.refusing(path, field, "a safetensors file", "fetch it again"):
+            values = np.fromfile(
+                path, dtype, math.prod(shape), offset=8 + size + about["data_offsets"][0]
+            )
+            return values.reshape(shape)
+
+    return {name: lambda name=name: read(name) for name in names}

@@ -1,0 +1,43 @@
+"""The files of torch.save, read by PyTorch; a pickle in them never runs code.
+
+`torch_archive` reads the newer ones of them without PyTorch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from typing import Any
+
+from t2i_jax.errors import UserError
+from t2i_jax.foreign import file
+
+ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
+_REMEDY = "save its state_dict() again, best as .safetensors"
+
+
+def load(path: str | os.PathLike, field: str) -> Any:
+    """What a file holds: tensors and plain values, in lists and dicts.
+
+    Raises:
+      UserError: no such file, a damaged one, or one that holds more than that.
+    """
+    path = file.check(path, field)
+    import torch
+
+    starts = (file.ZIP, file.PICKLE)
+    reading = file.refusing(path, field, "a file of torch.save", _REMEDY, starts)
+    with reading, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with torch.sparse.check_sparse_tensor_invariants():  # else a damaged one may crash
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if found is None:
+                raise
+            raise UserError(
+                f"{field}={str(path)!r} was refused: it holds {found[1]}, and reading that could "
+                f"run code; {_REMEDY}."
+            ) from error
