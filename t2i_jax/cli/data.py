@@ -53,10 +53,12 @@ def pack(
         shard_bytes=shard_mb * 2**20,
         progress=_progress("packing"),
     )
-    bad = ", ".join(f"{reason} {count}" for reason, count in manifest["bad"].items())
     print(f"packed: {manifest['count']} records in {len(manifest['shards'])} shards")
-    if bad:
-        print(f"left out: {bad}")
+    for title, counts in (("left out", manifest["bad"]), ("passed over", manifest["passed_over"])):
+        if counts:
+            print(f"{title}: " + ", ".join(f"{reason} {count}" for reason, count in counts.items()))
+    for name in manifest["bad_names"]:
+        print(f"  {name}")
     print(f"train on them with data.source=arrayrecord:{out}")
 
 
@@ -82,7 +84,7 @@ def inspect(
     found = look(opened, samples, progress=_progress("reading"))
     for line in found.lines():
         print(line)
-    for name, about in getattr(opened, "stored", {}).items():
+    for name, about in opened.stored.items():
         print(
             f"{name}: "
             + ", ".join(

@@ -84,7 +84,11 @@ class PackedSource(ImageFiles):
     def __getitem__(self, index: int) -> Record:
         record, name = self._record(index)  # once for both
         caption = clean_caption(record.get("caption"), name)
-        return {"image": decode(record["image"], name), "caption": caption, **self._arrays(index)}
+        return {
+            "image": decode(record["image"], name, self.channels),
+            "caption": caption,
+            **self._arrays(index),
+        }
 
     def without_image(self, index: int) -> Record:
         """The record without its image.

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from t2i_jax.config import one_of
+from t2i_jax.data.source import Source
 from t2i_jax.errors import UserError
 
 SPLITS = ("train", "heldout")
@@ -26,7 +27,7 @@ _WORDINGS = (
 )
 
 
-class Digits:
+class Digits(Source):
     """Random access to the set: `digits[i]` is {"image": HWC uint8, dark ink on white, "caption":
     str}.
 

@@ -54,7 +54,10 @@ class _Rows(ImageFiles):
 
     def __getitem__(self, index: int) -> Record:
         row = self._row(index, self._rows)  # once for both
-        return {"image": decode(*self._image(row, index)), "caption": self._words(row, index)}
+        return {
+            "image": decode(*self._image(row, index), self.channels),
+            "caption": self._words(row, index),
+        }
 
     def file(self, index: int) -> tuple[bytes, str]:
         """The bytes of an image file and the record's name; or `BadSample`."""

@@ -33,6 +33,8 @@ class FolderSource(ImageFiles):
       UserError: no such folder, no images in it, or a table that can't be read.
     """
 
+    has_cond_images = True
+
     def __init__(self, path: str):
         self.path = pathlib.Path(path)
         if not self.path.is_dir():
@@ -57,8 +59,8 @@ class FolderSource(ImageFiles):
         name, _ = self._samples[index]
         return file_bytes(self.path / name, name), name
 
-    def cond_image(self, index: int) -> np.ndarray:
-        """The image that an image is conditioned on, uint8 RGB of any size; or `BadSample`."""
+    def cond_image(self, index: int, channels: int = 3) -> np.ndarray:
+        """The image that an image is conditioned on, from NAME.cond.png; or `BadSample`."""
         name, _ = self._samples[index]
         stem = (self.path / name).with_suffix("")
         found = [
@@ -68,7 +70,7 @@ class FolderSource(ImageFiles):
         ]
         if not found:
             raise BadSample("no .cond image", name)
-        return decode(file_bytes(found[0], found[0].name), found[0].name)
+        return decode(file_bytes(found[0], found[0].name), found[0].name, channels)
 
     def caption(self, index: int) -> str:
         """The caption from the table or from the .txt file; or `BadSample`."""

@@ -18,7 +18,7 @@ from typing import BinaryIO, TypeAlias
 import numpy as np
 from PIL import Image
 
-from t2i_jax.data.source import BadSample, Record
+from t2i_jax.data.source import BadSample, Record, Source
 from t2i_jax.errors import UserError
 from t2i_jax.files import read_regular
 
@@ -82,6 +82,18 @@ def decode(data: bytes, name: str, channels: int = 3) -> np.ndarray:
         pixels", "too small", "gray beyond 16 bits" or "gray beyond 0 to 1".
     """
     return _from_bytes(data, name, channels, WHITE)
+
+
+def in_channels(image_HWC: np.ndarray, channels: int) -> np.ndarray:
+    """An image with another number of channels, converted as `decode` does it.
+
+    Args:
+      image_HWC: uint8 with 1, 3 or 4 channels.
+    """
+    if image_HWC.shape[-1] == channels:
+        return image_HWC
+    image = Image.fromarray(image_HWC[..., 0] if image_HWC.shape[-1] == 1 else image_HWC)
+    return _converted(image, channels, WHITE)
 
 
 def file_bytes(path: str | os.PathLike, name: str) -> bytes:
@@ -148,12 +160,8 @@ def looks_like_image(start: bytes) -> bool:
     return any(accept is not None and accept(start) is True for accept in accepts)
 
 
-class ImageFiles(abc.ABC):
-    """What sources share whose images are files: they define `__len__`, `file` and `caption`."""
-
-    @abc.abstractmethod
-    def __len__(self) -> int:
-        """Number of records."""
+class ImageFiles(Source):
+    """Sources whose images are files: they define `__len__`, `file` and `caption`."""
 
     @abc.abstractmethod
     def file(self, index: int) -> tuple[bytes, str]:
@@ -163,8 +171,12 @@ class ImageFiles(abc.ABC):
     def caption(self, index: int) -> str:
         """The caption of a record; or `BadSample`."""
 
+    def image(self, index: int) -> np.ndarray:
+        """The image of a record, uint8 HWC with `channels`; or `BadSample`."""
+        return decode(*self.file(index), self.channels)
+
     def __getitem__(self, index: int) -> Record:
-        return {"image": decode(*self.file(index)), "caption": self.caption(index)}
+        return {"image": self.image(index), "caption": self.caption(index)}
 
     def without_image(self, index: int) -> Record:
         """The record with "image" None; the image is not read."""
@@ -172,7 +184,7 @@ class ImageFiles(abc.ABC):
 
     def without_caption(self, index: int) -> Record:
         """The record with "caption" None; it may have none, or a bad one."""
-        return {"image": decode(*self.file(index)), "caption": None}
+        return {"image": self.image(index), "caption": None}
 
 
 def _given(given, channels, ground, field):
@@ -300,7 +312,11 @@ def _pixels(image, name, channels, ground, depth):
     image.load()
     turn = _TURNS.get(_orientation(image))
     image = _eight_bits(image, name, depth)
-    image = image if turn is None else image.transpose(turn)
+    return _converted(image if turn is None else image.transpose(turn), channels, ground)
+
+
+def _converted(image, channels, ground):
+    """uint8 HWC of an image of 8 bits."""
     if channels == 4:
         return np.asarray(image.convert("RGBA"), np.uint8)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

@@ -6,13 +6,18 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import statistics
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from PIL import Image
 
-from t2i_jax.data.source import BadCounter, BadSample, Record, Source
+from t2i_jax.data.crop import resized
+from t2i_jax.data.image_file import in_channels
+from t2i_jax.data.ledger import Ledger
+from t2i_jax.data.source import BadSample, Record, Source
 from t2i_jax.errors import UserError
 from t2i_jax.typeset import text_block
 
@@ -30,6 +35,7 @@ class Overview:
       sizes: (width, height) of each image.
       captions: each caption.
       images_bad, captions_bad: what could not be used; a record may count in both.
+      passed_over: what lies with the data and is no record.
       shown: some records that have an image, for the sheet; their caption may be None.
     """
 
@@ -37,8 +43,9 @@ class Overview:
     looked_at: int
     sizes: list[tuple[int, int]]
     captions: list[str]
-    images_bad: BadCounter
-    captions_bad: BadCounter
+    images_bad: Ledger
+    captions_bad: Ledger
+    passed_over: Ledger
     shown: list[Record]
 
     def lines(self) -> list[str]:
@@ -52,7 +59,7 @@ class Overview:
         if self.sizes:
             width, height = (_range(side) for side in zip(*self.sizes))
             found.append(f"images: {len(self.sizes)}, width {width}, height {height} pixels")
-        found += _bad_lines("images", self.images_bad)
+        found += self.images_bad.lines("images that can't be used")
         if self.captions:
             words = _range([len(caption.split()) for caption in self.captions])
             found.append(
@@ -61,7 +68,8 @@ class Overview:
             )
             often = collections.Counter(self.captions).most_common(3)
             found += [f"  {count} x {_cut(caption, 100)!r}" for caption, count in often]
-        return found + _bad_lines("captions", self.captions_bad)
+        found += self.captions_bad.lines("captions that can't be used")
+        return found + self.passed_over.lines("passed over")
 
 
 def look(
@@ -69,8 +77,15 @@ def look(
     samples: int = 1000,
     show: int = 24,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    wants: Sequence[str] = ("image", "caption"),
+    seconds: float = math.inf,
 ) -> Overview:
     """Reads up to `samples` records and keeps `show` of them.
+
+    Args:
+      progress: wraps the indices, such as tqdm.
+      wants: what is read of each.
+      seconds: after which no more is read; the records are then looked at in an order by chance.
 
     Raises:
       UserError: `samples` or `show` below 1.
@@ -86,11 +101,19 @@ def look(
     turns = set(np.linspace(0, len(indices) - 1, show).round().astype(int).tolist())
     # images that the sheet should have by now; where one can't be used, the next one steps in
     due = 0
-    found = Overview(count, len(indices), [], [], BadCounter(), BadCounter(), [])
+    found = Overview(count, len(indices), [], [], Ledger(), Ledger(), source.passed_over, [])
+    if seconds < math.inf:
+        np.random.default_rng(0).shuffle(indices)
+    end = time.monotonic() + seconds
     for turn, index in enumerate(progress(indices)):
+        if time.monotonic() > end:
+            return dataclasses.replace(found, looked_at=turn)
         due += turn in turns
-        image = _read(source, index, "image", "without_caption", found.images_bad)
-        caption = _read(source, index, "caption", "without_image", found.captions_bad)
+        image = caption = None
+        if "image" in wants:
+            image = _read(source.without_caption, index, "image", found.images_bad)
+        if "caption" in wants:
+            caption = _read(source.without_image, index, "caption", found.captions_bad)
         if image is not None:
             found.sizes.append((image.shape[1], image.shape[0]))
         if caption is not None:
@@ -120,10 +143,10 @@ def contact_sheet(records: list[Record], columns: int = 6) -> np.ndarray:
     return np.asarray(sheet)
 
 
-def _read(source, index, entry, alone, bad):
-    """One entry of a record by itself, where the source can; None where it can't be used."""
+def _read(alone, index, entry, bad):
+    """One entry of a record by itself; None where it can't be used."""
     try:
-        value = getattr(source, alone, source.__getitem__)(index)[entry]
+        value = alone(index)[entry]
         if value is None:
             raise BadSample(f"no {entry}", f"record {index}")
         return value
@@ -132,14 +155,22 @@ def _read(source, index, entry, alone, bad):
         return None
 
 
-def _bad_lines(what, bad):
-    if not bad.total:
-        return []
-    reasons = ", ".join(f"{reason} {count}" for reason, count in bad.by_reason.most_common())
-    return [
-        f"{what} that can't be used: {bad.total} ({reasons})",
-        *(f"  {name}" for name in bad.names),
-    ]
+def note_cut(
+    ledger: Ledger,
+    captions: Sequence[str],
+    lengths: Callable[[Sequence[str]], np.ndarray],
+    max_length: int,
+) -> Ledger:
+    """The ledger, with those captions that a text encoder cuts.
+
+    Args:
+      lengths: tokens of captions, the end included. max_length: tokens that the encoder reads.
+    """
+    for caption, tokens in zip(captions, lengths(captions) if captions else ()):
+        if tokens > max_length:
+            name = f"{tokens} tokens: {_cut(caption, 60)!r}"
+            ledger.note(f"caption of more than {max_length} tokens", name)
+    return ledger
 
 
 def _range(values):
@@ -148,13 +179,14 @@ def _range(values):
 
 
 def _thumbnail(image_HWC):
+    image_HWC = in_channels(image_HWC, 3)
     height, width = image_HWC.shape[:2]
     scale = _SIDE / max(height, width)
     if scale > 1:
         factor = max(1, int(scale))  # whole, so that pixels stay sharp
         return image_HWC.repeat(factor, axis=0).repeat(factor, axis=1)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(Image.fromarray(image_HWC).resize(size, Image.Resampling.LANCZOS))
+    return resized(image_HWC, size, Image.Resampling.LANCZOS)
 
 
 def _cut(text, length):

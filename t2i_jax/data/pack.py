@@ -25,8 +25,10 @@ from t2i_jax.data.arrayrecord import (
     record_to_bytes,
     write_manifest,
 )
+from t2i_jax.data.crop import resized
 from t2i_jax.data.image_file import decode, is_plain
-from t2i_jax.data.source import BadCounter, BadSample, Source
+from t2i_jax.data.ledger import Ledger
+from t2i_jax.data.source import BadSample, Source
 from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
 
@@ -49,7 +51,8 @@ def pack(
 ) -> Mapping[str, Any]:
     """Writes a source as a packed set, which "arrayrecord:OUT" reads, and returns its manifest.
 
-    An image file of a common kind is stored as it is, any other as PNG of what it decodes to. What
+    An image file of a common kind is stored as it is, any other as PNG of what it decodes to, with
+    its transparency. What
     cannot be used is left out and counted. Records are streamed; OUT appears when it is complete.
 
     Args:
@@ -68,7 +71,7 @@ def pack(
     """
     if (size is not None and size < 1) or shard_bytes < 1:
         raise UserError(f"size={size} and shard_bytes={shard_bytes} must be at least 1.")
-    bad, sizes = BadCounter(), _Sizes()
+    bad, sizes = Ledger(), _Sizes()
     prepare = _Prepare(source, size, captions)
     with _new_folder(out) as half_done:
         writer = ShardWriter(half_done, "data", shard_bytes)
@@ -95,6 +98,7 @@ def pack(
             "pictures": sizes.summary(),
             "bad": dict(bad.by_reason),
             "bad_names": bad.names,
+            "passed_over": dict(source.passed_over.different),
             "shards": writer.close(),
             "columns": {},
         }
@@ -127,7 +131,7 @@ def add_column(
       UserError: too many rows are bad, or there are not as many as records.
     """
     folder = pathlib.Path(packed)
-    bad, writer, seen = BadCounter(), ShardWriter(folder, column, shard_bytes), 0
+    bad, writer, seen = Ledger(), ShardWriter(folder, column, shard_bytes), 0
     try:
         for seen, row in enumerate(rows, 1):
             if isinstance(row, BadSample):
@@ -228,21 +232,24 @@ class _Prepare:
             return bad
 
     def _read(self, index):
-        if not hasattr(self.source, "file"):
-            record = self.source[index]
-            return self._packable(record["image"], None, record["caption"])
         caption = self.source.caption(index) if self.captions else None
-        data, name = self.source.file(index)
-        return self._packable(decode(data, name), data, caption)
+        file = self.source.file(index)
+        if file is None:
+            return self._packable(self.source.without_caption(index)["image"], None, caption)
+        return self._packable(_whole(*file), file[0], caption)
 
     def _packable(self, image_HWC, data, caption):
         smaller = _smaller(image_HWC, self.size)
         if data is None or smaller is not image_HWC or not is_plain(data):
             was_jpeg = data is not None and data[:2] == b"\xff\xd8"
             data = _encoded(smaller, "JPEG" if was_jpeg and smaller is not image_HWC else "PNG")
-        return _Packable(
-            data, caption if self.captions else None, smaller.shape[1], smaller.shape[0]
-        )
+        return _Packable(data, caption, smaller.shape[1], smaller.shape[0])
+
+
+def _whole(data, name):
+    """An image with its transparency, where it has some."""
+    image_HWC = decode(data, name, 4)
+    return image_HWC if image_HWC[..., 3].min() < 255 else image_HWC[..., :3]
 
 
 class _Sizes:
@@ -298,11 +305,11 @@ def _smaller(image_HWC, size):
         return image_HWC
     scale = size / min(height, width)
     new = max(size, round(width * scale)), max(size, round(height * scale))
-    return np.asarray(Image.fromarray(image_HWC).resize(new, Image.Resampling.LANCZOS))
+    return resized(image_HWC, new, Image.Resampling.LANCZOS)
 
 
 def _encoded(image_HWC, kind):
     buffer = io.BytesIO()
     options = {"quality": _JPEG_QUALITY, "subsampling": 0} if kind == "JPEG" else {}
-    Image.fromarray(image_HWC).save(buffer, format=kind, **options)
+    Image.fromarray(np.ascontiguousarray(image_HWC)).save(buffer, format=kind, **options)
     return buffer.getvalue()

@@ -22,8 +22,10 @@ from absl import flags
 
 from t2i_jax.config import one_of
 from t2i_jax.data.crop import CROPS, crop, resized
+from t2i_jax.data.image_file import in_channels
+from t2i_jax.data.ledger import Ledger
 from t2i_jax.data.share import Share, deal
-from t2i_jax.data.source import EMBEDDED, BadCounter, BadSample, Record, Source, open_source
+from t2i_jax.data.source import EMBEDDED, BadSample, Record, Source, open_source
 from t2i_jax.errors import UserError
 
 ENTRIES = ("image", "cond_image", "caption", "text", "text_mask", "text_embeds", "tokens")
@@ -87,6 +89,7 @@ def batches(
     rows: Sequence[Sequence[int]] | None = None,
     process: int = 0,
     repeat: bool = True,
+    channels: Mapping[str, int] | None = None,
 ) -> Batches:
     """Batches, or one process's rows of them.
 
@@ -94,7 +97,7 @@ def batches(
       batch_size: samples of a batch, those of all processes.
       seed: of order, crops and flips.
       tokenize: makes "text" and "text_mask" of captions; needed where "text" is wanted.
-      wants: entries of a batch, from "image" (B, image_size, image_size, 3) uint8, "caption" list
+      wants: entries of a batch, from "image" (B, image_size, image_size, C) uint8, "caption" list
         of str, "text" and "text_mask" (B, L), "text_embeds" (B, L, width) float32 with its
         "text_mask", "tokens" (B, N) int32; "cond_image" like "image", cut and mirrored as it is,
         where the source has images to condition on.
@@ -104,6 +107,8 @@ def batches(
       process: which of those processes this is.
       repeat: for ever, shuffled afresh for every epoch, every batch full, across epochs too; False:
         once, unshuffled, nothing left out, the last batch may be smaller.
+      channels: of "image" and "cond_image": 1 (gray), 3 (RGB) or 4 (RGB and alpha); 3 where it does
+        not say.
 
     Raises:
       UserError: an unknown source or entry, no samples, or (while it runs) too many that cannot be
@@ -123,17 +128,22 @@ def batches(
         raise UserError(
             f"data.flip={config.flip} makes captions of {config.source} untrue; set it to False."
         )
+    channels = {"image": 3, "cond_image": 3, **(channels or {})}
     source = open_source(
-        config.source, image_size=config.image_size, split=config.split, seed=config.seed
+        config.source,
+        image_size=config.image_size,
+        split=config.split,
+        seed=config.seed,
+        channels=channels["image"],
     )
-    if "cond_image" in wants and not hasattr(source, "cond_image"):
+    if "cond_image" in wants and not source.has_cond_images:
         remedy = "give a folder: with NAME.cond.png beside each image"
         raise UserError(f"data.source={config.source!r} has no images to condition on; {remedy}.")
     order = grain.MapDataset.range(len(source))
     if repeat:
         order = order.shuffle(int(np.random.SeedSequence(seed).generate_state(1)[0])).repeat()
     kept = {"caption" if name == "text" else name for name in wants} - {"text_mask"}
-    prepare = _Prepare(source, order, config, kept, seed)
+    prepare = _Prepare(source, order, config, kept, seed, channels)
     shares = [Share(tuple(of), batch_size) for of in (rows or [range(batch_size)])]
     return Batches(prepare, config, shares, process, _Collate(tuple(wants), tokenize, text_length))
 
@@ -143,6 +153,7 @@ class Batches:
 
     Attributes:
       bad: what could not be used so far.
+      passed_over: what lies with the data and is no record.
     """
 
     def __init__(self, prepare, config, shares, process, collate):
@@ -152,7 +163,7 @@ class Batches:
         self._reader: Any = None  # Grain's iterator
         self._read = 0  # samples of the share, the unusable ones included
         self._seen = 0  # the same, since this object was made
-        self.bad = BadCounter()
+        self.bad, self.passed_over = Ledger(), prepare.passed_over
 
     def __iter__(self) -> Batches:
         return self
@@ -251,10 +262,16 @@ class _Prepare:
     """
 
     def __init__(
-        self, source: Source, order: grain.MapDataset, config: DataConfig, kept: set[str], seed: int
+        self,
+        source: Source,
+        order: grain.MapDataset,
+        config: DataConfig,
+        kept: set[str],
+        seed: int,
+        channels: Mapping[str, int],
     ):
         self._source, self._order, self._config, self._kept = source, order, config, kept
-        self._seed = seed
+        self._seed, self._channels = seed, channels
         self._with_image = "image" in kept
         self._by_chance = config.flip or config.crop == "random"
 
@@ -262,6 +279,11 @@ class _Prepare:
     def records(self) -> int:
         """Records of the source."""
         return len(self._source)
+
+    @property
+    def passed_over(self) -> Ledger:
+        """What lies with the data and is no record."""
+        return self._source.passed_over
 
     @property
     def positions(self) -> int:
@@ -282,19 +304,20 @@ class _Prepare:
         if "cond_image" in sample and self._with_image:
             sample["cond_image"] = _fitted(sample["cond_image"], sample["image"])
         for name in {"image", "cond_image"} & set(sample):
-            sample[name] = self._cut(sample[name], position)
+            sample[name] = self._cut(in_channels(sample[name], self._channels[name]), position)
         return sample
 
     def _read(self, index):
         if "cond_image" not in self._kept:
             return self._read_own(index)
         others = self._read_own(index) if len(self._kept) > 1 else {}
-        return {**others, "cond_image": self._source.cond_image(index)}
+        channels = self._channels["cond_image"]
+        return {**others, "cond_image": self._source.cond_image(index, channels)}
 
     def _read_own(self, index):
-        if not self._with_image and hasattr(self._source, "without_image"):
+        if not self._with_image:
             return self._source.without_image(index)
-        if "caption" not in self._kept and hasattr(self._source, "without_caption"):
+        if "caption" not in self._kept:
             return self._source.without_caption(index)
         return self._source[index]
 

@@ -19,6 +19,7 @@ import zlib
 import numpy as np
 
 from t2i_jax.config import one_of
+from t2i_jax.data.source import Source
 from t2i_jax.errors import UserError
 
 COLOURS = {
@@ -138,7 +139,7 @@ def _cover(shape, x, y, radius, image_size):
     return cover.reshape(image_size, 2, image_size, 2).mean((1, 3), dtype=np.float32)
 
 
-class Shapes:
+class Shapes(Source):
     """Random access to the set: `shapes[i]` is {"image": HWC uint8, "caption": str}.
 
     Images are drawn in blocks when first asked for and kept while all of them fit in 256 MiB.
@@ -184,7 +185,7 @@ class Shapes:
         return {k: v for k, v in self.__dict__.items() if k not in ("_blocks", "_lock")}
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _blocks={}, _lock=threading.Lock())
+        vars(self).update(state, _blocks={}, _lock=threading.Lock())
 
     def _block(self, number):
         with self._lock:

@@ -4,13 +4,17 @@ cannot be read.
 
 from __future__ import annotations
 
-import collections
+import abc
+import copy
 import functools
 import importlib
-import threading
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 
 from t2i_jax.config import one_of
+from t2i_jax.data.ledger import Ledger, printable
 from t2i_jax.errors import UserError
 
 Record = dict[str, Any]
@@ -30,24 +34,77 @@ EMBEDDED = {  # the sets that come with the package, and where they are drawn or
     "digits": ("t2i_jax.data.digits", "Digits"),
 }
 _WITH_SPLITS = ("tfds", "hf")
-_ENOUGH = 20  # samples after which the rate of bad ones is looked at
 
 
-class Source(Protocol):
+class Source(abc.ABC):
     """Random access to records; picklable, and safe to read from several threads.
 
-    A source may also have `without_image(index)` and `without_caption(index)`: the record with that
-    entry None, for batches that do not want it. Sources of image files have `file(index) -> (bytes,
-    name)` and `caption(index)`; those with images to condition on have `cond_image(index)`.
+    A source defines `__len__` and `__getitem__`; all else has a default, and no caller asks what a
+    source has.
+
+    Attributes:
+      channels: of the images of its records: 1 (gray), 3 (RGB) or 4 (RGB and alpha).
+      has_cond_images: whether it has images to condition on.
     """
 
+    channels: int = 3
+    has_cond_images: bool = False
+
+    @abc.abstractmethod
     def __len__(self) -> int:
         """Number of records."""
-        ...
 
+    @abc.abstractmethod
     def __getitem__(self, index: int) -> Record:
         """The record, or `BadSample`."""
-        ...
+
+    def without_image(self, index: int) -> Record:
+        """The record with "image" None; the image is not read where that can be helped."""
+        return {**self[index], "image": None}
+
+    def without_caption(self, index: int) -> Record:
+        """The record with "caption" None; where captions are read by themselves, it may have none
+        or a bad one.
+        """
+        return {**self[index], "caption": None}
+
+    def caption(self, index: int) -> str | None:
+        """The caption of a record by itself; None where the set has none, or `BadSample`."""
+        return self.without_image(index)["caption"]
+
+    def file(self, index: int) -> tuple[bytes, str] | None:
+        """The image file of a record as it is stored, and its name; None where images are no files.
+
+        Raises:
+          BadSample: it can't be read.
+        """
+        del index
+        return None
+
+    def cond_image(self, index: int, channels: int = 3) -> np.ndarray:
+        """The image that an image is conditioned on, uint8 (height, width, channels) of any size;
+        or `BadSample`.
+        """
+        del channels
+        raise BadSample("no image to condition on", f"record {index}")
+
+    @property
+    def stored(self) -> Mapping[str, Mapping[str, Any]]:
+        """What is known of each column, "text" and "tokens", that was computed beside the data."""
+        return {}
+
+    @property
+    def passed_over(self) -> Ledger:
+        """What lies with the data and is no record: files that are not read, rows and members that
+        can't be used.
+        """
+        return Ledger()
+
+    def in_channels(self, channels: int) -> Source:
+        """The same source, whose image files are read as so many channels."""
+        other = copy.copy(self)
+        other.channels = channels
+        return other
 
 
 class BadSample(Exception):
@@ -60,8 +117,7 @@ class BadSample(Exception):
     """
 
     def __init__(self, reason: str, name: str):
-        # file names need not be text, and this is printed
-        name = name.encode("utf-8", "backslashreplace").decode()
+        name = printable(name)
         super().__init__(reason, name)  # both, so that it can be pickled
         self.reason, self.name = reason, name
 
@@ -94,51 +150,9 @@ def clean_caption(text: Any, name: str) -> str:
     return text
 
 
-class BadCounter:
-    """Counts bad samples by reason and remembers the first five names.
-
-    Safe to use from several threads.
-
-    Attributes:
-      by_reason: number of bad samples for each reason.
-      names: the first five, as "name: reason".
-    """
-
-    def __init__(self):
-        self.by_reason: collections.Counter[str] = collections.Counter()
-        self.names: list[str] = []
-        self._lock = threading.Lock()
-
-    def add(self, bad: BadSample) -> None:
-        """Counts one."""
-        with self._lock:
-            self.by_reason[bad.reason] += 1
-            if len(self.names) < 5 and str(bad) not in self.names:
-                self.names.append(str(bad))
-
-    @property
-    def total(self) -> int:
-        """Bad samples in all."""
-        with self._lock:
-            return sum(self.by_reason.values())
-
-    def check(self, seen: int, max_rate: float, done: bool = False) -> None:
-        """Looks at the rate of bad samples among `seen`, from the 20th on, or sooner when all have
-        been seen (`done`).
-
-        Raises:
-          UserError: the rate is above `max_rate`; it names the first bad ones.
-        """
-        total = self.total
-        if not total or (seen < _ENOUGH and not done) or total <= max_rate * seen:
-            return
-        raise UserError(
-            f"max_bad_rate={max_rate} is exceeded: {total} of {seen} samples cannot be used "
-            f"({'; '.join(self.names)}); repair the data or raise data.max_bad_rate."
-        )
-
-
-def open_source(spec: str, *, image_size: int, split: str = "train", seed: int = 0) -> Source:
+def open_source(
+    spec: str, *, image_size: int, split: str = "train", seed: int = 0, channels: int = 3
+) -> Source:
     """The source that `spec` names.
 
     Args:
@@ -149,6 +163,7 @@ def open_source(spec: str, *, image_size: int, split: str = "train", seed: int =
       split: "train" or "heldout" of an built-in data set, a split's name for tfds and hf; other
         sources have none.
       seed: of the images of `shapes`.
+      channels: of the images: 1 (gray), 3 (RGB) or 4 (RGB and alpha).
 
     Raises:
       UserError: an unknown kind, or nothing after the colon.
@@ -166,8 +181,9 @@ def open_source(spec: str, *, image_size: int, split: str = "train", seed: int =
         raise UserError(
             f"data.source={spec!r} does not say which; write data.source={kind}:{what}."
         )
-    source = getattr(importlib.import_module(module), name)
-    return source(place, split) if kind in _WITH_SPLITS else source(place)
+    opener = getattr(importlib.import_module(module), name)
+    source = opener(place, split) if kind in _WITH_SPLITS else opener(place)
+    return source if channels == source.channels else source.in_channels(channels)
 
 
 @functools.lru_cache(maxsize=4)  # the stages of a run share the images that are drawn

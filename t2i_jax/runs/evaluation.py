@@ -14,6 +14,7 @@ from t2i_jax.data.pipeline import batches
 from t2i_jax.data.source import EMBEDDED
 from t2i_jax.errors import UserError
 from t2i_jax.pixels import save_png
+from t2i_jax.runs.ledger import image_channels
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.systems.base import HeldOut, System
 from t2i_jax.train.log import add_metrics
@@ -67,12 +68,10 @@ def held_out(recipe: Recipe) -> HeldOut:
     encoder = recipe.task.text_encoder
     length = None if encoder is None else encoder.max_length
 
+    channels = image_channels(recipe.task.batch_spec(1))
+
     def samples(count: int, wants: Sequence[str]) -> Mapping[str, Any]:
-        return next(
-            iter(
-                batches(data, count, 0, tokenize=None, wants=wants, text_length=length, repeat=True)
-            )
-        )
+        return next(batches(data, count, 0, wants=wants, text_length=length, channels=channels))
 
     return samples
 

@@ -18,6 +18,7 @@ from t2i_jax.data.source import open_source
 from t2i_jax.errors import UserError
 from t2i_jax.runs import folder as folders
 from t2i_jax.runs.evaluation import preview_hooks
+from t2i_jax.runs.ledger import DataLedger, image_channels
 from t2i_jax.runs.recipe import Recipe, recipe_to_dict, upgrade
 from t2i_jax.runs.wiring import check_kind, wired
 from t2i_jax.systems.base import Given, System
@@ -98,19 +99,20 @@ def _fit(recipe, workdir, parts, hooks, profile):
     def build_system(params, stats) -> System:
         return task.system(*sharding.whole((params, stats)), parts, frozen, text_tokenizer)
 
-    def tokenize(captions):
-        return text_tokenizer(captions, encoder.max_length)
-
+    ledger = DataLedger(text_tokenizer, 0 if encoder is None else encoder.max_length)
+    spec = task.batch_spec(1)
     stream = batches(
         recipe.data,
         recipe.train.batch_size,
         recipe.train.seed,
-        tokenize=None if text_tokenizer is None else tokenize,
-        wants=tuple(task.batch_spec(1)),
+        tokenize=None if text_tokenizer is None else ledger.tokenize,
+        wants=tuple(spec),
         text_length=None if encoder is None else encoder.max_length,
         rows=sharding.rows_of_processes(mesh, recipe.train.batch_size),
         process=jax.process_index(),
+        channels=image_channels(spec),
     )
+    ledger.begin(recipe.data.source, _source(recipe.data), _read_of(spec))
     state = fit(
         task,
         stream,
@@ -124,7 +126,13 @@ def _fit(recipe, workdir, parts, hooks, profile):
         profile=profile,
         upgrade=upgrade,
     )
+    ledger.end(recipe.data.source, stream, workdir)
     return build_system({**state.params, **state.ema}, state.stats)
+
+
+def _read_of(spec):
+    """What of a record is read for a batch."""
+    return ("image",) * ("image" in spec) + ("caption",) * ("text" in spec)
 
 
 def _with_parts(recipe, workdir, given, hooks):
@@ -232,7 +240,7 @@ def _check_data(recipe, parts):
             "equal."
         )
     columns = recipe.task.columns(parts)
-    stored = getattr(_source(data), "stored", {}) if columns else {}
+    stored = _source(data).stored if columns else {}
     for column, wanted in columns.items():
         entry, command = _COLUMNS[column]
         if column not in stored:

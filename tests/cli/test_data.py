@@ -214,7 +214,7 @@ def test_inspect_and_pack_count_what_cannot_be_used(t2i, tmp_path):
     said = t2i("inspect", f"folder:{tmp_path}")
     assert (
         "images that can't be used: 4" in said
-        and "truncated image 1" in said
+        and "truncated image: 1 (short.jpg)" in said
         and "bomb.png" in said
     )
     assert "captions: 4, 1 different" in said and "contact sheet" not in said
@@ -227,11 +227,12 @@ def test_inspect_and_pack_count_what_cannot_be_used(t2i, tmp_path):
     for i in range(4):
         (tmp_path / f"good{i}.png").write_bytes(encode(photo(i)))
     said = t2i("inspect", f"folder:{tmp_path}")
-    assert "captions that can't be used: 4 (no caption 4)" in said and "contact sheet" in said
+    assert "captions that can't be used: 4\n  no caption: 4 (good0.png, " in said
     said = t2i(
         "pack", f"folder:{tmp_path}", tmp_path / "out", "--no-captions", "--max-bad-rate", 0.5
     )
     assert "packed: 4 records" in said and "left out: " in said and "empty file 1" in said
+    assert "  bomb.png: too many pixels" in said
 
 
 def test_mistakes_get_one_sentence(t2i, place, packed, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from t2i_jax.data import pipeline
 from t2i_jax.data.crop import crop
 from t2i_jax.data.pipeline import DataConfig, batches
-from t2i_jax.data.source import BadSample
+from t2i_jax.data.source import BadSample, Source
 from t2i_jax.errors import UserError
 from t2i_jax.eval.judge_shapes import parse
 
@@ -20,7 +20,7 @@ HALVES = [(0, 1), (2, 3)]  # rows of a batch of 4 that each of two processes rea
 QUARTERS = [(0,), (1,), (2,), (3,)]
 
 
-class Numbered:
+class Numbered(Source):
     """Record i: an image whose pixels are i, captioned with i; the bad ones raise."""
 
     def __init__(self, length, bad=(), height=4, width=6):
@@ -41,6 +41,16 @@ class Numbered:
             "text_embeds": embeds,
             "text_mask": None,
         }
+
+
+class Blind(Source):
+    """Captions without images."""
+
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, index):
+        return {"image": None, "caption": "words"}
 
 
 @pytest.fixture
@@ -281,9 +291,7 @@ def test_too_many_bad_samples_stop_the_run(numbered):
 
 
 def test_records_without_what_is_wanted_are_bad(monkeypatch):
-    monkeypatch.setattr(
-        pipeline, "open_source", lambda *_, **__: [{"image": None, "caption": "words"}] * 30
-    )
+    monkeypatch.setattr(pipeline, "open_source", lambda *_, **__: Blind())
     stream = batches(CONFIG, 2, 0, wants=("image",), repeat=False)
     with pytest.raises(UserError, match="record 0: no image"):
         next(stream)

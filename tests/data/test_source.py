@@ -5,9 +5,11 @@ import sys
 import threading
 import types
 
+import numpy as np
 import pytest
 
-from t2i_jax.data.source import BadCounter, BadSample, open_source
+from t2i_jax.data.ledger import Ledger, printable, together
+from t2i_jax.data.source import BadSample, Source, open_source
 from t2i_jax.errors import UserError
 
 
@@ -16,6 +18,30 @@ def test_embedded_sets_are_shared():
     assert len(first) == 360 and first is open_source("digits", image_size=16, split="heldout")
     assert len(open_source("shapes", image_size=16)) == 20_000
     assert open_source("shapes", image_size=16, seed=1).seed == 1
+
+
+class Opened(Source):
+    """A source that remembers what it was opened with."""
+
+    def __init__(self, *arguments):
+        self.arguments = arguments
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return {"image": np.full((4, 6, 3), index, np.uint8), "caption": str(index)}
+
+
+def test_what_a_source_does_not_say_has_a_default():
+    source = Opened()
+    assert source.without_image(3) == {"image": None, "caption": "3"} and source.caption(2) == "2"
+    assert source.without_caption(3)["caption"] is None and source.file(0) is None
+    assert source.stored == {} and not source.has_cond_images and not source.passed_over.total
+    gray = source.in_channels(1)
+    assert (gray.channels, source.channels) == (1, 3)
+    with pytest.raises(BadSample, match="no image to condition on"):
+        source.cond_image(0)
 
 
 @pytest.mark.parametrize("spec,module,name,wanted", [
@@ -27,9 +53,10 @@ def test_embedded_sets_are_shared():
 ])  # fmt: skip
 def test_the_kind_says_who_reads(monkeypatch, spec, module, name, wanted):
     reader = types.ModuleType(module)
-    setattr(reader, name, lambda *arguments: arguments)
+    setattr(reader, name, Opened)
     monkeypatch.setitem(sys.modules, f"t2i_jax.data.{module}", reader)
-    assert open_source(spec, image_size=16) == wanted
+    assert open_source(spec, image_size=16).arguments == wanted
+    assert open_source(spec, image_size=16, channels=4).channels == 4
 
 
 @pytest.mark.parametrize("spec,message", [
@@ -45,7 +72,7 @@ def test_mistakes_are_refused(spec, message):
 
 
 def test_bad_samples_are_counted_from_many_threads():
-    counter = BadCounter()
+    counter = Ledger()
 
     def add():
         for i in range(500):
@@ -61,7 +88,7 @@ def test_bad_samples_are_counted_from_many_threads():
 
 
 def test_the_rate_is_looked_at_when_enough_were_seen():
-    counter = BadCounter()
+    counter = Ledger()
     counter.check(10_000, 0.0)  # nothing is wrong
     counter.add(BadSample("not an image", "b.png"))
     counter.check(19, 0.01)
@@ -77,3 +104,27 @@ def test_the_rate_is_looked_at_when_enough_were_seen():
 def test_a_bad_sample_travels_between_processes():
     bad = pickle.loads(pickle.dumps(BadSample("no caption", "a.png")))
     assert (bad.reason, bad.name, str(bad)) == ("no caption", "a.png", "a.png: no caption")
+
+
+def test_a_ledger_tells_what_came_again_apart_and_names_the_first():
+    ledger = Ledger()
+    for _ in range(3):
+        for i in range(5):
+            ledger.add(BadSample("not an image", f"{i}.png"))
+    ledger.note("files of .heic", "a.heic", 40)
+    assert ledger.by_reason["not an image"] == 15 and ledger.different["not an image"] == 5
+    assert ledger.lines("left out") == [
+        "left out: 45",
+        "  files of .heic: 40 (a.heic, ...)",
+        "  not an image: 5 (0.png, 1.png, 2.png, ...)",
+    ]
+    copy = pickle.loads(pickle.dumps(ledger))
+    assert copy.metrics("x/") == {"x/not an image": 5.0, "x/files of .heic": 40.0}
+    assert together([copy.metrics("x/"), {"x/other": 1.0}])["x/other"] == 1
+    assert Ledger().lines("left out") == []
+
+
+def test_names_can_be_printed_whatever_a_file_is_called():
+    for name in ("a\nb\x1b[31m.png", "\udcff.png", "a" * 5000, "\u202e.png", "\0"):
+        assert printable(name).isprintable() and len(printable(name)) <= 200
+    assert printable("\xe9 \u732b.png") == "\xe9 \u732b.png"

@@ -1,6 +1,9 @@
-"""What a recipe brings into a run beside its task: the weights of a perceptual judge."""
+"""What a recipe brings into a run beside its task: the weights of a perceptual judge, and data, of
+which the run tells what it leaves out and cuts.
+"""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -8,8 +11,14 @@ import pytest
 
 from t2i_jax import convert, runs
 from t2i_jax.convert import torch_io
+from t2i_jax.data.pipeline import DataConfig, batches
+from t2i_jax.data.source import open_source
 from t2i_jax.errors import UserError
 from t2i_jax.models.vgg import Vgg16
+from t2i_jax.runs.evaluation import held_out
+from t2i_jax.runs.ledger import DataLedger
+from t2i_jax.text.tokenizer import train_bpe
+from tests.data.hostile import encode, photo
 from tests.e2e.tiny import get_config
 
 RECIPE = get_config().parts["tokenizer"]
@@ -69,3 +78,65 @@ def test_another_file_is_refused_before_anything_trains(tmp_path):
             tmp_path / "run",
             hooks=no_hooks,
         )
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_network_has_its_channels_whatever_a_folder_holds(channels, tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(8):
+        image = photo(i, (16, 16)).convert("RGBA" if i % 2 else "L")
+        image.save(tmp_path / "images" / f"{i}.png")
+    network = dataclasses.replace(RECIPE.task.model, channels=channels)
+    recipe = dataclasses.replace(
+        RECIPE,
+        task=dataclasses.replace(RECIPE.task, model=network),
+        data=dataclasses.replace(RECIPE.data, source=f"folder:{tmp_path / 'images'}"),
+        train=dataclasses.replace(RECIPE.train, steps=1),
+    )
+    runs.train(recipe, tmp_path / "run", hooks=no_hooks)
+    assert runs.load_run_recipe(tmp_path / "run").task.model.channels == channels
+    images = held_out(recipe)(8, ("image",))["image"]
+    assert images.shape == (8, 16, 16, channels)
+
+
+@pytest.fixture
+def uneven(tmp_path):
+    """Ten images: one is broken, one has no caption, three have long ones."""
+    for i in range(10):
+        (tmp_path / f"{i}.png").write_bytes(encode(photo(i)) if i else b"broken")
+        if i != 1:
+            words = "a long caption of many words" if i > 6 else "a word"
+            (tmp_path / f"{i}.txt").write_text(f"{words} {i}")
+    return f"folder:{tmp_path}"
+
+
+def test_a_run_tells_what_it_leaves_out_and_cuts(uneven, tmp_path, caplog):
+    tokenizer = train_bpe(["a long caption of many words 0123456789"] * 9, 64)
+    ledger = DataLedger(tokenizer, 6)
+    ledger.begin(uneven, open_source(uneven, image_size=8), ("image", "caption"))
+    said = caplog.text
+    assert "images that can't be used: 1\n    not an image: 1 (0.png)" in said
+    assert "captions that can't be used: 1\n    no caption: 1 (1.png)" in said
+    assert "captions that are cut: 3\n    caption of more than 6 tokens: 3 (" in said
+    assert "of many words 7'" in said and "among 10 of 10 records" in said
+    caplog.clear()
+    config = DataConfig(source=uneven, image_size=8, max_bad_rate=1.0)
+    stream = batches(config, 4, 0, tokenize=ledger.tokenize)
+    for _ in range(9):  # several epochs
+        next(stream)
+    ledger.end(uneven, stream, tmp_path)
+    assert "left out: 2\n" in caplog.text and "captions that were cut: 3\n" in caplog.text
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {
+        "data/left_out/not an image": 1.0,
+        "data/left_out/no caption": 1.0,
+        "data/cut/caption of more than 6 tokens": 3.0,
+    }
+
+
+def test_where_all_is_well_a_run_tells_nothing(caplog, tmp_path):
+    ledger = DataLedger(None, 0)
+    (tmp_path / "a.png").write_bytes(encode(photo()))
+    ledger.begin("digits", open_source("digits", image_size=8), ("image",))
+    source = f"folder:{tmp_path}"
+    ledger.begin(source, open_source(source, image_size=8), ("image",))
+    assert not caplog.text

@@ -1,0 +1,73 @@
+"""What of its data a run leaves out or cuts, told at its start and at its end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t2i_jax.cluster import processes
+from t2i_jax.data.ledger import Ledger, together
+from t2i_jax.data.overview import look, note_cut
+from t2i_jax.data.pipeline import Batches
+from t2i_jax.data.source import EMBEDDED, Source
+from t2i_jax.text.tokenizer import TextTokenizer
+from t2i_jax.train.log import add_metrics
+
+_SECONDS, _SAMPLES = 3.0, 1000  # of the look before a training
+_log = logging.getLogger(__name__)
+
+
+class DataLedger:
+    """The ledger of one training.
+
+    Args:
+      tokenizer: of the text encoder; None where captions are not tokenized. max_length: its tokens.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer | None, max_length: int):
+        self._tokenizer, self._max_length = tokenizer, max_length
+        self.cut = Ledger()
+
+    def tokenize(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and mask of captions; those that are cut are counted."""
+        assert self._tokenizer is not None
+        ids_BL, mask_BL = self._tokenizer(captions, self._max_length)
+        full = [captions[row] for row in np.flatnonzero(np.asarray(mask_BL).all(axis=1))]
+        note_cut(self.cut, full, self._tokenizer.lengths, self._max_length)
+        return ids_BL, mask_BL
+
+    def begin(self, name: str, source: Source, wants: Sequence[str]) -> None:
+        """Tells what a short look at the data finds; nothing where all is well."""
+        if not processes.is_first() or name in EMBEDDED:
+            return
+        found = look(source, _SAMPLES, wants=wants, seconds=_SECONDS)
+        lines = found.images_bad.lines("images that can't be used")
+        lines += found.captions_bad.lines("captions that can't be used")
+        if self._tokenizer is not None:
+            cut = note_cut(Ledger(), found.captions, self._tokenizer.lengths, self._max_length)
+            lines += cut.lines("captions that are cut")
+        lines = [f"among {found.looked_at} of {found.records} records:", *lines] if lines else []
+        _tell(name, lines + found.passed_over.lines("passed over"))
+
+    def end(self, name: str, stream: Batches, workdir: Any) -> None:
+        """Tells what the training left out and cut, and adds it to WORKDIR/metrics.json."""
+        lines = stream.bad.lines("left out") + self.cut.lines("captions that were cut")
+        mine = stream.bad.metrics("data/left_out/") | self.cut.metrics("data/cut/")
+        counted = processes.gather(mine)
+        if processes.is_first():
+            _tell(name, lines)
+            passed_over = stream.passed_over.metrics("data/passed_over/")
+            add_metrics(workdir, {**together(counted), **passed_over})
+
+
+def image_channels(spec: Mapping[str, Any]) -> Mapping[str, int]:
+    """Channels of the images of a batch, by their entry."""
+    return {k: spec[k].shape[-1] for k in ("image", "cond_image") if k in spec}
+
+
+def _tell(name, lines):
+    if lines:
+        _log.warning("data.source=%r: %s", name, "\n  ".join(lines))
