@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import pathlib
 import shutil
@@ -29,7 +30,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
       OSError: the temporary path can't be cleared, or `path` is a folder that is not empty.
     """
     path = pathlib.Path(os.path.abspath(path))
-    temporary = path.with_name(f"partial-{path.name}")
+    temporary = path.with_name(_partial(path.name))
     _remove(temporary)
     try:
         yield temporary
@@ -71,6 +72,14 @@ def read_regular(path: str | os.PathLike, most: int) -> bytes:
             said = f"it has more than {most} bytes"
             raise OSError(errno.EFBIG, said, os.fspath(path))
         return data
+
+
+def _partial(name):
+    """The temporary name; of a name that would become too long, a digest."""
+    if len(os.fsencode(name)) + len("partial-") <= 255:
+        return f"partial-{name}"
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    return f"partial-{digest}{pathlib.Path(name).suffix[:16]}"
 
 
 def _remove(path):

@@ -44,6 +44,7 @@ def compile_for(
     """
     import jax
 
+    from t2i_jax import paths
     from t2i_jax.aot import ahead
     from t2i_jax.runs.recipe import changed, load_recipe, with_mesh
 
@@ -54,6 +55,7 @@ def compile_for(
     if "JAX_OPTIMIZATION_LEVEL" not in os.environ:
         jax.config.update("jax_optimization_level", "O1")
     recipe = with_mesh(changed(load_recipe(config), overrides), mesh)
+    json_file = None if json_file is None else paths.new("json", json_file)
     ahead.slice_devices(topology)  # refused before anything long
     if generate is not None:
         reports = ahead.compile_sampling(*_parts(recipe), topology, generate)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
+from t2i_jax import paths
 from t2i_jax.errors import UserError
 
 _Source = Annotated[str, tyro.conf.Positional]
@@ -41,6 +42,7 @@ def pack(
     """
     from t2i_jax.data.pack import pack as pack_source
 
+    out = paths.new("out", out)
     if shard_mb < 1:
         raise UserError(f"shard_mb={shard_mb} is not positive; give 1 or more, for example 256.")
     manifest = pack_source(
@@ -80,6 +82,7 @@ def inspect(
     from t2i_jax.data.overview import contact_sheet, look
     from t2i_jax.pixels import save_png
 
+    sheet = paths.new("sheet", sheet)
     opened = _open(source, size, split)
     found = look(opened, samples, progress=_progress("reading"))
     for line in found.lines():
@@ -126,6 +129,7 @@ def encode_text(
     from t2i_jax.text.cache import embed_captions
     from t2i_jax.text.t5 import T5Text
 
+    packed = paths.given("packed", packed)
     source = PackedSource(str(packed))
     if not source.manifest["captions"]:
         raise UserError(f"packed={str(packed)!r} holds no captions; pack it without --no-captions.")
@@ -184,6 +188,7 @@ def encode_images(
     one_of("crop", crop, ("center", "resize"))
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} is not positive; give 1 or more.")
+    packed, run = paths.given("packed", packed), paths.given("run", run)
     source = PackedSource(str(packed))
     tokenizer = runs.load(run / "tokenizer" if (run / "tokenizer").is_dir() else run)
     model = tokenizer.task.network

@@ -21,11 +21,12 @@ def evaluate(
         overrides: Fields of the recipe to change, as evaluation.pictures=1000
         evaluation.options.guidance=2.0.
     """
-    from t2i_jax import runs
+    from t2i_jax import paths, runs
     from t2i_jax.cluster import processes
     from t2i_jax.runs.recipe import changed
 
     with processes.joined():
+        run = paths.given("run", run)
         recipe = changed(runs.load_run_recipe(run), overrides)
         figures = runs.evaluate(recipe, runs.load(run), run)
         for name, value in figures.items() if processes.is_first() else ():

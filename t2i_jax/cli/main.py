@@ -75,7 +75,9 @@ def _start_cache():
     """
     import jax
 
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/t2i_jax/xla"))
+    folder = os.path.expanduser(
+        os.environ.get("JAX_COMPILATION_CACHE_DIR") or "~/.cache/t2i_jax/xla"
+    )
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 

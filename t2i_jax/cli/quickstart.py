@@ -14,8 +14,10 @@ def quickstart(workdir: pathlib.Path = pathlib.Path("runs/quickstart")) -> None:
     Args:
         workdir: Folder of the run.
     """
+    from t2i_jax import paths
     from t2i_jax.quickstart import run as home
 
+    workdir = paths.folder("workdir", workdir)
     metrics = home.finished(workdir) or home.run(workdir)
     for name, value in metrics.items():
         print(f"{name}: {value:.4g}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
+from t2i_jax import paths
 from t2i_jax.config import did_you_mean, fields_of
 from t2i_jax.errors import UserError
 
@@ -137,7 +139,9 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
 
     if common.count < 1:
         raise UserError(f"count={common.count} must be at least 1.")
-    system = runs.load(common.run, mesh=None if common.mesh is None else parse_mesh(common.mesh))
+    run = paths.given("run", common.run)
+    out = paths.folder("out", common.out or run / "samples" / f"seed{common.seed}")
+    system = runs.load(run, mesh=None if common.mesh is None else parse_mesh(common.mesh))
     larger = None if common.upscale is None else runs.load(common.upscale)
     given = _given(system.task, inputs, max(len(common.prompts), 1))
     captions = (
@@ -154,7 +158,7 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
         )
     )
     images = images if larger is None else larger.upscale(images)
-    out = _new_folder(common.out or common.run / "samples" / f"seed{common.seed}")
+    out = _new_folder(out)
     for i, image in enumerate(images):
         save_png(out / f"{i // common.count:03d}-{i % common.count:02d}.png", image)
     told = [caption for caption in captions or () for _ in range(common.count)]
@@ -205,16 +209,15 @@ def _run_in(arguments):
         is_value = i > 0 and arguments[i - 1].startswith("--") and "=" not in arguments[i - 1]
         if not argument.startswith("-") and not is_value:
             return pathlib.Path(argument)
-    return next(
-        (pathlib.Path(argument) for argument in arguments if pathlib.Path(argument).is_dir()), None
-    )
+    folders = [argument for argument in arguments if os.path.isdir(argument)]
+    return pathlib.Path(folders[0]) if folders else None
 
 
 def _open(name, path):
     from PIL import Image
 
     try:
-        image = Image.open(path)
+        image = Image.open(paths.given(name, path))
         image.load()
         return image
     except (OSError, ValueError, Image.DecompressionBombError) as error:
@@ -238,6 +241,6 @@ def _new_folder(out):
     for i in range(1, 10_000):
         folder = out if i == 1 else out.with_name(f"{out.name}-{i}")
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-            folder.mkdir(parents=True, exist_ok=True)
+            paths.make("out", folder)
             return folder
     raise UserError(f"out={str(out)!r} and its numbered neighbours exist; name another folder.")

@@ -27,7 +27,7 @@ def train(
         by default. profile: Steps to trace, as 10:15; WORKDIR/profile then opens in TensorBoard, a
         file in it in Perfetto.
     """
-    from t2i_jax import runs
+    from t2i_jax import paths, runs
     from t2i_jax.cluster import processes
     from t2i_jax.runs.recipe import changed, load_recipe, with_mesh
     from t2i_jax.train.profile import Profile
@@ -35,7 +35,8 @@ def train(
     traced = Profile.parse(profile) if profile is not None else None
     with processes.joined():
         recipe = with_mesh(changed(load_recipe(config), overrides), mesh)
-        workdir = workdir or pathlib.Path("runs") / f"{config.resolve().parent.name}-{config.stem}"
+        usual = pathlib.Path("runs") / f"{config.resolve().parent.name}-{config.stem}"
+        workdir = paths.folder("workdir", workdir or usual)
         system = runs.train(recipe, workdir, profile=traced)
         figures = runs.evaluate(recipe, system, workdir)
         if processes.is_first():

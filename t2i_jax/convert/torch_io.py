@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from t2i_jax import paths
 from t2i_jax.convert import state_dict
 from t2i_jax.errors import UserError
 from t2i_jax.foreign import arrays as foreign
@@ -62,7 +63,7 @@ def load(path: str | pathlib.Path) -> Any:
 
 def write(path: str | pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
     """Writes arrays by name as .safetensors, or as a .pt state dict of tensors."""
-    path = pathlib.Path(path)
+    path = paths.new("weights", path)
     if path.suffix == ".safetensors":
         from safetensors.numpy import save_file
 

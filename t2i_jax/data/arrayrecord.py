@@ -23,6 +23,7 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from t2i_jax import paths
 from t2i_jax.data.image_file import ImageFiles, decode
 from t2i_jax.data.source import BadSample, Record, clean_caption
 from t2i_jax.errors import UserError
@@ -49,7 +50,7 @@ class PackedSource(ImageFiles):
     """
 
     def __init__(self, path: str):
-        self.path = pathlib.Path(path)
+        self.path = paths.given("arrayrecord", path)
         self.manifest = read_manifest(self.path)
         self._data = _Shards(self.path, self.manifest["shards"])
         self._columns = {

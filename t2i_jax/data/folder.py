@@ -7,10 +7,10 @@ from __future__ import annotations
 import csv
 import json
 import os
-import pathlib
 
 import numpy as np
 
+from t2i_jax import paths
 from t2i_jax.data.image_file import ENDINGS, ImageFiles, decode, file_bytes
 from t2i_jax.data.source import BadSample, clean_caption
 from t2i_jax.errors import UserError
@@ -36,7 +36,7 @@ class FolderSource(ImageFiles):
     has_cond_images = True
 
     def __init__(self, path: str):
-        self.path = pathlib.Path(path)
+        self.path = paths.given("folder", path)
         if not self.path.is_dir():
             raise UserError(f"folder={path!r} is not a folder; give one that holds images.")
         table = next(

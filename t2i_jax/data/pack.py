@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from t2i_jax import paths
 from t2i_jax.data import arrayrecord
 from t2i_jax.data.arrayrecord import (
     ShardWriter,
@@ -130,7 +131,7 @@ def add_column(
     Raises:
       UserError: too many rows are bad, or there are not as many as records.
     """
-    folder = pathlib.Path(packed)
+    folder = paths.given("packed", packed)
     bad, writer, seen = Ledger(), ShardWriter(folder, column, shard_bytes), 0
     try:
         for seen, row in enumerate(rows, 1):
@@ -170,7 +171,7 @@ def make_room(
     Raises:
       UserError: there is such a column, and it is not to be replaced.
     """
-    folder = pathlib.Path(packed)
+    folder = paths.given("packed", packed)
     manifest = read_manifest(folder)
     there = manifest["columns"].get(column)
     if there is None:
@@ -286,7 +287,7 @@ class _Sizes:
 @contextlib.contextmanager
 def _new_folder(out):
     """A folder that gets its name when all is done; nothing is left of it otherwise."""
-    out = pathlib.Path(os.path.abspath(out))
+    out = pathlib.Path(os.path.abspath(paths.new("out", out)))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={str(out)!r} exists and is not empty; name a new folder.")
     with replacing(out) as temporary:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from t2i_jax import paths
 from t2i_jax.config import one_of
 from t2i_jax.data.ledger import Ledger, printable
 from t2i_jax.errors import UserError
@@ -33,6 +34,7 @@ EMBEDDED = {  # the sets that come with the package, and where they are drawn or
     "shapes": ("t2i_jax.data.shapes", "Shapes"),
     "digits": ("t2i_jax.data.digits", "Digits"),
 }
+_PLACES = ("folder", "arrayrecord")  # a path; the others: a pattern, or a name as well
 _WITH_SPLITS = ("tfds", "hf")
 
 
@@ -181,6 +183,9 @@ def open_source(
         raise UserError(
             f"data.source={spec!r} does not say which; write data.source={kind}:{what}."
         )
+    place = paths.local("data.source", place)
+    if kind in _PLACES:
+        paths.given("data.source", place)
     opener = getattr(importlib.import_module(module), name)
     source = opener(place, split) if kind in _WITH_SPLITS else opener(place)
     return source if channels == source.channels else source.in_channels(channels)

@@ -11,6 +11,7 @@ import re
 import tarfile
 from typing import NamedTuple
 
+from t2i_jax import paths
 from t2i_jax.data.image_file import ENDINGS, ImageFiles
 from t2i_jax.data.source import BadSample, clean_caption
 from t2i_jax.errors import UserError
@@ -54,9 +55,8 @@ class WebDatasetSource(ImageFiles):
     """
 
     def __init__(self, pattern: str):
-        self.shards = sorted(
-            {path for one in _expanded(pattern) for path in glob.glob(one, recursive=True)}
-        )
+        pattern = paths.local("webdataset", pattern)
+        self.shards = sorted({path for one in _expanded(pattern) for path in _matching(one)})
         if not self.shards:
             raise UserError(
                 f"webdataset={pattern!r} matches no file; give tar files such as shards/*.tar."
@@ -153,6 +153,16 @@ def _from_json(text, name):
     if not isinstance(values, dict):
         raise BadSample("no caption", name)
     return next((values[key] for key in _KEYS if isinstance(values.get(key), str)), None)
+
+
+def _matching(pattern):
+    """The files of a pattern; one that is the name of a file or a folder means just that."""
+    folder, name = os.path.split(pattern)
+    if os.path.isfile(pattern):
+        return [pattern]
+    if os.path.isdir(folder):
+        pattern = os.path.join(glob.escape(folder), name)
+    return glob.glob(pattern, recursive=True)
 
 
 def _expanded(pattern):

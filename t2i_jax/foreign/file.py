@@ -10,6 +10,7 @@ import pathlib
 import stat
 from collections.abc import Iterator
 
+from t2i_jax import paths
 from t2i_jax.errors import UserError
 
 _LFS = b"version https://git-lfs"
@@ -34,7 +35,7 @@ def check(path: str | os.PathLike, field: str, limit: int | None = None) -> path
       UserError: nothing is there, or a folder, a pipe, a device; an empty file, a Git LFS pointer,
         or more bytes than the limit.
     """
-    path = pathlib.Path(path)
+    path = paths.given(field, path)
     named = f"{field}={str(path)!r}"
     try:
         status = path.stat()

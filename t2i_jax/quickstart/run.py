@@ -9,7 +9,7 @@ import pathlib
 import time
 from collections.abc import Mapping
 
-from t2i_jax import runs
+from t2i_jax import paths, runs
 from t2i_jax.data.pipeline import DataConfig
 from t2i_jax.eval.evaluation import Evaluation
 from t2i_jax.models.parti_transformer import PartiTransformer
@@ -30,6 +30,7 @@ _SHOWN = 24  # samples of the report
 
 def finished(workdir: pathlib.Path) -> Mapping[str, float] | None:
     """The figures of a quickstart that is done; None while it is not."""
+    workdir = paths.folder("workdir", workdir)
     path = workdir / "metrics.json"
     metrics = json.loads(path.read_text()) if path.is_file() else {}
     return (
@@ -44,7 +45,7 @@ def run(workdir: pathlib.Path) -> Mapping[str, float]:
 
     `seconds` counts every start of a run that was stopped in between.
     """
-    recipe = get_config()
+    workdir, recipe = paths.folder("workdir", workdir), get_config()
     clock = _Clock(workdir)
     try:
         system = runs.train(recipe, workdir)
@@ -65,7 +66,7 @@ class _Clock:
 
     def __init__(self, workdir):
         self.workdir, self.start = pathlib.Path(workdir), time.perf_counter()
-        self.workdir.mkdir(parents=True, exist_ok=True)
+        paths.make("workdir", self.workdir)
 
     def stop(self):
         path = self.workdir / "metrics.json"

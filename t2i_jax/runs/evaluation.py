@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from t2i_jax import paths
 from t2i_jax.cluster import processes
 from t2i_jax.data.pipeline import batches
 from t2i_jax.data.source import EMBEDDED
@@ -45,7 +46,7 @@ def evaluate(recipe: Recipe, system: System, workdir: str | pathlib.Path) -> Map
 
     What is measured is for the system to say; see its `evaluate`.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = paths.folder("workdir", workdir)
     if recipe.data is None:
         return {}
     found = system.evaluate(held_out(recipe), recipe.evaluation)

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from t2i_jax import paths
 from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
 from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
@@ -120,8 +121,7 @@ def export(workdir: str | pathlib.Path, out: str | pathlib.Path) -> pathlib.Path
     Raises:
       UserError: `out` exists and is not empty (nothing is overwritten).
     """
-    run, out = _existing(workdir), pathlib.Path(out)
-    check_new(out)
+    run, out = _existing(workdir), check_new(out)
     if _is_export(run):
         shutil.copytree(run, out, dirs_exist_ok=True)
         return out
@@ -136,14 +136,16 @@ def export(workdir: str | pathlib.Path, out: str | pathlib.Path) -> pathlib.Path
     return out
 
 
-def check_new(out: pathlib.Path) -> None:
-    """Refuses a place where something is already.
+def check_new(out: str | pathlib.Path) -> pathlib.Path:
+    """The path of a folder that is to be made, `~` replaced; refuses a place where something is.
 
     Raises:
-      UserError: `out` exists and is not empty.
+      UserError: `out` exists and is not empty, or is no path that can be made.
     """
+    out = paths.new("out", out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={str(out)!r} exists and is not empty; name a new folder.")
+    return out
 
 
 def write_system(
@@ -230,7 +232,7 @@ def fingerprint(weights: Any) -> str:
 
 
 def _existing(workdir: str | pathlib.Path) -> pathlib.Path:
-    workdir = pathlib.Path(workdir)
+    workdir = paths.given("run", workdir)
     if not workdir.is_dir():
         raise UserError(
             f"run={str(workdir)!r} is not a folder; give one that `t2i train` or `t2i quickstart` "

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import t2i_jax
-from t2i_jax import config
+from t2i_jax import config, paths
 from t2i_jax.data.pipeline import DataConfig
 from t2i_jax.errors import UserError
 from t2i_jax.eval.evaluation import FORMER, Evaluation
@@ -128,7 +128,7 @@ def load_recipe(path: str | pathlib.Path) -> Recipe:
     Raises:
       UserError: no such file, no `get_config`, or a result that is not a Recipe.
     """
-    path = pathlib.Path(path)
+    path = paths.given("config", path)
     if not path.is_file():
         raise UserError(
             f"config={str(path)!r} is not a file; give a recipe such as configs/parti/shapes.py."

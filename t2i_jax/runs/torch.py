@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from t2i_jax import systems
+from t2i_jax import paths, systems
 from t2i_jax.data.pipeline import DataConfig
 from t2i_jax.errors import UserError
 from t2i_jax.eval.evaluation import Evaluation
@@ -45,12 +45,11 @@ def import_torch(
       UserError: weights of another kind, fields that contradict them, a T5 of another width, or
         `out` exists.
     """
-    out = pathlib.Path(out)
-    folders.check_new(out)
+    path, out = paths.given("weights", path), folders.check_new(out)
     own = {
         name: fields.pop(name) for name in systems.SYSTEMS if isinstance(fields.get(name), Mapping)
     }
-    file = TorchFile(pathlib.Path(path), t5, fields, own)
+    file = TorchFile(path, t5, fields, own)
     for weights in systems.weights():
         found = weights.from_torch(file)
         if found is not None:
@@ -78,7 +77,7 @@ def export_torch(run: str | pathlib.Path, path: str | pathlib.Path) -> pathlib.P
     Raises:
       UserError: a network that has no PyTorch form, or `path` exists.
     """
-    path = pathlib.Path(path)
+    path = paths.new("out", path)
     if path.exists():
         raise UserError(f"out={str(path)!r} exists; name a new file.")
     weights = systems.weights_of(folders.load_run_recipe(run).task)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 
-from t2i_jax import sharding
+from t2i_jax import paths, sharding
 from t2i_jax.cluster import processes
 from t2i_jax.data.pipeline import batches
 from t2i_jax.data.source import open_source
@@ -65,11 +64,11 @@ def train(
     """
     if profile is not None and recipe.train is not None:
         profile.check(recipe.train.steps)
-    workdir = pathlib.Path(workdir)
+    workdir = paths.folder("workdir", workdir)
     processes.check_same(
         recipe_to_dict(recipe), "another recipe", "give every process the same command"
     )
-    processes.once(lambda: workdir.mkdir(parents=True, exist_ok=True))
+    processes.once(lambda: paths.make("workdir", workdir))
     # parts may train for days before this recipe's own data are read
     if recipe.data is not None and recipe.task.objectives:
         records = {"records": len(_source(recipe.data))}
@@ -189,8 +188,9 @@ def _adopted(name, part, source, folder):
         processes.once(lambda: folders.export(source, folder))
     found = _identified(folders.part_in(folder))
     check_kind(name, part, found.system.task)
-    if not is_new and pathlib.Path(source).is_dir():
-        theirs = folders.fingerprint(folders.part_in(pathlib.Path(source)).weights)
+    home = paths.given(f"parts.{name}", source)
+    if not is_new and home.is_dir():
+        theirs = folders.fingerprint(folders.part_in(home).weights)
         if found.fingerprint != theirs:
             raise UserError(
                 f"parts.{name}={source!r} has other weights (fingerprint {theirs}) than this run "

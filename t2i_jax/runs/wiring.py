@@ -5,11 +5,10 @@ compiling ahead alike.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from t2i_jax import convert
+from t2i_jax import convert, paths
 from t2i_jax.errors import UserError
 from t2i_jax.runs.folder import load_run_recipe
 from t2i_jax.runs.recipe import Recipe
@@ -77,7 +76,7 @@ def _from_file(name, part: Part, path, own):
     fields: dict[str, Any] = (
         {field: getattr(own, field) for field in part.told} if own is not None else {}
     )
-    network, params = convert.from_torch(pathlib.Path(path), **fields)
+    network, params = convert.from_torch(paths.given(f"parts.{name}", path), **fields)
     if not isinstance(network, part.of):
         wanted = f"a file with the weights of {part.of.__name__}"
         raise UserError(f"parts.{name}={path!r} holds a {type(network).__name__}; give {wanted}.")

@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from t2i_jax import paths
 from t2i_jax.config import did_you_mean, shown
 from t2i_jax.errors import UserError
 from t2i_jax.foreign import json_file, safetensors_file, torch_archive
@@ -54,8 +55,9 @@ def folder_of(source: str, *patterns: str) -> pathlib.Path:
     Raises:
       UserError: no such folder, and no such name within reach.
     """
-    if os.path.isdir(source):
-        return pathlib.Path(source)
+    place = paths.local("text", source)
+    if os.path.isdir(place):
+        return pathlib.Path(place)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import itertools
 import logging
 import pathlib
@@ -15,7 +16,9 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils.epath import gpath
 
+from t2i_jax import paths
 from t2i_jax.cluster import processes
 from t2i_jax.errors import Preempted, UserError
 from t2i_jax.types import TrainState
@@ -24,6 +27,17 @@ _FOLDER = "checkpoints"
 # Orbax refuses to save an empty item
 _EMPTY: Mapping[str, Any] = {"params": {}, "ema": {}, "stats": {}}
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
+
+
+def _glob(folder, pattern):
+    """`glob` below a folder whose own name may hold `[`, `*` or `?`: only the pattern is one.
+
+    Merging what the processes saved, Orbax looks for their folders by a pattern.
+    """
+    return (folder / name for name in glob.iglob(pattern, root_dir=folder))
+
+
+gpath.PosixGPath.glob = _glob
 
 
 class Checkpoints:
@@ -41,11 +55,11 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | pathlib.Path, keep: int | None):
-        self.folder = pathlib.Path(workdir).resolve() / _FOLDER
+        self.folder = paths.given("workdir", workdir).resolve() / _FOLDER
         me = jax.process_index()
         self._writer: Any = None  # Orbax's manager that saves; None: only reading
         if keep is not None:
-            processes.once(lambda: self.folder.mkdir(parents=True, exist_ok=True))
+            processes.once(lambda: paths.make("workdir", self.folder))
             found = {"finished checkpoints": self._on_disk() if self.folder.is_dir() else None}
             processes.check_same(
                 found, f"another folder as workdir={str(workdir)!r}", "give all one that they share"
@@ -298,14 +312,14 @@ def last_step(workdir: str | pathlib.Path) -> int | None:
 
     No array is read.
     """
-    folder = pathlib.Path(workdir) / _FOLDER
+    folder = paths.given("run", workdir) / _FOLDER
     return max(
         (int(entry.name) for entry in folder.glob("*") if entry.name.isdigit()), default=None
     )
 
 
 def _read_only(workdir, read):
-    if not (pathlib.Path(workdir) / _FOLDER).is_dir():
+    if not (paths.given("run", workdir) / _FOLDER).is_dir():
         raise UserError(
             f"run={str(workdir)!r} holds no checkpoint; train it first, or give another folder."
         )

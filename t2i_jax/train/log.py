@@ -43,7 +43,9 @@ class Log:
         self._file = path.open("a")
         self._events = _Events(workdir, start)
         self._complained = False
-        self._bar = tqdm(total=steps, initial=start, unit="step", desc=workdir.name)
+        self._bar = tqdm(
+            total=steps, initial=start, unit="step", desc=" ".join(workdir.name.split())
+        )
 
     def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes metrics of a step; a value that is not finite is null in metrics.jsonl and left
@@ -128,7 +130,7 @@ class _Events:
         from tensorboardX.summary import scalar
 
         self._event, self._scalar = Event, scalar
-        self._writer = EventsWriter(str(workdir / "events"), f".{start}.{os.getpid()}")
+        self._writer = EventsWriter(os.path.abspath(workdir / "events"), f".{start}.{os.getpid()}")
         # TensorBoard forgets what an earlier start wrote of the steps that now come again.
         session = SessionLog(status=SessionLog.START)
         self._writer.write_event(Event(wall_time=time.time(), step=start + 1, session_log=session))

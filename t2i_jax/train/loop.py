@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from t2i_jax import sharding
+from t2i_jax import paths, sharding
 from t2i_jax.cluster import processes
 from t2i_jax.config import to_dict
 from t2i_jax.errors import Preempted, UserError
@@ -80,7 +80,7 @@ def fit(
         ones; a batch does not fit; the disk is full; too many updates in a row were not finite.
       Preempted: after SIGTERM or SIGINT, with everything saved.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = paths.folder("workdir", workdir)
     clock = clock or Goodput.of(workdir)
     if profile is not None:
         profile.check(config.steps)

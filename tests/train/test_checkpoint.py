@@ -31,6 +31,19 @@ def copy(trained, tmp_path):
     return shutil.copytree(trained[0], tmp_path / "copy")
 
 
+@pytest.mark.parametrize("name", ["run[1]", "a*b?", "\u00fc \u65e5\n#%20{x}'\"", "[", "s3:x"])
+def test_a_folder_of_any_name_holds_checkpoints_that_can_be_read(trained, tmp_path, name):
+    fit(ToyTask(), ToyBatches(), _CONFIG, tmp_path / name)
+    chex.assert_trees_all_equal(load_params(tmp_path / name)[1], trained[1].params)
+    assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
+
+
+def test_a_backslash_which_would_be_taken_for_a_slash_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(UserError, match="has a backslash in its path"):
+        fit(ToyTask(), ToyBatches(), _CONFIG, tmp_path / "back\\slash")
+    assert not list(tmp_path.iterdir())
+
+
 def _arrays(step: pathlib.Path, item: str):
     """The files that hold the values of an item."""
     return [path for path in (step / item).rglob("*") if path.is_file() and path.parent.name == "d"]

@@ -1,0 +1,178 @@
+"""Paths as people give them: checked once, where they come in, before anything is made or read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pathlib
+import re
+
+from t2i_jax.errors import UserError
+
+Given = str | os.PathLike
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # pathlib makes gs:/b of gs://b
+_NAME, _PATH = 255, 4096  # bytes, where the file system does not say
+_BELOW = 400  # bytes of the longest path below a run's folder, about
+_SHOWN = 100  # letters of a path in a sentence
+
+
+def local(field: str, path: Given) -> str:
+    """A path, or a pattern of paths, with `~` replaced by the home folder.
+
+    Args:
+      field: what the path was given as, for the sentence.
+
+    Raises:
+      UserError: it is empty, names a remote place (`gs://...`), holds a null character, or begins
+        with the home of an unknown user.
+    """
+    text = os.fsdecode(path)
+    named = f"{field}={shown(text)}"
+    if not text:
+        raise UserError(f"{named} is empty; give a path.")
+    if "\0" in text:
+        raise UserError(f"{named} holds a null character, as no path does; give another one.")
+    if remote := _SCHEME.match(text):
+        raise UserError(
+            f"{named} names a remote place, and {remote[1]}: is not supported; give a folder or "
+            "file of this machine, or one that is mounted here."
+        )
+    return _at_home(named, text)
+
+
+def given(field: str, path: Given) -> pathlib.Path:
+    """The path with `~` replaced by the home folder; whether something is there is left open.
+
+    Args:
+      field: what the path was given as, for the sentence.
+
+    Raises:
+      UserError: as `local`; or it is longer than the file system allows, or leads through a file, a
+        circle of links or a folder that may not be entered.
+    """
+    text, named = local(field, path), f"{field}={shown(path)}"
+    _check_length(named, text)
+    try:
+        os.stat(text)
+    except UnicodeEncodeError:
+        raise UserError(f"{named} can't be the name of a file; give another one.") from None
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise UserError(_unreachable(named, text, error)) from None
+    return pathlib.Path(text)
+
+
+def folder(field: str, path: Given) -> pathlib.Path:
+    """`given`, for a folder that is there or can be made; nothing is made.
+
+    Raises:
+      UserError: as `given`; or something else is there, its path is not UTF-8 or has a backslash,
+        or nothing can be written where it is or would be.
+    """
+    found = given(field, path)
+    named = f"{field}={shown(path)}"
+    _check_written(named, found)
+    if "\\" in os.path.realpath(found):  # what writes checkpoints takes it for a slash
+        raise UserError(f"{named} has a backslash in its path; name a folder without one.")
+    if len(os.fsencode(os.path.abspath(found))) > _PATH - _BELOW:
+        raise UserError(
+            f"{named} has so long a path that nothing fits below it; give a shorter one."
+        )
+    if found.exists() and not found.is_dir():
+        raise UserError(f"{named} is not a folder; name a new one, or one that is there.")
+    return found
+
+
+def new(field: str, path: Given) -> pathlib.Path:
+    """`given`, for a file or a folder that is to be written; nothing is made.
+
+    Whether it may replace something is not asked.
+
+    Raises:
+      UserError: as `given`; or its name is not UTF-8, or nothing can be written where it would be.
+    """
+    found = given(field, path)
+    _check_written(f"{field}={shown(path)}", found)
+    return found
+
+
+def make(field: str, folder: pathlib.Path) -> None:
+    """Makes a folder and those above it, unless it is there.
+
+    Raises:
+      UserError: the file system refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{field}={shown(folder)} can't be made ({error.strerror}); name another folder."
+        ) from None
+
+
+def shown(path: Given) -> str:
+    """A path in a sentence: quoted, on one line, its middle left out when it is long."""
+    text = os.fsdecode(path)
+    if len(text) > _SHOWN:
+        text = f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
+    return repr(text)
+
+
+def _at_home(named, text):
+    if not text.startswith("~"):
+        return text
+    full = os.path.expanduser(text)
+    if full.startswith("~"):
+        raise UserError(
+            f"{named} begins with the home of a user who is not known here; give the full path."
+        )
+    return full
+
+
+def _check_length(named, text):
+    longest = max(len(os.fsencode(part)) for part in text.split("/")) if _encodes(text) else 0
+    if longest > _NAME:
+        raise UserError(
+            f"{named} has a name of {longest} bytes in it, and file systems allow {_NAME}; give a "
+            "shorter one."
+        )
+    if _encodes(text) and len(os.fsencode(os.path.abspath(text))) >= _PATH:
+        raise UserError(f"{named} is longer than {_PATH} bytes; give a shorter path.")
+
+
+def _encodes(text):
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _unreachable(named, text, error):
+    if error.errno == errno.ENOTDIR:
+        return f"{named} leads through {_file_on_the_way(text)!r}, a file; name another place."
+    return f"{named} can't be reached ({error.strerror}); give another path."
+
+
+def _file_on_the_way(text):
+    return next(
+        (str(one) for one in reversed(pathlib.Path(text).parents) if os.path.isfile(one)), text
+    )
+
+
+def _check_written(named, path):
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{named} is not UTF-8; give another name.") from None
+    there = pathlib.Path(os.path.abspath(path))
+    while not os.path.lexists(there):
+        there = there.parent
+    if there != pathlib.Path(os.path.abspath(path)):
+        if not there.is_dir():
+            raise UserError(f"{named} lies below {str(there)!r}, no folder; name another place.")
+    elif not there.is_dir():
+        there = there.parent
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{named}: nothing can be written into {str(there)!r}; name another place.")

@@ -1,0 +1,124 @@
+"""Paths as people write them: each works, or is refused in one sentence before anything is made."""
+
+import os
+import pathlib
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+import t2i_jax as t2i
+from t2i_jax import paths, runs
+from t2i_jax.data.pack import make_room, pack
+from t2i_jax.data.shapes import Shapes
+from t2i_jax.data.source import open_source
+from t2i_jax.errors import UserError
+from t2i_jax.files import replacing
+from t2i_jax.runs import folder
+from t2i_jax.runs.recipe import load_recipe
+from t2i_jax.train.checkpoint import load_params
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "file").write_text("a file")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+_REFUSED = {
+    "": "is empty",
+    "gs://bucket/run": "gs: is not supported",
+    "s3://bucket/run": "s3: is not supported",
+    "https://example.com/run": "https: is not supported",
+    "file:///tmp/run": "file: is not supported",
+    "a\0b": "null character",
+    "n" * 300: "a name of 300 bytes",
+    "\u00e9" * 130: "a name of 260 bytes",
+    "x/" * 3000: "longer than 4096 bytes",
+    "file/run": "leads through 'file', a file",
+    "file/run/deeper": "leads through 'file', a file",
+    "~nobody-of-this-name/run": "a user who is not known here",
+    "\ud800": "=",
+}
+_RECIPE = t2i.Recipe(
+    task=t2i.TokenizerTask(t2i.VitVQGanVAE(dim=8, image_size=8, patch_size=4, layers=1, heads=1)),
+    data=t2i.DataConfig(source="shapes", image_size=8),
+    train=t2i.TrainConfig(steps=1, batch_size=2),
+)
+_TAKES = {  # every function of the Python API that is given a path
+    "train": lambda path: runs.train(_RECIPE, path),
+    "load": t2i.load,
+    "read": folder.read,
+    "export": lambda path: runs.export(path, "new"),
+    "load_params": load_params,
+    "load_recipe": load_recipe,
+    "import": lambda path: runs.import_torch(path, "new"),
+    "import into": lambda path: runs.import_torch("file", path),
+    "export_torch": lambda path: runs.export_torch(path, "new.pt"),
+    "pack": lambda path: pack(Shapes(8, "train", 0), path, name="shapes"),
+    "make_room": lambda path: make_room(path, "text", {}),
+    **{
+        kind: lambda path, kind=kind: open_source(f"{kind}:{path}", image_size=8)
+        for kind in ("folder", "arrayrecord")
+    },
+}
+
+
+@pytest.mark.parametrize("name", _TAKES)
+def test_a_path_that_cannot_be_is_one_sentence_wherever_it_is_given(name):
+    for path, sentence in _REFUSED.items():
+        if path or name not in ("folder", "arrayrecord"):  # "does not say which"
+            with pytest.raises(UserError, match=sentence) as refused:
+                _TAKES[name](path)
+            assert len(str(refused.value).splitlines()) == 1 and len(str(refused.value)) < 600
+    assert [path.name for path in pathlib.Path().iterdir()] == ["file"]
+
+
+def test_a_run_is_refused_where_a_file_is_or_nothing_can_be_made(tmp_path):
+    with pytest.raises(UserError, match="workdir='file' is not a folder"):
+        runs.train(_RECIPE, "file")
+    os.symlink("circle", "circle")
+    with pytest.raises(UserError, match="workdir='circle' can't be reached"):
+        runs.train(_RECIPE, "circle")
+    os.symlink(tmp_path / "nowhere" / "deep", "dangling")
+    with pytest.raises(UserError, match="workdir='dangling"):
+        runs.train(_RECIPE, "dangling")
+    with pytest.raises(UserError, match="workdir='/proc/run'"):
+        runs.train(_RECIPE, "/proc/run")
+    with pytest.raises(UserError, match="is not UTF-8"):
+        runs.train(_RECIPE, b"caf\xe9")
+
+
+def test_a_tilde_is_the_home_folder_everywhere(tmp_path):
+    home = tmp_path / "home"
+    pack(Shapes(8, "train", 0), "~/packed", name="shapes")
+    assert (home / "packed" / "manifest.json").is_file()
+    assert len(open_source("arrayrecord:~/packed", image_size=8)) == len(Shapes(8, "train", 0))
+    assert make_room("~/packed", "text", {})
+    with pytest.raises(UserError, match=f"webdataset='{home}/no.tar' matches no file"):
+        open_source("webdataset:~/no.tar", image_size=8)
+    assert [path.name for path in pathlib.Path().iterdir()] == ["file"]
+
+
+@hypothesis.given(st.text() | st.text("~/.[]*? a", min_size=1))
+@hypothesis.settings(suppress_health_check=list(hypothesis.HealthCheck))
+def test_any_text_is_a_folder_that_can_be_made_or_is_refused(tmp_path, text):
+    hypothesis.assume(not text.startswith("/") and ".." not in text)
+    try:
+        found = paths.folder("workdir", text)
+        paths.make("workdir", found)
+    except UserError as error:
+        assert "workdir=" in str(error) and len(str(error).splitlines()) == 1
+    else:
+        assert found.is_dir() and os.path.realpath(found).startswith(os.path.realpath(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["n" * 250 + ".json", "\u65e5" * 85, "n" * 255])
+def test_a_long_name_has_room_for_its_temporary_one(tmp_path, name):
+    with replacing(tmp_path / name) as temporary:
+        temporary.write_text("whole")
+        assert temporary.suffix == pathlib.Path(name).suffix
+    assert (tmp_path / name).read_text() == "whole"
