@@ -37,7 +37,7 @@ def _glob(folder, pattern):
     return (folder / name for name in glob.iglob(pattern, root_dir=folder))
 
 
-gpath.PosixGPath.glob = _glob
+gpath.PosixGPath.glob = _glob  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Checkpoints:

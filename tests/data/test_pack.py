@@ -111,7 +111,7 @@ def test_nothing_is_overwritten(tmp_path):
     for name in ("full", "file"):
         with pytest.raises(UserError, match="exists and is not empty"):
             pack(Shapes(16, length=2), tmp_path / name, name="shapes")
-    with pytest.raises(UserError, match="can't be made"):
+    with pytest.raises(UserError, match="leads through .*a file"):
         pack(Shapes(16, length=2), tmp_path / "file" / "below", name="shapes")
     with pytest.raises(UserError, match="size=0"):
         pack(Shapes(16, length=2), tmp_path / "new", name="shapes", size=0)
