@@ -8,16 +8,67 @@ import ast
 import dataclasses
 import difflib
 import functools
+import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any
 
 from t2i_jax.errors import UserError
 
 _LARGEST = 2**64  # no number of a configuration reaches it
 _LINEN_FIELDS = ("parent", "name")  # every Flax module has these two; they are no configuration
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers that a field may have, from `low` to `high`, both included; no NaN, and infinity
+    only where it is a limit.
+
+    Stands in `Annotated` with the field's type. A plain `int` is from 0 to 2^31 - 1, a plain
+    `float` from 0 and finite.
+
+    Attributes:
+      above: `low` itself is excluded. below: `high` itself is.
+    """
+
+    low: float = 0
+    high: float = 2.0**1023
+    above: bool = False
+    below: bool = False
+
+    def problem(self, value: float) -> str | None:
+        """What is wrong with a number, and the remedy; None where nothing is."""
+        if math.isnan(value) or (math.isinf(value) and value not in (self.low, self.high)):
+            return f"is not a finite number; give {self}"
+        if value < self.low or (self.above and value == self.low):
+            return f"is {'not above' if self.above else 'below'} {self.low:g}; give {self}"
+        if value > self.high or (self.below and value == self.high):
+            return f"is {'not below' if self.below else 'above'} {_plain(self.high)}; give {self}"
+        return None
+
+    def __str__(self) -> str:
+        if self.low <= -_FAR:
+            return "a finite number"
+        low = f"above {self.low:g}" if self.above else f"from {self.low:g}"
+        if self.high >= _FAR:
+            return f"a number {low}" if self.above or self.low != 1 else "1 or more"
+        if self.high == _MOST:
+            return f"{self.low:g} or more"
+        return f"a number {low} to {'below ' if self.below else ''}{_plain(self.high)}"
+
+
+_FAR, _MOST = 2.0**63, 2**31 - 1
+_WHOLE, _REAL = Range(0, _MOST), Range(0)
+
+# Types of fields, with their ranges.
+Count = Annotated[int, Range(1, _MOST)]
+Seed = Annotated[int, Range(0, 2**63 - 1)]
+Positive = Annotated[float, Range(0, above=True)]
+Signed = Annotated[float, Range(-(2.0**1023))]
+Fraction = Annotated[float, Range(0, 1)]
+Decay = Annotated[float, Range(0, 1, below=True)]
 
 
 def fields_of(cls: type) -> dict[str, dataclasses.Field]:
@@ -32,6 +83,42 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}."
+
+
+def leaves(config: Any, path: str = "") -> Iterator[str]:
+    """The paths of all fields of a configuration that hold no further ones, as overrides name
+    them.
+    """
+    for name, value in _entries(config):
+        inner = f"{path}.{name}" if path else name
+        below = list(leaves(value, inner))
+        yield from below or [inner]
+
+
+def nearest_field(path: str, config: Any) -> str | None:
+    """The field of a configuration that a misspelt path may mean; None where nothing is near.
+
+    Words, their beginnings and their initials count ("train.lr" is near to
+    "train.optim.learning_rate"), and so does a field's name in another place.
+    """
+    *parents, last = path.split(".")
+
+    def score(known):
+        *places, name = known.split(".")
+        words = name.split("_")
+        initials = "".join(word[:1] for word in words)
+        same = difflib.SequenceMatcher(None, last, name).ratio()
+        if last == name:
+            same = 1.5
+        elif len(last) > 1 and last == initials:
+            same = 1.2
+        elif len(last) > 2 and any(word.startswith(last) for word in words):
+            same = max(same, 0.9 - 0.02 * len(words))
+        shared = len(set(parents) & set(places)) - 0.2 * (places[:1] != parents[:1])
+        return same + 0.1 * shared - 0.02 * len(places), same
+
+    best = max(leaves(config), key=lambda known: score(known)[0], default=None)
+    return best if best is not None and score(best)[1] >= 0.6 else None
 
 
 def one_of(field: str, value: Any, known: Iterable[str]) -> None:
@@ -96,16 +183,15 @@ def from_dict(data: Any, known: Mapping[str, type], path: str = "config") -> Any
 
 
 def check(cls: type, name: str, value: Any, path: str | None = None) -> None:
-    """Refuses a value of another type than the field `name` of a class has; an int is a float too.
+    """Refuses a value of another type than the field `name` of a class has, or out of its range; an
+    int is a float too.
 
     Args:
       path: the field's name in the message; None: `name`.
     """
-    annotation = _annotation(cls, name)
-    if not _fits(value, annotation, inside=True):
-        raise UserError(
-            f"{path or name}={shown(value)} is not {_wanted(annotation)}; give such a value."
-        )
+    wrong = problem(value, _annotation(cls, name))
+    if wrong:
+        raise UserError(f"{path or name}={shown(value)} {wrong}.")
 
 
 def shown(value: Any) -> str:
@@ -167,7 +253,60 @@ def override(config: Any, assignments: Sequence[str]) -> Any:
                 "one."
             )
         branch[last] = _Leaf(path, text.strip())
-    return _assign(config, tree)
+    try:
+        return _assign(config, tree)
+    except _Unknown as unknown:
+        near = nearest_field(unknown.path, config)
+        remedy = f"did you mean {near!r}?" if near else unknown.remedy
+        raise UserError(f"{unknown.path}: {unknown.what}; {remedy}") from None
+
+
+class _Unknown(Exception):
+    """A path that names no field; `remedy` is for where no other field is near."""
+
+    def __init__(self, path, what, remedy):
+        super().__init__(path, what, remedy)
+        self.path, self.what, self.remedy = path, what, remedy
+
+
+def check_all(config: Any, path: str = "") -> None:
+    """Refuses values that are not of their fields' types, or out of their ranges, anywhere in a
+    configuration.
+
+    Raises:
+      UserError: one sentence with all of them.
+    """
+    found = list(_problems(config, path))
+    if found:
+        more = "" if len(found) <= 8 else f" and {len(found) - 8} more"
+        raise UserError("; ".join(found[:8]) + more + ".")
+
+
+def problem(value: Any, annotation: Any) -> str | None:
+    """What is wrong with a value for a field of this type, and the remedy; None where nothing is.
+
+    A list counts as a tuple, and a whole number as a float.
+    """
+    origin, within = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        limits = next((extra for extra in within[1:] if isinstance(extra, Range)), None)
+        return _number_problem(value, within[0], limits) if limits else problem(value, within[0])
+    if annotation in (int, float):
+        return _number_problem(value, annotation, _WHOLE if annotation is int else _REAL)
+    if origin in (typing.Union, types.UnionType):
+        return _union_problem(value, within)
+    value = tuple(value) if isinstance(value, list) else value
+    if not _fits(value, annotation):
+        return f"is not {_name(annotation)}; give {_example(annotation)}"
+    if isinstance(value, tuple) and within:
+        any_length = origin is not tuple or within[-1] is Ellipsis
+        kinds = within[:1] * len(value) if any_length else within
+        if len(kinds) != len(value):
+            return f"has {len(value)} values; give {len(kinds)}"
+        return next(filter(None, map(problem, value, kinds)), None)
+    if isinstance(value, Mapping) and len(within) == 2:
+        return next(filter(None, (problem(one, within[1]) for one in value.values())), None)
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,30 +334,83 @@ def _assign(config, tree):
     """`config` with the values of a tree of fields, branches mappings and leaves of `_Leaf`."""
     if not tree:
         return config
-    if isinstance(config, tuple) and all(key.isdigit() for key in tree):
+    if isinstance(config, tuple) and all(re.fullmatch("[0-9]+", key) for key in tree):
         return _assign_entries(config, tree)
     if isinstance(config, Mapping):
         return _assign_items(config, tree)
     if not dataclasses.is_dataclass(config):
         leaf = _first(tree)
+        config = shown(config)
         raise UserError(
-            f"{leaf.path}={leaf.text!r} reaches into {config!r}, which has no fields; shorten the "
+            f"{leaf.path}={leaf.text!r} reaches into {config}, which has no fields; shorten the "
             "path."
         )
     given = {name: getattr(config, name) for name in fields_of(type(config))}
     for name, branch in tree.items():
-        _check_field(type(config), name, _first(branch).path)
+        known = fields_of(type(config))
+        if name not in known:
+            what = f"{type(config).__name__} has no field {name!r}"
+            raise _Unknown(_first(branch).path, what, did_you_mean(name, known))
+        annotation = _annotation(type(config), name)
         if isinstance(branch, _Leaf):
-            given[name] = _parse(branch.text, _annotation(type(config), name), branch.path)
+            given[name] = parse(branch.text, annotation, branch.path)
+        elif given[name] is None and (made := _begun(annotation, branch)) is not None:
+            given[name] = made
         else:
             given[name] = _assign(given[name], branch)
-    return type(config)(**given)
+    try:
+        return type(config)(**given)
+    except UserError:
+        raise
+    except Exception as error:  # a class may do anything with values that it did not expect
+        told = ", ".join(f"{leaf.path}={shown(leaf.text)}" for leaf in _all(tree))
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{told} can't be set ({first[:120]}); give such a value as is there now."
+        ) from error
+
+
+def _begun(annotation, branch):
+    """The value of a field that is None and into which overrides reach: its class, with what they
+    say.
+    """
+    kinds = [annotation, *typing.get_args(annotation)]
+    classes = [kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+    if len(classes) != 1 or any(not isinstance(leaf, _Leaf) for leaf in branch.values()):
+        return None
+    cls, fields = classes[0], fields_of(classes[0])
+    for name, leaf in branch.items():
+        if name not in fields:
+            what = f"{cls.__name__} has no field {name!r}"
+            raise _Unknown(leaf.path, what, did_you_mean(name, fields))
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in branch
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        leaf = _first(branch)
+        parent = leaf.path.rpartition(".")[0]
+        raise UserError(f"{parent}=None has no fields; give {parent}.{missing[0]} too.")
+    return cls(
+        **{
+            name: parse(leaf.text, _annotation(cls, name), leaf.path)
+            for name, leaf in branch.items()
+        }
+    )
+
+
+def _all(tree):
+    for branch in tree.values():
+        yield from [branch] if isinstance(branch, _Leaf) else _all(branch)
 
 
 def _assign_entries(entries, tree):
     entries = list(entries)
     for key, branch in tree.items():
-        if int(key) >= len(entries) or isinstance(branch, _Leaf):
+        if len(key) > 9 or int(key) >= len(entries) or isinstance(branch, _Leaf):
             leaf = _first(branch)
             raise UserError(
                 f"{leaf.path}={leaf.text!r} names entry {key} of {len(entries)}; name a field of "
@@ -235,14 +427,13 @@ def _assign_items(items, tree):
     items = dict(items)
     for key, branch in tree.items():
         if isinstance(branch, _Leaf):
-            items[key] = _parse(branch.text, Any, branch.path)
+            items[key] = parse(branch.text, Any, branch.path)
         elif key in items:
             items[key] = _assign(items[key], branch)
         else:
             leaf = _first(branch)
-            raise UserError(
-                f"{leaf.path}={leaf.text!r}: there is no {key!r}; {did_you_mean(key, items)}"
-            )
+            there_is_no = f"there is no {key!r}"
+            raise _Unknown(leaf.path, there_is_no, did_you_mean(key, items))
     return items
 
 
@@ -260,6 +451,28 @@ def _check_field(cls, name, path):
         )
 
 
+def _entries(config):
+    """(name, value) of what a configuration holds, as overrides name it."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return [(name, getattr(config, name)) for name in fields_of(type(config))]
+    if isinstance(config, Mapping):
+        return [(str(key), value) for key, value in config.items()]
+    if isinstance(config, tuple) and any(map(dataclasses.is_dataclass, config)):
+        return [(str(i), value) for i, value in enumerate(config)]
+    return []
+
+
+def _problems(config, path):
+    is_object = dataclasses.is_dataclass(config) and not isinstance(config, type)
+    for name, value in _entries(config):
+        inner = f"{path}.{name}" if path else name
+        wrong = problem(value, _annotation(type(config), name)) if is_object else None
+        if wrong:
+            yield f"{inner}={shown(value)} {wrong}"
+        else:
+            yield from _problems(value, inner)
+
+
 def _annotation(cls, name):
     return _annotations(cls).get(name, Any)
 
@@ -267,59 +480,115 @@ def _annotation(cls, name):
 @functools.cache
 def _annotations(cls):
     try:
-        return typing.get_type_hints(cls)
+        return typing.get_type_hints(cls, include_extras=True)
     except NameError:  # an annotation that only a type checker can see
         return {}
 
 
-def _parse(text, annotation, path):
+def parse(text: str, annotation: Any, path: str) -> Any:
+    """The value that a text stands for in a field of this type: a Python literal, else the text.
+
+    Raises:
+      UserError: it is of another type, or out of the field's range.
+    """
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    # whatever a text of an unknown hand makes of it
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, OverflowError):
         value = {"true": True, "false": False, "none": None, "null": None}.get(text.lower(), text)
+        if isinstance(value, str) and text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
+            value = text if problem(text, annotation) is None else float(text)
     value = tuple(value) if isinstance(value, list) else value
-    if _fits(value, annotation):
-        return value
-    if _fits(text, annotation):  # a name made of digits
+    wrong = problem(value, annotation)
+    if wrong and problem(text, annotation) is None:  # a name made of digits
         return text
-    if isinstance(value, int) and not isinstance(value, bool) and _fits(float(value), annotation):
-        return float(value)
-    raise UserError(f"{path}={text!r} is not {_wanted(annotation)}; give such a value.")
+    if wrong:
+        number = isinstance(value, (int, float)) and "give such" not in wrong
+        raise UserError(f"{path}={shown(value if number else text)} {wrong}.")
+    return _as_declared(value, annotation)
 
 
-def _wanted(annotation):
-    """An annotation as a message says it."""
-    name = getattr(annotation, "__name__", None) if isinstance(annotation, type) else None
-    return name or re.sub(r"\b(?:\w+\.)+(?=\w)", "", str(annotation))
+def _as_declared(value, annotation):
+    """A whole number as a float, where floats alone are wanted."""
+    if typing.get_origin(annotation) is Annotated:
+        return _as_declared(value, typing.get_args(annotation)[0])
+    kinds = [annotation, *typing.get_args(annotation)]
+    kinds = [typing.get_args(k)[0] if typing.get_origin(k) is Annotated else k for k in kinds]
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if whole and float in kinds and int not in kinds else value
 
 
-def _fits(value, annotation, inside=False):
-    """Whether a value is of an annotation's type, what it holds included.
+def _number_problem(value, kind, limits):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"is not {_name(kind)}; give {_example(kind)}"
+    if kind is int and not isinstance(value, int):
+        return f"is not {_name(kind)}; give {_example(kind)}"
+    try:
+        return limits.problem(float(value))
+    except OverflowError:
+        return f"is beyond all limits; give {limits}"
 
-    Args:
-      inside: take an int for a float, as what a value holds.
-    """
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+
+def _union_problem(value, kinds):
+    wrongs = [problem(value, kind) for kind in kinds]
+    if None in wrongs:
+        return None
+    # a number out of range rather than "not None"
+    telling = [wrong for wrong in wrongs if wrong and not wrong.startswith("is not ")]
+    telling += [wrong for wrong in wrongs if wrong and wrong.startswith("is not a finite")]
+    if telling:
+        return telling[0]
+    names = " or ".join(dict.fromkeys(_name(kind) for kind in kinds))
+    return f"is not {names}; give {_example(kinds[0])}"
+
+
+_NAMES = {
+    int: ("a whole number", "such a value, for example 3"),
+    float: ("a number", "such a value, for example 0.5"),
+    bool: ("true or false", "one of these"),
+    str: ("text", "text"),
+    type(None): ("None", "such a value"),
+}
+
+
+def _name(annotation):
+    if annotation in _NAMES:
+        return _NAMES[annotation][0]
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return _name(typing.get_args(annotation)[0])
+    if origin is tuple:
+        return "several values in parentheses"
+    if origin is not None and issubclass(origin, Mapping):
+        return "values by name"
+    return f"a {annotation.__name__}" if isinstance(annotation, type) else str(annotation)
+
+
+def _example(annotation):
+    if annotation in _NAMES:
+        return _NAMES[annotation][1]
+    origin = typing.get_origin(annotation)
+    if origin is tuple:
+        return "such a value, as (1,2)"
+    if origin is not None and origin is not Annotated and issubclass(origin, Mapping):
+        return "such a value, as {'data':2}"
+    return "such a value"
+
+
+def _plain(number):
+    return f"{number:g}" if number < 1e6 else str(int(number))
+
+
+def _fits(value, annotation):
+    """Whether a value is of an annotation's outermost type."""
+    origin = typing.get_origin(annotation)
     if annotation is Any or isinstance(annotation, (str, typing.TypeVar)):
         return True
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, one, inside) for one in arguments)
     if origin is typing.Literal:
-        return value in arguments
+        return value in typing.get_args(annotation)
     if annotation is None or annotation is type(None):
         return value is None
     if origin in (tuple, Sequence):
-        if not isinstance(value, tuple):
-            return False
-        if origin is tuple and arguments[-1:] != (...,):
-            return len(value) == len(arguments) and all(
-                _fits(one, kind, inside=True) for one, kind in zip(value, arguments)
-            )
-        return all(_fits(one, arguments[0], inside=True) for one in value)
-    if origin is not None and isinstance(value, Mapping) and issubclass(Mapping, origin):
-        return all(_fits(one, arguments[-1], inside=True) for one in value.values())
-    if origin is not None:
-        return isinstance(value, origin)
-    if annotation in (int, float):
-        return type(value) is annotation or (inside and annotation is float and type(value) is int)
-    return isinstance(value, annotation) if isinstance(annotation, type) else True
+        return isinstance(value, tuple)
+    kind = origin or annotation
+    return isinstance(value, kind) if isinstance(kind, type) else True

@@ -8,6 +8,7 @@ batch where it should gather a weight.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ def parse_mesh(text: str) -> Mapping[str, int]:
     for part in filter(None, text.split(",")):
         axis, _, size = (word.strip() for word in part.partition("="))
         one_of("mesh axis", axis, MESH_AXES)
-        if not size.lstrip("-").isdigit() or axis in shape:
+        if not re.fullmatch("-?[0-9]{1,9}", size) or axis in shape:
             raise UserError(f"mesh={text!r} has {part!r}; give each axis once, as data=2,fsdp=4.")
         shape[axis] = int(size)
     return shape

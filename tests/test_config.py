@@ -105,9 +105,9 @@ def test_an_override_changes_one_field_with_the_type_it_has(assignment, changed)
         ("steps", "has no '='"),
         ("stepps=3", "did you mean 'steps'"),
         ("inner.rate.x=3", "has no fields"),
-        ("inner.rate=fast", r"inner\.rate='fast' is not float"),
-        ("steps=2.5", "steps='2.5' is not int"),
-        ("on=2", "on='2' is not bool"),
+        ("inner.rate=fast", r"inner\.rate='fast' is not a number"),
+        ("steps=2.5", "steps='2.5' is not a whole number"),
+        ("on=2", "on=2 is not true or false"),
         ("inner.widths=3", "inner.widths='3'"),
     ],
 )

@@ -11,18 +11,19 @@ import pathlib
 import sys
 from typing import Annotated
 
-import tyro
+from t2i_jax.cli.arguments import Shown
+from t2i_jax.config import Count
 
 
 def compile_for(
-    config: Annotated[pathlib.Path, tyro.conf.Positional],
-    overrides: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    config: pathlib.Path,
+    overrides: Annotated[tuple[str, ...], Shown("FIELD=VALUE", positional=True)] = (),
     *,
-    topology: str,
-    mesh: str | None = None,
+    topology: Annotated[str, Shown("SLICE")],
+    mesh: Annotated[str | None, Shown("AXIS=SIZE,...")] = None,
     search: bool = False,
-    generate: int | None = None,
-    json_file: Annotated[pathlib.Path | None, tyro.conf.arg(name="json")] = None,
+    generate: Annotated[Count | None, Shown("N")] = None,
+    json_file: Annotated[pathlib.Path | None, Shown("FILE", flag="json")] = None,
 ) -> None:
     """Compile a recipe's training step for a TPU slice on any machine, and tell what each chip will
     do.
@@ -38,9 +39,10 @@ def compile_for(
         topology: The slice, as v5p:8x8x8, or several of them, as 2*v5e:16x16.
         mesh: Sizes of the mesh's axes, as data=2,fsdp=4,tensor=2; the recipe's own by default.
         search: Try the remat policies and numbers of gradient accumulation steps; name the fastest
-        that fits. generate: Compile sampling instead: this many images at a time, guided, in one
-        program per stage. json_file: A file for the numbers; of --search and --generate several, by
-        name.
+        that fits.
+        generate: Compile sampling instead: this many images at a time, guided, in one program per
+        stage.
+        json_file: A file for the numbers; of --search and --generate several, by name.
     """
     import jax
 

@@ -6,18 +6,15 @@ import ast
 import pathlib
 from typing import Annotated, Any
 
-import tyro
-
+from t2i_jax.cli.arguments import Shown
 from t2i_jax.errors import UserError
-
-_Path = Annotated[pathlib.Path, tyro.conf.Positional]
 
 
 def from_torch(
-    weights: _Path,
-    out: _Path,
-    fields: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
-    t5: str | None = None,
+    weights: pathlib.Path,
+    out: pathlib.Path,
+    fields: Annotated[tuple[str, ...], Shown("FIELD=VALUE", positional=True)] = (),
+    t5: Annotated[str | None, Shown("FOLDER|NAME")] = None,
 ) -> None:
     """Turn a checkpoint of a PyTorch package into a folder that t2i sample and t2i.load read.
 
@@ -49,7 +46,7 @@ def from_torch(
     print(f"written: {import_torch(weights, out, t5=t5, **given)}")
 
 
-def to_torch(run: _Path, out: _Path) -> None:
+def to_torch(run: pathlib.Path, out: pathlib.Path) -> None:
     """Turn a run's weights into a state dict that the PyTorch package loads.
 
     Args:
@@ -59,17 +56,6 @@ def to_torch(run: _Path, out: _Path) -> None:
     from t2i_jax.runs import export_torch
 
     print(f"written: {export_torch(run, out)}")
-
-
-def convert(
-    command: tyro.conf.OmitArgPrefixes[
-        tyro.conf.OmitSubcommandPrefixes[
-            Annotated[Any, tyro.conf.subcommand("from-torch", constructor=from_torch)]
-            | Annotated[Any, tyro.conf.subcommand("to-torch", constructor=to_torch)]
-        ]
-    ],
-) -> None:
-    """Weights to and from the PyTorch packages."""
 
 
 def _fields(assignments):

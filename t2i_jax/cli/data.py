@@ -8,24 +8,24 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import numpy as np
-import tyro
 
 from t2i_jax import paths
+from t2i_jax.cli.arguments import Shown
+from t2i_jax.config import Count, Fraction
 from t2i_jax.errors import UserError
 
-_Source = Annotated[str, tyro.conf.Positional]
-_Path = Annotated[pathlib.Path, tyro.conf.Positional]
+_Size = Annotated[Count | None, Shown("PIXELS")]
 _BUILT_IN_SIZE = 32  # pixels; of a built-in data set, when no size is given
 
 
 def pack(
-    source: _Source,
-    out: _Path,
-    size: int | None = None,
+    source: str,
+    out: pathlib.Path,
+    size: _Size = None,
     split: str = "train",
     captions: bool = True,
-    max_bad_rate: float = 0.05,
-    shard_mb: int = 256,
+    max_bad_rate: Fraction = 0.05,
+    shard_mb: Count = 256,
 ) -> None:
     """Write a source as shards of ArrayRecord with a manifest.
 
@@ -65,19 +65,21 @@ def pack(
 
 
 def inspect(
-    source: _Source,
-    samples: int = 1000,
+    source: str,
+    samples: Count = 1000,
     sheet: pathlib.Path = pathlib.Path("contact_sheet.png"),
-    size: int | None = None,
+    size: _Size = None,
     split: str = "train",
 ) -> None:
     """Show counts, sizes, captions and what can't be used, and draw a contact sheet.
 
     Args:
         source: As in a recipe: folder:PATH, webdataset:GLOB, arrayrecord:DIR, tfds:NAME, hf:NAME,
-        shapes, digits. samples: How many records are read, evenly spread. sheet: PNG file to write;
-        an existing one is kept, and the new one numbered. size: Side of the images of shapes and
-        digits. split: Of a source that has splits.
+        shapes, digits.
+        samples: How many records are read, evenly spread.
+        sheet: PNG file to write; an existing one is kept, and the new one numbered.
+        size: Side of the images of shapes and digits.
+        split: Of a source that has splits.
     """
     from t2i_jax.data.overview import contact_sheet, look
     from t2i_jax.pixels import save_png
@@ -101,12 +103,12 @@ def inspect(
 
 
 def encode_text(
-    packed: _Path,
-    t5: str,
-    max_length: int = 128,
+    packed: pathlib.Path,
+    t5: Annotated[str, Shown("FOLDER|NAME", positional=False)],
+    max_length: Count = 128,
     dtype: str = "float16",
-    batch_size: int = 64,
-    max_bad_rate: float = 0.05,
+    batch_size: Count = 64,
+    max_bad_rate: Fraction = 0.05,
     replace: bool = False,
 ) -> None:
     """Store the T5 embeddings of the captions beside a packed set, for a task with
@@ -162,11 +164,11 @@ def encode_text(
 
 
 def encode_images(
-    packed: _Path,
-    run: _Path,
+    packed: pathlib.Path,
+    run: pathlib.Path,
     crop: str = "center",
-    batch_size: int = 32,
-    max_bad_rate: float = 0.05,
+    batch_size: Count = 32,
+    max_bad_rate: Fraction = 0.05,
     replace: bool = False,
 ) -> None:
     """Store a trained tokenizer's tokens beside a packed set, for a task with stored_tokens=True.
@@ -207,19 +209,6 @@ def encode_images(
     rows = _tokens(source, tokenizer, crop, batch_size)
     add_column(packed, "tokens", rows, about={**about, "run": str(run)}, max_bad_rate=max_bad_rate)
     print(f"stored: {model.num_tokens} tokens of each of {len(source)} images in {packed}")
-
-
-def data(
-    command: tyro.conf.OmitSubcommandPrefixes[
-        tyro.conf.OmitArgPrefixes[
-            Annotated[Any, tyro.conf.subcommand("pack", constructor=pack)]
-            | Annotated[Any, tyro.conf.subcommand("inspect", constructor=inspect)]
-            | Annotated[Any, tyro.conf.subcommand("encode-text", constructor=encode_text)]
-            | Annotated[Any, tyro.conf.subcommand("encode-images", constructor=encode_images)]
-        ]
-    ],
-) -> None:
-    """Look at data, pack it, and store embeddings and tokens beside it."""
 
 
 def _open(source, size, split):

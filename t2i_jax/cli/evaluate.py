@@ -5,12 +5,12 @@ from __future__ import annotations
 import pathlib
 from typing import Annotated
 
-import tyro
+from t2i_jax.cli.arguments import Shown
 
 
 def evaluate(
-    run: Annotated[pathlib.Path, tyro.conf.Positional],
-    overrides: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    run: pathlib.Path,
+    overrides: Annotated[tuple[str, ...], Shown("FIELD=VALUE", positional=True)] = (),
 ) -> None:
     """Measure a trained run on held-out images or captions.
 

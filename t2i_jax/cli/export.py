@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Annotated
-
-import tyro
 
 
-def export(
-    run: Annotated[pathlib.Path, tyro.conf.Positional],
-    out: Annotated[pathlib.Path, tyro.conf.Positional],
-) -> None:
+def export(run: pathlib.Path, out: pathlib.Path) -> None:
     """Write a run's system as system.json and weights.safetensors, which t2i sample and t2i.load
     read.
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 
+from t2i_jax import __version__
 from t2i_jax.errors import Preempted, UserError
 
 _MALLOC = (  # one heap, which gives nothing back by itself (glibc on Linux)
@@ -36,35 +38,85 @@ def main() -> None:
     Exit status: 0 done; 2 a mistake in what was given (one sentence says which); 75 stopped by
     SIGTERM or SIGINT after saving, the same command resumes; 1 anything else, with a stack trace.
     """
-    import tyro  # not above: `start` would pay for it twice
-
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        _start_cache()
-        if sys.argv[1:2] == ["sample"]:  # its options are those of the run that is named
-            from t2i_jax.cli import sample
-
-            sample.command(sys.argv[2:])()
-        else:
-            tyro.extras.subcommand_cli_from_dict(_commands(), prog="t2i", args=sys.argv[1:])
+        _run(sys.argv[1:])
     except (UserError, Preempted) as error:
         print(f"t2i: {error}", file=sys.stderr)
         sys.exit(error.status)
 
 
+def _run(words):
+    from t2i_jax.cli.arguments import called, nearest
+
+    for number, word in enumerate(words, 1):
+        # what is no UTF-8 on the command line comes as halves of letters
+        if "\0" in word or any("\ud800" <= letter <= "\udfff" for letter in word):
+            told = ascii(word.encode("utf-8", "surrogateescape"))[1:]
+            raise UserError(f"argument {number}, {told}, is not text in UTF-8; write it so.")
+    name, commands = "t2i", _commands()
+    while isinstance(commands, Mapping):
+        if not words:
+            raise UserError(f"{name} needs a command: {', '.join(commands)}; see {name} --help.")
+        word, *words = words
+        if word in ("--help", "-h"):
+            print(_overview(name, commands))
+            return
+        if word == "--version" and name == "t2i":
+            print(f"t2i_jax {__version__}")
+            return
+        if word not in commands:
+            known = [*commands, "--help", *(["--version"] if name == "t2i" else [])]
+            raise UserError(f"{word!r} is no command of {name}; {nearest(word, known)}")
+        name, commands = f"{name} {word}", commands[word]
+    _start_cache()
+    if name == "t2i sample":  # its options are those of the run that is named
+        commands(words)
+    else:
+        called(commands, words, name)
+
+
 def _commands():
-    from t2i_jax.cli import compile, convert, data, evaluate, export, quickstart, sample, train
+    """By name the function of each command, or the commands below it."""
+    from t2i_jax.cli import compile, config, convert, data, evaluate, export, quickstart, sample
+    from t2i_jax.cli import train as training
 
     return {
         "quickstart": quickstart.quickstart,
-        "train": train.train,
-        "sample": sample.describe,
+        "config": config.show,
+        "train": training.train,
+        "sample": sample.command,
         "eval": evaluate.evaluate,
         "export": export.export,
-        "data": data.data,
-        "convert": convert.convert,
+        "data": {
+            "inspect": data.inspect,
+            "pack": data.pack,
+            "encode-text": data.encode_text,
+            "encode-images": data.encode_images,
+        },
+        "convert": {"from-torch": convert.from_torch, "to-torch": convert.to_torch},
         "compile": compile.compile_for,
     }
+
+
+_ABOUT = {  # of those that hold further commands
+    "t2i": "Text-to-image models in JAX: train them, sample from them, convert their weights.",
+    "t2i data": "Look at data, pack it, and store embeddings and tokens beside it.",
+    "t2i convert": "Weights from and to the PyTorch packages.",
+}
+
+
+def _overview(name, commands):
+    from t2i_jax.cli import docstring
+
+    lines = [f"usage: {name} COMMAND ...", "", _ABOUT[name], "", "commands:"]
+    for word, command in commands.items():
+        below = f"{name} {word}"
+        about = _ABOUT[below] if isinstance(command, Mapping) else docstring.summary(command)
+        lines += [f"  {word}", docstring.wrapped(about, 100, "      ")]
+    lines += ["", f"{name} COMMAND --help tells more about each."]
+    lines += ["t2i --version tells the version."] if name == "t2i" else []
+    return "\n".join(lines)
 
 
 def _start_cache():

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
-import tyro
 
 from t2i_jax import paths
-from t2i_jax.config import did_you_mean, fields_of
+=======
+from t2i_jax.cli import arguments as cli
+from t2i_jax.cli import docstring
+from t2i_jax.cli.arguments import Argument, Shown
+from t2i_jax.config import Count, check_all
+>>>>>>> 708a25a (The command line is read from the signatures of its functions: mistakes are one sentence with the nearest name, help has names and defaults, numbers have ranges; t2i config shows a recipe with the docs of its fields)
 from t2i_jax.errors import UserError
 
 
@@ -24,21 +27,20 @@ class _Command:
     Attributes:
       run: Folder of the run.
       prompts: One caption or several; none for a system that was trained without captions.
-      out: Folder for the PNG files; RUN/samples/seed<seed> by default. Nothing there is
-        overwritten.
+      out: Folder for the PNG files. Nothing there is overwritten.
       count: Images per caption.
       seed: The same seed gives the same images.
       upscale: Folder of a super-resolution run, which makes the images larger.
       mesh: Sizes of a mesh's axes over all devices, as data=2,tensor=4; one device by default.
     """
 
-    run: tyro.conf.Positional[pathlib.Path]
-    prompts: tyro.conf.Positional[tuple[str, ...]] = ()
-    out: pathlib.Path | None = None
-    count: int = 4
+    run: pathlib.Path
+    prompts: Annotated[tuple[str, ...], Shown("CAPTION", positional=True)] = ()
+    out: Annotated[pathlib.Path | None, Shown("FOLDER", default="RUN/samples/seedSEED")] = None
+    count: Count = 4
     seed: int = 0
-    upscale: pathlib.Path | None = None
-    mesh: str | None = None
+    upscale: Annotated[pathlib.Path | None, Shown("RUN")] = None
+    mesh: Annotated[str | None, Shown("AXIS=SIZE,...")] = None
 
 
 # What a system may take beside prompts and options, by the name that its task lists in `inputs`:
@@ -55,80 +57,46 @@ _INPUTS: Mapping[str, tuple[str, type, str]] = {
 }
 
 
-def command(arguments: Sequence[str]) -> Callable[[], None]:
-    """`t2i sample` for these arguments: its options are those of the run that they name.
+def command(words: Sequence[str]) -> None:
+    """Generate images for captions. With RUN, --help also lists the options of that run's system.
 
-    Without a run (`t2i sample --help`) it has the options that every system has.
+    Args:
+      words: what follows `t2i sample`.
     """
-    run = _run_in(arguments)
-    if run is None:
-        return lambda: _sample(
-            tyro.cli(_Command, args=arguments, prog="t2i sample", description=_DESCRIPTION),
-            None,
-            {},
-        )
+    own = cli.arguments_of(_Command)
+    run = _run_in(words)
+    if run is None:  # help without a run, or a sentence that says what is missing
+        if not cli.wants_help(words):
+            cli.parsed(own, words, _NAME)
+        print(cli.help_of(_NAME, own, docstring.paragraphs(command)))
+        return
     from t2i_jax import runs
 
     recipe = runs.load_run_recipe(run)
-    return lambda: _parsed(arguments, recipe)
+    defaults, kind = recipe.evaluation.options, type(recipe.task).__name__
+    options = cli.arguments_of(type(defaults), vars(defaults))
+    inputs = [_input(name) for name in recipe.task.inputs]
+    arguments = [*own, *options, *inputs]
+    if cli.wants_help(words):
+        about = f"Generate images with the system of a {kind}. The defaults are the recipe's."
+        print(cli.help_of(_NAME, arguments, [about]))
+        return
+    given = cli.parsed(arguments, words, f"{_NAME} {run}, a run of {kind}")
+
+    def of(some):
+        return {argument.name: given[argument.name] for argument in some}
+
+    chosen = type(defaults)(**of(options))
+    check_all(chosen)
+    _sample(_Command(**of(own)), recipe.task.adapted(chosen, defaults), of(inputs))
 
 
-def describe(command: tyro.conf.OmitArgPrefixes[_Command]) -> None:
-    """Generate images for captions.
-
-    `t2i sample RUN --help` lists the options of that run's system.
-    """
+_NAME = "t2i sample"
 
 
-_DESCRIPTION = (
-    "Generate images for captions. With RUN, --help also lists the options of that run's system."
-)
-
-
-def _parsed(arguments, recipe):
-    options, inputs = recipe.evaluation.options, recipe.task.inputs
-    flags = [_INPUTS[name] for name in inputs]
-    fields = [
-        (flag, Annotated[kind | None, tyro.conf.arg(help=about)], dataclasses.field(default=None))
-        for flag, kind, about in flags
-    ]
-    sampling = _unchecked(options)
-    beside = dataclasses.make_dataclass("Inputs", fields, frozen=True)
-    nested = [
-        ("sampling", sampling, dataclasses.field(default_factory=sampling)),
-        ("input", beside, dataclasses.field(default_factory=beside)),
-    ]
-    whole = dataclasses.make_dataclass("Sample", nested, bases=(_Command,), frozen=True)
-    kind = type(recipe.task).__name__
-    told, unknown = tyro.cli(
-        whole,
-        args=list(arguments),
-        prog="t2i sample",
-        return_unknown_args=True,
-        config=(tyro.conf.OmitArgPrefixes,),
-        description=f"Generate images with the system of a {kind}; the defaults of its options are "
-        "those of the recipe.",
-    )
-    if unknown:
-        names = [*fields_of(_Command), *fields_of(type(options)), *(flag for flag, _, _ in flags)]
-        known = ["--" + name.replace("_", "-") for name in names]
-        named = unknown[0].partition("=")[0]
-        remedy = did_you_mean(named, [name for name in known if name not in ("--run", "--prompts")])
-        raise UserError(f"{named} is no option of run={str(told.run)!r}, a run of {kind}; {remedy}")
-    given = type(options)(**vars(told.sampling))  # here they are checked
-    _sample(told, recipe.task.adapted(given, options), vars(told.input))
-
-
-def _unchecked(options):
-    """The class of the options without its checks, whose sentences the parser would wrap."""
-    hints = typing.get_type_hints(type(options))
-    fields = [
-        (name, hints[name], dataclasses.field(default=getattr(options, name)))
-        for name in fields_of(type(options))
-    ]
-    made = dataclasses.make_dataclass("Sampling", fields, frozen=True)
-    made.__doc__ = type(options).__doc__
-    return made
+def _input(name):
+    flag, kind, about = _INPUTS[name]
+    return Argument(flag, kind | None, None, about, Shown())
 
 
 def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
@@ -137,8 +105,7 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     from t2i_jax.pixels import save_png
     from t2i_jax.sharding import parse_mesh
 
-    if common.count < 1:
-        raise UserError(f"count={common.count} must be at least 1.")
+<<<<<<< HEAD
     run = paths.given("run", common.run)
     out = paths.folder("out", common.out or run / "samples" / f"seed{common.seed}")
     system = runs.load(run, mesh=None if common.mesh is None else parse_mesh(common.mesh))

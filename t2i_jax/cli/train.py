@@ -5,15 +5,17 @@ from __future__ import annotations
 import pathlib
 from typing import Annotated
 
-import tyro
+from t2i_jax.cli.arguments import Shown
 
 
 def train(
-    config: Annotated[pathlib.Path, tyro.conf.Positional],
-    overrides: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
-    workdir: pathlib.Path | None = None,
-    mesh: str | None = None,
-    profile: str | None = None,
+    config: pathlib.Path,
+    overrides: Annotated[tuple[str, ...], Shown("FIELD=VALUE", positional=True)] = (),
+    workdir: Annotated[
+        pathlib.Path | None, Shown(default="runs/FAMILY-RECIPE, of the recipe's path")
+    ] = None,
+    mesh: Annotated[str | None, Shown("AXIS=SIZE,...")] = None,
+    profile: Annotated[str | None, Shown("FIRST:LAST")] = None,
 ) -> None:
     """Train a recipe; a run that was stopped resumes by itself.
 
@@ -22,9 +24,10 @@ def train(
     Args:
         config: A recipe file with get_config(), such as configs/parti/shapes.py.
         overrides: Fields to change, as train.steps=1000 data.source=folder:photos.
-        workdir: Folder of the run; runs/<family>-<recipe> by default.
+        workdir: Folder of the run.
         mesh: Sizes of the axes over which devices are laid, as data=2,fsdp=4,tensor=2; all on data
-        by default. profile: Steps to trace, as 10:15; WORKDIR/profile then opens in TensorBoard, a
+        where none are given.
+        profile: Steps to trace, as 10:15; WORKDIR/profile then opens in TensorBoard, a
         file in it in Perfetto.
     """
     from t2i_jax import paths, runs

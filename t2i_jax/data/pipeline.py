@@ -14,13 +14,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import grain
 import numpy as np
 from absl import flags
 
-from t2i_jax.config import one_of
+from t2i_jax.config import Fraction, Range, Seed, one_of
 from t2i_jax.data.crop import CROPS, crop, resized
 from t2i_jax.data.image_file import in_channels
 from t2i_jax.data.ledger import Ledger
@@ -56,14 +56,14 @@ class DataConfig:
     """
 
     source: str = "shapes"
-    image_size: int = 32
+    image_size: Annotated[int, Range(1, 65_536)] = 32
     crop: str = "center"
     flip: bool = False
     split: str = "train"
-    max_bad_rate: float = 0.05
-    workers: int = 0
-    threads: int = 2
-    seed: int = 0
+    max_bad_rate: Fraction = 0.05
+    workers: Annotated[int, Range(0, 256)] = 0
+    threads: Annotated[int, Range(0, 256)] = 2
+    seed: Seed = 0
 
     def __post_init__(self):
         one_of("data.crop", self.crop, CROPS)

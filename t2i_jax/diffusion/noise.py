@@ -16,7 +16,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from t2i_jax.config import one_of
+from t2i_jax.config import Signed, one_of
 from t2i_jax.errors import UserError
 from t2i_jax.types import Array, Key
 
@@ -127,7 +127,7 @@ class Ddpm(Noise):
     p2_gamma: float = 0.5
     p2_k: float = 1.0
     distance: str = "l2"
-    shift: float = 0.0
+    shift: Signed = 0.0
 
     sampler: ClassVar[str] = "ancestral"
 
@@ -243,7 +243,7 @@ class Edm(Noise):
     """
 
     sigma_data: float = 0.5
-    P_mean: float = -1.2
+    P_mean: Signed = -1.2
     P_std: float = 1.2
     sigma_min: float = 0.002
     sigma_max: float = 80.0

@@ -18,11 +18,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from t2i_jax.config import Range
 from t2i_jax.diffusion.denoiser import Denoise
 from t2i_jax.diffusion.draws import NoiseSource
 from t2i_jax.diffusion.noise import Noise
@@ -69,7 +70,7 @@ class Churn:
 
     amount: float = 80.0
     low: float = 0.05
-    high: float = 50.0
+    high: Annotated[float, Range(0, math.inf)] = 50.0
     scale: float = 1.003
 
     def __post_init__(self):

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from t2i_jax.config import one_of
+from t2i_jax.config import Count, one_of
 from t2i_jax.errors import UserError
 from t2i_jax.eval.alignment import Judge
 from t2i_jax.eval.judge_digits import JudgeDigits
@@ -35,9 +35,9 @@ class Evaluation:
     """
 
     judge: str | None = None
-    pictures: int = 200
+    pictures: Count = 200
     completions: int = 0
-    preview: int = 16
+    preview: Count = 16
     options: Any = None
     guidance: dataclasses.InitVar[Any] = None
     temperature: dataclasses.InitVar[Any] = None

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from t2i_jax.config import Signed
 from t2i_jax.errors import UserError
 from t2i_jax.nn.conv import conv, unpatchify
 from t2i_jax.pixels import SIGNED
@@ -49,7 +50,7 @@ class SuperResolution(nn.Module):
     channels: int = 128
     expansion: int = 4
     image_channels: int = 3
-    pixel_range: tuple[float, float] = SIGNED
+    pixel_range: tuple[Signed, Signed] = SIGNED
     dtype: str = "float32"
 
     def __post_init__(self):

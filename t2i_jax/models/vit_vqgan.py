@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from t2i_jax import config
+from t2i_jax.config import Signed
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.discriminator import Discriminator
@@ -170,7 +171,7 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
     decay: float = 0.9
     kmeans_init: bool = True
     discr_layers: int = 4
-    pixel_range: tuple[float, float] = (0.0, 1.0)
+    pixel_range: tuple[Signed, Signed] = (0.0, 1.0)
     remat: str = "dots"
     dtype: str = "float32"
 

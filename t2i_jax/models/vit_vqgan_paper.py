@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from t2i_jax import config
+from t2i_jax.config import Signed
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.nn import quantize
@@ -157,7 +158,7 @@ class ViTVQGAN(image_tokenizer.QuantizedAutoencoder):
     output: str = "linear"
     scan: bool = False
     remat: str = "none"
-    pixel_range: tuple[float, float] = SIGNED
+    pixel_range: tuple[Signed, Signed] = SIGNED
     dtype: str = "float32"
 
     def __post_init__(self):

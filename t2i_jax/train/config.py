@@ -6,12 +6,21 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from jax.sharding import Mesh
 
 from t2i_jax import sharding
-from t2i_jax.config import did_you_mean, differences, one_of, to_dict
+from t2i_jax.config import (
+    Count,
+    Decay,
+    Range,
+    Seed,
+    did_you_mean,
+    differences,
+    one_of,
+    to_dict,
+)
 from t2i_jax.errors import UserError
 from t2i_jax.train.optim import OptimConfig
 
@@ -54,20 +63,20 @@ class TrainConfig:
       wandb_project: log to Weights & Biases too; None: don't.
     """
 
-    steps: int = 1000
-    batch_size: int = 64
-    seed: int = 0
+    steps: Count = 1000
+    batch_size: Count = 64
+    seed: Seed = 0
     optim: OptimConfig = OptimConfig()
     optim_by_group: Mapping[str, OptimConfig] = dataclasses.field(default_factory=dict)
-    ema_decay: float = 0.999
-    accumulate: int = 1
-    mesh: Mapping[str, int] | None = None
+    ema_decay: Decay = 0.999
+    accumulate: Count = 1
+    mesh: Mapping[str, Annotated[int, Range(-1, 2**31 - 1)]] | None = None
     rules: str | None = None
-    log_every: int = 20
+    log_every: Count = 20
     eval_every: int = 0
-    save_every: int = 500
-    keep: int = 2
-    max_skipped_in_a_row: int = 20
+    save_every: Count = 500
+    keep: Count = 2
+    max_skipped_in_a_row: Count = 20
     wandb_project: str | None = None
 
     def __post_init__(self):

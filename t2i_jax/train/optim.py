@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from t2i_jax.config import one_of
+from t2i_jax.config import Decay, Positive, one_of
 from t2i_jax.errors import UserError
 
 _OPTIMISERS = ("adamw", "adafactor", "muon")
@@ -47,14 +47,14 @@ class OptimConfig:
     """
 
     name: str = "adamw"
-    learning_rate: float = 3e-4
+    learning_rate: Positive = 3e-4
     warmup_steps: int = 0
-    matrix_rate: float = 0.02
+    matrix_rate: Positive = 0.02
     schedule: str = "constant"
     end_ratio: float = 0.1
     decay_from: int = 0
-    b1: float = 0.9
-    b2: float = 0.99
+    b1: Decay = 0.9
+    b2: Decay = 0.99
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0

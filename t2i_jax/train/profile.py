@@ -38,7 +38,7 @@ class Profile:
         Raises:
           UserError: it is something else.
         """
-        if not (found := re.fullmatch(r"(\d+):(\d+)", text)):
+        if not (found := re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", text)):
             raise UserError(f"profile={text!r} is no range of steps; give FIRST:LAST, as 10:15.")
         return cls(int(found[1]), int(found[2]))
 

@@ -118,7 +118,9 @@ def test_the_name_of_a_part_stands_for_it_in_overrides():
     assert (recipe.train.steps, recipe.parts["tokenizer"].train.steps) == (9, 7)
     assert changed(recipe, ["tokenizer=runs/tok"]).parts == {"tokenizer": "runs/tok"}
     assert changed(recipe, ["tokenizer=None"]).parts == {}
-    with pytest.raises(UserError, match="there is no 'tokeniser'; did you mean 'tokenizer'"):
+    with pytest.raises(
+        UserError, match="there is no 'tokeniser'; did you mean 'parts.tokenizer.train.steps'"
+    ):
         changed(recipe, ["parts.tokeniser.train.steps=3"])
     assert with_mesh(recipe, "data=1").parts["tokenizer"].train.mesh == {"data": 1}
 

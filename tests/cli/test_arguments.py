@@ -1,0 +1,155 @@
+"""Arguments from signatures: values, refusals in one sentence, help."""
+
+import pathlib
+from typing import Annotated
+
+import pytest
+
+from t2i_jax.cli import arguments, docstring
+from t2i_jax.cli.arguments import Shown
+from t2i_jax.cli.main import _commands
+from t2i_jax.config import Count
+from t2i_jax.errors import UserError
+from tests.e2e.command import inside
+
+
+def paint(
+    run: pathlib.Path,
+    overrides: Annotated[tuple[str, ...], Shown("FIELD=VALUE", positional=True)] = (),
+    *,
+    count: Count = 4,
+    sampler: str | tuple[str | None, ...] | None = None,
+    guidance: float | tuple[float, ...] = 3.0,
+    captions: bool = True,
+    replace: bool = False,
+    json_file: Annotated[pathlib.Path | None, Shown("FILE", flag="json")] = None,
+) -> None:
+    """Paint images.
+
+    And nothing else.
+
+    Args:
+        run: Folder of the run.
+        overrides: Fields to change.
+        count, guidance: Numbers. sampler: One name,
+        or one for each. json_file: A file.
+    """
+
+
+def parsed(*words):
+    return arguments.parsed(arguments.arguments_of(paint), words, "t2i paint")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["run"], {"run": pathlib.Path("run"), "overrides": (), "count": 4, "captions": True}),
+        (["run", "--count", "7", "a.b=1", "c=2"], {"count": 7, "overrides": ("a.b=1", "c=2")}),
+        (["--count=7", "run", "--train.steps=3"], {"count": 7, "overrides": ("train.steps=3",)}),
+        (["run", "--json", "-"], {"json_file": pathlib.Path("-")}),
+        (["run", "--json_file", "x"], None),
+        (["run", "--no-captions", "--replace"], {"captions": False, "replace": True}),
+        (["run", "--guidance", "2"], {"guidance": 2.0}),
+        (["run", "--guidance", "-2e0"], None),
+        (["run", "--guidance", "3", "1.5", "a=1"], {"guidance": (3, 1.5), "overrides": ("a=1",)}),
+        (["run", "--guidance", "3,1"], {"guidance": (3, 1)}),
+        (["run", "--sampler", "ddim", "heun"], {"sampler": ("ddim", "heun")}),
+        (["run", "--sampler", "ddim,heun"], {"sampler": ("ddim", "heun")}),
+        (["run", "--sampler", "ddim", "a red circle"], {"sampler": "ddim"}),
+        (["--", "--run", "--b"], {"run": pathlib.Path("--run"), "overrides": ("--b",)}),
+    ],
+)
+def test_a_command_line_gives_values_of_the_parameters_types(words, found):
+    if found is None:
+        with pytest.raises(UserError):
+            parsed(*words)
+        return
+    values = parsed(*words)
+    assert {name: values[name] for name in found} == found
+    assert all(type(values[name]) is type(found[name]) for name in found)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "RUN is missing; write it as t2i paint RUN [FIELD=VALUE ...] [OPTIONS]."),
+        (["run", "--cuont", "3"], "--cuont is no option of t2i paint; did you mean '--count'?"),
+        (["run", "--guid=3"], "--guid is no option of t2i paint; did you mean '--guidance'?"),
+        (["run", "-x"], "-x is no option of t2i paint; "),
+        (["run", "--a.b", "3"], "fields of the recipe are written as a.b=VALUE."),
+        (["run", "--count"], "--count has no value; write it as --count N."),
+        (["run", "--count", "--replace"], "--count has no value"),
+        (["run", "--count", "many"], "count='many' is not a whole number; give such a value"),
+        (["run", "--count", "0"], "count=0 is below 1; give 1 or more."),
+        (["run", "--count", "9" * 5000], "is not a whole number"),
+        (["run", "--count", "9" * 400], "is beyond all limits"),
+        (["run", "--guidance", "nan"], "is not a finite number; give a number from 0."),
+        (["run", "--replace=perhaps"], "--replace='perhaps' is not true or false"),
+        (["run", "--json", ""], "json='' is no path; write it as --json FILE."),
+    ],
+)
+def test_a_mistake_is_one_sentence(words, told):
+    with pytest.raises(UserError) as error:
+        parsed(*words)
+    assert told in str(error.value) and "\n" not in str(error.value)
+    assert len(str(error.value)) < 250
+
+
+def test_help_has_names_defaults_and_what_the_docstring_says():
+    text = arguments.help_of(
+        "t2i paint", arguments.arguments_of(paint), docstring.paragraphs(paint)
+    )
+    lines = text.splitlines()
+    assert lines[0] == "usage: t2i paint RUN [FIELD=VALUE ...] [OPTIONS]"
+    assert "Paint images." in lines and "And nothing else." in lines
+    assert lines[lines.index("  --count N") + 1] == "      Numbers. Default: 4."
+    assert lines[lines.index("  --sampler TEXT|VALUE,VALUE") + 1].strip() == (
+        "One name, or one for each."
+    )
+    assert "  --no-captions" in lines and "  --replace" in lines and "  --json FILE" in lines
+
+
+def _all(commands, *words):
+    for name, command in commands.items():
+        if callable(command):
+            yield (*words, name)
+        else:
+            yield from _all(command, *words, name)
+
+
+@pytest.mark.parametrize("words", [(), ("data",), ("convert",), *_all(_commands())], ids=" ".join)
+def test_every_command_has_help(words):
+    text = inside(*words, "--help").stdout
+    assert text.startswith(f"usage: {' '.join(['t2i', *words])} ") and "--help" in text
+    for oddity in ("None", "(default: )", "PATH PATH", "STR", "[["):
+        assert oddity not in text
+    assert max(map(len, text.splitlines())) <= 100
+    lines = text.splitlines()
+    undescribed = [
+        line
+        for line, below in zip(lines, [*lines[1:], ""])
+        if line.startswith("  ") and line[2] != " " and not below.startswith("      ")
+    ]
+    assert not undescribed
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "t2i needs a command: quickstart, "),
+        (("trian",), "'trian' is no command of t2i; did you mean 'train'?"),
+        (("--verison",), "did you mean '--version'?"),
+        (("data",), "t2i data needs a command: inspect, pack, "),
+        (("data", "pak"), "'pak' is no command of t2i data; did you mean 'pack'?"),
+        (("convert", "from_torch"), "did you mean 'from-torch'?"),
+        (("sample",), "RUN is missing; write it as t2i sample RUN [CAPTION ...] [OPTIONS]."),
+        (("export", "a\udce9"), r"argument 2, 'a\xe9', is not text in UTF-8; write it so."),
+    ],
+)
+def test_a_command_that_is_none_is_one_sentence(words, told):
+    lines = inside(*words, status=2).stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("t2i: ") and told in lines[0]
+
+
+def test_the_version_is_told():
+    assert inside("--version").stdout == "t2i_jax 0.1.0\n"
