@@ -105,8 +105,7 @@ def test_sample_takes_its_options_and_lists_them(trained, tmp_path):
     np.testing.assert_array_equal(plain, same)
     assert np.ptp(plain, axis=(0, 1)).max() == 0 and not np.array_equal(plain, mean)
     assert (
-        "noise=-1.0 is below 0"
-        in inside("sample", trained, _CAPTION, "--noise", -1, status=2).stderr
+        "noise=-1 is below 0" in inside("sample", trained, _CAPTION, "--noise", -1, status=2).stderr
     )
     told = inside("sample", trained, _CAPTION, "--nois", 1, status=2).stderr
     assert "--nois is no option" in told and "did you mean '--noise'?" in told
