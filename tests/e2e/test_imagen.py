@@ -126,8 +126,8 @@ def test_mistakes_get_one_sentence(trained, tmp_path):
 
     assert "did you mean 'heun'" in sample("--sampler", "heum")
     assert "stop_at=3 is no stage" in sample("--stop-at", 3)
-    assert "--cond is no option of run=" in sample("--cond", tmp_path / "none.png")
-    assert "--temperature is no option of run=" in sample("--temperature", 0.5)
+    assert "--cond is no option of t2i sample" in sample("--cond", tmp_path / "none.png")
+    assert "--temperature is no option of t2i sample" in sample("--temperature", 0.5)
     assert "mask" in sample("--mask", tmp_path / "none.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
     Image.new("L", (4, 8)).save(tmp_path / "mask.png")

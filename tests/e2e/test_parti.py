@@ -128,7 +128,7 @@ def test_mistakes_get_one_sentence(trained, tmp_path):
     fresh = ("--workdir", tmp_path / "fresh")
     (tmp_path / "empty").mkdir()
     assert "is not a file" in refused("train", tmp_path / "nothing.py", *fresh)
-    assert "did you mean 'steps'?" in refused("train", _RECIPE, "train.step=3", *fresh)
+    assert "did you mean 'train.steps'?" in refused("train", _RECIPE, "train.step=3", *fresh)
     assert "data.source='shape' is not known; did you mean 'shapes'?" in refused(
         "train", _RECIPE, "data.source=shape", *fresh
     )
