@@ -11,12 +11,10 @@ from typing import Annotated, Any
 import numpy as np
 
 from t2i_jax import paths
-=======
 from t2i_jax.cli import arguments as cli
 from t2i_jax.cli import docstring
 from t2i_jax.cli.arguments import Argument, Shown
 from t2i_jax.config import Count, check_all
->>>>>>> 708a25a (The command line is read from the signatures of its functions: mistakes are one sentence with the nearest name, help has names and defaults, numbers have ranges; t2i config shows a recipe with the docs of its fields)
 from t2i_jax.errors import UserError
 
 
@@ -105,7 +103,6 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     from t2i_jax.pixels import save_png
     from t2i_jax.sharding import parse_mesh
 
-<<<<<<< HEAD
     run = paths.given("run", common.run)
     out = paths.folder("out", common.out or run / "samples" / f"seed{common.seed}")
     system = runs.load(run, mesh=None if common.mesh is None else parse_mesh(common.mesh))
