@@ -128,6 +128,31 @@ def one_of(field: str, value: Any, known: Iterable[str]) -> None:
         raise UserError(f"{field}={value!r} is not known; {did_you_mean(str(value), known)}")
 
 
+def take_aliases(cls: type, given: dict[str, Any], aliases: Mapping[str, str]) -> None:
+    """Renames what was given under another name of a field; for the constructor of a class that
+    keeps the names of a package.
+
+    Args:
+      given: keyword arguments, changed in place. aliases: by other name the field.
+
+    Raises:
+      UserError: an unknown field, or one that is given under two names.
+    """
+    known = fields_of(cls)
+    for alias, name in aliases.items():
+        if alias in given:
+            if name in given:
+                raise UserError(
+                    f"{alias}={given[alias]!r} and {name}={given[name]!r} are one field; give one."
+                )
+            given[name] = given.pop(alias)
+    for name in given:
+        if name not in known and name not in _LINEN_FIELDS:
+            raise UserError(
+                f"{cls.__name__} has no field {name!r}; {did_you_mean(name, [*known, *aliases])}"
+            )
+
+
 def to_dict(config: Any) -> Any:
     """Plain JSON values with a "type" tag per dataclass.
 

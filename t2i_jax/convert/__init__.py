@@ -13,7 +13,18 @@ from typing import Any
 import numpy as np
 
 from t2i_jax import config
-from t2i_jax.convert import engine, imagen, parti, state_dict, t5, torch_io, unet, vgg, vit_vqgan
+from t2i_jax.convert import (
+    engine,
+    imagen,
+    parti,
+    state_dict,
+    t5,
+    torch_io,
+    unet,
+    vgg,
+    vit_vqgan,
+    vqgan,
+)
 from t2i_jax.errors import UserError
 from t2i_jax.foreign import arrays as foreign
 from t2i_jax.foreign.file import first_line
@@ -27,6 +38,7 @@ NETWORKS: dict[str, engine.Network] = {
     "parti-pytorch with its image tokenizer": parti.WITH_TOKENIZER,
     "imagen-pytorch": imagen.NETWORK,
     "parti-pytorch image tokenizer": vit_vqgan.NETWORK,
+    "muse-maskgit-pytorch image tokenizer": vqgan.NETWORK,
     "imagen-pytorch U-Net": unet.NETWORK,
     "imagen-pytorch empty U-Net": unet.NULL,
     "T5 encoder (transformers)": t5.NETWORK,

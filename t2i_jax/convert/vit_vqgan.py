@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 import numpy as np
 
 from t2i_jax import sharding
+from t2i_jax.convert import quantizer
 from t2i_jax.convert.engine import (
     CHANNEL,
     CONV,
     CONV1X1,
     DEPTHWISE,
-    LINEAR,
     SAME,
     Constant,
     Entry,
     Network,
     State,
-    reshaped,
 )
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
-
-_CODEBOOK = "quantizer._codebook"
 
 
 def table(model: VitVQGanVAE) -> list[Entry | Constant]:
@@ -39,7 +35,7 @@ def table(model: VitVQGanVAE) -> list[Entry | Constant]:
         *_transformer(f"{decoder}.0", "generator/decoder", model),
         Entry(f"{decoder}.1.1.weight", "generator/widen/kernel", CONV),
         Entry(f"{decoder}.1.3.weight", "generator/to_pixels/kernel", CONV1X1),
-        *(_lfq(model) if model.lookup_free_quantization else _vq(model)),
+        *quantizer.table(model, model.dim),
         *(_discriminator(model) if model.discr_layers else []),
     ]
 
@@ -73,38 +69,9 @@ def fields(state: State, module: Any) -> dict[str, Any]:
     }
     return (
         found
-        | _quantizer_fields(state, dim)
-        | (_live_fields(module.quantizer) if module is not None else {})
+        | quantizer.fields(state)
+        | (quantizer.live(module.quantizer) if module is not None else {})
     )
-
-
-def upgrade(state: State) -> dict[str, np.ndarray]:
-    """A state dict of the releases 0.0.15 to 0.0.18, whose quantiser is `vq.`, as one of 0.2.0.
-
-    Their codebook has another shape of `initted`, and may lack the axis of heads and `embed_avg`,
-    which is its centres times their counts.
-    """
-    state = {re.sub(r"^vq\.", "quantizer.", key): value for key, value in state.items()}
-    embed = state.get(f"{_CODEBOOK}.embed")
-    if embed is None:
-        return state
-    state |= {
-        name: value.reshape(()) for name, value in state.items() if name == f"{_CODEBOOK}.initted"
-    }
-    if embed.ndim == 2:
-        heads = {
-            name: state[name][None]
-            for name in state
-            if re.fullmatch(rf"{_CODEBOOK}\.(embed|cluster)\w*", name)
-        }
-        state |= heads
-    counts = state.get(f"{_CODEBOOK}.cluster_size")
-    if counts is not None and f"{_CODEBOOK}.embed_avg" not in state:
-        # A code that was never used keeps its direction.
-        state[f"{_CODEBOOK}.embed_avg"] = (
-            state[f"{_CODEBOOK}.embed"] * np.maximum(counts, 1e-3)[..., None]
-        )
-    return state
 
 
 def _transformer(torch, ours, model):
@@ -140,38 +107,6 @@ def _depthwise(torch, ours):
     ]
 
 
-def _projections(model, codebook_dim):
-    if codebook_dim == model.dim:
-        return []
-    return [
-        Entry(f"quantizer.{name}.{torch}", f"generator/quantizer/{name}/{ours}", layout)
-        for name in ("project_in", "project_out")
-        for torch, ours, layout in (("weight", "kernel", LINEAR), ("bias", "bias", SAME))
-    ]
-
-
-def _lfq(model):
-    bits = model.codebook_size.bit_length() - 1
-    return [
-        Constant("quantizer.mask", 2 ** np.arange(bits - 1, -1, -1)),
-        *_projections(model, bits),
-    ]
-
-
-def _vq(model):
-    size, dim = model.codebook_size, model.codebook_dim
-    rows = reshaped((1, size, dim), (size, dim))
-    return [
-        *_projections(model, dim),
-        Entry("quantizer._codebook.initted", "stats/started"),
-        Entry(
-            "quantizer._codebook.cluster_size", "stats/cluster_size", reshaped((1, size), (size,))
-        ),
-        Entry("quantizer._codebook.embed_avg", "stats/embed_avg", rows),
-        Entry("quantizer._codebook.embed", "stats/embed", rows),
-    ]
-
-
 def _discriminator(model):
     names = [(f"layers.0.0.convs.{i}", f"stem_{k}") for i, k in enumerate((3, 7, 15))]
     norms = []
@@ -190,29 +125,6 @@ def _discriminator(model):
     ]
 
 
-def _quantizer_fields(state, dim):
-    if "quantizer.mask" in state:
-        return {
-            "lookup_free_quantization": True,
-            "codebook_size": 2 ** state["quantizer.mask"].shape[0],
-        }
-    size, codebook_dim = state["quantizer._codebook.embed"].shape[-2:]
-    return {"lookup_free_quantization": False, "codebook_size": size, "codebook_dim": codebook_dim}
-
-
-def _live_fields(quantizer):
-    if hasattr(quantizer, "diversity_gamma"):
-        return {
-            "entropy_loss_weight": float(quantizer.entropy_loss_weight),
-            "diversity_gamma": float(quantizer.diversity_gamma),
-            "commitment_weight": float(quantizer.commitment_loss_weight),
-        }
-    return {
-        "decay": float(quantizer._codebook.decay),
-        "commitment_weight": float(quantizer.commitment_weight),
-    }
-
-
 def _shapes(model):
     shapes = image_tokenizer.abstract(model)
     if model.discr_layers:
@@ -229,5 +141,5 @@ NETWORK = Network(
     table=table,
     shapes=_shapes,
     optional=(("discriminator",),),
-    upgrade=upgrade,
+    upgrade=quantizer.upgrade,
 )

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from t2i_jax.errors import UserError
-from t2i_jax.nn.conv import boxed, conv
+from t2i_jax.nn.conv import conv, group_norm
 from t2i_jax.types import Array
 
 _KERNELS = (3, 7, 15)
@@ -62,23 +62,12 @@ class Discriminator(nn.Module):
         x = _leaky(jnp.concatenate(stem, axis=-1))
         for i, dim in enumerate(self.dims[1:]):
             x = _leaky(conv(dim, 4, f"down_{i}", stride=2, dtype=self.dtype)(x))
-            x = self._norm(f"norm_{i}")(x)
+            x = group_norm(self.groups, f"norm_{i}", self.dtype)(x)
             x = x + conv(dim, 3, f"block_{i}", dtype=self.dtype)(
-                _leaky(self._norm(f"block_norm_{i}")(x))
+                _leaky(group_norm(self.groups, f"block_norm_{i}", self.dtype)(x))
             )
         x = _leaky(conv(self.dims[-1], 1, "to_logits_0", dtype=self.dtype)(x))
         return conv(1, 4, "to_logits_1", padding=0, dtype=self.dtype)(x)[..., 0].astype(jnp.float32)
-
-    def _norm(self, name):
-        return nn.GroupNorm(
-            self.groups,
-            epsilon=1e-5,
-            dtype=self.dtype,
-            use_fast_variance=False,
-            scale_init=boxed(nn.initializers.ones, "conv_out"),
-            bias_init=boxed(nn.initializers.zeros, "conv_out"),
-            name=name,
-        )
 
 
 def _leaky(x):

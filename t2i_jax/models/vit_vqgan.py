@@ -198,11 +198,7 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
         """(params, codebook) with the dead codes replaced by latents of a recent batch."""
         if self.lookup_free_quantization:
             return params, codebook
-        changed = dict(codebook)
-        for name in ("embed", "embed_avg"):
-            changed[name] = image_tokenizer.revive_rows(codebook[name], dead_K, fresh_KE)
-        changed["cluster_size"] = jnp.where(dead_K, 1.0, codebook["cluster_size"])
-        return params, changed
+        return params, quantize.revive_average(codebook, dead_K, fresh_KE)
 
     def setup(self):
         """Makes the layers and parameters."""
@@ -289,21 +285,7 @@ class VitVQGanVAE(_Network):
         Raises:
           UserError: an unknown field, or one that is given under two names.
         """
-        known = config.fields_of(VitVQGanVAE)
-        for alias, name in _ALIASES.items():
-            if alias in fields:
-                if name in fields:
-                    raise UserError(
-                        f"{alias}={fields[alias]!r} and {name}={fields[name]!r} are one field; "
-                        "give one."
-                    )
-                fields[name] = fields.pop(alias)
-        for name in fields:
-            if name not in known and name not in ("parent", "name"):
-                raise UserError(
-                    f"VitVQGanVAE has no field {name!r}; "
-                    f"{config.did_you_mean(name, [*known, *_ALIASES])}"
-                )
+        config.take_aliases(VitVQGanVAE, fields, _ALIASES)
         super().__init__(*args, **fields)
 
 

@@ -123,6 +123,47 @@ def conv(
     return Conv(features, kernel, stride, pad, bias, dtype, name=name)
 
 
+class Upconv(nn.Module):
+    """A transposed convolution with a 4x4 window, stride 2 and padding 1: twice as many rows and
+    columns (`torch.nn.ConvTranspose2d(in, out, 4, 2, 1)`).
+
+    Each of the four kinds of output pixel sees 2x2 input pixels, so all four are one 2x2
+    convolution with four times the channels; nothing is multiplied with the zeros that a dilated
+    input has.
+
+    Attributes:
+      features: output channels.
+    """
+
+    features: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x_BHWC: Array) -> Array:
+        """(B, 2 rows, 2 columns, features)."""
+        rows, columns, channels = x_BHWC.shape[1:]
+        init = boxed(_uniform_transposed, None, None, "conv_in", "conv_out")
+        kernel = self.param("kernel", init, (4, 4, channels, self.features), jnp.float32)
+        bias = self.param(
+            "bias", boxed(nn.initializers.zeros, "conv_out"), (self.features,), jnp.float32
+        )
+        # [tap, parity of the output row, tap, parity of its column, in, out]
+        parts = kernel[::-1, ::-1].reshape(2, 2, 2, 2, channels, self.features)
+        one = rearrange(parts, "t a u b i o -> t u i (a b o)").astype(self.dtype)
+        y = convolve(x_BHWC.astype(self.dtype), one, 1, 1)
+        y = y.reshape(*y.shape[:3], 2, 2, self.features)
+        pixels = [y[:, a : a + rows, b : b + columns, a, b] for a in range(2) for b in range(2)]
+        return rearrange(pixels, "(a b) n h w o -> n (h a) (w b) o", a=2) + bias.astype(self.dtype)
+
+
+def _uniform_transposed(key, shape, dtype=jnp.float32):
+    """U(+-1/sqrt(16 out)), as PyTorch starts transposed convolutions: their kernel's second axis
+    is the output.
+    """
+    limit = (shape[0] * shape[1] * shape[3]) ** -0.5
+    return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
 def channel_norm(name: str, dtype="float32") -> nn.LayerNorm:
     """Layer norm over channels with a scale and no shift, epsilon 1e-5, statistics in float32."""
     return nn.LayerNorm(
@@ -131,6 +172,19 @@ def channel_norm(name: str, dtype="float32") -> nn.LayerNorm:
         use_fast_variance=False,
         dtype=dtype,
         scale_init=boxed(nn.initializers.ones, "embed"),
+        name=name,
+    )
+
+
+def group_norm(groups: int, name: str, dtype="float32") -> nn.GroupNorm:
+    """Group norm with a scale and a shift, epsilon 1e-5 as in PyTorch, statistics in float32."""
+    return nn.GroupNorm(
+        groups,
+        epsilon=1e-5,
+        dtype=dtype,
+        use_fast_variance=False,
+        scale_init=boxed(nn.initializers.ones, "conv_out"),
+        bias_init=boxed(nn.initializers.zeros, "conv_out"),
         name=name,
     )
 

@@ -264,6 +264,20 @@ def _kmeans(z_NE, codebook, iterations=10):
     return {**codebook, **found, "embed": _centres(found)}
 
 
+def revive_average(
+    codebook: Mapping[str, Array], dead_K: Array, fresh_KE: Array
+) -> dict[str, Array]:
+    """The statistics of a `CosineVq` with the codes that are True in `dead_K` started again from
+    these latents.
+    """
+    rows = {
+        name: jnp.where(dead_K[:, None], fresh_KE.astype(codebook[name].dtype), codebook[name])
+        for name in ("embed", "embed_avg")
+    }
+    counts = jnp.where(dead_K, 1.0, codebook["cluster_size"])
+    return {**codebook, **rows, "cluster_size": counts}
+
+
 class FactorisedVq(nn.Module):
     """The codebook of ViT-VQGAN: few dimensions, unit length on both sides, trained by gradients
     (Yu et al. 2021, 3.2).

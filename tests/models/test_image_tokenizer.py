@@ -12,6 +12,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
+from t2i_jax.models.vqgan import VQGanVAE
 from t2i_jax.nn.conv import conv
 from t2i_jax.nn.quantize import FactorisedVq
 from t2i_jax.pixels import SIGNED, to_float
@@ -73,6 +74,9 @@ MODELS = {
     ),
     "paper": ViTVQGAN(
         image_size=16, patch_size=4, dim=8, layers=1, heads=2, mlp_dim=16, codebook_size=16
+    ),
+    "muse-maskgit-pytorch": VQGanVAE(
+        dim=8, image_size=16, layers=2, resnet_groups=4, codebook_size=16
     ),
     "convolutional": Convolutional(),
 }

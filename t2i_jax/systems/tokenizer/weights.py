@@ -1,4 +1,4 @@
-"""Image tokenizers of parti-pytorch: `VitVQGanVAE` with its discriminator."""
+"""Image tokenizers of parti-pytorch and muse-maskgit-pytorch with their discriminators."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ import jax
 from t2i_jax import convert
 from t2i_jax.convert import torch_io
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
+from t2i_jax.models.vqgan import VQGanVAE
 from t2i_jax.systems.imported import Imported, TorchFile
 from t2i_jax.systems.tokenizer.task import TokenizerTask
+
+_NETWORKS = (VitVQGanVAE, VQGanVAE)
 
 
 def from_torch(file: TorchFile) -> Imported | None:
     """The tokenizer of a file; None where it holds another network."""
-    return imported(file.network, file.params) if isinstance(file.network, VitVQGanVAE) else None
+    return imported(file.network, file.params) if isinstance(file.network, _NETWORKS) else None
 
 
 def imported(model: Any, weights: Mapping[str, Any]) -> Imported:
@@ -38,7 +41,7 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
     """
     task, params = contents.recipe.task, contents.averaged
     model = task.model
-    if isinstance(model, VitVQGanVAE) and task.discriminator is not None:
+    if isinstance(model, _NETWORKS) and task.discriminator is not None:
         own = model.discriminator() if model.discr_layers else None
         kept = ("generator", "discriminator") if task.discriminator == own else ("generator",)
         params = {name: params[name] for name in kept}

@@ -1,0 +1,151 @@
+"""The image tokenizer of muse-maskgit-pytorch (0.3.5 and its first releases) and its
+discriminator.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from t2i_jax import sharding
+from t2i_jax.convert import quantizer
+from t2i_jax.convert.engine import CONV, CONV1X1, SAME, Constant, Entry, Layout, Network, State
+from t2i_jax.models import image_tokenizer
+from t2i_jax.models.vqgan import VQGanVAE
+
+UPCONV = Layout(
+    "transposed conv (I, O, H, W) <-> (H, W, I, O)",
+    lambda a: a.transpose(2, 3, 0, 1),
+    lambda a: a.transpose(2, 3, 0, 1),
+)
+
+
+def table(model: VQGanVAE) -> list[Entry | Constant]:
+    """The entries of one configuration; the discriminator's are left out with `discr_layers=0`."""
+    encoders = [("first", "conv")]
+    for i, count in enumerate(model.blocks):
+        encoders += [(f"down_{i}", "strided"), *((f"block_{i}_{j}", "block") for j in range(count))]
+    decoders = []
+    for i in reversed(range(model.layers)):
+        # The package puts each new block before the others of its level.
+        decoders += [(f"block_{i}_{j}", "gated") for j in range(model.blocks[i])]
+        decoders += [(f"up_{i}", "up")]
+    return [
+        *_stack("enc_dec.encoders", "generator/encoder", encoders),
+        *_stack("enc_dec.decoders", "generator/decoder", decoders),
+        *_conv(f"enc_dec.decoders.{len(decoders)}", "generator/to_pixels", CONV1X1),
+        *quantizer.table(model, model.dims[-1]),
+        *(_discriminator(model) if model.discr_layers else []),
+    ]
+
+
+def fields(state: State, module: Any) -> dict[str, Any]:
+    """All of the configuration that shapes the network.
+
+    The image size is not among it: the network is convolutional.
+    """
+    first = state["enc_dec.encoders.0.weight"]
+    dim, channels = first.shape[:2]
+    levels, blocks = [], []
+    for i in range(1, 1 + max(_index(key) for key in state if "enc_dec.encoders." in key)):
+        strided = state.get(f"enc_dec.encoders.{i}.0.weight")
+        if strided is not None:
+            levels.append(strided.shape[0])
+            blocks.append(0)
+        else:
+            blocks[-1] += 1
+    found = {
+        "dim": dim,
+        "channels": channels,
+        "layers": len(levels),
+        "first_conv_kernel_size": first.shape[2],
+        "discr_layers": sum(
+            key.startswith("discr.layers.") and key.endswith(".1.weight") for key in state
+        ),
+    }
+    if any(width % dim for width in levels):
+        raise KeyError("layer_mults")
+    mults = tuple(width // dim for width in levels)
+    if mults != tuple(2**i for i in range(len(mults))):
+        found["layer_mults"] = mults
+    only_last = not any(blocks[:-1])
+    found["num_resnet_blocks"] = blocks[-1] if only_last else tuple(blocks)
+    found |= quantizer.fields(state)
+    if module is not None:
+        norms = [m for m in module.enc_dec.modules() if type(m).__name__ == "GroupNorm"]
+        found |= {"resnet_groups": norms[0].num_groups} if norms else {}
+        found |= quantizer.live(module.quantizer)
+    return found
+
+
+def _index(key):
+    return int(re.match(r"enc_dec\.encoders\.(\d+)", key).group(1))
+
+
+def _stack(torch, ours, layers):
+    entries = []
+    for i, (name, kind) in enumerate(layers):
+        if kind == "conv":
+            entries += _conv(f"{torch}.{i}", f"{ours}/{name}", CONV)
+        elif kind in ("strided", "up"):
+            layout = CONV if kind == "strided" else UPCONV
+            entries += _conv(f"{torch}.{i}.0", f"{ours}/{name}", layout)
+        else:
+            entries += _block(f"{torch}.{i}.net", f"{ours}/{name}", kind)
+    return entries
+
+
+def _block(torch, ours, kind):
+    convs, norms = ((0, 3, 6), (2, 5)) if kind == "gated" else ((0, 3, 6), (1, 4))
+    return [
+        *_conv(f"{torch}.{convs[0]}", f"{ours}/conv_0", CONV),
+        *_norm(f"{torch}.{norms[0]}", f"{ours}/norm_0"),
+        *_conv(f"{torch}.{convs[1]}", f"{ours}/conv_1", CONV),
+        *_norm(f"{torch}.{norms[1]}", f"{ours}/norm_1"),
+        *_conv(f"{torch}.{convs[2]}", f"{ours}/out", CONV1X1),
+    ]
+
+
+def _conv(torch, ours, layout):
+    return [
+        Entry(f"{torch}.weight", f"{ours}/kernel", layout),
+        Entry(f"{torch}.bias", f"{ours}/bias"),
+    ]
+
+
+def _norm(torch, ours):
+    return [
+        Entry(f"{torch}.weight", f"{ours}/scale", SAME),
+        Entry(f"{torch}.bias", f"{ours}/bias"),
+    ]
+
+
+def _discriminator(model):
+    ours = "discriminator"
+    entries = _conv("discr.layers.0.0", f"{ours}/first", CONV)
+    for i in range(model.discr_layers):
+        entries += _conv(f"discr.layers.{i + 1}.0", f"{ours}/down_{i}", CONV)
+        entries += _norm(f"discr.layers.{i + 1}.1", f"{ours}/norm_{i}")
+    for i, torch in enumerate((0, 2)):
+        entries += _conv(f"discr.to_logits.{torch}", f"{ours}/to_logits_{i}", CONV)
+    return entries
+
+
+def _shapes(model):
+    shapes = image_tokenizer.abstract(model)
+    if model.discr_layers:
+        shapes["discriminator"] = image_tokenizer.abstract_discriminator(
+            model.discriminator(), model
+        )
+    return sharding.unbox(shapes)
+
+
+NETWORK = Network(
+    model=VQGanVAE,
+    recognise=lambda state: "enc_dec.encoders.0.weight" in state,
+    fields=fields,
+    table=table,
+    shapes=_shapes,
+    optional=(("discriminator",),),
+    upgrade=quantizer.upgrade,
+)

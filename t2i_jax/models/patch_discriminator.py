@@ -1,0 +1,61 @@
+"""The patch discriminator of muse-maskgit-pytorch: strided convolutions with group norms."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+
+from t2i_jax.errors import UserError
+from t2i_jax.nn.conv import conv, group_norm
+from t2i_jax.types import Array
+
+
+class PatchDiscriminator(nn.Module):
+    """Logits (B, rows, columns) per patch, high for real images.
+
+    Attributes:
+      dims: width after the first convolution and after each stride-2 layer; all but the first are
+        multiples of `groups`.
+      channels: of the images. groups: of the group norms. first_kernel: side of the first window.
+    """
+
+    dims: tuple[int, ...]
+    channels: int = 3
+    groups: int = 16
+    first_kernel: int = 5
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        for dim in self.dims[1:]:
+            if dim % self.groups:
+                raise UserError(
+                    f"dims={self.dims} has {dim}, no multiple of groups={self.groups}; widen it."
+                )
+        super().__post_init__()
+
+    @property
+    def smallest_image(self) -> int:
+        """The least side in pixels that leaves one logit."""
+        return 4 * 2 ** (len(self.dims) - 1)
+
+    def check(self, image_size: int) -> None:
+        """Refuses images that are too small for this many layers."""
+        if image_size < self.smallest_image:
+            raise UserError(
+                f"image_size={image_size} is too small for {len(self.dims) - 1} discriminator "
+                f"layers (at least {self.smallest_image}); use fewer discr_layers."
+            )
+
+    @nn.compact
+    def __call__(self, image_BHWC: Array) -> Array:
+        """Logits for float images."""
+        x = _leaky(conv(self.dims[0], self.first_kernel, "first", dtype=self.dtype)(image_BHWC))
+        for i, dim in enumerate(self.dims[1:]):
+            x = conv(dim, 4, f"down_{i}", stride=2, dtype=self.dtype)(x)
+            x = _leaky(group_norm(self.groups, f"norm_{i}", self.dtype)(x))
+        x = _leaky(conv(self.dims[-1], 1, "to_logits_0", dtype=self.dtype)(x))
+        logits = conv(1, 4, "to_logits_1", padding=0, dtype=self.dtype)(x)
+        return logits[..., 0].astype("float32")
+
+
+def _leaky(x):
+    return nn.leaky_relu(x, 0.1)
