@@ -16,6 +16,7 @@ from t2i_jax import config
 from t2i_jax.convert import (
     engine,
     imagen,
+    maskgit,
     parti,
     state_dict,
     t5,
@@ -36,9 +37,11 @@ _DIGITS = 3  # of a number in the name of an array
 NETWORKS: dict[str, engine.Network] = {
     "parti-pytorch": parti.NETWORK,
     "parti-pytorch with its image tokenizer": parti.WITH_TOKENIZER,
+    "muse-maskgit-pytorch transformer": maskgit.NETWORK,
     "imagen-pytorch": imagen.NETWORK,
     "parti-pytorch image tokenizer": vit_vqgan.NETWORK,
     "muse-maskgit-pytorch image tokenizer": vqgan.NETWORK,
+    "muse-maskgit-pytorch token critic": maskgit.CRITIC,
     "imagen-pytorch U-Net": unet.NETWORK,
     "imagen-pytorch empty U-Net": unet.NULL,
     "T5 encoder (transformers)": t5.NETWORK,

@@ -1,8 +1,8 @@
 """One two-way table per network: where each array of a PyTorch state dict lives in ours, and how
 its layout differs.
 
-A table is a list of `Entry` and `Constant` for one configuration of a network. `to_ours` and
-`to_torch` run it in the two directions on NumPy arrays; nothing here knows PyTorch.
+A table is a list of `Entry`, `Constant` and `Unused` for one configuration of a network. `to_ours`
+and `to_torch` run it in the two directions on NumPy arrays; nothing here knows PyTorch.
 
     table = [
         Entry("norm.weight", "generator/norm/scale"),
@@ -101,6 +101,19 @@ class Constant:
 
 
 @dataclasses.dataclass(frozen=True)
+class Unused:
+    """A saved array of which the package makes no use: any value is accepted on import, this one is
+    written on export.
+    """
+
+    torch: str
+    value: np.ndarray
+
+
+Row = Entry | Constant | Unused
+
+
+@dataclasses.dataclass(frozen=True)
 class Network:
     """The description of one network for conversion.
 
@@ -123,14 +136,14 @@ class Network:
     model: type
     recognise: Callable[[State], bool]
     fields: Callable[[State, Any], dict[str, Any]]
-    table: Callable[[Any], Sequence[Entry | Constant]]
+    table: Callable[[Any], Sequence[Row]]
     shapes: Callable[[Any], Mapping[str, Any]]
     ignore: tuple[str, ...] = ()
     optional: tuple[tuple[str, ...], ...] = ()
     upgrade: Callable[[State], State] = dict
 
 
-def within(table: Sequence[Entry | Constant], torch: str, ours: str) -> list[Entry | Constant]:
+def within(table: Sequence[Row], torch: str, ours: str) -> list[Row]:
     """The table of a network that is a part of a larger one.
 
     Args:
@@ -139,7 +152,7 @@ def within(table: Sequence[Entry | Constant], torch: str, ours: str) -> list[Ent
       ours: the key of its parameters in those of the whole.
     """
 
-    def moved(entry):
+    def moved(entry: Row) -> Row:
         named = dataclasses.replace(entry, torch=torch + entry.torch)
         return (
             dataclasses.replace(named, ours=(ours, *entry.path))
@@ -181,9 +194,7 @@ def part(state: State, torch: str) -> dict[str, Any]:
     return Watched(found, state.before + torch, state.last) if isinstance(state, Watched) else found
 
 
-def to_ours(
-    table: Sequence[Entry | Constant], state: State, shapes: Mapping[str, Any]
-) -> dict[str, Any]:
+def to_ours(table: Sequence[Row], state: State, shapes: Mapping[str, Any]) -> dict[str, Any]:
     """Our nested dict from a state dict.
 
     Args:
@@ -227,7 +238,7 @@ def to_ours(
 
 
 def to_torch(
-    table: Sequence[Entry | Constant],
+    table: Sequence[Row],
     params: Mapping[str, Any],
     shapes: Mapping[str, Any],
     optional: Sequence[tuple[str, ...]] = (),
@@ -265,7 +276,7 @@ def to_torch(
         )
     state = {}
     for entry in table:
-        if isinstance(entry, Constant):
+        if not isinstance(entry, Entry):
             state[entry.torch] = entry.value
         elif entry.path in wanted:
             leaf = leaves[entry.path] if entry.layer is None else leaves[entry.path][entry.layer]

@@ -117,7 +117,7 @@ def _both_fields(state, module):
 
 
 def _both_upgrade(state):
-    vae = vit_vqgan.upgrade(engine.part(state, _VAE))
+    vae = vit_vqgan.NETWORK.upgrade(engine.part(state, _VAE))
     return _without_vae(state) | {_VAE + key: value for key, value in vae.items()}
 
 

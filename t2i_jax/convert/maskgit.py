@@ -1,0 +1,156 @@
+"""The transformers of muse-maskgit-pytorch 0.3.5: `MaskGitTransformer` and `TokenCritic`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from t2i_jax import sharding
+from t2i_jax.convert.engine import (
+    LINEAR,
+    SAME,
+    Constant,
+    Entry,
+    Network,
+    Row,
+    State,
+    Unused,
+    reshaped,
+)
+from t2i_jax.models import maskgit
+from t2i_jax.models.maskgit import MaskGitTransformer, TokenCritic
+
+
+def table(model: Any) -> list[Row]:
+    """The entries of one configuration of either network."""
+    entries: list[Row] = [
+        Unused("norm.gamma", np.ones((model.dim,), np.float32)),
+        Unused("norm.beta", np.zeros((model.dim,), np.float32)),
+        Entry("token_emb.weight", "embedding"),
+        Entry("pos_emb.weight", "pos"),
+        *_norm("transformer_blocks.norm", "norm", model.dim),
+        Entry("to_logits.weight", "to_logits/kernel", LINEAR),
+    ]
+    if model.text_embed_dim != model.dim:
+        entries.append(Entry("text_embed_proj.weight", "text_proj/kernel", LINEAR))
+    entries += _self_conditioning(model)
+    for i in range(model.depth):
+        entries += _layer(model, i)
+    return entries
+
+
+def _self_conditioning(model):
+    """The package has these weights even where nothing goes through them."""
+    used = _feed_forward("self_cond_to_init_embed", "self_cond_in", model.dim, 4)
+    if model.self_cond:
+        return used
+    hidden = maskgit.inner_width(model.dim, 4)
+    shapes = {"0": (model.dim,), "1": (2 * hidden, model.dim), "3": (hidden,)}
+    shapes["4"] = (model.dim, hidden)
+    return [
+        Unused(
+            row.torch,
+            np.full(shapes[row.torch.split(".")[1]], row.torch.endswith("gamma") * 1.0, np.float32),
+        )
+        for row in used
+    ]
+
+
+def _layer(model, i):
+    torch, entries = f"transformer_blocks.layers.{i}", []
+    null = (2, model.heads, 1, model.dim_head)
+    for j, ours in enumerate(("layers/self_attention", "layers/cross_attention")):
+        entries += [
+            Entry(
+                f"{torch}.{j}.null_kv", f"{ours}/null_kv", reshaped(null, (*null[:2], null[3])), i
+            ),
+            *_norm(f"{torch}.{j}.norm", f"{ours}/norm", model.dim, i),
+            *(
+                Entry(f"{torch}.{j}.{name}", f"{ours}/{name}", SAME, i)
+                for name in ("q_scale", "k_scale")
+            ),
+            *(
+                Entry(f"{torch}.{j}.{name}.weight", f"{ours}/{name}/kernel", LINEAR, i)
+                for name in ("to_q", "to_kv", "to_out")
+            ),
+        ]
+    mlp = _feed_forward(f"{torch}.2", "layers/feed_forward", model.dim, model.ff_mult, i)
+    return [*entries, *mlp]
+
+
+def _feed_forward(torch, ours, dim, mult, layer=None):
+    hidden = maskgit.inner_width(dim, mult)
+    return [
+        *_norm(f"{torch}.0", f"{ours}/norm", dim, layer),
+        Entry(f"{torch}.1.weight", f"{ours}/wide/kernel", LINEAR, layer),
+        *_norm(f"{torch}.3", f"{ours}/inner_norm", hidden, layer),
+        Entry(f"{torch}.4.weight", f"{ours}/narrow/kernel", LINEAR, layer),
+    ]
+
+
+def _norm(torch, ours, dim, layer=None):
+    zeros = np.zeros((dim,), np.float32)  # a shift that the package saves and never trains
+    return [Entry(f"{torch}.gamma", f"{ours}/scale", layer=layer), Constant(f"{torch}.beta", zeros)]
+
+
+def fields(state: State, module: Any) -> dict[str, Any]:
+    """All of the configuration that shapes the network; self-conditioning only a live module tells,
+    since the package saves its weights either way.
+
+    Raises:
+      KeyError: an array that every such network has is missing.
+    """
+    vocabulary, dim = state["token_emb.weight"].shape
+    length = state["pos_emb.weight"].shape[0]
+    side = math.isqrt(length)
+    if side * side != length:
+        raise KeyError("pos_emb.weight of a square grid")
+    heads, dim_head = state["transformer_blocks.layers.0.0.null_kv"].shape[1::2]
+    wide = state["transformer_blocks.layers.0.2.1.weight"].shape[0] // 2
+    text = state.get("text_embed_proj.weight")
+    critic = state["to_logits.weight"].shape[0] == 1
+    found = {
+        "dim": dim,
+        "depth": 1 + max(int(key.split(".")[2]) for key in state if ".layers." in key),
+        "dim_head": dim_head,
+        "heads": heads,
+        "ff_mult": _mult(dim, wide),
+        "fmap_size": side,
+        "codebook_size": vocabulary if critic else vocabulary - 1,
+        "text_embed_dim": dim if text is None else text.shape[1],
+        "compat": ("no_cond_positions",),
+    }
+    return found | ({} if module is None else {"self_cond": bool(module.self_cond)})
+
+
+def _mult(dim, wide):
+    """A multiplier that makes feed-forwards so wide; a whole one where there is one."""
+    whole = round(wide * 3 / 2 / dim)
+    for mult in (whole, wide * 3 / 2 / dim, (wide + 0.5) * 3 / 2 / dim):
+        if maskgit.inner_width(dim, mult) == wide:
+            return mult
+    raise KeyError("ff_mult")
+
+
+def _is_transformer(state):
+    return "transformer_blocks.layers.0.0.null_kv" in state and "token_emb.weight" in state
+
+
+def _is_critic(state):
+    return _is_transformer(state) and state["to_logits.weight"].shape[0] == 1
+
+
+def _network(model, recognise):
+    return Network(
+        model=model,
+        recognise=recognise,
+        fields=fields,
+        table=table,
+        shapes=lambda network: sharding.unbox(maskgit.abstract(network)),
+    )
+
+
+CRITIC = _network(TokenCritic, _is_critic)
+NETWORK = _network(MaskGitTransformer, lambda state: _is_transformer(state))

@@ -1,0 +1,340 @@
+"""The networks of muse-maskgit-pytorch 0.3.5, weight for weight: transformers that see all image
+tokens at once, some of them masked, and a text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from t2i_jax import config
+from t2i_jax.errors import UserError
+from t2i_jax.models.token_decoder import check_complete, check_sizes, check_text
+from t2i_jax.nn.activation import gelu
+from t2i_jax.nn.attention import MASKED
+from t2i_jax.nn.conv import Dense, boxed, channel_norm
+from t2i_jax.nn.quantize import unit
+from t2i_jax.nn.transformer import REMAT, layer_fields, scanned
+from t2i_jax.sharding import constrain
+from t2i_jax.types import Array
+
+COMPAT = ("unit_init", "no_cond_positions")
+_SCALE = 8.0  # factor of the cosines of queries and keys
+
+
+class Attention(nn.Module):
+    """Attention between unit queries and unit keys, each with a learnt scale per channel; a learnt
+    key and value per head, always visible, come first.
+
+    The input is normalised, the context of cross-attention is not.
+
+    Attributes:
+      dim: width of input and output. heads, dim_head: heads and their width. null_scale: standard
+        deviation of the first learnt key and value.
+    """
+
+    dim: int
+    heads: int
+    dim_head: int
+    null_scale: float = 0.02
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x_BQC: Array, context_BKC: Array | None = None, mask_BK: Array | None = None
+    ) -> Array:
+        """The update of x.
+
+        Args:
+          context_BKC: sequence that is attended to; None: x, normalised. mask_BK: True where it may
+            be seen; None: everywhere.
+        """
+        inner = self.heads * self.dim_head
+        x_BQC = channel_norm("norm", self.dtype)(x_BQC)
+        context = x_BQC if context_BKC is None else context_BKC
+        q_BQHD = self._heads(self._dense(inner, "to_q")(x_BQC))
+        k_BKHD, v_BKHD = (
+            self._heads(t) for t in jnp.split(self._dense(2 * inner, "to_kv")(context), 2, axis=-1)
+        )
+        null = self.param(
+            "null_kv",
+            boxed(nn.initializers.normal(self.null_scale), None, "heads", None),
+            (2, self.heads, self.dim_head),
+        ).astype(self.dtype)
+        null_k, null_v = (jnp.broadcast_to(t, (x_BQC.shape[0], 1, *t.shape)) for t in null)
+        k_BKHD = jnp.concatenate([null_k, k_BKHD], axis=1)
+        v_BKHD = jnp.concatenate([null_v, v_BKHD], axis=1)
+        q_BQHD, k_BKHD = self._unit("q_scale", q_BQHD, _SCALE), self._unit("k_scale", k_BKHD)
+        q_BQHD = constrain(q_BQHD, "batch", "length", "heads", None)
+        scores = jnp.einsum("BQHD,BKHD->BHQK", q_BQHD, k_BKHD, preferred_element_type=jnp.float32)
+        if mask_BK is not None:
+            seen_BK = jnp.pad(mask_BK, ((0, 0), (1, 0)), constant_values=True)
+            scores = jnp.where(seen_BK[:, None, None], scores, MASKED)
+        weights = nn.softmax(scores).astype(self.dtype)
+        out = jnp.einsum("BHQK,BKHD->BQHD", weights, v_BKHD).reshape(*x_BQC.shape[:2], inner)
+        return Dense(self.dim, ("heads", "embed"), False, self.dtype, name="to_out")(out)
+
+    def _dense(self, width, name):
+        return Dense(width, ("embed", "heads"), bias=False, dtype=self.dtype, name=name)
+
+    def _heads(self, x):
+        return x.reshape(*x.shape[:-1], self.heads, self.dim_head)
+
+    def _unit(self, name, x, factor=1.0):
+        scale = self.param(name, boxed(nn.initializers.ones, None), (self.dim_head,), jnp.float32)
+        return (unit(x) * (scale * factor)).astype(self.dtype)
+
+
+class FeedForward(nn.Module):
+    """Norm, GEGLU (half of the channels times the GELU of the other half, Shazeer 2020), norm, and
+    back.
+
+    Attributes:
+      mult: how many times as wide as `dim`, before the factor 2/3 that the gate's weights make up
+        for.
+    """
+
+    dim: int
+    mult: int | float = 4
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x_BNC: Array) -> Array:
+        """The update of x."""
+        hidden = inner_width(self.dim, self.mult)
+        x = channel_norm("norm", self.dtype)(x_BNC)
+        x = Dense(2 * hidden, ("embed", "mlp"), bias=False, dtype=self.dtype, name="wide")(x)
+        value, gate = jnp.split(x, 2, axis=-1)
+        x = channel_norm("inner_norm", self.dtype)(gate * gelu(value))
+        return Dense(self.dim, ("mlp", "embed"), bias=False, dtype=self.dtype, name="narrow")(x)
+
+
+def inner_width(dim: int, mult: float) -> int:
+    """Channels inside a `FeedForward`."""
+    return int(dim * mult * 2 / 3)
+
+
+class Layer(nn.Module):
+    """Self-attention, cross-attention and feed-forward, each added; fields as in
+    `MaskGitTransformer`.
+    """
+
+    dim: int
+    dim_head: int
+    heads: int
+    ff_mult: int | float
+    compat: tuple[str, ...]
+    dtype: str
+
+    @nn.compact
+    def __call__(
+        self, x_BNC: Array, context_BKC: Array, mask_BK: Array, deterministic: bool
+    ) -> tuple[Array, None]:
+        """(x, None): the pair that a scan over layers takes."""
+        sizes = (self.dim, self.heads, self.dim_head, init_scale(self.compat), self.dtype)
+        x = x_BNC + Attention(*sizes, name="self_attention")(x_BNC)
+        x = x + Attention(*sizes, name="cross_attention")(x, context_BKC, mask_BK)
+        return x + FeedForward(self.dim, self.ff_mult, self.dtype, name="feed_forward")(x), None
+
+
+class _Tokens(nn.Module):
+    """What `MaskGitTransformer` and `TokenCritic` share: tokens, text and conditioning tokens in,
+    one vector per token out.
+    """
+
+    dim: int
+    depth: int
+    dim_head: int = 64
+    heads: int = 8
+    ff_mult: int | float = 4
+    fmap_size: int | None = None
+    codebook_size: int | None = None
+    text_embed_dim: int | None = None
+    cond_fmap_size: int | None = None
+    self_cond: bool = False
+    compat: tuple[str, ...] = ()
+    remat: str = "none"
+    dtype: str = "float32"
+
+    dropout = 0.0
+
+    def __post_init__(self):
+        check_sizes(self, "dim", "depth", "dim_head", "heads")
+        if self.cond_fmap_size is not None and self.cond_fmap_size < 1:
+            raise UserError(
+                f"cond_fmap_size={self.cond_fmap_size} is not positive; give 1 or more, or None "
+                "where no image is conditioned on."
+            )
+        if isinstance(self.compat, str):
+            raise UserError(
+                f"compat={self.compat!r} is a string; give a tuple such as ({self.compat!r},)."
+            )
+        for name in self.compat:
+            config.one_of("compat", name, COMPAT)
+        config.one_of("remat", self.remat, REMAT)
+        super().__post_init__()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return (self.fmap_size, self.fmap_size)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per image."""
+        return self.fmap_size**2
+
+    @property
+    def mask_id(self) -> int:
+        """The id of a masked token: the first that is not in the codebook."""
+        return self.codebook_size
+
+    def setup(self):
+        """Makes the layers and parameters."""
+        check_complete(self)
+        normal = nn.initializers.normal(init_scale(self.compat))
+
+        def table(name, rows, axis=None):
+            return self.param(name, boxed(normal, axis, "embed"), (rows, self.dim), jnp.float32)
+
+        self.embedding = table("embedding", self._vocabulary, "vocab")
+        self.pos = table("pos", self.num_tokens)
+        if self.cond_fmap_size is not None and "no_cond_positions" not in self.compat:
+            self.cond_pos = table("cond_pos", self.cond_fmap_size**2)
+        if self.text_embed_dim != self.dim:
+            self.text_proj = Dense(self.dim, ("text", "embed"), bias=False, dtype=self.dtype)
+        if self.self_cond:
+            self.self_cond_in = FeedForward(self.dim, dtype=self.dtype)
+        self.layers = scanned(Layer, self.depth, self.remat, inputs=3)(**layer_fields(self, Layer))
+        self.norm = channel_norm(None, self.dtype)
+
+    def embed(
+        self,
+        ids_BN: Array,
+        text_embeds_BLD: Array,
+        text_mask_BL: Array,
+        keep_B: Array | None = None,
+        cond_ids_BM: Array | None = None,
+        self_cond_BNC: Array | None = None,
+    ) -> Array:
+        """One vector per token, (B, N, dim), normalised.
+
+        Args:
+          ids_BN: tokens, row by row; `mask_id` where masked.
+          text_embeds_BLD, text_mask_BL: text, and True where it is no padding.
+          keep_B: False in rows whose text is dropped (classifier-free guidance); None: all True.
+          cond_ids_BM: tokens of a conditioning image, which are never dropped; None: there is none.
+          self_cond_BNC: vectors of an earlier call with the same tokens; None: zeros.
+        """
+        check_text(self, text_embeds_BLD)
+        mask_BK = text_mask_BL if keep_B is None else text_mask_BL & keep_B[:, None]
+        context = text_embeds_BLD.astype(self.dtype)
+        context = self.text_proj(context) if self.text_embed_dim != self.dim else context
+        if cond_ids_BM is not None:
+            cond = self._look_up(cond_ids_BM)
+            cond = cond if "no_cond_positions" in self.compat else cond + self.cond_pos
+            context = jnp.concatenate([context, cond.astype(self.dtype)], axis=1)
+            always = jnp.ones(cond_ids_BM.shape, bool)
+            mask_BK = jnp.concatenate([mask_BK, always], axis=1)
+        x = self._look_up(ids_BN) + self.pos[: ids_BN.shape[1]]
+        if self.self_cond:
+            x = x + self.self_cond_in(jnp.zeros_like(x) if self_cond_BNC is None else self_cond_BNC)
+        x = constrain(x.astype(self.dtype), "batch", "length", None)
+        x, _ = self.layers(x, context, mask_BK, True)
+        return self.norm(x)
+
+    @property
+    def _vocabulary(self):
+        raise NotImplementedError
+
+    def _look_up(self, ids):
+        return constrain(self.embedding, None, None)[ids]
+
+
+class MaskGitTransformer(_Tokens):
+    """The network of MaskGit and Muse in muse-maskgit-pytorch 0.3.5: which tokens stand where they
+    are masked.
+
+        MaskGitTransformer(dim=512, depth=8, fmap_size=16, codebook_size=8192, text_embed_dim=768)
+
+    Attributes:
+      dim, depth, dim_head, heads, ff_mult: sizes.
+      fmap_size: tokens per side of an image. codebook_size: number of image tokens. text_embed_dim:
+        width of the text embeddings. These three may be None where a `MaskGitTask` knows them.
+      cond_fmap_size: tokens per side of an image that is conditioned on (super-resolution); None:
+        there is none.
+      self_cond: whether it also sees its own vectors of an earlier call (Chen et al. 2022).
+      compat: what to keep of the package where it is wrong: "unit_init", embeddings start from
+        N(0, 1); "no_cond_positions", tokens of the conditioning image have no positions, so that
+        their order is lost (weights of the package need it).
+      remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products).
+      dtype: of the computation; norms, softmax and logits are float32.
+    """
+
+    def setup(self):
+        """Makes the layers and parameters."""
+        super().setup()
+        self.to_logits = Dense(self.codebook_size, ("embed", "vocab"), bias=False)
+
+    def __call__(self, *args: Any, **inputs: Any) -> Array:
+        """Float32 logits (B, N, codebook_size) of every token; arguments as of `embed`."""
+        return self.logits(self.embed(*args, **inputs))
+
+    def logits(self, embed_BNC: Array) -> Array:
+        """Float32 logits (B, N, codebook_size) from the vectors that `embed` gives."""
+        return constrain(self.to_logits(embed_BNC), "batch", "length", "vocab").astype(jnp.float32)
+
+    @property
+    def _vocabulary(self):
+        return self.codebook_size + 1
+
+
+class TokenCritic(_Tokens):
+    """The critic of muse-maskgit-pytorch 0.3.5 (Lezama et al. 2022, arXiv 2209.04439): which tokens
+    of an image are not the right ones.
+
+    Attributes: as those of `MaskGitTransformer`; it sees no masked tokens.
+    """
+
+    def setup(self):
+        """Makes the layers and parameters."""
+        super().setup()
+        self.to_logits = Dense(1, ("embed", None), bias=False)
+
+    def __call__(self, *args: Any, **inputs: Any) -> Array:
+        """Float32 logits (B, N), high where a token is wrong; arguments as of `_Tokens.embed`."""
+        return self.to_logits(self.embed(*args, **inputs))[..., 0].astype(jnp.float32)
+
+    @property
+    def _vocabulary(self):
+        return self.codebook_size
+
+
+class SelfCritic(nn.Module):
+    """A critic that reads the vectors of a `MaskGitTransformer`: a linear layer."""
+
+    @nn.compact
+    def __call__(self, embed_BNC: Array) -> Array:
+        """Float32 logits (B, N), high where a token is wrong."""
+        return Dense(1, ("embed", None), name="to_pred")(embed_BNC)[..., 0].astype(jnp.float32)
+
+
+def init_scale(compat: tuple[str, ...]) -> float:
+    """Standard deviation of the first embeddings."""
+    return 1.0 if "unit_init" in compat else 0.02
+
+
+def abstract(model: _Tokens) -> Any:
+    """Shapes of the parameters, boxed; nothing is computed."""
+    ids, text = jnp.zeros((1, model.num_tokens), jnp.int32), jnp.zeros((1, 1, model.text_embed_dim))
+    cond = (
+        None if model.cond_fmap_size is None else jnp.zeros((1, model.cond_fmap_size**2), "int32")
+    )
+
+    def init(key):
+        return model.init(key, ids, text, jnp.ones((1, 1), bool), cond_ids_BM=cond)["params"]
+
+    return jax.eval_shape(init, jax.random.key(0))
