@@ -98,15 +98,12 @@ def _norm(torch, ours, dim, layer=None):
 def fields(state: State, module: Any) -> dict[str, Any]:
     """All of the configuration that shapes the network; self-conditioning only a live module tells,
     since the package saves its weights either way.
-
-    Raises:
-      KeyError: an array that every such network has is missing.
     """
     vocabulary, dim = state["token_emb.weight"].shape
     length = state["pos_emb.weight"].shape[0]
     side = math.isqrt(length)
     if side * side != length:
-        raise KeyError("pos_emb.weight of a square grid")
+        raise ValueError(f"{length} positions make no square grid")
     heads, dim_head = state["transformer_blocks.layers.0.0.null_kv"].shape[1::2]
     wide = state["transformer_blocks.layers.0.2.1.weight"].shape[0] // 2
     text = state.get("text_embed_proj.weight")
@@ -131,7 +128,7 @@ def _mult(dim, wide):
     for mult in (whole, wide * 3 / 2 / dim, (wide + 0.5) * 3 / 2 / dim):
         if maskgit.inner_width(dim, mult) == wide:
             return mult
-    raise KeyError("ff_mult")
+    raise ValueError(f"no ff_mult makes feed-forwards of {wide} channels")
 
 
 def _is_transformer(state):
@@ -153,4 +150,6 @@ def _network(model, recognise):
 
 
 CRITIC = _network(TokenCritic, _is_critic)
-NETWORK = _network(MaskGitTransformer, lambda state: _is_transformer(state))
+NETWORK = _network(
+    MaskGitTransformer, lambda state: _is_transformer(state) and not _is_critic(state)
+)

@@ -64,7 +64,7 @@ def fields(state: State, module: Any) -> dict[str, Any]:
         ),
     }
     if any(width % dim for width in levels):
-        raise KeyError("layer_mults")
+        raise ValueError(f"levels of {levels} channels are no multiples of {dim}")
     mults = tuple(width // dim for width in levels)
     if mults != tuple(2**i for i in range(len(mults))):
         found["layer_mults"] = mults
