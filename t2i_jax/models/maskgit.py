@@ -4,7 +4,7 @@ tokens at once, some of them masked, and a text.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -180,17 +180,18 @@ class _Tokens(nn.Module):
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens."""
-        return (self.fmap_size, self.fmap_size)
+        side = cast(int, self.fmap_size)
+        return (side, side)
 
     @property
     def num_tokens(self) -> int:
         """Tokens per image."""
-        return self.fmap_size**2
+        return self.grid[0] * self.grid[1]
 
     @property
     def mask_id(self) -> int:
         """The id of a masked token: the first that is not in the codebook."""
-        return self.codebook_size
+        return cast(int, self.codebook_size)
 
     def setup(self):
         """Makes the layers and parameters."""
