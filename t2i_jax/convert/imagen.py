@@ -78,6 +78,8 @@ def from_trainer(source: str | pathlib.Path | Mapping[str, Any], **fields: Any) 
 def to_trainer(weights: TrainerWeights) -> dict[str, Any]:
     """The checkpoint that `torch.save` writes for `ImagenTrainer.load`; its optimisers then start
     anew.
+
+    Where no averages were kept, the weights themselves stand in their place.
     """
     table, shapes = NETWORK.table(weights.model), NETWORK.shapes(weights.model)
     state = torch_io.tensors(engine.to_torch(table, weights.params, shapes))
@@ -86,18 +88,17 @@ def to_trainer(weights: TrainerWeights) -> dict[str, Any]:
         "version": VERSION,
         **torch_io.tensors({"steps": np.asarray(weights.steps)}),
     }
-    if weights.averages is not None:
-        averages, ema = torch_io.tensors(engine.to_torch(table, weights.averages, shapes)), {}
-        for i, count in enumerate(weights.steps):
-            ema |= torch_io.tensors(
-                {f"{i}.initted": np.asarray(True), f"{i}.step": np.asarray(count)}
-            )
-            for name, source in (("online_model", state), ("ema_model", averages)):
-                ema |= {
-                    f"{i}.{name}.{key}": value
-                    for key, value in engine.part(source, f"unets.{i}.").items()
-                }
-        saved["ema"] = ema
+    # A trainer as it is by default refuses a checkpoint without averages.
+    averages = weights.params if weights.averages is None else weights.averages
+    averages, ema = torch_io.tensors(engine.to_torch(table, averages, shapes)), {}
+    for i, count in enumerate(weights.steps):
+        ema |= torch_io.tensors({f"{i}.initted": np.asarray(True), f"{i}.step": np.asarray(count)})
+        for name, source in (("online_model", state), ("ema_model", averages)):
+            ema |= {
+                f"{i}.{name}.{key}": value
+                for key, value in engine.part(source, f"unets.{i}.").items()
+            }
+    saved["ema"] = ema
     if weights.settings:
         saved["imagen_params"] = {
             name: value for name, value in weights.settings.items() if name != "imagen_type"

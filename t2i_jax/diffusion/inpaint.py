@@ -14,6 +14,8 @@ from t2i_jax.diffusion.samplers import Levels, State, Step
 from t2i_jax.errors import UserError
 from t2i_jax.types import Array
 
+COMPAT = ("imagen-pytorch", "imagen-pytorch-elucidated")
+
 
 def repaint(
     step: Step,
@@ -41,14 +43,16 @@ def repaint(
         known.
       draw: noise source; time r of step i takes the samples 1 + 3 * (i * resample + r) and the next
         two: for the known part, for the step, and for noising back up.
-      compat: "imagen-pytorch" noises back up with too little noise, as that package does. None: as
-        in the paper.
+      compat: "imagen-pytorch" noises back up with too little noise, as that package does;
+        "imagen-pytorch-elucidated" does so too and puts the known part in without noise, so that it
+        has only what a solver adds (`samplers.Churn`), as its ElucidatedImagen does. None: as in
+        the paper.
       tell: callback, called within the compiled loop for every step, see `progress`.
     """
     if isinstance(resample, bool) or not isinstance(resample, int) or resample < 1:
         raise UserError(f"resample={resample} is not a number of times from 1; try 5.")
     if compat is not None:
-        one_of("inpaint.compat", compat, ("imagen-pytorch",))
+        one_of("inpaint.compat", compat, COMPAT)
     keep = keep_BHW[..., None].astype(bool)
 
     def rows(level):
@@ -63,7 +67,10 @@ def repaint(
             def normal(j):
                 return draw(1 + 3 * (i * resample + r) + j, state.x_BHWC)
 
-            x = jnp.where(keep, noise.add(known_BHWC, normal(0), rows(now)), state.x_BHWC)
+            known = known_BHWC
+            if compat != "imagen-pytorch-elucidated":
+                known = noise.add(known_BHWC, normal(0), rows(now))
+            x = jnp.where(keep, known, state.x_BHWC)
             state = step(State(x, state.x0_BHWC), Levels(now, now, after), lambda: normal(1))
             again = (r < resample - 1) & (after > 0)
             return State(

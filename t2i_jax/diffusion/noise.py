@@ -42,9 +42,11 @@ class Noise(Protocol):
 
     Attributes:
       sampler: the solver that goes with it, where none is named.
+      reference: the class of imagen-pytorch that has this diffusion, as `inpaint.repaint` names it.
     """
 
     sampler: ClassVar[str]
+    reference: ClassVar[str]
 
     def train_levels(self, key: Key, batch: int) -> Array:
         """Levels (batch,) sampled from the training distribution."""
@@ -130,6 +132,7 @@ class Ddpm(Noise):
     shift: Signed = 0.0
 
     sampler: ClassVar[str] = "ancestral"
+    reference: ClassVar[str] = "imagen-pytorch"
 
     def __post_init__(self):
         one_of("noise.schedule", self.schedule, SCHEDULES)
@@ -250,6 +253,7 @@ class Edm(Noise):
     rho: float = 7.0
 
     sampler: ClassVar[str] = "heun"
+    reference: ClassVar[str] = "imagen-pytorch-elucidated"
 
     def __post_init__(self):
         for name in ("sigma_data", "P_std", "sigma_min", "rho"):

@@ -102,7 +102,7 @@ KINDS = {
     "noise": (Ddpm(), dict()),
     "v, l1, p2 off": (
         Ddpm(objective="v", distance="l1", weighting="snr"),
-        dict(pred_objectives="v", loss_type="l1", min_snr_loss_weight=False),
+        dict(pred_objectives="v", loss_type="l1", min_snr_loss_weight=False, resize_mode="bicubic"),
     ),
     "x_start": (
         Ddpm(objective="x_start", distance="huber", min_snr_gamma=3.0),
@@ -152,7 +152,8 @@ def test_losses_and_gradients(kind, number, monkeypatch):
     loss.backward()
     assert not queue
 
-    stage = Stage(model.unets[number - 1], size, noise=noise, resize="nearest")
+    resize = options.get("resize_mode", "nearest")
+    stage = Stage(model.unets[number - 1], size, noise=noise, resize=resize)
     low = (
         dict(lowres_level_B=jnp.full((ROWS,), low_time), lowres_eps_BHWC=low_eps)
         if number == 2
@@ -298,3 +299,10 @@ def test_a_trainers_checkpoint_goes_in_and_out(tmp_path):
     )
     with pytest.raises(UserError, match="no 'model'"):
         tables.from_trainer({})
+
+    # weights without averages: those of a trainer as it is by default are the weights themselves
+    torch.save(tables.to_trainer(dataclasses.replace(found, averages=None)), tmp_path / "plain.pt")
+    again.load(tmp_path / "plain.pt")
+    for unet, averaged in zip(again.imagen.unets, again.ema_unets, strict=True):
+        wanted = unet.state_dict()
+        assert all(torch.equal(wanted[k], v) for k, v in averaged.ema_model.state_dict().items())

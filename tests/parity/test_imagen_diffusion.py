@@ -19,6 +19,7 @@ from t2i_jax.diffusion.noise import Ddpm, Edm
 from t2i_jax.diffusion.samplers import Churn, ancestral, heun, sample, start
 from t2i_jax.diffusion.sdedit import from_image
 from t2i_jax.diffusion.threshold import clamp, dynamic
+from t2i_jax.systems.imagen.sampling import known
 from tests.parity.reference import load
 
 imagen_pytorch = load("imagen_pytorch")
@@ -421,6 +422,60 @@ def test_completion_as_the_package_does_it(monkeypatch):
         compat="imagen-pytorch",
     )
     assert _error(_images(got), _numpy(expected)) < RUN
+
+
+def test_completion_as_the_elucidated_package_does_it(monkeypatch):
+    """Its known half is clean but for the noise of the churn."""
+    steps, resample = 5, 3
+    theirs, unet = _reference(
+        imagen_pytorch.ElucidatedImagen, num_sample_steps=steps, sigma_max=5.0
+    )
+    eps = _noises(1 + 3 * steps * resample)
+
+    def is_drawn(n):
+        """The start; the churn of every time; the way back up, where there is one."""
+        time, kind = divmod(n - 1, 3)
+        up = time // resample < steps - 1 and time % resample < resample - 1
+        return n == 0 or kind == 1 or (kind == 2 and up)
+
+    left = _feed(monkeypatch, [a for n, a in enumerate(eps) if is_drawn(n)])
+    keep = np.zeros((ROWS, SIZE, SIZE), bool)
+    keep[:, :3] = True
+    expected = theirs.one_unet_sample(
+        unet,
+        (ROWS, CHANNELS, SIZE, SIZE),
+        unet_number=1,
+        text_embeds=torch.from_numpy(TEXT),
+        inpaint_images=_torch(IMAGES),
+        inpaint_masks=torch.from_numpy(keep),
+        inpaint_resample_times=resample,
+        use_tqdm=False,
+    )
+    assert not left
+    noise, draw = Edm(sigma_max=5.0), injected(jnp.asarray(eps))
+    levels = noise.levels(steps)
+    got = repaint(
+        heun(_steps(noise, "none", "dynamic"), noise, Churn(), steps),
+        noise,
+        start(noise, levels, draw, SHAPE),
+        levels,
+        draw,
+        jnp.asarray(2 * IMAGES - 1),
+        jnp.asarray(keep),
+        resample=resample,
+        compat=noise.reference,
+    )
+    assert _error(_images(got), _numpy(expected)) < RUN
+    assert np.std(np.asarray(got)[~keep]) > 0.1
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic", "area"])
+def test_a_mask_is_resized_as_the_package_does_it(mode):
+    keep = np.random.default_rng(0).uniform(size=(2, 12, 12)) < 0.2
+    for side in (8, 17):
+        theirs = package.resize_image_to(torch.from_numpy(keep)[:, None].float(), side, mode=mode)
+        ours = known(jnp.asarray(keep), (side, side), mode)
+        np.testing.assert_array_equal(ours, theirs.bool()[:, 0].numpy())
 
 
 def test_image_to_image_as_the_package_does_it(monkeypatch):

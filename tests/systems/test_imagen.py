@@ -154,6 +154,12 @@ def test_stages_are_returned_and_left_out():
     np.testing.assert_array_equal(SYSTEM.generate(prompts(1), stop_at=1), small)
     enlarged = SYSTEM.upscale(small, prompts(1))
     assert enlarged.shape == (1, 16, 16, 3)
+    # sharper images than the first stage makes are first made as small as those
+    means = np.random.default_rng(0).integers(60, 190, (1, 8, 8, 3), np.uint8)
+    checks = np.where((np.indices((32, 32)).sum(axis=0) % 2)[..., None], 50, -50)
+    sharp = (means.repeat(4, axis=1).repeat(4, axis=2) + checks).astype(np.uint8)
+    of_sharp, of_means = (SYSTEM.upscale(start, prompts(1)) for start in (sharp, means))
+    assert np.abs(of_sharp.astype(int) - of_means).max() <= 1 < of_means.std()
     assert SYSTEM.upscale(np.zeros((2, 6, 5, 3), np.uint8)).shape == (2, 16, 16, 3)
     assert SYSTEM.generate(prompts(1), image_sizes=((4, 12), (12, 20)), return_pil=True)[
         0

@@ -106,8 +106,8 @@ class StageSampling:
       parallel: part of the guidance along the network's answer that stays; 1 is plain guidance.
       resample: times that each step is made in inpainting.
       skip: first steps that are left out where an image is changed.
-      compat: "imagen-pytorch": noise levels of inpainting and of starting from an image as that
-        package has them.
+      compat: "imagen-pytorch": noise of inpainting and of starting from an image, and the size of
+        the mask, as the class of that package has them that `Stage.noise` belongs to.
       tell: whether progress is told (`diffusion.progress`).
     """
 
@@ -195,7 +195,9 @@ def losses(
     small = (
         None
         if previous is None
-        else resize(smaller(image_BHWC, previous, stage.resize), size, stage.resize)
+        else within_range(
+            resize(smaller(image_BHWC, (previous, previous), stage.resize), size, stage.resize)
+        )
     )
     if draws.corner_B2 is not None:
         x0 = _cut(x0, draws.corner_B2, stage)
@@ -213,9 +215,17 @@ def losses(
     return training_losses(net, stage.noise, x0, draws.eps_BHWC, draws.level_B, draws.keep_B, last)
 
 
-def smaller(image_BHWC: Array, side: int, mode: str) -> Array:
-    """Images at the size of the previous stage, within the range of images."""
-    return jnp.clip(resize(image_BHWC, (side, side), mode), -1.0, 1.0)
+def smaller(image_BHWC: Array, size: tuple[int, int], mode: str) -> Array:
+    """Images at the size of the previous stage, within the range of images.
+
+    An upper stage has learnt to enlarge such images; what it is given in sampling must be one.
+    """
+    return within_range(resize(image_BHWC, size, mode))
+
+
+def within_range(image_BHWC: Array) -> Array:
+    """Images clipped to [-1, 1], which bicubic resizing leaves."""
+    return jnp.clip(image_BHWC, -1.0, 1.0)
 
 
 def bound(
@@ -289,7 +299,7 @@ def run(
             init_BHWC,
             keep_BHW,
             resample=sampling.resample,
-            compat=sampling.compat,
+            compat=sampling.compat and stage.noise.reference,
             tell=tell,
         )
         return jnp.where(keep_BHW[..., None], init_BHWC, jnp.clip(x, -1.0, 1.0))

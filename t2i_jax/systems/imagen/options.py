@@ -31,8 +31,9 @@ class ImagenOptions:
       resample: how often each step of inpainting is made (RePaint).
       lowres_level: of the noise on each smaller image, from 0 to 1; None: the stage's own.
       image_sizes: side or (height, width) per stage; None: those of training.
-      compat: "imagen-pytorch": noise levels of inpainted and changed images as that package has
-        them; None: ours.
+      compat: "imagen-pytorch": noise levels of inpainted and changed images, and the resizing of
+        a mask, as that package has them (with `Edm` those of its ElucidatedImagen, whose solver is
+        "heun"); None: ours.
     """
 
     guidance: float | tuple[float, ...] = 3.0

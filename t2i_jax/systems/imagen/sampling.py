@@ -63,11 +63,19 @@ def generate(
     if "init" in prompt:
         more["init_BHWC"] = stages.resize(prompt["init"], size, stage.resize)
     if "keep" in prompt:
-        more["keep_BHW"] = (
-            stages.resize(prompt["keep"][..., None].astype(jnp.float32), size, "nearest")[..., 0]
-            > 0
-        )
+        # Reference quirk: the mask is resized as images are.
+        mode = stage.resize if sampling.compat else "nearest"
+        more["keep_BHW"] = known(prompt["keep"], size, mode)
     images = stages.run(
         stage, bind, sampling, shape, gaussian(keys_B), guidance, small=small, **more
     )
     return sharding.constrain(images, None, None, None, None)  # whole in every process
+
+
+def known(keep_BHW: Array, size: tuple[int, int], mode: str) -> Array:
+    """A mask at the size of a stage's images, bool (B, *size).
+
+    By "nearest" it stays as it is drawn. By other modes (see `resample.resize`) every pixel counts
+    as known that a known one has a share of.
+    """
+    return stages.resize(keep_BHW[..., None].astype(jnp.float32), size, mode)[..., 0] != 0

@@ -21,7 +21,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.pixels import SIGNED, as_pil, to_float, to_uint8
 from t2i_jax.systems import generation
 from t2i_jax.systems.cascade import inputs
-from t2i_jax.systems.cascade.stage import StageSampling, group
+from t2i_jax.systems.cascade.stage import StageSampling, group, smaller
 from t2i_jax.systems.imagen import sampling
 from t2i_jax.systems.imagen.options import ImagenOptions
 from t2i_jax.systems.text_to_image import TextToImage
@@ -82,7 +82,8 @@ class ImagenSystem(TextToImage):
           negative_prompts: what the images should not show, one per prompt; guidance then starts
             from there.
           start_images: uint8 images of any size, one per prompt, for a start after the first stage
-            (`options.start_at`): they are enlarged.
+            (`options.start_at`). They are first brought to the size of the stage before it: that is
+            what the network has learnt to enlarge, anything sharper it has never seen.
           init_images: uint8 images of any size, one per prompt, to change by `options.strength` or,
             with `mask`, to inpaint: bool (H, W) or (P, H, W), True where to keep.
           cond_images: uint8 images, one per prompt, for a cascade that is conditioned on them.
@@ -117,6 +118,8 @@ class ImagenSystem(TextToImage):
             plan[numbers[0]] = (size, dataclasses.replace(first, skip=skip), scale)
         if told:
             print(f"t2i: {told}.", file=sys.stderr)
+        if "start" in images:
+            images["start"] = self._as_made_before(images["start"], plan, numbers[0])
         plan, total = {number: plan[number] for number in numbers}, count * images_per_prompt
         results: list[list[np.ndarray]] = [[] for _ in plan]
         for rows in generation.batches(prompt | images, total, images_per_prompt, seed, batch_size):
@@ -200,10 +203,16 @@ class ImagenSystem(TextToImage):
             )
         return found
 
+    def _as_made_before(self, images, plan, number):
+        """Images in [-1, 1] of the size that the stage before `number` makes."""
+        size, *_ = plan[number - 1]
+        floats = to_float(jnp.asarray(images), SIGNED)
+        return np.asarray(smaller(floats, size, self.task.stages[number - 1].resize))
+
     def _run(self, plan, rows, lowres_level, progress):
         """A batch's images of each stage of the plan, uint8."""
         part, results = dict(rows.arrays), []
-        small = to_float(jnp.asarray(part.pop("start")), SIGNED) if "start" in part else None
+        small = part.pop("start", None)
         for number, (size, settings, scale) in plan.items():
             small = self._stage(
                 number, size, settings, scale, part, small, rows.keys_B, lowres_level, progress
