@@ -48,7 +48,9 @@ def get_config() -> Recipe:
             ),
             text=T5Text.from_directory("google/t5-v1_1-base"),
         ),
-        data=DataConfig(source="folder:photos", image_size=256, crop="random", flip=True),
+        data=DataConfig(
+            source="folder:photos", image_size=256, crop="random", flip=True, heldout=0.05
+        ),
         train=TrainConfig(
             steps=200_000,
             batch_size=64,

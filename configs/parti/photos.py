@@ -25,7 +25,7 @@ from t2i_jax import (
 
 def get_config() -> Recipe:
     """The tokenizer first, in WORKDIR/tokenizer, then Parti."""
-    data = DataConfig(source="folder:photos", image_size=64, crop="random")
+    data = DataConfig(source="folder:photos", image_size=64, crop="random", heldout=0.05)
     network = VitVQGanVAE(
         dim=128,
         image_size=64,

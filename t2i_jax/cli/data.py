@@ -70,6 +70,7 @@ def inspect(
     sheet: pathlib.Path = pathlib.Path("contact_sheet.png"),
     size: _Size = None,
     split: str = "train",
+    heldout: float = 0.05,
 ) -> None:
     """Show counts, sizes, captions and what can't be used, and draw a contact sheet.
 
@@ -80,15 +81,22 @@ def inspect(
         sheet: PNG file to write; an existing one is kept, and the new one numbered.
         size: Side of the images of shapes and digits.
         split: Of a source that has splits.
+        heldout: Share of the captions whose records data.heldout would hold out; how many is shown.
     """
+    from t2i_jax.data.heldout import divide
     from t2i_jax.data.overview import contact_sheet, look
+    from t2i_jax.data.pipeline import DataConfig
+    from t2i_jax.data.source import EMBEDDED
     from t2i_jax.pixels import save_png
 
     sheet = paths.new("sheet", sheet)
+    DataConfig(heldout=heldout)  # refuses a share that is none
     opened = _open(source, size, split)
     found = look(opened, samples, progress=_progress("reading"))
     for line in found.lines():
         print(line)
+    if heldout and source not in EMBEDDED:
+        print(f"data.heldout={heldout} holds out {divide(opened, heldout).line()}")
     for name, about in opened.stored.items():
         print(
             f"{name}: "

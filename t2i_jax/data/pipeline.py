@@ -22,6 +22,7 @@ from absl import flags
 
 from t2i_jax.config import Fraction, Range, Seed, one_of
 from t2i_jax.data.crop import CROPS, crop, resized
+from t2i_jax.data.heldout import PARTS, Division, caption_of, divide, indices_of
 from t2i_jax.data.image_file import in_channels
 from t2i_jax.data.ledger import Ledger
 from t2i_jax.data.share import Share, deal
@@ -29,6 +30,7 @@ from t2i_jax.data.source import EMBEDDED, BadSample, Record, Source, open_source
 from t2i_jax.errors import UserError
 
 ENTRIES = ("image", "cond_image", "caption", "text", "text_mask", "text_embeds", "tokens")
+HELD_OUT = "held out"  # in place of a sample that training does not see
 _log = logging.getLogger(__name__)
 
 # captions -> ids (B, L) int32, mask (B, L) bool
@@ -53,6 +55,11 @@ class DataConfig:
       threads: threads that read, in each of those processes; 0: none, a batch is read when it is
         asked for.
       seed: of the images of `shapes`; order, crops and flips have a seed of their own.
+      heldout: share of the captions that training never sees, from 0 to below 1: the run is
+        validated and evaluated on their records. It is told by a hash of the caption, so all images
+        of a caption are on the same side, in every source alike; where captions are names of
+        classes (each comes 20 times or more) every image is divided by itself. Built-in data sets
+        have a held-out part of their own and ignore it. 0: nothing is held out.
     """
 
     source: str = "shapes"
@@ -64,8 +71,14 @@ class DataConfig:
     workers: Annotated[int, Range(0, 256)] = 0
     threads: Annotated[int, Range(0, 256)] = 2
     seed: Seed = 0
+    heldout: Fraction = 0.0
 
     def __post_init__(self):
+        if not 0 <= self.heldout < 1:
+            raise UserError(
+                f"data.heldout={self.heldout} is no share; give one from 0 to below 1, such as "
+                "0.05."
+            )
         one_of("data.crop", self.crop, CROPS)
         for name in ("workers", "threads", "seed"):
             if getattr(self, name) < 0:
@@ -90,6 +103,8 @@ def batches(
     process: int = 0,
     repeat: bool = True,
     channels: Mapping[str, int] | None = None,
+    part: str = "train",
+    most: int | None = None,
 ) -> Batches:
     """Batches, or one process's rows of them.
 
@@ -109,6 +124,10 @@ def batches(
         once, unshuffled, nothing left out, the last batch may be smaller.
       channels: of "image" and "cond_image": 1 (gray), 3 (RGB) or 4 (RGB and alpha); 3 where it does
         not say.
+      part: "train": without what `config.heldout` holds out; "heldout": that alone, always in the
+        same order.
+      most: records that are looked for where the part is held out, after which they come again;
+        None: all of them.
 
     Raises:
       UserError: an unknown source or entry, no samples, or (while it runs) too many that cannot be
@@ -139,13 +158,43 @@ def batches(
     if "cond_image" in wants and not source.has_cond_images:
         remedy = "give a folder: with NAME.cond.png beside each image"
         raise UserError(f"data.source={config.source!r} has no images to condition on; {remedy}.")
+    one_of("part", part, PARTS)
+    division = division_of(config, source)
     order = grain.MapDataset.range(len(source))
-    if repeat:
+    if part == "heldout":
+        if division is None:
+            raise UserError(
+                f"data.heldout={config.heldout} of data.source={config.source!r} holds nothing "
+                "out; give a share such as 0.05."
+            )
+        order, division = _held_out(config, source, division, seed, most, repeat), None
+    elif repeat:
         order = order.shuffle(int(np.random.SeedSequence(seed).generate_state(1)[0])).repeat()
     kept = {"caption" if name == "text" else name for name in wants} - {"text_mask"}
-    prepare = _Prepare(source, order, config, kept, seed, channels)
+    prepare = _Prepare(source, order, config, kept, seed, channels, division)
     shares = [Share(tuple(of), batch_size) for of in (rows or [range(batch_size)])]
     return Batches(prepare, config, shares, process, _Collate(tuple(wants), tokenize, text_length))
+
+
+def division_of(config: DataConfig, source: Source) -> Division | None:
+    """How a source is divided into what is trained on and what is held out; None: it is not."""
+    if not config.heldout or config.source in EMBEDDED:
+        return None
+    return divide(source, config.heldout)
+
+
+def _held_out(config, source, division, seed, most, repeat):
+    """The order of the records that are held out."""
+    shuffled = grain.MapDataset.range(len(source)).shuffle(seed)
+    order = (int(shuffled[i]) for i in range(len(source)))
+    found = indices_of(division, source, order, len(source) if most is None else most)
+    if not found:
+        raise UserError(
+            f"data.heldout={config.heldout} holds out none of the {len(source)} records of "
+            f"data.source={config.source!r}; give a larger share."
+        )
+    order = grain.MapDataset.source(found)
+    return order.repeat() if repeat else order
 
 
 class Batches:
@@ -179,7 +228,10 @@ class Batches:
             except StopIteration:
                 self.bad.check(self._seen, self._config.max_bad_rate, done=True)
                 break
-            self._read, self._seen = self._read + 1, self._seen + 1
+            self._read += 1
+            if sample == HELD_OUT:
+                continue
+            self._seen += 1
             if isinstance(sample, BadSample):
                 unusable += 1
                 self._leave_out(sample, unusable)
@@ -269,9 +321,10 @@ class _Prepare:
         kept: set[str],
         seed: int,
         channels: Mapping[str, int],
+        division: Division | None,
     ):
         self._source, self._order, self._config, self._kept = source, order, config, kept
-        self._seed, self._channels = seed, channels
+        self._seed, self._channels, self._division = seed, channels, division
         self._with_image = "image" in kept
         self._by_chance = config.flip or config.crop == "random"
 
@@ -291,11 +344,16 @@ class _Prepare:
         return len(self._order)
 
     def __call__(self, position):
+        index = int(self._order[position])
+        if self._division is not None and self._division.is_held_out(
+            index, caption_of(self._source, index)
+        ):
+            return HELD_OUT
         try:
-            record = self._read(int(self._order[position]))
+            record = self._read(index)
             missing = [name for name in sorted(self._kept) if record.get(name) is None]
             if missing:
-                raise BadSample(f"no {missing[0]}", f"record {self._order[position]}")
+                raise BadSample(f"no {missing[0]}", f"record {index}")
         except BadSample as bad:
             return bad
         sample = {name: record[name] for name in self._kept}

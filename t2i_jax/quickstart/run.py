@@ -15,8 +15,9 @@ from t2i_jax.eval.evaluation import Evaluation
 from t2i_jax.models.parti_transformer import PartiTransformer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.quickstart import report
-from t2i_jax.runs.evaluation import evaluate, held_out
+from t2i_jax.runs.evaluation import evaluate
 from t2i_jax.runs.recipe import Recipe
+from t2i_jax.runs.samples import held_out
 from t2i_jax.systems.parti.options import PartiOptions
 from t2i_jax.systems.parti.task import PartiTask
 from t2i_jax.systems.tokenizer.task import TokenizerTask

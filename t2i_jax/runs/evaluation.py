@@ -4,20 +4,16 @@ is done.
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+import sys
+from collections.abc import Mapping
 
 from t2i_jax import paths
 from t2i_jax.cluster import processes
-from t2i_jax.data.pipeline import batches
-from t2i_jax.data.source import EMBEDDED
-from t2i_jax.errors import UserError
 from t2i_jax.pixels import save_png
-from t2i_jax.runs.ledger import image_channels
 from t2i_jax.runs.recipe import Recipe
-from t2i_jax.systems.base import HeldOut, System
+from t2i_jax.runs.samples import held_out
+from t2i_jax.systems.base import System
 from t2i_jax.train.log import add_metrics
 from t2i_jax.train.loop import Hook
 
@@ -49,32 +45,27 @@ def evaluate(recipe: Recipe, system: System, workdir: str | pathlib.Path) -> Map
     workdir = paths.folder("workdir", workdir)
     if recipe.data is None:
         return {}
-    found = system.evaluate(held_out(recipe), recipe.evaluation)
+    samples = held_out(recipe)
+    if not samples.is_held_out and processes.is_first():
+        print(
+            f"this run has no held-out part (data.heldout={recipe.data.heldout}), so it is "
+            "measured on images that it was trained on; a new run with data.heldout=0.05 has one.",
+            file=sys.stderr,
+        )
+    found = system.evaluate(samples, recipe.evaluation)
+    metrics = {_named(name, samples): value for name, value in found.metrics.items()}
     for name, sheet in found.sheets.items():
-        _save(workdir / "samples" / f"{name}.png", sheet)
+        _save(workdir / "samples" / f"{_named(name, samples)}.png", sheet)
     if processes.is_first():
-        add_metrics(workdir, dict(found.metrics))
-    return found.metrics
+        add_metrics(workdir, metrics)
+    return metrics
 
 
-def held_out(recipe: Recipe) -> HeldOut:
-    """`(count, entries) -> samples` that training did not see, for a built-in data set.
-
-    Else the first of the data.
+def _named(name, samples):
+    """What an evaluation found, by the part on which it did: what is not held out is not called
+    so.
     """
-    if recipe.data is None:
-        raise UserError("data=None of the recipe leaves nothing to evaluate on; give a DataConfig.")
-    split = "heldout" if recipe.data.source in EMBEDDED else recipe.data.split
-    data = dataclasses.replace(recipe.data, split=split, flip=False)
-    encoder = recipe.task.text_encoder
-    length = None if encoder is None else encoder.max_length
-
-    channels = image_channels(recipe.task.batch_spec(1))
-
-    def samples(count: int, wants: Sequence[str]) -> Mapping[str, Any]:
-        return next(batches(data, count, 0, wants=wants, text_length=length, channels=channels))
-
-    return samples
+    return name.replace("heldout", samples.name)
 
 
 def _save(path, sheet):

@@ -18,7 +18,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.runs import folder as folders
 from t2i_jax.runs.evaluation import preview_hooks
 from t2i_jax.runs.ledger import DataLedger, image_channels
-from t2i_jax.runs.recipe import Recipe, recipe_to_dict, upgrade
+from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from t2i_jax.runs.wiring import check_kind, wired
 from t2i_jax.systems.base import Given, System
 from t2i_jax.train.checkpoint import last_step
@@ -123,7 +123,7 @@ def _fit(recipe, workdir, parts, hooks, profile):
         allowed=_FREE,
         clock=clock,
         profile=profile,
-        upgrade=upgrade,
+        upgrade=_of_today,
     )
     ledger.end(recipe.data.source, stream, workdir)
     return build_system({**state.params, **state.ema}, state.stats)
@@ -132,6 +132,11 @@ def _fit(recipe, workdir, parts, hooks, profile):
 def _read_of(spec):
     """What of a record is read for a batch."""
     return ("image",) * ("image" in spec) + ("caption",) * ("text" in spec)
+
+
+def _of_today(stored):
+    """A stored recipe with the fields that there are today, at their defaults where it has none."""
+    return recipe_to_dict(recipe_from_dict(stored))
 
 
 def _with_parts(recipe, workdir, given, hooks):

@@ -1,0 +1,111 @@
+"""The held-out part of data that have none of their own: a share of the captions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from t2i_jax.data.source import BadSample, Source
+
+PARTS = ("train", "heldout")
+_LOOKED_AT = 2000  # records by which it is decided how a source is divided
+_LABEL = 20  # captions that come so often, on average, are names of classes
+_ALL = 2**64
+
+
+@dataclasses.dataclass(frozen=True)
+class Division:
+    """Which records of a source are held out, told from caption and number alone.
+
+    All records of a caption are on the same side, whatever the source that holds them: a caption is
+    held out when its hash is below a limit. A record without a usable caption goes by its number.
+
+    Attributes:
+      limit: of 2^64. by_record: captions are names of classes, or all the same; every record is
+        divided by itself, as a class would be missing else.
+      records: of the source. looked_at, found: of them, how many were looked at, evenly spread, and
+        how many of those are held out.
+    """
+
+    limit: int
+    by_record: bool
+    records: int
+    looked_at: int
+    found: int
+
+    @property
+    def count(self) -> int:
+        """Records that are held out; an estimate where not all of them were looked at."""
+        return round(self.found * self.records / max(self.looked_at, 1))
+
+    def is_held_out(self, index: int, caption: str | None) -> bool:
+        """Whether a record with this number and caption is."""
+        return _hash(index, None if self.by_record else caption) < self.limit
+
+    def line(self) -> str:
+        """The size of the part, in words."""
+        about = "" if self.looked_at == self.records else "about "
+        by = "image by image, as captions are few" if self.by_record else "by caption"
+        return f"{about}{self.count} of {self.records} records, {by}"
+
+
+def divide(source: Source, share: float) -> Division:
+    """How a source is divided where `share` of its captions are to be held out.
+
+    Where a small source would have none, that with the least hash is; a source of one record has
+    none.
+
+    Args:
+      share: above 0, below 1.
+    """
+    count = len(source)
+    seen = range(count) if count <= _LOOKED_AT else np.linspace(0, count - 1, _LOOKED_AT)
+    indices = [int(index) for index in seen]
+    return division(indices, [caption_of(source, i) for i in indices], count, share)
+
+
+def division(
+    indices: Sequence[int], captions: Sequence[str | None], records: int, share: float
+) -> Division:
+    """The same from the captions of some records, None where there is none that can be used."""
+    told = [caption for caption in captions if caption is not None]
+    different = len(set(told))
+    by_record = bool(told) and (different == 1 or len(told) >= _LABEL * different)
+    keys = [_hash(i, None if by_record else caption) for i, caption in zip(indices, captions)]
+    limit = round(share * _ALL)
+    if len(indices) == records and len(set(keys)) > 1:  # something on either side
+        limit = min(max(limit, min(keys) + 1), max(keys))
+    return Division(limit, by_record, records, len(indices), sum(key < limit for key in keys))
+
+
+def caption_of(source: Any, index: int) -> str | None:
+    """The caption of a record, without its image where the source can; None for one that can't be
+    used.
+    """
+    try:
+        return getattr(source, "without_image", source.__getitem__)(index).get("caption")
+    except BadSample:
+        return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _hash(index: int, caption: str | None) -> int:
+    """A number below 2^64, the same on every machine."""
+    key = f"#{index}" if caption is None else f"={caption}"
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=8).digest())
+
+
+def indices_of(division: Division, source: Source, order: Iterable[int], most: int) -> list[int]:
+    """The numbers of up to `most` records that are held out, in the order given."""
+    found: list[int] = []
+    for index in order:
+        if division.is_held_out(index, caption_of(source, index)):
+            found.append(index)
+            if len(found) == most:
+                break
+    return found
