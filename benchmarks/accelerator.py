@@ -73,10 +73,8 @@ def train(recipe, batch_size: int) -> str:
         return metrics
 
     first, each = _seconds(once)
-    mfu = task.flops(batch_size) / each / peak_flops() * jax.device_count()
-    return _line(
-        f"train, {batch_size} at a time", first, each, f"{batch_size / each:.1f}", f"{mfu:.0%}"
-    )
+    mfu = _share_of_peak(task.flops(batch_size), each)
+    return _line(f"train, {batch_size} at a time", first, each, f"{batch_size / each:.1f}", mfu)
 
 
 def sample(recipe, count: int) -> str:
@@ -113,9 +111,9 @@ def attention(small: bool) -> list[str]:
         results.append(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), program(*inputs)[1]))
         # the backward pass is 2.5 times more
         flops = 3.5 * 2 * 2 * shape[1] ** 2 / 2 * shape[3] * shape[0] * shape[2]
-        share = flops / each / peak_flops() * jax.device_count()
+        share = _share_of_peak(flops, each)
         lines.append(
-            _line(f"{name}, {shape[0]} rows", first, each, f"{shape[0] / each:.0f}", f"{share:.0%}")
+            _line(f"{name}, {shape[0]} rows", first, each, f"{shape[0] / each:.0f}", share)
         )
     apart = np.max(np.abs(results[0] - results[1])) / np.max(np.abs(results[1]))
     return [*lines, f"{apart:.0e} of the largest gradient lies between the two | | | | |"]
@@ -129,6 +127,12 @@ def _seconds(work):
         jax.block_until_ready(work())
         times.append(time.perf_counter() - start)
     return times[0], statistics.median(times[1:])
+
+
+def _share_of_peak(flops, seconds):
+    """Of one device; "" where its peak is not known."""
+    peak = peak_flops()
+    return f"{flops / seconds / peak * jax.device_count():.0%}" if peak else ""
 
 
 def _line(what, first, each, rate, mfu):

@@ -36,14 +36,30 @@ def main() -> None:
     """One command, from `sys.argv`.
 
     Exit status: 0 done; 2 a mistake in what was given (one sentence says which); 75 stopped by
-    SIGTERM or SIGINT after saving, the same command resumes; 1 anything else, with a stack trace.
+    SIGTERM or SIGINT after saving, the same command resumes; 130 interrupted at once by a second
+    SIGINT; 1 anything else, with a stack trace.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # XLA's own log, which asks a user to file a bug when it compiles for long; errors are raised
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         _run(sys.argv[1:])
     except (UserError, Preempted) as error:
         print(f"t2i: {error}", file=sys.stderr)
-        sys.exit(error.status)
+        _leave(error.status)
+    except KeyboardInterrupt:
+        print("\nt2i: interrupted; what was saved before stays.", file=sys.stderr)
+        _leave(130)
+
+
+def _leave(status):
+    """Ends the process; beside the compiler, which nothing stops, only at once."""
+    background = sys.modules.get("t2i_jax.train.background")
+    if background is None or not background.is_compiling():
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _run(words):

@@ -6,12 +6,15 @@ import contextlib
 import ctypes
 import gc
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from t2i_jax.train.background import compile_in_background
 from t2i_jax.train.executables import Executables, fresh
+from t2i_jax.train.preemption import Stop
 
 # On a CPU operations run in an order that keeps little alive: as fast, and a third less memory for
 # a transformer.
@@ -41,26 +44,49 @@ class CompiledStep:
         self._mesh, self._kept = mesh, kept
         self._program: Any = None
 
-    def prepare(self, state: Any, *rest: Any) -> None:
+    @property
+    def usual_seconds(self) -> float | None:
+        """How long compiling usually takes here; None where that was never measured."""
+        return self._kept.usual_seconds() if self._kept else None
+
+    def prepare(self, state: Any, *rest: Any, stop: Stop | None = None) -> bool:
         """Compiles for the shapes of these arguments, or finds the program, unless that was done
-        before.
+        before; whether there is one now.
+
+        Args:
+          stop: asked meanwhile; where all processes agree to stop, compiling is given up. None:
+            nobody is asked.
         """
         if self._program is None:
             arguments, options = (state, *rest), _OPTIONS.get(jax.default_backend())
             self._program = self._kept.load(arguments, options) if self._kept else None
-            self._program = self._program or self._compile(arguments, options)
+            self._program = self._program or self._compile(arguments, options, stop)
+            if self._program is None:
+                return False
             self._jitted = None  # with what was traced
             _give_back()
+        return True
 
     def __call__(self, state: Any, *rest: Any) -> Any:
         """The state after the step, and its metrics."""
         self.prepare(state, *rest)
         return self._program(state, *rest)
 
-    def _compile(self, arguments, options):
+    def _compile(self, arguments, options, stop):
+        begin = time.monotonic()
         with fresh() as is_fresh, jax.set_mesh(self._mesh):
-            program = self._jitted.lower(*arguments).compile(compiler_options=options)
+            lowered = self._jitted.lower(*arguments)
+            program = (
+                compile_in_background(lowered, options, stop.asked)
+                if stop
+                else compile_in_background(lowered, options)
+            )
+        # every process comes here once, whether it has a program or has given up
+        if stop and stop.agreed():
+            return None
         if self._kept:
+            if is_fresh:
+                self._kept.note_seconds(time.monotonic() - begin)
             self._kept.save(program, arguments, options, bool(is_fresh))
         return program
 

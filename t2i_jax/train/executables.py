@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import pathlib
@@ -23,10 +24,12 @@ import numpy as np
 from jax.experimental import multihost_utils, serialize_executable
 
 from t2i_jax.config import to_dict
+from t2i_jax.files import replacing
 from t2i_jax.train.identity import identity, is_of_package
 
 _log = logging.getLogger(__name__)
 _FOLDER = "steps"
+_TIMES = 5  # newest compilations whose time is remembered
 _LIMIT = 2**30  # bytes of all files, for each process; those that were not used for longest go
 
 
@@ -101,6 +104,37 @@ class Executables:
             self._write(self._path(arguments, options), hashlib.sha256(body).digest() + body)
         except Exception:  # not every program can be serialised
             _log.debug("the executable of the step could not be kept", exc_info=True)
+
+    def usual_seconds(self) -> float | None:
+        """The median time of the newest compilations of such a step on such a machine.
+
+        None where there were none, or they can't be read.
+        """
+        known = sorted(self._known_seconds())
+        return known[len(known) // 2] if known else None
+
+    def note_seconds(self, seconds: float) -> None:
+        """Remembers how long tracing and compiling took, for `usual_seconds`."""
+        path, newest = self._times(), [*self._known_seconds(), round(seconds, 2)][-_TIMES:]
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(newest))
+
+    def _known_seconds(self):
+        try:
+            return [float(value) for value in json.loads(self._times().read_text())]
+        except (OSError, ValueError, TypeError):
+            return []
+
+    def _times(self):
+        """One file for all states of the source: an edit makes another program, about as slow to
+        compile as the one before.
+        """
+        kind = [self._devices[0].device_kind, len(self._devices), jax.process_index()]
+        told = json.dumps([self._what, kind, os.cpu_count()], sort_keys=True)
+        name = f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
+        return self._folder.with_name("times") / name
 
     def _read(self, path, arguments):
         with path.open("rb") as file:

@@ -10,8 +10,9 @@ import math
 import os
 import pathlib
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +22,9 @@ from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
 
 _FLUSH_EVERY = 10.0  # seconds between two writings of events to the disk
+# what is left, and how fast it goes, `Pace` knows: tqdm would count compiling and hooks as steps
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+_OFTEN, _SELDOM = 1.0, 30.0  # seconds between two looks at a clock: on a terminal, in a file
 
 
 class Log:
@@ -44,7 +48,11 @@ class Log:
         self._events = _Events(workdir, start)
         self._complained = False
         self._bar = tqdm(
-            total=steps, initial=start, unit="step", desc=" ".join(workdir.name.split())
+            total=steps,
+            initial=start,
+            unit="step",
+            desc=" ".join(workdir.name.split()),
+            bar_format=_BAR,
         )
 
     def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -79,6 +87,37 @@ class Log:
         if self._speaks:
             self._bar.set_postfix(shown, refresh=step == self._bar.n)
             self._bar.update(step - self._bar.n)
+
+    @contextlib.contextmanager
+    def compiling(self, usual: float | None) -> Iterator[None]:
+        """Shows on the progress line that something is compiled, and for how long by now.
+
+        Args:
+          usual: seconds that it took before; None: that is not known, and not told.
+        """
+        if not self._speaks:
+            yield
+            return
+        told = "compiling" + (f" (usually {math.ceil(usual)} s)" if usual else "")
+        begin, over = time.monotonic(), threading.Event()
+        often = _OFTEN if sys.stderr is not None and sys.stderr.isatty() else _SELDOM
+
+        def show():
+            while True:
+                with contextlib.suppress(OSError, ValueError):  # nobody reads it
+                    self._bar.set_postfix_str(f"{told}: {time.monotonic() - begin:.0f} s")
+                if over.wait(often):
+                    return
+
+        clock = threading.Thread(target=show, name="clock", daemon=True)
+        clock.start()
+        try:
+            yield
+        finally:
+            over.set()
+            clock.join()
+            with contextlib.suppress(OSError, ValueError):
+                self._bar.set_postfix_str("")
 
     def say(self, sentence: str) -> None:
         """Prints a sentence above the progress line."""

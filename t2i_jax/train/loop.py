@@ -100,7 +100,7 @@ def fit(
     with Checkpoints(workdir, config.keep) as checkpoints:
         restored = checkpoints.restore(abstract, check)
         if restored is None:
-            state = jax.jit(start, out_shardings=shardings)(jax.random.key(config.seed))
+            state = states.first(start, shardings, config.seed)
         else:
             state = restored[0]
             batches.set_state(restored[1])
@@ -122,7 +122,8 @@ def fit(
         )
         executables = Executables.of(task, config.of_step(), list(mesh.devices.flat))
         log = Log(workdir, done, config.steps, config.wandb_project)
-        pace = Pace(done, config.batch_size, task.flops(config.batch_size), clock)
+        flops = functools.partial(task.flops, config.batch_size)
+        pace = Pace(done, config.steps, config.batch_size, flops, clock)
         loop = _Loop(
             config=config,
             stored=stored,
@@ -176,9 +177,7 @@ class _Loop:
                     self._save_and_stop(done, state, position)
                 batch, position = item
                 if pace.is_first:
-                    with self.clock.spent_on("compile"):
-                        self.step.prepare(state, self.frozen, batch)
-                    self.clock.start_training()
+                    self._compile(done, state, batch, stop)
                 trace.before(done + 1, queued)
                 with self.clock.spent_on("step"):
                     with jax.profiler.StepTraceAnnotation("train", step_num=done + 1):
@@ -205,6 +204,21 @@ class _Loop:
             with self.clock.spent_on("checkpoint"):
                 self.checkpoints.wait()
         return state
+
+    def _compile(self, done, state, batch, stop):
+        """Makes the step's program ready; a stop does not wait for the compiler.
+
+        Raises:
+          Preempted: a stop was asked for; nothing has changed since the start.
+        """
+        with self.clock.spent_on("compile"), self.log.compiling(self.step.usual_seconds):
+            ready = self.step.prepare(state, self.frozen, batch, stop=stop)
+        if not ready:
+            since = f"step {done} is saved" if done else "no step was made"
+            raise Preempted(
+                f"stopped while compiling, {since}; start the same command again to resume."
+            )
+        self.clock.start_training()
 
     def _next_batch(self, done, queued, stop):
         """`Stream.next`; a batch that is not there yet counts as waiting for input only once the

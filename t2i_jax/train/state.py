@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 from t2i_jax import sharding
 from t2i_jax.errors import UserError
 from t2i_jax.train import optim
+from t2i_jax.train.background import compile_in_background
 from t2i_jax.train.config import TrainConfig
 from t2i_jax.types import Key, Task, TrainState
 
@@ -46,6 +48,19 @@ def start_of(
 ) -> Callable[[Key], TrainState]:
     """`init_state` of a key alone."""
     return functools.partial(init_state, task=task, optimisers=optimisers, ema_decay=ema_decay)
+
+
+def first(start: Callable[[Key], TrainState], shardings: Any, seed: int) -> TrainState:
+    """The state before the first step as arrays.
+
+    Args:
+      shardings: of its arrays.
+    """
+    key = jax.random.key(seed)
+    lowered = jax.jit(start, out_shardings=shardings).lower(key)
+    program = compile_in_background(lowered)
+    assert program is not None  # nobody gave it up
+    return program(key)
 
 
 def optimisers_of(task: Task, config: TrainConfig) -> Mapping[str, optax.GradientTransformation]:

@@ -124,6 +124,19 @@ def test_the_folder_is_bounded_and_what_was_used_last_stays(tmp_path, monkeypatc
     assert {path.name for path in tmp_path.iterdir()} == {"4"}
 
 
+def test_how_long_compiling_takes_is_known_from_the_newest_times_of_the_same_step(tmp_path):
+    one, other = (Executables(tmp_path / "steps", {"width": n}, jax.devices()) for n in (1, 2))
+    assert one.usual_seconds() is None
+    for seconds in (900, 30, 31, 10, 32, 33):  # the first is forgotten
+        one.note_seconds(seconds)
+    assert one.usual_seconds() == 31 and other.usual_seconds() is None
+    for damage in ("", "{", "[]", '["long"]', "7"):
+        one._times().write_text(damage)
+        assert one.usual_seconds() is None
+    one.note_seconds(5)  # what is damaged is replaced
+    assert one.usual_seconds() == 5
+
+
 def test_what_the_compilation_cache_had_is_told_from_what_was_compiled(setting):
     """XLA writes a program again that it read from its cache, but on a CPU without some of its
     functions.
