@@ -71,6 +71,9 @@ def inspect(
     size: _Size = None,
     split: str = "train",
     heldout: float = 0.05,
+    run: pathlib.Path | None = None,
+    t5: Annotated[str | None, Shown("FOLDER|NAME")] = None,
+    max_length: Count = 128,
 ) -> None:
     """Show counts, sizes, captions and what can't be used, and draw a contact sheet.
 
@@ -82,9 +85,14 @@ def inspect(
         size: Side of the images of shapes and digits.
         split: Of a source that has splits.
         heldout: Share of the captions whose records data.heldout would hold out; how many is shown.
+        run: Folder of a run whose text encoder is to read the captions: those that it cuts are
+            counted.
+        t5: Folder of a T5, or its name on the hub, in place of a run.
+        max_length: Tokens of a caption, with t5.
     """
     from t2i_jax.data.heldout import divide
-    from t2i_jax.data.overview import contact_sheet, look
+    from t2i_jax.data.ledger import Ledger
+    from t2i_jax.data.overview import contact_sheet, look, note_cut
     from t2i_jax.data.pipeline import DataConfig
     from t2i_jax.data.source import EMBEDDED
     from t2i_jax.pixels import save_png
@@ -97,6 +105,12 @@ def inspect(
         print(line)
     if heldout and source not in EMBEDDED:
         print(f"data.heldout={heldout} holds out {divide(opened, heldout).line()}")
+    tokenizer, max_length = _text_tokenizer(run, t5, max_length)
+    if tokenizer is not None:
+        cut = note_cut(Ledger(), found.captions, tokenizer.lengths, max_length)
+        none = [f"captions that are cut at {max_length} tokens: 0"]
+        for line in cut.lines("captions that are cut") or none:
+            print(line)
     for name, about in opened.stored.items():
         print(
             f"{name}: "
@@ -134,6 +148,8 @@ def encode_text(
     import jax
 
     from t2i_jax.data.arrayrecord import PackedSource
+    from t2i_jax.data.ledger import Ledger
+    from t2i_jax.data.overview import note_cut
     from t2i_jax.data.pack import add_column, make_room
     from t2i_jax.data.source import BadSample
     from t2i_jax.text.cache import embed_captions
@@ -146,18 +162,21 @@ def encode_text(
     text = T5Text.from_directory(t5, max_length=max_length)
     about = {"t5": t5, "max_length": max_length, "dim": text.dim, "dtype": dtype}
     bad: dict[int, BadSample] = {}
+    tokenizer, cut = text.tokenizer(), Ledger()
 
     def captions() -> Iterator[str]:
         for index in _progress("encoding")(range(len(source))):
             try:
-                yield source.caption(index)
+                caption = source.caption(index)
+                note_cut(cut, [caption], tokenizer.lengths, max_length)
+                yield caption
             except BadSample as sample:
                 bad[index] = sample
                 yield ""
 
     # what is wrong with it is said before anything is removed
     params = text.init(jax.random.key(0))
-    embeddings = embed_captions(text, params, text.tokenizer(), captions(), batch_size, dtype)
+    embeddings = embed_captions(text, params, tokenizer, captions(), batch_size, dtype)
     if not make_room(packed, "text", about, replace):
         print(f"there already: text embeddings of {t5} in {packed}")
         return
@@ -167,6 +186,8 @@ def encode_text(
         for index, embeds_LD in enumerate(embeddings)
     )
     add_column(packed, "text", rows, about=about, max_bad_rate=max_bad_rate)
+    for line in cut.lines("captions that were cut"):
+        print(line)
     print(f"stored: text embeddings, {text.dim} wide, of {len(source)} captions in {packed}")
     print(f"train on them with text=StoredText(dim={text.dim}, max_length={max_length})")
 
@@ -225,6 +246,24 @@ def _open(source, size, split):
     return open_source(source, image_size=_BUILT_IN_SIZE if size is None else size, split=split)
 
 
+def _text_tokenizer(run, t5, max_length):
+    """The tokenizer of a run or of a T5, and the tokens that a caption may have; None without."""
+    if run is not None:
+        from t2i_jax import runs
+        from t2i_jax.runs.folder import TEXT_TOKENIZER
+
+        run = paths.given("run", run)
+        encoder = runs.load_run_recipe(run).task.text_encoder
+        if encoder is None or encoder.entry != "text":
+            raise UserError(f"run={str(run)!r} reads no captions; leave --run out.")
+        return encoder.tokenizer(run / TEXT_TOKENIZER), encoder.max_length
+    if t5 is not None:
+        from t2i_jax.text.t5 import T5Text
+
+        return T5Text.from_directory(t5, max_length=max_length).tokenizer(), max_length
+    return None, max_length
+
+
 def _tokens(source, tokenizer, crop, batch_size) -> Iterator[Any]:
     """Of each record its tokens, in the smallest integers that hold them, or the BadSample that it
     is.
@@ -236,16 +275,13 @@ def _tokens(source, tokenizer, crop, batch_size) -> Iterator[Any]:
     size, channels = tokenizer.task.model.image_size, tokenizer.task.model.channels
     dtype = np.uint16 if tokenizer.task.model.codebook_size <= 2**16 else np.int32
 
+    source = source.in_channels(channels)
+
     def image(index):
         try:
-            image_HWC = cut(source.without_caption(index)["image"], size, crop)
+            return cut(source.without_caption(index)["image"], size, crop)
         except BadSample as bad:
             return bad
-        return (
-            image_HWC
-            if channels == 3
-            else image_HWC.mean(-1, keepdims=True).round().astype(np.uint8)
-        )
 
     def encoded(waiting):
         # always as many: one program

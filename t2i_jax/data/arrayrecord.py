@@ -12,6 +12,7 @@ computed from them.
 from __future__ import annotations
 
 import bisect
+import itertools
 import json
 import pathlib
 import threading
@@ -24,8 +25,9 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from t2i_jax import paths
+from t2i_jax.data.caption import clean_caption
 from t2i_jax.data.image_file import ImageFiles, decode
-from t2i_jax.data.source import BadSample, Record, clean_caption
+from t2i_jax.data.source import BadSample, Record
 from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
 
@@ -280,8 +282,15 @@ class _Shards:
                     else f"has {size} bytes instead of {shard['bytes']}"
                 )
                 raise UserError(f"arrayrecord={str(folder)!r}: {path.name} {state}; copy it again.")
-        self._starts = np.cumsum([0, *(shard["count"] for shard in shards)]).tolist()
+        self._starts = [0, *itertools.accumulate(shard["count"] for shard in shards)]
         self._readers, self._lock = {}, threading.Lock()
+        for number, (path, shard) in enumerate(zip(self._paths, shards)):
+            held = self._held(number)
+            if held != shard["count"] and (held or shard["count"] > shard["bytes"]):
+                raise UserError(
+                    f"arrayrecord={str(folder)!r}: {path.name} holds {held} records, and "
+                    f"{MANIFEST} says {shard['count']}; copy the set again."
+                )
 
     def __len__(self):
         return self._starts[-1]
@@ -296,6 +305,13 @@ class _Shards:
             return self._reader(number).read([index - self._starts[number]])[0], name
         except (RuntimeError, ValueError, IndexError):  # what ArrayRecord raises for damaged chunks
             raise BadSample("damaged record", name) from None
+
+    def _held(self, number):
+        """How many records a file holds; 0 where it is damaged, which is told record by record."""
+        try:
+            return self._reader(number).num_records()
+        except (RuntimeError, ValueError):
+            return 0
 
     def _reader(self, number):
         with self._lock:
@@ -322,7 +338,7 @@ def _complete(manifest):
 
     def fits(shard):
         return isinstance(shard, dict) and all(
-            isinstance(shard.get(k), t) for k, t in kinds.items()
+            type(shard.get(k)) is t and (t is str or shard[k] >= 0) for k, t in kinds.items()
         )
 
     return (

@@ -13,22 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from t2i_jax.data.image_file import ImageFiles, decode
-from t2i_jax.data.source import BadSample, Record, clean_caption
+from t2i_jax.data.caption import KEYS, clean_caption, first_text
+from t2i_jax.data.image_file import ImageFiles, decode, file_bytes
+from t2i_jax.data.source import BadSample, Record
 from t2i_jax.errors import UserError
 
 # columns without a type that says so
 _IMAGES = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
-_CAPTIONS = (
-    "caption",
-    "captions",
-    "text",
-    "texts",
-    "prompt",
-    "description",
-    "sentence",
-    "sentences",
-)
 _OF_LABEL = "a photo of {}"
 
 
@@ -91,7 +82,7 @@ class _Rows(ImageFiles):
         value = None if self.columns[1] is None else row[self.columns[1]]
         if self.classes is not None:
             value = _class_name(self.classes, value)
-        return clean_caption(_first(value), self._where(index))
+        return clean_caption(first_text(value), self._where(index))
 
     def _where(self, index):
         return f"{self.name}[{index}]"
@@ -230,9 +221,7 @@ def _columns(kind, name, features, image, is_label):
             f"data.source='{kind}:{name}' has the columns {', '.join(features)} and no images in "
             "them."
         )
-    caption = next(
-        (one for one in _CAPTIONS if one in features and not is_label(features[one])), None
-    )
+    caption = next((one for one in KEYS if one in features and not is_label(features[one])), None)
     if caption is not None:
         return (image, caption), None
     label = _chosen(features, is_label, ("label",))
@@ -250,19 +239,8 @@ def _class_name(classes, label):
     return _OF_LABEL.format(classes[label].replace("_", " ")) if known else None
 
 
-def _first(value):
-    """The first text in what may be a text, several of them, or a mapping that holds them."""
-    if isinstance(value, Mapping):
-        return _first(next((value[name] for name in _CAPTIONS if name in value), None))
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, (list, tuple)):
-        return _first(value[0]) if value else None
-    return value
-
-
 def _read(path):
     try:
-        return pathlib.Path(os.fspath(path)).read_bytes()
-    except (OSError, TypeError, ValueError):
+        return file_bytes(os.fspath(path), "")
+    except (BadSample, TypeError):
         return None

@@ -1,30 +1,56 @@
-"""A folder of images with captions beside them: .txt files of the same name, a captions.csv or a
-captions.jsonl.
-"""
+"""A folder of images with their captions: files beside the images, or tables that name them."""
 
 from __future__ import annotations
 
-import csv
-import json
+import errno
 import os
+from typing import NamedTuple
 
 import numpy as np
 
 from t2i_jax import paths
-from t2i_jax.data.image_file import ENDINGS, ImageFiles, decode, file_bytes
-from t2i_jax.data.source import BadSample, clean_caption
+from t2i_jax.data import caption as captions
+from t2i_jax.data.caption import clean_caption
+from t2i_jax.data.image_file import ENDINGS, ImageFiles, decode, file_bytes, looks_like_image
+from t2i_jax.data.ledger import Ledger
+from t2i_jax.data.source import BadSample
+from t2i_jax.data.table import read_table
 from t2i_jax.errors import UserError
+from t2i_jax.files import open_regular, read_regular
 
-_FILE, _CAPTION = ("file", "file_name", "filename", "image"), ("caption", "text")
+TABLES = (
+    *(f"captions{ending}" for ending in (".csv", ".jsonl", ".tsv", ".json")),
+    *(f"metadata{ending}" for ending in (".csv", ".jsonl", ".tsv", ".json")),
+)
+"""Names of the tables that are read, the first of them in a folder."""
+_FILE = ("file", "file_name", "filename", "image", "image_path", "path", "img")  # of a table
+_LEFT = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "lost+found")
+_LEFTOVER = "leftover of another program"
+
+
+class _Sample(NamedTuple):
+    """A record: where its image is, and its caption or the file that holds it.
+
+    One with a reason is there to be counted as bad.
+    """
+
+    image: str
+    caption: str | None = None
+    caption_file: str | None = None
+    reason: str = ""
 
 
 class FolderSource(ImageFiles):
-    """Random access to the images below a folder, in the order of their names.
+    """Random access to the images below a folder.
 
-    A table (captions.csv or captions.jsonl, columns file/file_name/image and caption/text) says
-    which images there are; without one every image file counts, and its caption is in the .txt file
-    of the same name. NAME.cond.png (or of another ending) is no image of its own but what NAME is
-    conditioned on.
+    A table (one of `TABLES`) in a folder says which images there are below it, relative to it; of
+    nested tables each speaks for its own folder. Where no table speaks every image file counts, in
+    the order of the names, and its caption is in a file beside it: a.txt, a.caption or a.json for
+    a.png, or a.png.txt and so on. NAME.cond.png (or of another ending) is no image of its own but
+    what NAME is conditioned on.
+
+    What other programs left (hidden files, __MACOSX, Thumbs.db) is no data; a file without an
+    ending is looked into.
 
     Args:
       path: the folder; folders in it are searched too, links to folders are not followed.
@@ -39,29 +65,36 @@ class FolderSource(ImageFiles):
         self.path = paths.given("folder", path)
         if not self.path.is_dir():
             raise UserError(f"folder={path!r} is not a folder; give one that holds images.")
-        table = next(
-            (
-                self.path / n
-                for n in ("captions.csv", "captions.jsonl")
-                if (self.path / n).is_file()
-            ),
-            None,
-        )
-        self._samples = _from_table(table) if table is not None else _from_names(self.path)
-        if not self._samples:
-            raise UserError(f"folder={path!r} holds no images; they end in {', '.join(ENDINGS)}.")
+        self._passed_over = Ledger()
+        self._samples = _found(self.path, self._passed_over)
+        if not any(not sample.reason for sample in self._samples):
+            seen = [f"{sample.image}: {sample.reason}" for sample in self._samples[:3]]
+            seen += self._passed_over.names[: 3 - len(seen)]
+            said = f" (there are {'; '.join(seen)})" if seen else ""
+            raise UserError(
+                f"folder={path!r} holds no images{said}; they end in {', '.join(ENDINGS)}."
+            )
 
     def __len__(self) -> int:
         return len(self._samples)
 
+    @property
+    def passed_over(self) -> Ledger:
+        """Files below the folder that are no images and no captions of any."""
+        return self._passed_over
+
     def file(self, index: int) -> tuple[bytes, str]:
         """The bytes of an image file and its name below the folder; or `BadSample`."""
-        name, _ = self._samples[index]
-        return file_bytes(self.path / name, name), name
+        sample = self._samples[index]
+        if sample.reason:
+            raise BadSample(sample.reason, sample.image)
+        return file_bytes(self.path / sample.image, sample.image), sample.image
 
     def cond_image(self, index: int, channels: int = 3) -> np.ndarray:
         """The image that an image is conditioned on, from NAME.cond.png; or `BadSample`."""
-        name, _ = self._samples[index]
+        name, _, _, reason = self._samples[index]
+        if reason:
+            raise BadSample(reason, name)
         stem = (self.path / name).with_suffix("")
         found = [
             path
@@ -73,76 +106,157 @@ class FolderSource(ImageFiles):
         return decode(file_bytes(found[0], found[0].name), found[0].name, channels)
 
     def caption(self, index: int) -> str:
-        """The caption from the table or from the .txt file; or `BadSample`."""
-        name, caption = self._samples[index]
-        if caption is None:
-            try:
-                caption = (self.path / name).with_suffix(".txt").read_bytes()
-            except OSError:
-                raise BadSample("no caption", name) from None
-        return clean_caption(caption, name)
-
-
-def _from_names(folder):
-    found = []
-    for parent, _, names in os.walk(folder):
-        found += [
-            os.path.relpath(os.path.join(parent, n), folder) for n in names if _is_image(n.lower())
-        ]
-    return [(name, None) for name in sorted(found)]
-
-
-def _is_image(name):
-    return name.endswith(ENDINGS) and not os.path.splitext(name)[0].endswith(".cond")
-
-
-def _from_table(table):
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"captions={str(table)!r} can't be read ({error}); save it as UTF-8 text."
-        ) from None
-    rows = _csv_rows(table, text) if table.suffix == ".csv" else _jsonl_rows(table, text)
-    samples = []
-    for number, row in rows:
-        name = next((row[key] for key in _FILE if row.get(key)), None)
-        if not isinstance(name, str):
-            raise UserError(
-                f"captions={str(table)!r} names no image in line {number}; add a column "
-                f"{' or '.join(_FILE)}."
-            )
-        caption = next((row[key] for key in _CAPTION if isinstance(row.get(key), str)), "")
-        samples.append((name, caption))
-    return samples
-
-
-def _csv_rows(table, text):
-    try:
-        reader = csv.DictReader(text.splitlines(), strict=True)
-        header = reader.fieldnames or ()
-        if not set(header) & set(_FILE) or not set(header) & set(_CAPTION):
-            raise UserError(
-                f"captions={str(table)!r} has the columns {', '.join(header) or 'none'}; it needs "
-                f"one of {'/'.join(_FILE)} and one of {'/'.join(_CAPTION)}."
-            )
-        return list(enumerate(reader, 2))
-    except csv.Error as error:
-        raise UserError(f"captions={str(table)!r} is no CSV table ({error}); repair it.") from None
-
-
-def _jsonl_rows(table, text):
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
+        """The caption from the table or from a file beside the image; or `BadSample`."""
+        name, caption, file, reason = self._samples[index]
+        if reason:
+            raise BadSample(reason, name)
+        if file is None:
+            return clean_caption(caption, name)
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
-        if not isinstance(row, dict):
-            raise UserError(
-                f"captions={str(table)!r} has no JSON object in line {number}; repair the line."
-            )
-        rows.append((number, row))
-    return rows
+            data = read_regular(self.path / file, captions.MOST_BYTES)
+        except OSError as error:
+            is_odd = error.errno in (errno.EINVAL, errno.EFBIG)
+            reason = "caption in no regular file of a sane size" if is_odd else "unreadable caption"
+            raise BadSample(reason, file) from None
+        return captions.in_file(data, file, name)
+
+
+def _found(folder, passed_over):
+    """The samples below a folder: those of tables, then those without."""
+    from_tables: list[_Sample] = []
+    by_name: list[_Sample] = []
+    unnamed: list[str] = []  # images below a table, which may not name them
+    ruled: dict[str, bool] = {}  # of each folder, whether a table speaks for it
+    for parent, folders, names in os.walk(folder):
+        where = os.path.relpath(parent, folder)
+        where = "" if where == "." else where
+        _pass_over_folders(parent, where, folders, passed_over)
+        images, texts, tables = _sorted_out(parent, where, sorted(names), passed_over)
+        if tables:
+            from_tables += _of_table(folder, where, tables[0])
+            for name in tables[1:]:
+                passed_over.note(f"table beside {tables[0]}", os.path.join(where, name))
+        ruled[where] = bool(tables) or ruled.get(os.path.dirname(where), False)
+        if ruled[where]:
+            unnamed += [os.path.join(where, name) for name in images]
+            for name in texts.values():
+                passed_over.note(f"{_kind(name)} below a table", os.path.join(where, name))
+            continue
+        texts_of = {name: _caption_file(name, texts) for name in images}
+        for name, text in texts_of.items():
+            file = None if text is None else os.path.join(where, text)
+            by_name.append(_Sample(os.path.join(where, name), caption_file=file))
+        for name in sorted(set(texts.values()) - set(texts_of.values())):
+            passed_over.note(f"{_kind(name)} that no image takes", os.path.join(where, name))
+    named = {os.path.normpath(sample.image) for sample in from_tables}
+    for name in unnamed:
+        if name not in named:
+            passed_over.note("image that no table names", name)
+    return [*from_tables, *sorted(sample for sample in by_name if sample.image not in named)]
+
+
+def _pass_over_folders(parent, where, folders, passed_over):
+    """Takes those folders out that are not searched."""
+    for name in list(folders):
+        if _is_left(name):
+            passed_over.note(_LEFTOVER, os.path.join(where, name) + "/")
+        elif os.path.islink(os.path.join(parent, name)):
+            passed_over.note("link to a folder", os.path.join(where, name))
+        else:
+            continue
+        folders.remove(name)
+    folders.sort()
+
+
+def _sorted_out(parent, where, names, passed_over):
+    """The images of a folder, the files that may hold captions (by their names in small letters),
+    and its tables, the one that is read first.
+    """
+    images, texts, tables = [], {}, []
+    for name in names:
+        ending = os.path.splitext(name)[1].lower()
+        if _is_left(name):
+            passed_over.note(_LEFTOVER, os.path.join(where, name))
+        elif name.lower() in TABLES:
+            tables.append(name)
+        elif ending in ENDINGS:
+            if not os.path.splitext(name)[0].lower().endswith(".cond"):
+                images.append(name)
+        elif ending in captions.ENDINGS:
+            texts.setdefault(name.lower(), name)
+        elif not ending and _is_image(os.path.join(parent, name)):
+            images.append(name)
+        else:
+            passed_over.note(_kind(name), os.path.join(where, name))
+    return images, texts, sorted(tables, key=lambda name: TABLES.index(name.lower()))
+
+
+def _caption_file(image, texts):
+    """The file that holds the caption of an image; None without one."""
+    wanted = captions.beside(os.path.splitext(image)[0], image)
+    return next((texts[name] for name in wanted if name in texts), None)
+
+
+def _of_table(folder, where, name):
+    """The samples that a table names."""
+    table = os.path.join(where, name)
+    path, samples, bad = folder / table, [], []
+    for row in read_table(path):
+        file = next((row.values[key] for key in _FILE if row.values.get(key)), None)
+        reason = row.reason or _wrong(file)
+        if path.suffix.lower() in (".csv", ".tsv") and not row.reason:
+            _check_columns(path, row.values)
+        if reason:
+            bad.append(_Sample(f"{table} line {row.line}", reason=reason))
+            continue
+        image = os.path.normpath(os.path.join(where, _own(path.parent, file)))
+        samples.append(_Sample(image, captions.among(row.values)))
+    if bad and not samples:
+        raise UserError(
+            f"captions={str(path)!r} has no row that can be used ({bad[0].reason} in line "
+            f"{bad[0].image.rpartition(' ')[2]}); it needs one of {'/'.join(_FILE)} and one of "
+            f"{'/'.join(captions.KEYS)}."
+        )
+    return samples + bad
+
+
+def _check_columns(path, values):
+    if not set(values) & set(_FILE) or not set(values) & set(captions.KEYS):
+        raise UserError(
+            f"captions={str(path)!r} has the columns {', '.join(values) or 'none'}; it needs one "
+            f"of {'/'.join(_FILE)} and one of {'/'.join(captions.KEYS)}."
+        )
+
+
+def _wrong(file):
+    """Why this names no file; "" where it does."""
+    if not isinstance(file, str):
+        return "row that names no image"
+    try:
+        return "row with a name that no file can have" if b"\0" in os.fsencode(file) else ""
+    except UnicodeEncodeError:  # halves of letters
+        return "row with a name that no file can have"
+
+
+def _own(folder, file):
+    """A name as this system writes it: tables made on Windows have backslashes."""
+    if "\\" in file and not os.path.lexists(os.path.join(folder, file)):
+        return file.replace("\\", "/")
+    return file
+
+
+def _is_left(name):
+    return name.startswith(".") or name in _LEFT
+
+
+def _is_image(path):
+    try:
+        with open_regular(path) as file:
+            return looks_like_image(file.read(32))
+    except (OSError, ValueError):
+        return False
+
+
+def _kind(name):
+    ending = os.path.splitext(name)[1].lower()
+    return f"file of {ending[:20]}" if ending else "file without an ending"

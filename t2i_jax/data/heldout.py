@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -83,12 +82,12 @@ def division(
     return Division(limit, by_record, records, len(indices), sum(key < limit for key in keys))
 
 
-def caption_of(source: Any, index: int) -> str | None:
-    """The caption of a record, without its image where the source can; None for one that can't be
+def caption_of(source: Source, index: int) -> str | None:
+    """The caption of a record, without its image; None for one that can't be
     used.
     """
     try:
-        return getattr(source, "without_image", source.__getitem__)(index).get("caption")
+        return source.caption(index)
     except BadSample:
         return None
 

@@ -25,6 +25,8 @@ from t2i_jax.files import read_regular
 ImageLike: TypeAlias = str | os.PathLike | bytes | BinaryIO | Image.Image
 """What an image can be given as: a path, the bytes of a file, an open file, an image of Pillow."""
 
+MOST_BYTES = 2**29
+"""Of an image file."""
 WHITE, BLACK = 255, 0
 _ENDINGS = {  # of each format that is read; no other is opened
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -38,11 +40,11 @@ _ENDINGS = {  # of each format that is read; no other is opened
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
 }
 _WITH_DELEGATE = ("EPS", "WMF", "BUFR", "GRIB", "HDF5")  # others do the work when these are loaded
-_MOST_BYTES = 2**29  # of a file
 _MOST_PIXELS = 100_000_000  # more is taken for a decompression bomb
 _LEAST_SIDE = 4  # pixels
 _ORIENTATION = 0x0112  # the EXIF tag
 _BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
+_LFS = b"version https://git-lfs"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -100,13 +102,17 @@ def file_bytes(path: str | os.PathLike, name: str) -> bytes:
     """The bytes of an image file.
 
     Raises:
-      BadSample: "unreadable file", "not a regular file" (a pipe, a device, a folder) or "file too
-        large".
+      BadSample: "no such file", "unreadable file", "not a regular file" (a pipe, a device, a
+        folder) or "file too large".
     """
     try:
-        return read_regular(path, _MOST_BYTES)
+        return read_regular(path, MOST_BYTES)
     except OSError as error:
-        reasons = {errno.EINVAL: "not a regular file", errno.EFBIG: "file too large"}
+        reasons = {
+            errno.ENOENT: "no such file",
+            errno.EINVAL: "not a regular file",
+            errno.EFBIG: "file too large",
+        }
         raise BadSample(reasons.get(error.errno or 0, "unreadable file"), name) from None
     except ValueError:
         raise BadSample("unreadable file", name) from None
@@ -207,7 +213,7 @@ def _given(given, channels, ground, field):
 
 def _rest(file):
     try:
-        data = file.read(_MOST_BYTES + 1)
+        data = file.read(MOST_BYTES + 1)
     except (AttributeError, OSError, ValueError):
         data = None
     if not isinstance(data, bytes):
@@ -218,8 +224,10 @@ def _rest(file):
 def _from_bytes(data, name, channels, ground):
     if not data:
         raise BadSample("empty file", name)
-    if len(data) > _MOST_BYTES:
+    if len(data) > MOST_BYTES:
         raise BadSample("file too large", name)
+    if data.startswith(_LFS):
+        raise BadSample("Git LFS pointer in place of the image", name)
     try:
         image = _open(data)
         _check_size(image, name)

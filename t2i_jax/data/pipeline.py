@@ -202,7 +202,7 @@ class Batches:
 
     Attributes:
       bad: what could not be used so far.
-      passed_over: what lies with the data and is no record.
+      source: where the samples come from.
     """
 
     def __init__(self, prepare, config, shares, process, collate):
@@ -212,7 +212,7 @@ class Batches:
         self._reader: Any = None  # Grain's iterator
         self._read = 0  # samples of the share, the unusable ones included
         self._seen = 0  # the same, since this object was made
-        self.bad, self.passed_over = Ledger(), prepare.passed_over
+        self.bad, self.source = Ledger(), prepare.source
 
     def __iter__(self) -> Batches:
         return self
@@ -334,9 +334,9 @@ class _Prepare:
         return len(self._source)
 
     @property
-    def passed_over(self) -> Ledger:
-        """What lies with the data and is no record."""
-        return self._source.passed_over
+    def source(self) -> Source:
+        """Where the samples come from."""
+        return self._source
 
     @property
     def positions(self) -> int:

@@ -127,31 +127,6 @@ class BadSample(Exception):
         return f"{self.name}: {self.reason}"
 
 
-def clean_caption(text: Any, name: str) -> str:
-    """A caption with single spaces between its words.
-
-    Args:
-      text: str, or bytes in UTF-8. name: of the sample, for messages.
-
-    Raises:
-      BadSample: "no caption", "empty caption" or "caption is not UTF-8".
-    """
-    if isinstance(text, bytes):
-        try:
-            text = text.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            raise BadSample("caption is not UTF-8", name) from None
-    if not isinstance(text, str):
-        raise BadSample("no caption", name)
-    # halves of letters, which JSON can spell
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise BadSample("caption is not UTF-8", name)
-    text = " ".join(text.replace("\0", " ").split())
-    if not text:
-        raise BadSample("empty caption", name)
-    return text
-
-
 def open_source(
     spec: str, *, image_size: int, split: str = "train", seed: int = 0, channels: int = 3
 ) -> Source:

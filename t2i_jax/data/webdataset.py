@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
-import json
 import logging
 import os
 import pathlib
 import re
 import tarfile
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from t2i_jax import paths
-from t2i_jax.data.image_file import ENDINGS, ImageFiles
-from t2i_jax.data.source import BadSample, clean_caption
+from t2i_jax.data import caption as captions
+from t2i_jax.data.image_file import ENDINGS, MOST_BYTES, ImageFiles
+from t2i_jax.data.ledger import Ledger
+from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
+from t2i_jax.files import open_regular
 
-_TEXTS = (".txt", ".caption", ".json")  # where a caption stands, the first that is there
-_KEYS = ("caption", "text")  # of a .json
 _MOST_SHARDS = 1_000_000  # of one range
+_MOST_PATTERNS = 1000  # of alternatives
+_MOST_AT_ONCE = 2**26  # bytes that reading the members' names may ask for
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _log = logging.getLogger(__name__)
 
 
@@ -44,25 +49,31 @@ class WebDatasetSource(ImageFiles):
     """Random access to the samples of tar files, in the order in which they lie there.
 
     The files are read through once, for where their members are. A sample is all members whose
-    names agree up to the first dot after the folder; the caption is that of .txt, .caption, or
-    "caption" or "text" of .json. What cannot be read of a damaged file counts as one bad sample.
+    names agree up to the first dot after the folder; the caption is in .txt, .caption or .json.
+    Members such as img.0001.png and img.0002.png, which have no image of that name among them, are
+    samples up to their last dot. A name that comes twice in a file is two samples, and told. What
+    cannot be read of a damaged file counts as one bad sample.
 
     Args:
-      pattern: which files: "shards/*.tar", or with a range of numbers, "shards/{00000..00099}.tar".
+      pattern: which files: "shards/*.tar", or with ranges of numbers and alternatives,
+        "shards/{train,val}-{00000..00099}.tar".
 
     Raises:
       UserError: no such file, a file that is no tar archive or a compressed one, no images.
     """
 
     def __init__(self, pattern: str):
+        self._passed_over = Ledger()
         pattern = paths.local("webdataset", pattern)
-        self.shards = sorted({path for one in _expanded(pattern) for path in _matching(one)})
+        self.shards = _shards(pattern, self._passed_over)
         if not self.shards:
             raise UserError(
                 f"webdataset={pattern!r} matches no file; give tar files such as shards/*.tar."
             )
         self._samples = [
-            sample for number, path in enumerate(self.shards) for sample in _index(number, path)
+            sample
+            for number, path in enumerate(self.shards)
+            for sample in _index(number, path, self._passed_over)
         ]
         if not any(sample.image for sample in self._samples):
             raise UserError(
@@ -71,6 +82,13 @@ class WebDatasetSource(ImageFiles):
 
     def __len__(self) -> int:
         return len(self._samples)
+
+    @property
+    def passed_over(self) -> Ledger:
+        """Members that are read as no part of a sample, shards that are missing, and names that
+        come twice.
+        """
+        return self._passed_over
 
     def file(self, index: int) -> tuple[bytes, str]:
         """The bytes of an image and its name, as shard.tar/name.jpg; or `BadSample`."""
@@ -86,54 +104,132 @@ class WebDatasetSource(ImageFiles):
             raise BadSample(sample.reason, self._name(sample))
         if sample.text is None:
             raise BadSample("no caption", self._name(sample))
-        text, name = self._read(sample, sample.text), self._name(sample, sample.text)
-        return clean_caption(
-            _from_json(text, name) if sample.text.ending == ".json" else text, name
-        )
+        name = self._name(sample, sample.text)
+        if sample.text.size > captions.MOST_BYTES:
+            raise BadSample("file too large", name)
+        data = self._read(sample, sample.text)
+        return captions.in_file(data, sample.text.ending, name)
 
     def _read(self, sample, part):
+        name = self._name(sample, part)
+        if part.size > MOST_BYTES:
+            raise BadSample("file too large", name)
         try:
-            with open(self.shards[sample.shard], "rb") as file:
+            with open_regular(self.shards[sample.shard]) as file:
                 if os.fstat(file.fileno()).st_size < part.offset + part.size:
-                    raise BadSample("truncated archive", self._name(sample, part))
+                    raise BadSample("truncated archive", name)
                 file.seek(part.offset)
                 return file.read(part.size)
         except OSError:
-            raise BadSample("unreadable file", self._name(sample, part)) from None
+            raise BadSample("unreadable file", name) from None
 
     def _name(self, sample, part=None):
         name = pathlib.Path(self.shards[sample.shard]).name
         return f"{name}/{sample.key}{part.ending if part else ''}" if sample.key else name
 
 
-def _index(number, path):
+class _Group:
+    """The members of one name, up to the first dot."""
+
+    def __init__(self, key):
+        self.key = key
+        self.parts: dict[str, _Part] = {}
+
+    def samples(self, shard, passed_over, where) -> Iterator[_Sample]:
+        """The samples in them: one, or where none of them is an image of that name, one for each
+        name up to the last dot.
+        """
+        image = next((ending for ending in ENDINGS if ending in self.parts), None)
+        compound = [e for e in self.parts if e.count(".") > 1 and e.endswith(ENDINGS)]
+        if image is None and compound:
+            for ending in compound:
+                stem, _, last = ending.rpartition(".")
+                one = _Group(self.key + stem)
+                one.parts = {
+                    other.removeprefix(stem): part
+                    for other, part in self.parts.items()
+                    if other == ending or other.removeprefix(stem) in _texts("." + last)
+                }
+                yield from one.samples(shard, passed_over, where)
+            return
+        text = next((e for e in _texts(image or "") if e in self.parts), None)
+        if image or text:
+            found = self.parts.get(image), self.parts.get(text)
+            yield _Sample(shard, self.key, *found, "" if image else "no image")
+        for ending in self.parts:
+            if ending not in (image, text):
+                is_image = ending.endswith(ENDINGS)
+                reason = f"{'image' if is_image else 'member'} beside another of its sample"
+                if not image and not text:
+                    reason = f"member that ends in {ending[:20] or 'nothing'}"
+                passed_over.note(reason, f"{where}/{self.key}{ending}")
+
+
+def _texts(image_ending):
+    """Endings of the members that may hold a caption, best first."""
+    behind = [image_ending + one for one in captions.ENDINGS] if image_ending else []
+    return [*captions.ENDINGS, *behind]
+
+
+def _index(number, path, passed_over):
     """The samples of one tar file."""
-    parts: dict[str, dict[str, _Part]] = {}
-    reason = ""
+    groups: list[_Group] = []
+    latest: dict[str, _Group] = {}
+    where, reason = pathlib.Path(path).name, ""
     try:
-        with tarfile.open(path, "r:") as archive:
+        with open_regular(path) as file:
+            archive = tarfile.TarFile(fileobj=_Bounded(file))  # type: ignore[arg-type]
             try:
-                for member in archive:
-                    if member.isfile() and not member.issparse():
-                        key, ending = _split(member.name)
-                        parts.setdefault(key, {})[ending] = _Part(
-                            ending, member.offset_data, member.size
-                        )
-            except (tarfile.TarError, OSError, ValueError, EOFError):
+                for member in _members(archive):
+                    if not member.isfile() or member.issparse():
+                        if not member.isdir():
+                            passed_over.note("member that is no file", f"{where}/{member.name}")
+                        continue
+                    key, ending = _split(member.name)
+                    if _is_left(member.name):
+                        passed_over.note("leftover of another program", f"{where}/{member.name}")
+                        continue
+                    if key not in latest or ending in latest[key].parts:
+                        if key in latest:
+                            said = f"{where}/{member.name}"
+                            passed_over.note("name twice in an archive, read as two", said)
+                        latest[key] = _Group(key)
+                        groups.append(latest[key])
+                    latest[key].parts[ending] = _Part(ending, member.offset_data, member.size)
+            except (tarfile.TarError, OSError, ValueError, EOFError, RecursionError):
                 reason = "truncated archive"
-                _log.warning("%s is damaged; it is read up to there, %d samples", path, len(parts))
-    except (tarfile.TarError, OSError, EOFError) as error:
+                _log.warning("%s is damaged; it is read up to there, %d samples", path, len(groups))
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise UserError(
             f"webdataset shard {path!r} can't be read as a tar file ({error}); repair or remove "
             "it, and unpack .gz."
         ) from None
-    samples = []
-    for key, found in parts.items():
-        image = next((found[ending] for ending in ENDINGS if ending in found), None)
-        text = next((found[ending] for ending in _TEXTS if ending in found), None)
-        if image or text:
-            samples.append(_Sample(number, key, image, text, "" if image else "no image"))
+    samples = [one for group in groups for one in group.samples(number, passed_over, where)]
     return [*samples, _Sample(number, "", None, None, reason)] if reason else samples
+
+
+def _members(archive):
+    """The members of a tar file; ValueError where one does not lie behind the one before it."""
+    end = -1
+    for member in archive:
+        if member.size < 0 or member.offset < end:
+            raise ValueError("a member lies where it can't")
+        end = member.offset_data
+        yield member
+
+
+class _Bounded:
+    """A file of which little is read at once, whatever an archive says of its members."""
+
+    def __init__(self, file):
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """So many bytes; ValueError where it says no number or a large one."""
+        if not 0 <= size <= _MOST_AT_ONCE:
+            raise ValueError("a header says that it is larger than it can be")
+        return self._file.read(size)
 
 
 def _split(name):
@@ -143,44 +239,95 @@ def _split(name):
     return folder + slash + stem, dot + ending.lower()
 
 
-def _from_json(text, name):
-    try:
-        values = json.loads(text)
-    except UnicodeDecodeError:
-        raise BadSample("caption is not UTF-8", name) from None
-    except (ValueError, RecursionError):
-        raise BadSample("caption is not JSON", name) from None
-    if not isinstance(values, dict):
-        raise BadSample("no caption", name)
-    return next((values[key] for key in _KEYS if isinstance(values.get(key), str)), None)
+def _is_left(name):
+    parts = name.split("/")
+    return parts[-1].startswith("._") or parts[-1] == ".DS_Store" or "__MACOSX" in parts
 
 
-def _matching(pattern):
-    """The files of a pattern; one that is the name of a file or a folder means just that."""
-    folder, name = os.path.split(pattern)
+def _shards(pattern, passed_over):
+    """The files of a pattern; numbers of its ranges that are missing among them are noted.
+
+    The folders are listed, and no name is tried that is not there. A pattern that is the name of a
+    file means just that, and so does its folder.
+    """
     if os.path.isfile(pattern):
         return [pattern]
-    if os.path.isdir(folder):
-        pattern = os.path.join(glob.escape(folder), name)
-    return glob.glob(pattern, recursive=True)
+    found: set[str] = set()
+    for one in _alternatives(pattern):
+        folder, name = os.path.split(one)
+        ranges = _RANGE.findall(one)
+        _check_ranges(one, ranges)
+        if os.path.isdir(folder):
+            there = glob.glob(os.path.join(glob.escape(folder), _wide(name)), recursive=True)
+            fits = {path for path in there if _in_ranges(os.path.basename(path), name)}
+        else:
+            fits = {path for path in glob.glob(_wide(one), recursive=True) if _in_ranges(path, one)}
+        found |= fits
+        count = 1
+        for first, last in ranges:
+            count *= int(last) - int(first) + 1
+        if ranges and fits and not glob.has_magic(name) and count > len(fits):
+            reason = f"shard of {os.path.basename(one)} that is missing"
+            passed_over.note(reason, _first_missing(one, fits), count - len(fits))
+    return sorted(found)
 
 
-def _expanded(pattern):
-    """A pattern for each number of the first range of numbers, "{00..11}", and so on for the ranges
-    after it.
-    """
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+def _wide(pattern):
+    """A pattern of `glob` for at least the files of a pattern with ranges."""
+    return "[0-9]*".join(_RANGE.split(pattern)[::3])
+
+
+def _check_ranges(pattern, ranges):
+    for first, last in ranges:
+        if not 0 <= int(last) - int(first) < _MOST_SHARDS:
+            raise UserError(
+                f"webdataset={pattern!r} has the range {{{first}..{last}}}; give one such as "
+                "{00000..00099}."
+            )
+
+
+def _in_ranges(path, pattern):
+    """Whether the numbers of a path are those of a pattern's ranges."""
+    ranges = _RANGE.findall(pattern)
+    if not ranges:
+        return True
+    pieces = [fnmatch.translate(piece)[4:-3] for piece in _RANGE.split(pattern)[::3]]
+    match = re.fullmatch(r"(\d{1,18})".join(pieces), path, re.DOTALL)
+    return match is not None and all(
+        int(first) <= int(number) <= int(last) and str(int(number)).zfill(len(first)) == number
+        for number, (first, last) in zip(match.groups(), ranges)
+    )
+
+
+def _first_missing(pattern, found):
+    """The name of a shard that is missing, counted from the first."""
+    ranges = _RANGE.findall(pattern)
+    pieces = _RANGE.split(pattern)[::3]
+    for step in range(len(found) + 1):
+        numbers = []
+        for first, last in reversed(ranges):
+            step, number = divmod(step, int(last) - int(first) + 1)
+            numbers.append(str(int(first) + number).zfill(len(first)))
+        name = pieces[0]
+        for number, piece in zip(reversed(numbers), pieces[1:]):
+            name += number + piece
+        if name not in found:
+            return name
+    return pattern
+
+
+def _alternatives(pattern):
+    """The patterns that alternatives such as {train,val} stand for."""
+    found = re.search(r"\{([^{}]*,[^{}]*)\}", pattern)
     if not found:
         return [pattern]
-    first, last = found.groups()
-    if not 0 <= int(last) - int(first) < _MOST_SHARDS:
-        raise UserError(
-            f"webdataset={pattern!r} has the range {found.group()}; give one such as "
-            "{00000..00099}."
-        )
-    numbers = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
-    return [
-        one
-        for i in numbers
-        for one in _expanded(pattern[: found.start()] + i + pattern[found.end() :])
-    ]
+    before, after = pattern[: found.start()], pattern[found.end() :]
+    patterns: list[str] = []
+    for one in found.group(1).split(","):
+        patterns += _alternatives(before + one + after)
+        if len(patterns) > _MOST_PATTERNS:
+            raise UserError(
+                f"webdataset={pattern!r} stands for more than {_MOST_PATTERNS} patterns; give "
+                "fewer alternatives."
+            )
+    return patterns

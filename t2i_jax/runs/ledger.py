@@ -59,7 +59,7 @@ class DataLedger:
         counted = processes.gather(mine)
         if processes.is_first():
             _tell(name, lines)
-            passed_over = stream.passed_over.metrics("data/passed_over/")
+            passed_over = stream.source.passed_over.metrics("data/passed_over/")
             add_metrics(workdir, {**together(counted), **passed_over})
 
 

@@ -111,7 +111,7 @@ def _fit(recipe, workdir, parts, hooks, profile):
         process=jax.process_index(),
         channels=image_channels(spec),
     )
-    ledger.begin(recipe.data.source, _source(recipe.data), _read_of(spec))
+    ledger.begin(recipe.data.source, stream.source, _read_of(spec))
     state = fit(
         task,
         stream,

@@ -235,6 +235,24 @@ def test_inspect_and_pack_count_what_cannot_be_used(t2i, tmp_path):
     assert "  bomb.png: too many pixels" in said
 
 
+def test_inspect_counts_what_an_encoder_cuts_and_what_is_passed_over(t2i, place, tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(encode(photo(i)))
+        (tmp_path / f"{i}.txt").write_text("picture number 1" + " and more" * 9 * (i == 1))
+    (tmp_path / "x.heic").write_bytes(b"x")
+    said = t2i("inspect", f"folder:{tmp_path}", "--t5", place / "t5", "--max-length", 12)
+    assert "captions that are cut: 1\n  caption of more than 12 tokens: 1 (" in said
+    assert "passed over: 1\n  file of .heic: 1 (x.heic)" in said
+    said = t2i("inspect", f"folder:{tmp_path}", "--t5", place / "t5")
+    assert "captions that are cut at 128 tokens: 0" in said
+    assert "reads no captions; leave --run out" in t2i(
+        "inspect", f"folder:{tmp_path}", "--run", place / "vae", refused=True
+    )
+    assert "file of .heic 1" in t2i("pack", f"folder:{tmp_path}", tmp_path / "out")
+    said = t2i("encode-text", tmp_path / "out", "--t5", place / "t5", "--max-length", 12)
+    assert "captions that were cut: 1" in said
+
+
 def test_mistakes_get_one_sentence(t2i, place, packed, tmp_path):
     t2i("pack", "folder:photos", tmp_path / "silent", "--no-captions", "--size", 10)
     assert PackedSource(str(tmp_path / "silent")).without_caption(0)["image"].shape == (10, 12, 3)

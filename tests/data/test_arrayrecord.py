@@ -175,6 +175,16 @@ def test_damaged_manifests_are_refused(packed):
         path.write_text(text, encoding="latin-1")
         with pytest.raises(UserError, match="damaged manifest.json"):
             PackedSource(str(packed))
+    for count in (-5, 2.5, True, None, "3"):
+        shards = [{**good["shards"][0], "count": count}]
+        path.write_text(json.dumps({**good, "shards": shards}))
+        with pytest.raises(UserError, match="damaged manifest.json"):
+            PackedSource(str(packed))
+    for count in (10**12, 10**30, 0, 1):
+        shards = [{**good["shards"][0], "count": count}, *good["shards"][1:]]
+        path.write_text(json.dumps({**good, "shards": shards}))
+        with pytest.raises(UserError, match=rf"holds \d+ records, and manifest.json says {count};"):
+            PackedSource(str(packed))
     path.write_text(json.dumps({**good, "version": 99}))
     with pytest.raises(UserError, match="version 99"):
         PackedSource(str(packed))

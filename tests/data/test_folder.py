@@ -1,8 +1,7 @@
-"""A user's folder: captions from three kinds of places, images of every kind, and things that are
-no images.
-"""
+"""A user's folder: captions in files and tables of many kinds, and things that are no images."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from PIL import Image
 
 from t2i_jax.data.folder import FolderSource
 from t2i_jax.data.pipeline import DataConfig, batches
+from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
 
 
@@ -95,6 +95,12 @@ def test_too_many_bad_files_stop_the_run_and_are_named(folder):
         ("captions.csv", "image,words\na,b\n", "columns image, words"),
         ("captions.jsonl", "{broken\n", "line 1"),
         ("captions.jsonl", '{"text": "no image"}\n', "names no image"),
+        (
+            "metadata.csv",
+            "file_name,text\na.JPG,a cat, on a mat\n",
+            "3 cells for 2 columns in line 2",
+        ),
+        ("captions.json", "3", "no list of objects"),
     ],
 )
 def test_a_broken_table_is_refused(folder, name, text, says):
@@ -107,4 +113,152 @@ def test_no_folder_and_no_images(tmp_path):
     with pytest.raises(UserError, match="not a folder"):
         FolderSource(str(tmp_path / "none"))
     with pytest.raises(UserError, match="holds no images"):
+        FolderSource(str(tmp_path))
+
+
+def captions_of(source):
+    found = {}
+    for i in range(len(source)):
+        try:
+            found[source.file(i)[1]] = source.caption(i)
+        except BadSample as bad:
+            found[bad.name] = bad.reason
+    return found
+
+
+def test_one_list_of_endings_for_captions(folder):
+    image = (folder / "a.JPG").read_bytes()
+    for name, file, text in (
+        ("b.png", "b.TXT", "big letters"),
+        ("d.jfif", "d.caption", "another ending"),
+        ("e.png", "e.png.txt", "behind the whole name"),
+        ("f.jpe", "f.json", json.dumps({"width": 3, "caption": "in JSON"})),
+        ("g", "g.txt", "no ending"),
+        ("h.webp", "h.json", json.dumps({"prompt": ["first", "second"]})),
+        ("i.v2.png", "i.v2.txt", "a dot in the name"),
+        ("j.png", "j.json", "{}"),
+        ("k.png", "k.json", "[" * 100_000),
+    ):
+        (folder / name).write_bytes(image)
+        (folder / file).write_text(text)
+    found = captions_of(FolderSource(str(folder)))
+    assert found == {
+        "a.JPG": "image number 0", "b.png": "big letters", "c.webp": "image number 2",
+        "d.jfif": "another ending", "deep/b.png": "image number 1",
+        "e.png": "behind the whole name",
+        "f.jpe": "in JSON", "g": "no ending", "h.webp": "first", "i.v2.png": "a dot in the name",
+        "j.png": "no caption", "k.png": "caption is not JSON",
+    }  # fmt: skip
+
+
+def test_leftovers_are_no_data_and_what_is_not_read_is_counted_by_its_ending(folder):
+    image = (folder / "a.JPG").read_bytes()
+    for name in (
+        ".ipynb_checkpoints/a-checkpoint.png",
+        "__MACOSX/a.png",
+        ".git/x.png",
+        "@eaDir/a.jpg",
+    ):
+        (folder / name).parent.mkdir()
+        (folder / name).write_bytes(image)
+    for name in ("._a.JPG", "Thumbs.db", ".DS_Store", "desktop.ini"):
+        (folder / name).write_bytes(image)
+    for name in ("x.heic", "y.HEIC", "deep/z.heic", "README.md", "LICENSE", "film.mp4"):
+        (folder / name).write_bytes(b"something")
+    (folder / "lonely.txt").write_text("a caption without an image")
+    (folder / "linked").symlink_to(folder / "deep")
+    source = FolderSource(str(folder))
+    assert len(source) == 3
+    assert source.passed_over.by_reason == {
+        "leftover of another program": 8,
+        "file of .heic": 3,
+        "file of .md": 1,
+        "file without an ending": 1,
+        "file of .mp4": 1,
+        "file of .txt that no image takes": 1,
+        "link to a folder": 1,
+    }
+    assert source.passed_over.examples["file of .heic"] == ["x.heic", "y.HEIC", "deep/z.heic"]
+
+
+def test_metadata_of_hugging_face_and_nested_tables(folder):
+    """Each table speaks for its folder, as the `datasets` package has it."""
+    image = (folder / "a.JPG").read_bytes()
+    for name in ("one/train/x.png", "one/y.png", "two/z.png", "two/spare.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(image)
+    (folder / "one" / "metadata.jsonl").write_text(
+        '{"file_name": "train/x.png", "text": "line\u2028one"}\n'
+        '{"file_name": "none.png", "text": "x"}\n'
+    )
+    (folder / "one" / "y.txt").write_text("below a table")
+    (folder / "two" / "metadata.csv").write_text("file_name,text\nz.png,second\n..\\a.JPG,first\n")
+    (folder / "two" / "metadata.tsv").write_text("file_name\ttext\nz.png\tsecond\n")
+    source = FolderSource(str(folder))
+    assert captions_of(source) == {
+        "one/train/x.png": "line one", "one/none.png": "no such file", "two/z.png": "second",
+        "a.JPG": "first", "deep/b.png": "image number 1", "c.webp": "image number 2",
+    }  # fmt: skip
+    assert len(source) == 6
+    assert source.passed_over.by_reason == {
+        "image that no table names": 2,
+        "file of .txt below a table": 1,
+        "table beside metadata.csv": 1,
+    }
+
+
+def test_rows_that_cannot_be_used_are_counted_as_samples(folder):
+    rows = ['{"file": "a.JPG", "text": "fine"}', "{", '{"text": "blind"}']
+    rows += [
+        json.dumps({"file": name, "text": "x"}) for name in ("a\0.png", "\ud800.png", "n" * 300)
+    ]
+    rows += [
+        json.dumps({"file": "a.JPG", "text": text}) for text in ("w" * 200_000, "\ud800", "", None)
+    ]
+    (folder / "captions.jsonl").write_text("\n".join(rows))
+    source = FolderSource(str(folder))
+    config = DataConfig(source=f"folder:{folder}", image_size=8, max_bad_rate=1.0)
+    stream = batches(config, 4, 0, wants=("image", "caption"), repeat=False)
+    assert [batch["caption"] for batch in stream] == [["fine"]]
+    assert len(source) == 10 and stream.bad.by_reason == {
+        "row that is no JSON object": 1,
+        "row that names no image": 1,
+        "row with a name that no file can have": 2,
+        "unreadable file": 1,
+        "row with a cell of more than 131072 characters": 1,
+        "caption is not UTF-8": 1,
+        "empty caption": 1,
+        "no caption": 1,
+    }
+    assert "captions.jsonl line 2: row that is no JSON object" in stream.bad.names
+    with pytest.raises(UserError, match="captions.jsonl line 2"):
+        list(batches(DataConfig(source=config.source), 4, 0, wants=("caption",), repeat=False))
+
+
+def test_pipes_and_devices_are_bad_samples(folder):
+    os.mkfifo(folder / "pipe.png")
+    os.mkfifo(folder / "pipe")
+    os.mkfifo(folder / "c.caption")
+    (folder / "zero.png").symlink_to("/dev/zero")
+    (folder / "a.txt").unlink()
+    (folder / "a.txt").symlink_to("/dev/zero")
+    (folder / "pipe.txt").write_text("a pipe")
+    (folder / "zero.txt").write_text("a device")
+    found = captions_of(FolderSource(str(folder)))
+    assert found["pipe.png"] == found["zero.png"] == "not a regular file" and "pipe" not in found
+    assert found["a.txt"] == "caption in no regular file of a sane size"
+    assert found["c.webp"] == "image number 2"
+
+
+def test_a_folder_is_named_as_a_shell_names_it(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert len(FolderSource(f"~/{folder.name}")) == 3
+
+
+def test_a_folder_without_images_names_what_is_there(tmp_path):
+    for i in range(5):
+        (tmp_path / f"{i}.heic").write_bytes(b"x")
+    with pytest.raises(
+        UserError, match=r"holds no images \(there are 0.heic: file of .heic; 1.heic"
+    ):
         FolderSource(str(tmp_path))

@@ -267,6 +267,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(kind):
     [
         (b"", "empty file"),
         (b"hello", "not an image"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer in place of the image"),
         (encode(_red(size=(64, 64)), "JPEG")[:400], "truncated image"),
         (encode(Image.new("L", (2, 2))), "too small"),
         (encode(Image.new("1", (20_000, 20_000))), "too many pixels"),
@@ -301,7 +302,7 @@ def test_only_regular_files_of_a_sane_size_are_read(tmp_path):
     for name, reason in {
         "pipe.png": "not a regular file", "zero.png": "not a regular file",
         "folder.png": "not a regular file", "self.png": "unreadable file",
-        "sparse.png": "file too large", "none.png": "unreadable file", "a\0.png": "unreadable file",
+        "sparse.png": "file too large", "none.png": "no such file", "a\0.png": "unreadable file",
     }.items():  # fmt: skip
         assert _reason(file_bytes, tmp_path / name, name) == reason
         with pytest.raises(UserError, match=f"init=.*can't be used: {reason}; give") as caught:

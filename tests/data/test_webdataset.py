@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import tarfile
 
@@ -152,3 +153,104 @@ def test_mistakes_are_refused(tmp_path):
         with pytest.raises(UserError, match=message) as caught:
             WebDatasetSource(str(tmp_path / name))
         assert "\n" not in str(caught.value)
+
+
+def test_names_with_dots_lose_no_image(tmp_path):
+    members = []
+    for i in (1, 2, 3):
+        members += [(f"img.{i:04d}.png", encode(photo(i))), (f"img.{i:04d}.txt", f"{i}".encode())]
+    members += [("v1.5.png", encode(photo(4))), ("v1.5.json", b'{"text": "4"}')]
+    members += [("x.png", encode(photo(5))), ("x.png.txt", b"5"), ("x.mask.png", encode(photo()))]
+    write(tmp_path / "a.tar", members)
+    source = WebDatasetSource(str(tmp_path / "a.tar"))
+    assert [source[i]["caption"] for i in range(len(source))] == ["1", "2", "3", "4", "5"]
+    for i in range(5):
+        np.testing.assert_array_equal(source[i]["image"], np.asarray(photo(i + 1)))
+    assert source.passed_over.by_reason == {"image beside another of its sample": 1}
+    assert source.passed_over.names[0].startswith("a.tar/x.mask.png: ")
+
+
+def test_a_name_that_comes_twice_is_two_samples_and_told(tmp_path):
+    write(tmp_path / "a.tar", good([1]) + good([1]) + good([2]))
+    source = WebDatasetSource(str(tmp_path / "a.tar"))
+    assert [source[i]["caption"][-1] for i in range(len(source))] == ["1", "1", "2"]
+    assert source.passed_over.by_reason == {"name twice in an archive, read as two": 1}
+
+
+def test_members_that_are_no_files_are_counted(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for i, kind in enumerate(
+            (tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE)
+        ):
+            member = tarfile.TarInfo(f"{i}.png")
+            member.type, member.linkname = kind, "/dev/zero"
+            archive.addfile(member)
+        folder = tarfile.TarInfo("folder.png")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for name, data in [
+            *good([7]),
+            ("._0007.png", b"x"),
+            ("__MACOSX/0007.png", b"x"),
+            ("a.npy", b""),
+        ]:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    source = WebDatasetSource(str(tmp_path / "a.tar"))
+    assert len(source) == 1 and source[0]["caption"] == "image number 7"
+    assert source.passed_over.by_reason == {
+        "member that is no file": 4,
+        "leftover of another program": 2,
+        "member that ends in .npy": 1,
+    }
+
+
+def _header(name, size, kind=b"0"):
+    """A header whose size is a number of 12 bytes, which may be negative or beyond all files."""
+    member = tarfile.TarInfo(name)
+    data = bytearray(member.tobuf())
+    data[124:136] = (
+        (size % 2**96).to_bytes(12, "big") if size < 0 else b"\x80" + size.to_bytes(11, "big")
+    )
+    data[156:157] = kind
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", [b"0", b"L", b"x", b"S", b"1"])
+@pytest.mark.parametrize("size", [-512, -1, -(2**80), 2**40, 2**80])
+def test_a_size_that_cannot_be_ends_the_archive_there(tmp_path, kind, size):
+    write(tmp_path / "a.tar", good([1, 2]))
+    whole = (tmp_path / "a.tar").read_bytes()
+    end = max(i for i in range(0, len(whole), 512) if whole[i : i + 512].strip(b"\0")) + 512
+    (tmp_path / "b.tar").write_bytes(whole[:end] + _header("x.png", size, kind) + whole[end:])
+    source = WebDatasetSource(f"{tmp_path}/b.tar")
+    assert [source[i]["caption"][-1] for i in range(2)] == ["1", "2"]
+    for i in range(2, len(source)):
+        assert reason(source, i, "without_caption") in ("truncated archive", "file too large")
+
+
+def test_patterns_are_bounded_by_what_is_there(shards):
+    for pattern in ("{0..999999}{0..999999}.tar", "a-{0..999}{0..999}{0..999999}.tar"):
+        with pytest.raises(UserError, match="matches no file"):
+            WebDatasetSource(f"{shards}/{pattern}")
+    source = WebDatasetSource(f"{shards}/a-{{00..99}}.tar")
+    assert len(source) == 7
+    assert source.passed_over.lines("passed over")[1].endswith(f": 98 ({shards}/a-02.tar, ...)")
+    assert len(WebDatasetSource(f"{shards}/a-0{{0..1}}.tar")) == 7
+    assert len(WebDatasetSource(f"{shards}/{{a,b}}-{{00..01}}.tar")) == 7
+    assert len(WebDatasetSource(f"{shards}/?-{{01..01}}.tar")) == 4
+    with pytest.raises(UserError, match="matches no file"):
+        WebDatasetSource(f"{shards}/a-{{0..1}}.tar")  # 0 is not 00
+    with pytest.raises(UserError, match="more than 1000 patterns"):
+        WebDatasetSource("{a,b,c,d}" * 30 + ".tar")
+
+
+def test_a_pipe_or_a_device_is_no_shard(shards):
+    os.mkfifo(shards / "pipe.tar")
+    (shards / "zero.tar").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(UserError, match=f"{name}.tar' can't be read as a tar file.*no regular"):
+            WebDatasetSource(str(shards / f"{name}.tar"))

@@ -1,0 +1,113 @@
+"""Captions, wherever they stand: files beside images, members of archives, cells of tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from t2i_jax.data.source import BadSample
+
+ENDINGS = (".txt", ".caption", ".json")
+"""Of files that hold the caption of an image, in the order in which they are looked for: a.txt,
+a.caption, a.json, and then the same behind the whole name, a.png.txt and so on."""
+KEYS = (
+    "caption",
+    "captions",
+    "text",
+    "texts",
+    "prompt",
+    "description",
+    "sentence",
+    "sentences",
+)
+"""Under which a caption stands in a table or in JSON, the first that is there."""
+LONGEST = 131_072
+"""Characters of a caption and of a cell."""
+MOST_BYTES = 2**24
+"""Of a file that holds a caption."""
+
+
+def clean_caption(text: Any, name: str) -> str:
+    """A caption with single spaces between its words.
+
+    Args:
+      text: str, or bytes in UTF-8. name: of the sample, for messages.
+
+    Raises:
+      BadSample: "no caption", "empty caption", "caption is not UTF-8" or "caption of more than
+        131072 characters".
+    """
+    too_long = BadSample(f"caption of more than {LONGEST} characters", name)
+    if isinstance(text, bytes):
+        if len(text) > 4 * LONGEST:
+            raise too_long
+        try:
+            text = text.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise BadSample("caption is not UTF-8", name) from None
+    if not isinstance(text, str):
+        raise BadSample("no caption", name)
+    if len(text) > LONGEST:
+        raise too_long
+    # halves of letters, which JSON can spell
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise BadSample("caption is not UTF-8", name)
+    text = " ".join(text.replace("\0", " ").split())
+    if not text:
+        raise BadSample("empty caption", name)
+    return text
+
+
+def in_file(data: bytes, file_name: str, name: str) -> str:
+    """The caption that a file holds, clean.
+
+    Args:
+      file_name: of the file, which ends in one of `ENDINGS`. name: for messages.
+
+    Raises:
+      BadSample: as `clean_caption`, or "caption is not JSON".
+    """
+    if not file_name.lower().endswith(".json"):
+        return clean_caption(data, name)
+    try:
+        values = json.loads(data)
+    except UnicodeDecodeError:
+        raise BadSample("caption is not UTF-8", name) from None
+    except (ValueError, RecursionError):
+        raise BadSample("caption is not JSON", name) from None
+    return clean_caption(among(values), name)
+
+
+def beside(stem: str, file_name: str) -> Iterable[str]:
+    """Names of the files that may hold the caption of an image, in small letters, best first.
+
+    Args:
+      stem: the image's name without its ending. file_name: the whole name.
+    """
+    for whole in (stem, file_name) if stem != file_name else (stem,):
+        yield from (whole.lower() + ending for ending in ENDINGS)
+
+
+def among(values: Any) -> str | None:
+    """The caption among values by name; None where there is none.
+
+    Under several names of `KEYS` the first text counts, of several captions the first.
+    """
+    if not isinstance(values, Mapping):
+        return None
+    found = (first_text(values.get(key)) for key in KEYS)
+    return next((text for text in found if isinstance(text, str)), None)
+
+
+def first_text(value: Any) -> Any:
+    """The first text in what may be a text, several of them, or a mapping that holds them."""
+    if isinstance(value, Mapping):
+        return first_text(next((value[name] for name in KEYS if name in value), None))
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return first_text(value[0]) if value else None
+    return value

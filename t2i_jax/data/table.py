@@ -1,0 +1,218 @@
+"""The one reader of tables: CSV, TSV, JSON lines and JSON.
+
+CSV is read by the standard library, from the open file. A row ends at a line feed (with a carriage
+return before it or not) and nowhere else, so that a cell may hold any text.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pathlib
+import re
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from t2i_jax.data.caption import LONGEST
+from t2i_jax.errors import UserError
+from t2i_jax.files import open_regular
+from t2i_jax.foreign import json_file
+
+ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+_MOST_BYTES = 2**32  # of a table
+_LONGEST_LINE = 2**24  # characters
+_RETURN = "\ud800"  # stands for a carriage return by itself; no decoder makes it
+_LIMIT = threading.Lock()  # of the csv module's limit, which all threads share
+_MARKS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
+
+
+class Row(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+      line: number of the line where it begins, from 1; of a .json file the number of its entry.
+      values: by the names of the columns, in small letters, None where a row ends before; {} where
+        the row can't be used.
+      reason: why not, in few words; "" where it can.
+    """
+
+    line: int
+    values: Mapping[str, Any]
+    reason: str = ""
+
+
+def read_table(path: pathlib.Path, field: str = "captions") -> list[Row]:
+    """The rows of a table, by its ending: .csv, .tsv (cells apart by tabs), .jsonl or .ndjson (an
+    object a line), .json (a list of objects, or an object of names with what belongs to each, which
+    gets the column "file").
+
+    UTF-8, or UTF-16 with its mark. A CSV file whose first line has semicolons and no comma has its
+    cells apart by semicolons. Blank lines are no rows. A row that can't be used (broken quotes or
+    JSON, a cell of more than 131,072 characters) is told with its reason, the others are read.
+
+    Args:
+      field: what the user calls it, for messages.
+
+    Raises:
+      UserError: no regular file or one that can't be read, no column names, a name twice, a row
+        with more cells than there are columns, or a .json file that is no such thing.
+    """
+    named, ending = f"{field}={str(path)!r}", path.suffix.lower()
+    if ending == ".json":
+        return _json(path, field)
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > _MOST_BYTES:
+                raise UserError(f"{named} has {size} bytes; give tables below {_MOST_BYTES}.")
+            lines = _Lines(file)
+            if ending in (".jsonl", ".ndjson"):
+                return list(_json_lines(lines))
+            with _LIMIT:
+                before = csv.field_size_limit(sys.maxsize)  # its own limit would end the table
+                try:
+                    return list(_csv_rows(lines, ending == ".tsv", named))
+                finally:
+                    csv.field_size_limit(before)
+    except (OSError, UnicodeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        said = getattr(error, "strerror", None) or error
+        raise UserError(f"{named} can't be read ({said}); save it as UTF-8 text.") from None
+
+
+class _Lines:
+    """The lines of an open file with their ends, which can be given back.
+
+    A carriage return by itself ends no line; it comes as `_RETURN`. Bytes that are no UTF-8 come as
+    lone surrogates, to be seen in their cell. Of a line that is too long the beginning comes.
+
+    Attributes:
+      number: of the line that comes next, from 1.
+    """
+
+    def __init__(self, file):
+        wide = file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")
+        encoding, errors = ("utf-16", "replace") if wide else ("utf-8-sig", "surrogateescape")
+        self._text = io.TextIOWrapper(file, encoding=encoding, errors=errors, newline="\n")
+        self._waiting: list[str] = []
+        self.number = 1
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.number += 1
+        if self._waiting:
+            return self._waiting.pop()
+        line = self._text.readline(_LONGEST_LINE)
+        if not line:
+            self.number -= 1
+            raise StopIteration
+        rest = line
+        while len(rest) >= _LONGEST_LINE and not rest.endswith("\n"):
+            rest = self._text.readline(_LONGEST_LINE)
+        return re.sub("\r(?!\n)", _RETURN, line)
+
+    def give_back(self, lines: list[str]) -> None:
+        """The lines come again."""
+        self._waiting += reversed(lines)
+        self.number -= len(lines)
+
+
+def _csv_rows(lines, tabs, named) -> Iterator[Row]:
+    first = next(lines, "")
+    lines.give_back([first])
+    if first.count(_RETURN) > 1 and not first.endswith("\n"):
+        raise UserError(f"{named} ends its lines with carriage returns alone; save it with \\n.")
+    delimiter = "\t" if tabs else ";" if ";" in first and "," not in first else ","
+    cells, reason = _parsed(lines, delimiter)
+    columns: list[str] = [cell.strip().lower() for cell in cells]
+    if reason or not any(columns):
+        raise UserError(f"{named} has no names of columns in line 1; write them there.")
+    twice = next((name for name in columns if name and columns.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{named} has the column {twice!r} twice; leave one.")
+    while True:
+        number = lines.number
+        cells, reason = _parsed(lines, delimiter)
+        if lines.number == number:
+            return
+        if any(cells[len(columns) :]):
+            raise UserError(
+                f"{named} has {len(cells)} cells for {len(columns)} columns in line {number}; put "
+                f"a caption that holds {_MARKS[delimiter]} in quotes."
+            )
+        if reason or any(cell.strip() for cell in cells):
+            cells += [None] * (len(columns) - len(cells))
+            yield _checked(number, dict(zip(columns, cells)), reason)
+
+
+def _parsed(lines, delimiter) -> tuple[list[Any], str]:
+    """The cells of the next row, and why they are none.
+
+    After broken quotes the next line begins a row, so that they cost no other one.
+    """
+    used: list[str] = []
+
+    def feed():
+        for line in lines:
+            used.append(line)
+            yield line
+
+    try:
+        cells = next(csv.reader(feed(), delimiter=delimiter, strict=True), [])
+    except csv.Error:
+        lines.give_back(used[1:])
+        return [], "row with broken quotes"
+    return [cell.replace(_RETURN, "\r") for cell in cells], ""
+
+
+def _json_lines(lines) -> Iterator[Row]:
+    while True:
+        number = lines.number
+        line = next(lines, None)
+        if line is None:
+            return
+        if line.strip():
+            yield _object(number, line.replace(_RETURN, "\r"))
+
+
+def _object(number, line):
+    try:
+        # control characters may stand in a text; numbers are not used
+        row = json.loads(line, strict=False, parse_int=str, parse_float=str)
+    except (ValueError, RecursionError):
+        return Row(number, {}, "row that is no JSON object")
+    if not isinstance(row, dict):
+        return Row(number, {}, "row that is no JSON object")
+    return _checked(number, {name.lower(): value for name, value in row.items()})
+
+
+def _json(path, field):
+    found = json_file.read(path, field)
+    if isinstance(found, dict):  # of names
+        found = [
+            {"file": name, **(one if isinstance(one, dict) else {"caption": one})}
+            for name, one in found.items()
+        ]
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise UserError(
+            f"{field}={str(path)!r} is no list of objects with the names of images and their "
+            "captions; write it as such, or as JSON lines."
+        )
+    return [
+        _checked(number, {name.lower(): value for name, value in one.items()})
+        for number, one in enumerate(found, 1)
+    ]
+
+
+def _checked(line, values, reason=""):
+    long = any(isinstance(cell, str) and len(cell) > LONGEST for cell in values.values())
+    if long and not reason:
+        reason = f"row with a cell of more than {LONGEST} characters"
+    return Row(line, {} if reason else values, reason)
