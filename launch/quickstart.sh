@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a fresh clone to images: makes .venv, installs t2i_jax, trains on the embedded set, samples and evaluates.
+# From a fresh clone to images: makes .venv, installs t2i_jax, trains on the built-in dataset, samples and evaluates.
 #   bash launch/quickstart.sh [--workdir runs/quickstart]
 # T2I_PLATFORM=cpu|cuda|tpu picks the JAX build (default cpu), PYTHON the interpreter (3.11 or newer), VENV the folder.
 set -euo pipefail

@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Evaluation": "t2i_jax.eval.evaluation",
     "Recipe": "t2i_jax.runs.recipe",
+    "Init": "t2i_jax.runs.init",
     "DataConfig": "t2i_jax.data.pipeline",
     "TrainConfig": "t2i_jax.train.config",
     "OptimConfig": "t2i_jax.train.optim",

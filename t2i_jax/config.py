@@ -222,7 +222,7 @@ def check(cls: type, name: str, value: Any, path: str | None = None) -> None:
 def shown(value: Any) -> str:
     """A value in a message: at most 60 characters."""
     try:
-        text = repr(value)
+        text = repr(value) if isinstance(value, str) else " ".join(repr(value).split())
     except (ValueError, RecursionError):  # an int of more digits than Python writes
         text = f"<{type(value).__name__}>"
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -378,7 +378,8 @@ def _assign(config, tree):
             raise _Unknown(_first(branch).path, what, did_you_mean(name, known))
         annotation = _annotation(type(config), name)
         if isinstance(branch, _Leaf):
-            given[name] = parse(branch.text, annotation, branch.path)
+            value = parse(branch.text, annotation, branch.path)
+            given[name] = _replaced(given[name], value, branch)
         elif given[name] is None and (made := _begun(annotation, branch)) is not None:
             given[name] = made
         else:
@@ -393,6 +394,22 @@ def _assign(config, tree):
         raise UserError(
             f"{told} can't be set ({first[:120]}); give such a value as is there now."
         ) from error
+
+
+def _replaced(old, new, leaf):
+    """The new value; a number or a text can't take the place of an object that has fields, where
+    the field's type does not say that it may.
+    """
+    if new is None or isinstance(new, Mapping) or not dataclasses.is_dataclass(old):
+        return new
+    fields = fields_of(type(old))
+    if not fields:
+        return new
+    kind, first = type(old).__name__, next(iter(fields))
+    raise UserError(
+        f"{leaf.path}={shown(leaf.text)} can't take the place of {kind}; set its fields, as "
+        f"{leaf.path}.{first}=..., or None."
+    )
 
 
 def _begun(annotation, branch):

@@ -14,13 +14,14 @@ _PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "t2i_jax"
 
 # The floors that each part may import from; a part may always import from itself, except where
 # `_ALONE` says so.
-_LOW = {"config", "types", "errors", "cluster", "files", "typeset", "paths"}
+_LOW = {"config", "types", "errors", "cluster", "files", "typeset", "paths", "words"}
 _ALLOWED = {
     "config": _LOW,
     "types": _LOW,
     "errors": _LOW,
     "cluster": _LOW,
     "files": _LOW,
+    "words": _LOW,
     "paths": _LOW,
     "typeset": _LOW,
     "foreign": _LOW,

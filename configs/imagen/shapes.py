@@ -1,4 +1,4 @@
-"""Imagen with DDPM on the built-in data set `shapes`: images of 16 pixels, then of 32.
+"""Imagen with DDPM on the built-in dataset `shapes`: images of 16 pixels, then of 32.
 
 t2i train configs/imagen/shapes.py      # 18 minutes on two cores; docs/evaluation.md has
 results

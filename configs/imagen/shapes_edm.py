@@ -1,4 +1,4 @@
-"""Imagen with the diffusion of Karras et al. on the built-in data set `shapes`.
+"""Imagen with the diffusion of Karras et al. on the built-in dataset `shapes`.
 
 All else as in shapes.py beside it.
 

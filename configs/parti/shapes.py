@@ -1,4 +1,4 @@
-"""Parti on the embedded set `shapes`, the recipe of the quickstart.
+"""Parti on the built-in dataset `shapes`, the recipe of the quickstart.
 
     t2i train configs/parti/shapes.py
 

@@ -261,6 +261,8 @@ def _value(argument, texts):
         return pathlib.Path(text)
     if _takes_tuple(annotation) and "," in text and not _NUMBER.match(text) and text[0] not in "([":
         return tuple(text.split(","))
+    if set(_alternatives(annotation)) <= {str, type(None)}:
+        return None if text == "None" and annotation is not str else text
     return config.parse(text, annotation, name)
 
 

@@ -48,6 +48,7 @@ def compile_for(
 
     from t2i_jax import paths
     from t2i_jax.aot import ahead
+    from t2i_jax.runs.check import check
     from t2i_jax.runs.recipe import changed, load_recipe, with_mesh
 
     # nothing is computed, and a GPU has kernels of its own
@@ -58,7 +59,9 @@ def compile_for(
         jax.config.update("jax_optimization_level", "O1")
     recipe = with_mesh(changed(load_recipe(config), overrides), mesh)
     json_file = None if json_file is None else paths.new("json", json_file)
-    ahead.slice_devices(topology)  # refused before anything long
+    devices = ahead.slice_devices(topology)  # refused before anything long
+    if generate is None:
+        check(recipe, devices=devices, with_data=False)
     if generate is not None:
         reports = ahead.compile_sampling(*_parts(recipe), topology, generate)
         for name, one in reports.items():
@@ -74,15 +77,15 @@ def compile_for(
     else:
         reports, report = {}, _compile(recipe, topology)
     print(ahead.text(report))
-    figures = {name: dataclasses.asdict(one) for name, one in reports.items()}
-    _write(json_file, figures if search else dataclasses.asdict(report))
+    numbers = {name: dataclasses.asdict(one) for name, one in reports.items()}
+    _write(json_file, numbers if search else dataclasses.asdict(report))
     if not report.fits:
         sys.exit(1)
 
 
-def _write(path, figures):
+def _write(path, numbers):
     if path is not None:
-        path.write_text(json.dumps(figures, indent=1) + "\n")
+        path.write_text(json.dumps(numbers, indent=1) + "\n")
 
 
 def _compile(recipe, topology):
@@ -135,10 +138,10 @@ def _named(name, tree, path=""):
 def _comparison(reports):
     lines = [f"{'':40} {'fits':>5} {'peak GiB':>9} {'step s':>8} {'MFU':>5}"]
     for name, one in reports.items():
-        figures = (
+        numbers = (
             f"{one.peak:9.1f} {one.step:8.3f} {one.mfu:5.0%}"
             if one.fits
             else f"{one.temporaries:9.1f}"
         )
-        lines.append(f"{name:40} {'yes' if one.fits else 'no':>5} {figures}")
+        lines.append(f"{name:40} {'yes' if one.fits else 'no':>5} {numbers}")
     return "\n".join(lines)

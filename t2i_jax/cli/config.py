@@ -90,4 +90,6 @@ def _default(field):
 def _written(value):
     if isinstance(value, str):
         return value
+    if isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+        return f"({', '.join(type(entry).__name__ for entry in value)})"
     return type(value).__name__ if dataclasses.is_dataclass(value) else configs.shown(value)

@@ -11,11 +11,13 @@ import numpy as np
 
 from t2i_jax import paths
 from t2i_jax.cli.arguments import Shown
-from t2i_jax.config import Count, Fraction
+from t2i_jax.config import Count, Fraction, Range
 from t2i_jax.errors import UserError
+from t2i_jax.words import counted
 
-_Size = Annotated[Count | None, Shown("PIXELS")]
-_BUILT_IN_SIZE = 32  # pixels; of a built-in data set, when no size is given
+_Size = Annotated[Annotated[int, Range(1, 65_536)] | None, Shown("PIXELS")]
+_Many = Annotated[int, Range(1, 65_536)]  # images or captions that are in memory at once
+_BUILT_IN_SIZE = 32  # pixels; of a built-in dataset, when no size is given
 
 
 def pack(
@@ -55,7 +57,8 @@ def pack(
         shard_bytes=shard_mb * 2**20,
         progress=_progress("packing"),
     )
-    print(f"packed: {manifest['count']} records in {len(manifest['shards'])} shards")
+    records, shards = manifest["count"], len(manifest["shards"])
+    print(f"packed: {counted(records, 'record')} in {counted(shards, 'shard')}")
     for title, counts in (("left out", manifest["bad"]), ("passed over", manifest["passed_over"])):
         if counts:
             print(f"{title}: " + ", ".join(f"{reason} {count}" for reason, count in counts.items()))
@@ -127,9 +130,9 @@ def inspect(
 def encode_text(
     packed: pathlib.Path,
     t5: Annotated[str, Shown("FOLDER|NAME", positional=False)],
-    max_length: Count = 128,
+    max_length: _Many = 128,
     dtype: str = "float16",
-    batch_size: Count = 64,
+    batch_size: _Many = 64,
     max_bad_rate: Fraction = 0.05,
     replace: bool = False,
 ) -> None:
@@ -188,7 +191,8 @@ def encode_text(
     add_column(packed, "text", rows, about=about, max_bad_rate=max_bad_rate)
     for line in cut.lines("captions that were cut"):
         print(line)
-    print(f"stored: text embeddings, {text.dim} wide, of {len(source)} captions in {packed}")
+    captions_of = counted(len(source), "caption")
+    print(f"stored: text embeddings, {text.dim} wide, of {captions_of} in {packed}")
     print(f"train on them with text=StoredText(dim={text.dim}, max_length={max_length})")
 
 
@@ -196,7 +200,7 @@ def encode_images(
     packed: pathlib.Path,
     run: pathlib.Path,
     crop: str = "center",
-    batch_size: Count = 32,
+    batch_size: _Many = 32,
     max_bad_rate: Fraction = 0.05,
     replace: bool = False,
 ) -> None:
@@ -237,7 +241,9 @@ def encode_images(
         return
     rows = _tokens(source, tokenizer, crop, batch_size)
     add_column(packed, "tokens", rows, about={**about, "run": str(run)}, max_bad_rate=max_bad_rate)
-    print(f"stored: {model.num_tokens} tokens of each of {len(source)} images in {packed}")
+    print(
+        f"stored: {model.num_tokens} tokens of each of {counted(len(source), 'image')} in {packed}"
+    )
 
 
 def _open(source, size, split):

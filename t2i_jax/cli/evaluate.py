@@ -28,6 +28,6 @@ def evaluate(
     with processes.joined():
         run = paths.given("run", run)
         recipe = changed(runs.load_run_recipe(run), overrides)
-        figures = runs.evaluate(recipe, runs.load(run), run)
-        for name, value in figures.items() if processes.is_first() else ():
+        metrics = runs.evaluate(recipe, runs.load(run), run)
+        for name, value in metrics.items() if processes.is_first() else ():
             print(f"{name}: {value:.4g}")

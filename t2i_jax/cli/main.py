@@ -45,7 +45,7 @@ def main() -> None:
     try:
         _run(sys.argv[1:])
     except (UserError, Preempted) as error:
-        print(f"t2i: {error}", file=sys.stderr)
+        print(f"t2i: {_cut(str(error))}", file=sys.stderr)
         _leave(error.status)
     except KeyboardInterrupt:
         print("\nt2i: interrupted; what was saved before stays.", file=sys.stderr)
@@ -60,6 +60,11 @@ def _leave(status):
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _cut(sentence):
+    """A sentence without the middle of what a user gave, where that was endless."""
+    return sentence if len(sentence) <= 1200 else f"{sentence[:800]} ... {sentence[-300:]}"
 
 
 def _run(words):

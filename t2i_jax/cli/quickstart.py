@@ -1,4 +1,4 @@
-"""`t2i quickstart`: the whole way on the built-in data set, in minutes on two CPU cores."""
+"""`t2i quickstart`: the whole way on the built-in dataset, in minutes on two CPU cores."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from t2i_jax.cli import docstring
 from t2i_jax.cli.arguments import Argument, Shown
 from t2i_jax.config import Count, check_all
 from t2i_jax.errors import UserError
+from t2i_jax.words import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     (out / "captions.txt").write_text(
         "".join(f"{i:03d} {caption}\n" for i, caption in enumerate(common.prompts))
     )
-    print(f"{len(images)} images in {out}")
+    print(f"{counted(len(images), 'image')} in {out}")
 
 
 def _given(task, inputs, prompts):

@@ -23,7 +23,8 @@ def train(
 
     Args:
         config: A recipe file with get_config(), such as configs/parti/shapes.py.
-        overrides: Fields to change, as train.steps=1000 data.source=folder:photos.
+        overrides: Fields to change, as train.steps=1000 data.source=folder:photos; init=RUN begins
+        with the weights of another run. `t2i config CONFIG` lists all.
         workdir: Folder of the run.
         mesh: Sizes of the axes over which devices are laid, as data=2,fsdp=4,tensor=2; all on data
         where none are given.
@@ -32,7 +33,7 @@ def train(
     """
     from t2i_jax import paths, runs
     from t2i_jax.cluster import processes
-    from t2i_jax.runs.recipe import changed, load_recipe, with_mesh
+    from t2i_jax.runs.recipe import changed, load_recipe, reach, with_mesh
     from t2i_jax.train.profile import Profile
 
     traced = Profile.parse(profile) if profile is not None else None
@@ -40,9 +41,9 @@ def train(
         recipe = with_mesh(changed(load_recipe(config), overrides), mesh)
         usual = pathlib.Path("runs") / f"{config.resolve().parent.name}-{config.stem}"
         workdir = paths.folder("workdir", workdir or usual)
-        system = runs.train(recipe, workdir, profile=traced)
-        figures = runs.evaluate(recipe, system, workdir)
+        system = runs.train(recipe, workdir, profile=traced, notes=tuple(reach(recipe, overrides)))
+        metrics = runs.evaluate(recipe, system, workdir)
         if processes.is_first():
-            for name, value in figures.items():
+            for name, value in metrics.items():
                 print(f"{name}: {value:.4g}")
             print(f"done: {workdir} (images in {workdir / 'samples'})")

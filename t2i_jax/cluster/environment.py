@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 import threading
 from collections.abc import Mapping
@@ -66,11 +67,24 @@ def detect() -> Mapping[str, Any] | None:
         os.environ.get("JAX_PLATFORMS") or "tpu"
     ):
         return _tpu()
-    if all(name in os.environ for name in _SLURM) and int(os.environ["SLURM_STEP_NUM_TASKS"]) > 1:
+    if all(name in os.environ for name in _SLURM) and _number("SLURM_STEP_NUM_TASKS") > 1:
         return _slurm()
     if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= set(os.environ):
         return _kubernetes()
     return None
+
+
+def _is_number(text):
+    """Whether it is a whole number as people write it; Python's `isdigit` takes "²" for one."""
+    return bool(re.fullmatch("[0-9]{1,9}", text))
+
+
+def _number(name):
+    """The number that a variable of a cluster holds; 1 where it is not set."""
+    text = os.environ.get(name) or "1"
+    if not _is_number(text):
+        raise UserError(f"{name}={text[:60]!r} of the environment is not a whole number; mend it.")
+    return int(text)
 
 
 def _plain(given):
@@ -85,16 +99,16 @@ def _plain(given):
             )
     address, count, process = given.values()
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not _is_number(port) or int(port) >= 2**16:
         raise UserError(
             f"JAX_COORDINATOR_ADDRESS={address!r} is no address; give process 0's, as host:port."
         )
-    if not count.isdigit() or int(count) < 1:
+    if not _is_number(count) or int(count) < 1:
         raise UserError(
             f"JAX_NUM_PROCESSES={count!r} is not a whole number from 1; give how many there are in "
             "all."
         )
-    if not process.isdigit() or int(process) >= int(count):
+    if not _is_number(process) or int(process) >= int(count):
         numbers = f"from 0 to {int(count) - 1}"
         raise UserError(
             f"JAX_PROCESS_ID={process!r} is none of {count} processes; count them {numbers}."
@@ -114,7 +128,7 @@ def _tpu():
     """
     hosts = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES")
     if hosts:
-        alone = "," not in hosts and int(os.environ.get("MEGASCALE_NUM_SLICES") or 1) == 1
+        alone = "," not in hosts and _number("MEGASCALE_NUM_SLICES") == 1
         return None if alone else {"cluster_detection_method": "gketpu"}
     return None if "TPU_SKIP_MDS_QUERY" in os.environ else {"cluster_detection_method": "gcetpu"}
 
@@ -124,7 +138,7 @@ def _slurm():
 
     JAX gives a task the GPU of its number on the node, which is right for some only.
     """
-    count = int(os.environ["SLURM_STEP_NUM_TASKS"])
+    count = _number("SLURM_STEP_NUM_TASKS")
     found = {"cluster_detection_method": "slurm", "num_processes": count}
     alone_on_node = os.environ.get("SLURM_STEP_NUM_NODES") == str(count)
     sees_one = "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ",")

@@ -23,6 +23,7 @@ import numpy as np
 
 from t2i_jax.errors import UserError
 from t2i_jax.foreign.arrays import not_finite, some
+from t2i_jax.words import counted
 
 State = Mapping[str, np.ndarray]
 
@@ -232,7 +233,8 @@ def to_ours(table: Sequence[Row], state: State, shapes: Mapping[str, Any]) -> di
     wrong += [f"{key} is not known here" for key in state if key not in {e.torch for e in table}]
     if wrong:
         raise UserError(
-            f"the weights do not fit ({len(wrong)} arrays): {some(wrong)}; check the fields given."
+            f"the weights do not fit ({counted(len(wrong), 'array')}): {some(wrong)}; check the "
+            "fields given."
         )
     return unflatten(found) | {group: {} for group in shapes if not shapes[group]}
 
@@ -271,8 +273,8 @@ def to_torch(
     ]
     if wrong:
         raise UserError(
-            f"the parameters do not fit ({len(wrong)} arrays): {'; '.join(wrong)}; check the model "
-            "given."
+            f"the parameters do not fit ({counted(len(wrong), 'array')}): {'; '.join(wrong)}; "
+            "check the model given."
         )
     state = {}
     for entry in table:

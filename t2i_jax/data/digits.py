@@ -1,4 +1,4 @@
-"""The built-in data set `digits`: the 1,797 scans of handwritten digits that come with
+"""The built-in dataset `digits`: the 1,797 scans of handwritten digits that come with
 scikit-learn, with captions.
 
 The scans (8 x 8, 17 levels of gray) are the test set of the "Optical Recognition of Handwritten

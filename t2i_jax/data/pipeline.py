@@ -48,7 +48,7 @@ class DataConfig:
       crop: "center" or "random": the largest square, from the middle or anywhere; "resize": all of
         it, squeezed.
       flip: mirror every other image, by chance. Not for captions that speak of left and right.
-      split: "train" or "heldout" of an built-in data set, a split's name for tfds and hf; other
+      split: "train" or "heldout" of a built-in dataset, a split's name for tfds and hf; other
         sources have no splits.
       max_bad_rate: fraction of samples that may be unusable before the run stops, from 0 to 1.
       workers: processes that read; 0: this one does.
@@ -272,7 +272,7 @@ class Batches:
                 raise UserError(
                     f"data.source={self._config.source!r} has {self._prepare.records} records and "
                     f"had {state['records']} when the run was saved; give it the same data, or "
-                    "start another run."
+                    "start another run, to which init= may give this one's weights."
                 )
         mine, before = self._shares[self._process], [self._share_of(state) for state in states]
         dealt = [(share.rows, share.batch_size) for share in before]

@@ -1,4 +1,4 @@
-"""The built-in data set `shapes`: drawn images whose captions are true by construction, and
+"""The built-in dataset `shapes`: drawn images whose captions are true by construction, and
 combinations kept back.
 
 An image holds one object ("a large red circle on a white background") or two in a relation ("a red

@@ -127,6 +127,9 @@ class BadSample(Exception):
         return f"{self.name}: {self.reason}"
 
 
+_LARGEST = 2048  # pixels; of the images of a built-in dataset
+
+
 def open_source(
     spec: str, *, image_size: int, split: str = "train", seed: int = 0, channels: int = 3
 ) -> Source:
@@ -135,9 +138,9 @@ def open_source(
     Args:
       spec: "shapes", "digits", "folder:PATH", "webdataset:GLOB", "arrayrecord:DIR", "tfds:NAME" or
         "hf:NAME".
-      image_size: side of the images of the built-in data sets; other sources give images as they
+      image_size: side of the images of the built-in datasets; other sources give images as they
         are stored.
-      split: "train" or "heldout" of an built-in data set, a split's name for tfds and hf; other
+      split: "train" or "heldout" of a built-in dataset, a split's name for tfds and hf; other
         sources have none.
       seed: of the images of `shapes`.
       channels: of the images: 1 (gray), 3 (RGB) or 4 (RGB and alpha).
@@ -151,6 +154,10 @@ def open_source(
         if place:
             raise UserError(
                 f"data.source={spec!r} has something after the colon; write data.source={kind}."
+            )
+        if image_size > _LARGEST:
+            raise UserError(
+                f"image_size={image_size} is larger than {kind} is drawn; give at most {_LARGEST}."
             )
         return _embedded(kind, image_size, split, seed)
     what, module, name = _KINDS[kind]

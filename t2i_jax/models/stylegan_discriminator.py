@@ -33,6 +33,7 @@ class StyleDiscriminator(nn.Module):
       max_width: no feature map is wider; 512 in the published networks, less for toys.
       group: most images over which a standard deviation is taken; the largest divisor of the batch
         up to it is used.
+      dtype: of the computation.
     """
 
     image_size: int

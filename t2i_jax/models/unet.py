@@ -48,8 +48,8 @@ class Unet(nn.Module):
         (and four more).
       lowres_cond: whether it enlarges a smaller image, which comes noised, with its own noise
         level.
-      cond_images_channels: channels of an image to condition on, resized with `resize_mode` (see
-        `resample.resize`); 0: none. self_cond: whether the network sees its own last estimate.
+      cond_images_channels: channels of an image to condition on; 0: none. resize_mode: how it is
+        resized, see `resample.resize`. self_cond: whether the network sees its own last estimate.
       num_resnet_blocks: residual blocks after each level's first (per level).
       layer_attns, layer_attns_depth: full self-attention at a level, and how many layers of it (per
         level).
@@ -61,7 +61,7 @@ class Unet(nn.Module):
         beside attention at the levels; it is 2 in the middle. linear_attn_dropout: inside linear
         attention, in training.
       init_cross_embed, init_cross_embed_kernel_sizes: the first convolution has several kernel
-        sizes; else `init_conv_kernel_size`. cross_embed_downsample,
+        sizes. init_conv_kernel_size: its only one, where it has not. cross_embed_downsample,
         cross_embed_downsample_kernel_sizes: so do those that shrink.
       memory_efficient: each level downsamples its input first, not its output last; there is a
         block before them.

@@ -259,7 +259,7 @@ class VitVQGanVAE(_Network):
 
     Attributes:
       dim: width, a multiple of 4. image_size: side in pixels; fixed, since the attention bias is a
-        table.
+        table. channels: of the images.
       layers: transformer layers in the encoder, and as many in the decoder (`num_layers` is
         accepted too).
       patch_size: pixels per side of a token (`encdec_patch_size` is accepted too).

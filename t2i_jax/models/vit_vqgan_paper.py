@@ -129,6 +129,8 @@ class ViTVQGAN(image_tokenizer.QuantizedAutoencoder):
       dim, layers, heads, mlp_dim: of the encoder, and of the decoder where `decoder_*` is None.
         dim_head: width of a head; None for dim / heads, 64 in the paper's sizes except in the large
         decoder.
+      decoder_dim, decoder_layers, decoder_heads, decoder_mlp_dim: those of the decoder; None: as
+        the encoder's.
       codebook_size, codebook_dim: number and width of the codes. beta: weight of the commitment
         loss.
       activation: of the feed-forward, "gelu", or "tanh" as in the weights of

@@ -1,4 +1,4 @@
-"""The quickstart: a tokenizer and Parti on the built-in data set `shapes`, small enough for two CPU
+"""The quickstart: a tokenizer and Parti on the built-in dataset `shapes`, small enough for two CPU
 cores.
 """
 

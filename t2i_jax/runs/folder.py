@@ -82,7 +82,7 @@ def load(
     if not task.objectives:
         return _on(task.with_parts(parts).system({}, {}, parts, {}, None), mesh)
     place = None if mesh is None or _is_export(folder) else generation.places(task, mesh)[1]
-    params, ema, stats = _arrays(folder, place)
+    params, ema, stats = arrays(folder, place)
     params = {**params, **ema} if averaged else params
     tokenizer = task.text_encoder and task.text_encoder.tokenizer(folder / TEXT_TOKENIZER)
     return _on(task.system(params, stats, parts, task.frozen(parts), tokenizer), mesh)
@@ -109,7 +109,7 @@ def read(workdir: str | pathlib.Path) -> Contents:
     """
     folder = _existing(workdir)
     recipe = load_run_recipe(folder)
-    params, ema, stats = _arrays(folder, None) if recipe.task.objectives else ({}, {}, {})
+    params, ema, stats = arrays(folder, None) if recipe.task.objectives else ({}, {}, {})
     parts = {name: read(place) for name, place in part_folders(folder, recipe).items()}
     return Contents(recipe, params, ema, stats, parts)
 
@@ -126,7 +126,7 @@ def export(workdir: str | pathlib.Path, out: str | pathlib.Path) -> pathlib.Path
         shutil.copytree(run, out, dirs_exist_ok=True)
         return out
     recipe = load_run_recipe(run)
-    params, ema, stats = _arrays(run, None) if recipe.task.objectives else ({}, {}, {})
+    params, ema, stats = arrays(run, None) if recipe.task.objectives else ({}, {}, {})
     beside: dict[str, Callable[[pathlib.Path], Any]] = {}
     for name, source in part_folders(run, recipe).items():
         beside[name] = lambda folder, source=source: export(source, folder)
@@ -249,8 +249,15 @@ def _on(system, mesh):
     return system if mesh is None else system.on_mesh(mesh)
 
 
-def _arrays(workdir, places):
-    """(params, ema, stats) of a run's or an exported system's folder."""
+def arrays(
+    workdir: pathlib.Path, places: Mapping[str, Any] | None
+) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
+    """(params, ema, stats) of a run's or an exported system's folder.
+
+    Args:
+      places: by group the shardings of its parameters, to which those of a run are read; None: all
+        on one device. Of an exported system they are NumPy arrays.
+    """
     if not _is_export(workdir):
         return load_params(workdir, places)[1:]
     from safetensors.numpy import load_file

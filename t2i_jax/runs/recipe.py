@@ -5,10 +5,12 @@ A recipe file has `get_config() -> Recipe`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
 import pathlib
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ from t2i_jax import config, paths
 from t2i_jax.data.pipeline import DataConfig
 from t2i_jax.errors import UserError
 from t2i_jax.eval.evaluation import FORMER, Evaluation
+from t2i_jax.runs.init import Init
 from t2i_jax.sharding import parse_mesh
 from t2i_jax.systems.base import SystemTask
 from t2i_jax.train.config import TrainConfig
@@ -37,6 +40,8 @@ class Recipe:
         system, or of a file of weights. A part that is missing is inherited from the task around
         this one, or does without.
       evaluation: judging and previews.
+      init: the run that this one begins with (`Init`, or its path): other data, another optimiser,
+        the same networks. None: networks begin anew.
       tokenizer, perceptual: the parts of these names, as recipes named them before there was
         `parts`.
     """
@@ -46,6 +51,7 @@ class Recipe:
     train: TrainConfig | None = None
     parts: Mapping[str, Recipe | str] = dataclasses.field(default_factory=dict)
     evaluation: Evaluation = Evaluation()
+    init: Init | str | None = None
     tokenizer: dataclasses.InitVar[Recipe | str | None] = None
     perceptual: dataclasses.InitVar[str | None] = None
 
@@ -67,7 +73,7 @@ class Recipe:
                     if self.task.parts
                     else "which has no parts"
                 )
-                raise UserError(f"parts.{name} is given for {kind}, {known}; leave it out.")
+                raise UserError(f"parts.{name[:60]} is given for {kind}, {known}; leave it out.")
             is_file = self.task.parts[name].is_file
             if not isinstance(part, str) and (is_file or not isinstance(part, Recipe)):
                 wanted = (
@@ -75,6 +81,14 @@ class Recipe:
                 )
                 raise UserError(f"parts.{name} is a {type(part).__name__}; give {wanted}.")
         object.__setattr__(self, "parts", parts)
+        if isinstance(self.init, (str, os.PathLike)):
+            object.__setattr__(self, "init", Init(os.fspath(self.init)))
+        if self.init is not None and not isinstance(self.init, Init):
+            raise UserError(f"init={self.init!r} is no run; give its folder, or an Init.")
+        if self.init is not None and not self.task.objectives:
+            raise UserError(
+                f"init is given for {kind}, which trains nothing; give it to its parts."
+            )
         if self.task.objectives and (self.data is None or self.train is None):
             missing, wanted = (
                 ("data", "DataConfig") if self.data is None else ("train", "TrainConfig")
@@ -139,12 +153,14 @@ def load_recipe(path: str | pathlib.Path) -> Recipe:
             f"config={str(path)!r} is not a Python file; a recipe ends in .py and has get_config()."
         )
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _told(path):
+        spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise UserError(
             f"config={str(path)!r} has no get_config(); add one that returns a t2i_jax Recipe."
         )
-    recipe = module.get_config()
+    with _told(path):
+        recipe = module.get_config()
     if not isinstance(recipe, Recipe):
         raise UserError(
             f"config={str(path)!r}: get_config() returned {type(recipe).__name__}; return a Recipe."
@@ -152,16 +168,70 @@ def load_recipe(path: str | pathlib.Path) -> Recipe:
     return recipe
 
 
+@contextlib.contextmanager
+def _told(path):
+    """Turns what the code of a recipe file raises into one sentence with its line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # it is the user's own code
+        lines = [
+            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
+        ]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        where = f" at line {line}" if line else ""
+        first = (str(error).strip() or "no message").splitlines()[0][:200]
+        raise UserError(
+            f"config={str(path)!r} fails{where} ({type(error).__name__}: {first}); mend it there."
+        ) from error
+
+
 def changed(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     """The recipe with `field.subfield=value` applied, as `config.override` does.
 
-    A part's name stands for parts.NAME.
+    A part's name stands for parts.NAME, "*." for every stage that is trained (the recipe and those
+    of its parts), and init=RUN for init.run=RUN.
     """
     written = []
     for assignment in assignments:
         path, equals, value = assignment.partition("=")
-        written.append(f"{_in_full(recipe, path.strip().lstrip('-'))}{equals}{value}")
+        for place in _everywhere(recipe, path.strip().lstrip("-")):
+            written.append(f"{_in_full(recipe, place, value.strip())}{equals}{value}")
     return config.override(recipe, written)
+
+
+def reach(recipe: Recipe, assignments: Sequence[str]) -> Iterator[str]:
+    """Sentences that say which stage a setting of training or data reaches, where there are several
+    that are trained.
+    """
+    from_init = isinstance(recipe.init, Init) and recipe.init.parts
+    stages = [
+        name
+        for name, part in recipe.parts.items()
+        if isinstance(part, Recipe) and not (from_init and part.init is None)
+    ]
+    kind = type(recipe.task).__name__
+    for assignment in assignments:
+        path = assignment.partition("=")[0].strip().lstrip("-")
+        if stages and path.partition(".")[0] in ("train", "data"):
+            others = " and ".join(f"{name}.{path}" for name in stages)
+            yield (
+                f"{path} is set for {kind} alone; {others} for the stage before it, *.{path} for "
+                "all."
+            )
+
+
+def _everywhere(recipe, path):
+    """The places that a path names: itself, or with "*." in front that field of every stage."""
+    if not path.startswith("*."):
+        yield path
+        return
+    if recipe.task.objectives:
+        yield path[2:]
+    for name, part in recipe.parts.items():
+        if isinstance(part, Recipe):
+            yield from (f"parts.{name}.{place}" for place in _everywhere(part, path))
 
 
 def with_mesh(recipe: Recipe, mesh: str | None) -> Recipe:
@@ -206,15 +276,19 @@ def upgrade(data: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**data, "evaluation": evaluation} if evaluation else data
 
 
-def _in_full(recipe, path):
-    """A field's path in which the name of a part may stand for parts.NAME, written out."""
+def _in_full(recipe, path, value):
+    """A field's path in which the name of a part may stand for parts.NAME, and init for init.run,
+    written out.
+    """
+    if path == "init":
+        return path if value.lower() in ("none", "null") else "init.run"
     head, _, rest = path.partition(".")
     if head == "parts":
         head, _, rest = rest.partition(".")
     if head not in recipe.task.parts:
         return path
     part = recipe.parts.get(head)
-    rest = _in_full(part, rest) if isinstance(part, Recipe) and rest else rest
+    rest = _in_full(part, rest, value) if isinstance(part, Recipe) and rest else rest
     return f"parts.{head}.{rest}" if rest else f"parts.{head}"
 
 

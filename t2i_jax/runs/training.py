@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +15,12 @@ import jax
 from t2i_jax import paths, sharding
 from t2i_jax.cluster import processes
 from t2i_jax.data.pipeline import batches
-from t2i_jax.data.source import open_source
 from t2i_jax.errors import UserError
+from t2i_jax.runs import begin
 from t2i_jax.runs import folder as folders
+from t2i_jax.runs.check import check
+from t2i_jax.runs.check import check_data as _check_data
+from t2i_jax.runs.check import source_of as _source
 from t2i_jax.runs.evaluation import preview_hooks
 from t2i_jax.runs.ledger import DataLedger, image_channels
 from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
@@ -29,10 +34,6 @@ from t2i_jax.train.profile import Profile
 _FREE = (  # may change between starts; other weights of a part are refused by their fingerprint
     "evaluation", "parts", "data.workers", "data.threads", "data.max_bad_rate", "task.train_stages",
 )  # fmt: skip
-_COLUMNS = {  # of packed data: the entry of a batch that it fills, and the command that makes it
-    "tokens": ("tokens", "t2i data encode-images PACKED RUN"),
-    "text": ("text_embeds", "t2i data encode-text PACKED --t5 NAME"),
-}
 
 Hooks = Callable[[Recipe, Callable[[Any, Any], System]], tuple[Hook, ...]]
 
@@ -44,6 +45,7 @@ def train(
     given: Mapping[str, Given] | None = None,
     hooks: Hooks | None = None,
     profile: Profile | None = None,
+    notes: Sequence[str] = (),
 ) -> System:
     """Trains a recipe into `workdir`, or resumes what is there, and returns the trained system.
 
@@ -57,6 +59,7 @@ def train(
         `recipe.evaluation` says.
       profile: steps of which a trace is written into WORKDIR/profile; not those of a part that is
         trained first.
+      notes: sentences that are told on stderr once nothing is refused.
 
     Raises:
       UserError: what was given does not fit together, or the folder holds another run.
@@ -65,18 +68,25 @@ def train(
     if profile is not None and recipe.train is not None:
         profile.check(recipe.train.steps)
     workdir = paths.folder("workdir", workdir)
+    check(recipe, workdir, given=given)
+    for sentence in notes if processes.is_first() else ():
+        print(sentence, file=sys.stderr)
+    return _train(recipe, workdir, given or {}, hooks, profile)
+
+
+def _train(recipe, workdir, given, hooks, profile):
+    """`train` of what was checked."""
     processes.check_same(
         recipe_to_dict(recipe), "another recipe", "give every process the same command"
     )
     processes.once(lambda: paths.make("workdir", workdir))
-    # parts may train for days before this recipe's own data are read
     if recipe.data is not None and recipe.task.objectives:
         records = {"records": len(_source(recipe.data))}
         source = recipe.data.source
         processes.check_same(
             records, f"other data as data.source={source!r}", "give all the same data"
         )
-    recipe, parts = _with_parts(recipe, workdir, given or {}, hooks)
+    recipe, parts = _with_parts(begin.with_parts(recipe, workdir), workdir, given, hooks)
     if not recipe.task.objectives:
         processes.once(lambda: folders.write_joined(workdir, recipe))
         return recipe.task.system({}, {}, parts, {}, None)
@@ -88,6 +98,7 @@ def _fit(recipe, workdir, parts, hooks, profile):
     text_tokenizer = None
     if encoder is not None:
         vocabulary = workdir / folders.TEXT_TOKENIZER
+        processes.once(lambda: begin.vocabulary(recipe, vocabulary))
         processes.once(lambda: encoder.prepare(vocabulary, lambda: _captions(recipe)))
         text_tokenizer = encoder.tokenizer(vocabulary)
     frozen = task.frozen(parts)
@@ -124,6 +135,7 @@ def _fit(recipe, workdir, parts, hooks, profile):
         clock=clock,
         profile=profile,
         upgrade=_of_today,
+        begin=functools.partial(begin.weights, recipe, mesh),
     )
     ledger.end(recipe.data.source, stream, workdir)
     return build_system({**state.params, **state.ema}, state.stats)
@@ -151,9 +163,12 @@ def _with_parts(recipe, workdir, given, hooks):
             return _adopted(name, part, source, folder)
         if name in recorded:
             _check_done(name, source, folder)
-        return folders.given(train(source, folder, given=given, hooks=hooks), folder)
+        return folders.given(_train(source, folder, given, hooks, None), folder)
 
+    asked = recipe.task
     recipe, parts = wired(recipe, given, resolve)
+    for sentence in asked.without(parts) if processes.is_first() else ():
+        print(sentence, file=sys.stderr)
     parts = {name: _identified(part) for name, part in parts.items()}
     for name, part in parts.items():
         before = recorded.get(name, {}).get("fingerprint", part.fingerprint)
@@ -222,40 +237,8 @@ def _check_done(name, source, folder):
         )
 
 
-def _source(data):
-    return open_source(data.source, image_size=data.image_size, split=data.split, seed=data.seed)
-
-
 def _captions(recipe) -> Iterable[str]:
     stream = batches(
         recipe.data, 256, recipe.train.seed, tokenize=None, wants=("caption",), repeat=False
     )
     return itertools.chain.from_iterable(batch["caption"] for batch in stream)
-
-
-def _check_data(recipe, parts):
-    """Whether the data have images of the task's size, and the columns that it reads, made with
-    what it has.
-    """
-    spec, data = recipe.task.batch_spec(1), recipe.data
-    if "image" in spec and spec["image"].shape[1] != data.image_size:
-        size = spec["image"].shape[1]
-        raise UserError(
-            f"data.image_size={data.image_size} is not the task's image_size={size}; make them "
-            "equal."
-        )
-    columns = recipe.task.columns(parts)
-    stored = _source(data).stored if columns else {}
-    for column, wanted in columns.items():
-        entry, command = _COLUMNS[column]
-        if column not in stored:
-            raise UserError(
-                f"data.source={data.source!r} holds no {entry}; pack it, and run `{command}`."
-            )
-        for name, value in wanted.items():
-            if stored[column].get(name) != value:
-                raise UserError(
-                    f"data.source={data.source!r} holds {column} made with "
-                    f"{name}={stored[column].get(name)!r}, and the task has {name}={value!r}; make "
-                    "them anew or change the task."
-                )

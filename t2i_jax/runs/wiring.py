@@ -5,11 +5,13 @@ compiling ahead alike.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from t2i_jax import convert, paths
 from t2i_jax.errors import UserError
+from t2i_jax.runs import begin
 from t2i_jax.runs.folder import load_run_recipe
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.systems.base import Given, Part
@@ -51,13 +53,43 @@ def planned(
     """As `wired`, with the shapes of weights in place of weights: nothing is trained, and no run's
     arrays are read.
     """
+    return planned_stages(recipe, given)[""]
 
-    def plan(name: str, part: Part, source: Recipe | str, given: Mapping[str, Given]) -> Given:
-        of = load_run_recipe(source) if isinstance(source, str) else planned(source, given)[0]
-        check_kind(name, part, of.task)
+
+def planned_stages(
+    recipe: Recipe,
+    given: Mapping[str, Given] | None = None,
+    workdir: pathlib.Path | None = None,
+    name: str = "",
+) -> dict[str, tuple[Recipe, dict[str, Given]]]:
+    """`planned` for each stage that is trained, in that order: by its name among the parts, "" for
+    the recipe itself.
+
+    Args:
+      workdir: of the run, whose parts may be there already; None: it has none.
+    """
+    found: dict[str, tuple[Recipe, dict[str, Given]]] = {}
+
+    def plan(part_name: str, part: Part, source: Recipe | str, given: Mapping[str, Given]) -> Given:
+        if isinstance(source, str):
+            of = _recipe_in(part_name, source)
+        else:
+            inner = f"{name}.{part_name}" if name else part_name
+            home = None if workdir is None else workdir / part_name
+            found.update(planned_stages(source, given, home, inner))
+            of = found[inner][0]
+        check_kind(part_name, part, of.task)
         return Given(of.task.network, of.task.weights_shapes())
 
-    return wired(recipe, given or {}, plan)
+    found[name] = wired(begin.with_parts(recipe, workdir), given or {}, plan)
+    return found
+
+
+def _recipe_in(name, path):
+    try:
+        return load_run_recipe(path)
+    except UserError as error:
+        raise UserError(f"parts.{name}: {error}") from None
 
 
 def check_kind(name: str, part: Part, task: Any) -> None:

@@ -141,6 +141,10 @@ class SystemTask:
         }
         return dataclasses.replace(self, **fields) if fields else self  # type: ignore[type-var]
 
+    def without(self, parts: Mapping[str, Given]) -> Sequence[str]:
+        """Sentences about what is off because a part is not given; told once before it trains."""
+        return ()
+
     def frozen(self, parts: Mapping[str, Given]) -> Mapping[str, Any]:
         """What the step reads and never changes: the weights of the parts, and those of a frozen
         text encoder.

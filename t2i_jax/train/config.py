@@ -48,8 +48,8 @@ class TrainConfig:
     Attributes:
       steps: updates in all. batch_size: over all devices and processes. seed: of parameters, data
         order and noise.
-      optim: of every group that `optim_by_group` does not name, as {"discriminator":
-        OptimConfig(...)}.
+      optim: the optimiser of every group that `optim_by_group` does not name.
+      optim_by_group: optimisers of single groups, as {"discriminator": OptimConfig(...)}.
       ema_decay: decay of the exponential moving average (EMA) of the parameters; 0: none is kept.
       accumulate: gradient accumulation: the micro-batches that a batch is split into, one after the
         other; the update is that of the whole batch.
@@ -172,7 +172,7 @@ def refuse_other_run(
         )
         raise UserError(
             f"workdir={str(workdir)!r} holds a run of another configuration ({listed}); change it "
-            "back, or name a new workdir."
+            "back, or name a new workdir, where init= with this one begins with its weights."
         )
 
 

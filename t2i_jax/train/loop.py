@@ -58,6 +58,7 @@ def fit(
     clock: Goodput | None = None,
     profile: Profile | None = None,
     upgrade: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    begin: Callable[[TrainState], TrainState] | None = None,
 ) -> TrainState:
     """Trains until `config.steps`, from the newest checkpoint of `workdir` where there is one.
 
@@ -74,6 +75,8 @@ def fit(
       profile: steps of which a trace is written.
       upgrade: brings a configuration stored by an earlier release to today's form, before it is
         compared; None: they are compared as stored.
+      begin: makes the state before the first step of a fresh one, as with the weights of another
+        run; None: it is the fresh one. Not called where a checkpoint is resumed from.
 
     Raises:
       UserError: the checkpoint was made with another configuration; processes were given different
@@ -101,6 +104,7 @@ def fit(
         restored = checkpoints.restore(abstract, check)
         if restored is None:
             state = states.first(start, shardings, config.seed)
+            state = begin(state) if begin is not None else state
         else:
             state = restored[0]
             batches.set_state(restored[1])

@@ -33,6 +33,8 @@ class OptimConfig:
         orthogonalised momentum, the rest by Adam with Nesterov's momentum; a small transformer
         learns in fewer steps). Adam is "adamw" without decay.
       learning_rate: peak value, reached after `warmup_steps` (linear from 0).
+      warmup_steps: steps until then; 0: none.
+      end_ratio: the part of the peak that a decay ends with.
       schedule: "constant"; "cosine" or "linear" down to `end_ratio` of the peak at the last step;
         "exponential" from `decay_from` on, reaching `end_ratio` at the last step (Parti: from step
         85,000 to 0.025 at 450,000).

@@ -22,6 +22,7 @@ def paint(
     guidance: float | tuple[float, ...] = 3.0,
     captions: bool = True,
     replace: bool = False,
+    note: str | None = None,
     json_file: Annotated[pathlib.Path | None, Shown("FILE", flag="json")] = None,
 ) -> None:
     """Paint images.
@@ -51,6 +52,8 @@ def parsed(*words):
         (["run", "--no-captions", "--replace"], {"captions": False, "replace": True}),
         (["run", "--guidance", "2"], {"guidance": 2.0}),
         (["run", "--guidance", "-2e0"], None),
+        (["run", "--note", "'quoted' (1, 2)"], {"note": "'quoted' (1, 2)"}),
+        (["run", "--note", "none"], {"note": "none"}),
         (["run", "--guidance", "3", "1.5", "a=1"], {"guidance": (3, 1.5), "overrides": ("a=1",)}),
         (["run", "--guidance", "3,1"], {"guidance": (3, 1)}),
         (["run", "--sampler", "ddim", "heun"], {"sampler": ("ddim", "heun")}),

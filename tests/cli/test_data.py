@@ -85,7 +85,7 @@ def t2i(place, monkeypatch, capfd):
 @pytest.fixture
 def packed(t2i, tmp_path):
     """The pictures, packed."""
-    assert "packed: 12 records in 1 shards" in t2i("pack", "folder:photos", tmp_path / "packed")
+    assert "packed: 12 records in 1 shard" in t2i("pack", "folder:photos", tmp_path / "packed")
     return tmp_path / "packed"
 
 

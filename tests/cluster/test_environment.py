@@ -142,6 +142,10 @@ def test_what_slurm_gives_is_what_jax_reads(environment):
         ),
         ({"JAX_PROCESS_ID": "0"}, "JAX_COORDINATOR_ADDRESS='' beside JAX_PROCESS_ID=0"),
         ({**_PLAIN, "JAX_NUM_PROCESSES": "four"}, "JAX_NUM_PROCESSES='four' is not a whole number"),
+        ({**_PLAIN, "JAX_NUM_PROCESSES": "²"}, "JAX_NUM_PROCESSES='²' is not a whole number"),
+        ({**_PLAIN, "JAX_PROCESS_ID": "²"}, "JAX_PROCESS_ID='²' is none of 4 processes"),
+        ({**_PLAIN, "JAX_COORDINATOR_ADDRESS": "a:99999"}, "is no address"),
+        ({**_SLURM, "SLURM_STEP_NUM_TASKS": "²"}, "SLURM_STEP_NUM_TASKS='²' of the environment is"),
         (
             {**_PLAIN, "JAX_COORDINATOR_ADDRESS": "machine"},
             "JAX_COORDINATOR_ADDRESS='machine' is no address",

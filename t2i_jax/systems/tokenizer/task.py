@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -15,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax import config, sharding
-from t2i_jax.cluster import processes
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.vgg import Vgg16
@@ -112,18 +110,21 @@ class TokenizerTask(SystemTask):
     def with_parts(self, parts: Mapping[str, Given]) -> TokenizerTask:
         """The task with the network of the perceptual loss.
 
-        Without weights for it that loss is off, and a line says so.
+        Without weights for it that loss is off.
         """
-        if "perceptual" in parts:
-            network = self.perceptual or parts["perceptual"].network
-            return dataclasses.replace(self, perceptual=network)
-        if (self.discriminator is not None or self.perceptual is not None) and processes.is_first():
-            line = (
-                "the perceptual loss is off: no weights are given (perceptual=FILE of VGG16 or "
-                "LPIPS)"
-            )
-            print(line, file=sys.stderr)
-        return dataclasses.replace(self, perceptual=None)
+        if "perceptual" not in parts:
+            return dataclasses.replace(self, perceptual=None)
+        network = self.perceptual or parts["perceptual"].network
+        return dataclasses.replace(self, perceptual=network)
+
+    def without(self, parts: Mapping[str, Given]) -> Sequence[str]:
+        """Says that the perceptual loss is off, where there are no weights for it."""
+        wanted = self.discriminator is not None or self.perceptual is not None
+        if not wanted or "perceptual" in parts:
+            return ()
+        return (
+            "the perceptual loss is off: no weights are given (perceptual=FILE of VGG16 or LPIPS)",
+        )
 
     def system(self, params, stats: Stats, parts, frozen, text_tokenizer) -> TokenizerSystem:
         """The trained tokenizer; usage counts and recent latents stay in the run."""

@@ -1,0 +1,234 @@
+"""A run that begins with another one's weights, parts and vocabulary: what is taken, and what is
+told of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from t2i_jax import paths, sharding
+from t2i_jax.cluster import processes
+from t2i_jax.errors import UserError
+from t2i_jax.files import replacing
+from t2i_jax.runs import folder as folders
+from t2i_jax.runs.init import Init
+from t2i_jax.runs.recipe import Recipe
+from t2i_jax.train.checkpoint import last_step
+from t2i_jax.types import TrainState
+from t2i_jax.words import counted
+
+
+def with_parts(recipe: Recipe, workdir: pathlib.Path | None = None) -> Recipe:
+    """The recipe whose parts come from the run that it begins with, where `init.parts` says so.
+
+    Args:
+      workdir: of the run that begins, whose parts are there already once it has begun: the other
+        run is then not looked at. None: it has none.
+
+    Raises:
+      UserError: the folder of `init` holds no run, or that of another task.
+    """
+    init = recipe.init
+    if not isinstance(init, Init):
+        return recipe
+    free = [
+        name
+        for name, part in recipe.task.parts.items()
+        if not part.is_file and init.parts and _is_free(recipe.parts.get(name))
+    ]
+    own = {} if workdir is None else folders.recorded_parts(workdir)
+    if workdir is not None and (last_step(workdir) is not None or (free and set(free) <= set(own))):
+        there = {name: workdir / name for name in free if name in own}
+    else:
+        run = _run_of(init)
+        theirs = _recipe_of(run, recipe)
+        there = {
+            name: folder for name, folder in folders.part_folders(run, theirs).items()
+            if name in free
+        }  # fmt: skip
+    taken = {name: str(folder) for name, folder in there.items()}
+    return dataclasses.replace(recipe, parts={**recipe.parts, **taken})
+
+
+def vocabulary(recipe: Recipe, out: pathlib.Path) -> None:
+    """Copies the vocabulary of the run that a recipe begins with, unless `out` is there, or the two
+    read text in different ways.
+    """
+    init = recipe.init
+    if not isinstance(init, Init) or out.is_dir():
+        return
+    run = _run_of(init)
+    encoder = _recipe_of(run, recipe).task.text_encoder
+    theirs = run / folders.TEXT_TOKENIZER
+    if theirs.is_dir() and type(encoder) is type(recipe.task.text_encoder):
+        with replacing(out) as folder:
+            shutil.copytree(theirs, folder)
+
+
+def check(recipe: Recipe, params: Mapping[str, Any]) -> None:
+    """Whether the parameters of the run that a recipe begins with fit it, from shapes alone.
+
+    Args:
+      params: those of the recipe's task by group, or their shapes.
+
+    Raises:
+      UserError: as `weights`.
+    """
+    if isinstance(recipe.init, Init):
+        theirs = _recipe_of(_run_of(recipe.init), recipe)
+        shapes = sharding.unbox(dict(jax.eval_shape(theirs.task.init, jax.random.key(0))[0]))
+        _Told.of(_by_path({"params": shapes}), _by_path({"params": params})).check(recipe.init)
+
+
+def weights(recipe: Recipe, mesh: Mesh, state: TrainState) -> TrainState:
+    """The state before the first step, with the weights of the run that the recipe begins with; a
+    table on stderr says what was taken.
+
+    Optimisers stay as they are: their moments begin at 0 whatever the weights are.
+
+    Raises:
+      UserError: an array of another shape, unless `init.misfits` is "new"; or nothing fits.
+    """
+    init = recipe.init
+    if not isinstance(init, Init) or recipe.train is None:
+        return state
+    run = _run_of(init)
+    theirs = _recipe_of(run, recipe)
+    boxed = dict(jax.eval_shape(theirs.task.init, jax.random.key(0))[0])
+    params, ema, stats = folders.arrays(run, sharding.shardings(boxed, mesh, recipe.train.preset))
+    chosen = {**params, **ema} if init.averaged else params
+    given = _by_path({"params": chosen, "stats": stats})
+    own = _by_path({"params": state.params, "stats": state.stats})
+    told = _Told.of(given, own)
+    told.check(init)
+    merged = {
+        path: _laid(given[path], leaf) if path in told.taken else leaf for path, leaf in own.items()
+    }
+    whole = _as_tree(merged, {"params": state.params, "stats": state.stats})
+    averages = {group: jax.tree.map(jnp.copy, whole["params"][group]) for group in state.ema}
+    if processes.is_first():
+        averaged = "EMA weights" if init.averaged and ema else "weights"
+        print("\n".join(told.lines(recipe, init, averaged, last_step(run))), file=sys.stderr)
+    return state.replace(params=whole["params"], stats=whole["stats"], ema=averages)  # type: ignore[attr-defined]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Told:
+    """Paths of arrays: what was taken, what begins anew, what was left in the other run; and of
+    those that do not fit, a sentence each.
+    """
+
+    taken: Mapping[str, int]
+    new: Sequence[str]
+    left: Sequence[str]
+    misfits: Mapping[str, str]
+
+    @classmethod
+    def of(cls, given, own):
+        fit = {path for path in own if path in given and given[path].shape == own[path].shape}
+        return cls(
+            {path: own[path].size for path in own if path in fit},
+            [path for path in own if path not in given],
+            [path for path in given if path not in own],
+            {
+                path: f"{path} {_size(given[path])}, here {_size(own[path])}"
+                for path in own
+                if path in given and path not in fit
+            },
+        )
+
+    def check(self, init):
+        if self.misfits and init.misfits == "refuse":
+            listed = _listed(list(self.misfits.values()), "; ")
+            raise UserError(
+                f"init={init.run!r} has {counted(len(self.misfits), 'array')} of another shape "
+                f"({listed}); change the recipe, or give init.misfits=new to begin them anew."
+            )
+        if not any(path.startswith("params/") for path in self.taken):
+            raise UserError(
+                f"init={init.run!r} has no array that fits the networks of this recipe; give a run "
+                "of such networks."
+            )
+
+    def lines(self, recipe, init, averaged, step):
+        numbers = sum(self.taken.values())
+        at = "" if step is None else f" of step {step}"
+        yield f"init={init.run}: {averaged}{at}"
+        yield f"  taken  {counted(len(self.taken), 'array')}, {numbers:,} numbers"
+        new = [*self.new, *self.misfits]
+        for word, some in (("new", new), ("left", self.left)):
+            if some:
+                yield f"  {word:5}  {counted(len(some), 'array')}: {_listed(some, ', ')}"
+        for name, part in recipe.parts.items():
+            yield f"  part   {name}: {part if isinstance(part, str) else 'trained here'}"
+
+
+def _is_free(part):
+    return part is None or (isinstance(part, Recipe) and part.init is None)
+
+
+def _run_of(init):
+    run = paths.given("init", init.run)
+    if not run.is_dir():
+        raise UserError(
+            f"init={init.run!r} is not a folder; give that of a run, or of an exported or "
+            "converted system."
+        )
+    return run
+
+
+def _recipe_of(run, recipe):
+    theirs = folders.load_run_recipe(run)
+    kind = type(recipe.task)
+    if type(theirs.task) is kind:
+        return theirs
+    inside = [
+        str(place)
+        for place in folders.part_folders(run, theirs).values()
+        if type(folders.load_run_recipe(place).task) is kind
+    ]
+    remedy = f"give init={inside[0]}" if inside else f"give a run of {kind.__name__}"
+    raise UserError(
+        f"init={str(run)!r} is a run of {type(theirs.task).__name__}, and this recipe trains "
+        f"{kind.__name__}; {remedy}."
+    )
+
+
+def _by_path(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(str(entry.key) for entry in path): leaf for path, leaf in leaves}
+
+
+def _as_tree(by_path, like):
+    def of(path, _):
+        return by_path["/".join(str(entry.key) for entry in path)]
+
+    return jax.tree_util.tree_map_with_path(of, like)
+
+
+def _laid(value, like):
+    """A value where the array that it replaces lies, in its type."""
+    if isinstance(value, jax.Array) and (value.dtype, value.sharding) == (
+        like.dtype,
+        like.sharding,
+    ):
+        return value
+    return sharding.put(np.asarray(value).astype(like.dtype), like.sharding)
+
+
+def _size(array):
+    return "x".join(map(str, array.shape)) or "a single number"
+
+
+def _listed(some, between):
+    return between.join(some[:4]) + (f"{between}and {len(some) - 4} more" if len(some) > 4 else "")

@@ -1,0 +1,296 @@
+"""What of a recipe can be known to be wrong before anything of it trains or compiles.
+
+One walk through all of its stages, those of its parts first: values, parts, devices, data, shapes
+and memory. It takes seconds, and it finds what would otherwise stop a run when a stage before has
+trained for days.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from t2i_jax import config, sharding
+from t2i_jax.data.pipeline import batches
+from t2i_jax.data.source import EMBEDDED, open_source
+from t2i_jax.errors import UserError
+from t2i_jax.runs import begin
+from t2i_jax.runs.ledger import image_channels
+from t2i_jax.runs.recipe import Recipe
+from t2i_jax.runs.wiring import planned_stages
+from t2i_jax.systems.base import Given
+from t2i_jax.train import state as states
+from t2i_jax.train.checkpoint import last_step
+
+_COLUMNS = {  # of packed data: the entry of a batch that it fills, and the command that makes it
+    "tokens": ("tokens", "t2i data encode-images PACKED RUN"),
+    "text": ("text_embeds", "t2i data encode-text PACKED --t5 NAME"),
+}
+_LOOKED_AT = 32  # samples that are read of each stage's data
+_PER_CORE = 8  # processes that read, at most
+_GIB = 2**30
+
+
+def check(
+    recipe: Recipe,
+    workdir: pathlib.Path | None = None,
+    *,
+    given: Mapping[str, Given] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    with_data: bool = True,
+) -> None:
+    """Refuses a recipe of which some stage can't be trained.
+
+    Args:
+      workdir: of the run, whose parts may be there already. given: parts that the task inherits.
+      devices: that it would run on; None: those of this machine, whose memory is looked at too.
+      with_data: look at the data as well.
+
+    Raises:
+      UserError: one sentence for each stage in which something is wrong.
+    """
+    _refuse(_per_stage({"": recipe}, _check_values))
+    stages = planned_stages(recipe, given, workdir)
+    checks: list[Callable[[Wired], None]] = [_check_machine] * (devices is None)
+    checks += [_check_data] * with_data
+    wired = {
+        name: Wired(
+            one, parts, devices, None if workdir is None else workdir.joinpath(*name.split("."))
+        )
+        for name, (one, parts) in stages.items()
+        if one.task.objectives and one.train is not None
+    }
+    # of a single stage the trainer finds at once what its losses have to say
+    _refuse(_per_stage(wired, *checks, _check_shapes if len(wired) > 1 else _check_networks))
+
+
+@dataclasses.dataclass(frozen=True)
+class Wired:
+    """One stage: its recipe with the networks of its parts, the shapes of these, the devices (None:
+    those of this machine), and the folder where it is trained.
+    """
+
+    recipe: Recipe
+    parts: Mapping[str, Given]
+    devices: Sequence[jax.Device] | None
+    home: pathlib.Path | None
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """The devices, laid out as the recipe says."""
+        assert self.recipe.train is not None
+        return sharding.make_mesh(self.recipe.train.mesh, self.devices)
+
+    @functools.cached_property
+    def spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """The entries of a batch of one sample."""
+        with _told(self.recipe.task):
+            return self.recipe.task.batch_spec(1)
+
+
+def check_data(recipe: Recipe, parts: Mapping[str, Given]) -> None:
+    """Refuses data without images of the task's size, or without the columns that it reads, made
+    with what it has.
+
+    Raises:
+      UserError: what is missing or does not fit.
+    """
+    spec, data = recipe.task.batch_spec(1), recipe.data
+    assert data is not None
+    if "image" in spec and spec["image"].shape[1] != data.image_size:
+        size = spec["image"].shape[1]
+        raise UserError(
+            f"data.image_size={data.image_size} is not the task's image_size={size}; make them "
+            "equal."
+        )
+    columns = recipe.task.columns(parts)
+    stored = source_of(data).stored if columns else {}
+    for column, wanted in columns.items():
+        entry, command = _COLUMNS[column]
+        if column not in stored:
+            raise UserError(
+                f"data.source={data.source!r} holds no {entry}; pack it, and run `{command}`."
+            )
+        for name, value in wanted.items():
+            # a part that is still to be trained has no fingerprint
+            if value != "" and stored[column].get(name) != value:
+                raise UserError(
+                    f"data.source={data.source!r} holds {column} made with "
+                    f"{name}={stored[column].get(name)!r}, and the task has {name}={value!r}; make "
+                    "them anew or change the task."
+                )
+
+
+def source_of(data: Any) -> Any:
+    """The source that a `DataConfig` names."""
+    return open_source(data.source, image_size=data.image_size, split=data.split, seed=data.seed)
+
+
+def _per_stage(stages, *checks) -> Iterator[str]:
+    """A sentence for each stage in which one of the checks fails; the stage's name comes first."""
+    for name, stage in stages.items():
+        try:
+            for check in checks:
+                check(stage)
+        except UserError as error:
+            yield f"{name}: {error}" if name else str(error)
+
+
+def _refuse(sentences):
+    found = list(sentences)
+    if found:
+        raise UserError(" ".join(found))
+
+
+def _check_values(recipe):
+    """Types and ranges of all values, parts included."""
+    config.check_all(recipe)
+
+
+def _check_machine(stage):
+    """Readers and memory, of this machine."""
+    workers = stage.recipe.data.workers
+    most = _PER_CORE * (os.cpu_count() or 1)
+    if workers > most:
+        raise UserError(
+            f"data.workers={workers} are more processes than {os.cpu_count()} cores can use; give "
+            f"at most {most}, or 0 to read in this one."
+        )
+    _check_memory(stage, _batch_bytes(stage), 0)
+
+
+def _check_memory(stage, batch, state):
+    has = _memory(stage.mesh.devices.flat[0])
+    if has is None or batch + state <= has:
+        return
+    train = stage.recipe.train
+    if batch > state:
+        size = stage.recipe.data.image_size
+        told = f"train.batch_size={train.batch_size} of data.image_size={size}"
+        need, remedy = batch, "lower one of them, or raise train.accumulate"
+    else:
+        told, need = "the network with its optimiser", state
+        remedy = "make the network smaller, or shard it over more devices (train.mesh)"
+    raise UserError(
+        f"{told} needs {need / _GIB:.3g} GiB on each device, which has {has / _GIB:.3g}; {remedy}."
+    )
+
+
+def _batch_bytes(stage):
+    """Bytes that the float images of a micro-batch take on a device, at the least."""
+    train = stage.recipe.train
+    ways = int(np.prod([stage.mesh.shape[axis] for axis in sharding.BATCH_AXES]))
+    sample = sum(
+        4 * float(np.prod([float(side) for side in leaf.shape])) for leaf in stage.spec.values()
+    )
+    return sample * train.batch_size / (ways * train.accumulate)
+
+
+def _memory(device):
+    """Bytes of a device's memory; None where it is not known."""
+    if device.platform == "cpu":
+        try:
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (ValueError, OSError, AttributeError):
+            return None
+    stats = device.memory_stats() or {}
+    return stats.get("bytes_limit")
+
+
+def _check_data(stage):
+    """Sizes and columns; and the first samples as training will read them."""
+    recipe, spec = stage.recipe, stage.spec
+    check_data(recipe, stage.parts)
+    if recipe.data.source in EMBEDDED:
+        return
+    wants = tuple("caption" if name == "text" else name for name in spec)
+    wants = tuple(n for n in wants if n != "text_mask" or "text_embeds" in wants)
+    encoder = recipe.task.text_encoder
+    length = None if encoder is None else encoder.max_length
+    # what is held out is for the run to divide: captions of all records would be read for it
+    small = min(recipe.data.image_size, 64)
+    data = dataclasses.replace(recipe.data, workers=0, image_size=small, heldout=0.0)
+    stream = batches(
+        data, min(_LOOKED_AT, recipe.train.batch_size), recipe.train.seed, tokenize=None,
+        wants=wants, text_length=length, channels=image_channels(spec),
+    )  # fmt: skip
+    found = next(stream, None)
+    if found is None:
+        raise UserError(f"data.source={recipe.data.source!r} holds no sample; name other data.")
+    for name, wanted in spec.items():
+        if name not in ("image", "cond_image") and name in found:
+            shape = np.shape(found[name])[1:]
+            if shape != wanted.shape[1:]:
+                raise UserError(
+                    f"data.source={recipe.data.source!r} has {name} of shape {shape}, and the task "
+                    f"takes {wanted.shape[1:]}; make them anew or change the task."
+                )
+
+
+def _check_networks(stage):
+    """The shapes of the parameters, and whether they fit into memory, before their optimiser."""
+    task, train = stage.recipe.task, stage.recipe.train
+    train.check_batch(stage.mesh)
+    with _told(task):
+        boxed = dict(jax.eval_shape(task.init, jax.random.key(0))[0])
+        places = sharding.shardings(boxed, stage.mesh, train.preset)
+        params = sharding.unbox(boxed)
+    _check_init(stage, params)
+    if stage.devices is None:
+        of = zip(jax.tree.leaves(params), jax.tree.leaves(places), strict=True)
+        _check_memory(stage, _batch_bytes(stage), sum(_bytes(leaf, place) for leaf, place in of))
+
+
+def _check_shapes(stage):
+    """`_check_networks`, and the shapes of every loss: what `fit` would find, where the stages
+    before it are trained first.
+    """
+    _check_networks(stage)
+    task, train = stage.recipe.task, stage.recipe.train
+    with _told(task):
+        start = states.start_of(task, states.optimisers_of(task, train), train.ema_decay)
+        state = states.abstract(start, task, stage.mesh, train.preset)
+        states.check_mesh(state, task, stage.mesh, train.preset)
+        frozen = sharding.unbox(task.frozen_shapes(stage.parts))
+        batch = dict(task.batch_spec(max(train.batch_size // train.accumulate, 1)))
+        rest = state.stats, frozen, batch, state.key, state.step
+        for objective in task.objectives:
+            jax.eval_shape(objective.loss, state.params, *rest)
+    if stage.devices is None:
+        own = sum(_bytes(leaf, leaf.sharding) for leaf in jax.tree.leaves(state))
+        _check_memory(stage, _batch_bytes(stage), own)
+
+
+def _check_init(stage, params):
+    if stage.home is None or last_step(stage.home) is None:
+        begin.check(stage.recipe, params)
+
+
+@contextlib.contextmanager
+def _told(task):
+    """Turns what fields that do not go together make of a network into one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(
+            f"task: the networks of this {type(task).__name__} do not work with these fields "
+            f"({first}); `t2i config` lists them."
+        ) from error
+
+
+def _bytes(leaf, place):
+    """Bytes of an abstract array on one device."""
+    shape = leaf.shape if place is None else place.shard_shape(leaf.shape)
+    return float(np.prod([float(side) for side in shape])) * getattr(leaf.dtype, "itemsize", 8)

@@ -1,0 +1,140 @@
+"""A run that begins with the weights, parts and vocabulary of another one."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import t2i_jax as t2i
+from t2i_jax import runs
+from t2i_jax.errors import UserError
+from t2i_jax.runs import folder
+from t2i_jax.runs.recipe import changed, reach, recipe_from_dict, recipe_to_dict
+from tests.toy_system import recipe as toy
+
+_OTHER = ["data.seed=5", "train.batch_size=4", "train.optim.name=muon", "train.eval_every=0"]
+
+
+def no_hooks(recipe, build_system):
+    return ()
+
+
+def _train(place, *overrides, recipe=None):
+    recipe = recipe or toy.get_config()
+    return runs.train(changed(recipe, ["train.eval_every=0", *overrides]), place, hooks=no_hooks)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A trained toy; its EMA is well apart from its weights."""
+    place = tmp_path_factory.mktemp("base") / "run"
+    _train(place, "train.optim.learning_rate=0.05")
+    return place
+
+
+def _flat(tree):
+    return folder._flatten(tree)
+
+
+def _assert_equal(one, other, **close):
+    one, other = _flat(one), _flat(other)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(value, other[name], err_msg=name, **close)
+
+
+def test_it_begins_with_the_average_the_part_and_the_vocabulary(base, tmp_path, capfd):
+    still = ["train.steps=1", "train.optim.learning_rate=1e-9", "train.optim.matrix_rate=1e-9"]
+    _train(tmp_path / "new", f"init={base}", *_OTHER, *still)
+    said = capfd.readouterr().err
+    theirs, ours = folder.read(base), folder.read(tmp_path / "new")
+    _assert_equal(ours.params, theirs.ema, atol=1e-6)
+    _assert_equal(ours.ema, theirs.ema, atol=1e-6)
+    assert "EMA weights of step 4" in said and "arrays" in said and "part   mean:" in said
+    _assert_equal(ours.parts["mean"].averaged, theirs.parts["mean"].averaged, rtol=0)
+    vocabularies = [
+        sorted(p.read_bytes() for p in (run / "text_tokenizer").iterdir())
+        for run in (base, tmp_path / "new")
+    ]
+    assert vocabularies[0] == vocabularies[1]
+    stored = runs.load_run_recipe(tmp_path / "new").init
+    assert stored == t2i.Init(str(base))
+
+
+def test_the_last_weights_and_an_export_are_taken_too(base, tmp_path, capfd):
+    still = ["train.steps=1", "train.optim.learning_rate=1e-9"]
+    _train(tmp_path / "last", f"init={base}", "init.averaged=false", *still)
+    _assert_equal(folder.read(tmp_path / "last").params, folder.read(base).params, atol=1e-6)
+    runs.export(base, tmp_path / "export")
+    capfd.readouterr()
+    _train(tmp_path / "new", f"init={tmp_path / 'export'}", *still)
+    _assert_equal(folder.read(tmp_path / "new").params, folder.read(base).ema, atol=1e-6)
+    assert "  taken  " in capfd.readouterr().err
+
+
+def test_it_resumes_exactly_and_without_the_other_run(base, tmp_path):
+    other = shutil.copytree(base, tmp_path / "other")
+    whole = _train(tmp_path / "whole", f"init={other}", *_OTHER, "train.steps=6")
+    _train(tmp_path / "cut", f"init={other}", *_OTHER, "train.steps=4")
+    other.rename(tmp_path / "gone")
+    cut = _train(tmp_path / "cut", f"init={other}", *_OTHER, "train.steps=6")
+    _assert_equal(cut.weights, whole.weights, rtol=0)
+    with pytest.raises(UserError, match="init.*holds a run of another configuration|init.run: "):
+        _train(tmp_path / "cut", f"init={base}", *_OTHER, "train.steps=8")
+
+
+def test_arrays_of_another_shape_are_refused_by_name_unless_asked(base, tmp_path, capfd):
+    wider = [f"init={base}", "task.model.dim=16", "train.steps=1"]
+    with pytest.raises(UserError, match=r"2 arrays of another shape \(params/toy/net/hid"):
+        _train(tmp_path / "new", *wider)
+    capfd.readouterr()
+    _train(tmp_path / "new", *wider, "init.misfits=new")
+    assert "  new    2 arrays: params/toy/net/hidden, params/toy/net/out" in capfd.readouterr().err
+
+
+def test_a_run_of_another_task_is_refused_and_its_part_named(base, tmp_path):
+    mean = toy.get_config().parts["mean"]
+    with pytest.raises(UserError, match="is a run of ToyTask, .* MeanColourTask; give init="):
+        _train(tmp_path / "new", f"init={base}", recipe=mean)
+    with pytest.raises(UserError, match="init='nowhere' is not a folder; give that of a run"):
+        _train(tmp_path / "new", "init=nowhere")
+    assert not (tmp_path / "new" / "checkpoints").exists()
+
+
+def test_other_data_in_the_same_folder_are_refused_and_init_is_named(base):
+    with pytest.raises(UserError, match=r"data.seed: 0 -> 5.*init= with this one begins with its"):
+        _train(base, "data.seed=5", "train.steps=6", "train.optim.learning_rate=0.05")
+
+
+def test_parts_that_are_named_stay(base, tmp_path):
+    recipe = changed(toy.get_config(), [f"init={base}", "init.parts=false", "mean.train.steps=2"])
+    runs.train(changed(recipe, ["train.steps=1"]), tmp_path / "new", hooks=no_hooks)
+    assert (tmp_path / "new" / "mean" / "checkpoints" / "2").is_dir()
+
+
+def test_init_is_written_as_a_path_and_stored():
+    recipe = changed(toy.get_config(), ["init=runs/a", "init.misfits=new", "mean.init=runs/b"])
+    assert recipe.init == t2i.Init("runs/a", misfits="new")
+    assert recipe.parts["mean"].init == t2i.Init("runs/b")
+    assert recipe_from_dict(json.loads(json.dumps(recipe_to_dict(recipe)))) == recipe
+    assert changed(recipe, ["init=none"]).init is None
+    assert dataclasses.replace(toy.get_config(), init="runs/a").init == t2i.Init("runs/a")
+    with pytest.raises(UserError, match="init.misfits='drop' is not known"):
+        changed(toy.get_config(), ["init=runs/a", "init.misfits=drop"])
+
+
+def test_a_setting_says_which_stage_it_reaches():
+    recipe, rate = toy.get_config(), "train.optim.learning_rate=0.5"
+    rates = [
+        (new.train.optim.learning_rate, new.parts["mean"].train.optim.learning_rate)
+        for new in (changed(recipe, [rate]), changed(recipe, [f"*.{rate}"]))
+    ]
+    assert rates == [(0.5, 3e-4), (0.5, 0.5)]
+    [sentence] = reach(recipe, [rate, "task.image_size=8", "mean.train.steps=3", f"*.{rate}"])
+    assert sentence.startswith("train.optim.learning_rate is set for ToyTask alone; mean.train.")
+    assert "*.train.optim.learning_rate for all" in sentence
+    assert not list(reach(changed(recipe, ["mean=runs/a"]), [rate]))
+    with pytest.raises(UserError, match="parts.mean.task.text"):
+        changed(recipe, ["*.task.text=None"])
