@@ -57,7 +57,9 @@ def from_torch(source: Any, /, **fields: Any) -> tuple[Any, dict[str, Any]]:
     """A network of ours with the weights of a PyTorch one.
 
     Args:
-      source: a live PyTorch module, its state dict, or the path of a file with one.
+      source: a live PyTorch module, its state dict, or the path of a file with one. A module tells
+        all of its settings, and so does a checkpoint that stores the arguments of its networks;
+        a state dict alone tells what its shapes do.
       **fields: configuration that the weights do not determine: for a Parti with its tokenizer,
         fields of either; for a cascade, fields of all its U-Nets, or unets=[{...}, {...}].
 
@@ -69,7 +71,36 @@ def from_torch(source: Any, /, **fields: Any) -> tuple[Any, dict[str, Any]]:
 
     Raises:
       UserError: weights of no known network, an unknown field, a field that the weights contradict,
-        or arrays that do not fit (all are listed).
+        an argument that has no form here (`convert.arguments`), several networks that the weights
+        could be of, or arrays that do not fit (all are listed).
+    """
+    read = weights(source, fields)
+    return read.model, read.params
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A network that was converted, and what its source tells beside it.
+
+    Attributes:
+      model, params: as `from_torch` returns them.
+      told: fields of the network, and arguments of the package's class that are none of it, as a
+        live module or a stored configuration tells them.
+    """
+
+    model: Any
+    params: dict[str, Any]
+    told: Mapping[str, Any]
+
+
+def weights(
+    source: Any, fields: Mapping[str, Any], told: Mapping[str, Any] | None = None
+) -> Weights:
+    """The network of a live module, a state dict or a file; see `from_torch`.
+
+    Args:
+      fields: those of `from_torch`. told: what is known of the network beside its weights; None:
+        what the source tells.
     """
     module = source if hasattr(source, "state_dict") else None
     if isinstance(source, (str, os.PathLike)):
@@ -80,7 +111,9 @@ def from_torch(source: Any, /, **fields: Any) -> tuple[Any, dict[str, Any]]:
     watched = engine.Watched(state)
     with _fitting(network, watched, module):
         watched = engine.Watched(network.upgrade(watched), last=watched.last)
-        inferred = network.fields(watched, module)
+        known = _told(network, module, loaded) if told is None else told
+        hints = module if network.told is None else {**fields, **known}
+        inferred = network.fields(watched, hints)
     model = _configured(network.model, inferred, fields)
     with _fitting(network, watched, module):
         table, shapes = network.table(model), network.shapes(model)
@@ -90,7 +123,13 @@ def from_torch(source: Any, /, **fields: Any) -> tuple[Any, dict[str, Any]]:
         for key, value in watched.items()
         if key in named or not key.startswith(network.ignore)
     }
-    return model, engine.to_ours(table, state, shapes)
+    return Weights(model, engine.to_ours(table, state, shapes), known)
+
+
+def _told(network, module, loaded):
+    if network.told is None:
+        return {}
+    return network.stored(loaded) if module is None else network.told(module)
 
 
 def to_torch(model: Any, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,26 +164,48 @@ def _configured(model, inferred, fields):
     known = config.fields_of(model)
     if "unets" in known:
         return _made(model, {"unets": _cascade(inferred["unets"], fields)})
-    inside = {name: value for name, value in inferred.items() if dataclasses.is_dataclass(value)}
+    if parts := {name: part for name, part in inferred.items() if _is_part(part)}:
+        return _made(model, _whole(model, parts, fields))
     for name, value in fields.items():
-        home = next((part for part in inside if name in config.fields_of(type(inside[part]))), None)
-        if name not in known and home is None:
-            every = [
-                *known,
-                *(field for part in inside.values() for field in config.fields_of(type(part))),
-            ]
+        if name not in known:
+            raise UserError(
+                f"{model.__name__} has no field {name!r}; {config.did_you_mean(name, known)}"
+            )
+        config.check(model, name, value)
+        if name in inferred and not _same(model, name, inferred, value):
+            raise UserError(
+                f"{name}={config.shown(value)} contradicts the weights ({inferred[name]!r}); "
+                "leave it out."
+            )
+    return _made(model, fields | inferred)
+
+
+def _is_part(value):
+    """Whether it is (class, fields) of a network within another."""
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], type)
+
+
+def _whole(model, parts, fields):
+    """The networks within one; a field is of the first that has it."""
+    homes = {
+        name: next((part for part, (of, _) in parts.items() if name in config.fields_of(of)), None)
+        for name in fields
+    }
+    for name, home in homes.items():
+        if home is None:
+            every = [field for of, _ in parts.values() for field in config.fields_of(of)]
             raise UserError(
                 f"{model.__name__} has no field {name!r}; {config.did_you_mean(name, every)}"
             )
-        config.check(model if home is None or name in known else type(inside[home]), name, value)
-        if name in inferred and inferred[name] != value:
-            raise UserError(
-                f"{name}={value!r} contradicts the weights ({inferred[name]!r}); leave it out."
-            )
-        if name not in known:
-            inside[home] = dataclasses.replace(inside[home], **{name: value})
-            fields = {key: other for key, other in fields.items() if key != name}
-    return _made(model, inferred | inside | fields)
+    return {
+        part: _configured(of, found, {n: v for n, v in fields.items() if homes[n] == part})
+        for part, (of, found) in parts.items()
+    }
+
+
+def _same(model, name, inferred, value):
+    network = next(one for one in NETWORKS.values() if one.model is model)
+    return network.same(name, inferred, value)
 
 
 def _made(model, fields):
@@ -162,14 +223,7 @@ def _made(model, fields):
 
 def _cascade(found, fields):
     """The U-Nets of a cascade; fields are for all of them, or for each as unets=[{...}, {...}]."""
-    each = fields.get("unets", [{}] * len(found))
-    if not isinstance(each, (list, tuple)) or not all(isinstance(own, Mapping) for own in each):
-        raise UserError(f"unets={each!r} is no list of mappings; give [{{...}}, {{...}}].")
-    if len(each) != len(found):
-        raise UserError(
-            f"unets has {len(each)} entries for {len(found)} U-Nets; give one for each, {{}} where "
-            "none."
-        )
+    each = imagen.of_each(fields, len(found))
     common = {name: value for name, value in fields.items() if name != "unets"}
     return tuple(
         _configured(unet, inferred, {**common, **own} if inferred else {})

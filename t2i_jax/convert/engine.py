@@ -122,7 +122,8 @@ class Network:
       model: the configuration class, a Linen module.
       recognise: whether a state dict is one of this network's, by its keys.
       fields: `(state, module or None) -> fields`, all that shapes and the live module's attributes
-        determine.
+        determine. With `told`: `(state, told) -> fields`, where `told` holds the fields that a live
+        module, a stored configuration or the user tells.
       table: `model -> entries`.
       shapes: `model -> nested dict of ShapeDtypeStruct`, unboxed; the same tree as the converted
         parameters.
@@ -132,6 +133,11 @@ class Network:
         that was not kept).
       upgrade: a state dict of an earlier release as one of the current release; changes names and
         shapes only.
+      told: the fields that a live module tells, in whole; it refuses options of the module that
+        have no form here. None: `fields` reads the module.
+      stored: the same for what a checkpoint holds beside the weights: `loaded -> fields`.
+      same: `(name, inferred fields, value) -> bool`, whether a field that is told is what was
+        inferred.
     """
 
     model: type
@@ -142,6 +148,11 @@ class Network:
     ignore: tuple[str, ...] = ()
     optional: tuple[tuple[str, ...], ...] = ()
     upgrade: Callable[[State], State] = dict
+    told: Callable[[Any], Mapping[str, Any]] | None = None
+    stored: Callable[[Any], Mapping[str, Any]] = lambda loaded: {}
+    same: Callable[[str, Mapping[str, Any], Any], bool] = lambda name, found, value: (
+        found[name] == value
+    )
 
 
 def within(table: Sequence[Row], torch: str, ours: str) -> list[Row]:

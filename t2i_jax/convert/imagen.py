@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from t2i_jax import config
-from t2i_jax.convert import engine, state_dict, torch_io, unet
+from t2i_jax.convert import arguments, engine, state_dict, torch_io, unet, unet_fields
 from t2i_jax.convert.engine import Constant, Entry, Network, State
 from t2i_jax.errors import UserError
 from t2i_jax.foreign import arrays
@@ -30,8 +30,8 @@ class TrainerWeights:
     Attributes:
       model: the networks. params: their parameters by stage. averages: their EMA; None: not kept.
       steps: updates of each stage.
-      settings: `imagen_params` of a cascade that was made from a config, with "imagen_type"; {}
-        else.
+      settings: arguments of the package's class but for the U-Nets, with "imagen_type" ("original"
+        or "elucidated"), as a cascade that was made from a config stores them; {} else.
     """
 
     model: Cascade
@@ -51,26 +51,19 @@ def from_trainer(source: str | pathlib.Path | Mapping[str, Any], **fields: Any) 
     Raises:
       UserError: no such checkpoint, or weights that do not fit.
     """
-    from t2i_jax.convert import from_torch
+    from t2i_jax.convert import weights
 
     loaded = source if isinstance(source, Mapping) else torch_io.load(source)
     if not isinstance(loaded, Mapping) or not isinstance(loaded.get("model"), Mapping):
         raise UserError("the checkpoint has no 'model'; give a file that ImagenTrainer.save wrote.")
-    model, params = from_torch(loaded["model"], **fields)
+    read = weights(loaded["model"], fields, stored(loaded))
+    model, params = read.model, read.params
     averages = None
     if "ema" in loaded:
         state = torch_io.arrays(_ema_models(loaded["ema"]))
         table = NETWORK.table(model)
         averages = engine.to_ours(table, state, NETWORK.shapes(model))
-    settings = loaded.get("imagen_params") or {}
-    if not isinstance(settings, Mapping):
-        raise UserError(
-            f"the checkpoint has imagen_params={config.shown(settings)}, which is no mapping; save "
-            "it again."
-        )
-    settings = {str(name): value for name, value in settings.items()}
-    if settings:
-        settings["imagen_type"] = loaded.get("imagen_type")
+    settings = read.told.get("settings", {})
     steps = _steps(loaded.get("steps", [1] * len(model.unets)), len(model.unets))
     return TrainerWeights(model, params, averages, steps, settings)
 
@@ -105,6 +98,93 @@ def to_trainer(weights: TrainerWeights) -> dict[str, Any]:
         }
         saved["imagen_type"] = weights.settings.get("imagen_type")
     return saved
+
+
+def stored(loaded: Any) -> dict[str, Any]:
+    """{"unets": fields of each, "settings"} of the config that a checkpoint holds; {} for none.
+
+    Raises:
+      UserError: no such config, or one with arguments that have no form here.
+    """
+    params = loaded.get("imagen_params") if isinstance(loaded, Mapping) else None
+    if not params:
+        return {}
+    unets = params.get("unets") if isinstance(params, Mapping) else None
+    if not isinstance(unets, (list, tuple)) or not all(isinstance(u, Mapping) for u in unets):
+        raise UserError(
+            f"the checkpoint has imagen_params={config.shown(params)}, which is no configuration "
+            "with unets; save it again."
+        )
+    settings = {str(name): value for name, value in params.items() if name != "unets"}
+    settings["imagen_type"] = loaded.get("imagen_type")
+    check(settings)
+    channels = settings.get("channels", 3)
+    within = {"channels": channels, "channels_out": channels}
+    return {
+        "unets": [{} if u.get("is_null") else unet_fields.configured(u, within) for u in unets],
+        "settings": settings,
+    }
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Refuses arguments of `Imagen` or `ElucidatedImagen` that have no form here."""
+    elucidated = settings.get("imagen_type") == "elucidated"
+    rows = arguments.ELUCIDATED_IMAGEN if elucidated else arguments.IMAGEN
+    name = "ElucidatedImagen" if elucidated else "Imagen"
+    arguments.check(name, {**rows, **arguments.IN_A_CONFIG}, settings)
+
+
+def live(module: Any) -> dict[str, Any]:
+    """{"unets": fields of each, "settings"} of a live cascade.
+
+    Raises:
+      UserError: an argument that has no form here.
+    """
+    elucidated = hasattr(module, "hparams")
+    settings = arguments.readable(_ELUCIDATED if elucidated else _ORIGINAL, module)
+    if elucidated:
+        names = module.hparams[0]._fields
+        settings |= {name: tuple(getattr(h, name) for h in module.hparams) for name in names}
+    settings["imagen_type"] = "elucidated" if elucidated else "original"
+    check(settings)
+    null = ("NullUnet",)
+    return {
+        "unets": [{} if type(u).__name__ in null else unet_fields.live(u) for u in module.unets],
+        "settings": settings,
+    }
+
+
+def _schedule(schedule):
+    """The name of a noise schedule, whose function is called alpha_cosine_log_snr or
+    beta_linear_log_snr.
+    """
+    function = schedule.log_snr
+    name = getattr(function, "name", None) or function.__name__  # a compiled one has the first
+    return next((known for known in ("cosine", "linear") if known in name), name)
+
+
+_BOTH = {
+    name: lambda module, name=name: getattr(module, name)
+    for name in (
+        "image_sizes", "text_encoder_name", "text_embed_dim", "channels", "cond_drop_prob",
+        "random_crop_sizes", "lowres_sample_noise_level", "per_sample_random_aug_noise_level",
+        "condition_on_text", "dynamic_thresholding", "dynamic_thresholding_percentile",
+        "only_train_unet_number", "temporal_downsample_factor", "resize_cond_video_frames",
+    )
+} | {
+    "video": lambda module: module.is_video,
+    "lowres_noise_schedule": lambda module: _schedule(module.lowres_noise_schedule),
+    "resize_mode": lambda module: module.resize_to.keywords["mode"],
+}  # fmt: skip
+_ELUCIDATED = _BOTH
+_ORIGINAL = _BOTH | {
+    "timesteps": lambda module: tuple(s.num_timesteps for s in module.noise_schedulers),
+    "noise_schedules": lambda module: tuple(map(_schedule, module.noise_schedulers)),
+    "loss_type": lambda module: module.loss_type,
+    "pred_objectives": lambda module: module.pred_objectives,
+    "min_snr_loss_weight": lambda module: tuple(g is not None for g in module.min_snr_gamma),
+    "min_snr_gamma": lambda module: tuple(5 if g is None else g for g in module.min_snr_gamma),
+}
 
 
 def _steps(stored, count):
@@ -142,15 +222,36 @@ def _network(of: Any) -> Network:
     return unet.NULL if is_null else unet.NETWORK
 
 
-def _fields(state: State, module: Any) -> dict[str, Any]:
-    """{"unets": [(class, fields), ...]}."""
-    unets = []
-    for i, part in enumerate(_split(state)):
+def _fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
+    """{"unets": [(class, fields), ...]}.
+
+    Args:
+      told: "unets", fields of each; all others are for each of them.
+    """
+    parts, every = _split(state), {k: v for k, v in told.items() if k not in ("unets", "settings")}
+    each, unets = of_each(told, len(parts)), []
+    for part, own in zip(parts, each, strict=True):
         network = _network(part)
-        unets.append(
-            (network.model, network.fields(part, None if module is None else module.unets[i]))
-        )
+        unets.append((network.model, network.fields(part, {**every, **own})))
     return {"unets": unets}
+
+
+def of_each(given: Mapping[str, Any], count: int) -> list[Mapping[str, Any]]:
+    """What "unets" gives for each of so many U-Nets.
+
+    Raises:
+      UserError: no list of as many mappings.
+    """
+    each = given.get("unets", [{}] * count)
+    if not isinstance(each, (list, tuple)) or not all(isinstance(own, Mapping) for own in each):
+        raise UserError(
+            f"unets={config.shown(each)} is no list of mappings; give [{{...}}, {{...}}]."
+        )
+    if len(each) != count:
+        raise UserError(
+            f"unets has {len(each)} entries for {count} U-Nets; give one for each, {{}} where none."
+        )
+    return list(each)
 
 
 def _table(model: Cascade) -> Sequence[Entry | Constant]:
@@ -168,4 +269,6 @@ NETWORK = Network(
     shapes=lambda model: {
         f"stage_{i}": _network(part).shapes(part) for i, part in enumerate(model.unets, 1)
     },
+    told=live,
+    stored=stored,
 )

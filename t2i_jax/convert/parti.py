@@ -4,15 +4,18 @@ tokenizer.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2i_jax import sharding
-from t2i_jax.convert import engine, vit_vqgan
+from t2i_jax import config, sharding
+from t2i_jax.convert import arguments, engine, vit_vqgan
 from t2i_jax.convert.engine import LINEAR, SAME, Constant, Entry, Network, State
+from t2i_jax.convert.ratio import ratio
+from t2i_jax.errors import UserError
 from t2i_jax.models.parti import Parti, PartiAndTokenizer
 
 _VAE = "vae."
@@ -75,8 +78,36 @@ def _offsets(side):
     return (rows * (2 * side - 1) + columns).astype(np.int64)
 
 
-def fields(state: State, module: Any) -> dict[str, Any]:
-    """All of the configuration that shapes the network; the rest comes from a live module."""
+def live(module: Any) -> dict[str, Any]:
+    """The fields that a live Parti tells, and in "settings" arguments of the package's class that
+    are none of the network's.
+
+    Raises:
+      UserError: an option that has no form here.
+    """
+    said = arguments.readable(_ARGUMENTS, module)
+    tokens = module.image_token_embed.num_embeddings
+    if not 0 <= said.get("ignore_index", -1) < tokens:  # it names no token
+        said["ignore_index"] = -1
+    arguments.check("Parti", arguments.PARTI, said)
+    return {
+        "max_text_len": said["max_text_len"],
+        "dropout": float(said["dropout"]),
+        "settings": {name: said[name] for name in ("cond_drop_prob", "t5_name") if name in said},
+    }
+
+
+_ARGUMENTS = {
+    "max_text_len": lambda module: module.max_text_len,
+    "dropout": lambda module: module.layers[0][0].to_q[0].p,
+    "cond_drop_prob": lambda module: module.cond_drop_prob,
+    "ignore_index": lambda module: module.ignore_index,
+    "t5_name": lambda module: module.encode_texts.keywords["name"],
+}
+
+
+def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
+    """All of the configuration that shapes the network; the rest is told, or as by default."""
     size, dim = state["image_token_embed.weight"].shape
     dim_head, text_dim = state["layers.0.1.to_kv.1.weight"].shape
     hidden = state["layers.0.2.1.weight"].shape[0]
@@ -86,18 +117,13 @@ def fields(state: State, module: Any) -> dict[str, Any]:
         "depth": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("layers.")),
         "dim_head": dim_head,
         "heads": state["layers.0.0.rel_pos_bias.pos_bias.weight"].shape[1],
-        "ff_mult": hidden // dim if hidden % dim == 0 else hidden / dim,
+        "ff_mult": hidden // dim if hidden % dim == 0 else ratio([(dim, hidden)]),
         "fmap_size": state["axial_height_pos"].shape[0],
         "codebook_size": size,
         "text_embed_dim": text_dim,
         "compat": ("misaligned_bias", *old),
     }
-    if module is not None:
-        found |= {
-            "max_text_len": module.max_text_len,
-            "dropout": float(module.layers[0][0].to_q[0].p),
-        }
-    return found
+    return found | {name: told[name] for name in ("max_text_len", "dropout") if name in told}
 
 
 def _shapes(model):
@@ -106,14 +132,25 @@ def _shapes(model):
     return sharding.unbox(shapes["params"])
 
 
-def _both_fields(state, module):
-    tokenizer = vit_vqgan.NETWORK.fields(
-        engine.part(state, _VAE), None if module is None else module.vae
-    )
-    return {
-        "parti": Parti(**fields(_without_vae(state), module)),
-        "tokenizer": vit_vqgan.NETWORK.model(**tokenizer),
-    }
+def _both_live(module):
+    """Fields of both, and the settings of each."""
+    return {"parti": live(module), "tokenizer": vit_vqgan.live(module.vae)}
+
+
+def _both_fields(state, told):
+    of_parti, of_vae = dict(told.get("parti", {})), dict(told.get("tokenizer", {}))
+    for name in told.keys() - {"parti", "tokenizer"}:  # what the user gives
+        home = of_parti if name in config.fields_of(Parti) else of_vae
+        home.setdefault(name, told[name])
+    parti = fields(_without_vae(state), of_parti)
+    tokenizer = vit_vqgan.fields(engine.part(state, _VAE), of_vae)
+    side = parti["fmap_size"] * tokenizer["patch_size"]
+    if side != tokenizer["image_size"]:
+        raise UserError(
+            f"Parti has vae_image_size={side}, and its tokenizer image_size="
+            f"{tokenizer['image_size']}; give it a tokenizer of its size."
+        )
+    return {"parti": (Parti, parti), "tokenizer": (vit_vqgan.NETWORK.model, tokenizer)}
 
 
 def _both_upgrade(state):
@@ -144,6 +181,7 @@ NETWORK = Network(
     model=Parti,
     recognise=lambda state: _is_parti(state) and not any(key.startswith(_VAE) for key in state),
     fields=fields,
+    told=live,
     table=table,
     shapes=_shapes,
 )
@@ -152,6 +190,7 @@ WITH_TOKENIZER = Network(
     model=PartiAndTokenizer,
     recognise=lambda state: _is_parti(state) and any(key.startswith(_VAE) for key in state),
     fields=_both_fields,
+    told=_both_live,
     table=_both_table,
     shapes=_both_shapes,
     ignore=("vae.vgg", "vae._vgg"),

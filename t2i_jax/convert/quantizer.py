@@ -5,10 +5,12 @@ muse-maskgit-pytorch: LFQ, and the codebook on the unit sphere.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from t2i_jax.convert import arguments
 from t2i_jax.convert.engine import LINEAR, SAME, Constant, Entry, State, reshaped
 
 _CODEBOOK = "quantizer._codebook"
@@ -35,17 +37,86 @@ def fields(state: State) -> dict[str, Any]:
 
 
 def live(quantizer: Any) -> dict[str, Any]:
-    """The fields of a tokenizer that a live quantiser's attributes determine."""
+    """The fields of a tokenizer that a live quantiser's attributes determine.
+
+    Raises:
+      UserError: an option that changes what the quantiser computes and has no form here.
+    """
     if hasattr(quantizer, "diversity_gamma"):
+        said = arguments.readable(_LFQ_ARGUMENTS, quantizer)
+        arguments.check("LFQ", arguments.LFQ, said)
         return {
-            "entropy_loss_weight": float(quantizer.entropy_loss_weight),
-            "diversity_gamma": float(quantizer.diversity_gamma),
-            "commitment_weight": float(quantizer.commitment_loss_weight),
+            "entropy_loss_weight": float(said["entropy_loss_weight"]),
+            "diversity_gamma": float(said["diversity_gamma"]),
+            "commitment_weight": float(said["commitment_loss_weight"]),
         }
+    said = arguments.readable(_VQ_ARGUMENTS, quantizer)
+    arguments.check("VectorQuantize", arguments.VECTOR_QUANTIZE, said)
     return {
-        "decay": float(quantizer._codebook.decay),
-        "commitment_weight": float(quantizer.commitment_weight),
+        "decay": float(said["decay"]),
+        # without a loss it has no weight
+        "commitment_weight": max(float(said["commitment_weight"]), 0.0),
+        # releases before it went straight through
+        "rotation_trick": bool(said.get("rotation_trick", False)),
     }
+
+
+def _name(of):
+    return getattr(of, "__name__", type(of).__name__)
+
+
+# How a live quantiser tells what it was made with.
+_LFQ_ARGUMENTS: Mapping[str, Callable[[Any], Any]] = {
+    "entropy_loss_weight": lambda q: q.entropy_loss_weight,
+    "commitment_loss_weight": lambda q: q.commitment_loss_weight,
+    "diversity_gamma": lambda q: q.diversity_gamma,
+    "straight_through_activation": lambda q: _name(q.activation),
+    "num_codebooks": lambda q: q.num_codebooks,
+    "keep_num_codebooks_dim": lambda q: q.keep_num_codebooks_dim,
+    "codebook_scale": lambda q: q.codebook_scale,
+    "frac_per_sample_entropy": lambda q: q.frac_per_sample_entropy,
+    "has_projections": lambda q: (
+        None
+        if q.has_projections == (q.dim != q.codebook_dim * q.num_codebooks)
+        else q.has_projections
+    ),
+    "projection_has_bias": lambda q: not q.has_projections or q.project_out.bias is not None,
+    "soft_clamp_input_value": lambda q: q.soft_clamp_input_value,
+    "cosine_sim_project_in": lambda q: _name(q.project_in) == "CosineSimLinear",
+    "channel_first": lambda q: q.channel_first,
+    "experimental_softplus_entropy_loss": lambda q: q.experimental_softplus_entropy_loss,
+    "spherical": lambda q: q.spherical,
+    "orthogonal_rotation": lambda q: q.orthogonal_rotation,
+}
+_VQ_ARGUMENTS: Mapping[str, Callable[[Any], Any]] = {
+    "decay": lambda q: q._codebook.decay,
+    "commitment_weight": lambda q: q.commitment_weight,
+    "rotation_trick": lambda q: q.rotation_trick,
+    "heads": lambda q: q.heads,
+    "separate_codebook_per_head": lambda q: q.separate_codebook_per_head,
+    "eps": lambda q: q._codebook.eps,
+    "freeze_codebook": lambda q: q.freeze_codebook,
+    "kmeans_iters": lambda q: 10 if bool(q._codebook.initted) else q._codebook.kmeans_iters,
+    "use_cosine_sim": lambda q: q.use_cosine_sim,
+    "layernorm_after_project_in": lambda q: _name(q.project_in) == "Sequential",
+    "threshold_ema_dead_code": lambda q: q._codebook.threshold_ema_dead_code,
+    "accept_image_fmap": lambda q: q.accept_image_fmap,
+    "accept_3d_fmap": lambda q: q.accept_3d_fmap,
+    "commitment_use_cross_entropy_loss": lambda q: q.commitment_use_cross_entropy_loss,
+    "orthogonal_reg_weight": lambda q: q.orthogonal_reg_weight,
+    "codebook_diversity_loss_weight": lambda q: q.codebook_diversity_loss_weight,
+    "stochastic_sample_codes": lambda q: q._codebook.gumbel_sample.keywords["stochastic"],
+    "straight_through": lambda q: q._codebook.gumbel_sample.keywords["straight_through"],
+    "directional_reparam": lambda q: q.directional_reparam,
+    "ema_update": lambda q: q._codebook.ema_update,
+    "vq_bridge": lambda q: q._codebook.vq_bridge,
+    "manual_ema_update": lambda q: q._codebook.manual_ema_update,
+    "learnable_codebook": lambda q: q._codebook.learnable_codebook,
+    "in_place_codebook_optimizer": lambda q: q.in_place_codebook_optimizer,
+    "affine_param": lambda q: q._codebook.affine_param,
+    "sync_update_v": lambda q: q.sync_update_v,
+    "route_gradients_to_input": lambda q: q.route_gradients_to_input,
+}
 
 
 def upgrade(state: State) -> dict[str, np.ndarray]:

@@ -4,11 +4,15 @@ form here.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax import sharding
+from t2i_jax.convert import unet_fields
 from t2i_jax.convert.engine import (
     CONV,
     CONV1X1,
@@ -241,6 +245,7 @@ def _shrink(torch, ours, kernels):
     return _conv(f"{torch}.1", f"{ours}/conv", layout=CONV1X1)
 
 
+@functools.lru_cache(maxsize=16)
 def _shapes(model):
     image = jnp.zeros((1, model.multiple, model.multiple, model.channels))
     more = {}
@@ -261,18 +266,28 @@ def _is_unet(state):
     )
 
 
+def _stored(loaded):
+    """What `Unet.persist_to_file` writes beside the weights."""
+    stored = loaded.get("config") if isinstance(loaded, Mapping) else None
+    return unet_fields.configured(stored) if isinstance(stored, Mapping) else {}
+
+
 NETWORK = Network(
     model=Unet,
     recognise=_is_unet,
     fields=fields,
     table=table,
     shapes=_shapes,
+    told=unet_fields.live,
+    stored=_stored,
+    same=unet_fields.same,
 )
 
 NULL = Network(
     model=NullUnet,
     recognise=lambda state: set(state) == {"dummy_parameter"},
-    fields=lambda state, module: {},
+    fields=lambda state, told: {},
+    told=lambda module: {},
     table=lambda model: [Entry("dummy_parameter", "dummy_parameter")],
     shapes=lambda model: {"dummy_parameter": jax.ShapeDtypeStruct((1,), np.float32)},
 )

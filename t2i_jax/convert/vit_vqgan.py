@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from t2i_jax import sharding
-from t2i_jax.convert import quantizer
+from t2i_jax import config, sharding
+from t2i_jax.convert import arguments, quantizer
 from t2i_jax.convert.engine import (
     CHANNEL,
     CONV,
@@ -20,6 +21,7 @@ from t2i_jax.convert.engine import (
     Network,
     State,
 )
+from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 
@@ -40,19 +42,46 @@ def table(model: VitVQGanVAE) -> list[Entry | Constant]:
     ]
 
 
-def fields(state: State, module: Any) -> dict[str, Any]:
-    """All of the configuration that shapes the network; settings of the losses come from a live
-    module.
+def live(module: Any) -> dict[str, Any]:
+    """The fields that a live tokenizer tells, and in "settings" arguments of the package's class
+    that are none of the network's.
+
+    Raises:
+      UserError: an option of its quantiser that has no form here.
+    """
+    attention = module.enc_dec.encoder[1].layers[0][1]
+    return {
+        "image_size": module.image_size,
+        "channels": module.channels,
+        "patch_size": module.enc_dec.patch_size,
+        "heads": attention.heads,
+        "dim_head": round(attention.scale**-2),
+        "codebook_size": module.codebook_size,
+        "settings": arguments.readable(_SETTINGS, module),
+        **quantizer.live(module.quantizer),
+    }
+
+
+_SETTINGS = {
+    "l2_recon_loss": lambda module: module.recon_loss_fn.__name__ == "mse_loss",
+    "use_hinge_loss": lambda module: module.gen_loss.__name__ == "hinge_gen_loss",
+    "use_vgg_and_gan": lambda module: module.use_vgg_and_gan,
+}
+# fields of the losses, which no array tells
+_TOLD = ("entropy_loss_weight", "diversity_gamma", "commitment_weight", "decay", "rotation_trick")
+
+
+def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
+    """All of the configuration that shapes the network.
+
+    Args:
+      told: fields that a live module or the user tells. Without a discriminator nothing else tells
+        one channel from four channels at half the patch size.
     """
     bias = state["enc_dec.encoder.1.layers.0.1.rel_pos_bias.pos_bias.weight"]
     grid, heads = (math.isqrt(bias.shape[0]) + 1) // 2, bias.shape[1]
     dim = state["enc_dec.encoder.1.norm.gamma"].shape[1]
-    patch_pixels = state["enc_dec.decoder.1.3.weight"].shape[0]
-    stem = state.get("discr.layers.0.0.convs.0.weight")
-    sizes = (stem.shape[1],) if stem is not None else (3, 1, 4)
-    sides = {c: math.isqrt(patch_pixels // c) for c in sizes}
-    channels = next(c for c in sizes if sides[c] ** 2 * c == patch_pixels)
-    patch = sides[channels]
+    channels, patch = _patch(state, grid, told)
     found = {
         "dim": dim,
         "image_size": grid * patch,
@@ -67,11 +96,41 @@ def fields(state: State, module: Any) -> dict[str, Any]:
             k.startswith("discr.layers.") and k.endswith(".3.block.groupnorm.weight") for k in state
         ),
     }
-    return (
-        found
-        | quantizer.fields(state)
-        | (quantizer.live(module.quantizer) if module is not None else {})
+    found |= quantizer.fields(state) | {name: told[name] for name in _TOLD if name in told}
+    for name in ("heads", "dim_head", "codebook_size"):
+        if told.get(name, found[name]) != found[name]:
+            raise UserError(
+                f"{name}={config.shown(told[name])} contradicts the weights ({found[name]!r}); "
+                "leave it out."
+            )
+    return found
+
+
+def _patch(state, grid, told):
+    """(channels, pixels per side) of a patch, of whose pixels only the number is known."""
+    pixels = state["enc_dec.decoder.1.3.weight"].shape[0]
+    stem = state.get("discr.layers.0.0.convs.0.weight")
+    possible = [
+        {"channels": pixels // side**2, "patch_size": side, "image_size": grid * side}
+        for side in range(1, math.isqrt(pixels) + 1)
+        if pixels % side**2 == 0
+    ]
+    if stem is not None:
+        possible = [one for one in possible if one["channels"] == stem.shape[1]]
+    given = {name: told[name] for name in ("channels", "patch_size", "image_size") if name in told}
+    fitting = [one for one in possible if all(one[n] == value for n, value in given.items())]
+    usual = [one for one in fitting if one["channels"] <= 4]
+    for chosen in (fitting, usual):
+        if len(chosen) == 1:
+            return chosen[0]["channels"], chosen[0]["patch_size"]
+    shown = " or ".join(
+        f"channels={one['channels']} with patch_size={one['patch_size']}"
+        for one in reversed(usual or possible)
     )
+    if not fitting:
+        said = ", ".join(f"{name}={config.shown(value)}" for name, value in given.items())
+        raise UserError(f"{said} contradicts the weights, which are of {shown}; correct it.")
+    raise UserError(f"the weights are of {shown}; give channels.")
 
 
 def _transformer(torch, ours, model):
@@ -138,6 +197,7 @@ NETWORK = Network(
     model=VitVQGanVAE,
     recognise=lambda state: "enc_dec.encoder.0.to_patch_tokens.1.gamma" in state,
     fields=fields,
+    told=live,
     table=table,
     shapes=_shapes,
     optional=(("discriminator",),),

@@ -58,8 +58,8 @@ class Unet(nn.Module):
         use_linear_cross_attn: a linear one instead, also where there was none (per level).
       attend_at_middle, layer_mid_attns_depth: self-attention at the bottom, and its layers.
       attn_heads, attn_dim_head: heads and their width. ff_mult: inner width of the feed-forwards
-        beside attention at the levels; it is 2 in the middle. linear_attn_dropout: inside linear
-        attention, in training.
+        beside attention at the levels (per level); it is 2 in the middle. linear_attn_dropout:
+        inside linear attention, in training.
       init_cross_embed, init_cross_embed_kernel_sizes: the first convolution has several kernel
         sizes. init_conv_kernel_size: its only one, where it has not. cross_embed_downsample,
         cross_embed_downsample_kernel_sizes: so do those that shrink.
@@ -97,7 +97,7 @@ class Unet(nn.Module):
     channels_out: int | None = None
     attn_dim_head: int = 64
     attn_heads: int = 8
-    ff_mult: float = 2.0
+    ff_mult: float | tuple[float, ...] = 2.0
     lowres_cond: bool = False
     layer_attns: bool | tuple[bool, ...] = True
     layer_attns_depth: int | tuple[int, ...] = 1
@@ -328,7 +328,7 @@ class Unet(nn.Module):
         dropout = 0.0 if deterministic else self.linear_attn_dropout
         depth = at("layer_attns_depth")
         attention = self._transformer(
-            f"{name}_attention", width, depth, self.ff_mult, linear, dropout
+            f"{name}_attention", width, depth, at("ff_mult"), linear, dropout
         )
 
         def attend(x):

@@ -13,7 +13,7 @@ from t2i_jax.types import Array
 COMPAT = ("mid_heads", "unused_weights")
 PER_LEVEL = (
     "num_resnet_blocks", "layer_attns", "layer_attns_depth", "layer_cross_attns", "use_linear_attn",
-    "use_linear_cross_attn",
+    "use_linear_cross_attn", "ff_mult",
 )  # fmt: skip
 _POSITIVE = (
     "dim",
@@ -30,7 +30,6 @@ _POSITIVE = (
     "init_dim",
     "attn_pool_num_latents",
     "attn_max_scores",
-    "ff_mult",
 )
 
 
@@ -100,6 +99,8 @@ def _check_levels(model):
             )
         if min(values) < (field == "layer_attns_depth"):
             raise UserError(f"{field}={values} has a value that is too small; give 1 or more.")
+    if min(per_level(model, "ff_mult")) <= 0:
+        raise UserError(f"ff_mult={model.ff_mult} is not positive; try 2.")
 
 
 def _check_kernels(model):

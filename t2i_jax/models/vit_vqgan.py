@@ -37,7 +37,17 @@ _ALIASES = {"num_layers": "layers", "encdec_patch_size": "patch_size"} | {
     f"{prefix}_{name}": name
     for prefix, names in (
         ("encdec", ("dim_head", "heads", "ff_mult")),
-        ("vq", ("codebook_size", "codebook_dim", "decay", "commitment_weight", "kmeans_init")),
+        (
+            "vq",
+            (
+                "codebook_size",
+                "codebook_dim",
+                "decay",
+                "commitment_weight",
+                "kmeans_init",
+                "rotation_trick",
+            ),
+        ),
         ("lfq", ("entropy_loss_weight", "diversity_gamma")),
     )
     for name in names
@@ -174,6 +184,7 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
     pixel_range: tuple[Signed, Signed] = (0.0, 1.0)
     remat: str = "dots"
     dtype: str = "float32"
+    rotation_trick: bool = False
 
     def __post_init__(self):
         image_tokenizer.check_sizes(self, "dim")
@@ -245,6 +256,7 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
             1.0 if weight is None else weight,
             self.kmeans_init,
             self.dtype,
+            self.rotation_trick,
             **where,
         )
 
@@ -271,7 +283,8 @@ class VitVQGanVAE(_Network):
         LFQ (as the package with the current quantiser library; 0.25 with those of its day) and 1
         otherwise.
       codebook_dim, decay, kmeans_init: width, decay and initialisation of the codebook that is not
-        look-up free.
+        look-up free. rotation_trick: its gradient is turned (`quantize.rotated`), as that of the
+        package is with vector-quantize-pytorch from 1.15 on, instead of passing straight through.
       discr_layers: layers of `discriminator()`. pixel_range: lowest and highest value of the float
         images.
       remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products).

@@ -23,7 +23,17 @@ _ALIASES = {
     f"{prefix}_{name}": name
     for prefix, names in (
         ("encdec", ("layer_mults", "num_resnet_blocks", "resnet_groups", "first_conv_kernel_size")),
-        ("vq", ("codebook_size", "codebook_dim", "decay", "commitment_weight", "kmeans_init")),
+        (
+            "vq",
+            (
+                "codebook_size",
+                "codebook_dim",
+                "decay",
+                "commitment_weight",
+                "kmeans_init",
+                "rotation_trick",
+            ),
+        ),
         ("lfq", ("entropy_loss_weight", "diversity_gamma")),
     )
     for name in names
@@ -144,6 +154,7 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
     pixel_range: tuple[float, float] = (0.0, 1.0)
     remat: str = "none"
     dtype: str = "float32"
+    rotation_trick: bool = False
 
     def __post_init__(self):
         if self.layers < 1:
@@ -239,7 +250,8 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
             )  # fmt: skip
         return quantize.CosineVq(
             dim, self.codebook_size, self.codebook_dim, self.decay,
-            1.0 if weight is None else weight, self.kmeans_init, self.dtype, **where,
+            1.0 if weight is None else weight, self.kmeans_init, self.dtype, self.rotation_trick,
+            **where,
         )  # fmt: skip
 
 

@@ -55,6 +55,22 @@ def straight_through(x: Array, quantised: Array) -> Array:
     return x + jax.lax.stop_gradient(quantised - x)
 
 
+def rotated(x: Array, quantised: Array) -> Array:
+    """The value of `quantised`, with a gradient for `x` that is turned as x would have to be turned
+    to become it (Fifty et al. 2024, the rotation trick, section 4.2).
+    """
+    q = jax.lax.stop_gradient(quantised)
+    lengths = [jnp.linalg.norm(jax.lax.stop_gradient(t), axis=-1, keepdims=True) for t in (x, q)]
+    u, v = (
+        jax.lax.stop_gradient(t) / jnp.maximum(length, 1e-6)
+        for t, length in zip((x, q), lengths, strict=True)
+    )
+    w = unit(u + v, 1e-6)
+    along_w, along_u = (jnp.sum(x * axis, axis=-1, keepdims=True) for axis in (w, u))
+    turned = x - 2 * along_w * w + 2 * along_u * v
+    return turned * (lengths[1] / jnp.maximum(lengths[0], 1e-6))
+
+
 class Lfq(nn.Module):
     """Look-up free quantisation: each code is `log2(codebook_size)` signs (Yu et al. 2023,
     MAGVIT-v2, section 3).
@@ -163,7 +179,8 @@ class CosineVq(nn.Module):
     """A codebook on the unit sphere that follows the moving average of what is assigned to it.
 
     As in vector-quantize-pytorch with cosine similarity and no replacement of codes inside; codes
-    that fall out of use are revived by the training task. No gradient reaches the codebook.
+    that fall out of use are revived by the training task. No gradient reaches the codebook. With
+    `rotation_trick` the gradient is that of `rotated`, else it passes straight through.
     """
 
     dim: int
@@ -173,6 +190,7 @@ class CosineVq(nn.Module):
     commitment_weight: float = 1.0
     kmeans_init: bool = True
     dtype: str = "float32"
+    rotation_trick: bool = False
 
     def setup(self):
         """Makes the layers and parameters."""
@@ -214,7 +232,7 @@ class CosineVq(nn.Module):
         if train:
             loss = self.commitment_weight * jnp.mean((jax.lax.stop_gradient(code) - z) ** 2)
             codebook = self._moved(codebook, z_NE, ids.reshape(-1))
-            code = straight_through(z, code)
+            code = rotated(z, code) if self.rotation_trick else straight_through(z, code)
         return Quantized(self._out(code), ids, loss, z, codebook)
 
     def lookup(self, ids: Array, codebook: Mapping[str, Array]) -> Array:

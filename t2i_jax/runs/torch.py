@@ -26,15 +26,16 @@ from t2i_jax.train.config import TrainConfig
 
 
 def import_torch(
-    path: str | pathlib.Path, out: str | pathlib.Path, /, *, t5: str | None = None, **fields: Any
+    source: Any, out: str | pathlib.Path, /, *, t5: str | None = None, **fields: Any
 ) -> pathlib.Path:
-    """Writes a checkpoint of a PyTorch package as a folder that `t2i_jax.load` reads.
+    """Writes a system of a PyTorch package as a folder that `t2i_jax.load` reads.
 
     Returns the folder.
 
     Args:
-      path: .safetensors, .pt, .pth, .bin or .ckpt, with the weights of a whole system as its
-        package saves them, or what the package's trainer saved; a pickle never runs code.
+      source: a live module, of which all settings are read, or the path of a .safetensors, .pt,
+        .pth, .bin or .ckpt file with the weights of a whole system as its package saves them, or
+        what the package's trainer saved; a pickle never runs code.
       out: new folder.
       t5: the folder or hub name of the T5 on whose embeddings the system was trained; None:
         `generate` is given embeddings instead of prompts.
@@ -45,11 +46,12 @@ def import_torch(
       UserError: weights of another kind, fields that contradict them, a T5 of another width, or
         `out` exists.
     """
-    path, out = paths.given("weights", path), folders.check_new(out)
+    live = hasattr(source, "state_dict")
+    source, out = source if live else paths.given("weights", source), folders.check_new(out)
     own = {
         name: fields.pop(name) for name in systems.SYSTEMS if isinstance(fields.get(name), Mapping)
     }
-    file = TorchFile(path, t5, fields, own)
+    file = TorchFile(source, t5, fields, own)
     for weights in systems.weights():
         found = weights.from_torch(file)
         if found is not None:
@@ -63,7 +65,7 @@ def import_torch(
     if file.unknown is not None:
         raise file.unknown
     raise UserError(
-        f"weights={str(path)!r} hold a {type(file.network).__name__}, no system; give those of a "
+        f"weights={file.path!r} hold a {type(file.network).__name__}, no system; give those of a "
         "whole system."
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -36,9 +37,11 @@ class Imported:
 
 
 class TorchFile:
-    """A file of weights, with what its user says of it; it is read once, when it is asked for.
+    """A file of weights or a live module, with what its user says of it; it is read once, when it
+    is asked for.
 
     Args:
+      source: path of the file, or the module.
       t5: folder or hub name of the T5 on whose embeddings the system was trained; None: it is given
         embeddings.
       fields: configuration of networks that the weights do not tell. options: by system, arguments
@@ -50,20 +53,29 @@ class TorchFile:
 
     def __init__(
         self,
-        path: pathlib.Path,
+        source: Any,
         t5: str | None,
         fields: Mapping[str, Any],
         options: Mapping[str, Mapping[str, Any]],
     ):
-        self.path, self.fields = path, dict(fields)
+        self.source, self.fields = source, dict(fields)
         self.unused: dict[str, Any] = dict(options) | ({} if t5 is None else {"t5": repr(t5)})
         self.unknown: UserError | None = None
         self._t5, self._options = t5, options
 
+    @property
+    def path(self) -> str:
+        """The file, or the class of the module, for messages."""
+        return (
+            str(self.source) if isinstance(self.source, pathlib.Path) else repr(type(self.source))
+        )
+
     @functools.cached_property
     def loaded(self) -> Any:
-        """What a .pt, .pth, .bin or .ckpt file holds; None for .safetensors."""
-        return None if self.path.suffix == ".safetensors" else torch_io.load(self.path)
+        """What a .pt, .pth, .bin or .ckpt file holds; None for .safetensors and for a module."""
+        if not isinstance(self.source, pathlib.Path) or self.source.suffix == ".safetensors":
+            return None
+        return torch_io.load(self.source)
 
     @property
     def network(self) -> Any:
@@ -71,24 +83,38 @@ class TorchFile:
 
         None for weights of no network that `convert` knows.
         """
-        return self._converted[0]
+        return self._converted.model
 
     @property
     def params(self) -> Mapping[str, Any]:
         """The weights, as `convert.from_torch` gives them."""
-        return self._converted[1]
+        return self._converted.params
+
+    @property
+    def told(self) -> Mapping[str, Any]:
+        """What a live module or a stored configuration tells, as `convert.weights` gives it."""
+        return self._converted.told
 
     def options(self, system: str) -> dict[str, Any]:
         """The arguments of the package's class that the user gave for a system."""
         self.unused.pop(system, None)
         return dict(self._options.get(system, {}))
 
-    def text(self, width: int, max_length: int | None = None) -> Any:
+    def text(self, width: int, max_length: int | None = None, name: str | None = None) -> Any:
         """The text encoder on whose embeddings a network of this width was trained.
 
+        Args:
+          name: of its T5 on the hub, where it is known.
+
         Raises:
-          UserError: a T5 of another width.
+          UserError: a T5 of another width or another name.
         """
+        given = self._t5
+        if given is not None and name not in (None, given) and not os.path.isdir(given):
+            raise UserError(
+                f"t5={given!r} is not {name!r}, on whose embeddings the weights were trained; "
+                "give that one, or a folder that holds it."
+            )
         self.unused.pop("t5", None)
         length: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
         text = (
@@ -106,7 +132,7 @@ class TorchFile:
     @functools.cached_property
     def _converted(self):
         try:
-            return convert.from_torch(self.path, **self.fields)
+            return convert.weights(self.source, self.fields)
         except convert.UnknownWeights as error:
             self.unknown = error
-            return None, {}
+            return convert.Weights(None, {}, {})

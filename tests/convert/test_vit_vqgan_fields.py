@@ -48,7 +48,7 @@ def exported(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_fields_come_back_from_the_shapes(name):
     model, weights, state = exported(name)
-    fields = vit_vqgan.fields(state, None)
+    fields = vit_vqgan.fields(state, {})
     assert fields == {key: getattr(model, key) for key in fields}
     again, ours = convert.from_torch(state)
     assert jax.tree.all(jax.tree.map(np.array_equal, ours, weights))

@@ -36,7 +36,7 @@ CONFIGURATIONS = {
         cond_dim=20,
         num_time_tokens=3,
         learned_sinu_pos_emb_dim=8,
-        ff_mult=3.0,
+        ff_mult=8 / 3,
     ),
     "linear attention": dict(
         SMALL,
@@ -66,6 +66,11 @@ CONFIGURATIONS = {
         cond_images_channels=3,
         resize_mode="bilinear",
         init_cross_embed_kernel_sizes=(5, 3),
+        # the package takes these and never uses them
+        num_image_tokens=7,
+        out_dim=5,
+        layer_attns_add_text_cond=False,
+        dropout=0.5,
     ),
     "plain end": dict(
         SMALL,

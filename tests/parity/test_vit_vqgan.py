@@ -48,7 +48,6 @@ CONFIGURATIONS = {
         vq_codebook_dim=8,
         vq_decay=0.9,
         vq_kmeans_init=False,
-        vq_rotation_trick=False,
         vq_threshold_ema_dead_code=0,
         discr_layers=1,
     ),

@@ -129,6 +129,18 @@ def test_a_trainers_checkpoint_goes_in_and_out_through_the_command_line(tmp_path
     )
     same({name: value.numpy() for name, value in back["model"].items()}, wanted["model"])
     assert back["steps"].tolist() == [3, 5]
+    for field, told in {
+        "imagen.video=True": "Imagen has video=True, which has no form here",
+        "imagen.channels=1": "imagen.channels=1 contradicts the weights (3)",
+        "imagen.timestep=4": "did you mean 'timesteps'?",
+        "self_cond=True": "contradicts the weights",
+        "dropout=0.5": "Unet has no field 'dropout'",
+    }.items():
+        wrong = inside(
+            "convert", "from-torch", tmp_path / "trainer.pt", tmp_path / "new", *options[:2], field,
+            status=2,
+        )  # fmt: skip
+        assert told in wrong.stderr and "Traceback" not in wrong.stderr
     sentence = inside(
         "convert", "from-torch", tmp_path / "trainer.pt", tmp_path / "new", status=2
     ).stderr

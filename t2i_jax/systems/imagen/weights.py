@@ -17,6 +17,7 @@ from t2i_jax.convert import imagen as tables
 from t2i_jax.convert import to_state, torch_io
 from t2i_jax.convert.imagen import TrainerWeights
 from t2i_jax.errors import UserError
+from t2i_jax.foreign.file import first_line
 from t2i_jax.models.cascade import Cascade
 from t2i_jax.models.unet import NullUnet
 from t2i_jax.systems.cascade.stage import group
@@ -24,14 +25,7 @@ from t2i_jax.systems.imagen.classes import ElucidatedImagen, Imagen
 from t2i_jax.systems.imagen.task import ImagenTask
 from t2i_jax.systems.imported import Imported, TorchFile
 
-_NO_USE = (
-    "unets",
-    "imagen_type",
-    "video",
-    "text_embed_dim",
-    "auto_normalize_img",
-    "temporal_downsample_factor",
-)
+_SEEN = ("imagen_type", "text_embed_dim", "text_encoder_name")  # elsewhere than in the task
 
 
 def from_torch(file: TorchFile) -> Imported | None:
@@ -50,9 +44,8 @@ def from_torch(file: TorchFile) -> Imported | None:
     ):
         weights = tables.from_trainer(loaded, **file.fields)
     elif isinstance(file.network, Cascade):  # without its trainer: every stage counts as trained
-        weights = TrainerWeights(
-            file.network, file.params, None, (1,) * len(file.network.unets), {}
-        )
+        steps, settings = (1,) * len(file.network.unets), file.told.get("settings", {})
+        weights = TrainerWeights(file.network, file.params, None, steps, settings)
     else:
         return None
     task = _task(weights, file, {**weights.settings, **file.options("imagen")})
@@ -100,22 +93,39 @@ def _unet(unet, params):
 
 def _task(weights, file: TorchFile, settings) -> ImagenTask:
     elucidated = settings.pop("elucidated", settings.get("imagen_type") == "elucidated")
+    settings["imagen_type"] = "elucidated" if elucidated else "original"
+    if "unets" in settings:
+        raise UserError("imagen.unets is not for a file, which holds them; leave it out.")
+    tables.check(settings)
     make = ElucidatedImagen if elucidated else Imagen
     known = inspect.signature(make).parameters
-    fields = {name: value for name, value in settings.items() if name not in _NO_USE}
-    for name in fields:
-        if name not in known:
-            raise UserError(
-                f"imagen has {name!r}, no argument of {make.__name__}; "
-                f"{config.did_you_mean(name, known)}"
-            )
+    fields = {name: settings[name] for name in settings if name in known and name not in _SEEN}
     if "image_sizes" not in fields:
         raise UserError(
             "the weights do not tell image_sizes; give imagen={'image_sizes': (64, 256)}, one per "
             "U-Net."
         )
     last = weights.model.unets[-1]
-    fields.pop("text_encoder_name", None)
-    fields["condition_on_text"] = last.cond_on_text
-    text = file.text(last.text_embed_dim, last.max_text_len) if last.cond_on_text else None
-    return make(weights.model.unets, text=text, **{"channels": last.channels, **fields})
+    of_weights = {"condition_on_text": last.cond_on_text, "channels": last.channels}
+    if last.cond_on_text:
+        of_weights["text_embed_dim"] = last.text_embed_dim
+    for name, value in of_weights.items():
+        if settings.get(name) not in (None, value):
+            raise UserError(
+                f"imagen.{name}={config.shown(settings[name])} contradicts the weights "
+                f"({value!r}); leave it out."
+            )
+    of_weights.pop("text_embed_dim", None)
+    text = None
+    if last.cond_on_text:
+        name = settings.get("text_encoder_name")
+        text = file.text(last.text_embed_dim, last.max_text_len, name)
+    try:
+        return make(weights.model.unets, text=text, **{**fields, **of_weights})
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        told = ", ".join(f"{name}={config.shown(value)}" for name, value in fields.items())
+        raise UserError(
+            f"imagen has values that make no cascade ({first_line(error)}): {told}."
+        ) from error

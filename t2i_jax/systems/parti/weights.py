@@ -7,14 +7,17 @@ from typing import Any
 
 import jax
 
-from t2i_jax import convert
-from t2i_jax.convert import torch_io
+from t2i_jax import config, convert
+from t2i_jax.convert import arguments, torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.models.parti import Parti, PartiAndTokenizer
 from t2i_jax.systems.imported import Imported, TorchFile
 from t2i_jax.systems.parti.options import PartiOptions
 from t2i_jax.systems.parti.task import PartiTask
 from t2i_jax.systems.tokenizer import weights as tokenizers
+
+# Arguments of the package's class that are none of the network's.
+_SETTINGS = {name: arguments.PARTI[name] for name in ("cond_drop_prob", "t5_name", "ignore_index")}
 
 
 def from_torch(file: TorchFile) -> Imported | None:
@@ -25,16 +28,29 @@ def from_torch(file: TorchFile) -> Imported | None:
     """
     model: Any = file.network
     if isinstance(model, Parti):
-        path = str(file.path)
         raise UserError(
-            f"weights={path!r} hold a Parti without its image tokenizer, which makes no images; "
-            "save the whole Parti."
+            f"weights={file.path!r} hold a Parti without its image tokenizer, which makes no "
+            "images; save the whole Parti."
         )
     if not isinstance(model, PartiAndTokenizer):
         return None
     width: Any = model.parti.text_embed_dim
-    tokenizer = tokenizers.imported(model.tokenizer, file.params["tokenizer"])
-    task = PartiTask(model=model.parti, text=file.text(width), tokenizer=model.tokenizer)
+    told = {name: file.told.get(name, {}).get("settings", {}) for name in ("parti", "tokenizer")}
+    settings = {**told["parti"], **file.options("parti")}
+    arguments.check("parti", _SETTINGS, settings)
+    dropped = settings.get("cond_drop_prob", 0.25)
+    config.check(PartiTask, "cond_drop_prob", dropped, "parti.cond_drop_prob")
+    tokenizer = tokenizers.imported(
+        model.tokenizer,
+        file.params["tokenizer"],
+        {**told["tokenizer"], **file.options("tokenizer")},
+    )
+    task = PartiTask(
+        model=model.parti,
+        text=file.text(width, name=settings.get("t5_name")),
+        tokenizer=model.tokenizer,
+        cond_drop_prob=dropped,
+    )
     params = {"parti": {"decoder": file.params["parti"]}}
     size, parts = model.tokenizer.image_size, {"tokenizer": tokenizer}
     options = PartiOptions(plausibility=None)  # the package has no such limit

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from t2i_jax import convert
-from t2i_jax.convert import torch_io
+from t2i_jax.convert import arguments, torch_io
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.models.vqgan import VQGanVAE
 from t2i_jax.systems.imported import Imported, TorchFile
@@ -20,15 +20,39 @@ _NETWORKS = (VitVQGanVAE, VQGanVAE)
 
 def from_torch(file: TorchFile) -> Imported | None:
     """The tokenizer of a file; None where it holds another network."""
-    return imported(file.network, file.params) if isinstance(file.network, _NETWORKS) else None
+    if not isinstance(file.network, _NETWORKS):
+        return None
+    settings = {**file.told.get("settings", {}), **file.options("tokenizer")}
+    return imported(file.network, file.params, settings)
 
 
-def imported(model: Any, weights: Mapping[str, Any]) -> Imported:
-    """A tokenizer from its network and its weights as `convert.from_torch` gives them."""
+# Arguments of the package's class that are none of the network's.
+_SETTINGS: arguments.Rows = dict.fromkeys(
+    ("l2_recon_loss", "use_hinge_loss", "use_vgg_and_gan"), arguments.Only(False, True)
+)
+
+
+def imported(
+    model: Any, weights: Mapping[str, Any], settings: Mapping[str, Any] | None = None
+) -> Imported:
+    """A tokenizer from its network and its weights as `convert.from_torch` gives them.
+
+    Args:
+      settings: arguments of the package's class that are none of the network's.
+    """
+    settings = settings or {}
+    arguments.check("tokenizer", _SETTINGS, settings)
+    squared, hinge = settings.get("l2_recon_loss", False), settings.get("use_hinge_loss", True)
+    task = TokenizerTask(
+        model=model,
+        l1_weight=float(not squared),
+        l2_weight=float(squared),
+        gan_loss="hinge" if hinge else "bce",
+    )
     groups = {name: weights[name] for name in ("generator", "discriminator") if name in weights}
     return Imported(
         type(model).__name__,
-        TokenizerTask(model=model),
+        task,
         groups,
         weights.get("stats", {}),
         model.image_size,

@@ -1,0 +1,251 @@
+"""The arguments of the PyTorch packages' constructors, and what becomes of each.
+
+Every argument of a constructor has a row: it is `READ`, it has `NO_EFFECT`, or it is read at some
+values `Only`, and at others refused. What a live module, a stored configuration or the command line
+says of an argument goes through `check`. An argument without a row is of another release of the
+package and is refused too; a test compares the rows with the signatures.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from t2i_jax import config
+from t2i_jax.errors import UserError
+
+
+class Only:
+    """Values with which the package computes what the network here computes.
+
+    Attributes:
+      values: they, of which the first is named in a refusal.
+    """
+
+    def __init__(self, *values: Any):
+        self.values = values
+
+    def __contains__(self, value: Any) -> bool:
+        """Whether it is one of them; 1.0 is 1, and no number is True."""
+        flat = [
+            one
+            for one in (value if isinstance(value, (tuple, list)) else [value])
+            if not any(type(one) in _KIN[type(own)] and one == own for own in self.values)
+        ]
+        return not flat
+
+
+_NUMBERS = (int, float)
+_KIN: Mapping[type, tuple[type, ...]] = {
+    bool: (bool,),
+    int: _NUMBERS,
+    float: _NUMBERS,
+    str: (str,),
+    type(None): (type(None),),
+}
+
+READ = "read"  # from the weights, or into a field of the network or the task
+NO_EFFECT = "no effect"  # on what the package computes, in sampling or in a loss, in one process
+Rows = Mapping[str, "str | Only"]
+
+UNET: Rows = {
+    **dict.fromkeys(
+        """dim text_embed_dim num_resnet_blocks cond_dim num_time_tokens learned_sinu_pos_emb_dim
+        dim_mults cond_images_channels channels channels_out attn_dim_head attn_heads ff_mult
+        lowres_cond layer_attns layer_attns_depth layer_mid_attns_depth attend_at_middle
+        layer_cross_attns use_linear_attn use_linear_cross_attn cond_on_text max_text_len init_dim
+        init_conv_kernel_size init_cross_embed init_cross_embed_kernel_sizes cross_embed_downsample
+        cross_embed_downsample_kernel_sizes attn_pool_text attn_pool_num_latents memory_efficient
+        init_conv_to_final_conv_residual use_global_context_attn scale_skip_connection
+        final_resnet_block final_conv_kernel_size self_cond resize_mode combine_upsample_fmaps
+        pixel_shuffle_upsample""".split(),
+        READ,
+    ),
+    # accepted there and never used
+    **dict.fromkeys(
+        "num_image_tokens out_dim layer_attns_add_text_cond dropout".split(), NO_EFFECT
+    ),
+}
+# A U-Net within a cascade has these as the cascade says, whatever it was made with.
+SET_BY_THE_CASCADE = ("lowres_cond", "text_embed_dim", "channels", "channels_out", "cond_on_text")
+
+_CASCADE: Rows = {
+    **dict.fromkeys(
+        """unets image_sizes text_encoder_name text_embed_dim channels cond_drop_prob
+        random_crop_sizes lowres_noise_schedule lowres_sample_noise_level
+        per_sample_random_aug_noise_level condition_on_text dynamic_thresholding
+        dynamic_thresholding_percentile only_train_unet_number resize_mode""".split(),
+        READ,
+    ),
+    # Images of False come in [-1, 1], which is what they are here within the network.
+    "auto_normalize_img": NO_EFFECT,
+    "temporal_downsample_factor": Only(1),
+    "resize_cond_video_frames": NO_EFFECT,  # without a video
+}
+IMAGEN: Rows = {
+    **_CASCADE,
+    **dict.fromkeys(
+        """timesteps loss_type noise_schedules pred_objectives min_snr_loss_weight
+        min_snr_gamma""".split(),
+        READ,
+    ),
+}
+ELUCIDATED_IMAGEN: Rows = {
+    **_CASCADE,
+    **dict.fromkeys(
+        """num_sample_steps sigma_min sigma_max sigma_data rho P_mean P_std S_churn S_tmin S_tmax
+        S_noise""".split(),
+        READ,
+    ),
+}
+IN_A_CONFIG: Rows = {"video": Only(False), "imagen_type": Only("original", "elucidated", None)}
+
+# What a checkpoint of the trainer holds does not depend on them, but for the averages of `use_ema`.
+IMAGEN_TRAINER: Rows = {
+    "imagen": READ,
+    "imagen_checkpoint_path": NO_EFFECT,
+    "use_ema": READ,
+    **dict.fromkeys(
+        """lr eps beta1 beta2 max_grad_norm group_wd_params warmup_steps cosine_decay_max_steps
+        only_train_unet_number fp16 precision split_batches dl_tuple_output_keywords_names verbose
+        split_valid_fraction split_valid_from_train split_random_seed checkpoint_path
+        checkpoint_every checkpoint_fs fs_kwargs max_checkpoints_keep kwargs""".split(),
+        NO_EFFECT,
+    ),
+}
+
+VIT_VQGAN_VAE: Rows = {
+    **dict.fromkeys(
+        """dim image_size channels layers l2_recon_loss use_hinge_loss lookup_free_quantization
+        codebook_size vq_kwargs lfq_kwargs use_vgg_and_gan discr_layers""".split(),
+        READ,
+    ),
+    "vgg": NO_EFFECT,  # a part of the task here: parts={"perceptual": FILE}
+    "kwargs": READ,  # those of `VIT_ENC_DEC` after "encdec_", and of the quantiser after "vq_"
+}
+VIT_ENC_DEC: Rows = dict.fromkeys(
+    "dim image_size channels layers patch_size dim_head heads ff_mult".split(), READ
+)
+
+LFQ: Rows = {
+    **dict.fromkeys(
+        """dim codebook_size entropy_loss_weight commitment_loss_weight diversity_gamma""".split(),
+        READ,
+    ),
+    "straight_through_activation": Only("Identity"),
+    "num_codebooks": Only(1),
+    "keep_num_codebooks_dim": Only(False),
+    "codebook_scale": Only(1.0),
+    "frac_per_sample_entropy": Only(1.0),
+    "has_projections": Only(None),  # linear maps where the widths differ
+    "projection_has_bias": Only(True),
+    "soft_clamp_input_value": Only(None),
+    "cosine_sim_project_in": Only(False),
+    "cosine_sim_project_in_scale": NO_EFFECT,  # without the above
+    "channel_first": Only(None, True),
+    "experimental_softplus_entropy_loss": Only(False),
+    "entropy_loss_offset": NO_EFFECT,  # without the above
+    "spherical": Only(False),
+    "force_quantization_f32": NO_EFFECT,  # in float32
+    "orthogonal_rotation": Only(False),
+}
+VECTOR_QUANTIZE: Rows = {
+    **dict.fromkeys(
+        "dim codebook_size codebook_dim decay kmeans_init commitment_weight rotation_trick".split(),
+        READ,
+    ),
+    "heads": Only(1),
+    "separate_codebook_per_head": Only(False),
+    "eps": Only(1e-5),
+    "freeze_codebook": Only(False),
+    "kmeans_iters": Only(10),
+    "sync_kmeans": NO_EFFECT,
+    "use_cosine_sim": Only(True),
+    "layernorm_after_project_in": Only(False),
+    "threshold_ema_dead_code": Only(0),
+    "channel_last": NO_EFFECT,  # with feature maps
+    "accept_image_fmap": Only(True),
+    "accept_3d_fmap": Only(False),
+    "commitment_use_cross_entropy_loss": Only(False),
+    "orthogonal_reg_weight": Only(0.0),
+    "orthogonal_reg_active_codes_only": NO_EFFECT,  # without the above
+    "orthogonal_reg_max_codes": NO_EFFECT,
+    "codebook_diversity_loss_weight": Only(0.0),
+    "codebook_diversity_temperature": NO_EFFECT,  # without the above
+    "stochastic_sample_codes": Only(False),
+    "sample_codebook_temp": NO_EFFECT,  # without the above
+    "straight_through": Only(False),
+    "directional_reparam": Only(False),
+    "directional_reparam_variance": NO_EFFECT,  # without the above
+    "sync_codebook": NO_EFFECT,
+    "sync_affine_param": NO_EFFECT,
+    "ema_update": Only(True),
+    "vq_bridge": Only(None),
+    "manual_ema_update": Only(False),
+    "learnable_codebook": Only(False),
+    "in_place_codebook_optimizer": Only(None),
+    "manual_in_place_optimizer_update": NO_EFFECT,  # without the above
+    "affine_param": Only(False),
+    "affine_param_batch_decay": NO_EFFECT,  # without the above
+    "affine_param_codebook_decay": NO_EFFECT,
+    "sync_update_v": Only(0.0),
+    "return_zeros_for_masked_padding": NO_EFFECT,  # without a mask
+    "route_gradients_to_input": Only(True),
+}
+
+PARTI: Rows = {
+    **dict.fromkeys(
+        """dim depth dim_head heads dropout ff_mult vae t5_name text_embed_dim cond_drop_prob
+        max_text_len""".split(),
+        READ,
+    ),
+    "vae_image_size": READ,  # the tokens of an image must be those of the tokenizer
+    "vae_codebook_size": READ,  # the number of embeddings
+    "ignore_index": Only(-1),
+}
+
+
+def check(kind: str, rows: Rows, said: Mapping[str, Any]) -> None:
+    """Refuses what the network or the system here does not do.
+
+    Args:
+      kind: the class, for the message. rows: its arguments. said: the arguments that are known.
+
+    Raises:
+      UserError: one sentence with all arguments that are not known, or have a value that is
+        not supported.
+    """
+    wrong = []
+    for name, value in said.items():
+        row = rows.get(name)
+        if row is None:
+            wrong.append(
+                f"{kind} has {name}={config.shown(value)}, an argument of no release known here"
+                f"{_nearest(str(name), rows)}"
+            )
+        elif isinstance(row, Only) and value not in row:
+            wrong.append(
+                f"{kind} has {name}={config.shown(value)}, which has no form here; what there is: "
+                f"{name}={row.values[0]!r}"
+            )
+    if wrong:
+        raise UserError("; ".join(wrong) + ".")
+
+
+def _nearest(name, rows):
+    close = difflib.get_close_matches(name, rows, n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def readable(readers: Mapping[str, Callable[[Any], Any]], module: Any) -> dict[str, Any]:
+    """The arguments of a live module by the readers of each; those that a release of the package
+    does not have are left out.
+    """
+    found = {}
+    for name, read in readers.items():
+        try:
+            found[name] = read(module)
+        except AttributeError:
+            continue
+    return found
