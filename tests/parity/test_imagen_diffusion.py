@@ -19,6 +19,9 @@ from t2i_jax.diffusion.noise import Ddpm, Edm
 from t2i_jax.diffusion.samplers import Churn, ancestral, heun, sample, start
 from t2i_jax.diffusion.sdedit import from_image
 from t2i_jax.diffusion.threshold import clamp, dynamic
+from t2i_jax.models.unet import Unet
+from t2i_jax.systems.cascade.stage import Stage, StageSampling, run
+from t2i_jax.systems.imagen.options import COMPAT
 from t2i_jax.systems.imagen.sampling import known
 from tests.parity.reference import load
 
@@ -452,18 +455,16 @@ def test_completion_as_the_elucidated_package_does_it(monkeypatch):
         use_tqdm=False,
     )
     assert not left
-    noise, draw = Edm(sigma_max=5.0), injected(jnp.asarray(eps))
-    levels = noise.levels(steps)
-    got = repaint(
-        heun(_steps(noise, "none", "dynamic"), noise, Churn(), steps),
-        noise,
-        start(noise, levels, draw, SHAPE),
-        levels,
-        draw,
-        jnp.asarray(2 * IMAGES - 1),
-        jnp.asarray(keep),
-        resample=resample,
-        compat=noise.reference,
+    stage = Stage(Unet(dim=8, dim_mults=(1,)), SIZE, noise=Edm(sigma_max=5.0))
+    got = run(
+        stage,
+        lambda *_: _net,
+        StageSampling("heun", steps, Churn(), guided=False, resample=resample, compat=COMPAT),
+        SHAPE,
+        injected(jnp.asarray(eps)),
+        1.0,
+        init_BHWC=jnp.asarray(2 * IMAGES - 1),
+        keep_BHW=jnp.asarray(keep),
     )
     assert _error(_images(got), _numpy(expected)) < RUN
     assert np.std(np.asarray(got)[~keep]) > 0.1

@@ -52,6 +52,8 @@ def same(ours, theirs):
 def test_a_tokenizer_goes_in_and_out(vae, tmp_path):
     torch.save({"model": vae.state_dict()}, tmp_path / "vae.pt")
     import_torch(tmp_path / "vae.pt", tmp_path / "ours")
+    import_torch(vae, tmp_path / "live")
+    same(torch_io.read(export_torch(tmp_path / "live", tmp_path / "l.pt")), vae.state_dict())
     system = t2i.load(tmp_path / "ours")
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     assert system.decode(system.encode(images)).shape == images.shape
@@ -111,6 +113,8 @@ def test_a_trainers_checkpoint_goes_in_and_out_through_the_command_line(tmp_path
     trainer = imagen_pytorch.ImagenTrainer(imagen, use_ema=True, verbose=False)
     trainer.steps += torch.tensor([3, 5])
     trainer.save(tmp_path / "trainer.pt")
+    with pytest.raises(UserError, match="live ImagenTrainer; give the file"):
+        import_torch(trainer, tmp_path / "ours")
     options = "imagen.image_sizes=(8,16)", "attn_heads=2", "imagen.timesteps=4"
     assert (
         "written"

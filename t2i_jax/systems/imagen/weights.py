@@ -36,6 +36,10 @@ def from_torch(file: TorchFile) -> Imported | None:
     Raises:
       UserError: no image sizes, an unknown argument, or a T5 of another width.
     """
+    if hasattr(file.source, "ema_unets"):
+        raise UserError(
+            "weights are a live ImagenTrainer; give the file that its save() writes, or its imagen."
+        )
     loaded = file.loaded
     if (
         isinstance(loaded, Mapping)
