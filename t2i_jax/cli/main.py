@@ -100,6 +100,7 @@ def _run(words):
 def _commands():
     """By name the function of each command, or the commands below it."""
     from t2i_jax.cli import compile, config, convert, data, evaluate, export, quickstart, sample
+    from t2i_jax.cli import report as page
     from t2i_jax.cli import train as training
 
     return {
@@ -108,6 +109,7 @@ def _commands():
         "train": training.train,
         "sample": sample.command,
         "eval": evaluate.evaluate,
+        "report": page.report,
         "export": export.export,
         "data": {
             "inspect": data.inspect,

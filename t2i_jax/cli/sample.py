@@ -31,6 +31,7 @@ class _Command:
       seed: The same seed gives the same images.
       upscale: Folder of a super-resolution run, which makes the images larger.
       mesh: Sizes of a mesh's axes over all devices, as data=2,tensor=4; one device by default.
+      step: The checkpoint: its step, or best, the one with the best validation metric.
     """
 
     run: pathlib.Path
@@ -40,6 +41,7 @@ class _Command:
     seed: int = 0
     upscale: Annotated[pathlib.Path | None, Shown("RUN")] = None
     mesh: Annotated[str | None, Shown("AXIS=SIZE,...")] = None
+    step: Annotated[str | None, Shown("STEP", default="the newest")] = None
 
 
 # What a system may take beside prompts and options, by the name that its task lists in `inputs`:
@@ -102,11 +104,13 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     from t2i_jax import runs
     from t2i_jax.eval.grid import grid
     from t2i_jax.pixels import save_png
+    from t2i_jax.runs.folder import checkpoint_step
     from t2i_jax.sharding import parse_mesh
 
     run = paths.given("run", common.run)
     out = paths.folder("out", common.out or run / "samples" / f"seed{common.seed}")
-    system = runs.load(run, mesh=None if common.mesh is None else parse_mesh(common.mesh))
+    mesh = None if common.mesh is None else parse_mesh(common.mesh)
+    system = runs.load(run, mesh=mesh, step=checkpoint_step(common.step))
     larger = None if common.upscale is None else runs.load(common.upscale)
     given = _given(system.task, inputs, max(len(common.prompts), 1))
     captions = (

@@ -12,10 +12,13 @@ from collections.abc import Mapping
 from t2i_jax import paths, runs
 from t2i_jax.data.pipeline import DataConfig
 from t2i_jax.eval.evaluation import Evaluation
+from t2i_jax.eval.grid import grid
 from t2i_jax.models.parti_transformer import PartiTransformer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
-from t2i_jax.quickstart import report
+from t2i_jax.pixels import png_bytes
+from t2i_jax.runs import report
 from t2i_jax.runs.evaluation import evaluate
+from t2i_jax.runs.folder import part_folders
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.runs.samples import held_out
 from t2i_jax.systems.parti.options import PartiOptions
@@ -58,7 +61,7 @@ def run(workdir: pathlib.Path) -> Mapping[str, float]:
         add_metrics(workdir, figures)
     finally:
         clock.stop()
-    _report(recipe, system, tokenizer, workdir)
+    _report(recipe, system, workdir)
     return json.loads((workdir / "metrics.json").read_text())
 
 
@@ -75,29 +78,18 @@ class _Clock:
         add_metrics(self.workdir, {"seconds": earlier + time.perf_counter() - self.start})
 
 
-def _report(recipe, system, tokenizer, workdir):
-    images = held_out(recipe)(12, ("image",))["image"]
+def _report(recipe, system, workdir):
     judged = system.judge(held_out(recipe), recipe.evaluation, _SHOWN, seed=1)
-    sections = [
+    images = [png_bytes(grid(image[None], 1, 128)) for image in judged.images]
+    before = [
         "<p>Every caption below asks for what no training image showed: an ordered pair of "
         "objects in a relation, or a small object of a colour and shape that was alone on this "
         "background only when large. The judge is a program that measures colour, form and place "
         "in the pixels; it knows no model of ours.</p>",
-        report.figures("Figures", json.loads((workdir / "metrics.json").read_text())),
-        report.samples(
-            "Samples for held-out captions", judged.images, judged.captions, judged.right
-        ),
-        report.reconstructions("The tokenizer", images, tokenizer.reproduce(images)),
-        report.curves(
-            "Training Parti", workdir / "metrics.jsonl", ("loss", "accuracy", "eval/alignment")
-        ),
-        report.curves(
-            "Training the tokenizer",
-            workdir / "tokenizer" / "metrics.jsonl",
-            ("loss", "psnr", "codebook_usage"),
-        ),
+        report.samples("Samples for held-out captions", images, judged.captions, judged.right),
     ]
-    report.write_report(workdir / "report.html", "t2i_jax quickstart", sections)
+    parts = part_folders(workdir, recipe)
+    report.write_report(workdir, recipe, parts=parts, title="t2i_jax quickstart", before=before)
 
 
 def get_config() -> Recipe:
@@ -144,6 +136,7 @@ def get_config() -> Recipe:
         data=DataConfig(source="shapes", image_size=size),
         train=TrainConfig(
             steps=2400,
+            validate_every=300,
             batch_size=32,
             ema_decay=0.998,
             optim=OptimConfig(

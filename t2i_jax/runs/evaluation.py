@@ -4,6 +4,7 @@ is done.
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -11,11 +12,17 @@ from collections.abc import Mapping
 from t2i_jax import paths
 from t2i_jax.cluster import processes
 from t2i_jax.pixels import save_png
+from t2i_jax.runs import folder as folders
 from t2i_jax.runs.recipe import Recipe
+from t2i_jax.runs.report import lines_of, write_report
 from t2i_jax.runs.samples import held_out
+from t2i_jax.runs.validation import validate
 from t2i_jax.systems.base import System
+from t2i_jax.train.checkpoint import last_step
 from t2i_jax.train.log import add_metrics
 from t2i_jax.train.loop import Hook
+
+_MANY = 2**31 - 1  # updates of a system whose number of updates is not known
 
 
 def preview_hooks(recipe: Recipe, build_system) -> tuple[Hook, ...]:
@@ -36,11 +43,20 @@ def preview_hooks(recipe: Recipe, build_system) -> tuple[Hook, ...]:
     return (Hook(every, run),)
 
 
-def evaluate(recipe: Recipe, system: System, workdir: str | pathlib.Path) -> Mapping[str, float]:
+def evaluate(
+    recipe: Recipe,
+    system: System,
+    workdir: str | pathlib.Path,
+    step: int | str | None = None,
+) -> Mapping[str, float]:
     """Measures a trained run; the numbers are added to WORKDIR/metrics.json, grids written into
-    WORKDIR/samples.
+    WORKDIR/samples, and WORKDIR/report.html is made anew.
 
-    What is measured is for the system to say; see its `evaluate`.
+    The validation metrics of held-out data; what else is measured is for the system to say, see its
+    `evaluate`.
+
+    Args:
+      step: of the checkpoint that `system` was loaded from, as in `load`; None: the newest.
     """
     workdir = paths.folder("workdir", workdir)
     if recipe.data is None:
@@ -54,11 +70,45 @@ def evaluate(recipe: Recipe, system: System, workdir: str | pathlib.Path) -> Map
         )
     found = system.evaluate(samples, recipe.evaluation)
     metrics = {_named(name, samples): value for name, value in found.metrics.items()}
+    metrics = {**_validation(recipe, samples, workdir, step), **metrics}
     for name, sheet in found.sheets.items():
         _save(workdir / "samples" / f"{_named(name, samples)}.png", sheet)
     if processes.is_first():
         add_metrics(workdir, metrics)
+        write_report(workdir, recipe, parts=folders.part_folders(workdir, recipe))
     return metrics
+
+
+def _validation(recipe, samples, workdir, step):
+    """The validation metrics of a run's folder; those of its last step are known where it was
+    validated then.
+    """
+    last = last_step(workdir)
+    is_run = last is not None or (workdir / folders.EXPORT).is_file()
+    if not samples.is_held_out or not recipe.task.objectives or not is_run:
+        return {}
+    if step is None and folders.load_run_recipe(workdir).data == recipe.data:
+        known = [
+            {name: value for name, value in line.items() if name.startswith("validation/")}
+            for line in lines_of(workdir)
+            if line["step"] == last
+        ]
+        if any(known):
+            return next(filter(None, reversed(known)))
+    parts = folders.part_folders(workdir, recipe)
+    frozen = recipe.task.frozen({name: folders.part_in(home) for name, home in parts.items()})
+    encoder, tokenize = recipe.task.text_encoder, None
+    tokenizer = encoder and encoder.tokenizer(workdir / folders.TEXT_TOKENIZER)
+    if tokenizer is not None:
+        tokenize = functools.partial(_ids, tokenizer, encoder.max_length)
+    params, stats = folders.trained_arrays(workdir, step)
+    made = last if isinstance(last, int) else _MANY
+    found = validate(recipe, samples, params, stats, frozen, made, tokenize)
+    return {f"validation/{name}": value for name, value in found.items()}
+
+
+def _ids(tokenizer, max_length, captions):
+    return tokenizer(captions, max_length)
 
 
 def _named(name, samples):

@@ -33,7 +33,7 @@ from t2i_jax.systems.base import Given, System
 from t2i_jax.train.checkpoint import load_config, load_params
 
 PARTS, TEXT_TOKENIZER = "parts.json", "text_tokenizer"
-_EXPORT, _WEIGHTS, _JOINED = "system.json", "weights.safetensors", "recipe.json"
+EXPORT, _WEIGHTS, _JOINED = "system.json", "weights.safetensors", "recipe.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,11 @@ class Contents:
 
 
 def load(
-    workdir: str | pathlib.Path, *, averaged: bool = True, mesh: Mapping[str, int] | None = None
+    workdir: str | pathlib.Path,
+    *,
+    averaged: bool = True,
+    mesh: Mapping[str, int] | None = None,
+    step: int | str | None = None,
 ) -> System:
     """The trained system of a run's folder, or of a folder that `export` wrote.
 
@@ -71,6 +75,8 @@ def load(
       mesh: sizes of a mesh's axes, {"data": 2, "tensor": 4}, over all devices, on which a system
         that makes images from text samples (see `generation.on_mesh`). A checkpoint is restored
         directly into its sharding. None: one device.
+      step: of the checkpoint, a number, or "best": the one with the best validation metric; None:
+        the newest.
 
     Raises:
       UserError: no such folder, no finished checkpoint in it, or a mesh that does not fit.
@@ -82,7 +88,7 @@ def load(
     if not task.objectives:
         return _on(task.with_parts(parts).system({}, {}, parts, {}, None), mesh)
     place = None if mesh is None or _is_export(folder) else generation.places(task, mesh)[1]
-    params, ema, stats = arrays(folder, place)
+    params, ema, stats = arrays(folder, place, step)
     params = {**params, **ema} if averaged else params
     tokenizer = task.text_encoder and task.text_encoder.tokenizer(folder / TEXT_TOKENIZER)
     return _on(task.system(params, stats, parts, task.frozen(parts), tokenizer), mesh)
@@ -95,7 +101,7 @@ def load_run_recipe(workdir: str | pathlib.Path) -> Recipe:
       UserError: no such folder, or no finished checkpoint in it.
     """
     folder = _existing(workdir)
-    for name in (_EXPORT, _JOINED):
+    for name in (EXPORT, _JOINED):
         if (folder / name).is_file():
             return recipe_from_dict(json.loads((folder / name).read_text()))
     return recipe_from_dict(load_config(folder))
@@ -114,19 +120,25 @@ def read(workdir: str | pathlib.Path) -> Contents:
     return Contents(recipe, params, ema, stats, parts)
 
 
-def export(workdir: str | pathlib.Path, out: str | pathlib.Path) -> pathlib.Path:
+def export(
+    workdir: str | pathlib.Path, out: str | pathlib.Path, step: int | str | None = None
+) -> pathlib.Path:
     """Writes a run's system, without optimiser and history, as `system.json` and
     `weights.safetensors`.
+
+    Args:
+      step: as in `load`.
 
     Raises:
       UserError: `out` exists and is not empty (nothing is overwritten).
     """
     run, out = _existing(workdir), check_new(out)
     if _is_export(run):
+        _check_step(run, step)
         shutil.copytree(run, out, dirs_exist_ok=True)
         return out
     recipe = load_run_recipe(run)
-    params, ema, stats = arrays(run, None) if recipe.task.objectives else ({}, {}, {})
+    params, ema, stats = arrays(run, None, step) if recipe.task.objectives else ({}, {}, {})
     beside: dict[str, Callable[[pathlib.Path], Any]] = {}
     for name, source in part_folders(run, recipe).items():
         beside[name] = lambda folder, source=source: export(source, folder)
@@ -171,7 +183,7 @@ def write_system(
                 {name: np.array(value, order="C") for name, value in arrays.items()},
                 folder / _WEIGHTS,
             )
-        (folder / _EXPORT).write_text(json.dumps(recipe_to_dict(recipe), indent=1))
+        (folder / EXPORT).write_text(json.dumps(recipe_to_dict(recipe), indent=1))
         for name, write in beside.items():
             write(folder / name)
 
@@ -231,6 +243,27 @@ def fingerprint(weights: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+def checkpoint_step(text: str | None) -> int | str | None:
+    """The step that a command names: "best", a number, or None.
+
+    Raises:
+      UserError: neither.
+    """
+    if text is None or text == "best":
+        return text
+    if text.isascii() and text.isdigit() and len(text) < 12:
+        return int(text)
+    raise UserError(f"step={text!r} is no step; give best, or the number of a checkpoint.")
+
+
+def trained_arrays(
+    workdir: str | pathlib.Path, step: int | str | None = None
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """(parameters by group, averaged where an average is kept, and stats) of a run's folder."""
+    params, ema, stats = arrays(_existing(workdir), None, step)
+    return {**params, **ema}, stats
+
+
 def _existing(workdir: str | pathlib.Path) -> pathlib.Path:
     workdir = paths.given("run", workdir)
     if not workdir.is_dir():
@@ -242,24 +275,34 @@ def _existing(workdir: str | pathlib.Path) -> pathlib.Path:
 
 
 def _is_export(workdir):
-    return (workdir / _EXPORT).is_file()
+    return (workdir / EXPORT).is_file()
 
 
 def _on(system, mesh):
     return system if mesh is None else system.on_mesh(mesh)
 
 
+def _check_step(workdir, step):
+    if step is not None:
+        raise UserError(
+            f"step={step!r} is given for {str(workdir)!r}, an exported system, which has one step; "
+            "leave it out."
+        )
+
+
 def arrays(
-    workdir: pathlib.Path, places: Mapping[str, Any] | None
+    workdir: pathlib.Path, places: Mapping[str, Any] | None, step: int | str | None = None
 ) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
     """(params, ema, stats) of a run's or an exported system's folder.
 
     Args:
       places: by group the shardings of its parameters, to which those of a run are read; None: all
         on one device. Of an exported system they are NumPy arrays.
+      step: as in `load`.
     """
     if not _is_export(workdir):
-        return load_params(workdir, places)[1:]
+        return load_params(workdir, places, step)[1:]
+    _check_step(workdir, step)
     from safetensors.numpy import load_file
 
     tree: dict[str, Any] = {"params": {}, "stats": {}}

@@ -39,6 +39,11 @@ class DataLedger:
         note_cut(self.cut, full, self._tokenizer.lengths, self._max_length)
         return ids_BL, mask_BL
 
+    def uncounted(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and mask of captions that are not trained on."""
+        assert self._tokenizer is not None
+        return self._tokenizer(captions, self._max_length)
+
     def begin(self, name: str, source: Source, wants: Sequence[str]) -> None:
         """Tells what a short look at the data finds; nothing where all is well."""
         if not processes.is_first() or name in EMBEDDED:

@@ -24,6 +24,9 @@ from t2i_jax.runs.check import source_of as _source
 from t2i_jax.runs.evaluation import preview_hooks
 from t2i_jax.runs.ledger import DataLedger, image_channels
 from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from t2i_jax.runs.report import note_start, write_report
+from t2i_jax.runs.samples import held_out
+from t2i_jax.runs.validation import validation_of
 from t2i_jax.runs.wiring import check_kind, wired
 from t2i_jax.systems.base import Given, System
 from t2i_jax.train.checkpoint import last_step
@@ -122,6 +125,7 @@ def _fit(recipe, workdir, parts, hooks, profile):
         process=jax.process_index(),
         channels=image_channels(spec),
     )
+    processes.once(lambda: note_start(workdir))
     ledger.begin(recipe.data.source, stream.source, _read_of(spec))
     state = fit(
         task,
@@ -136,8 +140,12 @@ def _fit(recipe, workdir, parts, hooks, profile):
         profile=profile,
         upgrade=_of_today,
         begin=functools.partial(begin.weights, recipe, mesh),
+        validation=validation_of(
+            recipe, held_out(recipe), mesh, None if text_tokenizer is None else ledger.uncounted
+        ),
     )
     ledger.end(recipe.data.source, stream, workdir)
+    write_report(workdir, recipe, parts=folders.part_folders(workdir, recipe))
     return build_system({**state.params, **state.ema}, state.stats)
 
 

@@ -16,7 +16,7 @@ from t2i_jax import sharding
 from t2i_jax.errors import UserError
 from t2i_jax.eval.evaluation import Evaluation
 from t2i_jax.text.encoder import TextEncoder
-from t2i_jax.types import Array, Batch, Key, Params, SamplingProgram, Stats
+from t2i_jax.types import Array, Batch, Key, Metrics, Params, SamplingProgram, Stats
 
 # `held_out(count, entries)`: that many samples that training did not see, as a batch with these
 # entries.
@@ -88,10 +88,12 @@ class SystemTask:
     Attributes:
       parts: what it reads and never changes, by name, in the order in which it is trained.
       options: a frozen dataclass: what sampling can be told, with docs, ranges and defaults.
+      validated_by: the metric of `validate` whose smallest value is the best checkpoint's.
     """
 
     parts: ClassVar[Mapping[str, Part]] = {}
     options: ClassVar[type] = NoOptions
+    validated_by: ClassVar[str] = "loss"
 
     @property
     def text_encoder(self) -> TextEncoder | None:
@@ -177,6 +179,30 @@ class SystemTask:
         """
         return options
 
+    def validate(
+        self,
+        params: Mapping[str, Params],
+        stats: Stats,
+        frozen: Any,
+        batch: Batch,
+        key: Key,
+        step: Array,
+    ) -> Metrics:
+        """What is measured of a held-out batch while training, and by `t2i eval`; jittable.
+
+        The metrics of the losses, as in a training step, and nothing is updated.
+
+        Args:
+          params: by group, EMA weights where they are kept, as the system samples with them. key:
+            the same for a batch each time. step: updates made so far.
+        """
+        found: dict[str, Array] = {}
+        for number, objective in enumerate(self.objectives):  # type: ignore[attr-defined]
+            mine = jax.random.fold_in(key, number)
+            loss, (metrics, _) = objective.loss(params, stats, frozen, batch, mine, step)
+            found = {"loss": loss, **found, **metrics} if number == 0 else {**found, **metrics}
+        return found
+
     def after_update(
         self, params: Mapping[str, Params], stats: Stats, batch: Batch, key: Key, step: Array
     ):
@@ -248,6 +274,12 @@ class System:
     ) -> tuple[np.ndarray, Mapping[str, float]]:
         """A grid of `evaluation.preview` images (HWC uint8), and what can be measured on them."""
         raise NotImplementedError
+
+    def sweep(self, held_out: HeldOut, evaluation: Evaluation) -> Mapping[str, np.ndarray]:
+        """Sheets of images over the options that matter most, by file name; {} for a system without
+        such options.
+        """
+        return {}
 
     def evaluate(self, held_out: HeldOut, evaluation: Evaluation) -> Findings:
         """What can be measured of the trained system on samples that it did not see."""

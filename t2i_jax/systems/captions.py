@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,13 @@ from t2i_jax.types import Array, Batch, Key, Params
 def spec(text: TextEncoder | None, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
     """{"text" or "text_embeds", "text_mask"} of a batch for a text encoder; {} for None."""
     return {} if text is None else text.spec(batch_size)
+
+
+def quiet(text: TextEncoder | None) -> TextEncoder | None:
+    """The encoder without dropout, for validation."""
+    if not hasattr(text, "dropout"):
+        return text
+    return dataclasses.replace(text, dropout=0.0)  # type: ignore[type-var]
 
 
 def embed(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from t2i_jax.config import fields_of
 from t2i_jax.eval.alignment import alignment
 from t2i_jax.eval.evaluation import JUDGES, Evaluation
 from t2i_jax.eval.grid import grid
@@ -16,6 +18,7 @@ from t2i_jax.systems import generation
 from t2i_jax.systems.base import Findings, HeldOut, System
 
 _SIDE = 96  # pixels that an image of a grid is at least high
+_SWEPT, _GUIDANCES, _TEMPERATURES = 3, (1.0, 1.5, 2.0, 3.0, 6.0), (0.0, 0.5, 1.0)
 _SHOWN = 32  # images of a sheet
 _AT_ONCE = 64  # images that are generated at a time
 
@@ -100,6 +103,29 @@ class TextToImage(System):
         judged = self.judge(held_out, evaluation, evaluation.preview)
         metrics = {} if judged.right is None else {"eval/alignment": float(np.mean(judged.right))}
         return _sheet(judged, evaluation.preview), metrics
+
+    def sweep(self, held_out: HeldOut, evaluation: Evaluation) -> Mapping[str, np.ndarray]:
+        """{"sweep": a few held-out captions at each guidance and temperature}, a row for each pair,
+        for systems with both options.
+        """
+        known, wants = fields_of(self.task.options), self.task.samples
+        if not {"guidance", "temperature"} <= set(known) or "caption" not in wants:
+            return {}
+        samples = held_out(_SWEPT, wants)
+        images, told = [], []
+        for guidance, temperature in itertools.product(_GUIDANCES, _TEMPERATURES):
+            images.append(
+                self.generate(
+                    _prompts(samples, range(_SWEPT)),
+                    evaluation.options,
+                    guidance=guidance,
+                    temperature=temperature,
+                )
+            )
+            pair = f"guidance {guidance:g}, temperature {temperature:g}"
+            told += [f"{pair}: {caption}" for caption in samples["caption"]]
+        columns = _SWEPT * len(_TEMPERATURES)
+        return {"sweep": grid(np.concatenate(images), columns, _SIDE, told)}
 
     def evaluate(self, held_out: HeldOut, evaluation: Evaluation) -> Findings:
         """With a judge `alignment_heldout` (the fraction of images that agree with their captions)

@@ -21,6 +21,7 @@ from etils.epath import gpath
 from t2i_jax import paths
 from t2i_jax.cluster import processes
 from t2i_jax.errors import Preempted, UserError
+from t2i_jax.train import best as bests
 from t2i_jax.types import TrainState
 
 _FOLDER = "checkpoints"
@@ -48,7 +49,8 @@ class Checkpoints:
 
     Args:
       workdir: folder of the run.
-      keep: how many checkpoints stay; None: only read, nothing in the folder is touched.
+      keep: how many checkpoints stay, beside the best by its score; None: only read, nothing in the
+        folder is touched.
 
     Raises:
       UserError: the folder is not the same for all processes.
@@ -57,6 +59,7 @@ class Checkpoints:
     def __init__(self, workdir: str | pathlib.Path, keep: int | None):
         self.folder = paths.given("workdir", workdir).resolve() / _FOLDER
         me = jax.process_index()
+        self._keep, self._scores = keep, dict(bests.scores(self.folder))
         self._writer: Any = None  # Orbax's manager that saves; None: only reading
         if keep is not None:
             processes.once(lambda: paths.make("workdir", self.folder))
@@ -64,7 +67,11 @@ class Checkpoints:
             processes.check_same(
                 found, f"another folder as workdir={str(workdir)!r}", "give all one that they share"
             )
-            self._writer = self._open(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+            self._writer = self._open(
+                preservation_policy=self,
+                create=True,
+                cleanup_tmp_directories=True,
+            )
         alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
         self._reader = self._open(read_only=True, multiprocessing_options=alone)
 
@@ -83,8 +90,38 @@ class Checkpoints:
         self._reader.reload()
         return sorted(self._reader.all_steps())
 
+    def best(self) -> tuple[int, float] | None:
+        """(step, score) of the checkpoint with the smallest score; None where none has a score."""
+        step = bests.best_of(self._scores)
+        return None if step is None else (step, self._scores[step])
+
+    def add_score(self, step: int, score: float) -> None:
+        """Notes the score of a step that is saved already."""
+        self._scores[step] = score
+        processes.once(lambda: bests.add(self.folder, step, score))
+
+    def has_score(self, step: int) -> bool:
+        """Whether the checkpoint of a step has one."""
+        return step in self._scores
+
+    def is_best(self, score: float | None) -> bool:
+        """Whether a score is better than those of all checkpoints."""
+        best = self.best()
+        return score is not None and (best is None or score < best[1])
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """For Orbax: which checkpoints stay once the newest of them is on disk."""
+        assert self._keep is not None
+        stay = bests.kept([one.step for one in checkpoints], self._keep, self._scores)
+        return [one.step in stay for one in checkpoints]
+
     def save(
-        self, step: int, state: TrainState, data: Sequence[Any], config: Mapping[str, Any]
+        self,
+        step: int,
+        state: TrainState,
+        data: Sequence[Any],
+        config: Mapping[str, Any],
+        score: float | None = None,
     ) -> None:
         """Starts to save, unless this step is saved already.
 
@@ -92,7 +129,8 @@ class Checkpoints:
 
         Args:
           data: JSON values, the position of the data after this step in each process. config: JSON
-            values, what is trained and how.
+            values, what is trained and how. score: of the step's validation, the smaller the
+            better; None: it was not validated.
 
         Raises:
           UserError: the disk is full (this save or the one before it); earlier checkpoints stay.
@@ -103,9 +141,11 @@ class Checkpoints:
         items = ocp.args.Composite(
             weights=ocp.args.StandardSave(weights),
             rest=ocp.args.StandardSave(rest),
-            data=ocp.args.JsonSave({"positions": data}),
+            data=ocp.args.JsonSave({"positions": data, bests.SCORE: score}),
             config=ocp.args.JsonSave(dict(config)),
         )
+        if score is not None:
+            self._scores[step] = score
         # Without `force` Orbax leaves out a save that comes while another one is still going on.
         with self.full_disk_refused():
             self._writer.save(step, args=items, force=True)
@@ -161,11 +201,13 @@ class Checkpoints:
         return self._newest(read, lambda error: next(filter(None, processes.gather(error)), None))
 
     def weights(
-        self, places: Mapping[str, Any] | None = None
+        self, places: Mapping[str, Any] | None = None, step: int | str | None = None
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
         """(configuration, {"params", "ema", "stats"}) of the newest readable checkpoint, or None.
 
         Args:
+          step: of the checkpoint, a number, or "best": the one with the best validation metric;
+            None: the newest.
           places: by group the shardings of its parameters, which are read to their places; None:
             all on one device.
         """
@@ -185,7 +227,7 @@ class Checkpoints:
             items = ocp.args.Composite(weights=ocp.args.StandardRestore(target))
             return self._config(step), {**_EMPTY, **self._reader.restore(step, args=items).weights}
 
-        return self._newest(read)
+        return self._newest(read) if step is None else self._chosen(read, step)
 
     def config(self) -> Mapping[str, Any] | None:
         """The configuration of the newest checkpoint whose configuration can be read, or None.
@@ -228,6 +270,36 @@ class Checkpoints:
 
     def _on_disk(self):
         return sorted(int(entry.name) for entry in self.folder.iterdir() if entry.name.isdigit())
+
+    def _chosen(self, read, step):
+        """What `read` makes of a step that was asked for.
+
+        Raises:
+          UserError: it is not there, or can't be read.
+        """
+        known = self.steps()
+        if step == "best":
+            best = bests.best_of({n: s for n, s in self._scores.items() if n in known})
+            if best is None:
+                raise UserError(
+                    f"step='best': no checkpoint of {str(self.folder)!r} was validated; give one "
+                    f"of the steps {', '.join(map(str, known))}, or train with data.heldout=0.05."
+                )
+            step = best
+        if step not in known:
+            raise UserError(
+                f"step={step!r} has no checkpoint in {str(self.folder)!r}; give best or one of "
+                f"{', '.join(map(str, known))}."
+            )
+        try:
+            return read(step)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a damaged file makes the libraries raise
+            raise UserError(
+                f"step={step}: that checkpoint can't be read ({_first_line(error)}); give another "
+                f"one of {', '.join(map(str, known))}."
+            ) from error
 
     def _newest(self, read, agree=lambda error: error):
         """What `read` makes of the newest step that it can read; None without any step.
@@ -281,20 +353,24 @@ class Checkpoints:
             print(f"{sentence}, the damaged one is kept in {str(free)!r}.", file=sys.stderr)
 
         processes.once(move)
+        self._scores.pop(broken, None)
         self._writer.reload()
 
 
 def load_params(
-    workdir: str | pathlib.Path, places: Mapping[str, Any] | None = None
+    workdir: str | pathlib.Path,
+    places: Mapping[str, Any] | None = None,
+    step: int | str | None = None,
 ) -> tuple[Mapping[str, Any], Any, Any, Any]:
     """(configuration as a dict, params by group, EMA by group, stats) of a run's newest checkpoint.
 
-    The run may still be going on; its folder is only read. `places`: see `Checkpoints.weights`.
+    The run may still be going on; its folder is only read. `places`, `step`: see
+    `Checkpoints.weights`.
 
     Raises:
       UserError: there is none.
     """
-    config, weights = _read_only(workdir, lambda checkpoints: checkpoints.weights(places))
+    config, weights = _read_only(workdir, lambda checkpoints: checkpoints.weights(places, step))
     return config, weights["params"], weights["ema"], weights["stats"]
 
 

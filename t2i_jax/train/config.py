@@ -29,6 +29,7 @@ HARMLESS = (
     "steps",
     "log_every",
     "eval_every",
+    "validate_every",
     "save_every",
     "keep",
     "mesh",
@@ -38,7 +39,10 @@ HARMLESS = (
 )
 
 # a step
-_AROUND = ("log_every", "eval_every", "save_every", "keep", "max_skipped_in_a_row", "wandb_project")
+_AROUND = (
+    "log_every", "eval_every", "validate_every", "save_every", "keep", "max_skipped_in_a_row",
+    "wandb_project",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +61,10 @@ class TrainConfig:
         remains; None: all devices on "data". rules: how parameters are split, "dp", "fsdp" or
         "fsdp_tp"; None: over all that the mesh has.
       log_every, eval_every, save_every: in steps; eval_every=0: no previews. keep: checkpoints that
-        stay.
+        stay, and beside them the one with the best validation metric.
+      validate_every: steps from one validation to the next, on a few held-out batches that are
+        always the same; 0: none. None: with every checkpoint where `data.heldout` holds data out,
+        else none.
       max_skipped_in_a_row: the number of updates in a row that were not finite at which the run
         stops.
       wandb_project: log to Weights & Biases too; None: don't.
@@ -78,6 +85,7 @@ class TrainConfig:
     keep: Count = 2
     max_skipped_in_a_row: Count = 20
     wandb_project: str | None = None
+    validate_every: Annotated[int, Range(0, 2**31 - 1)] | None = None
 
     def __post_init__(self):
         if self.rules is not None:
@@ -96,6 +104,10 @@ class TrainConfig:
         if self.eval_every < 0:
             raise UserError(
                 f"train.eval_every={self.eval_every} is below 0; use 0 for no previews."
+            )
+        if self.validate_every is not None and self.validate_every < 0:
+            raise UserError(
+                f"train.validate_every={self.validate_every} is below 0; use 0 for no validation."
             )
         if not 0 <= self.ema_decay < 1:
             raise UserError(

@@ -32,6 +32,7 @@ from t2i_jax.train.rates import Rates, shown
 from t2i_jax.train.stall import Stalls
 from t2i_jax.train.step import train_step
 from t2i_jax.train.stream import Stream
+from t2i_jax.train.validation import Validation
 from t2i_jax.types import Task, TrainState
 
 __all__ = ["Hook", "Preempted", "TrainConfig", "fit"]
@@ -59,6 +60,7 @@ def fit(
     profile: Profile | None = None,
     upgrade: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     begin: Callable[[TrainState], TrainState] | None = None,
+    validation: Validation | None = None,
 ) -> TrainState:
     """Trains until `config.steps`, from the newest checkpoint of `workdir` where there is one.
 
@@ -77,6 +79,8 @@ def fit(
         compared; None: they are compared as stored.
       begin: makes the state before the first step of a fresh one, as with the weights of another
         run; None: it is the fresh one. Not called where a checkpoint is resumed from.
+      validation: what is measured on held-out batches; a step that is the best by it so far is
+        saved, and stays. None: nothing.
 
     Raises:
       UserError: the checkpoint was made with another configuration; processes were given different
@@ -143,6 +147,7 @@ def fit(
                 [objective.group for objective in task.objectives],
                 config.steps,
             ),
+            validation=validation,
         )
         try:
             return loop.run(state, Trace(profile, log), pace)
@@ -157,12 +162,15 @@ class _Loop:
     """Step after step: the next batch, the step, a line of the log, hooks, a checkpoint."""
 
     def __init__(
-        self, *, config, stored, hooks, frozen, step, stream, checkpoints, log, clock, rates
-    ):
+        self, *, config, stored, hooks, frozen, step, stream, checkpoints, log, clock, rates,
+        validation,
+    ):  # fmt: skip
         self.config, self.stored, self.hooks, self.frozen = config, stored, hooks, frozen
         self.step, self.stream, self.checkpoints = step, stream, checkpoints
         self.log, self.clock, self.stalls = log, clock, Stalls(log)
-        self.rates = rates
+        self.rates, self.validation = rates, validation
+        self.scored: dict[int, float | None] = {}  # the newest validation
+        self.noted: dict[str, str] = {}  # beside the metrics of the step on the progress line
 
     def run(self, state: TrainState, trace: Trace, pace: Pace) -> TrainState:
         """The state after the last step.
@@ -173,6 +181,7 @@ class _Loop:
         steps, done, position = self.config.steps, int(state.step), self.stream.start
         if done:
             self.log.say(f"resuming from step {done} of {steps}")
+            self._validate_late(done, state)
         queued = None  # metrics of the newest step, which the devices may still be computing
         with Stop() as stop, trace:
             while done < steps:
@@ -195,12 +204,17 @@ class _Loop:
                     self._write_metrics(done, state, metrics, pace)
                 hooks = [hook for hook in self.hooks if done % hook.every == 0 or is_last]
                 saves = done % self.config.save_every == 0 or is_last
-                if hooks and stop.agreed():  # before hooks, which may take long
+                validates = self.validation is not None and self.validation.is_due(done, is_last)
+                # before hooks, which may take long
+                if (hooks or validates) and stop.agreed():
                     self._save_and_stop(done, state, position)
-                if hooks or saves:
+                if hooks or saves or validates:
                     self._wait_for(state)
                 with self.checkpoints.full_disk_refused():
                     with self.clock.spent_on("hooks"):
+                        if validates:
+                            score = self._validate(done, state)
+                            saves = saves or self.checkpoints.is_best(score)
                         for hook in hooks:
                             hook.run(state, done, self.log)
                     if saves:
@@ -245,7 +259,7 @@ class _Loop:
         speed, pace_shown = pace.measure(done)
         headline = {"loss": f"{metrics['loss']:.4g}"} if "loss" in metrics else {}
         self.log.scalars(done, {**metrics, **speed, **self.clock.metrics()})
-        self.log.progress(done, {**headline, **shown(metrics), **pace_shown})
+        self.log.progress(done, {**headline, **self.noted, **shown(metrics), **pace_shown})
         self.stalls.check(done, speed.get("input_wait", 0.0))
         self.log.store(FILE, self.clock.stored())
         total, in_a_row = (int(n) for n in state.skipped)
@@ -257,6 +271,24 @@ class _Loop:
                 "optim.learning_rate or look at the data, the last checkpoint stays."
             )
 
+    def _validate_late(self, done, state):
+        """Measures a step that a stop saved before it was measured."""
+        is_due = self.validation is not None and self.validation.is_due(done, False)
+        if is_due and not self.checkpoints.has_score(done):
+            with self.clock.spent_on("hooks"):
+                score = self._validate(done, state)
+            if score is not None:
+                self.checkpoints.add_score(done, score)
+
+    def _validate(self, done, state):
+        """Measures and logs; the score of the step, None where it is not finite."""
+        metrics = self.validation.measure(state, self.frozen)
+        self.log.scalars(done, {f"validation/{name}": value for name, value in metrics.items()})
+        if "loss" in metrics:
+            self.noted["val"] = f"{metrics['loss']:.4g}"
+        self.scored = {done: self.validation.score(metrics)}
+        return self.scored[done]
+
     def _wait_for(self, state):
         with self.clock.spent_on("step"):
             jax.block_until_ready(state.step)
@@ -264,7 +296,11 @@ class _Loop:
     def _save(self, done, state, position):
         self.clock.save(done)
         with self.clock.spent_on("checkpoint"):
-            self.checkpoints.save(done, state, processes.gather(position), self.stored)
+            self.checkpoints.save(
+                done, state, processes.gather(position), self.stored, self.scored.get(done)
+            )
+        if (best := self.checkpoints.best()) is not None:
+            self.log.summary({"validation/best_step": best[0], "validation/best": best[1]})
         self.log.store(FILE, self.clock.stored())
 
     def _save_and_stop(self, done, state, position):

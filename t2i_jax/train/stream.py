@@ -7,7 +7,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,11 +38,8 @@ class Stream:
     def __init__(
         self, batches: Any, spec: Callable[[int], Any], batch_size: int, mesh: jax.sharding.Mesh
     ):
-        self._batches, self._batch_size, self._sharding = (
-            iter(batches),
-            batch_size,
-            batch_sharding(mesh),
-        )
+        self._batches, self._batch_size = iter(batches), batch_size
+        self._sharding = batch_sharding(mesh)
         self._rows = rows_of_processes(mesh, batch_size)[jax.process_index()]
         self._spec = spec(len(self._rows))
         self.start = self._batches.get_state()
@@ -70,7 +67,7 @@ class Stream:
                 continue
             if isinstance(batch, Exception):
                 raise batch
-            return {name: self._place(array) for name, array in batch.items()}, position
+            return placed(batch, self._rows, self._batch_size, self._sharding), position
         return None
 
     def close(self) -> None:
@@ -99,15 +96,25 @@ class Stream:
             if isinstance(item[0], Exception):
                 return
 
-    def _place(self, array):
+
+def placed(
+    batch: Mapping[str, np.ndarray],
+    rows: Sequence[int],
+    batch_size: int,
+    sharding: jax.sharding.Sharding,
+) -> Mapping[str, jax.Array]:
+    """A batch of `batch_size` rows on the devices, of which this process holds `rows`."""
+
+    def place(array):
         def held(index):
-            start, stop, _ = index[0].indices(self._batch_size)
+            start, stop, _ = index[0].indices(batch_size)
             # the rows of one device follow each other
-            first = bisect.bisect_left(self._rows, start)
+            first = bisect.bisect_left(rows, start)
             return array[first : first + stop - start]
 
-        shape = (self._batch_size, *array.shape[1:])
-        return jax.make_array_from_callback(shape, self._sharding, held)
+        return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, held)
+
+    return {name: place(array) for name, array in batch.items()}
 
 
 def check_batch(

@@ -14,7 +14,7 @@ import chex
 from t2i_jax.train.checkpoint import load_params
 from t2i_jax.train.loop import fit
 
-from .kill_me import CONFIG, TASK
+from .kill_me import BEST, CONFIG, TASK, VALIDATION
 from .toy import ToyBatches
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -46,8 +46,15 @@ def _being_saved(workdir):
     return any(path.name.endswith("tmp") for path in (workdir / "checkpoints").glob("*"))
 
 
+def _trained(workdir):
+    """The lines of training steps, without those of validations."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "validation/loss" not in line]
+
+
 def test_killed_while_saving_and_stopped_by_a_signal_it_ends_in_the_same_bits(tmp_path):
-    killed, whole = tmp_path / "killed", fit(TASK, ToyBatches(), CONFIG, tmp_path / "whole")
+    killed = tmp_path / "killed"
+    whole = fit(TASK, ToyBatches(), CONFIG, tmp_path / "whole", validation=VALIDATION)
     begin = time.monotonic()
 
     process = _start(killed)  # killed during its first save, or just after it
@@ -77,7 +84,13 @@ def test_killed_while_saving_and_stopped_by_a_signal_it_ends_in_the_same_bits(tm
 
     _, params, ema, stats = load_params(killed)
     chex.assert_trees_all_equal((params, ema, stats), (whole.params, whole.ema, whole.stats))
-    lines = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
+    # the best step stays beside the last ones, and can be taken
+    assert _finished(killed) == _finished(tmp_path / "whole") == {BEST, 15, 16}
+    best = [load_params(workdir, step="best")[1] for workdir in (killed, tmp_path / "whole")]
+    chex.assert_trees_all_equal(*best)
+    told = json.loads((killed / "metrics.json").read_text())
+    assert (told["validation/best_step"], told["validation/best"]) == (BEST, 0.5)
+    lines = _trained(killed)
     assert [line["step"] for line in lines] == list(range(1, CONFIG.steps + 1))
     # of all starts, up to their last lines
     seconds = json.loads((killed / "goodput.json").read_text())["seconds"]
@@ -88,7 +101,5 @@ def test_killed_while_saving_and_stopped_by_a_signal_it_ends_in_the_same_bits(tm
         < sum(seconds.values())
         < time.monotonic() - begin
     )
-    for line, same in zip(
-        lines, (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines(), strict=True
-    ):
-        assert line["loss"] == json.loads(same)["loss"]
+    for line, same in zip(lines, _trained(tmp_path / "whole"), strict=True):
+        assert line["loss"] == same["loss"]

@@ -24,7 +24,7 @@ from t2i_jax.systems.imagen import sampling
 from t2i_jax.systems.imagen.options import ImagenOptions, per_stage
 from t2i_jax.systems.imagen.system import ImagenSystem
 from t2i_jax.systems.text_to_image import samples_of
-from t2i_jax.types import Array, Batch, Key, Objective, Params, SamplingProgram, Stats
+from t2i_jax.types import Array, Batch, Key, Metrics, Objective, Params, SamplingProgram, Stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,7 @@ class ImagenTask(SystemTask):
     train_stages: tuple[int, ...] | None = None
 
     options: ClassVar[type] = ImagenOptions
+    validated_by: ClassVar[str] = "loss/mean"
 
     def __post_init__(self):
         if isinstance(self.stages, Stage):
@@ -237,6 +238,17 @@ class ImagenTask(SystemTask):
             metrics["loss"] = loss
         updates = {**stats["updates"], group(number): stats["updates"][group(number)] + 1}
         return loss, (metrics, {**stats, "updates": updates})
+
+    def validate(
+        self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array
+    ) -> Metrics:
+        """The losses of the trained stages with all captions, at noise that the key draws, and
+        `loss/mean` over the stages.
+        """
+        told = dataclasses.replace(self, cond_drop_prob=0.0, text=captions.quiet(self.text))
+        found = super(ImagenTask, told).validate(params, stats, frozen, batch, key, step)
+        losses = jnp.stack([found[f"loss/{group(number)}"] for number in self._trained])
+        return {**found, "loss/mean": jnp.mean(losses)}
 
     def embed(
         self, params: Params, frozen: Any, batch: Batch, key: Key | None = None

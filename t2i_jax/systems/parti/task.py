@@ -24,7 +24,7 @@ from t2i_jax.systems.parti.options import PartiOptions
 from t2i_jax.systems.parti.system import PartiSystem
 from t2i_jax.systems.text_to_image import samples_of
 from t2i_jax.systems.tokenizer.task import TokenizerTask
-from t2i_jax.types import Array, Batch, Key, Objective, Params, SamplingProgram, Stats
+from t2i_jax.types import Array, Batch, Key, Metrics, Objective, Params, SamplingProgram, Stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +224,19 @@ class PartiTask(SystemTask):
             loss = (1 - self.label_smoothing) * nats + self.label_smoothing * spread
         hits = jnp.mean(jnp.argmax(logits_BNV, axis=-1) == ids_BN)
         return loss, ({"loss": loss, "accuracy": hits, "perplexity": jnp.exp(nats)}, stats)
+
+    def validate(
+        self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array
+    ) -> Metrics:
+        """The metrics of the loss, with all captions, without dropout and label smoothing."""
+        quiet = dataclasses.replace(
+            self,
+            model=self.model.clone(parent=None, dropout=0.0),
+            text=captions.quiet(self.text),
+            cond_drop_prob=0.0,
+            label_smoothing=0.0,
+        )
+        return super(PartiTask, quiet).validate(params, stats, frozen, batch, key, step)
 
     def tokens(self, frozen: Mapping[str, Any], batch: Batch) -> Array:
         """The batch's tokens (B, N), made from its images where it holds none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,8 @@ class SuperResolutionTask(SystemTask):
         adversarial_weight: of it.
       gan_loss: "hinge", "bce" or "softplus".
     """
+
+    validated_by: ClassVar[str] = "reconstruction"  # whatever a discriminator does
 
     model: SuperResolution
     image_size: int

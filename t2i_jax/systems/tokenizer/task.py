@@ -77,6 +77,8 @@ class TokenizerTask(SystemTask):
     usage_decay: float = 0.95
     revive_below: float = 0.05
 
+    # a discriminator that learns moves the whole loss
+    validated_by: ClassVar[str] = "reconstruction"
     parts: ClassVar[Mapping[str, Part]] = {
         "perceptual": Part(Vgg16, "perceptual", told=("features",))
     }

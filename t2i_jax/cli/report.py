@@ -1,0 +1,29 @@
+"""`t2i report RUN`: the page of a run, made anew."""
+
+from __future__ import annotations
+
+import pathlib
+
+
+def report(run: pathlib.Path, sweep: bool = False) -> None:
+    """Write RUN/report.html: curves, grids with captions, metrics, the recipe and the commands.
+
+    Training and t2i eval write it too.
+
+    Args:
+        run: Folder of the run.
+        sweep: Also sample held-out captions over guidance and temperature, for systems with both.
+    """
+    from t2i_jax import paths, runs
+    from t2i_jax.pixels import save_png
+    from t2i_jax.runs.folder import part_folders
+    from t2i_jax.runs.report import REPORT, write_report
+    from t2i_jax.runs.samples import held_out
+
+    run = paths.given("run", run)
+    recipe = runs.load_run_recipe(run)
+    if sweep:
+        for name, sheet in runs.load(run).sweep(held_out(recipe), recipe.evaluation).items():
+            save_png(run / "samples" / f"{name}.png", sheet)
+    write_report(run, recipe, parts=part_folders(run, recipe))
+    print(f"written: {run / REPORT}")

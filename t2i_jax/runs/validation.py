@@ -1,0 +1,157 @@
+"""The validation loss of a run: a few held-out batches, always the same ones with the same keys."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from t2i_jax import sharding
+from t2i_jax.cluster import processes
+from t2i_jax.data.pipeline import batches, division_of
+from t2i_jax.data.source import EMBEDDED, open_source
+from t2i_jax.errors import UserError
+from t2i_jax.runs.ledger import image_channels
+from t2i_jax.runs.samples import Samples
+from t2i_jax.train.stream import check_batch, placed
+from t2i_jax.train.validation import Validation
+
+_BATCHES, _ROWS = 4, 512  # at most so many batches, and about so many rows in all
+_ALONE = 64  # rows of a batch on one device
+_log = logging.getLogger(__name__)
+
+
+class HeldOutBatches:
+    """The batches of a validation, read when they are first asked for.
+
+    Args:
+      rows: of a batch, for every process those that it reads; None: this process reads them all.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        task: Any,
+        batch_size: int,
+        tokenize: Callable[[list[str]], Any] | None,
+        rows: Sequence[Sequence[int]] | None = None,
+    ):
+        self._samples, self._task, self.batch_size = samples, task, batch_size
+        self._tokenize, self._rows = tokenize, rows
+        self._read: list[Mapping[str, np.ndarray]] | None = None
+        self.told = ""  # the size of the part, once it is read
+
+    def __iter__(self):
+        if self._read is None:
+            self._read = self._all()
+        return iter(self._read)
+
+    def _all(self):
+        count, encoder = self._number(), self._task.text_encoder
+        spec = self._task.batch_spec(self.batch_size)
+        process = jax.process_index() if self._rows else 0
+        stream = batches(
+            self._samples.data,
+            self.batch_size,
+            0,
+            tokenize=self._tokenize,
+            wants=tuple(spec),
+            text_length=None if encoder is None else encoder.max_length,
+            rows=self._rows,
+            process=process,
+            part=self._samples.part,
+            most=count * self.batch_size,
+            channels=image_channels(spec),
+        )
+        mine = len(self._rows[process]) if self._rows else self.batch_size
+        return [check_batch(next(stream), self._task.batch_spec(mine)) for _ in range(count)]
+
+    def _number(self):
+        """As many as there are held-out records for, but few."""
+        data = self._samples.data
+        source = open_source(
+            data.source, image_size=data.image_size, split=data.split, seed=data.seed
+        )
+        division = division_of(data, source)
+        self.told = "" if division is None else division.line()
+        records = len(source) if division is None else division.count
+        most = min(_BATCHES, max(_ROWS // self.batch_size, 1))
+        return max(1, min(most, -(-records // self.batch_size)))
+
+
+def validation_of(recipe: Any, samples: Samples, mesh: Any, tokenize: Any) -> Validation | None:
+    """What `train.validate_every` asks for, on the mesh of the training; None: no validation."""
+    every, is_own = recipe.train.validate_every, recipe.data.source not in EMBEDDED
+    if every is None:
+        every = recipe.train.save_every if is_own else 0
+    if not samples.is_held_out:
+        _tell(
+            f"data.heldout={recipe.data.heldout} holds nothing of {recipe.data.source!r} out, so "
+            "there is no validation loss and no best checkpoint; data.heldout=0.05 holds out a "
+            "twentieth of the captions."
+        )
+        return None
+    if not every:
+        return None
+    size, task = recipe.train.batch_size, recipe.task
+    rows = sharding.rows_of_processes(mesh, size)
+    held = HeldOutBatches(samples, task, size, tokenize, rows)
+    try:
+        count = len(list(held))  # before anything trains
+    except UserError as error:
+        _tell(f"there is no validation loss: {error}")
+        return None
+    if is_own:
+        _tell(f"held out: {held.told}; validation every {every} steps, on {count * size} of them")
+    program = jax.jit(task.validate, out_shardings=sharding.replicated(mesh))
+
+    def measure(state, frozen):
+        put = functools.partial(
+            placed,
+            rows=rows[jax.process_index()],
+            batch_size=size,
+            sharding=sharding.batch_sharding(mesh),
+        )
+        weights = {**state.params, **state.ema}
+        with jax.set_mesh(mesh):
+            return _mean(
+                program(weights, state.stats, frozen, put(batch), key, state.step)
+                for batch, key in zip(held, _keys())
+            )
+
+    return Validation(every, measure, task.validated_by)
+
+
+def validate(
+    recipe: Any, samples: Samples, params: Any, stats: Any, frozen: Any, step: int, tokenize: Any
+) -> Mapping[str, float]:
+    """The same metrics of trained weights, on one device."""
+    task, size = recipe.task, min(recipe.train.batch_size, _ALONE)
+    program = jax.jit(task.validate)
+    held = HeldOutBatches(samples, task, size, tokenize)
+    return _mean(
+        program(params, stats, frozen, dict(batch), key, np.int32(step))
+        for batch, key in zip(held, _keys())
+    )
+
+
+def _tell(sentence):
+    if processes.is_first():
+        _log.warning("%s", sentence)
+
+
+def _keys():
+    number = 0
+    while True:
+        yield jax.random.fold_in(jax.random.key(0), number)
+        number += 1
+
+
+def _mean(found):
+    """Means of metrics over batches."""
+    found = [{name: float(value) for name, value in metrics.items()} for metrics in found]
+    return {name: float(np.mean([metrics[name] for metrics in found])) for name in found[0]}

@@ -1,0 +1,138 @@
+"""An own folder from the held-out part to the page: validation while training, the best checkpoint,
+`t2i eval`, `t2i export --step best`, report.html.
+"""
+
+import dataclasses
+import json
+import re
+
+import chex
+import numpy as np
+import pytest
+from PIL import Image
+
+from t2i_jax import runs
+from t2i_jax.data.pipeline import batches
+from t2i_jax.errors import UserError
+from t2i_jax.runs.plot import plot
+from t2i_jax.runs.recipe import changed
+from t2i_jax.runs.samples import held_out
+from tests.e2e import tiny
+from tests.e2e.command import inside
+
+_THINGS = ("кошка", "a red ball", "猫", "a tree & <b>leaves</b>", "une maison", "boat", "sun")
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawings")
+    for i, (thing, shade) in enumerate((t, s) for t in _THINGS for s in (40, 120, 200)):
+        Image.new("RGB", (16, 16), (shade, 10 * i, 255 - 10 * i)).save(folder / f"{i:02d}.png")
+        (folder / f"{i:02d}.txt").write_text(f"{thing} {i % 2}", encoding="utf-8")
+    return folder
+
+
+def _recipe(drawings, share):
+    data = [f"data.source=folder:{drawings}", f"data.heldout={share}"]
+    part = [f"tokenizer.{assignment}" for assignment in data]
+    recipe = changed(tiny.get_config(), [*data, *part, "train.keep=1", "tokenizer.train.keep=1"])
+    evaluation = dataclasses.replace(recipe.evaluation, judge=None, pictures=4)
+    train = dataclasses.replace(recipe.train, eval_every=4)
+    return dataclasses.replace(recipe, evaluation=evaluation, train=train)
+
+
+@pytest.fixture(scope="module")
+def trained(drawings, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("own") / "run"
+    recipe = _recipe(drawings, 0.2)
+    system = runs.train(recipe, workdir)
+    return recipe, system, workdir
+
+
+def _validated(workdir):
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line for line in lines if "validation/loss" in line}
+
+
+def test_every_stage_is_validated_with_its_checkpoints(trained):
+    _, _, workdir = trained
+    for home, names in ((workdir, ("accuracy",)), (workdir / "tokenizer", ("reconstruction",))):
+        found = _validated(home)
+        assert sorted(found) == [2, 4]  # train.save_every=2
+        for name in ("loss", *names):
+            assert all(np.isfinite(line[f"validation/{name}"]) for line in found.values())
+        told = json.loads((home / "metrics.json").read_text())
+        by = "loss" if home == workdir else "reconstruction"
+        values = {step: line[f"validation/{by}"] for step, line in found.items()}
+        assert told["validation/best_step"] == min(values, key=values.get)
+
+
+def test_eval_measures_the_same_and_prints_it(trained):
+    _, _, workdir = trained
+    logged = _validated(workdir)[4]["validation/loss"]
+    out = inside("eval", workdir).stdout
+    assert f"validation/loss: {logged:.4g}" in out and "validation/accuracy: " in out
+    # computed anew from the folder, as another source of data would have it
+    out = inside("eval", workdir, "data.threads=1").stdout
+    again = float(re.search(r"validation/loss: (\S+)", out)[1])
+    assert again == pytest.approx(logged, rel=1e-3)
+    assert (workdir / "samples" / "heldout.png").is_file()
+    assert not (workdir / "samples" / "training.png").exists()
+
+
+def test_the_best_step_is_loaded_evaluated_and_exported(trained, tmp_path):
+    _, _, workdir = trained
+    best = int(json.loads((workdir / "metrics.json").read_text())["validation/best_step"])
+    inside("export", workdir, tmp_path / "system", "--step", "best")
+    theirs = runs.load(tmp_path / "system").weights["parti"]["decoder"]
+    for ours in (runs.load(workdir, step="best"), runs.load(workdir, step=best)):
+        chex.assert_trees_all_equal(ours.weights["parti"]["decoder"], theirs)
+    assert "validation/loss" in inside("eval", workdir, "--step", best).stdout
+    told = inside("export", workdir, tmp_path / "x", "--step", "beste", status=2).stderr
+    assert "step='beste' is no step; give best" in told
+    with pytest.raises(UserError, match="an exported system, which has one step"):
+        runs.load(tmp_path / "system", step="best")
+
+
+def test_what_the_run_is_looked_at_with_was_never_trained_on(trained, drawings):
+    recipe, _, _ = trained
+    captions = set(held_out(recipe)(6, ("caption",))["caption"])
+    every = {path.read_text(encoding="utf-8") for path in drawings.glob("*.txt")}
+    stream = batches(recipe.data, 5, 0, wants=("caption",), repeat=False)
+    seen = {caption for batch in stream for caption in batch["caption"]}
+    assert captions and not captions & seen and captions | seen == every
+
+
+def test_every_run_has_a_page_of_its_own(trained):
+    recipe, _, workdir = trained
+    inside("report", workdir, "--sweep")
+    for home in (workdir, workdir / "tokenizer"):
+        page = (home / "report.html").read_text(encoding="utf-8")
+        assert "<svg" in page and "validation/loss" in page and "learning rate" in page
+        assert "norm of the gradient" in page and "folder:" in page and "Commands" in page
+        assert "='http" not in page and '="http' not in page and "<script" not in page
+    page = (workdir / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") >= 2 and "The part tokenizer" in page
+    assert "Guidance and temperature" in page and "While it trained" in page
+    assert "--step best" in page and "PartiTask" in page and "batch_size" in page
+
+
+def test_a_run_without_a_held_out_part_says_so(drawings, tmp_path, caplog, capfd):
+    recipe = _recipe(drawings, 0.0).parts["tokenizer"]
+    system = runs.train(recipe, tmp_path / "run")
+    assert sum("data.heldout=0.0 holds nothing" in one for one in caplog.messages) == 1
+    assert not _validated(tmp_path / "run")
+    found = runs.evaluate(recipe, system, tmp_path / "run")
+    assert "this run has no held-out part" in capfd.readouterr().err
+    assert "reconstruction_psnr" in found and not any("validation" in name for name in found)
+    names = {path.name for path in (tmp_path / "run" / "samples").iterdir()}
+    assert "training.png" in names and "heldout.png" not in names
+
+
+def test_curves_are_drawn_of_any_numbers():
+    for points in ([(1, 2.0)], [(1, 0.0), (2, 0.0)], [(i, 10.0**-i) for i in range(9)],
+                   [(i, float("nan")) for i in range(3)] + [(5, -1e300), (6, 1e300)],
+                   [(i, 1e-9 * i) for i in range(2000)]):  # fmt: skip
+        made = plot("a & b", {"one": points, "two": points[:1]}, marked=2, decades=True)
+        assert made.startswith("<figure") and "nan" not in made and "a &amp; b" in made
+    assert plot("empty", {"one": [(1, float("inf"))]}) == ""

@@ -1,0 +1,106 @@
+"""Validation in the trainer: its lines, the best checkpoint, failures and resuming."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+
+import pytest
+
+from t2i_jax.errors import UserError
+from t2i_jax.train import best
+from t2i_jax.train.checkpoint import load_params
+from t2i_jax.train.loop import Hook, Preempted, fit
+from t2i_jax.train.validation import Validation
+
+from .test_loop import _CONFIG, _TASK
+from .toy import ToyBatches
+
+_SCORES = {1: 5.0, 2: 4.0, 3: 1.0, 4: math.nan, 5: 2.0, 6: 3.0}
+
+
+def _validation(every=1):
+    return Validation(every, lambda state, frozen: {"loss": _SCORES[int(state.step)], "other": 7.0})
+
+
+def _fit(workdir, validation, hooks=(), **changes):
+    config = dataclasses.replace(_CONFIG, **{"keep": 1, "save_every": 6, **changes})
+    return fit(_TASK, ToyBatches(), config, workdir, hooks=hooks, validation=validation)
+
+
+def _steps(workdir):
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def test_the_best_step_is_saved_when_it_comes_and_stays(tmp_path):
+    seen = {}
+    hook = Hook(3, lambda state, step, log: seen.setdefault(step, state.params))
+    _fit(tmp_path, _validation(), hooks=[hook])
+    assert _steps(tmp_path) == [3, 6]
+    config, params, _, _ = load_params(tmp_path, step="best")
+    assert config["train"]["steps"] == 6
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    validated = {line["step"]: line for line in lines if "validation/loss" in line}
+    assert sorted(validated) == [1, 2, 3, 4, 5, 6] and validated[4]["validation/loss"] is None
+    assert validated[5]["validation/loss"] == 2.0 and validated[5]["validation/other"] == 7.0
+    told = json.loads((tmp_path / "metrics.json").read_text())
+    assert (told["validation/best_step"], told["validation/best"]) == (3, 1.0)
+    by_step = load_params(tmp_path, step=3)[1]
+    assert (by_step["first"]["wide"] == params["first"]["wide"]).all()
+    with pytest.raises(UserError, match="step=4 has no checkpoint .*; give best or one of 3, 6"):
+        load_params(tmp_path, step=4)
+
+
+def test_after_a_crash_the_same_step_is_the_best(tmp_path):
+    def crash(state, step, log):
+        raise RuntimeError("the machine is gone")
+
+    with pytest.raises(RuntimeError):
+        _fit(tmp_path, _validation(), hooks=[Hook(5, crash)])
+    assert _steps(tmp_path)[-1] == 3
+    _fit(tmp_path, _validation())  # goes on from the last one
+    assert _steps(tmp_path) == [3, 6]
+    longer = Validation(1, lambda state, frozen: {"loss": 8.5 - int(state.step)})
+    _fit(tmp_path, longer, steps=8, save_every=8)
+    assert _steps(tmp_path) == [8]  # the last is the best now
+
+
+def test_a_step_that_a_stop_saved_unmeasured_is_measured_when_the_run_resumes(tmp_path):
+    """The best by far: stopped in its hooks' place, after which nothing would measure it again."""
+    asked = Hook(3, lambda state, step, log: os.kill(os.getpid(), signal.SIGTERM))
+    quiet = dataclasses.replace(_validation(), every=4)
+    with pytest.raises(Preempted):
+        _fit(tmp_path, quiet, hooks=[asked])
+    assert _steps(tmp_path) == [3] and not best.scores(tmp_path / "checkpoints")
+    _fit(tmp_path, _validation())
+    assert _steps(tmp_path) == [3, 6]
+    assert best.scores(tmp_path / "checkpoints")[3] == 1.0
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if "validation/loss" in line] == [3, 4, 5, 6]
+
+
+def test_a_run_without_scores_has_no_best_and_says_which_steps_there_are(tmp_path):
+    _fit(tmp_path, None, keep=2, save_every=2)
+    assert _steps(tmp_path) == [4, 6]
+    with pytest.raises(UserError, match="step='best': no checkpoint .* was validated; .* 4, 6"):
+        load_params(tmp_path, step="best")
+
+
+def test_validation_goes_by_its_own_metric_and_after_the_last_step():
+    validation = Validation(4, lambda state, frozen: {}, by="reconstruction")
+    assert [validation.is_due(step, step == 6) for step in range(1, 7)] == [
+        False, False, False, True, False, True,
+    ]  # fmt: skip
+    assert validation.score({"loss": 1.0, "reconstruction": 2.0}) == 2.0
+    assert validation.score({"reconstruction": math.inf}) is validation.score({}) is None
+
+
+def test_damaged_scores_are_none(tmp_path):
+    texts = ["{", "[]", '{"score": "x"}', '{"score": 2.5}', '{"score": NaN}', '{"score": true}']
+    for name, text in {**dict(zip("123456", texts)), "7.tmp": "{}"}.items():
+        (tmp_path / name / "data").mkdir(parents=True)
+        (tmp_path / name / "data" / "metadata").write_text(text)
+    (tmp_path / "8").mkdir()
+    assert best.scores(tmp_path) == {4: 2.5} and best.best_of({}) is None
+    assert best.kept([1, 2, 3, 4], 1, {2: 1.0, 3: 1.0, 9: 0.0}) == {2, 4}
