@@ -43,7 +43,7 @@ class HeldOutBatches:
         self._samples, self._task, self.batch_size = samples, task, batch_size
         self._tokenize, self._rows = tokenize, rows
         self._read: list[Mapping[str, np.ndarray]] | None = None
-        self.told = ""  # the size of the part, once it is read
+        self.told, self.records = "", 0  # the size of the part, once it is read
 
     def __iter__(self):
         if self._read is None:
@@ -79,6 +79,7 @@ class HeldOutBatches:
         division = division_of(data, source)
         self.told = "" if division is None else division.line()
         records = len(source) if division is None else division.count
+        self.records = records
         most = min(_BATCHES, max(_ROWS // self.batch_size, 1))
         return max(1, min(most, -(-records // self.batch_size)))
 
@@ -106,8 +107,9 @@ def validation_of(recipe: Any, samples: Samples, mesh: Any, tokenize: Any) -> Va
         _tell(f"there is no validation loss: {error}")
         return None
     if is_own:
-        _tell(f"held out: {held.told}; validation every {every} steps, on {count * size} of them")
-    program = jax.jit(task.validate, out_shardings=sharding.replicated(mesh))
+        used = min(count * size, held.records)
+        _tell(f"held out: {held.told}; validation every {every} steps, on {used} of them")
+    program = jax.jit(_program(task), out_shardings=sharding.replicated(mesh))
 
     def measure(state, frozen):
         put = functools.partial(
@@ -119,8 +121,8 @@ def validation_of(recipe: Any, samples: Samples, mesh: Any, tokenize: Any) -> Va
         weights = {**state.params, **state.ema}
         with jax.set_mesh(mesh):
             return _mean(
-                program(weights, state.stats, frozen, put(batch), key, state.step)
-                for batch, key in zip(held, _keys())
+                program(weights, state.stats, frozen, put(batch), np.int32(number), state.step)
+                for number, batch in enumerate(held)
             )
 
     return Validation(every, measure, task.validated_by)
@@ -131,11 +133,11 @@ def validate(
 ) -> Mapping[str, float]:
     """The same metrics of trained weights, on one device."""
     task, size = recipe.task, min(recipe.train.batch_size, _ALONE)
-    program = jax.jit(task.validate)
+    program = jax.jit(_program(task))
     held = HeldOutBatches(samples, task, size, tokenize)
     return _mean(
-        program(params, stats, frozen, dict(batch), key, np.int32(step))
-        for batch, key in zip(held, _keys())
+        program(params, stats, frozen, dict(batch), np.int32(number), np.int32(step))
+        for number, batch in enumerate(held)
     )
 
 
@@ -144,11 +146,14 @@ def _tell(sentence):
         _log.warning("%s", sentence)
 
 
-def _keys():
-    number = 0
-    while True:
-        yield jax.random.fold_in(jax.random.key(0), number)
-        number += 1
+def _program(task):
+    """`task.validate` with the key of a batch's number, the same in every process."""
+
+    def program(params, stats, frozen, batch, number, step):
+        key = jax.random.fold_in(jax.random.key(0), number)
+        return task.validate(params, stats, frozen, batch, key, step)
+
+    return program
 
 
 def _mean(found):
