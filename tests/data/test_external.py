@@ -1,5 +1,6 @@
 """Sets of other packages, made here as tiny ones on disk; TensorFlow is not needed to read them."""
 
+import collections
 import pickle
 import sys
 
@@ -114,7 +115,7 @@ def count_bad(source, **more):
     return sum(len(batch["caption"]) for batch in stream), stream.bad.by_reason
 
 
-REASONS = {reason: 1 for *_, reason in BAD.values()}
+REASONS = collections.Counter(reason for *_, reason in BAD.values())
 
 
 def test_tfds_bad_samples_are_counted(tmp_path):

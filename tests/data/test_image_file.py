@@ -19,7 +19,7 @@ from t2i_jax.data.crop import crop, resized, told
 from t2i_jax.data.image_file import decode, file_bytes, looks_like_image, read, read_mask
 from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
-from tests.data.hostile import encode, photo
+from tests.data.hostile import CONVERTED, damaged, encode, photo
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore:Image size")
 
@@ -276,6 +276,19 @@ def test_a_truncated_file_is_refused_wherever_it_ends(kind):
 )
 def test_what_is_no_image_is_named(data, reason):
     assert _reason(decode, data, "x") == reason
+
+
+_FILES = [encode(photo(), kind) for kind in image_file.FORMATS]
+
+
+@given(damaged(*_FILES, *(data for _, data in CONVERTED.values())), st.sampled_from([1, 3, 4]))
+def test_a_damaged_file_is_an_image_or_a_bad_sample(data, channels):
+    try:
+        pixels = decode(data, "x", channels)
+    except BadSample as bad:
+        assert bad.name == "x"
+    else:
+        assert pixels.dtype == np.uint8 and pixels.shape[2:] == (channels,)
 
 
 def test_no_other_program_is_started_for_a_strangers_file(monkeypatch):

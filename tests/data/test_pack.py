@@ -13,6 +13,8 @@ from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
 from tests.data.hostile import BAD, BAD_CAPTIONS, CONVERTED, encode, photo
 
+COUNT = 4 + len(CONVERTED)
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -31,12 +33,17 @@ def test_what_comes_back_is_what_went_in(folder, tmp_path):
     source, out = FolderSource(str(folder)), tmp_path / "packed"
     manifest = pack(source, out, name="folder:photos", shard_bytes=1000)
     packed = PackedSource(str(out))
-    assert len(packed) == len(source) == manifest["count"] == 10 and manifest["bad"] == {}
-    for i in range(10):
+    assert len(packed) == len(source) == manifest["count"] == COUNT and manifest["bad"] == {}
+    for i in range(COUNT):
         assert packed[i]["caption"] == source[i]["caption"]
-        np.testing.assert_array_equal(packed[i]["image"], source[i]["image"])
+        for channels in (1, 3, 4):  # what is seen; the colour of what is clear is free
+            found, wanted = (one.in_channels(channels)[i]["image"] for one in (packed, source))
+            seen = wanted[..., -1:] > 0 if channels == 4 else True
+            np.testing.assert_array_equal(found * seen, wanted * seen)
     assert packed.file(0)[0] == (folder / "0.png").read_bytes()  # as it was
-    assert len(manifest["shards"]) > 2 and sum(shard["count"] for shard in manifest["shards"]) == 10
+    assert (
+        len(manifest["shards"]) > 2 and sum(shard["count"] for shard in manifest["shards"]) == COUNT
+    )
     names = sorted(path.name for path in out.iterdir())
     total = len(manifest["shards"])
     assert names == [
@@ -49,7 +56,7 @@ def test_what_comes_back_is_what_went_in(folder, tmp_path):
     )
     again = pack(packed, tmp_path / "again", name="arrayrecord:packed")
     assert (
-        again["count"] == 10
+        again["count"] == COUNT
         and PackedSource(str(tmp_path / "again")).file(9)[0] == packed.file(9)[0]
     )
 
@@ -93,8 +100,10 @@ def test_bad_samples_are_left_out_and_counted_by_reason(folder, tmp_path):
     manifest = pack(source, tmp_path / "out", name="x", max_bad_rate=0.5)
     reasons = [reason for *_, reason in BAD.values()] + list(BAD_CAPTIONS.values())
     assert manifest["bad"] == {reason: reasons.count(reason) for reason in reasons}
-    assert manifest["count"] == 10 and len(manifest["bad_names"]) == 5
-    with pytest.raises(UserError, match=r"7 of 17 samples cannot be used \(bad0.png"):
+    assert manifest["count"] == COUNT and len(manifest["bad_names"]) == 5
+
+    says = r"\d of \d+ samples cannot be used \(bad0.png"
+    with pytest.raises(UserError, match=says):
         pack(source, tmp_path / "none", name="x", max_bad_rate=0.1)
     with pytest.raises(UserError, match="no sample that can be used"):
         bad = tmp_path / "bad"

@@ -1,5 +1,6 @@
 """Tar shards: what is one sample, captions of three kinds, and archives that end too soon."""
 
+import contextlib
 import io
 import json
 import os
@@ -8,12 +9,13 @@ import tarfile
 
 import numpy as np
 import pytest
+from hypothesis import given
 
 from t2i_jax.data.pipeline import DataConfig, batches
 from t2i_jax.data.source import BadSample
 from t2i_jax.data.webdataset import WebDatasetSource
 from t2i_jax.errors import UserError
-from tests.data.hostile import BAD, BAD_CAPTIONS, CONVERTED, encode, photo
+from tests.data.hostile import BAD, BAD_CAPTIONS, CONVERTED, damaged, encode, photo
 
 
 def write(path, members):
@@ -230,6 +232,31 @@ def test_a_size_that_cannot_be_ends_the_archive_there(tmp_path, kind, size):
     assert [source[i]["caption"][-1] for i in range(2)] == ["1", "2"]
     for i in range(2, len(source)):
         assert reason(source, i, "without_caption") in ("truncated archive", "file too large")
+
+
+def _archive():
+    """Bytes of an archive whose names are so long that they have headers of their own."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, data in good([1, 2]):
+            member = tarfile.TarInfo("\xe9" * 120 + name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return made.getvalue()
+
+
+@given(damaged(_archive()))
+def test_a_damaged_archive_is_read_or_refused(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "damaged.tar"
+    path.write_bytes(data)
+    try:
+        source = WebDatasetSource(str(path))
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    for i in range(len(source)):
+        with contextlib.suppress(BadSample):
+            source[i]
 
 
 def test_patterns_are_bounded_by_what_is_there(shards):
