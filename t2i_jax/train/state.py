@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,10 +15,12 @@ from jax.sharding import Mesh
 
 from t2i_jax import sharding
 from t2i_jax.errors import UserError
-from t2i_jax.train import optim
+from t2i_jax.train import on_host, optim
 from t2i_jax.train.background import compile_in_background
 from t2i_jax.train.config import TrainConfig
 from t2i_jax.types import Key, Task, TrainState
+
+_MOST_ON_HOST = 2**27  # numbers of a state; a larger one is worth a compiler
 
 
 def init_state(
@@ -51,14 +54,19 @@ def start_of(
 
 
 def first(start: Callable[[Key], TrainState], shardings: Any, seed: int) -> TrainState:
-    """The state before the first step as arrays.
+    """The state before the first step as arrays, the same bits on all ways.
 
     Args:
       shardings: of its arrays.
     """
     key = jax.random.key(seed)
-    lowered = jax.jit(start, out_shardings=shardings).lower(key)
-    program = compile_in_background(lowered)
+    if jax.default_backend() == "cpu" and jax.process_count() == 1:
+        leaves = jax.tree.leaves(jax.eval_shape(start, key))
+        with contextlib.suppress(on_host.Unable):
+            if sum(leaf.size for leaf in leaves) <= _MOST_ON_HOST:
+                # memory of their own: the step gives it away
+                return jax.device_put(on_host.evaluate(start, key), shardings, may_alias=False)
+    program = compile_in_background(jax.jit(start, out_shardings=shardings).lower(key))
     assert program is not None  # nobody gave it up
     return program(key)
 
