@@ -5,6 +5,7 @@ Work is cut off where it would begin: what was parsed goes as far as the checks 
 recipes, and no further. HYPOTHESIS_PROFILE=long looks for longer.
 """
 
+import json
 import pathlib
 import re
 import subprocess
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from t2i_jax import runs
 from t2i_jax.cli import main as cli
 from t2i_jax.runs import check as checks
-from t2i_jax.runs.recipe import Recipe
+from t2i_jax.runs.recipe import Recipe, recipe_to_dict
 from tests.e2e.command import inside, t2i_command
 from tests.toy_system import recipe as toy
 
@@ -127,6 +128,31 @@ def test_no_command_makes_a_trace(words):
 def test_no_override_makes_a_trace(path, value):
     _ends(["train", _RECIPE, f"{path}={value}"])
     _ends(["config", _RECIPE, f"{path}={value}"])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder that says what it would be a run of, without weights."""
+    place = tmp_path_factory.mktemp("run")
+    (place / "system.json").write_text(json.dumps(recipe_to_dict(toy.get_config())))
+    return place
+
+
+_sampling = st.sampled_from(
+    "--guidance --noise --count --seed --out --mesh --upscale --prompts --batch-size --gui".split()
+)
+
+
+@pytest.mark.usefixtures("no_work")
+@_SHARED
+@given(words=st.lists(_sampling | _value, max_size=6))
+@example(words=["a red circle", "--guidance", "2", "--count", "3"])
+def test_no_options_of_sampling_make_a_trace(run, words, monkeypatch):
+    def begins(*_, **__):
+        raise _Begins
+
+    monkeypatch.setattr(runs, "load", begins)
+    _ends(["sample", run, *words])
 
 
 @pytest.mark.parametrize(
