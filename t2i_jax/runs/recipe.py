@@ -211,15 +211,22 @@ def reach(recipe: Recipe, assignments: Sequence[str]) -> Iterator[str]:
         for name, part in recipe.parts.items()
         if isinstance(part, Recipe) and not (from_init and part.init is None)
     ]
-    kind = type(recipe.task).__name__
-    for assignment in assignments:
-        path = assignment.partition("=")[0].strip().lstrip("-")
-        if stages and path.partition(".")[0] in ("train", "data"):
-            others = " and ".join(f"{name}.{path}" for name in stages)
-            yield (
-                f"{path} is set for {kind} alone; {others} for the stage before it, *.{path} for "
-                "all."
-            )
+    paths = [assignment.partition("=")[0].strip().lstrip("-") for assignment in assignments]
+    named = {path.removeprefix("parts.") for path in paths}
+    alone = [
+        path
+        for path in dict.fromkeys(paths)
+        if path.partition(".")[0] in ("train", "data")
+        and f"*.{path}" not in named
+        and not {f"{name}.{path}" for name in stages} <= named
+    ]
+    if stages and alone:
+        first, is_are = alone[0], "is" if len(alone) == 1 else "are"
+        others = " and ".join(f"{name}.{first}" for name in stages)
+        yield (
+            f"{', '.join(alone)} {is_are} set for {type(recipe.task).__name__} alone; {others} for "
+            f"the stage before it, *.{first} for all."
+        )
 
 
 def _everywhere(recipe, path):

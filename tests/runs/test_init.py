@@ -132,9 +132,10 @@ def test_a_setting_says_which_stage_it_reaches():
         for new in (changed(recipe, [rate]), changed(recipe, [f"*.{rate}"]))
     ]
     assert rates == [(0.5, 3e-4), (0.5, 0.5)]
-    [sentence] = reach(recipe, [rate, "task.image_size=8", "mean.train.steps=3", f"*.{rate}"])
-    assert sentence.startswith("train.optim.learning_rate is set for ToyTask alone; mean.train.")
-    assert "*.train.optim.learning_rate for all" in sentence
+    [sentence] = reach(recipe, [rate, "task.image_size=8", "mean.train.steps=3", "data.seed=1"])
+    assert sentence.startswith("train.optim.learning_rate, data.seed are set for ToyTask alone; ")
+    assert "mean.train.optim.learning_rate for the stage before it, *.train.optim" in sentence
+    assert not list(reach(recipe, [rate, f"mean.{rate}", f"*.{rate}"]))
     assert not list(reach(changed(recipe, ["mean=runs/a"]), [rate]))
     with pytest.raises(UserError, match="parts.mean.task.text"):
         changed(recipe, ["*.task.text=None"])
