@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import pathlib
 import shutil
@@ -37,6 +38,18 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         temporary.replace(path)
     finally:
         _remove(temporary)
+
+
+def set_aside(path: pathlib.Path) -> pathlib.Path:
+    """Gives what is at `path` a free name beside it, `path.0` or a higher number, and returns that.
+
+    Raises:
+      OSError: the file system refuses.
+    """
+    names = (path.with_name(f"{path.name}.{i}") for i in itertools.count())
+    free = next(name for name in names if not os.path.lexists(name))
+    path.rename(free)
+    return free
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:

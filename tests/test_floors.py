@@ -14,7 +14,9 @@ _PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "t2i_jax"
 
 # The floors that each part may import from; a part may always import from itself, except where
 # `_ALONE` says so.
-_LOW = {"config", "types", "errors", "cluster", "files", "typeset", "paths", "words"}
+_LOW = {
+    "config", "types", "errors", "cluster", "files", "typeset", "paths", "words", "terminal",
+}  # fmt: skip
 _ALLOWED = {
     "config": _LOW,
     "types": _LOW,
@@ -23,6 +25,7 @@ _ALLOWED = {
     "files": _LOW,
     "words": _LOW,
     "paths": _LOW,
+    "terminal": _LOW,
     "typeset": _LOW,
     "foreign": _LOW,
     "pixels": _LOW,

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from t2i_jax import __version__
 from t2i_jax.errors import Preempted, UserError
+from t2i_jax.terminal import forgive
 
 _MALLOC = (  # one heap, which gives nothing back by itself (glibc on Linux)
     "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=8589934592"
@@ -36,12 +37,13 @@ def main() -> None:
     """One command, from `sys.argv`.
 
     Exit status: 0 done; 2 a mistake in what was given (one sentence says which); 75 stopped by
-    SIGTERM or SIGINT after saving, the same command resumes; 130 interrupted at once by a second
-    SIGINT; 1 anything else, with a stack trace.
+    SIGTERM, SIGHUP or SIGINT after saving, the same command resumes; 130 interrupted at once by a
+    second SIGINT; 1 anything else, with a stack trace.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # XLA's own log, which asks a user to file a bug when it compiles for long; errors are raised
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    forgive()
     try:
         _run(sys.argv[1:])
     except (UserError, Preempted) as error:

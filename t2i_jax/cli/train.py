@@ -32,7 +32,7 @@ def train(
         file in it in Perfetto.
     """
     from t2i_jax import paths, runs
-    from t2i_jax.cluster import processes
+    from t2i_jax.cluster import lock, processes
     from t2i_jax.runs.recipe import changed, load_recipe, reach, with_mesh
     from t2i_jax.train.profile import Profile
 
@@ -41,8 +41,10 @@ def train(
         recipe = with_mesh(changed(load_recipe(config), overrides), mesh)
         usual = pathlib.Path("runs") / f"{config.resolve().parent.name}-{config.stem}"
         workdir = paths.folder("workdir", workdir or usual)
-        system = runs.train(recipe, workdir, profile=traced, notes=tuple(reach(recipe, overrides)))
-        metrics = runs.evaluate(recipe, system, workdir)
+        with lock.held(workdir):
+            notes = tuple(reach(recipe, overrides))
+            system = runs.train(recipe, workdir, profile=traced, notes=notes)
+            metrics = runs.evaluate(recipe, system, workdir)
         if processes.is_first():
             for name, value in metrics.items():
                 print(f"{name}: {value:.4g}")

@@ -7,7 +7,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import sys
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +14,9 @@ from typing import Any
 import jax
 from jax._src import cloud_tpu_init
 
+from t2i_jax.cluster import lines, register
 from t2i_jax.errors import Preempted, UserError
+from t2i_jax.terminal import say
 
 _PLAIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _SLURM = (
@@ -44,12 +45,30 @@ def start() -> None:
     late.daemon = True
     late.start()
     try:
+        found = {**found, **_entered(found)}
         jax.distributed.initialize(**found, initialization_timeout=_PATIENCE + 60)
+    except UserError:
+        raise
     except (RuntimeError, ValueError, OSError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{_description(found)} does not start ({first}); {_REMEDY}.") from error
     finally:
         late.cancel()
+
+
+def _entered(found):
+    """Enters a process whose number a person gave, and says where process 0 listens."""
+    if "process_id" not in found:
+        return {}
+    host, _, port = found["coordinator_address"].rpartition(":")
+    host = host.strip("[]")
+    register.enter(host, int(port), found["process_id"], found["num_processes"])
+    address = lines.bound(host) if found["process_id"] == 0 else None
+    if address is None:
+        return {}
+    return {
+        "coordinator_bind_address": f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    }
 
 
 def detect() -> Mapping[str, Any] | None:
@@ -99,7 +118,7 @@ def _plain(given):
             )
     address, count, process = given.values()
     host, _, port = address.rpartition(":")
-    if not host or not _is_number(port) or int(port) >= 2**16:
+    if not host or not _is_number(port) or not 0 < int(port) < 2**16:
         raise UserError(
             f"JAX_COORDINATOR_ADDRESS={address!r} is no address; give process 0's, as host:port."
         )
@@ -174,9 +193,5 @@ def _description(found):
 
 
 def _give_up(found):
-    print(
-        f"t2i: {_description(found)} has waited {_PATIENCE} s for the others; {_REMEDY}.",
-        file=sys.stderr,
-        flush=True,
-    )
+    say(f"t2i: {_description(found)} has waited {_PATIENCE} s for the others; {_REMEDY}.")
     os._exit(Preempted.status)  # perhaps one of them has just failed, and all start again

@@ -23,7 +23,9 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from t2i_jax.cluster.lines import Lines, listen, server
 from t2i_jax.errors import Preempted, UserError
+from t2i_jax.terminal import say
 
 _SILENCE = 40  # seconds after which a machine that answers nothing at all is lost
 # seconds in which it shows whether an error of this process comes from another one's end
@@ -96,12 +98,13 @@ class Peers:
             _notice_silence(self._socket)
             hello = {"process": self.process, "host": socket.gethostname(), "pid": os.getpid()}
             self._send({**hello, "token": address["token"]})
-            self._lines = self._socket.makefile("r")
-            self.everyone: Sequence[Mapping[str, Any]] = json.loads(self._lines.readline())[
-                "everyone"
-            ]
             self._socket.settimeout(None)
-        except (OSError, ValueError, KeyError):
+            self._lines = iter(Lines(self._socket))
+            told = next(self._lines)
+            if "refused" in told:
+                self._end(UserError.status, f"t2i: {told['refused']}")
+            self.everyone: Sequence[Mapping[str, Any]] = told["everyone"]
+        except (OSError, ValueError, KeyError, StopIteration):
             self._end(
                 Preempted.status,
                 "t2i: a process was lost while all joined; start the same command again.",
@@ -114,12 +117,11 @@ class Peers:
 
     def _listen(self):
         try:
-            for line in self._lines:
-                message = json.loads(line)
+            for message in self._lines:
                 self._hear(message)
                 if self._leaving and "values" in message:
                     return
-        except OSError:
+        except (OSError, ValueError):
             pass
         self._lost(0)
 
@@ -148,8 +150,8 @@ class Peers:
         Of two threads the first counts.
         """
         self._ending.acquire()
-        with contextlib.suppress(OSError):  # nobody reads it
-            print(f"\n{said}", file=sys.stderr, flush=True)
+        say(f"\n{said}")
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads it
             sys.stdout.flush()
         for worker in multiprocessing.active_children():
             worker.kill()
@@ -169,11 +171,7 @@ class Hub:
 
     def __init__(self, host: str, count: int):
         """Args: host: the name of this machine for the others. count: of processes."""
-        dual = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if dual else socket.AF_INET
-        self._server = socket.create_server(
-            ("", 0), family=family, dualstack_ipv6=dual, backlog=count
-        )
+        self._server = server(host, 0, count)
         self.address = {
             "host": host,
             "port": self._server.getsockname()[1],
@@ -184,7 +182,7 @@ class Hub:
         self._everyone: dict[int, Mapping[str, Any]] = {}
         self._connections: dict[int, socket.socket] = {}
         self._values: dict[int, Any] = {}
-        threading.Thread(target=self._accept, daemon=True, name="hub").start()
+        listen(self._server, self._serve)
 
     def wait_until_alone(self, seconds: float) -> None:
         """Until no other process is connected, or the time has passed."""
@@ -192,31 +190,28 @@ class Hub:
         while len(self._connections) > 1 and time.monotonic() < end:
             time.sleep(0.02)
 
-    def _accept(self):
-        while True:
-            connection, _ = self._server.accept()
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection):
+    def _serve(self, connection, known):
         _notice_silence(connection)
-        lines = connection.makefile("r")
-        try:
-            who = json.loads(lines.readline())
-            if who.pop("token") != self.address["token"]:
-                return
-        except Exception:  # whoever that was
+        lines = Lines(connection)
+        who = lines.first()
+        if not secrets.compare_digest(str(who.pop("token")), self.address["token"]):
             return
+        known()
         process, left = who["process"], False
         with self._lock:
+            if process in self._everyone:
+                there = self._everyone[process]
+                told = f"process {process} is there already ({there['host']}, pid {there['pid']})"
+                _send(connection, {"refused": f"{told}; give every process a number of its own."})
+                return
             self._everyone[process], self._connections[process] = who, connection
             if len(self._everyone) == self._count:
                 self._send_all({"everyone": [self._everyone[i] for i in range(self._count)]})
         try:
-            for line in lines:
-                message = json.loads(line)
+            for message in lines:
                 left |= "leaves" in message
                 self._take(process, message)
-        except OSError:
+        except (OSError, ValueError):
             pass
         with self._lock:
             del self._connections[process]
@@ -242,10 +237,13 @@ class Hub:
             self._send_all(message)
 
     def _send_all(self, message):
-        line = json.dumps(message).encode() + b"\n"
         for connection in self._connections.values():
-            with contextlib.suppress(OSError):  # that one's own thread sees it
-                connection.sendall(line)
+            _send(connection, message)
+
+
+def _send(connection, message):
+    with contextlib.suppress(OSError):  # the thread that reads from it sees it
+        connection.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _notice_silence(connection):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -17,12 +19,15 @@ from typing import Any
 import jax
 from jax._src import distributed
 
-from t2i_jax.cluster import environment
+from t2i_jax.cluster import environment, register, signals
 from t2i_jax.cluster.peers import Hub, Peers
 from t2i_jax.config import differences
 from t2i_jax.errors import Preempted, UserError
+from t2i_jax.terminal import say
 
+_INTERRUPTED = 130  # the status of a process that Ctrl-C has ended
 _peers: Peers | None = None
+_answered, _has_to_save = threading.Event(), threading.Event()
 
 
 @contextlib.contextmanager
@@ -47,6 +52,7 @@ def joined() -> Iterator[None]:
             yield
             return
         peers = _peers = _connect()
+        register.joined()
         try:
             yield
         except BaseException as error:
@@ -105,6 +111,16 @@ def check_same(given: Mapping[str, Any], what: str, remedy: str) -> None:
             raise UserError(f"{who} has {what} than process 0 ({listed}); {remedy}.")
 
 
+@contextlib.contextmanager
+def something_to_save() -> Iterator[None]:
+    """Within, a signal waits for what is computed; without, it ends the process at once."""
+    _has_to_save.set()
+    try:
+        yield
+    finally:
+        _has_to_save.clear()
+
+
 def asked_to_stop() -> bool:
     """Whether any process was asked to stop; they may hear of it at different times."""
     return _peers is not None and _peers.stop.is_set()
@@ -112,6 +128,7 @@ def asked_to_stop() -> bool:
 
 def ask_to_stop() -> None:
     """Lets every process know that this one was asked to stop."""
+    _answered.set()
     if _peers is not None:
         _peers.ask_to_stop()
 
@@ -122,21 +139,46 @@ class _Signalled(Preempted):
 
 @contextlib.contextmanager
 def _signals():
+    interrupts = 0
+
     def hear(number, frame):
-        for each in old:
-            signal.signal(each, signal.SIG_IGN)
+        if _answered.is_set():
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        _answered.set()
+        signals.stop()
         raise _Signalled(
-            f"stopped by {signal.Signals(number).name}; start the same command again to resume."
+            f"stopped by {signals.name(number)}; start the same command again to resume."
         )
 
-    old = {}
-    if threading.current_thread() is threading.main_thread():
-        old = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    def heard(number):
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        if interrupts > 1:
+            _end(_INTERRUPTED, "interrupted again, so nothing more was saved; the newest")
+
+    def unanswered(number):
+        name = signals.name(number)
+        if _has_to_save.is_set():
+            say(f"{name}: answered as soon as what is computed now is done; Ctrl-C ends at once")
+        elif _peers is not None:
+            _peers.fail(_Signalled(f"stopped by {name}; start the same command again to resume."))
+        else:
+            _end(Preempted.status, f"stopped by {name}, there was nothing to save; the newest")
+
+    _answered.clear()
+    _has_to_save.clear()
+    with signals.handled(hear), signals.watched(heard, unanswered, _answered):
         yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+
+
+def _end(status, why):
+    """Ends this process while its main thread is inside a library."""
+    say(f"\nt2i: {why} checkpoint stays, start the same command again to resume.")
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os._exit(status)
 
 
 def _connect():

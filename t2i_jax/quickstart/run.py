@@ -25,7 +25,7 @@ from t2i_jax.systems.parti.options import PartiOptions
 from t2i_jax.systems.parti.task import PartiTask
 from t2i_jax.systems.tokenizer.task import TokenizerTask
 from t2i_jax.text.learned import LearnedText
-from t2i_jax.train.log import add_metrics
+from t2i_jax.train.log import add_metrics, metrics_of
 from t2i_jax.train.loop import TrainConfig
 from t2i_jax.train.optim import OptimConfig
 
@@ -35,8 +35,7 @@ _SHOWN = 24  # samples of the report
 def finished(workdir: pathlib.Path) -> Mapping[str, float] | None:
     """The figures of a quickstart that is done; None while it is not."""
     workdir = paths.folder("workdir", workdir)
-    path = workdir / "metrics.json"
-    metrics = json.loads(path.read_text()) if path.is_file() else {}
+    metrics = metrics_of(workdir) or {}
     return (
         metrics if "alignment_heldout" in metrics and (workdir / "report.html").is_file() else None
     )
@@ -73,8 +72,8 @@ class _Clock:
         paths.make("workdir", self.workdir)
 
     def stop(self):
-        path = self.workdir / "metrics.json"
-        earlier = json.loads(path.read_text()).get("seconds", 0.0) if path.is_file() else 0.0
+        earlier = (metrics_of(self.workdir) or {}).get("seconds", 0.0)
+        earlier = earlier if isinstance(earlier, int | float) else 0.0
         add_metrics(self.workdir, {"seconds": earlier + time.perf_counter() - self.start})
 
 

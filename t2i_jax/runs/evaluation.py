@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import functools
 import pathlib
-import sys
 from collections.abc import Mapping
 
 from t2i_jax import paths
-from t2i_jax.cluster import processes
+from t2i_jax.cluster import lock, processes
 from t2i_jax.pixels import save_png
 from t2i_jax.runs import folder as folders
 from t2i_jax.runs.recipe import Recipe
@@ -18,8 +17,9 @@ from t2i_jax.runs.report import lines_of, write_report
 from t2i_jax.runs.samples import held_out
 from t2i_jax.runs.validation import validate
 from t2i_jax.systems.base import System
+from t2i_jax.terminal import say
 from t2i_jax.train.checkpoint import last_step
-from t2i_jax.train.log import add_metrics
+from t2i_jax.train.log import add_metrics, make_folder
 from t2i_jax.train.loop import Hook
 
 _MANY = 2**31 - 1  # updates of a system whose number of updates is not known
@@ -63,19 +63,19 @@ def evaluate(
         return {}
     samples = held_out(recipe)
     if not samples.is_held_out and processes.is_first():
-        print(
+        say(
             f"this run has no held-out part (data.heldout={recipe.data.heldout}), so it is "
-            "measured on images that it was trained on; a new run with data.heldout=0.05 has one.",
-            file=sys.stderr,
+            "measured on images that it was trained on; a new run with data.heldout=0.05 has one."
         )
-    found = system.evaluate(samples, recipe.evaluation)
-    metrics = {_named(name, samples): value for name, value in found.metrics.items()}
-    metrics = {**_validation(recipe, samples, workdir, step), **metrics}
-    for name, sheet in found.sheets.items():
-        _save(workdir / "samples" / f"{_named(name, samples)}.png", sheet)
-    if processes.is_first():
-        add_metrics(workdir, metrics)
-        write_report(workdir, recipe, parts=folders.part_folders(workdir, recipe))
+    with lock.held(workdir):
+        found = system.evaluate(samples, recipe.evaluation)
+        metrics = {_named(name, samples): value for name, value in found.metrics.items()}
+        metrics = {**_validation(recipe, samples, workdir, step), **metrics}
+        for name, sheet in found.sheets.items():
+            _save(workdir / "samples" / f"{_named(name, samples)}.png", sheet)
+        if processes.is_first():
+            add_metrics(workdir, metrics)
+            write_report(workdir, recipe, parts=folders.part_folders(workdir, recipe))
     return metrics
 
 
@@ -120,4 +120,5 @@ def _named(name, samples):
 
 def _save(path, sheet):
     if processes.is_first():
+        make_folder(path.parent)
         save_png(path, sheet)

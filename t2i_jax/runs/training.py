@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from t2i_jax import paths, sharding
-from t2i_jax.cluster import processes
+from t2i_jax.cluster import lock, main_script, processes
 from t2i_jax.data.pipeline import batches
 from t2i_jax.errors import UserError
 from t2i_jax.runs import begin
@@ -65,11 +65,13 @@ def train(
       notes: sentences that are told on stderr once nothing is refused.
 
     Raises:
-      UserError: what was given does not fit together, or the folder holds another run.
+      UserError: what was given does not fit together, or the folder holds another run or is in use
+        by another process.
       Preempted: SIGTERM arrived; the state was saved first.
     """
     if profile is not None and recipe.train is not None:
         profile.check(recipe.train.steps)
+    main_script.check(_workers(recipe))
     workdir = paths.folder("workdir", workdir)
     check(recipe, workdir, given=given)
     for sentence in notes if processes.is_first() else ():
@@ -82,7 +84,12 @@ def _train(recipe, workdir, given, hooks, profile):
     processes.check_same(
         recipe_to_dict(recipe), "another recipe", "give every process the same command"
     )
-    processes.once(lambda: paths.make("workdir", workdir))
+    with lock.held(workdir):
+        return _locked(recipe, workdir, given, hooks, profile)
+
+
+def _locked(recipe, workdir, given, hooks, profile):
+    # parts may train for days before this recipe's own data are read
     if recipe.data is not None and recipe.task.objectives:
         records = {"records": len(_source(recipe.data))}
         source = recipe.data.source
@@ -94,6 +101,14 @@ def _train(recipe, workdir, given, hooks, profile):
         processes.once(lambda: folders.write_joined(workdir, recipe))
         return recipe.task.system({}, {}, parts, {}, None)
     return _fit(recipe, workdir, parts, hooks or preview_hooks, profile)
+
+
+def _workers(recipe):
+    """The most reader processes that this recipe or one of its parts has."""
+    own = 0 if recipe.data is None else recipe.data.workers
+    return max(
+        [own, *(_workers(part) for part in recipe.parts.values() if isinstance(part, Recipe))]
+    )
 
 
 def _fit(recipe, workdir, parts, hooks, profile):

@@ -10,7 +10,8 @@ import glob
 import itertools
 import logging
 import pathlib
-import sys
+import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,9 @@ from etils.epath import gpath
 from t2i_jax import paths
 from t2i_jax.cluster import processes
 from t2i_jax.errors import Preempted, UserError
+from t2i_jax.terminal import say
 from t2i_jax.train import best as bests
+from t2i_jax.train import digests
 from t2i_jax.types import TrainState
 
 _FOLDER = "checkpoints"
@@ -45,7 +48,8 @@ class Checkpoints:
     """The checkpoints of one run's folder.
 
     Saving goes on in the background; a save that a crash cuts short is never seen as a checkpoint.
-    All processes save together, each what its devices hold; each reads by itself.
+    All processes save together, each what its devices hold; each reads by itself. What was saved is
+    opened again, and gets its digests, before an earlier one goes; they are compared at restore.
 
     Args:
       workdir: folder of the run.
@@ -60,6 +64,7 @@ class Checkpoints:
         self.folder = paths.given("workdir", workdir).resolve() / _FOLDER
         me = jax.process_index()
         self._keep, self._scores = keep, dict(bests.scores(self.folder))
+        self._finishing = _Finishing(None, None)
         self._writer: Any = None  # Orbax's manager that saves; None: only reading
         if keep is not None:
             processes.once(lambda: paths.make("workdir", self.folder))
@@ -67,11 +72,7 @@ class Checkpoints:
             processes.check_same(
                 found, f"another folder as workdir={str(workdir)!r}", "give all one that they share"
             )
-            self._writer = self._open(
-                preservation_policy=self,
-                create=True,
-                cleanup_tmp_directories=True,
-            )
+            self._writer = self._open(create=True, cleanup_tmp_directories=True)
         alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
         self._reader = self._open(read_only=True, multiprocessing_options=alone)
 
@@ -109,12 +110,6 @@ class Checkpoints:
         best = self.best()
         return score is not None and (best is None or score < best[1])
 
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        """For Orbax: which checkpoints stay once the newest of them is on disk."""
-        assert self._keep is not None
-        stay = bests.kept([one.step for one in checkpoints], self._keep, self._scores)
-        return [one.step in stay for one in checkpoints]
-
     def save(
         self,
         step: int,
@@ -133,10 +128,12 @@ class Checkpoints:
             better; None: it was not validated.
 
         Raises:
-          UserError: the disk is full (this save or the one before it); earlier checkpoints stay.
+          UserError: the disk is full or what was written can't be read (this save or the one before
+            it); earlier checkpoints stay.
         """
         if step in self._writer.all_steps():
             return
+        self.wait()
         weights, rest = _split(state)
         items = ocp.args.Composite(
             weights=ocp.args.StandardSave(weights),
@@ -149,12 +146,17 @@ class Checkpoints:
         # Without `force` Orbax leaves out a save that comes while another one is still going on.
         with self.full_disk_refused():
             self._writer.save(step, args=items, force=True)
+        self._finishing = _Finishing(self._finish, step)
 
     def wait(self) -> None:
-        """Until everything is on disk."""
+        """Until everything is on disk and has been looked at.
+
+        Raises:
+          UserError: as `save`.
+        """
+        finishing, self._finishing = self._finishing, _Finishing(None, None)
         with self.full_disk_refused():
-            if self._writer is not None:
-                self._writer.wait_until_finished()
+            finishing.wait()
 
     def close(self) -> None:
         """Waits and lets go of the folder."""
@@ -190,7 +192,10 @@ class Checkpoints:
             data=ocp.args.JsonRestore(),
         )
 
+        share = (jax.process_index(), jax.process_count())
+
         def read(step):
+            digests.check(self.folder / str(step), share=share)
             check(self._config(step))
             found = self._reader.restore(step, args=items)
             # Runs of one process once saved its position alone.
@@ -217,6 +222,7 @@ class Checkpoints:
             return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=place)
 
         def read(step):
+            digests.check(self.folder / str(step), ("weights", "config"))
             saved = self._reader.item_metadata(step).weights.tree
             target = jax.tree.map(lambda entry: lying(entry, device), saved)
             for name in ("params", "ema") if places is not None else ():
@@ -234,7 +240,12 @@ class Checkpoints:
 
         No array is read.
         """
-        return self._newest(self._config)
+
+        def read(step):
+            digests.check(self.folder / str(step), ("config",))
+            return self._config(step)
+
+        return self._newest(read)
 
     @contextlib.contextmanager
     def full_disk_refused(self) -> Iterator[None]:
@@ -254,6 +265,34 @@ class Checkpoints:
                 f"the disk of {str(self.folder)!r} is full, so the newest step was not saved; "
                 f"{kept}: free space and start the same command again."
             ) from error
+
+    def _finish(self, step):
+        """Waits for a save; then it is looked at, and counts, and older ones go."""
+        self._writer.wait_until_finished()
+        if processes.is_first():
+            self._reader.reload()
+            try:
+                self._reader.item_metadata(step)  # opens every array
+            except Exception as error:  # whatever what was not written makes the libraries raise
+                raise self._unreadable(step, error) from error
+        digests.write(self.folder / str(step), jax.process_index())
+        if processes.is_first():
+            stay = bests.kept(self._on_disk(), self._keep, self._scores)
+            for old in set(self._on_disk()) - stay:
+                # under a name that the next start sweeps away
+                gone = self.folder / f"{old}.orbax-checkpoint-tmp"
+                (self.folder / str(old)).rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
+
+    def _unreadable(self, step, error):
+        free = self._set_aside(step)
+        before = self._on_disk()
+        kept = f"that of step {max(before)} stays" if before else "there is no earlier one"
+        return UserError(
+            f"the checkpoint of step {step} can't be read back ({_first_line(error)}), it is kept "
+            f"in {str(free)!r}; {kept}: look at the disk of {str(self.folder)!r}, and start the "
+            "same command again."
+        )
 
     def _open(self, **options):
         handlers = {
@@ -338,23 +377,48 @@ class Checkpoints:
             "instead"
         )
         if self._writer is None:
-            print(f"{sentence}.", file=sys.stderr)
+            say(f"{sentence}.")
             return
 
         def move():
-            home = self.folder.with_name("unreadable")
-            home.mkdir(exist_ok=True)
-            free = next(
-                home / f"{broken}.{i}"
-                for i in itertools.count()
-                if not (home / f"{broken}.{i}").exists()
-            )
-            (self.folder / str(broken)).rename(free)
-            print(f"{sentence}, the damaged one is kept in {str(free)!r}.", file=sys.stderr)
+            free = self._set_aside(broken)
+            say(f"{sentence}, the damaged one is kept in {str(free)!r}.")
 
         processes.once(move)
         self._scores.pop(broken, None)
         self._writer.reload()
+
+    def _set_aside(self, step):
+        home = self.folder.with_name("unreadable")
+        home.mkdir(exist_ok=True)
+        names = (home / f"{step}.{i}" for i in itertools.count())
+        free = next(path for path in names if not path.exists())
+        (self.folder / str(step)).rename(free)
+        return free
+
+
+class _Finishing:
+    """What is still to be done about a save, in a thread."""
+
+    def __init__(self, finish: Callable[[int], None] | None, step: int | None):
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        if finish is not None:
+            self._thread = threading.Thread(target=self._run, args=(finish, step), name="finish")
+            self._thread.start()
+
+    def wait(self):
+        """Until it is done; raises the error that it met."""
+        if self._thread is not None:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self, finish, step):
+        try:
+            finish(step)
+        except BaseException as error:  # raised again where it is waited for
+            self._error = error
 
 
 def load_params(

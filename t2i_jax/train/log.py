@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import sys
 import threading
 import time
@@ -19,8 +20,11 @@ import jax
 from tqdm import tqdm
 
 from t2i_jax.errors import UserError
-from t2i_jax.files import replacing
+from t2i_jax.files import read_regular, replacing, set_aside
+from t2i_jax.terminal import say
 
+METRICS = "metrics.json"
+_MOST = 2**26  # bytes of metrics.json
 _FLUSH_EVERY = 10.0  # seconds between two writings of events to the disk
 # what is left, and how fast it goes, `Pace` knows: tqdm would count compiling and hooks as steps
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
@@ -42,18 +46,21 @@ class Log:
         if not self._speaks:
             return
         self._wandb = _start_wandb(wandb_project, workdir) if wandb_project else None
-        path = workdir / "metrics.jsonl"
-        _forget_after(path, start)
-        self._file = path.open("a")
-        self._events = _Events(workdir, start)
-        self._complained = False
+        self._complained, self._file, self._events = False, None, None
         self._bar = tqdm(
             total=steps,
             initial=start,
             unit="step",
             desc=" ".join(workdir.name.split()),
             bar_format=_BAR,
+            disable=sys.stderr is None,
         )
+        path = workdir / "metrics.jsonl"
+        with self._forgiving():
+            _make_room(workdir)
+            _forget_after(path, start)
+            self._file = path.open("a")
+            self._events = _Events(workdir, start)
 
     def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes metrics of a step; a value that is not finite is null in metrics.jsonl and left
@@ -64,9 +71,12 @@ class Log:
         metrics = {name: float(value) for name, value in metrics.items()}
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         with self._forgiving():
-            self._file.write(json.dumps({"step": step, **dict.fromkeys(metrics), **finite}) + "\n")
-            self._file.flush()
-            self._events.write(step, finite)
+            if self._file is not None:
+                line = {"step": step, **dict.fromkeys(metrics), **finite}
+                self._file.write(json.dumps(line) + "\n")
+                self._file.flush()
+            if self._events is not None:
+                self._events.write(step, finite)
         if self._wandb is not None:
             self._wandb.log(finite, step=step)
 
@@ -85,8 +95,9 @@ class Log:
     def progress(self, step: int, shown: Mapping[str, float | str]) -> None:
         """Moves the progress line to a step and shows these values."""
         if self._speaks:
-            self._bar.set_postfix(shown, refresh=step == self._bar.n)
-            self._bar.update(step - self._bar.n)
+            with self._shown_or_not():
+                self._bar.set_postfix(shown, refresh=step == self._bar.n)
+                self._bar.update(step - self._bar.n)
 
     @contextlib.contextmanager
     def compiling(self, usual: float | None) -> Iterator[None]:
@@ -122,18 +133,28 @@ class Log:
     def say(self, sentence: str) -> None:
         """Prints a sentence above the progress line."""
         if self._speaks:
-            tqdm.write(sentence, file=sys.stderr)
+            with self._shown_or_not():
+                tqdm.write(sentence, file=sys.stderr)
 
     def close(self) -> None:
         """Finishes the files."""
         if not self._speaks:
             return
-        self._bar.close()
-        for file in (self._file, self._events):
+        with self._shown_or_not():
+            self._bar.close()
+        for file in filter(None, (self._file, self._events)):
             with self._forgiving():
                 file.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+    @contextlib.contextmanager
+    def _shown_or_not(self):
+        """Stderr that is closed, full or read by nobody costs the progress line, not the run."""
+        try:
+            yield
+        except (OSError, ValueError):
+            self._bar.disable = True
 
     @contextlib.contextmanager
     def _forgiving(self):
@@ -153,9 +174,47 @@ def add_metrics(workdir: str | pathlib.Path, metrics: Mapping[str, float]) -> No
 
     The file is replaced whole, never left half written.
     """
-    path = pathlib.Path(workdir) / "metrics.json"
-    old = json.loads(path.read_text()) if path.is_file() else {}
+    path = pathlib.Path(workdir) / METRICS
+    old = metrics_of(workdir)
+    if old is None:
+        _set_aside(path, "holds no metrics")
+        old = {}
     _replace(path, json.dumps({**old, **metrics}, indent=1, sort_keys=True) + "\n")
+
+
+def metrics_of(workdir: str | pathlib.Path) -> dict[str, Any] | None:
+    """What WORKDIR/metrics.json says: {} where there is none, None where it is damaged or something
+    else.
+    """
+    path = pathlib.Path(workdir) / METRICS
+    if not os.path.lexists(path):
+        return {}
+    try:
+        found = json.loads(read_regular(path, _MOST))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def make_folder(path: pathlib.Path) -> None:
+    """Makes a folder in a run's folder; something else of its name is set aside."""
+    if os.path.lexists(path) and not path.is_dir():
+        _set_aside(path, "is not a folder")
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def _make_room(workdir):
+    """Sets aside what has the name of a file or a folder of ours, and is something else."""
+    for name in ("metrics.jsonl", METRICS, "goodput.json"):
+        path = workdir / name
+        if os.path.lexists(path) and not path.is_file():
+            _set_aside(path, "is not a file")
+    make_folder(workdir / "events")
+
+
+def _set_aside(path, why):
+    free = set_aside(path)
+    say(f"{str(path)!r} {why}: it is kept as {free.name!r}, and a new one is begun.")
 
 
 class _Events:
@@ -193,23 +252,28 @@ def _forget_after(path, start):
     """
     if not path.is_file():
         return
-    lines = path.read_text(errors="replace").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= start]
-    if kept != lines:
+    text = path.read_bytes().decode(errors="surrogateescape")
+    lines = re.findall(r"[^\n]*\n", text)  # what a crash has torn has no end
+    kept = [line for line in lines if _step_of(line) <= start]
+    if math.inf in map(_step_of, lines) or (text and not lines and not text.startswith("{")):
+        _set_aside(path, "holds lines that are no metrics")
+        text = ""
+    if "".join(kept) != text:
         _replace(path, "".join(kept))
 
 
 def _replace(path, text):
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def _step_of(line):
-    """The step of a line; a line that a crash has torn belongs to no step that was saved."""
+    """The step of a line; infinity for a line that is none of ours."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, TypeError, KeyError):
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
         return math.inf
+    return step if isinstance(step, int) else math.inf
 
 
 def _start_wandb(project, workdir):

@@ -5,19 +5,20 @@ It resumes by itself, saves before it stops, and logs what it does.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from t2i_jax import paths, sharding
-from t2i_jax.cluster import processes
+from t2i_jax.cluster import lock, main_script, processes
 from t2i_jax.config import to_dict
 from t2i_jax.errors import Preempted, UserError
+from t2i_jax.terminal import say
 from t2i_jax.train import state as states
 from t2i_jax.train.checkpoint import Checkpoints
 from t2i_jax.train.compiled import CompiledStep
@@ -87,6 +88,7 @@ def fit(
         ones; a batch does not fit; the disk is full; too many updates in a row were not finite.
       Preempted: after SIGTERM or SIGINT, with everything saved.
     """
+    main_script.check(0)
     workdir = paths.folder("workdir", workdir)
     clock = clock or Goodput.of(workdir)
     if profile is not None:
@@ -104,7 +106,7 @@ def fit(
     def check(old):
         refuse_other_run(upgrade(old) if upgrade else old, stored, allowed, workdir)
 
-    with Checkpoints(workdir, config.keep) as checkpoints:
+    with lock.held(workdir), Checkpoints(workdir, config.keep) as checkpoints:
         restored = checkpoints.restore(abstract, check)
         if restored is None:
             state = states.first(start, shardings, config.seed)
@@ -114,10 +116,7 @@ def fit(
             batches.set_state(restored[1])
         done = int(state.step)
         if profile is not None and profile.last <= done:
-            print(
-                f"profile={profile} is not traced: {str(workdir)!r} is at step {done} already",
-                file=sys.stderr,
-            )
+            say(f"profile={profile} is not traced: {str(workdir)!r} is at step {done} already")
         if done >= config.steps:
             return state
         clock.resume(done)
@@ -183,7 +182,7 @@ class _Loop:
             self.log.say(f"resuming from step {done} of {steps}")
             self._validate_late(done, state)
         queued = None  # metrics of the newest step, which the devices may still be computing
-        with Stop() as stop, trace:
+        with Stop() as stop, trace, contextlib.ExitStack() as trained:
             while done < steps:
                 item = self._next_batch(done, queued, stop)
                 if stop.agreed():
@@ -191,6 +190,7 @@ class _Loop:
                 batch, position = item
                 if pace.is_first:
                     self._compile(done, state, batch, stop)
+                    trained.enter_context(processes.something_to_save())
                 trace.before(done + 1, queued)
                 with self.clock.spent_on("step"):
                     with jax.profiler.StepTraceAnnotation("train", step_num=done + 1):

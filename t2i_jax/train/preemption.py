@@ -1,29 +1,29 @@
-"""Stopping a run from outside: SIGTERM and SIGINT, to any of its processes, end it after the step
-that is under way.
+"""Stopping a run from outside: SIGTERM, SIGHUP and SIGINT, to any of its processes, end it after
+the step that is under way.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 
-from t2i_jax.cluster import processes
+from t2i_jax.cluster import processes, signals
 
 
 class Stop:
-    """Listens for SIGTERM and SIGINT while it is entered; a second SIGINT interrupts at once."""
+    """Listens for SIGTERM, SIGHUP and SIGINT while it is entered; a second SIGINT interrupts at
+    once.
+    """
 
     def __enter__(self) -> Stop:
-        self._asked, self._old = threading.Event(), {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._hear)
+        self._asked, self._handlers = threading.Event(), signals.handled(self._hear)
+        self._handlers.__enter__()
         return self
 
     def __exit__(self, *_):
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+        self._handlers.__exit__(None, None, None)
 
     def asked(self) -> bool:
         """Whether a stop was asked for; several processes may hear of it at different times."""
@@ -34,10 +34,14 @@ class Stop:
         return any(processes.gather(self.asked()))
 
     def _hear(self, number, frame):
-        if number == signal.SIGINT and self._asked.is_set():
-            raise KeyboardInterrupt
-        os.write(
-            2, f"\n{signal.Signals(number).name}: saving after this step, then stopping\n".encode()
-        )
+        if self._asked.is_set():
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         self._asked.set()
+        if number != signal.SIGINT:
+            signals.stop()
+        with contextlib.suppress(OSError):  # nobody reads it
+            told = f"\n{signals.name(number)}: saving after this step, then stopping\n"
+            os.write(2, told.encode())
         processes.ask_to_stop()

@@ -42,6 +42,7 @@ def environment(monkeypatch):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(cloud_tpu_init, "running_in_cloud_tpu_vm", tpu)
+        monkeypatch.setattr(cluster_environment.register, "enter", lambda *address: None)
 
     return use
 
@@ -179,3 +180,20 @@ def test_an_address_that_is_taken_is_refused(environment, monkeypatch):
         UserError, match=r"process 0 of 4 at 'a:1234' does not start \(UNKNOWN: .*server\); start"
     ):
         cluster_environment.start()
+
+
+@pytest.mark.parametrize("number", ["\u00b2", "\u0663", "9" * 5000, "-1", "1e3", " 2", "0", "x"])
+def test_what_is_no_number_of_processes_is_refused(monkeypatch, number):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1234")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", number)
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    with pytest.raises(UserError, match="JAX_NUM_PROCESSES="):
+        cluster_environment.detect()
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "2" if number == "0" else number)
+    with pytest.raises(UserError, match="JAX_PROCESS_ID="):
+        cluster_environment.detect()
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", f"localhost:{number}")
+    with pytest.raises(UserError, match="JAX_COORDINATOR_ADDRESS="):
+        cluster_environment.detect()

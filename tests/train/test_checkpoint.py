@@ -9,9 +9,12 @@ import subprocess
 import sys
 
 import chex
+import numpy as np
 import pytest
+from etils.epath import gpath
 
 from t2i_jax.errors import UserError
+from t2i_jax.train import digests
 from t2i_jax.train.checkpoint import load_params
 from t2i_jax.train.loop import TrainConfig, fit
 
@@ -128,6 +131,7 @@ def test_a_folder_without_checkpoints_is_refused(tmp_path):
 _ON_A_SMALL_DISK = """
 import os, sys, time
 from t2i_jax.errors import UserError
+from t2i_jax.train import digests
 from t2i_jax.train.checkpoint import load_params
 from t2i_jax.train.loop import Hook, TrainConfig, fit
 from tests.train.toy import ToyBatches, ToyTask
@@ -177,3 +181,109 @@ def test_a_full_disk_ends_in_a_sentence_and_the_last_checkpoint_stays(tmp_path):
         and "free space" in sentence
     )
     assert done.stdout.splitlines()[-1] == "carried on"
+
+
+def _flipped(path, position, bits):
+    content = bytearray(path.read_bytes())
+    content[position] ^= bits
+    path.write_bytes(content)
+
+
+def _files(step):
+    return sorted(path for path in step.rglob("*") if path.is_file() and path.stat().st_size)
+
+
+def test_a_bit_flipped_in_any_file_of_a_step_is_found_and_the_step_before_is_taken(
+    trained, copy, capfd
+):
+    step, rng = copy / "checkpoints" / "3", np.random.default_rng(0)
+    seen = set()
+    for path in _files(step):
+        places = {0, path.stat().st_size - 1, int(rng.integers(path.stat().st_size))}
+        for place in places:
+            _flipped(path, place, bits := 1 << int(rng.integers(8)))
+            name = path.relative_to(step).as_posix()
+            with pytest.raises(digests.Damaged, match="is not what was written"):
+                digests.check(step)
+            if name.startswith("weights/d/") or name.startswith("config/meta"):
+                load_params(copy)
+                said = capfd.readouterr().err
+                assert f"step 3 can't be read ({name} is not what was written" in said
+                assert "step 2 is taken instead" in said
+            _flipped(path, place, bits)
+            seen.add(name.partition("/")[0])
+    assert {"weights", "rest", "data", "config", "digests.0.json"} <= seen
+    digests.check(step)
+
+
+def test_training_goes_on_from_the_step_before_a_flipped_bit(trained, copy, capfd):
+    path = max(_arrays(copy / "checkpoints" / "3", "rest"), key=lambda path: path.stat().st_size)
+    _flipped(path, path.stat().st_size // 2, 0x40)
+    chex.assert_trees_all_equal(
+        fit(ToyTask(), ToyBatches(), _CONFIG, copy).params, trained[1].params
+    )
+    assert "is not what was written" in capfd.readouterr().err
+    assert (copy / "unreadable" / "3.0").is_dir()
+    digests.check(copy / "checkpoints" / "3")  # made anew
+
+
+def test_with_a_flipped_bit_in_every_step_the_sentence_says_that_none_is_left(copy):
+    for step in (1, 2, 3):
+        path = max(
+            _arrays(copy / "checkpoints" / str(step), "weights"), key=lambda p: p.stat().st_size
+        )
+        _flipped(path, 100, 1)
+    with pytest.raises(UserError, match="holds none that can be read .* not what was written"):
+        load_params(copy)
+
+
+def test_checkpoints_without_digests_are_read_and_the_comparison_can_be_left_out(
+    trained, copy, monkeypatch
+):
+    for path in copy.rglob("digests.*.json"):
+        path.unlink()
+    chex.assert_trees_all_equal(load_params(copy)[1], trained[1].params)
+    step = shutil.copytree(trained[0] / "checkpoints" / "3", copy / "other")
+    _flipped(step / "_CHECKPOINT_METADATA", 3, 1)
+    monkeypatch.setenv("T2I_DIGESTS", "off")
+    digests.check(step)
+    monkeypatch.delenv("T2I_DIGESTS")
+    with pytest.raises(digests.Damaged):
+        digests.check(step)
+
+
+def test_a_process_compares_its_share_and_all_together_everything(copy, monkeypatch):
+    monkeypatch.setattr(digests, "_BLOCK", 64)  # more blocks than one for a file
+    step = copy / "checkpoints" / "3"
+    for path in step.glob("digests.*.json"):
+        path.unlink()
+    for process in (0, 1):
+        digests.write(step, process)
+    for path in _arrays(step, "weights"):
+        _flipped(path, path.stat().st_size // 2, 1)
+        found = 0
+        for process in range(3):
+            try:
+                digests.check(step, share=(process, 3))
+            except digests.Damaged:
+                found += 1
+        assert found == 1
+        _flipped(path, path.stat().st_size // 2, 1)
+
+
+def test_a_save_that_cannot_be_read_back_is_no_checkpoint_and_the_one_before_stays(
+    tmp_path, monkeypatch
+):
+    config = dataclasses.replace(_CONFIG, keep=1)
+    merge = gpath.PosixGPath.glob
+
+    def broken(folder, pattern):  # as Orbax once found nothing to merge
+        third = any(part.startswith("3") for part in folder.parts)
+        return iter(()) if third and "ocdbt" in pattern else merge(folder, pattern)
+
+    monkeypatch.setattr(gpath.PosixGPath, "glob", broken)
+    with pytest.raises(UserError, match="step 3 can't be read back .* step 2 stays"):
+        fit(ToyTask(), ToyBatches(), config, tmp_path / "run")
+    assert (tmp_path / "run" / "unreadable" / "3.0").is_dir()
+    monkeypatch.undo()
+    assert fit(ToyTask(), ToyBatches(), config, tmp_path / "run").step == 3

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from t2i_jax.systems.cascade.stage import StageSampling, group, smaller
 from t2i_jax.systems.imagen import sampling
 from t2i_jax.systems.imagen.options import ImagenOptions
 from t2i_jax.systems.text_to_image import TextToImage
+from t2i_jax.terminal import say
 from t2i_jax.types import Array
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class ImagenSystem(TextToImage):
             skip = steps_to_skip(options.strength, first.steps)
             plan[numbers[0]] = (size, dataclasses.replace(first, skip=skip), scale)
         if told:
-            print(f"t2i: {told}.", file=sys.stderr)
+            say(f"t2i: {told}.")
         if "start" in images:
             images["start"] = self._as_made_before(images["start"], plan, numbers[0])
         plan, total = {number: plan[number] for number in numbers}, count * images_per_prompt

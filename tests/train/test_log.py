@@ -1,0 +1,66 @@
+"""Files of a run's folder that are something else, or damaged: set aside and said, never lost."""
+
+import json
+import pathlib
+
+import pytest
+
+from t2i_jax.train.log import Log, add_metrics, make_folder, metrics_of
+
+
+def _logged(workdir, start=0):
+    log = Log(pathlib.Path(workdir), start, 3)
+    log.scalars(start + 1, {"loss": 1.0})
+    log.store("goodput.json", {"a": 1})
+    log.summary({"goodput": 0.5})
+    log.close()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\0\1", '{"a": ' * 10_000])
+def test_metrics_that_are_damaged_are_set_aside(tmp_path, text, capfd):
+    (tmp_path / "metrics.json").write_text(text)
+    add_metrics(tmp_path, {"loss": 1.0})
+    add_metrics(tmp_path, {"psnr": 2.0})
+    assert metrics_of(tmp_path) == {"loss": 1.0, "psnr": 2.0}
+    assert (tmp_path / "metrics.json.0").read_text() == text
+    assert capfd.readouterr().err.count("it is kept as 'metrics.json.0'") == 1
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "metrics.jsonl", "goodput.json"])
+def test_a_folder_in_the_place_of_a_file_is_set_aside(tmp_path, name, capfd):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").write_text("keep")
+    _logged(tmp_path)
+    assert (tmp_path / f"{name}.0" / "mine").read_text() == "keep"
+    assert (tmp_path / name).is_file()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["step"] == 1
+    assert f"kept as '{name}.0'" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["events", "samples"])
+def test_a_file_in_the_place_of_a_folder_is_set_aside(tmp_path, name, capfd):
+    (tmp_path / name).write_text("keep")
+    (tmp_path / f"{name}.0").write_text("an earlier one")
+    make_folder(tmp_path / name)
+    assert (tmp_path / f"{name}.1").read_text() == "keep"
+    assert (tmp_path / f"{name}.0").read_text() == "an earlier one"
+    assert (tmp_path / name).is_dir() and f"kept as '{name}.1'" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["my notes\nof a day\n", "notes", '{"step": "one"}\n', "[1]\n"])
+def test_lines_that_are_no_metrics_are_set_aside_whole(tmp_path, text, capfd):
+    ours = '{"step": 1, "loss": 2.0}\n'
+    (tmp_path / "metrics.jsonl").write_text(ours + text if text.endswith("\n") else text)
+    _logged(tmp_path, start=1)
+    kept = (tmp_path / "metrics.jsonl.0").read_text()
+    assert text in kept and "are no metrics" in capfd.readouterr().err
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert steps == ([1, 2] if text.endswith("\n") else [2])
+
+
+def test_a_line_that_a_crash_has_torn_goes_without_a_word(tmp_path, capfd):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
+    _logged(tmp_path, start=1)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert steps == [1, 2] and not (tmp_path / "metrics.jsonl.0").exists()
+    assert "are no metrics" not in capfd.readouterr().err
