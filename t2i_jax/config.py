@@ -204,6 +204,8 @@ def from_dict(data: Any, known: Mapping[str, type], path: str = "config") -> Any
         return tuple(from_dict(value, known, f"{path}[{i}]") for i, value in enumerate(data))
     if isinstance(data, int) and abs(data) >= _LARGEST:
         raise UserError(f"{path}={shown(data)} has more than 64 bits; give a smaller number.")
+    if isinstance(data, float) and not math.isfinite(data):
+        raise UserError(f"{path}={data} is not a finite number; give one.")
     return data
 
 

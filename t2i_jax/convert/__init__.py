@@ -102,28 +102,16 @@ def weights(
       fields: those of `from_torch`. told: what is known of the network beside its weights; None:
         what the source tells.
     """
-    module = source if hasattr(source, "state_dict") else None
     if isinstance(source, (str, os.PathLike)):
-        loaded = torch_io.load(os.fspath(source))
-    else:
-        loaded = source.state_dict() if module is not None else source
-    network, state, module = _found(loaded, module)
-    watched = engine.Watched(state)
-    with _fitting(network, watched, module):
-        watched = engine.Watched(network.upgrade(watched), last=watched.last)
-        known = _told(network, module, loaded) if told is None else told
-        hints = module if network.told is None else {**fields, **known}
-        inferred = network.fields(watched, hints)
-    model = _configured(network.model, inferred, fields)
-    with _fitting(network, watched, module):
-        table, shapes = network.table(model), network.shapes(model)
-    named = {entry.torch for entry in table}
-    state = {
-        key: value
-        for key, value in watched.items()
-        if key in named or not key.startswith(network.ignore)
-    }
-    return Weights(model, engine.to_ours(table, state, shapes), known)
+        path = os.fspath(source)
+        loaded = torch_io.load(path)
+        try:
+            return _converted(loaded, None, fields, told)
+        except UserError as error:
+            raise type(error)(f"weights={path!r}: {error}") from error
+    if hasattr(source, "state_dict"):
+        return _converted(source.state_dict(), source, fields, told)
+    return _converted(source, None, fields, told)
 
 
 def _told(network, module, loaded):
@@ -155,6 +143,27 @@ def to_state(model: Any, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
             )
     names = ", ".join(network.model.__name__ for network in NETWORKS.values())
     raise UserError(f"model={type(model).__name__} has no PyTorch form; those with one: {names}.")
+
+
+def _converted(loaded, module, fields, told):
+    """The network of ours and its parameters, from what a file or a state dict holds."""
+    network, state, module = _found(loaded, module)
+    watched = engine.Watched(state)
+    with _fitting(network, watched, module):
+        watched = engine.Watched(network.upgrade(watched), last=watched.last)
+        known = _told(network, module, loaded) if told is None else told
+        hints = module if network.told is None else {**fields, **known}
+        inferred = network.fields(watched, hints)
+    model = _configured(network.model, inferred, fields)
+    with _fitting(network, watched, module):
+        table, shapes = network.table(model), network.shapes(model)
+    named = {entry.torch for entry in table}
+    state = {
+        key: value
+        for key, value in watched.items()
+        if key in named or not key.startswith(network.ignore)
+    }
+    return Weights(model, engine.to_ours(table, state, shapes), known)
 
 
 def _configured(model, inferred, fields):

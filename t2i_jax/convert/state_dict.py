@@ -49,10 +49,9 @@ def unwrapped(state: Mapping[str, Any]) -> dict[str, str]:
       UserError: two arrays that get one name and are not equal.
     """
     found: dict[str, str] = {}
-    averaged = {name.split(f"{EMA}.")[0] for name in state if f"{EMA}." in name}
+    averaged = {place for name in state for place in _before(name, EMA)}
     for name, value in state.items():
-        before, online, _ = name.partition(f"{ONLINE}.")
-        if online and before in averaged:
+        if averaged.intersection(_before(name, ONLINE)):
             continue
         kept = ".".join(part for part in name.split(".") if part not in WRAPPERS)
         if kept in found and not _same(state[found[kept]], value):
@@ -167,6 +166,12 @@ def _roots(names, recognise, before, depth):
             parts.setdefault(first, {})[rest] = value
     for first, part in parts.items():
         yield from _roots(part, recognise, f"{before}{first}.", depth + 1)
+
+
+def _before(name, part):
+    """What stands before each place where a part of a name is `part`."""
+    parts = name.split(".")
+    return [tuple(parts[:i]) for i, one in enumerate(parts) if one == part]
 
 
 def _is_average(place):

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from t2i_jax.errors import UserError
+from t2i_jax.nn import limits
 from t2i_jax.nn.conv import conv, group_norm
 from t2i_jax.types import Array
 
@@ -29,6 +30,7 @@ class Discriminator(nn.Module):
     dtype: str = "float32"
 
     def __post_init__(self):
+        limits.check(self)
         for dim in self.dims[1:]:
             if dim % self.groups:
                 raise UserError(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.models.token_decoder import check_complete, check_sizes, check_text
+from t2i_jax.nn import limits
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.attention import MASKED
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
@@ -162,6 +163,7 @@ class _Tokens(nn.Module):
     dropout = 0.0
 
     def __post_init__(self):
+        limits.check(self)
         check_sizes(self, "dim", "depth", "dim_head", "heads")
         if self.cond_fmap_size is not None and self.cond_fmap_size < 1:
             raise UserError(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.models import token_decoder
-from t2i_jax.nn import embed
+from t2i_jax.nn import embed, limits
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.attention import MultiQueryAttention
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
@@ -137,6 +137,7 @@ class Parti(token_decoder.TokenDecoder):
     past_names = ("kv",)
 
     def __post_init__(self):
+        limits.check(self)
         token_decoder.check_sizes(self, "dim", "depth", "dim_head", "heads", "max_text_len")
         if isinstance(self.compat, str):
             raise UserError(

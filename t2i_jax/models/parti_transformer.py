@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.models import token_decoder
-from t2i_jax.nn import embed
+from t2i_jax.nn import embed, limits
 from t2i_jax.nn.conv import Dense, boxed
 from t2i_jax.nn.transformer import REMAT, Transformer
 from t2i_jax.sharding import constrain
@@ -57,6 +57,7 @@ class PartiTransformer(token_decoder.TokenDecoder):
     past_names = ("k", "v")
 
     def __post_init__(self):
+        limits.check(self)
         token_decoder.check_sizes(self, "dim", "depth", "heads", "mlp_dim")
         if self.dim % self.heads:
             near = max(self.dim // self.heads, 1) * self.heads

@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 
 from t2i_jax.errors import UserError
+from t2i_jax.nn import limits
 from t2i_jax.nn.conv import conv, group_norm
 from t2i_jax.types import Array
 
@@ -25,6 +26,7 @@ class PatchDiscriminator(nn.Module):
     dtype: str = "float32"
 
     def __post_init__(self):
+        limits.check(self)
         for dim in self.dims[1:]:
             if dim % self.groups:
                 raise UserError(

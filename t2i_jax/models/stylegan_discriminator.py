@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from t2i_jax.errors import UserError
+from t2i_jax.nn import limits
 from t2i_jax.nn.conv import boxed
 from t2i_jax.nn.convolution import convolve
 from t2i_jax.types import Array
@@ -44,6 +45,7 @@ class StyleDiscriminator(nn.Module):
     dtype: str = "float32"
 
     def __post_init__(self):
+        limits.check(self)
         if self.image_size < 8 or self.image_size & (self.image_size - 1):
             fits = 2 ** max(round(math.log2(max(self.image_size, 8))), 3)
             raise UserError(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from t2i_jax.config import Signed
 from t2i_jax.errors import UserError
+from t2i_jax.nn import limits
 from t2i_jax.nn.conv import conv, unpatchify
 from t2i_jax.pixels import SIGNED
 from t2i_jax.types import Array
@@ -54,6 +55,7 @@ class SuperResolution(nn.Module):
     dtype: str = "float32"
 
     def __post_init__(self):
+        limits.check(self)
         if self.scale not in (2, 4):
             raise UserError(f"scale={self.scale} is neither 2 nor 4; give one of them.")
         for field in ("blocks", "channels", "expansion", "image_channels"):

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from t2i_jax.models import unet_sizes as sizes
-from t2i_jax.nn import resample
+from t2i_jax.nn import limits, resample
 from t2i_jax.nn.conditioning import LevelCondition, TextCondition
 from t2i_jax.nn.conv import conv
 from t2i_jax.nn.resnet_block import Block, ResnetBlock, ResnetStack
@@ -136,6 +136,7 @@ class Unet(nn.Module):
     trains = True  # it has weights to train
 
     def __post_init__(self):
+        limits.check(self)
         sizes.check(self)
         super().__post_init__()
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax import config
+from t2i_jax.nn import limits
 from t2i_jax.types import Array
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -35,6 +36,7 @@ class Vgg16(nn.Module):
     dtype: str = "float32"
 
     def __post_init__(self):
+        limits.check(self)
         config.one_of("features", self.features, ("fc2", "stages", "lpips"))
         super().__post_init__()
 

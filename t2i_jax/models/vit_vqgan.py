@@ -17,7 +17,7 @@ from t2i_jax.config import Signed
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.discriminator import Discriminator
-from t2i_jax.nn import quantize
+from t2i_jax.nn import limits, quantize
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.attention import add_to_all, attend_with_bias
 from t2i_jax.nn.conv import (
@@ -187,6 +187,7 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
     rotation_trick: bool = False
 
     def __post_init__(self):
+        limits.check(self)
         image_tokenizer.check_sizes(self, "dim")
         config.one_of("remat", self.remat, REMAT)
         if self.dim % 4:

@@ -14,7 +14,7 @@ from t2i_jax import config
 from t2i_jax.config import Signed
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
-from t2i_jax.nn import quantize
+from t2i_jax.nn import limits, quantize
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.conv import Dense, boxed, patchify, sincos_grid, unpatchify
 from t2i_jax.nn.fused_attention import attend
@@ -164,6 +164,7 @@ class ViTVQGAN(image_tokenizer.QuantizedAutoencoder):
     dtype: str = "float32"
 
     def __post_init__(self):
+        limits.check(self)
         image_tokenizer.check_sizes(self, "dim")
         config.one_of("activation", self.activation, _ACTIVATIONS)
         config.one_of("output", self.output, ("linear", "sigmoid"))

@@ -14,7 +14,7 @@ from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.patch_discriminator import PatchDiscriminator
-from t2i_jax.nn import quantize
+from t2i_jax.nn import limits, quantize
 from t2i_jax.nn.conv import POINTWISE, Dense, Upconv, conv, group_norm
 from t2i_jax.nn.transformer import REMAT
 from t2i_jax.types import Array, Key
@@ -157,6 +157,7 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
     rotation_trick: bool = False
 
     def __post_init__(self):
+        limits.check(self)
         if self.layers < 1:
             raise UserError(f"layers={self.layers} is not positive; give 1 or more.")
         image_tokenizer.check_sizes(self, "dim", "resnet_groups", "first_conv_kernel_size")

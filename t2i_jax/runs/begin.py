@@ -105,7 +105,8 @@ def weights(recipe: Recipe, mesh: Mesh, state: TrainState) -> TrainState:
     run = _run_of(init)
     theirs = _recipe_of(run, recipe)
     boxed = dict(jax.eval_shape(theirs.task.init, jax.random.key(0))[0])
-    params, ema, stats = folders.arrays(run, sharding.shardings(boxed, mesh, recipe.train.preset))
+    places = sharding.shardings(boxed, mesh, recipe.train.preset)
+    params, ema, stats = folders.arrays(run, theirs.task, places)
     chosen = {**params, **ema} if init.averaged else params
     given = _by_path({"params": chosen, "stats": stats})
     own = _by_path({"params": state.params, "stats": state.stats})

@@ -21,18 +21,20 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from t2i_jax import paths
 from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
+from t2i_jax.foreign import json_file, safetensors_file
+from t2i_jax.runs import shapes
 from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from t2i_jax.systems import generation
 from t2i_jax.systems.base import Given, System
 from t2i_jax.train.checkpoint import load_config, load_params
 
 PARTS, TEXT_TOKENIZER = "parts.json", "text_tokenizer"
+_RESTORE = "restore it from a copy"  # the remedy for a file of a run that was damaged or edited
 EXPORT, _WEIGHTS, _JOINED = "system.json", "weights.safetensors", "recipe.json"
 
 
@@ -88,7 +90,7 @@ def load(
     if not task.objectives:
         return _on(task.with_parts(parts).system({}, {}, parts, {}, None), mesh)
     place = None if mesh is None or _is_export(folder) else generation.places(task, mesh)[1]
-    params, ema, stats = arrays(folder, place, step)
+    params, ema, stats = arrays(folder, task, place, step)
     params = {**params, **ema} if averaged else params
     tokenizer = task.text_encoder and task.text_encoder.tokenizer(folder / TEXT_TOKENIZER)
     return _on(task.system(params, stats, parts, task.frozen(parts), tokenizer), mesh)
@@ -98,13 +100,14 @@ def load_run_recipe(workdir: str | pathlib.Path) -> Recipe:
     """The recipe of a run's folder, or of a folder that `export` wrote; no array is read.
 
     Raises:
-      UserError: no such folder, or no finished checkpoint in it.
+      UserError: no such folder, no finished checkpoint in it, or a recipe that was damaged or
+        edited so that it is none; the file and the field are named.
     """
     folder = _existing(workdir)
     for name in (EXPORT, _JOINED):
-        if (folder / name).is_file():
-            return recipe_from_dict(json.loads((folder / name).read_text()))
-    return recipe_from_dict(load_config(folder))
+        if (path := folder / name).exists():
+            return recipe_from_dict(json_file.read(path, "run", _RESTORE), f"run={str(path)!r}")
+    return recipe_from_dict(load_config(folder), f"run={str(folder / 'checkpoints')!r}")
 
 
 def read(workdir: str | pathlib.Path) -> Contents:
@@ -115,7 +118,8 @@ def read(workdir: str | pathlib.Path) -> Contents:
     """
     folder = _existing(workdir)
     recipe = load_run_recipe(folder)
-    params, ema, stats = arrays(folder, None) if recipe.task.objectives else ({}, {}, {})
+    task = recipe.task
+    params, ema, stats = arrays(folder, task, None) if task.objectives else ({}, {}, {})
     parts = {name: read(place) for name, place in part_folders(folder, recipe).items()}
     return Contents(recipe, params, ema, stats, parts)
 
@@ -138,7 +142,8 @@ def export(
         shutil.copytree(run, out, dirs_exist_ok=True)
         return out
     recipe = load_run_recipe(run)
-    params, ema, stats = arrays(run, None, step) if recipe.task.objectives else ({}, {}, {})
+    task = recipe.task
+    params, ema, stats = arrays(run, task, None, step) if task.objectives else ({}, {}, {})
     beside: dict[str, Callable[[pathlib.Path], Any]] = {}
     for name, source in part_folders(run, recipe).items():
         beside[name] = lambda folder, source=source: export(source, folder)
@@ -213,7 +218,16 @@ def recorded_parts(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
     "fingerprint".
     """
     path = workdir / PARTS
-    return json.loads(path.read_text()) if path.is_file() else {}
+    if not path.exists():
+        return {}
+    where = f"run={str(path)!r}"
+    found = json_file.an_object(json_file.read(path, "run", _RESTORE), where, _RESTORE)
+    for name, part in found.items():
+        json_file.an_object(part, f"{where}: {name}", _RESTORE)
+        for field in ("folder", "fingerprint"):
+            if part.get(field) is not None:
+                json_file.a(str, part[field], f"{where}: {name}.{field}", _RESTORE)
+    return found
 
 
 def record_parts(workdir: pathlib.Path, parts: Mapping[str, Mapping[str, Any]]) -> None:
@@ -260,7 +274,8 @@ def trained_arrays(
     workdir: str | pathlib.Path, step: int | str | None = None
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """(parameters by group, averaged where an average is kept, and stats) of a run's folder."""
-    params, ema, stats = arrays(_existing(workdir), None, step)
+    folder = _existing(workdir)
+    params, ema, stats = arrays(folder, load_run_recipe(folder).task, None, step)
     return {**params, **ema}, stats
 
 
@@ -291,30 +306,44 @@ def _check_step(workdir, step):
 
 
 def arrays(
-    workdir: pathlib.Path, places: Mapping[str, Any] | None, step: int | str | None = None
+    workdir: pathlib.Path,
+    task: Any,
+    places: Mapping[str, Any] | None,
+    step: int | str | None = None,
 ) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
     """(params, ema, stats) of a run's or an exported system's folder.
 
     Args:
+      task: that of its recipe.
       places: by group the shardings of its parameters, to which those of a run are read; None: all
         on one device. Of an exported system they are NumPy arrays.
       step: as in `load`.
-    """
-    if not _is_export(workdir):
-        return load_params(workdir, places, step)[1:]
-    _check_step(workdir, step)
-    from safetensors.numpy import load_file
 
+    Raises:
+      UserError: arrays that are not those of the task, or that are not finite.
+    """
+    if _is_export(workdir):
+        _check_step(workdir, step)
+        params, ema, stats = _exported(workdir)
+    else:
+        params, ema, stats = load_params(workdir, places, step)[1:]
+    shapes.check(task, params, ema, stats, f"run={str(workdir)!r}")
+    return params, ema, stats
+
+
+def _exported(workdir):
+    path = workdir / _WEIGHTS
     tree: dict[str, Any] = {"params": {}, "stats": {}}
-    for name, value in load_file(workdir / _WEIGHTS).items():
+    for name, read in safetensors_file.readers(path, "run").items():
         *parents, leaf = name.split("/")
-        node = tree
+        node: Any = tree
         for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
+            node = node.setdefault(parent, {}) if isinstance(node, dict) else None
+        if name.split("/")[0] not in tree or not parents or not isinstance(node, dict):
+            raise UserError(f"run={str(path)!r} has {name!r}, no weights' name; {_RESTORE}.")
+        node[leaf] = read()
     return tree["params"], {}, tree["stats"]
 
 
 def _flatten(tree) -> Mapping[str, np.ndarray]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {"/".join(str(entry.key) for entry in path): np.asarray(leaf) for path, leaf in leaves}
+    return {name: np.asarray(leaf) for name, leaf in shapes.flat(tree).items()}

@@ -251,15 +251,35 @@ def recipe_to_dict(recipe: Recipe) -> Mapping[str, Any]:
     return config.to_dict(recipe)
 
 
-def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
-    """The recipe that a checkpoint holds, of this release or of an earlier one."""
-    return config.from_dict(upgrade(data), TYPES, "recipe")
+def recipe_from_dict(data: Any, where: str = "") -> Recipe:
+    """The recipe that a checkpoint holds, of this release or of an earlier one.
+
+    Args:
+      where: the file that holds it, for messages.
+
+    Raises:
+      UserError: no recipe; the field that is wrong is named.
+    """
+    try:
+        kind = _mapping(data, "recipe").get("type")
+        if kind != "Recipe":
+            raise UserError(f"recipe.type={config.shown(kind)} is not 'Recipe'; correct it.")
+        recipe = config.from_dict(upgrade(data), TYPES, "recipe")
+    except UserError as error:
+        raise UserError(f"{where}: {error}" if where else str(error)) from error
+    except RecursionError as error:
+        raise UserError(f"{where or 'recipe'}: values within values too deep.") from error
+    return recipe
 
 
 def upgrade(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A stored recipe of an earlier release in today's form; one of today as it is."""
-    data = dict(data)
-    parts = dict(data.get("parts") or {})
+    """A stored recipe of an earlier release in today's form; one of today as it is.
+
+    Raises:
+      UserError: no recipe.
+    """
+    data = dict(_mapping(data, "recipe"))
+    parts = dict(_mapping(data.get("parts") or {}, "recipe.parts"))
     for name in _FORMER_PARTS:
         part = data.pop(name, None)
         if part is not None:
@@ -267,10 +287,13 @@ def upgrade(data: Mapping[str, Any]) -> Mapping[str, Any]:
     data["parts"] = {
         name: upgrade(part) if isinstance(part, Mapping) else part for name, part in parts.items()
     }
-    evaluation = dict(data.get("evaluation") or {})
+    evaluation = dict(_mapping(data.get("evaluation") or {}, "recipe.evaluation"))
     former = {name: evaluation.pop(name) for name in FORMER if name in evaluation}
     if former:
-        options = TYPES[data["task"]["type"]].options
+        kind = _mapping(data.get("task"), "recipe.task").get("type")
+        tasks = [name for name in TYPES if hasattr(TYPES[name], "options")]
+        config.one_of("recipe.task.type", kind, tasks)
+        options = TYPES[str(kind)].options
         known = config.fields_of(options)
         given = {
             name: value for name, value in former.items() if name in known and value is not None
@@ -279,8 +302,16 @@ def upgrade(data: Mapping[str, Any]) -> Mapping[str, Any]:
             name: tuple(value) if isinstance(value, list) else value
             for name, value in given.items()
         }
+        for name, value in given.items():
+            config.check(options, name, value, f"recipe.evaluation.{name}")
         evaluation["options"] = config.to_dict(options(**given))
     return {**data, "evaluation": evaluation} if evaluation else data
+
+
+def _mapping(value, path):
+    if not isinstance(value, Mapping):
+        raise UserError(f"{path}={config.shown(value)} is no object; restore it from a copy.")
+    return value
 
 
 def _in_full(recipe, path, value):

@@ -10,6 +10,7 @@ Which package and how is for the systems to say: a module of `t2i_jax.systems.we
 from __future__ import annotations
 
 import functools
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +21,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.eval.evaluation import Evaluation
 from t2i_jax.files import replacing
 from t2i_jax.runs import folder as folders
-from t2i_jax.runs.recipe import Recipe
+from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from t2i_jax.systems.imported import Imported, TorchFile
 from t2i_jax.train.config import TrainConfig
 
@@ -98,4 +99,5 @@ def _write(found: Imported, out):
         TrainConfig(steps=1, batch_size=1),
         evaluation=Evaluation(options=found.options),
     )
+    recipe_from_dict(json.loads(json.dumps(recipe_to_dict(recipe))))  # before anything is written
     folders.write_system(out, recipe, found.params, found.stats, beside)

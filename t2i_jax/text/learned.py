@@ -17,6 +17,7 @@ import numpy as np
 from t2i_jax.config import fields_of, one_of
 from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
+from t2i_jax.nn import limits
 from t2i_jax.nn.conv import boxed
 from t2i_jax.nn.transformer import REMAT, Transformer
 from t2i_jax.sharding import constrain
@@ -94,6 +95,7 @@ class LearnedText:
     entry: ClassVar[str] = "text"  # of the batch: what `embed` takes
 
     def __post_init__(self):
+        limits.check(self)
         for field in ("dim", "depth", "heads", "mlp_dim", "vocab_size", "max_length"):
             if getattr(self, field) < 1:
                 raise UserError(f"{field}={getattr(self, field)} is not positive; give 1 or more.")

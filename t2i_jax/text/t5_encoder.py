@@ -11,6 +11,7 @@ import numpy as np
 
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
+from t2i_jax.nn import limits
 from t2i_jax.nn.attention import MASKED
 from t2i_jax.nn.conv import Dense, boxed
 from t2i_jax.nn.transformer import layer_fields
@@ -64,6 +65,7 @@ class T5Encoder(nn.Module):
                 f"dtype={self.dtype!r} is no type in which T5 computes: its embeddings overflow in "
                 "float16; give float32 or bfloat16."
             )
+        limits.check(self)
         for field in _POSITIVE:
             if getattr(self, field) < 1:
                 raise UserError(f"{field}={getattr(self, field)} is not positive; give 1 or more.")

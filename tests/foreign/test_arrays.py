@@ -8,10 +8,13 @@ import os
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
-from t2i_jax.foreign import arrays, safetensors_file, torch_file
+from t2i_jax.foreign import arrays, safetensors_file, torch_archive, torch_file
+from tests.foreign.edits import damaged
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -142,3 +145,31 @@ def test_every_type_of_safetensors_is_read(tmp_path):
         wanted = tensor.numpy() if name == "bool" else tensor.float().numpy()
         np.testing.assert_array_equal(found[name]().astype(wanted.dtype), wanted)
         np.testing.assert_array_equal(torch_io.read(tmp_path / "a.safetensors")[name], wanted)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Bytes of a file of torch.save and of a safetensors file with the same arrays."""
+    from safetensors.torch import save_file
+
+    place = tmp_path_factory.mktemp("whole")
+    state = {"a": BASE.clone(), "b.c": BASE.bfloat16(), "d": torch.tensor(3)}
+    torch.save(state, place / "a.pt")
+    save_file(state, place / "a.safetensors")
+    return {name: (place / f"a.{name}").read_bytes() for name in ("pt", "safetensors")}
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors", "bin"])
+@given(data=st.data())
+def test_a_damaged_file_is_read_or_refused(kind, whole, tmp_path_factory, data):
+    content = data.draw(damaged(whole[kind.replace("bin", "pt")]))
+    path = tmp_path_factory.getbasetemp() / f"damaged.{kind}"
+    path.write_bytes(content)
+    try:
+        if kind == "bin":
+            found = [read() for read in torch_archive.readers(path, "weights").values()]
+        else:
+            found = list(torch_io.read(path).values())
+        assert all(isinstance(one, np.ndarray) for one in found)
+    except UserError as error:
+        assert "weights" in str(error)

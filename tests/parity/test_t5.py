@@ -11,7 +11,8 @@ import pytest
 
 from t2i_jax import config, convert
 from t2i_jax.errors import UserError
-from t2i_jax.text import cache, pickled, t5, tokenizer
+from t2i_jax.foreign import torch_archive
+from t2i_jax.text import cache, t5, tokenizer
 from t2i_jax.text.t5_encoder import SIZES, T5Encoder, relative_bucket
 from tests.parity import reference
 
@@ -175,17 +176,17 @@ def test_pickled_code_is_refused_and_views_are_read(torch, tmp_path):
         {"view": whole[1:, ::2].T, "parameter": torch.nn.Parameter(whole[0, :1])},
         tmp_path / "a.bin",
     )
-    read = pickled.readers(tmp_path / "a.bin")
+    read = torch_archive.readers(tmp_path / "a.bin", "weights")
     np.testing.assert_array_equal(read["view"](), whole[1:, ::2].T.numpy())
     np.testing.assert_array_equal(read["parameter"](), [0.0])
     torch.save({"code": print}, tmp_path / "b.bin")
     with pytest.raises(UserError, match="holds a .*print"):
-        pickled.readers(tmp_path / "b.bin")
+        torch_archive.readers(tmp_path / "b.bin", "weights")
     (tmp_path / "c.bin").write_bytes(b"no zip")
     torch.save(whole, tmp_path / "d.bin")
     for name in ("c.bin", "d.bin"):
         with pytest.raises(UserError, match="save them as safetensors"):
-            pickled.readers(tmp_path / name)
+            torch_archive.readers(tmp_path / name, "weights")
 
 
 def test_encoding_text_is_equal_to_the_package(torch, spiece, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import torch
 
 import t2i_jax as t2i
 from t2i_jax import sharding
+from t2i_jax.cli.convert import from_torch
 from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.runs import export_torch, folder, import_torch
@@ -174,4 +175,30 @@ def test_what_does_not_fit_is_refused_and_nothing_is_left(vae, parti, tmp_path):
         import_torch(tmp_path / "vae.pt", tmp_path / "ours", t5="t5-small")
     with pytest.raises(UserError, match="is not a folder"):
         export_torch(tmp_path / "nowhere", tmp_path / "out.pt")
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["t5=x"], "t5='x' is an option.*--t5 x"),
+        (["path=x"], "VitVQGanVAE has no field 'path'"),
+        (["out=x"], "VitVQGanVAE has no field 'out'"),
+        (["pixel_range=5"], "pixel_range=5 is not several values"),
+        (["pixel_range=(0,'x')"], "pixel_range=.* is not "),
+        (["heads"], "has no '='"),
+        (["=3"], "is no name"),
+        (["imagen.=3"], "is no name"),
+        ([".heads=3"], "is no name"),
+        (["heads=3", "heads.x=4"], "is given beside 'heads'"),
+        (["heads=[[[["], r"heads='\[\[\[\[' is not a whole number"),
+        (["dtype=fp16"], "dtype='fp16' is not known"),
+        (["imagen=3"], "no field 'imagen'"),
+        (["imagen.image_sizes=3"], "given for the weights of a VitVQGanVAE"),
+    ],
+)
+def test_options_of_the_command_are_one_sentence_each(vae, tmp_path, given, said):
+    torch.save(vae.state_dict(), tmp_path / "vae.pt")
+    with pytest.raises(UserError, match=said):
+        from_torch(tmp_path / "vae.pt", tmp_path / "ours", tuple(given))
     assert not (tmp_path / "ours").exists()

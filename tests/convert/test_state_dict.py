@@ -1,0 +1,196 @@
+"""State dicts behind wrappers, in checkpoints and beside averages give the network that is in them;
+what does not fit is named.
+"""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import t2i_jax as t2i
+from t2i_jax import convert
+from t2i_jax.convert import engine, state_dict
+from t2i_jax.errors import UserError
+
+VAE = t2i.VitVQGanVAE(
+    dim=8, image_size=8, patch_size=4, layers=1, heads=1, dim_head=8, ff_mult=1, codebook_size=16,
+    discr_layers=0,
+)  # fmt: skip
+
+
+def _random(shapes, seed):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda a: np.asarray(rng.normal(size=a.shape) if a.dtype.kind == "f" else 1, a.dtype),
+        shapes,
+    )
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return _random(convert.vit_vqgan.NETWORK.shapes(VAE), 0)
+
+
+@pytest.fixture(scope="module")
+def state(weights):
+    return convert.to_state(VAE, weights)
+
+
+def _wrapped(state, name):
+    """What a module of that name around a network makes of its state dict."""
+    return {f"{name}.{key}": value for key, value in state.items()}
+
+
+def _inside(state, at):
+    """What torch.compile of a module within a network makes of its state dict."""
+    return {
+        ".".join([*(parts := key.split("."))[:at], "_orig_mod", *parts[at:]])
+        if key.count(".") >= at
+        else key: value
+        for key, value in state.items()
+    }
+
+
+def _averaged(state, _):
+    other = {f"online_model.{key}": np.zeros_like(value) for key, value in state.items()}
+    return {**other, **_wrapped(state, "ema_model"), "initted": np.ones(1), "step": np.ones(1)}
+
+
+def _nested(state, name):
+    return {"epoch": 3, "none": None, name: state, "optimizer": {"state": {0: {"a": np.ones(2)}}}}
+
+
+def _flat_again(state, step, argument):
+    return step(state_dict.flat(state), argument)
+
+
+WRAPPERS = [
+    *((_wrapped, name) for name in (*state_dict.WRAPPERS, "model", "net", "vae", "generator", "0")),
+    *((_inside, at) for at in (1, 2, 3)),
+    (_averaged, None),
+    *((_nested, name) for name in ("state_dict", "model", "ema", "whatever")),
+]
+
+
+@given(st.lists(st.sampled_from(WRAPPERS), max_size=6))
+def test_any_nesting_of_wrappers_is_undone(state, steps):
+    loaded = state
+    for step, argument in steps:
+        loaded = _flat_again(loaded, step, argument) if step is not _nested else step(
+            loaded, argument
+        )  # fmt: skip
+    network, found, _ = convert._found(loaded, None)
+    assert network.model is t2i.VitVQGanVAE and found.keys() == state.keys()
+    for name, value in state.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_a_wrapped_network_is_converted_as_the_network_itself(state, weights):
+    ddp = _averaged(_wrapped(_wrapped(state, "_orig_mod"), "module"), None)
+    model, found = convert.from_torch({"state_dict": _wrapped(ddp, "model")}, codebook_size=16)
+    assert model.image_size == 8
+    jax.tree.map(np.testing.assert_array_equal, found, dict(weights))
+
+
+def test_of_several_networks_the_one_that_is_meant_is_taken(state):
+    other = {name: value + 1 for name, value in state.items()}
+
+    def found(loaded):
+        return convert._found(loaded, None)[1]["enc_dec.decoder.1.3.weight"]
+
+    wanted = state["enc_dec.decoder.1.3.weight"]
+    for loaded in (
+        {"model": state, "discarded": other},
+        {"state_dict": {**_wrapped(state, "model.ema_model"), **_wrapped(other, "model.net")}},
+        {"ema": _averaged(state, None), "model": other},
+    ):
+        np.testing.assert_array_equal(found(loaded), wanted)
+    with pytest.raises(UserError, match="2 networks of one kind, at a, b;"):
+        found({"a": state, "b": other})
+
+
+def test_two_arrays_of_one_name_must_be_equal(state):
+    name, value = next(iter(state.items()))
+    assert convert._found({**state, f"module.{name}": value.copy()}, None)[1].keys() == state.keys()
+    with pytest.raises(UserError, match="are one array and differ"):
+        convert._found({**state, f"module.{name}": value + 1}, None)
+
+
+def test_the_live_module_within_wrappers_is_found():
+    torch = pytest.importorskip("torch")
+    inner = torch.nn.ModuleDict({"downs": torch.nn.ModuleList([torch.nn.Linear(2, 2)])})
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, name, module):
+            super().__init__()
+            self.add_module(name, module)
+
+    outer = Wrapper("model", Wrapper("module", Wrapper("_orig_mod", Wrapper("ema_model", inner))))
+    name = next(iter(outer.state_dict()))
+    assert name == "model.module._orig_mod.ema_model.downs.0.weight"
+    assert state_dict.inner(outer, name, "model.ema_model.") is inner
+    listed = torch.nn.Sequential(torch.nn.ModuleList([Wrapper("module", inner)]))
+    assert state_dict.inner(listed, "0.0.module.downs.0.weight", "0.0.") is inner
+
+
+@given(data=st.data())
+@settings(max_examples=settings.default.max_examples // 3)
+def test_one_array_of_another_kind_is_named_and_never_a_trace(state, data):
+    name = data.draw(st.sampled_from(sorted(state)))
+    value = data.draw(st.sampled_from([
+        2.0, np.float32(1), None, "x", [1.0], np.zeros(()), np.zeros((0,)), np.zeros((1, 1)),
+        np.zeros((3, 4, 5)), np.zeros((3, 4, 5, 6, 7)), np.array(["a"]), np.zeros(2, complex),
+    ]))  # fmt: skip
+    if np.shape(value) == np.shape(state[name]):
+        return  # a scalar stays one
+    with pytest.raises(UserError, match="the weights"):
+        convert.from_torch({**state, name: value})
+
+
+@pytest.mark.parametrize("name", ["enc_dec.decoder.1.3.weight", "enc_dec.encoder.1.norm.gamma"])
+def test_values_that_are_not_finite_are_named(state, name):
+    for wrong in (np.nan, np.inf, 1e39):
+        value = state[name].astype(np.float64)
+        value.flat[1] = wrong
+        with pytest.raises(UserError, match=rf"{name} has 1 of {value.size} values"):
+            convert.from_torch({**state, name: value})
+    with pytest.raises(UserError, match=f"{name} has only values that are not finite"):
+        convert.from_torch({**state, name: np.full_like(state[name], np.nan)})
+    with pytest.raises(UserError, match=f"{name} is of the type int8 instead of float32"):
+        convert.from_torch({**state, name: state[name].astype(np.int8)})
+
+
+@pytest.mark.parametrize("source", [None, 3, [], {}, {"a": None}, {"a": {"b": "c"}}, b"x"])
+def test_what_holds_no_arrays_is_said(source):
+    with pytest.raises(UserError, match="holds no array by name"):
+        convert.from_torch(source)
+
+
+def test_containers_that_hold_themselves_and_names_of_other_types():
+    loop: dict = {0: np.ones(1), None: np.ones(2), "a": [{"b": np.ones(3)}, 1]}
+    loop["self"] = loop
+    assert state_dict.flat(loop).keys() >= {"0", "None", "a.0.b"}
+    with pytest.raises(UserError, match="two entries named '0'"):
+        state_dict.flat({0: np.ones(1), "0": np.ones(1)})
+    with pytest.raises(UserError, match="a layer that no network has"):
+        convert._check_numbers(["enc_dec.encoder.1.layers.99999.0.weight"])
+
+
+def test_options_of_the_converter_are_checked_like_fields(state):
+    for fields, said in (
+        ({"pixel_range": 5}, "pixel_range=5 is not several values"),
+        ({"heads": "x"}, "heads='x' is not a whole number"),
+        ({"dtype": "fp16"}, "dtype='fp16'"),
+        ({"path": 1}, "no field 'path'"),
+        ({"source": 1}, "no field 'source'"),
+        ({"unets": 1}, "no field 'unets'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            convert.from_torch(state, **fields)
+
+
+def test_a_watched_state_dict_tells_the_last_array_of_its_parts():
+    watched = engine.Watched({"vae.a": np.zeros((2, 3)), "b": np.zeros(())})
+    assert engine.part(watched, "vae.")["a"].shape == (2, 3)
+    assert watched.last == ["vae.a has shape (2, 3)"] and watched.get("c") is None

@@ -1,0 +1,190 @@
+"""Files of a run that a person edited or a disk damaged: they load, or one sentence names the file
+and the field.
+"""
+
+import json
+import pathlib
+import tarfile
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+import t2i_jax as t2i
+from t2i_jax import sharding
+from t2i_jax.errors import UserError
+from t2i_jax.runs import folder
+from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from t2i_jax.text.tokenizer import train_bpe
+from tests.e2e import tiny, tiny_imagen
+from tests.foreign.edits import edits
+
+
+def _stored(recipe):
+    return json.loads(json.dumps(recipe_to_dict(recipe)))
+
+
+_BEFORE = pathlib.Path(__file__).parent / "before" / "super_resolution.tar.xz"
+STORED = [_stored(tiny.get_config()), _stored(tiny_imagen.get_config())]
+FORMER = {  # as recipes were stored before there were parts and options
+    **{name: value for name, value in STORED[0].items() if name != "parts"},
+    "tokenizer": STORED[0]["parts"]["tokenizer"],
+    "evaluation": {"type": "Evaluation", "judge": None, "guidance": 2.0, "top_k": 3},
+}
+
+
+def _export(recipe, out):
+    params, stats = jax.eval_shape(recipe.task.init, jax.random.key(0))
+
+    def zeros(tree):
+        return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), sharding.unbox(tree))
+
+    beside = {
+        name: lambda place, part=part: _export(part, place) for name, part in recipe.parts.items()
+    }
+    if recipe.task.text_encoder is not None:
+        beside["text_tokenizer"] = train_bpe(["a red circle"], 60).save
+    folder.write_system(out, recipe, zeros(params), zeros(stats), beside)
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory):
+    """A Parti with its tokenizer, as `export` writes it."""
+    place = tmp_path_factory.mktemp("edited") / "system"
+    _export(tiny.get_config(), place)
+    return place
+
+
+@pytest.fixture
+def changed(system):
+    """A function that replaces a file of the system for one test."""
+    before = {}
+
+    def change(name, content):
+        path = system / name
+        before.setdefault(path, path.read_bytes() if path.exists() else None)
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+
+    yield change
+    for path, content in before.items():
+        path.unlink() if content is None else path.write_bytes(content)
+
+
+@given(st.sampled_from([*STORED, FORMER]).flatmap(edits))
+@settings(max_examples=4 * settings.default.max_examples)
+def test_any_edit_of_a_recipe_gives_a_recipe_or_a_sentence(edited):
+    try:
+        assert isinstance(recipe_from_dict(edited, "run='x/system.json'"), Recipe)
+    except UserError as error:
+        assert str(error).startswith("run='x/system.json': recipe")
+
+
+def _replaced(path, value):
+    found = node = json.loads(json.dumps(STORED[0]))
+    for key in path.split(".")[:-1]:
+        node = node[key]
+    node[path.split(".")[-1]] = value
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("task.model.dim", "16", r"recipe\.task\.model\.dim='16' is not a whole number"),
+        ("task.model.dim", -16, r"recipe\.task\.model\.dim=-16 is below"),
+        ("task.model.depth", 10**9, r"recipe\.task\.model: depth=1000000000 is more than 1000"),
+        ("task.model.dim", 10**30, r"recipe\.task\.model\.dim=10+ has more than 64 bits"),
+        ("task.model.dtype", "fp16", r"recipe\.task\.model: dtype='fp16' is not known"),
+        ("task.model.type", "PartiTransformr", "did you mean 'PartiTransformer'"),
+        ("task.model.type", "load", r"recipe\.task\.model\.type='load' is not known"),
+        ("task.text", {"type": "LearnedText", "dim": 16}, "LearnedText has no 'depth'; add it"),
+        ("train.steps", 2.5, r"recipe\.train\.steps=2\.5 is not a whole number"),
+        ("train.optim.learning_rate", float("nan"), "learning_rate is nan"),
+        ("parts", [], ""),
+        ("parts", 3, r"recipe\.parts=3 is no object"),
+        ("task.model.dim", 32, "the weights do not fit the recipe.* has shape "),
+        ("task.text.vocab_size", 8, "pieces for an embedding of 8 rows|do not fit the recipe"),
+    ],
+)
+def test_the_field_and_the_file_are_named(system, changed, path, value, said):
+    changed("system.json", _replaced(path, value))
+    if not said:
+        return
+    with pytest.raises(UserError, match=said) as caught:
+        t2i.load(system)
+    assert str(system) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("system.json", b"", "is empty"),
+        ("system.json", b"[" * 10**5, "too deep|is no JSON"),
+        ("system.json", b'{"type": "Recipe", "type": "Recipe"}', "the key 'type' twice"),
+        ("system.json", b'{"type": "Evaluation"}', r"recipe\.type='Evaluation' is not 'Recipe'"),
+        ("parts.json", b"{", "parts.json' is no JSON"),
+        ("parts.json", {"tokenizer": 3}, "parts.json': tokenizer is 3 and not an object"),
+        ("parts.json", {"tokenizer": {"folder": 3}}, "tokenizer.folder is 3"),
+        ("text_tokenizer/tokenizer.json", b"{}", "tokenizer.json' cannot be read"),
+        ("weights.safetensors", b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
+        ("weights.safetensors", b"x" * 64, "weights.safetensors' cannot be read"),
+        ("tokenizer/system.json", b"[1]", r"recipe=\(?\[?1.* is no object"),
+    ],
+)
+def test_a_damaged_file_of_a_system_is_named(system, changed, name, content, said):
+    changed(name, content)
+    with pytest.raises(UserError, match=said):
+        t2i.load(system)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (np.float32(1), r"has shape \(\) instead of"),
+        (np.zeros((3, 3), np.float32), r"has shape \(3, 3\) instead of"),
+        (None, "is missing"),
+        (np.nan, "has 1 of .* values that are not finite"),
+        ("int", "is of the type int32 instead of float32"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(system, changed, value, said):
+    arrays = load_file(system / "weights.safetensors")
+    name = next(name for name in arrays if name.endswith("kernel"))
+    good = arrays.pop(name)
+    if isinstance(value, float):
+        arrays[name] = good.copy()
+        arrays[name].flat[0] = value
+    elif value is not None:
+        arrays[name] = good.astype(np.int32) if isinstance(value, str) else np.asarray(value)
+    changed("weights.safetensors", b"x")
+    save_file(arrays, system / "weights.safetensors")
+    with pytest.raises(UserError, match=f"{name.partition('/')[2]} {said}"):
+        t2i.load(system)
+
+
+@given(edits(STORED[0]))
+@settings(max_examples=settings.default.max_examples // 5)
+def test_any_edit_of_system_json_loads_or_is_a_sentence(system, edited):
+    path = system / "system.json"
+    good = path.read_text()
+    path.write_text(json.dumps(edited))
+    try:
+        t2i.load(system)
+    except UserError as error:
+        assert "run=" in str(error) or "tokenizer=" in str(error)
+    finally:
+        path.write_text(good)
+
+
+def test_the_recipe_of_a_checkpoint_is_named_too(tmp_path):
+    with tarfile.open(_BEFORE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    path = next(tmp_path.rglob("checkpoints/*/config/metadata"))
+    stored = json.loads(path.read_text())
+    stored["task"]["model"]["blocks"] = "1"
+    path.write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"checkpoints.*recipe\.task\.model\.blocks='1' is not a"):
+        t2i.load(path.parents[3])
