@@ -7,8 +7,13 @@ import pathlib
 import runpy
 import subprocess
 import sys
+import types
 
+import numpy as np
 import pytest
+from PIL import Image
+
+import t2i_jax as t2i
 
 _FOLDER = pathlib.Path(__file__).resolve().parents[1] / "benchmarks"
 _VS_PYTORCH = runpy.run_path(str(_FOLDER / "vs_pytorch.py"))
@@ -64,3 +69,25 @@ def test_a_device_is_measured(capsys):
         assert line.split(" | ")[1].startswith(what) and line.count("|") == said[2].count("|")
     with pytest.raises(SystemExit, match="row='parti' is not known; known: parti_350m"):
         runpy.run_path(path)["main"](["parti"])
+
+
+def test_the_sweep_of_guidance_makes_a_table(tmp_path):
+    sweep = runpy.run_path(str(_FOLDER / "guidance_sweep.py"))
+    sweep["make_drawings"](tmp_path)
+    files = sorted(tmp_path.glob("*.png"))
+    assert len(files) == 48 == len({file.read_bytes() for file in files})
+    wanted = np.stack([np.asarray(Image.open(file)) for file in files[:5]])
+    asked = []
+
+    class Painter:
+        def generate(self, captions, **options):
+            asked.append((options["guidance"], options["temperature"], options["plausibility"]))
+            return wanted if options["plausibility"] or options["guidance"] == 1 else 255 - wanted
+
+    recipe = types.SimpleNamespace(
+        evaluation=t2i.Evaluation(), data=t2i.DataConfig(source=f"folder:{tmp_path}")
+    )
+    lines = sweep["table"]("drawings", Painter(), recipe, 5).splitlines()
+    assert lines[0] == "**drawings**, 5 images each" and len(lines) == 4 + 5
+    assert lines[4].count("99.0 dB") == 3 and lines[6].count("99.0 dB") == 3
+    assert len(asked) == 3 + 4 * 6 == len(set(asked))

@@ -197,6 +197,7 @@ def place(tmp_path_factory):
     Image.new("RGB", (40, 30), (200, 30, 30)).save(here / "picture.png")
     half = np.where(np.arange(40) < 20, 255, 0).astype(np.uint8)
     Image.fromarray(np.broadcast_to(half, (30, 40))).save(here / "mask.png")
+    (here / "prompts.txt").write_text("a red circle\na blue square\n")
     for folder in ("configs", "tests"):
         (here / folder).symlink_to(_ROOT / folder)
     return here

@@ -16,6 +16,7 @@ _PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "t2i_jax"
 # `_ALONE` says so.
 _LOW = {
     "config", "types", "errors", "cluster", "files", "typeset", "paths", "words", "terminal",
+    "seeds",
 }  # fmt: skip
 _ALLOWED = {
     "config": _LOW,

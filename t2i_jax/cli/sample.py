@@ -14,7 +14,7 @@ from t2i_jax import paths
 from t2i_jax.cli import arguments as cli
 from t2i_jax.cli import docstring
 from t2i_jax.cli.arguments import Argument, Shown
-from t2i_jax.config import Count, check_all
+from t2i_jax.config import Count, Seed, check_all
 from t2i_jax.errors import UserError
 from t2i_jax.words import counted
 
@@ -25,20 +25,27 @@ class _Command:
 
     Attributes:
       run: Folder of the run.
-      prompts: One caption or several; none for a system that was trained without captions.
+      captions: One caption or several; none for a system that was trained without captions.
+      prompts: A file of more captions: .txt with one in each line, or a table (.csv, .tsv, .jsonl,
+        .json) with a column caption, text or prompt.
       out: Folder for the PNG files. Nothing there is overwritten.
       count: Images per caption.
-      seed: The same seed gives the same images.
+      seed: The same seed gives the same images; all 63 bits count.
+      batch_size: Images that are made at a time; fewer need less memory, and are the same images.
+      t5: For a run with stored text embeddings: folder or hub name of the T5 that made them.
       upscale: Folder of a super-resolution run, which makes the images larger.
       mesh: Sizes of a mesh's axes over all devices, as data=2,tensor=4; one device by default.
       step: The checkpoint: its step, or best, the one with the best validation metric.
     """
 
     run: pathlib.Path
-    prompts: Annotated[tuple[str, ...], Shown("CAPTION", positional=True)] = ()
+    captions: Annotated[tuple[str, ...], Shown("CAPTION", positional=True)] = ()
+    prompts: Annotated[pathlib.Path | None, Shown("FILE")] = None
     out: Annotated[pathlib.Path | None, Shown("FOLDER", default="RUN/samples/seedSEED")] = None
     count: Count = 4
-    seed: int = 0
+    seed: Seed = 0
+    batch_size: Count = 64
+    t5: Annotated[str | None, Shown("FOLDER|NAME")] = None
     upscale: Annotated[pathlib.Path | None, Shown("RUN")] = None
     mesh: Annotated[str | None, Shown("AXIS=SIZE,...")] = None
     step: Annotated[str | None, Shown("STEP", default="the newest")] = None
@@ -48,11 +55,16 @@ class _Command:
 # the flag and its help.
 _INPUTS: Mapping[str, tuple[str, type, str]] = {
     "negative_prompts": ("negative", str, "What the images should not show."),
-    "init_images": ("init", pathlib.Path, "An image to complete or to change."),
+    "init_images": (
+        "init",
+        pathlib.Path,
+        "An image to complete or to change, read and cut as those of training.",
+    ),
     "mask": (
         "mask",
         pathlib.Path,
-        "An image as large as --init, white where that is kept and black where it is inpainted.",
+        "An image as large as --init, white where that is kept; where it is black or transparent, "
+        "it is inpainted.",
     ),
     "cond_images": ("cond", pathlib.Path, "The image to condition on."),
 }
@@ -93,6 +105,7 @@ def command(words: Sequence[str]) -> None:
 
 
 _NAME = "t2i sample"
+_COLUMNS, _IN_GRID, _PIXELS_IN_GRID = 16, 256, 2**27  # of grid.png at most
 
 
 def _input(name):
@@ -102,71 +115,121 @@ def _input(name):
 
 def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     from t2i_jax import runs
-    from t2i_jax.eval.grid import grid
-    from t2i_jax.pixels import save_png
     from t2i_jax.runs.folder import checkpoint_step
     from t2i_jax.sharding import parse_mesh
+    from t2i_jax.systems import generation
 
     run = paths.given("run", common.run)
     out = paths.folder("out", common.out or run / "samples" / f"seed{common.seed}")
+    captions = [*common.captions, *_in_file(common.prompts)]
+    generation.check_total(max(len(captions), 1) * common.count, "count", common.count)
     mesh = None if common.mesh is None else parse_mesh(common.mesh)
     system = runs.load(run, mesh=mesh, step=checkpoint_step(common.step))
     larger = None if common.upscale is None else runs.load(common.upscale)
-    given = _given(system.task, inputs, max(len(common.prompts), 1))
-    captions = (
-        list(common.prompts) if common.prompts or system.task.text_encoder is not None else None
-    )
+    encoder = system.task.text_encoder
+    prompts = captions if captions or encoder is not None else None
+    given = _given(system.task, inputs)
+    if common.t5 is not None:
+        prompts, given = _embedded(encoder, common.t5, captions, given)
     images = np.asarray(
         system.generate(
-            captions,
+            prompts,
             options,
             seed=common.seed,
             images_per_prompt=common.count,
+            batch_size=common.batch_size,
             progress=True,
             **given,
         )
     )
     images = images if larger is None else larger.upscale(images)
-    out = _new_folder(out)
-    for i, image in enumerate(images):
-        save_png(out / f"{i // common.count:03d}-{i % common.count:02d}.png", image)
-    told = [caption for caption in captions or () for _ in range(common.count)]
-    save_png(out / "grid.png", grid(images, common.count, 128, told or None))
-    (out / "captions.txt").write_text(
-        "".join(f"{i:03d} {caption}\n" for i, caption in enumerate(common.prompts))
-    )
-    print(f"{counted(len(images), 'image')} in {out}")
+    _save(_new_folder(out), images, captions, common.count)
 
 
-def _given(task, inputs, prompts):
+def _in_file(path):
+    """The captions of a file; none without one."""
+    from t2i_jax.cli.prompts import read_prompts
+
+    return [] if path is None else read_prompts(paths.given("prompts", path))
+
+
+def _given(task, inputs):
     """What is beside prompts and options, as arguments of `generate`."""
-    files = {name: path for name, path in inputs.items() if path is not None}
+    from t2i_jax.data import image_file
+
+    def read(name, channels):
+        path = paths.given(name, inputs[name])
+        if channels is None:
+            return image_file.read_mask(path, name)
+        return image_file.read(path, channels, name)
+
     found: dict[str, Any] = {}
-    if "negative" in files:
-        found["negative_prompts"] = [files["negative"]] * prompts
-    init = None
-    if "init" in files:
-        init = _open("init", files["init"]).convert("RGB" if task.channels == 3 else "L")
-        found["init_images"] = _repeated(_resized(init, task.image_size), prompts)
-    if "mask" in files:
-        if init is None:
+    if inputs.get("negative") is not None:
+        found["negative_prompts"] = inputs["negative"]
+    if inputs.get("init") is not None:
+        found["init_images"] = read("init", task.channels)
+    if inputs.get("mask") is not None:
+        if "init_images" not in found:
             raise UserError(
-                f"mask={str(files['mask'])!r} is nothing without --init; leave it out or give "
+                f"mask={str(inputs['mask'])!r} is nothing without --init; leave it out or give "
                 "--init."
             )
-        white = _open("mask", files["mask"]).convert("L")
-        if white.size != init.size:
-            raise UserError(
-                f"mask={str(files['mask'])!r} is {white.size} and init {init.size} pixels; make "
-                "them equal."
-            )
-        found["mask"] = np.asarray(_resized(white, task.image_size)) >= 128
-    if "cond" in files:
-        image = _open("cond", files["cond"]).convert(
-            "RGB" if task.cond_image_channels == 3 else "L"
-        )
-        found["cond_images"] = _repeated(_resized(image, task.image_size), prompts)
+        found["mask"] = read("mask", None)
+    if inputs.get("cond") is not None:
+        found["cond_images"] = read("cond", task.cond_image_channels)
     return found
+
+
+def _embedded(encoder, t5, captions, given):
+    """Prompts and negative prompts as embeddings, for a run that has no text encoder of its own.
+
+    Raises:
+      UserError: the run reads captions itself, or the T5 is another one.
+    """
+    from t2i_jax.systems.generation import tell
+    from t2i_jax.text.encoder import captions_of, told_of_cuts
+    from t2i_jax.text.t5 import T5Text, pair_of
+
+    if encoder is None or encoder.entry != "text_embeds":
+        raise UserError(
+            f"t5={t5!r} is for runs with stored text embeddings, and this one reads captions "
+            "itself, or none; leave it out."
+        )
+    if not captions:
+        raise UserError("captions are missing; name some after RUN, or a file of them: --prompts.")
+    negative = [given["negative_prompts"]] if "negative_prompts" in given else []
+    text = T5Text.from_directory(t5, max_length=encoder.max_length)
+    if text.dim != encoder.dim:
+        raise UserError(
+            f"t5={t5!r} is {text.dim} wide, and the run's embeddings {encoder.dim}; give the T5 "
+            "that made them."
+        )
+    captions = captions_of(captions, "prompts")
+    if told := told_of_cuts(text.tokenizer(), captions, text.max_length, "prompt"):
+        tell(told)
+    negative = captions_of(negative, "negative") if negative else []
+    embeds, mask = pair_of(text, [*captions, *negative])
+    if negative:
+        against = (part[-1:].repeat(len(captions), axis=0) for part in (embeds, mask))
+        given = {**given, "negative_prompts": tuple(against)}
+    return (embeds[: len(captions)], mask[: len(captions)]), given
+
+
+def _save(out, images, captions, count):
+    """A PNG file per image, a grid of the first of them, and the captions by number."""
+    from t2i_jax.eval.grid import grid
+    from t2i_jax.pixels import save_png
+
+    for i, image in enumerate(images):
+        save_png(out / f"{i // count:03d}-{i % count:02d}.png", image)
+    shown = max(1, min(len(images), _IN_GRID, _PIXELS_IN_GRID // images[0].size))
+    told = [caption for caption in captions for _ in range(count)][:shown]
+    rows = -(-count // _COLUMNS)
+    save_png(out / "grid.png", grid(images[:shown], -(-count // rows), 128, told or None))
+    lines = (f"{i:03d} {' '.join(caption.split())}\n" for i, caption in enumerate(captions))
+    (out / "captions.txt").write_text("".join(lines), encoding="utf-8")
+    beside = "" if shown == len(images) else f"; grid.png shows the first {shown}"
+    print(f"{counted(len(images), 'image')} in {out}{beside}")
 
 
 def _run_in(arguments):
@@ -180,30 +243,6 @@ def _run_in(arguments):
             return pathlib.Path(argument)
     folders = [argument for argument in arguments if os.path.isdir(argument)]
     return pathlib.Path(folders[0]) if folders else None
-
-
-def _open(name, path):
-    from PIL import Image
-
-    try:
-        image = Image.open(paths.given(name, path))
-        image.load()
-        return image
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{name}={str(path)!r} can't be read as an image ({error}); give a PNG or JPEG file."
-        ) from None
-
-
-def _resized(image, side):
-    from PIL import Image
-
-    return image.resize((side, side), Image.Resampling.BICUBIC)
-
-
-def _repeated(image, count):
-    array = np.asarray(image)
-    return np.repeat(array.reshape(1, *array.shape[:2], -1), count, axis=0)
 
 
 def _new_folder(out):

@@ -88,12 +88,12 @@ def load(
     parts = {name: part_in(place) for name, place in part_folders(folder, recipe).items()}
     task = recipe.task
     if not task.objectives:
-        return _on(task.with_parts(parts).system({}, {}, parts, {}, None), mesh)
+        return _on(task.with_parts(parts).system({}, {}, parts, {}, None), recipe, mesh)
     place = None if mesh is None or _is_export(folder) else generation.places(task, mesh)[1]
     params, ema, stats = arrays(folder, task, place, step)
     params = {**params, **ema} if averaged else params
     tokenizer = task.text_encoder and task.text_encoder.tokenizer(folder / TEXT_TOKENIZER)
-    return _on(task.system(params, stats, parts, task.frozen(parts), tokenizer), mesh)
+    return _on(task.system(params, stats, parts, task.frozen(parts), tokenizer), recipe, mesh)
 
 
 def load_run_recipe(workdir: str | pathlib.Path) -> Recipe:
@@ -293,7 +293,14 @@ def _is_export(workdir):
     return (workdir / EXPORT).is_file()
 
 
-def _on(system, mesh):
+def cutting(system: System, recipe: Recipe) -> System:
+    """A system that cuts the images that it is given as the recipe cut those of training."""
+    crop = "center" if recipe.data is None else recipe.data.crop
+    return system if crop == system.crop else dataclasses.replace(system, crop=crop)
+
+
+def _on(system, recipe, mesh):
+    system = cutting(system, recipe)
     return system if mesh is None else system.on_mesh(mesh)
 
 

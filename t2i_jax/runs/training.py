@@ -99,7 +99,7 @@ def _locked(recipe, workdir, given, hooks, profile):
     recipe, parts = _with_parts(begin.with_parts(recipe, workdir), workdir, given, hooks)
     if not recipe.task.objectives:
         processes.once(lambda: folders.write_joined(workdir, recipe))
-        return recipe.task.system({}, {}, parts, {}, None)
+        return folders.cutting(recipe.task.system({}, {}, parts, {}, None), recipe)
     return _fit(recipe, workdir, parts, hooks or preview_hooks, profile)
 
 
@@ -125,7 +125,8 @@ def _fit(recipe, workdir, parts, hooks, profile):
     _check_data(recipe, parts)
 
     def build_system(params, stats) -> System:
-        return task.system(*sharding.whole((params, stats)), parts, frozen, text_tokenizer)
+        made = task.system(*sharding.whole((params, stats)), parts, frozen, text_tokenizer)
+        return folders.cutting(made, recipe)
 
     ledger = DataLedger(text_tokenizer, 0 if encoder is None else encoder.max_length)
     spec = task.batch_spec(1)

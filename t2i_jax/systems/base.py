@@ -5,6 +5,7 @@ itself.
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
@@ -234,10 +235,28 @@ class System:
 
     Attributes:
       task: what it was trained as. weights: parameters by name.
+      crop: how training cut its images (`data.crop`), and those that it is given are.
     """
 
     task: Any
     weights: Mapping[str, Any]
+    crop: str = dataclasses.field(default="center", kw_only=True)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__repr__" not in cls.__dict__:  # that of a dataclass writes out all weights
+            cls.__repr__ = System.__repr__
+
+    def __repr__(self) -> str:
+        """One line: its kind, the size of its images, and how many parameters it has."""
+        size = getattr(self.task, "image_size", None)
+        found = [f"{size}x{size} pixels"] if isinstance(size, int) else []
+        if (encoder := getattr(self.task, "text_encoder", None)) is not None:
+            found.append(f"captions by {type(encoder).__name__}")
+        for name, group in self.weights.items():
+            count = sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(group))
+            found.append(f"{count:,} parameters of {name}")
+        return f"{type(self).__name__}({', '.join(found)})"
 
     def on_mesh(self, shape: Mapping[str, int] | None) -> System:
         """The same system, sampling on a mesh of all devices.

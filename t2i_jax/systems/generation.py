@@ -4,6 +4,8 @@ batches, devices.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import math
@@ -15,12 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from t2i_jax import config, sharding
+from t2i_jax import config, seeds, sharding
+from t2i_jax.config import shown
 from t2i_jax.errors import UserError
-from t2i_jax.text.encoder import TextEncoder
+from t2i_jax.terminal import say
+from t2i_jax.text.encoder import TextEncoder, captions_of, told_of_cuts
 from t2i_jax.types import Key
+from t2i_jax.words import counted
 
 _NEGATIVE = "negative_"
+_MOST_IMAGES = 100_000  # of one call: they are kept in memory
 Options = TypeVar("Options")
 
 
@@ -50,24 +56,64 @@ def texts(
 ) -> dict[str, np.ndarray]:
     """The arrays of prompts, those of negative prompts under names that begin with "negative_".
 
+    Where a prompt is longer than the encoder reads, a line on stderr says what is cut.
+
+    Args:
+      prompts: as the encoder takes them, see its `encode`. negative_prompts: one for each of them;
+        a string is for all; None: none.
+      guided: whether there is guidance.
+
     Raises:
       UserError: nothing that the encoder takes, another number of negative prompts, or some without
         guidance.
     """
-    found = encoder.encode(tokenizer, prompts, "prompts")
+    found = _encoded(encoder, tokenizer, prompts, "prompts")
     if negative_prompts is None:
         return found
     if not guided:
         raise UserError(
             "negative_prompts have no effect at guidance=1; raise the guidance or leave them out."
         )
-    negative = encoder.encode(tokenizer, negative_prompts, "negative_prompts")
-    count, wanted = len(negative["text_mask"]), len(found["text_mask"])
+    wanted = len(found["text_mask"])
+    negative = _encoded(encoder, tokenizer, negative_prompts, "negative_prompts")
+    if isinstance(negative_prompts, str):
+        negative = {name: np.repeat(value, wanted, axis=0) for name, value in negative.items()}
+    count = len(negative["text_mask"])
     if count != wanted:
         raise UserError(
-            f"negative_prompts has {count} entries for {wanted} prompts; give one for each."
+            f"negative_prompts has {counted(count, 'caption')} for "
+            f"{counted(wanted, 'prompt')}; give one for each, or one string for all."
         )
     return found | {_NEGATIVE + name: value for name, value in negative.items()}
+
+
+def _encoded(encoder, tokenizer, prompts, field):
+    found = encoder.encode(tokenizer, prompts, field)
+    if "text" in found and tokenizer is not None:
+        one = field.removesuffix("s").replace("_", " ")
+        told = told_of_cuts(tokenizer, captions_of(prompts, field), encoder.max_length, one)
+        if told is not None:
+            tell(told)
+    return found
+
+
+_QUIET = contextvars.ContextVar("quiet", default=False)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing is told meanwhile: for images that nobody asked for one by one."""
+    token = _QUIET.set(True)
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
+
+
+def tell(sentence: str) -> None:
+    """A line on stderr about what was done with what a user gave."""
+    if not _QUIET.get():
+        say(f"t2i: {sentence}.")
 
 
 def negative_of(prompt: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,23 +162,42 @@ def batches(
     give the same images.
 
     Args:
-      prompt: a row per prompt. total: images in all. batch_size: None: all at once. progress: shows
-        a bar where there are several batches.
+      prompt: a row per prompt. total: images in all. seed: see `seeds.key_of`.
+      batch_size: None: all at once. progress: shows a bar where there are several batches.
+
+    Raises:
+      UserError: a seed that is none, or more images than one call makes.
     """
-    rows = {name: np.repeat(value, images_per_prompt, axis=0) for name, value in prompt.items()}
+    key = seeds.key_of("seed", seed)
+    check_total(total, "images_per_prompt", images_per_prompt)
     batch_size = min(batch_size or total, total)
+    return _batches(prompt, total, images_per_prompt, key, batch_size, progress)
+
+
+def _batches(prompt, total, images_per_prompt, key, batch_size, progress):
     starts = range(0, total, batch_size)
     for start in tqdm(
         starts, desc="sampling", unit="batch", disable=not progress or len(starts) == 1, leave=False
     ):
         index = np.minimum(np.arange(start, start + batch_size), total - 1)
-        keys_B = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(
-            jnp.asarray(index)
-        )
+        keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.asarray(index))
         yield Rows(
-            {name: value[index] for name, value in rows.items()},
+            {name: value[index // images_per_prompt] for name, value in prompt.items()},
             keys_B,
             min(batch_size, total - start),
+        )
+
+
+def check_total(total: int, name: str, value: Any) -> None:
+    """Refuses more images than are made at once.
+
+    Args:
+      name, value: what the user gave that makes them so many.
+    """
+    if total > _MOST_IMAGES:
+        raise UserError(
+            f"{name}={shown(value)} makes {shown(total)} images, and one call makes "
+            f"{_MOST_IMAGES} at most; give less, and other seeds for more of them."
         )
 
 
@@ -205,7 +270,7 @@ def check_number(
         return
     else:
         says = f"is outside [{low:g}, {high:g}]" if math.isfinite(high) else f"is below {low:g}"
-    raise UserError(f"{name}={value!r} {says}; {remedy}.")
+    raise UserError(f"{name}={shown(value)} {says}; {remedy}.")
 
 
 def _finite(value):
@@ -215,50 +280,11 @@ def _finite(value):
         return False
 
 
-def check_count(name: str, value: Any) -> None:
-    """Refuses what is neither None nor a number from 1."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise UserError(f"{name}={value!r} is not a number from 1; give 1 or more.")
-
-
-def check_images(name: str, images: Any, count: int, channels: int) -> np.ndarray:
-    """uint8 images (count, H, W, channels) as an array.
-
-    Raises:
-      UserError: another number, rank, dtype or number of channels.
-    """
-    images = np.asarray(images)
-    if (
-        images.ndim != 4
-        or images.dtype != np.uint8
-        or images.shape[3] != channels
-        or not images.size
-    ):
-        raise UserError(
-            f"{name} is {images.dtype} {images.shape}; give uint8 ({count}, height, width, "
-            f"{channels})."
-        )
-    if len(images) != count:
-        raise UserError(f"{name} has {len(images)} images for {count} prompts; give one for each.")
-    return images
-
-
-def check_mask(mask: Any, init: np.ndarray | None) -> np.ndarray:
-    """bool (P, H, W) of the images `init`, True where they are kept.
-
-    Raises:
-      UserError: no images, another size or dtype, or nothing to keep.
-    """
-    if init is None:
-        raise UserError("mask says what to keep of init_images; give init_images too.")
-    mask = np.asarray(mask)
-    if mask.dtype != np.bool_ or mask.shape not in (init.shape[1:3], init.shape[:3]):
-        raise UserError(
-            f"mask is {mask.dtype} {mask.shape}; give bool {init.shape[1:3]} or {init.shape[:3]} "
-            "like init_images, True where to keep."
-        )
-    if not mask.any():
-        raise UserError(
-            "mask keeps nothing of init_images; leave both out, or set it to True where to keep."
-        )
-    return np.broadcast_to(mask, init.shape[:3])
+def check_count(name: str, value: Any, most: int = 2**31 - 1) -> None:
+    """Refuses what is neither None nor a whole number from 1 to `most`."""
+    if value is None:
+        return
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise UserError(f"{name}={shown(value)} is not a number from 1; give 1 or more.")
+    if value > most:
+        raise UserError(f"{name}={shown(value)} is too many; give {most} at most.")

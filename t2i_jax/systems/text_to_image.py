@@ -61,9 +61,10 @@ class TextToImage(System):
             given |= {} if samples else {"images_per_prompt": count}
             return Judged([""] * count, np.asarray(self.generate(None, options, **given)), None, {})
         captions = list(samples["caption"])
-        images = np.asarray(
-            self.generate(_prompts(samples, range(count)), evaluation.options, **given)
-        )
+        with generation.quiet():
+            images = np.asarray(
+                self.generate(_prompts(samples, range(count)), evaluation.options, **given)
+            )
         if evaluation.judge is None:
             return Judged(captions, images, None, {})
         return _verdict(evaluation, captions, images)
@@ -89,10 +90,10 @@ class TextToImage(System):
         upper, left = (axis < side / 2 for axis, side in zip(np.indices(size), size, strict=True))
         masks = np.stack([(left, ~left, upper, ~upper)[i % 4] for i in range(len(two))])
         given: dict[str, Any] = {"seed": 0, "batch_size": min(len(two), _AT_ONCE)}
-        made = self.generate(
-            _prompts(samples, two), evaluation.options, init_images=images, mask=masks, **given
-        )  # fmt: skip
-        made = np.asarray(made)
+        with generation.quiet():
+            made = np.asarray(self.generate(
+                _prompts(samples, two), evaluation.options, init_images=images, mask=masks, **given
+            ))  # fmt: skip
         changed = ((made != images).any(-1) & masks).sum((1, 2)) / masks.sum((1, 2))
         return _verdict(evaluation, captions, made), changed
 

@@ -110,18 +110,65 @@ def encode_captions(
     Raises:
       UserError: no captions, or something that is no caption.
     """
-    if isinstance(prompts, str):
-        raise UserError(
-            f"{field}={prompts!r} is one string; give a list of captions, [{prompts!r}]."
-        )
-    if not isinstance(prompts, Sequence) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise UserError(f"{field} holds something that is no caption; give a list of strings.")
-    if not prompts:
-        raise UserError(f"{field}=[] is empty; give at least one caption.")
+    captions = captions_of(prompts, field)
     if tokenizer is None:
         raise UserError(
             "text_tokenizer=None of the system cannot read captions; give the one it was trained "
             "with."
         )
-    ids_PL, mask_PL = tokenizer(list(prompts), max_length)
+    ids_PL, mask_PL = tokenizer(captions, max_length)
     return {"text": np.asarray(ids_PL, np.int32), "text_mask": np.asarray(mask_PL, bool)}
+
+
+def captions_of(prompts: Any, field: str) -> list[str]:
+    """The captions that a user gives: one string, or a list, tuple or array of strings.
+
+    Raises:
+      UserError: no captions, something that is no string, or a string that is no text (of a file
+        or a command line that is not UTF-8).
+    """
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    if isinstance(prompts, np.ndarray):
+        prompts = prompts.tolist() if prompts.ndim == 1 else prompts
+    if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray, memoryview)):
+        raise UserError(
+            f"{field} is a {type(prompts).__name__}; give a string, or a list of strings."
+        )
+    if not len(prompts):
+        raise UserError(f"{field}=[] is empty; give at least one caption.")
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise UserError(
+                f"{field}[{i}] is a {type(prompt).__name__} and no caption; give a string."
+            )
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            bad = prompt[error.start]
+            raise UserError(
+                f"{field}[{i}] has {bad!r} at character {error.start}, which stands for a byte "
+                "that is not UTF-8; save or type the text as UTF-8."
+            ) from None
+    return [str(prompt) for prompt in prompts]
+
+
+def told_of_cuts(
+    tokenizer: TextTokenizer, captions: Sequence[str], max_length: int, one: str
+) -> str | None:
+    """What is cut of captions that are longer than `max_length` tokens, as one sentence: "prompt 0
+    has 53 tokens, the last 41 are cut". None where nothing is.
+
+    Args:
+      one: how a caption is called, "prompt".
+    """
+    lengths = np.asarray(tokenizer.lengths(captions))
+    long = np.flatnonzero(lengths > max_length)
+    if not len(long):
+        return None
+    first = int(lengths[long[0]])
+    last = f"the last {first - max_length} are" if first - max_length > 1 else "the last one is"
+    told = f"{one} {long[0]} has {first} tokens, {last} cut"
+    if more := len(long) - 1:
+        told += f"; so are {more} others" if more > 1 else "; so is one other"
+    return told

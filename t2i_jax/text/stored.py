@@ -82,9 +82,11 @@ class StoredText:
         """{"text_embeds", "text_mask"} of a pair (embeddings (P, L, dim), mask (P, L)), padded to
         `max_length`.
         """
-        if not isinstance(prompts, tuple) or len(prompts) != 2:
+        pair = isinstance(prompts, (tuple, list)) and len(prompts) == 2
+        if not pair or any(isinstance(part, (str, bytes)) for part in prompts):
             raise UserError(
-                f"{field} are no embeddings; with stored text give the pair (embeddings, mask)."
+                f"{field}: this run needs stored text embeddings; give the pair (embeddings, "
+                "mask), for example t5_encode_text(captions), or t2i sample its --t5."
             )
         try:
             embeds_PLD, mask_PL = np.asarray(prompts[0], np.float32), np.asarray(prompts[1], bool)

@@ -17,6 +17,7 @@ import numpy as np
 from t2i_jax import sharding
 from t2i_jax.errors import UserError
 from t2i_jax.text import t5_files
+from t2i_jax.text.cache import embed_captions
 from t2i_jax.text.encoder import encode_captions, ids_spec
 from t2i_jax.text.t5_encoder import SIZES, T5Encoder
 from t2i_jax.text.tokenizer import TextTokenizer, check_size, load
@@ -182,6 +183,24 @@ def t5_encode_text(
     padded = min(-(-longest // _STEP) * _STEP, text.max_length)
     embeds_BLD = embed(params, ids_BL[:, :padded], mask_BL[:, :padded])
     return embeds_BLD[:, :longest], jnp.asarray(mask_BL[:, :longest])
+
+
+def pair_of(text: T5Text, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(embeddings (P, max_length, dim) float32, mask (P, max_length) bool) of captions, as a system
+    with stored embeddings takes them for prompts.
+
+    Longer captions are cut at `text.max_length`.
+    """
+    params = text.init(jax.random.key(0))
+    found = embed_captions(
+        text, params, text.tokenizer(), captions, min(len(captions), 64), "float32"
+    )
+    embeds_PLD = np.zeros((len(captions), text.max_length, text.dim), np.float32)
+    mask_PL = np.zeros(embeds_PLD.shape[:2], bool)
+    for embeds_LD, row_LD, mask_L in zip(found, embeds_PLD, mask_PL, strict=True):
+        row_LD[: len(embeds_LD)] = embeds_LD
+        mask_L[: len(embeds_LD)] = True
+    return embeds_PLD, mask_PL
 
 
 def get_encoded_dim(name: str | os.PathLike = DEFAULT_NAME) -> int:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from t2i_jax import sharding
 from t2i_jax.errors import UserError
+from t2i_jax.seeds import key_of
 from t2i_jax.train import on_host, optim
 from t2i_jax.train.background import compile_in_background
 from t2i_jax.train.config import TrainConfig
@@ -59,7 +60,7 @@ def first(start: Callable[[Key], TrainState], shardings: Any, seed: int) -> Trai
     Args:
       shardings: of its arrays.
     """
-    key = jax.random.key(seed)
+    key = key_of("train.seed", seed)
     if jax.default_backend() == "cpu" and jax.process_count() == 1:
         leaves = jax.tree.leaves(jax.eval_shape(start, key))
         with contextlib.suppress(on_host.Unable):

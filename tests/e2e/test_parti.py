@@ -15,7 +15,7 @@ from PIL import Image
 
 import t2i_jax as t2i
 from tests.e2e import tiny
-from tests.e2e.command import refused, run, t2i_command
+from tests.e2e.command import inside, refused, run, t2i_command
 
 _RECIPE = tiny.__file__
 _CAPTION = "a red circle above a blue square"
@@ -115,7 +115,66 @@ def test_sampling_and_the_exported_system(trained, tmp_path):
     assert len(_pictures(tmp_path / "completed")) == 2
     bad = ("sample", trained, _CAPTION, "--init", tmp_path / "red.png", "--keep-rows", 1.5)
     assert "keep_rows=1.5 must lie between 0 and 1" in refused(*bad)
-    assert "can't be read as an image" in refused("sample", trained, _CAPTION, "--init", _RECIPE)
+    assert "init=" in (said := refused("sample", trained, _CAPTION, "--init", _RECIPE))
+    assert "can't be used: not an image" in said
+
+
+def test_prompts_of_files_and_images_of_any_kind(trained, tmp_path):
+    def sample(out, *more):
+        done = inside("sample", trained, *more, "--count", 1, "--out", tmp_path / out)
+        return done, _pictures(tmp_path / out)
+
+    text = "a red circle\r\n\nein gr\u00fcner Kreis\u2028hier\n"
+    (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    options = ("--batch-size", 2, "--top-k", 0.1)
+    done, made = sample("a", "a blue square", "--prompts", tmp_path / "p.txt", *options)
+    assert list(made) == ["000-00.png", "001-00.png", "002-00.png"]
+    assert "has 1 line without a prompt, left out" in done.stderr
+    assert (tmp_path / "a" / "captions.txt").read_text(encoding="utf-8") == (
+        "000 a blue square\n001 a red circle\n002 ein gr\u00fcner Kreis hier\n"
+    )
+    (tmp_path / "p.csv").write_text("file,text\nx.png,a blue square\ny.png,a red circle\n")
+    _, again = sample("b", "--prompts", tmp_path / "p.csv", "--top-k", 0.1)
+    assert all(np.array_equal(again[name], made[name]) for name in again) and len(again) == 2
+
+    done, _ = sample("long", "circle " * 40)
+    told = re.search(r"t2i: prompt 0 has (\d+) tokens, the last (\d+) are cut\.", done.stderr)
+    assert int(told[1]) - int(told[2]) == 12  # max_length
+    assert done.stdout == f"1 image in {tmp_path / 'long'}\n"
+
+    wide = np.zeros((16, 48, 4), np.uint8)  # all of it transparent
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    wide[:, :24], wide[:, 24:, :3] = 255, 255  # white, the right half of it transparent
+    Image.fromarray(wide).save(tmp_path / "mask.png")
+    done, _ = sample("c", "x", "--init", tmp_path / "wide.png", "--mask", tmp_path / "mask.png")
+    assert "init_images is 48x16 pixels; the 16x16 in its middle are used" in done.stderr
+    assert "Parti keeps whole tokens, 4x4 pixels each: 8 of 16" in done.stderr
+
+
+def test_what_sample_cannot_use_is_one_sentence(trained, tmp_path):
+    def said(*more):
+        done = inside("sample", trained, *more, status=2)
+        assert done.stderr.count("\n") == 1 and done.stderr.startswith("t2i: "), done.stderr
+        return done.stderr
+
+    (tmp_path / "latin.txt").write_bytes("a\ncaf\u00e9\n".encode("latin-1"))
+    (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "other.csv").write_text("name,size\na,1\n")
+    assert "is not UTF-8 in line 2" in said("--prompts", tmp_path / "latin.txt")
+    assert "holds no prompts" in said("--prompts", tmp_path / "empty.txt")
+    assert "has no column caption or text or prompt" in said("--prompts", tmp_path / "other.csv")
+    assert "can't be read" in said("--prompts", tmp_path / "none.txt")
+    assert "can't be read" in said("--prompts", tmp_path)
+    assert "is not text in UTF-8" in said("caf\udce9")
+    assert "prompts=[] is empty" in said()
+    assert "count=100000000 makes 100000000 images" in said("x", "--count", 10**8)
+    assert "seed=-1 is below 0" in said("x", "--seed", -1)
+    assert f"seed={2**63} is above" in said("x", "--seed", 2**63)
+    assert "batch_size=0" in said("x", "--batch-size", 0)
+    assert "is for runs with stored text embeddings" in said("x", "--t5", tmp_path)
+    assert "is nothing without --init" in said("x", "--mask", tmp_path / "mask.png")
+    helped = inside("sample", trained, "--help").stdout
+    assert "t2i sample RUN [CAPTION ...]" in helped and "--top-k" in helped
 
 
 def test_evaluation(trained):
@@ -169,8 +228,9 @@ def test_the_same_from_python(trained):
     ids = tokenizer.encode(images)
     assert ids.shape == (2, 16) and int(ids.max()) < 16
     assert tokenizer.decode(ids).shape == images.shape
-    with pytest.raises(t2i.UserError, match="give a list of captions"):
-        system.generate(_CAPTION)
+    np.testing.assert_array_equal(
+        system.generate(_CAPTION, seed=1, top_k=4, temperature=0.5), images[:1]
+    )
 
 
 def test_the_recipe_is_what_the_run_holds(trained):

@@ -3,6 +3,7 @@ stored beforehand.
 """
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -11,11 +12,13 @@ import pytest
 from t2i_jax import runs
 from t2i_jax.data.pipeline import batches
 from t2i_jax.models.parti import Parti
+from t2i_jax.runs.folder import write_system
 from t2i_jax.text.cache import embed_captions
 from t2i_jax.text.stored import StoredText
 from t2i_jax.text.t5 import T5Text
 from t2i_jax.train.checkpoint import load_params
 from tests.e2e import tiny, tiny_t5
+from tests.e2e.command import inside, pictures
 
 _LENGTH = 24
 _PROMPTS = ["a red circle above a blue square", "a green triangle"]
@@ -78,3 +81,21 @@ def test_stored_embeddings_and_tokens_give_the_same_loss(trained):
     np.testing.assert_allclose(from_stored, from_text, rtol=1e-5)
     moved, _ = stored.loss(system.weights, {}, None, {**batch, "text_embeds": embeds[::-1]}, key, 0)
     assert abs(moved - from_text) > 1e-6 * abs(from_text)  # the text is looked at
+
+
+def test_a_run_with_stored_embeddings_takes_captions_with_the_t5_that_made_them(trained, tmp_path):
+    system, workdir = trained
+    stored = StoredText(dim=system.task.text.dim, max_length=_LENGTH)
+    recipe = runs.load_run_recipe(workdir)
+    recipe = dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, text=stored))
+    part = {"tokenizer": lambda folder: shutil.copytree(workdir / "tokenizer", folder)}
+    write_system(tmp_path / "run", recipe, system.weights, {}, part)
+    t5, out = ("--t5", workdir.parent / "t5"), ("--count", 1, "--out", tmp_path / "out")
+    inside("sample", tmp_path / "run", *_PROMPTS, *t5, *out, "--seed", 3)
+    expected = system.generate(_PROMPTS, seed=3)
+    for i, image in enumerate(pictures(tmp_path / "out").values()):
+        np.testing.assert_array_equal(image, expected[i])
+    done = inside("sample", tmp_path / "run", *_PROMPTS, *out, status=2)
+    assert "prompts: this run needs stored text embeddings" in done.stderr
+    done = inside("sample", tmp_path / "run", *t5, *out, status=2)
+    assert "captions are missing" in done.stderr

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from t2i_jax import config, sharding
 from t2i_jax.diffusion.noise import Ddpm, Edm
@@ -18,6 +19,7 @@ from t2i_jax.nn.flops import flops_of
 from t2i_jax.runs.recipe import TYPES
 from t2i_jax.systems.cascade import stage as imagen_stage
 from t2i_jax.systems.cascade.stage import Stage
+from t2i_jax.systems.imagen.options import ImagenOptions
 from t2i_jax.systems.imagen.system import ImagenSystem
 from t2i_jax.systems.imagen.task import ImagenTask, group
 from t2i_jax.train import state as states
@@ -206,6 +208,22 @@ def test_completion_keeps_what_is_known_bit_for_bit(sampler):
     assert (made[:, :, 4:] != init[:, :, 4:]).mean() > 0.5
 
 
+def test_images_and_masks_come_as_people_have_them(capsys):
+    init = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    mask = np.arange(8)[None, :] < np.full((8, 1), 4)
+    made = UNCONDITIONAL.generate(init_images=init[None], mask=mask, resample=1)
+    pictures = (init, [init], Image.fromarray(init), init / np.float32(255))
+    for given in pictures:
+        again = UNCONDITIONAL.generate(init_images=given, mask=Image.fromarray(mask), resample=1)
+        np.testing.assert_array_equal(again, made)
+    assert capsys.readouterr().err == ""
+    wide = np.pad(init, ((0, 0), (3, 5), (0, 0)))
+    again = UNCONDITIONAL.generate(init_images=wide[:, :16], mask=mask, resample=1)
+    assert "init_images is 16x8 pixels; the 8x8 in its middle are used" in capsys.readouterr().err
+    several = UNCONDITIONAL.generate(init_images=[init, wide], strength=0.5)
+    assert again.shape == (1, 8, 8, 3) and several.shape == (2, 8, 8, 3)
+
+
 def test_a_changed_picture_is_nearer_the_weaker_the_change():
     smooth = np.broadcast_to(np.linspace(0, 255, 8)[None, :, None], (8, 8, 3)).astype(np.uint8)[
         None
@@ -285,17 +303,18 @@ IMAGE = np.zeros((1, 8, 8, 3), np.uint8)
         (dict(stop_at=2), "stop_at=2 is no stage"),
         (dict(start_at=2), "start_at=2 is no stage"),
         (dict(mask=np.ones((8, 8), bool)), "give init_images too"),
-        (dict(init_images=IMAGE, mask=np.ones((4, 8), bool)), r"mask is bool \(4, 8\)"),
-        (dict(init_images=IMAGE, mask=np.ones((8, 8))), "mask is float64"),
+        (dict(init_images=IMAGE, mask=np.ones((4, 8), bool)), "mask is 8x4 pixels"),
+        (dict(init_images=IMAGE, mask=2 * np.ones((8, 8))), "mask has values from 2 to 2"),
         (dict(init_images=IMAGE, mask=np.zeros((8, 8), bool)), "keeps nothing"),
-        (dict(init_images=IMAGE.astype(float)), "init_images is float64"),
-        (dict(init_images=IMAGE[..., :1]), "init_images is uint8"),
+        (dict(init_images=IMAGE.astype(int)), "init_images.* is int64; give uint8"),
+        (dict(init_images=IMAGE[0].transpose(2, 0, 1)), r"init_images is uint8 \(3, 8, 8\); give"),
         (dict(init_images=IMAGE, strength=1.5), "strength=1.5"),
         (dict(init_images=IMAGE, strength=0.0), "strength=0.0"),
         (dict(start_images=IMAGE), "leave start_images out"),
         (dict(prompts=["a red circle"]), "trained without texts"),
         (dict(image_sizes=(7,)), "multiples of 2"),
         (dict(image_sizes=(8, 16)), "2 sizes for 1 stages"),
+        (dict(seed=2**64), "seed=18446744073709551616"),
         (dict(parallel=2.0), "parallel=2.0"),
         (dict(cond_images=IMAGE), "leave them out"),
     ],
@@ -303,6 +322,33 @@ IMAGE = np.zeros((1, 8, 8, 3), np.uint8)
 def test_wrong_arguments_are_refused(options, sentence):
     with pytest.raises(UserError, match=sentence):
         UNCONDITIONAL.generate(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (dict(interval=(5.0, 0.3)), r"interval=\(5.0, 0.3\) is not a pair"),
+        (dict(interval=(1.0, float("nan"))), "interval=nan is not a finite number"),
+        (dict(interval=(-1.0, 1.0)), "interval=-1.0 is below 0"),
+        (dict(interval=3.0), "interval=3.0 is not a pair"),
+        (dict(interval=(1.0, 2.0, 3.0)), "is not a pair"),
+        (dict(image_sizes=8), "image_sizes=8 is not one size per stage"),
+        (dict(image_sizes=()), "is empty"),
+        (dict(image_sizes=((8, 8, 8),)), "is not one size per stage"),
+        (dict(image_sizes=(8.0,)), "is not one size per stage"),
+        (dict(image_sizes=(0,)), "is not one size per stage"),
+        (dict(image_sizes=(10**9,)), "from 1 to 16384"),
+        (dict(steps=10**9), "steps=1000000000 is too many"),
+        (dict(stop_at=1.5), "stop_at=1.5"),
+        (dict(strength=None), "strength=None is not a finite number"),
+        (dict(parallel="all"), "parallel='all' is not a finite number"),
+        (dict(lowres_level=float("nan")), "lowres_level=nan"),
+        (dict(compat="imagen"), "compat='imagen' is not known"),
+    ],
+)
+def test_options_are_checked_when_they_are_made(options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        ImagenOptions(**options)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +377,7 @@ def test_impossible_cascades_are_refused(make, sentence):
 def test_captions_are_needed_where_they_were_trained_on():
     with pytest.raises(UserError, match="trained on captions"):
         SYSTEM.generate()
-    with pytest.raises(UserError, match="2 images for 1 prompts"):
+    with pytest.raises(UserError, match="2 images for 1 prompt;"):
         SYSTEM.generate(prompts(1), start_at=2, start_images=np.zeros((2, 8, 8, 3), np.uint8))
     with pytest.raises(UserError, match="change what the first stage makes"):
         SYSTEM.generate(prompts(1), start_at=2, start_images=IMAGE, init_images=IMAGE)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from t2i_jax import config, sharding
 from t2i_jax.errors import UserError
@@ -42,6 +43,9 @@ class Words:
     """Captions to ids: a word's length and first letter."""
 
     vocab_size = 30
+
+    def lengths(self, captions):
+        return [len(caption.split()) for caption in captions]
 
     def __call__(self, captions, max_length):
         ids = np.zeros((len(captions), max_length), np.int32)
@@ -190,6 +194,35 @@ def test_pictures_of_one_prompt_stand_together_and_differ(system):
     np.testing.assert_array_equal(np.stack([np.asarray(picture) for picture in pictures]), several)
 
 
+def test_prompts_come_as_people_write_them(system, capsys):
+    several = system.generate(_CAPTIONS[:2], seed=4)
+    for same in (tuple(_CAPTIONS[:2]), np.array(_CAPTIONS[:2])):
+        np.testing.assert_array_equal(system.generate(same, seed=4), several)
+    np.testing.assert_array_equal(system.generate(_CAPTIONS[0], seed=4), several[:1])
+    against = [["zebra far off"] * 2, "zebra far off"]
+    made = [system.generate(_CAPTIONS[:2], negative_prompts=given) for given in against]
+    np.testing.assert_array_equal(*made)
+    assert capsys.readouterr().err == ""
+    system.generate(["one", " ".join("abcdefghijklm"), " ".join("abcdefg")])
+    told = "t2i: prompt 1 has 13 tokens, the last 8 are cut; so is one other.\n"
+    assert capsys.readouterr().err == told
+
+
+def test_all_bits_of_a_seed_count(system):
+    made = {
+        seed: system.generate(_CAPTIONS[0], seed=seed).tobytes()
+        for seed in (0, 1, 2**32, 2**32 + 1, 2**63 - 1)
+    }
+    assert len(set(made.values())) == len(made)
+    assert system.generate(_CAPTIONS[0], seed=np.uint32(1)).tobytes() == made[1]
+
+
+def test_a_system_is_one_line(system):
+    assert repr(system) == (
+        "PartiSystem(12x12 pixels, captions by LearnedText, 3,976 parameters of parti)"
+    )
+
+
 def test_captions_guidance_and_negatives_matter(system):
     greedy = {"temperature": 0.0}
     plain, strong = (system.generate(_CAPTIONS, guidance=g, **greedy) for g in (1.0, 8.0))
@@ -203,7 +236,7 @@ def test_captions_guidance_and_negatives_matter(system):
     assert not np.array_equal(other, strong)
 
 
-def test_completion_keeps_known_tokens_and_continues(system, weights):
+def test_completion_keeps_known_tokens_and_continues(system, weights, capsys):
     images, ids = _images(), image_tokenizer.tokens(_TOKENIZER, weights, _images())
     whole = np.ones((12, 12), bool)
     expected = image_tokenizer.pixels(_TOKENIZER, weights, ids)
@@ -225,6 +258,15 @@ def test_completion_keeps_known_tokens_and_continues(system, weights):
     np.testing.assert_array_equal(
         half, system.generate(_CAPTIONS, init_images=images, keep_rows=0.4)
     )
+    capsys.readouterr()
+    pictures = [Image.fromarray(image) for image in images]
+    white = Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0)))
+    for kept in (white, np.asarray(white), np.where(mask, 1.0, 0.0), [mask] * 3):
+        np.testing.assert_array_equal(
+            half, system.generate(_CAPTIONS, init_images=pictures, mask=kept)
+        )
+    told = "t2i: Parti keeps whole tokens, 4x4 pixels each: 9 of 27; 108 kept pixels beside them "
+    assert capsys.readouterr().err == (told + "are painted anew.\n") * 4
 
 
 def test_stored_text_takes_embeddings(stored):
@@ -243,14 +285,33 @@ def test_stored_text_takes_embeddings(stored):
     ("prompts", "options", "says"),
     [
         ([], {}, "prompts="),
-        ("a cat", {}, "list of captions"),
-        ([3], {}, "no caption"),
-        (_CAPTIONS, {"negative_prompts": ["a"]}, "negative_prompts has 1 entries for 3"),
+        ([3], {}, r"prompts\[0\] is a int and no caption"),
+        (["a", None], {}, r"prompts\[1\] is a NoneType"),
+        (b"a cat", {}, "prompts is a bytes"),
+        ({"a": 1}, {}, "prompts is a dict"),
+        (["a", "caf\udce9"], {}, r"prompts\[1\] has '\\udce9' at character 3"),
+        (_CAPTIONS, {"negative_prompts": ["a"]}, "negative_prompts has 1 caption for 3 prompts"),
         (_CAPTIONS, {"negative_prompts": _CAPTIONS, "guidance": 1.0}, "guidance=1"),
         (_CAPTIONS, {"guidance": float("inf")}, "guidance=inf"),
         (_CAPTIONS, {"temperature": -1.0}, "temperature"),
         (_CAPTIONS, {"top_p": 0.0}, "top_p"),
         (_CAPTIONS, {"top_k": 0}, "top_k"),
+        (_CAPTIONS, {"temperature": float("nan")}, "temperature=nan"),
+        (_CAPTIONS, {"temperature": "hot"}, "temperature='hot' is not a finite number"),
+        (_CAPTIONS, {"guidance": None}, "guidance=None"),
+        (_CAPTIONS, {"plausibility": 1.5}, r"plausibility=1.5 is outside \[0, 1\]"),
+        (_CAPTIONS, {"seed": -1}, "seed=-1 is not a whole number from 0"),
+        (_CAPTIONS, {"seed": 2**63}, f"seed={2**63} is not a whole number"),
+        (_CAPTIONS, {"seed": 0.5}, "seed=0.5"),
+        (_CAPTIONS, {"images_per_prompt": 10**8}, "makes 300000000 images"),
+        (_CAPTIONS, {"temperature": float("nan")}, "temperature=nan"),
+        (_CAPTIONS, {"temperature": "hot"}, "temperature='hot' is not a finite number"),
+        (_CAPTIONS, {"guidance": None}, "guidance=None"),
+        (_CAPTIONS, {"plausibility": 1.5}, r"plausibility=1.5 is outside \[0, 1\]"),
+        (_CAPTIONS, {"seed": -1}, "seed=-1 is not a whole number from 0"),
+        (_CAPTIONS, {"seed": 2**63}, f"seed={2**63} is not a whole number"),
+        (_CAPTIONS, {"seed": 0.5}, "seed=0.5"),
+        (_CAPTIONS, {"images_per_prompt": 10**8}, "makes 300000000 images"),
         (_CAPTIONS, {"images_per_prompt": 0}, "images_per_prompt"),
         (_CAPTIONS, {"batch_size": 0}, "batch_size"),
         (_CAPTIONS, {"known_rows": 1}, "init_images"),
@@ -263,10 +324,15 @@ def test_stored_text_takes_embeddings(stored):
         (_CAPTIONS, {"gidance": 2.0}, "generate has no option 'gidance'; did you mean 'guidance'"),
         (_CAPTIONS, {"options": ImagenOptions()}, "another system; give PartiOptions"),
         (_CAPTIONS, {"init_images": _images(2), "known_rows": 1}, "one image per prompt"),
-        (_CAPTIONS, {"init_images": _images() / 255.0, "known_rows": 1}, "float64"),
-        (_CAPTIONS, {"init_images": _images()[:, :8], "known_rows": 1}, "init_images"),
+        (_CAPTIONS, {"init_images": _images() / 1.0, "known_rows": 1}, "values from 0 to 255"),
+        (_CAPTIONS, {"init_images": [], "known_rows": 1}, r"init_images=\[\] is empty"),
         (_CAPTIONS, {"init_images": _images(), "known_rows": 4}, "known_rows=4"),
-        (_CAPTIONS, {"init_images": _images(), "mask": np.ones((3, 3), bool)}, "mask"),
+        (
+            _CAPTIONS,
+            {"init_images": _images(), "mask": np.ones((3, 9), bool)},
+            "mask is 9x3 pixels",
+        ),
+        (_CAPTIONS, {"init_images": _images(), "mask": np.eye(12) > 0}, "mask keeps no token"),
     ],
 )
 def test_mistakes_are_refused_before_anything_compiles(system, prompts, options, says, monkeypatch):
@@ -279,9 +345,13 @@ def test_mistakes_are_refused_before_anything_compiles(system, prompts, options,
 
 def test_embeddings_of_another_shape_are_refused(stored):
     embeds, mask = _embeddings()
-    for bad in (_CAPTIONS, (embeds[..., :3], mask), (embeds, mask[:, :2]), (embeds[:0], mask[:0])):
+    shapes = ((embeds[..., :3], mask), (embeds, mask[:, :2]), (embeds[:0], mask[:0]))
+    for bad in (*shapes, (embeds * np.nan, mask), ([["a"]], mask)):
         with pytest.raises(UserError, match="prompts"):
             stored.generate(bad)
+    for captions in (_CAPTIONS, _CAPTIONS[:2], "a cat", tuple(_CAPTIONS[:2])):
+        with pytest.raises(UserError, match="this run needs stored text embeddings; give the pair"):
+            stored.generate(captions)
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,11 @@ def test_the_adversary_has_its_own_objective():
         (lambda: SuperResolution(blocks=0), "blocks=0"),
         (lambda: SuperResolutionTask(SuperResolution(scale=4), image_size=30), "try 28"),
         (lambda: SuperResolutionTask(SuperResolution(), image_size=32, gan_loss="hing"), "hinge"),
-        (lambda: SuperResolutionSystem(_TASK, {}).upscale(_images() / 2), "float64"),
+        (lambda: SuperResolutionSystem(_TASK, {}).upscale(_images() / 2), "values from 0 to"),
+        (
+            lambda: SuperResolutionSystem(_TASK, {}).upscale([_images()[0], _images()[0, :4]]),
+            "images have several sizes",
+        ),
         (lambda: SuperResolutionSystem(_TASK, {}).shrink(_images(size=15)), "2 divides"),
     ],
 )

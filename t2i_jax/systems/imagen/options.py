@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
-from t2i_jax.config import one_of
+from t2i_jax.config import one_of, shown
 from t2i_jax.errors import UserError
 from t2i_jax.systems import generation
 from t2i_jax.systems.cascade.stage import SAMPLERS
 
 COMPAT = "imagen-pytorch"
+_MOST_STEPS = 100_000
+_LARGEST = 16_384  # pixels of a side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class ImagenOptions:
       steps: of the sampler, per stage; None: the stage's own.
       parallel: the share, 0 to 1, that stays of the guidance's component parallel to the
         conditional prediction (APG); imagen-pytorch 2.1.0 has 0.
-      interval: (low, high) of sigma / alpha where guidance is applied; None: everywhere.
+      interval: (low, high) of sigma / alpha where guidance is applied, from 0; None: everywhere.
       start_at: number, from 1, of the first stage that runs; None: the first there is.
       stop_at: number of the last stage that runs; None: the last one before an untrained one.
       strength: how much init_images without a mask are changed, from above 0 to 1.
@@ -50,32 +51,24 @@ class ImagenOptions:
     compat: str | None = None
 
     def __post_init__(self):
-        for name in ("guidance", "sampler", "steps", "image_sizes"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        generation.plain(self)
         for scale in _each(self.guidance):
-            if (
-                isinstance(scale, bool)
-                or not isinstance(scale, (int, float))
-                or not math.isfinite(scale)
-            ):
-                raise UserError(
-                    f"guidance={scale!r} is not a finite number; try 3.0, or 1 for none."
-                )
+            generation.check_number("guidance", scale, "try 3.0, or 1 for none")
         for sampler in _each(self.sampler):
             if sampler is not None:
                 one_of("sampler", sampler, SAMPLERS)
-        for name in ("steps", "resample"):
+        for name in ("steps", "resample", "start_at", "stop_at"):
             for value in _each(getattr(self, name)):
-                generation.check_count(name, value)
+                generation.check_count(name, value, most=_MOST_STEPS)
         for name in ("parallel", "lowres_level", "strength"):
-            value = getattr(self, name)
-            if value is not None and (
-                isinstance(value, bool)
-                or not isinstance(value, (int, float))
-                or not 0 <= value <= 1
-            ):
-                raise UserError(f"{name}={value!r} is outside [0, 1]; give a number in it.")
+            if (value := getattr(self, name)) is not None or name != "lowres_level":
+                generation.check_number(name, value, "give a number in it", low=0, high=1)
+        if self.compat is not None:
+            one_of("compat", self.compat, (COMPAT,))
+        if self.interval is not None:
+            _check_interval(self.interval)
+        if self.image_sizes is not None:
+            _check_sizes(self.image_sizes)
 
     def per_stage(self, name: str, count: int) -> list[Any]:
         """The values of an option for `count` stages.
@@ -100,6 +93,33 @@ def per_stage(name: str, value: Any, count: int) -> list[Any]:
             )
         return list(value)
     return [value] * count
+
+
+def _check_interval(interval):
+    is_pair = isinstance(interval, tuple) and len(interval) == 2
+    for end in interval if is_pair else ():
+        generation.check_number("interval", end, "give (low, high), for example (0.3, 5.0)", low=0)
+    if not is_pair or not interval[0] < interval[1]:
+        raise UserError(
+            f"interval={shown(interval)} is not a pair (low, high) with low below high; "
+            "try (0.3, 5.0)."
+        )
+
+
+def _check_sizes(sizes):
+    for size in sizes if isinstance(sizes, tuple) else (sizes,):
+        sides = size if isinstance(size, tuple) else (size,)
+        is_size = isinstance(sizes, tuple) and len(sides) in (1, 2)
+        if not is_size or not all(
+            isinstance(side, int) and not isinstance(side, bool) and 1 <= side <= _LARGEST
+            for side in sides
+        ):
+            raise UserError(
+                f"image_sizes={shown(sizes)} is not one size per stage; give sides, or "
+                f"pairs (height, width), from 1 to {_LARGEST}, for example (32, (64, 96))."
+            )
+    if sizes == ():
+        raise UserError("image_sizes=() is empty; give one size per stage.")
 
 
 def _each(value):

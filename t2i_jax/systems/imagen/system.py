@@ -18,13 +18,12 @@ from t2i_jax.diffusion import progress as bars
 from t2i_jax.diffusion.sdedit import steps_to_skip
 from t2i_jax.errors import UserError
 from t2i_jax.pixels import SIGNED, as_pil, to_float, to_uint8
-from t2i_jax.systems import generation
+from t2i_jax.systems import generation, given
 from t2i_jax.systems.cascade import inputs
 from t2i_jax.systems.cascade.stage import StageSampling, group, smaller
 from t2i_jax.systems.imagen import sampling
 from t2i_jax.systems.imagen.options import ImagenOptions
 from t2i_jax.systems.text_to_image import TextToImage
-from t2i_jax.terminal import say
 from t2i_jax.types import Array
 
 if TYPE_CHECKING:
@@ -53,16 +52,16 @@ class ImagenSystem(TextToImage):
 
     def generate(
         self,
-        prompts: Sequence[str] | tuple[Array, Array] | None = None,
+        prompts: str | Sequence[str] | tuple[Array, Array] | None = None,
         options: ImagenOptions | None = None,
         *,
         seed: int = 0,
         images_per_prompt: int = 1,
-        negative_prompts: Sequence[str] | tuple[Array, Array] | None = None,
-        start_images: Array | None = None,
-        init_images: Array | None = None,
-        mask: Array | None = None,
-        cond_images: Array | None = None,
+        negative_prompts: str | Sequence[str] | tuple[Array, Array] | None = None,
+        start_images: Any = None,
+        init_images: Any = None,
+        mask: Any = None,
+        cond_images: Any = None,
         return_stages: bool = False,
         return_pil: bool = False,
         batch_size: int | None = None,
@@ -74,19 +73,21 @@ class ImagenSystem(TextToImage):
         A prompt's stand together.
 
         Args:
-          prompts: captions; with stored text the pair (embeddings (P, L, D), mask (P, L)); None for
-            a cascade without texts, which then makes `images_per_prompt` images.
+          prompts: a caption, or a list of them; with stored text the pair (embeddings (P, L, D),
+            mask (P, L)); None for a cascade without texts, which then makes `images_per_prompt`
+            images.
           options: how it samples; None: the defaults of `ImagenOptions`. changes: single options by
             name, guidance=2.0.
           seed: the same seed gives the same images, whatever the batch size.
-          negative_prompts: what the images should not show, one per prompt; guidance then starts
-            from there.
-          start_images: uint8 images of any size, one per prompt, for a start after the first stage
-            (`options.start_at`). They are first brought to the size of the stage before it: that is
-            what the network has learnt to enlarge, anything sharper it has never seen.
-          init_images: uint8 images of any size, one per prompt, to change by `options.strength` or,
-            with `mask`, to inpaint: bool (H, W) or (P, H, W), True where to keep.
-          cond_images: uint8 images, one per prompt, for a cascade that is conditioned on them.
+          negative_prompts: what the images should not show, one per prompt or one string for all;
+            guidance then starts from there.
+          start_images: for a start after the first stage (`options.start_at`). They are first
+            brought to the size of the stage before it: that is what the network has learnt to
+            enlarge, anything sharper it has never seen.
+          init_images: images to change by `options.strength` or, with `mask`, to inpaint. A mask is
+            white or True where to keep, see `given.masks`.
+          cond_images: for a cascade that is conditioned on images. All of these are images in any
+            form and size, one per prompt or one for all, see `given.images`.
           return_stages: a list with the images of every stage that ran. return_pil: lists of PIL
             images.
           batch_size: images made at a time; None: all. progress: shows a bar for each stage.
@@ -104,20 +105,24 @@ class ImagenSystem(TextToImage):
             generation.check_count(name, value)
         scales = options.per_stage("guidance", count_of)
         prompt = self._texts(prompts, negative_prompts, scales)
-        given = (start_images, init_images, cond_images)
         count = (
             len(prompt["text_mask"])
             if prompt
-            else next((len(a) for a in given if a is not None), 1)
+            else given.count_of(
+                start_images=start_images, init_images=init_images, cond_images=cond_images
+            )
         )
-        images = self._images(numbers[0], count, start_images, init_images, mask, cond_images)
+        sizes = inputs.sizes_of(self.task.stages, options.image_sizes)[: numbers[-1]]
+        images = self._images(
+            numbers[0], count, sizes, start_images, init_images, mask, cond_images
+        )
         plan = self._plan(options, scales if prompt else [1.0] * count_of, progress)
         if "init" in images and mask is None:
             size, first, scale = plan[numbers[0]]
             skip = steps_to_skip(options.strength, first.steps)
             plan[numbers[0]] = (size, dataclasses.replace(first, skip=skip), scale)
         if told:
-            say(f"t2i: {told}.")
+            generation.tell(told)
         if "start" in images:
             images["start"] = self._as_made_before(images["start"], plan, numbers[0])
         plan, total = {number: plan[number] for number in numbers}, count * images_per_prompt
@@ -132,16 +137,17 @@ class ImagenSystem(TextToImage):
             stages = [as_pil(images) for images in stages]
         return stages if return_stages else stages[-1]
 
-    def upscale(self, images: Array, prompts: Any = None, **options: Any) -> np.ndarray:
-        """Images of the last trained stage, from uint8 images of any size, which take the first
-        stage's place.
+    def upscale(self, images: Any, prompts: Any = None, **options: Any) -> np.ndarray:
+        """Images of the last trained stage, from images that take the first stage's place.
 
         Args:
+          images: in any form and size, see `given.images`.
           prompts: one per image, for a cascade with texts; None: no text, and no guidance. options:
             of `generate`.
         """
         if prompts is None and self.task.text is not None:
-            prompts, options = self.task.text.empty(len(images)), {**options, "guidance": 1}
+            count = given.count_of(images=images)
+            prompts, options = self.task.text.empty(count), {**options, "guidance": 1}
         return self.generate(prompts, **{"start_at": 2, **options}, start_images=images)
 
     def _texts(self, prompts, negative_prompts, scales):
@@ -174,23 +180,33 @@ class ImagenSystem(TextToImage):
         )
         return dict(enumerate(zip(sizes, made, scales, strict=True), 1))
 
-    def _images(self, first, count, start_images, init_images, mask, cond_images):
-        """{"start", "init", "keep", "cond_image"} as far as they are given."""
+    def _images(self, first, count, sizes, start_images, init_images, mask, cond_images):
+        """{"start", "init", "keep", "cond_image"} as far as they are given.
+
+        Args:
+          first: number of the first stage that runs. sizes: of the stages up to the last that runs.
+        """
         found, channels = {}, self.task.channels
         if (start_images is None) != (first == 1):
             remedy = "give start_images" if first > 1 else "leave start_images out, or start_at=2"
             raise UserError(f"start_at={first} does not fit start_images; {remedy}.")
         if start_images is not None:
-            found["start"] = generation.check_images("start_images", start_images, count, channels)
+            read = given.images("start_images", start_images, count, channels)
+            found["start"] = given.cut("start_images", read, sizes[first - 2], self.crop)
         if init_images is not None and mask is None and first > 1:
             raise UserError(
                 f"init_images change what the first stage makes, and start_at={first}; give a mask "
                 "too."
             )
         if init_images is not None:
-            found["init"] = generation.check_images("init_images", init_images, count, channels)
-        if mask is not None:
-            found["keep"] = generation.check_mask(mask, found.get("init"))
+            read = given.images("init_images", init_images, count, channels)
+            size = given.common_size(read, sizes[first - 1 :])
+            found["init"] = given.fitted("init_images", read, size, self.crop)
+            if mask is not None:
+                masks = given.masks("mask", mask, read)
+                found["keep"] = given.kept("mask", masks, read, size, self.crop)
+        elif mask is not None:
+            raise UserError("mask says what to keep of init_images; give init_images too.")
         if (cond_images is None) == bool(self.task.cond_image_channels):
             wanted = self.task.cond_image_channels
             remedy = f"give uint8 images of {wanted} channels" if wanted else "leave them out"
@@ -198,9 +214,8 @@ class ImagenSystem(TextToImage):
                 f"cond_images do not fit the cascade (cond_images_channels={wanted}); {remedy}."
             )
         if cond_images is not None:
-            found["cond_image"] = generation.check_images(
-                "cond_images", cond_images, count, self.task.cond_image_channels
-            )
+            read = given.images("cond_images", cond_images, count, self.task.cond_image_channels)
+            found["cond_image"] = given.cut("cond_images", read, sizes[-1], self.crop)
         return found
 
     def _as_made_before(self, images, plan, number):

@@ -13,11 +13,12 @@ from einops import rearrange
 
 from t2i_jax.errors import UserError
 from t2i_jax.pixels import as_pil
-from t2i_jax.systems import generation
+from t2i_jax.systems import generation, given
 from t2i_jax.systems.parti import sampling
 from t2i_jax.systems.parti.options import PartiOptions
 from t2i_jax.systems.text_to_image import TextToImage
 from t2i_jax.types import Array
+from t2i_jax.words import counted
 
 if TYPE_CHECKING:
     from t2i_jax.systems.parti.task import PartiTask
@@ -43,15 +44,15 @@ class PartiSystem(TextToImage):
 
     def generate(
         self,
-        prompts: Sequence[str] | tuple[Array, Array],
+        prompts: str | Sequence[str] | tuple[Array, Array],
         options: PartiOptions | None = None,
         *,
         seed: int = 0,
         images_per_prompt: int = 1,
-        negative_prompts: Sequence[str] | tuple[Array, Array] | None = None,
-        init_images: Array | None = None,
+        negative_prompts: str | Sequence[str] | tuple[Array, Array] | None = None,
+        init_images: Any = None,
         known_rows: int | None = None,
-        mask: Array | None = None,
+        mask: Any = None,
         return_pil: bool = False,
         batch_size: int | None = None,
         progress: bool = False,
@@ -60,16 +61,18 @@ class PartiSystem(TextToImage):
         """Images, uint8 (prompts * images_per_prompt, H, W, C); those of one prompt stand together.
 
         Args:
-          prompts: captions; with stored text the pair (embeddings (P, L, D), mask (P, L)).
+          prompts: a caption, or a list of them; with stored text the pair (embeddings (P, L, D),
+            mask (P, L)).
           options: how it samples; None: the defaults of `PartiOptions`. changes: single options by
             name, guidance=2.0.
           seed: the same seed gives the same images, whatever the batch size.
-          negative_prompts: what the images should not show, one per prompt; guidance then starts
-            from there.
-          init_images: uint8 images to complete, one per prompt; their tokens are kept where `mask`
-            says: bool (H, W) or (P, H, W), True where to keep (a token is kept where all of its
-            pixels are). Without a mask the first `known_rows` rows of tokens are kept; None: the
-            part of them that `options.keep_rows` says.
+          negative_prompts: what the images should not show, one per prompt or one string for all;
+            guidance then starts from there.
+          init_images: images to complete, one per prompt or one for all, in any form and size, see
+            `given.images`. Their tokens are kept where `mask` says, white or True where to keep,
+            see `given.masks`: a token is kept where all of its pixels are. Without a mask the first
+            `known_rows` rows of tokens are kept; None: the part of them that `options.keep_rows`
+            says.
           return_pil: a list of PIL images instead.
           batch_size: images made at a time; None: all of them. progress: shows a bar over these
             batches.
@@ -117,20 +120,16 @@ class PartiSystem(TextToImage):
                 )
             return {}
         tokenizer = self.task.tokenizer
-        images, (rows, columns) = np.asarray(init_images), tokenizer.grid
-        shape = (count, tokenizer.image_size, tokenizer.image_size, tokenizer.channels)
-        if images.shape != shape or images.dtype != np.uint8:
-            raise UserError(
-                f"init_images is {images.dtype} {images.shape}; give uint8 {shape}, one image per "
-                "prompt."
-            )
         if known_rows is not None and mask is not None:
             raise UserError(
                 "known_rows and mask both say what to keep of init_images; give one of them."
             )
+        (rows, columns), size = tokenizer.grid, (tokenizer.image_size, tokenizer.image_size)
+        read = given.images("init_images", init_images, count, tokenizer.channels)
+        images = given.fitted("init_images", read, size, self.crop)
         if mask is not None:
-            kept = generation.check_mask(mask, images)
-            known = rearrange(kept, "p (r h) (c w) -> p r c (h w)", r=rows, c=columns).all(-1)
+            masks = given.masks("mask", mask, read)
+            known = _tokens_kept(given.kept("mask", masks, read, size, self.crop), tokenizer.grid)
         else:
             if known_rows is None:
                 known_rows = max(1, round(rows * options.keep_rows))
@@ -144,3 +143,20 @@ class PartiSystem(TextToImage):
                 )
             known = np.broadcast_to(np.arange(rows)[:, None] < known_rows, (count, rows, columns))
         return {"init": images, "known": rearrange(known, "p r c -> p (r c)")}
+
+
+def _tokens_kept(kept_PHW, grid):
+    """bool (P, rows, columns): the tokens all of whose pixels a mask keeps; a line says so."""
+    rows, columns = grid
+    pixels_PRCN = rearrange(kept_PHW, "p (r h) (c w) -> p r c (h w)", r=rows, c=columns)
+    known_PRC = pixels_PRCN.all(-1)
+    height, width = (kept_PHW.shape[axis + 1] // grid[axis] for axis in (0, 1))
+    what = f"whole tokens, {width}x{height} pixels each"
+    if not known_PRC.any((1, 2)).all():
+        raise UserError(f"mask keeps no token, and Parti keeps {what}; keep a larger part.")
+    anew = int((pixels_PRCN & ~known_PRC[..., None]).sum())
+    told = f"Parti keeps {what}: {known_PRC.sum()} of {known_PRC.size}"
+    generation.tell(
+        told + (f"; {counted(anew, 'kept pixel')} beside them are painted anew" if anew else "")
+    )
+    return known_PRC

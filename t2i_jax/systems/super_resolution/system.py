@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax.errors import UserError
+from t2i_jax.systems import given
 from t2i_jax.systems.image_to_image import ImageToImage
 from t2i_jax.systems.super_resolution.resizing import shrink, upscale
 from t2i_jax.types import Array
@@ -29,19 +30,19 @@ class SuperResolutionSystem(ImageToImage):
     task: SuperResolutionTask
     weights: Mapping[str, Any]
 
-    def upscale(self, images: Array | np.ndarray, **_: Any) -> np.ndarray:
-        """uint8 (B, scale * H, scale * W, C) from uint8 images (B, H, W, C) of any size."""
-        images, channels = np.asarray(images), self.task.model.image_channels
-        if (
-            images.ndim != 4
-            or images.shape[3] != channels
-            or images.dtype != np.uint8
-            or not images.size
-        ):
+    def upscale(self, images: Any, **_: Any) -> np.ndarray:
+        """uint8 (B, scale * H, scale * W, C) from images of one size, any, in any form, see
+        `given.images`.
+        """
+        read = given.images("images", images, None, self.task.model.image_channels)
+        if sizes := sorted({image.shape for image in read})[1:]:
+            (height, width), (rows, columns) = read[0].shape[:2], sizes[0][:2]
             raise UserError(
-                f"images is {images.dtype} {images.shape}; give uint8 (B, H, W, {channels})."
+                f"images have several sizes, {width}x{height} and {columns}x{rows} pixels among "
+                "them; enlarge those of one size at a time."
             )
-        return np.asarray(upscale(self.weights["super_resolution"], images, model=self.task.model))
+        stacked = np.stack(read)
+        return np.asarray(upscale(self.weights["super_resolution"], stacked, model=self.task.model))
 
     def shrink(self, images: Array | np.ndarray) -> np.ndarray:
         """uint8 images at 1 / scale of their size, as training makes them."""

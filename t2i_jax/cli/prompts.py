@@ -1,0 +1,67 @@
+"""Files of prompts."""
+
+from __future__ import annotations
+
+import pathlib
+
+from t2i_jax.errors import UserError
+from t2i_jax.files import read_regular
+from t2i_jax.paths import shown
+from t2i_jax.systems.generation import tell
+from t2i_jax.words import counted
+
+_COLUMNS = ("caption", "text", "prompt")
+_MOST_BYTES = 2**26
+
+
+def read_prompts(path: pathlib.Path) -> list[str]:
+    """The prompts of a file, in its order: a table by its ending (a column caption, text or
+    prompt), or any other text, one in each line.
+
+    Lines without a prompt are left out; a line on stderr says how many.
+
+    Raises:
+      UserError: it can't be read, is not UTF-8, has no such column, or no prompts.
+    """
+    from t2i_jax.data.table import ENDINGS
+
+    named = f"prompts={shown(path)}"
+    found = _of_table(path, named) if path.suffix.lower() in ENDINGS else _of_text(path, named)
+    prompts = [prompt for prompt in found if prompt]
+    if not prompts:
+        raise UserError(f"{named} holds no prompts; write one into each line.")
+    if empty := len(found) - len(prompts):
+        tell(f"{named} has {counted(empty, 'line')} without a prompt, left out")
+    return prompts
+
+
+def _of_text(path, named):
+    try:
+        data = read_regular(path, _MOST_BYTES)
+    except OSError as error:
+        raise UserError(f"{named} can't be read ({error.strerror}); give a text file.") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{named} is not UTF-8 in line {line}; save it as UTF-8 text.") from None
+    lines = text.split("\n")
+    return [line.strip() for line in (lines[:-1] if not lines[-1] else lines)]
+
+
+def _of_table(path, named):
+    from t2i_jax.data.table import read_table
+
+    found = []
+    for row in read_table(path, "prompts"):
+        if row.reason:
+            raise UserError(f"{named} has {row.reason} in line {row.line}; repair the line.")
+        column = next((name for name in _COLUMNS if name in row.values), None)
+        if column is None:
+            columns = " or ".join(_COLUMNS)
+            raise UserError(f"{named} has no column {columns} in line {row.line}; add one.")
+        value = row.values[column]
+        if not isinstance(value, str) and value is not None:
+            raise UserError(f"{named} has no text in line {row.line}; put the prompt in quotes.")
+        found.append((value or "").strip())
+    return found

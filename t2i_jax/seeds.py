@@ -1,0 +1,42 @@
+"""From a seed to a PRNG key: all bits of a seed count."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t2i_jax.config import shown
+from t2i_jax.errors import UserError
+from t2i_jax.types import Key
+
+_LAST = 2**63 - 1
+
+
+def key_of(field: str, seed: Any) -> Key:
+    """The PRNG key of a seed.
+
+    Args:
+      field: what the seed was given as, for the sentence.
+
+    Raises:
+      UserError: no whole number from 0 to 2^63 - 1.
+    """
+    try:
+        number = None if isinstance(seed, (bool, np.bool_)) else operator.index(seed)
+    except TypeError:
+        number = None
+    if number is None or not 0 <= number <= _LAST:
+        raise UserError(
+            f"{field}={shown(seed)} is not a whole number from 0 to {_LAST}; give such a number."
+        )
+    key = jax.random.key(number & 0xFFFFFFFF)
+    if number >> 32 == 0:
+        return key
+    # jax.random.key drops the upper half, unless 64-bit numbers are enabled
+    words = np.array([number >> 32, number & 0xFFFFFFFF], np.uint32)
+    repeated = jnp.asarray(np.tile(words, jax.random.key_data(key).size // 2))
+    return jax.random.wrap_key_data(repeated, impl=jax.random.key_impl(key))

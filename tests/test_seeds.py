@@ -1,0 +1,35 @@
+"""Seeds: below 2^32 JAX's own keys, above them other ones, all else refused."""
+
+import jax
+import numpy as np
+import pytest
+
+from t2i_jax.errors import UserError
+from t2i_jax.seeds import key_of
+
+
+def _bits(key):
+    return tuple(np.asarray(jax.random.key_data(key)).tolist())
+
+
+def test_small_seeds_are_those_of_jax_and_every_bit_counts():
+    small = (0, 1, 2**31, 2**32 - 1)
+    assert [_bits(key_of("seed", s)) for s in small] == [_bits(jax.random.key(s)) for s in small]
+    seeds = [0, *(2**bit for bit in range(63)), 2**63 - 1]
+    assert len({_bits(key_of("seed", seed)) for seed in seeds}) == len(seeds)
+    with jax.enable_x64(True):
+        assert _bits(jax.random.key(2**40 + 3)) == _bits(key_of("seed", 2**40 + 3))
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_other_generators_too(impl):
+    with jax.default_prng_impl(impl):
+        assert _bits(key_of("seed", 7)) == _bits(jax.random.key(7))
+        assert _bits(key_of("seed", 2**32 + 7)) != _bits(key_of("seed", 7))
+
+
+def test_anything_else_is_one_sentence():
+    for seed in (-1, 2**63, 2**64, 10**6000, 0.0, "1", None, True, np.float32(1)):
+        with pytest.raises(UserError, match="train.seed=.* is not a whole number from 0 to") as e:
+            key_of("train.seed", seed)
+        assert len(str(e.value)) < 200
