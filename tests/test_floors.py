@@ -26,6 +26,7 @@ _ALLOWED = {
     "files": _LOW,
     "words": _LOW,
     "paths": _LOW,
+    "seeds": _LOW,
     "terminal": _LOW,
     "typeset": _LOW,
     "foreign": _LOW,
