@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from t2i_jax import convert
+from t2i_jax.decoding import masked
 from t2i_jax.models.maskgit import SelfCritic
 from tests.parity.reference import load
 from tests.parity.test_vit_vqgan import error
@@ -137,3 +138,54 @@ def test_weights_both_ways(network, tmp_path):
         assert all(torch.equal(out[k], state[k]) for k in state if not k.startswith(unused))
         assert again == model
     theirs.load_state_dict(out, strict=True)
+
+
+@pytest.mark.parametrize("critic", [False, True], ids=["confidence", "critic"])
+def test_sampling_token_for_token(critic, monkeypatch):
+    """The package with the noise that our keys give."""
+    theirs, model, params, _, text = _make(muse.MaskGitTransformer, "default")
+    package, steps, rows = muse.muse_maskgit_pytorch, 7, len(text)
+    judge = _make(muse.TokenCritic, "default") if critic else None
+    vae = muse.VQGanVAE(dim=16, layers=2, codebook_size=32, use_vgg_and_gan=False)
+    whole = muse.MaskGit(
+        image_size=16, transformer=theirs, vae=vae, token_critic=judge and judge[0]
+    )
+    keys = jax.random.split(jax.random.key(7), rows)
+
+    def noise(step):
+        own = [jax.random.split(jax.random.fold_in(key, step), 3) for key in keys]
+        gumbel = [jax.random.gumbel(k[0], (model.num_tokens, model.codebook_size)) for k in own]
+        uniform = [jax.random.uniform(k[1], (model.num_tokens,)) for k in own]
+        return torch.tensor(np.stack(gumbel)), torch.tensor(np.stack(uniform))
+
+    draws = [noise(step) for step in range(steps)]
+    gumbels, uniforms = (iter(side) for side in zip(*draws, strict=True))
+    monkeypatch.setattr(package, "gumbel_noise", lambda t: next(gumbels))
+    monkeypatch.setattr(package, "uniform", lambda shape, device=None: next(uniforms))
+    monkeypatch.setattr(theirs, "encode_text", lambda texts: torch.tensor(text))
+    monkeypatch.setattr(whole.vae, "decode_from_ids", lambda ids: ids)
+    wanted = whole.generate(["a"] * rows, timesteps=steps, cond_scale=3.0, temperature=1.0)
+
+    mask = jnp.asarray((text != 0).any(-1))
+    both, seen = jnp.concatenate([text, text]), jnp.concatenate([mask, mask])
+    keep = jnp.arange(2 * rows) < rows
+
+    @jax.jit
+    def ours(params, critic_params):
+        def predict(ids, memory):
+            return model.apply({"params": params}, ids, both, seen, keep), memory
+
+        def score(ids):
+            twice = jnp.concatenate([ids, ids])
+            logits = judge[1].apply({"params": critic_params}, twice, both, seen, keep)
+            return logits[rows:] + 3.0 * (logits[:rows] - logits[rows:])
+
+        return masked.generate(
+            predict, keys, model.num_tokens, model.mask_id, guidance=3.0,
+            sampling=masked.Sampling(steps=steps, top_k=1 - 0.9),
+            critic=score if critic else None,
+        )[0]  # fmt: skip
+
+    with jax.default_matmul_precision("highest"):
+        ids = ours(params, judge[2] if critic else {})
+    np.testing.assert_array_equal(ids, wanted.numpy().reshape(rows, -1))
