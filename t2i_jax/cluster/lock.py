@@ -45,6 +45,7 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
         yield
         return
     locks: list[_Lock] = []
+    was_there = workdir.exists()
 
     def take():
         paths.make("workdir", workdir)
@@ -58,6 +59,9 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
         _held.discard(key)
         for lock in locks:
             lock.release()
+            if not was_there:  # and nothing came of it
+                with contextlib.suppress(OSError):
+                    workdir.rmdir()
 
 
 class _Lock:

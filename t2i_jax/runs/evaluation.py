@@ -4,6 +4,7 @@ is done.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
@@ -96,7 +97,9 @@ def _validation(recipe, samples, workdir, step):
         if any(known):
             return next(filter(None, reversed(known)))
     parts = folders.part_folders(workdir, recipe)
-    frozen = recipe.task.frozen({name: folders.part_in(home) for name, home in parts.items()})
+    given = {name: folders.part_in(home) for name, home in parts.items()}
+    frozen = recipe.task.frozen(given)
+    recipe = dataclasses.replace(recipe, task=recipe.task.with_parts(given))  # their networks
     encoder, tokenize = recipe.task.text_encoder, None
     tokenizer = encoder and encoder.tokenizer(workdir / folders.TEXT_TOKENIZER)
     if tokenizer is not None:

@@ -73,7 +73,7 @@ def test_export_leaves_out_an_optional_group_that_is_not_there():
     assert "scale" not in engine.to_torch(
         TABLE, {"net": ours["net"]}, SHAPES, optional=[("stats",)]
     )
-    with pytest.raises(UserError, match=r"\(1 arrays\): stats/scale is missing"):
+    with pytest.raises(UserError, match=r"\(1 array\): stats/scale is missing"):
         engine.to_torch(TABLE, {"net": ours["net"]}, SHAPES)
 
 

@@ -25,8 +25,9 @@ def run(*arguments, status=0):
 
 
 def refused(*arguments):
-    """The one sentence that a mistake gets."""
+    """The one sentence that a mistake gets, without what was told of cut captions and of stages."""
     lines = run(*arguments, status=2).stderr.splitlines()
+    lines = [line for line in lines if not line.endswith((" cut.", " for all."))]
     assert len(lines) == 1 and lines[0].startswith("t2i: ") and "Traceback" not in lines[0], lines
     return lines[0]
 

@@ -22,7 +22,7 @@ def test_two_processes_make_what_one_makes(tmp_path):
     statuses, out, err = end(together)
     assert statuses == [0, 0], err
     assert "alignment_heldout: " in out[0] and "alignment_heldout" not in out[1]
-    assert "step/s" in err[0] and "step/s" not in err[1]
+    assert "steps/s" in err[0] and "steps/s" not in err[1]
 
     for stage in ("tokenizer", "."):
         here, there = losses(one / stage), losses(two / stage)
