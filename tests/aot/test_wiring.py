@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,9 @@ def _trained(recipe, workdir, monkeypatch):
     monkeypatch.setattr(training, "check", lambda *args, **options: None)
     monkeypatch.setattr(training, "_source", lambda data: [None])
     monkeypatch.setattr(training, "_check_data", lambda recipe, parts: None)
-    monkeypatch.setattr(training, "batches", lambda *args, **options: None)
+    monkeypatch.setattr(training, "batches", mock.MagicMock())
+    for name in ("DataLedger", "validation_of", "held_out", "write_report"):
+        monkeypatch.setattr(training, name, mock.MagicMock())
     monkeypatch.setattr(training, "_captions", lambda recipe: ["a red circle above a blue square"])
     monkeypatch.setattr(T5Text, "frozen", T5Text.frozen_shapes)  # nothing is fetched
     monkeypatch.setattr(T5Text, "tokenizer", lambda self, folder=None: None)
