@@ -98,6 +98,8 @@ def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
     }
     found |= quantizer.fields(state) | {name: told[name] for name in _TOLD if name in told}
     for name in ("heads", "dim_head", "codebook_size"):
+        if name in told:
+            config.check(VitVQGanVAE, name, told[name])
         if told.get(name, found[name]) != found[name]:
             raise UserError(
                 f"{name}={config.shown(told[name])} contradicts the weights ({found[name]!r}); "

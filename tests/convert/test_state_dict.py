@@ -180,7 +180,7 @@ def test_containers_that_hold_themselves_and_names_of_other_types():
 def test_options_of_the_converter_are_checked_like_fields(state):
     for fields, said in (
         ({"pixel_range": 5}, "pixel_range=5 is not several values"),
-        ({"heads": "x"}, "heads='x' contradicts the weights"),
+        ({"heads": "x"}, "heads='x' is not a whole number"),
         ({"dtype": "fp16"}, "dtype='fp16'"),
         ({"path": 1}, "no field 'path'"),
         ({"source": 1}, "no field 'source'"),
