@@ -128,6 +128,15 @@ def one_of(field: str, value: Any, known: Iterable[str]) -> None:
         raise UserError(f"{field}={value!r} is not known; {did_you_mean(str(value), known)}")
 
 
+def some_of(field: str, values: Sequence[str], known: Iterable[str]) -> None:
+    """Refuses values that are not among the known ones, and one string where several are meant."""
+    if isinstance(values, str):
+        raise UserError(f"{field}={values!r} is a string; give a tuple such as ({values!r},).")
+    known = list(known)
+    for value in values:
+        one_of(field, value, known)
+
+
 def take_aliases(cls: type, given: dict[str, Any], aliases: Mapping[str, str]) -> None:
     """Renames what was given under another name of a field; for the constructor of a class that
     keeps the names of a package.

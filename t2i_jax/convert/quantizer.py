@@ -1,5 +1,5 @@
-"""The quantisers of vector-quantize-pytorch inside the image tokenizers of parti-pytorch and
-muse-maskgit-pytorch: LFQ, and the codebook on the unit sphere.
+"""What the image tokenizers of parti-pytorch and muse-maskgit-pytorch share in a state dict: the
+quantisers of vector-quantize-pytorch, LFQ and the codebook on the unit sphere.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from t2i_jax import sharding
 from t2i_jax.convert import arguments
 from t2i_jax.convert.engine import LINEAR, SAME, Constant, Entry, State, reshaped
+from t2i_jax.models import image_tokenizer
 
 _CODEBOOK = "quantizer._codebook"
 
@@ -23,6 +25,18 @@ def table(model: Any, dim: int) -> list[Entry | Constant]:
       dim: channels of the feature map that is quantised.
     """
     return _lfq(model, dim) if model.lookup_free_quantization else _vq(model, dim)
+
+
+def shapes(model: Any) -> dict[str, Any]:
+    """Shapes of a tokenizer's weights, unboxed, with those of its discriminator where it has
+    one.
+    """
+    found = image_tokenizer.abstract(model)
+    if model.discr_layers:
+        found["discriminator"] = image_tokenizer.abstract_discriminator(
+            model.discriminator(), model
+        )
+    return sharding.unbox(found)
 
 
 def fields(state: State) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from t2i_jax import config, sharding
+from t2i_jax import config
 from t2i_jax.convert import arguments, quantizer
 from t2i_jax.convert.engine import (
     CHANNEL,
@@ -22,7 +22,6 @@ from t2i_jax.convert.engine import (
     State,
 )
 from t2i_jax.errors import UserError
-from t2i_jax.models import image_tokenizer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 
 
@@ -186,22 +185,13 @@ def _discriminator(model):
     ]
 
 
-def _shapes(model):
-    shapes = image_tokenizer.abstract(model)
-    if model.discr_layers:
-        shapes["discriminator"] = image_tokenizer.abstract_discriminator(
-            model.discriminator(), model
-        )
-    return sharding.unbox(shapes)
-
-
 NETWORK = Network(
     model=VitVQGanVAE,
     recognise=lambda state: "enc_dec.encoder.0.to_patch_tokens.1.gamma" in state,
     fields=fields,
     told=live,
     table=table,
-    shapes=_shapes,
+    shapes=quantizer.shapes,
     optional=(("discriminator",),),
     upgrade=quantizer.upgrade,
 )

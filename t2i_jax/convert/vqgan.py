@@ -7,10 +7,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from t2i_jax import sharding
 from t2i_jax.convert import quantizer
 from t2i_jax.convert.engine import CONV, CONV1X1, SAME, Constant, Entry, Layout, Network, State
-from t2i_jax.models import image_tokenizer
 from t2i_jax.models.vqgan import VQGanVAE
 
 UPCONV = Layout(
@@ -131,21 +129,12 @@ def _discriminator(model):
     return entries
 
 
-def _shapes(model):
-    shapes = image_tokenizer.abstract(model)
-    if model.discr_layers:
-        shapes["discriminator"] = image_tokenizer.abstract_discriminator(
-            model.discriminator(), model
-        )
-    return sharding.unbox(shapes)
-
-
 NETWORK = Network(
     model=VQGanVAE,
     recognise=lambda state: "enc_dec.encoders.0.weight" in state,
     fields=fields,
     table=table,
-    shapes=_shapes,
+    shapes=quantizer.shapes,
     optional=(("discriminator",),),
     upgrade=quantizer.upgrade,
 )

@@ -94,7 +94,10 @@ def generate(
             guided = filters.guide(logits[:batch], logits[batch:], guidance)
             logits = filters.plausible(guided, logits[:batch], plausibility)
         keys = jax.vmap(lambda key: jax.random.fold_in(key, position))(keys_B)
-        ids_B = filters.sample(keys, _filtered(logits, sampling, temperature), temperature)
+        k, vocabulary = sampling.top_k, logits.shape[-1]
+        k = max(int(k * vocabulary), 1) if isinstance(k, float) else k
+        inside = filters.filtered(logits, k, sampling.top_p, temperature)
+        ids_B = filters.sample(keys, inside, temperature)
         if known_BN is not None:
             ids_B = jnp.where(known_BN[:, position], given_BN[:, position].astype(jnp.int32), ids_B)
         tokens_BN = jax.lax.dynamic_update_slice_in_dim(tokens_BN, ids_B[:, None], position, axis=1)
@@ -109,21 +112,6 @@ def generate(
             carry = (*carry[:2], grow(carry[2], length))
         carry, done = jax.lax.fori_loop(done, length, step, carry), length
     return carry[1]
-
-
-def _filtered(logits_BV, sampling, temperature):
-    if sampling.top_k is not None:
-        vocabulary = logits_BV.shape[-1]
-        k = (
-            max(int(sampling.top_k * vocabulary), 1)
-            if isinstance(sampling.top_k, float)
-            else sampling.top_k
-        )
-        logits_BV = filters.top_k(logits_BV, k)
-    if sampling.top_p is not None:
-        inside_BV = filters.top_p(logits_BV / jnp.maximum(temperature, 1e-6), sampling.top_p)
-        logits_BV = jnp.where(jnp.isfinite(inside_BV), logits_BV, float("-inf"))
-    return logits_BV
 
 
 def _counts(k):

@@ -61,6 +61,19 @@ def top_p(logits_BV: Array, p: float) -> Array:
     return jnp.where(order_BV >= kept_B1, logits_BV, _DROPPED)
 
 
+def filtered(logits_BV: Array, k: int | None, p: float | None, temperature: float | Array) -> Array:
+    """Logits outside of both filters at -inf; None is no filter.
+
+    The nucleus is that of the logits divided by the temperature.
+    """
+    if k is not None:
+        logits_BV = top_k(logits_BV, k)
+    if p is not None:
+        inside_BV = top_p(logits_BV / jnp.maximum(temperature, 1e-6), p)
+        logits_BV = jnp.where(jnp.isfinite(inside_BV), logits_BV, _DROPPED)
+    return logits_BV
+
+
 def sample(keys_B: Key, logits_BV: Array, temperature: float | Array) -> Array:
     """One token per row, int32, drawn from softmax(logits / temperature) with the row's own key.
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax import config
+from t2i_jax.decoding import autoregressive
 from t2i_jax.decoding import logits as filters
 from t2i_jax.errors import UserError
 from t2i_jax.types import Array, Key
@@ -26,29 +27,25 @@ _NEVER = 1e9  # a score that keeps a token from being masked again
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class Sampling(autoregressive.Sampling):
     """The part of the sampling options that shapes the compiled program.
 
     Attributes:
+      guided, top_k, top_p: as of `autoregressive.Sampling`; a float top_k is rounded up here.
       steps: passes through the network.
-      guided: whether rows come in two halves, with the text and without it (or with a negative
-        text).
       growing: the guidance grows linearly over the steps from 1 to its value (Muse, section 2.7).
-      top_k, top_p: as of `autoregressive.Sampling`; a float top_k is rounded up here.
       order: which tokens are kept first: "confidence", those that the network is surest of;
         "halton", spread evenly over the image (Besnier et al. 2025, arXiv 2503.17076); "random".
       remask: tokens that were kept may be masked again.
     """
 
     steps: int = 24
-    guided: bool = True
     growing: bool = False
-    top_k: int | float | None = None
-    top_p: float | None = None
     order: str = "confidence"
     remask: bool = False
 
     def __post_init__(self):
+        super().__post_init__()
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise UserError(f"steps={self.steps!r} is not a count from 1; try 24.")
         config.one_of("order", self.order, ORDERS)
@@ -97,7 +94,7 @@ def generate(
       temperature: of the tokens, falling linearly to 0 at the last step. choice_temperature: of
         Gumbel noise on the confidences, falling likewise (MaskGIT; the package has none).
       critic_noise: of uniform noise on the critic's scores, falling likewise.
-      plausibility: see `autoregressive.generate`.
+      plausibility: as of `autoregressive.generate`.
       given_BN, known_BN: tokens, and True where they are kept from the start to the end
         (inpainting); None: none.
     """
@@ -148,16 +145,11 @@ def generate(
 
 def _draw(keys_B, logits_BNV, sampling, temperature):
     """A token per place; a temperature of 0 takes the likeliest."""
-    if sampling.top_k is not None:
-        k = sampling.top_k
-        k = int(np.ceil(k * logits_BNV.shape[-1])) if isinstance(k, float) else k
-        logits_BNV = filters.top_k(logits_BNV.reshape(-1, logits_BNV.shape[-1]), k).reshape(
-            logits_BNV.shape
-        )
-    if sampling.top_p is not None:
-        flat = logits_BNV.reshape(-1, logits_BNV.shape[-1])
-        inside = filters.top_p(flat / jnp.maximum(temperature, 1e-6), sampling.top_p)
-        logits_BNV = jnp.where(jnp.isfinite(inside), flat, -jnp.inf).reshape(logits_BNV.shape)
+    k, vocabulary = sampling.top_k, logits_BNV.shape[-1]
+    k = int(np.ceil(k * vocabulary)) if isinstance(k, float) else k
+    rows = logits_BNV.reshape(-1, vocabulary)
+    rows = filters.filtered(rows, k, sampling.top_p, temperature)
+    logits_BNV = rows.reshape(logits_BNV.shape)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits_BNV.shape[1:]))(keys_B)
     return jnp.argmax(logits_BNV + temperature * noise, axis=-1).astype(jnp.int32)
 

@@ -15,19 +15,13 @@ from t2i_jax.types import Array
 _KERNELS = (3, 7, 15)
 
 
-class Discriminator(nn.Module):
-    """Logits (B, rows, columns) per patch, high for real images.
+class Patchwise(nn.Module):
+    """A discriminator with stride-2 layers that are normalised by group and a 4x4 window at the
+    end: the part that does not depend on what is between.
 
-    Attributes:
-      dims: width after the stem and after each stride-2 layer; all but the first are multiples of
-        `groups`.
-      groups: of the group norms.
+    A subclass has the fields `dims`, the width at first and after each stride-2 layer, and
+    `groups`.
     """
-
-    dims: tuple[int, ...]
-    channels: int = 3
-    groups: int = 8
-    dtype: str = "float32"
 
     def __post_init__(self):
         limits.check(self)
@@ -50,6 +44,21 @@ class Discriminator(nn.Module):
                 f"image_size={image_size} is too small for {len(self.dims) - 1} discriminator "
                 f"layers (at least {self.smallest_image}); use fewer discr_layers."
             )
+
+
+class Discriminator(Patchwise):
+    """Logits (B, rows, columns) per patch, high for real images.
+
+    Attributes:
+      dims: width after the stem and after each stride-2 layer; all but the first are multiples of
+        `groups`.
+      groups: of the group norms.
+    """
+
+    dims: tuple[int, ...]
+    channels: int = 3
+    groups: int = 8
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, image_BHWC: Array) -> Array:

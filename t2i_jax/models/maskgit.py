@@ -161,6 +161,7 @@ class _Tokens(nn.Module):
     dtype: str = "float32"
 
     dropout = 0.0
+    _masks = 0  # ids beyond the codebook
 
     def __post_init__(self):
         limits.check(self)
@@ -170,12 +171,7 @@ class _Tokens(nn.Module):
                 f"cond_fmap_size={self.cond_fmap_size} is not positive; give 1 or more, or None "
                 "where no image is conditioned on."
             )
-        if isinstance(self.compat, str):
-            raise UserError(
-                f"compat={self.compat!r} is a string; give a tuple such as ({self.compat!r},)."
-            )
-        for name in self.compat:
-            config.one_of("compat", name, COMPAT)
+        config.some_of("compat", self.compat, COMPAT)
         config.one_of("remat", self.remat, REMAT)
         super().__post_init__()
 
@@ -203,7 +199,7 @@ class _Tokens(nn.Module):
         def table(name, rows, axis=None):
             return self.param(name, boxed(normal, axis, "embed"), (rows, self.dim), jnp.float32)
 
-        self.embedding = table("embedding", self._vocabulary, "vocab")
+        self.embedding = table("embedding", self.codebook_size + self._masks, "vocab")
         self.pos = table("pos", self.num_tokens)
         if self.cond_fmap_size is not None and "no_cond_positions" not in self.compat:
             self.cond_pos = table("cond_pos", self.cond_fmap_size**2)
@@ -249,10 +245,6 @@ class _Tokens(nn.Module):
         x, _ = self.layers(x, context, mask_BK, True)
         return self.norm(x)
 
-    @property
-    def _vocabulary(self):
-        raise NotImplementedError
-
     def _look_up(self, ids):
         return constrain(self.embedding, None, None)[ids]
 
@@ -277,6 +269,8 @@ class MaskGitTransformer(_Tokens):
       dtype: of the computation; norms, softmax and logits are float32.
     """
 
+    _masks = 1
+
     def setup(self):
         """Makes the layers and parameters."""
         super().setup()
@@ -289,10 +283,6 @@ class MaskGitTransformer(_Tokens):
     def logits(self, embed_BNC: Array) -> Array:
         """Float32 logits (B, N, codebook_size) from the vectors that `embed` gives."""
         return constrain(self.to_logits(embed_BNC), "batch", "length", "vocab").astype(jnp.float32)
-
-    @property
-    def _vocabulary(self):
-        return self.codebook_size + 1
 
 
 class TokenCritic(_Tokens):
@@ -310,10 +300,6 @@ class TokenCritic(_Tokens):
     def __call__(self, *args: Any, **inputs: Any) -> Array:
         """Float32 logits (B, N), high where a token is wrong; arguments as of `_Tokens.embed`."""
         return self.to_logits(self.embed(*args, **inputs))[..., 0].astype(jnp.float32)
-
-    @property
-    def _vocabulary(self):
-        return self.codebook_size
 
 
 class SelfCritic(nn.Module):

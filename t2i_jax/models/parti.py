@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax import config
-from t2i_jax.errors import UserError
 from t2i_jax.models import token_decoder
 from t2i_jax.nn import embed, limits
 from t2i_jax.nn.activation import gelu
@@ -139,12 +138,7 @@ class Parti(token_decoder.TokenDecoder):
     def __post_init__(self):
         limits.check(self)
         token_decoder.check_sizes(self, "dim", "depth", "dim_head", "heads", "max_text_len")
-        if isinstance(self.compat, str):
-            raise UserError(
-                f"compat={self.compat!r} is a string; give a tuple such as ({self.compat!r},)."
-            )
-        for name in self.compat:
-            config.one_of("compat", name, COMPAT)
+        config.some_of("compat", self.compat, COMPAT)
         config.one_of("remat", self.remat, REMAT)
         super().__post_init__()
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import flax.linen as nn
 
-from t2i_jax.errors import UserError
-from t2i_jax.nn import limits
+from t2i_jax.models.discriminator import Patchwise
 from t2i_jax.nn.conv import conv, group_norm
 from t2i_jax.types import Array
 
 
-class PatchDiscriminator(nn.Module):
+class PatchDiscriminator(Patchwise):
     """Logits (B, rows, columns) per patch, high for real images.
 
     Attributes:
@@ -24,28 +23,6 @@ class PatchDiscriminator(nn.Module):
     groups: int = 16
     first_kernel: int = 5
     dtype: str = "float32"
-
-    def __post_init__(self):
-        limits.check(self)
-        for dim in self.dims[1:]:
-            if dim % self.groups:
-                raise UserError(
-                    f"dims={self.dims} has {dim}, no multiple of groups={self.groups}; widen it."
-                )
-        super().__post_init__()
-
-    @property
-    def smallest_image(self) -> int:
-        """The least side in pixels that leaves one logit."""
-        return 4 * 2 ** (len(self.dims) - 1)
-
-    def check(self, image_size: int) -> None:
-        """Refuses images that are too small for this many layers."""
-        if image_size < self.smallest_image:
-            raise UserError(
-                f"image_size={image_size} is too small for {len(self.dims) - 1} discriminator "
-                f"layers (at least {self.smallest_image}); use fewer discr_layers."
-            )
 
     @nn.compact
     def __call__(self, image_BHWC: Array) -> Array:

@@ -74,12 +74,7 @@ def check(model: Any) -> None:
         raise UserError(
             f"linear_attn_dropout={model.linear_attn_dropout} is outside [0, 1); try 0.05."
         )
-    if isinstance(model.compat, str):
-        raise UserError(
-            f"compat={model.compat!r} is a string; give a tuple such as ({model.compat!r},)."
-        )
-    for name in model.compat:
-        config.one_of("compat", name, COMPAT)
+    config.some_of("compat", model.compat, COMPAT)
     config.one_of("remat", model.remat, REMAT)
     config.one_of("resize_mode", model.resize_mode, RESIZES)
 

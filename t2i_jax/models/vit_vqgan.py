@@ -17,7 +17,8 @@ from t2i_jax.config import Signed
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.discriminator import Discriminator
-from t2i_jax.nn import limits, quantize
+from t2i_jax.models.lfq_or_vq import ALIASES, LfqOrVq
+from t2i_jax.nn import limits
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.attention import add_to_all, attend_with_bias
 from t2i_jax.nn.conv import (
@@ -31,26 +32,12 @@ from t2i_jax.nn.conv import (
     unpatchify,
 )
 from t2i_jax.nn.transformer import REMAT
-from t2i_jax.types import Array, Key
+from t2i_jax.types import Array
 
-_ALIASES = {"num_layers": "layers", "encdec_patch_size": "patch_size"} | {
-    f"{prefix}_{name}": name
-    for prefix, names in (
-        ("encdec", ("dim_head", "heads", "ff_mult")),
-        (
-            "vq",
-            (
-                "codebook_size",
-                "codebook_dim",
-                "decay",
-                "commitment_weight",
-                "kmeans_init",
-                "rotation_trick",
-            ),
-        ),
-        ("lfq", ("entropy_loss_weight", "diversity_gamma")),
-    )
-    for name in names
+_ALIASES = {
+    "num_layers": "layers",
+    **{f"encdec_{name}": name for name in ("patch_size", "dim_head", "heads", "ff_mult")},
+    **ALIASES,
 }
 
 
@@ -161,7 +148,7 @@ class PositionedConv(nn.Module):
         )
 
 
-class _Network(image_tokenizer.QuantizedAutoencoder):
+class _Network(LfqOrVq):
     """`VitVQGanVAE` under the names of its fields alone."""
 
     dim: int
@@ -197,20 +184,7 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
     @nn.nowrap
     def discriminator(self) -> Discriminator:
         """The discriminator that the package trains this network against."""
-        dims = (self.dim, *(self.dim * 2**i for i in range(self.discr_layers)))
-        return Discriminator(dims=dims, channels=self.channels, dtype=self.dtype, parent=None)
-
-    @nn.nowrap
-    def start(self, key: Key) -> dict[str, Array]:
-        """The first codebook statistics."""
-        return self._quantizer(parent=None).start(key)
-
-    @nn.nowrap
-    def revive(self, params, codebook, dead_K: Array, fresh_KE: Array):
-        """(params, codebook) with the dead codes replaced by latents of a recent batch."""
-        if self.lookup_free_quantization:
-            return params, codebook
-        return params, quantize.revive_average(codebook, dead_K, fresh_KE)
+        return Discriminator(self.discriminator_dims, self.channels, dtype=self.dtype, parent=None)
 
     def setup(self):
         """Makes the layers and parameters."""
@@ -221,7 +195,7 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
         self.patch_norm = channel_norm(None, self.dtype)
         self.to_tokens = Dense(self.dim, ("patch", "embed"), dtype=self.dtype)
         self.encoder = Transformer(**shape)
-        self.quantizer = self._quantizer()
+        self.quantizer = self.make_quantizer(self.dim)
         self.decoder = Transformer(**shape)
         self.widen = PositionedConv(4 * self.dim, self.dtype)
         self.to_pixels = Dense(
@@ -240,26 +214,6 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
     def pixels(self, features_BHWC: Array) -> Array:
         """Float32 images from `features`."""
         return unpatchify(self.to_pixels(features_BHWC), self.patch_size).astype(jnp.float32)
-
-    @nn.nowrap
-    def _quantizer(self, **where):
-        weight = self.commitment_weight
-        if self.lookup_free_quantization:
-            return quantize.Lfq(
-                self.dim, self.codebook_size, self.entropy_loss_weight, self.diversity_gamma,
-                0.0 if weight is None else weight, self.dtype, **where,
-            )  # fmt: skip
-        return quantize.CosineVq(
-            self.dim,
-            self.codebook_size,
-            self.codebook_dim,
-            self.decay,
-            1.0 if weight is None else weight,
-            self.kmeans_init,
-            self.dtype,
-            self.rotation_trick,
-            **where,
-        )
 
 
 class VitVQGanVAE(_Network):

@@ -4,7 +4,6 @@ convolutions and residual blocks around LFQ or a cosine VQ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,30 +12,19 @@ import jax.numpy as jnp
 from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
+from t2i_jax.models.lfq_or_vq import ALIASES, LfqOrVq
 from t2i_jax.models.patch_discriminator import PatchDiscriminator
-from t2i_jax.nn import limits, quantize
+from t2i_jax.nn import limits
 from t2i_jax.nn.conv import POINTWISE, Dense, Upconv, conv, group_norm
 from t2i_jax.nn.transformer import REMAT
-from t2i_jax.types import Array, Key
+from t2i_jax.types import Array
 
 _ALIASES = {
-    f"{prefix}_{name}": name
-    for prefix, names in (
-        ("encdec", ("layer_mults", "num_resnet_blocks", "resnet_groups", "first_conv_kernel_size")),
-        (
-            "vq",
-            (
-                "codebook_size",
-                "codebook_dim",
-                "decay",
-                "commitment_weight",
-                "kmeans_init",
-                "rotation_trick",
-            ),
-        ),
-        ("lfq", ("entropy_loss_weight", "diversity_gamma")),
-    )
-    for name in names
+    **{
+        f"encdec_{name}": name
+        for name in ("layer_mults", "num_resnet_blocks", "resnet_groups", "first_conv_kernel_size")
+    },
+    **ALIASES,
 }
 
 
@@ -131,7 +119,7 @@ class Decoder(nn.Module):
         return x
 
 
-class _Network(image_tokenizer.QuantizedAutoencoder):
+class _Network(LfqOrVq):
     """`VQGanVAE` under the names of its fields alone."""
 
     dim: int
@@ -204,28 +192,15 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
     @nn.nowrap
     def discriminator(self) -> PatchDiscriminator:
         """The discriminator that the package trains this network against."""
-        dims = (self.dim, *(self.dim * 2**i for i in range(self.discr_layers)))
-        return PatchDiscriminator(dims=dims, channels=self.channels, dtype=self.dtype, parent=None)
-
-    @nn.nowrap
-    def start(self, key: Key) -> dict[str, Array]:
-        """The first codebook statistics."""
-        return self._quantizer(parent=None).start(key)
-
-    @nn.nowrap
-    def revive(
-        self, params: Any, codebook: Mapping[str, Array], dead_K: Array, fresh_KE: Array
-    ) -> tuple[Any, Mapping[str, Array]]:
-        """(params, codebook) with the dead codes replaced by latents of a recent batch."""
-        if self.lookup_free_quantization:
-            return params, codebook
-        return params, quantize.revive_average(codebook, dead_K, fresh_KE)
+        return PatchDiscriminator(
+            self.discriminator_dims, self.channels, dtype=self.dtype, parent=None
+        )
 
     def setup(self):
         """Makes the layers and parameters."""
         common = (self.dim, self.dims, self.blocks, self.resnet_groups)
         self.encoder = Encoder(*common, self.first_conv_kernel_size, self.remat, self.dtype)
-        self.quantizer = self._quantizer()
+        self.quantizer = self.make_quantizer(self.dims[-1])
         self.decoder = Decoder(*common, self.remat, self.dtype)
         self.to_pixels = Dense(self.channels, POINTWISE, dtype=self.dtype)
 
@@ -240,20 +215,6 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
     def pixels(self, features_BHWC: Array) -> Array:
         """Float32 images from `features`."""
         return self.to_pixels(features_BHWC).astype(jnp.float32)
-
-    @nn.nowrap
-    def _quantizer(self, **where):
-        weight, dim = self.commitment_weight, self.dims[-1]
-        if self.lookup_free_quantization:
-            return quantize.Lfq(
-                dim, self.codebook_size, self.entropy_loss_weight, self.diversity_gamma,
-                0.0 if weight is None else weight, self.dtype, **where,
-            )  # fmt: skip
-        return quantize.CosineVq(
-            dim, self.codebook_size, self.codebook_dim, self.decay,
-            1.0 if weight is None else weight, self.kmeans_init, self.dtype, self.rotation_trick,
-            **where,
-        )  # fmt: skip
 
 
 class VQGanVAE(_Network):

@@ -266,7 +266,7 @@ def test_completion_keeps_known_tokens_and_continues(system, weights, capsys):
             half, system.generate(_CAPTIONS, init_images=pictures, mask=kept)
         )
     told = "t2i: Parti keeps whole tokens, 4x4 pixels each: 9 of 27; 108 kept pixels beside them "
-    assert capsys.readouterr().err == (told + "are painted anew.\n") * 4
+    assert capsys.readouterr().err == (told + "are inpainted.\n") * 4
 
 
 def test_stored_text_takes_embeddings(stored):
@@ -296,14 +296,6 @@ def test_stored_text_takes_embeddings(stored):
         (_CAPTIONS, {"temperature": -1.0}, "temperature"),
         (_CAPTIONS, {"top_p": 0.0}, "top_p"),
         (_CAPTIONS, {"top_k": 0}, "top_k"),
-        (_CAPTIONS, {"temperature": float("nan")}, "temperature=nan"),
-        (_CAPTIONS, {"temperature": "hot"}, "temperature='hot' is not a finite number"),
-        (_CAPTIONS, {"guidance": None}, "guidance=None"),
-        (_CAPTIONS, {"plausibility": 1.5}, r"plausibility=1.5 is outside \[0, 1\]"),
-        (_CAPTIONS, {"seed": -1}, "seed=-1 is not a whole number from 0"),
-        (_CAPTIONS, {"seed": 2**63}, f"seed={2**63} is not a whole number"),
-        (_CAPTIONS, {"seed": 0.5}, "seed=0.5"),
-        (_CAPTIONS, {"images_per_prompt": 10**8}, "makes 300000000 images"),
         (_CAPTIONS, {"temperature": float("nan")}, "temperature=nan"),
         (_CAPTIONS, {"temperature": "hot"}, "temperature='hot' is not a finite number"),
         (_CAPTIONS, {"guidance": None}, "guidance=None"),

@@ -157,6 +157,6 @@ def _tokens_kept(kept_PHW, grid):
     anew = int((pixels_PRCN & ~known_PRC[..., None]).sum())
     told = f"Parti keeps {what}: {known_PRC.sum()} of {known_PRC.size}"
     generation.tell(
-        told + (f"; {counted(anew, 'kept pixel')} beside them are painted anew" if anew else "")
+        told + (f"; {counted(anew, 'kept pixel')} beside them are inpainted" if anew else "")
     )
     return known_PRC

@@ -1,0 +1,68 @@
+"""What the image tokenizers of parti-pytorch and muse-maskgit-pytorch share: LFQ, or the codebook
+on the unit sphere of the packages' first releases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from t2i_jax.models.image_tokenizer import QuantizedAutoencoder
+from t2i_jax.nn import quantize
+from t2i_jax.types import Array, Key
+
+# By the packages' prefixes the fields of the quantisers.
+ALIASES = {
+    f"{prefix}_{name}": name
+    for prefix, names in (
+        ("vq", "codebook_size codebook_dim decay commitment_weight kmeans_init rotation_trick"),
+        ("lfq", "entropy_loss_weight diversity_gamma"),
+    )
+    for name in names.split()
+}
+
+
+class LfqOrVq(QuantizedAutoencoder):
+    """A `QuantizedAutoencoder` whose quantiser is one of the two.
+
+    A subclass has the fields that `ALIASES` names, `lookup_free_quantization`, `dtype`, and as
+    `discriminator()` needs them `dim`, `channels` and `discr_layers`; `setup` makes
+    `self.quantizer = self.make_quantizer(width)`.
+    """
+
+    @property
+    def discriminator_dims(self) -> tuple[int, ...]:
+        """Widths of the discriminator that the package trains the network against."""
+        return (self.dim, *(self.dim * 2**i for i in range(self.discr_layers)))
+
+    @nn.nowrap
+    def start(self, key: Key) -> dict[str, Array]:
+        """The first codebook statistics."""
+        # they do not depend on the width of the feature map
+        return self.make_quantizer(self.codebook_dim, parent=None).start(key)
+
+    @nn.nowrap
+    def revive(
+        self, params: Any, codebook: Mapping[str, Array], dead_K: Array, fresh_KE: Array
+    ) -> tuple[Any, Mapping[str, Array]]:
+        """(params, codebook) with the dead codes replaced by latents of a recent batch."""
+        if self.lookup_free_quantization:
+            return params, codebook
+        return params, quantize.revive_average(codebook, dead_K, fresh_KE)
+
+    @nn.nowrap
+    def make_quantizer(self, width: int, **where: Any) -> Any:
+        """The quantiser of a feature map of so many channels."""
+        weight = self.commitment_weight
+        if self.lookup_free_quantization:
+            return quantize.Lfq(
+                width, self.codebook_size, self.entropy_loss_weight, self.diversity_gamma,
+                0.0 if weight is None else weight, self.dtype, **where,
+            )  # fmt: skip
+        return quantize.CosineVq(
+            width, self.codebook_size, self.codebook_dim, self.decay,
+            1.0 if weight is None else weight, self.kmeans_init, self.dtype, self.rotation_trick,
+            **where,
+        )  # fmt: skip
