@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2i_jax.config import shown
 from t2i_jax.errors import UserError
 from t2i_jax.types import Key
+from t2i_jax.values import shown
 
 _LAST = 2**63 - 1
 

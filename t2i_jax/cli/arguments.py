@@ -19,7 +19,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from t2i_jax import config
+from t2i_jax import config, values
 from t2i_jax.cli import docstring
 from t2i_jax.errors import UserError
 
@@ -229,7 +229,7 @@ def _unknown(flag, by_flag, command, takes_fields):
 
 
 def _switched(argument, flag, equals, text):
-    value = config.parse(text, bool, flag) if equals else True
+    value = values.parse(text, bool, flag) if equals else True
     return value != (flag == argument.negation)
 
 
@@ -263,7 +263,7 @@ def _value(argument, texts):
         return tuple(text.split(","))
     if set(_alternatives(annotation)) <= {str, type(None)}:
         return None if text == "None" and annotation is not str else text
-    return config.parse(text, annotation, name)
+    return values.parse(text, annotation, name)
 
 
 def _placed(positional, places, written):
@@ -283,7 +283,7 @@ def _split(annotation):
     if typing.get_origin(annotation) is typing.Annotated:
         inner, *extras = typing.get_args(annotation)
         shown = next((extra for extra in extras if isinstance(extra, Shown)), None)
-        ranged = [extra for extra in extras if isinstance(extra, config.Range)]
+        ranged = [extra for extra in extras if isinstance(extra, values.Range)]
         return (typing.Annotated[inner, ranged[0]] if ranged else inner), shown
     return annotation, None
 

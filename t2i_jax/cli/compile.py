@@ -12,7 +12,7 @@ import sys
 from typing import Annotated
 
 from t2i_jax.cli.arguments import Shown
-from t2i_jax.config import Count
+from t2i_jax.values import Count
 
 
 def compile_for(

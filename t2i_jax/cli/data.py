@@ -11,8 +11,8 @@ import numpy as np
 
 from t2i_jax import paths
 from t2i_jax.cli.arguments import Shown
-from t2i_jax.config import Count, Fraction, Range
 from t2i_jax.errors import UserError
+from t2i_jax.values import Count, Fraction, Range
 from t2i_jax.words import counted
 
 _Size = Annotated[Annotated[int, Range(1, 65_536)] | None, Shown("PIXELS")]

@@ -14,8 +14,9 @@ from t2i_jax import paths
 from t2i_jax.cli import arguments as cli
 from t2i_jax.cli import docstring
 from t2i_jax.cli.arguments import Argument, Shown
-from t2i_jax.config import Count, Seed, check_all
+from t2i_jax.config import check_all
 from t2i_jax.errors import UserError
+from t2i_jax.values import Count, Seed
 from t2i_jax.words import counted
 
 

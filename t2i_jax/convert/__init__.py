@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from t2i_jax import config
+from t2i_jax import config, values
 from t2i_jax.convert import (
     engine,
     imagen,
@@ -183,7 +183,7 @@ def _configured(model, inferred, fields):
         config.check(model, name, value)
         if name in inferred and not _same(model, name, inferred, value):
             raise UserError(
-                f"{name}={config.shown(value)} contradicts the weights ({inferred[name]!r}); "
+                f"{name}={values.shown(value)} contradicts the weights ({inferred[name]!r}); "
                 "leave it out."
             )
     return _made(model, fields | inferred)

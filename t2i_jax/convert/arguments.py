@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from t2i_jax import config
+from t2i_jax import values
 from t2i_jax.errors import UserError
 
 
@@ -221,12 +221,12 @@ def check(kind: str, rows: Rows, said: Mapping[str, Any]) -> None:
         row = rows.get(name)
         if row is None:
             wrong.append(
-                f"{kind} has {name}={config.shown(value)}, an argument of no release known here"
+                f"{kind} has {name}={values.shown(value)}, an argument of no release known here"
                 f"{_nearest(str(name), rows)}"
             )
         elif isinstance(row, Only) and value not in row:
             wrong.append(
-                f"{kind} has {name}={config.shown(value)}, which has no form here; what there is: "
+                f"{kind} has {name}={values.shown(value)}, which has no form here; what there is: "
                 f"{name}={row.values[0]!r}"
             )
     if wrong:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from t2i_jax import config
+from t2i_jax import values
 from t2i_jax.convert import arguments, engine, state_dict, torch_io, unet, unet_fields
 from t2i_jax.convert.engine import Constant, Entry, Network, State
 from t2i_jax.errors import UserError
@@ -112,7 +112,7 @@ def stored(loaded: Any) -> dict[str, Any]:
     unets = params.get("unets") if isinstance(params, Mapping) else None
     if not isinstance(unets, (list, tuple)) or not all(isinstance(u, Mapping) for u in unets):
         raise UserError(
-            f"the checkpoint has imagen_params={config.shown(params)}, which is no configuration "
+            f"the checkpoint has imagen_params={values.shown(params)}, which is no configuration "
             "with unets; save it again."
         )
     settings = {str(name): value for name, value in params.items() if name != "unets"}
@@ -196,7 +196,7 @@ def _steps(stored, count):
     except ValueError:
         pass
     raise UserError(
-        f"the checkpoint has steps={config.shown(stored)}, which is no count for each of {count} "
+        f"the checkpoint has steps={values.shown(stored)}, which is no count for each of {count} "
         "U-Nets; save it again."
     )
 
@@ -245,7 +245,7 @@ def of_each(given: Mapping[str, Any], count: int) -> list[Mapping[str, Any]]:
     each = given.get("unets", [{}] * count)
     if not isinstance(each, (list, tuple)) or not all(isinstance(own, Mapping) for own in each):
         raise UserError(
-            f"unets={config.shown(each)} is no list of mappings; give [{{...}}, {{...}}]."
+            f"unets={values.shown(each)} is no list of mappings; give [{{...}}, {{...}}]."
         )
     if len(each) != count:
         raise UserError(

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from t2i_jax import config
+from t2i_jax import config, values
 from t2i_jax.convert import arguments
 from t2i_jax.convert.engine import State
 from t2i_jax.convert.ratio import ratio
@@ -124,7 +124,7 @@ def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in told.items():
         if name in found and not same(name, found, value):
             raise UserError(
-                f"{name}={config.shown(value)} contradicts the weights ({found[name]!r}); leave it "
+                f"{name}={values.shown(value)} contradicts the weights ({found[name]!r}); leave it "
                 "out, or give the weights that go with it."
             )
     return found

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from t2i_jax import config
+from t2i_jax import config, values
 from t2i_jax.convert import arguments, quantizer
 from t2i_jax.convert.engine import (
     CHANNEL,
@@ -101,7 +101,7 @@ def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
             config.check(VitVQGanVAE, name, told[name])
         if told.get(name, found[name]) != found[name]:
             raise UserError(
-                f"{name}={config.shown(told[name])} contradicts the weights ({found[name]!r}); "
+                f"{name}={values.shown(told[name])} contradicts the weights ({found[name]!r}); "
                 "leave it out."
             )
     return found
@@ -129,7 +129,7 @@ def _patch(state, grid, told):
         for one in reversed(usual or possible)
     )
     if not fitting:
-        said = ", ".join(f"{name}={config.shown(value)}" for name, value in given.items())
+        said = ", ".join(f"{name}={values.shown(value)}" for name, value in given.items())
         raise UserError(f"{said} contradicts the weights, which are of {shown}; correct it.")
     raise UserError(f"the weights are of {shown}; give channels.")
 

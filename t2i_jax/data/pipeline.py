@@ -20,7 +20,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from t2i_jax.config import Fraction, Range, Seed, one_of
+from t2i_jax.config import one_of
 from t2i_jax.data.crop import CROPS, crop, resized
 from t2i_jax.data.heldout import PARTS, Division, caption_of, divide, indices_of
 from t2i_jax.data.image_file import in_channels
@@ -28,6 +28,7 @@ from t2i_jax.data.ledger import Ledger
 from t2i_jax.data.share import Share, deal
 from t2i_jax.data.source import EMBEDDED, BadSample, Record, Source, open_source
 from t2i_jax.errors import UserError
+from t2i_jax.values import Fraction, Range, Seed
 
 ENTRIES = ("image", "cond_image", "caption", "text", "text_mask", "text_embeds", "tokens")
 HELD_OUT = "held out"  # in place of a sample that training does not see

@@ -16,9 +16,10 @@ from typing import ClassVar, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from t2i_jax.config import Signed, one_of
+from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
 from t2i_jax.types import Array, Key
+from t2i_jax.values import Signed
 
 SCHEDULES = ("cosine", "linear")
 OBJECTIVES = ("noise", "x_start", "v")

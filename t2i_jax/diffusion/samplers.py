@@ -23,12 +23,12 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from t2i_jax.config import Range
 from t2i_jax.diffusion.denoiser import Denoise
 from t2i_jax.diffusion.draws import NoiseSource
 from t2i_jax.diffusion.noise import Noise
 from t2i_jax.errors import UserError
 from t2i_jax.types import Array
+from t2i_jax.values import Range
 
 
 class State(NamedTuple):

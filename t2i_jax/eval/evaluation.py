@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from t2i_jax.config import Count, one_of
+from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
 from t2i_jax.eval.alignment import Judge
 from t2i_jax.eval.judge_digits import JudgeDigits
 from t2i_jax.eval.judge_shapes import JudgeShapes
+from t2i_jax.values import Count
 
 JUDGES: dict[str, Callable[[], Judge]] = {"shapes": JudgeShapes, "digits": JudgeDigits}
 

@@ -7,9 +7,9 @@ import math
 import os
 from typing import Any
 
-from t2i_jax.config import shown
 from t2i_jax.errors import UserError
 from t2i_jax.foreign import file
+from t2i_jax.values import shown
 
 _LIMIT = 256 * 2**20  # bytes
 _DEPTH = 100  # values within values

@@ -8,12 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from t2i_jax.config import Signed
 from t2i_jax.errors import UserError
 from t2i_jax.nn import limits
 from t2i_jax.nn.conv import conv, unpatchify
 from t2i_jax.pixels import SIGNED
 from t2i_jax.types import Array
+from t2i_jax.values import Signed
 
 
 class WideBlock(nn.Module):

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from t2i_jax import config
-from t2i_jax.config import Signed
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.discriminator import Discriminator
@@ -33,6 +32,7 @@ from t2i_jax.nn.conv import (
 )
 from t2i_jax.nn.transformer import REMAT
 from t2i_jax.types import Array
+from t2i_jax.values import Signed
 
 _ALIASES = {
     "num_layers": "layers",

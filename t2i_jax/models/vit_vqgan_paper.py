@@ -11,7 +11,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from t2i_jax import config
-from t2i_jax.config import Signed
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.nn import limits, quantize
@@ -21,6 +20,7 @@ from t2i_jax.nn.fused_attention import attend
 from t2i_jax.nn.transformer import REMAT
 from t2i_jax.pixels import SIGNED
 from t2i_jax.types import Array, Key
+from t2i_jax.values import Signed
 
 _ACTIVATIONS = {"gelu": gelu, "tanh": jnp.tanh}
 _XAVIER = nn.initializers.xavier_uniform()

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from t2i_jax.config import fields_of, one_of, shown
+from t2i_jax.config import fields_of, one_of
 from t2i_jax.errors import UserError
+from t2i_jax.values import shown
 
 DTYPES = ("float32", "bfloat16", "float16")
 _COUNT, _SIDE = 1000, 2**16

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import t2i_jax
-from t2i_jax import config, paths
+from t2i_jax import config, paths, values
 from t2i_jax.data.pipeline import DataConfig
 from t2i_jax.errors import UserError
 from t2i_jax.eval.evaluation import FORMER, Evaluation
@@ -263,7 +263,7 @@ def recipe_from_dict(data: Any, where: str = "") -> Recipe:
     try:
         kind = _mapping(data, "recipe").get("type")
         if kind != "Recipe":
-            raise UserError(f"recipe.type={config.shown(kind)} is not 'Recipe'; correct it.")
+            raise UserError(f"recipe.type={values.shown(kind)} is not 'Recipe'; correct it.")
         recipe = config.from_dict(upgrade(data), TYPES, "recipe")
     except UserError as error:
         raise UserError(f"{where}: {error}" if where else str(error)) from error
@@ -310,7 +310,7 @@ def upgrade(data: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _mapping(value, path):
     if not isinstance(value, Mapping):
-        raise UserError(f"{path}={config.shown(value)} is no object; restore it from a copy.")
+        raise UserError(f"{path}={values.shown(value)} is no object; restore it from a copy.")
     return value
 
 

@@ -18,11 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 from t2i_jax import config, seeds, sharding
-from t2i_jax.config import shown
 from t2i_jax.errors import UserError
 from t2i_jax.terminal import say
 from t2i_jax.text.encoder import TextEncoder, captions_of, told_of_cuts
 from t2i_jax.types import Key
+from t2i_jax.values import shown
 from t2i_jax.words import counted
 
 _NEGATIVE = "negative_"

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2i_jax.config import one_of, shown
+from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
 from t2i_jax.foreign.arrays import not_finite
 from t2i_jax.text.tokenizer import TextTokenizer
 from t2i_jax.types import Params
+from t2i_jax.values import shown
 
 DTYPES = ("float16", "bfloat16", "float32")
 _STEP = 32  # lengths are rounded up to a multiple of this, so that few are compiled

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax import paths
-from t2i_jax.config import did_you_mean, shown
+from t2i_jax.config import did_you_mean
 from t2i_jax.errors import UserError
 from t2i_jax.foreign import json_file, safetensors_file, torch_archive
 from t2i_jax.foreign.arrays import not_finite, some
 from t2i_jax.text.t5_encoder import FEED_FORWARD, SIZES, T5Encoder
+from t2i_jax.values import shown
 
 TOKENIZER_FILES = ("spiece.model", "tokenizer.json")
 TIED = {"shared.weight": "encoder.embed_tokens.weight"}  # saved under either name, or both

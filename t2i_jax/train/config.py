@@ -11,18 +11,10 @@ from typing import Annotated, Any
 from jax.sharding import Mesh
 
 from t2i_jax import sharding
-from t2i_jax.config import (
-    Count,
-    Decay,
-    Range,
-    Seed,
-    did_you_mean,
-    differences,
-    one_of,
-    to_dict,
-)
+from t2i_jax.config import did_you_mean, differences, one_of, to_dict
 from t2i_jax.errors import UserError
 from t2i_jax.train.optim import OptimConfig
+from t2i_jax.values import Count, Decay, Range, Seed
 
 # Fields that may differ from those of the checkpoint that a run resumes from.
 HARMLESS = (

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from t2i_jax.config import Decay, Positive, one_of
+from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
+from t2i_jax.values import Decay, Positive
 
 _OPTIMISERS = ("adamw", "adafactor", "muon")
 MATRIX, KERNEL = (

@@ -8,8 +8,8 @@ import pytest
 from t2i_jax.cli import arguments, docstring
 from t2i_jax.cli.arguments import Shown
 from t2i_jax.cli.main import _commands
-from t2i_jax.config import Count
 from t2i_jax.errors import UserError
+from t2i_jax.values import Count
 from tests.e2e.command import inside
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from t2i_jax.config import one_of, shown
+from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
 from t2i_jax.systems import generation
 from t2i_jax.systems.cascade.stage import SAMPLERS
+from t2i_jax.values import shown
 
 COMPAT = "imagen-pytorch"
 _MOST_STEPS = 100_000

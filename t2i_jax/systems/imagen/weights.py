@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t2i_jax import config
+from t2i_jax import values
 from t2i_jax.convert import imagen as tables
 from t2i_jax.convert import to_state, torch_io
 from t2i_jax.convert.imagen import TrainerWeights
@@ -116,7 +116,7 @@ def _task(weights, file: TorchFile, settings) -> ImagenTask:
     for name, value in of_weights.items():
         if settings.get(name) not in (None, value):
             raise UserError(
-                f"imagen.{name}={config.shown(settings[name])} contradicts the weights "
+                f"imagen.{name}={values.shown(settings[name])} contradicts the weights "
                 f"({value!r}); leave it out."
             )
     of_weights.pop("text_embed_dim", None)
@@ -129,7 +129,7 @@ def _task(weights, file: TorchFile, settings) -> ImagenTask:
     except UserError:
         raise
     except (TypeError, ValueError) as error:
-        told = ", ".join(f"{name}={config.shown(value)}" for name, value in fields.items())
+        told = ", ".join(f"{name}={values.shown(value)}" for name, value in fields.items())
         raise UserError(
             f"imagen has values that make no cascade ({first_line(error)}): {told}."
         ) from error
