@@ -13,7 +13,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from t2i_jax.errors import UserError
+from t2i_jax.errors import UserError, first_line
 from t2i_jax.values import parse, problem, shown
 
 _LARGEST = 2**64  # no number of a configuration reaches it
@@ -181,21 +181,14 @@ def check(cls: type, name: str, value: Any, path: str | None = None) -> None:
 
 def _made(cls, given, path):
     """A value of a class, whose own refusals get the path."""
-    needed = [
-        name
-        for name, field in fields_of(cls).items()
-        if field.default is field.default_factory is dataclasses.MISSING and name not in given
-    ]
-    if needed:
+    if needed := _needed(cls, given):
         raise UserError(f"{path}: {cls.__name__} has no {needed[0]!r}; add it.")
     try:
         return cls(**given)
     except Exception as error:  # whatever values that do not go together make a class raise
-        said = str(error) or type(error).__name__
+        said = str(error)
         if not isinstance(error, UserError):
-            said = (
-                f"these values make no {cls.__name__} ({said.splitlines()[0][:200]}); check them."
-            )
+            said = f"these values make no {cls.__name__} ({first_line(error)}); check them."
         raise UserError(f"{path}: {said}") from error
 
 
@@ -314,9 +307,8 @@ def _assign(config, tree):
         raise
     except Exception as error:  # a class may do anything with values that it did not expect
         told = ", ".join(f"{leaf.path}={shown(leaf.text)}" for leaf in _all(tree))
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{told} can't be set ({first[:120]}); give such a value as is there now."
+            f"{told} can't be set ({first_line(error)[:120]}); give such a value as is there now."
         ) from error
 
 
@@ -349,14 +341,7 @@ def _begun(annotation, branch):
         if name not in fields:
             what = f"{cls.__name__} has no field {name!r}"
             raise _Unknown(leaf.path, what, did_you_mean(name, fields))
-    missing = [
-        name
-        for name, field in fields.items()
-        if name not in branch
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-    ]
-    if missing:
+    if missing := _needed(cls, branch):
         leaf = _first(branch)
         parent = leaf.path.rpartition(".")[0]
         raise UserError(f"{parent}=None has no fields; give {parent}.{missing[0]} too.")
@@ -407,6 +392,15 @@ def _first(branch):
     while not isinstance(branch, _Leaf):
         branch = next(iter(branch.values()))
     return branch
+
+
+def _needed(cls, given):
+    """The fields without a default that are not given."""
+    return [
+        name
+        for name, field in fields_of(cls).items()
+        if field.default is field.default_factory is dataclasses.MISSING and name not in given
+    ]
 
 
 def _check_field(cls, name, path):

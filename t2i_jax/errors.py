@@ -1,4 +1,4 @@
-"""The two ways in which a run ends that are no bug."""
+"""The two ways in which a run ends that are no bug, and what others' errors say."""
 
 
 class UserError(ValueError):
@@ -21,3 +21,9 @@ class Preempted(BaseException):
     """
 
     status = 75
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 200 characters; its type where it says nothing."""
+    said = str(error).strip().splitlines()
+    return (said[0].rstrip(".;:")[:200] if said else "") or type(error).__name__

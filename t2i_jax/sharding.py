@@ -189,6 +189,13 @@ def unbox(tree: Any) -> Any:
     return nn.meta.unbox(tree)
 
 
+def parameters_of(task: Any) -> dict[str, Any]:
+    """Shapes of a task's parameters by group, boxed with their logical axes; nothing is
+    computed.
+    """
+    return dict(jax.eval_shape(task.init, jax.random.key(0))[0])
+
+
 def shardings(boxed: Any, mesh: Mesh, rules: str) -> Any:
     """A NamedSharding per leaf, for a tree of (boxed) arrays or shapes.
 

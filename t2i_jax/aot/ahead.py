@@ -183,7 +183,7 @@ def compile_sampling(
             f"generate={count} is given for {kind}, which makes no images; leave it out."
         )
     mesh = sharding.make_mesh(config.mesh, slice_devices(topology))
-    boxed = dict(jax.eval_shape(task.init, jax.random.key(0))[0])
+    boxed = sharding.parameters_of(task)
     params = jax.tree.map(
         _lying, sharding.unbox(boxed), sharding.shardings(boxed, mesh, config.preset)
     )

@@ -26,9 +26,8 @@ from t2i_jax.convert import (
     vit_vqgan,
     vqgan,
 )
-from t2i_jax.errors import UserError
+from t2i_jax.errors import UserError, first_line
 from t2i_jax.foreign import arrays as foreign
-from t2i_jax.foreign.file import first_line
 
 _DIGITS = 3  # of a number in the name of an array
 

@@ -92,6 +92,21 @@ class DataConfig:
             )
 
 
+def source_of(config: DataConfig, channels: int = 3) -> Source:
+    """The source that a configuration names.
+
+    Args:
+      channels: of its images.
+    """
+    return open_source(
+        config.source,
+        image_size=config.image_size,
+        split=config.split,
+        seed=config.seed,
+        channels=channels,
+    )
+
+
 def batches(
     config: DataConfig,
     batch_size: int,
@@ -149,13 +164,7 @@ def batches(
             f"data.flip={config.flip} makes captions of {config.source} untrue; set it to False."
         )
     channels = {"image": 3, "cond_image": 3, **(channels or {})}
-    source = open_source(
-        config.source,
-        image_size=config.image_size,
-        split=config.split,
-        seed=config.seed,
-        channels=channels["image"],
-    )
+    source = source_of(config, channels["image"])
     if "cond_image" in wants and not source.has_cond_images:
         remedy = "give a folder: with NAME.cond.png beside each image"
         raise UserError(f"data.source={config.source!r} has no images to condition on; {remedy}.")

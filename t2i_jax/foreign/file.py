@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 
 from t2i_jax import paths
-from t2i_jax.errors import UserError
+from t2i_jax.errors import UserError, first_line
 
 _LFS = b"version https://git-lfs"
 ZIP, PICKLE = b"PK\x03\x04", b"\x80\x02"  # the two forms of PyTorch's files
@@ -80,12 +80,6 @@ def refusing(
         other = _start(path, starts)
         why = other or f"cannot be read as {kind} ({first_line(error)})"
         raise UserError(f"{field}={str(path)!r} {why}; {remedy}.") from error
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line of at most 200 characters; its type where it says nothing."""
-    said = str(error).strip().splitlines()
-    return (said[0].rstrip(".;:")[:200] if said else "") or type(error).__name__
 
 
 def _start(path, but=()):

@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from t2i_jax.files import replacing
 from t2i_jax.runs import folder as folders
 from t2i_jax.runs.init import Init
 from t2i_jax.runs.recipe import Recipe
+from t2i_jax.terminal import say
 from t2i_jax.train.checkpoint import last_step
 from t2i_jax.types import TrainState
 from t2i_jax.words import counted
@@ -86,7 +86,7 @@ def check(recipe: Recipe, params: Mapping[str, Any]) -> None:
     """
     if isinstance(recipe.init, Init):
         theirs = _recipe_of(_run_of(recipe.init), recipe)
-        shapes = sharding.unbox(dict(jax.eval_shape(theirs.task.init, jax.random.key(0))[0]))
+        shapes = sharding.unbox(sharding.parameters_of(theirs.task))
         _Told.of(_by_path({"params": shapes}), _by_path({"params": params})).check(recipe.init)
 
 
@@ -104,7 +104,7 @@ def weights(recipe: Recipe, mesh: Mesh, state: TrainState) -> TrainState:
         return state
     run = _run_of(init)
     theirs = _recipe_of(run, recipe)
-    boxed = dict(jax.eval_shape(theirs.task.init, jax.random.key(0))[0])
+    boxed = sharding.parameters_of(theirs.task)
     places = sharding.shardings(boxed, mesh, recipe.train.preset)
     params, ema, stats = folders.arrays(run, theirs.task, places)
     chosen = {**params, **ema} if init.averaged else params
@@ -119,7 +119,7 @@ def weights(recipe: Recipe, mesh: Mesh, state: TrainState) -> TrainState:
     averages = {group: jax.tree.map(jnp.copy, whole["params"][group]) for group in state.ema}
     if processes.is_first():
         averaged = "EMA weights" if init.averaged and ema else "weights"
-        print("\n".join(told.lines(recipe, init, averaged, last_step(run))), file=sys.stderr)
+        say("\n".join(told.lines(recipe, init, averaged, last_step(run))))
     return state.replace(params=whole["params"], stats=whole["stats"], ema=averages)  # type: ignore[attr-defined]
 
 

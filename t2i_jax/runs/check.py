@@ -13,16 +13,15 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from t2i_jax import config, sharding
-from t2i_jax.data.pipeline import batches
-from t2i_jax.data.source import EMBEDDED, open_source
-from t2i_jax.errors import UserError
+from t2i_jax.data.pipeline import batches, source_of
+from t2i_jax.data.source import EMBEDDED
+from t2i_jax.errors import UserError, first_line
 from t2i_jax.runs import begin
 from t2i_jax.runs.ledger import image_channels
 from t2i_jax.runs.recipe import Recipe
@@ -128,11 +127,6 @@ def check_data(recipe: Recipe, parts: Mapping[str, Given]) -> None:
                     f"{name}={stored[column].get(name)!r}, and the task has {name}={value!r}; make "
                     "them anew or change the task."
                 )
-
-
-def source_of(data: Any) -> Any:
-    """The source that a `DataConfig` names."""
-    return open_source(data.source, image_size=data.image_size, split=data.split, seed=data.seed)
 
 
 def _per_stage(stages, *checks) -> Iterator[str]:
@@ -241,7 +235,7 @@ def _check_networks(stage):
     task, train = stage.recipe.task, stage.recipe.train
     train.check_batch(stage.mesh)
     with _told(task):
-        boxed = dict(jax.eval_shape(task.init, jax.random.key(0))[0])
+        boxed = sharding.parameters_of(task)
         places = sharding.shardings(boxed, stage.mesh, train.preset)
         params = sharding.unbox(boxed)
     _check_init(stage, params)
@@ -283,10 +277,9 @@ def _told(task):
     except UserError:
         raise
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
             f"task: the networks of this {type(task).__name__} do not work with these fields "
-            f"({first}); `t2i config` lists them."
+            f"({first_line(error)}); `t2i config` lists them."
         ) from error
 
 

@@ -18,6 +18,7 @@ from t2i_jax.cluster import processes
 from t2i_jax.config import to_dict
 from t2i_jax.files import replacing
 from t2i_jax.runs.plot import plot
+from t2i_jax.terminal import say
 
 REPORT = "report.html"
 _PREVIEWS = 6  # grids of the time of training that are shown
@@ -90,7 +91,7 @@ def write_report(
         with replacing(workdir / REPORT) as path:
             path.write_text(page, encoding="utf-8", errors="replace")
     except OSError as error:
-        print(f"{REPORT} can't be written to {str(workdir)!r} ({error}).", file=sys.stderr)
+        say(f"{REPORT} can't be written to {str(workdir)!r} ({error}).")
 
 
 def note_start(workdir: str | os.PathLike) -> None:

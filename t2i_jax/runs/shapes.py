@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax import config, sharding
-from t2i_jax.errors import UserError
+from t2i_jax.errors import UserError, first_line
 from t2i_jax.foreign.arrays import not_finite, some
-from t2i_jax.foreign.file import first_line
 from t2i_jax.runs.recipe import TYPES
 
 Arrays = Mapping[str, Any]  # NumPy's or JAX's, nested

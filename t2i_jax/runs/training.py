@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import itertools
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,12 +14,12 @@ import jax
 from t2i_jax import paths, sharding
 from t2i_jax.cluster import lock, main_script, processes
 from t2i_jax.data.pipeline import batches
+from t2i_jax.data.pipeline import source_of as _source
 from t2i_jax.errors import UserError
 from t2i_jax.runs import begin
 from t2i_jax.runs import folder as folders
 from t2i_jax.runs.check import check
 from t2i_jax.runs.check import check_data as _check_data
-from t2i_jax.runs.check import source_of as _source
 from t2i_jax.runs.evaluation import preview_hooks
 from t2i_jax.runs.ledger import DataLedger, image_channels
 from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
@@ -29,6 +28,7 @@ from t2i_jax.runs.samples import held_out
 from t2i_jax.runs.validation import validation_of
 from t2i_jax.runs.wiring import check_kind, wired
 from t2i_jax.systems.base import Given, System
+from t2i_jax.terminal import say
 from t2i_jax.train.checkpoint import last_step
 from t2i_jax.train.goodput import Goodput
 from t2i_jax.train.loop import Hook, fit
@@ -75,7 +75,7 @@ def train(
     workdir = paths.folder("workdir", workdir)
     check(recipe, workdir, given=given)
     for sentence in notes if processes.is_first() else ():
-        print(sentence, file=sys.stderr)
+        say(sentence)
     return _train(recipe, workdir, given or {}, hooks, profile)
 
 
@@ -192,7 +192,7 @@ def _with_parts(recipe, workdir, given, hooks):
     asked = recipe.task
     recipe, parts = wired(recipe, given, resolve)
     for sentence in asked.without(parts) if processes.is_first() else ():
-        print(sentence, file=sys.stderr)
+        say(sentence)
     parts = {name: _identified(part) for name, part in parts.items()}
     for name, part in parts.items():
         before = recorded.get(name, {}).get("fingerprint", part.fingerprint)

@@ -12,8 +12,8 @@ import numpy as np
 
 from t2i_jax import sharding
 from t2i_jax.cluster import processes
-from t2i_jax.data.pipeline import batches, division_of
-from t2i_jax.data.source import EMBEDDED, open_source
+from t2i_jax.data.pipeline import batches, division_of, source_of
+from t2i_jax.data.source import EMBEDDED
 from t2i_jax.errors import UserError
 from t2i_jax.runs.ledger import image_channels
 from t2i_jax.runs.samples import Samples
@@ -73,9 +73,7 @@ class HeldOutBatches:
     def _number(self):
         """As many as there are held-out records for, but few."""
         data = self._samples.data
-        source = open_source(
-            data.source, image_size=data.image_size, split=data.split, seed=data.seed
-        )
+        source = source_of(data)
         division = division_of(data, source)
         self.told = "" if division is None else division.line()
         records = len(source) if division is None else division.count

@@ -111,7 +111,7 @@ class SystemTask:
 
     def weights_shapes(self) -> Any:
         """Shapes of `weights` of the trained system, where this task is a part of another one."""
-        return sharding.unbox(dict(jax.eval_shape(self.init, jax.random.key(0))[0]))  # type: ignore[attr-defined]
+        return sharding.unbox(sharding.parameters_of(self))
 
     @property
     def sequence_length(self) -> int | None:

@@ -214,7 +214,7 @@ def places(
       UserError: a mesh that does not fit the devices.
     """
     mesh = sharding.make_mesh(shape)
-    boxed = dict(jax.eval_shape(task.init, jax.random.key(0))[0])
+    boxed = sharding.parameters_of(task)
     return mesh, sharding.shardings(boxed, mesh, sharding.rules_of(shape))
 
 

@@ -18,16 +18,24 @@ SCORE = "score"  # in the position of the data of a checkpoint
 _LATER = "scores.json"  # beside the folder of the checkpoints
 
 
+def steps_in(folder: pathlib.Path) -> list[int]:
+    """The finished steps below the folder of checkpoints, ascending; [] where it is not there."""
+    if not folder.is_dir():
+        return []
+    names = (entry.name for entry in folder.iterdir())
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
 def scores(folder: pathlib.Path) -> Mapping[int, float]:
     """The score of each finished step below the folder of checkpoints that has one."""
     found: dict[int, float] = {}
     later = _read(folder.with_name(_LATER))
-    for entry in folder.glob("*") if folder.is_dir() else ():
-        if entry.name.isdigit() and (
-            (score := _number(_read(entry / "data" / "metadata").get(SCORE))) is not None
-            or (score := _number(later.get(entry.name))) is not None
-        ):
-            found[int(entry.name)] = score
+    for step in steps_in(folder):
+        name = str(step)
+        own = _number(_read(folder / name / "data" / "metadata").get(SCORE))
+        score = own if own is not None else _number(later.get(name))
+        if score is not None:
+            found[step] = score
     return found
 
 

@@ -21,7 +21,7 @@ from etils.epath import gpath
 
 from t2i_jax import paths
 from t2i_jax.cluster import processes
-from t2i_jax.errors import Preempted, UserError
+from t2i_jax.errors import Preempted, UserError, first_line
 from t2i_jax.terminal import say
 from t2i_jax.train import best as bests
 from t2i_jax.train import digests
@@ -289,7 +289,7 @@ class Checkpoints:
         before = self._on_disk()
         kept = f"that of step {max(before)} stays" if before else "there is no earlier one"
         return UserError(
-            f"the checkpoint of step {step} can't be read back ({_first_line(error)}), it is kept "
+            f"the checkpoint of step {step} can't be read back ({first_line(error)}), it is kept "
             f"in {str(free)!r}; {kept}: look at the disk of {str(self.folder)!r}, and start the "
             "same command again."
         )
@@ -308,7 +308,7 @@ class Checkpoints:
         ).config
 
     def _on_disk(self):
-        return sorted(int(entry.name) for entry in self.folder.iterdir() if entry.name.isdigit())
+        return bests.steps_in(self.folder)
 
     def _chosen(self, read, step):
         """What `read` makes of a step that was asked for.
@@ -336,7 +336,7 @@ class Checkpoints:
             raise
         except Exception as error:  # whatever a damaged file makes the libraries raise
             raise UserError(
-                f"step={step}: that checkpoint can't be read ({_first_line(error)}); give another "
+                f"step={step}: that checkpoint can't be read ({first_line(error)}); give another "
                 f"one of {', '.join(map(str, known))}."
             ) from error
 
@@ -354,7 +354,7 @@ class Checkpoints:
             except UserError:
                 raise
             except Exception as raised:  # whatever a damaged file makes the libraries raise
-                error = _first_line(raised)
+                error = first_line(raised)
             if error := agree(error):
                 damaged.append((step, error))
                 continue
@@ -452,10 +452,7 @@ def last_step(workdir: str | pathlib.Path) -> int | None:
 
     No array is read.
     """
-    folder = paths.given("run", workdir) / _FOLDER
-    return max(
-        (int(entry.name) for entry in folder.glob("*") if entry.name.isdigit()), default=None
-    )
+    return max(bests.steps_in(paths.given("run", workdir) / _FOLDER), default=None)
 
 
 def _read_only(workdir, read):
@@ -507,7 +504,3 @@ def _is_full(error):
         sentence in str(error) for sentence in ("No space left on device", "Disk quota exceeded")
     )
     return said or (error.__cause__ is not None and _is_full(error.__cause__))
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

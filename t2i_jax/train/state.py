@@ -79,7 +79,7 @@ def optimisers_of(task: Task, config: TrainConfig) -> Mapping[str, optax.Gradien
     A stack of layers is one array per kind of parameter: its axis "layers" does not make a bias a
     matrix.
     """
-    params = dict(jax.eval_shape(task.init, jax.random.key(0))[0])
+    params = sharding.parameters_of(task)
 
     def is_box(leaf):
         return isinstance(leaf, nn.LogicallyPartitioned)
@@ -106,7 +106,7 @@ def abstract(start: Callable[[Key], TrainState], task: Task, mesh: Mesh, rules: 
     Parameters lie as their logical axes say, and what mirrors a parameter (moments, EMA: same path
     below the group, same shape) lies like it. Everything else is on every device.
     """
-    boxed = dict(jax.eval_shape(task.init, jax.random.key(0))[0])
+    boxed = sharding.parameters_of(task)
     places = jax.tree_util.tree_leaves_with_path(sharding.shardings(boxed, mesh, rules))
     leaves = jax.tree.leaves(sharding.unbox(boxed))
     by_path = {

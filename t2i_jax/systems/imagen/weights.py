@@ -16,8 +16,7 @@ from t2i_jax import values
 from t2i_jax.convert import imagen as tables
 from t2i_jax.convert import to_state, torch_io
 from t2i_jax.convert.imagen import TrainerWeights
-from t2i_jax.errors import UserError
-from t2i_jax.foreign.file import first_line
+from t2i_jax.errors import UserError, first_line
 from t2i_jax.models.cascade import Cascade
 from t2i_jax.models.unet import NullUnet
 from t2i_jax.systems.cascade.stage import group

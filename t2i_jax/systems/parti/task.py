@@ -259,7 +259,7 @@ class PartiTask(SystemTask):
 
         What is frozen runs one.
         """
-        shapes = sharding.unbox(jax.eval_shape(self.init, jax.random.key(0))[0])["parti"]
+        shapes = sharding.unbox(sharding.parameters_of(self))["parti"]
         batch = {
             **self.batch_spec(1),
             "tokens": jax.ShapeDtypeStruct((1, self.network.num_tokens), jnp.int32),

@@ -122,7 +122,7 @@ class SuperResolutionTask(SystemTask):
         more forward pass of the network; for the network's loss it is run forward and back once,
         for its own loss on a fake and a real image.
         """
-        shapes = sharding.unbox(jax.eval_shape(self.init, jax.random.key(0))[0])
+        shapes = sharding.unbox(sharding.parameters_of(self))
         channels, low = self.model.image_channels, self.image_size // self.model.scale
 
         def of(side):
