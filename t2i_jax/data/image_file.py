@@ -8,15 +8,17 @@ listed, and each is decoded by Pillow itself.
 from __future__ import annotations
 
 import abc
+import contextlib
 import errno
 import io
 import os
+import threading
 import warnings
 import zlib
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from t2i_jax.data.source import BadSample, Record, Source
 from t2i_jax.errors import UserError
@@ -150,10 +152,11 @@ def is_plain(data: bytes) -> bool:
     Such a file can be stored as it is; of any other kind only what `decode` makes of it.
     """
     try:
-        image = _open(data)
-        frames = getattr(image, "n_frames", 1)
-        turned = image.getexif().get(_ORIENTATION, 1) != 1
-        image.load()
+        with _whole_files:
+            image = _open(data)
+            frames = getattr(image, "n_frames", 1)
+            turned = image.getexif().get(_ORIENTATION, 1) != 1
+            image.load()
     except Exception:  # of damaged notes beside the pixels
         return False
     common = image.format in ("JPEG", "PNG", "WEBP") and image.mode in ("RGB", "L", "RGBA")
@@ -229,10 +232,11 @@ def _from_bytes(data, name, channels, ground):
     if data.startswith(_LFS):
         raise BadSample("Git LFS pointer in place of the image", name)
     try:
-        image = _open(data)
-        _check_size(image, name)
-        image.seek(0)
-        return _pixels(image, name, channels, ground, _depth_of_png(data))
+        with _whole_files:
+            image = _open(data)
+            _check_size(image, name)
+            image.seek(0)
+            return _pixels(image, name, channels, ground, _depth_of_png(data))
     except Image.DecompressionBombError:
         raise BadSample("too many pixels", name) from None
     except Image.UnidentifiedImageError:
@@ -248,11 +252,39 @@ def _from_pillow(image, name, channels, ground):
         raise BadSample(f"{image.format} is not read", name)
     _check_size(image, name)
     try:
-        return _pixels(image, name, channels, ground, 8)
+        with _whole_files:
+            return _pixels(image, name, channels, ground, 8)
     except BadSample:
         raise
     except Exception:  # a file that is loaded only now
         raise BadSample("truncated image", name) from None
+
+
+class _WholeFiles(contextlib.AbstractContextManager):
+    """While any thread is inside, Pillow refuses a file that ends early.
+
+    Another package of the process may have told it to fill what is missing with gray; as
+    muse_maskgit_pytorch does (trainers.py, line 27) when it is imported. That holds again outside.
+    """
+
+    def __init__(self):
+        self._lock, self._inside, self._fills = threading.Lock(), 0, False
+
+    def __enter__(self):
+        with self._lock:
+            if self._inside == 0:
+                self._fills = ImageFile.LOAD_TRUNCATED_IMAGES
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
+            self._inside += 1
+
+    def __exit__(self, *_):
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                ImageFile.LOAD_TRUNCATED_IMAGES = self._fills
+
+
+_whole_files = _WholeFiles()
 
 
 def _open(data):

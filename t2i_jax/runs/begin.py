@@ -20,6 +20,7 @@ from t2i_jax.cluster import processes
 from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
 from t2i_jax.runs import folder as folders
+from t2i_jax.runs import shapes
 from t2i_jax.runs.init import Init
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.terminal import say
@@ -86,8 +87,8 @@ def check(recipe: Recipe, params: Mapping[str, Any]) -> None:
     """
     if isinstance(recipe.init, Init):
         theirs = _recipe_of(_run_of(recipe.init), recipe)
-        shapes = sharding.unbox(sharding.parameters_of(theirs.task))
-        _Told.of(_by_path({"params": shapes}), _by_path({"params": params})).check(recipe.init)
+        given = sharding.unbox(sharding.parameters_of(theirs.task))
+        _Told.of(shapes.flat({"params": given}), shapes.flat({"params": params})).check(recipe.init)
 
 
 def weights(recipe: Recipe, mesh: Mesh, state: TrainState) -> TrainState:
@@ -108,8 +109,8 @@ def weights(recipe: Recipe, mesh: Mesh, state: TrainState) -> TrainState:
     places = sharding.shardings(boxed, mesh, recipe.train.preset)
     params, ema, stats = folders.arrays(run, theirs.task, places)
     chosen = {**params, **ema} if init.averaged else params
-    given = _by_path({"params": chosen, "stats": stats})
-    own = _by_path({"params": state.params, "stats": state.stats})
+    given = shapes.flat({"params": chosen, "stats": stats})
+    own = shapes.flat({"params": state.params, "stats": state.stats})
     told = _Told.of(given, own)
     told.check(init)
     merged = {
@@ -203,11 +204,6 @@ def _recipe_of(run, recipe):
         f"init={str(run)!r} is a run of {type(theirs.task).__name__}, and this recipe trains "
         f"{kind.__name__}; {remedy}."
     )
-
-
-def _by_path(tree):
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(str(entry.key) for entry in path): leaf for path, leaf in leaves}
 
 
 def _as_tree(by_path, like):

@@ -130,13 +130,18 @@ def check_data(recipe: Recipe, parts: Mapping[str, Given]) -> None:
 
 
 def _per_stage(stages, *checks) -> Iterator[str]:
-    """A sentence for each stage in which one of the checks fails; the stage's name comes first."""
+    """A sentence for each kind of failure; the names of the stages that have it come first, unless
+    the recipe itself is among them.
+    """
+    failures: dict[str, list[str]] = {}
     for name, stage in stages.items():
         try:
             for check in checks:
                 check(stage)
         except UserError as error:
-            yield f"{name}: {error}" if name else str(error)
+            failures.setdefault(str(error), []).append(name)
+    for sentence, names in failures.items():
+        yield sentence if "" in names else f"{', '.join(names)}: {sentence}"
 
 
 def _refuse(sentences):

@@ -19,6 +19,7 @@ from t2i_jax.config import to_dict
 from t2i_jax.files import replacing
 from t2i_jax.runs.plot import plot
 from t2i_jax.terminal import say
+from t2i_jax.train.log import metrics_of
 
 REPORT = "report.html"
 _PREVIEWS = 6  # grids of the time of training that are shown
@@ -129,7 +130,7 @@ def samples(
 
 
 def _summary(workdir, recipe):
-    metrics, lines = _metrics(workdir), lines_of(workdir)
+    metrics, lines = (metrics_of(workdir) or {}), lines_of(workdir)
     told = [f"A {type(recipe.task).__name__}"]
     if recipe.data is not None:
         told.append(f"trained on <code>{html.escape(recipe.data.source)}</code>")
@@ -165,7 +166,7 @@ def _sheets(workdir):
 
 
 def _curves(workdir, heading="Curves"):
-    lines, metrics = lines_of(workdir), _metrics(workdir)
+    lines, metrics = lines_of(workdir), (metrics_of(workdir) or {})
     by_name: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
         for name, value in line.items():
@@ -221,7 +222,7 @@ def _part(name, folder):
 
 
 def _tables(workdir):
-    metrics = _metrics(workdir)
+    metrics = metrics_of(workdir) or {}
     time = {n: v for n, v in metrics.items() if n.startswith(("seconds", "goodput"))}
     data = {n.removeprefix("data/"): v for n, v in metrics.items() if n.startswith("data/")}
     rest = {n: v for n, v in metrics.items() if n not in time and not n.startswith("data/")}
@@ -256,14 +257,6 @@ def _recipe(recipe):
     shown = json.dumps(to_dict(recipe), indent=1)
     inside = f"<summary>all of it</summary><pre>{html.escape(shown)}</pre>"
     return f"<h2>Recipe</h2><details>{inside}</details>"
-
-
-def _metrics(workdir) -> dict[str, Any]:
-    try:
-        found = json.loads((workdir / "metrics.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def lines_of(workdir: pathlib.Path) -> list[dict[str, Any]]:

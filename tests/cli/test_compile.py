@@ -65,7 +65,7 @@ def test_sampling_is_compiled_stage_by_stage(tmp_path, capsys):
 
 def test_a_system_that_lives_elsewhere_compiles_too(tmp_path, capsys):
     recipe, out = pathlib.Path(toy.__file__), tmp_path / "report.json"
-    compile_for(recipe, topology="v5e:2x2", mesh="data=2,tensor=2", json_file=out)
+    compile_for(recipe, topology="v5e:2x2", mesh="data=2,fsdp=2", json_file=out)
     assert json.loads(out.read_text())["fits"]
     with pytest.raises(SystemExit) as stop:
         compile_for(recipe, topology="v5e:2x2", generate=8)

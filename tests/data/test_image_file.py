@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from t2i_jax.data import image_file
 from t2i_jax.data.crop import crop, resized, told
@@ -248,7 +248,10 @@ def test_broken_notes_do_not_lose_a_jpeg_file():
 @pytest.mark.parametrize(
     "kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM"]
 )
-def test_a_truncated_file_is_refused_wherever_it_ends(kind):
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_truncated_file_is_refused_wherever_it_ends(kind, filled, monkeypatch):
+    """Also where another package has told Pillow to fill what is missing."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", filled)
     if kind not in image_file.FORMATS:
         pytest.skip(f"Pillow here reads no {kind}")
     data = encode(photo(size=(12, 9)).resize((48, 36)), kind)
@@ -260,6 +263,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(kind):
             )  # an end that says nothing
         except BadSample as bad:
             assert bad.reason in ("empty file", "not an image", "truncated image")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is filled
 
 
 @pytest.mark.parametrize(

@@ -72,9 +72,7 @@ def make(name):
     """
     torch.manual_seed(0)
     options = CONFIGURATIONS[name]
-    vgg = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 4, stride=4), torch.nn.ReLU(), torch.nn.Flatten()
-    )
+    vgg = small_vgg()
     theirs = parti.VitVQGanVAE(vgg=vgg, **options)
     if theirs.lookup_free_quantization:
         # Small latents: where a code's probability is under 1e-5 the package clamps its logarithm,
@@ -83,6 +81,23 @@ def make(name):
             for parameter in theirs.quantizer.project_in.parameters():
                 parameter.mul_(0.003)
     model, weights = convert.from_torch(theirs)
+    task, frozen = trained_as(model, options, vgg)
+    shape = (2, model.image_size, model.image_size, model.channels)
+    images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    return theirs, model, weights, task, frozen, images
+
+
+def small_vgg():
+    """The stand-in for VGG in PyTorch."""
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 4, stride=4), torch.nn.ReLU(), torch.nn.Flatten()
+    )
+
+
+def trained_as(model, options, vgg):
+    """The task that trains a tokenizer as the package with these options does, and what it reads of
+    the stand-in for VGG.
+    """
     task = TokenizerTask(
         model,
         discriminator=model.discriminator(),
@@ -94,10 +109,8 @@ def make(name):
         revive_below=0.0,
     )
     kernel = vgg[0].weight.detach().numpy().transpose(2, 3, 1, 0)
-    frozen = {"perceptual": {"conv": {"kernel": kernel, "bias": vgg[0].bias.detach().numpy()}}}
-    shape = (2, model.image_size, model.image_size, model.channels)
-    images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-    return theirs, model, weights, task, frozen, images
+    bias = vgg[0].bias.detach().numpy()
+    return task, {"perceptual": {"conv": {"kernel": kernel, "bias": bias}}}
 
 
 def error(ours, theirs):

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from t2i_jax import convert
-from t2i_jax.systems.tokenizer.task import TokenizerTask
 from tests.parity.reference import load
-from tests.parity.test_vit_vqgan import Features, channels_first, error
+from tests.parity.test_vit_vqgan import channels_first, error, small_vgg, trained_as
 
 muse = load("muse_maskgit_pytorch")
 torch = pytest.importorskip("torch")
@@ -62,24 +61,10 @@ def _theirs(name, vgg):
 
 def _make(name):
     torch.manual_seed(0)
-    vgg = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 4, stride=4), torch.nn.ReLU(), torch.nn.Flatten()
-    )
+    vgg = small_vgg()
     theirs = _theirs(name, vgg)
     model, weights = convert.from_torch(theirs, image_size=16)
-    options = CONFIGURATIONS[name]
-    task = TokenizerTask(
-        model,
-        discriminator=model.discriminator(),
-        perceptual=Features(),
-        penalty_every=1,
-        l1_weight=0.0 if options.get("l2_recon_loss") else 1.0,
-        l2_weight=float(options.get("l2_recon_loss", 0)),
-        gan_loss="hinge" if options.get("use_hinge_loss", True) else "bce",
-        revive_below=0.0,
-    )
-    kernel = vgg[0].weight.detach().numpy().transpose(2, 3, 1, 0)
-    frozen = {"perceptual": {"conv": {"kernel": kernel, "bias": vgg[0].bias.detach().numpy()}}}
+    task, frozen = trained_as(model, CONFIGURATIONS[name], vgg)
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, model.channels), np.uint8)
     return theirs, model, weights, task, frozen, images
 
