@@ -80,6 +80,7 @@ def generate(
     plausibility: float | Array = 0.0,
     given_BN: Array | None = None,
     known_BN: Array | None = None,
+    strength: float | Array = 1.0,
 ) -> tuple[Array, Array]:
     """Tokens (B, num_tokens) int32, and those at the end of every step (steps, B, num_tokens).
 
@@ -96,9 +97,12 @@ def generate(
       critic_noise: of uniform noise on the critic's scores, falling likewise.
       plausibility: as of `autoregressive.generate`.
       given_BN, known_BN: tokens, and True where they are kept from the start to the end
-        (inpainting); None: none.
+        (inpainting); None: none. Tokens without known_BN are changed: sampling begins from them,
+        with a random part of them masked.
+      strength: how large that part is, above 0 to 1.
     """
     batch, steps = keys_B.shape[0], sampling.steps
+    changes = given_BN is not None and known_BN is None
     known_BN = jnp.zeros((batch, num_tokens), bool) if known_BN is None else known_BN
     given_BN = jnp.zeros_like(known_BN, jnp.int32) if given_BN is None else given_BN
     places_B1 = jnp.sum(~known_BN, axis=-1, keepdims=True)
@@ -115,11 +119,8 @@ def generate(
         keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, i), 3))(keys_B)
         rows = jnp.concatenate([ids_BN, ids_BN]) if sampling.guided else ids_BN
         logits, memory = predict(rows, memory)
-        if sampling.guided:
-            growth = (i + 1) / steps if sampling.growing else 1.0
-            strength = 1 + (guidance - 1) * growth
-            guided = filters.guide(logits[:batch], logits[batch:], strength)
-            logits = filters.plausible(guided, logits[:batch], plausibility)
+        growth = (i + 1) / steps if sampling.growing else 1.0
+        logits = _guided(logits, sampling, 1 + (guidance - 1) * growth, plausibility)
         drawn_BN = _draw(keys[:, 0], logits, sampling, temperature * left)
         ids_BN = jnp.where(masked_BN, drawn_BN, ids_BN)
         if critic is not None:
@@ -133,14 +134,63 @@ def generate(
                 scores_BN = jnp.where(masked_BN, scores_BN, -_NEVER)
         return (ids_BN, jnp.where(known_BN, -jnp.inf, scores_BN), memory), ids_BN
 
-    start = (
-        jnp.where(known_BN, given_BN, mask_id).astype(jnp.int32),
-        jnp.where(known_BN, -jnp.inf, 0.0),
-        memory,
-    )
     shares = jnp.asarray(cosine_schedule(steps))
+    start_BN, scores_BN = jnp.where(known_BN, given_BN, mask_id), 0.0
+    if changes:
+        start_BN, shares = given_BN, shares * strength
+        scores_BN = jax.vmap(lambda key: jax.random.uniform(key, (num_tokens,)))(keys_B)
+    start = (start_BN.astype(jnp.int32), jnp.where(known_BN, -jnp.inf, scores_BN), memory)
     (ids_BN, _, _), trace = jax.lax.scan(step, start, (jnp.arange(steps), shares))
     return ids_BN, trace
+
+
+def edit(
+    predict: Predict,
+    keys_B: Key,
+    num_tokens: int,
+    mask_id: int,
+    given_BN: Array,
+    *,
+    steps: int,
+    sampling: Sampling,
+    memory: Any = None,
+    guidance: float | Array = 1.0,
+    temperature: float | Array = 1.0,
+    plausibility: float | Array = 0.0,
+    share: float | Array = 0.08,
+) -> tuple[Array, Array]:
+    """Tokens moved towards another text without a mask (Muse, section 3.3), and those at the end of
+    every step: each step masks a random part of the tokens and draws it anew, given the rest.
+
+    Args:
+      given_BN: the tokens to begin with. share: how large the part is, above 0 to 1; a token is the
+        least.
+      The others: as of `generate`; `sampling.steps` and `sampling.order` are not used.
+    """
+    count = jnp.maximum(jnp.round(share * num_tokens), 1)
+
+    def step(carry, i):
+        ids_BN, memory = carry
+        keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, i)))(keys_B)
+        noise = jax.vmap(lambda key: jax.random.uniform(key, (num_tokens,)))(keys[:, 0])
+        masked_BN = _rank(noise) < count
+        rows = jnp.where(masked_BN, mask_id, ids_BN)
+        logits, memory = predict(jnp.concatenate([rows, rows]) if sampling.guided else rows, memory)
+        logits = _guided(logits, sampling, guidance, plausibility)
+        ids_BN = jnp.where(masked_BN, _draw(keys[:, 1], logits, sampling, temperature), ids_BN)
+        return (ids_BN, memory), ids_BN
+
+    start = (given_BN.astype(jnp.int32), memory)
+    (ids_BN, _), trace = jax.lax.scan(step, start, jnp.arange(steps))
+    return ids_BN, trace
+
+
+def _guided(logits, sampling, strength, plausibility):
+    """The logits of a batch; where it is guided its rows come in two halves."""
+    if not sampling.guided:
+        return logits
+    told, null = jnp.split(logits, 2)
+    return filters.plausible(filters.guide(told, null, strength), told, plausibility)
 
 
 def _draw(keys_B, logits_BNV, sampling, temperature):

@@ -18,6 +18,7 @@ from t2i_jax.nn import limits
 from t2i_jax.nn.conv import POINTWISE, Dense, Upconv, conv, group_norm
 from t2i_jax.nn.transformer import REMAT
 from t2i_jax.types import Array
+from t2i_jax.values import Signed
 
 _ALIASES = {
     **{
@@ -139,7 +140,7 @@ class _Network(LfqOrVq):
     decay: float = 0.8
     kmeans_init: bool = True
     discr_layers: int = 4
-    pixel_range: tuple[float, float] = (0.0, 1.0)
+    pixel_range: tuple[Signed, Signed] = (0.0, 1.0)
     remat: str = "none"
     dtype: str = "float32"
     rotation_trick: bool = False

@@ -1,0 +1,512 @@
+"""Training MaskGIT: masked image tokens are told, given the others, a caption and, for
+super-resolution, the tokens of a smaller image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from t2i_jax import config, sharding
+from t2i_jax.errors import UserError
+from t2i_jax.models import image_tokenizer
+from t2i_jax.models.maskgit import MaskGitTransformer, SelfCritic, TokenCritic
+from t2i_jax.nn.flops import flops_of
+from t2i_jax.systems import captions
+from t2i_jax.systems.base import Given, Part, SystemTask
+from t2i_jax.systems.maskgit import losses, sampling
+from t2i_jax.systems.maskgit.options import MaskGitOptions
+from t2i_jax.systems.maskgit.system import MaskGitSystem
+from t2i_jax.systems.super_resolution.resizing import shrink
+from t2i_jax.systems.text_to_image import samples_of
+from t2i_jax.systems.tokenizer.task import TokenizerTask
+from t2i_jax.types import Array, Batch, Key, Metrics, Objective, Params, SamplingProgram, Stats
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskGitTask(SystemTask):
+    """Trains a network to tell masked image tokens, and a critic beside it.
+
+        MaskGitTask(MaskGitTransformer(dim=512, depth=8), text=T5Text(...), tokenizer=vae)
+        MaskGitTask(MaskGitTransformer(dim=512, depth=8), text=..., tokenizer=vae, image_size=512,
+            cond_image_size=256)   # super-resolution
+
+    Groups: "maskgit", {"decoder": params}, with "text" where the text encoder is trained along and
+    "critic" for a `SelfCritic`; and "critic" for a `TokenCritic`. `frozen` of the step: "tokenizer"
+    and "superres_tokenizer" (weights of image tokenizers) and "text" (of a frozen encoder).
+
+    Attributes:
+      model: the network; sizes that it leaves at None come from the tokenizers and the text
+        encoder.
+      text: `LearnedText`, `T5Text` or `StoredText`; None: images without captions.
+      tokenizer: the image tokenizer's network; None where tokens are all there is.
+      image_size: side of the images in pixels, where a tokenizer that runs at several sizes is not
+        used at its own; None: the tokenizer's.
+      cond_image_size: super-resolution: side of the smaller images whose tokens are conditioned on;
+        it divides `image_size`. None: there are none.
+      superres_tokenizer: super-resolution: the tokenizer of the large images, where `tokenizer`
+        is that of the small ones alone; None: one for both.
+      stored_tokens: the batch holds "tokens" even though a tokenizer is known. Without one it
+        always does.
+      critic: `TokenCritic` or `SelfCritic`; None: the confidence says what is masked again.
+      cond_drop_prob: share of the captions that are dropped, for classifier-free guidance.
+      label_smoothing: share of the target spread evenly over the codebook (Muse has 0.1,
+        muse-maskgit-pytorch none).
+      least_masked: the share of masked tokens is drawn above this, see `losses.draw`.
+      no_mask_token_prob: share of the masked tokens that are seen all the same.
+      self_cond_prob: how often a self-conditioned network sees its own vectors.
+      critic_loss_weight: of the critic's loss.
+      trains: groups that are trained, "maskgit" and "critic"; None: both. A run may change it when
+        it resumes: ("critic",) trains a critic on a frozen generator (Lezama et al. 2022).
+    """
+
+    model: Any
+    text: Any = None
+    tokenizer: Any = None
+    image_size: int | None = None
+    cond_image_size: int | None = None
+    superres_tokenizer: Any = None
+    stored_tokens: bool = False
+    critic: Any = None
+    cond_drop_prob: float = 0.1
+    label_smoothing: float = 0.0
+    least_masked: float = 0.0
+    no_mask_token_prob: float = 0.0
+    self_cond_prob: float = 0.9
+    critic_loss_weight: float = 1.0
+    trains: tuple[str, ...] | None = None
+
+    parts: ClassVar[Mapping[str, Part]] = {
+        "tokenizer": Part(TokenizerTask, "tokenizer"),
+        "superres_tokenizer": Part(TokenizerTask, "superres_tokenizer"),
+    }
+    options: ClassVar[type] = MaskGitOptions
+
+    def __post_init__(self):
+        shares = ("cond_drop_prob", "label_smoothing", "no_mask_token_prob", "self_cond_prob")
+        for field in (*shares, "least_masked"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise UserError(f"{field}={getattr(self, field)} is outside [0, 1]; try 0.1.")
+        self._check_networks()
+        self._check_sizes()
+        for name in self.trains if self.trains is not None else ():
+            config.one_of("trains", name, self._groups)
+        if self.trains == ():
+            raise UserError("trains=() trains nothing; name groups, or None for all.")
+        _ = self.network, self.token_critic  # refuse sizes that contradict each other
+
+    @functools.cached_property
+    def network(self) -> Any:
+        """The model with every size known."""
+        return self._sized("model", self.model)
+
+    @functools.cached_property
+    def token_critic(self) -> Any:
+        """The `TokenCritic` with every size known; None without one."""
+        return self._sized("critic", self.critic) if self._has_token_critic else None
+
+    @functools.cached_property
+    def tokenizers(self) -> tuple[Any, Any]:
+        """(of the images, of the smaller ones that are conditioned on), each at its size; None
+        where there is none.
+        """
+        own = self.superres_tokenizer or self.tokenizer
+        if own is not None and self.image_size is not None:
+            own = _at_size("image_size", own, self.image_size)
+        small = None
+        if self.cond_image_size is not None and self.tokenizer is not None:
+            small = _at_size("cond_image_size", self.tokenizer, self.cond_image_size)
+        return own, small
+
+    @property
+    def own_tokenizer(self) -> str:
+        """The name in `frozen` of the weights of the images' tokenizer."""
+        return "tokenizer" if self.superres_tokenizer is None else "superres_tokenizer"
+
+    @property
+    def channels(self) -> int | None:
+        """Channels of the images; None where tokens are all there is."""
+        return None if self.tokenizers[0] is None else self.tokenizers[0].channels
+
+    @property
+    def cond_image_channels(self) -> int:
+        """Channels of the images to condition on; 0: there are none."""
+        return 0 if self.tokenizers[1] is None else self.tokenizers[1].channels
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Images to complete or change; negative prompts with texts, smaller images to enlarge."""
+        names = ("negative_prompts",) if self.text is not None else ()
+        cond = ("cond_images",) if self.cond_image_size is not None else ()
+        return (*names, "init_images", "mask", *cond)
+
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """Captions, with their embeddings where these are stored; images to condition on."""
+        return samples_of(self.text, *(("image",) if self.cond_image_size is not None else ()))
+
+    @property
+    def on_tokens(self) -> bool:
+        """Whether a batch holds tokens rather than images."""
+        return self.stored_tokens or self.tokenizers[0] is None
+
+    @functools.cached_property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The loss of each group that is trained."""
+        known = {"maskgit": self.loss, "critic": self.critic_loss}
+        return tuple(Objective(name, known[name]) for name in self.trains or self._groups)
+
+    @property
+    def ema_groups(self) -> tuple[str, ...]:
+        """All groups are averaged."""
+        return self._groups
+
+    def init(self, key: Key) -> tuple[Mapping[str, Params], Stats]:
+        """First parameters (boxed) by group, and stats (none)."""
+        for_decoder, for_text, for_critic = jax.random.split(key, 3)
+        inputs = self._zeros()
+        own = {"decoder": self.network.init(for_decoder, *inputs)["params"]}
+        if self.text is not None and self.text.trainable:
+            own["text"] = self.text.init(for_text)
+        if self.critic is not None and not self._has_token_critic:
+            own["critic"] = self.critic.init(for_critic, jnp.zeros((1, 1, self.network.dim)))[
+                "params"
+            ]
+        params = {"maskgit": own}
+        if self._has_token_critic:
+            params["critic"] = self.token_critic.init(for_critic, *inputs)["params"]
+        return params, {}
+
+    def batch_spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Images or tokens, and text ids or embeddings with their mask."""
+
+        def of(dtype, *shape):
+            return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+
+        if self.on_tokens:
+            spec = {"tokens": of(jnp.int32, self.network.num_tokens)}
+        else:
+            own = self.tokenizers[0]
+            spec = {"image": of(jnp.uint8, own.image_size, own.image_size, own.channels)}
+        return {**spec, **captions.spec(self.text, batch_size)}
+
+    @property
+    def sequence_length(self) -> int | None:
+        """None: the network's attention is not made for a split sequence."""
+        return None
+
+    def columns(self, parts: Mapping[str, Given]) -> Mapping[str, Mapping[str, Any]]:
+        """Stored tokens, of a grid and codebook like these and of this tokenizer.
+
+        Stored embeddings of the text.
+        """
+        stored = super().columns(parts)
+        if not self.on_tokens:
+            return stored
+        sizes = {
+            "num_tokens": self.network.num_tokens,
+            "codebook_size": self.network.codebook_size,
+        }
+        own = parts.get(self.own_tokenizer)
+        return {"tokens": sizes | ({} if own is None else {"tokenizer": own.fingerprint}), **stored}
+
+    def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
+        """Guided images, in one program."""
+        options = MaskGitOptions(guidance=1.0 if self.text is None else 3.0)
+        prompt = dict(captions.spec(self.text, batch_size))
+        if self.cond_image_size is not None:
+            network = self.network.cond_fmap_size**2
+            prompt["cond_ids"] = jax.ShapeDtypeStruct((batch_size, network), jnp.int32)
+        function = functools.partial(sampling.generate, task=self, sampling=options.sampling)
+        return {"images": SamplingProgram("maskgit", function, prompt)}
+
+    def with_parts(self, parts: Mapping[str, Given]) -> MaskGitTask:
+        """The task with the networks of its tokenizers.
+
+        Raises:
+          UserError: the batch would hold images and no tokenizer is given.
+        """
+        parts = {name: parts[name] for name in self._own(parts)}
+        if not self.on_tokens and "tokenizer" not in parts:
+            raise UserError(
+                "parts.tokenizer is not given, and training on images needs its weights; give the "
+                "recipe or the run of an image tokenizer, or stored_tokens=True with packed tokens."
+            )
+        return super().with_parts(parts)
+
+    def frozen(self, parts: Mapping[str, Given]) -> Mapping[str, Any]:
+        """The weights of its own tokenizers and of a frozen text encoder."""
+        return super().frozen({name: parts[name] for name in self._own(parts)})
+
+    def frozen_shapes(self, parts: Mapping[str, Given]) -> Mapping[str, Any]:
+        """The shapes of `frozen`."""
+        return super().frozen_shapes({name: parts[name] for name in self._own(parts)})
+
+    def system(
+        self, params, stats: Stats, parts, frozen: Mapping[str, Any], text_tokenizer: Any
+    ) -> MaskGitSystem:
+        """The trained MaskGIT."""
+        return MaskGitSystem(self, params, frozen, text_tokenizer)
+
+    def loss(self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array):
+        """(loss, (metrics, stats)): mean cross-entropy of the masked tokens in nats, and the loss
+        of a critic that reads the network's vectors.
+        """
+        for_draws, for_text = jax.random.split(key)
+        own = params["maskgit"]
+        inputs = self.inputs_of(own, frozen, batch, for_text)
+        draws = self.draw(for_draws, inputs.ids_BN.shape)
+        logits_BNV, x_BN = self._told(own["decoder"], inputs, draws)
+        loss, nats, accuracy = losses.told(
+            logits_BNV, inputs.ids_BN, draws.masked_BN, self.label_smoothing
+        )
+        metrics = {"accuracy": accuracy, "perplexity": jnp.exp(nats)}
+        if self.critic is not None and not self._has_token_critic:
+            redrawn_BN = losses.redrawn(logits_BNV, x_BN, draws)
+            vectors = self._embed(
+                self.network, own["decoder"], redrawn_BN, inputs, draws.critic_keep_B
+            )
+            scores_BN = self.critic.apply({"params": own["critic"]}, vectors)
+            metrics["critic_loss"] = losses.wrongness(scores_BN, redrawn_BN != inputs.ids_BN)
+            loss = loss + self.critic_loss_weight * metrics["critic_loss"]
+        return loss, ({"loss": loss, **metrics}, stats)
+
+    def critic_loss(self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array):
+        """(loss, (metrics, stats)) of a `TokenCritic`: binary cross-entropy of the tokens that the
+        network draws.
+
+        The network's parameters get no gradient.
+        """
+        for_draws, for_text = jax.random.split(key)
+        own = jax.lax.stop_gradient(params["maskgit"])
+        inputs = self.inputs_of(own, frozen, batch, for_text)
+        draws = self.draw(for_draws, inputs.ids_BN.shape)
+        logits_BNV, x_BN = self._told(own["decoder"], inputs, draws)
+        redrawn_BN = losses.redrawn(logits_BNV, x_BN, draws)
+        scores_BN = self.token_critic.apply(
+            {"params": params["critic"]}, redrawn_BN, inputs.embeds_BLD, inputs.mask_BL,
+            draws.critic_keep_B, inputs.cond_ids_BM,
+        )  # fmt: skip
+        wrong_BN = redrawn_BN != inputs.ids_BN
+        loss = losses.wrongness(scores_BN, wrong_BN)
+        found = jnp.mean((scores_BN > 0) == wrong_BN)
+        metrics = {"critic_loss": loss, "critic_accuracy": found}
+        if self.trains == ("critic",):
+            metrics["loss"] = loss
+        return self.critic_loss_weight * loss, (metrics, stats)
+
+    def validate(
+        self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array
+    ) -> Metrics:
+        """As the losses, with all captions and without label smoothing."""
+        quiet = dataclasses.replace(
+            self, text=captions.quiet(self.text), cond_drop_prob=0.0, label_smoothing=0.0
+        )
+        return super(MaskGitTask, quiet).validate(params, stats, frozen, batch, key, step)
+
+    def inputs_of(
+        self, params: Params, frozen: Any, batch: Batch, key: Key | None = None
+    ) -> sampling.Inputs:
+        """What the networks are given of a batch (`key`: the text encoder drops out)."""
+        small = None
+        own, cond = self.tokenizers
+        if self.on_tokens:
+            ids_BN = batch["tokens"]
+        else:
+            ids_BN = image_tokenizer.tokens(own, frozen[self.own_tokenizer], batch["image"])
+        if cond is not None:
+            images = shrink(batch["image"], own.image_size // cond.image_size)
+            small = jax.lax.stop_gradient(image_tokenizer.tokens(cond, frozen["tokenizer"], images))
+        embeds_BLD, mask_BL = self.embed(params, frozen, batch, len(ids_BN), key)
+        return sampling.Inputs(jax.lax.stop_gradient(ids_BN), embeds_BLD, mask_BL, small)
+
+    def embed(
+        self, params: Params, frozen: Any, batch: Batch, count: int, key: Key | None = None
+    ) -> tuple[Array, Array]:
+        """(embeddings (B, L, D), mask (B, L)) of the batch's texts; without texts one vector that
+        is masked, for each of `count` images.
+        """
+        if self.text is None:
+            width = self.network.text_embed_dim
+            return jnp.zeros((count, 1, width)), jnp.zeros((count, 1), bool)
+        return captions.embed(self.text, params, frozen, batch, key), batch["text_mask"]
+
+    def draw(self, key: Key, shape: tuple[int, ...]) -> losses.Draws:
+        """The draws of a step for tokens of this shape."""
+        return losses.draw(
+            key,
+            (shape[0], shape[1], self.network.codebook_size),
+            least_masked=self.least_masked,
+            cond_drop_prob=self.cond_drop_prob,
+            no_mask_token_prob=self.no_mask_token_prob,
+            self_cond_prob=self.self_cond_prob,
+        )
+
+    def flops(self, batch_size: int) -> float:
+        """FLOPs of one step, from the traced networks: 3 forward passes of what is trained, one of
+        what is frozen, and of a self-conditioned network the pass that makes its vectors.
+        """
+        shapes = sharding.unbox(sharding.parameters_of(self))
+        own, trained, once, frozen = shapes["maskgit"], "maskgit" in self._trained, 0.0, 0.0
+        network = flops_of(self._forward, own["decoder"])
+        passes = self.self_cond_prob if self.network.self_cond else 0.0
+        if trained:
+            once, frozen = once + network, frozen + passes * network
+            if "critic" in own:
+                once += network
+        if "critic" in self._trained:
+            critic = functools.partial(_apply, self.token_critic)
+            once += flops_of(critic, shapes["critic"], *self._zeros())
+            frozen += (1 + passes) * network
+        texts = captions.spec(self.text, 1).values()
+        if "text" in own:
+            rate = flops_of(self.text.embed, own["text"], *texts)
+            once += rate * trained
+            frozen += rate * ("critic" in self._trained)
+        elif self.text is not None and (encoder := self.text.frozen_shapes()):
+            frozen += flops_of(self.text.embed, encoder["text"], *texts)
+        if not self.on_tokens:
+            frozen += sum(
+                image_tokenizer.flops(one, "encode") for one in self.tokenizers if one is not None
+            )
+        return batch_size * (3 * once + frozen)
+
+    @property
+    def _has_token_critic(self):
+        return self.critic is not None and not isinstance(self.critic, SelfCritic)
+
+    @property
+    def _groups(self):
+        return ("maskgit", "critic") if self._has_token_critic else ("maskgit",)
+
+    @property
+    def _trained(self):
+        return self.trains or self._groups
+
+    def _own(self, parts):
+        """The names of the parts that it uses."""
+        unused = () if self.cond_image_size is not None else ("superres_tokenizer",)
+        return [name for name in parts if name not in unused]
+
+    def _told(self, decoder, inputs, draws):
+        """(logits of all tokens, the tokens that the network saw)."""
+        hidden_BN = draws.masked_BN & ~draws.shown_BN
+        x_BN = jnp.where(hidden_BN, self.network.mask_id, inputs.ids_BN)
+        before = None
+        if self.network.self_cond:
+            stopped = jax.lax.stop_gradient(decoder)
+            everything = jnp.ones_like(draws.keep_B)
+            zeros = jnp.zeros((*x_BN.shape, self.network.dim), self.network.dtype)
+            before = jax.lax.cond(
+                draws.self_cond,
+                lambda: self._embed(self.network, stopped, x_BN, inputs, everything).astype(
+                    zeros.dtype
+                ),
+                lambda: zeros,
+            )
+            before = jax.lax.stop_gradient(before)
+        vectors = self._embed(self.network, decoder, x_BN, inputs, draws.keep_B, before)
+        return self.network.apply({"params": decoder}, vectors, method="logits"), x_BN
+
+    def _embed(self, network, params, x_BN, inputs, keep_B, before=None):
+        return network.apply(
+            {"params": params}, x_BN, inputs.embeds_BLD, inputs.mask_BL, keep_B,
+            inputs.cond_ids_BM, before, method="embed",
+        )  # fmt: skip
+
+    def _forward(self, decoder):
+        return self.network.apply({"params": decoder}, *self._zeros())
+
+    def _zeros(self):
+        """Inputs of a network for one image."""
+        network, length = self.network, 1 if self.text is None else self.text.max_length
+        cond = network.cond_fmap_size
+        return (
+            jnp.zeros((1, network.num_tokens), jnp.int32),
+            jnp.zeros((1, length, network.text_embed_dim)),
+            jnp.ones((1, length), bool),
+            None,
+            None if cond is None else jnp.zeros((1, cond**2), jnp.int32),
+        )
+
+    def _sized(self, name, model):
+        """A network with the sizes that the tokenizers and the text encoder tell."""
+        own, small = self.tokenizers
+        wanted = {"text_embed_dim": (model.dim if self.text is None else self.text.dim, "the text")}
+        if own is not None:
+            wanted |= {
+                "fmap_size": (own.grid[0], "the tokenizer's grid"),
+                "codebook_size": (own.codebook_size, "the tokenizer's codebook_size"),
+            }
+        if small is not None:
+            wanted["cond_fmap_size"] = (small.grid[0], "the small images' grid")
+        for field, (value, source) in wanted.items():
+            if getattr(model, field) not in (None, value):
+                raise UserError(
+                    f"{name}.{field}={getattr(model, field)} is not {source}={value}; leave it out "
+                    "or change it."
+                )
+        sized = model.clone(parent=None, **{field: value for field, (value, _) in wanted.items()})
+        for field in ("fmap_size", "codebook_size"):
+            if getattr(sized, field) is None:
+                raise UserError(
+                    f"{name}.{field}=None is not known without a tokenizer; give it {field}."
+                )
+        return sized
+
+    def _check_networks(self):
+        if not isinstance(self.model, MaskGitTransformer):
+            raise UserError(
+                f"model={type(self.model).__name__} is no MaskGitTransformer; give one."
+            )
+        if self.critic is not None and not isinstance(self.critic, (SelfCritic, TokenCritic)):
+            raise UserError(
+                f"critic={type(self.critic).__name__} is neither a TokenCritic nor a SelfCritic; "
+                "give one of them, or None."
+            )
+
+    def _check_sizes(self):
+        if self.cond_image_size is None:
+            return
+        own = self.tokenizers[0]
+        if own is None or self.stored_tokens:
+            raise UserError(
+                f"cond_image_size={self.cond_image_size} needs images of both sizes; give a "
+                "tokenizer and stored_tokens=False."
+            )
+        if self.cond_image_size >= own.image_size or own.image_size % self.cond_image_size:
+            raise UserError(
+                f"cond_image_size={self.cond_image_size} is no part of image_size="
+                f"{own.image_size}; try {own.image_size // 2}."
+            )
+
+
+def _apply(network, params, *inputs):
+    return network.apply({"params": params}, *inputs)
+
+
+def _at_size(field, tokenizer, size):
+    """The tokenizer for images of another size.
+
+    Raises:
+      UserError: its weights are those of one size.
+    """
+    if size == tokenizer.image_size:
+        return tokenizer
+    try:
+        other = tokenizer.clone(parent=None, image_size=size)
+    except UserError as error:
+        raise UserError(f"{field}={size}: {error}") from None
+    shapes = [jax.tree.map(jnp.shape, image_tokenizer.abstract(one)) for one in (tokenizer, other)]
+    if shapes[0] != shapes[1]:
+        raise UserError(
+            f"{field}={size} is another size than the tokenizer's image_size="
+            f"{tokenizer.image_size}, and its weights are those of one size; use a convolutional "
+            "one, or train one at that size."
+        )
+    return other
