@@ -26,8 +26,16 @@ def of_names(what: Any, names: Iterable[str]) -> dict[str, str]:
     """What the sections "Args" and "Attributes" say about each of these names.
 
     Several may share a text ("b1, b2: of Adam."), and a line may hold several ("steps: updates.
-    batch_size: images of an update."). A name that is not described is missing.
+    batch_size: images of an update."). What a class does not describe its bases may. A name that is
+    not described is missing.
     """
+    found: dict[str, str] = {}
+    for one in reversed(inspect.getmro(what) if inspect.isclass(what) else (what,)):
+        found |= _of_names(one, names)
+    return found
+
+
+def _of_names(what, names):
     parts = _SECTION.split(_text(what))
     sections = {parts[i]: parts[i + 1] for i in range(1, len(parts) - 1, 2)}
     text = " ".join((sections.get("Args", "") + " " + sections.get("Attributes", "")).split())

@@ -27,6 +27,7 @@ from t2i_jax.errors import UserError
 SYSTEMS: dict[str, str] = {
     "imagen": "t2i_jax.systems.imagen",
     "maskgit": "t2i_jax.systems.maskgit",
+    "muse": "t2i_jax.systems.muse",
     "parti": "t2i_jax.systems.parti",
     "super_resolution": "t2i_jax.systems.super_resolution",
     "tokenizer": "t2i_jax.systems.tokenizer",

@@ -5,6 +5,7 @@ enlarged.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from einops import rearrange
 
 from t2i_jax.errors import UserError
+from t2i_jax.models import image_tokenizer
 from t2i_jax.pixels import as_pil
 from t2i_jax.systems import generation, given
 from t2i_jax.systems.maskgit import sampling
@@ -25,6 +27,26 @@ from t2i_jax.words import counted
 
 if TYPE_CHECKING:
     from t2i_jax.systems.maskgit.task import MaskGitTask
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A batch of images.
+
+    Attributes:
+      system: what made it. ids_BN: its tokens. trace_SBN: those at the end of every step.
+      images: uint8 (B, H, W, C).
+    """
+
+    system: MaskGitSystem
+    ids_BN: Array
+    trace_SBN: Array
+    images: np.ndarray
+
+    @property
+    def steps(self) -> np.ndarray:
+        """uint8 (S, B, H, W, C): the images at the end of every step."""
+        return np.stack([np.asarray(self.system.pixels(ids_BN)) for ids_BN in self.trace_SBN])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +78,7 @@ class MaskGitSystem(TextToImage):
         init_images: Any = None,
         mask: Any = None,
         cond_images: Any = None,
+        return_steps: bool = False,
         return_pil: bool = False,
         batch_size: int | None = None,
         progress: bool = False,
@@ -76,15 +99,17 @@ class MaskGitSystem(TextToImage):
             True, see `given.masks`: a token is kept where all of its pixels are. Without, they are
             changed by `options.strength`, or edited in `options.edit_steps`.
           cond_images: for super-resolution, the images to enlarge, likewise.
-          return_pil: a list of PIL images instead.
+          return_steps: a list with the images at the end of every step: what the tokens so far look
+            like, those included that the next step masks again.
+          return_pil: lists of PIL images instead.
           batch_size: images made at a time; None: all of them. progress: shows a bar over these
             batches.
 
         Raises:
           UserError: an argument that does not fit, before anything compiles.
         """
-        chosen = self._fitting(generation.with_changes(MaskGitOptions, options, changes))
-        prompt, keep = self.prompt(
+        chosen = self.fitting(generation.with_changes(MaskGitOptions, options, changes))
+        arrays = self.prepare(
             prompts,
             chosen,
             negative_prompts=negative_prompts,
@@ -94,10 +119,25 @@ class MaskGitSystem(TextToImage):
         )
         for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
             generation.check_count(name, value)
-        images = self._run(prompt, keep, chosen, seed, images_per_prompt, batch_size, progress)
+        total, images = rows_in(arrays) * images_per_prompt, []
+        for rows in generation.batches(
+            arrays, total, images_per_prompt, seed, batch_size, progress=progress
+        ):
+            made = self.make(rows.arrays, rows.keys_B, chosen)
+            images.append(made.steps if return_steps else made.images)
+            images[-1] = images[-1][..., : rows.count, :, :, :]
+        images = np.concatenate(images, axis=-4)
+        if return_steps:
+            return [as_pil(step) for step in images] if return_pil else list(images)
         return as_pil(images) if return_pil else images
 
-    def prompt(
+    def fitting(self, options: MaskGitOptions) -> MaskGitOptions:
+        """The options; without texts there is no guidance."""
+        if self.task.text is None and options.guidance != 1:
+            return dataclasses.replace(options, guidance=1.0)
+        return options
+
+    def prepare(
         self,
         prompts: Any,
         options: MaskGitOptions,
@@ -106,11 +146,16 @@ class MaskGitSystem(TextToImage):
         init_images: Any = None,
         mask: Any = None,
         cond_images: Any = None,
-    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        """The arrays that `sampling.generate` takes, a row per prompt, and the mask of pixels that
-        are kept (P, H, W), None where nothing is; arguments as of `generate`.
+        from_tokens: bool = False,
+    ) -> dict[str, np.ndarray]:
+        """The arrays that `make` takes, a row per prompt; arguments as of `generate`.
+
+        Args:
+          from_tokens: super-resolution is given "cond_ids" (B, M), tokens of the small images,
+            rather than cond_images.
         """
-        if self.task.tokenizers[0] is None:
+        own = self.task.tokenizers[0]
+        if own is None:
             raise UserError(
                 "tokenizer=None of the task leaves no way to images; give the task an image "
                 "tokenizer."
@@ -121,51 +166,13 @@ class MaskGitSystem(TextToImage):
             if found
             else given.count_of(init_images=init_images, cond_images=cond_images)
         )
-        found |= self._small(count, cond_images)
-        own = self.task.tokenizers[0]
-        if init_images is None:
-            if mask is not None:
-                raise UserError(
-                    "mask says what to keep of init_images; give init_images too, or leave it out."
-                )
-            return found, None
-        size = (own.image_size, own.image_size)
-        read = given.images("init_images", init_images, count, own.channels)
-        found["init"] = given.fitted("init_images", read, size, self.crop)
-        if mask is None:
-            return found, None
-        if options.edit_steps is not None:
-            raise UserError(
-                f"edit_steps={options.edit_steps} is for editing without a mask; leave out one of "
-                "them."
-            )
-        masks = given.masks("mask", mask, read)
-        keep = given.kept("mask", masks, read, size, self.crop)
-        found["known"] = rearrange(_tokens_kept(keep, own.grid), "p r c -> p (r c)")
-        return found, keep
+        found |= {} if from_tokens else self._small(count, cond_images)
+        found |= self._changed(count, options, init_images, mask)
+        return found or {"images": np.zeros((1, 0))}
 
-    def _run(self, prompt, keep, options, seed, images_per_prompt, batch_size, progress):
-        count = len(next(iter(prompt.values()))) if prompt else 1
-        rows_of = prompt if prompt else {"none": np.zeros((1, 0))}
-        rows_of = rows_of if keep is None else rows_of | {"keep": keep}
-        total, images = count * images_per_prompt, []
-        for rows in generation.batches(
-            rows_of, total, images_per_prompt, seed, batch_size, progress=progress
-        ):
-            arrays = {name: rows.arrays[name] for name in prompt}
-            _, _, made = self.sampled(arrays, rows.keys_B, options)
-            made = np.asarray(made)
-            if keep is not None and options.feather is not None:
-                made = blended(made, arrays["init"], rows.arrays["keep"], options.feather)
-            images.append(made[: rows.count])
-        return np.concatenate(images)
-
-    def sampled(
-        self, prompt: Mapping[str, Any], keys_B: Any, options: MaskGitOptions
-    ) -> tuple[Array, Array, Array | None]:
-        """(tokens, tokens of every step, images), see `sampling.generate`, of arrays of `prompt`
-        with a row per key.
-        """
+    def make(self, arrays: Mapping[str, Any], keys_B: Any, options: MaskGitOptions) -> Made:
+        """Images of arrays of `prepare`, with a row per key."""
+        prompt = {name: value for name, value in arrays.items() if name not in ("keep", "images")}
         edits = "init" in prompt and options.edit_steps is not None
         names = ["guidance", "temperature"]
         names += ["edit_share"] if edits else ["choice_temperature", "critic_noise", "strength"]
@@ -174,19 +181,25 @@ class MaskGitSystem(TextToImage):
         if edits:
             numbers["share"] = numbers.pop("edit_share")
         with jax.set_mesh(self.mesh):
-            return sampling.generate(
+            ids_BN, trace_SBN, made = sampling.generate(
                 self.weights["maskgit"], self.frozen, prompt, keys_B, task=self.task,
                 sampling=options.sampling, critic=self.weights.get("critic"),
                 use_critic=options.critic and self.task.critic is not None and not edits,
                 guide_self_critic=options.compat != COMPAT,
                 edit_steps=options.edit_steps if edits else None, **numbers,
             )  # fmt: skip
+        images = np.asarray(made)
+        if "keep" in arrays and options.feather is not None:
+            images = blended(images, arrays["init"], arrays["keep"], options.feather)
+        return Made(self, ids_BN, trace_SBN, images)
 
-    def _fitting(self, options):
-        """The options; without texts there is no guidance."""
-        if self.task.text is None and options.guidance != 1:
-            return dataclasses.replace(options, guidance=1.0)
-        return options
+    def pixels(self, ids_BN: Array) -> Array:
+        """uint8 images of tokens."""
+        return self._pixels(self.frozen[self.task.own_tokenizer], ids_BN)
+
+    @functools.cached_property
+    def _pixels(self):
+        return jax.jit(functools.partial(image_tokenizer.pixels, self.task.tokenizers[0]))
 
     def _texts(self, prompts, negative_prompts, options):
         if self.task.text is None:
@@ -207,6 +220,32 @@ class MaskGitSystem(TextToImage):
             guided=options.guidance != 1,
         )
 
+    def _changed(self, count, options, init_images, mask):
+        """{"init": images} to inpaint or change, and where a mask is given "known", the tokens that
+        it keeps, and "keep", the pixels.
+        """
+        if init_images is None:
+            if mask is not None:
+                raise UserError(
+                    "mask says what to keep of init_images; give init_images too, or leave it out."
+                )
+            return {}
+        own = self.task.tokenizers[0]
+        size = (own.image_size, own.image_size)
+        read = given.images("init_images", init_images, count, own.channels)
+        found = {"init": given.fitted("init_images", read, size, self.crop)}
+        if mask is None:
+            return found
+        if options.edit_steps is not None:
+            raise UserError(
+                f"edit_steps={options.edit_steps} is for editing without a mask; leave out one of "
+                "them."
+            )
+        masks = given.masks("mask", mask, read)
+        keep = given.kept("mask", masks, read, size, self.crop)
+        known = rearrange(_tokens_kept(keep, own.grid), "p r c -> p (r c)")
+        return found | {"known": known, "keep": keep}
+
     def _small(self, count, cond_images):
         """{"cond": the images to enlarge}; {} for a system that enlarges none."""
         small = self.task.tokenizers[1]
@@ -221,6 +260,11 @@ class MaskGitSystem(TextToImage):
         read = given.images("cond_images", cond_images, count, small.channels)
         size = (small.image_size, small.image_size)
         return {"cond": given.fitted("cond_images", read, size, self.crop)}
+
+
+def rows_in(arrays: Mapping[str, np.ndarray]) -> int:
+    """How many prompts arrays of `prepare` are for."""
+    return len(next(iter(arrays.values())))
 
 
 def _tokens_kept(kept_PHW, grid):

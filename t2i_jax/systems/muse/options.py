@@ -1,0 +1,57 @@
+"""What Muse can be told when it samples."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from t2i_jax import config
+from t2i_jax.config import fields_of
+from t2i_jax.systems import generation
+from t2i_jax.systems.maskgit.options import MaskGitOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class MuseOptions(MaskGitOptions):
+    """How Muse samples: the options of `MaskGitOptions` are those of its first stage, and of both
+    where the second has none of its own.
+
+    Attributes:
+      superres_steps: passes through the network of super-resolution.
+      superres_guidance: its scale of guidance; None: `guidance`.
+      superres_temperature: its temperature; None: `temperature`.
+      stop_at: "base": the small images; None: the large ones.
+    """
+
+    superres_steps: int = 8
+    superres_guidance: float | None = None
+    superres_temperature: float | None = None
+    stop_at: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        remedy = "try 1.0, or None for that of the first stage"
+        if self.superres_guidance is not None:
+            generation.check_number("superres_guidance", self.superres_guidance, remedy)
+        if self.superres_temperature is not None:
+            generation.check_number(
+                "superres_temperature", self.superres_temperature, remedy, low=0
+            )
+        if self.superres_steps is None:
+            object.__setattr__(self, "superres_steps", 8)
+        generation.check_count("superres_steps", self.superres_steps, most=10_000)
+        if self.stop_at is not None:
+            config.one_of("stop_at", self.stop_at, ("base",))
+
+    @property
+    def base(self) -> MaskGitOptions:
+        """Those of the first stage."""
+        return MaskGitOptions(**{name: getattr(self, name) for name in fields_of(MaskGitOptions)})
+
+    @property
+    def superres(self) -> MaskGitOptions:
+        """Those of the second stage."""
+        own = {"steps": self.superres_steps, "edit_steps": None}
+        for name in ("guidance", "temperature"):
+            value = getattr(self, f"superres_{name}")
+            own |= {} if value is None else {name: value}
+        return dataclasses.replace(self.base, **own)
