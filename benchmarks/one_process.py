@@ -48,7 +48,23 @@ def sides(system: str) -> dict:
 
         return torch_imagen
 
+    def muse_rows():
+        import muse_rows
+
+        return muse_rows
+
+    def jax_muse():
+        import jax_muse
+
+        return jax_muse
+
+    def torch_muse():
+        import torch_muse
+
+        return torch_muse
+
     return {
+        "muse": {"rows": muse_rows, "ours": jax_muse, "theirs": torch_muse},
         "parti": {"rows": parti_rows, "ours": jax_parti, "theirs": torch_parti},
         "imagen": {"rows": imagen_rows, "ours": jax_imagen, "theirs": torch_imagen},
     }[system]

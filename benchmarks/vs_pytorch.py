@@ -24,6 +24,7 @@ import tempfile
 
 SYSTEMS = {
     "parti": ("generate", "train_parti", "train_tokenizer", "train_gan", "encode"),
+    "muse": ("generate", "superres", "train_maskgit", "train_tokenizer", "train_gan"),
     "imagen": ("train_base", "train_larger", "sample_ddpm", "sample_edm"),
 }
 _HERE = os.path.dirname(os.path.abspath(__file__))

@@ -19,7 +19,9 @@ _FOLDER = pathlib.Path(__file__).resolve().parents[1] / "benchmarks"
 _VS_PYTORCH = runpy.run_path(str(_FOLDER / "vs_pytorch.py"))
 
 
-@pytest.mark.parametrize(("system", "row"), [("parti", "encode"), ("imagen", "train_base")])
+@pytest.mark.parametrize(
+    ("system", "row"), [("parti", "encode"), ("imagen", "train_base"), ("muse", "generate")]
+)
 def test_both_sides_of_a_row_run_in_turns(system, row):
     command = [sys.executable, str(_FOLDER / "one_process.py"), system, "turns", row, "2", "small"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
