@@ -327,3 +327,24 @@ def abstract(model: _Tokens) -> Any:
         return model.init(key, ids, text, jnp.ones((1, 1), bool), cond_ids_BM=cond)["params"]
 
     return jax.eval_shape(init, jax.random.key(0))
+
+
+def _preset(depth: int, dim: int, side: int, cond: int | None = None) -> MaskGitTransformer:
+    """A network of the Muse paper: heads of 64 channels, 8192 codes, embeddings of T5-XXL."""
+    return MaskGitTransformer(
+        dim=dim,
+        depth=depth,
+        heads=dim // 64,
+        fmap_size=side,
+        codebook_size=8192,
+        text_embed_dim=4096,
+        cond_fmap_size=cond,
+    )
+
+
+# Of Muse (Chang et al. 2023): the base models on 16 x 16 tokens of 256 pixels, and a
+# super-resolution to 64 x 64 tokens of 512 pixels. The paper tells depth and width of the 3B alone;
+# the others are chosen for its numbers of parameters: 626 million, 3.26 billion and 260 million.
+MUSE_632M = _preset(36, 1024, 16)
+MUSE_3B = _preset(48, 2048, 16)
+MUSE_SUPERRES_268M = _preset(14, 1024, 64, cond=16)

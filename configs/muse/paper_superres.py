@@ -1,0 +1,36 @@
+"""Muse's super-resolution of 268 million parameters: the 64 x 64 tokens of 512 pixels from the
+16 x 16 tokens of 256 (Chang et al. 2023, section 2.4). Not yet run.
+
+    t2i compile configs/muse/paper_superres.py --topology v4:4x4x8
+    t2i train configs/muse/paper_superres.py tokenizer=runs/vqgan superres_tokenizer=runs/vqgan_f8
+
+It trains on images, of which both tokenizers make the tokens: f=16 of the small ones, f=8 of the
+large ones, 8192 codes each.
+"""
+
+import dataclasses
+import pathlib
+
+from t2i_jax import Evaluation, MaskGitOptions, MaskGitTask, Recipe, StoredText, VQGanVAE
+from t2i_jax.models.maskgit import MUSE_SUPERRES_268M
+from t2i_jax.runs.recipe import load_recipe
+
+
+def get_config() -> Recipe:
+    """The recipe of paper_632m.py with this network, and images of 512 pixels."""
+    recipe = load_recipe(pathlib.Path(__file__).with_name("paper_632m.py"))
+    small = VQGanVAE(dim=128, image_size=256, layers=4, codebook_size=8192, entropy_loss_weight=0.1)
+    task = MaskGitTask(
+        MUSE_SUPERRES_268M.clone(dtype="bfloat16", remat="full"),
+        StoredText(4096, 128),
+        tokenizer=small,
+        superres_tokenizer=small.clone(image_size=512, layers=3),
+        cond_image_size=256,
+        label_smoothing=0.1,
+    )
+    return dataclasses.replace(
+        recipe,
+        task=task,
+        data=dataclasses.replace(recipe.data, image_size=512),
+        evaluation=Evaluation(options=MaskGitOptions(steps=8)),
+    )
