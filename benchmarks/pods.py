@@ -31,6 +31,9 @@ RECIPES = {  # recipe and chips
     "3b": ("configs/parti/paper_3b.py", 512),
     "20b": ("configs/parti/paper_20b.py", 512),
     "vit_vqgan": ("configs/parti/paper_vit_vqgan.py", 128),
+    "muse_632m": ("configs/muse/paper_632m.py", 128),
+    "muse_3b": ("configs/muse/paper_3b.py", 512),
+    "muse_superres": ("configs/muse/paper_superres.py", 128),
     "base": ("configs/imagen/paper_base.py", 256),
     "larger": ("configs/imagen/paper_larger.py", 128),
     "largest": ("configs/imagen/paper_largest.py", 128),
@@ -50,6 +53,8 @@ SAMPLING = {  # guided images of one program
         ("350m", "v5e:2x2", 16, "tensor=4"),
         ("3b", "v4:2x2x2", 16, "tensor=8"),
         ("20b", "v5p:2x2x2", 16, "tensor=8"),
+        ("muse_632m", "v5e:2x2", 16, "tensor=4"),
+        ("muse_3b", "v4:2x2x2", 16, "tensor=8"),
         ("base", "v5e:2x2", 64, "data=4"),
     )
 }
