@@ -205,6 +205,40 @@ PARTI: Rows = {
     "ignore_index": Only(-1),
 }
 
+VQGAN_VAE: Rows = {
+    **dict.fromkeys(
+        """dim channels layers l2_recon_loss use_hinge_loss lookup_free_quantization codebook_size
+        vq_kwargs lfq_kwargs use_vgg_and_gan discr_layers""".split(),
+        READ,
+    ),
+    "vgg": NO_EFFECT,  # a part of the task here: parts={"perceptual": FILE}
+    "kwargs": READ,  # those of `RESNET_ENC_DEC` after "encdec_"
+}
+RESNET_ENC_DEC: Rows = dict.fromkeys(
+    """dim channels layers layer_mults num_resnet_blocks resnet_groups
+    first_conv_kernel_size""".split(),
+    READ,
+)
+MUSE_BLOCKS: Rows = {
+    **dict.fromkeys("dim depth dim_head heads ff_mult".split(), READ),
+    "flash": NO_EFFECT,  # the same attention, in tiles
+}
+_TRANSFORMER: Rows = {
+    **dict.fromkeys("num_tokens dim seq_len t5_name self_cond".split(), READ),
+    "kwargs": READ,  # those of `MUSE_BLOCKS`
+}
+MASKGIT_TRANSFORMER: Rows = {**_TRANSFORMER, "dim_out": Only(None), "add_mask_id": Only(True)}
+TOKEN_CRITIC: Rows = {**_TRANSFORMER, "dim_out": Only(1), "add_mask_id": Only(False)}
+MASKGIT: Rows = {
+    **dict.fromkeys(
+        """image_size transformer token_critic self_token_critic vae cond_vae cond_image_size
+        cond_drop_prob self_cond_prob no_mask_token_prob critic_loss_weight""".split(),
+        READ,
+    ),
+    "noise_schedule": Only("cosine_schedule"),
+}
+MUSE: Rows = dict.fromkeys("base superres".split(), READ)
+
 
 def check(kind: str, rows: Rows, said: Mapping[str, Any]) -> None:
     """Refuses what the network or the system here does not do.

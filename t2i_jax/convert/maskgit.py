@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from t2i_jax import sharding
+from t2i_jax.convert import arguments
 from t2i_jax.convert.engine import (
     LINEAR,
     SAME,
@@ -19,12 +22,23 @@ from t2i_jax.convert.engine import (
     Unused,
     reshaped,
 )
+from t2i_jax.errors import UserError
 from t2i_jax.models import maskgit
 from t2i_jax.models.maskgit import MaskGitTransformer, TokenCritic
 
 
 def table(model: Any) -> list[Row]:
-    """The entries of one configuration of either network."""
+    """The entries of one configuration of either network.
+
+    Raises:
+      UserError: positions of a conditioning image, which the package does not have.
+    """
+    if model.cond_fmap_size is not None and "no_cond_positions" not in model.compat:
+        raise UserError(
+            f"compat={model.compat} of the {type(model).__name__} gives the tokens of the "
+            "conditioning image positions, for which muse-maskgit-pytorch has no place; train "
+            "with compat=('no_cond_positions',)."
+        )
     entries: list[Row] = [
         Unused("norm.gamma", np.ones((model.dim,), np.float32)),
         Unused("norm.beta", np.zeros((model.dim,), np.float32)),
@@ -95,9 +109,32 @@ def _norm(torch, ours, dim, layer=None):
     return [Entry(f"{torch}.gamma", f"{ours}/scale", layer=layer), Constant(f"{torch}.beta", zeros)]
 
 
-def fields(state: State, module: Any) -> dict[str, Any]:
-    """All of the configuration that shapes the network; self-conditioning only a live module tells,
-    since the package saves its weights either way.
+def live(kind: str, rows: arguments.Rows, module: Any) -> dict[str, Any]:
+    """The fields that a live network tells beside its weights, and in "settings" arguments of the
+    package's class that are none of the network's.
+
+    Args:
+      kind, rows: the package's class and its arguments.
+
+    Raises:
+      UserError: an option that has no form here.
+    """
+    said = arguments.readable(_ARGUMENTS, module)
+    arguments.check(kind, rows, said)
+    return {"self_cond": bool(said["self_cond"]), "settings": {"t5_name": said["t5_name"]}}
+
+
+_ARGUMENTS = {
+    "self_cond": lambda module: module.self_cond,
+    "t5_name": lambda module: module.encode_text.keywords["name"],
+    "dim_out": lambda module: None if module.dim_out == module.num_tokens else module.dim_out,
+    "add_mask_id": lambda module: module.mask_id is not None,
+}
+
+
+def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
+    """All of the configuration that shapes the network; self-conditioning has to be told, since the
+    package saves its weights either way.
     """
     vocabulary, dim = state["token_emb.weight"].shape
     length = state["pos_emb.weight"].shape[0]
@@ -119,7 +156,7 @@ def fields(state: State, module: Any) -> dict[str, Any]:
         "text_embed_dim": dim if text is None else text.shape[1],
         "compat": ("no_cond_positions",),
     }
-    return found | ({} if module is None else {"self_cond": bool(module.self_cond)})
+    return found | {name: told[name] for name in ("self_cond",) if name in told}
 
 
 def _mult(dim, wide):
@@ -139,17 +176,20 @@ def _is_critic(state):
     return _is_transformer(state) and state["to_logits.weight"].shape[0] == 1
 
 
-def _network(model, recognise):
+def _network(model, recognise, rows):
     return Network(
         model=model,
         recognise=recognise,
         fields=fields,
+        told=functools.partial(live, model.__name__, rows),
         table=table,
         shapes=lambda network: sharding.unbox(maskgit.abstract(network)),
     )
 
 
-CRITIC = _network(TokenCritic, _is_critic)
+CRITIC = _network(TokenCritic, _is_critic, arguments.TOKEN_CRITIC)
 NETWORK = _network(
-    MaskGitTransformer, lambda state: _is_transformer(state) and not _is_critic(state)
+    MaskGitTransformer,
+    lambda state: _is_transformer(state) and not _is_critic(state),
+    arguments.MASKGIT_TRANSFORMER,
 )

@@ -16,6 +16,14 @@ from t2i_jax.convert.engine import LINEAR, SAME, Constant, Entry, State, reshape
 from t2i_jax.models import image_tokenizer
 
 _CODEBOOK = "quantizer._codebook"
+# fields of the losses, which no array tells
+TOLD = ("entropy_loss_weight", "diversity_gamma", "commitment_weight", "decay", "rotation_trick")
+# How a live tokenizer tells arguments of its class that are none of the network's.
+SETTINGS: Mapping[str, Callable[[Any], Any]] = {
+    "l2_recon_loss": lambda module: module.recon_loss_fn.__name__ == "mse_loss",
+    "use_hinge_loss": lambda module: module.gen_loss.__name__ == "hinge_gen_loss",
+    "use_vgg_and_gan": lambda module: module.use_vgg_and_gan,
+}
 
 
 def table(model: Any, dim: int) -> list[Entry | Constant]:

@@ -56,18 +56,9 @@ def live(module: Any) -> dict[str, Any]:
         "heads": attention.heads,
         "dim_head": round(attention.scale**-2),
         "codebook_size": module.codebook_size,
-        "settings": arguments.readable(_SETTINGS, module),
+        "settings": arguments.readable(quantizer.SETTINGS, module),
         **quantizer.live(module.quantizer),
     }
-
-
-_SETTINGS = {
-    "l2_recon_loss": lambda module: module.recon_loss_fn.__name__ == "mse_loss",
-    "use_hinge_loss": lambda module: module.gen_loss.__name__ == "hinge_gen_loss",
-    "use_vgg_and_gan": lambda module: module.use_vgg_and_gan,
-}
-# fields of the losses, which no array tells
-_TOLD = ("entropy_loss_weight", "diversity_gamma", "commitment_weight", "decay", "rotation_trick")
 
 
 def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,7 +86,7 @@ def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
             k.startswith("discr.layers.") and k.endswith(".3.block.groupnorm.weight") for k in state
         ),
     }
-    found |= quantizer.fields(state) | {name: told[name] for name in _TOLD if name in told}
+    found |= quantizer.fields(state) | {name: told[name] for name in quantizer.TOLD if name in told}
     for name in ("heads", "dim_head", "codebook_size"):
         if name in told:
             config.check(VitVQGanVAE, name, told[name])

@@ -5,9 +5,10 @@ discriminator.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
-from t2i_jax.convert import quantizer
+from t2i_jax.convert import arguments, quantizer
 from t2i_jax.convert.engine import CONV, CONV1X1, SAME, Constant, Entry, Layout, Network, State
 from t2i_jax.models.vqgan import VQGanVAE
 
@@ -37,8 +38,23 @@ def table(model: VQGanVAE) -> list[Entry | Constant]:
     ]
 
 
-def fields(state: State, module: Any) -> dict[str, Any]:
-    """All of the configuration that shapes the network.
+def live(module: Any) -> dict[str, Any]:
+    """The fields that a live tokenizer tells beside its weights, and in "settings" arguments of the
+    package's class that are none of the network's.
+
+    Raises:
+      UserError: an option of its quantiser that has no form here.
+    """
+    norms = [m for m in module.enc_dec.modules() if type(m).__name__ == "GroupNorm"]
+    return {
+        **({"resnet_groups": norms[0].num_groups} if norms else {}),
+        **quantizer.live(module.quantizer),
+        "settings": arguments.readable(quantizer.SETTINGS, module),
+    }
+
+
+def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
+    """All of the configuration that shapes the network; the rest is told, or as by default.
 
     The image size is not among it: the network is convolutional.
     """
@@ -69,11 +85,9 @@ def fields(state: State, module: Any) -> dict[str, Any]:
     only_last = not any(blocks[:-1])
     found["num_resnet_blocks"] = blocks[-1] if only_last else tuple(blocks)
     found |= quantizer.fields(state)
-    if module is not None:
-        norms = [m for m in module.enc_dec.modules() if type(m).__name__ == "GroupNorm"]
-        found |= {"resnet_groups": norms[0].num_groups} if norms else {}
-        found |= quantizer.live(module.quantizer)
-    return found
+    return found | {
+        name: told[name] for name in ("resnet_groups", *quantizer.TOLD) if name in told
+    }
 
 
 def _index(key):
@@ -133,6 +147,7 @@ NETWORK = Network(
     model=VQGanVAE,
     recognise=lambda state: "enc_dec.encoders.0.weight" in state,
     fields=fields,
+    told=live,
     table=table,
     shapes=quantizer.shapes,
     optional=(("discriminator",),),
