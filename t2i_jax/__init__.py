@@ -36,6 +36,8 @@ _HOMES = {
     "MaskGitTransformer": "t2i_jax.models.maskgit",
     "TokenCritic": "t2i_jax.models.maskgit",
     "SelfCritic": "t2i_jax.models.maskgit",
+    "MaskGitAndTokenizer": "t2i_jax.models.maskgit",
+    "BaseAndSuperres": "t2i_jax.models.maskgit",
     "SuperResolution": "t2i_jax.models.super_resolution",
     "Unet": "t2i_jax.models.unet",
     "BaseUnet64": "t2i_jax.models.unet",

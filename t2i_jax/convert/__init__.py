@@ -17,6 +17,7 @@ from t2i_jax.convert import (
     engine,
     imagen,
     maskgit,
+    muse,
     parti,
     state_dict,
     t5,
@@ -36,6 +37,8 @@ _DIGITS = 3  # of a number in the name of an array
 NETWORKS: dict[str, engine.Network] = {
     "parti-pytorch": parti.NETWORK,
     "parti-pytorch with its image tokenizer": parti.WITH_TOKENIZER,
+    "muse-maskgit-pytorch": muse.MUSE,
+    "muse-maskgit-pytorch MaskGit with its image tokenizer": muse.MASKGIT,
     "muse-maskgit-pytorch transformer": maskgit.NETWORK,
     "imagen-pytorch": imagen.NETWORK,
     "parti-pytorch image tokenizer": vit_vqgan.NETWORK,
@@ -60,13 +63,15 @@ def from_torch(source: Any, /, **fields: Any) -> tuple[Any, dict[str, Any]]:
         all of its settings, and so does a checkpoint that stores the arguments of its networks;
         a state dict alone tells what its shapes do.
       **fields: configuration that the weights do not determine: for a Parti with its tokenizer,
-        fields of either; for a cascade, fields of all its U-Nets, or unets=[{...}, {...}].
+        fields of either, or of one of them as tokenizer={...}; for a Muse fields of both its
+        MaskGITs, or base={...}; for a cascade, fields of all its U-Nets, or unets=[{...}, {...}].
 
     Returns:
       The model and its parameters (float32 NumPy arrays). For an image tokenizer these are its
       weights: {"generator", "stats"} and "discriminator" where it was saved. A Parti that was saved
-      with its tokenizer gives a `PartiAndTokenizer` and {"parti", "tokenizer"}, an `Imagen` or
-      `ElucidatedImagen` a `Cascade` and {"stage_1", ...}.
+      with its tokenizer gives a `PartiAndTokenizer` and {"parti", "tokenizer"}, a `MaskGit` a
+      `MaskGitAndTokenizer` and {"transformer", "tokenizer"}, a `Muse` a `BaseAndSuperres` and
+      {"base", "superres"}, an `Imagen` or `ElucidatedImagen` a `Cascade` and {"stage_1", ...}.
 
     Raises:
       UserError: weights of no known network, an unknown field, a field that the weights contradict,
@@ -194,21 +199,33 @@ def _is_part(value):
 
 
 def _whole(model, parts, fields):
-    """The networks within one; a field is of the first that has it."""
-    homes = {
-        name: next((part for part, (of, _) in parts.items() if name in config.fields_of(of)), None)
-        for name in fields
-    }
-    for name, home in homes.items():
-        if home is None:
-            every = [field for of, _ in parts.values() for field in config.fields_of(of)]
+    """The networks within one.
+
+    A field is of the first that has it, of all where they are wholes themselves; a mapping under
+    the name of a part is for that one.
+    """
+    given: dict[str, dict[str, Any]] = {part: {} for part in parts}
+    for name, value in fields.items():
+        if name in parts and isinstance(value, Mapping):
+            continue
+        homes = [part for part, (of, found) in parts.items() if name in _fields_within(of, found)]
+        if not homes:
+            every = [field for part in parts.values() for field in _fields_within(*part)]
             raise UserError(
                 f"{model.__name__} has no field {name!r}; {config.did_you_mean(name, every)}"
             )
-    return {
-        part: _configured(of, found, {n: v for n, v in fields.items() if homes[n] == part})
-        for part, (of, found) in parts.items()
-    }
+        deep = any(_is_part(one) for one in parts[homes[0]][1].values())
+        for part in homes if deep else homes[:1]:
+            given[part][name] = value
+    for part in parts:
+        given[part] |= fields[part] if isinstance(fields.get(part), Mapping) else {}
+    return {part: _configured(of, found, given[part]) for part, (of, found) in parts.items()}
+
+
+def _fields_within(of, found):
+    """The fields of a network, or of those within it."""
+    inside = [part for part in found.values() if _is_part(part)]
+    return [f for part in inside for f in _fields_within(*part)] or list(config.fields_of(of))
 
 
 def _same(model, name, inferred, value):

@@ -85,9 +85,7 @@ def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
     only_last = not any(blocks[:-1])
     found["num_resnet_blocks"] = blocks[-1] if only_last else tuple(blocks)
     found |= quantizer.fields(state)
-    return found | {
-        name: told[name] for name in ("resnet_groups", *quantizer.TOLD) if name in told
-    }
+    return found | {name: told[name] for name in ("resnet_groups", *quantizer.TOLD) if name in told}
 
 
 def _index(key):

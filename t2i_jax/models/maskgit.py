@@ -4,6 +4,7 @@ tokens at once, some of them masked, and a text.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, cast
 
 import flax.linen as nn
@@ -309,6 +310,38 @@ class SelfCritic(nn.Module):
     def __call__(self, embed_BNC: Array) -> Array:
         """Float32 logits (B, N), high where a token is wrong."""
         return Dense(1, ("embed", None), name="to_pred")(embed_BNC)[..., 0].astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskGitAndTokenizer:
+    """A MaskGIT with the image tokenizers and the critic that were saved along with it, as
+    muse-maskgit-pytorch saves them.
+
+    Their parameters are {"transformer": params, "tokenizer": weights of the tokenizer}, with
+    "cond_tokenizer" and "critic" where there are such.
+
+    Attributes:
+      cond_tokenizer: that of the small images that super-resolution enlarges; None: `tokenizer`,
+        or no image is conditioned on.
+      critic: `TokenCritic` or `SelfCritic`; None: none.
+    """
+
+    transformer: MaskGitTransformer
+    tokenizer: Any
+    cond_tokenizer: Any = None
+    critic: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseAndSuperres:
+    """The two MaskGITs of a Muse of muse-maskgit-pytorch, saved as one: captions to images, and
+    these to larger ones.
+
+    Their parameters are {"base": parameters of a `MaskGitAndTokenizer`, "superres": likewise}.
+    """
+
+    base: MaskGitAndTokenizer
+    superres: MaskGitAndTokenizer
 
 
 def init_scale(compat: tuple[str, ...]) -> float:

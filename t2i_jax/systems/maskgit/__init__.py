@@ -7,4 +7,4 @@ NAMES = {
     "MaskGitOptions": "t2i_jax.systems.maskgit.options",
     "MaskGitSystem": "t2i_jax.systems.maskgit.system",
 }
-WEIGHTS = None
+WEIGHTS = "t2i_jax.systems.maskgit.weights"
