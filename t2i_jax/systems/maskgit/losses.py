@@ -31,6 +31,11 @@ class Draws(NamedTuple):
     gumbel_BNV: Array
     temperature: Array
 
+    @property
+    def hidden_BN(self) -> Array:
+        """True where the network does not see the token."""
+        return self.masked_BN & ~self.shown_BN
+
 
 def draw(
     key: Key,
@@ -92,10 +97,10 @@ def mean(x_BN: Array, where_BN: Array) -> Array:
 
 
 def redrawn(logits_BNV: Array, x_BN: Array, draws: Draws) -> Array:
-    """Tokens for a critic: `x_BN`, drawn from the logits where they were masked."""
+    """Tokens for a critic: `x_BN`, drawn from the logits where they were hidden."""
     noise_BNV = draws.gumbel_BNV * draws.temperature
     drawn_BN = jnp.argmax(jax.lax.stop_gradient(logits_BNV) + noise_BNV, axis=-1)
-    return jnp.where(draws.masked_BN, drawn_BN, x_BN)
+    return jnp.where(draws.hidden_BN, drawn_BN, x_BN)
 
 
 def wrongness(logits_BN: Array, wrong_BN: Array) -> Array:

@@ -395,8 +395,7 @@ class MaskGitTask(SystemTask):
 
     def _told(self, decoder, inputs, draws):
         """(logits of all tokens, the tokens that the network saw)."""
-        hidden_BN = draws.masked_BN & ~draws.shown_BN
-        x_BN = jnp.where(hidden_BN, self.network.mask_id, inputs.ids_BN)
+        x_BN = jnp.where(draws.hidden_BN, self.network.mask_id, inputs.ids_BN)
         before = None
         if self.network.self_cond:
             stopped = jax.lax.stop_gradient(decoder)
