@@ -180,10 +180,33 @@ def tokens(model: ImageTokenizer, weights: Mapping[str, Any], image_BHWC: Array)
 
 def pixels(model: ImageTokenizer, weights: Mapping[str, Any], ids_BN: Array) -> Array:
     """uint8 images (B, image_size, image_size, channels) from codes, rounded and clipped."""
+    return to_uint8(decoded(model, weights, ids_BN), model.pixel_range)
+
+
+def decoded(model: ImageTokenizer, weights: Mapping[str, Any], ids_BN: Array) -> Array:
+    """Float images (B, image_size, image_size, channels) from codes, as they leave the network."""
     ids_BHW = ids_BN.reshape(ids_BN.shape[0], *model.grid)
     variables = {"params": weights["generator"]}
     fmap = model.apply(variables, ids_BHW, weights.get("stats", {}), method="lookup")
-    return to_uint8(model.apply(variables, fmap, method="decode"), model.pixel_range)
+    return model.apply(variables, fmap, method="decode")
+
+
+def translated(
+    ids_BN: Array,
+    model: ImageTokenizer,
+    weights: Mapping[str, Any],
+    to: ImageTokenizer,
+    to_weights: Mapping[str, Any],
+) -> Array:
+    """The codes (B, N) int32 that another tokenizer has for the images of codes of `model`, of its
+    size; in between the images are not rounded.
+    """
+    (low, high), (to_low, to_high) = model.pixel_range, to.pixel_range
+    image = decoded(model, weights, ids_BN)
+    image = (image - low) / (high - low) * (to_high - to_low) + to_low
+    variables = {"params": to_weights["generator"]}
+    encoded = to.apply(variables, image, to_weights.get("stats", {}), method="encode")
+    return encoded.ids.reshape(image.shape[0], to.num_tokens)
 
 
 def check_sizes(model: ImageTokenizer, *widths: str) -> None:

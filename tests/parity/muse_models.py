@@ -66,10 +66,10 @@ def vae(**options: Any) -> Any:
     return load("muse_maskgit_pytorch").VQGanVAE(**{**sizes, **options})
 
 
-def maskgit(sizes: Sizes, **options: Any) -> Any:
+def maskgit(sizes: Sizes, *, seed: int = 0, **options: Any) -> Any:
     """The package's MaskGit, with gains that are not one."""
     torch, muse = load("torch"), load("muse_maskgit_pytorch")
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     common = dict(
         num_tokens=sizes.codes, dim=sizes.dim, seq_len=sizes.num_tokens, depth=sizes.depth,
         dim_head=sizes.dim_head, heads=sizes.heads, ff_mult=sizes.ff_mult, flash=False, t5_name=T5,

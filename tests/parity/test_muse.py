@@ -3,18 +3,24 @@ images token for token, weights.
 """
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2i_jax import convert
+from t2i_jax import convert, runs
 from t2i_jax.decoding import logits as filters
 from t2i_jax.decoding import masked
 from t2i_jax.models.maskgit import MaskGitAndTokenizer
+from t2i_jax.runs import load as load_system
+from t2i_jax.systems import generation
+from t2i_jax.systems.base import Given
+from t2i_jax.systems.imported import TorchFile
 from t2i_jax.systems.maskgit import losses
 from t2i_jax.systems.maskgit.weights import OPTIONS
+from t2i_jax.systems.muse import weights as muse_weights
 from t2i_jax.systems.super_resolution.resizing import shrink
 from tests.parity import muse_models
 from tests.parity.muse_models import Sizes
@@ -57,15 +63,8 @@ def test_weights_both_ways(made, tmp_path):
     for model, params in (live, convert.from_torch(tmp_path / "maskgit.pt", **hidden)):
         assert isinstance(model, MaskGitAndTokenizer)
         assert (model.cond_tokenizer is not None) == sizes.two_tokenizers
-        out = convert.to_torch(model, params)
-        assert out.keys() == state.keys()
-        unused = ("norm.", "self_cond_to_init_embed.")
-        for key, value in state.items():
-            inside = key.removeprefix("token_critic.").removeprefix("net.")
-            if not inside.removeprefix("transformer.").startswith(unused):
-                assert torch.equal(out[key], value), key
+        _goes_back(theirs, convert.to_torch(model, params))
         assert (model.transformer, model.critic) == (live[0].transformer, live[0].critic)
-    theirs.load_state_dict(out, strict=True)
     task = found.task
     assert task.cond_drop_prob == sizes.cond_drop_prob and task.cond_image_size == sizes.small
     assert (task.no_mask_token_prob, task.self_cond_prob, task.critic_loss_weight) == (
@@ -201,8 +200,63 @@ def test_images_token_for_token(made, monkeypatch):
     with jax.default_matmul_precision("highest"):
         ours = system.make(arrays | ({} if small is None else {"cond": small}), keys, options)
     np.testing.assert_array_equal(ours.ids_BN, seen[0].reshape(ROWS, -1).numpy())
-    pixels = np.rint(255 * wanted.clamp(0, 1).numpy().transpose(0, 2, 3, 1))
-    assert np.abs(ours.images - pixels).max() <= 1
+    assert np.abs(ours.images - _pixels(wanted)).max() <= 1
+
+
+def test_muse_token_for_token(monkeypatch, tmp_path):
+    """Two MaskGits saved as one; the second stage reads the first one's images with a tokenizer of
+    its own.
+    """
+    small, large = Sizes(), Sizes(image_size=16, layers=2, small=8)
+    theirs = muse.Muse(base=muse_models.maskgit(small), superres=muse_models.maskgit(large, seed=1))
+    system = load_system(runs.import_torch(theirs, tmp_path / "run"))
+    assert not system.shared and system.task.image_size == 16
+    _goes_back(theirs, torch.load(runs.export_torch(tmp_path / "run", tmp_path / "back.pt")))
+    options = runs.load_run_recipe(tmp_path / "run").evaluation.options
+    options = dataclasses.replace(options, steps=STEPS, superres_steps=STEPS - 1)
+    text, seed = muse_models.texts(ROWS), 5
+    rows = next(generation.batches({"text": text}, ROWS, 1, seed, None))
+    noise = []
+    for stage, task in enumerate((system.base.task, system.superres.task)):
+        keys = jax.vmap(lambda key, n=stage: jax.random.fold_in(key, n))(rows.keys_B)
+        noise += list(_noise(keys, task.network)[0])[: STEPS - stage]
+    noise = iter(noise)
+    monkeypatch.setattr(package, "gumbel_noise", lambda _: next(noise))
+    for stage in (theirs.base_maskgit, theirs.superres_maskgit):
+        monkeypatch.setattr(stage.transformer, "encode_text", lambda texts: torch.tensor(text))
+    wanted = theirs(
+        ["a"] * ROWS, timesteps=STEPS, superres_timesteps=STEPS - 1, return_lowres=True,
+        return_pil_images=False,
+    )  # fmt: skip
+    with jax.default_matmul_precision("highest"):
+        ours = system.generate((text, (text != 0).any(-1)), options, seed=seed, return_stages=True)
+    for mine, images in zip(ours, reversed(wanted), strict=True):
+        assert np.abs(mine - _pixels(images)).max() <= 1
+
+
+def test_one_tokenizer_for_both_stages_is_seen():
+    base = muse_models.maskgit(Sizes())
+    superres = muse_models.maskgit(Sizes(image_size=16, small=8), vae=base.vae)
+    found = muse_weights.from_torch(TorchFile(muse.Muse(base, superres), None, {}, {}))
+    parts = {}
+    for name, part in found.parts.items():
+        own = part.task.system(part.params, {}, {}, muse_models.frozen(part), None)
+        parts[name] = Given(part.task.network, part.params, own)
+    assert found.task.with_parts(parts).system({}, {}, parts, {}, None).shared
+
+
+def _goes_back(theirs, back):
+    """What was written is what the package saved, and it loads it."""
+    state = theirs.state_dict()
+    assert state.keys() == back.keys()
+    unused = re.compile(r"(transformer|net|token_critic)\.(norm|self_cond_to_init_embed)\.")
+    for name, value in state.items():
+        assert unused.search(name) or torch.equal(back[name], value), name
+    theirs.load_state_dict(back, strict=True)
+
+
+def _pixels(images):
+    return np.rint(255 * images.clamp(0, 1).numpy().transpose(0, 2, 3, 1))
 
 
 def _noise(keys, network):
@@ -213,7 +267,7 @@ def _noise(keys, network):
         gumbel = [jax.random.gumbel(k[0], (network.num_tokens, network.codebook_size)) for k in own]
         uniform = [jax.random.uniform(k[1], (network.num_tokens,)) for k in own]
         steps.append((torch.tensor(np.stack(gumbel)), torch.tensor(np.stack(uniform))))
-    return (iter(side) for side in zip(*steps, strict=True))
+    return [iter(side) for side in zip(*steps, strict=True)]
 
 
 @pytest.mark.parametrize("tokens", [16, 256, 1024])

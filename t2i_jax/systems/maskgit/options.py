@@ -43,7 +43,8 @@ class MaskGitOptions:
       feather: what a mask keeps of init_images is kept in the pixels too, blended into the rest
         over so many pixels. None: it is kept in the tokens alone.
       compat: "muse-maskgit-pytorch": no guidance on the scores of a critic that reads the network's
-        own vectors; None: guided like those of any critic.
+        own vectors; and the second stage of Muse encodes the small images anew. None: guided like
+        those of any critic; and the second stage is given the tokens of the first.
     """
 
     steps: int = 24

@@ -483,6 +483,12 @@ class MaskGitTask(SystemTask):
                 f"cond_image_size={self.cond_image_size} is no part of image_size="
                 f"{own.image_size}; try {own.image_size // 2}."
             )
+        small = self.tokenizers[1]
+        if small is not None and small.codebook_size != own.codebook_size:
+            raise UserError(
+                f"superres_tokenizer.codebook_size={own.codebook_size} is not that of tokenizer, "
+                f"{small.codebook_size}, and one table holds the vectors of both; make them equal."
+            )
 
 
 def _apply(network, params, *inputs):

@@ -5,4 +5,4 @@ NAMES = {
     "MuseOptions": "t2i_jax.systems.muse.options",
     "MuseSystem": "t2i_jax.systems.muse.system",
 }
-WEIGHTS = None
+WEIGHTS = "t2i_jax.systems.muse.weights"

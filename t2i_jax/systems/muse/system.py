@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
+from t2i_jax.models import image_tokenizer
 from t2i_jax.pixels import as_pil
 from t2i_jax.systems import generation
+from t2i_jax.systems.maskgit.options import COMPAT
 from t2i_jax.systems.maskgit.system import MaskGitSystem, rows_in
 from t2i_jax.systems.muse.options import MuseOptions
 from t2i_jax.systems.text_to_image import TextToImage
@@ -28,12 +31,15 @@ class MuseSystem(TextToImage):
     Attributes:
       task: what joined it. weights: {}; they are those of the stages.
       base, superres: the stages.
+      shared: the second stage reads tokens of the tokenizer that makes the small images. False: it
+        has another one for them, and gets the tokens that that one has for the images.
     """
 
     task: MuseTask
     weights: Any
     base: MaskGitSystem
     superres: MaskGitSystem
+    shared: bool = True
 
     def __repr__(self) -> str:
         """A line for each stage."""
@@ -107,8 +113,24 @@ class MuseSystem(TextToImage):
                 if name.startswith(f"{number}/")
             }
             if ids_BN is not None:
-                arrays["cond_ids"] = ids_BN
+                as_they_are = self.shared and options.compat != COMPAT
+                arrays["cond_ids"] = ids_BN if as_they_are else self._translated(ids_BN)
             keys_B = jax.vmap(lambda key, n=number: jax.random.fold_in(key, n))(rows.keys_B)
             found = stage.make(arrays, keys_B, options)
             ids_BN = found.ids_BN
             yield found.images
+
+    def _translated(self, ids_BN):
+        base, superres = self.base, self.superres
+        with jax.set_mesh(base.mesh):
+            return _translated(
+                ids_BN,
+                base.frozen[base.task.own_tokenizer],
+                superres.frozen["tokenizer"],
+                models=(base.task.tokenizers[0], superres.task.tokenizers[1]),
+            )
+
+
+@functools.partial(jax.jit, static_argnames="models")
+def _translated(ids_BN, weights, to_weights, *, models):
+    return image_tokenizer.translated(ids_BN, models[0], weights, models[1], to_weights)

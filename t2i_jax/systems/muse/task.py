@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from t2i_jax.errors import UserError
 from t2i_jax.systems.base import Given, Part, SystemTask
@@ -107,15 +108,23 @@ class MuseTask(SystemTask):
         """
         base, superres = parts["base"].system, parts["superres"].system
         _check(base.task, superres.task)
+        shared = _equal(base.frozen[base.task.own_tokenizer], superres.frozen["tokenizer"])
+        large = superres.task.superres_tokenizer
         task = dataclasses.replace(
             self,
             tokenizer=base.task.tokenizer,
-            superres_tokenizer=superres.task.superres_tokenizer,
+            superres_tokenizer=large if shared or large else superres.task.tokenizer,
             base=base.task.network,
             superres=superres.task.network,
             text=base.task.text,
         )
-        return MuseSystem(task, {}, base, superres)
+        return MuseSystem(task, {}, base, superres, shared)
+
+
+def _equal(one, other):
+    """Whether two tokenizers have the same weights."""
+    same = jax.tree.structure(one) == jax.tree.structure(other)
+    return same and all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
 
 
 def _check(base, superres):
