@@ -10,7 +10,7 @@ import t2i_jax as t2i
 
 def get_config() -> t2i.Recipe:
     """Two tokenizers, then MaskGIT at 32 pixels, then at 64, each in a folder of its own."""
-    small, large = _tokenizer(32, (1, 2)), _tokenizer(64, (1, 2, 3))
+    small, large = _tokenizer(32, (1, 2), (1, 1)), _tokenizer(64, (1, 2, 4), (0, 1, 1))
     text = t2i.LearnedText(dim=128, depth=2, heads=4, mlp_dim=512, vocab_size=256, max_length=20)
     network = t2i.MaskGitTransformer(dim=128, depth=4, heads=4, dim_head=32)
     base = t2i.MaskGitTask(network, text, small)
@@ -21,10 +21,10 @@ def get_config() -> t2i.Recipe:
         task=t2i.MuseTask(tokenizer=small, superres_tokenizer=large),
         data=_data(64),
         parts={
-            "tokenizer": _stage(t2i.TokenizerTask(small, l2_weight=1.0), 32, 400, 3e-3),
-            "superres_tokenizer": _stage(t2i.TokenizerTask(large, l2_weight=1.0), 64, 400, 3e-3),
-            "base": _stage(base, 32, 1600, 2e-3, weight_decay=0.03),
-            "superres": _stage(superres, 64, 500, 2e-3, weight_decay=0.03),
+            "tokenizer": _stage(t2i.TokenizerTask(small, l2_weight=1.0), 32, 350, 3e-3),
+            "superres_tokenizer": _stage(t2i.TokenizerTask(large, l2_weight=1.0), 64, 300, 3e-3),
+            "base": _stage(base, 32, 1500, 2e-3, weight_decay=0.03),
+            "superres": _stage(superres, 64, 400, 2e-3, weight_decay=0.03),
         },
         evaluation=t2i.Evaluation(
             judge="shapes",
@@ -39,16 +39,18 @@ def _data(size):
     return t2i.DataConfig(source="shapes", image_size=size)
 
 
-def _tokenizer(size, widths):
+def _tokenizer(size, widths, blocks):
     return t2i.VQGanVAE(
         dim=32,
         image_size=size,
         layers=len(widths),
         layer_mults=widths,
+        num_resnet_blocks=blocks,
         codebook_size=1024,
-        # pushed to use all codes alike, the tokenizer writes noise that can't be predicted
-        entropy_loss_weight=0.0,
-        commitment_weight=0.25,
+        lookup_free_quantization=False,
+        codebook_dim=16,
+        decay=0.95,
+        kmeans_init=False,
         pixel_range=(-1.0, 1.0),
     )
 
