@@ -24,7 +24,7 @@ from t2i_jax.aot import ahead
 from t2i_jax.cli import main as cli
 from t2i_jax.cli.compile import compile_for
 from t2i_jax.runs.recipe import load_recipe
-from tests.e2e import tiny, tiny_t5
+from tests.e2e import tiny, tiny_muse, tiny_t5
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 # In the order in which their commands run; a page may use the runs of the pages above it.
@@ -35,6 +35,7 @@ PAGES = (
     "docs/training.md",
     "docs/sampling.md",
     "docs/evaluation.md",
+    "docs/muse.md",
     "docs/from_pytorch/parti-pytorch.md",
     "docs/from_pytorch/imagen-pytorch.md",
     "docs/pods.md",
@@ -88,6 +89,10 @@ _SMALLER = {
     "images_per_prompt=16": "images_per_prompt=4",
     "((16, 24), (32, 48))": "((8, 12), (16, 24))",
     "np.arange(32) < 16, (32, 32)": "np.arange(16) < 8, (16, 16)",
+    "np.arange(64) < 32, (64, 64)": "np.arange(16) < 8, (16, 16)",
+    "t2i.MuseOptions(steps=12, superres_steps=8, ": "t2i.MuseOptions(steps=2, superres_steps=2, ",
+    "steps=8, return_steps=True": "steps=2, return_steps=True",
+    "edit_steps=40": "edit_steps=2",
 }  # fmt: skip
 
 
@@ -148,11 +153,18 @@ _TINY_IMAGEN = [
 ]
 
 
+# Recipes of several stages, in place of which a tiny one runs.
+_TINY_RECIPES = {
+    "configs/muse/shapes.py": "tests/e2e/tiny_muse.py",
+    "configs/muse/shapes_critic.py": "tests/e2e/tiny_critic.py",
+}
+
+
 def _changes(command):
     """What is added to the overrides of a command."""
     if command[1] == "train" and "imagen" in command[2]:
         return _TINY_IMAGEN
-    if command[1] == "train" and "toy" in command[2]:
+    if command[1] == "train" and ("toy" in command[2] or "muse" in command[2]):
         return []
     if command[1] == "train":
         return _TINY_LARGER if "super_resolution" in command[2] else _TINY
@@ -191,6 +203,7 @@ def place(tmp_path_factory):
     ):
         recipe = config.override(load_recipe(_ROOT / "configs" / family / f"{name}.py"), changes)
         runs.train(recipe, here / "runs" / {"shapes": "imagen"}.get(name, "larger"))
+    runs.train(tiny_muse.get_config(), here / "runs" / "muse")
     _photos(here / "photos")
     captions = re.findall(r'^    +"([a-z ,-]+)",$', "\n".join(_TEXT.values()), re.MULTILINE)
     tiny_t5.save(here / "t5-large", captions)
@@ -264,9 +277,16 @@ def _architecture(names):
     assert np.isfinite(names["generator_loss"]) and np.isfinite(names["discriminator_loss"])
 
 
+def _muse(names):
+    assert names["small"].shape == (1, 8, 8, 3) and names["large"].shape == (1, 16, 16, 3)
+    assert len(names["steps"]) == 2
+    np.testing.assert_array_equal(names["completed"][:, :, :4], names["images"][:, :, :4])
+
+
 _CHECKS = {
     "README.md": _readme,
     "docs/sampling.md": _sampling,
+    "docs/muse.md": _muse,
     "docs/from_pytorch/parti-pytorch.md": _parti_pytorch,
     "docs/from_pytorch/imagen-pytorch.md": _imagen_pytorch,
     "docs/architecture.md": _architecture,
@@ -279,7 +299,8 @@ def test_every_command_runs(place, monkeypatch, capsys, page):
     monkeypatch.setattr("t2i_jax.cli.compile.compile_for", _no_compiling)
     monkeypatch.setitem(systems.SYSTEMS, "toy", "tests.toy_system")
     for command in commands(page):
-        monkeypatch.setattr(sys, "argv", [*command, *_changes(command)])
+        words = [_TINY_RECIPES.get(word, word) for word in command]
+        monkeypatch.setattr(sys, "argv", [*words, *_changes(command)])
         try:
             cli.main()
         except SystemExit as stop:
