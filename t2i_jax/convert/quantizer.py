@@ -13,6 +13,7 @@ import numpy as np
 from t2i_jax import sharding
 from t2i_jax.convert import arguments
 from t2i_jax.convert.engine import LINEAR, SAME, Constant, Entry, State, reshaped
+from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 
 _CODEBOOK = "quantizer._codebook"
@@ -31,7 +32,15 @@ def table(model: Any, dim: int) -> list[Entry | Constant]:
 
     Args:
       dim: channels of the feature map that is quantised.
+
+    Raises:
+      UserError: FSQ, which the packages do not have.
     """
+    if model.fsq_levels is not None:
+        raise UserError(
+            f"fsq_levels={model.fsq_levels} has no form in the package, which has LFQ and a "
+            "codebook; t2i export writes the system as it is."
+        )
     return _lfq(model, dim) if model.lookup_free_quantization else _vq(model, dim)
 
 

@@ -1,5 +1,5 @@
 """What the image tokenizers of parti-pytorch and muse-maskgit-pytorch share: LFQ, or the codebook
-on the unit sphere of the packages' first releases.
+on the unit sphere of the packages' first releases; and FSQ, which both packages only cite.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from t2i_jax.errors import UserError
 from t2i_jax.models.image_tokenizer import QuantizedAutoencoder
 from t2i_jax.nn import quantize
 from t2i_jax.types import Array, Key
@@ -25,12 +26,22 @@ ALIASES = {
 
 
 class LfqOrVq(QuantizedAutoencoder):
-    """A `QuantizedAutoencoder` whose quantiser is one of the two.
+    """A `QuantizedAutoencoder` whose quantiser is one of the three.
 
-    A subclass has the fields that `ALIASES` names, `lookup_free_quantization`, `dtype`, and as
-    `discriminator()` needs them `dim`, `channels` and `discr_layers`; `setup` makes
+    A subclass has the fields that `ALIASES` names, `lookup_free_quantization`, `fsq_levels`,
+    `dtype`, and as `discriminator()` needs them `dim`, `channels` and `discr_layers`; `setup` makes
     `self.quantizer = self.make_quantizer(width)`.
     """
+
+    def __post_init__(self):
+        if self.fsq_levels is not None:
+            quantize.check_levels(self.fsq_levels, self.codebook_size)
+            if not self.lookup_free_quantization:
+                raise UserError(
+                    f"fsq_levels={self.fsq_levels} is given beside lookup_free_quantization=False, "
+                    "a codebook; leave one out."
+                )
+        super().__post_init__()
 
     @property
     def discriminator_dims(self) -> tuple[int, ...]:
@@ -56,6 +67,8 @@ class LfqOrVq(QuantizedAutoencoder):
     def make_quantizer(self, width: int, **where: Any) -> Any:
         """The quantiser of a feature map of so many channels."""
         weight = self.commitment_weight
+        if self.fsq_levels is not None:
+            return quantize.Fsq(width, self.fsq_levels, self.dtype, **where)
         if self.lookup_free_quantization:
             return quantize.Lfq(
                 width, self.codebook_size, self.entropy_loss_weight, self.diversity_gamma,

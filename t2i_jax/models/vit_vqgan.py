@@ -17,7 +17,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.discriminator import Discriminator
 from t2i_jax.models.lfq_or_vq import ALIASES, LfqOrVq
-from t2i_jax.nn import limits
+from t2i_jax.nn import limits, quantize
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.attention import add_to_all, attend_with_bias
 from t2i_jax.nn.conv import (
@@ -172,6 +172,7 @@ class _Network(LfqOrVq):
     remat: str = "dots"
     dtype: str = "float32"
     rotation_trick: bool = False
+    fsq_levels: tuple[int, ...] | None = None
 
     def __post_init__(self):
         limits.check(self)
@@ -237,6 +238,8 @@ class VitVQGanVAE(_Network):
       entropy_loss_weight, diversity_gamma: loss weights of LFQ. commitment_weight: None for 0 with
         LFQ (as the package with the current quantiser library; 0.25 with those of its day) and 1
         otherwise.
+      fsq_levels: the values of each channel of FSQ, which takes the place of LFQ and has no losses;
+        `codebook_size` is then their product and need not be given. None: no FSQ.
       codebook_dim, decay, kmeans_init: width, decay and initialisation of the codebook that is not
         look-up free. rotation_trick: its gradient is turned (`quantize.rotated`), as that of the
         package is with vector-quantize-pytorch from 1.15 on, instead of passing straight through.
@@ -254,7 +257,7 @@ class VitVQGanVAE(_Network):
           UserError: an unknown field, or one that is given under two names.
         """
         config.take_aliases(VitVQGanVAE, fields, _ALIASES)
-        super().__init__(*args, **fields)
+        super().__init__(*args, **quantize.sized(fields))
 
 
 def _spread(bias_RH, size):

@@ -14,7 +14,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.lfq_or_vq import ALIASES, LfqOrVq
 from t2i_jax.models.patch_discriminator import PatchDiscriminator
-from t2i_jax.nn import limits
+from t2i_jax.nn import limits, quantize
 from t2i_jax.nn.conv import POINTWISE, Dense, Upconv, conv, group_norm
 from t2i_jax.nn.transformer import REMAT
 from t2i_jax.types import Array
@@ -144,6 +144,7 @@ class _Network(LfqOrVq):
     remat: str = "none"
     dtype: str = "float32"
     rotation_trick: bool = False
+    fsq_levels: tuple[int, ...] | None = None
 
     def __post_init__(self):
         limits.check(self)
@@ -240,6 +241,8 @@ class VQGanVAE(_Network):
       entropy_loss_weight, diversity_gamma: loss weights of LFQ. commitment_weight: None for 0 with
         LFQ (as the package with the current quantiser library; 0.25 with those of its day) and 1
         otherwise.
+      fsq_levels: the values of each channel of FSQ, which takes the place of LFQ and has no losses;
+        `codebook_size` is then their product and need not be given. None: no FSQ.
       codebook_dim, decay, kmeans_init: width, decay and initialisation of the codebook that is not
         look-up free.
       discr_layers: layers of `discriminator()`. pixel_range: lowest and highest value of the float
@@ -256,7 +259,7 @@ class VQGanVAE(_Network):
           UserError: an unknown field, or one that is given under two names.
         """
         config.take_aliases(VQGanVAE, fields, _ALIASES)
-        super().__init__(*args, **fields)
+        super().__init__(*args, **quantize.sized(fields))
 
 
 def _rematted(block: Any, policy: str) -> Any:

@@ -1,5 +1,5 @@
-"""Quantisers: look-up free bits (LFQ), a cosine codebook of moving averages, a codebook trained by
-gradients.
+"""Quantisers: look-up free bits (LFQ), finite scalars (FSQ), a cosine codebook of moving averages,
+a codebook on the unit sphere that is trained by gradients.
 
 All have one interface. A call gives a `Quantized`; what training changes without a gradient (the
 codebook of moving averages) comes in as `codebook`, a dict of arrays, and goes out changed.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -173,6 +174,121 @@ def _joint(log_on_ND, log_off_ND):
         pair = jnp.stack([log_off_ND[:, i], log_on_ND[:, i]], axis=-1)
         log_p = (log_p[:, :, None] + pair[:, None, :]).reshape(log_p.shape[0], -1)
     return jnp.exp(log_p)
+
+
+class Fsq(nn.Module):
+    """Finite scalar quantisation: every channel is bounded and rounded to one of a few values, and
+    a code is one value of each channel (Mentzer et al. 2023, arXiv 2309.15505, section 3.1).
+
+    There is no codebook that could collapse, and no loss. As in vector-quantize-pytorch: linear
+    maps to and from the channels where their number is not `dim`; the first channel is the least
+    significant digit of a code.
+
+    Attributes:
+      dim: channels of the feature map. levels: values of each channel that is quantised, 3 or more
+        each; (8, 5, 5, 5) are 1000 codes, (8, 8, 8, 5, 5, 5) are 64,000.
+    """
+
+    dim: int
+    levels: tuple[int, ...]
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        check_levels(self.levels)
+        super().__post_init__()
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes."""
+        return math.prod(self.levels)
+
+    def setup(self):
+        """Makes the layers and parameters."""
+        if len(self.levels) != self.dim:
+            self.project_in = Dense(len(self.levels), ("embed", "latent"))
+            self.project_out = Dense(self.dim, ("latent", "embed"), dtype=self.dtype)
+
+    @nn.nowrap
+    def start(self, key: Key) -> dict[str, Array]:
+        """No statistics."""
+        return {}
+
+    def __call__(
+        self, x_BHWC: Array, codebook: Mapping[str, Array], train: bool = False
+    ) -> Quantized:
+        """Quantises a feature map; with `train` the gradient passes straight through the
+        rounding.
+        """
+        z = x_BHWC.astype(jnp.float32)
+        z = self.project_in(z) if len(self.levels) != self.dim else z
+        bounded = self._bounded(z)
+        whole = jnp.round(bounded)
+        ids = jnp.sum((whole.astype(jnp.int32) + self._half()) * self._basis(), axis=-1)
+        code = straight_through(bounded, whole) if train else whole
+        return Quantized(self._out(code / self._half()), ids, jnp.float32(0), z, codebook)
+
+    def lookup(self, ids: Array, codebook: Mapping[str, Array]) -> Array:
+        """Decoder input (..., dim) of indices (...)."""
+        digits = ids[..., None] // self._basis() % jnp.array(self.levels, jnp.int32)
+        return self._out((digits - self._half()) / self._half())
+
+    def _bounded(self, z):
+        """Between the lowest and the highest of the whole numbers that stand for a channel's
+        values. An even number of them lies half a step lower, and 0 stays where it was.
+        """
+        levels = jnp.array(self.levels, jnp.float32)
+        reach = (levels - 1) * (1 + 1e-3) / 2  # a little more, so that the outermost are reached
+        offset = jnp.where(levels % 2 == 0, 0.5, 0.0)
+        return jnp.tanh(z + jnp.arctanh(offset / reach)) * reach - offset
+
+    def _half(self):
+        return jnp.array([level // 2 for level in self.levels], jnp.int32)
+
+    def _basis(self):
+        basis = [math.prod(self.levels[:i]) for i in range(len(self.levels))]
+        return jnp.array(basis, jnp.int32)
+
+    def _out(self, code):
+        projected = len(self.levels) != self.dim
+        return self.project_out(code) if projected else code.astype(self.dtype)
+
+
+def check_levels(levels: Any, codebook_size: int | None = None) -> None:
+    """Refuses `fsq_levels` that make no FSQ.
+
+    Args:
+      codebook_size: of the network that has them; None: not to be compared.
+
+    Raises:
+      UserError: what is no tuple of whole numbers, a channel of fewer than 3 values, more codes
+        than int32 counts, or another number of codes than `codebook_size`.
+    """
+    if (
+        not isinstance(levels, (tuple, list))
+        or not levels
+        or any(type(level) is not int or level < 3 for level in levels)
+    ):
+        raise UserError(
+            f"fsq_levels={levels!r} are no whole numbers of 3 or more, one per channel; try "
+            "(8, 5, 5, 5) for 1000 codes."
+        )
+    size = math.prod(levels)
+    if size >= 2**31:
+        raise UserError(f"fsq_levels={levels!r} make {size} codes; give fewer than 2**31.")
+    if codebook_size not in (None, size):
+        raise UserError(
+            f"codebook_size={codebook_size} is not the {size} codes of fsq_levels={levels!r}; set "
+            f"codebook_size={size}."
+        )
+
+
+def sized(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a network, with the `codebook_size` of `fsq_levels` where it is not given."""
+    levels = fields.get("fsq_levels")
+    if levels is None or "codebook_size" in fields:
+        return dict(fields)
+    check_levels(levels)
+    return {**fields, "codebook_size": math.prod(levels)}
 
 
 class CosineVq(nn.Module):

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2i_jax import config
+from t2i_jax import config, convert, sharding
 from t2i_jax.errors import UserError
+from t2i_jax.models import image_tokenizer
+from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.models.vqgan import VQGanVAE
 
 
@@ -31,6 +33,12 @@ def test_fields_by_the_names_of_the_package():
         (dict(dim=16, first_conv_kernel_size=4), "is even, which changes the image's size; try 5"),
         (dict(dim=16, layers=0), "layers=0 is not positive"),
         (dict(dim=16, remat="some"), "remat='some' is not known"),
+        (dict(dim=16, fsq_levels=(8, 5), codebook_size=50), "not the 40 codes .* set codebook_si"),
+        (dict(dim=16, fsq_levels=(8, 1)), "no whole numbers of 3 or more"),
+        (
+            dict(dim=16, fsq_levels=(8, 5), lookup_free_quantization=False),
+            "fsq_levels=.* beside lookup_free_quantization=False",
+        ),
     ],
 )
 def test_refusals(fields, sentence):
@@ -52,3 +60,16 @@ def test_dead_codes_of_the_cosine_codebook_are_revived(key):
     np.testing.assert_array_equal(after["embed"][0], fresh[0])
     np.testing.assert_array_equal(after["embed"][1], before["embed"][1])
     assert VQGanVAE(dim=16).revive({}, {}, dead, fresh) == ({}, {})
+
+
+@pytest.mark.parametrize("network", [VQGanVAE, VitVQGanVAE])
+def test_fsq_takes_the_place_of_the_bits(network, key):
+    vae = network(dim=16, image_size=16, fsq_levels=(5, 4))
+    assert vae.codebook_size == 20 and vae.start(key) == {}
+    assert vae.clone(channels=1).fsq_levels == (5, 4)
+    assert config.from_dict(config.to_dict(vae), {network.__name__: network}) == vae
+    assert vae.revive({}, {}, jnp.ones(20, bool), jnp.ones((20, 2))) == ({}, {})
+    shapes = sharding.unbox(image_tokenizer.abstract(vae))["generator"]["quantizer"]
+    assert shapes["project_in"]["kernel"].shape[1] == 2
+    with pytest.raises(UserError, match="fsq_levels=.* has no form in the package"):
+        convert.to_state(vae, {})

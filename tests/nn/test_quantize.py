@@ -35,6 +35,8 @@ def _made(quantiser, key, shape=(2, 3, 3, 12)):
 QUANTISERS = {
     "lfq": quantize.Lfq(12, 64),
     "lfq without projections": quantize.Lfq(12, 4096),
+    "fsq": quantize.Fsq(12, (8, 5, 4)),
+    "fsq without projections": quantize.Fsq(12, (3,) * 6 + (4,) * 3 + (5,) * 3),
     "cosine": quantize.CosineVq(12, 16, 4, kmeans_init=False),
     "cosine, k-means": quantize.CosineVq(12, 16, 12),
     "factorised": quantize.FactorisedVq(12, 16, 4),
@@ -103,3 +105,33 @@ def test_kmeans_finds_clusters_and_runs_once(key):
 def test_lfq_refuses_sizes_that_are_no_power_of_two():
     with pytest.raises(UserError, match="codebook_size=1000 is no power of 2.*1024"):
         quantize.Lfq(8, 1000)
+
+
+def test_fsq_counts_every_code_once():
+    """Latents that reach everywhere give all codes, each its own; the first channel is the least
+    significant digit, and 0 is the middle value, above the half of an even number.
+    """
+    quantiser = quantize.Fsq(3, (4, 5, 3))
+    axis = np.linspace(-4, 4, 41)
+    grid = np.stack(np.meshgrid(axis, axis, axis), axis=-1).reshape(1, 1, -1, 3)
+    out = quantiser.apply({}, jnp.asarray(grid), {})
+    assert set(np.unique(out.ids)) == set(range(60)) and quantiser.codebook_size == 60
+    codes = quantiser.apply({}, jnp.arange(60), {}, method="lookup")
+    assert len(np.unique(np.asarray(codes), axis=0)) == 60
+    np.testing.assert_array_equal(np.unique(codes[:, 0]), [-1, -0.5, 0, 0.5])
+    np.testing.assert_allclose(codes[1] - codes[0], [0.5, 0, 0])
+    assert quantiser.apply({}, jnp.zeros((1, 1, 1, 3)), {}).ids.item() == 2 + 4 * 2 + 20 * 1
+
+
+@pytest.mark.parametrize(
+    "levels, sentence",
+    [
+        ((8, 2), r"fsq_levels=\(8, 2\) are no whole numbers of 3 or more"),
+        ((), "fsq_levels=\\(\\) are no whole numbers"),
+        (8, "fsq_levels=8 are no whole numbers"),
+        ((1000,) * 4, "make 1000000000000 codes; give fewer"),
+    ],
+)
+def test_levels_that_make_no_fsq_are_refused(levels, sentence):
+    with pytest.raises(UserError, match=sentence):
+        quantize.Fsq(8, levels)
