@@ -26,6 +26,7 @@ _HOMES = {
     "VitVQGanVAE": "t2i_jax.models.vit_vqgan",
     "VQGanVAE": "t2i_jax.models.vqgan",
     "ViTVQGAN": "t2i_jax.models.vit_vqgan_paper",
+    "VQGAN": "t2i_jax.models.taming_vqgan",
     "Discriminator": "t2i_jax.models.discriminator",
     "PatchDiscriminator": "t2i_jax.models.patch_discriminator",
     "StyleDiscriminator": "t2i_jax.models.stylegan_discriminator",

@@ -233,6 +233,15 @@ def revive_rows(table_KE: Array, dead_K: Array, fresh_KE: Array) -> Array:
     return jnp.where(dead_K[:, None], fresh_KE.astype(table_KE.dtype), table_KE)
 
 
+def revive_embedding(params: Params, dead_K: Array, fresh_KE: Array) -> dict[str, Any]:
+    """The parameters of a network whose quantiser has the parameter "embedding", with the dead rows
+    of that replaced.
+    """
+    quantizer = dict(params["quantizer"])
+    quantizer["embedding"] = revive_rows(quantizer["embedding"], dead_K, fresh_KE)
+    return {**params, "quantizer": quantizer}
+
+
 def abstract(model: ImageTokenizer) -> dict[str, Any]:
     """Shapes of the weights {"generator", "stats"}, boxed with their logical axes; nothing is
     computed.

@@ -188,11 +188,7 @@ class ViTVQGAN(image_tokenizer.QuantizedAutoencoder):
     @nn.nowrap
     def revive(self, params, codebook, dead_K: Array, fresh_KE: Array):
         """(params, codebook) with the dead codes replaced by latents of a recent batch."""
-        quantizer = dict(params["quantizer"])
-        quantizer["embedding"] = image_tokenizer.revive_rows(
-            quantizer["embedding"], dead_K, fresh_KE
-        )
-        return {**params, "quantizer": quantizer}, codebook
+        return image_tokenizer.revive_embedding(params, dead_K, fresh_KE), codebook
 
     def setup(self):
         """Makes the layers and parameters."""

@@ -176,11 +176,11 @@ def channel_norm(name: str, dtype="float32") -> nn.LayerNorm:
     )
 
 
-def group_norm(groups: int, name: str, dtype="float32") -> nn.GroupNorm:
-    """Group norm with a scale and a shift, epsilon 1e-5 as in PyTorch, statistics in float32."""
+def group_norm(groups: int, name: str, dtype="float32", epsilon: float = 1e-5) -> nn.GroupNorm:
+    """Group norm with a scale and a shift, epsilon as in PyTorch, statistics in float32."""
     return nn.GroupNorm(
         groups,
-        epsilon=1e-5,
+        epsilon=epsilon,
         dtype=dtype,
         use_fast_variance=False,
         scale_init=boxed(nn.initializers.ones, "conv_out"),

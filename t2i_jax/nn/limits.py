@@ -18,6 +18,8 @@ _COUNTS = (
     "layers",
     "decoder_layers",
     "blocks",
+    "encoder_blocks",
+    "decoder_blocks",
     "num_resnet_blocks",
     "layer_attns_depth",
     "layer_mid_attns_depth",

@@ -1,5 +1,6 @@
 """Quantisers: look-up free bits (LFQ), finite scalars (FSQ), a cosine codebook of moving averages,
-a codebook on the unit sphere that is trained by gradients.
+a codebook on the unit sphere that is trained by gradients. `nn.codebook` has codebooks in the whole
+space.
 
 All have one interface. A call gives a `Quantized`; what training changes without a gradient (the
 codebook of moving averages) comes in as `codebook`, a dict of arrays, and goes out changed.
@@ -416,8 +417,8 @@ class FactorisedVq(nn.Module):
     """The codebook of ViT-VQGAN: few dimensions, unit length on both sides, trained by gradients
     (Yu et al. 2021, 3.2).
 
-    loss = beta * |sg(code) - z|^2 + |code - sg(z)|^2, both normalised; the decoder reads the unit
-    code.
+    loss = beta * |sg(code) - z|^2 + codebook_weight * |code - sg(z)|^2, both normalised; the
+    decoder reads the unit code.
     """
 
     dim: int
@@ -426,6 +427,7 @@ class FactorisedVq(nn.Module):
     beta: float = 0.25
     dtype: str = "float32"
     dim_out: int | None = None  # None: dim
+    codebook_weight: float = 1.0
 
     def setup(self):
         """Makes the layers and parameters."""
@@ -462,7 +464,7 @@ class FactorisedVq(nn.Module):
         code, loss = codes[ids], jnp.float32(0)
         if train:
             loss = self.beta * jnp.mean((jax.lax.stop_gradient(code) - z) ** 2)
-            loss += jnp.mean((code - jax.lax.stop_gradient(z)) ** 2)
+            loss += self.codebook_weight * jnp.mean((code - jax.lax.stop_gradient(z)) ** 2)
             # The gradient reaches the latents before their normalisation.
             code = straight_through(raw, code)
         return Quantized(self.project_out(code), ids, loss, z, codebook)

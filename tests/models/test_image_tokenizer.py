@@ -1,5 +1,7 @@
 """The protocol of image tokenizers, with a convolutional one that runs at several sizes."""
 
+import functools
+
 import chex
 import flax.linen as nn
 import jax
@@ -10,6 +12,7 @@ import pytest
 from t2i_jax import sharding
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
+from t2i_jax.models.taming_vqgan import VQGAN
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
 from t2i_jax.models.vqgan import VQGanVAE
@@ -78,8 +81,12 @@ MODELS = {
     "muse-maskgit-pytorch": VQGanVAE(
         dim=8, image_size=16, layers=2, resnet_groups=4, codebook_size=16
     ),
+    "taming-transformers, with FSQ": VQGAN(
+        dim=8, image_size=16, dim_mults=(1, 1, 1), encoder_blocks=1, decoder_blocks=1, groups=4,
+        attention=(), middle_attention=False, fsq_levels=(4, 4),
+    ),
     "convolutional": Convolutional(),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -87,23 +94,29 @@ def test_every_tokenizer_fits_the_protocol(name, key):
     model = MODELS[name]
     assert isinstance(model, image_tokenizer.ImageTokenizer)
     assert (model.grid, model.num_tokens, model.patch_size) == ((4, 4), 16, 4)
-    weights = sharding.unbox(image_tokenizer.init(model, key))
+    weights = sharding.unbox(jax.jit(functools.partial(image_tokenizer.init, model))(key))
     chex.assert_trees_all_equal_shapes_and_dtypes(
         weights, sharding.unbox(image_tokenizer.abstract(model))
     )
     image = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
-    ids = image_tokenizer.tokens(model, weights, image)
+    ids = jax.jit(functools.partial(image_tokenizer.tokens, model))(weights, image)
     chex.assert_shape(ids, (2, 16))
-    again = image_tokenizer.pixels(model, weights, ids)
+    again = jax.jit(functools.partial(image_tokenizer.pixels, model))(weights, ids)
     chex.assert_shape(again, (2, 16, 16, 3))
     chex.assert_type(again, jnp.uint8)
     kernel = weights["generator"]
     for part in model.last_layer:
         kernel = kernel[part]
     variables = {"params": weights["generator"]}
-    recon, encoded = model.apply(variables, to_float(image, model.pixel_range), weights["stats"])
-    features = model.apply(variables, encoded.fmap, method="features")
-    chex.assert_trees_all_close(model.apply(variables, features, method="pixels"), recon)
+
+    @jax.jit
+    def both_ways(variables, image):
+        recon, encoded = model.apply(variables, image, weights["stats"])
+        features = model.apply(variables, encoded.fmap, method="features")
+        return recon, model.apply(variables, features, method="pixels")
+
+    recon, same = both_ways(variables, to_float(image, model.pixel_range))
+    chex.assert_trees_all_close(same, recon)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -7,7 +7,7 @@ import pytest
 
 from t2i_jax import sharding
 from t2i_jax.errors import UserError
-from t2i_jax.nn import quantize
+from t2i_jax.nn import codebook, quantize
 
 
 def _brute_force(z_ND):
@@ -40,6 +40,9 @@ QUANTISERS = {
     "cosine": quantize.CosineVq(12, 16, 4, kmeans_init=False),
     "cosine, k-means": quantize.CosineVq(12, 16, 12),
     "factorised": quantize.FactorisedVq(12, 16, 4),
+    "nearest": codebook.NearestVq(12, 16, 4),
+    "nearest without projections": codebook.NearestVq(12, 16, 12, projected=False),
+    "gumbel": codebook.GumbelVq(12, 16, 4),
 }
 
 
@@ -105,6 +108,31 @@ def test_kmeans_finds_clusters_and_runs_once(key):
 def test_lfq_refuses_sizes_that_are_no_power_of_two():
     with pytest.raises(UserError, match="codebook_size=1000 is no power of 2.*1024"):
         quantize.Lfq(8, 1000)
+
+
+def test_the_nearest_code_is_the_nearest(key):
+    quantiser = QUANTISERS["nearest without projections"]
+    x, statistics, variables = _made(quantiser, key)
+    table = jax.random.normal(key, (16, 12)) * jnp.arange(1, 17)[:, None]  # of any length
+    out = quantiser.apply({"params": {"embedding": table}}, x, statistics, True)
+    apart = jnp.linalg.norm(x[..., None, :] - table, axis=-1)
+    np.testing.assert_array_equal(out.ids, apart.argmin(-1))
+    squared = jnp.mean((out.latents - table[out.ids]) ** 2)
+    np.testing.assert_allclose(out.loss, (1.0 + 0.25) * squared, rtol=1e-5)
+
+
+def test_gumbel_noise_comes_from_its_key(key):
+    quantiser = QUANTISERS["gumbel"]
+    x, statistics, variables = _made(quantiser, key)
+
+    def ids(train, **keys):
+        return np.asarray(quantiser.apply(variables, x, statistics, train, rngs=keys).ids)
+
+    noisy = ids(True, codes=jax.random.key(1))
+    np.testing.assert_array_equal(noisy, ids(True, codes=jax.random.key(1)))
+    assert np.any(noisy != ids(True, codes=jax.random.key(2)))
+    np.testing.assert_array_equal(ids(True), ids(False))
+    np.testing.assert_array_equal(ids(False, codes=jax.random.key(1)), ids(False))
 
 
 def test_fsq_counts_every_code_once():

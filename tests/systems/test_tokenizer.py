@@ -10,10 +10,14 @@ import pytest
 
 from t2i_jax import config, sharding
 from t2i_jax.errors import UserError
+from t2i_jax.eval.evaluation import Evaluation
 from t2i_jax.models.discriminator import Discriminator
+from t2i_jax.models.patch_discriminator import PatchDiscriminator
 from t2i_jax.models.stylegan_discriminator import StyleDiscriminator
+from t2i_jax.models.taming_vqgan import VQGAN, preset
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
+from t2i_jax.models.vqgan import VQGanVAE
 from t2i_jax.systems.tokenizer import losses
 from t2i_jax.systems.tokenizer.system import TokenizerSystem
 from t2i_jax.systems.tokenizer.task import TokenizerTask
@@ -87,6 +91,64 @@ def test_it_learns_a_batch_by_heart(adversarial, key):
         assert seen[5]["adaptive_weight"] == 0 and seen[5]["discriminator_loss"] == 0
         assert seen[20]["adaptive_weight"] > 0 and seen[20]["discriminator_loss"] != 0
         assert seen[21]["penalty"] == 0 and seen[20]["penalty"] != 0  # every fourth step
+
+
+COMMON = dict(image_size=16, dim=8, groups=4, dim_mults=(1, 2), encoder_blocks=1, decoder_blocks=1)
+CODES = dict(z_channels=8, codebook_dim=4, codebook_size=16)
+CONVOLUTIONAL = {
+    "taming-transformers": VQGAN(**COMMON, **CODES, attention=()),
+    "gumbel": VQGAN(**COMMON, **CODES, assignment="gumbel", attention=(), middle_attention=False),
+    "maskgit, with FSQ": preset("maskgit-f16", **COMMON, fsq_levels=(5, 4)),
+    "muse-maskgit-pytorch, with FSQ": VQGanVAE(
+        dim=8, image_size=16, layers=2, resnet_groups=4, fsq_levels=(5, 4)
+    ),
+}
+GAMES = {
+    "maskgit, with FSQ": dict(
+        discriminator=PatchDiscriminator(dims=(8, 8), groups=4), penalty="none"
+    ),
+    "muse-maskgit-pytorch, with FSQ": dict(
+        discriminator=StyleDiscriminator(image_size=16, max_width=8), gan_loss="softplus",
+        penalty="r1",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_convolutional_tokenizers_learn(name, key):
+    game = dict(GAMES.get(name, {}), gan_start=2, adversarial_weight=0.01)
+    task = TokenizerTask(CONVOLUTIONAL[name], **game)
+    params, stats = sharding.unbox(jax.jit(task.init)(key))
+    optimiser = optax.adam(3e-3)
+    step = stepper(task, optimiser)
+    states = {group: optimiser.init(p) for group, p in params.items()}
+    seen = []
+    for i in range(30):
+        params, stats, states, metrics = step(
+            params, stats, states, {"image": IMAGES}, jax.random.key(i), i
+        )
+        seen.append({name: float(value) for name, value in metrics.items()})
+    assert seen[-1]["reconstruction"] < 0.9 * seen[0]["reconstruction"]
+    assert all(np.isfinite(value) for value in seen[-1].values())
+    assert seen[-1]["codebook_usage"] > 0
+    if "FSQ" in name:
+        assert all(metrics["quantizer"] == 0 for metrics in seen)
+    if name in GAMES:
+        assert seen[-1]["adaptive_weight"] > 0 and seen[-1]["discriminator_loss"] != 0
+
+
+def test_a_convolutional_tokenizer_is_looked_at(key):
+    task = TokenizerTask(CONVOLUTIONAL["maskgit, with FSQ"])
+    params, stats = sharding.unbox(jax.jit(task.init)(key))
+    system = task.system(params, stats, {}, {}, None)
+
+    def held_out(count, names):
+        return {"image": IMAGES[:2]}
+
+    sheet, metrics = system.preview(held_out, Evaluation(preview=2))
+    found = system.evaluate(held_out, Evaluation(pictures=2, preview=2))
+    assert sheet.dtype == np.uint8 and np.isfinite(metrics["eval/psnr"])
+    assert 0 < found.metrics["codebook_usage"] <= 1
 
 
 class Distance(nn.Module):

@@ -17,6 +17,7 @@ from t2i_jax import config, sharding
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.vgg import Vgg16
+from t2i_jax.nn.codebook import NOISE
 from t2i_jax.nn.flops import flops_of
 from t2i_jax.pixels import to_float
 from t2i_jax.systems.base import Given, Part, SystemTask
@@ -41,7 +42,8 @@ class TokenizerTask(SystemTask):
     perceptual network, else {}.
 
     Attributes:
-      model: the network, `VitVQGanVAE` or `ViTVQGAN`.
+      model: the network: `VitVQGanVAE`, `VQGanVAE`, `ViTVQGAN`, `VQGAN`, or another one that fits
+        the protocol `ImageTokenizer`.
       discriminator: module from float images to logits; None: no adversarial loss.
       perceptual: module `(real, fake) -> scalar` over images in [0, 1], weights from outside; None:
         no such loss.
@@ -179,7 +181,8 @@ class TokenizerTask(SystemTask):
         adversarial terms.
         """
         image = to_float(batch["image"], self.model.pixel_range)
-        encoded = self._encode(params["generator"], stats, image, train=True)
+        noise = {NOISE: jax.random.fold_in(key, 1)}  # `_counted` has the key itself
+        encoded = self._encode(params["generator"], stats, image, train=True, rngs=noise)
         features = self._apply(params["generator"], encoded.fmap, method="features")
         recon = self._apply(params["generator"], features, method="pixels")
         rec = self._reconstruction(recon, image)
@@ -264,8 +267,10 @@ class TokenizerTask(SystemTask):
     def _apply(self, generator, *args, method, **options):
         return self.model.apply({"params": generator}, *args, method=method, **options)
 
-    def _encode(self, generator, stats, image, train=False):
-        return self._apply(nn.meta.unbox(generator), image, stats, train, method="encode")
+    def _encode(self, generator, stats, image, train=False, **options):
+        return self._apply(
+            nn.meta.unbox(generator), image, stats, train, method="encode", **options
+        )
 
     def _reconstruction(self, recon, image):
         weights = self.l1_weight, self.l2_weight, self.logit_laplace_weight
