@@ -21,6 +21,7 @@ from t2i_jax.convert import (
     parti,
     state_dict,
     t5,
+    taming_vqgan,
     torch_io,
     unet,
     vgg,
@@ -43,6 +44,10 @@ NETWORKS: dict[str, engine.Network] = {
     "imagen-pytorch": imagen.NETWORK,
     "parti-pytorch image tokenizer": vit_vqgan.NETWORK,
     "muse-maskgit-pytorch image tokenizer": vqgan.NETWORK,
+    "taming-transformers VQGAN": taming_vqgan.TAMING,
+    "diffusers VQModel": taming_vqgan.DIFFUSERS,
+    "open-muse VQGAN of MaskGIT": taming_vqgan.OPEN_MUSE,
+    "LlamaGen VQGAN": taming_vqgan.LLAMAGEN,
     "muse-maskgit-pytorch token critic": maskgit.CRITIC,
     "imagen-pytorch U-Net": unet.NETWORK,
     "imagen-pytorch empty U-Net": unet.NULL,
@@ -124,29 +129,39 @@ def _told(network, module, loaded):
     return network.stored(loaded) if module is None else network.told(module)
 
 
-def to_torch(model: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+def to_torch(model: Any, params: Mapping[str, Any], names: str | None = None) -> dict[str, Any]:
     """The state dict (tensors) with which the PyTorch network does what `model` does with `params`.
 
     Two things no state dict can say: images are in `model.pixel_range`, (0, 1) in parti-pytorch;
     and a `Parti` without compat=("misaligned_bias",) counts positions otherwise than the package. A
     discriminator may be absent.
 
+    Args:
+      names: a key of `NETWORKS`, where several packages have the network under names of their own;
+        None: the first of them that has it.
+
     Raises:
       UserError: a model that has no PyTorch form, or parameters that are not its own (all that is
         wrong is listed).
     """
-    return torch_io.tensors(to_state(model, params))
+    return torch_io.tensors(to_state(model, params, names))
 
 
-def to_state(model: Any, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def to_state(
+    model: Any, params: Mapping[str, Any], names: str | None = None
+) -> dict[str, np.ndarray]:
     """The state dict of `to_torch` as NumPy arrays, for `torch_io.write`."""
-    for network in NETWORKS.values():
-        if type(model) is network.model:
-            return engine.to_torch(
-                network.table(model), params, network.shapes(model), network.optional
-            )
-    names = ", ".join(network.model.__name__ for network in NETWORKS.values())
-    raise UserError(f"model={type(model).__name__} has no PyTorch form; those with one: {names}.")
+    homes = {name: one for name, one in NETWORKS.items() if type(model) is one.model}
+    if homes:
+        if names is not None:
+            config.one_of("names", names, homes)
+        fitting = (name for name, one in homes.items() if one.writes(model))
+        network = homes[names or next(fitting, next(iter(homes)))]
+        return engine.to_torch(
+            network.table(model), params, network.shapes(model), network.optional
+        )
+    known = ", ".join(dict.fromkeys(network.model.__name__ for network in NETWORKS.values()))
+    raise UserError(f"model={type(model).__name__} has no PyTorch form; those with one: {known}.")
 
 
 def _converted(loaded, module, fields, told):

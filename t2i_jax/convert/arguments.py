@@ -128,6 +128,21 @@ VIT_ENC_DEC: Rows = dict.fromkeys(
     "dim image_size channels layers patch_size dim_head heads ff_mult".split(), READ
 )
 
+# of diffusers
+VQ_MODEL: Rows = {
+    **dict.fromkeys(
+        """in_channels out_channels down_block_types up_block_types block_out_channels
+        layers_per_block latent_channels num_vq_embeddings norm_num_groups vq_embed_dim
+        mid_block_add_attention""".split(),
+        READ,
+    ),
+    "act_fn": Only("silu", "swish"),
+    "norm_type": Only("group"),
+    "sample_size": NO_EFFECT,  # it is convolutional
+    # of the latents of a diffusion model
+    **dict.fromkeys("scaling_factor lookup_from_codebook force_upcast".split(), NO_EFFECT),
+}
+
 LFQ: Rows = {
     **dict.fromkeys(
         """dim codebook_size entropy_loss_weight commitment_loss_weight diversity_gamma""".split(),

@@ -136,6 +136,8 @@ class Network:
       told: the fields that a live module tells, in whole; it refuses options of the module that
         have no form here. None: `fields` reads the module.
       stored: the same for what a checkpoint holds beside the weights: `loaded -> fields`.
+      writes: whether a model has a form under the names of this package, where several packages
+        have the same network.
       same: `(name, inferred fields, value) -> bool`, whether a field that is told is what was
         inferred.
     """
@@ -150,6 +152,7 @@ class Network:
     upgrade: Callable[[State], State] = dict
     told: Callable[[Any], Mapping[str, Any]] | None = None
     stored: Callable[[Any], Mapping[str, Any]] = lambda loaded: {}
+    writes: Callable[[Any], bool] = lambda model: True
     same: Callable[[str, Mapping[str, Any], Any], bool] = lambda name, found, value: (
         found[name] == value
     )

@@ -1,4 +1,6 @@
-"""Image tokenizers of parti-pytorch and muse-maskgit-pytorch with their discriminators."""
+"""Image tokenizers of parti-pytorch and muse-maskgit-pytorch with their discriminators, and the
+VQGAN of taming-transformers and its kin.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,14 @@ import jax
 
 from t2i_jax import convert
 from t2i_jax.convert import arguments, torch_io
+from t2i_jax.models.taming_vqgan import VQGAN
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.models.vqgan import VQGanVAE
 from t2i_jax.systems.imported import Imported, TorchFile
 from t2i_jax.systems.tokenizer.task import TokenizerTask
 
-_NETWORKS = (VitVQGanVAE, VQGanVAE)
+_WITH_DISCRIMINATOR = (VitVQGanVAE, VQGanVAE)
+_NETWORKS = (*_WITH_DISCRIMINATOR, VQGAN)
 
 
 def from_torch(file: TorchFile) -> Imported | None:
@@ -38,9 +42,11 @@ def imported(
     """A tokenizer from its network and its weights as `convert.from_torch` gives them.
 
     Args:
-      settings: arguments of the package's class that are none of the network's.
+      settings: arguments of the package's class that are none of the network's; `VQGAN` has none.
     """
     settings = settings or {}
+    if isinstance(model, VQGAN):
+        arguments.check("tokenizer", {}, settings)
     arguments.check("tokenizer", _SETTINGS, settings)
     squared, hinge = settings.get("l2_recon_loss", False), settings.get("use_hinge_loss", True)
     task = TokenizerTask(
@@ -65,7 +71,9 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
     """
     task, params = contents.recipe.task, contents.averaged
     model = task.model
-    if isinstance(model, _NETWORKS) and task.discriminator is not None:
+    if isinstance(model, VQGAN):
+        params = {"generator": params["generator"]}
+    elif isinstance(model, _WITH_DISCRIMINATOR) and task.discriminator is not None:
         own = model.discriminator() if model.discr_layers else None
         kept = ("generator", "discriminator") if task.discriminator == own else ("generator",)
         params = {name: params[name] for name in kept}
