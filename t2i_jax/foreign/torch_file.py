@@ -15,6 +15,16 @@ from t2i_jax.foreign import file
 
 ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
 _REMEDY = "save its state_dict() again, best as .safetensors"
+# What Lightning before 1.6 has as keys beside the weights: classes, of which none is made. The
+# public VQGANs are such files.
+_KEYS = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+)
+
+
+class _Key:
+    """Stands for a class of `_KEYS`; there is nothing in it."""
 
 
 def load(path: str | os.PathLike, field: str) -> Any:
@@ -31,7 +41,9 @@ def load(path: str | os.PathLike, field: str) -> Any:
     with reading, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with torch.sparse.check_sparse_tensor_invariants():  # else a damaged one may crash
+            names = torch.serialization.safe_globals([(_Key, name) for name in _KEYS])
+            # without the check a damaged one may crash
+            with torch.sparse.check_sparse_tensor_invariants(), names:
                 return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             found = re.search(r"GLOBAL ([\w.]+)", str(error))

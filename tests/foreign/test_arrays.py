@@ -4,6 +4,8 @@ code.
 
 import collections
 import os
+import sys
+import types
 
 import ml_dtypes
 import numpy as np
@@ -128,6 +130,25 @@ def test_damaged_and_hostile_files_are_one_sentence_and_run_nothing(tmp_path, mo
     assert not (tmp_path / "ran").exists()
     with pytest.raises(UserError, match="Linear.*could run code"):
         torch_io.load(tmp_path / "module.pt")
+
+
+def test_classes_that_lightning_has_as_keys_are_named_and_not_made(tmp_path, monkeypatch):
+    home = "pytorch_lightning.callbacks.model_checkpoint"
+    parts = home.split(".")
+    for i in range(1, len(parts) + 1):
+        module = types.ModuleType(".".join(parts[:i]))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": home})
+    module.Other = type("Other", (), {"__module__": home})
+    for name in ("ModelCheckpoint", "Other"):
+        kept = {"callbacks": {getattr(module, name): {"best": BASE}}, "state_dict": {"a": BASE}}
+        torch.save(kept, tmp_path / f"{name}.ckpt")
+    monkeypatch.undo()
+    loaded = torch_io.load(tmp_path / "ModelCheckpoint.ckpt")
+    assert torch.equal(loaded["state_dict"]["a"], BASE)
+    assert home not in sys.modules
+    with pytest.raises(UserError, match="model_checkpoint.Other.*could run code"):
+        torch_io.load(tmp_path / "Other.ckpt")
 
 
 def test_every_type_of_safetensors_is_read(tmp_path):
