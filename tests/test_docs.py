@@ -38,6 +38,7 @@ PAGES = (
     "docs/muse.md",
     "docs/from_pytorch/parti-pytorch.md",
     "docs/from_pytorch/imagen-pytorch.md",
+    "docs/from_pytorch/vqgan.md",
     "docs/pods.md",
     "docs/first_pod.md",
     "docs/architecture.md",
@@ -57,6 +58,10 @@ _SMALLER = {
     "dim=512, depth=8, dim_head=64, heads=8": "dim=16, depth=1, dim_head=8, heads=2",
     "dim=1024, depth=12, heads=16, mlp_dim=4096": "dim=16, depth=1, heads=2, mlp_dim=16",
     "vocab_size=16000": "vocab_size=32",
+    'preset("muse-f16", image_size=256)':
+        'preset("muse-f16", image_size=16, dim=32, dim_mults=(1, 1), codebook_size=16)',
+    "StyleDiscriminator(image_size=256)": "StyleDiscriminator(image_size=16, max_width=8)",
+    "steps=1_000_000, batch_size=256": "steps=2, batch_size=8",
     "image_size=256, max_width=512": "image_size=16, max_width=8",
     "image_size=256,": "image_size=16,",
     "image_size=256)": "image_size=16)",
