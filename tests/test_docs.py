@@ -25,6 +25,7 @@ from t2i_jax.cli import main as cli
 from t2i_jax.cli.compile import compile_for
 from t2i_jax.runs.recipe import load_recipe
 from tests.e2e import tiny, tiny_muse, tiny_t5
+from tests.parity import muse_models
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 # In the order in which their commands run; a page may use the runs of the pages above it.
@@ -39,6 +40,7 @@ PAGES = (
     "docs/from_pytorch/parti-pytorch.md",
     "docs/from_pytorch/imagen-pytorch.md",
     "docs/from_pytorch/vqgan.md",
+    "docs/from_pytorch/muse-maskgit-pytorch.md",
     "docs/pods.md",
     "docs/first_pod.md",
     "docs/architecture.md",
@@ -53,9 +55,12 @@ _SMALLER = {
     "dim=256, image_size=256, patch_size=16, num_layers=3":
         "dim=8, image_size=16, patch_size=4, num_layers=1, heads=1, dim_head=8, ff_mult=1, "
         "codebook_size=16, discr_layers=0",
+    "dim=256, image_size=128, vq_codebook_size=512":
+        "dim=16, image_size=16, layers=2, vq_codebook_size=16, discr_layers=0",
     "image_size=256, patch_size=8, dim=512, layers=8, heads=8, mlp_dim=2048":
         "image_size=16, patch_size=4, dim=8, layers=1, heads=1, mlp_dim=16, codebook_size=16",
     "dim=512, depth=8, dim_head=64, heads=8": "dim=16, depth=1, dim_head=8, heads=2",
+    "dim=512, depth=2, dim_head=64, heads=8": "dim=16, depth=1, dim_head=8, heads=2",
     "dim=1024, depth=12, heads=16, mlp_dim=4096": "dim=16, depth=1, heads=2, mlp_dim=16",
     "vocab_size=16000": "vocab_size=32",
     'preset("muse-f16", image_size=256)':
@@ -87,6 +92,8 @@ _SMALLER = {
     "image_sizes=(64, 256)": "image_sizes=(8, 16)",
     "image_sizes=(64, 128)": "image_sizes=(8, 16)",
     "image_size=128,": "image_size=16,",
+    "image_size=512": "image_size=32",
+    "steps=50_000, batch_size=32, accumulate=8": "steps=2, batch_size=8, accumulate=2",
     "steps=100_000, batch_size=64, accumulate=16": "steps=2, batch_size=8, accumulate=2",
     "steps=200_000, batch_size=16, accumulate=4": "steps=2, batch_size=8",
     "(1, 256, 256)": "(1, 16, 16)",
@@ -210,6 +217,7 @@ def place(tmp_path_factory):
         runs.train(recipe, here / "runs" / {"shapes": "imagen"}.get(name, "larger"))
     runs.train(tiny_muse.get_config(), here / "runs" / "muse")
     _photos(here / "photos")
+    muse_models.save(here / "maskgit.pt")
     captions = re.findall(r'^    +"([a-z ,-]+)",$', "\n".join(_TEXT.values()), re.MULTILINE)
     tiny_t5.save(here / "t5-large", captions)
     Image.new("RGB", (40, 30), (200, 30, 30)).save(here / "picture.png")
@@ -276,6 +284,11 @@ def _imagen_pytorch(names):
     np.testing.assert_array_equal(names["inpainted"][:, :8], names["inpaint_images"][:, :8])
 
 
+def _muse_maskgit_pytorch(names):
+    assert np.isfinite(names["loss"]) and names["images"].shape == (4, 16, 16, 3)
+    assert names["large_images"].shape == (4, 32, 32, 3) and len(names["pil_images"]) == 4
+
+
 def _architecture(names):
     assert names["logits"].shape == (4, 16, 16) and np.isfinite(names["loss"])
     assert names["decoded"].shape == (4, 16, 16, 3) and names["generated"].dtype == np.uint8
@@ -294,6 +307,7 @@ _CHECKS = {
     "docs/muse.md": _muse,
     "docs/from_pytorch/parti-pytorch.md": _parti_pytorch,
     "docs/from_pytorch/imagen-pytorch.md": _imagen_pytorch,
+    "docs/from_pytorch/muse-maskgit-pytorch.md": _muse_maskgit_pytorch,
     "docs/architecture.md": _architecture,
 }
 

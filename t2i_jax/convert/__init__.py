@@ -234,7 +234,14 @@ def _whole(model, parts, fields):
             given[part][name] = value
     for part in parts:
         given[part] |= fields[part] if isinstance(fields.get(part), Mapping) else {}
-    return {part: _configured(of, found, given[part]) for part, (of, found) in parts.items()}
+    return {part: _made_part(part, *parts[part], given[part]) for part in parts}
+
+
+def _made_part(part, of, found, given):
+    try:
+        return _configured(of, found, given)
+    except UserError as error:
+        raise type(error)(f"{part}: {error}") from error
 
 
 def _fields_within(of, found):

@@ -2,8 +2,10 @@
 same as systems here.
 """
 
+import contextlib
 import dataclasses
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -36,6 +38,7 @@ class Sizes:
     small: int | None = None
     two_tokenizers: bool = False
     no_mask_token_prob: float = 0.0
+    text_width: int = TEXT_WIDTH
     cond_drop_prob: float = 0.4
 
     @property
@@ -74,12 +77,18 @@ def maskgit(sizes: Sizes, *, seed: int = 0, **options: Any) -> Any:
         num_tokens=sizes.codes, dim=sizes.dim, seq_len=sizes.num_tokens, depth=sizes.depth,
         dim_head=sizes.dim_head, heads=sizes.heads, ff_mult=sizes.ff_mult, flash=False, t5_name=T5,
     )  # fmt: skip
+    width = mock.patch.object(
+        muse.muse_maskgit_pytorch, "get_encoded_dim", lambda name: sizes.text_width
+    )
+    with contextlib.nullcontext() if sizes.text_width == TEXT_WIDTH else width:
+        transformer = muse.MaskGitTransformer(**common, self_cond=sizes.self_cond)
+        critic = muse.TokenCritic(**common) if sizes.critic == "token" else None
     of_vae = dict(codebook_size=sizes.codes, layers=sizes.layers)
     theirs = muse.MaskGit(
         **{
             "image_size": sizes.image_size,
-            "transformer": muse.MaskGitTransformer(**common, self_cond=sizes.self_cond),
-            "token_critic": muse.TokenCritic(**common) if sizes.critic == "token" else None,
+            "transformer": transformer,
+            "token_critic": critic,
             "self_token_critic": sizes.critic == "self",
             "vae": vae(**of_vae),
             "cond_vae": vae(**of_vae) if sizes.two_tokenizers else None,
@@ -98,10 +107,9 @@ def maskgit(sizes: Sizes, *, seed: int = 0, **options: Any) -> Any:
     return theirs
 
 
-def imported(source: Any, fields: Any = None, options: Any = None) -> Imported:
-    """What the weights make here; `options`: arguments of MaskGit."""
-    file = TorchFile(source, None, fields or {}, {"maskgit": options} if options else {})
-    found = weights.from_torch(file)
+def imported(source: Any, **fields: Any) -> Imported:
+    """What the weights make here."""
+    found = weights.from_torch(TorchFile(source, None, fields, {}))
     assert found is not None
     return found
 
@@ -109,6 +117,14 @@ def imported(source: Any, fields: Any = None, options: Any = None) -> Imported:
 def frozen(found: Imported) -> dict[str, Any]:
     """The weights of its tokenizers."""
     return {name: {**part.params, "stats": part.stats} for name, part in found.parts.items()}
+
+
+def save(path: Any) -> Any:
+    """Writes a MaskGit on a T5 as narrow as that of tests/e2e/tiny_t5.py; returns it."""
+    sizes = Sizes(text_width=16)
+    theirs = maskgit(sizes, vae=vae(dim=16, encdec_resnet_groups=16))
+    theirs.save(path)
+    return theirs
 
 
 def texts(rows: int) -> np.ndarray:

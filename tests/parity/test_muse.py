@@ -41,7 +41,7 @@ CONFIGURATIONS = {
     "token critic": Sizes(critic="token", ff_mult=4, no_mask_token_prob=0.2),
     "super-resolution": Sizes(small=4, critic="token"),
     "two tokenizers": Sizes(small=4, two_tokenizers=True, critic="self", self_cond=True),
-    **{f"by chance {seed}": muse_models.drawn(seed) for seed in (1, 2)},
+    **{f"by chance {seed}": muse_models.drawn(seed) for seed in (1,)},
 }
 
 
@@ -54,17 +54,15 @@ def made(request):
 
 def test_weights_both_ways(made, tmp_path):
     sizes, theirs, found = made
-    state = theirs.state_dict()
-    torch.save(state, tmp_path / "maskgit.pt")
+    theirs.save(tmp_path / "maskgit.pt")
     hidden = {"self_cond": sizes.self_cond, "resnet_groups": 4}  # what no array tells
     if sizes.two_tokenizers:
         hidden["cond_tokenizer"] = {"resnet_groups": 4}
-    live = convert.from_torch(theirs)
-    for model, params in (live, convert.from_torch(tmp_path / "maskgit.pt", **hidden)):
-        assert isinstance(model, MaskGitAndTokenizer)
-        assert (model.cond_tokenizer is not None) == sizes.two_tokenizers
-        _goes_back(theirs, convert.to_torch(model, params))
-        assert (model.transformer, model.critic) == (live[0].transformer, live[0].critic)
+    model, params = convert.from_torch(tmp_path / "maskgit.pt", **hidden)
+    assert isinstance(model, MaskGitAndTokenizer)
+    assert (model.cond_tokenizer is not None) == sizes.two_tokenizers
+    _goes_back(theirs, convert.to_torch(model, params))
+    assert (model.transformer, model.critic) == (found.task.model, found.task.critic)
     task = found.task
     assert task.cond_drop_prob == sizes.cond_drop_prob and task.cond_image_size == sizes.small
     assert (task.no_mask_token_prob, task.self_cond_prob, task.critic_loss_weight) == (

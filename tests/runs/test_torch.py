@@ -1,4 +1,4 @@
-"""Checkpoints of parti-pytorch become folders that the library and its commands read, and go back
+"""Checkpoints of the packages become folders that the library and its commands read, and go back
 bit for bit.
 """
 
@@ -13,8 +13,9 @@ from t2i_jax.cli.convert import from_torch
 from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.runs import export_torch, folder, import_torch
-from tests.e2e.command import inside, refused, run
-from tests.parity import reference
+from tests.e2e import tiny_t5
+from tests.e2e.command import inside, pictures, refused, run
+from tests.parity import muse_models, reference
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -202,3 +203,33 @@ def test_options_of_the_command_are_one_sentence_each(vae, tmp_path, given, said
     with pytest.raises(UserError, match=said):
         from_torch(tmp_path / "vae.pt", tmp_path / "ours", tuple(given))
     assert not (tmp_path / "ours").exists()
+
+
+def test_a_maskgit_goes_in_and_out_through_the_command_line_and_samples(tmp_path):
+    theirs = muse_models.save(tmp_path / "maskgit.pt")
+    (tmp_path / "t5").mkdir()
+    tiny_t5.save(tmp_path / "t5", ["a red circle above a blue square", "green triangles"] * 20)
+    inside(
+        "convert", "from-torch", tmp_path / "maskgit.pt", tmp_path / "ours", "--t5",
+        tmp_path / "t5", "maskgit.cond_drop_prob=0.25",
+    )  # fmt: skip
+    inside("convert", "to-torch", tmp_path / "ours", tmp_path / "back.pt")
+    back, state = torch_io.read(tmp_path / "back.pt"), theirs.state_dict()
+    unused = ("transformer.norm.", "transformer.self_cond_to_init_embed.")
+    same(
+        {name: value for name, value in back.items() if not name.startswith(unused)},
+        {name: value for name, value in state.items() if not name.startswith(unused)},
+    )
+    theirs.load_state_dict(torch.load(tmp_path / "back.pt"), strict=True)
+    system = t2i.load(tmp_path / "ours")
+    assert system.task.cond_drop_prob == 0.25 and system.task.image_size is None
+    words = ("a red circle", "--count", 2, "--steps", 3, "--out", tmp_path / "out")
+    inside("sample", tmp_path / "ours", *words)
+    made = pictures(tmp_path / "out")
+    assert len(made) == 2 and all(image.shape == (8, 8, 3) for image in made.values())
+    wrong = inside(
+        "convert", "from-torch", tmp_path / "maskgit.pt", tmp_path / "new",
+        "maskgit.noise_schedule=linear", "maskgit.cond_drop=1", status=2,
+    )  # fmt: skip
+    assert "noise_schedule='linear', which has no form here" in wrong.stderr
+    assert "did you mean 'cond_drop_prob'" in wrong.stderr and not (tmp_path / "new").exists()
