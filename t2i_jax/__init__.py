@@ -45,6 +45,7 @@ _HOMES = {
     "SRUnet256": "t2i_jax.models.unet",
     "SRUnet1024": "t2i_jax.models.unet",
     "NullUnet": "t2i_jax.models.unet",
+    "ClassLabels": "t2i_jax.text.classes",
     "LearnedText": "t2i_jax.text.learned",
     "StoredText": "t2i_jax.text.stored",
     "T5Text": "t2i_jax.text.t5",

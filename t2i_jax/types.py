@@ -42,10 +42,11 @@ class SamplingProgram(NamedTuple):
     """A jittable function that makes images: `function(params of group, frozen, prompt, keys)`.
 
     Attributes:
-      group: the group of parameters that it reads. prompt: shapes of what it is given beside them.
+      group: the group of parameters that it reads; None: all of them, by group. prompt: shapes of
+        what it is given beside them.
     """
 
-    group: str
+    group: str | None
     function: Callable[..., Any]
     prompt: Mapping[str, jax.ShapeDtypeStruct]
 

@@ -194,9 +194,10 @@ def compile_sampling(
     for name, (group, function, prompt) in programs.items():
         prompt = {entry: _lying(shape, whole) for entry, shape in prompt.items()}
         begin = time.perf_counter()
+        read = params if group is None else params[group]
         with jax.set_mesh(mesh):
-            lowered = jax.jit(function).lower(params[group], frozen, prompt, _lying(keys, whole))
-        arguments = {"params": params[group], "frozen": frozen}
+            lowered = jax.jit(function).lower(read, frozen, prompt, _lying(keys, whole))
+        arguments = {"params": read, "frozen": frozen}
         reports[name] = _report(lowered, topology, mesh, begin, 0.0, arguments)
     return reports
 

@@ -143,7 +143,8 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
             **given,
         )
     )
-    images = images if larger is None else larger.upscale(images)
+    if larger is not None:
+        images = larger.upscale(images, prompts=[c for c in captions for _ in range(common.count)])
     _save(_new_folder(out), images, captions, common.count)
 
 

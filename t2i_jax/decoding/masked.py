@@ -36,7 +36,7 @@ class Sampling(autoregressive.Sampling):
       growing: the guidance grows linearly over the steps from 1 to its value (Muse, section 2.7).
       order: which tokens are kept first: "confidence", those that the network is surest of;
         "halton", spread evenly over the image (Besnier et al. 2025, arXiv 2503.17076); "random".
-      remask: tokens that were kept may be masked again.
+      remask: tokens that were kept may be masked again; a critic always may.
     """
 
     steps: int = 24
@@ -80,7 +80,7 @@ def generate(
     plausibility: float | Array = 0.0,
     given_BN: Array | None = None,
     known_BN: Array | None = None,
-    strength: float | Array = 1.0,
+    strength: float | Array | None = None,
 ) -> tuple[Array, Array]:
     """Tokens (B, num_tokens) int32, and those at the end of every step (steps, B, num_tokens).
 
@@ -97,12 +97,11 @@ def generate(
       critic_noise: of uniform noise on the critic's scores, falling likewise.
       plausibility: as of `autoregressive.generate`.
       given_BN, known_BN: tokens, and True where they are kept from the start to the end
-        (inpainting); None: none. Tokens without known_BN are changed: sampling begins from them,
-        with a random part of them masked.
-      strength: how large that part is, above 0 to 1.
+        (inpainting); None: none.
+      strength: tokens of given_BN that are not known are changed: sampling begins from them, with
+        so large a random part of them masked, above 0 to 1. None: all of them are drawn anew.
     """
     batch, steps = keys_B.shape[0], sampling.steps
-    changes = given_BN is not None and known_BN is None
     known_BN = jnp.zeros((batch, num_tokens), bool) if known_BN is None else known_BN
     given_BN = jnp.zeros_like(known_BN, jnp.int32) if given_BN is None else given_BN
     places_B1 = jnp.sum(~known_BN, axis=-1, keepdims=True)
@@ -127,8 +126,10 @@ def generate(
             noise = jax.vmap(lambda key: jax.random.uniform(key, (num_tokens,)))(keys[:, 1])
             scores_BN = critic(ids_BN) + (noise - 0.5) * critic_noise * left
         else:
+            # Of the tokens that stand there: the package scores what was drawn for places where
+            # nothing was masked and thrown away, which matters with `remask`.
             scores_BN = -_confidence(
-                keys[:, 2], logits, drawn_BN, order_N, sampling, choice_temperature * left
+                keys[:, 2], logits, ids_BN, order_N, sampling, choice_temperature * left
             )
             if not sampling.remask:
                 scores_BN = jnp.where(masked_BN, scores_BN, -_NEVER)
@@ -136,7 +137,7 @@ def generate(
 
     shares = jnp.asarray(cosine_schedule(steps))
     start_BN, scores_BN = jnp.where(known_BN, given_BN, mask_id), 0.0
-    if changes:
+    if strength is not None:
         start_BN, shares = given_BN, shares * strength
         scores_BN = jax.vmap(lambda key: jax.random.uniform(key, (num_tokens,)))(keys_B)
     start = (start_BN.astype(jnp.int32), jnp.where(known_BN, -jnp.inf, scores_BN), memory)
@@ -157,23 +158,26 @@ def edit(
     guidance: float | Array = 1.0,
     temperature: float | Array = 1.0,
     plausibility: float | Array = 0.0,
+    known_BN: Array | None = None,
     share: float | Array = 0.08,
 ) -> tuple[Array, Array]:
     """Tokens moved towards another text without a mask (Muse, section 3.3), and those at the end of
     every step: each step masks a random part of the tokens and draws it anew, given the rest.
 
     Args:
-      given_BN: the tokens to begin with. share: how large the part is, above 0 to 1; a token is the
-        least.
-      The others: as of `generate`; `sampling.steps` and `sampling.order` are not used.
+      given_BN: the tokens to begin with. known_BN: True where they stay as they are; None: nowhere.
+      share: how large the part is of those that may change, above 0 to 1; a token is the least.
+      The others: as of `generate`; of `sampling` only the guidance and the filters are used.
     """
-    count = jnp.maximum(jnp.round(share * num_tokens), 1)
+    known_BN = jnp.zeros(given_BN.shape, bool) if known_BN is None else known_BN
+    places_B1 = jnp.sum(~known_BN, axis=-1, keepdims=True)
+    count_B1 = jnp.maximum(jnp.round(share * places_B1), 1)
 
     def step(carry, i):
         ids_BN, memory = carry
         keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, i)))(keys_B)
         noise = jax.vmap(lambda key: jax.random.uniform(key, (num_tokens,)))(keys[:, 0])
-        masked_BN = _rank(noise) < count
+        masked_BN = (_rank(jnp.where(known_BN, -jnp.inf, noise)) < count_B1) & ~known_BN
         rows = jnp.where(masked_BN, mask_id, ids_BN)
         logits, memory = predict(jnp.concatenate([rows, rows]) if sampling.guided else rows, memory)
         logits = _guided(logits, sampling, guidance, plausibility)

@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import FlaxError
 
 from t2i_jax.errors import UserError
 from t2i_jax.nn.flops import flops_of
@@ -170,22 +171,39 @@ class QuantizedAutoencoder(nn.Module):
 
 
 def tokens(model: ImageTokenizer, weights: Mapping[str, Any], image_BHWC: Array) -> Array:
-    """Codes (B, N) int32, row by row, of uint8 images."""
+    """Codes (B, N) int32, row by row, of uint8 images.
+
+    Images may be of another size than the network's where `runs_at` it.
+    """
     image = to_float(image_BHWC, model.pixel_range)
     encoded = model.apply(
         {"params": weights["generator"]}, image, weights.get("stats", {}), method="encode"
     )
-    return encoded.ids.reshape(image.shape[0], model.num_tokens)
+    return encoded.ids.reshape(image.shape[0], -1)
 
 
-def pixels(model: ImageTokenizer, weights: Mapping[str, Any], ids_BN: Array) -> Array:
-    """uint8 images (B, image_size, image_size, channels) from codes, rounded and clipped."""
-    return to_uint8(decoded(model, weights, ids_BN), model.pixel_range)
+def pixels(
+    model: ImageTokenizer,
+    weights: Mapping[str, Any],
+    ids_BN: Array,
+    grid: tuple[int, int] | None = None,
+) -> Array:
+    """uint8 images (B, image_size, image_size, channels) from codes, rounded and clipped.
+
+    Args:
+      grid: rows and columns of another size, which the network `runs_at`; None: its own.
+    """
+    return to_uint8(decoded(model, weights, ids_BN, grid), model.pixel_range)
 
 
-def decoded(model: ImageTokenizer, weights: Mapping[str, Any], ids_BN: Array) -> Array:
-    """Float images (B, image_size, image_size, channels) from codes, as they leave the network."""
-    ids_BHW = ids_BN.reshape(ids_BN.shape[0], *model.grid)
+def decoded(
+    model: ImageTokenizer,
+    weights: Mapping[str, Any],
+    ids_BN: Array,
+    grid: tuple[int, int] | None = None,
+) -> Array:
+    """Float images as they leave the network; arguments as of `pixels`."""
+    ids_BHW = ids_BN.reshape(ids_BN.shape[0], *(grid or model.grid))
     variables = {"params": weights["generator"]}
     fmap = model.apply(variables, ids_BHW, weights.get("stats", {}), method="lookup")
     return model.apply(variables, fmap, method="decode")
@@ -197,16 +215,37 @@ def translated(
     weights: Mapping[str, Any],
     to: ImageTokenizer,
     to_weights: Mapping[str, Any],
+    grid: tuple[int, int] | None = None,
 ) -> Array:
     """The codes (B, N) int32 that another tokenizer has for the images of codes of `model`, of its
-    size; in between the images are not rounded.
+    size; in between the images are not rounded. `grid` as of `pixels`.
     """
     (low, high), (to_low, to_high) = model.pixel_range, to.pixel_range
-    image = decoded(model, weights, ids_BN)
+    image = decoded(model, weights, ids_BN, grid)
     image = (image - low) / (high - low) * (to_high - to_low) + to_low
     variables = {"params": to_weights["generator"]}
     encoded = to.apply(variables, image, to_weights.get("stats", {}), method="encode")
-    return encoded.ids.reshape(image.shape[0], to.num_tokens)
+    return encoded.ids.reshape(image.shape[0], -1)
+
+
+def runs_at(model: ImageTokenizer, size: tuple[int, int]) -> bool:
+    """Whether the same weights take and make images of another size (height, width), as those of
+    convolutions do; nothing is computed.
+
+    Args:
+      size: multiples of `patch_size`.
+    """
+    grid = (size[0] // model.patch_size, size[1] // model.patch_size)
+    image = jax.ShapeDtypeStruct((1, *size, model.channels), jnp.uint8)
+
+    def again(weights, image):
+        return pixels(model, weights, tokens(model, weights, image), grid)
+
+    try:
+        made = jax.eval_shape(again, nn.meta.unbox(abstract(model)), image)
+    except (UserError, TypeError, ValueError, FlaxError):
+        return False
+    return made.shape == image.shape
 
 
 def check_sizes(model: ImageTokenizer, *widths: str) -> None:

@@ -36,6 +36,7 @@ from t2i_jax.train.profile import Profile
 
 _FREE = (  # may change between starts; other weights of a part are refused by their fingerprint
     "evaluation", "parts", "data.workers", "data.threads", "data.max_bad_rate", "task.train_stages",
+    "task.trains",
 )  # fmt: skip
 
 Hooks = Callable[[Recipe, Callable[[Any, Any], System]], tuple[Hook, ...]]

@@ -47,13 +47,20 @@ class TextToImage(System):
         """The same system, sampling on a mesh of all devices, see `generation.on_mesh`."""
         return generation.on_mesh(self, shape)
 
+    def conditions(self, samples: Mapping[str, Any], rows: Sequence[int]) -> Mapping[str, Any]:
+        """What `generate` is given of these samples beside their captions: images to condition
+        on.
+        """
+        if "cond_image" not in samples:
+            return {}
+        return {"cond_images": samples["cond_image"][list(rows)]}
+
     def judge(self, held_out: HeldOut, evaluation: Evaluation, count: int, seed: int = 0) -> Judged:
         """Images for `count` held-out captions, and the judge's verdict on each."""
         wants = self.task.samples
         samples = held_out(count, wants) if wants else {}
         given: dict[str, Any] = {"seed": seed, "batch_size": min(count, _AT_ONCE)}
-        if "cond_image" in samples:
-            given["cond_images"] = samples["cond_image"]
+        given |= self.conditions(samples, range(count))
         if self.task.text_encoder is None:
             options = generation.with_changes(
                 self.task.options, evaluation.options, {"guidance": 1.0}
@@ -90,6 +97,7 @@ class TextToImage(System):
         upper, left = (axis < side / 2 for axis, side in zip(np.indices(size), size, strict=True))
         masks = np.stack([(left, ~left, upper, ~upper)[i % 4] for i in range(len(two))])
         given: dict[str, Any] = {"seed": 0, "batch_size": min(len(two), _AT_ONCE)}
+        given |= self.conditions(samples, two)
         with generation.quiet():
             made = np.asarray(self.generate(
                 _prompts(samples, two), evaluation.options, init_images=images, mask=masks, **given
@@ -121,6 +129,7 @@ class TextToImage(System):
                     evaluation.options,
                     guidance=guidance,
                     temperature=temperature,
+                    **self.conditions(samples, range(_SWEPT)),
                 )
             )
             pair = f"guidance {guidance:g}, temperature {temperature:g}"

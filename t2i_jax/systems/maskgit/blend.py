@@ -19,14 +19,13 @@ def blended(
 
 def _one(made, init, keep, feather):
     weight = keep.astype(np.float32)
-    if feather:
-        # grown by the seam, so that what is made shows unmixed where nothing is kept
-        wide = Image.fromarray(~keep).convert("L").filter(_grown(feather))
-        soft = np.asarray(wide.filter(ImageFilter.BoxBlur(feather / 2)), np.float32) / 255
+    if feather and not keep.all():
+        # grown by half of the seam and blurred over it, so that what is made shows unmixed where
+        # nothing is kept
+        soft = Image.fromarray(~keep).convert("L")
+        for _ in range(min(round(feather / 2), max(keep.shape))):
+            soft = soft.filter(ImageFilter.MaxFilter(3))
+        soft = np.asarray(soft.filter(ImageFilter.BoxBlur(feather / 2)), np.float32) / 255
         weight = np.where(keep, 1 - soft, 0)
     mixed = weight[..., None] * init + (1 - weight[..., None]) * made
     return np.rint(mixed).astype(np.uint8)
-
-
-def _grown(feather):
-    return ImageFilter.MaxFilter(2 * max(1, round(feather / 2)) + 1)

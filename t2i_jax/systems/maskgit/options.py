@@ -6,10 +6,13 @@ import dataclasses
 
 from t2i_jax import config
 from t2i_jax.decoding.masked import ORDERS, Sampling
+from t2i_jax.errors import UserError
 from t2i_jax.systems import generation
+from t2i_jax.systems.maskgit.windows import size_of
 
 COMPAT = "muse-maskgit-pytorch"
 _MOST_STEPS = 10_000
+_WIDEST = 1_000  # pixels of a seam
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,19 +32,27 @@ class MaskGitOptions:
       top_p: sample among the likeliest tokens that together hold this probability. None: all.
       order: which tokens stay first: "confidence", those that the network is surest of; "halton",
         spread evenly over the image (Besnier et al. 2025); "random".
-      remask: tokens that stayed may be masked again.
-      critic: a critic, where one was trained, says which tokens are masked again.
-      critic_noise: of uniform noise on its scores, falling linearly to 0.
+      remask: tokens that stayed may be masked again, as with a critic they always may. By
+        confidence, this needs a network that was trained with no_mask_token_prob.
+      critic: a critic says which tokens are masked again, whatever the confidence. None: where one
+        was trained and order is "confidence".
+      critic_noise: of uniform noise on its scores, falling linearly to 0. None: 1.
       plausibility: with guidance, tokens are left out whose probability given the caption is below
         this share, 0 to 1, of the likeliest one's. None or 0: none are left out, as in
         muse-maskgit-pytorch.
+      image_size: side of the images in pixels, or (height, width), where they are larger or wider
+        than those of training: windows of the trained size slide over them, row by row, each given
+        the tokens of those before it. It takes a convolutional tokenizer. None: as trained.
+      overlap: share of a window's side that lies over the window before it, from 0 to below 1.
       strength: share of the tokens of init_images that is masked at the beginning where no mask is
         given, from above 0 to 1.
       edit_steps: mask-free editing (Muse, section 3.3): so many times a few tokens of init_images
         are masked and drawn anew. None: init_images without a mask are changed by `strength`.
       edit_share: share of the tokens that each of these times masks, from above 0 to 1.
-      feather: what a mask keeps of init_images is kept in the pixels too, blended into the rest
-        over so many pixels. None: it is kept in the tokens alone.
+      outpaint: what is drawn beside init_images at their left, top, right and bottom, as shares of
+        the width and height: (0, 0, 0.5, 0) leaves them the left half. None: nothing.
+      feather: what is kept of init_images is kept in the pixels too, blended into the rest over so
+        many pixels; 0: without a seam. None: it is kept in the tokens alone.
       compat: "muse-maskgit-pytorch": no guidance on the scores of a critic that reads the network's
         own vectors; and the second stage of Muse encodes the small images anew. None: guided like
         those of any critic; and the second stage is given the tokens of the first.
@@ -56,12 +67,15 @@ class MaskGitOptions:
     top_p: float | None = None
     order: str = "confidence"
     remask: bool = False
-    critic: bool = True
-    critic_noise: float = 1.0
+    critic: bool | None = None
+    critic_noise: float | None = None
     plausibility: float | None = 0.1
+    image_size: int | tuple[int, int] | None = None
+    overlap: float = 0.5
     strength: float = 0.6
     edit_steps: int | None = None
     edit_share: float = 0.08
+    outpaint: tuple[float, float, float, float] | None = None
     feather: float | None = None
     compat: str | None = None
 
@@ -71,18 +85,47 @@ class MaskGitOptions:
         generation.check_count("edit_steps", self.edit_steps, most=_MOST_STEPS)
         generation.check_number("guidance", self.guidance, "try 3.0, or 1 for none")
         for name in ("temperature", "choice_temperature", "critic_noise"):
-            generation.check_number(name, getattr(self, name), "try 1.0", low=0)
+            if getattr(self, name) is not None:
+                generation.check_number(name, getattr(self, name), "try 1.0", low=0)
         if self.plausibility is not None:
             remedy = "try 0.1, or 0 for none"
             generation.check_number("plausibility", self.plausibility, remedy, low=0, high=1)
-        for name in ("strength", "edit_share"):
-            generation.check_number(name, getattr(self, name), "try 0.6", low=1e-3, high=1)
+        for name, usual in (("strength", 0.6), ("edit_share", 0.08)):
+            generation.check_number(name, getattr(self, name), f"try {usual}", low=1e-3, high=1)
+        generation.check_number("overlap", self.overlap, "try 0.5", low=0, high=0.99)
         if self.feather is not None:
-            generation.check_number("feather", self.feather, "try 4", low=0)
+            remedy = "try 4, or 0 for no seam"
+            generation.check_number("feather", self.feather, remedy, low=0, high=_WIDEST)
         if self.compat is not None:
             config.one_of("compat", self.compat, (COMPAT,))
         config.one_of("order", self.order, ORDERS)
         _ = self.sampling  # refuses steps, top_k and top_p
+        size_of(self.image_size)
+        if self.outpaint is not None:
+            _check_margins(self.outpaint)
+        self._check_order()
+
+    def _check_order(self):
+        """Refuses options of the confidence and of the critic that the order leaves without a
+        use.
+        """
+        if self.order == "confidence":
+            return
+        if self.critic:
+            raise UserError(
+                f"critic=True says which tokens stay, and so does order={self.order!r}; give one "
+                "of them."
+            )
+        if self.choice_temperature:
+            raise UserError(
+                f"choice_temperature={self.choice_temperature} is noise on the confidence, which "
+                f"order={self.order!r} does not look at; leave out one of them."
+            )
+        if self.remask and self.order == "halton":
+            raise UserError(
+                "remask=True does nothing with order='halton', in which the same tokens always "
+                "come first; leave out one of them."
+            )
 
     @property
     def sampling(self) -> Sampling:
@@ -95,4 +138,20 @@ class MaskGitOptions:
             growing=self.growing,
             order=self.order,
             remask=self.remask,
+        )
+
+
+def _check_margins(outpaint):
+    """Refuses shares that are none, or that leave nothing of an image."""
+    if not isinstance(outpaint, tuple) or len(outpaint) != 4:
+        raise UserError(
+            f"outpaint={outpaint!r} is not (left, top, right, bottom); try (0, 0, 0.5, 0)."
+        )
+    for share in outpaint:
+        generation.check_number("outpaint", share, "try (0, 0, 0.5, 0)", low=0, high=1)
+    left, top, right, bottom = outpaint
+    if max(left + right, top + bottom) >= 1 or not any(outpaint):
+        raise UserError(
+            f"outpaint={outpaint} leaves no room for init_images, or none around them; try (0, 0, "
+            "0.5, 0)."
         )

@@ -14,6 +14,7 @@ from t2i_jax.decoding import masked
 from t2i_jax.decoding.masked import Sampling
 from t2i_jax.models import image_tokenizer
 from t2i_jax.systems import generation
+from t2i_jax.systems.maskgit.windows import Windows, slide
 from t2i_jax.types import Array, Key, Params
 
 if TYPE_CHECKING:
@@ -34,9 +35,28 @@ class Inputs(NamedTuple):
     cond_ids_BM: Array | None
 
 
+class Sampled(NamedTuple):
+    """What `generate` makes.
+
+    Attributes:
+      ids_BN: tokens. trace_SBN: those at the end of every step; of windows: after every window,
+        `mask_id` where none is drawn yet.
+      given_BN: tokens of the images that were given; None: none were.
+      images_BHWC: uint8; None without a tokenizer.
+    """
+
+    ids_BN: Array
+    trace_SBN: Array
+    given_BN: Array | None
+    images_BHWC: Array | None
+
+
 @functools.partial(
-    jax.jit, static_argnames=("task", "sampling", "edit_steps", "use_critic", "guide_self_critic")
-)
+    jax.jit,
+    static_argnames=(
+        "task", "sampling", "windows", "edit_steps", "use_critic", "guide_self_critic",
+    ),
+)  # fmt: skip
 def generate(
     params: Params,
     frozen: Mapping[str, Any],
@@ -45,14 +65,14 @@ def generate(
     *,
     task: MaskGitTask,
     sampling: Sampling,
+    windows: Windows | None = None,
     critic: Params | None = None,
     use_critic: bool = False,
     guide_self_critic: bool = True,
     edit_steps: int | None = None,
     **numbers: Array | float,
-) -> tuple[Array, Array, Array | None]:
-    """Tokens (B, N), those at the end of every step (steps, B, N) and, with a tokenizer, the uint8
-    images.
+) -> Sampled:
+    """Tokens and, with a tokenizer, images.
 
     One compiled program per task, sampling and shapes.
 
@@ -63,66 +83,90 @@ def generate(
         images) with "known" (B, N) bool, True for tokens to keep of them, or without, to change
         all of them; "cond" (uint8 images) or "cond_ids" (B, M) for super-resolution.
       keys_B: one key per image.
+      windows: over images larger than those of training, of which all of the prompt then are; None:
+        images as trained.
       critic: parameters of the group "critic". use_critic: a critic says what is masked again.
         guide_self_critic: also the scores of a `SelfCritic` are guided.
-      edit_steps: see `MaskGitOptions`. numbers: guidance and all else that `masked.generate` takes.
+      edit_steps: mask-free editing of "init", see `MaskGitOptions`. numbers: guidance and all else
+        that `masked.generate` and `masked.edit` take.
     """
     batch, network = keys_B.shape[0], task.network
     own, small = task.tokenizers
-    embeds_BLD, mask_BL, keep_B = _texts(params, frozen, prompt, batch, task, sampling.guided)
-    cond_BM = prompt.get("cond_ids")
+    texts = _texts(params, frozen, prompt, batch, task, sampling.guided)
+    cond_BM, given_BN = prompt.get("cond_ids"), None
     if "cond" in prompt:
         cond_BM = image_tokenizer.tokens(small, frozen["tokenizer"], prompt["cond"])
-    if cond_BM is not None and sampling.guided:
-        cond_BM = jnp.concatenate([cond_BM, cond_BM])
+    if "init" in prompt:
+        given_BN = image_tokenizer.tokens(own, frozen[task.own_tokenizer], prompt["init"])
+
+    def draw(keys_B, cond_BM, given_BN, known_BN):
+        predict, judge = _networks(
+            params, critic, task, texts, cond_BM, sampling.guided, guide_self_critic,
+            numbers.get("guidance", 1.0),
+        )  # fmt: skip
+        memory = None
+        if network.self_cond:
+            memory = jnp.zeros((batch, network.num_tokens, network.dim), network.dtype)
+        size = (keys_B, network.num_tokens, network.mask_id)
+        same = {"sampling": sampling, "memory": memory, "known_BN": known_BN, **numbers}
+        if edit_steps is not None:
+            return masked.edit(predict, *size, given_BN, steps=edit_steps, **same)
+        judge = judge if use_critic else None
+        return masked.generate(predict, *size, critic=judge, given_BN=given_BN, **same)
+
+    known_BN, grid = prompt.get("known"), None
+    if windows is None:
+        ids_BN, trace_SBN = draw(keys_B, cond_BM, given_BN, known_BN)
+    else:
+        grid = windows.grid
+        ids_BN, trace_SBN = slide(
+            windows, lambda *each: draw(*each)[0], keys_B, network.mask_id,
+            cond_BM=cond_BM, given_BN=given_BN, known_BN=known_BN,
+        )  # fmt: skip
+    images = None
+    if own is not None:
+        images = image_tokenizer.pixels(own, frozen[task.own_tokenizer], ids_BN, grid)
+    made = Sampled(ids_BN, trace_SBN, given_BN, images)
+    # whole in every process
+    return jax.tree.map(lambda part: sharding.constrain(part, *(None,) * part.ndim), made)
+
+
+def _networks(params, critic, task, texts, cond_BM, guided, guide_self_critic, scale):
+    """What `masked.generate` asks: (tokens, memory) to logits, and tokens to a critic's scores;
+    where it is guided the network sees all rows twice.
+    """
+    (embeds_BLD, mask_BL, keep_B), network = texts, task.network
     variables = {"params": params["decoder"]}
+    cond_BM = _twice(cond_BM) if guided else cond_BM
 
     def embed(ids_BN, before=None):
         inputs = (embeds_BLD, mask_BL, keep_B, cond_BM, before)
         return network.apply(variables, ids_BN, *inputs, method="embed")
 
     def predict(ids_BN, before):
-        if before is not None and sampling.guided:
-            before = jnp.concatenate([before, before])
-        vectors = embed(ids_BN, before)
+        vectors = embed(ids_BN, _twice(before) if guided else before)
         logits = network.apply(variables, vectors, method="logits")
-        return logits, vectors[:batch] if network.self_cond else None
-
-    def guided(scores_BN):
-        if not sampling.guided:
-            return scores_BN
-        scale = numbers.get("guidance", 1.0)
-        return scores_BN[batch:] + (scores_BN[:batch] - scores_BN[batch:]) * scale
+        told = jnp.split(vectors, 2)[0] if guided else vectors
+        return logits, told if network.self_cond else None
 
     def judge(ids_BN):
-        rows_BN = jnp.concatenate([ids_BN, ids_BN]) if sampling.guided else ids_BN
+        rows_BN = _twice(ids_BN) if guided else ids_BN
         if task.token_critic is not None:
             inputs = (embeds_BLD, mask_BL, keep_B, cond_BM)
-            return guided(task.token_critic.apply({"params": critic}, rows_BN, *inputs))
-        scores_BN = task.critic.apply({"params": params["critic"]}, embed(rows_BN))
-        return guided(scores_BN) if guide_self_critic else scores_BN[:batch]
+            scores_BN = task.token_critic.apply({"params": critic}, rows_BN, *inputs)
+        else:
+            scores_BN = task.critic.apply({"params": params["critic"]}, embed(rows_BN))
+        if not guided:
+            return scores_BN
+        told_BN, null_BN = jnp.split(scores_BN, 2)
+        by_vectors = task.token_critic is None and not guide_self_critic
+        return told_BN if by_vectors else null_BN + (told_BN - null_BN) * scale
 
-    memory = None
-    if network.self_cond:
-        memory = jnp.zeros((batch, network.num_tokens, network.dim), network.dtype)
-    given_BN = None
-    if "init" in prompt:
-        given_BN = image_tokenizer.tokens(own, frozen[task.own_tokenizer], prompt["init"])
-    size = (keys_B, network.num_tokens, network.mask_id)
-    if edit_steps is not None and given_BN is not None:
-        ids_BN, trace = masked.edit(
-            predict, *size, given_BN, steps=edit_steps, sampling=sampling, memory=memory, **numbers
-        )
-    else:
-        ids_BN, trace = masked.generate(
-            predict, *size, sampling=sampling, memory=memory, given_BN=given_BN,
-            critic=judge if use_critic else None, known_BN=prompt.get("known"), **numbers,
-        )  # fmt: skip
-    if own is None:
-        return ids_BN, trace, None
-    images = image_tokenizer.pixels(own, frozen[task.own_tokenizer], ids_BN)
-    # whole in every process
-    return ids_BN, trace, sharding.constrain(images, None, None, None, None)
+    return predict, judge
+
+
+def _twice(rows):
+    return None if rows is None else jnp.concatenate([rows, rows])
 
 
 def _texts(params, frozen, prompt, batch, task, guided):

@@ -20,7 +20,10 @@ from t2i_jax.pixels import as_pil
 from t2i_jax.systems import generation, given
 from t2i_jax.systems.maskgit import sampling
 from t2i_jax.systems.maskgit.blend import blended
+from t2i_jax.systems.maskgit.canvas import box_of, laid
 from t2i_jax.systems.maskgit.options import COMPAT, MaskGitOptions
+from t2i_jax.systems.maskgit.windows import grayed
+from t2i_jax.systems.super_resolution.resizing import shrink
 from t2i_jax.systems.text_to_image import TextToImage
 from t2i_jax.types import Array
 from t2i_jax.words import counted
@@ -35,18 +38,28 @@ class Made:
 
     Attributes:
       system: what made it. ids_BN: its tokens. trace_SBN: those at the end of every step.
-      images: uint8 (B, H, W, C).
+      given_BN: tokens of the images that were given; None: none were.
+      images: uint8 (B, H, W, C). grid: rows and columns of its tokens.
     """
 
     system: MaskGitSystem
     ids_BN: Array
     trace_SBN: Array
+    given_BN: Array | None
     images: np.ndarray
+    grid: tuple[int, int]
 
     @property
     def steps(self) -> np.ndarray:
-        """uint8 (S, B, H, W, C): the images at the end of every step."""
-        return np.stack([np.asarray(self.system.pixels(ids_BN)) for ids_BN in self.trace_SBN])
+        """uint8 (S, B, H, W, C): the images at the end of every step; of windows after every
+        window, gray where none has been.
+        """
+        return np.stack([self._seen(np.asarray(ids_BN)) for ids_BN in self.trace_SBN])
+
+    def _seen(self, ids_BN):
+        undrawn_BN = ids_BN == self.system.task.network.mask_id
+        images = np.asarray(self.system.pixels(np.where(undrawn_BN, 0, ids_BN), self.grid))
+        return grayed(images, undrawn_BN.reshape(len(ids_BN), *self.grid))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +110,12 @@ class MaskGitSystem(TextToImage):
           init_images: images to inpaint or to change, one per prompt or one for all, in any form
             and size, see `given.images`. With `mask` their tokens are kept where it is white or
             True, see `given.masks`: a token is kept where all of its pixels are. Without, they are
-            changed by `options.strength`, or edited in `options.edit_steps`.
+            changed by `options.strength`, edited in `options.edit_steps`, or something is drawn
+            around them (`options.outpaint`).
           cond_images: for super-resolution, the images to enlarge, likewise.
           return_steps: a list with the images at the end of every step: what the tokens so far look
-            like, those included that the next step masks again.
+            like, those included that the next step masks again. With `options.image_size` those
+            after every window.
           return_pil: lists of PIL images instead.
           batch_size: images made at a time; None: all of them. progress: shows a bar over these
             batches.
@@ -131,8 +146,28 @@ class MaskGitSystem(TextToImage):
             return [as_pil(step) for step in images] if return_pil else list(images)
         return as_pil(images) if return_pil else images
 
+    def upscale(self, images: Any, *, prompts: Any = None, **_: Any) -> np.ndarray:
+        """uint8 images, larger, of a super-resolution; `prompts` as of `generate`."""
+        if self.task.cond_image_size is None:
+            return super().upscale(images)
+        prompts = prompts if self.task.text is not None else None
+        return self.generate(prompts, cond_images=images)
+
+    def conditions(self, samples: Mapping[str, Any], rows: Sequence[int]) -> Mapping[str, Any]:
+        """For super-resolution the samples' images at the smaller size, as training makes them."""
+        own, small = self.task.tokenizers
+        if small is None:
+            return {}
+        images = samples["image"][list(rows)]
+        return {"cond_images": np.asarray(shrink(images, own.image_size // small.image_size))}
+
     def fitting(self, options: MaskGitOptions) -> MaskGitOptions:
-        """The options; without texts there is no guidance."""
+        """The options; without texts there is no guidance.
+
+        Raises:
+          UserError: options that do not fit what was trained.
+        """
+        self.task.check_options(options)
         if self.task.text is None and options.guidance != 1:
             return dataclasses.replace(options, guidance=1.0)
         return options
@@ -166,40 +201,46 @@ class MaskGitSystem(TextToImage):
             if found
             else given.count_of(init_images=init_images, cond_images=cond_images)
         )
-        found |= {} if from_tokens else self._small(count, cond_images)
+        found |= {} if from_tokens else self._small(count, options, cond_images)
         found |= self._changed(count, options, init_images, mask)
         return found or {"images": np.zeros((1, 0))}
 
     def make(self, arrays: Mapping[str, Any], keys_B: Any, options: MaskGitOptions) -> Made:
         """Images of arrays of `prepare`, with a row per key."""
         prompt = {name: value for name, value in arrays.items() if name not in ("keep", "images")}
-        edits = "init" in prompt and options.edit_steps is not None
-        names = ["guidance", "temperature"]
-        names += ["edit_share"] if edits else ["choice_temperature", "critic_noise", "strength"]
-        numbers = {name: jnp.float32(getattr(options, name)) for name in names}
-        numbers["plausibility"] = jnp.float32(options.plausibility or 0.0)
-        if edits:
-            numbers["share"] = numbers.pop("edit_share")
+        windows = self.task.windows(options)
+        edits = options.edit_steps if "init" in prompt else None
+        numbers = {name: getattr(options, name) for name in ("guidance", "temperature")}
+        numbers["plausibility"] = options.plausibility or 0.0
+        if edits is not None:
+            numbers["share"] = options.edit_share
+        else:
+            numbers["choice_temperature"] = options.choice_temperature
+            numbers["critic_noise"] = 1.0 if options.critic_noise is None else options.critic_noise
+            if "init" in prompt and "known" not in prompt:
+                numbers["strength"] = options.strength
         with jax.set_mesh(self.mesh):
-            ids_BN, trace_SBN, made = sampling.generate(
+            made = sampling.generate(
                 self.weights["maskgit"], self.frozen, prompt, keys_B, task=self.task,
-                sampling=options.sampling, critic=self.weights.get("critic"),
-                use_critic=options.critic and self.task.critic is not None and not edits,
-                guide_self_critic=options.compat != COMPAT,
-                edit_steps=options.edit_steps if edits else None, **numbers,
+                sampling=options.sampling, windows=windows, critic=self.weights.get("critic"),
+                use_critic=self.task.has_critic_for(options) and edits is None,
+                guide_self_critic=options.compat != COMPAT, edit_steps=edits,
+                **{name: jnp.float32(number) for name, number in numbers.items()},
             )  # fmt: skip
-        images = np.asarray(made)
+        images = np.asarray(made.images_BHWC)
         if "keep" in arrays and options.feather is not None:
             images = blended(images, arrays["init"], arrays["keep"], options.feather)
-        return Made(self, ids_BN, trace_SBN, images)
+        grid = self.task.network.grid if windows is None else windows.grid
+        return Made(self, made.ids_BN, made.trace_SBN, made.given_BN, images, grid)
 
-    def pixels(self, ids_BN: Array) -> Array:
-        """uint8 images of tokens."""
-        return self._pixels(self.frozen[self.task.own_tokenizer], ids_BN)
+    def pixels(self, ids_BN: Array | np.ndarray, grid: tuple[int, int] | None = None) -> Array:
+        """uint8 images of tokens; `grid` as of `image_tokenizer.pixels`."""
+        return self._pixels(self.frozen[self.task.own_tokenizer], ids_BN, grid)
 
     @functools.cached_property
     def _pixels(self):
-        return jax.jit(functools.partial(image_tokenizer.pixels, self.task.tokenizers[0]))
+        decode = functools.partial(image_tokenizer.pixels, self.task.tokenizers[0])
+        return jax.jit(decode, static_argnums=2)
 
     def _texts(self, prompts, negative_prompts, options):
         if self.task.text is None:
@@ -221,44 +262,65 @@ class MaskGitSystem(TextToImage):
         )
 
     def _changed(self, count, options, init_images, mask):
-        """{"init": images} to inpaint or change, and where a mask is given "known", the tokens that
-        it keeps, and "keep", the pixels.
+        """{"init": images} to inpaint, change or go beyond, and where something of them is kept
+        "known", the tokens, and "keep", the pixels.
         """
+        self._check_given(options, init_images, mask)
         if init_images is None:
-            if mask is not None:
-                raise UserError(
-                    "mask says what to keep of init_images; give init_images too, or leave it out."
-                )
             return {}
-        own = self.task.tokenizers[0]
-        size = (own.image_size, own.image_size)
+        own, windows = self.task.tokenizers[0], self.task.windows(options)
+        grid = own.grid if windows is None else windows.grid
+        size = (grid[0] * own.patch_size, grid[1] * own.patch_size)
         read = given.images("init_images", init_images, count, own.channels)
-        found = {"init": given.fitted("init_images", read, size, self.crop)}
-        if mask is None:
-            return found
-        if options.edit_steps is not None:
-            raise UserError(
-                f"edit_steps={options.edit_steps} is for editing without a mask; leave out one of "
-                "them."
-            )
-        masks = given.masks("mask", mask, read)
-        keep = given.kept("mask", masks, read, size, self.crop)
-        known = rearrange(_tokens_kept(keep, own.grid), "p r c -> p (r c)")
-        return found | {"known": known, "keep": keep}
+        if options.outpaint is not None:
+            box = box_of(options.outpaint, size)
+            init = laid(given.fitted("init_images", read, box.size, self.crop), box)
+            keep = np.broadcast_to(box.keep_HW, (len(read), *size))
+        else:
+            init = given.fitted("init_images", read, size, self.crop)
+            if mask is None:
+                return {"init": init}
+            keep = given.kept("mask", given.masks("mask", mask, read), read, size, self.crop)
+        known = _tokens_kept(keep, grid, options.feather is not None)
+        return {"init": init, "known": rearrange(known, "p r c -> p (r c)"), "keep": keep}
 
-    def _small(self, count, cond_images):
+    def _check_given(self, options, init_images, mask):
+        """Refuses ways to use init_images without them, and two ways at once."""
+        told = {
+            "mask": mask is not None and "mask",
+            "edit_steps": options.edit_steps is not None and f"edit_steps={options.edit_steps}",
+            "outpaint": options.outpaint is not None and f"outpaint={options.outpaint}",
+        }
+        ways = [told[name] for name in told if told[name]]
+        if ways and init_images is None:
+            raise UserError(
+                f"{ways[0]} says what becomes of init_images; give init_images too, or leave it "
+                "out."
+            )
+        if len(ways) > 1:
+            raise UserError(
+                f"{' and '.join(ways)} say different things of init_images; give one of them."
+            )
+
+    def _small(self, count, options, cond_images):
         """{"cond": the images to enlarge}; {} for a system that enlarges none."""
         small = self.task.tokenizers[1]
-        if (small is None) != (cond_images is None):
-            remedy = "leave them out" if small is None else "give images to enlarge, one per prompt"
+        if small is None and cond_images is not None:
             raise UserError(
-                f"cond_image_size={self.task.cond_image_size} of the task does not fit "
-                f"cond_images; {remedy}."
+                "cond_images are for super-resolution, and this system enlarges no images; leave "
+                "them out."
             )
         if small is None:
             return {}
+        if cond_images is None:
+            raise UserError(
+                f"cond_images=None: this system enlarges images of {small.image_size} pixels; give "
+                "one per prompt."
+            )
+        windows = self.task.windows(options)
+        rows, columns = small.grid if windows is None else windows.small_grid
+        size = (rows * small.patch_size, columns * small.patch_size)
         read = given.images("cond_images", cond_images, count, small.channels)
-        size = (small.image_size, small.image_size)
         return {"cond": given.fitted("cond_images", read, size, self.crop)}
 
 
@@ -267,10 +329,13 @@ def rows_in(arrays: Mapping[str, np.ndarray]) -> int:
     return len(next(iter(arrays.values())))
 
 
-def _tokens_kept(kept_PHW, grid):
+def _tokens_kept(kept_PHW, grid, over):
     """bool (P, rows, columns): the tokens all of whose pixels a mask keeps; a line says so.
 
-    The same is in systems/parti/system.py.
+    About the same is in systems/parti/system.py.
+
+    Args:
+      over: whether kept pixels are laid over what is made.
     """
     rows, columns = grid
     pixels_PRCN = rearrange(kept_PHW, "p (r h) (c w) -> p r c (h w)", r=rows, c=columns)
@@ -281,7 +346,8 @@ def _tokens_kept(kept_PHW, grid):
         raise UserError(f"mask keeps no token, and MaskGIT keeps {what}; keep a larger part.")
     anew = int((pixels_PRCN & ~known_PRC[..., None]).sum())
     told = f"MaskGIT keeps {what}: {known_PRC.sum()} of {known_PRC.size}"
+    beside = "laid over what is made" if over else "inpainted"
     generation.tell(
-        told + (f"; {counted(anew, 'kept pixel')} beside them are inpainted" if anew else "")
+        told + (f"; {counted(anew, 'kept pixel')} beside them are {beside}" if anew else "")
     )
     return known_PRC

@@ -22,6 +22,13 @@ from t2i_jax.systems.base import Given, Part, SystemTask
 from t2i_jax.systems.maskgit import losses, sampling
 from t2i_jax.systems.maskgit.options import MaskGitOptions
 from t2i_jax.systems.maskgit.system import MaskGitSystem
+from t2i_jax.systems.maskgit.windows import (
+    Windows,
+    check_size,
+    size_of,
+    unit_of,
+    windows_over,
+)
 from t2i_jax.systems.super_resolution.resizing import shrink
 from t2i_jax.systems.text_to_image import samples_of
 from t2i_jax.systems.tokenizer.task import TokenizerTask
@@ -216,14 +223,86 @@ class MaskGitTask(SystemTask):
         return {"tokens": sizes | ({} if own is None else {"tokenizer": own.fingerprint}), **stored}
 
     def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
-        """Guided images, in one program."""
+        """Images with the options' defaults, in one program."""
         options = MaskGitOptions(guidance=1.0 if self.text is None else 3.0)
         prompt = dict(captions.spec(self.text, batch_size))
         if self.cond_image_size is not None:
-            network = self.network.cond_fmap_size**2
-            prompt["cond_ids"] = jax.ShapeDtypeStruct((batch_size, network), jnp.int32)
-        function = functools.partial(sampling.generate, task=self, sampling=options.sampling)
-        return {"images": SamplingProgram("maskgit", function, prompt)}
+            tokens = self.network.cond_fmap_size**2
+            prompt["cond_ids"] = jax.ShapeDtypeStruct((batch_size, tokens), jnp.int32)
+
+        def images(params, frozen, prompt, keys_B):
+            return sampling.generate(
+                params["maskgit"], frozen, prompt, keys_B, task=self, sampling=options.sampling,
+                critic=params.get("critic"), use_critic=self.has_critic_for(options),
+                guidance=options.guidance, plausibility=options.plausibility or 0.0,
+            )  # fmt: skip
+
+        return {"images": SamplingProgram(None, images, prompt)}
+
+    def check_options(self, options: MaskGitOptions) -> None:
+        """Refuses options of a critic that was not trained, of guidance without texts, and those
+        for which the network was not trained.
+        """
+        if self.critic is None and options.critic:
+            raise UserError(
+                "critic=True, and none was trained; leave it out, or train the task with a "
+                "TokenCritic or a SelfCritic."
+            )
+        judged = self.has_critic_for(options)
+        if options.critic_noise is not None and not judged:
+            raise UserError(
+                f"critic_noise={options.critic_noise} is noise on the scores of a critic, and "
+                "none is used; leave it out, or sample with critic=True."
+            )
+        if options.choice_temperature and judged:
+            raise UserError(
+                f"choice_temperature={options.choice_temperature} is noise on the confidence, and "
+                "a critic says which tokens stay; give critic_noise, or critic=False."
+            )
+        by_confidence = options.order == "confidence" and not judged
+        if options.remask and by_confidence and not self.no_mask_token_prob:
+            raise UserError(
+                "remask=True asks the network about tokens that it sees, and no_mask_token_prob=0 "
+                "of the task never trained it to tell them; train it with 0.1, or use a critic."
+            )
+        if self.text is None and options.guidance not in (1, MaskGitOptions.guidance):
+            raise UserError(
+                f"guidance={options.guidance} is towards a caption, and this system was trained "
+                "without texts; leave it out."
+            )
+        if self.tokenizers[0] is not None:
+            self.windows(options)  # refuses sizes
+
+    def has_critic_for(self, options: MaskGitOptions) -> bool:
+        """Whether a critic says which tokens stay."""
+        wanted = options.order == "confidence" if options.critic is None else options.critic
+        return self.critic is not None and wanted
+
+    def windows(self, options: MaskGitOptions) -> Windows | None:
+        """The windows over images of `options.image_size`; None for the size of training.
+
+        Raises:
+          UserError: a size that windows can't cover, or a tokenizer of one size.
+        """
+        size, (own, small) = size_of(options.image_size), self.tokenizers
+        if size in (None, (own.image_size, own.image_size)):
+            return None
+        below = self.network.cond_fmap_size
+        check_size(size, own.image_size, own.patch_size * unit_of(self.network.fmap_size, below))
+        grid = (size[0] // own.patch_size, size[1] // own.patch_size)
+        windows = windows_over(grid, self.network.fmap_size, options.overlap, below)
+        sizes = [(own, size)]
+        if small is not None and windows.small_grid is not None:
+            rows, columns = windows.small_grid
+            sizes.append((small, (rows * small.patch_size, columns * small.patch_size)))
+        for tokenizer, wanted in sizes:
+            if not image_tokenizer.runs_at(tokenizer, wanted):
+                raise UserError(
+                    f"image_size={options.image_size} is another size than the tokenizer's "
+                    f"image_size={tokenizer.image_size}, and its weights are those of one size; "
+                    "leave it out, or train with a convolutional tokenizer."
+                )
+        return windows
 
     def with_parts(self, parts: Mapping[str, Given]) -> MaskGitTask:
         """The task with the networks of its tokenizers.

@@ -15,6 +15,10 @@ class MuseOptions(MaskGitOptions):
     """How Muse samples: the options of `MaskGitOptions` are those of its first stage, and of both
     where the second has none of its own.
 
+    What a mask keeps of init_images is kept at both sizes. Without one, the first stage changes or
+    edits them, and of the large tokens those are kept that lie over small ones that stayed the
+    same. `image_size` is that of the large images.
+
     Attributes:
       superres_steps: passes through the network of super-resolution.
       superres_guidance: its scale of guidance; None: `guidance`.
@@ -44,7 +48,7 @@ class MuseOptions(MaskGitOptions):
 
     @property
     def base(self) -> MaskGitOptions:
-        """Those of the first stage."""
+        """Those of the first stage, its image_size still that of the large images."""
         return MaskGitOptions(**{name: getattr(self, name) for name in fields_of(MaskGitOptions)})
 
     @property

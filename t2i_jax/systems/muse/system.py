@@ -61,6 +61,7 @@ class MuseSystem(TextToImage):
         init_images: Any = None,
         mask: Any = None,
         return_stages: bool = False,
+        return_steps: bool = False,
         return_pil: bool = False,
         batch_size: int | None = None,
         progress: bool = False,
@@ -71,18 +72,18 @@ class MuseSystem(TextToImage):
         Args:
           prompts, seed, images_per_prompt, negative_prompts, init_images, mask, return_pil,
             batch_size, progress: as of `MaskGitSystem.generate`. Images to inpaint or to change are
-            so at both sizes.
+            so at both sizes, see `MuseOptions`.
           options: how it samples; None: the defaults of `MuseOptions`. changes: single options by
             name, superres_steps=12.
           return_stages: a list with the small and the large images.
+          return_steps: a list with the images at the end of every step, as of `MaskGitSystem`: the
+            small ones of the first stage, then the large ones of the second.
 
         Raises:
           UserError: an argument that does not fit, before anything compiles.
         """
         chosen = generation.with_changes(MuseOptions, options, changes)
-        stages = [(self.base, self.base.fitting(chosen.base))]
-        if chosen.stop_at != "base":
-            stages.append((self.superres, self.superres.fitting(chosen.superres)))
+        stages = self._chosen(chosen)
         for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
             generation.check_count(name, value)
         arrays = {}
@@ -92,45 +93,84 @@ class MuseSystem(TextToImage):
             with generation.quiet() if number else contextlib.nullcontext():
                 found = stage.prepare(prompts, own, from_tokens=number > 0, **given)
             arrays |= {f"{number}/{name}": value for name, value in found.items()}
-        total, made = rows_in(arrays) * images_per_prompt, [[] for _ in stages]
+        total, made = rows_in(arrays) * images_per_prompt, []
         for rows in generation.batches(
             arrays, total, images_per_prompt, seed, batch_size, progress=progress
         ):
-            for images, part in zip(made, self._stages(stages, rows), strict=True):
-                images.append(part[: rows.count])
-        images = [np.concatenate(parts) for parts in made]
+            shown = [
+                step[: rows.count]
+                for part in self._stages(stages, rows)
+                for step in (part.steps if return_steps else [part.images])
+            ]
+            made.append(shown)
+        images = [np.concatenate(parts) for parts in zip(*made, strict=True)]
         if return_pil:
             images = [as_pil(stage) for stage in images]
-        return images if return_stages else images[-1]
+        return images if return_stages or return_steps else images[-1]
+
+    def _chosen(self, options):
+        """(stage, its options) of each stage that is to run."""
+        base, superres = options.base, options.superres
+        of_base, of_superres = self.base.task, self.superres.task
+        without = {"critic": None, "critic_noise": None}
+        # an option of critics is for the stages that have one; where none does, it is refused
+        if of_superres.critic is None and of_base.critic is not None:
+            superres = dataclasses.replace(superres, **without)
+        if of_base.critic is None and of_superres.critic is not None:
+            base = dataclasses.replace(base, **without)
+        superres = self.superres.fitting(superres)
+        windows = of_superres.windows(superres)
+        if windows is not None:
+            patch = of_superres.tokenizers[1].patch_size
+            size = tuple(length * patch for length in windows.small_grid)
+            base = dataclasses.replace(base, image_size=size)
+        elif options.image_size is not None:
+            base = dataclasses.replace(base, image_size=None)
+        stages = [(self.base, self.base.fitting(base)), (self.superres, superres)]
+        return stages[:1] if options.stop_at == "base" else stages
 
     def _stages(self, stages, rows):
-        """The images of each stage; the second is given the tokens of the first."""
-        ids_BN = None
+        """What each stage makes; the second is given the tokens of the first."""
+        small = None
         for number, (stage, options) in enumerate(stages):
             arrays = {
                 name.removeprefix(f"{number}/"): value
                 for name, value in rows.arrays.items()
                 if name.startswith(f"{number}/")
             }
-            if ids_BN is not None:
+            if small is not None:
                 as_they_are = self.shared and options.compat != COMPAT
-                arrays["cond_ids"] = ids_BN if as_they_are else self._translated(ids_BN)
+                arrays["cond_ids"] = small.ids_BN if as_they_are else self._translated(small)
+                if "init" in arrays and "known" not in arrays:
+                    arrays["known"] = self._unchanged(small, options)
             keys_B = jax.vmap(lambda key, n=number: jax.random.fold_in(key, n))(rows.keys_B)
-            found = stage.make(arrays, keys_B, options)
-            ids_BN = found.ids_BN
-            yield found.images
+            small = stage.make(arrays, keys_B, options)
+            yield small
 
-    def _translated(self, ids_BN):
+    def _translated(self, small):
         base, superres = self.base, self.superres
         with jax.set_mesh(base.mesh):
             return _translated(
-                ids_BN,
+                small.ids_BN,
                 base.frozen[base.task.own_tokenizer],
                 superres.frozen["tokenizer"],
                 models=(base.task.tokenizers[0], superres.task.tokenizers[1]),
+                grid=small.grid,
             )
 
+    def _unchanged(self, small, options):
+        """bool (B, N): the large tokens over those small ones that are still those of the images
+        that were given.
+        """
+        windows = self.superres.task.windows(options)
+        grid = self.superres.task.network.grid if windows is None else windows.grid
+        same_BRC = (small.ids_BN == small.given_BN).reshape(-1, *small.grid)
+        rows, columns = (
+            np.arange(large) * few // large for large, few in zip(grid, small.grid, strict=True)
+        )
+        return same_BRC[:, rows][:, :, columns].reshape(len(same_BRC), -1)
 
-@functools.partial(jax.jit, static_argnames="models")
-def _translated(ids_BN, weights, to_weights, *, models):
-    return image_tokenizer.translated(ids_BN, models[0], weights, models[1], to_weights)
+
+@functools.partial(jax.jit, static_argnames=("models", "grid"))
+def _translated(ids_BN, weights, to_weights, *, models, grid):
+    return image_tokenizer.translated(ids_BN, models[0], weights, models[1], to_weights, grid)

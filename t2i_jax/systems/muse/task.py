@@ -129,18 +129,25 @@ def _equal(one, other):
 
 def _check(base, superres):
     """Refuses stages that do not fit each other."""
-    if superres.cond_image_size is None:
+    own, small = base.tokenizers[0], superres.tokenizers[1]
+    if small is None:
         raise UserError(
             "parts.superres has cond_image_size=None, and is no super-resolution; train it with "
             "the side of the small images."
         )
-    own = base.tokenizers[0]
     if base.cond_image_size is not None or own is None:
-        raise UserError("parts.base makes no images from captions alone; give another run.")
-    if superres.cond_image_size != own.image_size:
         raise UserError(
-            f"parts.superres enlarges images of {superres.cond_image_size} pixels, and parts.base "
-            f"makes {own.image_size}; give stages that fit."
+            "parts.base makes no images from captions alone; give a run with a tokenizer and "
+            "without cond_image_size."
+        )
+    if small.image_size != own.image_size:
+        raise UserError(
+            f"parts.superres enlarges images of {small.image_size} pixels, and parts.base makes "
+            f"{own.image_size}; give stages that fit."
         )
     if (base.text is None) != (superres.text is None):
-        raise UserError("parts.base and parts.superres: one reads captions, and one does not.")
+        reads, other = ("base", "superres") if superres.text is None else ("superres", "base")
+        raise UserError(
+            f"parts.{reads} reads captions, and parts.{other} was trained without (text=None); "
+            "give two that do or two that do not."
+        )
