@@ -69,6 +69,96 @@ def test_known_tokens_are_kept_and_the_others_drawn():
     assert (np.asarray(ids) == 0).all()
 
 
+def test_strength_is_the_share_that_changes():
+    """On 16 tokens the table's likeliest stand where something was masked, the others stay."""
+    given = jnp.full((3, _TOKENS), 7, jnp.int32)
+    best = _TABLE.argmax(-1)
+
+    def changed(strength, **more):
+        ids, _ = _generate(
+            _keys(0, 1, 2), _PLAIN, temperature=0.0, given_BN=given, strength=strength, **more
+        )
+        assert (np.asarray(ids == 7) | np.asarray(ids == best)).all()
+        return np.asarray(ids != 7) | (best == 7)[None] & np.asarray(ids == best)
+
+    few, half = changed(0.25), changed(0.5)
+    assert (few.sum(1) <= 4 + (best == 7).sum()).all() and few.sum() < half.sum()
+    assert len({tuple(row) for row in few}) == 3  # another part for each row
+    np.testing.assert_array_equal(changed(1.0).all(1), True)
+    known = jnp.broadcast_to(jnp.arange(_TOKENS) < 8, given.shape)
+    ids, trace = _generate(
+        _keys(0, 1, 2), _PLAIN, temperature=0.0, given_BN=given, known_BN=known, strength=0.25
+    )
+    assert (np.asarray(trace)[:, :, :8] == 7).all()
+    assert (np.asarray(ids[:, 8:] != 7).sum(1) <= 2).all()  # a quarter of those that may change
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "sampling"))
+def _edit(keys, given, steps, sampling=_PLAIN, **options):
+    size = (keys, _TOKENS, _CODES)
+    return masked.edit(_predict, *size, given, steps=steps, sampling=sampling, **options)
+
+
+def test_editing_changes_a_few_tokens_at_a_time():
+    given = jnp.full((20, _TOKENS), 7, jnp.int32)
+    keys = _keys(*range(20))
+    ids, trace = _edit(keys, given, 5, share=0.125, temperature=0.0)
+    steps = np.concatenate([given[None], np.asarray(trace)])
+    changed = (np.diff(steps, axis=0) != 0).sum(-1)
+    assert trace.shape == (5, 20, _TOKENS) and changed.max() == 2 and changed.sum() > 0
+    np.testing.assert_array_equal(ids, trace[-1])
+    alone, _ = _edit(keys[3:4], given[:1], 5, share=0.125, temperature=0.0)
+    np.testing.assert_array_equal(ids[3:4], alone)
+    known = jnp.broadcast_to(jnp.arange(_TOKENS) < 8, given.shape)
+    ids, _ = _edit(keys, given, 5, share=1.0, known_BN=known, temperature=0.0)
+    assert (np.asarray(ids[:, :8]) == 7).all()
+    np.testing.assert_array_equal(ids[:, 8:], np.broadcast_to(_TABLE.argmax(-1)[8:], (20, 8)))
+
+
+def test_growing_guidance_ends_at_its_value_and_a_scale_of_1_is_none():
+    """With one step growing guidance has its whole value; with several less at first."""
+    null = np.random.default_rng(1).normal(size=_TABLE.shape).astype(np.float32) * 2
+
+    def predict(ids_BN, memory):
+        rows = len(ids_BN) // 2
+        shape = (rows, *_TABLE.shape)
+        return jnp.concatenate(
+            [jnp.broadcast_to(_TABLE, shape), jnp.broadcast_to(null, shape)]
+        ), memory
+
+    @functools.partial(jax.jit, static_argnames=("steps", "growing"))
+    def sample(scale, steps, growing):
+        sampling = Sampling(steps=steps, guided=True, growing=growing, order="halton")
+        return masked.generate(
+            predict, _keys(0, 1), _TOKENS, _CODES, sampling=sampling, guidance=scale,
+            temperature=0.0,
+        )[0]  # fmt: skip
+
+    guided = (null + 3.0 * (_TABLE - null)).argmax(-1)
+    np.testing.assert_array_equal(sample(3.0, 1, True), np.broadcast_to(guided, (2, _TOKENS)))
+    np.testing.assert_array_equal(sample(3.0, 1, False), sample(3.0, 1, True))
+    np.testing.assert_array_equal(sample(1.0, 4, True)[0], _TABLE.argmax(-1))
+    assert not np.array_equal(sample(9.0, 4, True), sample(9.0, 4, False))
+
+
+def test_a_critic_masks_again_what_it_finds_wrong():
+    """It finds the first tokens wrong, which therefore change to the end, and the others never."""
+
+    def critic(ids_BN):
+        return jnp.broadcast_to(-jnp.arange(_TOKENS, dtype=jnp.float32), ids_BN.shape)
+
+    @jax.jit
+    def sample(noise):
+        return masked.generate(
+            _predict, _keys(*range(8)), _TOKENS, _CODES, sampling=Sampling(steps=6, guided=False),
+            critic=critic, critic_noise=noise, temperature=3.0,
+        )[1]  # fmt: skip
+
+    changed = (np.diff(np.asarray(sample(0.0)), axis=0) != 0).sum((0, 1))
+    assert changed[0] > 10 and (changed[-1] == 0).all() and changed[15] == 0
+    assert (np.diff(np.asarray(sample(100.0)), axis=0) != 0).sum((0, 1))[15] > 0
+
+
 def test_halton_spreads_the_first_tokens_over_the_image():
     order = masked._order("halton", 64)
     assert sorted(-order) == list(range(64))

@@ -11,7 +11,7 @@ from t2i_jax.models.maskgit import MaskGitTransformer, TokenCritic
 from t2i_jax.models.vqgan import VQGanVAE
 from t2i_jax.systems.maskgit.system import MaskGitSystem
 from t2i_jax.systems.maskgit.task import MaskGitTask
-from t2i_jax.text.learned import LearnedText
+from t2i_jax.text.classes import ClassLabels
 
 TOKENIZER = VQGanVAE(
     dim=4,
@@ -24,27 +24,11 @@ TOKENIZER = VQGanVAE(
 )
 SIZES = dict(dim=16, depth=1, heads=2, dim_head=8, ff_mult=1)
 NETWORK = MaskGitTransformer(**SIZES)
-TEXT = LearnedText(dim=8, depth=1, heads=2, mlp_dim=8, vocab_size=30, max_length=4)
+TEXT = ClassLabels(("red circle", "blue squares", "green", "zebra"), dim=8)
 TASK = MaskGitTask(NETWORK, TEXT, TOKENIZER)  # 4 x 4 tokens
 SUPERRES = MaskGitTask(NETWORK, TEXT, TOKENIZER, image_size=16, cond_image_size=8)  # 8 x 8
 CRITIC = TokenCritic(**SIZES)
 CAPTIONS = ["a red circle", "two blue squares", "green"]
-
-
-class Words:
-    """Captions to ids: a word's length and first letter."""
-
-    vocab_size = 30
-
-    def lengths(self, captions):
-        return [len(caption.split()) for caption in captions]
-
-    def __call__(self, captions, max_length):
-        ids = np.zeros((len(captions), max_length), np.int32)
-        for row, caption in zip(ids, captions, strict=True):
-            words = caption.split()[:max_length]
-            row[: len(words)] = [1 + (len(word) + ord(word[0])) % 29 for word in words]
-        return ids, ids > 0
 
 
 @functools.cache
@@ -55,19 +39,21 @@ def tokenizer_weights():
 
 
 def params_of(task):
-    """First parameters, larger than at the start, so that captions matter."""
-    params = sharding.unbox(jax.jit(task.init)(jax.random.key(0))[0])
+    """Parameters of a task, drawn large, so that captions matter; scales are about 1."""
+    shapes = sharding.unbox(sharding.parameters_of(task))
 
-    def more(path, leaf):
-        seed = sum(map(ord, jax.tree_util.keystr(path)))
-        return leaf + 0.5 * np.random.default_rng(seed).normal(size=leaf.shape).astype(np.float32)
+    def draw(path, leaf):
+        name = jax.tree_util.keystr(path)
+        noise = np.random.default_rng(sum(map(ord, name))).normal(size=leaf.shape)
+        return np.float32(0.4 * noise + ("scale" in name))
 
-    return jax.tree_util.tree_map_with_path(more, params)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def system_of(task, params=None):
     frozen = {} if task.tokenizer is None else {"tokenizer": tokenizer_weights()}
-    return MaskGitSystem(task, params or params_of(task), frozen, Words())
+    text = None if task.text is None else task.text.tokenizer()
+    return MaskGitSystem(task, params or params_of(task), frozen, text)
 
 
 def images_of(rows, *size):
@@ -83,7 +69,7 @@ def batch_of(task, rows=4):
     draw = {
         "image": lambda s: rng.integers(0, 256, s.shape, dtype=np.uint8),
         "tokens": lambda s: rng.integers(0, 16, s.shape, dtype=np.int32),
-        "text": lambda s: rng.integers(1, 30, s.shape, dtype=np.int32),
+        "text": lambda s: rng.integers(0, 4, s.shape, dtype=np.int32),
         "text_embeds": lambda s: rng.normal(size=s.shape).astype(np.float32),
         "text_mask": lambda s: (
             np.arange(s.shape[1])[None] < rng.integers(1, s.shape[1] + 1, s.shape[:1])[:, None]

@@ -99,6 +99,10 @@ class MaskGitTask(SystemTask):
         for field in (*shares, "least_masked"):
             if not 0 <= getattr(self, field) <= 1:
                 raise UserError(f"{field}={getattr(self, field)} is outside [0, 1]; try 0.1.")
+        if not self.critic_loss_weight >= 0:
+            raise UserError(
+                f"critic_loss_weight={self.critic_loss_weight} is below 0; try 1.0, or 0 for none."
+            )
         self._check_networks()
         self._check_sizes()
         for name in self.trains if self.trains is not None else ():

@@ -1,0 +1,219 @@
+"""Muse: two stages joined, what each is given, and what becomes of images at both sizes."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from t2i_jax.errors import UserError
+from t2i_jax.systems.base import Given
+from t2i_jax.systems.generation import on_mesh
+from t2i_jax.systems.maskgit.options import MaskGitOptions
+from t2i_jax.systems.muse.options import MuseOptions
+from t2i_jax.systems.muse.task import MuseTask
+
+from .toy_muse import (
+    CAPTIONS,
+    CRITIC,
+    SUPERRES,
+    TASK,
+    images_of,
+    system_of,
+    tokens_of,
+)
+
+_STEPS = {"steps": 3, "superres_steps": 2}
+
+
+def _joined(base, superres):
+    parts = {"base": Given(base.task.network, base.weights, base)}
+    parts["superres"] = Given(superres.task.network, superres.weights, superres)
+    task = MuseTask().with_parts(parts)
+    return task.system({}, {}, parts, {}, None)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return system_of(TASK)
+
+
+@pytest.fixture(scope="module")
+def superres():
+    return system_of(SUPERRES)
+
+
+@pytest.fixture(scope="module")
+def system(base, superres):
+    return _joined(base, superres)
+
+
+def test_the_second_stage_enlarges_what_the_first_has_made(system, base, superres):
+    stages = system.generate(CAPTIONS, return_stages=True, **_STEPS)
+    assert [stage.shape for stage in stages] == [(3, 8, 8, 3), (3, 16, 16, 3)]
+    np.testing.assert_array_equal(system.generate(CAPTIONS, stop_at="base", **_STEPS), stages[0])
+    whole = system.generate(CAPTIONS, **_STEPS)
+    np.testing.assert_array_equal(whole, stages[1])
+    np.testing.assert_array_equal(whole, system.generate(CAPTIONS, batch_size=2, **_STEPS))
+    assert not np.array_equal(whole, system.generate(CAPTIONS, seed=1, **_STEPS))
+    # with the second stage's own key, from the tokens of the first
+    rows = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(np.arange(3))
+    keys = [jax.vmap(lambda key, n=n: jax.random.fold_in(key, n))(rows) for n in range(2)]
+    options = MuseOptions(**_STEPS)
+    small = base.make(base.prepare(CAPTIONS, options.base), keys[0], options.base)
+    arrays = superres.prepare(CAPTIONS, options.superres, from_tokens=True)
+    made = superres.make(arrays | {"cond_ids": small.ids_BN}, keys[1], options.superres)
+    np.testing.assert_array_equal(made.images, whole)
+    assert repr(system).startswith("MuseSystem(base=MaskGitSystem(captions by ClassLabels, ")
+
+
+def test_previews_of_both_stages(system):
+    steps = system.generate(CAPTIONS, return_steps=True, **_STEPS)
+    assert [step.shape[1] for step in steps] == [8, 8, 8, 16, 16]
+    stages = system.generate(CAPTIONS, return_stages=True, **_STEPS)
+    np.testing.assert_array_equal(steps[2], stages[0])
+    np.testing.assert_array_equal(steps[-1], stages[1])
+    pictures = system.generate(
+        CAPTIONS, return_steps=True, return_pil=True, stop_at="base", batch_size=2, **_STEPS
+    )
+    assert len(pictures) == 3 and len(pictures[0]) == 3 and pictures[0][0].size == (8, 8)
+
+
+def test_both_stages_are_guided_each_by_its_own_scale(system):
+    def sample(**changes):
+        return system.generate(
+            CAPTIONS, temperature=0.0, plausibility=0.0, return_stages=True, **_STEPS, **changes
+        )
+
+    plain, strong = sample(), sample(superres_guidance=12.0)
+    np.testing.assert_array_equal(plain[0], strong[0])
+    assert not np.array_equal(plain[1], strong[1])
+    against = sample(negative_prompts="zebra far off")
+    assert not np.array_equal(plain[0], against[0]) and not np.array_equal(plain[1], against[1])
+    hot = sample(superres_temperature=4.0)
+    np.testing.assert_array_equal(plain[0], hot[0])
+    assert not np.array_equal(plain[1], hot[1])
+
+
+def test_a_mask_keeps_pixels_at_both_sizes(system, capsys):
+    images = [Image.fromarray(image) for image in images_of(3, 32, 32)]
+    mask = np.zeros((32, 32), bool)
+    mask[:, :20] = True
+    small, large = system.generate(
+        CAPTIONS, init_images=images, mask=mask, feather=0, return_stages=True, **_STEPS
+    )
+    assert capsys.readouterr().err.count("MaskGIT keeps") == 1
+    for made, side, kept in ((small, 8, 5), (large, 16, 10)):
+        there = np.stack(
+            [np.asarray(image.resize((side, side), Image.BICUBIC)) for image in images]
+        )
+        np.testing.assert_array_equal(made[:, :, :kept], there[:, :, :kept])
+        assert not np.array_equal(made[:, :, kept:], there[:, :, kept:])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"strength": 0.3}, {"edit_steps": 2, "edit_share": 0.07}], ids=["changed", "edited"]
+)
+def test_large_tokens_over_small_ones_that_stayed_stay_too(system, base, superres, changes):
+    images = images_of(3, 16, 16)
+    options = MuseOptions(**_STEPS, **changes)
+    seen = {}
+    make = type(base).make
+
+    def watch(stage, arrays, keys, own):
+        made = make(stage, arrays, keys, own)
+        seen[stage.task.image_size] = np.asarray(made.ids_BN), arrays["init"]
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(base), "make", watch)
+        system.generate(CAPTIONS, options, init_images=images)
+    small, large = (
+        (ids.reshape(3, side, side), tokens_of(init).reshape(3, side, side))
+        for (ids, init), side in ((seen[None], 4), (seen[16], 8))
+    )
+    same = small[0] == small[1]
+    assert 0.3 < same.mean() < 1
+    over = same.repeat(2, axis=1).repeat(2, axis=2)
+    np.testing.assert_array_equal(large[0][over], large[1][over])
+    assert not np.array_equal(large[0][~over], large[1][~over])
+
+
+def test_wide_images_go_through_both_stages(system):
+    wide = {"image_size": (16, 24), **_STEPS}
+    stages = system.generate(CAPTIONS, return_stages=True, **wide)
+    assert [stage.shape for stage in stages] == [(3, 8, 12, 3), (3, 16, 24, 3)]
+    np.testing.assert_array_equal(system.generate(CAPTIONS, stop_at="base", **wide), stages[0])
+    image = images_of(1, 16, 16)
+    beyond = system.generate(
+        CAPTIONS[:1], init_images=image, outpaint=(0, 0, 1 / 3, 0), feather=0, **wide
+    )
+    np.testing.assert_array_equal(beyond[:, :, :16], image)
+
+
+def test_a_critic_of_one_stage_is_no_mistake_of_the_other(base, superres):
+    critical = system_of(dataclasses.replace(TASK, critic=CRITIC))
+    system = _joined(critical, superres)
+    chosen = system._chosen(MuseOptions(critic=True, critic_noise=2.0))
+    assert [(options.critic, options.critic_noise) for _, options in chosen] == [
+        (True, 2.0),
+        (None, None),
+    ]
+    assert [stage.task.has_critic_for(options) for stage, options in chosen] == [True, False]
+    chosen = _joined(base, superres)._chosen(MuseOptions())
+    assert not any(stage.task.has_critic_for(options) for stage, options in chosen)
+
+
+def test_on_a_mesh_of_one_device_the_images_are_the_same(system):
+    there = system.on_mesh({"data": 1})
+    np.testing.assert_array_equal(
+        there.generate(CAPTIONS, **_STEPS), system.generate(CAPTIONS, **_STEPS)
+    )
+    assert on_mesh(system.base, {"data": 1}).mesh is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"steps": 0}, "steps=0 is not a number from 1"),
+        ({"superres_steps": 0}, "superres_steps=0 is not a number from 1"),
+        ({"superres_guidance": float("nan")}, "superres_guidance=nan"),
+        ({"superres_temperature": -1.0}, "superres_temperature=-1.0 is below 0"),
+        ({"stop_at": "bas"}, "did you mean 'base'"),
+        ({"critic": True}, "critic=True, and none was trained"),
+        ({"image_size": (16, 22)}, r"multiples of 4 pixels; try \(16, 24\)"),
+        ({"image_size": 8}, "smaller than the 16x16 pixels of training"),
+        ({"mask": np.ones((16, 16), bool)}, "mask says what becomes of init_images"),
+        ({"edit_steps": 3}, "edit_steps=3 says what becomes of init_images"),
+        ({"init_images": images_of(3, 16, 16), "mask": np.ones((3, 9), bool)}, "mask is 9x3"),
+        ({"options": MaskGitOptions()}, "another system; give MuseOptions"),
+        ({"negative_prompts": ["zebra"]}, "negative_prompts has 1 caption for 3 prompts"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_compiles(system, changes, says, monkeypatch):
+    monkeypatch.setattr(
+        "t2i_jax.systems.maskgit.sampling.generate", lambda *args, **kwargs: pytest.fail("it ran")
+    )
+    with pytest.raises(UserError, match=says):
+        system.generate(CAPTIONS, **changes)
+
+
+def test_stages_that_do_not_fit_are_refused(base, superres):
+    with pytest.raises(UserError, match="parts.superres is not given"):
+        MuseTask().with_parts({"base": Given(None, {})})
+    with pytest.raises(UserError, match="parts.superres has cond_image_size=None"):
+        _joined(base, base)
+    with pytest.raises(UserError, match="parts.base makes no images from captions alone"):
+        _joined(superres, superres)
+    silent = system_of(dataclasses.replace(SUPERRES, text=None))
+    with pytest.raises(UserError, match="parts.base reads captions, and parts.superres was"):
+        _joined(base, silent)
+    wide = system_of(dataclasses.replace(TASK, image_size=16))
+    with pytest.raises(UserError, match="enlarges images of 8 pixels, and parts.base makes 16"):
+        _joined(wide, superres)
+    moved = jax.tree.map(lambda leaf: leaf + 1e-3, superres.frozen)
+    with pytest.raises(UserError, match="another tokenizer of small images"):
+        _joined(base, dataclasses.replace(superres, frozen=moved))
+    copied = jax.tree.map(np.array, superres.frozen)
+    assert _joined(base, dataclasses.replace(superres, frozen=copied))
