@@ -212,8 +212,16 @@ def test_stages_that_do_not_fit_are_refused(base, superres):
     wide = system_of(dataclasses.replace(TASK, image_size=16))
     with pytest.raises(UserError, match="enlarges images of 8 pixels, and parts.base makes 16"):
         _joined(wide, superres)
-    moved = jax.tree.map(lambda leaf: leaf + 1e-3, superres.frozen)
-    with pytest.raises(UserError, match="another tokenizer of small images"):
-        _joined(base, dataclasses.replace(superres, frozen=moved))
+
+
+def test_another_tokenizer_of_the_small_images_is_given_its_own_tokens(base, superres, system):
     copied = jax.tree.map(np.array, superres.frozen)
-    assert _joined(base, dataclasses.replace(superres, frozen=copied))
+    assert _joined(base, dataclasses.replace(superres, frozen=copied)).shared
+    moved = {"tokenizer": jax.tree.map(lambda leaf: leaf + 0.05, superres.frozen["tokenizer"])}
+    other = _joined(base, dataclasses.replace(superres, frozen=moved))
+    assert not other.shared
+    stages = other.generate(CAPTIONS, return_stages=True, image_size=(16, 24), **_STEPS)
+    assert [stage.shape for stage in stages] == [(3, 8, 12, 3), (3, 16, 24, 3)]
+    same = system.generate(CAPTIONS, return_stages=True, image_size=(16, 24), **_STEPS)
+    np.testing.assert_array_equal(stages[0], same[0])
+    assert not np.array_equal(stages[1], same[1])
