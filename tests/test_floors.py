@@ -38,7 +38,7 @@ _ALLOWED = {
     "decoding": _LOW | {"sharding"},
     "text": _LOW | {"foreign", "sharding", "nn", "diffusion", "decoding"},
     "models": _LOW | {"sharding", "pixels", "nn", "diffusion", "decoding", "text"},
-    "convert": _LOW | {"foreign", "sharding", "nn", "text", "models"},
+    "convert": _LOW | {"foreign", "sharding", "pixels", "nn", "text", "models"},
     "eval": _LOW | {"pixels", "nn", "models"},
     "systems": _LOW
     | {"foreign", "sharding", "pixels", "nn", "diffusion", "decoding", "text", "models", "convert"}
