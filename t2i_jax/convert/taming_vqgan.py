@@ -29,7 +29,6 @@ from t2i_jax.convert.engine import (
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.taming_vqgan import VQGAN
-from t2i_jax.pixels import SIGNED
 
 _USED = 65536  # recent codes that LlamaGen saves to count their use
 
@@ -305,7 +304,7 @@ def _pixel_range(names, state):
     middle.
     """
     plain = not _any(state, f"encoder.{names.middle[1]}.")
-    return (0.0, 1.0) if names in (_OPEN_MUSE, _DIFFUSERS) and plain else SIGNED
+    return (0.0, 1.0) if names in (_OPEN_MUSE, _DIFFUSERS) and plain else VQGAN.pixel_range
 
 
 def _refuse_others(state):
