@@ -48,6 +48,7 @@ def compile_for(
 
     from t2i_jax import paths
     from t2i_jax.aot import ahead
+    from t2i_jax.errors import UserError
     from t2i_jax.runs.check import check
     from t2i_jax.runs.recipe import changed, load_recipe, with_mesh
 
@@ -57,7 +58,13 @@ def compile_for(
     jax.config.update("jax_enable_compilation_cache", False)
     if "JAX_OPTIMIZATION_LEVEL" not in os.environ:
         jax.config.update("jax_optimization_level", "O1")
-    recipe = with_mesh(changed(load_recipe(config), overrides), mesh)
+    recipe = changed(load_recipe(config), overrides)
+    if not recipe.task.objectives:
+        raise UserError(
+            f"config={str(config)!r} trains nothing of its own and joins its parts "
+            f"({', '.join(recipe.parts)}); give the recipe of one of them."
+        )
+    recipe = with_mesh(recipe, mesh)
     json_file = None if json_file is None else paths.new("json", json_file)
     devices = ahead.slice_devices(topology)  # refused before anything long
     if generate is None:

@@ -11,7 +11,8 @@ import jax
 import pytest
 
 from t2i_jax.cli.compile import compile_for
-from tests.e2e import tiny, tiny_imagen
+from t2i_jax.errors import UserError
+from tests.e2e import tiny, tiny_imagen, tiny_muse
 from tests.toy_system import recipe as toy
 
 pytestmark = pytest.mark.skipif(
@@ -70,6 +71,11 @@ def test_a_system_that_lives_elsewhere_compiles_too(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         compile_for(recipe, topology="v5e:2x2", generate=8)
     assert stop.value.code == 0 and "images, 8 at a time" in capsys.readouterr().out
+
+
+def test_a_recipe_that_joins_parts_is_refused():
+    with pytest.raises(UserError, match="trains nothing of its own and joins its parts .tokenizer"):
+        compile_for(pathlib.Path(tiny_muse.__file__), topology="v5e:2x2")
 
 
 def test_the_search_names_the_fastest(capsys):
