@@ -121,7 +121,9 @@ def live(kind: str, rows: arguments.Rows, module: Any) -> dict[str, Any]:
     """
     said = arguments.readable(_ARGUMENTS, module)
     arguments.check(kind, rows, said)
-    return {"self_cond": bool(said["self_cond"]), "settings": {"t5_name": said["t5_name"]}}
+    # a T5 that was put in the place of the package's has no name
+    settings = {name: said[name] for name in ("t5_name",) if name in said}
+    return {"self_cond": bool(said["self_cond"]), "settings": settings}
 
 
 _ARGUMENTS = {

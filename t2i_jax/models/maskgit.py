@@ -288,9 +288,15 @@ class MaskGitTransformer(_Tokens):
 
 class TokenCritic(_Tokens):
     """The critic of muse-maskgit-pytorch 0.3.5 (Lezama et al. 2022, arXiv 2209.04439): which tokens
-    of an image are not the right ones.
+    of an image are not the right ones. It sees no masked tokens.
 
-    Attributes: as those of `MaskGitTransformer`; it sees no masked tokens.
+    Attributes:
+      dim, depth, dim_head, heads, ff_mult: sizes.
+      fmap_size: tokens per side of an image. codebook_size: number of image tokens. text_embed_dim:
+        width of the text embeddings. These three may be None where a `MaskGitTask` knows them.
+      cond_fmap_size: tokens per side of an image that is conditioned on; None: there is none.
+      self_cond: whether it also sees its own vectors of an earlier call.
+      compat, remat, dtype: as of `MaskGitTransformer`.
     """
 
     def setup(self):

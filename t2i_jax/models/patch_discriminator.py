@@ -16,6 +16,7 @@ class PatchDiscriminator(Patchwise):
       dims: width after the first convolution and after each stride-2 layer; all but the first are
         multiples of `groups`.
       channels: of the images. groups: of the group norms. first_kernel: side of the first window.
+      dtype: of the computation.
     """
 
     dims: tuple[int, ...]

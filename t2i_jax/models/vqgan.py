@@ -230,7 +230,7 @@ class VQGanVAE(_Network):
 
     Attributes:
       dim: width of the first convolution, a multiple of `resnet_groups`. image_size: side in
-        pixels, a multiple of 2**layers.
+        pixels, a multiple of 2**layers. channels: of the images.
       layers: levels, each of which halves the sides. layer_mults: width of each level over `dim`;
         None for 1, 2, 4, ...
       num_resnet_blocks: residual blocks of each level; a number: of the last level alone.
@@ -245,6 +245,8 @@ class VQGanVAE(_Network):
         `codebook_size` is then their product and need not be given. None: no FSQ.
       codebook_dim, decay, kmeans_init: width, decay and initialisation of the codebook that is not
         look-up free.
+      rotation_trick: its gradient is turned (`quantize.rotated`); False: it passes straight
+        through.
       discr_layers: layers of `discriminator()`. pixel_range: lowest and highest value of the float
         images.
       remat: remat policy of the residual blocks: "none", "full" (recomputes all), or "dots".
