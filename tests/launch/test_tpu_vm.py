@@ -2,6 +2,7 @@
 failure in each step.
 """
 
+import itertools
 import os
 import tarfile
 
@@ -95,7 +96,9 @@ def test_the_full_life_of_a_slice(stand_ins, tpu_vm):
     # watch starts it again; the machine is taken; it makes another one, and the training comes to
     # its end there.
     watched = stand_ins.start("tpu_vm", *_WATCH, "--spot").stdout
-    assert _verbs(stand_ins) == ["start", "delete", "create", "scp", "install", "start"]
+    # the second of the two workers may say that it was taken when the first was already deleted
+    verbs = [verb for verb, _ in itertools.groupby(_verbs(stand_ins))]
+    assert verbs == ["start", "delete", "create", "scp", "install", "start"]
     assert (
         "node PREEMPTED" in watched and "tpu: the training is done; the slice still runs" in watched
     )
