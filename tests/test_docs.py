@@ -56,7 +56,8 @@ _SMALLER = {
         "dim=8, image_size=16, patch_size=4, num_layers=1, heads=1, dim_head=8, ff_mult=1, "
         "codebook_size=16, discr_layers=0",
     "dim=256, image_size=128, vq_codebook_size=512":
-        "dim=16, image_size=16, layers=2, vq_codebook_size=16, discr_layers=0",
+        "dim=16, image_size=16, layers=2, num_resnet_blocks=0, vq_codebook_size=16, "
+        "discr_layers=0",
     "image_size=256, patch_size=8, dim=512, layers=8, heads=8, mlp_dim=2048":
         "image_size=16, patch_size=4, dim=8, layers=1, heads=1, mlp_dim=16, codebook_size=16",
     "dim=512, depth=8, dim_head=64, heads=8": "dim=16, depth=1, dim_head=8, heads=2",
