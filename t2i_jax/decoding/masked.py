@@ -37,12 +37,15 @@ class Sampling(autoregressive.Sampling):
       order: which tokens are kept first: "confidence", those that the network is surest of;
         "halton", spread evenly over the image (Besnier et al. 2025, arXiv 2503.17076); "random".
       remask: tokens that were kept may be masked again; a critic always may.
+      score_drawn: with `remask` a kept token has the confidence of what was drawn in its place and
+        thrown away, as in muse-maskgit-pytorch; False: its own.
     """
 
     steps: int = 24
     growing: bool = False
     order: str = "confidence"
     remask: bool = False
+    score_drawn: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -126,10 +129,9 @@ def generate(
             noise = jax.vmap(lambda key: jax.random.uniform(key, (num_tokens,)))(keys[:, 1])
             scores_BN = critic(ids_BN) + (noise - 0.5) * critic_noise * left
         else:
-            # Of the tokens that stand there: the package scores what was drawn for places where
-            # nothing was masked and thrown away, which matters with `remask`.
+            scored_BN = drawn_BN if sampling.score_drawn else ids_BN
             scores_BN = -_confidence(
-                keys[:, 2], logits, ids_BN, order_N, sampling, choice_temperature * left
+                keys[:, 2], logits, scored_BN, order_N, sampling, choice_temperature * left
             )
             if not sampling.remask:
                 scores_BN = jnp.where(masked_BN, scores_BN, -_NEVER)

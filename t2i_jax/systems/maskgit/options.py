@@ -54,8 +54,10 @@ class MaskGitOptions:
       feather: what is kept of init_images is kept in the pixels too, blended into the rest over so
         many pixels; 0: without a seam. None: it is kept in the tokens alone.
       compat: "muse-maskgit-pytorch": no guidance on the scores of a critic that reads the network's
-        own vectors; and the second stage of Muse encodes the small images anew. None: guided like
-        those of any critic; and the second stage is given the tokens of the first.
+        own vectors; with `remask` a token that stayed has the confidence of what was drawn in its
+        place and thrown away; and the second stage of Muse encodes the small images anew. None:
+        guided like those of any critic; its own confidence; and the second stage is given the
+        tokens of the first.
     """
 
     steps: int = 24
@@ -138,6 +140,7 @@ class MaskGitOptions:
             growing=self.growing,
             order=self.order,
             remask=self.remask,
+            score_drawn=self.remask and self.compat == COMPAT,
         )
 
 
