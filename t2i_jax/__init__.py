@@ -51,6 +51,7 @@ _HOMES = {
     "T5Text": "t2i_jax.text.t5",
     "T5Encoder": "t2i_jax.text.t5_encoder",
     "Ddpm": "t2i_jax.diffusion.noise",
+    "DiscreteDdpm": "t2i_jax.diffusion.discrete",
     "Edm": "t2i_jax.diffusion.noise",
     "LowresNoise": "t2i_jax.diffusion.lowres",
     "Churn": "t2i_jax.diffusion.samplers",

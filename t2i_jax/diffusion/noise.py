@@ -231,7 +231,7 @@ class Ddpm(Noise):
         """
         error_BHWC = output_BHWC.astype(jnp.float32) - self.target(x0_BHWC, eps_BHWC, level_B)
         return self.weight(level_B) * jnp.mean(
-            _distance(error_BHWC, self.distance), axis=range(1, error_BHWC.ndim)
+            distance(error_BHWC, self.distance), axis=range(1, error_BHWC.ndim)
         )
 
 
@@ -335,7 +335,8 @@ def karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> 
     return jnp.append((high + fraction * (low - high)) ** rho, 0.0)
 
 
-def _distance(error, kind):
+def distance(error: Array, kind: str) -> Array:
+    """The distance (same shape) that errors count as, by a name of `DISTANCES`."""
     if kind == "huber":
         size = jnp.abs(error)
         return jnp.where(size < 1, 0.5 * error**2, size - 0.5)
