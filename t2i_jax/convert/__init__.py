@@ -14,6 +14,7 @@ import numpy as np
 
 from t2i_jax import config, values
 from t2i_jax.convert import (
+    decoder_unet,
     engine,
     imagen,
     maskgit,
@@ -51,6 +52,7 @@ NETWORKS: dict[str, engine.Network] = {
     "muse-maskgit-pytorch token critic": maskgit.CRITIC,
     "imagen-pytorch U-Net": unet.NETWORK,
     "imagen-pytorch empty U-Net": unet.NULL,
+    "dalle2-pytorch U-Net": decoder_unet.NETWORK,
     "T5 encoder (transformers)": t5.NETWORK,
     "VGG16 (torchvision, LPIPS)": vgg.NETWORK,
 }

@@ -254,6 +254,25 @@ MASKGIT: Rows = {
 }
 MUSE: Rows = dict.fromkeys("base superres".split(), READ)
 
+# of dalle2-pytorch
+DECODER_UNET: Rows = {
+    **dict.fromkeys(
+        """dim image_embed_dim text_embed_dim cond_dim num_image_tokens num_time_tokens dim_mults
+        channels channels_out self_attn attn_dim_head attn_heads lowres_cond lowres_noise_cond
+        self_cond sparse_attn cosine_sim_cross_attn cosine_sim_self_attn cond_on_text_encodings
+        max_text_len cond_on_image_embeds add_image_embeds_to_time init_dim init_conv_kernel_size
+        resnet_groups resnet_weight_standardization num_resnet_blocks init_cross_embed
+        init_cross_embed_kernel_sizes cross_embed_downsample cross_embed_downsample_kernel_sizes
+        memory_efficient scale_skip_connection pixel_shuffle_upsample final_conv_kernel_size
+        combine_upsample_fmaps""".split(),
+        READ,
+    ),
+    # accepted there and never used, or without effect on what is computed
+    **dict.fromkeys(
+        "out_dim attend_at_middle checkpoint_during_training kwargs".split(), NO_EFFECT
+    ),
+}
+
 
 def check(kind: str, rows: Rows, said: Mapping[str, Any]) -> None:
     """Refuses what the network or the system here does not do.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from t2i_jax import config
@@ -53,15 +54,12 @@ def check(model: Any) -> None:
     Raises:
       UserError: the field, its value and a remedy.
     """
-    for field in config.fields_of(type(model)):
-        if isinstance(getattr(model, field), list):
-            object.__setattr__(model, field, tuple(getattr(model, field)))
-    for field in _POSITIVE:
-        value = getattr(model, field)
-        if value is not None and value <= 0:
-            raise UserError(f"{field}={value} is not positive; give 1 or more.")
-    _check_levels(model)
-    _check_kernels(model)
+    as_tuples(model)
+    check_positive(model, _POSITIVE)
+    check_levels(model, PER_LEVEL)
+    if min(per_level(model, "ff_mult")) <= 0:
+        raise UserError(f"ff_mult={model.ff_mult} is not positive; try 2.")
+    check_kernels(model)
     if model.learned_sinu_pos_emb_dim % 2:
         even = model.learned_sinu_pos_emb_dim + 1
         raise UserError(f"learned_sinu_pos_emb_dim={even - 1} is odd, half are sines; try {even}.")
@@ -79,14 +77,32 @@ def check(model: Any) -> None:
     config.one_of("resize_mode", model.resize_mode, RESIZES)
 
 
-def _check_levels(model):
+def as_tuples(model: Any) -> None:
+    """Makes the lists among the fields of a network tuples."""
+    for field in config.fields_of(type(model)):
+        if isinstance(getattr(model, field), list):
+            object.__setattr__(model, field, tuple(getattr(model, field)))
+
+
+def check_positive(model: Any, fields: Sequence[str]) -> None:
+    """Refuses a field below 1; None is no number."""
+    for field in fields:
+        value = getattr(model, field)
+        if value is not None and value <= 0:
+            raise UserError(f"{field}={value} is not positive; give 1 or more.")
+
+
+def check_levels(model: Any, fields: Sequence[str]) -> None:
+    """Refuses `dim_mults` that are no widths, and fields that have not one value per level."""
     if not isinstance(model.dim_mults, tuple) or not model.dim_mults or min(model.dim_mults) < 1:
         raise UserError(
             f"dim_mults={model.dim_mults!r} are no widths; give one multiple per level, as (1, 2, "
             "4, 8)."
         )
-    for field in PER_LEVEL:
+    for field in fields:
         values, wanted = per_level(model, field), len(model.dim_mults)
+        if None in values:
+            continue
         if len(values) != wanted:
             raise UserError(
                 f"{field}={values} has {len(values)} values for {wanted} levels; give {wanted}, or "
@@ -94,11 +110,10 @@ def _check_levels(model):
             )
         if min(values) < (field == "layer_attns_depth"):
             raise UserError(f"{field}={values} has a value that is too small; give 1 or more.")
-    if min(per_level(model, "ff_mult")) <= 0:
-        raise UserError(f"ff_mult={model.ff_mult} is not positive; try 2.")
 
 
-def _check_kernels(model):
+def check_kernels(model: Any) -> None:
+    """Refuses windows that no convolution of the first, the last or a shrinking layer can have."""
     if (
         not model.init_cross_embed
         and model.init_conv_kernel_size % 2 == 0

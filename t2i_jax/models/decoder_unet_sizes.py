@@ -1,0 +1,154 @@
+"""Checks of the fields and inputs of DALL-E 2's U-Net, made before anything compiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from t2i_jax import config
+from t2i_jax.errors import UserError
+from t2i_jax.models import unet_sizes
+from t2i_jax.models.unet_sizes import per_level
+from t2i_jax.nn import limits
+from t2i_jax.nn.transformer import REMAT
+from t2i_jax.types import Array
+
+COMPAT = ("squared_scale", "image_tokens", "unused_weights")
+PER_LEVEL = ("num_resnet_blocks", "self_attn", "resnet_groups", "cross_attn")
+_COMBINED_GROUPS = 8  # of the blocks that combine feature maps, whatever resnet_groups says
+_POSITIVE = (
+    "dim", "image_embed_dim", "text_embed_dim", "cond_dim", "num_image_tokens", "num_time_tokens",
+    "channels", "channels_out", "attn_dim_head", "attn_heads", "max_text_len", "init_dim",
+    "attn_max_scores",
+)  # fmt: skip
+
+
+def cross_levels(model: Any) -> tuple[bool, ...]:
+    """Whether each level has cross-attention."""
+    if model.cross_attn is None:
+        return tuple(i > 0 for i in range(len(model.dim_mults)))
+    return per_level(model, "cross_attn")
+
+
+def check(model: Any) -> None:
+    """Refuses fields that no network can be built of; lists become tuples.
+
+    Raises:
+      UserError: the field, its value and a remedy.
+    """
+    limits.check(model)
+    unet_sizes.as_tuples(model)
+    unet_sizes.check_positive(model, _POSITIVE)
+    if model.dim < 4:
+        raise UserError(f"dim={model.dim} is too small for a sinusoid of the timestep; give 4.")
+    unet_sizes.check_levels(model, PER_LEVEL)
+    unet_sizes.check_kernels(model)
+    _check_groups(model)
+    _check_conditions(model)
+    config.some_of("compat", model.compat, COMPAT)
+    config.one_of("remat", model.remat, REMAT)
+
+
+def _check_groups(model):
+    """Every width that a group norm sees must be divided by its groups."""
+    first = model.init_dim or model.dim
+    groups = per_level(model, "resnet_groups")
+    widths = [model.dim * mult for mult in model.dim_mults]
+    inputs = widths if model.memory_efficient else [first, *widths[:-1]]
+    for i, (own, width, wide) in enumerate(zip(groups, widths, inputs, strict=True)):
+        for one in (width, wide):
+            if own < 1 or one % own:
+                raise UserError(
+                    f"resnet_groups={model.resnet_groups} does not divide the {one} channels of "
+                    f"level {i}; give a divisor."
+                )
+    if first % groups[0] or model.dim % groups[0]:
+        raise UserError(
+            f"resnet_groups={model.resnet_groups} does not divide the {model.dim} channels of the "
+            "last block; give a divisor."
+        )
+    if model.combine_upsample_fmaps and model.dim % _COMBINED_GROUPS:
+        raise UserError(
+            f"combine_upsample_fmaps=True needs dim={model.dim} to be a multiple of "
+            f"{_COMBINED_GROUPS}; leave it out."
+        )
+
+
+def _check_conditions(model):
+    if model.cond_on_image_embeds and model.image_embed_dim is None:
+        raise UserError(
+            "image_embed_dim=None with cond_on_image_embeds=True; give the width of the image "
+            "embeddings."
+        )
+    if model.cond_on_text_encodings and model.text_embed_dim is None:
+        raise UserError(
+            "text_embed_dim=None with cond_on_text_encodings=True; give the width of the text "
+            "encodings."
+        )
+    width = model.cond_dim or model.dim
+    if "image_tokens" in model.compat and model.image_embed_dim != width:
+        raise UserError(
+            f"compat='image_tokens' with image_embed_dim={model.image_embed_dim} and tokens of "
+            f"width {width}; give cond_dim={model.image_embed_dim}."
+        )
+    if model.lowres_noise_cond and not model.lowres_cond:
+        raise UserError(
+            "lowres_noise_cond=True with lowres_cond=False has no smaller image; leave it out."
+        )
+
+
+def check_inputs(
+    model: Any,
+    x_BHWC: Array,
+    image_embed_BD: Array | None,
+    text_BLE: Array | None,
+    lowres_BHWC: Array | None,
+    lowres_condition_B: Array | None,
+    self_cond_BHWC: Array | None,
+) -> Array | None:
+    """The image embedding that the network uses; None where it uses none.
+
+    Raises:
+      UserError: an input that is missing, not wanted or of a wrong size, and the remedy.
+    """
+    _, rows, columns, channels = x_BHWC.shape
+    if channels != model.channels:
+        raise UserError(f"x has {channels} channels; the network wants channels={model.channels}.")
+    if rows % model.multiple or columns % model.multiple:
+        raise UserError(
+            f"x is {rows}x{columns}; with these levels its sides must be multiples of "
+            f"{model.multiple}."
+        )
+    for name, given, wanted in (
+        ("image_embed", image_embed_BD, model.image_embed_dim),
+        ("text", text_BLE, model.text_embed_dim),
+    ):
+        used = model.cond_on_image_embeds if name == "image_embed" else model.cond_on_text_encodings
+        if used and given is not None and given.shape[-1] != wanted:
+            raise UserError(
+                f"{name} has width {given.shape[-1]}; the network wants {wanted}; give those that "
+                "it was made for."
+            )
+    if model.cond_on_image_embeds and image_embed_BD is None:
+        raise UserError(
+            "image_embed=None: the network is conditioned on image embeddings; give it."
+        )
+    for name, given, wanted in (
+        ("lowres", lowres_BHWC, model.lowres_cond),
+        ("lowres_condition", lowres_condition_B, model.lowres_noise_cond),
+    ):
+        if (given is not None) != wanted:
+            remedy = "give it" if wanted else "leave it out"
+            raise UserError(
+                f"{name} does not fit the network (lowres_cond={model.lowres_cond}, "
+                f"lowres_noise_cond={model.lowres_noise_cond}); {remedy}."
+            )
+    if lowres_BHWC is not None and lowres_BHWC.shape != x_BHWC.shape:
+        raise UserError(
+            f"lowres has shape {lowres_BHWC.shape}; resize it to x first, {x_BHWC.shape}."
+        )
+    if self_cond_BHWC is not None and not model.self_cond:
+        raise UserError(
+            "self_cond=False does not fit a call with self_cond_BHWC; leave it out or build with "
+            "True."
+        )
+    return image_embed_BD if model.cond_on_image_embeds else None
