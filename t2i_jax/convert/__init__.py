@@ -15,6 +15,7 @@ import numpy as np
 from t2i_jax import config, values
 from t2i_jax.convert import (
     decoder_unet,
+    diffusion_prior,
     engine,
     imagen,
     maskgit,
@@ -53,6 +54,7 @@ NETWORKS: dict[str, engine.Network] = {
     "imagen-pytorch U-Net": unet.NETWORK,
     "imagen-pytorch empty U-Net": unet.NULL,
     "dalle2-pytorch U-Net": decoder_unet.NETWORK,
+    "dalle2-pytorch prior network": diffusion_prior.NETWORK,
     "T5 encoder (transformers)": t5.NETWORK,
     "VGG16 (torchvision, LPIPS)": vgg.NETWORK,
 }

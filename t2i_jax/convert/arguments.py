@@ -101,6 +101,13 @@ ELUCIDATED_IMAGEN: Rows = {
 }
 IN_A_CONFIG: Rows = {"video": Only(False), "imagen_type": Only("original", "elucidated", None)}
 
+DIFFUSION_PRIOR_NETWORK: Rows = dict.fromkeys(
+    """dim num_timesteps num_time_embeds num_image_embeds num_text_embeds max_text_len self_cond
+    depth dim_head heads ff_mult norm_in norm_out attn_dropout ff_dropout final_proj normformer
+    rotary_emb""".split(),
+    READ,
+)
+
 # What a checkpoint of the trainer holds does not depend on them, but for the averages of `use_ema`.
 IMAGEN_TRAINER: Rows = {
     "imagen": READ,

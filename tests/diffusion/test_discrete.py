@@ -55,14 +55,14 @@ def test_samplers_reach_the_vectors_that_a_perfect_network_knows(solver, key):
     np.testing.assert_allclose(got, known, atol=1e-5)
 
 
-def test_a_whole_run_of_the_posterior_keeps_unit_variance(key):
+def test_a_whole_run_keeps_unit_variance(key):
     """Of data that is normal itself the best estimate of x0 is alpha * x."""
-    noise, keys = DiscreteDdpm(25), jax.random.split(key, 4000)
+    noise, keys = DiscreteDdpm(200), jax.random.split(key, 4000)
 
     def denoise(x, level_B, keep_B=None, last=None):
         return noise.marginal(level_B)[0][:, None] * x
 
-    levels = noise.levels(25)
+    levels = noise.levels(200)
     x = samplers.start(noise, levels, gaussian(keys), (4000, 2))
     got = samplers.sample(samplers.ddim(denoise, noise), x, levels, gaussian(keys))
     np.testing.assert_allclose(np.std(got), 1.0, atol=0.05)
