@@ -370,7 +370,8 @@ def rates(dim_head: int) -> np.ndarray:
     """
     turned = min(_ROTATED, dim_head)
     exponents = np.arange(0, turned, 2)[: turned // 2].astype(np.float32) / turned
-    return (1.0 / 10000.0 ** exponents.astype(np.float64)).astype(np.float32)
+    powers = (10000.0 ** exponents.astype(np.float64)).astype(np.float32)  # as PyTorch rounds
+    return np.float32(1) / powers
 
 
 def rotated(x_BNHD: Array) -> Array:

@@ -139,7 +139,7 @@ def test_weights_both_ways(made, tmp_path):
 
 
 def test_rates_of_rotation_are_those_of_the_package():
-    for dim_head in (2, 4, 6, 8, 10, 12, 16, 20, 24, 26, 28, 30, 32, 64, 128):
+    for dim_head in (4, 6, 8, 10, 12, 16, 20, 24, 26, 28, 30, 32, 64, 128):
         theirs = dalle2.RotaryEmbedding(dim=min(32, dim_head)).freqs.detach().numpy()
         np.testing.assert_array_equal(diffusion_prior.rates(dim_head), theirs)
 
