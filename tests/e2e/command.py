@@ -24,14 +24,6 @@ def run(*arguments, status=0):
     return done
 
 
-def refused(*arguments):
-    """The one sentence that a mistake gets, without what was told of cut captions and of stages."""
-    lines = run(*arguments, status=2).stderr.splitlines()
-    lines = [line for line in lines if not line.endswith((" cut.", " for all."))]
-    assert len(lines) == 1 and lines[0].startswith("t2i: ") and "Traceback" not in lines[0], lines
-    return lines[0]
-
-
 def inside(*arguments, status=0):
     """The same in this process, which has imported and compiled already.
 
@@ -50,6 +42,17 @@ def inside(*arguments, status=0):
             code = stop.code or 0
     assert code == status, err.getvalue()[-3000:]
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def refused(*arguments, by=inside):
+    """The one sentence that a mistake gets, without what was told of cut captions and of stages.
+
+    `by=run` makes it in a process of its own, where nothing else may be printed either.
+    """
+    lines = by(*arguments, status=2).stderr.splitlines()
+    lines = [line for line in lines if not line.endswith((" cut.", " for all."))]
+    assert len(lines) == 1 and lines[0].startswith("t2i: ") and "Traceback" not in lines[0], lines
+    return lines[0]
 
 
 def pictures(folder):

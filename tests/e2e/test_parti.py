@@ -23,6 +23,7 @@ _CAPTION = "a red circle above a blue square"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
+    """As a user starts it; what follows runs in this process, where nothing says otherwise."""
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     done = run("train", _RECIPE, "--workdir", workdir)
     assert f"done: {workdir}" in done.stdout and "alignment_heldout" in done.stdout
@@ -51,11 +52,11 @@ def test_the_run_leaves_its_folder(trained):
 
 def test_trained_again_it_is_done_and_with_more_steps_it_carries_on(trained):
     before = (trained / "metrics.jsonl").read_text()
-    run("train", _RECIPE, "--workdir", trained)
+    inside("train", _RECIPE, "--workdir", trained)
     assert (trained / "metrics.jsonl").read_text() == before
     assert (
         "resuming from step 4 of 6"
-        in run("train", _RECIPE, "train.steps=6", "--workdir", trained).stderr
+        in inside("train", _RECIPE, "train.steps=6", "--workdir", trained).stderr
     )
     assert "train.optim.learning_rate" in refused(
         "train", _RECIPE, "train.steps=8", "train.optim.learning_rate=0.1", "--workdir", trained
@@ -64,7 +65,7 @@ def test_trained_again_it_is_done_and_with_more_steps_it_carries_on(trained):
 
 def test_a_super_resolution_run_doubles_the_pictures(trained, tmp_path):
     larger = tmp_path / "larger"
-    run(
+    inside(
         "train",
         "configs/parti/super_resolution.py",
         "--workdir",
@@ -76,8 +77,10 @@ def test_a_super_resolution_run_doubles_the_pictures(trained, tmp_path):
         "task.image_size=16",
         "data.image_size=16",
     )
-    run("sample", trained, _CAPTION, "--count", 1, "--out", tmp_path / "small")
-    run("sample", trained, _CAPTION, "--count", 1, "--out", tmp_path / "large", "--upscale", larger)
+    inside("sample", trained, _CAPTION, "--count", 1, "--out", tmp_path / "small")
+    inside(
+        "sample", trained, _CAPTION, "--count", 1, "--out", tmp_path / "large", "--upscale", larger
+    )
     small, large = (_pictures(tmp_path / name)["000-00.png"] for name in ("small", "large"))
     assert large.shape[0] == 2 * small.shape[0]
     assert "TokenizerSystem" in refused(
@@ -87,11 +90,11 @@ def test_a_super_resolution_run_doubles_the_pictures(trained, tmp_path):
 
 def test_sampling_and_the_exported_system(trained, tmp_path):
     def sample(system, out, *more):
-        return run("sample", system, _CAPTION, "--count", 2, "--out", tmp_path / out, *more)
+        return inside("sample", system, _CAPTION, "--count", 2, "--out", tmp_path / out, *more)
 
     sample(trained, "plain")
     sample(trained, "negative", "--negative", "a green square", "--guidance", 8)
-    run("export", trained, tmp_path / "system")
+    inside("export", trained, tmp_path / "system")
     assert "is not empty" in refused("export", trained, tmp_path / "system")
     sample(tmp_path / "system", "exported")
     sample(trained, "meshed", "--mesh", "data=1")
@@ -178,9 +181,9 @@ def test_what_sample_cannot_use_is_one_sentence(trained, tmp_path):
 
 
 def test_evaluation(trained):
-    printed = run("eval", trained, "evaluation.pictures=4").stdout
+    printed = inside("eval", trained, "evaluation.pictures=4").stdout
     assert re.search(r"^alignment_heldout: [\d.]+$", printed, re.MULTILINE)
-    assert "codebook_usage" in run("eval", trained / "tokenizer", "evaluation.pictures=4").stdout
+    assert "codebook_usage" in inside("eval", trained / "tokenizer", "evaluation.pictures=4").stdout
 
 
 def test_mistakes_get_one_sentence(trained, tmp_path):
@@ -193,7 +196,8 @@ def test_mistakes_get_one_sentence(trained, tmp_path):
     )
     assert "holds no checkpoint" in refused("sample", tmp_path / "empty", _CAPTION)
     assert "is not a folder" in refused("sample", tmp_path / "nowhere", _CAPTION)
-    assert "makes no images from text" in refused("sample", trained / "tokenizer", _CAPTION)
+    alone = refused("sample", trained / "tokenizer", _CAPTION, by=run)
+    assert "makes no images from text" in alone
 
 
 def test_stopped_by_sigterm_it_saves_and_carries_on(trained):
@@ -213,7 +217,7 @@ def test_stopped_by_sigterm_it_saves_and_carries_on(trained):
         process.kill()
     assert process.returncode == 75, errors[-3000:]
     step = int(re.search(r"stopped after step (\d+), everything is saved", errors).group(1))
-    again = run("train", _RECIPE, f"train.steps={step + 1}", "--workdir", trained)
+    again = inside("train", _RECIPE, f"train.steps={step + 1}", "--workdir", trained)
     assert f"resuming from step {step} of {step + 1}" in again.stderr
 
 

@@ -253,4 +253,4 @@ def test_registered_from_outside_another_process_samples_its_run(trained, tmp_pa
         "toy": "T2I_SYSTEMS='toy' is not of the form name=package",
     }.items():
         monkeypatch.setenv("T2I_SYSTEMS", value)
-        assert sentence in refused("sample", trained, _CAPTION)
+        assert sentence in refused("sample", trained, _CAPTION, by=run)
