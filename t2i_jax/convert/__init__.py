@@ -29,6 +29,7 @@ from t2i_jax.convert import (
     vgg,
     vit_vqgan,
     vqgan,
+    x_clip,
 )
 from t2i_jax.errors import UserError, first_line
 from t2i_jax.foreign import arrays as foreign
@@ -51,6 +52,7 @@ NETWORKS: dict[str, engine.Network] = {
     "open-muse VQGAN of MaskGIT": taming_vqgan.OPEN_MUSE,
     "LlamaGen VQGAN": taming_vqgan.LLAMAGEN,
     "muse-maskgit-pytorch token critic": maskgit.CRITIC,
+    "x-clip": x_clip.NETWORK,
     "imagen-pytorch U-Net": unet.NETWORK,
     "imagen-pytorch empty U-Net": unet.NULL,
     "dalle2-pytorch U-Net": decoder_unet.NETWORK,

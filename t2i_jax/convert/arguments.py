@@ -259,6 +259,26 @@ MASKGIT: Rows = {
     ),
     "noise_schedule": Only("cosine_schedule"),
 }
+X_CLIP: Rows = {
+    **dict.fromkeys(
+        """dim_text dim_image dim_latent num_text_tokens text_enc_depth text_seq_len text_heads
+        text_dim_head text_rotary_pos_emb text_causal_mask text_eos_id text_encode_without_mask
+        visual_enc_depth visual_heads visual_dim_head visual_image_size visual_patch_size
+        visual_patch_dropout channels use_all_token_embeds downsample_image_embeds
+        decoupled_contrastive_learning extra_latent_projection use_mlm text_ssl_loss_weight
+        use_visual_ssl visual_ssl_type visual_ssl_hidden_layer simclr_temperature
+        image_ssl_loss_weight multiview_loss_weight sim_reg_loss_weight""".split(),
+        READ,
+    ),
+    "kwargs": READ,  # those of its masked language modelling after "mlm_"; others do nothing
+    "checkpoint_during_training": NO_EFFECT,  # the same numbers with less memory
+    "image_encoder": Only(None),
+    "text_encoder": Only(None),
+    "visual_ssl": Only(None),
+    "text_has_cls_token": Only(True),
+    "visual_has_cls_token": Only(True),
+    "text_pad_id": Only(0),
+}
 MUSE: Rows = dict.fromkeys("base superres".split(), READ)
 
 # of dalle2-pytorch

@@ -250,7 +250,8 @@ def to_ours(table: Sequence[Row], state: State, shapes: Mapping[str, Any]) -> di
             f"the weights do not fit ({counted(len(wrong), 'array')}): {some(wrong)}; check the "
             "fields given."
         )
-    return unflatten(found) | {group: {} for group in shapes if not shapes[group]}
+    empty = (name for name, inside in shapes.items() if isinstance(inside, Mapping) and not inside)
+    return unflatten(found) | {group: {} for group in empty}
 
 
 def to_torch(

@@ -24,8 +24,10 @@ _COUNTS = (
     "layer_attns_depth",
     "layer_mid_attns_depth",
     "discr_layers",
+    "text_enc_depth",
+    "visual_enc_depth",
 )
-_SIDES = ("image_size", "fmap_size")
+_SIDES = ("image_size", "fmap_size", "visual_image_size")
 
 
 def check(network: Any) -> None:

@@ -118,7 +118,7 @@ def _fit(recipe, workdir, parts, hooks, profile):
     if encoder is not None:
         vocabulary = workdir / folders.TEXT_TOKENIZER
         processes.once(lambda: begin.vocabulary(recipe, vocabulary))
-        processes.once(lambda: encoder.prepare(vocabulary, lambda: _captions(recipe)))
+        processes.once(lambda: task.prepare_text(vocabulary, lambda: _captions(recipe), parts))
         text_tokenizer = encoder.tokenizer(vocabulary)
     frozen = task.frozen(parts)
     mesh = sharding.make_mesh(recipe.train.mesh)

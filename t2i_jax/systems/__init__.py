@@ -25,6 +25,7 @@ from typing import Any
 from t2i_jax.errors import UserError
 
 SYSTEMS: dict[str, str] = {
+    "clip": "t2i_jax.systems.clip",
     "imagen": "t2i_jax.systems.imagen",
     "maskgit": "t2i_jax.systems.maskgit",
     "muse": "t2i_jax.systems.muse",

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
@@ -109,6 +110,13 @@ class SystemTask:
         """
         return None
 
+    @property
+    def held(self) -> Mapping[str, tuple[str, ...]]:
+        """By group the names of parameters that training leaves as they are, weight decay included;
+        {}: it moves all of them.
+        """
+        return {}
+
     def weights_shapes(self) -> Any:
         """Shapes of `weights` of the trained system, where this task is a part of another one."""
         return sharding.unbox(sharding.parameters_of(self))
@@ -147,6 +155,22 @@ class SystemTask:
     def without(self, parts: Mapping[str, Given]) -> Sequence[str]:
         """Sentences about what is off because a part is not given; told once before it trains."""
         return ()
+
+    def prepare_text(
+        self,
+        folder: str | os.PathLike,
+        captions: Callable[[], Iterable[str]],
+        parts: Mapping[str, Given],
+    ) -> None:
+        """Writes into `folder` what the text encoder's `tokenizer` reads, unless it is there
+        already.
+
+        Args:
+          captions: of the data. parts: by name; a task whose captions are read by one of them
+            copies that one's vocabulary.
+        """
+        if self.text_encoder is not None:
+            self.text_encoder.prepare(folder, captions)
 
     def frozen(self, parts: Mapping[str, Given]) -> Mapping[str, Any]:
         """What the step reads and never changes: the weights of the parts, and those of a frozen

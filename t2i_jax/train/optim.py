@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from t2i_jax import sharding
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
 from t2i_jax.values import Decay, Positive
@@ -146,6 +148,23 @@ def make(
     return optax.chain(
         *clip, *rule, *decay, optax.scale_by_learning_rate(learning_rate(config, steps))
     )
+
+
+def holding(
+    rule: optax.GradientTransformation, params: Any, names: Sequence[str]
+) -> optax.GradientTransformation:
+    """The rule, but parameters of these names stay as they are, whatever decay would do to them.
+
+    Args:
+      params: of the group, or their shapes. names: keys of `params`; none: the rule itself.
+    """
+    if not names:
+        return rule
+    held = {
+        name: jax.tree.map(lambda _, is_held=name in names: is_held, sharding.unbox(inside))
+        for name, inside in params.items()
+    }
+    return optax.chain(rule, optax.masked(optax.set_to_zero(), held))
 
 
 def _muon(config, steps, matrices):

@@ -97,7 +97,10 @@ def optimisers_of(task: Task, config: TrainConfig) -> Mapping[str, optax.Gradien
     decayed = of_all(lambda names: len(names) > 1)
     matrices = of_all(_matrix)
     settings = config.optim_of(params)
-    return {g: optim.make(settings[g], config.steps, decayed[g], matrices[g]) for g in params}
+    made = {g: optim.make(settings[g], config.steps, decayed[g], matrices[g]) for g in params}
+    for group, names in getattr(task, "held", {}).items():
+        made[group] = optim.holding(made[group], params[group], names)
+    return made
 
 
 def abstract(start: Callable[[Key], TrainState], task: Task, mesh: Mesh, rules: str) -> TrainState:

@@ -1,0 +1,9 @@
+"""CLIP (Radford et al. 2021): images and captions embedded in one space."""
+
+NAMES = {
+    "ClipTask": "t2i_jax.systems.clip.task",
+    "ClipSystem": "t2i_jax.systems.clip.system",
+    "MaskedWords": "t2i_jax.systems.clip.masked_words",
+    "Views": "t2i_jax.systems.clip.views",
+}
+WEIGHTS = "t2i_jax.systems.clip.weights"

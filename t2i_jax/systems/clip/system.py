@@ -1,0 +1,199 @@
+"""A trained CLIP: images and captions to vectors, and how similar they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t2i_jax.eval.evaluation import Evaluation
+from t2i_jax.eval.grid import grid
+from t2i_jax.files import replacing
+from t2i_jax.nn import contrastive
+from t2i_jax.pixels import SIGNED, to_float
+from t2i_jax.systems import generation, given
+from t2i_jax.systems.base import Findings, HeldOut, System
+from t2i_jax.systems.clip import retrieval
+
+if TYPE_CHECKING:
+    from t2i_jax.systems.clip.task import ClipTask
+
+_AT_ONCE, _SIDE = 64, 96  # rows of a batch; pixels that an image of a grid is at least high
+_MOST_CLASSES = 64  # as many different captions are names of classes
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSystem(System):
+    """A trained CLIP.
+
+    >>> clip = t2i.load("runs/clip")                                              # doctest: +SKIP
+    >>> clip.similarity(["a.png", "b.png"], ["a red circle", "a blue square"])    # doctest: +SKIP
+
+    Attributes:
+      task: what it was trained as. weights: {"clip": parameters}.
+      text_tokenizer: captions to ids; None: captions are given as ids.
+      mesh: the mesh on which it works, see `generation.on_mesh`; None: one device.
+    """
+
+    task: ClipTask
+    weights: Mapping[str, Any]
+    text_tokenizer: Any = None
+    mesh: Any = None
+
+    frozen: Any = dataclasses.field(default_factory=dict, kw_only=True)
+
+    def on_mesh(self, shape: Mapping[str, int] | None) -> System:
+        """The same system on a mesh of all devices."""
+        return generation.on_mesh(self, shape)
+
+    def embed_text(self, captions: Any, batch_size: int | None = None) -> np.ndarray:
+        """(P, D) float32, l2-normalised: captions in the joint space.
+
+        Args:
+          captions: a string, a list of them, or token ids (P, L) with 0 for padding.
+          batch_size: rows that are computed at once; None: 64.
+
+        Raises:
+          UserError: nothing of these.
+        """
+        ids = self._ids(captions)
+        return self._in_batches(self._text, ids, batch_size)
+
+    def embed_images(self, images: Any, batch_size: int | None = None) -> np.ndarray:
+        """(P, D) float32, l2-normalised: images in the joint space.
+
+        Args:
+          images: one or several, in any form and size, see `given.images`.
+        """
+        shown = self._images("images", images)
+        return self._in_batches(self._image, {"image": shown}, batch_size)
+
+    def similarity(self, images: Any, captions: Any) -> np.ndarray:
+        """(images, captions) float32 cosines, from -1 to 1.
+
+        Of a network with `use_all_token_embeds` they are the mean of both directions of comparing
+        patches with tokens (Yao et al. 2021).
+        """
+        shown, ids = self._images("images", images), self._ids(captions)
+        if not self.task.contrastive.by_tokens:
+            image_ID = self._in_batches(self._image, {"image": shown}, None)
+            return image_ID @ self._in_batches(self._text, ids, None).T
+        return self._by_tokens(shown, ids)
+
+    def classify(self, images: Any, classes: Sequence[str]) -> list[str]:
+        """The name of the class whose caption is the most similar, for each image."""
+        scores_IC = self.similarity(images, list(classes))
+        return [classes[int(best)] for best in scores_IC.argmax(1)]
+
+    def save_vocabulary(self, folder: str | os.PathLike) -> None:
+        """Writes the vocabulary into a folder, from which `model.captions.tokenizer` reads it; does
+        nothing where the folder is there, or captions are ids.
+        """
+        folder = pathlib.Path(folder)
+        if self.text_tokenizer is not None and not folder.is_dir():
+            with replacing(folder) as temporary:
+                self.text_tokenizer.save(temporary)
+
+    def preview(
+        self, held_out: HeldOut, evaluation: Evaluation
+    ) -> tuple[np.ndarray, Mapping[str, float]]:
+        """Held-out images below the captions that are the most similar to each, red where it is
+        another one than its own, and their recall as `eval/recall@1/...`.
+        """
+        sheet, found = self._retrieve(held_out, evaluation.preview, evaluation.preview)
+        return sheet, {f"eval/{name}": value for name, value in found.items()}
+
+    def evaluate(self, held_out: HeldOut, evaluation: Evaluation) -> Findings:
+        """Zero-shot retrieval among `evaluation.pictures` held-out images and captions: recall at 1
+        and at 5 in both directions; and where few captions come again and again, as those that name
+        classes do, `classified`: the share of images whose class is found.
+        """
+        sheet, found = self._retrieve(held_out, evaluation.pictures, 32)
+        metrics = {}
+        for name, value in found.items():
+            measure, slash, direction = name.partition("/")
+            metrics[f"{measure}_heldout{slash}{direction}"] = value
+        return Findings(metrics, {"heldout": sheet})
+
+    def _retrieve(self, held_out, count, shown):
+        samples = held_out(count, ("image", "caption"))
+        captions = list(samples["caption"])
+        names = list(dict.fromkeys(captions))
+        with generation.quiet():
+            scores_IC = self.similarity(samples["image"], names)
+        own_I = np.array([names.index(caption) for caption in captions])
+        found = dict(retrieval.measures(scores_IC[:, own_I].T, captions))
+        if len(names) <= min(_MOST_CLASSES, count // 4):
+            found["classified"] = retrieval.classified(scores_IC, own_I)
+        best_I = scores_IC.argmax(1)
+        told, right = [names[int(best)] for best in best_I], best_I == own_I
+        sheet = grid(samples["image"][:shown], 8, _SIDE, told[:shown], right[:shown])
+        return sheet, found
+
+    def _ids(self, captions):
+        encoder = self.task.text_encoder
+        if self.text_tokenizer is not None and not hasattr(captions, "ndim"):
+            return generation.texts(encoder, self.text_tokenizer, captions, None, guided=False)
+        return encoder.encode(self.text_tokenizer, captions, "captions")
+
+    def _images(self, name, images):
+        size, channels = self.task.model.image_size, self.task.model.channels
+        read = given.images(name, images, None, channels)
+        return given.fitted(name, read, (size, size), self.crop)
+
+    def _in_batches(self, function, arrays, batch_size):
+        generation.check_count("batch_size", batch_size)
+        total = len(next(iter(arrays.values())))
+        size, made = min(batch_size or _AT_ONCE, total), []
+        for start in range(0, total, size):
+            rows = np.minimum(np.arange(start, start + size), total - 1)
+            with jax.set_mesh(self.mesh):
+                found = function(self.weights["clip"], {n: a[rows] for n, a in arrays.items()})
+            made.append(jax.tree.map(lambda x, s=start: np.asarray(x)[: total - s], found))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *made)
+
+    @functools.cached_property
+    def _text(self):
+        model = self.task.model
+
+        def embed(params, arrays):
+            return model.embed_text(params, arrays["text"], arrays["text_mask"]).embed_BD
+
+        return jax.jit(embed)
+
+    @functools.cached_property
+    def _image(self):
+        model = self.task.model
+        return jax.jit(
+            lambda params, arrays: model.embed_image(params, to_float(arrays["image"], SIGNED))
+        )
+
+    def _by_tokens(self, shown, ids):
+        contrast, model = self.task.contrastive, self.task.model
+
+        def of_text(params, arrays):
+            features = model.text_features(params, arrays["text"], arrays["text_mask"])
+            latents = contrast.text(params, features)
+            return latents.own, latents.extra, arrays["text_mask"]
+
+        def of_image(params, arrays):
+            features = model.image_features(params, to_float(arrays["image"], SIGNED))
+            latents = contrast.image(params, features)
+            return latents.own, latents.extra
+
+        text = self._in_batches(jax.jit(of_text), ids, None)
+        image = self._in_batches(jax.jit(of_image), {"image": shown}, None)
+        rows = []
+        for start in range(0, len(shown), 8):  # few at once: a score per patch and token
+            own, extra = (jnp.asarray(one[start : start + 8]) for one in image)
+            by_text = contrastive.text_by_tokens((text[0], text[2]), own)
+            by_image = contrastive.image_by_patches(extra, (text[1], text[2]))
+            rows.append(np.asarray((by_text.T + by_image) / 2))
+        return np.concatenate(rows)

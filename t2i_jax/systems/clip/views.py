@@ -1,0 +1,86 @@
+"""Further views of the images and captions of a batch, for contrastive losses between all of
+them (Li et al. 2022, DeCLIP).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from t2i_jax.errors import UserError
+from t2i_jax.types import Array, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """How many further views of each image and caption a batch has, and how they differ.
+
+    Attributes:
+      images, texts: further views of each image and of each caption.
+      crop: a view shows a part of the image that is at least so large a share of its side, above 0
+        to 1, enlarged to the whole.
+      flip: whether a view is mirrored half of the time; captions with left and right forbid it.
+      brightness: pixels are shifted by up to so much, of a range of 2.
+      dropped_words: share of the tokens that a view of a caption has masked out.
+    """
+
+    images: int = 1
+    texts: int = 0
+    crop: float = 0.7
+    flip: bool = False
+    brightness: float = 0.1
+    dropped_words: float = 0.15
+
+    def __post_init__(self):
+        if self.images < 0 or self.texts < 0 or self.images + self.texts < 1:
+            raise UserError(
+                f"views.images={self.images} and views.texts={self.texts} make no further view; "
+                "give images=1, or views=None."
+            )
+        if not 0 < self.crop <= 1:
+            raise UserError(f"views.crop={self.crop} is outside (0, 1]; try 0.7.")
+        if not 0 <= self.brightness <= 2:
+            raise UserError(f"views.brightness={self.brightness} is outside [0, 2]; try 0.1.")
+        if not 0 <= self.dropped_words < 1:
+            raise UserError(f"views.dropped_words={self.dropped_words} is outside [0, 1); try 0.1.")
+
+    def of_images(self, image_BHWC: Array, key: Key) -> list[Array]:
+        """`images` further views of float images in [-1, 1], of the same shape."""
+        return [self._image(image_BHWC, one) for one in jax.random.split(key, self.images)]
+
+    def of_texts(self, mask_BL: Array, key: Key) -> list[Array]:
+        """The masks of `texts` further views of captions: some tokens are hidden, never the first
+        and the last.
+        """
+        return [self._text(mask_BL, one) for one in jax.random.split(key, self.texts)]
+
+    def _image(self, image_BHWC, key):
+        batch, height, width, _ = image_BHWC.shape
+        for_side, for_place, for_flip, for_light = jax.random.split(key, 4)
+        side_B1 = jax.random.uniform(for_side, (batch, 1), minval=self.crop, maxval=1.0)
+        place_B2 = jax.random.uniform(for_place, (batch, 2)) * (1 - side_B1)
+        rows_BH, columns_BW = (
+            place_B2[:, axis : axis + 1] + side_B1 * (jnp.arange(size) + 0.5) / size
+            for axis, size in enumerate((height, width))
+        )
+        if self.flip:
+            flipped_B1 = jax.random.bernoulli(for_flip, 0.5, (batch, 1))
+            columns_BW = jnp.where(flipped_B1, columns_BW[:, ::-1], columns_BW)
+        down_BHR, across_BWC = _weights(rows_BH, height), _weights(columns_BW, width)
+        view = jnp.einsum("BHR,BRCX,BWC->BHWX", down_BHR, image_BHWC, across_BWC)
+        shift = jax.random.uniform(for_light, (batch, 1, 1, 1), minval=-1.0) * self.brightness
+        return jnp.clip(view + shift, -1, 1)
+
+    def _text(self, mask_BL, key):
+        hidden_BL = jax.random.bernoulli(key, self.dropped_words, mask_BL.shape)
+        last_B1 = jnp.sum(mask_BL, axis=1, keepdims=True) - 1
+        index_L = jnp.arange(mask_BL.shape[1])
+        return mask_BL & ~(hidden_BL & (index_L > 0) & (index_L < last_B1))
+
+
+def _weights(places_BN, size):
+    """(B, N, size): bilinear weights of pixels at places between 0 and 1."""
+    at_BN1 = jnp.clip(places_BN * size - 0.5, 0, size - 1)[..., None]
+    return jnp.maximum(1 - jnp.abs(at_BN1 - jnp.arange(size)), 0)

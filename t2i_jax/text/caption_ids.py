@@ -1,0 +1,147 @@
+"""Captions as token ids for a network that brings its own text network, as CLIP does."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from t2i_jax.errors import UserError
+from t2i_jax.files import replacing
+from t2i_jax.text.encoder import encode_captions, ids_spec
+from t2i_jax.text.tokenizer import TextTokenizer, check_size, load, train_bpe
+from t2i_jax.types import Array, Key, Params
+
+_CAPTIONS_FOR_VOCABULARY = 50_000
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionIds:
+    """From captions to token ids, and no further: a `TextEncoder` without a network.
+
+    Attributes:
+      vocab_size: ids are below it. max_length: tokens of a caption; what is longer is cut.
+      source: folder that holds the vocabulary (`spiece.model`, `tokenizer.json`, or `vocab.json`
+        with `merges.txt`), which is copied into the run; None: one is trained on the captions.
+    """
+
+    vocab_size: int
+    max_length: int
+    source: str | None = None
+
+    trainable: ClassVar[bool] = False
+    entry: ClassVar[str] = "text"  # of the batch
+
+    def __post_init__(self):
+        for field in ("vocab_size", "max_length"):
+            if getattr(self, field) < 1:
+                raise UserError(f"{field}={getattr(self, field)} is not positive; give 1 or more.")
+
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings, of which there are none."""
+        return 0
+
+    def init(self, key: Key) -> Params:
+        """Nothing: the text network belongs to the system."""
+        return {}
+
+    def embed(
+        self, params: Params, text_BL: Array, mask_BL: Array, key: Key | None = None
+    ) -> Array:
+        """Nothing: a system with such captions embeds them itself.
+
+        Raises:
+          UserError: always.
+        """
+        raise UserError(
+            "text=CaptionIds(...) makes token ids and no embeddings; give a text encoder, for "
+            "example ClipText."
+        )
+
+    def spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Token ids and their mask."""
+        return ids_spec(self.max_length, batch_size)
+
+    def frozen(self) -> Mapping[str, Any]:
+        """Nothing."""
+        return {}
+
+    def frozen_shapes(self) -> Mapping[str, Any]:
+        """Nothing."""
+        return {}
+
+    def columns(self) -> Mapping[str, Mapping[str, Any]]:
+        """Nothing: captions are enough."""
+        return {}
+
+    def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
+        """Writes the vocabulary of `source` into `folder`, or one that is trained on the first
+        50,000 captions, unless there is one.
+        """
+        folder = pathlib.Path(folder)
+        if folder.is_dir():
+            return
+        if self.source is not None:
+            tokenizer = load(self.source)
+            check_size(tokenizer, self.vocab_size, f"text.source={self.source!r}")
+        else:
+            first = list(itertools.islice(captions(), _CAPTIONS_FOR_VOCABULARY))
+            tokenizer = train_bpe(first, self.vocab_size)
+        with replacing(folder) as temporary:
+            tokenizer.save(temporary)
+
+    def tokenizer(self, folder: str | os.PathLike | None = None) -> TextTokenizer | None:
+        """The vocabulary that `prepare` wrote into `folder`, else that of `source`.
+
+        None where there is neither, as for weights of PyTorch: prompts are then token ids.
+        """
+        if folder is None or not os.path.isdir(folder):
+            folder = self.source
+        if folder is None:
+            return None
+        tokenizer = load(folder)
+        check_size(tokenizer, self.vocab_size, f"tokenizer={os.fspath(folder)!r}")
+        return tokenizer
+
+    def encode(
+        self, tokenizer: TextTokenizer | None, prompts: Any, field: str
+    ) -> dict[str, np.ndarray]:
+        """Token ids of captions and their mask; or those of ids that are given, an array (P, L) of
+        whole numbers in which 0 is padding.
+
+        Raises:
+          UserError: captions where there is no vocabulary, ids beyond it, or longer rows.
+        """
+        if getattr(prompts, "ndim", 0) == 2 and np.asarray(prompts).dtype.kind in "iu":
+            return self._given(np.asarray(prompts), field)
+        if tokenizer is None:
+            raise UserError(
+                f"{field} are captions, and this system came without a vocabulary; give token ids, "
+                "an array (captions, tokens) of whole numbers with 0 for padding."
+            )
+        return encode_captions(tokenizer, prompts, self.max_length, field)
+
+    def empty(self, count: int) -> list[str]:
+        """Empty captions."""
+        return [""] * count
+
+    def _given(self, ids_PL, field):
+        if ids_PL.shape[1] > self.max_length or not ids_PL.size:
+            raise UserError(
+                f"{field} have shape {ids_PL.shape}; give 1 to {self.max_length} tokens for each."
+            )
+        if ids_PL.min() < 0 or ids_PL.max() >= self.vocab_size:
+            raise UserError(
+                f"{field} hold ids from {ids_PL.min()} to {ids_PL.max()}; give ids from 0 to "
+                f"{self.vocab_size - 1}."
+            )
+        width = self.max_length - ids_PL.shape[1]
+        padded_PL = np.pad(ids_PL.astype(np.int32), ((0, 0), (0, width)))
+        return {"text": padded_PL, "text_mask": padded_PL != 0}

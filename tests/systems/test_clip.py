@@ -1,0 +1,187 @@
+"""CLIP: its task, what it learns, retrieval, views, masked words, towers that stay as they are."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import t2i_jax as t2i
+from t2i_jax import sharding
+from t2i_jax.errors import UserError
+from t2i_jax.systems.clip import retrieval
+from t2i_jax.systems.clip.masked_words import MaskedWords
+from t2i_jax.systems.clip.task import ClipTask
+from t2i_jax.systems.clip.views import Views
+from t2i_jax.text.tokenizer import train_bpe
+from t2i_jax.train import state as states
+from t2i_jax.train.step import train_step
+
+TINY = dict(
+    dim_text=16, dim_image=16, dim_latent=8, num_text_tokens=40, text_enc_depth=1, text_seq_len=6,
+    text_heads=1, text_dim_head=16, visual_enc_depth=1, visual_heads=1, visual_dim_head=16,
+    visual_image_size=8, visual_patch_size=4,
+)  # fmt: skip
+
+
+def _batch(task, rows=8):
+    rng = np.random.default_rng(0)
+    text = rng.integers(3, 40, (rows, 6))
+    mask = np.arange(6) < rng.integers(3, 7, (rows, 1))
+    image = rng.integers(0, 256, (rows, 8, 8, 3), dtype=np.uint8)
+    return {"image": image, "text": np.where(mask, text, 0).astype(np.int32), "text_mask": mask}
+
+
+def _trained(task, steps, batch):
+    config = t2i.TrainConfig(
+        steps=steps, batch_size=8, optim=t2i.OptimConfig(learning_rate=0.01, weight_decay=0.1)
+    )
+    optimisers = states.optimisers_of(task, config)
+    first = states.init_state(jax.random.key(0), task=task, optimisers=optimisers, ema_decay=0.0)
+
+    @jax.jit
+    def run(state, batch):
+        def one(state, _):
+            return train_step(state, {}, batch, task=task, optimisers=optimisers)
+
+        return jax.lax.scan(one, state, None, length=steps)
+
+    state, metrics = run(first, batch)
+    return first, state, metrics
+
+
+def test_everything_at_once_learns_and_a_frozen_tower_stays():
+    task = ClipTask(
+        t2i.CLIP(**TINY, use_mlm=True, extra_latent_projection=True),
+        mlm=MaskedWords(),
+        views=Views(images=1, texts=1),
+        sim_reg_loss_weight=0.1,
+        freeze_image_encoder=True,
+        rows=4,
+    )
+    first, state, metrics = _trained(task, 60, _batch(task))
+    assert metrics["contrastive"][-10:].mean() < 0.6 * metrics["contrastive"][0]
+    assert metrics["mlm"][-10:].mean() < metrics["mlm"][0]
+    moved = jax.tree.map(
+        lambda a, b: bool((a != b).any()), first.params["clip"], state.params["clip"]
+    )
+    assert not any(jax.tree.leaves(moved["visual"]))
+    assert moved["to_visual_latent"]["kernel"] and moved["text"]["embedding"]
+    assert {"loss", "accuracy", "scale", "multiview", "regulariser"} <= metrics.keys()
+    quiet = task.validate(state.params, {}, {}, _batch(task), jax.random.key(1), jnp.int32(0))
+    assert float(quiet["loss"]) == float(quiet["contrastive"])
+
+
+def test_fine_grained_sigmoid_learns_and_knows_its_pairs():
+    model = t2i.CLIP(**TINY, use_all_token_embeds=True, logit_bias=-2.0, visual_patch_dropout=0.0)
+    task = ClipTask(model, contrast="sigmoid")
+    batch = _batch(task)
+    _, state, metrics = _trained(task, 60, batch)
+    assert metrics["accuracy"][-1] > 0.9
+    system = task.system(state.params, {}, {}, {}, None)
+    scores = system.similarity(batch["image"], batch["text"])
+    assert scores.shape == (8, 8) and (scores.argmax(1) == np.arange(8)).mean() > 0.9
+    assert np.allclose(np.linalg.norm(system.embed_text(batch["text"]), axis=1), 1, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def system():
+    task = ClipTask(t2i.CLIP(**TINY))
+    params = sharding.unbox(task.init(jax.random.key(0))[0])
+    words = ["a red circle", "a blue square", "a green cross"]
+    return task.system(params, {}, {}, {}, train_bpe(words, 40))
+
+
+def test_batches_sizes_and_forms_of_input_do_not_matter(system):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    whole = system.embed_images(images)
+    assert np.allclose(whole, system.embed_images(images, batch_size=2), atol=1e-6)
+    assert system.embed_images(images[0]).shape == (1, 8)
+    captions = ["a red circle", "a blue square"]
+    scores = system.similarity(images, captions)
+    assert scores.shape == (5, 2)
+    assert np.allclose(scores, whole @ system.embed_text(captions).T, atol=1e-6)
+    assert system.classify(images[:1], captions)[0] in captions
+    ids = system.text_tokenizer(captions, 6)[0]
+    assert np.allclose(system.embed_text(ids), system.embed_text(captions))
+
+
+def test_what_another_task_gets_as_its_part(system, tmp_path):
+    network, params = system.task.network, system.weights["clip"]
+    assert (network.width, network.text_width, network.text_length) == (8, 16, 6)
+    system.save_vocabulary(tmp_path / "text_tokenizer")
+    tokenizer = network.captions.tokenizer(tmp_path / "text_tokenizer")
+    ids, mask = tokenizer(["a red circle"], network.text_length)
+    found = network.embed_text(params, ids, mask)
+    assert np.allclose(found.embed_BD, system.embed_text(["a red circle"]), atol=1e-6)
+    assert found.encodings_BLE.shape == (1, 6, 16)
+    assert not np.asarray(found.encodings_BLE)[~mask].any()
+    large = np.full((1, 16, 16, 3), 0.5, np.float32)
+    small = np.full((1, 8, 8, 3), 0.5, np.float32)
+    assert np.allclose(
+        network.embed_image(params, large), network.embed_image(params, small), atol=1e-5
+    )
+    with pytest.raises(UserError, match="came without a vocabulary"):
+        dataclasses.replace(system, text_tokenizer=None).embed_text("a red circle")
+    with pytest.raises(UserError, match="ids from 1 to 99"):
+        system.embed_text(np.array([[1, 99]]))
+
+
+def test_recall_by_hand():
+    scores = np.array([[0.9, 0.1, 0.2], [0.8, 0.7, 0.1], [0.3, 0.3, 0.3]])
+    found = retrieval.measures(scores, ["a", "b", "c"])
+    assert found["recall@1/text_to_image"] == pytest.approx(1 / 3)
+    assert found["recall@1/image_to_text"] == 1.0
+    assert found["recall@5/text_to_image"] == 1.0
+    same = retrieval.measures(scores, ["a", "a", "c"])
+    assert same["recall@1/text_to_image"] == pytest.approx(2 / 3)
+    assert retrieval.classified(scores, [0, 0, 1]) == pytest.approx(2 / 3)
+    nothing = retrieval.measures(np.zeros((100, 100)), [str(i) for i in range(100)])
+    assert nothing["recall@1/text_to_image"] == 0.0
+
+
+def test_masked_words_hide_the_share_that_is_wanted(key):
+    mask = jnp.arange(20) < jnp.array([[20], [10], [3]])
+    text = jnp.where(mask, 7, 0)
+    found = MaskedWords(mask_prob=0.3, replace_prob=1.0).hide(text, mask, 40, key)
+    assert found.target_BL.sum(1).tolist() == [6, 3, 1]
+    assert (found.target_BL <= mask).all()
+    assert ((found.text_BL == 40) == found.target_BL).all()
+    random = MaskedWords(random_token_prob=0.5).hide(text, mask, 40, key)
+    other = (random.text_BL != text) & (random.text_BL != 40)
+    assert other.any() and (random.text_BL[~mask] == 0).all()
+
+
+def test_views_stay_in_range_and_keep_ends(key):
+    image = jax.random.uniform(key, (4, 8, 8, 3), minval=-1.0)
+    (view,) = Views(crop=1.0, brightness=0.0).of_images(image, key)
+    assert np.allclose(view, image, atol=1e-5)
+    first, second = Views(images=2).of_images(image, key)
+    assert first.shape == image.shape and not np.allclose(first, second)
+    assert float(jnp.max(jnp.abs(first))) <= 1
+    mask = jnp.arange(9) < jnp.array([[9], [5]])
+    (seen,) = Views(images=0, texts=1, dropped_words=0.9).of_texts(mask, key)
+    assert (seen <= mask).all() and seen[:, 0].all() and seen[0, 8] and seen[1, 4]
+    assert seen.sum() < mask.sum()
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: ClipTask(t2i.CLIP(**TINY), contrast="sigmoid"), "needs a learnt bias"),
+        (lambda: ClipTask(t2i.CLIP(**TINY), contrast="infonce"), "contrast='infonce' is not known"),
+        (lambda: ClipTask(t2i.CLIP(**TINY, use_mlm=True)), "give mlm=MaskedWords"),
+        (lambda: ClipTask(t2i.CLIP(**TINY), mlm=MaskedWords()), "use_mlm=True"),
+        (lambda: ClipTask(t2i.CLIP(**TINY), multiview_loss_weight=-1.0), "is negative"),
+        (lambda: t2i.CLIP(visual_image_size=30), "visual_image_size=30 is not a multiple"),
+        (lambda: t2i.CLIP(downsample_image_embeds=True), "use_all_token_embeds=True; set both"),
+        (lambda: t2i.CLIP(text_eos_id=3), "without text_causal_mask"),
+        (lambda: t2i.CLIP(text_heads=0), "text_heads=0 is not positive"),
+        (lambda: Views(images=0), "make no further view"),
+    ],
+)
+def test_refusals(made, message):
+    with pytest.raises(UserError, match=message):
+        made()
