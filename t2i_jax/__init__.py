@@ -41,6 +41,7 @@ _HOMES = {
     "BaseAndSuperres": "t2i_jax.models.maskgit",
     "SuperResolution": "t2i_jax.models.super_resolution",
     "CLIP": "t2i_jax.models.clip",
+    "OpenAIClip": "t2i_jax.models.openai_clip",
     "Unet": "t2i_jax.models.unet",
     "BaseUnet64": "t2i_jax.models.unet",
     "SRUnet256": "t2i_jax.models.unet",

@@ -78,12 +78,24 @@ class Entry:
       layout: how the arrays differ.
       layer: index along the leading axis of our leaf, for layers stacked by a scan; None: the entry
         is the whole leaf.
+      share: (which, of how many) of equal parts of our leaf's last axis, where one array of ours is
+        several of PyTorch: queries, keys and values; None: all of it.
     """
 
     torch: str
     ours: str | tuple[str, ...]
     layout: Layout = SAME
     layer: int | None = None
+    share: tuple[int, int] | None = None
+
+    def of(self, leaf: np.ndarray) -> np.ndarray:
+        """The part of our leaf that the entry is, a view."""
+        part = leaf if self.layer is None else leaf[self.layer]
+        if self.share is None:
+            return part
+        which, many = self.share
+        width = part.shape[-1] // many
+        return part[..., which * width : (which + 1) * width]
 
     @property
     def path(self) -> tuple[str, ...]:
@@ -232,12 +244,12 @@ def to_ours(table: Sequence[Row], state: State, shapes: Mapping[str, Any]) -> di
     # Files keep one of several equal arrays, under any of their names.
     tied: dict[Any, set[str]] = {}
     for entry in entries:
-        tied.setdefault((entry.path, entry.layer), set()).add(entry.torch)
+        tied.setdefault((entry.path, entry.layer, entry.share), set()).add(entry.torch)
     for entry in entries:
         if entry.path not in wanted:
             raise KeyError(f"table bug: no leaf {'/'.join(entry.path)} in our parameters")
         if entry.torch not in state:
-            if not tied[entry.path, entry.layer] & state.keys():
+            if not tied[entry.path, entry.layer, entry.share] & state.keys():
                 wrong.append(f"{entry.torch} is missing")
             continue
         _place(entry, np.asarray(state[entry.torch]), wanted[entry.path], found, wrong)
@@ -296,8 +308,7 @@ def to_torch(
         if not isinstance(entry, Entry):
             state[entry.torch] = entry.value
         elif entry.path in wanted:
-            leaf = leaves[entry.path] if entry.layer is None else leaves[entry.path][entry.layer]
-            state[entry.torch] = np.array(entry.layout.to_torch(leaf))
+            state[entry.torch] = np.array(entry.layout.to_torch(entry.of(leaves[entry.path])))
     return state
 
 
@@ -327,8 +338,8 @@ def unflatten(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
 
 
 def _place(entry, array, wanted, found, wrong):
-    shape = tuple(wanted.shape) if entry.layer is None else tuple(wanted.shape[1:])
-    expected = entry.layout.to_torch(np.broadcast_to(np.float32(0), shape)).shape
+    whole = np.broadcast_to(np.float32(0), tuple(wanted.shape))
+    expected = entry.layout.to_torch(entry.of(whole)).shape
     if array.shape != expected:
         wrong.append(f"{entry.torch} has shape {array.shape} instead of {expected}")
         return
@@ -336,9 +347,9 @@ def _place(entry, array, wanted, found, wrong):
     if unfit:
         wrong.append(f"{entry.torch} {unfit}")
         return
-    if entry.layer is not None:
+    if entry.layer is not None or entry.share is not None:
         leaf = found.setdefault(entry.path, np.empty(wanted.shape, wanted.dtype))
-        leaf[entry.layer] = ours
+        entry.of(leaf)[...] = ours
     elif entry.path in found and not np.array_equal(found[entry.path], ours):
         wrong.append(f"{entry.torch} differs from the array that it is tied to")
     else:

@@ -114,7 +114,7 @@ class CaptionIds:
         self, tokenizer: TextTokenizer | None, prompts: Any, field: str
     ) -> dict[str, np.ndarray]:
         """Token ids of captions and their mask; or those of ids that are given, an array (P, L) of
-        whole numbers in which 0 is padding.
+        whole numbers that end in 0 where there is padding.
 
         Raises:
           UserError: captions where there is no vocabulary, ids beyond it, or longer rows.
@@ -144,4 +144,6 @@ class CaptionIds:
             )
         width = self.max_length - ids_PL.shape[1]
         padded_PL = np.pad(ids_PL.astype(np.int32), ((0, 0), (0, width)))
-        return {"text": padded_PL, "text_mask": padded_PL != 0}
+        # an id 0 that others follow is no padding: CLIP's vocabulary has a piece there
+        later_PL = np.cumsum((padded_PL != 0)[:, ::-1], axis=1)[:, ::-1]
+        return {"text": padded_PL, "text_mask": later_PL > 0}

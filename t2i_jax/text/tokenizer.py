@@ -15,6 +15,7 @@ import numpy as np
 from t2i_jax.errors import UserError
 from t2i_jax.foreign import vocabulary_file
 from t2i_jax.foreign.file import refusing
+from t2i_jax.text import bpe
 
 PAD, EOS, UNKNOWN = 0, 1, 2  # ids, in T5's vocabulary and in ours
 _SPECIAL = ("<pad>", "</s>", "<unk>")
@@ -106,7 +107,8 @@ class Vocabulary:
 
 
 def load(folder: str | os.PathLike) -> TextTokenizer:
-    """The tokenizer in a folder: from spiece.model, else from tokenizer.json.
+    """The tokenizer in a folder: from spiece.model, else from tokenizer.json, else from vocab.json
+    and merges.txt.
 
     Raises:
       UserError: the folder has neither, or a damaged one.
@@ -116,7 +118,10 @@ def load(folder: str | os.PathLike) -> TextTokenizer:
         return SentencePiece(vocabulary_file.read(path), str(path))
     if (path := folder / _TOKENIZERS).exists():
         with refusing(path, "tokenizer", "UTF-8", "fetch it again"):
-            return Vocabulary(vocabulary_file.read(path).decode("utf-8-sig"), str(path))
+            text = vocabulary_file.read(path).decode("utf-8-sig")
+        return (bpe.ClipBpe if bpe.is_clip(text) else Vocabulary)(text, str(path))
+    if (folder / bpe.VOCABULARY).exists() and (folder / bpe.MERGES).exists():
+        return bpe.from_files(folder)
     raise UserError(
         f"tokenizer={str(folder)!r} has neither {_SENTENCEPIECE} nor {_TOKENIZERS}; give a T5's "
         "folder or a run's text_tokenizer."

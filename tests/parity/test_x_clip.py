@@ -2,13 +2,22 @@
 weights both ways.
 """
 
+import dataclasses
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from t2i_jax import convert
+from t2i_jax.convert import arguments
+from t2i_jax.errors import UserError
 from t2i_jax.models.image_text import unit
+from t2i_jax.nn import contrastive
+from t2i_jax.systems.clip import losses, weights
+from t2i_jax.systems.clip import task as clip_task
+from t2i_jax.systems.clip.masked_words import Masked, MaskedWords
 from tests.parity.reference import load
 from tests.parity.test_vit_vqgan import error
 
@@ -106,3 +115,131 @@ def test_weights_bit_for_bit_and_strict(name):
     assert exported.keys() == state.keys()
     assert all(torch.equal(exported[key], state[key]) for key in state)
     theirs.load_state_dict(exported, strict=True)
+
+
+LOSSES = {
+    "InfoNCE with masked words": ("plain", dict()),
+    "decoupled, with regulariser": (
+        "plain",
+        dict(decoupled_contrastive_learning=True, sim_reg_loss_weight=0.3),
+    ),
+    "fine-grained": ("fine-grained", dict()),
+    "fine-grained and decoupled": (
+        "fine-grained",
+        dict(decoupled_contrastive_learning=True, extra_latent_projection=False),
+    ),
+}
+GRADIENT = 1e-4  # as much again in the backward pass
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_and_gradients(name, monkeypatch):
+    configuration, options = LOSSES[name]
+    monkeypatch.setitem(CONFIGURATIONS, configuration, CONFIGURATIONS[configuration] | options)
+    theirs, model, params, text, image = make(configuration)
+    theirs.train()
+    imported = weights.imported(model, params, convert.x_clip.live(theirs)["settings"])
+    task = dataclasses.replace(imported.task, compat=losses.COMPATS, views=None)
+    mask, hidden = text != 0, np.zeros_like(text, bool)
+    hidden[:, 1] = True
+    monkeypatch.setattr("x_clip.mlm.get_mask_subset_with_prob", lambda *_: torch.tensor(hidden))
+    monkeypatch.setattr("x_clip.mlm.prob_mask_like", lambda t, p: torch.ones_like(t).bool())
+    masked = Masked(jnp.where(hidden, 40, text), jnp.asarray(hidden))
+    monkeypatch.setattr(MaskedWords, "hide", lambda *_: masked)
+    t_text, t_image = tensors(text, image)
+    expected = theirs(t_text, t_image, return_loss=True)
+    expected.backward()
+    pixels = {"image": image, "text": text, "text_mask": mask}
+    monkeypatch.setattr(clip_task, "to_float", lambda image, pixel_range: 2 * image - 1)
+
+    @jax.jit
+    def ours(params):
+        def loss(params):
+            return task.loss({"clip": params}, {}, {}, pixels, jax.random.key(0), 0)[0]
+
+        return jax.value_and_grad(loss)(params)
+
+    with jax.default_matmul_precision("highest"):
+        found, gradients = ours(params)
+    assert abs(float(found) - float(expected)) < NETWORK * abs(float(expected))
+    _same_gradients(theirs, convert.to_torch(model, jax.tree.map(np.asarray, gradients)))
+
+
+def _same_gradients(theirs, found):
+    largest = max(float(p.grad.abs().max()) for p in theirs.parameters() if p.grad is not None)
+    for key, parameter in theirs.named_parameters():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        difference = float((found[key] - gradient).abs().max())
+        assert difference <= GRADIENT * max(float(gradient.abs().max()), 1e-2 * largest), key
+
+
+def test_several_views():
+    theirs, model, params, text, image = make("plain")
+    theirs.train()
+    theirs.use_mlm, theirs.text_ssl_loss_weight = False, 0
+    rng = np.random.default_rng(1)
+    other_text = rng.integers(1, 40, text.shape)
+    other_images = rng.random((2, *image.shape), np.float32)
+    t_text, t_image = tensors(text, image)
+    with torch.no_grad():
+        expected = theirs(
+            t_text,
+            t_image,
+            return_loss=True,
+            aug_text=torch.tensor(other_text),
+            aug_image=tuple(tensors(text, one)[1] for one in other_images),
+        )
+
+    @jax.jit
+    def ours(params):
+        contrast = losses.Contrastive(model)
+        texts = [
+            contrast.text(params, model.text_features(params, one, one != 0))
+            for one in (text, jnp.asarray(other_text))
+        ]
+        images = [
+            contrast.image(params, model.image_features(params, 2 * one - 1))
+            for one in (image, *other_images)
+        ]
+        return contrast(params, texts, images)
+
+    with jax.default_matmul_precision("highest"):
+        found = ours(params)
+    total = 0.9 * found.main + 0.1 * found.further
+    assert abs(float(total) - float(expected)) < NETWORK * abs(float(expected))
+
+
+def test_the_package_compares_images_with_images_and_here_they_are_with_texts():
+    _, model, params, text, image = make("fine-grained")
+    of_text = model.text_features(params, text, text != 0)
+    of_image = model.image_features(params, 2 * image - 1)
+    found = {}
+    for compat in ((), losses.COMPATS):
+        contrast = losses.Contrastive(model, compat=compat)
+        own = contrast.text(params, of_text), contrast.image(params, of_image)
+        found[compat] = contrast(params, [own[0]], [own[1]])
+    scores = contrastive.image_by_patches(own[1].extra, (own[0].extra, own[0].mask_BN))
+    logits = np.asarray(jnp.exp(model.log_scale(params)) * scores)
+    over_texts, over_images = (
+        float(np.mean(jax.nn.logsumexp(rows, 1) - np.diagonal(rows))) for rows in (logits, logits.T)
+    )
+    difference = 2 * float(found[losses.COMPATS].main - found[()].main)
+    assert abs(over_images - over_texts) > 1e-3
+    assert difference == pytest.approx(over_images - over_texts, abs=1e-5)
+
+
+def test_every_argument_of_the_constructor_is_decided():
+    names = list(inspect.signature(x_clip.CLIP.__init__).parameters)[1:]
+    assert set(names) == set(arguments.X_CLIP)
+    theirs = make("plain")[0]
+    theirs.text_transformer = torch.nn.Sequential(theirs.text_transformer)
+    with pytest.raises(UserError, match="text_encoder='Sequential'"):
+        convert.x_clip.live(theirs)
+
+
+def test_heads_that_the_weights_do_not_tell_are_asked_for():
+    state = make("plain")[0].state_dict()
+    with pytest.raises(UserError, match="text_heads=1 with text_dim_head=64"):
+        convert.from_torch(state)
+    model, _ = convert.from_torch(state, text_heads=2, visual_heads=2)
+    assert (model.text_dim_head, model.visual_dim_head, model.use_mlm) == (12, 16, True)
