@@ -1,5 +1,5 @@
-"""CLIP with a vision transformer as OpenAI published it (Radford et al. 2021), and OpenCLIP's of the
-same form.
+"""CLIP with a vision transformer as OpenAI published it (Radford et al. 2021), and OpenCLIP's of
+the same form.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class OpenAIClip:
     Attributes:
       embed_dim: width of the joint space.
       image_resolution, vision_patch_size: pixels per side of an image and of a patch.
-      vision_layers, vision_width: of the image transformer. vision_heads: None: one per 64 channels.
+      vision_layers, vision_width: of the image transformer. vision_heads: None: one per 64 of it.
       context_length: tokens of a caption at most. vocab_size: rows of the token embedding.
       transformer_width, transformer_heads, transformer_layers: of the text transformer.
       vision_mlp_dim, transformer_mlp_dim: hidden widths of the MLPs; None: four times the width.
