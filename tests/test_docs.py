@@ -41,6 +41,7 @@ PAGES = (
     "docs/from_pytorch/imagen-pytorch.md",
     "docs/from_pytorch/vqgan.md",
     "docs/from_pytorch/muse-maskgit-pytorch.md",
+    "docs/from_pytorch/x-clip.md",
     "docs/pods.md",
     "docs/first_pod.md",
     "docs/architecture.md",
@@ -62,6 +63,19 @@ _SMALLER = {
         "image_size=16, patch_size=4, dim=8, layers=1, heads=1, mlp_dim=16, codebook_size=16",
     "dim=512, depth=8, dim_head=64, heads=8": "dim=16, depth=1, dim_head=8, heads=2",
     "dim=512, depth=2, dim_head=64, heads=8": "dim=16, depth=1, dim_head=8, heads=2",
+    "dim_text=512,": "dim_text=16, text_dim_head=8, visual_dim_head=8,",
+    "dim_image=512,": "dim_image=16,",
+    "dim_latent=512,": "dim_latent=8,",
+    "num_text_tokens=10000": "num_text_tokens=64",
+    "integers(1, 10000, (4, 256))": "integers(1, 64, (4, 8))",
+    "text_enc_depth=6": "text_enc_depth=1",
+    "text_seq_len=256": "text_seq_len=8",
+    "text_heads=8": "text_heads=2",
+    "visual_enc_depth=6": "visual_enc_depth=1",
+    "visual_image_size=256": "visual_image_size=16",
+    "visual_patch_size=32": "visual_patch_size=8",
+    "visual_heads=8": "visual_heads=2",
+    'VisualSsl("simclr", weight': 'VisualSsl("simclr", hidden_dim=16, weight',
     "dim=1024, depth=12, heads=16, mlp_dim=4096": "dim=16, depth=1, heads=2, mlp_dim=16",
     "vocab_size=16000": "vocab_size=32",
     'preset("muse-f16", image_size=256)':
@@ -290,6 +304,12 @@ def _muse_maskgit_pytorch(names):
     assert names["large_images"].shape == (4, 32, 32, 3) and len(names["pil_images"]) == 4
 
 
+def _x_clip(names):
+    assert np.isfinite(names["loss"]) and names["scores"].shape == (4, 2)
+    assert np.allclose(np.linalg.norm(names["vectors"], axis=1), 1, atol=1e-5)
+    assert set(names["names"]) <= set(names["captions"])
+
+
 def _architecture(names):
     assert names["logits"].shape == (4, 16, 16) and np.isfinite(names["loss"])
     assert names["decoded"].shape == (4, 16, 16, 3) and names["generated"].dtype == np.uint8
@@ -309,6 +329,7 @@ _CHECKS = {
     "docs/from_pytorch/parti-pytorch.md": _parti_pytorch,
     "docs/from_pytorch/imagen-pytorch.md": _imagen_pytorch,
     "docs/from_pytorch/muse-maskgit-pytorch.md": _muse_maskgit_pytorch,
+    "docs/from_pytorch/x-clip.md": _x_clip,
     "docs/architecture.md": _architecture,
 }
 

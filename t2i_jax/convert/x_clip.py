@@ -241,4 +241,6 @@ NETWORK = Network(
     told=live,
     table=table,
     shapes=shapes,
+    # projectors of self-supervised learning, and its second name for the image transformer
+    ignore=("visual_ssl.",),
 )

@@ -262,28 +262,6 @@ class _VisionTransformer(nn.Module):
         return biased_norm("norm", clip.dtype, clip.epsilon)(y_BNC[:, 0]), y_BNC[:, 1:]
 
 
-def _sizes():
-    base = OpenAIClip()
-    large = OpenAIClip(
-        embed_dim=768, vision_layers=24, vision_width=1024, vision_patch_size=14,
-        transformer_width=768, transformer_heads=12,
-    )  # fmt: skip
-    huge = OpenAIClip(
-        embed_dim=1024, vision_layers=32, vision_width=1280, vision_patch_size=14,
-        vision_heads=16, transformer_width=1024, transformer_heads=16, transformer_layers=24,
-        activation="gelu",
-    )  # fmt: skip
-    return {
-        "ViT-B/32": base,
-        "ViT-B/16": dataclasses.replace(base, vision_patch_size=16),
-        "ViT-L/14": large,
-        "ViT-L/14@336px": dataclasses.replace(large, image_resolution=336),
-        "ViT-H-14": huge,
-    }
-
-
-SIZES: dict[str, OpenAIClip] = _sizes()  # the published networks by OpenAI's and OpenCLIP's names
-
 _POSITIVE = (
     "embed_dim", "image_resolution", "vision_layers", "vision_width", "vision_patch_size",
     "context_length", "vocab_size", "transformer_width", "transformer_heads", "transformer_layers",
@@ -318,3 +296,26 @@ def _check(clip):
         )
     one_of("activation", clip.activation, ACTIVATIONS)
     one_of("remat", clip.remat, REMAT)
+
+
+def _sizes():
+    base = OpenAIClip()
+    large = OpenAIClip(
+        embed_dim=768, vision_layers=24, vision_width=1024, vision_patch_size=14,
+        transformer_width=768, transformer_heads=12,
+    )  # fmt: skip
+    huge = OpenAIClip(
+        embed_dim=1024, vision_layers=32, vision_width=1280, vision_patch_size=14,
+        vision_heads=16, transformer_width=1024, transformer_heads=16, transformer_layers=24,
+        activation="gelu",
+    )  # fmt: skip
+    return {
+        "ViT-B/32": base,
+        "ViT-B/16": dataclasses.replace(base, vision_patch_size=16),
+        "ViT-L/14": large,
+        "ViT-L/14@336px": dataclasses.replace(large, image_resolution=336),
+        "ViT-H-14": huge,
+    }
+
+
+SIZES: dict[str, OpenAIClip] = _sizes()  # the published networks by OpenAI's and OpenCLIP's names

@@ -14,6 +14,7 @@ from t2i_jax.systems.clip import retrieval
 from t2i_jax.systems.clip.masked_words import MaskedWords
 from t2i_jax.systems.clip.task import ClipTask
 from t2i_jax.systems.clip.views import Views
+from t2i_jax.systems.clip.visual_ssl import VisualSsl, nt_xent
 from t2i_jax.text.tokenizer import train_bpe
 from t2i_jax.train import state as states
 from t2i_jax.train.step import train_step
@@ -57,6 +58,7 @@ def test_everything_at_once_learns_and_a_frozen_tower_stays():
         mlm=MaskedWords(),
         views=Views(images=1, texts=1),
         sim_reg_loss_weight=0.1,
+        visual_ssl=VisualSsl("simclr", hidden_dim=16, projection_dim=8),
         freeze_image_encoder=True,
         rows=4,
     )
@@ -152,6 +154,26 @@ def test_masked_words_hide_the_share_that_is_wanted(key):
     random = MaskedWords(random_token_prob=0.5).hide(text, mask, 40, key)
     other = (random.text_BL != text) & (random.text_BL != 40)
     assert other.any() and (random.text_BL[~mask] == 0).all()
+
+
+def test_self_supervision_by_its_definitions(key):
+    views = jax.random.normal(key, (6, 5))
+    views = views / jnp.linalg.norm(views, axis=1, keepdims=True)
+    logits = jnp.where(jnp.eye(6, dtype=bool), -jnp.inf, views @ views.T / 0.5)
+    own = logits[jnp.arange(6), (jnp.arange(6) + 3) % 6]
+    wanted = jnp.mean(jax.nn.logsumexp(logits, axis=1) - own)
+    assert float(nt_xent(views[:3], views[3:], 0.5)) == pytest.approx(float(wanted), rel=1e-5)
+    ssl = VisualSsl("simsiam", hidden_dim=8, projection_dim=4)
+    params = sharding.unbox(ssl.init(3, key))
+    image = jax.random.uniform(key, (6, 8, 8, 3), minval=-1.0)
+
+    def loss(params):
+        return ssl.loss(params, lambda view, _: view.mean((1, 2)), image, key)
+
+    value, gradient = jax.value_and_grad(loss)(params)
+    assert 0 < float(value) < 8
+    assert float(jnp.abs(gradient["prediction"]["kernel"]).max()) > 0
+    assert float(jnp.abs(gradient["wide"]["kernel"]).max()) > 0
 
 
 def test_views_stay_in_range_and_keep_ends(key):

@@ -332,6 +332,21 @@ def parti():
     compare(task, _random_batches(task, 2), {"tokenizer": weights})
 
 
+def clip():
+    """CLIP, whose loss is over the batches of all devices, in two blocks of scores."""
+    from t2i_jax.models.clip import CLIP
+    from t2i_jax.systems.clip.task import ClipTask
+
+    network = CLIP(
+        dim_text=16, dim_image=16, dim_latent=8, num_text_tokens=40, text_enc_depth=1,
+        text_seq_len=6, text_heads=2, text_dim_head=8, visual_enc_depth=1, visual_heads=2,
+        visual_dim_head=8, visual_image_size=8, visual_patch_size=4, visual_patch_dropout=0.0,
+        extra_latent_projection=True,
+    )  # fmt: skip
+    task = ClipTask(network, sim_reg_loss_weight=0.1, rows=8)
+    compare(task, _random_batches(task, 2), presets=("dp", "fsdp_tp"))
+
+
 def sequence():
     """Parti of the paper with its tokens split, and over two slices."""
     from t2i_jax.models.parti_transformer import PartiTransformer
@@ -526,6 +541,7 @@ CASES = {
         gan,
         super_resolution,
         parti,
+        clip,
         t5,
         sequence,
         imagen,

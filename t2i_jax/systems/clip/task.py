@@ -21,6 +21,7 @@ from t2i_jax.systems.clip.losses import Contrastive
 from t2i_jax.systems.clip.masked_words import MaskedWords
 from t2i_jax.systems.clip.system import ClipSystem
 from t2i_jax.systems.clip.views import Views
+from t2i_jax.systems.clip.visual_ssl import VisualSsl
 from t2i_jax.types import Array, Batch, Key, Metrics, Objective, Params, Stats
 
 
@@ -30,8 +31,8 @@ class ClipTask(SystemTask):
 
         ClipTask(CLIP(dim_text=128, dim_image=128, dim_latent=128, ...))
 
-    One group, "clip": the network's parameters. Its text transformer is the network's own; the
-    captions' vocabulary is trained on them, or comes from `text.source`.
+    One group, "clip": the network's parameters, and with `visual_ssl` "ssl". The text transformer
+    is the network's own; the captions' vocabulary is trained on them, or comes from `text.source`.
 
     Attributes:
       model: `CLIP` or `OpenAIClip`.
@@ -42,6 +43,7 @@ class ClipTask(SystemTask):
         loss then goes below zero.
       mlm: masked language modelling of the captions beside it, for a model with `use_mlm`; None:
         none.
+      visual_ssl: self-supervised learning of the image transformer; None: none.
       views: further views of images and captions; None: none. multiview_loss_weight: of the loss
         between all pairs of views but the first; that one keeps the rest of 1.
       sim_reg_loss_weight: of the squared difference between similarities within the captions and
@@ -58,6 +60,7 @@ class ClipTask(SystemTask):
     contrast: str = "softmax"
     decoupled_contrastive_learning: bool = False
     mlm: MaskedWords | None = None
+    visual_ssl: VisualSsl | None = None
     views: Views | None = None
     multiview_loss_weight: float = 0.1
     sim_reg_loss_weight: float = 0.0
@@ -84,8 +87,8 @@ class ClipTask(SystemTask):
             )
         if self.weight < 0:
             raise UserError(
-                f"mlm.weight and multiview_loss_weight leave {self.weight:g} for the contrastive "
-                "loss; give less."
+                "mlm.weight, visual_ssl.weight and multiview_loss_weight leave "
+                f"{self.weight:g} for the contrastive loss; give less."
             )
 
     @property
@@ -111,8 +114,9 @@ class ClipTask(SystemTask):
     @property
     def weight(self) -> float:
         """Of the contrastive loss between captions and images themselves."""
-        others = 0.0 if self.mlm is None else self.mlm.weight
-        return 1 - others - (0.0 if self.views is None else self.multiview_loss_weight)
+        others = [one.weight for one in (self.mlm, self.visual_ssl) if one is not None]
+        others += [] if self.views is None else [self.multiview_loss_weight]
+        return 1 - sum(others)
 
     @functools.cached_property
     def contrastive(self) -> Contrastive:
@@ -143,7 +147,14 @@ class ClipTask(SystemTask):
 
     def init(self, key: Key) -> tuple[Mapping[str, Params], Stats]:
         """First parameters (boxed) and stats (none)."""
-        return {"clip": self.model.init(key)}, {}
+        params = self.model.init(key)
+        if self.visual_ssl is not None:
+            features = jax.eval_shape(
+                self._image_once, sharding.unbox(params), self.batch_spec(1)["image"]
+            )
+            width, own = features.pooled_BE.shape[-1], jax.random.fold_in(key, 1)
+            params["ssl"] = self.visual_ssl.init(width, own)
+        return {"clip": params}, {}
 
     def batch_spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
         """uint8 images, token ids and their mask."""
@@ -185,6 +196,7 @@ class ClipTask(SystemTask):
         image = flops_of(self._image_once, params, batch["image"])
         text = flops_of(self.model.text_features, params, batch["text"], batch["text_mask"])
         once = text
+        images += 2 * (self.visual_ssl is not None)
         image *= (1 + images) * (1 if self.freeze_image_encoder else 3)
         text *= (1 + texts) * (1 if self.freeze_text_encoder else 3)
         words = 0.0 if self.mlm is None else 3 * once
@@ -216,6 +228,11 @@ class ClipTask(SystemTask):
             nats, share = self._masked_words(params, text_BL, batch["text_mask"], for_words)
             loss += self.mlm.weight * nats
             metrics |= {"mlm": nats, "mlm_accuracy": share}
+        if self.visual_ssl is not None:
+            of = functools.partial(self._vectors, params)
+            own = jax.random.fold_in(for_words, 1)
+            metrics["visual_ssl"] = self.visual_ssl.loss(params["ssl"], of, image_BHWC, own)
+            loss += self.visual_ssl.weight * metrics["visual_ssl"]
         if self.sim_reg_loss_weight:
             latents = (
                 self.contrastive.text(params, of_texts[0]),
@@ -224,6 +241,10 @@ class ClipTask(SystemTask):
             metrics["regulariser"] = self.contrastive.regulariser(*latents)
             loss += self.sim_reg_loss_weight * metrics["regulariser"]
         return loss, metrics
+
+    def _vectors(self, params, image_BHWC, key):
+        features = self.model.image_features(params, image_BHWC, key)
+        return _held(features, self.freeze_image_encoder).pooled_BE
 
     def _views(self, image_BHWC, mask_BL, key):
         """(images, masks of captions), the ones that were given first."""

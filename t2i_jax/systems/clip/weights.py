@@ -61,5 +61,12 @@ def imported(
 
 def to_torch(contents: Any, path: pathlib.Path) -> None:
     """Writes a run as a state dict."""
-    model, params = contents.recipe.task.model, contents.averaged["clip"]
+    model, params = contents.recipe.task.model, exported(contents.averaged)
     torch_io.write(path, convert.to_state(model, jax.device_get(params)))
+
+
+def exported(groups: Mapping[str, Any]) -> dict[str, Any]:
+    """The network's parameters as `convert.to_state` takes them; what only self-supervised learning
+    uses has no place there.
+    """
+    return {name: value for name, value in groups["clip"].items() if name != "ssl"}

@@ -1,0 +1,183 @@
+"""The text transformer of a trained CLIP as the frozen text encoder of another system."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from t2i_jax import convert, sharding
+from t2i_jax.errors import UserError
+from t2i_jax.foreign import safetensors_file
+from t2i_jax.text.caption_ids import CaptionIds
+from t2i_jax.text.encoder import encode_captions, ids_spec
+from t2i_jax.text.tokenizer import TextTokenizer
+from t2i_jax.types import Array, Key, Params
+
+_OURS = "params/clip/"  # how the names of an exported run's parameters begin
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipText:
+    """A frozen CLIP as a text encoder: one embedding per token, before the projection.
+
+    Its weights stay in a file and are an argument of every step. The image transformer is read
+    too, and left out.
+
+    >>> text = ClipText.from_file("ViT-B-32.pt", vocabulary="clip_vocabulary")    # doctest: +SKIP
+
+    Attributes:
+      source: file with the weights of a CLIP of PyTorch, or the weights.safetensors of an exported
+        run of a `ClipTask`. None: weights are drawn at random, for trying things out.
+      network: `CLIP` or `OpenAIClip`.
+      vocabulary: folder with its vocabulary, as `CaptionIds.source`; None: one is trained on the
+        captions, which fits no trained weights.
+      max_length: tokens of a caption; None: as many as the network has positions for.
+    """
+
+    source: str | None
+    network: Any
+    vocabulary: str | None = None
+    max_length: int = 0
+
+    trainable: ClassVar[bool] = False
+    entry: ClassVar[str] = "text"  # of the batch: what `embed` takes
+
+    def __post_init__(self):
+        most = self.network.text_length
+        if not self.max_length:
+            object.__setattr__(self, "max_length", most)
+        if not 1 <= self.max_length <= most:
+            raise UserError(
+                f"max_length={self.max_length} is not from 1 to {most}, the positions of the "
+                "network; leave it out."
+            )
+
+    @classmethod
+    def from_file(
+        cls,
+        source: str | os.PathLike,
+        vocabulary: str | os.PathLike | None = None,
+        **fields: Any,
+    ) -> ClipText:
+        """The CLIP of a file of PyTorch weights.
+
+        Args:
+          fields: configuration of the network that the weights do not tell, as of
+            `convert.from_torch`.
+
+        Raises:
+          UserError: a file that holds no CLIP.
+        """
+        network = convert.weights(source, fields).model
+        if not hasattr(network, "embed_text"):
+            raise UserError(
+                f"weights={os.fspath(source)!r} hold a {type(network).__name__}, and no CLIP; give "
+                "the weights of a CLIP."
+            )
+        folder = None if vocabulary is None else os.fspath(vocabulary)
+        return cls(os.fspath(source), network, folder)
+
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings."""
+        return self.network.text_width
+
+    @property
+    def captions(self) -> CaptionIds:
+        """From captions to token ids."""
+        return CaptionIds(self.network.vocab_size, self.max_length, self.vocabulary)
+
+    def init(self, key: Key) -> Params:
+        """The text transformer's weights: read from `source` (NumPy arrays, `key` is not used), or
+        random ones where there is none.
+        """
+        if self.source is None:
+            return {"text": sharding.unbox(self.network.init(key))["text"]}
+        path = pathlib.Path(self.source)
+        found = _exported(path) if path.suffix == ".safetensors" else {}
+        if found:
+            return {"text": self._checked(found)}
+        fields = {f.name: getattr(self.network, f.name) for f in dataclasses.fields(self.network)}
+        fields = {name: value for name, value in fields.items() if name not in ("dtype", "remat")}
+        return {"text": convert.weights(self.source, fields).params["text"]}
+
+    def shapes(self) -> Params:
+        """The weights' shapes, boxed with their logical axes."""
+        return {"text": jax.eval_shape(self.network.init, jax.random.key(0))["text"]}
+
+    def embed(
+        self, params: Params, text_BL: Array, mask_BL: Array, key: Key | None = None
+    ) -> Array:
+        """Embeddings (B, L, dim) float32 of token ids; rows at padding are zero."""
+        tokens_BLE = self.network.text_features(params, text_BL, mask_BL).tokens_BNE
+        return jax.numpy.where(mask_BL[..., None], tokens_BLE, 0)
+
+    def spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Token ids and their mask."""
+        return ids_spec(self.max_length, batch_size)
+
+    def frozen(self) -> Mapping[str, Any]:
+        """The weights of `init`."""
+        return {"text": self.init(jax.random.key(0))}
+
+    def frozen_shapes(self) -> Mapping[str, Any]:
+        """The shapes of `shapes`, unboxed."""
+        return {"text": sharding.unbox(self.shapes())}
+
+    def columns(self) -> Mapping[str, Mapping[str, Any]]:
+        """Nothing: captions are enough."""
+        return {}
+
+    def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
+        """Copies the vocabulary into `folder`; without one it is trained on the captions."""
+        self.captions.prepare(folder, captions)
+
+    def tokenizer(self, folder: str | os.PathLike | None = None) -> TextTokenizer | None:
+        """The vocabulary in `folder`, else `vocabulary`."""
+        return self.captions.tokenizer(folder)
+
+    def encode(
+        self, tokenizer: TextTokenizer | None, prompts: Any, field: str
+    ) -> dict[str, np.ndarray]:
+        """Token ids of captions and their mask."""
+        return encode_captions(tokenizer, prompts, self.max_length, field)
+
+    def empty(self, count: int) -> list[str]:
+        """Empty captions."""
+        return [""] * count
+
+    def _checked(self, found):
+        wanted = convert.engine.flatten(sharding.unbox(self.shapes())["text"])
+        given = convert.engine.flatten(found)
+        wrong = [
+            "/".join(path)
+            for path in wanted.keys() | given.keys()
+            if path not in given
+            or path not in wanted
+            or tuple(given[path].shape) != tuple(wanted[path].shape)
+        ]
+        if wrong:
+            raise UserError(
+                f"text.source={self.source!r} does not fit the network ({sorted(wrong)[0]} and "
+                f"{len(wrong) - 1} more); give the network of that run."
+            )
+        return found
+
+
+def _exported(path):
+    """The text transformer in the weights of an exported run; {} where the file holds none."""
+    readers = safetensors_file.readers(path, "text.source")
+    start = f"{_OURS}text/"
+    return convert.engine.unflatten(
+        {
+            tuple(name.removeprefix(start).split("/")): read()
+            for name, read in readers.items()
+            if name.startswith(start)
+        }
+    )
