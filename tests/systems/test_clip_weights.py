@@ -1,0 +1,102 @@
+"""CLIP from and to files of x-clip and of a run, and as the text encoder of another system."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import t2i_jax as t2i
+from t2i_jax import convert, runs, sharding
+from t2i_jax.convert import torch_io
+from t2i_jax.errors import UserError
+from t2i_jax.systems.clip.task import ClipTask
+from t2i_jax.systems.clip.text import ClipText
+from t2i_jax.systems.clip.visual_ssl import VisualSsl
+from t2i_jax.text.tokenizer import train_bpe
+from tests.systems.test_clip import TINY
+
+pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A file of x-clip's names, with the network and parameters that it is of."""
+    model = t2i.CLIP(**TINY, use_mlm=True)
+    params = sharding.unbox(model.init(jax.random.key(3)))
+    path = tmp_path_factory.mktemp("clip") / "clip.safetensors"
+    torch_io.write(path, convert.to_state(model, jax.device_get(params)))
+    return path, model, params
+
+
+_FIELDS = dict(text_heads=1, visual_heads=1)
+
+
+def test_a_file_becomes_a_system_and_a_file_again(file, tmp_path):
+    path, model, params = file
+    out = runs.import_torch(path, tmp_path / "clip", **_FIELDS, clip={"text_ssl_loss_weight": 0.2})
+    system = t2i.load(out)
+    assert system.task.mlm.weight == 0.2 and system.text_tokenizer is None
+    image = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    ids = np.array([[5, 6, 7], [8, 9, 0]])
+    shown, mask = jnp.asarray(image / 255 * 2 - 1, jnp.float32), ids != 0
+    network = system.task.model
+    assert network.pixel_range == (0.0, 1.0)
+    wanted = network.embed_image(params, shown) @ network.embed_text(params, ids, mask).embed_BD.T
+    assert np.allclose(system.similarity(image, ids), wanted, atol=1e-5)
+    again = runs.export_torch(out, tmp_path / "again.safetensors")
+    theirs, ours = torch_io.load(path), torch_io.load(again)
+    assert theirs.keys() == ours.keys()
+    assert all(np.array_equal(theirs[name], ours[name]) for name in theirs)
+    with pytest.raises(UserError, match="other_option"):
+        runs.import_torch(path, tmp_path / "no", **_FIELDS, clip={"other_option": 1})
+
+
+def test_what_training_alone_uses_does_not_go_out():
+    task = ClipTask(t2i.CLIP(**TINY), visual_ssl=VisualSsl(hidden_dim=8, projection_dim=4))
+    params = jax.device_get(sharding.unbox(task.init(jax.random.key(0))[0]))
+    from t2i_jax.systems.clip import weights
+
+    assert "ssl" in params["clip"]
+    assert convert.to_state(task.model, weights.exported(params))
+
+
+def test_its_text_transformer_encodes_captions_for_others(file, tmp_path):
+    path, model, params = file
+    train_bpe(["a red circle", "a blue square"], 40).save(tmp_path / "vocabulary")
+    text = ClipText.from_file(path, tmp_path / "vocabulary", **_FIELDS)
+    assert (text.dim, text.max_length) == (16, 6)
+    weights = text.frozen()["text"]
+    assert jax.tree.map(np.shape, weights) == jax.tree.map(np.shape, text.frozen_shapes()["text"])
+    text.prepare(tmp_path / "run", lambda: iter(()))
+    given = text.encode(text.tokenizer(tmp_path / "run"), ["a red circle", "blue"], "prompts")
+    embeds = text.embed(weights, given["text"], given["text_mask"])
+    wanted = model.embed_text(params, given["text"], given["text_mask"]).encodings_BLE
+    assert np.allclose(embeds, wanted, atol=1e-6) and embeds.shape == (2, 6, 16)
+    with pytest.raises(UserError, match="max_length=7 is not from 1 to 6"):
+        ClipText(None, model, max_length=7)
+
+
+def test_its_text_transformer_from_an_exported_run(tmp_path):
+    task = ClipTask(t2i.CLIP(**TINY))
+    data = t2i.DataConfig(source="shapes", image_size=8)
+    train = t2i.TrainConfig(steps=2, batch_size=8, eval_every=2)
+    recipe = t2i.Recipe(task, data, train, evaluation=t2i.Evaluation(pictures=16, preview=8))
+    system = runs.train(recipe, tmp_path / "run")
+    found = runs.evaluate(recipe, system, tmp_path / "run")
+    assert {"recall@1_heldout/text_to_image", "recall@5_heldout/image_to_text"} <= found.keys()
+    assert list((tmp_path / "run" / "samples").glob("*.png"))
+    out = runs.export(tmp_path / "run", tmp_path / "out")
+    text = ClipText(
+        str(tmp_path / "out" / "weights.safetensors"),
+        task.model,
+        str(tmp_path / "out" / "text_tokenizer"),
+    )
+    tokenizer = text.tokenizer()
+    given = text.encode(tokenizer, "a red circle", "prompts")
+    embeds = text.embed(text.frozen()["text"], given["text"], given["text_mask"])
+    loaded = t2i.load(out)
+    wanted = task.model.embed_text(loaded.weights["clip"], given["text"], given["text_mask"])
+    assert np.allclose(embeds, wanted.encodings_BLE, atol=1e-6)
+    other = ClipText(text.source, t2i.CLIP(**{**TINY, "dim_text": 8}))
+    with pytest.raises(UserError, match="does not fit the network"):
+        other.frozen()
