@@ -15,11 +15,11 @@ from t2i_jax.convert.engine import (
     CONV1X1,
     DEPTHWISE,
     LINEAR,
-    Constant,
     Entry,
     Network,
     Row,
     State,
+    Unused,
 )
 from t2i_jax.errors import UserError
 from t2i_jax.models.clip import CLIP
@@ -66,16 +66,16 @@ def _text(torch, model):
         entries.append(Entry(f"{torch}.cls_token", "text/cls"))
     if model.text_rotary_pos_emb:
         rates = _rates(min(model.text_dim_head, 32))
-        entries.append(Constant(f"{torch}.rotary_pos_emb.inv_freq", rates))
+        entries.append(Unused(f"{torch}.rotary_pos_emb.inv_freq", rates))
     else:
         entries.append(Entry(f"{torch}.abs_pos_emb.weight", "text/positions"))
     return [*entries, *_transformer(torch, "text", model.text_enc_depth)]
 
 
 def _rates(width):
-    """The package's rates of rotation, as PyTorch computes them in float32."""
-    powers = np.float32(10000) ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
-    return (np.float32(1) / powers).astype(np.float32)
+    """The package's rates of rotation: powers rounded to float32, as PyTorch takes them."""
+    exponents = np.arange(0, width, 2).astype(np.float32) / width
+    return np.float32(1) / (10000.0 ** exponents.astype(np.float64)).astype(np.float32)
 
 
 # Within a layer: (name, place, layout).
@@ -121,7 +121,7 @@ def live(module: Any) -> dict[str, Any]:
 
 
 _TOLD = (
-    "text_heads", "text_dim_head", "visual_heads", "visual_dim_head", "text_eos_id",
+    "text_heads", "text_dim_head", "visual_heads", "visual_dim_head", "text_eos_id", "text_seq_len",
     "text_encode_without_mask", "visual_patch_dropout", "use_all_token_embeds",
     "extra_latent_projection", "channels",
 )  # fmt: skip
@@ -154,7 +154,8 @@ _ARGUMENTS = {
         name: lambda module, name=name: getattr(module, name)
         for name in (
             "text_has_cls_token", "visual_has_cls_token", "text_pad_id", "text_eos_id",
-            "text_encode_without_mask", "use_all_token_embeds", "extra_latent_projection",
+            "text_seq_len", "text_encode_without_mask", "use_all_token_embeds",
+            "extra_latent_projection",
             "decoupled_contrastive_learning", "text_ssl_loss_weight", "image_ssl_loss_weight",
             "multiview_loss_weight", "sim_reg_loss_weight",
         )

@@ -145,6 +145,9 @@ class CLIP:
         params = dict(self.network.init(key, text_BL, text_BL == 0, image_BHWC)["params"])
         for name in ("to_text_latent", "to_visual_latent"):
             params[f"{name}_extra"] = jax.tree.map(jnp.copy, params[name])
+        params["temperature"] = jnp.float32(1)
+        if self.logit_bias is not None:
+            params["logit_bias"] = jnp.float32(self.logit_bias)
         return params
 
     def embed_image(self, params: Params, image_BHWC: Array) -> Array:
@@ -226,7 +229,7 @@ class CLIP:
 
 
 class _Network(nn.Module):
-    """The parameters of a CLIP but for the second projections."""
+    """The layers of a CLIP."""
 
     clip: CLIP
 
@@ -241,10 +244,6 @@ class _Network(nn.Module):
             self.to_visual_latent = Dense(
                 clip.dim_latent, ("embed", None), bias=False, dtype=clip.dtype
             )
-        self.temperature = self.param("temperature", nn.initializers.ones, ())
-        if clip.logit_bias is not None:
-            first = nn.initializers.constant(clip.logit_bias)
-            self.logit_bias = self.param("logit_bias", first, ())
         if clip.use_mlm:
             self.mlm = Dense(clip.num_text_tokens, ("embed", "vocab"), dtype=clip.dtype)
 

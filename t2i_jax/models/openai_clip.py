@@ -119,7 +119,11 @@ class OpenAIClip:
         text_BL = jnp.zeros((1, min(2, self.context_length)), jnp.int32)
         side = self.image_resolution
         image_BHWC = jnp.zeros((1, side, side, self.channels))
-        return dict(self.network.init(key, text_BL, text_BL == 0, image_BHWC)["params"])
+        params = dict(self.network.init(key, text_BL, text_BL == 0, image_BHWC)["params"])
+        params["logit_scale"] = jnp.float32(math.log(1 / 0.07))
+        if self.logit_bias is not None:
+            params["logit_bias"] = jnp.float32(self.logit_bias)
+        return params
 
     def embed_image(self, params: Params, image_BHWC: Array) -> Array:
         """(B, D) float32, l2-normalised, of float images in [-1, 1] of any size."""
@@ -174,18 +178,13 @@ class OpenAIClip:
 
 
 class _Network(nn.Module):
-    """All parameters of an OpenAIClip."""
+    """Both transformers of an OpenAIClip."""
 
     clip: OpenAIClip
 
     def setup(self):
         self.text_transformer = _TextTransformer(self.clip, name="text")
         self.visual_transformer = _VisionTransformer(self.clip, name="visual")
-        first = nn.initializers.constant(math.log(1 / 0.07))
-        self.logit_scale = self.param("logit_scale", first, ())
-        if self.clip.logit_bias is not None:
-            first = nn.initializers.constant(self.clip.logit_bias)
-            self.logit_bias = self.param("logit_bias", first, ())
 
     def __call__(self, text_BL, mask_BL, image_BHWC):
         """Every parameter once, for `init`."""

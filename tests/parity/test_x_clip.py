@@ -53,8 +53,8 @@ def make(name):
                 parameter.mul_(torch.rand_like(parameter) + 0.5)
             if "_extra" in key:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    given = {"text_seq_len": 7} if name == "rotary" else {}
-    model, params = convert.from_torch(theirs, **given)
+    model, params = convert.from_torch(theirs)
+    assert model.text_seq_len == 7
     rng = np.random.default_rng(0)
     text = rng.integers(1, 40, (5, 7))
     text[1, 3:] = text[4, 5:] = 0

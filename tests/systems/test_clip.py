@@ -22,7 +22,7 @@ from t2i_jax.train.step import train_step
 TINY = dict(
     dim_text=16, dim_image=16, dim_latent=8, num_text_tokens=40, text_enc_depth=1, text_seq_len=6,
     text_heads=1, text_dim_head=16, visual_enc_depth=1, visual_heads=1, visual_dim_head=16,
-    visual_image_size=8, visual_patch_size=4,
+    visual_image_size=8, visual_patch_size=4, visual_patch_dropout=0.0,
 )  # fmt: skip
 
 
@@ -54,7 +54,9 @@ def _trained(task, steps, batch):
 
 def test_everything_at_once_learns_and_a_frozen_tower_stays():
     task = ClipTask(
-        t2i.CLIP(**TINY, use_mlm=True, extra_latent_projection=True),
+        t2i.CLIP(
+            **{**TINY, "visual_patch_dropout": 0.25}, use_mlm=True, extra_latent_projection=True
+        ),
         mlm=MaskedWords(),
         views=Views(images=1, texts=1),
         sim_reg_loss_weight=0.1,
@@ -63,7 +65,7 @@ def test_everything_at_once_learns_and_a_frozen_tower_stays():
         rows=4,
     )
     first, state, metrics = _trained(task, 60, _batch(task))
-    assert metrics["contrastive"][-10:].mean() < 0.6 * metrics["contrastive"][0]
+    assert metrics["contrastive"][-10:].mean() < 0.8 * metrics["contrastive"][0]
     assert metrics["mlm"][-10:].mean() < metrics["mlm"][0]
     moved = jax.tree.map(
         lambda a, b: bool((a != b).any()), first.params["clip"], state.params["clip"]
@@ -76,7 +78,7 @@ def test_everything_at_once_learns_and_a_frozen_tower_stays():
 
 
 def test_fine_grained_sigmoid_learns_and_knows_its_pairs():
-    model = t2i.CLIP(**TINY, use_all_token_embeds=True, logit_bias=-2.0, visual_patch_dropout=0.0)
+    model = t2i.CLIP(**TINY, use_all_token_embeds=True, logit_bias=-2.0)
     task = ClipTask(model, contrast="sigmoid")
     batch = _batch(task)
     _, state, metrics = _trained(task, 60, batch)
@@ -147,8 +149,8 @@ def test_recall_by_hand():
 def test_masked_words_hide_the_share_that_is_wanted(key):
     mask = jnp.arange(20) < jnp.array([[20], [10], [3]])
     text = jnp.where(mask, 7, 0)
-    found = MaskedWords(mask_prob=0.3, replace_prob=1.0).hide(text, mask, 40, key)
-    assert found.target_BL.sum(1).tolist() == [6, 3, 1]
+    found = MaskedWords(mask_prob=0.25, replace_prob=1.0).hide(text, mask, 40, key)
+    assert found.target_BL.sum(1).tolist() == [5, 3, 1]
     assert (found.target_BL <= mask).all()
     assert ((found.text_BL == 40) == found.target_BL).all()
     random = MaskedWords(random_token_prob=0.5).hide(text, mask, 40, key)
