@@ -134,8 +134,10 @@ def vocabulary(tmp_path_factory):
 
 
 def test_tokenizer_id_for_id(vocabulary, tmp_path):
+    pieces = json.loads((vocabulary / "vocab.json").read_text())
+    pairs = (vocabulary / "merges.txt").read_text().splitlines()[1:]
     theirs = transformers.CLIPTokenizer(
-        vocab=str(vocabulary / "vocab.json"), merges=str(vocabulary / "merges.txt")
+        vocab=pieces, merges=[tuple(pair.split()) for pair in pairs]
     )
     ours = load(vocabulary)
     rng = np.random.default_rng(0)

@@ -9,6 +9,7 @@ import t2i_jax as t2i
 from t2i_jax import convert, runs, sharding
 from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
+from t2i_jax.systems.clip import weights as clip_weights
 from t2i_jax.systems.clip.task import ClipTask
 from t2i_jax.systems.clip.text import ClipText
 from t2i_jax.systems.clip.visual_ssl import VisualSsl
@@ -54,10 +55,8 @@ def test_a_file_becomes_a_system_and_a_file_again(file, tmp_path):
 def test_what_training_alone_uses_does_not_go_out():
     task = ClipTask(t2i.CLIP(**TINY), visual_ssl=VisualSsl(hidden_dim=8, projection_dim=4))
     params = jax.device_get(sharding.unbox(task.init(jax.random.key(0))[0]))
-    from t2i_jax.systems.clip import weights
-
     assert "ssl" in params["clip"]
-    assert convert.to_state(task.model, weights.exported(params))
+    assert convert.to_state(task.model, clip_weights.exported(params))
 
 
 def test_its_text_transformer_encodes_captions_for_others(file, tmp_path):

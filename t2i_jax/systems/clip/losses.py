@@ -36,7 +36,13 @@ class Contrast(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Latents:
-    """l2-normalised latents of one view: one per row, or one per token or patch with their mask."""
+    """l2-normalised latents of one view.
+
+    Attributes:
+      own: one per row (B, D), or one per token or patch (B, N, D).
+      extra: those of the second projections; `own` where there are none.
+      mask_BN: True at tokens; None: everywhere, or one per row.
+    """
 
     own: Array
     extra: Array
