@@ -80,9 +80,9 @@ class VisualSsl:
             self._project(params, features_of(view, one))
             for view, one in zip(self.views.of_images(image, for_views), keys, strict=True)
         ]
-        if self.kind == "simclr":
-            return nt_xent(*(unit(z) for z, _ in vectors), self.temperature)
         (z_BD, p_BD), (other_z_BD, other_p_BD) = vectors
+        if self.kind == "simclr":
+            return nt_xent(unit(z_BD), unit(other_z_BD), self.temperature)
         return _distance(p_BD, other_z_BD) + _distance(other_p_BD, z_BD)
 
     def _project(self, params, vectors) -> tuple[Array, Array]:
