@@ -25,6 +25,7 @@ _TOY = {
     "TUNING_STEPS": "1",
     "SIZE": "16",
     "IMAGES": '"drawings.zip"',
+    "WORD": '"red"',
 }
 _BLOCKER = """
 import sys
