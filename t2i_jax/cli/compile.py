@@ -12,6 +12,7 @@ import sys
 from typing import Annotated
 
 from t2i_jax.cli.arguments import Shown
+from t2i_jax.errors import UserError
 from t2i_jax.values import Count
 
 
@@ -39,7 +40,7 @@ def compile_for(
         topology: The slice, as v5p:8x8x8, or several of them, as 2*v5e:16x16.
         mesh: Sizes of the mesh's axes, as data=2,fsdp=4,tensor=2; the recipe's own by default.
         search: Try the remat policies and numbers of gradient accumulation steps; name the fastest
-        that fits.
+        that fits. For a recipe that is trained itself.
         generate: Compile sampling instead: this many images at a time, guided, in one program per
         stage.
         json_file: A file for the numbers; of --search and --generate several, by name.
@@ -48,7 +49,6 @@ def compile_for(
 
     from t2i_jax import paths
     from t2i_jax.aot import ahead
-    from t2i_jax.errors import UserError
     from t2i_jax.runs.check import check
     from t2i_jax.runs.recipe import changed, load_recipe, with_mesh
 
@@ -58,23 +58,16 @@ def compile_for(
     jax.config.update("jax_enable_compilation_cache", False)
     if "JAX_OPTIMIZATION_LEVEL" not in os.environ:
         jax.config.update("jax_optimization_level", "O1")
-    recipe = changed(load_recipe(config), overrides)
-    if not recipe.task.objectives:
-        raise UserError(
-            f"config={str(config)!r} trains nothing of its own and joins its parts "
-            f"({', '.join(recipe.parts)}); give the recipe of one of them."
-        )
-    recipe = with_mesh(recipe, mesh)
+    recipe = with_mesh(changed(load_recipe(config), overrides), mesh)
     json_file = None if json_file is None else paths.new("json", json_file)
     devices = ahead.slice_devices(topology)  # refused before anything long
     if generate is None:
         check(recipe, devices=devices, with_data=False)
     if generate is not None:
-        reports = ahead.compile_sampling(*_parts(recipe), topology, generate)
-        for name, one in reports.items():
-            print(f"{name}, {generate} at a time:\n{ahead.text(one)}")
-        _write(json_file, {name: dataclasses.asdict(one) for name, one in reports.items()})
-        sys.exit(0 if all(one.fits for one in reports.values()) else 1)
+        reports = _sampling(recipe, topology, generate)
+        _end(reports, f"{{}}, {generate} at a time", json_file)
+    if not recipe.task.objectives:
+        _end(_steps(recipe, topology, search), "the step of {}", json_file)
     if search:
         reports = dict(_search(recipe, topology))
         best = min(reports, key=lambda name: (not reports[name].fits, reports[name].step))
@@ -88,6 +81,44 @@ def compile_for(
     _write(json_file, numbers if search else dataclasses.asdict(report))
     if not report.fits:
         sys.exit(1)
+
+
+def _steps(recipe, topology, search):
+    """Reports of the steps of the stages that a recipe joins."""
+    from t2i_jax.aot import ahead
+
+    if search:
+        raise UserError(
+            f"search is given for {type(recipe.task).__name__}, which joins what its parts have "
+            "learnt; search in the recipe of one part."
+        )
+    return {name: ahead.compile_step(*stage, topology) for name, stage in _stages(recipe).items()}
+
+
+def _sampling(recipe, topology, count):
+    """Reports of the programs that make images: those of the task, or of the stages that it
+    joins.
+    """
+    from t2i_jax.aot import ahead
+
+    if recipe.task.objectives:
+        return ahead.compile_sampling(*_parts(recipe), topology, count)
+    return {
+        f"{stage} {name}": report
+        for stage, wired in _stages(recipe).items()
+        if wired[0].sampling_programs(count)
+        for name, report in ahead.compile_sampling(*wired, topology, count).items()
+    }
+
+
+def _end(reports, told, json_file):
+    """Tells several reports, each under its name as `told` has it, and ends."""
+    from t2i_jax.aot import ahead
+
+    for name, one in reports.items():
+        print(f"{told.format(name)}:\n{ahead.text(one)}")
+    _write(json_file, {name: dataclasses.asdict(one) for name, one in reports.items()})
+    sys.exit(0 if all(one.fits for one in reports.values()) else 1)
 
 
 def _write(path, numbers):
@@ -107,6 +138,17 @@ def _parts(recipe):
 
     recipe, parts = planned(recipe)
     return recipe.task, recipe.train, recipe.task.frozen_shapes(parts)
+
+
+def _stages(recipe):
+    """`_parts` of each stage that a recipe joins, by its name."""
+    from t2i_jax.runs.wiring import planned_stages
+
+    return {
+        name: (stage.task, stage.train, stage.task.frozen_shapes(parts))
+        for name, (stage, parts) in planned_stages(recipe).items()
+        if stage.task.objectives
+    }
 
 
 def _search(recipe, topology):

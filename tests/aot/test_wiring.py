@@ -8,6 +8,7 @@ shipped recipe with HYPOTHESIS_PROFILE=long: lowering the papers' networks takes
 twice.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 
 from t2i_jax import convert, sharding
-from t2i_jax.cli.compile import _parts
+from t2i_jax.cli.compile import _parts, _stages
 from t2i_jax.convert import torch_io
 from t2i_jax.models.discriminator import Discriminator
 from t2i_jax.models.vgg import Vgg16
@@ -33,12 +34,7 @@ from t2i_jax.types import TrainState
 from tests.e2e import tiny
 
 _CONFIGS = pathlib.Path(__file__).parent.parent.parent / "configs"
-# Muse only joins its parts, each of which is a task of a kind that is here.
-_RECIPES = sorted(
-    path.relative_to(_CONFIGS).as_posix()
-    for path in _CONFIGS.rglob("*.py")
-    if load_recipe(path).task.objectives
-)
+_RECIPES = sorted(path.relative_to(_CONFIGS).as_posix() for path in _CONFIGS.rglob("*.py"))
 
 
 class _Done(Exception):
@@ -56,15 +52,16 @@ def vgg(tmp_path_factory):
 
 
 def _trained(recipe, workdir, monkeypatch):
-    """(task, config, frozen) that training gives its loop.
+    """(task, config, frozen) that training gives its loop, by the stage's name: those of the
+    recipe's own ("") or, where it joins stages, of each of them.
 
     Parts are trained for no step, and no data are read.
     """
     found = {}
 
     def fit(task, stream, config, folder, *, frozen, **_):
+        found["" if folder == workdir else folder.name] = task, config, frozen
         if folder == workdir:
-            found["all"] = task, config, frozen
             raise _Done
         params, stats = sharding.unbox(jax.jit(task.init)(jax.random.key(0)))
         nothing = jnp.zeros((), jnp.int32)
@@ -80,9 +77,9 @@ def _trained(recipe, workdir, monkeypatch):
     monkeypatch.setattr(training, "_captions", lambda recipe: ["a red circle above a blue square"])
     monkeypatch.setattr(T5Text, "frozen", T5Text.frozen_shapes)  # nothing is fetched
     monkeypatch.setattr(T5Text, "tokenizer", lambda self, folder=None: None)
-    with pytest.raises(_Done):
+    with contextlib.suppress(_Done):
         training.train(recipe, workdir)
-    return found["all"]
+    return {"": found[""]} if recipe.task.objectives else found
 
 
 def _program(task, config, frozen):
@@ -106,22 +103,25 @@ def _shapes(tree):
 
 
 def _wired(recipe, tmp_path, monkeypatch, vgg):
-    """What compile and training wire: (task, config, frozen) each."""
+    """What compile and training wire: by stage (task, config, frozen) of both."""
     recipe = changed(recipe, ["*.train.mesh=None", "*.train.rules=None"])
     if "perceptual" in recipe.task.parts:
         recipe = changed(recipe, [f"perceptual={vgg}"])
-    planned, trained = _parts(recipe), _trained(recipe, tmp_path / "run", monkeypatch)
+    planned = {"": _parts(recipe)} if recipe.task.objectives else _stages(recipe)
+    trained = _trained(recipe, tmp_path / "run", monkeypatch)
     if "perceptual" in recipe.task.parts:
-        assert planned[0].perceptual is not None and "perceptual" in planned[2]
-    return planned, trained
+        assert planned[""][0].perceptual is not None and "perceptual" in planned[""][2]
+    assert list(planned) == list(trained)
+    return {name: (planned[name], trained[name]) for name in planned}
 
 
 @pytest.mark.parametrize("name", _RECIPES)
 def test_compile_and_train_wire_the_same_step(name, tmp_path, monkeypatch, vgg):
-    planned, trained = _wired(load_recipe(_CONFIGS / name), tmp_path, monkeypatch, vgg)
-    assert planned[:2] == trained[:2] and _shapes(planned[2]) == _shapes(trained[2])
-    if os.environ.get("HYPOTHESIS_PROFILE") == "long":
-        assert _program(*planned) == _program(*trained)
+    stages = _wired(load_recipe(_CONFIGS / name), tmp_path, monkeypatch, vgg)
+    for planned, trained in stages.values():
+        assert planned[:2] == trained[:2] and _shapes(planned[2]) == _shapes(trained[2])
+        if os.environ.get("HYPOTHESIS_PROFILE") == "long":
+            assert _program(*planned) == _program(*trained)
 
 
 def _gan():
@@ -132,7 +132,7 @@ def _gan():
 
 @pytest.mark.parametrize("make", [tiny.get_config, _gan], ids=["parti", "gan"])
 def test_compile_and_train_lower_the_same_program(make, tmp_path, monkeypatch, vgg):
-    planned, trained = _wired(make(), tmp_path, monkeypatch, vgg)
+    planned, trained = _wired(make(), tmp_path, monkeypatch, vgg)[""]
     program = _program(*planned)
     assert program == _program(*trained)
     if "perceptual" in planned[2]:  # its convolutions are in the step that is reported

@@ -64,6 +64,24 @@ def test_sampling_is_compiled_stage_by_stage(tmp_path, capsys):
     assert set(json.loads(out.read_text())) == {"stage 1", "stage 2"}
 
 
+def test_of_a_recipe_that_joins_stages_each_is_compiled(tmp_path, capsys):
+    recipe, out = pathlib.Path(tiny_muse.__file__), tmp_path / "report.json"
+    with pytest.raises(SystemExit) as stop:
+        compile_for(recipe, topology="v5e:2x2", mesh="fsdp=4", json_file=out)
+    assert stop.value.code == 0 and "the step of superres:\nv5e:2x2: 4 chips" in (
+        capsys.readouterr().out
+    )
+    reports = json.loads(out.read_text())
+    assert list(reports) == ["tokenizer", "base", "superres"]
+    assert all(one["fits"] and one["mesh"] == {"fsdp": 4} for one in reports.values())
+    with pytest.raises(SystemExit) as stop:
+        compile_for(recipe, topology="v5e:2x2", generate=8, json_file=out)
+    assert stop.value.code == 0 and "base images, 8 at a time" in capsys.readouterr().out
+    assert list(json.loads(out.read_text())) == ["base images", "superres images"]
+    with pytest.raises(UserError, match="search is given for MuseTask, which joins"):
+        compile_for(recipe, topology="v5e:2x2", search=True)
+
+
 def test_a_system_that_lives_elsewhere_compiles_too(tmp_path, capsys):
     recipe, out = pathlib.Path(toy.__file__), tmp_path / "report.json"
     compile_for(recipe, topology="v5e:2x2", mesh="data=2,fsdp=2", json_file=out)
@@ -71,11 +89,6 @@ def test_a_system_that_lives_elsewhere_compiles_too(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         compile_for(recipe, topology="v5e:2x2", generate=8)
     assert stop.value.code == 0 and "images, 8 at a time" in capsys.readouterr().out
-
-
-def test_a_recipe_that_joins_parts_is_refused():
-    with pytest.raises(UserError, match="trains nothing of its own and joins its parts .tokenizer"):
-        compile_for(pathlib.Path(tiny_muse.__file__), topology="v5e:2x2")
 
 
 def test_the_search_names_the_fastest(capsys):

@@ -1,0 +1,160 @@
+"""Muse through the command line: stopped and resumed, sampled at both sizes, inpainted, exported,
+evaluated, loaded, refused.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import t2i_jax as t2i
+from t2i_jax import runs
+from tests.e2e import tiny_muse
+from tests.e2e.command import inside, pictures, t2i_command
+
+_RECIPE = tiny_muse.__file__
+_CAPTION = "a red circle above a blue square"
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """(folder, the step) of a run that SIGTERM stopped while its first stage trained."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    command = t2i_command(
+        "train", _RECIPE, "base.train.steps=1000000", "base.train.log_every=1", "--workdir", workdir
+    )
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
+    metrics, deadline = workdir / "base" / "metrics.jsonl", time.monotonic() + 500
+    try:
+        while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 75, errors[-3000:]
+    step = int(re.search(r"stopped after step (\d+), everything is saved", errors).group(1))
+    said = inside("sample", workdir, _CAPTION, status=2).stderr
+    assert said.count("\n") == 1 and "holds no checkpoint" in said  # its stages are not trained
+    return workdir, step
+
+
+@pytest.fixture(scope="module")
+def trained(stopped):
+    workdir, step = stopped
+    done = inside("train", _RECIPE, f"base.train.steps={step + 2}", "--workdir", workdir)
+    assert f"resuming from step {step} of {step + 2}" in done.stderr
+    assert "alignment_heldout" in done.stdout and f"done: {workdir}" in done.stdout
+    return workdir
+
+
+def test_stopped_and_resumed_is_the_uninterrupted_run_bit_for_bit(stopped, trained, tmp_path):
+    """The first stage alone and at once, from the same tokenizer."""
+    _, step = stopped
+    stage = tiny_muse.get_config().parts["base"]
+    train = dataclasses.replace(stage.train, steps=step + 2)
+    parts = {"tokenizer": str(trained / "tokenizer")}
+    whole = runs.train(dataclasses.replace(stage, train=train, parts=parts), tmp_path / "whole")
+    again = t2i.load(trained / "base")
+    assert set(again.weights) == {"maskgit", "critic"}
+    jax.tree.map(np.testing.assert_array_equal, again.weights, whole.weights)
+
+
+def test_the_run_leaves_its_folder_and_is_done(trained):
+    assert {"tokenizer", "base", "superres", "recipe.json", "parts.json", "samples"} <= {
+        path.name for path in trained.iterdir()
+    }
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert {"alignment_heldout", "alignment_completed", "kept_changed"} <= metrics.keys()
+    inside("train", _RECIPE, f"base.train.steps={_steps(trained)}", "--workdir", trained)
+
+
+def _steps(trained):
+    return runs.load_run_recipe(trained / "base").train.steps
+
+
+def test_sampling_at_both_sizes_and_the_exported_system(trained, tmp_path):
+    def sample(out, *more, run=trained):
+        inside("sample", run, _CAPTION, "--count", 2, "--out", tmp_path / out, *more)
+        return list(pictures(tmp_path / out).values())
+
+    plain = sample("plain")
+    assert [image.shape for image in plain] == [(16, 16, 3)] * 2
+    assert sample("small", "--stop-at", "base")[0].shape == (8, 8, 3)
+    assert sample("wide", "--image-size", 16, 32)[0].shape == (16, 32, 3)
+    assert not np.array_equal(plain, sample("against", "--negative", "green", "--guidance", 9))
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:, :16] = 255
+    Image.fromarray(image).save(tmp_path / "image.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    init = ("--init", tmp_path / "image.png")
+    kept = sample("inpainted", *init, "--mask", tmp_path / "mask.png", "--feather", 0)
+    wanted = np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BICUBIC))
+    for made in kept:
+        np.testing.assert_array_equal(made[:, :8], wanted[:, :8])
+    sample("changed", *init, "--strength", 0.4)
+    sample("edited", *init, "--edit-steps", 2)
+    # the second stage alone, on any image
+    larger = ("sample", trained / "superres", _CAPTION, "--cond", tmp_path / "image.png")
+    inside(*larger, "--count", 1, "--out", tmp_path / "larger")
+    assert pictures(tmp_path / "larger")["000-00.png"].shape == (16, 16, 3)
+    inside("export", trained, tmp_path / "system")
+    np.testing.assert_array_equal(sample("exported", run=tmp_path / "system"), plain)
+
+
+def test_from_python_and_evaluated(trained):
+    system = t2i.load(trained)
+    steps = system.generate([_CAPTION], return_steps=True)
+    assert [step.shape[1] for step in steps] == [8, 8, 16, 16]
+    assert isinstance(system.task, t2i.MuseTask)
+    meshed = t2i.load(trained, mesh={"data": 1}).generate([_CAPTION], seed=2)
+    np.testing.assert_array_equal(meshed, system.generate([_CAPTION], seed=2))
+    for run in (trained, trained / "base", trained / "superres"):
+        printed = inside("eval", run, "evaluation.pictures=2").stdout
+        assert run == trained or "validation/loss" in printed
+    assert "alignment_heldout" in json.loads((trained / "metrics.json").read_text())
+
+
+def test_mistakes_get_one_sentence(trained, tmp_path):
+    def refused(*arguments):
+        done = inside(*arguments, status=2)
+        assert done.stderr.count("\n") == 1 and done.stderr.startswith("t2i: "), done.stderr
+        return done.stderr
+
+    def sample(*more):
+        return refused("sample", trained, _CAPTION, *more)
+
+    assert "did you mean 'base'" in sample("--stop-at", "bas")
+    assert "steps=0" in sample("--steps", 0)
+    assert "superres_steps=0" in sample("--superres-steps", 0)
+    assert "multiples of 8 pixels" in sample("--image-size", 16, 20)
+    assert "edit_steps=2 says what becomes of init_images" in sample("--edit-steps", 2)
+    assert "is nothing without --init" in sample("--mask", tmp_path / "none.png")
+    assert "no_mask_token_prob=0" in sample("--remask", "--critic", "false")
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    Image.new("L", (4, 8)).save(tmp_path / "mask.png")
+    both = ("--init", tmp_path / "image.png", "--mask", tmp_path / "mask.png")
+    assert "as large as the image" in sample(*both)
+    assert "cond_images=None: this system enlarges" in refused(
+        "sample", trained / "superres", _CAPTION
+    )
+    helped = inside("sample", trained, "--help").stdout
+    assert "--superres-steps" in helped and "--outpaint" in helped and "--stop-at" in helped
+
+    def train(*more):
+        return refused("train", _RECIPE, "--workdir", tmp_path / "new", *more)
+
+    assert "superres: " in train("superres.task.cond_image_size=7")
+    assert "data.image_size=8 is not the task's image_size=16" in train(
+        "superres.data.image_size=8"
+    )
+    assert "parts.base" in train("base=/nowhere")
