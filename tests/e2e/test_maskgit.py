@@ -33,7 +33,7 @@ def photos(tmp_path_factory):
     for name, photo in zip(("temple", "flower"), samples.images, strict=True):
         for i in range(4):
             Image.fromarray(photo[100 * i : 100 * i + 90, 40:160]).save(folder / f"{name}{i}.jpg")
-            (folder / f"{name}{i}.txt").write_text(f"part {i} of a photograph of a {name}\n")
+            (folder / f"{name}{i}.txt").write_text(f"a photograph of a {name}\n")
     return folder
 
 

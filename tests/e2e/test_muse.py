@@ -34,7 +34,9 @@ def stopped(tmp_path_factory):
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
     metrics, deadline = workdir / "base" / "metrics.jsonl", time.monotonic() + 500
     try:
-        while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
+        while process.poll() is None and time.monotonic() < deadline:
+            if metrics.exists() and '"step": 3' in metrics.read_text():
+                break
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=300)
@@ -113,7 +115,7 @@ def test_sampling_at_both_sizes_and_the_exported_system(trained, tmp_path):
 
 def test_from_python_and_evaluated(trained):
     system = t2i.load(trained)
-    steps = system.generate([_CAPTION], return_steps=True)
+    steps = system.generate([_CAPTION], return_steps=True, steps=2, superres_steps=2)
     assert [step.shape[1] for step in steps] == [8, 8, 16, 16]
     assert isinstance(system.task, t2i.MuseTask)
     meshed = t2i.load(trained, mesh={"data": 1}).generate([_CAPTION], seed=2)
@@ -131,7 +133,7 @@ def test_mistakes_get_one_sentence(trained, tmp_path):
         return done.stderr
 
     def sample(*more):
-        return refused("sample", trained, _CAPTION, *more)
+        return refused("sample", trained, "a red circle", *more)
 
     assert "did you mean 'base'" in sample("--stop-at", "bas")
     assert "steps=0" in sample("--steps", 0)
@@ -145,7 +147,7 @@ def test_mistakes_get_one_sentence(trained, tmp_path):
     both = ("--init", tmp_path / "image.png", "--mask", tmp_path / "mask.png")
     assert "as large as the image" in sample(*both)
     assert "cond_images=None: this system enlarges" in refused(
-        "sample", trained / "superres", _CAPTION
+        "sample", trained / "superres", "a red circle"
     )
     helped = inside("sample", trained, "--help").stdout
     assert "--superres-steps" in helped and "--outpaint" in helped and "--stop-at" in helped
@@ -153,7 +155,7 @@ def test_mistakes_get_one_sentence(trained, tmp_path):
     def train(*more):
         return refused("train", _RECIPE, "--workdir", tmp_path / "new", *more)
 
-    assert "superres: " in train("superres.task.cond_image_size=7")
+    assert "cond_image_size=7: image_size=7" in train("superres.task.cond_image_size=7")
     assert "data.image_size=8 is not the task's image_size=16" in train(
         "superres.data.image_size=8"
     )

@@ -423,6 +423,38 @@ def imagen():
     compare(task, _random_batches(task, 2), tolerance=5e-4)
 
 
+def muse():
+    """Super-resolution with a critic, on images through a frozen tokenizer; and both stages of Muse
+    sample on a mesh what they do on one device, with windows.
+    """
+    import dataclasses
+
+    from t2i_jax.models.maskgit import MaskGitTransformer, TokenCritic
+    from t2i_jax.systems.generation import on_mesh
+    from t2i_jax.systems.muse.system import MuseSystem
+    from t2i_jax.systems.muse.task import MuseTask
+    from tests.systems import toy_muse
+
+    network = MaskGitTransformer(**toy_muse.SIZES)
+    critic = TokenCritic(**toy_muse.SIZES)
+    task = dataclasses.replace(toy_muse.SUPERRES, model=network, critic=critic)
+    frozen = {"tokenizer": toy_muse.tokenizer_weights()}
+    batches = [toy_muse.batch_of(task, CONFIG.batch_size) for _ in range(2)]
+    compare(task, batches, frozen, presets=("fsdp_tp",))
+
+    stages = [toy_muse.system_of(one) for one in (toy_muse.TASK, task)]
+    system = MuseSystem(MuseTask(), {}, *stages)
+    there = system.on_mesh(MESHES["fsdp_tp"])
+    assert on_mesh(stages[0], {"data": 8}).mesh.size == 8
+    specs = [leaf.sharding.spec for leaf in jax.tree.leaves(there.superres.weights)]
+    assert any("tensor" in spec for spec in specs)
+    captions = ["green", "zebra", "red circle", "blue squares"]
+    options = {"temperature": 0.0, "steps": 2, "superres_steps": 2, "image_size": (16, 24)}
+    alone, shared = (one.generate(captions, **options).astype(int) for one in (system, there))
+    assert alone.shape == (4, 16, 24, 3) and np.ptp(alone) > 10
+    assert np.mean(np.abs(alone - shared) > 1) < 0.01  # a tie may go another way
+
+
 def sampling():
     """Images of Parti and of a cascade on a mesh are those of one device."""
     from t2i_jax.models import image_tokenizer
@@ -545,6 +577,7 @@ CASES = {
         t5,
         sequence,
         imagen,
+        muse,
         sampling,
     )
 }
