@@ -24,7 +24,7 @@ def get_config() -> t2i.Recipe:
     optim = t2i.OptimConfig(
         name="muon", learning_rate=3e-3, warmup_steps=50, schedule="cosine", end_ratio=0.02
     )
-    train = t2i.TrainConfig(steps=600, batch_size=64, ema_decay=0.99, optim=optim)
+    train = t2i.TrainConfig(steps=350, batch_size=64, ema_decay=0.99, optim=optim)
     text = t2i.LearnedText(dim=128, depth=1, heads=4, mlp_dim=256, vocab_size=64, max_length=16)
     return t2i.Recipe(
         task=t2i.MaskGitTask(
@@ -35,7 +35,7 @@ def get_config() -> t2i.Recipe:
         data=data,
         train=dataclasses.replace(
             train,
-            steps=1500,
+            steps=1200,
             optim=dataclasses.replace(optim, learning_rate=1e-3, weight_decay=0.05),
         ),
         parts={

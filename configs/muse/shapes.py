@@ -10,7 +10,7 @@ import t2i_jax as t2i
 
 def get_config() -> t2i.Recipe:
     """Two tokenizers, then MaskGIT at 32 pixels, then at 64, each in a folder of its own."""
-    small, large = _tokenizer(32, (1, 2), (1, 1)), _tokenizer(64, (1, 2, 4), (0, 1, 1))
+    small, large = _tokenizer(32), _tokenizer(64)
     text = t2i.LearnedText(dim=128, depth=2, heads=4, mlp_dim=512, vocab_size=256, max_length=20)
     network = t2i.MaskGitTransformer(dim=128, depth=4, heads=4, dim_head=32)
     base = t2i.MaskGitTask(network, text, small)
@@ -21,16 +21,16 @@ def get_config() -> t2i.Recipe:
         task=t2i.MuseTask(tokenizer=small, superres_tokenizer=large),
         data=_data(64),
         parts={
-            "tokenizer": _stage(t2i.TokenizerTask(small, l2_weight=1.0), 32, 350, 3e-3),
-            "superres_tokenizer": _stage(t2i.TokenizerTask(large, l2_weight=1.0), 64, 300, 3e-3),
+            "tokenizer": _stage(t2i.TokenizerTask(small, l2_weight=1.0), 32, 400, 3e-3),
+            "superres_tokenizer": _stage(t2i.TokenizerTask(large, l2_weight=1.0), 64, 400, 3e-3),
             "base": _stage(base, 32, 1500, 2e-3, weight_decay=0.03),
-            "superres": _stage(superres, 64, 400, 2e-3, weight_decay=0.03),
+            "superres": _stage(superres, 64, 450, 2e-3, weight_decay=0.03),
         },
         evaluation=t2i.Evaluation(
             judge="shapes",
             pictures=400,
             completions=200,
-            options=t2i.MuseOptions(steps=12, guidance=2.0),
+            options=t2i.MuseOptions(steps=12, guidance=2.0, plausibility=0.3),
         ),
     )
 
@@ -39,18 +39,16 @@ def _data(size):
     return t2i.DataConfig(source="shapes", image_size=size)
 
 
-def _tokenizer(size, widths, blocks):
-    return t2i.VQGanVAE(
-        dim=32,
+def _tokenizer(size):
+    return t2i.VitVQGanVAE(
+        dim=64,
         image_size=size,
-        layers=len(widths),
-        layer_mults=widths,
-        num_resnet_blocks=blocks,
+        patch_size=size // 8,
+        layers=1,
+        heads=2,
         codebook_size=1024,
-        lookup_free_quantization=False,
-        codebook_dim=16,
-        decay=0.95,
-        kmeans_init=False,
+        entropy_loss_weight=0.0,
+        commitment_weight=0.25,
         pixel_range=(-1.0, 1.0),
     )
 
@@ -71,7 +69,7 @@ def _stage(task, size, steps, learning_rate, **optim):
     )
     evaluation = t2i.Evaluation()
     if isinstance(task, t2i.MaskGitTask):
-        options = t2i.MaskGitOptions(steps=12, guidance=2.0)
+        options = t2i.MaskGitOptions(steps=12, guidance=2.0, plausibility=0.3)
         evaluation = t2i.Evaluation(judge="shapes", pictures=400, options=options)
     if getattr(task, "cond_image_size", None):
         evaluation = dataclasses.replace(evaluation, judge=None)

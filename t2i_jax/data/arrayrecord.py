@@ -113,16 +113,31 @@ class PackedSource(ImageFiles):
         return record, name
 
     def _arrays(self, index):
-        """The arrays of all columns; None where one is damaged or was not made, so that only who
-        wants it misses it.
+        """The arrays of all columns; None where one is damaged or was not made, and a `BadSample`
+        where its numbers can't be right, so that only who wants it misses it.
         """
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for name, column in self._columns.items():
             try:
-                arrays |= arrays_from_bytes(column.read(index)[0])
+                data, record = column.read(index)
+                arrays |= _possible(arrays_from_bytes(data), self.stored[name], record)
             except BadSample:
                 arrays |= dict.fromkeys(COLUMNS.get(name, ()))
         return arrays
+
+
+def _possible(arrays, about, record):
+    """The arrays of a column, with a `BadSample` for one of them whose numbers can't be right: a
+    token that the codebook does not have, an embedding that is not finite.
+    """
+    codes = about.get("codebook_size")
+    tokens, embeds = arrays.get("tokens"), arrays.get("text_embeds")
+    if codes is not None and tokens is not None and tokens.size:
+        if tokens.min() < 0 or tokens.max() >= codes:
+            arrays = {**arrays, "tokens": BadSample(f"tokens outside 0 to {codes - 1}", record)}
+    if embeds is not None and not np.isfinite(embeds.astype(np.float32)).all():
+        arrays = {**arrays, "text_embeds": BadSample("embeddings that are not finite", record)}
+    return arrays
 
 
 class ShardWriter:

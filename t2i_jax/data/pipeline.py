@@ -361,9 +361,11 @@ class _Prepare:
             return HELD_OUT
         try:
             record = self._read(index)
-            missing = [name for name in sorted(self._kept) if record.get(name) is None]
-            if missing:
-                raise BadSample(f"no {missing[0]}", f"record {index}")
+            for name in sorted(self._kept):
+                if record.get(name) is None:
+                    raise BadSample(f"no {name}", f"record {index}")
+                if isinstance(record[name], BadSample):
+                    raise record[name]
         except BadSample as bad:
             return bad
         sample = {name: record[name] for name in self._kept}

@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import pickle
+import shutil
 
 import chex
 import ml_dtypes
@@ -135,6 +136,27 @@ def test_a_damaged_column_hurts_only_who_wants_it(packed):
     assert not bad
     with pytest.raises(UserError, match="no tokens"):
         read(packed, ("tokens",))
+
+
+def test_numbers_that_cannot_be_right_are_bad_samples(packed):
+    """Ids that the codebook does not have, and a NaN, in one record each."""
+    rows = [{"tokens": np.full(9, i, np.int16)} for i in range(LENGTH)]
+    rows[2]["tokens"] = np.full(9, 4 * LENGTH, np.int16)
+    rows[3]["tokens"] = np.full(9, -1, np.int16)
+    texts = [{"text_embeds": np.ones((2, 3), np.float16), "text_mask": np.ones(2, bool)}] * LENGTH
+    texts[1] = {**texts[1], "text_embeds": np.full((2, 3), np.nan, np.float16)}
+    shutil.rmtree(packed)
+    pack(Shapes(16, length=LENGTH), packed, name="shapes")
+    add_column(packed, "tokens", rows, about={"codebook_size": LENGTH})
+    add_column(packed, "text", texts, about={})
+    for wants, reason, count in (
+        (("tokens",), f"tokens outside 0 to {LENGTH - 1}", 2),
+        (("caption", "text_embeds"), "embeddings that are not finite", 1),
+    ):
+        batch, bad = read(packed, wants, max_bad_rate=0.9, text_length=4)
+        assert bad == {reason: count} and len(batch[wants[-1]]) == LENGTH - count
+    _, bad = read(packed, ("image", "caption"))
+    assert not bad
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int32", "bool"])

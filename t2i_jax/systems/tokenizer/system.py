@@ -48,9 +48,19 @@ class TokenizerSystem(ImageToImage):
         return self._tokens(self.weights, images)
 
     def decode(self, ids: Array) -> Array:
-        """uint8 images from codes (B, N)."""
+        """uint8 images from codes (B, N).
+
+        Raises:
+          UserError: another number of codes than an image has, or ones that the codebook has not.
+        """
         if ids.ndim != 2 or ids.shape[1] != self.task.model.num_tokens:
             raise UserError(f"ids have shape {ids.shape}; give (B, {self.task.model.num_tokens}).")
+        codes = self.task.model.codebook_size
+        if ids.size and (ids.min() < 0 or ids.max() >= codes):
+            raise UserError(
+                f"ids go from {ids.min()} to {ids.max()}; the codebook has those from 0 to "
+                f"{codes - 1}: give codes of this tokenizer's `encode`."
+            )
         return self._pixels(self.weights, ids)
 
     def reproduce(self, images: np.ndarray) -> np.ndarray:
