@@ -20,7 +20,7 @@ from t2i_jax.eval.alignment import alignment
 from t2i_jax.eval.judge_shapes import JudgeShapes
 from t2i_jax.runs.evaluation import held_out
 
-STEPS = (1, 2, 4, 8, 12, 24)
+STEPS = (2, 4, 8, 12, 24)
 
 
 def main() -> None:

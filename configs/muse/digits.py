@@ -12,7 +12,7 @@ def get_config() -> t2i.Recipe:
     """The tokenizer first, in WORKDIR/tokenizer, then MaskGIT."""
     data = t2i.DataConfig(source="digits", image_size=16)
     network = t2i.VQGanVAE(
-        dim=64,
+        dim=32,
         image_size=16,
         layers=2,
         layer_mults=(1, 2),
@@ -35,7 +35,7 @@ def get_config() -> t2i.Recipe:
         data=data,
         train=dataclasses.replace(
             train,
-            steps=1200,
+            steps=900,
             optim=dataclasses.replace(optim, learning_rate=1e-3, weight_decay=0.05),
         ),
         parts={
