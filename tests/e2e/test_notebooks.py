@@ -23,6 +23,9 @@ _TOY = {
     "TOKENIZER_STEPS": "2",
     "STEPS": "2",
     "TUNING_STEPS": "1",
+    "SUPERRES_TOKENIZER_STEPS": "1",
+    "SUPERRES_STEPS": "1",
+    "counts": "[1]",
     "SIZE": "16",
     "IMAGES": '"drawings.zip"',
     "WORD": '"red"',
@@ -106,7 +109,8 @@ def _images(notebook):
 
 
 def test_there_are_notebooks():
-    assert {path.stem for path in _NOTEBOOKS} == {"quickstart_colab", "your_own_images"}
+    names = {path.stem for path in _NOTEBOOKS}
+    assert names == {"muse_editing", "quickstart_colab", "your_own_images"}
 
 
 @pytest.mark.parametrize("path", _NOTEBOOKS, ids=lambda path: path.stem)
