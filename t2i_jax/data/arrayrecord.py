@@ -132,9 +132,8 @@ def _possible(arrays, about, record):
     """
     codes = about.get("codebook_size")
     tokens, embeds = arrays.get("tokens"), arrays.get("text_embeds")
-    if codes is not None and tokens is not None and tokens.size:
-        if tokens.min() < 0 or tokens.max() >= codes:
-            arrays = {**arrays, "tokens": BadSample(f"tokens outside 0 to {codes - 1}", record)}
+    if codes is not None and tokens is not None and not np.all((tokens >= 0) & (tokens < codes)):
+        arrays = {**arrays, "tokens": BadSample(f"tokens outside 0 to {codes - 1}", record)}
     if embeds is not None and not np.isfinite(embeds.astype(np.float32)).all():
         arrays = {**arrays, "text_embeds": BadSample("embeddings that are not finite", record)}
     return arrays
