@@ -46,6 +46,22 @@ def test_there_and_back_is_the_same_bit_for_bit():
         assert np.array_equal(back[key], value) and back[key].shape == np.shape(value), key
 
 
+def test_several_arrays_of_theirs_are_parts_of_one_of_ours():
+    table = [
+        Entry(f"layers.{i}.{name}", "qkv", LINEAR, layer=i, share=(j, 3))
+        for i in range(2)
+        for j, name in enumerate("qkv")
+    ]
+    rng, shapes = np.random.default_rng(0), {"qkv": np.empty((2, 5, 12), np.float32)}
+    theirs = {entry.torch: rng.normal(size=(4, 5)).astype(np.float32) for entry in table}
+    ours = engine.to_ours(table, theirs, shapes)
+    np.testing.assert_array_equal(ours["qkv"][1, :, 4:8], theirs["layers.1.k"].T)
+    back = engine.to_torch(table, ours, shapes)
+    assert all(np.array_equal(back[name], array) for name, array in theirs.items())
+    with pytest.raises(UserError, match=r"layers.0.v has shape \(5, 5\) instead of \(4, 5\)"):
+        engine.to_ours(table, theirs | {"layers.0.v": np.zeros((5, 5), np.float32)}, shapes)
+
+
 def test_every_mistake_is_in_one_error():
     wrong = state() | {
         "extra": np.zeros(1),
