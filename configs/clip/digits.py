@@ -40,5 +40,5 @@ def get_config() -> t2i.Recipe:
                 weight_decay=0.03,
             ),
         ),
-        evaluation=t2i.Evaluation(pictures=360),
+        evaluation=t2i.Evaluation(judge="digits", pictures=360),
     )

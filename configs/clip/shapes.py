@@ -41,5 +41,5 @@ def get_config() -> t2i.Recipe:
                 weight_decay=0.03,
             ),
         ),
-        evaluation=t2i.Evaluation(pictures=100),
+        evaluation=t2i.Evaluation(judge="shapes", pictures=100),
     )

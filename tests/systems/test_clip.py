@@ -135,15 +135,28 @@ def test_what_another_task_gets_as_its_part(system, tmp_path):
 
 def test_recall_by_hand():
     scores = np.array([[0.9, 0.1, 0.2], [0.8, 0.7, 0.1], [0.3, 0.3, 0.3]])
-    found = retrieval.measures(scores, ["a", "b", "c"])
+    found = retrieval.measures(scores.T, np.eye(3, dtype=bool))
     assert found["recall@1/text_to_image"] == pytest.approx(1 / 3)
     assert found["recall@1/image_to_text"] == 1.0
     assert found["recall@5/text_to_image"] == 1.0
-    same = retrieval.measures(scores, ["a", "a", "c"])
-    assert same["recall@1/text_to_image"] == pytest.approx(2 / 3)
-    assert retrieval.classified(scores, [0, 0, 1]) == pytest.approx(2 / 3)
-    nothing = retrieval.measures(np.zeros((100, 100)), [str(i) for i in range(100)])
+    same = np.eye(3, dtype=bool)
+    same[1, 0] = same[0, 1] = True
+    assert retrieval.recall(scores, same, 1) == pytest.approx(2 / 3)
+    nothing = retrieval.measures(np.zeros((100, 100)), np.eye(100, dtype=bool))
     assert nothing["recall@1/text_to_image"] == 0.0
+
+
+def test_what_says_the_same_is_right_too():
+    from t2i_jax.data.shapes import Shapes
+    from t2i_jax.eval.judge_shapes import JudgeShapes
+
+    records = [Shapes(split="heldout")[i] for i in range(12)]
+    images = np.stack([record["image"] for record in records])
+    own = [record["caption"] for record in records]
+    other = [caption.replace("above", "over").replace("a ", "") for caption in own]
+    assert retrieval.agreement(images, own, own, None).sum() == 12
+    right = retrieval.agreement(images, own, other, JudgeShapes())
+    assert np.diagonal(right).all() and right.mean() < 0.4
 
 
 def test_masked_words_hide_the_share_that_is_wanted(key):

@@ -1,4 +1,4 @@
-"""Zero-shot retrieval and classification from similarities (Radford et al. 2021, section 3.1)."""
+"""Zero-shot retrieval from similarities (Radford et al. 2021, section 3.1)."""
 
 from __future__ import annotations
 
@@ -6,41 +6,50 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-
-def recall(scores_QK: np.ndarray, own_Q: Sequence[int], at: int) -> float:
-    """The share of queries whose own key is among the `at` with the highest scores.
-
-    Keys with the same score as the own one count as better ones by a half, so that a network that
-    tells nothing apart finds no more than chance.
-
-    Args:
-      own_Q: the number of each query's own key.
-    """
-    own = scores_QK[np.arange(len(scores_QK)), np.asarray(own_Q)][:, None]
-    better = (scores_QK > own).sum(1) + ((scores_QK == own).sum(1) - 1) / 2
-    return float(np.mean(better < at))
+from t2i_jax.eval.alignment import Judge
 
 
-def measures(scores_TI: np.ndarray, captions: Sequence[str]) -> Mapping[str, float]:
-    """Recall at 1 and 5 in both directions, of captions and the images that they belong to.
+def recall(scores_QK: np.ndarray, right_QK: np.ndarray, at: int) -> float:
+    """The share of queries of which a right key is among the `at` with the highest scores.
 
-    Images with the same caption are all right for it, so that each direction counts the best of
-    them.
+    Wrong keys with the same score as the best right one count as better ones by a half, so that a
+    network that tells nothing apart finds no more than chance.
 
     Args:
-      scores_TI: row i is caption i, column i its image.
+      right_QK: bool, which keys are right for a query; at least one for each.
     """
-    same_TT = np.array([[one == other for other in captions] for one in captions])
-    found = {}
-    for name, scores in (("text_to_image", scores_TI), ("image_to_text", scores_TI.T)):
-        best_T1 = np.where(same_TT, scores, -np.inf).max(1, keepdims=True)
-        others = np.where(same_TT, -np.inf, scores)
-        better = (others > best_T1).sum(1) + (others == best_T1).sum(1) / 2
-        for at in (1, 5):
-            found[f"recall@{at}/{name}"] = float(np.mean(better < at))
-    return found
+    best_Q1 = np.where(right_QK, scores_QK, -np.inf).max(1, keepdims=True)
+    wrong_QK = np.where(right_QK, -np.inf, scores_QK)
+    better_Q = (wrong_QK > best_Q1).sum(1) + (wrong_QK == best_Q1).sum(1) / 2
+    return float(np.mean(better_Q < at))
 
 
-def classified(scores_IC: np.ndarray, truth_I: Sequence[int]) -> float:
-    """The share of images whose class has the highest score."""
-    return recall(scores_IC, truth_I, 1)
+def measures(scores_IC: np.ndarray, right_IC: np.ndarray) -> Mapping[str, float]:
+    """Recall at 1 and at 5 of images among captions and of captions among images.
+
+    Args:
+      right_IC: bool, whether a caption is true of an image.
+    """
+    ways = {
+        "text_to_image": (scores_IC.T, right_IC.T),
+        "image_to_text": (scores_IC, right_IC),
+    }
+    return {f"recall@{at}/{name}": recall(*way, at) for name, way in ways.items() for at in (1, 5)}
+
+
+def agreement(
+    images_IHWC: np.ndarray, own: Sequence[str], captions: Sequence[str], judge: Judge | None
+) -> np.ndarray:
+    """Bool (images, captions): which captions are true of an image.
+
+    Those that say the same as its own, by a judge that looks at the pixels; without a judge its own
+    alone.
+
+    Args:
+      own: the caption of each image.
+    """
+    right_IC = np.array([[caption == mine for caption in captions] for mine in own])
+    if judge is not None:
+        for column, caption in enumerate(captions):
+            right_IC[:, column] |= judge.judge(images_IHWC, [caption] * len(own))
+    return right_IC

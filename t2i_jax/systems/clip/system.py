@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2i_jax.eval.evaluation import Evaluation
+from t2i_jax.eval.evaluation import JUDGES, Evaluation
 from t2i_jax.eval.grid import grid
 from t2i_jax.files import replacing
 from t2i_jax.nn import contrastive
@@ -25,7 +25,8 @@ from t2i_jax.systems.clip import retrieval
 if TYPE_CHECKING:
     from t2i_jax.systems.clip.task import ClipTask
 
-_AT_ONCE, _SIDE = 64, 96  # rows of a batch; pixels that an image of a grid is at least high
+_AT_ONCE = 64  # rows of a batch
+_SIDE, _SHOWN = 96, 32  # pixels that an image of a sheet is at least high, and its images
 _MOST_CLASSES = 64  # as many different captions are names of classes
 
 
@@ -104,38 +105,43 @@ class ClipSystem(System):
     def preview(
         self, held_out: HeldOut, evaluation: Evaluation
     ) -> tuple[np.ndarray, Mapping[str, float]]:
-        """Held-out images below the captions that are the most similar to each, red where it is
-        another one than its own, and their recall as `eval/recall@1/...`.
+        """Held-out images with the captions that are the most similar to each, in red those that
+        are not true of it; and their recall as `eval/recall@1/...`.
         """
-        sheet, found = self._retrieve(held_out, evaluation.preview, evaluation.preview)
+        sheet, found = self._retrieve(held_out, evaluation, evaluation.preview)
         return sheet, {f"eval/{name}": value for name, value in found.items()}
 
     def evaluate(self, held_out: HeldOut, evaluation: Evaluation) -> Findings:
-        """Zero-shot retrieval among `evaluation.pictures` held-out images and captions: recall at 1
-        and at 5 in both directions; and where few captions come again and again, as those that name
-        classes do, `classified`: the share of images whose class is found.
+        """Zero-shot retrieval among `evaluation.pictures` held-out images and their captions:
+        recall at 1 and at 5 in both directions. With a judge every caption that is true of an image
+        is right for it, else its own alone.
+
+        Where few captions come again and again, as those do that name classes, also `classified`:
+        the share of images for which the most similar of them is right.
         """
-        sheet, found = self._retrieve(held_out, evaluation.pictures, 32)
+        sheet, found = self._retrieve(held_out, evaluation, evaluation.pictures)
         metrics = {}
         for name, value in found.items():
             measure, slash, direction = name.partition("/")
             metrics[f"{measure}_heldout{slash}{direction}"] = value
         return Findings(metrics, {"heldout": sheet})
 
-    def _retrieve(self, held_out, count, shown):
+    def _retrieve(self, held_out, evaluation, count):
+        """(a sheet, measures) of so many held-out images and all their captions."""
         samples = held_out(count, ("image", "caption"))
-        captions = list(samples["caption"])
-        names = list(dict.fromkeys(captions))
+        images, own = samples["image"], list(samples["caption"])
+        captions = list(dict.fromkeys(own))
         with generation.quiet():
-            scores_IC = self.similarity(samples["image"], names)
-        own_I = np.array([names.index(caption) for caption in captions])
-        found = dict(retrieval.measures(scores_IC[:, own_I].T, captions))
-        if len(names) <= min(_MOST_CLASSES, count // 4):
-            found["classified"] = retrieval.classified(scores_IC, own_I)
+            scores_IC = self.similarity(images, captions)
+        judge = None if evaluation.judge is None else JUDGES[evaluation.judge]()
+        right_IC = retrieval.agreement(images, own, captions, judge)
+        found = dict(retrieval.measures(scores_IC, right_IC))
+        if len(captions) <= min(_MOST_CLASSES, count // 4):
+            found["classified"] = found["recall@1/image_to_text"]
         best_I = scores_IC.argmax(1)
-        told, right = [names[int(best)] for best in best_I], best_I == own_I
-        sheet = grid(samples["image"][:shown], 8, _SIDE, told[:shown], right[:shown])
-        return sheet, found
+        told = [captions[int(best)] for best in best_I]
+        right = right_IC[np.arange(len(own)), best_I]
+        return grid(images[:_SHOWN], 8, _SIDE, told[:_SHOWN], right[:_SHOWN]), found
 
     def _ids(self, captions):
         encoder = self.task.text_encoder
