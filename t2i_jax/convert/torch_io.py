@@ -67,7 +67,8 @@ def write(path: str | pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
     if path.suffix == ".safetensors":
         from safetensors.numpy import save_file
 
-        save_file({key: np.ascontiguousarray(value) for key, value in state.items()}, path)
+        # not ascontiguousarray, which makes a vector of a single number
+        save_file({key: np.array(value, order="C") for key, value in state.items()}, path)
     elif path.suffix in torch_file.ENDINGS:
         import torch
 

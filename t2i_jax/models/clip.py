@@ -29,6 +29,7 @@ from t2i_jax.nn.transformer import REMAT
 from t2i_jax.sharding import constrain
 from t2i_jax.text.caption_ids import CaptionIds
 from t2i_jax.types import Array, Key, Params
+from t2i_jax.values import Signed
 
 # "cls_of_filip": `embed_image` and `embed_text` of a CLIP with `use_all_token_embeds` project the
 # class tokens, as DALLE2-pytorch does, although training never did.
@@ -93,8 +94,8 @@ class CLIP:
     downsample_image_embeds: bool = False
     extra_latent_projection: bool = False
     use_mlm: bool = False
-    logit_bias: float | None = None
-    pixel_range: tuple[float, float] = (-1.0, 1.0)
+    logit_bias: Signed | None = None
+    pixel_range: tuple[Signed, Signed] = (-1.0, 1.0)
     compat: tuple[str, ...] = ()
     remat: str = "none"
     dtype: str = "float32"

@@ -23,6 +23,7 @@ from t2i_jax.nn.transformer import REMAT
 from t2i_jax.sharding import constrain
 from t2i_jax.text.caption_ids import CaptionIds
 from t2i_jax.types import Array, Key, Params
+from t2i_jax.values import Signed
 
 # Of the pixels, from 0 to 1, of the images on which OpenAI trained.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -70,7 +71,7 @@ class OpenAIClip:
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     visual_patch_dropout: float = 0.0
-    logit_bias: float | None = None
+    logit_bias: Signed | None = None
     remat: str = "none"
     dtype: str = "float32"
 
