@@ -61,6 +61,8 @@ _HOMES = {
     "DiscreteDdpm": "t2i_jax.diffusion.discrete",
     "Edm": "t2i_jax.diffusion.noise",
     "LowresNoise": "t2i_jax.diffusion.lowres",
+    "LowresBlur": "t2i_jax.diffusion.blur",
+    "LearnedVariance": "t2i_jax.diffusion.learned_variance",
     "Churn": "t2i_jax.diffusion.samplers",
     "SystemTask": "t2i_jax.systems.base",
     "NoOptions": "t2i_jax.systems.base",

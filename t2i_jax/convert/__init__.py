@@ -14,6 +14,7 @@ import numpy as np
 
 from t2i_jax import config, values
 from t2i_jax.convert import (
+    dalle2_decoder,
     decoder_unet,
     diffusion_prior,
     engine,
@@ -45,6 +46,7 @@ NETWORKS: dict[str, engine.Network] = {
     "muse-maskgit-pytorch": muse.MUSE,
     "muse-maskgit-pytorch MaskGit with its image tokenizer": muse.MASKGIT,
     "muse-maskgit-pytorch transformer": maskgit.NETWORK,
+    "dalle2-pytorch decoder": dalle2_decoder.NETWORK,
     "imagen-pytorch": imagen.NETWORK,
     "parti-pytorch image tokenizer": vit_vqgan.NETWORK,
     "muse-maskgit-pytorch image tokenizer": vqgan.NETWORK,
@@ -200,7 +202,7 @@ def _configured(model, inferred, fields):
     """
     known = config.fields_of(model)
     if "unets" in known:
-        return _made(model, {"unets": _cascade(inferred["unets"], fields)})
+        return _made(model, _cascade(inferred, fields))
     if parts := {name: part for name, part in inferred.items() if _is_part(part)}:
         return _made(model, _whole(model, parts, fields))
     for name, value in fields.items():
@@ -277,14 +279,22 @@ def _made(model, fields):
         ) from error
 
 
-def _cascade(found, fields):
-    """The U-Nets of a cascade; fields are for all of them, or for each as unets=[{...}, {...}]."""
-    each = imagen.of_each(fields, len(found))
-    common = {name: value for name, value in fields.items() if name != "unets"}
-    return tuple(
-        _configured(unet, inferred, {**common, **own} if inferred else {})
-        for (unet, inferred), own in zip(found, each, strict=True)
+def _cascade(inferred, fields):
+    """The U-Nets of a cascade and what was saved with them; fields are for all U-Nets, or for each
+    as unets=[{...}, {...}], or for another network under its name.
+    """
+    found, each = inferred["unets"], imagen.of_each(fields, len(inferred["unets"]))
+    beside = {
+        name: _made_part(name, *value, fields.get(name, {})) if _is_part(value) else value
+        for name, value in inferred.items()
+        if name != "unets"
+    }
+    common = {name: value for name, value in fields.items() if name not in ("unets", *beside)}
+    unets = tuple(
+        _configured(unet, own_fields, {**common, **own} if own_fields else {})
+        for (unet, own_fields), own in zip(found, each, strict=True)
     )
+    return {"unets": unets, **beside}
 
 
 def _found(loaded, module):

@@ -299,6 +299,23 @@ DECODER_UNET: Rows = {
         "out_dim attend_at_middle checkpoint_during_training kwargs".split(), NO_EFFECT
     ),
 }
+DECODER: Rows = {
+    **dict.fromkeys(
+        """unet clip image_size image_sizes channels timesteps sample_timesteps
+        image_cond_drop_prob text_cond_drop_prob loss_type beta_schedule predict_x_start predict_v
+        random_crop_sizes use_noise_for_lowres_cond use_blur_for_lowres_cond
+        lowres_downsample_first blur_prob blur_sigma blur_kernel_size lowres_noise_sample_level
+        learned_variance learned_variance_constrain_frac vb_loss_weight unconditional
+        use_dynamic_thres dynamic_thres_percentile p2_loss_weight_gamma p2_loss_weight_k
+        ddim_sampling_eta""".split(),
+        READ,
+    ),
+    # Images of False come in [-1, 1], which is what they are here within the network.
+    "auto_normalize_img": NO_EFFECT,
+    **dict.fromkeys("clip_denoised clip_x_start clip_adapter_overrides".split(), NO_EFFECT),
+    "vae": Only(()),
+    "predict_x_start_for_latent_diffusion": NO_EFFECT,  # without a vae
+}
 
 
 def check(kind: str, rows: Rows, said: Mapping[str, Any]) -> None:

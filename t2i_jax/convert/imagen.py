@@ -60,11 +60,11 @@ def from_trainer(source: str | pathlib.Path | Mapping[str, Any], **fields: Any) 
     model, params = read.model, read.params
     averages = None
     if "ema" in loaded:
-        state = torch_io.arrays(_ema_models(loaded["ema"]))
+        state = torch_io.arrays(ema_models(loaded["ema"]))
         table = NETWORK.table(model)
         averages = engine.to_ours(table, state, NETWORK.shapes(model))
     settings = read.told.get("settings", {})
-    steps = _steps(loaded.get("steps", [1] * len(model.unets)), len(model.unets))
+    steps = steps_of(loaded.get("steps", [1] * len(model.unets)), model.unets)
     return TrainerWeights(model, params, averages, steps, settings)
 
 
@@ -83,15 +83,8 @@ def to_trainer(weights: TrainerWeights) -> dict[str, Any]:
     }
     # A trainer as it is by default refuses a checkpoint without averages.
     averages = weights.params if weights.averages is None else weights.averages
-    averages, ema = torch_io.tensors(engine.to_torch(table, averages, shapes)), {}
-    for i, count in enumerate(weights.steps):
-        ema |= torch_io.tensors({f"{i}.initted": np.asarray(True), f"{i}.step": np.asarray(count)})
-        for name, source in (("online_model", state), ("ema_model", averages)):
-            ema |= {
-                f"{i}.{name}.{key}": value
-                for key, value in engine.part(source, f"unets.{i}.").items()
-            }
-    saved["ema"] = ema
+    averages = torch_io.tensors(engine.to_torch(table, averages, shapes))
+    saved["ema"] = ema_lists(weights.steps, state, averages)
     if weights.settings:
         saved["imagen_params"] = {
             name: value for name, value in weights.settings.items() if name != "imagen_type"
@@ -187,8 +180,13 @@ _ORIGINAL = _BOTH | {
 }
 
 
-def _steps(stored, count):
-    """The updates of each U-Net, as a checkpoint stores them."""
+def steps_of(stored: Any, unets: Sequence[Any]) -> tuple[int, ...]:
+    """The updates of each U-Net, as a checkpoint stores them.
+
+    Raises:
+      UserError: no whole number for each.
+    """
+    count = len(unets)
     try:
         steps = arrays.array(stored if arrays.is_array(stored) else np.asarray(stored))
         if steps.shape == (count,) and np.array_equal(steps, steps.astype(np.int32)):
@@ -201,7 +199,24 @@ def _steps(stored, count):
     )
 
 
-def _ema_models(ema):
+def ema_lists(
+    steps: Sequence[int], online: Mapping[str, Any], averages: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The state dict of the package's list of averages, from those of a cascade and of its
+    averages.
+    """
+    ema: dict[str, Any] = {}
+    for i, count in enumerate(steps):
+        ema |= torch_io.tensors({f"{i}.initted": np.asarray(True), f"{i}.step": np.asarray(count)})
+        for name, source in (("online_model", online), ("ema_model", averages)):
+            ema |= {
+                f"{i}.{name}.{key}": value
+                for key, value in engine.part(source, f"unets.{i}.").items()
+            }
+    return ema
+
+
+def ema_models(ema: Any) -> dict[str, Any]:
     """The state dict of the averaged networks from that of the package's list of averages."""
     found, state = {}, state_dict.flat(ema)
     for key, was in state_dict.unwrapped(state).items():

@@ -28,6 +28,7 @@ SYSTEMS: dict[str, str] = {
     "clip": "t2i_jax.systems.clip",
     "imagen": "t2i_jax.systems.imagen",
     "maskgit": "t2i_jax.systems.maskgit",
+    "decoder": "t2i_jax.systems.decoder",
     "muse": "t2i_jax.systems.muse",
     "parti": "t2i_jax.systems.parti",
     "super_resolution": "t2i_jax.systems.super_resolution",

@@ -78,7 +78,7 @@ def sizes_of(stages: Sequence[Stage], image_sizes: Any) -> list[tuple[int, int]]
             "for each."
         )
     for size, stage in zip(sizes, stages, strict=True):
-        multiple = stage.unet.multiple
+        multiple = stage.multiple
         if len(size) != 2 or any(
             not isinstance(side, int) or side < 1 or side % multiple for side in size
         ):

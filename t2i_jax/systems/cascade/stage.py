@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from t2i_jax.config import one_of
 from t2i_jax.diffusion import inpaint, progress, samplers, sdedit, threshold
-from t2i_jax.diffusion.denoiser import Net, denoiser, training_losses
+from t2i_jax.diffusion.denoiser import Denoise, Net, denoiser, training_losses
 from t2i_jax.diffusion.draws import NoiseSource
 from t2i_jax.diffusion.guidance import Scale, for_rows, guide, within
 from t2i_jax.diffusion.lowres import LowresNoise
@@ -81,7 +81,7 @@ class Stage:
                 "leave it out."
             )
         for name in ("image_size", "crop_size"):
-            value, multiple = getattr(self, name), self.unet.multiple
+            value, multiple = getattr(self, name), self.multiple
             if value is not None and value % multiple:
                 near = max(value // multiple, 1) * multiple
                 raise UserError(
@@ -93,6 +93,24 @@ class Stage:
     def trains(self) -> bool:
         """Whether there is anything to train: a stage that is left out has nothing."""
         return self.unet.trains
+
+    @property
+    def multiple(self) -> int:
+        """The number of pixels of which the sides of its images are multiples."""
+        return self.unet.multiple
+
+    def levels(self, sampling: StageSampling) -> Array:
+        """The falling levels of a sampling run."""
+        return self.noise.levels(sampling.steps)
+
+    def step(self, net: Net, sampling: StageSampling, scale: Scale) -> samplers.Step:
+        """A step of the sampler that is asked for, with guidance and thresholds."""
+        denoise = clean(self, guided(self.noise, net, sampling, scale), sampling)
+        return solver(denoise, self.noise, sampling)
+
+    def clipped(self, x_BHWC: Array) -> Array:
+        """What a sampling run ended with, within the range of what it makes."""
+        return jnp.clip(x_BHWC, -1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +141,11 @@ class StageSampling:
     compat: str | None = None
     tell: bool = False
 
+    @property
+    def compat_of_image(self) -> str | None:
+        """How the package that is meant starts from an image; None where it does not: ours."""
+        return self.compat if self.compat == Ddpm.reference else None
+
 
 def sampling_of(
     stage: Stage, sampler: str | None = None, steps: int | None = None
@@ -131,7 +154,8 @@ def sampling_of(
     usual = stage.sampler or stage.noise.sampler
     chosen = sampler or usual
     own = stage.steps if chosen == usual else None  # the stage's number is one of its own sampler
-    return chosen, steps or own or _USUAL_STEPS[chosen]
+    most = getattr(stage.noise, "timesteps", _USUAL_STEPS[chosen])
+    return chosen, steps or own or min(_USUAL_STEPS[chosen], most)
 
 
 class Draws(NamedTuple):
@@ -200,10 +224,10 @@ def losses(
         )
     )
     if draws.corner_B2 is not None:
-        x0 = _cut(x0, draws.corner_B2, stage)
-        small = None if small is None else _cut(small, draws.corner_B2, stage)
+        x0 = cut(x0, draws.corner_B2, stage)
+        small = None if small is None else cut(small, draws.corner_B2, stage)
         if cond_image_BHWC is not None:
-            cond_image_BHWC = _cut(
+            cond_image_BHWC = cut(
                 resize(cond_image_BHWC, size, stage.resize), draws.corner_B2, stage
             )
     condition_B = None
@@ -211,7 +235,7 @@ def losses(
         small, condition_B = stage.lowres.noised(small, draws.lowres_eps_BHWC, draws.lowres_level_B)
     net, last = bind(small, condition_B, cond_image_BHWC), None
     if draws.guess is not None:
-        last = _estimate(stage, net, x0, draws)
+        last = estimate(stage, net, x0, draws)
     return training_losses(net, stage.noise, x0, draws.eps_BHWC, draws.level_B, draws.keep_B, last)
 
 
@@ -284,9 +308,8 @@ def run(
         image_BHWC, eps_BHWC, level = small
         enlarged = resize(image_BHWC, (shape[1], shape[2]), stage.resize)
         lowres_BHWC, condition_B = stage.lowres.for_sampling(enlarged, eps_BHWC, level)
-    denoise = _denoiser(stage, bind(lowres_BHWC, condition_B, cond_image_BHWC), sampling, scale)
-    levels = stage.noise.levels(sampling.steps)
-    step = _solver(denoise, stage.noise, sampling)
+    levels = stage.levels(sampling)
+    step = stage.step(bind(lowres_BHWC, condition_B, cond_image_BHWC), sampling, scale)
     tell = progress.tell if sampling.tell else None
     if keep_BHW is not None and init_BHWC is not None:
         x = samplers.start(stage.noise, levels, draw, shape)
@@ -302,23 +325,29 @@ def run(
             compat=sampling.compat and stage.noise.reference,
             tell=tell,
         )
-        return jnp.where(keep_BHW[..., None], init_BHWC, jnp.clip(x, -1.0, 1.0))
+        return jnp.where(keep_BHW[..., None], init_BHWC, stage.clipped(x))
     if init_BHWC is not None:
         eps = draw(0, jnp.zeros(shape, jnp.float32))
         x, levels = sdedit.from_image(
-            stage.noise, init_BHWC, levels, sampling.skip, eps, compat=sampling.compat
+            stage.noise, init_BHWC, levels, sampling.skip, eps, compat=sampling.compat_of_image
         )
     else:
         x = samplers.start(stage.noise, levels, draw, shape)
-    return jnp.clip(samplers.sample(step, x, levels, draw, tell=tell), -1.0, 1.0)
+    return stage.clipped(samplers.sample(step, x, levels, draw, tell=tell))
 
 
-def _denoiser(stage, net, sampling, scale):
-    """The network, guided, as a function to clean images within their range."""
-    if sampling.guided and sampling.interval is not None:
-        scale = _within(stage.noise, scale, *sampling.interval)
-    guided = guide(net, scale, parallel=sampling.parallel) if sampling.guided else net
-    denoise = denoiser(guided, stage.noise, self_conditioned=stage.unet.self_cond)
+def guided(noise: Noise, net: Net, sampling: StageSampling, scale: Scale) -> Net:
+    """The network with the guidance that is asked for."""
+    if not sampling.guided:
+        return net
+    if sampling.interval is not None:
+        scale = _within(noise, scale, *sampling.interval)
+    return guide(net, scale, parallel=sampling.parallel)
+
+
+def clean(stage: Stage, net: Net, sampling: StageSampling) -> Denoise:
+    """A network, with or without guidance, as a function to clean images within their range."""
+    denoise = denoiser(net, stage.noise, self_conditioned=stage.unet.self_cond)
     return (
         threshold.clamp(denoise)
         if sampling.percentile is None
@@ -335,7 +364,8 @@ def _within(noise, scale, low, high):
     return within(scale, jnp.minimum(*ends), jnp.maximum(*ends))
 
 
-def _solver(denoise, noise, sampling):
+def solver(denoise: Denoise, noise: Noise, sampling: StageSampling) -> samplers.Step:
+    """A step of the sampler that is asked for."""
     if sampling.sampler == "heun":
         return samplers.heun(denoise, noise, sampling.churn, sampling.steps)
     return {
@@ -345,9 +375,12 @@ def _solver(denoise, noise, sampling):
     }[sampling.sampler](denoise, noise)
 
 
-def _estimate(stage, net, x0, draws):
+def estimate(stage: Stage, net: Net, x0: Array, draws: Any) -> Array:
     """What a self-conditioned network is shown in training: its own estimate in half of the steps,
     else nothing.
+
+    Args:
+      draws: its `eps_BHWC`, `level_B`, `keep_B` and `guess` are used.
     """
     x = stage.noise.add(x0, draws.eps_BHWC, draws.level_B)
     denoise = denoiser(net, stage.noise, self_conditioned=True)
@@ -358,7 +391,7 @@ def _estimate(stage, net, x0, draws):
     return jax.lax.cond(draws.guess, guess, lambda: jnp.zeros_like(x0))
 
 
-def _cut(image_BHWC, corner_B2, stage):
+def cut(image_BHWC: Array, corner_B2: Array, stage: Stage) -> Array:
     """A square of `crop_size` from each image, at its corner."""
     side = stage.crop_size
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
@@ -51,6 +51,8 @@ class ImagenOptions:
     image_sizes: tuple[int | tuple[int, int], ...] | None = None
     compat: str | None = None
 
+    compats: ClassVar[tuple[str, ...]] = (COMPAT,)
+
     def __post_init__(self):
         generation.plain(self)
         for scale in _each(self.guidance):
@@ -65,7 +67,7 @@ class ImagenOptions:
             if (value := getattr(self, name)) is not None or name != "lowres_level":
                 generation.check_number(name, value, "give a number in it", low=0, high=1)
         if self.compat is not None:
-            one_of("compat", self.compat, (COMPAT,))
+            one_of("compat", self.compat, self.compats)
         if self.interval is not None:
             _check_interval(self.interval)
         if self.image_sizes is not None:

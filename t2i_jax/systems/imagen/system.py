@@ -5,25 +5,17 @@ Images inpainted, changed and enlarged.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from t2i_jax.diffusion import progress as bars
-from t2i_jax.diffusion.sdedit import steps_to_skip
 from t2i_jax.errors import UserError
-from t2i_jax.pixels import SIGNED, as_pil, to_float, to_uint8
 from t2i_jax.systems import generation, given
-from t2i_jax.systems.cascade import inputs
-from t2i_jax.systems.cascade.stage import StageSampling, group, smaller
+from t2i_jax.systems.cascade.system import CascadeSystem
 from t2i_jax.systems.imagen import sampling
 from t2i_jax.systems.imagen.options import ImagenOptions
-from t2i_jax.systems.text_to_image import TextToImage
 from t2i_jax.types import Array
 
 if TYPE_CHECKING:
@@ -31,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImagenSystem(TextToImage):
+class ImagenSystem(CascadeSystem):
     """A trained cascade.
 
     Attributes:
@@ -44,11 +36,6 @@ class ImagenSystem(TextToImage):
     """
 
     task: ImagenTask
-    weights: Mapping[str, Any]
-    updates: Mapping[str, int]
-    frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    text_tokenizer: Any = None
-    mesh: Any = None
 
     def generate(
         self,
@@ -96,46 +83,23 @@ class ImagenSystem(TextToImage):
           UserError: an argument that does not fit, before anything compiles.
         """
         options = generation.with_changes(ImagenOptions, options, changes)
-        count_of = len(self.task.stages)
-        updates = [int(self.updates.get(group(number), 0)) for number in range(1, count_of + 1)]
-        numbers, told = inputs.stages_to_run(
-            self.task.stages, updates, options.start_at, options.stop_at
-        )
-        for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
-            generation.check_count(name, value)
-        scales = options.per_stage("guidance", count_of)
+        scales = options.per_stage("guidance", len(self.task.stages))
         prompt = self._texts(prompts, negative_prompts, scales)
-        count = (
-            len(prompt["text_mask"])
-            if prompt
-            else given.count_of(
-                start_images=start_images, init_images=init_images, cond_images=cond_images
-            )
+        return self._generated(
+            options,
+            prompt,
+            scales,
+            seed=seed,
+            images_per_prompt=images_per_prompt,
+            start_images=start_images,
+            init_images=init_images,
+            mask=mask,
+            cond_images=cond_images,
+            return_stages=return_stages,
+            return_pil=return_pil,
+            batch_size=batch_size,
+            progress=progress,
         )
-        sizes = inputs.sizes_of(self.task.stages, options.image_sizes)[: numbers[-1]]
-        images = self._images(
-            numbers[0], count, sizes, start_images, init_images, mask, cond_images
-        )
-        plan = self._plan(options, scales if prompt else [1.0] * count_of, progress)
-        if "init" in images and mask is None:
-            size, first, scale = plan[numbers[0]]
-            skip = steps_to_skip(options.strength, first.steps)
-            plan[numbers[0]] = (size, dataclasses.replace(first, skip=skip), scale)
-        if told:
-            generation.tell(told)
-        if "start" in images:
-            images["start"] = self._as_made_before(images["start"], plan, numbers[0])
-        plan, total = {number: plan[number] for number in numbers}, count * images_per_prompt
-        results: list[list[np.ndarray]] = [[] for _ in plan]
-        for rows in generation.batches(prompt | images, total, images_per_prompt, seed, batch_size):
-            for made, part in zip(
-                results, self._run(plan, rows, options.lowres_level, progress), strict=True
-            ):
-                made.append(part[: rows.count])
-        stages = [np.concatenate(made) for made in results]
-        if return_pil:
-            stages = [as_pil(images) for images in stages]
-        return stages if return_stages else stages[-1]
 
     def upscale(self, images: Any, prompts: Any = None, **options: Any) -> np.ndarray:
         """Images of the last trained stage, from images that take the first stage's place.
@@ -166,114 +130,6 @@ class ImagenSystem(TextToImage):
             self.task.text, self.text_tokenizer, prompts, negative_prompts, guided=guided
         )
 
-    def _plan(self, options, scales, progress):
-        """By number: (size, sampling, guidance) of each stage."""
-        stages = self.task.stages
-        samplers, steps = (options.per_stage(name, len(stages)) for name in ("sampler", "steps"))
-        sizes = inputs.sizes_of(stages, options.image_sizes)
-        common = {
-            name: getattr(options, name) for name in ("interval", "parallel", "resample", "compat")
-        }
-        made = (
-            inputs.settings(*each, tell=progress, **common)
-            for each in zip(stages, samplers, steps, scales, strict=True)
-        )
-        return dict(enumerate(zip(sizes, made, scales, strict=True), 1))
-
-    def _images(self, first, count, sizes, start_images, init_images, mask, cond_images):
-        """{"start", "init", "keep", "cond_image"} as far as they are given.
-
-        Args:
-          first: number of the first stage that runs. sizes: of the stages up to the last that runs.
-        """
-        found, channels = {}, self.task.channels
-        if (start_images is None) != (first == 1):
-            remedy = "give start_images" if first > 1 else "leave start_images out, or start_at=2"
-            raise UserError(f"start_at={first} does not fit start_images; {remedy}.")
-        if start_images is not None:
-            read = given.images("start_images", start_images, count, channels)
-            found["start"] = given.cut("start_images", read, sizes[first - 2], self.crop)
-        if init_images is not None and mask is None and first > 1:
-            raise UserError(
-                f"init_images change what the first stage makes, and start_at={first}; give a mask "
-                "too."
-            )
-        if init_images is not None:
-            read = given.images("init_images", init_images, count, channels)
-            size = given.common_size(read, sizes[first - 1 :])
-            found["init"] = given.fitted("init_images", read, size, self.crop)
-            if mask is not None:
-                masks = given.masks("mask", mask, read)
-                found["keep"] = given.kept("mask", masks, read, size, self.crop)
-        elif mask is not None:
-            raise UserError("mask says what to keep of init_images; give init_images too.")
-        if (cond_images is None) == bool(self.task.cond_image_channels):
-            wanted = self.task.cond_image_channels
-            remedy = f"give uint8 images of {wanted} channels" if wanted else "leave them out"
-            raise UserError(
-                f"cond_images do not fit the cascade (cond_images_channels={wanted}); {remedy}."
-            )
-        if cond_images is not None:
-            read = given.images("cond_images", cond_images, count, self.task.cond_image_channels)
-            found["cond_image"] = given.cut("cond_images", read, sizes[-1], self.crop)
-        return found
-
-    def _as_made_before(self, images, plan, number):
-        """Images in [-1, 1] of the size that the stage before `number` makes."""
-        size, *_ = plan[number - 1]
-        floats = to_float(jnp.asarray(images), SIGNED)
-        return np.asarray(smaller(floats, size, self.task.stages[number - 1].resize))
-
-    def _run(self, plan, rows, lowres_level, progress):
-        """A batch's images of each stage of the plan, uint8."""
-        part, results = dict(rows.arrays), []
-        small = part.pop("start", None)
-        for number, (size, settings, scale) in plan.items():
-            small = self._stage(
-                number, size, settings, scale, part, small, rows.keys_B, lowres_level, progress
-            )
-            images = np.asarray(to_uint8(small, SIGNED))
-            if "keep" in part and part["init"].shape[1:3] == size:
-                # bit for bit what was given
-                images = np.where(part["keep"][..., None], part["init"], images)
-            results.append(images)
-        return results
-
-    def _stage(
-        self,
-        number,
-        size,
-        settings: StageSampling,
-        scale,
-        part,
-        small,
-        keys,
-        lowres_level,
-        progress,
-    ):
-        prompt = dict(part) if settings.guided else generation.without_negative(part)
-        if "init" in prompt and "keep" not in prompt and small is not None:
-            # only the first stage starts from it; the others enlarge what it made
-            del prompt["init"]
-        if "init" in prompt:
-            prompt["init"] = to_float(jnp.asarray(prompt["init"]), SIGNED)
-        if small is not None:
-            prompt["small"] = small
-        shown = (
-            bars.bar(f"stage {number}", settings.steps - settings.skip)
-            if progress
-            else contextlib.nullcontext()
-        )
-        with shown, jax.set_mesh(self.mesh):
-            return sampling.generate(
-                self.weights[group(number)],
-                self.frozen,
-                prompt,
-                keys,
-                task=self.task,
-                number=number,
-                size=size,
-                sampling=settings,
-                guidance=jnp.float32(scale),
-                lowres_level=lowres_level,
-            )
+    def _program(self, params: Any, prompt: Mapping[str, Any], keys_B: Any, **settings: Any) -> Any:
+        """Images of one stage."""
+        return sampling.generate(params, self.frozen, prompt, keys_B, task=self.task, **settings)

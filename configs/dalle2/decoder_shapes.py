@@ -1,0 +1,64 @@
+"""The decoder of DALL-E 2 on the built-in dataset `shapes`: images of 32 pixels from their CLIP
+embeddings and captions.
+
+t2i train configs/dalle2/decoder_shapes.py      # CLIP first; then the decoder
+"""
+
+import pathlib
+
+import t2i_jax as t2i
+from t2i_jax.runs.recipe import load_recipe
+
+_CLIP = pathlib.Path(__file__).resolve().parents[1] / "clip" / "shapes.py"
+
+
+def get_config() -> t2i.Recipe:
+    """CLIP is a part, and trained first."""
+    unet = t2i.DecoderUnet(
+        dim=32,
+        dim_mults=(1, 2, 3),
+        num_resnet_blocks=1,
+        cond_on_image_embeds=True,
+        cond_on_text_encodings=True,
+        cond_dim=96,
+        max_text_len=16,
+        memory_efficient=True,
+        attn_heads=4,
+        attn_dim_head=32,
+        self_attn=(False, True, False),
+        init_cross_embed_kernel_sizes=(3, 7),
+    )
+    return t2i.Recipe(
+        task=t2i.DecoderTask(
+            stages=(
+                t2i.DecoderStage(
+                    unet,
+                    image_size=32,
+                    noise=t2i.Ddpm(objective="v", weighting="plain", shift=-2.0),
+                    resize="area",
+                    sampler="dpm_solver",
+                    steps=24,
+                ),
+            ),
+            text_cond_drop_prob=0.1,
+        ),
+        data=t2i.DataConfig(source="shapes", image_size=32),
+        parts={"clip": load_recipe(_CLIP)},
+        train=t2i.TrainConfig(
+            steps=3000,
+            batch_size=64,
+            ema_decay=0.99,
+            optim=t2i.OptimConfig(
+                name="muon",
+                learning_rate=1e-3,
+                matrix_rate=0.004,
+                warmup_steps=100,
+                schedule="cosine",
+                end_ratio=0.02,
+                weight_decay=0.01,
+            ),
+        ),
+        evaluation=t2i.Evaluation(
+            judge="shapes", pictures=400, options=t2i.DecoderOptions(guidance=2.0)
+        ),
+    )

@@ -1,0 +1,157 @@
+"""The U-Nets of a DALL-E 2 decoder as one value, and a factory that makes them agree."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from t2i_jax.config import did_you_mean, fields_of
+from t2i_jax.diffusion.discrete import BETAS, DiscreteDdpm
+from t2i_jax.errors import UserError
+from t2i_jax.models.decoder_unet import DecoderUnet
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderUnets:
+    """What dalle2-pytorch saves as one decoder; parameters are {"stage_1": ..., "stage_2": ...},
+    and "clip" where there is one.
+
+    Attributes:
+      unets: from small images to large ones. noises: the diffusion of each.
+      clip: the network that embeds images and captions; None: it is saved elsewhere.
+    """
+
+    unets: tuple[DecoderUnet, ...]
+    noises: tuple[DiscreteDdpm, ...] = ()
+    clip: Any = None
+
+
+def noise_of(betas: np.ndarray, weights: np.ndarray) -> DiscreteDdpm:
+    """The diffusion whose betas (T,) and weights (T,) of the loss these are.
+
+    Its objective and distance, which they do not tell, are those by default.
+
+    Raises:
+      UserError: betas or weights that no schedule and no exponent makes.
+    """
+    found = None
+    for schedule in BETAS:
+        try:
+            noise = DiscreteDdpm(len(betas), schedule)
+        except UserError:  # so few timesteps that its betas are not below 1
+            continue
+        if np.allclose(noise.betas, betas, rtol=1e-4, atol=1e-7):
+            found = noise
+            break
+    if found is None:
+        raise UserError(
+            f"the weights hold {len(betas)} betas of no schedule known here; known: "
+            f"{', '.join(BETAS)}."
+        )
+    bar = found.alpha_bar[1:]
+    gamma = -np.log(weights[0]) / np.log(1 + bar[0] / (1 - bar[0])) if weights[0] != 1 else 0.0
+    gamma = round(float(gamma), 4)
+    if not np.allclose((1 + bar / (1 - bar)) ** -gamma, weights, rtol=1e-2):
+        raise UserError(
+            "the weights hold p2_loss_weight of another k than 1, and nothing tells it; make the "
+            "decoder with p2_loss_weight_k=1, as which it computes the same images."
+        )
+    return dataclasses.replace(found, p2_gamma=gamma)
+
+
+def buffers(noise: DiscreteDdpm) -> dict[str, np.ndarray]:
+    """What dalle2-pytorch saves of a diffusion (dalle2_pytorch.py, `NoiseScheduler`), float32 (T,)
+    each, by its names.
+    """
+    betas, bar = noise.betas, noise.alpha_bar[1:]
+    before = noise.alpha_bar[:-1]
+    variance = betas * (1 - before) / (1 - bar)
+    found = {
+        "betas": betas,
+        "alphas_cumprod": bar,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": np.sqrt(bar),
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - bar),
+        "log_one_minus_alphas_cumprod": np.log(1 - bar),
+        "sqrt_recip_alphas_cumprod": np.sqrt(1 / bar),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / bar - 1),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
+        "posterior_mean_coef1": betas * np.sqrt(before) / (1 - bar),
+        "posterior_mean_coef2": (1 - before) * np.sqrt(1 - betas) / (1 - bar),
+        "p2_loss_weight": (noise.p2_k + bar / (1 - bar)) ** -noise.p2_gamma,
+    }
+    return {name: value.astype(np.float32) for name, value in found.items()}
+
+
+def cascade(
+    image_sizes: Sequence[int], *, cross_attention_up_to: int | None = None, **fields: Any
+) -> tuple[DecoderUnet, ...]:
+    """U-Nets for images of these sizes that agree on what they are conditioned on.
+
+        small, large = cascade((64, 256), dim=[128, 64], image_embed_dim=512,
+                               cross_attention_up_to=32)
+
+    The first makes images from nothing, the others enlarge (`lowres_cond`). With an
+    `image_embed_dim` the first is conditioned on image embeddings, with a `text_embed_dim` on
+    encodings of a text; the others are not, as in the paper, unless `fields` say so.
+
+    Args:
+      image_sizes: rising sides in pixels.
+      cross_attention_up_to: levels whose feature maps have longer sides than this have no
+        cross-attention: what they know of the conditions is added to the timestep. None: as
+        `cross_attn` says.
+      fields: of `DecoderUnet`; a list has one value per U-Net, anything else is for all.
+
+    Raises:
+      UserError: sizes that do not rise or that the levels do not divide, or a field that is none
+        or has not one value per U-Net.
+    """
+    sizes = tuple(image_sizes)
+    if not sizes or list(sizes) != sorted(set(sizes)):
+        raise UserError(f"image_sizes={sizes} do not rise; give them from small to large.")
+    known = fields_of(DecoderUnet)
+    for name, value in fields.items():
+        if name not in known:
+            raise UserError(f"DecoderUnet has no field {name!r}; {did_you_mean(name, known)}")
+        if isinstance(value, list) and len(value) != len(sizes):
+            raise UserError(
+                f"{name}={value} has {len(value)} values for {len(sizes)} U-Nets; give one for "
+                "each, or one for all."
+            )
+    return tuple(
+        _one(i, size, cross_attention_up_to, {n: _at(value, i) for n, value in fields.items()})
+        for i, size in enumerate(sizes)
+    )
+
+
+def _at(value, i):
+    return value[i] if isinstance(value, list) else value
+
+
+def _one(i, size, limit, fields):
+    first = i == 0
+    usual = {
+        "lowres_cond": not first,
+        "cond_on_image_embeds": first and fields.get("image_embed_dim") is not None,
+        "cond_on_text_encodings": first and fields.get("text_embed_dim") is not None,
+    }
+    unet = DecoderUnet(**{**usual, **fields})
+    if unet.lowres_cond == first:
+        raise UserError(
+            f"lowres_cond={unet.lowres_cond} of U-Net {i + 1}, and only the first one enlarges "
+            "nothing; leave it out."
+        )
+    if size % unet.multiple:
+        raise UserError(
+            f"image_sizes has {size}, which is not a multiple of {unet.multiple}, as the levels of "
+            f"U-Net {i + 1} need; try {max(size // unet.multiple, 1) * unet.multiple}."
+        )
+    if limit is None:
+        return unet
+    shrunk = range(unet.memory_efficient, len(unet.dim_mults) + unet.memory_efficient)
+    allowed = tuple(size // 2**n <= limit for n in shrunk)
+    return unet.clone(parent=None, cross_attn=allowed)

@@ -1,0 +1,96 @@
+"""What a decoder's task is checked for, before anything compiles: its fields, and its parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from t2i_jax.errors import UserError
+from t2i_jax.systems.decoder import latents
+
+if TYPE_CHECKING:
+    from t2i_jax.systems.decoder.task import DecoderTask
+
+
+def check(task: DecoderTask) -> None:
+    """Refuses fields that no decoder has, and what contradicts the parts as far as they are known.
+
+    Raises:
+      UserError: the field, its value and a remedy.
+    """
+    if not task.stages:
+        raise UserError("stages=() is empty; give at least one DecoderStage.")
+    for name in ("image_cond_drop_prob", "text_cond_drop_prob"):
+        if not 0 <= getattr(task, name) <= 1:
+            raise UserError(f"{name}={getattr(task, name)} is outside [0, 1]; try 0.1.")
+    sizes = [stage.image_size for stage in task.stages]
+    if sizes != sorted(set(sizes)):
+        raise UserError(f"stages have image_size {sizes}; each must be larger than the one before.")
+    if (crop := task.stages[0].crop_size) is not None:
+        raise UserError(
+            f"stages[0].crop_size={crop}: the first stage needs whole images; leave it out."
+        )
+    last = len(task.stages)
+    for number in task.train_stages or ():
+        if number not in range(1, last + 1):
+            raise UserError(
+                f"train_stages={task.train_stages} names {number}; the stages are 1 to {last}."
+            )
+    if task.train_stages == ():
+        raise UserError("train_stages=() trains nothing; name stages from 1, or None for all.")
+    if task.text is not None and task.text.trainable:
+        raise UserError(
+            f"text={type(task.text).__name__} is trained along, and a decoder's encoder is frozen; "
+            "give StoredText or T5Text, or None for the captions of CLIP."
+        )
+    _check_parts(task)
+
+
+def embed_width(task: DecoderTask) -> int:
+    """Width of the image embeddings.
+
+    Raises:
+      UserError: nothing tells it.
+    """
+    if task.clip is not None:
+        return task.clip.width
+    if task.image_embed_dim is None:
+        raise UserError(
+            "parts.clip is not given, and the decoder is conditioned on image embeddings; give the "
+            "recipe or the run of a CLIP, or image_embed_dim of stored embeddings."
+        )
+    return task.image_embed_dim
+
+
+def text_width(task: DecoderTask) -> int:
+    """Width of the encodings of captions.
+
+    Raises:
+      UserError: nothing tells it.
+    """
+    if task.text is not None:
+        return task.text.dim
+    if task.clip is None:
+        raise UserError(
+            "parts.clip is not given, and the decoder is conditioned on captions; give the recipe "
+            "or the run of a CLIP, or text=StoredText(...)."
+        )
+    return task.clip.text_width
+
+
+def _check_parts(task):
+    width = task.image_embed_dim if task.clip is None else task.clip.width
+    if task.image_embed_dim not in (None, width):
+        raise UserError(
+            f"image_embed_dim={task.image_embed_dim}, and CLIP's embeddings are {width} wide; "
+            "leave it out."
+        )
+    for i, stage in enumerate(task.stages):
+        own = stage.unet.image_embed_dim if stage.unet.cond_on_image_embeds else None
+        if width is not None and own not in (None, width):
+            raise UserError(
+                f"stages[{i}].unet.image_embed_dim={own}, and the image embeddings are {width} "
+                "wide; leave it out."
+            )
+        if stage.latent and task.tokenizer is not None:
+            sizes = (stage.image_size, stage.unet.multiple, task.channels)
+            latents.check(task.tokenizer, f"stages[{i}]", *sizes)

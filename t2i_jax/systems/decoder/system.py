@@ -1,0 +1,260 @@
+"""A trained decoder: image embeddings, images or captions to images."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from t2i_jax.errors import UserError
+from t2i_jax.foreign.arrays import not_finite
+from t2i_jax.pixels import SIGNED, to_float
+from t2i_jax.systems import generation, given
+from t2i_jax.systems.cascade.system import CascadeSystem
+from t2i_jax.systems.decoder import sampling
+from t2i_jax.systems.decoder.options import DecoderOptions
+from t2i_jax.types import Array
+from t2i_jax.words import counted
+
+if TYPE_CHECKING:
+    from t2i_jax.systems.decoder.task import DecoderTask
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderSystem(CascadeSystem):
+    """A trained decoder.
+
+    >>> decoder = t2i.load("runs/decoder")                                    # doctest: +SKIP
+    >>> images = decoder.generate(image_embeds=embeds, seed=1)                # doctest: +SKIP
+    >>> again = decoder.generate(images="photo.png", images_per_prompt=4)     # doctest: +SKIP
+
+    Attributes:
+      task: what it was trained as.
+      weights: {"stage_1": {"unet"}, ...}.
+      updates: of each stage, how often it was trained.
+      frozen: {"clip", "tokenizer", "text"}: weights of the parts and of a frozen text encoder.
+      text_tokenizer: captions to ids; None where captions are ids or embeddings, or there are none.
+      mesh: on which it samples, see `generation.on_mesh`; None: one device.
+    """
+
+    task: DecoderTask
+
+    def generate(
+        self,
+        prompts: Any = None,
+        options: DecoderOptions | None = None,
+        *,
+        image_embeds: Any = None,
+        images: Any = None,
+        seed: int = 0,
+        images_per_prompt: int = 1,
+        negative_prompts: Any = None,
+        start_images: Any = None,
+        init_images: Any = None,
+        mask: Any = None,
+        return_stages: bool = False,
+        return_pil: bool = False,
+        batch_size: int | None = None,
+        progress: bool = False,
+        **changes: Any,
+    ) -> Any:
+        """Images, uint8 (prompts * images_per_prompt, H, W, C), of the last trained stage.
+
+        Those of a prompt, or of an embedding, stand together. The image embedding is the first that
+        is given of `image_embeds`, the CLIP embedding of `images`, and the CLIP embedding of the
+        caption, which lies beside those of images: a prior gives better ones.
+
+        Args:
+          prompts: a caption, or a list of them; None: no captions, which a decoder that was trained
+            on some takes as dropped ones.
+          options: how it samples; None: the defaults of `DecoderOptions`. changes: single options
+            by name, guidance=2.0.
+          image_embeds: (P, D), or (D,) for one; of CLIP, l2-normalised.
+          images: images in any form and size, see `given.images`, of which variations are made.
+          seed: the same seed gives the same images, whatever the batch size.
+          negative_prompts: what the images should not show, one per prompt or one string for all;
+            guidance then starts from there, and from no image embedding.
+          start_images: for a start after the first stage (`options.start_at`).
+          init_images: images to change by `options.strength` or, with `mask`, to inpaint. A mask is
+            white or True where to keep, see `given.masks`.
+          return_stages: a list with the images of every stage that ran. return_pil: lists of PIL
+            images.
+          batch_size: images made at a time; None: all. progress: shows a bar for each stage.
+
+        Raises:
+          UserError: an argument that does not fit, before anything compiles.
+        """
+        options = generation.with_changes(DecoderOptions, options, changes)
+        scales = options.per_stage("guidance", len(self.task.stages))
+        self._check_guidance(scales)
+        prompt = self._prompt(prompts, negative_prompts, image_embeds, images, scales)
+        return self._generated(
+            options,
+            prompt,
+            scales,
+            seed=seed,
+            images_per_prompt=images_per_prompt,
+            start_images=start_images,
+            init_images=init_images,
+            mask=mask,
+            cond_images=None,
+            return_stages=return_stages,
+            return_pil=return_pil,
+            batch_size=batch_size,
+            progress=progress,
+        )
+
+    def conditions(self, samples: Mapping[str, Any], rows: Sequence[int]) -> Mapping[str, Any]:
+        """The images themselves, or their stored embeddings."""
+        names = {"image": "images", "image_embeds": "image_embeds"}
+        rows = list(rows)
+        return {
+            names[name]: np.asarray(samples[name])[rows]
+            for name in self.task.samples
+            if name in names
+        }
+
+    def embed_images(self, images: Any) -> np.ndarray:
+        """(P, D) float32: CLIP embeddings of images in any form and size.
+
+        Raises:
+          UserError: a decoder without CLIP.
+        """
+        clip = self._clip("images")
+        read = given.images("images", images, None, self.task.channels)
+        size = (clip.image_size, clip.image_size)
+        pixels = given.cut("images", read, size, self.crop)
+        return np.asarray(_of_images(sampling.clip_weights(self.frozen), pixels, clip=clip))
+
+    def _prompt(self, prompts, negative_prompts, image_embeds, images, scales):
+        """What the images are conditioned on, a row per prompt."""
+        task, guided = self.task, any(scale != 1 for scale in scales)
+        if not (task.by_image or task.by_text):
+            for name, value in (
+                ("prompts", prompts), ("image_embeds", image_embeds), ("images", images),
+            ):  # fmt: skip
+                if value is not None:
+                    raise UserError(
+                        f"{name} are given to an unconditional decoder; leave them out."
+                    )
+            return {}
+        if image_embeds is not None and images is not None:
+            raise UserError("image_embeds and images are both given; give one of them.")
+        found, texts = {}, {}
+        if prompts is not None and self.task.text_encoder is None:
+            raise UserError(
+                "prompts are given to a decoder without a CLIP to read them; give image_embeds."
+            )
+        if negative_prompts is not None and (prompts is None or not task.by_text):
+            raise UserError(
+                "negative_prompts take the place of prompts that the decoder was trained on; leave "
+                "them out."
+            )
+        if prompts is not None:
+            texts = generation.texts(
+                task.text_encoder, self.text_tokenizer, prompts, negative_prompts, guided=guided
+            )
+        if task.by_image:
+            found["image_embeds"] = self._embeds(image_embeds, images, texts)
+        rows = len(found["image_embeds"]) if found else len(texts.get("text_mask", ()))
+        if texts and len(texts["text_mask"]) != rows:
+            raise UserError(
+                f"prompts have {counted(len(texts['text_mask']), 'caption')} for "
+                f"{counted(rows, 'image embedding')}; give one for each."
+            )
+        if task.by_text:
+            if not texts and not rows:
+                raise UserError(
+                    "prompts=None: this decoder was trained on captions; give a list of them."
+                )
+            found |= self._encodings(texts or _blank(task.text_encoder, rows))
+        return found
+
+    def _embeds(self, image_embeds, images, texts):
+        width = self.task.embed_width
+        if images is not None:
+            return self.embed_images(images)
+        if image_embeds is None:
+            if "text" not in texts:
+                raise UserError(
+                    "image_embeds=None: this decoder was trained on image embeddings; give some, "
+                    "or images, or captions."
+                )
+            clip = self._clip("prompts")
+            own = (sampling.clip_weights(self.frozen), texts["text"], texts["text_mask"])
+            return np.asarray(_of_texts(*own, clip=clip)[0])
+        try:
+            embeds = np.asarray(image_embeds, np.float32)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"image_embeds are no numbers ({error}); give (P, {width}).") from error
+        embeds = embeds[None] if embeds.ndim == 1 else embeds
+        if embeds.ndim != 2 or embeds.shape[1] != width or not len(embeds):
+            raise UserError(f"image_embeds have shape {np.shape(image_embeds)}; give (P, {width}).")
+        if unfit := not_finite(embeds):
+            raise UserError(f"image_embeds have {unfit}; compute them again.")
+        return embeds
+
+    def _encodings(self, texts):
+        """{"encodings", "encodings_mask"}, and those of negative captions with that prefix."""
+        found = {}
+        for prefix, arrays in (
+            ("", generation.without_negative(texts)),
+            ("negative_", generation.negative_of(texts)),
+        ):
+            if not arrays:
+                continue
+            if self.task.text is None:
+                own = (sampling.clip_weights(self.frozen), arrays["text"], arrays["text_mask"])
+                encodings = np.asarray(_of_texts(*own, clip=self.task.clip)[1])
+            else:
+                embed, own = self.task.text.embed, (self.frozen or {}).get("text", {})
+                encodings = embed(own, arrays[self.task.text.entry], arrays["text_mask"])
+            found[f"{prefix}encodings"] = np.asarray(encodings)
+            found[f"{prefix}encodings_mask"] = np.asarray(arrays["text_mask"])
+        return found
+
+    def _clip(self, name):
+        if self.task.clip is None:
+            raise UserError(
+                f"{name} are given to a decoder that was trained on stored embeddings, without a "
+                "CLIP; give image_embeds."
+            )
+        return self.task.clip
+
+    def _check_guidance(self, scales):
+        """Refuses guidance of a decoder that never lost its conditions in training."""
+        drops = (self.task.image_cond_drop_prob, self.task.text_cond_drop_prob)
+        used = [
+            drop
+            for drop, by in zip(drops, (self.task.by_image, self.task.by_text), strict=True)
+            if by
+        ]
+        if used and not any(used) and any(scale != 1 for scale in scales):
+            raise UserError(
+                f"guidance={scales[0] if len(scales) == 1 else tuple(scales)}, and the decoder was "
+                "trained without dropping conditions; give guidance=1."
+            )
+
+    def _program(self, params: Any, prompt: Mapping[str, Any], keys_B: Any, **settings: Any) -> Any:
+        """Images of one stage."""
+        frozen = {name: own for name, own in (self.frozen or {}).items() if name == "tokenizer"}
+        return sampling.generate(params, frozen, prompt, keys_B, task=self.task, **settings)
+
+
+@functools.partial(jax.jit, static_argnames="clip")
+def _of_images(params, image_BHWC: Array, *, clip) -> Array:
+    return clip.embed_image(params, to_float(image_BHWC, SIGNED))
+
+
+@functools.partial(jax.jit, static_argnames="clip")
+def _of_texts(params, text_BL: Array, mask_BL: Array, *, clip) -> Any:
+    return clip.embed_text(params, text_BL, mask_BL)
+
+
+def _blank(encoder, rows):
+    """Captions without a token."""
+    return {name: np.zeros(one.shape, one.dtype) for name, one in encoder.spec(rows).items()}

@@ -1,0 +1,387 @@
+"""Training DALL-E 2's decoder: a `Task`, a group per stage; images are made of their own CLIP
+embeddings, and of captions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from t2i_jax import sharding
+from t2i_jax.errors import UserError
+from t2i_jax.nn.flops import flops_of
+from t2i_jax.pixels import SIGNED, to_float
+from t2i_jax.systems import captions
+from t2i_jax.systems.base import Given, Part, SystemTask
+from t2i_jax.systems.cascade.stage import StageSampling, group, sampling_of
+from t2i_jax.systems.clip.task import ClipTask
+from t2i_jax.systems.decoder import checks, latents, sampling
+from t2i_jax.systems.decoder import stage as stages
+from t2i_jax.systems.decoder.options import DecoderOptions
+from t2i_jax.systems.decoder.stage import Conditions, DecoderStage
+from t2i_jax.systems.decoder.system import DecoderSystem
+from t2i_jax.systems.imagen.options import per_stage
+from t2i_jax.systems.text_to_image import samples_of
+from t2i_jax.systems.tokenizer.task import TokenizerTask
+from t2i_jax.types import Array, Batch, Key, Metrics, Objective, Params, SamplingProgram, Stats
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderTask(SystemTask):
+    """Trains the stages of a decoder, each on its own: images from their embeddings, then larger
+    images from smaller ones.
+
+        unet = DecoderUnet(dim=128, cond_on_image_embeds=True)
+        DecoderTask(stages=(DecoderStage(unet, image_size=64),))  # and the part "clip"
+
+    Every step makes one update of each stage in `train_stages`, on the same images. Groups:
+    "stage_1", "stage_2", ..., each {"unet": params}. `stats` counts the updates of each. `frozen`
+    of the step: "clip" and "tokenizer", the weights of the parts, and "text" of a frozen encoder.
+
+    Which conditions a stage has its U-Net says (`cond_on_image_embeds`, `cond_on_text_encodings`);
+    a decoder whose U-Nets have none is unconditional.
+
+    Attributes:
+      stages: from small to large.
+      clip: the network that embeds images and captions, which comes with the part "clip"; None:
+        embeddings are stored with the data, in the column "image_embeds".
+      tokenizer: the image tokenizer of stages on latents, which comes with the part "tokenizer".
+      image_embed_dim: width of stored embeddings; None: of `clip`.
+      text: a frozen encoder, or `StoredText`, whose embeddings the U-Nets see in place of CLIP's
+        encodings of a caption; None: CLIP's.
+      image_cond_drop_prob, text_cond_drop_prob: share of the image embeddings and of the captions
+        that are dropped, for classifier-free guidance.
+      channels: of the images.
+      train_stages: numbers, from 1, of those that are trained; None: all. A run may change it when
+        it resumes.
+    """
+
+    stages: tuple[DecoderStage, ...]
+    clip: Any = None
+    tokenizer: Any = None
+    image_embed_dim: int | None = None
+    text: Any = None
+    image_cond_drop_prob: float = 0.1
+    text_cond_drop_prob: float = 0.5
+    channels: int = 3
+    train_stages: tuple[int, ...] | None = None
+
+    parts: ClassVar[Mapping[str, Part]] = {
+        "clip": Part(ClipTask, "clip"),
+        "tokenizer": Part(TokenizerTask, "tokenizer"),
+    }
+    options: ClassVar[type] = DecoderOptions
+    validated_by: ClassVar[str] = "loss/mean"
+    cond_image_channels: ClassVar[int] = 0  # of images to condition on, which a decoder has not
+
+    def __post_init__(self):
+        if isinstance(self.stages, DecoderStage):
+            object.__setattr__(self, "stages", (self.stages,))
+        checks.check(self)
+
+    @functools.cached_property
+    def networks(self) -> tuple[Any, ...]:
+        """The U-Nets as they stand in the cascade.
+
+        Raises:
+          UserError: an embedding, encoding or tokenizer that they need and that is not known.
+        """
+        made = []
+        for i, stage in enumerate(self.stages):
+            unet = stage.unet
+            channels = self._made_channels(stage)
+            fields = {
+                "lowres_cond": i > 0,
+                "lowres_noise_cond": i > 0 and stage.lowres.noise,
+                "channels": channels,
+                "channels_out": channels * (1 if stage.learned_variance is None else 2),
+            }
+            if unet.cond_on_image_embeds:
+                fields["image_embed_dim"] = self.embed_width
+            if unet.cond_on_text_encodings:
+                fields["text_embed_dim"] = self.text_width
+            made.append(unet.clone(parent=None, **fields))
+        return tuple(made)
+
+    @property
+    def embed_width(self) -> int:
+        """Width of the image embeddings."""
+        return checks.embed_width(self)
+
+    @property
+    def text_width(self) -> int:
+        """Width of the encodings of captions."""
+        return checks.text_width(self)
+
+    @property
+    def by_image(self) -> bool:
+        """Whether any stage is conditioned on image embeddings."""
+        return any(stage.unet.cond_on_image_embeds for stage in self.stages)
+
+    @property
+    def by_text(self) -> bool:
+        """Whether any stage is conditioned on captions."""
+        return any(stage.unet.cond_on_text_encodings for stage in self.stages)
+
+    @property
+    def text_encoder(self) -> Any:
+        """From captions to what a batch holds of them; None without captions."""
+        if self.text is not None:
+            return self.text
+        return None if self.clip is None else self.clip.captions
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images of a batch: that of the largest stage."""
+        return self.stages[-1].image_size
+
+    @functools.cached_property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The diffusion loss of each stage that is trained."""
+        return tuple(
+            Objective(group(n), functools.partial(self.loss, number=n)) for n in self._trained
+        )
+
+    @property
+    def ema_groups(self) -> tuple[str, ...]:
+        """All stages are averaged."""
+        return tuple(group(number) for number in self._numbers)
+
+    def init(self, key: Key) -> tuple[Mapping[str, Params], Stats]:
+        """First parameters (boxed) by stage, and the counts of updates."""
+        params = {
+            group(n): {"unet": self._init_unet(jax.random.fold_in(key, n), n)}
+            for n in self._numbers
+        }
+        return params, {"updates": {group(number): jnp.int32(0) for number in self._numbers}}
+
+    def batch_spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Images at the size of the last stage; what they are conditioned on."""
+        side = self.image_size
+        spec = {"image": jax.ShapeDtypeStruct((batch_size, side, side, self.channels), jnp.uint8)}
+        if self.by_text:
+            spec |= captions.spec(self.text_encoder, batch_size)
+        if self.by_image and self.clip is None:
+            shape = (batch_size, self.embed_width)
+            spec["image_embeds"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+        return spec
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Negative prompts with captions; images to change or complete."""
+        names = ("negative_prompts",) if self.by_text else ()
+        return (*names, "init_images", "mask")
+
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """Images, or their stored embeddings, and their captions."""
+        if not (self.by_image or self.by_text):
+            return ()
+        own = ("image" if self.clip is not None else "image_embeds",) if self.by_image else ()
+        return samples_of(self.text_encoder, *own)
+
+    def columns(self, parts: Mapping[str, Given]) -> Mapping[str, Mapping[str, Any]]:
+        """Stored embeddings of images, of this width, where there is no CLIP; those of captions."""
+        stored = dict(super().columns(parts)) if self.by_text else {}
+        if self.by_image and self.clip is None:
+            stored["image_embeds"] = {"dim": self.embed_width}
+        return stored
+
+    def check_options(self, options: DecoderOptions) -> None:
+        """Refuses a tuple of values that has not one for each stage, and guidance that was not
+        trained.
+        """
+        for name in ("guidance", "sampler", "steps", "image_sizes"):
+            per_stage(f"evaluation.options.{name}", getattr(options, name), len(self.stages))
+
+    def adapted(self, options: DecoderOptions, defaults: DecoderOptions) -> DecoderOptions:
+        """The options; with another sampler than the recipe's, steps are that sampler's own."""
+        if options.sampler != defaults.sampler and options.steps == defaults.steps:
+            return dataclasses.replace(options, steps=None)
+        return options
+
+    def with_parts(self, parts: Mapping[str, Given]) -> DecoderTask:
+        """The task with the networks of its parts.
+
+        Raises:
+          UserError: a part that is missing, or of another width than the U-Nets.
+        """
+        made = super().with_parts(parts)
+        _ = made.networks
+        return made
+
+    def system(
+        self, params, stats: Stats, parts, frozen: Mapping[str, Any], text_tokenizer: Any
+    ) -> DecoderSystem:
+        """The trained decoder."""
+        return DecoderSystem(self, params, jax.device_get(stats["updates"]), frozen, text_tokenizer)
+
+    def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
+        """A program per stage."""
+        made = {}
+
+        def of(dtype, *shape):
+            return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+
+        for number in self._trained:
+            stage, prompt = self.stages[number - 1], {}
+            if self.by_image:
+                prompt["image_embeds"] = of(jnp.float32, self.embed_width)
+            if self.by_text:
+                length = self.text_encoder.max_length
+                prompt["encodings"] = of(jnp.float32, length, self.text_width)
+                prompt["encodings_mask"] = of(jnp.bool_, length)
+            if number > 1:
+                side = self.stages[number - 2].image_size
+                prompt["small"] = of(jnp.float32, side, side, self.channels)
+            sampler, steps = sampling_of(stage)
+            churn = stage.churn if sampler == "heun" else None
+            settings = StageSampling(
+                sampler, steps, churn, stage.percentile, guided=self.by_image or self.by_text
+            )
+            size = (stage.image_size, stage.image_size)
+            function = functools.partial(
+                sampling.generate, task=self, number=number, size=size, sampling=settings
+            )
+            made[f"stage {number}"] = SamplingProgram(group(number), function, prompt)
+        return made
+
+    def stage(self, number: int) -> DecoderStage:
+        """The stage with this number, from 1, with the U-Net as it stands in the cascade."""
+        return dataclasses.replace(self.stages[number - 1], unet=self.networks[number - 1])
+
+    def latents_of(self, number: int, frozen: Any):
+        """(to what the stage makes of images in [-1, 1], and back) of a stage."""
+        stage = self.stages[number - 1]
+        if not stage.latent:
+            return (lambda image: image), (lambda image: image)
+        own = (self.tokenizer, frozen["tokenizer"])
+        return tuple(
+            functools.partial(function, *own, scale=stage.latent_scale)
+            for function in (latents.encoded, latents.decoded)
+        )
+
+    def made_shape(self, number: int, size: tuple[int, int]) -> tuple[int, int, int]:
+        """(H, W, C) of what a stage makes for images of this size: pixels, or latents."""
+        stage = self.stages[number - 1]
+        patch = self.tokenizer.patch_size if stage.latent else 1
+        return size[0] // patch, size[1] // patch, self._made_channels(stage)
+
+    def conditions(self, frozen: Any, batch: Batch) -> Conditions:
+        """What the images of a batch are conditioned on."""
+        image = text = mask = None
+        if self.by_image and self.clip is None:
+            image = batch["image_embeds"].astype(jnp.float32)
+        elif self.by_image:
+            pixels = to_float(batch["image"], SIGNED)
+            image = self.clip.embed_image(sampling.clip_weights(frozen), pixels)
+        if self.by_text and self.text is None:
+            clip: Any = self.clip
+            own = (sampling.clip_weights(frozen), batch["text"], batch["text_mask"])
+            _, text, mask = clip.embed_text(*own)
+        elif self.by_text:
+            text = captions.embed(self.text, {}, frozen, batch)
+            mask = batch["text_mask"]
+        return jax.lax.stop_gradient(Conditions(image, text, mask))
+
+    def loss(
+        self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array, *, number: int
+    ):
+        """(loss, (metrics, stats)) of a stage, a mean over the batch."""
+        stage, rows = self.stage(number), batch["image"].shape[0]
+        side = stage.crop_size or stage.image_size
+        shape = self.made_shape(number, (side, side))
+        drops = (self.image_cond_drop_prob, self.text_cond_drop_prob)
+        draws = stages.draw(stage, key, rows, shape, self.channels, drops, lowres=number > 1)
+        loss = jnp.mean(self.losses(params, frozen, batch, draws, number=number))
+        metrics = {f"loss/{group(number)}": loss}
+        if number == self._trained[0]:
+            metrics["loss"] = loss
+        updates = {**stats["updates"], group(number): stats["updates"][group(number)] + 1}
+        return loss, (metrics, {**stats, "updates": updates})
+
+    def losses(
+        self, params, frozen: Any, batch: Batch, draws: stages.DecoderDraws, *, number: int
+    ) -> Array:
+        """The loss (B,) of each row of a batch at a stage, with these random numbers."""
+        stage = self.stage(number)
+        told = self.conditions(frozen, batch)
+        told = told._replace(
+            keep_image_B=None if told.image_BD is None else draws.keep_image_B,
+            keep_text_B=None if told.text_BLE is None else draws.keep_text_B,
+        )
+        bind = stages.bound(stage.unet, params[group(number)]["unet"], told)
+        previous = self.stages[number - 2].image_size if number > 1 else None
+        encode, _ = self.latents_of(number, frozen)
+        image = to_float(batch["image"], SIGNED)
+        return stages.losses(stage, bind, image, draws, previous, encode)
+
+    def validate(
+        self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array
+    ) -> Metrics:
+        """The losses of the trained stages with all conditions, at noise that the key draws, and
+        `loss/mean` over the stages.
+        """
+        told = dataclasses.replace(self, image_cond_drop_prob=0.0, text_cond_drop_prob=0.0)
+        found = super(DecoderTask, told).validate(params, stats, frozen, batch, key, step)
+        losses = jnp.stack([found[f"loss/{group(number)}"] for number in self._trained])
+        return {**found, "loss/mean": jnp.mean(losses)}
+
+    def flops(self, batch_size: int) -> float:
+        """FLOPs of one step, from the traced networks: 3 forward passes of each stage and one of
+        CLIP; those of a tokenizer are left out.
+        """
+        once = frozen = 0.0
+        for number in self._trained:
+            init = functools.partial(self._init_unet, number=number)
+            params = sharding.unbox(jax.eval_shape(init, jax.random.key(0)))
+            once += flops_of(functools.partial(self._forward, number), params)
+        if self.clip is not None and (self.by_image or self.by_text):
+            weights = {"clip": sharding.unbox(jax.eval_shape(self.clip.init, jax.random.key(0)))}
+            frozen = flops_of(self.conditions, weights, dict(self.batch_spec(1)))
+        return batch_size * (3 * once + frozen)
+
+    @property
+    def _numbers(self):
+        return tuple(range(1, len(self.stages) + 1))
+
+    @property
+    def _trained(self):
+        return self.train_stages or self._numbers
+
+    def _made_channels(self, stage):
+        if not stage.latent:
+            return self.channels
+        if self.tokenizer is None:
+            raise UserError(
+                "parts.tokenizer is not given, and a stage works on latents; give the recipe or "
+                "the run of an image tokenizer."
+            )
+        return latents.width(self.tokenizer)
+
+    def _init_unet(self, key, number):
+        return self.networks[number - 1].init(key, **self._zeros(number))["params"]
+
+    def _forward(self, number, params):
+        return self.networks[number - 1].apply({"params": params}, **self._zeros(number))
+
+    def _zeros(self, number):
+        """Inputs of a stage's network for one image."""
+        stage, network = self.stages[number - 1], self.networks[number - 1]
+        side = stage.crop_size or stage.image_size
+        x = jnp.zeros((1, *self.made_shape(number, (side, side))))
+        inputs = {"x_BHWC": x, "condition_B": jnp.zeros((1,))}
+        if network.cond_on_image_embeds:
+            inputs["image_embed_BD"] = jnp.zeros((1, self.embed_width))
+        if network.cond_on_text_encodings:
+            inputs["text_BLE"] = jnp.zeros((1, self.text_encoder.max_length, self.text_width))
+        if network.lowres_cond:
+            inputs["lowres_BHWC"] = x
+        if network.lowres_noise_cond:
+            inputs["lowres_condition_B"] = jnp.zeros((1,))
+        return inputs

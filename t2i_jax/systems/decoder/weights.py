@@ -1,0 +1,174 @@
+"""Decoders of dalle2-pytorch: `Decoder`, and the checkpoints of `DecoderTrainer`."""
+
+from __future__ import annotations
+
+import inspect
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from t2i_jax import values
+from t2i_jax.convert import arguments, to_state, torch_io
+from t2i_jax.convert import dalle2_decoder as tables
+from t2i_jax.convert.dalle2_decoder import DecoderCheckpoint
+from t2i_jax.diffusion.discrete import DiscreteDdpm
+from t2i_jax.errors import UserError, first_line
+from t2i_jax.models.clip import CLIP
+from t2i_jax.models.decoder_cascade import DecoderUnets
+from t2i_jax.systems.cascade.stage import group
+from t2i_jax.systems.clip import weights as clips
+from t2i_jax.systems.decoder.classes import Decoder
+from t2i_jax.systems.decoder.options import DecoderOptions
+from t2i_jax.systems.decoder.stage import COMPAT
+from t2i_jax.systems.decoder.task import DecoderTask
+from t2i_jax.systems.imported import Imported, TorchFile
+from t2i_jax.text.stored import StoredText
+
+# How the package samples.
+OPTIONS = DecoderOptions(guidance=1.0, compat=COMPAT)
+
+
+def from_torch(file: TorchFile) -> Imported | None:
+    """The decoder of a file, with its EMA weights where the trainer saved it, and its CLIP.
+
+    None where it holds another network.
+
+    Raises:
+      UserError: no image sizes, an unknown argument, or weights of a release that computes
+        otherwise.
+    """
+    if hasattr(file.source, "ema_unets"):
+        raise UserError(
+            "weights are a live DecoderTrainer; give the file that its save() writes, or its "
+            "decoder."
+        )
+    if not isinstance(file.network, DecoderUnets):
+        return None
+    loaded = file.loaded
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("model"), Mapping):
+        found = tables.from_trainer(loaded, **file.fields)
+    else:  # without its trainer: every stage counts as trained
+        steps, settings = (1,) * len(file.network.unets), file.told.get("settings", {})
+        found = DecoderCheckpoint(file.network, file.params, None, steps, settings)
+    return imported(found, {**found.settings, **file.options("decoder")})
+
+
+def imported(found: DecoderCheckpoint, settings: Mapping[str, Any]) -> Imported:
+    """A decoder from its networks and their weights.
+
+    Args:
+      settings: arguments of the package's class.
+
+    Raises:
+      UserError: no image sizes, or arguments that are not known or do not fit the weights.
+    """
+    task = _task(found.model, dict(settings))
+    of = found.params if found.averages is None else found.averages
+    params = {name: {"unet": of[name]} for name in task.ema_groups}
+    counts = {group(i): np.int32(count) for i, count in enumerate(found.steps, 1)}
+    parts = {}
+    if found.model.clip is not None:
+        parts["clip"] = clips.imported(found.model.clip, found.params["clip"])
+    stats = {"updates": counts}
+    return Imported("Decoder", task, params, stats, task.image_size, parts, OPTIONS)
+
+
+def to_torch(contents: Any, path: pathlib.Path) -> None:
+    """Writes a run's decoder as a checkpoint of DecoderTrainer (.pt), or its EMA networks alone
+    (.safetensors), with its CLIP.
+
+    Raises:
+      UserError: a decoder that the package has no place for.
+    """
+    task = contents.recipe.task
+    model, beside = DecoderUnets(task.networks, _noises(task)), {}
+    part = contents.parts.get("clip")
+    if part is not None and isinstance(part.recipe.task.model, CLIP):
+        model = DecoderUnets(task.networks, _noises(task), part.recipe.task.model)
+        beside["clip"] = jax.device_get(clips.exported(part.averaged))
+
+    def unets(groups):
+        return {name: jax.device_get(groups[name]["unet"]) for name in task.ema_groups}
+
+    if path.suffix == ".safetensors":
+        torch_io.write(path, to_state(model, {**unets(contents.averaged), **beside}))
+        return
+    counts = tuple(int(contents.stats["updates"].get(name, 0)) for name in task.ema_groups)
+    averages = unets(contents.ema) if contents.ema else None
+    checkpoint = DecoderCheckpoint(model, {**unets(contents.params), **beside}, averages, counts)
+    torch_io.write_checkpoint(path, tables.to_trainer(checkpoint))
+
+
+def _noises(task):
+    """The diffusion of each stage, as the package has them."""
+    for i, stage in enumerate(task.stages):
+        if not isinstance(stage.noise, DiscreteDdpm):
+            raise UserError(
+                f"stages[{i}].noise is a {type(stage.noise).__name__}, and dalle2-pytorch has "
+                "whole timesteps; train with DiscreteDdpm()."
+            )
+        if stage.latent:
+            raise UserError(
+                f"stages[{i}] works on latents of a tokenizer that dalle2-pytorch does not have; "
+                "train on pixels."
+            )
+    return tuple(stage.noise for stage in task.stages)
+
+
+def _task(model: DecoderUnets, settings: dict[str, Any]) -> DecoderTask:
+    arguments.check("decoder", {**arguments.DECODER, "cond_drop_prob": "read"}, settings)
+    for name in ("unet", "clip", "vae"):
+        settings.pop(name, None)
+    if "image_sizes" not in settings and "image_size" not in settings:
+        raise UserError(
+            "the weights do not tell image_sizes; give decoder={'image_sizes': (64, 256)}, one per "
+            "U-Net."
+        )
+    known = inspect.signature(Decoder).parameters
+    fields = {name: value for name, value in settings.items() if name in known}
+    _of_weights(model, fields)
+    first, text = model.unets[0], None
+    if model.clip is None and any(unet.cond_on_text_encodings for unet in model.unets):
+        reads = next(unet for unet in model.unets if unet.cond_on_text_encodings)
+        text = StoredText(reads.text_embed_dim or 1, reads.max_text_len)
+    width = first.image_embed_dim if model.clip is None else None
+    try:
+        return Decoder(model.unets, clip=model.clip, text=text, image_embed_dim=width, **fields)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        told = ", ".join(f"{name}={values.shown(value)}" for name, value in fields.items())
+        raise UserError(
+            f"decoder has values that make none ({first_line(error)}): {told}."
+        ) from error
+
+
+def _of_weights(model, fields):
+    """Adds the arguments that the weights tell.
+
+    Raises:
+      UserError: one that contradicts them.
+    """
+    unets = model.unets
+    found: dict[str, Any] = {
+        "channels": unets[0].channels,
+        "learned_variance": tuple(u.channels_out == 2 * u.channels for u in unets),
+        "use_noise_for_lowres_cond": tuple(u.lowres_noise_cond for u in unets),
+        "unconditional": not any(u.cond_on_image_embeds or u.cond_on_text_encodings for u in unets),
+    }
+    if model.noises:
+        found |= {
+            "timesteps": model.noises[0].timesteps,
+            "beta_schedule": tuple(noise.schedule for noise in model.noises),
+            "p2_loss_weight_gamma": tuple(noise.p2_gamma for noise in model.noises),
+        }
+    for name in ("channels", "timesteps", "unconditional"):
+        if name in found and fields.get(name, found[name]) != found[name]:
+            raise UserError(
+                f"decoder.{name}={values.shown(fields[name])} contradicts the weights "
+                f"({found[name]!r}); leave it out."
+            )
+    fields |= found

@@ -1,0 +1,310 @@
+"""DALL-E 2's decoder: what it learns and makes, its conditions, latents, and refusals before
+anything compiles.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import t2i_jax as t2i
+from t2i_jax import sharding
+from t2i_jax.config import from_dict, to_dict
+from t2i_jax.diffusion.blur import LowresBlur, gaussian_blur
+from t2i_jax.diffusion.learned_variance import LearnedVariance
+from t2i_jax.errors import UserError
+from t2i_jax.models import image_tokenizer
+from t2i_jax.models.clip import CLIP
+from t2i_jax.models.decoder_cascade import cascade
+from t2i_jax.pixels import to_float
+from t2i_jax.runs.recipe import TYPES
+from t2i_jax.systems.base import Given
+from t2i_jax.systems.decoder.system import DecoderSystem
+from t2i_jax.systems.decoder.task import DecoderTask
+from t2i_jax.text.stored import StoredText
+from t2i_jax.train import state as states
+from t2i_jax.train.step import train_step
+from tests.systems.toy_cascade import batch_of
+
+UNET = dict(
+    dim=8, dim_mults=(1, 2), resnet_groups=4, num_resnet_blocks=0, attn_heads=1, attn_dim_head=8,
+    init_cross_embed=False, init_conv_kernel_size=3, attend_at_middle=False, max_text_len=3,
+    num_image_tokens=2,
+)  # fmt: skip
+BASE = t2i.DecoderUnet(**UNET, cond_on_image_embeds=True, cond_on_text_encodings=True)
+NOISE = t2i.DiscreteDdpm(timesteps=25, objective="v")
+FIRST = t2i.DecoderStage(
+    BASE, image_size=8, noise=NOISE, learned_variance=LearnedVariance(), sampler="ddim", steps=3
+)
+SECOND = t2i.DecoderStage(
+    t2i.DecoderUnet(**UNET, memory_efficient=True),
+    image_size=16,
+    noise=NOISE,
+    lowres=LowresBlur(noise=True),
+    steps=2,
+)
+STORED = DecoderTask(
+    stages=(FIRST, SECOND), image_embed_dim=6, text=StoredText(dim=5, max_length=3)
+)
+CLIP_NETWORK = CLIP(
+    dim_text=16, dim_image=16, dim_latent=8, num_text_tokens=40, text_enc_depth=1, text_seq_len=3,
+    text_heads=1, text_dim_head=16, visual_enc_depth=1, visual_heads=1, visual_dim_head=16,
+    visual_image_size=8, visual_patch_size=4,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """The stored toy after steps on one batch: (task, batch, state, losses)."""
+    task, batch = STORED, batch_of(STORED, rows=4)
+    config = t2i.TrainConfig(
+        steps=40, batch_size=4, optim=t2i.OptimConfig(learning_rate=5e-3, warmup_steps=0)
+    )
+    optimisers = states.optimisers_of(task, config)
+    first = states.init_state(jax.random.key(0), task=task, optimisers=optimisers, ema_decay=0.0)
+
+    @jax.jit
+    def run(state):
+        def one(state, _):
+            return train_step(state, {}, batch, task=task, optimisers=optimisers)
+
+        return jax.lax.scan(one, state, None, length=40)
+
+    state, metrics = run(first)
+    return task, batch, state, metrics
+
+
+def system_of(trained, **more):
+    task, _, state, _ = trained
+    return DecoderSystem(task, state.params, jax.device_get(state.stats["updates"]), **more)
+
+
+def prompts_of(rows=2, seed=0):
+    rng = np.random.default_rng(seed)
+    embeds = rng.normal(size=(rows, 3, 5)).astype(np.float32)
+    return (embeds, np.ones((rows, 3), bool)), rng.normal(size=(rows, 6)).astype(np.float32)
+
+
+def test_both_stages_learn_and_are_counted(trained):
+    _, _, state, metrics = trained
+    for name in ("loss/stage_1", "loss/stage_2"):
+        losses = np.asarray(metrics[name])
+        assert np.isfinite(losses).all() and losses[-8:].mean() < 0.8 * losses[:4].mean()
+    assert {k: int(v) for k, v in state.stats["updates"].items()} == {"stage_1": 40, "stage_2": 40}
+
+
+def test_images_depend_on_seed_embedding_caption_and_guidance_alone(trained):
+    system, (prompts, embeds) = system_of(trained), prompts_of()
+
+    def make(prompts=prompts, embeds=embeds, **more):
+        return system.generate(prompts, image_embeds=embeds, stop_at=1, **more)
+
+    images = make()
+    assert images.shape == (2, 8, 8, 3) and images.dtype == np.uint8
+    np.testing.assert_array_equal(make(batch_size=1), images)
+    for other in (
+        make(seed=1),
+        make(embeds=embeds[::-1]),
+        make(prompts=(prompts[0][::-1], prompts[1])),
+        make(guidance=4.0),
+        make(prompts=None),
+        make(negative_prompts=prompts),
+    ):
+        assert (other != images).any()
+
+
+def test_inpainting_keeps_pixels_in_every_stage(trained):
+    system, (prompts, embeds) = system_of(trained), prompts_of(1)
+    images = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), dtype=np.uint8)
+    mask = np.zeros((16, 16), bool)
+    mask[:, :8] = True
+    made = system.generate(
+        prompts, image_embeds=embeds, init_images=images, mask=mask, resample=2, guidance=1
+    )
+    np.testing.assert_array_equal(made[:, mask], images[:, mask])
+    assert (made[:, ~mask] != images[:, ~mask]).any()
+
+
+def test_ancestral_sampling_takes_the_learned_variance(trained):
+    """A network whose second half says most noise gives other images than one that says least."""
+    task, _, state, _ = trained
+    prompts, embeds = prompts_of(1)
+
+    def at(fraction):
+        params = jax.tree.map(lambda a: a, dict(state.params))
+        last = dict(params["stage_1"]["unet"]["final_conv"])
+        last["bias"] = last["bias"].at[3:].add(fraction)
+        unet = {**params["stage_1"]["unet"], "final_conv": last}
+        system = DecoderSystem(task, {**params, "stage_1": {"unet": unet}}, {"stage_1": 1})
+        return system.generate(
+            prompts, image_embeds=embeds, stop_at=1, sampler="ancestral", steps=4, guidance=1
+        )
+
+    assert (at(-3.0) != at(3.0)).any()
+
+
+def test_a_learned_variance_of_any_size_leaves_loss_and_gradient_finite():
+    """The reference's loss is NaN where the network says little variance at timestep 0."""
+    noise, own = t2i.DiscreteDdpm(25, objective="x_start"), LearnedVariance()
+    x0, eps = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 3))
+    level_B = jnp.array([1.0, 2.0, 25.0])
+    x = noise.add(x0, eps, level_B)
+
+    @jax.jit
+    def bits(fraction):
+        return own.bound(x0 + 0.5, jnp.full(x0.shape, fraction), noise, x0, x, level_B).sum()
+
+    for fraction in (-1e4, -5.0, 0.0, 5.0, 1e4):
+        value, slope = jax.value_and_grad(bits)(fraction)
+        assert np.isfinite(value) and np.isfinite(slope)
+
+
+def test_blur_leaves_rows_alone_whose_deviation_is_0_and_keeps_the_mean_inside():
+    image = np.random.default_rng(0).uniform(size=(2, 9, 9, 1)).astype(np.float32)
+    out = gaussian_blur(image, jnp.array([0.0, 0.6]), jnp.array([3, 3]), 5)
+    np.testing.assert_allclose(out[0], image[0], atol=1e-6)
+    weights = np.exp(-0.5 * (np.array([-1, 0, 1]) / 0.6) ** 2)
+    weights /= weights.sum()
+    wanted = np.einsum("i,j,ij->", weights, weights, image[1, 3:6, 3:6, 0])
+    assert float(out[1, 4, 4, 0]) == pytest.approx(wanted, abs=1e-6)
+
+
+def clip_given(task):
+    params = sharding.unbox(CLIP_NETWORK.init(jax.random.key(1)))
+    return task.with_parts({"clip": Given(CLIP_NETWORK, {"clip": params})}), {
+        "clip": {"clip": params}
+    }
+
+
+def test_with_clip_an_image_is_made_of_its_own_embedding():
+    plain = dataclasses.replace(FIRST, learned_variance=None)
+    task, frozen = clip_given(DecoderTask(stages=(plain,)))
+    batch = batch_of(task)
+    assert set(batch) == {"image", "text", "text_mask"}
+    batch["text"] = batch["text"] % 40
+    told = task.conditions(frozen, batch)
+    params, stats = sharding.unbox(task.init(jax.random.key(0)))
+    loss, (metrics, _) = task.loss(params, stats, frozen, batch, jax.random.key(2), 0, number=1)
+    assert np.isfinite(loss) and task.flops(2) > 0 and set(metrics) == {"loss", "loss/stage_1"}
+    system = DecoderSystem(task, params, {"stage_1": 1}, frozen)
+    embeds = system.embed_images(batch["image"])
+    np.testing.assert_allclose(embeds, told.image_BD, atol=1e-5)
+    kernel = params["stage_1"]["unet"]["final_conv"]["kernel"]
+    kernel = 0.1 * jax.random.normal(jax.random.key(3), kernel.shape)
+    params["stage_1"]["unet"]["final_conv"] |= {"kernel": kernel}
+    ids = np.where(batch["text_mask"], batch["text"], 0)
+    variations = system.generate(ids, images=batch["image"], sampler="ddim", steps=2)
+    same = system.generate(ids, image_embeds=embeds, sampler="ddim", steps=2)
+    assert np.abs(variations.astype(int) - same).max() <= 1
+    by_caption = system.generate(ids, sampler="ddim", steps=2)
+    assert (by_caption != same).any()
+
+
+def test_latents_are_those_of_a_tokenizer_and_come_back_as_its_images():
+    tokenizer = t2i.ViTVQGAN(image_size=16, patch_size=4, dim=8, layers=1, heads=1, mlp_dim=8)
+    weights = sharding.unbox(image_tokenizer.init(tokenizer, jax.random.key(0)))
+    unet = t2i.DecoderUnet(**UNET)
+    stage = t2i.DecoderStage(
+        unet, image_size=16, noise=NOISE, latent=True, latent_scale=0.5, steps=2
+    )
+    task = DecoderTask(stages=(stage,)).with_parts({"tokenizer": Given(tokenizer, weights)})
+    assert task.networks[0].channels == 8 and task.made_shape(1, (16, 16)) == (4, 4, 8)
+    frozen, batch = {"tokenizer": weights}, batch_of(task)
+    encode, decode = task.latents_of(1, frozen)
+    image = to_float(batch["image"], (-1.0, 1.0))
+    again, _ = tokenizer.apply(
+        {"params": weights["generator"]},
+        to_float(batch["image"], tokenizer.pixel_range),
+        weights["stats"],
+    )
+    low, high = tokenizer.pixel_range
+    wanted = np.clip((again - low) / (high - low) * 2 - 1, -1, 1)
+    np.testing.assert_allclose(decode(encode(image)), wanted, atol=1e-5)
+    params, stats = sharding.unbox(task.init(jax.random.key(0)))
+    loss, _ = task.loss(params, stats, frozen, batch, jax.random.key(2), 0, number=1)
+    assert np.isfinite(loss)
+    made = DecoderSystem(task, params, {"stage_1": 1}, frozen).generate(images_per_prompt=2)
+    assert made.shape == (2, 16, 16, 3) and made.dtype == np.uint8
+
+
+def test_a_cascade_of_unets_agrees_and_cuts_cross_attention_by_resolution():
+    small, large = cascade(
+        (16, 64), cross_attention_up_to=16, dim=[16, 8], image_embed_dim=6, dim_mults=(1, 2, 4)
+    )
+    assert (small.dim, large.dim, small.lowres_cond, large.lowres_cond) == (16, 8, False, True)
+    assert (small.cond_on_image_embeds, large.cond_on_image_embeds) == (True, False)
+    assert (small.cross_attn, large.cross_attn) == ((True,) * 3, (False, False, True))
+    task = DecoderTask(
+        stages=(t2i.DecoderStage(small, 16), t2i.DecoderStage(large, 64)), image_embed_dim=6
+    )
+    assert task.networks[1].lowres_cond and from_dict(to_dict(task), TYPES) == task
+    with pytest.raises(UserError, match="image_sizes has 6, which is not a multiple of 4"):
+        cascade((6,), dim=8, dim_mults=(1, 2, 4))
+    with pytest.raises(UserError, match=r"dim=\[8\] has 1 values for 2 U-Nets"):
+        cascade((8, 16), dim=[8])
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: DecoderTask(stages=(SECOND, FIRST)), "each must be larger"),
+        (lambda: DecoderTask(stages=(FIRST,)).with_parts({}), "parts.clip is not given"),
+        (
+            lambda: DecoderTask(
+                stages=(dataclasses.replace(FIRST, unet=BASE.clone(image_embed_dim=7)),),
+                image_embed_dim=6,
+            ),
+            "image_embed_dim=7, and the image embeddings are 6 wide",
+        ),
+        (
+            lambda: clip_given(
+                DecoderTask(
+                    stages=(dataclasses.replace(FIRST, unet=BASE.clone(image_embed_dim=7)),)
+                )
+            ),
+            "the image embeddings are 8 wide",
+        ),
+        (
+            lambda: DecoderTask(
+                stages=(t2i.DecoderStage(t2i.DecoderUnet(**UNET), 8, latent=True),)
+            ).with_parts({}),
+            "parts.tokenizer is not given",
+        ),
+        (
+            lambda: dataclasses.replace(FIRST, noise=t2i.Ddpm()),
+            "learned_variance needs whole timesteps",
+        ),
+        (lambda: LowresBlur(kernel=4), "lowres.kernel=4"),
+        (lambda: LowresBlur(sigma=(2.0, 1.0)), "lowres.sigma"),
+        (lambda: t2i.Decoder(BASE, image_size=8, image_sizes=(8,)), "both given"),
+        (lambda: t2i.Decoder((BASE, BASE), image_size=8), "1 sizes for 2 U-Nets"),
+    ],
+)
+def test_a_decoder_that_can_not_be_is_refused(make, said):
+    with pytest.raises(UserError, match=said):
+        make()
+
+
+def test_what_is_asked_of_a_trained_decoder_and_does_not_fit_is_refused(trained):
+    system, (prompts, embeds) = system_of(trained), prompts_of()
+    for given, said in (
+        (dict(image_embeds=embeds[:, :5]), r"image_embeds have shape \(2, 5\)"),
+        (dict(image_embeds=np.full((1, 6), np.nan)), "compute them again"),
+        (dict(image_embeds=embeds, images=embeds), "both given"),
+        (dict(), "image_embeds=None"),
+        (dict(images="a.png"), "without a CLIP"),
+        (dict(image_embeds=embeds, start_at=2), "start_images"),
+        (dict(image_embeds=embeds, start_at=2, stop_at=1), "before start_at=2"),
+        (dict(image_embeds=embeds, steps=26), "26 are more than the 25 timesteps"),
+        (dict(image_embeds=embeds, compat="imagen-pytorch"), "compat"),
+        (dict(image_embeds=embeds, guidance=(1.0, 2.0, 3.0)), "3 values for 2 stages"),
+    ):
+        with pytest.raises(UserError, match=said):
+            system.generate(None, **given)
+    with pytest.raises(UserError, match="2 captions for 1 image embedding"):
+        system.generate(prompts, image_embeds=embeds[:1])
+    untrained = dataclasses.replace(system, updates={"stage_1": 0, "stage_2": 1})
+    with pytest.raises(UserError, match="stage 1 was never trained"):
+        untrained.generate(None, image_embeds=embeds)
