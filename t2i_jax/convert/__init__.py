@@ -284,17 +284,25 @@ def _cascade(inferred, fields):
     as unets=[{...}, {...}], or for another network under its name.
     """
     found, each = inferred["unets"], imagen.of_each(fields, len(inferred["unets"]))
-    beside = {
-        name: _made_part(name, *value, fields.get(name, {})) if _is_part(value) else value
-        for name, value in inferred.items()
-        if name != "unets"
-    }
-    common = {name: value for name, value in fields.items() if name not in ("unets", *beside)}
+    beside, taken = {}, {"unets"}
+    for name, value in inferred.items():
+        if name != "unets":
+            own = _fields_of_part(value, found, fields) if _is_part(value) else {}
+            beside[name] = _made_part(name, *value, own) if _is_part(value) else value
+            taken |= {name, *own}
+    common = {name: value for name, value in fields.items() if name not in taken}
     unets = tuple(
         _configured(unet, own_fields, {**common, **own} if own_fields else {})
         for (unet, own_fields), own in zip(found, each, strict=True)
     )
     return {"unets": unets, **beside}
+
+
+def _fields_of_part(part, unets, fields):
+    """The fields that are given for a network beside the U-Nets: those that no U-Net has."""
+    of_unets = {name for unet, _ in unets for name in config.fields_of(unet)}
+    known = config.fields_of(part[0])
+    return {name: v for name, v in fields.items() if name in known and name not in of_unets}
 
 
 def _found(loaded, module):

@@ -38,7 +38,7 @@ class DecoderUnet(nn.Module):
         None: dim.
       channels: channels of the image. channels_out: channels of the output; None: channels.
       cond_on_image_embeds: whether it is conditioned on an image embedding, of width
-        `image_embed_dim`. num_image_tokens: tokens that are made of it. add_image_embeds_to_time:
+        `image_embed_dim`; None: of whatever width it is first given. num_image_tokens: tokens that are made of it. add_image_embeds_to_time:
         whether it is added to the vector of the timestep too.
       cond_on_text_encodings: whether it is conditioned on encodings of a text, of width
         `text_embed_dim`; the blocks in the middle see them. max_text_len: texts are cut, or filled
@@ -217,7 +217,7 @@ class DecoderUnet(nn.Module):
         middle = tokens
         if self.cond_on_text_encodings or unused:
             if self.is_initializing() and self.cond_on_text_encodings and text[0] is None:
-                text = (jnp.zeros((len(level_B), 1, self.text_embed_dim or 1)), None, None)
+                text = (jnp.zeros((len(level_B), 1, sizes.text_width(self))), None, None)
             texts = TextTokens(token_dim, self.max_text_len, self.dtype, name="text")
             text_tokens = texts(*text)
             if text_tokens is not None:

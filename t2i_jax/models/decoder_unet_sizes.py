@@ -29,6 +29,17 @@ def cross_levels(model: Any) -> tuple[bool, ...]:
     return per_level(model, "cross_attn")
 
 
+def text_width(model: Any) -> int:
+    """Width of the encodings of texts.
+
+    Raises:
+      UserError: it is not known.
+    """
+    if model.text_embed_dim is None:
+        raise UserError("text_embed_dim=None; give the width of the text encodings, or some.")
+    return model.text_embed_dim
+
+
 def check(model: Any) -> None:
     """Refuses fields that no network can be built of; lists become tuples.
 
@@ -74,16 +85,6 @@ def _check_groups(model):
 
 
 def _check_conditions(model):
-    if model.cond_on_image_embeds and model.image_embed_dim is None:
-        raise UserError(
-            "image_embed_dim=None with cond_on_image_embeds=True; give the width of the image "
-            "embeddings."
-        )
-    if model.cond_on_text_encodings and model.text_embed_dim is None:
-        raise UserError(
-            "text_embed_dim=None with cond_on_text_encodings=True; give the width of the text "
-            "encodings."
-        )
     width = model.cond_dim or model.dim
     if "image_tokens" in model.compat and model.image_embed_dim != width:
         raise UserError(
@@ -123,7 +124,7 @@ def check_inputs(
         ("text", text_BLE, model.text_embed_dim),
     ):
         used = model.cond_on_image_embeds if name == "image_embed" else model.cond_on_text_encodings
-        if used and given is not None and given.shape[-1] != wanted:
+        if used and given is not None and wanted not in (None, given.shape[-1]):
             raise UserError(
                 f"{name} has width {given.shape[-1]}; the network wants {wanted}; give those that "
                 "it was made for."

@@ -26,9 +26,9 @@ from t2i_jax.errors import UserError
 
 SYSTEMS: dict[str, str] = {
     "clip": "t2i_jax.systems.clip",
+    "decoder": "t2i_jax.systems.decoder",
     "imagen": "t2i_jax.systems.imagen",
     "maskgit": "t2i_jax.systems.maskgit",
-    "decoder": "t2i_jax.systems.decoder",
     "muse": "t2i_jax.systems.muse",
     "parti": "t2i_jax.systems.parti",
     "super_resolution": "t2i_jax.systems.super_resolution",

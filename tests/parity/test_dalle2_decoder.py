@@ -93,8 +93,8 @@ def test_checkpoints_of_the_trainer_both_ways(theirs, ours, tmp_path):
     loaded["steps"] = torch.tensor([7, 0])
     shifted = {k: v + 1 if ".ema_model." in k else v for k, v in loaded["ema"].items()}
     torch.save({**loaded, "ema": shifted}, tmp_path / "more.pt")
-    sizes = dict(decoder={"image_sizes": (8, 16)}, clip={"text_heads": 1, "visual_heads": 1})
-    fields = dict(resnet_groups=4, unets=[{"channels": 3}, {}])
+    sizes = dict(decoder={"image_sizes": (8, 16)})
+    fields = dict(resnet_groups=4, unets=[{"channels": 3}, {}], text_heads=1, visual_heads=1)
     run = t2i.load(import_torch(tmp_path / "more.pt", tmp_path / "run", **sizes, **fields))
     assert run.updates == {"stage_1": 7, "stage_2": 0}
     was = t2i.load(ours).weights
@@ -207,10 +207,9 @@ def _same_images(theirs, system, number, side, image, text, monkeypatch):
 def test_a_decoder_without_its_image_sizes_or_of_another_package_is_refused(theirs, tmp_path):
     state = {key: value.numpy() for key, value in theirs.state_dict().items()}
     convert.torch_io.write(tmp_path / "a.safetensors", state)
-    fields = dict(resnet_groups=4, unets=[{"channels": 3}, {}])
+    fields = dict(resnet_groups=4, unets=[{"channels": 3}, {}], text_heads=1, visual_heads=1)
     with pytest.raises(UserError, match="do not tell image_sizes"):
-        import_torch(tmp_path / "a.safetensors", tmp_path / "b", **fields,
-                     clip={"text_heads": 1, "visual_heads": 1})  # fmt: skip
+        import_torch(tmp_path / "a.safetensors", tmp_path / "b", **fields)
     assert not (tmp_path / "b").exists()
     with pytest.raises(UserError, match="betas of no schedule"):
         dalle2_decoder.NETWORK.fields(

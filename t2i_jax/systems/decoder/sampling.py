@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 def clip_weights(frozen: Mapping[str, Any]) -> Params:
     """The parameters of CLIP among what a step reads and never changes."""
-    own = frozen["clip"]
-    return own.get("clip", own)
+    return frozen["clip"]["clip"]
 
 
 @functools.partial(jax.jit, static_argnames=("task", "number", "size", "sampling"))

@@ -192,6 +192,13 @@ class DecoderTask(SystemTask):
             stored["image_embeds"] = {"dim": self.embed_width}
         return stored
 
+    def prepare_text(self, folder, captions, parts: Mapping[str, Given]) -> None:
+        """The vocabulary of CLIP, or that of another encoder."""
+        if self.text is None and "clip" in parts:
+            parts["clip"].system.save_vocabulary(folder)
+        else:
+            super().prepare_text(folder, captions, parts)
+
     def check_options(self, options: DecoderOptions) -> None:
         """Refuses a tuple of values that has not one for each stage, and guidance that was not
         trained.
@@ -342,7 +349,8 @@ class DecoderTask(SystemTask):
             params = sharding.unbox(jax.eval_shape(init, jax.random.key(0)))
             once += flops_of(functools.partial(self._forward, number), params)
         if self.clip is not None and (self.by_image or self.by_text):
-            weights = {"clip": sharding.unbox(jax.eval_shape(self.clip.init, jax.random.key(0)))}
+            own = sharding.unbox(jax.eval_shape(self.clip.init, jax.random.key(0)))
+            weights = {"clip": {"clip": own}}
             frozen = flops_of(self.conditions, weights, dict(self.batch_spec(1)))
         return batch_size * (3 * once + frozen)
 
