@@ -14,7 +14,7 @@ from t2i_jax.diffusion.blur import LowresBlur, LowresDraws
 from t2i_jax.diffusion.discrete import DiscreteDdpm
 from t2i_jax.diffusion.draws import injected
 from t2i_jax.diffusion.guidance import for_rows
-from t2i_jax.diffusion.learned_variance import LearnedVariance
+from t2i_jax.diffusion.learned_variance import LearnedVariance, log_likelihood
 from t2i_jax.models.decoder_unet import DecoderUnet
 from t2i_jax.systems.cascade.stage import StageSampling, run
 from t2i_jax.systems.decoder.stage import COMPAT, DecoderDraws, DecoderStage, losses
@@ -140,14 +140,14 @@ OBJECTIVES = {
 @pytest.mark.parametrize("variance", [None, "free", "constrained"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_losses_and_their_gradients(objective, variance):
-    """Timestep 0, where the likelihood of bytes takes the place of a divergence, is among them."""
+    """At timesteps from 1 on; the likelihood of bytes, which counts at 0, has a test of its own."""
     gamma = 0.5 if objective == "v" else 0.0
     learned, constrained = variance is not None, variance == "constrained"
     theirs = _reference(
         learned, p2_loss_weight_gamma=gamma, learned_variance_constrain_frac=constrained,
         vb_loss_weight=0.1, loss_type="huber" if objective == "noise" else "l2",
     )  # fmt: skip
-    unet, eps, times = _Unet(learned), _rng.normal(size=SHAPE).astype(np.float32), [0, 17]
+    unet, eps, times = _Unet(learned), _rng.normal(size=SHAPE).astype(np.float32), [1, 17]
     loss = theirs.p_losses(
         unet, _torch(IMAGES), torch.tensor(times), image_embed=torch.tensor(EMBEDS),
         noise_scheduler=theirs.noise_schedulers[0], noise=_torch(eps), learned_variance=learned,
@@ -168,6 +168,17 @@ def test_losses_and_their_gradients(objective, variance):
     value, slope = jax.jit(jax.value_and_grad(ours))(0.5)
     assert _error(value, loss.detach()) < FORMULA
     assert _error(slope, unet.slope.grad) < FORMULA
+
+
+def test_likelihood_of_bytes():
+    """Within four deviations: the package's float32 has no digits beyond."""
+    x0 = np.linspace(-1, 1, 41, dtype=np.float32)
+    spread = np.array([[-4.0], [-1.0]], np.float32)
+    mean = x0 + _rng.uniform(-4, 4, (2, 41)).astype(np.float32) * np.exp(spread)
+    given = np.broadcast_to(x0, (2, 41)), mean, np.broadcast_to(spread, (2, 41))
+    x, means, scales = (torch.tensor(np.array(one)) for one in given)
+    wanted = package.discretized_gaussian_log_likelihood(x, means=means, log_scales=scales)
+    assert _error(log_likelihood(*map(jnp.asarray, given)), wanted) < 1e-3  # of small differences
 
 
 def test_blurred_and_noised_smaller_images(monkeypatch):

@@ -115,7 +115,8 @@ class DecoderStage(Stage):
         denoise = denoiser(of, self.noise, self_conditioned=self.unet.self_cond)
         denoise = self._bounded(denoise, sampling.percentile)
         if sampling.sampler == "ddim":
-            return samplers.ddim(denoise, self.noise, self.eta)
+            step = samplers.ddim(denoise, self.noise, self.eta)
+            return _still_at_the_end(step) if sampling.compat == COMPAT else step
         return stages.solver(denoise, self.noise, sampling)
 
     def prediction_of(self, net: Net) -> Net:
@@ -132,6 +133,15 @@ class DecoderStage(Stage):
         if percentile is not None:
             return threshold.dynamic(denoise, percentile)
         return denoise if self.latent else threshold.clamp(denoise)
+
+
+def _still_at_the_end(step: samplers.Step) -> samplers.Step:
+    """A step that adds no noise where it reaches level 1, as the package's DDIM does not."""
+
+    def stilled(state, levels, normal):
+        return step(state, levels, lambda: jnp.where(levels.next > 1, normal(), 0.0))
+
+    return stilled
 
 
 class Conditions(NamedTuple):
