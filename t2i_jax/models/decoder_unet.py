@@ -38,8 +38,9 @@ class DecoderUnet(nn.Module):
         None: dim.
       channels: channels of the image. channels_out: channels of the output; None: channels.
       cond_on_image_embeds: whether it is conditioned on an image embedding, of width
-        `image_embed_dim`; None: of whatever width it is first given. num_image_tokens: tokens that are made of it. add_image_embeds_to_time:
-        whether it is added to the vector of the timestep too.
+        `image_embed_dim`; None: of whatever width it is first given. num_image_tokens: tokens that
+        are made of it. add_image_embeds_to_time: whether it is added to the vector of the timestep
+        too.
       cond_on_text_encodings: whether it is conditioned on encodings of a text, of width
         `text_embed_dim`; the blocks in the middle see them. max_text_len: texts are cut, or filled
         up with learnt tokens.
