@@ -51,6 +51,7 @@ _HOMES = {
     "DecoderUnet64": "t2i_jax.models.decoder_unet",
     "DecoderUnet256": "t2i_jax.models.decoder_unet",
     "DecoderUnet1024": "t2i_jax.models.decoder_unet",
+    "DiffusionPriorNetwork": "t2i_jax.models.diffusion_prior",
     "ClassLabels": "t2i_jax.text.classes",
     "CaptionIds": "t2i_jax.text.caption_ids",
     "LearnedText": "t2i_jax.text.learned",

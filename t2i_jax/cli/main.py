@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from t2i_jax import __version__
 from t2i_jax.errors import Preempted, UserError
@@ -27,14 +27,22 @@ def start() -> None:
     start alone, so the process starts again as itself; a user's own GLIBC_TUNABLES stay as they
     are.
     """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = _MALLOC
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    with_one_heap()
     main()
 
 
-def main() -> None:
+def with_one_heap() -> None:
+    """Starts the process again with the memory settings of `start`, where it has none yet."""
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = _MALLOC
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def main(run: Callable[[list[str]], None] | None = None) -> None:
     """One command, from `sys.argv`.
+
+    Args:
+      run: what to do with its words; None: they are a command of `t2i`.
 
     Exit status: 0 done; 2 a mistake in what was given (one sentence says which); 75 stopped by
     SIGTERM, SIGHUP or SIGINT after saving, the same command resumes; 130 interrupted at once by a
@@ -45,7 +53,7 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     forgive()
     try:
-        _run(sys.argv[1:])
+        (run or _run)(sys.argv[1:])
     except (UserError, Preempted) as error:
         print(f"t2i: {_cut(str(error))}", file=sys.stderr)
         _leave(error.status)
@@ -92,7 +100,7 @@ def _run(words):
             known = [*commands, "--help", *(["--version"] if name == "t2i" else [])]
             raise UserError(f"{word!r} is no command of {name}; {nearest(word, known)}")
         name, commands = f"{name} {word}", commands[word]
-    _start_cache()
+    start_cache()
     if name == "t2i sample":  # its options are those of the run that is named
         commands(words)
     else:
@@ -101,7 +109,17 @@ def _run(words):
 
 def _commands():
     """By name the function of each command, or the commands below it."""
-    from t2i_jax.cli import compile, config, convert, data, evaluate, export, quickstart, sample
+    from t2i_jax.cli import (
+        compile,
+        config,
+        convert,
+        data,
+        embeddings,
+        evaluate,
+        export,
+        quickstart,
+        sample,
+    )
     from t2i_jax.cli import report as page
     from t2i_jax.cli import train as training
 
@@ -118,6 +136,7 @@ def _commands():
             "pack": data.pack,
             "encode-text": data.encode_text,
             "encode-images": data.encode_images,
+            "encode-clip": embeddings.encode_clip,
         },
         "convert": {"from-torch": convert.from_torch, "to-torch": convert.to_torch},
         "compile": compile.compile_for,
@@ -144,7 +163,7 @@ def _overview(name, commands):
     return "\n".join(lines)
 
 
-def _start_cache():
+def start_cache() -> None:
     """The persistent compilation cache: a second start skips compiling, and tracing the step of a
     training.
 

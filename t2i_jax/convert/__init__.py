@@ -14,7 +14,9 @@ import numpy as np
 
 from t2i_jax import config, values
 from t2i_jax.convert import (
+    dalle2,
     dalle2_decoder,
+    dalle2_prior,
     decoder_unet,
     diffusion_prior,
     engine,
@@ -42,6 +44,8 @@ _DIGITS = 3  # of a number in the name of an array
 # `engine.Network`.
 NETWORKS: dict[str, engine.Network] = {
     "parti-pytorch": parti.NETWORK,
+    "dalle2-pytorch": dalle2.NETWORK,
+    "dalle2-pytorch prior": dalle2_prior.PRIOR,
     "parti-pytorch with its image tokenizer": parti.WITH_TOKENIZER,
     "muse-maskgit-pytorch": muse.MUSE,
     "muse-maskgit-pytorch MaskGit with its image tokenizer": muse.MASKGIT,
@@ -262,8 +266,8 @@ def _fields_within(of, found):
 
 
 def _same(model, name, inferred, value):
-    network = next(one for one in NETWORKS.values() if one.model is model)
-    return network.same(name, inferred, value)
+    network = next((one for one in NETWORKS.values() if one.model is model), None)
+    return inferred[name] == value if network is None else network.same(name, inferred, value)
 
 
 def _made(model, fields):

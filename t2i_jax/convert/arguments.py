@@ -108,6 +108,20 @@ DIFFUSION_PRIOR_NETWORK: Rows = dict.fromkeys(
     READ,
 )
 
+DIFFUSION_PRIOR: Rows = {
+    **dict.fromkeys(
+        """net clip timesteps beta_schedule sample_timesteps cond_drop_prob text_cond_drop_prob
+        image_cond_drop_prob loss_type predict_x_start predict_v condition_on_text_encodings
+        sampling_clamp_l2norm sampling_final_clamp_l2norm training_clamp_l2norm
+        init_image_embed_l2norm image_embed_scale image_embed_dim""".split(),
+        READ,
+    ),
+    # those of CLIP, where there is one, and of nothing where there is none
+    "image_size": NO_EFFECT,
+    "image_channels": NO_EFFECT,
+    "clip_adapter_overrides": Only(None),
+}
+
 # What a checkpoint of the trainer holds does not depend on them, but for the averages of `use_ema`.
 IMAGEN_TRAINER: Rows = {
     "imagen": READ,

@@ -32,7 +32,11 @@ from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
 
 FORMAT, VERSION, MANIFEST = "t2i_jax packed", 1, "manifest.json"
-COLUMNS = {"text": ("text_embeds", "text_mask"), "tokens": ("tokens",)}  # and the arrays of each
+COLUMNS = {  # and the arrays of each
+    "text": ("text_embeds", "text_mask"),
+    "tokens": ("tokens",),
+    "clip": ("image_embeds", "caption_embeds"),
+}
 _READ = "readahead_buffer_size:0,max_parallelism:0"  # for random access
 _WRITE = "group_size:1,uncompressed"  # every record by itself; images are compressed already
 
@@ -71,7 +75,7 @@ class PackedSource(ImageFiles):
 
     @property
     def stored(self) -> Mapping[str, Mapping[str, Any]]:
-        """What is known of each column, "text" and "tokens", that was computed."""
+        """What is known of each column, "text", "tokens" and "clip", that was computed."""
         return self.manifest["columns"]
 
     def file(self, index: int) -> tuple[bytes, str]:

@@ -123,7 +123,8 @@ def add_column(
     that is read.
 
     Args:
-      column: "text" (arrays "text_embeds", "text_mask") or "tokens" ("tokens").
+      column: "text" (arrays "text_embeds", "text_mask"), "tokens" ("tokens") or "clip"
+        ("image_embeds", "caption_embeds").
       rows: the arrays of each record; a `BadSample` for one that has none, which is stored empty
         and counted.
       about: what they were made with, for the manifest.

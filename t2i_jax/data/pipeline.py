@@ -30,7 +30,10 @@ from t2i_jax.data.source import EMBEDDED, BadSample, Record, Source, open_source
 from t2i_jax.errors import UserError
 from t2i_jax.values import Fraction, Range, Seed
 
-ENTRIES = ("image", "cond_image", "caption", "text", "text_mask", "text_embeds", "tokens")
+VECTORS = ("image_embeds", "caption_embeds")  # of a whole image, and of a whole caption
+ENTRIES = (
+    "image", "cond_image", "caption", "text", "text_mask", "text_embeds", "tokens", *VECTORS
+)  # fmt: skip
 HELD_OUT = "held out"  # in place of a sample that training does not see
 _log = logging.getLogger(__name__)
 
@@ -130,7 +133,8 @@ def batches(
       tokenize: makes "text" and "text_mask" of captions; needed where "text" is wanted.
       wants: entries of a batch, from "image" (B, image_size, image_size, C) uint8, "caption" list
         of str, "text" and "text_mask" (B, L), "text_embeds" (B, L, width) float32 with its
-        "text_mask", "tokens" (B, N) int32; "cond_image" like "image", cut and mirrored as it is,
+        "text_mask", "tokens" (B, N) int32, "image_embeds" and "caption_embeds" (B, width) float32;
+        "cond_image" like "image", cut and mirrored as it is,
         where the source has images to condition on.
       text_length: L of "text_embeds", which are padded or cut; None: the longest of the batch.
       rows: of a batch, for every process those that it reads, ascending; None: one process reads
@@ -423,6 +427,9 @@ class _Collate:
             made["tokens"] = np.stack(
                 [np.asarray(sample["tokens"], np.int32).reshape(-1) for sample in samples]
             )
+        for name in {*VECTORS} & {*self.wants}:
+            vectors = [np.asarray(sample[name], np.float32).reshape(-1) for sample in samples]
+            made[name] = np.stack(vectors)
         if "caption" in self.wants:
             made["caption"] = [sample["caption"] for sample in samples]
         return {name: made[name] for name in self.wants}

@@ -15,16 +15,25 @@ from t2i_jax.foreign import file
 
 ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
 _REMEDY = "save its state_dict() again, best as .safetensors"
-# What Lightning before 1.6 has as keys beside the weights: classes, of which none is made. The
-# public VQGANs are such files.
+# What stands beside the weights in public files: keys of Lightning before 1.6 (the public VQGANs
+# are such files), and the version of the package that dalle2-pytorch's trainers save. None of these
+# classes is made.
 _KEYS = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+    "packaging.version.Version",
+    "packaging.version._Version",
+    "packaging._structures.InfinityType",
+    "packaging._structures.NegativeInfinityType",
 )
 
 
 class _Key:
     """Stands for a class of `_KEYS`; there is nothing in it."""
+
+    def __new__(cls, *_: object) -> _Key:
+        """Whatever its class was made of is left out."""
+        return object.__new__(cls)
 
 
 def load(path: str | os.PathLike, field: str) -> Any:

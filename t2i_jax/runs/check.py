@@ -33,6 +33,7 @@ from t2i_jax.train.checkpoint import last_step
 _COLUMNS = {  # of packed data: the entry of a batch that it fills, and the command that makes it
     "tokens": ("tokens", "t2i data encode-images PACKED RUN"),
     "text": ("text_embeds", "t2i data encode-text PACKED --t5 NAME"),
+    "clip": ("image_embeds", "t2i data encode-clip PACKED RUN"),
 }
 _LOOKED_AT = 32  # samples that are read of each stage's data
 _PER_CORE = 8  # processes that read, at most

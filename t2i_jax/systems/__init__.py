@@ -25,12 +25,14 @@ from typing import Any
 from t2i_jax.errors import UserError
 
 SYSTEMS: dict[str, str] = {
+    "dalle2": "t2i_jax.systems.dalle2",
     "clip": "t2i_jax.systems.clip",
     "decoder": "t2i_jax.systems.decoder",
     "imagen": "t2i_jax.systems.imagen",
     "maskgit": "t2i_jax.systems.maskgit",
     "muse": "t2i_jax.systems.muse",
     "parti": "t2i_jax.systems.parti",
+    "prior": "t2i_jax.systems.prior",
     "super_resolution": "t2i_jax.systems.super_resolution",
     "tokenizer": "t2i_jax.systems.tokenizer",
 }

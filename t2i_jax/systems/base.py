@@ -312,6 +312,20 @@ class System:
             f"a {type(self).__name__} makes no codes of images; give the run of an image tokenizer."
         )
 
+    def embed_images(self, images: Any, batch_size: int | None = None) -> np.ndarray:
+        """Vectors of images in a space that they share with captions; this system makes none."""
+        raise UserError(f"a {type(self).__name__} embeds no images; give the run of a CLIP.")
+
+    def similarity(self, images: Any, captions: Any) -> np.ndarray:
+        """How similar each image is to each caption; this system compares none."""
+        raise UserError(
+            f"a {type(self).__name__} compares no images with captions; give the run of a CLIP."
+        )
+
+    def encode_text(self, captions: Any, batch_size: int | None = None) -> Any:
+        """The embeddings of captions, and the encodings of their tokens; this system makes none."""
+        raise UserError(f"a {type(self).__name__} embeds no captions; give the run of a CLIP.")
+
     def preview(
         self, held_out: HeldOut, evaluation: Evaluation
     ) -> tuple[np.ndarray, Mapping[str, float]]:

@@ -16,6 +16,7 @@ import numpy as np
 from t2i_jax.eval.evaluation import JUDGES, Evaluation
 from t2i_jax.eval.grid import grid
 from t2i_jax.files import replacing
+from t2i_jax.models.image_text import TextEmbedding
 from t2i_jax.nn import contrastive
 from t2i_jax.pixels import SIGNED, to_float
 from t2i_jax.systems import generation, given
@@ -64,8 +65,13 @@ class ClipSystem(System):
         Raises:
           UserError: nothing of these.
         """
-        ids = self._ids(captions)
-        return self._in_batches(self._text, ids, batch_size)
+        return np.asarray(self.encode_text(captions, batch_size).embed_BD)
+
+    def encode_text(self, captions: Any, batch_size: int | None = None) -> TextEmbedding:
+        """The `TextEmbedding` of captions: those of `embed_text`, and the encodings of their
+        tokens; NumPy arrays. Arguments as of `embed_text`.
+        """
+        return self._in_batches(self._text, self._ids(captions), batch_size)
 
     def embed_images(self, images: Any, batch_size: int | None = None) -> np.ndarray:
         """(P, D) float32, l2-normalised: images in the joint space.
@@ -85,7 +91,7 @@ class ClipSystem(System):
         shown, ids = self._images("images", images), self._ids(captions)
         if not self.task.contrastive.by_tokens:
             image_ID = self._in_batches(self._image, {"image": shown}, None)
-            return image_ID @ self._in_batches(self._text, ids, None).T
+            return image_ID @ self._in_batches(self._text, ids, None).embed_BD.T
         return self._by_tokens(shown, ids)
 
     def classify(self, images: Any, classes: Sequence[str]) -> list[str]:
@@ -170,7 +176,7 @@ class ClipSystem(System):
         model = self.task.model
 
         def embed(params, arrays):
-            return model.embed_text(params, arrays["text"], arrays["text_mask"]).embed_BD
+            return model.embed_text(params, arrays["text"], arrays["text_mask"])
 
         return jax.jit(embed)
 

@@ -1,0 +1,146 @@
+"""`t2i data encode-clip`: embeddings of images and captions, stored beside a packed set."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import numpy as np
+
+from t2i_jax import paths
+from t2i_jax.values import Fraction, Range
+from t2i_jax.words import counted
+
+_Many = Annotated[int, Range(1, 65_536)]  # records that are in memory at once
+
+
+def encode_clip(
+    packed: pathlib.Path,
+    run: pathlib.Path,
+    crop: str = "center",
+    dtype: str = "float16",
+    batch_size: _Many = 64,
+    max_bad_rate: Fraction = 0.05,
+    replace: bool = False,
+) -> None:
+    """Store a trained CLIP's embeddings of images and captions, and its encodings of their tokens,
+    beside a packed set, for a task with stored=True.
+
+    Args:
+        packed: Folder that `t2i data pack` wrote, with captions.
+        run: Folder of the run that embeds them, or of a run that holds one.
+        crop: How images become square: center, or resize, which squeezes them.
+        dtype: Of the stored encodings of tokens: float16, bfloat16 or float32; embeddings of whole
+            images and captions are float32.
+        batch_size: Records that are embedded at once.
+        max_bad_rate: Which fraction of the records may be damaged.
+        replace: Make them anew where there are some of another run or crop.
+    """
+    import jax.numpy as jnp
+
+    from t2i_jax import runs
+    from t2i_jax.config import one_of
+    from t2i_jax.data.arrayrecord import PackedSource
+    from t2i_jax.data.pack import add_column, make_room
+    from t2i_jax.errors import UserError
+    from t2i_jax.runs.folder import fingerprint
+
+    one_of("crop", crop, ("center", "resize"))
+    one_of("dtype", dtype, ("float16", "bfloat16", "float32"))
+    packed, run = paths.given("packed", packed), paths.given("run", run)
+    source = PackedSource(str(packed))
+    if not source.manifest["captions"]:
+        raise UserError(f"packed={str(packed)!r} holds no captions; pack it without --no-captions.")
+    system = runs.load(run / "clip" if (run / "clip").is_dir() else run)
+    size = getattr(system.task, "image_size", None) or 1
+    # a system that embeds nothing says so here, before anything is removed
+    shown = system.embed_images(np.zeros((1, size, size, 3), np.uint8))
+    told = system.encode_text(["a"])
+    made_by = {"clip": fingerprint(system.weights)}
+    of_tokens = {
+        **made_by, "dim": told.encodings_BLE.shape[-1],
+        "max_length": told.encodings_BLE.shape[1], "dtype": dtype,
+    }  # fmt: skip
+    columns = {
+        "clip": ({**made_by, "dim": shown.shape[-1], "crop": crop}, _vectors),
+        "text": (of_tokens, functools.partial(_encodings, dtype=jnp.dtype(dtype))),
+    }
+    for column, (about, rows) in columns.items():
+        if not make_room(packed, column, about, replace):
+            print(f"there already: {column} of {run} in {packed}")
+            continue
+        made = rows(source, system, crop, batch_size)
+        add_column(
+            packed, column, made, about={**about, "run": str(run)}, max_bad_rate=max_bad_rate
+        )
+    records = counted(len(source), "record")
+    print(f"stored: embeddings, {shown.shape[-1]} wide, of {records} in {packed}")
+
+
+def _vectors(source, system, crop, batch_size) -> Iterator[Any]:
+    """Of each record the embeddings of its image and its caption."""
+    from t2i_jax.data.crop import crop as cut
+
+    size = system.task.image_size
+
+    def read(index):
+        record = source[index]
+        return cut(record["image"], size, crop), record["caption"]
+
+    def embedded(pairs):
+        images, captions = zip(*pairs, strict=True)
+        image_BD = system.embed_images(np.stack(images), batch_size)
+        text_BD = system.encode_text(list(captions), batch_size).embed_BD
+        return [
+            {"image_embeds": image, "caption_embeds": text}
+            for image, text in zip(image_BD, text_BD, strict=True)
+        ]
+
+    yield from _in_batches(source, read, embedded, batch_size)
+
+
+def _encodings(source, system, crop, batch_size, dtype) -> Iterator[Any]:
+    """Of each record the encodings of its caption's tokens, without padding."""
+
+    def embedded(captions):
+        found = system.encode_text(captions, batch_size)
+        rows = zip(np.asarray(found.encodings_BLE), np.asarray(found.mask_BL), strict=True)
+        return [
+            {"text_embeds": encodings[mask].astype(dtype), "text_mask": mask[mask]}
+            for encodings, mask in rows
+        ]
+
+    yield from _in_batches(source, source.caption, embedded, batch_size)
+
+
+def _in_batches(source, read, embedded, batch_size):
+    """What `embedded` makes of the records that `read` gives; those that can't be used as they
+    are.
+    """
+    from tqdm import tqdm
+
+    from t2i_jax.data.pack import side_by_side
+    from t2i_jax.data.source import BadSample
+
+    def careful(index):
+        try:
+            return read(index)
+        except BadSample as bad:
+            return bad
+
+    def done(waiting):
+        good = [row for row in waiting if not isinstance(row, BadSample)]
+        made = iter(embedded(good) if good else [])
+        return [row if isinstance(row, BadSample) else next(made) for row in waiting]
+
+    waiting: list[Any] = []
+    indices = tqdm(range(len(source)), desc="encoding", unit="rec", disable=None)
+    for one in side_by_side(careful, indices):
+        waiting.append(one)
+        if len(waiting) == batch_size:
+            yield from done(waiting)
+            waiting = []
+    if waiting:
+        yield from done(waiting)

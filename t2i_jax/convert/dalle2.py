@@ -1,0 +1,49 @@
+"""DALLE2 of dalle2-pytorch 1.15.6: a prior and a decoder saved as one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from t2i_jax.convert import dalle2_decoder, dalle2_prior, engine
+from t2i_jax.convert.engine import Network, State
+from t2i_jax.models.dalle2 import PriorAndDecoder
+
+_PARTS = {"prior": dalle2_prior.PRIOR, "decoder": dalle2_decoder.NETWORK}
+
+
+def _fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
+    """The class and the fields of each part."""
+    return {
+        name: (part.model, part.fields(engine.part(state, f"{name}."), told.get(name, {})))
+        for name, part in _PARTS.items()
+    }
+
+
+def live(module: Any) -> dict[str, Any]:
+    """By part what a live `DALLE2` tells.
+
+    Raises:
+      UserError: an option that has no form here.
+    """
+    return {
+        "prior": dalle2_prior.live(module.prior),
+        "decoder": dalle2_decoder.live(module.decoder),
+    }
+
+
+NETWORK = Network(
+    model=PriorAndDecoder,
+    recognise=lambda state: all(
+        part.recognise(engine.part(state, f"{name}.")) for name, part in _PARTS.items()
+    ),
+    fields=_fields,
+    told=live,
+    table=lambda model: [
+        row
+        for name, part in _PARTS.items()
+        for row in engine.within(part.table(getattr(model, name)), f"{name}.", name)
+    ],
+    shapes=lambda model: {name: part.shapes(getattr(model, name)) for name, part in _PARTS.items()},
+    ignore=tuple(f"{name}.{own}" for name, part in _PARTS.items() for own in part.ignore),
+)

@@ -1,0 +1,47 @@
+"""What a prior can be told when it samples."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from t2i_jax.config import one_of
+from t2i_jax.systems import generation
+
+COMPAT = "dalle2-pytorch"
+SAMPLERS = ("ancestral", "ddim", "heun", "dpm_solver")
+_MOST_STEPS, _MOST_SAMPLES = 100_000, 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorOptions:
+    """How a prior samples image embeddings.
+
+    Attributes:
+      guidance: scale of classifier-free guidance towards the caption; 1 is none.
+      sampler: "ancestral", "ddim", "heun" or "dpm_solver".
+      steps: of the sampler; None: 64 of "ddim", 32 of "heun" and "dpm_solver", and every timestep
+        there is of "ancestral" (250 of a diffusion in continuous time).
+      num_samples: embeddings that are sampled of each caption; the one that is the most similar to
+        the caption's embedding is kept. 1 takes what comes.
+      compat: "dalle2-pytorch": guidance starts from a prediction that sees neither the caption nor
+        the noised embedding, and estimates of networks that predict noise or v are clipped to
+        [-1, 1], as that package has it; None: guidance starts from one that does not see the
+        caption, and nothing is clipped.
+    """
+
+    guidance: float = 1.0
+    sampler: str = "dpm_solver"
+    steps: int | None = None
+    num_samples: int = 2
+    compat: str | None = None
+
+    def __post_init__(self):
+        generation.plain(self)
+        generation.check_number("guidance", self.guidance, "try 1.5, or 1 for none")
+        one_of("sampler", self.sampler, SAMPLERS)
+        generation.check_count("steps", self.steps, most=_MOST_STEPS)
+        if self.num_samples is None:
+            object.__setattr__(self, "num_samples", 1)
+        generation.check_count("num_samples", self.num_samples, most=_MOST_SAMPLES)
+        if self.compat is not None:
+            one_of("compat", self.compat, (COMPAT,))

@@ -1,0 +1,192 @@
+"""A trained prior: captions to CLIP's embeddings of images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t2i_jax.errors import UserError
+from t2i_jax.eval.evaluation import Evaluation
+from t2i_jax.eval.grid import grid
+from t2i_jax.models.image_text import TextEmbedding
+from t2i_jax.systems import generation
+from t2i_jax.systems.base import Findings, HeldOut, System
+from t2i_jax.systems.prior import sampling
+from t2i_jax.systems.prior.options import PriorOptions
+
+if TYPE_CHECKING:
+    from t2i_jax.systems.prior.task import PriorTask
+
+_AT_ONCE, _SHOWN, _SIDE = 64, 32, 96  # embeddings at a time; images of a sheet, their least height
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorSystem(System):
+    """A trained prior.
+
+    >>> prior = t2i.load("runs/prior")                                           # doctest: +SKIP
+    >>> prior.embed(["a red circle above a blue square"]).shape                  # doctest: +SKIP
+    (1, 512)
+
+    Attributes:
+      task: what it was trained as. weights: {"prior": parameters}.
+      frozen: {"clip": CLIP's weights}; {} without it.
+      clip: the trained CLIP; None: captions are given as embeddings.
+      mesh: the mesh on which it samples, see `generation.on_mesh`; None: one device.
+    """
+
+    task: PriorTask
+    weights: Mapping[str, Any]
+    frozen: Mapping[str, Any]
+    clip: Any = None
+    mesh: Any = None
+
+    def on_mesh(self, shape: Mapping[str, int] | None) -> System:
+        """The same system, sampling on a mesh of all devices, see `generation.on_mesh`."""
+        return generation.on_mesh(self, shape)
+
+    def embed(
+        self,
+        captions: Any,
+        options: PriorOptions | None = None,
+        *,
+        seed: int = 0,
+        images_per_prompt: int = 1,
+        batch_size: int | None = None,
+        progress: bool = False,
+        **changes: Any,
+    ) -> np.ndarray:
+        """Image embeddings, float32 (captions * images_per_prompt, D); those of one caption stand
+        together.
+
+        Args:
+          captions: a caption, a list of them, token ids (P, L), or their `TextEmbedding`.
+          options: how it samples; None: the defaults of `PriorOptions`. changes: single options by
+            name, guidance=1.5.
+          seed: the same seed gives the same embeddings, whatever the batch size.
+          images_per_prompt: embeddings of each caption; of each of them `options.num_samples` are
+            sampled, and the one is kept that is the most similar to the caption.
+          batch_size: samples made at a time; None: 64. progress: shows a bar over these batches.
+
+        Raises:
+          UserError: an argument that does not fit, before anything compiles.
+        """
+        chosen = generation.with_changes(PriorOptions, options, changes)
+        self.task.check_options(chosen)
+        for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
+            generation.check_count(name, value)
+        prompt, each = self.prompt(captions), images_per_prompt * chosen.num_samples
+        total, made = len(next(iter(prompt.values()))) * each, []
+        settings = self.task.sampling_of(chosen)
+        for rows in generation.batches(
+            prompt, total, each, seed, batch_size or min(total, _AT_ONCE), progress=progress
+        ):
+            with jax.set_mesh(self.mesh):
+                found = sampling.generate(
+                    self.weights["prior"], self.frozen, rows.arrays, rows.keys_B, task=self.task,
+                    sampling=settings, guidance=jnp.float32(chosen.guidance),
+                )  # fmt: skip
+            made.append([np.asarray(array)[: rows.count] for array in found])
+        embeds, cosines = (np.concatenate(parts) for parts in zip(*made, strict=True))
+        best = cosines.reshape(-1, chosen.num_samples).argmax(1)
+        return embeds.reshape(len(best), chosen.num_samples, -1)[np.arange(len(best)), best]
+
+    def prompt(self, captions: Any, field: str = "captions") -> dict[str, np.ndarray]:
+        """The arrays of captions that `sampling.generate` takes.
+
+        Args:
+          captions: as of `embed`. field: how they are named in messages.
+
+        Raises:
+          UserError: captions where there is no CLIP, or embeddings of another shape.
+        """
+        if isinstance(captions, TextEmbedding):
+            return self._stored(captions, field)
+        if self.clip is None:
+            raise UserError(
+                f"{field} are no embeddings, and this prior was trained without its CLIP; give a "
+                "TextEmbedding of the CLIP that made the data's."
+            )
+        encoder, tokenizer = self.clip.task.text_encoder, self.clip.text_tokenizer
+        if tokenizer is None or hasattr(captions, "ndim"):
+            return dict(encoder.encode(tokenizer, captions, field))
+        return generation.texts(encoder, tokenizer, captions, None, guided=False)
+
+    def _stored(self, text, field):
+        wide = self.task.network.width
+        shape = np.shape(text.embed_BD)
+        if len(shape) != 2 or shape[1] != wide:
+            raise UserError(f"{field} have embeddings of shape {shape}; give (captions, {wide}).")
+        arrays = {"caption_embeds": np.asarray(text.embed_BD, np.float32)}
+        if not self.task.use_encodings:
+            return arrays
+        if text.encodings_BLE is None:
+            raise UserError(
+                f"{field} have no encodings of tokens, and this prior was trained with them; give "
+                "encodings_BLE and mask_BL too."
+            )
+        encodings = np.asarray(text.encodings_BLE, np.float32)
+        of_tokens = self.task.network.text_dim or self.task.network.dim
+        if encodings.ndim != 3 or encodings.shape[::2] != (shape[0], of_tokens):
+            raise UserError(
+                f"{field} have encodings of shape {encodings.shape}; give ({shape[0]}, tokens, "
+                f"{of_tokens})."
+            )
+        mask = (encodings != 0).any(-1) if text.mask_BL is None else np.asarray(text.mask_BL, bool)
+        return {**arrays, "text_embeds": encodings, "text_mask": mask}
+
+    def preview(
+        self, held_out: HeldOut, evaluation: Evaluation
+    ) -> tuple[np.ndarray, Mapping[str, float]]:
+        """Of held-out captions the held-out image whose embedding is the nearest to the one that is
+        made of each, red where it is another one than its own; and the cosines of `evaluate`.
+        """
+        sheet, found = self._compare(held_out, evaluation, evaluation.preview)
+        return sheet, {f"eval/{name}": value for name, value in found.items()}
+
+    def evaluate(self, held_out: HeldOut, evaluation: Evaluation) -> Findings:
+        """How similar the embeddings made of `evaluation.pictures` held-out captions are.
+
+        `cosine_heldout`: to that of the caption's own image; `cosine_heldout/baseline`: of the
+        caption's own embedding to the image's, which a prior has to surpass;
+        `cosine_heldout/unrelated`: to that of another caption's image;
+        `cosine_heldout/nearest`: the share of captions to which their own image is the nearest.
+        Without CLIP nothing is measured.
+        """
+        if self.clip is None:
+            return Findings({})
+        sheet, found = self._compare(held_out, evaluation, evaluation.pictures)
+        metrics = {}
+        for name, value in found.items():
+            measure, slash, of = name.partition("/")
+            metrics[f"{measure}_heldout{slash}{of}"] = value
+        return Findings(metrics, {"heldout": sheet})
+
+    def _compare(self, held_out, evaluation, count):
+        samples = held_out(count, ("image", "caption"))
+        captions: Sequence[str] = list(samples["caption"])
+        if self.clip is None:
+            return grid(samples["image"][:_SHOWN], 8, _SIDE, captions[:_SHOWN]), {}
+        with generation.quiet():
+            made = self.embed(captions, evaluation.options, seed=0)
+            text, image = self.clip.embed_text(captions), self.clip.embed_images(samples["image"])
+        made = made / np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-12)
+        scores = made @ image.T
+        nearest, shift = scores.argmax(1), 1 if len(captions) > 1 else 0
+        named = [captions[int(one)] for one in nearest]
+        right = np.array([own == other for own, other in zip(captions, named, strict=True)])
+        found = {
+            "cosine": np.diagonal(scores).mean(),
+            "cosine/baseline": (text * image).sum(1).mean(),
+            "cosine/unrelated": (np.roll(made, shift, axis=0) * image).sum(1).mean(),
+            "cosine/nearest": right.mean(),
+        }
+        sheet = grid(
+            samples["image"][nearest[:_SHOWN]], 8, _SIDE, captions[:_SHOWN], right[:_SHOWN]
+        )
+        return sheet, {name: float(value) for name, value in found.items()}

@@ -1,0 +1,140 @@
+"""Priors of dalle2-pytorch: a `DiffusionPrior`, alone or with its CLIP, and what its trainer
+saved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from t2i_jax import convert
+from t2i_jax.convert import arguments, torch_io
+from t2i_jax.diffusion.discrete import DiscreteDdpm
+from t2i_jax.errors import UserError
+from t2i_jax.models.clip import CLIP
+from t2i_jax.models.dalle2 import PriorAndClip
+from t2i_jax.systems.clip import weights as clips
+from t2i_jax.systems.imported import Imported, TorchFile
+from t2i_jax.systems.prior.options import COMPAT, PriorOptions
+from t2i_jax.systems.prior.task import PriorTask
+
+_SPHERE = {
+    "init": "init_image_embed_l2norm",
+    "training": "training_clamp_l2norm",
+    "sampling": "sampling_clamp_l2norm",
+    "final": "sampling_final_clamp_l2norm",
+}
+
+
+def from_torch(file: TorchFile) -> Imported | None:
+    """The prior of a file, of its trainer's files the EMA weights; None where it holds another
+    network.
+
+    Raises:
+      UserError: arguments that do not fit the weights.
+    """
+    read = trainer(file)
+    if read is None:
+        read = convert.Weights(file.network, dict(file.params), file.told)
+    if not isinstance(read.model, PriorAndClip):
+        return None
+    settings = {**read.told.get("settings", {}), **file.options("prior")}
+    return imported(read.model, read.params, settings)
+
+
+def trainer(file: TorchFile) -> convert.Weights | None:
+    """The averaged weights of a file that the package's `DiffusionPriorTrainer` saved; None for
+    another file.
+    """
+    loaded = file.loaded
+    averaged = loaded.get("ema_model") if isinstance(loaded, Mapping) else None
+    if not isinstance(averaged, Mapping) or "net.learned_query" not in averaged:
+        return None
+    return convert.weights(averaged, file.fields)
+
+
+def imported(
+    model: PriorAndClip, params: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Imported:
+    """A prior from what `convert.weights` gives.
+
+    Args:
+      settings: arguments of the package's class.
+
+    Raises:
+      UserError: an argument that has no form here.
+    """
+    arguments.check("prior", arguments.DIFFUSION_PRIOR, settings)
+    noise = dataclasses.replace(
+        model.noise, objective=_objective(settings), distance=settings.get("loss_type", "l2")
+    )
+    dropped = settings.get("cond_drop_prob", 0.0)
+    text, image = (settings.get(f"{of}_cond_drop_prob") for of in ("text", "image"))
+    task = PriorTask(
+        model.network,
+        noise,
+        model.clip,
+        use_encodings=settings.get("condition_on_text_encodings", True),
+        text_drop_prob=dropped if text is None else text,
+        image_drop_prob=dropped if image is None else image,
+        scale=settings.get("image_embed_scale"),
+        on_sphere=tuple(name for name, theirs in _SPHERE.items() if settings.get(theirs)),
+        stored=model.clip is None,
+    )
+    parts, size = {}, 1
+    if model.clip is not None:
+        parts["clip"] = clips.imported(model.clip, params["clip"])
+        size = model.clip.image_size
+    return Imported(
+        "DiffusionPrior", task, {"prior": params["network"]}, {}, size, parts,
+        options_of(settings, noise),
+    )  # fmt: skip
+
+
+def options_of(settings: Mapping[str, Any], noise: DiscreteDdpm) -> PriorOptions:
+    """How the package samples: every timestep, or DDIM where it is told fewer."""
+    steps = settings.get("sample_timesteps")
+    if steps is None or steps >= noise.timesteps:
+        return PriorOptions(sampler="ancestral", compat=COMPAT)
+    return PriorOptions(sampler="ddim", steps=steps, compat=COMPAT)
+
+
+def _objective(settings):
+    if settings.get("predict_v", False):
+        return "v"
+    return "x_start" if settings.get("predict_x_start", True) else "noise"
+
+
+def to_torch(contents: Any, path: pathlib.Path) -> None:
+    """Writes a run's averaged weights as the state dict of a `DiffusionPrior`, with its CLIP where
+    that is x-clip's.
+
+    Raises:
+      UserError: a diffusion or a network that the package has no place for.
+    """
+    torch_io.write(path, convert.to_state(*exported(contents)))
+
+
+def exported(contents: Any) -> tuple[PriorAndClip, dict[str, Any]]:
+    """The networks of a run as the package has them together, and their parameters.
+
+    Raises:
+      UserError: a diffusion that the package does not have.
+    """
+    task = contents.recipe.task
+    if not isinstance(task.noise, DiscreteDdpm):
+        raise UserError(
+            f"task.noise={type(task.noise).__name__}(...) of the run is none of dalle2-pytorch's; "
+            "train with DiscreteDdpm(...)."
+        )
+    params = {"network": jax.device_get(contents.averaged["prior"])}
+    clip = None
+    if "clip" in contents.parts:
+        of = contents.parts["clip"]
+        if isinstance(of.recipe.task.model, CLIP):
+            clip, params["clip"] = of.recipe.task.model, jax.device_get(clips.exported(of.averaged))
+    return PriorAndClip(task.network, task.noise, clip), params

@@ -1,0 +1,133 @@
+"""Whole priors of live dalle2-pytorch: with their CLIP, sampled with the same noise, from files of
+the trainer, and back.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import t2i_jax as t2i
+from t2i_jax import convert, runs
+from t2i_jax.diffusion.draws import injected
+from t2i_jax.errors import UserError
+from t2i_jax.systems.prior import sampling
+from t2i_jax.systems.prior.options import COMPAT, PriorOptions
+from tests.parity.reference import load
+from tests.parity.test_vit_vqgan import error
+
+package = load("dalle2_pytorch")
+dalle2 = load("dalle2_pytorch.dalle2_pytorch")
+torch = pytest.importorskip("torch")
+
+EMBEDDING = 1e-5  # float32 through CLIP's two layers
+SAMPLED = 1e-4  # eight steps, each of which amplifies what the last one rounded
+STEPS = 8
+
+
+def _clip():
+    torch.manual_seed(1)
+    return package.CLIP(
+        dim_text=16, dim_image=16, dim_latent=16, num_text_tokens=40, text_enc_depth=1,
+        text_seq_len=8, text_heads=2, text_dim_head=8, visual_enc_depth=1, visual_heads=2,
+        visual_dim_head=8, visual_image_size=16, visual_patch_size=8,
+    ).eval()  # fmt: skip
+
+
+def _prior(**settings):
+    torch.manual_seed(0)
+    net = package.DiffusionPriorNetwork(
+        dim=16, depth=1, dim_head=8, heads=2, max_text_len=8, self_cond=True
+    )
+    return package.DiffusionPrior(
+        net, clip=_clip(), timesteps=STEPS, cond_drop_prob=0.2, **settings
+    ).eval()
+
+
+@pytest.fixture
+def text():
+    ids = np.random.default_rng(0).integers(1, 40, (3, 8))
+    ids[1, 5:] = 0
+    return ids
+
+
+SETTINGS = {
+    "clean embeddings on the sphere": dict(
+        init_image_embed_l2norm=True, sampling_clamp_l2norm=True, training_clamp_l2norm=True,
+        sampling_final_clamp_l2norm=True,
+    ),
+    "noise": dict(predict_x_start=False, loss_type="l1", image_embed_scale=3.0),
+    "v": dict(predict_x_start=False, predict_v=True, beta_schedule="jsd", loss_type="huber"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_same_noise_gives_the_same_embeddings(name, text, tmp_path, monkeypatch):
+    theirs = _prior(**SETTINGS[name])
+    folder = runs.import_torch(theirs, tmp_path / "prior")
+    ours = t2i.load(folder)
+    rng = np.random.default_rng(1)
+    eps = rng.normal(size=(STEPS + 1, 3, 16)).astype(np.float32)
+    with torch.no_grad():
+        embed, encodings = theirs.clip.embed_text(torch.tensor(text))
+        rest = iter([torch.tensor(one) for one in eps])
+        monkeypatch.setattr(dalle2.torch, "randn", lambda *_, **__: next(rest))
+        monkeypatch.setattr(dalle2.torch, "randn_like", lambda *_, **__: next(rest))
+        wanted = theirs.p_sample_loop(
+            (3, 16), {"text_embed": embed, "text_encodings": encodings}, cond_scale=1.5
+        )
+        monkeypatch.undo()
+    task, params = ours.task, ours.weights["prior"]
+    settings = task.sampling_of(PriorOptions(guidance=1.5, sampler="ancestral", compat=COMPAT))
+
+    @jax.jit
+    def sampled(ids):
+        told = task.text_of(ours.frozen, {"text": ids, "text_mask": ids != 0})
+        net = sampling.bound(task.network, params, told, null_sees_image=False)
+        return told, sampling.run(task, net, settings, 3, injected(jnp.asarray(eps)), 1.5)
+
+    with jax.default_matmul_precision("highest"):
+        told, mine = sampled(jnp.asarray(text))
+    assert error(told.embed_BD, embed) < EMBEDDING
+    assert error(told.encodings_BLE, encodings) < EMBEDDING
+    assert error(mine, wanted) < SAMPLED
+    assert ours.task.noise.distance == SETTINGS[name].get("loss_type", "l2")
+
+
+def test_files_of_the_prior_and_of_its_trainer_both_ways(tmp_path):
+    theirs = _prior()
+    trainer = package.DiffusionPriorTrainer(theirs, accelerator_cpu=True)
+    with torch.no_grad():
+        for averaged in trainer.ema_diffusion_prior.ema_model.net.parameters():
+            averaged.add_(1.0)
+    trainer.save(tmp_path / "trainer.pt")
+    folder = runs.import_torch(tmp_path / "trainer.pt", tmp_path / "averaged", self_cond=True)
+    query = t2i.load(folder).weights["prior"]["learned_query"]
+    np.testing.assert_array_equal(query, theirs.net.learned_query.detach().numpy() + 1)
+    state = theirs.state_dict()
+    torch.save(state, tmp_path / "prior.pt")
+    folder = runs.import_torch(
+        tmp_path / "prior.pt", tmp_path / "plain", self_cond=True, prior={"cond_drop_prob": 0.2}
+    )
+    assert t2i.load(folder).task.text_drop_prob == 0.2
+    runs.export_torch(folder, tmp_path / "again.pt")
+    again = torch.load(tmp_path / "again.pt")
+    assert again.keys() == state.keys()
+    buffers = [key for key in state if key.startswith("noise_scheduler.")]
+    assert all(torch.equal(again[key], state[key]) for key in state if key not in buffers)
+    for key in buffers:  # of float64 numbers that PyTorch and NumPy round apart now and then
+        torch.testing.assert_close(again[key], state[key], rtol=3e-7, atol=0)
+    theirs.load_state_dict(again, strict=True)
+
+
+def test_what_has_no_form_there_is_refused(tmp_path):
+    model, params = convert.from_torch(_prior())
+    wide = dataclasses.replace(model, network=model.network.clone(parent=None, embed_dim=8))
+    with pytest.raises(UserError, match="embed_dim=8 .* dalle2-pytorch has no projection"):
+        convert.to_state(wide, params)
+    with pytest.raises(UserError, match="of no schedule that is known here"):
+        state = _prior().state_dict()
+        state["noise_scheduler.betas"] = torch.rand(STEPS)
+        convert.from_torch(state)
