@@ -24,7 +24,7 @@ from t2i_jax.aot import ahead
 from t2i_jax.cli import main as cli
 from t2i_jax.cli.compile import compile_for
 from t2i_jax.runs.recipe import load_recipe
-from tests.e2e import tiny, tiny_muse, tiny_t5
+from tests.e2e import tiny, tiny_dalle2, tiny_muse, tiny_t5
 from tests.parity import muse_models
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -42,6 +42,8 @@ PAGES = (
     "docs/from_pytorch/vqgan.md",
     "docs/from_pytorch/muse-maskgit-pytorch.md",
     "docs/from_pytorch/x-clip.md",
+    "docs/dalle2.md",
+    "docs/from_pytorch/dalle2-pytorch.md",
     "docs/pods.md",
     "docs/first_pod.md",
     "docs/architecture.md",
@@ -62,6 +64,10 @@ _SMALLER = {
     "image_size=256, patch_size=8, dim=512, layers=8, heads=8, mlp_dim=2048":
         "image_size=16, patch_size=4, dim=8, layers=1, heads=1, mlp_dim=16, codebook_size=16",
     "dim=512, depth=8, dim_head=64, heads=8": "dim=16, depth=1, dim_head=8, heads=2",
+    "dim=512, depth=6, dim_head=64, heads=8": "dim=16, depth=1, dim_head=8, heads=2",
+    "dim=128,\n    cond_dim=128":
+        "dim=8, cond_dim=8, resnet_groups=4, attn_heads=1, attn_dim_head=8, num_resnet_blocks=0, "
+        "init_cross_embed=False, init_conv_kernel_size=3, attend_at_middle=False",
     "dim=512, depth=2, dim_head=64, heads=8": "dim=16, depth=1, dim_head=8, heads=2",
     "dim_text=512,": "dim_text=16, text_dim_head=8, visual_dim_head=8,",
     "dim_image=512,": "dim_image=16,",
@@ -182,6 +188,7 @@ _TINY_IMAGEN = [
 
 # Recipes of several stages, in place of which a tiny one runs.
 _TINY_RECIPES = {
+    "configs/dalle2/shapes.py": "tests/e2e/tiny_dalle2.py",
     "configs/muse/shapes.py": "tests/e2e/tiny_muse.py",
     "configs/muse/shapes_critic.py": "tests/e2e/tiny_critic.py",
 }
@@ -191,7 +198,7 @@ def _changes(command):
     """What is added to the overrides of a command."""
     if command[1] == "train" and "imagen" in command[2]:
         return _TINY_IMAGEN
-    if command[1] == "train" and ("toy" in command[2] or "muse" in command[2]):
+    if command[1] == "train" and any(name in command[2] for name in ("toy", "muse", "dalle2")):
         return []
     if command[1] == "train":
         return _TINY_LARGER if "super_resolution" in command[2] else _TINY
@@ -231,6 +238,7 @@ def place(tmp_path_factory):
         recipe = config.override(load_recipe(_ROOT / "configs" / family / f"{name}.py"), changes)
         runs.train(recipe, here / "runs" / {"shapes": "imagen"}.get(name, "larger"))
     runs.train(tiny_muse.get_config(), here / "runs" / "muse")
+    runs.train(tiny_dalle2.get_config(), here / "runs" / "dalle2")
     _photos(here / "photos")
     muse_models.save(here / "maskgit.pt")
     captions = re.findall(r'^    +"([a-z ,-]+)",$', "\n".join(_TEXT.values()), re.MULTILINE)
@@ -310,6 +318,17 @@ def _x_clip(names):
     assert set(names["names"]) <= set(names["captions"])
 
 
+def _dalle2_pytorch(names):
+    assert np.isfinite(names["prior_loss"]) and np.isfinite(names["decoder_loss"])
+    assert names["images"].shape == (1, 16, 16, 3)
+
+
+def _dalle2(names):
+    assert names["images"].shape == (4, 16, 16, 3) and names["varied"].shape == (2, 16, 16, 3)
+    assert names["between"].shape == (3, 16, 16, 3) and names["changed"].shape == (1, 16, 16, 3)
+    assert set(names["told"]) <= set(names["captions"])
+
+
 def _architecture(names):
     assert names["logits"].shape == (4, 16, 16) and np.isfinite(names["loss"])
     assert names["decoded"].shape == (4, 16, 16, 3) and names["generated"].dtype == np.uint8
@@ -330,6 +349,8 @@ _CHECKS = {
     "docs/from_pytorch/imagen-pytorch.md": _imagen_pytorch,
     "docs/from_pytorch/muse-maskgit-pytorch.md": _muse_maskgit_pytorch,
     "docs/from_pytorch/x-clip.md": _x_clip,
+    "docs/dalle2.md": _dalle2,
+    "docs/from_pytorch/dalle2-pytorch.md": _dalle2_pytorch,
     "docs/architecture.md": _architecture,
 }
 

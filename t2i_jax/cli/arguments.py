@@ -77,6 +77,13 @@ class Argument:
         return "--" + (self.shown.flag or self.name.replace("_", "-"))
 
     @property
+    def repeats(self) -> bool:
+        """Whether it is an option that may stand several times, as --image A --image B."""
+        return not self.positional and any(
+            typing.get_args(one)[:1] == (pathlib.Path,) for one in _alternatives(self.annotation)
+        )
+
+    @property
     def negation(self) -> str:
         """The option that turns a switch off."""
         return "--no-" + self.flag[2:]
@@ -153,6 +160,9 @@ def parsed(arguments: Sequence[Argument], words: Sequence[str], command: str) ->
                 raise UserError(_unknown(flag, by_flag, command, takes_fields))
             if argument.is_switch:
                 given[argument.name] = _switched(argument, flag, equals, text)
+            elif argument.repeats:
+                path = text if equals else _values(argument, rest, by_flag)[0]
+                given[argument.name] = (*given.get(argument.name, ()), _path(argument, path))
             else:
                 texts = [text] if equals else _values(argument, rest, by_flag)
                 given[argument.name] = _value(argument, texts)
@@ -256,14 +266,19 @@ def _value(argument, texts):
     text = ",".join(texts)
     annotation, name = argument.annotation, argument.flag[2:].replace("-", "_")
     if _admits(annotation, pathlib.Path):
-        if not text:
-            raise UserError(f"{name}='' is no path; write it as {argument.label}.")
-        return pathlib.Path(text)
+        return _path(argument, text)
     if _takes_tuple(annotation) and "," in text and not _NUMBER.match(text) and text[0] not in "([":
         return tuple(text.split(","))
     if set(_alternatives(annotation)) <= {str, type(None)}:
         return None if text == "None" and annotation is not str else text
     return values.parse(text, annotation, name)
+
+
+def _path(argument, text):
+    if not text:
+        name = argument.flag[2:].replace("-", "_")
+        raise UserError(f"{name}='' is no path; write it as {argument.label}.")
+    return pathlib.Path(text)
 
 
 def _placed(positional, places, written):
@@ -307,6 +322,7 @@ def _takes_tuple(annotation):
 
 def _value_word(annotation):
     words = {int: "N", float: "NUMBER", str: "TEXT", pathlib.Path: "PATH", bool: "true|false"}
+    words |= {tuple[pathlib.Path, ...]: "PATH"}
     found = []
     for one in _alternatives(annotation):
         if one is not type(None):

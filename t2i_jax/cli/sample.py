@@ -12,11 +12,11 @@ import numpy as np
 
 from t2i_jax import paths
 from t2i_jax.cli import arguments as cli
-from t2i_jax.cli import docstring
+from t2i_jax.cli import docstring, rerank
 from t2i_jax.cli.arguments import Argument, Shown
 from t2i_jax.config import check_all
 from t2i_jax.errors import UserError
-from t2i_jax.values import Count, Seed
+from t2i_jax.values import Count, Range, Seed
 from t2i_jax.words import counted
 
 
@@ -34,6 +34,9 @@ class _Command:
       seed: The same seed gives the same images; all 63 bits count.
       batch_size: Images that are made at a time; fewer need less memory, and are the same images.
       t5: For a run with stored text embeddings: folder or hub name of the T5 that made them.
+      best_of: Make so many images per caption, and keep those --count that --rerank finds the most
+        similar to it; how similar is in scores.tsv beside them.
+      rerank: Folder of the run of a CLIP, which compares the images with their captions.
       upscale: Folder of a super-resolution run, which makes the images larger.
       mesh: Sizes of a mesh's axes over all devices, as data=2,tensor=4; one device by default.
       step: The checkpoint: its step, or best, the one with the best validation metric.
@@ -47,6 +50,8 @@ class _Command:
     seed: Seed = 0
     batch_size: Count = 64
     t5: Annotated[str | None, Shown("FOLDER|NAME")] = None
+    best_of: Annotated[Annotated[int, Range(1, 2**31 - 1)] | None, Shown("N")] = None
+    rerank: Annotated[pathlib.Path | None, Shown("RUN")] = None
     upscale: Annotated[pathlib.Path | None, Shown("RUN")] = None
     mesh: Annotated[str | None, Shown("AXIS=SIZE,...")] = None
     step: Annotated[str | None, Shown("STEP", default="the newest")] = None
@@ -54,7 +59,7 @@ class _Command:
 
 # What a system may take beside prompts and options, by the name that its task lists in `inputs`:
 # the flag and its help.
-_INPUTS: Mapping[str, tuple[str, type, str]] = {
+_INPUTS: Mapping[str, tuple[str, Any, str]] = {
     "negative_prompts": ("negative", str, "What the images should not show."),
     "init_images": (
         "init",
@@ -66,6 +71,16 @@ _INPUTS: Mapping[str, tuple[str, type, str]] = {
         pathlib.Path,
         "An image as large as --init, white where that is kept; where it is black or transparent, "
         "it is inpainted.",
+    ),
+    "images": (
+        "image",
+        tuple[pathlib.Path, ...],
+        "An image to vary; given twice, what lies between two images (see --blend).",
+    ),
+    "instead_of": (
+        "instead_of",
+        str,
+        "What --image shows now, in words: it is changed to what the caption says (see --change).",
     ),
     "cond_images": ("cond", pathlib.Path, "The image to condition on."),
 }
@@ -123,13 +138,15 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     run = paths.given("run", common.run)
     out = paths.folder("out", common.out or run / "samples" / f"seed{common.seed}")
     captions = [*common.captions, *_in_file(common.prompts)]
-    generation.check_total(max(len(captions), 1) * common.count, "count", common.count)
+    made = rerank.check(common.count, common.best_of, common.rerank, len(captions))
+    generation.check_total(max(len(captions), 1) * made, "count", made)
     mesh = None if common.mesh is None else parse_mesh(common.mesh)
     system = runs.load(run, mesh=mesh, step=checkpoint_step(common.step))
     larger = None if common.upscale is None else runs.load(common.upscale)
+    judge = None if common.rerank is None else runs.load(paths.given("rerank", common.rerank))
     encoder = system.task.text_encoder
-    prompts = captions if captions or encoder is not None else None
     given = _given(system.task, inputs)
+    prompts = captions if captions or (encoder is not None and "images" not in given) else None
     if common.t5 is not None:
         prompts, given = _embedded(encoder, common.t5, captions, given)
     images = np.asarray(
@@ -137,15 +154,21 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
             prompts,
             options,
             seed=common.seed,
-            images_per_prompt=common.count,
+            images_per_prompt=made,
             batch_size=common.batch_size,
             progress=True,
             **given,
         )
     )
+    scores = None
+    if judge is not None:
+        images, scores = rerank.best(judge, images, captions, common.count)
     if larger is not None:
         images = larger.upscale(images, prompts=[c for c in captions for _ in range(common.count)])
-    _save(_new_folder(out), images, captions, common.count)
+    folder = _new_folder(out)
+    _save(folder, images, captions, common.count)
+    if scores is not None:
+        rerank.write(folder, scores, captions)
 
 
 def _in_file(path):
@@ -177,9 +200,23 @@ def _given(task, inputs):
                 "--init."
             )
         found["mask"] = read("mask", None)
+    if inputs.get("image"):
+        found |= _images(inputs["image"], task.channels)
+    if inputs.get("instead_of") is not None:
+        found["instead_of"] = inputs["instead_of"]
     if inputs.get("cond") is not None:
         found["cond_images"] = read("cond", task.cond_image_channels)
     return found
+
+
+def _images(named, channels):
+    """One image to vary, or two to go from one to the other."""
+    from t2i_jax.data import image_file
+
+    if len(named) > 2:
+        raise UserError(f"image is given {len(named)} times; give one image, or two to mix.")
+    read = [image_file.read(paths.given("image", path), channels, "image") for path in named]
+    return dict(zip(("images", "other_images"), read))
 
 
 def _embedded(encoder, t5, captions, given):

@@ -83,23 +83,37 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
     Raises:
       UserError: a decoder that the package has no place for.
     """
-    task = contents.recipe.task
-    model, beside = DecoderUnets(task.networks, _noises(task)), {}
+    model, averaged = exported(contents)
+    if path.suffix == ".safetensors":
+        torch_io.write(path, to_state(model, averaged))
+        return
+    names = contents.recipe.task.ema_groups
+    beside = {name: own for name, own in averaged.items() if name == "clip"}
+    counts = tuple(int(contents.stats["updates"].get(name, 0)) for name in names)
+    averages = _unets(names, contents.ema) if contents.ema else None
+    checkpoint = DecoderCheckpoint(
+        model, {**_unets(names, contents.params), **beside}, averages, counts
+    )
+    torch_io.write_checkpoint(path, tables.to_trainer(checkpoint))
+
+
+def exported(contents: Any) -> tuple[DecoderUnets, dict[str, Any]]:
+    """The networks of a run as the package has them together, and their averaged parameters.
+
+    Raises:
+      UserError: a decoder that the package has no place for.
+    """
+    task, clip, beside = contents.recipe.task, None, {}
     part = contents.parts.get("clip")
     if part is not None and isinstance(part.recipe.task.model, CLIP):
-        model = DecoderUnets(task.networks, _noises(task), part.recipe.task.model)
+        clip = part.recipe.task.model
         beside["clip"] = jax.device_get(clips.exported(part.averaged))
+    model = DecoderUnets(task.networks, _noises(task), clip)
+    return model, {**_unets(task.ema_groups, contents.averaged), **beside}
 
-    def unets(groups):
-        return {name: jax.device_get(groups[name]["unet"]) for name in task.ema_groups}
 
-    if path.suffix == ".safetensors":
-        torch_io.write(path, to_state(model, {**unets(contents.averaged), **beside}))
-        return
-    counts = tuple(int(contents.stats["updates"].get(name, 0)) for name in task.ema_groups)
-    averages = unets(contents.ema) if contents.ema else None
-    checkpoint = DecoderCheckpoint(model, {**unets(contents.params), **beside}, averages, counts)
-    torch_io.write_checkpoint(path, tables.to_trainer(checkpoint))
+def _unets(names, groups):
+    return {name: jax.device_get(groups[name]["unet"]) for name in names}
 
 
 def _noises(task):

@@ -1,0 +1,98 @@
+"""`dream "a caption"`: an image in the current folder."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from typing import Annotated, Any
+
+from t2i_jax import paths
+from t2i_jax.cli.arguments import Shown
+from t2i_jax.errors import UserError
+from t2i_jax.values import Seed
+
+_RUNS = "runs"  # where runs are, as the documentation writes them
+_MADE = ("recipe.json", "system.json", "checkpoints")  # one of them is in every run's folder
+
+
+def start() -> None:
+    """Entry point of the console script."""
+    from t2i_jax.cli.main import main, with_one_heap
+
+    with_one_heap()
+    main(_command)
+
+
+def dream(
+    caption: Annotated[str, Shown("CAPTION", positional=True)],
+    run: pathlib.Path | None = None,
+    guidance: float | None = None,
+    seed: Seed = 0,
+) -> None:
+    """Make an image of a caption and write it into the current folder.
+
+    Args:
+        caption: What the image shows.
+        run: Folder of the run that makes it. Without it, the one that the environment variable
+            T2I_RUN names; without that, the run in the folder runs that was changed last.
+        guidance: Scale of classifier-free guidance; the run's own without it.
+        seed: The same seed gives the same image.
+    """
+    import numpy as np
+
+    from t2i_jax import runs
+    from t2i_jax.pixels import save_png
+
+    if not caption.strip():
+        raise UserError("caption='' says nothing; write what the image shows.")
+    folder = _run_of(run)
+    options: Any = runs.load_run_recipe(folder).evaluation.options
+    system = runs.load(folder)
+    changes: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
+    images = np.asarray(system.generate([caption], options, seed=seed, progress=True, **changes))
+    path = _new_file(pathlib.Path.cwd(), caption)
+    save_png(path, images[0])
+    print(f"1 image of {folder}: {path.name}")
+
+
+def _command(words):
+    from t2i_jax.cli.arguments import called
+    from t2i_jax.cli.main import start_cache
+
+    start_cache()
+    called(dream, words, "dream")
+
+
+def _run_of(run: pathlib.Path | None) -> pathlib.Path:
+    """The folder of the run that is meant.
+
+    Raises:
+      UserError: there is none.
+    """
+    if run is not None:
+        return paths.given("run", run)
+    if named := os.environ.get("T2I_RUN"):
+        return paths.given("T2I_RUN", named)
+    home = pathlib.Path(_RUNS)
+    found = [one for one in home.iterdir() if _is_run(one)] if home.is_dir() else []
+    if not found:
+        raise UserError(
+            "run is missing: there is no run in the folder runs, and T2I_RUN names none; write "
+            "dream CAPTION --run FOLDER."
+        )
+    return max(found, key=lambda one: one.stat().st_mtime)
+
+
+def _is_run(folder):
+    return folder.is_dir() and any((folder / name).exists() for name in _MADE)
+
+
+def _new_file(folder: pathlib.Path, caption: str) -> pathlib.Path:
+    """A new PNG file that is named by the caption."""
+    name = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:80] or "image"
+    for i in range(1, 10_000):
+        path = folder / (f"{name}.png" if i == 1 else f"{name}-{i}.png")
+        if not path.exists():
+            return path
+    raise UserError(f"{name}.png and its numbered neighbours exist; go to another folder.")

@@ -1,0 +1,64 @@
+"""The best of several images, as a network that embeds images and captions together judges them."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from t2i_jax.errors import UserError
+
+SCORES = "scores.tsv"
+
+
+def check(count: int, best_of: int | None, judge: pathlib.Path | None, captions: int) -> int:
+    """How many images are made of each caption.
+
+    Args:
+      count: images that are kept. best_of: among how many; None: all are kept. judge: the run that
+        judges them; None: none.
+
+    Raises:
+      UserError: a choice without a judge, a judge without a choice or without captions, or one
+        among fewer than are kept.
+    """
+    if best_of is None and judge is None:
+        return count
+    if best_of is None or judge is None:
+        given, missing = ("rerank", "best-of") if best_of is None else ("best-of", "rerank")
+        raise UserError(f"--{given} does nothing without --{missing}; give both.")
+    if best_of < count:
+        raise UserError(f"best_of={best_of} is below count={count}; make it {count} or more.")
+    if not captions:
+        raise UserError("rerank compares images with captions, and there are none; name some.")
+    return best_of
+
+
+def best(
+    judge: Any, images: np.ndarray, captions: Sequence[str], count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` images of each caption that are the most similar to it, best first, and how
+    similar they are (captions, count).
+
+    Args:
+      judge: a system with `similarity`. images: those of one caption stand together.
+    """
+    each, kept, scores = len(images) // len(captions), [], []
+    for i, caption in enumerate(captions):
+        own = images[i * each : (i + 1) * each]
+        similar = np.asarray(judge.similarity(own, [caption]))[:, 0]
+        order = np.argsort(-similar, kind="stable")[:count]
+        kept.append(own[order])
+        scores.append(similar[order])
+    return np.concatenate(kept), np.stack(scores)
+
+
+def write(folder: pathlib.Path, scores: np.ndarray, captions: Sequence[str]) -> None:
+    """Writes how similar each image is to its caption, one image a line, by its file's name."""
+    lines = ["file\tsimilarity\tcaption"]
+    for i, row in enumerate(scores):
+        told = " ".join(captions[i].split())
+        lines += [f"{i:03d}-{j:02d}.png\t{score:.4f}\t{told}" for j, score in enumerate(row)]
+    (folder / SCORES).write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,58 @@
+"""What DALL-E 2 can be told when it samples."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from t2i_jax.config import fields_of
+from t2i_jax.systems import generation
+from t2i_jax.systems.decoder.options import DecoderOptions
+from t2i_jax.systems.prior.options import PriorOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class DALLE2Options(DecoderOptions):
+    """How DALL-E 2 samples: the options of `DecoderOptions` are those of the decoder.
+
+    Attributes:
+      prior_guidance: scale of classifier-free guidance of the prior; 1 is none.
+      prior_sampler: "ancestral", "ddim", "heun" or "dpm_solver".
+      prior_steps: of that sampler; None: the usual number, see `PriorOptions`.
+      prior_num_samples: image embeddings that are sampled for each image; the one that is the most
+        similar to the caption's embedding is taken.
+      blend: where two images are given, how far their embeddings are mixed: 0 is the first, 1 the
+        second.
+      change: how far an image is changed by the difference of two captions: 0 is not at all, 1
+        replaces it; the paper has 0.25 to 0.5.
+    """
+
+    prior_guidance: float = 1.0
+    prior_sampler: str = "dpm_solver"
+    prior_steps: int | None = None
+    prior_num_samples: int = 2
+    blend: float = 0.5
+    change: float = 0.35
+
+    def __post_init__(self):
+        super().__post_init__()
+        generation.check_number("prior_guidance", self.prior_guidance, "try 1.5, or 1 for none")
+        for name in ("blend", "change"):
+            generation.check_number(name, getattr(self, name), "try 0.5", low=0, high=1)
+        generation.check_count("prior_steps", self.prior_steps)
+        generation.check_count("prior_num_samples", self.prior_num_samples)
+        _ = self.prior  # refuses what is not known
+
+    @property
+    def decoder(self) -> DecoderOptions:
+        """Those of the decoder."""
+        return DecoderOptions(**{name: getattr(self, name) for name in fields_of(DecoderOptions)})
+
+    @property
+    def prior(self) -> PriorOptions:
+        """Those of the prior."""
+        own: dict[str, Any] = {
+            name: getattr(self, f"prior_{name}")
+            for name in ("guidance", "sampler", "steps", "num_samples")
+        }
+        return PriorOptions(**own, compat=self.compat)

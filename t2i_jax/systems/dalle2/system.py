@@ -1,0 +1,238 @@
+"""A trained DALL-E 2: captions to images, images to variations, and what lies between them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from t2i_jax.errors import UserError
+from t2i_jax.systems import generation, given
+from t2i_jax.systems.dalle2.options import DALLE2Options
+from t2i_jax.systems.dalle2.sphere import slerp
+from t2i_jax.systems.text_to_image import TextToImage
+
+if TYPE_CHECKING:
+    from t2i_jax.systems.clip.system import ClipSystem
+    from t2i_jax.systems.dalle2.task import DALLE2Task
+    from t2i_jax.systems.decoder.system import DecoderSystem
+    from t2i_jax.systems.prior.system import PriorSystem
+
+
+@dataclasses.dataclass(frozen=True)
+class DALLE2System(TextToImage):
+    """A trained DALL-E 2.
+
+    >>> dalle2 = t2i.load("runs/dalle2")                                       # doctest: +SKIP
+    >>> images = dalle2.generate(["a corgi playing a trumpet"], guidance=2.0)  # doctest: +SKIP
+    >>> again = dalle2.variations("photo.png", images_per_prompt=4)            # doctest: +SKIP
+
+    Attributes:
+      task: what joined it. weights: {}; they are those of the parts.
+      clip, prior, decoder: the parts.
+    """
+
+    task: DALLE2Task
+    weights: Any
+    clip: ClipSystem
+    prior: PriorSystem
+    decoder: DecoderSystem
+
+    def __repr__(self) -> str:
+        """A line for each part."""
+        return f"DALLE2System(prior={self.prior!r}, decoder={self.decoder!r})"
+
+    def on_mesh(self, shape: Any) -> DALLE2System:
+        """The same system, all parts of which work on a mesh of all devices."""
+        parts = {name: getattr(self, name).on_mesh(shape) for name in ("clip", "prior", "decoder")}
+        return dataclasses.replace(self, **parts)
+
+    def generate(
+        self,
+        prompts: Any = None,
+        options: DALLE2Options | None = None,
+        *,
+        images: Any = None,
+        other_images: Any = None,
+        instead_of: Any = None,
+        image_embeds: Any = None,
+        seed: int = 0,
+        images_per_prompt: int = 1,
+        negative_prompts: Any = None,
+        init_images: Any = None,
+        mask: Any = None,
+        return_stages: bool = False,
+        return_pil: bool = False,
+        batch_size: int | None = None,
+        progress: bool = False,
+        **changes: Any,
+    ) -> Any:
+        """Images, uint8 (prompts * images_per_prompt, H, W, C); those of one prompt stand together.
+
+        What they show comes from captions alone, by the prior; or from `images`: variations of
+        them, with `other_images` what lies between both (`options.blend`), with `instead_of` what
+        they are when the caption `instead_of` becomes the prompt (`options.change`; Ramesh et al.
+        2022, section 3). Prompts that stand beside `images` without `instead_of` are what the
+        decoder reads, where it reads captions.
+
+        Args:
+          prompts: a caption, a list of them, or token ids (P, L).
+          options: how it samples; None: the defaults of `DALLE2Options`. changes: single options by
+            name, guidance=2.0.
+          images, other_images: in any form and size, see `given.images`. instead_of: one caption
+            for all, or one for each prompt.
+          image_embeds: (P, D), in place of what the prior makes.
+          seed: the same seed gives the same images, whatever the batch size.
+          negative_prompts, init_images, mask: as of `DecoderSystem.generate`.
+          return_stages: a list with the images of every stage of the decoder. return_pil: PIL
+            images.
+          batch_size: images made at a time; None: all. progress: shows bars.
+
+        Raises:
+          UserError: an argument that does not fit, before anything compiles.
+        """
+        chosen = generation.with_changes(DALLE2Options, options, changes)
+        for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
+            generation.check_count(name, value)
+        self._check_given(prompts, images, other_images, instead_of, image_embeds)
+        own = {"seed": seed, "images_per_prompt": images_per_prompt, "batch_size": batch_size}
+        if images is None and image_embeds is None:
+            # nothing compiles before the decoder's options are known to fit
+            chosen.decoder.per_stage("guidance", len(self.decoder.task.stages))
+            with_bar = {**own, "progress": progress}
+            embeds, each = self.prior.embed(prompts, chosen.prior, **with_bar), images_per_prompt
+        else:
+            embeds = image_embeds
+            if images is not None:
+                embeds = self._embeds(images, other_images, prompts, instead_of, chosen)
+            embeds, each = np.asarray(embeds, np.float32), 1
+        rest = {"images_per_prompt": images_per_prompt // each, "batch_size": batch_size}
+        reads = self.decoder.task.by_text and prompts is not None
+        return self.decoder.generate(
+            _repeated(prompts, each, len(embeds)) if reads else None,
+            chosen.decoder,
+            image_embeds=embeds,
+            seed=seed,
+            negative_prompts=_repeated(negative_prompts, each),
+            **self._pixels(init_images, mask, each),
+            return_stages=return_stages,
+            return_pil=return_pil,
+            progress=progress,
+            **rest,
+        )
+
+    def variations(
+        self, images: Any, options: DALLE2Options | None = None, **arguments: Any
+    ) -> Any:
+        """Images with the same CLIP embeddings as these; arguments as of `generate`."""
+        return self.generate(None, options, images=images, **arguments)
+
+    def interpolate(
+        self,
+        image: Any,
+        other: Any,
+        shares: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+        options: DALLE2Options | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """Images on the way from one image to another, uint8 (shares * images_per_prompt, H, W, C).
+
+        Args:
+          image, other: one each, in any form. shares: how far each result is on the way, from 0
+            to 1. arguments: as of `generate`.
+        """
+        for share in shares:
+            generation.check_number("shares", share, "give numbers in it", low=0, high=1)
+        one, two = (self.clip.embed_images(shown)[:1] for shown in (image, other))
+        embeds = np.concatenate([slerp(one, two, share) for share in shares])
+        return self.generate(None, options, image_embeds=embeds, **arguments)
+
+    def edit(
+        self,
+        images: Any,
+        caption: Any,
+        instead_of: Any,
+        options: DALLE2Options | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """Images changed by the difference of two captions: image + caption - instead_of, by
+        `options.change`; arguments as of `generate`.
+        """
+        return self.generate(caption, options, images=images, instead_of=instead_of, **arguments)
+
+    def nearest(self, images: Any, captions: Sequence[str]) -> list[str]:
+        """Of each image the caption whose embedding is the nearest to the image's."""
+        return self.clip.classify(images, captions)
+
+    def _check_given(self, prompts, images, other_images, instead_of, image_embeds):
+        if images is not None and image_embeds is not None:
+            raise UserError("images and image_embeds are both given; give one of them.")
+        if images is None and image_embeds is None and prompts is None:
+            raise UserError("prompts=None: give captions, or images to vary.")
+        for name, value in (("other_images", other_images), ("instead_of", instead_of)):
+            if value is not None and images is None:
+                raise UserError(f"{name} is nothing without images; give images too.")
+        if instead_of is not None and prompts is None:
+            raise UserError(
+                "instead_of is the caption that the prompt takes the place of; give a prompt too."
+            )
+
+    def _embeds(self, images, other_images, prompts, instead_of, options):
+        """The embeddings (P, D), of length 1, that images and captions make."""
+        embeds = self.clip.embed_images(images)
+        if other_images is not None:
+            others = self.clip.embed_images(other_images)
+            embeds = slerp(*_aligned("other_images", embeds, others), options.blend)
+        if instead_of is None:
+            return embeds
+        after, before = (self.clip.embed_text(text) for text in (prompts, instead_of))
+        after, before = _aligned("instead_of", after, before)
+        embeds, after = _aligned("prompts", embeds, after)
+        difference = after - before[: len(after)] if len(before) > 1 else after - before
+        lengths = np.linalg.norm(difference, axis=1, keepdims=True)
+        if not lengths.all():
+            raise UserError(
+                "instead_of is the same caption as the prompt; give one that says what is there "
+                "now."
+            )
+        return slerp(embeds, difference / lengths, options.change)
+
+    def _pixels(self, init_images, mask, each):
+        """init_images and their masks, one of each for every image that is made."""
+        if each == 1 or init_images is None:
+            return {"init_images": init_images, "mask": mask}
+        read = given.images("init_images", init_images, None, self.task.channels)
+        found: dict[str, Any] = {"init_images": read if len(read) > 1 else init_images}
+        if len(read) > 1:
+            found["init_images"] = [image for image in read for _ in range(each)]
+        if mask is None:
+            return {**found, "mask": None}
+        masks = given.masks("mask", mask, read)
+        kept = [one for one in masks for _ in range(each)] if len(read) > 1 else mask
+        return {**found, "mask": kept}
+
+
+def _aligned(name, one, other):
+    """Two arrays with as many rows each: one row stands for all.
+
+    Raises:
+      UserError: other numbers of rows.
+    """
+    rows = max(len(one), len(other))
+    if {len(one), len(other)} - {1, rows}:
+        raise UserError(f"{name} has {len(other)} for {len(one)}; give one, or one for each.")
+    return tuple(np.broadcast_to(part, (rows, part.shape[1])) for part in (one, other))
+
+
+def _repeated(prompts, each, rows=None):
+    """Each caption `each` times; a caption that stands alone, as often as there are `rows`."""
+    if prompts is None or (isinstance(prompts, str) and rows is None):
+        return prompts
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    if hasattr(prompts, "ndim"):
+        found = np.repeat(np.asarray(prompts), each, axis=0)
+        return np.repeat(found, rows, axis=0) if rows and len(found) == 1 else found
+    found = [caption for caption in prompts for _ in range(each)]
+    return found * rows if rows and len(found) == 1 else found

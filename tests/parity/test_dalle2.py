@@ -1,0 +1,52 @@
+"""A whole DALLE2 of live dalle2-pytorch: its weights in and out, and an image of it."""
+
+import numpy as np
+import pytest
+
+import t2i_jax as t2i
+from t2i_jax import runs
+from tests.parity.reference import load
+
+package = load("dalle2_pytorch")
+torch = pytest.importorskip("torch")
+
+
+def _whole():
+    torch.manual_seed(0)
+    clip = package.CLIP(
+        dim_text=16, dim_image=16, dim_latent=16, num_text_tokens=40, text_enc_depth=1,
+        text_seq_len=8, text_heads=2, text_dim_head=8, visual_enc_depth=1, visual_heads=2,
+        visual_dim_head=8, visual_image_size=16, visual_patch_size=8,
+    )  # fmt: skip
+    net = package.DiffusionPriorNetwork(dim=16, depth=1, dim_head=8, heads=2, max_text_len=8)
+    prior = package.DiffusionPrior(net, clip=clip, timesteps=30, cond_drop_prob=0.1)
+    unet = package.Unet(
+        dim=8, dim_mults=(1, 2), image_embed_dim=16, resnet_groups=4, cond_dim=12, attn_heads=1,
+        attn_dim_head=8, num_resnet_blocks=1, init_cross_embed=False, max_text_len=8,
+    )  # fmt: skip
+    decoder = package.Decoder(unet, clip=clip, image_size=16, timesteps=30, learned_variance=False)
+    return package.DALLE2(prior=prior, decoder=decoder).eval()
+
+
+def test_weights_both_ways_and_an_image(tmp_path):
+    theirs = _whole()
+    state = theirs.state_dict()
+    torch.save(state, tmp_path / "dalle2.pt")
+    live = runs.import_torch(theirs, tmp_path / "live")
+    folder = runs.import_torch(
+        tmp_path / "dalle2.pt", tmp_path / "file", decoder={"image_size": 16},
+        prior={"cond_drop_prob": 0.1},
+    )  # fmt: skip
+    runs.export_torch(folder, tmp_path / "again.pt")
+    again = torch.load(tmp_path / "again.pt")
+    assert again.keys() == state.keys()
+    buffers = [key for key in state if "noise_scheduler" in key]
+    assert all(torch.equal(again[key], state[key]) for key in state if key not in buffers)
+    for key in buffers:  # float64 numbers that PyTorch and NumPy round apart now and then
+        torch.testing.assert_close(again[key], state[key], rtol=3e-7, atol=0)
+    theirs.load_state_dict(again, strict=True)
+    ids = np.random.default_rng(0).integers(1, 40, (1, 8))
+    quick = {"sampler": "ddim", "steps": 2, "prior_sampler": "ddim", "prior_steps": 2}
+    images = [t2i.load(one).generate(ids, guidance=1.5, **quick) for one in (live, folder)]
+    assert images[0].shape == (1, 16, 16, 3)
+    np.testing.assert_array_equal(*images)

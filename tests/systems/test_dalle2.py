@@ -1,0 +1,199 @@
+"""DALL-E 2 the whole way: its parts in order, stopped and resumed, images from captions and from
+images, `dream`, refusals.
+"""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+
+import t2i_jax as t2i
+from t2i_jax import runs
+from t2i_jax.cli import dream
+from t2i_jax.errors import UserError
+from t2i_jax.systems.dalle2.sphere import slerp
+from t2i_jax.train.loop import Hook
+from tests.e2e.command import inside
+from tests.systems import toy_dalle2 as toy
+
+CAPTIONS = ["a red circle", "a blue square above a green cross"]
+QUICK = {"steps": 2, "prior_steps": 2}
+
+
+class Stopped(Exception):
+    """In place of a machine that goes away."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run that was stopped within the prior's training, and resumed."""
+    folder = tmp_path_factory.mktemp("dalle2") / "runs" / "tiny"
+
+    def hooks(recipe, build_system):
+        def stop(state, step, log):
+            if isinstance(recipe.task, t2i.PriorTask):
+                raise Stopped
+
+        return (Hook(3, stop),)
+
+    with pytest.raises(Stopped):
+        runs.train(toy.dalle2(), folder, hooks=hooks)
+    clip = t2i.load(folder / "clip")
+    before = runs.fingerprint(clip.weights)
+    assert not (folder / "decoder").exists()
+    runs.train(toy.dalle2(), folder)
+    assert runs.fingerprint(t2i.load(folder / "clip").weights) == before
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dalle2(run):
+    return t2i.load(run)
+
+
+def test_captions_become_images_whatever_the_batch(dalle2):
+    once = dalle2.generate(CAPTIONS, images_per_prompt=2, **QUICK)
+    assert once.shape == (4, 16, 16, 3) and once.dtype == np.uint8
+    again = dalle2.generate(CAPTIONS, images_per_prompt=2, batch_size=2, **QUICK)
+    assert np.abs(again.astype(int) - once.astype(int)).max() <= 1
+    ids = dalle2.clip.text_tokenizer(CAPTIONS, 12)[0]
+    np.testing.assert_array_equal(dalle2.generate(ids, images_per_prompt=2, **QUICK), once)
+    assert not np.array_equal(dalle2.generate(CAPTIONS, images_per_prompt=2, seed=1, **QUICK), once)
+    assert "prior=" in repr(dalle2)
+
+
+def test_images_become_images(dalle2):
+    one, two = dalle2.generate(CAPTIONS, **QUICK)
+    varied = dalle2.variations([one, two], images_per_prompt=2, **QUICK)
+    assert varied.shape == (4, 16, 16, 3)
+    embeds = dalle2.clip.embed_images([one, two])
+    np.testing.assert_array_equal(
+        dalle2.generate(image_embeds=embeds, images_per_prompt=2, **QUICK), varied
+    )
+    way = dalle2.interpolate(one, two, (0.0, 0.5, 1.0), **QUICK)
+    assert way.shape == (3, 16, 16, 3)
+    mixed = dalle2.generate(images=one, other_images=two, blend=0.0, **QUICK)
+    np.testing.assert_array_equal(mixed[0], dalle2.variations(one, **QUICK)[0])
+    changed = dalle2.edit(one, CAPTIONS[1], CAPTIONS[0], change=0.0, guidance=1.0, **QUICK)
+    assert changed.shape == (1, 16, 16, 3)
+    assert dalle2.nearest([one, two], CAPTIONS)[0] in CAPTIONS
+    half = np.zeros((16, 16), bool)
+    half[:8] = True
+    kept = dalle2.generate(CAPTIONS, init_images=[one, two], mask=half, resample=1, **QUICK)
+    np.testing.assert_array_equal(kept[:, :8], np.stack([one, two])[:, :8])
+
+
+def test_the_difference_of_captions_moves_an_image_along_the_arc(dalle2):
+    image = np.zeros((16, 16, 3), np.uint8)
+    options = t2i.DALLE2Options(change=0.5)
+    embed = dalle2.clip.embed_images(image)
+    found = dalle2._embeds(image, None, CAPTIONS[:1], CAPTIONS[1:], options)
+    after, before = dalle2.clip.embed_text(CAPTIONS)
+    np.testing.assert_allclose(found, slerp(embed, (after - before)[None], 0.5), atol=1e-5)
+    whole = dalle2._embeds(
+        image, None, CAPTIONS[:1], CAPTIONS[1:], dataclasses.replace(options, change=0.0)
+    )
+    np.testing.assert_allclose(whole, embed, atol=1e-6)
+
+
+def test_slerp():
+    one, two = np.eye(4)[:2]
+    np.testing.assert_allclose(slerp(one, 3 * two, 1 / 3), [0.75**0.5, 0.5, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(slerp(one, one, 0.3), one, atol=1e-6)
+    rows = np.random.default_rng(0).normal(size=(2, 5, 8))
+    for share in (0.0, 0.2, 1.0):
+        np.testing.assert_allclose(np.linalg.norm(slerp(*rows, share), axis=-1), 1, atol=1e-6)
+    np.testing.assert_allclose(slerp(one, -one, 0.25)[1:], 0, atol=1e-6)
+
+
+def test_the_command_line(run, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    small = ("--count", 2, "--steps", 2, "--prior-steps", 2)
+    inside("sample", run, CAPTIONS[0], "--out", out, *small)
+    assert len(list(out.glob("*.png"))) == 3
+    one, two = out / "000-00.png", out / "000-01.png"
+    inside("sample", run, "--image", one, "--out", tmp_path / "varied", *small)
+    assert len(list((tmp_path / "varied").glob("0*.png"))) == 2
+    mix = ("--image", one, f"--image={two}", "--blend", 0.5)
+    inside("sample", run, *mix, "--out", tmp_path / "mixed", *small)
+    edit = (CAPTIONS[1], "--image", one, "--instead-of", CAPTIONS[0])
+    inside("sample", run, *edit, "--out", tmp_path / "edited", *small)
+    with pytest.raises(UserError, match="image is given 3 times"):
+        _sampled(run, "--image", one, "--image", two, "--image", one)
+    best = ("--best-of", 5, "--rerank", run / "clip")
+    inside("sample", run, *CAPTIONS, "--out", tmp_path / "best", *best, *small)
+    rows = (tmp_path / "best" / "scores.tsv").read_text().splitlines()[1:]
+    scores = [float(row.split("\t")[1]) for row in rows]
+    assert len(rows) == 4 and scores[0] >= scores[1] and scores[2] >= scores[3]
+    with pytest.raises(UserError, match="--best-of does nothing without --rerank"):
+        _sampled(run, "a", "--best-of", 3)
+    with pytest.raises(UserError, match="best_of=3 is below count=4"):
+        _sampled(run, "a", *best[:1], 3, *best[2:])
+    with pytest.raises(UserError, match="compares no images with captions"):
+        _sampled(run, "a", *best[:3], run / "prior", *small)
+    monkeypatch.chdir(run.parent.parent)
+    monkeypatch.delenv("T2I_RUN", raising=False)
+    dream.dream(CAPTIONS[0])
+    dream.dream(CAPTIONS[0], seed=1, guidance=1.0)
+    assert {"a-red-circle.png", "a-red-circle-2.png"} <= set(os.listdir())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="there is no run in the folder runs"):
+        dream.dream(CAPTIONS[0])
+    monkeypatch.setenv("T2I_RUN", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="is not a folder"):
+        dream.dream(CAPTIONS[0])
+    with pytest.raises(UserError, match="caption='' says nothing"):
+        dream.dream(" ")
+
+
+def _sampled(*words):
+    from t2i_jax.cli.sample import command
+
+    command([str(word) for word in words])
+
+
+def test_export_and_evaluation(run, dalle2, tmp_path):
+    runs.export(run, tmp_path / "exported")
+    again = t2i.load(tmp_path / "exported")
+    np.testing.assert_array_equal(
+        again.generate(CAPTIONS, **QUICK), dalle2.generate(CAPTIONS, **QUICK)
+    )
+    recipe = runs.load_run_recipe(run)
+    from t2i_jax.runs.evaluation import evaluate
+
+    found = evaluate(recipe, dalle2, run)
+    assert 0 <= found["alignment_heldout"] <= 1
+    assert json.loads((run / "metrics.json").read_text())["alignment_heldout"] is not None
+
+
+def test_what_does_not_fit_is_refused(dalle2):
+    image = np.zeros((16, 16, 3), np.uint8)
+    for given, said in (
+        ({}, "prompts=None"),
+        ({"instead_of": "a"}, "prompts=None"),
+        ({"prompts": CAPTIONS, "instead_of": "a"}, "instead_of is nothing without images"),
+        ({"prompts": CAPTIONS, "other_images": image}, "other_images is nothing without images"),
+        ({"images": image, "instead_of": "a"}, "give a prompt too"),
+        ({"images": image, "image_embeds": np.ones((1, 16))}, "both given"),
+        ({"prompts": "a", "images": image, "instead_of": "a"}, "the same caption as the prompt"),
+        ({"prompts": CAPTIONS, "blend": 2.0}, "blend=2.0 is outside"),
+        ({"prompts": CAPTIONS, "prior_steps": 99}, "steps=99 are more than the 20 timesteps"),
+        ({"prompts": CAPTIONS, "prior_sampler": "euler"}, "sampler='euler'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            dalle2.generate(**given)
+    with pytest.raises(UserError, match="parts.clip is not given"):
+        t2i.DALLE2Task().with_parts({})
+    with pytest.raises(UserError, match="parts.prior was trained with another CLIP"):
+        other = dataclasses.replace(dalle2.clip, weights={"clip": {"temperature": np.ones(())}})
+        _joined(dalle2, clip=other)
+
+
+def _joined(dalle2, **parts):
+    from t2i_jax.systems.base import Given
+
+    systems = {name: getattr(dalle2, name) for name in ("clip", "prior", "decoder")} | parts
+    given = {name: Given(one.task.network, one.weights, one) for name, one in systems.items()}
+    return t2i.DALLE2Task().with_parts(given).system({}, {}, given, {}, None)
