@@ -89,7 +89,7 @@ def texts(
 
 def _encoded(encoder, tokenizer, prompts, field):
     found = encoder.encode(tokenizer, prompts, field)
-    if "text" in found and tokenizer is not None:
+    if "text" in found and tokenizer is not None and not hasattr(prompts, "ndim"):  # captions
         one = field.removesuffix("s").replace("_", " ")
         told = told_of_cuts(tokenizer, captions_of(prompts, field), encoder.max_length, one)
         if told is not None:
