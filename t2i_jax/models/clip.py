@@ -412,4 +412,9 @@ def _check(clip):
     if not low < high:
         raise UserError(f"pixel_range={clip.pixel_range} is empty; give (-1.0, 1.0) or (0.0, 1.0).")
     some_of("compat", clip.compat, COMPATS)
+    if "cls_of_filip" in clip.compat and clip.downsample_image_embeds:
+        raise UserError(
+            "compat=('cls_of_filip',) projects a class token, and downsample_image_embeds=True "
+            "projects a grid; leave one out."
+        )
     one_of("remat", clip.remat, REMAT)

@@ -117,6 +117,31 @@ def test_weights_bit_for_bit_and_strict(name):
     theirs.load_state_dict(exported, strict=True)
 
 
+@pytest.mark.parametrize("by_tokens", [False, True])
+def test_embeddings_as_dalle2_pytorch_takes_them(by_tokens):
+    """From the class tokens, even of a network that was trained without them, and unmasked."""
+    package = load("dalle2_pytorch.dalle2_pytorch")
+    theirs, model, params, text, image = make("plain")
+    with torch.no_grad():
+        adapter = package.XClipAdapter(theirs)
+        t_text, t_image = tensors(text, image)
+        of_text, of_image = adapter.embed_text(t_text), adapter.embed_image(t_image)
+    compat = ("cls_of_filip",) if by_tokens else ()
+    ours = dataclasses.replace(
+        model, text_encode_without_mask=True, use_all_token_embeds=by_tokens, compat=compat
+    )
+
+    @jax.jit
+    def run(params):
+        return ours.embed_text(params, text, text != 0), ours.embed_image(params, 2 * image - 1)
+
+    with jax.default_matmul_precision("highest"):
+        found, shown = run(params)
+    assert error(found.embed_BD, of_text.text_embed) < NETWORK
+    assert error(found.encodings_BLE, of_text.text_encodings) < NETWORK
+    assert error(shown, of_image.image_embed) < NETWORK
+
+
 LOSSES = {
     "InfoNCE with masked words": ("plain", dict()),
     "decoupled, with regulariser": (

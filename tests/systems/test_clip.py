@@ -1,6 +1,7 @@
 """CLIP: its task, what it learns, retrieval, views, masked words, towers that stay as they are."""
 
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,10 @@ import pytest
 
 import t2i_jax as t2i
 from t2i_jax import sharding
+from t2i_jax.data.shapes import Shapes
 from t2i_jax.errors import UserError
+from t2i_jax.eval.judge_shapes import JudgeShapes
+from t2i_jax.runs.recipe import load_recipe, recipe_from_dict, recipe_to_dict
 from t2i_jax.systems.clip import retrieval
 from t2i_jax.systems.clip.masked_words import MaskedWords
 from t2i_jax.systems.clip.task import ClipTask
@@ -19,6 +23,7 @@ from t2i_jax.text.tokenizer import train_bpe
 from t2i_jax.train import state as states
 from t2i_jax.train.step import train_step
 
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = dict(
     dim_text=16, dim_image=16, dim_latent=8, num_text_tokens=40, text_enc_depth=1, text_seq_len=6,
     text_heads=1, text_dim_head=16, visual_enc_depth=1, visual_heads=1, visual_dim_head=16,
@@ -58,7 +63,7 @@ def test_everything_at_once_learns_and_a_frozen_tower_stays():
             **{**TINY, "visual_patch_dropout": 0.25}, use_mlm=True, extra_latent_projection=True
         ),
         mlm=MaskedWords(),
-        views=Views(images=1, texts=1),
+        views=Views(images=1),
         sim_reg_loss_weight=0.1,
         visual_ssl=VisualSsl("simclr", hidden_dim=16, projection_dim=8),
         freeze_image_encoder=True,
@@ -133,6 +138,16 @@ def test_what_another_task_gets_as_its_part(system, tmp_path):
         system.embed_text(np.array([[1, 99]]))
 
 
+@pytest.mark.parametrize("name", ["shapes", "digits"])
+def test_recipes(name):
+    recipe = load_recipe(_ROOT / "configs" / "clip" / f"{name}.py")
+    again = recipe_from_dict(recipe_to_dict(recipe))
+    assert again == recipe
+    sizes = [leaf.size for leaf in jax.tree.leaves(recipe.task.weights_shapes())]
+    assert sum(sizes) < 2_000_000
+    assert recipe.task.flops(2) == 2 * recipe.task.flops(1) > 1e6
+
+
 def test_recall_by_hand():
     scores = np.array([[0.9, 0.1, 0.2], [0.8, 0.7, 0.1], [0.3, 0.3, 0.3]])
     found = retrieval.measures(scores.T, np.eye(3, dtype=bool))
@@ -147,9 +162,6 @@ def test_recall_by_hand():
 
 
 def test_what_says_the_same_is_right_too():
-    from t2i_jax.data.shapes import Shapes
-    from t2i_jax.eval.judge_shapes import JudgeShapes
-
     records = [Shapes(split="heldout")[i] for i in range(12)]
     images = np.stack([record["image"] for record in records])
     own = [record["caption"] for record in records]
