@@ -29,7 +29,7 @@ class ClipText:
     Its weights stay in a file and are an argument of every step. The image transformer is read
     too, and left out.
 
-    >>> text = ClipText.from_file("ViT-B-32.pt", vocabulary="clip_vocabulary")    # doctest: +SKIP
+    >>> text = ClipText.from_file("clip.pt", vocabulary="clip_vocabulary")    # doctest: +SKIP
 
     Attributes:
       source: file with the weights of a CLIP of PyTorch, or the weights.safetensors of an exported
