@@ -22,6 +22,8 @@ from t2i_jax.nn.transformer import REMAT, decode_layers, layer_fields, scanned, 
 from t2i_jax.types import Array
 
 COMPAT = ("misaligned_bias", "unit_init", "output_norm")
+# Initializers of the relative position bias, from the scale of the other vectors.
+_BIAS_INIT = {"normal": nn.initializers.normal, "conv": lambda scale: embed.conv_like}
 
 
 class PartiLayer(nn.Module):
@@ -37,6 +39,7 @@ class PartiLayer(nn.Module):
     dropout: float = 0.0
     compat: tuple[str, ...] = ()
     dtype: str = "float32"
+    rel_pos_init: str = "normal"
 
     def setup(self):
         """Makes the layers and parameters."""
@@ -47,7 +50,8 @@ class PartiLayer(nn.Module):
             *sizes, self.dropout, scale, out_norm, self.dtype
         )
         table = ((2 * self.fmap_size - 1) ** 2, self.heads)
-        self.bias = self.param("bias", boxed(nn.initializers.normal(scale), None, "heads"), table)
+        start = _BIAS_INIT[self.rel_pos_init](scale)
+        self.bias = self.param("bias", boxed(start, None, "heads"), table)
         hidden = int(self.dim * self.ff_mult)
         self.ff_norm, self.ff_inner_norm = (
             channel_norm(None, self.dtype),
@@ -117,6 +121,9 @@ class Parti(token_decoder.TokenDecoder):
       remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products:
         half the memory, and on a CPU faster).
       dtype: of the computation; norms, softmax and logits are float32.
+      rel_pos_init: how the relative position bias of self-attention begins: "normal", small and
+        random as in the package; or "conv", each head centred on one of the nearest cells
+        (`embed.conv_like`).
     """
 
     dim: int
@@ -132,6 +139,7 @@ class Parti(token_decoder.TokenDecoder):
     compat: tuple[str, ...] = ()
     remat: str = "dots"
     dtype: str = "float32"
+    rel_pos_init: str = "normal"
 
     past_names = ("kv",)
 
@@ -140,6 +148,7 @@ class Parti(token_decoder.TokenDecoder):
         token_decoder.check_sizes(self, "dim", "depth", "dim_head", "heads", "max_text_len")
         config.some_of("compat", self.compat, COMPAT)
         config.one_of("remat", self.remat, REMAT)
+        config.one_of("rel_pos_init", self.rel_pos_init, _BIAS_INIT)
         super().__post_init__()
 
     def setup(self):
