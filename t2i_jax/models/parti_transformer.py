@@ -15,6 +15,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.models import token_decoder
 from t2i_jax.nn import embed, limits
 from t2i_jax.nn.conv import Dense, boxed
+from t2i_jax.nn.grid_window import GridWindow
 from t2i_jax.nn.transformer import REMAT, Transformer
 from t2i_jax.sharding import constrain
 from t2i_jax.text.learned import LearnedText
@@ -40,6 +41,10 @@ class PartiTransformer(token_decoder.TokenDecoder):
       positions: "axial", a vector per row and one per column; or "learned", a vector per token.
       remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products).
       dtype: of the computation; norms, softmax and logits are float32.
+      window: side, odd, of the square of cells around a token from which it is predicted, as in a
+        masked convolution (the paper's sparse attention, `GridWindow`); the text is seen by
+        cross-attention as ever. None: all tokens before it. Weights are the same with and without.
+        It takes no fused kernel, and a mesh cannot split its sequence.
     """
 
     dim: int
@@ -53,6 +58,7 @@ class PartiTransformer(token_decoder.TokenDecoder):
     positions: str = "axial"
     remat: str = "none"
     dtype: str = "float32"
+    window: int | None = None
 
     past_names = ("k", "v")
 
@@ -66,6 +72,8 @@ class PartiTransformer(token_decoder.TokenDecoder):
             )
         config.one_of("positions", self.positions, _POSITIONS)
         config.one_of("remat", self.remat, REMAT)
+        if self.window is not None:
+            GridWindow(1, self.window)  # refuses a size that is none
         super().__post_init__()
 
     def setup(self):
@@ -90,7 +98,8 @@ class PartiTransformer(token_decoder.TokenDecoder):
             n: getattr(self, n)
             for n in ("dim", "depth", "heads", "mlp_dim", "dropout", "remat", "dtype")
         }
-        self.decoder = Transformer(cross=True, causal=True, **shape)
+        window = None if self.window is None else GridWindow(self.fmap_size, self.window)
+        self.decoder = Transformer(cross=True, causal=True, window=window, **shape)
         self.to_logits = Dense(self.codebook_size, ("embed", "vocab"), init=normal)
 
     def __call__(

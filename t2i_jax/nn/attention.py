@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
 from t2i_jax.nn.fused_attention import attend
+from t2i_jax.nn.grid_window import GridWindow
 from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
 
@@ -87,6 +88,7 @@ class MultiHeadAttention(nn.Module):
         context_BKC: Array | None = None,
         mask: Array | None = None,
         causal: bool = False,
+        window: GridWindow | None = None,
     ) -> Array:
         """The update of x.
 
@@ -95,11 +97,15 @@ class MultiHeadAttention(nn.Module):
           mask: bool, broadcastable to (B, heads, Q, K), True where a key may be seen; None:
             everywhere.
           causal: whether position i sees only positions up to i.
+          window: what a position sees of x itself, in place of `mask` and `causal`; None: as these
+            say.
         """
         k_BKHD, v_BKHD = self.keys_values(x_BQC if context_BKC is None else context_BKC)
         k_BKHD, v_BKHD = (constrain(t, "batch", None, "heads", None) for t in (k_BKHD, v_BKHD))
         q_BQHD = constrain(self._heads(self.q(x_BQC)), "batch", "length", "heads", None)
-        if context_BKC is None and mask is None:
+        if window is not None:
+            out_BQHD = window.attend(q_BQHD, k_BKHD, v_BKHD)
+        elif context_BKC is None and mask is None:
             out_BQHD = attend(q_BQHD, k_BKHD, v_BKHD, causal)
         else:
             out_BQHD = jax.nn.dot_product_attention(

@@ -15,6 +15,7 @@ from t2i_jax.config import fields_of
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.attention import MultiHeadAttention
 from t2i_jax.nn.conv import Dense, boxed
+from t2i_jax.nn.grid_window import GridWindow
 from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
 
@@ -49,6 +50,7 @@ class Block(nn.Module):
       dim, heads, mlp_dim: widths; dim is a multiple of heads. dropout: on each update.
       cross: whether there is cross-attention. causal: whether a position sees only those up to
         itself.
+      window: the part of these that it sees, of tokens on a grid; None: all of them.
     """
 
     dim: int
@@ -58,6 +60,7 @@ class Block(nn.Module):
     cross: bool = False
     causal: bool = False
     dtype: str = "float32"
+    window: GridWindow | None = None
 
     def setup(self):
         """Makes the layers and parameters."""
@@ -93,7 +96,12 @@ class Block(nn.Module):
 
         x = add(
             x_BNC,
-            self.self_attention(self.norm_self(x_BNC), mask=spread(mask_BN), causal=self.causal),
+            self.self_attention(
+                self.norm_self(x_BNC),
+                mask=spread(mask_BN),
+                causal=self.causal,
+                window=self.window,
+            ),
         )
         if self.cross:
             context = context_BKC.astype(x.dtype)  # pyright: ignore[reportOptionalMemberAccess]
@@ -123,13 +131,18 @@ class Block(nn.Module):
             return jax.lax.dynamic_update_slice_in_dim(old, new[:, None], position, axis=1)
 
         cache = {**cache, "k": put(cache["k"], k_BHD), "v": put(cache["v"], v_BHD)}
-        past_1K = jnp.arange(cache["k"].shape[1])[None] <= position
-        x = x_BC + self.self_attention.step(normed, cache["k"], cache["v"], past_1K)
+        past_1K, past = self._past(cache["k"], cache["v"], position)
+        x = x_BC + self.self_attention.step(normed, *past, past_1K)
         if self.cross:
             x = x + self.cross_attention.step(
                 self.norm_cross(x), cache["cross_k"], cache["cross_v"], context_mask_BK
             )
         return x + self.narrow(gelu(self.wide(self.norm_mlp(x)))), cache
+
+    def _past(self, k_BKHD, v_BKHD, position):
+        if self.window is not None:
+            return self.window.past(position, k_BKHD, v_BKHD)
+        return jnp.arange(k_BKHD.shape[1])[None] <= position, [k_BKHD, v_BKHD]
 
 
 class Transformer(nn.Module):
@@ -149,6 +162,7 @@ class Transformer(nn.Module):
     causal: bool = False
     remat: str = "none"
     dtype: str = "float32"
+    window: GridWindow | None = None
 
     def setup(self):
         """Makes the layers and parameters."""

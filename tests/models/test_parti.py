@@ -26,6 +26,8 @@ _MODELS = {
     "parti deep": _PARTI.clone(depth=5, remat="dots"),  # a loop over layers
     "paper": _PAPER,
     "paper learned positions": _PAPER.clone(positions="learned"),
+    "paper window": _PAPER.clone(window=3),
+    "paper window deep": _PAPER.clone(window=3, depth=5),
 }
 
 
@@ -69,7 +71,7 @@ def test_decoding_token_by_token_gives_the_same_logits(monkeypatch, name):
         before = ids[:, t]
 
 
-@pytest.mark.parametrize("name", ["parti", "parti deep", "paper"])
+@pytest.mark.parametrize("name", ["parti", "parti deep", "paper", "paper window"])
 def test_a_cache_that_grows_gives_the_same_tokens(monkeypatch, name):
     monkeypatch.setattr(transformer, "_UNROLLED", 4)
     model, (_, embeds, mask) = _MODELS[name], _inputs()
@@ -219,12 +221,14 @@ def test_presets_have_the_size_they_are_named_after(preset, total, name):
         (lambda: Parti(dim=8, depth=1, dropout=1.0), "dropout=1.0"),
         (lambda: Parti(dim=8, depth=1, compat=("unit_ini",)), "unit_init"),
         (lambda: Parti(dim=8, depth=1, compat="unit_init"), "tuple"),
+        (lambda: Parti(dim=8, depth=1, rel_pos_init="cnv"), "'conv'"),
         (lambda: PartiTransformer(dim=10, depth=1, heads=3, mlp_dim=8), "dim=9"),
         (
             lambda: PartiTransformer(dim=8, depth=1, heads=2, mlp_dim=8, positions="sinus"),
             "positions",
         ),
         (lambda: PartiTransformer(dim=8, depth=1, heads=2, mlp_dim=8, remat="dot"), "'dots'"),
+        (lambda: PartiTransformer(dim=8, depth=1, heads=2, mlp_dim=8, window=4), "window=4.*try 5"),
         (lambda: Parti(dim=8, depth=1).init(jax.random.key(0), *_inputs()), "fmap_size=None"),
         (
             lambda: _PARTI.init(jax.random.key(0), _inputs()[0], np.zeros((2, 4, 7)), _inputs()[2]),

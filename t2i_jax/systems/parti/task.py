@@ -158,7 +158,9 @@ class PartiTask(SystemTask):
 
         None: the network's attention is not made for it.
         """
-        return self.network.num_tokens if isinstance(self.network, PartiTransformer) else None
+        network = self.network
+        whole = isinstance(network, PartiTransformer) and network.window is None
+        return network.num_tokens if whole else None
 
     def columns(self, parts: Mapping[str, Given]) -> Mapping[str, Mapping[str, Any]]:
         """Stored tokens, of a grid and codebook like these and of this tokenizer.
