@@ -15,8 +15,8 @@ _CLIP = pathlib.Path(__file__).resolve().parents[1] / "clip" / "shapes.py"
 def get_config() -> t2i.Recipe:
     """CLIP is a part, and trained first."""
     unet = t2i.DecoderUnet(
-        dim=32,
-        dim_mults=(1, 2, 3),
+        dim=24,
+        dim_mults=(1, 2, 4),
         num_resnet_blocks=1,
         cond_on_image_embeds=True,
         cond_on_text_encodings=True,
@@ -45,8 +45,8 @@ def get_config() -> t2i.Recipe:
         data=t2i.DataConfig(source="shapes", image_size=32),
         parts={"clip": load_recipe(_CLIP)},
         train=t2i.TrainConfig(
-            steps=3000,
-            batch_size=64,
+            steps=3500,
+            batch_size=32,
             ema_decay=0.99,
             optim=t2i.OptimConfig(
                 name="muon",
