@@ -149,7 +149,9 @@ def test_losses_and_images(theirs, ours, number, monkeypatch):
         params, frozen, batch, draws, number=number
     ).mean())(system.weights, system.frozen)  # fmt: skip
     image, text = _torch(PIXELS / np.float32(255)), torch.tensor(TEXT)
-    monkeypatch.setattr(package, "prob_mask_like", lambda shape, *_, **__: torch.ones(shape).bool())
+    monkeypatch.setattr(  # nothing is dropped but by guidance
+        package, "prob_mask_like", lambda shape, prob, device: torch.full(shape, prob > 0)
+    )
     monkeypatch.setattr(package.random, "random", lambda: 0.0)
     monkeypatch.setattr(package.random, "uniform", lambda *_: 0.6)
     monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.tensor(times))
