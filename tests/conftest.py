@@ -2,6 +2,7 @@
 tests slow.
 """
 
+import gc
 import os
 import pathlib
 
@@ -10,6 +11,8 @@ from tests.flags import FAST
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# PyTorch's products are tiny here, and a second thread waits for its share of them by counting
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 if "xla_backend_optimization_level" not in (_flags := os.environ.get("XLA_FLAGS", "")):
     os.environ["XLA_FLAGS"] = f"{_flags} {FAST}".strip()
 
@@ -25,8 +28,12 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 _CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
 # for the processes that tests start
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update(
+    "jax_persistent_cache_min_compile_time_secs",
+    float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]),
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,6 +44,14 @@ def _compiled_programs_of_one_file_at_a_time():
     """
     yield
     jax.clear_caches()
+    gc.collect()
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: it is not looked through for garbage again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
 
 
 def pytest_collection_modifyitems(items):
