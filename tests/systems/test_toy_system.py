@@ -24,6 +24,7 @@ from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.runs.recipe import changed, load_recipe
 from tests.e2e.command import inside, refused, run, t2i_command
+from tests.flags import FAST
 from tests.toy_system import pair
 
 _RECIPE = pathlib.Path(__file__).parent.parent / "toy_system" / "recipe.py"
@@ -53,7 +54,7 @@ def test_it_trains_its_part_first_and_draws_its_own_preview(trained):
 def test_killed_and_started_again_it_ends_bit_for_bit_where_it_would_have(trained, tmp_path):
     """SIGKILL once its first checkpoint is there.
 
-    Steps take 0.3 s so that it is not done by then.
+    Steps take half a second so that it is not done by then. Its part is trained already.
     """
     slow = tmp_path / "slow.py"
     slow.write_text(
@@ -64,7 +65,8 @@ def test_killed_and_started_again_it_ends_bit_for_bit_where_it_would_have(traine
         "pipeline.Batches.__next__ = lambda self: (time.sleep(0.5), before(self))[1]\n"
         "def get_config():\n    return fast()\n"
     )
-    command = [*t2i_command("train", slow, "--workdir", tmp_path / "run")]
+    more = f"mean={trained / 'mean'}", "--workdir", tmp_path / "run"
+    command = t2i_command("train", slow, *more)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     first = tmp_path / "run" / "checkpoints" / "2" / "commit_success.txt"
     limit = time.monotonic() + 120
@@ -74,7 +76,7 @@ def test_killed_and_started_again_it_ends_bit_for_bit_where_it_would_have(traine
     assert (
         process.wait() == -signal.SIGKILL and not (tmp_path / "run" / "checkpoints" / "4").exists()
     )
-    inside("train", _RECIPE, "--workdir", tmp_path / "run")
+    inside("train", _RECIPE, *more)
     mine, theirs = (runs.load(run).weights["toy"]["net"] for run in (tmp_path / "run", trained))
     for name in theirs:
         np.testing.assert_array_equal(mine[name], theirs[name])
@@ -204,8 +206,8 @@ def test_eight_devices_train_and_sample_what_one_does(trained, tmp_path):
         "alone.weights['toy']['net'].items():\n    "
         "np.testing.assert_allclose(np.asarray(net[name]), mine, atol=1e-4)\n"
     )
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    environment = {**os.environ, **flags}
+    flags = f"--xla_force_host_platform_device_count=8 {FAST}"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", code, trained, tmp_path / "meshed"],
         capture_output=True,
