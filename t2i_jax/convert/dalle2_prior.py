@@ -45,6 +45,7 @@ def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
     if clip:
         # The package's adapter embeds captions without their mask, and images as they are given.
         known = {"pixel_range": (0.0, 1.0), **told.get("clip", {})}
+        known |= {n: v for n, v in told.items() if n.startswith(("text_", "visual_"))}
         known["text_encode_without_mask"] = True
         found["clip"] = (x_clip.NETWORK.model, x_clip.fields(clip, known))
     return found

@@ -35,6 +35,9 @@ class _Key:
         """Whatever its class was made of is left out."""
         return object.__new__(cls)
 
+    def __setstate__(self, state: object) -> None:
+        """Whatever it held is left out."""
+
 
 def load(path: str | os.PathLike, field: str) -> Any:
     """What a file holds: tensors and plain values, in lists and dicts.

@@ -15,8 +15,8 @@ def _whole():
     torch.manual_seed(0)
     clip = package.CLIP(
         dim_text=16, dim_image=16, dim_latent=16, num_text_tokens=40, text_enc_depth=1,
-        text_seq_len=8, text_heads=2, text_dim_head=8, visual_enc_depth=1, visual_heads=2,
-        visual_dim_head=8, visual_image_size=16, visual_patch_size=8,
+        text_seq_len=8, text_heads=1, visual_enc_depth=1, visual_heads=1,
+        visual_image_size=16, visual_patch_size=8,
     )  # fmt: skip
     net = package.DiffusionPriorNetwork(dim=16, depth=1, dim_head=8, heads=2, max_text_len=8)
     prior = package.DiffusionPrior(net, clip=clip, timesteps=30, cond_drop_prob=0.1)

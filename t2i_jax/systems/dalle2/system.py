@@ -97,12 +97,14 @@ class DALLE2System(TextToImage):
         for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
             generation.check_count(name, value)
         self._check_given(prompts, images, other_images, instead_of, image_embeds)
-        own = {"seed": seed, "images_per_prompt": images_per_prompt, "batch_size": batch_size}
+        own = {"seed": seed, "images_per_prompt": images_per_prompt}
         if images is None and image_embeds is None:
             # nothing compiles before the decoder's options are known to fit
             chosen.decoder.per_stage("guidance", len(self.decoder.task.stages))
-            with_bar = {**own, "progress": progress}
-            embeds, each = self.prior.embed(prompts, chosen.prior, **with_bar), images_per_prompt
+            if batch_size is not None:  # what as many images need
+                own["batch_size"] = batch_size * chosen.prior.num_samples
+            embeds = self.prior.embed(prompts, chosen.prior, **own, progress=progress)
+            each = images_per_prompt
         else:
             embeds = image_embeds
             if images is not None:
