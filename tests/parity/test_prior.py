@@ -59,7 +59,7 @@ SETTINGS = {
         sampling_final_clamp_l2norm=True,
     ),
     "noise": dict(predict_x_start=False, loss_type="l1", image_embed_scale=3.0),
-    "v": dict(predict_x_start=False, predict_v=True, beta_schedule="jsd", loss_type="huber"),
+    "v": dict(predict_x_start=False, predict_v=True, loss_type="huber"),
 }  # fmt: skip
 
 
