@@ -166,6 +166,13 @@ def ways(axis: str) -> int:
     return 1 if mesh.empty else mesh.shape[axis]
 
 
+def on_one_cpu() -> bool:
+    """Whether what is traced is for a mesh of one device, and that is a CPU."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return mesh.size == 1 and device is not None and device.platform == "cpu"
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """x, constrained to lie on the mesh that is set as its axes' names say (`ACTIVATIONS`).
 

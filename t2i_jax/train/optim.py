@@ -15,6 +15,7 @@ from optax import contrib
 from t2i_jax import sharding
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
+from t2i_jax.train.muon import muon
 from t2i_jax.values import Decay, Positive
 
 _OPTIMISERS = ("adamw", "adafactor", "muon")
@@ -171,11 +172,11 @@ def _muon(config, steps, matrices):
     def axes(params):
         return jax.tree.map(lambda leaf: MATRIX if leaf.ndim == 2 else None, params)
 
-    return contrib.muon(
+    return muon(
         learning_rate(dataclasses.replace(config, learning_rate=config.matrix_rate), steps),
+        learning_rate(config, steps),
+        b1=config.b1,
+        b2=config.b2,
         weight_decay=config.weight_decay,
-        adam_b1=config.b1,
-        adam_b2=config.b2,
-        adam_learning_rate=learning_rate(config, steps),
-        muon_weight_dimension_numbers=axes if matrices is None else matrices,
+        matrices=axes if matrices is None else matrices,
     )

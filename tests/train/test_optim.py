@@ -1,7 +1,9 @@
 """Optimisers: schedules by their corner values, decay and clipping by one update, refusals."""
 
 import collections
+import contextlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -177,3 +179,34 @@ def test_nonsense_is_refused(settings, message):
 def test_it_survives_json():
     given = OptimConfig(name="adafactor", clip_norm=4.0)
     assert config.from_dict(config.to_dict(given), {"OptimConfig": OptimConfig}) == given
+
+
+def test_on_one_cpu_muon_goes_by_shape_with_the_state_and_the_numbers_of_optax(key):
+    shapes = {"a": (8, 24), "b": (24, 8), "c": (8, 24), "kernel": (3, 3, 4, 8), "d": (6, 6)}
+    params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    params |= {"stack": jnp.zeros((3, 8, 24)), "bias": jnp.zeros((5,)), "in": {"e": params["a"]}}
+    matrices = dict.fromkeys(shapes, optim.MATRIX) | {"kernel": optim.KERNEL, "bias": None}
+    matrices |= {"stack": optim.MATRIX, "in": {"e": optim.MATRIX}}
+    config = OptimConfig(name="muon", weight_decay=0.1, warmup_steps=2)
+    rule = optim.make(config, 10, matrices=matrices)
+
+    def grads_of(step):
+        return jax.tree.map(
+            lambda leaf: jax.random.normal(jax.random.fold_in(key, step), leaf.shape), params
+        )
+
+    def moved(mesh):
+        """(parameters, state, products of matrices in the program) after three updates."""
+        state, after = rule.init(params), params
+        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+            text = jax.jit(rule.update).lower(params, state, params).as_text()
+            for step in range(3):
+                updates, state = jax.jit(rule.update)(grads_of(step), state, after)
+                after = optax.apply_updates(after, updates)
+        return after, state, text.count("dot_general")
+
+    *mine, few = moved(sharding.make_mesh(None))
+    *theirs, many = moved(None)
+    assert jax.tree.structure(mine) == jax.tree.structure(theirs)
+    chex.assert_trees_all_close(mine, theirs, rtol=1e-5, atol=1e-7)
+    assert few == 3 * 3 < many  # three in an iteration, for three shapes
