@@ -16,5 +16,5 @@ def update(average: Any, params: Any, step: Array, decay: float) -> Any:
 
     In the first steps d is small, so that the average follows the parameters fast.
     """
-    d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    d = jax.lax.optimization_barrier(jnp.minimum(decay, (1.0 + step) / (10.0 + step)))
     return jax.tree.map(lambda a, p: a * d + p * (1 - d), average, params)

@@ -103,11 +103,12 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
             end_value=peak * config.end_ratio,
         ),
     }[config.schedule]()
-    return (
+    rate = (
         optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
         if warmup
         else after
     )
+    return lambda step: jax.lax.optimization_barrier(rate(step))
 
 
 def make(

@@ -57,6 +57,7 @@ def train_step(
         group: moving_average.update(state.ema[group], params[group], state.step, ema_decay)
         for group in state.ema
     }
+    finite = jax.lax.optimization_barrier(finite)
     kept = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
         (dict(params), opt_state, ema, stats),
