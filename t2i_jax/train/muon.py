@@ -65,9 +65,9 @@ def muon(
         ),
     )
 
-    def update(grads, state, params=None):
+    def update(updates, state, params=None, **extra):
         rule = by_shape if sharding.on_one_cpu() else of_optax
-        return rule.update(grads, state, params)
+        return rule.update(updates, state, params, **extra)
 
     return optax.GradientTransformation(of_optax.init, update)
 
