@@ -5,6 +5,7 @@ in one compiled loop.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +19,15 @@ from t2i_jax.decoding import logits as filters
 from t2i_jax.errors import UserError
 from t2i_jax.types import Array, Key
 
-# (ids_BN, memory) -> (logits_BNV, memory); rows in two halves where guided
+# (ids_BN, memory) -> (vectors_BNC, memory); rows in two halves where guided
 Predict = Callable[[Array, Any], tuple[Array, Any]]
+# vectors (B, M, C) of some places -> their logits (B, M, V); a linear map
+Logits = Callable[[Array], Array]
 # (ids_BN) -> logits_BN, high where a token is wrong; guided already
 Critic = Callable[[Array], Array]
 ORDERS = ("confidence", "halton", "random")
 _NEVER = 1e9  # a score that keeps a token from being masked again
+_LOGITS = 2**24  # logits that are made at once, 64 MiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +78,14 @@ def generate(
     mask_id: int,
     *,
     sampling: Sampling,
+    logits: Logits | None = None,
     memory: Any = None,
     critic: Critic | None = None,
     guidance: float | Array = 1.0,
     temperature: float | Array = 1.0,
     choice_temperature: float | Array = 0.0,
     critic_noise: float | Array = 1.0,
-    plausibility: float | Array = 0.0,
+    plausibility: float | Array | None = None,
     given_BN: Array | None = None,
     known_BN: Array | None = None,
     strength: float | Array | None = None,
@@ -88,17 +93,20 @@ def generate(
     """Tokens (B, num_tokens) int32, and those at the end of every step (steps, B, num_tokens).
 
     At the start of a step the tokens with the highest scores are masked (as many as the schedule
-    says, at least one), and drawn anew.
+    says, at least one), and drawn anew. Logits are made of these alone, as far as scores need no
+    others, and where no limit of plausibility asks for both it is vectors that are guided, not
+    logits: a large codebook costs most of a step.
 
     Args:
       predict: the network. `memory` is what it hands from step to step (self-conditioning).
+      logits: its last layer, from vectors to logits; None: its vectors are logits.
       keys_B: one key per row, so that a row's tokens do not depend on what else is in the batch.
       critic: says which tokens to mask again; None: those that `sampling.order` says.
       guidance: strength l in null + l * (text - null).
       temperature: of the tokens, falling linearly to 0 at the last step. choice_temperature: of
         Gumbel noise on the confidences, falling likewise (MaskGIT; the package has none).
       critic_noise: of uniform noise on the critic's scores, falling likewise.
-      plausibility: as of `autoregressive.generate`.
+      plausibility: as of `autoregressive.generate`; None: no token is left out.
       given_BN, known_BN: tokens, and True where they are kept from the start to the end
         (inpainting); None: none.
       strength: tokens of given_BN that are not known are changed: sampling begins from them, with
@@ -109,6 +117,7 @@ def generate(
     given_BN = jnp.zeros_like(known_BN, jnp.int32) if given_BN is None else given_BN
     places_B1 = jnp.sum(~known_BN, axis=-1, keepdims=True)
     order_N = jnp.asarray(_order(sampling.order, num_tokens))
+    by_confidence = critic is None and sampling.order == "confidence"
 
     def step(carry, now):
         ids_BN, scores_BN, memory = carry
@@ -120,18 +129,20 @@ def generate(
         left = (steps - 1 - i) / steps
         keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, i), 3))(keys_B)
         rows = jnp.concatenate([ids_BN, ids_BN]) if sampling.guided else ids_BN
-        logits, memory = predict(rows, memory)
+        vectors, memory = predict(rows, memory)
         growth = (i + 1) / steps if sampling.growing else 1.0
-        logits = _guided(logits, sampling, 1 + (guidance - 1) * growth, plausibility)
-        drawn_BN = _draw(keys[:, 0], logits, sampling, temperature * left)
+        at = _logits_at(vectors, logits, sampling, 1 + (guidance - 1) * growth, plausibility)
+        draw = functools.partial(_draw, keys[:, 0], at, sampling, temperature * left)
+        everywhere = by_confidence and sampling.remask
+        wanted_BN = jnp.ones_like(masked_BN) if everywhere else masked_BN
+        drawn_BN, log_p_BN = draw(ids_BN, masked_BN, wanted_BN, by_confidence)
         ids_BN = jnp.where(masked_BN, drawn_BN, ids_BN)
         if critic is not None:
             noise = jax.vmap(lambda key: jax.random.uniform(key, (num_tokens,)))(keys[:, 1])
             scores_BN = critic(ids_BN) + (noise - 0.5) * critic_noise * left
         else:
-            scored_BN = drawn_BN if sampling.score_drawn else ids_BN
             scores_BN = -_confidence(
-                keys[:, 2], logits, scored_BN, order_N, sampling, choice_temperature * left
+                keys[:, 2], log_p_BN, order_N, sampling, choice_temperature * left
             )
             if not sampling.remask:
                 scores_BN = jnp.where(masked_BN, scores_BN, -_NEVER)
@@ -156,10 +167,11 @@ def edit(
     *,
     steps: int,
     sampling: Sampling,
+    logits: Logits | None = None,
     memory: Any = None,
     guidance: float | Array = 1.0,
     temperature: float | Array = 1.0,
-    plausibility: float | Array = 0.0,
+    plausibility: float | Array | None = None,
     known_BN: Array | None = None,
     share: float | Array = 0.08,
 ) -> tuple[Array, Array]:
@@ -181,9 +193,14 @@ def edit(
         noise = jax.vmap(lambda key: jax.random.uniform(key, (num_tokens,)))(keys[:, 0])
         masked_BN = (_rank(jnp.where(known_BN, -jnp.inf, noise)) < count_B1) & ~known_BN
         rows = jnp.where(masked_BN, mask_id, ids_BN)
-        logits, memory = predict(jnp.concatenate([rows, rows]) if sampling.guided else rows, memory)
-        logits = _guided(logits, sampling, guidance, plausibility)
-        ids_BN = jnp.where(masked_BN, _draw(keys[:, 1], logits, sampling, temperature), ids_BN)
+        vectors, memory = predict(
+            jnp.concatenate([rows, rows]) if sampling.guided else rows, memory
+        )
+        at = _logits_at(vectors, logits, sampling, guidance, plausibility)
+        drawn_BN, _ = _draw(
+            keys[:, 1], at, sampling, temperature, ids_BN, masked_BN, masked_BN, False
+        )
+        ids_BN = jnp.where(masked_BN, drawn_BN, ids_BN)
         return (ids_BN, memory), ids_BN
 
     start = (given_BN.astype(jnp.int32), memory)
@@ -191,37 +208,94 @@ def edit(
     return ids_BN, trace
 
 
-def _guided(logits, sampling, strength, plausibility):
-    """The logits of a batch; where it is guided its rows come in two halves."""
-    if not sampling.guided:
-        return logits
-    told, null = jnp.split(logits, 2)
-    return filters.plausible(filters.guide(told, null, strength), told, plausibility)
+def _logits_at(vectors, logits, sampling, strength, plausibility):
+    """A function from places (B, M) to their logits; where it is guided the rows of the vectors
+    come in two halves.
+    """
+    logits = (lambda vectors: vectors) if logits is None else logits
+
+    def of(vectors_BNC, places_BM):
+        if places_BM is None:
+            return vectors_BNC
+        return jnp.take_along_axis(vectors_BNC, places_BM[..., None], axis=1)
+
+    def at(places_BM):
+        if not sampling.guided:
+            return logits(of(vectors, places_BM))
+        told, null = (of(half, places_BM) for half in jnp.split(vectors, 2))
+        if plausibility is None:
+            wide = (part.astype(jnp.float32) for part in (told, null))
+            return logits(filters.guide(*wide, strength))
+        told, null = logits(told), logits(null)
+        return filters.plausible(filters.guide(told, null, strength), told, plausibility)
+
+    return at
 
 
-def _draw(keys_B, logits_BNV, sampling, temperature):
-    """A token per place; a temperature of 0 takes the likeliest."""
-    k, vocabulary = sampling.top_k, logits_BNV.shape[-1]
+def _draw(keys_B, at, sampling, temperature, ids_BN, masked_BN, wanted_BN, scored):
+    """Tokens (B, N) drawn at the places that are wanted, and with `scored` the logarithms of the
+    probabilities of those that then stand there; both are 0 elsewhere.
+
+    Args:
+      at: from places to logits. temperature: 0 takes the likeliest.
+    """
+    (batch, count), places_BN = ids_BN.shape, jnp.argsort(~wanted_BN, axis=-1, stable=True)
+    vocabulary = jax.eval_shape(at, places_BN[:, :1]).shape[-1]
+    size = max(1, min(count, _LOGITS // (batch * vocabulary)))
+    rows_B1 = jnp.arange(batch)[:, None]
+
+    def block(places_BM):
+        logits_BMV = at(None if size == count else places_BM)
+        drawn_BM = _sampled(keys_B, logits_BMV, places_BM, sampling, temperature)
+        if not scored:
+            return drawn_BM, jnp.zeros(drawn_BM.shape, jnp.float32)
+        stays_BM = ~masked_BN[rows_B1, places_BM] & (not sampling.score_drawn)
+        ids_BM = jnp.where(stays_BM, ids_BN[rows_B1, places_BM], drawn_BM)
+        ids_BM = jnp.minimum(ids_BM, vocabulary - 1)  # of a place that is not wanted
+        of_ids = jnp.take_along_axis(logits_BMV, ids_BM[..., None], axis=-1)[..., 0]
+        return drawn_BM, of_ids - jax.nn.logsumexp(logits_BMV, axis=-1)
+
+    if size == count:
+        return block(jnp.broadcast_to(jnp.arange(count), ids_BN.shape))
+
+    def fill(i, made):
+        # The last block begins early where it would go beyond the end; its places come out alike.
+        places_BM = jax.lax.dynamic_slice_in_dim(places_BN, i * size, size, axis=1)
+        return tuple(
+            whole.at[rows_B1, places_BM].set(part)
+            for whole, part in zip(made, block(places_BM), strict=True)
+        )
+
+    blocks = (jnp.max(jnp.sum(wanted_BN, axis=-1)) + size - 1) // size
+    nothing = jnp.zeros(ids_BN.shape, jnp.int32), jnp.zeros(ids_BN.shape, jnp.float32)
+    return jax.lax.fori_loop(0, blocks, fill, nothing)
+
+
+def _sampled(keys_B, logits_BMV, places_BM, sampling, temperature):
+    """A token per place, by noise that depends on the row's key and the place alone."""
+    k, vocabulary = sampling.top_k, logits_BMV.shape[-1]
     k = int(np.ceil(k * vocabulary)) if isinstance(k, float) else k
-    rows = logits_BNV.reshape(-1, vocabulary)
+    rows = logits_BMV.reshape(-1, vocabulary)
     rows = filters.filtered(rows, k, sampling.top_p, temperature)
-    logits_BNV = rows.reshape(logits_BNV.shape)
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits_BNV.shape[1:]))(keys_B)
-    return jnp.argmax(logits_BNV + temperature * noise, axis=-1).astype(jnp.int32)
+
+    def noise(key, place):
+        return jax.random.gumbel(jax.random.fold_in(key, place), (vocabulary,))
+
+    noise_BMV = jax.vmap(jax.vmap(noise, (None, 0)))(keys_B, places_BM)
+    drawn_BMV = rows.reshape(logits_BMV.shape) + temperature * noise_BMV
+    return jnp.argmax(drawn_BMV, axis=-1).astype(jnp.int32)
 
 
-def _confidence(keys_B, logits_BNV, ids_BN, order_N, sampling, temperature):
+def _confidence(keys_B, log_p_BN, order_N, sampling, temperature):
     """How much each token should stay: the logarithm of its probability, with noise; or its place
     in an order.
     """
     if sampling.order == "halton":
-        return jnp.broadcast_to(order_N, ids_BN.shape)
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, ids_BN.shape[1:]))(keys_B)
+        return jnp.broadcast_to(order_N, log_p_BN.shape)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, log_p_BN.shape[1:]))(keys_B)
     if sampling.order == "random":
         return noise
-    log_p = jax.nn.log_softmax(logits_BNV, axis=-1)
-    of_ids = jnp.take_along_axis(log_p, ids_BN[..., None], axis=-1)[..., 0]
-    return of_ids + temperature * noise
+    return log_p_BN + temperature * noise
 
 
 def _rank(scores_BN):

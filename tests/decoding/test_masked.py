@@ -2,6 +2,7 @@
 their own.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -47,6 +48,47 @@ def test_a_row_does_not_depend_on_the_others():
     alone, _ = _generate(_keys(4, 3), _PLAIN, temperature=3.0)
     np.testing.assert_array_equal(both[1], alone[0])
     assert not np.array_equal(both[0], both[1])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"guided": True}, {"remask": True}, {"remask": True, "score_drawn": True}],
+    ids=lambda changed: "-".join(changed) or "plain",
+)
+def test_logits_in_blocks_and_of_masked_tokens_alone(changed, monkeypatch):
+    """As if all were made at once; a block of 5 does not divide the 16 tokens."""
+    sampling = dataclasses.replace(_PLAIN, **changed)
+    weights = np.random.default_rng(1).normal(size=(5, _CODES)).astype(np.float32)
+    vectors = np.random.default_rng(2).normal(size=(_TOKENS, 5)).astype(np.float32)
+    known = np.zeros((2, _TOKENS), bool)
+    known[1, :7] = True  # rows with other numbers of tokens to draw
+
+    def tokens(plausibility=None):
+        made = []
+
+        def logits(vectors_BMC):
+            made.append(vectors_BMC.shape)
+            return vectors_BMC @ weights
+
+        def predict(ids_BN, memory):
+            masked_BN = (ids_BN == _CODES)[..., None]
+            halves = jnp.arange(len(ids_BN))[:, None, None] // 2  # the null rows differ
+            return vectors + 0.1 * masked_BN + 0.3 * halves, memory
+
+        return masked.generate(
+            predict, _keys(0, 1), _TOKENS, _CODES, sampling=sampling, logits=logits, guidance=2.0,
+            plausibility=plausibility, known_BN=known, given_BN=np.full((2, _TOKENS), 3),
+        )[0], made  # fmt: skip
+
+    whole, shapes = tokens()
+    assert shapes[-1] == (2, _TOKENS, 5)
+    monkeypatch.setattr(masked, "_LOGITS", 2 * 5 * _CODES)
+    blocks, shapes = tokens()
+    assert shapes[-1] == (2, 5, 5)
+    np.testing.assert_array_equal(whole, blocks)
+    assert (np.asarray(blocks)[1, :7] == 3).all() and len(np.unique(blocks)) > 3
+    if sampling.guided:  # a limit that leaves out nothing: both logits instead of their vectors
+        np.testing.assert_array_equal(blocks, tokens(plausibility=0.0)[0])
 
 
 def test_fewer_tokens_change_from_step_to_step():

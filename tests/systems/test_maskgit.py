@@ -441,9 +441,13 @@ def test_a_window_is_drawn_as_an_image_of_its_own_and_given_those_before_it(syst
 
         texts = _texts(params, frozen, arrays, 3, TASK, True)
         predict, _ = _networks(params, None, TASK, texts, None, True, True, 3.0)
+
+        def logits(vectors):
+            return TASK.network.apply({"params": params["decoder"]}, vectors, method="logits")
+
         return masked.generate(
             predict, number(1), 16, 16, sampling=plain.sampling, given_BN=ids, guidance=3.0,
-            plausibility=0.1, critic_noise=1.0, known_BN=known,
+            logits=logits, plausibility=0.1, critic_noise=1.0, known_BN=known,
         )[0]  # fmt: skip
 
     start = np.concatenate([alone[:, :, 2:], np.zeros((3, 4, 2), int)], axis=-1).reshape(3, 16)

@@ -109,6 +109,9 @@ def generate(
             memory = jnp.zeros((batch, network.num_tokens, network.dim), network.dtype)
         size = (keys_B, network.num_tokens, network.mask_id)
         same = {"sampling": sampling, "memory": memory, "known_BN": known_BN, **numbers}
+        same["logits"] = functools.partial(
+            network.apply, {"params": params["decoder"]}, method="logits"
+        )
         if edit_steps is not None:
             return masked.edit(predict, *size, given_BN, steps=edit_steps, **same)
         judge = judge if use_critic else None
@@ -132,7 +135,7 @@ def generate(
 
 
 def _networks(params, critic, task, texts, cond_BM, guided, guide_self_critic, scale):
-    """What `masked.generate` asks: (tokens, memory) to logits, and tokens to a critic's scores;
+    """What `masked.generate` asks: (tokens, memory) to vectors, and tokens to a critic's scores;
     where it is guided the network sees all rows twice.
     """
     (embeds_BLD, mask_BL, keep_B), network = texts, task.network
@@ -145,9 +148,8 @@ def _networks(params, critic, task, texts, cond_BM, guided, guide_self_critic, s
 
     def predict(ids_BN, before):
         vectors = embed(ids_BN, _twice(before) if guided else before)
-        logits = network.apply(variables, vectors, method="logits")
         told = jnp.split(vectors, 2)[0] if guided else vectors
-        return logits, told if network.self_cond else None
+        return vectors, told if network.self_cond else None
 
     def judge(ids_BN):
         rows_BN = _twice(ids_BN) if guided else ids_BN

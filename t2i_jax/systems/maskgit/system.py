@@ -211,7 +211,8 @@ class MaskGitSystem(TextToImage):
         windows = self.task.windows(options)
         edits = options.edit_steps if "init" in prompt else None
         numbers = {name: getattr(options, name) for name in ("guidance", "temperature")}
-        numbers["plausibility"] = options.plausibility or 0.0
+        if options.plausibility:
+            numbers["plausibility"] = options.plausibility
         if edits is not None:
             numbers["share"] = options.edit_share
         else:

@@ -238,7 +238,7 @@ class MaskGitTask(SystemTask):
             return sampling.generate(
                 params["maskgit"], frozen, prompt, keys_B, task=self, sampling=options.sampling,
                 critic=params.get("critic"), use_critic=self.has_critic_for(options),
-                guidance=options.guidance, plausibility=options.plausibility or 0.0,
+                guidance=options.guidance, plausibility=options.plausibility or None,
             )  # fmt: skip
 
         return {"images": SamplingProgram(None, images, prompt)}
