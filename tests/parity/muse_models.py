@@ -4,9 +4,12 @@ same as systems here.
 
 import contextlib
 import dataclasses
+import functools
 from typing import Any
 from unittest import mock
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax.systems.imported import Imported, TorchFile
@@ -142,3 +145,10 @@ def pictures(rows: int, size: int) -> np.ndarray:
 def channels_first(images: np.ndarray) -> Any:
     """The same for the package, from 0 to 1."""
     return load("torch").tensor(images.transpose(0, 3, 1, 2) / np.float32(255))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def noise_per_place(key, tokens, codes):
+    """The Gumbel noise that a row has at every place, (tokens, codes)."""
+    keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(jnp.arange(tokens))
+    return jax.vmap(lambda key: jax.random.gumbel(key, (codes,)))(keys)

@@ -154,7 +154,7 @@ def test_sampling_token_for_token(critic, monkeypatch):
 
     def noise(step):
         own = [jax.random.split(jax.random.fold_in(key, step), 3) for key in keys]
-        gumbel = [jax.random.gumbel(k[0], (model.num_tokens, model.codebook_size)) for k in own]
+        gumbel = [per_place(k[0], model.num_tokens, model.codebook_size) for k in own]
         uniform = [jax.random.uniform(k[1], (model.num_tokens,)) for k in own]
         return torch.tensor(np.stack(gumbel)), torch.tensor(np.stack(uniform))
 

@@ -3,7 +3,6 @@ images token for token, weights.
 """
 
 import dataclasses
-import functools
 import os
 import re
 
@@ -268,17 +267,13 @@ def _noise(keys, network):
     steps = []
     for step in range(STEPS):
         own = [jax.random.split(jax.random.fold_in(key, step), 3) for key in keys]
-        gumbel = [_per_place(k[0], network.num_tokens, network.codebook_size) for k in own]
+        gumbel = [
+            muse_models.noise_per_place(k[0], network.num_tokens, network.codebook_size)
+            for k in own
+        ]
         uniform = [jax.random.uniform(k[1], (network.num_tokens,)) for k in own]
         steps.append((torch.tensor(np.stack(gumbel)), torch.tensor(np.stack(uniform))))
     return [iter(side) for side in zip(*steps, strict=True)]
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _per_place(key, tokens, codes):
-    """The noise of a row for every place, (tokens, codes)."""
-    keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(jnp.arange(tokens))
-    return jax.vmap(lambda key: jax.random.gumbel(key, (codes,)))(keys)
 
 
 @pytest.mark.parametrize("tokens", [16, 256, 1024])
