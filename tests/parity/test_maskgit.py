@@ -10,6 +10,7 @@ import pytest
 from t2i_jax import convert
 from t2i_jax.decoding import masked
 from t2i_jax.models.maskgit import SelfCritic
+from tests.parity.muse_models import noise_per_place
 from tests.parity.reference import load
 from tests.parity.test_vit_vqgan import error
 
@@ -154,7 +155,7 @@ def test_sampling_token_for_token(critic, monkeypatch):
 
     def noise(step):
         own = [jax.random.split(jax.random.fold_in(key, step), 3) for key in keys]
-        gumbel = [per_place(k[0], model.num_tokens, model.codebook_size) for k in own]
+        gumbel = [noise_per_place(k[0], model.num_tokens, model.codebook_size) for k in own]
         uniform = [jax.random.uniform(k[1], (model.num_tokens,)) for k in own]
         return torch.tensor(np.stack(gumbel)), torch.tensor(np.stack(uniform))
 
