@@ -26,7 +26,16 @@ from t2i_jax.models.vit_vqgan import VitVQGanVAE
 
 
 def table(model: VitVQGanVAE) -> list[Entry | Constant]:
-    """The entries of one configuration; the discriminator's are left out with `discr_layers=0`."""
+    """The entries of one configuration; the discriminator's are left out with `discr_layers=0`.
+
+    Raises:
+      UserError: a network with parts that the package does not have.
+    """
+    if model.pixel_head != "linear":
+        raise UserError(
+            f"pixel_head={model.pixel_head!r} has no form in the package, whose last layer is "
+            "linear; t2i export writes the system as it is."
+        )
     encoder, decoder = "enc_dec.encoder", "enc_dec.decoder"
     return [
         Entry(f"{encoder}.0.to_patch_tokens.1.gamma", "generator/patch_norm/scale", CHANNEL),

@@ -30,10 +30,13 @@ from t2i_jax.nn.conv import (
     uniform_fan_in,
     unpatchify,
 )
+from t2i_jax.nn.implicit_patch import ImplicitPatch
 from t2i_jax.nn.transformer import REMAT
 from t2i_jax.types import Array
 from t2i_jax.values import Signed
 
+# By `pixel_head` the kernel that makes the pixels, within "to_pixels".
+_LAST_KERNEL = {"linear": ("kernel",), "implicit": ("to_channels", "kernel")}
 _ALIASES = {
     "num_layers": "layers",
     **{f"encdec_{name}": name for name in ("patch_size", "dim_head", "heads", "ff_mult")},
@@ -173,14 +176,22 @@ class _Network(LfqOrVq):
     dtype: str = "float32"
     rotation_trick: bool = False
     fsq_levels: tuple[int, ...] | None = None
+    pixel_head: str = "linear"
+    pixel_head_dim: int = 32
 
     def __post_init__(self):
         limits.check(self)
-        image_tokenizer.check_sizes(self, "dim")
+        image_tokenizer.check_sizes(self, "dim", "pixel_head_dim")
+        config.one_of("pixel_head", self.pixel_head, _LAST_KERNEL)
         config.one_of("remat", self.remat, REMAT)
         if self.dim % 4:
             raise UserError(f"dim={self.dim} is not a multiple of 4; try {self.dim // 4 * 4 + 4}.")
         super().__post_init__()
+
+    @property
+    def last_layer(self) -> tuple[str, ...]:
+        """Path of the kernel that makes the pixels."""
+        return ("to_pixels", *_LAST_KERNEL[self.pixel_head])
 
     @nn.nowrap
     def discriminator(self) -> Discriminator:
@@ -199,9 +210,7 @@ class _Network(LfqOrVq):
         self.quantizer = self.make_quantizer(self.dim)
         self.decoder = Transformer(**shape)
         self.widen = PositionedConv(4 * self.dim, self.dtype)
-        self.to_pixels = Dense(
-            self.channels * self.patch_size**2, ("mlp", "patch"), bias=False, dtype=self.dtype
-        )
+        self.to_pixels = self._head()
 
     def encoder_fmap(self, image_BHWC: Array) -> Array:
         """The feature map (B, rows, columns, dim) before quantisation."""
@@ -215,6 +224,15 @@ class _Network(LfqOrVq):
     def pixels(self, features_BHWC: Array) -> Array:
         """Float32 images from `features`."""
         return unpatchify(self.to_pixels(features_BHWC), self.patch_size).astype(jnp.float32)
+
+    @nn.nowrap
+    def _head(self):
+        if self.pixel_head == "implicit":
+            return ImplicitPatch(
+                self.channels, self.patch_size, self.pixel_head_dim, dtype=self.dtype
+            )
+        outputs = self.channels * self.patch_size**2
+        return Dense(outputs, ("mlp", "patch"), bias=False, dtype=self.dtype)
 
 
 class VitVQGanVAE(_Network):
@@ -247,6 +265,11 @@ class VitVQGanVAE(_Network):
         images.
       remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products).
       dtype: of the computation.
+      pixel_head: what makes the pixels of a token's features, "linear" as in the package; or
+        "implicit", a small MLP per pixel of width `pixel_head_dim` that is told where in the patch
+        the pixel is (`ImplicitPatch`). Its weights do not depend on the patch size:
+        `vae.clone(image_size=3 * vae.image_size, patch_size=3 * vae.patch_size)` decodes the same
+        tokens to images of three times the side.
     """
 
     def __init__(self, *args: Any, **fields: Any) -> None:

@@ -1,9 +1,11 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2i_jax import config, sharding
+from t2i_jax import config, convert, sharding
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
@@ -30,6 +32,8 @@ def test_unknown_and_double_fields_are_refused():
         VitVQGanVAE(dim=64, image_size=64, patch_sise=16)
     with pytest.raises(UserError, match="num_layers=3 and layers=4 are one field"):
         VitVQGanVAE(dim=64, image_size=64, num_layers=3, layers=4)
+    with pytest.raises(UserError, match="pixel_head='mlp' is not known"):
+        VitVQGanVAE(dim=64, image_size=64, pixel_head="mlp")
     with pytest.raises(UserError, match="dim=66 is not a multiple of 4; try 68"):
         VitVQGanVAE(dim=66, image_size=64)
     with pytest.raises(UserError, match="image_size=32 is too small for 4 discriminator layers"):
@@ -45,6 +49,30 @@ def test_a_discriminator_for_images_it_is_too_large_for_has_its_weights_all_the_
         image_tokenizer.abstract_discriminator(vae.discriminator(), vae) for vae in (small, large)
     ]
     assert sharding.unbox(shapes[0]) == sharding.unbox(shapes[1])
+
+
+def test_an_implicit_head_makes_the_same_pixels_at_any_patch_size(key):
+    vae = VitVQGanVAE(
+        dim=8, image_size=8, patch_size=4, layers=1, heads=1, dim_head=8, codebook_size=16,
+        pixel_head="implicit", pixel_head_dim=6, discr_layers=0,
+    )  # fmt: skip
+    weights = sharding.unbox(jax.jit(lambda key: image_tokenizer.init(vae, key))(key))
+    kernel = weights["generator"]
+    for name in vae.last_layer:
+        kernel = kernel[name]
+    assert kernel.shape == (6, 3)
+    ids = np.random.default_rng(0).integers(0, 16, (2, 4))
+    finer = vae.clone(image_size=24, patch_size=12)
+    image, fine = (
+        jax.jit(functools.partial(image_tokenizer.decoded, one))(weights, ids)
+        for one in (vae, finer)
+    )
+    assert image.shape == (2, 8, 8, 3) and fine.shape == (2, 24, 24, 3)
+    # the centre of a pixel is that of the middle one of nine
+    np.testing.assert_allclose(fine[:, 1::3, 1::3], image, atol=1e-5)
+    assert np.std(np.asarray(image)[0, :4, :4], axis=(0, 1)).min() > 1e-3  # no flat patches
+    with pytest.raises(UserError, match="pixel_head='implicit' has no form in the package"):
+        convert.to_state(vae, weights)
 
 
 @pytest.mark.parametrize("lookup_free", [True, False])
