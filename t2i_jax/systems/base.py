@@ -112,8 +112,8 @@ class SystemTask:
 
     @property
     def held(self) -> Mapping[str, tuple[str, ...]]:
-        """By group the names of parameters that training leaves as they are, weight decay included;
-        {}: it moves all of them.
+        """By group the names of parameters, or paths ("encoder/norm"), that training leaves as they
+        are, weight decay included; {}: it moves all of them.
         """
         return {}
 

@@ -158,14 +158,18 @@ def holding(
     """The rule, but parameters of these names stay as they are, whatever decay would do to them.
 
     Args:
-      params: of the group, or their shapes. names: keys of `params`; none: the rule itself.
+      params: of the group, or their shapes. names: keys of `params`, or paths below them
+        ("encoder/norm"), each with all that is inside; none: the rule itself.
     """
     if not names:
         return rule
-    held = {
-        name: jax.tree.map(lambda _, is_held=name in names: is_held, sharding.unbox(inside))
-        for name, inside in params.items()
-    }
+    wanted = {tuple(name.split("/")) for name in names}
+
+    def is_held(path, _):
+        keys = tuple(key.key for key in path)
+        return any(keys[:end] in wanted for end in range(1, len(keys) + 1))
+
+    held = jax.tree_util.tree_map_with_path(is_held, sharding.unbox(params))
     return optax.chain(rule, optax.masked(optax.set_to_zero(), held))
 
 

@@ -17,6 +17,8 @@ from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.systems.imagen.options import ImagenOptions
 from t2i_jax.systems.parti.system import PartiSystem
 from t2i_jax.systems.parti.task import PartiTask, cross_entropy
+from t2i_jax.systems.tokenizer.system import TokenizerSystem
+from t2i_jax.systems.tokenizer.task import TokenizerTask
 from t2i_jax.text.learned import LearnedText
 from t2i_jax.text.stored import StoredText
 
@@ -267,6 +269,28 @@ def test_completion_keeps_known_tokens_and_continues(system, weights, capsys):
         )
     told = "t2i: Parti keeps whole tokens, 4x4 pixels each: 9 of 27; 108 kept pixels beside them "
     assert capsys.readouterr().err == (told + "are inpainted.\n") * 4
+
+
+def test_another_decoder_shows_the_same_tokens(system, weights):
+    def moved(name):
+        generator = {
+            **weights["generator"],
+            name: jax.tree.map(lambda leaf: leaf + 0.1, weights["generator"][name]),
+        }
+        other = {**weights, "generator": generator}
+        return TokenizerSystem(TokenizerTask(_TOKENIZER), other)
+
+    decoder = moved("decoder")
+    seen = system.with_tokenizer(decoder)
+    whole = TokenizerSystem(TokenizerTask(_TOKENIZER), weights)
+    images = _images(1)
+    np.testing.assert_array_equal(whole.encode(images), decoder.encode(images))
+    before, after = (one.generate("a red circle", seed=3) for one in (system, seen))
+    assert before.shape == after.shape and (before != after).any()
+    same = system.with_tokenizer(whole).generate("a red circle", seed=3)
+    np.testing.assert_array_equal(before, same)
+    with pytest.raises(UserError, match="tokenizer has other tokens.*trained='decoder'"):
+        system.with_tokenizer(moved("encoder"))
 
 
 def test_stored_text_takes_embeddings(stored):

@@ -11,6 +11,7 @@ import pytest
 from t2i_jax import config, sharding
 from t2i_jax.errors import UserError
 from t2i_jax.eval.evaluation import Evaluation
+from t2i_jax.models import encoder_side, image_tokenizer
 from t2i_jax.models.discriminator import Discriminator
 from t2i_jax.models.patch_discriminator import PatchDiscriminator
 from t2i_jax.models.stylegan_discriminator import StyleDiscriminator
@@ -21,6 +22,7 @@ from t2i_jax.models.vqgan import VQGanVAE
 from t2i_jax.systems.tokenizer import losses
 from t2i_jax.systems.tokenizer.system import TokenizerSystem
 from t2i_jax.systems.tokenizer.task import TokenizerTask
+from t2i_jax.train import ema, optim
 
 MODEL = ViTVQGAN(
     image_size=16,
@@ -51,7 +53,7 @@ def stepper(task, optimiser):
                 return o.loss({**params, g: p}, stats, {}, batch, key, number)
 
             (_, (more, stats)), gradient = jax.value_and_grad(of, has_aux=True)(params[group])
-            update, state = optimiser.update(gradient, states[group])
+            update, state = optimiser.update(gradient, states[group], params[group])
             params = {**params, group: optax.apply_updates(params[group], update)}
             states, metrics = {**states, group: state}, metrics | more
         params, stats = task.after_update(params, stats, batch, key, number)
@@ -271,6 +273,115 @@ def test_flops_count_the_products(key):
     assert TokenizerTask(MODEL, discriminator=DISCRIMINATOR).flops(4) > task.flops(4)
 
 
+def test_a_larger_decoder_learns_on_tokens_that_stay_the_same(key):
+    """Encoder and codebook are those of a trained tokenizer, and stay; their average does too."""
+    first, stats = started(TokenizerTask(MODEL), key)
+    larger = MODEL.clone(decoder_dim=24, decoder_layers=2, decoder_mlp_dim=48)
+    task = TokenizerTask(larger, trained="decoder")
+    params, _ = started(task, jax.random.key(5))
+    held = set(task.held["generator"])
+
+    def taken(path, leaf):
+        name = encoder_side.path_of(path)
+        return functools.reduce(lambda node, part: node[part.key], path, first["generator"]) if (
+            name in held
+        ) else leaf  # fmt: skip
+
+    start = jax.tree_util.tree_map_with_path(taken, params["generator"])
+    decay = optax.adamw(1e-2, weight_decay=0.1)
+    rule = optim.holding(decay, start, task.held["generator"])
+    step = stepper(task, rule)
+    params, states, average = {"generator": start}, {"generator": rule.init(start)}, start
+    before, seen = stats, []
+    average_of = jax.jit(functools.partial(ema.update, decay=0.9))
+    for i in range(40):
+        params, stats, states, metrics = step(
+            params, stats, states, {"image": IMAGES}, jax.random.key(i), i
+        )
+        average = average_of(average, params["generator"], jnp.int32(i))
+        seen.append(float(metrics["reconstruction"]))
+    assert seen[-1] < 0.7 * seen[0]
+    moved = {
+        encoder_side.path_of(path): bool(np.any(one != two) or np.any(one != three))
+        for (path, one), two, three in zip(
+            jax.tree_util.tree_leaves_with_path(start),
+            jax.tree.leaves(params["generator"]),
+            jax.tree.leaves(average),
+            strict=True,
+        )
+    }
+    assert {name for name, has in moved.items() if not has} == held
+    assert {"quantizer/embedding", "to_tokens/kernel"} <= held
+    assert "quantizer/project_out/kernel" not in held
+    old = {"generator": first["generator"], "stats": before}
+    assert encoder_side.same_tokens(MODEL, old, larger, {"generator": average, "stats": before})
+    other = {**average, "to_tokens": jax.tree.map(lambda leaf: -leaf, average["to_tokens"])}
+    assert not encoder_side.same_tokens(MODEL, old, larger, {"generator": other, "stats": before})
+    heads = larger.clone(heads=4, decoder_heads=2)  # the same weights, and another network
+    assert not encoder_side.same_tokens(MODEL, old, heads, {"generator": average, "stats": before})
+    # the encoder has no backward pass
+    assert task.flops(1) < TokenizerTask(larger).flops(1)
+
+
+TOKENIZERS = {
+    "ViT-VQGAN": MODEL.clone(scan=True, remat="dots"),
+    "parti-pytorch, with a codebook": VitVQGanVAE(
+        dim=8, image_size=8, layers=1, patch_size=4, heads=1, dim_head=8, codebook_size=16,
+        lookup_free_quantization=False, codebook_dim=4,
+    ),
+    "taming-transformers": VQGAN(**COMMON, **CODES, attention=()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tokens_depend_on_the_encoders_side_alone(name, key):
+    model = TOKENIZERS[name]
+    weights = sharding.unbox(jax.jit(functools.partial(image_tokenizer.init, model))(key))
+    size = (2, model.image_size, model.image_size, 3)
+    image = np.random.default_rng(3).integers(0, 256, size).astype(np.uint8)
+    names = set(encoder_side.encoder_parameters(model))
+
+    def changed(which):
+        def of(path, leaf):
+            is_named = encoder_side.path_of(path) in names
+            return leaf + jnp.where(is_named == which, 1.0, 0.0) * jax.random.normal(
+                key, leaf.shape
+            )
+
+        generator = jax.tree_util.tree_map_with_path(of, weights["generator"])
+        return np.asarray(tokens({**weights, "generator": generator}, image))
+
+    tokens = jax.jit(functools.partial(image_tokenizer.tokens, model))
+    as_before = np.asarray(tokens(weights, image))
+    np.testing.assert_array_equal(changed(False), as_before)
+    assert (changed(True) != as_before).any()
+    tops = {path.split("/")[0] for path in names}
+    assert "encoder" in tops and "decoder" not in tops
+
+
+def test_an_implicit_head_learns_against_a_discriminator(key):
+    model = VitVQGanVAE(
+        dim=8, image_size=8, layers=1, patch_size=4, heads=1, dim_head=8, codebook_size=16,
+        pixel_head="implicit", pixel_head_dim=16,
+    )  # fmt: skip
+    game = StyleDiscriminator(image_size=8, max_width=8)
+    weights = dict(gan_loss="softplus", adversarial_weight=0.1, penalty="none")
+    task = TokenizerTask(model, discriminator=game, **weights)
+    params, stats = started(task, key)
+    optimiser = optax.adam(3e-3)
+    step, states = stepper(task, optimiser), {g: optimiser.init(p) for g, p in params.items()}
+    start, seen = params["generator"]["to_pixels"], []
+    for i in range(30):
+        params, stats, states, metrics = step(
+            params, stats, states, {"image": IMAGES[:, :8, :8]}, jax.random.key(i), i
+        )
+        seen.append(metrics)
+    assert float(seen[-1]["reconstruction"]) < 0.8 * float(seen[0]["reconstruction"])
+    assert 0 < float(seen[-1]["adaptive_weight"]) < 1e4
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), start, params["generator"]["to_pixels"])
+    assert all(jax.tree.leaves(moved)), moved
+
+
 def test_the_configuration_is_stored_whole():
     task = TokenizerTask(MODEL, discriminator=StyleDiscriminator(image_size=16), penalty="r1")
     known = {cls.__name__: cls for cls in (TokenizerTask, ViTVQGAN, StyleDiscriminator)}
@@ -295,6 +406,7 @@ def test_the_system_encodes_and_decodes(key):
 def test_mistakes_are_named():
     for wrong, said in (
         (dict(gan_loss="hing"), "gan_loss='hing' is not known; did you mean 'hinge'"),
+        (dict(trained="decode"), "trained='decode' is not known; did you mean 'decoder'"),
         (dict(penalty_every=0), "penalty_every=0"),
         (dict(usage_decay=1.0), "usage_decay=1.0"),
         (dict(logit_laplace_weight=0.1), "output='sigmoid'"),

@@ -12,6 +12,7 @@ import numpy as np
 from einops import rearrange
 
 from t2i_jax.errors import UserError
+from t2i_jax.models import encoder_side
 from t2i_jax.pixels import as_pil
 from t2i_jax.systems import generation, given
 from t2i_jax.systems.parti import sampling
@@ -108,6 +109,38 @@ class PartiSystem(TextToImage):
             images.append(np.asarray(made)[: rows.count])
         images = np.concatenate(images)
         return as_pil(images) if return_pil else images
+
+    def with_tokenizer(self, tokenizer: Any) -> PartiSystem:
+        """The same system with another decoder from tokens to images.
+
+            load("runs/parti").with_tokenizer(load("runs/larger_decoder"))
+
+        Args:
+          tokenizer: a trained image tokenizer (`TokenizerSystem`) with the tokens of this system's:
+            one that was trained from it with `trained="decoder"`.
+
+        Raises:
+          UserError: a tokenizer whose tokens are others, or a system that lies on a mesh.
+        """
+        if self.task.tokenizer is None:
+            raise UserError(
+                "tokenizer=None of the task leaves nothing to compare with; give the task an image "
+                "tokenizer."
+            )
+        if self.mesh is not None:
+            raise UserError(
+                "with_tokenizer is given for a system on a mesh; give the tokenizer first, and "
+                "then on_mesh."
+            )
+        model, weights = tokenizer.task.network, tokenizer.weights
+        own = self.frozen["tokenizer"]
+        if not encoder_side.same_tokens(self.task.tokenizer, own, model, weights):
+            raise UserError(
+                "tokenizer has other tokens than this system was trained on; give one that was "
+                "trained from its tokenizer with trained='decoder'."
+            )
+        task = dataclasses.replace(self.task, tokenizer=model)
+        return dataclasses.replace(self, task=task, frozen={**self.frozen, "tokenizer": weights})
 
     def _completion(self, count, init_images, known_rows, mask, options):
         """{"init": images, "known": (P, N) bool, True for tokens to keep}; {} without images to

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from t2i_jax import config, sharding
 from t2i_jax.errors import UserError
-from t2i_jax.models import image_tokenizer
+from t2i_jax.models import encoder_side, image_tokenizer
 from t2i_jax.models.vgg import Vgg16
 from t2i_jax.nn.codebook import NOISE
 from t2i_jax.nn.flops import flops_of
@@ -25,6 +25,7 @@ from t2i_jax.systems.tokenizer import losses
 from t2i_jax.systems.tokenizer.system import TokenizerSystem
 from t2i_jax.types import Array, Batch, Key, Objective, Params, Stats
 
+_TRAINED = ("all", "decoder")
 _RECENT = 256  # latents of the last batch that are kept to replace dead codes
 
 
@@ -60,6 +61,9 @@ class TokenizerTask(SystemTask):
         by as much.
       usage_decay: of the moving average of usage. revive_below: codes whose usage is under this
         share are replaced by recent latents; 0 leaves them.
+      trained: "all"; or "decoder", which leaves encoder and codebook as they are, so that tokens
+        stay the same bit for bit: a larger decoder on the tokens that a second stage was trained on
+        (Yu et al. 2022, section 2.1). Such a run begins with a trained one (`init` of the recipe).
     """
 
     model: Any
@@ -78,6 +82,7 @@ class TokenizerTask(SystemTask):
     penalty_every: int = 4
     usage_decay: float = 0.95
     revive_below: float = 0.05
+    trained: str = "all"
 
     # a discriminator that learns moves the whole loss
     validated_by: ClassVar[str] = "reconstruction"
@@ -87,6 +92,7 @@ class TokenizerTask(SystemTask):
 
     def __post_init__(self):
         config.one_of("gan_loss", self.gan_loss, losses.GENERATOR)
+        config.one_of("trained", self.trained, _TRAINED)
         config.one_of("penalty", self.penalty, [*losses.PENALTIES, "none"])
         if self.penalty_every < 1:
             raise UserError(
@@ -145,6 +151,13 @@ class TokenizerTask(SystemTask):
         return (generator, Objective("discriminator", self.discriminator_loss))
 
     @property
+    def held(self) -> Mapping[str, tuple[str, ...]]:
+        """Encoder and codebook, where the decoder alone is trained."""
+        if self.trained == "all":
+            return {}
+        return {"generator": encoder_side.encoder_parameters(self.model)}
+
+    @property
     def ema_groups(self) -> tuple[str, ...]:
         """The generator is averaged."""
         return ("generator",)
@@ -181,8 +194,8 @@ class TokenizerTask(SystemTask):
         adversarial terms.
         """
         image = to_float(batch["image"], self.model.pixel_range)
-        noise = {NOISE: jax.random.fold_in(key, 1)}  # `_counted` has the key itself
-        encoded = self._encode(params["generator"], stats, image, train=True, rngs=noise)
+        # `_counted` has the key itself
+        encoded = self._encoded(params["generator"], stats, image, jax.random.fold_in(key, 1))
         features = self._apply(params["generator"], encoded.fmap, method="features")
         recon = self._apply(params["generator"], features, method="pixels")
         rec = self._reconstruction(recon, image)
@@ -222,7 +235,7 @@ class TokenizerTask(SystemTask):
 
         Returns (params, stats).
         """
-        if not self.revive_below:
+        if not self.revive_below or self.trained == "decoder":
             return params, stats
         dead_K = stats["usage"] < self.revive_below
         fresh_KE = stats["recent"][jax.random.randint(key, dead_K.shape, 0, _RECENT)]
@@ -242,6 +255,9 @@ class TokenizerTask(SystemTask):
             self.weights_shapes(),
         )
         tokenizer = flops_of(self._reconstruct, weights["generator"], weights["stats"], image)
+        backward = 2 * tokenizer
+        if self.trained == "decoder":
+            backward -= 2 * flops_of(self._codes, weights["generator"], weights["stats"], image)
         perceptual = discriminator = 0.0
         if self.perceptual is not None:
             shapes = sharding.unbox(
@@ -254,7 +270,26 @@ class TokenizerTask(SystemTask):
                 jax.eval_shape(self.discriminator.init, jax.random.key(0), image)
             )
             discriminator = 8 * flops_of(self.discriminator.apply, shapes, image) + tokenizer
-        return batch_size * (3 * tokenizer + perceptual + discriminator)
+        return batch_size * (tokenizer + backward + perceptual + discriminator)
+
+    def _encoded(self, generator, stats, image, key):
+        """The encoding of a training batch; with a frozen encoder that of any other batch, whose
+        gradient reaches the decoder's side alone.
+        """
+        if self.trained == "all":
+            return self._encode(generator, stats, image, train=True, rngs={NOISE: key})
+        encoded = self._encode(jax.lax.stop_gradient(generator), stats, image)
+        held = set(self.held["generator"])
+        decoder = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: (
+                jax.lax.stop_gradient(leaf) if encoder_side.path_of(path) in held else leaf
+            ),
+            generator,
+        )
+        return encoded.replace(fmap=self._apply(decoder, encoded.ids, stats, method="lookup"))
+
+    def _codes(self, generator, codebook, image):
+        return self._apply(generator, image, codebook, False, method="encode").ids
 
     def _reconstruct(self, generator, codebook, image):
         fmap = self._apply(generator, image, codebook, False, method="encode").fmap
