@@ -7,7 +7,7 @@ import t2i_jax as t2i
 
 
 def get_config() -> t2i.Recipe:
-    """Two small transformers, and the loss over batches of 256."""
+    """Two small transformers, and the loss over batches of 128."""
     network = t2i.CLIP(
         dim_text=96,
         dim_image=96,
@@ -21,15 +21,15 @@ def get_config() -> t2i.Recipe:
         visual_heads=3,
         visual_dim_head=32,
         visual_image_size=32,
-        visual_patch_size=4,
+        visual_patch_size=8,
         visual_patch_dropout=0.0,
     )
     return t2i.Recipe(
         task=t2i.ClipTask(network),
         data=t2i.DataConfig(source="shapes", image_size=32),
         train=t2i.TrainConfig(
-            steps=800,
-            batch_size=256,
+            steps=600,
+            batch_size=128,
             ema_decay=0.98,
             eval_every=200,
             optim=t2i.OptimConfig(

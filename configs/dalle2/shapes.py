@@ -32,7 +32,7 @@ def _prior():
         task=t2i.PriorTask(network),
         data=t2i.DataConfig(source="shapes", image_size=32),
         train=t2i.TrainConfig(
-            steps=1500,
+            steps=800,
             batch_size=128,
             ema_decay=0.99,
             optim=t2i.OptimConfig(

@@ -12,6 +12,9 @@ import pytest
 import t2i_jax as t2i
 from t2i_jax import sharding
 from t2i_jax.config import from_dict, to_dict
+from t2i_jax.data.pack import add_column, pack
+from t2i_jax.data.pipeline import batches
+from t2i_jax.data.shapes import Shapes
 from t2i_jax.diffusion.blur import LowresBlur, gaussian_blur
 from t2i_jax.diffusion.learned_variance import LearnedVariance
 from t2i_jax.errors import UserError
@@ -19,6 +22,7 @@ from t2i_jax.models import image_tokenizer
 from t2i_jax.models.clip import CLIP
 from t2i_jax.models.decoder_cascade import cascade
 from t2i_jax.pixels import to_float
+from t2i_jax.runs.check import check_data
 from t2i_jax.runs.recipe import TYPES
 from t2i_jax.systems.base import Given
 from t2i_jax.systems.decoder.system import DecoderSystem
@@ -53,6 +57,27 @@ CLIP_NETWORK = CLIP(
     text_heads=1, text_dim_head=16, visual_enc_depth=1, visual_heads=1, visual_dim_head=16,
     visual_image_size=8, visual_patch_size=4,
 )  # fmt: skip
+
+
+def test_the_columns_of_encode_clip_are_what_a_stored_decoder_reads(tmp_path):
+    """As `t2i data encode-clip` writes them, beside the images."""
+    pack(Shapes(16, length=4), tmp_path / "packed", name="shapes")
+    rows = [
+        {"image_embeds": np.full(6, i, np.float32), "caption_embeds": np.ones(6, np.float32)}
+        for i in range(4)
+    ]
+    add_column(tmp_path / "packed", "clip", rows, about={"dim": 6})
+    texts = [{"text_embeds": np.ones((3, 5), np.float32), "text_mask": np.ones(3, bool)}] * 4
+    add_column(tmp_path / "packed", "text", texts, about={"dim": 5})
+    data = t2i.DataConfig(source=f"arrayrecord:{tmp_path / 'packed'}", image_size=16)
+    check_data(t2i.Recipe(STORED, data, t2i.TrainConfig(steps=1, batch_size=4)), {})
+    spec = STORED.batch_spec(4)
+    batch = next(batches(data, 4, 0, wants=tuple(spec), repeat=False, text_length=3))
+    assert {name: batch[name].shape for name in spec} == {n: one.shape for n, one in spec.items()}
+    assert sorted(batch["image_embeds"][:, 0]) == [0, 1, 2, 3]
+    wider = dataclasses.replace(STORED, image_embed_dim=7)
+    with pytest.raises(UserError, match="dim=6, and the task has dim=7"):
+        check_data(t2i.Recipe(wider, data, t2i.TrainConfig(steps=1, batch_size=4)), {})
 
 
 @pytest.fixture(scope="module")

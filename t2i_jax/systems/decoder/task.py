@@ -49,7 +49,7 @@ class DecoderTask(SystemTask):
     Attributes:
       stages: from small to large.
       clip: the network that embeds images and captions, which comes with the part "clip"; None:
-        embeddings are stored with the data, in the column "image_embeds".
+        embeddings are stored with the data, by `t2i data encode-clip`.
       tokenizer: the image tokenizer of stages on latents, which comes with the part "tokenizer".
       image_embed_dim: width of stored embeddings; None: of `clip`.
       text: a frozen encoder, or `StoredText`, whose embeddings the U-Nets see in place of CLIP's
@@ -189,7 +189,7 @@ class DecoderTask(SystemTask):
         """Stored embeddings of images, of this width, where there is no CLIP; those of captions."""
         stored = dict(super().columns(parts)) if self.by_text else {}
         if self.by_image and self.clip is None:
-            stored["image_embeds"] = {"dim": self.embed_width}
+            stored["clip"] = {"dim": self.embed_width}
         return stored
 
     def prepare_text(self, folder, captions, parts: Mapping[str, Given]) -> None:
