@@ -3,6 +3,7 @@ the trainer, and back.
 """
 
 import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 
 import t2i_jax as t2i
 from t2i_jax import convert, runs
+from t2i_jax.convert import arguments
 from t2i_jax.diffusion.draws import injected
 from t2i_jax.errors import UserError
 from t2i_jax.systems.prior import sampling
@@ -120,6 +122,16 @@ def test_files_of_the_prior_and_of_its_trainer_both_ways(tmp_path):
     for key in buffers:  # of float64 numbers that PyTorch and NumPy round apart now and then
         torch.testing.assert_close(again[key], state[key], rtol=3e-7, atol=0)
     theirs.load_state_dict(again, strict=True)
+
+
+def test_every_argument_of_the_package_is_decided():
+    def of(*kinds):
+        found = {name for kind in kinds for name in inspect.signature(kind).parameters}
+        return found - {"args", "kwargs"}
+
+    assert of(dalle2.DiffusionPrior) == set(arguments.DIFFUSION_PRIOR)
+    network = of(dalle2.DiffusionPriorNetwork, dalle2.CausalTransformer)
+    assert network == set(arguments.DIFFUSION_PRIOR_NETWORK)
 
 
 def test_what_has_no_form_there_is_refused(tmp_path):
