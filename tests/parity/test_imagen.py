@@ -47,17 +47,27 @@ SMALL = dict(
     max_text_len=4,
     attn_pool_num_latents=3,
 )
+# What a loss or a sampler does to a network needs no more of it, and compiles in a third of the
+# time; test_unet.py has the layers.
+PLAIN = SMALL | dict(
+    num_resnet_blocks=0,
+    layer_attns=False,
+    attend_at_middle=False,
+    attn_pool_text=False,
+    init_cross_embed=False,
+    init_conv_kernel_size=3,
+)
 _rng = np.random.default_rng(0)
 TEXT = _rng.normal(size=(ROWS, 3, 6)).astype(np.float32)
 MASK = np.array([[1, 1, 1], [1, 0, 0]], bool)
 IMAGES = _rng.uniform(size=(ROWS, 16, 16, 3)).astype(np.float32)
 
 
-def make(elucidated=False, **options):
+def make(elucidated=False, unet=SMALL, **options):
     """The package's cascade with every weight random, and our U-Nets and weights."""
     torch.manual_seed(0)
     self_cond, last = options.pop("self_cond", False), options.pop("last", 0.1)
-    unets = [package.Unet(**SMALL, self_cond=self_cond, lowres_cond=i > 0) for i in range(2)]
+    unets = [package.Unet(**unet, self_cond=self_cond, lowres_cond=i > 0) for i in range(2)]
     kind = imagen_pytorch.ElucidatedImagen if elucidated else imagen_pytorch.Imagen
     theirs = kind(unets, image_sizes=SIZES, text_embed_dim=6, **options).eval()
     with torch.no_grad():
@@ -119,7 +129,7 @@ KINDS = {
 @pytest.mark.parametrize("number", [1, 2])
 def test_losses_and_gradients(kind, number, monkeypatch):
     noise, options = KINDS[kind]
-    theirs, model, params = make(**options)
+    theirs, model, params = make(unet=PLAIN, **options)
     size = SIZES[number - 1]
     eps, low_eps = normals(2, size)
     keep = np.array([True, False])
@@ -205,7 +215,7 @@ def test_sampling_both_stages(kind, monkeypatch):
     noise, options, guidance, percentile = SAMPLINGS[kind]
     elucidated = isinstance(noise, Edm)
     more = dict(num_sample_steps=STEPS) if elucidated else dict(timesteps=STEPS)
-    theirs, model, params = make(**{"last": 0.02, **more, **options})
+    theirs, model, params = make(unet=PLAIN, **{"last": 0.02, **more, **options})
     draws = [normals(STEPS + 1, size, seed) for seed, size in enumerate(SIZES)]
     low_eps = normals(1, SIZES[1], 9)[0]
     order = [*draws[0], low_eps, *draws[1]]

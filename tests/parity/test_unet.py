@@ -52,6 +52,7 @@ CONFIGURATIONS = {
         init_conv_kernel_size=5,
         init_dim=12,
         final_conv_kernel_size=1,
+        num_resnet_blocks=0,
     ),
     "without text": dict(
         SMALL,
@@ -74,6 +75,7 @@ CONFIGURATIONS = {
     ),
     "plain end": dict(
         SMALL,
+        num_resnet_blocks=0,
         final_resnet_block=False,
         lowres_cond=True,
         combine_upsample_fmaps=True,
