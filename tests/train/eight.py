@@ -1,8 +1,8 @@
 """What runs on eight simulated devices, in a process of its own: `python -m tests.train.eight
 CASE`.
 
-Each case trains a few steps on one device and on meshes of eight with every preset of rules, and
-compares.
+Each case trains a few steps on one device and on meshes of eight, with every preset of rules where
+compiling is not too long, and compares.
 """
 
 import os
@@ -266,7 +266,7 @@ def gan():
     one = sharding.make_mesh(None, jax.devices()[:1])
     first = setting(task, one, "dp")[0](jax.random.key(0))
     alone, (expected,), _ = run(task, one, "dp", None, batches, first)
-    for rules in MESHES:
+    for rules in ("dp", "fsdp_tp"):
         state, (metrics,), _ = run(
             task, sharding.make_mesh(MESHES[rules]), rules, None, batches, first
         )
@@ -375,7 +375,7 @@ def t5():
     system = PartiSystem(task, sharding.unbox(task.init(jax.random.key(0))[0]), {"text": weights})
     there = on_mesh(system, MESHES["fsdp_tp"])
     assert PartitionSpec("fsdp") in [leaf.sharding.spec for leaf in jax.tree.leaves(there.frozen)]
-    compare(task, _random_batches(task, 2), {"text": weights})
+    compare(task, _random_batches(task, 2), {"text": weights}, presets=("fsdp_tp",))
 
 
 def super_resolution():
@@ -403,11 +403,11 @@ def imagen():
 
     net = Unet(
         dim=8,
-        dim_mults=(1, 2),
+        dim_mults=(1,),
         attn_heads=2,
         attn_dim_head=4,
         layer_attns=False,
-        layer_cross_attns=(False, True),
+        layer_cross_attns=True,
         attn_pool_text=False,
         max_text_len=6,
         num_resnet_blocks=0,
@@ -420,7 +420,7 @@ def imagen():
     task = ImagenTask(
         (Stage(NullUnet(), image_size=8), Stage(net, image_size=16, crop_size=8)), text
     )
-    compare(task, _random_batches(task, 2), tolerance=5e-4)
+    compare(task, _random_batches(task, 2), tolerance=5e-4, presets=("dp", "fsdp_tp"))
 
 
 def muse():
