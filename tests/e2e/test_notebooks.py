@@ -30,6 +30,17 @@ _TOY = {
     "IMAGES": '"drawings.zip"',
     "WORD": '"red"',
 }
+# Sizes of networks and batches at toy size, wherever a cell names them.
+_SMALLER = {
+    "dim": 16,
+    "depth": 1,
+    "heads": 2,
+    "dim_head": 8,
+    "mlp_dim": 32,
+    "codebook_size": 64,
+    "batch_size": 8,
+    "pictures": 10,
+}
 _BLOCKER = """
 import sys
 
@@ -96,6 +107,8 @@ def _drawings(folder):
 def _at_toy_size(source):
     for name, value in _TOY.items():
         source = re.sub(rf"^{name} = [^#]*(?=#@param)", f"{name} = {value}  ", source, flags=re.M)
+    for name, value in _SMALLER.items():
+        source = re.sub(rf"\b{name}=\d+", f"{name}={value}", source)
     return source
 
 
