@@ -45,7 +45,7 @@ def get_config() -> t2i.Recipe:
         data=t2i.DataConfig(source="shapes", image_size=32),
         parts={"clip": load_recipe(_CLIP)},
         train=t2i.TrainConfig(
-            steps=1200,
+            steps=2500,
             batch_size=32,
             ema_decay=0.99,
             optim=t2i.OptimConfig(
