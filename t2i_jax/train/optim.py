@@ -161,16 +161,23 @@ def holding(
       params: of the group, or their shapes. names: keys of `params`, or paths below them
         ("encoder/norm"), each with all that is inside; none: the rule itself.
     """
-    if not names:
+    held = held_of(params, names)
+    if held is None:
         return rule
+    return optax.chain(rule, optax.masked(optax.set_to_zero(), held))
+
+
+def held_of(params: Any, names: Sequence[str]) -> Any:
+    """Of each parameter whether `names`, as of `holding`, name it; None where there are none."""
+    if not names:
+        return None
     wanted = {tuple(name.split("/")) for name in names}
 
     def is_held(path, _):
         keys = tuple(key.key for key in path)
         return any(keys[:end] in wanted for end in range(1, len(keys) + 1))
 
-    held = jax.tree_util.tree_map_with_path(is_held, sharding.unbox(params))
-    return optax.chain(rule, optax.masked(optax.set_to_zero(), held))
+    return jax.tree_util.tree_map_with_path(is_held, sharding.unbox(params))
 
 
 def _muon(config, steps, matrices):

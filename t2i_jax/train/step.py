@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from t2i_jax.train import ema as moving_average
+from t2i_jax.train import optim
 from t2i_jax.types import Array, Batch, Metrics, Objective, Task, TrainState
 
 
@@ -53,10 +54,14 @@ def train_step(
         params[group] = optax.apply_updates(params[group], updates)
         metrics |= {**new, f"grad_norm/{group}": norm}
     params, stats = task.after_update(params, stats, batch, keys[0], state.step)
+    names = getattr(task, "held", {})
     ema = {
-        group: moving_average.update(state.ema[group], params[group], state.step, ema_decay)
+        group: moving_average.update(
+            state.ema[group], params[group], state.step, ema_decay,
+            optim.held_of(params[group], names.get(group, ())),
+        )
         for group in state.ema
-    }
+    }  # fmt: skip
     finite = jax.lax.optimization_barrier(finite)
     kept = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),

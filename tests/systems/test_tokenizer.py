@@ -293,7 +293,8 @@ def test_a_larger_decoder_learns_on_tokens_that_stay_the_same(key):
     step = stepper(task, rule)
     params, states, average = {"generator": start}, {"generator": rule.init(start)}, start
     before, seen = stats, []
-    average_of = jax.jit(functools.partial(ema.update, decay=0.9))
+    stays = optim.held_of(start, task.held["generator"])
+    average_of = jax.jit(functools.partial(ema.update, decay=0.9, held=stays))
     for i in range(40):
         params, stats, states, metrics = step(
             params, stats, states, {"image": IMAGES}, jax.random.key(i), i
