@@ -50,8 +50,8 @@ class CLIP:
       text_enc_depth, text_heads, text_dim_head: of the text transformer.
       text_rotary_pos_emb: rotary positions in place of learnt ones.
       text_causal_mask: a token sees only those up to itself, there is no class token, and the
-        caption's vector is that of its end token: the first `text_eos_id`, or the last token where
-        that is None.
+        caption's vector is that of its end token.
+      text_eos_id: id of the end token, the first of which counts; None: the last token is it.
       text_encode_without_mask: attention sees padding too.
       visual_enc_depth, visual_heads, visual_dim_head: of the image transformer.
       visual_image_size, visual_patch_size: pixels per side of an image and of a patch.

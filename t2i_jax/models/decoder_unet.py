@@ -37,12 +37,13 @@ class DecoderUnet(nn.Module):
       dim, dim_mults: level i is dim * dim_mults[i] wide. init_dim: width of the first convolution;
         None: dim.
       channels: channels of the image. channels_out: channels of the output; None: channels.
-      cond_on_image_embeds: whether it is conditioned on an image embedding, of width
-        `image_embed_dim`; None: of whatever width it is first given. num_image_tokens: tokens that
-        are made of it. add_image_embeds_to_time: whether it is added to the vector of the timestep
+      cond_on_image_embeds: whether it is conditioned on an image embedding. image_embed_dim: its
+        width; None: whatever width it is first given. num_image_tokens: tokens that are made of it.
+        add_image_embeds_to_time: whether it is added to the vector of the timestep
         too.
-      cond_on_text_encodings: whether it is conditioned on encodings of a text, of width
-        `text_embed_dim`; the blocks in the middle see them. max_text_len: texts are cut, or filled
+      cond_on_text_encodings: whether it is conditioned on encodings of a text; the blocks in the
+        middle see them. text_embed_dim: their width; None: that of the task's text encoder.
+        max_text_len: texts are cut, or filled
         up with learnt tokens.
       cond_dim: width of the condition's tokens; None: dim. num_time_tokens: tokens of the timestep.
       lowres_cond: whether it enlarges a smaller image. lowres_noise_cond: whether that image comes

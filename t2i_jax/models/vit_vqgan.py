@@ -266,10 +266,11 @@ class VitVQGanVAE(_Network):
       remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products).
       dtype: of the computation.
       pixel_head: what makes the pixels of a token's features, "linear" as in the package; or
-        "implicit", a small MLP per pixel of width `pixel_head_dim` that is told where in the patch
-        the pixel is (`ImplicitPatch`). Its weights do not depend on the patch size:
+        "implicit", a small MLP per pixel that is told where in the patch the pixel is
+        (`ImplicitPatch`). Its weights do not depend on the patch size:
         `vae.clone(image_size=3 * vae.image_size, patch_size=3 * vae.patch_size)` decodes the same
         tokens to images of three times the side.
+      pixel_head_dim: width of that MLP.
     """
 
     def __init__(self, *args: Any, **fields: Any) -> None:

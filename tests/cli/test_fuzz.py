@@ -87,7 +87,7 @@ def no_work(monkeypatch, tmp_path_factory):
     monkeypatch.setattr("t2i_jax.aot.ahead.slice_devices", begins)
     monkeypatch.setattr("t2i_jax.data.source.open_source", begins)
     monkeypatch.setattr("t2i_jax.text.t5.T5Text.from_directory", begins)
-    monkeypatch.setattr(cli, "_start_cache", lambda: None)
+    monkeypatch.setattr(cli, "start_cache", lambda: None)
 
 
 def _ends(words):

@@ -40,7 +40,7 @@ def from_torch(file: TorchFile) -> Imported | None:
       UserError: no image sizes, an unknown argument, or weights of a release that computes
         otherwise.
     """
-    if hasattr(file.source, "ema_unets"):
+    if type(file.source).__name__ == "DecoderTrainer":
         raise UserError(
             "weights are a live DecoderTrainer; give the file that its save() writes, or its "
             "decoder."
