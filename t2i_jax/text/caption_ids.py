@@ -6,15 +6,14 @@ import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
 
 from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
-from t2i_jax.text.encoder import encode_captions, ids_spec
+from t2i_jax.text.encoder import CaptionEncoder, encode_captions
 from t2i_jax.text.tokenizer import TextTokenizer, check_size, load, train_bpe
 from t2i_jax.types import Array, Key, Params
 
@@ -22,7 +21,7 @@ _CAPTIONS_FOR_VOCABULARY = 50_000
 
 
 @dataclasses.dataclass(frozen=True)
-class CaptionIds:
+class CaptionIds(CaptionEncoder):
     """From captions to token ids, and no further: a `TextEncoder` without a network.
 
     Attributes:
@@ -64,22 +63,6 @@ class CaptionIds:
             "text=CaptionIds(...) makes token ids and no embeddings; give a text encoder, for "
             "example ClipText."
         )
-
-    def spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """Token ids and their mask."""
-        return ids_spec(self.max_length, batch_size)
-
-    def frozen(self) -> Mapping[str, Any]:
-        """Nothing."""
-        return {}
-
-    def frozen_shapes(self) -> Mapping[str, Any]:
-        """Nothing."""
-        return {}
-
-    def columns(self) -> Mapping[str, Mapping[str, Any]]:
-        """Nothing: captions are enough."""
-        return {}
 
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
         """Writes the vocabulary of `source` into `folder`, or one that is trained on the first
@@ -127,10 +110,6 @@ class CaptionIds:
                 "an array (captions, tokens) of whole numbers with 0 for padding."
             )
         return encode_captions(tokenizer, prompts, self.max_length, field)
-
-    def empty(self, count: int) -> list[str]:
-        """Empty captions."""
-        return [""] * count
 
     def _given(self, ids_PL, field):
         if ids_PL.shape[1] > self.max_length or not ids_PL.size:

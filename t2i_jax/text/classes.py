@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,7 +18,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.nn import limits
 from t2i_jax.nn.conv import boxed
 from t2i_jax.sharding import constrain
-from t2i_jax.text.encoder import encode_captions, ids_spec
+from t2i_jax.text.encoder import CaptionEncoder, encode_captions
 from t2i_jax.types import Array, Key, Params
 from t2i_jax.values import shown
 
@@ -27,7 +26,7 @@ _CAPTIONS_LOOKED_AT = 1_000
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassLabels:
+class ClassLabels(CaptionEncoder):
     """One learned embedding per class, in place of a text: for data such as ImageNet's.
 
         ClassLabels(("tench, Tinca tinca", "goldfish, Carassius auratus"), dim=512)
@@ -84,22 +83,6 @@ class ClassLabels:
         """Embeddings (B, 1, dim) float32 of class numbers (B, 1)."""
         return constrain(params["embedding"], None, None)[text_BL].astype(jnp.float32)
 
-    def spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """The class's number, and False where there is none."""
-        return ids_spec(self.max_length, batch_size)
-
-    def frozen(self) -> Mapping[str, Any]:
-        """Nothing: its embeddings are trained."""
-        return {}
-
-    def frozen_shapes(self) -> Mapping[str, Any]:
-        """Nothing: its embeddings are trained."""
-        return {}
-
-    def columns(self) -> Mapping[str, Mapping[str, Any]]:
-        """Nothing: captions are enough."""
-        return {}
-
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
         """Writes nothing, and looks whether the first 1,000 captions are classes.
 
@@ -115,10 +98,6 @@ class ClassLabels:
     def encode(self, tokenizer: Any, prompts: Any, field: str) -> dict[str, np.ndarray]:
         """Class numbers of captions and their mask."""
         return encode_captions(self.tokenizer(), prompts, self.max_length, field)
-
-    def empty(self, count: int) -> list[str]:
-        """Captions of no class."""
-        return [""] * count
 
 
 class ClassNumbers:

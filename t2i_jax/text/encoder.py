@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t2i_jax import sharding
 from t2i_jax.errors import UserError
 from t2i_jax.text.tokenizer import TextTokenizer
 from t2i_jax.types import Array, Key, Params
@@ -93,13 +94,52 @@ class TextEncoder(Protocol):
         ...
 
 
-def ids_spec(max_length: int, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
-    """{"text", "text_mask"} of a batch whose captions come as token ids."""
-    shape = (batch_size, max_length)
-    return {
-        "text": jax.ShapeDtypeStruct(shape, jnp.int32),
-        "text_mask": jax.ShapeDtypeStruct(shape, jnp.bool_),
-    }
+class CaptionEncoder:
+    """What encoders share that read captions, as token ids or class numbers; one that is trained
+    with the system, or has no weights.
+    """
+
+    def spec(self: TextEncoder, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Ids and their mask."""
+        shape = (batch_size, self.max_length)
+        return {
+            "text": jax.ShapeDtypeStruct(shape, jnp.int32),
+            "text_mask": jax.ShapeDtypeStruct(shape, jnp.bool_),
+        }
+
+    def frozen(self) -> Mapping[str, Any]:
+        """Nothing."""
+        return {}
+
+    def frozen_shapes(self) -> Mapping[str, Any]:
+        """Nothing."""
+        return {}
+
+    def columns(self) -> Mapping[str, Mapping[str, Any]]:
+        """Nothing: captions are enough."""
+        return {}
+
+    def encode(
+        self: TextEncoder, tokenizer: TextTokenizer | None, prompts: Any, field: str
+    ) -> dict[str, np.ndarray]:
+        """Ids of captions and their mask."""
+        return encode_captions(tokenizer, prompts, self.max_length, field)
+
+    def empty(self, count: int) -> list[str]:
+        """Empty captions."""
+        return [""] * count
+
+
+class FrozenEncoder(CaptionEncoder):
+    """One whose weights are never trained: it has `init`, which reads them, and their `shapes`."""
+
+    def frozen(self: Any) -> Mapping[str, Any]:
+        """The weights of `init`."""
+        return {"text": self.init(jax.random.key(0))}
+
+    def frozen_shapes(self: Any) -> Mapping[str, Any]:
+        """The shapes of `shapes`, unboxed."""
+        return {"text": sharding.unbox(self.shapes())}
 
 
 def encode_captions(

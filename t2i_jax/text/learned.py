@@ -6,13 +6,11 @@ import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from t2i_jax.config import fields_of, one_of
 from t2i_jax.errors import UserError
@@ -21,7 +19,7 @@ from t2i_jax.nn import limits
 from t2i_jax.nn.conv import boxed
 from t2i_jax.nn.transformer import REMAT, Transformer
 from t2i_jax.sharding import constrain
-from t2i_jax.text.encoder import encode_captions, ids_spec
+from t2i_jax.text.encoder import CaptionEncoder
 from t2i_jax.text.tokenizer import TextTokenizer, check_size, load, train_bpe
 from t2i_jax.types import Array, Key, Params
 
@@ -63,7 +61,7 @@ class TextTransformer(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnedText:
+class LearnedText(CaptionEncoder):
     """The encoder of Parti (Yu et al. 2022, section 2.2): a transformer over the tokens, norm at
     its output.
 
@@ -138,22 +136,6 @@ class LearnedText:
         )
         return embeds_BLD
 
-    def spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """Token ids and their mask."""
-        return ids_spec(self.max_length, batch_size)
-
-    def frozen(self) -> Mapping[str, Any]:
-        """Nothing: its parameters are trained."""
-        return {}
-
-    def frozen_shapes(self) -> Mapping[str, Any]:
-        """Nothing: its parameters are trained."""
-        return {}
-
-    def columns(self) -> Mapping[str, Mapping[str, Any]]:
-        """Nothing: captions are enough."""
-        return {}
-
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
         """Trains a vocabulary on the first 50,000 captions and writes it into `folder`, unless
         there is one.
@@ -174,13 +156,3 @@ class LearnedText:
         tokenizer = load(folder)
         check_size(tokenizer, self.vocab_size, f"tokenizer={os.fspath(folder)!r}")
         return tokenizer
-
-    def encode(
-        self, tokenizer: TextTokenizer | None, prompts: Any, field: str
-    ) -> dict[str, np.ndarray]:
-        """Token ids of captions and their mask."""
-        return encode_captions(tokenizer, prompts, self.max_length, field)
-
-    def empty(self, count: int) -> list[str]:
-        """Empty captions."""
-        return [""] * count

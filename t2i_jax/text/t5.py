@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -18,7 +18,7 @@ from t2i_jax import sharding
 from t2i_jax.errors import UserError
 from t2i_jax.text import t5_files
 from t2i_jax.text.cache import embed_captions
-from t2i_jax.text.encoder import encode_captions, ids_spec
+from t2i_jax.text.encoder import FrozenEncoder
 from t2i_jax.text.t5_encoder import SIZES, T5Encoder
 from t2i_jax.text.tokenizer import TextTokenizer, check_size, load
 from t2i_jax.types import Array, Key, Params
@@ -30,7 +30,7 @@ _STEP = 32  # it computes at multiples of this length, so that few lengths are c
 
 
 @dataclasses.dataclass(frozen=True)
-class T5Text:
+class T5Text(FrozenEncoder):
     """A frozen T5 as a text encoder.
 
     Its weights stay in a folder or on the hub and are an argument of every step.
@@ -127,34 +127,8 @@ class T5Text:
         embeds_BLD: Any = self.network.apply({"params": params}, text_BL, mask_BL)
         return embeds_BLD
 
-    def spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """Token ids and their mask."""
-        return ids_spec(self.max_length, batch_size)
-
-    def frozen(self) -> Mapping[str, Any]:
-        """The weights of `init`."""
-        return {"text": self.init(jax.random.key(0))}
-
-    def frozen_shapes(self) -> Mapping[str, Any]:
-        """The shapes of `shapes`, unboxed."""
-        return {"text": sharding.unbox(self.shapes())}
-
-    def columns(self) -> Mapping[str, Mapping[str, Any]]:
-        """Nothing: captions are enough."""
-        return {}
-
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
         """Nothing is needed: T5 has its own tokenizer."""
-
-    def encode(
-        self, tokenizer: TextTokenizer | None, prompts: Any, field: str
-    ) -> dict[str, np.ndarray]:
-        """Token ids of captions and their mask."""
-        return encode_captions(tokenizer, prompts, self.max_length, field)
-
-    def empty(self, count: int) -> list[str]:
-        """Empty captions."""
-        return [""] * count
 
     def _random(self, key):
         text_BL = jnp.zeros((1, 2), jnp.int32)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import jax
-import numpy as np
 
 from t2i_jax import convert, sharding
 from t2i_jax.errors import UserError
 from t2i_jax.foreign import safetensors_file
 from t2i_jax.text.caption_ids import CaptionIds
-from t2i_jax.text.encoder import encode_captions, ids_spec
+from t2i_jax.text.encoder import FrozenEncoder
 from t2i_jax.text.tokenizer import TextTokenizer
 from t2i_jax.types import Array, Key, Params
 
@@ -23,7 +22,7 @@ _OURS = "params/clip/"  # how the names of an exported run's parameters begin
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipText:
+class ClipText(FrozenEncoder):
     """A frozen CLIP as a text encoder: one embedding per token, before the projection.
 
     Its weights stay in a file and are an argument of every step. The image transformer is read
@@ -118,22 +117,6 @@ class ClipText:
         tokens_BLE = self.network.text_features(params, text_BL, mask_BL).tokens_BNE
         return jax.numpy.where(mask_BL[..., None], tokens_BLE, 0)
 
-    def spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """Token ids and their mask."""
-        return ids_spec(self.max_length, batch_size)
-
-    def frozen(self) -> Mapping[str, Any]:
-        """The weights of `init`."""
-        return {"text": self.init(jax.random.key(0))}
-
-    def frozen_shapes(self) -> Mapping[str, Any]:
-        """The shapes of `shapes`, unboxed."""
-        return {"text": sharding.unbox(self.shapes())}
-
-    def columns(self) -> Mapping[str, Mapping[str, Any]]:
-        """Nothing: captions are enough."""
-        return {}
-
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
         """Copies the vocabulary into `folder`; without one it is trained on the captions."""
         self.captions.prepare(folder, captions)
@@ -141,16 +124,6 @@ class ClipText:
     def tokenizer(self, folder: str | os.PathLike | None = None) -> TextTokenizer | None:
         """The vocabulary in `folder`, else `vocabulary`."""
         return self.captions.tokenizer(folder)
-
-    def encode(
-        self, tokenizer: TextTokenizer | None, prompts: Any, field: str
-    ) -> dict[str, np.ndarray]:
-        """Token ids of captions and their mask."""
-        return encode_captions(tokenizer, prompts, self.max_length, field)
-
-    def empty(self, count: int) -> list[str]:
-        """Empty captions."""
-        return [""] * count
 
     def _checked(self, found):
         wanted = convert.engine.flatten(sharding.unbox(self.shapes())["text"])
