@@ -20,9 +20,8 @@ from t2i_jax.diffusion.samplers import Churn, ancestral, heun, sample, start
 from t2i_jax.diffusion.sdedit import from_image
 from t2i_jax.diffusion.threshold import clamp, dynamic
 from t2i_jax.models.unet import Unet
-from t2i_jax.systems.cascade.stage import Stage, StageSampling, run
+from t2i_jax.systems.cascade.stage import Stage, StageSampling, known, run
 from t2i_jax.systems.imagen.options import COMPAT
-from t2i_jax.systems.imagen.sampling import known
 from tests.parity.reference import load
 
 imagen_pytorch = load("imagen_pytorch")

@@ -11,13 +11,12 @@ from t2i_jax.systems import generation
 from t2i_jax.systems.cascade.stage import SAMPLERS
 from t2i_jax.values import shown
 
-COMPAT = "imagen-pytorch"
 _MOST_STEPS = 100_000
 _LARGEST = 16_384  # pixels of a side
 
 
 @dataclasses.dataclass(frozen=True)
-class ImagenOptions:
+class CascadeOptions:
     """How a cascade samples; "per stage" is one value for all stages, or a tuple with one for each.
 
     Attributes:
@@ -25,7 +24,7 @@ class ImagenOptions:
       sampler: per stage, "ancestral", "ddim", "heun" or "dpm_solver"; None: the stage's own.
       steps: of the sampler, per stage; None: the stage's own.
       parallel: the share, 0 to 1, that stays of the guidance's component parallel to the
-        conditional prediction (APG); imagen-pytorch 2.1.0 has 0.
+        conditional prediction (APG).
       interval: (low, high) of sigma / alpha where guidance is applied, from 0; None: everywhere.
       start_at: number, from 1, of the first stage that runs; None: the first there is.
       stop_at: number of the last stage that runs; None: the last one before an untrained one.
@@ -33,9 +32,7 @@ class ImagenOptions:
       resample: how often each step of inpainting is made (RePaint).
       lowres_level: of the noise on each smaller image, from 0 to 1; None: the stage's own.
       image_sizes: side or (height, width) per stage; None: those of training.
-      compat: "imagen-pytorch": noise levels of inpainted and changed images, and the resizing of
-        a mask, as that package has them (with `Edm` those of its ElucidatedImagen, whose solver is
-        "heun"); None: ours.
+      compat: what is wrong in a package and kept, one of `compats`; None: nothing.
     """
 
     guidance: float | tuple[float, ...] = 3.0
@@ -51,7 +48,7 @@ class ImagenOptions:
     image_sizes: tuple[int | tuple[int, int], ...] | None = None
     compat: str | None = None
 
-    compats: ClassVar[tuple[str, ...]] = (COMPAT,)
+    compats: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
         generation.plain(self)

@@ -409,3 +409,12 @@ def group(number: int) -> str:
 def cond_image_of(unet: Any, batch: Batch) -> Array | None:
     """The batch's images to condition on as floats in [0, 1]; None for a U-Net without them."""
     return to_float(batch["cond_image"], (0.0, 1.0)) if unet.cond_images_channels else None
+
+
+def known(keep_BHW: Array, size: tuple[int, int], mode: str) -> Array:
+    """A mask at the size of a stage's images, bool (B, *size).
+
+    By "nearest" it stays as it is drawn. By other modes (see `resample.resize`) every pixel counts
+    as known that a known one has a share of.
+    """
+    return resize(keep_BHW[..., None].astype(jnp.float32), size, mode)[..., 0] != 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from t2i_jax.errors import UserError
+from t2i_jax.systems.cascade.task import check_stages
 from t2i_jax.systems.decoder import latents
 
 if TYPE_CHECKING:
@@ -17,26 +18,16 @@ def check(task: DecoderTask) -> None:
     Raises:
       UserError: the field, its value and a remedy.
     """
-    if not task.stages:
-        raise UserError("stages=() is empty; give at least one DecoderStage.")
+    check_stages(task.stages, task.train_stages, "DecoderStage")
     for name in ("image_cond_drop_prob", "text_cond_drop_prob"):
         if not 0 <= getattr(task, name) <= 1:
             raise UserError(f"{name}={getattr(task, name)} is outside [0, 1]; try 0.1.")
-    sizes = [stage.image_size for stage in task.stages]
-    if sizes != sorted(set(sizes)):
-        raise UserError(f"stages have image_size {sizes}; each must be larger than the one before.")
-    if (crop := task.stages[0].crop_size) is not None:
-        raise UserError(
-            f"stages[0].crop_size={crop}: the first stage needs whole images; leave it out."
-        )
     last = len(task.stages)
     for number in task.train_stages or ():
         if number not in range(1, last + 1):
             raise UserError(
                 f"train_stages={task.train_stages} names {number}; the stages are 1 to {last}."
             )
-    if task.train_stages == ():
-        raise UserError("train_stages=() trains nothing; name stages from 1, or None for all.")
     if task.text is not None and task.text.trainable:
         raise UserError(
             f"text={type(task.text).__name__} is trained along, and a decoder's encoder is frozen; "

@@ -9,9 +9,9 @@ from t2i_jax.diffusion.blur import LowresBlur
 from t2i_jax.diffusion.discrete import DiscreteDdpm
 from t2i_jax.diffusion.learned_variance import LearnedVariance
 from t2i_jax.errors import UserError
+from t2i_jax.systems.cascade.options import per_stage
 from t2i_jax.systems.decoder.stage import DecoderStage
 from t2i_jax.systems.decoder.task import DecoderTask
-from t2i_jax.systems.imagen.options import per_stage
 
 
 def Decoder(

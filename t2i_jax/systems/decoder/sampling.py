@@ -16,7 +16,6 @@ from t2i_jax.systems.cascade import stage as cascade
 from t2i_jax.systems.cascade.stage import StageSampling
 from t2i_jax.systems.decoder import stage as stages
 from t2i_jax.systems.decoder.stage import Conditions
-from t2i_jax.systems.imagen.sampling import known
 from t2i_jax.types import Array, Key, Params
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def generate(
         more["init_BHWC"] = encode(resize(prompt["init"], size, stage.resize))
     if "keep" in prompt:
         mode = "nearest" if shape[1:3] == size else "area"
-        more["keep_BHW"] = known(prompt["keep"], shape[1:3], mode)
+        more["keep_BHW"] = cascade.known(prompt["keep"], shape[1:3], mode)
     made = cascade.run(stage, bind, sampling, shape, gaussian(keys_B), guidance, **more)
     return sharding.constrain(decode(made), None, None, None, None)  # whole in every process
 

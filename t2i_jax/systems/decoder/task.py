@@ -17,22 +17,22 @@ from t2i_jax.errors import UserError
 from t2i_jax.nn.flops import flops_of
 from t2i_jax.pixels import SIGNED, to_float
 from t2i_jax.systems import captions
-from t2i_jax.systems.base import Given, Part, SystemTask
-from t2i_jax.systems.cascade.stage import StageSampling, group, sampling_of
+from t2i_jax.systems.base import Given, Part
+from t2i_jax.systems.cascade.stage import group
+from t2i_jax.systems.cascade.task import CascadeTask
 from t2i_jax.systems.clip.task import ClipTask
 from t2i_jax.systems.decoder import checks, latents, sampling
 from t2i_jax.systems.decoder import stage as stages
 from t2i_jax.systems.decoder.options import DecoderOptions
 from t2i_jax.systems.decoder.stage import Conditions, DecoderStage
 from t2i_jax.systems.decoder.system import DecoderSystem
-from t2i_jax.systems.imagen.options import per_stage
 from t2i_jax.systems.text_to_image import samples_of
 from t2i_jax.systems.tokenizer.task import TokenizerTask
-from t2i_jax.types import Array, Batch, Key, Metrics, Objective, Params, SamplingProgram, Stats
+from t2i_jax.types import Array, Batch, Key, Metrics, Params, SamplingProgram, Stats
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderTask(SystemTask):
+class DecoderTask(CascadeTask):
     """Trains the stages of a decoder, each on its own: images from their embeddings, then larger
     images from smaller ones.
 
@@ -76,7 +76,6 @@ class DecoderTask(SystemTask):
         "tokenizer": Part(TokenizerTask, "tokenizer"),
     }
     options: ClassVar[type] = DecoderOptions
-    validated_by: ClassVar[str] = "loss/mean"
     cond_image_channels: ClassVar[int] = 0  # of images to condition on, which a decoder has not
 
     def __post_init__(self):
@@ -135,30 +134,13 @@ class DecoderTask(SystemTask):
             return self.text
         return None if self.clip is None else self.clip.captions
 
-    @property
-    def image_size(self) -> int:
-        """Side of the images of a batch: that of the largest stage."""
-        return self.stages[-1].image_size
-
-    @functools.cached_property
-    def objectives(self) -> tuple[Objective, ...]:
-        """The diffusion loss of each stage that is trained."""
-        return tuple(
-            Objective(group(n), functools.partial(self.loss, number=n)) for n in self._trained
-        )
-
-    @property
-    def ema_groups(self) -> tuple[str, ...]:
-        """All stages are averaged."""
-        return tuple(group(number) for number in self._numbers)
-
     def init(self, key: Key) -> tuple[Mapping[str, Params], Stats]:
         """First parameters (boxed) by stage, and the counts of updates."""
         params = {
             group(n): {"unet": self._init_unet(jax.random.fold_in(key, n), n)}
-            for n in self._numbers
+            for n in self._trainable
         }
-        return params, {"updates": {group(number): jnp.int32(0) for number in self._numbers}}
+        return params, {"updates": {group(number): jnp.int32(0) for number in self._trainable}}
 
     def batch_spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Images at the size of the last stage; what they are conditioned on."""
@@ -199,19 +181,6 @@ class DecoderTask(SystemTask):
         else:
             super().prepare_text(folder, captions, parts)
 
-    def check_options(self, options: DecoderOptions) -> None:
-        """Refuses a tuple of values that has not one for each stage, and guidance that was not
-        trained.
-        """
-        for name in ("guidance", "sampler", "steps", "image_sizes"):
-            per_stage(f"evaluation.options.{name}", getattr(options, name), len(self.stages))
-
-    def adapted(self, options: DecoderOptions, defaults: DecoderOptions) -> DecoderOptions:
-        """The options; with another sampler than the recipe's, steps are that sampler's own."""
-        if options.sampler != defaults.sampler and options.steps == defaults.steps:
-            return dataclasses.replace(options, steps=None)
-        return options
-
     def with_parts(self, parts: Mapping[str, Given]) -> DecoderTask:
         """The task with the networks of its parts.
 
@@ -230,33 +199,18 @@ class DecoderTask(SystemTask):
 
     def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
         """A program per stage."""
-        made = {}
 
         def of(dtype, *shape):
             return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
 
-        for number in self._trained:
-            stage, prompt = self.stages[number - 1], {}
-            if self.by_image:
-                prompt["image_embeds"] = of(jnp.float32, self.embed_width)
-            if self.by_text:
-                length = self.text_encoder.max_length
-                prompt["encodings"] = of(jnp.float32, length, self.text_width)
-                prompt["encodings_mask"] = of(jnp.bool_, length)
-            if number > 1:
-                side = self.stages[number - 2].image_size
-                prompt["small"] = of(jnp.float32, side, side, self.channels)
-            sampler, steps = sampling_of(stage)
-            churn = stage.churn if sampler == "heun" else None
-            settings = StageSampling(
-                sampler, steps, churn, stage.percentile, guided=self.by_image or self.by_text
-            )
-            size = (stage.image_size, stage.image_size)
-            function = functools.partial(
-                sampling.generate, task=self, number=number, size=size, sampling=settings
-            )
-            made[f"stage {number}"] = SamplingProgram(group(number), function, prompt)
-        return made
+        prompt = {}
+        if self.by_image:
+            prompt["image_embeds"] = of(jnp.float32, self.embed_width)
+        if self.by_text:
+            length = self.text_encoder.max_length
+            prompt["encodings"] = of(jnp.float32, length, self.text_width)
+            prompt["encodings_mask"] = of(jnp.bool_, length)
+        return self._programs(sampling.generate, lambda _: prompt, batch_size, guided=bool(prompt))
 
     def stage(self, number: int) -> DecoderStage:
         """The stage with this number, from 1, with the U-Net as it stands in the cascade."""
@@ -305,12 +259,8 @@ class DecoderTask(SystemTask):
         shape = self.made_shape(number, (side, side))
         drops = (self.image_cond_drop_prob, self.text_cond_drop_prob)
         draws = stages.draw(stage, key, rows, shape, self.channels, drops, lowres=number > 1)
-        loss = jnp.mean(self.losses(params, frozen, batch, draws, number=number))
-        metrics = {f"loss/{group(number)}": loss}
-        if number == self._trained[0]:
-            metrics["loss"] = loss
-        updates = {**stats["updates"], group(number): stats["updates"][group(number)] + 1}
-        return loss, (metrics, {**stats, "updates": updates})
+        losses_B = self.losses(params, frozen, batch, draws, number=number)
+        return self._told(losses_B, stats, number)
 
     def losses(
         self, params, frozen: Any, batch: Batch, draws: stages.DecoderDraws, *, number: int
@@ -331,36 +281,20 @@ class DecoderTask(SystemTask):
     def validate(
         self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array
     ) -> Metrics:
-        """The losses of the trained stages with all conditions, at noise that the key draws, and
-        `loss/mean` over the stages.
-        """
+        """As of `CascadeTask`, with all conditions."""
         told = dataclasses.replace(self, image_cond_drop_prob=0.0, text_cond_drop_prob=0.0)
-        found = super(DecoderTask, told).validate(params, stats, frozen, batch, key, step)
-        losses = jnp.stack([found[f"loss/{group(number)}"] for number in self._trained])
-        return {**found, "loss/mean": jnp.mean(losses)}
+        return super(DecoderTask, told).validate(params, stats, frozen, batch, key, step)
 
     def flops(self, batch_size: int) -> float:
         """FLOPs of one step, from the traced networks: 3 forward passes of each stage and one of
         CLIP; those of a tokenizer are left out.
         """
-        once = frozen = 0.0
-        for number in self._trained:
-            init = functools.partial(self._init_unet, number=number)
-            params = sharding.unbox(jax.eval_shape(init, jax.random.key(0)))
-            once += flops_of(functools.partial(self._forward, number), params)
+        once, frozen = sum(map(self._unet_flops, self._trained)), 0.0
         if self.clip is not None and (self.by_image or self.by_text):
             own = sharding.unbox(jax.eval_shape(self.clip.init, jax.random.key(0)))
             weights = {"clip": {"clip": own}}
             frozen = flops_of(self.conditions, weights, dict(self.batch_spec(1)))
         return batch_size * (3 * once + frozen)
-
-    @property
-    def _numbers(self):
-        return tuple(range(1, len(self.stages) + 1))
-
-    @property
-    def _trained(self):
-        return self.train_stages or self._numbers
 
     def _made_channels(self, stage):
         if not stage.latent:
@@ -371,12 +305,6 @@ class DecoderTask(SystemTask):
                 "the run of an image tokenizer."
             )
         return latents.width(self.tokenizer)
-
-    def _init_unet(self, key, number):
-        return self.networks[number - 1].init(key, **self._zeros(number))["params"]
-
-    def _forward(self, number, params):
-        return self.networks[number - 1].apply({"params": params}, **self._zeros(number))
 
     def _zeros(self, number):
         """Inputs of a stage's network for one image."""

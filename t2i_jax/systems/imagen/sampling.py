@@ -65,17 +65,8 @@ def generate(
     if "keep" in prompt:
         # Reference quirk: the mask is resized as images are.
         mode = stage.resize if sampling.compat else "nearest"
-        more["keep_BHW"] = known(prompt["keep"], size, mode)
+        more["keep_BHW"] = stages.known(prompt["keep"], size, mode)
     images = stages.run(
         stage, bind, sampling, shape, gaussian(keys_B), guidance, small=small, **more
     )
     return sharding.constrain(images, None, None, None, None)  # whole in every process
-
-
-def known(keep_BHW: Array, size: tuple[int, int], mode: str) -> Array:
-    """A mask at the size of a stage's images, bool (B, *size).
-
-    By "nearest" it stays as it is drawn. By other modes (see `resample.resize`) every pixel counts
-    as known that a known one has a share of.
-    """
-    return stages.resize(keep_BHW[..., None].astype(jnp.float32), size, mode)[..., 0] != 0

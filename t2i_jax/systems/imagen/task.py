@@ -17,18 +17,18 @@ from t2i_jax.errors import UserError
 from t2i_jax.nn.flops import flops_of
 from t2i_jax.pixels import SIGNED, to_float
 from t2i_jax.systems import captions
-from t2i_jax.systems.base import SystemTask
 from t2i_jax.systems.cascade import stage as stages
-from t2i_jax.systems.cascade.stage import Stage, StageSampling, group
+from t2i_jax.systems.cascade.stage import Stage, group
+from t2i_jax.systems.cascade.task import CascadeTask, check_stages
 from t2i_jax.systems.imagen import sampling
-from t2i_jax.systems.imagen.options import ImagenOptions, per_stage
+from t2i_jax.systems.imagen.options import ImagenOptions
 from t2i_jax.systems.imagen.system import ImagenSystem
 from t2i_jax.systems.text_to_image import samples_of
-from t2i_jax.types import Array, Batch, Key, Metrics, Objective, Params, SamplingProgram, Stats
+from t2i_jax.types import Array, Batch, Key, Metrics, Params, SamplingProgram, Stats
 
 
 @dataclasses.dataclass(frozen=True)
-class ImagenTask(SystemTask):
+class ImagenTask(CascadeTask):
     """Trains the stages of a cascade, each on its own: images from noise, then larger images from
     smaller ones.
 
@@ -58,26 +58,14 @@ class ImagenTask(SystemTask):
     train_stages: tuple[int, ...] | None = None
 
     options: ClassVar[type] = ImagenOptions
-    validated_by: ClassVar[str] = "loss/mean"
 
     def __post_init__(self):
         if isinstance(self.stages, Stage):
             object.__setattr__(self, "stages", (self.stages,))
-        if not self.stages:
-            raise UserError("stages=() is empty; give at least one Stage.")
+        check_stages(self.stages, self.train_stages, "Stage")
         if not 0 <= self.cond_drop_prob <= 1:
             raise UserError(f"cond_drop_prob={self.cond_drop_prob} is outside [0, 1]; try 0.1.")
-        sizes = [stage.image_size for stage in self.stages]
-        if sizes != sorted(set(sizes)):
-            raise UserError(
-                f"stages have image_size {sizes}; each must be larger than the one before."
-            )
         for number, stage in enumerate(self.stages, 1):
-            if number == 1 and stage.crop_size is not None:
-                crop = stage.crop_size
-                raise UserError(
-                    f"stages[0].crop_size={crop}: the first stage needs whole images; leave it out."
-                )
             if number > 1 and not stage.trains:
                 raise UserError(
                     f"stages[{number - 1}].unet is a NullUnet; only a first stage can be left out."
@@ -88,8 +76,6 @@ class ImagenTask(SystemTask):
                 raise UserError(
                     f"train_stages={self.train_stages} names {number}; stages that train: {known}."
                 )
-        if self.train_stages == ():
-            raise UserError("train_stages=() trains nothing; name stages from 1, or None for all.")
 
     @functools.cached_property
     def networks(self) -> tuple[Any, ...]:
@@ -105,23 +91,6 @@ class ImagenTask(SystemTask):
                 fields["text_embed_dim"] = self.text.dim
             made.append(stage.unet.clone(parent=None, **fields) if stage.trains else stage.unet)
         return tuple(made)
-
-    @property
-    def image_size(self) -> int:
-        """Side of the images of a batch: that of the largest stage."""
-        return self.stages[-1].image_size
-
-    @functools.cached_property
-    def objectives(self) -> tuple[Objective, ...]:
-        """The diffusion loss of each stage that is trained."""
-        return tuple(
-            Objective(group(n), functools.partial(self.loss, number=n)) for n in self._trained
-        )
-
-    @property
-    def ema_groups(self) -> tuple[str, ...]:
-        """All stages are averaged."""
-        return tuple(group(number) for number in self._trainable)
 
     def init(self, key: Key) -> tuple[Mapping[str, Params], Stats]:
         """First parameters (boxed) by stage, and the counts of updates."""
@@ -169,17 +138,6 @@ class ImagenTask(SystemTask):
         """Captions, with their embeddings where these are stored; images to condition on."""
         return samples_of(self.text, *(("cond_image",) if self.cond_image_channels else ()))
 
-    def check_options(self, options: ImagenOptions) -> None:
-        """Refuses a tuple of values that has not one for each stage."""
-        for name in ("guidance", "sampler", "steps", "image_sizes"):
-            per_stage(f"evaluation.options.{name}", getattr(options, name), len(self.stages))
-
-    def adapted(self, options: ImagenOptions, defaults: ImagenOptions) -> ImagenOptions:
-        """The options; with another sampler than the recipe's, steps are that sampler's own."""
-        if options.sampler != defaults.sampler and options.steps == defaults.steps:
-            return dataclasses.replace(options, steps=None)
-        return options
-
     def system(
         self, params, stats: Stats, parts, frozen: Mapping[str, Any], text_tokenizer: Any
     ) -> ImagenSystem:
@@ -188,30 +146,16 @@ class ImagenTask(SystemTask):
 
     def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
         """A program per stage."""
-        made = {}
 
-        def of(side, dtype, channels):
-            return jax.ShapeDtypeStruct((batch_size, side, side, channels), dtype)
-
-        for number in self._trained:
-            stage, prompt = self.stages[number - 1], dict(captions.spec(self.text, batch_size))
-            sampler, steps = stages.sampling_of(stage)
-            churn = stage.churn if sampler == "heun" else None
-            settings = StageSampling(
-                sampler, steps, churn, stage.percentile, guided=self.text is not None
-            )
-            if number > 1:
-                prompt |= {
-                    "small": of(self.stages[number - 2].image_size, jnp.float32, self.channels)
-                }
+        def prompt(number):
+            found = dict(captions.spec(self.text, batch_size))
             if self.networks[number - 1].cond_images_channels:
-                prompt |= {"cond_image": of(stage.image_size, jnp.uint8, self.cond_image_channels)}
-            size = (stage.image_size, stage.image_size)
-            function = functools.partial(
-                sampling.generate, task=self, number=number, size=size, sampling=settings
-            )
-            made[f"stage {number}"] = SamplingProgram(group(number), function, prompt)
-        return made
+                side = self.stages[number - 1].image_size
+                shape = (batch_size, side, side, self.cond_image_channels)
+                found["cond_image"] = jax.ShapeDtypeStruct(shape, jnp.uint8)
+            return found
+
+        return self._programs(sampling.generate, prompt, batch_size, guided=self.text is not None)
 
     @property
     def cond_image_channels(self) -> int:
@@ -232,23 +176,15 @@ class ImagenTask(SystemTask):
         )
         previous = self.stages[number - 2].image_size if number > 1 else None
         image, cond = to_float(batch["image"], SIGNED), stages.cond_image_of(stage.unet, batch)
-        loss = jnp.mean(stages.losses(stage, bind, image, draws, previous, cond))
-        metrics = {f"loss/{group(number)}": loss}
-        if number == self._trained[0]:
-            metrics["loss"] = loss
-        updates = {**stats["updates"], group(number): stats["updates"][group(number)] + 1}
-        return loss, (metrics, {**stats, "updates": updates})
+        losses_B = stages.losses(stage, bind, image, draws, previous, cond)
+        return self._told(losses_B, stats, number)
 
     def validate(
         self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array
     ) -> Metrics:
-        """The losses of the trained stages with all captions, at noise that the key draws, and
-        `loss/mean` over the stages.
-        """
+        """As of `CascadeTask`, with all captions."""
         told = dataclasses.replace(self, cond_drop_prob=0.0, text=captions.quiet(self.text))
-        found = super(ImagenTask, told).validate(params, stats, frozen, batch, key, step)
-        losses = jnp.stack([found[f"loss/{group(number)}"] for number in self._trained])
-        return {**found, "loss/mean": jnp.mean(losses)}
+        return super(ImagenTask, told).validate(params, stats, frozen, batch, key, step)
 
     def embed(
         self, params: Params, frozen: Any, batch: Batch, key: Key | None = None
@@ -266,31 +202,13 @@ class ImagenTask(SystemTask):
         once = frozen = 0.0
         texts = captions.spec(self.text, 1)
         for number in self._trained:
-            params = jax.eval_shape(
-                functools.partial(self._init_unet, number=number), jax.random.key(0)
-            )
-            once += flops_of(functools.partial(self._forward, number), sharding.unbox(params))
+            once += self._unet_flops(number)
             if self.text is not None and self.text.trainable:  # every stage has one of its own
                 encoder = sharding.unbox(jax.eval_shape(self.text.init, jax.random.key(0)))
                 once += flops_of(self.text.embed, encoder, *texts.values())
         if self.text is not None and (encoder := self.text.frozen_shapes()):
             frozen = flops_of(self.text.embed, encoder["text"], *texts.values())
         return batch_size * (3 * once + frozen)
-
-    @property
-    def _trained(self):
-        return self.train_stages or self._trainable
-
-    @property
-    def _trainable(self):
-        return tuple(number for number, stage in enumerate(self.stages, 1) if stage.trains)
-
-    def _init_unet(self, key, number):
-        inputs = self._zeros(number)
-        return self.networks[number - 1].init(key, **inputs)["params"]
-
-    def _forward(self, number, params):
-        return self.networks[number - 1].apply({"params": params}, **self._zeros(number))
 
     def _zeros(self, number):
         """Inputs of a stage's network for one image."""
