@@ -55,7 +55,7 @@ def pack(
         captions=captions,
         max_bad_rate=max_bad_rate,
         shard_bytes=shard_mb * 2**20,
-        progress=_progress("packing"),
+        progress=progress("packing"),
     )
     records, shards = manifest["count"], len(manifest["shards"])
     print(f"packed: {counted(records, 'record')} in {counted(shards, 'shard')}")
@@ -103,7 +103,7 @@ def inspect(
     sheet = paths.new("sheet", sheet)
     DataConfig(heldout=heldout)  # refuses a share that is none
     opened = _open(source, size, split)
-    found = look(opened, samples, progress=_progress("reading"))
+    found = look(opened, samples, progress=progress("reading"))
     for line in found.lines():
         print(line)
     if heldout and source not in EMBEDDED:
@@ -168,7 +168,7 @@ def encode_text(
     tokenizer, cut = text.tokenizer(), Ledger()
 
     def captions() -> Iterator[str]:
-        for index in _progress("encoding")(range(len(source))):
+        for index in progress("encoding")(range(len(source))):
             try:
                 caption = source.caption(index)
                 note_cut(cut, [caption], tokenizer.lengths, max_length)
@@ -275,8 +275,7 @@ def _tokens(source, tokenizer, crop, batch_size) -> Iterator[Any]:
     is.
     """
     from t2i_jax.data.crop import crop as cut
-    from t2i_jax.data.pack import side_by_side
-    from t2i_jax.data.source import BadSample
+    from t2i_jax.data.pack import in_batches
 
     size, channels = tokenizer.task.model.image_size, tokenizer.task.model.channels
     dtype = np.uint16 if tokenizer.task.model.codebook_size <= 2**16 else np.int32
@@ -284,31 +283,21 @@ def _tokens(source, tokenizer, crop, batch_size) -> Iterator[Any]:
     source = source.in_channels(channels)
 
     def image(index):
-        try:
-            return cut(source.without_caption(index)["image"], size, crop)
-        except BadSample as bad:
-            return bad
+        return cut(source.without_caption(index)["image"], size, crop)
 
-    def encoded(waiting):
+    def encoded(images):
         # always as many: one program
         images_BHWC = np.zeros((batch_size, size, size, channels), np.uint8)
-        good = [row for row, one in enumerate(waiting) if not isinstance(one, BadSample)]
-        for row in good:
-            images_BHWC[row] = waiting[row]
+        images_BHWC[: len(images)] = images
         ids_BN = np.asarray(tokenizer.encode(images_BHWC)).astype(dtype)
-        return [{"tokens": ids_BN[row]} if row in good else one for row, one in enumerate(waiting)]
+        return [{"tokens": ids_N} for ids_N in ids_BN[: len(images)]]
 
-    waiting: list[Any] = []
-    for one in side_by_side(image, _progress("encoding")(range(len(source)))):
-        waiting.append(one)
-        if len(waiting) == batch_size:
-            yield from encoded(waiting)
-            waiting = []
-    if waiting:
-        yield from encoded(waiting)
+    records = progress("encoding")(range(len(source)))
+    yield from in_batches(image, encoded, records, batch_size)
 
 
-def _progress(what):
+def progress(what: str) -> Any:
+    """From an iterable to the same one under a bar with these words."""
     from tqdm import tqdm
 
     # none where stderr is no terminal

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from t2i_jax import paths
+from t2i_jax.cli.data import progress
 from t2i_jax.values import Fraction, Range
 from t2i_jax.words import counted
 
@@ -82,6 +83,7 @@ def encode_clip(
 def _vectors(source, system, crop, batch_size) -> Iterator[Any]:
     """Of each record the embeddings of its image and its caption."""
     from t2i_jax.data.crop import crop as cut
+    from t2i_jax.data.pack import in_batches
 
     size = system.task.image_size
 
@@ -98,11 +100,13 @@ def _vectors(source, system, crop, batch_size) -> Iterator[Any]:
             for image, text in zip(image_BD, text_BD, strict=True)
         ]
 
-    yield from _in_batches(source, read, embedded, batch_size)
+    records = progress("encoding")(range(len(source)))
+    yield from in_batches(read, embedded, records, batch_size)
 
 
 def _encodings(source, system, crop, batch_size, dtype) -> Iterator[Any]:
     """Of each record the encodings of its caption's tokens, without padding."""
+    from t2i_jax.data.pack import in_batches
 
     def embedded(captions):
         found = system.encode_text(captions, batch_size)
@@ -112,35 +116,5 @@ def _encodings(source, system, crop, batch_size, dtype) -> Iterator[Any]:
             for encodings, mask in rows
         ]
 
-    yield from _in_batches(source, source.caption, embedded, batch_size)
-
-
-def _in_batches(source, read, embedded, batch_size):
-    """What `embedded` makes of the records that `read` gives; those that can't be used as they
-    are.
-    """
-    from tqdm import tqdm
-
-    from t2i_jax.data.pack import side_by_side
-    from t2i_jax.data.source import BadSample
-
-    def careful(index):
-        try:
-            return read(index)
-        except BadSample as bad:
-            return bad
-
-    def done(waiting):
-        good = [row for row in waiting if not isinstance(row, BadSample)]
-        made = iter(embedded(good) if good else [])
-        return [row if isinstance(row, BadSample) else next(made) for row in waiting]
-
-    waiting: list[Any] = []
-    indices = tqdm(range(len(source)), desc="encoding", unit="rec", disable=None)
-    for one in side_by_side(careful, indices):
-        waiting.append(one)
-        if len(waiting) == batch_size:
-            yield from done(waiting)
-            waiting = []
-    if waiting:
-        yield from done(waiting)
+    records = progress("encoding")(range(len(source)))
+    yield from in_batches(source.caption, embedded, records, batch_size)

@@ -211,6 +211,39 @@ def side_by_side(work: Callable[[int], Any], indices: Iterable[int]) -> Iterator
             yield waiting.popleft().result()
 
 
+def in_batches(
+    read: Callable[[int], Any],
+    made: Callable[[list[Any]], Iterable[Any]],
+    indices: Iterable[int],
+    batch_size: int,
+) -> Iterator[Any]:
+    """What becomes of each record, in order; of one that can't be used the `BadSample` that it is.
+
+    Args:
+      read: a record, by its index. made: from at most `batch_size` of them, one result for each.
+    """
+
+    def careful(index):
+        try:
+            return read(index)
+        except BadSample as bad:
+            return bad
+
+    def done(waiting):
+        good = [row for row in waiting if not isinstance(row, BadSample)]
+        results = iter(made(good) if good else ())
+        return [row if isinstance(row, BadSample) else next(results) for row in waiting]
+
+    waiting: list[Any] = []
+    for one in side_by_side(careful, indices):
+        waiting.append(one)
+        if len(waiting) == batch_size:
+            yield from done(waiting)
+            waiting = []
+    if waiting:
+        yield from done(waiting)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Packable:
     file: bytes

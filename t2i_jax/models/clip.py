@@ -16,8 +16,8 @@ from t2i_jax.config import one_of, some_of
 from t2i_jax.errors import UserError
 from t2i_jax.models.image_text import (
     MOST_SCALE,
+    DualEncoder,
     Features,
-    TextEmbedding,
     at_size,
     masked_mean,
     unit,
@@ -37,7 +37,7 @@ COMPATS = ("cls_of_filip",)
 
 
 @dataclasses.dataclass(frozen=True)
-class CLIP:
+class CLIP(DualEncoder):
     """The network of x-clip 0.14.4 (x_clip.py, `CLIP`): parameters, configuration and functions.
 
     Parameters: "text", "visual" (the transformers), "to_text_latent", "to_visual_latent" and
@@ -157,29 +157,23 @@ class CLIP:
         With `use_all_token_embeds`, whose projection training gives patches alone, it is the mean
         of their latents, normalised.
         """
+        if not self._by_tokens:
+            return super().embed_image(params, image_BHWC)
         features = self.image_features(params, image_BHWC)
-        if self._by_tokens:
-            return unit(masked_mean(self.project_image(params, features.tokens_BNE), None))
-        return self.project_image(params, features.pooled_BE)
+        return unit(masked_mean(self.project_image(params, features.tokens_BNE), None))
 
-    def embed_text(self, params: Params, text_BL: Array, mask_BL: Array) -> TextEmbedding:
-        """The embeddings of token ids; with `use_all_token_embeds` as of `embed_image`."""
-        features = self.text_features(params, text_BL, mask_BL)
-        if self._by_tokens:
-            latents_BLD = self.project_text(params, features.tokens_BNE)
-            embed_BD = unit(masked_mean(latents_BLD, mask_BL))
-        else:
-            embed_BD = self.project_text(params, features.pooled_BE)
-        encodings_BLE = jnp.where(mask_BL[..., None], features.tokens_BNE, 0)
-        return TextEmbedding(embed_BD, encodings_BLE, mask_BL)
+    def _embedded(self, params, features, mask_BL):
+        """With `use_all_token_embeds` as of `embed_image`."""
+        if not self._by_tokens:
+            return super()._embedded(params, features, mask_BL)
+        return unit(masked_mean(self.project_text(params, features.tokens_BNE), mask_BL))
 
     def image_features(self, params: Params, image_BHWC: Array, key: Key | None = None) -> Features:
         """The image transformer's output, of float images in [-1, 1]; a key drops patches."""
         image_BHWC = at_size(image_BHWC, self.visual_image_size)
         low, high = self.pixel_range
         image_BHWC = (image_BHWC + 1) * ((high - low) / 2) + low
-        pooled_BE, tokens_BNE = self._apply(params, image_BHWC, key, method="encode_image")
-        return Features(pooled_BE.astype(jnp.float32), tokens_BNE.astype(jnp.float32))
+        return self._features(params, image_BHWC, key, method="encode_image")
 
     def text_features(self, params: Params, text_BL: Array, mask_BL: Array) -> Features:
         """The text transformer's output, of token ids with L at most `text_seq_len`."""
@@ -188,8 +182,7 @@ class CLIP:
                 f"text has {text_BL.shape[1]} tokens, more than text_seq_len={self.text_seq_len}; "
                 "cut it."
             )
-        pooled_BE, tokens_BLE = self._apply(params, text_BL, mask_BL, method="encode_text")
-        return Features(pooled_BE.astype(jnp.float32), tokens_BLE.astype(jnp.float32), mask_BL)
+        return self._features(params, text_BL, mask_BL, method="encode_text", mask_BN=mask_BL)
 
     def project_image(self, params: Params, features: Array, extra: bool = False) -> Array:
         """l2-normalised float32 latents (..., D) of pooled features or of tokens (B, N, E).
@@ -208,10 +201,6 @@ class CLIP:
         """The temperature, whose exponential similarities are multiplied by; at most log 100."""
         return jnp.minimum(params["temperature"].astype(jnp.float32), MOST_SCALE)
 
-    def bias(self, params: Params) -> Array:
-        """What is added to scaled similarities; 0 where nothing is learnt."""
-        return params["logit_bias"] if self.logit_bias is not None else jnp.float32(0)
-
     def mlm_logits(self, params: Params, tokens_BLE: Array) -> Array:
         """Logits over the vocabulary (B, L, num_text_tokens) of the transformer's tokens."""
         return self._apply({"mlm": params["mlm"]}, tokens_BLE, method="token_logits")
@@ -224,9 +213,6 @@ class CLIP:
     @property
     def _by_tokens(self):
         return self.use_all_token_embeds and "cls_of_filip" not in self.compat
-
-    def _apply(self, params, *args, method):
-        return self.network.apply({"params": params}, *args, method=method)
 
 
 class _Network(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.models import unet_sizes
-from t2i_jax.models.unet_sizes import per_level
+from t2i_jax.models.unet_sizes import check_image, check_lowres, check_self_cond, per_level
 from t2i_jax.nn import limits
 from t2i_jax.nn.transformer import REMAT
 from t2i_jax.types import Array
@@ -111,14 +111,7 @@ def check_inputs(
     Raises:
       UserError: an input that is missing, not wanted or of a wrong size, and the remedy.
     """
-    _, rows, columns, channels = x_BHWC.shape
-    if channels != model.channels:
-        raise UserError(f"x has {channels} channels; the network wants channels={model.channels}.")
-    if rows % model.multiple or columns % model.multiple:
-        raise UserError(
-            f"x is {rows}x{columns}; with these levels its sides must be multiples of "
-            f"{model.multiple}."
-        )
+    check_image(model, x_BHWC)
     for name, given, wanted in (
         ("image_embed", image_embed_BD, model.image_embed_dim),
         ("text", text_BLE, model.text_embed_dim),
@@ -143,13 +136,6 @@ def check_inputs(
                 f"{name} does not fit the network (lowres_cond={model.lowres_cond}, "
                 f"lowres_noise_cond={model.lowres_noise_cond}); {remedy}."
             )
-    if lowres_BHWC is not None and lowres_BHWC.shape != x_BHWC.shape:
-        raise UserError(
-            f"lowres has shape {lowres_BHWC.shape}; resize it to x first, {x_BHWC.shape}."
-        )
-    if self_cond_BHWC is not None and not model.self_cond:
-        raise UserError(
-            "self_cond=False does not fit a call with self_cond_BHWC; leave it out or build with "
-            "True."
-        )
+    check_lowres(x_BHWC, lowres_BHWC)
+    check_self_cond(model, self_cond_BHWC)
     return image_embed_BD if model.cond_on_image_embeds else None

@@ -20,7 +20,7 @@ its `prepare_text` copies the vocabulary of the trained part into the run:
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -144,6 +144,48 @@ class ImageText(Protocol):
     def log_scale(self, params: Params) -> Array:
         """The logarithm of what similarities are multiplied by, at most log 100."""
         ...
+
+
+class DualEncoder:
+    """What networks of two Flax transformers share, a base of those that have `ImageText`.
+
+    A subclass has the Flax module as `network`, `logit_bias` as a field, and the features and
+    projections.
+    """
+
+    network: Any
+    logit_bias: Any
+    image_features: Any
+    text_features: Any
+    project_image: Any
+    project_text: Any
+
+    def embed_image(self, params: Params, image_BHWC: Array) -> Array:
+        """(B, D) float32, l2-normalised, of float images in [-1, 1] of any size."""
+        return self.project_image(params, self.image_features(params, image_BHWC).pooled_BE)
+
+    def embed_text(self, params: Params, text_BL: Array, mask_BL: Array) -> TextEmbedding:
+        """The embeddings of token ids; rows of the encodings at padding are zero."""
+        features = self.text_features(params, text_BL, mask_BL)
+        encodings_BLE = jnp.where(mask_BL[..., None], features.tokens_BNE, 0)
+        embed_BD = self._embedded(params, features, mask_BL)
+        return TextEmbedding(embed_BD, encodings_BLE, mask_BL)
+
+    def bias(self, params: Params) -> Array:
+        """What is added to scaled similarities; 0 where nothing is learnt."""
+        return params["logit_bias"] if self.logit_bias is not None else jnp.float32(0)
+
+    def _embedded(self, params, features, mask_BL):
+        """(B, D): the caption's embedding, from its features."""
+        return self.project_text(params, features.pooled_BE)
+
+    def _features(self, params, *args, method, mask_BN=None):
+        """What one of the transformers makes, in float32."""
+        pooled_BE, tokens_BNE = self._apply(params, *args, method=method)
+        return Features(pooled_BE.astype(jnp.float32), tokens_BNE.astype(jnp.float32), mask_BN)
+
+    def _apply(self, params, *args, method):
+        return self.network.apply({"params": params}, *args, method=method)
 
 
 def unit(x: Array) -> Array:

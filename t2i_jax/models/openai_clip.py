@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
 from t2i_jax.models.clip import some_of_tokens
-from t2i_jax.models.image_text import MOST_SCALE, Features, TextEmbedding, at_size, unit
+from t2i_jax.models.image_text import MOST_SCALE, DualEncoder, Features, at_size, unit
 from t2i_jax.nn import limits
 from t2i_jax.nn.conv import Dense, boxed, patchify
 from t2i_jax.nn.residual_attention import ACTIVATIONS, ResidualAttention, biased_norm
@@ -30,7 +30,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 
 @dataclasses.dataclass(frozen=True)
-class OpenAIClip:
+class OpenAIClip(DualEncoder):
     """The network of OpenAI's CLIP: parameters, configuration and functions.
 
     A caption's vector is that of its end token, the last one of its mask; an image's that of its
@@ -126,33 +126,22 @@ class OpenAIClip:
             params["logit_bias"] = jnp.float32(self.logit_bias)
         return params
 
-    def embed_image(self, params: Params, image_BHWC: Array) -> Array:
-        """(B, D) float32, l2-normalised, of float images in [-1, 1] of any size."""
-        return self.project_image(params, self.image_features(params, image_BHWC).pooled_BE)
-
-    def embed_text(self, params: Params, text_BL: Array, mask_BL: Array) -> TextEmbedding:
-        """The embeddings of token ids; encodings are those after the last norm."""
-        features = self.text_features(params, text_BL, mask_BL)
-        encodings_BLE = jnp.where(mask_BL[..., None], features.tokens_BNE, 0)
-        embed_BD = self.project_text(params, features.pooled_BE)
-        return TextEmbedding(embed_BD, encodings_BLE, mask_BL)
-
     def image_features(self, params: Params, image_BHWC: Array, key: Key | None = None) -> Features:
         """The image transformer's output, of float images in [-1, 1]; a key drops patches."""
         image_BHWC = (at_size(image_BHWC, self.image_resolution) + 1) / 2
         image_BHWC = (image_BHWC - jnp.asarray(self.mean)) / jnp.asarray(self.std)
-        pooled_BE, tokens_BNE = self._apply(params, image_BHWC, key, method="encode_image")
-        return Features(pooled_BE.astype(jnp.float32), tokens_BNE.astype(jnp.float32))
+        return self._features(params, image_BHWC, key, method="encode_image")
 
     def text_features(self, params: Params, text_BL: Array, mask_BL: Array) -> Features:
-        """The text transformer's output, of token ids with L at most `context_length`."""
+        """The text transformer's output after its last norm, of token ids with L at most
+        `context_length`.
+        """
         if text_BL.shape[1] > self.context_length:
             raise UserError(
                 f"text has {text_BL.shape[1]} tokens, more than context_length="
                 f"{self.context_length}; cut it."
             )
-        pooled_BE, tokens_BLE = self._apply(params, text_BL, mask_BL, method="encode_text")
-        return Features(pooled_BE.astype(jnp.float32), tokens_BLE.astype(jnp.float32), mask_BL)
+        return self._features(params, text_BL, mask_BL, method="encode_text", mask_BN=mask_BL)
 
     def project_image(self, params: Params, features: Array, extra: bool = False) -> Array:
         """l2-normalised float32 latents (..., D); there are no second projections."""
@@ -166,16 +155,9 @@ class OpenAIClip:
         """The logarithm of what similarities are multiplied by, at most log 100."""
         return jnp.minimum(params["logit_scale"].astype(jnp.float32), MOST_SCALE)
 
-    def bias(self, params: Params) -> Array:
-        """What is added to scaled similarities; 0 where nothing is learnt."""
-        return params["logit_bias"] if self.logit_bias is not None else jnp.float32(0)
-
     def _projected(self, kernel_ED, features):
         dtype = jnp.dtype(self.dtype)
         return unit(features.astype(dtype) @ kernel_ED.astype(dtype))
-
-    def _apply(self, params, *args, method):
-        return self.network.apply({"params": params}, *args, method=method)
 
 
 class _Network(nn.Module):

@@ -147,6 +147,47 @@ def _check_cross_embed(field, kernels, remainder, width):
         )
 
 
+def check_image(model: Any, x_BHWC: Array) -> None:
+    """Refuses an image of other channels than the network's, or of sides that it does not divide.
+
+    Raises:
+      UserError: what is wrong and the remedy.
+    """
+    _, rows, columns, channels = x_BHWC.shape
+    if channels != model.channels:
+        raise UserError(f"x has {channels} channels; the network wants channels={model.channels}.")
+    if rows % model.multiple or columns % model.multiple:
+        raise UserError(
+            f"x is {rows}x{columns}; with these levels its sides must be multiples of "
+            f"{model.multiple}."
+        )
+
+
+def check_lowres(x_BHWC: Array, lowres_BHWC: Array | None) -> None:
+    """Refuses a smaller image that has not the shape of x.
+
+    Raises:
+      UserError: both shapes.
+    """
+    if lowres_BHWC is not None and lowres_BHWC.shape != x_BHWC.shape:
+        raise UserError(
+            f"lowres has shape {lowres_BHWC.shape}; resize it to x first, {x_BHWC.shape}."
+        )
+
+
+def check_self_cond(model: Any, self_cond_BHWC: Array | None) -> None:
+    """Refuses a last estimate that the network does not take.
+
+    Raises:
+      UserError: it is given.
+    """
+    if self_cond_BHWC is not None and not model.self_cond:
+        raise UserError(
+            "self_cond=False does not fit a call with self_cond_BHWC; leave it out or build with "
+            "True."
+        )
+
+
 def check_inputs(
     model: Any,
     x_BHWC: Array,
@@ -162,14 +203,7 @@ def check_inputs(
     Raises:
       UserError: what is wrong and the remedy.
     """
-    _, rows, columns, channels = x_BHWC.shape
-    if channels != model.channels:
-        raise UserError(f"x has {channels} channels; the network wants channels={model.channels}.")
-    if rows % model.multiple or columns % model.multiple:
-        raise UserError(
-            f"x is {rows}x{columns}; with these levels its sides must be multiples of "
-            f"{model.multiple}."
-        )
+    check_image(model, x_BHWC)
     width = None if text_embeds_BLD is None else text_embeds_BLD.shape[-1]
     if model.cond_on_text and width not in (None, model.text_embed_dim):
         raise UserError(
@@ -187,18 +221,11 @@ def check_inputs(
             f"lowres_cond={model.lowres_cond} does not fit what the network was called with; "
             f"{remedy}."
         )
-    if lowres_BHWC is not None and lowres_BHWC.shape != x_BHWC.shape:
-        raise UserError(
-            f"lowres has shape {lowres_BHWC.shape}; resize it to x first, {x_BHWC.shape}."
-        )
+    check_lowres(x_BHWC, lowres_BHWC)
     got = 0 if cond_image_BHWC is None else cond_image_BHWC.shape[-1]
     if got != model.cond_images_channels:
         raise UserError(
             f"cond_image has {got} channels; the network wants {model.cond_images_channels} (0: "
             "none)."
         )
-    if self_cond_BHWC is not None and not model.self_cond:
-        raise UserError(
-            "self_cond=False does not fit a call with self_cond_BHWC; leave it out or build with "
-            "True."
-        )
+    check_self_cond(model, self_cond_BHWC)

@@ -40,6 +40,21 @@ def _add_backward(_, gradient):
 add_to_all.defvjp(_add_forward, _add_backward)
 
 
+def attend_where(
+    q_BNHD: Array, k_BNHD: Array, v_BNHD: Array, mask_BN: Array | None, causal: bool
+) -> Array:
+    """Attention of a sequence to itself, (B, N, heads, D), heads and length split over the mesh.
+
+    Args:
+      mask_BN: True where a position may be seen; None: everywhere, by the fused path where there
+        is one.
+    """
+    q, k, v = (constrain(t, "batch", "length", "heads", None) for t in (q_BNHD, k_BNHD, v_BNHD))
+    if mask_BN is None:
+        return attend(q, k, v, causal)
+    return jax.nn.dot_product_attention(q, k, v, mask=mask_BN[:, None, None], is_causal=causal)
+
+
 def attend_with_bias(q_BQHD: Array, k_BKHD: Array, v_BKHD: Array, bias_HQK: Array) -> Array:
     """softmax(q k + bias) v, (B, Q, heads, D); the softmax is float32, q comes scaled.
 

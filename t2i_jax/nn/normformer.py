@@ -5,12 +5,11 @@ of their own (Shleifer et al. 2021, NormFormer).
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from t2i_jax.nn.activation import gelu
+from t2i_jax.nn.attention import attend_where
 from t2i_jax.nn.conv import Dense, channel_norm
-from t2i_jax.nn.fused_attention import attend
 from t2i_jax.nn.transformer import layer_fields, scanned
 from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
@@ -52,13 +51,7 @@ class NormFormerLayer(nn.Module):
         q, k, v = (t.reshape(*t.shape[:-1], self.heads, self.dim_head) for t in parts)
         if self.rotary:
             q, k, v = (rotated(t) for t in (q, k, v))
-        q, k, v = (constrain(t, "batch", "length", "heads", None) for t in (q, k, v))
-        if mask_BN is None:
-            out_BNHD = attend(q, k, v, self.causal)
-        else:
-            out_BNHD = jax.nn.dot_product_attention(
-                q, k, v, mask=mask_BN[:, None, None], is_causal=self.causal
-            )
+        out_BNHD = attend_where(q, k, v, mask_BN, self.causal)
         out = Dense(self.dim, ("heads", "embed"), bias=False, dtype=self.dtype, name="to_out")
         y_BNC = out(out_BNHD.reshape(*x_BNC.shape[:-1], inner))
         return channel_norm("norm_out", self.dtype)(y_BNC)

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax.nn.activation import gelu
+from t2i_jax.nn.attention import attend_where
 from t2i_jax.nn.conv import Dense, boxed
-from t2i_jax.nn.fused_attention import attend
 from t2i_jax.nn.transformer import layer_fields, scanned
 from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
@@ -69,13 +69,7 @@ class ResidualAttentionLayer(nn.Module):
         qkv = self._dense(3 * self.dim, "qkv", ("embed", "heads"), self.dim**-0.5)(x_BNC)
         shape = (*x_BNC.shape[:-1], self.heads, self.dim // self.heads)
         q, k, v = (t.reshape(shape) for t in jnp.split(qkv, 3, axis=-1))
-        q, k, v = (constrain(t, "batch", "length", "heads", None) for t in (q, k, v))
-        if mask_BN is None:
-            out = attend(q, k, v, self.causal)
-        else:
-            out = jax.nn.dot_product_attention(
-                q, k, v, mask=mask_BN[:, None, None], is_causal=self.causal
-            )
+        out = attend_where(q, k, v, mask_BN, self.causal)
         return self._dense(self.dim, "out", ("heads", "embed"), self._small)(
             out.reshape(x_BNC.shape)
         )

@@ -80,6 +80,23 @@ class Findings:
     sheets: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
+def of_held_out(measures: Mapping[str, float]) -> Mapping[str, float]:
+    """Measures under the names of an evaluation: "recall@1/image_to_text" becomes
+    "recall@1_heldout/image_to_text".
+    """
+    named = {}
+    for name, value in measures.items():
+        measure, slash, of = name.partition("/")
+        named[f"{measure}_heldout{slash}{of}"] = value
+    return named
+
+
+def same_weights(one: Any, other: Any) -> bool:
+    """Whether two trees of arrays are alike, number for number."""
+    same = jax.tree.structure(one) == jax.tree.structure(other)
+    return same and all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
+
+
 class SystemTask:
     """A `t2i_jax.types.Task` that also says all that runs and commands ask of a system.
 

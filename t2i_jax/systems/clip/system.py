@@ -20,7 +20,7 @@ from t2i_jax.models.image_text import TextEmbedding
 from t2i_jax.nn import contrastive
 from t2i_jax.pixels import SIGNED, to_float
 from t2i_jax.systems import generation, given
-from t2i_jax.systems.base import Findings, HeldOut, System
+from t2i_jax.systems.base import Findings, HeldOut, System, of_held_out
 from t2i_jax.systems.clip import retrieval
 
 if TYPE_CHECKING:
@@ -126,11 +126,7 @@ class ClipSystem(System):
         the share of images for which the most similar of them is right.
         """
         sheet, found = self._retrieve(held_out, evaluation, evaluation.pictures)
-        metrics = {}
-        for name, value in found.items():
-            measure, slash, direction = name.partition("/")
-            metrics[f"{measure}_heldout{slash}{direction}"] = value
-        return Findings(metrics, {"heldout": sheet})
+        return Findings(of_held_out(found), {"heldout": sheet})
 
     def _retrieve(self, held_out, evaluation, count):
         """(a sheet, measures) of so many held-out images and all their captions."""

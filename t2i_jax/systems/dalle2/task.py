@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from t2i_jax.errors import UserError
-from t2i_jax.systems.base import Given, Part, SystemTask
+from t2i_jax.systems.base import Given, Part, SystemTask, same_weights
 from t2i_jax.systems.clip.task import ClipTask
 from t2i_jax.systems.dalle2.options import DALLE2Options
 from t2i_jax.systems.dalle2.system import DALLE2System
@@ -150,14 +149,8 @@ def _check(clip, prior, decoder):
         )
     for name, part in (("prior", prior), ("decoder", decoder)):
         own = (part.frozen or {}).get("clip", {}).get("clip")
-        if own is not None and not _equal(own, clip.weights["clip"]):
+        if own is not None and not same_weights(own, clip.weights["clip"]):
             raise UserError(
                 f"parts.{name} was trained with another CLIP than parts.clip; give parts of one "
                 "CLIP."
             )
-
-
-def _equal(one, other):
-    """Whether two CLIPs have the same weights."""
-    same = jax.tree.structure(one) == jax.tree.structure(other)
-    return same and all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))

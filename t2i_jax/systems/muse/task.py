@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from t2i_jax.errors import UserError
-from t2i_jax.systems.base import Given, Part, SystemTask
+from t2i_jax.systems.base import Given, Part, SystemTask, same_weights
 from t2i_jax.systems.maskgit.task import MaskGitTask
 from t2i_jax.systems.muse.options import MuseOptions
 from t2i_jax.systems.muse.system import MuseSystem
@@ -108,7 +107,7 @@ class MuseTask(SystemTask):
         """
         base, superres = parts["base"].system, parts["superres"].system
         _check(base.task, superres.task)
-        shared = _equal(base.frozen[base.task.own_tokenizer], superres.frozen["tokenizer"])
+        shared = same_weights(base.frozen[base.task.own_tokenizer], superres.frozen["tokenizer"])
         large = superres.task.superres_tokenizer
         task = dataclasses.replace(
             self,
@@ -119,12 +118,6 @@ class MuseTask(SystemTask):
             text=base.task.text,
         )
         return MuseSystem(task, {}, base, superres, shared)
-
-
-def _equal(one, other):
-    """Whether two tokenizers have the same weights."""
-    same = jax.tree.structure(one) == jax.tree.structure(other)
-    return same and all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
 
 
 def _check(base, superres):

@@ -15,7 +15,7 @@ from t2i_jax.eval.evaluation import Evaluation
 from t2i_jax.eval.grid import grid
 from t2i_jax.models.image_text import TextEmbedding
 from t2i_jax.systems import generation
-from t2i_jax.systems.base import Findings, HeldOut, System
+from t2i_jax.systems.base import Findings, HeldOut, System, of_held_out
 from t2i_jax.systems.prior import sampling
 from t2i_jax.systems.prior.options import PriorOptions
 
@@ -161,11 +161,7 @@ class PriorSystem(System):
         if self.clip is None:
             return Findings({})
         sheet, found = self._compare(held_out, evaluation, evaluation.pictures)
-        metrics = {}
-        for name, value in found.items():
-            measure, slash, of = name.partition("/")
-            metrics[f"{measure}_heldout{slash}{of}"] = value
-        return Findings(metrics, {"heldout": sheet})
+        return Findings(of_held_out(found), {"heldout": sheet})
 
     def _compare(self, held_out, evaluation, count):
         samples = held_out(count, ("image", "caption"))
