@@ -1,18 +1,24 @@
 """The papers' networks on one device of this machine: training steps, sampling, attention.
 
     python benchmarks/accelerator.py                     # all rows, and the table for README.md
-    python benchmarks/accelerator.py parti_350m attention
+    python benchmarks/accelerator.py machine parti_350m attention peer
+    python benchmarks/accelerator.py --profile parti_3b  # and the kernels that take the time
     python benchmarks/accelerator.py --small             # toy sizes, to see that it runs
 
-Weights and batches are random. Times are medians of five, after a first one that compiles.
+Weights and batches are random. Times are medians of up to five, after a first one that compiles.
+The share is that of the device's own matrix products (bfloat16, 8192 x 8192) for training and
+attention, and of its own copying of memory for decoding tokens: both are measured first. `peer` is
+the decoder of Parti 350M in PyTorch with a KV cache and `torch.compile` (`torch_cached.py`).
 """
 
 from __future__ import annotations
 
+import collections
 import functools
 import pathlib
 import statistics
 import sys
+import tempfile
 import time
 
 import jax
@@ -25,7 +31,6 @@ from t2i_jax.runs.recipe import load_recipe
 from t2i_jax.sharding import unbox
 from t2i_jax.train import state as states
 from t2i_jax.train.compiled import CompiledStep
-from t2i_jax.train.pace import peak_flops
 from t2i_jax.train.step import train_step
 
 _CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
@@ -51,10 +56,45 @@ RECIPES = {  # a recipe, images at a time, and what makes it a toy
     "parti_3b": ("parti/paper_3b.py", 16, _TINY_PARTI),
     "imagen_base": ("imagen/paper_base.py", 64, _TINY_UNET),
 }
-ROWS = (*RECIPES, "attention")
+ROWS = ("machine", *RECIPES, "attention", "peer")
+_WITHIN = 12.0  # seconds after which a slow row is not repeated further
 
 
-def train(recipe, batch_size: int) -> str:
+@functools.cache
+def matmul_rate(side: int) -> float:
+    """FLOP/s of matrix products of bfloat16, side x side, eight after one another."""
+    x = jax.random.normal(jax.random.key(0), (side, side), jnp.bfloat16)
+
+    @jax.jit
+    def chain(x):
+        for _ in range(8):
+            x = jnp.dot(x, x) * (1 / side**0.5)
+        return x
+
+    return 8 * 2 * side**3 / _seconds(lambda: chain(x))[1]
+
+
+@functools.cache
+def bandwidth(count: int) -> float:
+    """Bytes per second read and written by a copy of `count` numbers of float32."""
+    x = jnp.ones((count,), jnp.float32)
+    copy = jax.jit(lambda x: x + 1.0)
+    return 2 * 4 * count / _seconds(lambda: copy(x))[1]
+
+
+def machine(small: bool) -> list[str]:
+    """Lines about the device itself."""
+    matmul, copy = matmul_rate(*_SIDE[small]), bandwidth(*_COUNT[small])
+    return [
+        f"matrix products, bfloat16: {matmul / 1e12:.3g} TFLOP/s | | | | |",
+        f"copying memory: {copy / 1e9:.4g} GB/s | | | | |",
+    ]
+
+
+_SIDE, _COUNT = {False: (8192,), True: (256,)}, {False: (2**30,), True: (2**20,)}
+
+
+def train(recipe, batch_size: int, small: bool) -> str:
     """A line about the training step of a recipe on one device."""
     recipe = override(
         recipe, [f"train.batch_size={batch_size}", "train.mesh=None", "train.accumulate=1"]
@@ -73,11 +113,11 @@ def train(recipe, batch_size: int) -> str:
         return metrics
 
     first, each = _seconds(once)
-    mfu = _share_of_peak(task.flops(batch_size), each)
-    return _line(f"train, {batch_size} at a time", first, each, f"{batch_size / each:.1f}", mfu)
+    share = task.flops(batch_size) / each / matmul_rate(*_SIDE[small])
+    return _line(f"train, {batch_size} at a time", first, each, f"{batch_size / each:.1f}", share)
 
 
-def sample(recipe, count: int) -> str:
+def sample(recipe, count: int, small: bool) -> str:
     """A line about making images from text, with guidance: Parti's tokens, or all steps of the
     stage's sampler.
     """
@@ -87,7 +127,67 @@ def sample(recipe, count: int) -> str:
     keys, prompt = jax.random.split(jax.random.key(1), count), jax.device_put(_random(prompt))
     program = jax.jit(function)
     first, each = _seconds(lambda: program(params[group], {}, prompt, keys))
-    return _line(f"sample, {count} at a time", first, each, f"{count / each:.2f}", "")
+    read, share = _decode_bytes(task, params, 2 * count), None
+    if read:
+        share = read / each / bandwidth(*_COUNT[small])
+    return _line(f"sample, {count} at a time", first, each, f"{count / each:.2f}", share)
+
+
+def _decode_bytes(task, params, rows):
+    """What an autoregressive decoder cannot help reading for all its tokens: its weights in 16 bits
+    once per token, and of the KV cache of these rows what is filled; None of other systems.
+    """
+    model = getattr(task, "model", None)
+    if not hasattr(model, "past_names"):
+        return None
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params["parti"]["decoder"]))
+    kept = 2 * model.depth * model.dim * rows  # keys and values of one token
+    return 2 * model.num_tokens * (weights + kept * (model.num_tokens / 2 + task.text.max_length))
+
+
+def peer(small: bool) -> list[str]:
+    """Lines about the decoder of Parti 350M in PyTorch: a training step and tokens with guidance.
+
+    Without an encoder of text and with AdamW, so the training step has less to do than ours.
+    """
+    try:
+        import torch
+        from torch_cached import CachedDecoder
+    except ImportError:
+        return ["PyTorch is not installed | | | | |"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sizes = (32, 1, 2, 2, 16, 32, 64, 16) if small else (1024, 12, 16, 16, 64, 4096, 8192, 1024)
+    batch, count, length = (2, 2, 4) if small else (32, 8, 128)
+    model = CachedDecoder(*sizes).to(device)
+    adam = torch.optim.AdamW(model.parameters(), fused=device == "cuda")
+    ids = torch.randint(0, sizes[-2], (batch, sizes[-1]), device=device)
+    text = torch.randn(batch, length, sizes[0], device=device, dtype=torch.bfloat16)
+    forward = model if small else torch.compile(model)
+
+    def wait(result):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return result
+
+    def step():
+        with torch.autocast(device, torch.bfloat16):
+            logits = forward(ids, text)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids.flatten())
+        loss.backward()
+        adam.step()
+        adam.zero_grad()
+        return wait(0.0)
+
+    first, each = _seconds(step)
+    lines = [_line(f"PyTorch, train, {batch} at a time", first, each, f"{batch / each:.1f}", None)]
+    model.eval().to(torch.bfloat16)
+    compiled = None if small else torch.compile(model.step, mode="reduce-overhead")
+    texts = text[: 2 * count].repeat(2, 1, 1)[: 2 * count]
+    first, each = _seconds(lambda: wait(model.generate(texts, compiled)).cpu().numpy())
+    lines.append(
+        _line(f"PyTorch, sample, {count} at a time", first, each, f"{count / each:.2f}", None)
+    )
+    return lines
 
 
 def attention(small: bool) -> list[str]:
@@ -111,7 +211,7 @@ def attention(small: bool) -> list[str]:
         results.append(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), program(*inputs)[1]))
         # the backward pass is 2.5 times more
         flops = 3.5 * 2 * 2 * shape[1] ** 2 / 2 * shape[3] * shape[0] * shape[2]
-        share = _share_of_peak(flops, each)
+        share = flops / each / matmul_rate(*_SIDE[small])
         lines.append(
             _line(f"{name}, {shape[0]} rows", first, each, f"{shape[0] / each:.0f}", share)
         )
@@ -120,25 +220,46 @@ def attention(small: bool) -> list[str]:
 
 
 def _seconds(work):
-    """(of the first time, which compiles; median of five more)."""
+    """(of the first time, which compiles; median of up to five more)."""
     times = []
-    for _ in range(6):
+    while len(times) < 2 or (len(times) < 6 and sum(times[1:]) < _WITHIN):
         start = time.perf_counter()
         jax.block_until_ready(work())
         times.append(time.perf_counter() - start)
+    if "--profile" in sys.argv:
+        _profile(work)
     return times[0], statistics.median(times[1:])
 
 
-def _share_of_peak(flops, seconds):
-    """Of one device; "" where its peak is not known."""
-    peak = peak_flops()
-    return f"{flops / seconds / peak * jax.device_count():.0%}" if peak else ""
+def _profile(work):
+    """Prints the kernels of one unit of work that take the most time of the device."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(work())
+        for path in pathlib.Path(folder).rglob("*.xplane.pb"):
+            _print_kernels(jax.profiler.ProfileData.from_file(str(path)))
 
 
-def _line(what, first, each, rate, mfu):
+def _print_kernels(profile):
+    spent, count = collections.Counter(), collections.Counter()
+    for plane in profile.planes:
+        if not plane.name.startswith("/device:"):
+            continue
+        for line in plane.lines:
+            for event in line.events if line.name.startswith("Stream") else ():
+                spent[event.name] += event.duration_ns / 1e6
+                count[event.name] += 1
+    total = sum(spent.values())
+    print(f"    kernels: {total:.1f} ms", flush=True)
+    for name, milliseconds in spent.most_common(16):
+        print(f"    {milliseconds:9.2f} ms {count[name]:6d}x  {name[:150]}")
+
+
+def _line(what, first, each, rate, share):
     held = jax.local_devices()[0].memory_stats() or {}
     memory = f"{held['peak_bytes_in_use'] / 2**30:.1f}" if "peak_bytes_in_use" in held else ""
-    return f"{what} | {first:.1f} | {each:.4g} | {rate} | {mfu} | {memory}"
+    share = "" if share is None else f"{share:.0%}"
+    return f"{what} | {first:.1f} | {each:.4g} | {rate} | {share} | {memory}"
 
 
 def _random(spec):
@@ -156,22 +277,26 @@ def _random(spec):
 
 def main(words: list[str]) -> None:
     """Prints the table, a row as soon as it is measured."""
-    small, names = "--small" in words, [word for word in words if word != "--small"]
+    small, names = "--small" in words, [word for word in words if not word.startswith("--")]
     for name in names:
         if name not in ROWS:
             sys.exit(f"row={name!r} is not known; known: {', '.join(ROWS)}.")
     print(f"{jax.local_devices()[0].device_kind}, jax {jax.__version__}\n")
-    print("| row | what | first s | s | a second | MFU | peak GiB so far |\n|" + " --- |" * 7)
+    print("| row | what | first s | s | a second | share | peak GiB so far |\n|" + " --- |" * 7)
     for name in names or ROWS:
-        for line in attention(small) if name == "attention" else _recipe(name, small):
+        lines = LINES[name](small) if name in LINES else _recipe(name, small)
+        for line in lines:
             print(f"| {name} | {line} |", flush=True)
 
 
 def _recipe(name, small):
     path, count, tiny = RECIPES[name]
     recipe = override(load_recipe(_CONFIGS / path), tiny if small else ())
-    yield train(recipe, 2 if small else count)
-    yield sample(recipe, 2 if small else 8)
+    yield train(recipe, 2 if small else count, small)
+    yield sample(recipe, 2 if small else 8, small)
+
+
+LINES = {"machine": machine, "attention": attention, "peer": peer}
 
 
 if __name__ == "__main__":
