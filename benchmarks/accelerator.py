@@ -3,6 +3,7 @@
     python benchmarks/accelerator.py                     # all rows, and the table for README.md
     python benchmarks/accelerator.py machine parti_350m attention peer
     python benchmarks/accelerator.py --profile parti_3b  # and the kernels that take the time
+    python benchmarks/accelerator.py --sample parti_3b   # that alone; --train: the step alone
     python benchmarks/accelerator.py --small             # toy sizes, to see that it runs
 
 Weights and batches are random. Times are medians of up to five, after a first one that compiles.
@@ -50,8 +51,10 @@ _TINY_UNET = (
     "task.stages.0.image_size=16",
     "data.image_size=16",
 )
+_KEPT = ("task.model.remat=none", "task.text.remat=none")  # one device has the memory
 RECIPES = {  # a recipe, images at a time, and what makes it a toy
     "parti_350m": ("parti/paper_350m.py", 32, _TINY_PARTI),
+    "parti_350m_kept": ("parti/paper_350m.py", 32, (*_TINY_PARTI, *_KEPT)),
     "parti_750m": ("parti/paper_750m.py", 32, _TINY_PARTI),
     "parti_3b": ("parti/paper_3b.py", 16, _TINY_PARTI),
     "imagen_base": ("imagen/paper_base.py", 64, _TINY_UNET),
@@ -178,8 +181,11 @@ def peer(small: bool) -> list[str]:
         adam.zero_grad()
         return wait(0.0)
 
-    first, each = _seconds(step)
-    lines = [_line(f"PyTorch, train, {batch} at a time", first, each, f"{batch / each:.1f}", None)]
+    lines = []
+    if "--sample" not in sys.argv:
+        first, each = _seconds(step)
+        what = f"PyTorch, train, {batch} at a time"
+        lines.append(_line(what, first, each, f"{batch / each:.1f}", None))
     model.eval().to(torch.bfloat16)
     compiled = None if small else torch.compile(model.step, mode="reduce-overhead")
     texts = text[: 2 * count].repeat(2, 1, 1)[: 2 * count]
@@ -290,10 +296,13 @@ def main(words: list[str]) -> None:
 
 
 def _recipe(name, small):
-    path, count, tiny = RECIPES[name]
-    recipe = override(load_recipe(_CONFIGS / path), tiny if small else ())
-    yield train(recipe, 2 if small else count, small)
-    yield sample(recipe, 2 if small else 8, small)
+    path, count, changes = RECIPES[name]
+    own = tuple(change for change in changes if change in _KEPT)
+    recipe = override(load_recipe(_CONFIGS / path), changes if small else own)
+    if "--sample" not in sys.argv:
+        yield train(recipe, 2 if small else count, small)
+    if "--train" not in sys.argv:
+        yield sample(recipe, 2 if small else 8, small)
 
 
 LINES = {"machine": machine, "attention": attention, "peer": peer}

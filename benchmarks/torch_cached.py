@@ -70,7 +70,7 @@ class CachedDecoder(nn.Module):
 
     def __init__(self, dim, depth, heads, kv_heads, head_dim, mlp_dim, codes, tokens):
         super().__init__()
-        self.tokens, self.codes = tokens, codes
+        self.tokens, self.codes, self._kept = tokens, codes, None
         self.embed, self.position = nn.Embedding(codes + 1, dim), nn.Embedding(tokens, dim)
         self.layers = nn.ModuleList(
             Layer(dim, heads, kv_heads, head_dim, mlp_dim) for _ in range(depth)
@@ -100,13 +100,8 @@ class CachedDecoder(nn.Module):
         Args:
           step: a compiled `self.step`; None: eager.
         """
-        rows, batch = len(text_BLC), len(text_BLC) // 2
-        first = self.layers[0].own
-        shape = (rows, first.kv_heads, self.tokens, first.head_dim)
-        past = [[text_BLC.new_zeros(shape) for _ in range(2)] for _ in self.layers]
-        text_kv = [
-            [t.contiguous() for t in layer.cross.keys_values(text_BLC)] for layer in self.layers
-        ]
+        batch = len(text_BLC) // 2
+        past, text_kv = self._caches(text_BLC)
         ids = torch.full((batch,), self.codes, device=text_BLC.device)
         found, keep = [], max(int(top_k * self.codes), 1)
         for at in range(self.tokens):
@@ -118,3 +113,19 @@ class CachedDecoder(nn.Module):
             ids = (logits.masked_fill(logits < least, -torch.inf) + noise).argmax(-1)
             found.append(ids)
         return torch.stack(found, 1)
+
+    def _caches(self, text_BLC):
+        """(empty caches of past positions, keys and values of the text), in memory that is kept: a
+        CUDA graph is recorded for its addresses. What a former run left in it is masked.
+        """
+        text = [layer.cross.keys_values(text_BLC) for layer in self.layers]
+        if self._kept is None or self._kept[1][0][0].shape != text[0][0].shape:
+            shape = (*text[0][0].shape[:2], self.tokens, text[0][0].shape[-1])
+            past = [[text_BLC.new_zeros(shape) for _ in range(2)] for _ in text]
+            self._kept = past, [[torch.empty_like(t) for t in pair] for pair in text]
+            for cache in (entry for tree in self._kept for pair in tree for entry in pair):
+                torch._dynamo.mark_static_address(cache)
+        for kept, new in zip(self._kept[1], text, strict=True):
+            for entry, value in zip(kept, new, strict=True):
+                entry.copy_(value)
+        return self._kept

@@ -4,6 +4,7 @@ embeddings and captions.
 t2i train configs/dalle2/decoder_shapes.py      # CLIP first; then the decoder
 """
 
+import dataclasses
 import pathlib
 
 import t2i_jax as t2i
@@ -14,39 +15,37 @@ _CLIP = pathlib.Path(__file__).resolve().parents[1] / "clip" / "shapes.py"
 
 def get_config() -> t2i.Recipe:
     """CLIP is a part, and trained first."""
-    unet = t2i.DecoderUnet(
-        dim=24,
-        dim_mults=(1, 2, 4),
+    common = dict(
+        dim=32,
+        dim_mults=(1, 2),
         num_resnet_blocks=1,
         cond_on_image_embeds=True,
-        cond_on_text_encodings=True,
         cond_dim=96,
         max_text_len=16,
         memory_efficient=True,
         attn_heads=4,
         attn_dim_head=32,
-        self_attn=(False, True, False),
         init_cross_embed_kernel_sizes=(3, 7),
     )
+    base = t2i.DecoderUnet(cond_on_text_encodings=True, self_attn=True, cross_attn=True, **common)
+    larger = t2i.DecoderUnet(lowres_cond=True, cross_attn=False, attend_at_middle=False, **common)
+    noise = t2i.Ddpm(objective="v", weighting="plain")
+    # noise levels at which so small an image is decided
+    layout = dataclasses.replace(noise, shift=-2.5)
+    solver = dict(resize="area", sampler="dpm_solver", steps=24)
     return t2i.Recipe(
         task=t2i.DecoderTask(
             stages=(
-                t2i.DecoderStage(
-                    unet,
-                    image_size=32,
-                    noise=t2i.Ddpm(objective="v", weighting="plain", shift=-2.0),
-                    resize="area",
-                    sampler="dpm_solver",
-                    steps=24,
-                ),
+                t2i.DecoderStage(base, image_size=16, noise=layout, **solver),
+                t2i.DecoderStage(larger, image_size=32, noise=noise, crop_size=16, **solver),
             ),
             text_cond_drop_prob=0.1,
         ),
         data=t2i.DataConfig(source="shapes", image_size=32),
         parts={"clip": load_recipe(_CLIP)},
         train=t2i.TrainConfig(
-            steps=2500,
-            batch_size=32,
+            steps=2600,
+            batch_size=64,
             ema_decay=0.99,
             optim=t2i.OptimConfig(
                 name="muon",
@@ -59,6 +58,6 @@ def get_config() -> t2i.Recipe:
             ),
         ),
         evaluation=t2i.Evaluation(
-            judge="shapes", pictures=400, options=t2i.DecoderOptions(guidance=2.0)
+            judge="shapes", pictures=400, options=t2i.DecoderOptions(guidance=(2.0, 1.0))
         ),
     )

@@ -229,7 +229,7 @@ class Parti(token_decoder.TokenDecoder):
             lambda params: layer.apply({"params": params}, text_BLD, method="text_keys"), stacked
         )
         past = jnp.zeros((self.depth, text_BLD.shape[0], length, self.dim_head), self.dtype)
-        return start_decoding(stacked, {"kv": past, "text_kv": text_kv})
+        return start_decoding(stacked, {"kv": past, "text_kv": text_kv}, self.dtype)
 
     def _logits(self, x):
         x, table = self.final_norm(x), self.embedding.astype(self.dtype)

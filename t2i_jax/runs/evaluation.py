@@ -62,7 +62,8 @@ def evaluate(
     workdir = paths.folder("workdir", workdir)
     if recipe.data is None:
         return {}
-    samples = held_out(recipe)
+    # the system's task knows its parts, from which a batch may have its widths
+    samples = held_out(dataclasses.replace(recipe, task=system.task))
     if not samples.is_held_out and processes.is_first():
         say(
             f"this run has no held-out part (data.heldout={recipe.data.heldout}), so it is "
