@@ -21,6 +21,7 @@ from t2i_jax.convert import (
     diffusion_prior,
     engine,
     imagen,
+    inception,
     maskgit,
     muse,
     openai_clip,
@@ -68,6 +69,7 @@ NETWORKS: dict[str, engine.Network] = {
     "dalle2-pytorch prior network": diffusion_prior.NETWORK,
     "T5 encoder (transformers)": t5.NETWORK,
     "VGG16 (torchvision, LPIPS)": vgg.NETWORK,
+    "Inception of FID (pytorch-fid, torch-fidelity)": inception.NETWORK,
 }
 
 

@@ -1,0 +1,109 @@
+"""The weights of a metric's network: the file, its SHA-256, and where a missing one comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping
+
+from t2i_jax import config
+from t2i_jax.convert import inception
+from t2i_jax.errors import UserError
+from t2i_jax.foreign import file
+
+_CHUNK = 1 << 22  # bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A file that is published somewhere; nothing here fetches it.
+
+    Attributes:
+      name: of the file. size: how large it is, in words. source: where it is published.
+      sha256: the first digits of its hash; "": not known here.
+    """
+
+    name: str
+    size: str
+    source: str
+    sha256: str = ""
+
+    def __str__(self) -> str:
+        known = f", SHA-256 {self.sha256}..." if self.sha256 else ""
+        return f"{self.name} ({self.size}{known}) from {self.source}"
+
+
+_HUB = "https://huggingface.co"
+PUBLISHED: Mapping[str, Published] = {
+    "inception": Published(
+        inception.FILE, inception.SIZE, inception.SOURCE, inception.HASH
+    ),
+    "clip-vit-b-32": Published(
+        "the folder with model.safetensors, config.json and the tokenizer", "0.6 GB",
+        f"{_HUB}/openai/clip-vit-base-patch32",
+    ),
+    "clip-vit-l-14": Published(
+        "the folder with model.safetensors, config.json and the tokenizer", "1.7 GB",
+        f"{_HUB}/openai/clip-vit-large-patch14",
+    ),
+    "clip-vit-l-14-336": Published(
+        "the folder with model.safetensors, config.json and the tokenizer", "1.7 GB",
+        f"{_HUB}/openai/clip-vit-large-patch14-336",
+    ),
+    "dinov2": Published(
+        "the folder with model.safetensors and config.json", "1.2 GB",
+        f"{_HUB}/facebook/dinov2-large",
+    ),
+    "pickscore": Published(
+        "the folder with model.safetensors, config.json and the tokenizer", "3.9 GB",
+        f"{_HUB}/yuvalkirstain/PickScore_v1",
+    ),
+    "hpsv2": Published(
+        "HPS_v2_compressed.pt or HPS_v2.1_compressed.pt", "1.9 GB", f"{_HUB}/xswu/HPSv2"
+    ),
+    "lpips-alex": Published(
+        "alexnet-owt-7be5be79.pth", "244 MB",
+        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79",
+    ),
+    "lpips-vgg": Published(
+        "vgg16-397923af.pth", "528 MB",
+        "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af",
+    ),
+}  # fmt: skip
+
+
+def find(path: str | os.PathLike | None, what: str) -> pathlib.Path:
+    """The file or folder that the user names.
+
+    Args:
+      path: None: nothing was named. what: a key of `PUBLISHED`.
+
+    Raises:
+      UserError: nothing is named or nothing is there; the sentence says what is missing, how large
+        it is and where it comes from.
+    """
+    config.one_of("weights", what, PUBLISHED)
+    if path is None:
+        raise UserError(f"{what} needs weights; fetch {PUBLISHED[what]}, and give its path.")
+    found = pathlib.Path(path)
+    if not os.path.lexists(found):
+        raise UserError(
+            f"{what}={os.fspath(path)!r} is not there; fetch {PUBLISHED[what]}, and give its path."
+        )
+    return found if found.is_dir() else file.check(found, what)
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as opened:
+        while chunk := opened.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def about(path: str | os.PathLike) -> Mapping[str, str]:
+    """What results keep of a file: its name and its SHA-256."""
+    return {"file": os.path.basename(os.fspath(path)), "sha256": sha256(path)}
