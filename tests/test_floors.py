@@ -39,7 +39,7 @@ _ALLOWED = {
     "text": _LOW | {"foreign", "sharding", "nn", "diffusion", "decoding"},
     "models": _LOW | {"sharding", "pixels", "nn", "diffusion", "decoding", "text"},
     "convert": _LOW | {"foreign", "sharding", "pixels", "nn", "text", "models"},
-    "eval": _LOW | {"foreign", "sharding", "pixels", "nn", "text", "models", "convert"},
+    "eval": _LOW | {"foreign", "sharding", "pixels", "nn", "text", "models", "convert", "data"},
     "systems": _LOW
     | {"foreign", "sharding", "pixels", "nn", "diffusion", "decoding", "text", "models", "convert"}
     | {"eval", "data"},
