@@ -1,0 +1,85 @@
+"""CLIP score: how near each image is to its caption, in the four ways that go by that name."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from t2i_jax.config import one_of
+from t2i_jax.errors import UserError
+from t2i_jax.eval.moments import checked_pair
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipScoring:
+    """What is made of the cosine of an image's and its caption's embedding.
+
+    Attributes:
+      prefix: what comes before each caption.
+      scale: the cosine is multiplied by this.
+      clamp: "each": a negative cosine counts as 0; "mean": a negative mean counts as 0; "none":
+        it stays.
+      weights: the CLIP with which this way is used.
+      source: who computes it so.
+    """
+
+    prefix: str = ""
+    scale: float = 1.0
+    clamp: str = "none"
+    weights: str = ""
+    source: str = ""
+
+    def __post_init__(self):
+        one_of("clamp", self.clamp, ("each", "mean", "none"))
+        if not self.scale > 0:
+            raise UserError(f"scale={self.scale} is not above 0; give for example 1 or 100.")
+
+
+PRESETS = {
+    "cosine": ClipScoring(source="mean cosine, as papers of text-to-image models report it"),
+    "hessel": ClipScoring(
+        "A photo depicts ", 2.5, "each", "ViT-B/32", "Hessel et al. 2021, equation 1"
+    ),
+    "torchmetrics": ClipScoring("", 100.0, "mean", "ViT-L/14", "torchmetrics CLIPScore"),
+    "gigagan": ClipScoring("A photo depicts ", 1.0, "none", "ViT-B/32", "GigaGAN/evaluation"),
+}
+"""By name the ways to score that are in use."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipScore:
+    """A CLIP score.
+
+    Attributes:
+      value: the mean over the images.
+      values_N: one per image, scaled, clamped where the way clamps each.
+    """
+
+    value: float
+    values_N: np.ndarray
+
+
+def clip_score(images_ND: np.ndarray, captions_ND: np.ndarray, scoring: ClipScoring) -> ClipScore:
+    """The score of images with a caption each, in float64.
+
+    Args:
+      images_ND, captions_ND: embeddings in the space that both share, not necessarily of unit
+        length.
+
+    Raises:
+      UserError: not one caption for each image, embeddings that are zero or not finite.
+    """
+    x_ND, y_ND = checked_pair(images_ND, captions_ND)
+    if len(x_ND) != len(y_ND):
+        raise UserError(
+            f"{len(x_ND)} images and {len(y_ND)} captions; give one caption for each image."
+        )
+    lengths_N = np.linalg.norm(x_ND, axis=1) * np.linalg.norm(y_ND, axis=1)
+    if not lengths_N.all():
+        raise UserError("an embedding is zero; look at what the extractor was given.")
+    values_N = scoring.scale * (x_ND * y_ND).sum(axis=1) / lengths_N
+    if scoring.clamp == "each":
+        values_N = np.maximum(values_N, 0)
+    value = float(values_N.mean())
+    return ClipScore(max(value, 0.0) if scoring.clamp == "mean" else value, values_N)

@@ -1,0 +1,101 @@
+"""Precision and recall, density and coverage: how far the two sets' neighbourhoods reach into each
+other.
+
+Every image has a ball around its features that reaches to its k-th neighbour of the same set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from t2i_jax.errors import UserError
+from t2i_jax.eval import distances
+from t2i_jax.eval.moments import checked_pair
+
+NEIGHBOURS = 3
+"""For precision and recall (Kynkaanniemi et al. 2019, section 3)."""
+NEIGHBOURS_OF_DENSITY = 5
+"""For density and coverage (Naeem et al. 2020, section 4)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionRecall:
+    """How much of each set lies in the other one's balls.
+
+    Attributes:
+      precision: share of generated images in the ball of a reference image, 0 to 1.
+      recall: share of reference images in the ball of a generated image, 0 to 1.
+    """
+
+    precision: float
+    recall: float
+
+
+@dataclasses.dataclass(frozen=True)
+class DensityCoverage:
+    """The same with less weight on outliers.
+
+    Attributes:
+      density: reference balls in which a generated image lies, over k; about 1 for equal
+        distributions, and not bounded.
+      coverage: share of the reference images in whose ball a generated image lies, 0 to 1.
+    """
+
+    density: float
+    coverage: float
+
+
+def precision_recall(
+    generated_ND: np.ndarray, reference_MD: np.ndarray, neighbours: int = NEIGHBOURS
+) -> PrecisionRecall:
+    """Improved precision and recall (Kynkaanniemi et al. 2019, equations 1 and 2), in float64; a
+    point on a ball's edge lies in it.
+
+    Raises:
+      UserError: no more images than neighbours, features that are not finite or of two widths.
+    """
+    x_ND, y_MD = checked_pair(generated_ND, reference_MD)
+    x_radius_N, y_radius_M = _radius(x_ND, neighbours), _radius(y_MD, neighbours)
+    in_reference_N = np.zeros(len(x_ND), bool)
+    in_generated_M = np.zeros(len(y_MD), bool)
+    for place, squared_BM in distances.blocks(x_ND, y_MD):
+        in_reference_N[place] = (squared_BM <= y_radius_M).any(axis=1)
+        in_generated_M |= (squared_BM <= x_radius_N[place, None]).any(axis=0)
+    return PrecisionRecall(float(in_reference_N.mean()), float(in_generated_M.mean()))
+
+
+def density_coverage(
+    generated_ND: np.ndarray, reference_MD: np.ndarray, neighbours: int = NEIGHBOURS_OF_DENSITY
+) -> DensityCoverage:
+    """Density and coverage (Naeem et al. 2020, equations 3 and 4), in float64; a point on a ball's
+    edge lies outside, as in the authors' package `prdc`.
+
+    Raises:
+      UserError: no more images than neighbours, features that are not finite or of two widths.
+    """
+    x_ND, y_MD = checked_pair(generated_ND, reference_MD)
+    radius_M, within = _radius(y_MD, neighbours), 0
+    covered_M = np.zeros(len(y_MD), bool)
+    for _, squared_BM in distances.blocks(x_ND, y_MD):
+        inside_BM = squared_BM < radius_M
+        within += int(inside_BM.sum())
+        covered_M |= inside_BM.any(axis=0)
+    return DensityCoverage(within / (neighbours * len(x_ND)), float(covered_M.mean()))
+
+
+def _radius(x_ND, neighbours):
+    """The squared distance of each row to its k-th neighbour, itself not counted."""
+    count = len(x_ND)
+    if not 1 <= neighbours < count:
+        raise UserError(
+            f"neighbours={neighbours} of {count} images; give from 1 to {count - 1}, or more "
+            "images."
+        )
+    found_N = np.empty(count)
+    for place, squared_BN in distances.blocks(x_ND, x_ND):
+        rows = np.arange(place.start, place.stop)
+        squared_BN[rows - place.start, rows] = np.inf
+        found_N[place] = np.partition(squared_BN, neighbours - 1, axis=1)[:, neighbours - 1]
+    return found_N

@@ -1,0 +1,208 @@
+"""Statistics of a reference set in a file, in the three forms that tools exchange.
+
+- pytorch-fid, TTUR, EDM, clean-fid: an npz with `mu` (D,) and `sigma` (D, D).
+- clean-fid's for KID: an npz with `feats` (N, D).
+- ADM: an npz with `arr_0` (N, H, W, 3) uint8, and `mu`, `sigma`, `mu_s`, `sigma_s` or not.
+
+None of them says how the images were made smaller, or by which network the features were made. What
+is written here has a JSON file beside it that does; of other files the user has to say it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from t2i_jax import files, paths
+from t2i_jax.errors import UserError
+from t2i_jax.eval.frechet import Gaussian
+from t2i_jax.eval.moments import Moments
+
+SCHEMA = 1
+_KEYS = ("mu", "sigma", "mu_s", "sigma_s", "feats", "arr_0")
+_CHUNK = 2**22
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """What a file says of a reference set.
+
+    Attributes:
+      sha256: of the file, hexadecimal.
+      gaussian: mean and covariance of its features; None where the file has none.
+      features_ND: the features themselves, float32, which KID and recall need; None without.
+      spatial: ADM's second Gaussian, for sFID; None without.
+      images_NHWC: ADM's images, uint8; None without.
+      count: images of which the Gaussian was made; None: nobody has said.
+      about: what the file beside it says of the extractor; {} without such a file.
+    """
+
+    sha256: str
+    gaussian: Gaussian | None = None
+    features_ND: np.ndarray | None = None
+    spatial: Gaussian | None = None
+    images_NHWC: np.ndarray | None = None
+    count: int | None = None
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def read_statistics(path: pathlib.Path, extractor: str, mode: str | None = None) -> Statistics:
+    """Statistics for features of `extractor`.
+
+    Args:
+      extractor: the name of what makes the features that they are compared with, as
+        "inception-clean".
+      mode: the extractor that made them, where the user says so: its name, or what follows
+        "inception-" in it; None: the JSON file beside them says it.
+
+    Raises:
+      UserError: the file can't be read or holds no statistics, it was changed since the JSON file
+        was written, nobody says which extractor made them, or it was another one.
+    """
+    path = paths.given("reference", path)
+    named = f"reference={paths.shown(path)}"
+    arrays = _arrays(path, named)
+    digest, about = sha256(path), _beside(path, named)
+    if about and about.get("sha256") != digest:
+        raise UserError(
+            f"{named} is not the file that {_json(path).name} beside it describes; make both anew, "
+            "or remove the JSON file and give reference_mode."
+        )
+    made_by = about.get("extractor", {}).get("name")
+    said = {mode, f"inception-{mode}"} if mode else {made_by}
+    if made_by is None and mode is None:
+        raise UserError(
+            f"{named} does not say by which preprocessing its statistics were made; say it with "
+            f"--reference-mode, for example {extractor.removeprefix('inception-')}."
+        )
+    if extractor not in said or (made_by is not None and made_by not in said):
+        there = made_by or mode
+        raise UserError(
+            f"{named} has statistics of {there}, not of {extractor}; give statistics of that, or "
+            "its images as folder:DIR."
+        )
+    return _statistics(arrays, digest, about, named)
+
+
+def write_statistics(
+    path: pathlib.Path,
+    moments: Moments,
+    about: Mapping[str, Any],
+    features_ND: np.ndarray | None = None,
+    images_NHWC: np.ndarray | None = None,
+) -> None:
+    """Writes FILE.npz and FILE.json beside it; both appear whole or not at all.
+
+    Args:
+      about: JSON of the extractor, with its "name", and whatever else tells how they were made.
+      features_ND: kept as `feats`, float32, for KID and recall; None: not kept.
+      images_NHWC: kept as `arr_0`, uint8, for ADM's evaluator; None: not kept.
+    """
+    kept: dict[str, np.ndarray] = {} if images_NHWC is None else {"arr_0": images_NHWC}
+    kept |= {"mu": moments.mean_D, "sigma": moments.covariance_DD}
+    if features_ND is not None:
+        kept["feats"] = np.asarray(features_ND, np.float32)
+    write_npz(path, kept)
+    said = {
+        "schema": SCHEMA,
+        "sha256": sha256(path),
+        "count": moments.count,
+        **about,
+    }
+    with files.replacing(_json(path)) as temporary:
+        temporary.write_text(json.dumps(said, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_clean_fid(
+    folder: pathlib.Path, name: str, mode: str, features_ND: np.ndarray
+) -> tuple[pathlib.Path, pathlib.Path]:
+    """Writes the two files that clean-fid looks for in its folder `stats` when it is given
+    `dataset_name=name, mode=mode, dataset_split="custom"`.
+
+    Returns:
+      Their paths: mean and covariance, and the features for KID.
+    """
+    stem = f"{name}_{mode}_custom_na".lower()
+    moments = Moments.of(features_ND)
+    gaussian, features = folder / f"{stem}.npz", folder / f"{stem}_kid.npz"
+    write_npz(gaussian, {"mu": moments.mean_D, "sigma": moments.covariance_DD})
+    write_npz(features, {"feats": np.asarray(features_ND, np.float32)})
+    return gaussian, features
+
+
+def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """An npz of these arrays, not compressed; the same arrays are the same bytes."""
+    with files.replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def sha256(path: pathlib.Path) -> str:
+    """The SHA-256 of a file's bytes, hexadecimal."""
+    digest = hashlib.sha256()
+    with files.open_regular(path) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _json(path):
+    return path.with_suffix(".json")
+
+
+def _arrays(path, named):
+    try:
+        with files.open_regular(path) as file, np.load(file, allow_pickle=False) as found:
+            if not hasattr(found, "files"):
+                raise ValueError("it is one array")
+            return {name: found[name] for name in found.files if name in _KEYS}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        said = getattr(error, "strerror", None) or "it is no npz of plain arrays"
+        raise UserError(
+            f"{named} can't be read as statistics ({said}); give an npz with mu and sigma, feats "
+            "or arr_0."
+        ) from None
+
+
+def _beside(path, named):
+    try:
+        found = json.loads(files.read_regular(_json(path), 2**24))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("extractor"), dict):
+        raise UserError(
+            f"{named}: {_json(path).name} beside it is not what `t2i evaluate reference` writes; "
+            "make both anew, or remove it."
+        )
+    return found
+
+
+def _statistics(arrays, digest, about, named):
+    for names in (("mu", "sigma"), ("mu_s", "sigma_s")):
+        if len({name in arrays for name in names}) == 2:
+            raise UserError(f"{named} has one of {' and '.join(names)} alone; give both.")
+    features_ND = arrays.get("feats")
+    if features_ND is not None and features_ND.ndim != 2:
+        raise UserError(f"{named}: feats has the shape {features_ND.shape}; give (N, D).")
+    gaussian = _gaussian(arrays, "mu", "sigma")
+    if gaussian is None and features_ND is not None:
+        gaussian = Gaussian.of(Moments.of(features_ND))
+    if gaussian is None and "arr_0" not in arrays:
+        raise UserError(f"{named} has neither mu and sigma nor feats nor arr_0; give one of them.")
+    count = about.get("count", None if features_ND is None else len(features_ND))
+    spatial = _gaussian(arrays, "mu_s", "sigma_s")
+    return Statistics(digest, gaussian, features_ND, spatial, arrays.get("arr_0"), count, about)
+
+
+def _gaussian(arrays, mean, covariance):
+    if mean not in arrays:
+        return None
+    return Gaussian(arrays[mean].astype(np.float64), arrays[covariance].astype(np.float64))

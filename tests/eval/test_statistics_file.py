@@ -1,0 +1,114 @@
+"""Statistics files: the three forms, both ways, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from t2i_jax.errors import UserError
+from t2i_jax.eval.moments import Moments
+from t2i_jax.eval.statistics_file import (
+    read_statistics,
+    write_clean_fid,
+    write_npz,
+    write_statistics,
+)
+from tests.parity.reference import load
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(30, 6)).astype(np.float32)
+ABOUT = {"extractor": {"name": "inception-clean", "sha256": "0" * 64}}
+
+
+def test_ours_tell_by_what_they_were_made(tmp_path):
+    path = tmp_path / "set.npz"
+    write_statistics(path, Moments.of(X), ABOUT, features_ND=X)
+    found = read_statistics(path, "inception-clean")
+    np.testing.assert_array_equal(found.gaussian.covariance_DD, Moments.of(X).covariance_DD)
+    np.testing.assert_array_equal(found.features_ND, X)
+    assert found.count == 30 and found.about["extractor"] == ABOUT["extractor"]
+    first = path.read_bytes()
+    write_statistics(path, Moments.of(X), ABOUT, features_ND=X)
+    assert path.read_bytes() == first
+
+
+def test_pytorch_fid_reads_ours_and_we_read_theirs(tmp_path):
+    fid_score = load("pytorch_fid.fid_score")
+    path = tmp_path / "ours.npz"
+    write_statistics(path, Moments.of(X), ABOUT)
+    mu, sigma = fid_score.compute_statistics_of_path(str(path), None, 1, 6, "cpu")
+    np.testing.assert_array_equal(sigma, Moments.of(X).covariance_DD)
+    theirs = tmp_path / "theirs.npz"
+    np.savez_compressed(theirs, mu=mu, sigma=sigma)  # as its `save_fid_stats` does
+    found = read_statistics(theirs, "inception-pytorch-fid", "pytorch-fid")
+    assert (found.gaussian.mean_D == mu).all() and found.count is None and found.about == {}
+
+
+def test_clean_fid_finds_ours_by_its_names(tmp_path, monkeypatch):
+    features = load("cleanfid.features")
+    fid = load("cleanfid.fid")
+    package = tmp_path / "package"
+    (package / "stats").mkdir(parents=True)
+    monkeypatch.setattr("cleanfid.__file__", str(package / "__init__.py"))
+    gaussian, kept = write_clean_fid(package / "stats", "My-Set", "clean", X)
+    assert fid.test_stats_exists("my-set", "clean")  # it forgets to make the name small
+    mu, sigma = features.get_reference_statistics("My-Set", "na", split="custom")
+    np.testing.assert_array_equal(sigma, read_statistics(gaussian, "a", "a").gaussian.covariance_DD)
+    feats = features.get_reference_statistics("My-Set", "na", split="custom", metric="KID")
+    np.testing.assert_array_equal(feats, X)
+    np.testing.assert_array_equal(read_statistics(kept, "a", "a").features_ND, X)
+    assert read_statistics(kept, "a", "a").count == 30
+
+
+def test_adms_reference_batches(tmp_path):
+    path = tmp_path / "adm.npz"
+    images = RNG.integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+    m = Moments.of(X)
+    both = {"mu": m.mean_D, "sigma": m.covariance_DD}
+    write_npz(path, {"arr_0": images, **both, "mu_s": m.mean_D, "sigma_s": m.covariance_DD})
+    found = read_statistics(path, "inception-tf", "tf")
+    assert (found.images_NHWC == images).all() and found.spatial is not None
+    write_statistics(tmp_path / "ours.npz", m, ABOUT, images_NHWC=images)
+    with np.load(tmp_path / "ours.npz") as ours:
+        assert list(ours.files) == ["arr_0", "mu", "sigma"] and (ours["arr_0"] == images).all()
+
+
+def _plain(path, **arrays):
+    np.savez(path, **(arrays or {"mu": np.zeros(2), "sigma": np.eye(2)}))
+
+
+def _ours(path):
+    write_statistics(path, Moments.of(X), ABOUT)
+
+
+def _changed(path):
+    _ours(path)
+    _plain(path)
+
+
+def _odd_json(path):
+    _plain(path)
+    path.with_suffix(".json").write_text(json.dumps([1]))
+
+
+@pytest.mark.parametrize(
+    ("make", "mode", "sentence"),
+    [
+        (_plain, None, "--reference-mode, for example clean"),
+        (_plain, "tf", "statistics of tf, not of inception-clean"),
+        (_ours, "tf", "statistics of inception-clean, not of inception-clean|has statistics of"),
+        (_changed, None, "not the file that set.json beside it describes"),
+        (_odd_json, "clean", "set.json beside it is not what"),
+        (lambda path: path.write_bytes(b"PK not a zip"), "clean", "can't be read as statistics"),
+        (lambda path: None, "clean", "No such file"),
+        (lambda path: _plain(path, mu=np.zeros(2)), "clean", "one of mu and sigma alone"),
+        (lambda path: _plain(path, other=np.zeros(2)), "clean", "neither mu and sigma nor"),
+        (lambda path: _plain(path, mu=np.zeros(2), sigma=np.eye(3)), "clean", "belong together"),
+        (lambda path: _plain(path, mu=np.array([None])), "clean", "no npz of plain arrays"),
+    ],
+)
+def test_statistics_that_are_none_are_said(tmp_path, make, mode, sentence):
+    path = tmp_path / "set.npz"
+    make(path)
+    with pytest.raises(UserError, match=sentence):
+        read_statistics(path, "inception-clean", mode)
