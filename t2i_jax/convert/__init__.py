@@ -19,9 +19,11 @@ from t2i_jax.convert import (
     dalle2_prior,
     decoder_unet,
     diffusion_prior,
+    dinov2,
     engine,
     imagen,
     inception,
+    lpips,
     maskgit,
     muse,
     openai_clip,
@@ -70,6 +72,9 @@ NETWORKS: dict[str, engine.Network] = {
     "T5 encoder (transformers)": t5.NETWORK,
     "VGG16 (torchvision, LPIPS)": vgg.NETWORK,
     "Inception of FID (pytorch-fid, torch-fidelity)": inception.NETWORK,
+    "LPIPS of AlexNet (lpips)": lpips.NETWORK,
+    "DINOv2 (transformers)": dinov2.TRANSFORMERS,
+    "DINOv2 (Meta)": dinov2.META,
 }
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,8 +17,11 @@ import numpy as np
 from t2i_jax import config, sharding
 from t2i_jax.convert import weights as converted
 from t2i_jax.errors import UserError
-from t2i_jax.eval import resize, weights_file
+from t2i_jax.eval import clip_files, resize, weights_file
+from t2i_jax.models.dinov2 import Dinov2
 from t2i_jax.models.inception import Inception
+from t2i_jax.models.openai_clip import SIZES
+from t2i_jax.text.tokenizer import TextTokenizer
 from t2i_jax.types import Array, Params
 
 _BATCHES_AHEAD = 2  # whose images are resized while another is computed
@@ -106,6 +109,57 @@ class Extractor:
         return mesh, jax.jit(program, out_shardings=sharding.batch_sharding(mesh)), params
 
 
+@dataclasses.dataclass(frozen=True)
+class ClipExtractor(Extractor):
+    """A CLIP: images to the layer "image", captions to vectors of the same space; both projected
+    and not divided by their length.
+
+    Attributes:
+      apply_text: (params, ids (B, L), mask (B, L)) -> (B, D).
+      text_length: L, tokens of a caption; longer ones are cut before the end token.
+      tokenizer: from captions to ids; None: no vocabulary was there.
+      logit_scale: by which cosines are multiplied in PickScore, e to the learnt logarithm.
+    """
+
+    apply_text: Callable[[Params, Array, Array], Array]
+    text_length: int
+    tokenizer: TextTokenizer | None
+    logit_scale: float
+
+    def text_features(self, captions: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        """(N, D) float32 of captions in their order.
+
+        Raises:
+          UserError: no caption, or no vocabulary.
+        """
+        captions = list(captions)
+        if self.tokenizer is None:
+            raise UserError(
+                f"{self.name} came without a vocabulary; give the folder that has vocab.json and "
+                "merges.txt, or tokenizer.json."
+            )
+        if not captions:
+            raise UserError("captions are empty; give one or more.")
+        mesh, _, params = self._placed
+        size = -(-batch_size // mesh.size) * mesh.size
+        place, found = sharding.batch_sharding(mesh), []
+        for start in range(0, len(captions), size):
+            part = captions[start : start + size]
+            part += [""] * (size - len(part))
+            ids_BL, mask_BL = self.tokenizer(part, self.text_length)
+            ids_BL, mask_BL = jax.device_put((ids_BL, mask_BL), place)
+            found.append(np.asarray(self._text_program(params, ids_BL, mask_BL), np.float32))
+        return np.concatenate(found)[: len(captions)]
+
+    @functools.cached_property
+    def _text_program(self):
+        def program(params, ids_BL, mask_BL):
+            with jax.default_matmul_precision("highest"):
+                return self.apply_text(params, ids_BL, mask_BL)
+
+        return jax.jit(program)
+
+
 def inception(path: str | os.PathLike | None, mode: str = "clean") -> Extractor:
     """The Inception of FID, KID and the Inception Score: layers "pool1", "pool2", "aux", "pool3"
     (2048, that of FID), "logits" and "logits_unbiased".
@@ -130,6 +184,103 @@ def inception(path: str | os.PathLike | None, mode: str = "clean") -> Extractor:
         lambda params, batch: network.model.apply({"params": params}, batch),
         network.params,
     )
+
+
+def clip(
+    path: str | os.PathLike | None,
+    preprocessing: str = "clip",
+    tokenizer: str | os.PathLike | None = None,
+    what: str = "clip-vit-b-32",
+    **fields: Any,
+) -> ClipExtractor:
+    """A CLIP, for CLIP score, CLIP-FID and CMMD.
+
+    Args:
+      path: folder of transformers or OpenCLIP, or a file of weights; see `clip_files.read`, which
+        has the other arguments too.
+      preprocessing: "clip", the shorter side resized and the middle cut out; "cmmd", the middle
+        square resized.
+
+    Raises:
+      UserError: as `clip_files.read`.
+    """
+    modes = {"clip": resize.clip, "cmmd": resize.cmmd}
+    config.one_of("preprocessing", preprocessing, modes)
+    read = clip_files.read(path, tokenizer, what, **fields)
+    network = read.network
+    prepare = modes[preprocessing](network.image_resolution, network.mean, network.std)
+    return ClipExtractor(
+        clip_files.name(network) if what.startswith("clip") else what,
+        {**_about(read.file, prepare), "activation": network.activation},
+        prepare,
+        lambda params, batch: {"image": network.image_vectors(params, batch)},
+        read.params,
+        network.text_vectors,
+        network.context_length,
+        read.tokenizer,
+        float(np.exp(np.float64(read.params["logit_scale"]))),
+    )
+
+
+def pickscore(path: str | os.PathLike | None) -> ClipExtractor:
+    """PickScore v1 (Kirstain et al. 2023): a CLIP-H; the score of an image is `logit_scale` times
+    the cosine with its caption.
+
+    Args:
+      path: the folder of yuvalkirstain/PickScore_v1, with a tokenizer in it.
+    """
+    return clip(path, what="pickscore")
+
+
+def hpsv2(path: str | os.PathLike | None, tokenizer: str | os.PathLike | None) -> ClipExtractor:
+    """HPS v2 or v2.1 (Wu et al. 2023): a CLIP-H of OpenCLIP; the score of an image is the cosine
+    with its caption. The two versions are not comparable: `about` has the file's hash.
+
+    Args:
+      path: HPS_v2_compressed.pt or HPS_v2.1_compressed.pt.
+      tokenizer: folder of any CLIP's vocabulary.
+    """
+    huge = SIZES["ViT-H-14"]
+    return clip(
+        path, tokenizer=tokenizer, what="hpsv2", activation=huge.activation,
+        vision_heads=huge.vision_heads, transformer_heads=huge.transformer_heads,
+    )  # fmt: skip
+
+
+def dinov2(
+    path: str | os.PathLike | None, size: int = 224, positions: str = "offset", **fields: Any
+) -> Extractor:
+    """A DINOv2, for FD-DINOv2: layer "cls", the class token after the last norm.
+
+    Args:
+      path: a folder of transformers with model.safetensors, a file with the same names or Meta's.
+      size: pixels per side that images are squeezed to.
+      positions: how positions are interpolated: "offset" as Meta's code and dgm-eval, or "size" as
+        transformers; `models.dinov2.Dinov2` tells more.
+      **fields: of `Dinov2`; published ones need none.
+
+    Raises:
+      UserError: no such file, or another network's weights.
+    """
+    found = weights_file.find(path, "dinov2")
+    file = found / "model.safetensors" if found.is_dir() else found
+    if not file.is_file():
+        raise UserError(
+            f"dinov2={os.fspath(found)!r} has no model.safetensors; fetch "
+            f"{weights_file.PUBLISHED['dinov2']}."
+        )
+    network = _network(file, Dinov2, "dinov2", positions=positions, **fields)
+    model, prepare = network.model, resize.dinov2(size)
+    return Extractor(
+        f"dinov2-{_DINO.get(model.width, model.width)}{model.patch_size}",
+        {**_about(file, prepare), "positions": positions},
+        prepare,
+        lambda params, batch: {"cls": model.apply({"params": params}, batch)},
+        network.params,
+    )
+
+
+_DINO = {384: "vits", 768: "vitb", 1024: "vitl", 1536: "vitg"}  # by their width
 
 
 def _network(path, kind, field, **fields):

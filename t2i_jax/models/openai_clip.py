@@ -151,6 +151,18 @@ class OpenAIClip(DualEncoder):
         """l2-normalised float32 latents (..., D); there are no second projections."""
         return self._projected(params["text"]["projection"], features)
 
+    def image_vectors(self, params: Params, pixels_BHWC: Array) -> Array:
+        """(B, D) float32, projected and of any length, of normalised pixels, (x - mean) / std, at
+        `image_resolution`.
+        """
+        features = self._features(params, pixels_BHWC, None, method="encode_image")
+        return features.pooled_BE @ params["visual"]["projection"]
+
+    def text_vectors(self, params: Params, text_BL: Array, mask_BL: Array) -> Array:
+        """(B, D) float32, projected and of any length, of token ids."""
+        features = self.text_features(params, text_BL, mask_BL)
+        return features.pooled_BE @ params["text"]["projection"]
+
     def log_scale(self, params: Params) -> Array:
         """The logarithm of what similarities are multiplied by, at most log 100."""
         return jnp.minimum(params["logit_scale"].astype(jnp.float32), MOST_SCALE)

@@ -15,7 +15,7 @@ from t2i_jax.types import Array
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for images in [0, 1]
 # For images in [-1, 1].
-_LPIPS_SHIFT, _LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+LPIPS_SHIFT, LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class Vgg16(nn.Module):
@@ -46,18 +46,12 @@ class Vgg16(nn.Module):
         both = jnp.concatenate([real_BHWC, fake_BHWC])  # one pass through the network
         both = jnp.broadcast_to(both, (*both.shape[:3], 3))
         if self.features == "lpips":
-            both = (2 * both - 1 - jnp.array(_LPIPS_SHIFT)) / jnp.array(_LPIPS_SCALE)
+            both = (2 * both - 1 - jnp.array(LPIPS_SHIFT)) / jnp.array(LPIPS_SCALE)
         elif self.normalize:
             both = (both - jnp.array(_MEAN)) / jnp.array(_STD)
-        x, maps = both.astype(self.dtype), []
-        for i, widths in enumerate(STAGES):
-            x = nn.max_pool(x, (2, 2), (2, 2)) if i else x
-            for j, width in enumerate(widths):
-                x = nn.relu(
-                    nn.Conv(width, (3, 3), padding=1, dtype=self.dtype, name=f"conv_{i}_{j}")(x)
-                )
-            maps.append(x)
+        maps = stages(both, self.dtype)
         if self.features == "fc2":
+            x = maps[-1]
             x = _pooled(nn.max_pool(x, (2, 2), (2, 2)), 7).reshape(x.shape[0], -1)
             for i in range(2):
                 x = nn.relu(nn.Dense(4096, dtype=self.dtype, name=f"fc_{i}")(x))
@@ -72,6 +66,19 @@ class Vgg16(nn.Module):
                 x = x * jnp.sqrt(jnp.maximum(weight, 0.0)) * jnp.sqrt(jnp.float32(x.shape[-1]))
             total += _apart(x)
         return total
+
+
+def stages(x_BHWC: Array, dtype: str = "float32") -> list[Array]:
+    """The activations at the end of each stage, within a compact method, whose module gets the
+    parameters "conv_{stage}_{layer}".
+    """
+    x, maps = x_BHWC.astype(dtype), []
+    for i, widths in enumerate(STAGES):
+        x = nn.max_pool(x, (2, 2), (2, 2)) if i else x
+        for j, width in enumerate(widths):
+            x = nn.relu(nn.Conv(width, (3, 3), padding=1, dtype=dtype, name=f"conv_{i}_{j}")(x))
+        maps.append(x)
+    return maps
 
 
 def _apart(both):

@@ -1,0 +1,150 @@
+"""CLIP as metrics read it: folders of transformers and of OpenCLIP, files alone; images and
+captions beside the packages.
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+from t2i_jax.convert import torch_io
+from t2i_jax.errors import UserError
+from t2i_jax.eval import clip_files, extractors
+from t2i_jax.models.openai_clip import SIZES
+from tests.parity import reference
+from tests.parity.test_openai_clip import vocabulary  # noqa: F401
+
+NETWORK = 1e-5  # float32 through a few layers, products in another order
+_CAPTIONS = ["a red circle", "red", "a square above it, don't 1 2 3 4 5 6 7 8 9"]
+
+
+@pytest.fixture(scope="module", params=["quick_gelu", "gelu"])
+def folder(request, tmp_path_factory, vocabulary):  # noqa: F811
+    """(the package's model, a folder of transformers with the vocabulary)."""
+    transformers = reference.load("transformers")
+    import torch
+
+    size = len(json.loads((vocabulary / "vocab.json").read_text()))
+    torch.manual_seed(0)
+    text = dict(
+        hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=size, max_position_embeddings=12, eos_token_id=size - 1, bos_token_id=size - 2,
+        hidden_act=request.param,
+    )  # fmt: skip
+    vision = dict(
+        hidden_size=24, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        image_size=16, patch_size=8, hidden_act=request.param,
+    )  # fmt: skip
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    theirs = transformers.CLIPModel(config).eval()
+    folder = tmp_path_factory.mktemp("clip")
+    theirs.save_pretrained(folder)
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).write_bytes((vocabulary / name).read_bytes())
+    scaled = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(scaled))
+    return theirs, folder
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (20, side, 3), dtype=np.uint8) for side in (33, 16, 40)]
+
+
+def test_images_and_captions_are_those_of_transformers(folder, images):
+    import torch
+
+    theirs, path = folder
+    ours = extractors.clip(path)
+    pixels = np.stack([ours.prepare(image) for image in images])
+    assert pixels.shape == (3, 16, 16, 3)
+    ids, mask = ours.tokenizer(_CAPTIONS, 12)
+    with torch.no_grad():
+        expected = theirs(
+            input_ids=torch.from_numpy(ids).long(),
+            pixel_values=torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()),
+        )
+    found = ours.features(images, batch_size=2)["image"]
+    said = ours.text_features(_CAPTIONS, batch_size=2)
+    assert mask[2].all()  # cut
+    for mine, other in ((found, expected.image_embeds), (said, expected.text_embeds)):
+        assert mine.dtype == np.float32 and mine.shape == (3, 16)
+        length = np.linalg.norm(mine, axis=-1, keepdims=True)
+        assert np.abs(length - 1).min() > 1e-3  # as projected
+        assert np.abs(mine / length - other.numpy()).max() < NETWORK
+    assert ours.logit_scale == pytest.approx(theirs.logit_scale.exp().item(), rel=1e-6)
+    assert ours.about["activation"] == theirs.config.text_config.hidden_act
+    np.testing.assert_allclose(ours.about["preprocessing"]["mean"], [127.5, 102, 76.5])
+
+
+def test_cmmd_has_its_own_crop(folder, images):
+    usual, square = (extractors.clip(folder[1], one) for one in ("clip", "cmmd"))
+    assert square.about["preprocessing"]["mode"] == "cmmd"
+    assert np.abs(usual.prepare(images[0]) - square.prepare(images[0])).max() > 0.01
+
+
+def test_open_clip_folder_and_a_file_alone(images, tmp_path, vocabulary):  # noqa: F811
+    open_clip = reference.load("open_clip")
+    import torch
+
+    torch.manual_seed(0)
+    text = {"context_length": 12, "vocab_size": 600, "width": 32, "heads": 4, "layers": 1}
+    vision = {"image_size": 16, "layers": 1, "width": 24, "head_width": 12, "patch_size": 8}
+    theirs = open_clip.model.CLIP(16, vision, text, quick_gelu=False).eval()
+    state = torch_io.arrays(theirs.state_dict())
+    torch_io.write(tmp_path / "open_clip_model.safetensors", state)
+    config = {
+        "model_cfg": {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text},
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3},
+    }
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    ours = extractors.clip(tmp_path, tokenizer=vocabulary)
+    found = ours.features(images, batch_size=3)["image"]
+    pixels = np.stack([ours.prepare(image) for image in images]).transpose(0, 3, 1, 2).copy()
+    ids, _ = ours.tokenizer(_CAPTIONS, 12)
+    with torch.no_grad():
+        expected = theirs.encode_image(torch.from_numpy(pixels)).numpy()
+        said = theirs.encode_text(torch.from_numpy(ids).long()).numpy()
+    assert np.abs(found - expected).max() < NETWORK * np.abs(expected).max()
+    assert np.abs(ours.text_features(_CAPTIONS) - said).max() < NETWORK * np.abs(said).max()
+
+    # HPS v2 is such a file, of another size
+    torch.save({"state_dict": theirs.state_dict(), "epoch": 1}, tmp_path / "hps.pt")
+    fields = dict(activation="gelu", vision_heads=2, transformer_heads=4)
+    alone = extractors.clip(tmp_path / "hps.pt", what="hpsv2", **fields)
+    assert alone.name == "hpsv2" and alone.tokenizer is None
+    mean = (0.5, 0.5, 0.5)
+    same = extractors.clip(tmp_path / "hps.pt", mean=mean, std=mean, **fields)
+    np.testing.assert_array_equal(same.features(images, batch_size=3)["image"], found)
+    with pytest.raises(UserError, match="came without a vocabulary"):
+        alone.text_features(["a"])
+    with pytest.raises(UserError, match="does not tell its activation"):
+        extractors.clip(tmp_path / "hps.pt")
+    with pytest.raises(UserError, match="vision_heads"):  # a ViT-H has 16
+        extractors.hpsv2(tmp_path / "hps.pt", vocabulary)
+
+
+def test_names_of_published_networks():
+    names = {name: clip_files.name(network) for name, network in SIZES.items()}
+    assert names["ViT-B/32"] == "clip-vit-b-32"
+    assert names["ViT-L/14@336px"] == "clip-vit-l-14-336"
+    assert len(set(names.values())) == len(SIZES)
+
+
+def test_mistakes_are_one_sentence(folder, tmp_path):
+    with pytest.raises(UserError, match="fetch the folder.*openai/clip-vit-base-patch32"):
+        extractors.clip(tmp_path / "none")
+    with pytest.raises(UserError, match="pickscore needs weights; fetch.*PickScore_v1"):
+        extractors.pickscore(None)
+    with pytest.raises(UserError, match=r"HPS_v2\.1_compressed\.pt"):
+        extractors.hpsv2(None, None)
+    with pytest.raises(UserError, match=r"has none of model\.safetensors"):
+        extractors.clip(tmp_path)
+    with pytest.raises(UserError, match="captions are empty"):
+        extractors.clip(folder[1]).text_features([])
+    with pytest.raises(UserError, match="preprocessing='cmd'"):
+        extractors.clip(folder[1], "cmd")
+    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
+    with pytest.raises(UserError, match="model of type 'siglip'"):
+        extractors.clip(tmp_path)
