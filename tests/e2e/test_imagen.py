@@ -10,7 +10,7 @@ from PIL import Image
 
 import t2i_jax as t2i
 from tests.e2e import tiny_imagen
-from tests.e2e.command import inside, pictures, run
+from tests.e2e.command import inside, pictures
 
 _RECIPE = tiny_imagen.__file__
 _CAPTION = "a red circle above a blue square"
@@ -19,7 +19,7 @@ _CAPTION = "a red circle above a blue square"
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    assert "alignment_heldout" in run("train", _RECIPE, "--workdir", workdir).stdout
+    assert "alignment_heldout" in inside("train", _RECIPE, "--workdir", workdir).stdout
     return workdir
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import t2i_jax as t2i
 from tests.e2e import tiny_imagen
-from tests.e2e.command import inside, pictures, run
+from tests.e2e.command import inside, pictures
 
 _RECIPE = pathlib.Path(__file__).resolve().parents[2] / "configs" / "parti" / "photos.py"
 _SIDE = 160  # of a piece, in pixels; the photographs are 427 x 640
@@ -62,15 +62,15 @@ def photos(tmp_path_factory):
 
 def test_photographs_are_trained_on_and_painted(photos, tmp_path):
     sources = f"data.source=folder:{photos}", f"tokenizer.data.source=folder:{photos}"
-    stopped = run(
+    stopped = inside(
         "train", _RECIPE, *sources, *_SMALLER, "--workdir", tmp_path / "stopped", status=2
     )
     assert re.search(
         r"^t2i: .*broken.jpg.* raise data.max_bad_rate\.$", stopped.stderr.splitlines()[-1]
     )
     allowed = "data.max_bad_rate=0.2", "tokenizer.data.max_bad_rate=0.2"
-    run("train", _RECIPE, *sources, *_SMALLER, *allowed, "--workdir", tmp_path / "run")
-    run(
+    inside("train", _RECIPE, *sources, *_SMALLER, *allowed, "--workdir", tmp_path / "run")
+    inside(
         "sample",
         tmp_path / "run",
         "a photograph of a flower",
