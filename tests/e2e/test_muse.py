@@ -107,7 +107,7 @@ def test_sampling_at_both_sizes_and_the_exported_system(trained, tmp_path):
     sample("edited", *init, "--edit-steps", 2)
     # the second stage alone, on any image
     larger = ("sample", trained / "superres", _CAPTION, "--cond", tmp_path / "image.png")
-    inside(*larger, "--count", 1, "--out", tmp_path / "larger")
+    inside(*larger, "--count", 2, "--out", tmp_path / "larger")
     assert pictures(tmp_path / "larger")["000-00.png"].shape == (16, 16, 3)
     inside("export", trained, tmp_path / "system")
     np.testing.assert_array_equal(sample("exported", run=tmp_path / "system"), plain)
@@ -118,10 +118,13 @@ def test_from_python_and_evaluated(trained):
     steps = system.generate([_CAPTION], return_steps=True, steps=2, superres_steps=2)
     assert [step.shape[1] for step in steps] == [8, 8, 16, 16]
     assert isinstance(system.task, t2i.MuseTask)
-    meshed = t2i.load(trained, mesh={"data": 1}).generate([_CAPTION], seed=2)
-    np.testing.assert_array_equal(meshed, system.generate([_CAPTION], seed=2))
+    alone, meshed = (
+        one.generate([_CAPTION], seed=2, images_per_prompt=2)
+        for one in (system, t2i.load(trained, mesh={"data": 1}))
+    )
+    np.testing.assert_array_equal(meshed, alone)
     for run in (trained, trained / "base", trained / "superres"):
-        printed = inside("eval", run, "evaluation.pictures=2").stdout
+        printed = inside("eval", run, "evaluation.pictures=4").stdout
         assert run == trained or "validation/loss" in printed
     assert "alignment_heldout" in json.loads((trained / "metrics.json").read_text())
 

@@ -487,11 +487,11 @@ def sampling():
     parti = PartiTask(PartiTransformer(dim=16, depth=1, heads=2, mlp_dim=32), text, net)
     unet = Unet(
         dim=8,
-        dim_mults=(1, 2),
+        dim_mults=(1,),
         attn_heads=2,
         attn_dim_head=4,
         layer_attns=False,
-        layer_cross_attns=(False, True),
+        layer_cross_attns=True,
         attn_pool_text=False,
         max_text_len=4,
         num_resnet_blocks=0,
