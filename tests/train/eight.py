@@ -1,5 +1,5 @@
 """What runs on eight simulated devices, in a process of its own: `python -m tests.train.eight
-CASE`.
+CASE...`, which prints a line of JSON as each case ends: its name, and its traceback or null.
 
 Each case trains a few steps on one device and on meshes of eight, with every preset of rules where
 compiling is not too long, and compares.
@@ -17,7 +17,10 @@ if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 import functools
+import gc
+import json
 import tempfile
+import traceback
 
 import chex
 import flax.linen as nn
@@ -235,7 +238,7 @@ def tokenizer():
         penalty_every=1,
         adversarial_weight=0.1,
     )
-    compare(task, _random_batches(task, 2))
+    compare(task, _random_batches(task, 2), presets=("dp", "fsdp_tp"))
 
 
 def gan():
@@ -584,4 +587,15 @@ CASES = {
 
 if __name__ == "__main__":
     assert jax.device_count() == 8
-    CASES[sys.argv[1]]()
+    # as conftest.py has it
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
+    for name in sys.argv[1:]:
+        failed = None
+        try:
+            CASES[name]()
+        except Exception:
+            failed = traceback.format_exc()
+        print(json.dumps([name, failed]), flush=True)
+        jax.clear_caches()  # see conftest.py
+        gc.collect()
