@@ -2,6 +2,7 @@
 
 python one_process.py SYSTEM alone ROW SIDE [small]
 python one_process.py SYSTEM turns ROW REPEATS [small]
+python one_process.py SYSTEM compiled ROW REPEATS [small]    # theirs under torch.compile
 """
 
 from __future__ import annotations
@@ -63,7 +64,23 @@ def sides(system: str) -> dict:
 
         return torch_muse
 
+    def dalle2_rows():
+        import dalle2_rows
+
+        return dalle2_rows
+
+    def jax_dalle2():
+        import jax_dalle2
+
+        return jax_dalle2
+
+    def torch_dalle2():
+        import torch_dalle2
+
+        return torch_dalle2
+
     return {
+        "dalle2": {"rows": dalle2_rows, "ours": jax_dalle2, "theirs": torch_dalle2},
         "muse": {"rows": muse_rows, "ours": jax_muse, "theirs": torch_muse},
         "parti": {"rows": parti_rows, "ours": jax_parti, "theirs": torch_parti},
         "imagen": {"rows": imagen_rows, "ours": jax_imagen, "theirs": torch_imagen},
@@ -97,12 +114,15 @@ def alone(system: str, name: str, side: str, small: bool) -> dict:
     }
 
 
-def turns(system: str, name: str, repeats: int, small: bool) -> dict:
+def turns(system: str, name: str, repeats: int, small: bool, compiled: bool = False) -> dict:
     """Both sides in one process, on the same weights and inputs, after one warm-up each: theirs,
     ours, theirs, ours.
 
+    Args:
+      compiled: whether their networks run under `torch.compile`; the warm-up is a whole unit then.
+
     Returns:
-      "ours" and "theirs": seconds of each repeat.
+      "ours" and "theirs": seconds of each repeat. "first": of their warm-up.
     """
     rows = sides(system)["rows"]()
     row = rows.ROWS[name]
@@ -110,10 +130,19 @@ def turns(system: str, name: str, repeats: int, small: bool) -> dict:
     batch = rows.inputs(size)
     theirs = sides(system)["theirs"]().Side(name, size, batch)
     ours = sides(system)["ours"]().Side(name, size, batch, theirs.weights())
-    theirs.warm_up()
+    if compiled:
+        _compile(theirs.networks())
+    first = _seconds(theirs.run if compiled else theirs.warm_up)
     ours.warm_up()
     times = [(_seconds(theirs.run), _seconds(ours.run)) for _ in range(repeats)]
-    return {"theirs": [a for a, _ in times], "ours": [b for _, b in times]}
+    return {"theirs": [a for a, _ in times], "ours": [b for _, b in times], "first": first}
+
+
+def _compile(networks):
+    import torch
+
+    for network in networks:  # some packages call `forward` itself, so not the module
+        network.forward = torch.compile(network.forward)
 
 
 def _seconds(run):
@@ -136,7 +165,8 @@ def _peak():
 if __name__ == "__main__":
     system, kind, row, last, *rest = sys.argv[1:]
     small = rest == ["small"]
-    result = (
-        alone(system, row, last, small) if kind == "alone" else turns(system, row, int(last), small)
-    )
+    if kind == "alone":
+        result = alone(system, row, last, small)
+    else:
+        result = turns(system, row, int(last), small, kind == "compiled")
     print(json.dumps(result))

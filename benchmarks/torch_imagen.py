@@ -49,6 +49,10 @@ class Side:
         """The module whose weights the other side takes over."""
         return self.imagen
 
+    def networks(self):
+        """What `torch.compile` is tried on."""
+        return list(self.imagen.unets)
+
     def warm_up(self):
         """One unit: nothing is compiled, the first one only fills memory pools."""
         self.run()

@@ -58,6 +58,10 @@ class Side:
         """The modules whose weights the other side takes over."""
         return self.vae if self.maskgit is None else (self.maskgit.transformer, self.vae)
 
+    def networks(self):
+        """What `torch.compile` is tried on."""
+        return [self.vae] if self.maskgit is None else [self.maskgit.transformer]
+
     def warm_up(self):
         """One pass; nothing is compiled."""
         if self.run.__name__ not in ("generate", "superres"):

@@ -62,6 +62,10 @@ class Side:
         """The module whose weights the other side takes over."""
         return getattr(self, "parti", None) or self.vae
 
+    def networks(self):
+        """What `torch.compile` is tried on."""
+        return [self.weights()]
+
     def warm_up(self):
         """What can be paid once: for generation a single token, since nothing is compiled."""
         if self.run.__name__ != "generate":

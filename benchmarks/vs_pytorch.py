@@ -1,13 +1,15 @@
 """t2i_jax beside the PyTorch packages: time and memory on the same inputs, as a table.
 
-    python benchmarks/vs_pytorch.py parti                     everything, as in README.md: about a
-    quarter of an hour python benchmarks/vs_pytorch.py parti --rows train_parti,encode python
-    benchmarks/vs_pytorch.py parti --small             toy sizes, to see that it runs
+    python benchmarks/vs_pytorch.py parti                # everything, as in README.md
+    python benchmarks/vs_pytorch.py parti --compiled     # and the package under torch.compile
+    python benchmarks/vs_pytorch.py parti --rows train_parti,encode
+    python benchmarks/vs_pytorch.py parti --small        # toy sizes, to see that it runs
 
 For each row four processes run one after the other: our side alone with an empty compilation cache,
 our side alone again with the cache that the first one left, the other side alone, and both in one
 process, in turns. The first three give compile times and peak memory, the last one the times that
-are compared. This process loads neither JAX nor PyTorch: what it has resident would count as the
+are compared. With --compiled a fifth has the package's networks under torch.compile, for at most
+ten minutes. This process loads neither JAX nor PyTorch: what it has resident would count as the
 peak of its children.
 """
 
@@ -26,6 +28,14 @@ SYSTEMS = {
     "parti": ("generate", "train_parti", "train_tokenizer", "train_gan", "encode"),
     "muse": ("generate", "superres", "train_maskgit", "train_tokenizer", "train_gan"),
     "imagen": ("train_base", "train_larger", "sample_ddpm", "sample_edm"),
+    "dalle2": (
+        "train_clip",
+        "train_prior",
+        "sample_prior",
+        "train_decoder",
+        "decoder_ddpm",
+        "decoder_ddim",
+    ),  # fmt: skip
 }
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _HEADS = (
@@ -41,10 +51,12 @@ def main(arguments: list[str] | None = None) -> None:
     for row in options.rows:
         print(f"{row} ...", file=sys.stderr, flush=True)
         result["rows"][row] = measure(options.system, row, options.repeats, options.small)
+        if options.compiled:
+            result["rows"][row]["compiled"] = under_compile(options.system, row, options)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(result, file, indent=1)
-    print(table(result))
+    print(table(result) + compiled_table(result))
 
 
 def measure(system: str, row: str, repeats: int, small: bool) -> dict:
@@ -61,6 +73,40 @@ def measure(system: str, row: str, repeats: int, small: bool) -> dict:
             "theirs": run("alone", row, "theirs"),
             "turns": run("turns", row, str(repeats)),
         }
+
+
+def under_compile(system: str, row: str, options: argparse.Namespace) -> dict | None:
+    """The result of a row's turns with the package's networks under `torch.compile`; None: it
+    failed or took longer than ten minutes.
+    """
+    words = [system, "compiled", row, str(options.repeats), *(["small"] if options.small else [])]
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            return _run(words, cache, timeout=600)
+        except (subprocess.TimeoutExpired, SystemExit):
+            return None
+
+
+def compiled_table(result: dict) -> str:
+    """Markdown of what `under_compile` found; "" without it."""
+    lines = [("row", "compiled s", "ours s", "faster", "first unit of theirs s")]
+    lines.append(["---"] + ["---:"] * 4)
+    for name, row in result["rows"].items():
+        found = row.get("compiled", False)
+        if found is None:
+            lines.append([name, "does not compile and run within ten minutes", "", "", ""])
+        elif found:
+            theirs, ours = (statistics.median(found[side]) for side in ("theirs", "ours"))
+            numbers = (
+                f"{theirs:.3g}",
+                f"{ours:.3g}",
+                f"{theirs / ours:.2f}x",
+                f"{found['first']:.0f}",
+            )
+            lines.append([name, *numbers])
+    if len(lines) == 2:
+        return ""
+    return "\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def table(result: dict) -> str:
@@ -102,6 +148,9 @@ def _options(arguments):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("system", choices=SYSTEMS)
     parser.add_argument("--small", action="store_true", help="toy sizes, to see that it runs")
+    parser.add_argument(
+        "--compiled", action="store_true", help="beside the package under torch.compile too"
+    )
     parser.add_argument("--rows", default="", help="comma-separated; all of them when left out")
     parser.add_argument(
         "--repeats", type=int, default=5, help="times that each side is measured, in turns"
@@ -118,7 +167,7 @@ def _options(arguments):
     return options
 
 
-def _run(words, cache):
+def _run(words, cache, timeout=None):
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -128,7 +177,9 @@ def _run(words, cache):
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
     command = [sys.executable, os.path.join(_HERE, "one_process.py"), *words]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, text=True, check=False, timeout=timeout
+    )
     if done.returncode:
         sys.exit(f"{' '.join(words)} failed with {done.returncode}; what it said is above.")
     return json.loads(done.stdout.splitlines()[-1])

@@ -20,15 +20,21 @@ _VS_PYTORCH = runpy.run_path(str(_FOLDER / "vs_pytorch.py"))
 
 
 @pytest.mark.parametrize(
-    ("system", "row"), [("parti", "encode"), ("imagen", "train_base"), ("muse", "generate")]
+    ("system", "row"),
+    [
+        ("parti", "encode"),
+        ("imagen", "train_base"),
+        ("muse", "generate"),
+        ("dalle2", "sample_prior"),
+    ],
 )
 def test_both_sides_of_a_row_run_in_turns(system, row):
     command = [sys.executable, str(_FOLDER / "one_process.py"), system, "turns", row, "2", "small"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     times = json.loads(done.stdout.splitlines()[-1])
-    assert set(times) == {"theirs", "ours"}
-    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in times.values())
+    assert set(times) == {"theirs", "ours", "first"}
+    assert all(len(times[side]) == 2 and min(times[side]) > 0 for side in ("theirs", "ours"))
 
 
 def test_the_table_holds_medians_and_their_ratio():
@@ -42,6 +48,12 @@ def test_the_table_holds_medians_and_their_ratio():
     }
     lines = _VS_PYTORCH["table"]({"rows": {"encode": row}}).splitlines()
     assert len(lines) == 3
+    compiled = _VS_PYTORCH["compiled_table"]
+    assert compiled({"rows": {"encode": row}}) == ""
+    rows = {"encode": {"compiled": {**turns, "first": 30.0}}, "generate": {"compiled": None}}
+    told = compiled({"rows": rows}).splitlines()
+    assert told[3] == "| encode | 5 | 2.5 | 2.00x | 30 |"
+    assert told[4].startswith("| generate | does not compile")
     assert lines[2] == "| encode | 5 | 2.5 | 2.00x | 3.0 | 0.5 | 1 | 1 | 7 | 3 | 3 |"
 
 
