@@ -155,9 +155,10 @@ def peer(small: bool) -> list[str]:
     """
     try:
         import torch
-        from torch_cached import CachedDecoder
     except ImportError:
         return ["PyTorch is not installed | | | | |"]
+    from torch_cached import CachedDecoder
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sizes = (32, 1, 2, 2, 16, 32, 64, 16) if small else (1024, 12, 16, 16, 64, 4096, 8192, 1024)
     batch, count, length = (2, 2, 4) if small else (32, 8, 128)

@@ -71,17 +71,17 @@ def test_what_is_not_there_is_refused(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_a_device_is_measured(capsys):
+def test_a_device_is_measured(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(_FOLDER)
     path = str(_FOLDER / "accelerator.py")
-    runpy.run_path(path)["main"](["--small", "attention", "parti_350m"])
-    said, rows = (
-        capsys.readouterr().out.splitlines(),
-        ["fused", "by XLA", "0e+00 of the largest", "train", "sample"],
-    )
+    runpy.run_path(path)["main"](["--small", "machine", "attention", "parti_350m", "peer"])
+    said = capsys.readouterr().out.splitlines()
+    rows = ["matrix products", "copying", "fused", "by XLA", "0e+00 of the largest", "train"]
+    rows += ["sample", "PyTorch, train", "PyTorch, sample"]
     assert said[0].startswith("cpu, jax ")
     for line, what in zip(said[4:], rows, strict=True):
         assert line.split(" | ")[1].startswith(what) and line.count("|") == said[2].count("|")
-    with pytest.raises(SystemExit, match="row='parti' is not known; known: parti_350m"):
+    with pytest.raises(SystemExit, match="row='parti' is not known; known: machine, parti_350m"):
         runpy.run_path(path)["main"](["parti"])
 
 
