@@ -83,8 +83,14 @@ def check(recipe: Recipe, params: Mapping[str, Any]) -> None:
       params: those of the recipe's task by group, or their shapes.
 
     Raises:
-      UserError: as `weights`.
+      UserError: as `weights`; or a task that keeps weights as they were begins with none.
     """
+    held = recipe.task.held_as_begun
+    if held and not isinstance(recipe.init, Init):
+        raise UserError(
+            f"task.{held} leaves the other weights as the run begins, and init=None begins with "
+            "random ones; give init=RUN, a run that has trained them."
+        )
     if isinstance(recipe.init, Init):
         theirs = _recipe_of(_run_of(recipe.init), recipe)
         given = sharding.unbox(sharding.parameters_of(theirs.task))

@@ -144,6 +144,13 @@ class SystemTask:
         return None
 
     @property
+    def held_as_begun(self) -> str:
+        """The field, with its value, that keeps weights as they were when the run began, so that it
+        must begin with trained ones (`init` of the recipe); "" where all is trained.
+        """
+        return ""
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """What `generate` of the system takes beside prompts: "negative_prompts", "init_images",
         "mask", "cond_images".

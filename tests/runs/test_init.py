@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -11,9 +13,10 @@ import t2i_jax as t2i
 from t2i_jax import runs
 from t2i_jax.errors import UserError
 from t2i_jax.runs import folder
-from t2i_jax.runs.recipe import changed, reach, recipe_from_dict, recipe_to_dict
+from t2i_jax.runs.recipe import changed, load_recipe, reach, recipe_from_dict, recipe_to_dict
 from tests.toy_system import recipe as toy
 
+_E2E = pathlib.Path(__file__).resolve().parents[1] / "e2e"
 _OTHER = ["data.seed=5", "train.batch_size=4", "train.optim.name=muon", "train.eval_every=0"]
 
 
@@ -139,3 +142,14 @@ def test_a_setting_says_which_stage_it_reaches():
     assert not list(reach(changed(recipe, ["mean=runs/a"]), [rate]))
     with pytest.raises(UserError, match="parts.mean.task.text"):
         changed(recipe, ["*.task.text=None"])
+
+
+@pytest.mark.parametrize("kept", ["trained='decoder'", "trains=('critic',)"])
+def test_a_task_that_keeps_weights_must_begin_with_some(kept, tmp_path):
+    recipe = load_recipe(_E2E / "tiny_critic.py")
+    if kept.startswith("trained"):
+        recipe = recipe.parts["tokenizer"]
+        task = dataclasses.replace(recipe.task, trained="decoder")
+        recipe = dataclasses.replace(recipe, task=task)
+    with pytest.raises(UserError, match=re.escape(f"task.{kept}") + ".* give init=RUN"):
+        runs.train(recipe, tmp_path / "run")

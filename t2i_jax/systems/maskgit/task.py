@@ -173,6 +173,11 @@ class MaskGitTask(SystemTask):
         return tuple(Objective(name, known[name]) for name in self.trains or self._groups)
 
     @property
+    def held_as_begun(self) -> str:
+        """The generator, where the critic alone is trained."""
+        return f"trains={self.trains!r}" if self.trains == ("critic",) else ""
+
+    @property
     def ema_groups(self) -> tuple[str, ...]:
         """All groups are averaged."""
         return self._groups

@@ -109,6 +109,11 @@ class TokenizerTask(SystemTask):
             self.discriminator.check(self.model.image_size)
 
     @property
+    def held_as_begun(self) -> str:
+        """Encoder and codebook, where the decoder alone is trained."""
+        return "" if self.trained == "all" else f"trained={self.trained!r}"
+
+    @property
     def network(self) -> Any:
         """The tokenizer's network."""
         return self.model
