@@ -68,12 +68,14 @@ def pytest_collection_modifyitems(items):
         "test_imagen.py",
         "test_unet.py",
     )
-    last = ("test_ahead.py", "test_fused_attention.py", "test_compile.py")
+    last = ("test_compile.py", "test_ahead.py", "test_fused_attention.py")
+    order = (*long, "others", *last)
 
     def rank(item):
-        return next((i for i, part in enumerate(long) if part in item.path.parts), len(long))
+        place = next((part for part in order if part in item.path.parts), "others")
+        return order.index(place)
 
-    items.sort(key=lambda item: rank(item) + (item.path.name in last))
+    items.sort(key=rank)
 
 
 @pytest.fixture
