@@ -36,6 +36,7 @@ PAGES = (
     "docs/training.md",
     "docs/sampling.md",
     "docs/evaluation.md",
+    "docs/benchmarks_of_prompts.md",
     "docs/muse.md",
     "docs/from_pytorch/parti-pytorch.md",
     "docs/from_pytorch/imagen-pytorch.md",

@@ -34,7 +34,8 @@ def pack(
     `data.source=arrayrecord:OUT` reads it.
 
     Args:
-        source: As in a recipe: folder:PATH, webdataset:GLOB, tfds:NAME, hf:NAME, shapes, digits.
+        source: As in a recipe: folder:PATH, webdataset:GLOB, tfds:NAME, hf:NAME, shapes, digits,
+            compositions.
         out: New folder; nothing is overwritten.
         size: Make larger images smaller, until the shorter side has this many pixels.
         split: Of a source that has splits.
@@ -82,10 +83,10 @@ def inspect(
 
     Args:
         source: As in a recipe: folder:PATH, webdataset:GLOB, arrayrecord:DIR, tfds:NAME, hf:NAME,
-        shapes, digits.
+        shapes, digits, compositions.
         samples: How many records are read, evenly spread.
         sheet: PNG file to write; an existing one is kept, and the new one numbered.
-        size: Side of the images of shapes and digits.
+        size: Side of the images of the built-in sets.
         split: Of a source that has splits.
         heldout: Share of the captions whose records data.heldout would hold out; how many is shown.
         run: Folder of a run whose text encoder is to read the captions: those that it cuts are

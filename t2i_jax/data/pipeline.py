@@ -46,8 +46,8 @@ class DataConfig:
     """Where images and captions come from and how they are cut.
 
     Attributes:
-      source: "shapes", "digits", "folder:PATH", "webdataset:GLOB", "arrayrecord:DIR", "tfds:NAME"
-        or "hf:NAME".
+      source: "shapes", "digits", "compositions", "folder:PATH", "webdataset:GLOB",
+        "arrayrecord:DIR", "tfds:NAME" or "hf:NAME".
       image_size: side of the square images of a batch, in pixels.
       crop: "center" or "random": the largest square, from the middle or anywhere; "resize": all of
         it, squeezed.
@@ -58,7 +58,8 @@ class DataConfig:
       workers: processes that read; 0: this one does.
       threads: threads that read, in each of those processes; 0: none, a batch is read when it is
         asked for.
-      seed: of the images of `shapes`; order, crops and flips have a seed of their own.
+      seed: of the images of `shapes` and `compositions`; order, crops and flips have a seed of
+        their own.
       heldout: share of the captions that training never sees, from 0 to below 1: the run is
         validated and evaluated on their records. It is told by a hash of the caption, so all images
         of a caption are on the same side, in every source alike; where captions are names of

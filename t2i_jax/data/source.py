@@ -33,6 +33,7 @@ _KINDS = {  # what follows the colon, and where it is read
 EMBEDDED = {  # the sets that come with the package, and where they are drawn or read
     "shapes": ("t2i_jax.data.shapes", "Shapes"),
     "digits": ("t2i_jax.data.digits", "Digits"),
+    "compositions": ("t2i_jax.data.compositions", "Compositions"),
 }
 _PLACES = ("folder", "arrayrecord")  # a path; the others: a pattern, or a name as well
 _WITH_SPLITS = ("tfds", "hf")
@@ -136,13 +137,13 @@ def open_source(
     """The source that `spec` names.
 
     Args:
-      spec: "shapes", "digits", "folder:PATH", "webdataset:GLOB", "arrayrecord:DIR", "tfds:NAME" or
-        "hf:NAME".
+      spec: "shapes", "digits", "compositions", "folder:PATH", "webdataset:GLOB",
+        "arrayrecord:DIR", "tfds:NAME" or "hf:NAME".
       image_size: side of the images of the built-in datasets; other sources give images as they
         are stored.
       split: "train" or "heldout" of a built-in dataset, a split's name for tfds and hf; other
         sources have none.
-      seed: of the images of `shapes`.
+      seed: of the images of `shapes` and `compositions`.
       channels: of the images: 1 (gray), 3 (RGB) or 4 (RGB and alpha).
 
     Raises:

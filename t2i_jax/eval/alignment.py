@@ -4,12 +4,13 @@ pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from t2i_jax.errors import UserError
+from t2i_jax.eval.intervals import wilson
 
 
 class Judge(Protocol):
@@ -27,13 +28,15 @@ def alignment(images_NHWC: np.ndarray, captions: Sequence[str], judge: Judge) ->
       images_NHWC: uint8.
       captions: one per image; a caption may occur several times.
       judge: with `.judge`; where it has `.parts` too (bool (N,) by property), their fractions are
-        reported.
+        reported, and where it has `.tasks` (the task of each caption), those of each task.
 
     Returns:
       "alignment": the fraction of right images; "stderr": the standard error of that fraction,
       sqrt(p (1 - p) / N); "right": a list of bools, one per image; "captions": for each different
-      caption, in order of first occurrence, {"caption", "right", "of"}; and "parts": the fraction
-      that is right of each property, {} if the judge has none.
+      caption, in order of first occurrence, {"caption", "right", "of"}; "parts": the fraction
+      that is right of each property, of each task as "task/NAME", and "tasks", the mean over tasks;
+      {} if the judge has none; and "tasks": for each task {"right", "of", "low", "high"}, the ends
+      of Wilson's 95% interval, {} if the judge knows no tasks.
 
     Raises:
       UserError: no images, or not one caption per image.
@@ -51,14 +54,44 @@ def alignment(images_NHWC: np.ndarray, captions: Sequence[str], judge: Judge) ->
     right = np.asarray(judge.judge(images_NHWC, captions), bool)
     measure = getattr(judge, "parts", lambda images, captions: {})
     parts = measure(images_NHWC, captions)
-    fraction = float(np.mean(right))
+    fraction, tasks = float(np.mean(right)), _by_task(judge, captions, right)
+    shares = {f"task/{name}": one["right"] / one["of"] for name, one in tasks.items()}
+    if shares:
+        shares["tasks"] = float(np.mean(list(shares.values())))
     return {
         "alignment": fraction,
         "stderr": float(np.sqrt(fraction * (1 - fraction) / len(right))),
         "right": right.tolist(),
         "captions": _by_caption(captions, right),
-        "parts": {name: float(np.mean(verdicts)) for name, verdicts in parts.items()},
+        "parts": {name: float(np.mean(verdicts)) for name, verdicts in parts.items()} | shares,
+        "tasks": tasks,
     }
+
+
+def task_table(tasks: Mapping[str, Mapping[str, Any]]) -> str:
+    """The share of right images of each task with its interval as a table in Markdown, and the mean
+    over tasks, which is how GenEval's score is formed.
+
+    Args:
+      tasks: as `alignment` returns them.
+    """
+    rows = ["| task | right | of | share | 95% interval |", "|---|---|---|---|---|"]
+    for name, one in tasks.items():
+        share, span = one["right"] / one["of"], f"{one['low']:.3f} to {one['high']:.3f}"
+        rows.append(f"| {name} | {one['right']} | {one['of']} | {share:.3f} | {span} |")
+    mean = np.mean([one["right"] / one["of"] for one in tasks.values()])
+    return "\n".join([*rows, f"| mean of tasks | | | {mean:.3f} | |"])
+
+
+def _by_task(judge, captions, right):
+    names = getattr(judge, "tasks", lambda captions: [])(captions)
+    found = {}
+    for name in sorted(set(names)):
+        mine = right[[i for i, task in enumerate(names) if task == name]]
+        span = wilson(mine)
+        count = {"right": int(mine.sum()), "of": len(mine)}
+        found[name] = {**count, "low": span.low, "high": span.high}
+    return found
 
 
 def _by_caption(captions, right):

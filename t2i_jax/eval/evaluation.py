@@ -9,11 +9,16 @@ from typing import Any
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
 from t2i_jax.eval.alignment import Judge
+from t2i_jax.eval.judge_compositions import JudgeCompositions
 from t2i_jax.eval.judge_digits import JudgeDigits
 from t2i_jax.eval.judge_shapes import JudgeShapes
 from t2i_jax.values import Count
 
-JUDGES: dict[str, Callable[[], Judge]] = {"shapes": JudgeShapes, "digits": JudgeDigits}
+JUDGES: dict[str, Callable[[], Judge]] = {
+    "shapes": JudgeShapes,
+    "digits": JudgeDigits,
+    "compositions": JudgeCompositions,
+}
 
 FORMER = ("guidance", "temperature", "top_k", "top_p", "sampler", "steps", "parallel")
 
@@ -23,8 +28,8 @@ class Evaluation:
     """How a run is looked at while it trains and when it is done.
 
     Attributes:
-      judge: "shapes" or "digits": generated images are judged against their captions; None: they
-        are only drawn.
+      judge: "shapes", "digits" or "compositions": generated images are judged against their
+        captions; None: they are only drawn.
       pictures: how many held-out captions are judged at the end.
       completions: how many held-out images of two shapes, half of each inpainted, are judged; 0:
         none.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from t2i_jax.errors import UserError
-from t2i_jax.eval.alignment import alignment
+from t2i_jax.eval.alignment import alignment, task_table
 
 
 class Bright:
@@ -41,6 +41,26 @@ def test_parts_where_the_judge_has_them():
         "brightness": 0.75,
         "presence": 1.0,
     }
+
+
+class BrightInTasks(Bright):
+    def tasks(self, captions):
+        return ["dark" if caption == "1" else "light" for caption in captions]
+
+
+def test_tasks_where_the_judge_knows_them():
+    found = alignment(IMAGES, CAPTIONS, BrightInTasks())
+    assert {name: (one["right"], one["of"]) for name, one in found["tasks"].items()} == {
+        "dark": (1, 1),
+        "light": (2, 3),
+    }
+    assert found["parts"] == {
+        "task/dark": 1.0,
+        "task/light": pytest.approx(2 / 3),
+        "tasks": pytest.approx(5 / 6),  # of tasks, not of images
+    }
+    lines = task_table(found["tasks"]).splitlines()
+    assert lines[3].startswith("| light | 2 | 3 | 0.667 | 0.2") and "0.833" in lines[-1]
 
 
 def test_mistakes_are_refused():
