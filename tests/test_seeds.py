@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from t2i_jax.errors import UserError
-from t2i_jax.seeds import key_of
+from t2i_jax.seeds import key_of, keys_of
 
 
 def _bits(key):
@@ -19,6 +19,17 @@ def test_small_seeds_are_those_of_jax_and_every_bit_counts():
     assert len({_bits(key_of("seed", seed)) for seed in seeds}) == len(seeds)
     with jax.enable_x64(True):
         assert _bits(jax.random.key(2**40 + 3)) == _bits(key_of("seed", 2**40 + 3))
+
+
+def test_many_keys_at_once_are_those_of_their_seeds():
+    seeds = [0, 7, 2**32 - 1, 2**32 + 7, 2**63 - 1]
+    for impl in ("threefry2x32", "rbg"):
+        with jax.default_prng_impl(impl):
+            assert [_bits(key) for key in keys_of("seed", seeds)] == [
+                _bits(key_of("seed", seed)) for seed in seeds
+            ]
+    with pytest.raises(UserError, match="seed=-1"):
+        keys_of("seed", [3, -1])
 
 
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])

@@ -1,11 +1,20 @@
-"""`t2i eval RUN`: evaluate a trained run again."""
+"""`t2i evaluate`: numbers of generated images, and `t2i eval RUN`: a trained run measured again."""
 
 from __future__ import annotations
 
+import functools
 import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
+from t2i_jax import paths
+from t2i_jax.cli import arguments as cli
 from t2i_jax.cli.arguments import Shown
+from t2i_jax.errors import UserError
+from t2i_jax.values import Count, Seed
+
+_Weights = Annotated[pathlib.Path | None, Shown("FILE")]
+_Folder = Annotated[pathlib.Path | None, Shown("DIR")]
 
 
 def evaluate(
@@ -23,7 +32,7 @@ def evaluate(
         evaluation.options.guidance=2.0.
         step: The checkpoint: its step, or best, the one with the best validation metric.
     """
-    from t2i_jax import paths, runs
+    from t2i_jax import runs
     from t2i_jax.cluster import processes
     from t2i_jax.runs.folder import checkpoint_step
     from t2i_jax.runs.recipe import changed
@@ -35,3 +44,285 @@ def evaluate(
         metrics = runs.evaluate(recipe, runs.load(run, step=chosen), run, chosen)
         for name, value in metrics.items() if processes.is_first() else ():
             print(f"{name}: {value:.4g}")
+
+
+def command(words: Sequence[str]) -> None:
+    """Measure images against captions and real images: FID, KID, CLIP score and others.
+
+    Args:
+      words: what follows `t2i evaluate`; the first may be one of `COMMANDS`.
+    """
+    if words and words[0] in COMMANDS:
+        cli.called(COMMANDS[words[0]], words[1:], f"{_NAME} {words[0]}")
+    else:
+        cli.called(measure, words, _NAME)
+
+
+def measure(
+    run: Annotated[pathlib.Path | None, Shown("RUN", positional=True)] = None,
+    overrides: Annotated[tuple[str, ...], Shown("FIELD=VALUE", positional=True)] = (),
+    prompts: Annotated[str | None, Shown("SET:FILE")] = None,
+    images: Annotated[str | None, Shown("DIR")] = None,
+    captions: Annotated[str | None, Shown("FILE")] = None,
+    metrics: Annotated[str | None, Shown("NAME,NAME")] = None,
+    reference: Annotated[str | None, Shown("DIR|FILE.npz")] = None,
+    reference_mode: Annotated[str | None, Shown("MODE")] = None,
+    mode: Annotated[str, Shown("MODE,MODE")] = "clean",
+    protocol: Annotated[str | None, Shown("NAME")] = None,
+    count: Annotated[int | None, Shown("N")] = None,
+    seed: Seed = 0,
+    guidance: Annotated[str | None, Shown("NUMBER,NUMBER")] = None,
+    out: Annotated[pathlib.Path | None, Shown("DIR", default="RUN/eval/SET")] = None,
+    inception: _Weights = None,
+    clip: _Folder = None,
+    cmmd: _Folder = None,
+    dinov2: _Folder = None,
+    pickscore: _Folder = None,
+    hpsv2: _Weights = None,
+    batch_size: Count = 64,
+    shard_size: Count = 1000,
+    step: Annotated[str | None, Shown("STEP", default="the newest")] = None,
+) -> None:
+    """Measure the images of a run for prompts, or those of a folder. Without --prompts and --images
+    a run is measured as its recipe says, as t2i eval does it.
+
+    Other commands: t2i evaluate reference, t2i evaluate compare.
+
+    Args:
+        run: Folder of a run, whose images are generated and kept in OUT.
+        overrides: Fields of the recipe to change, as evaluation.options.temperature=0.5.
+        prompts: Prompts to generate images for: coco:FILE, parti:FILE, geneval:FILE,
+            t2i-compbench:FILE, dpg:FOLDER, or a .txt, .tsv, .csv or .jsonl file.
+        images: A folder of images in place of a run, or another source, as arrayrecord:DIR.
+        captions: Captions of --images: one in each line in the order of the names, or a table with
+            columns file and caption. By default those that lie beside the images.
+        metrics: Some of fid, fid_infinity, kid, is, pr (precision, recall), dc (density, coverage),
+            clip, clip_hessel, clip_torchmetrics, clip_gigagan, clip_fid, cmmd, fdd, pickscore,
+            hpsv2, judge:shapes, judge:digits.
+        reference: Real images to compare with, a folder or another source, or their statistics.
+        reference_mode: How the statistics of a FILE.npz were made, where no JSON beside it says so.
+        mode: How images are made smaller for Inception: clean, tf, pytorch-fid, torchmetrics.
+        protocol: A named protocol, which says modes, size, crop and count: coco30k,
+            coco30k-gigagan, coco30k-t2ibench, coco30k-dmgan, coco10k-mosaic, imagenet50k.
+        count: How many prompts; by default those of the protocol, or all.
+        seed: The same seed gives the same images.
+        guidance: Guidances to measure side by side, as 1.5,3,5.
+        out: Folder of plan, images, features and results; the same command goes on there.
+        inception: pt_inception-2015-12-05-6726825d.pth.
+        clip: CLIP ViT-B/32, a folder of transformers or OpenCLIP.
+        cmmd: CLIP ViT-L/14-336.
+        dinov2: DINOv2 ViT-L/14.
+        pickscore: PickScore v1.
+        hpsv2: HPS v2 or v2.1; --clip has its vocabulary.
+        batch_size: Images that are generated at a time.
+        shard_size: Images of a shard, which is written whole or not at all.
+        step: The checkpoint: its step, or best.
+    """
+    from t2i_jax.cluster import processes
+    from t2i_jax.eval import protocol as protocols
+    from t2i_jax.runs.scoring.metrics import parse_metrics
+    from t2i_jax.runs.scoring.networks import Weights, parse_modes
+
+    _check_given(run, prompts, images, captions, metrics)
+    if images is None and prompts is None:
+        assert run is not None
+        evaluate(run, overrides, step)
+        return
+    chosen = None if protocol is None else protocols.protocol(protocol)
+    settings = {
+        "metrics": () if metrics is None else parse_metrics(metrics),
+        "modes": parse_modes(mode), "protocol": chosen, "reference": reference,
+        "reference_mode": reference_mode, "batch_size": batch_size, "shard_size": shard_size,
+        "weights": Weights(inception, clip, cmmd, dinov2, pickscore, hpsv2),
+    }  # fmt: skip
+    with processes.joined():
+        if images is not None:
+            _measure_images(images, captions, settings, out)
+        else:
+            count = count or (chosen and chosen.count)
+            _measure_run(run, overrides, step, prompts, count, seed, guidance, settings, out)
+
+
+def reference(
+    images: Annotated[str, Shown("DIR", positional=True)],
+    out: Annotated[pathlib.Path, Shown("FILE.npz", positional=False)],
+    network: str = "inception",
+    mode: str = "clean",
+    protocol: Annotated[str | None, Shown("NAME")] = None,
+    keep_features: bool = False,
+    adm: bool = False,
+    split: str = "train",
+    inception: _Weights = None,
+    clip: _Folder = None,
+    cmmd: _Folder = None,
+    dinov2: _Folder = None,
+) -> None:
+    """Make statistics of real images, which others read too: mu and sigma in an npz.
+
+    A JSON file beside it says how they were made.
+
+    Args:
+        images: A folder of images, or another source, as arrayrecord:DIR.
+        out: The npz to write; an existing one is refused.
+        network: Of which features: inception, clip, cmmd or dinov2.
+        mode: How images are made smaller for Inception.
+        protocol: A named protocol, which brings images to its size first.
+        keep_features: Keep the features too, for KID, recall and CMMD.
+        adm: Keep the images too, as OpenAI's evaluator reads them.
+        split: Of a source with splits.
+        inception: pt_inception-2015-12-05-6726825d.pth.
+        clip: CLIP ViT-B/32.
+        cmmd: CLIP ViT-L/14-336.
+        dinov2: DINOv2 ViT-L/14.
+    """
+    import jax
+
+    from t2i_jax.cluster import processes
+    from t2i_jax.config import one_of
+    from t2i_jax.eval import protocol as protocols
+    from t2i_jax.runs.scoring import networks, sources, statistics
+    from t2i_jax.runs.scoring.networks import Weights, parse_modes
+    from t2i_jax.runs.scoring.split import Share
+
+    out = paths.new("out", out)
+    if out.suffix != ".npz" or out.exists():
+        raise UserError(f"out={paths.shown(out)} exists or is no .npz; name a new FILE.npz.")
+    one_of("network", network, statistics.LAYERS)
+    modes = parse_modes(mode)
+    if len(modes) > 1:
+        raise UserError(f"mode={mode!r} names several, and a file has statistics of one; give one.")
+    chosen = None if protocol is None else protocols.protocol(protocol)
+    with processes.joined():
+        spec = sources.source_spec("images", images)
+        size = None if chosen is None else chosen.size
+        found = sources.SourceImages(spec, "images", size, split)
+        weights = Weights(inception, clip, cmmd, dinov2)
+        [extractor] = networks.build(network, modes, weights)
+        share = Share(jax.process_index(), jax.process_count())
+        told = statistics.write(
+            found, extractor, statistics.LAYERS[network], out, chosen, share,
+            keep_features=keep_features, keep_images=adm, progress=_progress("features"),
+        )  # fmt: skip
+        if told:
+            print(f"{extractor.name}: statistics of {told['count']:,} images in {out}")
+            _tell_left_out("images", told["left_out"])
+
+
+def compare(
+    a: Annotated[pathlib.Path, Shown("A", positional=True)],
+    b: Annotated[pathlib.Path, Shown("B", positional=True)],
+) -> None:
+    """Tell whether two results differ by more than chance.
+
+    Args:
+        a: Folder of results of t2i evaluate.
+        b: Another one, of the same protocol.
+    """
+    from t2i_jax.eval import compare as comparing
+    from t2i_jax.runs.scoring.score import read_results
+
+    first, second = (read_results(paths.given(name, one)) for name, one in (("a", a), ("b", b)))
+    found = comparing.compare(first[0], second[0], first[1], second[1])
+    print(comparing.table(found, (a.name or "A", b.name or "B")))
+
+
+COMMANDS: Mapping[str, Callable[..., None]] = {
+    "reference": reference,
+    "compare": compare,
+}
+_NAME = "t2i evaluate"
+
+
+def _check_given(run, prompts, images, captions, metrics):
+    """Refuses what does not go together, before anything is opened."""
+    if (run is None) == (images is None):
+        both = "both are" if run is not None else "neither is"
+        raise UserError(f"RUN or --images DIR is measured, and {both} given; give one of them.")
+    if images is not None and prompts is not None:
+        raise UserError(
+            f"prompts={prompts!r} is for a run, which generates images; give --captions FILE for "
+            "--images."
+        )
+    if captions is not None and images is None:
+        raise UserError(
+            f"captions={captions!r} is for --images; give --prompts for a run, which generates "
+            "images."
+        )
+    if images is not None and metrics is None:
+        raise UserError("metrics are missing; give for example --metrics fid,kid.")
+    if run is not None and prompts is None and metrics is not None:
+        raise UserError(
+            f"metrics={metrics!r} of a run need prompts to generate images for; give --prompts."
+        )
+
+
+def _measure_images(images, captions, settings, out):
+    from t2i_jax.eval import prompts as sets
+    from t2i_jax.runs.scoring.job import Job, evaluate_source
+    from t2i_jax.runs.scoring.sources import source_spec
+
+    spec = source_spec("images", images)
+    place = pathlib.Path(spec.partition(":")[2] or spec)
+    job = Job(out=paths.folder("out", out or place.with_name(f"{place.name}-eval")), **settings)
+    chosen = None if captions is None else sets.read(captions)
+    _tell(evaluate_source(job, spec, chosen, progress=_progress("features")), job.out)
+
+
+def _measure_run(run, overrides, step, prompts, count, seed, guidance, settings, out):
+    from t2i_jax import runs
+    from t2i_jax.cluster import processes
+    from t2i_jax.eval import prompts as sets
+    from t2i_jax.runs.folder import checkpoint_step
+    from t2i_jax.runs.recipe import changed
+    from t2i_jax.runs.scoring import sweep
+    from t2i_jax.runs.scoring.job import Job, evaluate_run
+
+    run = paths.given("run", run)
+    recipe = changed(runs.load_run_recipe(run), overrides)
+    chosen = sets.read(prompts, count, seed)
+    job = Job(out=paths.folder("out", out or run / "eval" / chosen.kind), **settings)
+    guidances = [] if guidance is None else sweep.parse_guidances(guidance)
+    found = evaluate_run(
+        job,
+        run,
+        recipe,
+        checkpoint_step(step),
+        chosen,
+        seed,
+        guidances,
+        progress=_progress("shards"),
+    )
+    if not found:
+        if processes.is_first():
+            print(f"images of {len(chosen):,} prompts in {job.out}")
+        return
+    if len(found) == 1:
+        _tell(next(iter(found.values())), job.out)
+    elif processes.is_first():
+        print("\n".join(sweep.table({one: found[one] for one in found if one is not None})))
+
+
+def _tell(results, out):
+    if not results:  # not the first process
+        return
+    for one in results["metrics"]:
+        span = one["interval"]
+        told = "" if span is None else f" [{span['low']:.4g}, {span['high']:.4g}]"
+        against = f" against {one['n_reference']:,}" if one["n_reference"] else ""
+        print(f"{one['name']}: {one['value']:.6g}{told} ({one['n_generated']:,} images{against})")
+    for name, about in results["generated"].items():
+        _tell_left_out(name, about["left_out"])
+    print(f"results: {out / 'results.json'}")
+
+
+def _tell_left_out(what, counts):
+    if counts:
+        told = ", ".join(f"{reason} {count}" for reason, count in counts.items())
+        print(f"{what}: left out {told}")
+
+
+def _progress(what):
+    from tqdm import tqdm
+
+    # none where stderr is no terminal
+    return functools.partial(tqdm, desc=what, unit="shard", disable=None)

@@ -101,7 +101,8 @@ def _run(words):
             raise UserError(f"{word!r} is no command of {name}; {nearest(word, known)}")
         name, commands = f"{name} {word}", commands[word]
     start_cache()
-    if name == "t2i sample":  # its options are those of the run that is named
+    # the options of the one are those of the run that is named, the other has commands below it
+    if name in ("t2i sample", "t2i evaluate"):
         commands(words)
     else:
         called(commands, words, name)
@@ -128,6 +129,7 @@ def _commands():
         "config": config.show,
         "train": training.train,
         "sample": sample.command,
+        "evaluate": evaluate.command,
         "eval": evaluate.evaluate,
         "report": page.report,
         "export": export.export,

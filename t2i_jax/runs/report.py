@@ -82,17 +82,21 @@ def write_report(
         _commands(workdir),
         _recipe(recipe),
     ]
-    page = (
+    try:
+        with replacing(workdir / REPORT) as path:
+            path.write_text(page_of(title, sections), encoding="utf-8", errors="replace")
+    except OSError as error:
+        say(f"{REPORT} can't be written to {str(workdir)!r} ({error}).")
+
+
+def page_of(title: str, sections: Sequence[str]) -> str:
+    """A page of its own, from pieces of HTML."""
+    return (
         "<!doctype html><html lang='en'><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
         f"<h1>{html.escape(title)}</h1>{''.join(sections)}</html>\n"
     )
-    try:
-        with replacing(workdir / REPORT) as path:
-            path.write_text(page, encoding="utf-8", errors="replace")
-    except OSError as error:
-        say(f"{REPORT} can't be written to {str(workdir)!r} ({error}).")
 
 
 def note_start(workdir: str | os.PathLike) -> None:

@@ -9,7 +9,7 @@ import contextvars
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -151,7 +151,7 @@ def batches(
     prompt: Mapping[str, np.ndarray],
     total: int,
     images_per_prompt: int,
-    seed: int,
+    seed: int | Sequence[int],
     batch_size: int | None,
     *,
     progress: bool = False,
@@ -162,25 +162,42 @@ def batches(
     give the same images.
 
     Args:
-      prompt: a row per prompt. total: images in all. seed: see `seeds.key_of`.
+      prompt: a row per prompt. total: images in all.
+      seed: see `seeds.key_of`; a sequence has one for each image, which then depends on nothing
+        else. Where several candidates are made for each image, they share its seed.
       batch_size: None: all at once. progress: shows a bar where there are several batches.
 
     Raises:
       UserError: a seed that is none, or more images than one call makes.
     """
-    key = seeds.key_of("seed", seed)
     check_total(total, "images_per_prompt", images_per_prompt)
     batch_size = min(batch_size or total, total)
-    return _batches(prompt, total, images_per_prompt, key, batch_size, progress)
+    keys_of = _keys_of_each(seed, total) if isinstance(seed, Sequence) else _keys_of_all(seed)
+    return _batches(prompt, total, images_per_prompt, keys_of, batch_size, progress)
 
 
-def _batches(prompt, total, images_per_prompt, key, batch_size, progress):
+def _keys_of_all(seed):
+    """Numbers of images -> their keys, all of one seed."""
+    return jax.vmap(functools.partial(jax.random.fold_in, seeds.key_of("seed", seed)))
+
+
+def _keys_of_each(numbers, total):
+    """Numbers of images -> their keys, each of a seed of its own."""
+    if not numbers or total % len(numbers):
+        raise UserError(f"seed has {len(numbers)} numbers for {total} images; give one for each.")
+    each, keys = total // len(numbers), seeds.keys_of("seed", numbers)
+    if each == 1:
+        return keys.__getitem__
+    return lambda index: jax.vmap(jax.random.fold_in)(keys[index // each], index % each)
+
+
+def _batches(prompt, total, images_per_prompt, keys_of, batch_size, progress):
     starts = range(0, total, batch_size)
     for start in tqdm(
         starts, desc="sampling", unit="batch", disable=not progress or len(starts) == 1, leave=False
     ):
         index = np.minimum(np.arange(start, start + batch_size), total - 1)
-        keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.asarray(index))
+        keys_B = keys_of(jnp.asarray(index))
         yield Rows(
             {name: value[index // images_per_prompt] for name, value in prompt.items()},
             keys_B,

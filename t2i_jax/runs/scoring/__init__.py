@@ -1,0 +1,14 @@
+"""`t2i evaluate`: images, their features, and numbers that others can compute again.
+
+    OUT/plan.json             what the images are made from and how; a changed plan is refused
+    OUT/images/00000/         a shard of generated images, PNG; manifest.jsonl has their SHA-256
+    OUT/features/             features of the generated images and of the reference, per shard
+    OUT/results.json          the metrics, and all that is needed to compute them again
+    OUT/values.json           one value per image, of the metrics that have such
+    OUT/times.json            seconds that the last command took; the only file that is not the same
+                              when it is made again
+    OUT/report.html           the numbers and images in one page
+
+Every step passes over what is there whole, so that a command that was killed goes on where it was,
+and ends in the same bytes.
+"""

@@ -1,0 +1,195 @@
+"""The features of a set of images, computed shard by shard and kept in files."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from t2i_jax.data.pack import side_by_side
+from t2i_jax.data.source import BadSample
+from t2i_jax.errors import UserError
+from t2i_jax.eval.extractors import Extractor
+from t2i_jax.eval.moments import Moments, merged
+from t2i_jax.eval.statistics_file import write_npz
+from t2i_jax.runs.scoring.split import Share, Split
+
+BATCH_SIZE = 32
+_KEY, _KEPT, _ABOUT = "key", "kept", "about"
+
+
+class ImageSet(Protocol):
+    """Images by their numbers, in shards."""
+
+    split: Split
+
+    def read(self, index: int) -> np.ndarray:
+        """uint8 (H, W, C); or `BadSample`."""
+        ...
+
+    def key(self, shard: int) -> str:
+        """Changes when the images of a shard do."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Features of all shards, read from their files when they are asked for.
+
+    Attributes:
+      folder: where the files are. split: images into shards.
+    """
+
+    folder: pathlib.Path
+    split: Split
+
+    def array(self, layer: str) -> np.ndarray:
+        """(N, D) float32 of all images that could be used, in their order."""
+        return np.concatenate([shard[layer] for shard in self._shards()])
+
+    def moments(self, layer: str) -> Moments:
+        """Their moments in float64, merged in the order of the shards; one shard at a time is in
+        memory.
+        """
+        return merged(Moments.of(shard[layer]) for shard in self._shards() if len(shard[layer]))
+
+    @functools.cached_property
+    def kept(self) -> np.ndarray:
+        """(N,) the numbers of the images that could be used."""
+        return np.concatenate([shard[_KEPT] for shard in self._shards()])
+
+    @functools.cached_property
+    def about(self) -> dict[str, Any]:
+        """As JSON "count" of the images used, "left_out" by reason, "sizes" with their counts, and
+        "sha256" of all pixels.
+        """
+        left_out: collections.Counter[str] = collections.Counter()
+        sizes: collections.Counter[str] = collections.Counter()
+        digest, count = hashlib.sha256(), 0
+        for shard in self._shards():
+            told = json.loads(str(shard[_ABOUT]))
+            left_out.update(told["left_out"])
+            sizes.update(told["sizes"])
+            digest.update(told["pixels"].encode())
+            count += len(shard[_KEPT])
+        return {
+            "count": count,
+            "left_out": dict(sorted(left_out.items())),
+            "sizes": dict(sorted(sizes.items())),
+            "sha256": digest.hexdigest(),
+        }
+
+    def _shards(self) -> Iterator[dict[str, np.ndarray]]:
+        for shard in range(self.split.shards):
+            path = shard_file(self.folder, shard)
+            found = _read(path)
+            if found is None:
+                raise UserError(f"{str(path)!r} is missing or damaged; start the command again.")
+            yield found
+
+
+def folder_of(
+    home: pathlib.Path, extractor: Extractor, layers: tuple[str, ...], bring: Mapping[str, Any]
+) -> pathlib.Path:
+    """Where the features of an extractor are kept: another file of weights, other preprocessing or
+    other layers are another folder.
+
+    Args:
+      bring: JSON of what is done with images before the extractor gets them.
+    """
+    told = json.dumps([extractor.about, bring, layers], sort_keys=True, default=str)
+    return home / f"{extractor.name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+
+
+def compute(
+    images: ImageSet,
+    extractor: Extractor,
+    layers: tuple[str, ...],
+    folder: pathlib.Path,
+    bring: Callable[[np.ndarray], np.ndarray],
+    share: Share,
+    batch_size: int = BATCH_SIZE,
+    progress: Callable[[Any], Any] = iter,
+) -> Features:
+    """Computes the features of the shards that are this process's, unless they are there.
+
+    Args:
+      layers: of the extractor. bring: what is done with an image first. progress: shows a bar over
+        the shards.
+
+    Returns:
+      The features of all shards; they can be read when every process is done.
+
+    Raises:
+      UserError: no image of a shard can be used.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in progress(list(share.mine(images.split.shards))):
+        path, key = shard_file(folder, shard), images.key(shard)
+        found = _read(path)
+        if found is None or str(found[_KEY]) != key:
+            made = _computed(images, extractor, layers, shard, bring, batch_size)
+            write_npz(path, {**made, _KEY: np.array(key)})
+    return Features(folder, images.split)
+
+
+def shard_file(folder: pathlib.Path, shard: int) -> pathlib.Path:
+    """The file of a shard's features."""
+    return folder / f"{shard:05d}.npz"
+
+
+def _computed(images, extractor, layers, shard, bring, batch_size):
+    kept: list[int] = []
+    left_out: collections.Counter[str] = collections.Counter()
+    sizes: collections.Counter[str] = collections.Counter()
+    digest = hashlib.sha256()
+
+    def read(index):
+        try:
+            image = images.read(index)
+        except BadSample as bad:
+            return bad
+        return image.shape, hashlib.sha256(image.tobytes()).digest(), bring(image)
+
+    def usable():
+        rows = images.split.rows(shard)
+        for index, one in zip(rows, side_by_side(read, rows), strict=True):
+            if isinstance(one, BadSample):
+                left_out[one.reason] += 1
+                continue
+            shape, pixels, image = one
+            kept.append(index)
+            sizes[f"{shape[1]}x{shape[0]}"] += 1
+            digest.update(f"{shape} ".encode() + pixels)
+            yield image
+
+    found: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
+    for batch in extractor.batches(usable(), batch_size, layers):
+        for layer in layers:
+            found[layer].append(batch[layer])
+    if not kept:
+        told = ", ".join(f"{reason} {count}" for reason, count in left_out.items())
+        raise UserError(f"none of {len(images.split.rows(shard))} images can be used ({told}).")
+    about = {"left_out": left_out, "sizes": sizes, "pixels": digest.hexdigest()}
+    return {
+        **{layer: np.concatenate(parts) for layer, parts in found.items()},
+        _KEPT: np.array(kept, np.int64),
+        _ABOUT: np.array(json.dumps(about, sort_keys=True)),
+    }
+
+
+def _read(path):
+    """The arrays of a file; None where it is not there or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None

@@ -1,0 +1,82 @@
+"""Images of a run for a set of prompts, into shards."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from t2i_jax.cluster import processes
+from t2i_jax.errors import UserError
+from t2i_jax.eval.prompts import PromptSet, seed_of
+from t2i_jax.runs.scoring.shards import ImageShards
+from t2i_jax.runs.scoring.split import Share
+from t2i_jax.systems import generation
+from t2i_jax.systems.base import System
+
+
+def generate(
+    system: System,
+    options: Any,
+    prompts: PromptSet,
+    seed: int,
+    shards: ImageShards,
+    share: Share,
+    batch_size: int,
+    progress: Callable[[Any], Any] = iter,
+) -> None:
+    """Generates the images of the shards that are this process's, those that are whole apart.
+
+    Image n of a prompt has the seed `seed_of(seed, its id, n)`, and every batch has one size: how
+    many images there are, in which shards and on how many processes, changes none of them.
+
+    Raises:
+      UserError: the system reads no captions.
+    """
+    check(system)
+    each = prompts.images_per_prompt
+    for shard in progress(list(share.mine(shards.split.shards))):
+        if shards.is_whole(shard):
+            continue
+        rows = shards.split.rows(shard)
+        chosen = [(prompts.prompts[row // each], row % each) for row in rows]
+        seeds = [seed_of(seed, prompt.id, number) for prompt, number in chosen]
+        texts = [prompt.text for prompt, _ in chosen]
+        images = [*_batches(system, options, texts, seeds, batch_size)]
+        lines = [
+            {"prompt": prompt.id, "number": number, "seed": one}
+            for (prompt, number), one in zip(chosen, seeds, strict=True)
+        ]
+        shards.write(shard, np.concatenate(images), lines)
+    processes.gather(None)
+
+
+def check(system: System) -> None:
+    """Refuses a system that makes no images from captions as they are.
+
+    Raises:
+      UserError: it does not.
+    """
+    encoder = system.task.text_encoder
+    if encoder is None or encoder.entry == "text_embeds":
+        raise UserError(
+            f"a {type(system).__name__} of this run reads no captions; give a run that does, or "
+            "generate images with `t2i sample` and give --images DIR."
+        )
+
+
+def _batches(system, options, texts, seeds, batch_size) -> Iterator[np.ndarray]:
+    """Images of one batch after the other, the last filled up, so that there is one program."""
+    for start in range(0, len(texts), batch_size):
+        mine = range(start, min(start + batch_size, len(texts)))
+        filled = [*mine, *itertools.repeat(mine[-1], batch_size - len(mine))]
+        with generation.quiet():
+            made = system.generate(
+                [texts[row] for row in filled],
+                options,
+                seed=[seeds[row] for row in filled],
+                batch_size=batch_size,
+            )
+        yield np.asarray(made)[: len(mine)]

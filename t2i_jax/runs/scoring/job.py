@@ -1,0 +1,191 @@
+"""One `t2i evaluate`: checks all that was given, then images, features, numbers and a page."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from t2i_jax import runs
+from t2i_jax.cluster import lock, processes
+from t2i_jax.errors import UserError
+from t2i_jax.eval.extractors import Extractor
+from t2i_jax.eval.prompts import PromptSet
+from t2i_jax.eval.protocol import Protocol
+from t2i_jax.runs.recipe import Recipe
+from t2i_jax.runs.scoring import networks, page, subjects, sweep
+from t2i_jax.runs.scoring.features import BATCH_SIZE
+from t2i_jax.runs.scoring.metrics import metric_of
+from t2i_jax.runs.scoring.networks import Weights
+from t2i_jax.runs.scoring.reference import Reference, open_reference
+from t2i_jax.runs.scoring.score import Images, Measures, read_results, score
+from t2i_jax.runs.scoring.split import SHARD_SIZE, Share
+from t2i_jax.systems import generation
+
+Build = Callable[[str, Sequence[str], Weights], list[Extractor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is measured, of which images, against what.
+
+    Attributes:
+      metrics: names, see `metrics.METRICS`; (): images are generated and nothing is measured.
+      out: folder of the results.
+      modes: how images are prepared for Inception, where no protocol says it.
+      protocol: brings all images to one size and says how many there are; None: they stay as they
+        are.
+      reference: a folder or another source of images, or an npz; None: there is none.
+      reference_mode: how the statistics of an npz were made; None: its JSON says so.
+      weights: where the networks' weights are.
+      shard_size: images of a shard.
+      batch_size: images that are generated at a time. extractor_batch_size: that an extractor is
+        given at a time.
+    """
+
+    metrics: Sequence[str]
+    out: pathlib.Path
+    modes: Sequence[str] = ("clean",)
+    protocol: Protocol | None = None
+    reference: str | None = None
+    reference_mode: str | None = None
+    weights: Weights = Weights()
+    shard_size: int = SHARD_SIZE
+    batch_size: int = 64
+    extractor_batch_size: int = BATCH_SIZE
+
+    def __post_init__(self):
+        if self.shard_size < 1 or self.batch_size < 1 or self.extractor_batch_size < 1:
+            raise UserError(
+                f"shard_size={self.shard_size} and batch_size={self.batch_size} must be 1 or more."
+            )
+        compares = any(metric_of(name).needs_reference for name in self.metrics)
+        if self.reference is None and compares:
+            name = next(name for name in self.metrics if metric_of(name).needs_reference)
+            raise UserError(
+                f"metrics={name} compares with real images; give --reference DIR or FILE.npz."
+            )
+        if self.reference is not None and not compares:
+            raise UserError(
+                f"reference={self.reference!r} is compared with by none of metrics="
+                f"{','.join(self.metrics)}; leave it out, or add fid."
+            )
+
+    def opened(self, build: Build = networks.build) -> tuple[Measures, Reference | None]:
+        """The networks and the reference, with all their files read.
+
+        Raises:
+          UserError: weights or a reference that are not there.
+        """
+        modes = self.modes if self.protocol is None else self.protocol.modes
+        wanted = dict.fromkeys(metric_of(name).network for name in self.metrics)
+        size = None if self.protocol is None else self.protocol.size
+        reference = self.reference and open_reference(
+            self.reference, self.reference_mode, size, self.shard_size
+        )
+        found = {name: build(name, modes, self.weights) for name in wanted if name}
+        measures = Measures(self.metrics, found, self.protocol, self.extractor_batch_size)
+        return measures, reference or None
+
+
+def evaluate_source(
+    job: Job,
+    spec: str,
+    captions: PromptSet | None,
+    build: Build = networks.build,
+    progress: Callable[[Any], Any] = iter,
+) -> Mapping[str, Any]:
+    """Measures images that are there already; every process calls it.
+
+    Args:
+      spec: of the images, "folder:DIR" and so on. captions: see `subjects.of_source`.
+
+    Returns:
+      The results; {} in a process that is not the first.
+    """
+    measures, reference = job.opened(build)
+    with lock.held(job.out):
+        images = subjects.of_source(spec, captions, job.out, job.shard_size)
+        return _scored(job, images, reference, measures, job.out, progress, spec)
+
+
+def evaluate_run(
+    job: Job,
+    run: pathlib.Path,
+    recipe: Recipe,
+    step: int | str | None,
+    prompts: PromptSet,
+    seed: int = 0,
+    guidances: Sequence[float] = (),
+    build: Build = networks.build,
+    progress: Callable[[Any], Any] = iter,
+) -> Mapping[float | None, Mapping[str, Any]]:
+    """Generates images of a run for prompts and measures them; every process calls it.
+
+    Args:
+      recipe: that of the run; its `evaluation.options` say how images are sampled.
+      guidances: in place of that of the options; several are measured side by side, each in a
+        folder of its own, with one set of features of the reference. (): the options' own.
+
+    Returns:
+      Results by guidance, None for the options' own; {} where nothing is measured.
+    """
+    measures, reference = job.opened(build)
+    system, found = runs.load(run, step=step), dict[float | None, Mapping[str, Any]]()
+    options = recipe.evaluation.options
+    chosen = {
+        one: generation.with_changes(type(options), options, {"guidance": one}) for one in guidances
+    } or {None: options}
+    with lock.held(job.out):
+        for guidance, sampled in chosen.items():
+            out = job.out if len(chosen) == 1 else job.out / f"guidance-{guidance:g}"
+            images = subjects.of_run(
+                run, recipe, system, step, prompts, sampled, seed=seed, batch_size=job.batch_size,
+                shard_size=job.shard_size, out=out, share=_share(), progress=progress,
+            )  # fmt: skip
+            title = f"{run.name}: {prompts.kind}"
+            found[guidance] = _scored(job, images, reference, measures, out, progress, title)
+        if len(chosen) > 1 and job.metrics and processes.is_first():
+            sweep.write(job.out, {one: found[one] for one in found if one is not None})
+    return found if job.metrics else {}
+
+
+def _scored(job, images, reference, measures, out, progress, title):
+    if not job.metrics:
+        return {}
+    results = score(images, reference, measures, out, job.out, None, progress)
+    if results:
+        _, values = read_results(out)
+        nearest = _nearest(images, reference, measures, out)
+        page.write_page(out, title, results, values, images, nearest)
+    return results
+
+
+def _nearest(images: Images, reference, measures, out):
+    """Of the first extractor that is asked: the reference images nearest to the first images."""
+    from t2i_jax.runs.scoring import features
+
+    told = {} if measures.protocol is None else measures.protocol.about()
+    for network, some in measures.extractors.items():
+        for extractor in some:
+            layer = page.layer_of_neighbours(extractor.name)
+            if layer is None or reference is None:
+                continue
+            home = out / "features" / "generated"
+            folder = features.folder_of(home, extractor, measures.layers(network), told)
+            own = features.Features(folder, images.files.split).array(layer)
+            try:
+                others = reference.features(extractor.name, layer, "fid")
+            except UserError:  # statistics alone
+                return []
+            read = functools.partial(reference.image, extractor.name)
+            return page.neighbours(own, others, read)
+    return []
+
+
+def _share():
+    import jax
+
+    return Share(jax.process_index(), jax.process_count())

@@ -1,0 +1,83 @@
+"""The extractors that a command names, with the files of their weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+
+from t2i_jax import config
+from t2i_jax.errors import UserError
+from t2i_jax.eval import extractors, resize
+from t2i_jax.eval.extractors import Extractor
+
+FOLDER = "T2I_WEIGHTS"
+"""The environment variable of a folder with weights, each under the name of its option."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Where the weights of each network are; None: in the folder that T2I_WEIGHTS names.
+
+    Attributes:
+      inception: the state dict that pytorch-fid and torch-fidelity read.
+      clip: folder of a CLIP, ViT-B/32 where nothing else is wanted, for CLIP score and CLIP-FID.
+      cmmd: folder of CLIP ViT-L/14-336.
+      dinov2: folder of DINOv2 ViT-L/14.
+      pickscore: folder of PickScore v1.
+      hpsv2: file of HPS v2 or v2.1; its vocabulary is that of `clip`.
+    """
+
+    inception: pathlib.Path | None = None
+    clip: pathlib.Path | None = None
+    cmmd: pathlib.Path | None = None
+    dinov2: pathlib.Path | None = None
+    pickscore: pathlib.Path | None = None
+    hpsv2: pathlib.Path | None = None
+
+    def of(self, network: str) -> pathlib.Path | None:
+        """The file or folder of a network; None: nothing is known, and its reader says what is
+        missing.
+        """
+        given = getattr(self, network)
+        home = os.environ.get(FOLDER)
+        if given is not None or not home:
+            return given
+        found = sorted(pathlib.Path(home).expanduser().glob(f"{network}*"))
+        return found[0] if found else None
+
+
+def build(network: str, modes: Sequence[str], weights: Weights) -> list[Extractor]:
+    """The extractors of a network: of "inception" one for each mode.
+
+    Raises:
+      UserError: an unknown mode, or weights that are missing; the sentence says where they come
+        from.
+    """
+    path = weights.of(network)
+    if network == "inception":
+        return [extractors.inception(path, mode) for mode in modes]
+    if network == "clip":
+        return [extractors.clip(path)]
+    if network == "cmmd":
+        return [extractors.clip(path, "cmmd", what="clip-vit-l-14-336")]
+    if network == "dinov2":
+        return [extractors.dinov2(path)]
+    if network == "pickscore":
+        return [extractors.pickscore(path)]
+    return [extractors.hpsv2(path, weights.of("clip"))]
+
+
+def parse_modes(text: str) -> list[str]:
+    """The modes in "clean,tf".
+
+    Raises:
+      UserError: an unknown one, or none.
+    """
+    modes = [mode.strip() for mode in text.split(",") if mode.strip()]
+    if not modes:
+        raise UserError(f"mode={text!r} names none; give for example clean.")
+    for mode in modes:
+        config.one_of("mode", mode, resize.INCEPTION)
+    return list(dict.fromkeys(modes))

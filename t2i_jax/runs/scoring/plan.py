@@ -1,0 +1,84 @@
+"""The plan of a folder of results: what its images are and how they are made. It is written once,
+and a command with another plan is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jaxlib.version
+import numpy as np
+import PIL
+
+import t2i_jax
+from t2i_jax import config, files, paths
+from t2i_jax.cluster import processes
+from t2i_jax.errors import UserError
+from t2i_jax.foreign import json_file
+
+FILE = "plan.json"
+SCHEMA = 1
+_MOST = 4  # fields that a refusal names
+
+
+def software() -> dict[str, Any]:
+    """What can change pixels or features: versions, and the kind of device."""
+    devices = jax.local_devices()
+    return {
+        "t2i_jax": t2i_jax.__version__,
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.version.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "python": platform.python_version(),
+        "device": devices[0].device_kind,
+        "devices_per_process": len(devices),
+    }
+
+
+def settle(folder: pathlib.Path, plan: Mapping[str, Any]) -> None:
+    """Writes the plan of a new folder, or checks that the folder was begun with the same.
+
+    Every process calls it.
+
+    Args:
+      plan: JSON.
+
+    Raises:
+      UserError: the folder was begun with another plan (the fields and both values are told), holds
+        something else, or the processes do not agree.
+    """
+    plan = json.loads(json.dumps({"schema": SCHEMA, **plan}))
+    processes.check_same(plan, "another plan", "start all with the same command")
+    processes.once(lambda: _settle(folder, plan))
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """JSON with sorted keys and numbers in full; the same value is the same bytes."""
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
+    with files.replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _settle(folder, plan):
+    paths.make("out", folder)
+    path = folder / FILE
+    if not path.exists():
+        if there := sorted(one.name for one in folder.iterdir() if one.name != "lock"):
+            raise UserError(
+                f"out={paths.shown(folder)} holds {there[0]!r} and no {FILE}; name a new folder."
+            )
+        write_json(path, plan)
+        return
+    begun = json_file.read(path, "out", "name a new folder")
+    if changed := config.differences(begun, plan):
+        more = f"; and {len(changed) - _MOST} more" if len(changed) > _MOST else ""
+        raise UserError(
+            f"out={paths.shown(folder)} was begun with another plan "
+            f"({'; '.join(changed[:_MOST])}{more}); give the same again, or name a new folder."
+        )

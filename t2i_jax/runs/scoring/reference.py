@@ -1,0 +1,167 @@
+"""What generated images are compared with: real images, or statistics of them in a file."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from t2i_jax import paths
+from t2i_jax.errors import UserError
+from t2i_jax.eval.extractors import Extractor
+from t2i_jax.eval.frechet import Gaussian
+from t2i_jax.eval.statistics_file import read_statistics
+from t2i_jax.runs.scoring.features import Features
+from t2i_jax.runs.scoring.sources import ArrayImages, SourceImages, source_spec
+from t2i_jax.runs.scoring.split import SHARD_SIZE
+
+_OWN = ("sha256", "schema")  # of the file beside statistics, about itself
+
+Compute = Callable[[Any, Extractor, tuple[str, ...]], Features]
+"""(images, extractor, layers) -> features; every process calls it."""
+
+
+class Reference(Protocol):
+    """A reference set, as metrics ask for it."""
+
+    def prepare(self, extractor: Extractor, layers: tuple[str, ...], compute: Compute) -> None:
+        """Computes what the other methods give; every process calls it."""
+        ...
+
+    def gaussian(self, extractor: str, layer: str) -> Gaussian:
+        """Mean and covariance of a layer's features."""
+        ...
+
+    def features(self, extractor: str, layer: str, metric: str) -> np.ndarray:
+        """The features themselves; a `UserError` that names the metric where there are none."""
+        ...
+
+    def count(self, extractor: str) -> int | None:
+        """How many images that is; None: nobody has said."""
+        ...
+
+    def about(self, extractor: str) -> Mapping[str, Any]:
+        """What results say of it."""
+        ...
+
+    def image(self, extractor: str, row: int) -> np.ndarray | None:
+        """The image of a row of the features; None where there are no images."""
+        ...
+
+
+def open_reference(
+    text: str, mode: str | None, size: int | None = None, shard_size: int = SHARD_SIZE
+) -> Reference:
+    """A reference as a user writes it: FILE.npz, or a folder or another source of images.
+
+    Args:
+      mode: by which preprocessing the statistics of a file were made; None: its JSON file says so.
+      size: of images of a built-in dataset.
+
+    Raises:
+      UserError: nothing is there, or a mode for images, which have none.
+    """
+    if text.endswith(".npz"):
+        return StatisticsReference(paths.given("reference", text), mode, shard_size)
+    if mode is not None:
+        raise UserError(
+            f"reference_mode={mode!r} is for statistics in a file, and reference="
+            f"{paths.shown(text)} has images, from which every mode is made; leave it out."
+        )
+    spec = source_spec("reference", text)
+    return ImagesReference(SourceImages(spec, "reference", size, shard_size=shard_size))
+
+
+class ImagesReference:
+    """A set of real images."""
+
+    def __init__(self, images: SourceImages):
+        self._images, self._found = images, dict[str, Features]()
+
+    def prepare(self, extractor: Extractor, layers: tuple[str, ...], compute: Compute) -> None:
+        """Computes their features."""
+        self._found[extractor.name] = compute(self._images, extractor, layers)
+
+    def gaussian(self, extractor: str, layer: str) -> Gaussian:
+        """Of all images that could be used."""
+        return Gaussian.of(self._found[extractor].moments(layer))
+
+    def features(self, extractor: str, layer: str, metric: str) -> np.ndarray:
+        """(N, D) float32."""
+        del metric
+        return self._found[extractor].array(layer)
+
+    def count(self, extractor: str) -> int:
+        """Of the images that could be used."""
+        return self._found[extractor].about["count"]
+
+    def about(self, extractor: str) -> dict[str, Any]:
+        """Where they are, how many of which sizes, what was left out, and a hash of all pixels."""
+        return {**self._images.about(), **self._found[extractor].about}
+
+    def image(self, extractor: str, row: int) -> np.ndarray:
+        """uint8 (H, W, 3)."""
+        return self._images.read(int(self._found[extractor].kept[row]))
+
+
+class StatisticsReference:
+    """Statistics in an npz, see `t2i_jax.eval.statistics_file`; ADM's also have images, from which
+    features are computed where a metric needs them.
+    """
+
+    def __init__(self, path: pathlib.Path, mode: str | None, shard_size: int):
+        self._path, self._mode, self._shard_size = path, mode, shard_size
+        self._read, self._found = {}, dict[str, Features]()
+
+    def prepare(self, extractor: Extractor, layers: tuple[str, ...], compute: Compute) -> None:
+        """Reads the file, for this extractor."""
+        found = read_statistics(self._path, extractor.name, self._mode)
+        self._read[extractor.name] = found
+        if found.images_NHWC is not None:
+            images = ArrayImages(found.images_NHWC, found.sha256, self._shard_size)
+            self._found[extractor.name] = compute(images, extractor, layers)
+
+    def gaussian(self, extractor: str, layer: str) -> Gaussian:
+        """The file's own, or that of its images where it has images alone."""
+        known = self._read[extractor].gaussian
+        return known or Gaussian.of(self._found[extractor].moments(layer))
+
+    def features(self, extractor: str, layer: str, metric: str) -> np.ndarray:
+        """The file's own, or those of its images."""
+        kept = self._read[extractor].features_ND
+        if kept is None and extractor in self._found:
+            kept = self._found[extractor].array(layer)
+        if kept is None:
+            raise UserError(
+                f"metrics={metric} needs the features of the reference images, and reference="
+                f"{paths.shown(self._path)} has their mean and covariance alone; make it with "
+                "`t2i evaluate reference DIR --keep-features`, or give the images."
+            )
+        return kept
+
+    def count(self, extractor: str) -> int | None:
+        """As the file or the JSON beside it says."""
+        found = self._read[extractor]
+        if found.count is None and found.gaussian is None:
+            return self._found[extractor].about["count"]
+        return found.count
+
+    def about(self, extractor: str) -> dict[str, Any]:
+        """The file, its hash, and what is known of how it was made."""
+        found = self._read[extractor]
+        return {
+            "kind": "statistics",
+            "path": str(self._path),
+            "sha256": found.sha256,
+            "count": self.count(extractor),
+            "made_from": {name: found.about[name] for name in found.about if name not in _OWN},
+        }
+
+    def image(self, extractor: str, row: int) -> np.ndarray | None:
+        """Of a file with images, where its features are not its own."""
+        found = self._read[extractor]
+        if found.images_NHWC is None or found.features_ND is not None:
+            return None
+        return found.images_NHWC[row]

@@ -1,0 +1,286 @@
+"""From images to results.json: features of every shard, then the metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t2i_jax.cluster import processes
+from t2i_jax.errors import UserError
+from t2i_jax.eval import intervals
+from t2i_jax.eval.evaluation import JUDGES
+from t2i_jax.eval.extractors import Extractor
+from t2i_jax.eval.protocol import Protocol
+from t2i_jax.runs.scoring import features, plan
+from t2i_jax.runs.scoring.metrics import Entry, Metric, Subject, metric_of
+from t2i_jax.runs.scoring.reference import Reference
+from t2i_jax.runs.scoring.split import Share
+
+RESULTS, VALUES, TIMES = "results.json", "values.json", "times.json"
+SCHEMA = 1
+_LEAST_IN_CATEGORY = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Generated images with what is known of them.
+
+    Attributes:
+      files: the images by their numbers.
+      about: JSON of where they come from: "images" and, where they were generated here, "run",
+        "sampling" and "prompts".
+      captions: one per image; None: there are none.
+      keys: (id of the prompt, number of the image among its images), one per image.
+      categories: one per image, "" where it has none.
+    """
+
+    files: Any
+    about: Callable[[], Mapping[str, Any]]
+    captions: Sequence[str] | None
+    keys: Sequence[tuple[str, int]]
+    categories: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measures:
+    """What is measured, and with what.
+
+    Attributes:
+      metrics: names, see `metrics.METRICS`.
+      extractors: by network ("inception") the extractors of each preprocessing that is wanted.
+      protocol: how images are brought to one size first; None: they stay as they are.
+      batch_size: images that an extractor is given at a time.
+    """
+
+    metrics: Sequence[str]
+    extractors: Mapping[str, Sequence[Extractor]]
+    protocol: Protocol | None = None
+    batch_size: int = features.BATCH_SIZE
+
+    def layers(self, network: str) -> tuple[str, ...]:
+        """All layers of a network that the metrics need."""
+        found = (metric_of(name) for name in self.metrics)
+        return next(one.layers for one in found if one.network == network)
+
+
+def check(measures: Measures, images: Images, reference: Reference | None) -> None:
+    """Refuses what can't be measured, before anything is computed.
+
+    Raises:
+      UserError: a metric without its reference, captions or judge, or another number of images
+        than the protocol has.
+    """
+    subject = Subject({}, {}, reference, images.captions, (), images.files.read, _judge)
+    for name in measures.metrics:
+        metric = metric_of(name)
+        if metric.needs_reference:
+            subject.against(name)
+        if metric.needs_captions:
+            subject.captioned(name)
+        if name.startswith("judge:"):
+            _judge(name.partition(":")[2])
+    count, protocol = images.files.split.count, measures.protocol
+    if protocol is not None and count != protocol.count:
+        raise UserError(
+            f"protocol={protocol.name} is of {protocol.count:,} images, and there are {count:,}; "
+            "give that many, or leave --protocol out."
+        )
+
+
+def score(
+    images: Images,
+    reference: Reference | None,
+    measures: Measures,
+    out: pathlib.Path,
+    shared: pathlib.Path | None = None,
+    share: Share | None = None,
+    progress: Callable[[Any], Any] = iter,
+) -> dict[str, Any]:
+    """Measures images, and writes results.json and values.json; every process calls it.
+
+    Args:
+      out: folder of the results. shared: where the features of the reference are kept, for several
+        results with one reference; None: in `out`.
+      share: what this process works on; None: as the environment says.
+
+    Returns:
+      The results; {} in a process that is not the first.
+    """
+    check(measures, images, reference)
+    share = share or _share()
+    began = time.monotonic()
+    found = {
+        extractor.name: _features(images, reference, measures, out, shared or out, share, progress,
+                                  network, extractor)
+        for network in dict.fromkeys(metric_of(name).network for name in measures.metrics)
+        if network
+        for extractor in measures.extractors[network]
+    }  # fmt: skip
+    computed = time.monotonic()
+    processes.gather(None)
+    if share.process:
+        return {}
+    results, values = _measured(images, reference, measures, found)
+    plan.write_json(out / VALUES, values)
+    plan.write_json(out / RESULTS, results)
+    seconds = {"features": computed - began, "metrics": time.monotonic() - computed}
+    plan.write_json(out / TIMES, {"seconds": seconds})
+    return results
+
+
+def read_results(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The results of a folder, and by metric its values by (prompt, number).
+
+    Raises:
+      UserError: there are none, or the files are damaged.
+    """
+    found = []
+    for name in (RESULTS, VALUES):
+        try:
+            found.append(json.loads((folder / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            raise UserError(
+                f"{str(folder / name)!r} is missing or damaged; give a folder that `t2i evaluate` "
+                "has written results into."
+            ) from None
+    values = {
+        name: {(prompt, number): value for prompt, number, value in rows}
+        for name, rows in found[1].items()
+    }
+    return found[0], values
+
+
+def _features(images, reference, measures, out, shared, share, progress, network, extractor):
+    protocol = measures.protocol
+    told = {} if protocol is None else protocol.about()
+    bring = protocol.bring if protocol is not None else _as_it_is
+
+    def compute(home, some, extractor, layers):
+        folder = features.folder_of(home, extractor, layers, told)
+        return features.compute(
+            some, extractor, layers, folder, bring, share, measures.batch_size, progress
+        )
+
+    layers = measures.layers(network)
+    if reference is not None and _compares(measures, network):
+        home = shared / "features" / "reference"
+        reference.prepare(extractor, layers, functools.partial(compute, home))
+    return compute(out / "features" / "generated", images.files, extractor, layers)
+
+
+def _compares(measures, network):
+    found = (metric_of(name) for name in measures.metrics)
+    return any(one.needs_reference for one in found if one.network == network)
+
+
+def _measured(images, reference, measures, found):
+    extractors = {one.name: one for some in measures.extractors.values() for one in some}
+    groups = [prompt for prompt, _ in images.keys]
+    subject = Subject(
+        found, extractors, reference, images.captions, groups, images.files.read, _judge
+    )
+    entries: list[Entry] = []
+    for name in measures.metrics:
+        metric: Metric = metric_of(name)
+        for extractor in measures.extractors.get(metric.network, (None,)):
+            entries += metric.measure(name, subject, "" if extractor is None else extractor.name)
+    return assembled(images, subject, entries, measures.protocol)
+
+
+def assembled(
+    images: Images, subject: Subject, entries: Sequence[Entry], protocol: Protocol | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What results.json and values.json hold, of numbers."""
+    found, extractors = subject.features, subject.extractors
+    values = {
+        one.name: [
+            [*images.keys[row], float(value)]
+            for row, value in zip(_rows(one, found), one.values_N, strict=True)
+        ]
+        for one in entries
+        if one.values_N is not None
+    }
+    return {
+        "schema": SCHEMA,
+        **images.about(),
+        "protocol": None if protocol is None else protocol.about(),
+        "metrics": [_block(one, subject, extractors, images) for one in entries],
+        "numerics": {one.name: dict(one.numerics) for one in entries if one.numerics},
+        "categories": _categories(images, entries, found),
+        "generated": {name: dict(one.about) for name, one in found.items()},
+        "software": plan.software(),
+    }, values
+
+
+def _block(one, subject, extractors, images):
+    """The JSON of a number: all that is needed to compute it again, and nothing of its speed."""
+    used = subject.features.get(one.extractor)
+    made_by = extractors.get(one.extractor)
+    compared = one.against and subject.reference is not None
+    return {
+        "name": one.name,
+        "value": one.value,
+        "interval": one.interval,
+        "n_generated": images.files.split.count if used is None else used.about["count"],
+        "n_reference": subject.reference.count(one.extractor) if compared else None,
+        "extractor": None if made_by is None else {"name": made_by.name, **_json(made_by.about)},
+        "estimator": dict(one.estimator),
+        "reference": subject.reference.about(one.extractor) if compared else None,
+    }
+
+
+def _rows(entry, found):
+    """The numbers of the images that an entry's values belong to."""
+    return found[entry.extractor].kept if entry.extractor else range(len(entry.values_N))
+
+
+def _categories(images, entries, found):
+    """By metric and category the mean of the values, with its interval and how many there are."""
+    told: dict[str, dict[str, Any]] = {}
+    for one in entries:
+        if one.values_N is None or not any(images.categories):
+            continue
+        names = [images.categories[row] for row in _rows(one, found)]
+        groups = [images.keys[row][0] for row in _rows(one, found)]
+        for name in dict.fromkeys(filter(None, names)):
+            rows = [place for place, other in enumerate(names) if other == name]
+            told.setdefault(one.name, {})[name] = _category(
+                one.values_N[rows], [groups[row] for row in rows], not one.extractor
+            )
+    return told
+
+
+def _category(values_N, groups, is_share):
+    interval = None
+    if is_share:
+        interval = intervals.wilson(values_N.astype(bool)).about()
+    elif len(set(groups)) >= _LEAST_IN_CATEGORY:
+        interval = intervals.bootstrap(values_N, groups).about()
+    return {"value": float(values_N.mean()), "count": len(values_N), "interval": interval}
+
+
+def _judge(name):
+    if name not in JUDGES:
+        raise UserError(f"metrics=judge:{name} is no judge; give {' or '.join(sorted(JUDGES))}.")
+    return JUDGES[name]()
+
+
+def _share():
+    import jax
+
+    return Share(jax.process_index(), jax.process_count())
+
+
+def _as_it_is(image_HWC: np.ndarray) -> np.ndarray:
+    return image_HWC
+
+
+def _json(value):
+    return json.loads(json.dumps(value, default=str))

@@ -1,0 +1,142 @@
+"""Images that are there already: a folder or another source of data, as generated or as reference
+images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from t2i_jax import paths
+from t2i_jax.data.source import BadSample, Source, open_source
+from t2i_jax.errors import UserError
+from t2i_jax.runs.scoring.split import SHARD_SIZE, Split
+
+_LISTED = ("folder", "arrayrecord")  # kinds whose files are looked at for changes
+_BUILT_IN_SIZE = 32  # pixels, where nothing says another size
+
+
+class SourceImages:
+    """The images of a source, by their numbers.
+
+    Args:
+      spec: "folder:DIR", "arrayrecord:DIR" and so on, as `data.source` of a recipe.
+      field: what the user calls it, for messages. size: of images of a built-in dataset. split: of
+        a source with splits. shard_size: images of a shard.
+
+    Raises:
+      UserError: the source can't be opened, or holds fewer than 2 images.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        field: str,
+        size: int | None = None,
+        split: str = "heldout",
+        shard_size: int = SHARD_SIZE,
+    ):
+        self.spec = spec
+        self.source: Source = open_source(spec, image_size=size or _BUILT_IN_SIZE, split=split)
+        if len(self.source) < 2:
+            raise UserError(
+                f"{field}={paths.shown(spec)} holds 1 image, which has no covariance; give 2 or "
+                "more."
+            )
+        self.split = Split(len(self.source), shard_size)
+        self._files = _listing(spec)
+
+    def read(self, index: int) -> np.ndarray:
+        """uint8 (H, W, 3) of any size; or `BadSample`."""
+        image = self.source.without_caption(index)["image"]
+        if image is None:
+            raise BadSample("no image", f"record {index}")
+        return image
+
+    def captions(self) -> list[str]:
+        """All captions.
+
+        Raises:
+          UserError: one is missing.
+        """
+        found = []
+        for index in range(self.split.count):
+            try:
+                caption = self.source.caption(index)
+            except BadSample as bad:
+                raise UserError(
+                    f"images={paths.shown(self.spec)} has no caption for {bad.name} ({bad.reason});"
+                    " give --captions FILE with a caption for each image."
+                ) from None
+            if caption is None:
+                raise UserError(
+                    f"images={paths.shown(self.spec)} has no captions; give --captions FILE."
+                )
+            found.append(caption)
+        return found
+
+    def key(self, shard: int) -> str:
+        """Tells the files below a folder from what they were at another time, by their sizes and
+        times.
+        """
+        return hashlib.sha256(f"{self.spec} {self._files} {shard}".encode()).hexdigest()
+
+    def about(self) -> dict[str, Any]:
+        """What results say of the images, their digest apart."""
+        return {"kind": self.spec.partition(":")[0], "path": self.spec.partition(":")[2]}
+
+
+class ArrayImages:
+    """Images of an array, as ADM's reference batches hold them.
+
+    Args:
+      images_NHWC: uint8. key: tells the array from others.
+    """
+
+    def __init__(self, images_NHWC: np.ndarray, key: str, shard_size: int = SHARD_SIZE):
+        self._images, self._key = images_NHWC, key
+        self.split = Split(len(images_NHWC), shard_size)
+
+    def read(self, index: int) -> np.ndarray:
+        """uint8 (H, W, 3)."""
+        return self._images[index]
+
+    def key(self, shard: int) -> str:
+        """That of the array, with the shard's number."""
+        return f"{self._key} {shard}"
+
+
+def source_spec(field: str, text: str) -> str:
+    """What the user wrote as a source: a plain path is a folder.
+
+    Raises:
+      UserError: a path at which there is no folder.
+    """
+    kind, colon, _ = text.partition(":")
+    if colon and kind in ("folder", "arrayrecord", "webdataset", "tfds", "hf"):
+        return text
+    if text in ("shapes", "digits"):
+        return text
+    if not paths.given(field, text).is_dir():
+        raise UserError(
+            f"{field}={paths.shown(text)} is no folder; give a folder of images, or a source such "
+            "as arrayrecord:DIR."
+        )
+    return f"folder:{text}"
+
+
+def _listing(spec):
+    """A digest of names, sizes and times of the files below a folder; "" for other kinds."""
+    kind, _, place = spec.partition(":")
+    if kind not in _LISTED:
+        return ""
+    digest = hashlib.sha256()
+    root = pathlib.Path(os.path.expanduser(place))
+    for path in sorted(one for one in root.rglob("*") if one.is_file()):
+        told = path.stat()
+        digest.update(f"{path.relative_to(root)} {told.st_size} {told.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

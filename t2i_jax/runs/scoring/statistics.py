@@ -1,0 +1,94 @@
+"""`t2i evaluate reference`: statistics of a set of images, for others to compare with."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from t2i_jax import paths
+from t2i_jax.cluster import processes
+from t2i_jax.errors import UserError
+from t2i_jax.eval import statistics_file
+from t2i_jax.eval.extractors import Extractor
+from t2i_jax.eval.protocol import Protocol
+from t2i_jax.runs.scoring import features
+from t2i_jax.runs.scoring.sources import SourceImages
+from t2i_jax.runs.scoring.split import Share
+
+LAYERS = {"inception": "pool3", "clip": "image", "cmmd": "image", "dinov2": "cls"}
+"""By network the layer whose statistics are kept."""
+_MOST_BYTES = 2**34  # of the images that an ADM batch holds
+
+
+def write(
+    images: SourceImages,
+    extractor: Extractor,
+    layer: str,
+    out: pathlib.Path,
+    protocol: Protocol | None,
+    share: Share,
+    *,
+    keep_features: bool,
+    keep_images: bool,
+    progress: Callable[[Any], Any] = iter,
+) -> dict[str, Any]:
+    """Writes OUT and the JSON beside it; every process calls it.
+
+    Features are kept in OUT.shards until all of them are there, so that a command that was killed
+    goes on.
+
+    Args:
+      keep_features: for KID and recall. keep_images: as `arr_0`, for ADM's evaluator.
+
+    Returns:
+      What the JSON says of the images; {} in a process that is not the first.
+
+    Raises:
+      UserError: images of several sizes that are to be kept, or too many of them.
+    """
+    bring = (lambda image: image) if protocol is None else protocol.bring
+    told = {} if protocol is None else protocol.about()
+    home = out.with_name(f"{out.name}.shards")
+    folder = features.folder_of(home, extractor, (layer,), told)
+    found = features.compute(images, extractor, (layer,), folder, bring, share, progress=progress)
+    processes.gather(None)
+    if share.process:
+        return {}
+    about = {
+        "extractor": {"name": extractor.name, "layer": layer, **_json(extractor.about)},
+        "images": {**images.about(), **found.about},
+        "protocol": told or None,
+    }
+    kept = _images(images, found, bring) if keep_images else None
+    array = found.array(layer) if keep_features else None
+    statistics_file.write_statistics(out, found.moments(layer), about, array, kept)
+    shutil.rmtree(home)
+    return about["images"]
+
+
+def _images(images, found, bring):
+    first = bring(images.read(int(found.kept[0])))
+    if len(found.kept) * first.size > _MOST_BYTES:
+        raise UserError(
+            f"{len(found.kept):,} images of {first.shape[1]}x{first.shape[0]} pixels are too many "
+            "for one file; leave --adm out."
+        )
+    kept = np.empty((len(found.kept), *first.shape), np.uint8)
+    for row, index in enumerate(found.kept):
+        image = bring(images.read(int(index)))
+        if image.shape != first.shape:
+            raise UserError(
+                f"images={paths.shown(images.spec)} have several sizes, and --adm keeps them as "
+                "one array; give --protocol, which brings them to one size."
+            )
+        kept[row] = image
+    return kept
+
+
+def _json(value):
+    return json.loads(json.dumps(value, default=str))

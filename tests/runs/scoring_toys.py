@@ -1,0 +1,67 @@
+"""A small extractor in the place of Inception and CLIP, and folders of images, for the tests of
+`t2i evaluate`.
+"""
+
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from t2i_jax.eval.extractors import Extractor
+
+_WIDTH = 6
+
+
+class ToyExtractor(Extractor):
+    """Means of colours through random weights; captions by their letters."""
+
+    logit_scale = 100.0
+
+    def text_features(self, captions):
+        """(N, 6) of letters."""
+        rng = np.random.default_rng(1)
+        letters = rng.normal(size=(128, _WIDTH))
+        return np.stack([letters[[ord(one) % 128 for one in text]].sum(0) for text in captions])
+
+
+def toy_extractor(name: str = "inception-clean", file: str = "toy") -> ToyExtractor:
+    """An extractor with the layers of all networks."""
+    rng = np.random.default_rng(0)
+    params = {"in": rng.normal(size=(12, _WIDTH)).astype(np.float32)}
+
+    def prepare(image):
+        found = Image.fromarray(np.asarray(image)).resize((2, 2), Image.Resampling.BOX)
+        return np.asarray(found, np.float32) / 255
+
+    def apply(params, batch):
+        values = jnp.tanh(batch.reshape(len(batch), -1) @ params["in"])
+        return {"pool3": values, "logits_unbiased": 3 * values, "image": values, "cls": values}
+
+    about = {"file": file, "sha256": "0" * 64, "preprocessing": {"resize": "toy"}}
+    return ToyExtractor(name, about, prepare, apply, params)
+
+
+def use(patch) -> None:
+    """Puts it in the place of all networks.
+
+    Args:
+      patch: pytest's.
+    """
+    where = "t2i_jax.eval.extractors"
+    patch.setattr(f"{where}.inception", lambda path, mode: toy_extractor(f"inception-{mode}"))
+    for name in ("clip", "dinov2", "pickscore", "hpsv2"):
+        patch.setattr(f"{where}.{name}", lambda *_, name=name, **__: toy_extractor(f"{name}-toy"))
+
+
+def write_images(folder: pathlib.Path, count: int, seed: int = 0, size: int = 8) -> pathlib.Path:
+    """A folder of PNGs with captions beside them."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for row in range(count):
+        colour = rng.integers(0, 256, 3)
+        noise = rng.integers(-20, 20, (size, size, 3))
+        image = np.clip(colour + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(folder / f"{row:03d}.png")
+        (folder / f"{row:03d}.txt").write_text(f"a picture of {colour[0]}")
+    return folder

@@ -1,0 +1,283 @@
+"""`t2i evaluate` on images that are there: numbers, resuming, statistics, refusals."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from t2i_jax.eval import extractors
+from t2i_jax.eval.frechet import Gaussian, frechet
+from t2i_jax.eval.moments import Moments
+from t2i_jax.runs.scoring.split import Share
+from tests.e2e.command import inside, refused
+from tests.runs import scoring_toys
+from tests.runs.scoring_toys import toy_extractor, write_images
+
+ALL = "fid,fid_infinity,kid,is,pr,dc,clip,clip_hessel,clip_fid,cmmd,fdd,pickscore"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _toys():
+    """Small networks in the place of the large ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        scoring_toys.use(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Generated and real images."""
+    home = tmp_path_factory.mktemp("images")
+    return write_images(home / "made", 45), write_images(home / "real", 60, seed=1)
+
+
+@pytest.fixture(scope="module")
+def measured(folders, tmp_path_factory):
+    """The folder of all metrics, and what was printed."""
+    out = tmp_path_factory.mktemp("out") / "all"
+    return out, _evaluate(folders, out, "--metrics", ALL)
+
+
+def _evaluate(folders, out, *more):
+    made, real = folders
+    return inside(
+        "evaluate", "--images", made, "--reference", real, "--out", out, "--shard-size", 10, *more
+    ).stdout
+
+
+def _features(folder):
+    images = [np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))]
+    return toy_extractor().features(images, 32)["pool3"]
+
+
+def _metrics(out):
+    results = json.loads((out / "results.json").read_text())
+    return {one["name"]: one for one in results["metrics"]}, results
+
+
+def test_every_number_has_its_network_and_all_that_it_was_made_with(folders, measured):
+    out, told = measured
+    metrics, results = _metrics(out)
+    assert {
+        "fid_clean_inception", "fid_infinity_clean_inception", "kid_clean_inception",
+        "inception_score_clean_inception", "precision_clean_inception", "recall_clean_inception",
+        "density_clean_inception", "coverage_clean_inception", "clip_score_clip_toy",
+        "clip_score_hessel_clip_toy", "fid_clip_toy", "cmmd_clip_toy", "fd_dinov2_toy",
+        "score_pickscore_toy",
+    } == set(metrics)  # fmt: skip
+    for name, one in metrics.items():
+        assert f"{name}: " in told and one["n_generated"] == 45
+        assert one["extractor"]["sha256"] == "0" * 64
+        assert (one["n_reference"] == 60) == (one["reference"] is not None)
+    x, y = (Gaussian.of(Moments.of(_features(folder))) for folder in folders)
+    assert metrics["fid_clean_inception"]["value"] == pytest.approx(frechet(x, y).value, rel=1e-6)
+    spans = [one["interval"] for one in metrics.values() if one["interval"]]
+    assert all(span["low"] <= span["high"] for span in spans) and len(spans) == 7
+    assert results["images"]["count"] == 45 and "jax" in results["software"]
+    assert results["generated"]["inception-clean"]["sizes"] == {"8x8": 45}
+
+
+def test_values_of_each_image_are_kept_and_the_page_shows_the_extremes(measured):
+    out, _ = measured
+    values = json.loads((out / "values.json").read_text())
+    metrics, _ = _metrics(out)
+    assert len(values["clip_score_clip_toy"]) == 45
+    mean = np.mean([value for _, _, value in values["clip_score_clip_toy"]])
+    assert metrics["clip_score_clip_toy"]["value"] == pytest.approx(mean)
+    page = (out / "report.html").read_text()
+    assert "The worst by clip_score_clip_toy" in page and "nearest reference image" in page
+
+
+def test_the_same_again_and_what_was_lost_ends_in_the_same_bytes(folders, measured, monkeypatch):
+    out, _ = measured
+    before = {name: (out / name).read_bytes() for name in ("results.json", "values.json")}
+    ran = []
+    batches = extractors.Extractor.batches
+
+    def counted(self, images, *more):
+        ran.append(self.name)
+        return batches(self, images, *more)
+
+    monkeypatch.setattr(extractors.Extractor, "batches", counted)
+    _evaluate(folders, out, "--metrics", ALL)
+    assert not ran, "all features were there"
+    [home] = (out / "features" / "generated").glob("inception-clean-*")
+    (home / "00001.npz").unlink()
+    (home / "00002.npz").write_bytes((home / "00003.npz").read_bytes()[:500])
+    (home / "00003.npz").write_bytes((home / "00004.npz").read_bytes())  # of other images
+    _evaluate(folders, out, "--metrics", ALL)
+    assert ran == ["inception-clean"] * 3
+    for name, data in before.items():
+        assert (out / name).read_bytes() == data
+
+
+def test_shards_of_another_size_and_two_processes_give_the_same_numbers(
+    folders, measured, tmp_path, monkeypatch
+):
+    whole, _ = _metrics(measured[0])
+    out = tmp_path / "one"
+    _evaluate(folders, out, "--metrics", "fid,kid", "--shard-size", 1000)
+    single, _ = _metrics(out)
+    for name in ("fid_clean_inception", "kid_clean_inception"):
+        assert single[name]["value"] == pytest.approx(whole[name]["value"], rel=1e-9)
+    out = tmp_path / "two"
+    for process in (1, 0):
+        share = Share(process, 2)
+        monkeypatch.setattr("t2i_jax.runs.scoring.score._share", lambda share=share: share)
+        told = _evaluate(folders, out, "--metrics", ALL)
+        assert bool(told) == (process == 0)
+    assert (out / "results.json").read_bytes() == (measured[0] / "results.json").read_bytes()
+
+
+def test_another_plan_is_refused_with_its_field(folders, measured):
+    made, real = folders
+    said = refused(
+        "evaluate", "--images", made, "--reference", real, "--out", measured[0], "--metrics", "fid"
+    )
+    assert "images.shard_size: 10 -> 1000" in said
+    said = refused("evaluate", "--images", real, "--metrics", "is", "--out", measured[0])
+    assert "images.count: 45 -> 60" in said
+    said = refused("evaluate", "--images", made, "--metrics", "is", "--out", real)
+    assert "and no plan.json" in said
+
+
+def test_statistics_are_the_folder_they_were_made_of(folders, measured, tmp_path):
+    made, real = folders
+    npz = tmp_path / "real.npz"
+    told = inside("evaluate", "reference", real, "--out", npz, "--keep-features").stdout
+    assert "statistics of 60 images" in told and not npz.with_name("real.npz.shards").exists()
+    common = ("evaluate", "--images", made, "--shard-size", 10, "--reference")
+    out = tmp_path / "by_file"
+    inside(*common, npz, "--out", out, "--metrics", "fid,kid,pr")
+    by_file, whole = _metrics(out)[0], _metrics(measured[0])[0]
+    for name in ("kid_clean_inception", "recall_clean_inception"):
+        assert by_file[name]["value"] == whole[name]["value"]
+    fid = by_file["fid_clean_inception"]
+    assert fid["value"] == pytest.approx(whole["fid_clean_inception"]["value"], rel=1e-9)
+    assert fid["n_reference"] == 60 and fid["reference"]["made_from"]["images"]["count"] == 60
+    plain = tmp_path / "plain.npz"
+    with np.load(npz) as found:
+        np.savez(plain, mu=found["mu"], sigma=found["sigma"])
+    inside(*common, plain, "--reference-mode", "clean", "--out", tmp_path / "c", "--metrics", "fid")
+    for metrics, more, sentence in (
+        ("fid", (), "say it with --reference-mode, for example clean"),
+        ("fid", ("--reference-mode", "tf"), "has statistics of tf, not of inception-clean"),
+        ("kid", ("--reference-mode", "clean"), "mean and covariance alone"),
+    ):
+        said = refused(*common, plain, "--out", tmp_path / "r", "--metrics", metrics, *more)
+        assert sentence in said
+    said = refused(*common, npz, "--mode", "tf", "--out", tmp_path / "r", "--metrics", "fid")
+    assert "has statistics of inception-clean, not of inception-tf" in said
+    assert "name a new FILE.npz" in refused("evaluate", "reference", real, "--out", npz)
+
+
+def test_adm_reads_what_is_made_for_it_and_we_read_its_images(folders, tmp_path):
+    made, real = folders
+    npz = tmp_path / "adm.npz"
+    inside("evaluate", "reference", real, "--out", npz, "--adm", "--mode", "tf")
+    with np.load(npz) as found:
+        assert found["arr_0"].shape == (60, 8, 8, 3) and found["sigma"].shape == (6, 6)
+        np.savez(tmp_path / "only.npz", arr_0=found["arr_0"])
+    common = ("evaluate", "--images", made, "--mode", "tf", "--metrics", "fid,kid")
+    values = []
+    for name, more in (("adm", ()), ("only", ("--reference-mode", "tf"))):
+        out = tmp_path / name
+        inside(*common, "--reference", tmp_path / f"{name}.npz", "--out", out, *more)
+        values.append({name: one["value"] for name, one in _metrics(out)[0].items()})
+    assert values[0]["kid_tf_inception"] == values[1]["kid_tf_inception"]
+    assert values[0]["fid_tf_inception"] == pytest.approx(values[1]["fid_tf_inception"], rel=1e-9)
+
+
+def test_two_results_are_compared_image_by_image(folders, measured, tmp_path):
+    made, real = folders
+    shutil.copytree(made, tmp_path / "worse")
+    for path in (tmp_path / "worse").glob("*.png"):
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    _evaluate((tmp_path / "worse", real), tmp_path / "w", "--metrics", "fid,clip_hessel")
+    told = inside("evaluate", "compare", measured[0], tmp_path / "w").stdout
+    assert "clip_score_hessel_clip_toy" in told and "45 shared prompts" in told
+    assert "fid_clean_inception" in told
+    _evaluate(folders, tmp_path / "tf", "--metrics", "fid", "--mode", "tf")
+    said = refused("evaluate", "compare", measured[0], tmp_path / "tf")
+    assert "share no metric" in said
+    assert "is missing or damaged" in refused("evaluate", "compare", made, real)
+
+
+def test_captions_of_a_file_are_found_by_name_or_taken_in_order(folders, measured, tmp_path):
+    made, _ = folders
+    names = sorted(path.name for path in made.glob("*.png"))
+    texts = [path.with_suffix(".txt").read_text() for path in sorted(made.glob("*.png"))]
+    rows = [f"{name},{text},{'ab'[i % 2]}" for i, (name, text) in enumerate(zip(names, texts))]
+    by_name, in_order = tmp_path / "names.csv", tmp_path / "order.txt"
+    by_name.write_text("\n".join(["file,caption,category", *rows[::-1]]))
+    in_order.write_text("\n".join(texts))
+    found = []
+    for file in (by_name, in_order):
+        out = tmp_path / file.stem
+        inside("evaluate", "--images", made, "--captions", file, "--metrics", "clip", "--out", out)
+        found.append(_metrics(out))
+    whole = _metrics(measured[0])[0]["clip_score_clip_toy"]["value"]
+    assert [one[0]["clip_score_clip_toy"]["value"] for one in found] == [pytest.approx(whole)] * 2
+    parts = found[0][1]["categories"]["clip_score_clip_toy"]
+    assert {name: one["count"] for name, one in parts.items()} == {"a": 23, "b": 22}
+    in_order.write_text("\n".join(texts[:-1]))
+    said = refused(
+        "evaluate", "--images", made, "--captions", in_order, "--metrics", "clip", "--out",
+        tmp_path / "short",
+    )  # fmt: skip
+    assert "44 captions for 45 images" in said
+    by_name.write_text("\n".join(["file,caption,category", *rows[1:], "x.png,text,a"]))
+    said = refused(
+        "evaluate", "--images", made, "--captions", by_name, "--metrics", "clip", "--out",
+        tmp_path / "other",
+    )  # fmt: skip
+    assert "has no caption for 000.png" in said
+
+
+def test_images_of_other_kinds_are_read_and_broken_real_ones_counted(folders, tmp_path):
+    made, real = (shutil.copytree(one, tmp_path / one.name) for one in folders)
+    Image.open(made / "000.png").convert("L").save(made / "000.png")
+    Image.open(made / "001.png").convert("RGBA").resize((31, 17)).save(made / "001.png")
+    (real / "003.png").write_bytes((real / "003.png").read_bytes()[:90])
+    told = _evaluate((made, real), tmp_path / "out", "--metrics", "fid")
+    metrics, results = _metrics(tmp_path / "out")
+    assert "45 images against 59" in told
+    assert metrics["fid_clean_inception"]["reference"]["left_out"] == {"truncated image": 1}
+    assert results["generated"]["inception-clean"]["sizes"] == {"31x17": 1, "8x8": 44}
+
+
+def test_what_can_not_be_measured_is_one_sentence(folders, tmp_path):
+    made, real = folders
+    alone, empty = tmp_path / "alone", tmp_path / "empty"
+    write_images(alone, 1)
+    empty.mkdir()
+    bare = write_images(tmp_path / "bare", 3)
+    (bare / "001.txt").unlink()
+    images = ("evaluate", "--images", made, "--out", tmp_path / "out")
+    for words, sentence in (
+        (("evaluate",), "RUN or --images DIR is measured, and neither is given"),
+        ((*images,), "metrics are missing"),
+        ((*images, "--metrics", "fid"), "metrics=fid compares with real images"),
+        ((*images, "--metrics", "fidd"), "metrics='fidd' is not known; did you mean"),
+        ((*images, "--metrics", "fid,fid", "--reference", real), "has fid twice"),
+        ((*images, "--metrics", "is", "--reference", real), "is compared with by none"),
+        ((*images, "--metrics", "judge:cats"), "judge:cats is no judge"),
+        ((*images, "--metrics", "is", "--protocol", "coco30k"), "30,000 images, and there are 45"),
+        ((*images, "--metrics", "is", "--mode", "clear"), "mode='clear' is not known"),
+        ((*images, "--metrics", "is", "--prompts", "parti:x"), "give --captions FILE"),
+        (
+            (*images, "--metrics", "fid", "--reference", real, "--reference-mode", "clean"),
+            "is for statistics in a file",
+        ),
+        ((*images, "--metrics", "fid", "--reference", tmp_path / "none"), "is no folder"),
+        ((*images, "--metrics", "fid", "--reference", empty), "holds no images"),
+        ((*images, "--metrics", "fid", "--reference", alone), "holds 1 image"),
+        (("evaluate", "--images", alone, "--metrics", "is"), "holds 1 image"),
+        (("evaluate", "--images", bare, "--metrics", "clip"), "give --captions FILE with one"),
+        (("evaluate", made, "--metrics", "is"), "give --prompts"),
+        (("evaluate", "reference", real), "--out FILE.npz is missing"),
+        (("evaluate", "compare", real), "B is missing"),
+    ):
+        assert sentence in refused(*words), words

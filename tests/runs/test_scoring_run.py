@@ -1,0 +1,192 @@
+"""`t2i evaluate RUN`: images of a run for prompts, killed and gone on with, guidances side by
+side.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.e2e.command import inside, refused
+from tests.runs import scoring_toys
+from tests.runs.scoring_toys import write_images
+from tests.toy_system import recipe as toy
+
+_PROMPTS = [f"a {size} {colour} circle" for size in ("small", "large") for colour in
+            ("red", "green", "blue", "yellow")]  # fmt: skip
+_COMMAND = ("--shard-size", 3, "--batch-size", 2, "--metrics", "fid,clip", "--seed", 7)
+_PROGRAM = """
+import sys, time
+from unittest import mock
+import tests.toy_system.recipe
+from t2i_jax.cli import main
+from t2i_jax.runs.scoring import shards
+from tests.runs import scoring_toys
+
+class Patch:
+    def setattr(self, where, value):
+        mock.patch(where, value).start()
+
+scoring_toys.use(Patch())
+write = shards.ImageShards.write
+def slowly(self, shard, images, lines):
+    write(self, shard, images, lines)
+    time.sleep(0 if shard == 0 else 60)
+shards.ImageShards.write = slowly
+main.main()
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _toys():
+    with pytest.MonkeyPatch.context() as patch:
+        scoring_toys.use(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A trained toy, its prompts and real images."""
+    home = tmp_path_factory.mktemp("toy")
+    inside("train", toy.__file__, "--workdir", home / "run")
+    rows = [f"{prompt}\t{prompt.split()[1]}" for prompt in _PROMPTS]
+    (home / "prompts.tsv").write_text("\n".join(["prompt\tcategory", *rows]))
+    write_images(home / "real", 12)
+    return home
+
+
+@pytest.fixture(scope="module")
+def whole(run):
+    """The folder of an evaluation that nobody interrupted."""
+    _evaluate(run, run / "whole")
+    return run / "whole"
+
+
+def _words(run, out, *more):
+    common = ("--prompts", run / "prompts.tsv", "--reference", run / "real", "--out", out)
+    return ("evaluate", run / "run", "evaluation.options.noise=0.2", *common, *_COMMAND, *more)
+
+
+def _evaluate(run, out, *more):
+    return inside(*_words(run, out, *more)).stdout
+
+
+def _pixels(out):
+    return [np.asarray(Image.open(path)) for path in sorted(out.glob("images/*/*.png"))]
+
+
+def _results(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def test_results_say_how_each_image_was_made(run, whole):
+    results = _results(whole)
+    assert results["images"]["count"] == results["prompts"]["count"] == 8
+    assert results["run"]["step"] == 4 and results["run"]["recipe"]["task"]
+    assert results["sampling"]["options"] == {
+        "type": "ToyOptions", "guidance": 1.5, "noise": 0.2,
+    }  # fmt: skip
+    lines = [
+        json.loads(line)
+        for path in sorted(whole.glob("images/*/manifest.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    assert len(lines) == 8 and len({line["seed"] for line in lines}) == 8
+    assert len({image.tobytes() for image in _pixels(whole)}) == 8
+    parts = results["categories"]["clip_score_clip_toy"]
+    assert list(parts) == ["blue", "green", "red", "yellow"] and parts["red"]["count"] == 2
+
+
+def test_an_image_is_the_same_among_others_and_in_other_batches(run, whole, tmp_path):
+    ids = [line for path in sorted(whole.glob("images/*/manifest.jsonl"))
+           for line in map(json.loads, path.read_text().splitlines())]  # fmt: skip
+    (tmp_path / "few.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": _PROMPTS[row], "id": ids[row]["prompt"]}) for row in (5, 2))
+    )
+    inside(
+        "evaluate", run / "run", "evaluation.options.noise=0.2", "--prompts",
+        tmp_path / "few.jsonl", "--out", tmp_path / "few", "--seed", 7, "--batch-size", 3,
+    )  # fmt: skip
+    few, all_of_them = _pixels(tmp_path / "few"), _pixels(whole)
+    np.testing.assert_array_equal(few[0], all_of_them[5])
+    np.testing.assert_array_equal(few[1], all_of_them[2])
+    assert not (tmp_path / "few" / "results.json").exists()
+
+
+def test_images_that_are_missing_or_cut_are_made_again(run, whole):
+    before, pixels = (whole / "results.json").read_bytes(), _pixels(whole)
+    (whole / "images" / "00000" / "000001.png").unlink()
+    cut = whole / "images" / "00001" / "000004.png"
+    cut.write_bytes(cut.read_bytes()[:-20])
+    shutil.rmtree(whole / "images" / "00002")
+    _evaluate(run, whole)
+    assert (whole / "results.json").read_bytes() == before
+    for one, other in zip(_pixels(whole), pixels, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(run, whole, tmp_path):
+    out = tmp_path / "killed"
+    words = [sys.executable, "-c", _PROGRAM, *map(str, _words(run, out))]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, cwd=os.getcwd())
+    second, end = out / "images" / "00001" / "manifest.jsonl", time.monotonic() + 120
+    while not second.exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    _, said = process.communicate()
+    assert second.exists(), said.decode()[-2000:]
+    assert not (out / "images" / "00002").exists() and not (out / "results.json").exists()
+    made = second.stat().st_mtime_ns
+    _evaluate(run, out)
+    assert second.stat().st_mtime_ns == made, "what was whole was made again"
+    for name in ("results.json", "values.json", "plan.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_guidances_side_by_side_share_the_reference(run, whole, tmp_path):
+    told = _evaluate(run, tmp_path / "sweep", "--guidance", "0,1.5,3")
+    lines = told.splitlines()
+    assert lines[-4].split() == ["guidance", "fid_clean_inception", "clip_score_clip_toy"]
+    assert [line.split()[0] for line in lines[-3:]] == ["0", "1.5", "3"]
+    swept = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    same = {one["name"]: one["value"] for one in _results(whole)["metrics"]}
+    assert swept["1.5"] == same and swept["0"] != swept["3"]
+    assert "<svg" in (tmp_path / "sweep" / "report.html").read_text()
+    assert len(list((tmp_path / "sweep").glob("features/reference/*"))) == 1
+
+
+def test_another_plan_is_refused(run, whole):
+    for more, sentence in (
+        (("--seed", 8), "sampling.seed: 7 -> 8"),
+        (("--guidance", "2"), "sampling.options.guidance: 1.5 -> 2.0"),
+        (("--count", "5"), "prompts.count: 8 -> 5"),
+        (("--guidance", "a"), "write 1.5,3,5"),
+        (("--guidance", "1,1"), "has a number twice"),
+    ):
+        assert sentence in refused(*_words(run, whole, *more)), more
+    said = refused("evaluate", run / "run" / "mean", "--prompts", run / "prompts.tsv")
+    assert "reads no captions" in said
+
+
+def test_without_prompts_it_is_what_eval_measures(run):
+    found = [inside(name, run / "run").stdout for name in ("evaluate", "eval")]
+    assert found[0] == found[1] and "validation/loss" in found[0]
+
+
+def test_benchmarks_get_their_own_folders(run, tmp_path):
+    line = {"tag": "single_object", "include": [{"class": "cup", "count": 1}], "prompt": "a cup"}
+    (tmp_path / "geneval.jsonl").write_text(json.dumps(line))
+    out = tmp_path / "out"
+    inside(
+        "evaluate", run / "run", "--prompts", f"geneval:{tmp_path / 'geneval.jsonl'}", "--out", out
+    )
+    assert sorted(path.name for path in (out / "geneval" / "00000" / "samples").iterdir()) == [
+        "0000.png", "0001.png", "0002.png", "0003.png",
+    ]  # fmt: skip
