@@ -4,6 +4,7 @@ and a command with another plan is refused.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import pathlib
 import platform
@@ -11,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jaxlib.version
 import numpy as np
 import PIL
 
@@ -32,7 +32,7 @@ def software() -> dict[str, Any]:
     return {
         "t2i_jax": t2i_jax.__version__,
         "jax": jax.__version__,
-        "jaxlib": jaxlib.version.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
         "numpy": np.__version__,
         "pillow": PIL.__version__,
         "python": platform.python_version(),
