@@ -299,6 +299,8 @@ def _relu(x, conv, kernel, bias):
 
 
 def _convolved(x_BHWC, conv, kernel):
+    if conv.kernel == (1, 1):  # a product, for which processors have the quicker programs
+        return jnp.matmul(x_BHWC, kernel[0, 0], precision=jax.lax.Precision.HIGHEST)
     sides = [(size // 2, size // 2) if conv.padded else (0, 0) for size in conv.kernel]
     return jax.lax.conv_general_dilated(
         x_BHWC, kernel, (conv.stride, conv.stride), sides,
