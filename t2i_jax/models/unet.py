@@ -422,6 +422,8 @@ class NullUnet(nn.Module):
     multiple = 1  # any image size goes through
     lowres_cond = False  # it can only be a first stage
     cond_images_channels = 0
+    cond_on_image_embeds = cond_on_text_encodings = False
+    self_cond = False
 
     @nn.compact
     def __call__(self, x_BHWC: Array, *conditions: Any, **more: Any) -> Array:

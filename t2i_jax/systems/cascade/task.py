@@ -151,5 +151,15 @@ def check_stages(stages: tuple[Any, ...], train_stages: tuple[int, ...] | None, 
         raise UserError(
             f"stages[0].crop_size={crop}: the first stage needs whole images; leave it out."
         )
+    for i, stage in enumerate(stages):
+        if i and not stage.trains:
+            raise UserError(f"stages[{i}].unet is a NullUnet; only a first stage can be left out.")
+    there = [number for number, stage in enumerate(stages, 1) if stage.trains]
+    for number in train_stages or ():
+        if number not in there:
+            known = ", ".join(map(str, there))
+            raise UserError(
+                f"train_stages={train_stages} names {number}; stages that train: {known}."
+            )
     if train_stages == ():
         raise UserError("train_stages=() trains nothing; name stages from 1, or None for all.")

@@ -22,12 +22,6 @@ def check(task: DecoderTask) -> None:
     for name in ("image_cond_drop_prob", "text_cond_drop_prob"):
         if not 0 <= getattr(task, name) <= 1:
             raise UserError(f"{name}={getattr(task, name)} is outside [0, 1]; try 0.1.")
-    last = len(task.stages)
-    for number in task.train_stages or ():
-        if number not in range(1, last + 1):
-            raise UserError(
-                f"train_stages={task.train_stages} names {number}; the stages are 1 to {last}."
-            )
     if task.text is not None and task.text.trainable:
         raise UserError(
             f"text={type(task.text).__name__} is trained along, and a decoder's encoder is frozen; "

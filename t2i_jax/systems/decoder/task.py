@@ -93,6 +93,9 @@ class DecoderTask(CascadeTask):
         made = []
         for i, stage in enumerate(self.stages):
             unet = stage.unet
+            if not stage.trains:
+                made.append(unet)
+                continue
             channels = self._made_channels(stage)
             fields = {
                 "lowres_cond": i > 0,

@@ -65,17 +65,6 @@ class ImagenTask(CascadeTask):
         check_stages(self.stages, self.train_stages, "Stage")
         if not 0 <= self.cond_drop_prob <= 1:
             raise UserError(f"cond_drop_prob={self.cond_drop_prob} is outside [0, 1]; try 0.1.")
-        for number, stage in enumerate(self.stages, 1):
-            if number > 1 and not stage.trains:
-                raise UserError(
-                    f"stages[{number - 1}].unet is a NullUnet; only a first stage can be left out."
-                )
-        for number in self.train_stages or ():
-            if number not in self._trainable:
-                known = ", ".join(map(str, self._trainable))
-                raise UserError(
-                    f"train_stages={self.train_stages} names {number}; stages that train: {known}."
-                )
 
     @functools.cached_property
     def networks(self) -> tuple[Any, ...]:
