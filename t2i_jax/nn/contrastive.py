@@ -18,7 +18,7 @@ from t2i_jax import sharding
 from t2i_jax.sharding import BATCH_AXES, constrain
 from t2i_jax.types import Array
 
-_AT_ONCE = 2**24  # scores of a block at most, 64 MiB of float32
+_AT_ONCE = 2**24  # scores of a block at most on a device, 64 MiB of float32
 _MASKED = -1e30
 _TINY = math.log(1e-20)  # log of what x-clip adds to every sum of exponentials
 
@@ -79,7 +79,7 @@ def cross_entropy(
       query, key: arrays, or tuples of them, whose first axis is the batch.
       decoupled: the own key is left out of the sum (Yeh et al. 2021, DCL): the loss may then be
         below zero.
-      rows: queries of a block; None: as many as 64 MiB of scores allow.
+      rows: queries of a block; None: as many as 64 MiB of scores on each device allow.
     """
 
     def of(query, key, index_R):
@@ -155,8 +155,9 @@ def _rows(batch, query, key):
     share the batch where there is one.
     """
     tokens = [_length(one) for one in (query, key)]
-    most = max(1, _AT_ONCE // (batch * math.prod(tokens)))
     ways = math.prod(sharding.ways(axis) for axis in BATCH_AXES)
+    # each block sums gradients of the keys over all devices: few large ones send less
+    most = max(1, ways * _AT_ONCE // (batch * math.prod(tokens)))
     fitting = [rows for rows in range(1, batch + 1) if batch % rows == 0 and rows <= most]
     even = [rows for rows in fitting if rows % ways == 0]
     return max(even or fitting)

@@ -57,7 +57,7 @@ class Contrastive:
       network: an `ImageText`. kind: "softmax" (Radford et al. 2021) or "sigmoid" (Zhai et al.
         2023).
       decoupled: own partners are left out of the sums (Yeh et al. 2021).
-      rows: rows of a block of scores; None: as many as 64 MiB of scores allow.
+      rows: rows of a block of scores; None: as many as 64 MiB of scores on each device allow.
       compat: behaviours of x-clip that are wrong, see `COMPATS`.
     """
 

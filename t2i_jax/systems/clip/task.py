@@ -51,7 +51,7 @@ class ClipTask(SystemTask):
       freeze_image_encoder, freeze_text_encoder: this transformer is not trained, only what follows
         it (Zhai et al. 2021, LiT); begin with the run that has its weights (`Recipe.init`).
       rows: captions whose scores with all images are made at once, a divisor of the batch; None: as
-        many as 64 MiB of scores allow.
+        many as 64 MiB of scores on each device allow.
       compat: behaviours of x-clip that are wrong, see `losses.COMPATS`.
     """
 
