@@ -21,6 +21,7 @@ _FIGURES, _PAGE = _ROOT / "docs" / "pods.json", _ROOT / "docs" / "pods.md"
 
 GENERATIONS = ("v4", "v5e", "v5p", "v6e")
 SLICES = {  # chips: a slice of each generation
+    64: ("v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8"),
     128: ("v4:4x4x8", "v5e:8x16", "v5p:4x4x8", "v6e:8x16"),
     256: ("v4:8x8x4", "v5e:16x16", "v5p:4x8x8", "v6e:16x16"),
     512: ("v4:8x8x8", "2*v5e:16x16", "v5p:8x8x8", "2*v6e:16x16"),
@@ -35,10 +36,10 @@ RECIPES = {  # recipe and chips
     "muse_3b": ("configs/muse/paper_3b.py", 512),
     "muse_superres": ("configs/muse/paper_superres.py", 128),
     "clip_l14": ("configs/clip/paper_vit_l14.py", 256),
-    "prior": ("configs/dalle2/paper_prior.py", 128),
-    "decoder": ("configs/dalle2/paper_decoder.py", 256),
-    "decoder_larger": ("configs/dalle2/paper_larger.py", 128),
-    "decoder_largest": ("configs/dalle2/paper_largest.py", 128),
+    "prior": ("configs/dalle2/paper_prior.py", 64),
+    "decoder": ("configs/dalle2/paper_decoder.py", 128),
+    "decoder_larger": ("configs/dalle2/paper_larger.py", 64),
+    "decoder_largest": ("configs/dalle2/paper_largest.py", 64),
     "base": ("configs/imagen/paper_base.py", 256),
     "larger": ("configs/imagen/paper_larger.py", 128),
     "largest": ("configs/imagen/paper_largest.py", 128),

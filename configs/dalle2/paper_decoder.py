@@ -1,7 +1,7 @@
 """The decoder of DALL-E 2 at 64 pixels at the sizes of the paper (Ramesh et al. 2022, appendix C,
 table 3): 512 channels, multiples 1-2-3-4, three blocks, batch 2048. Not yet run.
 
-    t2i compile configs/dalle2/paper_decoder.py --topology v4:8x8x4
+    t2i compile configs/dalle2/paper_decoder.py --topology v4:4x4x8
     t2i data pack folder:photos packed --size 64
     t2i data encode-clip packed runs/clip && t2i train configs/dalle2/paper_decoder.py
 

@@ -1,7 +1,7 @@
 """DALL-E 2's first upsampler at the sizes of the paper: 64 to 256 pixels, 320 channels, without
 attention, trained on crops of 64, batch 1024. Not yet run.
 
-    t2i compile configs/dalle2/paper_larger.py --topology v4:4x4x8
+    t2i compile configs/dalle2/paper_larger.py --topology v4:4x4x4
 
 It has no conditions but the smaller image. All else as in paper_decoder.py beside it.
 """

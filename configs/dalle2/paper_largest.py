@@ -2,7 +2,7 @@
 multiples 1-1-2-2-4-4, two blocks, without attention, trained on crops of 256, batch 512.
 Not yet run.
 
-    t2i compile configs/dalle2/paper_largest.py --topology v4:4x4x8
+    t2i compile configs/dalle2/paper_largest.py --topology v4:4x4x4
 
 All else as in paper_larger.py beside it.
 """

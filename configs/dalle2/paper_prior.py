@@ -1,7 +1,7 @@
 """The diffusion prior at the sizes of the DALL-E 2 paper (Ramesh et al. 2022, appendix C, table 3):
 24 layers, 2048 wide, on stored embeddings of CLIP ViT-L/14, batch 4096. Not yet run.
 
-    t2i compile configs/dalle2/paper_prior.py --topology v4:4x4x8
+    t2i compile configs/dalle2/paper_prior.py --topology v4:4x4x4
     t2i data pack folder:photos packed --size 224
     t2i data encode-clip packed runs/clip && t2i train configs/dalle2/paper_prior.py
 """
