@@ -3,6 +3,7 @@ anything compiles.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 
 import t2i_jax as t2i
-from t2i_jax import sharding
 from t2i_jax.config import from_dict, to_dict
 from t2i_jax.data.pack import add_column, pack
 from t2i_jax.data.pipeline import batches
@@ -30,10 +30,11 @@ from t2i_jax.systems.decoder.task import DecoderTask
 from t2i_jax.text.stored import StoredText
 from t2i_jax.train import state as states
 from t2i_jax.train.step import train_step
+from tests.begun import begun
 from tests.systems.toy_cascade import batch_of
 
 UNET = dict(
-    dim=8, dim_mults=(1, 2), resnet_groups=4, num_resnet_blocks=0, attn_heads=1, attn_dim_head=8,
+    dim=8, dim_mults=(1,), resnet_groups=4, num_resnet_blocks=0, attn_heads=1, attn_dim_head=8,
     init_cross_embed=False, init_conv_kernel_size=3, attend_at_middle=False, max_text_len=3,
     num_image_tokens=2,
 )  # fmt: skip
@@ -203,7 +204,7 @@ def test_blur_leaves_rows_alone_whose_deviation_is_0_and_keeps_the_mean_inside()
 
 
 def clip_given(task):
-    params = sharding.unbox(CLIP_NETWORK.init(jax.random.key(1)))
+    params = begun(CLIP_NETWORK.init, jax.random.key(1))
     return task.with_parts({"clip": Given(CLIP_NETWORK, {"clip": params})}), {
         "clip": {"clip": params}
     }
@@ -215,9 +216,10 @@ def test_with_clip_an_image_is_made_of_its_own_embedding():
     batch = batch_of(task)
     assert set(batch) == {"image", "text", "text_mask"}
     batch["text"] = batch["text"] % 40
-    told = task.conditions(frozen, batch)
-    params, stats = sharding.unbox(task.init(jax.random.key(0)))
-    loss, (metrics, _) = task.loss(params, stats, frozen, batch, jax.random.key(2), 0, number=1)
+    told = jax.jit(task.conditions)(frozen, batch)
+    params, stats = begun(task.init, jax.random.key(0))
+    loss_of = jax.jit(task.loss, static_argnames="number")
+    loss, (metrics, _) = loss_of(params, stats, frozen, batch, jax.random.key(2), 0, number=1)
     assert np.isfinite(loss) and task.flops(2) > 0 and set(metrics) == {"loss", "loss/stage_1"}
     system = DecoderSystem(task, params, {"stage_1": 1}, frozen)
     embeds = system.embed_images(batch["image"])
@@ -235,7 +237,7 @@ def test_with_clip_an_image_is_made_of_its_own_embedding():
 
 def test_latents_are_those_of_a_tokenizer_and_come_back_as_its_images():
     tokenizer = t2i.ViTVQGAN(image_size=16, patch_size=4, dim=8, layers=1, heads=1, mlp_dim=8)
-    weights = sharding.unbox(image_tokenizer.init(tokenizer, jax.random.key(0)))
+    weights = begun(functools.partial(image_tokenizer.init, tokenizer), jax.random.key(0))
     unet = t2i.DecoderUnet(**UNET)
     stage = t2i.DecoderStage(
         unet, image_size=16, noise=NOISE, latent=True, latent_scale=0.5, steps=2
@@ -245,16 +247,17 @@ def test_latents_are_those_of_a_tokenizer_and_come_back_as_its_images():
     frozen, batch = {"tokenizer": weights}, batch_of(task)
     encode, decode = task.latents_of(1, frozen)
     image = to_float(batch["image"], (-1.0, 1.0))
-    again, _ = tokenizer.apply(
+    again, _ = jax.jit(tokenizer.apply)(
         {"params": weights["generator"]},
         to_float(batch["image"], tokenizer.pixel_range),
         weights["stats"],
     )
     low, high = tokenizer.pixel_range
     wanted = np.clip((again - low) / (high - low) * 2 - 1, -1, 1)
-    np.testing.assert_allclose(decode(encode(image)), wanted, atol=1e-5)
-    params, stats = sharding.unbox(task.init(jax.random.key(0)))
-    loss, _ = task.loss(params, stats, frozen, batch, jax.random.key(2), 0, number=1)
+    np.testing.assert_allclose(jax.jit(lambda x: decode(encode(x)))(image), wanted, atol=1e-5)
+    params, stats = begun(task.init, jax.random.key(0))
+    loss_of = jax.jit(task.loss, static_argnames="number")
+    loss, _ = loss_of(params, stats, frozen, batch, jax.random.key(2), 0, number=1)
     assert np.isfinite(loss)
     made = DecoderSystem(task, params, {"stage_1": 1}, frozen).generate(images_per_prompt=2)
     assert made.shape == (2, 16, 16, 3) and made.dtype == np.uint8
