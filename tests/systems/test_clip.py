@@ -22,6 +22,7 @@ from t2i_jax.systems.clip.visual_ssl import VisualSsl, nt_xent
 from t2i_jax.text.tokenizer import train_bpe
 from t2i_jax.train import state as states
 from t2i_jax.train.step import train_step
+from tests.begun import begun
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = dict(
@@ -97,7 +98,7 @@ def test_fine_grained_sigmoid_learns_and_knows_its_pairs():
 @pytest.fixture(scope="module")
 def system():
     task = ClipTask(t2i.CLIP(**TINY))
-    params = sharding.unbox(task.init(jax.random.key(0))[0])
+    params = begun(task.init, jax.random.key(0))[0]
     words = ["a red circle", "a blue square", "a green cross"]
     return task.system(params, {}, {}, {}, train_bpe(words, 40))
 

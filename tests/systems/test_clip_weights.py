@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import t2i_jax as t2i
-from t2i_jax import convert, runs, sharding
+from t2i_jax import convert, runs
 from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.systems.clip import weights as clip_weights
@@ -14,6 +14,7 @@ from t2i_jax.systems.clip.task import ClipTask
 from t2i_jax.systems.clip.text import ClipText
 from t2i_jax.systems.clip.visual_ssl import VisualSsl
 from t2i_jax.text.tokenizer import train_bpe
+from tests.begun import begun
 from tests.systems.test_clip import TINY
 
 pytest.importorskip("torch")
@@ -23,7 +24,7 @@ pytest.importorskip("torch")
 def file(tmp_path_factory):
     """A file of x-clip's names, with the network and parameters that it is of."""
     model = t2i.CLIP(**TINY, use_mlm=True)
-    params = sharding.unbox(model.init(jax.random.key(3)))
+    params = begun(model.init, jax.random.key(3))
     path = tmp_path_factory.mktemp("clip") / "clip.safetensors"
     torch_io.write(path, convert.to_state(model, jax.device_get(params)))
     return path, model, params
@@ -54,7 +55,7 @@ def test_a_file_becomes_a_system_and_a_file_again(file, tmp_path):
 
 def test_what_training_alone_uses_does_not_go_out():
     task = ClipTask(t2i.CLIP(**TINY), visual_ssl=VisualSsl(hidden_dim=8, projection_dim=4))
-    params = jax.device_get(sharding.unbox(task.init(jax.random.key(0))[0]))
+    params = jax.device_get(begun(task.init, jax.random.key(0))[0])
     assert "ssl" in params["clip"]
     assert convert.to_state(task.model, clip_weights.exported(params))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from t2i_jax import config, sharding
+from t2i_jax import config
 from t2i_jax.diffusion.noise import Ddpm, Edm
 from t2i_jax.diffusion.samplers import Churn
 from t2i_jax.errors import UserError
@@ -25,12 +25,13 @@ from t2i_jax.systems.imagen.task import ImagenTask, group
 from t2i_jax.train import state as states
 from t2i_jax.train.config import TrainConfig
 from t2i_jax.train.step import train_step
+from tests.begun import begun
 from tests.systems.toy_cascade import PLAIN, TASK, UNET, batch_of
 
 
 def trained(task, seed=1):
     """Random weights in place of trained ones: a new network answers 0."""
-    params, stats = sharding.unbox(task.init(jax.random.key(0)))
+    params, stats = begun(task.init, jax.random.key(0))
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda a: a + 0.2 * rng.normal(size=a.shape).astype(np.float32), params)
     return ImagenSystem(task, params, jax.tree.map(lambda a: a + 1, stats["updates"]))
@@ -68,11 +69,9 @@ def steps_of(task, steps, train_stages=None, state=None):
     task = dataclasses.replace(task, train_stages=train_stages)
     optimisers = states.optimisers_of(task, TrainConfig(steps=10))
     if state is None:
-        state = jax.jit(states.start_of(task, optimisers, 0.9))(jax.random.key(0))
+        state = jax.jit(states.start_of(task, optimisers, 0.0))(jax.random.key(0))
     step = jax.jit(
-        lambda state, batch: train_step(
-            state, {}, batch, task=task, optimisers=optimisers, ema_decay=0.9
-        )
+        lambda state, batch: train_step(state, {}, batch, task=task, optimisers=optimisers)
     )
     for i in range(steps):
         state, metrics = step(state, batch_of(task, seed=i))
@@ -244,7 +243,7 @@ def test_pictures_to_condition_on():
         cond_drop_prob=0.0,
     )
     assert task.batch_spec(2)["cond_image"].shape == (2, 8, 8, 1)
-    params, stats = sharding.unbox(task.init(jax.random.key(0)))
+    params, stats = begun(task.init, jax.random.key(0))
     loss = jax.jit(task.loss, static_argnames="number")
     assert np.isfinite(loss(params, stats, {}, batch_of(task), jax.random.key(1), 0, number=1)[0])
     system = trained(task)

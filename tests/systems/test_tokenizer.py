@@ -23,6 +23,7 @@ from t2i_jax.systems.tokenizer import losses
 from t2i_jax.systems.tokenizer.system import TokenizerSystem
 from t2i_jax.systems.tokenizer.task import TokenizerTask
 from t2i_jax.train import ema, optim
+from tests.begun import begun
 
 MODEL = ViTVQGAN(
     image_size=16,
@@ -39,7 +40,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3)).astype(np.uin
 
 
 def started(task, key):
-    return sharding.unbox(task.init(key))
+    return begun(task.init, key)
 
 
 def stepper(task, optimiser):
