@@ -1,5 +1,7 @@
 """Muse on shapes, so small that only the way through is tested."""
 
+import dataclasses
+
 from t2i_jax import (
     DataConfig,
     Evaluation,
@@ -30,12 +32,13 @@ TOKENIZER = VQGanVAE(
 def get_config() -> Recipe:
     """The tokenizer, then MaskGIT at 8 pixels with a critic, then at 16 pixels."""
     data = DataConfig(source="shapes", image_size=16, threads=0)
-    train = TrainConfig(steps=4, batch_size=8, log_every=2, save_every=2, ema_decay=0.5)
+    plain = TrainConfig(steps=4, batch_size=8, log_every=2, save_every=2, ema_decay=0.0)
+    train = dataclasses.replace(plain, ema_decay=0.5)  # an average is compiled for one stage
     text = LearnedText(dim=16, depth=1, heads=2, mlp_dim=16, vocab_size=64, max_length=12)
     network = MaskGitTransformer(dim=16, depth=1, heads=2, dim_head=8, ff_mult=1)
     critic = TokenCritic(dim=16, depth=1, heads=2, dim_head=8, ff_mult=1)
 
-    def stage(size, **fields):
+    def stage(size, train, **fields):
         task = MaskGitTask(network, text, TOKENIZER, image_size=size, **fields)
         options = MaskGitOptions(steps=2)
         of = DataConfig(source="shapes", image_size=size, threads=0)
@@ -47,9 +50,9 @@ def get_config() -> Recipe:
         task=MuseTask(tokenizer=TOKENIZER),
         data=data,
         parts={
-            "tokenizer": Recipe(task=TokenizerTask(model=TOKENIZER), data=data, train=train),
-            "base": stage(8, critic=critic),
-            "superres": stage(16, cond_image_size=8),
+            "tokenizer": Recipe(task=TokenizerTask(model=TOKENIZER), data=data, train=plain),
+            "base": stage(8, train, critic=critic),
+            "superres": stage(16, plain, cond_image_size=8),
         },
         evaluation=Evaluation(
             judge="shapes",
