@@ -86,7 +86,7 @@ def measure(
     """Measure the images of a run for prompts, or those of a folder. Without --prompts and --images
     a run is measured as its recipe says, as t2i eval does it.
 
-    Other commands: t2i evaluate reference, t2i evaluate compare.
+    Other commands: t2i evaluate reference, t2i evaluate compare, t2i evaluate tokenizer.
 
     Args:
         run: Folder of a run, whose images are generated and kept in OUT.
@@ -208,6 +208,74 @@ def reference(
             _tell_left_out("images", told["left_out"])
 
 
+def tokenizer(
+    run: pathlib.Path,
+    images: Annotated[str, Shown("DIR", positional=False)],
+    out: Annotated[pathlib.Path | None, Shown("DIR", default="RUN/eval/tokenizer")] = None,
+    crop: str = "adm",
+    mode: Annotated[str, Shown("MODE,MODE")] = "tf",
+    inception: _Weights = None,
+    alex: _Weights = None,
+    vgg: _Weights = None,
+    batch_size: Count = 32,
+    shard_size: Count = 1000,
+    split: str = "heldout",
+    step: Annotated[str | None, Shown("STEP", default="the newest")] = None,
+) -> None:
+    """Measure how well an image tokenizer gives images back: PSNR, SSIM, codebook usage and
+    perplexity, rFID with --inception, LPIPS with --alex or --vgg.
+
+    Args:
+        run: Folder of the tokenizer's run.
+        images: A folder of images, or another source, as arrayrecord:DIR.
+        out: Folder of reconstructions and results; the same command goes on there.
+        crop: How images become square: adm, as in ADM's reference batches of ImageNet, or center.
+        mode: How images are made smaller for Inception.
+        inception: pt_inception-2015-12-05-6726825d.pth.
+        alex: alexnet-owt-7be5be79.pth, by which LPIPS is reported.
+        vgg: vgg16-397923af.pth.
+        batch_size: Images that are encoded at a time.
+        shard_size: Images of a shard, which is written whole or not at all.
+        split: Of a source with splits.
+        step: The checkpoint: its step, or best.
+    """
+    import jax
+
+    from t2i_jax import runs
+    from t2i_jax.cluster import processes
+    from t2i_jax.eval.lpips import lpips
+    from t2i_jax.runs.folder import checkpoint_step
+    from t2i_jax.runs.scoring import networks, sources
+    from t2i_jax.runs.scoring import tokenizer as tokenizers
+    from t2i_jax.runs.scoring.split import Share
+
+    run = paths.given("run", run)
+    out = paths.folder("out", out or run / "eval" / "tokenizer")
+    weights = networks.Weights(inception)
+    trunks = {"alex": alex, "vgg": vgg}
+    with processes.joined():
+        system = runs.load(run, step=checkpoint_step(step))
+        if not hasattr(system, "decode"):
+            raise UserError(
+                f"run={paths.shown(run)} holds a {type(system).__name__}; give the run of an image "
+                "tokenizer."
+            )
+        spec = sources.source_spec("images", images)
+        size = system.task.model.image_size
+        found = tokenizers.CroppedImages(spec, size, crop, shard_size, split)
+        measures = tokenizers.Measures(
+            networks.build("inception", networks.parse_modes(mode), weights)
+            if weights.of("inception")
+            else (),
+            {trunk: lpips(trunk, path) for trunk, path in trunks.items() if path is not None},
+        )
+        share = Share(jax.process_index(), jax.process_count())
+        results = tokenizers.evaluate(
+            run, system, found, measures, out, share, batch_size, _progress("shards")
+        )
+        _tell(results, out)
+
+
 def compare(
     a: Annotated[pathlib.Path, Shown("A", positional=True)],
     b: Annotated[pathlib.Path, Shown("B", positional=True)],
@@ -229,6 +297,7 @@ def compare(
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "reference": reference,
     "compare": compare,
+    "tokenizer": tokenizer,
 }
 _NAME = "t2i evaluate"
 

@@ -1,0 +1,97 @@
+"""`t2i evaluate tokenizer`: reconstructions of images, measured pair by pair and as a whole."""
+
+import dataclasses
+import json
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t2i_jax.errors import UserError
+from t2i_jax.eval.frechet import Gaussian, frechet
+from t2i_jax.eval.moments import Moments
+from t2i_jax.eval.reconstruction import psnr, ssim
+from t2i_jax.runs.scoring import tokenizer
+from t2i_jax.runs.scoring.split import Share
+from tests.runs.scoring_toys import toy_extractor, write_images
+
+
+@dataclasses.dataclass
+class Levels:
+    """A tokenizer with a code for each pixel: its mean level in steps of 16."""
+
+    weights: dict
+    task = types.SimpleNamespace(model=types.SimpleNamespace(image_size=12, codebook_size=16))
+
+    def encode(self, images):
+        """(B, 144) of the first channel."""
+        return (images[..., 0] // 16).reshape(len(images), -1).astype(jnp.int32)
+
+    def decode(self, ids):
+        """Gray images."""
+        gray = (ids * 16 + 8).astype(jnp.uint8).reshape(len(ids), 12, 12, 1)
+        return jnp.repeat(gray, 3, axis=-1)
+
+
+def _far(one, other):
+    return np.abs(one.astype(float) - other).mean((1, 2, 3))
+
+
+_ALONE = Share()
+
+
+def _evaluate(folder, out, seed=0, share=_ALONE):
+    images = tokenizer.CroppedImages(f"folder:{folder}", 12, "adm", 4)
+    measures = tokenizer.Measures([toy_extractor("inception-tf")], {"toy": _far})
+    system = Levels({"all": {"w": np.full(2, seed, np.float32)}})
+    return tokenizer.evaluate(out, system, images, measures, out, share, batch_size=3), images
+
+
+def test_every_pair_is_measured_and_what_was_cut_is_made_again(tmp_path):
+    folder = write_images(tmp_path / "images", 10, size=31)
+    results, images = _evaluate(folder, tmp_path / "out")
+    values = {one["name"]: one["value"] for one in results["metrics"]}
+    real = np.stack([images.read(row) for row in range(10)])
+    again = np.asarray(Levels({}).decode(Levels({}).encode(real)))
+    assert values["psnr_per_image"] == pytest.approx(psnr(real, again).mean())
+    assert values["ssim"] == pytest.approx(ssim(real, again).mean())
+    assert values["lpips_toy"] == pytest.approx(_far(real, again).mean())
+    codes = np.asarray(Levels({}).encode(real))
+    assert values["codebook_usage"] == len(np.unique(codes)) / 16
+    x, y = (
+        Gaussian.of(Moments.of(toy_extractor().features(some)["pool3"])) for some in (again, real)
+    )
+    assert values["rfid_tf_inception"] == pytest.approx(frechet(x, y).value, rel=1e-5)
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    (tmp_path / "out" / "codes" / "00001.npz").unlink()
+    (tmp_path / "out" / "images" / "00002" / "000008.png").write_bytes(b"")
+    assert not _evaluate(folder, tmp_path / "out", share=Share(1, 2))[0]
+    _evaluate(folder, tmp_path / "out")
+    assert (tmp_path / "out" / "results.json").read_bytes() == before
+    told = json.loads(before)
+    assert told["images"]["count"] == 10 and len(told["run"]["weights"]) == 16
+    with pytest.raises(UserError, match=r"run.weights: .* -> "):
+        _evaluate(folder, tmp_path / "out", seed=1)
+
+
+def test_exact_reconstructions_count_as_a_hundred_decibels(tmp_path, monkeypatch):
+    folder = write_images(tmp_path / "images", 3, size=12)
+
+    def encode(self, images):
+        self.kept = images
+        return jnp.zeros((len(images), 1), jnp.int32)
+
+    monkeypatch.setattr(Levels, "encode", encode)
+    monkeypatch.setattr(Levels, "decode", lambda self, ids: self.kept)
+    results, _ = _evaluate(folder, tmp_path / "out")
+    values = {one["name"]: one["value"] for one in results["metrics"]}
+    assert values["psnr_per_image"] == 100 and values["ssim"] == pytest.approx(1)
+    assert values["rfid_tf_inception"] == pytest.approx(0, abs=1e-6) and values["perplexity"] == 1
+
+
+def test_an_image_that_can_not_be_read_is_named(tmp_path):
+    folder = write_images(tmp_path / "images", 3)
+    (folder / "001.png").write_bytes((folder / "001.png").read_bytes()[:80])
+    with pytest.raises(UserError, match="has 001.png, which can't be used"):
+        _evaluate(folder, tmp_path / "out")
