@@ -225,10 +225,11 @@ class Checkpoints:
             digests.check(self.folder / str(step), ("weights", "config"))
             saved = self._reader.item_metadata(step).weights.tree
             target = jax.tree.map(lambda entry: lying(entry, device), saved)
-            for name in ("params", "ema") if places is not None else ():
-                groups = saved.get(name, {})
+            # without an average there is no entry "ema"
+            for name in ({"params", "ema"} & set(saved)) if places is not None else ():
                 target[name] = {
-                    group: jax.tree.map(lying, groups[group], places[group]) for group in groups
+                    group: jax.tree.map(lying, entries, places[group])
+                    for group, entries in saved[name].items()
                 }
             items = ocp.args.Composite(weights=ocp.args.StandardRestore(target))
             return self._config(step), {**_EMPTY, **self._reader.restore(step, args=items).weights}

@@ -77,6 +77,15 @@ def test_the_last_weights_and_an_export_are_taken_too(base, tmp_path, capfd):
     assert "  taken  " in capfd.readouterr().err
 
 
+def test_a_run_without_an_average_is_begun_with(tmp_path, capfd):
+    _train(tmp_path / "base", "train.ema_decay=0")
+    still = ["train.steps=1", "train.optim.learning_rate=1e-9", "train.optim.matrix_rate=1e-9"]
+    _train(tmp_path / "new", f"init={tmp_path / 'base'}", *_OTHER, *still)
+    assert "weights of step 4" in capfd.readouterr().err
+    ours, theirs = folder.read(tmp_path / "new"), folder.read(tmp_path / "base")
+    _assert_equal(ours.params, theirs.params, atol=1e-6)
+
+
 def test_it_resumes_exactly_and_without_the_other_run(base, tmp_path):
     other = shutil.copytree(base, tmp_path / "other")
     whole = _train(tmp_path / "whole", f"init={other}", *_OTHER, "train.steps=6")
