@@ -11,7 +11,9 @@ import pathlib
 import shutil
 import stat
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+_PART = 2**22  # bytes of a file that are hashed at a time
 
 
 @contextlib.contextmanager
@@ -69,6 +71,24 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
         file.close()
         raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
     return file
+
+
+def hash_into(digest: Any, path: str | os.PathLike) -> None:
+    """Adds the bytes of a regular file to a hash, a part at a time.
+
+    Raises:
+      OSError, ValueError: as `open_regular`.
+    """
+    with open_regular(path) as file:
+        while part := file.read(_PART):
+            digest.update(part)
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a regular file's bytes, hexadecimal; errors as of `hash_into`."""
+    digest = hashlib.sha256()
+    hash_into(digest, path)
+    return digest.hexdigest()
 
 
 def read_regular(path: str | os.PathLike, most: int) -> bytes:

@@ -13,7 +13,6 @@ import pathlib
 from t2i_jax import (
     DecoderStage,
     DecoderTask,
-    DecoderUnet,
     DiscreteDdpm,
     NullUnet,
     OptimConfig,
@@ -25,25 +24,15 @@ from t2i_jax.runs.recipe import load_recipe
 def get_config() -> Recipe:
     """The stage alone."""
     recipe = load_recipe(pathlib.Path(__file__).with_name("paper_larger.py"))
-    unet = DecoderUnet(
-        dim=192,
-        dim_mults=(1, 1, 2, 2, 4, 4),
-        num_resnet_blocks=2,
-        cross_attn=False,
-        attend_at_middle=False,
-        init_cross_embed=False,
-        dtype="bfloat16",
-        remat="full",
-    )
+    larger = recipe.task.stages[1]
     stages = (
         DecoderStage(NullUnet(), image_size=256),
-        DecoderStage(
-            unet,
+        dataclasses.replace(
+            larger,
+            unet=larger.unet.clone(dim=192, dim_mults=(1, 1, 2, 2, 4, 4), num_resnet_blocks=2),
             image_size=1024,
             crop_size=256,
             noise=DiscreteDdpm(1000, schedule="linear"),
-            resize="area",
-            sampler="ddim",
             steps=15,
         ),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from t2i_jax.errors import UserError
-from t2i_jax.files import read_regular
+from t2i_jax.foreign import text_file
 from t2i_jax.paths import shown
 from t2i_jax.systems.generation import tell
 from t2i_jax.words import counted
@@ -36,16 +36,7 @@ def read_prompts(path: pathlib.Path) -> list[str]:
 
 
 def _of_text(path, named):
-    try:
-        data = read_regular(path, _MOST_BYTES)
-    except OSError as error:
-        raise UserError(f"{named} can't be read ({error.strerror}); give a text file.") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{named} is not UTF-8 in line {line}; save it as UTF-8 text.") from None
-    lines = text.split("\n")
+    lines = text_file.read(path, named, _MOST_BYTES).split("\n")
     return [line.strip() for line in (lines[:-1] if not lines[-1] else lines)]
 
 

@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from t2i_jax import paths
+from t2i_jax import files, paths
 from t2i_jax.data.table import ENDINGS, read_table
 from t2i_jax.errors import UserError
-from t2i_jax.files import open_regular, read_regular
-from t2i_jax.foreign import json_file
+from t2i_jax.foreign import json_file, text_file
 from t2i_jax.values import shown
 
 TEXTS, IDS = ("prompt", "caption", "text"), ("id", "uid")
@@ -201,9 +200,7 @@ def sha256_of(path: pathlib.Path) -> str:
     for file in sorted(path.glob("*.txt")) if path.is_dir() else [path]:
         if path.is_dir():
             digest.update(os.fsencode(file.name) + b"\0")
-        with open_regular(file) as opened:
-            while block := opened.read(2**20):
-                digest.update(block)
+        files.hash_into(digest, file)
     return digest.hexdigest()
 
 
@@ -259,16 +256,7 @@ def _of_table(path):
 
 def _lines(path):
     """The lines of a UTF-8 text, without their ends."""
-    named = f"prompts={paths.shown(path)}"
-    try:
-        data = read_regular(path, _MOST_BYTES)
-    except OSError as error:
-        raise UserError(f"{named} can't be read ({error.strerror}); give a text file.") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{named} is not UTF-8 in line {line}; save it as UTF-8 text.") from None
+    text = text_file.read(path, f"prompts={paths.shown(path)}", _MOST_BYTES)
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 

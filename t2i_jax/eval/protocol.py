@@ -12,18 +12,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from t2i_jax import config
 from t2i_jax.errors import UserError
+from t2i_jax.eval import resize
 from t2i_jax.values import Count, shown
 
 CROPS = ("square", "adm", "none")
-FILTERS = {
-    "lanczos": Image.Resampling.LANCZOS,
-    "bicubic": Image.Resampling.BICUBIC,
-    "none": None,
-}
+FILTERS = ("lanczos", "bicubic", "none")
 MODES = ("clean", "tf", "pytorch-fid")
 
 
@@ -39,7 +35,7 @@ class Protocol:
       reference_count: how many those are; None: as many as the user's files hold.
       size: side in pixels of both sides before the extractor's own resize; None: as they are.
       crop: of images of other sizes: "square" (the largest square in the middle), "adm" (as
-        `adm_crop`), "none".
+        `resize.adm_crop`), "none".
       filter: with which the crop is resized, antialiased, to uint8: "lanczos", "bicubic", "none".
       modes: the Inception modes in which the Frechet distance is told.
       encoding: of generated images; reference images stay as they are.
@@ -70,7 +66,7 @@ class Protocol:
                 f"protocol.crop={self.crop!r} with size={self.size}; give a crop and a size, or "
                 "neither."
             )
-        if self.crop == "square" and FILTERS[self.filter] is None:
+        if self.crop == "square" and self.filter == "none":
             raise UserError("protocol.filter='none' with crop='square'; give lanczos or bicubic.")
 
     def bring(self, image_HWC: np.ndarray) -> np.ndarray:
@@ -85,8 +81,8 @@ class Protocol:
         if self.size is None or image_HWC.shape[:2] == (self.size, self.size):
             return image_HWC
         if self.crop == "adm":
-            return adm_crop(image_HWC, self.size)
-        return square_crop(image_HWC, self.size, self.filter)
+            return resize.adm_crop(image_HWC, self.size)
+        return resize.square(image_HWC, self.size, self.filter)
 
     def about(self) -> dict[str, Any]:
         """The fields as JSON, for results."""
@@ -164,40 +160,6 @@ def protocol(name: str) -> Protocol:
     """
     config.one_of("protocol", name, PROTOCOLS)
     return PROTOCOLS[name]
-
-
-def square_crop(image_HWC: np.ndarray, size: int, filter: str = "lanczos") -> np.ndarray:
-    """The largest square in the middle, cut out first and then resized with an antialiasing filter
-    of Pillow to uint8 (size, size, C).
-    """
-    height, width = image_HWC.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = Image.fromarray(image_HWC[top : top + side, left : left + side])
-    return np.asarray(square.resize((size, size), FILTERS[filter]))
-
-
-def adm_crop(image_HWC: np.ndarray, size: int) -> np.ndarray:
-    """The crop of ImageNet in ADM's reference batches (guided-diffusion, `center_crop_arr`).
-
-    Halved by averaging while the shorter side is at least twice the size, then bicubic until the
-    shorter side is the size, then cut in the middle.
-
-    Args:
-      image_HWC: uint8 with 3 channels, of any size.
-
-    Returns:
-      uint8 (size, size, 3).
-    """
-    image = Image.fromarray(image_HWC)
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    image = image.resize(
-        (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
-    )
-    top, left = (image.height - size) // 2, (image.width - size) // 2
-    return np.asarray(image)[top : top + size, left : left + size]
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

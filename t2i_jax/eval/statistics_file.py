@@ -11,7 +11,6 @@ is written here has a JSON file beside it that does; of other files the user has
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 import zipfile
@@ -27,7 +26,6 @@ from t2i_jax.eval.moments import Moments
 
 SCHEMA = 1
 _KEYS = ("mu", "sigma", "mu_s", "sigma_s", "feats", "arr_0")
-_CHUNK = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +67,7 @@ def read_statistics(path: pathlib.Path, extractor: str, mode: str | None = None)
     path = paths.given("reference", path)
     named = f"reference={paths.shown(path)}"
     arrays = _arrays(path, named)
-    digest, about = sha256(path), _beside(path, named)
+    digest, about = files.sha256(path), _beside(path, named)
     if about and about.get("sha256") != digest:
         raise UserError(
             f"{named} is not the file that {_json(path).name} beside it describes; make both anew, "
@@ -112,7 +110,7 @@ def write_statistics(
     write_npz(path, kept)
     said = {
         "schema": SCHEMA,
-        "sha256": sha256(path),
+        "sha256": files.sha256(path),
         "count": moments.count,
         **about,
     }
@@ -141,15 +139,6 @@ def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """An npz of these arrays, not compressed; the same arrays are the same bytes."""
     with files.replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-
-
-def sha256(path: pathlib.Path) -> str:
-    """The SHA-256 of a file's bytes, hexadecimal."""
-    digest = hashlib.sha256()
-    with files.open_regular(path) as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _json(path):

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import pathlib
 from collections.abc import Mapping
 
-from t2i_jax import config
+from t2i_jax import config, files
 from t2i_jax.convert import inception
 from t2i_jax.errors import UserError
 from t2i_jax.foreign import file
-
-_CHUNK = 1 << 22  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,15 +92,6 @@ def find(path: str | os.PathLike | None, what: str) -> pathlib.Path:
     return found if found.is_dir() else file.check(found, what)
 
 
-def sha256(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as opened:
-        while chunk := opened.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def about(path: str | os.PathLike) -> Mapping[str, str]:
     """What results keep of a file: its name and its SHA-256."""
-    return {"file": os.path.basename(os.fspath(path)), "sha256": sha256(path)}
+    return {"file": os.path.basename(os.fspath(path)), "sha256": files.sha256(path)}

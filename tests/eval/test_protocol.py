@@ -7,14 +7,9 @@ import pytest
 from PIL import Image
 
 from t2i_jax.errors import UserError
-from t2i_jax.eval.protocol import (
-    PROTOCOLS,
-    adm_crop,
-    differences,
-    protocol,
-    require_same,
-    square_crop,
-)
+from t2i_jax.eval.protocol import PROTOCOLS, differences, protocol, require_same
+from t2i_jax.eval.resize import adm_crop
+from t2i_jax.eval.resize import square as square_crop
 
 
 def noise(height, width, seed=0):

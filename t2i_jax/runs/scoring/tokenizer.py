@@ -17,8 +17,8 @@ from t2i_jax.data.crop import crop as cut
 from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
 from t2i_jax.eval.extractors import Extractor
-from t2i_jax.eval.protocol import adm_crop
 from t2i_jax.eval.reconstruction import codebook_usage, psnr, ssim
+from t2i_jax.eval.resize import adm_crop
 from t2i_jax.eval.statistics_file import write_npz
 from t2i_jax.runs import folder as folders
 from t2i_jax.runs.scoring import features, plan, score

@@ -1,0 +1,28 @@
+"""Texts that a user wrote."""
+
+from __future__ import annotations
+
+import pathlib
+
+from t2i_jax.errors import UserError
+from t2i_jax.files import read_regular
+
+
+def read(path: pathlib.Path, named: str, most: int) -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Args:
+      named: the file in a sentence, "prompts=..." for example. most: bytes that it may have.
+
+    Raises:
+      UserError: it can't be read, is no regular file, is larger, or is not UTF-8; with the line.
+    """
+    try:
+        data = read_regular(path, most)
+    except OSError as error:
+        raise UserError(f"{named} can't be read ({error.strerror}); give a text file.") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{named} is not UTF-8 in line {line}; save it as UTF-8 text.") from None
