@@ -25,6 +25,7 @@ from t2i_jax.errors import UserError, first_line
 from t2i_jax.runs import begin
 from t2i_jax.runs.ledger import image_channels
 from t2i_jax.runs.recipe import Recipe
+from t2i_jax.runs.scoring.wanted import check as check_monitored
 from t2i_jax.runs.wiring import planned_stages
 from t2i_jax.systems.base import Given
 from t2i_jax.train import state as states
@@ -61,7 +62,7 @@ def check(
     _refuse(_per_stage({"": recipe}, _check_values))
     stages = planned_stages(recipe, given, workdir)
     checks: list[Callable[[Wired], None]] = [_check_machine] * (devices is None)
-    checks += [_check_data] * with_data
+    checks += [_check_data, _check_monitored] * with_data
     wired = {
         name: Wired(
             one, parts, devices, None if workdir is None else workdir.joinpath(*name.split("."))
@@ -234,6 +235,11 @@ def _check_data(stage):
                     f"data.source={recipe.data.source!r} has {name} of shape {shape}, and the task "
                     f"takes {wanted.shape[1:]}; make them anew or change the task."
                 )
+
+
+def _check_monitored(stage):
+    """What is measured of generated images while it trains."""
+    check_monitored(stage.recipe)
 
 
 def _check_networks(stage):

@@ -105,6 +105,28 @@ class Recipe:
                 f"evaluation.options={options!r} are those of another system; {kind} has {wanted}."
             )
         self.task.check_options(options)
+        self._check_monitored(kind)
+
+    def _check_monitored(self, kind):
+        """Refuses metrics of images that the task's system does not make."""
+        if self.evaluation.every is None:
+            return
+        given = f"evaluation.metrics={tuple(self.evaluation.metrics)!r}"
+        if not self.task.objectives:
+            raise UserError(
+                f"{given} of a {kind}, which trains nothing itself; give them to its parts, or "
+                "measure it with `t2i evaluate`."
+            )
+        if not self.task.makes_images:
+            raise UserError(
+                f"{given} are of generated images, and a {kind} generates none; leave them out."
+            )
+        for one in self.evaluation.monitored if "caption" not in self.task.samples else ():
+            if not one.compares:
+                raise UserError(
+                    f"evaluation.metrics has {one.name!r}, which compares images with captions, "
+                    f"and this {kind} reads none; leave it out."
+                )
 
     def _options(self, given):
         known = config.fields_of(self.task.options)

@@ -16,12 +16,16 @@ from typing import Any
 
 from t2i_jax.cluster import processes
 from t2i_jax.config import to_dict
+from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
+from t2i_jax.foreign import json_file
 from t2i_jax.runs.plot import plot
 from t2i_jax.terminal import say
 from t2i_jax.train.log import metrics_of
 
 REPORT = "report.html"
+MONITORED = "evaluation.json"
+"""How the metrics of generated images were measured while a run trained."""
 _PREVIEWS = 6  # grids of the time of training that are shown
 _SPEED = ("seconds_per_step", "images_per_second", "mfu", "input_wait", "goodput", "skipped")
 _KEPT_OUT = ("seconds/", "seconds_first_step", *_SPEED)
@@ -77,6 +81,7 @@ def write_report(
         *before,
         _sheets(workdir),
         _curves(workdir),
+        _monitored(workdir),
         *(_part(name, folder) for name, folder in (parts or {}).items()),
         _tables(workdir),
         _commands(workdir),
@@ -142,8 +147,10 @@ def _summary(workdir, recipe):
         told.append(f"step {lines[-1]['step']} of {recipe.train.steps}")
     found = ", ".join(told) + "."
     if "validation/best_step" in metrics:
+        by = recipe.evaluation.best
+        what = f"checkpoint by {by} has" if by else "validation metric is"
         found += (
-            f" The best validation metric is {metrics['validation/best']:.4g}, at step "
+            f" The best {what} {metrics['validation/best']:.4g}, at step "
             f"{metrics['validation/best_step']:.0f}; <code>--step best</code> of <code>t2i sample"
             "</code>, <code>t2i export</code> and <code>t2i eval</code> takes that checkpoint."
         )
@@ -211,6 +218,25 @@ def _grouped(by_name):
         found = {n: by_name[n] for n in by_name if n.startswith(tuple(prefixes))}
         if found:
             yield title, found
+
+
+def _monitored(workdir):
+    """How the metrics of generated images were measured while it trained."""
+    try:
+        told = json_file.read(workdir / MONITORED, "run", "train it again")["metrics"]
+        rows = {
+            f"eval/{name}": ", ".join(
+                [
+                    str(one.get("name", name)),
+                    f"{one['n_generated']:,} images",
+                    *([f"{one['n_reference']:,} real ones"] if one.get("n_reference") else []),
+                ]
+            )
+            for name, one in told.items()
+        }
+    except (UserError, KeyError, TypeError, AttributeError, ValueError):
+        return ""  # there is none, or somebody edited it
+    return _table("How images were measured while it trained", rows)
 
 
 def _part(name, folder):

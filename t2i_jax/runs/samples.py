@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from t2i_jax.data.pipeline import batches
+from t2i_jax.data.heldout import indices_of
+from t2i_jax.data.pipeline import Batches, batches, division_of, source_of
 from t2i_jax.data.source import EMBEDDED
 from t2i_jax.errors import UserError
 from t2i_jax.runs.ledger import image_channels
@@ -53,9 +54,23 @@ class Samples:
 
     def __call__(self, count: int, wants: Sequence[str]) -> Mapping[str, Any]:
         """A batch of `count` samples with these entries; of a smaller part some come again."""
-        return next(
-            batches(
-                self.data, count, 0, wants=wants, text_length=self._length,
-                channels=self._channels, part=self.part, most=count,
-            )
+        return next(self.batches(count, count, wants))
+
+    def batches(self, count: int, size: int, wants: Sequence[str]) -> Batches:
+        """The same samples in batches of `size`, one after the other; `set_state([get_state()])`
+        brings an earlier place back. After `count` samples it goes on.
+        """
+        return batches(
+            self.data, size, 0, wants=wants, text_length=self._length, channels=self._channels,
+            part=self.part, most=count,
         )  # fmt: skip
+
+    def available(self, most: int) -> int:
+        """How many different samples there are, `most` at most; of many that are held out by their
+        captions these are read, until there are so many.
+        """
+        source = source_of(self.data)
+        division = division_of(self.data, source)
+        if division is None or self.part == "train":
+            return min(len(source), most)
+        return len(indices_of(division, source, range(len(source)), most))

@@ -25,6 +25,7 @@ from t2i_jax.runs.ledger import DataLedger, image_channels
 from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from t2i_jax.runs.report import note_start, write_report
 from t2i_jax.runs.samples import held_out
+from t2i_jax.runs.scoring.monitoring import monitor_of
 from t2i_jax.runs.validation import validation_of
 from t2i_jax.runs.wiring import check_kind, wired
 from t2i_jax.systems.base import Given, System
@@ -160,6 +161,7 @@ def _fit(recipe, workdir, parts, hooks, profile):
         validation=validation_of(
             recipe, held_out(recipe), mesh, None if text_tokenizer is None else ledger.uncounted
         ),
+        monitor=monitor_of(recipe, held_out(recipe), build_system, workdir),
     )
     ledger.end(recipe.data.source, stream, workdir)
     write_report(workdir, recipe, parts=folders.part_folders(workdir, recipe))

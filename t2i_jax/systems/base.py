@@ -108,11 +108,14 @@ class SystemTask:
       parts: what it reads and never changes, by name, in the order in which it is trained.
       options: a frozen dataclass: what sampling can be told, with docs, ranges and defaults.
       validated_by: the metric of `validate` whose smallest value is the best checkpoint's.
+      makes_images: whether its system is a `TextToImage`, whose images can be measured while it
+        trains.
     """
 
     parts: ClassVar[Mapping[str, Part]] = {}
     options: ClassVar[type] = NoOptions
     validated_by: ClassVar[str] = "loss"
+    makes_images: ClassVar[bool] = False
 
     @property
     def text_encoder(self) -> TextEncoder | None:

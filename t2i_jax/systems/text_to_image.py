@@ -55,23 +55,40 @@ class TextToImage(System):
             return {}
         return {"cond_images": samples["cond_image"][list(rows)]}
 
+    def images(
+        self,
+        samples: Mapping[str, Any],
+        rows: Sequence[int],
+        options: Any,
+        seed: int | Sequence[int],
+        **given: Any,
+    ) -> np.ndarray:
+        """An image, uint8 (rows, H, W, C), for each of these rows of samples.
+
+        Args:
+          samples: with the entries that the task's `samples` name; {} for a task without any.
+          seed: of all of them, or one for each. given: to `generate`, beside what the samples give.
+        """
+        given |= self.conditions(samples, rows)
+        prompts: Any = None
+        if self.task.text_encoder is None:
+            options = generation.with_changes(self.task.options, options, {"guidance": 1.0})
+            given |= {} if samples else {"images_per_prompt": len(rows)}
+        else:
+            prompts = _prompts(samples, rows)
+        with generation.quiet():
+            return np.asarray(self.generate(prompts, options, seed=seed, **given))
+
     def judge(self, held_out: HeldOut, evaluation: Evaluation, count: int, seed: int = 0) -> Judged:
         """Images for `count` held-out captions, and the judge's verdict on each."""
         wants = self.task.samples
         samples = held_out(count, wants) if wants else {}
-        given: dict[str, Any] = {"seed": seed, "batch_size": min(count, _AT_ONCE)}
-        given |= self.conditions(samples, range(count))
+        images = self.images(
+            samples, range(count), evaluation.options, seed, batch_size=min(count, _AT_ONCE)
+        )
         if self.task.text_encoder is None:
-            options = generation.with_changes(
-                self.task.options, evaluation.options, {"guidance": 1.0}
-            )
-            given |= {} if samples else {"images_per_prompt": count}
-            return Judged([""] * count, np.asarray(self.generate(None, options, **given)), None, {})
+            return Judged([""] * count, images, None, {})
         captions = list(samples["caption"])
-        with generation.quiet():
-            images = np.asarray(
-                self.generate(_prompts(samples, range(count)), evaluation.options, **given)
-            )
         if evaluation.judge is None:
             return Judged(captions, images, None, {})
         return _verdict(evaluation, captions, images)

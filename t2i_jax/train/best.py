@@ -1,8 +1,8 @@
-"""Which of a run's checkpoints is the best by its validation metric, and which may go.
+"""Which of a run's checkpoints is the best by its metric, and which may go.
 
-Every checkpoint holds its own score, so what is the best is told by what is there, whenever a crash
-comes. A step that was saved in haste, before it was measured, is measured when the run resumes from
-it; that score is kept in RUN/scores.json.
+Every checkpoint holds its own score, and of which metric that is, so what is the best is told by
+what is there, whenever a crash comes. A step that was saved in haste, before it was measured, is
+measured when the run resumes from it; that score is kept in RUN/scores.json.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from collections.abc import Mapping
 
 from t2i_jax.files import replacing
 
-SCORE = "score"  # in the position of the data of a checkpoint
+# in the position of the data of a checkpoint: its score, and the metric where it is not that of the
+# validation
+SCORE, SCORE_OF = "score", "score_of"
 _LATER = "scores.json"  # beside the folder of the checkpoints
 
 
@@ -26,17 +28,25 @@ def steps_in(folder: pathlib.Path) -> list[int]:
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
-def scores(folder: pathlib.Path) -> Mapping[int, float]:
-    """The score of each finished step below the folder of checkpoints that has one."""
-    found: dict[int, float] = {}
+def scores(folder: pathlib.Path, metric: str | None = None) -> Mapping[int, float]:
+    """The score of each finished step below the folder of checkpoints that has one.
+
+    Args:
+      metric: whose scores; "": that of the validation; None: that of the newest step with a score,
+        as a run may go on by another metric, whose scores are no match for those before.
+    """
+    found: dict[int, tuple[float, str]] = {}
     later = _read(folder.with_name(_LATER))
     for step in steps_in(folder):
         name = str(step)
-        own = _number(_read(folder / name / "data" / "metadata").get(SCORE))
-        score = own if own is not None else _number(later.get(name))
-        if score is not None:
-            found[step] = score
-    return found
+        own = _entry(_read(folder / name / "data" / "metadata"))
+        entry = later.get(name)
+        entry = own or _entry(entry if isinstance(entry, dict) else {SCORE: entry})
+        if entry is not None:
+            found[step] = entry
+    if metric is None:
+        metric = found[max(found)][1] if found else ""
+    return {step: score for step, (score, of) in found.items() if of == metric}
 
 
 def best_of(found: Mapping[int, float]) -> int | None:
@@ -50,11 +60,12 @@ def kept(steps: list[int], keep: int, found: Mapping[int, float]) -> set[int]:
     return {*sorted(steps)[-keep:], *([] if best is None else [best])}
 
 
-def add(folder: pathlib.Path, step: int, score: float) -> None:
+def add(folder: pathlib.Path, step: int, score: float, metric: str = "") -> None:
     """Notes the score of a step that was saved without one."""
     path = folder.with_name(_LATER)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps({**_read(path), str(step): score}))
+        entry = {SCORE: score, SCORE_OF: metric} if metric else score
+        temporary.write_text(json.dumps({**_read(path), str(step): entry}))
 
 
 def _read(path) -> dict:
@@ -63,6 +74,12 @@ def _read(path) -> dict:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _entry(found):
+    """(score, metric) of JSON values; None where there is no score."""
+    score, metric = _number(found.get(SCORE)), found.get(SCORE_OF, "")
+    return None if score is None or not isinstance(metric, str) else (score, metric)
 
 
 def _number(value):

@@ -55,15 +55,17 @@ class Checkpoints:
       workdir: folder of the run.
       keep: how many checkpoints stay, beside the best by its score; None: only read, nothing in the
         folder is touched.
+      metric: of the scores; "": that of the validation; None: that of the newest score there is.
 
     Raises:
       UserError: the folder is not the same for all processes.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, keep: int | None):
+    def __init__(self, workdir: str | pathlib.Path, keep: int | None, metric: str | None = None):
         self.folder = paths.given("workdir", workdir).resolve() / _FOLDER
         me = jax.process_index()
-        self._keep, self._scores = keep, dict(bests.scores(self.folder))
+        self._keep, self._metric = keep, metric
+        self._scores = dict(bests.scores(self.folder, metric))
         self._finishing = _Finishing(None, None)
         self._writer: Any = None  # Orbax's manager that saves; None: only reading
         if keep is not None:
@@ -99,7 +101,7 @@ class Checkpoints:
     def add_score(self, step: int, score: float) -> None:
         """Notes the score of a step that is saved already."""
         self._scores[step] = score
-        processes.once(lambda: bests.add(self.folder, step, score))
+        processes.once(lambda: bests.add(self.folder, step, score, self._metric or ""))
 
     def has_score(self, step: int) -> bool:
         """Whether the checkpoint of a step has one."""
@@ -138,7 +140,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             weights=ocp.args.StandardSave(weights),
             rest=ocp.args.StandardSave(rest),
-            data=ocp.args.JsonSave({"positions": data, bests.SCORE: score}),
+            data=ocp.args.JsonSave({"positions": data, **self._scored(score)}),
             config=ocp.args.JsonSave(dict(config)),
         )
         if score is not None:
@@ -284,6 +286,9 @@ class Checkpoints:
                 gone = self.folder / f"{old}.orbax-checkpoint-tmp"
                 (self.folder / str(old)).rename(gone)
                 shutil.rmtree(gone, ignore_errors=True)
+
+    def _scored(self, score):
+        return {bests.SCORE: score} | ({bests.SCORE_OF: self._metric} if self._metric else {})
 
     def _unreadable(self, step, error):
         free = self._set_aside(step)

@@ -12,7 +12,9 @@ from typing import Any
 import jax
 
 FILE = "goodput.json"  # in the run's folder
-KINDS = ("step", "input", "compile", "checkpoint", "hooks", "restart", "lost", "other")
+KINDS = (
+    "step", "input", "compile", "checkpoint", "hooks", "evaluate", "restart", "lost", "other",
+)  # fmt: skip
 _SAVES = 32  # newest saves whose time is remembered, more than there are checkpoints
 
 
@@ -25,7 +27,8 @@ class Goodput:
     | input | they are done and the next batch is not there |
     | compile | the program of the step is traced and compiled, or loaded |
     | checkpoint | a save holds training up (most runs in the background), or the last is awaited |
-    | hooks | previews are drawn |
+    | hooks | previews are drawn, and held-out batches validated |
+    | evaluate | images are generated and measured, or a measurement is awaited |
     | restart | before the first step, without compiling: weights, a checkpoint, first data |
     | lost | steps were made that were not saved, and that a later start made again |
     | other | logs and traces are written |

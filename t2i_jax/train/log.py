@@ -13,7 +13,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -85,6 +85,19 @@ class Log:
         if self._speaks:
             with self._forgiving():
                 add_metrics(self.workdir, metrics)
+
+    def holds(self, step: int, names: Sequence[str]) -> bool:
+        """Whether an earlier start, or this one, wrote metrics of these names of a step; False in a
+        process that does not write.
+        """
+        if not self._speaks:
+            return False
+        known: set[str] = set()
+        with contextlib.suppress(OSError):
+            for line in (self.workdir / "metrics.jsonl").read_text(errors="replace").splitlines():
+                if _step_of(line) == step:
+                    known |= set(json.loads(line))
+        return set(names) <= known
 
     def store(self, name: str, values: Any) -> None:
         """Writes JSON values as a file of the run's folder, for the next start."""

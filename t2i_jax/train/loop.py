@@ -26,6 +26,7 @@ from t2i_jax.train.config import TrainConfig, refuse_other_run
 from t2i_jax.train.executables import Executables
 from t2i_jax.train.goodput import FILE, Goodput
 from t2i_jax.train.log import Log
+from t2i_jax.train.monitor import Monitor, Monitoring
 from t2i_jax.train.pace import Pace
 from t2i_jax.train.preemption import Stop
 from t2i_jax.train.profile import Profile, Trace
@@ -62,6 +63,7 @@ def fit(
     upgrade: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     begin: Callable[[TrainState], TrainState] | None = None,
     validation: Validation | None = None,
+    monitor: Monitor | None = None,
 ) -> TrainState:
     """Trains until `config.steps`, from the newest checkpoint of `workdir` where there is one.
 
@@ -82,6 +84,8 @@ def fit(
         run; None: it is the fresh one. Not called where a checkpoint is resumed from.
       validation: what is measured on held-out batches; a step that is the best by it so far is
         saved, and stays. None: nothing.
+      monitor: what is measured of generated images; where it has a `by`, the best step is told by
+        that. None: nothing.
 
     Raises:
       UserError: the checkpoint was made with another configuration; processes were given different
@@ -106,7 +110,8 @@ def fit(
     def check(old):
         refuse_other_run(upgrade(old) if upgrade else old, stored, allowed, workdir)
 
-    with lock.held(workdir), Checkpoints(workdir, config.keep) as checkpoints:
+    by = "" if monitor is None else monitor.by or ""
+    with lock.held(workdir), Checkpoints(workdir, config.keep, by) as checkpoints:
         restored = checkpoints.restore(abstract, check)
         if restored is None:
             state = states.first(start, shardings, config.seed)
@@ -147,11 +152,12 @@ def fit(
                 config.steps,
             ),
             validation=validation,
+            monitor=monitor,
         )
         try:
             return loop.run(state, Trace(profile, log), pace)
         finally:
-            loop.stream.close()
+            loop.close()
             log.store(FILE, clock.stored())
             log.summary(clock.metrics())
             log.close()
@@ -162,12 +168,13 @@ class _Loop:
 
     def __init__(
         self, *, config, stored, hooks, frozen, step, stream, checkpoints, log, clock, rates,
-        validation,
+        validation, monitor,
     ):  # fmt: skip
         self.config, self.stored, self.hooks, self.frozen = config, stored, hooks, frozen
         self.step, self.stream, self.checkpoints = step, stream, checkpoints
         self.log, self.clock, self.stalls = log, clock, Stalls(log)
         self.rates, self.validation = rates, validation
+        self.monitoring = Monitoring(monitor, log, clock)
         self.scored: dict[int, float | None] = {}  # the newest validation
         self.noted: dict[str, str] = {}  # beside the metrics of the step on the progress line
 
@@ -180,7 +187,7 @@ class _Loop:
         steps, done, position = self.config.steps, int(state.step), self.stream.start
         if done:
             self.log.say(f"resuming from step {done} of {steps}")
-            self._validate_late(done, state)
+            self._measure_late(done, state)
         queued = None  # metrics of the newest step, which the devices may still be computing
         with Stop() as stop, trace, contextlib.ExitStack() as trained:
             while done < steps:
@@ -205,23 +212,30 @@ class _Loop:
                 hooks = [hook for hook in self.hooks if done % hook.every == 0 or is_last]
                 saves = done % self.config.save_every == 0 or is_last
                 validates = self.validation is not None and self.validation.is_due(done, is_last)
+                monitors = self.monitoring.is_due(done, is_last)
                 # before hooks, which may take long
-                if (hooks or validates) and stop.agreed():
+                if (hooks or validates or monitors) and stop.agreed():
                     self._save_and_stop(done, state, position)
-                if hooks or saves or validates:
+                if hooks or saves or validates or monitors:
                     self._wait_for(state)
                 with self.checkpoints.full_disk_refused():
                     with self.clock.spent_on("hooks"):
                         if validates:
-                            score = self._validate(done, state)
-                            saves = saves or self.checkpoints.is_best(score)
+                            self._validate(done, state)
                         for hook in hooks:
                             hook.run(state, done, self.log)
-                    if saves:
+                    if monitors:
+                        self._note(done, self.monitoring.measure(done, state, is_last))
+                    if saves or self.checkpoints.is_best(self.scored.get(done)):
                         self._save(done, state, position)
             with self.clock.spent_on("checkpoint"):
                 self.checkpoints.wait()
         return state
+
+    def close(self) -> None:
+        """Gives up what goes on beside the steps."""
+        self.stream.close()
+        self.monitoring.close()
 
     def _compile(self, done, state, batch, stop):
         """Makes the step's program ready; a stop does not wait for the compiler.
@@ -253,6 +267,7 @@ class _Loop:
         """One line of the log; refuses to go on after too many updates in a row that were not
         finite.
         """
+        self.monitoring.finish()
         with self.clock.spent_on("step"):
             metrics = {name: float(value) for name, value in metrics.items()}
         metrics |= self.rates.of(state.opt_state)
@@ -271,40 +286,56 @@ class _Loop:
                 "optim.learning_rate or look at the data, the last checkpoint stays."
             )
 
-    def _validate_late(self, done, state):
+    def _measure_late(self, done, state):
         """Measures a step that a stop saved before it was measured."""
         is_due = self.validation is not None and self.validation.is_due(done, False)
-        if is_due and not self.checkpoints.has_score(done):
+        if is_due and not self._is_validated(done):
             with self.clock.spent_on("hooks"):
-                score = self._validate(done, state)
-            if score is not None:
-                self.checkpoints.add_score(done, score)
+                self._validate(done, state)
+        if self.monitoring.is_due(done, False) and not self.monitoring.is_logged(done):
+            self._note(done, self.monitoring.measure(done, state, False))
+        score = self.scored.get(done)
+        if score is not None and not self.checkpoints.has_score(done):
+            self.checkpoints.add_score(done, score)
+
+    def _is_validated(self, done):
+        if not self.monitoring.tells_best:
+            return self.checkpoints.has_score(done)
+        return processes.gather(self.log.holds(done, [f"validation/{self.validation.by}"]))[0]
 
     def _validate(self, done, state):
-        """Measures and logs; the score of the step, None where it is not finite."""
+        """Measures held-out batches and logs."""
         metrics = self.validation.measure(state, self.frozen)
         self.log.scalars(done, {f"validation/{name}": value for name, value in metrics.items()})
         if "loss" in metrics:
             self.noted["val"] = f"{metrics['loss']:.4g}"
-        self.scored = {done: self.validation.score(metrics)}
-        return self.scored[done]
+        if not self.monitoring.tells_best:
+            self.scored = {done: self.validation.score(metrics)}
+
+    def _note(self, done, score):
+        """Keeps what generated images say of a step, where the best one is told by that."""
+        if self.monitoring.tells_best:
+            self.scored = {done: score}
 
     def _wait_for(self, state):
         with self.clock.spent_on("step"):
             jax.block_until_ready(state.step)
 
     def _save(self, done, state, position):
+        self.monitoring.finish_before(done)
         self.clock.save(done)
         with self.clock.spent_on("checkpoint"):
             self.checkpoints.save(
                 done, state, processes.gather(position), self.stored, self.scored.get(done)
             )
         if (best := self.checkpoints.best()) is not None:
-            self.log.summary({"validation/best_step": best[0], "validation/best": best[1]})
+            value = self.monitoring.value(best[1])
+            self.log.summary({"validation/best_step": best[0], "validation/best": value})
         self.log.store(FILE, self.clock.stored())
 
     def _save_and_stop(self, done, state, position):
         self._wait_for(state)
+        self.monitoring.finish()
         self._save(done, state, position)
         with self.clock.spent_on("checkpoint"):
             self.checkpoints.wait()

@@ -37,6 +37,7 @@ class ToyTask(SystemTask):
 
     parts: ClassVar = {"mean": Part(MeanColourTask, "mean")}
     options: ClassVar[type] = ToyOptions
+    makes_images: ClassVar[bool] = True
 
     @property
     def objectives(self):

@@ -40,6 +40,28 @@ class ImageSet(Protocol):
         ...
 
 
+class FeatureSet(Protocol):
+    """Features of a set of images, as metrics ask for them."""
+
+    def array(self, layer: str) -> np.ndarray:
+        """(N, D) float32 of all images that could be used, in their order."""
+        ...
+
+    def moments(self, layer: str) -> Moments:
+        """Their moments in float64."""
+        ...
+
+    @property
+    def kept(self) -> np.ndarray:
+        """(N,) the numbers of the images that could be used."""
+        ...
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """As JSON their "count" and what else is known of them."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Features:
     """Features of all shards, read from their files when they are asked for.

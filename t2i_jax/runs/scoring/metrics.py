@@ -27,7 +27,7 @@ from t2i_jax.eval.kid import SUBSET_SIZE, kid, kid_by_subsets
 from t2i_jax.eval.manifold import density_coverage, precision_recall
 from t2i_jax.eval.mmd import cmmd
 from t2i_jax.eval.moments import Moments
-from t2i_jax.runs.scoring.features import Features
+from t2i_jax.runs.scoring.features import FeatureSet
 from t2i_jax.runs.scoring.reference import Reference
 
 _ADM_SPLIT, _JACKKNIFE = 5000, 40
@@ -44,7 +44,8 @@ class Entry:
       value: the number.
       extractor: the name of what made the features; "" for a judge.
       estimator: how it was estimated, as JSON that does not depend on the images.
-      interval: JSON of where it lies; None: not estimated.
+      interval: gives JSON of where it lies, None where that is not estimated; it may cost more than
+        the number itself.
       against: whether it compares with the reference.
       values_N: one per image, for metrics that are means of such; None for others.
       numerics: what tells how well the computation went, as JSON; {}: nothing to tell.
@@ -54,7 +55,7 @@ class Entry:
     value: float
     extractor: str
     estimator: Mapping[str, Any]
-    interval: Mapping[str, Any] | None = None
+    interval: Callable[[], Mapping[str, Any] | None] = lambda: None
     against: bool = True
     values_N: np.ndarray | None = None
     numerics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -74,7 +75,7 @@ class Subject:
       judge: makes the judge of a name.
     """
 
-    features: Mapping[str, Features]
+    features: Mapping[str, FeatureSet]
     extractors: Mapping[str, Any]
     reference: Reference | None
     captions: Sequence[str] | None
@@ -140,7 +141,7 @@ def _frechet(metric, subject, extractor, layer="pool3", name="fid"):
         _named(name, extractor), found.value, extractor,
         {"method": "eigenvalues" if by is not None else "singular values of features",
          "layer": layer, "covariance": "N - 1", "dtype": "float64"},
-        _halves(generated.array(layer), found.value, other, by),
+        functools.partial(_halves, generated.array(layer), found.value, other, by),
         numerics={"means": found.means, "covariances": found.covariances,
                   "clipped_eigenvalues": found.clipped},
     )  # fmt: skip
@@ -188,10 +189,10 @@ def _kid(metric, subject, extractor):
     y_MD = subject.against(metric).features(extractor, "pool3", metric)
     told = {"method": "unbiased, all pairs", "kernel": "(x.y/D + 1)^3", "scale": 1}
     if min(len(x_ND), len(y_MD)) < _JACKKNIFE:
-        value, interval = kid(x_ND, y_MD), None
+        value, interval = kid(x_ND, y_MD), lambda: None
     else:
         value, span = intervals.kid_jackknife(x_ND, y_MD)
-        interval = span.about()
+        interval = span.about
     yield Entry(_named("kid", extractor), value, extractor, told, interval)
     if min(len(x_ND), len(y_MD)) >= SUBSET_SIZE:
         subsets = kid_by_subsets(x_ND, y_MD)
@@ -254,7 +255,8 @@ def _clip_score(metric, subject, extractor, scoring: ClipScoring, name: str):
     told = {"prefix": scoring.prefix, "scale": scoring.scale, "clamp": scoring.clamp}
     yield Entry(
         _named(name, extractor), found.value, extractor, told,
-        mean_interval(found.values_N, subject.groups), against=False, values_N=found.values_N,
+        functools.partial(mean_interval, found.values_N, subject.groups), against=False,
+        values_N=found.values_N,
     )  # fmt: skip
 
 
@@ -286,7 +288,7 @@ def _judged(metric, subject, extractor):
         yield Entry(
             f"judge_{name}_{part}" if part else f"judge_{name}",
             float(values_N.mean()), "", {"method": f"judge of {name}", "part": part},
-            intervals.wilson(values_N.astype(bool)).about(), against=False, values_N=values_N,
+            intervals.wilson(values_N.astype(bool)).about, against=False, values_N=values_N,
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.eval.extractors import Extractor
 from t2i_jax.eval.frechet import Gaussian
 from t2i_jax.eval.statistics_file import read_statistics
-from t2i_jax.runs.scoring.features import Features
+from t2i_jax.runs.scoring.features import Features, ImageSet
 from t2i_jax.runs.scoring.sources import ArrayImages, SourceImages, source_spec
 from t2i_jax.runs.scoring.split import SHARD_SIZE
 
@@ -74,10 +74,18 @@ def open_reference(
     return ImagesReference(SourceImages(spec, "reference", size, shard_size=shard_size))
 
 
+class RealImages(ImageSet, Protocol):
+    """Real images by their numbers, in shards."""
+
+    def about(self) -> Mapping[str, Any]:
+        """What results say of them, their digest apart."""
+        ...
+
+
 class ImagesReference:
     """A set of real images."""
 
-    def __init__(self, images: SourceImages):
+    def __init__(self, images: RealImages):
         self._images, self._found = images, dict[str, Features]()
 
     def prepare(self, extractor: Extractor, layers: tuple[str, ...], compute: Compute) -> None:
@@ -132,14 +140,30 @@ class StatisticsReference:
         """The file's own, or those of its images."""
         kept = self._read[extractor].features_ND
         if kept is None and extractor in self._found:
-            kept = self._found[extractor].array(layer)
+            return self._found[extractor].array(layer)
         if kept is None:
-            raise UserError(
-                f"metrics={metric} needs the features of the reference images, and reference="
-                f"{paths.shown(self._path)} has their mean and covariance alone; make it with "
-                "`t2i evaluate reference DIR --keep-features`, or give the images."
-            )
+            raise self._without_features(metric)
         return kept
+
+    def check(self, extractor: str, metric: str, needs_features: bool) -> None:
+        """Refuses a file that a metric can't be compared with, before anything is computed.
+
+        Args:
+          extractor: its name. needs_features: whether the metric needs more than a Gaussian.
+
+        Raises:
+          UserError: statistics of another extractor, or without features.
+        """
+        found = read_statistics(self._path, extractor, self._mode)
+        if needs_features and found.features_ND is None and found.images_NHWC is None:
+            raise self._without_features(metric)
+
+    def _without_features(self, metric):
+        return UserError(
+            f"metrics={metric} needs the features of the reference images, and reference="
+            f"{paths.shown(self._path)} has their mean and covariance alone; make it with "
+            "`t2i evaluate reference DIR --keep-features`, or give the images."
+        )
 
     def count(self, extractor: str) -> int | None:
         """As the file or the JSON beside it says."""

@@ -198,7 +198,7 @@ def assembled(
     images: Images, subject: Subject, entries: Sequence[Entry], protocol: Protocol | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What results.json and values.json hold, of numbers."""
-    found, extractors = subject.features, subject.extractors
+    found = subject.features
     values = {
         one.name: [
             [*images.keys[row], float(value)]
@@ -211,7 +211,10 @@ def assembled(
         "schema": SCHEMA,
         **images.about(),
         "protocol": None if protocol is None else protocol.about(),
-        "metrics": [_block(one, subject, extractors, images) for one in entries],
+        "metrics": [
+            {**block(one, subject, images.files.split.count), "interval": one.interval()}
+            for one in entries
+        ],
         "numerics": {one.name: dict(one.numerics) for one in entries if one.numerics},
         "categories": _categories(images, entries, found),
         "generated": {name: dict(one.about) for name, one in found.items()},
@@ -219,20 +222,24 @@ def assembled(
     }, values
 
 
-def _block(one, subject, extractors, images):
-    """The JSON of a number: all that is needed to compute it again, and nothing of its speed."""
+def block(one: Entry, subject: Subject, count: int) -> dict[str, Any]:
+    """The JSON of a number without its interval: all that is needed to compute it again, and
+    nothing of its speed.
+
+    Args:
+      count: of the images, where it is of no features.
+    """
     used = subject.features.get(one.extractor)
-    made_by = extractors.get(one.extractor)
-    compared = one.against and subject.reference is not None
+    made_by = subject.extractors.get(one.extractor)
+    against = subject.reference if one.against else None
     return {
         "name": one.name,
         "value": one.value,
-        "interval": one.interval,
-        "n_generated": images.files.split.count if used is None else used.about["count"],
-        "n_reference": subject.reference.count(one.extractor) if compared else None,
+        "n_generated": count if used is None else used.about["count"],
+        "n_reference": None if against is None else against.count(one.extractor),
         "extractor": None if made_by is None else {"name": made_by.name, **_json(made_by.about)},
         "estimator": dict(one.estimator),
-        "reference": subject.reference.about(one.extractor) if compared else None,
+        "reference": None if against is None else against.about(one.extractor),
     }
 
 

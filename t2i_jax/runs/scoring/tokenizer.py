@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -199,7 +200,7 @@ def _pairs(images, shards, measures, groups) -> Iterator[Entry]:
         about = told.get(name) or _json(getattr(distances[name], "about", {}))
         yield Entry(
             f"{name}_per_image" if name == "psnr" else name, float(values_N.mean()), "", about,
-            mean_interval(values_N, groups), against=False, values_N=values_N,
+            functools.partial(mean_interval, values_N, groups), against=False, values_N=values_N,
         )  # fmt: skip
 
 

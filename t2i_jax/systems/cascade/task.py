@@ -37,6 +37,7 @@ class CascadeTask(SystemTask):
     _zeros: Any
 
     validated_by: ClassVar[str] = "loss/mean"
+    makes_images: ClassVar[bool] = True
 
     @property
     def image_size(self) -> int:

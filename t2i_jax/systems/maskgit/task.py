@@ -93,6 +93,7 @@ class MaskGitTask(SystemTask):
         "superres_tokenizer": Part(TokenizerTask, "superres_tokenizer"),
     }
     options: ClassVar[type] = MaskGitOptions
+    makes_images: ClassVar[bool] = True
 
     def __post_init__(self):
         shares = ("cond_drop_prob", "label_smoothing", "no_mask_token_prob", "self_cond_prob")

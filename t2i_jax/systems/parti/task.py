@@ -58,6 +58,7 @@ class PartiTask(SystemTask):
 
     parts: ClassVar[Mapping[str, Part]] = {"tokenizer": Part(TokenizerTask, "tokenizer")}
     options: ClassVar[type] = PartiOptions
+    makes_images: ClassVar[bool] = True
 
     def __post_init__(self):
         for field in ("cond_drop_prob", "label_smoothing"):

@@ -1,0 +1,112 @@
+"""Held-out images as real ones that generated images are compared with."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from t2i_jax.config import to_dict
+from t2i_jax.data.pipeline import source_of
+from t2i_jax.eval.extractors import Extractor
+from t2i_jax.eval.frechet import Gaussian
+from t2i_jax.eval.moments import Moments
+from t2i_jax.runs.samples import Samples
+from t2i_jax.runs.scoring.reference import Compute, Reference
+from t2i_jax.runs.scoring.split import Split
+
+_SHARD_SIZE = 64
+
+
+class HeldOutImages:
+    """The first held-out images of a run, cut and made as large as training has them.
+
+    Args:
+      samples: of the run. count: of the images.
+    """
+
+    def __init__(self, samples: Samples, count: int):
+        self.split = Split(count, min(count, _SHARD_SIZE))
+        self._samples, self._lock = samples, threading.Lock()
+        self._stream, self._shard, self._images = None, -1, np.zeros(0)
+
+    def read(self, index: int) -> np.ndarray:
+        """uint8 (H, W, C); those of earlier shards are read anew."""
+        shard = index // self.split.size
+        with self._lock:
+            if self._stream is None or shard < self._shard:
+                self._stream, self._shard = self._opened(), -1
+            while self._shard < shard:
+                self._images, self._shard = next(self._stream)["image"], self._shard + 1
+            return self._images[index % self.split.size]
+
+    def key(self, shard: int) -> str:
+        """Changes with the data of the recipe, their number of records, and how many are held out
+        here.
+        """
+        told = {**self.about(), "records": self._records, "shard": shard}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    def about(self) -> dict[str, Any]:
+        """The data that they are of."""
+        data = to_dict(self._samples.data)
+        told = {name: data[name] for name in data if name not in ("workers", "threads", "type")}
+        return {"kind": self._samples.name, "of": told, "first": self.split.count}
+
+    @functools.cached_property
+    def _records(self):
+        return len(source_of(self._samples.data))
+
+    def _opened(self):
+        return self._samples.batches(self.split.count, self.split.size, ("image",))
+
+
+class Leading:
+    """The first images of a reference, whose statistics are remembered.
+
+    Args:
+      count: of the images; None: all that it has.
+    """
+
+    def __init__(self, reference: Reference, count: int | None):
+        self._reference, self._count = reference, count
+        self._gaussians: dict[tuple[str, str], Gaussian] = {}
+        self._arrays: dict[tuple[str, str], np.ndarray] = {}
+
+    def prepare(self, extractor: Extractor, layers: tuple[str, ...], compute: Compute) -> None:
+        """As the reference's own."""
+        self._reference.prepare(extractor, layers, compute)
+
+    def count(self, extractor: str) -> int | None:
+        """Of the images."""
+        return self._reference.count(extractor) if self._count is None else self._count
+
+    def about(self, extractor: str) -> Mapping[str, Any]:
+        """What results say of it."""
+        return self._reference.about(extractor)
+
+    def image(self, extractor: str, row: int) -> np.ndarray | None:
+        """The image of a row of the features; None where there are no images."""
+        return self._reference.image(extractor, row)
+
+    def gaussian(self, extractor: str, layer: str) -> Gaussian:
+        """Mean and covariance of a layer's features."""
+        if (extractor, layer) not in self._gaussians:
+            self._gaussians[extractor, layer] = (
+                self._reference.gaussian(extractor, layer)
+                if self._count is None
+                else Gaussian.of(Moments.of(self.features(extractor, layer, "")))
+            )
+        return self._gaussians[extractor, layer]
+
+    def features(self, extractor: str, layer: str, metric: str) -> np.ndarray:
+        """(N, D) float32."""
+        if (extractor, layer) not in self._arrays:
+            found = self._reference.features(extractor, layer, metric)
+            self._arrays[extractor, layer] = found[: self._count]
+        return self._arrays[extractor, layer]

@@ -1,0 +1,200 @@
+"""The metrics that a recipe asks for while it trains, with all that they need: opened, and refused
+where something is missing, before anything compiles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t2i_jax.config import to_dict
+from t2i_jax.data.pipeline import division_of, source_of
+from t2i_jax.errors import UserError
+from t2i_jax.eval.alignment import Judge
+from t2i_jax.eval.evaluation import JUDGES, Evaluation
+from t2i_jax.eval.extractors import Extractor
+from t2i_jax.eval.monitored import Monitored
+from t2i_jax.runs.recipe import Recipe
+from t2i_jax.runs.samples import Samples, held_out
+from t2i_jax.runs.scoring import networks
+from t2i_jax.runs.scoring.metrics import metric_of
+from t2i_jax.runs.scoring.networks import Weights
+from t2i_jax.runs.scoring.reference import Reference, StatisticsReference, open_reference
+
+_TRIED = 8  # captions that a judge is tried on
+_SIDE = 32  # pixels of the images with which it is tried
+_SLACK = 1.5  # of a number of records that was estimated
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """The metrics of a recipe with their networks and real images.
+
+    Attributes:
+      recipe: that asks for them.
+      metrics: in its order.
+      extractors: by their names.
+      networks: by the name of a network that of its extractor.
+      reference: the real images that the recipe names; None: held-out images.
+    """
+
+    recipe: Recipe
+    metrics: Sequence[Monitored]
+    extractors: Mapping[str, Extractor]
+    networks: Mapping[str, str]
+    reference: Reference | None
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Wanted:
+        """Opens the files that a recipe names.
+
+        Raises:
+          UserError: weights or a reference that are not there, or do not fit.
+        """
+        evaluation = recipe.evaluation
+        asked, found, names = evaluation.monitored, dict[str, Extractor](), dict[str, str]()
+        for network in dict.fromkeys(map(_network, asked)):
+            if network:
+                extractor = _built(network, evaluation)
+                found[extractor.name], names[network] = extractor, extractor.name
+        return cls(recipe, asked, found, names, _reference(evaluation, asked, names))
+
+    @property
+    def count(self) -> int:
+        """Images that are generated: the most that a metric is of."""
+        return max(map(self.count_of, self.metrics))
+
+    def count_of(self, one: Monitored) -> int:
+        """Images that a metric is of."""
+        return self.recipe.evaluation.pictures if one.count is None else one.count
+
+    def extractor(self, one: Monitored) -> Extractor:
+        """That of a metric, which is not of a judge."""
+        return self.extractors[self.networks[_network(one)]]
+
+    def layers(self, extractor: str) -> tuple[str, ...]:
+        """All layers of an extractor that the metrics need."""
+        network = next(name for name, one in self.networks.items() if one == extractor)
+        mine = (one for one in self.metrics if _network(one) == network)
+        return metric_of(next(mine).metric).layers
+
+    @functools.cached_property
+    def judge(self) -> Judge | None:
+        """Of the recipe, where a metric asks for its verdicts."""
+        name = self.recipe.evaluation.judge
+        asked = any(one.metric == "judge" for one in self.metrics)
+        return JUDGES[name]() if asked and name is not None else None
+
+    def check_count(self, samples: Samples) -> None:
+        """Refuses more images than are held out, where these are the real ones."""
+        for one in self.metrics:
+            if one.compares and self.reference is None:
+                most = samples.available(self.count_of(one))
+                if most < self.count_of(one):
+                    raise _too_many(self.recipe, one, self.count_of(one), most)
+
+    def about(self, captions: Sequence[str]) -> dict[str, Any]:
+        """JSON of what all of the metrics share: captions, seeds, options."""
+        told = json.dumps(captions).encode()
+        return {
+            "captions": {
+                "count": self.count,
+                "of": self.recipe.data and self.recipe.data.source,
+                "sha256": hashlib.sha256(told).hexdigest() if captions else None,
+            },
+            "sampling": {
+                "options": to_dict(self.recipe.evaluation.options),
+                "seed_rule": "of each image SHA-256 of [0, its number in six digits, 0]",
+            },
+        }
+
+
+def check(recipe: Recipe) -> None:
+    """Refuses metrics of a recipe that can't be measured, in seconds.
+
+    Raises:
+      UserError: missing weights, a reference that does not fit, too few held-out images, or
+        captions that the judge does not understand.
+    """
+    if recipe.evaluation.every is None:
+        return
+    wanted, samples = Wanted.of(recipe), held_out(recipe)
+    if wanted.judge is not None:
+        _check_judge(recipe, wanted.judge, samples)
+    if wanted.reference is None and any(one.compares for one in wanted.metrics):
+        _check_held_out(recipe, wanted, samples)
+
+
+def _network(one: Monitored) -> str:
+    return "" if one.metric == "judge" else metric_of(one.metric).network
+
+
+def _built(network, evaluation) -> Extractor:
+    given = {name: pathlib.Path(path).expanduser() for name, path in evaluation.weights.items()}
+    try:
+        [found] = networks.build(network, [evaluation.mode or "clean"], Weights(**given))
+    except UserError as error:
+        raise UserError(f"evaluation.weights: {error}") from None
+    return found
+
+
+def _reference(evaluation: Evaluation, asked, names) -> Reference | None:
+    if evaluation.reference is None:
+        return None
+    is_file = evaluation.reference.endswith(".npz")
+    try:
+        found = open_reference(evaluation.reference, evaluation.mode if is_file else None)
+        for one in asked:
+            if one.compares and isinstance(found, StatisticsReference):
+                by_gaussian = one.metric in ("fid", "clip_fid", "fdd")
+                found.check(names[_network(one)], one.name, not by_gaussian)
+    except UserError as error:
+        raise UserError(f"evaluation.{error}") from None
+    return found
+
+
+def _check_judge(recipe, judge, samples):
+    """A judge that does not know what captions say refuses them."""
+    captions = list(samples(_TRIED, ("caption",))["caption"])
+    blank = np.full((len(captions), _SIDE, _SIDE, 3), 255, np.uint8)
+    try:
+        judge.judge(blank, captions)
+    except UserError as error:
+        raise UserError(
+            f"evaluation.judge={recipe.evaluation.judge!r} does not understand the captions of "
+            f"data.source={recipe.data.source!r}: {error}"
+        ) from None
+
+
+def _check_held_out(recipe, wanted, samples):
+    """Whether enough is held out, as far as a look at some captions tells."""
+    if not samples.is_held_out:
+        first = next(one for one in wanted.metrics if one.compares)
+        raise UserError(
+            f"evaluation.metrics has {first.name!r}, a distance from held-out images, and "
+            f"data.heldout={recipe.data.heldout} holds nothing of {recipe.data.source!r} out; give "
+            "a share such as 0.05, or evaluation.reference."
+        )
+    source = source_of(samples.data)
+    division = division_of(samples.data, source)
+    most = len(source) if division is None else division.count
+    if division is not None and division.looked_at < division.records:
+        most = round(most * _SLACK)
+    for one in wanted.metrics:
+        if one.compares and wanted.count_of(one) > most:
+            raise _too_many(recipe, one, wanted.count_of(one), most)
+
+
+def _too_many(recipe, one, count, most):
+    return UserError(
+        f"evaluation.metrics has {one.name!r}, of {count:,} images, and {most:,} of "
+        f"{recipe.data.source!r} are held out; give {one.metric}_{most} at most, a larger "
+        "data.heldout, or evaluation.reference."
+    )
