@@ -7,6 +7,8 @@
     WORKDIR/recipe.json       the recipe of a run that joins its parts and trains nothing of its own
     WORKDIR/samples/          grids of images; metrics.jsonl, metrics.json, goodput.json and event
     files beside them WORKDIR/profile/          traces
+    WORKDIR/evaluation.json   how the metrics of generated images were measured while it trained
+    WORKDIR/evaluation/       the features of the real images that they are compared with
 
 An exported system has `system.json` (its recipe) and `weights.safetensors` in place of checkpoints.
 """

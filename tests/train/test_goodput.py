@@ -54,6 +54,7 @@ def test_every_second_is_of_one_kind():
         "step": 8,
         "input": 2,
         "hooks": 4,
+        "evaluate": 0,
         "other": 1,
         "checkpoint": 0,
         "lost": 0,
