@@ -1,6 +1,9 @@
 """The decoder of DALL-E 2 on the built-in dataset `shapes`: images of 32 pixels from their CLIP
 embeddings and captions.
 
+The captions are read by a text encoder of the decoder's own, as in the paper: what a CLIP embedding
+tells of images that CLIP was not trained on is not always which object stands where.
+
 t2i train configs/dalle2/decoder_shapes.py      # CLIP first; then the decoder
 """
 
@@ -15,13 +18,16 @@ _CLIP = pathlib.Path(__file__).resolve().parents[1] / "clip" / "shapes.py"
 
 def get_config() -> t2i.Recipe:
     """CLIP is a part, and trained first."""
+    text = t2i.LearnedText(
+        dim=128, depth=2, heads=4, mlp_dim=512, vocab_size=256, max_length=16, causal=True
+    )
     common = dict(
         dim=32,
         dim_mults=(1, 2),
         num_resnet_blocks=1,
         cond_on_image_embeds=True,
-        cond_dim=96,
-        max_text_len=16,
+        cond_dim=128,
+        max_text_len=text.max_length,
         memory_efficient=True,
         attn_heads=4,
         attn_dim_head=32,
@@ -39,6 +45,8 @@ def get_config() -> t2i.Recipe:
                 t2i.DecoderStage(base, image_size=16, noise=layout, **solver),
                 t2i.DecoderStage(larger, image_size=32, noise=noise, crop_size=16, **solver),
             ),
+            text=text,
+            image_cond_drop_prob=0.5,
             text_cond_drop_prob=0.1,
         ),
         data=t2i.DataConfig(source="shapes", image_size=32),

@@ -25,9 +25,11 @@ from t2i_jax.pixels import to_float
 from t2i_jax.runs.check import check_data
 from t2i_jax.runs.recipe import TYPES
 from t2i_jax.systems.base import Given
+from t2i_jax.systems.clip.system import ClipSystem
 from t2i_jax.systems.decoder.system import DecoderSystem
 from t2i_jax.systems.decoder.task import DecoderTask
 from t2i_jax.text.stored import StoredText
+from t2i_jax.text.tokenizer import train_bpe
 from t2i_jax.train import state as states
 from t2i_jax.train.step import train_step
 from tests.begun import begun
@@ -216,12 +218,13 @@ def test_with_clip_an_image_is_made_of_its_own_embedding():
     batch = batch_of(task)
     assert set(batch) == {"image", "text", "text_mask"}
     batch["text"] = batch["text"] % 40
-    told = jax.jit(task.conditions)(frozen, batch)
+    told = jax.jit(task.conditions)({}, frozen, batch)
     params, stats = begun(task.init, jax.random.key(0))
     loss_of = jax.jit(task.loss, static_argnames="number")
     loss, (metrics, _) = loss_of(params, stats, frozen, batch, jax.random.key(2), 0, number=1)
     assert np.isfinite(loss) and task.flops(2) > 0 and set(metrics) == {"loss", "loss/stage_1"}
-    system = DecoderSystem(task, params, {"stage_1": 1}, frozen)
+    clip = ClipSystem(t2i.ClipTask(CLIP_NETWORK), frozen["clip"])
+    system = DecoderSystem(task, params, {"stage_1": 1}, frozen, clip=clip)
     embeds = system.embed_images(batch["image"])
     np.testing.assert_allclose(embeds, told.image_BD, atol=1e-5)
     kernel = params["stage_1"]["unet"]["final_conv"]["kernel"]
@@ -233,6 +236,37 @@ def test_with_clip_an_image_is_made_of_its_own_embedding():
     assert np.abs(variations.astype(int) - same).max() <= 1
     by_caption = system.generate(ids, sampler="ddim", steps=2)
     assert (by_caption != same).any()
+
+
+def test_a_text_encoder_that_is_trained_along_learns_and_is_each_stages_own():
+    text = t2i.LearnedText(dim=8, depth=1, heads=1, mlp_dim=8, vocab_size=40, max_length=3)
+    task = dataclasses.replace(STORED, text=text)
+    assert from_dict(to_dict(task), TYPES) == task
+    batch = batch_of(task)
+    assert set(batch) == {"image", "image_embeds", "text", "text_mask"}
+    batch["text"] = batch["text"] % 40
+    params, stats = begun(task.init, jax.random.key(0))
+    readers = [n for n, stage in enumerate(task.stages, 1) if stage.unet.cond_on_text_encodings]
+    assert [n for n in (1, 2) if "text" in params[f"stage_{n}"]] == readers == [1]
+    kernel = params["stage_1"]["unet"]["final_conv"]["kernel"]  # which begins with zeros
+    kernel = 0.1 * jax.random.normal(jax.random.key(3), kernel.shape)
+    params["stage_1"]["unet"]["final_conv"] |= {"kernel": kernel}
+    loss_of = jax.grad(lambda own: task.loss(
+        own, stats, {}, batch, jax.random.key(2), 0, number=1
+    )[0])  # fmt: skip
+    slopes = jax.jit(loss_of)(params)["stage_1"]["text"]
+    assert all(np.abs(slope).max() > 0 for slope in jax.tree.leaves(slopes["transformer"]))
+    captions = ["a red square", "a blue circle"]
+    words = train_bpe(captions, 40)
+    system = DecoderSystem(task, params, {"stage_1": 1}, text_tokenizer=words)
+    few = {"image_embeds": np.ones((2, 6), np.float32), "sampler": "ddim", "steps": 2, "stop_at": 1}
+    one, other = (system.generate(told, **few) for told in (captions, captions[::-1]))
+    assert (one[0] != one[1]).any()
+    assert (one != other).any()
+    negative = system.generate(captions, negative_prompts=captions[::-1], **few)
+    assert (negative != one).any()
+    assert task.flops(1) > STORED.flops(1)
+    assert "text" in task.sampling_programs(2)["stage 1"].prompt
 
 
 def test_latents_are_those_of_a_tokenizer_and_come_back_as_its_images():

@@ -22,11 +22,6 @@ def check(task: DecoderTask) -> None:
     for name in ("image_cond_drop_prob", "text_cond_drop_prob"):
         if not 0 <= getattr(task, name) <= 1:
             raise UserError(f"{name}={getattr(task, name)} is outside [0, 1]; try 0.1.")
-    if task.text is not None and task.text.trainable:
-        raise UserError(
-            f"text={type(task.text).__name__} is trained along, and a decoder's encoder is frozen; "
-            "give StoredText or T5Text, or None for the captions of CLIP."
-        )
     _check_parts(task)
 
 

@@ -47,14 +47,17 @@ def generate(
 
     Args:
       params: of the stage's group. frozen: as in training; the tokenizer of a stage on latents.
-      prompt: "image_embeds" (B, D); "encodings" (B, L, E) and "encodings_mask" of captions, and the
-        same with the prefix "negative_"; "small": images in [-1, 1] of the previous stage; "init":
+      prompt: "image_embeds" (B, D); "encodings" (B, L, E) and "encodings_mask" of captions, or
+        "text" and "text_mask" for a text encoder that was trained along, and the same with the
+        prefix "negative_"; "small": images in [-1, 1] of the previous stage; "init":
         images in [-1, 1] of any size, "keep": bool (B, H, W), True where they are known.
       keys_B: one key per image. guidance: one scale, or one per image.
       lowres_level: share of the timesteps of the noise on "small"; None: the stage's own.
     """
     stage, (encode, decode) = task.stage(number), task.latents_of(number, frozen)
     keys_B = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_B)
+    if task.learns_text(number):
+        prompt = {**prompt, **_embedded(task.text, params["text"], prompt)}
     bind = stages.bound(stage.unet, params["unet"], *_conditions(prompt, len(keys_B)))
     shape = (keys_B.shape[0], *task.made_shape(number, size))
     if "small" in prompt:
@@ -67,6 +70,17 @@ def generate(
         more["keep_BHW"] = cascade.known(prompt["keep"], shape[1:3], mode)
     made = cascade.run(stage, bind, sampling, shape, gaussian(keys_B), guidance, **more)
     return sharding.constrain(decode(made), None, None, None, None)  # whole in every process
+
+
+def _embedded(text, params, prompt):
+    """Encodings of the captions, and of the negative ones, by the encoder of the stage."""
+    found = {}
+    for prefix in ("", "negative_"):
+        if f"{prefix}text" in prompt:
+            mask = prompt[f"{prefix}text_mask"]
+            found[f"{prefix}encodings"] = text.embed(params, prompt[f"{prefix}text"], mask)
+            found[f"{prefix}encodings_mask"] = mask
+    return found
 
 
 def _conditions(prompt, rows):

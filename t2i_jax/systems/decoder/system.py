@@ -21,6 +21,7 @@ from t2i_jax.types import Array
 from t2i_jax.words import counted
 
 if TYPE_CHECKING:
+    from t2i_jax.systems.clip.system import ClipSystem
     from t2i_jax.systems.decoder.task import DecoderTask
 
 
@@ -39,9 +40,11 @@ class DecoderSystem(CascadeSystem):
       frozen: {"clip", "tokenizer", "text"}: weights of the parts and of a frozen text encoder.
       text_tokenizer: captions to ids; None where captions are ids or embeddings, or there are none.
       mesh: on which it samples, see `generation.on_mesh`; None: one device.
+      clip: the part, which embeds captions; None: embeddings are stored.
     """
 
     task: DecoderTask
+    clip: ClipSystem | None = None
 
     def generate(
         self,
@@ -159,7 +162,7 @@ class DecoderSystem(CascadeSystem):
                 task.text_encoder, self.text_tokenizer, prompts, negative_prompts, guided=guided
             )
         if task.by_image:
-            found["image_embeds"] = self._embeds(image_embeds, images, texts)
+            found["image_embeds"] = self._embeds(image_embeds, images, prompts)
         rows = len(found["image_embeds"]) if found else len(texts.get("text_mask", ()))
         if texts and len(texts["text_mask"]) != rows:
             raise UserError(
@@ -174,19 +177,18 @@ class DecoderSystem(CascadeSystem):
             found |= self._encodings(texts or _blank(task.text_encoder, rows))
         return found
 
-    def _embeds(self, image_embeds, images, texts):
+    def _embeds(self, image_embeds, images, prompts):
         width = self.task.embed_width
         if images is not None:
             return self.embed_images(images)
         if image_embeds is None:
-            if "text" not in texts:
+            if prompts is None:
                 raise UserError(
                     "image_embeds=None: this decoder was trained on image embeddings; give some, "
                     "or images, or captions."
                 )
-            clip = self._clip("prompts")
-            own = (sampling.clip_weights(self.frozen), texts["text"], texts["text_mask"])
-            return np.asarray(_of_texts(*own, clip=clip)[0])
+            self._clip("prompts")
+            return self.clip.embed_text(prompts)
         try:
             embeds = np.asarray(image_embeds, np.float32)
         except (TypeError, ValueError) as error:
@@ -200,6 +202,8 @@ class DecoderSystem(CascadeSystem):
 
     def _encodings(self, texts):
         """{"encodings", "encodings_mask"}, and those of negative captions with that prefix."""
+        if self.task.text is not None and self.task.text.trainable:
+            return texts  # every stage reads them by an encoder of its own
         found = {}
         for prefix, arrays in (
             ("", generation.without_negative(texts)),

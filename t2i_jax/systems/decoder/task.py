@@ -40,8 +40,10 @@ class DecoderTask(CascadeTask):
         DecoderTask(stages=(DecoderStage(unet, image_size=64),))  # and the part "clip"
 
     Every step makes one update of each stage in `train_stages`, on the same images. Groups:
-    "stage_1", "stage_2", ..., each {"unet": params}. `stats` counts the updates of each. `frozen`
-    of the step: "clip" and "tokenizer", the weights of the parts, and "text" of a frozen encoder.
+    "stage_1", "stage_2", ..., each {"unet": params} and, where captions are read and the text
+    encoder is trained along, "text": every stage has one of its own. `stats` counts the updates of
+    each. `frozen` of the step: "clip" and "tokenizer", the weights of the parts, and "text" of a
+    frozen encoder.
 
     Which conditions a stage has its U-Net says (`cond_on_image_embeds`, `cond_on_text_encodings`);
     a decoder whose U-Nets have none is unconditional.
@@ -52,7 +54,8 @@ class DecoderTask(CascadeTask):
         embeddings are stored with the data, by `t2i data encode-clip`.
       tokenizer: the image tokenizer of stages on latents, which comes with the part "tokenizer".
       image_embed_dim: width of stored embeddings; None: of `clip`.
-      text: a frozen encoder, or `StoredText`, whose embeddings the U-Nets see in place of CLIP's
+      text: `LearnedText`, which is trained with the U-Nets as in the paper (Ramesh et al. 2022,
+        section 2.1), `T5Text` or `StoredText`, whose embeddings the U-Nets see in place of CLIP's
         encodings of a caption; None: CLIP's.
       image_cond_drop_prob, text_cond_drop_prob: share of the image embeddings and of the captions
         that are dropped, for classifier-free guidance.
@@ -137,12 +140,19 @@ class DecoderTask(CascadeTask):
             return self.text
         return None if self.clip is None else self.clip.captions
 
+    def learns_text(self, number: int) -> bool:
+        """Whether a stage trains a text encoder of its own."""
+        reads = self.stages[number - 1].unet.cond_on_text_encodings
+        return reads and self.text is not None and self.text.trainable
+
     def init(self, key: Key) -> tuple[Mapping[str, Params], Stats]:
         """First parameters (boxed) by stage, and the counts of updates."""
-        params = {
-            group(n): {"unet": self._init_unet(jax.random.fold_in(key, n), n)}
-            for n in self._trainable
-        }
+        params = {}
+        for number in self._trainable:
+            own = jax.random.fold_in(key, number)
+            params[group(number)] = {"unet": self._init_unet(own, number)}
+            if self.learns_text(number):
+                params[group(number)]["text"] = self.text.init(jax.random.fold_in(own, 1))
         return params, {"updates": {group(number): jnp.int32(0) for number in self._trainable}}
 
     def batch_spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
@@ -198,7 +208,9 @@ class DecoderTask(CascadeTask):
         self, params, stats: Stats, parts, frozen: Mapping[str, Any], text_tokenizer: Any
     ) -> DecoderSystem:
         """The trained decoder."""
-        return DecoderSystem(self, params, jax.device_get(stats["updates"]), frozen, text_tokenizer)
+        clip = parts["clip"].system if "clip" in parts else None
+        updates = jax.device_get(stats["updates"])
+        return DecoderSystem(self, params, updates, frozen, text_tokenizer, clip=clip)
 
     def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
         """A program per stage."""
@@ -209,7 +221,9 @@ class DecoderTask(CascadeTask):
         prompt = {}
         if self.by_image:
             prompt["image_embeds"] = of(jnp.float32, self.embed_width)
-        if self.by_text:
+        if self.by_text and self.text_encoder.trainable:
+            prompt |= self.text_encoder.spec(batch_size)
+        elif self.by_text:
             length = self.text_encoder.max_length
             prompt["encodings"] = of(jnp.float32, length, self.text_width)
             prompt["encodings_mask"] = of(jnp.bool_, length)
@@ -236,8 +250,14 @@ class DecoderTask(CascadeTask):
         patch = self.tokenizer.patch_size if stage.latent else 1
         return size[0] // patch, size[1] // patch, self._made_channels(stage)
 
-    def conditions(self, frozen: Any, batch: Batch) -> Conditions:
-        """What the images of a batch are conditioned on."""
+    def conditions(
+        self, params: Params, frozen: Any, batch: Batch, key: Key | None = None
+    ) -> Conditions:
+        """What the images of a batch are conditioned on.
+
+        Args:
+          params: of a stage, whose text encoder may be trained along. key: for its dropout.
+        """
         image = text = mask = None
         if self.by_image and self.clip is None:
             image = batch["image_embeds"].astype(jnp.float32)
@@ -247,11 +267,11 @@ class DecoderTask(CascadeTask):
         if self.by_text and self.text is None:
             clip: Any = self.clip
             own = (sampling.clip_weights(frozen), batch["text"], batch["text_mask"])
-            _, text, mask = clip.embed_text(*own)
-        elif self.by_text:
-            text = captions.embed(self.text, {}, frozen, batch)
+            _, text, mask = jax.lax.stop_gradient(clip.embed_text(*own))
+        elif self.by_text and ("text" in params or not self.text.trainable):
+            text = captions.embed(self.text, params, frozen, batch, key)
             mask = batch["text_mask"]
-        return jax.lax.stop_gradient(Conditions(image, text, mask))
+        return Conditions(jax.lax.stop_gradient(image), text, mask)
 
     def loss(
         self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array, *, number: int
@@ -262,15 +282,26 @@ class DecoderTask(CascadeTask):
         shape = self.made_shape(number, (side, side))
         drops = (self.image_cond_drop_prob, self.text_cond_drop_prob)
         draws = stages.draw(stage, key, rows, shape, self.channels, drops, lowres=number > 1)
-        losses_B = self.losses(params, frozen, batch, draws, number=number)
+        for_text = jax.random.fold_in(key, 1)
+        losses_B = self.losses(params, frozen, batch, draws, for_text, number=number)
         return self._told(losses_B, stats, number)
 
     def losses(
-        self, params, frozen: Any, batch: Batch, draws: stages.DecoderDraws, *, number: int
+        self,
+        params,
+        frozen: Any,
+        batch: Batch,
+        draws: stages.DecoderDraws,
+        for_text: Key | None = None,
+        *,
+        number: int,
     ) -> Array:
-        """The loss (B,) of each row of a batch at a stage, with these random numbers."""
+        """The loss (B,) of each row of a batch at a stage, with these random numbers.
+
+        `for_text`: for the dropout of a text encoder that is trained along.
+        """
         stage = self.stage(number)
-        told = self.conditions(frozen, batch)
+        told = self.conditions(params[group(number)], frozen, batch, for_text)
         told = told._replace(
             keep_image_B=None if told.image_BD is None else draws.keep_image_B,
             keep_text_B=None if told.text_BLE is None else draws.keep_text_B,
@@ -285,18 +316,23 @@ class DecoderTask(CascadeTask):
         self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array
     ) -> Metrics:
         """As of `CascadeTask`, with all conditions."""
-        told = dataclasses.replace(self, image_cond_drop_prob=0.0, text_cond_drop_prob=0.0)
+        drops = {"image_cond_drop_prob": 0.0, "text_cond_drop_prob": 0.0}
+        told = dataclasses.replace(self, **drops, text=captions.quiet(self.text))
         return super(DecoderTask, told).validate(params, stats, frozen, batch, key, step)
 
     def flops(self, batch_size: int) -> float:
-        """FLOPs of one step, from the traced networks: 3 forward passes of each stage and one of
-        CLIP; those of a tokenizer are left out.
+        """FLOPs of one step, from the traced networks: 3 forward passes of each stage, with its
+        text encoder where that is trained along, and one of CLIP; those of a tokenizer are left
+        out.
         """
         once, frozen = sum(map(self._unet_flops, self._trained)), 0.0
+        if own := sum(map(self.learns_text, self._trained)):
+            encoder = sharding.unbox(jax.eval_shape(self.text.init, jax.random.key(0)))
+            once += own * flops_of(self.text.embed, encoder, *self.text.spec(1).values())
         if self.clip is not None and (self.by_image or self.by_text):
             own = sharding.unbox(jax.eval_shape(self.clip.init, jax.random.key(0)))
             weights = {"clip": {"clip": own}}
-            frozen = flops_of(self.conditions, weights, dict(self.batch_spec(1)))
+            frozen = flops_of(self.conditions, {}, weights, dict(self.batch_spec(1)))
         return batch_size * (3 * once + frozen)
 
     def _made_channels(self, stage):

@@ -104,6 +104,11 @@ def exported(contents: Any) -> tuple[DecoderUnets, dict[str, Any]]:
       UserError: a decoder that the package has no place for.
     """
     task, clip, beside = contents.recipe.task, None, {}
+    if any(map(task.learns_text, range(1, len(task.stages) + 1))):
+        raise UserError(
+            "run has its own text encoder, and dalle2-pytorch no place for it; train with "
+            "text=None, the captions of CLIP."
+        )
     part = contents.parts.get("clip")
     if part is not None and isinstance(part.recipe.task.model, CLIP):
         clip = part.recipe.task.model
