@@ -33,7 +33,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
       OSError: the temporary path can't be cleared, or `path` is a folder that is not empty.
     """
     path = pathlib.Path(os.path.abspath(path))
-    temporary = path.with_name(_partial(path.name))
+    temporary = path.with_name(partial(path.name))
     _remove(temporary)
     try:
         yield temporary
@@ -107,8 +107,10 @@ def read_regular(path: str | os.PathLike, most: int) -> bytes:
         return data
 
 
-def _partial(name):
-    """The temporary name; of a name that would become too long, a digest."""
+def partial(name: str) -> str:
+    """The temporary name of what is to be called so; of a name that would become too long, a
+    digest.
+    """
     if len(os.fsencode(name)) + len("partial-") <= 255:
         return f"partial-{name}"
     digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]

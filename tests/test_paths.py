@@ -5,11 +5,13 @@ import pathlib
 
 import hypothesis
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 
 import t2i_jax as t2i
 from t2i_jax import paths, runs
-from t2i_jax.data.pack import make_room, pack
+from t2i_jax.cluster import lock
+from t2i_jax.data.pack import add_column, make_room, pack
 from t2i_jax.data.shapes import Shapes
 from t2i_jax.data.source import open_source
 from t2i_jax.errors import UserError
@@ -101,6 +103,27 @@ def test_a_tilde_is_the_home_folder_everywhere(tmp_path):
     with pytest.raises(UserError, match=f"webdataset='{home}/no.tar' matches no file"):
         open_source("webdataset:~/no.tar", image_size=8)
     assert [path.name for path in pathlib.Path().iterdir()] == ["file"]
+
+
+def test_a_folder_that_another_command_is_writing_is_refused(tmp_path):
+    out, few = tmp_path / "deep" / "system", Shapes(8, "train", 0, length=4)
+    writers = (
+        lambda: pack(few, out, name="shapes"),
+        lambda: folder.write_system(out, _RECIPE, {}, {}, {}),
+    )
+    with lock.writing("out", out):
+        for write in writers:
+            with pytest.raises(UserError, match=f"out='{out}' is in use by process {os.getpid()} "):
+                write()
+    pack(few, out, name="shapes")
+    with pytest.raises(UserError, match="exists and is not empty"):
+        writers[1]()
+    column = {"about": {}, "rows": [{"tokens": np.zeros(4, np.int32)}] * 4}
+    with lock.writing("packed", out / "tokens"), pytest.raises(UserError, match="is in use by"):
+        add_column(out, "tokens", **column)
+    assert "tokens" in add_column(out, "tokens", **column)["columns"]
+    assert [path.name for path in out.parent.iterdir()] == ["system"]
+    assert not list(out.glob("*lock*"))
 
 
 @hypothesis.given(st.text() | st.text("~/.[]*? a", min_size=1))

@@ -17,6 +17,7 @@ from t2i_jax.words import counted
 
 _Size = Annotated[Annotated[int, Range(1, 65_536)] | None, Shown("PIXELS")]
 _Many = Annotated[int, Range(1, 65_536)]  # images or captions that are in memory at once
+_COUNTED = {"bad": "left out", "cut": "cut"}  # entries of a stored column, and how they are told
 _BUILT_IN_SIZE = 32  # pixels; of a built-in dataset, when no size is given
 
 
@@ -115,13 +116,8 @@ def inspect(
         none = [f"captions that are cut at {max_length} tokens: 0"]
         for line in cut.lines("captions that are cut") or none:
             print(line)
-    for name, about in opened.stored.items():
-        print(
-            f"{name}: "
-            + ", ".join(
-                f"{key}={value}" for key, value in about.items() if key not in ("shards", "bad")
-            )
-        )
+    for line in _of_columns(opened.stored):
+        print(line)
     if found.shown:
         path = _new_file(sheet)
         save_png(path, contact_sheet(found.shown))
@@ -189,7 +185,7 @@ def encode_text(
         or {"text_embeds": embeds_LD, "text_mask": np.ones(len(embeds_LD), bool)}
         for index, embeds_LD in enumerate(embeddings)
     )
-    add_column(packed, "text", rows, about=about, max_bad_rate=max_bad_rate)
+    add_column(packed, "text", rows, about=about, max_bad_rate=max_bad_rate, cut=cut)
     for line in cut.lines("captions that were cut"):
         print(line)
     captions_of = counted(len(source), "caption")
@@ -245,6 +241,19 @@ def encode_images(
     print(
         f"stored: {model.num_tokens} tokens of each of {counted(len(source), 'image')} in {packed}"
     )
+
+
+def _of_columns(stored):
+    """Of each stored column what it was made with, and what its manifest counts as left out and
+    cut.
+    """
+    for name, about in stored.items():
+        made_with = {k: v for k, v in about.items() if k not in ("shards", *_COUNTED)}
+        yield f"{name}: " + ", ".join(f"{key}={value}" for key, value in made_with.items())
+        for key, told in _COUNTED.items():
+            counts = about.get(key)  # older manifests do not count what was cut
+            for reason, count in counts.items() if isinstance(counts, dict) else ():
+                yield f"  {told}: {reason} {count}"
 
 
 def _open(source, size, split):

@@ -1,4 +1,5 @@
-"""A run's folder belongs to one training at a time: a file in it says to which.
+"""A run's folder belongs to one training at a time, and a folder that is being written to one
+command: a file in it, or beside it, says to which.
 
 The file names host, process and the process's start, so that what a killed process left is known
 as such. Of several processes that train together, process 0 holds it for all.
@@ -49,7 +50,7 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
 
     def take():
         paths.make("workdir", workdir)
-        locks.append(_Lock(workdir))
+        locks.append(_Lock("workdir", workdir, workdir / FILE))
 
     processes.once(take)
     _held.add(key)
@@ -64,15 +65,38 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
                     workdir.rmdir()
 
 
+@contextlib.contextmanager
+def writing(field: str, out: pathlib.Path) -> Iterator[None]:
+    """Holds a folder that appears when all of it is written.
+
+    The lock lies beside it under a temporary name, and dead ones are taken over as in `held`.
+
+    Raises:
+      UserError: another command writes it, or nothing can be written beside it; the sentence names
+        `field`.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{field}={paths.shown(out)} can't be made ({error.strerror}); name another folder."
+        ) from None
+    lock = _Lock(field, out, out.with_name(files.partial(f"{out.name}.{FILE}")))
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class _Lock:
-    def __init__(self, workdir):
-        self._workdir, self._path = workdir, workdir / FILE
+    def __init__(self, field, folder, path):
+        self._field, self._folder, self._path = field, folder, path
         self._token, self._over = secrets.token_hex(8), threading.Event()
         while (handle := self._created()) is None:
             holder = _settled(self._path)
-            if holder is not None and _lives(holder, self._path):
+            if holder is not None and _lives(holder, self._path, folder):
                 raise UserError(
-                    f"workdir={paths.shown(workdir)} is in use by {_named(holder)}; wait for its "
+                    f"{field}={paths.shown(folder)} is in use by {_named(holder)}; wait for its "
                     "end or stop it, or name another folder."
                 )
             self._clear(holder)
@@ -104,7 +128,7 @@ class _Lock:
 
     def _refusal(self, error):
         return UserError(
-            f"workdir={paths.shown(self._workdir)}: nothing can be written there "
+            f"{self._field}={paths.shown(self._folder)}: nothing can be written there "
             f"({error.strerror}); free space, or name another folder."
         )
 
@@ -122,7 +146,7 @@ class _Lock:
 
     def _clear(self, holder):
         """Removes the lock of a dead holder; of two that see it dead, one removes it."""
-        with _one_at_a_time(self._workdir):
+        with _one_at_a_time(self._path.parent):
             there = _read(self._path)
             if (there or {}).get("token") == (holder or {}).get("token"):
                 _remove(self._path)
@@ -212,7 +236,7 @@ def _settled(path):
     return found
 
 
-def _lives(holder, path):
+def _lives(holder, path, folder):
     machine = _machine()
     is_here = (
         holder.get("machine") == machine if machine else holder["host"] == socket.gethostname()
@@ -221,7 +245,7 @@ def _lives(holder, path):
         started = _started(holder["pid"])
         return started is not None and holder.get("started") == started
     say(
-        f"{str(path.parent)!r} was in use by {_named(holder)}; waiting up to {_SILENCE:.0f} s to "
+        f"{str(folder)!r} was in use by {_named(holder)}; waiting up to {_SILENCE:.0f} s to "
         "see whether it still is."
     )
     end = time.monotonic() + _SILENCE

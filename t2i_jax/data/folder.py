@@ -26,6 +26,11 @@ TABLES = (
 _FILE = ("file", "file_name", "filename", "image", "image_path", "path", "img")  # of a table
 _LEFT = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "lost+found")
 _LEFTOVER = "leftover of another program"
+_ELSEWHERE = {  # files that hold images too, and the source that reads them
+    ".parquet": "hf:FOLDER",
+    ".tar": "webdataset:FOLDER/*.tar",
+    ".arrayrecord": "arrayrecord:FOLDER",
+}
 
 
 class _Sample(NamedTuple):
@@ -259,4 +264,6 @@ def _is_image(path):
 
 def _kind(name):
     ending = os.path.splitext(name)[1].lower()
+    if ending in _ELSEWHERE:
+        return f"file of {ending}; alone in a folder, data.source={_ELSEWHERE[ending]} reads it"
     return f"file of {ending[:20]}" if ending else "file without an ending"

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from t2i_jax import paths
+from t2i_jax.cluster import lock
 from t2i_jax.data import arrayrecord
 from t2i_jax.data.arrayrecord import (
     ShardWriter,
@@ -67,8 +68,8 @@ def pack(
       progress: wraps the indices, such as tqdm.
 
     Raises:
-      UserError: `out` is not empty or can't be made, a size below 1, or too many records that
-        cannot be used.
+      UserError: `out` is not empty or can't be made or another command is writing it, a size below
+        1, or too many records that cannot be used.
     """
     if (size is not None and size < 1) or shard_bytes < 1:
         raise UserError(f"size={size} and shard_bytes={shard_bytes} must be at least 1.")
@@ -115,6 +116,7 @@ def add_column(
     about: Mapping[str, Any],
     max_bad_rate: float = 0.05,
     shard_bytes: int = 256 * 2**20,
+    cut: Ledger | None = None,
 ) -> Mapping[str, Any]:
     """Stores arrays beside the records of a packed set, one row for each in order, and returns the
     new manifest.
@@ -128,33 +130,34 @@ def add_column(
       rows: the arrays of each record; a `BadSample` for one that has none, which is stored empty
         and counted.
       about: what they were made with, for the manifest.
+      cut: what is cut while the rows are made, for the manifest; None: nothing is.
 
     Raises:
-      UserError: too many rows are bad, or there are not as many as records.
+      UserError: too many rows are bad, there are not as many as records, or another command is
+        storing this column.
     """
     folder = paths.given("packed", packed)
     bad, writer, seen = Ledger(), ShardWriter(folder, column, shard_bytes), 0
-    try:
-        for seen, row in enumerate(rows, 1):
-            if isinstance(row, BadSample):
-                bad.add(row)
-                bad.check(seen, max_bad_rate)
-            writer.write(arrays_to_bytes({} if isinstance(row, BadSample) else row))
-        bad.check(seen, max_bad_rate, done=True)
-        manifest = read_manifest(folder)
-        if seen != manifest["count"]:
-            raise UserError(
-                f"packed={str(folder)!r} has {manifest['count']} records, not {seen}, as {column} "
-                "has."
-            )
-        shards = writer.close()
-    except BaseException:
-        writer.discard()
-        raise
-    columns = {
-        **manifest["columns"],
-        column: {**about, "bad": dict(bad.by_reason), "shards": shards},
-    }
+    with lock.writing("packed", folder / column):
+        try:
+            for seen, row in enumerate(rows, 1):
+                if isinstance(row, BadSample):
+                    bad.add(row)
+                    bad.check(seen, max_bad_rate)
+                writer.write(arrays_to_bytes({} if isinstance(row, BadSample) else row))
+            bad.check(seen, max_bad_rate, done=True)
+            manifest = read_manifest(folder)
+            if seen != manifest["count"]:
+                raise UserError(
+                    f"packed={str(folder)!r} has {manifest['count']} records, not {seen}, as "
+                    f"{column} has."
+                )
+            shards = writer.close()
+        except BaseException:
+            writer.discard()
+            raise
+    counts = {"bad": dict(bad.by_reason), "cut": {} if cut is None else dict(cut.by_reason)}
+    columns = {**manifest["columns"], column: {**about, **counts, "shards": shards}}
     manifest = {**manifest, "columns": columns}
     write_manifest(folder, manifest)
     return manifest
@@ -322,16 +325,17 @@ class _Sizes:
 def _new_folder(out):
     """A folder that gets its name when all is done; nothing is left of it otherwise."""
     out = pathlib.Path(os.path.abspath(paths.new("out", out)))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"out={str(out)!r} exists and is not empty; name a new folder.")
-    with replacing(out) as temporary:
-        try:
-            temporary.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(
-                f"out={str(out)!r} can't be made ({error.strerror}); name another folder."
-            ) from None
-        yield temporary
+    with lock.writing("out", out):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"out={str(out)!r} exists and is not empty; name a new folder.")
+        with replacing(out) as temporary:
+            try:
+                temporary.mkdir()
+            except OSError as error:
+                raise UserError(
+                    f"out={str(out)!r} can't be made ({error.strerror}); name another folder."
+                ) from None
+            yield temporary
 
 
 def _smaller(image_HWC, size):

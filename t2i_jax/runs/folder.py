@@ -15,6 +15,7 @@ An exported system has `system.json` (its recipe) and `weights.safetensors` in p
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from t2i_jax import paths
+from t2i_jax.cluster import lock
 from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
 from t2i_jax.foreign import json_file, safetensors_file
@@ -136,12 +138,14 @@ def export(
       step: as in `load`.
 
     Raises:
-      UserError: `out` exists and is not empty (nothing is overwritten).
+      UserError: `out` exists and is not empty (nothing is overwritten), or another command is
+        writing it.
     """
     run, out = _existing(workdir), check_new(out)
     if _is_export(run):
         _check_step(run, step)
-        shutil.copytree(run, out, dirs_exist_ok=True)
+        with _appearing(out) as folder:
+            shutil.copytree(run, folder)
         return out
     recipe = load_run_recipe(run)
     task = recipe.task
@@ -181,8 +185,7 @@ def write_system(
     """
     from safetensors.numpy import save_file
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as folder:
+    with _appearing(out) as folder:
         folder.mkdir()
         if recipe.task.objectives:
             arrays = _flatten({"params": params, "stats": stats})
@@ -193,6 +196,15 @@ def write_system(
         (folder / EXPORT).write_text(json.dumps(recipe_to_dict(recipe), indent=1))
         for name, write in beside.items():
             write(folder / name)
+
+
+@contextlib.contextmanager
+def _appearing(out):
+    """The temporary path of a new folder, which one command at a time writes."""
+    with lock.writing("out", out):
+        check_new(out)  # another command may have written it while this one looked
+        with replacing(out) as folder:
+            yield folder
 
 
 def write_joined(workdir: pathlib.Path, recipe: Recipe) -> None:

@@ -251,6 +251,20 @@ def test_inspect_counts_what_an_encoder_cuts_and_what_is_passed_over(t2i, place,
     assert "file of .heic 1" in t2i("pack", f"folder:{tmp_path}", tmp_path / "out")
     said = t2i("encode-text", tmp_path / "out", "--t5", place / "t5", "--max-length", 30)
     assert "captions that were cut: 1" in said
+    said = t2i("inspect", f"arrayrecord:{tmp_path / 'out'}")
+    assert "max_length=30" in said and "\n  cut: caption of more than 30 tokens 1\n" in said
+
+
+def test_files_that_another_source_reads_are_passed_over_with_its_name(t2i, tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(photo(0)))
+    (tmp_path / "a.txt").write_text("a")
+    for name in ("rows.parquet", "b.tar"):
+        (tmp_path / name).write_bytes(b"x")
+    said = t2i("inspect", f"folder:{tmp_path}")
+    assert "file of .parquet; alone in a folder, data.source=hf:FOLDER reads it: 1 (rows" in said
+    assert "data.source=webdataset:FOLDER/*.tar reads it: 1 (b.tar)" in said
+    (tmp_path / "a.png").unlink()
+    assert "hf:FOLDER reads it" in t2i("inspect", f"folder:{tmp_path}", refused=True)
 
 
 def test_mistakes_get_one_sentence(t2i, place, packed, tmp_path):
