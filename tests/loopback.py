@@ -57,7 +57,7 @@ def end(processes):
     return [process.returncode for process in processes], out, err
 
 
-def losses(workdir):
-    """By step."""
+def losses(workdir, name="loss"):
+    """Those that were logged under a name, by step."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+    return {line["step"]: line[name] for line in lines if name in line}

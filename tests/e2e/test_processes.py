@@ -13,7 +13,7 @@ _CONFIG = "tests/e2e/tiny.py"
 
 def test_two_processes_make_what_one_makes(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    changes = ("train.eval_every=4",)
+    changes = ("train.eval_every=4", "train.validate_every=4")
     sharded = ("train.rules=fsdp", "train.mesh={'fsdp': 2}")
     inside("train", _CONFIG, *changes, "--workdir", one)
     together = start(
@@ -28,6 +28,10 @@ def test_two_processes_make_what_one_makes(tmp_path):
         here, there = losses(one / stage), losses(two / stage)
         assert list(here) == list(there) == [1, 2, 4]
         np.testing.assert_allclose(list(there.values()), list(here.values()), rtol=1e-3)
+
+    here, there = (losses(run, "validation/loss") for run in (one, two))
+    assert list(here) == list(there) == [4]  # each process has read its half of the batches
+    np.testing.assert_allclose(there[4], here[4], rtol=1e-3)
 
     def names(workdir):
         return sorted(path.name for path in (workdir / "samples").iterdir())

@@ -3,8 +3,8 @@ PROCESS STEP]`.
 
 WHAT happens to one process after a step: a signal's name (it sends that to itself), "raise", "full"
 (the disk); at the start "width" (it is given another configuration) and "elsewhere" (another
-folder); "wait" (its data hang until it is asked to stop, which process 0 is); "after" (SIGTERM when
-it has trained).
+folder); "wait" (its data hang until it is asked to stop, which process 0 is); "compile" (SIGTERM
+while all of them compile, for minutes); "after" (SIGTERM when it has trained).
 """
 
 import os
@@ -52,6 +52,19 @@ class Rows(ToyBatches):
         }
 
 
+def compile_slowly(begun):
+    """The step's program is compiled for minutes; `begun()` is called when that begins."""
+    compile_now = jax.stages.Lowered.compile
+
+    def slowly(self, **options):
+        if "jit_train_step" in self.as_text()[:200]:
+            begun()
+            time.sleep(150)
+        return compile_now(self, **options)
+
+    jax.stages.Lowered.compile = slowly
+
+
 def main(workdir, what=None, process="0", step="0"):
     with processes.joined():
         here, at = jax.process_index() == int(process), int(step)
@@ -71,6 +84,8 @@ def main(workdir, what=None, process="0", step="0"):
             if what in ("SIGKILL", "SIGTERM", "SIGINT"):
                 os.kill(os.getpid(), getattr(signal, what))
 
+        if what == "compile":
+            compile_slowly(lambda: here and os.kill(os.getpid(), signal.SIGTERM))
         if here and what == "elsewhere":
             workdir = f"{workdir}-{process}"
         task = ToyTask(width=8) if here and what == "width" else TASK

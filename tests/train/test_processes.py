@@ -139,6 +139,14 @@ def test_a_stop_ends_those_too_whose_data_hang(tmp_path):
     assert finished(tmp_path)[-1] == 7
 
 
+def test_a_stop_ends_all_while_they_compile(tmp_path):
+    begin = time.monotonic()
+    statuses, _, said = end(several(2, tmp_path, "compile", 1))
+    assert statuses == [75, 75], said
+    assert all("stopped while compiling, no step was made; start the same" in one for one in said)
+    assert time.monotonic() - begin < 140  # nobody has waited for the compiler
+
+
 def test_without_being_joined_processes_do_not_train_past_each_other(tmp_path):
     code = """
 import os, jax
