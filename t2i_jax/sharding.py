@@ -7,6 +7,7 @@ batch where it should gather a weight.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -200,6 +201,14 @@ def parameters_of(task: Any) -> dict[str, Any]:
     """Shapes of a task's parameters by group, boxed with their logical axes; nothing is
     computed.
     """
+    try:
+        return dict(_parameters_of(task))
+    except TypeError:  # a task that can't be hashed
+        return _parameters_of.__wrapped__(task)
+
+
+@functools.lru_cache(maxsize=8)  # it is asked for several times before a training begins
+def _parameters_of(task):
     return dict(jax.eval_shape(task.init, jax.random.key(0))[0])
 
 

@@ -55,6 +55,7 @@ _TWO = (
     "{first} {relation} {second} on {background}",
     "a {first} {relation} a {second}",
 )
+_GROUNDS, _RELATIONS = tuple(BACKGROUNDS), tuple(RELATIONS)
 _PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 _LOOKS = tuple((*pair, size) for pair in _PAIRS for size in SIZES)
 _BLOCK = 256  # images that are drawn at once
@@ -95,6 +96,7 @@ def look_held_out(colour: str, shape: str, size: str, background: str) -> bool:
     return size == "small" and (turn, ground) in ((0, form % 3), (2, (form + 1) % 3))
 
 
+@functools.cache
 def relation_held_out(first: tuple[str, str], relation: str, second: tuple[str, str]) -> bool:
     """Whether two (colour, shape) objects never stand so in training.
 
@@ -108,7 +110,7 @@ def relation_held_out(first: tuple[str, str], relation: str, second: tuple[str, 
 def scene(index: int, split: str = "train", seed: int = 0) -> Scene:
     """The scene number `index` of a split: a function of its arguments alone."""
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
-    background = str(rng.choice(list(BACKGROUNDS)))
+    background = _GROUNDS[rng.integers(len(_GROUNDS))]
     if rng.random() < _ONE_SHARE:
         return _one_thing(rng, split, background)
     return _two_things(rng, split, background)
@@ -199,7 +201,7 @@ class Shapes(Source):
 def _one_thing(rng, split, background):
     wordings = _ONE if split == "train" else _ONE[:2]  # those that name all of what is held out
     wording = wordings[rng.integers(len(wordings))]
-    looks = [look for look in _LOOKS if look_held_out(*look, background) == (split == "heldout")]
+    looks = _looks(split, background)
     colour, shape, size = looks[rng.integers(len(looks))]
     x, y = 0.5 + _STEP * rng.integers(-1, 2, 2)
     thing = Thing(colour, shape, x, y, SIZES[size])
@@ -207,11 +209,16 @@ def _one_thing(rng, split, background):
     return Scene((thing,), background, size, None, caption)
 
 
+@functools.cache
+def _looks(split, background):
+    return [look for look in _LOOKS if look_held_out(*look, background) == (split == "heldout")]
+
+
 def _two_things(rng, split, background):
     wording = _TWO[rng.integers(len(_TWO))]
     while True:  # a combination that belongs to this split, with two different colours
         first, second = (_PAIRS[rng.integers(len(_PAIRS))] for _ in range(2))
-        relation = tuple(RELATIONS)[rng.integers(len(RELATIONS))]
+        relation = _RELATIONS[rng.integers(len(_RELATIONS))]
         if first[0] != second[0] and relation_held_out(first, relation, second) == (
             split == "heldout"
         ):
