@@ -24,7 +24,7 @@ from t2i_jax.aot import ahead
 from t2i_jax.cli import main as cli
 from t2i_jax.cli.compile import compile_for
 from t2i_jax.runs.recipe import load_recipe
-from tests.e2e import tiny, tiny_dalle2, tiny_muse, tiny_t5
+from tests.e2e import tiny, tiny_dalle2, tiny_imagen, tiny_muse, tiny_t5
 from tests.parity import muse_models
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -106,21 +106,21 @@ _SMALLER = {
         "init_cross_embed=False, init_conv_kernel_size=3",
     "dim=32, dim_mults=(1, 2, 4, 8)": "dim=8, dim_mults=(1,)",
     "(1, 2, 4, 8)": "(1,)",
+    "layer_attns=(False, True, True, True)": "layer_attns=False",
+    "layer_attns=(False, False, False, True)": "layer_attns=False",
+    "layer_attns=(False, False, True)": "layer_attns=False",
+    "layer_cross_attns=(False, False, False, True)": "layer_cross_attns=False",
     "num_resnet_blocks=3": "num_resnet_blocks=0",
     "num_resnet_blocks=(2, 4, 8, 8)": "num_resnet_blocks=0",
     "num_resnet_blocks=(2, 4, 8)": "num_resnet_blocks=0",
     "(False, True, True, True)": "(True,)",
-    "(False, False, False, True)": "(True,)",
     "(False, True, True)": "(True,)",
-    "(False, False, True)": "(True,)",
     "image_sizes=(64, 256)": "image_sizes=(8, 16)",
     "image_sizes=(64, 128)": "image_sizes=(8, 16)",
     "image_size=128,": "image_size=16,",
     "image_size=512": "image_size=32",
-    "steps=50_000, batch_size=32, accumulate=8":
-        "steps=2, batch_size=8, accumulate=2, ema_decay=0.0",
-    "steps=100_000, batch_size=64, accumulate=16":
-        "steps=2, batch_size=8, accumulate=2, ema_decay=0.0",
+    "steps=50_000, batch_size=32, accumulate=8": "steps=2, batch_size=8, ema_decay=0.0",
+    "steps=100_000, batch_size=64, accumulate=16": "steps=2, batch_size=8, ema_decay=0.0",
     "steps=200_000, batch_size=16, accumulate=4": "steps=2, batch_size=8, ema_decay=0.0",
     "(1, 256, 256)": "(1, 16, 16)",
     "inpaint_masks[:, :128]": "inpaint_masks[:, :8]",
@@ -138,8 +138,10 @@ _TINY = [
     "train.steps=2",
     "train.ema_decay=0",
     "train.batch_size=8",
+    "train.optim.name=adamw",
     "tokenizer.train.steps=2",
     "tokenizer.train.ema_decay=0",
+    "tokenizer.train.optim.name=adamw",
     "tokenizer.train.batch_size=8",
     "evaluation.preview=8",
     "evaluation.pictures=8",
@@ -167,41 +169,10 @@ _TINY_LARGER = [
     "evaluation.preview=2",
     "evaluation.pictures=2",
 ]
-_TINY_IMAGEN = [
-    "train.steps=2",
-    "train.ema_decay=0",
-    "train.batch_size=8",
-    "train.optim.name=adamw",
-    "evaluation.preview=4",
-    "evaluation.pictures=4",
-    "evaluation.options.steps=2",
-    "evaluation.completions=0",
-    "data.image_size=16",
-    "task.stages.1.crop_size=8",
-    "task.stages.0.image_size=8",
-    "task.stages.1.image_size=16",
-    "task.stages.0.unet.dim=8",
-    "task.stages.1.unet.dim=8",
-    "task.stages.0.unet.dim_mults=(1,)",
-    "task.stages.1.unet.dim_mults=(1,)",
-    "task.stages.0.unet.num_resnet_blocks=0",
-    "task.stages.1.unet.num_resnet_blocks=0",
-    "task.stages.0.unet.layer_attns=False",
-    "task.stages.0.unet.attend_at_middle=False",
-    "task.stages.0.unet.init_cross_embed=False",
-    "task.stages.0.unet.init_conv_kernel_size=3",
-    "task.stages.1.unet.init_cross_embed=False",
-    "task.stages.1.unet.init_conv_kernel_size=3",
-    "task.stages.1.unet.attend_at_middle=False",
-    "task.text.dim=16",
-    "task.text.depth=1",
-    "task.text.heads=2",
-    "task.text.mlp_dim=16",
-]
-
-
-# Recipes of several stages, in place of which a tiny one runs.
+# Recipes in place of which a tiny one runs, whose programs other tests compile too.
 _TINY_RECIPES = {
+    "configs/parti/shapes.py": "tests/e2e/tiny.py",
+    "configs/imagen/shapes.py": "tests/e2e/tiny_imagen.py",
     "configs/dalle2/shapes.py": "tests/e2e/tiny_dalle2.py",
     "configs/muse/shapes.py": "tests/e2e/tiny_muse.py",
     "configs/muse/shapes_critic.py": "tests/e2e/tiny_critic.py",
@@ -210,9 +181,9 @@ _TINY_RECIPES = {
 
 def _changes(command):
     """What is added to the overrides of a command."""
-    if command[1] == "train" and "imagen" in command[2]:
-        return _TINY_IMAGEN
-    if command[1] == "train" and any(name in command[2] for name in ("toy", "muse", "dalle2")):
+    if command[1] == "train" and command[2] == "configs/parti/shapes.py":
+        return ["train.steps=4"]
+    if command[1] == "train" and (command[2] in _TINY_RECIPES or "toy" in command[2]):
         return []
     if command[1] == "train":
         return _TINY_LARGER if "super_resolution" in command[2] else _TINY
@@ -245,12 +216,9 @@ def place(tmp_path_factory):
     """A folder with what the pages speak of: three runs, photos, a T5, the recipes."""
     here = tmp_path_factory.mktemp("docs")
     runs.train(tiny.get_config(), here / "runs" / "quickstart")
-    for family, name, changes in (
-        ("imagen", "shapes", _TINY_IMAGEN),
-        ("parti", "super_resolution", _TINY_LARGER),
-    ):
-        recipe = config.override(load_recipe(_ROOT / "configs" / family / f"{name}.py"), changes)
-        runs.train(recipe, here / "runs" / {"shapes": "imagen"}.get(name, "larger"))
+    larger = load_recipe(_ROOT / "configs" / "parti" / "super_resolution.py")
+    runs.train(config.override(larger, _TINY_LARGER), here / "runs" / "larger")
+    runs.train(tiny_imagen.get_config(), here / "runs" / "imagen")
     runs.train(tiny_muse.get_config(), here / "runs" / "muse")
     runs.train(tiny_dalle2.get_config(), here / "runs" / "dalle2")
     _photos(here / "photos")

@@ -143,5 +143,5 @@ def test_mistakes_get_one_sentence(trained, tmp_path):
 
     assert "train_stages=(3,) names 3" in train("task.train_stages=(3,)")
     assert "image_size=8 is not the task's image_size=16" in train("data.image_size=8")
-    assert "stage.image_size=9" in train("task.stages.0.image_size=9")
+    assert "stage.image_size=9" in train("task.stages.1.image_size=9")
     assert "evaluation.options.temperature" in train("evaluation.options.temperature=0.5")

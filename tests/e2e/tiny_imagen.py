@@ -19,11 +19,11 @@ def get_config() -> Recipe:
     """Two stages, one of each kind of diffusion."""
     unet = Unet(
         dim=8,
-        dim_mults=(1, 2),
+        dim_mults=(1,),
         attn_heads=2,
         attn_dim_head=4,
         layer_attns=False,
-        layer_cross_attns=(False, True),
+        layer_cross_attns=True,
         attn_pool_text=False,
         max_text_len=12,
         num_resnet_blocks=0,
@@ -40,7 +40,7 @@ def get_config() -> Recipe:
             text=LearnedText(dim=16, depth=1, heads=2, mlp_dim=16, vocab_size=64, max_length=12),
         ),
         data=DataConfig(source="shapes", image_size=16, threads=0),
-        train=TrainConfig(steps=4, batch_size=8, log_every=2, save_every=2, ema_decay=0.5),
+        train=TrainConfig(steps=4, batch_size=8, log_every=2, save_every=2, ema_decay=0.0),
         evaluation=Evaluation(
             judge="shapes", pictures=4, completions=4, preview=4, options=ImagenOptions(steps=2)
         ),

@@ -67,15 +67,19 @@ def _same_weights(run, expected):
             assert digest == expected[name]["sha256"], name
 
 
+def _parti():
+    return changed(tiny.get_config(), ["tokenizer.train.ema_decay=0.5"])
+
+
 def _imagen():
     recipe = tiny_imagen.get_config()
     fields = dict(cond_dim=8, dim_mults=(1,), layer_attns=False, layer_cross_attns=True)
     stage = recipe.task.stages[0]
     stage = dataclasses.replace(stage, unet=stage.unet.clone(**fields), image_size=16)
+    task = dataclasses.replace(recipe.task, stages=(stage,))
     evaluation = dataclasses.replace(recipe.evaluation, completions=0)
-    return dataclasses.replace(
-        recipe, task=dataclasses.replace(recipe.task, stages=(stage,)), evaluation=evaluation
-    )
+    train = dataclasses.replace(recipe.train, ema_decay=0.5)
+    return dataclasses.replace(recipe, task=task, train=train, evaluation=evaluation)
 
 
 def _super_resolution():
@@ -107,7 +111,7 @@ def _of_imagen(system):
 
 
 CASES = {
-    "parti": (tiny.get_config, _of_parti),
+    "parti": (_parti, _of_parti),
     "imagen": (_imagen, _of_imagen),
     "super_resolution": (_super_resolution, lambda system: system.upscale(_IMAGES[:, :8, :8])),
 }

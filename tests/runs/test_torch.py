@@ -14,7 +14,7 @@ from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.runs import export_torch, folder, import_torch
 from tests.e2e import tiny_t5
-from tests.e2e.command import inside, pictures, refused, run
+from tests.e2e.command import inside, pictures, refused
 from tests.parity import muse_models, reference
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -92,9 +92,10 @@ def test_a_discriminator_that_the_package_has_no_place_for_stays_behind(layers, 
 def test_a_parti_with_its_tokenizer_goes_in_and_out_through_the_command_line(parti, tmp_path):
     torch.save(parti.state_dict(), tmp_path / "parti.pt")
     assert (
-        "written" in run("convert", "from-torch", tmp_path / "parti.pt", tmp_path / "ours").stdout
+        "written"
+        in inside("convert", "from-torch", tmp_path / "parti.pt", tmp_path / "ours").stdout
     )
-    run("convert", "to-torch", tmp_path / "ours", tmp_path / "back.pt")
+    inside("convert", "to-torch", tmp_path / "ours", tmp_path / "back.pt")
     parti.load_state_dict(torch.load(tmp_path / "back.pt"), strict=True)
     same(torch_io.read(tmp_path / "back.pt"), parti.state_dict())
     system = t2i.load(tmp_path / "ours")

@@ -27,8 +27,9 @@ TRAIN = t2i.TrainConfig(steps=4, batch_size=8, log_every=2, save_every=2, ema_de
 
 
 def clip() -> t2i.Recipe:
-    """CLIP alone."""
-    return t2i.Recipe(t2i.ClipTask(CLIP), DATA, TRAIN, evaluation=t2i.Evaluation(pictures=4))
+    """CLIP alone; an average is compiled for the prior."""
+    train = dataclasses.replace(TRAIN, ema_decay=0.0)
+    return t2i.Recipe(t2i.ClipTask(CLIP), DATA, train, evaluation=t2i.Evaluation(pictures=4))
 
 
 def prior(**fields) -> t2i.Recipe:
