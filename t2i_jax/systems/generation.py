@@ -219,24 +219,27 @@ def check_total(total: int, name: str, value: Any) -> None:
 
 
 def places(
-    task: Any, shape: Mapping[str, int] | None
+    task: Any, shape: Mapping[str, int] | None, devices: Sequence[jax.Device] | None = None
 ) -> tuple[jax.sharding.Mesh, Mapping[str, Any]]:
-    """A mesh of all devices, and by group the sharding of each parameter of the task, as its
-    logical axes say.
+    """A mesh of devices, and by group the sharding of each parameter of the task, as its logical
+    axes say.
 
     Args:
-      shape: sizes of the mesh's axes; None: all devices on "data".
+      shape: sizes of the mesh's axes; None: all devices on "data". devices: None: all there are.
 
     Raises:
       UserError: a mesh that does not fit the devices.
     """
-    mesh = sharding.make_mesh(shape)
+    mesh = sharding.make_mesh(shape, devices)
     boxed = sharding.parameters_of(task)
     return mesh, sharding.shardings(boxed, mesh, sharding.rules_of(shape))
 
 
-def on_mesh(system: Any, shape: Mapping[str, int] | None) -> Any:
-    """A system with `weights`, `frozen` and `mesh`, which samples on a mesh of all devices.
+def on_mesh(
+    system: Any, shape: Mapping[str, int] | None, devices: Sequence[jax.Device] | None = None
+) -> Any:
+    """A system with `weights`, `frozen` and `mesh`, which samples on a mesh of all devices, or of
+    these.
 
     Its images stay the same.
 
@@ -246,7 +249,7 @@ def on_mesh(system: Any, shape: Mapping[str, int] | None) -> Any:
     Raises:
       UserError: a mesh that does not fit the devices.
     """
-    mesh, place = places(system.task, shape)
+    mesh, place = places(system.task, shape, devices)
     weights = jax.device_put(
         dict(system.weights), {group: place[group] for group in system.weights}
     )

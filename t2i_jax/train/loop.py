@@ -123,6 +123,7 @@ def fit(
         if profile is not None and profile.last <= done:
             say(f"profile={profile} is not traced: {str(workdir)!r} is at step {done} already")
         if done >= config.steps:
+            _measure_last(done, state, monitor, workdir, clock)
             return state
         clock.resume(done)
         step = functools.partial(
@@ -161,6 +162,18 @@ def fit(
             log.store(FILE, clock.stored())
             log.summary(clock.metrics())
             log.close()
+
+
+def _measure_last(done, state, monitor, workdir, clock):
+    """Measures the images of a run that was stopped with all of its steps made, and not these."""
+    if monitor is None:
+        return
+    log = Log(workdir, done, done)
+    monitoring = Monitoring(monitor, log, clock)
+    if not monitoring.is_logged(done):
+        monitoring.measure(done, state, True)
+    monitoring.close()
+    log.close()
 
 
 class _Loop:

@@ -12,6 +12,7 @@ import threading
 import pytest
 
 from t2i_jax.train import best
+from t2i_jax.train.log import Log
 from t2i_jax.train.loop import Hook, Preempted, fit
 from t2i_jax.train.monitor import Monitor
 from t2i_jax.train.validation import Validation
@@ -119,3 +120,22 @@ def test_a_stop_before_the_metrics_leaves_them_and_the_score_to_the_next_start(t
     assert _measured(tmp_path) == {3: 30.0, 6: 60.0}
     assert best.scores(tmp_path / "checkpoints") == {3: -0.9}
     assert _steps(tmp_path) == [3, 6]
+
+
+def test_a_stop_after_the_last_step_leaves_its_metrics_to_the_next_start(tmp_path, monkeypatch):
+    progress = Log.progress
+
+    def stop_at_the_end(log, step, shown):
+        progress(log, step, shown)
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        patch.setattr(Log, "progress", stop_at_the_end)
+        _fit(tmp_path, _monitor(6))
+    assert _steps(tmp_path) == [6] and not _measured(tmp_path)
+    _fit(tmp_path, _monitor(6))
+    assert _measured(tmp_path) == {6: 60.0}
+    twice = (tmp_path / "metrics.jsonl").read_bytes()
+    _fit(tmp_path, _monitor(6))
+    assert (tmp_path / "metrics.jsonl").read_bytes() == twice

@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from t2i_jax.eval.monitored import Monitored
@@ -27,12 +28,13 @@ from t2i_jax.runs.scoring.reference import ImagesReference, Reference
 from t2i_jax.runs.scoring.score import block
 from t2i_jax.runs.scoring.split import Split
 from t2i_jax.runs.scoring.wanted import Wanted
+from t2i_jax.systems import generation
 from t2i_jax.systems.base import System
 from t2i_jax.train.monitor import Monitor
 from t2i_jax.types import TrainState
 
 FOLDER = "evaluation"  # of a run, with the features of the real images
-_AT_ONCE = 64  # images that are generated at a time
+_AT_ONCE = 64  # images that are generated at a time, on each device
 _VERDICTS = "judge"  # beside the layers of the extractors
 
 BuildSystem = Callable[[Any, Any], System]
@@ -75,7 +77,7 @@ class Measurer:
 
     def __init__(self, recipe: Recipe, wanted: Wanted, samples: Samples, workdir: pathlib.Path):
         self._recipe, self._wanted, self._workdir = recipe, wanted, workdir
-        self._split = Split(wanted.count, min(wanted.count, _AT_ONCE))
+        self._split = Split(wanted.count, _batch_size(wanted.count))
         wants = recipe.task.samples
         self._stream = samples.batches(wanted.count, self._split.size, wants) if wants else None
         self._begin = {} if self._stream is None else self._stream.get_state()
@@ -92,10 +94,12 @@ class Measurer:
         """Generates images and computes their features on the devices; what it returns computes the
         metrics of these on the host.
         """
-        found = gathering.gathered(
-            self._split, functools.partial(self._batch, system, self._batches())
-        )
-        return functools.partial(self._numbers, found)
+        alone = jax.process_count() == 1
+        # several processes sample each for itself, with what it holds whole
+        shape = self._recipe.train.mesh if alone and self._recipe.train is not None else None
+        placed = generation.on_mesh(system, shape, None if alone else jax.local_devices())
+        compute = functools.partial(self._batch, placed, self._batches())
+        return functools.partial(self._numbers, gathering.gathered(self._split, compute))
 
     def _batches(self) -> Callable[[int], Mapping[str, Any]]:
         """Number of a batch, the numbers ascending -> its samples, always the same ones."""
@@ -125,7 +129,7 @@ class Measurer:
         rows = range(shard * size, (shard + 1) * size)
         seeds = [seed_of(0, f"{row:06d}") for row in rows]
         samples = read(shard)
-        images = system.images(  # type: ignore[attr-defined]
+        images = system.images(
             samples, range(size), self._recipe.evaluation.options, seeds, batch_size=size
         )
         found = {
@@ -213,6 +217,13 @@ class _Remembering:
     def text_features(self, captions: Sequence[str]) -> np.ndarray:
         """(N, D) float32."""
         return self._known(tuple(captions))
+
+
+def _batch_size(count):
+    """Images of a batch: a share for each device of a process, and no more than it has to make."""
+    devices = jax.local_device_count()
+    size = min(_AT_ONCE * devices, -(-count // jax.process_count()))
+    return -(-size // devices) * devices
 
 
 def _as_it_is(image_HWC: np.ndarray) -> np.ndarray:
