@@ -18,6 +18,7 @@ from t2i_jax import config, sharding
 from t2i_jax.convert import weights as converted
 from t2i_jax.errors import UserError
 from t2i_jax.eval import clip_files, resize, weights_file
+from t2i_jax.foreign import torch_file
 from t2i_jax.models.dinov2 import Dinov2
 from t2i_jax.models.inception import Inception
 from t2i_jax.models.openai_clip import SIZES
@@ -175,6 +176,11 @@ def inception(path: str | os.PathLike | None, mode: str = "clean") -> Extractor:
     """
     config.one_of("mode", mode, resize.INCEPTION)
     found = weights_file.find(path, "inception")
+    if torch_file.is_program(found):
+        raise UserError(
+            f"inception={os.fspath(found)!r} is a TorchScript archive, as clean-fid and StyleGAN "
+            f"read it; give {weights_file.PUBLISHED['inception']}, which has the same weights."
+        )
     network = _network(found, Inception, "inception")
     preprocessing = resize.INCEPTION[mode]
     return Extractor(

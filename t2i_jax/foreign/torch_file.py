@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+import zipfile
 from typing import Any
 
 from t2i_jax.errors import UserError
@@ -39,6 +40,16 @@ class _Key:
         """Whatever it held is left out."""
 
 
+def is_program(path: str | os.PathLike) -> bool:
+    """Whether a file is what torch.jit.save writes: code, with the arrays that it uses."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+    return any(name.endswith("/constants.pkl") for name in names)
+
+
 def load(path: str | os.PathLike, field: str) -> Any:
     """What a file holds: tensors and plain values, in lists and dicts.
 
@@ -46,6 +57,11 @@ def load(path: str | os.PathLike, field: str) -> Any:
       UserError: no such file, a damaged one, or one that holds more than that.
     """
     path = file.check(path, field)
+    if is_program(path):
+        raise UserError(
+            f"{field}={str(path)!r} is a TorchScript archive, a program with weights inside, and "
+            f"is not run; {_REMEDY}."
+        )
     import torch
 
     starts = (file.ZIP, file.PICKLE)

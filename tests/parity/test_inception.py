@@ -168,6 +168,24 @@ def test_mistakes_are_one_sentence(tmp_path, path, ours):
         extractors.inception(tmp_path / "torchvision.safetensors")
 
 
+def test_a_torchscript_archive_is_refused_with_the_file_that_has_the_same_weights(tmp_path):
+    """What clean-fid and StyleGAN read is a program."""
+    import torch
+
+    path = tmp_path / "inception-2015-12-05.pt"
+    traced = torch.jit.trace(torch.nn.Linear(1, 1), torch.zeros(1, 1), check_trace=False)
+    traced.save(path)
+    with pytest.raises(
+        UserError, match=r"is a TorchScript archive, .* 6726825d\.\.\.\) from"
+    ) as error:
+        extractors.inception(path)
+    assert "which has the same weights" in str(error.value)
+    with pytest.raises(
+        UserError, match="a TorchScript archive, .* is not run; save its state_dict"
+    ):
+        torch_io.read(path)
+
+
 def _nchw(images):
     import torch
 
