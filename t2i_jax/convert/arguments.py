@@ -293,6 +293,12 @@ X_CLIP: Rows = {
     "visual_has_cls_token": Only(True),
     "text_pad_id": Only(0),
 }
+# of its masked language modelling, without the "mlm_" before each
+X_CLIP_MLM: Rows = {
+    **dict.fromkeys("mask_prob replace_prob random_token_prob mask_token_id".split(), READ),
+    "pad_token_id": Only(0),
+    "mask_ignore_token_ids": Only(()),
+}
 MUSE: Rows = dict.fromkeys("base superres".split(), READ)
 
 # of dalle2-pytorch

@@ -11,7 +11,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.models.dalle2 import PriorAndClip
 from t2i_jax.models.decoder_cascade import buffers, noise_of
 
-_OF_TABLES = ("timesteps", "schedule", "p2_gamma")  # what the tables of a diffusion tell
+_OF_TABLES = ("timesteps", "schedule", "p2_gamma", "p2_k")  # what the tables of a diffusion tell
 _NET, _NOISE, _CLIP = "net.", "noise_scheduler.", "clip.clip."
 
 

@@ -73,7 +73,9 @@ def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
         state[f"ups.{levels - 1 - i}.0.block1.project.weight"].shape[0] for i in range(levels)
     ]
     cond_dim = state["norm_cond.weight"].shape[0]
-    images = "to_image_hiddens.0.weight" in state or "image_to_tokens.0.weight" in state
+    by_image = "to_image_hiddens.0.weight" in state or "image_to_tokens.0.weight" in state
+    # image tokens that are the embedding itself, and are not added to the timestep, leave no trace
+    images = by_image or bool(told.get("cond_on_image_embeds"))
     texts = "text_to_cond.weight" in state
     found = {
         "dim": state["to_time_hiddens.1.weight"].shape[0] // 4,
@@ -98,8 +100,9 @@ def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
     compat = ["squared_scale"]
     if images:
         found["add_image_embeds_to_time"] = "to_image_hiddens.0.weight" in state
-        key = "to_image_hiddens.0.weight" if found["add_image_embeds_to_time"] else None
-        found["image_embed_dim"] = state[key or "image_to_tokens.0.weight"].shape[1]
+        readers = ("to_image_hiddens.0.weight", "image_to_tokens.0.weight")
+        read = [state[key].shape[1] for key in readers if key in state]
+        found["image_embed_dim"] = read[0] if read else cond_dim
         if "image_to_tokens.0.weight" not in state:
             compat.append("image_tokens")
     if texts:
@@ -150,8 +153,10 @@ def same(name: str, found: Mapping[str, Any], value: Any) -> bool:
         value = tuple(value)
     if name in PER_LEVEL:
         return _each(value, levels) == _each(found[name], levels)
-    if name == "init_cross_embed_kernel_sizes":
+    if name in ("init_cross_embed_kernel_sizes", "cross_embed_downsample_kernel_sizes"):
         return isinstance(value, tuple) and sorted(value) == sorted(found[name])
+    if name == "sparse_attn" and all(_each(found["self_attn"], levels)):
+        return isinstance(value, bool)  # there is no level for it
     if name in ("attn_heads", "attn_dim_head", "compat"):
         return value == found[name]
     if value is None:

@@ -113,6 +113,13 @@ def live(module: Any) -> dict[str, Any]:
     """
     said = arguments.readable(_ARGUMENTS, module)
     arguments.check("CLIP", arguments.X_CLIP, said)
+    words = arguments.readable(_MLM, module)
+    arguments.check("MLM of CLIP", arguments.X_CLIP_MLM, words)
+    said |= {
+        f"mlm_{name}": value
+        for name, value in words.items()
+        if arguments.X_CLIP_MLM[name] == arguments.READ
+    }
     network = {name: said[name] for name in _TOLD if name in said}
     settings = {
         name: value for name, value in said.items() if name in _SETTINGS and value is not None
@@ -127,7 +134,8 @@ _TOLD = (
 )  # fmt: skip
 _SETTINGS = (
     "decoupled_contrastive_learning", "text_ssl_loss_weight", "image_ssl_loss_weight",
-    "multiview_loss_weight", "sim_reg_loss_weight", "mlm",
+    "multiview_loss_weight", "sim_reg_loss_weight", "mlm_mask_prob", "mlm_replace_prob",
+    "mlm_random_token_prob", "mlm_mask_token_id",
 )  # fmt: skip
 
 
@@ -160,6 +168,18 @@ _ARGUMENTS = {
             "multiview_loss_weight", "sim_reg_loss_weight",
         )
     },
+}  # fmt: skip
+
+# Of a network without masked language modelling none is readable.
+_MLM = {
+    name: lambda module, name=name: getattr(module.mlm, name)
+    for name in (
+        "mask_prob", "replace_prob", "random_token_prob", "mask_token_id", "pad_token_id",
+    )
+} | {
+    "mask_ignore_token_ids": lambda module: tuple(
+        module.mlm.mask_ignore_token_ids - {module.mlm.pad_token_id}
+    ),
 }  # fmt: skip
 
 

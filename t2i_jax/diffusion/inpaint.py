@@ -72,7 +72,7 @@ def repaint(
                 known = noise.add(known_BHWC, normal(0), rows(now))
             x = jnp.where(keep, known, state.x_BHWC)
             state = step(State(x, state.x0_BHWC), Levels(now, now, after), lambda: normal(1))
-            again = (r < resample - 1) & (after > 0)
+            again = (r < resample - 1) & (after > levels[-1])
             return State(
                 jnp.where(
                     again,

@@ -52,14 +52,26 @@ def noise_of(betas: np.ndarray, weights: np.ndarray) -> DiscreteDdpm:
             f"{', '.join(BETAS)}."
         )
     bar = found.alpha_bar[1:]
-    gamma = -np.log(weights[0]) / np.log(1 + bar[0] / (1 - bar[0])) if weights[0] != 1 else 0.0
-    gamma = round(float(gamma), 4)
-    if not np.allclose((1 + bar / (1 - bar)) ** -gamma, weights, rtol=1e-2):
+    gamma, k = _exponent(np.asarray(weights, np.float64), bar / (1 - bar))
+    if not np.allclose((k + bar / (1 - bar)) ** -gamma, weights, rtol=1e-3):
         raise UserError(
-            "the weights hold p2_loss_weight of another k than 1, and nothing tells it; make the "
-            "decoder with p2_loss_weight_k=1, as which it computes the same images."
+            "the weights hold p2_loss_weight of no gamma and k; make the decoder with "
+            "p2_loss_weight_gamma=0, as which it computes the same images."
         )
-    return dataclasses.replace(found, p2_gamma=gamma)
+    return dataclasses.replace(found, p2_gamma=gamma, p2_k=k)
+
+
+def _exponent(weights, snr):
+    """(gamma, k) of weights (k + SNR)^-gamma, to four digits behind the point: of the first, where
+    the SNR is far above k, and of the last, where it is below.
+    """
+    if np.allclose(weights, 1.0):
+        return 0.0, 1.0
+    gamma, k = 0.0, 1.0
+    for _ in range(50):
+        gamma = float(-np.log(weights[0]) / np.log(k + snr[0]))
+        k = float(max(weights[-1] ** (-1 / gamma) - snr[-1], 1e-4)) if gamma else 1.0
+    return round(gamma, 4), round(k, 4)
 
 
 def buffers(noise: DiscreteDdpm) -> dict[str, np.ndarray]:

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t2i_jax.diffusion import dalle2_ddim
 from t2i_jax.diffusion.blur import LowresBlur, LowresDraws
 from t2i_jax.diffusion.discrete import DiscreteDdpm
 from t2i_jax.diffusion.draws import injected
 from t2i_jax.diffusion.guidance import for_rows
 from t2i_jax.diffusion.learned_variance import LearnedVariance, log_likelihood
+from t2i_jax.errors import UserError
 from t2i_jax.models.decoder_unet import DecoderUnet
 from t2i_jax.systems.cascade.stage import StageSampling, run
 from t2i_jax.systems.decoder.stage import COMPAT, DecoderDraws, DecoderStage, losses
@@ -209,6 +211,7 @@ RUNS = {
     "v and itself": {"objective": "v", "self_cond": True},
     "ddim": {"steps": 7, "eta": 0.5, "objective": "x_start"},
     "inpainting": {"resample": 2},
+    "ddim inpainting": {"resample": 2, "steps": 7, "eta": 0.5, "objective": "v"},
 }
 
 
@@ -222,7 +225,7 @@ def test_sampling_runs(name, monkeypatch):
     )
     unet = _Unet(learned, self_cond)
     inpaint = "resample" in has
-    count = 1 + (3 * 2 * STEPS if inpaint else steps)
+    count = 1 + (3 * 2 * steps if inpaint else steps)
     noises = _rng.normal(size=(count, *SHAPE)).astype(np.float32)
     more = OBJECTIVES[objective]
     drawn = list(noises)
@@ -230,9 +233,11 @@ def test_sampling_runs(name, monkeypatch):
         more = {**more, "inpaint_image": _torch(IMAGES), "inpaint_mask": torch.tensor(MASK),
                 "inpaint_resample_times": 2}  # fmt: skip
         drawn = [noises[0]]
-        for i in range(STEPS):
+        for i in range(steps):
             for r in range(2):  # ours has a number for each, theirs draws what it uses
-                used = (0, 1) if r == 1 or i == STEPS - 1 else (0, 1, 2)
+                used = (0, 1) if r == 1 or i == steps - 1 else (0, 1, 2)
+                if steps < STEPS and i == steps - 1:
+                    used = (0,)
                 drawn += [noises[1 + 3 * (2 * i + r) + j] for j in used]
     queue = _feed(monkeypatch, drawn)
     with torch.no_grad():
@@ -265,3 +270,25 @@ def test_sampling_runs(name, monkeypatch):
     # ours ends within the range of images
     wanted = np.clip(_numpy(wanted), 0, 1)
     assert _error((ours(noises) + 1) / 2, wanted) < RUN
+
+
+@pytest.mark.parametrize("timesteps", [25, 1000])
+def test_timesteps_of_ddim(timesteps):
+    """In the decoder and in the prior; PyTorch's float32 may come out just below a whole number."""
+    for steps in range(2, 25):
+        for ours, theirs, whole in (
+            (
+                dalle2_ddim.decoder_levels(timesteps, steps) - 1,
+                torch.linspace(0.0, timesteps, steps + 2)[:-1],
+                np.arange(steps + 1) * timesteps % (steps + 1) == 0,
+            ),
+            (
+                dalle2_ddim.prior_levels(timesteps, steps) - 1,
+                torch.linspace(-1.0, timesteps, steps + 1)[:-1],
+                np.arange(steps) * (timesteps + 1) % steps == 0,
+            ),
+        ):
+            below = np.asarray(ours)[::-1] - theirs.int().numpy()
+            assert set(below) <= {0, 1} and not below[~whole].any()
+    with pytest.raises(UserError, match="steps=1 of dalle2-pytorch's DDIM calls no network"):
+        dalle2_ddim.prior_levels(timesteps, 1)

@@ -16,7 +16,6 @@ from t2i_jax.convert import arguments
 from t2i_jax.diffusion.draws import injected
 from t2i_jax.errors import UserError
 from t2i_jax.systems.prior import sampling
-from t2i_jax.systems.prior.options import COMPAT, PriorOptions
 from tests.parity.reference import load
 from tests.parity.test_vit_vqgan import error
 
@@ -26,7 +25,7 @@ torch = pytest.importorskip("torch")
 
 EMBEDDING = 1e-5  # float32 through CLIP's two layers
 SAMPLED = 1e-4  # eight steps, each of which amplifies what the last one rounded
-STEPS = 8
+STEPS, FEWER = 8, 5
 
 
 def _clip():
@@ -62,6 +61,11 @@ SETTINGS = {
     ),
     "noise": dict(predict_x_start=False, loss_type="l1", image_embed_scale=3.0),
     "v": dict(predict_x_start=False, predict_v=True, loss_type="huber"),
+    "v as by default": dict(predict_v=True, sampling_clamp_l2norm=True),
+    "noise, on no sphere": dict(
+        predict_x_start=False, sampling_clamp_l2norm=True, training_clamp_l2norm=True,
+        sampling_final_clamp_l2norm=True,
+    ),
 }  # fmt: skip
 
 
@@ -69,32 +73,43 @@ SETTINGS = {
 def test_the_same_noise_gives_the_same_embeddings(name, text, tmp_path, monkeypatch):
     theirs = _prior(**SETTINGS[name])
     folder = runs.import_torch(theirs, tmp_path / "prior")
-    ours = t2i.load(folder)
+    ours, stored = t2i.load(folder), runs.load_run_recipe(folder).evaluation.options
     rng = np.random.default_rng(1)
     eps = rng.normal(size=(STEPS + 1, 3, 16)).astype(np.float32)
     with torch.no_grad():
         embed, encodings = theirs.clip.embed_text(torch.tensor(text))
+    told = {"text_embed": embed, "text_encodings": encodings}
+
+    def made_there(steps):
         rest = iter([torch.tensor(one) for one in eps])
         monkeypatch.setattr(dalle2.torch, "randn", lambda *_, **__: next(rest))
         monkeypatch.setattr(dalle2.torch, "randn_like", lambda *_, **__: next(rest))
-        wanted = theirs.p_sample_loop(
-            (3, 16), {"text_embed": embed, "text_encodings": encodings}, cond_scale=1.5
-        )
+        with torch.no_grad():
+            found = theirs.p_sample_loop((3, 16), told, cond_scale=1.5, timesteps=steps)
         monkeypatch.undo()
+        return found
+
     task, params = ours.task, ours.weights["prior"]
-    settings = task.sampling_of(PriorOptions(guidance=1.5, sampler="ancestral", compat=COMPAT))
+    options = [
+        dataclasses.replace(stored, guidance=1.5, sampler=sampler, steps=steps)
+        for sampler, steps in (("ancestral", STEPS), ("ddim", FEWER))
+    ]
 
     @jax.jit
     def sampled(params, frozen, ids):
         told = task.text_of(frozen, {"text": ids, "text_mask": ids != 0})
         net = sampling.bound(task.network, params, told, null_sees_image=False)
-        return told, sampling.run(task, net, settings, 3, injected(jnp.asarray(eps)), 1.5)
+        draw = injected(jnp.asarray(eps))
+        return told, [
+            sampling.run(task, net, task.sampling_of(one), 3, draw, 1.5) for one in options
+        ]
 
     with jax.default_matmul_precision("highest"):
-        told, mine = sampled(params, ours.frozen, jnp.asarray(text))
-    assert error(told.embed_BD, embed) < EMBEDDING
-    assert error(told.encodings_BLE, encodings) < EMBEDDING
-    assert error(mine, wanted) < SAMPLED
+        told_here, mine = sampled(params, ours.frozen, jnp.asarray(text))
+    assert error(told_here.embed_BD, embed) < EMBEDDING
+    assert error(told_here.encodings_BLE, encodings) < EMBEDDING
+    for found, steps in zip(mine, (STEPS, FEWER), strict=True):
+        assert error(found, made_there(steps)) < SAMPLED, steps
     assert ours.task.noise.distance == SETTINGS[name].get("loss_type", "l2")
 
 

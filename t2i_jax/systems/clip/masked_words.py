@@ -74,7 +74,11 @@ class MaskedWords:
 
 
 def cross_entropy(network: Any, params: Any, masked: Masked, text_BL: Array, mask_BL: Array):
-    """The mean cross-entropy in nats of the hidden tokens, and the share that is found."""
+    """The mean cross-entropy in nats of the hidden tokens, and the share that is found.
+
+    Padding is masked out, also of a network with `text_encode_without_mask`, as in x-clip.
+    """
+    network = dataclasses.replace(network, text_encode_without_mask=False)
     tokens_BLE = network.text_features(params, masked.text_BL, mask_BL).tokens_BNE
     logits_BLV = network.mlm_logits(params, tokens_BLE).astype(jnp.float32)
     hit_BLV = jnp.arange(logits_BLV.shape[-1]) == text_BL[..., None]

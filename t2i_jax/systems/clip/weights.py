@@ -24,6 +24,10 @@ _SETTINGS: arguments.Rows = {
             "sim_reg_loss_weight", "image_ssl_loss_weight",
         )
     },
+    **{
+        f"mlm_{name}": arguments.X_CLIP_MLM[name]
+        for name in ("mask_prob", "replace_prob", "random_token_prob", "mask_token_id")
+    },
 }  # fmt: skip
 
 
@@ -47,7 +51,12 @@ def imported(
     arguments.check("clip", _SETTINGS, settings)
     mlm = None
     if getattr(model, "use_mlm", False):
-        mlm = MaskedWords(weight=settings.get("text_ssl_loss_weight", 0.05))
+        words = {
+            name.removeprefix("mlm_"): value
+            for name, value in settings.items()
+            if name.startswith("mlm_")
+        }
+        mlm = MaskedWords(weight=settings.get("text_ssl_loss_weight", 0.05), **words)
     given = {
         name: settings[name]
         for name in (

@@ -21,6 +21,7 @@ class DALLE2Options(DecoderOptions):
       prior_steps: of that sampler; None: the usual number, see `PriorOptions`.
       prior_num_samples: image embeddings that are sampled for each image; the one that is the most
         similar to the caption's embedding is taken.
+      prior_compat: see `PriorOptions`; None: as `compat`.
       blend: where two images are given, how far their embeddings are mixed: 0 is the first, 1 the
         second.
       change: how far an image is changed by the difference of two captions: 0 is not at all, 1
@@ -31,6 +32,7 @@ class DALLE2Options(DecoderOptions):
     prior_sampler: str = "dpm_solver"
     prior_steps: int | None = None
     prior_num_samples: int = 2
+    prior_compat: str | None = None
     blend: float = 0.5
     change: float = 0.35
 
@@ -55,4 +57,4 @@ class DALLE2Options(DecoderOptions):
             name: getattr(self, f"prior_{name}")
             for name in ("guidance", "sampler", "steps", "num_samples")
         }
-        return PriorOptions(**own, compat=self.compat)
+        return PriorOptions(**own, compat=self.prior_compat or self.compat)

@@ -49,6 +49,7 @@ def from_torch(file: TorchFile) -> Imported | None:
         prior_sampler=prior.options.sampler,
         prior_steps=prior.options.steps,
         prior_num_samples=given.get("prior_num_samples", 2),
+        prior_compat=None if prior.options.compat == COMPAT else prior.options.compat,
     )
     parts = {"clip": prior.parts["clip"], "prior": prior, "decoder": decoder}
     return Imported("DALLE2", DALLE2Task(), {}, {}, decoder.image_size, parts, options)

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from t2i_jax.diffusion import learned_variance, samplers, threshold
+from t2i_jax.diffusion import dalle2_ddim, learned_variance, samplers, threshold
 from t2i_jax.diffusion.blur import LowresBlur, LowresDraws
 from t2i_jax.diffusion.denoiser import Denoise, Net, denoiser
 from t2i_jax.diffusion.discrete import DiscreteDdpm
@@ -95,9 +94,7 @@ class DecoderStage(Stage):
         """
         if sampling.compat != COMPAT or sampling.sampler != "ddim":
             return super().levels(sampling)
-        # its timesteps are those of int(linspace(0, T, steps + 2)[:-1]), its level of t is t + 1
-        times = np.linspace(0.0, self.noise.timesteps, sampling.steps + 2)[:-1]
-        return jnp.asarray(np.floor(times)[::-1] + 1, jnp.float32)
+        return dalle2_ddim.decoder_levels(self.noise.timesteps, sampling.steps)
 
     def step(self, net: Net, sampling: StageSampling, scale: Scale) -> samplers.Step:
         """A step of the sampler that is asked for, with guidance and thresholds."""
@@ -246,7 +243,8 @@ def losses(
         small = encode(noised)
     x0, net, last = encode(x0), bind(small, condition_B), ()
     if draws.guess is not None:
-        last = (stages.estimate(stage, stage.prediction_of(net), x0, draws),)
+        whole = _undropped(stage.prediction_of(net))
+        last = (stages.estimate(stage, whole, x0, draws),)
     x = stage.noise.add(x0, draws.eps_BHWC, draws.level_B)
     output = net(
         stage.noise.net_input(x, draws.level_B), stage.noise.condition(draws.level_B), None, *last
@@ -258,6 +256,15 @@ def losses(
     plain = stage.noise.losses(prediction, x0, draws.eps_BHWC, draws.level_B)
     bits = variance.bound(prediction, fraction, stage.noise, x0, x, draws.level_B)
     return plain + variance.weight * bits
+
+
+def _undropped(net: Net) -> Net:
+    """The network with all conditions, also in rows that lose them: in sampling too, what guidance
+    starts from sees an estimate that was made with them.
+    """
+    return lambda x, condition_B, _=None, *last: net(
+        x, condition_B, jnp.ones(x.shape[0], bool), *last
+    )
 
 
 def bound(
@@ -279,7 +286,7 @@ def bound(
             else:
                 told = for_rows(told, rows) if _rows(told) else told
             keep_image, keep_text = (
-                _both(keep, keep_B) for keep in (told.keep_image_B, told.keep_text_B)
+                keep if keep_B is None else keep_B for keep in (told.keep_image_B, told.keep_text_B)
             )
             images = for_rows((lowres_BHWC, lowres_condition_B), rows)
             return unet.apply(
@@ -295,9 +302,3 @@ def bound(
 def _rows(conditions):
     """How many rows conditions have; 0: there are none."""
     return next((one.shape[0] for one in jax.tree.leaves(conditions)), 0)
-
-
-def _both(keep, other):
-    if keep is None or other is None:
-        return keep if other is None else other
-    return keep & other

@@ -184,6 +184,8 @@ def _of_weights(model, fields):
             "beta_schedule": tuple(noise.schedule for noise in model.noises),
             "p2_loss_weight_gamma": tuple(noise.p2_gamma for noise in model.noises),
         }
+        if ks := [noise.p2_k for noise in model.noises if noise.p2_gamma]:
+            found["p2_loss_weight_k"] = ks[0]  # one for all there
     for name in ("channels", "timesteps", "unconditional"):
         if name in found and fields.get(name, found[name]) != found[name]:
             raise UserError(

@@ -8,6 +8,8 @@ from t2i_jax.config import one_of
 from t2i_jax.systems import generation
 
 COMPAT = "dalle2-pytorch"
+UNCLIPPED = "dalle2-pytorch-unclipped"
+COMPATS = (COMPAT, UNCLIPPED)
 SAMPLERS = ("ancestral", "ddim", "heun", "dpm_solver")
 _MOST_STEPS, _MOST_SAMPLES = 100_000, 1000
 
@@ -24,9 +26,11 @@ class PriorOptions:
       num_samples: embeddings that are sampled of each caption; the one that is the most similar to
         the caption's embedding is kept. 1 takes what comes.
       compat: "dalle2-pytorch": guidance starts from a prediction that sees neither the caption nor
-        the noised embedding, and estimates of networks that predict noise or v are clipped to
-        [-1, 1], as that package has it; None: guidance starts from one that does not see the
-        caption, and nothing is clipped.
+        the noised embedding, estimates of networks that predict noise or v are clipped to
+        [-1, 1], and "ddim" walks `diffusion.dalle2_ddim`, as that package has it;
+        "dalle2-pytorch-unclipped": the same without clipping, as there of a network that predicts v
+        where predict_x_start=True too, its default; None: guidance starts from a prediction that
+        does not see the caption, nothing is clipped, and "ddim" ends at the clean embedding.
     """
 
     guidance: float = 1.0
@@ -44,4 +48,4 @@ class PriorOptions:
             object.__setattr__(self, "num_samples", 1)
         generation.check_count("num_samples", self.num_samples, most=_MOST_SAMPLES)
         if self.compat is not None:
-            one_of("compat", self.compat, (COMPAT,))
+            one_of("compat", self.compat, COMPATS)

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax import sharding
-from t2i_jax.diffusion import samplers, threshold
+from t2i_jax.diffusion import dalle2_ddim, samplers, threshold
 from t2i_jax.diffusion.denoiser import Denoise, Net, denoiser
 from t2i_jax.diffusion.draws import NoiseSource, gaussian
 from t2i_jax.diffusion.guidance import for_rows, guide
 from t2i_jax.models.image_text import TextEmbedding, unit
+from t2i_jax.systems.prior.options import COMPAT
 from t2i_jax.types import Array, Key, Params
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ class PriorSampling:
     steps: int = 32
     guided: bool = False
     compat: str | None = None
+
+    @property
+    def walks_as_there(self) -> bool:
+        """Whether it is the DDIM of dalle2-pytorch, see `diffusion.dalle2_ddim`."""
+        return self.compat is not None and self.sampler == "ddim"
 
 
 def bound(
@@ -85,7 +91,10 @@ def run(
       net: of `bound`. draw: the noise. scale: of guidance.
     """
     noise, length = task.noise, task.length
-    levels = noise.levels(sampling.steps)
+    if sampling.walks_as_there:
+        levels = dalle2_ddim.prior_levels(noise.timesteps, sampling.steps)
+    else:
+        levels = noise.levels(sampling.steps)
     x = samplers.start(noise, levels, draw, (rows, task.network.width))
     if "init" in task.on_sphere:
         x = length * unit(x)
@@ -100,13 +109,15 @@ def denoise(task: PriorTask, net: Net, sampling: PriorSampling, scale: Any) -> D
     """The guided network as a function to clean embeddings of the length `task.length`."""
     guided = guide(net, scale) if sampling.guided else net
     found = denoiser(guided, task.noise, self_conditioned=task.model.self_cond)
-    if sampling.compat is not None and getattr(task.noise, "objective", None) != "x_start":
+    if sampling.compat == COMPAT and getattr(task.noise, "objective", None) != "x_start":
         # Reference quirk: embeddings of this length have coordinates well beyond 1.
         found = threshold.clamp(found)
     return on_sphere(found, task.length) if "sampling" in task.on_sphere else found
 
 
 def _solver(denoise, noise, sampling):
+    if sampling.walks_as_there:
+        return dalle2_ddim.prior_step(denoise, noise)
     return {
         "ancestral": samplers.ancestral,
         "ddim": samplers.ddim,

@@ -252,12 +252,19 @@ class PriorTask(SystemTask):
         return PriorSampling(options.sampler, steps, options.guidance != 1, options.compat)
 
     def check_options(self, options: PriorOptions) -> None:
-        """Refuses more steps than there are timesteps, and guidance without dropped captions."""
+        """Refuses more steps than there are timesteps, guidance without dropped captions, and a
+        package's DDIM without timesteps.
+        """
         most = getattr(self.noise, "timesteps", None)
         if most is not None and options.steps is not None and options.steps > most:
             raise UserError(
                 f"steps={options.steps} are more than the {most} timesteps of the prior; give "
                 f"{most} at most."
+            )
+        if options.compat is not None and options.sampler == "ddim" and most is None:
+            raise UserError(
+                f"compat={options.compat!r} with sampler='ddim' walks whole timesteps, and the "
+                f"prior's noise is a {type(self.noise).__name__}; leave compat out."
             )
         if options.guidance != 1 and not self.text_drop_prob:
             raise UserError(

@@ -19,7 +19,7 @@ from t2i_jax.models.clip import CLIP
 from t2i_jax.models.dalle2 import PriorAndClip
 from t2i_jax.systems.clip import weights as clips
 from t2i_jax.systems.imported import Imported, TorchFile
-from t2i_jax.systems.prior.options import COMPAT, PriorOptions
+from t2i_jax.systems.prior.options import COMPAT, UNCLIPPED, PriorOptions
 from t2i_jax.systems.prior.task import PriorTask
 
 _SPHERE = {
@@ -82,7 +82,7 @@ def imported(
         text_drop_prob=dropped if text is None else text,
         image_drop_prob=dropped if image is None else image,
         scale=settings.get("image_embed_scale"),
-        on_sphere=tuple(name for name, theirs in _SPHERE.items() if settings.get(theirs)),
+        on_sphere=_on_sphere(settings),
         stored=model.clip is None,
     )
     parts, size = {}, 1
@@ -98,9 +98,21 @@ def imported(
 def options_of(settings: Mapping[str, Any], noise: DiscreteDdpm) -> PriorOptions:
     """How the package samples: every timestep, or DDIM where it is told fewer."""
     steps = settings.get("sample_timesteps")
+    is_clipped = not settings.get("predict_x_start", True)
+    compat = UNCLIPPED if noise.objective == "v" and not is_clipped else COMPAT
     if steps is None or steps >= noise.timesteps:
-        return PriorOptions(sampler="ancestral", compat=COMPAT)
-    return PriorOptions(sampler="ddim", steps=steps, compat=COMPAT)
+        return PriorOptions(sampler="ancestral", compat=compat)
+    return PriorOptions(sampler="ddim", steps=steps, compat=compat)
+
+
+def _on_sphere(settings):
+    """Where vectors are brought to the length of CLIP's; with predict_x_start=False the package
+    does so with noise alone.
+    """
+    asked = tuple(name for name, theirs in _SPHERE.items() if settings.get(theirs))
+    if settings.get("predict_x_start", True):
+        return asked
+    return tuple(name for name in asked if name == "init")
 
 
 def _objective(settings):
