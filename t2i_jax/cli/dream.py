@@ -18,9 +18,9 @@ _MADE = ("recipe.json", "system.json", "checkpoints")  # one of them is in every
 
 def start() -> None:
     """Entry point of the console script."""
-    from t2i_jax.cli.main import main, with_one_heap
+    from t2i_jax.cli.main import main, with_kept_memory
 
-    with_one_heap()
+    with_kept_memory()
     main(_command)
 
 
