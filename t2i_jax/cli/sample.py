@@ -39,6 +39,8 @@ class _Command:
       rerank: Folder of the run of a CLIP, which compares the images with their captions.
       upscale: Folder of a super-resolution run, which makes the images larger.
       mesh: Sizes of a mesh's axes over all devices, as data=2,tensor=4; one device by default.
+      offload: Keep weights in the host's memory, and of several networks only the one that runs on
+        the device.
       step: The checkpoint: its step, or best, the one with the best validation metric.
     """
 
@@ -54,6 +56,7 @@ class _Command:
     rerank: Annotated[pathlib.Path | None, Shown("RUN")] = None
     upscale: Annotated[pathlib.Path | None, Shown("RUN")] = None
     mesh: Annotated[str | None, Shown("AXIS=SIZE,...")] = None
+    offload: bool = False
     step: Annotated[str | None, Shown("STEP", default="the newest")] = None
 
 
@@ -141,7 +144,8 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     made = rerank.check(common.count, common.best_of, common.rerank, len(captions))
     generation.check_total(max(len(captions), 1) * made, "count", made)
     mesh = None if common.mesh is None else parse_mesh(common.mesh)
-    system = runs.load(run, mesh=mesh, step=checkpoint_step(common.step))
+    step = checkpoint_step(common.step)
+    system = runs.load(run, mesh=mesh, step=step, offload=common.offload)
     larger = None if common.upscale is None else runs.load(common.upscale)
     judge = None if common.rerank is None else runs.load(paths.given("rerank", common.rerank))
     encoder = system.task.text_encoder

@@ -24,6 +24,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from t2i_jax import paths
@@ -69,6 +70,7 @@ def load(
     averaged: bool = True,
     mesh: Mapping[str, int] | None = None,
     step: int | str | None = None,
+    offload: bool = False,
 ) -> System:
     """The trained system of a run's folder, or of a folder that `export` wrote.
 
@@ -83,10 +85,21 @@ def load(
         directly into its sharding. None: one device.
       step: of the checkpoint, a number, or "best": the one with the best validation metric; None:
         the newest.
+      offload: the weights are kept in the host's memory, and of a cascade, or of a system of
+        several parts, only the network that runs is on the device.
 
     Raises:
-      UserError: no such folder, no finished checkpoint in it, or a mesh that does not fit.
+      UserError: no such folder, no finished checkpoint in it, a mesh that does not fit, or a system
+        that is not offloaded.
     """
+    if offload:
+        if mesh is not None:
+            raise UserError(
+                f"mesh={dict(mesh)} shares the weights among devices and offload keeps them out of "
+                "the memory of one; give one of the two."
+            )
+        with jax.default_device(_host()):
+            return load(workdir, averaged=averaged, step=step).offloaded()
     folder = _existing(workdir)
     recipe = load_run_recipe(folder)
     parts = {name: part_in(place) for name, place in part_folders(folder, recipe).items()}
@@ -98,6 +111,17 @@ def load(
     params = {**params, **ema} if averaged else params
     tokenizer = task.text_encoder and task.text_encoder.tokenizer(folder / TEXT_TOKENIZER)
     return _on(task.system(params, stats, parts, task.frozen(parts), tokenizer), recipe, mesh)
+
+
+def _host():
+    """The device of the host's memory."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise UserError(
+            "offload keeps weights in the host's memory, and JAX was started without its backend "
+            "for CPUs; add it, as in JAX_PLATFORMS=cuda,cpu."
+        ) from error
 
 
 def load_run_recipe(workdir: str | pathlib.Path) -> Recipe:

@@ -319,6 +319,16 @@ class System:
             f"mesh is given for {type(self).__name__}, which works on one device; leave it out."
         )
 
+    def offloaded(self) -> System:
+        """The same system, whose weights are in the host's memory while they are not read.
+
+        Raises:
+          UserError: a system that has all of its weights on the device at any time.
+        """
+        raise UserError(
+            f"offload is given for {type(self).__name__}, which is one network; leave it out."
+        )
+
     def generate(self, prompts: Any = None, options: Any = None, **_: Any) -> Any:
         """Images from prompts; this system makes none."""
         raise UserError(

@@ -257,6 +257,26 @@ def on_mesh(
     return dataclasses.replace(system, weights=weights, frozen=frozen, mesh=mesh)
 
 
+def offloaded(system: Any) -> Any:
+    """A system with `weights`, `frozen` and `mesh`, whose weights are in the host's memory, and so
+    are those of the CLIP that it may have; its images stay the same.
+
+    A program has on the device what it reads, and nothing when it has ended.
+
+    Raises:
+      UserError: a system on a mesh, whose devices share the weights.
+    """
+    if system.mesh is not None:
+        raise UserError(
+            "offload keeps weights out of the memory of one device, and a mesh shares them among "
+            "several; give one of the two."
+        )
+    own = {name: jax.device_get(getattr(system, name)) for name in ("weights", "frozen")}
+    if (clip := getattr(system, "clip", None)) is not None:
+        own["clip"] = clip.offloaded()
+    return dataclasses.replace(system, **own)
+
+
 def plain(options: Any) -> None:
     """Makes Python numbers of the NumPy and JAX scalars in a frozen dataclass, and tuples of its
     lists.

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils.epath import gpath
 
@@ -216,9 +217,10 @@ class Checkpoints:
           step: of the checkpoint, a number, or "best": the one with the best validation metric;
             None: the newest.
           places: by group the shardings of its parameters, which are read to their places; None:
-            all on one device.
+            all on the default device.
         """
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        (default,) = jnp.zeros(()).devices()  # as `jax.default_device` has it
+        device = jax.sharding.SingleDeviceSharding(default)
 
         def lying(saved, place):
             return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=place)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 
+import jax
 import numpy as np
 import pytest
 
@@ -86,6 +87,17 @@ def test_images_become_images(dalle2):
     np.testing.assert_array_equal(kept[:, :8], np.stack([one, one, two, two])[:, :8])
 
 
+def test_offloaded_it_makes_the_same_images(run, dalle2):
+    offloaded = t2i.load(run, offload=True)
+    parts = offloaded.clip, offloaded.prior, offloaded.decoder, offloaded.decoder.clip
+    kept = [leaf for part in parts for leaf in jax.tree.leaves((part.weights, part.frozen))]
+    assert kept and all(isinstance(leaf, np.ndarray) for leaf in kept)
+    images = [one.generate(CAPTIONS, **QUICK) for one in (dalle2, offloaded)]
+    np.testing.assert_array_equal(*images)
+    with pytest.raises(UserError, match="mesh={'data': 1} shares the weights among devices"):
+        t2i.load(run, offload=True, mesh={"data": 1})
+
+
 def test_the_difference_of_captions_moves_an_image_along_the_arc(dalle2):
     image = np.zeros((16, 16, 3), np.uint8)
     options = t2i.DALLE2Options(change=0.5)
@@ -115,7 +127,7 @@ def test_the_command_line(run, tmp_path, monkeypatch):
     inside("sample", run, CAPTIONS[0], "--out", out, *small)
     assert len(list(out.glob("*.png"))) == 5
     one, two = out / "000-00.png", out / "000-01.png"
-    inside("sample", run, "--image", one, "--out", tmp_path / "varied", *small)
+    inside("sample", run, "--image", one, "--out", tmp_path / "varied", "--offload", *small)
     assert len(list((tmp_path / "varied").glob("0*.png"))) == 4
     mix = ("--image", one, f"--image={two}", "--blend", 0.5)
     inside("sample", run, *mix, "--out", tmp_path / "mixed", *small)

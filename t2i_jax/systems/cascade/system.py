@@ -46,6 +46,12 @@ class CascadeSystem(TextToImage):
     text_tokenizer: Any = None
     mesh: Any = None
 
+    def offloaded(self) -> CascadeSystem:
+        """The same system, see `generation.offloaded`: of its stages only the one that runs is on
+        the device.
+        """
+        return generation.offloaded(self)
+
     def _program(self, params: Any, prompt: Mapping[str, Any], keys_B: Any, **settings: Any) -> Any:
         """Images (B, H, W, C) in [-1, 1] of one stage.
 
@@ -217,7 +223,8 @@ class CascadeSystem(TextToImage):
         )
         with shown, jax.set_mesh(self.mesh):
             return self._program(
-                self.weights[group(number)],
+                # those in the host's memory are here until the stage has run
+                jax.device_put(self.weights[group(number)]),
                 prompt,
                 keys,
                 number=number,

@@ -55,6 +55,10 @@ class ClipSystem(System):
         """The same system on a mesh of all devices."""
         return generation.on_mesh(self, shape)
 
+    def offloaded(self) -> System:
+        """The same system, whose weights are in the host's memory while it does not embed."""
+        return generation.offloaded(self)
+
     def embed_text(self, captions: Any, batch_size: int | None = None) -> np.ndarray:
         """(P, D) float32, l2-normalised: captions in the joint space.
 

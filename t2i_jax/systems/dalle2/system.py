@@ -49,6 +49,13 @@ class DALLE2System(TextToImage):
         parts = {name: getattr(self, name).on_mesh(shape) for name in ("clip", "prior", "decoder")}
         return dataclasses.replace(self, **parts)
 
+    def offloaded(self) -> DALLE2System:
+        """The same system: of its parts, and of the stages of the decoder, only the one that runs
+        is on the device.
+        """
+        parts = {name: getattr(self, name).offloaded() for name in ("clip", "prior", "decoder")}
+        return dataclasses.replace(self, **parts)
+
     def generate(
         self,
         prompts: Any = None,

@@ -50,6 +50,10 @@ class PriorSystem(System):
         """The same system, sampling on a mesh of all devices, see `generation.on_mesh`."""
         return generation.on_mesh(self, shape)
 
+    def offloaded(self) -> System:
+        """The same system, whose weights are in the host's memory while it does not sample."""
+        return generation.offloaded(self)
+
     def embed(
         self,
         captions: Any,
@@ -82,13 +86,13 @@ class PriorSystem(System):
             generation.check_count(name, value)
         prompt, each = self.prompt(captions), images_per_prompt * chosen.num_samples
         total, made = len(next(iter(prompt.values()))) * each, []
-        settings = self.task.sampling_of(chosen)
+        settings, params = self.task.sampling_of(chosen), jax.device_put(self.weights["prior"])
         for rows in generation.batches(
             prompt, total, each, seed, batch_size or min(total, _AT_ONCE), progress=progress
         ):
             with jax.set_mesh(self.mesh):
                 found = sampling.generate(
-                    self.weights["prior"], self.frozen, rows.arrays, rows.keys_B, task=self.task,
+                    params, self.frozen, rows.arrays, rows.keys_B, task=self.task,
                     sampling=settings, guidance=jnp.float32(chosen.guidance),
                 )  # fmt: skip
             made.append([np.asarray(array)[: rows.count] for array in found])

@@ -1,0 +1,58 @@
+"""Weights of a cascade in the host's memory: of its stages only the one that runs is on the
+device.
+"""
+
+import gc
+
+import jax
+import numpy as np
+import pytest
+
+from t2i_jax.errors import UserError
+from t2i_jax.systems.imagen.system import ImagenSystem
+from tests.begun import begun
+from tests.systems.toy_cascade import TASK
+
+_INPUTS = 2**14  # bytes of prompts, keys and images; a stage is larger
+
+
+def _bytes(tree):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def test_between_stages_no_more_than_one_is_on_the_device(monkeypatch):
+    params = jax.device_get(begun(TASK.init, jax.random.key(0))[0])
+    updates = {"stage_1": 1, "stage_2": 1}
+    rng = np.random.default_rng(0)
+    prompts = rng.normal(size=(2, 3, 6)).astype(np.float32), np.ones((2, 3), bool)
+    usual = ImagenSystem(TASK, jax.device_put(params), updates)
+    wanted = usual.generate(prompts, seed=1, batch_size=1)
+    offloaded, there = usual.offloaded(), []
+    del usual
+    gc.collect()
+    others = jax.live_arrays()  # held, so that their ids stay theirs
+    before = {id(array) for array in others}
+    program = ImagenSystem._program
+
+    def watched(self, params, *given, **settings):
+        gc.collect()
+        live = sum(a.nbytes for a in jax.live_arrays() if id(a) not in before)
+        there.append((settings["number"], live))
+        return program(self, params, *given, **settings)
+
+    monkeypatch.setattr(ImagenSystem, "_program", watched)
+    found = offloaded.generate(prompts, seed=1, batch_size=1)
+    np.testing.assert_array_equal(found, wanted)
+    assert [number for number, _ in there] == [1, 2, 1, 2]
+    for number, live in there:
+        own = _bytes(params[f"stage_{number}"])
+        assert _INPUTS < own <= live < own + _INPUTS
+    gc.collect()
+    assert sum(a.nbytes for a in jax.live_arrays() if id(a) not in before) < _INPUTS
+
+
+def test_a_system_on_a_mesh_is_not_offloaded():
+    params = begun(TASK.init, jax.random.key(0))[0]
+    spread = ImagenSystem(TASK, params, {"stage_1": 1, "stage_2": 1}).on_mesh({"data": 1})
+    with pytest.raises(UserError, match="a mesh shares them among several"):
+        spread.offloaded()
