@@ -117,11 +117,13 @@ class Weights:
       model, params: as `from_torch` returns them.
       told: fields of the network, and arguments of the package's class that are none of it, as a
         live module or a stored configuration tells them.
+      beside: arrays by their names there that the network has no place for (`Network.ignore`).
     """
 
     model: Any
     params: dict[str, Any]
     told: Mapping[str, Any]
+    beside: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def weights(
@@ -199,12 +201,13 @@ def _converted(loaded, module, fields, told):
     with _fitting(network, watched, module):
         table, shapes = network.table(model), network.shapes(model)
     named = {entry.torch for entry in table}
-    state = {
+    beside = {
         key: value
         for key, value in watched.items()
-        if key in named or not key.startswith(network.ignore)
+        if key not in named and key.startswith(network.ignore)
     }
-    return Weights(model, engine.to_ours(table, state, shapes), known)
+    state = {key: value for key, value in watched.items() if key not in beside}
+    return Weights(model, engine.to_ours(table, state, shapes), known, beside)
 
 
 def _configured(model, inferred, fields):

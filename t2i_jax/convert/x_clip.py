@@ -134,8 +134,8 @@ _TOLD = (
 )  # fmt: skip
 _SETTINGS = (
     "decoupled_contrastive_learning", "text_ssl_loss_weight", "image_ssl_loss_weight",
-    "multiview_loss_weight", "sim_reg_loss_weight", "mlm_mask_prob", "mlm_replace_prob",
-    "mlm_random_token_prob", "mlm_mask_token_id",
+    "multiview_loss_weight", "sim_reg_loss_weight", "simclr_temperature", "mlm_mask_prob",
+    "mlm_replace_prob", "mlm_random_token_prob", "mlm_mask_token_id",
 )  # fmt: skip
 
 
@@ -158,6 +158,7 @@ _ARGUMENTS = {
     "visual_dim_head": lambda module: round(_attention(module, _VISUAL).scale ** -2),
     "visual_patch_dropout": lambda module: module.visual_transformer.patch_dropout.prob,
     "channels": lambda module: module.image_channels,
+    "simclr_temperature": lambda module: module.visual_ssl.temperature,
     **{
         name: lambda module, name=name: getattr(module, name)
         for name in (
@@ -262,6 +263,6 @@ NETWORK = Network(
     told=live,
     table=table,
     shapes=shapes,
-    # projectors of self-supervised learning, and its second name for the image transformer
+    # of self-supervised learning, see x_clip_ssl.py
     ignore=("visual_ssl.",),
 )

@@ -95,6 +95,11 @@ class TorchFile:
         """What a live module or a stored configuration tells, as `convert.weights` gives it."""
         return self._converted.told
 
+    @property
+    def beside(self) -> Mapping[str, Any]:
+        """Arrays that the network has no place for, by their names there."""
+        return self._converted.beside
+
     def options(self, system: str) -> dict[str, Any]:
         """The arguments of the package's class that the user gave for a system."""
         self.unused.pop(system, None)

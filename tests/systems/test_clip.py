@@ -13,6 +13,7 @@ from t2i_jax import sharding
 from t2i_jax.data.shapes import Shapes
 from t2i_jax.errors import UserError
 from t2i_jax.eval.judge_shapes import JudgeShapes
+from t2i_jax.models.image_text import Features
 from t2i_jax.runs.recipe import load_recipe, recipe_from_dict, recipe_to_dict
 from t2i_jax.systems.clip import retrieval
 from t2i_jax.systems.clip.masked_words import MaskedWords
@@ -196,7 +197,7 @@ def test_self_supervision_by_its_definitions(key):
     image = jax.random.uniform(key, (6, 8, 8, 3), minval=-1.0)
 
     def loss(params):
-        return ssl.loss(params, lambda view, _: view.mean((1, 2)), image, key)
+        return ssl.loss(params, lambda view, _: Features(view.mean((1, 2)), view), image, key)
 
     value, gradient = jax.value_and_grad(loss)(params)
     assert 0 < float(value) < 8
@@ -230,6 +231,7 @@ def test_views_stay_in_range_and_keep_ends(key):
         (lambda: t2i.CLIP(text_eos_id=3), "without text_causal_mask"),
         (lambda: t2i.CLIP(text_heads=0), "text_heads=0 is not positive"),
         (lambda: Views(images=0), "make no further view"),
+        (lambda: VisualSsl(compat=("x-clip",)), "visual_ssl.compat"),
     ],
 )
 def test_refusals(made, message):

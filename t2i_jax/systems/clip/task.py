@@ -229,7 +229,7 @@ class ClipTask(SystemTask):
             loss += self.mlm.weight * nats
             metrics |= {"mlm": nats, "mlm_accuracy": share}
         if self.visual_ssl is not None:
-            of = functools.partial(self._vectors, params)
+            of = functools.partial(self._image_features, params)
             own = jax.random.fold_in(for_words, 1)
             metrics["visual_ssl"] = self.visual_ssl.loss(params["ssl"], of, image_BHWC, own)
             loss += self.visual_ssl.weight * metrics["visual_ssl"]
@@ -242,9 +242,9 @@ class ClipTask(SystemTask):
             loss += self.sim_reg_loss_weight * metrics["regulariser"]
         return loss, metrics
 
-    def _vectors(self, params, image_BHWC, key):
+    def _image_features(self, params, image_BHWC, key):
         features = self.model.image_features(params, image_BHWC, key)
-        return _held(features, self.freeze_image_encoder).pooled_BE
+        return _held(features, self.freeze_image_encoder)
 
     def _views(self, image_BHWC, mask_BL, key):
         """(images, masks of captions), the ones that were given first."""

@@ -12,15 +12,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from t2i_jax.config import one_of
+from t2i_jax import sharding
+from t2i_jax.config import one_of, some_of
 from t2i_jax.errors import UserError
-from t2i_jax.models.image_text import unit
+from t2i_jax.models.image_text import Features, unit
 from t2i_jax.nn import contrastive
 from t2i_jax.nn.conv import Dense, boxed
 from t2i_jax.systems.clip.views import Views
 from t2i_jax.types import Array, Key, Params
 
 KINDS = ("simclr", "simsiam")
+# "by_tokens": views are compared token by token, the pooled vector counting as one of them;
+# "unnormalised": SimCLR's vectors keep their lengths. As in x-clip (visual_ssl.py).
+COMPATS = ("by_tokens", "unnormalised")
 _OTHERS = -1e9  # the score of a view with itself
 
 
@@ -38,6 +42,7 @@ class VisualSsl:
       temperature: of SimCLR.
       hidden_dim, projection_dim: widths of the projector, which training alone uses.
       views: how the two views differ from the image.
+      compat: behaviours of x-clip that are wrong, see `COMPATS`.
     """
 
     kind: str = "simsiam"
@@ -46,9 +51,11 @@ class VisualSsl:
     hidden_dim: int = 4096
     projection_dim: int = 256
     views: Views = Views(images=2, crop=0.5, flip=True, brightness=0.3)
+    compat: tuple[str, ...] = ()
 
     def __post_init__(self):
         one_of("visual_ssl.kind", self.kind, KINDS)
+        some_of("visual_ssl.compat", self.compat, COMPATS)
         if not 0 <= self.weight <= 1:
             raise UserError(f"visual_ssl.weight={self.weight} is outside [0, 1]; try 0.05.")
         if not self.temperature > 0:
@@ -67,23 +74,37 @@ class VisualSsl:
         """First parameters of the projector, boxed, for features of this width."""
         return self._heads.init(key, jnp.zeros((2, width)))["params"]
 
+    def shapes(self, width: int) -> Params:
+        """Shapes of the parameters of `init`, unboxed."""
+        boxed = jax.eval_shape(lambda key: self.init(width, key), jax.random.key(0))
+        return sharding.unbox(boxed)
+
     def loss(
-        self, params: Params, features_of: Callable[[Array, Key], Array], image: Array, key: Key
+        self, params: Params, features_of: Callable[[Array, Key], Features], image: Array, key: Key
     ) -> Array:
         """The loss of a batch of float images.
 
         Args:
-          params: of `init`. features_of: from images and a key to vectors (B, E).
+          params: of `init`. features_of: from images and a key to what the transformer makes.
         """
         for_views, *keys = jax.random.split(key, 3)
         vectors = [
-            self._project(params, features_of(view, one))
+            self._project(params, self._vectors(features_of(view, one)))
             for view, one in zip(self.views.of_images(image, for_views), keys, strict=True)
         ]
         (z_BD, p_BD), (other_z_BD, other_p_BD) = vectors
+        if self.kind == "simclr" and "unnormalised" in self.compat:
+            return nt_xent(z_BD, other_z_BD, self.temperature)
         if self.kind == "simclr":
             return nt_xent(unit(z_BD), unit(other_z_BD), self.temperature)
         return _distance(p_BD, other_z_BD) + _distance(other_p_BD, z_BD)
+
+    def _vectors(self, features):
+        """The vectors of a batch that are projected, one per row."""
+        if "by_tokens" not in self.compat:
+            return features.pooled_BE
+        tokens = jnp.concatenate([features.pooled_BE[:, None], features.tokens_BNE], axis=1)
+        return tokens.reshape(-1, tokens.shape[-1])
 
     def _project(self, params, vectors) -> tuple[Array, Array]:
         """(projections, their predictions of the other view)."""
@@ -100,7 +121,7 @@ def nt_xent(one_BD: Array, other_BD: Array, temperature: float) -> Array:
     equation 1), the mean over all views.
 
     Args:
-      one_BD, other_BD: l2-normalised.
+      one_BD, other_BD: l2-normalised, but for the compat "unnormalised".
     """
     views, batch = jnp.concatenate([one_BD, other_BD]), one_BD.shape[0]
     number = jnp.arange(2 * batch)

@@ -9,10 +9,11 @@ from typing import Any
 import jax
 
 from t2i_jax import convert
-from t2i_jax.convert import arguments, torch_io
+from t2i_jax.convert import arguments, torch_io, x_clip_ssl
 from t2i_jax.models.clip import CLIP
 from t2i_jax.systems.clip.masked_words import MaskedWords
 from t2i_jax.systems.clip.task import ClipTask
+from t2i_jax.systems.clip.visual_ssl import VisualSsl
 from t2i_jax.systems.imported import Imported, TorchFile
 
 # Arguments of the package's class that are none of the network's.
@@ -21,7 +22,7 @@ _SETTINGS: arguments.Rows = {
         name: arguments.X_CLIP[name]
         for name in (
             "decoupled_contrastive_learning", "text_ssl_loss_weight", "multiview_loss_weight",
-            "sim_reg_loss_weight", "image_ssl_loss_weight",
+            "sim_reg_loss_weight", "image_ssl_loss_weight", "simclr_temperature",
         )
     },
     **{
@@ -36,16 +37,21 @@ def from_torch(file: TorchFile) -> Imported | None:
     if not isinstance(file.network, CLIP):
         return None
     settings = {**file.told.get("settings", {}), **file.options("clip")}
-    return imported(file.network, file.params, settings)
+    return imported(file.network, file.params, settings, file.beside)
 
 
 def imported(
-    model: Any, params: Mapping[str, Any], settings: Mapping[str, Any] | None = None
+    model: Any,
+    params: Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Any] | None = None,
 ) -> Imported:
     """A CLIP from its network and its parameters as `convert.from_torch` gives them.
 
     Args:
       settings: arguments of x-clip's class that are the training's.
+      beside: arrays of self-supervised learning that were saved with it, by their names there;
+        None: there are none.
     """
     settings = settings or {}
     arguments.check("clip", _SETTINGS, settings)
@@ -64,14 +70,31 @@ def imported(
         )
         if name in settings
     }  # fmt: skip
+    found = x_clip_ssl.fields(beside or {})
+    if found is not None and found["width"] == model.dim_image:  # else of another layer than ours
+        ssl = VisualSsl(
+            found["kind"],
+            settings.get("image_ssl_loss_weight", VisualSsl.weight),
+            settings.get("simclr_temperature", VisualSsl.temperature),
+            found["hidden_dim"],
+            found["projection_dim"],
+        )
+        own = x_clip_ssl.from_state(beside or {}, found, ssl.shapes(model.dim_image))
+        given["visual_ssl"], params = ssl, {**params, "ssl": own}
     task = ClipTask(model, mlm=mlm, **given)
     return Imported(type(model).__name__, task, {"clip": params}, {}, model.image_size)
 
 
 def to_torch(contents: Any, path: pathlib.Path) -> None:
-    """Writes a run as a state dict."""
-    model, params = contents.recipe.task.model, exported(contents.averaged)
-    torch_io.write(path, convert.to_state(model, jax.device_get(params)))
+    """Writes a run as a state dict, with what its self-supervised learning has where x-clip has the
+    network.
+    """
+    task, averaged = contents.recipe.task, jax.device_get(contents.averaged)
+    state = convert.to_state(task.model, exported(averaged))
+    if task.visual_ssl is not None and isinstance(task.model, CLIP):
+        shapes = task.visual_ssl.shapes(task.model.dim_image)
+        state |= x_clip_ssl.to_state(task.visual_ssl.kind, averaged["clip"]["ssl"], shapes, state)
+    torch_io.write(path, state)
 
 
 def exported(groups: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,123 @@
+"""SimCLR and SimSiam of x-clip against the live package: the loss and its gradients of the same
+views, and weights both ways.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import t2i_jax as t2i
+from t2i_jax import convert, runs
+from t2i_jax.convert import torch_io, x_clip_ssl
+from t2i_jax.systems.clip import task as clip_task
+from t2i_jax.systems.clip import visual_ssl as ours
+from t2i_jax.systems.clip import weights
+from t2i_jax.systems.clip.views import Views
+from t2i_jax.systems.imported import TorchFile
+from tests.parity.reference import load
+from tests.parity.test_vit_vqgan import error
+
+x_clip = load("x_clip")
+package = load("x_clip.visual_ssl")
+torch = pytest.importorskip("torch")
+
+LOSS = 1e-5  # float32 through a few layers, products in another order
+GRADIENT = 1e-4  # as much again in the backward pass, and batch norms
+ROWS, HIDDEN, TEMPERATURE, WEIGHT = 4, 24, 0.4, 0.3
+CLIP = dict(
+    dim_text=16, dim_image=16, dim_latent=8, num_text_tokens=40, text_enc_depth=1, text_seq_len=5,
+    text_heads=1, text_dim_head=8, visual_enc_depth=1, visual_heads=1, visual_dim_head=8,
+    visual_image_size=8, visual_patch_size=4, visual_patch_dropout=0.0,
+)  # fmt: skip
+
+
+@pytest.fixture(params=ours.KINDS)
+def theirs(request, monkeypatch):
+    """The package's CLIP; its projectors are 4096 wide whatever it is told, but for here."""
+    for name in ("SimSiamMLP", "MLP"):
+        wide = getattr(package, name)
+        narrow = functools.partial(_narrow, wide)
+        monkeypatch.setattr(package, name, narrow)
+    torch.manual_seed(0)
+    made = x_clip.CLIP(
+        **CLIP, use_visual_ssl=True, visual_ssl_type=request.param, simclr_temperature=TEMPERATURE,
+        image_ssl_loss_weight=WEIGHT,
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return made
+
+
+def _narrow(wide, dim, projection_size, hidden_size):
+    return wide(dim, projection_size, HIDDEN)
+
+
+def test_losses_and_gradients_of_the_same_views(theirs, monkeypatch):
+    rng = np.random.default_rng(0)
+    image, *views = rng.random((3, ROWS, 8, 8, 3), np.float32)
+    text = rng.integers(1, 40, (ROWS, 5))
+    for_them = [torch.tensor(view.transpose(0, 3, 1, 2)) for view in views]
+    augment = theirs.visual_ssl.augment if _is_simclr(theirs) else theirs.visual_ssl.augment1
+    monkeypatch.setattr(augment, "forward", lambda _: for_them.pop(0))
+    wanted = theirs(torch.tensor(text), torch.tensor(image.transpose(0, 3, 1, 2)), return_loss=True)
+    wanted.backward()
+    found = weights.from_torch(TorchFile(theirs, None, {}, {}))
+    own = found.task.visual_ssl
+    assert (own.weight, own.hidden_dim) == (WEIGHT, HIDDEN)
+    assert own.temperature == (TEMPERATURE if own.kind == "simclr" else ours.VisualSsl.temperature)
+    task = dataclasses.replace(found.task, visual_ssl=dataclasses.replace(own, compat=ours.COMPATS))
+    monkeypatch.setattr(Views, "of_images", lambda *_: [2 * jnp.asarray(v) - 1 for v in views])
+    monkeypatch.setattr(clip_task, "to_float", lambda image, pixel_range: 2 * image - 1)
+    batch = {"image": image, "text": text, "text_mask": text != 0}
+
+    @jax.jit
+    def run(params):
+        def loss(params):
+            return task.loss(params, {}, {}, batch, jax.random.key(0), 0)[0]
+
+        return jax.value_and_grad(loss)(params)
+
+    with jax.default_matmul_precision("highest"):
+        value, gradients = run(found.params)
+    assert error(value, wanted) < LOSS
+    mine = _state(task, jax.device_get(gradients["clip"]))
+    slopes = {key: p.grad for key, p in theirs.named_parameters() if p.grad is not None}
+    assert any("projector" in key for key in slopes)
+    largest = max(float(slope.abs().max()) for slope in slopes.values())
+    far = {
+        key: float(np.abs(mine[key] - slope.numpy()).max())
+        for key, slope in slopes.items()
+    }  # fmt: skip
+    assert {key: e for key, e in far.items() if e > GRADIENT * largest} == {}
+
+
+def _is_simclr(theirs):
+    return type(theirs.visual_ssl).__name__ == "SimCLR"
+
+
+def _state(task, params):
+    clip = {name: value for name, value in params.items() if name != "ssl"}
+    state = convert.to_state(task.model, clip)
+    shapes = task.visual_ssl.shapes(task.model.dim_image)
+    return state | x_clip_ssl.to_state(task.visual_ssl.kind, params["ssl"], shapes, state)
+
+
+def test_weights_both_ways(theirs, tmp_path):
+    state = {key: value.numpy() for key, value in theirs.state_dict().items()}
+    torch_io.write(tmp_path / "of.safetensors", state)
+    heads = dict(text_heads=1, visual_heads=1, text_dim_head=8, visual_dim_head=8)
+    told = {"image_ssl_loss_weight": WEIGHT}
+    run = runs.import_torch(tmp_path / "of.safetensors", tmp_path / "run", **heads, clip=told)
+    assert t2i.load(run).task.visual_ssl.weight == WEIGHT
+    runs.export_torch(run, tmp_path / "again.pt")
+    again = torch.load(tmp_path / "again.pt", weights_only=True)
+    assert again.keys() == state.keys()
+    unread = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms, in training
+    for key, value in state.items():
+        assert key.endswith(unread) or np.array_equal(again[key].numpy(), value), key
+    theirs.load_state_dict(again, strict=True)
