@@ -55,6 +55,9 @@ def repaint(
         one_of("inpaint.compat", compat, COMPAT)
     keep = keep_BHW[..., None].astype(bool)
 
+    # Reference quirk: none goes back up from the last level, which dalle2-pytorch has above 0.
+    lowest = levels[-1] if compat else 0.0
+
     def rows(level):
         return jnp.full(known_BHWC.shape[:1], level, jnp.float32)
 
@@ -72,7 +75,7 @@ def repaint(
                 known = noise.add(known_BHWC, normal(0), rows(now))
             x = jnp.where(keep, known, state.x_BHWC)
             state = step(State(x, state.x0_BHWC), Levels(now, now, after), lambda: normal(1))
-            again = (r < resample - 1) & (after > levels[-1])
+            again = (r < resample - 1) & (after > lowest)
             return State(
                 jnp.where(
                     again,

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import threading
+import time
 
 import pytest
 
@@ -26,6 +27,7 @@ _CLIP = {2: 0.2, 3: 0.9, 4: 0.5, 6: math.nan}
 def _monitor(every=2, finish=lambda step: None, **fields):
     def start(state):
         step = int(state.step)
+        time.sleep(0.005)  # what goodput tells has three decimals
 
         def rest():
             finish(step)
