@@ -175,7 +175,6 @@ def reference(
         cmmd: CLIP ViT-L/14-336.
         dinov2: DINOv2 ViT-L/14.
     """
-    import jax
 
     from t2i_jax.cluster import processes
     from t2i_jax.config import one_of
@@ -198,7 +197,7 @@ def reference(
         found = sources.SourceImages(spec, "images", size, split)
         weights = Weights(inception, clip, cmmd, dinov2)
         [extractor] = networks.build(network, modes, weights)
-        share = Share(jax.process_index(), jax.process_count())
+        share = Share.here()
         told = statistics.write(
             found, extractor, statistics.LAYERS[network], out, chosen, share,
             keep_features=keep_features, keep_images=adm, progress=_progress("features"),
@@ -239,7 +238,6 @@ def tokenizer(
         split: Of a source with splits.
         step: The checkpoint: its step, or best.
     """
-    import jax
 
     from t2i_jax import runs
     from t2i_jax.cluster import processes
@@ -269,7 +267,7 @@ def tokenizer(
             else (),
             {trunk: lpips(trunk, path) for trunk, path in trunks.items() if path is not None},
         )
-        share = Share(jax.process_index(), jax.process_count())
+        share = Share.here()
         results = tokenizers.evaluate(
             run, system, found, measures, out, share, batch_size, _progress("shards")
         )

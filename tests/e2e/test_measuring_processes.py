@@ -13,12 +13,7 @@ from tests.runs import scoring_toys
 from ..loopback import end, start
 from .measuring import NAMES, evaluate
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _toys():
-    with pytest.MonkeyPatch.context() as patch:
-        scoring_toys.use(patch)
-        yield
+_toys = scoring_toys.in_place
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import pathlib
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from PIL import Image
 
 from t2i_jax.eval.extractors import Extractor
@@ -52,6 +53,14 @@ def use(patch) -> None:
     patch.setattr(f"{where}.inception", lambda path, mode: toy_extractor(f"inception-{mode}"))
     for name in ("clip", "dinov2", "pickscore", "hpsv2"):
         patch.setattr(f"{where}.{name}", lambda *_, name=name, **__: toy_extractor(f"{name}-toy"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_place():
+    """Puts it there for all tests of a file, which names this fixture."""
+    with pytest.MonkeyPatch.context() as patch:
+        use(patch)
+        yield patch
 
 
 def write_images(folder: pathlib.Path, count: int, seed: int = 0, size: int = 8) -> pathlib.Path:

@@ -47,12 +47,12 @@ class _Judge(JudgeShapes):
         )
 
 
+_toys = scoring_toys.in_place
+
+
 @pytest.fixture(autouse=True, scope="module")
-def _toys():
-    with pytest.MonkeyPatch.context() as patch:
-        scoring_toys.use(patch)
-        patch.setitem(JUDGES, "shapes", _Judge)
-        yield
+def _judged(_toys):
+    _toys.setitem(JUDGES, "shapes", _Judge)
 
 
 def _recipe(*overrides, **fields):
@@ -245,7 +245,7 @@ def test_shares_of_several_processes_are_put_together_in_order(count, size, proc
 
     monkeypatch.setattr(gathering.multihost_utils, "process_allgather", of_others)
     for process in range(processes):
-        monkeypatch.setattr(gathering, "share", lambda process=process: Share(process, processes))
+        monkeypatch.setattr(Share, "here", lambda process=process: Share(process, processes))
         gathering.gathered(split, compute)
     assert set(seen) == set(range(split.shards))
     pairs, rows = np.stack(given[::2]), np.stack(given[1::2])

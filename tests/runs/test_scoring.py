@@ -18,12 +18,7 @@ from tests.runs.scoring_toys import toy_extractor, write_images
 ALL = "fid,fid_infinity,kid,is,pr,dc,clip,clip_hessel,clip_fid,cmmd,fdd,pickscore"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _toys():
-    """Small networks in the place of the large ones."""
-    with pytest.MonkeyPatch.context() as patch:
-        scoring_toys.use(patch)
-        yield
+_toys = scoring_toys.in_place
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +120,7 @@ def test_shards_of_another_size_and_two_processes_give_the_same_numbers(
     out = tmp_path / "two"
     for process in (1, 0):
         share = Share(process, 2)
-        monkeypatch.setattr("t2i_jax.runs.scoring.score._share", lambda share=share: share)
+        monkeypatch.setattr("t2i_jax.runs.scoring.split.Share.here", lambda share=share: share)
         told = _evaluate(folders, out, "--metrics", ALL)
         assert bool(told) == (process == 0)
     assert (out / "results.json").read_bytes() == (measured[0] / "results.json").read_bytes()

@@ -44,11 +44,7 @@ main.main()
 """
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _toys():
-    with pytest.MonkeyPatch.context() as patch:
-        scoring_toys.use(patch)
-        yield
+_toys = scoring_toys.in_place
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from t2i_jax.cluster import processes
 from t2i_jax.eval.moments import Moments
 from t2i_jax.runs.scoring.split import Share, Split
 
@@ -58,26 +56,11 @@ def gathered(
     Returns:
       By name (images, ...).
     """
-    own, last = share(), split.shards - 1
+    own, last = Share.here(), split.shards - 1
     rounds = -(-split.shards // own.of)
     shards = [min(one * own.of + own.process, last) for one in range(rounds)]
     found = _computed(shards, compute)
     return {name: _of_all(np.stack(parts), own, split) for name, parts in sorted(found.items())}
-
-
-def share() -> Share:
-    """What this process works on."""
-    return Share(jax.process_index(), jax.process_count())
-
-
-def is_first() -> bool:
-    """Whether this process is the one that computes what is computed once."""
-    return processes.is_first()
-
-
-def wait() -> None:
-    """Until every process is here."""
-    processes.gather(None)
 
 
 def _computed(shards, compute):

@@ -143,7 +143,7 @@ def evaluate_run(
             out = job.out if len(chosen) == 1 else job.out / f"guidance-{guidance:g}"
             images = subjects.of_run(
                 run, recipe, system, step, prompts, sampled, seed=seed, batch_size=job.batch_size,
-                shard_size=job.shard_size, out=out, share=_share(), progress=progress,
+                shard_size=job.shard_size, out=out, share=Share.here(), progress=progress,
             )  # fmt: skip
             title = f"{run.name}: {prompts.kind}"
             found[guidance] = _scored(job, images, reference, measures, out, progress, title)
@@ -183,9 +183,3 @@ def _nearest(images: Images, reference, measures, out):
             read = functools.partial(reference.image, extractor.name)
             return page.neighbours(own, others, read)
     return []
-
-
-def _share():
-    import jax
-
-    return Share(jax.process_index(), jax.process_count())

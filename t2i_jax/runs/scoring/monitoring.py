@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from t2i_jax.cluster import processes
 from t2i_jax.eval.monitored import Monitored
 from t2i_jax.eval.prompts import seed_of
 from t2i_jax.runs.recipe import Recipe
@@ -26,7 +27,7 @@ from t2i_jax.runs.scoring.held_out import HeldOutImages, Leading
 from t2i_jax.runs.scoring.metrics import Subject, metric_of
 from t2i_jax.runs.scoring.reference import ImagesReference, Reference
 from t2i_jax.runs.scoring.score import block
-from t2i_jax.runs.scoring.split import Split
+from t2i_jax.runs.scoring.split import Share, Split
 from t2i_jax.runs.scoring.wanted import Wanted
 from t2i_jax.systems import generation
 from t2i_jax.systems.base import System
@@ -144,7 +145,7 @@ class Measurer:
 
     def _numbers(self, found):
         """The metrics by name, and WORKDIR/evaluation.json about how they were measured."""
-        if not gathering.is_first():
+        if not processes.is_first():
             return {}
         values, told = {}, {}
         for one in self._wanted.metrics:
@@ -186,7 +187,7 @@ class Measurer:
 
         def compute(images, extractor, layers):
             folder = features.folder_of(home, extractor, layers, {})
-            share = gathering.share()
+            share = Share.here()
             return features.compute(images, extractor, layers, folder, _as_it_is, share)
 
         reference = wanted.reference
@@ -195,7 +196,7 @@ class Measurer:
             reference = ImagesReference(images)
         for name in dict.fromkeys(wanted.extractor(one).name for one in compared):
             reference.prepare(wanted.extractors[name], wanted.layers(name), compute)
-        gathering.wait()
+        processes.gather(None)  # until all of them are written
         count = None if wanted.reference is not None else wanted.count_of
         return {
             one.name: Leading(reference, None if count is None else count(one)) for one in compared

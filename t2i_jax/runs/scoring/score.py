@@ -114,7 +114,7 @@ def score(
       The results; {} in a process that is not the first.
     """
     check(measures, images, reference)
-    share = share or _share()
+    share = share or Share.here()
     began = time.monotonic()
     found = {
         extractor.name: _features(images, reference, measures, out, shared or out, share, progress,
@@ -277,12 +277,6 @@ def _judge(name):
     if name not in JUDGES:
         raise UserError(f"metrics=judge:{name} is no judge; give {' or '.join(sorted(JUDGES))}.")
     return JUDGES[name]()
-
-
-def _share():
-    import jax
-
-    return Share(jax.process_index(), jax.process_count())
 
 
 def _as_it_is(image_HWC: np.ndarray) -> np.ndarray:

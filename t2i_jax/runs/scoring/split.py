@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+import jax
+
 SHARD_SIZE = 1000
 """Images of a shard."""
 
@@ -42,6 +44,11 @@ class Share:
 
     process: int = 0
     of: int = 1
+
+    @classmethod
+    def here(cls) -> Share:
+        """What this process works on."""
+        return cls(jax.process_index(), jax.process_count())
 
     def mine(self, shards: int) -> Iterator[int]:
         """The numbers of the shards that are this process's."""

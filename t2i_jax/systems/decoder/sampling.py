@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from t2i_jax import sharding
 from t2i_jax.diffusion.draws import gaussian
 from t2i_jax.nn.resample import resize
+from t2i_jax.systems import captions, generation
 from t2i_jax.systems.cascade import stage as cascade
 from t2i_jax.systems.cascade.stage import StageSampling
 from t2i_jax.systems.decoder import stage as stages
@@ -57,7 +58,7 @@ def generate(
     stage, (encode, decode) = task.stage(number), task.latents_of(number, frozen)
     keys_B = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_B)
     if task.learns_text(number):
-        prompt = {**prompt, **_embedded(task.text, params["text"], prompt)}
+        prompt = {**prompt, **_embedded(task.text, params, prompt)}
     bind = stages.bound(stage.unet, params["unet"], *_conditions(prompt, len(keys_B)))
     shape = (keys_B.shape[0], *task.made_shape(number, size))
     if "small" in prompt:
@@ -74,12 +75,10 @@ def generate(
 
 def _embedded(text, params, prompt):
     """Encodings of the captions, and of the negative ones, by the encoder of the stage."""
-    found = {}
-    for prefix in ("", "negative_"):
-        if f"{prefix}text" in prompt:
-            mask = prompt[f"{prefix}text_mask"]
-            found[f"{prefix}encodings"] = text.embed(params, prompt[f"{prefix}text"], mask)
-            found[f"{prefix}encodings_mask"] = mask
+    found, negative = {}, generation.negative_of(prompt)
+    for prefix, arrays in (("", prompt), *((("negative_", negative),) if negative else ())):
+        found[f"{prefix}encodings"] = captions.embed(text, params, None, arrays)
+        found[f"{prefix}encodings_mask"] = arrays["text_mask"]
     return found
 
 
