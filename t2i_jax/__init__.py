@@ -35,6 +35,7 @@ _HOMES = {
     "PartiAndTokenizer": "t2i_jax.models.parti",
     "PartiTransformer": "t2i_jax.models.parti_transformer",
     "MaskGitTransformer": "t2i_jax.models.maskgit",
+    "MaskGitBert": "t2i_jax.models.maskgit_bert",
     "TokenCritic": "t2i_jax.models.maskgit",
     "SelfCritic": "t2i_jax.models.maskgit",
     "MaskGitAndTokenizer": "t2i_jax.models.maskgit",

@@ -25,7 +25,7 @@ from t2i_jax.cli import main as cli
 from t2i_jax.cli.compile import compile_for
 from t2i_jax.runs.recipe import load_recipe
 from tests.e2e import tiny, tiny_dalle2, tiny_imagen, tiny_muse, tiny_t5
-from tests.parity import muse_models
+from tests.parity import flax_models, muse_models
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 # In the order in which their commands run; a page may use the runs of the pages above it.
@@ -223,6 +223,7 @@ def place(tmp_path_factory):
     runs.train(tiny_dalle2.get_config(), here / "runs" / "dalle2")
     _photos(here / "photos")
     muse_models.save(here / "maskgit.pt")
+    flax_models.save(here)
     captions = re.findall(r'^    +"([a-z ,-]+)",$', "\n".join(_TEXT.values()), re.MULTILINE)
     tiny_t5.save(here / "t5-large", captions)
     Image.new("RGB", (40, 30), (200, 30, 30)).save(here / "picture.png")

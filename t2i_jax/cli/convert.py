@@ -19,7 +19,8 @@ def from_torch(
     """Turn a checkpoint of a PyTorch package into a folder that t2i sample and t2i.load read.
 
     Args:
-        weights: A .safetensors file, or .pt/.bin/.pth (read without running any pickled code).
+        weights: A .safetensors file, .pt/.bin/.pth (read without running any pickled code), or
+            Flax's .msgpack, with or without that ending.
         out: New folder; nothing is overwritten.
         fields: Configuration that the weights don't tell, as heads=8; arguments of the package's
         class under the name of
@@ -51,7 +52,8 @@ def to_torch(run: pathlib.Path, out: pathlib.Path) -> None:
 
     Args:
         run: Folder of a run or of an exported system.
-        out: New .pt or .safetensors file; nothing is overwritten.
+        out: New .pt or .safetensors file, or .msgpack for a package of Flax; nothing is
+            overwritten.
     """
     from t2i_jax.runs import export_torch
 

@@ -21,6 +21,8 @@ from t2i_jax.convert import (
     diffusion_prior,
     dinov2,
     engine,
+    flax_maskgit,
+    flax_vqgan,
     imagen,
     inception,
     lpips,
@@ -61,6 +63,8 @@ NETWORKS: dict[str, engine.Network] = {
     "diffusers VQModel": taming_vqgan.DIFFUSERS,
     "open-muse VQGAN of MaskGIT": taming_vqgan.OPEN_MUSE,
     "LlamaGen VQGAN": taming_vqgan.LLAMAGEN,
+    "maskgit VQGAN (Flax)": flax_vqgan.NETWORK,
+    "maskgit transformer (Flax)": flax_maskgit.NETWORK,
     "muse-maskgit-pytorch token critic": maskgit.CRITIC,
     "x-clip": x_clip.NETWORK,
     "CLIP of OpenAI, OpenCLIP": openai_clip.OPENAI,
@@ -98,7 +102,8 @@ def from_torch(source: Any, /, **fields: Any) -> tuple[Any, dict[str, Any]]:
       weights: {"generator", "stats"} and "discriminator" where it was saved. A Parti that was saved
       with its tokenizer gives a `PartiAndTokenizer` and {"parti", "tokenizer"}, a `MaskGit` a
       `MaskGitAndTokenizer` and {"transformer", "tokenizer"}, a `Muse` a `BaseAndSuperres` and
-      {"base", "superres"}, an `Imagen` or `ElucidatedImagen` a `Cascade` and {"stage_1", ...}.
+      {"base", "superres"}, a transformer of google-research/maskgit a `MaskGitBert` and {"decoder",
+      "text"}, an `Imagen` or `ElucidatedImagen` a `Cascade` and {"stage_1", ...}.
 
     Raises:
       UserError: weights of no known network, an unknown field, a field that the weights contradict,

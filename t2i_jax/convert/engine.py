@@ -80,6 +80,8 @@ class Entry:
         is the whole leaf.
       share: (which, of how many) of equal parts of our leaf's last axis, where one array of ours is
         several of PyTorch: queries, keys and values; None: all of it.
+      first: where an array of PyTorch is several leaves of ours, one below the other, its first row
+        that is of this leaf; the table has them in their order. None: all of it is.
     """
 
     torch: str
@@ -87,6 +89,7 @@ class Entry:
     layout: Layout = SAME
     layer: int | None = None
     share: tuple[int, int] | None = None
+    first: int | None = None
 
     def of(self, leaf: np.ndarray) -> np.ndarray:
         """The part of our leaf that the entry is, a view."""
@@ -308,7 +311,9 @@ def to_torch(
         if not isinstance(entry, Entry):
             state[entry.torch] = entry.value
         elif entry.path in wanted:
-            state[entry.torch] = np.array(entry.layout.to_torch(entry.of(leaves[entry.path])))
+            array = np.array(entry.layout.to_torch(entry.of(leaves[entry.path])))
+            above = [state[entry.torch]] if entry.first else []
+            state[entry.torch] = np.concatenate([*above, array]) if above else array
     return state
 
 
@@ -340,6 +345,8 @@ def unflatten(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
 def _place(entry, array, wanted, found, wrong):
     whole = np.broadcast_to(np.float32(0), tuple(wanted.shape))
     expected = entry.layout.to_torch(entry.of(whole)).shape
+    if entry.first is not None:
+        array = array[entry.first : entry.first + expected[0]]
     if array.shape != expected:
         wrong.append(f"{entry.torch} has shape {array.shape} instead of {expected}")
         return

@@ -1,7 +1,7 @@
 """The VQGAN of taming-transformers and those that came of it, under the names of four packages:
 taming-transformers (and latent-diffusion), diffusers, open-muse, LlamaGen.
 
-They name the same layers differently; a `_Names` says how, and one table serves all.
+They name the same layers differently; a `Names` says how, and one table serves all.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _USED = 65536  # recent codes that LlamaGen saves to count their use
 
 
 @dataclasses.dataclass(frozen=True)
-class _Names:
+class Names:
     """How a package names the layers.
 
     Attributes:
@@ -64,13 +64,13 @@ class _Names:
     has: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict, hash=False)
 
 
-_TAMING = _Names(
+_TAMING = Names(
     "taming-transformers",
     lambda i: f"encoder.down.{i}",
     lambda i, levels: f"decoder.up.{i}",
     has={"assignment": ("nearest", "gumbel")},
 )
-_DIFFUSERS = _Names(
+_DIFFUSERS = Names(
     "diffusers",
     lambda i: f"encoder.down_blocks.{i}",
     lambda i, levels: f"decoder.up_blocks.{levels - 1 - i}",
@@ -85,7 +85,7 @@ _DIFFUSERS = _Names(
     "conv_norm_out",
     {"middle_attention": (True, False)},
 )
-_OPEN_MUSE = dataclasses.replace(
+OPEN_MUSE_NAMES = dataclasses.replace(
     _TAMING,
     package="open-muse",
     middle=("mid.0", "", "mid.1"),
@@ -115,17 +115,13 @@ _LLAMAGEN = dataclasses.replace(
 # The table ----------------------------------------------------------------------------------------
 
 
-def _table(names: _Names, model: VQGAN) -> list[Row]:
+def _table(names: Names, model: VQGAN) -> list[Row]:
     """The entries of one configuration.
 
     Raises:
       UserError: a network that the package does not have.
     """
-    if wrong := _unwritable(names, model):
-        raise UserError(
-            f"{'; '.join(wrong)}: the network of {names.package} is another one; t2i export writes "
-            "the system as it is."
-        )
+    check_writable(names, model)
     levels, entries = len(model.dim_mults), []
     for half, ours in (("encoder", "generator/encoder"), ("decoder", "generator/decoder")):
         blocks = model.encoder_blocks if half == "encoder" else model.decoder_blocks
@@ -217,7 +213,16 @@ def _norm(torch, ours):
     ]
 
 
-def _unwritable(names, model):
+def check_writable(names: Names, model: VQGAN) -> None:
+    """Refuses a network that a package does not have."""
+    if wrong := unwritable(names, model):
+        raise UserError(
+            f"{'; '.join(wrong)}: the network of {names.package} is another one; t2i export writes "
+            "the system as it is."
+        )
+
+
+def unwritable(names: Names, model: VQGAN) -> list[str]:
     """What of a network its package does not have, as field=value."""
     wanted: dict[str, tuple[Any, ...]] = {
         "fsq_levels": (None,),
@@ -243,7 +248,7 @@ def _unwritable(names, model):
 # The fields --------------------------------------------------------------------------------------
 
 
-def _fields(names: _Names, state: State, told: Mapping[str, Any]) -> dict[str, Any]:
+def _fields(names: Names, state: State, told: Mapping[str, Any]) -> dict[str, Any]:
     """All of the configuration that shapes the network.
 
     Args:
@@ -262,7 +267,7 @@ def _fields(names: _Names, state: State, told: Mapping[str, Any]) -> dict[str, A
         if width % base:
             raise ValueError(f"levels of {width} channels are no multiples of {base}")
         mults.append(width // base)
-    maskgit = names is _OPEN_MUSE
+    maskgit = names is OPEN_MUSE_NAMES
     attention = [i for i in range(levels) if _any(state, f"{names.down(i)}.{names.attention}.")]
     found = {
         "dim": base,
@@ -304,7 +309,7 @@ def _pixel_range(names, state):
     middle.
     """
     plain = not _any(state, f"encoder.{names.middle[1]}.")
-    return (0.0, 1.0) if names in (_OPEN_MUSE, _DIFFUSERS) and plain else VQGAN.pixel_range
+    return (0.0, 1.0) if names in (OPEN_MUSE_NAMES, _DIFFUSERS) and plain else VQGAN.pixel_range
 
 
 def _refuse_others(state):
@@ -392,13 +397,13 @@ def _renamed(state: State) -> dict[str, np.ndarray]:
     return found
 
 
-def _is(names: _Names, extra: str) -> Callable[[State], bool]:
+def _is(names: Names, extra: str) -> Callable[[State], bool]:
     """Whether a state dict is under these names: the first block of the encoder, and one more."""
     first = f"{names.down(0)}.{names.block}.0.conv1.weight"
     return lambda state: first in state and extra in state
 
 
-def _network(names: _Names, extra: str, **own: Any) -> Network:
+def _network(names: Names, extra: str, **own: Any) -> Network:
     whole: dict[str, Any] = {"upgrade": _averaged, "told": _live, **own}
     return Network(
         model=VQGAN,
@@ -407,7 +412,7 @@ def _network(names: _Names, extra: str, **own: Any) -> Network:
         table=lambda model: _table(names, model),
         shapes=lambda model: sharding.unbox(image_tokenizer.abstract(model)),
         ignore=("loss.",),
-        writes=lambda model: not _unwritable(names, model),
+        writes=lambda model: not unwritable(names, model),
         **whole,
     )
 
@@ -419,5 +424,5 @@ DIFFUSERS = _network(
     upgrade=_renamed,
     told=_live_vq_model,
 )
-OPEN_MUSE = _network(_OPEN_MUSE, "encoder.mid.1.conv1.weight")
+OPEN_MUSE = _network(OPEN_MUSE_NAMES, "encoder.mid.1.conv1.weight")
 LLAMAGEN = _network(_LLAMAGEN, "encoder.mid.2.conv1.weight")

@@ -14,7 +14,7 @@ from t2i_jax import paths
 from t2i_jax.convert import state_dict
 from t2i_jax.errors import UserError
 from t2i_jax.foreign import arrays as foreign
-from t2i_jax.foreign import file, safetensors_file, torch_file
+from t2i_jax.foreign import file, msgpack_file, safetensors_file, torch_file
 
 # Where training scripts put the weights in a checkpoint.
 _NESTS = ("state_dict", "model", "model_state_dict")
@@ -45,8 +45,8 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def load(path: str | pathlib.Path) -> Any:
-    """What a .safetensors, .pt, .pth, .bin or .ckpt file holds; nothing but tensors and plain
-    values, so that no code runs.
+    """What a .safetensors, .pt, .pth, .bin, .ckpt or .msgpack file holds; nothing but tensors and
+    plain values, so that no code runs. A file without an ending is read as msgpack, as Flax writes.
 
     Raises:
       UserError: no such file, another suffix, or a file that holds more.
@@ -56,9 +56,10 @@ def load(path: str | pathlib.Path) -> Any:
         return {name: one() for name, one in safetensors_file.readers(path, "weights").items()}
     if path.suffix.lower() in torch_file.ENDINGS:
         return torch_file.load(path, "weights")
-    raise UserError(
-        f"weights={str(path)!r} is of an unknown kind; give .safetensors, .pt, .pth, .bin or .ckpt."
-    )
+    kinds = "give .safetensors, .pt, .pth, .bin, .ckpt or .msgpack"
+    if path.suffix.lower() in msgpack_file.ENDINGS:
+        return msgpack_file.read(path, "weights", f"fetch it again, or {kinds}")
+    raise UserError(f"weights={str(path)!r} is of an unknown kind; {kinds}.")
 
 
 def write(path: str | pathlib.Path, state: Mapping[str, np.ndarray]) -> None:

@@ -26,6 +26,7 @@ Logits = Callable[[Array], Array]
 # (ids_BN) -> logits_BN, high where a token is wrong; guided already
 Critic = Callable[[Array], Array]
 ORDERS = ("confidence", "halton", "random")
+SCHEDULES = ("muse", "maskgit")
 _NEVER = 1e9  # a score that keeps a token from being masked again
 _LOGITS = 2**24  # logits that are made at once, 64 MiB
 
@@ -43,6 +44,10 @@ class Sampling(autoregressive.Sampling):
       remask: tokens that were kept may be masked again; a critic always may.
       score_drawn: with `remask` a kept token has the confidence of what was drawn in its place and
         thrown away, as in muse-maskgit-pytorch; False: its own.
+      schedule: "muse", of muse-maskgit-pytorch: the share of masked tokens falls to 0 at the last
+        step, which draws one, and the temperature of the tokens to 0; "maskgit", of
+        google-research/maskgit: it would fall to 0 after the last step, and at least one token
+        stays in each; the temperature does not fall.
     """
 
     steps: int = 24
@@ -50,18 +55,25 @@ class Sampling(autoregressive.Sampling):
     order: str = "confidence"
     remask: bool = False
     score_drawn: bool = False
+    schedule: str = "muse"
 
     def __post_init__(self):
         super().__post_init__()
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise UserError(f"steps={self.steps!r} is not a count from 1; try 24.")
         config.one_of("order", self.order, ORDERS)
+        config.one_of("schedule", self.schedule, SCHEDULES)
 
 
-def cosine_schedule(steps: int) -> np.ndarray:
-    """The share of the tokens that is masked at the start of each step, from 1 down to 0: cos(pi/2
-    t) (MaskGIT, section 3.3).
+def cosine_schedule(steps: int, schedule: str = "muse") -> np.ndarray:
+    """The share of the tokens that is masked at the start of each step, from 1 down to 0 at the
+    last one ("muse"), or to what it is a step before 0 ("maskgit"): cos(pi/2 t) (MaskGIT, section
+    3.3).
     """
+    if schedule == "maskgit":
+        return np.cos(
+            np.arange(steps, dtype=np.float32) / np.float32(steps) * np.float32(np.pi / 2)
+        )
     place, spacing = np.arange(steps), np.float32(1 / max(steps - 1, 1))
     # Counted from the nearer end, as PyTorch does: the last bit decides on whole numbers of tokens.
     times = np.where(
@@ -103,8 +115,9 @@ def generate(
       keys_B: one key per row, so that a row's tokens do not depend on what else is in the batch.
       critic: says which tokens to mask again; None: those that `sampling.order` says.
       guidance: strength l in null + l * (text - null).
-      temperature: of the tokens, falling linearly to 0 at the last step. choice_temperature: of
-        Gumbel noise on the confidences, falling likewise (MaskGIT; the package has none).
+      temperature: of the tokens, falling linearly to 0 at the last step; with schedule="maskgit"
+        it does not. choice_temperature: of Gumbel noise on the confidences, falling likewise
+        (MaskGIT; muse-maskgit-pytorch has none).
       critic_noise: of uniform noise on the critic's scores, falling likewise.
       plausibility: as of `autoregressive.generate`; None: no token is left out.
       given_BN, known_BN: tokens, and True where they are kept from the start to the end
@@ -118,12 +131,16 @@ def generate(
     places_B1 = jnp.sum(~known_BN, axis=-1, keepdims=True)
     order_N = jnp.asarray(_order(sampling.order, num_tokens))
     by_confidence = critic is None and sampling.order == "confidence"
+    published = sampling.schedule == "maskgit"
 
     def step(carry, now):
-        ids_BN, scores_BN, memory = carry
+        ids_BN, scores_BN, memory, before_B1 = carry
         i, share = now
         # Of the tokens that may change as many are masked as the schedule says of all.
-        count_B1 = jnp.maximum((share * places_B1.astype(jnp.float32)).astype(jnp.int32), 1)
+        count_B1 = (share * places_B1.astype(jnp.float32)).astype(jnp.int32)
+        if published:
+            count_B1 = jnp.minimum(count_B1, before_B1 - 1)
+        count_B1 = jnp.maximum(count_B1, 1)
         masked_BN = (_rank(scores_BN) < count_B1) & ~known_BN
         ids_BN = jnp.where(masked_BN, mask_id, ids_BN)
         left = (steps - 1 - i) / steps
@@ -132,7 +149,8 @@ def generate(
         vectors, memory = predict(rows, memory)
         growth = (i + 1) / steps if sampling.growing else 1.0
         at = _logits_at(vectors, logits, sampling, 1 + (guidance - 1) * growth, plausibility)
-        draw = functools.partial(_draw, keys[:, 0], at, sampling, temperature * left)
+        warmth = temperature if published else temperature * left
+        draw = functools.partial(_draw, keys[:, 0], at, sampling, warmth)
         everywhere = by_confidence and sampling.remask
         wanted_BN = jnp.ones_like(masked_BN) if everywhere else masked_BN
         drawn_BN, log_p_BN = draw(ids_BN, masked_BN, wanted_BN, by_confidence)
@@ -146,15 +164,17 @@ def generate(
             )
             if not sampling.remask:
                 scores_BN = jnp.where(masked_BN, scores_BN, -_NEVER)
-        return (ids_BN, jnp.where(known_BN, -jnp.inf, scores_BN), memory), ids_BN
+        scores_BN = jnp.where(known_BN, -jnp.inf, scores_BN)
+        return (ids_BN, scores_BN, memory, count_B1), ids_BN
 
-    shares = jnp.asarray(cosine_schedule(steps))
+    shares = jnp.asarray(cosine_schedule(steps, sampling.schedule))
     start_BN, scores_BN = jnp.where(known_BN, given_BN, mask_id), 0.0
     if strength is not None:
         start_BN, shares = given_BN, shares * strength
         scores_BN = jax.vmap(lambda key: jax.random.uniform(key, (num_tokens,)))(keys_B)
-    start = (start_BN.astype(jnp.int32), jnp.where(known_BN, -jnp.inf, scores_BN), memory)
-    (ids_BN, _, _), trace = jax.lax.scan(step, start, (jnp.arange(steps), shares))
+    scores_BN = jnp.where(known_BN, -jnp.inf, scores_BN)
+    start = (start_BN.astype(jnp.int32), scores_BN, memory, places_B1.astype(jnp.int32) + 1)
+    (ids_BN, *_), trace = jax.lax.scan(step, start, (jnp.arange(steps), shares))
     return ids_BN, trace
 
 

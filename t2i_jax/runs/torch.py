@@ -35,8 +35,8 @@ def import_torch(
 
     Args:
       source: a live module, of which all settings are read, or the path of a .safetensors, .pt,
-        .pth, .bin or .ckpt file with the weights of a whole system as its package saves them, or
-        what the package's trainer saved; a pickle never runs code.
+        .pth, .bin, .ckpt or .msgpack file with the weights of a whole system as its package saves
+        them, or what the package's trainer saved; a pickle never runs code.
       out: new folder.
       t5: the folder or hub name of the T5 on whose embeddings the system was trained; None:
         `generate` is given embeddings instead of prompts.
@@ -75,7 +75,8 @@ def export_torch(run: str | pathlib.Path, path: str | pathlib.Path) -> pathlib.P
     """Writes a run's weights as the PyTorch package of its system loads them, and returns the file.
 
     Args:
-      run: folder of a run, or of an exported system. path: new .safetensors or .pt file.
+      run: folder of a run, or of an exported system. path: new .safetensors or .pt file, or
+        .msgpack where the package is one of Flax.
 
     Raises:
       UserError: a network that has no PyTorch form, or `path` exists.

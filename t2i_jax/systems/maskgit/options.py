@@ -10,7 +10,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.systems import generation
 from t2i_jax.systems.maskgit.windows import size_of
 
-COMPAT = "muse-maskgit-pytorch"
+COMPAT, PUBLISHED = "muse-maskgit-pytorch", "maskgit"
 _MOST_STEPS = 10_000
 _WIDEST = 1_000  # pixels of a seam
 
@@ -55,9 +55,11 @@ class MaskGitOptions:
         many pixels; 0: without a seam. None: it is kept in the tokens alone.
       compat: "muse-maskgit-pytorch": no guidance on the scores of a critic that reads the network's
         own vectors; with `remask` a token that stayed has the confidence of what was drawn in its
-        place and thrown away; and the second stage of Muse encodes the small images anew. None:
-        guided like those of any critic; its own confidence; and the second stage is given the
-        tokens of the first.
+        place and thrown away; and the second stage of Muse encodes the small images anew.
+        "maskgit", as in google-research/maskgit: step i of T, from 0 on, begins with a share of
+        cos(pi/2 i/T) of the tokens masked, and the temperature does not fall. None: guided like
+        those of any critic; its own confidence; the second stage is given the tokens of the first;
+        and the share and the temperature fall to 0 at the last step.
     """
 
     steps: int = 24
@@ -99,7 +101,7 @@ class MaskGitOptions:
             remedy = "try 4, or 0 for no seam"
             generation.check_number("feather", self.feather, remedy, low=0, high=_WIDEST)
         if self.compat is not None:
-            config.one_of("compat", self.compat, (COMPAT,))
+            config.one_of("compat", self.compat, (COMPAT, PUBLISHED))
         config.one_of("order", self.order, ORDERS)
         _ = self.sampling  # refuses steps, top_k and top_p
         size_of(self.image_size)
@@ -141,6 +143,7 @@ class MaskGitOptions:
             order=self.order,
             remask=self.remask,
             score_drawn=self.remask and self.compat == COMPAT,
+            schedule=PUBLISHED if self.compat == PUBLISHED else "muse",
         )
 
 

@@ -16,6 +16,7 @@ from t2i_jax import config, sharding
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.maskgit import MaskGitTransformer, SelfCritic, TokenCritic
+from t2i_jax.models.maskgit_bert import MaskGitBert
 from t2i_jax.nn.flops import flops_of
 from t2i_jax.systems import captions
 from t2i_jax.systems.base import Given, Part, SystemTask
@@ -48,9 +49,10 @@ class MaskGitTask(SystemTask):
     and "superres_tokenizer" (weights of image tokenizers) and "text" (of a frozen encoder).
 
     Attributes:
-      model: the network; sizes that it leaves at None come from the tokenizers and the text
-        encoder.
-      text: `LearnedText`, `T5Text` or `StoredText`; None: images without captions.
+      model: `MaskGitTransformer` or `MaskGitBert`; sizes that it leaves at None come from the
+        tokenizers and the text encoder.
+      text: `LearnedText`, `T5Text` or `StoredText`; None: images without captions. A `MaskGitBert`
+        takes `ClassLabels`.
       tokenizer: the image tokenizer's network; None where tokens are all there is.
       image_size: side of the images in pixels, where a tokenizer that runs at several sizes is not
         used at its own; None: the tokenizer's.
@@ -534,6 +536,11 @@ class MaskGitTask(SystemTask):
         if small is not None:
             wanted["cond_fmap_size"] = (small.grid[0], "the small images' grid")
         for field, (value, source) in wanted.items():
+            if field not in config.fields_of(type(model)):
+                raise UserError(
+                    f"{name}={type(model).__name__} takes no {field}, and {source} has some; give "
+                    "a MaskGitTransformer."
+                )
             if getattr(model, field) not in (None, value):
                 raise UserError(
                     f"{name}.{field}={getattr(model, field)} is not {source}={value}; leave it out "
@@ -548,9 +555,10 @@ class MaskGitTask(SystemTask):
         return sized
 
     def _check_networks(self):
-        if not isinstance(self.model, MaskGitTransformer):
+        if not isinstance(self.model, (MaskGitTransformer, MaskGitBert)):
             raise UserError(
-                f"model={type(self.model).__name__} is no MaskGitTransformer; give one."
+                f"model={type(self.model).__name__} is no MaskGitTransformer or MaskGitBert; give "
+                "one of them."
             )
         if self.critic is not None and not isinstance(self.critic, (SelfCritic, TokenCritic)):
             raise UserError(

@@ -1,4 +1,6 @@
-"""MaskGit of muse-maskgit-pytorch, with its image tokenizers and its critic."""
+"""MaskGit of muse-maskgit-pytorch, with its image tokenizers and its critic; that of
+google-research/maskgit is in `flax_weights`.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,10 @@ from t2i_jax.models.maskgit import (
     SelfCritic,
     TokenCritic,
 )
+from t2i_jax.models.maskgit_bert import MaskGitBert
 from t2i_jax.models.vqgan import VQGanVAE
 from t2i_jax.systems.imported import Imported, TorchFile
+from t2i_jax.systems.maskgit import flax_weights
 from t2i_jax.systems.maskgit.options import COMPAT, MaskGitOptions
 from t2i_jax.systems.maskgit.task import MaskGitTask
 from t2i_jax.systems.tokenizer import weights as tokenizers
@@ -52,6 +56,8 @@ def from_torch(file: TorchFile) -> Imported | None:
             f"weights={file.path!r} hold a {type(model).__name__} without an image tokenizer, "
             "which makes no images; save the whole MaskGit."
         )
+    if isinstance(model, MaskGitBert):
+        return flax_weights.from_flax(file, model)
     if not isinstance(model, MaskGitAndTokenizer):
         return None
     return imported(file, model, file.params, file.told, file.options("maskgit"))
@@ -127,11 +133,15 @@ def _tokenizers(model, small_size):
 
 
 def to_torch(contents: Any, path: pathlib.Path) -> None:
-    """Writes a run as the state dict of a MaskGit, with its tokenizers and its critic.
+    """Writes a run as the state dict of a MaskGit, with its tokenizers and its critic; one of a
+    `MaskGitBert` as google-research/maskgit keeps it.
 
     Raises:
       UserError: a run that the package has no place for.
     """
+    if isinstance(contents.recipe.task.model, MaskGitBert):
+        flax_weights.to_flax(contents, path)
+        return
     model, params = exported(contents)
     torch_io.write(path, convert.to_state(model, params))
 

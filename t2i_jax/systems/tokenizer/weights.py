@@ -11,7 +11,8 @@ from typing import Any
 import jax
 
 from t2i_jax import convert
-from t2i_jax.convert import arguments, torch_io
+from t2i_jax.convert import arguments, flax_io, torch_io
+from t2i_jax.errors import UserError
 from t2i_jax.models.taming_vqgan import VQGAN
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.models.vqgan import VQGanVAE
@@ -20,6 +21,7 @@ from t2i_jax.systems.tokenizer.task import TokenizerTask
 
 _WITH_DISCRIMINATOR = (VitVQGanVAE, VQGanVAE)
 _NETWORKS = (*_WITH_DISCRIMINATOR, VQGAN)
+_FLAX = "maskgit VQGAN (Flax)"
 
 
 def from_torch(file: TorchFile) -> Imported | None:
@@ -67,7 +69,10 @@ def imported(
 
 def to_torch(contents: Any, path: pathlib.Path) -> None:
     """Writes a tokenizer's run as a state dict, with the discriminator where the package has a
-    place for it.
+    place for it; MaskGIT's VQGAN may also go to a .msgpack file, as its own package keeps it.
+
+    Raises:
+      UserError: another network for such a file.
     """
     task, params = contents.recipe.task, contents.averaged
     model = task.model
@@ -77,9 +82,16 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
         own = model.discriminator() if model.discr_layers else None
         kept = ("generator", "discriminator") if task.discriminator == own else ("generator",)
         params = {name: params[name] for name in kept}
-    torch_io.write(
-        path, convert.to_state(model, jax.device_get(exported(model, params, contents.stats)))
-    )
+    weights = jax.device_get(exported(model, params, contents.stats))
+    if path.suffix != flax_io.ENDING:
+        torch_io.write(path, convert.to_state(model, weights))
+    elif isinstance(model, VQGAN):
+        flax_io.write(path, convert.to_state(model, weights, _FLAX))
+    else:
+        raise UserError(
+            f"out={str(path)!r} is a file of Flax, and no package keeps a {type(model).__name__} "
+            "in one; give .safetensors or .pt."
+        )
 
 
 def exported(model: Any, groups: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any]:
