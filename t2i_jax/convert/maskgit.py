@@ -31,8 +31,15 @@ def table(model: Any) -> list[Row]:
     """The entries of one configuration of either network.
 
     Raises:
-      UserError: positions of a conditioning image, which the package does not have.
+      UserError: positions of a conditioning image, or multi-axis attention or layers over the
+        tokens of that image, which the package does not have.
     """
+    if model.multi_axis is not None or model.cond_depth:
+        raise UserError(
+            f"multi_axis={model.multi_axis} and cond_depth={model.cond_depth} of the "
+            f"{type(model).__name__} have no form in muse-maskgit-pytorch; t2i export writes the "
+            "system as it is."
+        )
     if model.cond_fmap_size is not None and "no_cond_positions" not in model.compat:
         raise UserError(
             f"compat={model.compat} of the {type(model).__name__} gives the tokens of the "

@@ -5,6 +5,7 @@ tokens at once, some of them masked, and a text.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, cast
 
 import flax.linen as nn
@@ -18,6 +19,7 @@ from t2i_jax.nn import limits
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.attention import MASKED
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
+from t2i_jax.nn.multi_axis import MultiAxis
 from t2i_jax.nn.quantize import unit
 from t2i_jax.nn.transformer import REMAT, layer_fields, scanned
 from t2i_jax.sharding import constrain
@@ -36,6 +38,8 @@ class Attention(nn.Module):
     Attributes:
       dim: width of input and output. heads, dim_head: heads and their width. null_scale: standard
         deviation of the first learnt key and value.
+      axes: the groups in which the tokens of a grid see each other, in self-attention; None: all of
+        them do.
     """
 
     dim: int
@@ -43,6 +47,7 @@ class Attention(nn.Module):
     dim_head: int
     null_scale: float = 0.02
     dtype: str = "float32"
+    axes: MultiAxis | None = None
 
     @nn.compact
     def __call__(
@@ -71,12 +76,8 @@ class Attention(nn.Module):
         v_BKHD = jnp.concatenate([null_v, v_BKHD], axis=1)
         q_BQHD, k_BKHD = self._unit("q_scale", q_BQHD, _SCALE), self._unit("k_scale", k_BKHD)
         q_BQHD = constrain(q_BQHD, "batch", "length", "heads", None)
-        scores = jnp.einsum("BQHD,BKHD->BHQK", q_BQHD, k_BKHD, preferred_element_type=jnp.float32)
-        if mask_BK is not None:
-            seen_BK = jnp.pad(mask_BK, ((0, 0), (1, 0)), constant_values=True)
-            scores = jnp.where(seen_BK[:, None, None], scores, MASKED)
-        weights = nn.softmax(scores).astype(self.dtype)
-        out = jnp.einsum("BHQK,BKHD->BQHD", weights, v_BKHD).reshape(*x_BQC.shape[:2], inner)
+        attend = _attend if self.axes is None else functools.partial(_along, self.axes)
+        out = attend(q_BQHD, k_BKHD, v_BKHD, mask_BK).reshape(*x_BQC.shape[:2], inner)
         return Dense(self.dim, ("heads", "embed"), False, self.dtype, name="to_out")(out)
 
     def _dense(self, width, name):
@@ -88,6 +89,32 @@ class Attention(nn.Module):
     def _unit(self, name, x, factor=1.0):
         scale = self.param(name, boxed(nn.initializers.ones, None), (self.dim_head,), jnp.float32)
         return (unit(x) * (scale * factor)).astype(self.dtype)
+
+
+def _attend(q_BQHD, k_BKHD, v_BKHD, mask_BK):
+    """softmax(q k) v; the first key is always seen, the others where the mask is True (None:
+    everywhere).
+    """
+    scores = jnp.einsum("BQHD,BKHD->BHQK", q_BQHD, k_BKHD, preferred_element_type=jnp.float32)
+    if mask_BK is not None:
+        seen_BK = jnp.pad(mask_BK, ((0, 0), (1, 0)), constant_values=True)
+        scores = jnp.where(seen_BK[:, None, None], scores, MASKED)
+    weights = nn.softmax(scores).astype(v_BKHD.dtype)
+    return jnp.einsum("BHQK,BKHD->BQHD", weights, v_BKHD)
+
+
+def _along(axes, q_BNHD, k_BKHD, v_BKHD, mask_BK):
+    """`_attend` in blocks and over grids; every group has the first key and value."""
+    halves = zip(axes.parted(q_BNHD), _parted_keys(axes, k_BKHD), _parted_keys(axes, v_BKHD),
+                 strict=True)  # fmt: skip
+    return axes.joined(*(_attend(*half, mask_BK) for half in halves))
+
+
+def _parted_keys(axes, x_BKHD):
+    first = jnp.split(x_BKHD[:1, :1], 2, axis=2)  # the same in every row
+    for null, group in zip(first, axes.parted(x_BKHD[:, 1:]), strict=True):
+        null = jnp.broadcast_to(null, (len(group), *null.shape[1:]))
+        yield jnp.concatenate([null, group], axis=1)
 
 
 class FeedForward(nn.Module):
@@ -130,6 +157,8 @@ class Layer(nn.Module):
     ff_mult: int | float
     compat: tuple[str, ...]
     dtype: str
+    fmap_size: int
+    multi_axis: int | None
 
     @nn.compact
     def __call__(
@@ -137,8 +166,29 @@ class Layer(nn.Module):
     ) -> tuple[Array, None]:
         """(x, None): the pair that a scan over layers takes."""
         sizes = (self.dim, self.heads, self.dim_head, init_scale(self.compat), self.dtype)
-        x = x_BNC + Attention(*sizes, name="self_attention")(x_BNC)
+        axes = None if self.multi_axis is None else MultiAxis(self.fmap_size, self.multi_axis)
+        x = x_BNC + Attention(*sizes, axes, name="self_attention")(x_BNC)
         x = x + Attention(*sizes, name="cross_attention")(x, context_BKC, mask_BK)
+        return x + FeedForward(self.dim, self.ff_mult, self.dtype, name="feed_forward")(x), None
+
+
+class CondLayer(nn.Module):
+    """Self-attention among the tokens of the conditioning image and feed-forward, each added;
+    fields as in `MaskGitTransformer`.
+    """
+
+    dim: int
+    dim_head: int
+    heads: int
+    ff_mult: int | float
+    compat: tuple[str, ...]
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x_BMC: Array, deterministic: bool) -> tuple[Array, None]:
+        """(x, None): the pair that a scan over layers takes."""
+        sizes = (self.dim, self.heads, self.dim_head, init_scale(self.compat), self.dtype)
+        x = x_BMC + Attention(*sizes, name="self_attention")(x_BMC)
         return x + FeedForward(self.dim, self.ff_mult, self.dtype, name="feed_forward")(x), None
 
 
@@ -160,6 +210,8 @@ class _Tokens(nn.Module):
     compat: tuple[str, ...] = ()
     remat: str = "none"
     dtype: str = "float32"
+    multi_axis: int | None = None
+    cond_depth: int = 0
 
     dropout = 0.0
     _masks = 0  # ids beyond the codebook
@@ -172,6 +224,15 @@ class _Tokens(nn.Module):
                 f"cond_fmap_size={self.cond_fmap_size} is not positive; give 1 or more, or None "
                 "where no image is conditioned on."
             )
+        if self.cond_depth < 0:
+            raise UserError(f"cond_depth={self.cond_depth} is below 0; give 0 for none.")
+        if self.multi_axis is not None and self.heads % 2:
+            raise UserError(
+                f"heads={self.heads} are no two halves, as multi_axis={self.multi_axis} needs; try "
+                f"heads={self.heads + 1}."
+            )
+        if self.multi_axis is not None and self.fmap_size is not None:
+            MultiAxis(self.fmap_size, self.multi_axis)  # refuses a block that does not divide
         config.some_of("compat", self.compat, COMPAT)
         config.one_of("remat", self.remat, REMAT)
         super().__post_init__()
@@ -210,6 +271,11 @@ class _Tokens(nn.Module):
             self.self_cond_in = FeedForward(self.dim, dtype=self.dtype)
         self.layers = scanned(Layer, self.depth, self.remat, inputs=3)(**layer_fields(self, Layer))
         self.norm = channel_norm(None, self.dtype)
+        if self.cond_depth:
+            self._check_cond()
+            stack = scanned(CondLayer, self.cond_depth, self.remat, inputs=1)
+            self.cond_layers = stack(**layer_fields(self, CondLayer))
+            self.cond_norm = channel_norm(None, self.dtype)
 
     def embed(
         self,
@@ -236,7 +302,10 @@ class _Tokens(nn.Module):
         if cond_ids_BM is not None:
             cond = self._look_up(cond_ids_BM)
             cond = cond if "no_cond_positions" in self.compat else cond + self.cond_pos
-            context = jnp.concatenate([context, cond.astype(self.dtype)], axis=1)
+            cond = cond.astype(self.dtype)
+            if self.cond_depth:
+                cond = self.cond_norm(self.cond_layers(cond, True)[0])
+            context = jnp.concatenate([context, cond], axis=1)
             always = jnp.ones(cond_ids_BM.shape, bool)
             mask_BK = jnp.concatenate([mask_BK, always], axis=1)
         x = self._look_up(ids_BN) + self.pos[: ids_BN.shape[1]]
@@ -245,6 +314,15 @@ class _Tokens(nn.Module):
         x = constrain(x.astype(self.dtype), "batch", "length", None)
         x, _ = self.layers(x, context, mask_BK, True)
         return self.norm(x)
+
+    @nn.nowrap
+    def _check_cond(self):
+        if self.cond_fmap_size is None or "no_cond_positions" in self.compat:
+            raise UserError(
+                f"cond_depth={self.cond_depth} is of layers over the tokens of a conditioning "
+                "image with positions; give cond_fmap_size, and leave 'no_cond_positions' out of "
+                "compat."
+            )
 
     def _look_up(self, ids):
         return constrain(self.embedding, None, None)[ids]
@@ -268,6 +346,11 @@ class MaskGitTransformer(_Tokens):
         their order is lost (weights of the package need it).
       remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products).
       dtype: of the computation; norms, softmax and logits are float32.
+      multi_axis: side of the blocks of multi-axis self-attention, a part of `fmap_size`, for large
+        images (`nn.multi_axis`; Muse, section 2.4); heads are then even. None: every token sees
+        every other, as in the package.
+      cond_depth: layers of self-attention among the tokens of the conditioning image before they
+        are attended to (Muse, section 2.4); 0, as in the package: none.
     """
 
     _masks = 1
@@ -296,7 +379,7 @@ class TokenCritic(_Tokens):
         width of the text embeddings. These three may be None where a `MaskGitTask` knows them.
       cond_fmap_size: tokens per side of an image that is conditioned on; None: there is none.
       self_cond: whether it also sees its own vectors of an earlier call.
-      compat, remat, dtype: as of `MaskGitTransformer`.
+      compat, remat, dtype, multi_axis, cond_depth: as of `MaskGitTransformer`.
     """
 
     def setup(self):
@@ -368,7 +451,9 @@ def abstract(model: _Tokens) -> Any:
     return jax.eval_shape(init, jax.random.key(0))
 
 
-def _preset(depth: int, dim: int, side: int, cond: int | None = None) -> MaskGitTransformer:
+def _preset(
+    depth: int, dim: int, side: int, cond: int | None = None, **fields: Any
+) -> MaskGitTransformer:
     """A network of the Muse paper: heads of 64 channels, 8192 codes, embeddings of T5-XXL."""
     return MaskGitTransformer(
         dim=dim,
@@ -378,6 +463,7 @@ def _preset(depth: int, dim: int, side: int, cond: int | None = None) -> MaskGit
         codebook_size=8192,
         text_embed_dim=4096,
         cond_fmap_size=cond,
+        **fields,
     )
 
 
@@ -387,3 +473,8 @@ def _preset(depth: int, dim: int, side: int, cond: int | None = None) -> MaskGit
 MUSE_632M = _preset(36, 1024, 16)
 MUSE_3B = _preset(48, 2048, 16)
 MUSE_SUPERRES_268M = _preset(14, 1024, 64, cond=16)
+
+# The super-resolution beside the 3B: 32 multi-axis layers of width 1024 with an MLP of 4096, and 16
+# layers over the small image's tokens. The side of the blocks is not told; with 8 both kinds of
+# groups have 64 tokens.
+MUSE_SUPERRES_MULTI_AXIS = _preset(32, 1024, 64, cond=16, multi_axis=8, cond_depth=16)

@@ -14,7 +14,15 @@ import pytest
 from t2i_jax.text.stored import StoredText
 from t2i_jax.train.checkpoint import load_params
 from t2i_jax.train.loop import Hook, Preempted, TrainConfig, fit
-from tests.systems.toy_muse import CRITIC, NETWORK, TASK, batch_of, params_of
+from tests.systems.toy_muse import (
+    CRITIC,
+    NETWORK,
+    SUPERRES,
+    TASK,
+    batch_of,
+    params_of,
+    tokenizer_weights,
+)
 from tests.train.toy import ToyBatches
 
 _CONFIG = TrainConfig(steps=4, batch_size=4, log_every=1, save_every=2, ema_decay=0.9)
@@ -85,3 +93,19 @@ def test_bfloat16_follows_float32():
         return np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(tree)))
 
     assert norm(jax.tree.map(jnp.subtract, near, right)) < 0.25 * norm(right)
+
+
+def test_multi_axis_super_resolution_learns_from_small_images():
+    """A step's gradient reaches the layers over the small image's tokens, and lowers the loss."""
+    task = dataclasses.replace(SUPERRES, model=NETWORK.clone(multi_axis=4, cond_depth=1))
+    batch, frozen = batch_of(task, 2), {"tokenizer": tokenizer_weights()}
+
+    def loss(params):
+        return task.loss(params, {}, frozen, batch, jax.random.key(1), jnp.int32(0))[0]
+
+    step = jax.jit(jax.value_and_grad(loss))
+    before, slope = step(params := params_of(task))
+    cond = slope["maskgit"]["decoder"]["cond_layers"]
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(cond))
+    after, _ = step(jax.tree.map(lambda p, g: p - 0.02 * g, params, slope))
+    assert float(after) < float(before)
