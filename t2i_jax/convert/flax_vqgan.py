@@ -18,7 +18,10 @@ from t2i_jax.models.taming_vqgan import VQGAN, preset
 _NAMES = dataclasses.replace(taming_vqgan.OPEN_MUSE_NAMES, package="maskgit")
 _POINTWISE = Layout("1x1 conv (1, 1, I, O) <-> (I, O)", lambda a: a[0, 0], lambda a: a[None, None])
 _PUBLIC = preset("maskgit-f16")
-_TOLD = ("groups", "pixel_range", "commitment_weight", "codebook_weight")  # not by the arrays
+_TOLD = (  # not by the arrays
+    "groups", "pixel_range", "commitment_weight", "codebook_weight", "entropy_weight",
+    "entropy_temperature",
+)  # fmt: skip
 
 
 def table(model: VQGAN) -> list[Row]:

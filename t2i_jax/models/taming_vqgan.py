@@ -34,7 +34,7 @@ _CONVOLUTIONAL = {"attention": (), "middle_attention": False}
 _MASKGIT = {
     **_F16, **_CONVOLUTIONAL, "decoder_blocks": 2, "downsampling": "mean", "biased": False,
     "projected": False, "commitment_weight": 0.25, "codebook_weight": 1.0,
-    "compat": ("shortcut_of_output",), "pixel_range": _UNIT,
+    "compat": ("shortcut_of_output",), "pixel_range": _UNIT, "entropy_weight": 0.1,
 }  # fmt: skip
 # Section 3 of the paper counts 19 residual blocks, appendix A.2 two at each resolution, without
 # attention. With one in each level of the encoder and two in those of the decoder, and two in the
@@ -76,7 +76,8 @@ def preset(name: str, **fields: Any) -> VQGAN:
     config.one_of("preset", name, PRESETS)
     given = dict(PRESETS[name])
     if "fsq_levels" in fields:
-        given.pop("codebook_size", None)
+        for name in ("codebook_size", "entropy_weight"):
+            given.pop(name, None)
     return VQGAN(**{**given, **fields})
 
 
@@ -247,6 +248,8 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
     pixel_range: tuple[Signed, Signed] = SIGNED
     remat: str = "none"
     dtype: str = "float32"
+    entropy_weight: float = 0.0
+    entropy_temperature: float = 0.01
 
     def __post_init__(self):
         limits.check(self)
@@ -281,8 +284,14 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
 
     @nn.nowrap
     def _check_codes(self):
-        if self.temperature <= 0:
-            raise UserError(f"temperature={self.temperature} is not positive; try 1.0.")
+        for field, usual in (("temperature", 1.0), ("entropy_temperature", 0.01)):
+            if not getattr(self, field) > 0:
+                raise UserError(f"{field}={getattr(self, field)} is not positive; try {usual}.")
+        if self.entropy_weight and (self.assignment != "nearest" or self.fsq_levels is not None):
+            raise UserError(
+                f"entropy_weight={self.entropy_weight} is of a codebook's distances; set "
+                "assignment='nearest' and leave out fsq_levels, or entropy_weight=0."
+            )
         if self.assignment == "unit" and not self.projected:
             raise UserError(
                 "projected=False has no form with assignment='unit'; set projected=True."
@@ -390,7 +399,8 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
         where = (self.projected, self.dtype)
         if self.assignment == "gumbel":
             return codebooks.GumbelVq(*sizes, *where, self.temperature, self.kl_weight)
-        return codebooks.NearestVq(*sizes, *where, *weights)
+        entropy = (self.entropy_weight, self.entropy_temperature)
+        return codebooks.NearestVq(*sizes, *where, *weights, *entropy)
 
 
 class VQGAN(_Network):
@@ -423,6 +433,8 @@ class VQGAN(_Network):
       codebook_size, codebook_dim: number and width of the codes. commitment_weight,
         codebook_weight: of the loss's two terms; (1, 0.25) is the order of taming-transformers,
         (0.25, 1) that of its paper. temperature, kl_weight: of "gumbel".
+      entropy_weight, entropy_temperature: of a third term for "nearest"
+        (`nn.codebook.affinity_entropy`); 0.1 and 0.01 in MaskGIT's code. 0: there is none.
       fsq_levels: the values of each channel of FSQ, which takes the place of a codebook and has no
         losses; `codebook_size` is then their product and need not be given, and `codebook_dim` has
         no effect. None: no FSQ.

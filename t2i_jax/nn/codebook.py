@@ -76,15 +76,19 @@ class NearestVq(_Codebook):
     Attributes:
       commitment_weight, codebook_weight: (0.25, 1) as in the paper, (1, 0.25) as in
         taming-transformers.
+      entropy_weight: of `affinity_entropy`, which makes all codes used; 0: there is none, and
+        0.1 in MaskGIT's code. entropy_temperature: of its softmax.
     """
 
     commitment_weight: float = 1.0
     codebook_weight: float = 0.25
+    entropy_weight: float = 0.0
+    entropy_temperature: float = 0.01
 
     def __call__(
         self, x_BHWC: Array, codebook: Mapping[str, Array], train: bool = False
     ) -> Quantized:
-        """Quantises a feature map; with `train` the two losses are computed and the gradient passes
+        """Quantises a feature map; with `train` the losses are computed and the gradient passes
         straight through.
         """
         z = self._in(x_BHWC)
@@ -96,8 +100,32 @@ class NearestVq(_Codebook):
         if train:
             loss = self.commitment_weight * jnp.mean((jax.lax.stop_gradient(code) - z) ** 2)
             loss += self.codebook_weight * jnp.mean((code - jax.lax.stop_gradient(z)) ** 2)
+            if self.entropy_weight:
+                # -|z - e|^2 but for |z|^2, which a softmax over the codes does not see
+                entropy = affinity_entropy(2 * far, self.entropy_temperature)
+                loss += self.entropy_weight * entropy
             code = straight_through(z, code)
         return Quantized(self._out(code), ids, loss, z, codebook)
+
+
+def affinity_entropy(affinities: Array, temperature: float) -> Array:
+    """The mean entropy of a token's distribution over the codes, minus the entropy of the mean
+    distribution, in nats: it falls where each token is sure of a code and the tokens share all of
+    them.
+
+    As in google-research/maskgit (`entropy_loss`, "softmax"), where 1e-5 is added within the
+    logarithm of the mean. All tokens of the batch meet all codes at once.
+
+    Args:
+      affinities: (..., K), minus the squared distance of a token to each of K codes.
+      temperature: of the softmax over the codes.
+    """
+    logits_NK = affinities.reshape(-1, affinities.shape[-1]) / temperature
+    log_p_NK = jax.nn.log_softmax(logits_NK, axis=-1)
+    p_NK = jnp.exp(log_p_NK)
+    of_token = -jnp.mean(jnp.sum(p_NK * log_p_NK, axis=-1))
+    mean_K = jnp.mean(p_NK, axis=0)
+    return of_token + jnp.sum(mean_K * jnp.log(mean_K + 1e-5))
 
 
 class GumbelVq(_Codebook):

@@ -32,6 +32,28 @@ def _made(quantiser, key, shape=(2, 3, 3, 12)):
     return x, codebook, sharding.unbox(quantiser.init(key, x, codebook))
 
 
+def test_entropy_of_affinities_is_that_of_the_formula():
+    """In float64; and near its bound -log K where each token is sure and all codes are used."""
+    rng = np.random.default_rng(0)
+    z, codes, temperature = rng.normal(size=(2, 3, 4)), rng.normal(size=(5, 4)), 0.5
+    affinities = -((z[:, :, None] - codes) ** 2).sum(-1)
+    p = np.exp(affinities.reshape(-1, 5) / temperature)
+    p /= p.sum(-1, keepdims=True)
+    mean = p.mean(0)
+    wanted = -(p * np.log(p)).sum(-1).mean() + (mean * np.log(mean + 1e-5)).sum()
+    found = codebook.affinity_entropy(jnp.asarray(affinities, jnp.float32), temperature)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    sure = codebook.affinity_entropy(jnp.eye(5) * 100, 1.0)
+    np.testing.assert_allclose(sure, -np.log(5), atol=1e-3)
+
+    plain = codebook.NearestVq(4, 5, 4, projected=False)
+    variables = {"params": {"embedding": jnp.asarray(codes, jnp.float32)}}
+    x = jnp.asarray(z[None], jnp.float32)
+    more = plain.clone(entropy_weight=0.3, entropy_temperature=temperature)
+    losses = [one.apply(variables, x, {}, True).loss for one in (plain, more)]
+    np.testing.assert_allclose(losses[1] - losses[0], 0.3 * wanted, rtol=1e-4)
+
+
 QUANTISERS = {
     "lfq": quantize.Lfq(12, 64),
     "lfq without projections": quantize.Lfq(12, 4096),
