@@ -215,6 +215,7 @@ def encode_images(
     from t2i_jax.config import one_of
     from t2i_jax.data.arrayrecord import PackedSource
     from t2i_jax.data.pack import add_column, make_room
+    from t2i_jax.models import encoder_side
     from t2i_jax.runs.folder import fingerprint
 
     one_of("crop", crop, ("center", "resize"))
@@ -230,10 +231,12 @@ def encode_images(
             "tokenizer."
         )
     about = {
-        "tokenizer": fingerprint(tokenizer.weights), "image_size": model.image_size, "crop": crop,
+        "tokenizer": encoder_side.fingerprint(model, tokenizer.weights),
+        "image_size": model.image_size, "crop": crop,
         "num_tokens": model.num_tokens, "codebook_size": model.codebook_size,
     }  # fmt: skip
-    if not make_room(packed, "tokens", about, replace):
+    same = (about["tokenizer"], fingerprint(tokenizer.weights))  # the latter in older sets
+    if not make_room(packed, "tokens", {**about, "tokenizer": same}, replace):
         print(f"there already: tokens of {run} in {packed}")
         return
     rows = _tokens(source, tokenizer, crop, batch_size)

@@ -169,7 +169,7 @@ def make_room(
     """Whether a column is to be computed: False where a packed set holds this very one.
 
     Args:
-      about: what it is to be made with.
+      about: what it is to be made with; a tuple holds several values, each of which will do.
       replace: a column of this name that was made with something else is removed.
 
     Raises:
@@ -181,7 +181,9 @@ def make_room(
     if there is None:
         return True
     changed = [
-        f"{key}={there.get(key)!r}" for key, value in about.items() if there.get(key) != value
+        f"{key}={there.get(key)!r}"
+        for key, value in about.items()
+        if there.get(key) not in (value if isinstance(value, tuple) else (value,))
     ]
     if not changed:
         return False

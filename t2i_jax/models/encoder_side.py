@@ -5,6 +5,7 @@ decoder can change and the tokens stay.
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,6 +68,21 @@ def same_tokens(
     noise = jnp.asarray(np.random.default_rng(0).integers(0, 256, size), jnp.uint8)
     ids = image_tokenizer.tokens(model, weights, noise)
     return np.array_equal(ids, image_tokenizer.tokens(other, other_weights, noise))
+
+
+def fingerprint(model: ImageTokenizer, weights: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that tell apart the arrays on which tokens depend; those of a tokenizer
+    whose decoder was trained further are the same. `runs.fingerprint` is of all weights.
+
+    Args:
+      weights: {"generator", "stats"}.
+    """
+    digest = hashlib.sha256()
+    for name, leaf in sorted(_encoder_side(model, weights).items()):
+        value = np.asarray(leaf)
+        digest.update(f"{name} {value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).data)
+    return digest.hexdigest()[:16]
 
 
 def path_of(keys: tuple[Any, ...]) -> str:

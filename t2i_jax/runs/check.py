@@ -123,11 +123,12 @@ def check_data(recipe: Recipe, parts: Mapping[str, Given]) -> None:
             )
         for name, value in wanted.items():
             # a part that is still to be trained has no fingerprint
-            if value != "" and stored[column].get(name) != value:
+            values = value if isinstance(value, tuple) else (value,)
+            if value != "" and stored[column].get(name) not in values:
                 raise UserError(
                     f"data.source={data.source!r} holds {column} made with "
-                    f"{name}={stored[column].get(name)!r}, and the task has {name}={value!r}; make "
-                    "them anew or change the task."
+                    f"{name}={stored[column].get(name)!r}, and the task has {name}={values[0]!r}; "
+                    "make them anew or change the task."
                 )
 
 

@@ -214,7 +214,9 @@ class SystemTask:
         )
 
     def columns(self, parts: Mapping[str, Given]) -> Mapping[str, Mapping[str, Any]]:
-        """{column of packed data that the task reads: what it must have been made with}."""
+        """{column of packed data that the task reads: what it must have been made with}; a tuple
+        holds several values, each of which will do.
+        """
         return self.text_encoder.columns() if self.text_encoder is not None else {}
 
     def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +16,9 @@ from t2i_jax.cli import main as cli
 from t2i_jax.data.arrayrecord import PackedSource
 from t2i_jax.data.crop import crop
 from t2i_jax.errors import UserError
+from t2i_jax.models import encoder_side
+from t2i_jax.runs import folder
+from t2i_jax.runs.check import check_data
 from t2i_jax.text.t5 import t5_encode_text
 from tests.data.hostile import BAD, encode, photo
 from tests.e2e import tiny
@@ -152,12 +156,50 @@ def test_a_run_is_refused_whose_data_hold_something_else(t2i, place, packed, tmp
     t2i("encode-text", packed, "--t5", "t5")
     with pytest.raises(UserError, match="text made with dim=16, and the task has dim=8"):
         runs.train(_parti(place, packed, text=StoredText(dim=8)), tmp_path / "run")
-    path = packed / "manifest.json"
-    path.write_text(
-        path.read_text().replace(runs.fingerprint(runs.load(place / "vae").weights), "0" * 16)
-    )
+    path, vae = packed / "manifest.json", runs.load(place / "vae")
+    made_by = encoder_side.fingerprint(vae.task.network, vae.weights)
+    path.write_text(path.read_text().replace(made_by, "0" * 16))
     with pytest.raises(UserError, match="tokens made with tokenizer='0000000000000000'"):
         runs.train(_parti(place, packed), tmp_path / "run")
+
+
+def test_tokens_stay_valid_for_another_decoder_and_for_no_other_encoder(t2i, place, packed):
+    """Also those that were stored with the fingerprint of all weights."""
+    t2i("encode-images", packed, "vae")
+    t2i("encode-text", packed, "--t5", "t5")
+    vae = folder.part_in(place / "vae")
+    network, held = vae.network, set(encoder_side.encoder_parameters(vae.network))
+
+    def check(moved):
+        """With the parameters changed whose paths `moved` picks."""
+
+        def change(path, leaf):
+            return leaf + 1 if moved(encoder_side.path_of(path)) else leaf
+
+        generator = jax.tree_util.tree_map_with_path(change, vae.weights["generator"])
+        weights = {**vae.weights, "generator": generator}
+        part = dataclasses.replace(vae, weights=weights, fingerprint=runs.fingerprint(weights))
+        recipe = _parti(place, packed)
+        parts = {"tokenizer": part}
+        recipe = dataclasses.replace(recipe, task=recipe.task.with_parts(parts))
+        check_data(recipe, parts)
+
+    check(lambda path: False)
+    check(lambda path: path not in held)
+    for name in sorted(held)[:1] + [name for name in held if "quantizer" in name][:1]:
+        with pytest.raises(UserError, match="tokens made with tokenizer="):
+            check(lambda path, name=name: path == name)
+
+    path, written = packed / "manifest.json", (packed / "manifest.json").read_text()
+    older = written.replace(
+        encoder_side.fingerprint(network, vae.weights), runs.fingerprint(vae.weights)
+    )
+    assert older != written
+    path.write_text(older)
+    check(lambda path: False)
+    assert "there already" in t2i("encode-images", packed, "vae")
+    with pytest.raises(UserError, match="tokens made with tokenizer="):
+        check(lambda path: path not in held)  # that fingerprint can't tell
 
 
 def test_an_exported_tokenizer_is_the_same_one(t2i, place, packed, tmp_path):

@@ -18,7 +18,7 @@ from t2i_jax.models import image_tokenizer
 from t2i_jax.models.maskgit import MaskGitTransformer, SelfCritic, TokenCritic
 from t2i_jax.models.maskgit_bert import MaskGitBert
 from t2i_jax.nn.flops import flops_of
-from t2i_jax.systems import captions
+from t2i_jax.systems import captions, stored_tokens
 from t2i_jax.systems.base import Given, Part, SystemTask
 from t2i_jax.systems.maskgit import losses, sampling
 from t2i_jax.systems.maskgit.options import MaskGitOptions
@@ -227,12 +227,8 @@ class MaskGitTask(SystemTask):
         stored = super().columns(parts)
         if not self.on_tokens:
             return stored
-        sizes = {
-            "num_tokens": self.network.num_tokens,
-            "codebook_size": self.network.codebook_size,
-        }
-        own = parts.get(self.own_tokenizer)
-        return {"tokens": sizes | ({} if own is None else {"tokenizer": own.fingerprint}), **stored}
+        made = stored_tokens.made_with(self.network, parts.get(self.own_tokenizer))
+        return {"tokens": made, **stored}
 
     def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
         """Images with the options' defaults, in one program."""

@@ -17,7 +17,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.parti_transformer import PartiTransformer
 from t2i_jax.nn.flops import flops_of
-from t2i_jax.systems import captions
+from t2i_jax.systems import captions, stored_tokens
 from t2i_jax.systems.base import Given, Part, SystemTask
 from t2i_jax.systems.parti import sampling
 from t2i_jax.systems.parti.options import PartiOptions
@@ -171,12 +171,8 @@ class PartiTask(SystemTask):
         stored = super().columns(parts)
         if not self.on_tokens:
             return stored
-        sizes = {
-            "num_tokens": self.network.num_tokens,
-            "codebook_size": self.network.codebook_size,
-        }
-        made_by = {"tokenizer": parts["tokenizer"].fingerprint} if "tokenizer" in parts else {}
-        return {"tokens": sizes | made_by, **stored}
+        made = stored_tokens.made_with(self.network, parts.get("tokenizer"))
+        return {"tokens": made, **stored}
 
     def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
         """Guided images, in one program."""
