@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t2i_jax.errors import UserError
+from t2i_jax.models.maskgit_bert import MaskGitBert
 from t2i_jax.text.stored import StoredText
 from t2i_jax.train.checkpoint import load_params
 from t2i_jax.train.loop import Hook, Preempted, TrainConfig, fit
@@ -109,3 +111,30 @@ def test_multi_axis_super_resolution_learns_from_small_images():
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(cond))
     after, _ = step(jax.tree.map(lambda p, g: p - 0.02 * g, params, slope))
     assert float(after) < float(before)
+
+
+def test_the_published_network_learns_with_classes_and_enlarges_nothing():
+    """A step lowers the loss, and its gradient reaches the classes; a dropped class is not seen."""
+    bert = MaskGitBert(dim=8, depth=1, heads=2, mlp_dim=16)
+    task = dataclasses.replace(TASK, model=bert, stored_tokens=True, cond_drop_prob=0.0)
+    batch, params = batch_of(task, 4), params_of(task)
+
+    def loss(params):
+        return task.loss(params, {}, {}, batch, jax.random.key(1), jnp.int32(0))[0]
+
+    step = jax.jit(jax.value_and_grad(loss))
+    before, slope = step(params)
+    assert np.abs(slope["maskgit"]["text"]["embedding"]).max() > 0
+    after, _ = step(jax.tree.map(lambda p, g: p - 0.02 * g, params, slope))
+    assert float(after) < float(before)
+
+    def logits(scale):
+        own = {"params": params["maskgit"]["decoder"]}
+        classes = scale * jnp.ones((2, 1, 8)) * jnp.arange(8)
+        seen, keep = jnp.ones((2, 1), bool), jnp.array([True, False])
+        return task.network.apply(own, batch["tokens"][:2], classes, seen, keep)
+
+    moved = np.abs(logits(1.0) - logits(-1.0)).max((1, 2))
+    assert moved[0] > 1e-3 and moved[1] == 0
+    with pytest.raises(UserError, match="model=MaskGitBert takes no cond_fmap_size"):
+        dataclasses.replace(SUPERRES, model=bert)
