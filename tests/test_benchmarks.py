@@ -105,3 +105,20 @@ def test_the_sweep_of_guidance_makes_a_table(tmp_path):
     assert lines[0] == "**drawings**, 5 images each" and len(lines) == 4 + 5
     assert lines[4].count("99.0 dB") == 3 and lines[6].count("99.0 dB") == 3
     assert len(asked) == 3 + 4 * 6 == len(set(asked))
+
+
+def test_systems_trained_for_equal_time_stand_in_one_table(tmp_path):
+    of = runpy.run_path(str(_FOLDER / "equal_time.py"))
+    configs = {path.parent.name for path in (_FOLDER.parent / "configs").glob("*/compositions.py")}
+    assert set(of["NAMES"]) == configs
+    for i, name in enumerate(("parti", "muse")):
+        (tmp_path / name).mkdir()
+        shares = {f"alignment_heldout/task/{task}": 0.5 + i / 4 for task in of["TASKS"]}
+        shares |= {"alignment_heldout": 0.5, "alignment_heldout/tasks": 0.6 + i / 10}
+        (tmp_path / name / "metrics.json").write_text(json.dumps(shares))
+        (tmp_path / name / "processor_seconds.txt").write_text("600.0\n900.0\n")
+        of["train"](name, tmp_path / name)  # which is there
+    lines = of["table"](tmp_path, ["parti", "muse"]).splitlines()
+    assert lines[0] == "| task | Parti | MaskGIT (Muse) |" and len(lines) == 2 + 9 + 2
+    assert lines[4] == "| counting | 50% | 75% |"
+    assert lines[-2:] == ["| mean of the tasks | 60% | 70% |", "| minutes of one core | 25 | 25 |"]

@@ -63,7 +63,8 @@ def _trained(recipe, workdir, monkeypatch):
         found["" if folder == workdir else folder.name] = task, config, frozen
         if folder == workdir:
             raise _Done
-        params, stats = sharding.unbox(jax.jit(task.init)(jax.random.key(0)))
+        shapes = sharding.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+        params, stats = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
         nothing = jnp.zeros((), jnp.int32)
         return TrainState(nothing, params, {}, {}, stats, nothing, jax.random.key(0))
 
