@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from t2i_jax.errors import UserError
 from t2i_jax.eval.moments import Moments, checked_pair
@@ -19,6 +20,10 @@ POINTS = 15
 """Sizes at which FD-infinity measures (dgm-eval, `compute_FD_infinity`)."""
 _FEWEST, _PART = 5000, 10  # images of the smallest size: so many, or this part of a smaller set
 _SINGULAR = 1e-10  # of a Cholesky factor's squared pivots, the smallest over the largest
+
+# Threads of OpenBLAS wait for each other by counting: on two cores with other work, a second one
+# makes a factorisation 20 times slower, and on idle ones it is of little use.
+_on_one_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +89,13 @@ def frechet(one: Gaussian, other: Gaussian, factor_DR: np.ndarray | None = None)
         )
     factor_DR = factor(other.covariance_DD) if factor_DR is None else factor_DR
     product_RR = factor_DR.T @ one.covariance_DD @ factor_DR
-    eigenvalues_R = np.linalg.eigvalsh((product_RR + product_RR.T) / 2)
+    eigenvalues_R = _eigenvalues((product_RR + product_RR.T) / 2)
     root = float(np.sqrt(np.maximum(eigenvalues_R, 0)).sum())
     traces = float(np.trace(one.covariance_DD) + np.trace(other.covariance_DD))
     return _distance(one.mean_D - other.mean_D, traces, root, np.minimum(eigenvalues_R, 0).sum())
 
 
+@_on_one_thread
 def factor(covariance_DD: np.ndarray) -> np.ndarray:
     """F (D, D) with F F^T the covariance: by Cholesky, or where that is singular by its
     eigenvectors.
@@ -120,7 +126,7 @@ def frechet_of_features(generated_ND: np.ndarray, reference_MD: np.ndarray) -> F
     means = x_ND.mean(axis=0), y_MD.mean(axis=0)
     x_ND = (x_ND - means[0]) / np.sqrt(len(x_ND) - 1)
     y_MD = (y_MD - means[1]) / np.sqrt(len(y_MD) - 1)
-    root = float(np.linalg.svd(x_ND @ y_MD.T, compute_uv=False).sum())
+    root = float(_singular_values(x_ND @ y_MD.T).sum())
     traces = float(np.square(x_ND).sum() + np.square(y_MD).sum())
     return _distance(means[0] - means[1], traces, root, 0.0)
 
@@ -167,6 +173,16 @@ def frechet_at_infinity(
         values.append(frechet(Gaussian.of(Moments.of(subset_ND)), reference, whole_DR).value)
     slope, value = np.polyfit(1 / sizes, values, 1)
     return Extrapolated(float(value), float(slope), tuple(map(int, sizes)), tuple(values))
+
+
+@_on_one_thread
+def _eigenvalues(symmetric_DD):
+    return np.linalg.eigvalsh(symmetric_DD)
+
+
+@_on_one_thread
+def _singular_values(matrix_NM):
+    return np.linalg.svd(matrix_NM, compute_uv=False)
 
 
 def _distance(step_D, traces, root, clipped):
