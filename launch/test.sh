@@ -32,5 +32,6 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$needs" ]; then
 fi
 
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"  # no test asks a hub
-# Compiling is most of the work and uses one core: two processes, a file of tests each, halve the time.
-exec "$venv/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+# Compiling is most of the work and uses one core. Of three processes, a file of tests each, two keep two cores
+# busy while a third waits for what its tests have started.
+exec "$venv/bin/python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"

@@ -46,10 +46,10 @@ def start(count, *command, slurm=False):
 def end(processes):
     """(exit statuses, what each printed on stdout, on stderr).
 
-    Those that run on for three minutes are killed.
+    Those that run on for five minutes are killed.
     """
     try:
-        printed = [process.communicate(timeout=180) for process in processes]
+        printed = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -29,7 +29,7 @@ def get_config() -> Recipe:
         recipe,
         task=dataclasses.replace(recipe.task, tokenizer=network, text=text),
         data=data,
-        train=dataclasses.replace(recipe.train, steps=4800),
+        train=dataclasses.replace(recipe.train, steps=3500),
         parts={"tokenizer": tokenizer},
         evaluation=Evaluation(
             judge="compositions",
