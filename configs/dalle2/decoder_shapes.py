@@ -7,6 +7,7 @@ tells of images that CLIP was not trained on is not always which object stands w
 t2i train configs/dalle2/decoder_shapes.py      # CLIP first; then the decoder
 """
 
+import dataclasses
 import pathlib
 
 import t2i_jax as t2i
@@ -34,17 +35,18 @@ def get_config() -> t2i.Recipe:
     )
     base = t2i.DecoderUnet(cond_on_text_encodings=True, self_attn=True, cross_attn=True, **common)
     larger = t2i.DecoderUnet(lowres_cond=True, cross_attn=False, attend_at_middle=False, **common)
-    # the first stage trains at the levels where an image so small is decided
-    layout, details = t2i.Edm(P_mean=0.8, P_std=1.3), t2i.Edm(P_mean=-0.4, P_std=1.3)
-    solver = dict(resize="area", sampler="heun", steps=16)
+    noise = t2i.Ddpm(objective="v", weighting="plain")
+    # noise levels at which so small an image is decided
+    layout = dataclasses.replace(noise, shift=-2.5)
+    solver = dict(resize="area", sampler="dpm_solver", steps=24)
     return t2i.Recipe(
         task=t2i.DecoderTask(
             stages=(
                 t2i.DecoderStage(base, image_size=16, noise=layout, **solver),
-                t2i.DecoderStage(larger, image_size=32, noise=details, crop_size=16, **solver),
+                t2i.DecoderStage(larger, image_size=32, noise=noise, crop_size=16, **solver),
             ),
             text=text,
-            image_cond_drop_prob=0.75,
+            image_cond_drop_prob=0.5,
             text_cond_drop_prob=0.1,
         ),
         data=t2i.DataConfig(source="shapes", image_size=32),

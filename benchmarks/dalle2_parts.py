@@ -1,0 +1,80 @@
+"""Which part of a DALL-E 2 on shapes is to blame for the images that are wrong.
+
+    python benchmarks/dalle2_parts.py runs/dalle2
+
+Alignment, and the share of right shapes, of the whole; of captions of the training set; of a
+decoder that is given the embeddings of true held-out images in place of the prior's; of other
+images' embeddings beside the captions; and of the second stage alone, behind true small images.
+Last, how well a linear classifier reads the form of one object from CLIP's embeddings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+import t2i_jax as t2i
+from t2i_jax import runs
+from t2i_jax.data import shapes
+from t2i_jax.eval.alignment import alignment
+from t2i_jax.eval.judge_shapes import JudgeShapes
+
+_PROBED = 3000  # scenes of each split, a third of which hold one object
+
+
+def main() -> None:
+    """Samples, judges, prints a row each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=pathlib.Path)
+    parser.add_argument("--images", type=int, default=96)
+    told = parser.parse_args()
+    system = t2i.load(told.run)
+    scale = runs.load_run_recipe(told.run).evaluation.options.guidance
+    options = {"guidance": (scale, 1.0), "batch_size": 48}
+    decoder, size = system.decoder, system.decoder.task.stages[-1].image_size
+    images, captions = scenes("heldout", told.images, size)
+    embeds = system.prior.embed(captions)
+    seen = scenes("train", told.images, size)[1]
+    side = size // decoder.task.stages[0].image_size
+    small = images.reshape(len(images), size // side, side, size // side, side, 3).mean((2, 4))
+
+    def row(name, captions, **given):
+        made = decoder.generate(captions, **{**options, **given})
+        found = alignment(made, captions, JudgeShapes())
+        print(f"| {name} | {found['alignment']:.0%} | {found['parts']['shape']:.0%} |", flush=True)
+
+    print("| given | right images | right shapes |\n|---|---|---|")
+    row("held-out captions", captions, image_embeds=embeds)
+    row("captions of the training set", seen, image_embeds=system.prior.embed(seen))
+    row("embeddings of the true images", captions, images=list(images))
+    row("embeddings of other images", captions, images=list(np.roll(images, 1, axis=0)))
+    behind = dict(start_images=list(small.round().astype(np.uint8)), start_at=2, guidance=1.0)
+    row("true images of the first stage", captions, image_embeds=embeds, **behind)
+    read = probe(system)
+    print(f"form of one object, read from CLIP's embedding by a linear classifier: {read:.0%}")
+
+
+def scenes(split: str, count: int, size: int) -> tuple[np.ndarray, list[str]]:
+    """The first images of a split, and their captions."""
+    found = [shapes.scene(i, split) for i in range(count)]
+    return shapes.draw(found, size), [one.caption for one in found]
+
+
+def probe(system) -> float:
+    """Accuracy on held-out images of a classifier that was fitted to those of the training set."""
+    told = {}
+    for split in shapes.SPLITS:
+        found = [shapes.scene(i, split) for i in range(_PROBED)]
+        found = [one for one in found if len(one.things) == 1]
+        images = shapes.draw(found, system.decoder.task.stages[-1].image_size)
+        embeds = [system.clip.embed_images(images[i : i + 200]) for i in range(0, len(images), 200)]
+        told[split] = np.concatenate(embeds), [one.things[0].shape for one in found]
+    fitted = LogisticRegression(C=100, max_iter=2000).fit(*told["train"])
+    return float(fitted.score(*told["heldout"]))
+
+
+if __name__ == "__main__":
+    main()
