@@ -37,7 +37,7 @@ def main() -> None:
     decoder, size = system.decoder, system.decoder.task.stages[-1].image_size
     images, captions = scenes("heldout", told.images, size)
     embeds = system.prior.embed(captions)
-    seen = scenes("train", told.images, size)[1]
+    _, seen = scenes("train", told.images, size)
     side = size // decoder.task.stages[0].image_size
     small = images.reshape(len(images), size // side, side, size // side, side, 3).mean((2, 4))
 

@@ -4,8 +4,8 @@
     python benchmarks/equal_time.py runs/equal parti muse   # these alone
 
 Each recipe `configs/NAME/compositions.py` has as many updates as two cores make in about 15
-minutes, its parts and compilation included. Told is the processor time, since other work beside
-changes it little: two cores that do nothing else need half of it. Prints the table of
+minutes, its parts and compilation included. Told is the processor time, of which two cores that do
+nothing else need half; other work beside makes it longer, by up to four tenths. Prints the table of
 docs/benchmarks_of_prompts.md, the share of right images of 900 held-out captions, 100 a task.
 """
 

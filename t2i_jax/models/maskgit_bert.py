@@ -110,6 +110,7 @@ class MaskGitBert(nn.Module):
         config.one_of("remat", self.remat, REMAT)
         super().__post_init__()
 
+    # the three sizes below are told as by `maskgit.MaskGitTransformer`
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens."""

@@ -76,8 +76,8 @@ def preset(name: str, **fields: Any) -> VQGAN:
     config.one_of("preset", name, PRESETS)
     given = dict(PRESETS[name])
     if "fsq_levels" in fields:
-        for name in ("codebook_size", "entropy_weight"):
-            given.pop(name, None)
+        for of_codebook in ("codebook_size", "entropy_weight"):
+            given.pop(of_codebook, None)
     return VQGAN(**{**given, **fields})
 
 
