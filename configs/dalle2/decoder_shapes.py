@@ -33,7 +33,14 @@ def get_config() -> t2i.Recipe:
         attn_dim_head=32,
         init_cross_embed_kernel_sizes=(3, 7),
     )
-    base = t2i.DecoderUnet(cond_on_text_encodings=True, self_attn=True, cross_attn=True, **common)
+    base = t2i.DecoderUnet(
+        cond_on_text_encodings=True,
+        text_at_levels=True,
+        add_text_to_time=True,
+        self_attn=True,
+        cross_attn=True,
+        **common,
+    )
     larger = t2i.DecoderUnet(lowres_cond=True, cross_attn=False, attend_at_middle=False, **common)
     noise = t2i.Ddpm(objective="v", weighting="plain")
     # noise levels at which so small an image is decided

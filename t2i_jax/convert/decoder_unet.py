@@ -24,6 +24,7 @@ from t2i_jax.convert.engine import (
     Row,
     Unused,
 )
+from t2i_jax.errors import UserError
 from t2i_jax.models import decoder_unet_sizes as sizes
 from t2i_jax.models.decoder_unet import DecoderUnet
 
@@ -31,7 +32,17 @@ _FIRST = Layout("one row (1, ...) <-> (...)", lambda a: a[0], lambda a: a[None])
 
 
 def table(model: DecoderUnet) -> list[Row]:
-    """The entries of one configuration."""
+    """The entries of one configuration.
+
+    Raises:
+      UserError: a text that levels or the timestep see, which the package does not have.
+    """
+    for name in ("text_at_levels", "add_text_to_time"):
+        if getattr(model, name):
+            raise UserError(
+                f"{name}=True of the DecoderUnet has no form in dalle2-pytorch, where the middle "
+                "alone sees the text; t2i export writes the system as it is."
+            )
     rows: list[Row] = [*_condition(model), *_nulls(model)]
     kernels = len(model.init_cross_embed_kernel_sizes) if model.init_cross_embed else 0
     rows += _convs("init_conv", "first_conv", kernels)

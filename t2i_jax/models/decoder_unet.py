@@ -12,7 +12,12 @@ import jax.numpy as jnp
 from t2i_jax.models import decoder_unet_sizes as sizes
 from t2i_jax.nn import resample
 from t2i_jax.nn.conv import POINTWISE, Dense, conv
-from t2i_jax.nn.decoder_conditioning import ImageCondition, TextTokens, TimeCondition
+from t2i_jax.nn.decoder_conditioning import (
+    ImageCondition,
+    TextTokens,
+    TextVector,
+    TimeCondition,
+)
 from t2i_jax.nn.group_resnet_block import GroupBlock, GroupResnetBlock
 from t2i_jax.nn.null_attention import NullSelfAttention, UnitLinearAttention
 from t2i_jax.nn.resize_right import resize_cubic
@@ -45,6 +50,10 @@ class DecoderUnet(nn.Module):
         middle see them. text_embed_dim: their width; None: that of the task's text encoder.
         max_text_len: texts are cut, or filled
         up with learnt tokens.
+      text_at_levels: whether the cross-attention of the levels sees the text too, as GLIDE's and
+        the paper's does (section 2.1); dalle2-pytorch shows it to the middle alone.
+        add_text_to_time: whether the mean of the text's tokens is added to the vector of the
+        timestep, where GLIDE adds its last token; dalle2-pytorch has no such weights.
       cond_dim: width of the condition's tokens; None: dim. num_time_tokens: tokens of the timestep.
       lowres_cond: whether it enlarges a smaller image. lowres_noise_cond: whether that image comes
         noised, with its own timestep.
@@ -101,6 +110,8 @@ class DecoderUnet(nn.Module):
     cross_attn: bool | tuple[bool, ...] | None = None
     cond_on_text_encodings: bool = False
     max_text_len: int = 256
+    text_at_levels: bool = False
+    add_text_to_time: bool = False
     cond_on_image_embeds: bool = False
     add_image_embeds_to_time: bool = True
     init_dim: int | None = None
@@ -224,6 +235,11 @@ class DecoderUnet(nn.Module):
             text_tokens = texts(*text)
             if text_tokens is not None:
                 middle = jnp.concatenate([tokens, text_tokens], axis=1)
+                if self.text_at_levels:
+                    tokens = middle
+                if self.add_text_to_time:
+                    pooled = TextVector(dim, self.dtype, name="text_vector")
+                    vector = vector + pooled(text_tokens, text[2])
         normed = affine_norm("context_norm", self.dtype)(tokens)
         return vector, normed, affine_norm("middle_context_norm", self.dtype)(middle)
 

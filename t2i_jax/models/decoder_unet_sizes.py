@@ -95,6 +95,16 @@ def _check_conditions(model):
         raise UserError(
             "lowres_noise_cond=True with lowres_cond=False has no smaller image; leave it out."
         )
+    for name in ("text_at_levels", "add_text_to_time"):
+        if getattr(model, name) and not model.cond_on_text_encodings:
+            raise UserError(
+                f"{name}=True with cond_on_text_encodings=False has no text; leave it out."
+            )
+    if model.text_at_levels and not any(cross_levels(model)):
+        raise UserError(
+            f"text_at_levels=True with cross_attn={model.cross_attn} has no level that could see "
+            "the text; give cross_attn=True."
+        )
 
 
 def check_inputs(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.conv import Dense, boxed
+from t2i_jax.nn.unet_attention import affine_norm
 from t2i_jax.types import Array
 
 _NORMAL = nn.initializers.normal(1.0)
@@ -139,3 +140,39 @@ class TextTokens(nn.Module):
         fill = ((0, 0), (0, self.length - L))
         tokens, known_BL = jnp.pad(tokens, (*fill, (0, 0))), jnp.pad(known_BL, fill)
         return jnp.where(known_BL[..., None], tokens, null_LC.astype(self.dtype))
+
+
+class TextVector(nn.Module):
+    """The mean of a text's tokens through two layers, for the vector of the timestep, with a learnt
+    stand-in for rows without a text.
+
+    GLIDE (Nichol et al. 2021, section 2.3) adds its last token there, DALL-E 2 does as GLIDE
+    (Ramesh et al. 2022, section 2.1); dalle2-pytorch has none. The layers are those of Imagen's
+    `TextCondition`.
+
+    Attributes:
+      dim: width of the vector.
+    """
+
+    dim: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, tokens_BLC: Array, keep_B: Array | None) -> Array:
+        """(B, dim).
+
+        Args:
+          tokens_BLC: of `TextTokens`. keep_B: False in rows without their text; None: all True.
+        """
+
+        def dense(axes, name):
+            return Dense(self.dim, axes, dtype=self.dtype, name=name)
+
+        null_V = self.param("null_vector", boxed(_NORMAL, "embed"), (self.dim,))
+        mean_BC = jnp.mean(tokens_BLC.astype(jnp.float32), axis=1)
+        normed_BC = affine_norm("norm", self.dtype)(mean_BC)
+        hidden = nn.silu(dense(("embed", "mlp"), "hidden")(normed_BC))
+        vector = dense(("mlp", "embed"), "vector")(hidden)
+        if keep_B is None:
+            return vector
+        return jnp.where(keep_B[:, None].astype(bool), vector, null_V.astype(self.dtype))

@@ -1,0 +1,72 @@
+"""What DALL-E 2's U-Net has beyond the package: where it sees the text."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import t2i_jax as t2i
+from t2i_jax import convert
+from t2i_jax.errors import UserError
+
+FIELDS = dict(dim=8, dim_mults=(1,), resnet_groups=4, attn_heads=1, attn_dim_head=8)
+FIELDS |= dict(num_resnet_blocks=0, init_cross_embed=False, init_conv_kernel_size=1)
+FIELDS |= dict(cond_on_text_encodings=True, text_embed_dim=6, max_text_len=4, cross_attn=True)
+# the middle's cross-attention is what the package has; without it the text has one way alone
+MIDDLE = ("mid_first", "mid_second")
+
+
+def outputs(**fields):
+    """Of two texts and of none, by a network whose middle does not see the text."""
+    unet = t2i.DecoderUnet(**FIELDS, **fields)
+    key = jax.random.key(0)
+    image = jax.random.normal(key, (3, 2, 2, 3))
+    text = jax.random.normal(jax.random.fold_in(key, 1), (3, 4, 6))
+    keep = np.array([True, True, False])
+
+    @jax.jit
+    def run(key):
+        params = unet.init(key, image[:1], jnp.zeros(1), None, text[:1])["params"]
+        params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, x.shape), params)
+        for name in MIDDLE:
+            shut = params[name]["cross_attention"]
+            params[name]["cross_attention"] = jax.tree.map(jnp.zeros_like, shut)
+        same = jnp.broadcast_to(image[:1], image.shape)
+        return unet.apply(
+            {"params": params}, same, jnp.full(3, 5.0), None, text, keep_text_B=jnp.asarray(keep)
+        )
+
+    return np.asarray(run(key))
+
+
+@pytest.mark.parametrize("field", [None, "text_at_levels", "add_text_to_time"])
+def test_the_text_is_seen_where_it_is_asked_for(field):
+    one, other, without = outputs(**({field: True} if field else {}))
+    seen = field is not None
+    assert (np.abs(one - other).max() > 1e-4) == seen
+    assert (np.abs(one - without).max() > 1e-4) == seen
+
+
+@pytest.mark.parametrize("field", ["text_at_levels", "add_text_to_time"])
+def test_what_the_package_lacks_is_not_written_for_it(field):
+    unet = t2i.DecoderUnet(**FIELDS, **{field: True})
+    shapes = jax.eval_shape(
+        unet.init, jax.random.key(0), jnp.zeros((1, 2, 2, 3)), jnp.zeros(1), None,
+        jnp.zeros((1, 4, 6)),
+    )  # fmt: skip
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes["params"])
+    with pytest.raises(UserError, match=f"{field}=True of the DecoderUnet has no form"):
+        convert.to_torch(unet, params)
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        (dict(add_text_to_time=True, cond_on_text_encodings=False), "add_text_to_time=True with"),
+        (dict(text_at_levels=True, cond_on_text_encodings=False), "text_at_levels=True with"),
+        (dict(text_at_levels=True, cross_attn=False), "no level that could see the text"),
+    ],
+)
+def test_a_text_that_is_not_there_is_told(fields, said):
+    with pytest.raises(UserError, match=said):
+        t2i.DecoderUnet(**{**FIELDS, **fields})
