@@ -2,9 +2,10 @@
 
     python benchmarks/dalle2_parts.py runs/dalle2
 
-Alignment, and the share of right shapes, of the whole; of captions of the training set; of a
-decoder that is given the embeddings of true held-out images in place of the prior's; of other
-images' embeddings beside the captions; and of the second stage alone, behind true small images.
+Alignment, and the share of right shapes in their colours, of the whole; of captions of the training
+set; of a decoder that is given the embeddings of true held-out images in place of the prior's; of
+other images' embeddings beside the captions; of variations, which are given the embeddings of true
+images and no captions; and of the second stage alone, behind true small images.
 Last, how well a linear classifier reads the form of one object from CLIP's embeddings.
 """
 
@@ -41,8 +42,8 @@ def main() -> None:
     side = size // decoder.task.stages[0].image_size
     small = images.reshape(len(images), size // side, side, size // side, side, 3).mean((2, 4))
 
-    def row(name, captions, **given):
-        made = decoder.generate(captions, **{**options, **given})
+    def row(name, captions, read=True, **given):
+        made = decoder.generate(captions if read else None, **{**options, **given})
         found = alignment(made, captions, JudgeShapes())
         print(f"| {name} | {found['alignment']:.0%} | {found['parts']['shape']:.0%} |", flush=True)
 
@@ -51,6 +52,7 @@ def main() -> None:
     row("captions of the training set", seen, image_embeds=system.prior.embed(seen))
     row("embeddings of the true images", captions, images=list(images))
     row("embeddings of other images", captions, images=list(np.roll(images, 1, axis=0)))
+    row("embeddings of the true images, no captions", captions, False, images=list(images))
     behind = dict(start_images=list(small.round().astype(np.uint8)), start_at=2, guidance=1.0)
     row("true images of the first stage", captions, image_embeds=embeds, **behind)
     read = probe(system)
