@@ -4,8 +4,9 @@ pixels.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +14,20 @@ from t2i_jax.errors import UserError
 from t2i_jax.eval.intervals import wilson
 
 
-class Judge(Protocol):
+class Judge(abc.ABC):
     """Tells for each image whether it shows what its caption says."""
 
+    @abc.abstractmethod
     def judge(self, images_NHWC: np.ndarray, captions: Sequence[str]) -> np.ndarray:
         """Bool (N,), from uint8 images and as many captions."""
-        ...
+
+    def parts(self, images_NHWC: np.ndarray, captions: Sequence[str]) -> Mapping[str, np.ndarray]:
+        """The same, bool (N,), for each property that it looks at; {}: it has the whole alone."""
+        return {}
+
+    def tasks(self, captions: Sequence[str]) -> Sequence[str]:
+        """The task of each caption; []: it knows no tasks."""
+        return []
 
 
 def alignment(images_NHWC: np.ndarray, captions: Sequence[str], judge: Judge) -> dict[str, Any]:
@@ -27,8 +36,7 @@ def alignment(images_NHWC: np.ndarray, captions: Sequence[str], judge: Judge) ->
     Args:
       images_NHWC: uint8.
       captions: one per image; a caption may occur several times.
-      judge: with `.judge`; where it has `.parts` too (bool (N,) by property), their fractions are
-        reported, and where it has `.tasks` (the task of each caption), those of each task.
+      judge: the fractions of its parts, and those of each of its tasks, are reported too.
 
     Returns:
       "alignment": the fraction of right images; "stderr": the standard error of that fraction,
@@ -52,8 +60,7 @@ def alignment(images_NHWC: np.ndarray, captions: Sequence[str], judge: Judge) ->
             f"{len(images_NHWC)} images and {len(captions)} captions; give one caption per image."
         )
     right = np.asarray(judge.judge(images_NHWC, captions), bool)
-    measure = getattr(judge, "parts", lambda images, captions: {})
-    parts = measure(images_NHWC, captions)
+    parts = judge.parts(images_NHWC, captions)
     fraction, tasks = float(np.mean(right)), _by_task(judge, captions, right)
     shares = {f"task/{name}": one["right"] / one["of"] for name, one in tasks.items()}
     if shares:
@@ -84,7 +91,7 @@ def task_table(tasks: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _by_task(judge, captions, right):
-    names = getattr(judge, "tasks", lambda captions: [])(captions)
+    names = judge.tasks(captions)
     found = {}
     for name in sorted(set(names)):
         mine = right[[i for i, task in enumerate(names) if task == name]]

@@ -18,6 +18,7 @@ from PIL import Image
 from scipy import ndimage
 
 from t2i_jax.errors import UserError
+from t2i_jax.eval.alignment import Judge
 from t2i_jax.eval.composition_claims import SIZES, Claim, Item, parse
 
 TASKS = (
@@ -76,7 +77,7 @@ class Seen:
     y: float
 
 
-class JudgeCompositions:
+class JudgeCompositions(Judge):
     """Whether images show what their captions say, and of which task a caption is.
 
     >>> JudgeCompositions().judge(images_NHWC, ["three red circles"])       # doctest: +SKIP

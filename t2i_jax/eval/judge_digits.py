@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from t2i_jax.errors import UserError
+from t2i_jax.eval.alignment import Judge
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _SIDE = 8  # of the scans
@@ -19,7 +20,7 @@ _SIDE = 8  # of the scans
 _LEAST_INK = 1.0
 
 
-class JudgeDigits:
+class JudgeDigits(Judge):
     """Whether images show the digit that their captions name.
 
     The classifier is a support-vector machine fitted to scikit-learn's scans, without every fifth

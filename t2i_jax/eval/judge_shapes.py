@@ -18,6 +18,7 @@ from PIL import Image
 from scipy import ndimage
 
 from t2i_jax.errors import UserError
+from t2i_jax.eval.alignment import Judge
 
 
 def _longer(x, y):
@@ -79,7 +80,7 @@ class Claim:
     background: str | None
 
 
-class JudgeShapes:
+class JudgeShapes(Judge):
     """Whether images show what their captions say.
 
     >>> JudgeShapes().judge(images_NHWC, ["a large red circle on a white background"])

@@ -1,13 +1,13 @@
-"""The figures made from a judge's verdicts."""
+"""The metrics made from a judge's verdicts."""
 
 import numpy as np
 import pytest
 
 from t2i_jax.errors import UserError
-from t2i_jax.eval.alignment import alignment, task_table
+from t2i_jax.eval.alignment import Judge, alignment, task_table
 
 
-class Bright:
+class Bright(Judge):
     """An image is right when it is as bright as the caption's number says."""
 
     def judge(self, images_NHWC, captions):

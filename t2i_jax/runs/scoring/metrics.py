@@ -282,7 +282,7 @@ def _judged(metric, subject, extractor):
         rows = range(start, min(start + _JUDGED_AT_ONCE, len(captions)))
         images, told = np.stack([subject.read(row) for row in rows]), [captions[r] for r in rows]
         right_N[rows.start : rows.stop] = judge.judge(images, told)
-        for part, found in getattr(judge, "parts", lambda *_: {})(images, told).items():
+        for part, found in judge.parts(images, told).items():
             parts.setdefault(part, np.zeros(len(captions)))[rows.start : rows.stop] = found
     for part, values_N in {"": right_N, **parts}.items():
         yield Entry(
