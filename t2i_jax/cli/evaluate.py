@@ -98,7 +98,7 @@ def measure(
             columns file and caption. By default those that lie beside the images.
         metrics: Some of fid, fid_infinity, kid, is, pr (precision, recall), dc (density, coverage),
             clip, clip_hessel, clip_torchmetrics, clip_gigagan, clip_fid, cmmd, fdd, pickscore,
-            hpsv2, judge:shapes, judge:digits.
+            hpsv2, judge:shapes, judge:digits, judge:compositions.
         reference: Real images to compare with, a folder or another source, or their statistics.
         reference_mode: How the statistics of a FILE.npz were made, where no JSON beside it says so.
         mode: How images are made smaller for Inception: clean, tf, pytorch-fid, torchmetrics.

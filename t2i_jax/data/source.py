@@ -23,7 +23,7 @@ Record = dict[str, Any]
 optional are "tokens" (int32,
 row-major), "text_embeds" (tokens, width) float and "text_mask" (tokens,) bool."""
 
-_KINDS = {  # what follows the colon, and where it is read
+KINDS = {  # the other sources: what follows the colon, and where it is read
     "folder": ("PATH", "t2i_jax.data.folder", "FolderSource"),
     "webdataset": ("GLOB", "t2i_jax.data.webdataset", "WebDatasetSource"),
     "arrayrecord": ("DIR", "t2i_jax.data.arrayrecord", "PackedSource"),
@@ -150,7 +150,7 @@ def open_source(
       UserError: an unknown kind, or nothing after the colon.
     """
     kind, _, place = spec.partition(":")
-    one_of("data.source", kind, (*EMBEDDED, *_KINDS))
+    one_of("data.source", kind, (*EMBEDDED, *KINDS))
     if kind in EMBEDDED:
         if place:
             raise UserError(
@@ -161,7 +161,7 @@ def open_source(
                 f"image_size={image_size} is larger than {kind} is drawn; give at most {_LARGEST}."
             )
         return _embedded(kind, image_size, split, seed)
-    what, module, name = _KINDS[kind]
+    what, module, name = KINDS[kind]
     if not place:
         raise UserError(
             f"data.source={spec!r} does not say which; write data.source={kind}:{what}."

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from t2i_jax import paths
-from t2i_jax.data.source import BadSample, Source, open_source
+from t2i_jax.data.source import EMBEDDED, KINDS, BadSample, Source, open_source
 from t2i_jax.errors import UserError
 from t2i_jax.runs.scoring.split import SHARD_SIZE, Split
 
@@ -117,9 +117,7 @@ def source_spec(field: str, text: str) -> str:
       UserError: a path at which there is no folder.
     """
     kind, colon, _ = text.partition(":")
-    if colon and kind in ("folder", "arrayrecord", "webdataset", "tfds", "hf"):
-        return text
-    if text in ("shapes", "digits"):
+    if text in EMBEDDED or (colon and kind in KINDS):
         return text
     if not paths.given(field, text).is_dir():
         raise UserError(
