@@ -60,6 +60,8 @@ class Task(Protocol):
       ema_groups: the groups of which a moving average is kept, used for evaluation and sampling.
       sequence_length: tokens of the sequence that a mesh may split; None: there is none that can be
         split.
+      held: by group the names of parameters, or paths ("encoder/norm"), that training leaves as
+        they are; {}: it moves all of them.
     """
 
     @property
@@ -75,6 +77,11 @@ class Task(Protocol):
     @property
     def sequence_length(self) -> int | None:
         """Tokens of a sequence that can be split."""
+        ...
+
+    @property
+    def held(self) -> Mapping[str, tuple[str, ...]]:
+        """The parameters that training leaves as they are."""
         ...
 
     def init(self, key: Key) -> tuple[Mapping[str, Params], Stats]:

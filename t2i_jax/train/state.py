@@ -98,7 +98,7 @@ def optimisers_of(task: Task, config: TrainConfig) -> Mapping[str, optax.Gradien
     matrices = of_all(_matrix)
     settings = config.optim_of(params)
     made = {g: optim.make(settings[g], config.steps, decayed[g], matrices[g]) for g in params}
-    for group, names in getattr(task, "held", {}).items():
+    for group, names in task.held.items():
         made[group] = optim.holding(made[group], params[group], names)
     return made
 

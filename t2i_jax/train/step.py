@@ -54,11 +54,10 @@ def train_step(
         params[group] = optax.apply_updates(params[group], updates)
         metrics |= {**new, f"grad_norm/{group}": norm}
     params, stats = task.after_update(params, stats, batch, keys[0], state.step)
-    names = getattr(task, "held", {})
     ema = {
         group: moving_average.update(
             state.ema[group], params[group], state.step, ema_decay,
-            optim.held_of(params[group], names.get(group, ())),
+            optim.held_of(params[group], task.held.get(group, ())),
         )
         for group in state.ema
     }  # fmt: skip

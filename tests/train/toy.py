@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
 import flax.linen as nn
@@ -45,6 +46,7 @@ class ToyTask:
     ema_groups: tuple = ("first",)
 
     sequence_length: ClassVar[int | None] = None
+    held: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     @property
     def objectives(self):
