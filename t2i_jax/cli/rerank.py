@@ -1,4 +1,4 @@
-"""The best of several images, as a network that embeds images and captions together judges them."""
+"""The best of several images, as a network that embeds images and captions together ranks them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from t2i_jax.errors import UserError
 SCORES = "scores.tsv"
 
 
-def check(count: int, best_of: int | None, judge: pathlib.Path | None, captions: int) -> int:
+def check(count: int, best_of: int | None, ranker: pathlib.Path | None, captions: int) -> int:
     """How many images are made of each caption.
 
     Args:
-      count: images that are kept. best_of: among how many; None: all are kept. judge: the run that
-        judges them; None: none.
+      count: images that are kept. best_of: among how many; None: all are kept. ranker: the run that
+        compares them with their captions; None: none.
 
     Raises:
-      UserError: a choice without a judge, a judge without a choice or without captions, or one
-        among fewer than are kept.
+      UserError: a number to choose from without a ranker or the other way round, a ranker without
+        captions, or a choice among fewer images than are kept.
     """
-    if best_of is None and judge is None:
+    if best_of is None and ranker is None:
         return count
-    if best_of is None or judge is None:
+    if best_of is None or ranker is None:
         given, missing = ("rerank", "best-of") if best_of is None else ("best-of", "rerank")
         raise UserError(f"--{given} does nothing without --{missing}; give both.")
     if best_of < count:
@@ -37,18 +37,18 @@ def check(count: int, best_of: int | None, judge: pathlib.Path | None, captions:
 
 
 def best(
-    judge: Any, images: np.ndarray, captions: Sequence[str], count: int
+    ranker: Any, images: np.ndarray, captions: Sequence[str], count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `count` images of each caption that are the most similar to it, best first, and how
     similar they are (captions, count).
 
     Args:
-      judge: a system with `similarity`. images: those of one caption stand together.
+      ranker: a system with `similarity`. images: those of one caption stand together.
     """
     each, kept, scores = len(images) // len(captions), [], []
     for i, caption in enumerate(captions):
         own = images[i * each : (i + 1) * each]
-        similar = np.asarray(judge.similarity(own, [caption]))[:, 0]
+        similar = np.asarray(ranker.similarity(own, [caption]))[:, 0]
         order = np.argsort(-similar, kind="stable")[:count]
         kept.append(own[order])
         scores.append(similar[order])

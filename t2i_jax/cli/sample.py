@@ -147,7 +147,7 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     step = checkpoint_step(common.step)
     system = runs.load(run, mesh=mesh, step=step, offload=common.offload)
     larger = None if common.upscale is None else runs.load(common.upscale)
-    judge = None if common.rerank is None else runs.load(paths.given("rerank", common.rerank))
+    ranker = None if common.rerank is None else runs.load(paths.given("rerank", common.rerank))
     encoder = system.task.text_encoder
     given = _given(system.task, inputs)
     prompts = captions if captions or (encoder is not None and "images" not in given) else None
@@ -165,8 +165,8 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
         )
     )
     scores = None
-    if judge is not None:
-        images, scores = rerank.best(judge, images, captions, common.count)
+    if ranker is not None:
+        images, scores = rerank.best(ranker, images, captions, common.count)
     if larger is not None:
         images = larger.upscale(images, prompts=[c for c in captions for _ in range(common.count)])
     folder = _new_folder(out)

@@ -258,8 +258,8 @@ def on_mesh(
 
 
 def offloaded(system: Any) -> Any:
-    """A system with `weights`, `frozen` and `mesh`, whose weights are in the host's memory, and so
-    are those of the CLIP that it may have; its images stay the same.
+    """A system with `weights`, `frozen` and `mesh`, whose weights are in the host's memory; its
+    images stay the same.
 
     A program has on the device what it reads, and nothing when it has ended.
 
@@ -272,8 +272,6 @@ def offloaded(system: Any) -> Any:
             "several; give one of the two."
         )
     own = {name: jax.device_get(getattr(system, name)) for name in ("weights", "frozen")}
-    if (clip := getattr(system, "clip", None)) is not None:
-        own["clip"] = clip.offloaded()
     return dataclasses.replace(system, **own)
 
 

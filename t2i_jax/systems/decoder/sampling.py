@@ -49,7 +49,7 @@ def generate(
     Args:
       params: of the stage's group. frozen: as in training; the tokenizer of a stage on latents.
       prompt: "image_embeds" (B, D); "encodings" (B, L, E) and "encodings_mask" of captions, or
-        "text" and "text_mask" for a text encoder that was trained along, and the same with the
+        "text" and "text_mask" for a jointly trained text encoder, and the same with the
         prefix "negative_"; "small": images in [-1, 1] of the previous stage; "init":
         images in [-1, 1] of any size, "keep": bool (B, H, W), True where they are known.
       keys_B: one key per image. guidance: one scale, or one per image.

@@ -46,6 +46,11 @@ class DecoderSystem(CascadeSystem):
     task: DecoderTask
     clip: ClipSystem | None = None
 
+    def offloaded(self) -> DecoderSystem:
+        """The same system, see `generation.offloaded`, and its CLIP likewise."""
+        clip = None if self.clip is None else self.clip.offloaded()
+        return dataclasses.replace(generation.offloaded(self), clip=clip)
+
     def generate(
         self,
         prompts: Any = None,

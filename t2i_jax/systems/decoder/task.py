@@ -40,8 +40,8 @@ class DecoderTask(CascadeTask):
         DecoderTask(stages=(DecoderStage(unet, image_size=64),))  # and the part "clip"
 
     Every step makes one update of each stage in `train_stages`, on the same images. Groups:
-    "stage_1", "stage_2", ..., each {"unet": params} and, where captions are read and the text
-    encoder is trained along, "text": every stage has one of its own. `stats` counts the updates of
+    "stage_1", "stage_2", ..., each {"unet": params} and, where captions are read by a jointly
+    trained text encoder, "text": every stage has one of its own. `stats` counts the updates of
     each. `frozen` of the step: "clip" and "tokenizer", the weights of the parts, and "text" of a
     frozen encoder.
 
@@ -256,7 +256,7 @@ class DecoderTask(CascadeTask):
         """What the images of a batch are conditioned on.
 
         Args:
-          params: of a stage, whose text encoder may be trained along. key: for its dropout.
+          params: of a stage, whose text encoder may be jointly trained. key: for its dropout.
         """
         image = text = mask = None
         if self.by_image and self.clip is None:
@@ -298,7 +298,7 @@ class DecoderTask(CascadeTask):
     ) -> Array:
         """The loss (B,) of each row of a batch at a stage, with these random numbers.
 
-        `for_text`: for the dropout of a text encoder that is trained along.
+        `for_text`: for the dropout of a jointly trained text encoder.
         """
         stage = self.stage(number)
         told = self.conditions(params[group(number)], frozen, batch, for_text)
@@ -322,7 +322,7 @@ class DecoderTask(CascadeTask):
 
     def flops(self, batch_size: int) -> float:
         """FLOPs of one step, from the traced networks: 3 forward passes of each stage, with its
-        text encoder where that is trained along, and one of CLIP; those of a tokenizer are left
+        text encoder where that is jointly trained, and one of CLIP; those of a tokenizer are left
         out.
         """
         once, frozen = sum(map(self._unet_flops, self._trained)), 0.0

@@ -38,7 +38,7 @@ class ImagenTask(CascadeTask):
         )
 
     Every step makes one update of each stage in `train_stages`, on the same images. Groups:
-    "stage_1", "stage_2", ..., each {"unet": params} and, when the text encoder is trained along,
+    "stage_1", "stage_2", ..., each {"unet": params} and, for a jointly trained text encoder,
     "text": every stage has one of its own. `stats` counts the updates of each. `frozen` of the
     step: "text", the weights of a frozen encoder.
 

@@ -100,7 +100,7 @@ def generate(
         given_BN = image_tokenizer.tokens(own, frozen[task.own_tokenizer], prompt["init"])
 
     def draw(keys_B, cond_BM, given_BN, known_BN):
-        predict, judge = _networks(
+        predict, score = _networks(
             params, critic, task, texts, cond_BM, sampling.guided, guide_self_critic,
             numbers.get("guidance", 1.0),
         )  # fmt: skip
@@ -114,8 +114,8 @@ def generate(
         )
         if edit_steps is not None:
             return masked.edit(predict, *size, given_BN, steps=edit_steps, **same)
-        judge = judge if use_critic else None
-        return masked.generate(predict, *size, critic=judge, given_BN=given_BN, **same)
+        score = score if use_critic else None
+        return masked.generate(predict, *size, critic=score, given_BN=given_BN, **same)
 
     known_BN, grid = prompt.get("known"), None
     if windows is None:
@@ -151,7 +151,7 @@ def _networks(params, critic, task, texts, cond_BM, guided, guide_self_critic, s
         told = jnp.split(vectors, 2)[0] if guided else vectors
         return vectors, told if network.self_cond else None
 
-    def judge(ids_BN):
+    def score(ids_BN):
         rows_BN = _twice(ids_BN) if guided else ids_BN
         if task.token_critic is not None:
             inputs = (embeds_BLD, mask_BL, keep_B, cond_BM)
@@ -164,7 +164,7 @@ def _networks(params, critic, task, texts, cond_BM, guided, guide_self_critic, s
         by_vectors = task.token_critic is None and not guide_self_critic
         return told_BN if by_vectors else null_BN + (told_BN - null_BN) * scale
 
-    return predict, judge
+    return predict, score
 
 
 def _twice(rows):

@@ -1,4 +1,4 @@
-"""Training MaskGIT: masked image tokens are told, given the others, a caption and, for
+"""Training MaskGIT: masked image tokens are predicted, given the others, a caption and, for
 super-resolution, the tokens of a smaller image.
 """
 
@@ -38,13 +38,13 @@ from t2i_jax.types import Array, Batch, Key, Metrics, Objective, Params, Samplin
 
 @dataclasses.dataclass(frozen=True)
 class MaskGitTask(SystemTask):
-    """Trains a network to tell masked image tokens, and a critic beside it.
+    """Trains a network to predict masked image tokens, and a critic beside it.
 
         MaskGitTask(MaskGitTransformer(dim=512, depth=8), text=T5Text(...), tokenizer=vae)
         MaskGitTask(MaskGitTransformer(dim=512, depth=8), text=..., tokenizer=vae, image_size=512,
             cond_image_size=256)   # super-resolution
 
-    Groups: "maskgit", {"decoder": params}, with "text" where the text encoder is trained along and
+    Groups: "maskgit", {"decoder": params}, with "text" for a jointly trained text encoder and
     "critic" for a `SelfCritic`; and "critic" for a `TokenCritic`. `frozen` of the step: "tokenizer"
     and "superres_tokenizer" (weights of image tokenizers) and "text" (of a frozen encoder).
 
@@ -256,18 +256,18 @@ class MaskGitTask(SystemTask):
                 "critic=True, and none was trained; leave it out, or train the task with a "
                 "TokenCritic or a SelfCritic."
             )
-        judged = self.has_critic_for(options)
-        if options.critic_noise is not None and not judged:
+        by_critic = self.has_critic_for(options)
+        if options.critic_noise is not None and not by_critic:
             raise UserError(
                 f"critic_noise={options.critic_noise} is noise on the scores of a critic, and "
                 "none is used; leave it out, or sample with critic=True."
             )
-        if options.choice_temperature and judged:
+        if options.choice_temperature and by_critic:
             raise UserError(
                 f"choice_temperature={options.choice_temperature} is noise on the confidence, and "
                 "a critic says which tokens stay; give critic_noise, or critic=False."
             )
-        by_confidence = options.order == "confidence" and not judged
+        by_confidence = options.order == "confidence" and not by_critic
         if options.remask and by_confidence and not self.no_mask_token_prob:
             raise UserError(
                 "remask=True asks the network about tokens that it sees, and no_mask_token_prob=0 "

@@ -34,7 +34,7 @@ class PartiTask(SystemTask):
         PartiTask(PartiTransformer(dim=128, depth=4, heads=4, mlp_dim=512), text=LearnedText(...),
         tokenizer=vae)
 
-    One group, "parti": {"decoder": params} and, when the text encoder is trained along, "text".
+    One group, "parti": {"decoder": params} and, for a jointly trained text encoder, "text".
     `frozen` of the step: "tokenizer" (the image tokenizer's weights, when the batch holds images)
     and "text" (weights of a frozen encoder).
 

@@ -51,8 +51,11 @@ class PriorSystem(System):
         return generation.on_mesh(self, shape)
 
     def offloaded(self) -> System:
-        """The same system, whose weights are in the host's memory while it does not sample."""
-        return generation.offloaded(self)
+        """The same system, whose weights are in the host's memory while it does not sample, and so
+        are those of its CLIP.
+        """
+        clip = None if self.clip is None else self.clip.offloaded()
+        return dataclasses.replace(generation.offloaded(self), clip=clip)
 
     def embed(
         self,
