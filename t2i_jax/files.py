@@ -24,7 +24,8 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
     The temporary path has the ending of `path`, in the same folder. What a crash left there is
     removed first, and after an error nothing is left. A file takes the place of a file, a folder
-    that of an empty folder. For one writer at a time.
+    that of an empty folder. For one writer at a time: where two commands may write to one place,
+    `cluster.lock` keeps the second one out.
 
     >>> with replacing(path) as temporary:                # doctest: +SKIP
     ...     temporary.write_text("all of it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -14,6 +15,7 @@ from t2i_jax import paths
 from t2i_jax.cli import arguments as cli
 from t2i_jax.cli import docstring, rerank
 from t2i_jax.cli.arguments import Argument, Shown
+from t2i_jax.cluster import lock
 from t2i_jax.config import check_all
 from t2i_jax.errors import UserError
 from t2i_jax.values import Count, Range, Seed
@@ -169,10 +171,10 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
         images, scores = rerank.best(ranker, images, captions, common.count)
     if larger is not None:
         images = larger.upscale(images, prompts=[c for c in captions for _ in range(common.count)])
-    folder = _new_folder(out)
-    _save(folder, images, captions, common.count)
-    if scores is not None:
-        rerank.write(folder, scores, captions)
+    with _new_folder(out) as folder:
+        _save(folder, images, captions, common.count)
+        if scores is not None:
+            rerank.write(folder, scores, captions)
 
 
 def _in_file(path):
@@ -288,10 +290,28 @@ def _run_in(arguments):
     return pathlib.Path(folders[0]) if folders else None
 
 
+@contextlib.contextmanager
 def _new_folder(out):
+    """Holds the first of `out` and its numbered neighbours that is empty and that no other command
+    writes to.
+    """
     for i in range(1, 10_000):
         folder = out if i == 1 else out.with_name(f"{out.name}-{i}")
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-            paths.make("out", folder)
-            return folder
+        if not _is_free(folder):
+            continue
+        with contextlib.ExitStack() as holding:
+            try:
+                holding.enter_context(lock.held(folder, "out"))
+            except lock.InUse:
+                continue
+            if _is_free(folder):  # still
+                yield folder
+                return
     raise UserError(f"out={str(out)!r} and its numbered neighbours exist; name another folder.")
+
+
+def _is_free(folder):
+    """Whether it is not there, or holds nothing but a lock."""
+    if not os.path.lexists(folder):
+        return True
+    return folder.is_dir() and not any(one.name != lock.FILE for one in folder.iterdir())

@@ -31,15 +31,23 @@ _SILENCE = 30.0  # seconds without that after which a holder of another machine 
 _held: set[tuple[int, int, str]] = set()  # process, thread, folder
 
 
+class InUse(UserError):
+    """Another process holds the folder, or the file."""
+
+
 @contextlib.contextmanager
-def held(workdir: pathlib.Path) -> Iterator[None]:
+def held(workdir: pathlib.Path, field: str = "workdir") -> Iterator[None]:
     """Holds a run's folder, which is made where it is not there; within itself it does nothing.
 
     A lock that a dead process left is taken over. Whether one of another machine lives is seen from
     its counting, which takes half a minute.
 
+    Args:
+      field: what the folder was given as, for the sentence.
+
     Raises:
-      UserError: the folder is in use; the sentence names the process.
+      InUse: the folder is in use; the sentence names the process.
+      UserError: nothing can be written there.
     """
     key = (os.getpid(), threading.get_ident(), os.path.realpath(workdir))
     if key in _held:
@@ -49,8 +57,8 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
     was_there = workdir.exists()
 
     def take():
-        paths.make("workdir", workdir)
-        locks.append(_Lock("workdir", workdir, workdir / FILE))
+        paths.make(field, workdir)
+        locks.append(_Lock(field, workdir, workdir / FILE))
 
     processes.once(take)
     _held.add(key)
@@ -67,13 +75,13 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(field: str, out: pathlib.Path) -> Iterator[None]:
-    """Holds a folder that appears when all of it is written.
+    """Holds a file or a folder that appears when all of it is written.
 
     The lock lies beside it under a temporary name, and dead ones are taken over as in `held`.
 
     Raises:
-      UserError: another command writes it, or nothing can be written beside it; the sentence names
-        `field`.
+      InUse: another command writes it; the sentence names `field`.
+      UserError: nothing can be written beside it.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +103,7 @@ class _Lock:
         while (handle := self._created()) is None:
             holder = _settled(self._path)
             if holder is not None and _lives(holder, self._path, folder):
-                raise UserError(
+                raise InUse(
                     f"{field}={paths.shown(folder)} is in use by {_named(holder)}; wait for its "
                     "end or stop it, or name another folder."
                 )

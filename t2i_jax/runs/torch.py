@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from t2i_jax import paths, systems
+from t2i_jax.cluster import lock
 from t2i_jax.data.pipeline import DataConfig
 from t2i_jax.errors import UserError
 from t2i_jax.eval.evaluation import Evaluation
@@ -82,14 +83,19 @@ def export_torch(run: str | pathlib.Path, path: str | pathlib.Path) -> pathlib.P
       UserError: a network that has no PyTorch form, or `path` exists.
     """
     path = paths.new("out", path)
-    if path.exists():
-        raise UserError(f"out={str(path)!r} exists; name a new file.")
+    _check_free(path)
     weights = systems.weights_of(folders.load_run_recipe(run).task)
     contents = folders.read(run)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        weights.to_torch(contents, temporary)
+    with lock.writing("out", path):
+        _check_free(path)  # another command may have written it while this one read
+        with replacing(path) as temporary:
+            weights.to_torch(contents, temporary)
     return path
+
+
+def _check_free(path):
+    if path.exists() or path.is_symlink():
+        raise UserError(f"out={paths.shown(path)} exists; name a new file.")
 
 
 def _write(found: Imported, out):

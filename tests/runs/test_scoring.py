@@ -1,5 +1,6 @@
 """`t2i evaluate` on images that are there: numbers, resuming, statistics, refusals."""
 
+import concurrent.futures
 import json
 import shutil
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from t2i_jax.cluster import lock
 from t2i_jax.eval import extractors
 from t2i_jax.eval.frechet import Gaussian, frechet
 from t2i_jax.eval.moments import Moments
@@ -166,6 +168,18 @@ def test_statistics_are_the_folder_they_were_made_of(folders, measured, tmp_path
     said = refused(*common, npz, "--mode", "tf", "--out", tmp_path / "r", "--metrics", "fid")
     assert "has statistics of inception-clean, not of inception-tf" in said
     assert "name a new FILE.npz" in refused("evaluate", "reference", real, "--out", npz)
+
+
+def test_statistics_are_made_by_one_command_at_a_time(folders, tmp_path):
+    npz = tmp_path / "real.npz"
+    other = lock.held(tmp_path / "real.npz.shards", "out")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(other.__enter__).result()
+        said = refused("evaluate", "reference", folders[1], "--out", npz)
+        assert "real.npz.shards' is in use by process" in said and not npz.exists()
+        pool.submit(other.__exit__, None, None, None).result()
+    inside("evaluate", "reference", folders[1], "--out", npz)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["real.json", "real.npz"]
 
 
 def test_adm_reads_what_is_made_for_it_and_we_read_its_images(folders, tmp_path):

@@ -106,7 +106,7 @@ def evaluate_source(
       The results; {} in a process that is not the first.
     """
     measures, reference = job.opened(build)
-    with lock.held(job.out):
+    with lock.held(job.out, "out"):
         images = subjects.of_source(spec, captions, job.out, job.shard_size)
         return _scored(job, images, reference, measures, job.out, progress, spec)
 
@@ -138,7 +138,7 @@ def evaluate_run(
     chosen = {
         one: generation.with_changes(type(options), options, {"guidance": one}) for one in guidances
     } or {None: options}
-    with lock.held(job.out):
+    with lock.held(job.out, "out"):
         for guidance, sampled in chosen.items():
             out = job.out if len(chosen) == 1 else job.out / f"guidance-{guidance:g}"
             images = subjects.of_run(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from t2i_jax import paths
-from t2i_jax.cluster import processes
+from t2i_jax.cluster import lock, processes
 from t2i_jax.errors import UserError
 from t2i_jax.eval import statistics_file
 from t2i_jax.eval.extractors import Extractor
@@ -49,26 +49,32 @@ def write(
       What the JSON says of the images; {} in a process that is not the first.
 
     Raises:
-      UserError: images of several sizes that are to be kept, or too many of them.
+      UserError: images of several sizes that are to be kept, or too many of them; or another
+        command writes OUT, or has written it.
     """
     bring = (lambda image: image) if protocol is None else protocol.bring
     told = {} if protocol is None else protocol.about()
     home = out.with_name(f"{out.name}.shards")
     folder = features.folder_of(home, extractor, (layer,), told)
-    found = features.compute(images, extractor, (layer,), folder, bring, share, progress=progress)
-    processes.gather(None)
-    if share.process:
-        return {}
-    about = {
-        "extractor": {"name": extractor.name, "layer": layer, **_json(extractor.about)},
-        "images": {**images.about(), **found.about},
-        "protocol": told or None,
-    }
-    kept = _images(images, found, bring) if keep_images else None
-    array = found.array(layer) if keep_features else None
-    statistics_file.write_statistics(out, found.moments(layer), about, array, kept)
-    shutil.rmtree(home)
-    return about["images"]
+    with lock.held(home, "out"):
+        if out.exists():  # another command has written it while this one began
+            raise UserError(f"out={paths.shown(out)} exists; name a new FILE.npz.")
+        found = features.compute(
+            images, extractor, (layer,), folder, bring, share, progress=progress
+        )
+        processes.gather(None)
+        if share.process:
+            return {}
+        about = {
+            "extractor": {"name": extractor.name, "layer": layer, **_json(extractor.about)},
+            "images": {**images.about(), **found.about},
+            "protocol": told or None,
+        }
+        kept = _images(images, found, bring) if keep_images else None
+        array = found.array(layer) if keep_features else None
+        statistics_file.write_statistics(out, found.moments(layer), about, array, kept)
+        shutil.rmtree(home)
+        return about["images"]
 
 
 def _images(images, found, bring):

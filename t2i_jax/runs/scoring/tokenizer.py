@@ -124,7 +124,7 @@ def evaluate(
         "prompts": None,
         "sampling": None,
     }
-    with lock.held(out):
+    with lock.held(out, "out"):
         counted = {**images.about(), "count": images.split.count, "shard_size": images.split.size}
         software = plan.software()
         plan.settle(
