@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import importlib.util
 import os
@@ -27,7 +28,8 @@ def text_block(
     Args:
       size: of the letters, in pixels. lines: at most so many. colour: of the letters.
     """
-    text = _drawable(text)
+    # a letter is a pixel wide at least, so that what is beyond these can't be seen
+    text = _drawable(text)[: (lines + 1) * width + 1]
     if not text:
         return None
     font = _font(frozenset(text), size)
@@ -57,7 +59,7 @@ def _wrapped(text, font, width, most):
             lines[-1] = longer
             continue
         while font.getlength(word) > width:
-            fits = max(1, sum(font.getlength(word[: i + 1]) <= width for i in range(len(word))))
+            fits = max(1, _letters_within(word, font, width))
             if len(word) == 1:
                 break
             lines.append(word[:fits])
@@ -74,6 +76,13 @@ def _wrapped(text, font, width, most):
     while last and font.getlength(f"{last}…") > width:
         last = last[:-1]
     return [*lines[: most - 1], f"{last}…"]
+
+
+def _letters_within(word, font, width):
+    """How many letters of a word stand in a line; about log2 of their number are measured."""
+    return bisect.bisect_right(
+        range(1, len(word) + 1), width, key=lambda n: font.getlength(word[:n])
+    )
 
 
 def _line_height(font):

@@ -1,5 +1,7 @@
 """Captions below images: any string can be drawn, and fits."""
 
+import time
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,6 +34,15 @@ def test_long_captions_are_wrapped_and_cut():
     )
     unbroken = text_block("猫" * 200, 100, lines=3)
     assert unbroken.height // 3 <= 40 and (np.asarray(unbroken) < 128).any()
+
+
+def test_a_caption_without_an_end_takes_no_longer_than_what_is_seen_of_it():
+    for text in ("x", "猫", "x ", "word" * 50 + " ", "e\u0301"):
+        seen = text_block(text * 2000, 128)
+        begin = time.process_time()
+        whole = text_block(text * (131_072 // len(text)), 128)  # the longest caption
+        assert time.process_time() - begin < 2
+        assert whole.tobytes() == seen.tobytes()
 
 
 def test_cyrillic_and_greek_have_letters_of_their_own():
