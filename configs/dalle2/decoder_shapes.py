@@ -41,7 +41,8 @@ def get_config() -> t2i.Recipe:
         cross_attn=True,
         **common,
     )
-    larger = t2i.DecoderUnet(lowres_cond=True, cross_attn=False, attend_at_middle=False, **common)
+    narrow = common | dict(dim=16)  # small images tell nearly all
+    larger = t2i.DecoderUnet(lowres_cond=True, cross_attn=False, attend_at_middle=False, **narrow)
     noise = t2i.Ddpm(objective="v", weighting="plain")
     # noise levels at which so small an image is decided
     layout = dataclasses.replace(noise, shift=-2.5)
@@ -53,13 +54,13 @@ def get_config() -> t2i.Recipe:
                 t2i.DecoderStage(larger, image_size=32, noise=noise, crop_size=16, **solver),
             ),
             text=text,
-            image_cond_drop_prob=0.5,
-            text_cond_drop_prob=0.1,
+            image_cond_drop_prob=0.4,
+            text_cond_drop_prob=0.35,
         ),
         data=t2i.DataConfig(source="shapes", image_size=32),
         parts={"clip": load_recipe(_CLIP)},
         train=t2i.TrainConfig(
-            steps=2600,
+            steps=3000,
             batch_size=64,
             ema_decay=0.99,
             optim=t2i.OptimConfig(
