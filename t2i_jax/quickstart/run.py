@@ -33,7 +33,7 @@ _SHOWN = 24  # samples of the report
 
 
 def finished(workdir: pathlib.Path) -> Mapping[str, float] | None:
-    """The figures of a quickstart that is done; None while it is not."""
+    """The metrics of a quickstart that is done; None while it is not."""
     workdir = paths.folder("workdir", workdir)
     metrics = metrics_of(workdir) or {}
     return (
@@ -53,11 +53,11 @@ def run(workdir: pathlib.Path) -> Mapping[str, float]:
     try:
         system = runs.train(recipe, workdir)
         tokenizer = runs.load(workdir / "tokenizer")
-        figures = dict(
+        metrics = dict(
             evaluate(runs.load_run_recipe(workdir / "tokenizer"), tokenizer, workdir / "tokenizer")
         )
-        figures |= evaluate(recipe, system, workdir)
-        add_metrics(workdir, figures)
+        metrics |= evaluate(recipe, system, workdir)
+        add_metrics(workdir, metrics)
     finally:
         clock.stop()
     _report(recipe, system, workdir)

@@ -121,7 +121,8 @@ class StageSampling:
       sampler, steps, churn, percentile: as in `Stage`.
       guided: whether there is guidance at all. interval: (low, high) of sigma / alpha, where there
         is; None: everywhere.
-      parallel: part of the guidance along the network's answer that stays; 1 is plain guidance.
+      parallel: share that stays of the component of the guidance that is parallel to the
+        conditional prediction; 1 is plain guidance.
       resample: times that each step is made in inpainting.
       skip: first steps that are left out where an image is changed.
       compat: "imagen-pytorch": noise of inpainting and of starting from an image, and the size of
