@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +93,10 @@ class TextEncoder(Protocol):
         """Prompts without any text, as `encode` takes them."""
         ...
 
+    def quiet(self) -> Self:
+        """The encoder without dropout, for validation."""
+        ...
+
 
 class CaptionEncoder:
     """What encoders share that read captions, as token ids or class numbers; one that is trained
@@ -128,6 +132,10 @@ class CaptionEncoder:
     def empty(self, count: int) -> list[str]:
         """Empty captions."""
         return [""] * count
+
+    def quiet(self) -> Self:
+        """Itself: it drops nothing."""
+        return self
 
 
 class FrozenEncoder(CaptionEncoder):

@@ -136,6 +136,10 @@ class LearnedText(CaptionEncoder):
         )
         return embeds_BLD
 
+    def quiet(self) -> LearnedText:
+        """The encoder without dropout, for validation."""
+        return dataclasses.replace(self, dropout=0.0)
+
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
         """Trains a vocabulary on the first 50,000 captions and writes it into `folder`, unless
         there is one.

@@ -56,7 +56,7 @@ class SuperResolutionTask(SystemTask):
                 f"image_size={self.image_size} is not a multiple of scale={self.model.scale}; try "
                 f"{near}."
             )
-        if hasattr(self.discriminator, "check"):
+        if self.discriminator is not None:
             self.discriminator.check(self.image_size)
 
     @functools.cached_property

@@ -105,7 +105,7 @@ class TokenizerTask(SystemTask):
                 f"logit_laplace_weight={self.logit_laplace_weight} needs a network with "
                 "output='sigmoid'; set it."
             )
-        if hasattr(self.discriminator, "check"):
+        if self.discriminator is not None:
             self.discriminator.check(self.model.image_size)
 
     @property
