@@ -25,6 +25,7 @@ from t2i_jax.convert.engine import (
 from t2i_jax.errors import UserError
 from t2i_jax.models import maskgit
 from t2i_jax.models.maskgit import MaskGitTransformer, TokenCritic
+from t2i_jax.nn.maskgit_layers import inner_width
 
 
 def table(model: Any) -> list[Row]:
@@ -67,7 +68,7 @@ def _self_conditioning(model):
     used = _feed_forward("self_cond_to_init_embed", "self_cond_in", model.dim, 4)
     if model.self_cond:
         return used
-    hidden = maskgit.inner_width(model.dim, 4)
+    hidden = inner_width(model.dim, 4)
     shapes = {"0": (model.dim,), "1": (2 * hidden, model.dim), "3": (hidden,)}
     shapes["4"] = (model.dim, hidden)
     return [
@@ -102,7 +103,7 @@ def _layer(model, i):
 
 
 def _feed_forward(torch, ours, dim, mult, layer=None):
-    hidden = maskgit.inner_width(dim, mult)
+    hidden = inner_width(dim, mult)
     return [
         *_norm(f"{torch}.0", f"{ours}/norm", dim, layer),
         Entry(f"{torch}.1.weight", f"{ours}/wide/kernel", LINEAR, layer),
@@ -172,7 +173,7 @@ def _mult(dim, wide):
     """A multiplier that makes feed-forwards so wide; a whole one where there is one."""
     whole = round(wide * 3 / 2 / dim)
     for mult in (whole, wide * 3 / 2 / dim, (wide + 0.5) * 3 / 2 / dim):
-        if maskgit.inner_width(dim, mult) == wide:
+        if inner_width(dim, mult) == wide:
             return mult
     raise ValueError(f"no ff_mult makes feed-forwards of {wide} channels")
 

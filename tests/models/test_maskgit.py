@@ -9,6 +9,7 @@ import pytest
 from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.models import maskgit
+from t2i_jax.nn import maskgit_layers
 from t2i_jax.nn.multi_axis import MultiAxis
 
 
@@ -35,7 +36,7 @@ def test_a_token_sees_its_block_and_its_grid():
     """By the gradient of one token's attention, of 6 x 6 tokens with blocks of 3 x 3: the token in
     row 1 and column 4.
     """
-    attention = maskgit.Attention(8, 2, 4, 1.0, axes=MultiAxis(6, 3))
+    attention = maskgit_layers.Attention(8, 2, 4, 1.0, axes=MultiAxis(6, 3))
     x = jax.random.normal(jax.random.key(0), (1, 36, 8))
 
     @jax.jit
@@ -56,10 +57,10 @@ def test_one_block_is_attention_to_all_in_half_of_the_heads():
     q, k, v = x
     null = jnp.ones((2, 1, 2, 4))
     k, v = (jnp.concatenate([null, t], axis=1) for t in (k, v))
-    whole = maskgit._attend(q, k, v, None)
-    parted = maskgit._along(MultiAxis(3, 3), q, k, v, None)
+    whole = maskgit_layers._attend(q, k, v, None)
+    parted = maskgit_layers._along(MultiAxis(3, 3), q, k, v, None)
     np.testing.assert_allclose(parted[:, :, 0], whole[:, :, 0], atol=1e-6)
-    alone = maskgit._attend(q[:, 4:5], k[:, [0, 5]], v[:, [0, 5]], None)
+    alone = maskgit_layers._attend(q[:, 4:5], k[:, [0, 5]], v[:, [0, 5]], None)
     np.testing.assert_allclose(parted[:, 4:5, 1], alone[:, :, 1], atol=1e-6)
 
 

@@ -165,9 +165,8 @@ def test_superres_sees_the_small_images_tokens_and_texts():
 
     def told(cond):
         draws = SUPERRES.draw(jax.random.key(0), inputs.ids_BN.shape)
-        return SUPERRES._told(
-            params["maskgit"]["decoder"], inputs._replace(cond_ids_BM=cond), draws
-        )[0]
+        decoder, mine = params["maskgit"]["decoder"], inputs._replace(cond_ids_BM=cond)
+        return losses.predicted(SUPERRES.network, decoder, mine, draws)[0]
 
     there, moved = told(inputs.cond_ids_BM), told(jnp.roll(inputs.cond_ids_BM, 1, axis=1))
     assert np.abs(there - moved).max() > 1e-3  # and where they stand

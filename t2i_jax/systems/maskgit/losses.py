@@ -1,23 +1,24 @@
-"""Losses of MaskGIT: which tokens are masked, how well they are told, and what a critic says of
-those that were drawn.
+"""Losses of MaskGIT: which tokens are masked, how well they are predicted, and what a critic says
+of those that were drawn.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from t2i_jax.types import Array, Key
+from t2i_jax.systems.maskgit.sampling import Inputs
+from t2i_jax.types import Array, Key, Params
 
 
 class Draws(NamedTuple):
     """What chance decides of a training step.
 
     Attributes:
-      masked_BN: True where the token is to be told. shown_BN: True where a masked token is seen all
-        the same.
+      masked_BN: True where the token is to be predicted. shown_BN: True where a masked token is
+        seen all the same.
       keep_B: False where the text is dropped. critic_keep_B: the same for the critic.
       self_cond: scalar bool, whether the network sees its own vectors of an earlier pass.
       gumbel_BNV: noise with which tokens are drawn for the critic. temperature: of that, a scalar.
@@ -75,7 +76,40 @@ def draw(
     )
 
 
-def told(logits_BNV: Array, ids_BN: Array, masked_BN: Array, smoothing: float = 0.0):
+def predicted(network: Any, decoder: Params, inputs: Inputs, draws: Draws) -> tuple[Array, Array]:
+    """(logits (B, N, V) of all tokens, the tokens (B, N) that the network saw)."""
+    x_BN = jnp.where(draws.hidden_BN, network.mask_id, inputs.ids_BN)
+    before = None
+    if network.self_cond:
+        stopped = jax.lax.stop_gradient(decoder)
+        everything = jnp.ones_like(draws.keep_B)
+        zeros = jnp.zeros((*x_BN.shape, network.dim), network.dtype)
+        before = jax.lax.cond(
+            draws.self_cond,
+            lambda: embedded(network, stopped, x_BN, inputs, everything).astype(zeros.dtype),
+            lambda: zeros,
+        )
+        before = jax.lax.stop_gradient(before)
+    vectors = embedded(network, decoder, x_BN, inputs, draws.keep_B, before)
+    return network.apply({"params": decoder}, vectors, method="logits"), x_BN
+
+
+def embedded(
+    network: Any,
+    params: Params,
+    x_BN: Array,
+    inputs: Inputs,
+    keep_B: Array,
+    before: Array | None = None,
+) -> Array:
+    """The network's vectors (B, N, C) of tokens; arguments as of its `embed`."""
+    return network.apply(
+        {"params": params}, x_BN, inputs.embeds_BLD, inputs.mask_BL, keep_B,
+        inputs.cond_ids_BM, before, method="embed",
+    )  # fmt: skip
+
+
+def cross_entropy(logits_BNV: Array, ids_BN: Array, masked_BN: Array, smoothing: float = 0.0):
     """(loss, nats, accuracy), means over the masked tokens: the cross-entropy with and without
     label smoothing, and the share of likeliest tokens that are right.
     """

@@ -12,24 +12,15 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from t2i_jax import config, sharding
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
-from t2i_jax.models.maskgit import MaskGitTransformer, SelfCritic, TokenCritic
-from t2i_jax.models.maskgit_bert import MaskGitBert
-from t2i_jax.nn.flops import flops_of
+from t2i_jax.models.maskgit import SelfCritic
 from t2i_jax.systems import captions, stored_tokens
 from t2i_jax.systems.base import Given, Part, SystemTask
-from t2i_jax.systems.maskgit import losses, sampling
+from t2i_jax.systems.maskgit import checks, flops, losses, sampling
 from t2i_jax.systems.maskgit.options import MaskGitOptions
 from t2i_jax.systems.maskgit.system import MaskGitSystem
-from t2i_jax.systems.maskgit.windows import (
-    Windows,
-    check_size,
-    size_of,
-    unit_of,
-    windows_over,
-)
+from t2i_jax.systems.maskgit.windows import Windows, windows_of
 from t2i_jax.systems.super_resolution.resizing import shrink
 from t2i_jax.systems.text_to_image import samples_of
 from t2i_jax.systems.tokenizer.task import TokenizerTask
@@ -98,31 +89,18 @@ class MaskGitTask(SystemTask):
     makes_images: ClassVar[bool] = True
 
     def __post_init__(self):
-        shares = ("cond_drop_prob", "label_smoothing", "no_mask_token_prob", "self_cond_prob")
-        for field in (*shares, "least_masked"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise UserError(f"{field}={getattr(self, field)} is outside [0, 1]; try 0.1.")
-        if not self.critic_loss_weight >= 0:
-            raise UserError(
-                f"critic_loss_weight={self.critic_loss_weight} is below 0; try 1.0, or 0 for none."
-            )
-        self._check_networks()
-        self._check_sizes()
-        for name in self.trains if self.trains is not None else ():
-            config.one_of("trains", name, self._groups)
-        if self.trains == ():
-            raise UserError("trains=() trains nothing; name groups, or None for all.")
+        checks.check(self)
         _ = self.network, self.token_critic  # refuse sizes that contradict each other
 
     @functools.cached_property
     def network(self) -> Any:
         """The model with every size known."""
-        return self._sized("model", self.model)
+        return checks.sized(self, "model", self.model)
 
     @functools.cached_property
     def token_critic(self) -> Any:
         """The `TokenCritic` with every size known; None without one."""
-        return self._sized("critic", self.critic) if self._has_token_critic else None
+        return checks.sized(self, "critic", self.critic) if self._has_token_critic else None
 
     @functools.cached_property
     def tokenizers(self) -> tuple[Any, Any]:
@@ -131,10 +109,10 @@ class MaskGitTask(SystemTask):
         """
         own = self.superres_tokenizer or self.tokenizer
         if own is not None and self.image_size is not None:
-            own = _at_size("image_size", own, self.image_size)
+            own = checks.at_size("image_size", own, self.image_size)
         small = None
         if self.cond_image_size is not None and self.tokenizer is not None:
-            small = _at_size("cond_image_size", self.tokenizer, self.cond_image_size)
+            small = checks.at_size("cond_image_size", self.tokenizer, self.cond_image_size)
         return own, small
 
     @property
@@ -173,7 +151,7 @@ class MaskGitTask(SystemTask):
     def objectives(self) -> tuple[Objective, ...]:
         """The loss of each group that is trained."""
         known = {"maskgit": self.loss, "critic": self.critic_loss}
-        return tuple(Objective(name, known[name]) for name in self.trains or self._groups)
+        return tuple(Objective(name, known[name]) for name in self.trains or self.groups)
 
     @property
     def held_as_begun(self) -> str:
@@ -183,12 +161,12 @@ class MaskGitTask(SystemTask):
     @property
     def ema_groups(self) -> tuple[str, ...]:
         """All groups are averaged."""
-        return self._groups
+        return self.groups
 
     def init(self, key: Key) -> tuple[Mapping[str, Params], Stats]:
         """First parameters (boxed) by group, and stats (none)."""
         for_decoder, for_text, for_critic = jax.random.split(key, 3)
-        inputs = self._zeros()
+        inputs = self.zeros()
         own = {"decoder": self.network.init(for_decoder, *inputs)["params"]}
         if self.text is not None and self.text.trainable:
             own["text"] = self.text.init(for_text)
@@ -213,11 +191,6 @@ class MaskGitTask(SystemTask):
             own = self.tokenizers[0]
             spec = {"image": of(jnp.uint8, own.image_size, own.image_size, own.channels)}
         return {**spec, **captions.spec(self.text, batch_size)}
-
-    @property
-    def sequence_length(self) -> int | None:
-        """None: the network's attention is not made for a split sequence."""
-        return None
 
     def columns(self, parts: Mapping[str, Given]) -> Mapping[str, Mapping[str, Any]]:
         """Stored tokens, of a grid and codebook like these and of this tokenizer.
@@ -251,35 +224,7 @@ class MaskGitTask(SystemTask):
         """Refuses options of a critic that was not trained, of guidance without texts, and those
         for which the network was not trained.
         """
-        if self.critic is None and options.critic:
-            raise UserError(
-                "critic=True, and none was trained; leave it out, or train the task with a "
-                "TokenCritic or a SelfCritic."
-            )
-        by_critic = self.has_critic_for(options)
-        if options.critic_noise is not None and not by_critic:
-            raise UserError(
-                f"critic_noise={options.critic_noise} is noise on the scores of a critic, and "
-                "none is used; leave it out, or sample with critic=True."
-            )
-        if options.choice_temperature and by_critic:
-            raise UserError(
-                f"choice_temperature={options.choice_temperature} is noise on the confidence, and "
-                "a critic says which tokens stay; give critic_noise, or critic=False."
-            )
-        by_confidence = options.order == "confidence" and not by_critic
-        if options.remask and by_confidence and not self.no_mask_token_prob:
-            raise UserError(
-                "remask=True asks the network about tokens that it sees, and no_mask_token_prob=0 "
-                "of the task never trained it to tell them; train it with 0.1, or use a critic."
-            )
-        if self.text is None and options.guidance not in (1, MaskGitOptions.guidance):
-            raise UserError(
-                f"guidance={options.guidance} is towards a caption, and this system was trained "
-                "without texts; leave it out."
-            )
-        if self.tokenizers[0] is not None:
-            self.windows(options)  # refuses sizes
+        checks.check_options(self, options)
 
     def has_critic_for(self, options: MaskGitOptions) -> bool:
         """Whether a critic says which tokens stay."""
@@ -292,25 +237,7 @@ class MaskGitTask(SystemTask):
         Raises:
           UserError: a size that windows can't cover, or a tokenizer of one size.
         """
-        size, (own, small) = size_of(options.image_size), self.tokenizers
-        if size in (None, (own.image_size, own.image_size)):
-            return None
-        below = self.network.cond_fmap_size
-        check_size(size, own.image_size, own.patch_size * unit_of(self.network.fmap_size, below))
-        grid = (size[0] // own.patch_size, size[1] // own.patch_size)
-        windows = windows_over(grid, self.network.fmap_size, options.overlap, below)
-        sizes = [(own, size)]
-        if small is not None and windows.small_grid is not None:
-            rows, columns = windows.small_grid
-            sizes.append((small, (rows * small.patch_size, columns * small.patch_size)))
-        for tokenizer, wanted in sizes:
-            if not image_tokenizer.runs_at(tokenizer, wanted):
-                raise UserError(
-                    f"image_size={options.image_size} is another size than the tokenizer's "
-                    f"image_size={tokenizer.image_size}, and its weights are those of one size; "
-                    "leave it out, or train with a convolutional tokenizer."
-                )
-        return windows
+        return windows_of(options, self.network, *self.tokenizers)
 
     def with_parts(self, parts: Mapping[str, Given]) -> MaskGitTask:
         """The task with the networks of its tokenizers.
@@ -348,14 +275,14 @@ class MaskGitTask(SystemTask):
         own = params["maskgit"]
         inputs = self.inputs_of(own, frozen, batch, for_text)
         draws = self.draw(for_draws, inputs.ids_BN.shape)
-        logits_BNV, x_BN = self._told(own["decoder"], inputs, draws)
-        loss, nats, accuracy = losses.told(
+        logits_BNV, x_BN = losses.predicted(self.network, own["decoder"], inputs, draws)
+        loss, nats, accuracy = losses.cross_entropy(
             logits_BNV, inputs.ids_BN, draws.masked_BN, self.label_smoothing
         )
         metrics = {"accuracy": accuracy, "perplexity": jnp.exp(nats)}
         if self.critic is not None and not self._has_token_critic:
             redrawn_BN = losses.redrawn(logits_BNV, x_BN, draws)
-            vectors = self._embed(
+            vectors = losses.embedded(
                 self.network, own["decoder"], redrawn_BN, inputs, draws.critic_keep_B
             )
             scores_BN = self.critic.apply({"params": own["critic"]}, vectors)
@@ -373,7 +300,7 @@ class MaskGitTask(SystemTask):
         own = jax.lax.stop_gradient(params["maskgit"])
         inputs = self.inputs_of(own, frozen, batch, for_text)
         draws = self.draw(for_draws, inputs.ids_BN.shape)
-        logits_BNV, x_BN = self._told(own["decoder"], inputs, draws)
+        logits_BNV, x_BN = losses.predicted(self.network, own["decoder"], inputs, draws)
         redrawn_BN = losses.redrawn(logits_BNV, x_BN, draws)
         scores_BN = self.token_critic.apply(
             {"params": params["critic"]}, redrawn_BN, inputs.embeds_BLD, inputs.mask_BL,
@@ -435,81 +362,30 @@ class MaskGitTask(SystemTask):
         )
 
     def flops(self, batch_size: int) -> float:
-        """FLOPs of one step, from the traced networks: 3 forward passes of what is trained, one of
-        what is frozen, and of a self-conditioned network the pass that makes its vectors.
-        """
-        shapes = sharding.unbox(sharding.parameters_of(self))
-        own, trained, once, frozen = shapes["maskgit"], "maskgit" in self._trained, 0.0, 0.0
-        network = flops_of(self._forward, own["decoder"])
-        passes = self.self_cond_prob if self.network.self_cond else 0.0
-        if trained:
-            once, frozen = once + network, frozen + passes * network
-            if "critic" in own:
-                once += network
-        if "critic" in self._trained:
-            critic = functools.partial(_apply, self.token_critic)
-            once += flops_of(critic, shapes["critic"], *self._zeros())
-            frozen += (1 + passes) * network
-        texts = captions.spec(self.text, 1).values()
-        if "text" in own:
-            rate = flops_of(self.text.embed, own["text"], *texts)
-            once += rate * trained
-            frozen += rate * ("critic" in self._trained)
-        elif self.text is not None and (encoder := self.text.frozen_shapes()):
-            frozen += flops_of(self.text.embed, encoder["text"], *texts)
-        if not self.on_tokens:
-            frozen += sum(
-                image_tokenizer.flops(one, "encode") for one in self.tokenizers if one is not None
-            )
-        return batch_size * (3 * once + frozen)
+        """FLOPs of one step, from the traced networks."""
+        return batch_size * flops.of_image(self)
 
     @property
     def _has_token_critic(self):
         return self.critic is not None and not isinstance(self.critic, SelfCritic)
 
     @property
-    def _groups(self):
+    def groups(self) -> tuple[str, ...]:
+        """The groups of parameters."""
         return ("maskgit", "critic") if self._has_token_critic else ("maskgit",)
 
     @property
-    def _trained(self):
-        return self.trains or self._groups
+    def trained(self) -> tuple[str, ...]:
+        """The groups that are trained."""
+        return self.trains or self.groups
 
     def _own(self, parts):
         """The names of the parts that it uses."""
         unused = () if self.cond_image_size is not None else ("superres_tokenizer",)
         return [name for name in parts if name not in unused]
 
-    def _told(self, decoder, inputs, draws):
-        """(logits of all tokens, the tokens that the network saw)."""
-        x_BN = jnp.where(draws.hidden_BN, self.network.mask_id, inputs.ids_BN)
-        before = None
-        if self.network.self_cond:
-            stopped = jax.lax.stop_gradient(decoder)
-            everything = jnp.ones_like(draws.keep_B)
-            zeros = jnp.zeros((*x_BN.shape, self.network.dim), self.network.dtype)
-            before = jax.lax.cond(
-                draws.self_cond,
-                lambda: self._embed(self.network, stopped, x_BN, inputs, everything).astype(
-                    zeros.dtype
-                ),
-                lambda: zeros,
-            )
-            before = jax.lax.stop_gradient(before)
-        vectors = self._embed(self.network, decoder, x_BN, inputs, draws.keep_B, before)
-        return self.network.apply({"params": decoder}, vectors, method="logits"), x_BN
-
-    def _embed(self, network, params, x_BN, inputs, keep_B, before=None):
-        return network.apply(
-            {"params": params}, x_BN, inputs.embeds_BLD, inputs.mask_BL, keep_B,
-            inputs.cond_ids_BM, before, method="embed",
-        )  # fmt: skip
-
-    def _forward(self, decoder):
-        return self.network.apply({"params": decoder}, *self._zeros())
-
-    def _zeros(self):
-        """Inputs of a network for one image."""
+    def zeros(self) -> tuple[Any, ...]:
+        """Inputs of the networks for one image, all zeros."""
         network, length = self.network, 1 if self.text is None else self.text.max_length
         cond = network.cond_fmap_size
         return (
@@ -519,92 +395,3 @@ class MaskGitTask(SystemTask):
             None,
             None if cond is None else jnp.zeros((1, cond**2), jnp.int32),
         )
-
-    def _sized(self, name, model):
-        """A network with the sizes that the tokenizers and the text encoder tell."""
-        own, small = self.tokenizers
-        wanted = {"text_embed_dim": (model.dim if self.text is None else self.text.dim, "the text")}
-        if own is not None:
-            wanted |= {
-                "fmap_size": (own.grid[0], "the tokenizer's grid"),
-                "codebook_size": (own.codebook_size, "the tokenizer's codebook_size"),
-            }
-        if small is not None:
-            wanted["cond_fmap_size"] = (small.grid[0], "the small images' grid")
-        for field, (value, source) in wanted.items():
-            if field not in config.fields_of(type(model)):
-                raise UserError(
-                    f"{name}={type(model).__name__} takes no {field}, and {source} has some; give "
-                    "a MaskGitTransformer."
-                )
-            if getattr(model, field) not in (None, value):
-                raise UserError(
-                    f"{name}.{field}={getattr(model, field)} is not {source}={value}; leave it out "
-                    "or change it."
-                )
-        sized = model.clone(parent=None, **{field: value for field, (value, _) in wanted.items()})
-        for field in ("fmap_size", "codebook_size"):
-            if getattr(sized, field) is None:
-                raise UserError(
-                    f"{name}.{field}=None is not known without a tokenizer; give it {field}."
-                )
-        return sized
-
-    def _check_networks(self):
-        if not isinstance(self.model, (MaskGitTransformer, MaskGitBert)):
-            raise UserError(
-                f"model={type(self.model).__name__} is no MaskGitTransformer or MaskGitBert; give "
-                "one of them."
-            )
-        if self.critic is not None and not isinstance(self.critic, (SelfCritic, TokenCritic)):
-            raise UserError(
-                f"critic={type(self.critic).__name__} is neither a TokenCritic nor a SelfCritic; "
-                "give one of them, or None."
-            )
-
-    def _check_sizes(self):
-        if self.cond_image_size is None:
-            return
-        own = self.tokenizers[0]
-        if own is None or self.stored_tokens:
-            raise UserError(
-                f"cond_image_size={self.cond_image_size} needs images of both sizes; give a "
-                "tokenizer and stored_tokens=False."
-            )
-        if self.cond_image_size >= own.image_size or own.image_size % self.cond_image_size:
-            raise UserError(
-                f"cond_image_size={self.cond_image_size} is no part of image_size="
-                f"{own.image_size}; try {own.image_size // 2}."
-            )
-        small = self.tokenizers[1]
-        if small is not None and small.codebook_size != own.codebook_size:
-            raise UserError(
-                f"superres_tokenizer.codebook_size={own.codebook_size} is not that of tokenizer, "
-                f"{small.codebook_size}, and one table holds the vectors of both; make them equal."
-            )
-
-
-def _apply(network, params, *inputs):
-    return network.apply({"params": params}, *inputs)
-
-
-def _at_size(field, tokenizer, size):
-    """The tokenizer for images of another size.
-
-    Raises:
-      UserError: its weights are those of one size.
-    """
-    if size == tokenizer.image_size:
-        return tokenizer
-    try:
-        other = tokenizer.clone(parent=None, image_size=size)
-    except UserError as error:
-        raise UserError(f"{field}={size}: {error}") from None
-    shapes = [jax.tree.map(jnp.shape, image_tokenizer.abstract(one)) for one in (tokenizer, other)]
-    if shapes[0] != shapes[1]:
-        raise UserError(
-            f"{field}={size} is another size than the tokenizer's image_size="
-            f"{tokenizer.image_size}, and its weights are those of one size; use a convolutional "
-            "one, or train one at that size."
-        )
-    return other

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax.errors import UserError
+from t2i_jax.models import image_tokenizer
 from t2i_jax.types import Array, Key
 
 # (keys_B, cond_BM, given_BN, known_BN) -> tokens of one window (B, N)
@@ -174,3 +175,34 @@ def size_of(image_size: Any) -> tuple[int, int] | None:
 
 
 _MOST = 65_536  # pixels of a side
+
+
+def windows_of(options: Any, network: Any, own: Any, small: Any) -> Windows | None:
+    """The windows over images of `options.image_size`; None for the size of training.
+
+    Args:
+      options: `MaskGitOptions`. network: the transformer. own, small: the tokenizers of the images
+        and of the smaller ones that are conditioned on; None: there are none.
+
+    Raises:
+      UserError: a size that windows can't cover, or a tokenizer of one size.
+    """
+    size = size_of(options.image_size)
+    if size in (None, (own.image_size, own.image_size)):
+        return None
+    below = network.cond_fmap_size
+    check_size(size, own.image_size, own.patch_size * unit_of(network.fmap_size, below))
+    grid = (size[0] // own.patch_size, size[1] // own.patch_size)
+    windows = windows_over(grid, network.fmap_size, options.overlap, below)
+    sizes = [(own, size)]
+    if small is not None and windows.small_grid is not None:
+        rows, columns = windows.small_grid
+        sizes.append((small, (rows * small.patch_size, columns * small.patch_size)))
+    for tokenizer, wanted in sizes:
+        if not image_tokenizer.runs_at(tokenizer, wanted):
+            raise UserError(
+                f"image_size={options.image_size} is another size than the tokenizer's "
+                f"image_size={tokenizer.image_size}, and its weights are those of one size; "
+                "leave it out, or train with a convolutional tokenizer."
+            )
+    return windows
