@@ -8,6 +8,7 @@ Importing this package starts no device and pulls in neither torch nor TensorFlo
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -84,11 +85,16 @@ def homes() -> dict[str, str]:
 
 
 def __getattr__(name: str) -> Any:
-    if not name.startswith("_"):  # Python asks for many of those
+    if not name.startswith("_") and not _is_module(name):  # Python asks for many of those
         home = homes().get(name)
         if home is not None:
             return getattr(importlib.import_module(home), name)
     raise AttributeError(f"module 't2i_jax' has no attribute {name!r}")
+
+
+def _is_module(name):
+    """Whether it is a module of this package, for which `from t2i_jax import` asks here first."""
+    return importlib.util.find_spec(f"{__name__}.{name}") is not None
 
 
 def __dir__() -> list[str]:

@@ -13,7 +13,6 @@ from t2i_jax import config as configs
 from t2i_jax import values
 from t2i_jax.cli import docstring
 from t2i_jax.cli.arguments import Shown
-from t2i_jax.runs.recipe import Recipe, changed
 
 
 def show(
@@ -31,6 +30,7 @@ def show(
         overrides: Fields to change, as train.steps=1000.
     """
     from t2i_jax import runs
+    from t2i_jax.runs.recipe import changed
 
     load = runs.load_run_recipe if recipe.is_dir() else runs.load_recipe
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
@@ -44,6 +44,8 @@ def lines(recipe: Any, width: int = 100) -> Iterator[str]:
 
 
 def _fields(value, path, width):
+    from t2i_jax.runs.recipe import Recipe
+
     for name, inner, default, about in _entries(value):
         place = f"{path}{name}"
         # overrides name the parts of a recipe without "parts."

@@ -5,6 +5,7 @@ A user's mistake prints one sentence and exits with 2.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -90,64 +91,56 @@ def _run(words):
         if "\0" in word or any("\ud800" <= letter <= "\udfff" for letter in word):
             told = ascii(word.encode("utf-8", "surrogateescape"))[1:]
             raise UserError(f"argument {number}, {told}, is not text in UTF-8; write it so.")
-    name, commands = "t2i", _commands()
-    while isinstance(commands, Mapping):
+    name, found = "t2i", COMMANDS
+    while isinstance(found, Mapping):
         if not words:
-            raise UserError(f"{name} needs a command: {', '.join(commands)}; see {name} --help.")
+            raise UserError(f"{name} needs a command: {', '.join(found)}; see {name} --help.")
         word, *words = words
         if word in ("--help", "-h"):
-            print(_overview(name, commands))
+            print(_overview(name, found))
             return
         if word == "--version" and name == "t2i":
             print(f"t2i_jax {__version__}")
             return
-        if word not in commands:
-            known = [*commands, "--help", *(["--version"] if name == "t2i" else [])]
+        if word not in found:
+            known = [*found, "--help", *(["--version"] if name == "t2i" else [])]
             raise UserError(f"{word!r} is no command of {name}; {nearest(word, known)}")
-        name, commands = f"{name} {word}", commands[word]
+        name, found = f"{name} {word}", found[word]
     start_cache()
+    command = _function(found)
     # the options of the one are those of the run that is named, the other has commands below it
     if name in ("t2i sample", "t2i evaluate"):
-        commands(words)
+        command(words)
     else:
-        called(commands, words, name)
+        called(command, words, name)
 
 
-def _commands():
-    """By name the function of each command, or the commands below it."""
-    from t2i_jax.cli import (
-        compile,
-        config,
-        convert,
-        data,
-        embeddings,
-        evaluate,
-        export,
-        quickstart,
-        sample,
-    )
-    from t2i_jax.cli import report as page
-    from t2i_jax.cli import train as training
+# By name the function of each command, as MODULE:FUNCTION, or the commands below it. A command
+# imports its own module alone, and what it works with when it begins: help needs neither.
+COMMANDS: Mapping[str, str | Mapping[str, str]] = {
+    "quickstart": "quickstart:quickstart",
+    "config": "config:show",
+    "train": "train:train",
+    "sample": "sample:command",
+    "evaluate": "evaluate:command",
+    "eval": "evaluate:evaluate",
+    "report": "report:report",
+    "export": "export:export",
+    "data": {
+        "inspect": "data:inspect",
+        "pack": "data:pack",
+        "encode-text": "data:encode_text",
+        "encode-images": "data:encode_images",
+        "encode-clip": "embeddings:encode_clip",
+    },
+    "convert": {"from-torch": "convert:from_torch", "to-torch": "convert:to_torch"},
+    "compile": "compile:compile_for",
+}
 
-    return {
-        "quickstart": quickstart.quickstart,
-        "config": config.show,
-        "train": training.train,
-        "sample": sample.command,
-        "evaluate": evaluate.command,
-        "eval": evaluate.evaluate,
-        "report": page.report,
-        "export": export.export,
-        "data": {
-            "inspect": data.inspect,
-            "pack": data.pack,
-            "encode-text": data.encode_text,
-            "encode-images": data.encode_images,
-            "encode-clip": embeddings.encode_clip,
-        },
-        "convert": {"from-torch": convert.from_torch, "to-torch": convert.to_torch},
-        "compile": compile.compile_for,
-    }
+
+def _function(home: str) -> Callable[..., None]:
+    module, _, name = home.partition(":")
+    return getattr(importlib.import_module(f"t2i_jax.cli.{module}"), name)
 
 
 _ABOUT = {  # of those that hold further commands
@@ -163,7 +156,7 @@ def _overview(name, commands):
     lines = [f"usage: {name} COMMAND ...", "", _ABOUT[name], "", "commands:"]
     for word, command in commands.items():
         below = f"{name} {word}"
-        about = _ABOUT[below] if isinstance(command, Mapping) else docstring.summary(command)
+        about = _ABOUT.get(below) or docstring.summary(_function(command))
         lines += [f"  {word}", docstring.wrapped(about, 100, "      ")]
     lines += ["", f"{name} COMMAND --help tells more about each."]
     lines += ["t2i --version tells the version."] if name == "t2i" else []
@@ -176,13 +169,19 @@ def start_cache() -> None:
 
     JAX_COMPILATION_CACHE_DIR moves it.
     """
-    import jax
-
     folder = os.path.expanduser(
         os.environ.get("JAX_COMPILATION_CACHE_DIR") or "~/.cache/t2i_jax/xla"
     )
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    settings = {
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 1.0,
+    }
+    for name, value in settings.items():
+        # JAX reads the environment when it is imported, which not every command comes to
+        if "jax" in sys.modules:
+            sys.modules["jax"].config.update(name, value)
+        else:
+            os.environ[name.upper()] = str(value)
 
 
 if __name__ == "__main__":

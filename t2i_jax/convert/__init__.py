@@ -6,80 +6,72 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from t2i_jax import config, values
-from t2i_jax.convert import (
-    dalle2,
-    dalle2_decoder,
-    dalle2_prior,
-    decoder_unet,
-    diffusion_prior,
-    dinov2,
-    engine,
-    flax_maskgit,
-    flax_vqgan,
-    imagen,
-    inception,
-    lpips,
-    maskgit,
-    muse,
-    openai_clip,
-    parti,
-    state_dict,
-    t5,
-    taming_vqgan,
-    torch_io,
-    unet,
-    vgg,
-    vit_vqgan,
-    vqgan,
-    x_clip,
-)
+from t2i_jax.convert import engine, state_dict, torch_io
 from t2i_jax.errors import UserError, first_line
 from t2i_jax.foreign import arrays as foreign
 
 _DIGITS = 3  # of a number in the name of an array
 
-# Of several that a checkpoint holds the first here is meant. A table file offers `NETWORK`, an
-# `engine.Network`.
-NETWORKS: dict[str, engine.Network] = {
-    "parti-pytorch": parti.NETWORK,
-    "dalle2-pytorch": dalle2.NETWORK,
-    "dalle2-pytorch prior": dalle2_prior.PRIOR,
-    "parti-pytorch with its image tokenizer": parti.WITH_TOKENIZER,
-    "muse-maskgit-pytorch": muse.MUSE,
-    "muse-maskgit-pytorch MaskGit with its image tokenizer": muse.MASKGIT,
-    "muse-maskgit-pytorch transformer": maskgit.NETWORK,
-    "dalle2-pytorch decoder": dalle2_decoder.NETWORK,
-    "imagen-pytorch": imagen.NETWORK,
-    "parti-pytorch image tokenizer": vit_vqgan.NETWORK,
-    "muse-maskgit-pytorch image tokenizer": vqgan.NETWORK,
-    "taming-transformers VQGAN": taming_vqgan.TAMING,
-    "diffusers VQModel": taming_vqgan.DIFFUSERS,
-    "open-muse VQGAN of MaskGIT": taming_vqgan.OPEN_MUSE,
-    "LlamaGen VQGAN": taming_vqgan.LLAMAGEN,
-    "maskgit VQGAN (Flax)": flax_vqgan.NETWORK,
-    "maskgit transformer (Flax)": flax_maskgit.NETWORK,
-    "muse-maskgit-pytorch token critic": maskgit.CRITIC,
-    "x-clip": x_clip.NETWORK,
-    "CLIP of OpenAI, OpenCLIP": openai_clip.OPENAI,
-    "CLIPModel of transformers": openai_clip.TRANSFORMERS,
-    "imagen-pytorch U-Net": unet.NETWORK,
-    "imagen-pytorch empty U-Net": unet.NULL,
-    "dalle2-pytorch U-Net": decoder_unet.NETWORK,
-    "dalle2-pytorch prior network": diffusion_prior.NETWORK,
-    "T5 encoder (transformers)": t5.NETWORK,
-    "VGG16 (torchvision, LPIPS)": vgg.NETWORK,
-    "Inception of FID (pytorch-fid, torch-fidelity)": inception.NETWORK,
-    "LPIPS of AlexNet (lpips)": lpips.NETWORK,
-    "DINOv2 (transformers)": dinov2.TRANSFORMERS,
-    "DINOv2 (Meta)": dinov2.META,
+# The file of each table and its name there. Of several that a checkpoint holds the first here is
+# meant.
+_HOMES = {
+    "parti-pytorch": "parti.NETWORK",
+    "dalle2-pytorch": "dalle2.NETWORK",
+    "dalle2-pytorch prior": "dalle2_prior.PRIOR",
+    "parti-pytorch with its image tokenizer": "parti.WITH_TOKENIZER",
+    "muse-maskgit-pytorch": "muse.MUSE",
+    "muse-maskgit-pytorch MaskGit with its image tokenizer": "muse.MASKGIT",
+    "muse-maskgit-pytorch transformer": "maskgit.NETWORK",
+    "dalle2-pytorch decoder": "dalle2_decoder.NETWORK",
+    "imagen-pytorch": "imagen.NETWORK",
+    "parti-pytorch image tokenizer": "vit_vqgan.NETWORK",
+    "muse-maskgit-pytorch image tokenizer": "vqgan.NETWORK",
+    "taming-transformers VQGAN": "taming_vqgan.TAMING",
+    "diffusers VQModel": "taming_vqgan.DIFFUSERS",
+    "open-muse VQGAN of MaskGIT": "taming_vqgan.OPEN_MUSE",
+    "LlamaGen VQGAN": "taming_vqgan.LLAMAGEN",
+    "maskgit VQGAN (Flax)": "flax_vqgan.NETWORK",
+    "maskgit transformer (Flax)": "flax_maskgit.NETWORK",
+    "muse-maskgit-pytorch token critic": "maskgit.CRITIC",
+    "x-clip": "x_clip.NETWORK",
+    "CLIP of OpenAI, OpenCLIP": "openai_clip.OPENAI",
+    "CLIPModel of transformers": "openai_clip.TRANSFORMERS",
+    "imagen-pytorch U-Net": "unet.NETWORK",
+    "imagen-pytorch empty U-Net": "unet.NULL",
+    "dalle2-pytorch U-Net": "decoder_unet.NETWORK",
+    "dalle2-pytorch prior network": "diffusion_prior.NETWORK",
+    "T5 encoder (transformers)": "t5.NETWORK",
+    "VGG16 (torchvision, LPIPS)": "vgg.NETWORK",
+    "Inception of FID (pytorch-fid, torch-fidelity)": "inception.NETWORK",
+    "LPIPS of AlexNet (lpips)": "lpips.NETWORK",
+    "DINOv2 (transformers)": "dinov2.TRANSFORMERS",
+    "DINOv2 (Meta)": "dinov2.META",
 }
+
+
+class _Networks(Mapping[str, engine.Network]):
+    """The tables by name, each imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> engine.Network:
+        file, _, table = _HOMES[name].partition(".")
+        return getattr(importlib.import_module(f"{__name__}.{file}"), table)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_HOMES)
+
+    def __len__(self) -> int:
+        return len(_HOMES)
+
+
+NETWORKS: Mapping[str, engine.Network] = _Networks()
 
 
 class UnknownWeights(UserError):
@@ -302,6 +294,8 @@ def _cascade(inferred, fields):
     """The U-Nets of a cascade and what was saved with them; fields are for all U-Nets, or for each
     as unets=[{...}, {...}], or for another network under its name.
     """
+    from t2i_jax.convert import imagen
+
     found, each = inferred["unets"], imagen.of_each(fields, len(inferred["unets"]))
     beside, taken = {}, {"unets"}
     for name, value in inferred.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import errno
+import importlib
 import io
 import os
 import threading
@@ -58,7 +59,10 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-Image.init()
+_PLUGINS = ("Avif", "Bmp", "Gif", "Jpeg", "Jpeg2K", "Png", "Ppm", "Tiff", "WebP")
+for _name in _PLUGINS:  # `Image.init` would import those of three dozen other formats too
+    with contextlib.suppress(ImportError):  # an older Pillow
+        importlib.import_module(f"PIL.{_name}ImagePlugin")
 FORMATS = tuple(name for name in _ENDINGS if name in Image.OPEN)
 """Names of the formats that are read, of those that Pillow here can read."""
 ENDINGS = tuple(ending for name in FORMATS for ending in _ENDINGS[name])

@@ -14,9 +14,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import grain
 import numpy as np
 from absl import flags
 
@@ -29,6 +28,9 @@ from t2i_jax.data.share import Share, deal
 from t2i_jax.data.source import EMBEDDED, BadSample, Record, Source, open_source
 from t2i_jax.errors import UserError
 from t2i_jax.values import Fraction, Range, Seed
+
+if TYPE_CHECKING:
+    import grain
 
 VECTORS = ("image_embeds", "caption_embeds")  # of a whole image, and of a whole caption
 ENTRIES = (
@@ -154,6 +156,8 @@ def batches(
       UserError: an unknown source or entry, no samples, or (while it runs) too many that cannot be
         used.
     """
+    import grain  # a run that is loaded has a `DataConfig`, and reads no data
+
     for name in wants:
         one_of("wants", name, ENTRIES)
     if "text" in wants and tokenize is None:
@@ -200,6 +204,8 @@ def division_of(config: DataConfig, source: Source) -> Division | None:
 
 def _held_out(config, source, division, seed, most, repeat):
     """The order of the records that are held out."""
+    import grain
+
     shuffled = grain.MapDataset.range(len(source)).shuffle(seed)
     order = (int(shuffled[i]) for i in range(len(source)))
     found = indices_of(division, source, order, len(source) if most is None else most)
@@ -456,6 +462,8 @@ def _fitted(image_HWC, like_HWC):
 
 
 def _reader(share, prepare, config):
+    import grain
+
     positions = grain.MapDataset.range(share.count_below(prepare.positions)).map(share.position)
     ahead = grain.ReadOptions(
         num_threads=config.threads, prefetch_buffer_size=64 if config.threads else 0

@@ -7,10 +7,15 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri, stdtrit
 
 from t2i_jax.errors import UserError
-from t2i_jax.eval.intervals import LEVEL, Interval, bootstrap
+from t2i_jax.eval.intervals import (
+    LEVEL,
+    Interval,
+    bootstrap,
+    normal_quantile,
+    student_quantile,
+)
 from t2i_jax.eval.protocol import require_same
 from t2i_jax.words import counted
 
@@ -184,11 +189,11 @@ def _unpaired(name, left, right, level):
     ):
         drawn = np.subtract(spans[1]["halves"], spans[0]["halves"])
         stderr = float(drawn.std(ddof=1))
-        reach = float(stdtrit(len(drawn) - 1, (1 + level) / 2)) * stderr
+        reach = student_quantile(len(drawn) - 1, level) * stderr
         method = f"paired differences of {len(drawn)} random halves of the images"
     elif all(span.get("stderr") is not None for span in spans):
         stderr = float(np.hypot(spans[0]["stderr"], spans[1]["stderr"]))
-        reach, method = float(ndtri((1 + level) / 2)) * stderr, "normal, both standard errors"
+        reach, method = normal_quantile(level) * stderr, "normal, both standard errors"
     else:
         return Comparison(name, a, b, None)
     difference = b - a

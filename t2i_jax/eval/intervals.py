@@ -13,7 +13,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri, stdtrit
 
 from t2i_jax.errors import UserError
 
@@ -46,6 +45,20 @@ class Interval:
     def about(self) -> dict[str, Any]:
         """The fields as JSON."""
         return dataclasses.asdict(self)
+
+
+def normal_quantile(level: float) -> float:
+    """How many standard errors an interval of this level reaches to either side."""
+    from scipy.special import ndtri  # takes as long to import as Flax, and few runs come to it
+
+    return float(ndtri((1 + level) / 2))
+
+
+def student_quantile(freedom: int, level: float) -> float:
+    """The same by Student's distribution, with so many degrees of freedom."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + level) / 2))
 
 
 def bootstrap(
@@ -97,7 +110,7 @@ def wilson(
         raise UserError("0 images give no interval; give 1 or more.")
     share, count = float(right.mean()), float(len(right))
     effective = count / _design_effect(right, groups, share)
-    z = float(ndtri((1 + level) / 2))
+    z = normal_quantile(level)
     spread = z * np.sqrt(share * (1 - share) / effective + z**2 / (4 * effective**2))
     middle, scale = share + z**2 / (2 * effective), 1 + z**2 / effective
     stderr = float(np.sqrt(share * (1 - share) / effective))
@@ -116,7 +129,7 @@ def mean_of_tasks(tasks: Mapping[str, Interval], values: Mapping[str, float]) ->
     level = next(iter(tasks.values())).level
     mean = float(np.mean([values[name] for name in tasks]))
     stderr = float(np.sqrt(sum(one.stderr**2 for one in tasks.values()))) / len(tasks)
-    reach = float(ndtri((1 + level) / 2)) * stderr
+    reach = normal_quantile(level) * stderr
     method = "normal, standard errors of tasks joined"
     return Interval(max(0.0, mean - reach), min(1.0, mean + reach), method, stderr, level)
 
@@ -153,7 +166,7 @@ def kid_jackknife(
     without_y = value(xx.sum(), _without(yy), xy.sum() - xy.sum(0), m, n - sizes[1])
     spread = sum(np.square(one - one.mean()).sum() for one in (without_x, without_y))
     stderr = float(np.sqrt((blocks - 1) / blocks * spread))
-    reach = float(stdtrit(blocks - 1, (1 + level) / 2)) * stderr
+    reach = student_quantile(blocks - 1, level) * stderr
     method = f"jackknife over {blocks} blocks of images"
     return float(full), Interval(float(full - reach), float(full + reach), method, stderr, level)
 
@@ -211,7 +224,7 @@ def halves(
     draws = [np.sort(generator.permutation(count)[: count // 2]) for _ in range(times)]
     values = np.array([distance(rows) for rows in draws], float)
     stderr = float(values.std(ddof=1))
-    reach = float(stdtrit(times - 1, (1 + level) / 2)) * stderr
+    reach = student_quantile(times - 1, level) * stderr
     part = (count // 2) / count
     # FD(N) = at_infinity + c / N, and the same at N // 2
     at_infinity = float((full - part * values.mean()) / (1 - part))

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from t2i_jax.errors import UserError
 from t2i_jax.eval.alignment import Judge
@@ -130,6 +129,8 @@ def task_of(claim: Claim) -> str:
 
 def read(image_HWC: np.ndarray) -> list[Seen] | None:
     """The objects of an image, largest first; None where the ground is not white."""
+    from scipy import ndimage
+
     side = min(len(image_HWC), _LARGEST_SIDE)
     if side < len(image_HWC):
         small = Image.fromarray(image_HWC).resize((side, side), Image.Resampling.BOX)
@@ -187,6 +188,8 @@ def _thing(cover_HW, colour):
 
 def _form(part_HW, area, x, y):
     """The form of the same area and centroid that differs least; "other" if none is near."""
+    from scipy import ndimage
+
     (top, left), (bottom, right) = _box(part_HW)
     part_HW, x, y = part_HW[top:bottom, left:right], x - left, y - top
     fine = 4

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from t2i_jax.errors import UserError
 from t2i_jax.eval.alignment import Judge
@@ -182,6 +181,8 @@ def _paint(difference_HWC, ground):
 
 def _things(cover_HW, colour):
     """The connected parts of one colour that are large enough to be objects."""
+    from scipy import ndimage
+
     labels, count = ndimage.label(cover_HW > 0.3, structure=np.ones((3, 3)))
     side = cover_HW.shape[0]
     found = []
@@ -199,6 +200,8 @@ def _things(cover_HW, colour):
 
 def _form(part_HW, area, x, y):
     """The form of the same area and centroid that differs least; "other" if none is near."""
+    from scipy import ndimage
+
     fine = 4
     rows, columns = ((np.arange(n * fine) + 0.5) / fine - 0.5 for n in part_HW.shape)
     best = (0.4, "other")  # the least difference, as a part of the area

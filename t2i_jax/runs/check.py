@@ -25,7 +25,6 @@ from t2i_jax.errors import UserError, first_line
 from t2i_jax.runs import begin
 from t2i_jax.runs.ledger import image_channels
 from t2i_jax.runs.recipe import Recipe
-from t2i_jax.runs.scoring.wanted import check as check_monitored
 from t2i_jax.runs.wiring import planned_stages
 from t2i_jax.systems.base import Given
 from t2i_jax.train import state as states
@@ -240,6 +239,11 @@ def _check_data(stage):
 
 def _check_monitored(stage):
     """What is measured of generated images while it trains."""
+    if stage.recipe.evaluation.every is None:
+        return
+    # with the networks of all metrics, which most runs do without
+    from t2i_jax.runs.scoring.wanted import check as check_monitored
+
     check_monitored(stage.recipe)
 
 

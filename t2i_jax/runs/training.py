@@ -25,7 +25,6 @@ from t2i_jax.runs.ledger import DataLedger, image_channels
 from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from t2i_jax.runs.report import note_start, write_report
 from t2i_jax.runs.samples import held_out
-from t2i_jax.runs.scoring.monitoring import monitor_of
 from t2i_jax.runs.validation import validation_of
 from t2i_jax.runs.wiring import check_kind, wired
 from t2i_jax.systems.base import Given, System
@@ -161,11 +160,21 @@ def _fit(recipe, workdir, parts, hooks, profile):
         validation=validation_of(
             recipe, held_out(recipe), mesh, None if text_tokenizer is None else ledger.uncounted
         ),
-        monitor=monitor_of(recipe, held_out(recipe), build_system, workdir),
+        monitor=_monitor(recipe, build_system, workdir),
     )
     ledger.end(recipe.data.source, stream, workdir)
     write_report(workdir, recipe, parts=folders.part_folders(workdir, recipe))
     return build_system({**state.params, **state.ema}, state.stats)
+
+
+def _monitor(recipe, build_system, workdir):
+    """The metrics of images that are taken while it trains; None where the recipe has none."""
+    if recipe.evaluation.every is None:
+        return None
+    # with the networks of all metrics, which most runs do without
+    from t2i_jax.runs.scoring.monitoring import monitor_of
+
+    return monitor_of(recipe, held_out(recipe), build_system, workdir)
 
 
 def _read_of(spec):

@@ -7,7 +7,7 @@ import pytest
 
 from t2i_jax.cli import arguments, docstring
 from t2i_jax.cli.arguments import Shown
-from t2i_jax.cli.main import _commands
+from t2i_jax.cli.main import COMMANDS
 from t2i_jax.errors import UserError
 from t2i_jax.values import Count
 from tests.e2e.command import inside
@@ -114,13 +114,13 @@ def test_help_has_names_defaults_and_what_the_docstring_says():
 
 def _all(commands, *words):
     for name, command in commands.items():
-        if callable(command):
+        if isinstance(command, str):
             yield (*words, name)
         else:
             yield from _all(command, *words, name)
 
 
-@pytest.mark.parametrize("words", [(), ("data",), ("convert",), *_all(_commands())], ids=" ".join)
+@pytest.mark.parametrize("words", [(), ("data",), ("convert",), *_all(COMMANDS)], ids=" ".join)
 def test_every_command_has_help(words):
     text = inside(*words, "--help").stdout
     assert text.startswith(f"usage: {' '.join(['t2i', *words])} ") and "--help" in text

@@ -58,7 +58,7 @@ def _commands(commands, *words):
         )
 
 
-_ALL = sorted(_commands(cli._commands()))
+_ALL = sorted(_commands(cli.COMMANDS))
 
 
 _SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

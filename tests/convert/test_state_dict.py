@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import t2i_jax as t2i
 from t2i_jax import convert
-from t2i_jax.convert import engine, state_dict
+from t2i_jax.convert import engine, state_dict, vit_vqgan
 from t2i_jax.errors import UserError
 
 VAE = t2i.VitVQGanVAE(
@@ -29,7 +29,7 @@ def _random(shapes, seed):
 
 @pytest.fixture(scope="module")
 def weights():
-    return _random(convert.vit_vqgan.NETWORK.shapes(VAE), 0)
+    return _random(vit_vqgan.NETWORK.shapes(VAE), 0)
 
 
 @pytest.fixture(scope="module")

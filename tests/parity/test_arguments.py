@@ -14,7 +14,9 @@ import pytest
 
 from t2i_jax import convert
 from t2i_jax.config import fields_of
-from t2i_jax.convert import arguments
+from t2i_jax.convert import arguments, unet_fields
+from t2i_jax.convert import imagen as imagen_tables
+from t2i_jax.convert import unet as unet_tables
 from t2i_jax.convert.arguments import NO_EFFECT, READ, Only
 from t2i_jax.convert.ratio import ratio
 from t2i_jax.errors import UserError
@@ -90,11 +92,7 @@ def test_presets(name, monkeypatch):
     full = getattr(ours, name)()
     for field in ("dim_mults", "layer_attns", "layer_cross_attns", "memory_efficient"):
         assert told[field] == getattr(wanted, field) == getattr(full, field)
-    assert all(
-        convert.unet.unet_fields.same(f, _fields(model), told[f])
-        for f in _fields(model)
-        if f in told
-    )
+    assert all(unet_fields.same(f, _fields(model), told[f]) for f in _fields(model) if f in told)
     recorded = {}
     monkeypatch.setattr(package.Unet, "__init__", lambda self, **fields: recorded.update(fields))
     getattr(package, name)()
@@ -184,7 +182,7 @@ def test_every_argument_of_a_unet_as_a_field(name):
             # of a part that this network does not have, or not told by any array
             assert field in other or field in _without_effect(model)
             if field in other:
-                assert convert.unet.unet_fields.same(field, _fields(found), other[field])
+                assert unet_fields.same(field, _fields(found), other[field])
 
 
 def _without_effect(model):
@@ -206,7 +204,7 @@ def test_widths_of_feed_forwards_are_those_of_the_file(dim, mult):
     assert ratio([(dim, int(dim * mult)), (3 * dim, int(3 * dim * mult))])
     # levels of several ratios, which no argument of the package makes, are kept as well
     odd = ours.Unet(dim=8, dim_mults=(1, 2), ff_mult=(3.0, 1.25), text_embed_dim=6, max_text_len=4)
-    shapes = convert.unet.NETWORK.shapes(odd)
+    shapes = unet_tables.NETWORK.shapes(odd)
     zeros = {k: np.zeros(v.shape, v.dtype) for k, v in convert.engine.flatten(shapes).items()}
     state = convert.to_state(odd, convert.engine.unflatten(zeros))
     assert convert.from_torch(state)[0].ff_mult == (3.0, 1.25)
@@ -434,7 +432,7 @@ def test_every_argument_of_the_trainer(tmp_path):
         trainer = imagen_pytorch.ImagenTrainer(imagen, **{"verbose": False, **options})
         trainer.steps += torch.tensor([2, 3])
         trainer.save(tmp_path / f"{i}.pt")
-        found.append(convert.imagen.from_trainer(tmp_path / f"{i}.pt"))
+        found.append(imagen_tables.from_trainer(tmp_path / f"{i}.pt"))
     for one in found[1:]:
         assert one.model == found[0].model and one.steps == (2, 3)
         for stage, params in found[0].params.items():

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from t2i_jax import convert
-from t2i_jax.convert import torch_io
+from t2i_jax.convert import decoder_unet_fields, torch_io
+from t2i_jax.convert import x_clip as clip_tables
 from t2i_jax.diffusion.blur import LowresDraws
 from t2i_jax.models.image_text import TextEmbedding
 from t2i_jax.systems.clip import losses
@@ -83,7 +84,7 @@ def test_clip(seed, tmp_path, monkeypatch):
     image = rng.random((1 + images, ROWS, side, side, model.channels), np.float32)
     _same_latents(theirs, model, params, text[0], image[0])
     _same_clip_loss(theirs, model, params, text, image, monkeypatch, rng)
-    told = {n: getattr(model, n) for n in convert.x_clip._TOLD}
+    told = {n: getattr(model, n) for n in clip_tables._TOLD}
     del told["text_eos_id"]
     goes_back(theirs.eval(), model, params, tmp_path, **told)
 
@@ -120,7 +121,7 @@ def _same_clip_loss(theirs, model, params, text, image, monkeypatch, rng):
     monkeypatch.setattr(torch, "randn", lambda *shape, **_: torch.tensor(noise).reshape(shape))
     rest = iter(np.split(noise, len(image)))
     monkeypatch.setattr(jax.random, "normal", lambda key, shape: jnp.asarray(next(rest)))
-    settings = convert.x_clip.live(theirs)["settings"]
+    settings = clip_tables.live(theirs)["settings"]
     task = dataclasses.replace(
         clip_weights.imported(model, params, settings).task, compat=losses.COMPATS
     )
@@ -182,7 +183,7 @@ def test_unet(seed, tmp_path, monkeypatch):
         found = jax.jit(model.apply)({"params": params}, **inputs)
         wanted = run_theirs(theirs, inputs, monkeypatch)
     assert error(found, wanted) < NETWORK
-    hidden = (*convert.decoder_unet_fields._HIDDEN, "channels", "self_cond")
+    hidden = (*decoder_unet_fields._HIDDEN, "channels", "self_cond")
     told = {name: getattr(model, name) for name in hidden}
     for name in ("attn_heads", "attn_dim_head", "cross_embed_downsample_kernel_sizes"):
         told[name] = getattr(model, name)

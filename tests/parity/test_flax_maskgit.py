@@ -10,7 +10,7 @@ import pytest
 
 import t2i_jax as t2i
 from t2i_jax import convert
-from t2i_jax.convert import flax_io
+from t2i_jax.convert import flax_io, flax_maskgit
 from t2i_jax.decoding import masked
 from t2i_jax.errors import UserError
 from t2i_jax.models import maskgit_bert
@@ -236,7 +236,7 @@ def test_presets_have_the_size_of_the_public_weights():
     """172,457,193 parameters at 256 pixels, the classes' embeddings included."""
     for model, total in ((maskgit_bert.IMAGENET_256, 172_457_193),
                          (maskgit_bert.IMAGENET_512, 172_457_193 + 768 * 768)):  # fmt: skip
-        shapes = convert.flax_maskgit.NETWORK.shapes(model)
+        shapes = flax_maskgit.NETWORK.shapes(model)
         assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == total
 
 

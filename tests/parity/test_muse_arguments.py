@@ -9,6 +9,7 @@ import pytest
 from t2i_jax import convert
 from t2i_jax.config import fields_of
 from t2i_jax.convert import arguments
+from t2i_jax.convert import muse as tables
 from t2i_jax.convert.arguments import NO_EFFECT, READ, Only
 from t2i_jax.errors import UserError
 from t2i_jax.models.maskgit import SelfCritic, TokenCritic
@@ -240,7 +241,7 @@ def test_a_schedule_is_known_by_its_values():
         (lambda t: t.nothing, "<lambda>"),
     ):
         theirs = muse_models.maskgit(Sizes(), noise_schedule=schedule)
-        assert convert.muse._schedule(theirs) == name
+        assert tables._schedule(theirs) == name
 
 
 def test_networks_of_maskgit(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 from t2i_jax import convert
 from t2i_jax.convert import arguments
+from t2i_jax.convert import x_clip as tables
 from t2i_jax.errors import UserError
 from t2i_jax.models.image_text import unit
 from t2i_jax.nn import contrastive
@@ -163,7 +164,7 @@ def test_losses_and_gradients(name, monkeypatch):
     monkeypatch.setitem(CONFIGURATIONS, configuration, CONFIGURATIONS[configuration] | options)
     theirs, model, params, text, image = make(configuration)
     theirs.train()
-    imported = weights.imported(model, params, convert.x_clip.live(theirs)["settings"])
+    imported = weights.imported(model, params, tables.live(theirs)["settings"])
     task = dataclasses.replace(imported.task, compat=losses.COMPATS, views=None)
     mask, hidden = text != 0, np.zeros_like(text, bool)
     hidden[:, 1] = True
@@ -266,7 +267,7 @@ def test_every_argument_of_the_constructor_is_decided():
     theirs = make("plain")[0]
     theirs.text_transformer = torch.nn.Sequential(theirs.text_transformer)
     with pytest.raises(UserError, match="text_encoder='Sequential'"):
-        convert.x_clip.live(theirs)
+        tables.live(theirs)
 
 
 def test_heads_that_the_weights_do_not_tell_are_asked_for():
