@@ -77,7 +77,7 @@ def frechet(one: Gaussian, other: Gaussian, factor_DR: np.ndarray | None = None)
 
     Args:
       factor_DR: `factor(other.covariance_DD)`, where several are compared with one; None: it is
-        computed.
+        computed. A lower triangle takes a quarter of the arithmetic of another one.
 
     Raises:
       UserError: Gaussians of two widths.
@@ -88,8 +88,7 @@ def frechet(one: Gaussian, other: Gaussian, factor_DR: np.ndarray | None = None)
             "extractor and layer."
         )
     factor_DR = factor(other.covariance_DD) if factor_DR is None else factor_DR
-    product_RR = factor_DR.T @ one.covariance_DD @ factor_DR
-    eigenvalues_R = _eigenvalues((product_RR + product_RR.T) / 2)
+    eigenvalues_R = _eigenvalues(_product(one.covariance_DD, factor_DR))
     root = float(np.sqrt(np.maximum(eigenvalues_R, 0)).sum())
     traces = float(np.trace(one.covariance_DD) + np.trace(other.covariance_DD))
     return _distance(one.mean_D - other.mean_D, traces, root, np.minimum(eigenvalues_R, 0).sum())
@@ -175,9 +174,24 @@ def frechet_at_infinity(
     return Extrapolated(float(value), float(slope), tuple(map(int, sizes)), tuple(values))
 
 
+def _product(covariance_DD, factor_DR):
+    """F^T S F (R, R), of which only the upper triangle is to be read."""
+    from scipy.linalg import lapack  # before the threads are limited, so that its are, too
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        if factor_DR.shape != covariance_DD.shape or np.triu(factor_DR, 1).any():
+            return factor_DR.T @ covariance_DD @ factor_DR
+        # U S U^T with U = F^T: F is a triangle, and half of the result is enough, which leaves a
+        # quarter of the arithmetic of two products. LAPACK's arrays go column by column, which is
+        # how the transposed ones lie.
+        product_RR, _ = lapack.dsygst(covariance_DD.T, factor_DR.T, itype=2, lower=0)
+        return product_RR
+
+
 @_on_one_thread
 def _eigenvalues(symmetric_DD):
-    return np.linalg.eigvalsh(symmetric_DD)
+    """Of a matrix of which the upper triangle is read."""
+    return np.linalg.eigvalsh(symmetric_DD, "U")
 
 
 @_on_one_thread

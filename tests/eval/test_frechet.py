@@ -69,6 +69,20 @@ def test_a_factor_is_one_whether_the_covariance_is_singular_or_not():
         np.testing.assert_allclose(root @ root.T, covariance, atol=1e-10)
 
 
+def test_a_triangle_and_any_other_factor_of_a_covariance_give_the_same():
+    """The arithmetic of a triangle is another one, and knows half of each matrix alone."""
+    one, other = gaussian(X), gaussian(Y)
+    triangle = factor(other.covariance_DD)
+    assert not np.triu(triangle, 1).any()
+    eigenvalues, vectors = np.linalg.eigh(other.covariance_DD)
+    whole = vectors * np.sqrt(eigenvalues)
+    wide = np.concatenate([whole, np.zeros((16, 3))], axis=1)  # whose product is another matrix
+    found = frechet(one, other, triangle)
+    assert frechet(one, other) == found
+    for root in (whole, wide, np.asfortranarray(triangle)):
+        assert frechet(one, other, root).value == pytest.approx(found.value, rel=1e-12)
+
+
 def test_what_is_no_covariance_is_told_by_the_clipped_eigenvalues():
     wrong = Gaussian(np.zeros(2), np.diag([1.0, -1.0]))
     assert frechet(wrong, Gaussian(np.zeros(2), np.eye(2))).clipped == pytest.approx(-1)
