@@ -13,6 +13,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -29,6 +30,9 @@ from t2i_jax.runs.wiring import planned_stages
 from t2i_jax.systems.base import Given
 from t2i_jax.train import state as states
 from t2i_jax.train.checkpoint import last_step
+
+if TYPE_CHECKING:
+    from t2i_jax.runs.scoring.networks import Build
 
 _COLUMNS = {  # of packed data: the entry of a batch that it fills, and the command that makes it
     "tokens": ("tokens", "t2i data encode-images PACKED RUN"),
@@ -47,13 +51,16 @@ def check(
     given: Mapping[str, Given] | None = None,
     devices: Sequence[jax.Device] | None = None,
     with_data: bool = True,
+    build: Build | None = None,
 ) -> None:
     """Refuses a recipe of which some stage can't be trained.
 
     Args:
       workdir: of the run, whose parts may be there already. given: parts that the task inherits.
       devices: that it would run on; None: those of this machine, whose memory is looked at too.
-      with_data: look at the data as well.
+      with_data: look at the data as well, and at what is measured while it trains.
+      build: makes the networks of metrics, whose weights are read for this; None:
+        `networks.build`.
 
     Raises:
       UserError: one sentence for each stage in which something is wrong.
@@ -61,7 +68,7 @@ def check(
     _refuse(_per_stage({"": recipe}, _check_values))
     stages = planned_stages(recipe, given, workdir)
     checks: list[Callable[[Wired], None]] = [_check_machine] * (devices is None)
-    checks += [_check_data, _check_monitored] * with_data
+    checks += [_check_data, functools.partial(_check_monitored, build=build)] * with_data
     wired = {
         name: Wired(
             one, parts, devices, None if workdir is None else workdir.joinpath(*name.split("."))
@@ -237,14 +244,15 @@ def _check_data(stage):
                 )
 
 
-def _check_monitored(stage):
+def _check_monitored(stage, build):
     """What is measured of generated images while it trains."""
     if stage.recipe.evaluation.every is None:
         return
     # with the networks of all metrics, which most runs do without
+    from t2i_jax.runs.scoring import networks
     from t2i_jax.runs.scoring.wanted import check as check_monitored
 
-    check_monitored(stage.recipe)
+    check_monitored(stage.recipe, build or networks.build)
 
 
 def _check_networks(stage):

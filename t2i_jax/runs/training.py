@@ -74,22 +74,23 @@ def train(
         profile.check(recipe.train.steps)
     main_script.check(_workers(recipe))
     workdir = paths.folder("workdir", workdir)
-    check(recipe, workdir, given=given)
+    build = _build_once()  # for the check and for the measuring
+    check(recipe, workdir, given=given, build=build)
     for sentence in notes if processes.is_first() else ():
         say(sentence)
-    return _train(recipe, workdir, given or {}, hooks, profile)
+    return _train(recipe, workdir, given or {}, hooks, build, profile)
 
 
-def _train(recipe, workdir, given, hooks, profile):
+def _train(recipe, workdir, given, hooks, build, profile):
     """`train` of what was checked."""
     processes.check_same(
         recipe_to_dict(recipe), "another recipe", "give every process the same command"
     )
     with lock.held(workdir):
-        return _locked(recipe, workdir, given, hooks, profile)
+        return _locked(recipe, workdir, given, hooks, build, profile)
 
 
-def _locked(recipe, workdir, given, hooks, profile):
+def _locked(recipe, workdir, given, hooks, build, profile):
     # parts may train for days before this recipe's own data are read
     if recipe.data is not None and recipe.task.objectives:
         records = {"records": len(_source(recipe.data))}
@@ -97,11 +98,11 @@ def _locked(recipe, workdir, given, hooks, profile):
         processes.check_same(
             records, f"other data as data.source={source!r}", "give all the same data"
         )
-    recipe, parts = _with_parts(begin.with_parts(recipe, workdir), workdir, given, hooks)
+    recipe, parts = _with_parts(begin.with_parts(recipe, workdir), workdir, given, hooks, build)
     if not recipe.task.objectives:
         processes.once(lambda: folders.write_joined(workdir, recipe))
         return folders.cutting(recipe.task.system({}, {}, parts, {}, None), recipe)
-    return _fit(recipe, workdir, parts, hooks or preview_hooks, profile)
+    return _fit(recipe, workdir, parts, hooks or preview_hooks, build, profile)
 
 
 def _workers(recipe):
@@ -112,7 +113,7 @@ def _workers(recipe):
     )
 
 
-def _fit(recipe, workdir, parts, hooks, profile):
+def _fit(recipe, workdir, parts, hooks, build, profile):
     clock, task, encoder = Goodput.of(workdir), recipe.task, recipe.task.text_encoder
     text_tokenizer = None
     if encoder is not None:
@@ -160,21 +161,37 @@ def _fit(recipe, workdir, parts, hooks, profile):
         validation=validation_of(
             recipe, held_out(recipe), mesh, None if text_tokenizer is None else ledger.uncounted
         ),
-        monitor=_monitor(recipe, build_system, workdir),
+        monitor=_monitor(recipe, build_system, workdir, build),
     )
     ledger.end(recipe.data.source, stream, workdir)
     write_report(workdir, recipe, parts=folders.part_folders(workdir, recipe))
     return build_system({**state.params, **state.ema}, state.stats)
 
 
-def _monitor(recipe, build_system, workdir):
+def _build_once():
+    """`networks.build_once`, which is loaded when the first network is asked for: most runs do
+    without metrics.
+    """
+    made = []
+
+    def build(*which):
+        from t2i_jax.runs.scoring import networks
+
+        if not made:
+            made.append(networks.build_once())
+        return made[0](*which)
+
+    return build
+
+
+def _monitor(recipe, build_system, workdir, build):
     """The metrics of images that are taken while it trains; None where the recipe has none."""
     if recipe.evaluation.every is None:
         return None
     # with the networks of all metrics, which most runs do without
     from t2i_jax.runs.scoring.monitoring import monitor_of
 
-    return monitor_of(recipe, held_out(recipe), build_system, workdir)
+    return monitor_of(recipe, held_out(recipe), build_system, workdir, build)
 
 
 def _read_of(spec):
@@ -187,7 +204,7 @@ def _of_today(stored):
     return recipe_to_dict(recipe_from_dict(stored))
 
 
-def _with_parts(recipe, workdir, given, hooks):
+def _with_parts(recipe, workdir, given, hooks, build):
     """The recipe with its parts' networks, and the parts: trained, adopted or inherited, and the
     same as at first.
     """
@@ -199,7 +216,7 @@ def _with_parts(recipe, workdir, given, hooks):
             return _adopted(name, part, source, folder)
         if name in recorded:
             _check_done(name, source, folder)
-        return folders.given(_train(source, folder, given, hooks, None), folder)
+        return folders.given(_train(source, folder, given, hooks, build, None), folder)
 
     asked = recipe.task
     recipe, parts = wired(recipe, given, resolve)

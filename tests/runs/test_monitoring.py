@@ -68,7 +68,20 @@ def _recipe(*overrides, **fields):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def read(_toys):
+    """Paths of the weights that were read, in their order."""
+    found = []
+
+    def inception(path, mode):
+        found.append(path)
+        return scoring_toys.toy_extractor(f"inception-{mode}")
+
+    _toys.setattr(extractors, "inception", inception)
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(read, tmp_path_factory):
     """A run that was measured at the steps 2 and 4."""
     workdir = tmp_path_factory.mktemp("monitored") / "run"
     recipe = _recipe("evaluation.options.noise=0.3", best="clip")
@@ -82,6 +95,10 @@ def _measured(workdir):
         for line in lines
         if "eval/fid_6" in line
     }
+
+
+def test_weights_are_read_once_for_the_check_and_for_all_measuring(read, trained):
+    assert read == [None]
 
 
 def test_numbers_are_those_of_the_images_for_held_out_captions(trained):

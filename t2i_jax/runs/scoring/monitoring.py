@@ -22,9 +22,10 @@ from t2i_jax.eval.prompts import seed_of
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.runs.report import MONITORED
 from t2i_jax.runs.samples import Samples
-from t2i_jax.runs.scoring import features, gathering, plan
+from t2i_jax.runs.scoring import features, gathering, networks, plan
 from t2i_jax.runs.scoring.held_out import HeldOutImages, Leading
 from t2i_jax.runs.scoring.metrics import Subject, metric_of
+from t2i_jax.runs.scoring.networks import Build
 from t2i_jax.runs.scoring.reference import ImagesReference, Reference
 from t2i_jax.runs.scoring.score import block
 from t2i_jax.runs.scoring.split import Share, Split
@@ -42,7 +43,11 @@ BuildSystem = Callable[[Any, Any], System]
 
 
 def monitor_of(
-    recipe: Recipe, samples: Samples, build_system: BuildSystem, workdir: pathlib.Path
+    recipe: Recipe,
+    samples: Samples,
+    build_system: BuildSystem,
+    workdir: pathlib.Path,
+    build: Build = networks.build,
 ) -> Monitor | None:
     """What `evaluation.metrics` of a recipe asks for; None: nothing. Every process calls it.
 
@@ -50,6 +55,7 @@ def monitor_of(
 
     Args:
       samples: whose captions images are generated for. build_system: (params, stats) -> the system.
+      build: makes the extractors of a network.
 
     Raises:
       UserError: something is missing, or does not fit.
@@ -57,7 +63,7 @@ def monitor_of(
     evaluation = recipe.evaluation
     if evaluation.every is None:
         return None
-    wanted = Wanted.of(recipe)
+    wanted = Wanted.of(recipe, build)
     wanted.check_count(samples)
     measurer = Measurer(recipe, wanted, samples, workdir)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from t2i_jax import config
 from t2i_jax.errors import UserError
@@ -67,6 +68,23 @@ def build(network: str, modes: Sequence[str], weights: Weights) -> list[Extracto
     if network == "pickscore":
         return [extractors.pickscore(path)]
     return [extractors.hpsv2(path, weights.of("clip"))]
+
+
+Build = Callable[[str, Sequence[str], Weights], list[Extractor]]
+"""What `build` is."""
+
+
+def build_once() -> Build:
+    """`build` that reads a file of weights once, however often its network is asked for. Every
+    answer has its own place on the devices, which is freed with it; the weights themselves stay in
+    the host's memory as long as what is returned here.
+    """
+    known = functools.cache(build)
+
+    def found(network: str, modes: Sequence[str], weights: Weights) -> list[Extractor]:
+        return [dataclasses.replace(one) for one in known(network, tuple(modes), weights)]
+
+    return found
 
 
 def parse_modes(text: str) -> list[str]:

@@ -23,9 +23,9 @@ from t2i_jax.eval.extractors import Extractor
 from t2i_jax.eval.monitored import Monitored
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.runs.samples import Samples, held_out
-from t2i_jax.runs.scoring import networks
 from t2i_jax.runs.scoring.metrics import metric_of
-from t2i_jax.runs.scoring.networks import Weights
+from t2i_jax.runs.scoring.networks import Build, Weights
+from t2i_jax.runs.scoring.networks import build as build_network
 from t2i_jax.runs.scoring.reference import Reference, StatisticsReference, open_reference
 
 _TRIED = 8  # captions that a judge is tried on
@@ -52,8 +52,11 @@ class Wanted:
     reference: Reference | None
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Wanted:
+    def of(cls, recipe: Recipe, build: Build = build_network) -> Wanted:
         """Opens the files that a recipe names.
+
+        Args:
+          build: makes the extractors of a network.
 
         Raises:
           UserError: weights or a reference that are not there, or do not fit.
@@ -62,7 +65,7 @@ class Wanted:
         asked, found, names = evaluation.monitored, dict[str, Extractor](), dict[str, str]()
         for network in dict.fromkeys(map(_network, asked)):
             if network:
-                extractor = _built(network, evaluation)
+                extractor = _built(network, evaluation, build)
                 found[extractor.name], names[network] = extractor, extractor.name
         return cls(recipe, asked, found, names, _reference(evaluation, asked, names))
 
@@ -116,8 +119,11 @@ class Wanted:
         }
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: Recipe, build: Build = build_network) -> None:
     """Refuses metrics of a recipe that can't be measured, in seconds.
+
+    Args:
+      build: makes the extractors of a network.
 
     Raises:
       UserError: missing weights, a reference that does not fit, too few held-out images, or
@@ -125,7 +131,7 @@ def check(recipe: Recipe) -> None:
     """
     if recipe.evaluation.every is None:
         return
-    wanted, samples = Wanted.of(recipe), held_out(recipe)
+    wanted, samples = Wanted.of(recipe, build), held_out(recipe)
     if wanted.judge is not None:
         _check_judge(recipe, wanted.judge, samples)
     if wanted.reference is None and any(one.compares for one in wanted.metrics):
@@ -136,10 +142,10 @@ def _network(one: Monitored) -> str:
     return "" if one.metric == "judge" else metric_of(one.metric).network
 
 
-def _built(network, evaluation) -> Extractor:
+def _built(network, evaluation, build) -> Extractor:
     given = {name: pathlib.Path(path).expanduser() for name, path in evaluation.weights.items()}
     try:
-        [found] = networks.build(network, [evaluation.mode or "clean"], Weights(**given))
+        [found] = build(network, [evaluation.mode or "clean"], Weights(**given))
     except UserError as error:
         raise UserError(f"evaluation.weights: {error}") from None
     return found
