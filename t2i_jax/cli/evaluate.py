@@ -114,7 +114,7 @@ def measure(
         dinov2: DINOv2 ViT-L/14.
         pickscore: PickScore v1.
         hpsv2: HPS v2 or v2.1; --clip has its vocabulary.
-        batch_size: Images that are generated at a time.
+        batch_size: Images that are generated at a time, on each device.
         shard_size: Images of a shard, which is written whole or not at all.
         step: The checkpoint: its step, or best.
     """
@@ -233,7 +233,7 @@ def tokenizer(
         inception: pt_inception-2015-12-05-6726825d.pth.
         alex: alexnet-owt-7be5be79.pth, by which LPIPS is reported.
         vgg: vgg16-397923af.pth.
-        batch_size: Images that are encoded at a time.
+        batch_size: Images that are encoded at a time, on each device.
         shard_size: Images of a shard, which is written whole or not at all.
         split: Of a source with splits.
         step: The checkpoint: its step, or best.

@@ -75,16 +75,16 @@ class Extractor:
 
         Images are resized by threads while the devices compute. Every batch has one shape: the last
         is filled up, and what filled it is left out; the same image has the same features to the
-        bit in any batch of this size.
+        bit in any batch of this size, on one device or on several that are alike.
 
         Args:
-          batch_size: images of a batch, made a multiple of the number of devices.
+          batch_size: images of a batch on each device.
           layers: whose features to give; None: all.
         """
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size} is not positive; give 1 or more.")
         mesh, program, params = self._placed
-        size = -(-batch_size // mesh.size) * mesh.size
+        size = batch_size * mesh.size
         wanted = None if layers is None else tuple(layers)
         place, waiting = sharding.batch_sharding(mesh), None
         for inputs, count in _inputs(images, self.prepare, size):
@@ -130,6 +130,9 @@ class ClipExtractor(Extractor):
     def text_features(self, captions: Sequence[str], batch_size: int = 64) -> np.ndarray:
         """(N, D) float32 of captions in their order.
 
+        Args:
+          batch_size: captions of a batch on each device.
+
         Raises:
           UserError: no caption, or no vocabulary.
         """
@@ -142,7 +145,7 @@ class ClipExtractor(Extractor):
         if not captions:
             raise UserError("captions are empty; give one or more.")
         mesh, _, params = self._placed
-        size = -(-batch_size // mesh.size) * mesh.size
+        size = batch_size * mesh.size
         place, found = sharding.batch_sharding(mesh), []
         for start in range(0, len(captions), size):
             part = captions[start : start + size]

@@ -36,12 +36,13 @@ class LpipsMetric:
     about: Mapping[str, Any]
 
     def __call__(
-        self, images_NHWC: np.ndarray, again_NHWC: np.ndarray, batch_size: int = 64
+        self, images_NHWC: np.ndarray, again_NHWC: np.ndarray, batch_size: int = 8
     ) -> np.ndarray:
         """The distance of each pair, (N,) float32.
 
         Args:
           images_NHWC, again_NHWC: uint8 of one shape with three channels.
+          batch_size: pairs of a batch on each device.
 
         Raises:
           UserError: images of another type, or of two shapes, or too small.
@@ -52,7 +53,7 @@ class LpipsMetric:
                     f"{name} are {array.dtype}{array.shape}; give uint8 images as (N, H, W, 3)."
                 )
         mesh, params = self._placed
-        size = -(-batch_size // mesh.size) * mesh.size
+        size = batch_size * mesh.size
         place, found = sharding.batch_sharding(mesh), []
         for start in range(0, len(images_NHWC), size):
             pair = [_signed(x[start : start + size], size) for x in (images_NHWC, again_NHWC)]

@@ -311,8 +311,14 @@ class System:
             found.append(f"{count:,} parameters of {name}")
         return f"{type(self).__name__}({', '.join(found)})"
 
-    def on_mesh(self, shape: Mapping[str, int] | None) -> System:
-        """The same system, sampling on a mesh of all devices.
+    def on_mesh(
+        self, shape: Mapping[str, int] | None, devices: Sequence[jax.Device] | None = None
+    ) -> System:
+        """The same system, sampling on a mesh.
+
+        Args:
+          shape: sizes of the mesh's axes; None: all devices on "data". devices: None: all there
+            are.
 
         Raises:
           UserError: a system that works on one device, or a mesh that does not fit the devices.

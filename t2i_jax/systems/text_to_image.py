@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from t2i_jax.config import fields_of
@@ -43,9 +44,11 @@ class TextToImage(System):
     Its task's `samples` say what of the data it is given for that.
     """
 
-    def on_mesh(self, shape: Mapping[str, int] | None) -> System:
-        """The same system, sampling on a mesh of all devices, see `generation.on_mesh`."""
-        return generation.on_mesh(self, shape)
+    def on_mesh(
+        self, shape: Mapping[str, int] | None, devices: Sequence[jax.Device] | None = None
+    ) -> System:
+        """The same system, sampling on a mesh, see `generation.on_mesh`."""
+        return generation.on_mesh(self, shape, devices)
 
     def conditions(self, samples: Mapping[str, Any], rows: Sequence[int]) -> Mapping[str, Any]:
         """What `generate` is given of these samples beside their captions: images to condition

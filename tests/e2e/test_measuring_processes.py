@@ -1,17 +1,21 @@
-"""Images that two processes measure in shares: while they train, and by `t2i evaluate`."""
+"""Images that two processes measure in shares, and eight devices of one: while they train, and by
+`t2i evaluate`.
+"""
 
 import json
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
-from t2i_jax import runs
-from t2i_jax.runs.samples import held_out
-from t2i_jax.runs.scoring.monitoring import Measurer
-from t2i_jax.runs.scoring.wanted import Wanted
 from tests.runs import scoring_toys
 
 from ..loopback import end, start
 from .measuring import NAMES, evaluate
+from .measuring_eight import monitored, tokens
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 _toys = scoring_toys.in_place
 
@@ -31,17 +35,48 @@ def test_what_two_processes_logged_is_what_one_measures(home, tmp_path):
     lines = map(json.loads, (home / "run" / "metrics.jsonl").read_text().splitlines())
     logged = {line["step"]: line for line in lines if "eval/fid_6" in line}
     assert sorted(logged) == [2, 4]
-    recipe, system = runs.load_run_recipe(home / "run"), runs.load(home / "run")
-    found = Measurer(recipe, Wanted.of(recipe), held_out(recipe), tmp_path).start(system)()
+    found = monitored(home, tmp_path)
     assert found == pytest.approx({name: logged[4][f"eval/{name}"] for name in NAMES}, rel=1e-4)
     told = json.loads((home / "run" / "metrics.json").read_text())
     best = min(logged, key=lambda step: logged[step]["eval/fid_6"])
     assert told["validation/best_step"] == best
 
 
-def test_results_of_two_processes_are_those_of_one_to_the_byte(home, tmp_path):
-    evaluate(home, tmp_path / "one")
+@pytest.fixture(scope="module")
+def one(home):
+    """The results of this process, with one device."""
+    evaluate(home, home / "one")
+    return home / "one"
+
+
+def test_results_of_two_processes_are_those_of_one_to_the_byte(home, one):
     for name in ("results.json", "values.json", "plan.json"):
-        one, two = (folder / name for folder in (tmp_path / "one", home / "two"))
-        assert one.read_bytes() == two.read_bytes(), name
+        assert (one / name).read_bytes() == (home / "two" / name).read_bytes(), name
     assert len(list((home / "two" / "images").glob("*/manifest.jsonl"))) == 4
+
+
+@pytest.fixture(scope="module")
+def eight(home):
+    """Where a process with eight devices has measured the same."""
+    command = [sys.executable, "-m", "tests.e2e.measuring_eight", home]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return home
+
+
+def test_results_of_eight_devices_are_those_of_one_to_the_byte(eight, one):
+    """What each device computes does not depend on how many there are, and JSON says how many."""
+    for name in ("results.json", "values.json", "plan.json"):
+        told = (eight / "eight" / name).read_text()
+        as_one = told.replace('"devices_per_process": 8', '"devices_per_process": 1')
+        assert as_one == (one / name).read_text(), name
+        assert (as_one != told) == (name != "values.json")
+
+
+def test_eight_devices_log_what_one_does_and_measure_a_tokenizer_as_one_does(eight, tmp_path):
+    logged = json.loads((eight / "eight.json").read_text())
+    assert logged == pytest.approx(monitored(eight, tmp_path / "run"), rel=1e-4)
+    tokens(eight, tmp_path / "tokens", scoring_toys.Levels({}))
+    told = (eight / "eight-tokens" / "results.json").read_text()
+    as_one = told.replace('"devices_per_process": 8', '"devices_per_process": 1')
+    assert as_one == (tmp_path / "tokens" / "results.json").read_text()

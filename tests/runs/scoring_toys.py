@@ -1,9 +1,12 @@
-"""A small extractor in the place of Inception and CLIP, and folders of images, for the tests of
-`t2i evaluate`.
+"""A small extractor in the place of Inception and CLIP, a small tokenizer, and folders of images,
+for the tests of `t2i evaluate`.
 """
 
+import dataclasses
 import pathlib
+import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -41,6 +44,50 @@ def toy_extractor(name: str = "inception-clean", file: str = "toy") -> ToyExtrac
 
     about = {"file": file, "sha256": "0" * 64, "preprocessing": {"resize": "toy"}}
     return ToyExtractor(name, about, prepare, apply, params)
+
+
+def convolutions(look=None) -> Extractor:
+    """An extractor of three convolutions, for images of 24 pixels: its rounding is that of a real
+    one.
+
+    Args:
+      look: is given the network's input when it is traced.
+    """
+    rng = np.random.default_rng(0)
+    shapes = (3, 3, 3, 16), (3, 3, 16, 32), (3, 3, 32, 32)
+    kernels = [
+        rng.normal(size=shape).astype(np.float32) / np.sqrt(np.prod(shape[:3])) for shape in shapes
+    ]
+
+    def apply(params, x_BHWC):
+        if look is not None:
+            look(x_BHWC)
+        for kernel in params:
+            x_BHWC = jax.nn.relu(jax.lax.conv_general_dilated(
+                x_BHWC, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            ))  # fmt: skip
+        return {"pool3": x_BHWC.mean((1, 2))}
+
+    return Extractor(
+        "convolutions", {}, lambda image: np.asarray(image, np.float32) / 128 - 1, apply, kernels
+    )
+
+
+@dataclasses.dataclass
+class Levels:
+    """A tokenizer with a code for each pixel: its mean level in steps of 16."""
+
+    weights: dict
+    task = types.SimpleNamespace(model=types.SimpleNamespace(image_size=12, codebook_size=16))
+
+    def encode(self, images):
+        """(B, 144) of the first channel."""
+        return (images[..., 0] // 16).reshape(len(images), -1).astype(jnp.int32)
+
+    def decode(self, ids):
+        """Gray images."""
+        gray = (ids * 16 + 8).astype(jnp.uint8).reshape(len(ids), 12, 12, 1)
+        return jnp.repeat(gray, 3, axis=-1)
 
 
 def use(patch) -> None:

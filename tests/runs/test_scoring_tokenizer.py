@@ -1,8 +1,6 @@
 """`t2i evaluate tokenizer`: reconstructions of images, measured pair by pair and as a whole."""
 
-import dataclasses
 import json
-import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,24 +12,7 @@ from t2i_jax.eval.moments import Moments
 from t2i_jax.eval.reconstruction import psnr, ssim
 from t2i_jax.runs.scoring import tokenizer
 from t2i_jax.runs.scoring.split import Share
-from tests.runs.scoring_toys import toy_extractor, write_images
-
-
-@dataclasses.dataclass
-class Levels:
-    """A tokenizer with a code for each pixel: its mean level in steps of 16."""
-
-    weights: dict
-    task = types.SimpleNamespace(model=types.SimpleNamespace(image_size=12, codebook_size=16))
-
-    def encode(self, images):
-        """(B, 144) of the first channel."""
-        return (images[..., 0] // 16).reshape(len(images), -1).astype(jnp.int32)
-
-    def decode(self, ids):
-        """Gray images."""
-        gray = (ids * 16 + 8).astype(jnp.uint8).reshape(len(ids), 12, 12, 1)
-        return jnp.repeat(gray, 3, axis=-1)
+from tests.runs.scoring_toys import Levels, toy_extractor, write_images
 
 
 def _far(one, other):

@@ -144,8 +144,8 @@ def compute(
     """Computes the features of the shards that are this process's, unless they are there.
 
     Args:
-      layers: of the extractor. bring: what is done with an image first. progress: shows a bar over
-        the shards.
+      layers: of the extractor. bring: what is done with an image first. batch_size: images that it
+        is given at a time, on each device. progress: shows a bar over the shards.
 
     Returns:
       The features of all shards; they can be read when every process is done.

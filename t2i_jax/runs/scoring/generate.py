@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from t2i_jax.cluster import processes
@@ -32,11 +33,14 @@ def generate(
     Image n of a prompt has the seed `seed_of(seed, its id, n)`, and every batch has one size: how
     many images there are, in which shards and on how many processes, changes none of them.
 
+    Args:
+      batch_size: images that are generated at a time, on each device.
+
     Raises:
       UserError: the system reads no captions.
     """
     check(system)
-    each = prompts.images_per_prompt
+    each, size = prompts.images_per_prompt, batch_size * jax.local_device_count()
     for shard in progress(list(share.mine(shards.split.shards))):
         if shards.is_whole(shard):
             continue
@@ -44,13 +48,24 @@ def generate(
         chosen = [(prompts.prompts[row // each], row % each) for row in rows]
         seeds = [seed_of(seed, prompt.id, number) for prompt, number in chosen]
         texts = [prompt.text for prompt, _ in chosen]
-        images = [*_batches(system, options, texts, seeds, batch_size)]
+        images = [*_batches(system, options, texts, seeds, size)]
         lines = [
             {"prompt": prompt.id, "number": number, "seed": one}
             for (prompt, number), one in zip(chosen, seeds, strict=True)
         ]
         shards.write(shard, np.concatenate(images), lines)
     processes.gather(None)
+
+
+def on_devices(system: System) -> System:
+    """The system as it generates on all devices of this process, each of them a part of a batch.
+
+    Raises:
+      UserError: the system reads no captions.
+    """
+    check(system)
+    devices = jax.local_devices()
+    return system.on_mesh(None, devices) if len(devices) > 1 else system
 
 
 def check(system: System) -> None:

@@ -11,20 +11,18 @@ from typing import Any
 from t2i_jax import runs
 from t2i_jax.cluster import lock, processes
 from t2i_jax.errors import UserError
-from t2i_jax.eval.extractors import Extractor
 from t2i_jax.eval.prompts import PromptSet
 from t2i_jax.eval.protocol import Protocol
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.runs.scoring import networks, page, subjects, sweep
 from t2i_jax.runs.scoring.features import BATCH_SIZE
+from t2i_jax.runs.scoring.generate import on_devices
 from t2i_jax.runs.scoring.metrics import metric_of
-from t2i_jax.runs.scoring.networks import Weights
+from t2i_jax.runs.scoring.networks import Build, Weights
 from t2i_jax.runs.scoring.reference import Reference, open_reference
 from t2i_jax.runs.scoring.score import Images, Measures, read_results, score
 from t2i_jax.runs.scoring.split import SHARD_SIZE, Share
 from t2i_jax.systems import generation
-
-Build = Callable[[str, Sequence[str], Weights], list[Extractor]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +39,8 @@ class Job:
       reference_mode: how the statistics of an npz were made; None: its JSON says so.
       weights: where the networks' weights are.
       shard_size: images of a shard.
-      batch_size: images that are generated at a time. extractor_batch_size: that an extractor is
-        given at a time.
+      batch_size: images that are generated at a time, on each device. extractor_batch_size: that an
+        extractor is given at a time, on each device.
     """
 
     metrics: Sequence[str]
@@ -133,7 +131,7 @@ def evaluate_run(
       Results by guidance, None for the options' own; {} where nothing is measured.
     """
     measures, reference = job.opened(build)
-    system, found = runs.load(run, step=step), dict[float | None, Mapping[str, Any]]()
+    system, found = on_devices(runs.load(run, step=step)), dict[float | None, Mapping[str, Any]]()
     options = recipe.evaluation.options
     chosen = {
         one: generation.with_changes(type(options), options, {"guidance": one}) for one in guidances

@@ -139,10 +139,11 @@ class Measurer:
         images = system.images(
             samples, range(size), self._recipe.evaluation.options, seeds, batch_size=size
         )
+        each = size // jax.local_device_count()
         found = {
             f"{name}/{layer}": values
             for name, extractor in self._wanted.extractors.items()
-            for layer, values in extractor.features(images, size, self._wanted.layers(name)).items()
+            for layer, values in extractor.features(images, each, self._wanted.layers(name)).items()
         }
         if (judge := self._wanted.judge) is not None:
             right_B = judge.judge(images, list(samples["caption"]))
@@ -193,8 +194,8 @@ class Measurer:
 
         def compute(images, extractor, layers):
             folder = features.folder_of(home, extractor, layers, {})
-            share = Share.here()
-            return features.compute(images, extractor, layers, folder, _as_it_is, share)
+            share, each = Share.here(), -(-features.BATCH_SIZE // jax.local_device_count())
+            return features.compute(images, extractor, layers, folder, _as_it_is, share, each)
 
         reference = wanted.reference
         if reference is None:

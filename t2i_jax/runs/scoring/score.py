@@ -56,7 +56,7 @@ class Measures:
       metrics: names, see `metrics.METRICS`.
       extractors: by network ("inception") the extractors of each preprocessing that is wanted.
       protocol: how images are brought to one size first; None: they stay as they are.
-      batch_size: images that an extractor is given at a time.
+      batch_size: images that an extractor is given at a time, on each device.
     """
 
     metrics: Sequence[str]

@@ -8,10 +8,10 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
-from t2i_jax import paths
+from t2i_jax import paths, sharding
 from t2i_jax.cluster import lock, processes
 from t2i_jax.config import one_of
 from t2i_jax.data.crop import crop as cut
@@ -112,6 +112,7 @@ def evaluate(
 
     Args:
       system: an image tokenizer. out: folder of the results, with the reconstructions as PNG.
+      batch_size: images that are reconstructed at a time, on each device.
 
     Returns:
       The results, as of `score.score`; {} in a process that is not the first.
@@ -130,7 +131,7 @@ def evaluate(
         plan.settle(
             out, {**about, "images": counted, "batch_size": batch_size, "software": software}
         )
-        shards = ImageShards(out / "images", images.split)
+        shards, system = ImageShards(out / "images", images.split), _on_devices(system)
         for shard in progress(list(share.mine(images.split.shards))):
             if not (shards.is_whole(shard) and _codes(out, shard).is_file()):
                 _reconstruct(system, images, shards, shard, _codes(out, shard), batch_size)
@@ -163,13 +164,21 @@ def _written(out, about, system, images, shards, measures, reference, found):
     return results
 
 
+def _on_devices(system):
+    """The system with its weights on every device of this process."""
+    mesh = sharding.make_mesh(devices=jax.local_devices())
+    places = jax.tree.map(lambda _: sharding.replicated(mesh), system.weights)
+    return dataclasses.replace(system, weights=sharding.put(system.weights, places))
+
+
 def _reconstruct(system, images, shards, shard, codes, batch_size):
-    rows = images.split.rows(shard)
+    rows, mesh = images.split.rows(shard), sharding.make_mesh(devices=jax.local_devices())
+    size = batch_size * mesh.size
     made, ids = [], []
-    for start in range(rows.start, rows.stop, batch_size):
-        mine = [images.read(row) for row in range(start, min(start + batch_size, rows.stop))]
-        filled = np.stack(mine + mine[-1:] * (batch_size - len(mine)))
-        ids_BN = system.encode(jnp.asarray(filled))
+    for start in range(rows.start, rows.stop, size):
+        mine = [images.read(row) for row in range(start, min(start + size, rows.stop))]
+        filled = np.stack(mine + mine[-1:] * (size - len(mine)))
+        ids_BN = system.encode(jax.device_put(filled, sharding.batch_sharding(mesh)))
         ids.append(np.asarray(ids_BN)[: len(mine)])
         made.append(np.asarray(system.decode(ids_BN))[: len(mine)])
     shards.write(shard, np.concatenate(made), [{"image": row} for row in rows])

@@ -51,9 +51,11 @@ class ClipSystem(System):
 
     frozen: Any = dataclasses.field(default_factory=dict, kw_only=True)
 
-    def on_mesh(self, shape: Mapping[str, int] | None) -> System:
-        """The same system on a mesh of all devices."""
-        return generation.on_mesh(self, shape)
+    def on_mesh(
+        self, shape: Mapping[str, int] | None, devices: Sequence[jax.Device] | None = None
+    ) -> System:
+        """The same system on a mesh, see `generation.on_mesh`."""
+        return generation.on_mesh(self, shape, devices)
 
     def offloaded(self) -> System:
         """The same system, whose weights are in the host's memory while it does not embed."""

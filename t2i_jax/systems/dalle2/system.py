@@ -44,9 +44,10 @@ class DALLE2System(TextToImage):
         """A line for each part."""
         return f"DALLE2System(prior={self.prior!r}, decoder={self.decoder!r})"
 
-    def on_mesh(self, shape: Any) -> DALLE2System:
-        """The same system, all parts of which work on a mesh of all devices."""
-        parts = {name: getattr(self, name).on_mesh(shape) for name in ("clip", "prior", "decoder")}
+    def on_mesh(self, shape: Any, devices: Any = None) -> DALLE2System:
+        """The same system, all parts of which work on a mesh, see `generation.on_mesh`."""
+        names = ("clip", "prior", "decoder")
+        parts = {name: getattr(self, name).on_mesh(shape, devices) for name in names}
         return dataclasses.replace(self, **parts)
 
     def offloaded(self) -> DALLE2System:

@@ -45,9 +45,11 @@ class MuseSystem(TextToImage):
         """A line for each stage."""
         return f"MuseSystem(base={self.base!r}, superres={self.superres!r})"
 
-    def on_mesh(self, shape: Any) -> MuseSystem:
-        """The same system, both stages of which sample on a mesh of all devices."""
-        base, superres = (generation.on_mesh(one, shape) for one in (self.base, self.superres))
+    def on_mesh(self, shape: Any, devices: Any = None) -> MuseSystem:
+        """The same system, both stages of which sample on a mesh, see `generation.on_mesh`."""
+        base, superres = (
+            generation.on_mesh(one, shape, devices) for one in (self.base, self.superres)
+        )
         return dataclasses.replace(self, base=base, superres=superres)
 
     def generate(

@@ -46,9 +46,11 @@ class PriorSystem(System):
     clip: Any = None
     mesh: Any = None
 
-    def on_mesh(self, shape: Mapping[str, int] | None) -> System:
-        """The same system, sampling on a mesh of all devices, see `generation.on_mesh`."""
-        return generation.on_mesh(self, shape)
+    def on_mesh(
+        self, shape: Mapping[str, int] | None, devices: Sequence[jax.Device] | None = None
+    ) -> System:
+        """The same system, sampling on a mesh, see `generation.on_mesh`."""
+        return generation.on_mesh(self, shape, devices)
 
     def offloaded(self) -> System:
         """The same system, whose weights are in the host's memory while it does not sample, and so
