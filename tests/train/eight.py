@@ -223,6 +223,9 @@ def frozen():
 class Adversary(nn.Module):
     """A discriminator of two convolutions: it compiles fast, with the gradient of its gradient."""
 
+    def check(self, image_size):
+        """Every size will do."""
+
     @nn.compact
     def __call__(self, image_BHWC):
         init = nn.with_logical_partitioning(
