@@ -1,11 +1,17 @@
 """Executes notebooks, each in an empty folder, and writes what a screen shows at the end into them.
 
 python notebooks/execute.py notebooks/quickstart_colab.ipynb
+
+A run that was trained before by the same recipe stands where the notebook has its `WORKDIR`, as a
+copy, and the cell that trains resumes it:
+
+python notebooks/execute.py --run runs/dalle2=FOLDER notebooks/dalle2_embeddings.ipynb
 """
 
 import argparse
 import pathlib
 import resource
+import shutil
 import tempfile
 import time
 
@@ -45,6 +51,11 @@ def _of_kernels():
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("notebooks", nargs="+", type=pathlib.Path)
-    for notebook in parser.parse_args().notebooks:
+    parser.add_argument("--run", metavar="WORKDIR=FOLDER", help="a run that is resumed")
+    told = parser.parse_args()
+    for notebook in told.notebooks:
         with tempfile.TemporaryDirectory() as folder:
+            if told.run is not None:
+                workdir, _, trained = told.run.partition("=")
+                shutil.copytree(trained, pathlib.Path(folder, workdir))
             execute(notebook, folder)
