@@ -16,6 +16,10 @@ import pytest
 from packaging.requirements import Requirement
 from PIL import Image
 
+import t2i_jax as t2i
+from t2i_jax.config import differences, to_dict
+from t2i_jax.runs.recipe import load_recipe
+
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _NOTEBOOKS = sorted((_ROOT / "notebooks").glob("*.ipynb"))
 # Values of the form fields at toy size.
@@ -25,6 +29,9 @@ _TOY = {
     "TUNING_STEPS": "1",
     "SUPERRES_TOKENIZER_STEPS": "1",
     "SUPERRES_STEPS": "1",
+    "CLIP_STEPS": "2",
+    "PRIOR_STEPS": "2",
+    "DECODER_STEPS": "2",
     "counts": "[1]",
     "SIZE": "16",
     "IMAGES": '"drawings.zip"',
@@ -38,12 +45,28 @@ _SMALLER = {
     "dim_head": 8,
     "mlp_dim": 32,
     "codebook_size": 64,
+    "dim_text": 16,
+    "dim_image": 16,
+    "dim_latent": 16,
+    "cond_dim": 16,
+    "num_resnet_blocks": 0,
+    "attn_heads": 1,
+    "attn_dim_head": 8,
+    "text_enc_depth": 1,
+    "visual_enc_depth": 1,
     "batch_size": 8,
     "pictures": 10,
     "edit_steps": 2,
 }
-# An average and Muon are most of what a step compiles; other tests have them.
-_QUICK = {"ema_decay=0.99": "ema_decay=0.0", 'name="muon"': 'name="adamw"'}
+# What a step mostly compiles, and how long a sampler takes; other tests have all of it.
+_QUICK = {
+    "ema_decay=0.98": "ema_decay=0.0",
+    "ema_decay=0.99": "ema_decay=0.0",
+    'name="muon"': 'name="adamw"',
+    "steps=24)": "steps=2)",
+    "dim_mults=(1, 2)": "dim_mults=(1,)",
+    "init_cross_embed_kernel_sizes=(3, 7)": "init_cross_embed=False",
+}
 _BLOCKER = """
 import sys
 
@@ -128,7 +151,7 @@ def _images(notebook):
 
 def test_there_are_notebooks():
     names = {path.stem for path in _NOTEBOOKS}
-    assert names == {"muse_editing", "quickstart_colab", "your_own_images"}
+    assert names == {"dalle2_embeddings", "muse_editing", "quickstart_colab", "your_own_images"}
 
 
 @pytest.mark.parametrize("path", _NOTEBOOKS, ids=lambda path: path.stem)
@@ -145,13 +168,27 @@ def test_it_runs(path, tmp_path, monkeypatch, only_installed):
     )
     client = nbclient.NotebookClient(
         notebook,
-        timeout=600,
+        timeout=1800,
         kernel_name="python3",
         resources={"metadata": {"path": str(tmp_path)}},
     )
     client.execute()
     assert len(_images(notebook)) >= 5
     assert shown == len(_images(notebook)), "it is not committed as executed"
+
+
+def test_the_recipe_of_dalle2_is_the_one_of_configs():
+    cells = nbformat.read(_ROOT / "notebooks" / "dalle2_embeddings.ipynb", as_version=4).cells
+    [shown] = [cell.source for cell in cells if cell.source.startswith("#@title The recipe")]
+    recipe = load_recipe(_ROOT / "configs" / "dalle2" / "shapes.py")
+    told = {"t2i": t2i, "data": recipe.data}
+    exec(shown, told)
+    for name, part in recipe.parts.items():
+        own = told["recipe"].parts[name]
+        for field in ("task", "data", "train"):
+            pair = (to_dict(getattr(one, field)) for one in (own, part))
+            found = [line for line in differences(*pair) if not line.startswith("eval_every")]
+            assert not found, f"{name}.{field}"
 
 
 @pytest.mark.parametrize("path", _NOTEBOOKS, ids=lambda path: path.stem)
