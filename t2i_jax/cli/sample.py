@@ -15,7 +15,6 @@ from t2i_jax import paths
 from t2i_jax.cli import arguments as cli
 from t2i_jax.cli import docstring, rerank
 from t2i_jax.cli.arguments import Argument, Shown
-from t2i_jax.cluster import lock
 from t2i_jax.config import check_all
 from t2i_jax.errors import UserError
 from t2i_jax.values import Count, Range, Seed
@@ -295,23 +294,25 @@ def _new_folder(out):
     """Holds the first of `out` and its numbered neighbours that is empty and that no other command
     writes to.
     """
+    from t2i_jax.cluster import lock  # which imports JAX
+
     for i in range(1, 10_000):
         folder = out if i == 1 else out.with_name(f"{out.name}-{i}")
-        if not _is_free(folder):
+        if not _is_free(folder, lock.FILE):
             continue
         with contextlib.ExitStack() as holding:
             try:
                 holding.enter_context(lock.held(folder, "out"))
             except lock.InUse:
                 continue
-            if _is_free(folder):  # still
+            if _is_free(folder, lock.FILE):  # still
                 yield folder
                 return
     raise UserError(f"out={str(out)!r} and its numbered neighbours exist; name another folder.")
 
 
-def _is_free(folder):
-    """Whether it is not there, or holds nothing but a lock."""
+def _is_free(folder, lock):
+    """Whether it is not there, or holds nothing but the file of a lock."""
     if not os.path.lexists(folder):
         return True
-    return folder.is_dir() and not any(one.name != lock.FILE for one in folder.iterdir())
+    return folder.is_dir() and not any(one.name != lock for one in folder.iterdir())
