@@ -53,6 +53,8 @@ def _of_table(path, named):
             raise UserError(f"{named} has no column {columns} in line {row.line}; add one.")
         value = row.values[column]
         if not isinstance(value, str) and value is not None:
-            raise UserError(f"{named} has no text in line {row.line}; put the prompt in quotes.")
+            raise UserError(
+                f"{named} has no text in line {row.line}; write one prompt in quotes there."
+            )
         found.append((value or "").strip())
     return found

@@ -12,7 +12,7 @@ from t2i_jax import paths
 from t2i_jax.data import caption as captions
 from t2i_jax.data.caption import clean_caption
 from t2i_jax.data.image_file import ENDINGS, ImageFiles, decode, file_bytes, looks_like_image
-from t2i_jax.data.ledger import Ledger
+from t2i_jax.data.ledger import Ledger, printable
 from t2i_jax.data.source import BadSample
 from t2i_jax.data.table import read_table
 from t2i_jax.errors import UserError
@@ -206,7 +206,12 @@ def _of_table(folder, where, name):
     """The samples that a table names."""
     table = os.path.join(where, name)
     path, samples, bad = folder / table, [], []
-    for row in read_table(path):
+    rows = read_table(path)
+    if not rows:
+        raise UserError(
+            f"captions={str(path)!r} has no rows; write one for each image, or remove the table."
+        )
+    for row in rows:
         file = next((row.values[key] for key in _FILE if row.values.get(key)), None)
         reason = row.reason or _wrong(file)
         if path.suffix.lower() in (".csv", ".tsv") and not row.reason:
@@ -228,9 +233,13 @@ def _of_table(folder, where, name):
 def _check_columns(path, values):
     if not set(values) & set(_FILE) or not set(values) & set(captions.KEYS):
         raise UserError(
-            f"captions={str(path)!r} has the columns {', '.join(values) or 'none'}; it needs one "
+            f"captions={str(path)!r} has the columns {_listed(values)}; it needs one "
             f"of {'/'.join(_FILE)} and one of {'/'.join(captions.KEYS)}."
         )
+
+
+def _listed(names):
+    return ", ".join(printable(name) for name in names) or "none"
 
 
 def _wrong(file):

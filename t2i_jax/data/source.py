@@ -8,6 +8,7 @@ import abc
 import copy
 import functools
 import importlib
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -150,6 +151,11 @@ def open_source(
       UserError: an unknown kind, or nothing after the colon.
     """
     kind, _, place = spec.partition(":")
+    if kind not in (*EMBEDDED, *KINDS) and os.path.isdir(os.path.expanduser(spec)):
+        raise UserError(
+            f"data.source={paths.shown(spec)} does not say what it is; write folder:{spec} for a "
+            f"folder of images, or arrayrecord:{spec} for one that `t2i data pack` wrote."
+        )
     one_of("data.source", kind, (*EMBEDDED, *KINDS))
     if kind in EMBEDDED:
         if place:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from t2i_jax.data.caption import LONGEST
+from t2i_jax.data.ledger import printable
 from t2i_jax.errors import UserError
 from t2i_jax.files import open_regular
 from t2i_jax.foreign import json_file
@@ -27,6 +28,8 @@ _MOST_BYTES = 2**32  # of a table
 _LONGEST_LINE = 2**24  # characters
 _RETURN = "\ud800"  # stands for a carriage return by itself; no decoder makes it
 _LIMIT = threading.Lock()  # of the csv module's limit, which all threads share
+_SEPARATOR = re.compile(r"sep=([,;\t])", re.IGNORECASE)
+_QUOTE_AFTER_SPACE = re.compile(r' +"')
 _MARKS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 
 
@@ -51,8 +54,10 @@ def read_table(path: pathlib.Path, field: str = "captions") -> list[Row]:
     gets the column "file").
 
     UTF-8, or UTF-16 with its mark. A CSV file whose first line has semicolons and no comma has its
-    cells apart by semicolons. Blank lines are no rows. A row that can't be used (broken quotes or
-    JSON, a cell of more than 131,072 characters) is told with its reason, the others are read.
+    cells apart by semicolons; a line "sep=;" before it, as spreadsheets write it, says so too.
+    Spaces before a quote are none of the cell. Blank lines are no rows. A row that can't be used
+    (broken quotes or JSON, a column twice, a cell of more than 131,072 characters) is told with its
+    reason, the others are read. A .json file may also be a list of texts, in the column "caption".
 
     Args:
       field: what the user calls it, for messages.
@@ -125,13 +130,17 @@ class _Lines:
 
 
 def _csv_rows(lines, tabs, named) -> Iterator[Row]:
-    first = next(lines, "")
-    lines.give_back([first])
+    first = next(lines, "").lstrip("\ufeff")  # a mark that was written twice
+    told = _SEPARATOR.fullmatch(first.rstrip())
+    if told is None:
+        lines.give_back([first])
     if first.count(_RETURN) > 1 and not first.endswith("\n"):
         raise UserError(f"{named} ends its lines with carriage returns alone; save it with \\n.")
     delimiter = "\t" if tabs else ";" if ";" in first and "," not in first else ","
-    cells, reason = _parsed(lines, delimiter)
+    cells, reason = _parsed(lines, told[1] if told else delimiter)
     columns: list[str] = [cell.strip().lower() for cell in cells]
+    if any("\0" in name for name in columns):  # UTF-16 without its mark, UTF-32
+        raise UserError(f"{named} can't be read as UTF-8 text; save it as such.")
     if reason or not any(columns):
         raise UserError(f"{named} has no names of columns in line 1; write them there.")
     twice = next((name for name in columns if name and columns.count(name) > 1), None)
@@ -157,6 +166,19 @@ def _parsed(lines, delimiter) -> tuple[list[Any], str]:
 
     After broken quotes the next line begins a row, so that they cost no other one.
     """
+    cells, used = _row(lines, delimiter)
+    if cells is not None and any(_QUOTE_AFTER_SPACE.match(cell) for cell in cells):
+        lines.give_back(used)
+        freely, used = _row(lines, delimiter, skipinitialspace=True)
+        cells = None if freely is None else _without_spaces(cells, freely)
+    if cells is None:
+        lines.give_back(used[1:])
+        return [], "row with broken quotes"
+    return [cell.replace(_RETURN, "\r") for cell in cells], ""
+
+
+def _row(lines, delimiter, **how) -> tuple[list[str] | None, list[str]]:
+    """The cells of the next row, None where its quotes are broken, and its lines."""
     used: list[str] = []
 
     def feed():
@@ -165,11 +187,19 @@ def _parsed(lines, delimiter) -> tuple[list[Any], str]:
             yield line
 
     try:
-        cells = next(csv.reader(feed(), delimiter=delimiter, strict=True), [])
+        return next(csv.reader(feed(), delimiter=delimiter, strict=True, **how), []), used
     except csv.Error:
-        lines.give_back(used[1:])
-        return [], "row with broken quotes"
-    return [cell.replace(_RETURN, "\r") for cell in cells], ""
+        return None, used
+
+
+def _without_spaces(strictly, freely):
+    """The cells of a row in which spaces stand before quotes; those of no other cell are lost."""
+    if len(strictly) != len(freely):
+        return freely
+    return [
+        one if one.lstrip(" ") == other else other
+        for one, other in zip(strictly, freely, strict=True)
+    ]
 
 
 def _json_lines(lines) -> Iterator[Row]:
@@ -183,18 +213,40 @@ def _json_lines(lines) -> Iterator[Row]:
 
 
 def _object(number, line):
+    names: list[str] = []
+
+    def outermost(pairs):  # comes last
+        names[:] = [name for name, _ in pairs]
+        return dict(pairs)
+
     try:
         # control characters may stand in a text; numbers are not used
-        row = json.loads(line, strict=False, parse_int=str, parse_float=str)
+        row = json.loads(
+            line, strict=False, parse_int=str, parse_float=str, object_pairs_hook=outermost
+        )
     except (ValueError, RecursionError):
         return Row(number, {}, "row that is no JSON object")
     if not isinstance(row, dict):
         return Row(number, {}, "row that is no JSON object")
-    return _checked(number, {name.lower(): value for name, value in row.items()})
+    return _by_column(number, row, names)
+
+
+def _by_column(number, row, names):
+    twice = len({name.lower() for name in names}) < len(names)
+    values = {name.lower(): value for name, value in row.items()}
+    return _checked(number, values, "row with a column twice" if twice else "")
 
 
 def _json(path, field):
     found = json_file.read(path, field)
+    if isinstance(found, dict) and any(_are_objects(one) for one in found.values()):
+        lists = ", ".join(printable(name) for name, one in found.items() if _are_objects(one))
+        raise UserError(
+            f"{field}={str(path)!r} is an object of lists ({lists}), as COCO has them; write one "
+            "list of objects, each with the name of an image and its caption."
+        )
+    if isinstance(found, list) and all(isinstance(one, str) for one in found):
+        found = [{"caption": one} for one in found]
     if isinstance(found, dict):  # of names
         found = [
             {"file": name, **(one if isinstance(one, dict) else {"caption": one})}
@@ -205,10 +257,11 @@ def _json(path, field):
             f"{field}={str(path)!r} is no list of objects with the names of images and their "
             "captions; write it as such, or as JSON lines."
         )
-    return [
-        _checked(number, {name.lower(): value for name, value in one.items()})
-        for number, one in enumerate(found, 1)
-    ]
+    return [_by_column(number, one, list(one)) for number, one in enumerate(found, 1)]
+
+
+def _are_objects(value):
+    return isinstance(value, list) and any(isinstance(one, dict) for one in value)
 
 
 def _checked(line, values, reason=""):

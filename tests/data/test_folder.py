@@ -101,6 +101,10 @@ def test_too_many_bad_files_stop_the_run_and_are_named(folder):
             "3 cells for 2 columns in line 2",
         ),
         ("captions.json", "3", "no list of objects"),
+        ("captions.csv", "file,text\n", "has no rows; write one for each image"),
+        ("captions.csv", "\x1f\x8b\x08\n", "has no rows"),
+        ("captions.csv", "a\x07b\nc\n", r"has the columns a\\x07b; it needs"),
+        ("captions.json", '["a cat"]', "row that names no image"),
     ],
 )
 def test_a_broken_table_is_refused(folder, name, text, says):

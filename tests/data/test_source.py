@@ -65,6 +65,7 @@ def test_the_kind_says_who_reads(monkeypatch, spec, module, name, wanted):
     ("folder", "write data.source=folder:PATH"),
     ("tfds:", "write data.source=tfds:NAME"),
     ("shapes:32", "write data.source=shapes"),
+    ("/", "write folder:/ for a folder of images"),
 ])  # fmt: skip
 def test_mistakes_are_refused(spec, message):
     with pytest.raises(UserError, match=message):

@@ -124,6 +124,35 @@ def test_forms_that_other_programs_write(folder):
     for data in ({"a.png": {"text": "caf\xe9 \u732b"}}, wanted):
         assert [row.values for row in table(folder, "a.json", json.dumps(data))] == wanted
     assert table(folder, "a.json", '{"a.png": "words"}')[0].values["caption"] == "words"
+    assert [row.values["caption"] for row in table(folder, "a.json", '["a", "b"]')] == ["a", "b"]
+    for text in (f"sep=;\r\n{words}", f"\ufeff\ufeff{words}"):
+        assert [row.values for row in table(folder, "a.csv", text.encode("utf-8-sig"))] == wanted
+
+
+def test_spaces_before_a_quote_are_none_of_the_cell(folder):
+    lines = ["file, text", 'a.png, "a cat, sitting"', ' b.png,   "two', 'lines"', " c.png, kept "]
+    lines += ['d.png, "open', 'e.png, 5" wide', '"f.png"," ""kept"""', 'g.png, "after" x']
+    lines += ['h.png,"broken" x', "i.png, last"]
+    rows = table(folder, "a.csv", "\n".join(lines))
+    assert [(row.line, row.reason) for row in rows if row.reason] == [
+        (line, "row with broken quotes") for line in (6, 9, 10)
+    ]
+    assert [tuple(row.values.values()) for row in rows if not row.reason] == [
+        ("a.png", "a cat, sitting"),
+        (" b.png", "two\nlines"),
+        (" c.png", " kept "),
+        ("e.png", ' 5" wide'),
+        ("f.png", ' "kept"'),
+        ("i.png", " last"),
+    ]
+
+
+def test_a_row_with_a_column_twice_is_told(folder):
+    lines = ['{"file": "a", "text": "x", "text": "y"}', '{"file": "b", "Text": "x", "text": "y"}']
+    lines += ['{"file": "c", "text": "x", "more": {"a": 1, "a": 2}}']
+    rows = table(folder, "a.jsonl", "\n".join(lines))
+    assert [row.reason for row in rows] == [*["row with a column twice"] * 2, ""]
+    assert table(folder, "a.json", f"[{lines[1]}]")[0].reason == "row with a column twice"
 
 
 @pytest.mark.parametrize("name, data, says", [
@@ -132,6 +161,9 @@ def test_forms_that_other_programs_write(folder):
     ("a.csv", "file,text,text\n", "the column 'text' twice"),
     ("a.json", "3", "is no list of objects"),
     ("a.json", "[3]", "is no list of objects"),
+    ("a.json", '{"images": [{"id": 1}], "x": 2}', r"an object of lists \(images\), as COCO"),
+    ("a.csv", "file,text\na,b\n".encode("utf-16-le"), "can't be read as UTF-8 text"),
+    ("a.csv", "file,text\na,b\n".encode("utf-32"), "can't be read as UTF-8 text"),
     ("a.json", "[" * 100_000, "is no JSON"),
 ])  # fmt: skip
 def test_what_is_no_table_is_refused(folder, name, data, says):
