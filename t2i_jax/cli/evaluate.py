@@ -11,7 +11,8 @@ from t2i_jax import paths
 from t2i_jax.cli import arguments as cli
 from t2i_jax.cli.arguments import Shown
 from t2i_jax.errors import UserError
-from t2i_jax.values import Count, Seed
+from t2i_jax.values import Count, Range, Seed
+from t2i_jax.words import counted
 
 _Weights = Annotated[pathlib.Path | None, Shown("FILE")]
 _Folder = Annotated[pathlib.Path | None, Shown("DIR")]
@@ -69,7 +70,7 @@ def measure(
     reference_mode: Annotated[str | None, Shown("MODE")] = None,
     mode: Annotated[str, Shown("MODE,MODE")] = "clean",
     protocol: Annotated[str | None, Shown("NAME")] = None,
-    count: Annotated[int | None, Shown("N")] = None,
+    count: Annotated[Annotated[int, Range(1, 2**31 - 1)] | None, Shown("N")] = None,
     seed: Seed = 0,
     guidance: Annotated[str | None, Shown("NUMBER,NUMBER")] = None,
     out: Annotated[pathlib.Path | None, Shown("DIR", default="RUN/eval/SET")] = None,
@@ -123,7 +124,7 @@ def measure(
     from t2i_jax.runs.scoring.metrics import parse_metrics
     from t2i_jax.runs.scoring.networks import Weights, parse_modes
 
-    _check_given(run, prompts, images, captions, metrics)
+    _check_given(run, prompts, images, captions, metrics, {"count": count, "guidance": guidance})
     if images is None and prompts is None:
         assert run is not None
         evaluate(run, overrides, step)
@@ -300,7 +301,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
 _NAME = "t2i evaluate"
 
 
-def _check_given(run, prompts, images, captions, metrics):
+def _check_given(run, prompts, images, captions, metrics, of_prompts):
     """Refuses what does not go together, before anything is opened."""
     if (run is None) == (images is None):
         both = "both are" if run is not None else "neither is"
@@ -317,10 +318,12 @@ def _check_given(run, prompts, images, captions, metrics):
         )
     if images is not None and metrics is None:
         raise UserError("metrics are missing; give for example --metrics fid,kid.")
-    if run is not None and prompts is None and metrics is not None:
-        raise UserError(
-            f"metrics={metrics!r} of a run need prompts to generate images for; give --prompts."
-        )
+    of_prompts = of_prompts if run is None else {"metrics": metrics, **of_prompts}
+    for name, value in ({} if prompts is not None else of_prompts).items():
+        if value is not None:
+            raise UserError(
+                f"{name}={value!r} is for a run that generates images for prompts; give --prompts."
+            )
 
 
 def _measure_images(images, captions, settings, out):
@@ -361,7 +364,7 @@ def _measure_run(run, overrides, step, prompts, count, seed, guidance, settings,
     )
     if not found:
         if processes.is_first():
-            print(f"images of {len(chosen):,} prompts in {job.out}")
+            print(f"images of {counted(len(chosen), 'prompt')} in {job.out}")
         return
     if len(found) == 1:
         _tell(next(iter(found.values())), job.out)

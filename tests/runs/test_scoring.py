@@ -286,6 +286,9 @@ def test_what_can_not_be_measured_is_one_sentence(folders, tmp_path):
         (("evaluate", "--images", alone, "--metrics", "is"), "holds 1 image"),
         (("evaluate", "--images", bare, "--metrics", "clip"), "give --captions FILE with one"),
         (("evaluate", made, "--metrics", "is"), "give --prompts"),
+        (("evaluate", made, "--count", "5"), "count=5 is for a run that generates images for"),
+        (("evaluate", made, "--prompts", "parti:x", "--count", "0"), "count=0 is below 1"),
+        ((*images, "--metrics", "is", "--guidance", "3"), "guidance='3' is for a run that"),
         (("evaluate", "reference", real), "--out FILE.npz is missing"),
         (("evaluate", "compare", real), "B is missing"),
     ):
