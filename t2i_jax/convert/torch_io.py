@@ -16,6 +16,8 @@ from t2i_jax.errors import UserError
 from t2i_jax.foreign import arrays as foreign
 from t2i_jax.foreign import file, msgpack_file, safetensors_file, torch_file
 
+SAFE = ".safetensors"
+"""Ending of a file of arrays alone; `torch_file.ENDINGS` are those of PyTorch's own."""
 # Where training scripts put the weights in a checkpoint.
 _NESTS = ("state_dict", "model", "model_state_dict")
 
@@ -52,7 +54,7 @@ def load(path: str | pathlib.Path) -> Any:
       UserError: no such file, another suffix, or a file that holds more.
     """
     path = file.check(path, "weights")
-    if path.suffix.lower() == ".safetensors":
+    if path.suffix.lower() == SAFE:
         return {name: one() for name, one in safetensors_file.readers(path, "weights").items()}
     if path.suffix.lower() in torch_file.ENDINGS:
         return torch_file.load(path, "weights")
@@ -65,26 +67,33 @@ def load(path: str | pathlib.Path) -> Any:
 def write(path: str | pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
     """Writes arrays by name as .safetensors, or as a .pt state dict of tensors."""
     path = paths.new("weights", path)
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == SAFE:
         from safetensors.numpy import save_file
 
         # not ascontiguousarray, which makes a vector of a single number
         save_file({key: np.array(value, order="C") for key, value in state.items()}, path)
-    elif path.suffix in torch_file.ENDINGS:
+    elif path.suffix.lower() in torch_file.ENDINGS:
         import torch
 
         torch.save(tensors(state), path)
     else:
-        raise UserError(f"weights={str(path)!r} is of an unknown kind; give .safetensors or .pt.")
+        raise _unwritten(path, f"{SAFE} or .pt")
 
 
 def write_checkpoint(path: str | pathlib.Path, loaded: Mapping[str, Any]) -> None:
     """Writes tensors and plain values, nested in dicts, as torch.save does."""
     import torch
 
-    if pathlib.Path(path).suffix not in torch_file.ENDINGS:
-        raise UserError(f"weights={str(path)!r} is of an unknown kind; give .pt.")
+    path = pathlib.Path(path)
+    if path.suffix.lower() not in torch_file.ENDINGS:
+        raise _unwritten(path, f".pt, or {SAFE} for the weights alone")
     torch.save(dict(loaded), path)
+
+
+def _unwritten(path, remedy):
+    # the ending alone: a file is written under a temporary name
+    told = f"the ending {path.suffix!r}" if path.suffix else "a name without an ending"
+    return UserError(f"out has {told}, as no file that is written here; give {remedy}.")
 
 
 def arrays(state: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -86,8 +86,12 @@ def _start(path, but=()):
     """What the first bytes tell of a file of another kind; "" where they tell nothing."""
     try:
         with open(path, "rb") as file:
-            start = file.read(64).lstrip()
+            start, size = file.read(64), os.fstat(file.fileno()).st_size
     except (OSError, ValueError):
         return ""
+    # the length of a header of JSON, and the header
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8:
+        return "is a safetensors file, which is read under a name that ends in .safetensors"
+    start = start.lstrip()
     kinds = {mark: told for mark, told in _KINDS.items() if mark not in but}
     return next((told for mark, told in kinds.items() if start.startswith(mark)), "")

@@ -17,10 +17,12 @@ from typing import Any
 
 from t2i_jax import paths, systems
 from t2i_jax.cluster import lock
+from t2i_jax.convert import flax_io, torch_io
 from t2i_jax.data.pipeline import DataConfig
 from t2i_jax.errors import UserError
 from t2i_jax.eval.evaluation import Evaluation
 from t2i_jax.files import replacing
+from t2i_jax.foreign import torch_file
 from t2i_jax.runs import folder as folders
 from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from t2i_jax.systems.imported import Imported, TorchFile
@@ -84,6 +86,11 @@ def export_torch(run: str | pathlib.Path, path: str | pathlib.Path) -> pathlib.P
     """
     path = paths.new("out", path)
     _check_free(path)
+    if path.suffix.lower() not in (torch_io.SAFE, *torch_file.ENDINGS, flax_io.ENDING):
+        raise UserError(
+            f"out={paths.shown(path)} does not end in {torch_io.SAFE}, .pt or {flax_io.ENDING}, "
+            "by which the kind of file is chosen; give it such an ending."
+        )
     weights = systems.weights_of(folders.load_run_recipe(run).task)
     contents = folders.read(run)
     with lock.writing("out", path):

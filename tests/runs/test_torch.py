@@ -60,9 +60,17 @@ def test_a_tokenizer_goes_in_and_out(vae, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     assert system.decode(system.encode(images)).shape == images.shape
     same(
-        torch_io.read(export_torch(tmp_path / "ours", tmp_path / "back.safetensors")),
+        torch_io.read(export_torch(tmp_path / "ours", tmp_path / "BACK.SAFETENSORS")),
         vae.state_dict(),
     )
+    for name, sentence in (
+        ("a.xyz", r"out='.*/a\.xyz' does not end in \.safetensors, \.pt or \.msgpack"),
+        ("a", "out='.*/a' does not end in"),
+        ("a.msgpack", r"out has the ending '\.msgpack' of Flax, and no package keeps a"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            export_torch(tmp_path / "ours", tmp_path / "new" / name)
+        assert not (tmp_path / "new" / name).exists()
 
 
 @pytest.mark.parametrize("layers", [0, 1])

@@ -84,7 +84,7 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
       UserError: a decoder that the package has no place for.
     """
     model, averaged = exported(contents)
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == torch_io.SAFE:
         torch_io.write(path, to_state(model, averaged))
         return
     names = contents.recipe.task.ema_groups

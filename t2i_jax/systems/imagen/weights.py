@@ -73,7 +73,7 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
             "run has its own text encoder, and imagen-pytorch no place for it; train on T5."
         )
     model = Cascade(task.networks)
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == torch_io.SAFE:
         torch_io.write(path, to_state(model, _weights(model, contents.averaged)))
         return
     counts = tuple(

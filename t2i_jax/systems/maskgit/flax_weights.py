@@ -120,4 +120,4 @@ def to_flax(contents: Any, path: pathlib.Path) -> None:
             f"{classes}."
         )
     state = convert.to_state(task.network, jax.device_get(own))
-    (flax_io if path.suffix == flax_io.ENDING else torch_io).write(path, state)
+    (flax_io if path.suffix.lower() == flax_io.ENDING else torch_io).write(path, state)

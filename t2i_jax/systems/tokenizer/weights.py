@@ -83,14 +83,14 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
         kept = ("generator", "discriminator") if task.discriminator == own else ("generator",)
         params = {name: params[name] for name in kept}
     weights = jax.device_get(exported(model, params, contents.stats))
-    if path.suffix != flax_io.ENDING:
+    if path.suffix.lower() != flax_io.ENDING:
         torch_io.write(path, convert.to_state(model, weights))
     elif isinstance(model, VQGAN):
         flax_io.write(path, convert.to_state(model, weights, _FLAX))
     else:
         raise UserError(
-            f"out={str(path)!r} is a file of Flax, and no package keeps a {type(model).__name__} "
-            "in one; give .safetensors or .pt."
+            f"out has the ending {path.suffix!r} of Flax, and no package keeps a "
+            f"{type(model).__name__} in such a file; give .safetensors or .pt."
         )
 
 
