@@ -1,5 +1,7 @@
 """The two ways in which a run ends that are no bug, and what others' errors say."""
 
+import errno
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: one sentence with the field, its value and the remedy.
@@ -27,3 +29,13 @@ def first_line(error: BaseException) -> str:
     """What an error says, in one line of at most 200 characters; its type where it says nothing."""
     said = str(error).strip().splitlines()
     return (said[0].rstrip(".;:")[:200] if said else "") or type(error).__name__
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error, or what it came of, says that a disk or a quota is full."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    said = any(
+        sentence in str(error) for sentence in ("No space left on device", "Disk quota exceeded")
+    )
+    return said or (error.__cause__ is not None and is_full(error.__cause__))

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable, Mapping
 
 from t2i_jax import __version__
-from t2i_jax.errors import Preempted, UserError
+from t2i_jax.errors import Preempted, UserError, first_line, is_full
+from t2i_jax.paths import shown
 from t2i_jax.terminal import forgive
 
 # Two heaps, which give nothing back by themselves (glibc on Linux). In a single one the scratch
@@ -63,6 +64,11 @@ def main(run: Callable[[list[str]], None] | None = None) -> None:
     except (UserError, Preempted) as error:
         print(f"t2i: {_cut(str(error))}", file=sys.stderr)
         _leave(error.status)
+    except Exception as error:
+        if not is_full(error):
+            raise
+        print(f"t2i: {_full(error)}", file=sys.stderr)
+        _leave(UserError.status)
     except KeyboardInterrupt:
         print("\nt2i: interrupted; what was saved before stays.", file=sys.stderr)
         _leave(130)
@@ -76,6 +82,13 @@ def _leave(status):
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _full(error):
+    where = getattr(error, "filename", None)
+    named = "a file" if where is None else shown(where)
+    said = getattr(error, "strerror", None) or first_line(error)
+    return f"{named} can't be written ({said}); free space, and start again."
 
 
 def _cut(sentence):

@@ -5,7 +5,6 @@ whole or not at all.
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import itertools
 import logging
@@ -22,7 +21,7 @@ from etils.epath import gpath
 
 from t2i_jax import paths
 from t2i_jax.cluster import processes
-from t2i_jax.errors import Preempted, UserError, first_line
+from t2i_jax.errors import Preempted, UserError, first_line, is_full
 from t2i_jax.terminal import say
 from t2i_jax.train import best as bests
 from t2i_jax.train import digests
@@ -258,7 +257,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            if not _is_full(error):
+            if not is_full(error):
                 raise
             finished = self._on_disk()
             kept = (
@@ -503,12 +502,3 @@ def _split(state):
 def _join(weights, rest):
     key = jax.random.wrap_key_data(rest["key"])
     return TrainState(**{**_EMPTY, **weights}, **{**rest, "key": key})
-
-
-def _is_full(error):
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    said = any(
-        sentence in str(error) for sentence in ("No space left on device", "Disk quota exceeded")
-    )
-    return said or (error.__cause__ is not None and _is_full(error.__cause__))

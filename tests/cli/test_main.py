@@ -1,5 +1,6 @@
 """How the command line starts."""
 
+import errno
 import os
 import pathlib
 import sys
@@ -25,6 +26,26 @@ def test_a_process_starts_again_once_to_keep_what_it_has_freed(monkeypatch):
         [sys.executable, "-m", "t2i_jax.cli.main", "train", "a b.py"],
     )
     assert "glibc.malloc.trim_threshold=" in os.environ.pop("GLIBC_TUNABLES")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "out/000-00.png"),
+        OSError(errno.EDQUOT, "Disk quota exceeded", "out/000-00.png"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_sentence(error, capsys):
+    def full(words):
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        cli.main(full)
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and told.startswith("t2i: ") and told.count("\n") == 1
+    assert told.endswith("free space, and start again.\n")
+    assert "'out/000-00.png'" in told or not isinstance(error, OSError)
 
 
 @pytest.mark.parametrize("profile", ["10", "15:10", "100:101"])
