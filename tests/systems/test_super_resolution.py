@@ -1,6 +1,5 @@
 """Super-resolution: sizes, a start at bicubic enlargement, learning, and its system."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 
 from t2i_jax import sharding
 from t2i_jax.errors import UserError
+from t2i_jax.models.discriminator import Discriminator
 from t2i_jax.models.super_resolution import SuperResolution, pixel_shuffle
 from t2i_jax.systems.super_resolution.system import SuperResolutionSystem
 from t2i_jax.systems.super_resolution.task import SuperResolutionTask, shrink
@@ -68,7 +68,7 @@ def test_a_few_steps_lower_the_loss():
 
 def test_the_adversary_has_its_own_objective():
     task = SuperResolutionTask(
-        _TASK.model, image_size=16, discriminator=nn.Conv(1, (4, 4), strides=4)
+        _TASK.model, image_size=16, discriminator=Discriminator((8, 8, 8), groups=4)
     )
     params, batch = _params(task), {"image": _images()}
     names = [objective.group for objective in task.objectives]
