@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -67,7 +67,7 @@ class CascadeSystem(TextToImage):
         prompt: Mapping[str, np.ndarray],
         scales: list[float],
         *,
-        seed: int,
+        seed: int | Sequence[int],
         images_per_prompt: int,
         start_images: Any,
         init_images: Any,

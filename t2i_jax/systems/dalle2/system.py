@@ -66,7 +66,7 @@ class DALLE2System(TextToImage):
         other_images: Any = None,
         instead_of: Any = None,
         image_embeds: Any = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         images_per_prompt: int = 1,
         negative_prompts: Any = None,
         init_images: Any = None,
@@ -82,7 +82,8 @@ class DALLE2System(TextToImage):
         What they show comes from captions alone, by the prior; or from `images`: variations of
         them, with `other_images` what lies between both (`options.blend`), with `instead_of` what
         they are when the caption `instead_of` becomes the prompt (`options.change`; Ramesh et al.
-        2022, section 3). Prompts that stand beside `images` without `instead_of` are what the
+        2022, section 3), which the decoder is not told otherwise: it would follow the prompt rather
+        than the image. Prompts that stand beside `images` without `instead_of` are what the
         decoder reads, where it reads captions.
 
         Args:
@@ -92,7 +93,8 @@ class DALLE2System(TextToImage):
           images, other_images: in any form and size, see `given.images`. instead_of: one caption
             for all, or one for each prompt.
           image_embeds: (P, D), in place of what the prior makes.
-          seed: the same seed gives the same images, whatever the batch size.
+          seed: the same seed gives the same images, whatever the batch size. A list has
+            one for each prompt, or for each image.
           negative_prompts, init_images, mask: as of `DecoderSystem.generate`.
           return_stages: a list with the images of every stage of the decoder. return_pil: PIL
             images.
@@ -119,7 +121,7 @@ class DALLE2System(TextToImage):
                 embeds = self._embeds(images, other_images, prompts, instead_of, chosen)
             embeds, each = np.asarray(embeds, np.float32), 1
         rest = {"images_per_prompt": images_per_prompt // each, "batch_size": batch_size}
-        reads = self.decoder.task.by_text and prompts is not None
+        reads = self.decoder.task.by_text and prompts is not None and instead_of is None
         return self.decoder.generate(
             _repeated(prompts, each, len(embeds)) if reads else None,
             chosen.decoder,

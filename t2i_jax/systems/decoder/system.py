@@ -58,7 +58,7 @@ class DecoderSystem(CascadeSystem):
         *,
         image_embeds: Any = None,
         images: Any = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         images_per_prompt: int = 1,
         negative_prompts: Any = None,
         start_images: Any = None,
@@ -83,7 +83,8 @@ class DecoderSystem(CascadeSystem):
             by name, guidance=2.0.
           image_embeds: (P, D), or (D,) for one; of CLIP, l2-normalised.
           images: images in any form and size, see `given.images`, of which variations are made.
-          seed: the same seed gives the same images, whatever the batch size.
+          seed: the same seed gives the same images, whatever the batch size. A list has
+            one for each prompt, or for each image.
           negative_prompts: what the images should not show, one per prompt or one string for all;
             guidance then starts from there, and from no image embedding.
           start_images: for a start after the first stage (`options.start_at`).

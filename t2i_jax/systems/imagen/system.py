@@ -42,7 +42,7 @@ class ImagenSystem(CascadeSystem):
         prompts: str | Sequence[str] | tuple[Array, Array] | None = None,
         options: ImagenOptions | None = None,
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         images_per_prompt: int = 1,
         negative_prompts: str | Sequence[str] | tuple[Array, Array] | None = None,
         start_images: Any = None,
@@ -65,7 +65,8 @@ class ImagenSystem(CascadeSystem):
             images.
           options: how it samples; None: the defaults of `ImagenOptions`. changes: single options by
             name, guidance=2.0.
-          seed: the same seed gives the same images, whatever the batch size.
+          seed: the same seed gives the same images, whatever the batch size. A list has
+            one for each prompt, or for each image.
           negative_prompts: what the images should not show, one per prompt or one string for all;
             guidance then starts from there.
           start_images: for a start after the first stage (`options.start_at`). They are first

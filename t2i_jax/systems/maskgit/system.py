@@ -85,7 +85,7 @@ class MaskGitSystem(TextToImage):
         prompts: str | Sequence[str] | tuple[Array, Array] | None = None,
         options: MaskGitOptions | None = None,
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         images_per_prompt: int = 1,
         negative_prompts: str | Sequence[str] | tuple[Array, Array] | None = None,
         init_images: Any = None,
@@ -104,7 +104,8 @@ class MaskGitSystem(TextToImage):
             mask (P, L)); None for a system without texts.
           options: how it samples; None: the defaults of `MaskGitOptions`. changes: single options
             by name, steps=12.
-          seed: the same seed gives the same images, whatever the batch size.
+          seed: the same seed gives the same images, whatever the batch size. A list has
+            one for each prompt, or for each image.
           negative_prompts: what the images should not show, one per prompt or one string for all;
             guidance then starts from there.
           init_images: images to inpaint or to change, one per prompt or one for all, in any form

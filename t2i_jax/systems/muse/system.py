@@ -57,7 +57,7 @@ class MuseSystem(TextToImage):
         prompts: str | Sequence[str] | tuple[Array, Array] | None = None,
         options: MuseOptions | None = None,
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         images_per_prompt: int = 1,
         negative_prompts: str | Sequence[str] | tuple[Array, Array] | None = None,
         init_images: Any = None,

@@ -48,7 +48,7 @@ class PartiSystem(TextToImage):
         prompts: str | Sequence[str] | tuple[Array, Array],
         options: PartiOptions | None = None,
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         images_per_prompt: int = 1,
         negative_prompts: str | Sequence[str] | tuple[Array, Array] | None = None,
         init_images: Any = None,
@@ -66,7 +66,8 @@ class PartiSystem(TextToImage):
             mask (P, L)).
           options: how it samples; None: the defaults of `PartiOptions`. changes: single options by
             name, guidance=2.0.
-          seed: the same seed gives the same images, whatever the batch size.
+          seed: the same seed gives the same images, whatever the batch size. A list has
+            one for each prompt, or for each image.
           negative_prompts: what the images should not show, one per prompt or one string for all;
             guidance then starts from there.
           init_images: images to complete, one per prompt or one for all, in any form and size, see

@@ -64,7 +64,7 @@ class PriorSystem(System):
         captions: Any,
         options: PriorOptions | None = None,
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         images_per_prompt: int = 1,
         batch_size: int | None = None,
         progress: bool = False,
@@ -77,7 +77,8 @@ class PriorSystem(System):
           captions: a caption, a list of them, token ids (P, L), or their `TextEmbedding`.
           options: how it samples; None: the defaults of `PriorOptions`. changes: single options by
             name, guidance=1.5.
-          seed: the same seed gives the same embeddings, whatever the batch size.
+          seed: the same seed gives the same embeddings, whatever the batch size. A list has
+            one for each prompt, or for each image.
           images_per_prompt: embeddings of each caption; of each of them `options.num_samples` are
             sampled, and the one is kept that is the most similar to the caption.
           batch_size: samples made at a time; None: 64. progress: shows a bar over these batches.
