@@ -55,9 +55,8 @@ def encode_clip(
     if not source.manifest["captions"]:
         raise UserError(f"packed={str(packed)!r} holds no captions; pack it without --no-captions.")
     system = runs.load(run / "clip" if (run / "clip").is_dir() else run)
-    size = getattr(system.task, "image_size", None) or 1
     # a system that embeds nothing says so here, before anything is removed
-    shown = system.embed_images(np.zeros((1, size, size, 3), np.uint8))
+    shown = system.embed_images(np.zeros((1, 16, 16, 3), np.uint8))
     told = system.encode_text(["a"])
     made_by = {"clip": fingerprint(system.weights)}
     of_tokens = {

@@ -254,13 +254,8 @@ def tokenizer(
     trunks = {"alex": alex, "vgg": vgg}
     with processes.joined():
         system = runs.load(run, step=checkpoint_step(step))
-        if not hasattr(system, "decode"):
-            raise UserError(
-                f"run={paths.shown(run)} holds a {type(system).__name__}; give the run of an image "
-                "tokenizer."
-            )
+        size = system.coded_size
         spec = sources.source_spec("images", images)
-        size = system.task.model.image_size
         found = tokenizers.CroppedImages(spec, size, crop, shard_size, split)
         measures = tokenizers.Measures(
             networks.build("inception", networks.parse_modes(mode), weights)

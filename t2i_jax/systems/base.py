@@ -351,6 +351,15 @@ class System:
             "network."
         )
 
+    @property
+    def coded_size(self) -> int:
+        """The side in pixels of the images that `encode` reads and `decode` makes; this system has
+        neither.
+        """
+        raise UserError(
+            f"a {type(self).__name__} makes no codes of images; give the run of an image tokenizer."
+        )
+
     def encode(self, images: Array | np.ndarray) -> Array:
         """Codes of images; this system makes none."""
         raise UserError(

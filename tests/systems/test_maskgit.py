@@ -384,6 +384,8 @@ def test_superres_enlarges_any_image(superres, system):
     assert superres.upscale(small, prompts=CAPTIONS).shape == (3, 16, 16, 3)
     with pytest.raises(UserError, match="makes no larger images"):
         system.upscale(small)
+    with pytest.raises(UserError, match="makes no codes of images; give the run of an image"):
+        _ = system.coded_size
     mask = np.arange(16)[:, None] * np.ones(16) < 8
     kept = superres.generate(
         CAPTIONS,

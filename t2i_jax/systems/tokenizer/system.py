@@ -33,9 +33,14 @@ class TokenizerSystem(ImageToImage):
     task: TokenizerTask
     weights: Mapping[str, Any]
 
+    @property
+    def coded_size(self) -> int:
+        """The side in pixels of the images that `encode` reads and `decode` makes."""
+        return self.task.model.image_size
+
     def encode(self, images: Array | np.ndarray) -> Array:
-        """Codes (B, N) int32, row by row, of uint8 images (B, image_size, image_size, channels)."""
-        size, channels = self.task.model.image_size, self.task.model.channels
+        """Codes (B, N) int32, row by row, of uint8 images (B, coded_size, coded_size, channels)."""
+        size, channels = self.coded_size, self.task.model.channels
         if (
             images.ndim != 4
             or images.shape[1:] != (size, size, channels)
