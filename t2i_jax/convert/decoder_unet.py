@@ -35,13 +35,21 @@ def table(model: DecoderUnet) -> list[Row]:
     """The entries of one configuration.
 
     Raises:
-      UserError: a text that levels or the timestep see, which the package does not have.
+      UserError: a text that levels or the timestep see, other heads of cross-attention or scaled
+        embeddings, which the package does not have.
     """
     for name in ("text_at_levels", "add_text_to_time"):
         if getattr(model, name):
             raise UserError(
                 f"{name}=True of the DecoderUnet has no form in dalle2-pytorch, where the middle "
                 "alone sees the text; t2i export writes the system as it is."
+            )
+    for name in ("cross_attn_heads", "cross_attn_dim_head", "image_embed_scale"):
+        only = getattr(DecoderUnet, name)
+        if getattr(model, name) != only:
+            raise UserError(
+                f"{name}={getattr(model, name)} of the DecoderUnet has no form in dalle2-pytorch, "
+                f"where it is {only}; t2i export writes the system as it is."
             )
     rows: list[Row] = [*_condition(model), *_nulls(model)]
     kernels = len(model.init_cross_embed_kernel_sizes) if model.init_cross_embed else 0

@@ -45,7 +45,8 @@ class DecoderUnet(nn.Module):
       cond_on_image_embeds: whether it is conditioned on an image embedding. image_embed_dim: its
         width; None: whatever width it is first given. num_image_tokens: tokens that are made of it.
         add_image_embeds_to_time: whether it is added to the vector of the timestep
-        too.
+        too. image_embed_scale: what it is multiplied by; embeddings have length 1, whose root of
+        the width makes numbers of about 1, as the text's are.
       cond_on_text_encodings: whether it is conditioned on encodings of a text; the blocks in the
         middle see them. text_embed_dim: their width; None: that of the task's text encoder.
         max_text_len: texts are cut, or filled
@@ -65,7 +66,8 @@ class DecoderUnet(nn.Module):
         is none. attend_at_middle: self-attention at the bottom.
       cross_attn: cross-attention to the tokens of timestep and image at a level (per level); None:
         at all levels but the first.
-      attn_heads, attn_dim_head: heads of self-attention and their width.
+      attn_heads, attn_dim_head: heads of self-attention and their width. cross_attn_heads,
+        cross_attn_dim_head: those of cross-attention, which dalle2-pytorch has no arguments for.
       cosine_sim_self_attn, cosine_sim_cross_attn: scores are cosines times 16.
       init_cross_embed, init_cross_embed_kernel_sizes: the first convolution has several kernel
         sizes. init_conv_kernel_size: its only one, where it has not. cross_embed_downsample,
@@ -108,11 +110,14 @@ class DecoderUnet(nn.Module):
     cosine_sim_self_attn: bool = False
     attend_at_middle: bool = True
     cross_attn: bool | tuple[bool, ...] | None = None
+    cross_attn_heads: int = 8
+    cross_attn_dim_head: int = 64
     cond_on_text_encodings: bool = False
     max_text_len: int = 256
     text_at_levels: bool = False
     add_text_to_time: bool = False
     cond_on_image_embeds: bool = False
+    image_embed_scale: float = 1.0
     add_image_embeds_to_time: bool = True
     init_dim: int | None = None
     init_conv_kernel_size: int = 7
@@ -223,7 +228,10 @@ class DecoderUnet(nn.Module):
                 dim, self.num_image_tokens, token_dim, self.add_image_embeds_to_time,
                 "image_tokens" not in self.compat, self.dtype, name="image",
             )  # fmt: skip
-            image_vector, image_tokens = images(*image)
+            embed, keep = image
+            if embed is not None:
+                embed = embed * self.image_embed_scale
+            image_vector, image_tokens = images(embed, keep)
             vector = vector if image_vector is None else vector + image_vector
             if image_tokens is not None:
                 tokens = jnp.concatenate([tokens, image_tokens], axis=1)
@@ -322,7 +330,7 @@ class DecoderUnet(nn.Module):
         """A residual block with the groups of level i, as a function of the feature map alone."""
         module = self._recomputed(GroupResnetBlock)(
             width,
-            tokens is not None,
+            (self.cross_attn_heads, self.cross_attn_dim_head) if tokens is not None else None,
             self.cosine_sim_cross_attn,
             sizes.per_level(self, "resnet_groups")[i],
             self.resnet_weight_standardization,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from t2i_jax import config
@@ -17,8 +18,8 @@ PER_LEVEL = ("num_resnet_blocks", "self_attn", "resnet_groups", "cross_attn")
 _COMBINED_GROUPS = 8  # of the blocks that combine feature maps, whatever resnet_groups says
 _POSITIVE = (
     "dim", "image_embed_dim", "text_embed_dim", "cond_dim", "num_image_tokens", "num_time_tokens",
-    "channels", "channels_out", "attn_dim_head", "attn_heads", "max_text_len", "init_dim",
-    "attn_max_scores",
+    "channels", "channels_out", "attn_dim_head", "attn_heads", "cross_attn_heads",
+    "cross_attn_dim_head", "max_text_len", "init_dim", "attn_max_scores",
 )  # fmt: skip
 
 
@@ -85,6 +86,11 @@ def _check_groups(model):
 
 
 def _check_conditions(model):
+    if not 0 < model.image_embed_scale < math.inf:
+        raise UserError(
+            f"image_embed_scale={model.image_embed_scale} leaves no embedding; give 1.0, or the "
+            "root of its width."
+        )
     width = model.cond_dim or model.dim
     if "image_tokens" in model.compat and model.image_embed_dim != width:
         raise UserError(

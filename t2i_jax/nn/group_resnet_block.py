@@ -72,12 +72,13 @@ class GroupResnetBlock(nn.Module):
 
     Attributes:
       features: output channels; where the input has others, the residual goes through a linear map.
-      cross: whether there is cross-attention to the tokens. cosine: see `NullSelfAttention`.
+      cross: heads of the cross-attention to the tokens, and their width; None: there is none.
+        cosine: see `NullSelfAttention`.
       groups, standardized: see `GroupBlock`. max_scores: see `unet_attention.attend`.
     """
 
     features: int
-    cross: bool = False
+    cross: tuple[int, int] | None = None
     cosine: bool = False
     groups: int = 8
     standardized: bool = False
@@ -92,9 +93,10 @@ class GroupResnetBlock(nn.Module):
         scale, shift = jnp.split(film[:, None, None], 2, axis=-1)
         own = (self.features, self.groups, self.standardized, self.dtype)
         h = GroupBlock(*own, name="block1")(x_BHWC, (scale, shift))
-        if self.cross and tokens_BKC is not None:
+        if self.cross is not None and tokens_BKC is not None:
             attention = NullCrossAttention(
                 self.features,
+                *self.cross,
                 cosine=self.cosine,
                 max_scores=self.max_scores,
                 dtype=self.dtype,

@@ -78,8 +78,8 @@ class NullCrossAttention(nn.Module):
     """
 
     dim: int
-    heads: int = 8
-    dim_head: int = 64
+    heads: int
+    dim_head: int
     cosine: bool = False
     max_scores: int = MAX_SCORES
     dtype: str = "float32"

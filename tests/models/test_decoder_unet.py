@@ -1,5 +1,6 @@
-"""What DALL-E 2's U-Net has beyond the package: where it sees the text."""
+"""What the U-Net of DALL-E 2 has beyond the package: text at all levels, heads, a scale."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,16 +48,43 @@ def test_the_text_is_seen_where_it_is_asked_for(field):
     assert (np.abs(one - without).max() > 1e-4) == seen
 
 
-@pytest.mark.parametrize("field", ["text_at_levels", "add_text_to_time"])
+PACKAGE_LACKS = {
+    "text_at_levels": True,
+    "add_text_to_time": True,
+    "cross_attn_heads": 2,
+    "cross_attn_dim_head": 4,
+    "image_embed_scale": 2.0,
+}
+
+
+@pytest.mark.parametrize("field", PACKAGE_LACKS)
 def test_what_the_package_lacks_is_not_written_for_it(field):
-    unet = t2i.DecoderUnet(**FIELDS, **{field: True})
+    value = PACKAGE_LACKS[field]
+    unet = t2i.DecoderUnet(**FIELDS, **{field: value})
     shapes = jax.eval_shape(
         unet.init, jax.random.key(0), jnp.zeros((1, 2, 2, 3)), jnp.zeros(1), None,
         jnp.zeros((1, 4, 6)),
     )  # fmt: skip
     params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes["params"])
-    with pytest.raises(UserError, match=f"{field}=True of the DecoderUnet has no form"):
+    with pytest.raises(UserError, match=f"{field}={value} of the DecoderUnet has no form"):
         convert.to_torch(unet, params)
+
+
+def test_heads_of_cross_attention_and_the_scale_of_embeddings():
+    fields = FIELDS | dict(cond_on_image_embeds=True, image_embed_dim=5, num_image_tokens=1)
+    unet = t2i.DecoderUnet(**fields, cross_attn_heads=2, cross_attn_dim_head=4)
+    key = jax.random.key(0)
+    image, embed = jax.random.normal(key, (1, 2, 2, 3)), jax.random.normal(key, (1, 5))
+    params = nn.unbox(jax.jit(unet.init)(key, image, jnp.zeros(1), embed)["params"])
+    assert params["mid_first"]["cross_attention"]["to_q"]["kernel"].shape == (8, 2 * 4)
+    assert params["mid_first"]["cross_attention"]["null_kv"].shape == (2, 4)
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, x.shape), params)
+    scaled = unet.clone(image_embed_scale=4.0)
+    once, twice = (
+        jax.jit(one.apply)({"params": params}, image, jnp.zeros(1), embed / divisor)
+        for one, divisor in ((unet, 1), (scaled, 4))
+    )
+    np.testing.assert_array_equal(once, twice)  # a power of two rounds nothing
 
 
 @pytest.mark.parametrize(
@@ -65,8 +93,9 @@ def test_what_the_package_lacks_is_not_written_for_it(field):
         (dict(add_text_to_time=True, cond_on_text_encodings=False), "add_text_to_time=True with"),
         (dict(text_at_levels=True, cond_on_text_encodings=False), "text_at_levels=True with"),
         (dict(text_at_levels=True, cross_attn=False), "no level that could see the text"),
+        (dict(image_embed_scale=0.0), "image_embed_scale=0.0 leaves no embedding"),
     ],
 )
-def test_a_text_that_is_not_there_is_told(fields, said):
+def test_nonsense_is_refused(fields, said):
     with pytest.raises(UserError, match=said):
         t2i.DecoderUnet(**{**FIELDS, **fields})
