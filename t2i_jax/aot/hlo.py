@@ -362,7 +362,7 @@ def _flops(line, shapes):
 
 
 def _kernel(line, shapes):
-    """Of splash attention, whose queries come as (batch, heads, length, width)."""
+    """The FLOPs of splash attention, whose queries come as (batch, heads, length, width)."""
     matmuls = next((count for name, count in _KERNELS.items() if line.name.startswith(name)), 0)
     operands = [array for name in line.operands for array in _arrays(shapes.get(name, ""))]
     sizes = next((sizes for _, sizes, _ in operands if len(sizes) == 4), None)

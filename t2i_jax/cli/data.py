@@ -247,9 +247,7 @@ def encode_images(
 
 
 def _of_columns(stored):
-    """Of each stored column what it was made with, and what its manifest counts as left out and
-    cut.
-    """
+    """What each stored column was made with, and what its manifest counts as left out and cut."""
     for name, about in stored.items():
         made_with = {k: v for k, v in about.items() if k not in ("shards", *_COUNTED)}
         yield f"{name}: " + ", ".join(f"{key}={value}" for key, value in made_with.items())
@@ -284,7 +282,7 @@ def _text_tokenizer(run, t5, max_length):
 
 
 def _tokens(source, tokenizer, crop, batch_size) -> Iterator[Any]:
-    """Of each record its tokens, in the smallest integers that hold them, or the BadSample that it
+    """The tokens of each record, in the smallest integers that hold them, or the BadSample that it
     is.
     """
     from t2i_jax.data.crop import crop as cut

@@ -80,7 +80,7 @@ def encode_clip(
 
 
 def _vectors(source, system, crop, batch_size) -> Iterator[Any]:
-    """Of each record the embeddings of its image and its caption."""
+    """The embeddings of each record's image and caption."""
     from t2i_jax.data.crop import crop as cut
     from t2i_jax.data.pack import in_batches
 
@@ -104,7 +104,7 @@ def _vectors(source, system, crop, batch_size) -> Iterator[Any]:
 
 
 def _encodings(source, system, crop, batch_size, dtype) -> Iterator[Any]:
-    """Of each record the encodings of its caption's tokens, without padding."""
+    """The encodings of the tokens of each record's caption, without padding."""
     from t2i_jax.data.pack import in_batches
 
     def embedded(captions):

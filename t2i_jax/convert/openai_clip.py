@@ -202,7 +202,7 @@ def _shapes(model: OpenAIClip) -> Mapping[str, Any]:
 
 
 def _same(name, found, value):
-    """Of a width that is None what it stands for."""
+    """Whether a field has this value; a width that is None is compared as what it stands for."""
     wide = {"vision_mlp_dim": "vision_width", "transformer_mlp_dim": "transformer_width"}
     return found[name] == (4 * found[wide[name]] if value is None and name in wide else value)
 

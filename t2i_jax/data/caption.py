@@ -11,8 +11,8 @@ import numpy as np
 from t2i_jax.data.source import BadSample
 
 ENDINGS = (".txt", ".caption", ".json")
-"""Of files that hold the caption of an image, in the order in which they are looked for: a.txt,
-a.caption, a.json, and then the same behind the whole name, a.png.txt and so on."""
+"""Endings of files that hold the caption of an image, in the order in which they are looked for:
+a.txt, a.caption, a.json, and then the same behind the whole name, a.png.txt and so on."""
 KEYS = (
     "caption",
     "captions",
@@ -27,7 +27,7 @@ KEYS = (
 LONGEST = 131_072
 """Characters of a caption and of a cell."""
 MOST_BYTES = 2**24
-"""Of a file that holds a caption."""
+"""The largest file that is read for a caption."""
 
 
 def clean_caption(text: Any, name: str) -> str:

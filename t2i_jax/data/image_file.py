@@ -29,7 +29,7 @@ ImageLike: TypeAlias = str | os.PathLike | bytes | BinaryIO | Image.Image
 """What an image can be given as: a path, the bytes of a file, an open file, an image of Pillow."""
 
 MOST_BYTES = 2**29
-"""Of an image file."""
+"""The largest image file that is read."""
 WHITE, BLACK = 255, 0
 _ENDINGS = {  # of each format that is read; no other is opened
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),

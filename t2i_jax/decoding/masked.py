@@ -319,7 +319,7 @@ def _confidence(keys_B, log_p_BN, order_N, sampling, temperature):
 
 
 def _rank(scores_BN):
-    """Of each token, how many have a higher score, or the same and come before it."""
+    """The place of each token: how many have a higher score, or the same and come before it."""
     order = jnp.argsort(scores_BN, axis=-1, descending=True, stable=True)
     return jnp.argsort(order, axis=-1)
 

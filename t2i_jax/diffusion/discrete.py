@@ -78,7 +78,7 @@ class DiscreteDdpm(Noise):
 
     @property
     def alpha_bar(self) -> np.ndarray:
-        """Of each level 0..T the share (T + 1,) of the variance that is the image's, float64."""
+        """The share (T + 1,) of the variance that is the image's at each level 0..T, float64."""
         return _alpha_bar(self.timesteps, self.schedule)
 
     def train_levels(self, key: Key, batch: int) -> Array:
@@ -167,7 +167,7 @@ class DiscreteDdpm(Noise):
         )
 
     def _at(self, table: np.ndarray, level: Array) -> Array:
-        """Of each level its entry of a table (T + 1,), in float32."""
+        """The entries of a table (T + 1,) for each level, in float32."""
         index = jnp.clip(jnp.round(jnp.asarray(level)), 0, self.timesteps).astype(jnp.int32)
         return jnp.asarray(table, jnp.float32)[index]
 

@@ -124,7 +124,7 @@ def _part(config, key, where):
 
 
 def _transformers(config: Mapping[str, Any], where: str, folder: pathlib.Path) -> dict[str, Any]:
-    """Of config.json; what it leaves out has the default of transformers' CLIPConfig."""
+    """The fields of config.json; what it leaves out has the default of transformers' CLIPConfig."""
     if config.get("model_type") != "clip":
         raise UserError(f"{where} is of a model of type {config.get('model_type')!r}; give a CLIP.")
     text, vision = (_part(config, f"{side}_config", where) for side in ("text", "vision"))
@@ -147,7 +147,7 @@ def _transformers(config: Mapping[str, Any], where: str, folder: pathlib.Path) -
 
 
 def _open_clip(config: Mapping[str, Any], where: str, folder: pathlib.Path) -> dict[str, Any]:
-    """Of open_clip_config.json; what it leaves out has the default of open_clip's CLIP."""
+    """The fields of open_clip_config.json; what it leaves out has open_clip's default."""
     model = _part(config, "model_cfg", where)
     text, vision = _part(model, "text_cfg", where), _part(model, "vision_cfg", where)
     scaled = _part(config, "preprocess_cfg", where)

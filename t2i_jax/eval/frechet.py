@@ -190,7 +190,7 @@ def _product(covariance_DD, factor_DR):
 
 @_on_one_thread
 def _eigenvalues(symmetric_DD):
-    """Of a matrix of which the upper triangle is read."""
+    """The eigenvalues of a matrix of which the upper triangle is read."""
     return np.linalg.eigvalsh(symmetric_DD, "U")
 
 

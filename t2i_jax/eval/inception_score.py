@@ -13,7 +13,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.eval.moments import checked
 
 SEED, SPLITS = 2020, 10
-"""Of torch-fidelity."""
+"""The seed and the splits of torch-fidelity."""
 ADM_SPLIT = 5000
 """Images of a split of ADM's evaluator."""
 

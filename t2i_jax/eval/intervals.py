@@ -68,7 +68,7 @@ def bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Of the mean of one value per image: percentiles over means of resampled images.
+    """The interval of the mean of one value per image: percentiles over means of resampled images.
 
     Args:
       values: (N,), at least 2.
@@ -96,8 +96,8 @@ def wilson(
     groups: Sequence[Hashable] | None = None,
     level: float = LEVEL,
 ) -> Interval:
-    """Of the share of right images, by Wilson's score (1927), which is within [0, 1] and does not
-    shrink to nothing where all images are right.
+    """The interval of the share of right images, by Wilson's score (1927), which is within [0, 1]
+    and does not shrink to nothing where all images are right.
 
     Args:
       right: (N,) bools, at least 1.
@@ -120,8 +120,8 @@ def wilson(
 
 
 def mean_of_tasks(tasks: Mapping[str, Interval], values: Mapping[str, float]) -> Interval:
-    """Of the mean of several tasks' shares, as GenEval's overall score: their standard errors
-    joined, as tasks have prompts of their own.
+    """The interval of the mean of several tasks' shares, as GenEval's overall score: their standard
+    errors joined, as tasks have prompts of their own.
 
     Args:
       tasks: interval of each task. values: share of each task.

@@ -14,7 +14,7 @@ from t2i_jax.eval.moments import checked_pair
 
 SUBSETS, SUBSET_SIZE = 100, 1000
 SEED = 2020
-"""Of torch-fidelity's subsets."""
+"""The seed of torch-fidelity's subsets."""
 _BLOCK = 2048  # rows of a block of the kernel's matrix
 
 

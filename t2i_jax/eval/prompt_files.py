@@ -195,7 +195,7 @@ def plain(path: pathlib.Path, count: int | None, seed: int) -> tuple[list[Prompt
 
 
 def sha256_of(path: pathlib.Path) -> str:
-    """Of a file's bytes; of a folder, of the texts in it with their names."""
+    """The hash of a file's bytes; of a folder, that of the texts in it with their names."""
     digest = hashlib.sha256()
     for file in sorted(path.glob("*.txt")) if path.is_dir() else [path]:
         if path.is_dir():

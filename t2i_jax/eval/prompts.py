@@ -65,7 +65,7 @@ class PromptSet:
 
     @property
     def sha256(self) -> str:
-        """Of the list: its ids and texts in order, whatever file they stood in."""
+        """The hash of the list: of its ids and texts in order, whatever file they stood in."""
         digest = hashlib.sha256()
         for prompt in self.prompts:
             digest.update(json.dumps([prompt.id, prompt.text]).encode() + b"\n")

@@ -99,7 +99,7 @@ def _of_convolution(equation):
 
 
 def _of_scores(equation):
-    """Of the product of queries (B, Q, H, D) and keys (B, K, H, D), the two first inputs."""
+    """The FLOPs of the product of queries (B, Q, H, D) and keys (B, K, H, D), the first inputs."""
     (batch, queries, heads, width), keys = (
         equation.invars[0].aval.shape,
         equation.invars[1].aval.shape[1],

@@ -168,7 +168,7 @@ def holding(
 
 
 def held_of(params: Any, names: Sequence[str]) -> Any:
-    """Of each parameter whether `names`, as of `holding`, name it; None where there are none."""
+    """Whether `names`, as of `holding`, name each parameter; None where there are no names."""
     if not names:
         return None
     wanted = {tuple(name.split("/")) for name in names}

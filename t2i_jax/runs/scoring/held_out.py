@@ -83,7 +83,7 @@ class Leading:
         self._reference.prepare(extractor, layers, compute)
 
     def count(self, extractor: str) -> int | None:
-        """Of the images."""
+        """The number of images."""
         return self._reference.count(extractor) if self._count is None else self._count
 
     def about(self, extractor: str) -> Mapping[str, Any]:

@@ -162,7 +162,7 @@ def _scored(job, images, reference, measures, out, progress, title):
 
 
 def _nearest(images: Images, reference, measures, out):
-    """Of the first extractor that is asked: the reference images nearest to the first images."""
+    """By the first extractor that is asked, the reference images nearest to the first images."""
     from t2i_jax.runs.scoring import features
 
     told = {} if measures.protocol is None else measures.protocol.about()

@@ -93,7 +93,7 @@ class ImagesReference:
         self._found[extractor.name] = compute(self._images, extractor, layers)
 
     def gaussian(self, extractor: str, layer: str) -> Gaussian:
-        """Of all images that could be used."""
+        """The mean and covariance of the features of all images that could be used."""
         return Gaussian.of(self._found[extractor].moments(layer))
 
     def features(self, extractor: str, layer: str, metric: str) -> np.ndarray:
@@ -102,7 +102,7 @@ class ImagesReference:
         return self._found[extractor].array(layer)
 
     def count(self, extractor: str) -> int:
-        """Of the images that could be used."""
+        """The number of images that could be used."""
         return self._found[extractor].about["count"]
 
     def about(self, extractor: str) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class StatisticsReference:
         }
 
     def image(self, extractor: str, row: int) -> np.ndarray | None:
-        """Of a file with images, where its features are not its own."""
+        """An image of a file with images, where its features are not its own."""
         found = self._read[extractor]
         if found.images_NHWC is None or found.features_ND is not None:
             return None

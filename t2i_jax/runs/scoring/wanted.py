@@ -90,7 +90,7 @@ class Wanted:
 
     @functools.cached_property
     def judge(self) -> Judge | None:
-        """Of the recipe, where a metric asks for its verdicts."""
+        """The recipe's judge, where a metric asks for its verdicts."""
         name = self.recipe.evaluation.judge
         asked = any(one.metric == "judge" for one in self.metrics)
         return JUDGES[name]() if asked and name is not None else None

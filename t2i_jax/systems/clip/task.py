@@ -113,7 +113,7 @@ class ClipTask(SystemTask):
 
     @property
     def weight(self) -> float:
-        """Of the contrastive loss between captions and images themselves."""
+        """The weight of the contrastive loss between captions and images themselves."""
         others = [one.weight for one in (self.mlm, self.visual_ssl) if one is not None]
         others += [] if self.views is None else [self.multiview_loss_weight]
         return 1 - sum(others)

@@ -175,7 +175,7 @@ class DALLE2System(TextToImage):
         return self.generate(caption, options, images=images, instead_of=instead_of, **arguments)
 
     def nearest(self, images: Any, captions: Sequence[str]) -> list[str]:
-        """Of each image the caption whose embedding is the nearest to the image's."""
+        """The caption of each image whose embedding is the nearest to the image's."""
         return self.clip.classify(images, captions)
 
     def _check_given(self, prompts, images, other_images, instead_of, image_embeds):

@@ -148,7 +148,7 @@ class ImagenTask(CascadeTask):
 
     @property
     def cond_image_channels(self) -> int:
-        """Of the images to condition on; 0: there are none."""
+        """The channels of the images to condition on; 0: there are none."""
         return max((network.cond_images_channels for network in self.networks), default=0)
 
     def loss(

@@ -153,8 +153,8 @@ class PriorSystem(System):
     def preview(
         self, held_out: HeldOut, evaluation: Evaluation
     ) -> tuple[np.ndarray, Mapping[str, float]]:
-        """Of held-out captions the held-out image whose embedding is the nearest to the one that is
-        made of each, red where it is another one than its own; and the cosines of `evaluate`.
+        """The held-out image whose embedding is the nearest to the one that is made of each
+        held-out caption, red where it is another one than its own; and the cosines of `evaluate`.
         """
         sheet, found = self._compare(held_out, evaluation, evaluation.preview)
         return sheet, {f"eval/{name}": value for name, value in found.items()}
