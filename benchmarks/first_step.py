@@ -101,13 +101,12 @@ def _child() -> None:
     """`t2i` with the words of this command; tells how long its parts take."""
     from t2i_jax.cli.main import start
 
-    if "GLIBC_TUNABLES" in os.environ:  # else it begins anew
-        begin = _now()
-        for name, (module, path) in _PARTS.items():
-            *classes, function = path.split(".")
-            owner = functools.reduce(getattr, classes, importlib.import_module(module))
-            setattr(owner, function, _timed(name, getattr(owner, function)))
-        _tell("imports", begin)
+    begin = _now()
+    for name, (module, path) in _PARTS.items():
+        *classes, function = path.split(".")
+        owner = functools.reduce(getattr, classes, importlib.import_module(module))
+        setattr(owner, function, _timed(name, getattr(owner, function)))
+    _tell("imports", begin)
     start()
 
 

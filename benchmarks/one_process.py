@@ -13,6 +13,8 @@ import statistics
 import sys
 import time
 
+from t2i_jax.heap import keep_freed_memory
+
 
 def sides(system: str) -> dict:
     """The modules of a system: rows and inputs, our side and the other, each imported when it is
@@ -163,6 +165,7 @@ def _peak():
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # for both sides, as `t2i` does
     system, kind, row, last, *rest = sys.argv[1:]
     small = rest == ["small"]
     if kind == "alone":

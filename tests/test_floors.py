@@ -16,7 +16,7 @@ _PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "t2i_jax"
 # `_ALONE` says so.
 _LOW = {
     "config", "types", "errors", "cluster", "files", "typeset", "paths", "words", "terminal",
-    "seeds", "values",
+    "seeds", "values", "heap",
 }  # fmt: skip
 _ALLOWED = {
     "config": _LOW,
@@ -28,6 +28,7 @@ _ALLOWED = {
     "paths": _LOW,
     "seeds": _LOW,
     "values": _LOW,
+    "heap": _LOW,
     "terminal": _LOW,
     "typeset": _LOW,
     "foreign": _LOW,

@@ -18,9 +18,10 @@ _MADE = ("recipe.json", "system.json", "checkpoints")  # one of them is in every
 
 def start() -> None:
     """Entry point of the console script."""
-    from t2i_jax.cli.main import main, with_kept_memory
+    from t2i_jax.cli.main import main
+    from t2i_jax.heap import keep_freed_memory
 
-    with_kept_memory()
+    keep_freed_memory()
     main(_command)
 
 

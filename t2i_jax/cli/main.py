@@ -12,37 +12,15 @@ from collections.abc import Callable, Mapping
 
 from t2i_jax import __version__
 from t2i_jax.errors import Preempted, UserError, first_line, is_full
+from t2i_jax.heap import keep_freed_memory
 from t2i_jax.paths import shown
 from t2i_jax.terminal import forgive
 
-# Two heaps, which give nothing back by themselves (glibc on Linux). In a single one the scratch
-# memory of convolutions, aligned to pages, cuts what lies free into pieces that are long to search;
-# of more than two what one thread has freed is seldom what the next one needs.
-_KEPT = 8 * 2**30  # bytes
-_MALLOC = (
-    f"glibc.malloc.arena_max=2:glibc.malloc.mmap_threshold={_KEPT}"
-    f":glibc.malloc.trim_threshold={_KEPT}"
-)
-
 
 def start() -> None:
-    """Entry point of the console script: `main` in a process that keeps the memory it has freed for
-    what comes next.
-
-    XLA on a CPU allocates the memory of each step anew, and the C library would get it from the
-    system each time, page by page: a fifth of the time of training. It reads this setting at its
-    start alone, so the process starts again as itself; a user's own GLIBC_TUNABLES stay as they
-    are.
-    """
-    with_kept_memory()
+    """Entry point of the console script: `main` in a process that keeps the memory it has freed."""
+    keep_freed_memory()
     main()
-
-
-def with_kept_memory() -> None:
-    """Starts the process again with the memory settings of `start`, where it has none yet."""
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = _MALLOC
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def main(run: Callable[[list[str]], None] | None = None) -> None:

@@ -1,0 +1,55 @@
+"""The heap keeps what was freed: a block that is allocated again costs no page of the system."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# In a process of its own, since the setting holds for all of it: the pages that the system hands
+# out while a block of 64 MiB is filled and freed ten times.
+_PROGRAM = """
+import resource
+from t2i_jax.heap import keep_freed_memory
+kept = {keep}
+block = b"1" * 2**26
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    del block
+    block = b"1" * 2**26
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def pages(keep, **variables):
+    """(what `keep_freed_memory` told, pages that were handed out)."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    own.pop("GLIBC_TUNABLES", None)
+    command = [sys.executable, "-c", _PROGRAM.format(keep=keep)]
+    told = subprocess.run(
+        command, env={**own, **variables}, capture_output=True, text=True, check=True
+    ).stdout
+    kept, count = told.split()
+    return kept, int(count)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+def test_freed_memory_is_kept():
+    _, handed_out = pages("None")
+    assert handed_out > 10_000  # else there is nothing to keep
+    kept, handed_out = pages("keep_freed_memory()")
+    assert kept == "True" and handed_out < 100
+
+
+@pytest.mark.parametrize(
+    "variables", [{"GLIBC_TUNABLES": "glibc.malloc.check=0"}, {"MALLOC_ARENA_MAX": "2"}]
+)
+def test_a_users_own_setting_stays(variables):
+    assert pages("keep_freed_memory()", **variables)[0] == "False"
+
+
+def test_another_system_has_none(monkeypatch):
+    from t2i_jax.heap import keep_freed_memory
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert keep_freed_memory() is False
