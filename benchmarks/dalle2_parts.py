@@ -38,7 +38,7 @@ def main() -> None:
     decoder, size = system.decoder, system.decoder.task.stages[-1].image_size
     images, captions = scenes("heldout", told.images, size)
     embeds = system.prior.embed(captions)
-    _, seen = scenes("train", told.images, size)
+    shown, seen = scenes("train", told.images, size)
     side = size // decoder.task.stages[0].image_size
     small = images.reshape(len(images), size // side, side, size // side, side, 3).mean((2, 4))
 
@@ -53,6 +53,7 @@ def main() -> None:
     row("embeddings of the true images", captions, images=list(images))
     row("embeddings of other images", captions, images=list(np.roll(images, 1, axis=0)))
     row("embeddings of the true images, no captions", captions, False, images=list(images))
+    row("the same of the training set", seen, False, images=list(shown))
     behind = dict(start_images=list(small.round().astype(np.uint8)), start_at=2, guidance=1.0)
     row("true images of the first stage", captions, image_embeds=embeds, **behind)
     read = probe(system)

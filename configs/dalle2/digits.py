@@ -19,9 +19,16 @@ def get_config() -> t2i.Recipe:
         dim_mults=(1, 2),
         num_resnet_blocks=1,
         cond_on_image_embeds=True,
+        image_embed_scale=8.0,  # the root of CLIP's width: numbers of about 1, as in the text
         cond_on_text_encodings=True,
+        text_at_levels=True,
+        add_text_to_time=True,
+        cross_attn=True,
+        cross_attn_heads=2,  # of the text; dalle2-pytorch has 8 of 64
+        cross_attn_dim_head=32,
         cond_dim=64,
         max_text_len=16,
+        memory_efficient=True,
         attn_heads=2,
         attn_dim_head=32,
         init_cross_embed_kernel_sizes=(3, 5),
@@ -49,7 +56,7 @@ def get_config() -> t2i.Recipe:
             "decoder": t2i.Recipe(
                 t2i.DecoderTask(stages=(stage,), text_cond_drop_prob=0.1),
                 _data(),
-                _train(1000),
+                _train(700),
                 evaluation=t2i.Evaluation(options=t2i.DecoderOptions(guidance=2.0)),
             ),
         },
