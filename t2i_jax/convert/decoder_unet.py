@@ -28,6 +28,14 @@ from t2i_jax.errors import UserError
 from t2i_jax.models import decoder_unet_sizes as sizes
 from t2i_jax.models.decoder_unet import DecoderUnet
 
+# fields that are as by default for every network of the package
+_NOT_THERE = {
+    "text_at_levels": "the middle alone sees the text",
+    "add_text_to_time": "the middle alone sees the text",
+    "cross_attn_heads": f"it is {DecoderUnet.cross_attn_heads}",
+    "cross_attn_dim_head": f"it is {DecoderUnet.cross_attn_dim_head}",
+    "image_embed_scale": f"it is {DecoderUnet.image_embed_scale}",
+}
 _FIRST = Layout("one row (1, ...) <-> (...)", lambda a: a[0], lambda a: a[None])
 
 
@@ -38,18 +46,11 @@ def table(model: DecoderUnet) -> list[Row]:
       UserError: a text that levels or the timestep see, other heads of cross-attention or scaled
         embeddings, which the package does not have.
     """
-    for name in ("text_at_levels", "add_text_to_time"):
-        if getattr(model, name):
+    for name, there in _NOT_THERE.items():
+        if (value := getattr(model, name)) != getattr(DecoderUnet, name):
             raise UserError(
-                f"{name}=True of the DecoderUnet has no form in dalle2-pytorch, where the middle "
-                "alone sees the text; t2i export writes the system as it is."
-            )
-    for name in ("cross_attn_heads", "cross_attn_dim_head", "image_embed_scale"):
-        only = getattr(DecoderUnet, name)
-        if getattr(model, name) != only:
-            raise UserError(
-                f"{name}={getattr(model, name)} of the DecoderUnet has no form in dalle2-pytorch, "
-                f"where it is {only}; t2i export writes the system as it is."
+                f"{name}={value} of the DecoderUnet has no form in dalle2-pytorch, where {there}; "
+                "t2i export writes the system as it is."
             )
     rows: list[Row] = [*_condition(model), *_nulls(model)]
     kernels = len(model.init_cross_embed_kernel_sizes) if model.init_cross_embed else 0

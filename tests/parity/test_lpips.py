@@ -45,11 +45,8 @@ def made(request, tmp_path_factory):
     trunk = {}
     for i, place in enumerate(places):
         conv = stored[network][f"Conv_{i}"]
-        trunk[f"features.{place}.weight"] = np.ascontiguousarray(
-            conv["kernel"].transpose(3, 2, 0, 1)
-        )
-        trunk[f"features.{place}.bias"] = conv["bias"]
-    trunk = {name: torch.tensor(value) for name, value in trunk.items()}
+        trunk[f"features.{place}.weight"] = torch.tensor(conv["kernel"].transpose(3, 2, 0, 1))
+        trunk[f"features.{place}.bias"] = torch.tensor(conv["bias"])
     theirs = package.LPIPS(net=request.param, pnet_rand=True, verbose=False)
     own = {name.split(".", 1)[1]: name for name in theirs.net.state_dict()}
     theirs.net.load_state_dict(
