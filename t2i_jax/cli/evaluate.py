@@ -80,6 +80,7 @@ def measure(
     dinov2: _Folder = None,
     pickscore: _Folder = None,
     hpsv2: _Weights = None,
+    mesh: Annotated[str | None, Shown("AXIS=SIZE,...")] = None,
     batch_size: Count = 64,
     shard_size: Count = 1000,
     step: Annotated[str | None, Shown("STEP", default="the newest")] = None,
@@ -115,6 +116,8 @@ def measure(
         dinov2: DINOv2 ViT-L/14.
         pickscore: PickScore v1.
         hpsv2: HPS v2 or v2.1; --clip has its vocabulary.
+        mesh: Axes of a mesh of each process's devices, which then share the weights, as
+            tensor=4; by default each device has all of them.
         batch_size: Images that are generated at a time, on each device.
         shard_size: Images of a shard, which is written whole or not at all.
         step: The checkpoint: its step, or best.
@@ -123,8 +126,10 @@ def measure(
     from t2i_jax.eval import protocol as protocols
     from t2i_jax.runs.scoring.metrics import parse_metrics
     from t2i_jax.runs.scoring.networks import Weights, parse_modes
+    from t2i_jax.sharding import parse_mesh
 
-    _check_given(run, prompts, images, captions, metrics, {"count": count, "guidance": guidance})
+    of_prompts = {"count": count, "guidance": guidance, "mesh": mesh}
+    _check_given(run, prompts, images, captions, metrics, of_prompts)
     if images is None and prompts is None:
         assert run is not None
         evaluate(run, overrides, step)
@@ -133,7 +138,8 @@ def measure(
     settings = {
         "metrics": () if metrics is None else parse_metrics(metrics),
         "modes": parse_modes(mode), "protocol": chosen, "reference": reference,
-        "reference_mode": reference_mode, "batch_size": batch_size, "shard_size": shard_size,
+        "reference_mode": reference_mode, "mesh": None if mesh is None else parse_mesh(mesh),
+        "batch_size": batch_size, "shard_size": shard_size,
         "weights": Weights(inception, clip, cmmd, dinov2, pickscore, hpsv2),
     }  # fmt: skip
     with processes.joined():

@@ -21,7 +21,7 @@ import hashlib
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -69,6 +69,7 @@ def load(
     *,
     averaged: bool = True,
     mesh: Mapping[str, int] | None = None,
+    devices: Sequence[jax.Device] | None = None,
     step: int | str | None = None,
     offload: bool = False,
 ) -> System:
@@ -80,9 +81,10 @@ def load(
 
     Args:
       averaged: use the EMA weights where the run keeps them.
-      mesh: sizes of a mesh's axes, {"data": 2, "tensor": 4}, over all devices, on which a system
-        that makes images from text samples (see `generation.on_mesh`). A checkpoint is restored
-        directly into its sharding. None: one device.
+      mesh: sizes of a mesh's axes, {"data": 2, "tensor": 4}, on which a system that makes images
+        from text samples (see `generation.on_mesh`). A checkpoint is restored directly into its
+        sharding. None: one device.
+      devices: of the mesh; None: all there are.
       step: of the checkpoint, a number, or "best": the one with the best validation metric; None:
         the newest.
       offload: the weights are kept in the host's memory, and of a cascade, or of a system of
@@ -105,12 +107,14 @@ def load(
     parts = {name: part_in(place) for name, place in part_folders(folder, recipe).items()}
     task = recipe.task
     if not task.objectives:
-        return _on(task.with_parts(parts).system({}, {}, parts, {}, None), recipe, mesh)
-    place = None if mesh is None or _is_export(folder) else generation.places(task, mesh)[1]
+        return _on(task.with_parts(parts).system({}, {}, parts, {}, None), recipe, mesh, devices)
+    sharded = mesh is not None and not _is_export(folder)
+    place = generation.places(task, mesh, devices)[1] if sharded else None
     params, ema, stats = arrays(folder, task, place, step)
     params = {**params, **ema} if averaged else params
     tokenizer = task.text_encoder and task.text_encoder.tokenizer(folder / TEXT_TOKENIZER)
-    return _on(task.system(params, stats, parts, task.frozen(parts), tokenizer), recipe, mesh)
+    system = task.system(params, stats, parts, task.frozen(parts), tokenizer)
+    return _on(system, recipe, mesh, devices)
 
 
 def _host():
@@ -337,9 +341,9 @@ def cutting(system: System, recipe: Recipe) -> System:
     return system if crop == system.crop else dataclasses.replace(system, crop=crop)
 
 
-def _on(system, recipe, mesh):
+def _on(system, recipe, mesh, devices):
     system = cutting(system, recipe)
-    return system if mesh is None else system.on_mesh(mesh)
+    return system if mesh is None else system.on_mesh(mesh, devices)
 
 
 def _check_step(workdir, step):

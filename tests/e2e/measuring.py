@@ -25,9 +25,10 @@ def recipe():
     return dataclasses.replace(plain, evaluation=dataclasses.replace(plain.evaluation, **asked))
 
 
-def evaluate(home: pathlib.Path, out: pathlib.Path):
+def evaluate(home: pathlib.Path, out: pathlib.Path, mesh=None):
     """What `t2i evaluate` does, in shards of two images."""
-    job = Job(("fid", "kid", "clip"), out, reference=str(home / "real"), shard_size=2, batch_size=2)
+    asked = {"reference": str(home / "real"), "shard_size": 2, "batch_size": 2, "mesh": mesh}
+    job = Job(("fid", "kid", "clip"), out, **asked)
     evaluate_run(job, home / "run", recipe(), None, prompts.read(str(home / "prompts.txt")))
 
 

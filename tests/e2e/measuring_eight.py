@@ -86,14 +86,31 @@ def _check_sampling():
     return sizes
 
 
+def _sharding():
+    """Where the weight "hidden" lay each time that images were generated."""
+    generate, parts = ToySystem.generate, []
+
+    def noted(self, prompts, *args, **kwargs):
+        hidden = self.weights["toy"]["net"]["hidden"]
+        parts.append((hidden.shape, hidden.sharding.shard_shape(hidden.shape)))
+        return generate(self, prompts, *args, **kwargs)
+
+    ToySystem.generate = noted
+    return parts
+
+
 def main(home: pathlib.Path) -> None:
-    """Writes the folders "eight" and "eight-tokens" and eight.json into HOME."""
+    """Writes the folders "eight", "sharded" and "eight-tokens" and eight.json into HOME."""
     assert jax.local_device_count() == DEVICES
     scoring_toys.use(measuring.Patch())
     (home / "eight.json").write_text(json.dumps(monitored(home, home / "eight-run")))
     sizes = _check_sampling()
     measuring.evaluate(home, home / "eight")
     assert sizes, "no image was generated"
+    parts = _sharding()
+    measuring.evaluate(home, home / "sharded", {"data": 2, "tensor": 4})
+    assert parts, "no image was generated"
+    assert all(whole == (part[0], part[1] * 4) for whole, part in parts), parts
     tokens(home, home / "eight-tokens", Shared({}))
     check_features()
 

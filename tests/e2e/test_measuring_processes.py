@@ -73,6 +73,15 @@ def test_results_of_eight_devices_are_those_of_one_to_the_byte(eight, one):
         assert (as_one != told) == (name != "values.json")
 
 
+def test_devices_that_share_the_weights_measure_what_one_does(eight, one):
+    """Sums of a sharded product have another order, which may round a pixel the other way."""
+    found, wanted = (
+        {one["name"]: one["value"] for one in json.loads(path.read_text())["metrics"]}
+        for path in (eight / "sharded" / "results.json", one / "results.json")
+    )
+    assert found == pytest.approx(wanted, rel=1e-3)
+
+
 def test_eight_devices_log_what_one_does_and_measure_a_tokenizer_as_one_does(eight, tmp_path):
     logged = json.loads((eight / "eight.json").read_text())
     assert logged == pytest.approx(monitored(eight, tmp_path / "run"), rel=1e-4)

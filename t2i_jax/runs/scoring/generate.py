@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from t2i_jax import runs, sharding
 from t2i_jax.cluster import processes
 from t2i_jax.errors import UserError
 from t2i_jax.eval.prompts import PromptSet, seed_of
@@ -57,15 +59,23 @@ def generate(
     processes.gather(None)
 
 
-def on_devices(system: System) -> System:
-    """The system as it generates on all devices of this process, each of them a part of a batch.
+def on_devices(run: pathlib.Path, step: int | str | None, mesh: Mapping[str, int] | None) -> System:
+    """The system of a run as it generates on all devices of this process.
+
+    Args:
+      step: of the checkpoint; None: the newest.
+      mesh: sizes of the axes of a mesh of these devices, by which they share the weights; None:
+        each has all of them, and a part of a batch.
 
     Raises:
-      UserError: the system reads no captions.
+      UserError: the system reads no captions, or a mesh that does not fit the devices.
     """
-    check(system)
     devices = jax.local_devices()
-    return system.on_mesh(None, devices) if len(devices) > 1 else system
+    if mesh is not None:
+        sharding.make_mesh(mesh, devices)  # refused before anything is read
+    system = runs.load(run, mesh=mesh, devices=devices if mesh else None, step=step)
+    check(system)
+    return system.on_mesh(None, devices) if mesh is None and len(devices) > 1 else system
 
 
 def check(system: System) -> None:

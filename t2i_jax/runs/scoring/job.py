@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from t2i_jax import runs
 from t2i_jax.cluster import lock, processes
 from t2i_jax.errors import UserError
 from t2i_jax.eval.prompts import PromptSet
@@ -39,6 +38,9 @@ class Job:
       reference_mode: how the statistics of an npz were made; None: its JSON says so.
       weights: where the networks' weights are.
       shard_size: images of a shard.
+      mesh: sizes of the axes of each process's mesh, over which it shards the weights of a run,
+        {"tensor": 4} for one that is too large for a device; None: each of its devices has all of
+        them, and a part of a batch.
       batch_size: images that are generated at a time, on each device. extractor_batch_size: that an
         extractor is given at a time, on each device.
     """
@@ -50,6 +52,7 @@ class Job:
     reference: str | None = None
     reference_mode: str | None = None
     weights: Weights = Weights()
+    mesh: Mapping[str, int] | None = None
     shard_size: int = SHARD_SIZE
     batch_size: int = 64
     extractor_batch_size: int = BATCH_SIZE
@@ -131,7 +134,7 @@ def evaluate_run(
       Results by guidance, None for the options' own; {} where nothing is measured.
     """
     measures, reference = job.opened(build)
-    system, found = on_devices(runs.load(run, step=step)), dict[float | None, Mapping[str, Any]]()
+    system, found = on_devices(run, step, job.mesh), dict[float | None, Mapping[str, Any]]()
     options = recipe.evaluation.options
     chosen = {
         one: generation.with_changes(type(options), options, {"guidance": one}) for one in guidances
