@@ -224,15 +224,10 @@ def encode_images(
     packed, run = paths.given("packed", packed), paths.given("run", run)
     source = PackedSource(str(packed))
     tokenizer = runs.load(run / "tokenizer" if (run / "tokenizer").is_dir() else run)
-    model = tokenizer.task.network
-    if model is None:
-        raise UserError(
-            f"run={str(run)!r} holds {type(tokenizer).__name__}; give the run of an image "
-            "tokenizer."
-        )
+    size, model = tokenizer.coded_size, tokenizer.task.network
     about = {
         "tokenizer": encoder_side.fingerprint(model, tokenizer.weights),
-        "image_size": model.image_size, "crop": crop,
+        "image_size": size, "crop": crop,
         "num_tokens": model.num_tokens, "codebook_size": model.codebook_size,
     }  # fmt: skip
     same = (about["tokenizer"], fingerprint(tokenizer.weights))  # the latter in older sets
