@@ -181,7 +181,8 @@ class Shapes(Source):
         """The record with "image" None: nothing is drawn."""
         if not 0 <= index < self.length:
             raise IndexError(index)
-        return {"image": None, "caption": scene(index, self.split, self.seed).caption}
+        captions = _captions(self.split, self.seed, index // _BLOCK)
+        return {"image": None, "caption": captions[index % _BLOCK]}
 
     def __getstate__(self) -> dict:
         return {k: v for k, v in self.__dict__.items() if k not in ("_blocks", "_lock")}
@@ -196,6 +197,13 @@ class Shapes(Source):
                 scenes = [scene(i, self.split, self.seed) for i in range(number * _BLOCK, stop)]
                 self._blocks[number] = draw(scenes, self.image_size), [s.caption for s in scenes]
             return self._blocks[number]
+
+
+@functools.lru_cache(maxsize=512)
+def _captions(split, seed, number):
+    """Captions of a block; every stage of a system learns its vocabulary of the same ones."""
+    start = number * _BLOCK
+    return [scene(index, split, seed).caption for index in range(start, start + _BLOCK)]
 
 
 def _one_thing(rng, split, background):

@@ -5,6 +5,7 @@ whole or not at all.
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import itertools
 import logging
@@ -23,8 +24,8 @@ from t2i_jax import paths
 from t2i_jax.cluster import processes
 from t2i_jax.errors import Preempted, UserError, first_line, is_full
 from t2i_jax.terminal import say
+from t2i_jax.train import arrays, digests
 from t2i_jax.train import best as bests
-from t2i_jax.train import digests
 from t2i_jax.types import TrainState
 
 _FOLDER = "checkpoints"
@@ -148,7 +149,9 @@ class Checkpoints:
         # Without `force` Orbax leaves out a save that comes while another one is still going on.
         with self.full_disk_refused():
             self._writer.save(step, args=items, force=True)
-        self._finishing = _Finishing(self._finish, step)
+        saved = {"weights": weights, "rest": rest}
+        counts = {name: len(jax.tree.leaves(item)) for name, item in saved.items()}
+        self._finishing = _Finishing(functools.partial(self._finish, counts), step)
 
     def wait(self) -> None:
         """Until everything is on disk and has been looked at.
@@ -270,13 +273,18 @@ class Checkpoints:
                 f"{kept}: free space and start the same command again."
             ) from error
 
-    def _finish(self, step):
-        """Waits for a save; then it is looked at, and counts, and older ones go."""
+    def _finish(self, counts, step):
+        """Waits for a save; then it is looked at, and counts, and older ones go.
+
+        Args:
+          counts: how many arrays each item has.
+        """
         self._writer.wait_until_finished()
         if processes.is_first():
             self._reader.reload()
             try:
-                self._reader.item_metadata(step)  # opens every array
+                for item, count in counts.items():
+                    arrays.check(self.folder / str(step) / item, count)
             except Exception as error:  # whatever what was not written makes the libraries raise
                 raise self._unreadable(step, error) from error
         digests.write(self.folder / str(step), jax.process_index())

@@ -3,6 +3,7 @@ of its own).
 """
 
 import dataclasses
+import json
 import pathlib
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from etils.epath import gpath
 
 from t2i_jax.errors import UserError
-from t2i_jax.train import digests
+from t2i_jax.train import arrays, digests
 from t2i_jax.train.checkpoint import load_params
 from t2i_jax.train.loop import TrainConfig, fit
 
@@ -287,3 +288,15 @@ def test_a_save_that_cannot_be_read_back_is_no_checkpoint_and_the_one_before_sta
     assert (tmp_path / "run" / "unreadable" / "3.0").is_dir()
     monkeypatch.undo()
     assert fit(ToyTask(), ToyBatches(), config, tmp_path / "run").step == 3
+
+
+def test_arrays_that_are_missing_or_torn_are_found(copy):
+    item = copy / "checkpoints" / "3" / "weights"
+    count = len(json.loads((item / "_METADATA").read_text())["tree_metadata"])
+    arrays.check(item, count)
+    with pytest.raises(arrays.Missing, match=f"weights has {count} of {count + 1} arrays"):
+        arrays.check(item, count + 1)
+    for path in item.rglob("manifest.ocdbt"):
+        path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError):
+        arrays.check(item, count)
