@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from etils.epath import gpath
+from etils.epath import Path, gpath
 
 from t2i_jax import paths
 from t2i_jax.cluster import processes
@@ -229,7 +229,11 @@ class Checkpoints:
 
         def read(step):
             digests.check(self.folder / str(step), ("weights", "config"))
-            saved = self._reader.item_metadata(step).weights.tree
+            # of the weights alone: the reader's own `item_metadata` opens every array of the step
+            found = ocp.StandardCheckpointHandler().metadata(
+                Path(self.folder / str(step) / "weights")
+            )
+            saved: Any = found.tree
             target = jax.tree.map(lambda entry: lying(entry, device), saved)
             # without an average there is no entry "ema"
             for name in ({"params", "ema"} & set(saved)) if places is not None else ():
