@@ -59,8 +59,8 @@ def generate(
     processes.gather(None)
 
 
-def on_devices(run: pathlib.Path, step: int | str | None, mesh: Mapping[str, int] | None) -> System:
-    """The system of a run as it generates on all devices of this process.
+def loaded(run: pathlib.Path, step: int | str | None, mesh: Mapping[str, int] | None) -> System:
+    """The system of a run, which generates on all devices of this process.
 
     Args:
       step: of the checkpoint; None: the newest.

@@ -15,7 +15,7 @@ from t2i_jax.eval.protocol import Protocol
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.runs.scoring import networks, page, subjects, sweep
 from t2i_jax.runs.scoring.features import BATCH_SIZE
-from t2i_jax.runs.scoring.generate import on_devices
+from t2i_jax.runs.scoring.generate import loaded
 from t2i_jax.runs.scoring.metrics import metric_of
 from t2i_jax.runs.scoring.networks import Build, Weights
 from t2i_jax.runs.scoring.reference import Reference, open_reference
@@ -134,7 +134,7 @@ def evaluate_run(
       Results by guidance, None for the options' own; {} where nothing is measured.
     """
     measures, reference = job.opened(build)
-    system, found = on_devices(run, step, job.mesh), dict[float | None, Mapping[str, Any]]()
+    system, found = loaded(run, step, job.mesh), dict[float | None, Mapping[str, Any]]()
     options = recipe.evaluation.options
     chosen = {
         one: generation.with_changes(type(options), options, {"guidance": one}) for one in guidances
