@@ -4,6 +4,7 @@ the weights are: rates, and the agreement of several packages on one network.
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 
@@ -34,6 +35,7 @@ def _random(rng, kind, shape):
     return rng.standard_normal(shape, np.float32) * np.float32(0.1)
 
 
+@functools.cache  # the operators can be declared once
 def import_torchvision() -> None:
     """Imports torchvision beside a PyTorch for CPUs, for which its wheel lacks two operators; their
     declarations are enough.
