@@ -283,7 +283,7 @@ def _tokens(source, tokenizer, crop, batch_size) -> Iterator[Any]:
     from t2i_jax.data.crop import crop as cut
     from t2i_jax.data.pack import in_batches
 
-    size, channels = tokenizer.task.model.image_size, tokenizer.task.model.channels
+    size, channels = tokenizer.coded_size, tokenizer.task.model.channels
     dtype = np.uint16 if tokenizer.task.model.codebook_size <= 2**16 else np.int32
 
     source = source.in_channels(channels)

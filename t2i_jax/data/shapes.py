@@ -181,8 +181,7 @@ class Shapes(Source):
         """The record with "image" None: nothing is drawn."""
         if not 0 <= index < self.length:
             raise IndexError(index)
-        captions = _captions(self.split, self.seed, index // _BLOCK)
-        return {"image": None, "caption": captions[index % _BLOCK]}
+        return {"image": None, "caption": _caption(index, self.split, self.seed)}
 
     def __getstate__(self) -> dict:
         return {k: v for k, v in self.__dict__.items() if k not in ("_blocks", "_lock")}
@@ -199,11 +198,10 @@ class Shapes(Source):
             return self._blocks[number]
 
 
-@functools.lru_cache(maxsize=512)
-def _captions(split, seed, number):
-    """Captions of a block; every stage of a system learns its vocabulary of the same ones."""
-    start = number * _BLOCK
-    return [scene(index, split, seed).caption for index in range(start, start + _BLOCK)]
+@functools.lru_cache(maxsize=2**17)
+def _caption(index, split, seed):
+    """Kept, since every stage of a system learns its vocabulary of the same captions."""
+    return scene(index, split, seed).caption
 
 
 def _one_thing(rng, split, background):

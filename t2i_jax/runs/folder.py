@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t2i_jax import paths
+from t2i_jax import paths, sharding
 from t2i_jax.cluster import lock
 from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
@@ -104,12 +104,14 @@ def load(
             return load(workdir, averaged=averaged, step=step).offloaded()
     folder = _existing(workdir)
     recipe = load_run_recipe(folder)
+    if mesh is not None:
+        sharding.make_mesh(mesh, devices)  # refused before any array is read
     parts = {name: part_in(place) for name, place in part_folders(folder, recipe).items()}
     task = recipe.task
     if not task.objectives:
         return _on(task.with_parts(parts).system({}, {}, parts, {}, None), recipe, mesh, devices)
-    sharded = mesh is not None and not _is_export(folder)
-    place = generation.places(task, mesh, devices)[1] if sharded else None
+    to_places = mesh is not None and not _is_export(folder)
+    place = generation.places(task, mesh, devices)[1] if to_places else None
     params, ema, stats = arrays(folder, task, place, step)
     params = {**params, **ema} if averaged else params
     tokenizer = task.text_encoder and task.text_encoder.tokenizer(folder / TEXT_TOKENIZER)

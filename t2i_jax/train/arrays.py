@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import pathlib
 
+import tensorstore as ts
+
 _OF_AN_ARRAY = b"/.zarray"  # its shape and type, in Zarr's second format, that of Orbax
 
 
@@ -22,8 +24,6 @@ def check(item: pathlib.Path, count: int) -> None:
     Raises:
       Missing: there are others. ValueError: what is there can't be read.
     """
-    import tensorstore as ts
-
     base = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{item}/"}}
     database = ts.KvStore.open(base).result()
     names = [name for name in database.list().result() if name.endswith(_OF_AN_ARRAY)]

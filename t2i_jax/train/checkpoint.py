@@ -11,7 +11,6 @@ import itertools
 import logging
 import pathlib
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from t2i_jax.errors import Preempted, UserError, first_line, is_full
 from t2i_jax.terminal import say
 from t2i_jax.train import arrays, digests
 from t2i_jax.train import best as bests
+from t2i_jax.train.finishing import Finishing
 from t2i_jax.types import TrainState
 
 _FOLDER = "checkpoints"
@@ -67,7 +67,7 @@ class Checkpoints:
         me = jax.process_index()
         self._keep, self._metric = keep, metric
         self._scores = dict(bests.scores(self.folder, metric))
-        self._finishing = _Finishing(None, None)
+        self._finishing = Finishing()
         self._writer: Any = None  # Orbax's manager that saves; None: only reading
         if keep is not None:
             processes.once(lambda: paths.make("workdir", self.folder))
@@ -151,7 +151,7 @@ class Checkpoints:
             self._writer.save(step, args=items, force=True)
         saved = {"weights": weights, "rest": rest}
         counts = {name: len(jax.tree.leaves(item)) for name, item in saved.items()}
-        self._finishing = _Finishing(functools.partial(self._finish, counts), step)
+        self._finishing = Finishing(functools.partial(self._finish, step, counts))
 
     def wait(self) -> None:
         """Until everything is on disk and has been looked at.
@@ -159,7 +159,7 @@ class Checkpoints:
         Raises:
           UserError: as `save`.
         """
-        finishing, self._finishing = self._finishing, _Finishing(None, None)
+        finishing, self._finishing = self._finishing, Finishing()
         with self.full_disk_refused():
             finishing.wait()
 
@@ -277,7 +277,7 @@ class Checkpoints:
                 f"{kept}: free space and start the same command again."
             ) from error
 
-    def _finish(self, counts, step):
+    def _finish(self, step, counts):
         """Waits for a save; then it is looked at, and counts, and older ones go.
 
         Args:
@@ -414,30 +414,6 @@ class Checkpoints:
         free = next(path for path in names if not path.exists())
         (self.folder / str(step)).rename(free)
         return free
-
-
-class _Finishing:
-    """What is still to be done about a save, in a thread."""
-
-    def __init__(self, finish: Callable[[int], None] | None, step: int | None):
-        self._error: BaseException | None = None
-        self._thread: threading.Thread | None = None
-        if finish is not None:
-            self._thread = threading.Thread(target=self._run, args=(finish, step), name="finish")
-            self._thread.start()
-
-    def wait(self):
-        """Until it is done; raises the error that it met."""
-        if self._thread is not None:
-            self._thread.join()
-        if self._error is not None:
-            raise self._error
-
-    def _run(self, finish, step):
-        try:
-            finish(step)
-        except BaseException as error:  # raised again where it is waited for
-            self._error = error
 
 
 def load_params(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from t2i_jax import PartiTask, PartiTransformer, StoredText, runs, sharding
+from t2i_jax import PartiTask, PartiTransformer, StoredText, runs
 from t2i_jax.cli import main as cli
 from t2i_jax.data.arrayrecord import PackedSource
 from t2i_jax.data.crop import crop
@@ -20,10 +20,10 @@ from t2i_jax.models import encoder_side
 from t2i_jax.runs import folder
 from t2i_jax.runs.check import check_data
 from t2i_jax.text.t5 import t5_encode_text
-from t2i_jax.text.tokenizer import train_bpe
 from tests.data.hostile import BAD, encode, photo
 from tests.e2e import tiny
 from tests.parity import reference
+from tests.runs import untrained
 from tests.systems import toy_dalle2
 
 COUNT = 12
@@ -335,10 +335,6 @@ def test_mistakes_get_one_sentence(t2i, place, packed, tmp_path):
 
 
 def test_a_system_with_a_network_that_makes_no_codes_is_refused_by_name(t2i, packed, tmp_path):
-    recipe = toy_dalle2.clip()
-    params, stats = jax.eval_shape(recipe.task.init, jax.random.key(0))
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), sharding.unbox(params))
-    beside = {folder.TEXT_TOKENIZER: train_bpe(["a red circle"], 64).save}
-    folder.write_system(tmp_path / "clip", recipe, zeros, stats, beside)
+    untrained.write(toy_dalle2.clip(), tmp_path / "clip")
     said = t2i("encode-images", packed, tmp_path / "clip", refused=True)
     assert "ClipSystem makes no codes of images; give the run of an image tokenizer" in said

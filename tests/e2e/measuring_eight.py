@@ -74,23 +74,15 @@ class Shared(scoring_toys.Levels):
 
 
 def _check_sampling():
-    """Fails where images are not generated on all devices."""
-    generate, sizes = ToySystem.generate, []
+    """Fails where images are not generated on all devices.
 
-    def noted(self, prompts, *args, **kwargs):
-        assert self.mesh.size * 2 == len(prompts) == DEVICES * 2
-        sizes.append(self.mesh.size)
-        return generate(self, prompts, *args, **kwargs)
-
-    ToySystem.generate = noted
-    return sizes
-
-
-def _sharding():
-    """Where the weight "hidden" lay each time that images were generated."""
+    Returns the list to which each time is added how the weight "hidden" lies: its shape, and that
+    of the part that a device has.
+    """
     generate, parts = ToySystem.generate, []
 
     def noted(self, prompts, *args, **kwargs):
+        assert self.mesh.size * 2 == len(prompts) == DEVICES * 2
         hidden = self.weights["toy"]["net"]["hidden"]
         parts.append((hidden.shape, hidden.sharding.shard_shape(hidden.shape)))
         return generate(self, prompts, *args, **kwargs)
@@ -104,10 +96,11 @@ def main(home: pathlib.Path) -> None:
     assert jax.local_device_count() == DEVICES
     scoring_toys.use(measuring.Patch())
     (home / "eight.json").write_text(json.dumps(monitored(home, home / "eight-run")))
-    sizes = _check_sampling()
+    parts = _check_sampling()
     measuring.evaluate(home, home / "eight")
-    assert sizes, "no image was generated"
-    parts = _sharding()
+    assert parts, "no image was generated"
+    assert all(whole == part for whole, part in parts), parts
+    parts.clear()
     measuring.evaluate(home, home / "sharded", {"data": 2, "tensor": 4})
     assert parts, "no image was generated"
     assert all(whole == (part[0], part[1] * 4) for whole, part in parts), parts

@@ -6,7 +6,6 @@ import json
 import pathlib
 import tarfile
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,13 +13,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import t2i_jax as t2i
-from t2i_jax import sharding
 from t2i_jax.errors import UserError
-from t2i_jax.runs import folder
 from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
-from t2i_jax.text.tokenizer import train_bpe
 from tests.e2e import tiny, tiny_imagen
 from tests.foreign.edits import edits
+from tests.runs import untrained
 
 
 def _stored(recipe):
@@ -36,25 +33,11 @@ FORMER = {  # as recipes were stored before there were parts and options
 }
 
 
-def _export(recipe, out):
-    params, stats = jax.eval_shape(recipe.task.init, jax.random.key(0))
-
-    def zeros(tree):
-        return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), sharding.unbox(tree))
-
-    beside = {
-        name: lambda place, part=part: _export(part, place) for name, part in recipe.parts.items()
-    }
-    if recipe.task.text_encoder is not None:
-        beside["text_tokenizer"] = train_bpe(["a red circle"], 60).save
-    folder.write_system(out, recipe, zeros(params), zeros(stats), beside)
-
-
 @pytest.fixture(scope="module")
 def system(tmp_path_factory):
     """A Parti with its tokenizer, as `export` writes it."""
     place = tmp_path_factory.mktemp("edited") / "system"
-    _export(tiny.get_config(), place)
+    untrained.write(tiny.get_config(), place)
     return place
 
 

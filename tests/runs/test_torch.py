@@ -2,20 +2,19 @@
 bit for bit.
 """
 
-import jax
 import numpy as np
 import pytest
 import torch
 
 import t2i_jax as t2i
-from t2i_jax import sharding
 from t2i_jax.cli.convert import from_torch
 from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
-from t2i_jax.runs import export_torch, folder, import_torch
+from t2i_jax.runs import export_torch, import_torch
 from tests.e2e import tiny_t5
 from tests.e2e.command import inside, pictures, refused
 from tests.parity import muse_models, reference
+from tests.runs import untrained
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -86,13 +85,8 @@ def test_a_discriminator_that_the_package_has_no_place_for_stays_behind(layers, 
         discr_layers=layers,
     )
     task = t2i.TokenizerTask(net, discriminator=net.discriminator())
-    groups, stats = jax.eval_shape(task.init, jax.random.key(0))
-
-    def zeros(tree):
-        return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), sharding.unbox(tree))
-
     recipe = t2i.Recipe(task, t2i.DataConfig(image_size=16), t2i.TrainConfig(steps=1, batch_size=1))
-    folder.write_system(tmp_path / "run", recipe, zeros(groups), zeros(stats), {})
+    untrained.write(recipe, tmp_path / "run")
     names = torch_io.read(export_torch(tmp_path / "run", tmp_path / "out.safetensors"))
     assert any(name.startswith("discr.") for name in names) == bool(layers) and len(names) > 10
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t2i_jax import runs, sharding
+from t2i_jax import runs
 from t2i_jax.cluster import processes
 from t2i_jax.errors import UserError
 from t2i_jax.eval.prompts import PromptSet, seed_of
@@ -71,9 +71,7 @@ def loaded(run: pathlib.Path, step: int | str | None, mesh: Mapping[str, int] | 
       UserError: the system reads no captions, or a mesh that does not fit the devices.
     """
     devices = jax.local_devices()
-    if mesh is not None:
-        sharding.make_mesh(mesh, devices)  # refused before anything is read
-    system = runs.load(run, mesh=mesh, devices=devices if mesh else None, step=step)
+    system = runs.load(run, mesh=mesh, devices=devices, step=step)
     check(system)
     return system.on_mesh(None, devices) if mesh is None and len(devices) > 1 else system
 
