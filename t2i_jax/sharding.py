@@ -201,15 +201,22 @@ def parameters_of(task: Any) -> dict[str, Any]:
     """Shapes of a task's parameters by group, boxed with their logical axes; nothing is
     computed.
     """
+    return dict(initial(task)[0])
+
+
+def initial(task: Any) -> tuple[dict[str, Any], Any]:
+    """Shapes of what `task.init` makes, parameters boxed as in `parameters_of` and statistics;
+    nothing is computed.
+    """
     try:
-        return dict(_parameters_of(task))
+        return _initial(task)
     except TypeError:  # a task that can't be hashed
-        return _parameters_of.__wrapped__(task)
+        return _initial.__wrapped__(task)
 
 
 @functools.lru_cache(maxsize=8)  # it is asked for several times before a training begins
-def _parameters_of(task):
-    return dict(jax.eval_shape(task.init, jax.random.key(0))[0])
+def _initial(task):
+    return jax.eval_shape(task.init, jax.random.key(0))
 
 
 def shardings(boxed: Any, mesh: Mesh, rules: str) -> Any:
