@@ -33,7 +33,7 @@ def init_state(
     """The state before the first step; pure, so that it can be traced."""
     for_params, for_run = jax.random.split(key)
     averaged = task.ema_groups if ema_decay else ()
-    params, stats = sharding.unbox(task.init(for_params))
+    params, stats = sharding.unbox(sharding.init_of(task)(for_params))
     return _before(params, stats, for_run, optimisers, averaged)
 
 
