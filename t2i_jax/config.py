@@ -144,9 +144,7 @@ def from_dict(data: Any, known: Mapping[str, type], path: str = "config") -> Any
         its field's, or one that the class refuses. The place in `data` is named.
     """
     if isinstance(data, Mapping) and "type" in data:
-        classes = [name for name in known if dataclasses.is_dataclass(known[name])]
-        one_of(f"{path}.type", data["type"], classes)
-        cls = known[data["type"]]
+        cls = _class_of(data["type"], known, path)
         given = {
             key: from_dict(value, known, f"{path}.{key}")
             for key, value in data.items()
@@ -401,6 +399,15 @@ def _needed(cls, given):
         for name, field in fields_of(cls).items()
         if field.default is field.default_factory is dataclasses.MISSING and name not in given
     ]
+
+
+def _class_of(name, known, path):
+    """The class of this name; no other one is imported for it."""
+    found = known.get(name) if isinstance(name, str) else None
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        classes = [name for name in known if dataclasses.is_dataclass(known[name])]
+        one_of(f"{path}.type", name, classes)
+    return found
 
 
 def _check_field(cls, name, path):

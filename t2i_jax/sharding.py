@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
+from t2i_jax.types import Key
 
 # from the slowest network to the fastest
 MESH_AXES = ("slice", "data", "fsdp", "sequence", "tensor")
@@ -201,15 +202,27 @@ def parameters_of(task: Any) -> dict[str, Any]:
     """Shapes of a task's parameters by group, boxed with their logical axes; nothing is
     computed.
     """
+    return dict(initial(task)[0])
+
+
+def initial(task: Any) -> tuple[dict[str, Any], Any]:
+    """Shapes of what `task.init` makes, parameters boxed as in `parameters_of` and statistics;
+    nothing is computed.
+    """
+    return jax.eval_shape(init_of(task), jax.random.key(0))
+
+
+def init_of(task: Any) -> Callable[[Key], tuple[dict[str, Any], Any]]:
+    """`task.init`, which is traced once: it is asked for several times before a training begins."""
     try:
-        return dict(_parameters_of(task))
+        return _init_of(task)
     except TypeError:  # a task that can't be hashed
-        return _parameters_of.__wrapped__(task)
+        return task.init
 
 
-@functools.lru_cache(maxsize=8)  # it is asked for several times before a training begins
-def _parameters_of(task):
-    return dict(jax.eval_shape(task.init, jax.random.key(0))[0])
+@functools.lru_cache(maxsize=8)
+def _init_of(task):
+    return jax.jit(task.init)
 
 
 def shardings(boxed: Any, mesh: Mesh, rules: str) -> Any:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import threading
 import zlib
 from collections.abc import Callable
 
@@ -51,7 +50,7 @@ BACKGROUND = 255
 
 _STEP = 1 / 8  # the pitch of the lattice of centres, four pixels at 32
 _KEPT_BACK = 8  # of the combinations of two objects one in so many
-_BLOCK, _CACHE_BYTES = 256, 256 * 2**20
+_CACHE_BYTES = 256 * 2**20
 _AROUND = ("{}", "a picture of {}", "there is {}", "just {}", "{} on white")
 _TWO = ("{} and {}", "a picture of {} and {}", "{} together with {}", "{} with {}")
 
@@ -159,7 +158,7 @@ def draw(compositions: list[Composition], image_size: int) -> np.ndarray:
 class Compositions(Source):
     """Random access to the set: `compositions[i]` is {"image": HWC uint8, "caption": str}.
 
-    Images are drawn in blocks when first asked for and kept while all of them fit in 256 MiB.
+    An image is drawn when it is first asked for, and kept where all of them fit in 256 MiB.
 
     Args:
       image_size: side of the images in pixels, at least 16; the judge reads them from 32.
@@ -178,20 +177,16 @@ class Compositions(Source):
             )
         self.image_size, self.split, self.seed = image_size, split, seed
         self.length = LENGTHS[split] if length is None else length
-        self._blocks: dict[int, tuple[np.ndarray, list[str]]] = {}
-        self._lock = threading.Lock()
-        self._keep = self.length * image_size**2 * 3 <= _CACHE_BYTES
+        self._keeps = self.length * image_size**2 * 3 <= _CACHE_BYTES
+        self._kept: dict[int, tuple[np.ndarray, str]] = {}
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> dict:
         self._check(index)
-        if not self._keep:
-            one = composition(index, self.split, self.seed)
-            return {"image": draw([one], self.image_size)[0], "caption": one.caption}
-        images, captions = self._block(index // _BLOCK)
-        return {"image": images[index % _BLOCK], "caption": captions[index % _BLOCK]}
+        image, caption = self._kept.get(index) or self._drawn(index)
+        return {"image": image, "caption": caption}
 
     def without_image(self, index: int) -> dict:
         """The record with "image" None: nothing is drawn."""
@@ -199,25 +194,18 @@ class Compositions(Source):
         return {"image": None, "caption": composition(index, self.split, self.seed).caption}
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_blocks", "_lock")}
-
-    def __setstate__(self, state: dict) -> None:
-        vars(self).update(state, _blocks={}, _lock=threading.Lock())
+        return {**self.__dict__, "_kept": {}}
 
     def _check(self, index):
         if not 0 <= index < self.length:
             raise IndexError(index)
 
-    def _block(self, number):
-        with self._lock:
-            if number not in self._blocks:
-                stop = min((number + 1) * _BLOCK, self.length)
-                all_of_it = [
-                    composition(i, self.split, self.seed) for i in range(number * _BLOCK, stop)
-                ]
-                images = draw(all_of_it, self.image_size)
-                self._blocks[number] = images, [one.caption for one in all_of_it]
-            return self._blocks[number]
+    def _drawn(self, index):
+        one = composition(index, self.split, self.seed)
+        made = draw([one], self.image_size)[0], one.caption
+        if self._keeps:
+            self._kept[index] = made
+        return made
 
 
 def _single_object(rng):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import threading
 import zlib
 
 import numpy as np
@@ -58,7 +57,6 @@ _TWO = (
 _GROUNDS, _RELATIONS = tuple(BACKGROUNDS), tuple(RELATIONS)
 _PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 _LOOKS = tuple((*pair, size) for pair in _PAIRS for size in SIZES)
-_BLOCK = 256  # images that are drawn at once
 _CACHE_BYTES = 256 * 2**20
 
 
@@ -109,11 +107,8 @@ def relation_held_out(first: tuple[str, str], relation: str, second: tuple[str, 
 
 def scene(index: int, split: str = "train", seed: int = 0) -> Scene:
     """The scene number `index` of a split: a function of its arguments alone."""
-    rng = np.random.default_rng((seed, SPLITS.index(split), index))
-    background = _GROUNDS[rng.integers(len(_GROUNDS))]
-    if rng.random() < _ONE_SHARE:
-        return _one_thing(rng, split, background)
-    return _two_things(rng, split, background)
+    plan = _planned(index, split, seed)
+    return Scene(plan.things(), plan.background, plan.size, plan.relation, plan.caption)
 
 
 def draw(scenes: list[Scene], image_size: int) -> np.ndarray:
@@ -144,7 +139,7 @@ def _cover(shape, x, y, radius, image_size):
 class Shapes(Source):
     """Random access to the set: `shapes[i]` is {"image": HWC uint8, "caption": str}.
 
-    Images are drawn in blocks when first asked for and kept while all of them fit in 256 MiB.
+    An image is drawn when it is first asked for, and kept where all of them fit in 256 MiB.
 
     Args:
       image_size: side of the images in pixels, at least 8.
@@ -161,9 +156,8 @@ class Shapes(Source):
             raise UserError(f"image_size={image_size} is too small to draw shapes; use 8 or more.")
         self.image_size, self.split, self.seed = image_size, split, seed
         self.length = LENGTHS[split] if length is None else length
-        self._blocks: dict[int, tuple[np.ndarray, list[str]]] = {}
-        self._lock = threading.Lock()
-        self._keep = self.length * image_size**2 * 3 <= _CACHE_BYTES
+        self._keeps = self.length * image_size**2 * 3 <= _CACHE_BYTES
+        self._kept: dict[int, tuple[np.ndarray, str]] = {}
 
     def __len__(self) -> int:
         return self.length
@@ -171,11 +165,8 @@ class Shapes(Source):
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < self.length:
             raise IndexError(index)
-        if not self._keep:
-            one = scene(index, self.split, self.seed)
-            return {"image": draw([one], self.image_size)[0], "caption": one.caption}
-        images, captions = self._block(index // _BLOCK)
-        return {"image": images[index % _BLOCK], "caption": captions[index % _BLOCK]}
+        image, caption = self._kept.get(index) or self._drawn(index)
+        return {"image": image, "caption": caption}
 
     def without_image(self, index: int) -> dict:
         """The record with "image" None: nothing is drawn."""
@@ -184,24 +175,52 @@ class Shapes(Source):
         return {"image": None, "caption": _caption(index, self.split, self.seed)}
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_blocks", "_lock")}
+        return {**self.__dict__, "_kept": {}}
 
-    def __setstate__(self, state: dict) -> None:
-        vars(self).update(state, _blocks={}, _lock=threading.Lock())
+    def _drawn(self, index):
+        one = scene(index, self.split, self.seed)
+        made = draw([one], self.image_size)[0], one.caption
+        if self._keeps:
+            self._kept[index] = made
+        return made
 
-    def _block(self, number):
-        with self._lock:
-            if number not in self._blocks:
-                stop = min((number + 1) * _BLOCK, self.length)
-                scenes = [scene(i, self.split, self.seed) for i in range(number * _BLOCK, stop)]
-                self._blocks[number] = draw(scenes, self.image_size), [s.caption for s in scenes]
-            return self._blocks[number]
+
+@dataclasses.dataclass
+class _Plan:
+    """What chance decides of a scene; its things are placed when they are asked for."""
+
+    looks: tuple[tuple[str, str], ...]
+    background: str
+    size: str | None
+    relation: str | None
+    cells: np.ndarray
+    caption: str
+
+    def things(self) -> tuple[Thing, ...]:
+        """The things, where they stand."""
+        if self.relation is None:
+            [look], (x, y) = self.looks, 0.5 + _STEP * self.cells
+            return (Thing(*look, x, y, SIZES[str(self.size)]),)
+        dx, dy = RELATIONS[self.relation][1]
+        half, across = 2 * _STEP, _STEP * self.cells  # how far each one stands beside the axis
+        things = []
+        for look, sign, off in zip(self.looks, (1, -1), across):
+            x, y = 0.5 + sign * half * dx + off * abs(dy), 0.5 + sign * half * dy + off * abs(dx)
+            things.append(Thing(*look, x, y, SIZES["small"]))
+        return tuple(things)
+
+
+def _planned(index, split, seed):
+    rng = np.random.default_rng((seed, SPLITS.index(split), index))
+    background = _GROUNDS[rng.integers(len(_GROUNDS))]
+    plan = _one_thing if rng.random() < _ONE_SHARE else _two_things
+    return plan(rng, split, background)
 
 
 @functools.lru_cache(maxsize=2**17)
 def _caption(index, split, seed):
     """Kept, since every stage of a system learns its vocabulary of the same captions."""
-    return scene(index, split, seed).caption
+    return _planned(index, split, seed).caption
 
 
 def _one_thing(rng, split, background):
@@ -209,10 +228,9 @@ def _one_thing(rng, split, background):
     wording = wordings[rng.integers(len(wordings))]
     looks = _looks(split, background)
     colour, shape, size = looks[rng.integers(len(looks))]
-    x, y = 0.5 + _STEP * rng.integers(-1, 2, 2)
-    thing = Thing(colour, shape, x, y, SIZES[size])
+    cells = rng.integers(-1, 2, 2)
     caption = wording.format(size=size, thing=f"{colour} {shape}", background=background)
-    return Scene((thing,), background, size, None, caption)
+    return _Plan(((colour, shape),), background, size, None, cells, caption)
 
 
 @functools.cache
@@ -229,20 +247,14 @@ def _two_things(rng, split, background):
             split == "heldout"
         ):
             break
-    words, (dx, dy) = RELATIONS[relation]
-    half = 2 * _STEP
-    across = _STEP * rng.integers(-1, 2, 2)  # how far each one stands beside the axis
-    things = []
-    for (colour, shape), sign, off in ((first, 1, across[0]), (second, -1, across[1])):
-        x, y = 0.5 + sign * half * dx + off * abs(dy), 0.5 + sign * half * dy + off * abs(dx)
-        things.append(Thing(colour, shape, x, y, SIZES["small"]))
+    cells, words = rng.integers(-1, 2, 2), RELATIONS[relation][0]
     caption = wording.format(
         first=" ".join(first),
         second=" ".join(second),
         relation=words[rng.integers(len(words))],
         background=background,
     )
-    return Scene(tuple(things), background, None, relation, caption)
+    return _Plan((first, second), background, None, relation, cells, caption)
 
 
 def _distance(shape, x, y):

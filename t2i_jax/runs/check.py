@@ -276,8 +276,8 @@ def _check_shapes(stage):
     _check_networks(stage)
     task, train = stage.recipe.task, stage.recipe.train
     with _told(task):
-        start = states.start_of(task, states.optimisers_of(task, train), train.ema_decay)
-        state = states.abstract(start, task, stage.mesh, train.preset)
+        optimisers = states.optimisers_of(task, train)
+        state = states.abstract(task, optimisers, train.ema_decay, stage.mesh, train.preset)
         states.check_mesh(state, task, stage.mesh, train.preset)
         frozen = sharding.unbox(task.frozen_shapes(stage.parts))
         batch = dict(task.batch_spec(max(train.batch_size // train.accumulate, 1)))

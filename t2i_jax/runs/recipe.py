@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import importlib.util
 import os
 import pathlib
@@ -144,9 +145,7 @@ class _Types(Mapping[str, type]):
     """
 
     def __getitem__(self, name: str) -> type:
-        if name not in t2i_jax.homes():
-            raise KeyError(name)
-        return getattr(t2i_jax, name)
+        return getattr(importlib.import_module(t2i_jax.homes()[name]), name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(t2i_jax.homes())

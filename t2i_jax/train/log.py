@@ -5,6 +5,7 @@ Weights & Biases.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import re
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +27,7 @@ from t2i_jax.terminal import say
 
 METRICS = "metrics.json"
 _MOST = 2**26  # bytes of metrics.json
+_NO_TAG = re.compile(r"[^-/\w.]")  # what TensorBoard does not take in the name of a scalar
 _FLUSH_EVERY = 10.0  # seconds between two writings of events to the disk
 # what is left, and how fast it goes, `Pace` knows: tqdm would count compiling and hooks as steps
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
@@ -222,7 +225,6 @@ def _make_room(workdir):
         path = workdir / name
         if os.path.lexists(path) and not path.is_file():
             _set_aside(path, "is not a file")
-    make_folder(workdir / "events")
 
 
 def _set_aside(path, why):
@@ -236,27 +238,49 @@ class _Events:
     """
 
     def __init__(self, workdir, start):
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.summary import scalar
+        with _without_torch():
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto import event_pb2, summary_pb2
 
-        self._event, self._scalar = Event, scalar
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         self._writer = EventsWriter(os.path.abspath(workdir / "events"), f".{start}.{os.getpid()}")
         # TensorBoard forgets what an earlier start wrote of the steps that now come again.
-        session = SessionLog(status=SessionLog.START)
-        self._writer.write_event(Event(wall_time=time.time(), step=start + 1, session_log=session))
+        session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(start + 1, session_log=session)
         self._flushed = time.monotonic()
 
     def write(self, step, metrics):
         for name, value in metrics.items():
-            event = self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value))
-            self._writer.write_event(event)
+            scalar = self._summary.Value(tag=_NO_TAG.sub("_", name), simple_value=float(value))
+            self._write(step, summary=self._summary(value=[scalar]))
         if time.monotonic() - self._flushed > _FLUSH_EVERY:
             self._writer.flush()
             self._flushed = time.monotonic()
 
     def close(self):
         self._writer.close()
+
+    def _write(self, step, **what):
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, **what))
+
+
+@contextlib.contextmanager
+def _without_torch():
+    """Inside, modules of tensorboardX are imported without what its `__init__` imports: that takes
+    seconds where PyTorch is installed. Whoever imports it later gets all of it.
+    """
+    name = "tensorboardX"
+    found = importlib.util.find_spec(name)
+    if name in sys.modules or found is None:
+        yield
+        return
+    sys.modules[name] = package = types.ModuleType(name)
+    package.__path__ = list(found.submodule_search_locations or ())
+    try:
+        yield
+    finally:
+        for module in [one for one in sys.modules if one.partition(".")[0] == name]:
+            del sys.modules[module]
 
 
 def _forget_after(path, start):

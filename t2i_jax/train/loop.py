@@ -103,7 +103,7 @@ def fit(
     processes.check_same(stored, "another configuration", "give every process the same command")
     optimisers = states.optimisers_of(task, config)
     start = states.start_of(task, optimisers, config.ema_decay)
-    abstract = states.abstract(start, task, mesh, config.preset)
+    abstract = states.abstract(task, optimisers, config.ema_decay, mesh, config.preset)
     states.check_mesh(abstract, task, mesh, config.preset)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
@@ -114,7 +114,7 @@ def fit(
     with lock.held(workdir), Checkpoints(workdir, config.keep, by) as checkpoints:
         restored = checkpoints.restore(abstract, check)
         if restored is None:
-            state = states.first(start, shardings, config.seed)
+            state = states.first(start, abstract, config.seed)
             state = begin(state) if begin is not None else state
         else:
             state = restored[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -31,19 +30,22 @@ def init_state(
     optimisers: Mapping[str, optax.GradientTransformation],
     ema_decay: float,
 ) -> TrainState:
-    """The state before the first step; pure, so that it can be traced for its shapes."""
+    """The state before the first step; pure, so that it can be traced."""
     for_params, for_run = jax.random.split(key)
-    params, stats = sharding.unbox(task.init(for_params))
+    averaged = task.ema_groups if ema_decay else ()
+    params, stats = sharding.unbox(sharding.init_of(task)(for_params))
+    return _before(params, stats, for_run, optimisers, averaged)
+
+
+def _before(params, stats, key, optimisers, averaged):
     return TrainState(
         step=jnp.int32(0),
         params=dict(params),
         opt_state={group: optimisers[group].init(params[group]) for group in params},
-        ema={group: jax.tree.map(jnp.copy, params[group]) for group in task.ema_groups}
-        if ema_decay
-        else {},
+        ema={group: jax.tree.map(jnp.copy, params[group]) for group in averaged},
         stats=stats,
         skipped=jnp.zeros((2,), jnp.int32),
-        key=for_run,
+        key=key,
     )
 
 
@@ -54,15 +56,15 @@ def start_of(
     return functools.partial(init_state, task=task, optimisers=optimisers, ema_decay=ema_decay)
 
 
-def first(start: Callable[[Key], TrainState], shardings: Any, seed: int) -> TrainState:
+def first(start: Callable[[Key], TrainState], abstract: TrainState, seed: int) -> TrainState:
     """The state before the first step as arrays, the same bits on all ways.
 
     Args:
-      shardings: of its arrays.
+      abstract: its shapes, with the shardings of its arrays.
     """
-    key = key_of("train.seed", seed)
+    key, leaves = key_of("train.seed", seed), jax.tree.leaves(abstract)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     if jax.default_backend() == "cpu" and jax.process_count() == 1:
-        leaves = jax.tree.leaves(jax.eval_shape(start, key))
         with contextlib.suppress(on_host.Unable):
             if sum(leaf.size for leaf in leaves) <= _MOST_ON_HOST:
                 # memory of their own: the step gives it away
@@ -103,8 +105,14 @@ def optimisers_of(task: Task, config: TrainConfig) -> Mapping[str, optax.Gradien
     return made
 
 
-def abstract(start: Callable[[Key], TrainState], task: Task, mesh: Mesh, rules: str) -> TrainState:
-    """The state's shapes, each with its sharding; nothing is computed.
+def abstract(
+    task: Task,
+    optimisers: Mapping[str, optax.GradientTransformation],
+    ema_decay: float,
+    mesh: Mesh,
+    rules: str,
+) -> TrainState:
+    """The shapes of what `init_state` makes, each with its sharding; nothing is computed.
 
     Parameters lie as their logical axes say, and what mirrors a parameter (moments, EMA: same path
     below the group, same shape) lies like it. Everything else is on every device.
@@ -122,7 +130,11 @@ def abstract(start: Callable[[Key], TrainState], task: Task, mesh: Mesh, rules: 
         place = by_path.get((_keys(path), leaf.shape), whole) if mirrors else whole
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
-    return jax.tree_util.tree_map_with_path(of, jax.eval_shape(start, jax.random.key(0)))
+    # of the parameters' shapes, which are known: tracing their initialisation takes longest
+    averaged = task.ema_groups if ema_decay else ()
+    before = functools.partial(_before, optimisers=optimisers, averaged=averaged)
+    shapes = jax.eval_shape(before, *sharding.unbox(sharding.initial(task)), jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(of, shapes)
 
 
 def check_mesh(state: TrainState, task: Task, mesh: Mesh, rules: str) -> None:

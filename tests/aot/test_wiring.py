@@ -87,8 +87,7 @@ def _program(task, config, frozen):
     """The lowered step, for one device."""
     mesh = sharding.make_mesh(None, jax.devices()[:1])
     optimisers = states.optimisers_of(task, config)
-    start = states.start_of(task, optimisers, config.ema_decay)
-    state = states.abstract(start, task, mesh, "dp")
+    state = states.abstract(task, optimisers, config.ema_decay, mesh, "dp")
     step = functools.partial(
         train_step,
         task=task,

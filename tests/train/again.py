@@ -40,7 +40,8 @@ def start(folder, mesh, what="a toy", task=TASK):
     optimisers = states.optimisers_of(task, CONFIG)
     first = states.start_of(task, optimisers, CONFIG.ema_decay)
     rules = "fsdp_tp" if mesh.size > 1 else "dp"
-    places = jax.tree.map(lambda leaf: leaf.sharding, states.abstract(first, task, mesh, rules))
+    shapes = states.abstract(task, optimisers, CONFIG.ema_decay, mesh, rules)
+    places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     state = jax.jit(first, out_shardings=places)(jax.random.key(0))
     traced = []
 

@@ -60,7 +60,7 @@ def setting(task, mesh, rules, config=CONFIG):
     """(jitted start, jitted step, abstract state) of a task on a mesh."""
     optimisers = states.optimisers_of(task, config)
     start = states.start_of(task, optimisers, config.ema_decay)
-    abstract = states.abstract(start, task, mesh, rules)
+    abstract = states.abstract(task, optimisers, config.ema_decay, mesh, rules)
     at = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     step = functools.partial(
         train_step, task=task, optimisers=optimisers, ema_decay=config.ema_decay
@@ -72,7 +72,8 @@ def begin(task, mesh, config=CONFIG):
     """The state before the first step, almost without a compiler."""
     optimisers = states.optimisers_of(task, config)
     start = states.start_of(task, optimisers, config.ema_decay)
-    return states.first(start, sharding.replicated(mesh), seed=0)
+    abstract = states.abstract(task, optimisers, config.ema_decay, mesh, "dp")
+    return states.first(start, abstract, seed=0)
 
 
 def run(task, mesh, rules, frozen, batches, first=None, config=CONFIG):

@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -37,8 +39,8 @@ def test_a_folder_in_the_place_of_a_file_is_set_aside(tmp_path, name, capfd):
     assert f"kept as '{name}.0'" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["events", "samples"])
-def test_a_file_in_the_place_of_a_folder_is_set_aside(tmp_path, name, capfd):
+def test_a_file_in_the_place_of_a_folder_is_set_aside(tmp_path, capfd):
+    name = "samples"
     (tmp_path / name).write_text("keep")
     (tmp_path / f"{name}.0").write_text("an earlier one")
     make_folder(tmp_path / name)
@@ -64,3 +66,26 @@ def test_a_line_that_a_crash_has_torn_goes_without_a_word(tmp_path, capfd):
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
     assert steps == [1, 2] and not (tmp_path / "metrics.jsonl.0").exists()
     assert "are no metrics" not in capfd.readouterr().err
+
+
+def test_events_are_those_of_tensorboard_and_pytorch_stays_out(tmp_path):
+    program = f"""
+import sys
+from tests.train.test_log import _logged
+_logged({str(tmp_path)!r}, 4)
+assert "torch" not in sys.modules
+from tensorboardX import SummaryWriter
+from tensorboardX.proto import event_pb2
+import pathlib, struct
+[path] = pathlib.Path({str(tmp_path)!r}).glob("events.out.tfevents.*")
+rest, found = path.read_bytes(), []
+while rest:
+    (size,) = struct.unpack("<Q", rest[:8])
+    found.append(event_pb2.Event.FromString(rest[12 : 12 + size]))
+    rest = rest[16 + size :]
+assert found[0].file_version == "brain.Event:2"
+assert found[1].session_log.status == event_pb2.SessionLog.START and found[1].step == 5
+[value] = found[2].summary.value
+assert (value.tag, value.simple_value, found[2].step) == ("loss", 1.0, 5)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -21,8 +21,8 @@ def _check(task, shape, rules=None):
         tuple(shape.get(axis, 1) for axis in sharding.MESH_AXES), sharding.MESH_AXES
     )
     config = TrainConfig(mesh=shape, rules=rules)
-    start = states.start_of(task, states.optimisers_of(task, config), 0.0)
-    states.check_mesh(states.abstract(start, task, mesh, config.preset), task, mesh, config.preset)
+    state = states.abstract(task, states.optimisers_of(task, config), 0.0, mesh, config.preset)
+    states.check_mesh(state, task, mesh, config.preset)
 
 
 @pytest.mark.parametrize("shape", [{"data": 8}, {"fsdp": 4, "tensor": 2}, {"slice": 2, "data": 4}])
