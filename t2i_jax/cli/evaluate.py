@@ -96,8 +96,8 @@ def measure(
         prompts: Prompts to generate images for: coco:FILE, parti:FILE, geneval:FILE,
             t2i-compbench:FILE, dpg:FOLDER, or a .txt, .tsv, .csv or .jsonl file.
         images: A folder of images in place of a run, or another source, as arrayrecord:DIR.
-        captions: Captions of --images: one in each line in the order of the names, or a table with
-            columns file and caption. By default those that lie beside the images.
+        captions: Captions of --images: a .txt with one in each line in the order of the names, or a
+            table with columns file and caption. By default those that lie beside the images.
         metrics: Some of fid, fid_infinity, kid, is, pr (precision, recall), dc (density, coverage),
             clip, clip_hessel, clip_torchmetrics, clip_gigagan, clip_fid, cmmd, fdd, pickscore,
             hpsv2, judge:shapes, judge:digits, judge:compositions.

@@ -14,7 +14,7 @@ from t2i_jax.data.caption import clean_caption
 from t2i_jax.data.image_file import ENDINGS, ImageFiles, decode, file_bytes, looks_like_image
 from t2i_jax.data.ledger import Ledger, printable
 from t2i_jax.data.source import BadSample
-from t2i_jax.data.table import read_table
+from t2i_jax.data.table import FILE_KEYS, read_table
 from t2i_jax.errors import UserError
 from t2i_jax.files import open_regular, read_regular
 
@@ -23,7 +23,6 @@ TABLES = (
     *(f"metadata{ending}" for ending in (".csv", ".jsonl", ".tsv", ".json")),
 )
 """Names of the tables that are read, the first of them in a folder."""
-_FILE = ("file", "file_name", "filename", "image", "image_path", "path", "img")  # of a table
 _LEFT = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "lost+found")
 _LEFTOVER = "leftover of another program"
 _ELSEWHERE = {  # files that hold images too, and the source that reads them
@@ -212,7 +211,7 @@ def _of_table(folder, where, name):
             f"captions={str(path)!r} has no rows; write one for each image, or remove the table."
         )
     for row in rows:
-        file = next((row.values[key] for key in _FILE if row.values.get(key)), None)
+        file = next((row.values[key] for key in FILE_KEYS if row.values.get(key)), None)
         reason = row.reason or _wrong(file)
         if path.suffix.lower() in (".csv", ".tsv") and not row.reason:
             _check_columns(path, row.values)
@@ -224,17 +223,17 @@ def _of_table(folder, where, name):
     if bad and not samples:
         raise UserError(
             f"captions={str(path)!r} has no row that can be used ({bad[0].reason} in line "
-            f"{bad[0].image.rpartition(' ')[2]}); it needs one of {'/'.join(_FILE)} and one of "
+            f"{bad[0].image.rpartition(' ')[2]}); it needs one of {'/'.join(FILE_KEYS)} and one of "
             f"{'/'.join(captions.KEYS)}."
         )
     return samples + bad
 
 
 def _check_columns(path, values):
-    if not set(values) & set(_FILE) or not set(values) & set(captions.KEYS):
+    if not set(values) & set(FILE_KEYS) or not set(values) & set(captions.KEYS):
         raise UserError(
             f"captions={str(path)!r} has the columns {_listed(values)}; it needs one "
-            f"of {'/'.join(_FILE)} and one of {'/'.join(captions.KEYS)}."
+            f"of {'/'.join(FILE_KEYS)} and one of {'/'.join(captions.KEYS)}."
         )
 
 

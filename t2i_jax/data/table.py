@@ -24,6 +24,8 @@ from t2i_jax.files import open_regular
 from t2i_jax.foreign import json_file
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+FILE_KEYS = ("file", "file_name", "filename", "image", "image_path", "path", "img")
+"""Columns in which a table names an image, the first that a row has."""
 _MOST_BYTES = 2**32  # of a table
 _LONGEST_LINE = 2**24  # characters
 _RETURN = "\ud800"  # stands for a carriage return by itself; no decoder makes it

@@ -9,9 +9,12 @@ import pytest
 from PIL import Image
 
 from t2i_jax.cluster import lock
-from t2i_jax.eval import extractors
+from t2i_jax.data.table import ENDINGS, FILE_KEYS
+from t2i_jax.eval import extractors, prompts
 from t2i_jax.eval.frechet import Gaussian, frechet
 from t2i_jax.eval.moments import Moments
+from t2i_jax.runs.scoring import subjects
+from t2i_jax.runs.scoring.sources import SourceImages
 from t2i_jax.runs.scoring.split import Share
 from tests.e2e.command import inside, refused
 from tests.runs import scoring_toys
@@ -243,6 +246,58 @@ def test_captions_of_a_file_are_found_by_name_or_taken_in_order(folders, measure
         tmp_path / "other",
     )  # fmt: skip
     assert "has no caption for 000.png" in said
+
+
+def _refused_captions(folders, file, place):
+    return refused(
+        "evaluate", "--images", folders[0], "--captions", file, "--metrics", "clip", "--out", place
+    )
+
+
+@pytest.mark.parametrize("key", FILE_KEYS)
+def test_every_column_that_names_an_image_pairs_captions_by_name(folders, measured, tmp_path, key):
+    made, _ = folders
+    rows = [
+        {key: path.name, "caption": path.with_suffix(".txt").read_text()}
+        for path in sorted(made.glob("*.png"))
+    ]
+    file = tmp_path / "names.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows[::-1])))
+    images = SourceImages(f"folder:{made}", "images")
+    found = subjects._matched(images, prompts.read(str(file)), "made")
+    assert [one.text for one, _ in found] == [row["caption"] for row in rows]
+    file.write_text("\n".join(map(json.dumps, [*rows[1:], rows[1]])))
+    assert "no caption for 000.png" in _refused_captions(folders, file, tmp_path / "out")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_table_that_names_no_images_is_never_paired_by_its_order(folders, tmp_path, ending):
+    rows = [{"image_file": path.name, "caption": "x"} for path in sorted(folders[0].glob("*.png"))]
+    file = tmp_path / f"captions{ending}"
+    mark = "\t" if ending == ".tsv" else ","
+    if ending == ".json":
+        file.write_text(json.dumps(rows))
+    elif "json" in ending:
+        file.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        file.write_text("\n".join(map(mark.join, [list(rows[0]), *(r.values() for r in rows)])))
+    said = _refused_captions(folders, file, tmp_path / "out")
+    assert "has the columns image_file, caption" in said and "file/file_name" in said
+
+
+def test_captions_in_order_are_as_many_as_images_or_as_a_benchmark_groups_them(folders, tmp_path):
+    few = tmp_path / "few.txt"
+    few.write_text("\n".join("abc"))
+    said = _refused_captions(folders, few, tmp_path / "out")
+    assert "3 captions for 45 images" in said
+    row = {"tag": "colors", "include": [], "prompt": "a red bench"}
+    bench = tmp_path / "bench.jsonl"
+    bench.write_text("\n".join([json.dumps(row)] * 3))
+    known = prompts.read(f"geneval:{bench}")
+    for count in (3, 12):
+        numbers = [number for _, number in subjects._in_order(count, known, "made")]
+        assert numbers == [*range(count // 3)] * 3
+    assert "or 4 for each" in _refused_captions(folders, f"geneval:{bench}", tmp_path / "out")
 
 
 def test_images_of_other_kinds_are_read_and_broken_real_ones_counted(folders, tmp_path):

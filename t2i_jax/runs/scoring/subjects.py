@@ -8,6 +8,9 @@ from typing import Any
 
 from t2i_jax import paths
 from t2i_jax.config import to_dict
+from t2i_jax.data.ledger import printable
+from t2i_jax.data.source import BadSample
+from t2i_jax.data.table import ENDINGS, FILE_KEYS, read_table
 from t2i_jax.errors import UserError
 from t2i_jax.eval import layout
 from t2i_jax.eval.prompts import PromptSet
@@ -21,8 +24,6 @@ from t2i_jax.runs.scoring.split import Share, Split
 from t2i_jax.systems.base import System
 from t2i_jax.train.checkpoint import last_step
 from t2i_jax.words import counted
-
-_FILES = ("file", "file_name", "filename", "image", "image_path", "path")  # columns of captions
 
 
 def of_run(
@@ -88,9 +89,10 @@ def of_source(spec: str, captions: PromptSet | None, out: pathlib.Path, shard_si
     """Images that are there already.
 
     Args:
-      captions: for each image one, or for each group of as many images that follow each other; by
-        the names of their files where it has a column "file", else in the order of the names.
-        None: those beside the images, where there are such.
+      captions: of a table one for each image, by the names of their files; of a text one in each
+        line, in the order of the names; of a benchmark's set by its names or in its order, one for
+        each image or for each group of `images_per_prompt`. None: those beside the images, where
+        there are such.
 
     Raises:
       UserError: fewer than 2 images, captions that do not fit them, or OUT was begun with another
@@ -127,27 +129,71 @@ def _own_captions(files) -> Sequence[str] | None:
 
 def _matched(files, captions, spec):
     """(prompt, number) of each image, in the order of the images."""
-    count, known = files.split.count, captions.prompts
-    column = next((name for name in _FILES if all(name in one.labels for one in known)), None)
-    if column is not None and files.source.file(0) is not None:
-        by_name = {str(one.labels[column]): one for one in known}
-        names = [files.source.file(row)[1] for row in range(count)]
-        lost = [name for name in names if name not in by_name]
-        if lost or len(by_name) != count:
-            raise UserError(
-                f"captions={paths.shown(captions.source)} has no caption for "
-                f"{lost[0] if lost else 'some files'} of images={paths.shown(spec)} "
-                f"({counted(len(by_name), 'name')} for {counted(count, 'image')}); give one for "
-                "each."
-            )
-        return [(by_name[name], 0) for name in names]
-    each, rest = divmod(count, len(known))
-    if rest or not each:
+    names = [_file_of(one) for one in captions.prompts]
+    is_table = captions.kind == "file" and captions.source.lower().endswith(ENDINGS)
+    if is_table and None in names:
+        raise _without_names(captions, names.index(None))
+    own = None if None in names else _names(files)
+    if own is not None:
+        return _by_name(dict(zip(names, captions.prompts)), own, captions, spec)
+    if is_table:
         raise UserError(
-            f"captions={paths.shown(captions.source)} has {counted(len(known), 'caption')} for "
-            f"{counted(count, 'image')} of images={paths.shown(spec)}; give one for each image."
+            f"captions={paths.shown(captions.source)} names files, and images={paths.shown(spec)} "
+            "have no names; give a .txt with one caption in each line, in their order."
         )
-    return [(one, number) for one in known for number in range(each)]
+    return _in_order(files.split.count, captions, spec)
+
+
+def _by_name(by_name, own, captions, spec):
+    lost = [name for name in own if name not in by_name]
+    if lost or not len(own) == len(by_name) == len(captions):
+        raise UserError(
+            f"captions={paths.shown(captions.source)} has no caption for "
+            f"{lost[0] if lost else 'some files'} of images={paths.shown(spec)}, or several for "
+            f"one ({counted(len(captions), 'caption')} of {counted(len(by_name), 'name')} for "
+            f"{counted(len(own), 'image')}); give one for each."
+        )
+    return [(by_name[name], 0) for name in own]
+
+
+def _in_order(count, captions, spec):
+    known, each = len(captions), captions.images_per_prompt
+    if count not in (known, known * each):
+        several = f", or {each} for each caption" if each > 1 else ""
+        raise UserError(
+            f"captions={paths.shown(captions.source)} has {counted(known, 'caption')} for "
+            f"{counted(count, 'image')} of images={paths.shown(spec)}; give one for each "
+            f"image{several}."
+        )
+    return [(one, number) for one in captions.prompts for number in range(count // known)]
+
+
+def _file_of(prompt) -> str | None:
+    """The file that a row of a table names."""
+    return next((str(prompt.labels[key]) for key in FILE_KEYS if prompt.labels.get(key)), None)
+
+
+def _names(files) -> list[str] | None:
+    """The names of the files of images; None where they are no files."""
+    found = []
+    for row in range(files.split.count):
+        try:
+            file = files.source.file(row)
+        except BadSample as bad:  # it is left out later, and counted
+            file = None, bad.name
+        if file is None:
+            return None
+        found.append(file[1])
+    return found
+
+
+def _without_names(captions, place):
+    row = read_table(paths.given("captions", captions.source))[place]
+    return UserError(
+        f"captions={paths.shown(captions.source)} names no image in line {row.line}, which has the "
+        f"columns {', '.join(map(printable, row.values))}; it needs one of {'/'.join(FILE_KEYS)}, "
+        "or give a .txt with one caption in each line, in the order of the images."
+    )
 
 
 def _lay_out(home, prompts, shards):
