@@ -13,6 +13,9 @@ import numpy as np
 from t2i_jax.errors import UserError
 from t2i_jax.eval.intervals import wilson
 
+_SIDE = 32  # pixels of the images with which a judge is tried
+_TRIED_AT_ONCE = 256
+
 
 class Judge(abc.ABC):
     """Tells for each image whether it shows what its caption says."""
@@ -28,6 +31,18 @@ class Judge(abc.ABC):
     def tasks(self, captions: Sequence[str]) -> Sequence[str]:
         """The task of each caption; []: it knows no tasks."""
         return []
+
+
+def check_captions(judge: Judge, captions: Sequence[str]) -> None:
+    """Tries a judge on captions, beside blank images.
+
+    Raises:
+      UserError: it does not understand one.
+    """
+    different = list(dict.fromkeys(captions))
+    for start in range(0, len(different), _TRIED_AT_ONCE):
+        some = different[start : start + _TRIED_AT_ONCE]
+        judge.judge(np.full((len(some), _SIDE, _SIDE, 3), 255, np.uint8), some)
 
 
 def alignment(images_NHWC: np.ndarray, captions: Sequence[str], judge: Judge) -> dict[str, Any]:

@@ -312,6 +312,33 @@ def test_images_of_other_kinds_are_read_and_broken_real_ones_counted(folders, tm
     assert results["generated"]["inception-clean"]["sizes"] == {"31x17": 1, "8x8": 44}
 
 
+@pytest.mark.parametrize("metric", ["is", "clip", "judge:shapes"])
+def test_broken_images_are_left_out_and_counted_by_every_metric(tmp_path, metric):
+    made = write_images(tmp_path / "made", 6, size=16)
+    (tmp_path / "captions.csv").write_text(
+        "file,caption,category\n" + "".join(f"{i:03d}.png,a red circle,a\n" for i in range(6))
+    )
+    (made / "001.png").write_bytes((made / "001.png").read_bytes()[:90])
+    Image.open(made / "003.png").resize((24, 24)).save(made / "003.png")
+    told = inside(
+        "evaluate", "--images", made, "--captions", tmp_path / "captions.csv", "--metrics", metric,
+        "--out", tmp_path / "out",
+    ).stdout  # fmt: skip
+    metrics, results = _metrics(tmp_path / "out")
+    assert {one["n_generated"] for one in metrics.values()} == {5}
+    assert told.count("left out truncated image 1") == 1
+    [about] = results["generated"].values()
+    assert about["count"] == 5 and about["left_out"] == {"truncated image": 1}
+    for rows in json.loads((tmp_path / "out" / "values.json").read_text()).values():
+        assert [row[0] for row in rows] == ["00000", "00002", "00003", "00004", "00005"]
+    for path in made.glob("*.png"):
+        path.write_bytes(b"")
+    assert "none of 6 images can be used" in refused(
+        "evaluate", "--images", made, "--captions", tmp_path / "captions.csv", "--metrics", metric,
+        "--out", tmp_path / "none",
+    )  # fmt: skip
+
+
 def test_what_can_not_be_measured_is_one_sentence(folders, tmp_path):
     made, real = folders
     alone, empty = tmp_path / "alone", tmp_path / "empty"
@@ -328,6 +355,7 @@ def test_what_can_not_be_measured_is_one_sentence(folders, tmp_path):
         ((*images, "--metrics", "fid,fid", "--reference", real), "has fid twice"),
         ((*images, "--metrics", "is", "--reference", real), "is compared with by none"),
         ((*images, "--metrics", "judge:cats"), "judge:cats is no judge"),
+        ((*images, "--metrics", "judge:shapes"), "judge:shapes does not understand the captions"),
         ((*images, "--metrics", "is", "--protocol", "coco30k"), "30,000 images, and there are 45"),
         ((*images, "--metrics", "is", "--mode", "clear"), "mode='clear' is not known"),
         ((*images, "--metrics", "is", "--prompts", "parti:x"), "give --captions FILE"),
@@ -339,7 +367,7 @@ def test_what_can_not_be_measured_is_one_sentence(folders, tmp_path):
         ((*images, "--metrics", "fid", "--reference", empty), "holds no images"),
         ((*images, "--metrics", "fid", "--reference", alone), "holds 1 image"),
         (("evaluate", "--images", alone, "--metrics", "is"), "holds 1 image"),
-        (("evaluate", "--images", bare, "--metrics", "clip"), "give --captions FILE with one"),
+        (("evaluate", "--images", bare, "--metrics", "clip"), "no caption for 001.png"),
         (("evaluate", made, "--metrics", "is"), "give --prompts"),
         (("evaluate", made, "--count", "5"), "count=5 is for a run that generates images for"),
         (("evaluate", made, "--prompts", "parti:x", "--count", "0"), "count=0 is below 1"),

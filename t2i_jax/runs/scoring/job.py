@@ -19,7 +19,7 @@ from t2i_jax.runs.scoring.generate import loaded
 from t2i_jax.runs.scoring.metrics import metric_of
 from t2i_jax.runs.scoring.networks import Build, Weights
 from t2i_jax.runs.scoring.reference import Reference, open_reference
-from t2i_jax.runs.scoring.score import Images, Measures, read_results, score
+from t2i_jax.runs.scoring.score import Images, Measures, check, read_results, score
 from t2i_jax.runs.scoring.split import SHARD_SIZE, Share
 from t2i_jax.systems import generation
 
@@ -109,6 +109,8 @@ def evaluate_source(
     measures, reference = job.opened(build)
     with lock.held(job.out, "out"):
         images = subjects.of_source(spec, captions, job.out, job.shard_size)
+        count = images.files.split.count
+        check(measures, reference, images.captions, count, images.no_captions)
         return _scored(job, images, reference, measures, job.out, progress, spec)
 
 
@@ -134,6 +136,8 @@ def evaluate_run(
       Results by guidance, None for the options' own; {} where nothing is measured.
     """
     measures, reference = job.opened(build)
+    if job.metrics:
+        check(measures, reference, prompts.texts, len(prompts) * prompts.images_per_prompt)
     system, found = loaded(run, step, job.mesh), dict[float | None, Mapping[str, Any]]()
     options = recipe.evaluation.options
     chosen = {
@@ -176,11 +180,12 @@ def _nearest(images: Images, reference, measures, out):
                 continue
             home = out / "features" / "generated"
             folder = features.folder_of(home, extractor, measures.layers(network), told)
-            own = features.Features(folder, images.files.split).array(layer)
+            own = features.Features(folder, images.files.split)
             try:
                 others = reference.features(extractor.name, layer, "fid")
             except UserError:  # statistics alone
                 return []
             read = functools.partial(reference.image, extractor.name)
-            return page.neighbours(own, others, read)
+            found = page.neighbours(own.array(layer), others, read)
+            return [(int(own.kept[row]), image, distance) for row, image, distance in found]
     return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from t2i_jax import config
+from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
 from t2i_jax.eval import intervals
 from t2i_jax.eval.alignment import Judge
@@ -49,6 +51,8 @@ class Entry:
       against: whether it compares with the reference.
       values_N: one per image, for metrics that are means of such; None for others.
       numerics: what tells how well the computation went, as JSON; {}: nothing to tell.
+      kept_N: of a judge, the numbers of the images that values_N are of; None: as the extractor
+        says, or all. left_out: of a judge, by reason how many images could not be used.
     """
 
     name: str
@@ -59,6 +63,8 @@ class Entry:
     against: bool = True
     values_N: np.ndarray | None = None
     numerics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    kept_N: np.ndarray | None = None
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +79,7 @@ class Subject:
       groups: the prompt of each image.
       read: number of an image -> uint8 (H, W, 3).
       judge: makes the judge of a name.
+      no_captions: why there are none, as the end of a sentence.
     """
 
     features: Mapping[str, FeatureSet]
@@ -82,6 +89,7 @@ class Subject:
     groups: Sequence[str]
     read: Callable[[int], np.ndarray]
     judge: Callable[[str], Judge]
+    no_captions: str = ""
 
     def against(self, metric: str) -> Reference:
         """The reference.
@@ -102,10 +110,8 @@ class Subject:
           UserError: there are none.
         """
         if self.captions is None:
-            raise UserError(
-                f"metrics={metric} compares with captions; give --captions FILE with one for each "
-                "image."
-            )
+            why = self.no_captions or "give --captions FILE with one for each image."
+            raise UserError(f"metrics={metric} compares with captions; {why}")
         return self.captions
 
 
@@ -253,9 +259,10 @@ def _clip_score(metric, subject, extractor, scoring: ClipScoring, name: str):
     text_ND = subject.extractors[extractor].text_features([captions[row] for row in features.kept])
     found = clip_score(features.array("image"), text_ND, scoring)
     told = {"prefix": scoring.prefix, "scale": scoring.scale, "clamp": scoring.clamp}
+    groups = [subject.groups[row] for row in features.kept]
     yield Entry(
         _named(name, extractor), found.value, extractor, told,
-        functools.partial(mean_interval, found.values_N, subject.groups), against=False,
+        functools.partial(mean_interval, found.values_N, groups), against=False,
         values_N=found.values_N,
     )  # fmt: skip
 
@@ -277,19 +284,38 @@ def _judged(metric, subject, extractor):
     del extractor
     name = metric.partition(":")[2]
     judge, captions = subject.judge(name), subject.captioned(metric)
-    right_N, parts = np.zeros(len(captions)), {}
-    for start in range(0, len(captions), _JUDGED_AT_ONCE):
-        rows = range(start, min(start + _JUDGED_AT_ONCE, len(captions)))
-        images, told = np.stack([subject.read(row) for row in rows]), [captions[r] for r in rows]
-        right_N[rows.start : rows.stop] = judge.judge(images, told)
-        for part, found in judge.parts(images, told).items():
-            parts.setdefault(part, np.zeros(len(captions)))[rows.start : rows.stop] = found
-    for part, values_N in {"": right_N, **parts}.items():
+    verdicts: dict[str, dict[int, float]] = {"": {}}  # by part and number of the image
+    left_out: collections.Counter[str] = collections.Counter()
+    for rows, images in _by_size(subject, range(len(captions)), left_out):
+        told = [captions[row] for row in rows]
+        for part, found in {"": judge.judge(images, told), **judge.parts(images, told)}.items():
+            verdicts.setdefault(part, {}).update(zip(rows, found, strict=True))
+    if not (kept := sorted(verdicts[""])):
+        told = ", ".join(f"{reason} {count}" for reason, count in left_out.items())
+        raise UserError(f"none of {len(captions)} images can be used ({told}).")
+    for part, found in verdicts.items():
+        values_N = np.array([found[row] for row in kept], np.float64)
         yield Entry(
             f"judge_{name}_{part}" if part else f"judge_{name}",
             float(values_N.mean()), "", {"method": f"judge of {name}", "part": part},
             intervals.wilson(values_N.astype(bool)).about, against=False, values_N=values_N,
+            kept_N=np.array(kept), left_out={} if part else left_out,
         )  # fmt: skip
+
+
+def _by_size(subject, rows, left_out) -> Iterator[tuple[list[int], np.ndarray]]:
+    """The numbers of some images of one size, and these; those that can't be read are counted."""
+    for start in range(0, len(rows), _JUDGED_AT_ONCE):
+        groups: dict[tuple[int, ...], dict[int, np.ndarray]] = {}
+        for row in rows[start : start + _JUDGED_AT_ONCE]:
+            try:
+                image = subject.read(row)
+            except BadSample as bad:
+                left_out[bad.reason] += 1
+                continue
+            groups.setdefault(image.shape, {})[row] = image
+        for found in groups.values():
+            yield list(found), np.stack(list(found.values()))
 
 
 METRICS: dict[str, Metric] = {

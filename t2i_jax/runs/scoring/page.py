@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from t2i_jax.data.source import BadSample
 from t2i_jax.eval import distances
 from t2i_jax.files import replacing
 from t2i_jax.pixels import png_bytes
@@ -99,8 +101,17 @@ def _categories(results):
 
 
 def _first(images):
-    rows = range(min(_SHOWN, images.files.split.count))
-    return samples("The first images", *_pictures(images, rows), None)
+    rows = (row for row in range(images.files.split.count) if _is_whole(images, row))
+    return samples("The first images", *_pictures(images, itertools.islice(rows, _SHOWN)), None)
+
+
+def _is_whole(images, row):
+    """Whether an image can be read; results count those that can't."""
+    try:
+        images.files.read(row)
+    except BadSample:
+        return False
+    return True
 
 
 def _extremes(values, images):
@@ -128,6 +139,7 @@ def _nearest(nearest, images):
 
 
 def _pictures(images, rows):
+    rows = list(rows)
     shown = [png_bytes(images.files.read(row)) for row in rows]
     told = ["" if images.captions is None else images.captions[row] for row in rows]
     return shown, told

@@ -15,6 +15,7 @@ import numpy as np
 from t2i_jax.cluster import processes
 from t2i_jax.errors import UserError
 from t2i_jax.eval import intervals
+from t2i_jax.eval.alignment import check_captions
 from t2i_jax.eval.evaluation import JUDGES
 from t2i_jax.eval.extractors import Extractor
 from t2i_jax.eval.protocol import Protocol
@@ -36,7 +37,8 @@ class Images:
       files: the images by their numbers.
       about: JSON of where they come from: "images" and, where they were generated here, "run",
         "sampling" and "prompts".
-      captions: one per image; None: there are none.
+      captions: one per image; None: there are none. no_captions: why there are none, as the end of
+        a sentence.
       keys: (id of the prompt, number of the image among its images), one per image.
       categories: one per image, "" where it has none.
     """
@@ -46,6 +48,7 @@ class Images:
     captions: Sequence[str] | None
     keys: Sequence[tuple[str, int]]
     categories: Sequence[str]
+    no_captions: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +73,24 @@ class Measures:
         return next(one.layers for one in found if one.network == network)
 
 
-def check(measures: Measures, images: Images, reference: Reference | None) -> None:
-    """Refuses what can't be measured, before anything is computed.
+def check(
+    measures: Measures,
+    reference: Reference | None,
+    captions: Sequence[str] | None,
+    count: int,
+    no_captions: str = "",
+) -> None:
+    """Refuses what can't be measured, before anything is generated or computed.
+
+    Args:
+      captions: one for each of `count` images; None: there are none, with the reason as in
+        `Images`.
 
     Raises:
-      UserError: a metric without its reference, captions or judge, or another number of images
-        than the protocol has.
+      UserError: a metric without its reference, captions or judge, captions that a judge does not
+        understand, or another number of images than the protocol has.
     """
-    subject = Subject({}, {}, reference, images.captions, (), images.files.read, _judge)
+    subject = Subject({}, {}, reference, captions, (), _no_image, _judge, no_captions)
     for name in measures.metrics:
         metric = metric_of(name)
         if metric.needs_reference:
@@ -85,8 +98,8 @@ def check(measures: Measures, images: Images, reference: Reference | None) -> No
         if metric.needs_captions:
             subject.captioned(name)
         if name.startswith("judge:"):
-            _judge(name.partition(":")[2])
-    count, protocol = images.files.split.count, measures.protocol
+            _check_judge(name, subject.captioned(name))
+    protocol = measures.protocol
     if protocol is not None and count != protocol.count:
         raise UserError(
             f"protocol={protocol.name} is of {protocol.count:,} images, and there are {count:,}; "
@@ -103,7 +116,8 @@ def score(
     share: Share | None = None,
     progress: Callable[[Any], Any] = iter,
 ) -> dict[str, Any]:
-    """Measures images, and writes results.json and values.json; every process calls it.
+    """Measures images that passed `check`, and writes results.json and values.json; every process
+    calls it.
 
     Args:
       out: folder of the results. shared: where the features of the reference are kept, for several
@@ -113,7 +127,6 @@ def score(
     Returns:
       The results; {} in a process that is not the first.
     """
-    check(measures, images, reference)
     share = share or Share.here()
     began = time.monotonic()
     found = {
@@ -217,7 +230,14 @@ def assembled(
         ],
         "numerics": {one.name: dict(one.numerics) for one in entries if one.numerics},
         "categories": _categories(images, entries, found),
-        "generated": {name: dict(one.about) for name, one in found.items()},
+        "generated": {
+            **{name: dict(one.about) for name, one in found.items()},
+            **{
+                one.name: {"count": len(_rows(one, found)), "left_out": dict(one.left_out)}
+                for one in entries
+                if one.left_out
+            },
+        },
         "software": plan.software(),
     }, values
 
@@ -227,8 +247,9 @@ def block(one: Entry, subject: Subject, count: int) -> dict[str, Any]:
     nothing of its speed.
 
     Args:
-      count: of the images, where it is of no features.
+      count: of the images, where it is of no features and of all of them.
     """
+    count = count if one.kept_N is None else len(one.kept_N)
     used = subject.features.get(one.extractor)
     made_by = subject.extractors.get(one.extractor)
     against = subject.reference if one.against else None
@@ -245,6 +266,8 @@ def block(one: Entry, subject: Subject, count: int) -> dict[str, Any]:
 
 def _rows(entry, found):
     """The numbers of the images that an entry's values belong to."""
+    if entry.kept_N is not None:
+        return entry.kept_N
     return found[entry.extractor].kept if entry.extractor else range(len(entry.values_N))
 
 
@@ -277,6 +300,17 @@ def _judge(name):
     if name not in JUDGES:
         raise UserError(f"metrics=judge:{name} is no judge; give {' or '.join(sorted(JUDGES))}.")
     return JUDGES[name]()
+
+
+def _check_judge(metric, captions):
+    try:
+        check_captions(_judge(metric.partition(":")[2]), captions)
+    except UserError as error:
+        raise UserError(f"metrics={metric} does not understand the captions: {error}") from None
+
+
+def _no_image(row: int) -> np.ndarray:
+    raise LookupError(f"image {row} is not there yet")
 
 
 def _as_it_is(image_HWC: np.ndarray) -> np.ndarray:

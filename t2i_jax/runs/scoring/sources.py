@@ -70,7 +70,7 @@ class SourceImages:
             except BadSample as bad:
                 raise UserError(
                     f"images={paths.shown(self.spec)} has no caption for {bad.name} ({bad.reason});"
-                    " give --captions FILE with a caption for each image."
+                    " give --captions FILE with one for each image."
                 ) from None
             if caption is None:
                 raise UserError(

@@ -99,9 +99,9 @@ def of_source(spec: str, captions: PromptSet | None, out: pathlib.Path, shard_si
         plan.
     """
     files = SourceImages(spec, "images", shard_size=shard_size)
-    count = files.split.count
+    count, no_captions = files.split.count, ""
     if captions is None:
-        texts = _own_captions(files)
+        texts, no_captions = _own_captions(files)
         keys, categories = [(f"{row:06d}", 0) for row in range(count)], [""] * count
     else:
         chosen = _matched(files, captions, spec)
@@ -115,16 +115,21 @@ def of_source(spec: str, captions: PromptSet | None, out: pathlib.Path, shard_si
         {**about, "images": {**pictures, "shard_size": shard_size}, "software": plan.software()},
     )
     return Images(
-        files, lambda: {**about, "sampling": None, "images": pictures}, texts, keys, categories
+        files,
+        lambda: {**about, "sampling": None, "images": pictures},
+        texts,
+        keys,
+        categories,
+        no_captions,
     )
 
 
-def _own_captions(files) -> Sequence[str] | None:
-    """Those beside the images; None where one has none."""
+def _own_captions(files) -> tuple[Sequence[str] | None, str]:
+    """Those beside the images; None where one has none, and which that is."""
     try:
-        return files.captions()
-    except UserError:
-        return None
+        return files.captions(), ""
+    except UserError as error:
+        return None, str(error)
 
 
 def _matched(files, captions, spec):

@@ -12,12 +12,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from t2i_jax.config import to_dict
 from t2i_jax.data.pipeline import division_of, source_of
 from t2i_jax.errors import UserError
-from t2i_jax.eval.alignment import Judge
+from t2i_jax.eval.alignment import Judge, check_captions
 from t2i_jax.eval.evaluation import JUDGES, Evaluation
 from t2i_jax.eval.extractors import Extractor
 from t2i_jax.eval.monitored import Monitored
@@ -29,7 +27,6 @@ from t2i_jax.runs.scoring.networks import build as build_network
 from t2i_jax.runs.scoring.reference import Reference, StatisticsReference, open_reference
 
 _TRIED = 8  # captions that a judge is tried on
-_SIDE = 32  # pixels of the images with which it is tried
 _SLACK = 1.5  # of a number of records that was estimated
 
 
@@ -168,10 +165,8 @@ def _reference(evaluation: Evaluation, asked, names) -> Reference | None:
 
 def _check_judge(recipe, judge, samples):
     """A judge that does not know what captions say refuses them."""
-    captions = list(samples(_TRIED, ("caption",))["caption"])
-    blank = np.full((len(captions), _SIDE, _SIDE, 3), 255, np.uint8)
     try:
-        judge.judge(blank, captions)
+        check_captions(judge, samples(_TRIED, ("caption",))["caption"])
     except UserError as error:
         raise UserError(
             f"evaluation.judge={recipe.evaluation.judge!r} does not understand the captions of "
