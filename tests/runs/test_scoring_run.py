@@ -171,6 +171,27 @@ def test_another_plan_is_refused(run, whole):
     assert "reads no captions" in said
 
 
+def test_what_can_not_be_measured_is_told_before_images_are_generated(run, tmp_path):
+    (tmp_path / "cats.txt").write_text("a red circle\na cat\n")
+    for more, sentence in (
+        (("--metrics", "judge:shapes"), "does not understand the captions: caption='a cat'"),
+        (("--metrics", "is", "--protocol", "coco30k"), "has 2 prompts and 30000 are asked for"),
+        (("--metrics", "is", "--protocol", "coco30k", "--count", 2), "30,000 images, and there"),
+    ):
+        words = ("--prompts", tmp_path / "cats.txt", "--out", tmp_path / "out", *more)
+        assert sentence in refused("evaluate", run / "run", *words), more
+        assert not (tmp_path / "out" / "images").exists()
+
+
+@pytest.mark.parametrize("name", ["images", "images/00001", "features"])
+def test_a_file_where_a_folder_of_results_belongs_is_one_sentence(run, whole, tmp_path, name):
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / name)
+    (out / name).write_text("")
+    assert f"has '{name}', which is not a folder" in refused(*_words(run, out))
+
+
 def test_without_prompts_it_is_what_eval_measures(run):
     found = [inside(name, run / "run").stdout for name in ("evaluate", "eval")]
     assert found[0] == found[1] and "validation/loss" in found[0]

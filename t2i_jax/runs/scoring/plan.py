@@ -23,6 +23,8 @@ from t2i_jax.foreign import json_file
 
 FILE = "plan.json"
 SCHEMA = 1
+# below the folder of results
+_FOLDERS = ("images", "features", "codes", "images/[0-9][0-9][0-9][0-9][0-9]")
 _MOST = 4  # fields that a refusal names
 
 
@@ -51,7 +53,7 @@ def settle(folder: pathlib.Path, plan: Mapping[str, Any]) -> None:
 
     Raises:
       UserError: the folder was begun with another plan (the fields and both values are told), holds
-        something else, or the processes do not agree.
+        something else or a file where a folder belongs, or the processes do not agree.
     """
     plan = json.loads(json.dumps({"schema": SCHEMA, **plan}))
     processes.check_same(plan, "another plan", "start all with the same command")
@@ -75,6 +77,12 @@ def _settle(folder, plan):
             )
         write_json(path, plan)
         return
+    for there in (one for name in _FOLDERS for one in sorted(folder.glob(name))):
+        if not there.is_dir():
+            raise UserError(
+                f"out={paths.shown(folder)} has {str(there.relative_to(folder))!r}, which is not a "
+                "folder; remove it, or name a new folder."
+            )
     begun = json_file.read(path, "out", "name a new folder")
     if changed := config.differences(begun, plan):
         more = f"; and {len(changed) - _MOST} more" if len(changed) > _MOST else ""
