@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -24,12 +25,21 @@ TABLES = (
 )
 """Names of the tables that are read, the first of them in a folder."""
 _LEFT = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "lost+found")
+_PACKED = (".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst")
 _LEFTOVER = "leftover of another program"
 _ELSEWHERE = {  # files that hold images too, and the source that reads them
     ".parquet": "hf:FOLDER",
     ".tar": "webdataset:FOLDER/*.tar",
     ".arrayrecord": "arrayrecord:FOLDER",
 }
+
+
+def in_place_of(path: pathlib.Path) -> str:
+    """What to give in place of an archive, for a sentence; "" where a path names none."""
+    ending = path.suffix.lower()
+    if ending == ".tar":
+        return "give webdataset:FILE.tar, or unpack it and give its folder"
+    return "unpack it and give its folder" if ending in _PACKED else ""
 
 
 class _Sample(NamedTuple):
@@ -68,7 +78,8 @@ class FolderSource(ImageFiles):
     def __init__(self, path: str):
         self.path = paths.given("folder", path)
         if not self.path.is_dir():
-            raise UserError(f"folder={path!r} is not a folder; give one that holds images.")
+            remedy = in_place_of(self.path) or "give one that holds images"
+            raise UserError(f"folder={path!r} is not a folder; {remedy}.")
         self._passed_over = Ledger()
         self._samples = _found(self.path, self._passed_over)
         if not any(not sample.reason for sample in self._samples):

@@ -76,9 +76,14 @@ class Ledger:
         with self._lock:
             return sum(self.by_reason.values())
 
-    def check(self, seen: int, max_rate: float, done: bool = False) -> None:
+    def check(
+        self, seen: int, max_rate: float, done: bool = False, limit: str = "data.max_bad_rate"
+    ) -> None:
         """Looks at the rate of bad samples among `seen`, from the 20th on, or sooner when all have
         been seen (`done`).
+
+        Args:
+          limit: what the user calls `max_rate`, for the message.
 
         Raises:
           UserError: the rate is above `max_rate`; it names the first bad ones.
@@ -88,7 +93,7 @@ class Ledger:
             return
         raise UserError(
             f"max_bad_rate={max_rate} is exceeded: {total} of {seen} samples cannot be used "
-            f"({'; '.join(self.names)}); repair the data or raise data.max_bad_rate."
+            f"({'; '.join(self.names)}); repair the data or raise {limit}."
         )
 
     def lines(self, title: str) -> list[str]:

@@ -35,6 +35,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
 
 _AT_ONCE = 64  # records that are prepared side by side
+_LIMIT = "--max-bad-rate"
 _JPEG_QUALITY = 95  # of what was a JPEG and is made smaller
 
 Progress = Callable[[Iterable[int]], Iterable[int]]  # goes over indices and may show how far it is
@@ -81,11 +82,11 @@ def pack(
         for seen, record in enumerate(side_by_side(prepare, progress(range(len(source)))), 1):
             if isinstance(record, BadSample):
                 bad.add(record)
-                bad.check(seen, max_bad_rate)
+                bad.check(seen, max_bad_rate, limit=_LIMIT)
             else:
                 writer.write(record_to_bytes(record.file, record.caption))
                 sizes.add(record.width, record.height)
-        bad.check(seen, max_bad_rate, done=True)
+        bad.check(seen, max_bad_rate, True, _LIMIT)
         if not sizes.count:
             raise UserError(
                 f"data.source={name!r} has no sample that can be used ({'; '.join(bad.names)})."
@@ -143,9 +144,9 @@ def add_column(
             for seen, row in enumerate(rows, 1):
                 if isinstance(row, BadSample):
                     bad.add(row)
-                    bad.check(seen, max_bad_rate)
+                    bad.check(seen, max_bad_rate, limit=_LIMIT)
                 writer.write(arrays_to_bytes({} if isinstance(row, BadSample) else row))
-            bad.check(seen, max_bad_rate, done=True)
+            bad.check(seen, max_bad_rate, True, _LIMIT)
             manifest = read_manifest(folder)
             if seen != manifest["count"]:
                 raise UserError(

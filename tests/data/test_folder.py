@@ -11,6 +11,7 @@ from t2i_jax.data.folder import FolderSource
 from t2i_jax.data.pipeline import DataConfig, batches
 from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
+from t2i_jax.runs.scoring.sources import source_spec
 
 
 @pytest.fixture
@@ -128,6 +129,17 @@ def captions_of(source):
         except BadSample as bad:
             found[bad.name] = bad.reason
     return found
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("a.zip", "unpack it"), ("a.tar.gz", "unpack it"), ("a.tar", "webdataset:")]
+)
+def test_an_archive_is_to_be_unpacked(tmp_path, name, says):
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(UserError, match=says):
+        FolderSource(str(tmp_path / name))
+    with pytest.raises(UserError, match=f"^images=.*{says}"):
+        source_spec("images", str(tmp_path / name))
 
 
 def test_one_list_of_endings_for_captions(folder):

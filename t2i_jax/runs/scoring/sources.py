@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from t2i_jax import paths
+from t2i_jax.data.folder import in_place_of
 from t2i_jax.data.source import EMBEDDED, KINDS, BadSample, Source, open_source
 from t2i_jax.errors import UserError
 from t2i_jax.runs.scoring.split import SHARD_SIZE, Split
@@ -119,11 +120,11 @@ def source_spec(field: str, text: str) -> str:
     kind, colon, _ = text.partition(":")
     if text in EMBEDDED or (colon and kind in KINDS):
         return text
-    if not paths.given(field, text).is_dir():
-        raise UserError(
-            f"{field}={paths.shown(text)} is no folder; give a folder of images, or a source such "
-            "as arrayrecord:DIR."
-        )
+    place = paths.given(field, text)
+    if not place.is_dir():
+        remedy = "give a folder of images, or a source such as arrayrecord:DIR"
+        remedy = in_place_of(place) or remedy
+        raise UserError(f"{field}={paths.shown(text)} is no folder; {remedy}.")
     return f"folder:{text}"
 
 
