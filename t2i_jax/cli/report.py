@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pathlib
+import sys
+
+from t2i_jax.errors import UserError
 
 
 def report(run: pathlib.Path, sweep: bool = False) -> None:
@@ -25,5 +28,6 @@ def report(run: pathlib.Path, sweep: bool = False) -> None:
     if sweep:
         for name, sheet in runs.load(run).sweep(held_out(recipe), recipe.evaluation).items():
             save_png(run / "samples" / f"{name}.png", sheet)
-    write_report(run, recipe, parts=part_folders(run, recipe))
+    if not write_report(run, recipe, parts=part_folders(run, recipe)):
+        sys.exit(UserError.status)
     print(f"written: {run / REPORT}")

@@ -64,17 +64,20 @@ def write_report(
     parts: Mapping[str, pathlib.Path] | None = None,
     title: str | None = None,
     before: Sequence[str] = (),
-) -> None:
+) -> bool:
     """Writes RUN/report.html from what lies in the run's folder; a disk that refuses costs a
     sentence, not the run.
 
     Args:
       parts: folders of the run's parts, which are shown in short. title: None: the folder's name.
       before: pieces of HTML that come first.
+
+    Returns:
+      False: it could not be written; a sentence on stderr says why.
     """
     workdir = pathlib.Path(workdir)
     if not processes.is_first():
-        return
+        return True
     title = title or workdir.resolve().name
     sections = [
         _summary(workdir, recipe),
@@ -92,6 +95,8 @@ def write_report(
             path.write_text(page_of(title, sections), encoding="utf-8", errors="replace")
     except OSError as error:
         say(f"{REPORT} can't be written to {str(workdir)!r} ({error}).")
+        return False
+    return True
 
 
 def page_of(title: str, sections: Sequence[str]) -> str:

@@ -192,6 +192,16 @@ def test_a_file_where_a_folder_of_results_belongs_is_one_sentence(run, whole, tm
     assert f"has '{name}', which is not a folder" in refused(*_words(run, out))
 
 
+def test_a_report_that_could_not_be_written_is_no_success(run):
+    page = run / "run" / "report.html"
+    inside("report", run / "run")
+    page.unlink()
+    (page / "x").mkdir(parents=True)
+    done = inside("report", run / "run", status=2)
+    shutil.rmtree(page)
+    assert "report.html can't be written" in done.stderr and "written" not in done.stdout
+
+
 def test_without_prompts_it_is_what_eval_measures(run):
     found = [inside(name, run / "run").stdout for name in ("evaluate", "eval")]
     assert found[0] == found[1] and "validation/loss" in found[0]
