@@ -287,7 +287,7 @@ def compare(
         b: Another one, of the same protocol.
     """
     from t2i_jax.eval import compare as comparing
-    from t2i_jax.runs.scoring.score import read_results
+    from t2i_jax.runs.scoring.results import read_results
 
     first, second = (read_results(paths.given(name, one)) for name, one in (("a", a), ("b", b)))
     found = comparing.compare(first[0], second[0], first[1], second[1])

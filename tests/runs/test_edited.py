@@ -14,7 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 import t2i_jax as t2i
 from t2i_jax.errors import UserError
+from t2i_jax.eval.compare import compare, table
 from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from t2i_jax.runs.scoring.results import RESULTS, VALUES, read_results
 from tests.e2e import tiny, tiny_imagen
 from tests.foreign.edits import edits
 from tests.runs import untrained
@@ -171,3 +173,50 @@ def test_the_recipe_of_a_checkpoint_is_named_too(tmp_path):
     path.write_text(json.dumps(stored))
     with pytest.raises(UserError, match=r"checkpoints.*recipe\.task\.model\.blocks='1' is not a"):
         t2i.load(path.parents[3])
+
+
+_HALVES = {"low": 1.0, "high": 2.0, "halves": [1.0, 1.5, 2.0], "halves_seed": 0, "stderr": 0.1}
+_MEASURED = {"n_generated": 12, "extractor": {"name": "x", "sha256": "0"}, "estimator": {}}
+RESULT_FILES = {
+    RESULTS: {
+        "schema": 1,
+        "protocol": {"name": "coco30k", "count": 12},
+        "prompts": {"sha256": "1"},
+        "metrics": [
+            {"name": "fid", "value": 1.5, "interval": _HALVES, **_MEASURED},
+            {"name": "kid", "value": 0.5, "interval": {"stderr": 0.1}, **_MEASURED},
+            {"name": "clip", "value": 0.5, "interval": None, **_MEASURED},
+        ],
+    },
+    VALUES: {"clip": [[f"{row:05d}", 0, row / 8] for row in range(12)]},
+}
+
+
+def _write(folder, files):
+    for name, value in files.items():
+        (folder / name).write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize("name", RESULT_FILES)
+def test_any_edit_of_results_gives_a_comparison_or_a_sentence(tmp_path, name):
+    _write(tmp_path, RESULT_FILES)
+    whole = read_results(tmp_path)
+
+    @given(edits(RESULT_FILES[name]))
+    @settings(max_examples=4 * settings.default.max_examples)
+    def edited(value):
+        _write(tmp_path, {**RESULT_FILES, name: value})
+        try:
+            found = read_results(tmp_path)
+            assert table(compare(whole[0], found[0], whole[1], found[1]))
+        except UserError as error:
+            assert str(error).endswith(".") and "\n" not in str(error)
+
+    edited()
+    for damage in ([], None, 3, {"metrics": 3}, {"metrics": [3]}, {"clip": [[1, 2]]}, {"a": 1}):
+        _write(tmp_path, {**RESULT_FILES, name: damage})
+        with pytest.raises(UserError, match=f"{name}' is missing or damaged"):
+            read_results(tmp_path)
+    (tmp_path / name).write_text("[" * 10**6)
+    with pytest.raises(UserError, match="is missing or damaged"):
+        read_results(tmp_path)

@@ -19,7 +19,8 @@ from t2i_jax.runs.scoring.generate import loaded
 from t2i_jax.runs.scoring.metrics import metric_of
 from t2i_jax.runs.scoring.networks import Build, Weights
 from t2i_jax.runs.scoring.reference import Reference, open_reference
-from t2i_jax.runs.scoring.score import Images, Measures, check, read_results, score
+from t2i_jax.runs.scoring.results import read_results
+from t2i_jax.runs.scoring.score import Images, Measures, check, score
 from t2i_jax.runs.scoring.split import SHARD_SIZE, Share
 from t2i_jax.systems import generation
 

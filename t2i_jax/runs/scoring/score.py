@@ -22,9 +22,10 @@ from t2i_jax.eval.protocol import Protocol
 from t2i_jax.runs.scoring import features, plan
 from t2i_jax.runs.scoring.metrics import Entry, Metric, Subject, metric_of
 from t2i_jax.runs.scoring.reference import Reference
+from t2i_jax.runs.scoring.results import RESULTS, VALUES
 from t2i_jax.runs.scoring.split import Share
 
-RESULTS, VALUES, TIMES = "results.json", "values.json", "times.json"
+TIMES = "times.json"
 SCHEMA = 1
 _LEAST_IN_CATEGORY = 2
 
@@ -146,28 +147,6 @@ def score(
     seconds = {"features": computed - began, "metrics": time.monotonic() - computed}
     plan.write_json(out / TIMES, {"seconds": seconds})
     return results
-
-
-def read_results(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The results of a folder, and by metric its values by (prompt, number).
-
-    Raises:
-      UserError: there are none, or the files are damaged.
-    """
-    found = []
-    for name in (RESULTS, VALUES):
-        try:
-            found.append(json.loads((folder / name).read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            raise UserError(
-                f"{str(folder / name)!r} is missing or damaged; give a folder that `t2i evaluate` "
-                "has written results into."
-            ) from None
-    values = {
-        name: {(prompt, number): value for prompt, number, value in rows}
-        for name, rows in found[1].items()
-    }
-    return found[0], values
 
 
 def _features(images, reference, measures, out, shared, share, progress, network, extractor):

@@ -31,6 +31,7 @@ from t2i_jax.runs.scoring.metrics import (
     reconstruction_distance,
 )
 from t2i_jax.runs.scoring.reference import ImagesReference
+from t2i_jax.runs.scoring.results import RESULTS, VALUES
 from t2i_jax.runs.scoring.score import Images
 from t2i_jax.runs.scoring.shards import ImageShards
 from t2i_jax.runs.scoring.sources import SourceImages
@@ -159,8 +160,8 @@ def _written(out, about, system, images, shards, measures, reference, found):
         entries += reconstruction_distance("rfid", subject, extractor.name)
     subjects = Images(shards, lambda: {**about, "images": shards.about()}, None, keys, [""] * count)
     results, values = score.assembled(subjects, subject, entries, None)
-    plan.write_json(out / score.VALUES, values)
-    plan.write_json(out / score.RESULTS, results)
+    plan.write_json(out / VALUES, values)
+    plan.write_json(out / RESULTS, results)
     return results
 
 

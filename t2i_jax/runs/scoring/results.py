@@ -1,0 +1,87 @@
+"""The files of results, read again: a person may have edited results.json and values.json."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+from t2i_jax.errors import UserError
+
+RESULTS, VALUES = "results.json", "values.json"
+
+
+def read_results(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The results of a folder, and by metric its values by (prompt, number).
+
+    Raises:
+      UserError: there are none, or the files are damaged.
+    """
+    found = []
+    for name, is_whole in ((RESULTS, _are_results), (VALUES, _are_values)):
+        try:
+            found.append(json.loads((folder / name).read_text(encoding="utf-8")))
+            whole = is_whole(found[-1])
+        except (OSError, ValueError, RecursionError):
+            whole = False
+        if not whole:
+            raise UserError(
+                f"{str(folder / name)!r} is missing or damaged; give a folder that `t2i evaluate` "
+                "has written results into."
+            )
+    values = {
+        name: {(prompt, number): value for prompt, number, value in rows}
+        for name, rows in found[1].items()
+    }
+    return found[0], values
+
+
+def _are_results(found):
+    """Whether all that two results are compared by has its form."""
+    if not isinstance(found, dict) or not isinstance(found.get("metrics"), list):
+        return False
+    about = (found.get(name) for name in ("protocol", "prompts"))
+    return all(map(_is_metric, found["metrics"])) and all(map(_is_object_or_none, about))
+
+
+def _is_metric(one):
+    if not isinstance(one, dict) or not isinstance(one.get("name"), str):
+        return False
+    span = one.get("interval")
+    if not _is_number(one.get("value")) or not _is_object_or_none(span):
+        return False
+    span = span or {}
+    halves, stderr = span.get("halves", []), span.get("stderr")
+    return (
+        isinstance(halves, list)
+        and all(map(_is_number, halves))
+        and (stderr is None or _is_number(stderr))
+    )
+
+
+def _are_values(found):
+    return isinstance(found, dict) and all(
+        isinstance(rows, list) and all(map(_is_value, rows)) for rows in found.values()
+    )
+
+
+def _is_value(row):
+    """Whether it is [prompt, number of the image, value]."""
+    return (
+        isinstance(row, list)
+        and len(row) == 3
+        and isinstance(row[0], str)
+        and isinstance(row[1], int)
+        and _is_number(row[2])
+    )
+
+
+def _is_object_or_none(value):
+    return value is None or isinstance(value, dict)
+
+
+def _is_number(value):
+    """Whether it is a finite number that a float holds."""
+    is_one = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_one and abs(value) <= sys.float_info.max
