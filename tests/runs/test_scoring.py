@@ -339,6 +339,16 @@ def test_broken_images_are_left_out_and_counted_by_every_metric(tmp_path, metric
     )  # fmt: skip
 
 
+def test_neighbours_stand_beside_their_own_images_where_others_are_left_out(folders, tmp_path):
+    made = write_images(tmp_path / "made", 4)
+    for row in range(4):
+        (made / f"{row:03d}.txt").write_text(f"picture {row}")
+    (made / "001.png").write_bytes((made / "001.png").read_bytes()[:90])
+    _evaluate((made, folders[1]), tmp_path / "out", "--metrics", "fid")
+    page = (tmp_path / "out" / "report.html").read_text().partition("nearest to them")[2]
+    assert [f">picture {row}<" in page for row in range(4)] == [True, False, True, True]
+
+
 def test_what_can_not_be_measured_is_one_sentence(folders, tmp_path):
     made, real = folders
     alone, empty = tmp_path / "alone", tmp_path / "empty"
