@@ -30,8 +30,8 @@ State = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The difference between an array of PyTorch and ours: two inverse functions that only move or
-    reshape.
+    """The difference between an array of PyTorch and ours: two inverse functions that move, reshape
+    or scale.
     """
 
     name: str
