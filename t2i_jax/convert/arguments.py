@@ -301,6 +301,11 @@ X_CLIP_MLM: Rows = {
     "pad_token_id": Only(0),
     "mask_ignore_token_ids": Only(()),
 }
+# of its transformers, where one was given as text_encoder or image_encoder
+X_CLIP_TRANSFORMER: Rows = {
+    "attn_dropout": Only(0.0),
+    "causal": Only(False),  # but for captions, `text_causal_mask`
+}
 MUSE: Rows = dict.fromkeys("base superres".split(), READ)
 
 # of dalle2-pytorch

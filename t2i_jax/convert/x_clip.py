@@ -25,7 +25,13 @@ from t2i_jax.errors import UserError
 from t2i_jax.models.clip import CLIP
 
 _TEXT, _VISUAL = "text_transformer", "visual_transformer"
-_TRUNKS = ((_TEXT, "text"), (_VISUAL, "visual"))
+_TRUNKS = (_TEXT, _VISUAL)
+_FIRST = {_TEXT: "token_emb.weight", _VISUAL: "to_tokens.1.weight"}  # an array of each
+# Where the package saves them again, with its masked language modelling and `x_clip_ssl`.
+_AGAIN = {
+    _TEXT: ("mlm.transformer",),
+    _VISUAL: ("visual_ssl.net", "visual_ssl.net.net", "visual_ssl.online_encoder.net"),
+}
 
 
 def table(model: CLIP) -> list[Row]:
@@ -113,6 +119,9 @@ def live(module: Any) -> dict[str, Any]:
     """
     said = arguments.readable(_ARGUMENTS, module)
     arguments.check("CLIP", arguments.X_CLIP, said)
+    for trunk in _TRUNKS:
+        inside = arguments.readable(_TRANSFORMER[trunk], module)
+        arguments.check(f"{trunk} of CLIP", arguments.X_CLIP_TRANSFORMER, inside)
     words = arguments.readable(_MLM, module)
     arguments.check("MLM of CLIP", arguments.X_CLIP_MLM, words)
     said |= {
@@ -135,7 +144,7 @@ _TOLD = (
 _SETTINGS = (
     "decoupled_contrastive_learning", "text_ssl_loss_weight", "image_ssl_loss_weight",
     "multiview_loss_weight", "sim_reg_loss_weight", "simclr_temperature", "mlm_mask_prob",
-    "mlm_replace_prob", "mlm_random_token_prob", "mlm_mask_token_id",
+    "mlm_replace_prob", "mlm_random_token_prob", "mlm_mask_token_id", "visual_ssl_hidden_layer",
 )  # fmt: skip
 
 
@@ -143,11 +152,22 @@ def _attention(module, trunk):
     return getattr(module, trunk).transformer.layers[0][0].fn
 
 
+def _projected(ssl):
+    """Of SimSiam or SimCLR what makes the projected vectors."""
+    return getattr(ssl, "online_encoder", None) or ssl.net
+
+
 def _own_or_none(module, trunk, kind):
     """None for the package's own transformer, the name of any other."""
     found = type(getattr(module, trunk)).__name__
     return None if found == kind else found
 
+
+_TRANSFORMER = {
+    trunk: {"attn_dropout": lambda module, trunk=trunk: _attention(module, trunk).dropout.p}
+    for trunk in _TRUNKS
+}
+_TRANSFORMER[_VISUAL]["causal"] = lambda module: _attention(module, _VISUAL).causal
 
 _ARGUMENTS = {
     "text_encoder": lambda module: _own_or_none(module, _TEXT, "TextTransformer"),
@@ -159,6 +179,7 @@ _ARGUMENTS = {
     "visual_patch_dropout": lambda module: module.visual_transformer.patch_dropout.prob,
     "channels": lambda module: module.image_channels,
     "simclr_temperature": lambda module: module.visual_ssl.temperature,
+    "visual_ssl_hidden_layer": lambda module: _projected(module.visual_ssl).layer,
     **{
         name: lambda module, name=name: getattr(module, name)
         for name in (
