@@ -224,6 +224,12 @@ def part(state: State, torch: str) -> dict[str, Any]:
     return Watched(found, state.before + torch, state.last) if isinstance(state, Watched) else found
 
 
+def upgraded(state: State, torch: str, upgrade: Callable[[State], State]) -> dict[str, Any]:
+    """A state dict of which the part whose names begin with `torch` is upgraded."""
+    inside = upgrade(part(state, torch))
+    return dict(state) | {torch + name: value for name, value in inside.items()}
+
+
 def to_ours(table: Sequence[Row], state: State, shapes: Mapping[str, Any]) -> dict[str, Any]:
     """Our nested dict from a state dict.
 

@@ -20,6 +20,7 @@ from t2i_jax.convert.engine import (
     Row,
     State,
     Unused,
+    part,
 )
 from t2i_jax.errors import UserError
 from t2i_jax.models.clip import CLIP
@@ -270,6 +271,36 @@ def _depth(state, torch):
     return 1 + max(int(key[len(start) :].split(".")[0]) for key in state if key.startswith(start))
 
 
+def upgrade(state: State) -> State:
+    """A state dict with its transformers under their own names, of one that has each array once, as
+    `save_model` of safetensors writes it.
+    """
+    found = dict(state)
+    for trunk, first in _FIRST.items():
+        if f"{trunk}.{first}" in state:
+            continue
+        for again in _AGAIN[trunk]:
+            if f"{again}.{first}" in state:
+                inside = part(state, f"{again}.")
+                found |= {f"{trunk}.{name}": value for name, value in inside.items()}
+    return found
+
+
+def recognise(state: State) -> bool:
+    """Whether a state dict is one of a CLIP."""
+    return {f"{trunk}.{first}" for trunk, first in _FIRST.items()} <= upgrade(state).keys()
+
+
+def within_dalle2(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a CLIP that is a part of another network of dalle2-pytorch, whose adapter
+    embeds captions without their mask, class tokens, and images that ResizeRight has resized.
+    """
+    found = fields(state, {**told, "text_encode_without_mask": True})
+    by_patches = found.get("use_all_token_embeds") and not found["downsample_image_embeds"]
+    compat = ("resize_right", "cls_of_filip") if by_patches else ("resize_right",)
+    return found | {"compat": compat}
+
+
 def shapes(model: CLIP) -> Mapping[str, Any]:
     """The shapes of its parameters, unboxed."""
     return sharding.unbox(jax.eval_shape(model.init, jax.random.key(0)))
@@ -277,13 +308,12 @@ def shapes(model: CLIP) -> Mapping[str, Any]:
 
 NETWORK = Network(
     model=CLIP,
-    recognise=lambda state: (
-        f"{_TEXT}.token_emb.weight" in state and f"{_VISUAL}.to_tokens.1.weight" in state
-    ),
+    recognise=recognise,
     fields=fields,
     told=live,
     table=table,
     shapes=shapes,
     # of self-supervised learning, see x_clip_ssl.py
     ignore=("visual_ssl.",),
+    upgrade=upgrade,
 )
