@@ -26,7 +26,6 @@ from t2i_jax.errors import UserError
 from t2i_jax.models.clip import CLIP
 
 _TEXT, _VISUAL = "text_transformer", "visual_transformer"
-_TRUNKS = (_TEXT, _VISUAL)
 _FIRST = {_TEXT: "token_emb.weight", _VISUAL: "to_tokens.1.weight"}  # an array of each
 # Where the package saves them again, with its masked language modelling and `x_clip_ssl`.
 _AGAIN = {
@@ -120,8 +119,8 @@ def live(module: Any) -> dict[str, Any]:
     """
     said = arguments.readable(_ARGUMENTS, module)
     arguments.check("CLIP", arguments.X_CLIP, said)
-    for trunk in _TRUNKS:
-        inside = arguments.readable(_TRANSFORMER[trunk], module)
+    for trunk, readers in _TRANSFORMER.items():
+        inside = arguments.readable(readers, module)
         arguments.check(f"{trunk} of CLIP", arguments.X_CLIP_TRANSFORMER, inside)
     words = arguments.readable(_MLM, module)
     arguments.check("MLM of CLIP", arguments.X_CLIP_MLM, words)
@@ -165,10 +164,12 @@ def _own_or_none(module, trunk, kind):
 
 
 _TRANSFORMER = {
-    trunk: {"attn_dropout": lambda module, trunk=trunk: _attention(module, trunk).dropout.p}
-    for trunk in _TRUNKS
+    _TEXT: {"attn_dropout": lambda module: _attention(module, _TEXT).dropout.p},
+    _VISUAL: {
+        "attn_dropout": lambda module: _attention(module, _VISUAL).dropout.p,
+        "causal": lambda module: _attention(module, _VISUAL).causal,
+    },
 }
-_TRANSFORMER[_VISUAL]["causal"] = lambda module: _attention(module, _VISUAL).causal
 
 _ARGUMENTS = {
     "text_encoder": lambda module: _own_or_none(module, _TEXT, "TextTransformer"),
