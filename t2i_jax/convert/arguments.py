@@ -20,20 +20,22 @@ class Only:
     """Values with which the package computes what the network here computes.
 
     Attributes:
-      values: they, of which the first is named in a refusal.
+      values: they, of which the first is named in a refusal; a tuple is one value.
     """
 
     def __init__(self, *values: Any):
         self.values = values
 
     def __contains__(self, value: Any) -> bool:
-        """Whether it is one of them; 1.0 is 1, and no number is True."""
-        flat = [
-            one
-            for one in (value if isinstance(value, (tuple, list)) else [value])
-            if not any(type(one) in _KIN[type(own)] and one == own for own in self.values)
-        ]
-        return not flat
+        """Whether it is one of them, or a list of them; 1.0 is 1, and no number is True."""
+        if isinstance(value, (tuple, list)):
+            return self._has(tuple(value)) or (len(value) > 0 and all(map(self._has, value)))
+        return self._has(value)
+
+    def _has(self, value):
+        return any(
+            type(value) in _KIN.get(type(own), (type(own),)) and value == own for own in self.values
+        )
 
 
 _NUMBERS = (int, float)
@@ -298,6 +300,11 @@ X_CLIP_MLM: Rows = {
     **dict.fromkeys("mask_prob replace_prob random_token_prob mask_token_id".split(), READ),
     "pad_token_id": Only(0),
     "mask_ignore_token_ids": Only(()),
+}
+# of its transformers, where one was given as text_encoder or image_encoder
+X_CLIP_TRANSFORMER: Rows = {
+    "attn_dropout": Only(0.0),
+    "causal": Only(False),  # but for captions, `text_causal_mask`
 }
 MUSE: Rows = dict.fromkeys("base superres".split(), READ)
 

@@ -20,6 +20,12 @@ def _fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _upgrade(state: State) -> State:
+    for name, part in _PARTS.items():
+        state = engine.upgraded(state, f"{name}.", part.upgrade)
+    return state
+
+
 def live(module: Any) -> dict[str, Any]:
     """By part what a live `DALLE2` tells.
 
@@ -46,4 +52,5 @@ NETWORK = Network(
     ],
     shapes=lambda model: {name: part.shapes(getattr(model, name)) for name, part in _PARTS.items()},
     ignore=tuple(f"{name}.{own}" for name, part in _PARTS.items() for own in part.ignore),
+    upgrade=_upgrade,
 )

@@ -170,10 +170,9 @@ def _fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"unets": unets, "noises": _noises(state, count)}
     if any(key.startswith(_CLIP) for key in state):
         named = {n: v for n, v in every.items() if n in fields_of(x_clip.NETWORK.model)}
-        known = {"pixel_range": (0.0, 1.0), **named, **told.get("clip", {})}
-        known["text_encode_without_mask"] = True  # so the package embeds captions
-        clip = engine.part(state, _CLIP)
-        found["clip"] = (x_clip.NETWORK.model, x_clip.fields(clip, known))
+        known = {**named, **told.get("clip", {})}
+        clip = x_clip.within_dalle2(engine.part(state, _CLIP), known)
+        found["clip"] = (x_clip.NETWORK.model, clip)
     return found
 
 
@@ -234,4 +233,5 @@ NETWORK = Network(
     told=live,
     stored=_told,
     ignore=(f"{_CLIP}visual_ssl.",),
+    upgrade=lambda state: engine.upgraded(state, _CLIP, x_clip.upgrade),
 )

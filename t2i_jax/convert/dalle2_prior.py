@@ -43,11 +43,9 @@ def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
             "that begin with 'clip.', and CLIP as a part."
         )
     if clip:
-        # The package's adapter embeds captions without their mask, and images as they are given.
-        known = {"pixel_range": (0.0, 1.0), **told.get("clip", {})}
+        known = dict(told.get("clip", {}))
         known |= {n: v for n, v in told.items() if n.startswith(("text_", "visual_"))}
-        known["text_encode_without_mask"] = True
-        found["clip"] = (x_clip.NETWORK.model, x_clip.fields(clip, known))
+        found["clip"] = (x_clip.NETWORK.model, x_clip.within_dalle2(clip, known))
     return found
 
 
@@ -98,4 +96,5 @@ PRIOR = Network(
     table=table,
     shapes=_shapes,
     ignore=(f"{_CLIP}visual_ssl.",),
+    upgrade=lambda state: engine.upgraded(state, _CLIP, x_clip.upgrade),
 )

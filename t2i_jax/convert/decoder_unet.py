@@ -39,12 +39,27 @@ _NOT_THERE = {
 _FIRST = Layout("one row (1, ...) <-> (...)", lambda a: a[0], lambda a: a[None])
 
 
+def _queries(model) -> Layout:
+    """The package divides scores of self-attention by their width, a network that is trained here
+    by the root of it; its queries take the other root with them.
+    """
+    if "squared_scale" in model.compat or model.cosine_sim_self_attn:
+        return LINEAR
+    root = model.attn_dim_head**0.5
+    return Layout(
+        f"linear (out, in) <-> (in, out), {root:.4g} <-> 1",
+        lambda a: LINEAR.to_ours(a) / root,
+        lambda a: LINEAR.to_torch(a) * root,
+    )
+
+
 def table(model: DecoderUnet) -> list[Row]:
     """The entries of one configuration.
 
     Raises:
-      UserError: a text that levels or the timestep see, other heads of cross-attention or scaled
-        embeddings, which the package does not have.
+      UserError: a text that levels or the timestep see, other heads of cross-attention, scaled
+        embeddings, or a projection of embeddings as wide as tokens, which the package does not
+        have.
     """
     for name, there in _NOT_THERE.items():
         if (value := getattr(model, name)) != getattr(DecoderUnet, name):
@@ -52,6 +67,7 @@ def table(model: DecoderUnet) -> list[Row]:
                 f"{name}={value} of the DecoderUnet has no form in dalle2-pytorch, where {there}; "
                 "t2i export writes the system as it is."
             )
+    _check_tokens(model)
     rows: list[Row] = [*_condition(model), *_nulls(model)]
     kernels = len(model.init_cross_embed_kernel_sizes) if model.init_cross_embed else 0
     rows += _convs("init_conv", "first_conv", kernels)
@@ -61,7 +77,7 @@ def table(model: DecoderUnet) -> list[Row]:
         rows += [*_down(model, i), *_up(model, i)]
     rows += [*_block("mid_block1", "mid_first", False, True)]
     if model.attend_at_middle:
-        rows += _attention("mid_attn.fn.fn", "mid_attention")
+        rows += _attention("mid_attn.fn.fn", "mid_attention", _queries(model))
     rows += [*_block("mid_block2", "mid_second", False, True)]
     last = len(model.dim_mults) - 1
     for i in range(last + 1) if model.combine_upsample_fmaps else ():
@@ -71,6 +87,17 @@ def table(model: DecoderUnet) -> list[Row]:
         *_block("final_resnet_block", "final_block", True),
         *_both("to_out", "final_conv"),
     ]
+
+
+def _check_tokens(model):
+    width = model.cond_dim or model.dim
+    projected = model.cond_on_image_embeds and "image_tokens" not in model.compat
+    if projected and model.image_embed_dim == width:
+        raise UserError(
+            f"image_embed_dim={width} of the DecoderUnet is as wide as its tokens, where "
+            "dalle2-pytorch does not project the embedding; train with compat=('image_tokens',) "
+            f"or with another cond_dim than {width}."
+        )
 
 
 def _condition(model) -> Iterator[Row]:
@@ -138,7 +165,7 @@ def _up(model, i) -> Iterator[Row]:
 
 def _level_attention(model, i, torch, ours) -> Iterator[Row]:
     if sizes.per_level(model, "self_attn")[i]:
-        yield from _attention(f"{torch}.fn.fn", ours)
+        yield from _attention(f"{torch}.fn.fn", ours, _queries(model))
     elif model.sparse_attn:
         yield Entry(f"{torch}.fn.norm.g", f"{ours}/norm/scale", CHANNEL)
         yield Entry(f"{torch}.fn.to_qkv.weight", f"{ours}/to_qkv/kernel", CONV1X1)
@@ -162,11 +189,11 @@ def _norm_conv(torch, ours) -> Iterator[Row]:
     yield Entry(f"{torch}.norm.bias", f"{ours}/norm/bias")
 
 
-def _attention(torch, ours) -> Iterator[Row]:
+def _attention(torch, ours, queries=LINEAR) -> Iterator[Row]:
     yield Entry(f"{torch}.null_kv", f"{ours}/null_kv")
     yield Entry(f"{torch}.norm.g", f"{ours}/norm/scale")
-    for name in ("to_q", "to_kv"):
-        yield Entry(f"{torch}.{name}.weight", f"{ours}/{name}/kernel", LINEAR)
+    for name, layout in (("to_q", queries), ("to_kv", LINEAR)):
+        yield Entry(f"{torch}.{name}.weight", f"{ours}/{name}/kernel", layout)
     yield Entry(f"{torch}.to_out.0.weight", f"{ours}/to_out/kernel", LINEAR)
     yield Entry(f"{torch}.to_out.1.g", f"{ours}/out_norm/scale")
 

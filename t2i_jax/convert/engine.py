@@ -30,8 +30,8 @@ State = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The difference between an array of PyTorch and ours: two inverse functions that only move or
-    reshape.
+    """The difference between an array of PyTorch and ours: two inverse functions that move, reshape
+    or scale.
     """
 
     name: str
@@ -222,6 +222,12 @@ def part(state: State, torch: str) -> dict[str, Any]:
         key.removeprefix(torch): value for key, value in state.items() if key.startswith(torch)
     }
     return Watched(found, state.before + torch, state.last) if isinstance(state, Watched) else found
+
+
+def upgraded(state: State, torch: str, upgrade: Callable[[State], State]) -> dict[str, Any]:
+    """A state dict of which the part whose names begin with `torch` is upgraded."""
+    inside = upgrade(part(state, torch))
+    return dict(state) | {torch + name: value for name, value in inside.items()}
 
 
 def to_ours(table: Sequence[Row], state: State, shapes: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,12 +20,18 @@ from t2i_jax.convert.engine import (
     Row,
     State,
     Unused,
+    part,
 )
 from t2i_jax.errors import UserError
 from t2i_jax.models.clip import CLIP
 
 _TEXT, _VISUAL = "text_transformer", "visual_transformer"
-_TRUNKS = ((_TEXT, "text"), (_VISUAL, "visual"))
+_FIRST = {_TEXT: "token_emb.weight", _VISUAL: "to_tokens.1.weight"}  # an array of each
+# Where the package saves them again, with its masked language modelling and `x_clip_ssl`.
+_AGAIN = {
+    _TEXT: ("mlm.transformer",),
+    _VISUAL: ("visual_ssl.net", "visual_ssl.net.net", "visual_ssl.online_encoder.net"),
+}
 
 
 def table(model: CLIP) -> list[Row]:
@@ -113,6 +119,9 @@ def live(module: Any) -> dict[str, Any]:
     """
     said = arguments.readable(_ARGUMENTS, module)
     arguments.check("CLIP", arguments.X_CLIP, said)
+    for trunk, readers in _TRANSFORMER.items():
+        inside = arguments.readable(readers, module)
+        arguments.check(f"{trunk} of CLIP", arguments.X_CLIP_TRANSFORMER, inside)
     words = arguments.readable(_MLM, module)
     arguments.check("MLM of CLIP", arguments.X_CLIP_MLM, words)
     said |= {
@@ -135,7 +144,7 @@ _TOLD = (
 _SETTINGS = (
     "decoupled_contrastive_learning", "text_ssl_loss_weight", "image_ssl_loss_weight",
     "multiview_loss_weight", "sim_reg_loss_weight", "simclr_temperature", "mlm_mask_prob",
-    "mlm_replace_prob", "mlm_random_token_prob", "mlm_mask_token_id",
+    "mlm_replace_prob", "mlm_random_token_prob", "mlm_mask_token_id", "visual_ssl_hidden_layer",
 )  # fmt: skip
 
 
@@ -143,11 +152,24 @@ def _attention(module, trunk):
     return getattr(module, trunk).transformer.layers[0][0].fn
 
 
+def _projected(ssl):
+    """Of SimSiam or SimCLR what makes the projected vectors."""
+    return getattr(ssl, "online_encoder", None) or ssl.net
+
+
 def _own_or_none(module, trunk, kind):
     """None for the package's own transformer, the name of any other."""
     found = type(getattr(module, trunk)).__name__
     return None if found == kind else found
 
+
+_TRANSFORMER = {
+    _TEXT: {"attn_dropout": lambda module: _attention(module, _TEXT).dropout.p},
+    _VISUAL: {
+        "attn_dropout": lambda module: _attention(module, _VISUAL).dropout.p,
+        "causal": lambda module: _attention(module, _VISUAL).causal,
+    },
+}
 
 _ARGUMENTS = {
     "text_encoder": lambda module: _own_or_none(module, _TEXT, "TextTransformer"),
@@ -159,6 +181,7 @@ _ARGUMENTS = {
     "visual_patch_dropout": lambda module: module.visual_transformer.patch_dropout.prob,
     "channels": lambda module: module.image_channels,
     "simclr_temperature": lambda module: module.visual_ssl.temperature,
+    "visual_ssl_hidden_layer": lambda module: _projected(module.visual_ssl).layer,
     **{
         name: lambda module, name=name: getattr(module, name)
         for name in (
@@ -249,6 +272,36 @@ def _depth(state, torch):
     return 1 + max(int(key[len(start) :].split(".")[0]) for key in state if key.startswith(start))
 
 
+def upgrade(state: State) -> State:
+    """A state dict with its transformers under their own names, of one that has each array once, as
+    `save_model` of safetensors writes it.
+    """
+    found = dict(state)
+    for trunk, first in _FIRST.items():
+        if f"{trunk}.{first}" in state:
+            continue
+        for again in _AGAIN[trunk]:
+            if f"{again}.{first}" in state:
+                inside = part(state, f"{again}.")
+                found |= {f"{trunk}.{name}": value for name, value in inside.items()}
+    return found
+
+
+def recognise(state: State) -> bool:
+    """Whether a state dict is one of a CLIP."""
+    return {f"{trunk}.{first}" for trunk, first in _FIRST.items()} <= upgrade(state).keys()
+
+
+def within_dalle2(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a CLIP that is a part of another network of dalle2-pytorch, whose adapter
+    embeds captions without their mask, class tokens, and images that ResizeRight has resized.
+    """
+    found = fields(state, {**told, "text_encode_without_mask": True})
+    by_patches = found.get("use_all_token_embeds") and not found["downsample_image_embeds"]
+    compat = ("resize_right", "cls_of_filip") if by_patches else ("resize_right",)
+    return found | {"compat": compat}
+
+
 def shapes(model: CLIP) -> Mapping[str, Any]:
     """The shapes of its parameters, unboxed."""
     return sharding.unbox(jax.eval_shape(model.init, jax.random.key(0)))
@@ -256,13 +309,12 @@ def shapes(model: CLIP) -> Mapping[str, Any]:
 
 NETWORK = Network(
     model=CLIP,
-    recognise=lambda state: (
-        f"{_TEXT}.token_emb.weight" in state and f"{_VISUAL}.to_tokens.1.weight" in state
-    ),
+    recognise=recognise,
     fields=fields,
     told=live,
     table=table,
     shapes=shapes,
     # of self-supervised learning, see x_clip_ssl.py
     ignore=("visual_ssl.",),
+    upgrade=upgrade,
 )

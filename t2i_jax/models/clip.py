@@ -25,6 +25,7 @@ from t2i_jax.models.image_text import (
 from t2i_jax.nn import limits
 from t2i_jax.nn.conv import Dense, boxed, patchify
 from t2i_jax.nn.normformer import NormFormer
+from t2i_jax.nn.resize_right import resize_cubic
 from t2i_jax.nn.transformer import REMAT
 from t2i_jax.sharding import constrain
 from t2i_jax.text.caption_ids import CaptionIds
@@ -32,8 +33,9 @@ from t2i_jax.types import Array, Key, Params
 from t2i_jax.values import Signed
 
 # "cls_of_filip": `embed_image` and `embed_text` of a CLIP with `use_all_token_embeds` project the
-# class tokens, as DALLE2-pytorch does, although training never did.
-COMPATS = ("cls_of_filip",)
+# class tokens, as DALLE2-pytorch does, although training never did. "resize_right": images of
+# another size are resized as there, as if they were black beyond their edges.
+COMPATS = ("cls_of_filip", "resize_right")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,9 +172,11 @@ class CLIP(DualEncoder):
 
     def image_features(self, params: Params, image_BHWC: Array, key: Key | None = None) -> Features:
         """The image transformer's output, of float images in [-1, 1]; a key drops patches."""
-        image_BHWC = at_size(image_BHWC, self.visual_image_size)
-        low, high = self.pixel_range
-        image_BHWC = (image_BHWC + 1) * ((high - low) / 2) + low
+        size = self.visual_image_size
+        if "resize_right" in self.compat:  # whose black is a zero of `pixel_range`
+            image_BHWC = resize_cubic(self._ranged(image_BHWC.astype(jnp.float32)), (size, size))
+        else:
+            image_BHWC = self._ranged(at_size(image_BHWC, size))
         return self._features(params, image_BHWC, key, method="encode_image")
 
     def text_features(self, params: Params, text_BL: Array, mask_BL: Array) -> Features:
@@ -209,6 +213,11 @@ class CLIP(DualEncoder):
     def mask_id(self) -> int:
         """The id of a masked token: the row that `use_mlm` adds."""
         return self.num_text_tokens
+
+    def _ranged(self, image_BHWC):
+        """Pixels of [-1, 1] in `pixel_range`."""
+        low, high = self.pixel_range
+        return (image_BHWC + 1) * ((high - low) / 2) + low
 
     @property
     def _by_tokens(self):

@@ -755,6 +755,21 @@ def test_every_argument_of_parti(tmp_path):
         parti_weights.from_torch(TorchFile(named, "t5-large", {}, {}))
 
 
+@pytest.mark.parametrize(
+    ("values", "within", "without"),
+    [
+        ((1,), [1, 1.0, (1, 1), [1.0]], [True, "1", None, 2, (1, 2), (), {1}]),
+        ((None, True), [None, True, (True, None)], [1, False, "None"]),
+        (((),), [(), []], [(3,), [0], "vae", None, 0, {}]),
+        (((1, 2), 5), [(1, 2), [1, 2], 5, (5, 5)], [(2, 1), 1, (1, 2, 5)]),
+    ],
+)
+def test_values_of_every_type_are_within_or_without(values, within, without):
+    only = Only(*values)
+    assert all(value in only for value in within)
+    assert not any(value in only for value in without)
+
+
 def test_rows_are_of_the_three_kinds():
     for _, rows in CONSTRUCTORS.values():
         assert all(row in (READ, NO_EFFECT) or isinstance(row, Only) for row in rows.values())

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from t2i_jax import convert
+import t2i_jax as t2i
+from t2i_jax import convert, sharding
 from t2i_jax.convert import arguments, torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.nn.resize_right import resize_cubic
@@ -199,6 +200,44 @@ def test_image_tokens_without_a_projection_are_the_embedding_itself(monkeypatch)
     inputs = inputs_of(model, rows=1)
     out = model.apply({"params": params}, **inputs)
     assert error(out, run_theirs(theirs, inputs, monkeypatch)) < NETWORK
+
+
+def _own(**options):
+    """A network that is made here, with random weights, and inputs."""
+    model = t2i.DecoderUnet(
+        **SMALL, **IMAGE, self_attn=(False, True), num_resnet_blocks=1, max_text_len=4, **options
+    )
+    inputs = inputs_of(model)
+    shapes = sharding.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), **inputs)))
+    rng = np.random.default_rng(0)
+    return model, inputs, jax.tree.map(
+        lambda leaf: rng.normal(scale=0.5, size=leaf.shape).astype(np.float32), shapes["params"]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_a_network_that_was_made_here_is_the_same_in_the_package(cosine, monkeypatch):
+    model, inputs, params = _own(cosine_sim_self_attn=cosine)
+    state = convert.to_torch(model, params)
+    theirs = package.Unet(
+        **SMALL, **IMAGE, self_attn=(False, True), num_resnet_blocks=1, max_text_len=4,
+        cosine_sim_self_attn=cosine,
+    ).eval()  # fmt: skip
+    theirs.load_state_dict(state, strict=True)
+    with jax.default_matmul_precision("highest"):
+        out = jax.jit(model.apply)({"params": params}, **inputs)
+    with torch.no_grad():
+        assert error(out, run_theirs(theirs, inputs, monkeypatch)) < NETWORK
+    again, back = convert.from_torch(theirs)
+    assert "squared_scale" in again.compat  # which computes as the package does
+    exported = convert.to_torch(again, back)
+    assert all(torch.equal(exported[key], value) for key, value in state.items())
+
+
+def test_a_projection_that_the_package_does_not_have_is_refused():
+    model, _, params = _own(cond_dim=IMAGE["image_embed_dim"])
+    with pytest.raises(UserError, match=r"image_embed_dim=12 .* compat=\('image_tokens',\)"):
+        convert.to_torch(model, params)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.torch import save_model
 
 import t2i_jax as t2i
 from t2i_jax import convert, runs
@@ -28,22 +29,23 @@ SAMPLED = 1e-4  # eight steps, each of which amplifies what the last one rounded
 STEPS, FEWER = 8, 5
 
 
-def _clip():
+def _clip(**options):
     torch.manual_seed(1)
     return package.CLIP(
         dim_text=16, dim_image=16, dim_latent=16, num_text_tokens=40, text_enc_depth=1,
         text_seq_len=8, text_heads=1, visual_enc_depth=1, visual_heads=1,
-        visual_image_size=16, visual_patch_size=8,
+        visual_image_size=16, visual_patch_size=8, **options,
     ).eval()  # fmt: skip
 
 
-def _prior(**settings):
+def _prior(of_clip=None, **settings):
     torch.manual_seed(0)
     net = package.DiffusionPriorNetwork(
         dim=16, depth=1, dim_head=8, heads=2, max_text_len=8, self_cond=True
     )
+    clip = _clip(**of_clip or {})
     return package.DiffusionPrior(
-        net, clip=_clip(), timesteps=STEPS, cond_drop_prob=0.2, **settings
+        net, clip=clip, timesteps=STEPS, cond_drop_prob=0.2, **settings
     ).eval()
 
 
@@ -59,7 +61,10 @@ SETTINGS = {
         init_image_embed_l2norm=True, sampling_clamp_l2norm=True, training_clamp_l2norm=True,
         sampling_final_clamp_l2norm=True,
     ),
-    "noise": dict(predict_x_start=False, loss_type="l1", image_embed_scale=3.0),
+    "noise": dict(
+        predict_x_start=False, loss_type="l1", image_embed_scale=3.0,
+        of_clip={"use_all_token_embeds": True},
+    ),
     "v": dict(predict_x_start=False, predict_v=True, loss_type="huber"),
     "v as by default": dict(predict_v=True, sampling_clamp_l2norm=True),
     "noise, on no sphere": dict(
@@ -67,6 +72,14 @@ SETTINGS = {
         sampling_final_clamp_l2norm=True,
     ),
 }  # fmt: skip
+
+
+def test_a_file_that_holds_every_array_of_its_clip_once(tmp_path):
+    theirs = _prior({"use_mlm": True})
+    save_model(theirs, str(tmp_path / "once.safetensors"))
+    model, params = convert.from_torch(tmp_path / "once.safetensors", text_heads=1)
+    state, exported = theirs.state_dict(), convert.to_torch(model, params)
+    assert all(torch.equal(exported[key], state[key]) for key in state if key.startswith("clip."))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -95,17 +108,22 @@ def test_the_same_noise_gives_the_same_embeddings(name, text, tmp_path, monkeypa
         for sampler, steps in (("ancestral", STEPS), ("ddim", FEWER))
     ]
 
+    image = rng.random((3, 40, 40, 3), np.float32)  # larger than CLIP's
+    with torch.no_grad():
+        shown = theirs.clip.embed_image(torch.tensor(image.transpose(0, 3, 1, 2)))[0]
+
     @jax.jit
     def sampled(params, frozen, ids):
+        of_image = task.clip.embed_image(frozen["clip"]["clip"], 2 * image - 1)
         told = task.text_of(frozen, {"text": ids, "text_mask": ids != 0})
         net = sampling.bound(task.network, params, told, null_sees_image=False)
         draw = injected(jnp.asarray(eps))
-        return told, [
-            sampling.run(task, net, task.sampling_of(one), 3, draw, 1.5) for one in options
-        ]
+        made = [sampling.run(task, net, task.sampling_of(one), 3, draw, 1.5) for one in options]
+        return told, of_image, made
 
     with jax.default_matmul_precision("highest"):
-        told_here, mine = sampled(params, ours.frozen, jnp.asarray(text))
+        told_here, shown_here, mine = sampled(params, ours.frozen, jnp.asarray(text))
+    assert error(shown_here, shown) < EMBEDDING
     assert error(told_here.embed_BD, embed) < EMBEDDING
     assert error(told_here.encodings_BLE, encodings) < EMBEDDING
     for found, steps in zip(mine, (STEPS, FEWER), strict=True):

@@ -23,6 +23,7 @@ from tests.parity.reference import load
 from tests.parity.test_vit_vqgan import error
 
 x_clip = load("x_clip")
+inside = load("x_clip.x_clip")
 torch = pytest.importorskip("torch")
 
 NETWORK = 1e-5  # float32 through a few layers, products in another order
@@ -268,6 +269,32 @@ def test_every_argument_of_the_constructor_is_decided():
     theirs.text_transformer = torch.nn.Sequential(theirs.text_transformer)
     with pytest.raises(UserError, match="text_encoder='Sequential'"):
         tables.live(theirs)
+
+
+@pytest.mark.parametrize(
+    ("trunk", "options", "said"),
+    [
+        ("text_encoder", {"attn_dropout": 0.3}, "text_transformer of CLIP has attn_dropout=0.3"),
+        ("image_encoder", {"attn_dropout": 0.3}, "visual_transformer of CLIP has attn_dropout=0.3"),
+        ("image_encoder", {"causal": True}, "causal=True"),
+    ],
+)
+def test_options_of_a_given_transformer_that_have_no_form_here_are_refused(trunk, options, said):
+    sizes = {"dim_head": 8, "heads": 2, "depth": 1, **options}
+    made = {
+        "text_encoder": lambda: inside.TextTransformer(24, num_tokens=40, max_seq_len=7, **sizes),
+        "image_encoder": lambda: inside.VisionTransformer(
+            32, image_size=32, patch_size=8, channels=3, **sizes
+        ),
+    }
+    with pytest.raises(UserError, match=said):
+        convert.from_torch(x_clip.CLIP(**_SMALL, **{trunk: made[trunk]()}))
+
+
+def test_masked_words_that_are_never_masked_are_refused_by_name():
+    theirs = x_clip.CLIP(**_SMALL, use_mlm=True, mlm_mask_ignore_token_ids=[3])
+    with pytest.raises(UserError, match=r"mask_ignore_token_ids=\(3,\)"):
+        convert.from_torch(theirs)
 
 
 def test_heads_that_the_weights_do_not_tell_are_asked_for():

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.torch import save_model
 
 import t2i_jax as t2i
 from t2i_jax import convert, runs
 from t2i_jax.convert import torch_io, x_clip_ssl
+from t2i_jax.errors import UserError
 from t2i_jax.systems.clip import task as clip_task
 from t2i_jax.systems.clip import visual_ssl as ours
 from t2i_jax.systems.clip import weights
@@ -37,20 +39,29 @@ CLIP = dict(
 
 @pytest.fixture(params=ours.KINDS)
 def theirs(request, monkeypatch):
-    """The package's CLIP; its projectors are 4096 wide whatever it is told, but for here."""
-    for name in ("SimSiamMLP", "MLP"):
-        wide = getattr(package, name)
-        narrow = functools.partial(_narrow, wide)
-        monkeypatch.setattr(package, name, narrow)
+    """The package's CLIP."""
+    _all_narrow(monkeypatch)
     torch.manual_seed(0)
-    made = x_clip.CLIP(
-        **CLIP, use_visual_ssl=True, visual_ssl_type=request.param, simclr_temperature=TEMPERATURE,
-        image_ssl_loss_weight=WEIGHT,
-    )  # fmt: skip
+    made = _made(visual_ssl_type=request.param)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     return made
+
+
+def _made(**options):
+    return x_clip.CLIP(
+        **CLIP, use_visual_ssl=True, simclr_temperature=TEMPERATURE, image_ssl_loss_weight=WEIGHT,
+        **options,
+    )  # fmt: skip
+
+
+def _all_narrow(monkeypatch):
+    """Projectors are 4096 wide there whatever the package is told, but for here."""
+    for name in ("SimSiamMLP", "MLP"):
+        wide = getattr(package, name)
+        narrow = functools.partial(_narrow, wide)
+        monkeypatch.setattr(package, name, narrow)
 
 
 def _narrow(wide, dim, projection_size, hidden_size):
@@ -121,3 +132,25 @@ def test_weights_both_ways(theirs, tmp_path):
     for key, value in state.items():
         assert key.endswith(unread) or np.array_equal(again[key].numpy(), value), key
     theirs.load_state_dict(again, strict=True)
+
+
+def test_a_file_that_holds_each_array_once(theirs, tmp_path):
+    save_model(theirs, str(tmp_path / "once.safetensors"))
+    heads = dict(text_heads=1, visual_heads=1, text_dim_head=8, visual_dim_head=8)
+    once = weights.from_torch(TorchFile(tmp_path / "once.safetensors", None, heads, {}))
+    whole = weights.from_torch(TorchFile(theirs, None, {}, {}))
+    assert once.task.visual_ssl.kind == whole.task.visual_ssl.kind
+    assert jax.tree.all(jax.tree.map(np.array_equal, once.params, whole.params))
+
+
+def test_another_hidden_layer_is_refused(monkeypatch, tmp_path):
+    _all_narrow(monkeypatch)
+    theirs = _made(visual_ssl_hidden_layer=-2)
+    with pytest.raises(UserError, match="visual_ssl_hidden_layer=-2"):
+        weights.from_torch(TorchFile(theirs, None, {}, {}))
+    state = {key: value.numpy() for key, value in theirs.state_dict().items()}
+    torch_io.write(tmp_path / "of.safetensors", state)
+    heads = dict(text_heads=1, visual_heads=1, text_dim_head=8, visual_dim_head=8)
+    with pytest.raises(UserError, match="arrays that begin with 'visual_ssl.'"):
+        weights.from_torch(TorchFile(tmp_path / "of.safetensors", None, heads, {}))
+    assert convert.from_torch(theirs)[0].dim_image == 16  # the network itself is whole

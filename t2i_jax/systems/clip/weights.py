@@ -10,6 +10,7 @@ import jax
 
 from t2i_jax import convert
 from t2i_jax.convert import arguments, torch_io, x_clip_ssl
+from t2i_jax.errors import UserError
 from t2i_jax.models.clip import CLIP
 from t2i_jax.systems.clip.masked_words import MaskedWords
 from t2i_jax.systems.clip.task import ClipTask
@@ -25,6 +26,7 @@ _SETTINGS: arguments.Rows = {
             "sim_reg_loss_weight", "image_ssl_loss_weight", "simclr_temperature",
         )
     },
+    "visual_ssl_hidden_layer": arguments.Only(-1),
     **{
         f"mlm_{name}": arguments.X_CLIP_MLM[name]
         for name in ("mask_prob", "replace_prob", "random_token_prob", "mask_token_id")
@@ -70,8 +72,8 @@ def imported(
         )
         if name in settings
     }  # fmt: skip
-    found = x_clip_ssl.fields(beside or {})
-    if found is not None and found["width"] == model.dim_image:  # else of another layer than ours
+    found = _of_ssl(model, beside or {})
+    if found is not None:
         ssl = VisualSsl(
             found["kind"],
             settings.get("image_ssl_loss_weight", VisualSsl.weight),
@@ -83,6 +85,24 @@ def imported(
         given["visual_ssl"], params = ssl, {**params, "ssl": own}
     task = ClipTask(model, mlm=mlm, **given)
     return Imported(type(model).__name__, task, {"clip": params}, {}, model.image_size)
+
+
+def _of_ssl(model, beside):
+    """What `x_clip_ssl.fields` finds.
+
+    Raises:
+      UserError: self-supervised learning of another class, or on vectors that are not those of the
+        patches and the class token.
+    """
+    found = x_clip_ssl.fields(beside)
+    if beside and (found is None or found["width"] != model.dim_image):
+        of = "no projector" if found is None else f"a projector of {found['width']} numbers"
+        raise UserError(
+            f"the weights have {of} as visual_ssl, and visual_ssl_hidden_layer=-1 of x-clip's "
+            f"SimSiam and SimCLR, which there is here, makes {model.dim_image}; leave out the "
+            "arrays that begin with 'visual_ssl.'."
+        )
+    return found
 
 
 def to_torch(contents: Any, path: pathlib.Path) -> None:
