@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from t2i_jax.config import fields_of
 from t2i_jax.convert import (
     arguments,
     decoder_unet,
@@ -169,11 +168,7 @@ def _fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
         )
     found: dict[str, Any] = {"unets": unets, "noises": _noises(state, count)}
     if any(key.startswith(_CLIP) for key in state):
-        named = {n: v for n, v in every.items() if n in fields_of(x_clip.NETWORK.model)}
-        known = {"pixel_range": (0.0, 1.0), **named, **told.get("clip", {})}
-        known["text_encode_without_mask"] = True  # so the package embeds captions
-        clip = engine.part(state, _CLIP)
-        found["clip"] = (x_clip.NETWORK.model, x_clip.fields(clip, known))
+        found["clip"] = x_clip.adapted(engine.part(state, _CLIP), told)
     return found
 
 

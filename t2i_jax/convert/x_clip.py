@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from t2i_jax import sharding
+from t2i_jax.config import fields_of
 from t2i_jax.convert import arguments
 from t2i_jax.convert.engine import (
     CONV1X1,
@@ -219,6 +220,29 @@ def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
         found["use_all_token_embeds"] = True
     kept = {name: told[name] for name in _TOLD if name in told and name not in found}
     return found | kept
+
+
+def adapted(state: State, told: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
+    """The class and the fields of a CLIP within a prior or a decoder of dalle2-pytorch, whose
+    adapter embeds captions without their mask, images as they are given, and class tokens even of
+    a network that compares token by token.
+
+    Args:
+      told: what is told of the whole; in "clip" what a live module tells of its CLIP.
+
+    Raises:
+      UserError: a CLIP of another package than x-clip.
+    """
+    if not NETWORK.recognise(state):
+        raise UserError(
+            "the weights were saved with a CLIP that is not x-clip's; give them without those that "
+            "begin with 'clip.', and CLIP as a part."
+        )
+    named = {name: value for name, value in told.items() if name in fields_of(CLIP)}
+    found = fields(state, {**named, **told.get("clip", {}), "text_encode_without_mask": True})
+    if found.get("use_all_token_embeds") and not found["downsample_image_embeds"]:
+        found["compat"] = ("cls_of_filip",)
+    return CLIP, found
 
 
 def _patch(width, told):

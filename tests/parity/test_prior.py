@@ -28,22 +28,22 @@ SAMPLED = 1e-4  # eight steps, each of which amplifies what the last one rounded
 STEPS, FEWER = 8, 5
 
 
-def _clip():
+def _clip(**fields):
     torch.manual_seed(1)
     return package.CLIP(
         dim_text=16, dim_image=16, dim_latent=16, num_text_tokens=40, text_enc_depth=1,
         text_seq_len=8, text_heads=1, visual_enc_depth=1, visual_heads=1,
-        visual_image_size=16, visual_patch_size=8,
+        visual_image_size=16, visual_patch_size=8, **fields,
     ).eval()  # fmt: skip
 
 
-def _prior(**settings):
+def _prior(clip=None, **settings):
     torch.manual_seed(0)
     net = package.DiffusionPriorNetwork(
         dim=16, depth=1, dim_head=8, heads=2, max_text_len=8, self_cond=True
     )
     return package.DiffusionPrior(
-        net, clip=_clip(), timesteps=STEPS, cond_drop_prob=0.2, **settings
+        net, clip=clip or _clip(), timesteps=STEPS, cond_drop_prob=0.2, **settings
     ).eval()
 
 
@@ -137,6 +137,30 @@ def test_files_of_the_prior_and_of_its_trainer_both_ways(tmp_path):
     for key in buffers:  # of float64 numbers that PyTorch and NumPy round apart now and then
         torch.testing.assert_close(again[key], state[key], rtol=3e-7, atol=0)
     theirs.load_state_dict(again, strict=True)
+
+
+def _decoder(clip):
+    unet = package.Unet(
+        dim=8, dim_mults=(1,), image_embed_dim=16, attn_heads=1, attn_dim_head=8,
+        num_resnet_blocks=1, init_cross_embed=False, max_text_len=8,
+    )  # fmt: skip
+    return package.Decoder(unet, clip=clip, image_size=16, timesteps=STEPS, learned_variance=False)
+
+
+@pytest.mark.parametrize("whole", [_prior, _decoder])
+def test_a_clip_within_is_as_the_package_uses_it(whole):
+    """Of a live one and of a file: captions without their mask, class tokens even of a FILIP."""
+    by_tokens = {"use_all_token_embeds": True}
+    theirs = whole(_clip(**by_tokens))
+    state = theirs.state_dict()
+    for source, told in ((theirs, {}), (state, by_tokens)):
+        clip = convert.from_torch(source, **told)[0].clip
+        assert clip.text_encode_without_mask and clip.pixel_range == (0.0, 1.0)
+        assert clip.use_all_token_embeds and clip.compat == ("cls_of_filip",)
+    assert convert.from_torch(state)[0].clip.compat == ()
+    other = {key.replace(".text_transformer.", ".text."): value for key, value in state.items()}
+    with pytest.raises(UserError, match="CLIP that is not x-clip's"):
+        convert.from_torch(other)
 
 
 def test_every_argument_of_the_package_is_decided():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from t2i_jax import convert
-from t2i_jax.convert import arguments
+from t2i_jax.convert import arguments, torch_io
 from t2i_jax.convert import x_clip as tables
 from t2i_jax.errors import UserError
 from t2i_jax.models.image_text import unit
@@ -123,14 +123,14 @@ def test_embeddings_as_dalle2_pytorch_takes_them(by_tokens):
     """From the class tokens, even of a network that was trained without them, and unmasked."""
     package = load("dalle2_pytorch.dalle2_pytorch")
     theirs, model, params, text, image = make("plain")
+    told = {name: getattr(model, name) for name in ("text_heads", "visual_heads")}
+    state = torch_io.arrays(theirs.state_dict())
+    kind, found = tables.adapted(state, {**told, "use_all_token_embeds": by_tokens})
+    ours = kind(**found)
     with torch.no_grad():
         adapter = package.XClipAdapter(theirs)
         t_text, t_image = tensors(text, image)
         of_text, of_image = adapter.embed_text(t_text), adapter.embed_image(t_image)
-    compat = ("cls_of_filip",) if by_tokens else ()
-    ours = dataclasses.replace(
-        model, text_encode_without_mask=True, use_all_token_embeds=by_tokens, compat=compat
-    )
 
     @jax.jit
     def run(params):
