@@ -1,11 +1,16 @@
 """A whole DALLE2 of live dalle2-pytorch: its weights in and out, and an image of it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import t2i_jax as t2i
 from t2i_jax import convert, runs
+from t2i_jax.config import fields_of
 from t2i_jax.errors import UserError
+from t2i_jax.runs import folder as folders
+from t2i_jax.systems.dalle2 import weights
 from tests.parity.reference import load
 from tests.parity.test_dalle2_by_chance import shaken
 
@@ -53,6 +58,33 @@ def test_weights_both_ways_and_an_image(tmp_path):
     images = [t2i.load(one).generate(ids, guidance=1.5, **quick) for one in (live, folder)]
     assert images[0].shape == (1, 16, 16, 3)
     np.testing.assert_array_equal(*images)
+
+
+def test_a_clip_of_ours_is_changed_for_the_package(tmp_path, capsys):
+    """In the prior and in the decoder; what stays unlike is told once."""
+    contents = folders.read(runs.import_torch(_whole(), tmp_path / "run"))
+
+    def as_by_default(one):
+        parts = {name: as_by_default(part) for name, part in one.parts.items()}
+        task = one.recipe.task
+        if isinstance(task, t2i.ClipTask):
+            task = t2i.ClipTask(t2i.CLIP(**{
+                name: getattr(task.model, name) for name in fields_of(t2i.CLIP)
+                if name not in ("pixel_range", "text_encode_without_mask")
+            }))  # fmt: skip
+        recipe = dataclasses.replace(one.recipe, task=task)
+        return dataclasses.replace(one, recipe=recipe, parts=parts)
+
+    weights.to_torch(contents, tmp_path / "was.pt")
+    assert not capsys.readouterr().err
+    weights.to_torch(as_by_default(contents), tmp_path / "is.pt")
+    assert capsys.readouterr().err.count("text_encode_without_mask") == 1
+    was, now = (torch.load(tmp_path / f"{name}.pt") for name in ("was", "is"))
+    for part in ("prior", "decoder"):
+        name = f"{part}.clip.clip.visual_transformer.to_tokens.1.weight"
+        assert torch.equal(now.pop(name), 2 * was[name])
+        now.pop(name.replace("weight", "bias"))
+    assert all(torch.equal(value, was[name]) for name, value in now.items())
 
 
 def test_what_a_file_is_told_of_networks_within():

@@ -4,6 +4,7 @@ weights both ways.
 
 import dataclasses
 import inspect
+import types
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +142,41 @@ def test_embeddings_as_dalle2_pytorch_takes_them(by_tokens):
     assert error(found.embed_BD, of_text.text_embed) < NETWORK
     assert error(found.encodings_BLE, of_text.text_encodings) < NETWORK
     assert error(shown, of_image.image_embed) < NETWORK
+
+
+def test_a_clip_that_goes_into_a_prior_embeds_there_as_here(capsys):
+    """With pixels and a mask as by default here; what can't be had there is told."""
+    package = load("dalle2_pytorch.dalle2_pytorch")
+    theirs, model, params, text, image = make("plain")
+    ours = dataclasses.replace(model, pixel_range=(-1.0, 1.0))
+    task = types.SimpleNamespace(model=ours)
+    recipe = types.SimpleNamespace(task=task)
+    run = types.SimpleNamespace(recipe=recipe, averaged={"clip": params})
+    found, moved = weights.within(run)
+    assert capsys.readouterr().err.count("text_encode_without_mask=True") == 1
+    theirs.load_state_dict(convert.to_torch(found, moved))
+    whole = text[(text != 0).all(1)]
+    with torch.no_grad():
+        t_text, t_image = tensors(whole, image)
+        of_image = package.XClipAdapter(theirs).embed_image(t_image).image_embed
+        of_text = package.XClipAdapter(theirs).embed_text(t_text).text_embed
+
+    @jax.jit
+    def run_ours(params):
+        told = ours.embed_text(params, whole, whole != 0)
+        return told.embed_BD, ours.embed_image(params, 2 * image - 1)
+
+    with jax.default_matmul_precision("highest"):
+        told, shown = run_ours(params)
+    assert error(told, of_text) < NETWORK
+    assert error(shown, of_image) < NETWORK
+    filip = dataclasses.replace(ours, use_all_token_embeds=True, text_encode_without_mask=True)
+    task.model = filip
+    weights.within(run)
+    assert "embeds the class token" in capsys.readouterr().err
+    task.model = dataclasses.replace(filip, compat=("cls_of_filip",))
+    weights.within(run)
+    assert not capsys.readouterr().err
 
 
 LOSSES = {

@@ -15,7 +15,6 @@ from t2i_jax import convert
 from t2i_jax.convert import arguments, torch_io
 from t2i_jax.diffusion.discrete import DiscreteDdpm
 from t2i_jax.errors import UserError
-from t2i_jax.models.clip import CLIP
 from t2i_jax.models.dalle2 import PriorAndClip
 from t2i_jax.systems.clip import weights as clips
 from t2i_jax.systems.imported import Imported, TorchFile
@@ -145,8 +144,6 @@ def exported(contents: Any) -> tuple[PriorAndClip, dict[str, Any]]:
         )
     params = {"network": jax.device_get(contents.averaged["prior"])}
     clip = None
-    if "clip" in contents.parts:
-        of = contents.parts["clip"]
-        if isinstance(of.recipe.task.model, CLIP):
-            clip, params["clip"] = of.recipe.task.model, jax.device_get(clips.exported(of.averaged))
+    if "clip" in contents.parts and (found := clips.within(contents.parts["clip"])):
+        clip, params["clip"] = found
     return PriorAndClip(task.network, task.noise, clip), params
