@@ -31,7 +31,7 @@ class Only:
         flat = [
             one
             for one in (value if isinstance(value, (tuple, list)) else [value])
-            if not any(type(one) in _KIN[type(own)] and one == own for own in self.values)
+            if not any(type(one) in _KIN.get(type(own), ()) and one == own for own in self.values)
         ]
         return not flat
 
@@ -361,6 +361,22 @@ def check(kind: str, rows: Rows, said: Mapping[str, Any]) -> None:
                 f"{kind} has {name}={values.shown(value)}, which has no form here; what there is: "
                 f"{name}={row.values[0]!r}"
             )
+    if wrong:
+        raise UserError("; ".join(wrong) + ".")
+
+
+def check_kinds(kind: str, kinds: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    """Refuses values of another type than an argument has, or out of its range.
+
+    Args:
+      kind: what stands before the arguments, for the message. kinds: annotations by argument; one
+        without is not checked. said: the arguments that are known.
+
+    Raises:
+      UserError: one sentence with all of them.
+    """
+    found = {name: values.problem(value, kinds.get(name, Any)) for name, value in said.items()}
+    wrong = [f"{kind}.{n}={values.shown(said[n])} {why}" for n, why in found.items() if why]
     if wrong:
         raise UserError("; ".join(wrong) + ".")
 

@@ -2,8 +2,10 @@
 the trainer, and back.
 """
 
+import contextlib
 import dataclasses
 import inspect
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,10 @@ from t2i_jax import convert, runs
 from t2i_jax.convert import arguments
 from t2i_jax.diffusion.draws import injected
 from t2i_jax.errors import UserError
+from t2i_jax.systems.decoder import weights as decoder_weights
+from t2i_jax.systems.imported import TorchFile
 from t2i_jax.systems.prior import sampling
+from t2i_jax.systems.prior import weights as prior_weights
 from tests.parity.reference import load
 from tests.parity.test_vit_vqgan import error
 
@@ -188,3 +193,34 @@ def test_what_has_no_form_there_is_refused(tmp_path):
         state = _prior().state_dict()
         state["noise_scheduler.betas"] = torch.rand(STEPS)
         convert.from_torch(state)
+
+
+def test_a_prior_of_an_earlier_release_is_said_to_be_one():
+    state = _prior().state_dict()
+    old = {key: value for key, value in state.items() if not key.startswith("net.null_")}
+    old["net.null_text_embed"] = state["net.null_text_encodings"]
+    network = {key.removeprefix("net."): value for key, value in old.items() if "net." in key}
+    for one in (old, network):
+        with pytest.raises(UserError, match="before 1.9.0, whose prior is another one"):
+            convert.from_torch(one)
+
+
+WRONG = (None, "x", -1, (1, 2), {}, float("nan"))
+
+
+@pytest.mark.parametrize("whole", [_prior, _decoder])
+def test_arguments_of_another_type_are_one_sentence(whole, tmp_path):
+    torch.save(whole(_clip()).state_dict(), tmp_path / "a.pt")
+    file = TorchFile(tmp_path / "a.pt", None, {}, {})
+    read = (prior_weights if whole is _prior else decoder_weights).from_torch
+    name = "prior" if whole is _prior else "decoder"
+    needed = {} if whole is _prior else {"image_size": 16}
+    rows = arguments.DIFFUSION_PRIOR if whole is _prior else arguments.DECODER
+    for argument, value in itertools.product(rows, WRONG):
+        file._options = {name: {**needed, argument: value}}
+        with contextlib.suppress(UserError):  # a traceback of anything else is none
+            read(file)
+    for argument in ("predict_v", "text_cond_drop_prob", "image_cond_drop_prob", "cond_drop_prob"):
+        file._options = {name: {**needed, argument: "false"}}
+        with pytest.raises(UserError, match=f"{name}.{argument}='false' is not"):
+            read(file)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import pathlib
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -143,7 +143,8 @@ def _task(model: DecoderUnets, settings: dict[str, Any]) -> DecoderTask:
             "the weights do not tell image_sizes; give decoder={'image_sizes': (64, 256)}, one per "
             "U-Net."
         )
-    known = inspect.signature(Decoder).parameters
+    known = typing.get_type_hints(Decoder)
+    arguments.check_kinds("decoder", known, settings)
     fields = {name: value for name, value in settings.items() if name in known}
     _of_weights(model, fields)
     first, text = model.unets[0], None
