@@ -172,7 +172,7 @@ def _name(annotation):
     origin = typing.get_origin(annotation)
     if origin is Annotated:
         return _name(typing.get_args(annotation)[0])
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         return "several values in parentheses"
     if origin is not None and issubclass(origin, Mapping):
         return "values by name"
@@ -183,7 +183,7 @@ def _example(annotation):
     if annotation in _NAMES:
         return _NAMES[annotation][1]
     origin = typing.get_origin(annotation)
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         return "such a value, as (1,2)"
     if origin is not None and origin is not Annotated and issubclass(origin, Mapping):
         return "such a value, as {'data':2}"

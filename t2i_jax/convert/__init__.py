@@ -247,11 +247,11 @@ def _whole(model, parts, fields):
             continue
         homes = [part for part, (of, found) in parts.items() if name in _fields_within(of, found)]
         if not homes:
-            every = [field for part in parts.values() for field in _fields_within(*part)]
+            every = {field: None for part in parts.values() for field in _fields_within(*part)}
             raise UserError(
                 f"{model.__name__} has no field {name!r}; {config.did_you_mean(name, every)}"
             )
-        deep = any(_is_part(one) for one in parts[homes[0]][1].values())
+        deep = bool(_inside(parts[homes[0]][1]))
         for part in homes if deep else homes[:1]:
             given[part][name] = value
     for part in parts:
@@ -267,9 +267,15 @@ def _made_part(part, of, found, given):
 
 
 def _fields_within(of, found):
-    """The fields of a network, or of those within it."""
-    inside = [part for part in found.values() if _is_part(part)]
-    return [f for part in inside for f in _fields_within(*part)] or list(config.fields_of(of))
+    """The fields of a network, or of those within it; of a cascade "unets" too."""
+    fields = [field for part in _inside(found) for field in _fields_within(*part)]
+    return [*fields, "unets"] if "unets" in found else fields or list(config.fields_of(of))
+
+
+def _inside(found):
+    """(class, fields) of each network within one."""
+    several = [part for value in found.values() if isinstance(value, list) for part in value]
+    return [part for part in [*found.values(), *several] if _is_part(part)]
 
 
 def _same(model, name, inferred, value):

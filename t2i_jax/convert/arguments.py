@@ -372,6 +372,22 @@ def check(kind: str, rows: Rows, said: Mapping[str, Any]) -> None:
         raise UserError("; ".join(wrong) + ".")
 
 
+def check_kinds(kind: str, kinds: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    """Refuses values of another type than an argument has, or out of its range.
+
+    Args:
+      kind: what stands before the arguments, for the message. kinds: annotations by argument; one
+        without is not checked. said: the arguments that are known.
+
+    Raises:
+      UserError: one sentence with all of them.
+    """
+    found = {name: values.problem(value, kinds.get(name, Any)) for name, value in said.items()}
+    wrong = [f"{kind}.{n}={values.shown(said[n])} {why}" for n, why in found.items() if why]
+    if wrong:
+        raise UserError("; ".join(wrong) + ".")
+
+
 def _nearest(name, rows):
     close = difflib.get_close_matches(name, rows, n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""

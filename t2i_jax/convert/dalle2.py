@@ -13,9 +13,14 @@ _PARTS = {"prior": dalle2_prior.PRIOR, "decoder": dalle2_decoder.NETWORK}
 
 
 def _fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
-    """The class and the fields of each part."""
+    """The class and the fields of each part.
+
+    Args:
+      told: "prior" and "decoder", of each; all others are for both.
+    """
+    both = {name: value for name, value in told.items() if name not in _PARTS}
     return {
-        name: (part.model, part.fields(engine.part(state, f"{name}."), told.get(name, {})))
+        name: (part.model, part.fields(engine.part(state, f"{name}."), both | told.get(name, {})))
         for name, part in _PARTS.items()
     }
 

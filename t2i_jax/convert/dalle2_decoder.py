@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from t2i_jax.config import fields_of
 from t2i_jax.convert import (
     arguments,
     decoder_unet,
@@ -169,10 +168,7 @@ def _fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
         )
     found: dict[str, Any] = {"unets": unets, "noises": _noises(state, count)}
     if any(key.startswith(_CLIP) for key in state):
-        named = {n: v for n, v in every.items() if n in fields_of(x_clip.NETWORK.model)}
-        known = {**named, **told.get("clip", {})}
-        clip = x_clip.within_dalle2(engine.part(state, _CLIP), known)
-        found["clip"] = (x_clip.NETWORK.model, clip)
+        found["clip"] = x_clip.adapted(engine.part(state, _CLIP), told)
     return found
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from t2i_jax.convert import arguments, diffusion_prior, engine, x_clip
 from t2i_jax.convert.engine import Network, Row, State, Unused
-from t2i_jax.errors import UserError
 from t2i_jax.models.dalle2 import PriorAndClip
 from t2i_jax.models.decoder_cascade import buffers, noise_of
 
@@ -36,16 +35,8 @@ def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
         "network": (diffusion_prior.NETWORK.model, own),
         "noise": (type(noise), {name: getattr(noise, name) for name in _OF_TABLES}),
     }
-    clip = engine.part(state, _CLIP)
-    if clip and not x_clip.NETWORK.recognise(clip):
-        raise UserError(
-            "the prior was saved with a CLIP that is not x-clip's; give the weights without those "
-            "that begin with 'clip.', and CLIP as a part."
-        )
-    if clip:
-        known = dict(told.get("clip", {}))
-        known |= {n: v for n, v in told.items() if n.startswith(("text_", "visual_"))}
-        found["clip"] = (x_clip.NETWORK.model, x_clip.within_dalle2(clip, known))
+    if any(key.startswith(_CLIP) for key in state):
+        found["clip"] = x_clip.adapted(engine.part(state, _CLIP), told)
     return found
 
 

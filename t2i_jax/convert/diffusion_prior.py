@@ -16,6 +16,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.models import diffusion_prior
 from t2i_jax.models.diffusion_prior import DiffusionPriorNetwork
 
+_SINCE_1_9 = ("null_text_encodings", "null_text_embeds", "null_image_embed")
 _LAYER = "causal_transformer.layers"
 
 
@@ -101,7 +102,15 @@ def _layer(model, i):
 def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration from shapes; whether the network is self-conditioned must be told, and is
     taken from `told` where it stands there.
+
+    Raises:
+      UserError: weights of an earlier release whose network is another one.
     """
+    if any(name not in state for name in _SINCE_1_9):
+        raise UserError(
+            "the weights are of a release of dalle2-pytorch before 1.9.0, whose prior is another "
+            "one; convert with that release, or train anew."
+        )
     (dim,) = state["learned_query"].shape
     wide = state[f"{_LAYER}.0.1.1.weight"].shape[0]
     time = state.get("to_time_embeds.0.weight")
@@ -148,8 +157,8 @@ def live(module: Any) -> dict[str, Any]:
 
 
 def recognise(state: State) -> bool:
-    """Whether a state dict is one of the network."""
-    return "learned_query" in state and "null_text_encodings" in state
+    """Whether a state dict is one of the network, of whatever release."""
+    return "learned_query" in state and any(key.startswith(_LAYER) for key in state)
 
 
 @functools.lru_cache

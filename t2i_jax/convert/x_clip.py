@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from t2i_jax import sharding
+from t2i_jax.config import fields_of
 from t2i_jax.convert import arguments
 from t2i_jax.convert.engine import (
     CONV1X1,
@@ -244,6 +245,29 @@ def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
     return found | kept
 
 
+def adapted(state: State, told: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
+    """The class and the fields of a CLIP within a prior or a decoder of dalle2-pytorch, whose
+    adapter embeds captions without their mask, images that ResizeRight has resized, and class
+    tokens even of a network that compares token by token.
+
+    Args:
+      told: what is told of the whole; in "clip" what a live module tells of its CLIP.
+
+    Raises:
+      UserError: a CLIP of another package than x-clip.
+    """
+    if not NETWORK.recognise(state):
+        raise UserError(
+            "the weights were saved with a CLIP that is not x-clip's; give them without those that "
+            "begin with 'clip.', and CLIP as a part."
+        )
+    named = {name: value for name, value in told.items() if name in fields_of(CLIP)}
+    found = fields(state, {**named, **told.get("clip", {}), "text_encode_without_mask": True})
+    by_patches = found.get("use_all_token_embeds") and not found["downsample_image_embeds"]
+    compat = ("resize_right", "cls_of_filip") if by_patches else ("resize_right",)
+    return CLIP, found | {"compat": compat}
+
+
 def _patch(width, told):
     """(side, channels) of patches of so many numbers."""
     for channels in (told["channels"],) if "channels" in told else (3, 1, 4):
@@ -290,16 +314,6 @@ def upgrade(state: State) -> State:
 def recognise(state: State) -> bool:
     """Whether a state dict is one of a CLIP."""
     return {f"{trunk}.{first}" for trunk, first in _FIRST.items()} <= upgrade(state).keys()
-
-
-def within_dalle2(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a CLIP that is a part of another network of dalle2-pytorch, whose adapter
-    embeds captions without their mask, class tokens, and images that ResizeRight has resized.
-    """
-    found = fields(state, {**told, "text_encode_without_mask": True})
-    by_patches = found.get("use_all_token_embeds") and not found["downsample_image_embeds"]
-    compat = ("resize_right", "cls_of_filip") if by_patches else ("resize_right",)
-    return found | {"compat": compat}
 
 
 def shapes(model: CLIP) -> Mapping[str, Any]:

@@ -17,8 +17,8 @@ from t2i_jax.foreign import file
 ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
 _REMEDY = "save its state_dict() again, best as .safetensors"
 # What stands beside the weights in public files: keys of Lightning before 1.6 (the public VQGANs
-# are such files), and the version of the package that dalle2-pytorch's trainers save. None of these
-# classes is made.
+# are such files), and what dalle2-pytorch's trainers save: the version of the package, and the
+# warm-up of the learning rate with the optimiser that it holds. None of these classes is made.
 _KEYS = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
@@ -26,7 +26,11 @@ _KEYS = (
     "packaging.version._Version",
     "packaging._structures.InfinityType",
     "packaging._structures.NegativeInfinityType",
+    "pytorch_warmup.base.LinearWarmup",
+    "torch.optim.adam.Adam",
+    "torch.optim.adamw.AdamW",
 )
+_DICTS = ("collections.defaultdict", "builtins.dict")  # a dict whose values are dicts by default
 
 
 class _Key:
@@ -38,6 +42,11 @@ class _Key:
 
     def __setstate__(self, state: object) -> None:
         """Whatever it held is left out."""
+
+
+def _dict(*_: object) -> dict[Any, Any]:
+    """Stands for those of `_DICTS`: what makes the values of the first is left out."""
+    return {}
 
 
 def is_program(path: str | os.PathLike) -> bool:
@@ -69,7 +78,8 @@ def load(path: str | os.PathLike, field: str) -> Any:
     with reading, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            names = torch.serialization.safe_globals([(_Key, name) for name in _KEYS])
+            known = [(_Key, name) for name in _KEYS] + [(_dict, name) for name in _DICTS]
+            names = torch.serialization.safe_globals(known)
             # without the check a damaged one may crash
             with torch.sparse.check_sparse_tensor_invariants(), names:
                 return torch.load(path, map_location="cpu", weights_only=True)

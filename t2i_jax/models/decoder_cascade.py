@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from t2i_jax.config import did_you_mean, fields_of
@@ -37,13 +39,13 @@ def noise_of(betas: np.ndarray, weights: np.ndarray) -> DiscreteDdpm:
     Raises:
       UserError: betas or weights that no schedule and no exponent makes.
     """
-    found = None
+    found, kind = None, _stored(betas)
     for schedule in BETAS:
         try:
             noise = DiscreteDdpm(len(betas), schedule)
         except UserError:  # so few timesteps that its betas are not below 1
             continue
-        if np.allclose(noise.betas, betas, rtol=1e-4, atol=1e-7):
+        if np.allclose(noise.betas, betas, rtol=max(1e-4, float(kind.eps)), atol=1e-7):
             found = noise
             break
     if found is None:
@@ -51,27 +53,50 @@ def noise_of(betas: np.ndarray, weights: np.ndarray) -> DiscreteDdpm:
             f"the weights hold {len(betas)} betas of no schedule known here; known: "
             f"{', '.join(BETAS)}."
         )
-    bar = found.alpha_bar[1:]
-    gamma, k = _exponent(np.asarray(weights, np.float64), bar / (1 - bar))
-    if not np.allclose((k + bar / (1 - bar)) ** -gamma, weights, rtol=1e-3):
-        raise UserError(
-            "the weights hold p2_loss_weight of no gamma and k; make the decoder with "
-            "p2_loss_weight_gamma=0, as which it computes the same images."
-        )
+    gamma, k = _exponent(np.asarray(weights, np.float64), found.alpha_bar[1:], kind)
     return dataclasses.replace(found, p2_gamma=gamma, p2_k=k)
 
 
-def _exponent(weights, snr):
-    """(gamma, k) of weights (k + SNR)^-gamma, to four digits behind the point: of the first, where
-    the SNR is far above k, and of the last, where it is below.
+def _stored(values):
+    """What is known of the narrowest type that holds all of these numbers: bfloat16 comes here as
+    float32.
     """
-    if np.allclose(weights, 1.0):
+    for kind in (ml_dtypes.bfloat16, np.float16):
+        if np.array_equal(values.astype(kind).astype(values.dtype), values):
+            return ml_dtypes.finfo(kind)
+    return np.finfo(np.float32)
+
+
+def _exponent(weights, bar, kind):
+    """(gamma, k) of weights (k + SNR)^-gamma, to four digits behind the point; of those that 16
+    bits do not tell apart the shortest.
+    """
+    snr = bar / (1 - bar)
+    gamma, k = _unrounded(weights, snr, kind)
+    digits = sorted(itertools.product(range(1, 5), repeat=2), key=sum)
+    for pair in digits if kind.bits == 16 else digits[-1:]:
+        found = round(gamma, pair[0]), round(k, pair[1])
+        made = (found[1] + snr) ** -found[0]
+        least = max(1e-8, float(kind.smallest_subnormal))
+        if np.allclose(made, weights, rtol=max(1e-3, float(kind.eps)), atol=least):
+            return found
+    raise UserError(
+        "the weights hold p2_loss_weight of no gamma and k; make the decoder with "
+        "p2_loss_weight_gamma=0, as which it computes the same images."
+    )
+
+
+def _unrounded(weights, snr, kind):
+    """Gamma of the first weight that is held in whole, where the SNR is far above k, and k of the
+    last one, where it is below.
+    """
+    if np.allclose(weights, 1.0) or not (weights > 0).any():
         return 0.0, 1.0
-    gamma, k = 0.0, 1.0
+    first, gamma, k = np.argmax(weights >= kind.smallest_normal), 0.0, 1.0
     for _ in range(50):
-        gamma = float(-np.log(weights[0]) / np.log(k + snr[0]))
+        gamma = float(-np.log(weights[first]) / np.log(k + snr[first]))
         k = float(max(weights[-1] ** (-1 / gamma) - snr[-1], 1e-4)) if gamma else 1.0
-    return round(gamma, 4), round(k, 4)
+    return gamma, k
 
 
 def buffers(noise: DiscreteDdpm) -> dict[str, np.ndarray]:

@@ -151,6 +151,15 @@ def test_classes_that_lightning_has_as_keys_are_named_and_not_made(tmp_path, mon
         torch_io.load(tmp_path / "Other.ckpt")
 
 
+def test_an_optimiser_in_a_file_is_not_made_and_its_dicts_are_plain(tmp_path):
+    optimiser = torch.optim.AdamW([torch.nn.Parameter(BASE.clone())])
+    of = collections.defaultdict(dict, {"b": BASE})
+    torch.save({"a": BASE, "optimiser": optimiser, "of": of}, tmp_path / "a.pt")
+    loaded = torch_io.load(tmp_path / "a.pt")
+    assert torch.equal(loaded["a"], BASE) and torch.equal(loaded["of"]["b"], BASE)
+    assert type(loaded["of"]) is dict and vars(loaded["optimiser"]) == {}
+
+
 def test_every_type_of_safetensors_is_read(tmp_path):
     from safetensors.torch import save_file
 

@@ -1,11 +1,18 @@
 """A whole DALLE2 of live dalle2-pytorch: its weights in and out, and an image of it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import t2i_jax as t2i
-from t2i_jax import runs
+from t2i_jax import convert, runs
+from t2i_jax.config import fields_of
+from t2i_jax.errors import UserError
+from t2i_jax.runs import folder as folders
+from t2i_jax.systems.dalle2 import weights
 from tests.parity.reference import load
+from tests.parity.test_dalle2_by_chance import shaken
 
 package = load("dalle2_pytorch")
 torch = pytest.importorskip("torch")
@@ -15,8 +22,8 @@ def _whole():
     torch.manual_seed(0)
     clip = package.CLIP(
         dim_text=16, dim_image=16, dim_latent=16, num_text_tokens=40, text_enc_depth=1,
-        text_seq_len=8, text_heads=1, visual_enc_depth=1, visual_heads=1,
-        visual_image_size=16, visual_patch_size=8,
+        text_seq_len=8, text_heads=2, text_dim_head=8, visual_enc_depth=1, visual_heads=2,
+        visual_dim_head=8, visual_image_size=16, visual_patch_size=8,
     )  # fmt: skip
     net = package.DiffusionPriorNetwork(dim=16, depth=1, dim_head=8, heads=2, max_text_len=8)
     prior = package.DiffusionPrior(net, clip=clip, timesteps=30, cond_drop_prob=0.1)
@@ -25,7 +32,8 @@ def _whole():
         attn_dim_head=8, num_resnet_blocks=1, init_cross_embed=False, max_text_len=8,
     )  # fmt: skip
     decoder = package.Decoder(unet, clip=clip, image_size=16, timesteps=30, learned_variance=False)
-    return package.DALLE2(prior=prior, decoder=decoder).eval()
+    # some layers start at zero, and hide what stands before them
+    return shaken(package.DALLE2(prior=prior, decoder=decoder), 0.1)
 
 
 def test_weights_both_ways_and_an_image(tmp_path):
@@ -35,7 +43,7 @@ def test_weights_both_ways_and_an_image(tmp_path):
     live = runs.import_torch(theirs, tmp_path / "live")
     folder = runs.import_torch(
         tmp_path / "dalle2.pt", tmp_path / "file", decoder={"image_size": 16},
-        prior={"cond_drop_prob": 0.1},
+        prior={"cond_drop_prob": 0.1}, text_heads=2, visual_heads=2, resnet_groups=4,
     )  # fmt: skip
     runs.export_torch(folder, tmp_path / "again.pt")
     again = torch.load(tmp_path / "again.pt")
@@ -50,3 +58,47 @@ def test_weights_both_ways_and_an_image(tmp_path):
     images = [t2i.load(one).generate(ids, guidance=1.5, **quick) for one in (live, folder)]
     assert images[0].shape == (1, 16, 16, 3)
     np.testing.assert_array_equal(*images)
+
+
+def test_a_clip_of_ours_is_changed_for_the_package(tmp_path, capsys):
+    """In the prior and in the decoder; what stays unlike is told once."""
+    contents = folders.read(runs.import_torch(_whole(), tmp_path / "run"))
+
+    def as_by_default(one):
+        parts = {name: as_by_default(part) for name, part in one.parts.items()}
+        task = one.recipe.task
+        if isinstance(task, t2i.ClipTask):
+            task = t2i.ClipTask(t2i.CLIP(**{
+                name: getattr(task.model, name) for name in fields_of(t2i.CLIP)
+                if name not in ("pixel_range", "text_encode_without_mask")
+            }))  # fmt: skip
+        recipe = dataclasses.replace(one.recipe, task=task)
+        return dataclasses.replace(one, recipe=recipe, parts=parts)
+
+    weights.to_torch(contents, tmp_path / "was.pt")
+    assert not capsys.readouterr().err
+    weights.to_torch(as_by_default(contents), tmp_path / "is.pt")
+    assert capsys.readouterr().err.count("text_encode_without_mask") == 1
+    was, now = (torch.load(tmp_path / f"{name}.pt") for name in ("was", "is"))
+    for part in ("prior", "decoder"):
+        name = f"{part}.clip.clip.visual_transformer.to_tokens.1.weight"
+        assert torch.equal(now.pop(name), 2 * was[name])
+        now.pop(name.replace("weight", "bias"))
+    assert all(torch.equal(value, was[name]) for name, value in now.items())
+
+
+def test_what_a_file_is_told_of_networks_within():
+    """Fields are for all networks that have them, or for each U-Net."""
+    state = _whole().state_dict()
+    heads = {"text_heads": 2, "visual_heads": 2}
+    for groups in ({"resnet_groups": 4}, {"unets": [{"resnet_groups": 4}]}):
+        model, _ = convert.from_torch(state, **heads, **groups)
+        assert model.decoder.unets[0].resnet_groups == 4
+        assert model.prior.clip == model.decoder.clip
+        assert (model.prior.clip.text_heads, model.prior.clip.visual_dim_head) == (2, 8)
+    with pytest.raises(UserError, match="no field 'groups'; did you mean 'resnet_groups'"):
+        convert.from_torch(state, **heads, groups=4)
+    with pytest.raises(UserError, match="no field 'q'") as refused:
+        convert.from_torch(state, **heads, q=4)
+    known = str(refused.value).partition("known: ")[2].rstrip(".").split(", ")
+    assert len(known) == len(set(known)) and {"unets", "self_cond"} < set(known)

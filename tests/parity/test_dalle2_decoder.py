@@ -2,6 +2,7 @@
 the same loss and the same images.
 """
 
+import copy
 import inspect
 
 import jax
@@ -13,8 +14,9 @@ import t2i_jax as t2i
 from t2i_jax import convert
 from t2i_jax.convert import arguments, dalle2_decoder
 from t2i_jax.diffusion.blur import LowresDraws
+from t2i_jax.diffusion.discrete import BETAS
 from t2i_jax.errors import UserError
-from t2i_jax.models.decoder_cascade import buffers
+from t2i_jax.models.decoder_cascade import buffers, noise_of
 from t2i_jax.runs.torch import export_torch, import_torch
 from t2i_jax.systems.decoder import sampling, stage
 from tests.parity.reference import load
@@ -124,6 +126,29 @@ def test_what_it_saves_of_a_diffusion(theirs):
     ):
         for name, value in buffers(noise).items():
             np.testing.assert_allclose(value, getattr(module, name), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32", "float16", "bfloat16"])
+def test_a_diffusion_is_found_in_what_is_saved_of_it(kind):
+    """Its schedule and the exponent of its weights, also of numbers with fewer digits."""
+    for schedule in BETAS:
+        for gamma, k in ((0.0, 1.0), (0.5, 1.0), (0.25, 2.0), (1.0, 0.5), (0.123, 1.5)):
+            noise = t2i.DiscreteDdpm(1000, schedule, p2_gamma=gamma, p2_k=k)
+            saved = buffers(noise)
+            told = {n: torch.tensor(saved[n]).to(getattr(torch, kind)) for n in saved}
+            read = convert.torch_io.arrays(told)
+            assert noise_of(read["betas"], read["p2_loss_weight"]) == noise
+            with pytest.raises(UserError, match="p2_loss_weight of no gamma"):
+                noise_of(read["betas"], np.linspace(0.2, 3, 1000, dtype=read["betas"].dtype))
+    with pytest.raises(UserError, match="betas of no schedule"):
+        noise_of(read["betas"] * 2, read["p2_loss_weight"])
+
+
+def test_weights_of_16_bits_give_the_same_decoder(theirs):
+    theirs = copy.deepcopy(theirs)
+    wanted = convert.from_torch(theirs)[0]
+    assert convert.from_torch(theirs.bfloat16())[0] == wanted
+    assert convert.from_torch(theirs.half())[0] == wanted
 
 
 def _drawn(number, shape):

@@ -2,8 +2,10 @@
 the trainer, and back.
 """
 
+import contextlib
 import dataclasses
 import inspect
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,10 @@ from t2i_jax import convert, runs
 from t2i_jax.convert import arguments
 from t2i_jax.diffusion.draws import injected
 from t2i_jax.errors import UserError
+from t2i_jax.systems.decoder import weights as decoder_weights
+from t2i_jax.systems.imported import TorchFile
 from t2i_jax.systems.prior import sampling
+from t2i_jax.systems.prior import weights as prior_weights
 from tests.parity.reference import load
 from tests.parity.test_vit_vqgan import error
 
@@ -29,23 +34,22 @@ SAMPLED = 1e-4  # eight steps, each of which amplifies what the last one rounded
 STEPS, FEWER = 8, 5
 
 
-def _clip(**options):
+def _clip(**fields):
     torch.manual_seed(1)
     return package.CLIP(
         dim_text=16, dim_image=16, dim_latent=16, num_text_tokens=40, text_enc_depth=1,
         text_seq_len=8, text_heads=1, visual_enc_depth=1, visual_heads=1,
-        visual_image_size=16, visual_patch_size=8, **options,
+        visual_image_size=16, visual_patch_size=8, **fields,
     ).eval()  # fmt: skip
 
 
-def _prior(of_clip=None, **settings):
+def _prior(clip=None, of_clip=None, **settings):
     torch.manual_seed(0)
     net = package.DiffusionPriorNetwork(
         dim=16, depth=1, dim_head=8, heads=2, max_text_len=8, self_cond=True
     )
-    clip = _clip(**of_clip or {})
     return package.DiffusionPrior(
-        net, clip=clip, timesteps=STEPS, cond_drop_prob=0.2, **settings
+        net, clip=clip or _clip(**of_clip or {}), timesteps=STEPS, cond_drop_prob=0.2, **settings
     ).eval()
 
 
@@ -75,7 +79,7 @@ SETTINGS = {
 
 
 def test_a_file_that_holds_every_array_of_its_clip_once(tmp_path):
-    theirs = _prior({"use_mlm": True})
+    theirs = _prior(of_clip={"use_mlm": True})
     save_model(theirs, str(tmp_path / "once.safetensors"))
     model, params = convert.from_torch(tmp_path / "once.safetensors", text_heads=1)
     state, exported = theirs.state_dict(), convert.to_torch(model, params)
@@ -131,16 +135,22 @@ def test_the_same_noise_gives_the_same_embeddings(name, text, tmp_path, monkeypa
     assert ours.task.noise.distance == SETTINGS[name].get("loss_type", "l2")
 
 
-def test_files_of_the_prior_and_of_its_trainer_both_ways(tmp_path):
+@pytest.mark.parametrize("trained", [{}, {"warmup_steps": 9}, {"warmup_steps": 9, "wd": 0.0}])
+def test_files_of_the_prior_and_of_its_trainer_both_ways(trained, tmp_path):
     theirs = _prior()
-    trainer = package.DiffusionPriorTrainer(theirs, accelerator_cpu=True)
+    trainer = package.DiffusionPriorTrainer(theirs, accelerator_cpu=True, **trained)
+    trainer(text=torch.ones((2, 8), dtype=torch.long), image=torch.rand(2, 3, 16, 16))
+    trainer.update()  # the optimiser then has a state
     with torch.no_grad():
         for averaged in trainer.ema_diffusion_prior.ema_model.net.parameters():
             averaged.add_(1.0)
     trainer.save(tmp_path / "trainer.pt")
     folder = runs.import_torch(tmp_path / "trainer.pt", tmp_path / "averaged", self_cond=True)
     query = t2i.load(folder).weights["prior"]["learned_query"]
-    np.testing.assert_array_equal(query, theirs.net.learned_query.detach().numpy() + 1)
+    wanted = trainer.ema_diffusion_prior.ema_model.net.learned_query
+    np.testing.assert_array_equal(query, wanted.numpy())
+    if trained:
+        return
     state = theirs.state_dict()
     torch.save(state, tmp_path / "prior.pt")
     folder = runs.import_torch(
@@ -155,6 +165,30 @@ def test_files_of_the_prior_and_of_its_trainer_both_ways(tmp_path):
     for key in buffers:  # of float64 numbers that PyTorch and NumPy round apart now and then
         torch.testing.assert_close(again[key], state[key], rtol=3e-7, atol=0)
     theirs.load_state_dict(again, strict=True)
+
+
+def _decoder(clip):
+    unet = package.Unet(
+        dim=8, dim_mults=(1,), image_embed_dim=16, attn_heads=1, attn_dim_head=8,
+        num_resnet_blocks=1, init_cross_embed=False, max_text_len=8,
+    )  # fmt: skip
+    return package.Decoder(unet, clip=clip, image_size=16, timesteps=STEPS, learned_variance=False)
+
+
+@pytest.mark.parametrize("whole", [_prior, _decoder])
+def test_a_clip_within_is_as_the_package_uses_it(whole):
+    """Of a live one and of a file: captions without their mask, class tokens even of a FILIP."""
+    by_tokens = {"use_all_token_embeds": True}
+    theirs = whole(_clip(**by_tokens))
+    state = theirs.state_dict()
+    for source, told in ((theirs, {}), (state, by_tokens)):
+        clip = convert.from_torch(source, **told)[0].clip
+        assert clip.text_encode_without_mask and clip.pixel_range == (0.0, 1.0)
+        assert clip.use_all_token_embeds and clip.compat == ("cls_of_filip",)
+    assert convert.from_torch(state)[0].clip.compat == ()
+    other = {key.replace(".text_transformer.", ".text."): value for key, value in state.items()}
+    with pytest.raises(UserError, match="CLIP that is not x-clip's"):
+        convert.from_torch(other)
 
 
 def test_every_argument_of_the_package_is_decided():
@@ -176,3 +210,34 @@ def test_what_has_no_form_there_is_refused(tmp_path):
         state = _prior().state_dict()
         state["noise_scheduler.betas"] = torch.rand(STEPS)
         convert.from_torch(state)
+
+
+def test_a_prior_of_an_earlier_release_is_said_to_be_one():
+    state = _prior().state_dict()
+    old = {key: value for key, value in state.items() if not key.startswith("net.null_")}
+    old["net.null_text_embed"] = state["net.null_text_encodings"]
+    network = {key.removeprefix("net."): value for key, value in old.items() if "net." in key}
+    for one in (old, network):
+        with pytest.raises(UserError, match="before 1.9.0, whose prior is another one"):
+            convert.from_torch(one)
+
+
+WRONG = (None, "x", -1, (1, 2), {}, float("nan"))
+
+
+@pytest.mark.parametrize("whole", [_prior, _decoder])
+def test_arguments_of_another_type_are_one_sentence(whole, tmp_path):
+    torch.save(whole(_clip()).state_dict(), tmp_path / "a.pt")
+    file = TorchFile(tmp_path / "a.pt", None, {}, {})
+    read = (prior_weights if whole is _prior else decoder_weights).from_torch
+    name = "prior" if whole is _prior else "decoder"
+    needed = {} if whole is _prior else {"image_size": 16}
+    rows = arguments.DIFFUSION_PRIOR if whole is _prior else arguments.DECODER
+    for argument, value in itertools.product(rows, WRONG):
+        file._options = {name: {**needed, argument: value}}
+        with contextlib.suppress(UserError):  # a traceback of anything else is none
+            read(file)
+    for argument in ("predict_v", "text_cond_drop_prob", "image_cond_drop_prob", "cond_drop_prob"):
+        file._options = {name: {**needed, argument: "false"}}
+        with pytest.raises(UserError, match=f"{name}.{argument}='false' is not"):
+            read(file)

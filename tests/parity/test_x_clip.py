@@ -4,6 +4,7 @@ weights both ways.
 
 import dataclasses
 import inspect
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from t2i_jax import convert
-from t2i_jax.convert import arguments
+from t2i_jax.convert import arguments, torch_io
 from t2i_jax.convert import x_clip as tables
 from t2i_jax.errors import UserError
 from t2i_jax.models.image_text import unit
@@ -124,14 +125,14 @@ def test_embeddings_as_dalle2_pytorch_takes_them(by_tokens):
     """From the class tokens, even of a network that was trained without them, and unmasked."""
     package = load("dalle2_pytorch.dalle2_pytorch")
     theirs, model, params, text, image = make("plain")
+    told = {name: getattr(model, name) for name in ("text_heads", "visual_heads")}
+    state = torch_io.arrays(theirs.state_dict())
+    kind, found = tables.adapted(state, {**told, "use_all_token_embeds": by_tokens})
+    ours = kind(**found)
     with torch.no_grad():
         adapter = package.XClipAdapter(theirs)
         t_text, t_image = tensors(text, image)
         of_text, of_image = adapter.embed_text(t_text), adapter.embed_image(t_image)
-    compat = ("cls_of_filip",) if by_tokens else ()
-    ours = dataclasses.replace(
-        model, text_encode_without_mask=True, use_all_token_embeds=by_tokens, compat=compat
-    )
 
     @jax.jit
     def run(params):
@@ -142,6 +143,41 @@ def test_embeddings_as_dalle2_pytorch_takes_them(by_tokens):
     assert error(found.embed_BD, of_text.text_embed) < NETWORK
     assert error(found.encodings_BLE, of_text.text_encodings) < NETWORK
     assert error(shown, of_image.image_embed) < NETWORK
+
+
+def test_a_clip_that_goes_into_a_prior_embeds_there_as_here(capsys):
+    """With pixels and a mask as by default here; what can't be had there is told."""
+    package = load("dalle2_pytorch.dalle2_pytorch")
+    theirs, model, params, text, image = make("plain")
+    ours = dataclasses.replace(model, pixel_range=(-1.0, 1.0))
+    task = types.SimpleNamespace(model=ours)
+    recipe = types.SimpleNamespace(task=task)
+    run = types.SimpleNamespace(recipe=recipe, averaged={"clip": params})
+    found, moved = weights.within(run)
+    assert capsys.readouterr().err.count("text_encode_without_mask=True") == 1
+    theirs.load_state_dict(convert.to_torch(found, moved))
+    whole = text[(text != 0).all(1)]
+    with torch.no_grad():
+        t_text, t_image = tensors(whole, image)
+        of_image = package.XClipAdapter(theirs).embed_image(t_image).image_embed
+        of_text = package.XClipAdapter(theirs).embed_text(t_text).text_embed
+
+    @jax.jit
+    def run_ours(params):
+        told = ours.embed_text(params, whole, whole != 0)
+        return told.embed_BD, ours.embed_image(params, 2 * image - 1)
+
+    with jax.default_matmul_precision("highest"):
+        told, shown = run_ours(params)
+    assert error(told, of_text) < NETWORK
+    assert error(shown, of_image) < NETWORK
+    filip = dataclasses.replace(ours, use_all_token_embeds=True, text_encode_without_mask=True)
+    task.model = filip
+    weights.within(run)
+    assert "embeds the class token" in capsys.readouterr().err
+    task.model = dataclasses.replace(filip, compat=("cls_of_filip",))
+    weights.within(run)
+    assert not capsys.readouterr().err
 
 
 LOSSES = {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from t2i_jax import convert
 from t2i_jax.convert import arguments, torch_io, x_clip_ssl
@@ -15,6 +17,7 @@ from t2i_jax.models.clip import CLIP
 from t2i_jax.systems.clip.masked_words import MaskedWords
 from t2i_jax.systems.clip.task import ClipTask
 from t2i_jax.systems.clip.visual_ssl import VisualSsl
+from t2i_jax.systems.generation import tell
 from t2i_jax.systems.imported import Imported, TorchFile
 
 # Arguments of the package's class that are none of the network's.
@@ -122,3 +125,40 @@ def exported(groups: Mapping[str, Any]) -> dict[str, Any]:
     uses has no place there.
     """
     return {name: value for name, value in groups["clip"].items() if name != "ssl"}
+
+
+def within(system: Any) -> tuple[CLIP, dict[str, Any]] | None:
+    """A CLIP as dalle2-pytorch has it within a prior or a decoder, and its parameters: they see
+    pixels of [0, 1]. What its adapter there computes otherwise is told.
+
+    Args:
+      system: the part of a run. None: it is of no network that the package has.
+    """
+    model = system.recipe.task.model
+    if not isinstance(model, CLIP):
+        return None
+    if not model.text_encode_without_mask:
+        tell(
+            "dalle2-pytorch lets CLIP see the padding of captions, and embeds those that are "
+            "padded otherwise than the run; a clip of text_encode_without_mask=True embeds as there"
+        )
+    if model.use_all_token_embeds and "cls_of_filip" not in model.compat:
+        tell(
+            "dalle2-pytorch embeds the class token, and the run all tokens; a clip without "
+            "use_all_token_embeds, or with compat=('cls_of_filip',), embeds as there"
+        )
+    params = _of_unit_pixels(jax.device_get(exported(system.averaged)), *model.pixel_range)
+    return dataclasses.replace(model, pixel_range=(0.0, 1.0)), params
+
+
+def _of_unit_pixels(params, low, high):
+    """Parameters that compute of pixels in [0, 1] what these do of pixels in [low, high]."""
+    if (low, high) == (0, 1):
+        return params
+    tokens = params["visual"]["to_tokens"]
+    kernel = np.asarray(tokens["kernel"], np.float64)
+    moved = {
+        "kernel": (kernel * (high - low)).astype(np.float32),
+        "bias": (tokens["bias"] + low * kernel.sum(0)).astype(np.float32),
+    }
+    return {**params, "visual": {**params["visual"], "to_tokens": moved}}

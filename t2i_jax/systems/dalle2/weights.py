@@ -13,6 +13,7 @@ from t2i_jax.models.dalle2 import PriorAndDecoder
 from t2i_jax.systems.dalle2.options import DALLE2Options
 from t2i_jax.systems.dalle2.task import DALLE2Task
 from t2i_jax.systems.decoder import weights as decoders
+from t2i_jax.systems.generation import quiet
 from t2i_jax.systems.imported import Imported, TorchFile
 from t2i_jax.systems.prior import weights as priors
 from t2i_jax.systems.prior.options import COMPAT
@@ -62,6 +63,7 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
       UserError: a prior or a decoder that the package has no place for.
     """
     prior, of_prior = priors.exported(contents.parts["prior"])
-    decoder, of_decoder = decoders.exported(contents.parts["decoder"])
+    with quiet():  # what there is to tell of CLIP
+        decoder, of_decoder = decoders.exported(contents.parts["decoder"])
     params = {"prior": of_prior, "decoder": of_decoder}
     torch_io.write(path, convert.to_state(PriorAndDecoder(prior, decoder), params))

@@ -13,6 +13,8 @@ from t2i_jax.systems.cascade.options import per_stage
 from t2i_jax.systems.decoder.stage import DecoderStage
 from t2i_jax.systems.decoder.task import DecoderTask
 
+Flags = bool | Sequence[bool]  # one for all U-Nets, or one for each
+
 
 def Decoder(
     unet: Any,
@@ -28,17 +30,17 @@ def Decoder(
     text_cond_drop_prob: float = 0.5,
     loss_type: str = "l2",
     beta_schedule: Any = None,
-    predict_x_start: Any = False,
-    predict_v: Any = False,
+    predict_x_start: Flags = False,
+    predict_v: Flags = False,
     random_crop_sizes: Any = None,
-    use_noise_for_lowres_cond: Any = False,
-    use_blur_for_lowres_cond: Any = True,
+    use_noise_for_lowres_cond: Flags = False,
+    use_blur_for_lowres_cond: Flags = True,
     lowres_downsample_first: bool = True,
     blur_prob: float = 0.5,
     blur_sigma: Any = 0.6,
     blur_kernel_size: Any = 3,
     lowres_noise_sample_level: float = 0.2,
-    learned_variance: Any = True,
+    learned_variance: Flags = True,
     learned_variance_constrain_frac: bool = False,
     vb_loss_weight: float = 0.001,
     unconditional: bool = False,
@@ -53,7 +55,7 @@ def Decoder(
     """A decoder (dalle2_pytorch.py, class `Decoder`); as there the first U-Net is conditioned on
     image embeddings, and the others are not unless they say so.
 
-    What is said to be "any" is one value, or one per U-Net; a short tuple for `learned_variance`
+    "Any" and "Flags" are one value, or one per U-Net; a short tuple for `learned_variance`
     leaves the rest without, and one True is for the first U-Net alone.
 
     Args:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import pathlib
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +16,6 @@ from t2i_jax.convert import dalle2_decoder as tables
 from t2i_jax.convert.dalle2_decoder import DecoderCheckpoint
 from t2i_jax.diffusion.discrete import DiscreteDdpm
 from t2i_jax.errors import UserError, first_line
-from t2i_jax.models.clip import CLIP
 from t2i_jax.models.decoder_cascade import DecoderUnets
 from t2i_jax.systems.cascade.stage import group
 from t2i_jax.systems.clip import weights as clips
@@ -109,10 +108,8 @@ def exported(contents: Any) -> tuple[DecoderUnets, dict[str, Any]]:
             "run has its own text encoder, and dalle2-pytorch no place for it; train with "
             "text=None, the captions of CLIP."
         )
-    part = contents.parts.get("clip")
-    if part is not None and isinstance(part.recipe.task.model, CLIP):
-        clip = part.recipe.task.model
-        beside["clip"] = jax.device_get(clips.exported(part.averaged))
+    if "clip" in contents.parts and (found := clips.within(contents.parts["clip"])):
+        clip, beside["clip"] = found
     model = DecoderUnets(task.networks, _noises(task), clip)
     return model, {**_unets(task.ema_groups, contents.averaged), **beside}
 
@@ -146,7 +143,8 @@ def _task(model: DecoderUnets, settings: dict[str, Any]) -> DecoderTask:
             "the weights do not tell image_sizes; give decoder={'image_sizes': (64, 256)}, one per "
             "U-Net."
         )
-    known = inspect.signature(Decoder).parameters
+    known = typing.get_type_hints(Decoder)
+    arguments.check_kinds("decoder", known, settings)
     fields = {name: value for name, value in settings.items() if name in known}
     _of_weights(model, fields)
     first, text = model.unets[0], None

@@ -15,18 +15,28 @@ from t2i_jax import convert
 from t2i_jax.convert import arguments, torch_io
 from t2i_jax.diffusion.discrete import DiscreteDdpm
 from t2i_jax.errors import UserError
-from t2i_jax.models.clip import CLIP
 from t2i_jax.models.dalle2 import PriorAndClip
 from t2i_jax.systems.clip import weights as clips
 from t2i_jax.systems.imported import Imported, TorchFile
 from t2i_jax.systems.prior.options import COMPAT, UNCLIPPED, PriorOptions
 from t2i_jax.systems.prior.task import PriorTask
+from t2i_jax.values import Count, Fraction, Positive
 
 _SPHERE = {
     "init": "init_image_embed_l2norm",
     "training": "training_clamp_l2norm",
     "sampling": "sampling_clamp_l2norm",
     "final": "sampling_final_clamp_l2norm",
+}
+_KINDS: Mapping[str, Any] = {
+    **dict.fromkeys(
+        ("predict_x_start", "predict_v", "condition_on_text_encodings", *_SPHERE.values()), bool
+    ),
+    "cond_drop_prob": Fraction,
+    "text_cond_drop_prob": Fraction | None,
+    "image_cond_drop_prob": Fraction | None,
+    "image_embed_scale": Positive | None,
+    "sample_timesteps": Count | None,
 }
 
 
@@ -66,9 +76,10 @@ def imported(
       settings: arguments of the package's class.
 
     Raises:
-      UserError: an argument that has no form here.
+      UserError: an argument that has no form here, or a value of another type.
     """
     arguments.check("prior", arguments.DIFFUSION_PRIOR, settings)
+    arguments.check_kinds("prior", _KINDS, settings)
     noise = dataclasses.replace(
         model.noise, objective=_objective(settings), distance=settings.get("loss_type", "l2")
     )
@@ -145,8 +156,6 @@ def exported(contents: Any) -> tuple[PriorAndClip, dict[str, Any]]:
         )
     params = {"network": jax.device_get(contents.averaged["prior"])}
     clip = None
-    if "clip" in contents.parts:
-        of = contents.parts["clip"]
-        if isinstance(of.recipe.task.model, CLIP):
-            clip, params["clip"] = of.recipe.task.model, jax.device_get(clips.exported(of.averaged))
+    if "clip" in contents.parts and (found := clips.within(contents.parts["clip"])):
+        clip, params["clip"] = found
     return PriorAndClip(task.network, task.noise, clip), params
