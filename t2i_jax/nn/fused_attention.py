@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from t2i_jax import sharding
-from t2i_jax.nn.query_blocks import by_queries
+from t2i_jax.nn.query_blocks import MAX_SCORES, by_queries
 from t2i_jax.types import Array
 
 _BLOCK = 512  # queries and keys that a TPU works on at a time
@@ -35,6 +36,38 @@ def attend(q_BNHD: Array, k_BNHD: Array, v_BNHD: Array, causal: bool = False) ->
         return plain(q_BNHD, k_BNHD, v_BNHD)
     fused = functools.partial(_on_each_device, functools.partial(splash, causal=causal))
     return jax.lax.platform_dependent(q_BNHD, k_BNHD, v_BNHD, tpu=fused, default=plain)
+
+
+def attend_to(
+    q_BQHD: Array,
+    k_BKHD: Array,
+    v_BKHD: Array,
+    mask_BK: Array | None,
+    plain: Callable[..., Array],
+) -> Array:
+    """softmax(q k) v of keys that are not the queries' own, or not only: (B, Q, H, D).
+
+    On a TPU by splash attention, for numbers of queries that are multiples of 128 and many scores:
+    of 256 tokens XLA's own fusions read and write less than the keys that fill a block; on a GPU by
+    cuDNN, without a mask; elsewhere, and while the length is split over "sequence", as `plain` has
+    it.
+
+    Args:
+      mask_BK: True where a key may be seen, at least one of each row; None: everywhere.
+      plain: the same attention, of q, k, v and the mask where there is one.
+    """
+    if mask_BK is None and cudnn_takes(q_BQHD):
+        return cudnn(q_BQHD, k_BKHD, v_BKHD, scale=1.0)
+    _, queries, heads, _ = q_BQHD.shape
+    is_small = queries * heads * k_BKHD.shape[1] <= MAX_SCORES
+    if queries % 128 or is_small or not _splits(q_BQHD.shape):
+        return plain(q_BQHD, k_BKHD, v_BKHD, mask_BK)
+
+    def kernel(q, k, v, seen_BK=None):
+        return splash(q, k, v, scale=1.0, seen_BK=seen_BK)
+
+    fused, seen = functools.partial(_on_each_device, kernel), [mask_BK][: mask_BK is not None]
+    return jax.lax.platform_dependent(q_BQHD, k_BKHD, v_BKHD, *seen, tpu=fused, default=plain)
 
 
 def cudnn_takes(q_BQHD: Array) -> bool:
@@ -99,45 +132,74 @@ def _splits(shape):
     )
 
 
-def _on_each_device(kernel, q_BQHD, k_BKGD, v_BKGD):
+def _on_each_device(kernel, q_BQHD, k_BKGD, v_BKGD, *seen_BK):
     if jax.sharding.get_abstract_mesh().empty:
-        return kernel(q_BQHD, k_BKGD, v_BKGD)
+        return kernel(q_BQHD, k_BKGD, v_BKGD, *seen_BK)
 
     def of(heads):
         return PartitionSpec(sharding.BATCH_AXES, None, "tensor" if heads > 1 else None, None)
 
     q, kv = of(q_BQHD.shape[2]), of(k_BKGD.shape[2])
-    return jax.shard_map(kernel, in_specs=(q, kv, kv), out_specs=q, check_vma=False)(
-        q_BQHD, k_BKGD, v_BKGD
+    places = (q, kv, kv, *[PartitionSpec(sharding.BATCH_AXES, None)] * len(seen_BK))
+    return jax.shard_map(kernel, in_specs=places, out_specs=q, check_vma=False)(
+        q_BQHD, k_BKGD, v_BKGD, *seen_BK
     )
 
 
 def splash(
-    q_BNHD: Array, k_BNHD: Array, v_BNHD: Array, causal: bool = False, interpret: bool = False
+    q_BQHD: Array,
+    k_BKHD: Array,
+    v_BKHD: Array,
+    causal: bool = False,
+    interpret: bool = False,
+    scale: float | None = None,
+    seen_BK: Array | None = None,
 ) -> Array:
-    """`attend` by the Pallas kernel of JAX, on one device; `interpret`: step by step on any
-    backend, to test.
+    """softmax(scale q k) v by the Pallas kernel of JAX, on one device.
+
+    Args:
+      causal: a position sees those up to itself; there are as many keys as queries then, a multiple
+        of 128, as the number of queries always is. interpret: step by step on any backend, to test.
+      scale: None: 1 / sqrt(D). seen_BK: True where a key may be seen, at least one of each row;
+        None: everywhere.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    _, length, heads, width = q_BNHD.shape
-    block = next(size for size in (_BLOCK, 256, 128) if length % size == 0)
-    names = (
-        "block_q",
-        "block_kv",
-        "block_kv_compute",
-        "block_q_dkv",
-        "block_kv_dkv",
-        "block_kv_dkv_compute",
-        "block_q_dq",
-        "block_kv_dq",
+    (rows, queries, heads, width), keys = q_BQHD.shape, k_BKHD.shape[1]
+    more = -keys % (128 if keys < _BLOCK else _BLOCK) if keys % 128 else 0
+    if more:  # the kernel works on whole blocks
+        k_BKHD, v_BKHD = (jnp.pad(t, ((0, 0), (0, more), (0, 0), (0, 0))) for t in (k_BKHD, v_BKHD))
+        seen_BK = jnp.ones((rows, keys), bool) if seen_BK is None else seen_BK
+        seen_BK = jnp.pad(seen_BK, ((0, 0), (0, more)))
+    mask = (masks.CausalMask if causal else masks.FullMask)((queries, keys + more))
+    kernel = kernels.make_splash_mha_single_device(
+        masks.MultiHeadMask([mask] * heads), block_sizes=_blocks(kernels, queries, keys + more),
+        interpret=interpret,
+    )  # fmt: skip
+    factor = width**-0.5 if scale is None else scale
+    q_BHQD, k_BHKD, v_BHKD = (t.swapaxes(1, 2) for t in (q_BQHD * factor, k_BKHD, v_BKHD))
+    of_rows: Any = jax.vmap(kernel)
+    if seen_BK is None:
+        out_BHQD = of_rows(q_BHQD, k_BHKD, v_BHKD)
+    else:  # a query sees the keys of its own segment
+        segments = kernels.SegmentIds(
+            jnp.ones((rows, queries), jnp.int32), seen_BK.astype(jnp.int32)
+        )
+        out_BHQD = of_rows(q_BHQD, k_BHKD, v_BHKD, segments)
+    return out_BHQD.swapaxes(1, 2).astype(v_BKHD.dtype)
+
+
+def _blocks(kernels, queries, keys):
+    """Queries and keys that are worked on at a time, forwards and backwards."""
+    q, kv = (next(size for size in (_BLOCK, 256, 128) if n % size == 0) for n in (queries, keys))
+    return kernels.BlockSizes(
+        block_q=q,
+        block_kv=kv,
+        block_kv_compute=kv,
+        block_q_dkv=q,
+        block_kv_dkv=kv,
+        block_kv_dkv_compute=kv,
+        block_q_dq=q,
+        block_kv_dq=kv,
     )
-    sizes = kernels.BlockSizes(**dict.fromkeys(names, block))
-    mask = masks.MultiHeadMask(
-        [(masks.CausalMask if causal else masks.FullMask)((length, length))] * heads
-    )
-    kernel = kernels.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
-    q_BHND, k_BHND, v_BHND = (t.swapaxes(1, 2) for t in (q_BNHD * width**-0.5, k_BNHD, v_BNHD))
-    out_BHND: Any = jax.vmap(kernel)(q_BHND, k_BHND, v_BHND)
-    return out_BHND.swapaxes(1, 2).astype(v_BNHD.dtype)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.attention import MASKED
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
+from t2i_jax.nn.fused_attention import attend_to
 from t2i_jax.nn.multi_axis import MultiAxis
 from t2i_jax.nn.quantize import unit
 from t2i_jax.sharding import constrain
@@ -86,9 +87,14 @@ def _attend(q_BQHD, k_BKHD, v_BKHD, mask_BK):
     """softmax(q k) v; the first key is always seen, the others where the mask is True (None:
     everywhere).
     """
-    scores = jnp.einsum("BQHD,BKHD->BHQK", q_BQHD, k_BKHD, preferred_element_type=jnp.float32)
     if mask_BK is not None:
-        seen_BK = jnp.pad(mask_BK, ((0, 0), (1, 0)), constant_values=True)
+        mask_BK = jnp.pad(mask_BK, ((0, 0), (1, 0)), constant_values=True)
+    return attend_to(q_BQHD, k_BKHD, v_BKHD, mask_BK, _plain)
+
+
+def _plain(q_BQHD, k_BKHD, v_BKHD, seen_BK=None):
+    scores = jnp.einsum("BQHD,BKHD->BHQK", q_BQHD, k_BKHD, preferred_element_type=jnp.float32)
+    if seen_BK is not None:
         scores = jnp.where(seen_BK[:, None, None], scores, MASKED)
     weights = nn.softmax(scores).astype(v_BKHD.dtype)
     return jnp.einsum("BHQK,BKHD->BQHD", weights, v_BKHD)

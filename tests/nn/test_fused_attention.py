@@ -14,7 +14,7 @@ import pytest
 
 from t2i_jax import sharding
 from t2i_jax.aot import hlo
-from t2i_jax.nn import fused_attention, unet_attention
+from t2i_jax.nn import fused_attention, maskgit_layers, unet_attention
 from t2i_jax.nn.flops import flops_of
 
 
@@ -40,6 +40,26 @@ def test_its_gradients_too():
     fused = loss(lambda *t: fused_attention.splash(*t, causal=True, interpret=True))
     plain = loss(lambda *t: jax.nn.dot_product_attention(*t, is_causal=True))
     chex.assert_trees_all_close(fused, plain, atol=2e-5)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_keys_of_another_number_and_their_mask(masked):
+    (q, _, _), (_, k, v) = _inputs(B=2), _inputs(B=2, N=129)
+    seen = jax.random.bernoulli(jax.random.key(9), 0.5, (2, 129)).at[:, 0].set(True)
+    seen = seen if masked else None
+
+    def value_and_gradients(attend):
+        return jax.value_and_grad(lambda *t: jnp.sum(attend(*t) ** 2), (0, 1, 2))(q, k, v)
+
+    def fused(*t):
+        return fused_attention.splash(*t, interpret=True, scale=1.0, seen_BK=seen)
+
+    def plain(*t):
+        mask = None if seen is None else seen[:, None, None]
+        return jax.nn.dot_product_attention(*t, mask=mask, scale=1.0)
+
+    # sums of 129 numbers in another order, of values up to 4
+    chex.assert_trees_all_close(*map(value_and_gradients, (fused, plain)), atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -86,6 +106,33 @@ def test_a_tpu_program_holds_no_scores_where_there_is_the_kernel(length, fused, 
     # heads.
     if fused:
         assert hlo.cost(text, 4).flops == 5 * 2 * 4 * length**2 * 64 / (2 if causal else 1)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is installed on Linux x86-64 alone"
+)
+def test_a_layer_of_muse_holds_no_scores_on_a_tpu():
+    from t2i_jax.aot.ahead import slice_devices
+
+    mesh = sharding.make_mesh({"fsdp": 4}, slice_devices("v5e:2x2"))
+    place = jax.NamedSharding(mesh, jax.P(("slice", "data", "fsdp")))
+
+    def given(*shape, dtype="bfloat16"):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    layer = maskgit_layers.Layer(
+        dim=128, dim_head=64, heads=2, ff_mult=4, compat=(), dtype="bfloat16", fmap_size=64,
+        multi_axis=None,
+    )  # fmt: skip
+    inputs = given(4, 2048, 128), given(4, 2200, 128), given(4, 2200, dtype="bool")
+    params = sharding.unbox(jax.eval_shape(layer.init, jax.random.key(0), *inputs, True))
+
+    def loss(params, *inputs):
+        return jnp.sum(layer.apply(params, *inputs, True)[0].astype(jnp.float32))
+
+    with jax.set_mesh(mesh):
+        text = jax.jit(jax.grad(loss)).lower(params, *inputs).compile().as_text()
+    assert "tpu_custom_call" in text and not re.search(r"\[[\d,]*2048,(2049|2201)\]", text)
 
 
 def _has_card(monkeypatch, capability):
