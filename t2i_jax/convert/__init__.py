@@ -185,6 +185,16 @@ def to_state(
     raise UserError(f"model={type(model).__name__} has no PyTorch form; those with one: {known}.")
 
 
+def inferred(state: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of its network that a state dict tells to `from_torch`.
+
+    Args:
+      told: what is known of the network beside its weights.
+    """
+    network, arrays, _ = _found(state, None)
+    return network.fields(network.upgrade(arrays), told)
+
+
 def _converted(loaded, module, fields, told):
     """The network of ours and its parameters, from what a file or a state dict holds."""
     network, state, module = _found(loaded, module)

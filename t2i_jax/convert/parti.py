@@ -108,10 +108,13 @@ _ARGUMENTS = {
 
 def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
     """All of the configuration that shapes the network; the rest is told, or as by default."""
+    if "compat" in told:
+        config.check(Parti, "compat", told["compat"])
     size, dim = state["image_token_embed.weight"].shape
     dim_head, text_dim = state["layers.0.1.to_kv.1.weight"].shape
     hidden = state["layers.0.2.1.weight"].shape[0]
     old = ("output_norm",) if "layers.0.0.to_out.2.gamma" in state else ()
+    compat = tuple(told.get("compat", ("misaligned_bias", *old)))
     found = {
         "dim": dim,
         "depth": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("layers.")),
@@ -121,7 +124,8 @@ def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
         "fmap_size": state["axial_height_pos"].shape[0],
         "codebook_size": size,
         "text_embed_dim": text_dim,
-        "compat": ("misaligned_bias", *old),
+        # weights from here may be without the package's mistakes; norms they have or have not
+        "compat": compat if ("output_norm" in compat) == bool(old) else ("misaligned_bias", *old),
     }
     return found | {name: told[name] for name in ("max_text_len", "dropout") if name in told}
 

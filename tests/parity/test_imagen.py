@@ -20,6 +20,7 @@ from t2i_jax.diffusion.noise import Ddpm, Edm
 from t2i_jax.diffusion.samplers import Churn
 from t2i_jax.errors import UserError
 from t2i_jax.models.unet import NullUnet
+from t2i_jax.runs import import_torch, load_run_recipe
 from t2i_jax.systems.cascade import stage as imagen_stage
 from t2i_jax.systems.cascade.stage import Draws, Stage, StageSampling
 from tests.parity.reference import load
@@ -273,6 +274,19 @@ def test_weights_both_ways_with_an_empty_first_stage(tmp_path):
     upper.load_state_dict(convert.to_torch(model, params), strict=True)
     with pytest.raises(UserError, match="1 entries for 2 U-Nets"):
         convert.from_torch(theirs.state_dict(), unets=[{}])
+
+
+@pytest.mark.parametrize("lengths", [(6, 4), (4, 6)])
+def test_the_longest_text_of_all_u_nets_is_taken(lengths, tmp_path):
+    """Each U-Net cuts it to its own."""
+    unets = [
+        package.Unet(**{**PLAIN, "max_text_len": length}, lowres_cond=i > 0)
+        for i, length in enumerate(lengths)
+    ]
+    theirs = imagen_pytorch.Imagen(unets, image_sizes=SIZES, text_embed_dim=6)
+    task = load_run_recipe(import_torch(theirs, tmp_path / "run")).task
+    assert task.text.max_length == 6
+    assert tuple(unet.max_text_len for unet in task.networks) == lengths
 
 
 def test_a_trainers_checkpoint_goes_in_and_out(tmp_path):

@@ -2,11 +2,14 @@
 bit for bit.
 """
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 import t2i_jax as t2i
+from t2i_jax import runs
 from t2i_jax.cli.convert import from_torch
 from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
@@ -70,6 +73,130 @@ def test_a_tokenizer_goes_in_and_out(vae, tmp_path):
         with pytest.raises(UserError, match=sentence):
             export_torch(tmp_path / "ours", tmp_path / "new" / name)
         assert not (tmp_path / "new" / name).exists()
+
+
+def _wholes():
+    """Modules whose tokenizers have discriminators where the packages keep them; by what they are,
+    with the fields that their files need.
+    """
+    parti, muse = (reference.load(f"{name}_pytorch") for name in ("parti", "muse_maskgit"))
+    torch.manual_seed(0)
+    gan = dict(use_vgg_and_gan=True, vgg=torch.nn.Identity(), discr_layers=1)
+    vit = parti.VitVQGanVAE(
+        dim=16, image_size=16, layers=1, encdec_patch_size=4, encdec_heads=2, encdec_dim_head=8,
+        codebook_size=16, **gan,
+    )  # fmt: skip
+    vqgan = muse_models.vae(dim=16, encdec_resnet_groups=16, **gan)
+    small, large = muse_models.Sizes(), muse_models.Sizes(image_size=16, layers=2, small=8)
+    plain = muse_models.vae(dim=16, layers=2, encdec_resnet_groups=16)
+    superres = muse_models.maskgit(large, vae=plain, cond_vae=vqgan)
+    base = muse_models.maskgit(small, vae=vqgan)
+    whole = parti.Parti(vae=vit, dim=16, depth=1, heads=2, dim_head=8, text_embed_dim=24)
+    return {
+        "VitVQGanVAE": (vit, {}),
+        "VQGanVAE": (vqgan, {}),
+        "Parti": (whole, {}),
+        "MaskGit": (superres, {"maskgit": {"cond_image_size": 8}}),
+        "Muse": (muse.Muse(base=base, superres=superres), {}),
+    }
+
+
+@pytest.mark.parametrize("kind", ["VitVQGanVAE", "VQGanVAE", "Parti", "MaskGit", "Muse"])
+def test_discriminators_go_in_and_out(kind, tmp_path):
+    theirs, fields = _wholes()[kind]
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
+    import_torch(theirs, tmp_path / "live")
+    import_torch(tmp_path / "theirs.pt", tmp_path / "file", **fields)
+    for name in ("live", "file"):
+        t2i.load(tmp_path / name)
+        back = torch.load(export_torch(tmp_path / name, tmp_path / f"{name}.pt"))
+        theirs.load_state_dict(back, strict=True)
+        saved = {n: value for n, value in theirs.state_dict().items() if "discr." in n}
+        assert saved and all(torch.equal(back[n], value) for n, value in saved.items())
+
+
+def test_a_discriminator_of_larger_images_is_left_out_and_that_is_said(package, tmp_path, capsys):
+    theirs = package.VitVQGanVAE(
+        dim=16, image_size=16, encdec_patch_size=4, layers=1, codebook_size=16,
+        vgg=torch.nn.Identity(),
+    )  # fmt: skip
+    system = t2i.load(import_torch(theirs, tmp_path / "ours"))
+    assert system.task.discriminator is None
+    said = capsys.readouterr().err
+    assert "discriminator is left out: images of 16 pixels" in said and "at least 64" in said
+
+
+def _said_fields(capsys):
+    """The fields that an export says to give where its file is read back."""
+    return re.findall(r'"(\S+=.*?)"[. ]', capsys.readouterr().err)
+
+
+_SIGNED = {"pixel_range": (-1.0, 1.0)}
+
+
+@pytest.mark.parametrize("kind", ["VitVQGanVAE", "VQGanVAE", "Parti", "MaskGit", "Muse"])
+def test_pixels_that_no_file_tells_are_said_and_come_back(kind, tmp_path, capsys):
+    theirs, fields = _wholes()[kind]
+    ours = {
+        "MaskGit": {"cond_tokenizer": _SIGNED},
+        "Muse": {"superres": {"cond_tokenizer": _SIGNED}},
+    }
+    import_torch(theirs, tmp_path / "usual")
+    export_torch(tmp_path / "usual", tmp_path / "usual.pt")
+    assert not capsys.readouterr().err
+    import_torch(theirs, tmp_path / "signed", **_SIGNED, **ours.get(kind, {}))
+    export_torch(tmp_path / "signed", tmp_path / "signed.pt")
+    given = _said_fields(capsys)
+    assert len(given) == {"MaskGit": 2, "Muse": 3}.get(kind, 1)
+    asked = [f"{n}.{name}={value}" for n, of in fields.items() for name, value in of.items()]
+    from_torch(tmp_path / "signed.pt", tmp_path / "again", (*given, *asked))
+    assert (
+        _ranges(tmp_path / "again") == _ranges(tmp_path / "signed") != _ranges(tmp_path / "usual")
+    )
+
+
+def _ranges(run):
+    """By folder, the values of the images of all its networks."""
+    text = {str(p.relative_to(run)): p.read_text() for p in run.rglob("system.json")}
+    return {name: re.findall(r'"pixel_range": \[[^]]*\]', one) for name, one in text.items()}
+
+
+def test_pixels_of_a_vqgan_are_said_where_its_public_weights_have_others(tmp_path, capsys):
+    for pixels in ((-1.0, 1.0), (0.0, 1.0)):
+        net = t2i.VQGAN(dim=32, dim_mults=(1, 1), encoder_blocks=1, decoder_blocks=2, attention=(),
+                        codebook_size=8, codebook_dim=8, z_channels=8, image_size=16,
+                        pixel_range=pixels)  # fmt: skip
+        recipe = t2i.Recipe(
+            t2i.TokenizerTask(net), t2i.DataConfig(image_size=16), t2i.TrainConfig(1, 1)
+        )
+        run, file = tmp_path / f"run{pixels[0]}", tmp_path / f"{pixels[0]}.pt"
+        untrained.write(recipe, run)
+        export_torch(run, file)
+        given = _said_fields(capsys)
+        assert bool(given) == (pixels == (0.0, 1.0))
+        from_torch(file, tmp_path / f"again{pixels[0]}", tuple(given))
+        assert runs.load_run_recipe(tmp_path / f"again{pixels[0]}").task.model.pixel_range == pixels
+
+
+@pytest.mark.parametrize("compat", [(), ("unit_init",), ("misaligned_bias",)])
+def test_a_parti_without_the_packages_bias_is_said_and_comes_back(compat, vae, tmp_path, capsys):
+    import_torch(vae, tmp_path / "vae")
+    tokenizer = runs.load_run_recipe(tmp_path / "vae")
+    task = t2i.PartiTask(
+        model=t2i.Parti(dim=16, depth=1, heads=2, dim_head=8, compat=compat),
+        text=t2i.StoredText(dim=24, max_length=4),
+        tokenizer=tokenizer.task.model,
+    )
+    data, train = t2i.DataConfig(image_size=16), t2i.TrainConfig(steps=1, batch_size=1)
+    recipe = t2i.Recipe(task, data, train, parts={"tokenizer": tokenizer})
+    untrained.write(recipe, tmp_path / "run")
+    export_torch(tmp_path / "run", tmp_path / "parti.pt")
+    given = _said_fields(capsys)
+    assert bool(given) == ("misaligned_bias" not in compat)
+    from_torch(tmp_path / "parti.pt", tmp_path / "again", tuple(given))
+    assert runs.load_run_recipe(tmp_path / "again").task.model.compat == compat
+    with pytest.raises(UserError, match="compat=.*'output_norm'.* contradicts the weights"):
+        from_torch(tmp_path / "parti.pt", tmp_path / "no", ("compat=('output_norm',)",))
 
 
 @pytest.mark.parametrize("layers", [0, 1])

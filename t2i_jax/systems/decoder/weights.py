@@ -148,9 +148,10 @@ def _task(model: DecoderUnets, settings: dict[str, Any]) -> DecoderTask:
     fields = {name: value for name, value in settings.items() if name in known}
     _of_weights(model, fields)
     first, text = model.unets[0], None
-    if model.clip is None and any(unet.cond_on_text_encodings for unet in model.unets):
-        reads = next(unet for unet in model.unets if unet.cond_on_text_encodings)
-        text = StoredText(reads.text_embed_dim or 1, reads.max_text_len)
+    reads = [unet for unet in model.unets if unet.cond_on_text_encodings]
+    if model.clip is None and reads:
+        length = max(unet.max_text_len for unet in reads)  # each U-Net cuts it to its own
+        text = StoredText(reads[0].text_embed_dim or 1, length)
     width = first.image_embed_dim if model.clip is None else None
     try:
         return Decoder(model.unets, clip=model.clip, text=text, image_embed_dim=width, **fields)

@@ -122,7 +122,8 @@ def _task(weights, file: TorchFile, settings) -> ImagenTask:
     text = None
     if last.cond_on_text:
         name = settings.get("text_encoder_name")
-        text = file.text(last.text_embed_dim, last.max_text_len, name)
+        lengths = [one.max_text_len for one in weights.model.unets if not isinstance(one, NullUnet)]
+        text = file.text(last.text_embed_dim, max(lengths), name)  # each U-Net cuts it to its own
     try:
         return make(weights.model.unets, text=text, **{**fields, **of_weights})
     except UserError:

@@ -146,8 +146,13 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
     torch_io.write(path, convert.to_state(model, params))
 
 
-def exported(contents: Any) -> tuple[MaskGitAndTokenizer, dict[str, Any]]:
+def exported(
+    contents: Any, within: tuple[str, ...] = ()
+) -> tuple[MaskGitAndTokenizer, dict[str, Any]]:
     """A run's networks and their weights as `convert.to_state` takes them.
+
+    Args:
+      within: the part of a Muse that it is.
 
     Raises:
       UserError: a run that the package has no place for.
@@ -162,11 +167,11 @@ def exported(contents: Any) -> tuple[MaskGitAndTokenizer, dict[str, Any]]:
     for part, name in (("tokenizer", task.own_tokenizer), ("cond_tokenizer", "tokenizer")):
         if part == "tokenizer" or task.superres_tokenizer is not None:
             given = contents.parts[name]
-            # the package keeps no discriminator of the images' own tokenizer
-            kept = ("generator",) if part == "tokenizer" else ("generator", "discriminator")
-            groups = {group: given.averaged[group] for group in kept if group in given.averaged}
-            networks[part] = given.recipe.task.model
-            found[part] = tokenizers.exported(networks[part], groups, given.stats)
+            networks[part], found[part] = given.recipe.task.model, tokenizers.exported(given)
+            if part == "tokenizer":  # the package keeps no discriminator of it
+                found[part].pop("discriminator", None)
+            own = () if part == "tokenizer" else (part,)
+            tokenizers.tell_range(networks[part], (*within, *own))
     return MaskGitAndTokenizer(**networks), jax.device_get(found)
 
 

@@ -70,7 +70,9 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
     Raises:
       UserError: a run that the package has no place for.
     """
-    stages = {name: maskgit.exported(contents.parts[name]) for name in ("base", "superres")}
+    stages = {
+        name: maskgit.exported(contents.parts[name], (name,)) for name in ("base", "superres")
+    }
     model = BaseAndSuperres(**{name: model for name, (model, _) in stages.items()})
     params = {name: params for name, (_, params) in stages.items()}
     torch_io.write(path, convert.to_state(model, params))

@@ -15,6 +15,7 @@ from t2i_jax.systems.imported import Imported, TorchFile
 from t2i_jax.systems.parti.options import PartiOptions
 from t2i_jax.systems.parti.task import PartiTask
 from t2i_jax.systems.tokenizer import weights as tokenizers
+from t2i_jax.terminal import say
 
 # Arguments of the package's class that are none of the network's.
 _SETTINGS = {name: arguments.PARTI[name] for name in ("cond_drop_prob", "t5_name", "ignore_index")}
@@ -59,13 +60,19 @@ def from_torch(file: TorchFile) -> Imported | None:
 
 def to_torch(contents: Any, path: pathlib.Path) -> None:
     """Writes a run as a state dict, with its tokenizer under "vae." where the run holds it."""
-    model: Any = contents.recipe.task.network
+    network = model = contents.recipe.task.network
     params: Any = contents.averaged["parti"]["decoder"]
     if isinstance(model, Parti) and "tokenizer" in contents.parts:
         part = contents.parts["tokenizer"]
         tokenizer = part.recipe.task.model
-        # the package saves no discriminator with a Parti
-        groups = {"generator": part.averaged["generator"]}
         model = PartiAndTokenizer(parti=model, tokenizer=tokenizer)
-        params = {"parti": params, "tokenizer": tokenizers.exported(tokenizer, groups, part.stats)}
+        params = {"parti": params, "tokenizer": tokenizers.exported(part)}
+        tokenizers.tell_range(tokenizer)
     torch_io.write(path, convert.to_state(model, jax.device_get(params)))
+    if "misaligned_bias" not in network.compat:
+        say(
+            "t2i: parti-pytorch takes the start token for the first cell, which moves the relative "
+            f"position bias, and these weights were trained without that (compat={network.compat}"
+            "): logits and images differ there; train with compat=('misaligned_bias',), and to "
+            f'read this file back give `t2i convert from-torch` "compat={network.compat}".'
+        )

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from t2i_jax import convert
+from t2i_jax.config import fields_of
 from t2i_jax.convert import arguments, flax_io, torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.models.taming_vqgan import VQGAN
@@ -18,6 +19,7 @@ from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.models.vqgan import VQGanVAE
 from t2i_jax.systems.imported import Imported, TorchFile
 from t2i_jax.systems.tokenizer.task import TokenizerTask
+from t2i_jax.terminal import say
 
 _WITH_DISCRIMINATOR = (VitVQGanVAE, VQGanVAE)
 _NETWORKS = (*_WITH_DISCRIMINATOR, VQGAN)
@@ -51,20 +53,35 @@ def imported(
         arguments.check("tokenizer", {}, settings)
     arguments.check("tokenizer", _SETTINGS, settings)
     squared, hinge = settings.get("l2_recon_loss", False), settings.get("use_hinge_loss", True)
+    adversary = _adversary(model) if "discriminator" in weights else None
+    kept = ("generator",) if adversary is None else ("generator", "discriminator")
     task = TokenizerTask(
         model=model,
+        discriminator=adversary,
         l1_weight=float(not squared),
         l2_weight=float(squared),
         gan_loss="hinge" if hinge else "bce",
     )
-    groups = {name: weights[name] for name in ("generator", "discriminator") if name in weights}
     return Imported(
         type(model).__name__,
         task,
-        groups,
+        {name: weights[name] for name in kept},
         weights.get("stats", {}),
         model.image_size,
     )
+
+
+def _adversary(model):
+    """The discriminator that was saved; None where such images are too small for it."""
+    saved = model.discriminator()
+    if model.image_size >= saved.smallest_image:
+        return saved
+    say(
+        f"t2i: the discriminator is left out: images of {model.image_size} pixels are too small "
+        f"for its {model.discr_layers} layers (at least {saved.smallest_image}), so that it can't "
+        "train; a tokenizer that takes the weights back needs use_vgg_and_gan=False."
+    )
+    return None
 
 
 def to_torch(contents: Any, path: pathlib.Path) -> None:
@@ -74,30 +91,50 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
     Raises:
       UserError: another network for such a file.
     """
-    task, params = contents.recipe.task, contents.averaged
-    model = task.model
-    if isinstance(model, VQGAN):
-        params = {"generator": params["generator"]}
-    elif isinstance(model, _WITH_DISCRIMINATOR) and task.discriminator is not None:
-        own = model.discriminator() if model.discr_layers else None
-        kept = ("generator", "discriminator") if task.discriminator == own else ("generator",)
-        params = {name: params[name] for name in kept}
-    weights = jax.device_get(exported(model, params, contents.stats))
-    if path.suffix.lower() != flax_io.ENDING:
-        torch_io.write(path, convert.to_state(model, weights))
-    elif isinstance(model, VQGAN):
-        flax_io.write(path, convert.to_state(model, weights, _FLAX))
-    else:
+    model, weights = contents.recipe.task.model, jax.device_get(exported(contents))
+    flax = path.suffix.lower() == flax_io.ENDING
+    if flax and not isinstance(model, VQGAN):
         raise UserError(
             f"out has the ending {path.suffix!r} of Flax, and no package keeps a "
             f"{type(model).__name__} in such a file; give .safetensors or .pt."
         )
+    state = convert.to_state(model, weights, _FLAX if flax else None)
+    (flax_io if flax else torch_io).write(path, state)
+    known = {name: getattr(model, name) for name in fields_of(type(model))}
+    del known["pixel_range"]  # and nothing else is to be found
+    tell_range(model, usual=convert.inferred(state, known).get("pixel_range"))
 
 
-def exported(model: Any, groups: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any]:
-    """A tokenizer's weights as `convert.to_state` takes them.
+def tell_range(model: Any, within: tuple[str, ...] = (), usual: Any = None) -> None:
+    """Says which values the images of an exported tokenizer have, where its reader takes others.
+
+    Args:
+      within: the networks of which the tokenizer is a part, as `convert.from_torch` names them.
+      usual: what the reader takes; None: as by default.
+    """
+    own, usual = tuple(model.pixel_range), tuple(usual or type(model).pixel_range)
+    if own == usual:
+        return
+    path, value = (*within, "pixel_range"), repr(own).replace(" ", "")
+    for name in reversed(path[2:]):  # the command knows two names before the "="
+        value = f"{{'{name}':{value}}}"
+    say(
+        f"t2i: the tokenizer's images are in {own}, which the file can't tell, and not in {usual}: "
+        "map them so in PyTorch, and give `t2i convert from-torch` "
+        f'"{".".join(path[:2])}={value}".'
+    )
+
+
+def exported(contents: Any) -> dict[str, Any]:
+    """The weights of a tokenizer's run as `convert.to_state` takes them, with its discriminator
+    where that is the package's own.
 
     The counts of training have no place there.
     """
+    task, model = contents.recipe.task, contents.recipe.task.model
+    groups = {"generator": contents.averaged["generator"]}
+    if isinstance(model, _WITH_DISCRIMINATOR) and model.discr_layers:
+        own = "discriminator" in contents.averaged and task.discriminator == model.discriminator()
+        groups |= {"discriminator": contents.averaged["discriminator"]} if own else {}
     codebook = jax.eval_shape(model.start, jax.random.key(0))
-    return {**groups, "stats": {name: stats[name] for name in codebook}}
+    return {**groups, "stats": {name: contents.stats[name] for name in codebook}}
