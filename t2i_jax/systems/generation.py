@@ -26,7 +26,7 @@ from t2i_jax.values import shown
 from t2i_jax.words import counted
 
 _NEGATIVE = "negative_"
-_MOST_IMAGES = 100_000  # of one call: they are kept in memory
+MOST_IMAGES = 100_000  # of one call: they are kept in memory
 Options = TypeVar("Options")
 
 
@@ -211,10 +211,10 @@ def check_total(total: int, name: str, value: Any) -> None:
     Args:
       name, value: what the user gave that makes them so many.
     """
-    if total > _MOST_IMAGES:
+    if total > MOST_IMAGES:
         raise UserError(
             f"{name}={shown(value)} makes {shown(total)} images, and one call makes "
-            f"{_MOST_IMAGES} at most; give less, and other seeds for more of them."
+            f"{MOST_IMAGES} at most; give less, and other seeds for more of them."
         )
 
 
