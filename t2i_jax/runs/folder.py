@@ -128,21 +128,18 @@ def _own_parts(folder, recipe):
     is read itself.
     """
     recorded, homes = recorded_parts(folder), part_folders(folder, recipe)
-    parts = {name: part_in(home) for name, home in homes.items()}
-    for name, part in parts.items():
-        kind, wanted = type(part.system.task), recipe.task.parts[name].of
-        if not issubclass(kind, wanted):
-            told = f"is a run of {kind.__name__}, not of {wanted.__name__}"
-            raise _wrong_part(folder, name, homes[name], told)
+    parts, found = {}, {}
     with concurrent.futures.ThreadPoolExecutor(1) as background:
-        found = {
-            name: background.submit(fingerprint, part.weights)
-            for name, part in parts.items()
-            if recorded.get(name, {}).get("fingerprint")
-        }
+        for name, home in homes.items():
+            part = parts[name] = part_in(home)
+            kind, wanted = type(part.system.task), recipe.task.parts[name].of
+            if not issubclass(kind, wanted):
+                told = f"is a run of {kind.__name__}, not of {wanted.__name__}"
+                raise _wrong_part(folder, name, home, told)
+            if before := recorded.get(name, {}).get("fingerprint"):
+                found[name] = before, background.submit(fingerprint, part.weights)
         yield parts
-        for name, digits in found.items():
-            before = recorded[name]["fingerprint"]
+        for name, (before, digits) in found.items():
             if digits.result() != before:
                 told = f"has other weights (fingerprint {digits.result()}) than it was trained with"
                 raise _wrong_part(folder, name, homes[name], f"{told} ({before})")
