@@ -39,6 +39,7 @@ from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from t2i_jax.systems import generation
 from t2i_jax.systems.base import Given, System
 from t2i_jax.train.checkpoint import load_config, load_params
+from t2i_jax.values import shown
 
 PARTS, TEXT_TOKENIZER = "parts.json", "text_tokenizer"
 _RESTORE = "restore it from a copy"  # the remedy for a file of a run that was damaged or edited
@@ -99,8 +100,8 @@ def load(
     if offload:
         if mesh is not None:
             raise UserError(
-                f"mesh={dict(mesh)} shares the weights among devices and offload keeps them out of "
-                "the memory of one; give one of the two."
+                f"mesh={shown(mesh)} shares the weights among devices and offload keeps them out "
+                "of the memory of one; give one of the two."
             )
         with jax.default_device(_host()):
             return load(workdir, averaged=averaged, step=step).offloaded()

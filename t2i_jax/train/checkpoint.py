@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils.epath import Path, gpath
 
@@ -371,6 +372,11 @@ class Checkpoints:
                     f"of the steps {', '.join(map(str, known))}, or train with data.heldout=0.05."
                 )
             step = best
+        if isinstance(step, bool) or not isinstance(step, (int, np.integer)):
+            raise UserError(
+                f"step={step!r} is neither 'best' nor a whole number; give best or one of "
+                f"{', '.join(map(str, known))}."
+            )
         if step not in known:
             raise UserError(
                 f"step={step!r} has no checkpoint in {str(self.folder)!r}; give best or one of "
