@@ -193,7 +193,7 @@ def test_what_does_not_fit_is_refused(dalle2):
         ({"prompts": CAPTIONS, "blend": 2.0}, "blend=2.0 is outside"),
         (
             {"prompts": CAPTIONS, "prior_steps": 99},
-            "^prior_steps=99 are more than the 20 timesteps",
+            "^prior_steps=99 are more than the 20 times",
         ),
         ({"prompts": CAPTIONS, "prior_sampler": "euler"}, "^prior_sampler='euler'"),
         ({"prompts": CAPTIONS, "prior_num_samples": 9999}, "^prior_num_samples=9999 is too many"),
