@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 
+from t2i_jax import values
 from t2i_jax.errors import UserError
 
 Given = str | os.PathLike
@@ -24,9 +25,11 @@ def local(field: str, path: Given) -> str:
       field: what the path was given as, for the sentence.
 
     Raises:
-      UserError: it is empty, names a remote place (`gs://...`), holds a null character, or begins
-        with the home of an unknown user.
+      UserError: it is no path, is empty, names a remote place (`gs://...`), holds a null character,
+        or begins with the home of an unknown user.
     """
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise UserError(f"{field}={values.shown(path)} is no path; give a text or a pathlib.Path.")
     text = os.fsdecode(path)
     named = f"{field}={shown(text)}"
     if not text:

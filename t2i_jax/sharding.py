@@ -22,6 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
 from t2i_jax.types import Key
+from t2i_jax.values import shown
 
 # from the slowest network to the fastest
 MESH_AXES = ("slice", "data", "fsdp", "sequence", "tensor")
@@ -100,8 +101,10 @@ def make_mesh(
         None: all on "data".
 
     Raises:
-      UserError: an unknown axis, or a product that is not the number of devices.
+      UserError: no sizes by axis, an unknown axis, or a product that is not the number of devices.
     """
+    if shape is not None:
+        _check_sizes(shape)
     devices = list(devices if devices is not None else jax.devices())
     sizes = dict(shape) if shape else {"data": -1}
     slices = (
@@ -137,6 +140,14 @@ def make_mesh(
         (1, *whole[1:]), between, devices, allow_split_physical_axes=True
     )
     return Mesh(within, MESH_AXES, axis_types=types)
+
+
+def _check_sizes(shape):
+    sizes = shape.values() if isinstance(shape, Mapping) else [None]
+    if not all(isinstance(size, (int, np.integer)) for size in sizes):
+        raise UserError(
+            f'mesh={shown(shape)} is not sizes by axis; give for example {{"data": 2, "fsdp": 4}}.'
+        )
 
 
 def resolve(

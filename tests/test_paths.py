@@ -79,6 +79,12 @@ def test_a_path_that_cannot_be_is_one_sentence_wherever_it_is_given(name):
     assert [path.name for path in pathlib.Path().iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("path", [None, 3, ["runs"]])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(UserError, match="run=.* is no path; give a text"):
+        runs.load(path)
+
+
 def test_a_run_is_refused_where_a_file_is_or_nothing_can_be_made(tmp_path):
     with pytest.raises(UserError, match="workdir='file' is not a folder"):
         runs.train(_RECIPE, "file")

@@ -64,6 +64,12 @@ def test_a_mesh_that_does_not_fit_is_refused_with_a_remedy(shape):
         sharding.make_mesh(shape, jax.devices()[:1])
 
 
+@pytest.mark.parametrize("shape", ["data=1", 3, ["data"], {"data": "1"}, {"data": 1.0}])
+def test_what_is_no_shape_of_a_mesh_is_refused(shape):
+    with pytest.raises(UserError, match="mesh=.* is not sizes by axis; give for example"):
+        sharding.make_mesh(shape, jax.devices()[:1])
+
+
 def test_an_unknown_mesh_axis_is_refused():
     with pytest.raises(UserError, match="did you mean 'fsdp'"):
         sharding.make_mesh({"fdsp": 1}, jax.devices()[:1])

@@ -121,11 +121,25 @@ def command(words: Sequence[str]) -> None:
 
     chosen = type(defaults)(**of(options))
     check_all(chosen)
+    _check_needed(chosen, defaults, of(inputs))
     _sample(_Command(**of(own)), recipe.task.adapted(chosen, defaults), of(inputs))
 
 
 _NAME = "t2i sample"
 _COLUMNS, _IN_GRID, _PIXELS_IN_GRID = 16, 256, 2**27  # of grid.png at most
+
+
+def _check_needed(chosen, defaults, inputs):
+    """Refuses options that were changed and have no effect without an image, or other words."""
+    for name, argument in getattr(type(chosen), "needs", {}).items():
+        if argument == "other_images":
+            given, flag = len(inputs["image"] or ()) > 1, "a second --image"
+        else:
+            flag, *_ = _INPUTS[argument]
+            given, flag = inputs.get(flag), f"--{flag.replace('_', '-')}"
+        value = getattr(chosen, name)
+        if not given and value != getattr(defaults, name):
+            raise UserError(f"{name}={value!r} is nothing without {flag}; leave it out or give it.")
 
 
 def _input(name):

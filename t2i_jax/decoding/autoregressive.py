@@ -35,15 +35,13 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self):
-        if self.top_k is not None and (
-            isinstance(self.top_k, bool) or not self.top_k > 0 or not _counts(self.top_k)
-        ):
+        if self.top_k is not None and not _counts(self.top_k):
             raise UserError(
-                f"top_k={self.top_k} is neither a count from 1 nor a fraction in (0, 1); try 100 "
+                f"top_k={self.top_k!r} is neither a count from 1 nor a fraction in (0, 1); try 100 "
                 "or 0.1."
             )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p={self.top_p} is outside (0, 1]; try 0.95.")
+        if self.top_p is not None and not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise UserError(f"top_p={self.top_p!r} is outside (0, 1]; try 0.95.")
 
 
 def cache_lengths(num_tokens: int) -> Sequence[int]:
@@ -115,4 +113,8 @@ def generate(
 
 
 def _counts(k):
-    return k < 1 if isinstance(k, float) else isinstance(k, int)
+    return _is_number(k) and (0 < k < 1 if isinstance(k, float) else k > 0)
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

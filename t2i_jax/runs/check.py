@@ -23,7 +23,7 @@ from t2i_jax import config, sharding
 from t2i_jax.data.pipeline import batches, source_of
 from t2i_jax.data.source import EMBEDDED
 from t2i_jax.errors import UserError, first_line
-from t2i_jax.runs import begin
+from t2i_jax.runs import begin, evaluation
 from t2i_jax.runs.ledger import image_channels
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.runs.wiring import planned_stages
@@ -65,19 +65,25 @@ def check(
     Raises:
       UserError: one sentence for each stage in which something is wrong.
     """
-    _refuse(_per_stage({"": recipe}, _check_values))
-    stages = planned_stages(recipe, given, workdir)
-    checks: list[Callable[[Wired], None]] = [_check_machine] * (devices is None)
-    checks += [_check_data, functools.partial(_check_monitored, build=build)] * with_data
-    wired = {
+    _refuse(_per_stage({"": recipe}, lambda _: [_check_values]))
+    stages = {
         name: Wired(
             one, parts, devices, None if workdir is None else workdir.joinpath(*name.split("."))
         )
-        for name, (one, parts) in stages.items()
-        if one.task.objectives and one.train is not None
+        for name, (one, parts) in planned_stages(recipe, given, workdir).items()
     }
+    checks: list[Callable[[Wired], None]] = [_check_machine] * (devices is None)
+    checks += [_check_data] * with_data
+    looks = [_check_evaluation] * with_data
+    measures = [functools.partial(_check_monitored, build=build)] * with_data
     # of a single stage the trainer finds at once what its losses have to say
-    _refuse(_per_stage(wired, *checks, _check_shapes if len(wired) > 1 else _check_networks))
+    several = sum(stage.is_trained for stage in stages.values()) > 1
+    whole = _check_shapes if several else _check_networks
+    _refuse(
+        _per_stage(
+            stages, lambda one: [*checks, *looks, *measures, whole] if one.is_trained else looks
+        )
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +96,11 @@ class Wired:
     parts: Mapping[str, Given]
     devices: Sequence[jax.Device] | None
     home: pathlib.Path | None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it trains something of its own."""
+        return bool(self.recipe.task.objectives) and self.recipe.train is not None
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -138,14 +149,17 @@ def check_data(recipe: Recipe, parts: Mapping[str, Given]) -> None:
                 )
 
 
-def _per_stage(stages, *checks) -> Iterator[str]:
+def _per_stage(stages, checks) -> Iterator[str]:
     """A sentence for each kind of failure; the names of the stages that have it come first, unless
     the recipe itself is among them.
+
+    Args:
+      checks: of a stage.
     """
     failures: dict[str, list[str]] = {}
     for name, stage in stages.items():
         try:
-            for check in checks:
+            for check in checks(stage):
                 check(stage)
         except UserError as error:
             failures.setdefault(str(error), []).append(name)
@@ -242,6 +256,11 @@ def _check_data(stage):
                     f"data.source={recipe.data.source!r} has {name} of shape {shape}, and the task "
                     f"takes {wanted.shape[1:]}; make them anew or change the task."
                 )
+
+
+def _check_evaluation(stage):
+    """What is made of held-out captions in between, and when it has trained."""
+    evaluation.check(stage.recipe)
 
 
 def _check_monitored(stage, build):

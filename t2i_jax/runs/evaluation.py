@@ -9,21 +9,53 @@ import functools
 import pathlib
 from collections.abc import Mapping
 
+import numpy as np
+
 from t2i_jax import paths
 from t2i_jax.cluster import lock, processes
+from t2i_jax.errors import UserError
+from t2i_jax.eval.evaluation import JUDGES
 from t2i_jax.pixels import save_png
 from t2i_jax.runs import folder as folders
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.runs.report import lines_of, write_report
 from t2i_jax.runs.samples import held_out
 from t2i_jax.runs.validation import validate
-from t2i_jax.systems.base import System
+from t2i_jax.systems import generation
+from t2i_jax.systems.base import NoOptions, System
 from t2i_jax.terminal import say
 from t2i_jax.train.checkpoint import last_step
 from t2i_jax.train.log import add_metrics, make_folder
 from t2i_jax.train.loop import Hook
 
 _MANY = 2**31 - 1  # updates of a system whose number of updates is not known
+_TRIED, _SIDE = 200, 32  # captions that a judge is tried on at most, and pixels of their images
+
+
+def check(recipe: Recipe) -> None:
+    """Refuses what `evaluate` and the previews of a recipe would come upon when it has trained.
+
+    Raises:
+      UserError: more images than one call makes, or captions that the judge does not understand.
+    """
+    evaluation, task = recipe.evaluation, recipe.task
+    if task.options is not NoOptions:
+        for name in ("pictures", "preview", "completions"):
+            wanted = getattr(evaluation, name) or None
+            generation.check_count(f"evaluation.{name}", wanted, generation.MOST_IMAGES)
+    if evaluation.judge is None or recipe.data is None or "caption" not in task.samples:
+        return
+    count = min(max(evaluation.pictures, evaluation.preview), _TRIED)
+    captions = list(dict.fromkeys(held_out(recipe)(count, ("caption",))["caption"]))
+    blank = np.full((len(captions), _SIDE, _SIDE, 3), 255, np.uint8)
+    try:
+        JUDGES[evaluation.judge]().judge(blank, captions)
+    except UserError as error:
+        raise UserError(
+            f"evaluation.judge={evaluation.judge!r} does not understand the captions of "
+            f"data.source={recipe.data.source!r} ({str(error).partition('; write')[0]}); give "
+            "evaluation.judge=None, or the one of this data."
+        ) from None
 
 
 def preview_hooks(recipe: Recipe, build_system) -> tuple[Hook, ...]:
@@ -63,7 +95,9 @@ def evaluate(
     if recipe.data is None:
         return {}
     # the system's task knows its parts, from which a batch may have its widths
-    samples = held_out(dataclasses.replace(recipe, task=system.task))
+    whole = dataclasses.replace(recipe, task=system.task)
+    check(whole)
+    samples = held_out(whole)
     if not samples.is_held_out and processes.is_first():
         say(
             f"this run has no held-out part (data.heldout={recipe.data.heldout}), so it is "

@@ -15,10 +15,12 @@ An exported system has `system.json` (its recipe) and `weights.safetensors` in p
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +39,7 @@ from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from t2i_jax.systems import generation
 from t2i_jax.systems.base import Given, System
 from t2i_jax.train.checkpoint import load_config, load_params
+from t2i_jax.values import shown
 
 PARTS, TEXT_TOKENIZER = "parts.json", "text_tokenizer"
 _RESTORE = "restore it from a copy"  # the remedy for a file of a run that was damaged or edited
@@ -91,14 +94,14 @@ def load(
         several parts, only the network that runs is on the device.
 
     Raises:
-      UserError: no such folder, no finished checkpoint in it, a mesh that does not fit, or a system
-        that is not offloaded.
+      UserError: no such folder, no finished checkpoint in it, a part that is missing or another
+        than it was trained with, a mesh that does not fit, or a system that is not offloaded.
     """
     if offload:
         if mesh is not None:
             raise UserError(
-                f"mesh={dict(mesh)} shares the weights among devices and offload keeps them out of "
-                "the memory of one; give one of the two."
+                f"mesh={shown(mesh)} shares the weights among devices and offload keeps them out "
+                "of the memory of one; give one of the two."
             )
         with jax.default_device(_host()):
             return load(workdir, averaged=averaged, step=step).offloaded()
@@ -106,17 +109,47 @@ def load(
     recipe = load_run_recipe(folder)
     if mesh is not None:
         sharding.make_mesh(mesh, devices)  # refused before any array is read
-    parts = {name: part_in(place) for name, place in part_folders(folder, recipe).items()}
-    task = recipe.task
-    if not task.objectives:
-        return _on(task.with_parts(parts).system({}, {}, parts, {}, None), recipe, mesh, devices)
-    to_places = mesh is not None and not _is_export(folder)
-    place = generation.places(task, mesh, devices)[1] if to_places else None
-    params, ema, stats = arrays(folder, task, place, step)
+    with _own_parts(folder, recipe) as parts:
+        task = recipe.task
+        if not task.objectives:
+            joined = task.with_parts(parts).system({}, {}, parts, {}, None)
+            return _on(joined, recipe, mesh, devices)
+        to_places = mesh is not None and not _is_export(folder)
+        place = generation.places(task, mesh, devices)[1] if to_places else None
+        params, ema, stats = arrays(folder, task, place, step)
     params = {**params, **ema} if averaged else params
     tokenizer = task.text_encoder and task.text_encoder.tokenizer(folder / TEXT_TOKENIZER)
     system = task.system(params, stats, parts, task.frozen(parts), tokenizer)
     return _on(system, recipe, mesh, devices)
+
+
+@contextlib.contextmanager
+def _own_parts(folder, recipe):
+    """The parts of a run, whose weights are compared with those that it was trained with while it
+    is read itself.
+    """
+    recorded, homes = recorded_parts(folder), part_folders(folder, recipe)
+    parts, found = {}, {}
+    with concurrent.futures.ThreadPoolExecutor(1) as background:
+        for name, home in homes.items():
+            part = parts[name] = part_in(home)
+            kind, wanted = type(part.system.task), recipe.task.parts[name].of
+            if not issubclass(kind, wanted):
+                told = f"is a run of {kind.__name__}, not of {wanted.__name__}"
+                raise _wrong_part(folder, name, home, told)
+            if before := recorded.get(name, {}).get("fingerprint"):
+                found[name] = before, background.submit(fingerprint, part.weights)
+        yield parts
+        for name, (before, digits) in found.items():
+            if digits.result() != before:
+                told = f"has other weights (fingerprint {digits.result()}) than it was trained with"
+                raise _wrong_part(folder, name, homes[name], f"{told} ({before})")
+
+
+def _wrong_part(folder, name, home, told):
+    return UserError(
+        f"run={str(folder)!r}: its part {name} at {os.path.normpath(home)!r} {told}; {_RESTORE}."
+    )
 
 
 def _host():
@@ -148,12 +181,13 @@ def read(workdir: str | pathlib.Path) -> Contents:
     """All that a run's folder holds of weights, those of its parts too.
 
     Raises:
-      UserError: no such folder, or no finished checkpoint in it.
+      UserError: no such folder, no finished checkpoint in it, or a part as of `load`.
     """
     folder = _existing(workdir)
     recipe = load_run_recipe(folder)
     task = recipe.task
-    params, ema, stats = arrays(folder, task, None) if task.objectives else ({}, {}, {})
+    with _own_parts(folder, recipe):
+        params, ema, stats = arrays(folder, task, None) if task.objectives else ({}, {}, {})
     parts = {name: read(place) for name, place in part_folders(folder, recipe).items()}
     return Contents(recipe, params, ema, stats, parts)
 
@@ -168,21 +202,28 @@ def export(
       step: as in `load`.
 
     Raises:
-      UserError: `out` exists and is not empty (nothing is overwritten), or another command is
-        writing it.
+      UserError: `out` exists and is not empty (nothing is overwritten), another command is
+        writing it, or a part as of `load`.
     """
     run, out = _existing(workdir), check_new(out)
+    recipe = load_run_recipe(run)
     if _is_export(run):
         _check_step(run, step)
+        with _own_parts(run, recipe):
+            pass
         with _appearing(out) as folder:
             shutil.copytree(run, folder)
         return out
-    recipe = load_run_recipe(run)
     task = recipe.task
-    params, ema, stats = arrays(run, task, None, step) if task.objectives else ({}, {}, {})
+    with _own_parts(run, recipe):
+        params, ema, stats = arrays(run, task, None, step) if task.objectives else ({}, {}, {})
     beside: dict[str, Callable[[pathlib.Path], Any]] = {}
+    recorded, told = recorded_parts(run), {}
     for name, source in part_folders(run, recipe).items():
         beside[name] = lambda folder, source=source: export(source, folder)
+        told[name] = {**recorded.get(name, {}), "folder": name}
+    if told:
+        beside[PARTS] = lambda path: path.write_text(json.dumps(told, indent=1))
     if (run / TEXT_TOKENIZER).is_dir():
         beside[TEXT_TOKENIZER] = lambda folder: shutil.copytree(run / TEXT_TOKENIZER, folder)
     write_system(out, recipe, {**params, **ema}, stats, beside)
@@ -247,13 +288,24 @@ def part_folders(workdir: pathlib.Path, recipe: Recipe) -> dict[str, pathlib.Pat
     """The folders of a run's parts by name, those of other tasks.
 
     Files of weights are not kept in a run.
+
+    Raises:
+      UserError: a part is not there, and parts.json says where it was.
     """
     found = {}
     recorded = recorded_parts(workdir)
     for name, part in recipe.task.parts.items():
-        folder = workdir / (recorded.get(name, {}).get("folder") or name)
-        if not part.is_file and folder.is_dir():
+        told = recorded.get(name, {}).get("folder")
+        folder = workdir / (told or name)
+        if part.is_file:
+            continue
+        if folder.is_dir():
             found[name] = folder
+        elif told:
+            raise UserError(
+                f"run={str(workdir)!r}: its part {name} is missing at "
+                f"{os.path.normpath(folder)!r}; {_RESTORE}."
+            )
     return found
 
 

@@ -106,7 +106,9 @@ class SystemTask:
 
     Attributes:
       parts: what it reads and never changes, by name, in the order in which it is trained.
-      options: a frozen dataclass: what sampling can be told, with docs, ranges and defaults.
+      options: a frozen dataclass: what sampling can be told, with docs, ranges and defaults. Its
+        `needs`, where it has that, says by option the argument of `generate` without which it has
+        no effect.
       validated_by: the metric of `validate` whose smallest value is the best checkpoint's.
       makes_images: whether its system is a `TextToImage`, whose images can be measured while it
         trains.

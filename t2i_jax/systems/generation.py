@@ -26,7 +26,8 @@ from t2i_jax.values import shown
 from t2i_jax.words import counted
 
 _NEGATIVE = "negative_"
-_MOST_IMAGES = 100_000  # of one call: they are kept in memory
+MOST_IMAGES = 100_000  # of one call: they are kept in memory
+_FLOAT32 = float(np.finfo(np.float32).max)
 Options = TypeVar("Options")
 
 
@@ -211,10 +212,10 @@ def check_total(total: int, name: str, value: Any) -> None:
     Args:
       name, value: what the user gave that makes them so many.
     """
-    if total > _MOST_IMAGES:
+    if total > MOST_IMAGES:
         raise UserError(
             f"{name}={shown(value)} makes {shown(total)} images, and one call makes "
-            f"{_MOST_IMAGES} at most; give less, and other seeds for more of them."
+            f"{MOST_IMAGES} at most; give less, and other seeds for more of them."
         )
 
 
@@ -297,13 +298,16 @@ def check_number(
     low: float = -math.inf,
     high: float = math.inf,
 ) -> None:
-    """Refuses what is no finite number, and what is outside of [low, high].
+    """Refuses what is no finite number, also as the float32 that a program is given, and what is
+    outside of [low, high].
 
     Args:
       remedy: ends the sentence, "try 1.0".
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value):
         says = "is not a finite number"
+    elif abs(value) > _FLOAT32:
+        says = f"is beyond what a float32 holds, {_FLOAT32:.4g}"
     elif low <= value <= high:
         return
     else:
@@ -316,6 +320,14 @@ def _finite(value):
         return math.isfinite(value)
     except OverflowError:  # of an integer that no float holds
         return False
+
+
+def check_amounts(images_per_prompt: Any, batch_size: Any) -> None:
+    """Refuses what are not numbers from 1; the size of a batch may be None."""
+    if images_per_prompt is None:
+        raise UserError("images_per_prompt=None is not a number from 1; give 1 or more.")
+    check_count("images_per_prompt", images_per_prompt)
+    check_count("batch_size", batch_size)
 
 
 def check_count(name: str, value: Any, most: int = 2**31 - 1) -> None:

@@ -11,11 +11,13 @@ import itertools
 import logging
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils.epath import Path, gpath
 
@@ -32,6 +34,17 @@ _FOLDER = "checkpoints"
 # Orbax refuses to save an empty item
 _EMPTY: Mapping[str, Any] = {"params": {}, "ema": {}, "stats": {}}
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
+
+
+def _is_told(record):
+    """Not what Orbax logs of a full disk, trace by trace: it is told in one sentence."""
+    error = record.exc_info[1] if record.exc_info else ValueError(record.getMessage())
+    is_orbax = record.name == "absl" or "orbax" in record.getMessage()
+    return not (is_orbax and isinstance(error, Exception) and is_full(error))
+
+
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(_is_told)
 
 
 def _glob(folder, pattern):
@@ -164,12 +177,15 @@ class Checkpoints:
             finishing.wait()
 
     def close(self) -> None:
-        """Waits and lets go of the folder."""
-        try:
+        """Waits and lets go of the folder.
+
+        Raises:
+          UserError: as `save`.
+        """
+        with contextlib.ExitStack() as closing:
+            for manager in filter(None, (self._reader, self._writer)):
+                closing.callback(self._let_go, manager)
             self.wait()
-        finally:
-            for manager in filter(None, (self._writer, self._reader)):
-                manager.close()
 
     def restore(
         self, abstract: TrainState, check: Callable[[Mapping[str, Any]], None]
@@ -277,6 +293,18 @@ class Checkpoints:
                 f"{kept}: free space and start the same command again."
             ) from error
 
+    def _let_go(self, manager):
+        """Closes one of Orbax's managers; the error of a save, which it raises once more, does not
+        take the place of one that is under way.
+        """
+        under_way = sys.exception()
+        try:
+            with self.full_disk_refused():
+                manager.close()
+        except Exception:
+            if not isinstance(under_way, Exception):
+                raise
+
     def _finish(self, step, counts):
         """Waits for a save; then it is looked at, and counts, and older ones go.
 
@@ -344,6 +372,11 @@ class Checkpoints:
                     f"of the steps {', '.join(map(str, known))}, or train with data.heldout=0.05."
                 )
             step = best
+        if isinstance(step, bool) or not isinstance(step, (int, np.integer)):
+            raise UserError(
+                f"step={step!r} is neither 'best' nor a whole number; give best or one of "
+                f"{', '.join(map(str, known))}."
+            )
         if step not in known:
             raise UserError(
                 f"step={step!r} has no checkpoint in {str(self.folder)!r}; give best or one of "

@@ -76,7 +76,17 @@ def test_guidance_works_on_both_halves_with_one_token():
 
 
 @pytest.mark.parametrize(
-    "options", [{"top_k": 0}, {"top_k": 1.5}, {"top_k": True}, {"top_p": 0.0}, {"top_p": 1.1}]
+    "options",
+    [
+        {"top_k": 0},
+        {"top_k": 1.5},
+        {"top_k": True},
+        {"top_k": "2"},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_p": "x"},
+        {"top_p": (0.5,)},
+    ],
 )
 def test_nonsense_is_refused(options):
     with pytest.raises(UserError, match="try"):

@@ -144,6 +144,7 @@ def test_mistakes_get_one_sentence(trained, tmp_path):
     assert "multiples of 8 pixels" in sample("--image-size", 16, 20)
     assert "edit_steps=2 says what becomes of init_images" in sample("--edit-steps", 2)
     assert "is nothing without --init" in sample("--mask", tmp_path / "none.png")
+    assert "strength=0.3 is nothing without --init" in sample("--strength", 0.3)
     assert "no_mask_token_prob=0" in sample("--remask", "--critic", "false")
     Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
     Image.new("L", (4, 8)).save(tmp_path / "mask.png")

@@ -13,7 +13,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.runs import check as checks
 from t2i_jax.runs.check import check
 from t2i_jax.runs.recipe import changed
-from tests.e2e import tiny, tiny_imagen
+from tests.e2e import tiny, tiny_dalle2, tiny_imagen
 from tests.toy_system import recipe as toy
 
 
@@ -52,6 +52,27 @@ def test_a_folder_without_captions_is_found_before_the_part_trains(folders, tmp_
         runs.train(recipe, tmp_path / "run")
     assert not list(tmp_path.rglob("checkpoints"))
     check(recipe.parts["mean"])  # which needs images alone
+
+
+def test_a_judge_of_other_captions_is_found_before_the_part_trains(folders, tmp_path):
+    own = f"data.source=folder:{folders / 'captioned'}"
+    recipe = changed(tiny.get_config(), [f"*.{own}", "train.eval_every=5"])
+    with pytest.raises(UserError, match=r"judge='shapes' does not .*'shade \d'.*judge=None, or"):
+        runs.train(recipe, tmp_path / "run")
+    assert not list(tmp_path.rglob("checkpoints"))
+    check(changed(recipe, ["evaluation.judge=None"]))
+    assert "'digits' does not understand" in _told(tiny.get_config(), "evaluation.judge=digits")
+    # of a recipe that joins what its parts have learnt too
+    assert "'digits' does not understand" in _told(
+        tiny_dalle2.get_config(), "evaluation.judge=digits"
+    )
+
+
+@pytest.mark.parametrize("field", ["pictures", "preview", "completions"])
+def test_more_images_than_one_call_makes_are_refused_by_their_field(field):
+    assert _told(tiny.get_config(), f"evaluation.{field}=100001") == (
+        f"evaluation.{field}=100001 is too many; give 100000 at most."
+    )
 
 
 def test_missing_data_and_parts_are_named_with_their_stage(folders):

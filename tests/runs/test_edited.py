@@ -4,6 +4,7 @@ and the field.
 
 import json
 import pathlib
+import shutil
 import tarfile
 
 import numpy as np
@@ -15,11 +16,13 @@ from safetensors.numpy import load_file, save_file
 import t2i_jax as t2i
 from t2i_jax.errors import UserError
 from t2i_jax.eval.compare import compare, table
+from t2i_jax.runs import folder
 from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from t2i_jax.runs.scoring.results import RESULTS, VALUES, read_results
 from tests.e2e import tiny, tiny_imagen
 from tests.foreign.edits import edits
 from tests.runs import untrained
+from tests.toy_system import recipe as toy
 
 
 def _stored(recipe):
@@ -123,6 +126,34 @@ def test_a_damaged_file_of_a_system_is_named(system, changed, name, content, sai
     changed(name, content)
     with pytest.raises(UserError, match=said):
         t2i.load(system)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "said"),
+    [
+        ({"folder": "gone"}, "tokenizer is missing at '.*gone'"),
+        ({"folder": "../other"}, "is a run of MeanColourTask, not of TokenizerTask"),
+        ({"fingerprint": "0" * 16}, r"has other weights \(fingerprint .* was trained with \(0+\)"),
+    ],
+)
+def test_a_part_that_is_not_the_one_of_the_run_is_told(system, changed, recorded, said):
+    if not (other := system.parent / "other").exists():
+        untrained.write(toy.get_config().parts["mean"], other)
+    changed("parts.json", {"tokenizer": recorded})
+    out = system.parent / "out"
+    for use in (t2i.load, folder.read, lambda run: folder.export(run, out)):
+        with pytest.raises(UserError, match=f"part .*{said}.*; restore it from a copy"):
+            use(system)
+        assert not out.exists()
+
+
+def test_an_export_knows_its_parts(system, changed, tmp_path):
+    found = folder.fingerprint(t2i.load(system / "tokenizer").weights)
+    changed("parts.json", {"tokenizer": {"folder": "tokenizer", "fingerprint": found}})
+    t2i.load(folder.export(system, tmp_path / "out"))
+    shutil.rmtree(tmp_path / "out" / "tokenizer")
+    with pytest.raises(UserError, match="part tokenizer is missing"):
+        t2i.load(tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -191,11 +191,26 @@ def test_what_does_not_fit_is_refused(dalle2):
         ({"images": image, "image_embeds": np.ones((1, 16))}, "both given"),
         ({"prompts": "a", "images": image, "instead_of": "a"}, "the same caption as the prompt"),
         ({"prompts": CAPTIONS, "blend": 2.0}, "blend=2.0 is outside"),
-        ({"prompts": CAPTIONS, "prior_steps": 99}, "steps=99 are more than the 20 timesteps"),
-        ({"prompts": CAPTIONS, "prior_sampler": "euler"}, "sampler='euler'"),
+        (
+            {"prompts": CAPTIONS, "prior_steps": 99},
+            "^prior_steps=99 are more than the 20 times",
+        ),
+        ({"prompts": CAPTIONS, "prior_sampler": "euler"}, "^prior_sampler='euler'"),
+        ({"prompts": CAPTIONS, "prior_num_samples": 9999}, "^prior_num_samples=9999 is too many"),
+        ({"prompts": CAPTIONS, "prior_compat": "x"}, "^prior_compat='x'"),
+        ({"prompts": CAPTIONS, "images_per_prompt": None}, "images_per_prompt=None is not a"),
     ):
         with pytest.raises(UserError, match=said):
             dalle2.generate(**given)
+    for one, other, shares, said in (
+        (image, [image] * 3, (0.5,), "other has 3 images"),
+        (np.stack([image] * 2), image, (0.5,), "image has 2 images"),
+        (image, image, 0.5, "shares=0.5 is no list"),
+        (image, image, (), r"shares=\(\) is no list"),
+        (image, image, None, "shares=None is no list"),
+    ):
+        with pytest.raises(UserError, match=said):
+            dalle2.interpolate(one, other, shares)
     with pytest.raises(UserError, match="parts.clip is not given"):
         t2i.DALLE2Task().with_parts({})
     with pytest.raises(UserError, match="parts.prior was trained with another CLIP"):

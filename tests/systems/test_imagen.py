@@ -299,6 +299,7 @@ IMAGE = np.zeros((1, 8, 8, 3), np.uint8)
         (dict(steps=(1, 2)), "has 2 values for 1 stages"),
         (dict(guidance=float("nan")), "guidance=nan"),
         (dict(images_per_prompt=0), "images_per_prompt=0"),
+        (dict(images_per_prompt=None), "images_per_prompt=None"),
         (dict(stop_at=2), "stop_at=2 is no stage"),
         (dict(start_at=2), "start_at=2 is no stage"),
         (dict(mask=np.ones((8, 8), bool)), "give init_images too"),

@@ -329,6 +329,9 @@ def test_stored_text_takes_embeddings(stored):
         (_CAPTIONS, {"seed": 0.5}, "seed=0.5"),
         (_CAPTIONS, {"images_per_prompt": 10**8}, "makes 300000000 images"),
         (_CAPTIONS, {"images_per_prompt": 0}, "images_per_prompt"),
+        (_CAPTIONS, {"images_per_prompt": None}, "images_per_prompt=None is not a number"),
+        (_CAPTIONS, {"guidance": 1e39}, "guidance=1e.39 is beyond what a float32 holds"),
+        (_CAPTIONS, {"temperature": -(10**60)}, "temperature=.* is beyond what a float32 holds"),
         (_CAPTIONS, {"batch_size": 0}, "batch_size"),
         (_CAPTIONS, {"known_rows": 1}, "init_images"),
         (
@@ -357,6 +360,12 @@ def test_mistakes_are_refused_before_anything_compiles(system, prompts, options,
     )
     with pytest.raises(UserError, match=says):
         system.generate(prompts, **options)
+
+
+@pytest.mark.parametrize("kind", [lambda system: system, lambda _: "runs/x/tokenizer"])
+def test_what_is_no_tokenizer_is_refused(system, kind):
+    with pytest.raises(UserError, match="tokenizer=.* is no trained image tokenizer; give load"):
+        system.with_tokenizer(kind(system))
 
 
 def test_embeddings_of_another_shape_are_refused(stored):

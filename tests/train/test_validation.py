@@ -50,6 +50,9 @@ def test_the_best_step_is_saved_when_it_comes_and_stays(tmp_path):
     assert (by_step["first"]["wide"] == params["first"]["wide"]).all()
     with pytest.raises(UserError, match="step=4 has no checkpoint .*; give best or one of 3, 6"):
         load_params(tmp_path, step=4)
+    for step in (3.0, "3", True):
+        with pytest.raises(UserError, match="is neither 'best' nor a whole number; .* 3, 6"):
+            load_params(tmp_path, step=step)
 
 
 def test_after_a_crash_the_same_step_is_the_best(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from t2i_jax.config import one_of
@@ -49,6 +50,7 @@ class CascadeOptions:
     compat: str | None = None
 
     compats: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[Mapping[str, str]] = {"strength": "init_images", "resample": "mask"}
 
     def __post_init__(self):
         generation.plain(self)

@@ -89,8 +89,7 @@ class CascadeSystem(TextToImage):
         numbers, told = inputs.stages_to_run(
             self.task.stages, updates, options.start_at, options.stop_at
         )
-        for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
-            generation.check_count(name, value)
+        generation.check_amounts(images_per_prompt, batch_size)
         count = (
             len(next(iter(prompt.values())))
             if prompt

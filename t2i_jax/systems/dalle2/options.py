@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from t2i_jax.config import fields_of
+from t2i_jax.config import fields_of, one_of
 from t2i_jax.systems import generation
 from t2i_jax.systems.decoder.options import DecoderOptions
-from t2i_jax.systems.prior.options import PriorOptions
+from t2i_jax.systems.prior.options import (
+    COMPATS,
+    MOST_SAMPLES,
+    MOST_STEPS,
+    SAMPLERS,
+    PriorOptions,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +43,22 @@ class DALLE2Options(DecoderOptions):
     blend: float = 0.5
     change: float = 0.35
 
+    needs: ClassVar[Mapping[str, str]] = {
+        **DecoderOptions.needs,
+        "blend": "other_images",
+        "change": "instead_of",
+    }
+
     def __post_init__(self):
         super().__post_init__()
         generation.check_number("prior_guidance", self.prior_guidance, "try 1.5, or 1 for none")
         for name in ("blend", "change"):
             generation.check_number(name, getattr(self, name), "try 0.5", low=0, high=1)
-        generation.check_count("prior_steps", self.prior_steps)
-        generation.check_count("prior_num_samples", self.prior_num_samples)
-        _ = self.prior  # refuses what is not known
+        one_of("prior_sampler", self.prior_sampler, SAMPLERS)
+        generation.check_count("prior_steps", self.prior_steps, most=MOST_STEPS)
+        generation.check_count("prior_num_samples", self.prior_num_samples, most=MOST_SAMPLES)
+        if self.prior_compat is not None:
+            one_of("prior_compat", self.prior_compat, COMPATS)
 
     @property
     def decoder(self) -> DecoderOptions:

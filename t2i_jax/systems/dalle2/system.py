@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from t2i_jax import values
 from t2i_jax.errors import UserError
 from t2i_jax.systems import generation, given
 from t2i_jax.systems.dalle2.options import DALLE2Options
@@ -104,13 +105,16 @@ class DALLE2System(TextToImage):
           UserError: an argument that does not fit, before anything compiles.
         """
         chosen = generation.with_changes(DALLE2Options, options, changes)
-        for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
-            generation.check_count(name, value)
+        generation.check_amounts(images_per_prompt, batch_size)
         self._check_given(prompts, images, other_images, instead_of, image_embeds)
         own = {"seed": seed, "images_per_prompt": images_per_prompt}
         if images is None and image_embeds is None:
             # nothing compiles before the decoder's options are known to fit
             chosen.decoder.per_stage("guidance", len(self.decoder.task.stages))
+            try:
+                self.prior.task.check_options(chosen.prior)
+            except UserError as error:  # which begins with the name of an option
+                raise UserError(f"prior_{error}") from None
             if batch_size is not None:  # what as many images need
                 own["batch_size"] = batch_size * chosen.prior.num_samples
             embeds = self.prior.embed(prompts, chosen.prior, **own, progress=progress)
@@ -154,10 +158,24 @@ class DALLE2System(TextToImage):
         Args:
           image, other: one each, in any form. shares: how far each result is on the way, from 0
             to 1. arguments: as of `generate`.
+
+        Raises:
+          UserError: several images, or shares that are none.
         """
+        shares = np.asarray(shares).tolist() if hasattr(shares, "ndim") else shares
+        if not isinstance(shares, (list, tuple)) or not shares:
+            raise UserError(
+                f"shares={values.shown(shares)} is no list of numbers; try (0.0, 0.5, 1.0)."
+            )
         for share in shares:
             generation.check_number("shares", share, "give numbers in it", low=0, high=1)
-        one, two = (self.clip.embed_images(shown)[:1] for shown in (image, other))
+        for name, shown in (("image", image), ("other", other)):
+            if (count := given.count_of(**{name: shown})) != 1:
+                raise UserError(
+                    f"{name} has {count} images, and there is a way from one to one other; give "
+                    "one."
+                )
+        one, two = (self.clip.embed_images(shown) for shown in (image, other))
         embeds = np.concatenate([slerp(one, two, share) for share in shares])
         return self.generate(None, options, image_embeds=embeds, **arguments)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
 
 from t2i_jax import config
 from t2i_jax.decoding.masked import ORDERS, Sampling
@@ -83,13 +85,15 @@ class MaskGitOptions:
     feather: float | None = None
     compat: str | None = None
 
+    needs: ClassVar[Mapping[str, str]] = {"strength": "init_images", "edit_share": "init_images"}
+
     def __post_init__(self):
         generation.plain(self)
         generation.check_count("steps", self.steps, most=_MOST_STEPS)
         generation.check_count("edit_steps", self.edit_steps, most=_MOST_STEPS)
         generation.check_number("guidance", self.guidance, "try 3.0, or 1 for none")
         for name in ("temperature", "choice_temperature", "critic_noise"):
-            if getattr(self, name) is not None:
+            if getattr(self, name) is not None or name != "critic_noise":
                 generation.check_number(name, getattr(self, name), "try 1.0", low=0)
         if self.plausibility is not None:
             remedy = "try 0.1, or 0 for none"

@@ -133,8 +133,7 @@ class MaskGitSystem(TextToImage):
             mask=mask,
             cond_images=cond_images,
         )
-        for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
-            generation.check_count(name, value)
+        generation.check_amounts(images_per_prompt, batch_size)
         total, images = rows_in(arrays) * images_per_prompt, []
         for rows in generation.batches(
             arrays, total, images_per_prompt, seed, batch_size, progress=progress

@@ -86,8 +86,7 @@ class MuseSystem(TextToImage):
         """
         chosen = generation.with_changes(MuseOptions, options, changes)
         stages = self._chosen(chosen)
-        for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
-            generation.check_count(name, value)
+        generation.check_amounts(images_per_prompt, batch_size)
         arrays = {}
         for number, (stage, own) in enumerate(stages):
             given = {"init_images": init_images, "mask": mask, "negative_prompts": negative_prompts}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
 
 from t2i_jax.decoding.autoregressive import Sampling
 from t2i_jax.errors import UserError
@@ -33,6 +35,8 @@ class PartiOptions:
     top_p: float | None = None
     keep_rows: float = 0.5
     plausibility: float | None = 0.1
+
+    needs: ClassVar[Mapping[str, str]] = {"keep_rows": "init_images"}
 
     def __post_init__(self):
         generation.plain(self)

@@ -18,7 +18,9 @@ from t2i_jax.systems import generation, given
 from t2i_jax.systems.parti import sampling
 from t2i_jax.systems.parti.options import PartiOptions
 from t2i_jax.systems.text_to_image import TextToImage
+from t2i_jax.systems.tokenizer.system import TokenizerSystem
 from t2i_jax.types import Array
+from t2i_jax.values import shown
 from t2i_jax.words import counted
 
 if TYPE_CHECKING:
@@ -88,8 +90,7 @@ class PartiSystem(TextToImage):
                 "tokenizer=None of the task leaves no way to images; give the task an image "
                 "tokenizer."
             )
-        for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
-            generation.check_count(name, value)
+        generation.check_amounts(images_per_prompt, batch_size)
         guided = options.guidance != 1
         prompt = generation.texts(
             self.task.text, self.text_tokenizer, prompts, negative_prompts, guided=guided
@@ -121,7 +122,8 @@ class PartiSystem(TextToImage):
             one that was trained from it with `trained="decoder"`.
 
         Raises:
-          UserError: a tokenizer whose tokens are others, or a system that lies on a mesh.
+          UserError: no image tokenizer, one whose tokens are others, or a system that lies on a
+            mesh.
         """
         if self.task.tokenizer is None:
             raise UserError(
@@ -132,6 +134,11 @@ class PartiSystem(TextToImage):
             raise UserError(
                 "with_tokenizer is given for a system on a mesh; give the tokenizer first, and "
                 "then on_mesh."
+            )
+        if not isinstance(tokenizer, TokenizerSystem):
+            raise UserError(
+                f"tokenizer={shown(tokenizer)} is no trained image tokenizer; give load(RUN) of "
+                "the run of one."
             )
         model, weights = tokenizer.task.network, tokenizer.weights
         own = self.frozen["tokenizer"]

@@ -88,8 +88,7 @@ class PriorSystem(System):
         """
         chosen = generation.with_changes(PriorOptions, options, changes)
         self.task.check_options(chosen)
-        for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
-            generation.check_count(name, value)
+        generation.check_amounts(images_per_prompt, batch_size)
         prompt, each = self.prompt(captions), images_per_prompt * chosen.num_samples
         total, made = len(next(iter(prompt.values()))) * each, []
         settings, params = self.task.sampling_of(chosen), jax.device_put(self.weights["prior"])
