@@ -78,7 +78,7 @@ def load(path: str | os.PathLike, field: str) -> Any:
     with reading, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            known = [(_Key, name) for name in _KEYS] + [(_dict, name) for name in _DICTS]
+            known: list[Any] = [(_Key, name) for name in _KEYS] + [(_dict, name) for name in _DICTS]
             names = torch.serialization.safe_globals(known)
             # without the check a damaged one may crash
             with torch.sparse.check_sparse_tensor_invariants(), names:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,16 +29,26 @@ _SPHERE = {
     "sampling": "sampling_clamp_l2norm",
     "final": "sampling_final_clamp_l2norm",
 }
-_KINDS: Mapping[str, Any] = {
-    **dict.fromkeys(
-        ("predict_x_start", "predict_v", "condition_on_text_encodings", *_SPHERE.values()), bool
-    ),
-    "cond_drop_prob": Fraction,
-    "text_cond_drop_prob": Fraction | None,
-    "image_cond_drop_prob": Fraction | None,
-    "image_embed_scale": Positive | None,
-    "sample_timesteps": Count | None,
-}
+
+
+class _Arguments(typing.TypedDict, total=False):
+    """The types of arguments of the package's class."""
+
+    cond_drop_prob: Fraction
+    text_cond_drop_prob: Fraction | None
+    image_cond_drop_prob: Fraction | None
+    predict_x_start: bool
+    predict_v: bool
+    condition_on_text_encodings: bool
+    sampling_clamp_l2norm: bool
+    sampling_final_clamp_l2norm: bool
+    training_clamp_l2norm: bool
+    init_image_embed_l2norm: bool
+    image_embed_scale: Positive | None
+    sample_timesteps: Count | None
+
+
+_KINDS = typing.get_type_hints(_Arguments, include_extras=True)
 
 
 def from_torch(file: TorchFile) -> Imported | None:
