@@ -186,7 +186,7 @@ def test_a_clip_within_is_as_the_package_uses_it(whole):
         assert clip.text_encode_without_mask and clip.pixel_range == (0.0, 1.0)
         assert clip.use_all_token_embeds
         assert set(clip.compat) == {"cls_of_filip", "resize_right"}
-    assert convert.from_torch(state)[0].clip.compat == ()
+    assert convert.from_torch(state)[0].clip.compat == ("resize_right",)
     other = {key.replace(".text_transformer.", ".text."): value for key, value in state.items()}
     with pytest.raises(UserError, match="CLIP that is not x-clip's"):
         convert.from_torch(other)
