@@ -405,7 +405,7 @@ def _class_of(name, known, path):
     """The class of this name; no other one is imported for it."""
     found = known.get(name) if isinstance(name, str) else None
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
-        classes = [name for name in known if dataclasses.is_dataclass(known[name])]
+        classes = [one for one in known if dataclasses.is_dataclass(known[one])]
         one_of(f"{path}.type", name, classes)
     return found
 

@@ -66,7 +66,8 @@ def attend_to(
     def kernel(q, k, v, seen_BK=None):
         return splash(q, k, v, scale=1.0, seen_BK=seen_BK)
 
-    fused, seen = functools.partial(_on_each_device, kernel), [mask_BK][: mask_BK is not None]
+    fused = functools.partial(_on_each_device, kernel)
+    seen = () if mask_BK is None else (mask_BK,)
     return jax.lax.platform_dependent(q_BQHD, k_BKHD, v_BKHD, *seen, tpu=fused, default=plain)
 
 

@@ -9,11 +9,10 @@ import functools
 import pathlib
 from collections.abc import Mapping
 
-import numpy as np
-
 from t2i_jax import paths
 from t2i_jax.cluster import lock, processes
 from t2i_jax.errors import UserError
+from t2i_jax.eval.alignment import check_captions
 from t2i_jax.eval.evaluation import JUDGES
 from t2i_jax.pixels import save_png
 from t2i_jax.runs import folder as folders
@@ -29,7 +28,7 @@ from t2i_jax.train.log import add_metrics, make_folder
 from t2i_jax.train.loop import Hook
 
 _MANY = 2**31 - 1  # updates of a system whose number of updates is not known
-_TRIED, _SIDE = 200, 32  # captions that a judge is tried on at most, and pixels of their images
+_TRIED = 200  # captions that a judge is tried on at most
 
 
 def check(recipe: Recipe) -> None:
@@ -45,14 +44,22 @@ def check(recipe: Recipe) -> None:
             generation.check_count(f"evaluation.{name}", wanted, generation.MOST_IMAGES)
     if evaluation.judge is None or recipe.data is None or "caption" not in task.samples:
         return
-    count = min(max(evaluation.pictures, evaluation.preview), _TRIED)
-    captions = list(dict.fromkeys(held_out(recipe)(count, ("caption",))["caption"]))
-    blank = np.full((len(captions), _SIDE, _SIDE, 3), 255, np.uint8)
+    check_judge(recipe, min(max(evaluation.pictures, evaluation.preview), _TRIED))
+
+
+def check_judge(recipe: Recipe, count: int) -> None:
+    """Tries the judge of a recipe on so many held-out captions.
+
+    Raises:
+      UserError: it does not understand one.
+    """
+    judge = recipe.evaluation.judge
+    assert judge is not None and recipe.data is not None
     try:
-        JUDGES[evaluation.judge]().judge(blank, captions)
+        check_captions(JUDGES[judge](), held_out(recipe)(count, ("caption",))["caption"])
     except UserError as error:
         raise UserError(
-            f"evaluation.judge={evaluation.judge!r} does not understand the captions of "
+            f"evaluation.judge={judge!r} does not understand the captions of "
             f"data.source={recipe.data.source!r} ({str(error).partition('; write')[0]}); give "
             "evaluation.judge=None, or the one of this data."
         ) from None

@@ -15,10 +15,11 @@ from typing import Any
 from t2i_jax.config import to_dict
 from t2i_jax.data.pipeline import division_of, source_of
 from t2i_jax.errors import UserError
-from t2i_jax.eval.alignment import Judge, check_captions
+from t2i_jax.eval.alignment import Judge
 from t2i_jax.eval.evaluation import JUDGES, Evaluation
 from t2i_jax.eval.extractors import Extractor
 from t2i_jax.eval.monitored import Monitored
+from t2i_jax.runs.evaluation import check_judge
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.runs.samples import Samples, held_out
 from t2i_jax.runs.scoring.metrics import metric_of
@@ -130,7 +131,7 @@ def check(recipe: Recipe, build: Build = build_network) -> None:
         return
     wanted, samples = Wanted.of(recipe, build), held_out(recipe)
     if wanted.judge is not None:
-        _check_judge(recipe, wanted.judge, samples)
+        check_judge(recipe, _TRIED)
     if wanted.reference is None and any(one.compares for one in wanted.metrics):
         _check_held_out(recipe, wanted, samples)
 
@@ -161,17 +162,6 @@ def _reference(evaluation: Evaluation, asked, names) -> Reference | None:
     except UserError as error:
         raise UserError(f"evaluation.{error}") from None
     return found
-
-
-def _check_judge(recipe, judge, samples):
-    """A judge that does not know what captions say refuses them."""
-    try:
-        check_captions(judge, samples(_TRIED, ("caption",))["caption"])
-    except UserError as error:
-        raise UserError(
-            f"evaluation.judge={recipe.evaluation.judge!r} does not understand the captions of "
-            f"data.source={recipe.data.source!r}: {error}"
-        ) from None
 
 
 def _check_held_out(recipe, wanted, samples):

@@ -11,7 +11,7 @@ import numpy as np
 from t2i_jax import values
 from t2i_jax.errors import UserError
 from t2i_jax.systems import generation, given
-from t2i_jax.systems.dalle2.options import DALLE2Options
+from t2i_jax.systems.dalle2.options import DALLE2Options, told_of_prior
 from t2i_jax.systems.dalle2.sphere import slerp
 from t2i_jax.systems.text_to_image import TextToImage
 
@@ -111,10 +111,8 @@ class DALLE2System(TextToImage):
         if images is None and image_embeds is None:
             # nothing compiles before the decoder's options are known to fit
             chosen.decoder.per_stage("guidance", len(self.decoder.task.stages))
-            try:
+            with told_of_prior():
                 self.prior.task.check_options(chosen.prior)
-            except UserError as error:  # which begins with the name of an option
-                raise UserError(f"prior_{error}") from None
             if batch_size is not None:  # what as many images need
                 own["batch_size"] = batch_size * chosen.prior.num_samples
             embeds = self.prior.embed(prompts, chosen.prior, **own, progress=progress)

@@ -11,11 +11,11 @@ from t2i_jax import config, convert
 from t2i_jax.convert import arguments, torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.models.parti import Parti, PartiAndTokenizer
+from t2i_jax.systems.generation import tell
 from t2i_jax.systems.imported import Imported, TorchFile
 from t2i_jax.systems.parti.options import PartiOptions
 from t2i_jax.systems.parti.task import PartiTask
 from t2i_jax.systems.tokenizer import weights as tokenizers
-from t2i_jax.terminal import say
 
 # Arguments of the package's class that are none of the network's.
 _SETTINGS = {name: arguments.PARTI[name] for name in ("cond_drop_prob", "t5_name", "ignore_index")}
@@ -70,9 +70,9 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
         tokenizers.tell_range(tokenizer)
     torch_io.write(path, convert.to_state(model, jax.device_get(params)))
     if "misaligned_bias" not in network.compat:
-        say(
-            "t2i: parti-pytorch takes the start token for the first cell, which moves the relative "
+        tell(
+            "parti-pytorch takes the start token for the first cell, which moves the relative "
             f"position bias, and these weights were trained without that (compat={network.compat}"
             "): logits and images differ there; train with compat=('misaligned_bias',), and to "
-            f'read this file back give `t2i convert from-torch` "compat={network.compat}".'
+            f'read this file back give `t2i convert from-torch` "compat={network.compat}"'
         )

@@ -11,7 +11,7 @@ COMPAT = "dalle2-pytorch"
 UNCLIPPED = "dalle2-pytorch-unclipped"
 COMPATS = (COMPAT, UNCLIPPED)
 SAMPLERS = ("ancestral", "ddim", "heun", "dpm_solver")
-MOST_STEPS, MOST_SAMPLES = 100_000, 1000
+_MOST_STEPS, _MOST_SAMPLES = 100_000, 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +43,9 @@ class PriorOptions:
         generation.plain(self)
         generation.check_number("guidance", self.guidance, "try 1.5, or 1 for none")
         one_of("sampler", self.sampler, SAMPLERS)
-        generation.check_count("steps", self.steps, most=MOST_STEPS)
+        generation.check_count("steps", self.steps, most=_MOST_STEPS)
         if self.num_samples is None:
             object.__setattr__(self, "num_samples", 1)
-        generation.check_count("num_samples", self.num_samples, most=MOST_SAMPLES)
+        generation.check_count("num_samples", self.num_samples, most=_MOST_SAMPLES)
         if self.compat is not None:
             one_of("compat", self.compat, COMPATS)

@@ -17,9 +17,9 @@ from t2i_jax.errors import UserError
 from t2i_jax.models.taming_vqgan import VQGAN
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.models.vqgan import VQGanVAE
+from t2i_jax.systems.generation import tell
 from t2i_jax.systems.imported import Imported, TorchFile
 from t2i_jax.systems.tokenizer.task import TokenizerTask
-from t2i_jax.terminal import say
 
 _WITH_DISCRIMINATOR = (VitVQGanVAE, VQGanVAE)
 _NETWORKS = (*_WITH_DISCRIMINATOR, VQGAN)
@@ -76,10 +76,10 @@ def _adversary(model):
     saved = model.discriminator()
     if model.image_size >= saved.smallest_image:
         return saved
-    say(
-        f"t2i: the discriminator is left out: images of {model.image_size} pixels are too small "
+    tell(
+        f"the discriminator is left out: images of {model.image_size} pixels are too small "
         f"for its {model.discr_layers} layers (at least {saved.smallest_image}), so that it can't "
-        "train; a tokenizer that takes the weights back needs use_vgg_and_gan=False."
+        "train; a tokenizer that takes the weights back needs use_vgg_and_gan=False"
     )
     return None
 
@@ -118,10 +118,10 @@ def tell_range(model: Any, within: tuple[str, ...] = (), usual: Any = None) -> N
     path, value = (*within, "pixel_range"), repr(own).replace(" ", "")
     for name in reversed(path[2:]):  # the command knows two names before the "="
         value = f"{{'{name}':{value}}}"
-    say(
-        f"t2i: the tokenizer's images are in {own}, which the file can't tell, and not in {usual}: "
+    tell(
+        f"the tokenizer's images are in {own}, which the file can't tell, and not in {usual}: "
         "map them so in PyTorch, and give `t2i convert from-torch` "
-        f'"{".".join(path[:2])}={value}".'
+        f'"{".".join(path[:2])}={value}"'
     )
 
 
