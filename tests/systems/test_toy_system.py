@@ -121,7 +121,7 @@ def test_it_is_evaluated_exported_and_loaded(trained, tmp_path):
     assert (trained / "samples" / "heldout.png").is_file()
     inside("export", trained, tmp_path / "system")
     assert sorted(path.name for path in (tmp_path / "system").iterdir()) == [
-        "mean", "system.json", "text_tokenizer", "weights.safetensors",
+        "mean", "parts.json", "system.json", "text_tokenizer", "weights.safetensors",
     ]  # fmt: skip
     ours, theirs = (
         runs.load(run).generate([_CAPTION], seed=1) for run in (trained, tmp_path / "system")
