@@ -18,6 +18,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -51,10 +52,12 @@ class Contents:
     """What a run's folder holds, without optimisers.
 
     Attributes:
-      params, ema: by group; `ema` is empty where no moving average is kept. stats: what training
-        changes without a gradient. parts: the contents of the parts' folders by name.
+      folder: of the run. params, ema: by group; `ema` is empty where no moving average is kept.
+      stats: what training changes without a gradient. parts: the contents of the parts' folders by
+        name.
     """
 
+    folder: pathlib.Path
     recipe: Recipe
     params: Mapping[str, Any]
     ema: Mapping[str, Any]
@@ -65,6 +68,19 @@ class Contents:
     def averaged(self) -> Mapping[str, Any]:
         """The parameters by group, averaged where an average is kept."""
         return {**self.params, **self.ema}
+
+    @functools.cached_property
+    def system(self) -> System:
+        """The trained system, of the averaged parameters."""
+        parts = {name: given(part.system, part.folder) for name, part in self.parts.items()}
+        task = self.recipe.task
+        if not task.objectives:
+            joined = task.with_parts(parts).system({}, {}, parts, {}, None)
+            return cutting(joined, self.recipe)
+        encoder, frozen = task.text_encoder, task.frozen(parts)
+        tokenizer = encoder and encoder.tokenizer(self.folder / TEXT_TOKENIZER)
+        system = task.system(self.averaged, self.stats, parts, frozen, tokenizer)
+        return cutting(system, self.recipe)
 
 
 def load(
@@ -106,44 +122,44 @@ def load(
         with jax.default_device(_host()):
             return load(workdir, averaged=averaged, step=step).offloaded()
     folder = _existing(workdir)
-    recipe = load_run_recipe(folder)
-    if mesh is not None:
-        sharding.make_mesh(mesh, devices)  # refused before any array is read
-    with _own_parts(folder, recipe) as parts:
-        task = recipe.task
-        if not task.objectives:
-            joined = task.with_parts(parts).system({}, {}, parts, {}, None)
-            return _on(joined, recipe, mesh, devices)
-        to_places = mesh is not None and not _is_export(folder)
-        place = generation.places(task, mesh, devices)[1] if to_places else None
-        params, ema, stats = arrays(folder, task, place, step)
-    params = {**params, **ema} if averaged else params
-    tokenizer = task.text_encoder and task.text_encoder.tokenizer(folder / TEXT_TOKENIZER)
-    system = task.system(params, stats, parts, task.frozen(parts), tokenizer)
-    return _on(system, recipe, mesh, devices)
+    if mesh is None:
+        return _read(folder, averaged, step=step).system
+    sharding.make_mesh(mesh, devices)  # refused before any array is read
+    task, places = load_run_recipe(folder).task, None
+    if task.objectives and not _is_export(folder):
+        places = generation.places(task, mesh, devices)[1]
+    return _read(folder, averaged, places, step).system.on_mesh(mesh, devices)
 
 
-@contextlib.contextmanager
-def _own_parts(folder, recipe):
-    """The parts of a run, whose weights are compared with those that it was trained with while it
-    is read itself.
+def _read(folder, averaged=None, places=None, step=None):
+    """The contents of a run, whose parts' weights are compared with those that it was trained with
+    while it is read itself.
+
+    Args:
+      averaged: whether EMA weights take the place of the last ones, as they always do in the parts;
+        None: both are kept, in the parts too.
     """
-    recorded, homes = recorded_parts(folder), part_folders(folder, recipe)
-    parts, found = {}, {}
+    recipe = load_run_recipe(folder)
+    task, recorded, parts, found = recipe.task, recorded_parts(folder), {}, {}
     with concurrent.futures.ThreadPoolExecutor(1) as background:
-        for name, home in homes.items():
-            part = parts[name] = part_in(home)
-            kind, wanted = type(part.system.task), recipe.task.parts[name].of
+        for name, home in part_folders(folder, recipe).items():
+            part = parts[name] = _read(home, None if averaged is None else True)
+            kind, wanted = type(part.recipe.task), task.parts[name].of
             if not issubclass(kind, wanted):
                 told = f"is a run of {kind.__name__}, not of {wanted.__name__}"
                 raise _wrong_part(folder, name, home, told)
             if before := recorded.get(name, {}).get("fingerprint"):
-                found[name] = before, background.submit(fingerprint, part.weights)
-        yield parts
+                found[name] = before, background.submit(fingerprint, part.system.weights)
+        params, ema, stats = {}, {}, {}
+        if task.objectives:
+            params, ema, stats = arrays(folder, task, places, step)
         for name, (before, digits) in found.items():
             if digits.result() != before:
                 told = f"has other weights (fingerprint {digits.result()}) than it was trained with"
-                raise _wrong_part(folder, name, homes[name], f"{told} ({before})")
+                raise _wrong_part(folder, name, parts[name].folder, f"{told} ({before})")
+    if averaged is not None:
+        params, ema = ({**params, **ema} if averaged else params), {}
+    return Contents(folder, recipe, params, ema, stats, parts)
 
 
 def _wrong_part(folder, name, home, told):
@@ -183,13 +199,7 @@ def read(workdir: str | pathlib.Path) -> Contents:
     Raises:
       UserError: no such folder, no finished checkpoint in it, or a part as of `load`.
     """
-    folder = _existing(workdir)
-    recipe = load_run_recipe(folder)
-    task = recipe.task
-    with _own_parts(folder, recipe):
-        params, ema, stats = arrays(folder, task, None) if task.objectives else ({}, {}, {})
-    parts = {name: read(place) for name, place in part_folders(folder, recipe).items()}
-    return Contents(recipe, params, ema, stats, parts)
+    return _read(_existing(workdir))
 
 
 def export(
@@ -206,28 +216,28 @@ def export(
         writing it, or a part as of `load`.
     """
     run, out = _existing(workdir), check_new(out)
-    recipe = load_run_recipe(run)
     if _is_export(run):
         _check_step(run, step)
-        with _own_parts(run, recipe):
-            pass
+    _write(_read(run, averaged=True, step=step), out)
+    return out
+
+
+def _write(contents, out):
+    run, recipe = contents.folder, contents.recipe
+    if _is_export(run):
         with _appearing(out) as folder:
             shutil.copytree(run, folder)
-        return out
-    task = recipe.task
-    with _own_parts(run, recipe):
-        params, ema, stats = arrays(run, task, None, step) if task.objectives else ({}, {}, {})
+        return
     beside: dict[str, Callable[[pathlib.Path], Any]] = {}
     recorded, told = recorded_parts(run), {}
-    for name, source in part_folders(run, recipe).items():
-        beside[name] = lambda folder, source=source: export(source, folder)
+    for name, part in contents.parts.items():
+        beside[name] = lambda folder, part=part: _write(part, folder)
         told[name] = {**recorded.get(name, {}), "folder": name}
     if told:
         beside[PARTS] = lambda path: path.write_text(json.dumps(told, indent=1))
     if (run / TEXT_TOKENIZER).is_dir():
         beside[TEXT_TOKENIZER] = lambda folder: shutil.copytree(run / TEXT_TOKENIZER, folder)
-    write_system(out, recipe, {**params, **ema}, stats, beside)
-    return out
+    write_system(out, recipe, contents.averaged, contents.stats, beside)
 
 
 def check_new(out: str | pathlib.Path) -> pathlib.Path:
@@ -393,11 +403,6 @@ def cutting(system: System, recipe: Recipe) -> System:
     """A system that cuts the images that it is given as the recipe cut those of training."""
     crop = "center" if recipe.data is None else recipe.data.crop
     return system if crop == system.crop else dataclasses.replace(system, crop=crop)
-
-
-def _on(system, recipe, mesh, devices):
-    system = cutting(system, recipe)
-    return system if mesh is None else system.on_mesh(mesh, devices)
 
 
 def _check_step(workdir, step):
