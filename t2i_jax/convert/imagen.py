@@ -72,7 +72,8 @@ def to_trainer(weights: TrainerWeights) -> dict[str, Any]:
     """The checkpoint that `torch.save` writes for `ImagenTrainer.load`; its optimisers then start
     anew.
 
-    Where no averages were kept, the weights themselves stand in their place.
+    Where no averages were kept, the weights themselves stand in their place. It holds no config, of
+    which `settings` are a part only: the trainer that loads it was made of the same classes.
     """
     table, shapes = NETWORK.table(weights.model), NETWORK.shapes(weights.model)
     state = torch_io.tensors(engine.to_torch(table, weights.params, shapes))
@@ -85,11 +86,6 @@ def to_trainer(weights: TrainerWeights) -> dict[str, Any]:
     averages = weights.params if weights.averages is None else weights.averages
     averages = torch_io.tensors(engine.to_torch(table, averages, shapes))
     saved["ema"] = ema_lists(weights.steps, state, averages)
-    if weights.settings:
-        saved["imagen_params"] = {
-            name: value for name, value in weights.settings.items() if name != "imagen_type"
-        }
-        saved["imagen_type"] = weights.settings.get("imagen_type")
     return saved
 
 

@@ -29,16 +29,26 @@ def resize(x_BHWC: Array, size: tuple[int, int], mode: str = "nearest") -> Array
     for axis, new in ((1, size[0]), (2, size[1])):
         old = x_BHWC.shape[axis]
         if mode.startswith("nearest") and old != new:
-            shift = 0.5 if mode == "nearest-exact" else 0.0
-            x_BHWC = jnp.take(
-                x_BHWC, np.floor((np.arange(new) + shift) * (old / new)).astype(int), axis=axis
-            )
+            x_BHWC = jnp.take(x_BHWC, _nearest(old, new, mode == "nearest-exact"), axis=axis)
         elif old != new:
             weights = jnp.asarray(_weights(old, new, mode), x_BHWC.dtype)
             x_BHWC = jnp.moveaxis(
                 jnp.tensordot(x_BHWC, weights, (axis, 1), precision="highest"), -1, axis
             )
     return x_BHWC
+
+
+def _nearest(old, new, exact):
+    """The input element of each of `new` output elements, in the float32 of PyTorch: where i * old
+    is a multiple of new, rounding may fall below the element that exact numbers give.
+    """
+    scale = np.float64(np.float32(old / new))
+    if exact:
+        centres = ((np.arange(new) + 0.5) * scale - 0.5).astype(np.float32)
+        found = np.floor(np.maximum(centres, 0) + np.float32(0.5))
+    else:
+        found = np.floor((np.arange(new) * scale).astype(np.float32))
+    return np.minimum(found, old - 1).astype(int)
 
 
 def _weights(old, new, mode):

@@ -98,6 +98,15 @@ def _encoded(encoder, tokenizer, prompts, field):
     return found
 
 
+def tell_of_guidance(cond_drop_prob: float, guided: bool) -> None:
+    """Says that guidance starts from what was never trained, where no captions were dropped."""
+    if guided and not cond_drop_prob:
+        tell(
+            "guidance starts from images without captions, and this run was trained without "
+            "dropping any (cond_drop_prob=0); guidance=1 is what it has learnt"
+        )
+
+
 _QUIET = contextvars.ContextVar("quiet", default=False)
 
 

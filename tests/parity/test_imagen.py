@@ -23,6 +23,7 @@ from t2i_jax.models.unet import NullUnet
 from t2i_jax.runs import import_torch, load_run_recipe
 from t2i_jax.systems.cascade import stage as imagen_stage
 from t2i_jax.systems.cascade.stage import Draws, Stage, StageSampling
+from t2i_jax.systems.imagen.options import ImagenOptions
 from tests.parity.reference import load
 
 imagen_pytorch = load("imagen_pytorch")
@@ -289,6 +290,14 @@ def test_the_longest_text_of_all_u_nets_is_taken(lengths, tmp_path):
     assert tuple(unet.max_text_len for unet in task.networks) == lengths
 
 
+@pytest.mark.parametrize("dropped", [0.1, 0.0])
+def test_what_is_imported_samples_with_the_guidance_of_the_package(dropped, tmp_path):
+    """Without the parallel part; not at all where the package refuses it."""
+    theirs, *_ = make(unet=PLAIN, cond_drop_prob=dropped)
+    options = load_run_recipe(import_torch(theirs, tmp_path / "run")).evaluation.options
+    assert options == ImagenOptions(parallel=0.0, **({} if dropped else {"guidance": 1.0}))
+
+
 def test_a_trainers_checkpoint_goes_in_and_out(tmp_path):
     theirs, *_ = make()
     trainer = imagen_pytorch.ImagenTrainer(theirs, use_ema=True, verbose=False)
@@ -323,6 +332,10 @@ def test_a_trainers_checkpoint_goes_in_and_out(tmp_path):
     )
     with pytest.raises(UserError, match="no 'model'"):
         tables.from_trainer({})
+
+    # what a config told beside the networks is no config, and is not written as one
+    told = dataclasses.replace(found, settings={"timesteps": 4, "imagen_type": "original"})
+    assert tables.from_trainer(tables.to_trainer(told)).steps == (3, 5)
 
     # weights without averages: those of a trainer as it is by default are the weights themselves
     torch.save(tables.to_trainer(dataclasses.replace(found, averages=None)), tmp_path / "plain.pt")

@@ -236,6 +236,18 @@ def test_a_new_enlargement_repeats_as_the_package_does():
         ) <= 1
 
 
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+def test_the_nearest_element_is_that_of_pytorch(mode):
+    """Also where an exact place between two elements is rounded, as from 112 to 96 pixels."""
+    sides = range(8, 257, 8)
+    for old in sides:
+        line = torch.arange(float(old))[None, None]
+        for new in set(sides) - {old}:
+            theirs = torch.nn.functional.interpolate(line, new, mode=mode)[0, 0].numpy()
+            ours = resample._nearest(old, new, mode == "nearest-exact")
+            np.testing.assert_array_equal(ours, theirs, f"{old} to {new}")
+
+
 @pytest.mark.parametrize("mode", resample.RESIZES)
 @pytest.mark.parametrize("size", [(8, 5), (3, 14)])
 def test_resizing(mode, size):

@@ -234,6 +234,19 @@ def test_a_parti_with_its_tokenizer_goes_in_and_out_through_the_command_line(par
     assert "exists and is not empty" in sentence
 
 
+@pytest.mark.parametrize("longest", [3, 200])
+def test_a_parti_is_given_texts_as_long_as_it_reads(longest, vae, tmp_path):
+    """It cuts those that are longer itself."""
+    package = reference.load("parti_pytorch")
+    theirs = package.Parti(
+        vae=vae, dim=8, depth=1, heads=2, dim_head=4, text_embed_dim=5, max_text_len=longest
+    )
+    system = t2i.load(import_torch(theirs, tmp_path / "parti"))
+    length = max(longest, 100)
+    given = np.ones((1, length, 5), np.float32), np.ones((1, length), bool)
+    assert system.task.text.encode(None, given, "prompts")["text_mask"].sum() == length
+
+
 def test_a_trainers_checkpoint_goes_in_and_out_through_the_command_line(tmp_path):
     imagen_pytorch = reference.load("imagen_pytorch")
     torch.manual_seed(0)

@@ -180,6 +180,18 @@ def test_an_untrained_stage_is_not_sampled(capsys):
         dataclasses.replace(SYSTEM, updates={}).generate(prompts(1))
 
 
+def test_guidance_without_dropped_captions_is_said(capsys):
+    never = dataclasses.replace(SYSTEM.task, cond_drop_prob=0.0)
+    for task, scale, negative, told in (
+        (never, 3.0, None, True),
+        (never, 1.0, None, False),
+        (never, 3.0, prompts(1), False),
+        (SYSTEM.task, 3.0, None, False),
+    ):
+        dataclasses.replace(SYSTEM, task=task)._texts(prompts(1), negative, [scale])
+        assert ("guidance=1 is what it has learnt" in capsys.readouterr().err) == told
+
+
 def test_guidance_and_negative_prompts_change_the_picture():
     plain, guided, negative = (
         SYSTEM.generate(prompts(1), stop_at=1, **more)

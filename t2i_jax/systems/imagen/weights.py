@@ -21,6 +21,7 @@ from t2i_jax.models.cascade import Cascade
 from t2i_jax.models.unet import NullUnet
 from t2i_jax.systems.cascade.stage import group
 from t2i_jax.systems.imagen.classes import ElucidatedImagen, Imagen
+from t2i_jax.systems.imagen.options import ImagenOptions
 from t2i_jax.systems.imagen.task import ImagenTask
 from t2i_jax.systems.imported import Imported, TorchFile
 
@@ -57,7 +58,9 @@ def from_torch(file: TorchFile) -> Imported | None:
     counts = {
         group(i): np.int32(count) for i, count in enumerate(weights.steps, 1) if group(i) in params
     }
-    return Imported("Imagen", task, params, {"updates": counts}, task.image_size)
+    # Guidance needs captions that were dropped in training, and the package refuses it else.
+    options = ImagenOptions(guidance=3.0 if task.cond_drop_prob else 1.0, parallel=0.0)
+    return Imported("Imagen", task, params, {"updates": counts}, task.image_size, options=options)
 
 
 def to_torch(contents: Any, path: pathlib.Path) -> None:

@@ -92,6 +92,8 @@ class PartiSystem(TextToImage):
             )
         generation.check_amounts(images_per_prompt, batch_size)
         guided = options.guidance != 1
+        if negative_prompts is None:
+            generation.tell_of_guidance(self.task.cond_drop_prob, guided)
         prompt = generation.texts(
             self.task.text, self.text_tokenizer, prompts, negative_prompts, guided=guided
         )

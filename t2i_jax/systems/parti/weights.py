@@ -16,6 +16,7 @@ from t2i_jax.systems.imported import Imported, TorchFile
 from t2i_jax.systems.parti.options import PartiOptions
 from t2i_jax.systems.parti.task import PartiTask
 from t2i_jax.systems.tokenizer import weights as tokenizers
+from t2i_jax.text.stored import StoredText
 
 # Arguments of the package's class that are none of the network's.
 _SETTINGS = {name: arguments.PARTI[name] for name in ("cond_drop_prob", "t5_name", "ignore_index")}
@@ -46,9 +47,11 @@ def from_torch(file: TorchFile) -> Imported | None:
         file.params["tokenizer"],
         {**told["tokenizer"], **file.options("tokenizer")},
     )
+    # The network cuts texts itself; a shorter limit than usual would refuse what it takes there.
+    longest = max(model.parti.max_text_len, StoredText.max_length)
     task = PartiTask(
         model=model.parti,
-        text=file.text(width, name=settings.get("t5_name")),
+        text=file.text(width, longest, settings.get("t5_name")),
         tokenizer=model.tokenizer,
         cond_drop_prob=dropped,
     )
