@@ -607,6 +607,16 @@ _VIT = VitVQGanVAE(
 )
 
 
+def test_guidance_without_dropped_captions_is_said(system, capsys):
+    never = dataclasses.replace(system, task=dataclasses.replace(TASK, cond_drop_prob=0.0))
+    for one, guidance, negative, told in (
+        (never, 3.0, None, True), (never, 1.0, None, False), (never, 3.0, CAPTIONS, False),
+        (system, 3.0, None, False),
+    ):  # fmt: skip
+        one._texts(CAPTIONS, negative, MaskGitOptions(guidance=guidance))
+        assert ("guidance=1 is what it has learnt" in capsys.readouterr().err) == told
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [

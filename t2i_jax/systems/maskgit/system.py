@@ -254,12 +254,11 @@ class MaskGitSystem(TextToImage):
             raise UserError(
                 "prompts=None: this system was trained on captions; give a list of them."
             )
+        guided = options.guidance != 1
+        if negative_prompts is None:
+            generation.tell_of_guidance(self.task.cond_drop_prob, guided)
         return generation.texts(
-            self.task.text,
-            self.text_tokenizer,
-            prompts,
-            negative_prompts,
-            guided=options.guidance != 1,
+            self.task.text, self.text_tokenizer, prompts, negative_prompts, guided=guided
         )
 
     def _changed(self, count, options, init_images, mask):
