@@ -48,9 +48,12 @@ def nearest_field(path: str, config: Any) -> str | None:
     """The field of a configuration that a misspelt path may mean; None where nothing is near.
 
     Words, their beginnings and their initials count ("train.lr" is near to
-    "train.optim.learning_rate"), and so does a field's name in another place.
+    "train.optim.learning_rate"), and so do a field's name in another place and a misspelt place.
     """
+    found = list(leaves(config))
     *parents, last = path.split(".")
+    places = {place for known in found for place in known.split(".")[:-1]}
+    parents = [(difflib.get_close_matches(one, places, 1) or [one])[0] for one in parents]
 
     def score(known):
         *places, name = known.split(".")
@@ -66,7 +69,7 @@ def nearest_field(path: str, config: Any) -> str | None:
         shared = len(set(parents) & set(places)) - 0.2 * (places[:1] != parents[:1])
         return same + 0.1 * shared - 0.02 * len(places), same
 
-    best = max(leaves(config), key=lambda known: score(known)[0], default=None)
+    best = max(found, key=lambda known: score(known)[0], default=None)
     return best if best is not None and score(best)[1] >= 0.6 else None
 
 
@@ -205,11 +208,12 @@ def override(config: Any, assignments: Sequence[str]) -> Any:
     tree: dict = {}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
-        if not equals:
-            raise UserError(
-                f"override {assignment!r} has no '='; write it as field.subfield=value."
-            )
         path = path.strip().lstrip("-")
+        if not equals or not path:
+            missing = "field before its '='" if equals else "'='"
+            raise UserError(
+                f"override {assignment!r} has no {missing}; write it as field.subfield=value."
+            )
         *parents, last = path.split(".")
         branch: Any = tree
         for key in parents:

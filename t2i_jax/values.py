@@ -176,7 +176,9 @@ def _name(annotation):
         return "several values in parentheses"
     if origin is not None and issubclass(origin, Mapping):
         return "values by name"
-    return f"a {annotation.__name__}" if isinstance(annotation, type) else str(annotation)
+    if not isinstance(annotation, type):
+        return str(annotation)
+    return f"{'an' if annotation.__name__[0] in 'AEIOU' else 'a'} {annotation.__name__}"
 
 
 def _example(annotation):
@@ -187,7 +189,7 @@ def _example(annotation):
         return "such a value, as (1,2)"
     if origin is not None and origin is not Annotated and issubclass(origin, Mapping):
         return "such a value, as {'data':2}"
-    return "such a value"
+    return "fields of it by name" if dataclasses.is_dataclass(annotation) else "such a value"
 
 
 def _plain(number):

@@ -103,6 +103,8 @@ def test_an_override_changes_one_field_with_the_type_it_has(assignment, changed)
     ("assignment", "message"),
     [
         ("steps", "has no '='"),
+        ("=3", "has no field before its '='"),
+        ("inner=None", "is not an Inner; give fields of it by name"),
         ("stepps=3", "did you mean 'steps'"),
         ("inner.rate.x=3", "has no fields"),
         ("inner.rate=fast", r"inner\.rate='fast' is not a number"),
@@ -124,6 +126,13 @@ class _Span:
     def __post_init__(self):
         if self.low >= self.high:
             raise UserError(f"low={self.low} is not below high={self.high}; lower it.")
+
+
+def test_a_misspelt_place_is_taken_for_the_nearest_of_the_places_that_have_the_field():
+    config = Outer(by_group={name: Inner() for name in ("network", "tokenizer")})
+    for wrong in ("tokeniser", "tokenzer"):
+        with pytest.raises(UserError, match=r"did you mean 'by_group\.tokenizer\.rate'"):
+            override(config, [f"by_group.{wrong}.rate=1"])
 
 
 @pytest.mark.parametrize("order", [1, -1])

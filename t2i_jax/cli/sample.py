@@ -15,7 +15,7 @@ from t2i_jax import paths
 from t2i_jax.cli import arguments as cli
 from t2i_jax.cli import docstring, rerank
 from t2i_jax.cli.arguments import Argument, Shown
-from t2i_jax.config import check_all
+from t2i_jax.config import check_all, fields_of
 from t2i_jax.errors import UserError
 from t2i_jax.values import Count, Range, Seed
 from t2i_jax.words import counted
@@ -87,6 +87,11 @@ _INPUTS: Mapping[str, tuple[str, Any, str]] = {
         "What --image shows now, in words: it is changed to what the caption says (see --change).",
     ),
     "cond_images": ("cond", pathlib.Path, "The image to condition on."),
+    "start_images": (
+        "start",
+        pathlib.Path,
+        "An image in place of what the stages before --start-at make.",
+    ),
 }
 
 
@@ -107,8 +112,12 @@ def command(words: Sequence[str]) -> None:
 
     recipe = runs.load_run_recipe(run)
     defaults, kind = recipe.evaluation.options, type(recipe.task).__name__
-    options = cli.arguments_of(type(defaults), vars(defaults))
     inputs = [_input(name) for name in recipe.task.inputs]
+    options = [
+        option
+        for option in cli.arguments_of(type(defaults), vars(defaults))
+        if _has_use(option.name, type(defaults), recipe.task.inputs)
+    ]
     arguments = [*own, *options, *inputs]
     if cli.wants_help(words):
         about = f"Generate images with the system of a {kind}. The defaults are the recipe's."
@@ -119,7 +128,7 @@ def command(words: Sequence[str]) -> None:
     def of(some):
         return {argument.name: given[argument.name] for argument in some}
 
-    chosen = type(defaults)(**of(options))
+    chosen = dataclasses.replace(defaults, **of(options))
     check_all(chosen)
     _check_needed(chosen, defaults, of(inputs))
     _sample(_Command(**of(own)), recipe.task.adapted(chosen, defaults), of(inputs))
@@ -129,17 +138,42 @@ _NAME = "t2i sample"
 _COLUMNS, _IN_GRID, _PIXELS_IN_GRID = 16, 256, 2**27  # of grid.png at most
 
 
+def _has_use(option, kind, inputs):
+    """Whether something that an option needs can be given on the command line."""
+    needed = getattr(kind, "needs", {}).get(option)
+    known = {*inputs, "other_images", *fields_of(kind)}
+    return needed is None or not known.isdisjoint(needed)
+
+
 def _check_needed(chosen, defaults, inputs):
-    """Refuses options that were changed and have no effect without an image, or other words."""
-    for name, argument in getattr(type(chosen), "needs", {}).items():
-        if argument == "other_images":
-            given, flag = len(inputs["image"] or ()) > 1, "a second --image"
-        else:
-            flag, *_ = _INPUTS[argument]
-            given, flag = inputs.get(flag), f"--{flag.replace('_', '-')}"
+    """Refuses options that were changed and have no effect without, or with, an image, other words
+    or another option.
+    """
+    flags = {name: flag.replace("_", "-") for name, (flag, *_) in _INPUTS.items()}
+    given = {name for name, (flag, *_) in _INPUTS.items() if inputs.get(flag)}
+    given |= {"other_images"} if len(inputs.get("image") or ()) > 1 else set()
+    given |= {name for name in fields_of(type(chosen)) if getattr(chosen, name) is not None}
+
+    def told(name):
+        spelt = flags.get(name, name.replace("_", "-"))
+        return "a second --image" if name == "other_images" else f"--{spelt}"
+
+    needs, idle_with = (getattr(type(chosen), name, {}) for name in ("needs", "idle_with"))
+    for name in fields_of(type(chosen)):
         value = getattr(chosen, name)
-        if not given and value != getattr(defaults, name):
-            raise UserError(f"{name}={value!r} is nothing without {flag}; leave it out or give it.")
+        if value == getattr(defaults, name):
+            continue
+        needed = needs.get(name, ())
+        if needed and given.isdisjoint(needed):
+            wanted = " or ".join(map(told, needed))
+            raise UserError(
+                f"{name}={value!r} is nothing without {wanted}; leave it out or give it."
+            )
+        for other in idle_with.get(name, ()):
+            if other in given:
+                raise UserError(
+                    f"{name}={value!r} does nothing beside {told(other)}; leave out one of them."
+                )
 
 
 def _input(name):
@@ -161,8 +195,8 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     mesh = None if common.mesh is None else parse_mesh(common.mesh)
     step = checkpoint_step(common.step)
     system = runs.load(run, mesh=mesh, step=step, offload=common.offload)
-    larger = None if common.upscale is None else runs.load(common.upscale)
-    ranker = None if common.rerank is None else runs.load(paths.given("rerank", common.rerank))
+    larger = _helper("upscale", common.upscale, "upscales", "super-resolution network")
+    ranker = _helper("rerank", common.rerank, "compares", "CLIP")
     encoder = system.task.text_encoder
     given = _given(system.task, inputs)
     prompts = captions if captions or (encoder is not None and "images" not in given) else None
@@ -188,6 +222,23 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
         _save(folder, images, captions, common.count)
         if scores is not None:
             rerank.write(folder, scores, captions)
+
+
+def _helper(field, run, can, kind):
+    """The system of a run that works on the images once they are made; None without one.
+
+    Raises:
+      UserError: it is none that can, and images that are made first would be lost.
+    """
+    from t2i_jax import runs
+
+    if run is None:
+        return None
+    system = runs.load(paths.given(field, run))
+    if not getattr(system, can):
+        told = type(system.task).__name__
+        raise UserError(f"{field}={str(run)!r} is a run of {told}; give the run of a {kind}.")
+    return system
 
 
 def _in_file(path):
@@ -225,6 +276,8 @@ def _given(task, inputs):
         found["instead_of"] = inputs["instead_of"]
     if inputs.get("cond") is not None:
         found["cond_images"] = read("cond", task.cond_image_channels)
+    if inputs.get("start") is not None:
+        found["start_images"] = read("start", task.channels)
     return found
 
 

@@ -19,7 +19,7 @@ def train(
 ) -> None:
     """Train a recipe; a run that was stopped resumes by itself.
 
-    Several processes train together, see docs/pods.md.
+    Several processes train together, see docs/training.md.
 
     Args:
         config: A recipe file with get_config(), such as configs/parti/shapes.py.

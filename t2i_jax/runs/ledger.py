@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,11 +12,11 @@ from t2i_jax.data.ledger import Ledger, together
 from t2i_jax.data.overview import look, note_cut
 from t2i_jax.data.pipeline import Batches
 from t2i_jax.data.source import EMBEDDED, Source
+from t2i_jax.terminal import say
 from t2i_jax.text.tokenizer import TextTokenizer
 from t2i_jax.train.log import add_metrics
 
 _SECONDS, _SAMPLES = 3.0, 1000  # of the look before a training
-_log = logging.getLogger(__name__)
 
 
 class DataLedger:
@@ -75,4 +74,4 @@ def image_channels(spec: Mapping[str, Any]) -> Mapping[str, int]:
 
 def _tell(name, lines):
     if lines:
-        _log.warning("data.source=%r: %s", name, "\n  ".join(lines))
+        say(f"data.source={name!r}: " + "\n  ".join(lines))

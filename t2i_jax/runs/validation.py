@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,12 +16,12 @@ from t2i_jax.data.source import EMBEDDED
 from t2i_jax.errors import UserError
 from t2i_jax.runs.ledger import image_channels
 from t2i_jax.runs.samples import Samples
+from t2i_jax.terminal import say
 from t2i_jax.train.stream import check_batch, placed
 from t2i_jax.train.validation import Validation
 
 _BATCHES, _ROWS = 4, 512  # at most so many batches, and about so many rows in all
 _ALONE = 64  # rows of a batch on one device
-_log = logging.getLogger(__name__)
 
 
 class HeldOutBatches:
@@ -141,7 +140,7 @@ def validate(
 
 def _tell(sentence):
     if processes.is_first():
-        _log.warning("%s", sentence)
+        say(sentence)
 
 
 def _program(task):

@@ -107,8 +107,8 @@ class SystemTask:
     Attributes:
       parts: what it reads and never changes, by name, in the order in which it is trained.
       options: a frozen dataclass: what sampling can be told, with docs, ranges and defaults. Its
-        `needs`, where it has that, says by option the argument of `generate` without which it has
-        no effect.
+        `needs` and `idle_with`, where it has them, say by option the arguments of `generate` and
+        the options without any of which, and with any of which, it has no effect.
       validated_by: the metric of `validate` whose smallest value is the best checkpoint's.
       makes_images: whether its system is a `TextToImage`, whose images can be measured while it
         trains.
@@ -158,7 +158,7 @@ class SystemTask:
     @property
     def inputs(self) -> tuple[str, ...]:
         """What `generate` of the system takes beside prompts: "negative_prompts", "init_images",
-        "mask", "cond_images".
+        "mask", "cond_images", "start_images".
         """
         return ()
 
@@ -345,6 +345,16 @@ class System:
             f"a {type(self).__name__} makes no images from text; give the run of a system that "
             "does."
         )
+
+    @property
+    def upscales(self) -> bool:
+        """Whether `upscale` makes larger images."""
+        return type(self).upscale is not System.upscale
+
+    @property
+    def compares(self) -> bool:
+        """Whether `similarity` compares images with captions."""
+        return type(self).similarity is not System.similarity
 
     def upscale(self, images: Array | np.ndarray, **_: Any) -> np.ndarray:
         """Larger images from images; this system makes none."""

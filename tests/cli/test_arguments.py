@@ -5,9 +5,11 @@ from typing import Annotated
 
 import pytest
 
-from t2i_jax.cli import arguments, docstring
+import t2i_jax as t2i
+from t2i_jax.cli import arguments, docstring, sample
 from t2i_jax.cli.arguments import Shown
 from t2i_jax.cli.main import COMMANDS
+from t2i_jax.config import fields_of
 from t2i_jax.errors import UserError
 from t2i_jax.values import Count
 from tests.e2e.command import inside
@@ -156,3 +158,61 @@ def test_a_command_that_is_none_is_one_sentence(words, told):
 
 def test_the_version_is_told():
     assert inside("--version").stdout == "t2i_jax 0.1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "message"),
+    [
+        (
+            t2i.PartiOptions(keep_rows=0.3),
+            ("init", "mask"),
+            "keep_rows=0.3 does nothing beside --m",
+        ),
+        (
+            t2i.MaskGitOptions(strength=0.3),
+            ("init", "mask"),
+            "strength=0.3 does nothing beside --m",
+        ),
+        (t2i.MaskGitOptions(strength=0.3, edit_steps=2), ("init",), "nothing beside --edit-steps"),
+        (
+            t2i.MaskGitOptions(strength=0.3, outpaint=(0, 0, 0.5, 0)),
+            ("init",),
+            "nothing beside --outp",
+        ),
+        (t2i.MaskGitOptions(edit_share=0.2), ("init",), "is nothing without --edit-steps"),
+        (t2i.MaskGitOptions(feather=2.0), ("init",), "is nothing without --mask or --outpaint"),
+        (t2i.MuseOptions(stop_at="base", superres_steps=3), (), "nothing beside --stop-at"),
+        (t2i.ImagenOptions(strength=0.3), ("init", "mask"), "strength=0.3 does nothing beside --m"),
+        (t2i.ImagenOptions(start_at=2), (), "start_at=2 is nothing without --start"),
+        (t2i.DALLE2Options(prior_steps=3), ("image",), "prior_steps=3 does nothing beside --image"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(options, given, message):
+    with pytest.raises(UserError, match=message):
+        sample._check_needed(options, type(options)(), dict.fromkeys(given, ("a",)))
+
+
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        (t2i.PartiOptions(keep_rows=0.3), ("init",)),
+        (t2i.MaskGitOptions(strength=0.3), ("init",)),
+        (t2i.MaskGitOptions(feather=2.0, outpaint=(0, 0, 0.5, 0)), ("init",)),
+        (t2i.MaskGitOptions(edit_share=0.2, edit_steps=3), ("init",)),
+        (t2i.ImagenOptions(start_at=2), ("start",)),
+        (t2i.DALLE2Options(prior_steps=3), ()),
+    ],
+)
+def test_an_option_that_has_an_effect_is_not_refused(options, given):
+    sample._check_needed(options, type(options)(), dict.fromkeys(given, ("a",)))
+
+
+@pytest.mark.parametrize(
+    "task",
+    [t2i.PartiTask, t2i.MaskGitTask, t2i.MuseTask, t2i.ImagenTask, t2i.DecoderTask, t2i.DALLE2Task],
+)
+def test_what_options_need_and_do_nothing_beside_are_fields_or_inputs_of_sample(task):
+    known = {*fields_of(task.options), *sample._INPUTS, "other_images"}
+    for name in ("needs", "idle_with"):
+        for option, others in getattr(task.options, name, {}).items():
+            assert option in fields_of(task.options) and known.issuperset(others), (option, others)

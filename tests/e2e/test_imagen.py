@@ -129,6 +129,8 @@ def test_mistakes_get_one_sentence(trained, tmp_path):
     assert "--cond is no option of t2i sample" in sample("--cond", tmp_path / "none.png")
     assert "--temperature is no option of t2i sample" in sample("--temperature", 0.5)
     assert "mask" in sample("--mask", tmp_path / "none.png")
+    assert "start_at=2 is nothing without --start" in sample("--start-at", 2)
+    assert "start='" in sample("--start-at", 2, "--start", tmp_path / "none.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
     Image.new("L", (4, 8)).save(tmp_path / "mask.png")
     assert "as large as the image" in sample(

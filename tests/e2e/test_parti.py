@@ -172,6 +172,10 @@ def test_what_sample_cannot_use_is_one_sentence(trained, tmp_path):
     assert "batch_size=0" in said("x", "--batch-size", 0)
     assert "is for runs with stored text embeddings" in said("x", "--t5", tmp_path)
     assert "is nothing without --init" in said("x", "--mask", tmp_path / "mask.png")
+    of_tokenizer = "is a run of TokenizerTask; give the run of a"
+    assert f"{of_tokenizer} super-resolution" in said("x", "--upscale", trained / "tokenizer")
+    best = ("--best-of", 4, "--rerank", trained / "tokenizer")
+    assert f"{of_tokenizer} CLIP" in said("x", *best)
     helped = inside("sample", trained, "--help").stdout
     assert "t2i sample RUN [CAPTION ...]" in helped and "--top-k" in helped
 

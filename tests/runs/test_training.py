@@ -110,22 +110,23 @@ def uneven(tmp_path):
     return f"folder:{tmp_path}"
 
 
-def test_a_run_tells_what_it_leaves_out_and_cuts(uneven, tmp_path, caplog):
+def test_a_run_tells_what_it_leaves_out_and_cuts(uneven, tmp_path, capsys):
     tokenizer = train_bpe(["a long caption of many words 0123456789"] * 9, 64)
     ledger = DataLedger(tokenizer, 6)
     ledger.begin(uneven, open_source(uneven, image_size=8), ("image", "caption"))
-    said = caplog.text
+    said = capsys.readouterr().err
+    assert said.startswith("data.source=")  # plain sentences, not those of a logger
     assert "images that can't be used: 1\n    not an image: 1 (0.png)" in said
     assert "captions that can't be used: 1\n    no caption: 1 (1.png)" in said
     assert "captions that are cut: 3\n    caption of more than 6 tokens: 3 (" in said
     assert "of many words 7'" in said and "among 10 of 10 records" in said
-    caplog.clear()
     config = DataConfig(source=uneven, image_size=8, max_bad_rate=1.0)
     stream = batches(config, 4, 0, tokenize=ledger.tokenize)
     for _ in range(9):  # several epochs
         next(stream)
     ledger.end(uneven, stream, tmp_path)
-    assert "left out: 2\n" in caplog.text and "captions that were cut: 3\n" in caplog.text
+    said = capsys.readouterr().err
+    assert "left out: 2\n" in said and "captions that were cut: 3\n" in said
     assert json.loads((tmp_path / "metrics.json").read_text()) == {
         "data/left_out/not an image": 1.0,
         "data/left_out/no caption": 1.0,
@@ -133,10 +134,10 @@ def test_a_run_tells_what_it_leaves_out_and_cuts(uneven, tmp_path, caplog):
     }
 
 
-def test_where_all_is_well_a_run_tells_nothing(caplog, tmp_path):
+def test_where_all_is_well_a_run_tells_nothing(capsys, tmp_path):
     ledger = DataLedger(None, 0)
     (tmp_path / "a.png").write_bytes(encode(photo()))
     ledger.begin("digits", open_source("digits", image_size=8), ("image",))
     source = f"folder:{tmp_path}"
     ledger.begin(source, open_source(source, image_size=8), ("image",))
-    assert not caplog.text
+    assert not capsys.readouterr().err

@@ -50,7 +50,12 @@ class CascadeOptions:
     compat: str | None = None
 
     compats: ClassVar[tuple[str, ...]] = ()
-    needs: ClassVar[Mapping[str, str]] = {"strength": "init_images", "resample": "mask"}
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "start_at": ("start_images",),
+        "strength": ("init_images",),
+        "resample": ("mask",),
+    }
+    idle_with: ClassVar[Mapping[str, tuple[str, ...]]] = {"strength": ("mask",)}
 
     def __post_init__(self):
         generation.plain(self)

@@ -39,10 +39,16 @@ class DALLE2Options(DecoderOptions):
     blend: float = 0.5
     change: float = 0.35
 
-    needs: ClassVar[Mapping[str, str]] = {
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **DecoderOptions.needs,
-        "blend": "other_images",
-        "change": "instead_of",
+        "blend": ("other_images",),
+        "change": ("instead_of",),
+    }
+    idle_with: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **DecoderOptions.idle_with,
+        **dict.fromkeys(
+            ("prior_guidance", "prior_sampler", "prior_steps", "prior_num_samples"), ("images",)
+        ),
     }
 
     def __post_init__(self):

@@ -168,9 +168,12 @@ class DecoderTask(CascadeTask):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Negative prompts with captions; images to change or complete."""
+        """Negative prompts with captions; images to change or complete, and to start from at a
+        later stage.
+        """
         names = ("negative_prompts",) if self.by_text else ()
-        return (*names, "init_images", "mask")
+        start = ("start_images",) if len(self.stages) > 1 else ()
+        return (*names, "init_images", "mask", *start)
 
     @property
     def samples(self) -> tuple[str, ...]:

@@ -102,6 +102,11 @@ class ImagenSystem(CascadeSystem):
             progress=progress,
         )
 
+    @property
+    def upscales(self) -> bool:
+        """Whether there is a stage that enlarges what another one made."""
+        return len(self.task.stages) > 1
+
     def upscale(self, images: Any, prompts: Any = None, **options: Any) -> np.ndarray:
         """Images of the last trained stage, from images that take the first stage's place.
 
@@ -110,6 +115,8 @@ class ImagenSystem(CascadeSystem):
           prompts: one per image, for a cascade with texts; None: no text, and no guidance. options:
             of `generate`.
         """
+        if not self.upscales:
+            return super().upscale(images)
         if prompts is None and self.task.text is not None:
             count = given.count_of(images=images)
             prompts, options = self.task.text.empty(count), {**options, "guidance": 1}

@@ -112,7 +112,7 @@ class ImagenTask(CascadeTask):
     def inputs(self) -> tuple[str, ...]:
         """Negative prompts with texts; images to change or complete.
 
-        Images to condition on where the U-Nets take some.
+        Images to condition on where the U-Nets take some, and to start from at a later stage.
         """
         names = ("negative_prompts",) if self.text is not None else ()
         return (
@@ -120,6 +120,7 @@ class ImagenTask(CascadeTask):
             "init_images",
             "mask",
             *(("cond_images",) if self.cond_image_channels else ()),
+            *(("start_images",) if len(self.stages) > 1 else ()),
         )
 
     @property

@@ -85,7 +85,14 @@ class MaskGitOptions:
     feather: float | None = None
     compat: str | None = None
 
-    needs: ClassVar[Mapping[str, str]] = {"strength": "init_images", "edit_share": "init_images"}
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "strength": ("init_images",),
+        "edit_share": ("edit_steps",),
+        "feather": ("mask", "outpaint"),
+    }
+    idle_with: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "strength": ("mask", "edit_steps", "outpaint")
+    }
 
     def __post_init__(self):
         generation.plain(self)

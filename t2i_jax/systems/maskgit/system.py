@@ -146,9 +146,14 @@ class MaskGitSystem(TextToImage):
             return [as_pil(step) for step in images] if return_pil else list(images)
         return as_pil(images) if return_pil else images
 
+    @property
+    def upscales(self) -> bool:
+        """Whether it is a super-resolution."""
+        return self.task.cond_image_size is not None
+
     def upscale(self, images: Any, *, prompts: Any = None, **_: Any) -> np.ndarray:
         """uint8 images, larger, of a super-resolution; `prompts` as of `generate`."""
-        if self.task.cond_image_size is None:
+        if not self.upscales:
             return super().upscale(images)
         prompts = prompts if self.task.text is not None else None
         return self.generate(prompts, cond_images=images)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
 
 from t2i_jax import config
 from t2i_jax.config import fields_of
@@ -30,6 +32,13 @@ class MuseOptions(MaskGitOptions):
     superres_guidance: float | None = None
     superres_temperature: float | None = None
     stop_at: str | None = None
+
+    idle_with: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **MaskGitOptions.idle_with,
+        **dict.fromkeys(
+            ("superres_steps", "superres_guidance", "superres_temperature"), ("stop_at",)
+        ),
+    }
 
     def __post_init__(self):
         super().__post_init__()

@@ -36,7 +36,8 @@ class PartiOptions:
     keep_rows: float = 0.5
     plausibility: float | None = 0.1
 
-    needs: ClassVar[Mapping[str, str]] = {"keep_rows": "init_images"}
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = {"keep_rows": ("init_images",)}
+    idle_with: ClassVar[Mapping[str, tuple[str, ...]]] = {"keep_rows": ("mask",)}
 
     def __post_init__(self):
         generation.plain(self)
