@@ -162,7 +162,10 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     step = checkpoint_step(common.step)
     system = runs.load(run, mesh=mesh, step=step, offload=common.offload)
     larger = None if common.upscale is None else runs.load(common.upscale)
-    ranker = None if common.rerank is None else runs.load(paths.given("rerank", common.rerank))
+    ranker = None
+    if common.rerank is not None:
+        ranker = runs.load(paths.given("rerank", common.rerank))
+        rerank.tried(ranker, captions)
     encoder = system.task.text_encoder
     given = _given(system.task, inputs)
     prompts = captions if captions or (encoder is not None and "images" not in given) else None

@@ -191,7 +191,11 @@ def test_adm_reads_what_is_made_for_it_and_we_read_its_images(folders, tmp_path)
     inside("evaluate", "reference", real, "--out", npz, "--adm", "--mode", "tf")
     with np.load(npz) as found:
         assert found["arr_0"].shape == (60, 8, 8, 3) and found["sigma"].shape == (6, 6)
+        # where `mu` stands, the evaluator takes all four and looks no further
+        assert found["mu_s"].shape == (2,) and found["sigma_s"].shape == (2, 2)
         np.savez(tmp_path / "only.npz", arr_0=found["arr_0"])
+    said = refused("evaluate", "reference", real, "--out", tmp_path / "no.npz", "--adm")
+    assert "give --mode tf" in said and "inception-clean" in said
     common = ("evaluate", "--images", made, "--mode", "tf", "--metrics", "fid,kid")
     values = []
     for name, more in (("adm", ()), ("only", ("--reference-mode", "tf"))):
