@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from t2i_jax.data.table import ENDINGS, FILE_KEYS
 from t2i_jax.eval import extractors, prompts
 from t2i_jax.eval.frechet import Gaussian, frechet
 from t2i_jax.eval.moments import Moments
-from t2i_jax.runs.scoring import subjects
+from t2i_jax.runs.scoring import features, subjects
 from t2i_jax.runs.scoring.sources import SourceImages
-from t2i_jax.runs.scoring.split import Share
+from t2i_jax.runs.scoring.split import Share, Split
 from tests.e2e.command import inside, refused
 from tests.runs import scoring_toys
 from tests.runs.scoring_toys import toy_extractor, write_images
@@ -171,6 +172,35 @@ def test_statistics_are_the_folder_they_were_made_of(folders, measured, tmp_path
     said = refused(*common, npz, "--mode", "tf", "--out", tmp_path / "r", "--metrics", "fid")
     assert "has statistics of inception-clean, not of inception-tf" in said
     assert "name a new FILE.npz" in refused("evaluate", "reference", real, "--out", npz)
+
+
+def test_statistics_of_more_images_need_no_more_memory(tmp_path):
+    """Images are read batch by batch, and their features shard by shard."""
+
+    class Numbered:
+        split = Split(1200, 100)
+
+        def read(self, index):
+            return np.full((64, 64, 3), index % 256, np.uint8)
+
+        def key(self, shard):
+            return str(shard)
+
+    class Few(Numbered):
+        split = Split(200, 100)
+
+    peaks = []
+    for images in (Few(), Few(), Numbered()):  # the first one compiles
+        tracemalloc.start()
+        found = features.compute(
+            images, toy_extractor(), ("pool3",), tmp_path / str(len(peaks)), lambda one: one,
+            Share(), 32,
+        )  # fmt: skip
+        assert found.moments("pool3").count == images.split.count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.5 * peaks[1], peaks
+    assert peaks[2] < 0.5 * 1200 * 64 * 64 * 3  # of all images
 
 
 def test_statistics_are_made_by_one_command_at_a_time(folders, tmp_path):
