@@ -2,7 +2,7 @@
 
     python benchmarks/muse_steps.py runs/muse_shapes/base runs/muse_critic
 
-The second run has a critic (`configs/muse/shapes_critic.py`); without it there are no such columns.
+The second run has a critic (`configs/muse/shapes_critic.py`); without it there is no such row.
 Prints the table of docs/muse.md, and writes its plot where --plot says.
 """
 
@@ -74,7 +74,7 @@ def plot(found: dict[str, list[float]], path: pathlib.Path) -> None:
     figure, axis = pyplot.subplots(figsize=(6, 3), layout="constrained")
     for name, cells in found.items():
         axis.plot(STEPS, [100 * cell for cell in cells], marker="o", label=name)
-    axis.set(xscale="log", xlabel="steps", ylabel="images that agree with their caption, %")
+    axis.set(xscale="log", xlabel="steps", ylabel="right images, %")
     axis.set_xticks(STEPS, [str(steps) for steps in STEPS])
     axis.minorticks_off()
     axis.legend(fontsize="small")

@@ -70,6 +70,12 @@ _SMALLER = {
     "dim=128,\n    cond_dim=128":
         "dim=8, cond_dim=8, resnet_groups=4, attn_heads=1, attn_dim_head=8, num_resnet_blocks=0, "
         "init_cross_embed=False, init_conv_kernel_size=3, attend_at_middle=False",
+    "dim=16,\n    cond_dim=[None, 128],\n    dim_mults=[(1, 2, 4, 8), (1, 2, 4, 8, 16)]":
+        "dim=8, cond_dim=8, dim_mults=(1,), resnet_groups=4, attn_heads=1, attn_dim_head=8, "
+        "num_resnet_blocks=0, init_cross_embed=False, init_conv_kernel_size=3, "
+        "attend_at_middle=False",
+    "image_sizes=(256, 512)": "image_sizes=(16, 32)",
+    'sampler="ddim", steps=64': 'sampler="ddim", steps=2',
     "dim=512, depth=2, dim_head=64, heads=8": "dim=16, depth=1, dim_head=8, heads=2",
     "dim_text=512,": "dim_text=16, text_dim_head=8, visual_dim_head=8,",
     "dim_image=512,": "dim_image=16,",
@@ -303,7 +309,8 @@ def _x_clip(names):
 
 def _dalle2_pytorch(names):
     assert np.isfinite(names["prior_loss"]) and np.isfinite(names["decoder_loss"])
-    assert names["images"].shape == (1, 16, 16, 3)
+    assert names["images"].shape == (1, 16, 16, 3) and names["small"].shape == (1, 16, 16, 3)
+    np.testing.assert_array_equal(names["large"], names["large_images"])
 
 
 def _dalle2(names):

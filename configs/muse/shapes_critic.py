@@ -8,7 +8,7 @@ Lezama et al. 2022 (arXiv 2209.04439).
 import dataclasses
 import pathlib
 
-from t2i_jax import MaskGitOptions, Recipe, TokenCritic
+from t2i_jax import Recipe, TokenCritic
 from t2i_jax.runs.recipe import load_recipe
 
 
@@ -21,7 +21,7 @@ def get_config() -> Recipe:
         critic=TokenCritic(dim=128, depth=2, heads=4, dim_head=32),
         trains=("critic",),
     )
-    options = MaskGitOptions(steps=12, guidance=2.0, critic_noise=4.0)
+    options = dataclasses.replace(base.evaluation.options, critic_noise=4.0)
     return dataclasses.replace(
         base,
         task=task,

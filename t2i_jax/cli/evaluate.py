@@ -175,7 +175,8 @@ def reference(
         mode: How images are made smaller for Inception.
         protocol: A named protocol, which brings images to its size first.
         keep_features: Keep the features too, for KID, recall and CMMD.
-        adm: Keep the images too, as OpenAI's evaluator reads them.
+        adm: Keep the images too, and the statistics of sFID, as OpenAI's evaluator reads them; it
+            takes --mode tf.
         split: Of a source with splits.
         inception: pt_inception-2015-12-05-6726825d.pth.
         clip: CLIP ViT-B/32.

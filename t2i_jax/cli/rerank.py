@@ -36,19 +36,32 @@ def check(count: int, best_of: int | None, ranker: pathlib.Path | None, captions
     return best_of
 
 
+def tried(ranker: Any, captions: Sequence[str]) -> None:
+    """Lets the ranker read the captions, before many images are made for it.
+
+    Raises:
+      UserError: it compares no images with captions, or can't read these.
+    """
+    side = 8  # of a blank image; it is resized
+    ranker.similarity(np.zeros((1, side, side, 3), np.uint8), list(captions))
+
+
 def best(
     ranker: Any, images: np.ndarray, captions: Sequence[str], count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `count` images of each caption that are the most similar to it, best first, and how
-    similar they are (captions, count).
+    similar they are (captions, count). What there is to say of the captions `tried` has said.
 
     Args:
       ranker: a system with `similarity`. images: those of one caption stand together.
     """
+    from t2i_jax.systems import generation
+
     each, kept, scores = len(images) // len(captions), [], []
     for i, caption in enumerate(captions):
         own = images[i * each : (i + 1) * each]
-        similar = np.asarray(ranker.similarity(own, [caption]))[:, 0]
+        with generation.quiet():
+            similar = np.asarray(ranker.similarity(own, [caption]))[:, 0]
         order = np.argsort(-similar, kind="stable")[:count]
         kept.append(own[order])
         scores.append(similar[order])

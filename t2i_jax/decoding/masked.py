@@ -101,6 +101,7 @@ def generate(
     given_BN: Array | None = None,
     known_BN: Array | None = None,
     strength: float | Array | None = None,
+    tell: Callable[[Array], None] | None = None,
 ) -> tuple[Array, Array]:
     """Tokens (B, num_tokens) int32, and those at the end of every step (steps, B, num_tokens).
 
@@ -124,6 +125,7 @@ def generate(
         (inpainting); None: none.
       strength: tokens of given_BN that are not known are changed: sampling begins from them, with
         so large a random part of them masked, above 0 to 1. None: all of them are drawn anew.
+      tell: called within the compiled loop with the tokens at the end of every step; None: nothing.
     """
     batch, steps = keys_B.shape[0], sampling.steps
     known_BN = jnp.zeros((batch, num_tokens), bool) if known_BN is None else known_BN
@@ -165,6 +167,8 @@ def generate(
             if not sampling.remask:
                 scores_BN = jnp.where(masked_BN, scores_BN, -_NEVER)
         scores_BN = jnp.where(known_BN, -jnp.inf, scores_BN)
+        if tell is not None:
+            tell(ids_BN)
         return (ids_BN, scores_BN, memory, count_B1), ids_BN
 
     shares = jnp.asarray(cosine_schedule(steps, sampling.schedule))
@@ -194,6 +198,7 @@ def edit(
     plausibility: float | Array | None = None,
     known_BN: Array | None = None,
     share: float | Array = 0.08,
+    tell: Callable[[Array], None] | None = None,
 ) -> tuple[Array, Array]:
     """Tokens moved towards another text without a mask (Muse, section 3.3), and those at the end of
     every step: each step masks a random part of the tokens and draws it anew, given the rest.
@@ -221,6 +226,8 @@ def edit(
             keys[:, 1], at, sampling, temperature, ids_BN, masked_BN, masked_BN, False
         )
         ids_BN = jnp.where(masked_BN, drawn_BN, ids_BN)
+        if tell is not None:
+            tell(ids_BN)
         return (ids_BN, memory), ids_BN
 
     start = (given_BN.astype(jnp.int32), memory)

@@ -165,8 +165,8 @@ class ClipExtractor(Extractor):
 
 
 def inception(path: str | os.PathLike | None, mode: str = "clean") -> Extractor:
-    """The Inception of FID, KID and the Inception Score: layers "pool1", "pool2", "aux", "pool3"
-    (2048, that of FID), "logits" and "logits_unbiased".
+    """The Inception of FID, KID and the Inception Score: layers "pool1", "pool2", "spatial" (that
+    of sFID), "aux", "pool3" (2048, that of FID), "logits" and "logits_unbiased".
 
     Args:
       path: the state dict that pytorch-fid and torch-fidelity read, .pth or .safetensors.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.foreign import json_file, text_file
 from t2i_jax.values import shown
 
-TEXTS, IDS = ("prompt", "caption", "text"), ("id", "uid")
+TEXTS, IDS = ("prompt", "caption", "text", "prompts"), ("id", "uid")  # "Prompts" of DrawBench
 _MOST_BYTES = 2**28
 _PARTI = ("Prompt", "Category", "Challenge")
 _TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -183,13 +184,15 @@ def dpg(path: pathlib.Path, count: int | None, seed: int) -> tuple[list[Prompt],
 
 
 def plain(path: pathlib.Path, count: int | None, seed: int) -> tuple[list[Prompt], str]:
-    """A text with a prompt in each line, or a table with a column prompt, caption or text; the
-    columns id (or uid) and category are read, and all others become labels.
+    """A text with a prompt in each line, a JSON list of them (HPSv2's), or a table with a column
+    prompt, caption or text (DrawBench's: Prompts); the columns id (or uid) and category are read,
+    and all others become labels.
     """
     del count, seed
-    if path.suffix.lower() in ENDINGS:
+    texts = _json_list(path) if path.suffix.lower() == ".json" else None
+    if texts is None and path.suffix.lower() in ENDINGS:
         return _of_table(path), "all, in the file's order"
-    texts = [_one_line(line) for line in _lines(path)]
+    texts = [_one_line(line) for line in (_lines(path) if texts is None else texts)]
     kept = [(number, text) for number, text in enumerate(texts) if text]
     return [Prompt(text, f"{number:05d}") for number, text in kept], "all, in the file's order"
 
@@ -252,6 +255,16 @@ def _of_table(path):
         labels = {k: v for k, v in row.values.items() if k not in (column, key, "category")}
         prompts.append(Prompt(_one_line(text), name, str(row.values.get("category") or ""), labels))
     return prompts
+
+
+def _json_list(path):
+    """The strings of a JSON list of nothing else; None: it is something else, a table maybe."""
+    try:
+        found = json.loads(files.read_regular(path, _MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None  # the reader of tables says what is wrong
+    is_list = isinstance(found, list) and found and all(isinstance(one, str) for one in found)
+    return found if is_list else None
 
 
 def _lines(path):

@@ -10,6 +10,7 @@ import numpy as np
 from t2i_jax.errors import UserError
 
 _WINDOW, _SIGMA = 11, 1.5  # Wang et al. 2004, section III.C
+_EVEN = 7  # pixels of scikit-image's window
 _K1, _K2 = 0.01, 0.03
 _WHITE = 255.0
 
@@ -46,15 +47,35 @@ def ssim(images_NHWC: np.ndarray, again_NHWC: np.ndarray) -> np.ndarray:
     Raises:
       UserError: images of another type or of two shapes, or smaller than the window.
     """
+    offset = np.arange(_WINDOW) - _WINDOW // 2
+    weight = np.exp(-(offset**2) / (2 * _SIGMA**2))
+    return _ssim(images_NHWC, again_NHWC, weight / weight.sum(), 1.0)
+
+
+def ssim_skimage(images_NHWC: np.ndarray, again_NHWC: np.ndarray) -> np.ndarray:
+    """Structural similarity of each image, (N,) float64, as `skimage.metrics.structural_similarity`
+    has it by default, which LlamaGen reports: an even window of 7 x 7 pixels, and variances that
+    are divided by one less than its pixels. Arguments and errors as of `ssim`.
+    """
+    pixels = _EVEN**2
+    return _ssim(images_NHWC, again_NHWC, np.full(_EVEN, 1 / _EVEN), pixels / (pixels - 1))
+
+
+def _ssim(images_NHWC, again_NHWC, weight, unbiased):
+    """SSIM by a window that is the outer product of `weight` with itself.
+
+    `unbiased`: what variances are multiplied by.
+    """
     x, y = _floats(images_NHWC, again_NHWC)
-    if min(x.shape[1:3]) < _WINDOW:
+    if min(x.shape[1:3]) < len(weight):
         raise UserError(
-            f"images of {x.shape[1]}x{x.shape[2]} pixels are too small for SSIM; give {_WINDOW} or "
-            "more."
+            f"images of {x.shape[1]}x{x.shape[2]} pixels are too small for SSIM; give "
+            f"{len(weight)} or more."
         )
-    mean_x, mean_y = _windowed(x), _windowed(y)
-    var_x, var_y = _windowed(x * x) - mean_x**2, _windowed(y * y) - mean_y**2
-    covariance = _windowed(x * y) - mean_x * mean_y
+    mean_x, mean_y = _windowed(x, weight), _windowed(y, weight)
+    var_x = unbiased * (_windowed(x * x, weight) - mean_x**2)
+    var_y = unbiased * (_windowed(y * y, weight) - mean_y**2)
+    covariance = unbiased * (_windowed(x * y, weight) - mean_x * mean_y)
     c1, c2 = (_K1 * _WHITE) ** 2, (_K2 * _WHITE) ** 2
     brightness = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     structure = (2 * covariance + c2) / (var_x + var_y + c2)
@@ -104,13 +125,10 @@ def _floats(images, again):
     return images.astype(np.float64), again.astype(np.float64)
 
 
-def _windowed(x_NHWC):
-    """The Gaussian mean around every place whose window lies inside: rows, then columns."""
-    offset = np.arange(_WINDOW) - _WINDOW // 2
-    weight = np.exp(-(offset**2) / (2 * _SIGMA**2))
-    weight /= weight.sum()
+def _windowed(x_NHWC, weight):
+    """The weighted mean around every place whose window lies inside: rows, then columns."""
     for axis in (1, 2):
-        size = x_NHWC.shape[axis] - _WINDOW + 1
+        size = x_NHWC.shape[axis] - len(weight) + 1
         x_NHWC = sum(
             w * np.take(x_NHWC, np.arange(i, i + size), axis) for i, w in enumerate(weight)
         )

@@ -95,16 +95,20 @@ def write_statistics(
     about: Mapping[str, Any],
     features_ND: np.ndarray | None = None,
     images_NHWC: np.ndarray | None = None,
+    spatial: Moments | None = None,
 ) -> None:
     """Writes FILE.npz and FILE.json beside it; both appear whole or not at all.
 
     Args:
       about: JSON of the extractor, with its "name", and whatever else tells how they were made.
       features_ND: kept as `feats`, float32, for KID and recall; None: not kept.
-      images_NHWC: kept as `arr_0`, uint8, for ADM's evaluator; None: not kept.
+      images_NHWC: kept as `arr_0`, uint8, for ADM's evaluator; None: not kept. spatial: kept as
+        `mu_s` and `sigma_s`, without which that evaluator reads no `mu` and `sigma`.
     """
     kept: dict[str, np.ndarray] = {} if images_NHWC is None else {"arr_0": images_NHWC}
     kept |= {"mu": moments.mean_D, "sigma": moments.covariance_DD}
+    if spatial is not None:
+        kept |= {"mu_s": spatial.mean_D, "sigma_s": spatial.covariance_DD}
     if features_ND is not None:
         kept["feats"] = np.asarray(features_ND, np.float32)
     write_npz(path, kept)

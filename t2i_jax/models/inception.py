@@ -22,8 +22,8 @@ SIDE = 299  # pixels of the images
 CLASSES = 1008
 EPSILON = 1e-3  # of the batch norms
 FEATURES = {
-    "pool1": 64, "pool2": 192, "aux": 768, "pool3": 2048, "logits_unbiased": CLASSES,
-    "logits": CLASSES,
+    "pool1": 64, "pool2": 192, "spatial": 2023, "aux": 768, "pool3": 2048,
+    "logits_unbiased": CLASSES, "logits": CLASSES,
 }  # fmt: skip
 
 
@@ -189,6 +189,7 @@ BLOCKS: Mapping[str, tuple[Branch, ...]] = {
     "Mixed_7c": _block_e(2048, "max"),
 }
 _AUX = "Mixed_6e"  # the block before which the auxiliary classifier branched off
+_SPATIAL = "Mixed_6d", 7  # block and channels of sFID; its first ones are those of branch1x1
 
 
 def convolutions() -> Iterator[tuple[tuple[str, ...], Conv]]:
@@ -206,8 +207,10 @@ class Inception(nn.Module):
 
     `image_BHWC`, float32 in [-1, 1] of 299 pixels a side, gives "pool1" (B, 64), "pool2" (B, 192)
     and "aux" (B, 768), means over the image after the first and second max pool and after the
-    eighth block; "pool3" (B, 2048), the mean after the last; "logits" (B, 1008), and
-    "logits_unbiased", the same without the bias, of which the Inception Score is computed.
+    eighth block; "spatial" (B, 2023), 7 channels of the seventh block at its 17 x 17 places, of
+    which ADM's evaluator computes sFID (Nash et al. 2021; its `mixed_6/conv`); "pool3" (B, 2048),
+    the mean after the last; "logits" (B, 1008), and "logits_unbiased", the same without the bias,
+    of which the Inception Score is computed.
     """
 
     @nn.compact
@@ -221,6 +224,8 @@ class Inception(nn.Module):
             found[f"pool{i + 1}"] = jnp.mean(x, (1, 2))
         for name, branches in BLOCKS.items():
             x = _Block(branches, name=name)(x)
+            if name == _SPATIAL[0]:
+                found["spatial"] = x[..., : _SPATIAL[1]].reshape(x.shape[0], -1)
             if name == _AUX:
                 found["aux"] = jnp.mean(x, (1, 2))
         found["pool3"] = pooled_BC = jnp.mean(x, (1, 2))

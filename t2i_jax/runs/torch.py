@@ -106,7 +106,11 @@ def _check_free(path):
 
 
 def _write(found: Imported, out):
-    beside = {name: functools.partial(_write, part) for name, part in found.parts.items()}
+    beside: dict[str, Any] = {
+        name: functools.partial(_write, part) for name, part in found.parts.items()
+    }
+    if found.vocabulary is not None:
+        beside[folders.TEXT_TOKENIZER] = found.vocabulary.save
     recipe = Recipe(
         found.task,
         DataConfig(image_size=found.image_size),

@@ -14,6 +14,7 @@ from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.text.stored import StoredText
 from t2i_jax.text.t5 import T5Text
+from t2i_jax.text.tokenizer import TextTokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Imported:
         group. stats: see `Task`.
       image_size: side of the images. parts: by name, written into folders of their own.
       options: how the package samples, where that is unlike the task's defaults; None: it is not.
+      vocabulary: from captions to ids, which is written beside the weights; None: there is none.
     """
 
     kind: str
@@ -34,6 +36,7 @@ class Imported:
     image_size: int
     parts: Mapping[str, Imported] = dataclasses.field(default_factory=dict)
     options: Any = None
+    vocabulary: TextTokenizer | None = None
 
 
 class TorchFile:

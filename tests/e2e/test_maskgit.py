@@ -4,6 +4,7 @@ by two processes.
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -126,3 +127,10 @@ def test_two_processes_make_what_one_makes(trained, tmp_path):
         for run in (trained, two)
     )
     assert one.shape == other.shape
+    # another number of processes goes on with it, as one goes on alone
+    alone = shutil.copytree(trained, tmp_path / "alone")
+    for run, mesh in ((alone, ()), (two, ("train.mesh={'fsdp': 1}",))):
+        inside("train", _RECIPE, part, "train.steps=6", *mesh, "--workdir", run)
+    here, there = losses(alone), losses(two)
+    assert max(here) == max(there) == 6
+    np.testing.assert_allclose(list(there.values()), list(here.values()), rtol=1e-3)

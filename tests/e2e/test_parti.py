@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 import t2i_jax as t2i
+from t2i_jax import runs
 from tests.e2e import tiny
 from tests.e2e.command import inside, refused, run
+from tests.systems import toy_dalle2
 
 _RECIPE = tiny.__file__
 _CAPTION = "a red circle above a blue square"
@@ -116,6 +118,28 @@ def test_sampling_and_the_exported_system(trained, tmp_path):
     assert "keep_rows=1.5 must lie between 0 and 1" in refused(*bad)
     assert "init=" in (said := refused("sample", trained, _CAPTION, "--init", _RECIPE))
     assert "can't be used: not an image" in said
+
+
+def test_a_clip_ranks_the_images_of_another_system(trained, tmp_path):
+    ranker = runs.train(toy_dalle2.clip(), tmp_path / "clip")
+    captions = (_CAPTION, "a green cross")
+
+    def sample(out, *more):
+        inside("sample", trained, *captions, "--out", tmp_path / out, "--batch-size", 2, *more)
+        return _pictures(tmp_path / out)
+
+    every = sample("every", "--count", 3)
+    best = sample("best", "--count", 2, "--best-of", 3, "--rerank", tmp_path / "clip")
+    assert list(best) == [f"{i:03d}-{j:02d}.png" for i in range(2) for j in range(2)]
+    told = (tmp_path / "best" / "scores.tsv").read_text().splitlines()[1:]
+    assert [line.split("\t")[0] for line in told] == list(best)
+    for i, caption in enumerate(captions):
+        own = [every[f"{i:03d}-{j:02d}.png"] for j in range(3)]
+        similar = ranker.similarity(own, [caption])[:, 0]
+        order = np.argsort(-similar, kind="stable")[:2]
+        for j, row in enumerate(order):
+            np.testing.assert_array_equal(best[f"{i:03d}-{j:02d}.png"], own[row])
+            assert float(told[2 * i + j].split("\t")[1]) == pytest.approx(similar[row], abs=1e-4)
 
 
 def test_prompts_of_files_and_images_of_any_kind(trained, tmp_path):

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 import t2i_jax as t2i
-from tests.e2e import tiny_imagen
+from t2i_jax import runs
+from tests.e2e import tiny_dalle2, tiny_imagen
 from tests.e2e.command import inside, pictures
 
 _RECIPE = pathlib.Path(__file__).resolve().parents[2] / "configs" / "parti" / "photos.py"
@@ -130,3 +131,26 @@ def test_a_cascade_is_trained_on_them_and_repairs_one(photos, tmp_path):
         tmp_path / "repaired",
     )
     assert pictures(tmp_path / "repaired")["000-00.png"].shape == (16, 16, 3)
+
+
+def test_dalle2_is_trained_on_them_and_varies_one(photos, tmp_path):
+    """CLIP, prior and decoder, and what is done with an image of one's own."""
+    every = (f"*.data.source=folder:{photos}", "*.data.max_bad_rate=0.2")
+    own = (f"data.source=folder:{photos}", "data.max_bad_rate=0.2")
+    run, steps = tmp_path / "run", ("--steps", 2, "--prior-steps", 2, "--count", 2)
+    inside("train", tiny_dalle2.__file__, *own, *every, "evaluation.judge=None", "--workdir", run)
+    for part in ("clip", "prior", "decoder"):
+        recipe = runs.load_run_recipe(run / part)
+        assert recipe.data.source == f"folder:{photos}" and (run / part / "report.html").exists()
+    one, two = photos / "temple0.jpg", photos / "flower0.jpg"
+    for name, given in {
+        "captioned": ("a photograph of a flower",),
+        "varied": ("--image", one),
+        "blended": ("--image", one, "--image", two, "--blend", 0.5),
+        "edited": ("a photograph of a flower", "--image", one, "--instead-of", "a temple"),
+    }.items():
+        inside("sample", run, *given, *steps, "--out", tmp_path / name)
+        made = list(pictures(tmp_path / name).values())
+        assert [picture.shape for picture in made] == [(16, 16, 3)] * 2, name
+    told = t2i.load(run).nearest([one, two], ["a temple", "a flower"])
+    assert set(told) <= {"a temple", "a flower"}

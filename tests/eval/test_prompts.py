@@ -128,6 +128,23 @@ def test_plain_files(tmp_path, ending):
         assert found.by_category() == {"pets": [0]}
 
 
+def test_sets_without_a_licence_are_read_as_they_are_published(tmp_path):
+    """DrawBench's table and HPSv2's lists, which do not come with the package."""
+    (tmp_path / "drawbench.csv").write_text('Prompts,Category\nA red car.,Colors\n"A, B",Text\n')
+    bench = read(str(tmp_path / "drawbench.csv"))
+    assert bench.texts == ["A red car.", "A, B"]
+    assert bench.by_category() == {"Colors": [0], "Text": [1]}
+    (tmp_path / "anime.json").write_text(json.dumps(["a girl", "two\ncats "]))
+    style = read(str(tmp_path / "anime.json"))
+    assert style.texts == ["a girl", "two cats"] and style.prompts[1].id == "00001"
+    for text, said in (
+        ('["a", 1]', "no list of objects"), ("[]", "holds no prompts"), ("[", "is no JSON"),
+    ):  # fmt: skip
+        (tmp_path / "odd.json").write_text(text)
+        with pytest.raises(UserError, match=said):
+            read(str(tmp_path / "odd.json"))
+
+
 def test_seeds_depend_on_the_prompt_and_the_number_alone():
     seeds = {seed_of(s, name, n) for s in (0, 1) for name in ("1", "12") for n in range(50)}
     assert len(seeds) == 200 and all(0 <= seed < 2**63 for seed in seeds)

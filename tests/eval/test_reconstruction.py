@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from t2i_jax.errors import UserError
-from t2i_jax.eval.reconstruction import codebook_usage, psnr, ssim
+from t2i_jax.eval.reconstruction import codebook_usage, psnr, ssim, ssim_skimage
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (3, 16, 14, 3), dtype=np.uint8)
@@ -55,6 +55,38 @@ def test_ssim_is_the_papers():
     )
     np.testing.assert_allclose(ssim(IMAGES, IMAGES), 1)
     assert (ssim(IMAGES, 255 - IMAGES) < 0).all()
+
+
+def test_ssim_of_scikit_image_by_its_own_steps():
+    """`skimage.metrics.structural_similarity(x, y, data_range=255, channel_axis=-1)`: filtered with
+    its border and cut, so that the border does not count.
+    """
+    from scipy import ndimage
+
+    noisy = np.uint8(np.clip(IMAGES + RNG.normal(0, 20, IMAGES.shape), 0, 255))
+    pixels, cut = 49, (slice(3, -3), slice(3, -3))
+
+    def one(x, y):
+        def mean(values):
+            return ndimage.uniform_filter(values, 7)
+
+        ux, uy = mean(x), mean(y)
+        vx, vy, vxy = (
+            pixels / (pixels - 1) * (mean(a * b) - mean(a) * mean(b))
+            for a, b in ((x, x), (y, y), (x, y))
+        )
+        c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+        found = (2 * ux * uy + c1) * (2 * vxy + c2) / ((ux**2 + uy**2 + c1) * (vx + vy + c2))
+        return found[cut].mean()
+
+    wanted = [
+        np.mean([one(x[..., c], y[..., c]) for c in range(x.shape[-1])])
+        for x, y in zip(IMAGES.astype(float), noisy.astype(float), strict=True)
+    ]
+    np.testing.assert_allclose(ssim_skimage(IMAGES, noisy), wanted, rtol=1e-9)
+    assert np.abs(ssim_skimage(IMAGES, noisy) - ssim(IMAGES, noisy)).max() > 1e-3
+    with pytest.raises(UserError, match="too small for SSIM; give 7 or more"):
+        ssim_skimage(IMAGES[:, :6], IMAGES[:, :6])
 
 
 def test_usage_counts_codes_and_their_evenness():

@@ -68,9 +68,10 @@ def test_adms_reference_batches(tmp_path):
     write_npz(path, {"arr_0": images, **both, "mu_s": m.mean_D, "sigma_s": m.covariance_DD})
     found = read_statistics(path, "inception-tf", "tf")
     assert (found.images_NHWC == images).all() and found.spatial is not None
-    write_statistics(tmp_path / "ours.npz", m, ABOUT, images_NHWC=images)
+    write_statistics(tmp_path / "ours.npz", m, ABOUT, images_NHWC=images, spatial=m)
     with np.load(tmp_path / "ours.npz") as ours:
-        assert list(ours.files) == ["arr_0", "mu", "sigma"] and (ours["arr_0"] == images).all()
+        assert list(ours.files) == ["arr_0", "mu", "sigma", "mu_s", "sigma_s"]
+        assert (ours["arr_0"] == images).all() and (ours["sigma_s"] == m.covariance_DD).all()
 
 
 def _plain(path, **arrays):

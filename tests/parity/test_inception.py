@@ -100,6 +100,21 @@ def test_torch_fidelity(path, images, found):
         _close(found[names[name]], value)
 
 
+def test_the_spatial_features_are_those_of_adms_evaluator(path, images, found):
+    """`mixed_6/conv` of its graph is the first branch of Mixed_6d; of that 7 channels, as NHWC."""
+    import torch
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    theirs = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path=path)
+    seen = []
+    theirs.Mixed_6d.branch1x1.register_forward_hook(lambda *hooked: seen.append(hooked[-1]))
+    with torch.no_grad():
+        theirs(_nchw(images))
+    expected_NHWC = seen[0][:, :7].movedim(1, -1)
+    assert expected_NHWC.shape == (2, 17, 17, 7)
+    _close(found["spatial"], expected_NHWC.reshape(2, -1))
+
+
 def test_torchmetrics_reads_the_same_features(path, images, found):
     import torch
     from torchmetrics.image.fid import NoTrainInceptionV3

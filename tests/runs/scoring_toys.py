@@ -40,7 +40,8 @@ def toy_extractor(name: str = "inception-clean", file: str = "toy") -> ToyExtrac
 
     def apply(params, batch):
         values = jnp.tanh(batch.reshape(len(batch), -1) @ params["in"])
-        return {"pool3": values, "logits_unbiased": 3 * values, "image": values, "cls": values}
+        layers = {"pool3": values, "logits_unbiased": 3 * values, "image": values, "cls": values}
+        return {**layers, "spatial": values[:, :2]}
 
     about = {"file": file, "sha256": "0" * 64, "preprocessing": {"resize": "toy"}}
     return ToyExtractor(name, about, prepare, apply, params)

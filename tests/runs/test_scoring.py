@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from t2i_jax.data.table import ENDINGS, FILE_KEYS
 from t2i_jax.eval import extractors, prompts
 from t2i_jax.eval.frechet import Gaussian, frechet
 from t2i_jax.eval.moments import Moments
-from t2i_jax.runs.scoring import subjects
+from t2i_jax.runs.scoring import features, subjects
 from t2i_jax.runs.scoring.sources import SourceImages
-from t2i_jax.runs.scoring.split import Share
+from t2i_jax.runs.scoring.split import Share, Split
 from tests.e2e.command import inside, refused
 from tests.runs import scoring_toys
 from tests.runs.scoring_toys import toy_extractor, write_images
@@ -173,6 +174,35 @@ def test_statistics_are_the_folder_they_were_made_of(folders, measured, tmp_path
     assert "name a new FILE.npz" in refused("evaluate", "reference", real, "--out", npz)
 
 
+def test_statistics_of_more_images_need_no_more_memory(tmp_path):
+    """Images are read batch by batch, and their features shard by shard."""
+
+    class Numbered:
+        split = Split(1200, 100)
+
+        def read(self, index):
+            return np.full((64, 64, 3), index % 256, np.uint8)
+
+        def key(self, shard):
+            return str(shard)
+
+    class Few(Numbered):
+        split = Split(200, 100)
+
+    peaks = []
+    for images in (Few(), Few(), Numbered()):  # the first one compiles
+        tracemalloc.start()
+        found = features.compute(
+            images, toy_extractor(), ("pool3",), tmp_path / str(len(peaks)), lambda one: one,
+            Share(), 32,
+        )  # fmt: skip
+        assert found.moments("pool3").count == images.split.count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.5 * peaks[1], peaks
+    assert peaks[2] < 0.5 * 1200 * 64 * 64 * 3  # of all images
+
+
 def test_statistics_are_made_by_one_command_at_a_time(folders, tmp_path):
     npz = tmp_path / "real.npz"
     other = lock.held(tmp_path / "real.npz.shards", "out")
@@ -191,7 +221,11 @@ def test_adm_reads_what_is_made_for_it_and_we_read_its_images(folders, tmp_path)
     inside("evaluate", "reference", real, "--out", npz, "--adm", "--mode", "tf")
     with np.load(npz) as found:
         assert found["arr_0"].shape == (60, 8, 8, 3) and found["sigma"].shape == (6, 6)
+        # where `mu` stands, the evaluator takes all four and looks no further
+        assert found["mu_s"].shape == (2,) and found["sigma_s"].shape == (2, 2)
         np.savez(tmp_path / "only.npz", arr_0=found["arr_0"])
+    said = refused("evaluate", "reference", real, "--out", tmp_path / "no.npz", "--adm")
+    assert "give --mode tf" in said and "inception-clean" in said
     common = ("evaluate", "--images", made, "--mode", "tf", "--metrics", "fid,kid")
     values = []
     for name, more in (("adm", ()), ("only", ("--reference-mode", "tf"))):

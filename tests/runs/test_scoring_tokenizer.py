@@ -9,7 +9,7 @@ import pytest
 from t2i_jax.errors import UserError
 from t2i_jax.eval.frechet import Gaussian, frechet
 from t2i_jax.eval.moments import Moments
-from t2i_jax.eval.reconstruction import psnr, ssim
+from t2i_jax.eval.reconstruction import psnr, ssim, ssim_skimage
 from t2i_jax.runs.scoring import tokenizer
 from t2i_jax.runs.scoring.split import Share
 from tests.runs.scoring_toys import Levels, toy_extractor, write_images
@@ -37,6 +37,7 @@ def test_every_pair_is_measured_and_what_was_cut_is_made_again(tmp_path):
     again = np.asarray(Levels({}).decode(Levels({}).encode(real)))
     assert values["psnr_per_image"] == pytest.approx(psnr(real, again).mean())
     assert values["ssim"] == pytest.approx(ssim(real, again).mean())
+    assert values["ssim_skimage"] == pytest.approx(ssim_skimage(real, again).mean())
     assert values["lpips_toy"] == pytest.approx(_far(real, again).mean())
     codes = np.asarray(Levels({}).encode(real))
     assert values["codebook_usage"] == len(np.unique(codes)) / 16

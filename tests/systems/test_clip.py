@@ -119,6 +119,25 @@ def test_batches_sizes_and_forms_of_input_do_not_matter(system):
     assert np.allclose(system.embed_text(ids), system.embed_text(captions))
 
 
+def test_classes_are_told_without_training_on_them_and_while_it_trains(system):
+    """Where few captions come again and again; with a caption of its own for each image not."""
+    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
+    names = ["a red circle", "a blue square"]
+
+    def held_out(captions):
+        return lambda count, _: {"image": images[:count], "caption": captions[:count]}
+
+    few = held_out(names * 8)
+    evaluation = t2i.Evaluation(pictures=16, preview=8)
+    right = [a == b for a, b in zip(system.classify(images, names), names * 8, strict=True)]
+    found = system.evaluate(few, evaluation).metrics
+    assert found["classified_heldout"] == pytest.approx(np.mean(right))
+    _, seen = system.preview(few, evaluation)
+    assert seen["eval/classified"] == pytest.approx(np.mean(right[:8]))
+    many = held_out([f"a circle {i}" for i in range(16)])
+    assert "classified_heldout" not in system.evaluate(many, evaluation).metrics
+
+
 def test_what_another_task_gets_as_its_part(system, tmp_path):
     network, params = system.task.network, system.weights["clip"]
     assert (network.width, network.text_width, network.text_length) == (8, 16, 6)

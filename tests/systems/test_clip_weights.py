@@ -1,5 +1,7 @@
 """CLIP from and to files of x-clip and of a run, and as the text encoder of another system."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from t2i_jax.systems.clip.text import ClipText
 from t2i_jax.systems.clip.visual_ssl import VisualSsl
 from t2i_jax.text.tokenizer import train_bpe
 from tests.begun import begun
+from tests.systems import toy_dalle2
 from tests.systems.test_clip import TINY
 
 pytest.importorskip("torch")
@@ -100,3 +103,52 @@ def test_its_text_transformer_from_an_exported_run(tmp_path):
     other = ClipText(text.source, t2i.CLIP(**{**TINY, "dim_text": 8}))
     with pytest.raises(UserError, match="does not fit the network"):
         other.frozen()
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A run of a file under OpenAI's names, with a vocabulary; its network and parameters."""
+    home = tmp_path_factory.mktemp("published")
+    train_bpe(["a red circle", "a blue square"], 40).save(home / "vocabulary")
+    model = t2i.OpenAIClip(
+        embed_dim=16, image_resolution=16, vision_layers=1, vision_width=16, vision_patch_size=8,
+        vision_heads=2, context_length=12, vocab_size=40, transformer_width=24, transformer_heads=2,
+        transformer_layers=1, activation="gelu",
+    )  # fmt: skip
+    params = begun(model.init, jax.random.key(0))
+    torch_io.write(home / "clip.safetensors", convert.to_state(model, jax.device_get(params)))
+    fields = dict(vision_heads=2, transformer_heads=2)
+    with pytest.raises(UserError, match="do not tell their activation; give activation="):
+        runs.import_torch(home / "clip.safetensors", home / "no", **fields)
+    wrong = {"activation": "gelu", "clip": {"vocabulary": str(home / "none")}}
+    with pytest.raises(UserError, match="none"):
+        runs.import_torch(home / "clip.safetensors", home / "no", **fields, **wrong)
+    right = {"activation": "gelu", "clip": {"vocabulary": str(home / "vocabulary")}}
+    out = runs.import_torch(home / "clip.safetensors", home / "clip", **fields, **right)
+    return out, model, params
+
+
+def test_a_published_clip_is_a_run_and_goes_out_again(published, tmp_path):
+    out, model, params = published
+    system, captions = t2i.load(out), ["a red circle", "a blue square"]
+    image = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    ids, mask = system.text_tokenizer(captions, 12)
+    shown = jnp.asarray(image / 127.5 - 1, jnp.float32)
+    wanted = model.embed_image(params, shown) @ model.embed_text(params, ids, mask).embed_BD.T
+    np.testing.assert_allclose(system.similarity(image, captions), wanted, atol=1e-5)
+    again = runs.export_torch(out, tmp_path / "again.safetensors")
+    theirs, ours = torch_io.load(out.parent / "clip.safetensors"), torch_io.load(again)
+    assert theirs.keys() == ours.keys()
+    assert all(np.array_equal(theirs[name], ours[name]) for name in theirs)
+
+
+def test_a_published_clip_is_the_part_of_a_prior_and_a_decoder(published, tmp_path):
+    out, _, _ = published
+    recipe = toy_dalle2.dalle2()
+    parts = {**recipe.parts, "clip": str(out)}
+    dalle2 = runs.train(dataclasses.replace(recipe, parts=parts), tmp_path / "run")
+    assert isinstance(dalle2.clip.task.model, t2i.OpenAIClip)
+    assert dalle2.prior.task.network.width == dalle2.decoder.task.embed_width == 16
+    images = t2i.load(tmp_path / "run").generate(["a red circle"], steps=2, prior_steps=2)
+    assert images.shape == (1, 16, 16, 3)
+    assert dalle2.nearest(images, ["a red circle", "a blue square"])

@@ -208,6 +208,28 @@ def test_previews_show_every_step_and_end_in_the_images(system):
     )
 
 
+@pytest.mark.parametrize("changes", [{}, {"image_size": (8, 12)}, {"edit_steps": 2}])
+def test_previews_come_while_it_samples_and_cost_the_images_nothing(system, changes):
+    """Of two batches, of which the second is filled up; what the caller raises is raised."""
+    if "edit_steps" in changes:
+        changes = {**changes, "init_images": images_of(3, 8, 8)}
+    seen = []
+    given = {"seed": 4, "batch_size": 2, "return_steps": True, **changes, **_STEPS}
+    steps = system.generate(CAPTIONS, on_step=seen.append, **given)
+    np.testing.assert_array_equal(steps, system.generate(CAPTIONS, **given))
+    assert [len(one) for one in seen] == [2] * len(steps) + [1] * len(steps)
+    for i, step in enumerate(steps):
+        found = np.concatenate([seen[i], seen[len(steps) + i]])
+        np.testing.assert_array_equal(found, step)
+
+    def stop(images):
+        raise InterruptedError("enough")
+
+    with pytest.raises(InterruptedError, match="enough"):
+        system.generate(CAPTIONS, on_step=stop, **given)
+    assert len(system.generate(CAPTIONS, **given)) == len(steps)  # nobody is told any more
+
+
 def test_guidance_and_negative_prompts(system):
     def sample(**changes):
         return system.generate(CAPTIONS, temperature=0.0, plausibility=0.0, **_STEPS, **changes)
@@ -549,6 +571,7 @@ _IMAGES = images_of(3, 8, 8)
         (CAPTIONS, {"seed": -1}, "seed=-1"),
         (CAPTIONS, {"images_per_prompt": 10**8}, "makes 300000000 images"),
         (CAPTIONS, {"batch_size": 0}, "batch_size"),
+        (CAPTIONS, {"on_step": "show"}, "on_step='show' is no function"),
         (CAPTIONS, {"stepps": 2}, "did you mean 'steps'"),
         (CAPTIONS, {"options": ImagenOptions()}, "another system; give MaskGitOptions"),
         (CAPTIONS, {"mask": np.ones((8, 8), bool)}, "mask says what becomes of init_images"),

@@ -80,6 +80,15 @@ def test_previews_of_both_stages(system):
     assert len(pictures) == 3 and len(pictures[0]) == 3 and pictures[0][0].size == (8, 8)
 
 
+def test_both_stages_hand_their_images_out_while_they_are_made(system):
+    seen = []
+    given = {"on_step": seen.append, "return_steps": True, "batch_size": 2}
+    steps = system.generate(CAPTIONS[:2], **given, **_STEPS)
+    assert [one.shape for one in seen] == [step.shape for step in steps]
+    for one, step in zip(seen, steps, strict=True):
+        np.testing.assert_array_equal(one, step)
+
+
 def test_both_stages_are_guided_each_by_its_own_scale(system):
     def sample(**changes):
         return system.generate(
@@ -121,8 +130,8 @@ def test_large_tokens_over_small_ones_that_stayed_stay_too(system, base, superre
     seen = {}
     make = type(base).make
 
-    def watch(stage, arrays, keys, own):
-        made = make(stage, arrays, keys, own)
+    def watch(stage, arrays, keys, own, told):
+        made = make(stage, arrays, keys, own, told)
         seen[stage.task.image_size] = np.asarray(made.ids_BN), arrays["init"]
         return made
 

@@ -22,6 +22,7 @@ from t2i_jax.runs.scoring.split import Share
 
 LAYERS = {"inception": "pool3", "clip": "image", "cmmd": "image", "dinov2": "cls"}
 """By network the layer whose statistics are kept."""
+_ADM, _SPATIAL = "inception-tf", "spatial"  # the extractor and the layer of ADM's evaluator
 _MOST_BYTES = 2**34  # of the images that an ADM batch holds
 
 
@@ -49,19 +50,23 @@ def write(
       What the JSON says of the images; {} in a process that is not the first.
 
     Raises:
-      UserError: images of several sizes that are to be kept, or too many of them; or another
-        command writes OUT, or has written it.
+      UserError: images of several sizes that are to be kept, or too many of them, or by another
+        extractor than ADM's; or another command writes OUT, or has written it.
     """
+    if keep_images and extractor.name != _ADM:
+        raise UserError(
+            f"--adm is for OpenAI's evaluator, whose features are those of {_ADM}, not of "
+            f"{extractor.name}; give --mode tf, or leave it out."
+        )
+    layers = (layer, _SPATIAL) if keep_images else (layer,)
     bring = (lambda image: image) if protocol is None else protocol.bring
     told = {} if protocol is None else protocol.about()
     home = out.with_name(f"{out.name}.shards")
-    folder = features.folder_of(home, extractor, (layer,), told)
+    folder = features.folder_of(home, extractor, layers, told)
     with lock.held(home, "out"):
         if out.exists():  # another command has written it while this one began
             raise UserError(f"out={paths.shown(out)} exists; name a new FILE.npz.")
-        found = features.compute(
-            images, extractor, (layer,), folder, bring, share, progress=progress
-        )
+        found = features.compute(images, extractor, layers, folder, bring, share, progress=progress)
         processes.gather(None)
         if share.process:
             return {}
@@ -72,7 +77,8 @@ def write(
         }
         kept = _images(images, found, bring) if keep_images else None
         array = found.array(layer) if keep_features else None
-        statistics_file.write_statistics(out, found.moments(layer), about, array, kept)
+        spatial = found.moments(_SPATIAL) if keep_images else None
+        statistics_file.write_statistics(out, found.moments(layer), about, array, kept, spatial)
         shutil.rmtree(home)
         return about["images"]
 

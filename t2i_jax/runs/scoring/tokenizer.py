@@ -18,7 +18,7 @@ from t2i_jax.data.crop import crop as cut
 from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
 from t2i_jax.eval.extractors import Extractor
-from t2i_jax.eval.reconstruction import codebook_usage, psnr, ssim
+from t2i_jax.eval.reconstruction import codebook_usage, psnr, ssim, ssim_skimage
 from t2i_jax.eval.resize import adm_crop
 from t2i_jax.eval.statistics_file import write_npz
 from t2i_jax.runs import folder as folders
@@ -189,9 +189,9 @@ def _reconstruct(system, images, shards, shard, codes, batch_size):
 
 def _pairs(images, shards, measures, groups) -> Iterator[Entry]:
     """Means over the pairs."""
-    distances: dict[str, Distance] = {"psnr": psnr, "ssim": ssim}
-    if images.read(0).shape[0] < _LEAST_OF_SSIM:
-        del distances["ssim"]
+    distances: dict[str, Distance] = {"psnr": psnr}
+    if images.read(0).shape[0] >= _LEAST_OF_SSIM:
+        distances |= {"ssim": ssim, "ssim_skimage": ssim_skimage}
     distances |= {f"lpips_{trunk}": one for trunk, one in measures.lpips.items()}
     values: dict[str, list[np.ndarray]] = {name: [] for name in distances}
     for start in range(0, images.split.count, _AT_ONCE):
@@ -202,6 +202,7 @@ def _pairs(images, shards, measures, groups) -> Iterator[Entry]:
     told = {
         "psnr": {"unit": "dB", "mean": "over images", "peak": 255, "most": _MOST_DB},
         "ssim": {"window": "Gaussian 11, 1.5", "channels": "mean"},
+        "ssim_skimage": {"window": "even 7", "channels": "mean", "as": "scikit-image by default"},
     }
     for name, parts in values.items():
         values_N = np.concatenate(parts)

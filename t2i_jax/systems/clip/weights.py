@@ -1,4 +1,4 @@
-"""CLIP of x-clip, which is that of dalle2-pytorch too."""
+"""CLIP of x-clip, which is that of dalle2-pytorch too; and that of OpenAI and OpenCLIP."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from t2i_jax import convert
+from t2i_jax import convert, paths
 from t2i_jax.convert import arguments, torch_io, x_clip_ssl
 from t2i_jax.errors import UserError
 from t2i_jax.models.clip import CLIP
+from t2i_jax.models.openai_clip import OpenAIClip
 from t2i_jax.systems.clip.masked_words import MaskedWords
 from t2i_jax.systems.clip.task import ClipTask
 from t2i_jax.systems.clip.visual_ssl import VisualSsl
@@ -38,11 +39,29 @@ _SETTINGS: arguments.Rows = {
 
 
 def from_torch(file: TorchFile) -> Imported | None:
-    """The CLIP of a file; None where it holds another network."""
-    if not isinstance(file.network, CLIP):
+    """The CLIP of a file; None where it holds another network.
+
+    Of the options `vocabulary` names the folder of its vocabulary; without one it reads token ids.
+
+    Raises:
+      UserError: a vocabulary of another size, or weights under OpenAI's names whose activation
+        nobody tells.
+    """
+    if not isinstance(file.network, (CLIP, OpenAIClip)):
         return None
     settings = {**file.told.get("settings", {}), **file.options("clip")}
-    return imported(file.network, file.params, settings, file.beside)
+    folder = settings.pop("vocabulary", None)
+    is_file = isinstance(file.source, pathlib.Path)
+    if isinstance(file.network, OpenAIClip) and is_file and "activation" not in file.fields:
+        raise UserError(
+            f"weights={file.path!r} do not tell their activation; give activation='quick_gelu' for "
+            "those of OpenAI and 'gelu' for others."
+        )
+    found = imported(file.network, file.params, settings, file.beside)
+    if folder is None:
+        return found
+    ids = dataclasses.replace(file.network.captions, source=str(paths.given("vocabulary", folder)))
+    return dataclasses.replace(found, vocabulary=ids.tokenizer())
 
 
 def imported(

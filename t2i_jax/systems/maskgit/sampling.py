@@ -14,6 +14,7 @@ from t2i_jax.decoding import masked
 from t2i_jax.decoding.masked import Sampling
 from t2i_jax.models import image_tokenizer
 from t2i_jax.systems import generation
+from t2i_jax.systems.maskgit import previews as handed_out
 from t2i_jax.systems.maskgit.windows import Windows, slide
 from t2i_jax.types import Array, Key, Params
 
@@ -54,7 +55,7 @@ class Sampled(NamedTuple):
 @functools.partial(
     jax.jit,
     static_argnames=(
-        "task", "sampling", "windows", "edit_steps", "use_critic", "guide_self_critic",
+        "task", "sampling", "windows", "edit_steps", "use_critic", "guide_self_critic", "previews",
     ),
 )  # fmt: skip
 def generate(
@@ -70,6 +71,7 @@ def generate(
     use_critic: bool = False,
     guide_self_critic: bool = True,
     edit_steps: int | None = None,
+    previews: bool = False,
     **numbers: Array | float,
 ) -> Sampled:
     """Tokens and, with a tokenizer, images.
@@ -87,8 +89,9 @@ def generate(
         images as trained.
       critic: parameters of the group "critic". use_critic: a critic says what is masked again.
         guide_self_critic: also the scores of a `SelfCritic` are guided.
-      edit_steps: mask-free editing of "init", see `MaskGitOptions`. numbers: guidance and all else
-        that `masked.generate` and `masked.edit` take.
+      edit_steps: mask-free editing of "init", see `MaskGitOptions`. previews: the images of every
+        step, or with windows after every window, are handed out while it runs, see `previews.tell`.
+      numbers: guidance and all else that `masked.generate` and `masked.edit` take.
     """
     batch, network = keys_B.shape[0], task.network
     own, small = task.tokenizers
@@ -98,6 +101,12 @@ def generate(
         cond_BM = image_tokenizer.tokens(small, frozen["tokenizer"], prompt["cond"])
     if "init" in prompt:
         given_BN = image_tokenizer.tokens(own, frozen[task.own_tokenizer], prompt["init"])
+
+    grid = None if windows is None else windows.grid
+    tell = None
+    if previews and own is not None:
+        weights = frozen[task.own_tokenizer]
+        tell = functools.partial(handed_out.tell, own, weights, network.mask_id, grid)
 
     def draw(keys_B, cond_BM, given_BN, known_BN):
         predict, score = _networks(
@@ -109,6 +118,7 @@ def generate(
             memory = jnp.zeros((batch, network.num_tokens, network.dim), network.dtype)
         size = (keys_B, network.num_tokens, network.mask_id)
         same = {"sampling": sampling, "memory": memory, "known_BN": known_BN, **numbers}
+        same["tell"] = tell if windows is None else None
         same["logits"] = functools.partial(
             network.apply, {"params": params["decoder"]}, method="logits"
         )
@@ -117,14 +127,13 @@ def generate(
         score = score if use_critic else None
         return masked.generate(predict, *size, critic=score, given_BN=given_BN, **same)
 
-    known_BN, grid = prompt.get("known"), None
+    known_BN = prompt.get("known")
     if windows is None:
         ids_BN, trace_SBN = draw(keys_B, cond_BM, given_BN, known_BN)
     else:
-        grid = windows.grid
         ids_BN, trace_SBN = slide(
             windows, lambda *each: draw(*each)[0], keys_B, network.mask_id,
-            cond_BM=cond_BM, given_BN=given_BN, known_BN=known_BN,
+            cond_BM=cond_BM, given_BN=given_BN, known_BN=known_BN, tell=tell,
         )  # fmt: skip
     images = None
     if own is not None:

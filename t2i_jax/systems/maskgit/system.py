@@ -18,10 +18,11 @@ from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.pixels import as_pil
 from t2i_jax.systems import generation, given
-from t2i_jax.systems.maskgit import sampling
+from t2i_jax.systems.maskgit import previews, sampling
 from t2i_jax.systems.maskgit.blend import blended
 from t2i_jax.systems.maskgit.canvas import box_of, laid
 from t2i_jax.systems.maskgit.options import COMPAT, MaskGitOptions
+from t2i_jax.systems.maskgit.previews import Show
 from t2i_jax.systems.maskgit.windows import grayed
 from t2i_jax.systems.super_resolution.resizing import shrink
 from t2i_jax.systems.text_to_image import TextToImage
@@ -92,6 +93,7 @@ class MaskGitSystem(TextToImage):
         mask: Any = None,
         cond_images: Any = None,
         return_steps: bool = False,
+        on_step: Show | None = None,
         return_pil: bool = False,
         batch_size: int | None = None,
         progress: bool = False,
@@ -117,6 +119,8 @@ class MaskGitSystem(TextToImage):
           return_steps: a list with the images at the end of every step: what the tokens so far look
             like, those included that the next step masks again. With `options.image_size` those
             after every window.
+          on_step: is called with these images, uint8 (B, H, W, C) of the batch that is made, while
+            it is made; they are decoded in every step, which takes some time.
           return_pil: lists of PIL images instead.
           batch_size: images made at a time; None: all of them. progress: shows a bar over these
             batches.
@@ -134,11 +138,13 @@ class MaskGitSystem(TextToImage):
             cond_images=cond_images,
         )
         generation.check_amounts(images_per_prompt, batch_size)
+        previews.check(on_step)
         total, images = rows_in(arrays) * images_per_prompt, []
         for rows in generation.batches(
             arrays, total, images_per_prompt, seed, batch_size, progress=progress
         ):
-            made = self.make(rows.arrays, rows.keys_B, chosen)
+            with previews.shown(on_step, rows.count):
+                made = self.make(rows.arrays, rows.keys_B, chosen, on_step is not None)
             images.append(made.steps if return_steps else made.images)
             images[-1] = images[-1][..., : rows.count, :, :, :]
         images = np.concatenate(images, axis=-4)
@@ -210,8 +216,18 @@ class MaskGitSystem(TextToImage):
         found |= self._changed(count, options, init_images, mask)
         return found or {"images": np.zeros((1, 0))}
 
-    def make(self, arrays: Mapping[str, Any], keys_B: Any, options: MaskGitOptions) -> Made:
-        """Images of arrays of `prepare`, with a row per key."""
+    def make(
+        self,
+        arrays: Mapping[str, Any],
+        keys_B: Any,
+        options: MaskGitOptions,
+        told: bool = False,
+    ) -> Made:
+        """Images of arrays of `prepare`, with a row per key.
+
+        Args:
+          told: those of every step are handed to `previews.shown` while they are made.
+        """
         prompt = {name: value for name, value in arrays.items() if name not in ("keep", "images")}
         windows = self.task.windows(options)
         edits = options.edit_steps if "init" in prompt else None
@@ -230,7 +246,7 @@ class MaskGitSystem(TextToImage):
                 self.weights["maskgit"], self.frozen, prompt, keys_B, task=self.task,
                 sampling=options.sampling, windows=windows, critic=self.weights.get("critic"),
                 use_critic=self.task.has_critic_for(options) and edits is None,
-                guide_self_critic=options.compat != COMPAT, edit_steps=edits,
+                guide_self_critic=options.compat != COMPAT, edit_steps=edits, previews=told,
                 **{name: jnp.float32(number) for name, number in numbers.items()},
             )  # fmt: skip
         images = np.asarray(made.images_BHWC)

@@ -83,6 +83,7 @@ def slide(
     cond_BM: Array | None,
     given_BN: Array | None,
     known_BN: Array | None,
+    tell: Callable[[Array], None] | None = None,
 ) -> tuple[Array, Array]:
     """Tokens (B, N) of the whole grid, and those after every window (windows, B, N), `mask_id`
     where none is drawn yet: one loop over the windows.
@@ -91,6 +92,7 @@ def slide(
       draw: tokens of a window. Its key is that of the row and the window; its known tokens are
         those of `known_BN` and of the windows before it.
       cond_BM: tokens of the whole smaller image. given_BN, known_BN: of the whole grid; None: none.
+      tell: called within the compiled loop with the tokens after every window; None: nothing.
     """
     batch, (side, starts) = keys_B.shape[0], (windows.side, windows.starts)
     whole = (batch, *windows.grid)
@@ -108,6 +110,8 @@ def slide(
         ids_BRC = _put(ids_BRC, ids_BN.reshape(batch, side, side), start)
         known_BRC = _put(known_BRC, jnp.ones((batch, side, side), bool), start)
         seen_BRC = ids_BRC if given_BN is not None else jnp.where(known_BRC, ids_BRC, mask_id)
+        if tell is not None:
+            tell(seen_BRC.reshape(batch, -1))
         return (ids_BRC, known_BRC), seen_BRC.reshape(batch, -1)
 
     numbers = (jnp.arange(len(starts)), jnp.asarray(starts), jnp.asarray(small_starts))

@@ -14,7 +14,9 @@ import numpy as np
 from t2i_jax.models import image_tokenizer
 from t2i_jax.pixels import as_pil
 from t2i_jax.systems import generation
+from t2i_jax.systems.maskgit import previews
 from t2i_jax.systems.maskgit.options import COMPAT
+from t2i_jax.systems.maskgit.previews import Show
 from t2i_jax.systems.maskgit.system import MaskGitSystem, rows_in
 from t2i_jax.systems.muse.options import MuseOptions
 from t2i_jax.systems.text_to_image import TextToImage
@@ -64,6 +66,7 @@ class MuseSystem(TextToImage):
         mask: Any = None,
         return_stages: bool = False,
         return_steps: bool = False,
+        on_step: Show | None = None,
         return_pil: bool = False,
         batch_size: int | None = None,
         progress: bool = False,
@@ -80,6 +83,7 @@ class MuseSystem(TextToImage):
           return_stages: a list with the small and the large images.
           return_steps: a list with the images at the end of every step, as of `MaskGitSystem`: the
             small ones of the first stage, then the large ones of the second.
+          on_step: is called with these while they are made, as of `MaskGitSystem`.
 
         Raises:
           UserError: an argument that does not fit, before anything compiles.
@@ -87,6 +91,7 @@ class MuseSystem(TextToImage):
         chosen = generation.with_changes(MuseOptions, options, changes)
         stages = self._chosen(chosen)
         generation.check_amounts(images_per_prompt, batch_size)
+        previews.check(on_step)
         arrays = {}
         for number, (stage, own) in enumerate(stages):
             given = {"init_images": init_images, "mask": mask, "negative_prompts": negative_prompts}
@@ -98,9 +103,11 @@ class MuseSystem(TextToImage):
         for rows in generation.batches(
             arrays, total, images_per_prompt, seed, batch_size, progress=progress
         ):
+            with previews.shown(on_step, rows.count):
+                parts = list(self._stages(stages, rows, on_step is not None))
             shown = [
                 step[: rows.count]
-                for part in self._stages(stages, rows)
+                for part in parts
                 for step in (part.steps if return_steps else [part.images])
             ]
             made.append(shown)
@@ -130,7 +137,7 @@ class MuseSystem(TextToImage):
         stages = [(self.base, self.base.fitting(base)), (self.superres, superres)]
         return stages[:1] if options.stop_at == "base" else stages
 
-    def _stages(self, stages, rows):
+    def _stages(self, stages, rows, told):
         """What each stage makes; the second is given the tokens of the first."""
         small = None
         for number, (stage, options) in enumerate(stages):
@@ -145,7 +152,7 @@ class MuseSystem(TextToImage):
                 if "init" in arrays and "known" not in arrays:
                     arrays["known"] = self._unchanged(small, options)
             keys_B = jax.vmap(lambda key, n=number: jax.random.fold_in(key, n))(rows.keys_B)
-            small = stage.make(arrays, keys_B, options)
+            small = stage.make(arrays, keys_B, options, told)
             yield small
 
     def _translated(self, small):
