@@ -158,6 +158,7 @@ def reference(
     protocol: Annotated[str | None, Shown("NAME")] = None,
     keep_features: bool = False,
     adm: bool = False,
+    clean_fid: Annotated[str | None, Shown("NAME")] = None,
     split: str = "train",
     inception: _Weights = None,
     clip: _Folder = None,
@@ -177,6 +178,8 @@ def reference(
         keep_features: Keep the features too, for KID, recall and CMMD.
         adm: Keep the images too, and the statistics of sFID, as OpenAI's evaluator reads them; it
             takes --mode tf.
+        clean_fid: Write also, beside FILE.npz, what clean-fid reads as dataset_name=NAME with
+            dataset_split="custom"; move these two files into its folder stats.
         split: Of a source with splits.
         inception: pt_inception-2015-12-05-6726825d.pth.
         clip: CLIP ViT-B/32.
@@ -208,7 +211,8 @@ def reference(
         share = Share.here()
         told = statistics.write(
             found, extractor, statistics.LAYERS[network], out, chosen, share,
-            keep_features=keep_features, keep_images=adm, progress=_progress("features"),
+            keep_features=keep_features, keep_images=adm, clean_fid=clean_fid,
+            progress=_progress("features"),
         )  # fmt: skip
         if told:
             print(f"{extractor.name}: statistics of {told['count']:,} images in {out}")

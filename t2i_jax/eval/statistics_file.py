@@ -122,18 +122,21 @@ def write_statistics(
         temporary.write_text(json.dumps(said, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def of_clean_fid(folder: pathlib.Path, name: str, mode: str) -> tuple[pathlib.Path, pathlib.Path]:
+    """The two files that clean-fid looks for in its folder `stats` when it is given
+    `dataset_name=name, mode=mode, dataset_split="custom"`: mean and covariance, and the features
+    for KID.
+    """
+    stem = f"{name}_{mode}_custom_na".lower()
+    return folder / f"{stem}.npz", folder / f"{stem}_kid.npz"
+
+
 def write_clean_fid(
     folder: pathlib.Path, name: str, mode: str, features_ND: np.ndarray
 ) -> tuple[pathlib.Path, pathlib.Path]:
-    """Writes the two files that clean-fid looks for in its folder `stats` when it is given
-    `dataset_name=name, mode=mode, dataset_split="custom"`.
-
-    Returns:
-      Their paths: mean and covariance, and the features for KID.
-    """
-    stem = f"{name}_{mode}_custom_na".lower()
+    """Writes the two files of `of_clean_fid`, and returns their paths."""
     moments = Moments.of(features_ND)
-    gaussian, features = folder / f"{stem}.npz", folder / f"{stem}_kid.npz"
+    gaussian, features = of_clean_fid(folder, name, mode)
     write_npz(gaussian, {"mu": moments.mean_D, "sigma": moments.covariance_DD})
     write_npz(features, {"feats": np.asarray(features_ND, np.float32)})
     return gaussian, features

@@ -236,6 +236,23 @@ def test_adm_reads_what_is_made_for_it_and_we_read_its_images(folders, tmp_path)
     assert values[0]["fid_tf_inception"] == pytest.approx(values[1]["fid_tf_inception"], rel=1e-9)
 
 
+def test_clean_fid_reads_what_is_made_for_it(folders, tmp_path):
+    command = ("evaluate", "reference", folders[1], "--clean-fid", "Mine", "--out")
+    inside(*command, tmp_path / "real.npz")
+    names = ("mine_clean_custom_na.npz", "mine_clean_custom_na_kid.npz")
+    with np.load(tmp_path / "real.npz") as ours, np.load(tmp_path / names[0]) as theirs:
+        np.testing.assert_allclose(theirs["sigma"], ours["sigma"], rtol=1e-6, atol=1e-9)
+    with np.load(tmp_path / names[1]) as theirs:
+        assert theirs["feats"].shape == (60, 6)
+    said = refused(*command, tmp_path / "again.npz")
+    assert names[0] in said and "give another name" in said
+    said = refused(*command, tmp_path / "no.npz", "--mode", "tf")
+    assert "give --mode clean" in said and "inception-tf" in said
+    command = ("evaluate", "reference", folders[1], "--clean-fid", "a/b", "--out")
+    assert "is no name of files" in refused(*command, tmp_path / "no.npz")
+    assert not (tmp_path / "again.npz").exists() and not (tmp_path / "no.npz").exists()
+
+
 def test_two_results_are_compared_image_by_image(folders, measured, tmp_path):
     made, real = folders
     shutil.copytree(made, tmp_path / "worse")

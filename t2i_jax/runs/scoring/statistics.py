@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,7 @@ from t2i_jax.runs.scoring.split import Share
 LAYERS = {"inception": "pool3", "clip": "image", "cmmd": "image", "dinov2": "cls"}
 """By network the layer whose statistics are kept."""
 _ADM, _SPATIAL = "inception-tf", "spatial"  # the extractor and the layer of ADM's evaluator
+_CLEAN, _CLEAN_MODE = "inception-clean", "clean"  # the extractor of clean-fid, and its name there
 _MOST_BYTES = 2**34  # of the images that an ADM batch holds
 
 
@@ -36,6 +38,7 @@ def write(
     *,
     keep_features: bool,
     keep_images: bool,
+    clean_fid: str | None = None,
     progress: Callable[[Any], Any] = iter,
 ) -> dict[str, Any]:
     """Writes OUT and the JSON beside it; every process calls it.
@@ -45,19 +48,24 @@ def write(
 
     Args:
       keep_features: for KID and recall. keep_images: as `arr_0`, for ADM's evaluator.
+      clean_fid: the name by which clean-fid finds them, in two more files beside OUT; None: no such
+        files.
 
     Returns:
       What the JSON says of the images; {} in a process that is not the first.
 
     Raises:
       UserError: images of several sizes that are to be kept, or too many of them, or by another
-        extractor than ADM's; or another command writes OUT, or has written it.
+        extractor than ADM's; another one than clean-fid's for its files, or they exist; or another
+        command writes OUT, or has written it.
     """
     if keep_images and extractor.name != _ADM:
         raise UserError(
             f"--adm is for OpenAI's evaluator, whose features are those of {_ADM}, not of "
             f"{extractor.name}; give --mode tf, or leave it out."
         )
+    if clean_fid is not None:
+        _check_clean_fid(clean_fid, out, extractor)
     layers = (layer, _SPATIAL) if keep_images else (layer,)
     bring = (lambda image: image) if protocol is None else protocol.bring
     told = {} if protocol is None else protocol.about()
@@ -78,9 +86,25 @@ def write(
         kept = _images(images, found, bring) if keep_images else None
         array = found.array(layer) if keep_features else None
         spatial = found.moments(_SPATIAL) if keep_images else None
+        if clean_fid is not None:
+            whole = found.array(layer)
+            statistics_file.write_clean_fid(out.parent, clean_fid, _CLEAN_MODE, whole)
         statistics_file.write_statistics(out, found.moments(layer), about, array, kept, spatial)
         shutil.rmtree(home)
         return about["images"]
+
+
+def _check_clean_fid(name, out, extractor):
+    if extractor.name != _CLEAN:
+        raise UserError(
+            f"--clean-fid={name} is for clean-fid, whose features are those of {_CLEAN}, not of "
+            f"{extractor.name}; give --mode {_CLEAN_MODE}, or leave it out."
+        )
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise UserError(f"--clean-fid={name!r} is no name of files; give letters and digits.")
+    for path in statistics_file.of_clean_fid(out.parent, name, _CLEAN_MODE):
+        if path.exists():
+            raise UserError(f"--clean-fid={name}: {paths.shown(path)} exists; give another name.")
 
 
 def _images(images, found, bring):
