@@ -81,9 +81,8 @@ def test_a_super_resolution_run_doubles_the_pictures(trained, tmp_path):
     )
     small, large = (_pictures(tmp_path / name)["000-00.png"] for name in ("small", "large"))
     assert large.shape[0] == 2 * small.shape[0]
-    assert "TokenizerSystem" in refused(
-        "sample", trained, _CAPTION, "--upscale", trained / "tokenizer"
-    )
+    said = refused("sample", trained, _CAPTION, "--upscale", trained / "tokenizer")
+    assert "is a run of TokenizerTask; give the run of a super-resolution network" in said
 
 
 def test_sampling_and_the_exported_system(trained, tmp_path):
