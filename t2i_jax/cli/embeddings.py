@@ -44,6 +44,7 @@ def encode_clip(
     from t2i_jax import runs
     from t2i_jax.config import one_of
     from t2i_jax.data.arrayrecord import PackedSource
+    from t2i_jax.data.ledger import Ledger
     from t2i_jax.data.pack import add_column, make_room
     from t2i_jax.errors import UserError
     from t2i_jax.runs.folder import fingerprint
@@ -58,14 +59,14 @@ def encode_clip(
     # a system that embeds nothing says so here, before anything is removed
     shown = system.embed_images(np.zeros((1, 16, 16, 3), np.uint8))
     told = system.encode_text(["a"])
-    made_by = {"clip": fingerprint(system.weights)}
+    cut, made_by = Ledger(), {"clip": fingerprint(system.weights)}
     of_tokens = {
         **made_by, "dim": told.encodings_BLE.shape[-1],
         "max_length": told.encodings_BLE.shape[1], "dtype": dtype,
     }  # fmt: skip
     columns = {
         "clip": ({**made_by, "dim": shown.shape[-1], "crop": crop}, _vectors),
-        "text": (of_tokens, functools.partial(_encodings, dtype=jnp.dtype(dtype))),
+        "text": (of_tokens, functools.partial(_encodings, dtype=jnp.dtype(dtype), cut=cut)),
     }
     for column, (about, rows) in columns.items():
         if not make_room(packed, column, about, replace):
@@ -73,8 +74,15 @@ def encode_clip(
             continue
         made = rows(source, system, crop, batch_size)
         add_column(
-            packed, column, made, about={**about, "run": str(run)}, max_bad_rate=max_bad_rate
+            packed,
+            column,
+            made,
+            about={**about, "run": str(run)},
+            max_bad_rate=max_bad_rate,
+            cut=cut if column == "text" else None,
         )
+    for line in cut.lines("captions that were cut"):
+        print(line)
     records = counted(len(source), "record")
     print(f"stored: embeddings, {shown.shape[-1]} wide, of {records} in {packed}")
 
@@ -83,6 +91,7 @@ def _vectors(source, system, crop, batch_size) -> Iterator[Any]:
     """The embeddings of each record's image and caption."""
     from t2i_jax.data.crop import crop as cut
     from t2i_jax.data.pack import in_batches
+    from t2i_jax.systems.generation import quiet
 
     size = system.task.image_size
 
@@ -93,7 +102,8 @@ def _vectors(source, system, crop, batch_size) -> Iterator[Any]:
     def embedded(pairs):
         images, captions = zip(*pairs, strict=True)
         image_BD = system.embed_images(np.stack(images), batch_size)
-        text_BD = system.encode_text(list(captions), batch_size).embed_BD
+        with quiet():  # what is cut is counted once, with the text
+            text_BD = system.encode_text(list(captions), batch_size).embed_BD
         return [
             {"image_embeds": image, "caption_embeds": text}
             for image, text in zip(image_BD, text_BD, strict=True)
@@ -103,12 +113,19 @@ def _vectors(source, system, crop, batch_size) -> Iterator[Any]:
     yield from in_batches(read, embedded, records, batch_size)
 
 
-def _encodings(source, system, crop, batch_size, dtype) -> Iterator[Any]:
-    """The encodings of the tokens of each record's caption, without padding."""
+def _encodings(source, system, crop, batch_size, dtype, cut) -> Iterator[Any]:
+    """The encodings of the tokens of each record's caption, without padding; the captions that are
+    cut are noted in the ledger `cut`.
+    """
+    from t2i_jax.data.overview import note_cut
     from t2i_jax.data.pack import in_batches
+    from t2i_jax.systems.generation import quiet
 
     def embedded(captions):
-        found = system.encode_text(captions, batch_size)
+        tokenizer = system.text_tokenizer
+        note_cut(cut, captions, tokenizer.lengths, system.task.text_encoder.max_length)
+        with quiet():
+            found = system.encode_text(captions, batch_size)
         rows = zip(np.asarray(found.encodings_BLE), np.asarray(found.mask_BL), strict=True)
         return [
             {"text_embeds": encodings[mask].astype(dtype), "text_mask": mask[mask]}

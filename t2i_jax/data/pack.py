@@ -36,6 +36,7 @@ from t2i_jax.files import replacing
 
 _AT_ONCE = 64  # records that are prepared side by side
 _LIMIT = "--max-bad-rate"
+_COUNTS = ("bad", "cut")  # of a column, in the manifest
 _JPEG_QUALITY = 95  # of what was a JPEG and is made smaller
 
 Progress = Callable[[Iterable[int]], Iterable[int]]  # goes over indices and may show how far it is
@@ -182,16 +183,19 @@ def make_room(
     if there is None:
         return True
     changed = [
-        f"{key}={there.get(key)!r}"
+        key
         for key, value in about.items()
         if there.get(key) not in (value if isinstance(value, tuple) else (value,))
     ]
     if not changed:
         return False
     if not replace:
+        shown = [key for key in changed if key in there]
+        if shown != changed:  # another command made it, with fields of its own
+            shown += [key for key in there if key not in (*about, *_COUNTS, "shards")]
+        made = ", ".join(f"{key}={there[key]!r}" for key in shown)
         raise UserError(
-            f"packed={str(folder)!r} has {column} of {', '.join(changed)}; give --replace to make "
-            "it anew."
+            f"packed={str(folder)!r} has {column} of {made}; give --replace to make it anew."
         )
     write_manifest(
         folder,

@@ -9,7 +9,6 @@ together the batches of one, and what must be saved is how far each has come.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import threading
 import time
@@ -27,6 +26,7 @@ from t2i_jax.data.ledger import Ledger
 from t2i_jax.data.share import Share, deal
 from t2i_jax.data.source import EMBEDDED, BadSample, Record, Source, open_source
 from t2i_jax.errors import UserError
+from t2i_jax.terminal import say
 from t2i_jax.values import Fraction, Range, Seed
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ ENTRIES = (
     "image", "cond_image", "caption", "text", "text_mask", "text_embeds", "tokens", *VECTORS
 )  # fmt: skip
 HELD_OUT = "held out"  # in place of a sample that training does not see
-_log = logging.getLogger(__name__)
 
 # captions -> ids (B, L) int32, mask (B, L) bool
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
@@ -320,7 +319,7 @@ class Batches:
 
     def _leave_out(self, sample, in_a_row):
         if len(self.bad.names) < 5:
-            _log.warning("left out %s", sample)
+            say(f"left out {sample}")
         self.bad.add(sample)
         self.bad.check(self._seen, self._config.max_bad_rate)
         if in_a_row >= self._prepare.records:

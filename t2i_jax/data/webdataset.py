@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import glob
-import logging
 import os
 import pathlib
 import re
@@ -19,12 +18,13 @@ from t2i_jax.data.ledger import Ledger
 from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
 from t2i_jax.files import open_regular
+from t2i_jax.terminal import say
+from t2i_jax.words import counted
 
 _MOST_SHARDS = 1_000_000  # of one range
 _MOST_PATTERNS = 1000  # of alternatives
 _MOST_AT_ONCE = 2**26  # bytes that reading the members' names may ask for
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_log = logging.getLogger(__name__)
 
 
 class _Part(NamedTuple):
@@ -198,8 +198,14 @@ def _index(number, path, passed_over):
                     latest[key].parts[ending] = _Part(ending, member.offset_data, member.size)
             except (tarfile.TarError, OSError, ValueError, EOFError, RecursionError):
                 reason = "truncated archive"
-                _log.warning("%s is damaged; it is read up to there, %d samples", path, len(groups))
+                found = counted(len(groups), "sample")
+                say(f"{path} is damaged; it is read up to there, {found}")
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        if os.path.isdir(path):
+            raise UserError(
+                f"webdataset={path!r} is a folder; name the tar files in it, such as "
+                f"{os.path.join(path, '*.tar')}."
+            ) from None
         raise UserError(
             f"webdataset shard {path!r} can't be read as a tar file ({error}); repair or remove "
             "it, and unpack .gz."

@@ -11,6 +11,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from t2i_jax.words import named
+
 _NARROW = tuple(
     np.dtype(getattr(ml_dtypes, name))
     for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz",
@@ -123,9 +125,3 @@ def _dense(value):
     value = stored.cpu().resolve_conj().resolve_neg()
     narrow = getattr(ml_dtypes, kind, None)
     return (value.float() if narrow is not None else value).numpy()
-
-
-def named(value: Any) -> str:
-    """The type of a value with its article."""
-    kind = type(value).__name__
-    return f"an {kind}" if kind[:1] in "aeiouAEIOU" else f"a {kind}"

@@ -24,6 +24,7 @@ from t2i_jax.runs.init import Init
 from t2i_jax.sharding import parse_mesh
 from t2i_jax.systems.base import SystemTask
 from t2i_jax.train.config import TrainConfig
+from t2i_jax.words import named
 
 _FORMER_PARTS = ("tokenizer", "perceptual")  # parts that were fields of a recipe
 
@@ -80,7 +81,7 @@ class Recipe:
                 wanted = (
                     "the path of a file of weights" if is_file else "a Recipe or the path of a run"
                 )
-                raise UserError(f"parts.{name} is a {type(part).__name__}; give {wanted}.")
+                raise UserError(f"parts.{name} is {named(part)}; give {wanted}.")
         object.__setattr__(self, "parts", parts)
         if isinstance(self.init, (str, os.PathLike)):
             object.__setattr__(self, "init", Init(os.fspath(self.init)))

@@ -19,6 +19,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.eval.evaluation import Evaluation
 from t2i_jax.text.encoder import TextEncoder
 from t2i_jax.types import Array, Batch, Key, Metrics, Params, SamplingProgram, Stats
+from t2i_jax.words import named
 
 # `held_out(count, entries)`: that many samples that training did not see, as a batch with these
 # entries.
@@ -342,8 +343,7 @@ class System:
     def generate(self, prompts: Any = None, options: Any = None, **_: Any) -> Any:
         """Images from prompts; this system makes none."""
         raise UserError(
-            f"a {type(self).__name__} makes no images from text; give the run of a system that "
-            "does."
+            f"{named(self)} makes no images from text; give the run of a system that does."
         )
 
     @property
@@ -359,8 +359,7 @@ class System:
     def upscale(self, images: Array | np.ndarray, **_: Any) -> np.ndarray:
         """Larger images from images; this system makes none."""
         raise UserError(
-            f"a {type(self).__name__} makes no larger images; give the run of a super-resolution "
-            "network."
+            f"{named(self)} makes no larger images; give the run of a super-resolution network."
         )
 
     @property
@@ -369,28 +368,26 @@ class System:
         neither.
         """
         raise UserError(
-            f"a {type(self).__name__} makes no codes of images; give the run of an image tokenizer."
+            f"{named(self)} makes no codes of images; give the run of an image tokenizer."
         )
 
     def encode(self, images: Array | np.ndarray) -> Array:
         """Codes of images; this system makes none."""
         raise UserError(
-            f"a {type(self).__name__} makes no codes of images; give the run of an image tokenizer."
+            f"{named(self)} makes no codes of images; give the run of an image tokenizer."
         )
 
     def embed_images(self, images: Any, batch_size: int | None = None) -> np.ndarray:
         """Vectors of images in a space that they share with captions; this system makes none."""
-        raise UserError(f"a {type(self).__name__} embeds no images; give the run of a CLIP.")
+        raise UserError(f"{named(self)} embeds no images; give the run of a CLIP.")
 
     def similarity(self, images: Any, captions: Any) -> np.ndarray:
         """How similar each image is to each caption; this system compares none."""
-        raise UserError(
-            f"a {type(self).__name__} compares no images with captions; give the run of a CLIP."
-        )
+        raise UserError(f"{named(self)} compares no images with captions; give the run of a CLIP.")
 
     def encode_text(self, captions: Any, batch_size: int | None = None) -> Any:
         """The embeddings of captions, and the encodings of their tokens; this system makes none."""
-        raise UserError(f"a {type(self).__name__} embeds no captions; give the run of a CLIP.")
+        raise UserError(f"{named(self)} embeds no captions; give the run of a CLIP.")
 
     def preview(
         self, held_out: HeldOut, evaluation: Evaluation

@@ -53,7 +53,13 @@ def with_changes(
 
 
 def texts(
-    encoder: TextEncoder, tokenizer: Any, prompts: Any, negative_prompts: Any, *, guided: bool
+    encoder: TextEncoder,
+    tokenizer: Any,
+    prompts: Any,
+    negative_prompts: Any,
+    *,
+    guided: bool,
+    field: str = "prompts",
 ) -> dict[str, np.ndarray]:
     """The arrays of prompts, those of negative prompts under names that begin with "negative_".
 
@@ -62,13 +68,13 @@ def texts(
     Args:
       prompts: as the encoder takes them, see its `encode`. negative_prompts: one for each of them;
         a string is for all; None: none.
-      guided: whether there is guidance.
+      guided: whether there is guidance. field: what messages call the prompts.
 
     Raises:
       UserError: nothing that the encoder takes, another number of negative prompts, or some without
         guidance.
     """
-    found = _encoded(encoder, tokenizer, prompts, "prompts")
+    found = _encoded(encoder, tokenizer, prompts, field)
     if negative_prompts is None:
         return found
     if not guided:

@@ -16,7 +16,7 @@ from t2i_jax.data import image_file
 from t2i_jax.data.crop import resized
 from t2i_jax.errors import UserError
 from t2i_jax.systems.generation import tell
-from t2i_jax.words import counted
+from t2i_jax.words import counted, named
 
 _KEPT = 128  # from here on a pixel of a mask is white
 
@@ -215,7 +215,7 @@ def _array(name, given):
     if array.dtype == object or array.dtype.kind in "USV" or array.ndim not in (2, 3, 4):
         kind = (
             f"{array.dtype} {array.shape}" if array.ndim and array.dtype != object
-            else f"a {type(given).__name__}"
+            else named(given)
         )  # fmt: skip
         raise UserError(
             f"{name} is {kind}; give a file, an image of Pillow, or an array (height, width, "

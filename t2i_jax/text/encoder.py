@@ -14,6 +14,7 @@ from t2i_jax import sharding
 from t2i_jax.errors import UserError
 from t2i_jax.text.tokenizer import TextTokenizer
 from t2i_jax.types import Array, Key, Params
+from t2i_jax.words import named
 
 
 class TextEncoder(Protocol):
@@ -180,16 +181,12 @@ def captions_of(prompts: Any, field: str) -> list[str]:
     if isinstance(prompts, np.ndarray):
         prompts = prompts.tolist() if prompts.ndim == 1 else prompts
     if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray, memoryview)):
-        raise UserError(
-            f"{field} is a {type(prompts).__name__}; give a string, or a list of strings."
-        )
+        raise UserError(f"{field} is {named(prompts)}; give a string, or a list of strings.")
     if not len(prompts):
         raise UserError(f"{field}=[] is empty; give at least one caption.")
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
-            raise UserError(
-                f"{field}[{i}] is a {type(prompt).__name__} and no caption; give a string."
-            )
+            raise UserError(f"{field}[{i}] is {named(prompt)} and no caption; give a string.")
         try:
             prompt.encode()
         except UnicodeEncodeError as error:

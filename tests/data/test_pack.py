@@ -150,6 +150,8 @@ def test_a_column_lies_beside_the_records(tmp_path):
     assert make_room(out, "text", {})
     with pytest.raises(UserError, match=r"has tokens of codebook_size=16; give --replace"):
         make_room(out, "tokens", {"codebook_size": 32})
+    with pytest.raises(UserError, match=r"has tokens of codebook_size=16; give --replace"):
+        make_room(out, "tokens", {"made_by_another": 1})  # its own fields say what it is
     assert make_room(out, "tokens", {"codebook_size": 32}, replace=True)
     assert not list(out.glob("tokens*")) and "tokens" not in PackedSource(str(out))[0]
 

@@ -122,7 +122,7 @@ def test_every_kind_of_image_is_converted_and_the_bad_are_counted(tmp_path):
         )
 
 
-def test_of_a_truncated_archive_what_is_whole_is_read(shards):
+def test_of_a_truncated_archive_what_is_whole_is_read(shards, capsys):
     whole = (shards / "a-01.tar").read_bytes()
     source = WebDatasetSource(f"{shards}/*.tar")
     cut = source._samples[5].image.offset + 10  # in the middle of the third image of four
@@ -130,6 +130,8 @@ def test_of_a_truncated_archive_what_is_whole_is_read(shards):
     # it shrank after it was opened
     assert reason(source, 5, "without_caption") == "truncated archive"
     damaged = WebDatasetSource(f"{shards}/*.tar")
+    said = f"{shards / 'a-01.tar'} is damaged; it is read up to there, 3 samples\n"
+    assert capsys.readouterr().err == said  # plain, whatever is done with logging
     assert [damaged[i]["caption"] for i in range(5)] == [f"image number {i}" for i in range(5)]
     assert (
         len(damaged) == 7
@@ -150,7 +152,7 @@ def test_mistakes_are_refused(tmp_path):
     for name, message in {
         "*.zip": "matches no file", "empty.tar": "can't be read as a tar", "text.tar": "can't be read as a tar",  # noqa: E501
         "small.gz": "unpack .gz", "none.tar": "holds no images", "captions.tar": "holds no images",
-        "folder.tar": "can't be read as a tar", "a-{0..99999999999}.tar": "has the range",
+        "folder.tar": "is a folder; name the tar files", "a-{0..99999999999}.tar": "has the range",
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=message) as caught:
             WebDatasetSource(str(tmp_path / name))

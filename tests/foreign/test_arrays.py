@@ -64,7 +64,7 @@ REFUSED = {
         torch.sparse_coo_tensor(torch.tensor([[1], [2]]), torch.ones(1), (10**6, 10**6)), "sparse"
     ),
     "nested": (torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), "nested"),
-    "none": (None, "NoneType"),
+    "none": (None, "None and no array"),
     "text": ("x", "a str"),
     "list": ([1.0, 2.0], "a list"),
     "huge": (10**400, "an int"),

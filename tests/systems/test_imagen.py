@@ -322,7 +322,7 @@ IMAGE = np.zeros((1, 8, 8, 3), np.uint8)
         (dict(init_images=IMAGE[0].transpose(2, 0, 1)), r"init_images is uint8 \(3, 8, 8\); give"),
         (dict(init_images=IMAGE, strength=1.5), "strength=1.5"),
         (dict(init_images=IMAGE, strength=0.0), "strength=0.0"),
-        (dict(start_images=IMAGE), "leave start_images out"),
+        (dict(start_images=IMAGE), "give start_at=2 too, or leave start_images out"),
         (dict(prompts=["a red circle"]), "trained without texts"),
         (dict(image_sizes=(7,)), "multiples of 2"),
         (dict(image_sizes=(8, 16)), "2 sizes for 1 stages"),

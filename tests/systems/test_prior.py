@@ -92,10 +92,16 @@ def test_what_a_run_measures_and_draws(run, prior):
     assert (run / "samples" / "heldout.png").exists()
 
 
-def test_stored_embeddings_train_as_clip_itself_does(run, prior, tmp_path):
+def test_stored_embeddings_train_as_clip_itself_does(run, prior, tmp_path, capsys):
     packed = tmp_path / "packed"
     _packed(packed)
     encode_clip(packed, run, dtype="float32", batch_size=8)
+    told, source = capsys.readouterr(), PackedSource(str(packed))
+    lengths = prior.clip.text_tokenizer.lengths([source.caption(i) for i in range(len(source))])
+    count = int((lengths > 12).sum())
+    cut = {"caption of more than 12 tokens": count} if count else {}
+    assert source.stored["text"]["cut"] == cut and all(reason in told.out for reason in cut)
+    assert "prompt" not in told.err and not source.stored["clip"]["cut"]
     record = PackedSource(str(packed))[3]
     image_D = prior.clip.embed_images(record["image"])[0]
     np.testing.assert_allclose(record["image_embeds"], image_D, atol=1e-5)

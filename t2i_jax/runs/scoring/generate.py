@@ -18,6 +18,7 @@ from t2i_jax.runs.scoring.shards import ImageShards
 from t2i_jax.runs.scoring.split import Share
 from t2i_jax.systems import generation
 from t2i_jax.systems.base import System
+from t2i_jax.words import named
 
 
 def generate(
@@ -85,7 +86,7 @@ def check(system: System) -> None:
     encoder = system.task.text_encoder
     if encoder is None or encoder.entry == "text_embeds":
         raise UserError(
-            f"a {type(system).__name__} of this run reads no captions; give a run that does, or "
+            f"{named(system)} of this run reads no captions; give a run that does, or "
             "generate images with `t2i sample` and give --images DIR."
         )
 

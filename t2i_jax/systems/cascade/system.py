@@ -144,8 +144,12 @@ class CascadeSystem(TextToImage):
         """
         found, channels = {}, self.task.channels
         if (start_images is None) != (first == 1):
-            remedy = "give start_images" if first > 1 else "leave start_images out, or start_at=2"
-            raise UserError(f"start_at={first} does not fit start_images; {remedy}.")
+            raise UserError(
+                f"start_at={first} begins with the images of the stage before; give start_images."
+                if first > 1
+                else "start_images are what the stages before start_at make, and it begins with "
+                "the first stage; give start_at=2 too, or leave start_images out."
+            )
         if start_images is not None:
             read = given.images("start_images", start_images, count, channels)
             found["start"] = given.cut("start_images", read, sizes[first - 2], self.crop)

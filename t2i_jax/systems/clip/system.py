@@ -154,7 +154,9 @@ class ClipSystem(System):
     def _ids(self, captions):
         encoder = self.task.text_encoder
         if self.text_tokenizer is not None and not hasattr(captions, "ndim"):
-            return generation.texts(encoder, self.text_tokenizer, captions, None, guided=False)
+            return generation.texts(
+                encoder, self.text_tokenizer, captions, None, guided=False, field="captions"
+            )
         return encoder.encode(self.text_tokenizer, captions, "captions")
 
     def _images(self, name, images):

@@ -182,7 +182,8 @@ class PartiSystem(TextToImage):
                 or not 0 < known_rows <= rows
             ):
                 raise UserError(
-                    f"known_rows={known_rows} is not a number from 1 to {rows}, the rows of tokens."
+                    f"known_rows={known_rows!r} is no number of token rows; give a whole number "
+                    f"from 1 to {rows}."
                 )
             known = np.broadcast_to(np.arange(rows)[:, None] < known_rows, (count, rows, columns))
         return {"init": images, "known": rearrange(known, "p r c -> p (r c)")}
