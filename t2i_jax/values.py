@@ -91,19 +91,26 @@ def problem(value: Any, annotation: Any) -> str | None:
     return None
 
 
+def literal(text: str) -> Any:
+    """The Python literal of a text, of which true, false, none and null may be small; else the
+    text.
+    """
+    try:
+        return ast.literal_eval(text)
+    # whatever a text of an unknown hand makes of it
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, OverflowError):
+        return {"true": True, "false": False, "none": None, "null": None}.get(text.lower(), text)
+
+
 def parse(text: str, annotation: Any, path: str) -> Any:
     """The value that a text stands for in a field of this type: a Python literal, else the text.
 
     Raises:
       UserError: it is of another type, or out of the field's range.
     """
-    try:
-        value = ast.literal_eval(text)
-    # whatever a text of an unknown hand makes of it
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, OverflowError):
-        value = {"true": True, "false": False, "none": None, "null": None}.get(text.lower(), text)
-        if isinstance(value, str) and text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
-            value = text if problem(text, annotation) is None else float(text)
+    value = literal(text)
+    if isinstance(value, str) and text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
+        value = text if problem(text, annotation) is None else float(text)
     value = tuple(value) if isinstance(value, list) else value
     wrong = problem(value, annotation)
     if wrong and problem(text, annotation) is None:  # a name made of digits

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import pathlib
 from typing import Annotated, Any
 
+from t2i_jax import values
 from t2i_jax.cli.arguments import Shown
 from t2i_jax.errors import UserError
 
@@ -67,8 +67,7 @@ def _fields(assignments):
         name = name.strip()
         if not equals:
             raise UserError(f"field {assignment!r} has no '='; write it as name=value.")
-        try:
-            fields[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):  # no literal, or a deep one
-            fields[name] = text
+        if name in fields:
+            raise UserError(f"field {name!r} is given twice; leave one.")
+        fields[name] = values.literal(text)
     return fields

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from t2i_jax import config, values
-from t2i_jax.convert import engine, state_dict, torch_io
+from t2i_jax.convert import arguments, engine, state_dict, torch_io
 from t2i_jax.errors import UserError, first_line
 from t2i_jax.foreign import arrays as foreign
 
@@ -228,9 +228,7 @@ def _configured(model, inferred, fields):
         return _made(model, _whole(model, parts, fields))
     for name, value in fields.items():
         if name not in known:
-            raise UserError(
-                f"{model.__name__} has no field {name!r}; {config.did_you_mean(name, known)}"
-            )
+            raise UserError(_unknown(model, name, known))
         config.check(model, name, value)
         if name in inferred and not _same(model, name, inferred, value):
             raise UserError(
@@ -238,6 +236,23 @@ def _configured(model, inferred, fields):
                 "leave it out."
             )
     return _made(model, fields | inferred)
+
+
+def _unknown(model, name, known):
+    """What is said of a field that a network does not have."""
+    system, rows = _ARGUMENTS_OF.get(model.__name__, ("", {}))
+    remedy = config.did_you_mean(name, known)
+    if name in rows:
+        remedy = f"it is an argument of the whole system, for t2i convert {system}.{name}=VALUE."
+    return f"{model.__name__} has no field {name!r}; {remedy}"
+
+
+# By network: the system whose class takes the arguments that are none of the network's.
+_ARGUMENTS_OF: Mapping[str, tuple[str, arguments.Rows]] = {
+    "Unet": ("imagen", {**arguments.IMAGEN, **arguments.ELUCIDATED_IMAGEN}),
+    "PartiAndTokenizer": ("parti", arguments.PARTI),
+    "MaskGitAndTokenizer": ("maskgit", arguments.MASKGIT),
+}
 
 
 def _is_part(value):
@@ -258,9 +273,7 @@ def _whole(model, parts, fields):
         homes = [part for part, (of, found) in parts.items() if name in _fields_within(of, found)]
         if not homes:
             every = {field: None for part in parts.values() for field in _fields_within(*part)}
-            raise UserError(
-                f"{model.__name__} has no field {name!r}; {config.did_you_mean(name, every)}"
-            )
+            raise UserError(_unknown(model, name, every))
         deep = bool(_inside(parts[homes[0]][1]))
         for part in homes if deep else homes[:1]:
             given[part][name] = value

@@ -16,6 +16,8 @@ from t2i_jax.text.stored import StoredText
 from t2i_jax.text.t5 import T5Text
 from t2i_jax.text.tokenizer import TextTokenizer
 
+LONGEST_TEXT = 256  # tokens of a caption that the T5 of every package encodes
+
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
@@ -107,6 +109,14 @@ class TorchFile:
         """The arguments of the package's class that the user gave for a system."""
         self.unused.pop(system, None)
         return dict(self._options.get(system, {}))
+
+    def check_t5_name(self, argument: str, name: Any) -> None:
+        """Refuses the name of a T5 that the user gave without the T5 itself."""
+        if name is not None and self._t5 is None:
+            raise UserError(
+                f"{argument}={name!r} is a name alone, and captions need that T5; give "
+                f"t5={name!r} (--t5 {name}) instead."
+            )
 
     def text(self, width: int, max_length: int | None = None, name: str | None = None) -> Any:
         """The text encoder on whose embeddings a network of this width was trained.

@@ -277,16 +277,16 @@ def test_weights_both_ways_with_an_empty_first_stage(tmp_path):
         convert.from_torch(theirs.state_dict(), unets=[{}])
 
 
-@pytest.mark.parametrize("lengths", [(6, 4), (4, 6)])
-def test_the_longest_text_of_all_u_nets_is_taken(lengths, tmp_path):
-    """Each U-Net cuts it to its own."""
+@pytest.mark.parametrize("lengths", [(6, 4), (4, 300)])
+def test_texts_are_encoded_whole_and_cut_by_each_u_net(lengths, tmp_path):
+    """T5 sees the whole caption, as in the package, whatever a U-Net reads of it."""
     unets = [
         package.Unet(**{**PLAIN, "max_text_len": length}, lowres_cond=i > 0)
         for i, length in enumerate(lengths)
     ]
     theirs = imagen_pytorch.Imagen(unets, image_sizes=SIZES, text_embed_dim=6)
     task = load_run_recipe(import_torch(theirs, tmp_path / "run")).task
-    assert task.text.max_length == 6
+    assert task.text.max_length == max(256, *lengths)
     assert tuple(unet.max_text_len for unet in task.networks) == lengths
 
 

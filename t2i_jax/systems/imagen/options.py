@@ -19,7 +19,8 @@ class ImagenOptions(CascadeOptions):
         conditional prediction (APG); imagen-pytorch 2.1.0 has 0.
       compat: "imagen-pytorch": noise levels of inpainted and changed images, and the resizing of
         a mask, as that package has them (with `Edm` those of its ElucidatedImagen, whose solver is
-        "heun"); None: ours.
+        "heun"); None: ours. Images to change are given to the first stage alone in either case;
+        the package adds them at every U-Net.
     """
 
     compats: ClassVar[tuple[str, ...]] = (COMPAT,)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import pathlib
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,8 @@ import jax
 import numpy as np
 
 from t2i_jax import values
+from t2i_jax.convert import arguments, to_state, torch_io
 from t2i_jax.convert import imagen as tables
-from t2i_jax.convert import to_state, torch_io
 from t2i_jax.convert.imagen import TrainerWeights
 from t2i_jax.errors import UserError, first_line
 from t2i_jax.models.cascade import Cascade
@@ -23,7 +24,7 @@ from t2i_jax.systems.cascade.stage import group
 from t2i_jax.systems.imagen.classes import ElucidatedImagen, Imagen
 from t2i_jax.systems.imagen.options import ImagenOptions
 from t2i_jax.systems.imagen.task import ImagenTask
-from t2i_jax.systems.imported import Imported, TorchFile
+from t2i_jax.systems.imported import LONGEST_TEXT, Imported, TorchFile
 
 _SEEN = ("imagen_type", "text_embed_dim", "text_encoder_name")  # elsewhere than in the task
 
@@ -52,7 +53,10 @@ def from_torch(file: TorchFile) -> Imported | None:
         weights = TrainerWeights(file.network, file.params, None, steps, settings)
     else:
         return None
-    task = _task(weights, file, {**weights.settings, **file.options("imagen")})
+    given = file.options("imagen")
+    _check_given(given)
+    file.check_t5_name("imagen.text_encoder_name", given.get("text_encoder_name"))
+    task = _task(weights, file, {**weights.settings, **given})
     of = weights.params if weights.averages is None else weights.averages
     params = {name: {"unet": tree} for name, tree in of.items() if name in task.ema_groups}
     counts = {
@@ -97,7 +101,18 @@ def _unet(unet, params):
     return jax.device_get(params["unet"])
 
 
+def _check_given(given):
+    """Refuses what was given of another type than the package's classes take."""
+    kinds = {"elucidated": bool, "imagen_type": str}
+    for make in (Imagen, ElucidatedImagen):
+        kinds |= typing.get_type_hints(make, include_extras=True)
+    arguments.check_kinds("imagen", kinds, given)
+    if "elucidated" in given and "imagen_type" in given:
+        raise UserError("imagen.elucidated and imagen.imagen_type say the same; leave one out.")
+
+
 def _task(weights, file: TorchFile, settings) -> ImagenTask:
+    tables.check({"imagen_type": settings.get("imagen_type")})
     elucidated = settings.pop("elucidated", settings.get("imagen_type") == "elucidated")
     settings["imagen_type"] = "elucidated" if elucidated else "original"
     if "unets" in settings:
@@ -126,7 +141,8 @@ def _task(weights, file: TorchFile, settings) -> ImagenTask:
     if last.cond_on_text:
         name = settings.get("text_encoder_name")
         lengths = [one.max_text_len for one in weights.model.unets if not isinstance(one, NullUnet)]
-        text = file.text(last.text_embed_dim, max(lengths), name)  # each U-Net cuts it to its own
+        # Encoded whole, and cut by each U-Net to its own, as in the package.
+        text = file.text(last.text_embed_dim, max(LONGEST_TEXT, *lengths), name)
     try:
         return make(weights.model.unets, text=text, **{**fields, **of_weights})
     except UserError:

@@ -21,7 +21,7 @@ from t2i_jax.models.maskgit import (
 )
 from t2i_jax.models.maskgit_bert import MaskGitBert
 from t2i_jax.models.vqgan import VQGanVAE
-from t2i_jax.systems.imported import Imported, TorchFile
+from t2i_jax.systems.imported import LONGEST_TEXT, Imported, TorchFile
 from t2i_jax.systems.maskgit import flax_weights
 from t2i_jax.systems.maskgit.options import COMPAT, MaskGitOptions
 from t2i_jax.systems.maskgit.task import MaskGitTask
@@ -29,7 +29,6 @@ from t2i_jax.systems.tokenizer import weights as tokenizers
 
 # How the package samples.
 OPTIONS = MaskGitOptions(steps=18, growing=False, top_k=0.1, plausibility=None, compat=COMPAT)
-_LONGEST_TEXT = 256  # tokens of the package's T5
 # Arguments of the package's class that are none of the networks', by their defaults there.
 _DEFAULTS = {
     "cond_drop_prob": 0.5,
@@ -93,7 +92,7 @@ def imported(
     name = told.get("transformer", {}).get("settings", {}).get("t5_name")
     task = MaskGitTask(
         model=model.transformer,
-        text=file.text(width, _LONGEST_TEXT, name),
+        text=file.text(width, LONGEST_TEXT, name),
         cond_image_size=small_size,
         critic=model.critic,
         **{field: part.task.model for field, part in parts.items()},

@@ -12,11 +12,10 @@ from t2i_jax.convert import arguments, torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.models.parti import Parti, PartiAndTokenizer
 from t2i_jax.systems.generation import tell
-from t2i_jax.systems.imported import Imported, TorchFile
+from t2i_jax.systems.imported import LONGEST_TEXT, Imported, TorchFile
 from t2i_jax.systems.parti.options import PartiOptions
 from t2i_jax.systems.parti.task import PartiTask
 from t2i_jax.systems.tokenizer import weights as tokenizers
-from t2i_jax.text.stored import StoredText
 
 # Arguments of the package's class that are none of the network's.
 _SETTINGS = {name: arguments.PARTI[name] for name in ("cond_drop_prob", "t5_name", "ignore_index")}
@@ -38,8 +37,11 @@ def from_torch(file: TorchFile) -> Imported | None:
         return None
     width: Any = model.parti.text_embed_dim
     told = {name: file.told.get(name, {}).get("settings", {}) for name in ("parti", "tokenizer")}
-    settings = {**told["parti"], **file.options("parti")}
+    given = file.options("parti")
+    settings = {**told["parti"], **given}
     arguments.check("parti", _SETTINGS, settings)
+    arguments.check_kinds("parti", {"t5_name": str}, given)
+    file.check_t5_name("parti.t5_name", given.get("t5_name"))
     dropped = settings.get("cond_drop_prob", 0.25)
     config.check(PartiTask, "cond_drop_prob", dropped, "parti.cond_drop_prob")
     tokenizer = tokenizers.imported(
@@ -47,8 +49,8 @@ def from_torch(file: TorchFile) -> Imported | None:
         file.params["tokenizer"],
         {**told["tokenizer"], **file.options("tokenizer")},
     )
-    # The network cuts texts itself; a shorter limit than usual would refuse what it takes there.
-    longest = max(model.parti.max_text_len, StoredText.max_length)
+    # Encoded whole, and cut by the network, as in the package.
+    longest = max(model.parti.max_text_len, LONGEST_TEXT)
     task = PartiTask(
         model=model.parti,
         text=file.text(width, longest, settings.get("t5_name")),

@@ -51,6 +51,11 @@ def imported(
     settings = settings or {}
     if isinstance(model, VQGAN):
         arguments.check("tokenizer", {}, settings)
+    for name in settings:
+        if name in fields_of(type(model)):
+            raise UserError(
+                f"tokenizer.{name} is a field of its network; write {name}=VALUE alone."
+            )
     arguments.check("tokenizer", _SETTINGS, settings)
     squared, hinge = settings.get("l2_recon_loss", False), settings.get("use_hinge_loss", True)
     adversary = _adversary(model) if "discriminator" in weights else None
