@@ -221,7 +221,7 @@ class Batches:
     """An iterator of batches (dicts of arrays) whose position can be saved.
 
     Attributes:
-      bad: what could not be used so far.
+      bad: what could not be used so far. cut: stored texts that were too long for `text_length`.
       source: where the samples come from.
     """
 
@@ -232,7 +232,7 @@ class Batches:
         self._reader: Any = None  # Grain's iterator
         self._read = 0  # samples of the share, the unusable ones included
         self._seen = 0  # the same, since this object was made
-        self.bad, self.source = Ledger(), prepare.source
+        self.bad, self.cut, self.source = Ledger(), collate.cut, prepare.source
 
     def __iter__(self) -> Batches:
         return self
@@ -416,6 +416,7 @@ class _Collate:
     wants: tuple[str, ...]
     tokenize: Tokenize | None
     text_length: int | None
+    cut: Ledger = dataclasses.field(default_factory=Ledger)
 
     def __call__(self, samples: list[Record]) -> dict[str, Any]:
         made: dict[str, Any] = {}
@@ -447,8 +448,10 @@ class _Collate:
         mask_BL = np.zeros((len(embeds), length), bool)
         for row, (sample, e_LD) in enumerate(zip(samples, embeds)):
             used = min(len(e_LD), length)
-            embeds_BLD[row, :used] = e_LD[:used]
-            mask_BL[row, :used] = sample.get("text_mask", np.ones(len(e_LD), bool))[:used]
+            mask_L = np.asarray(sample.get("text_mask", np.ones(len(e_LD), bool)))
+            embeds_BLD[row, :used], mask_BL[row, :used] = e_LD[:used], mask_L[:used]
+            if mask_L[used:].any():
+                self.cut.note(f"stored text of more than {length} tokens", f"{mask_L.sum()} tokens")
         return embeds_BLD, mask_BL
 
 

@@ -54,12 +54,19 @@ class DataLedger:
             cut = note_cut(Ledger(), found.captions, self._tokenizer.lengths, self._max_length)
             lines += cut.lines("captions that are cut")
         lines = [f"among {found.looked_at} of {found.records} records:", *lines] if lines else []
+        longest = source.stored.get("text", {}).get("max_length", 0)
+        if self._tokenizer is None and 0 < self._max_length < longest:
+            lines.append(
+                f"its text was stored with up to {longest} tokens; it is cut to {self._max_length}"
+            )
         _tell(name, lines + found.passed_over.lines("passed over"))
 
     def end(self, name: str, stream: Batches, workdir: Any) -> None:
         """Tells what the training left out and cut, and adds it to WORKDIR/metrics.json."""
         lines = stream.bad.lines("left out") + self.cut.lines("captions that were cut")
+        lines += stream.cut.lines("texts that were cut")
         mine = stream.bad.metrics("data/left_out/") | self.cut.metrics("data/cut/")
+        mine |= stream.cut.metrics("data/cut/")
         counted = processes.gather(mine)
         if processes.is_first():
             _tell(name, lines)

@@ -19,6 +19,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.models import encoder_side
 from t2i_jax.runs import folder
 from t2i_jax.runs.check import check_data
+from t2i_jax.runs.ledger import DataLedger
 from t2i_jax.text.t5 import t5_encode_text
 from tests.data.hostile import BAD, encode, photo
 from tests.e2e import tiny
@@ -95,7 +96,7 @@ def packed(t2i, tmp_path):
     return tmp_path / "packed"
 
 
-def test_from_a_folder_to_a_run_on_embeddings_and_tokens(t2i, place, packed, tmp_path):
+def test_from_a_folder_to_a_run_on_embeddings_and_tokens(t2i, place, packed, tmp_path, capfd):
     said = t2i(
         "encode-text",
         packed,
@@ -123,6 +124,9 @@ def test_from_a_folder_to_a_run_on_embeddings_and_tokens(t2i, place, packed, tmp
             )
         cut = crop(record["image"], 16, "center")[None]
         np.testing.assert_array_equal(record["tokens"], np.asarray(vae.encode(cut))[0])
+    for length, told in ((8, ""), (4, "stored with up to 8 tokens; it is cut to 4")):
+        DataLedger(None, length).begin("packed", source, ())
+        assert told in (said := capfd.readouterr().err) and bool(said) == bool(told)
     recipe = _parti(place, packed)
     system = runs.train(recipe, tmp_path / "run")
     losses = [

@@ -233,8 +233,12 @@ def test_stored_embeddings_are_padded_and_cut(numbered):
     np.testing.assert_array_equal(batch["text_embeds"][..., 0], [[0, 0, 0], [1, 1, 0], [2, 2, 2]])
     assert batch["text_embeds"].dtype == np.float32 and batch["text_mask"].dtype == bool
     for length in (2, 5):
-        batch = next(batches(CONFIG, 3, 0, wants=wants, text_length=length, repeat=False))
+        stream = batches(CONFIG, 3, 0, wants=wants, text_length=length, repeat=False)
+        batch = next(stream)
         assert batch["text_embeds"].shape == (3, length, 2)
+        said = ["stored text of more than 2 tokens: 1 (3 tokens)"] if length == 2 else []
+        assert "\n".join(said) in "\n".join(stream.cut.lines("cut"))
+        assert bool(stream.cut.lines("cut")) == bool(said)
         np.testing.assert_array_equal(batch["text_mask"].sum(1), np.minimum([1, 2, 3], length))
 
 
