@@ -123,16 +123,19 @@ def test_slerp():
 
 def test_the_command_line(run, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    small = ("--steps", 2, "--prior-steps", 2)
+    few = ("--steps", 2)
+    small = (*few, "--prior-steps", 2)
     inside("sample", run, CAPTIONS[0], "--out", out, *small)
     assert len(list(out.glob("*.png"))) == 5
     one, two = out / "000-00.png", out / "000-01.png"
-    inside("sample", run, "--image", one, "--out", tmp_path / "varied", "--offload", *small)
+    inside("sample", run, "--image", one, "--out", tmp_path / "varied", "--offload", *few)
     assert len(list((tmp_path / "varied").glob("0*.png"))) == 4
     mix = ("--image", one, f"--image={two}", "--blend", 0.5)
-    inside("sample", run, *mix, "--out", tmp_path / "mixed", *small)
+    inside("sample", run, *mix, "--out", tmp_path / "mixed", *few)
     edit = (CAPTIONS[1], "--image", one, "--instead-of", CAPTIONS[0])
-    inside("sample", run, *edit, "--out", tmp_path / "edited", *small)
+    inside("sample", run, *edit, "--out", tmp_path / "edited", *few)
+    with pytest.raises(UserError, match="prior_steps=3 does nothing beside --image"):
+        _sampled(run, "--image", one, "--prior-steps", 3)
     with pytest.raises(UserError, match="image is given 3 times"):
         _sampled(run, "--image", one, "--image", two, "--image", one)
     best = ("--best-of", 4, "--rerank", run / "clip")
@@ -146,7 +149,7 @@ def test_the_command_line(run, tmp_path, monkeypatch):
         _sampled(run, "a", *best[:1], 3, *best[2:])
     with monkeypatch.context() as patch:  # before many images are made in vain
         patch.setattr(t2i.load(run).__class__, "generate", lambda *_, **__: pytest.fail("it ran"))
-        with pytest.raises(UserError, match="compares no images with captions"):
+        with pytest.raises(UserError, match="is a run of PriorTask; give the run of a CLIP"):
             _sampled(run, "a", *best[:3], run / "prior", *small)
     monkeypatch.chdir(run.parent.parent)
     monkeypatch.delenv("T2I_RUN", raising=False)
