@@ -352,14 +352,14 @@ def test_every_argument_of_a_cascade(name, tmp_path):
             "imagen_params": made._config,
         }
         torch.save(stored, tmp_path / "stored.pt")
+        given = {"elucidated": name.startswith("Elu"), **told}
+        if given.pop("text_encoder_name", None):  # of the T5 that --t5 names
+            with pytest.raises(UserError, match="text_encoder_name='t5-small' is a name alone"):
+                cascade_of(tmp_path / "plain.pt", {}, {**given, "text_encoder_name": "t5-small"})
         sources = {
             "live": (kind([package.Unet(**TINY) for _ in SIZES], **told),),
             "stored": (tmp_path / "stored.pt",),
-            "command line": (
-                tmp_path / "plain.pt",
-                {},
-                {"elucidated": name.startswith("Elu"), **told},
-            ),
+            "command line": (tmp_path / "plain.pt", {}, given),
         }
         for of, source in sources.items():
             # what a file of other weights says of itself cannot be changed
@@ -742,9 +742,9 @@ def test_every_argument_of_parti(tmp_path):
         if argument in ("cond_drop_prob", "t5_name", "ignore_index"):
             fields, options = options, {"parti": fields}
         given = TorchFile(path, None, fields, options)
-        if argument in ("dropout", "max_text_len", "cond_drop_prob", "t5_name"):
+        if argument in ("dropout", "max_text_len", "cond_drop_prob"):
             assert arrives(parti_weights.from_torch(given).task) == wanted
-        else:  # the weights say otherwise, or nothing there is called so
+        else:  # the weights say otherwise, nothing there is called so, or --t5 says it
             with pytest.raises(UserError, match=argument):
                 parti_weights.from_torch(given)
     assert parti_weights.from_torch(TorchFile(path, None, {}, {})).task.cond_drop_prob == 0.25
