@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from t2i_jax.errors import UserError
@@ -47,18 +47,19 @@ class Ledger:
         """Counts a sample that can't be used."""
         self.note(bad.reason, bad.name)
 
-    def note(self, reason: str, name: str, times: int = 1) -> None:
+    def note(self, reason: str, name: str, times: int = 1, which: Hashable = None) -> None:
         """Counts something.
 
         Args:
           reason: few words, the same for all of one kind.
           name: of the file, the record or the member that it happened to; for a reason that came
-            `times` times at once, of the first one.
+            `times` times at once, of the first one. which: tells apart what has one name; None: the
+            name does.
         """
         name = printable(name)
         with self._lock:
             self.by_reason[reason] += times
-            key = hash((reason, name))
+            key = hash((reason, name, which))
             if key not in self._known or times > 1:
                 self.different[reason] += times
                 if len(self._known) < _KNOWN:

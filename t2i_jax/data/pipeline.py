@@ -451,7 +451,9 @@ class _Collate:
             mask_L = np.asarray(sample.get("text_mask", np.ones(len(e_LD), bool)))
             embeds_BLD[row, :used], mask_BL[row, :used] = e_LD[:used], mask_L[:used]
             if mask_L[used:].any():
-                self.cut.note(f"stored text of more than {length} tokens", f"{mask_L.sum()} tokens")
+                last_D = e_LD[np.flatnonzero(mask_L)[-1]]  # that of the end has seen the whole text
+                reason, name = f"stored text of more than {length} tokens", f"{mask_L.sum()} tokens"
+                self.cut.note(reason, name, which=last_D.tobytes())
         return embeds_BLD, mask_BL
 
 
