@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from t2i_jax.errors import UserError
+from t2i_jax.words import with_article
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,9 +184,7 @@ def _name(annotation):
         return "several values in parentheses"
     if origin is not None and issubclass(origin, Mapping):
         return "values by name"
-    if not isinstance(annotation, type):
-        return str(annotation)
-    return f"{'an' if annotation.__name__[0] in 'AEIOU' else 'a'} {annotation.__name__}"
+    return with_article(annotation.__name__) if isinstance(annotation, type) else str(annotation)
 
 
 def _example(annotation):

@@ -10,9 +10,13 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def with_article(noun: str) -> str:
+    """A noun with its article: "a circle", "an image"."""
+    return f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"
+
+
 def named(value: Any) -> str:
     """The type of a value with its article: "a list", "an int"; None is "None"."""
     if value is None:
         return "None"
-    kind = type(value).__name__
-    return f"an {kind}" if kind[:1] in "aeiouAEIOU" else f"a {kind}"
+    return with_article(type(value).__name__)

@@ -22,6 +22,7 @@ import numpy as np
 from t2i_jax.config import one_of
 from t2i_jax.data.source import Source
 from t2i_jax.errors import UserError
+from t2i_jax.words import with_article as _a
 
 COLOURS = {
     "red": (220, 30, 30),
@@ -332,10 +333,6 @@ _SHARES = np.cumsum([0.05, 0.08, 0.16, 0.1, 0.23, 0.16, 0.05, 0.08, 0.09])
 def _one(rng, names):
     names = tuple(names)
     return names[int(rng.integers(len(names)))]
-
-
-def _a(noun):
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _plural(form, number):

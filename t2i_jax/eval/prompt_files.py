@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -260,8 +259,8 @@ def _of_table(path):
 def _json_list(path):
     """The strings of a JSON list of nothing else; None: it is something else, a table maybe."""
     try:
-        found = json.loads(files.read_regular(path, _MOST_BYTES))
-    except (OSError, ValueError, RecursionError):
+        found = json_file.read(path, "prompts")
+    except UserError:
         return None  # the reader of tables says what is wrong
     is_list = isinstance(found, list) and found and all(isinstance(one, str) for one in found)
     return found if is_list else None

@@ -132,10 +132,11 @@ def of_clean_fid(folder: pathlib.Path, name: str, mode: str) -> tuple[pathlib.Pa
 
 
 def write_clean_fid(
-    folder: pathlib.Path, name: str, mode: str, features_ND: np.ndarray
+    folder: pathlib.Path, name: str, mode: str, moments: Moments, features_ND: np.ndarray
 ) -> tuple[pathlib.Path, pathlib.Path]:
-    """Writes the two files of `of_clean_fid`, and returns their paths."""
-    moments = Moments.of(features_ND)
+    """Writes the two files of `of_clean_fid`, from features and their moments, and returns their
+    paths.
+    """
     gaussian, features = of_clean_fid(folder, name, mode)
     write_npz(gaussian, {"mu": moments.mean_D, "sigma": moments.covariance_DD})
     write_npz(features, {"feats": np.asarray(features_ND, np.float32)})

@@ -74,12 +74,12 @@ class Contents:
         """The trained system, of the averaged parameters."""
         parts = {name: given(part.system, part.folder) for name, part in self.parts.items()}
         task = self.recipe.task
-        if not task.objectives:
-            joined = task.with_parts(parts).system({}, {}, parts, {}, None)
-            return cutting(joined, self.recipe)
-        encoder, frozen = task.text_encoder, task.frozen(parts)
-        tokenizer = encoder and encoder.tokenizer(self.folder / TEXT_TOKENIZER)
-        system = task.system(self.averaged, self.stats, parts, frozen, tokenizer)
+        if task.objectives:
+            encoder, frozen = task.text_encoder, task.frozen(parts)
+            tokenizer = encoder and encoder.tokenizer(self.folder / TEXT_TOKENIZER)
+            system = task.system(self.averaged, self.stats, parts, frozen, tokenizer)
+        else:
+            system = task.with_parts(parts).system({}, {}, parts, {}, None)
         return cutting(system, self.recipe)
 
 

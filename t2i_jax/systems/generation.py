@@ -59,21 +59,29 @@ def texts(
     negative_prompts: Any,
     *,
     guided: bool,
+    dropped: float | None = None,
     field: str = "prompts",
 ) -> dict[str, np.ndarray]:
     """The arrays of prompts, those of negative prompts under names that begin with "negative_".
 
-    Where a prompt is longer than the encoder reads, a line on stderr says what is cut.
+    Where a prompt is longer than the encoder reads, a line on stderr says what is cut; another one
+    where guidance starts from what was never trained, because no captions were dropped.
 
     Args:
       prompts: as the encoder takes them, see its `encode`. negative_prompts: one for each of them;
         a string is for all; None: none.
-      guided: whether there is guidance. field: what messages call the prompts.
+      guided: whether there is guidance. dropped: share of the captions that training dropped; None:
+        of that nothing is said. field: what messages call the prompts.
 
     Raises:
       UserError: nothing that the encoder takes, another number of negative prompts, or some without
         guidance.
     """
+    if guided and dropped == 0 and negative_prompts is None:
+        tell(
+            "guidance starts from images without captions, and this run was trained without "
+            "dropping any (cond_drop_prob=0); guidance=1 is what it has learnt"
+        )
     found = _encoded(encoder, tokenizer, prompts, field)
     if negative_prompts is None:
         return found
@@ -102,15 +110,6 @@ def _encoded(encoder, tokenizer, prompts, field):
         if told is not None:
             tell(told)
     return found
-
-
-def tell_of_guidance(cond_drop_prob: float, guided: bool) -> None:
-    """Says that guidance starts from what was never trained, where no captions were dropped."""
-    if guided and not cond_drop_prob:
-        tell(
-            "guidance starts from images without captions, and this run was trained without "
-            "dropping any (cond_drop_prob=0); guidance=1 is what it has learnt"
-        )
 
 
 _QUIET = contextvars.ContextVar("quiet", default=False)

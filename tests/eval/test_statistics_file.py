@@ -50,7 +50,7 @@ def test_clean_fid_finds_ours_by_its_names(tmp_path, monkeypatch):
     package = tmp_path / "package"
     (package / "stats").mkdir(parents=True)
     monkeypatch.setattr("cleanfid.__file__", str(package / "__init__.py"))
-    gaussian, kept = write_clean_fid(package / "stats", "My-Set", "clean", X)
+    gaussian, kept = write_clean_fid(package / "stats", "My-Set", "clean", Moments.of(X), X)
     assert fid.test_stats_exists("my-set", "clean")  # it forgets to make the name small
     mu, sigma = features.get_reference_statistics("My-Set", "na", split="custom")
     np.testing.assert_array_equal(sigma, read_statistics(gaussian, "a", "a").gaussian.covariance_DD)

@@ -84,12 +84,13 @@ def write(
             "protocol": told or None,
         }
         kept = _images(images, found, bring) if keep_images else None
-        array = found.array(layer) if keep_features else None
+        moments = found.moments(layer)
         spatial = found.moments(_SPATIAL) if keep_images else None
         if clean_fid is not None:
             whole = found.array(layer)
-            statistics_file.write_clean_fid(out.parent, clean_fid, _CLEAN_MODE, whole)
-        statistics_file.write_statistics(out, found.moments(layer), about, array, kept, spatial)
+            statistics_file.write_clean_fid(out.parent, clean_fid, _CLEAN_MODE, moments, whole)
+        array = found.array(layer) if keep_features else None
+        statistics_file.write_statistics(out, moments, about, array, kept, spatial)
         shutil.rmtree(home)
         return about["images"]
 

@@ -134,11 +134,10 @@ class ImagenSystem(CascadeSystem):
                 "prompts=None: this cascade was trained on captions; give a list of them."
             )
         guided = any(scale != 1 for scale in scales)
-        if negative_prompts is None:
-            generation.tell_of_guidance(self.task.cond_drop_prob, guided)
         return generation.texts(
-            self.task.text, self.text_tokenizer, prompts, negative_prompts, guided=guided
-        )
+            self.task.text, self.text_tokenizer, prompts, negative_prompts, guided=guided,
+            dropped=self.task.cond_drop_prob,
+        )  # fmt: skip
 
     def _program(self, params: Any, prompt: Mapping[str, Any], keys_B: Any, **settings: Any) -> Any:
         """Images of one stage."""

@@ -276,11 +276,10 @@ class MaskGitSystem(TextToImage):
                 "prompts=None: this system was trained on captions; give a list of them."
             )
         guided = options.guidance != 1
-        if negative_prompts is None:
-            generation.tell_of_guidance(self.task.cond_drop_prob, guided)
         return generation.texts(
-            self.task.text, self.text_tokenizer, prompts, negative_prompts, guided=guided
-        )
+            self.task.text, self.text_tokenizer, prompts, negative_prompts, guided=guided,
+            dropped=self.task.cond_drop_prob,
+        )  # fmt: skip
 
     def _changed(self, count, options, init_images, mask):
         """{"init": images} to inpaint, change or go beyond, and where something of them is kept

@@ -92,11 +92,10 @@ class PartiSystem(TextToImage):
             )
         generation.check_amounts(images_per_prompt, batch_size)
         guided = options.guidance != 1
-        if negative_prompts is None:
-            generation.tell_of_guidance(self.task.cond_drop_prob, guided)
         prompt = generation.texts(
-            self.task.text, self.text_tokenizer, prompts, negative_prompts, guided=guided
-        )
+            self.task.text, self.text_tokenizer, prompts, negative_prompts, guided=guided,
+            dropped=self.task.cond_drop_prob,
+        )  # fmt: skip
         count = len(prompt["text_mask"])
         prompt |= self._completion(count, init_images, known_rows, mask, options)
         images, total = [], count * images_per_prompt
