@@ -127,7 +127,7 @@ def _tokenizer(workdir):
 
 
 def found(recipe: t2i.Recipe, run: pathlib.Path) -> str:
-    """Trains and evaluates a run that has not been yet; what its metrics tell of held-out images."""
+    """Trains and evaluates a run that has not been yet; what its metrics tell of held-out data."""
     if "validation/loss" not in (metrics_of(run) or {}):
         evaluate(recipe, runs.train(recipe, run), run)
     metrics = metrics_of(run)
