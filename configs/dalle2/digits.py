@@ -50,13 +50,13 @@ def get_config() -> t2i.Recipe:
             "prior": t2i.Recipe(
                 t2i.PriorTask(network),
                 _data(),
-                _train(800),
+                _train(500),
                 evaluation=t2i.Evaluation(pictures=200, options=t2i.PriorOptions(steps=16)),
             ),
             "decoder": t2i.Recipe(
                 t2i.DecoderTask(stages=(stage,), text_cond_drop_prob=0.1),
                 _data(),
-                _train(700),
+                _train(600),
                 evaluation=t2i.Evaluation(options=t2i.DecoderOptions(guidance=2.0)),
             ),
         },
