@@ -52,7 +52,7 @@ class DataConfig:
       image_size: side of the square images of a batch, in pixels.
       crop: "center" or "random": the largest square, from the middle or anywhere; "resize": all of
         it, squeezed.
-      flip: mirror every other image, by chance. Not for captions that speak of left and right.
+      flip: mirror half of the images, by chance. Not for captions that speak of left and right.
       split: "train" or "heldout" of a built-in dataset, a split's name for tfds and hf; other
         sources have no splits.
       max_bad_rate: fraction of samples that may be unusable before the run stops, from 0 to 1.
