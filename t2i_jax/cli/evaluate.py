@@ -73,7 +73,9 @@ def measure(
     count: Annotated[Annotated[int, Range(1, 2**31 - 1)] | None, Shown("N")] = None,
     seed: Seed = 0,
     guidance: Annotated[str | None, Shown("NUMBER,NUMBER")] = None,
-    out: Annotated[pathlib.Path | None, Shown("DIR", default="RUN/eval/SET")] = None,
+    out: Annotated[
+        pathlib.Path | None, Shown("DIR", default="RUN/eval/SET, or DIR-eval of --images DIR")
+    ] = None,
     inception: _Weights = None,
     clip: _Folder = None,
     cmmd: _Folder = None,
@@ -94,7 +96,7 @@ def measure(
         run: Folder of a run, whose images are generated and kept in OUT.
         overrides: Fields of the recipe to change, as evaluation.options.temperature=0.5.
         prompts: Prompts to generate images for: coco:FILE, parti:FILE, geneval:FILE,
-            t2i-compbench:FILE, dpg:FOLDER, or a .txt, .tsv, .csv or .jsonl file.
+            t2i-compbench:FILE, dpg:FOLDER, or a .txt, .tsv, .csv, .jsonl or .json file.
         images: A folder of images in place of a run, or another source, as arrayrecord:DIR.
         captions: Captions of --images: a .txt with one in each line in the order of the names, or a
             table with columns file and caption. By default those that lie beside the images.
@@ -103,7 +105,8 @@ def measure(
             hpsv2, judge:shapes, judge:digits, judge:compositions.
         reference: Real images to compare with, a folder or another source, or their statistics.
         reference_mode: How the statistics of a FILE.npz were made, where no JSON beside it says so.
-        mode: How images are made smaller for Inception: clean, tf, pytorch-fid, torchmetrics.
+        mode: How images are made smaller for Inception: clean, tf, pytorch-fid, torchmetrics,
+            t2i-benchmark. A protocol says it itself.
         protocol: A named protocol, which says modes, size, crop and count: coco30k,
             coco30k-gigagan, coco30k-t2ibench, coco30k-dmgan, coco10k-mosaic, imagenet50k.
         count: How many prompts; by default those of the protocol, or all.
