@@ -1,6 +1,6 @@
 """CLIP on the built-in dataset `digits`: handwritten digits and their names.
 
-    t2i train configs/clip/digits.py
+t2i train configs/clip/digits.py
 """
 
 import t2i_jax as t2i

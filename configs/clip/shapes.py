@@ -1,6 +1,6 @@
 """CLIP on the built-in dataset `shapes`: images of 32 pixels and their captions in one space.
 
-    t2i train configs/clip/shapes.py
+t2i train configs/clip/shapes.py
 """
 
 import t2i_jax as t2i

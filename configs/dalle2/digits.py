@@ -1,6 +1,6 @@
 """DALL-E 2 on the built-in dataset `digits`: handwritten digits of 16 pixels from their names.
 
-    t2i train configs/dalle2/digits.py
+t2i train configs/dalle2/digits.py
 """
 
 import pathlib

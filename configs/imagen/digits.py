@@ -1,6 +1,6 @@
 """Imagen on the handwritten digits that come with scikit-learn, 16 x 16 pixels in one stage.
 
-    t2i train configs/imagen/digits.py
+t2i train configs/imagen/digits.py
 """
 
 from t2i_jax import (

@@ -1,6 +1,6 @@
 """MaskGIT on the handwritten digits that come with scikit-learn, 16 x 16 pixels, 16 tokens.
 
-    t2i train configs/muse/digits.py
+t2i train configs/muse/digits.py
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Muse on the built-in dataset `shapes`: 32 x 32 pixels from captions, and from these 64 x 64.
 
-    t2i train configs/muse/shapes.py
+t2i train configs/muse/shapes.py
 """
 
 import dataclasses

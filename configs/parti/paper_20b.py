@@ -1,6 +1,6 @@
 """Parti 20B at the sizes of the paper; all else as in paper_350m.py beside it. Not yet run.
 
-    t2i compile configs/parti/paper_20b.py --topology v5p:8x8x8
+t2i compile configs/parti/paper_20b.py --topology v5p:8x8x8
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Parti 750M at the sizes of the paper; all else as in paper_350m.py beside it. Not yet run.
 
-    t2i compile configs/parti/paper_750m.py --topology v4:8x8x4
+t2i compile configs/parti/paper_750m.py --topology v4:8x8x4
 """
 
 import dataclasses

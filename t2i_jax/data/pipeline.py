@@ -324,7 +324,8 @@ class Batches:
         self.bad.check(self._seen, self._config.max_bad_rate)
         if in_a_row >= self._prepare.records:
             raise UserError(
-                f"data.source={self._config.source!r} has no sample that can be used: {sample}."
+                f"data.source={self._config.source!r} has no sample that can be used: {sample}; "
+                "repair the data, or name others."
             )
 
 
