@@ -59,8 +59,9 @@ class TokenizerTask(SystemTask):
         "none".
       penalty_weight: weight of that penalty. penalty_every: the penalty is computed at every n-th
         step only; r1 is scaled up by as much.
-      usage_decay: decay of the moving average of how often each code is used. revive_below: codes whose usage is under this
-        share are replaced by recent latents; 0 leaves them.
+      usage_decay: decay of the moving average of how often each code is used. revive_below: codes
+        that are used less than this share of the average code are replaced by recent latents; 0
+        leaves them.
       trained: "all"; or "decoder", which leaves encoder and codebook as they are, so that tokens
         stay the same bit for bit: a larger decoder on the tokens that a second stage was trained on
         (Yu et al. 2022, section 2.1). Such a run begins with a trained one (`init` of the recipe).
