@@ -258,8 +258,8 @@ def _check_inspected(source, is_built_in, size, run, t5, max_length):
     """Refuses options of `inspect` that would have no effect."""
     if size is not None and not is_built_in:
         raise UserError(
-            f"size={size} is of the built-in sets, and {source!r} has images of its own size; leave "
-            "it out."
+            f"size={size} is for the built-in sets, and {source!r} has images of its own size; "
+            "leave it out."
         )
     if run is not None and t5 is not None:
         raise UserError(
