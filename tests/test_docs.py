@@ -5,6 +5,7 @@ page by page, in one folder; every refusal that is shown is the true sentence. W
 size runs at toy size.
 """
 
+import dataclasses
 import functools
 import html
 import inspect
@@ -19,8 +20,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import t2i_jax
 from t2i_jax import config, runs, systems
 from t2i_jax.aot import ahead
+from t2i_jax.cli import docstring
 from t2i_jax.cli import main as cli
 from t2i_jax.cli.compile import compile_for
 from t2i_jax.runs.recipe import load_recipe
@@ -259,6 +262,22 @@ def test_every_page_is_here():
     pages = {path.relative_to(_ROOT).as_posix() for path in (_ROOT / "docs").rglob("*.md")}
     assert pages | {"README.md", "CONTRIBUTING.md"} == set(PAGES)
     assert len(_TEXT["README.md"].splitlines()) <= 200
+
+
+def test_every_public_name_is_on_the_page_of_the_api():
+    shown = set(re.findall(r"^::: (\S+)$", (_ROOT / "docs" / "api.md").read_text(), re.MULTILINE))
+    named = {f"{home}.{name}" for name, home in t2i_jax.homes().items()}
+    named |= {f"{runs.__name__}.{name}" for name in dir(runs) if name != "Recipe"}
+    assert not named - shown
+
+
+def test_every_field_of_a_public_class_is_described():
+    for name in t2i_jax.homes():
+        kind = getattr(t2i_jax, name)
+        if dataclasses.is_dataclass(kind):
+            fields = config.fields_of(kind)
+            told = docstring.of_names(kind, fields)
+            assert not {f for f in fields if not told.get(f, "").endswith((".", ")"))}, name
 
 
 @pytest.mark.parametrize("page", _with(lambda page: blocks(page, "python")))

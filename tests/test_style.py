@@ -1,7 +1,9 @@
 """The tree is formatted, has no lint, and its public functions are typed as they are used."""
 
+import ast
 import importlib.util
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -25,3 +27,20 @@ def test_ruff(check):
 
 def test_pyright():
     _run("pyright", "--pythonpath", sys.executable)
+
+
+def test_every_refusal_has_a_remedy():
+    """A sentence of a `UserError` ends with what to do; one that hands on another has little of its
+    own.
+    """
+    without = []
+    for path in sorted((_ROOT / "t2i_jax").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "UserError":
+                parts = [one for one in ast.walk(node) if isinstance(one, ast.Constant)]
+                said = "".join(str(part.value) for part in parts)
+                words = ("; ", "give", "try ", "must be", "write ")
+                hands_on = re.search(r"\{(error|told)\}", ast.unparse(node))
+                if len(said) > 30 and not hands_on and not any(word in said for word in words):
+                    without.append(f"{path.relative_to(_ROOT)}:{node.lineno}: {said}")
+    assert not without

@@ -4,7 +4,7 @@ embeddings and captions.
 The captions are read by a text encoder of the decoder's own, as in the paper: what a CLIP embedding
 tells of images that CLIP was not trained on is not always which object stands where.
 
-t2i train configs/dalle2/decoder_shapes.py      # CLIP first; then the decoder
+    t2i train configs/dalle2/decoder_shapes.py      # CLIP first; then the decoder
 """
 
 import dataclasses

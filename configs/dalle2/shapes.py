@@ -1,7 +1,7 @@
 """DALL-E 2 on the built-in dataset `shapes`: CLIP, the prior and a decoder of 32 pixels, one after
 the other.
 
-t2i train configs/dalle2/shapes.py
+    t2i train configs/dalle2/shapes.py
 """
 
 import dataclasses

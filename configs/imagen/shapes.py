@@ -1,7 +1,8 @@
 """Imagen with DDPM on the built-in dataset `shapes`: images of 16 pixels, then of 32.
 
-t2i train configs/imagen/shapes.py      # 18 minutes on two cores; docs/evaluation.md has
-results
+    t2i train configs/imagen/shapes.py
+
+18 minutes on two cores; docs/evaluation.md has results.
 """
 
 import dataclasses

@@ -3,7 +3,7 @@ of images of 256 pixels, on stored tokens and stored T5-XXL embeddings. Not yet 
 
     t2i compile configs/muse/paper_632m.py --topology v4:4x4x4
     t2i data pack folder:photos packed --size 256 && t2i data encode-images packed runs/vqgan
-    t2i data encode-text packed google/t5-v1_1-xxl
+    t2i data encode-text packed --t5 google/t5-v1_1-xxl
     t2i train configs/muse/paper_632m.py tokenizer=runs/vqgan
 
 The paper trains it at batch 512 without model parallelism, with Adafactor and label smoothing 0.1.

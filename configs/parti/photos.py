@@ -2,11 +2,11 @@
 
 Not yet run at full length.
 
-    t2i train configs/parti/photos.py --workdir runs/photos data.source=folder:PHOTOS
-    tokenizer.data.source=folder:PHOTOS
+    t2i train configs/parti/photos.py --workdir runs/photos \\
+        data.source=folder:PHOTOS tokenizer.data.source=folder:PHOTOS
 
 PHOTOS holds images with .txt files of the same name, or a captions.csv. Pack thousands of images
-first: `t2i data pack folder:PHOTOS packed`, then data.source=arrayrecord:packed.
+first: `t2i data pack folder:PHOTOS packed`, then both sources are arrayrecord:packed.
 """
 
 from t2i_jax import (

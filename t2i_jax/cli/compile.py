@@ -52,6 +52,11 @@ def compile_for(
     from t2i_jax.runs.check import check
     from t2i_jax.runs.recipe import changed, load_recipe, with_mesh
 
+    if search and generate is not None:
+        raise UserError(
+            f"search is of the training step, and generate={generate} compiles sampling; leave out "
+            "one of them."
+        )
     # nothing is computed, and a GPU has kernels of its own
     jax.config.update("jax_platforms", "cpu")
     # it can't keep programs for devices that are not there

@@ -19,6 +19,7 @@ _Size = Annotated[Annotated[int, Range(1, 65_536)] | None, Shown("PIXELS")]
 _Many = Annotated[int, Range(1, 65_536)]  # images or captions that are in memory at once
 _COUNTED = {"bad": "left out", "cut": "cut"}  # entries of a stored column, and how they are told
 _BUILT_IN_SIZE = 32  # pixels; of a built-in dataset, when no size is given
+_TOKENS = 128  # of a caption, when no number is given
 
 
 def pack(
@@ -78,7 +79,7 @@ def inspect(
     heldout: float = 0.05,
     run: pathlib.Path | None = None,
     t5: Annotated[str | None, Shown("FOLDER|NAME")] = None,
-    max_length: Count = 128,
+    max_length: Count = _TOKENS,
 ) -> None:
     """Show counts, sizes, captions and what can't be used, and draw a contact sheet.
 
@@ -93,7 +94,7 @@ def inspect(
         run: Folder of a run whose text encoder is to read the captions: those that it cuts are
             counted.
         t5: Folder of a T5, or its name on the hub, in place of a run.
-        max_length: Tokens of a caption, with t5.
+        max_length: Tokens of a caption, with --t5.
     """
     from t2i_jax.data.heldout import divide
     from t2i_jax.data.ledger import Ledger
@@ -104,6 +105,7 @@ def inspect(
 
     sheet = paths.new("sheet", sheet)
     DataConfig(heldout=heldout)  # refuses a share that is none
+    _check_inspected(source, source in EMBEDDED, size, run, t5, max_length)
     opened = _open(source, size, split)
     found = look(opened, samples, progress=progress("reading"))
     for line in found.lines():
@@ -252,9 +254,26 @@ def _of_columns(stored):
                 yield f"  {told}: {reason} {count}"
 
 
-def _open(source, size, split):
-    from t2i_jax.data.source import open_source
+def _check_inspected(source, is_built_in, size, run, t5, max_length):
+    """Refuses options of `inspect` that would have no effect."""
+    if size is not None and not is_built_in:
+        raise UserError(
+            f"size={size} is for the built-in sets, and {source!r} has images of its own size; "
+            "leave it out."
+        )
+    if run is not None and t5 is not None:
+        raise UserError(
+            f"t5={t5!r} is given beside run={str(run)!r}, whose own text encoder reads the "
+            "captions; give one of them."
+        )
+    if t5 is None and max_length != _TOKENS:
+        raise UserError(f"max_length={max_length} is nothing without --t5; leave it out.")
 
+
+def _open(source, size, split):
+    from t2i_jax.data.source import check_split, open_source
+
+    check_split(source, split)
     return open_source(source, image_size=_BUILT_IN_SIZE if size is None else size, split=split)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
@@ -73,7 +74,9 @@ def measure(
     count: Annotated[Annotated[int, Range(1, 2**31 - 1)] | None, Shown("N")] = None,
     seed: Seed = 0,
     guidance: Annotated[str | None, Shown("NUMBER,NUMBER")] = None,
-    out: Annotated[pathlib.Path | None, Shown("DIR", default="RUN/eval/SET")] = None,
+    out: Annotated[
+        pathlib.Path | None, Shown("DIR", default="RUN/eval/SET, or DIR-eval of --images DIR")
+    ] = None,
     inception: _Weights = None,
     clip: _Folder = None,
     cmmd: _Folder = None,
@@ -94,7 +97,7 @@ def measure(
         run: Folder of a run, whose images are generated and kept in OUT.
         overrides: Fields of the recipe to change, as evaluation.options.temperature=0.5.
         prompts: Prompts to generate images for: coco:FILE, parti:FILE, geneval:FILE,
-            t2i-compbench:FILE, dpg:FOLDER, or a .txt, .tsv, .csv or .jsonl file.
+            t2i-compbench:FILE, dpg:FOLDER, or a .txt, .tsv, .csv, .jsonl or .json file.
         images: A folder of images in place of a run, or another source, as arrayrecord:DIR.
         captions: Captions of --images: a .txt with one in each line in the order of the names, or a
             table with columns file and caption. By default those that lie beside the images.
@@ -103,7 +106,8 @@ def measure(
             hpsv2, judge:shapes, judge:digits, judge:compositions.
         reference: Real images to compare with, a folder or another source, or their statistics.
         reference_mode: How the statistics of a FILE.npz were made, where no JSON beside it says so.
-        mode: How images are made smaller for Inception: clean, tf, pytorch-fid, torchmetrics.
+        mode: How images are made smaller for Inception: clean, tf, pytorch-fid, torchmetrics,
+            t2i-benchmark. A protocol says it itself.
         protocol: A named protocol, which says modes, size, crop and count: coco30k,
             coco30k-gigagan, coco30k-t2ibench, coco30k-dmgan, coco10k-mosaic, imagenet50k.
         count: How many prompts; by default those of the protocol, or all.
@@ -122,14 +126,14 @@ def measure(
         shard_size: Images of a shard, which is written whole or not at all.
         step: The checkpoint: its step, or best.
     """
+    given = dict(locals())
     from t2i_jax.cluster import processes
     from t2i_jax.eval import protocol as protocols
     from t2i_jax.runs.scoring.metrics import parse_metrics
     from t2i_jax.runs.scoring.networks import Weights, parse_modes
     from t2i_jax.sharding import parse_mesh
 
-    of_prompts = {"count": count, "guidance": guidance, "mesh": mesh}
-    _check_given(run, prompts, images, captions, metrics, of_prompts)
+    _check_given(**given)
     if images is None and prompts is None:
         assert run is not None
         evaluate(run, overrides, step)
@@ -307,8 +311,17 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
 _NAME = "t2i evaluate"
 
 
-def _check_given(run, prompts, images, captions, metrics, of_prompts):
-    """Refuses what does not go together, before anything is opened."""
+# what `measure` reads of a run without prompts, and what has no effect on images that are there
+_OF_A_RUN = ("run", "overrides", "step")
+_OF_PROMPTS = ("count", "guidance", "mesh", "seed", "batch_size", "step")
+
+
+def _check_given(run, prompts, images, captions, metrics, **others):
+    """Refuses what does not go together or would have no effect, before anything is opened.
+
+    Args:
+      others: all other arguments of `measure`.
+    """
     if (run is None) == (images is None):
         both = "both are" if run is not None else "neither is"
         raise UserError(f"RUN or --images DIR is measured, and {both} given; give one of them.")
@@ -324,12 +337,29 @@ def _check_given(run, prompts, images, captions, metrics, of_prompts):
         )
     if images is not None and metrics is None:
         raise UserError("metrics are missing; give for example --metrics fid,kid.")
-    of_prompts = of_prompts if run is None else {"metrics": metrics, **of_prompts}
-    for name, value in ({} if prompts is not None else of_prompts).items():
-        if value is not None:
+    if prompts is None:
+        idle = _OF_PROMPTS if run is None else {"metrics", *others}.difference(_OF_A_RUN)
+        remedy = "leave it out" if run is None else "give --prompts"
+        _refuse_given({"metrics": metrics, **others}, idle, remedy)
+    if others["protocol"] is not None and others["mode"] != _default_of("mode"):
+        raise UserError(
+            f"mode={others['mode']!r} is given beside protocol={others['protocol']!r}, which has "
+            "its own; leave out one of them."
+        )
+
+
+def _refuse_given(values, idle, remedy):
+    """Refuses an argument that has no effect without prompts, where it is not the default."""
+    for name, value in values.items():
+        if name in idle and value != _default_of(name):
+            told = repr(str(value) if isinstance(value, pathlib.Path) else value)
             raise UserError(
-                f"{name}={value!r} is for a run that generates images for prompts; give --prompts."
+                f"{name}={told} is for a run that generates images for prompts; {remedy}."
             )
+
+
+def _default_of(name):
+    return inspect.signature(measure).parameters[name].default
 
 
 def _measure_images(images, captions, settings, out):

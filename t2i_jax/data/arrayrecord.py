@@ -1,12 +1,12 @@
 """Packed sets: a folder with a manifest and shards of ArrayRecord, and columns of arrays that were
 computed from them.
 
-    PACKED/manifest.json                          what there is, written last
-    PACKED/data-00000-of-00002.arrayrecord        records: msgpack of {"image": bytes of a file,
-    "caption": str or None} PACKED/text-00000-of-00001.arrayrecord        a column: msgpack of
-    {name: {"dtype", "shape", "data"}}, in the order
-                                                  of the records; one that could not be computed is
-                                                  empty
+    PACKED/manifest.json                     what there is, written last
+    PACKED/data-00000-of-00002.arrayrecord   records: msgpack of {"image": bytes of a file,
+                                             "caption": str or None}
+    PACKED/text-00000-of-00001.arrayrecord   a column: msgpack of {name: {"dtype", "shape",
+                                             "data"}}, in the order of the records; one that could
+                                             not be computed is empty
 """
 
 from __future__ import annotations

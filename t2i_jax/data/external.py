@@ -219,7 +219,7 @@ def _columns(kind, name, features, image, is_label):
     if image is None:
         raise UserError(
             f"data.source='{kind}:{name}' has the columns {', '.join(features)} and no images in "
-            "them."
+            "them; name a set with images."
         )
     caption = next((one for one in KEYS if one in features and not is_label(features[one])), None)
     if caption is not None:

@@ -152,7 +152,7 @@ def add_column(
             if seen != manifest["count"]:
                 raise UserError(
                     f"packed={str(folder)!r} has {manifest['count']} records, not {seen}, as "
-                    f"{column} has."
+                    f"{column} has; encode it again."
                 )
             shards = writer.close()
         except BaseException:

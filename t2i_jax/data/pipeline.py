@@ -52,7 +52,7 @@ class DataConfig:
       image_size: side of the square images of a batch, in pixels.
       crop: "center" or "random": the largest square, from the middle or anywhere; "resize": all of
         it, squeezed.
-      flip: mirror every other image, by chance. Not for captions that speak of left and right.
+      flip: mirror half of the images, by chance. Not for captions that speak of left and right.
       split: "train" or "heldout" of a built-in dataset, a split's name for tfds and hf; other
         sources have no splits.
       max_bad_rate: fraction of samples that may be unusable before the run stops, from 0 to 1.
@@ -324,7 +324,8 @@ class Batches:
         self.bad.check(self._seen, self._config.max_bad_rate)
         if in_a_row >= self._prepare.records:
             raise UserError(
-                f"data.source={self._config.source!r} has no sample that can be used: {sample}."
+                f"data.source={self._config.source!r} has no sample that can be used: {sample}; "
+                "repair the data, or name others."
             )
 
 

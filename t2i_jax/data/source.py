@@ -132,6 +132,22 @@ class BadSample(Exception):
 _LARGEST = 2048  # pixels; of the images of a built-in dataset
 
 
+def check_split(spec: str, split: str, field: str = "split") -> None:
+    """Refuses a split of a source that has none, all of which would be read.
+
+    Args:
+      spec: as of `open_source`. field: what the split was given as, for the sentence.
+
+    Raises:
+      UserError: it has none.
+    """
+    kind = spec.partition(":")[0]
+    if split != "train" and kind in KINDS and kind not in _WITH_SPLITS:
+        raise UserError(
+            f"{field}={split!r} is given for {spec!r}, which has no splits; leave it out."
+        )
+
+
 def open_source(
     spec: str, *, image_size: int, split: str = "train", seed: int = 0, channels: int = 3
 ) -> Source:

@@ -41,8 +41,8 @@ class LowresBlur:
     Attributes:
       blur_prob: share of the training images whose smaller image is blurred by a Gaussian, before
         it is enlarged.
-      sigma: its standard deviation in pixels; a pair: anything between.
-      kernel: side of its window, odd; a pair: any odd side between.
+      sigma: standard deviation of that Gaussian in pixels; a pair: anything between.
+      kernel: side of that Gaussian's window, odd; a pair: any odd side between.
       noise: whether noise is added too, whose timestep, of 1000 with linear betas, the network is
         told.
       sample_level: the share of the timesteps to which the small image is noised in sampling.

@@ -68,7 +68,10 @@ class CLIP(DualEncoder):
         (Zhai et al. 2023: -10); None: there is none.
       pixel_range: lowest and highest value of the pixels that the transformer sees; DALLE2-pytorch
         gives its CLIP (0, 1).
-      compat: behaviours of the PyTorch packages that are wrong, see `COMPATS`.
+      compat: what to keep of the PyTorch packages where they are wrong: "cls_of_filip", a CLIP with
+        `use_all_token_embeds` embeds whole captions and images by its class tokens, which training
+        never did; "resize_right", images of another size are resized as if they were black beyond
+        their edges.
       remat: what the backward pass recomputes: "none", "dots" or "full". dtype: of the products;
         norms, softmax and latents are float32.
     """

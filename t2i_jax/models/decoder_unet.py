@@ -42,15 +42,15 @@ class DecoderUnet(nn.Module):
       dim, dim_mults: level i is dim * dim_mults[i] wide. init_dim: width of the first convolution;
         None: dim.
       channels: channels of the image. channels_out: channels of the output; None: channels.
-      cond_on_image_embeds: whether it is conditioned on an image embedding. image_embed_dim: its
-        width; None: whatever width it is first given. num_image_tokens: tokens that are made of it.
-        add_image_embeds_to_time: whether it is added to the vector of the timestep
-        too. image_embed_scale: what it is multiplied by; embeddings have length 1, whose root of
-        the width makes numbers of about 1, as the text's are.
+      cond_on_image_embeds: whether it is conditioned on an image embedding. image_embed_dim: width
+        of the image embedding; None: whatever width it is first given. num_image_tokens: tokens
+        that are made of the image embedding. add_image_embeds_to_time: whether the image embedding
+        is added to the vector of the timestep too. image_embed_scale: what the image embedding is
+        multiplied by; it has length 1, and the root of its width makes numbers of about 1 of it, as
+        the text's are.
       cond_on_text_encodings: whether it is conditioned on encodings of a text; the blocks in the
-        middle see them. text_embed_dim: their width; None: that of the task's text encoder.
-        max_text_len: texts are cut, or filled
-        up with learnt tokens.
+        middle see them. text_embed_dim: width of these encodings; None: that of the task's text
+        encoder. max_text_len: texts are cut, or filled up with learnt tokens.
       text_at_levels: whether the cross-attention of the levels sees the text too, as GLIDE's and
         the paper's does (section 2.1); dalle2-pytorch shows it to the middle alone.
         add_text_to_time: whether the mean of the text's tokens is added to the vector of the
@@ -62,16 +62,18 @@ class DecoderUnet(nn.Module):
       num_resnet_blocks: residual blocks after each level's first (per level).
       resnet_groups: of the group norms (per level). resnet_weight_standardization: whether the
         convolutions of residual blocks have standardised weights.
-      self_attn: self-attention at a level (per level). sparse_attn: linear attention where there
-        is none. attend_at_middle: self-attention at the bottom.
+      self_attn: self-attention at a level (per level). sparse_attn: linear attention at the levels
+        without self-attention. attend_at_middle: self-attention at the bottom.
       cross_attn: cross-attention to the tokens of timestep and image at a level (per level); None:
         at all levels but the first.
       attn_heads, attn_dim_head: heads of self-attention and their width. cross_attn_heads,
-        cross_attn_dim_head: those of cross-attention, which dalle2-pytorch has no arguments for.
+        cross_attn_dim_head: heads of cross-attention and their width, for which dalle2-pytorch has
+        no arguments.
       cosine_sim_self_attn, cosine_sim_cross_attn: scores are cosines times 16.
       init_cross_embed, init_cross_embed_kernel_sizes: the first convolution has several kernel
-        sizes. init_conv_kernel_size: its only one, where it has not. cross_embed_downsample,
-        cross_embed_downsample_kernel_sizes: so do those that shrink.
+        sizes. init_conv_kernel_size: the size of its kernel, where it has one alone.
+        cross_embed_downsample, cross_embed_downsample_kernel_sizes: the convolutions that shrink
+        have several kernel sizes.
       memory_efficient: each level downsamples its input first, not its output last; there is a
         block before them.
       scale_skip_connection: skip connections are divided by sqrt(2).
@@ -83,8 +85,8 @@ class DecoderUnet(nn.Module):
         embedding itself, as where `image_embed_dim` is `cond_dim` there; "unused_weights", there
         are weights for absent conditions that the network does not have. Weights of the package
         come with the values they need.
-      attn_max_scores: per image, where attention works block by block (see
-        `unet_attention.attend`).
+      attn_max_scores: scores of an image, queries times keys, above which attention is computed
+        in blocks of queries (see `unet_attention.attend`).
       remat: remat policy of each block: "none", "full" (recomputes all), or "dots" (keeps only
         matrix products).
       dtype: of the computation; norms, softmax and the output are float32.

@@ -52,7 +52,9 @@ class Discriminator(Patchwise):
     Attributes:
       dims: width after the stem and after each stride-2 layer; all but the first are multiples of
         `groups`.
+      channels: of the images.
       groups: of the group norms.
+      dtype: of the computation.
     """
 
     dims: tuple[int, ...]

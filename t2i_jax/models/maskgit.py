@@ -243,6 +243,8 @@ class MaskGitAndTokenizer:
     "cond_tokenizer" and "critic" where there are such.
 
     Attributes:
+      transformer: the network over tokens.
+      tokenizer: the image tokenizer's network.
       cond_tokenizer: that of the small images that super-resolution enlarges; None: `tokenizer`,
         or no image is conditioned on.
       critic: `TokenCritic` or `SelfCritic`; None: none.
@@ -260,6 +262,10 @@ class BaseAndSuperres:
     these to larger ones.
 
     Their parameters are {"base": parameters of a `MaskGitAndTokenizer`, "superres": likewise}.
+
+    Attributes:
+      base: makes the small images.
+      superres: makes the large ones of them.
     """
 
     base: MaskGitAndTokenizer

@@ -251,6 +251,10 @@ class PartiAndTokenizer:
     """A Parti and the image tokenizer that was saved along with it, as parti-pytorch saves them.
 
     Their parameters are {"parti": params, "tokenizer": weights of the tokenizer}.
+
+    Attributes:
+      parti: the network over tokens.
+      tokenizer: the image tokenizer's network.
     """
 
     parti: Parti

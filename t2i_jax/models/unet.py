@@ -48,35 +48,39 @@ class Unet(nn.Module):
         (and four more).
       lowres_cond: whether it enlarges a smaller image, which comes noised, with its own noise
         level.
-      cond_images_channels: channels of an image to condition on; 0: none. resize_mode: how it is
-        resized, see `resample.resize`. self_cond: whether the network sees its own last estimate.
+      cond_images_channels: channels of an image to condition on; 0: none. resize_mode: how that
+        image is resized, see `resample.resize`. self_cond: whether the network sees its own last
+        estimate.
       num_resnet_blocks: residual blocks after each level's first (per level).
       layer_attns, layer_attns_depth: full self-attention at a level, and how many layers of it (per
         level).
       use_linear_attn: linear self-attention where there is no full one (per level).
       layer_cross_attns: cross-attention in a level's first block (per level).
-        use_linear_cross_attn: a linear one instead, also where there was none (per level).
+        use_linear_cross_attn: linear cross-attention there instead, also where `layer_cross_attns`
+        has none (per level).
       attend_at_middle, layer_mid_attns_depth: self-attention at the bottom, and its layers.
       attn_heads, attn_dim_head: heads and their width. ff_mult: inner width of the feed-forwards
         beside attention at the levels (per level); it is 2 in the middle. linear_attn_dropout:
         inside linear attention, in training.
       init_cross_embed, init_cross_embed_kernel_sizes: the first convolution has several kernel
-        sizes. init_conv_kernel_size: its only one, where it has not. cross_embed_downsample,
-        cross_embed_downsample_kernel_sizes: so do those that shrink.
+        sizes. init_conv_kernel_size: the size of its kernel, where it has one alone.
+        cross_embed_downsample, cross_embed_downsample_kernel_sizes: the convolutions that shrink
+        have several kernel sizes.
       memory_efficient: each level downsamples its input first, not its output last; there is a
         block before them.
       init_conv_to_final_conv_residual: the end sees the first convolution's output.
       use_global_context_attn: a global gate in each residual block that has no cross-attention.
       scale_skip_connection: skip connections are divided by sqrt(2).
-      final_resnet_block, final_conv_kernel_size: the end of the network.
+      final_resnet_block: a residual block before the last convolution. final_conv_kernel_size: side
+        of the last convolution's window.
       combine_upsample_fmaps: the end sees the feature maps of all levels of the way up.
       pixel_shuffle_upsample: upsampling by pixel shuffle; else by nearest and a convolution.
       compat: errors of the package that are kept: "mid_heads", the middle's cross-attention has 8
         heads of 64 whatever the fields say; "unused_weights", a network without texts has the
         weights for absent texts all the same. Weights of the package come with the values they
         need.
-      attn_max_scores: per image, where attention works block by block (see
-        `unet_attention.attend`).
+      attn_max_scores: scores of an image, queries times keys, above which attention is computed
+        in blocks of queries (see `unet_attention.attend`).
       remat: remat policy of each block: "none", "full" (recomputes all), or "dots" (keeps only
         matrix products).
       scan_blocks: a level's blocks after its first are one loop: the same numbers, compiled in a

@@ -29,6 +29,7 @@ class Vgg16(nn.Module):
         five stages; "lpips": these weighted per channel by learnt weights (Zhang et al. 2018).
       normalize: subtract ImageNet's mean and divide by its deviation first ("lpips" has its own
         constants).
+      dtype: of the computation.
     """
 
     features: str = "stages"

@@ -259,8 +259,9 @@ class VitVQGanVAE(_Network):
       fsq_levels: the values of each channel of FSQ, which takes the place of LFQ and has no losses;
         `codebook_size` is then their product and need not be given. None: no FSQ.
       codebook_dim, decay, kmeans_init: width, decay and initialisation of the codebook that is not
-        look-up free. rotation_trick: its gradient is turned (`quantize.rotated`), as that of the
-        package is with vector-quantize-pytorch from 1.15 on, instead of passing straight through.
+        look-up free. rotation_trick: the gradient is turned where it goes through that codebook
+        (`quantize.rotated`), as in the package with vector-quantize-pytorch from 1.15 on, instead
+        of passing straight through.
       discr_layers: layers of `discriminator()`. pixel_range: lowest and highest value of the float
         images.
       remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products).

@@ -245,8 +245,8 @@ class VQGanVAE(_Network):
         `codebook_size` is then their product and need not be given. None: no FSQ.
       codebook_dim, decay, kmeans_init: width, decay and initialisation of the codebook that is not
         look-up free.
-      rotation_trick: its gradient is turned (`quantize.rotated`); False: it passes straight
-        through.
+      rotation_trick: the gradient is turned where it goes through that codebook
+        (`quantize.rotated`); False: it passes straight through.
       discr_layers: layers of `discriminator()`. pixel_range: lowest and highest value of the float
         images.
       remat: remat policy of the residual blocks: "none", "full" (recomputes all), or "dots".

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from t2i_jax import config, sharding
 from t2i_jax.data.pipeline import batches, source_of
-from t2i_jax.data.source import EMBEDDED
+from t2i_jax.data.source import EMBEDDED, check_split
 from t2i_jax.errors import UserError, first_line
 from t2i_jax.runs import begin, evaluation
 from t2i_jax.runs.ledger import image_channels
@@ -101,6 +101,11 @@ class Wired:
     def is_trained(self) -> bool:
         """Whether it trains something of its own."""
         return bool(self.recipe.task.objectives) and self.recipe.train is not None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no step of it was saved yet."""
+        return self.home is None or last_step(self.home) is None
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -231,6 +236,8 @@ def _memory(device):
 def _check_data(stage):
     """Sizes and columns; and the first samples as training will read them."""
     recipe, spec = stage.recipe, stage.spec
+    if stage.is_new:
+        check_split(recipe.data.source, recipe.data.split, "data.split")
     check_data(recipe, stage.parts)
     if recipe.data.source in EMBEDDED:
         return
@@ -309,7 +316,7 @@ def _check_shapes(stage):
 
 
 def _check_init(stage, params):
-    if stage.home is None or last_step(stage.home) is None:
+    if stage.is_new:
         begin.check(stage.recipe, params)
 
 

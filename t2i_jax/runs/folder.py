@@ -1,12 +1,13 @@
 """A run's folder: what is in it, read and written.
 
     WORKDIR/checkpoints/      the trainer's checkpoints, the recipe in each
-    WORKDIR/PART/            a part that was trained or copied: itself a run, or an exported system
+    WORKDIR/PART/             a part that was trained or copied: itself a run, or an exported system
     WORKDIR/parts.json        where each part is, and the fingerprint of its weights
     WORKDIR/text_tokenizer/   the vocabulary of a learned text encoder
     WORKDIR/recipe.json       the recipe of a run that joins its parts and trains nothing of its own
     WORKDIR/samples/          grids of images; metrics.jsonl, metrics.json, goodput.json and event
-    files beside them WORKDIR/profile/          traces
+                              files beside them
+    WORKDIR/profile/          traces
     WORKDIR/evaluation.json   how the metrics of generated images were measured while it trained
     WORKDIR/evaluation/       the features of the real images that they are compared with
 

@@ -290,7 +290,9 @@ def recipe_from_dict(data: Any, where: str = "") -> Recipe:
     except UserError as error:
         raise UserError(f"{where}: {error}" if where else str(error)) from error
     except RecursionError as error:
-        raise UserError(f"{where or 'recipe'}: values within values too deep.") from error
+        raise UserError(
+            f"{where or 'recipe'}: values within values too deep; restore it from a copy."
+        ) from error
     return recipe
 
 

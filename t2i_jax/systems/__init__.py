@@ -43,7 +43,10 @@ def _elsewhere() -> dict[str, str]:
     for row in filter(None, os.environ.get("T2I_SYSTEMS", "").split(",")):
         name, _, package = row.partition("=")
         if not (name.isidentifier() and package):
-            raise UserError(f"T2I_SYSTEMS={row!r} is not of the form name=package.")
+            raise UserError(
+                f"T2I_SYSTEMS={row!r} is not of the form name=package; write it so, as "
+                "toy=tests.toy_system."
+            )
         found[name] = package
     return found
 

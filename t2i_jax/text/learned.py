@@ -69,7 +69,7 @@ class LearnedText(CaptionEncoder):
 
     Attributes:
       dim, depth, heads, mlp_dim: widths and numbers; dim is a multiple of heads.
-      vocab_size: ids are below it; max_length: tokens of a caption.
+      vocab_size: ids are below it. max_length: tokens of a caption; what is longer is cut.
       causal: whether a token sees only itself and those before it, as in CLIP's encoder (Radford et
         al. 2021, section 2.4). What comes first is then plain to see: a diffusion model with it
         learns in far fewer steps which of two things stands above the other.

@@ -42,8 +42,8 @@ class TrainConfig:
     """How long, how fast and on what a task is trained.
 
     Attributes:
-      steps: updates in all. batch_size: over all devices and processes. seed: of parameters, data
-        order and noise.
+      steps: updates in all. batch_size: samples of an update, over all devices and processes. seed:
+        of parameters, data order and noise.
       optim: the optimiser of every group that `optim_by_group` does not name.
       optim_by_group: optimisers of single groups, as {"discriminator": OptimConfig(...)}.
       ema_decay: decay of the exponential moving average (EMA) of the parameters; 0: none is kept.
@@ -52,14 +52,15 @@ class TrainConfig:
       mesh: size per mesh axis ("slice", "data", "fsdp", "sequence", "tensor"), one may be -1: what
         remains; None: all devices on "data". rules: how parameters are split, "dp", "fsdp" or
         "fsdp_tp"; None: over all that the mesh has.
-      log_every, eval_every, save_every: in steps; eval_every=0: no previews. keep: checkpoints that
-        stay, and beside them the one with the best validation metric.
+      log_every: steps from one line of metrics to the next. eval_every: steps from one preview, a
+        grid of images, to the next; 0: none. save_every: steps from one checkpoint to the next.
+        keep: checkpoints that stay, and beside them the one with the best validation metric.
       validate_every: steps from one validation to the next, on a few held-out batches that are
         always the same; 0: none. None: with every checkpoint where `data.heldout` holds data out,
         else none.
       max_skipped_in_a_row: the number of updates in a row that were not finite at which the run
         stops.
-      wandb_project: log to Weights & Biases too; None: don't.
+      wandb_project: the project of Weights & Biases to which metrics go too; None: they do not.
     """
 
     steps: Count = 1000

@@ -1,6 +1,9 @@
 """Arguments from signatures: values, refusals in one sentence, help."""
 
+import ast
 import pathlib
+import re
+import shlex
 from typing import Annotated
 
 import pytest
@@ -216,3 +219,27 @@ def test_what_options_need_and_do_nothing_beside_are_fields_or_inputs_of_sample(
     for name in ("needs", "idle_with"):
         for option, others in getattr(task.options, name, {}).items():
             assert option in fields_of(task.options) and known.issuperset(others), (option, others)
+
+
+def _of_command(words):
+    """The function of a command's words, its arguments, and its name."""
+    found, name = COMMANDS, "t2i"
+    while not isinstance(found, str):
+        found, name, words = found[words[0]], f"{name} {words[0]}", words[1:]
+    module, _, function = found.partition(":")
+    home = __import__(f"t2i_jax.cli.{module}", fromlist=[function])
+    return getattr(home, function), words, name
+
+
+def test_the_commands_that_recipes_tell_are_commands():
+    configs = pathlib.Path(__file__).parents[2] / "configs"
+    for path in sorted(configs.rglob("*.py")):
+        told = (ast.get_docstring(ast.parse(path.read_text())) or "").replace("\\\n", " ")
+        assert not re.search(r"^ *\w+\.[\w.]+=", told, re.MULTILINE), path  # the end of a command
+        lines = re.findall(r"^ *t2i (.*)$", told, re.MULTILINE)
+        for command in (one for line in lines for one in line.split(" && ")):
+            words = shlex.split(command.removeprefix("t2i "), comments=True)
+            if words[0] == "sample":  # its options are those of the run
+                continue
+            function, rest, name = _of_command(words)
+            arguments.parsed(arguments.arguments_of(function), rest, name)

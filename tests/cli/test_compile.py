@@ -82,6 +82,11 @@ def test_of_a_recipe_that_joins_stages_each_is_compiled(tmp_path, capsys):
         compile_for(recipe, topology="v5e:2x2", search=True)
 
 
+def test_a_search_beside_sampling_is_refused():
+    with pytest.raises(UserError, match="search is of the training step"):
+        compile_for(pathlib.Path(tiny.__file__), topology="v5e:2x2", search=True, generate=2)
+
+
 def test_a_system_that_lives_elsewhere_compiles_too(tmp_path, capsys):
     recipe, out = pathlib.Path(toy.__file__), tmp_path / "report.json"
     compile_for(recipe, topology="v5e:2x2", mesh="data=2,fsdp=2", json_file=out)

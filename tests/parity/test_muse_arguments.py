@@ -288,7 +288,7 @@ def test_every_argument_of_muse(tmp_path):
     model, _ = convert.from_torch(path, resnet_groups=4, superres={"self_cond": True})
     assert [part.transformer.self_cond for part in (model.base, model.superres)] == [False, True]
     for options, said in (
-        (dict(base=3), "muse.base=3 is no arguments of a MaskGit"),
+        (dict(base=3), "muse.base=3 are no arguments of a MaskGit"),
         (dict(base={"cond_drop": 3}), "cond_drop=3, an argument of no release"),
         (dict(third={}), "muse has third="),
         (dict(superres={"cond_image_size": 4}), "is given the base's images of 8 pixels"),

@@ -54,6 +54,11 @@ def test_a_folder_without_captions_is_found_before_the_part_trains(folders, tmp_
     check(recipe.parts["mean"])  # which needs images alone
 
 
+def test_a_split_of_a_source_without_splits_is_refused(folders):
+    told = _told(toy.get_config(), f"data.source=folder:{folders / 'captioned'}", "data.split=val")
+    assert "data.split='val'" in told and "has no splits; leave it out" in told
+
+
 def test_a_judge_of_other_captions_is_found_before_the_part_trains(folders, tmp_path):
     own = f"data.source=folder:{folders / 'captioned'}"
     recipe = changed(tiny.get_config(), [f"*.{own}", "train.eval_every=5"])

@@ -433,6 +433,19 @@ def test_what_can_not_be_measured_is_one_sentence(folders, tmp_path):
         (("evaluate", made, "--count", "5"), "count=5 is for a run that generates images for"),
         (("evaluate", made, "--prompts", "parti:x", "--count", "0"), "count=0 is below 1"),
         ((*images, "--metrics", "is", "--guidance", "3"), "guidance='3' is for a run that"),
+        *(
+            (("evaluate", *of, flag, value), "is for a run that generates images for prompts")
+            for of in ((made,), ("--images", made, "--metrics", "is"))
+            for flag, value in (("--seed", 1), ("--batch-size", 2), ("--mesh", "data=1"))
+        ),
+        *(
+            (("evaluate", made, flag, value), "is for a run that generates images for prompts")
+            for flag, value in (("--reference", real), ("--out", tmp_path), ("--inception", real))
+        ),
+        (
+            (*images, "--metrics", "is", "--protocol", "coco30k", "--mode", "tf"),
+            "which has its own; leave out one of them",
+        ),
         (("evaluate", "reference", real), "--out FILE.npz is missing"),
         (("evaluate", "compare", real), "B is missing"),
     ):

@@ -199,7 +199,10 @@ def _computed(images, extractor, layers, shard, bring, batch_size):
             found[layer].append(batch[layer])
     if not kept:
         told = ", ".join(f"{reason} {count}" for reason, count in left_out.items())
-        raise UserError(f"none of {len(images.split.rows(shard))} images can be used ({told}).")
+        raise UserError(
+            f"none of {len(images.split.rows(shard))} images can be used ({told}); repair them, or "
+            "give others."
+        )
     about = {"left_out": left_out, "sizes": sizes, "pixels": digest.hexdigest()}
     return {
         **{layer: np.concatenate(parts) for layer, parts in found.items()},

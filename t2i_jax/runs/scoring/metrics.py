@@ -292,7 +292,9 @@ def _judged(metric, subject, extractor):
             verdicts.setdefault(part, {}).update(zip(rows, found, strict=True))
     if not (kept := sorted(verdicts[""])):
         told = ", ".join(f"{reason} {count}" for reason, count in left_out.items())
-        raise UserError(f"none of {len(captions)} images can be used ({told}).")
+        raise UserError(
+            f"none of {len(captions)} images can be used ({told}); repair them, or give others."
+        )
     for part, found in verdicts.items():
         values_N = np.array([found[row] for row in kept], np.float64)
         yield Entry(

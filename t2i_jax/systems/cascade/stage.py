@@ -70,7 +70,7 @@ class Stage:
             if value is not None and (
                 isinstance(value, bool) or not isinstance(value, int) or value < 1
             ):
-                raise UserError(f"stage.{name}={value!r} is not a number from 1.")
+                raise UserError(f"stage.{name}={value!r} is not a number from 1; give 1 or more.")
         if self.percentile is not None and not 0 < self.percentile <= 1:
             raise UserError(
                 f"stage.percentile={self.percentile} is outside (0, 1]; try 0.95, or None to clip."

@@ -42,6 +42,7 @@ class ClipSystem(System):
       task: what it was trained as. weights: {"clip": parameters}.
       text_tokenizer: captions to ids; None: captions are given as ids.
       mesh: the mesh on which it works, see `generation.on_mesh`; None: one device.
+      frozen: weights of frozen networks, of which a CLIP has none.
     """
 
     task: ClipTask

@@ -52,7 +52,8 @@ class ClipTask(SystemTask):
         it (Zhai et al. 2021, LiT); begin with the run that has its weights (`Recipe.init`).
       rows: captions whose scores with all images are made at once, a divisor of the batch; None: as
         many as 64 MiB of scores on each device allow.
-      compat: behaviours of x-clip that are wrong, see `losses.COMPATS`.
+      compat: what to keep of x-clip where it is wrong: "filip_image_to_text", with tokens and
+        patches compared one by one the loss of images is a softmax over images, not over texts.
     """
 
     model: Any

@@ -42,7 +42,8 @@ class VisualSsl:
       temperature: of SimCLR.
       hidden_dim, projection_dim: widths of the projector, which training alone uses.
       views: how the two views differ from the image.
-      compat: behaviours of x-clip that are wrong, see `COMPATS`.
+      compat: what to keep of x-clip where it is wrong: "by_tokens", views are compared token by
+        token; "unnormalised", SimCLR's vectors keep their lengths.
     """
 
     kind: str = "simsiam"

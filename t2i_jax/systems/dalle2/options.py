@@ -21,10 +21,13 @@ class DALLE2Options(DecoderOptions):
     Attributes:
       prior_guidance: scale of classifier-free guidance of the prior; 1 is none.
       prior_sampler: "ancestral", "ddim", "heun" or "dpm_solver".
-      prior_steps: of that sampler; None: the usual number, see `PriorOptions`.
+      prior_steps: of that sampler; None: 64 of "ddim", 32 of "heun" and "dpm_solver", and every
+        timestep there is of "ancestral".
       prior_num_samples: image embeddings that are sampled for each image; the one that is the most
         similar to the caption's embedding is taken.
-      prior_compat: see `PriorOptions`; None: as `compat`.
+      prior_compat: "dalle2-pytorch" or "dalle2-pytorch-unclipped": guidance and samplers of the
+        prior as that package has them, the latter without clipping (see `PriorOptions`); None: as
+        `compat`.
       blend: where two images are given, how far their embeddings are mixed: 0 is the first, 1 the
         second.
       change: how far an image is changed by the difference of two captions: 0 is not at all, 1

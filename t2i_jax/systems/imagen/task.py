@@ -44,7 +44,8 @@ class ImagenTask(CascadeTask):
 
     Attributes:
       stages: from small to large.
-      text: `LearnedText`, `T5Text` or `StoredText`; None: images without captions.
+      text: `LearnedText`, `T5Text`, `ClipText`, `ClassLabels` or `StoredText` (the batch holds
+        embeddings); None: images without captions.
       cond_drop_prob: share of the captions that are dropped, for classifier-free guidance.
       channels: of the images.
       train_stages: numbers, from 1, of those that are trained; None: all. A run may change it when

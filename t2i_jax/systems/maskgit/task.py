@@ -42,8 +42,8 @@ class MaskGitTask(SystemTask):
     Attributes:
       model: `MaskGitTransformer` or `MaskGitBert`; sizes that it leaves at None come from the
         tokenizers and the text encoder.
-      text: `LearnedText`, `T5Text` or `StoredText`; None: images without captions. A `MaskGitBert`
-        takes `ClassLabels`.
+      text: `LearnedText`, `T5Text`, `ClipText`, `ClassLabels` or `StoredText` (the batch holds
+        embeddings); None: images without captions. A `MaskGitBert` takes `ClassLabels`.
       tokenizer: the image tokenizer's network; None where tokens are all there is.
       image_size: side of the images in pixels, where a tokenizer that runs at several sizes is not
         used at its own; None: the tokenizer's.

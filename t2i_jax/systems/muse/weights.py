@@ -53,7 +53,7 @@ def _given(options):
     for name, value in options.items():
         if not isinstance(value, Mapping):
             raise UserError(
-                f"muse.{name}={values.shown(value)} is no arguments of a MaskGit; write "
+                f"muse.{name}={values.shown(value)} are no arguments of a MaskGit; write "
                 f"muse.{name}={{'cond_drop_prob': 0.25}}."
             )
     return {name: options.get(name, {}) for name in arguments.MUSE}

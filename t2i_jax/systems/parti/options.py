@@ -49,9 +49,7 @@ class PartiOptions:
             )
         generation.check_number("keep_rows", self.keep_rows, "try 0.5")
         if not 0 < self.keep_rows < 1:
-            raise UserError(
-                f"keep_rows={self.keep_rows} must lie between 0 and 1, for example 0.5."
-            )
+            raise UserError(f"keep_rows={self.keep_rows} must lie between 0 and 1; try 0.5.")
         _ = self.sampling  # refuses top_k and top_p
 
     @property

@@ -41,7 +41,8 @@ class PartiTask(SystemTask):
     Attributes:
       model: `PartiTransformer` or `Parti`; sizes that it leaves at None come from the tokenizer and
         the text encoder.
-      text: `LearnedText`, `T5Text`, or `StoredText` (the batch holds embeddings).
+      text: `LearnedText`, `T5Text`, `ClipText`, `ClassLabels` or `StoredText` (the batch holds
+        embeddings).
       tokenizer: the image tokenizer's network; None where tokens are all there is.
       stored_tokens: the batch holds "tokens" even though a tokenizer is known. Without one it
         always does.

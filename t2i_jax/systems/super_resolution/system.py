@@ -54,7 +54,7 @@ class SuperResolutionSystem(ImageToImage):
             or images.dtype != np.uint8
         ):
             raise UserError(
-                f"images is {images.dtype} {images.shape}; give uint8 with sides that {scale} "
+                f"images are {images.dtype} {images.shape}; give uint8 with sides that {scale} "
                 "divides."
             )
         return np.asarray(shrink(jnp.asarray(images), scale))

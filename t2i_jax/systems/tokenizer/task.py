@@ -34,8 +34,7 @@ class TokenizerTask(SystemTask):
     """Trains an image tokenizer, alone or against a discriminator.
 
         TokenizerTask(ViTVQGAN(image_size=32, patch_size=4, dim=96, layers=3, heads=3, mlp_dim=384))
-        TokenizerTask(vae, discriminator=vae.discriminator(), perceptual=vgg)   # as parti-pytorch
-        trains it
+        TokenizerTask(vae, discriminator=vae.discriminator(), perceptual=vgg)  # as parti-pytorch
 
     Groups: "generator" and, with a discriminator, "discriminator". Stats: the network's codebook
     statistics, "usage" (moving average of each code's share, 1 = its fair share) and "recent"
@@ -48,19 +47,21 @@ class TokenizerTask(SystemTask):
       discriminator: module from float images to logits; None: no adversarial loss.
       perceptual: module `(real, fake) -> scalar` over images in [0, 1], weights from outside; None:
         no such loss.
-      l1_weight, l2_weight, logit_laplace_weight: of the reconstruction losses (the last needs
-        output="sigmoid").
-      perceptual_weight, adversarial_weight: of the other terms.
+      l1_weight, l2_weight: weights of the absolute and of the squared difference from the image.
+        logit_laplace_weight: weight of the paper's reconstruction loss, which needs a network with
+        output="sigmoid".
+      perceptual_weight, adversarial_weight: weights of these two losses.
       adaptive: multiply the adversarial loss by `losses.adaptive_weight`: gradients of the
         perceptual loss, or of the reconstruction loss where there is none, against those of the
         adversarial loss.
       gan_loss: "hinge", "bce" or "softplus". gan_start: step at which the adversarial game begins.
       penalty: on the discriminator's slope at real images, "unit_slope" (parti-pytorch), "r1" or
         "none".
-      penalty_weight: of it. penalty_every: it is computed at every n-th step only; r1 is scaled up
-        by as much.
-      usage_decay: of the moving average of usage. revive_below: codes whose usage is under this
-        share are replaced by recent latents; 0 leaves them.
+      penalty_weight: weight of that penalty. penalty_every: the penalty is computed at every n-th
+        step only; r1 is scaled up by as much.
+      usage_decay: decay of the moving average of how often each code is used. revive_below: codes
+        that are used less than this share of the average code are replaced by recent latents; 0
+        leaves them.
       trained: "all"; or "decoder", which leaves encoder and codebook as they are, so that tokens
         stay the same bit for bit: a larger decoder on the tokens that a second stage was trained on
         (Yu et al. 2022, section 2.1). Such a run begins with a trained one (`init` of the recipe).
