@@ -3,6 +3,7 @@ images, `dream`, refusals.
 """
 
 import dataclasses
+import gc
 import json
 import os
 
@@ -28,7 +29,13 @@ class Stopped(Exception):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def there():
+    """While a part trains, by the part's task: the shapes of what its run has on the device."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, there):
     """The folder of a run that was stopped within the prior's training, and resumed."""
     folder = tmp_path_factory.mktemp("dalle2") / "runs" / "tiny"
 
@@ -44,7 +51,19 @@ def run(tmp_path_factory):
     clip = t2i.load(folder / "clip")
     before = runs.fingerprint(clip.weights)
     assert not (folder / "decoder").exists()
-    runs.train(toy.dalle2(), folder)
+    others = jax.live_arrays()  # held, so that their ids stay theirs
+    known = {id(array) for array in others}
+
+    def watched(recipe, build_system):
+        def look(state, step, log):
+            gc.collect()
+            own = [array.shape for array in jax.live_arrays() if id(array) not in known]
+            there[type(recipe.task)] = own
+
+        return (Hook(1, look),)
+
+    made = runs.train(toy.dalle2(), folder, hooks=watched)
+    there["trained"] = [made.clip, made.prior, made.prior.clip, made.decoder, made.decoder.clip]
     assert runs.fingerprint(t2i.load(folder / "clip").weights) == before
     return folder
 
@@ -52,6 +71,19 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dalle2(run):
     return t2i.load(run)
+
+
+def test_what_is_trained_before_is_on_the_device_only_where_a_step_reads_it(run, there):
+    def matrices_of(task, width):
+        return sum(len(shape) > 1 and width in shape for shape in there[task])
+
+    assert matrices_of(t2i.PriorTask, toy.NETWORK.dim) and matrices_of(t2i.PriorTask, 16)
+    # CLIP embeds images for the decoder, and the prior does nothing
+    assert matrices_of(t2i.DecoderTask, 16) and not matrices_of(t2i.DecoderTask, toy.NETWORK.dim)
+    leaves = jax.tree.leaves([(one.weights, one.frozen) for one in there["trained"]])
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+    clips = {id(leaf) for leaf in leaves if leaf.shape == (64, 16)}
+    assert len(clips) == 1, "CLIP's embedding of tokens lies on the device several times"
 
 
 def test_captions_become_images_whatever_the_batch(dalle2):
