@@ -119,6 +119,27 @@ def test_images_become_images(dalle2):
     np.testing.assert_array_equal(kept[:, :8], np.stack([one, one, two, two])[:, :8])
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"prompts": CAPTIONS, "negative_prompts": CAPTIONS[:1]}, "has 1 caption for 2 prompts"),
+        ({"prompts": CAPTIONS, "init_images": np.zeros((3, 8, 8, 3), np.uint8)},
+         "has 3 images for 2 prompts"),
+        ({"image_embeds": [[1.0] * 16, [1.0]]}, "image_embeds are no numbers"),
+        ({"image_embeds": "photo.png"}, "image_embeds are no numbers"),
+        ({"image_embeds": np.ones((1, 5))}, r"image_embeds have shape \(1, 5\)"),
+    ],
+)  # fmt: skip
+def test_what_is_given_is_counted_as_it_was_given_and_before_the_prior_samples(
+    given, sentence, dalle2, monkeypatch
+):
+    monkeypatch.setattr(type(dalle2.prior), "embed", lambda *_, **__: pytest.fail("it sampled"))
+    with pytest.raises(UserError, match=sentence):
+        dalle2.generate(images_per_prompt=2, guidance=2.0, **given)
+    with pytest.raises(UserError, match="instead_of=None: an edit goes from"):
+        dalle2.edit(np.zeros((8, 8, 3), np.uint8), CAPTIONS[0], None)
+
+
 def test_offloaded_it_makes_the_same_images(run, dalle2):
     offloaded = t2i.load(run, offload=True)
     parts = offloaded.clip, offloaded.prior, offloaded.decoder, offloaded.decoder.clip

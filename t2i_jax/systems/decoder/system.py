@@ -184,7 +184,6 @@ class DecoderSystem(CascadeSystem):
         return found
 
     def _embeds(self, image_embeds, images, prompts):
-        width = self.task.embed_width
         if images is not None:
             return self.embed_images(images)
         if image_embeds is None:
@@ -195,6 +194,15 @@ class DecoderSystem(CascadeSystem):
                 )
             self._clip("prompts")
             return self.clip.embed_text(prompts)
+        return self.checked_embeds(image_embeds)
+
+    def checked_embeds(self, image_embeds: Any) -> np.ndarray:
+        """(P, D) float32 of image embeddings that are given, (D,) for one.
+
+        Raises:
+          UserError: no numbers, or of another shape.
+        """
+        width = self.task.embed_width
         try:
             embeds = np.asarray(image_embeds, np.float32)
         except (TypeError, ValueError) as error:
