@@ -27,6 +27,9 @@ from t2i_jax.values import shown
 # from the slowest network to the fastest
 MESH_AXES = ("slice", "data", "fsdp", "sequence", "tensor")
 BATCH_AXES = ("slice", "data", "fsdp")  # a batch is split over all of them
+HOST = "pinned_host"
+"""The memory of a device's host, as JAX names it."""
+
 _SMALL = 2**16  # elements; smaller frozen arrays are not worth gathering
 
 # Logical axes that parameters may name:
@@ -267,7 +270,8 @@ def rows_of_processes(mesh: Mesh, batch_size: int) -> list[tuple[int, ...]]:
 
 
 def put(tree: Any, places: Any) -> Any:
-    """Arrays of this process, the same in every process, laid on a mesh.
+    """Arrays of this process, the same in every process, laid on a mesh; those that lie there
+    already stay.
 
     `places` are shardings, a tree like `tree`.
     """
@@ -275,10 +279,12 @@ def put(tree: Any, places: Any) -> Any:
         return jax.device_put(tree, places)
 
     # Among several processes `device_put` would first send every array to all of them, to compare.
-    def lay(array, place):
-        return jax.make_array_from_callback(array.shape, place, array.__getitem__)
+    def lay(leaf, place):
+        if isinstance(leaf, jax.Array) and leaf.sharding == place:
+            return leaf
+        return jax.make_array_from_callback(leaf.shape, place, np.asarray(leaf).__getitem__)
 
-    return jax.tree.map(lambda leaf, place: lay(np.asarray(leaf), place), tree, places)
+    return jax.tree.map(lay, tree, places)
 
 
 def place_frozen(frozen: Any, mesh: Mesh, rules: str) -> Any:
@@ -306,10 +312,14 @@ def frozen_places(frozen: Any, mesh: Mesh, rules: str) -> Any:
 def whole(tree: Any) -> Any:
     """The same arrays as this process can use them alone.
 
-    What other processes hold in part becomes NumPy arrays.
+    What lies in the host's memory, or other processes hold in part, becomes NumPy arrays.
     """
 
     def of(leaf):
+        if not isinstance(leaf, jax.Array):
+            return leaf
+        if leaf.sharding.memory_kind == HOST:
+            leaf = jax.device_get(leaf) if leaf.is_fully_addressable else _on_device(leaf)
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
             return leaf
         if leaf.is_fully_replicated:
@@ -319,9 +329,18 @@ def whole(tree: Any) -> Any:
     return jax.tree.map(of, tree)
 
 
+def on_host(place: NamedSharding) -> NamedSharding:
+    """The sharding of arrays that lie in the memory of the devices' host."""
+    return place.with_memory_kind(HOST)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def _on_device(leaf):
+    return jax.device_put(leaf, leaf.sharding.with_memory_kind("device"))
 
 
 def _text(sizes):

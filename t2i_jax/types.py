@@ -58,6 +58,7 @@ class Task(Protocol):
       objectives: the losses of one step, in the order in which they are applied; a later one sees
         earlier updates.
       ema_groups: the groups of which a moving average is kept, used for evaluation and sampling.
+      idle_groups: the groups that a step neither changes nor reads, which lie in the host's memory.
       sequence_length: tokens of the sequence that a mesh may split; None: there is none that can be
         split.
       held: by group the names of parameters, or paths ("encoder/norm"), that training leaves as
@@ -72,6 +73,11 @@ class Task(Protocol):
     @property
     def ema_groups(self) -> tuple[str, ...]:
         """The groups that are averaged."""
+        ...
+
+    @property
+    def idle_groups(self) -> tuple[str, ...]:
+        """The groups that a step neither changes nor reads."""
         ...
 
     @property

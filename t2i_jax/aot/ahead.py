@@ -143,6 +143,7 @@ def compile_step(task: Task, config: TrainConfig, frozen: Any, topology: str) ->
     optimisers = states.optimisers_of(task, config)
     state = states.abstract(task, optimisers, config.ema_decay, mesh, config.preset)
     states.check_mesh(state, task, mesh, config.preset)
+    state, _ = states.apart(state, task.idle_groups)
     out = jax.tree.map(lambda leaf: leaf.sharding, state)
     rows = sharding.batch_sharding(mesh)
     spec = {n: _lying(s, rows) for n, s in task.batch_spec(config.batch_size).items()}

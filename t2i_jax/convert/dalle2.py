@@ -26,8 +26,12 @@ def _fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _upgrade(state: State) -> State:
+    """Where the two share a CLIP, `save_model` of safetensors keeps it as the decoder's alone."""
     for name, part in _PARTS.items():
         state = engine.upgraded(state, f"{name}.", part.upgrade)
+    if not engine.part(state, "prior.clip."):
+        shared = engine.part(state, "decoder.clip.")
+        state = dict(state) | {f"prior.clip.{name}": value for name, value in shared.items()}
     return state
 
 

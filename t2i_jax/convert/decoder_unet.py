@@ -21,6 +21,7 @@ from t2i_jax.convert.engine import (
     Entry,
     Layout,
     Network,
+    Refused,
     Row,
     Unused,
 )
@@ -68,7 +69,7 @@ def table(model: DecoderUnet) -> list[Row]:
                 "t2i export writes the system as it is."
             )
     _check_tokens(model)
-    rows: list[Row] = [*_condition(model), *_nulls(model)]
+    rows: list[Row] = [*_refused(model), *_condition(model), *_nulls(model)]
     kernels = len(model.init_cross_embed_kernel_sizes) if model.init_cross_embed else 0
     rows += _convs("init_conv", "first_conv", kernels)
     if model.memory_efficient:
@@ -78,6 +79,8 @@ def table(model: DecoderUnet) -> list[Row]:
     rows += [*_block("mid_block1", "mid_first", False, True)]
     if model.attend_at_middle:
         rows += _attention("mid_attn.fn.fn", "mid_attention", _queries(model))
+    else:
+        rows += _attends_to_nothing("mid_attn.fn.fn", model)
     rows += [*_block("mid_block2", "mid_second", False, True)]
     last = len(model.dim_mults) - 1
     for i in range(last + 1) if model.combine_upsample_fmaps else ():
@@ -87,6 +90,38 @@ def table(model: DecoderUnet) -> list[Row]:
         *_block("final_resnet_block", "final_block", True),
         *_both("to_out", "final_conv"),
     ]
+
+
+def _refused(model) -> Iterator[Row]:
+    """What networks of the package never are."""
+    levels, first = len(model.dim_mults), model.init_dim or model.dim
+    last = first if model.memory_efficient else model.dim * model.dim_mults[0]
+    usual, end = tuple(i > 0 for i in range(levels)), "t2i export writes the system as it is."
+    if sizes.cross_levels(model) != usual:
+        yield Refused(
+            f"cross_attn={model.cross_attn} of the DecoderUnet has no form in dalle2-pytorch, "
+            f"where it is {usual}; {end}"
+        )
+    for name, wide in (("init_dim", first), ("dim_mults", last)):
+        if wide != model.dim:
+            yield Refused(
+                f"{name}={getattr(model, name)} of the DecoderUnet has no form in dalle2-pytorch, "
+                f"whose last block is made for {model.dim} channels, and here gets {wide}; {end}"
+            )
+
+
+def _attends_to_nothing(torch, model) -> Iterator[Row]:
+    """Self-attention, which the package always has at the bottom, that adds zeros: the gain of its
+    last norm is 0.
+    """
+    width, head = model.dim * model.dim_mults[-1], model.attn_dim_head
+    inner = model.attn_heads * head
+    for name, shape in (
+        ("null_kv", (2, head)), ("norm.g", (width,)), ("to_q.weight", (inner, width)),
+        ("to_kv.weight", (2 * head, width)), ("to_out.0.weight", (width, inner)),
+        ("to_out.1.g", (width,)),
+    ):  # fmt: skip
+        yield Unused(f"{torch}.{name}", np.zeros(shape, np.float32))
 
 
 def _check_tokens(model):

@@ -126,7 +126,15 @@ class Unused:
     value: np.ndarray
 
 
-Row = Entry | Constant | Unused
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """What has no form there: export refuses it with this sentence, import goes on."""
+
+    sentence: str
+    torch: str = ""
+
+
+Row = Entry | Constant | Unused | Refused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,8 +296,11 @@ def to_torch(
       optional: groups that are left out where `params` has nothing of them.
 
     Raises:
-      UserError: one that lists every leaf that is missing, of another shape, or not known.
+      UserError: one that lists every leaf that is missing, of another shape, or not known; or what
+        the table refuses.
     """
+    if refused := [row.sentence for row in table if isinstance(row, Refused)]:
+        raise UserError(refused[0])
     leaves = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
     absent = [group for group in optional if not any(_within(path, group) for path in leaves)]
     wanted = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
@@ -314,9 +325,9 @@ def to_torch(
         )
     state = {}
     for entry in table:
-        if not isinstance(entry, Entry):
+        if isinstance(entry, (Constant, Unused)):
             state[entry.torch] = entry.value
-        elif entry.path in wanted:
+        elif isinstance(entry, Entry) and entry.path in wanted:
             array = np.array(entry.layout.to_torch(entry.of(leaves[entry.path])))
             above = [state[entry.torch]] if entry.first else []
             state[entry.torch] = np.concatenate([*above, array]) if above else array

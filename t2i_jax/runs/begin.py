@@ -113,6 +113,9 @@ def weights(recipe: Recipe, mesh: Mesh, state: TrainState) -> TrainState:
     theirs = _recipe_of(run, recipe)
     boxed = sharding.parameters_of(theirs.task)
     places = sharding.shardings(boxed, mesh, recipe.train.preset)
+    idle = recipe.task.idle_groups
+    for group in set(idle) & set(places):
+        places[group] = jax.tree.map(sharding.on_host, places[group])
     params, ema, stats = folders.arrays(run, theirs.task, places)
     chosen = {**params, **ema} if init.averaged else params
     given = shapes.flat({"params": chosen, "stats": stats})
@@ -123,7 +126,11 @@ def weights(recipe: Recipe, mesh: Mesh, state: TrainState) -> TrainState:
         path: _laid(given[path], leaf) if path in told.taken else leaf for path, leaf in own.items()
     }
     whole = _as_tree(merged, {"params": state.params, "stats": state.stats})
-    averages = {group: jax.tree.map(jnp.copy, whole["params"][group]) for group in state.ema}
+    averages = {  # of their own where the step gives them away
+        group: own if group in idle else jax.tree.map(jnp.copy, own)
+        for group, own in whole["params"].items()
+        if group in state.ema
+    }
     if processes.is_first():
         averaged = "EMA weights" if init.averaged and ema else "weights"
         say("\n".join(told.lines(recipe, init, averaged, last_step(run))))

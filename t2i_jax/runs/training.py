@@ -27,7 +27,7 @@ from t2i_jax.runs.report import note_start, write_report
 from t2i_jax.runs.samples import held_out
 from t2i_jax.runs.validation import validation_of
 from t2i_jax.runs.wiring import check_kind, wired
-from t2i_jax.systems.base import Given, System
+from t2i_jax.systems.base import Given, System, on_device, on_host
 from t2i_jax.terminal import say
 from t2i_jax.train.checkpoint import last_step
 from t2i_jax.train.goodput import Goodput
@@ -78,11 +78,15 @@ def train(
     check(recipe, workdir, given=given, build=build)
     for sentence in notes if processes.is_first() else ():
         say(sentence)
-    return _train(recipe, workdir, given or {}, hooks, build, profile)
+    given = {name: on_host(part) for name, part in (given or {}).items()}
+    return on_device(_train(recipe, workdir, given, hooks, build, profile))
 
 
 def _train(recipe, workdir, given, hooks, build, profile):
-    """`train` of what was checked."""
+    """`train` of what was checked: the system, with its parts, like `given`, in the host's memory.
+
+    A step has on the device what it reads, and not what is trained before or after it.
+    """
     processes.check_same(
         recipe_to_dict(recipe), "another recipe", "give every process the same command"
     )
@@ -125,10 +129,15 @@ def _fit(recipe, workdir, parts, hooks, build, profile):
     mesh = sharding.make_mesh(recipe.train.mesh)
     recipe.train.check_batch(mesh)
     _check_data(recipe, parts)
+    read = {name: own for name, own in frozen.items() if name not in task.idle_parts}
+    placed = sharding.place_frozen(read, mesh, recipe.train.preset)
 
-    def build_system(params, stats) -> System:
+    def build_system(params, stats, frozen) -> System:
         made = task.system(*sharding.whole((params, stats)), parts, frozen, text_tokenizer)
         return folders.cutting(made, recipe)
+
+    there = {name: jax.tree.map(_usable, own, frozen[name]) for name, own in placed.items()}
+    while_training = functools.partial(build_system, frozen={**frozen, **there})
 
     ledger = DataLedger(text_tokenizer, 0 if encoder is None else encoder.max_length)
     spec = task.batch_spec(1)
@@ -150,8 +159,8 @@ def _fit(recipe, workdir, parts, hooks, build, profile):
         stream,
         recipe.train,
         workdir,
-        frozen=frozen,
-        hooks=hooks(recipe, build_system),
+        frozen=placed,
+        hooks=hooks(recipe, while_training),
         extra_config=recipe_to_dict(recipe),
         allowed=_FREE,
         clock=clock,
@@ -161,11 +170,17 @@ def _fit(recipe, workdir, parts, hooks, build, profile):
         validation=validation_of(
             recipe, held_out(recipe), mesh, None if text_tokenizer is None else ledger.uncounted
         ),
-        monitor=_monitor(recipe, build_system, workdir, build),
+        monitor=_monitor(recipe, while_training, workdir, build),
     )
     ledger.end(recipe.data.source, stream, workdir)
     write_report(workdir, recipe, parts=folders.part_folders(workdir, recipe))
-    return build_system({**state.params, **state.ema}, state.stats)
+    return build_system({**state.params, **state.ema}, state.stats, frozen)
+
+
+def _usable(placed, own):
+    """What this process can use alone: the array where the step has it, or the whole one."""
+    alone = placed.is_fully_addressable or placed.is_fully_replicated
+    return sharding.whole(placed) if alone else own
 
 
 def _build_once():
@@ -216,7 +231,7 @@ def _with_parts(recipe, workdir, given, hooks, build):
             return _adopted(name, part, source, folder)
         if name in recorded:
             _check_done(name, source, folder)
-        return folders.given(_train(source, folder, given, hooks, build, None), folder)
+        return on_host(folders.given(_train(source, folder, given, hooks, build, None), folder))
 
     asked = recipe.task
     recipe, parts = wired(recipe, given, resolve)
@@ -259,7 +274,7 @@ def _adopted(name, part, source, folder):
     if is_new:
         check_kind(name, part, folders.load_run_recipe(source).task)
         processes.once(lambda: folders.export(source, folder))
-    found = _identified(folders.part_in(folder))
+    found = on_host(_identified(folders.part_in(folder)))
     check_kind(name, part, found.system.task)
     home = paths.given(f"parts.{name}", source)
     if not is_new and home.is_dir():

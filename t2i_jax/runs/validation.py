@@ -116,6 +116,7 @@ def validation_of(recipe: Any, samples: Samples, mesh: Any, tokenize: Any) -> Va
             sharding=sharding.batch_sharding(mesh),
         )
         weights = {**state.params, **state.ema}
+        weights = {g: own for g, own in weights.items() if g not in task.idle_groups}
         with jax.set_mesh(mesh):
             return _mean(
                 program(weights, state.stats, frozen, put(batch), np.int32(number), state.step)

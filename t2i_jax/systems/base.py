@@ -98,6 +98,36 @@ def same_weights(one: Any, other: Any) -> bool:
     return same and all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
 
 
+def on_host(part: Given) -> Given:
+    """The part with all of its weights, those of its system too, in the host's memory."""
+    if part.system is None:
+        return dataclasses.replace(part, weights=jax.device_get(part.weights))
+    system = _moved(part.system, jax.device_get)
+    return dataclasses.replace(part, system=system, weights=system.weights)
+
+
+def on_device(system: System) -> System:
+    """The system with all of its weights on the device; arrays that it has twice lie there once."""
+    there: dict[int, Any] = {}
+
+    def put(leaf):
+        return there.setdefault(id(leaf), jax.device_put(leaf))
+
+    return _moved(system, lambda tree: jax.tree.map(put, tree))
+
+
+def _moved(system, move):
+    """The system with `move(tree)` in place of its weights, and of those of systems within it."""
+    found = {}
+    for field in dataclasses.fields(system):
+        value = getattr(system, field.name)
+        if isinstance(value, System):
+            found[field.name] = _moved(value, move)
+        elif field.name in ("weights", "frozen"):
+            found[field.name] = move(value)
+    return dataclasses.replace(system, **found)
+
+
 class SystemTask:
     """A `t2i_jax.types.Task` that also says all that runs and commands ask of a system.
 
@@ -132,6 +162,20 @@ class SystemTask:
         None for a task that is joined as a whole.
         """
         return None
+
+    @property
+    def idle_groups(self) -> tuple[str, ...]:
+        """The groups that a step neither changes nor reads, which lie in the host's memory while it
+        trains.
+        """
+        return ()
+
+    @property
+    def idle_parts(self) -> tuple[str, ...]:
+        """The entries of `frozen` that a step does not read, which lie in the host's memory while
+        it trains.
+        """
+        return ()
 
     @property
     def held(self) -> Mapping[str, tuple[str, ...]]:

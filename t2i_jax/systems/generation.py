@@ -93,13 +93,17 @@ def texts(
     negative = _encoded(encoder, tokenizer, negative_prompts, "negative_prompts")
     if isinstance(negative_prompts, str):
         negative = {name: np.repeat(value, wanted, axis=0) for name, value in negative.items()}
-    count = len(negative["text_mask"])
+    check_negative(len(negative["text_mask"]), wanted)
+    return found | {_NEGATIVE + name: value for name, value in negative.items()}
+
+
+def check_negative(count: int, wanted: int) -> None:
+    """Refuses another number of negative prompts than of prompts."""
     if count != wanted:
         raise UserError(
             f"negative_prompts has {counted(count, 'caption')} for "
             f"{counted(wanted, 'prompt')}; give one for each, or one string for all."
         )
-    return found | {_NEGATIVE + name: value for name, value in negative.items()}
 
 
 def _encoded(encoder, tokenizer, prompts, field):

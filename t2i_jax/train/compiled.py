@@ -7,11 +7,12 @@ import ctypes
 import gc
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
+from t2i_jax.train import state as states
 from t2i_jax.train.background import compile_in_background
 from t2i_jax.train.executables import Executables, fresh
 from t2i_jax.train.preemption import Stop
@@ -24,12 +25,13 @@ _OPTIONS = {"cpu": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZ
 class CompiledStep:
     """`step(state, *rest) -> (state, metrics)`, compiled for the shapes of its first call.
 
-    The state is donated.
+    The state is donated, but for the groups that are idle, which the program is not given.
 
     Args:
       shardings: of the state that comes out; None: as the compiler likes. mesh: over which
         activations are split too.
       kept: where the program is looked for and kept; None: nowhere.
+      idle: groups of the state that come out as they went in.
     """
 
     def __init__(
@@ -38,10 +40,13 @@ class CompiledStep:
         shardings: Any = None,
         mesh: jax.sharding.Mesh | None = None,
         kept: Executables | None = None,
+        idle: Sequence[str] = (),
     ):
-        out: dict[str, Any] = {} if shardings is None else {"out_shardings": (shardings, None)}
+        out: dict[str, Any] = {}
+        if shardings is not None:
+            out = {"out_shardings": (states.apart(shardings, idle)[0], None)}
         self._jitted: Any = jax.jit(step, donate_argnums=0, **out)
-        self._mesh, self._kept = mesh, kept
+        self._mesh, self._kept, self._idle = mesh, kept, idle
         self._program: Any = None
 
     @property
@@ -58,7 +63,8 @@ class CompiledStep:
             nobody is asked.
         """
         if self._program is None:
-            arguments, options = (state, *rest), _OPTIONS.get(jax.default_backend())
+            moved, _ = states.apart(state, self._idle)
+            arguments, options = (moved, *rest), _OPTIONS.get(jax.default_backend())
             self._program = self._kept.load(arguments, options) if self._kept else None
             self._program = self._program or self._compile(arguments, options, stop)
             if self._program is None:
@@ -70,7 +76,9 @@ class CompiledStep:
     def __call__(self, state: Any, *rest: Any) -> Any:
         """The state after the step, and its metrics."""
         self.prepare(state, *rest)
-        return self._program(state, *rest)
+        moved, idle = states.apart(state, self._idle)
+        after, metrics = self._program(moved, *rest)
+        return states.together(after, idle), metrics
 
     def _compile(self, arguments, options, stop):
         begin = time.monotonic()

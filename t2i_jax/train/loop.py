@@ -142,7 +142,7 @@ def fit(
             stored=stored,
             hooks=hooks,
             frozen=sharding.place_frozen(frozen, mesh, config.preset),
-            step=CompiledStep(step, shardings, mesh, executables),
+            step=CompiledStep(step, shardings, mesh, executables, task.idle_groups),
             stream=Stream(batches, task.batch_spec, config.batch_size, mesh),
             checkpoints=checkpoints,
             log=log,

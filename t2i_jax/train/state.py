@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -20,6 +21,7 @@ from t2i_jax.train.background import compile_in_background
 from t2i_jax.train.config import TrainConfig
 from t2i_jax.types import Key, Task, TrainState
 
+_BY_GROUP = ("params", "opt_state", "ema")  # of a state, what there is for each group
 _MOST_ON_HOST = 2**27  # numbers of a state; a larger one is worth a compiler
 
 
@@ -115,7 +117,8 @@ def abstract(
     """The shapes of what `init_state` makes, each with its sharding; nothing is computed.
 
     Parameters lie as their logical axes say, and what mirrors a parameter (moments, EMA: same path
-    below the group, same shape) lies like it. Everything else is on every device.
+    below the group, same shape) lies like it. Everything else is on every device. What belongs to
+    the task's idle groups lies in the host's memory.
     """
     boxed = sharding.parameters_of(task)
     places = jax.tree_util.tree_leaves_with_path(sharding.shardings(boxed, mesh, rules))
@@ -128,6 +131,8 @@ def abstract(
     def of(path, leaf):
         mirrors = path[0].name in ("params", "opt_state", "ema")
         place = by_path.get((_keys(path), leaf.shape), whole) if mirrors else whole
+        if mirrors and path[1].key in task.idle_groups:
+            place = sharding.on_host(place)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
     # of the parameters' shapes, which are known: tracing their initialisation takes longest
@@ -135,6 +140,25 @@ def abstract(
     before = functools.partial(_before, optimisers=optimisers, averaged=averaged)
     shapes = jax.eval_shape(before, *sharding.unbox(sharding.initial(task)), jax.random.key(0))
     return jax.tree_util.tree_map_with_path(of, shapes)
+
+
+def apart(state: TrainState, groups: Sequence[str]) -> tuple[TrainState, TrainState]:
+    """(the state without what belongs to these groups, with that alone); works on any leaves."""
+    return _of(state, lambda group: group not in groups), _of(state, lambda group: group in groups)
+
+
+def together(state: TrainState, others: TrainState) -> TrainState:
+    """The state with what belongs to the groups of another one."""
+    both = {name: {**getattr(state, name), **getattr(others, name)} for name in _BY_GROUP}
+    return dataclasses.replace(state, **both)
+
+
+def _of(state, wanted):
+    parts = {
+        name: {group: tree for group, tree in getattr(state, name).items() if wanted(group)}
+        for name in _BY_GROUP
+    }
+    return dataclasses.replace(state, **parts)
 
 
 def check_mesh(state: TrainState, task: Task, mesh: Mesh, rules: str) -> None:

@@ -30,8 +30,8 @@ def train_step(
     """The state after one step, and its metrics.
 
     Objectives run in order, each with gradients for its own group and with the updates of those
-    before it. A non-finite loss or gradient of any of them leaves parameters, optimiser, EMA and
-    stats as they were.
+    before it. Groups without one stay as they are, their EMA too. A non-finite loss or gradient of
+    any of them leaves parameters, optimiser, EMA and stats as they were.
 
     Args:
       batch: arrays whose first axis is a multiple of `accumulate`.
@@ -54,12 +54,13 @@ def train_step(
         params[group] = optax.apply_updates(params[group], updates)
         metrics |= {**new, f"grad_norm/{group}": norm}
     params, stats = task.after_update(params, stats, batch, keys[0], state.step)
+    moved = {objective.group for objective in task.objectives}
     ema = {
-        group: moving_average.update(
-            state.ema[group], params[group], state.step, ema_decay,
+        group: average if group not in moved else moving_average.update(
+            average, params[group], state.step, ema_decay,
             optim.held_of(params[group], task.held.get(group, ())),
         )
-        for group in state.ema
+        for group, average in state.ema.items()
     }  # fmt: skip
     finite = jax.lax.optimization_barrier(finite)
     kept = jax.tree.map(

@@ -4,10 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from safetensors.torch import load_model, save_model
 
 import t2i_jax as t2i
 from t2i_jax import convert, runs
 from t2i_jax.config import fields_of
+from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.runs import folder as folders
 from t2i_jax.systems.dalle2 import weights
@@ -58,6 +60,24 @@ def test_weights_both_ways_and_an_image(tmp_path):
     images = [t2i.load(one).generate(ids, guidance=1.5, **quick) for one in (live, folder)]
     assert images[0].shape == (1, 16, 16, 3)
     np.testing.assert_array_equal(*images)
+
+
+def test_each_array_once_or_twice_it_is_the_same_system(tmp_path):
+    """Prior and decoder share their CLIP, of which safetensors keeps one copy."""
+    theirs = _whole()
+    save_model(theirs, tmp_path / "once.safetensors")
+    assert len(torch_io.read(tmp_path / "once.safetensors")) < len(theirs.state_dict())
+    more = {"text_heads": 2, "visual_heads": 2, "resnet_groups": 4, "decoder": {"image_size": 16}}
+    folder = runs.import_torch(tmp_path / "once.safetensors", tmp_path / "run", **more)
+    runs.export_torch(folder, tmp_path / "twice.safetensors")
+    again = _whole()
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.zero_()
+    missing, unexpected = load_model(again, tmp_path / "twice.safetensors", strict=False)
+    assert not missing and set(unexpected) <= set(again.state_dict())  # those of the second copy
+    for name, value in again.named_parameters():
+        assert torch.equal(value, dict(theirs.named_parameters())[name]), name
 
 
 def test_a_clip_of_ours_is_changed_for_the_package(tmp_path, capsys):

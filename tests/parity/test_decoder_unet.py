@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import t2i_jax as t2i
-from t2i_jax import convert, sharding
+from t2i_jax import config, convert, sharding
 from t2i_jax.convert import arguments, torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.nn.resize_right import resize_cubic
@@ -217,7 +217,8 @@ def _own(**options):
 
 @pytest.mark.parametrize("cosine", [False, True])
 def test_a_network_that_was_made_here_is_the_same_in_the_package(cosine, monkeypatch):
-    model, inputs, params = _own(cosine_sim_self_attn=cosine)
+    """One of them without attention at the bottom, which the package has there always."""
+    model, inputs, params = _own(cosine_sim_self_attn=cosine, attend_at_middle=not cosine)
     state = convert.to_torch(model, params)
     theirs = package.Unet(
         **SMALL, **IMAGE, self_attn=(False, True), num_resnet_blocks=1, max_text_len=4,
@@ -232,6 +233,81 @@ def test_a_network_that_was_made_here_is_the_same_in_the_package(cosine, monkeyp
     assert "squared_scale" in again.compat  # which computes as the package does
     exported = convert.to_torch(again, back)
     assert all(torch.equal(exported[key], value) for key, value in state.items())
+
+
+# Every field of a `DecoderUnet`: a value unlike the one in SMALL, and what has to go with it.
+EACH = {
+    "dim": (16, {}),
+    "image_embed_dim": (12, {"cond_on_image_embeds": True}),
+    "text_embed_dim": (10, {"cond_on_text_encodings": True}),
+    "cond_dim": (16, {}),
+    "num_image_tokens": (3, {}),
+    "num_time_tokens": (1, {}),
+    "dim_mults": ((2, 1), {}),
+    "channels": (1, {}),
+    "channels_out": (6, {}),
+    "self_attn": ((True, False), {}),
+    "attn_dim_head": (4, {}),
+    "attn_heads": (3, {}),
+    "lowres_cond": (True, {}),
+    "lowres_noise_cond": (True, {"lowres_cond": True}),
+    "self_cond": (True, {}),
+    "sparse_attn": (True, {}),
+    "cosine_sim_cross_attn": (True, {}),
+    "cosine_sim_self_attn": (True, {}),
+    "attend_at_middle": (False, {}),
+    "cross_attn": (True, {}),
+    "cross_attn_heads": (3, {}),
+    "cross_attn_dim_head": (8, {}),
+    "cond_on_text_encodings": (True, {"text_embed_dim": 10}),
+    "max_text_len": (5, {}),
+    "text_at_levels": (True, TEXT),
+    "add_text_to_time": (True, TEXT),
+    "cond_on_image_embeds": (True, {"image_embed_dim": 12}),
+    "image_embed_scale": (2.0, IMAGE),
+    "add_image_embeds_to_time": (False, IMAGE),
+    "init_dim": (16, {}),
+    "init_conv_kernel_size": (3, {"init_cross_embed": False}),
+    "resnet_groups": ((2, 4), {}),
+    "resnet_weight_standardization": (True, {}),
+    "num_resnet_blocks": ((0, 1), {}),
+    "init_cross_embed": (False, {}),
+    "init_cross_embed_kernel_sizes": ((3, 5), {}),
+    "cross_embed_downsample": (True, {}),
+    "cross_embed_downsample_kernel_sizes": ((2, 6), {"cross_embed_downsample": True}),
+    "memory_efficient": (True, {}),
+    "scale_skip_connection": (True, {}),
+    "pixel_shuffle_upsample": (False, {}),
+    "final_conv_kernel_size": (3, {}),
+    "combine_upsample_fmaps": (True, {}),
+    "compat": (("image_tokens",), {**IMAGE, "cond_dim": 12}),
+}
+ROUNDING = ("dtype", "remat", "attn_max_scores")  # how it is computed, not what
+
+
+def test_every_field_has_a_form_in_the_package_or_is_refused_by_its_name():
+    assert set(EACH) | set(ROUNDING) == set(config.fields_of(t2i.DecoderUnet))
+    known, refused = inspect.signature(package.Unet).parameters, set()
+    for name, (value, more) in EACH.items():
+        options = {**SMALL, **more, name: value}
+        model = t2i.DecoderUnet(**options)
+        shapes = convert.NETWORKS["dalle2-pytorch U-Net"].shapes
+        try:
+            state = convert.to_state(
+                model, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes(model))
+            )
+        except UserError as error:
+            assert str(error).startswith(f"{name}={value}"), f"{name}: {error}"
+            refused.add(name)
+            continue
+        theirs = package.Unet(**{n: v for n, v in options.items() if n in known}).state_dict()
+        wanted = {key: tuple(array.shape) for key, array in theirs.items()}
+        assert {key: array.shape for key, array in state.items()} == wanted, name
+        assert name in {*known, "compat"}, f"{name} changes the output, and the package has none"
+    assert refused == {
+        "cross_attn", "cross_attn_heads", "cross_attn_dim_head", "text_at_levels", "dim_mults",
+        "add_text_to_time", "image_embed_scale", "init_dim",
+    }  # fmt: skip
 
 
 def test_a_projection_that_the_package_does_not_have_is_refused():

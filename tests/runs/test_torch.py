@@ -2,22 +2,26 @@
 bit for bit.
 """
 
+import dataclasses
 import re
 
+import jax
 import numpy as np
 import pytest
 import torch
 
 import t2i_jax as t2i
-from t2i_jax import runs
+from t2i_jax import runs, sharding, systems
 from t2i_jax.cli.convert import from_torch
 from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.runs import export_torch, import_torch
+from t2i_jax.runs import folder as folders
 from tests.e2e import tiny_t5
 from tests.e2e.command import inside, pictures, refused
 from tests.parity import muse_models, reference
 from tests.runs import untrained
+from tests.systems import test_decoder, toy_cascade, toy_muse
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -385,3 +389,26 @@ def test_a_maskgit_goes_in_and_out_through_the_command_line_and_samples(tmp_path
     )  # fmt: skip
     assert "noise_schedule='linear', which has no form here" in wrong.stderr
     assert "did you mean 'cond_drop_prob'" in wrong.stderr and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["parti", "imagen", "maskgit", "decoder"])
+def test_a_text_encoder_of_its_own_is_not_left_out_without_a_word(name, tmp_path, capsys):
+    text = t2i.LearnedText(dim=8, depth=1, heads=1, mlp_dim=8, vocab_size=16, max_length=3)
+    task = {
+        "parti": lambda: t2i.PartiTask(
+            t2i.Parti(dim=8, depth=1, heads=1, dim_head=8, fmap_size=2, codebook_size=4), text
+        ),
+        "imagen": lambda: dataclasses.replace(toy_cascade.TASK, text=text),
+        "maskgit": lambda: dataclasses.replace(toy_muse.TASK, text=text),
+        "decoder": lambda: dataclasses.replace(test_decoder.STORED, text=text),
+    }[name]()
+    params, stats = sharding.unbox(sharding.initial(task))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
+    recipe = t2i.Recipe(task, t2i.DataConfig(), t2i.TrainConfig(steps=1, batch_size=1))
+    contents = folders.Contents(tmp_path, recipe, params, {}, stats, {})
+    try:
+        systems.weights_of(task).to_torch(contents, tmp_path / "out.pt")
+        said = capsys.readouterr().err
+    except UserError as error:
+        said = str(error)
+    assert "run has its own text encoder, and" in said and "no place for it" in said

@@ -3,6 +3,7 @@ images, `dream`, refusals.
 """
 
 import dataclasses
+import gc
 import json
 import os
 
@@ -28,7 +29,13 @@ class Stopped(Exception):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def there():
+    """While a part trains, by the part's task: the shapes of what its run has on the device."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, there):
     """The folder of a run that was stopped within the prior's training, and resumed."""
     folder = tmp_path_factory.mktemp("dalle2") / "runs" / "tiny"
 
@@ -44,7 +51,19 @@ def run(tmp_path_factory):
     clip = t2i.load(folder / "clip")
     before = runs.fingerprint(clip.weights)
     assert not (folder / "decoder").exists()
-    runs.train(toy.dalle2(), folder)
+    others = jax.live_arrays()  # held, so that their ids stay theirs
+    known = {id(array) for array in others}
+
+    def watched(recipe, build_system):
+        def look(state, step, log):
+            gc.collect()
+            own = [array.shape for array in jax.live_arrays() if id(array) not in known]
+            there[type(recipe.task)] = own
+
+        return (Hook(1, look),)
+
+    made = runs.train(toy.dalle2(), folder, hooks=watched)
+    there["trained"] = [made.clip, made.prior, made.prior.clip, made.decoder, made.decoder.clip]
     assert runs.fingerprint(t2i.load(folder / "clip").weights) == before
     return folder
 
@@ -52,6 +71,19 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dalle2(run):
     return t2i.load(run)
+
+
+def test_what_is_trained_before_is_on_the_device_only_where_a_step_reads_it(run, there):
+    def matrices_of(task, width):
+        return sum(len(shape) > 1 and width in shape for shape in there[task])
+
+    assert matrices_of(t2i.PriorTask, toy.NETWORK.dim) and matrices_of(t2i.PriorTask, 16)
+    # CLIP embeds images for the decoder, and the prior does nothing
+    assert matrices_of(t2i.DecoderTask, 16) and not matrices_of(t2i.DecoderTask, toy.NETWORK.dim)
+    leaves = jax.tree.leaves([(one.weights, one.frozen) for one in there["trained"]])
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+    clips = {id(leaf) for leaf in leaves if leaf.shape == (64, 16)}
+    assert len(clips) == 1, "CLIP's embedding of tokens lies on the device several times"
 
 
 def test_captions_become_images_whatever_the_batch(dalle2):
@@ -85,6 +117,27 @@ def test_images_become_images(dalle2):
     known = {"init_images": [one, two], "mask": half, "resample": 1}
     kept = dalle2.generate(CAPTIONS, images_per_prompt=2, **known, **QUICK)
     np.testing.assert_array_equal(kept[:, :8], np.stack([one, one, two, two])[:, :8])
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"prompts": CAPTIONS, "negative_prompts": CAPTIONS[:1]}, "has 1 caption for 2 prompts"),
+        ({"prompts": CAPTIONS, "init_images": np.zeros((3, 8, 8, 3), np.uint8)},
+         "has 3 images for 2 prompts"),
+        ({"image_embeds": [[1.0] * 16, [1.0]]}, "image_embeds are no numbers"),
+        ({"image_embeds": "photo.png"}, "image_embeds are no numbers"),
+        ({"image_embeds": np.ones((1, 5))}, r"image_embeds have shape \(1, 5\)"),
+    ],
+)  # fmt: skip
+def test_what_is_given_is_counted_as_it_was_given_and_before_the_prior_samples(
+    given, sentence, dalle2, monkeypatch
+):
+    monkeypatch.setattr(type(dalle2.prior), "embed", lambda *_, **__: pytest.fail("it sampled"))
+    with pytest.raises(UserError, match=sentence):
+        dalle2.generate(images_per_prompt=2, guidance=2.0, **given)
+    with pytest.raises(UserError, match="instead_of=None: an edit goes from"):
+        dalle2.edit(np.zeros((8, 8, 3), np.uint8), CAPTIONS[0], None)
 
 
 def test_offloaded_it_makes_the_same_images(run, dalle2):

@@ -129,6 +129,32 @@ def test_a_stage_learns_and_is_counted_and_the_other_one_has_a_loss(trained):
     assert np.isfinite(loss) and loss > 0
 
 
+def test_guidance_without_a_condition_that_was_never_dropped_is_said(capsys):
+    never = "was trained without dropping any"
+    for drops, negative, scales, told in (
+        ((0.0, 0.5), False, (2.0, 1.0), ["image_cond_drop_prob=0"]),
+        ((0.5, 0.0), False, (2.0, 1.0), ["text_cond_drop_prob=0"]),
+        ((0.5, 0.0), True, (2.0, 1.0), []),
+        ((0.0, 0.5), True, (2.0, 1.0), ["image_cond_drop_prob=0"]),
+        ((0.0, 0.5), False, (1.0, 2.0), []),  # of a stage without conditions
+        ((0.0, 0.5), False, (1.0, 1.0), []),
+        ((0.1, 0.5), False, (2.0, 1.0), []),
+    ):
+        fields = dict(zip(("image_cond_drop_prob", "text_cond_drop_prob"), drops))
+        task = dataclasses.replace(STORED, **fields)
+        DecoderSystem(task, {}, {})._check_guidance(scales, negative)
+        said = capsys.readouterr().err
+        assert said.count(never) == len(told) and all(f"({one})" in said for one in told)
+
+
+def test_values_of_more_u_nets_than_there_are_are_told(capsys):
+    unet = t2i.DecoderUnet(**UNET, image_embed_dim=6)
+    made = t2i.Decoder(unet, image_size=8, learned_variance=(True, False))
+    assert "learned_variance=(True, False) has 2 values for 1 U-Net;" in capsys.readouterr().err
+    assert made == t2i.Decoder(unet, image_size=8, learned_variance=True)
+    assert not capsys.readouterr().err
+
+
 def test_images_depend_on_seed_embedding_caption_and_guidance_alone(trained):
     system, (prompts, embeds) = system_of(trained), prompts_of()
 

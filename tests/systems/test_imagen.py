@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import t2i_jax as t2i
 from t2i_jax import config
 from t2i_jax.diffusion.noise import Ddpm, Edm
 from t2i_jax.diffusion.samplers import Churn
@@ -190,6 +191,15 @@ def test_guidance_without_dropped_captions_is_said(capsys):
     ):
         dataclasses.replace(SYSTEM, task=task)._texts(prompts(1), negative, [scale])
         assert ("guidance=1 is what it has learnt" in capsys.readouterr().err) == told
+
+
+def test_values_of_more_u_nets_than_there_are_are_told(capsys):
+    fields = {"image_sizes": 8, "condition_on_text": False}
+    made = t2i.Imagen(UNET, noise_schedules=("linear", "cosine", "linear"), **fields)
+    told = "noise_schedules=('linear', 'cosine', 'linear') has 3 values for 1 U-Net;"
+    assert told in capsys.readouterr().err
+    assert made == t2i.Imagen(UNET, noise_schedules="linear", **fields)
+    assert not capsys.readouterr().err
 
 
 def test_guidance_and_negative_prompts_change_the_picture():

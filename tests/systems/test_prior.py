@@ -18,6 +18,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.models.image_text import TextEmbedding
 from t2i_jax.pixels import save_png
 from t2i_jax.runs.evaluation import evaluate
+from t2i_jax.systems.prior import sampling
 from t2i_jax.systems.prior.sampling import bound, denoise
 from tests.begun import begun
 from tests.systems import toy_dalle2 as toy
@@ -52,6 +53,23 @@ def test_embeddings_do_not_depend_on_batches_and_the_best_is_kept(prior):
     kept = prior.embed(prior.clip.encode_text(captions), steps=2, images_per_prompt=2)
     np.testing.assert_allclose(kept, once, atol=1e-5)
     np.testing.assert_allclose(prior.embed(ids, steps=2, images_per_prompt=2), once, atol=1e-5)
+
+
+def test_guidance_without_the_noised_embedding_that_was_never_dropped_is_said(prior, capsys):
+    text = prior.clip.encode_text(["a red circle"])
+    said = {}
+    for drop, compat, scale in (
+        (0.0, "dalle2-pytorch", 2.0), (0.1, "dalle2-pytorch", 2.0), (0.0, None, 2.0),
+        (0.0, "dalle2-pytorch", 1.0),
+    ):  # fmt: skip
+        task = dataclasses.replace(prior.task, image_drop_prob=drop)
+        options = {"guidance": scale, "compat": compat, "steps": 1, "num_samples": 1}
+        one = dataclasses.replace(prior, task=task)
+        with pytest.MonkeyPatch.context() as patch:  # nothing is sampled
+            patch.setattr(sampling, "generate", lambda *_, **__: (np.ones((1, 16)), np.ones(1)))
+            one.embed(text, batch_size=1, **options)
+        said[drop, compat, scale] = "(image_drop_prob=0)" in capsys.readouterr().err
+    assert [key for key, told in said.items() if told] == [(0.0, "dalle2-pytorch", 2.0)]
 
 
 def test_guidance_takes_the_caption_away_and_compat_the_embedding_too(prior):

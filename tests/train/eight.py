@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import gc
 import json
+import pathlib
 import tempfile
 import traceback
 
@@ -37,6 +38,7 @@ from t2i_jax.train.checkpoint import Checkpoints
 from t2i_jax.train.loop import TrainConfig
 from t2i_jax.train.optim import OptimConfig
 from t2i_jax.train.step import train_step
+from tests.train import idle as idle_groups
 from tests.train.toy import ToyBatches, ToyTask
 
 MESHES = {
@@ -201,6 +203,12 @@ def toy():
             chex.assert_trees_all_equal(weights[name], dict(getattr(state, name)))
         assert weights["params"]["first"]["wide"].sharding == places["first"]["wide"]
         checkpoints.close()
+
+
+def idle():
+    """A group that is not trained lies in the hosts' memory, in shards; nothing else changes."""
+    with tempfile.TemporaryDirectory() as workdir:
+        idle_groups.check(pathlib.Path(workdir), MESHES["fsdp_tp"])
 
 
 def frozen():
@@ -587,6 +595,7 @@ CASES = {
     case.__name__: case
     for case in (
         toy,
+        idle,
         frozen,
         strided,
         tokenizer,

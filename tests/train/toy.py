@@ -46,6 +46,7 @@ class ToyTask:
     ema_groups: tuple = ("first",)
 
     sequence_length: ClassVar[int | None] = None
+    idle_groups: ClassVar[tuple[str, ...]] = ()
     held: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from t2i_jax.config import one_of
@@ -11,6 +11,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.systems import generation
 from t2i_jax.systems.cascade.stage import SAMPLERS
 from t2i_jax.values import shown
+from t2i_jax.words import counted
 
 _MOST_STEPS = 100_000
 _LARGEST = 16_384  # pixels of a side
@@ -100,6 +101,17 @@ def per_stage(name: str, value: Any, count: int) -> list[Any]:
             )
         return list(value)
     return [value] * count
+
+
+def tell_unused(name: str, values: Sequence[Any], count: int) -> None:
+    """A line on stderr about values of more U-Nets than there are, which the packages leave out
+    where they check no number.
+    """
+    if len(values) > count:
+        generation.tell(
+            f"{name}={tuple(values)} has {len(values)} values for {counted(count, 'U-Net')}; those "
+            "after them are of no use"
+        )
 
 
 def _check_interval(interval):

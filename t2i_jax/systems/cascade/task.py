@@ -56,6 +56,11 @@ class CascadeTask(SystemTask):
         """All stages are averaged."""
         return tuple(group(number) for number in self._trainable)
 
+    @property
+    def idle_groups(self) -> tuple[str, ...]:
+        """The stages that are not trained: each learns from images, not from the stage before."""
+        return tuple(group(number) for number in self._trainable if number not in self._trained)
+
     def check_options(self, options: CascadeOptions) -> None:
         """Refuses a tuple of values that has not one for each stage."""
         for name in ("guidance", "sampler", "steps", "image_sizes"):

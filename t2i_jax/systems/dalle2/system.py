@@ -113,6 +113,7 @@ class DALLE2System(TextToImage):
             chosen.decoder.per_stage("guidance", len(self.decoder.task.stages))
             with told_of_prior():
                 self.prior.task.check_options(chosen.prior)
+            self._check_beside(prompts, negative_prompts, init_images)
             if batch_size is not None:  # what as many images need
                 own["batch_size"] = batch_size * chosen.prior.num_samples
             embeds = self.prior.embed(prompts, chosen.prior, **own, progress=progress)
@@ -121,7 +122,7 @@ class DALLE2System(TextToImage):
             embeds = image_embeds
             if images is not None:
                 embeds = self._embeds(images, other_images, prompts, instead_of, chosen)
-            embeds, each = np.asarray(embeds, np.float32), 1
+            embeds, each = self.decoder.checked_embeds(embeds), 1
         rest = {"images_per_prompt": images_per_prompt // each, "batch_size": batch_size}
         reads = self.decoder.task.by_text and prompts is not None and instead_of is None
         return self.decoder.generate(
@@ -188,6 +189,11 @@ class DALLE2System(TextToImage):
         """Images changed by the difference of two captions: image + caption - instead_of, by
         `options.change`; arguments as of `generate`.
         """
+        if instead_of is None:
+            raise UserError(
+                "instead_of=None: an edit goes from one caption to another; give the caption that "
+                "says what is there now."
+            )
         return self.generate(caption, options, images=images, instead_of=instead_of, **arguments)
 
     def nearest(self, images: Any, captions: Sequence[str]) -> list[str]:
@@ -206,6 +212,15 @@ class DALLE2System(TextToImage):
             raise UserError(
                 "instead_of is the caption that the prompt takes the place of; give a prompt too."
             )
+
+    def _check_beside(self, prompts, negative_prompts, init_images):
+        """Refuses what has not one for each prompt, before each of them is repeated."""
+        with generation.quiet():
+            count = len(next(iter(self.prior.prompt(prompts, "prompts").values())))
+            if init_images is not None:
+                given.images("init_images", init_images, count, self.task.channels)
+        if isinstance(negative_prompts, list):
+            generation.check_negative(len(negative_prompts), count)
 
     def _embeds(self, images, other_images, prompts, instead_of, options):
         """The embeddings (P, D), of length 1, that images and captions make."""

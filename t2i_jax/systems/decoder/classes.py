@@ -9,7 +9,7 @@ from t2i_jax.diffusion.blur import LowresBlur
 from t2i_jax.diffusion.discrete import DiscreteDdpm
 from t2i_jax.diffusion.learned_variance import LearnedVariance
 from t2i_jax.errors import UserError
-from t2i_jax.systems.cascade.options import per_stage
+from t2i_jax.systems.cascade.options import per_stage, tell_unused
 from t2i_jax.systems.decoder.stage import DecoderStage
 from t2i_jax.systems.decoder.task import DecoderTask
 
@@ -84,6 +84,7 @@ def Decoder(
     learned = (
         learned_variance if isinstance(learned_variance, (tuple, list)) else [learned_variance]
     )
+    tell_unused("learned_variance", learned, count)
     learned = [*learned, *[False] * (count - len(learned))]
     variance = LearnedVariance(vb_loss_weight, learned_variance_constrain_frac)
     noises = each("use_noise_for_lowres_cond", _shifted(use_noise_for_lowres_cond, count))

@@ -99,7 +99,7 @@ class DecoderSystem(CascadeSystem):
         """
         options = generation.with_changes(DecoderOptions, options, changes)
         scales = options.per_stage("guidance", len(self.task.stages))
-        self._check_guidance(scales)
+        self._check_guidance(scales, negative_prompts is not None)
         prompt = self._prompt(prompts, negative_prompts, image_embeds, images, scales)
         return self._generated(
             options,
@@ -184,7 +184,6 @@ class DecoderSystem(CascadeSystem):
         return found
 
     def _embeds(self, image_embeds, images, prompts):
-        width = self.task.embed_width
         if images is not None:
             return self.embed_images(images)
         if image_embeds is None:
@@ -195,6 +194,15 @@ class DecoderSystem(CascadeSystem):
                 )
             self._clip("prompts")
             return self.clip.embed_text(prompts)
+        return self.checked_embeds(image_embeds)
+
+    def checked_embeds(self, image_embeds: Any) -> np.ndarray:
+        """(P, D) float32 of image embeddings that are given, (D,) for one.
+
+        Raises:
+          UserError: no numbers, or of another shape.
+        """
+        width = self.task.embed_width
         try:
             embeds = np.asarray(image_embeds, np.float32)
         except (TypeError, ValueError) as error:
@@ -235,18 +243,32 @@ class DecoderSystem(CascadeSystem):
             )
         return self.task.clip
 
-    def _check_guidance(self, scales):
-        """Refuses guidance of a decoder that never lost its conditions in training."""
-        drops = (self.task.image_cond_drop_prob, self.task.text_cond_drop_prob)
-        used = [
-            drop
-            for drop, by in zip(drops, (self.task.by_image, self.task.by_text), strict=True)
-            if by
-        ]
-        if used and not any(used) and any(scale != 1 for scale in scales):
+    def _check_guidance(self, scales, negative):
+        """Refuses guidance of a decoder that never lost its conditions in training, and tells of
+        one of them that it never lost.
+
+        `negative`: whether guidance starts from negative prompts in place of no captions.
+        """
+        task, guided = self.task, [scale != 1 for scale in scales]
+        used, never = [], []
+        for name, what, drop in (
+            ("cond_on_image_embeds", "image embeddings", "image_cond_drop_prob"),
+            ("cond_on_text_encodings", "captions", "text_cond_drop_prob"),
+        ):
+            by = [getattr(stage.unet, name) for stage in task.stages]
+            used += [getattr(task, drop)] if any(by) else []
+            starts = any(one and scaled for one, scaled in zip(by, guided, strict=True))
+            if starts and not getattr(task, drop) and not (negative and what == "captions"):
+                never.append((what, drop))
+        if used and not any(used) and any(guided):
             raise UserError(
                 f"guidance={scales[0] if len(scales) == 1 else tuple(scales)}, and the decoder was "
                 "trained without dropping conditions; give guidance=1."
+            )
+        for what, drop in never:
+            generation.tell(
+                f"guidance starts from images without {what}, and this run was trained without "
+                f"dropping any ({drop}=0); guidance=1 is what it has learnt"
             )
 
     def _program(self, params: Any, prompt: Mapping[str, Any], keys_B: Any, **settings: Any) -> Any:

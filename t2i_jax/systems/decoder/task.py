@@ -134,6 +134,17 @@ class DecoderTask(CascadeTask):
         return any(stage.unet.cond_on_text_encodings for stage in self.stages)
 
     @property
+    def idle_parts(self) -> tuple[str, ...]:
+        """The CLIP, the tokenizer and a text encoder, where no stage that is trained reads them."""
+        trained = [self.stages[number - 1] for number in self._trained]
+        read = {
+            "clip": any(map(self._reads_clip, self._trained)),
+            "tokenizer": any(stage.latent for stage in trained),
+            "text": any(stage.unet.cond_on_text_encodings for stage in trained),
+        }
+        return tuple(name for name, is_read in read.items() if not is_read)
+
+    @property
     def text_encoder(self) -> Any:
         """From captions to what a batch holds of them; None without captions."""
         if self.text is not None:
@@ -254,24 +265,25 @@ class DecoderTask(CascadeTask):
         return size[0] // patch, size[1] // patch, self._made_channels(stage)
 
     def conditions(
-        self, params: Params, frozen: Any, batch: Batch, key: Key | None = None
+        self, params: Params, frozen: Any, batch: Batch, key: Key | None = None, *, number: int = 1
     ) -> Conditions:
-        """What the images of a batch are conditioned on.
+        """What the images of a batch are conditioned on at a stage.
 
         Args:
-          params: of a stage, whose text encoder may be jointly trained. key: for its dropout.
+          params: of the stage, whose text encoder may be jointly trained. key: for its dropout.
         """
         image = text = mask = None
-        if self.by_image and self.clip is None:
+        unet = self.stages[number - 1].unet
+        if unet.cond_on_image_embeds and self.clip is None:
             image = batch["image_embeds"].astype(jnp.float32)
-        elif self.by_image:
+        elif unet.cond_on_image_embeds:
             pixels = to_float(batch["image"], SIGNED)
             image = self.clip.embed_image(sampling.clip_weights(frozen), pixels)
-        if self.by_text and self.text is None:
+        if unet.cond_on_text_encodings and self.text is None:
             clip: Any = self.clip
             own = (sampling.clip_weights(frozen), batch["text"], batch["text_mask"])
             _, text, mask = jax.lax.stop_gradient(clip.embed_text(*own))
-        elif self.by_text and ("text" in params or not self.text.trainable):
+        elif unet.cond_on_text_encodings:
             text = captions.embed(self.text, params, frozen, batch, key)
             mask = batch["text_mask"]
         return Conditions(jax.lax.stop_gradient(image), text, mask)
@@ -304,7 +316,7 @@ class DecoderTask(CascadeTask):
         `for_text`: for the dropout of a jointly trained text encoder.
         """
         stage = self.stage(number)
-        told = self.conditions(params[group(number)], frozen, batch, for_text)
+        told = self.conditions(params[group(number)], frozen, batch, for_text, number=number)
         told = told._replace(
             keep_image_B=None if told.image_BD is None else draws.keep_image_B,
             keep_text_B=None if told.text_BLE is None else draws.keep_text_B,
@@ -332,11 +344,18 @@ class DecoderTask(CascadeTask):
         if own := sum(map(self.learns_text, self._trained)):
             encoder = sharding.unbox(jax.eval_shape(self.text.init, jax.random.key(0)))
             once += own * flops_of(self.text.embed, encoder, *self.text.spec(1).values())
-        if self.clip is not None and (self.by_image or self.by_text):
-            own = sharding.unbox(jax.eval_shape(self.clip.init, jax.random.key(0)))
-            weights = {"clip": {"clip": own}}
-            frozen = flops_of(self.conditions, {}, weights, dict(self.batch_spec(1)))
+        clip: Any = self.clip
+        for number in filter(self._reads_clip, self._trained):
+            own = sharding.unbox(jax.eval_shape(clip.init, jax.random.key(0)))
+            weights, batch = {"clip": {"clip": own}}, dict(self.batch_spec(1))
+            read = functools.partial(self.conditions, {}, number=number)
+            frozen = max(frozen, flops_of(read, weights, batch))
         return batch_size * (3 * once + frozen)
+
+    def _reads_clip(self, number):
+        unet = self.stages[number - 1].unet
+        reads_text = unet.cond_on_text_encodings and self.text is None
+        return self.clip is not None and (unet.cond_on_image_embeds or reads_text)
 
     def _made_channels(self, stage):
         if not stage.latent:

@@ -11,7 +11,7 @@ from t2i_jax.diffusion.lowres import LowresNoise
 from t2i_jax.diffusion.noise import Ddpm, Edm
 from t2i_jax.diffusion.samplers import Churn
 from t2i_jax.errors import UserError
-from t2i_jax.systems.cascade.options import per_stage
+from t2i_jax.systems.cascade.options import per_stage, tell_unused
 from t2i_jax.systems.cascade.stage import Stage
 from t2i_jax.systems.imagen.task import ImagenTask
 from t2i_jax.text.t5 import DEFAULT_NAME, T5Text
@@ -63,6 +63,7 @@ def Imagen(
     """
     unets = _tuple(unets)
     given = list(_tuple(noise_schedules))
+    tell_unused("noise_schedules", given, len(unets))
     given += ["cosine"] * (2 - len(given))
     given += ["linear"] * (len(unets) - len(given))
 

@@ -163,6 +163,16 @@ class MaskGitTask(SystemTask):
         """All groups are averaged."""
         return self.groups
 
+    @property
+    def idle_groups(self) -> tuple[str, ...]:
+        """A critic that is not trained; it reads what the generator draws."""
+        return ("critic",) if "critic" in self.groups and "critic" not in self.trained else ()
+
+    @property
+    def idle_parts(self) -> tuple[str, ...]:
+        """The images' tokenizer where a batch holds their tokens."""
+        return (self.own_tokenizer,) if self.on_tokens else ()
+
     def init(self, key: Key) -> tuple[Mapping[str, Params], Stats]:
         """First parameters (boxed) by group, and stats (none)."""
         for_decoder, for_text, for_critic = jax.random.split(key, 3)

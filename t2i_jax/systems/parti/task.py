@@ -130,6 +130,11 @@ class PartiTask(SystemTask):
         """All that is trained is averaged."""
         return ("parti",)
 
+    @property
+    def idle_parts(self) -> tuple[str, ...]:
+        """The tokenizer where a batch holds tokens."""
+        return ("tokenizer",) if self.on_tokens else ()
+
     def init(self, key: Key) -> tuple[Mapping[str, Params], Stats]:
         """First parameters (boxed) and stats (none)."""
         for_decoder, for_text = jax.random.split(key)

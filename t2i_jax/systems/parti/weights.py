@@ -64,7 +64,9 @@ def from_torch(file: TorchFile) -> Imported | None:
 
 
 def to_torch(contents: Any, path: pathlib.Path) -> None:
-    """Writes a run as a state dict, with its tokenizer under "vae." where the run holds it."""
+    """Writes a run as a state dict, with its tokenizer under "vae." where the run holds it; a line
+    on stderr says that a jointly trained text encoder is left out.
+    """
     network = model = contents.recipe.task.network
     params: Any = contents.averaged["parti"]["decoder"]
     if isinstance(model, Parti) and "tokenizer" in contents.parts:
@@ -74,6 +76,11 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
         params = {"parti": params, "tokenizer": tokenizers.exported(part)}
         tokenizers.tell_range(tokenizer)
     torch_io.write(path, convert.to_state(model, jax.device_get(params)))
+    if contents.recipe.task.text.trainable:
+        tell(
+            "the run has its own text encoder, and parti-pytorch no place for it, so it is left "
+            "out; there give the embeddings that it makes of captions, as text_token_embeds"
+        )
     if "misaligned_bias" not in network.compat:
         tell(
             "parti-pytorch takes the start token for the first cell, which moves the relative "

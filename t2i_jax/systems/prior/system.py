@@ -88,6 +88,12 @@ class PriorSystem(System):
         """
         chosen = generation.with_changes(PriorOptions, options, changes)
         self.task.check_options(chosen)
+        if chosen.guidance != 1 and chosen.compat is not None and not self.task.image_drop_prob:
+            generation.tell(
+                f"guidance with compat={chosen.compat!r} starts from what the prior makes without "
+                "the noised embedding, and it was trained without dropping any (image_drop_prob=0);"
+                " guidance=1 is what it has learnt"
+            )
         generation.check_amounts(images_per_prompt, batch_size)
         prompt, each = self.prompt(captions), images_per_prompt * chosen.num_samples
         total, made = len(next(iter(prompt.values()))) * each, []
