@@ -190,13 +190,13 @@ def reference(
     from t2i_jax.cluster import processes
     from t2i_jax.config import one_of
     from t2i_jax.eval import protocol as protocols
+    from t2i_jax.eval import statistics_file
     from t2i_jax.runs.scoring import networks, sources, statistics
     from t2i_jax.runs.scoring.networks import Weights, parse_modes
     from t2i_jax.runs.scoring.split import Share
 
     out = paths.new("out", out)
-    if out.suffix != ".npz" or out.exists():
-        raise UserError(f"out={paths.shown(out)} exists or is no .npz; name a new FILE.npz.")
+    statistics_file.check_new(out)
     one_of("network", network, statistics.LAYERS)
     modes = parse_modes(mode)
     if len(modes) > 1:

@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from t2i_jax.errors import UserError
 from t2i_jax.eval.moments import Moments, checked_pair
+from t2i_jax.eval.rows import Rows, moments_of
 
 POINTS = 15
 """Sizes at which FD-infinity measures (dgm-eval, `compute_FD_infinity`)."""
@@ -110,7 +111,7 @@ def factor(covariance_DD: np.ndarray) -> np.ndarray:
     return vectors_DD * np.sqrt(np.maximum(eigenvalues_D, 0))
 
 
-def frechet_of_features(generated_ND: np.ndarray, reference_MD: np.ndarray) -> Frechet:
+def frechet_of_features(generated_ND: Rows, reference_MD: Rows) -> Frechet:
     """The same from the features, without a D x D matrix, for fewer images than features.
 
     Tr((S1 S2)^(1/2)) is the sum of the singular values of X Y^T / sqrt((N - 1)(M - 1)) for centred
@@ -148,7 +149,7 @@ class Extrapolated:
 
 
 def frechet_at_infinity(
-    generated_ND: np.ndarray, reference: Gaussian, points: int = POINTS, seed: int = 0
+    generated_ND: Rows, reference: Gaussian, points: int = POINTS, seed: int = 0
 ) -> Extrapolated:
     """The Frechet distance without the bias of a finite number of generated images (Chong and
     Forsyth 2020, section 4): a line through the distances of random subsets, over 1 / N.
@@ -168,8 +169,9 @@ def frechet_at_infinity(
     whole_DR = factor(reference.covariance_DD)
     values = []
     for size in sizes:
-        subset_ND = generated_ND[np.sort(rng.permutation(count)[:size])]
-        values.append(frechet(Gaussian.of(Moments.of(subset_ND)), reference, whole_DR).value)
+        chosen = np.sort(rng.permutation(count)[:size])
+        one = Gaussian.of(moments_of(generated_ND, chosen))
+        values.append(frechet(one, reference, whole_DR).value)
     slope, value = np.polyfit(1 / sizes, values, 1)
     return Extrapolated(float(value), float(slope), tuple(map(int, sizes)), tuple(values))
 

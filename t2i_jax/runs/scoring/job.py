@@ -187,6 +187,6 @@ def _nearest(images: Images, reference, measures, out):
             except UserError:  # statistics alone
                 return []
             read = functools.partial(reference.image, extractor.name)
-            found = page.neighbours(own.array(layer), others, read)
+            found = page.neighbours(own.rows(layer), others, read)
             return [(int(own.kept[row]), image, distance) for row, image, distance in found]
     return []

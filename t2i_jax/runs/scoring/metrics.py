@@ -28,7 +28,7 @@ from t2i_jax.eval.inception_score import inception_score, inception_score_adm
 from t2i_jax.eval.kid import SUBSET_SIZE, kid, kid_by_subsets
 from t2i_jax.eval.manifold import density_coverage, precision_recall
 from t2i_jax.eval.mmd import cmmd
-from t2i_jax.eval.moments import Moments
+from t2i_jax.eval.rows import moments_of
 from t2i_jax.runs.scoring.features import FeatureSet
 from t2i_jax.runs.scoring.reference import Reference
 
@@ -147,7 +147,7 @@ def _frechet(metric, subject, extractor, layer="pool3", name="fid"):
         _named(name, extractor), found.value, extractor,
         {"method": "eigenvalues" if by is not None else "singular values of features",
          "layer": layer, "covariance": "N - 1", "dtype": "float64"},
-        functools.partial(_halves, generated.array(layer), found.value, other, by),
+        functools.partial(_halves, generated.rows(layer), found.value, other, by),
         numerics={"means": found.means, "covariances": found.covariances,
                   "clipped_eigenvalues": found.clipped},
     )  # fmt: skip
@@ -165,7 +165,7 @@ def _of_few(metric, generated, reference, extractor, layer, width) -> Frechet | 
         return None
     try:
         return frechet_of_features(
-            generated.array(layer), reference.features(extractor, layer, metric)
+            generated.rows(layer), reference.features(extractor, layer, metric)
         )
     except UserError:  # statistics without features
         return None
@@ -176,22 +176,23 @@ def _halves(generated_ND, value, other, factor_DR):
         return None
     factor_DR = factor(other.covariance_DD) if factor_DR is None else factor_DR
 
-    def distance(rows):
-        return frechet(Gaussian.of(Moments.of(generated_ND[rows])), other, factor_DR).value
+    def distance(chosen):
+        one = Gaussian.of(moments_of(generated_ND, chosen))
+        return frechet(one, other, factor_DR).value
 
     return intervals.halves(len(generated_ND), value, distance).about()
 
 
 def _infinity(metric, subject, extractor):
     other = subject.against(metric).gaussian(extractor, "pool3")
-    found = frechet_at_infinity(subject.features[extractor].array("pool3"), other)
+    found = frechet_at_infinity(subject.features[extractor].rows("pool3"), other)
     told = {"method": "line in 1/N through 15 random subsets", "layer": "pool3", "seed": 0}
     numerics = {"sizes": list(found.sizes), "values": list(found.values), "slope": found.slope}
     yield Entry(_named("fid_infinity", extractor), found.value, extractor, told, numerics=numerics)
 
 
 def _kid(metric, subject, extractor):
-    x_ND = subject.features[extractor].array("pool3")
+    x_ND = subject.features[extractor].rows("pool3")
     y_MD = subject.against(metric).features(extractor, "pool3", metric)
     told = {"method": "unbiased, all pairs", "kernel": "(x.y/D + 1)^3", "scale": 1}
     if min(len(x_ND), len(y_MD)) < _JACKKNIFE:
@@ -214,7 +215,7 @@ def _kid(metric, subject, extractor):
 
 def _inception_score(metric, subject, extractor):
     del metric
-    logits_NC = subject.features[extractor].array("logits_unbiased")
+    logits_NC = subject.features[extractor].rows("logits_unbiased")
     splits = min(10, len(logits_NC))
     found = inception_score(logits_NC, splits)
     told = {
@@ -236,7 +237,7 @@ def _inception_score(metric, subject, extractor):
 
 
 def _precision_recall(metric, subject, extractor):
-    x_ND = subject.features[extractor].array("pool3")
+    x_ND = subject.features[extractor].rows("pool3")
     y_MD = subject.against(metric).features(extractor, "pool3", metric)
     found = precision_recall(x_ND, y_MD)
     told = {"neighbours": 3, "layer": "pool3", "edge": "within"}
@@ -245,7 +246,7 @@ def _precision_recall(metric, subject, extractor):
 
 
 def _density_coverage(metric, subject, extractor):
-    x_ND = subject.features[extractor].array("pool3")
+    x_ND = subject.features[extractor].rows("pool3")
     y_MD = subject.against(metric).features(extractor, "pool3", metric)
     found = density_coverage(x_ND, y_MD)
     told = {"neighbours": 5, "layer": "pool3", "edge": "outside"}
@@ -257,7 +258,7 @@ def _clip_score(metric, subject, extractor, scoring: ClipScoring, name: str):
     captions = [scoring.prefix + caption for caption in subject.captioned(metric)]
     features = subject.features[extractor]
     text_ND = subject.extractors[extractor].text_features([captions[row] for row in features.kept])
-    found = clip_score(features.array("image"), text_ND, scoring)
+    found = clip_score(features.rows("image"), text_ND, scoring)
     told = {"prefix": scoring.prefix, "scale": scoring.scale, "clamp": scoring.clamp}
     groups = [subject.groups[row] for row in features.kept]
     yield Entry(
@@ -273,7 +274,7 @@ def _preference(metric, subject, extractor, name: str, scaled: bool):
 
 
 def _cmmd(metric, subject, extractor):
-    x_ND = subject.features[extractor].array("image")
+    x_ND = subject.features[extractor].rows("image")
     y_MD = subject.against(metric).features(extractor, "image", metric)
     told = {"method": "biased, all pairs", "kernel": "Gaussian, sigma 10", "scale": 1000,
             "as": "google-research/cmmd"}  # fmt: skip

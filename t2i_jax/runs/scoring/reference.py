@@ -12,6 +12,7 @@ from t2i_jax import paths
 from t2i_jax.errors import UserError
 from t2i_jax.eval.extractors import Extractor
 from t2i_jax.eval.frechet import Gaussian
+from t2i_jax.eval.rows import Rows
 from t2i_jax.eval.statistics_file import read_statistics
 from t2i_jax.runs.scoring.features import Features, ImageSet
 from t2i_jax.runs.scoring.sources import ArrayImages, SourceImages, source_spec
@@ -34,7 +35,7 @@ class Reference(Protocol):
         """Mean and covariance of a layer's features."""
         ...
 
-    def features(self, extractor: str, layer: str, metric: str) -> np.ndarray:
+    def features(self, extractor: str, layer: str, metric: str) -> Rows:
         """The features themselves; a `UserError` that names the metric where there are none."""
         ...
 
@@ -96,10 +97,10 @@ class ImagesReference:
         """The mean and covariance of the features of all images that could be used."""
         return Gaussian.of(self._found[extractor].moments(layer))
 
-    def features(self, extractor: str, layer: str, metric: str) -> np.ndarray:
+    def features(self, extractor: str, layer: str, metric: str) -> Rows:
         """(N, D) float32."""
         del metric
-        return self._found[extractor].array(layer)
+        return self._found[extractor].rows(layer)
 
     def count(self, extractor: str) -> int:
         """The number of images that could be used."""
@@ -136,11 +137,11 @@ class StatisticsReference:
         known = self._read[extractor].gaussian
         return known or Gaussian.of(self._found[extractor].moments(layer))
 
-    def features(self, extractor: str, layer: str, metric: str) -> np.ndarray:
+    def features(self, extractor: str, layer: str, metric: str) -> Rows:
         """The file's own, or those of its images."""
         kept = self._read[extractor].features_ND
         if kept is None and extractor in self._found:
-            return self._found[extractor].array(layer)
+            return self._found[extractor].rows(layer)
         if kept is None:
             raise self._without_features(metric)
         return kept
