@@ -38,6 +38,10 @@ class Rows(Protocol):
         """(rows, D): those of a slice, or of numbers (K,)."""
         ...
 
+    def __array__(self, dtype: Any = None, /, *, copy: bool | None = None) -> np.ndarray:
+        """All of them."""
+        ...
+
 
 class StoredRows:
     """The rows of an array that npz files hold one part after the other, read when asked for.
@@ -68,7 +72,7 @@ class StoredRows:
             found[mine] = self._parts[part].read()[numbers[mine] - self._starts[part]]
         return found
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, /, *, copy: bool | None = None) -> np.ndarray:
         del copy  # it is always one
         return self[:] if dtype is None else self[:].astype(dtype)
 

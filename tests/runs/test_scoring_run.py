@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from t2i_jax.runs.scoring import generate
 from tests.e2e.command import inside, refused
 from tests.runs import scoring_toys
 from tests.runs.scoring_toys import write_images
@@ -21,6 +22,7 @@ from tests.toy_system import recipe as toy
 
 _PROMPTS = [f"a {size} {colour} circle" for size in ("small", "large") for colour in
             ("red", "green", "blue", "yellow")]  # fmt: skip
+_CUP = {"tag": "single_object", "include": [{"class": "cup", "count": 1}], "prompt": "a cup"}
 _COMMAND = ("--shard-size", 3, "--batch-size", 2, "--metrics", "fid,clip", "--seed", 7)
 _PROGRAM = """
 import sys, time
@@ -183,13 +185,68 @@ def test_what_can_not_be_measured_is_told_before_images_are_generated(run, tmp_p
         assert not (tmp_path / "out" / "images").exists()
 
 
-@pytest.mark.parametrize("name", ["images", "images/00001", "features"])
-def test_a_file_where_a_folder_of_results_belongs_is_one_sentence(run, whole, tmp_path, name):
-    out = tmp_path / "out"
-    shutil.copytree(whole, out)
-    shutil.rmtree(out / name)
-    (out / name).write_text("")
-    assert f"has '{name}', which is not a folder" in refused(*_words(run, out))
+def test_a_file_in_place_of_a_folder_or_the_other_way_round_is_one_sentence(
+    run, whole, tmp_path, monkeypatch
+):
+    """Of everything that an evaluation writes, before images are generated."""
+    monkeypatch.setattr(generate, "generate", lambda *_: pytest.fail("images are generated"))
+    written = [path.relative_to(whole) for path in whole.rglob("*") if path.name != "lock"]
+    # of a shard of images nothing is kept that is not whole
+    written = [path for path in written if path.parts[0] != "images" or len(path.parts) < 3]
+    assert len(written) > 15
+    for name in written:
+        out = tmp_path / "out"
+        shutil.copytree(whole, out)
+        kind = "file" if (out / name).is_file() else "folder"
+        if kind == "file":
+            (out / name).unlink()
+            (out / name).mkdir()
+        else:
+            shutil.rmtree(out / name)
+            (out / name).write_text("")
+        assert f"has '{name}', which is not a {kind}" in refused(*_words(run, out))
+        shutil.rmtree(out)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "names"),
+    [
+        ("geneval", "metadata.jsonl", ["", "00000", "00000/samples", "00000/samples/0002.png"]),
+        ("t2i-compbench", "color_val.txt", ["", "color", "color/samples/a cup_000003.png"]),
+        ("dpg", "set/a.txt", ["", "a.png"]),
+    ],
+)
+def test_a_folder_of_a_benchmark_that_can_not_be_written_is_told_first(
+    run, tmp_path, monkeypatch, kind, file, names
+):
+    monkeypatch.setattr(generate, "generate", lambda *_: pytest.fail("images are generated"))
+    file = tmp_path / file
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(_CUP) if kind == "geneval" else "a cup")
+    given = file.parent if kind == "dpg" else file
+    command = ("evaluate", run / "run", "--prompts", f"{kind}:{given}", "--out", tmp_path / "out")
+    for name in names:
+        place = tmp_path / "out" / kind / name
+        place.parent.mkdir(parents=True)
+        place.mkdir() if name.endswith("png") else place.write_text("")
+        said = refused(*command)
+        assert "is not a f" in said and kind in said, said
+        shutil.rmtree(tmp_path / "out")
+    if kind == "t2i-compbench":
+        file.write_text("a cup_cup")
+        assert "holds '_', where the scorer" in refused(*command)
+
+
+@pytest.mark.parametrize("name", ["guidance-2", "sweep.json", "report.html"])
+def test_several_guidances_are_refused_where_their_table_can_not_be(
+    run, tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr(generate, "generate", lambda *_: pytest.fail("images are generated"))
+    (tmp_path / "out").mkdir()
+    place = tmp_path / "out" / name
+    place.mkdir() if "." in name else place.write_text("")
+    said = refused(*_words(run, tmp_path / "out", "--guidance", "1,2"))
+    assert f"has '{name}', which is not a f" in said
 
 
 def test_a_report_that_could_not_be_written_is_no_success(run):
@@ -208,8 +265,7 @@ def test_without_prompts_it_is_what_eval_measures(run):
 
 
 def test_benchmarks_get_their_own_folders(run, tmp_path):
-    line = {"tag": "single_object", "include": [{"class": "cup", "count": 1}], "prompt": "a cup"}
-    (tmp_path / "geneval.jsonl").write_text(json.dumps(line))
+    (tmp_path / "geneval.jsonl").write_text(json.dumps(_CUP))
     out = tmp_path / "out"
     inside(
         "evaluate", run / "run", "--prompts", f"geneval:{tmp_path / 'geneval.jsonl'}", "--out", out

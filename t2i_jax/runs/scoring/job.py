@@ -13,7 +13,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.eval.prompts import PromptSet
 from t2i_jax.eval.protocol import Protocol
 from t2i_jax.runs.recipe import Recipe
-from t2i_jax.runs.scoring import networks, page, subjects, sweep
+from t2i_jax.runs.scoring import networks, page, plan, subjects, sweep
 from t2i_jax.runs.scoring.features import BATCH_SIZE
 from t2i_jax.runs.scoring.generate import loaded
 from t2i_jax.runs.scoring.metrics import metric_of
@@ -145,6 +145,7 @@ def evaluate_run(
         one: generation.with_changes(type(options), options, {"guidance": one}) for one in guidances
     } or {None: options}
     with lock.held(job.out, "out"):
+        processes.once(lambda: plan.check_places(job.out))
         for guidance, sampled in chosen.items():
             out = job.out if len(chosen) == 1 else job.out / f"guidance-{guidance:g}"
             images = subjects.of_run(
