@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
@@ -11,7 +12,7 @@ from t2i_jax import paths
 from t2i_jax.cli import arguments as cli
 from t2i_jax.cli.arguments import Shown
 from t2i_jax.errors import UserError
-from t2i_jax.values import Count, Range, Seed
+from t2i_jax.values import Count, Range, Seed, shown
 from t2i_jax.words import counted
 
 _Weights = Annotated[pathlib.Path | None, Shown("FILE")]
@@ -68,12 +69,12 @@ def measure(
     metrics: Annotated[str | None, Shown("NAME,NAME")] = None,
     reference: Annotated[str | None, Shown("DIR|FILE.npz")] = None,
     reference_mode: Annotated[str | None, Shown("MODE")] = None,
-    mode: Annotated[str, Shown("MODE,MODE")] = "clean",
+    mode: Annotated[str | None, Shown("MODE,MODE", default="clean")] = None,
     protocol: Annotated[str | None, Shown("NAME")] = None,
     count: Annotated[Annotated[int, Range(1, 2**31 - 1)] | None, Shown("N")] = None,
-    seed: Seed = 0,
+    seed: Annotated[Seed | None, Shown("N", default="0")] = None,
     guidance: Annotated[str | None, Shown("NUMBER,NUMBER")] = None,
-    out: Annotated[pathlib.Path | None, Shown("DIR", default="RUN/eval/SET")] = None,
+    out: Annotated[pathlib.Path | None, Shown("DIR", default="RUN/eval/SET, or DIR-eval")] = None,
     inception: _Weights = None,
     clip: _Folder = None,
     cmmd: _Folder = None,
@@ -81,8 +82,8 @@ def measure(
     pickscore: _Folder = None,
     hpsv2: _Weights = None,
     mesh: Annotated[str | None, Shown("AXIS=SIZE,...")] = None,
-    batch_size: Count = 64,
-    shard_size: Count = 1000,
+    batch_size: Annotated[Count | None, Shown("N", default="64")] = None,
+    shard_size: Annotated[Count | None, Shown("N", default="1000")] = None,
     step: Annotated[str | None, Shown("STEP", default="the newest")] = None,
 ) -> None:
     """Measure the images of a run for prompts, or those of a folder. Without --prompts and --images
@@ -124,22 +125,30 @@ def measure(
     """
     from t2i_jax.cluster import processes
     from t2i_jax.eval import protocol as protocols
-    from t2i_jax.runs.scoring.metrics import parse_metrics
+    from t2i_jax.runs.scoring.metrics import metric_of, parse_metrics
     from t2i_jax.runs.scoring.networks import Weights, parse_modes
+    from t2i_jax.runs.scoring.split import SHARD_SIZE
     from t2i_jax.sharding import parse_mesh
 
-    of_prompts = {"count": count, "guidance": guidance, "mesh": mesh}
-    _check_given(run, prompts, images, captions, metrics, of_prompts)
+    of_prompts = {
+        "count": count, "guidance": guidance, "mesh": mesh, "seed": seed, "batch_size": batch_size,
+    }  # fmt: skip
+    of_both = {
+        "metrics": metrics, "reference": reference, "reference_mode": reference_mode, "mode": mode,
+        "protocol": protocol, "out": out, "shard_size": shard_size,
+    }  # fmt: skip
+    _check_given(run, prompts, images, captions, step, of_prompts, of_both)
     if images is None and prompts is None:
         assert run is not None
         evaluate(run, overrides, step)
         return
     chosen = None if protocol is None else protocols.protocol(protocol)
+    asked = () if metrics is None else parse_metrics(metrics)
+    _check_mode(mode, any(metric_of(name).network == "inception" for name in asked), "metrics")
     settings = {
-        "metrics": () if metrics is None else parse_metrics(metrics),
-        "modes": parse_modes(mode), "protocol": chosen, "reference": reference,
+        "metrics": asked, "modes": parse_modes(mode or "clean"), "protocol": chosen, "reference": reference,
         "reference_mode": reference_mode, "mesh": None if mesh is None else parse_mesh(mesh),
-        "batch_size": batch_size, "shard_size": shard_size,
+        "batch_size": batch_size or 64, "shard_size": shard_size or SHARD_SIZE,
         "weights": Weights(inception, clip, cmmd, dinov2, pickscore, hpsv2),
     }  # fmt: skip
     with processes.joined():
@@ -147,14 +156,14 @@ def measure(
             _measure_images(images, captions, settings, out)
         else:
             count = count or (chosen and chosen.count)
-            _measure_run(run, overrides, step, prompts, count, seed, guidance, settings, out)
+            _measure_run(run, overrides, step, prompts, count, seed or 0, guidance, settings, out)
 
 
 def reference(
     images: Annotated[str, Shown("DIR", positional=True)],
     out: Annotated[pathlib.Path, Shown("FILE.npz", positional=False)],
     network: str = "inception",
-    mode: str = "clean",
+    mode: Annotated[str | None, Shown("MODE", default="clean")] = None,
     protocol: Annotated[str | None, Shown("NAME")] = None,
     keep_features: bool = False,
     adm: bool = False,
@@ -198,7 +207,8 @@ def reference(
     out = paths.new("out", out)
     statistics_file.check_new(out)
     one_of("network", network, statistics.LAYERS)
-    modes = parse_modes(mode)
+    _check_mode(mode, network == "inception", "network")
+    modes = parse_modes(mode or "clean")
     if len(modes) > 1:
         raise UserError(f"mode={mode!r} names several, and a file has statistics of one; give one.")
     chosen = None if protocol is None else protocols.protocol(protocol)
@@ -224,7 +234,7 @@ def tokenizer(
     images: Annotated[str, Shown("DIR", positional=False)],
     out: Annotated[pathlib.Path | None, Shown("DIR", default="RUN/eval/tokenizer")] = None,
     crop: str = "adm",
-    mode: Annotated[str, Shown("MODE,MODE")] = "tf",
+    mode: Annotated[str | None, Shown("MODE,MODE", default="tf")] = None,
     inception: _Weights = None,
     alex: _Weights = None,
     vgg: _Weights = None,
@@ -262,6 +272,7 @@ def tokenizer(
     run = paths.given("run", run)
     out = paths.folder("out", out or run / "eval" / "tokenizer")
     weights = networks.Weights(inception)
+    _check_mode(mode, weights.of("inception") is not None, "inception")
     trunks = {"alex": alex, "vgg": vgg}
     with processes.joined():
         system = runs.load(run, step=checkpoint_step(step))
@@ -269,7 +280,7 @@ def tokenizer(
         spec = sources.source_spec("images", images)
         found = tokenizers.CroppedImages(spec, size, crop, shard_size, split)
         measures = tokenizers.Measures(
-            networks.build("inception", networks.parse_modes(mode), weights)
+            networks.build("inception", networks.parse_modes(mode or "tf"), weights)
             if weights.of("inception")
             else (),
             {trunk: lpips(trunk, path) for trunk, path in trunks.items() if path is not None},
@@ -307,7 +318,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
 _NAME = "t2i evaluate"
 
 
-def _check_given(run, prompts, images, captions, metrics, of_prompts):
+def _check_given(run, prompts, images, captions, step, of_prompts, of_both):
     """Refuses what does not go together, before anything is opened."""
     if (run is None) == (images is None):
         both = "both are" if run is not None else "neither is"
@@ -322,14 +333,28 @@ def _check_given(run, prompts, images, captions, metrics, of_prompts):
             f"captions={captions!r} is for --images; give --prompts for a run, which generates "
             "images."
         )
-    if images is not None and metrics is None:
+    if images is not None and of_both["metrics"] is None:
         raise UserError("metrics are missing; give for example --metrics fid,kid.")
-    of_prompts = of_prompts if run is None else {"metrics": metrics, **of_prompts}
+    of_prompts = {**of_prompts, **(of_both if run is not None else {"step": step})}
     for name, value in ({} if prompts is not None else of_prompts).items():
         if value is not None:
+            remedy = "leave it out" if run is None else "give --prompts"
             raise UserError(
-                f"{name}={value!r} is for a run that generates images for prompts; give --prompts."
+                f"{name}={shown(value)} is for a run that generates images for prompts; {remedy}."
             )
+    if of_both["mode"] is not None and of_both["protocol"] is not None:
+        raise UserError(
+            f"protocol={of_both['protocol']} says the modes, and mode={shown(of_both['mode'])} is "
+            "given, too; leave one of them out."
+        )
+
+
+def _check_mode(mode, uses_inception, where):
+    if mode is not None and not uses_inception:
+        raise UserError(
+            f"mode={shown(mode)} says how images are made smaller for Inception, which {where} does "
+            "not ask for; leave it out."
+        )
 
 
 def _measure_images(images, captions, settings, out):
@@ -339,6 +364,12 @@ def _measure_images(images, captions, settings, out):
 
     spec = source_spec("images", images)
     place = pathlib.Path(spec.partition(":")[2] or spec)
+    if place.name in ("", ".."):
+        place = pathlib.Path(os.path.abspath(place))
+    if out is None and not place.name:
+        raise UserError(
+            f"images={paths.shown(images)} has no name; give --out DIR for the results."
+        )
     job = Job(out=paths.folder("out", out or place.with_name(f"{place.name}-eval")), **settings)
     chosen = None if captions is None else sets.read(captions)
     _tell(evaluate_source(job, spec, chosen, progress=_progress("features")), job.out)

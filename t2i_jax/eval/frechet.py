@@ -19,6 +19,8 @@ from t2i_jax.eval.rows import Rows, moments_of
 
 POINTS = 15
 """Sizes at which FD-infinity measures (dgm-eval, `compute_FD_infinity`)."""
+FEWEST_FOR_INFINITY = 20
+"""Images, between fewer of which there is no line to speak of."""
 _FEWEST, _PART = 5000, 10  # images of the smallest size: so many, or this part of a smaller set
 _SINGULAR = 1e-10  # of a Cholesky factor's squared pivots, the smallest over the largest
 
@@ -162,8 +164,10 @@ def frechet_at_infinity(
       UserError: fewer than 20 images, between which there is no line to speak of.
     """
     count = len(generated_ND)
-    if count < 20:
-        raise UserError(f"{count} images are too few for FD-infinity; give 20 or more.")
+    if count < FEWEST_FOR_INFINITY:
+        raise UserError(
+            f"{count} images are too few for FD-infinity; give {FEWEST_FOR_INFINITY} or more."
+        )
     rng = np.random.default_rng(seed)
     sizes = np.linspace(min(_FEWEST, max(count / _PART, 2)), count, points).astype(int)
     whole_DR = factor(reference.covariance_DD)

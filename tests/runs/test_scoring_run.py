@@ -185,6 +185,55 @@ def test_what_can_not_be_measured_is_told_before_images_are_generated(run, tmp_p
         assert not (tmp_path / "out" / "images").exists()
 
 
+def test_a_reference_that_a_metric_can_not_use_is_told_before_images_are_generated(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(generate, "generate", lambda *_: pytest.fail("images are generated"))
+    np.savez(tmp_path / "plain.npz", mu=np.zeros(6), sigma=np.eye(6))
+    (tmp_path / "broken.npz").write_bytes(b"PK")
+    common = ("evaluate", run / "run", "--prompts", run / "prompts.tsv", "--out", tmp_path / "out")
+    clean = ("--reference-mode", "clean")
+    for name, metrics, more, sentence in (
+        ("nothing", "fid", clean, "can't be read as statistics"),
+        ("broken", "fid", clean, "can't be read as statistics"),
+        ("plain", "fid", (), "say it with --reference-mode"),
+        ("plain", "fid", (*clean, "--mode", "tf"), "has statistics of clean, not of inception-tf"),
+        ("plain", "clip,fid,fid_infinity,pr,is", clean, "metrics=pr needs the features"),
+    ):
+        npz = tmp_path / f"{name}.npz"
+        said = refused(*common, "--reference", npz, "--metrics", metrics, *more)
+        assert sentence in said, said
+    for metric, count in (("fid_infinity", 8), ("pr", 3), ("fid", 1), ("kid", 1)):
+        more = ("--reference", run / "real", "--metrics", metric, "--count", count)
+        assert f"metrics={metric} takes " in refused(*common, *more)
+
+
+def test_options_that_would_do_nothing_are_refused(run, tmp_path):
+    real, out = ("--images", run / "real"), ("--out", tmp_path / "out")
+    of_images = (*real, "--metrics", "is", *out)
+    for words, sentence in (
+        ((*of_images, "--seed", 3), "seed=3 is for a run that generates"),
+        ((*of_images, "--step", 4), "step='4' is for a run that generates"),
+        ((*of_images, "--batch-size", 3), "batch_size=3 is for a run that generates"),
+        ((*of_images, "--mode", "tf", "--protocol", "coco30k"), "says the modes, and mode='tf'"),
+        ((*real, "--metrics", "clip", *out, "--mode", "tf"), "which metrics does not ask for"),
+        ((run / "run", "--reference", run / "real"), "give --prompts"),
+        ((run / "run", "--mode", "tf"), "mode='tf' is for a run that generates images for prompts"),
+        ((run / "run", "--shard-size", 3), "shard_size=3 is for a run that generates"),
+        ((run / "run", *out), "is for a run that generates images for prompts; give --prompts"),
+        (("reference", run / "real", "--network", "clip", "--mode", "tf", "--out",
+          tmp_path / "x.npz"), "which network does not ask for"),
+        (("--images", "/", "--metrics", "is"), "give --out for"),
+    ):  # fmt: skip
+        assert sentence in (said := refused("evaluate", *words)), said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_one_stands_in_is_measured_beside_itself(run, monkeypatch):
+    monkeypatch.chdir(run / "real")
+    assert "real-eval/results.json" in inside("evaluate", "--images", ".", "--metrics", "is").stdout
+
+
 def test_a_file_in_place_of_a_folder_or_the_other_way_round_is_one_sentence(
     run, whole, tmp_path, monkeypatch
 ):

@@ -18,7 +18,7 @@ from t2i_jax.runs.scoring.features import BATCH_SIZE
 from t2i_jax.runs.scoring.generate import loaded
 from t2i_jax.runs.scoring.metrics import metric_of
 from t2i_jax.runs.scoring.networks import Build, Weights
-from t2i_jax.runs.scoring.reference import Reference, open_reference
+from t2i_jax.runs.scoring.reference import Reference, StatisticsReference, open_reference
 from t2i_jax.runs.scoring.results import read_results
 from t2i_jax.runs.scoring.score import Images, Measures, check, score
 from t2i_jax.runs.scoring.split import SHARD_SIZE, Share
@@ -88,8 +88,21 @@ class Job:
             self.reference, self.reference_mode, size, self.shard_size
         )
         found = {name: build(name, modes, self.weights) for name in wanted if name}
+        if isinstance(reference, StatisticsReference):
+            self._check(reference, found)
         measures = Measures(self.metrics, found, self.protocol, self.extractor_batch_size)
         return measures, reference or None
+
+    def _check(self, reference, extractors):
+        """Whether a file has what each network's metrics need of it."""
+        for network, some in extractors.items():
+            of_network = {name: metric_of(name) for name in self.metrics}
+            mine = [name for name, one in of_network.items() if one.network == network]
+            mine = [name for name in mine if of_network[name].needs_reference]
+            # the one that needs the most, as reading the file may take long
+            name = min(mine, key=lambda name: of_network[name].by_gaussian, default=None)
+            for extractor in some if name is not None else ():
+                reference.check(extractor.name, name, not of_network[name].by_gaussian)
 
 
 def evaluate_source(

@@ -17,6 +17,7 @@ from t2i_jax.eval import intervals
 from t2i_jax.eval.alignment import Judge
 from t2i_jax.eval.clip_score import PRESETS, ClipScoring, clip_score
 from t2i_jax.eval.frechet import (
+    FEWEST_FOR_INFINITY,
     Frechet,
     Gaussian,
     factor,
@@ -26,7 +27,7 @@ from t2i_jax.eval.frechet import (
 )
 from t2i_jax.eval.inception_score import inception_score, inception_score_adm
 from t2i_jax.eval.kid import SUBSET_SIZE, kid, kid_by_subsets
-from t2i_jax.eval.manifold import density_coverage, precision_recall
+from t2i_jax.eval.manifold import NEIGHBOURS, density_coverage, precision_recall
 from t2i_jax.eval.mmd import cmmd
 from t2i_jax.eval.rows import moments_of
 from t2i_jax.runs.scoring.features import FeatureSet
@@ -125,6 +126,8 @@ class Metric:
       layers: of that network's extractor.
       measure: (name of the metric, subject, name of the extractor) -> its numbers.
       needs_reference: whether it compares with real images. needs_captions: with captions.
+      by_gaussian: whether mean and covariance of the real images are enough.
+      least: images that it takes of each side.
     """
 
     about: str
@@ -133,6 +136,8 @@ class Metric:
     measure: Callable[[str, Subject, str], Iterator[Entry]]
     needs_reference: bool = True
     needs_captions: bool = False
+    by_gaussian: bool = False
+    least: int = 1
 
 
 def _frechet(metric, subject, extractor, layer="pool3", name="fid"):
@@ -320,15 +325,22 @@ def _by_size(subject, rows, left_out) -> Iterator[tuple[list[int], np.ndarray]]:
 
 
 METRICS: dict[str, Metric] = {
-    "fid": Metric("Frechet distance of Inception", "inception", INCEPTION_LAYERS, _frechet),
-    "fid_infinity": Metric(
-        "the same at infinitely many images", "inception", INCEPTION_LAYERS, _infinity
+    "fid": Metric(
+        "Frechet distance of Inception", "inception", INCEPTION_LAYERS, _frechet,
+        by_gaussian=True, least=2,
     ),
-    "kid": Metric("kernel distance of Inception", "inception", INCEPTION_LAYERS, _kid),
+    "fid_infinity": Metric(
+        "the same at infinitely many images", "inception", INCEPTION_LAYERS, _infinity,
+        by_gaussian=True, least=FEWEST_FOR_INFINITY,
+    ),
+    "kid": Metric("kernel distance of Inception", "inception", INCEPTION_LAYERS, _kid, least=2),
     "is": Metric(
         "Inception Score", "inception", INCEPTION_LAYERS, _inception_score, needs_reference=False
     ),
-    "pr": Metric("precision and recall", "inception", INCEPTION_LAYERS, _precision_recall),
+    "pr": Metric(
+        "precision and recall", "inception", INCEPTION_LAYERS, _precision_recall,
+        least=NEIGHBOURS + 1,
+    ),
     "dc": Metric("density and coverage", "inception", INCEPTION_LAYERS, _density_coverage),
     "clip": Metric(
         "mean cosine of images and captions", "clip", ("image",),
@@ -346,12 +358,12 @@ METRICS: dict[str, Metric] = {
     },
     "clip_fid": Metric(
         "Frechet distance of CLIP", "clip", ("image",),
-        functools.partial(_frechet, layer="image", name="fid"),
+        functools.partial(_frechet, layer="image", name="fid"), by_gaussian=True, least=2,
     ),
     "cmmd": Metric("MMD of CLIP ViT-L/14-336", "cmmd", ("image",), _cmmd),
     "fdd": Metric(
         "Frechet distance of DINOv2", "dinov2", ("cls",),
-        functools.partial(_frechet, layer="cls", name="fd"),
+        functools.partial(_frechet, layer="cls", name="fd"), by_gaussian=True, least=2,
     ),
     "pickscore": Metric(
         "PickScore", "pickscore", ("image",),

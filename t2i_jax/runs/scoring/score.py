@@ -94,6 +94,11 @@ def check(
     subject = Subject({}, {}, reference, captions, (), _no_image, _judge, no_captions)
     for name in measures.metrics:
         metric = metric_of(name)
+        if count < metric.least:
+            raise UserError(
+                f"metrics={name} takes {metric.least} images or more, and there "
+                f"{'is' if count == 1 else 'are'} {count}; give more, or leave it out."
+            )
         if metric.needs_reference:
             subject.against(name)
         if metric.needs_captions:
