@@ -146,8 +146,8 @@ def measure(
     asked = () if metrics is None else parse_metrics(metrics)
     _check_mode(mode, any(metric_of(name).network == "inception" for name in asked), "metrics")
     settings = {
-        "metrics": asked, "modes": parse_modes(mode or "clean"), "protocol": chosen, "reference": reference,
-        "reference_mode": reference_mode, "mesh": None if mesh is None else parse_mesh(mesh),
+        "metrics": asked, "modes": parse_modes(mode or "clean"), "protocol": chosen,
+        "reference": reference, "reference_mode": reference_mode, "mesh": None if mesh is None else parse_mesh(mesh),
         "batch_size": batch_size or 64, "shard_size": shard_size or SHARD_SIZE,
         "weights": Weights(inception, clip, cmmd, dinov2, pickscore, hpsv2),
     }  # fmt: skip
@@ -352,8 +352,8 @@ def _check_given(run, prompts, images, captions, step, of_prompts, of_both):
 def _check_mode(mode, uses_inception, where):
     if mode is not None and not uses_inception:
         raise UserError(
-            f"mode={shown(mode)} says how images are made smaller for Inception, which {where} does "
-            "not ask for; leave it out."
+            f"mode={shown(mode)} says how images are made smaller for Inception, which {where} "
+            "does not ask for; leave it out."
         )
 
 

@@ -167,6 +167,8 @@ def test_another_plan_is_refused(run, whole):
         (("--count", "5"), "prompts.count: 8 -> 5"),
         (("--guidance", "a"), "write 1.5,3,5"),
         (("--guidance", "1,1"), "has a number twice"),
+        (("--guidance", "1,1.0000001"), "has a number twice"),
+        (("--guidance", "1,nan"), "has a number that is not finite"),
     ):
         assert sentence in refused(*_words(run, whole, *more)), more
     said = refused("evaluate", run / "run" / "mean", "--prompts", run / "prompts.tsv")
