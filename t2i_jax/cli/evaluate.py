@@ -147,7 +147,8 @@ def measure(
     _check_mode(mode, any(metric_of(name).network == "inception" for name in asked), "metrics")
     settings = {
         "metrics": asked, "modes": parse_modes(mode or "clean"), "protocol": chosen,
-        "reference": reference, "reference_mode": reference_mode, "mesh": None if mesh is None else parse_mesh(mesh),
+        "reference": reference, "reference_mode": reference_mode,
+        "mesh": None if mesh is None else parse_mesh(mesh),
         "batch_size": batch_size or 64, "shard_size": shard_size or SHARD_SIZE,
         "weights": Weights(inception, clip, cmmd, dinov2, pickscore, hpsv2),
     }  # fmt: skip

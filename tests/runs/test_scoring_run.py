@@ -225,7 +225,7 @@ def test_options_that_would_do_nothing_are_refused(run, tmp_path):
         ((run / "run", *out), "is for a run that generates images for prompts; give --prompts"),
         (("reference", run / "real", "--network", "clip", "--mode", "tf", "--out",
           tmp_path / "x.npz"), "which network does not ask for"),
-        (("--images", "/", "--metrics", "is"), "give --out for"),
+        (("--images", "/", "--metrics", "is"), "give --out DIR"),
     ):  # fmt: skip
         assert sentence in (said := refused("evaluate", *words)), said
     assert not list(tmp_path.iterdir())
