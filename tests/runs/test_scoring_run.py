@@ -2,6 +2,7 @@
 side.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from t2i_jax.eval import protocol
 from t2i_jax.runs.scoring import generate
 from tests.e2e.command import inside, refused
 from tests.runs import scoring_toys
@@ -208,6 +210,31 @@ def test_a_reference_that_a_metric_can_not_use_is_told_before_images_are_generat
     for metric, count in (("fid_infinity", 8), ("pr", 3), ("fid", 1), ("kid", 1)):
         more = ("--reference", run / "real", "--metrics", metric, "--count", count)
         assert f"metrics={metric} takes " in refused(*common, *more)
+
+
+def test_a_protocol_refuses_another_reference_than_its_own(run, tmp_path, monkeypatch):
+    small = dataclasses.replace(
+        protocol.protocol("coco30k"), count=8, reference_count=12, size=10, modes=("clean",)
+    )
+    monkeypatch.setitem(protocol.PROTOCOLS, "coco30k", small)
+    real, few, named = run / "real", tmp_path / "few", ("--protocol", "coco30k")
+    write_images(few, 5)
+    for name, words in (("same", (real, *named)), ("as_it_is", (real,)), ("few", (few, *named))):
+        inside("evaluate", "reference", *words, "--out", tmp_path / f"{name}.npz")
+    common = ("evaluate", run / "run", "--prompts", run / "prompts.tsv", "--metrics", "fid", *named)
+    for reference, sentence in (
+        (few, "compares with 12 images (all images of MS-COCO val2014), and reference="),
+        (tmp_path / "few.npz", "has 5; give that many, or leave --protocol out"),
+        (tmp_path / "as_it_is.npz", "brings images to size=10, and reference="),
+    ):
+        said = refused(*common, "--reference", reference, "--out", tmp_path / "out")
+        assert sentence in said and not (tmp_path / "out").exists(), said
+    found = []
+    for reference in (real, tmp_path / "same.npz"):
+        out = tmp_path / f"out-{reference.name}"
+        inside(*common, "--reference", reference, "--out", out)
+        found.append(_results(out)["metrics"][0]["value"])
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
 
 
 def test_options_that_would_do_nothing_are_refused(run, tmp_path):

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from t2i_jax import paths
 from t2i_jax.cluster import lock, processes
 from t2i_jax.errors import UserError
 from t2i_jax.eval.prompts import PromptSet
@@ -18,7 +19,12 @@ from t2i_jax.runs.scoring.features import BATCH_SIZE
 from t2i_jax.runs.scoring.generate import loaded
 from t2i_jax.runs.scoring.metrics import metric_of
 from t2i_jax.runs.scoring.networks import Build, Weights
-from t2i_jax.runs.scoring.reference import Reference, StatisticsReference, open_reference
+from t2i_jax.runs.scoring.reference import (
+    ImagesReference,
+    Reference,
+    StatisticsReference,
+    open_reference,
+)
 from t2i_jax.runs.scoring.results import read_results
 from t2i_jax.runs.scoring.score import Images, Measures, check, score
 from t2i_jax.runs.scoring.split import SHARD_SIZE, Share
@@ -90,6 +96,9 @@ class Job:
         found = {name: build(name, modes, self.weights) for name in wanted if name}
         if isinstance(reference, StatisticsReference):
             self._check(reference, found)
+        elif isinstance(reference, ImagesReference) and self.protocol is not None:
+            named = f"reference={paths.shown(self.reference or '')}"
+            self.protocol.check_reference(named, reference.total)
         measures = Measures(self.metrics, found, self.protocol, self.extractor_batch_size)
         return measures, reference or None
 
@@ -102,7 +111,8 @@ class Job:
             # the one that needs the most, as reading the file may take long
             name = min(mine, key=lambda name: of_network[name].by_gaussian, default=None)
             for extractor in some if name is not None else ():
-                reference.check(extractor.name, name, not of_network[name].by_gaussian)
+                needs_features = not of_network[name].by_gaussian
+                reference.check(extractor.name, name, needs_features, self.protocol)
 
 
 def evaluate_source(

@@ -10,6 +10,7 @@ import numpy as np
 
 from t2i_jax import paths
 from t2i_jax.errors import UserError
+from t2i_jax.eval import protocol as protocols
 from t2i_jax.eval.extractors import Extractor
 from t2i_jax.eval.frechet import Gaussian
 from t2i_jax.eval.rows import Rows
@@ -89,6 +90,11 @@ class ImagesReference:
     def __init__(self, images: RealImages):
         self._images, self._found = images, dict[str, Features]()
 
+    @property
+    def total(self) -> int:
+        """The number of images, whether they can be used or not."""
+        return self._images.split.count
+
     def prepare(self, extractor: Extractor, layers: tuple[str, ...], compute: Compute) -> None:
         """Computes their features."""
         self._found[extractor.name] = compute(self._images, extractor, layers)
@@ -146,18 +152,29 @@ class StatisticsReference:
             raise self._without_features(metric)
         return kept
 
-    def check(self, extractor: str, metric: str, needs_features: bool) -> None:
+    def check(
+        self,
+        extractor: str,
+        metric: str,
+        needs_features: bool,
+        protocol: protocols.Protocol | None = None,
+    ) -> None:
         """Refuses a file that a metric can't be compared with, before anything is computed.
 
         Args:
           extractor: its name. needs_features: whether the metric needs more than a Gaussian.
+          protocol: by which images are compared with it; None: none.
 
         Raises:
-          UserError: statistics of another extractor, or without features.
+          UserError: statistics of another extractor or protocol, or without features.
         """
         found = read_statistics(self._path, extractor, self._mode)
         if needs_features and found.features_ND is None and found.images_NHWC is None:
             raise self._without_features(metric)
+        if protocol is not None:
+            made_by = found.about.get("protocol") or {} if "protocol" in found.about else None
+            named = f"reference={paths.shown(self._path)}"
+            protocol.check_reference(named, found.count, made_by)
 
     def _without_features(self, metric):
         return UserError(
