@@ -351,3 +351,17 @@ def test_benchmarks_get_their_own_folders(run, tmp_path):
     assert sorted(path.name for path in (out / "geneval" / "00000" / "samples").iterdir()) == [
         "0000.png", "0001.png", "0002.png", "0003.png",
     ]  # fmt: skip
+
+
+def test_intervals_of_a_judge_count_images_of_one_prompt_as_such(run, tmp_path):
+    rows = [{**_CUP, "prompt": prompt} for prompt in _PROMPTS]
+    (tmp_path / "geneval.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    common = ("evaluate", run / "run", "--metrics", "judge:shapes,clip", "--out")
+    inside(*common, tmp_path / "four", "--prompts", f"geneval:{tmp_path / 'geneval.jsonl'}")
+    inside(*common, tmp_path / "one", "--prompts", run / "prompts.tsv")
+    for name, has_several in (("four", True), ("one", False)):
+        results = _results(tmp_path / name)
+        told = [one["interval"]["method"] for one in results["metrics"]]
+        assert [("prompts" in one) == has_several for one in told] == [True] * len(told), told
+    parts = _results(tmp_path / "four")["categories"]["judge_shapes"]
+    assert all("by prompts" in one["interval"]["method"] for one in parts.values())

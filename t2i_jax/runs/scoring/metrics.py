@@ -299,12 +299,13 @@ def _judged(metric, subject, extractor):
     if not (kept := sorted(verdicts[""])):
         told = ", ".join(f"{reason} {count}" for reason, count in left_out.items())
         raise UserError(f"none of {len(captions)} images can be used ({told}).")
+    groups = [subject.groups[row] for row in kept]
     for part, found in verdicts.items():
         values_N = np.array([found[row] for row in kept], np.float64)
         yield Entry(
             f"judge_{name}_{part}" if part else f"judge_{name}",
             float(values_N.mean()), "", {"method": f"judge of {name}", "part": part},
-            intervals.wilson(values_N.astype(bool)).about, against=False, values_N=values_N,
+            functools.partial(share_interval, values_N, groups), against=False, values_N=values_N,
             kept_N=np.array(kept), left_out={} if part else left_out,
         )  # fmt: skip
 
@@ -422,6 +423,18 @@ def mean_interval(values_N: np.ndarray, groups: Sequence[str]) -> Mapping[str, A
     """
     if len(values_N) < 2:
         return None
-    distinct = len(set(groups))
-    grouped = list(groups) if 1 < distinct < len(values_N) else None
-    return intervals.bootstrap(values_N, grouped).about()
+    return intervals.bootstrap(values_N, _several(groups)).about()
+
+
+def share_interval(right_N: np.ndarray, groups: Sequence[str]) -> Mapping[str, Any]:
+    """The interval of the share of right images, as JSON.
+
+    Args:
+      groups: the prompt of each image.
+    """
+    return intervals.wilson(right_N.astype(bool), _several(groups)).about()
+
+
+def _several(groups):
+    """The groups, where some have several images; None: they tell nothing."""
+    return list(groups) if 1 < len(set(groups)) < len(groups) else None
