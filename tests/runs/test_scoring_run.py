@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from t2i_jax.errors import UserError
 from t2i_jax.eval import protocol
 from t2i_jax.runs.scoring import generate
+from t2i_jax.systems import generation
 from tests.e2e.command import inside, refused
 from tests.runs import scoring_toys
 from tests.runs.scoring_toys import write_images
@@ -365,3 +367,18 @@ def test_intervals_of_a_judge_count_images_of_one_prompt_as_such(run, tmp_path):
         assert [("prompts" in one) == has_several for one in told] == [True] * len(told), told
     parts = _results(tmp_path / "four")["categories"]["judge_shapes"]
     assert all("by prompts" in one["interval"]["method"] for one in parts.values())
+
+
+def test_all_prompts_are_read_before_images_are_made_for_the_first(run, tmp_path, monkeypatch):
+    told = inside(*_words(run, tmp_path / "out", "--guidance", "1,2")).stderr
+    assert told.count(" cut") == 1 and "so are 4 others" in told, told
+    monkeypatch.setattr(generate, "generate", lambda *_: pytest.fail("images are generated"))
+    read = generation.texts
+
+    def picky(encoder, tokenizer, prompts, *more, **named):
+        if "a large yellow circle" in prompts:
+            raise UserError("prompt 7 is none that it knows; leave it out.")
+        return read(encoder, tokenizer, prompts, *more, **named)
+
+    monkeypatch.setattr(generation, "texts", picky)
+    assert "prompt 7 is none" in refused(*_words(run, tmp_path / "other"))

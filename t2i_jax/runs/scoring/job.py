@@ -14,9 +14,8 @@ from t2i_jax.errors import UserError
 from t2i_jax.eval.prompts import PromptSet
 from t2i_jax.eval.protocol import Protocol
 from t2i_jax.runs.recipe import Recipe
-from t2i_jax.runs.scoring import networks, page, plan, subjects, sweep
+from t2i_jax.runs.scoring import generate, networks, page, plan, subjects, sweep
 from t2i_jax.runs.scoring.features import BATCH_SIZE
-from t2i_jax.runs.scoring.generate import loaded
 from t2i_jax.runs.scoring.metrics import metric_of
 from t2i_jax.runs.scoring.networks import Build, Weights
 from t2i_jax.runs.scoring.reference import (
@@ -162,7 +161,8 @@ def evaluate_run(
     measures, reference = job.opened(build)
     if job.metrics:
         check(measures, reference, prompts.texts, len(prompts) * prompts.images_per_prompt)
-    system, found = loaded(run, step, job.mesh), dict[float | None, Mapping[str, Any]]()
+    system, found = generate.loaded(run, step, job.mesh), dict[float | None, Mapping[str, Any]]()
+    generate.read(system, prompts.texts)
     options = recipe.evaluation.options
     chosen = {
         one: generation.with_changes(type(options), options, {"guidance": one}) for one in guidances
