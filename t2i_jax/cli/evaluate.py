@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
@@ -12,7 +13,7 @@ from t2i_jax import paths
 from t2i_jax.cli import arguments as cli
 from t2i_jax.cli.arguments import Shown
 from t2i_jax.errors import UserError
-from t2i_jax.values import Count, Range, Seed
+from t2i_jax.values import Count, Range, Seed, shown
 from t2i_jax.words import counted
 
 _Weights = Annotated[pathlib.Path | None, Shown("FILE")]
@@ -69,10 +70,10 @@ def measure(
     metrics: Annotated[str | None, Shown("NAME,NAME")] = None,
     reference: Annotated[str | None, Shown("DIR|FILE.npz")] = None,
     reference_mode: Annotated[str | None, Shown("MODE")] = None,
-    mode: Annotated[str, Shown("MODE,MODE")] = "clean",
+    mode: Annotated[str | None, Shown("MODE,MODE", default="clean")] = None,
     protocol: Annotated[str | None, Shown("NAME")] = None,
     count: Annotated[Annotated[int, Range(1, 2**31 - 1)] | None, Shown("N")] = None,
-    seed: Seed = 0,
+    seed: Annotated[Seed | None, Shown("N", default="0")] = None,
     guidance: Annotated[str | None, Shown("NUMBER,NUMBER")] = None,
     out: Annotated[
         pathlib.Path | None, Shown("DIR", default="RUN/eval/SET, or DIR-eval of --images DIR")
@@ -84,8 +85,8 @@ def measure(
     pickscore: _Folder = None,
     hpsv2: _Weights = None,
     mesh: Annotated[str | None, Shown("AXIS=SIZE,...")] = None,
-    batch_size: Count = 64,
-    shard_size: Count = 1000,
+    batch_size: Annotated[Count | None, Shown("N", default="64")] = None,
+    shard_size: Annotated[Count | None, Shown("N", default="1000")] = None,
     step: Annotated[str | None, Shown("STEP", default="the newest")] = None,
 ) -> None:
     """Measure the images of a run for prompts, or those of a folder. Without --prompts and --images
@@ -129,8 +130,9 @@ def measure(
     given = dict(locals())
     from t2i_jax.cluster import processes
     from t2i_jax.eval import protocol as protocols
-    from t2i_jax.runs.scoring.metrics import parse_metrics
+    from t2i_jax.runs.scoring.metrics import metric_of, parse_metrics
     from t2i_jax.runs.scoring.networks import Weights, parse_modes
+    from t2i_jax.runs.scoring.split import SHARD_SIZE
     from t2i_jax.sharding import parse_mesh
 
     _check_given(**given)
@@ -139,11 +141,13 @@ def measure(
         evaluate(run, overrides, step)
         return
     chosen = None if protocol is None else protocols.protocol(protocol)
+    asked = () if metrics is None else parse_metrics(metrics)
+    _check_mode(mode, any(metric_of(name).network == "inception" for name in asked), "metrics")
     settings = {
-        "metrics": () if metrics is None else parse_metrics(metrics),
-        "modes": parse_modes(mode), "protocol": chosen, "reference": reference,
-        "reference_mode": reference_mode, "mesh": None if mesh is None else parse_mesh(mesh),
-        "batch_size": batch_size, "shard_size": shard_size,
+        "metrics": asked, "modes": parse_modes(mode or "clean"), "protocol": chosen,
+        "reference": reference, "reference_mode": reference_mode,
+        "mesh": None if mesh is None else parse_mesh(mesh),
+        "batch_size": batch_size or 64, "shard_size": shard_size or SHARD_SIZE,
         "weights": Weights(inception, clip, cmmd, dinov2, pickscore, hpsv2),
     }  # fmt: skip
     with processes.joined():
@@ -151,14 +155,14 @@ def measure(
             _measure_images(images, captions, settings, out)
         else:
             count = count or (chosen and chosen.count)
-            _measure_run(run, overrides, step, prompts, count, seed, guidance, settings, out)
+            _measure_run(run, overrides, step, prompts, count, seed or 0, guidance, settings, out)
 
 
 def reference(
     images: Annotated[str, Shown("DIR", positional=True)],
     out: Annotated[pathlib.Path, Shown("FILE.npz", positional=False)],
     network: str = "inception",
-    mode: str = "clean",
+    mode: Annotated[str | None, Shown("MODE", default="clean")] = None,
     protocol: Annotated[str | None, Shown("NAME")] = None,
     keep_features: bool = False,
     adm: bool = False,
@@ -194,15 +198,16 @@ def reference(
     from t2i_jax.cluster import processes
     from t2i_jax.config import one_of
     from t2i_jax.eval import protocol as protocols
+    from t2i_jax.eval import statistics_file
     from t2i_jax.runs.scoring import networks, sources, statistics
     from t2i_jax.runs.scoring.networks import Weights, parse_modes
     from t2i_jax.runs.scoring.split import Share
 
     out = paths.new("out", out)
-    if out.suffix != ".npz" or out.exists():
-        raise UserError(f"out={paths.shown(out)} exists or is no .npz; name a new FILE.npz.")
+    statistics_file.check_new(out)
     one_of("network", network, statistics.LAYERS)
-    modes = parse_modes(mode)
+    _check_mode(mode, network == "inception", "network")
+    modes = parse_modes(mode or "clean")
     if len(modes) > 1:
         raise UserError(f"mode={mode!r} names several, and a file has statistics of one; give one.")
     chosen = None if protocol is None else protocols.protocol(protocol)
@@ -228,7 +233,7 @@ def tokenizer(
     images: Annotated[str, Shown("DIR", positional=False)],
     out: Annotated[pathlib.Path | None, Shown("DIR", default="RUN/eval/tokenizer")] = None,
     crop: str = "adm",
-    mode: Annotated[str, Shown("MODE,MODE")] = "tf",
+    mode: Annotated[str | None, Shown("MODE,MODE", default="tf")] = None,
     inception: _Weights = None,
     alex: _Weights = None,
     vgg: _Weights = None,
@@ -266,6 +271,7 @@ def tokenizer(
     run = paths.given("run", run)
     out = paths.folder("out", out or run / "eval" / "tokenizer")
     weights = networks.Weights(inception)
+    _check_mode(mode, weights.of("inception") is not None, "inception")
     trunks = {"alex": alex, "vgg": vgg}
     with processes.joined():
         system = runs.load(run, step=checkpoint_step(step))
@@ -273,7 +279,7 @@ def tokenizer(
         spec = sources.source_spec("images", images)
         found = tokenizers.CroppedImages(spec, size, crop, shard_size, split)
         measures = tokenizers.Measures(
-            networks.build("inception", networks.parse_modes(mode), weights)
+            networks.build("inception", networks.parse_modes(mode or "tf"), weights)
             if weights.of("inception")
             else (),
             {trunk: lpips(trunk, path) for trunk, path in trunks.items() if path is not None},
@@ -358,6 +364,14 @@ def _refuse_given(values, idle, remedy):
             )
 
 
+def _check_mode(mode, uses_inception, where):
+    if mode is not None and not uses_inception:
+        raise UserError(
+            f"mode={shown(mode)} says how images are made smaller for Inception, which {where} "
+            "does not ask for; leave it out."
+        )
+
+
 def _default_of(name):
     return inspect.signature(measure).parameters[name].default
 
@@ -369,6 +383,12 @@ def _measure_images(images, captions, settings, out):
 
     spec = source_spec("images", images)
     place = pathlib.Path(spec.partition(":")[2] or spec)
+    if place.name in ("", ".."):
+        place = pathlib.Path(os.path.abspath(place))
+    if out is None and not place.name:
+        raise UserError(
+            f"images={paths.shown(images)} has no name; give --out DIR for the results."
+        )
     job = Job(out=paths.folder("out", out or place.with_name(f"{place.name}-eval")), **settings)
     chosen = None if captions is None else sets.read(captions)
     _tell(evaluate_source(job, spec, chosen, progress=_progress("features")), job.out)

@@ -36,14 +36,22 @@ def check(count: int, best_of: int | None, ranker: pathlib.Path | None, captions
     return best_of
 
 
-def tried(ranker: Any, captions: Sequence[str]) -> None:
-    """Lets the ranker read the captions, before many images are made for it.
+def tried(ranker: Any, captions: Sequence[str], each: int) -> None:
+    """Lets the ranker read the captions and compare `each` images with the first, by the programs
+    of `best`, before many images are made for it.
 
     Raises:
       UserError: it compares no images with captions, or can't read these.
     """
+    from t2i_jax.systems import generation
+
     side = 8  # of a blank image; it is resized
-    ranker.similarity(np.zeros((1, side, side, 3), np.uint8), list(captions))
+    with generation.quiet():
+        ranker.similarity(np.zeros((each, side, side, 3), np.uint8), list(captions[:1]))
+    generation.texts(
+        ranker.task.text_encoder, ranker.text_tokenizer, list(captions), None, guided=False,
+        field="captions",
+    )  # fmt: skip
 
 
 def best(

@@ -198,7 +198,7 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     larger = _helper("upscale", common.upscale, "upscales", "super-resolution network")
     ranker = _helper("rerank", common.rerank, "compares", "CLIP")
     if ranker is not None:
-        rerank.tried(ranker, captions)
+        rerank.tried(ranker, captions, made)
     encoder = system.task.text_encoder
     given = _given(system.task, inputs)
     prompts = captions if captions or (encoder is not None and "images" not in given) else None

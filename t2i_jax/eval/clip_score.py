@@ -9,6 +9,7 @@ import numpy as np
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
 from t2i_jax.eval.moments import checked_pair
+from t2i_jax.eval.rows import Rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ class ClipScore:
     values_N: np.ndarray
 
 
-def clip_score(images_ND: np.ndarray, captions_ND: np.ndarray, scoring: ClipScoring) -> ClipScore:
+def clip_score(images_ND: Rows, captions_ND: Rows, scoring: ClipScoring) -> ClipScore:
     """The score of images with a caption each, in float64.
 
     Args:

@@ -15,9 +15,12 @@ from threadpoolctl import threadpool_limits
 
 from t2i_jax.errors import UserError
 from t2i_jax.eval.moments import Moments, checked_pair
+from t2i_jax.eval.rows import Rows, moments_of
 
 POINTS = 15
 """Sizes at which FD-infinity measures (dgm-eval, `compute_FD_infinity`)."""
+FEWEST_FOR_INFINITY = 20
+"""Images, between fewer of which there is no line to speak of."""
 _FEWEST, _PART = 5000, 10  # images of the smallest size: so many, or this part of a smaller set
 _SINGULAR = 1e-10  # of a Cholesky factor's squared pivots, the smallest over the largest
 
@@ -110,7 +113,7 @@ def factor(covariance_DD: np.ndarray) -> np.ndarray:
     return vectors_DD * np.sqrt(np.maximum(eigenvalues_D, 0))
 
 
-def frechet_of_features(generated_ND: np.ndarray, reference_MD: np.ndarray) -> Frechet:
+def frechet_of_features(generated_ND: Rows, reference_MD: Rows) -> Frechet:
     """The same from the features, without a D x D matrix, for fewer images than features.
 
     Tr((S1 S2)^(1/2)) is the sum of the singular values of X Y^T / sqrt((N - 1)(M - 1)) for centred
@@ -148,7 +151,7 @@ class Extrapolated:
 
 
 def frechet_at_infinity(
-    generated_ND: np.ndarray, reference: Gaussian, points: int = POINTS, seed: int = 0
+    generated_ND: Rows, reference: Gaussian, points: int = POINTS, seed: int = 0
 ) -> Extrapolated:
     """The Frechet distance without the bias of a finite number of generated images (Chong and
     Forsyth 2020, section 4): a line through the distances of random subsets, over 1 / N.
@@ -161,15 +164,18 @@ def frechet_at_infinity(
       UserError: fewer than 20 images, between which there is no line to speak of.
     """
     count = len(generated_ND)
-    if count < 20:
-        raise UserError(f"{count} images are too few for FD-infinity; give 20 or more.")
+    if count < FEWEST_FOR_INFINITY:
+        raise UserError(
+            f"{count} images are too few for FD-infinity; give {FEWEST_FOR_INFINITY} or more."
+        )
     rng = np.random.default_rng(seed)
     sizes = np.linspace(min(_FEWEST, max(count / _PART, 2)), count, points).astype(int)
     whole_DR = factor(reference.covariance_DD)
     values = []
     for size in sizes:
-        subset_ND = generated_ND[np.sort(rng.permutation(count)[:size])]
-        values.append(frechet(Gaussian.of(Moments.of(subset_ND)), reference, whole_DR).value)
+        chosen = np.sort(rng.permutation(count)[:size])
+        one = Gaussian.of(moments_of(generated_ND, chosen))
+        values.append(frechet(one, reference, whole_DR).value)
     slope, value = np.polyfit(1 / sizes, values, 1)
     return Extrapolated(float(value), float(slope), tuple(map(int, sizes)), tuple(values))
 

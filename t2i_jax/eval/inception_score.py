@@ -11,6 +11,7 @@ import numpy as np
 
 from t2i_jax.errors import UserError
 from t2i_jax.eval.moments import checked
+from t2i_jax.eval.rows import Rows
 
 SEED, SPLITS = 2020, 10
 """The seed and the splits of torch-fidelity."""
@@ -34,7 +35,7 @@ class InceptionScore:
 
 
 def inception_score(
-    logits_NC: np.ndarray, splits: int = SPLITS, seed: int | None = SEED
+    logits_NC: Rows, splits: int = SPLITS, seed: int | None = SEED
 ) -> InceptionScore:
     """exp(mean KL(p(y|x) || p(y))) of each of `splits` parts, in float64, as torch-fidelity has it
     (`isc_features_to_metric`).
@@ -57,7 +58,7 @@ def inception_score(
     return _scored(logits_NC, edges)
 
 
-def inception_score_adm(logits_NC: np.ndarray, size: int = ADM_SPLIT) -> InceptionScore:
+def inception_score_adm(logits_NC: Rows, size: int = ADM_SPLIT) -> InceptionScore:
     """The same as ADM's evaluator has it: splits of `size` consecutive images, not shuffled; the
     last one may be smaller, and counts as much (guided-diffusion, `compute_inception_score`).
     """

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from t2i_jax.errors import UserError
+from t2i_jax.eval.rows import Rows, check_pair, in_blocks
 
 LEVEL = 0.95
 _AT_ONCE = 2**22  # numbers that are drawn at a time
@@ -135,7 +136,7 @@ def mean_of_tasks(tasks: Mapping[str, Interval], values: Mapping[str, float]) ->
 
 
 def kid_jackknife(
-    x_ND: np.ndarray, y_MD: np.ndarray, blocks: int = 20, level: float = LEVEL, seed: int = 0
+    x_ND: Rows, y_MD: Rows, blocks: int = 20, level: float = LEVEL, seed: int = 0
 ) -> tuple[float, Interval]:
     """KID, the unbiased MMD^2 of all features with the kernel (x.y / D + 1)^3, and its interval.
 
@@ -144,6 +145,7 @@ def kid_jackknife(
 
     Args:
       x_ND: features of generated images. y_MD: of real ones; both at least twice `blocks` rows.
+        A part of them at a time is in memory.
     """
     least = min(len(x_ND), len(y_MD))
     if least < 2 * blocks:
@@ -151,10 +153,12 @@ def kid_jackknife(
             f"{least} images are too few for {blocks} blocks; give {2 * blocks} or more, or fewer "
             "blocks."
         )
-    x, y = np.asarray(x_ND, np.float64), np.asarray(y_MD, np.float64)
+    x, y = x_ND, y_MD
+    check_pair(x, y)
     block_x, block_y = (_blocks(len(side), blocks, seed + i) for i, side in enumerate((x, y)))
-    xx, yy = _within(x, block_x, blocks), _within(y, block_y, blocks)
-    xy = _between(x, y, block_x, block_y, blocks)
+    member_x, member_y = np.eye(blocks)[block_x], np.eye(blocks)[block_y]
+    xx, yy = _sums(x, x, member_x, member_x, True), _sums(y, y, member_y, member_y, True)
+    xy = _sums(x, y, member_x, member_y, False)
     sizes = [np.bincount(one, minlength=blocks).astype(float) for one in (block_x, block_y)]
     m, n = len(x), len(y)
 
@@ -266,24 +270,23 @@ def _kernel(x, y):
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def _within(x, block, blocks):
-    """(blocks, blocks) sums of the kernel over pairs of different images."""
-    found = np.zeros((blocks, blocks))
-    member = np.eye(blocks)[block]
-    for start in range(0, len(x), _ROWS):
-        rows = slice(start, start + _ROWS)
-        kernel = _kernel(x[rows], x)
-        kernel[np.arange(len(kernel)), np.arange(start, start + len(kernel))] = 0
-        found += member[rows].T @ kernel @ member
-    return found
+def _sums(x, y, member_x, member_y, within):
+    """(blocks, blocks) sums of the kernel over pairs of images.
 
-
-def _between(x, y, block_x, block_y, blocks):
-    found = np.zeros((blocks, blocks))
-    of_x, of_y = np.eye(blocks)[block_x], np.eye(blocks)[block_y]
-    for start in range(0, len(x), _ROWS):
-        rows = slice(start, start + _ROWS)
-        found += of_x[rows].T @ _kernel(x[rows], y) @ of_y
+    Args:
+      member_x, member_y: (N, blocks), 1 where an image is in a block. within: both are one set, of
+        which an image is no pair with itself.
+    """
+    found = np.zeros((member_x.shape[1], member_y.shape[1]))
+    for place, x_rows in in_blocks(x, _ROWS):
+        of_y = np.empty((len(found), len(y)))
+        for other, y_rows in in_blocks(y):
+            kernel = _kernel(x_rows, y_rows)
+            if within:
+                same = np.arange(max(place.start, other.start), min(place.stop, other.stop))
+                kernel[same - place.start, same - other.start] = 0
+            of_y[:, other] = member_x[place].T @ kernel
+        found += of_y @ member_y
     return found
 
 

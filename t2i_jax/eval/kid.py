@@ -10,12 +10,11 @@ import dataclasses
 import numpy as np
 
 from t2i_jax.errors import UserError
-from t2i_jax.eval.moments import checked_pair
+from t2i_jax.eval.rows import Rows, check_pair, in_blocks
 
 SUBSETS, SUBSET_SIZE = 100, 1000
 SEED = 2020
 """The seed of torch-fidelity's subsets."""
-_BLOCK = 2048  # rows of a block of the kernel's matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Subsets:
     values: tuple[float, ...]
 
 
-def kid(generated_ND: np.ndarray, reference_MD: np.ndarray) -> float:
+def kid(generated_ND: Rows, reference_MD: Rows) -> float:
     """The unbiased estimate from all pairs, in float64 and in blocks; may be a little below 0.
 
     sum_{i != j} k(x_i, x_j) / (N (N - 1)) + the same of y - 2 mean k(x, y)
@@ -46,31 +45,35 @@ def kid(generated_ND: np.ndarray, reference_MD: np.ndarray) -> float:
     Raises:
       UserError: fewer than 2 rows, features that are not finite or of two widths.
     """
-    x_ND, y_MD = checked_pair(generated_ND, reference_MD)
+    x_ND, y_MD = generated_ND, reference_MD
+    check_pair(x_ND, y_MD)
     _check_size(2, len(x_ND), len(y_MD))
     return _within(x_ND) + _within(y_MD) - 2 * _total(x_ND, y_MD) / (len(x_ND) * len(y_MD))
 
 
 def kid_by_subsets(
-    generated_ND: np.ndarray,
-    reference_MD: np.ndarray,
+    generated_ND: Rows,
+    reference_MD: Rows,
     subsets: int = SUBSETS,
     size: int = SUBSET_SIZE,
     seed: int = SEED,
 ) -> Subsets:
     """The unbiased estimate of random subsets, drawn as torch-fidelity draws them
     (`kid_features_to_metric`): of one `numpy.random.RandomState`, the generated images of a subset
-    first, then its reference images.
+    first, then its reference images. One subset at a time is in memory.
 
     Raises:
       UserError: fewer images than a subset has.
     """
-    x_ND, y_MD = checked_pair(generated_ND, reference_MD)
+    x_ND, y_MD = generated_ND, reference_MD
+    check_pair(x_ND, y_MD)
     _check_size(size, len(x_ND), len(y_MD))
     draw, values = np.random.RandomState(seed), []
     for _ in range(subsets):
-        x_SD = x_ND[draw.choice(len(x_ND), size, replace=False)]
-        y_SD = y_MD[draw.choice(len(y_MD), size, replace=False)]
+        x_SD, y_SD = (
+            np.asarray(one[draw.choice(len(one), size, replace=False)], np.float64)
+            for one in (x_ND, y_MD)
+        )
         values.append(_within(x_SD) + _within(y_SD) - 2 * _total(x_SD, y_SD) / size**2)
     return Subsets(float(np.mean(values)), float(np.std(values)), size, tuple(values))
 
@@ -90,14 +93,15 @@ def _kernel(x_ND, y_MD):
 def _total(x_ND, y_MD):
     """The sum of the kernel over all pairs."""
     return sum(
-        float(_kernel(x_ND[i : i + _BLOCK], y_MD[j : j + _BLOCK]).sum())
-        for i in range(0, len(x_ND), _BLOCK)
-        for j in range(0, len(y_MD), _BLOCK)
+        float(_kernel(x_BD, y_BD).sum())
+        for _, x_BD in in_blocks(x_ND)
+        for _, y_BD in in_blocks(y_MD)
     )
 
 
 def _within(x_ND):
     """The mean of the kernel over the pairs of two different ones of a set."""
     count = len(x_ND)
-    itself = float(((np.square(x_ND).sum(axis=1) / x_ND.shape[1] + 1) ** 3).sum())
+    squares_N = np.concatenate([np.square(x_BD).sum(axis=1) for _, x_BD in in_blocks(x_ND)])
+    itself = float(((squares_N / x_ND.shape[1] + 1) ** 3).sum())
     return (_total(x_ND, x_ND) - itself) / (count * (count - 1))

@@ -127,13 +127,25 @@ def write(
     return written
 
 
+def check(folder: pathlib.Path, prompts: PromptSet) -> None:
+    """Refuses what `write` could not write, before images are there.
+
+    Raises:
+      UserError: as `write`, or a file is where a folder belongs, or the other way round.
+    """
+    checked = set[pathlib.Path]()
+    for name in map(pathlib.PurePath, _wanted(prompts)):
+        if (folder / name).is_dir():
+            raise UserError(_in_place(folder / name, "file"))
+        for home in {folder / one for one in name.parents} - checked:
+            if home.exists() and not home.is_dir():
+                raise UserError(_in_place(home, "folder"))
+            checked.add(home)
+
+
 def missing(folder: pathlib.Path, prompts: PromptSet) -> list[str]:
     """The files of the layout that are not in a folder, below it, in order."""
-    layout = _layout(prompts)
-    wanted = [name for names in _names(layout, prompts) for name in names]
-    if layout.kind == "geneval":
-        wanted += [f"{place:05d}/metadata.jsonl" for place in range(len(prompts))]
-    return [name for name in wanted if not (folder / name).is_file()]
+    return [name for name in _wanted(prompts) if not (folder / name).is_file()]
 
 
 def grid_of(images_NHWC: np.ndarray) -> np.ndarray:
@@ -143,6 +155,19 @@ def grid_of(images_NHWC: np.ndarray) -> np.ndarray:
     count, height, width, channels = images_NHWC.shape
     rows = images_NHWC.reshape(2, count // 2, height, width, channels).swapaxes(1, 2)
     return rows.reshape(2 * height, count // 2 * width, channels)
+
+
+def _wanted(prompts):
+    """All files, below the folder."""
+    layout = _layout(prompts)
+    wanted = [name for names in _names(layout, prompts) for name in names]
+    if layout.kind == "geneval":
+        wanted += [f"{place:05d}/metadata.jsonl" for place in range(len(prompts))]
+    return wanted
+
+
+def _in_place(path, kind):
+    return f"{str(path)!r} is not a {kind}; remove it, or name a new folder."
 
 
 def _layout(prompts):

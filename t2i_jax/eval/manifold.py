@@ -13,6 +13,7 @@ import numpy as np
 from t2i_jax.errors import UserError
 from t2i_jax.eval import distances
 from t2i_jax.eval.moments import checked_pair
+from t2i_jax.eval.rows import Rows
 
 NEIGHBOURS = 3
 """For precision and recall (Kynkaanniemi et al. 2019, section 3)."""
@@ -48,7 +49,7 @@ class DensityCoverage:
 
 
 def precision_recall(
-    generated_ND: np.ndarray, reference_MD: np.ndarray, neighbours: int = NEIGHBOURS
+    generated_ND: Rows, reference_MD: Rows, neighbours: int = NEIGHBOURS
 ) -> PrecisionRecall:
     """Improved precision and recall (Kynkaanniemi et al. 2019, equations 1 and 2), in float64; a
     point on a ball's edge lies in it.
@@ -67,7 +68,7 @@ def precision_recall(
 
 
 def density_coverage(
-    generated_ND: np.ndarray, reference_MD: np.ndarray, neighbours: int = NEIGHBOURS_OF_DENSITY
+    generated_ND: Rows, reference_MD: Rows, neighbours: int = NEIGHBOURS_OF_DENSITY
 ) -> DensityCoverage:
     """Density and coverage (Naeem et al. 2020, equations 3 and 4), in float64; a point on a ball's
     edge lies outside, as in the authors' package `prdc`.

@@ -10,12 +10,13 @@ import numpy as np
 from t2i_jax.errors import UserError
 from t2i_jax.eval import distances
 from t2i_jax.eval.moments import checked_pair
+from t2i_jax.eval.rows import Rows
 
 SIGMA, SCALE = 10.0, 1000.0
 
 
 def cmmd(
-    generated_ND: np.ndarray, reference_MD: np.ndarray, sigma: float = SIGMA, scale: float = SCALE
+    generated_ND: Rows, reference_MD: Rows, sigma: float = SIGMA, scale: float = SCALE
 ) -> float:
     """The biased estimate (all pairs, those of an image with itself too), times `scale`.
 

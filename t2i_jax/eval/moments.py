@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from t2i_jax.errors import UserError
 
@@ -25,7 +26,7 @@ class Moments:
     scatter_DD: np.ndarray
 
     @classmethod
-    def of(cls, features_ND: np.ndarray) -> Moments:
+    def of(cls, features_ND: ArrayLike) -> Moments:
         """The moments of features (N, D) of any float type, in float64.
 
         Raises:
@@ -83,11 +84,11 @@ def merged(shards: Iterable[Moments]) -> Moments:
     return total
 
 
-def checked(features: np.ndarray, name: str) -> np.ndarray:
+def checked(features: ArrayLike, name: str, first: int = 0) -> np.ndarray:
     """Features as float64 (N, D).
 
     Args:
-      name: what the sentence calls them.
+      name: what the sentence calls them. first: the number of the first row.
 
     Raises:
       UserError: no rows, another number of axes, or a value that is not finite.
@@ -97,12 +98,12 @@ def checked(features: np.ndarray, name: str) -> np.ndarray:
         raise UserError(f"{name} have the shape {found.shape}; give one row or more as (N, D).")
     found = found.astype(np.float64)
     if not np.isfinite(found).all():
-        row = int(np.argmin(np.isfinite(found).all(axis=1)))
+        row = first + int(np.argmin(np.isfinite(found).all(axis=1)))
         raise UserError(f"{name} are not finite in row {row}; look at the image it belongs to.")
     return found
 
 
-def checked_pair(generated: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def checked_pair(generated: ArrayLike, reference: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Two sets of features as float64 (N, D) and (M, D).
 
     Raises:

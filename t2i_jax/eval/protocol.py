@@ -84,6 +84,34 @@ class Protocol:
             return resize.adm_crop(image_HWC, self.size)
         return resize.square(image_HWC, self.size, self.filter)
 
+    def check_reference(
+        self, named: str, count: int | None, made_by: Mapping[str, Any] | None = None
+    ) -> None:
+        """Refuses another reference than that of the protocol, as far as is known of it.
+
+        Args:
+          named: the reference, as "reference='DIR'". count: of its images; None: nobody has said.
+          made_by: JSON of the protocol that statistics were made by, {} for none; None: nobody has
+            said.
+
+        Raises:
+          UserError: another number of images, or brought to another size, crop or filter.
+        """
+        if self.reference_count is not None and count not in (None, self.reference_count):
+            raise UserError(
+                f"protocol={self.name} compares with {self.reference_count:,} images "
+                f"({self.reference}), and {named} has {count:,}; give that many, or leave "
+                "--protocol out."
+            )
+        for field in ("size", "crop", "filter") if made_by is not None else ():
+            there, wanted = (made_by or {}).get(field), getattr(self, field)
+            if there != wanted:
+                raise UserError(
+                    f"protocol={self.name} brings images to {field}={wanted!r}, and {named} was "
+                    f"made by {field}={there!r}; make it with --protocol {self.name}, or leave "
+                    "--protocol out."
+                )
+
     def about(self) -> dict[str, Any]:
         """The fields as JSON, for results."""
         return {**dataclasses.asdict(self), "modes": list(self.modes)}

@@ -10,6 +10,7 @@ is written here has a JSON file beside it that does; of other files the user has
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -23,8 +24,10 @@ from t2i_jax import files, paths
 from t2i_jax.errors import UserError
 from t2i_jax.eval.frechet import Gaussian
 from t2i_jax.eval.moments import Moments
+from t2i_jax.eval.rows import Rows, StoredRows, moments_of
 
 SCHEMA = 1
+_PART = 2**22  # bytes that are read at a time
 _KEYS = ("mu", "sigma", "mu_s", "sigma_s", "feats", "arr_0")
 
 
@@ -35,7 +38,8 @@ class Statistics:
     Attributes:
       sha256: of the file, hexadecimal.
       gaussian: mean and covariance of its features; None where the file has none.
-      features_ND: the features themselves, float32, which KID and recall need; None without.
+      features_ND: the features themselves, float32, which KID and recall need, left in the file
+        where they can be; None without.
       spatial: ADM's second Gaussian, for sFID; None without.
       images_NHWC: ADM's images, uint8; None without.
       count: images of which the Gaussian was made; None: nobody has said.
@@ -44,7 +48,7 @@ class Statistics:
 
     sha256: str
     gaussian: Gaussian | None = None
-    features_ND: np.ndarray | None = None
+    features_ND: Rows | None = None
     spatial: Gaussian | None = None
     images_NHWC: np.ndarray | None = None
     count: int | None = None
@@ -93,11 +97,11 @@ def write_statistics(
     path: pathlib.Path,
     moments: Moments,
     about: Mapping[str, Any],
-    features_ND: np.ndarray | None = None,
+    features_ND: Rows | None = None,
     images_NHWC: np.ndarray | None = None,
     spatial: Moments | None = None,
 ) -> None:
-    """Writes FILE.npz and FILE.json beside it; both appear whole or not at all.
+    """Writes FILE.npz and FILE.json beside it; both appear whole or not at all, FILE.npz last.
 
     Args:
       about: JSON of the extractor, with its "name", and whatever else tells how they were made.
@@ -111,15 +115,31 @@ def write_statistics(
         kept |= {"mu_s": spatial.mean_D, "sigma_s": spatial.covariance_DD}
     if features_ND is not None:
         kept["feats"] = np.asarray(features_ND, np.float32)
-    write_npz(path, kept)
-    said = {
-        "schema": SCHEMA,
-        "sha256": files.sha256(path),
-        "count": moments.count,
-        **about,
-    }
-    with files.replacing(_json(path)) as temporary:
-        temporary.write_text(json.dumps(said, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    with files.replacing(path) as temporary:
+        _save(temporary, kept)
+        digest = files.sha256(temporary)
+        said = {"schema": SCHEMA, "sha256": digest, "count": moments.count, **about}
+        text = json.dumps(said, indent=1, sort_keys=True) + "\n"
+        with files.replacing(_json(path)) as beside:
+            beside.write_text(text, encoding="utf-8")
+
+
+def check_new(path: pathlib.Path) -> None:
+    """Refuses a FILE.npz that is there, or beside which a FILE.json is of something else.
+
+    Raises:
+      UserError: it is there, or that.
+    """
+    named = f"out={paths.shown(path)}"
+    if path.suffix != ".npz" or path.exists():
+        raise UserError(f"{named} exists or is no .npz; name a new FILE.npz.")
+    try:
+        _beside(path, named)
+    except UserError:
+        raise UserError(
+            f"{named} gets a {_json(path).name} beside it, and another file is there; name a new "
+            "FILE.npz."
+        ) from None
 
 
 def of_clean_fid(folder: pathlib.Path, name: str, mode: str) -> tuple[pathlib.Path, pathlib.Path]:
@@ -132,20 +152,37 @@ def of_clean_fid(folder: pathlib.Path, name: str, mode: str) -> tuple[pathlib.Pa
 
 
 def write_clean_fid(
-    folder: pathlib.Path, name: str, mode: str, moments: Moments, features_ND: np.ndarray
+    folder: pathlib.Path, name: str, mode: str, moments: Moments, features_ND: Rows
 ) -> tuple[pathlib.Path, pathlib.Path]:
     """Writes the two files of `of_clean_fid`, from features and their moments, and returns their
-    paths.
+    paths. Files that are there already stay where they are the same.
+
+    Raises:
+      UserError: one that is there is another.
     """
     gaussian, features = of_clean_fid(folder, name, mode)
-    write_npz(gaussian, {"mu": moments.mean_D, "sigma": moments.covariance_DD})
-    write_npz(features, {"feats": np.asarray(features_ND, np.float32)})
+    for path, arrays in (
+        (gaussian, {"mu": moments.mean_D, "sigma": moments.covariance_DD}),
+        (features, {"feats": np.asarray(features_ND, np.float32)}),
+    ):
+        with files.replacing(path) as temporary:
+            _save(temporary, arrays)
+            if path.exists() and files.sha256(path) != files.sha256(temporary):
+                raise UserError(
+                    f"{paths.shown(path)} exists and has statistics of other images; give another "
+                    "name, or remove it."
+                )
     return gaussian, features
 
 
 def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """An npz of these arrays, not compressed; the same arrays are the same bytes."""
-    with files.replacing(path) as temporary, temporary.open("wb") as file:
+    with files.replacing(path) as temporary:
+        _save(temporary, arrays)
+
+
+def _save(path, arrays):
+    with path.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 
@@ -158,13 +195,24 @@ def _arrays(path, named):
         with files.open_regular(path) as file, np.load(file, allow_pickle=False) as found:
             if not hasattr(found, "files"):
                 raise ValueError("it is one array")
-            return {name: found[name] for name in found.files if name in _KEYS}
+            return {name: _array(path, found, name) for name in found.files if name in _KEYS}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         said = getattr(error, "strerror", None) or "it is no npz of plain arrays"
         raise UserError(
             f"{named} can't be read as statistics ({said}); give an npz with mu and sigma, feats "
             "or arr_0."
         ) from None
+
+
+def _array(path, found, name):
+    """An array of an open npz; features stay in the file where they lie there row by row."""
+    if name == "feats":
+        with found.zip.open(f"{name}.npy") as file:  # which compares its checksum
+            while file.read(_PART):
+                pass
+        with contextlib.suppress(LookupError, ValueError):
+            return StoredRows([path], name)
+    return found[name]
 
 
 def _beside(path, named):
@@ -191,7 +239,7 @@ def _statistics(arrays, digest, about, named):
         raise UserError(f"{named}: feats has the shape {features_ND.shape}; give (N, D).")
     gaussian = _gaussian(arrays, "mu", "sigma")
     if gaussian is None and features_ND is not None:
-        gaussian = Gaussian.of(Moments.of(features_ND))
+        gaussian = Gaussian.of(moments_of(features_ND))
     if gaussian is None and "arr_0" not in arrays:
         raise UserError(f"{named} has neither mu and sigma nor feats nor arr_0; give one of them.")
     count = about.get("count", None if features_ND is None else len(features_ND))

@@ -50,7 +50,8 @@ def refused(*arguments, by=inside):
     `by=run` makes it in a process of its own, where nothing else may be printed either.
     """
     lines = by(*arguments, status=2).stderr.splitlines()
-    lines = [line for line in lines if not line.endswith((" cut.", " for all."))]
+    told = (" cut.", " others.", " one other.", " for all.")
+    lines = [line for line in lines if not line.endswith(told)]
     assert len(lines) == 1 and lines[0].startswith("t2i: ") and "Traceback" not in lines[0], lines
     return lines[0]
 

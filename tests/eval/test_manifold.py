@@ -20,7 +20,7 @@ X, Y = RNG.normal(size=(120, 8)), RNG.normal(size=(150, 8)) * 1.3 + 0.4
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(distances, "BLOCK", 32)
-    monkeypatch.setattr("t2i_jax.eval.kid._BLOCK", 32)
+    monkeypatch.setattr("t2i_jax.eval.rows.BLOCK", 32)
 
 
 def apart(x, y):

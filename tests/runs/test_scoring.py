@@ -1,6 +1,7 @@
 """`t2i evaluate` on images that are there: numbers, resuming, statistics, refusals."""
 
 import concurrent.futures
+import contextlib
 import json
 import shutil
 import tracemalloc
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from t2i_jax import files
 from t2i_jax.cluster import lock
 from t2i_jax.data.table import ENDINGS, FILE_KEYS
-from t2i_jax.eval import extractors, prompts
+from t2i_jax.eval import extractors, prompts, statistics_file
 from t2i_jax.eval.frechet import Gaussian, frechet
 from t2i_jax.eval.moments import Moments
 from t2i_jax.runs.scoring import features, subjects
@@ -251,6 +253,46 @@ def test_clean_fid_reads_what_is_made_for_it(folders, tmp_path):
     command = ("evaluate", "reference", folders[1], "--clean-fid", "a/b", "--out")
     assert "is no name of files" in refused(*command, tmp_path / "no.npz")
     assert not (tmp_path / "again.npz").exists() and not (tmp_path / "no.npz").exists()
+
+
+@pytest.mark.parametrize("place", range(5))  # features, both files of clean-fid, JSON, npz
+def test_statistics_killed_between_their_files_are_gone_on_with(
+    folders, tmp_path, monkeypatch, place
+):
+    command = ("evaluate", "reference", folders[1], "--clean-fid", "Mine", "--out")
+    inside(*command, tmp_path / "whole" / "real.npz")
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert len(whole) == 4
+
+    class Killed(BaseException):
+        pass
+
+    written, replacing = [], files.replacing
+
+    @contextlib.contextmanager
+    def killed(path):
+        with replacing(path) as temporary:
+            yield temporary
+            written.append(path)
+            if len(written) > place:
+                raise Killed
+
+    home = tmp_path / "killed"
+    monkeypatch.setattr(statistics_file.files, "replacing", killed)
+    with pytest.raises(Killed):
+        inside(*command, home / "real.npz")
+    monkeypatch.undo()
+    assert not (home / "real.npz").exists()
+    inside(*command, home / "real.npz")
+    assert {path.name: path.read_bytes() for path in home.iterdir()} == whole
+
+
+def test_statistics_take_the_place_of_no_other_file(folders, tmp_path):
+    npz, other = tmp_path / "coco.npz", tmp_path / "coco.json"
+    other.write_text('{"annotations": []}')
+    said = refused("evaluate", "reference", folders[1], "--out", npz)
+    assert "coco.json beside it, and another file is there" in said and not npz.exists()
+    assert other.read_text() == '{"annotations": []}'
 
 
 def test_two_results_are_compared_image_by_image(folders, measured, tmp_path):

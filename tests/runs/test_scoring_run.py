@@ -2,6 +2,7 @@
 side.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,6 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from t2i_jax.errors import UserError
+from t2i_jax.eval import protocol
+from t2i_jax.runs.scoring import generate
+from t2i_jax.systems import generation
 from tests.e2e.command import inside, refused
 from tests.runs import scoring_toys
 from tests.runs.scoring_toys import write_images
@@ -21,6 +26,7 @@ from tests.toy_system import recipe as toy
 
 _PROMPTS = [f"a {size} {colour} circle" for size in ("small", "large") for colour in
             ("red", "green", "blue", "yellow")]  # fmt: skip
+_CUP = {"tag": "single_object", "include": [{"class": "cup", "count": 1}], "prompt": "a cup"}
 _COMMAND = ("--shard-size", 3, "--batch-size", 2, "--metrics", "fid,clip", "--seed", 7)
 _PROGRAM = """
 import sys, time
@@ -165,6 +171,8 @@ def test_another_plan_is_refused(run, whole):
         (("--count", "5"), "prompts.count: 8 -> 5"),
         (("--guidance", "a"), "write 1.5,3,5"),
         (("--guidance", "1,1"), "has a number twice"),
+        (("--guidance", "1,1.0000001"), "has a number twice"),
+        (("--guidance", "1,nan"), "has a number that is not finite"),
     ):
         assert sentence in refused(*_words(run, whole, *more)), more
     said = refused("evaluate", run / "run" / "mean", "--prompts", run / "prompts.tsv")
@@ -183,13 +191,142 @@ def test_what_can_not_be_measured_is_told_before_images_are_generated(run, tmp_p
         assert not (tmp_path / "out" / "images").exists()
 
 
-@pytest.mark.parametrize("name", ["images", "images/00001", "features"])
-def test_a_file_where_a_folder_of_results_belongs_is_one_sentence(run, whole, tmp_path, name):
-    out = tmp_path / "out"
-    shutil.copytree(whole, out)
-    shutil.rmtree(out / name)
-    (out / name).write_text("")
-    assert f"has '{name}', which is not a folder" in refused(*_words(run, out))
+def test_a_reference_that_a_metric_can_not_use_is_told_before_images_are_generated(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(generate, "generate", lambda *_: pytest.fail("images are generated"))
+    np.savez(tmp_path / "plain.npz", mu=np.zeros(6), sigma=np.eye(6))
+    (tmp_path / "broken.npz").write_bytes(b"PK")
+    common = ("evaluate", run / "run", "--prompts", run / "prompts.tsv", "--out", tmp_path / "out")
+    clean = ("--reference-mode", "clean")
+    for name, metrics, more, sentence in (
+        ("nothing", "fid", clean, "can't be read as statistics"),
+        ("broken", "fid", clean, "can't be read as statistics"),
+        ("plain", "fid", (), "say it with --reference-mode"),
+        ("plain", "fid", (*clean, "--mode", "tf"), "has statistics of clean, not of inception-tf"),
+        ("plain", "clip,fid,fid_infinity,pr,is", clean, "metrics=pr needs the features"),
+    ):
+        npz = tmp_path / f"{name}.npz"
+        said = refused(*common, "--reference", npz, "--metrics", metrics, *more)
+        assert sentence in said, said
+    for metric, count in (("fid_infinity", 8), ("pr", 3), ("fid", 1), ("kid", 1)):
+        more = ("--reference", run / "real", "--metrics", metric, "--count", count)
+        assert f"metrics={metric} takes " in refused(*common, *more)
+
+
+def test_a_protocol_refuses_another_reference_than_its_own(run, tmp_path, monkeypatch):
+    small = dataclasses.replace(
+        protocol.protocol("coco30k"), count=8, reference_count=12, size=10, modes=("clean",)
+    )
+    monkeypatch.setitem(protocol.PROTOCOLS, "coco30k", small)
+    real, few, named = run / "real", tmp_path / "few", ("--protocol", "coco30k")
+    write_images(few, 5)
+    for name, words in (("same", (real, *named)), ("as_it_is", (real,)), ("few", (few, *named))):
+        inside("evaluate", "reference", *words, "--out", tmp_path / f"{name}.npz")
+    common = ("evaluate", run / "run", "--prompts", run / "prompts.tsv", "--metrics", "fid", *named)
+    for reference, sentence in (
+        (few, "compares with 12 images (all images of MS-COCO val2014), and reference="),
+        (tmp_path / "few.npz", "has 5; give that many, or leave --protocol out"),
+        (tmp_path / "as_it_is.npz", "brings images to size=10, and reference="),
+    ):
+        said = refused(*common, "--reference", reference, "--out", tmp_path / "out")
+        assert sentence in said and not (tmp_path / "out").exists(), said
+    found = []
+    for reference in (real, tmp_path / "same.npz"):
+        out = tmp_path / f"out-{reference.name}"
+        inside(*common, "--reference", reference, "--out", out)
+        found.append(_results(out)["metrics"][0]["value"])
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+
+
+def test_options_that_would_do_nothing_are_refused(run, tmp_path):
+    real, out = ("--images", run / "real"), ("--out", tmp_path / "out")
+    of_images = (*real, "--metrics", "is", *out)
+    for words, sentence in (
+        ((*of_images, "--seed", 3), "seed=3 is for a run that generates"),
+        ((*of_images, "--step", 4), "step='4' is for a run that generates"),
+        ((*of_images, "--batch-size", 3), "batch_size=3 is for a run that generates"),
+        ((*of_images, "--mode", "tf", "--protocol", "coco30k"), "says the modes, and mode='tf'"),
+        ((*real, "--metrics", "clip", *out, "--mode", "tf"), "which metrics does not ask for"),
+        ((run / "run", "--reference", run / "real"), "give --prompts"),
+        ((run / "run", "--mode", "tf"), "mode='tf' is for a run that generates images for prompts"),
+        ((run / "run", "--shard-size", 3), "shard_size=3 is for a run that generates"),
+        ((run / "run", *out), "is for a run that generates images for prompts; give --prompts"),
+        (("reference", run / "real", "--network", "clip", "--mode", "tf", "--out",
+          tmp_path / "x.npz"), "which network does not ask for"),
+        (("--images", "/", "--metrics", "is"), "give --out DIR"),
+    ):  # fmt: skip
+        assert sentence in (said := refused("evaluate", *words)), said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_one_stands_in_is_measured_beside_itself(run, monkeypatch):
+    monkeypatch.chdir(run / "real")
+    assert "real-eval/results.json" in inside("evaluate", "--images", ".", "--metrics", "is").stdout
+
+
+def test_a_file_in_place_of_a_folder_or_the_other_way_round_is_one_sentence(
+    run, whole, tmp_path, monkeypatch
+):
+    """Of everything that an evaluation writes, before images are generated."""
+    monkeypatch.setattr(generate, "generate", lambda *_: pytest.fail("images are generated"))
+    written = [path.relative_to(whole) for path in whole.rglob("*") if path.name != "lock"]
+    # of a shard of images nothing is kept that is not whole
+    written = [path for path in written if path.parts[0] != "images" or len(path.parts) < 3]
+    assert len(written) > 15
+    for name in written:
+        out = tmp_path / "out"
+        shutil.copytree(whole, out)
+        kind = "file" if (out / name).is_file() else "folder"
+        if kind == "file":
+            (out / name).unlink()
+            (out / name).mkdir()
+        else:
+            shutil.rmtree(out / name)
+            (out / name).write_text("")
+        assert f"has '{name}', which is not a {kind}" in refused(*_words(run, out))
+        shutil.rmtree(out)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "names"),
+    [
+        ("geneval", "metadata.jsonl", ["", "00000", "00000/samples", "00000/samples/0002.png"]),
+        ("t2i-compbench", "color_val.txt", ["", "color", "color/samples/a cup_000003.png"]),
+        ("dpg", "set/a.txt", ["", "a.png"]),
+    ],
+)
+def test_a_folder_of_a_benchmark_that_can_not_be_written_is_told_first(
+    run, tmp_path, monkeypatch, kind, file, names
+):
+    monkeypatch.setattr(generate, "generate", lambda *_: pytest.fail("images are generated"))
+    file = tmp_path / file
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(_CUP) if kind == "geneval" else "a cup")
+    given = file.parent if kind == "dpg" else file
+    command = ("evaluate", run / "run", "--prompts", f"{kind}:{given}", "--out", tmp_path / "out")
+    for name in names:
+        place = tmp_path / "out" / kind / name
+        place.parent.mkdir(parents=True)
+        place.mkdir() if name.endswith("png") else place.write_text("")
+        said = refused(*command)
+        assert "is not a f" in said and kind in said, said
+        shutil.rmtree(tmp_path / "out")
+    if kind == "t2i-compbench":
+        file.write_text("a cup_cup")
+        assert "holds '_', where the scorer" in refused(*command)
+
+
+@pytest.mark.parametrize("name", ["guidance-2", "sweep.json", "report.html"])
+def test_several_guidances_are_refused_where_their_table_can_not_be(
+    run, tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr(generate, "generate", lambda *_: pytest.fail("images are generated"))
+    (tmp_path / "out").mkdir()
+    place = tmp_path / "out" / name
+    place.mkdir() if "." in name else place.write_text("")
+    said = refused(*_words(run, tmp_path / "out", "--guidance", "1,2"))
+    assert f"has '{name}', which is not a f" in said
 
 
 def test_a_report_that_could_not_be_written_is_no_success(run):
@@ -208,8 +345,7 @@ def test_without_prompts_it_is_what_eval_measures(run):
 
 
 def test_benchmarks_get_their_own_folders(run, tmp_path):
-    line = {"tag": "single_object", "include": [{"class": "cup", "count": 1}], "prompt": "a cup"}
-    (tmp_path / "geneval.jsonl").write_text(json.dumps(line))
+    (tmp_path / "geneval.jsonl").write_text(json.dumps(_CUP))
     out = tmp_path / "out"
     inside(
         "evaluate", run / "run", "--prompts", f"geneval:{tmp_path / 'geneval.jsonl'}", "--out", out
@@ -217,3 +353,32 @@ def test_benchmarks_get_their_own_folders(run, tmp_path):
     assert sorted(path.name for path in (out / "geneval" / "00000" / "samples").iterdir()) == [
         "0000.png", "0001.png", "0002.png", "0003.png",
     ]  # fmt: skip
+
+
+def test_intervals_of_a_judge_count_images_of_one_prompt_as_such(run, tmp_path):
+    rows = [{**_CUP, "prompt": prompt} for prompt in _PROMPTS]
+    (tmp_path / "geneval.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    common = ("evaluate", run / "run", "--metrics", "judge:shapes,clip", "--out")
+    inside(*common, tmp_path / "four", "--prompts", f"geneval:{tmp_path / 'geneval.jsonl'}")
+    inside(*common, tmp_path / "one", "--prompts", run / "prompts.tsv")
+    for name, has_several in (("four", True), ("one", False)):
+        results = _results(tmp_path / name)
+        told = [one["interval"]["method"] for one in results["metrics"]]
+        assert [("prompts" in one) == has_several for one in told] == [True] * len(told), told
+    parts = _results(tmp_path / "four")["categories"]["judge_shapes"]
+    assert all("by prompts" in one["interval"]["method"] for one in parts.values())
+
+
+def test_all_prompts_are_read_before_images_are_made_for_the_first(run, tmp_path, monkeypatch):
+    told = inside(*_words(run, tmp_path / "out", "--guidance", "1,2")).stderr
+    assert told.count(" cut") == 1 and "so are 4 others" in told, told
+    monkeypatch.setattr(generate, "generate", lambda *_: pytest.fail("images are generated"))
+    read = generation.texts
+
+    def picky(encoder, tokenizer, prompts, *more, **named):
+        if "a large yellow circle" in prompts:
+            raise UserError("prompt 7 is none that it knows; leave it out.")
+        return read(encoder, tokenizer, prompts, *more, **named)
+
+    monkeypatch.setattr(generation, "texts", picky)
+    assert "prompt 7 is none" in refused(*_words(run, tmp_path / "other"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 import t2i_jax as t2i
 from t2i_jax import sharding
+from t2i_jax.cli import rerank
 from t2i_jax.data.shapes import Shapes
 from t2i_jax.errors import UserError
 from t2i_jax.eval.judge_shapes import JudgeShapes
@@ -117,6 +119,31 @@ def test_batches_sizes_and_forms_of_input_do_not_matter(system):
     assert system.classify(images[:1], captions)[0] in captions
     ids = system.text_tokenizer(captions, 6)[0]
     assert np.allclose(system.embed_text(ids), system.embed_text(captions))
+
+
+def _compiled(caplog):
+    """The names of the programs that were compiled."""
+    told = re.compile(r"Finished XLA compilation of (\S+) in")
+    return [found[1] for one in caplog.records if (found := told.match(one.getMessage()))]
+
+
+@pytest.mark.parametrize("by_tokens", [False, True])
+def test_ranking_compiles_each_tower_once(caplog, capsys, by_tokens):
+    """Trying the captions, and ranking one caption's images after the other."""
+    task = ClipTask(t2i.CLIP(**TINY, use_all_token_embeds=by_tokens))
+    params = begun(task.init, jax.random.key(0))[0]
+    captions = ["a red circle", "a blue square", "a green cross and a long rest of a caption"]
+    ranker = task.system(params, {}, {}, {}, train_bpe(captions, 40))
+    images = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+    with jax.log_compiles():
+        rerank.tried(ranker, captions, 3)
+        tried = _compiled(caplog)
+        best, scores = rerank.best(ranker, images, captions, 2)
+    towers = ["jit(of_text)", "jit(of_image)"] if by_tokens else ["jit(embed)", "jit(<lambda>)"]
+    assert [tried.count(one) for one in towers] == [1, 1], tried
+    assert _compiled(caplog) == tried
+    assert best.shape == (6, 8, 8, 3) and scores.shape == (3, 2)
+    assert capsys.readouterr().err.count("are cut; so are 2 others") == 1
 
 
 def test_classes_are_told_without_training_on_them_and_while_it_trains(system):

@@ -19,6 +19,7 @@ from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
 from t2i_jax.eval.extractors import Extractor
 from t2i_jax.eval.moments import Moments, merged
+from t2i_jax.eval.rows import Rows, StoredRows
 from t2i_jax.eval.statistics_file import write_npz
 from t2i_jax.runs.scoring.split import Share, Split
 
@@ -43,7 +44,7 @@ class ImageSet(Protocol):
 class FeatureSet(Protocol):
     """Features of a set of images, as metrics ask for them."""
 
-    def array(self, layer: str) -> np.ndarray:
+    def rows(self, layer: str) -> Rows:
         """(N, D) float32 of all images that could be used, in their order."""
         ...
 
@@ -73,9 +74,16 @@ class Features:
     folder: pathlib.Path
     split: Split
 
-    def array(self, layer: str) -> np.ndarray:
-        """(N, D) float32 of all images that could be used, in their order."""
-        return np.concatenate([shard[layer] for shard in self._shards()])
+    def rows(self, layer: str) -> Rows:
+        """(N, D) float32 of all images that could be used, in their order; they stay in their files
+        until they are looked at.
+        """
+        paths = [shard_file(self.folder, shard) for shard in range(self.split.shards)]
+        try:
+            return StoredRows(paths, layer)
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            said = f"features in {str(self.folder)!r} are missing or damaged ({error})"
+            raise UserError(f"{said}; start the command again.") from None
 
     def moments(self, layer: str) -> Moments:
         """Their moments in float64, merged in the order of the shards; one shard at a time is in

@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from t2i_jax.eval.moments import Moments
+from t2i_jax.eval.rows import Rows
 from t2i_jax.runs.scoring.split import Share, Split
 
 
@@ -22,7 +23,7 @@ class Gathered:
     def __init__(self, layers: Mapping[str, np.ndarray]):
         self._layers = layers
 
-    def array(self, layer: str) -> np.ndarray:
+    def rows(self, layer: str) -> Rows:
         """(N, D) float32."""
         return self._layers[layer]
 

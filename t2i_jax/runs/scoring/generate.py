@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -89,6 +90,21 @@ def check(system: System) -> None:
             f"{named(system)} of this run reads no captions; give a run that does, or "
             "generate images with `t2i sample` and give --images DIR."
         )
+
+
+def read(system: System, texts: Sequence[str]) -> None:
+    """Lets a system read all prompts, before images are made for the first: a line on stderr tells
+    which are cut. Of a system that joins others, these read them.
+
+    Raises:
+      UserError: one that it can't read.
+    """
+    if not hasattr(system, "text_tokenizer"):
+        return
+    encoder, tokenizer = system.task.text_encoder, system.text_tokenizer
+    assert encoder is not None  # as `check` says
+    with contextlib.nullcontext() if processes.is_first() else generation.quiet():
+        generation.texts(encoder, tokenizer, list(texts), None, guided=False)
 
 
 def _batches(system, options, texts, seeds, batch_size) -> Iterator[np.ndarray]:

@@ -15,7 +15,7 @@ from t2i_jax.config import to_dict
 from t2i_jax.data.pipeline import source_of
 from t2i_jax.eval.extractors import Extractor
 from t2i_jax.eval.frechet import Gaussian
-from t2i_jax.eval.moments import Moments
+from t2i_jax.eval.rows import Rows, moments_of
 from t2i_jax.runs.samples import Samples
 from t2i_jax.runs.scoring.reference import Compute, Reference
 from t2i_jax.runs.scoring.split import Split
@@ -76,7 +76,7 @@ class Leading:
     def __init__(self, reference: Reference, count: int | None):
         self._reference, self._count = reference, count
         self._gaussians: dict[tuple[str, str], Gaussian] = {}
-        self._arrays: dict[tuple[str, str], np.ndarray] = {}
+        self._arrays: dict[tuple[str, str], Rows] = {}
 
     def prepare(self, extractor: Extractor, layers: tuple[str, ...], compute: Compute) -> None:
         """As the reference's own."""
@@ -100,11 +100,11 @@ class Leading:
             self._gaussians[extractor, layer] = (
                 self._reference.gaussian(extractor, layer)
                 if self._count is None
-                else Gaussian.of(Moments.of(self.features(extractor, layer, "")))
+                else Gaussian.of(moments_of(self.features(extractor, layer, "")))
             )
         return self._gaussians[extractor, layer]
 
-    def features(self, extractor: str, layer: str, metric: str) -> np.ndarray:
+    def features(self, extractor: str, layer: str, metric: str) -> Rows:
         """(N, D) float32."""
         if (extractor, layer) not in self._arrays:
             found = self._reference.features(extractor, layer, metric)

@@ -8,17 +8,22 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from t2i_jax import paths
 from t2i_jax.cluster import lock, processes
 from t2i_jax.errors import UserError
 from t2i_jax.eval.prompts import PromptSet
 from t2i_jax.eval.protocol import Protocol
 from t2i_jax.runs.recipe import Recipe
-from t2i_jax.runs.scoring import networks, page, subjects, sweep
+from t2i_jax.runs.scoring import generate, networks, page, plan, subjects, sweep
 from t2i_jax.runs.scoring.features import BATCH_SIZE
-from t2i_jax.runs.scoring.generate import loaded
 from t2i_jax.runs.scoring.metrics import metric_of
 from t2i_jax.runs.scoring.networks import Build, Weights
-from t2i_jax.runs.scoring.reference import Reference, open_reference
+from t2i_jax.runs.scoring.reference import (
+    ImagesReference,
+    Reference,
+    StatisticsReference,
+    open_reference,
+)
 from t2i_jax.runs.scoring.results import read_results
 from t2i_jax.runs.scoring.score import Images, Measures, check, score
 from t2i_jax.runs.scoring.split import SHARD_SIZE, Share
@@ -88,8 +93,25 @@ class Job:
             self.reference, self.reference_mode, size, self.shard_size
         )
         found = {name: build(name, modes, self.weights) for name in wanted if name}
+        if isinstance(reference, StatisticsReference):
+            self._check(reference, found)
+        elif isinstance(reference, ImagesReference) and self.protocol is not None:
+            named = f"reference={paths.shown(self.reference or '')}"
+            self.protocol.check_reference(named, reference.total)
         measures = Measures(self.metrics, found, self.protocol, self.extractor_batch_size)
         return measures, reference or None
+
+    def _check(self, reference, extractors):
+        """Whether a file has what each network's metrics need of it."""
+        for network, some in extractors.items():
+            of_network = {name: metric_of(name) for name in self.metrics}
+            mine = [name for name, one in of_network.items() if one.network == network]
+            mine = [name for name in mine if of_network[name].needs_reference]
+            # the one that needs the most, as reading the file may take long
+            name = min(mine, key=lambda name: of_network[name].by_gaussian, default=None)
+            for extractor in some if name is not None else ():
+                needs_features = not of_network[name].by_gaussian
+                reference.check(extractor.name, name, needs_features, self.protocol)
 
 
 def evaluate_source(
@@ -139,12 +161,14 @@ def evaluate_run(
     measures, reference = job.opened(build)
     if job.metrics:
         check(measures, reference, prompts.texts, len(prompts) * prompts.images_per_prompt)
-    system, found = loaded(run, step, job.mesh), dict[float | None, Mapping[str, Any]]()
+    system, found = generate.loaded(run, step, job.mesh), dict[float | None, Mapping[str, Any]]()
+    generate.read(system, prompts.texts)
     options = recipe.evaluation.options
     chosen = {
         one: generation.with_changes(type(options), options, {"guidance": one}) for one in guidances
     } or {None: options}
     with lock.held(job.out, "out"):
+        processes.once(lambda: plan.check_places(job.out))
         for guidance, sampled in chosen.items():
             out = job.out if len(chosen) == 1 else job.out / f"guidance-{guidance:g}"
             images = subjects.of_run(
@@ -187,6 +211,6 @@ def _nearest(images: Images, reference, measures, out):
             except UserError:  # statistics alone
                 return []
             read = functools.partial(reference.image, extractor.name)
-            found = page.neighbours(own.array(layer), others, read)
+            found = page.neighbours(own.rows(layer), others, read)
             return [(int(own.kept[row]), image, distance) for row, image, distance in found]
     return []

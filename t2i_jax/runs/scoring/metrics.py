@@ -17,6 +17,7 @@ from t2i_jax.eval import intervals
 from t2i_jax.eval.alignment import Judge
 from t2i_jax.eval.clip_score import PRESETS, ClipScoring, clip_score
 from t2i_jax.eval.frechet import (
+    FEWEST_FOR_INFINITY,
     Frechet,
     Gaussian,
     factor,
@@ -26,9 +27,9 @@ from t2i_jax.eval.frechet import (
 )
 from t2i_jax.eval.inception_score import inception_score, inception_score_adm
 from t2i_jax.eval.kid import SUBSET_SIZE, kid, kid_by_subsets
-from t2i_jax.eval.manifold import density_coverage, precision_recall
+from t2i_jax.eval.manifold import NEIGHBOURS, density_coverage, precision_recall
 from t2i_jax.eval.mmd import cmmd
-from t2i_jax.eval.moments import Moments
+from t2i_jax.eval.rows import moments_of
 from t2i_jax.runs.scoring.features import FeatureSet
 from t2i_jax.runs.scoring.reference import Reference
 
@@ -125,6 +126,8 @@ class Metric:
       layers: of that network's extractor.
       measure: (name of the metric, subject, name of the extractor) -> its numbers.
       needs_reference: whether it compares with real images. needs_captions: with captions.
+      by_gaussian: whether mean and covariance of the real images are enough.
+      least: images that it takes of each side.
     """
 
     about: str
@@ -133,6 +136,8 @@ class Metric:
     measure: Callable[[str, Subject, str], Iterator[Entry]]
     needs_reference: bool = True
     needs_captions: bool = False
+    by_gaussian: bool = False
+    least: int = 1
 
 
 def _frechet(metric, subject, extractor, layer="pool3", name="fid"):
@@ -147,7 +152,7 @@ def _frechet(metric, subject, extractor, layer="pool3", name="fid"):
         _named(name, extractor), found.value, extractor,
         {"method": "eigenvalues" if by is not None else "singular values of features",
          "layer": layer, "covariance": "N - 1", "dtype": "float64"},
-        functools.partial(_halves, generated.array(layer), found.value, other, by),
+        functools.partial(_halves, generated.rows(layer), found.value, other, by),
         numerics={"means": found.means, "covariances": found.covariances,
                   "clipped_eigenvalues": found.clipped},
     )  # fmt: skip
@@ -165,7 +170,7 @@ def _of_few(metric, generated, reference, extractor, layer, width) -> Frechet | 
         return None
     try:
         return frechet_of_features(
-            generated.array(layer), reference.features(extractor, layer, metric)
+            generated.rows(layer), reference.features(extractor, layer, metric)
         )
     except UserError:  # statistics without features
         return None
@@ -176,22 +181,23 @@ def _halves(generated_ND, value, other, factor_DR):
         return None
     factor_DR = factor(other.covariance_DD) if factor_DR is None else factor_DR
 
-    def distance(rows):
-        return frechet(Gaussian.of(Moments.of(generated_ND[rows])), other, factor_DR).value
+    def distance(chosen):
+        one = Gaussian.of(moments_of(generated_ND, chosen))
+        return frechet(one, other, factor_DR).value
 
     return intervals.halves(len(generated_ND), value, distance).about()
 
 
 def _infinity(metric, subject, extractor):
     other = subject.against(metric).gaussian(extractor, "pool3")
-    found = frechet_at_infinity(subject.features[extractor].array("pool3"), other)
+    found = frechet_at_infinity(subject.features[extractor].rows("pool3"), other)
     told = {"method": "line in 1/N through 15 random subsets", "layer": "pool3", "seed": 0}
     numerics = {"sizes": list(found.sizes), "values": list(found.values), "slope": found.slope}
     yield Entry(_named("fid_infinity", extractor), found.value, extractor, told, numerics=numerics)
 
 
 def _kid(metric, subject, extractor):
-    x_ND = subject.features[extractor].array("pool3")
+    x_ND = subject.features[extractor].rows("pool3")
     y_MD = subject.against(metric).features(extractor, "pool3", metric)
     told = {"method": "unbiased, all pairs", "kernel": "(x.y/D + 1)^3", "scale": 1}
     if min(len(x_ND), len(y_MD)) < _JACKKNIFE:
@@ -214,7 +220,7 @@ def _kid(metric, subject, extractor):
 
 def _inception_score(metric, subject, extractor):
     del metric
-    logits_NC = subject.features[extractor].array("logits_unbiased")
+    logits_NC = subject.features[extractor].rows("logits_unbiased")
     splits = min(10, len(logits_NC))
     found = inception_score(logits_NC, splits)
     told = {
@@ -236,7 +242,7 @@ def _inception_score(metric, subject, extractor):
 
 
 def _precision_recall(metric, subject, extractor):
-    x_ND = subject.features[extractor].array("pool3")
+    x_ND = subject.features[extractor].rows("pool3")
     y_MD = subject.against(metric).features(extractor, "pool3", metric)
     found = precision_recall(x_ND, y_MD)
     told = {"neighbours": 3, "layer": "pool3", "edge": "within"}
@@ -245,7 +251,7 @@ def _precision_recall(metric, subject, extractor):
 
 
 def _density_coverage(metric, subject, extractor):
-    x_ND = subject.features[extractor].array("pool3")
+    x_ND = subject.features[extractor].rows("pool3")
     y_MD = subject.against(metric).features(extractor, "pool3", metric)
     found = density_coverage(x_ND, y_MD)
     told = {"neighbours": 5, "layer": "pool3", "edge": "outside"}
@@ -257,7 +263,7 @@ def _clip_score(metric, subject, extractor, scoring: ClipScoring, name: str):
     captions = [scoring.prefix + caption for caption in subject.captioned(metric)]
     features = subject.features[extractor]
     text_ND = subject.extractors[extractor].text_features([captions[row] for row in features.kept])
-    found = clip_score(features.array("image"), text_ND, scoring)
+    found = clip_score(features.rows("image"), text_ND, scoring)
     told = {"prefix": scoring.prefix, "scale": scoring.scale, "clamp": scoring.clamp}
     groups = [subject.groups[row] for row in features.kept]
     yield Entry(
@@ -273,7 +279,7 @@ def _preference(metric, subject, extractor, name: str, scaled: bool):
 
 
 def _cmmd(metric, subject, extractor):
-    x_ND = subject.features[extractor].array("image")
+    x_ND = subject.features[extractor].rows("image")
     y_MD = subject.against(metric).features(extractor, "image", metric)
     told = {"method": "biased, all pairs", "kernel": "Gaussian, sigma 10", "scale": 1000,
             "as": "google-research/cmmd"}  # fmt: skip
@@ -295,12 +301,13 @@ def _judged(metric, subject, extractor):
         raise UserError(
             f"none of {len(captions)} images can be used ({told}); repair them, or give others."
         )
+    groups = [subject.groups[row] for row in kept]
     for part, found in verdicts.items():
         values_N = np.array([found[row] for row in kept], np.float64)
         yield Entry(
             f"judge_{name}_{part}" if part else f"judge_{name}",
             float(values_N.mean()), "", {"method": f"judge of {name}", "part": part},
-            intervals.wilson(values_N.astype(bool)).about, against=False, values_N=values_N,
+            functools.partial(share_interval, values_N, groups), against=False, values_N=values_N,
             kept_N=np.array(kept), left_out={} if part else left_out,
         )  # fmt: skip
 
@@ -321,15 +328,22 @@ def _by_size(subject, rows, left_out) -> Iterator[tuple[list[int], np.ndarray]]:
 
 
 METRICS: dict[str, Metric] = {
-    "fid": Metric("Frechet distance of Inception", "inception", INCEPTION_LAYERS, _frechet),
-    "fid_infinity": Metric(
-        "the same at infinitely many images", "inception", INCEPTION_LAYERS, _infinity
+    "fid": Metric(
+        "Frechet distance of Inception", "inception", INCEPTION_LAYERS, _frechet,
+        by_gaussian=True, least=2,
     ),
-    "kid": Metric("kernel distance of Inception", "inception", INCEPTION_LAYERS, _kid),
+    "fid_infinity": Metric(
+        "the same at infinitely many images", "inception", INCEPTION_LAYERS, _infinity,
+        by_gaussian=True, least=FEWEST_FOR_INFINITY,
+    ),
+    "kid": Metric("kernel distance of Inception", "inception", INCEPTION_LAYERS, _kid, least=2),
     "is": Metric(
         "Inception Score", "inception", INCEPTION_LAYERS, _inception_score, needs_reference=False
     ),
-    "pr": Metric("precision and recall", "inception", INCEPTION_LAYERS, _precision_recall),
+    "pr": Metric(
+        "precision and recall", "inception", INCEPTION_LAYERS, _precision_recall,
+        least=NEIGHBOURS + 1,
+    ),
     "dc": Metric("density and coverage", "inception", INCEPTION_LAYERS, _density_coverage),
     "clip": Metric(
         "mean cosine of images and captions", "clip", ("image",),
@@ -347,12 +361,12 @@ METRICS: dict[str, Metric] = {
     },
     "clip_fid": Metric(
         "Frechet distance of CLIP", "clip", ("image",),
-        functools.partial(_frechet, layer="image", name="fid"),
+        functools.partial(_frechet, layer="image", name="fid"), by_gaussian=True, least=2,
     ),
     "cmmd": Metric("MMD of CLIP ViT-L/14-336", "cmmd", ("image",), _cmmd),
     "fdd": Metric(
         "Frechet distance of DINOv2", "dinov2", ("cls",),
-        functools.partial(_frechet, layer="cls", name="fd"),
+        functools.partial(_frechet, layer="cls", name="fd"), by_gaussian=True, least=2,
     ),
     "pickscore": Metric(
         "PickScore", "pickscore", ("image",),
@@ -411,6 +425,18 @@ def mean_interval(values_N: np.ndarray, groups: Sequence[str]) -> Mapping[str, A
     """
     if len(values_N) < 2:
         return None
-    distinct = len(set(groups))
-    grouped = list(groups) if 1 < distinct < len(values_N) else None
-    return intervals.bootstrap(values_N, grouped).about()
+    return intervals.bootstrap(values_N, _several(groups)).about()
+
+
+def share_interval(right_N: np.ndarray, groups: Sequence[str]) -> Mapping[str, Any]:
+    """The interval of the share of right images, as JSON.
+
+    Args:
+      groups: the prompt of each image.
+    """
+    return intervals.wilson(right_N.astype(bool), _several(groups)).about()
+
+
+def _several(groups):
+    """The groups, where some have several images; None: they tell nothing."""
+    return list(groups) if 1 < len(set(groups)) < len(groups) else None

@@ -19,12 +19,22 @@ import t2i_jax
 from t2i_jax import config, files, paths
 from t2i_jax.cluster import processes
 from t2i_jax.errors import UserError
+from t2i_jax.eval import layout
 from t2i_jax.foreign import json_file
+from t2i_jax.runs.report import REPORT
+from t2i_jax.runs.scoring.results import RESULTS, VALUES
 
 FILE = "plan.json"
 SCHEMA = 1
-# below the folder of results
-_FOLDERS = ("images", "features", "codes", "images/[0-9][0-9][0-9][0-9][0-9]")
+# below the folder of results, or of several of them
+_FOLDERS = (
+    "images", "images/[0-9][0-9][0-9][0-9][0-9]", "codes", "features", "features/*", "features/*/*",
+    "guidance-*", *layout.LAYOUTS,
+)  # fmt: skip
+_FILES = (
+    FILE, RESULTS, VALUES, "times.json", "sweep.json", REPORT, "codes/*.npz",
+    "features/*/*/*.npz",
+)  # fmt: skip
 _MOST = 4  # fields that a refusal names
 
 
@@ -67,8 +77,26 @@ def write_json(path: pathlib.Path, value: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def check_places(folder: pathlib.Path) -> None:
+    """Refuses a folder of results that has a file where a folder belongs, or the other way round.
+
+    Raises:
+      UserError: it has.
+    """
+    for names, is_one, kind in (
+        (_FOLDERS, pathlib.Path.is_dir, "folder"), (_FILES, pathlib.Path.is_file, "file"),
+    ):  # fmt: skip
+        for there in (one for name in names for one in sorted(folder.glob(name))):
+            if not is_one(there):
+                raise UserError(
+                    f"out={paths.shown(folder)} has {str(there.relative_to(folder))!r}, which is "
+                    f"not a {kind}; remove it, or name a new folder."
+                )
+
+
 def _settle(folder, plan):
     paths.make("out", folder)
+    check_places(folder)
     path = folder / FILE
     if not path.exists():
         if there := sorted(one.name for one in folder.iterdir() if one.name != "lock"):
@@ -77,12 +105,6 @@ def _settle(folder, plan):
             )
         write_json(path, plan)
         return
-    for there in (one for name in _FOLDERS for one in sorted(folder.glob(name))):
-        if not there.is_dir():
-            raise UserError(
-                f"out={paths.shown(folder)} has {str(there.relative_to(folder))!r}, which is not a "
-                "folder; remove it, or name a new folder."
-            )
     begun = json_file.read(path, "out", "name a new folder")
     if changed := config.differences(begun, plan):
         more = f"; and {len(changed) - _MOST} more" if len(changed) > _MOST else ""

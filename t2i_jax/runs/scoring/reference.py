@@ -10,8 +10,10 @@ import numpy as np
 
 from t2i_jax import paths
 from t2i_jax.errors import UserError
+from t2i_jax.eval import protocol as protocols
 from t2i_jax.eval.extractors import Extractor
 from t2i_jax.eval.frechet import Gaussian
+from t2i_jax.eval.rows import Rows
 from t2i_jax.eval.statistics_file import read_statistics
 from t2i_jax.runs.scoring.features import Features, ImageSet
 from t2i_jax.runs.scoring.sources import ArrayImages, SourceImages, source_spec
@@ -34,7 +36,7 @@ class Reference(Protocol):
         """Mean and covariance of a layer's features."""
         ...
 
-    def features(self, extractor: str, layer: str, metric: str) -> np.ndarray:
+    def features(self, extractor: str, layer: str, metric: str) -> Rows:
         """The features themselves; a `UserError` that names the metric where there are none."""
         ...
 
@@ -88,6 +90,11 @@ class ImagesReference:
     def __init__(self, images: RealImages):
         self._images, self._found = images, dict[str, Features]()
 
+    @property
+    def total(self) -> int:
+        """The number of images, whether they can be used or not."""
+        return self._images.split.count
+
     def prepare(self, extractor: Extractor, layers: tuple[str, ...], compute: Compute) -> None:
         """Computes their features."""
         self._found[extractor.name] = compute(self._images, extractor, layers)
@@ -96,10 +103,10 @@ class ImagesReference:
         """The mean and covariance of the features of all images that could be used."""
         return Gaussian.of(self._found[extractor].moments(layer))
 
-    def features(self, extractor: str, layer: str, metric: str) -> np.ndarray:
+    def features(self, extractor: str, layer: str, metric: str) -> Rows:
         """(N, D) float32."""
         del metric
-        return self._found[extractor].array(layer)
+        return self._found[extractor].rows(layer)
 
     def count(self, extractor: str) -> int:
         """The number of images that could be used."""
@@ -136,27 +143,38 @@ class StatisticsReference:
         known = self._read[extractor].gaussian
         return known or Gaussian.of(self._found[extractor].moments(layer))
 
-    def features(self, extractor: str, layer: str, metric: str) -> np.ndarray:
+    def features(self, extractor: str, layer: str, metric: str) -> Rows:
         """The file's own, or those of its images."""
         kept = self._read[extractor].features_ND
         if kept is None and extractor in self._found:
-            return self._found[extractor].array(layer)
+            return self._found[extractor].rows(layer)
         if kept is None:
             raise self._without_features(metric)
         return kept
 
-    def check(self, extractor: str, metric: str, needs_features: bool) -> None:
+    def check(
+        self,
+        extractor: str,
+        metric: str,
+        needs_features: bool,
+        protocol: protocols.Protocol | None = None,
+    ) -> None:
         """Refuses a file that a metric can't be compared with, before anything is computed.
 
         Args:
           extractor: its name. needs_features: whether the metric needs more than a Gaussian.
+          protocol: by which images are compared with it; None: none.
 
         Raises:
-          UserError: statistics of another extractor, or without features.
+          UserError: statistics of another extractor or protocol, or without features.
         """
         found = read_statistics(self._path, extractor, self._mode)
         if needs_features and found.features_ND is None and found.images_NHWC is None:
             raise self._without_features(metric)
+        if protocol is not None:
+            made_by = found.about.get("protocol") or {} if "protocol" in found.about else None
+            named = f"reference={paths.shown(self._path)}"
+            protocol.check_reference(named, found.count, made_by)
 
     def _without_features(self, metric):
         return UserError(

@@ -20,7 +20,7 @@ from t2i_jax.eval.evaluation import JUDGES
 from t2i_jax.eval.extractors import Extractor
 from t2i_jax.eval.protocol import Protocol
 from t2i_jax.runs.scoring import features, plan
-from t2i_jax.runs.scoring.metrics import Entry, Metric, Subject, metric_of
+from t2i_jax.runs.scoring.metrics import Entry, Metric, Subject, metric_of, share_interval
 from t2i_jax.runs.scoring.reference import Reference
 from t2i_jax.runs.scoring.results import RESULTS, VALUES
 from t2i_jax.runs.scoring.split import Share
@@ -94,6 +94,11 @@ def check(
     subject = Subject({}, {}, reference, captions, (), _no_image, _judge, no_captions)
     for name in measures.metrics:
         metric = metric_of(name)
+        if count < metric.least:
+            raise UserError(
+                f"metrics={name} takes {metric.least} images or more, and there "
+                f"{'is' if count == 1 else 'are'} {count}; give more, or leave it out."
+            )
         if metric.needs_reference:
             subject.against(name)
         if metric.needs_captions:
@@ -269,7 +274,7 @@ def _categories(images, entries, found):
 def _category(values_N, groups, is_share):
     interval = None
     if is_share:
-        interval = intervals.wilson(values_N.astype(bool)).about()
+        interval = share_interval(values_N, groups)
     elif len(set(groups)) >= _LEAST_IN_CATEGORY:
         interval = intervals.bootstrap(values_N, groups).about()
     return {"value": float(values_N.mean()), "count": len(values_N), "interval": interval}

@@ -44,7 +44,7 @@ def write(
     """Writes OUT and the JSON beside it; every process calls it.
 
     Features are kept in OUT.shards until all of them are there, so that a command that was killed
-    goes on.
+    goes on; OUT itself appears last.
 
     Args:
       keep_features: for KID and recall. keep_images: as `arr_0`, for ADM's evaluator.
@@ -64,12 +64,12 @@ def write(
             f"--adm is for OpenAI's evaluator, whose features are those of {_ADM}, not of "
             f"{extractor.name}; give --mode tf, or leave it out."
         )
+    home = out.with_name(f"{out.name}.shards")
     if clean_fid is not None:
-        _check_clean_fid(clean_fid, out, extractor)
+        _check_clean_fid(clean_fid, out, extractor, begun=home.exists())
     layers = (layer, _SPATIAL) if keep_images else (layer,)
     bring = (lambda image: image) if protocol is None else protocol.bring
     told = {} if protocol is None else protocol.about()
-    home = out.with_name(f"{out.name}.shards")
     folder = features.folder_of(home, extractor, layers, told)
     with lock.held(home, "out"):
         if out.exists():  # another command has written it while this one began
@@ -87,15 +87,15 @@ def write(
         moments = found.moments(layer)
         spatial = found.moments(_SPATIAL) if keep_images else None
         if clean_fid is not None:
-            whole = found.array(layer)
+            whole = found.rows(layer)
             statistics_file.write_clean_fid(out.parent, clean_fid, _CLEAN_MODE, moments, whole)
-        array = found.array(layer) if keep_features else None
+        array = found.rows(layer) if keep_features else None
         statistics_file.write_statistics(out, moments, about, array, kept, spatial)
         shutil.rmtree(home)
         return about["images"]
 
 
-def _check_clean_fid(name, out, extractor):
+def _check_clean_fid(name, out, extractor, begun):
     if extractor.name != _CLEAN:
         raise UserError(
             f"--clean-fid={name} is for clean-fid, whose features are those of {_CLEAN}, not of "
@@ -103,6 +103,8 @@ def _check_clean_fid(name, out, extractor):
         )
     if not re.fullmatch(r"[\w.-]+", name):
         raise UserError(f"--clean-fid={name!r} is no name of files; give letters and digits.")
+    if begun:  # a command that was killed may have written them; they are compared later
+        return
     for path in statistics_file.of_clean_fid(out.parent, name, _CLEAN_MODE):
         if path.exists():
             raise UserError(f"--clean-fid={name}: {paths.shown(path)} exists; give another name.")

@@ -53,6 +53,8 @@ def of_run(
       UserError: the run reads no captions, or OUT was begun with another plan.
     """
     generate.check(system)
+    if prompts.kind in layout.LAYOUTS:
+        layout.check(out / prompts.kind, prompts)
     split = Split(len(prompts) * prompts.images_per_prompt, shard_size)
     about = {
         "prompts": prompts.about(),

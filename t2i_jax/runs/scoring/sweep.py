@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,13 +24,16 @@ def parse_guidances(text: str) -> list[float]:
     """The numbers in "1.5,3,5".
 
     Raises:
-      UserError: no numbers, or one that stands twice.
+      UserError: no numbers, one that is not finite, or one that stands twice in six digits, by
+        which folders are named.
     """
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"guidance={shown(text)} is no list of numbers; write 1.5,3,5.") from None
-    if len(set(found)) < len(found):
+    if not all(map(math.isfinite, found)):
+        raise UserError(f"guidance={shown(text)} has a number that is not finite; write 1.5,3,5.")
+    if len({f"{one:g}" for one in found}) < len(found):
         raise UserError(f"guidance={shown(text)} has a number twice; give it once.")
     return found
 

@@ -157,8 +157,8 @@ def _reference(evaluation: Evaluation, asked, names) -> Reference | None:
         found = open_reference(evaluation.reference, evaluation.mode if is_file else None)
         for one in asked:
             if one.compares and isinstance(found, StatisticsReference):
-                by_gaussian = one.metric in ("fid", "clip_fid", "fdd")
-                found.check(names[_network(one)], one.name, not by_gaussian)
+                needs_features = not metric_of(one.metric).by_gaussian
+                found.check(names[_network(one)], one.name, needs_features)
     except UserError as error:
         raise UserError(f"evaluation.{error}") from None
     return found

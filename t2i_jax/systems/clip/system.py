@@ -192,7 +192,8 @@ class ClipSystem(System):
             lambda params, arrays: model.embed_image(params, to_float(arrays["image"], SIGNED))
         )
 
-    def _by_tokens(self, shown, ids):
+    @functools.cached_property
+    def _tokens(self):
         contrast, model = self.task.contrastive, self.task.model
 
         def of_text(params, arrays):
@@ -200,13 +201,22 @@ class ClipSystem(System):
             latents = contrast.text(params, features)
             return latents.own, latents.extra, arrays["text_mask"]
 
+        return jax.jit(of_text)
+
+    @functools.cached_property
+    def _patches(self):
+        contrast, model = self.task.contrastive, self.task.model
+
         def of_image(params, arrays):
             features = model.image_features(params, to_float(arrays["image"], SIGNED))
             latents = contrast.image(params, features)
             return latents.own, latents.extra
 
-        text = self._in_batches(jax.jit(of_text), ids, None)
-        image = self._in_batches(jax.jit(of_image), {"image": shown}, None)
+        return jax.jit(of_image)
+
+    def _by_tokens(self, shown, ids):
+        text = self._in_batches(self._tokens, ids, None)
+        image = self._in_batches(self._patches, {"image": shown}, None)
         rows = []
         for start in range(0, len(shown), 8):  # few at once: a score per patch and token
             own, extra = (jnp.asarray(one[start : start + 8]) for one in image)

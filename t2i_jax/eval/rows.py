@@ -1,0 +1,148 @@
+"""Features of many images, of which a part at a time is in memory."""
+
+from __future__ import annotations
+
+import pathlib
+import struct
+import zipfile
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from t2i_jax.errors import UserError
+from t2i_jax.eval.moments import Moments, checked, merged
+
+BLOCK = 2048
+"""Rows that are in memory at a time."""
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+_LOCAL_HEADER = 30  # bytes of a zip file before a member's name; its last two numbers are lengths
+
+
+class Rows(Protocol):
+    """(N, D) numbers, as a NumPy array has them, or `StoredRows`; `np.asarray` reads all."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, D)."""
+        ...
+
+    def __len__(self) -> int:
+        """N."""
+        ...
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        """(rows, D): those of a slice, or of numbers (K,)."""
+        ...
+
+    def __array__(self, dtype: Any = None, /, *, copy: bool | None = None) -> np.ndarray:
+        """All of them."""
+        ...
+
+
+class StoredRows:
+    """The rows of an array that npz files hold one part after the other, read when asked for.
+
+    Args:
+      files: of `numpy.savez`, not compressed. name: of the array in each.
+
+    Raises:
+      OSError, zipfile.BadZipFile: a file can't be read.
+      LookupError, ValueError: the array is not in it, or does not lie there row by row.
+    """
+
+    def __init__(self, files: Sequence[pathlib.Path], name: str):
+        self._parts = [_part(path, name) for path in files]
+        self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
+        self.shape = (int(self._starts[-1]), *self._parts[0].shape[1:])
+        self.ndim, self.dtype = len(self.shape), self._parts[0].dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        numbers = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows)
+        found = np.empty((len(numbers), *self.shape[1:]), self.dtype)
+        parts = np.searchsorted(self._starts, numbers, "right") - 1
+        for part in np.unique(parts):
+            mine = np.flatnonzero(parts == part)
+            found[mine] = self._parts[part].read()[numbers[mine] - self._starts[part]]
+        return found
+
+    def __array__(self, dtype: Any = None, /, *, copy: bool | None = None) -> np.ndarray:
+        del copy  # it is always one
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+
+def in_blocks(rows: Rows, size: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+    """All rows, so many at a time: their place, and (size, D) float64.
+
+    Args:
+      size: of a block, the last may be smaller; None: `BLOCK`.
+    """
+    size = size or BLOCK
+    for start in range(0, len(rows), size):
+        place = slice(start, min(start + size, len(rows)))
+        yield place, np.asarray(rows[place], np.float64)
+
+
+def moments_of(rows: Rows, chosen: np.ndarray | None = None) -> Moments:
+    """The moments of all rows, or of those with the numbers (K,), block by block.
+
+    Raises:
+      UserError: as `Moments.of`.
+    """
+    count = len(rows) if chosen is None else len(chosen)
+    starts = range(0, count, BLOCK)
+    places = (slice(start, start + BLOCK) for start in starts)
+    return merged(Moments.of(rows[one if chosen is None else chosen[one]]) for one in places)
+
+
+def check_pair(generated: Rows, reference: Rows) -> None:
+    """Refuses what `moments.checked_pair` refuses, block by block.
+
+    Raises:
+      UserError: no rows, another number of axes, a value that is not finite, or two widths.
+    """
+    for rows, name in ((generated, "generated features"), (reference, "reference features")):
+        if len(rows.shape) != 2 or 0 in rows.shape:
+            checked(np.empty(rows.shape), name)
+        for place, block in in_blocks(rows):
+            checked(block, name, place.start)
+    if generated.shape[1] != reference.shape[1]:
+        raise UserError(
+            f"generated features are {generated.shape[1]} wide and reference features "
+            f"{reference.shape[1]}; take both from one extractor."
+        )
+
+
+class _part:
+    """An array in an npz file: its form, and where its numbers begin."""
+
+    def __init__(self, path: pathlib.Path, name: str):
+        self._path = path
+        with zipfile.ZipFile(path) as file, path.open("rb") as bytes_of:
+            told = file.getinfo(f"{name}.npy")
+            if told.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{name} is compressed")
+            bytes_of.seek(told.header_offset)
+            lengths = struct.unpack("<2H", bytes_of.read(_LOCAL_HEADER)[-4:])
+            bytes_of.seek(sum(lengths), 1)
+            version = np.lib.format.read_magic(bytes_of)
+            read = _HEADERS[version]
+            self.shape, by_columns, self.dtype = read(bytes_of)
+            if by_columns or self.dtype.hasobject or not self.shape:
+                raise ValueError(f"{name} does not lie row by row")
+            self._offset = bytes_of.tell()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self) -> np.ndarray:
+        """The array, of which the system reads what is looked at."""
+        if 0 in self.shape:
+            return np.empty(self.shape, self.dtype)
+        return np.memmap(self._path, self.dtype, "r", self._offset, self.shape)
