@@ -299,7 +299,7 @@ def _judged(metric, subject, extractor):
     if not (kept := sorted(verdicts[""])):
         told = ", ".join(f"{reason} {count}" for reason, count in left_out.items())
         raise UserError(
-            f"none of {len(captions)} images can be used ({told}); repair them, or give others."
+            f"none of {len(captions)} images can be used ({told}); give readable ones."
         )
     groups = [subject.groups[row] for row in kept]
     for part, found in verdicts.items():
