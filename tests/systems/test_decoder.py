@@ -12,7 +12,8 @@ import pytest
 
 import t2i_jax as t2i
 from t2i_jax.config import from_dict, to_dict
-from t2i_jax.data.pack import add_column, pack
+from t2i_jax.data.columns import add_column
+from t2i_jax.data.pack import pack
 from t2i_jax.data.pipeline import batches
 from t2i_jax.data.shapes import Shapes
 from t2i_jax.diffusion.blur import LowresBlur, gaussian_blur
