@@ -5,13 +5,14 @@ A user's mistake prints one sentence and exits with 2.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
 
 from t2i_jax import __version__
-from t2i_jax.errors import Preempted, UserError, first_line, is_full
+from t2i_jax.errors import Preempted, UserError, is_full, reason
 from t2i_jax.heap import keep_freed_memory
 from t2i_jax.paths import shown
 from t2i_jax.terminal import forgive
@@ -43,9 +44,9 @@ def main(run: Callable[[list[str]], None] | None = None) -> None:
         print(f"t2i: {_cut(str(error))}", file=sys.stderr)
         _leave(error.status)
     except Exception as error:
-        if not is_full(error):
+        if not is_full(error) and getattr(error, "errno", None) != errno.EROFS:
             raise
-        print(f"t2i: {_full(error)}", file=sys.stderr)
+        print(f"t2i: {_unwritten(error)}", file=sys.stderr)
         _leave(UserError.status)
     except KeyboardInterrupt:
         print("\nt2i: interrupted; what was saved before stays.", file=sys.stderr)
@@ -62,11 +63,11 @@ def _leave(status):
     os._exit(status)
 
 
-def _full(error):
+def _unwritten(error):
     where = getattr(error, "filename", None)
     named = "a file" if where is None else shown(where)
-    said = getattr(error, "strerror", None) or first_line(error)
-    return f"{named} can't be written ({said}); free space, and start again."
+    remedy = "free space" if is_full(error) else "look at its disk, or name another place"
+    return f"{named} can't be written ({reason(error)}); {remedy}, and start again."
 
 
 def _cut(sentence):
