@@ -152,6 +152,7 @@ def encode_text(
     from t2i_jax.data.ledger import Ledger
     from t2i_jax.data.overview import note_cut
     from t2i_jax.data.source import BadSample
+    from t2i_jax.runs.folder import fingerprint
     from t2i_jax.text.cache import embed_captions
     from t2i_jax.text.t5 import T5Text
 
@@ -160,7 +161,6 @@ def encode_text(
     if not source.manifest["captions"]:
         raise UserError(f"packed={str(packed)!r} holds no captions; pack it without --no-captions.")
     text = T5Text.from_directory(t5, max_length=max_length)
-    about = {"t5": t5, "max_length": max_length, "dim": text.dim, "dtype": dtype}
     bad: dict[int, BadSample] = {}
     tokenizer, cut = text.tokenizer(), Ledger()
 
@@ -176,7 +176,12 @@ def encode_text(
 
     params = text.init(jax.random.key(0))
     embeddings = embed_captions(text, params, tokenizer, captions(), batch_size, dtype)
-    if not is_wanted(packed, "text", about, replace):
+    about = {
+        "t5": t5, "weights": fingerprint(params), "max_length": max_length, "dim": text.dim,
+        "dtype": dtype,
+    }  # fmt: skip
+    same = (about["weights"], None)  # older sets do not tell it
+    if not is_wanted(packed, "text", {**about, "weights": same}, replace):
         print(f"there already: text embeddings of {t5} in {packed}")
         return
     rows = (
@@ -242,9 +247,10 @@ def encode_images(
 
 def _of_columns(stored):
     """What each stored column was made with, and what its manifest counts as left out and cut."""
+    from t2i_jax.data.columns import made_with
+
     for name, about in stored.items():
-        made_with = {k: v for k, v in about.items() if k not in ("shards", *_COUNTED)}
-        yield f"{name}: " + ", ".join(f"{key}={value}" for key, value in made_with.items())
+        yield f"{name}: " + ", ".join(f"{key}={value}" for key, value in made_with(about).items())
         for key, told in _COUNTED.items():
             counts = about.get(key)  # older manifests do not count what was cut
             for reason, count in counts.items() if isinstance(counts, dict) else ():

@@ -24,7 +24,7 @@ from t2i_jax.data.pack import LIMIT
 from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
 
-_COUNTS = ("bad", "cut")  # of a column, in the manifest
+COUNTS = ("bad", "cut")  # of a column, in the manifest
 
 
 def add_column(
@@ -112,12 +112,17 @@ def is_wanted(
     if changed and not replace:
         shown = [key for key in changed if key in there]
         if shown != changed:  # another command made it, with fields of its own
-            shown += [key for key in there if key not in (*about, *_COUNTS, "shards")]
+            shown += [key for key in there if key not in (*about, *COUNTS, "shards")]
         made = ", ".join(f"{key}={there[key]!r}" for key in shown)
         raise UserError(
             f"packed={str(folder)!r} has {column} of {made}; give --replace to make it anew."
         )
     return bool(changed)
+
+
+def made_with(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what a manifest says of a column, what it was made with."""
+    return {name: value for name, value in about.items() if name not in (*COUNTS, "shards")}
 
 
 def _shards(folder, column):

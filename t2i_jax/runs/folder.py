@@ -42,7 +42,7 @@ from t2i_jax.systems.base import Given, System
 from t2i_jax.train.checkpoint import load_config, load_params
 from t2i_jax.values import shown
 
-PARTS, TEXT_TOKENIZER = "parts.json", "text_tokenizer"
+PARTS, TEXT_TOKENIZER, STORED_TEXT = "parts.json", "text_tokenizer", "stored_text.json"
 _RESTORE = "restore it from a copy"  # the remedy for a file of a run that was damaged or edited
 EXPORT, _WEIGHTS, _JOINED = "system.json", "weights.safetensors", "recipe.json"
 
@@ -237,6 +237,8 @@ def _write(contents, out):
         beside[PARTS] = lambda path: path.write_text(json.dumps(told, indent=1))
     if (run / TEXT_TOKENIZER).is_dir():
         beside[TEXT_TOKENIZER] = lambda folder: shutil.copytree(run / TEXT_TOKENIZER, folder)
+    if (run / STORED_TEXT).is_file():
+        beside[STORED_TEXT] = lambda path: shutil.copyfile(run / STORED_TEXT, path)
     write_system(out, recipe, contents.averaged, contents.stats, beside)
 
 
