@@ -113,12 +113,19 @@ class _Lock:
     def __init__(self, field, folder, path):
         self._field, self._folder, self._path = field, folder, path
         self._token, self._over = secrets.token_hex(8), threading.Event()
+        try:
+            self._take()
+        except BaseException:  # interrupted when it was there already
+            self.release()
+            raise
+
+    def _take(self):
         while (handle := self._created()) is None:
             holder = _settled(self._path)
-            if holder is not None and _lives(holder, self._path, folder):
+            if holder is not None and _lives(holder, self._path, self._folder):
                 raise InUse(
-                    f"{field}={paths.shown(folder)} is in use by {_named(holder)}; wait for its "
-                    "end or stop it, or name another folder."
+                    f"{self._field}={paths.shown(self._folder)} is in use by {_named(holder)}; "
+                    "wait for its end or stop it, or name another folder."
                 )
             self._clear(holder)
         self._handle = handle

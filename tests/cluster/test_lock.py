@@ -82,6 +82,9 @@ def test_of_folders_that_were_made_for_nothing_none_is_left(tmp_path, monkeypatc
     def refused(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
     if full:
         monkeypatch.setattr(lock.os, "pwrite", refused)
     (tmp_path / "there").mkdir()
@@ -89,6 +92,11 @@ def test_of_folders_that_were_made_for_nothing_none_is_left(tmp_path, monkeypatc
         raise UserError("what is given does not fit")
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
     monkeypatch.undo()
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(lock.threading.Thread, "start", interrupted)
+        with holds(tmp_path / "there" / "a"):
+            pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
     with holds(tmp_path / "there" / "a" / "b"):
         (tmp_path / "there" / "a" / "kept").touch()
     assert {path.name for path in tmp_path.rglob("*")} == {"there", "a", "kept"}
