@@ -31,6 +31,13 @@ def first_line(error: BaseException) -> str:
     return (said[0].rstrip(".;:")[:200] if said else "") or type(error).__name__
 
 
+def reason(error: BaseException) -> str:
+    """Why something failed, for a sentence that names the place: of the system's errors without
+    their number and file, of others the first line.
+    """
+    return getattr(error, "strerror", None) or first_line(error)
+
+
 def is_full(error: BaseException) -> bool:
     """Whether an error, or what it came of, says that a disk or a quota is full."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

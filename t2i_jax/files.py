@@ -13,6 +13,8 @@ import stat
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from t2i_jax.errors import UserError, is_full
+
 _PART = 2**22  # bytes of a file that are hashed at a time
 
 
@@ -31,7 +33,8 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     ...     temporary.write_text("all of it")
 
     Raises:
-      OSError: the temporary path can't be cleared, or `path` is a folder that is not empty.
+      OSError: the temporary path can't be cleared, or `path` is a folder that is not empty. Errors
+        of writing name `path`, not the temporary one.
     """
     path = pathlib.Path(os.path.abspath(path))
     temporary = path.with_name(partial(path.name))
@@ -39,6 +42,13 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        _name(error, temporary, path)
+        raise
+    except Exception as error:
+        if isinstance(error, UserError) or not is_full(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
     finally:
         _remove(temporary)
 
@@ -116,6 +126,15 @@ def partial(name: str) -> str:
         return f"partial-{name}"
     digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
     return f"partial-{digest}{pathlib.Path(name).suffix[:16]}"
+
+
+def _name(error, temporary, path):
+    """Lets an error name the place that was asked for: of a full disk Python names none."""
+    named = error.filename
+    if named is None and is_full(error):
+        error.filename = str(path)
+    elif isinstance(named, str | os.PathLike) and pathlib.Path(named).is_relative_to(temporary):
+        error.filename = str(path / pathlib.Path(named).relative_to(temporary))
 
 
 def _remove(path):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from t2i_jax.files import replacing
 from t2i_jax.types import Array
 
 SIGNED = (-1.0, 1.0)  # the range of float images inside the systems
@@ -36,10 +37,11 @@ def as_pil(images: Sequence[Any] | np.ndarray) -> list[Any]:
 
 
 def save_png(path: str | pathlib.Path, image: np.ndarray) -> None:
-    """Writes one HWC uint8 image, making its folder."""
+    """Writes one HWC uint8 image, making its folder; the file appears whole or not at all."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png_bytes(image))
+    with replacing(path) as temporary:
+        temporary.write_bytes(png_bytes(image))
 
 
 def png_bytes(image: np.ndarray) -> bytes:

@@ -1,8 +1,13 @@
 """What `replacing` writes appears whole or not at all."""
 
+import errno
+import pathlib
+
+import numpy as np
 import pytest
 
 from t2i_jax.files import replacing
+from t2i_jax.pixels import save_png
 
 
 def _names(folder):
@@ -65,3 +70,29 @@ def test_a_relative_path_stays_where_it_was_when_it_began(tmp_path, monkeypatch)
         temporary.write_text("here")
         monkeypatch.chdir(tmp_path / "elsewhere")
     assert (tmp_path / "a").read_text() == "here"
+
+
+@pytest.mark.parametrize("named", [None, "", "within/a.bin"])
+def test_an_error_of_writing_names_the_place_that_was_asked_for(tmp_path, named):
+    with pytest.raises(OSError) as raised, replacing(tmp_path / "out") as temporary:
+        where = [] if named is None else [str(temporary / named)]
+        raise OSError(errno.ENOSPC, "No space left on device", *where)
+    assert raised.value.filename == str(tmp_path / "out" / (named or ""))
+    with pytest.raises(OSError) as raised, replacing(tmp_path / "out"):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")  # a library's own
+    assert raised.value.filename == str(tmp_path / "out")
+
+
+def test_an_image_that_could_not_be_written_whole_is_not_there(tmp_path, monkeypatch):
+    save_png(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
+    before, write = (tmp_path / "a.png").read_bytes(), pathlib.Path.write_bytes
+
+    def half(path, data):
+        write(path, data[:20])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", half)
+    for name in ("a.png", "b.png"):
+        with pytest.raises(OSError, match=name):
+            save_png(tmp_path / name, np.ones((4, 4, 3), np.uint8))
+    assert _names(tmp_path) == ["a.png"] and (tmp_path / "a.png").read_bytes() == before

@@ -11,7 +11,8 @@ import pytest
 import t2i_jax as t2i
 from t2i_jax import paths, runs
 from t2i_jax.cluster import lock
-from t2i_jax.data.pack import add_column, make_room, pack
+from t2i_jax.data.columns import add_column, is_wanted
+from t2i_jax.data.pack import pack
 from t2i_jax.data.shapes import Shapes
 from t2i_jax.data.source import open_source
 from t2i_jax.errors import UserError
@@ -61,7 +62,7 @@ _TAKES = {  # every function of the Python API that is given a path
     "import into": lambda path: runs.import_torch("file", path),
     "export_torch": lambda path: runs.export_torch(path, "new.pt"),
     "pack": lambda path: pack(Shapes(8, "train", 0), path, name="shapes"),
-    "make_room": lambda path: make_room(path, "text", {}),
+    "is_wanted": lambda path: is_wanted(path, "text", {}),
     **{
         kind: lambda path, kind=kind: open_source(f"{kind}:{path}", image_size=8)
         for kind in ("folder", "arrayrecord")
@@ -105,7 +106,7 @@ def test_a_tilde_is_the_home_folder_everywhere(tmp_path):
     pack(Shapes(8, "train", 0), "~/packed", name="shapes")
     assert (home / "packed" / "manifest.json").is_file()
     assert len(open_source("arrayrecord:~/packed", image_size=8)) == len(Shapes(8, "train", 0))
-    assert make_room("~/packed", "text", {})
+    assert is_wanted("~/packed", "text", {})
     with pytest.raises(UserError, match=f"webdataset='{home}/no.tar' matches no file"):
         open_source("webdataset:~/no.tar", image_size=8)
     assert [path.name for path in pathlib.Path().iterdir()] == ["file"]

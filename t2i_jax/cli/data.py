@@ -150,19 +150,19 @@ def encode_text(
     import jax
 
     from t2i_jax.data.arrayrecord import PackedSource
+    from t2i_jax.data.columns import add_column, is_wanted
     from t2i_jax.data.ledger import Ledger
     from t2i_jax.data.overview import note_cut
-    from t2i_jax.data.pack import add_column, make_room
     from t2i_jax.data.source import BadSample
+    from t2i_jax.runs.folder import fingerprint
     from t2i_jax.text.cache import embed_captions
     from t2i_jax.text.t5 import T5Text
 
     packed = paths.given("packed", packed)
-    source = PackedSource(str(packed))
+    source = PackedSource(str(packed), columns=())
     if not source.manifest["captions"]:
         raise UserError(f"packed={str(packed)!r} holds no captions; pack it without --no-captions.")
     text = T5Text.from_directory(t5, max_length=max_length)
-    about = {"t5": t5, "max_length": max_length, "dim": text.dim, "dtype": dtype}
     bad: dict[int, BadSample] = {}
     tokenizer, cut = text.tokenizer(), Ledger()
 
@@ -176,10 +176,14 @@ def encode_text(
                 bad[index] = sample
                 yield ""
 
-    # what is wrong with it is said before anything is removed
     params = text.init(jax.random.key(0))
     embeddings = embed_captions(text, params, tokenizer, captions(), batch_size, dtype)
-    if not make_room(packed, "text", about, replace):
+    about = {
+        "t5": t5, "weights": fingerprint(params), "max_length": max_length, "dim": text.dim,
+        "dtype": dtype,
+    }  # fmt: skip
+    same = (about["weights"], None)  # older sets do not tell it
+    if not is_wanted(packed, "text", {**about, "weights": same}, replace):
         print(f"there already: text embeddings of {t5} in {packed}")
         return
     rows = (
@@ -216,7 +220,7 @@ def encode_images(
     from t2i_jax import runs
     from t2i_jax.config import one_of
     from t2i_jax.data.arrayrecord import PackedSource
-    from t2i_jax.data.pack import add_column, make_room
+    from t2i_jax.data.columns import add_column, is_wanted
     from t2i_jax.models import encoder_side
     from t2i_jax.runs.folder import fingerprint
 
@@ -224,7 +228,7 @@ def encode_images(
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} is not positive; give 1 or more.")
     packed, run = paths.given("packed", packed), paths.given("run", run)
-    source = PackedSource(str(packed))
+    source = PackedSource(str(packed), columns=())
     tokenizer = runs.load(run / "tokenizer" if (run / "tokenizer").is_dir() else run)
     size, model = tokenizer.coded_size, tokenizer.task.network
     about = {
@@ -233,7 +237,7 @@ def encode_images(
         "num_tokens": model.num_tokens, "codebook_size": model.codebook_size,
     }  # fmt: skip
     same = (about["tokenizer"], fingerprint(tokenizer.weights))  # the latter in older sets
-    if not make_room(packed, "tokens", {**about, "tokenizer": same}, replace):
+    if not is_wanted(packed, "tokens", {**about, "tokenizer": same}, replace):
         print(f"there already: tokens of {run} in {packed}")
         return
     rows = _tokens(source, tokenizer, crop, batch_size)
@@ -245,9 +249,10 @@ def encode_images(
 
 def _of_columns(stored):
     """What each stored column was made with, and what its manifest counts as left out and cut."""
+    from t2i_jax.data.columns import made_with
+
     for name, about in stored.items():
-        made_with = {k: v for k, v in about.items() if k not in ("shards", *_COUNTED)}
-        yield f"{name}: " + ", ".join(f"{key}={value}" for key, value in made_with.items())
+        yield f"{name}: " + ", ".join(f"{key}={value}" for key, value in made_with(about).items())
         for key, told in _COUNTED.items():
             counts = about.get(key)  # older manifests do not count what was cut
             for reason, count in counts.items() if isinstance(counts, dict) else ():

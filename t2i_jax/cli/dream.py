@@ -46,7 +46,7 @@ def dream(
     from t2i_jax.pixels import save_png
 
     if not caption.strip():
-        raise UserError("caption='' says nothing; write what the image shows.")
+        raise UserError(f"caption={caption!r} says nothing; write what the image shows.")
     folder = _run_of(run)
     options: Any = runs.load_run_recipe(folder).evaluation.options
     system = runs.load(folder)

@@ -44,19 +44,19 @@ def encode_clip(
     from t2i_jax import runs
     from t2i_jax.config import one_of
     from t2i_jax.data.arrayrecord import PackedSource
+    from t2i_jax.data.columns import add_column, is_wanted
     from t2i_jax.data.ledger import Ledger
-    from t2i_jax.data.pack import add_column, make_room
     from t2i_jax.errors import UserError
     from t2i_jax.runs.folder import fingerprint
 
     one_of("crop", crop, ("center", "resize"))
     one_of("dtype", dtype, ("float16", "bfloat16", "float32"))
     packed, run = paths.given("packed", packed), paths.given("run", run)
-    source = PackedSource(str(packed))
+    source = PackedSource(str(packed), columns=())
     if not source.manifest["captions"]:
         raise UserError(f"packed={str(packed)!r} holds no captions; pack it without --no-captions.")
     system = runs.load(run / "clip" if (run / "clip").is_dir() else run)
-    # a system that embeds nothing says so here, before anything is removed
+    # a system that embeds nothing says so here, before anything is made
     shown = system.embed_images(np.zeros((1, 16, 16, 3), np.uint8))
     told = system.encode_text(["a"])
     cut, made_by = Ledger(), {"clip": fingerprint(system.weights)}
@@ -69,7 +69,7 @@ def encode_clip(
         "text": (of_tokens, functools.partial(_encodings, dtype=jnp.dtype(dtype), cut=cut)),
     }
     for column, (about, rows) in columns.items():
-        if not make_room(packed, column, about, replace):
+        if not is_wanted(packed, column, about, replace):
             print(f"there already: {column} of {run} in {packed}")
             continue
         made = rows(source, system, crop, batch_size)

@@ -5,13 +5,16 @@ A user's mistake prints one sentence and exits with 2.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 
 from t2i_jax import __version__
-from t2i_jax.errors import Preempted, UserError, first_line, is_full
+from t2i_jax.cluster import signals
+from t2i_jax.errors import Preempted, UserError, is_full, reason
 from t2i_jax.heap import keep_freed_memory
 from t2i_jax.paths import shown
 from t2i_jax.terminal import forgive
@@ -30,26 +33,30 @@ def main(run: Callable[[list[str]], None] | None = None) -> None:
       run: what to do with its words; None: they are a command of `t2i`.
 
     Exit status: 0 done; 2 a mistake in what was given (one sentence says which); 75 stopped by
-    SIGTERM, SIGHUP or SIGINT after saving, the same command resumes; 130 interrupted at once by a
-    second SIGINT; 1 anything else, with a stack trace.
+    SIGTERM, SIGHUP or SIGINT after saving, the same command resumes; 130, 143, 129 ended at once by
+    SIGINT (the second one where something is saved), SIGTERM or SIGHUP; 1 anything else, with a
+    stack trace.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # XLA's own log, which asks a user to file a bug when it compiles for long; errors are raised
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     forgive()
     try:
-        (run or _run)(sys.argv[1:])
+        with signals.interrupting():
+            (run or _run)(sys.argv[1:])
     except (UserError, Preempted) as error:
         print(f"t2i: {_cut(str(error))}", file=sys.stderr)
         _leave(error.status)
     except Exception as error:
-        if not is_full(error):
+        if not is_full(error) and getattr(error, "errno", None) != errno.EROFS:
             raise
-        print(f"t2i: {_full(error)}", file=sys.stderr)
+        print(f"t2i: {_unwritten(error)}", file=sys.stderr)
         _leave(UserError.status)
-    except KeyboardInterrupt:
-        print("\nt2i: interrupted; what was saved before stays.", file=sys.stderr)
-        _leave(130)
+    except KeyboardInterrupt as error:
+        number = getattr(error, "number", signal.SIGINT)
+        why = "interrupted" if number == signal.SIGINT else f"stopped by {signals.name(number)}"
+        print(f"\nt2i: {why}; what was saved before stays.", file=sys.stderr)
+        _leave(128 + number)
 
 
 def _leave(status):
@@ -62,11 +69,11 @@ def _leave(status):
     os._exit(status)
 
 
-def _full(error):
+def _unwritten(error):
     where = getattr(error, "filename", None)
     named = "a file" if where is None else shown(where)
-    said = getattr(error, "strerror", None) or first_line(error)
-    return f"{named} can't be written ({said}); free space, and start again."
+    remedy = "free space" if is_full(error) else "look at its disk, or name another place"
+    return f"{named} can't be written ({reason(error)}); {remedy}, and start again."
 
 
 def _cut(sentence):

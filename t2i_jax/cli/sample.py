@@ -203,7 +203,7 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     given = _given(system.task, inputs)
     prompts = captions if captions or (encoder is not None and "images" not in given) else None
     if common.t5 is not None:
-        prompts, given = _embedded(encoder, common.t5, captions, given)
+        prompts, given = _embedded(run, encoder, common.t5, captions, given)
     images = np.asarray(
         system.generate(
             prompts,
@@ -293,12 +293,15 @@ def _images(named, channels):
     return dict(zip(("images", "other_images"), read))
 
 
-def _embedded(encoder, t5, captions, given):
+def _embedded(run, encoder, t5, captions, given):
     """Prompts and negative prompts as embeddings, for a run that has no text encoder of its own.
 
     Raises:
       UserError: the run reads captions itself, or the T5 is another one.
     """
+    import jax
+
+    from t2i_jax.runs import stored_text
     from t2i_jax.systems.generation import tell
     from t2i_jax.text.encoder import captions_of, told_of_cuts
     from t2i_jax.text.t5 import T5Text, pair_of
@@ -317,11 +320,13 @@ def _embedded(encoder, t5, captions, given):
             f"t5={t5!r} is {text.dim} wide, and the run's embeddings {encoder.dim}; give the T5 "
             "that made them."
         )
+    params = text.init(jax.random.key(0))
+    stored_text.check_t5(run, t5, params)
     captions = captions_of(captions, "prompts")
     if told := told_of_cuts(text.tokenizer(), captions, text.max_length, "prompt"):
         tell(told)
     negative = captions_of(negative, "negative") if negative else []
-    embeds, mask = pair_of(text, [*captions, *negative])
+    embeds, mask = pair_of(text, params, [*captions, *negative])
     if negative:
         against = (part[-1:].repeat(len(captions), axis=0) for part in (embeds, mask))
         given = {**given, "negative_prompts": tuple(against)}

@@ -8,6 +8,7 @@ as such. Of several processes that train together, process 0 holds it for all.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -54,23 +55,21 @@ def held(workdir: pathlib.Path, field: str = "workdir") -> Iterator[None]:
         yield
         return
     locks: list[_Lock] = []
-    was_there = workdir.exists()
+    with contextlib.ExitStack() as made:
 
-    def take():
-        paths.make(field, workdir)
-        locks.append(_Lock(field, workdir, workdir / FILE))
+        def take():
+            made.enter_context(_making(workdir))
+            paths.make(field, workdir)
+            locks.append(_Lock(field, workdir, workdir / FILE))
 
-    processes.once(take)
-    _held.add(key)
-    try:
-        yield
-    finally:
-        _held.discard(key)
-        for lock in locks:
-            lock.release()
-            if not was_there:  # and nothing came of it
-                with contextlib.suppress(OSError):
-                    workdir.rmdir()
+        processes.once(take)
+        _held.add(key)
+        try:
+            yield
+        finally:
+            _held.discard(key)
+            for lock in locks:
+                lock.release()
 
 
 @contextlib.contextmanager
@@ -83,29 +82,50 @@ def writing(field: str, out: pathlib.Path) -> Iterator[None]:
       InUse: another command writes it; the sentence names `field`.
       UserError: nothing can be written beside it.
     """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{field}={paths.shown(out)} can't be made ({error.strerror}); name another folder."
-        ) from None
-    lock = _Lock(field, out, out.with_name(files.partial(f"{out.name}.{FILE}")))
+    with _making(out.parent):
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{field}={paths.shown(out)} can't be made ({error.strerror}); name another folder."
+            ) from None
+        lock = _Lock(field, out, out.with_name(files.partial(f"{out.name}.{FILE}")))
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+@contextlib.contextmanager
+def _making(folder):
+    """Inside, a folder and those above it are made; those of which nothing came go again."""
+    above = (folder, *folder.parents)
+    new = list(itertools.takewhile(lambda one: not os.path.lexists(one), above))
     try:
         yield
     finally:
-        lock.release()
+        with contextlib.suppress(OSError):  # the first that holds something ends it
+            for one in new:
+                one.rmdir()
 
 
 class _Lock:
     def __init__(self, field, folder, path):
         self._field, self._folder, self._path = field, folder, path
         self._token, self._over = secrets.token_hex(8), threading.Event()
+        try:
+            self._take()
+        except BaseException:  # interrupted when it was there already
+            self.release()
+            raise
+
+    def _take(self):
         while (handle := self._created()) is None:
             holder = _settled(self._path)
-            if holder is not None and _lives(holder, self._path, folder):
+            if holder is not None and _lives(holder, self._path, self._folder):
                 raise InUse(
-                    f"{field}={paths.shown(folder)} is in use by {_named(holder)}; wait for its "
-                    "end or stop it, or name another folder."
+                    f"{self._field}={paths.shown(self._folder)} is in use by {_named(holder)}; "
+                    "wait for its end or stop it, or name another folder."
                 )
             self._clear(holder)
         self._handle = handle
@@ -154,7 +174,7 @@ class _Lock:
 
     def _clear(self, holder):
         """Removes the lock of a dead holder; of two that see it dead, one removes it."""
-        with _one_at_a_time(self._path.parent):
+        with one_at_a_time(self._path.parent):
             there = _read(self._path)
             if (there or {}).get("token") == (holder or {}).get("token"):
                 _remove(self._path)
@@ -169,7 +189,7 @@ def _remove(path):
 
 
 @contextlib.contextmanager
-def _one_at_a_time(folder):
+def one_at_a_time(folder):
     """Lets one process of this machine in, where the file system can do that."""
     handle = None
     try:

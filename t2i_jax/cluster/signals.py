@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import signal
 import socket
 import threading
@@ -17,6 +18,21 @@ from typing import Any
 
 _SOON = 2.0  # seconds in which the main thread answers, unless a library holds it
 _stopping = threading.Event()  # one was heard, and this process is about to end because of it
+_again: list[int] = []  # sent once more by this process itself
+# what Python calls between two instructions of anything else; what is raised there is lost
+_LOST = frozenset({"_xla_gc_callback", "__del__"})
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked a process to end that has nothing to save first.
+
+    Attributes:
+      number: of the signal.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
 
 
 def stop() -> None:
@@ -32,10 +48,40 @@ def handled(hear: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
 
     SIGHUP stays ignored where it is, as under `nohup`.
     """
+    with _handled(_numbers(), hear):
+        yield
+
+
+@contextlib.contextmanager
+def interrupting() -> Iterator[None]:
+    """Within, each of the signals raises `Interrupted`, so that nothing is left half written; those
+    that are ignored stay so.
+    """
+
+    def hear(number, frame):
+        if number == signal.SIGINT or not _stopping.is_set():
+            raise Interrupted(number)
+
+    wanted = [n for n in _numbers() if signal.getsignal(n) is not signal.SIG_IGN]
+    with _handled(wanted, hear):
+        yield
+
+
+@contextlib.contextmanager
+def _handled(numbers, hear):
+    def careful(number, frame):
+        if _is_lost(frame):
+            _again.append(number)
+            late = threading.Timer(0.02, os.kill, (os.getpid(), number))
+            late.daemon = True
+            late.start()
+        else:
+            hear(number, frame)
+
     old: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        for number in _numbers():
-            old[number] = signal.signal(number, hear)
+        for number in numbers:
+            old[number] = signal.signal(number, careful)
     try:
         yield
     finally:
@@ -57,6 +103,7 @@ def watched(
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    _again.clear()
     reading, writing = socket.socketpair()
     writing.setblocking(False)
     old = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
@@ -76,6 +123,9 @@ def watched(
                 reading.close()
                 return
             for number in filter(_numbers().__contains__, numbers):
+                if number in _again:
+                    _again.remove(number)
+                    continue
                 heard(number)
                 waiting = number
 
@@ -90,6 +140,14 @@ def watched(
 def name(number: int) -> str:
     """SIGTERM and so on."""
     return signal.Signals(number).name
+
+
+def _is_lost(frame):
+    while frame is not None:
+        if frame.f_code.co_name in _LOST:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _numbers():

@@ -16,7 +16,7 @@ import itertools
 import json
 import pathlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -46,6 +46,7 @@ class PackedSource(ImageFiles):
 
     Args:
       path: the folder that `pack` wrote.
+      columns: which of its columns are read; None: all.
 
     Attributes:
       manifest: as it stands in manifest.json.
@@ -55,20 +56,15 @@ class PackedSource(ImageFiles):
         size.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, columns: Collection[str] | None = None):
         self.path = paths.given("arrayrecord", path)
         self.manifest = read_manifest(self.path)
         self._data = _Shards(self.path, self.manifest["shards"])
         self._columns = {
-            name: _Shards(self.path, one["shards"])
-            for name, one in self.manifest["columns"].items()
+            name: check_column(self.path, self.manifest, name)
+            for name in self.manifest["columns"]
+            if columns is None or name in columns
         }
-        for name, column in self._columns.items():
-            if len(column) != len(self._data):
-                raise UserError(
-                    f"arrayrecord={str(self.path)!r} has {len(self._data)} records and "
-                    f"{len(column)} of {name}; encode them again with --replace."
-                )
 
     def __len__(self) -> int:
         return len(self._data)
@@ -148,10 +144,16 @@ class ShardWriter:
 
     The files carry their names only after `close`, which returns what a manifest says of them;
     before that they end in .partial.
+
+    Args:
+      named: what the folder was given as, for sentences; None: out=FOLDER.
     """
 
-    def __init__(self, folder: pathlib.Path, prefix: str, shard_bytes: int):
+    def __init__(
+        self, folder: pathlib.Path, prefix: str, shard_bytes: int, named: str | None = None
+    ):
         self._folder, self._prefix, self._shard_bytes = folder, prefix, shard_bytes
+        self._named = named or f"out={str(folder)!r}"
         self._counts: list[int] = []
         self._writer: Any = None
         self._written = 0  # bytes in the open file
@@ -205,7 +207,7 @@ class ShardWriter:
 
     def _refuse(self):
         raise UserError(
-            f"out={str(self._folder)!r} can't be written to; make room or give another folder."
+            f"{self._named} can't be written to; make room or give another folder."
         ) from None
 
     def _partial(self, number):
@@ -269,18 +271,45 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     return manifest
 
 
-def write_manifest(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
+def write_manifest(
+    folder: pathlib.Path, manifest: Mapping[str, Any], named: str | None = None
+) -> None:
     """Replaces manifest.json whole, so that it is never half written.
 
-    UserError where it can't be.
+    Args:
+      named: what the folder was given as, for sentences; None: packed=FOLDER.
+
+    Raises:
+      UserError: it can't be written.
     """
     try:
         with replacing(folder / MANIFEST) as temporary:
             temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
+        named = named or f"packed={str(folder)!r}"
         raise UserError(
-            f"packed={str(folder)!r} can't be written to ({error.strerror}); make room for it."
+            f"{named} can't be written to ({error.strerror}); make room for it."
         ) from None
+
+
+def check_column(folder: pathlib.Path, manifest: Mapping[str, Any], name: str) -> _Shards:
+    """The files of a column, which are there and hold as many rows as there are records.
+
+    Raises:
+      UserError: what is missing or of another size.
+    """
+    try:
+        column = _Shards(folder, manifest["columns"][name]["shards"])
+    except UserError as error:
+        told = str(error).removesuffix(".")
+        raise UserError(f"{told}, or encode {name} anew with --replace.") from None
+    count = sum(shard["count"] for shard in manifest["shards"])
+    if len(column) != count:
+        raise UserError(
+            f"arrayrecord={str(folder)!r} has {count} records and {len(column)} of {name}; encode "
+            "them again with --replace."
+        )
+    return column
 
 
 class _Shards:

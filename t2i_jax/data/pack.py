@@ -1,6 +1,4 @@
-"""Packing a source into shards that are read fast from anywhere, and adding columns of arrays
-computed from it.
-"""
+"""Packing a source into shards that are read fast from anywhere."""
 
 from __future__ import annotations
 
@@ -22,8 +20,6 @@ from t2i_jax.cluster import lock
 from t2i_jax.data import arrayrecord
 from t2i_jax.data.arrayrecord import (
     ShardWriter,
-    arrays_to_bytes,
-    read_manifest,
     record_to_bytes,
     write_manifest,
 )
@@ -35,8 +31,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
 
 _AT_ONCE = 64  # records that are prepared side by side
-_LIMIT = "--max-bad-rate"
-_COUNTS = ("bad", "cut")  # of a column, in the manifest
+LIMIT = "--max-bad-rate"
 _JPEG_QUALITY = 95  # of what was a JPEG and is made smaller
 
 Progress = Callable[[Iterable[int]], Iterable[int]]  # goes over indices and may show how far it is
@@ -78,16 +73,17 @@ def pack(
     bad, sizes = Ledger(), _Sizes()
     prepare = _Prepare(source, size, captions)
     with _new_folder(out) as half_done:
-        writer = ShardWriter(half_done, "data", shard_bytes)
+        named = f"out={str(out)!r}"
+        writer = ShardWriter(half_done, "data", shard_bytes, named)
         seen = 0
         for seen, record in enumerate(side_by_side(prepare, progress(range(len(source)))), 1):
             if isinstance(record, BadSample):
                 bad.add(record)
-                bad.check(seen, max_bad_rate, limit=_LIMIT)
+                bad.check(seen, max_bad_rate, limit=LIMIT)
             else:
                 writer.write(record_to_bytes(record.file, record.caption))
                 sizes.add(record.width, record.height)
-        bad.check(seen, max_bad_rate, True, _LIMIT)
+        bad.check(seen, max_bad_rate, True, LIMIT)
         if not sizes.count:
             raise UserError(
                 f"data.source={name!r} has no sample that can be used ({'; '.join(bad.names)})."
@@ -106,104 +102,8 @@ def pack(
             "shards": writer.close(),
             "columns": {},
         }
-        write_manifest(half_done, manifest)
+        write_manifest(half_done, manifest, named)
     return manifest
-
-
-def add_column(
-    packed: str | os.PathLike,
-    column: str,
-    rows: Iterable[Mapping[str, np.ndarray] | BadSample],
-    *,
-    about: Mapping[str, Any],
-    max_bad_rate: float = 0.05,
-    shard_bytes: int = 256 * 2**20,
-    cut: Ledger | None = None,
-) -> Mapping[str, Any]:
-    """Stores arrays beside the records of a packed set, one row for each in order, and returns the
-    new manifest.
-
-    The manifest names the column when it is complete, so an attempt that was stopped leaves nothing
-    that is read.
-
-    Args:
-      column: "text" (arrays "text_embeds", "text_mask"), "tokens" ("tokens") or "clip"
-        ("image_embeds", "caption_embeds").
-      rows: the arrays of each record; a `BadSample` for one that has none, which is stored empty
-        and counted.
-      about: what they were made with, for the manifest.
-      cut: what is cut while the rows are made, for the manifest; None: nothing is.
-
-    Raises:
-      UserError: too many rows are bad, there are not as many as records, or another command is
-        storing this column.
-    """
-    folder = paths.given("packed", packed)
-    bad, writer, seen = Ledger(), ShardWriter(folder, column, shard_bytes), 0
-    with lock.writing("packed", folder / column):
-        try:
-            for seen, row in enumerate(rows, 1):
-                if isinstance(row, BadSample):
-                    bad.add(row)
-                    bad.check(seen, max_bad_rate, limit=_LIMIT)
-                writer.write(arrays_to_bytes({} if isinstance(row, BadSample) else row))
-            bad.check(seen, max_bad_rate, True, _LIMIT)
-            manifest = read_manifest(folder)
-            if seen != manifest["count"]:
-                raise UserError(
-                    f"packed={str(folder)!r} has {manifest['count']} records, not {seen}, as "
-                    f"{column} has; encode it again."
-                )
-            shards = writer.close()
-        except BaseException:
-            writer.discard()
-            raise
-    counts = {"bad": dict(bad.by_reason), "cut": {} if cut is None else dict(cut.by_reason)}
-    columns = {**manifest["columns"], column: {**about, **counts, "shards": shards}}
-    manifest = {**manifest, "columns": columns}
-    write_manifest(folder, manifest)
-    return manifest
-
-
-def make_room(
-    packed: str | os.PathLike, column: str, about: Mapping[str, Any], replace: bool = False
-) -> bool:
-    """Whether a column is to be computed: False where a packed set holds this very one.
-
-    Args:
-      about: what it is to be made with; a tuple holds several values, each of which will do.
-      replace: a column of this name that was made with something else is removed.
-
-    Raises:
-      UserError: there is such a column, and it is not to be replaced.
-    """
-    folder = paths.given("packed", packed)
-    manifest = read_manifest(folder)
-    there = manifest["columns"].get(column)
-    if there is None:
-        return True
-    changed = [
-        key
-        for key, value in about.items()
-        if there.get(key) not in (value if isinstance(value, tuple) else (value,))
-    ]
-    if not changed:
-        return False
-    if not replace:
-        shown = [key for key in changed if key in there]
-        if shown != changed:  # another command made it, with fields of its own
-            shown += [key for key in there if key not in (*about, *_COUNTS, "shards")]
-        made = ", ".join(f"{key}={there[key]!r}" for key in shown)
-        raise UserError(
-            f"packed={str(folder)!r} has {column} of {made}; give --replace to make it anew."
-        )
-    write_manifest(
-        folder,
-        {**manifest, "columns": {k: v for k, v in manifest["columns"].items() if k != column}},
-    )
-    for shard in there["shards"]:
-        (folder / shard["file"]).unlink(missing_ok=True)
-    return True
 
 
 def side_by_side(work: Callable[[int], Any], indices: Iterable[int]) -> Iterator[Any]:

@@ -43,7 +43,7 @@ from t2i_jax.systems.base import Given, System
 from t2i_jax.train.checkpoint import load_config, load_params
 from t2i_jax.values import shown
 
-PARTS, TEXT_TOKENIZER = "parts.json", "text_tokenizer"
+PARTS, TEXT_TOKENIZER, STORED_TEXT = "parts.json", "text_tokenizer", "stored_text.json"
 _RESTORE = "restore it from a copy"  # the remedy for a file of a run that was damaged or edited
 EXPORT, _WEIGHTS, _JOINED = "system.json", "weights.safetensors", "recipe.json"
 
@@ -132,23 +132,25 @@ def load(
     return _read(folder, averaged, places, step).system.on_mesh(mesh, devices)
 
 
-def _read(folder, averaged=None, places=None, step=None):
+def _read(folder, averaged=None, places=None, step=None, recipe=None):
     """The contents of a run, whose parts' weights are compared with those that it was trained with
     while it is read itself.
 
     Args:
       averaged: whether EMA weights take the place of the last ones, as they always do in the parts;
         None: both are kept, in the parts too.
+      recipe: the run's, where it has been read.
     """
-    recipe = load_run_recipe(folder)
+    recipe = load_run_recipe(folder) if recipe is None else recipe
     task, recorded, parts, found = recipe.task, recorded_parts(folder), {}, {}
     with concurrent.futures.ThreadPoolExecutor(1) as background:
         for name, home in part_folders(folder, recipe).items():
-            part = parts[name] = _read(home, None if averaged is None else True)
-            kind, wanted = type(part.recipe.task), task.parts[name].of
-            if not issubclass(kind, wanted):
+            theirs = load_run_recipe(home)
+            kind, wanted = type(theirs.task), task.parts[name].of
+            if not issubclass(kind, wanted):  # asked first: it may lead back to this run
                 told = f"is a run of {kind.__name__}, not of {wanted.__name__}"
                 raise _wrong_part(folder, name, home, told)
+            part = parts[name] = _read(home, None if averaged is None else True, recipe=theirs)
             if before := recorded.get(name, {}).get("fingerprint"):
                 found[name] = before, background.submit(fingerprint, part.system.weights)
         params, ema, stats = {}, {}, {}
@@ -238,6 +240,8 @@ def _write(contents, out):
         beside[PARTS] = lambda path: path.write_text(json.dumps(told, indent=1))
     if (run / TEXT_TOKENIZER).is_dir():
         beside[TEXT_TOKENIZER] = lambda folder: shutil.copytree(run / TEXT_TOKENIZER, folder)
+    if (run / STORED_TEXT).is_file():
+        beside[STORED_TEXT] = lambda path: shutil.copyfile(run / STORED_TEXT, path)
     write_system(out, recipe, contents.averaged, contents.stats, beside)
 
 
@@ -313,9 +317,10 @@ def part_folders(workdir: pathlib.Path, recipe: Recipe) -> dict[str, pathlib.Pat
         if folder.is_dir():
             found[name] = folder
         elif told:
+            beside = "copy it there too, or copy what `t2i export` makes of the whole run"
             raise UserError(
                 f"run={str(workdir)!r}: its part {name} is missing at "
-                f"{os.path.normpath(folder)!r}; {_RESTORE}."
+                f"{os.path.normpath(folder)!r}; {beside if told.startswith('..') else _RESTORE}."
             )
     return found
 

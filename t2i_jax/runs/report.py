@@ -16,7 +16,7 @@ from typing import Any
 
 from t2i_jax.cluster import processes
 from t2i_jax.config import to_dict
-from t2i_jax.errors import UserError
+from t2i_jax.errors import UserError, reason
 from t2i_jax.files import replacing
 from t2i_jax.foreign import json_file
 from t2i_jax.runs.plot import plot
@@ -94,7 +94,7 @@ def write_report(
         with replacing(workdir / REPORT) as path:
             path.write_text(page_of(title, sections), encoding="utf-8", errors="replace")
     except OSError as error:
-        say(f"{REPORT} can't be written to {str(workdir)!r} ({error}).")
+        say(f"{REPORT} can't be written to {str(workdir)!r} ({reason(error)}).")
         return False
     return True
 

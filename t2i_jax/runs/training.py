@@ -16,7 +16,7 @@ from t2i_jax.cluster import lock, main_script, processes
 from t2i_jax.data.pipeline import batches
 from t2i_jax.data.pipeline import source_of as _source
 from t2i_jax.errors import UserError
-from t2i_jax.runs import begin
+from t2i_jax.runs import begin, stored_text
 from t2i_jax.runs import folder as folders
 from t2i_jax.runs.check import check
 from t2i_jax.runs.check import check_data as _check_data
@@ -131,6 +131,7 @@ def _fit(recipe, workdir, parts, hooks, build, profile):
     _check_data(recipe, parts)
     read = {name: own for name, own in frozen.items() if name not in task.idle_parts}
     placed = sharding.place_frozen(read, mesh, recipe.train.preset)
+    stored_text.note(workdir, recipe, parts)
 
     def build_system(params, stats, frozen) -> System:
         made = task.system(*sharding.whole((params, stats)), parts, frozen, text_tokenizer)

@@ -159,13 +159,15 @@ def t5_encode_text(
     return embeds_BLD[:, :longest], jnp.asarray(mask_BL[:, :longest])
 
 
-def pair_of(text: T5Text, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def pair_of(text: T5Text, params: Params, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """(embeddings (P, max_length, dim) float32, mask (P, max_length) bool) of captions, as a system
     with stored embeddings takes them for prompts.
 
     Longer captions are cut at `text.max_length`.
+
+    Args:
+      params: of `text.init`.
     """
-    params = text.init(jax.random.key(0))
     found = embed_captions(
         text, params, text.tokenizer(), captions, min(len(captions), 64), "float32"
     )

@@ -25,7 +25,7 @@ from t2i_jax import paths
 from t2i_jax.cluster import processes
 from t2i_jax.errors import Preempted, UserError, first_line, is_full
 from t2i_jax.terminal import say
-from t2i_jax.train import arrays, digests
+from t2i_jax.train import arrays, digests, full_disk
 from t2i_jax.train import best as bests
 from t2i_jax.train.finishing import Finishing
 from t2i_jax.types import TrainState
@@ -34,17 +34,7 @@ _FOLDER = "checkpoints"
 # Orbax refuses to save an empty item
 _EMPTY: Mapping[str, Any] = {"params": {}, "ema": {}, "stats": {}}
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
-
-
-def _is_told(record):
-    """Not what Orbax logs of a full disk, trace by trace: it is told in one sentence."""
-    error = record.exc_info[1] if record.exc_info else ValueError(record.getMessage())
-    is_orbax = record.name == "absl" or "orbax" in record.getMessage()
-    return not (is_orbax and isinstance(error, Exception) and is_full(error))
-
-
-for _name in ("absl", "asyncio"):
-    logging.getLogger(_name).addFilter(_is_told)
+full_disk.hush()
 
 
 def _glob(folder, pattern):

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from t2i_jax.errors import UserError
+from t2i_jax.errors import UserError, reason
 from t2i_jax.files import read_regular, replacing, set_aside
 from t2i_jax.terminal import say
 
@@ -179,8 +179,8 @@ class Log:
         except OSError as error:
             if not self._complained:
                 self.say(
-                    f"metrics can't be written to {str(self.workdir)!r} ({error}); training goes "
-                    "on without them."
+                    f"metrics can't be written to {str(self.workdir)!r} ({reason(error)}); "
+                    "training goes on without them."
                 )
             self._complained = True
 

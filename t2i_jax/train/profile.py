@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from t2i_jax.errors import UserError
+from t2i_jax.errors import UserError, reason
 from t2i_jax.train.log import Log
 
 _FOLDER = "profile"
@@ -103,7 +103,8 @@ class Trace:
         # whatever the library makes of a full disk; a trace is not worth a run
         except Exception as error:
             self._log.say(
-                f"the trace can't be written to {str(self._folder)!r} ({error}); training goes on."
+                f"the trace can't be written to {str(self._folder)!r} ({reason(error)}); training "
+                "goes on."
             )
             return
         self._log.say(f"steps {first} to {self._last} are traced in {str(self._folder)!r}")

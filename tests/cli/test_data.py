@@ -4,15 +4,19 @@ what is refused.
 
 import dataclasses
 import json
+import shutil
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from t2i_jax import PartiTask, PartiTransformer, StoredText, runs
 from t2i_jax.cli import main as cli
+from t2i_jax.cli import sample
 from t2i_jax.data.arrayrecord import PackedSource
 from t2i_jax.data.crop import crop
 from t2i_jax.errors import UserError
@@ -136,6 +140,39 @@ def test_from_a_folder_to_a_run_on_embeddings_and_tokens(t2i, place, packed, tmp
     embeds, mask = source[0]["text_embeds"].astype(np.float32)[None], source[0]["text_mask"][None]
     assert system.generate((embeds, mask), seed=0).shape == (1, 16, 16, 3)
     assert (tmp_path / "run" / "samples" / "0000002.png").is_file()  # drawn from stored embeddings
+    _check_other_encoders_are_refused(t2i, place, packed, recipe, tmp_path)
+
+
+def _check_other_encoders_are_refused(t2i, place, packed, recipe, tmp_path):
+    run, others = tmp_path / "run", place / "other_t5"
+    shutil.copytree(place / "t5", others, dirs_exist_ok=True)
+    weights = load_file(others / "model.safetensors")
+    weights = {name: array + 1 for name, array in weights.items()}
+    save_file(weights, others / "model.safetensors", {"format": "pt"})
+    runs.export(run, tmp_path / "exported")
+    path = tmp_path / "exported" / "stored_text.json"
+    joined = types.SimpleNamespace(dim=16, max_length=8, entry="text_embeds")
+
+    def sampled(t5, run=path.parent):
+        return sample._embedded(run, joined, str(t5), ["picture number 1"], {})
+
+    (embeds, mask), _ = sampled(place / "t5")
+    assert embeds.shape == (1, 8, 16) and mask.any()
+    for one in (run, path.parent):
+        with pytest.raises(UserError, match=r"has other weights .* a T5 \(t5='t5', fingerprint"):
+            sampled(others, one)
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps({"clip": "0" * 16, "run": "runs/clip", "dim": 16}))
+    with pytest.raises(UserError, match="made by a CLIP .run='runs/clip'.*encode_text"):
+        sampled(place / "t5")
+    for unknown in ({}, {**about, "weights": None}):  # of earlier releases
+        path.write_text(json.dumps(unknown))
+        sampled(others)
+    path.unlink()
+    sampled(others)
+    t2i("encode-text", packed, "--t5", others, "--max-length", 8, "--replace")
+    with pytest.raises(UserError, match=r"text of a T5 .*other_t5.*, and this run was begun with"):
+        runs.train(recipe, run)
 
 
 def _parti(place, packed, **task):

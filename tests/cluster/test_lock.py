@@ -1,5 +1,6 @@
 """One training at a time in a folder, and what a dead one left holds up nobody."""
 
+import errno
 import json
 import os
 import pathlib
@@ -73,6 +74,32 @@ def test_another_thread_is_another_holder_and_an_error_gives_the_folder_free(tmp
     assert len(errors) == 1 and f"process {os.getpid()} on " in str(errors[0])
     with lock.held(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("holds", [lock.held, lambda out: lock.writing("out", out)])
+@pytest.mark.parametrize("full", [False, True], ids=["refused within", "full disk"])
+def test_of_folders_that_were_made_for_nothing_none_is_left(tmp_path, monkeypatch, holds, full):
+    def refused(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    if full:
+        monkeypatch.setattr(lock.os, "pwrite", refused)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError), holds(tmp_path / "there" / "a" / "b" / "c"):
+        raise UserError("what is given does not fit")
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+    monkeypatch.undo()
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(lock.threading.Thread, "start", interrupted)
+        with holds(tmp_path / "there" / "a"):
+            pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+    with holds(tmp_path / "there" / "a" / "b"):
+        (tmp_path / "there" / "a" / "kept").touch()
+    assert {path.name for path in tmp_path.rglob("*")} == {"there", "a", "kept"}
 
 
 def _left(workdir, **changed):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from t2i_jax.data.arrayrecord import PackedSource, ShardWriter, arrays_from_bytes, arrays_to_bytes
-from t2i_jax.data.pack import add_column, pack
+from t2i_jax.data.columns import add_column
+from t2i_jax.data.pack import pack
 from t2i_jax.data.pipeline import DataConfig, batches
 from t2i_jax.data.shapes import Shapes
 from t2i_jax.data.source import BadSample

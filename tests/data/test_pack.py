@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from t2i_jax.data import columns
 from t2i_jax.data.arrayrecord import PackedSource, ShardWriter, write_manifest
+from t2i_jax.data.columns import add_column, is_wanted
 from t2i_jax.data.folder import FolderSource
-from t2i_jax.data.pack import add_column, make_room, pack
+from t2i_jax.data.pack import pack
 from t2i_jax.data.shapes import Shapes
 from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
@@ -146,14 +148,64 @@ def test_a_column_lies_beside_the_records(tmp_path):
     for i in (5, 0):
         for record in (packed[i], packed.without_image(i), packed.without_caption(i)):
             np.testing.assert_array_equal(record["tokens"], np.arange(4) + i)
-    assert not make_room(out, "tokens", {"codebook_size": 16})
-    assert make_room(out, "text", {})
+    assert not is_wanted(out, "tokens", {"codebook_size": 16})
+    assert is_wanted(out, "text", {})
     with pytest.raises(UserError, match=r"has tokens of codebook_size=16; give --replace"):
-        make_room(out, "tokens", {"codebook_size": 32})
+        is_wanted(out, "tokens", {"codebook_size": 32})
     with pytest.raises(UserError, match=r"has tokens of codebook_size=16; give --replace"):
-        make_room(out, "tokens", {"made_by_another": 1})  # its own fields say what it is
-    assert make_room(out, "tokens", {"codebook_size": 32}, replace=True)
-    assert not list(out.glob("tokens*")) and "tokens" not in PackedSource(str(out))[0]
+        is_wanted(out, "tokens", {"made_by_another": 1})  # its own fields say what it is
+    assert is_wanted(out, "tokens", {"codebook_size": 32}, replace=True)
+    assert len(PackedSource(str(out))[5]["tokens"]) == 4  # they stay until there are others
+
+
+def test_a_column_that_is_replaced_stays_until_the_other_one_is_whole(tmp_path, monkeypatch):
+    out = tmp_path / "packed"
+    pack(Shapes(16, length=6), out, name="shapes")
+    add_column(out, "tokens", tokens(6), about={"made": 0}, shard_bytes=60)
+
+    def stopped():
+        yield from tokens(4)
+        raise KeyboardInterrupt
+
+    def refused(*_):
+        raise UserError("the disk is full")
+
+    def check(made):
+        source = PackedSource(str(out))
+        assert source.stored["tokens"]["made"] == made
+        np.testing.assert_array_equal(source[5]["tokens"], np.arange(4) + 5 + made)
+        named = {shard["file"] for shard in source.stored["tokens"]["shards"]}
+        assert {path.name for path in out.glob("tokens*")} == named
+
+    def others(made):
+        return [{"tokens": row["tokens"] + made} for row in tokens(6)]
+
+    for rows, error in ((stopped(), KeyboardInterrupt), (tokens(5), UserError)):
+        with pytest.raises(error):
+            add_column(out, "tokens", rows, about={"made": 1})
+        check(0)
+    with monkeypatch.context() as patched, pytest.raises(UserError):
+        patched.setattr(columns, "write_manifest", refused)
+        add_column(out, "tokens", others(1), about={"made": 1})
+    check(0)
+    for made in (1, 2, 3):
+        (out / "tokens.new-00009.partial").write_text("of a killed command")
+        add_column(out, "tokens", others(made), about={"made": made}, shard_bytes=60 * made)
+        check(made)
+
+
+def test_a_damaged_column_can_be_made_anew(tmp_path):
+    out = tmp_path / "packed"
+    pack(Shapes(16, length=6), out, name="shapes")
+    manifest = add_column(out, "tokens", tokens(6), about={"made": 0})
+    (out / manifest["columns"]["tokens"]["shards"][0]["file"]).unlink()
+    for refused in (lambda: PackedSource(str(out)), lambda: is_wanted(out, "tokens", {"made": 0})):
+        with pytest.raises(UserError, match=r"is missing; .* encode tokens anew with --replace\."):
+            refused()
+    assert is_wanted(out, "tokens", {"made": 0}, replace=True)
+    assert PackedSource(str(out), columns=())[5]["caption"]
+    add_column(out, "tokens", tokens(6), about={"made": 0})
+    assert len(PackedSource(str(out))[5]["tokens"]) == 4
 
 
 def test_a_column_that_failed_leaves_nothing(tmp_path):

@@ -12,7 +12,8 @@ import pytest
 
 import t2i_jax as t2i
 from t2i_jax.config import from_dict, to_dict
-from t2i_jax.data.pack import add_column, pack
+from t2i_jax.data.columns import add_column
+from t2i_jax.data.pack import pack
 from t2i_jax.data.pipeline import batches
 from t2i_jax.data.shapes import Shapes
 from t2i_jax.diffusion.blur import LowresBlur, gaussian_blur
@@ -262,6 +263,10 @@ def test_with_clip_an_image_is_made_of_its_own_embedding():
     assert np.abs(variations.astype(int) - same).max() <= 1
     by_caption = system.generate(ids, sampler="ddim", steps=2)
     assert (by_caption != same).any()
+    alone = dataclasses.replace(system, clip=None, frozen={})  # its part was lost
+    for given in ({}, {"images": batch["image"]}, {"image_embeds": embeds}):
+        with pytest.raises(UserError, match="the part clip of this decoder, which is missing"):
+            alone.generate(ids, **given)
 
 
 def test_a_text_encoder_that_is_trained_along_learns_and_is_each_stages_own():

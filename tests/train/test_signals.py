@@ -112,3 +112,46 @@ with signals.handled(print):
         check=True,
     )
     assert done.stdout.strip() == "True"
+
+
+_IN_A_FINALIZER = """
+import contextlib, os, sys, time
+from t2i_jax.cli.main import main
+from t2i_jax.cluster import processes
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[1]))
+        for _ in range(1000):
+            pass
+
+def command(words):
+    with processes.joined() if sys.argv[2] == "train" else contextlib.nullcontext():
+        Dying()
+        time.sleep(20)
+        print("went on")
+
+main(command)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "command", "status"),
+    [
+        (signal.SIGINT, "train", 75),
+        (signal.SIGTERM, "train", 75),
+        (signal.SIGINT, "sample", 130),
+        (signal.SIGTERM, "sample", 143),
+        (signal.SIGHUP, "sample", 129),
+    ],
+)
+def test_a_signal_is_one_sentence_and_not_lost_where_python_would_drop_what_it_raises(
+    number, command, status
+):
+    done = subprocess.run(
+        [sys.executable, "-c", _IN_A_FINALIZER, str(int(number)), command],
+        cwd=_ROOT, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    said = [line for line in done.stderr.splitlines() if line]
+    assert done.returncode == status and not done.stdout and len(said) == 1, done.stderr
+    assert said[0].startswith("t2i: stopped by ") or number == signal.SIGINT

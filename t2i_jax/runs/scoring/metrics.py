@@ -298,9 +298,7 @@ def _judged(metric, subject, extractor):
             verdicts.setdefault(part, {}).update(zip(rows, found, strict=True))
     if not (kept := sorted(verdicts[""])):
         told = ", ".join(f"{reason} {count}" for reason, count in left_out.items())
-        raise UserError(
-            f"none of {len(captions)} images can be used ({told}); give readable ones."
-        )
+        raise UserError(f"none of {len(captions)} images can be used ({told}); give readable ones.")
     groups = [subject.groups[row] for row in kept]
     for part, found in verdicts.items():
         values_N = np.array([found[row] for row in kept], np.float64)

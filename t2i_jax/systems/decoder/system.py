@@ -133,7 +133,7 @@ class DecoderSystem(CascadeSystem):
         Raises:
           UserError: a decoder without CLIP.
         """
-        clip = self._clip("images")
+        clip = self._clip("images").task.network
         read = given.images("images", images, None, self.task.channels)
         size = (clip.image_size, clip.image_size)
         pixels = given.cut("images", read, size, self.crop)
@@ -192,8 +192,7 @@ class DecoderSystem(CascadeSystem):
                     "image_embeds=None: this decoder was trained on image embeddings; give some, "
                     "or images, or captions."
                 )
-            self._clip("prompts")
-            return self.clip.embed_text(prompts)
+            return self._clip("prompts").embed_text(prompts)
         return self.checked_embeds(image_embeds)
 
     def checked_embeds(self, image_embeds: Any) -> np.ndarray:
@@ -226,6 +225,7 @@ class DecoderSystem(CascadeSystem):
             if not arrays:
                 continue
             if self.task.text is None:
+                self._clip("prompts")
                 own = (sampling.clip_weights(self.frozen), arrays["text"], arrays["text_mask"])
                 encodings = np.asarray(_of_texts(*own, clip=self.task.clip)[1])
             else:
@@ -241,7 +241,12 @@ class DecoderSystem(CascadeSystem):
                 f"{name} are given to a decoder that was trained on stored embeddings, without a "
                 "CLIP; give image_embeds."
             )
-        return self.task.clip
+        if self.clip is None:
+            raise UserError(
+                f"{name} are read by the part clip of this decoder, which is missing; restore its "
+                "folder and parts.json from a copy, or give image_embeds."
+            )
+        return self.clip
 
     def _check_guidance(self, scales, negative):
         """Refuses guidance of a decoder that never lost its conditions in training, and tells of

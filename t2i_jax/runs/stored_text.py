@@ -1,0 +1,101 @@
+"""Which encoder made the stored text that a run is trained on: kept with the run, so that another
+one is not taken for it.
+
+    RUN/stored_text.json    what the packed set says of its column "text": of a T5 "t5" (folder or
+                            hub name) and "weights", of a CLIP "clip" and "run", where "weights" and
+                            "clip" are fingerprints; sets of earlier releases know no "weights"
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from t2i_jax.cluster import processes
+from t2i_jax.data.columns import made_with
+from t2i_jax.data.pipeline import source_of
+from t2i_jax.errors import UserError
+from t2i_jax.files import replacing
+from t2i_jax.foreign import json_file
+from t2i_jax.runs import folder as folders
+from t2i_jax.runs.recipe import Recipe
+from t2i_jax.systems.base import Given
+from t2i_jax.values import shown
+
+_RESTORE = "restore it from a copy"
+
+
+def note(workdir: pathlib.Path, recipe: Recipe, parts: Mapping[str, Given]) -> None:
+    """Writes what made the stored text that a recipe reads, where it reads some.
+
+    Raises:
+      UserError: a run that was begun with the text of another encoder.
+    """
+    if recipe.data is None or "text" not in recipe.task.columns(parts):
+        return
+    now, before = made_with(source_of(recipe.data).stored.get("text", {})), _read(workdir)
+    was, is_now = (_fingerprint(about or {}) for about in (before, now))
+    if before is not None and was and is_now and was != is_now:
+        raise UserError(
+            f"data.source={recipe.data.source!r} holds text of {_told(now)}, and this run was "
+            f"begun with that of {_told(before)}; give the same, or train into a new folder."
+        )
+    if now and now != before and not (was and not is_now):
+        processes.once(lambda: _write(workdir, now))
+
+
+def check_t5(run: pathlib.Path, t5: str, weights: Any) -> None:
+    """Refuses a T5 that did not make the stored text of a run or of its parts, where that is known.
+
+    Args:
+      t5: as it was named. weights: its weights.
+
+    Raises:
+      UserError: another T5 made it, or a CLIP.
+    """
+    for about in _of_all(run):
+        if "clip" in about:
+            raise UserError(
+                f"t5={t5!r}: the stored text that this run was trained on was made by "
+                f"{_told(about)}; in Python, give generate(...) the encodings of that CLIP's "
+                "encode_text(captions) and their mask."
+            )
+        made_by = _fingerprint(about)
+        if made_by and made_by != (found := folders.fingerprint(weights)):
+            raise UserError(
+                f"t5={t5!r} has other weights (fingerprint {found}) than what made the stored text "
+                f"that this run was trained on, {_told(about)}; give that one."
+            )
+
+
+def _of_all(run) -> Iterator[Mapping[str, Any]]:
+    found = _read(run)
+    if found is not None:
+        yield found
+    for part in folders.part_folders(run, folders.load_run_recipe(run)).values():
+        yield from _of_all(part)
+
+
+def _fingerprint(about):
+    return about.get("clip") or about.get("weights")
+
+
+def _told(about):
+    kind, name = ("a CLIP", "run") if "clip" in about else ("a T5", "t5")
+    return f"{kind} ({name}={shown(about.get(name))}, fingerprint {_fingerprint(about)})"
+
+
+def _read(run):
+    path = run / folders.STORED_TEXT
+    if not path.exists():
+        return None
+    return json_file.an_object(
+        json_file.read(path, "run", _RESTORE), f"run={str(path)!r}", _RESTORE
+    )
+
+
+def _write(workdir, about):
+    with replacing(workdir / folders.STORED_TEXT) as path:
+        path.write_text(json.dumps(about, indent=1))
