@@ -21,6 +21,8 @@ from t2i_jax.systems import generation
 from t2i_jax.systems.base import System
 from t2i_jax.words import named
 
+_NOWHERE = object()  # in place of the vocabulary of a system that joins others
+
 
 def generate(
     system: System,
@@ -99,10 +101,9 @@ def read(system: System, texts: Sequence[str]) -> None:
     Raises:
       UserError: one that it can't read.
     """
-    if not hasattr(system, "text_tokenizer"):
+    encoder, tokenizer = system.task.text_encoder, getattr(system, "text_tokenizer", _NOWHERE)
+    if encoder is None or tokenizer is _NOWHERE:
         return
-    encoder, tokenizer = system.task.text_encoder, system.text_tokenizer
-    assert encoder is not None  # as `check` says
     with contextlib.nullcontext() if processes.is_first() else generation.quiet():
         generation.texts(encoder, tokenizer, list(texts), None, guided=False)
 
