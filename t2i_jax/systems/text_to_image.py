@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -44,9 +44,21 @@ class TextToImage(System):
     Its task's `samples` say what of the data it is given for that.
     """
 
+    text_tokenizer: Any  # captions to ids; None where prompts are embeddings or there are none
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Lets the text encoder read all prompts, before images are made for the first: a line on
+        stderr tells which are cut.
+
+        Raises:
+          UserError: one that it can't read.
+        """
+        encoder: Any = self.task.text_encoder
+        generation.texts(encoder, self.text_tokenizer, list(prompts), None, guided=False)
+
     def on_mesh(
         self, shape: Mapping[str, int] | None, devices: Sequence[jax.Device] | None = None
-    ) -> System:
+    ) -> Self:
         """The same system, sampling on a mesh, see `generation.on_mesh`."""
         return generation.on_mesh(self, shape, devices)
 

@@ -176,7 +176,7 @@ def test_another_plan_is_refused(run, whole):
     ):
         assert sentence in refused(*_words(run, whole, *more)), more
     said = refused("evaluate", run / "run" / "mean", "--prompts", run / "prompts.tsv")
-    assert "reads no captions" in said
+    assert "makes no images from captions" in said
 
 
 def test_what_can_not_be_measured_is_told_before_images_are_generated(run, tmp_path):
@@ -246,7 +246,7 @@ def test_options_that_would_do_nothing_are_refused(run, tmp_path):
         ((*of_images, "--seed", 3), "seed=3 is for a run that generates"),
         ((*of_images, "--step", 4), "step='4' is for a run that generates"),
         ((*of_images, "--batch-size", 3), "batch_size=3 is for a run that generates"),
-        ((*of_images, "--mode", "tf", "--protocol", "coco30k"), "says the modes, and mode='tf'"),
+        ((*of_images, "--mode", "tf", "--protocol", "coco30k"), "mode='tf' is given beside"),
         ((*real, "--metrics", "clip", *out, "--mode", "tf"), "which metrics does not ask for"),
         ((run / "run", "--reference", run / "real"), "give --prompts"),
         ((run / "run", "--mode", "tf"), "mode='tf' is for a run that generates images for prompts"),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,9 +18,8 @@ from t2i_jax.runs.scoring.shards import ImageShards
 from t2i_jax.runs.scoring.split import Share
 from t2i_jax.systems import generation
 from t2i_jax.systems.base import System
+from t2i_jax.systems.text_to_image import TextToImage
 from t2i_jax.words import named
-
-_NOWHERE = object()  # in place of the vocabulary of a system that joins others
 
 
 def generate(
@@ -43,9 +41,9 @@ def generate(
       batch_size: images that are generated at a time, on each device.
 
     Raises:
-      UserError: the system reads no captions.
+      UserError: the system makes none from captions.
     """
-    check(system)
+    system = checked(system)
     each, size = prompts.images_per_prompt, batch_size * jax.local_device_count()
     for shard in progress(list(share.mine(shards.split.shards))):
         if shards.is_whole(shard):
@@ -63,7 +61,9 @@ def generate(
     processes.gather(None)
 
 
-def loaded(run: pathlib.Path, step: int | str | None, mesh: Mapping[str, int] | None) -> System:
+def loaded(
+    run: pathlib.Path, step: int | str | None, mesh: Mapping[str, int] | None
+) -> TextToImage:
     """The system of a run, which generates on all devices of this process.
 
     Args:
@@ -72,40 +72,28 @@ def loaded(run: pathlib.Path, step: int | str | None, mesh: Mapping[str, int] | 
         each has all of them, and a part of a batch.
 
     Raises:
-      UserError: the system reads no captions, or a mesh that does not fit the devices.
+      UserError: the system makes no images from captions, or a mesh that does not fit the devices.
     """
     devices = jax.local_devices()
     system = runs.load(run, mesh=mesh, devices=devices, step=step)
-    check(system)
+    system = checked(system)
     return system.on_mesh(None, devices) if mesh is None and len(devices) > 1 else system
 
 
-def check(system: System) -> None:
-    """Refuses a system that makes no images from captions as they are.
+def checked(system: System) -> TextToImage:
+    """The system, which makes images from captions as they are.
 
     Raises:
       UserError: it does not.
     """
     encoder = system.task.text_encoder
-    if encoder is None or encoder.entry == "text_embeds":
+    reads = encoder is not None and encoder.entry != "text_embeds"
+    if not isinstance(system, TextToImage) or not reads:
         raise UserError(
-            f"{named(system)} of this run reads no captions; give a run that does, or "
+            f"{named(system)} of this run makes no images from captions; give a run that does, or "
             "generate images with `t2i sample` and give --images DIR."
         )
-
-
-def read(system: System, texts: Sequence[str]) -> None:
-    """Lets a system read all prompts, before images are made for the first: a line on stderr tells
-    which are cut. Of a system that joins others, these read them.
-
-    Raises:
-      UserError: one that it can't read.
-    """
-    encoder, tokenizer = system.task.text_encoder, getattr(system, "text_tokenizer", _NOWHERE)
-    if encoder is None or tokenizer is _NOWHERE:
-        return
-    with contextlib.nullcontext() if processes.is_first() else generation.quiet():
-        generation.texts(encoder, tokenizer, list(texts), None, guided=False)
+    return system
 
 
 def _batches(system, options, texts, seeds, batch_size) -> Iterator[np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -162,7 +163,8 @@ def evaluate_run(
     if job.metrics:
         check(measures, reference, prompts.texts, len(prompts) * prompts.images_per_prompt)
     system, found = generate.loaded(run, step, job.mesh), dict[float | None, Mapping[str, Any]]()
-    generate.read(system, prompts.texts)
+    with contextlib.nullcontext() if processes.is_first() else generation.quiet():
+        system.check_prompts(prompts.texts)
     options = recipe.evaluation.options
     chosen = {
         one: generation.with_changes(type(options), options, {"guidance": one}) for one in guidances

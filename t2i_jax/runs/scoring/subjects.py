@@ -50,9 +50,9 @@ def of_run(
       options: of the run's system. seed: of all images, see `generate`.
 
     Raises:
-      UserError: the run reads no captions, or OUT was begun with another plan.
+      UserError: the run makes no images from captions, or OUT was begun with another plan.
     """
-    generate.check(system)
+    system = generate.checked(system)
     if prompts.kind in layout.LAYOUTS:
         layout.check(out / prompts.kind, prompts)
     split = Split(len(prompts) * prompts.images_per_prompt, shard_size)

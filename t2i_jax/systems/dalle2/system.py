@@ -45,6 +45,11 @@ class DALLE2System(TextToImage):
         """A line for each part."""
         return f"DALLE2System(prior={self.prior!r}, decoder={self.decoder!r})"
 
+    @property
+    def text_tokenizer(self) -> Any:
+        """That of CLIP, whose embeddings the prior reads."""
+        return self.clip.text_tokenizer
+
     def on_mesh(self, shape: Any, devices: Any = None) -> DALLE2System:
         """The same system, all parts of which work on a mesh, see `generation.on_mesh`."""
         names = ("clip", "prior", "decoder")
