@@ -197,6 +197,7 @@ def reference(
 
     from t2i_jax.cluster import processes
     from t2i_jax.config import one_of
+    from t2i_jax.data.source import check_split
     from t2i_jax.eval import protocol as protocols
     from t2i_jax.eval import statistics_file
     from t2i_jax.runs.scoring import networks, sources, statistics
@@ -213,6 +214,7 @@ def reference(
     chosen = None if protocol is None else protocols.protocol(protocol)
     with processes.joined():
         spec = sources.source_spec("images", images)
+        check_split(spec, split)
         size = None if chosen is None else chosen.size
         found = sources.SourceImages(spec, "images", size, split)
         weights = Weights(inception, clip, cmmd, dinov2)
@@ -239,7 +241,7 @@ def tokenizer(
     vgg: _Weights = None,
     batch_size: Count = 32,
     shard_size: Count = 1000,
-    split: str = "heldout",
+    split: Annotated[str | None, Shown("SPLIT", default="heldout")] = None,
     step: Annotated[str | None, Shown("STEP", default="the newest")] = None,
 ) -> None:
     """Measure how well an image tokenizer gives images back: PSNR, SSIM, codebook usage and
@@ -262,6 +264,7 @@ def tokenizer(
 
     from t2i_jax import runs
     from t2i_jax.cluster import processes
+    from t2i_jax.data.source import check_split
     from t2i_jax.eval.lpips import lpips
     from t2i_jax.runs.folder import checkpoint_step
     from t2i_jax.runs.scoring import networks, sources
@@ -273,11 +276,13 @@ def tokenizer(
     weights = networks.Weights(inception)
     _check_mode(mode, weights.of("inception") is not None, "inception")
     trunks = {"alex": alex, "vgg": vgg}
+    spec = sources.source_spec("images", images)
+    if split is not None:
+        check_split(spec, split)
     with processes.joined():
         system = runs.load(run, step=checkpoint_step(step))
         size = system.coded_size
-        spec = sources.source_spec("images", images)
-        found = tokenizers.CroppedImages(spec, size, crop, shard_size, split)
+        found = tokenizers.CroppedImages(spec, size, crop, shard_size, split or "heldout")
         measures = tokenizers.Measures(
             networks.build("inception", networks.parse_modes(mode or "tf"), weights)
             if weights.of("inception")

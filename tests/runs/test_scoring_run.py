@@ -254,6 +254,9 @@ def test_options_that_would_do_nothing_are_refused(run, tmp_path):
         ((run / "run", *out), "is for a run that generates images for prompts; give --prompts"),
         (("reference", run / "real", "--network", "clip", "--mode", "tf", "--out",
           tmp_path / "x.npz"), "which network does not ask for"),
+        (("reference", run / "real", "--split", "test", "--out", tmp_path / "x.npz"),
+         "which has no splits"),
+        (("tokenizer", run / "run", *real, "--split", "test", *out), "which has no splits"),
         (("--images", "/", "--metrics", "is"), "give --out DIR"),
     ):  # fmt: skip
         assert sentence in (said := refused("evaluate", *words)), said
