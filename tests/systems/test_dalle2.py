@@ -215,7 +215,7 @@ def test_the_command_line(run, tmp_path, monkeypatch):
     monkeypatch.setenv("T2I_RUN", str(tmp_path / "none"))
     with pytest.raises(UserError, match="is not a folder"):
         dream.dream(CAPTIONS[0])
-    with pytest.raises(UserError, match="caption='' says nothing"):
+    with pytest.raises(UserError, match="caption=' ' says nothing"):
         dream.dream(" ")
 
 
