@@ -115,7 +115,9 @@ with signals.handled(print):
 
 
 _IN_A_FINALIZER = """
-import contextlib, os, sys, time
+import contextlib, os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore them
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from t2i_jax.cli.main import main
 from t2i_jax.cluster import processes
 
