@@ -3,7 +3,7 @@
     python benchmarks/open_layers.py runs/layers            # trains what is not there
     python benchmarks/open_layers.py runs/layers window     # these rows alone
 
-Each pair of rows is one recipe with and without the layer, the same number of updates from the same
+The rows of a layer are one recipe with and without it, the same number of updates from the same
 seed. Parti's recipes are those of the quickstart with fewer updates, because with all of them every
 row has 100%. Prints the table of docs/from_pytorch/parti-pytorch.md.
 """
@@ -21,7 +21,7 @@ from t2i_jax.runs.evaluation import evaluate
 from t2i_jax.runs.recipe import Init
 from t2i_jax.train.log import metrics_of
 
-UPDATES = {"parti": 800, "decoder": 200}
+UPDATES = {t2i.Parti: 800, t2i.PartiTransformer: 400, "decoder": 200}  # the first learns slower
 _TOLD = {
     "reconstruction_psnr": "PSNR in dB",
     "validation/loss": "validation loss",
@@ -67,7 +67,9 @@ def parti(network):
         return dataclasses.replace(
             recipe,
             task=dataclasses.replace(recipe.task, model=network),
-            train=dataclasses.replace(recipe.train, steps=UPDATES["parti"], validate_every=None),
+            train=dataclasses.replace(
+                recipe.train, steps=UPDATES[type(network)], validate_every=None
+            ),
             parts={"tokenizer": str(_tokenizer(workdir))},
         )
 
