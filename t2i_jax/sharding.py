@@ -319,8 +319,10 @@ def whole(tree: Any) -> Any:
         if not isinstance(leaf, jax.Array):
             return leaf
         if leaf.sharding.memory_kind == HOST:
-            leaf = jax.device_get(leaf) if leaf.is_fully_addressable else _on_device(leaf)
-        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            if leaf.is_fully_addressable:
+                return jax.device_get(leaf)
+            leaf = jax.device_put(leaf, leaf.sharding.with_memory_kind("device"))
+        if leaf.is_fully_addressable:
             return leaf
         if leaf.is_fully_replicated:
             return leaf.addressable_data(0)
@@ -337,10 +339,6 @@ def on_host(place: NamedSharding) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
-
-
-def _on_device(leaf):
-    return jax.device_put(leaf, leaf.sharding.with_memory_kind("device"))
 
 
 def _text(sizes):

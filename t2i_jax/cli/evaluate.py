@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -352,7 +351,7 @@ def _check_given(run, prompts, images, captions, metrics, **others):
         idle = _OF_PROMPTS if run is None else {"metrics", *others}.difference(_OF_A_RUN)
         remedy = "leave it out" if run is None else "give --prompts"
         _refuse_given({"metrics": metrics, **others}, idle, remedy)
-    if others["protocol"] is not None and others["mode"] != _default_of("mode"):
+    if others["protocol"] is not None and others["mode"] is not None:
         raise UserError(
             f"mode={others['mode']!r} is given beside protocol={others['protocol']!r}, which has "
             "its own; leave out one of them."
@@ -360,9 +359,9 @@ def _check_given(run, prompts, images, captions, metrics, **others):
 
 
 def _refuse_given(values, idle, remedy):
-    """Refuses an argument that has no effect without prompts, where it is not the default."""
+    """Refuses an argument that has no effect without prompts, where it is given."""
     for name, value in values.items():
-        if name in idle and value != _default_of(name):
+        if name in idle and value is not None:
             told = repr(str(value) if isinstance(value, pathlib.Path) else value)
             raise UserError(
                 f"{name}={told} is for a run that generates images for prompts; {remedy}."
@@ -375,10 +374,6 @@ def _check_mode(mode, uses_inception, where):
             f"mode={shown(mode)} says how images are made smaller for Inception, which {where} "
             "does not ask for; leave it out."
         )
-
-
-def _default_of(name):
-    return inspect.signature(measure).parameters[name].default
 
 
 def _measure_images(images, captions, settings, out):

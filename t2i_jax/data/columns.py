@@ -24,7 +24,7 @@ from t2i_jax.data.pack import LIMIT
 from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
 
-COUNTS = ("bad", "cut")  # of a column, in the manifest
+_COUNTS = ("bad", "cut")  # of a column, in the manifest
 
 
 def add_column(
@@ -113,7 +113,7 @@ def is_wanted(
     if changed and not replace:
         shown = [key for key in changed if key in there]
         if shown != changed:  # another command made it, with fields of its own
-            shown += [key for key in there if key not in (*about, *COUNTS, "shards")]
+            shown += [key for key in made_with(there) if key not in about]
         made = ", ".join(f"{key}={there[key]!r}" for key in shown)
         raise UserError(
             f"packed={str(folder)!r} has {column} of {made}; give --replace to make it anew."
@@ -123,7 +123,7 @@ def is_wanted(
 
 def made_with(about: Mapping[str, Any]) -> dict[str, Any]:
     """Of what a manifest says of a column, what it was made with."""
-    return {name: value for name, value in about.items() if name not in (*COUNTS, "shards")}
+    return {name: value for name, value in about.items() if name not in (*_COUNTS, "shards")}
 
 
 def _shards(folder, column):

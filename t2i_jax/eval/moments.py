@@ -111,9 +111,18 @@ def checked_pair(generated: ArrayLike, reference: ArrayLike) -> tuple[np.ndarray
     """
     generated_ND = checked(generated, "generated features")
     reference_MD = checked(reference, "reference features")
-    if generated_ND.shape[1] != reference_MD.shape[1]:
-        raise UserError(
-            f"generated features are {generated_ND.shape[1]} wide and reference features "
-            f"{reference_MD.shape[1]}; take both from one extractor."
-        )
+    check_widths(generated_ND.shape[1], reference_MD.shape[1])
     return generated_ND, reference_MD
+
+
+def check_widths(generated: int, reference: int) -> None:
+    """Refuses features of two widths.
+
+    Raises:
+      UserError: they are.
+    """
+    if generated != reference:
+        raise UserError(
+            f"generated features are {generated} wide and reference features {reference}; take "
+            "both from one extractor."
+        )

@@ -10,8 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from t2i_jax.errors import UserError
-from t2i_jax.eval.moments import Moments, checked, merged
+from t2i_jax.eval.moments import Moments, check_widths, checked, merged
 
 BLOCK = 2048
 """Rows that are in memory at a time."""
@@ -55,7 +54,7 @@ class StoredRows:
     """
 
     def __init__(self, files: Sequence[pathlib.Path], name: str):
-        self._parts = [_part(path, name) for path in files]
+        self._parts = [_Part(path, name) for path in files]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
         self.shape = (int(self._starts[-1]), *self._parts[0].shape[1:])
         self.ndim, self.dtype = len(self.shape), self._parts[0].dtype
@@ -112,14 +111,10 @@ def check_pair(generated: Rows, reference: Rows) -> None:
             checked(np.empty(rows.shape), name)
         for place, block in in_blocks(rows):
             checked(block, name, place.start)
-    if generated.shape[1] != reference.shape[1]:
-        raise UserError(
-            f"generated features are {generated.shape[1]} wide and reference features "
-            f"{reference.shape[1]}; take both from one extractor."
-        )
+    check_widths(generated.shape[1], reference.shape[1])
 
 
-class _part:
+class _Part:
     """An array in an npz file: its form, and where its numbers begin."""
 
     def __init__(self, path: pathlib.Path, name: str):

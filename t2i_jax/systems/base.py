@@ -111,7 +111,9 @@ def on_device(system: System) -> System:
     there: dict[int, Any] = {}
 
     def put(leaf):
-        return there.setdefault(id(leaf), jax.device_put(leaf))
+        if id(leaf) not in there:
+            there[id(leaf)] = jax.device_put(leaf)
+        return there[id(leaf)]
 
     return _moved(system, lambda tree: jax.tree.map(put, tree))
 

@@ -78,10 +78,7 @@ def texts(
         guidance.
     """
     if guided and dropped == 0 and negative_prompts is None:
-        tell(
-            "guidance starts from images without captions, and this run was trained without "
-            "dropping any (cond_drop_prob=0); guidance=1 is what it has learnt"
-        )
+        tell_never_dropped("captions", "cond_drop_prob")
     found = _encoded(encoder, tokenizer, prompts, field)
     if negative_prompts is None:
         return found
@@ -95,6 +92,16 @@ def texts(
         negative = {name: np.repeat(value, wanted, axis=0) for name, value in negative.items()}
     check_negative(len(negative["text_mask"]), wanted)
     return found | {_NEGATIVE + name: value for name, value in negative.items()}
+
+
+def tell_never_dropped(what: str, field: str) -> None:
+    """Tells that guidance starts from what was never trained: images without what the task's
+    `field` drops.
+    """
+    tell(
+        f"guidance starts from images without {what}, and this run was trained without dropping "
+        f"any ({field}=0); guidance=1 is what it has learnt"
+    )
 
 
 def check_negative(count: int, wanted: int) -> None:

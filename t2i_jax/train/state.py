@@ -129,7 +129,7 @@ def abstract(
     whole = sharding.replicated(mesh)
 
     def of(path, leaf):
-        mirrors = path[0].name in ("params", "opt_state", "ema")
+        mirrors = path[0].name in _BY_GROUP
         place = by_path.get((_keys(path), leaf.shape), whole) if mirrors else whole
         if mirrors and path[1].key in task.idle_groups:
             place = sharding.on_host(place)

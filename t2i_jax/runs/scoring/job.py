@@ -105,13 +105,17 @@ class Job:
     def _check(self, reference, extractors):
         """Whether a file has what each network's metrics need of it."""
         for network, some in extractors.items():
-            of_network = {name: metric_of(name) for name in self.metrics}
-            mine = [name for name, one in of_network.items() if one.network == network]
-            mine = [name for name in mine if of_network[name].needs_reference]
+            of_network = {
+                name: metric
+                for name, metric in zip(self.metrics, map(metric_of, self.metrics), strict=True)
+                if metric.network == network and metric.needs_reference
+            }
+            if not of_network:
+                continue
             # the one that needs the most, as reading the file may take long
-            name = min(mine, key=lambda name: of_network[name].by_gaussian, default=None)
-            for extractor in some if name is not None else ():
-                needs_features = not of_network[name].by_gaussian
+            name = min(of_network, key=lambda name: of_network[name].by_gaussian)
+            needs_features = not of_network[name].by_gaussian
+            for extractor in some:
                 reference.check(extractor.name, name, needs_features, self.protocol)
 
 

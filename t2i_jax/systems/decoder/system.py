@@ -271,10 +271,7 @@ class DecoderSystem(CascadeSystem):
                 "trained without dropping conditions; give guidance=1."
             )
         for what, drop in never:
-            generation.tell(
-                f"guidance starts from images without {what}, and this run was trained without "
-                f"dropping any ({drop}=0); guidance=1 is what it has learnt"
-            )
+            generation.tell_never_dropped(what, drop)
 
     def _program(self, params: Any, prompt: Mapping[str, Any], keys_B: Any, **settings: Any) -> Any:
         """Images of one stage."""

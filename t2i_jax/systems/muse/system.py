@@ -47,9 +47,10 @@ class MuseSystem(TextToImage):
         """A line for each stage."""
         return f"MuseSystem(base={self.base!r}, superres={self.superres!r})"
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        """As the base, which reads the same."""
-        self.base.check_prompts(prompts)
+    @property
+    def text_tokenizer(self) -> Any:
+        """That of both stages."""
+        return self.base.text_tokenizer
 
     def on_mesh(self, shape: Any, devices: Any = None) -> MuseSystem:
         """The same system, both stages of which sample on a mesh, see `generation.on_mesh`."""
