@@ -15,7 +15,7 @@ from typing import Any
 
 from t2i_jax.cluster import processes
 from t2i_jax.data.columns import made_with
-from t2i_jax.data.pipeline import source_of
+from t2i_jax.data.source import Source
 from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
 from t2i_jax.foreign import json_file
@@ -27,15 +27,15 @@ from t2i_jax.values import shown
 _RESTORE = "restore it from a copy"
 
 
-def note(workdir: pathlib.Path, recipe: Recipe, parts: Mapping[str, Given]) -> None:
-    """Writes what made the stored text that a recipe reads, where it reads some.
+def note(workdir: pathlib.Path, recipe: Recipe, parts: Mapping[str, Given], source: Source) -> None:
+    """Writes what made the stored text that a recipe reads of its source, where it reads some.
 
     Raises:
       UserError: a run that was begun with the text of another encoder.
     """
-    if recipe.data is None or "text" not in recipe.task.columns(parts):
+    if "text" not in recipe.task.columns(parts):
         return
-    now, before = made_with(source_of(recipe.data).stored.get("text", {})), _read(workdir)
+    now, before = made_with(source.stored.get("text", {})), _read(workdir)
     was, is_now = (_fingerprint(about or {}) for about in (before, now))
     if before is not None and was and is_now and was != is_now:
         raise UserError(

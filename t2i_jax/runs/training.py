@@ -131,14 +131,14 @@ def _fit(recipe, workdir, parts, hooks, build, profile):
     _check_data(recipe, parts)
     read = {name: own for name, own in frozen.items() if name not in task.idle_parts}
     placed = sharding.place_frozen(read, mesh, recipe.train.preset)
-    stored_text.note(workdir, recipe, parts)
 
     def build_system(params, stats, frozen) -> System:
         made = task.system(*sharding.whole((params, stats)), parts, frozen, text_tokenizer)
         return folders.cutting(made, recipe)
 
-    there = {name: jax.tree.map(_usable, own, frozen[name]) for name, own in placed.items()}
-    while_training = functools.partial(build_system, frozen={**frozen, **there})
+    def while_training(params, stats) -> System:
+        there = {name: jax.tree.map(_usable, own, frozen[name]) for name, own in placed.items()}
+        return build_system(params, stats, {**frozen, **there})
 
     ledger = DataLedger(text_tokenizer, 0 if encoder is None else encoder.max_length)
     spec = task.batch_spec(1)
@@ -153,6 +153,7 @@ def _fit(recipe, workdir, parts, hooks, build, profile):
         process=jax.process_index(),
         channels=image_channels(spec),
     )
+    stored_text.note(workdir, recipe, parts, stream.source)
     processes.once(lambda: note_start(workdir))
     ledger.begin(recipe.data.source, stream.source, _read_of(spec))
     state = fit(

@@ -73,7 +73,8 @@ def _trained(recipe, workdir, monkeypatch):
     monkeypatch.setattr(training, "_source", lambda data: [None])
     monkeypatch.setattr(training, "_check_data", lambda recipe, parts: None)
     monkeypatch.setattr(training, "batches", mock.MagicMock())
-    for name in ("DataLedger", "validation_of", "held_out", "write_report"):
+    monkeypatch.setattr(training.sharding, "place_frozen", lambda frozen, *_: frozen)
+    for name in ("DataLedger", "stored_text", "validation_of", "held_out", "write_report"):
         monkeypatch.setattr(training, name, mock.MagicMock())
     monkeypatch.setattr(training, "_captions", lambda recipe: ["a red circle above a blue square"])
     monkeypatch.setattr(T5Text, "frozen", T5Text.frozen_shapes)  # nothing is fetched
