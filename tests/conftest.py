@@ -3,6 +3,7 @@ tests slow.
 """
 
 import gc
+import itertools
 import os
 import pathlib
 
@@ -76,6 +77,20 @@ def pytest_collection_modifyitems(items):
         return order.index(place)
 
     items.sort(key=rank)
+
+
+def pytest_assertrepr_compare(op, left, right):
+    """Of two programs that are not equal, the first lines that differ: whole, they push everything
+    else out of a log.
+    """
+    if op != "==" or not (isinstance(left, str) and isinstance(right, str)):
+        return None
+    if len(left) + len(right) < 20_000:
+        return None
+    pairs = enumerate(itertools.zip_longest(left.splitlines(), right.splitlines()), 1)
+    line, (mine, theirs) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
+    told = (f"{side}: {str(text)[:300]}" for side, text in (("left", mine), ("right", theirs)))
+    return [f"two long texts that differ in line {line}", *told]
 
 
 @pytest.fixture
