@@ -19,7 +19,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
 from t2i_jax.runs import folder
 from t2i_jax.runs.recipe import load_recipe
-from t2i_jax.train.checkpoint import load_params
+from t2i_jax.train.stored import load_params
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from t2i_jax.runs import shapes
 from t2i_jax.runs.init import Init
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.terminal import say
-from t2i_jax.train.checkpoint import last_step
+from t2i_jax.train.stored import last_step
 from t2i_jax.types import TrainState
 from t2i_jax.words import counted
 

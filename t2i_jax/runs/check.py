@@ -29,7 +29,7 @@ from t2i_jax.runs.recipe import Recipe
 from t2i_jax.runs.wiring import planned_stages
 from t2i_jax.systems.base import Given
 from t2i_jax.train import state as states
-from t2i_jax.train.checkpoint import last_step
+from t2i_jax.train.stored import last_step
 
 if TYPE_CHECKING:
     from t2i_jax.runs.scoring.networks import Build

@@ -23,9 +23,9 @@ from t2i_jax.runs.validation import validate
 from t2i_jax.systems import generation
 from t2i_jax.systems.base import NoOptions, System
 from t2i_jax.terminal import say
-from t2i_jax.train.checkpoint import last_step
 from t2i_jax.train.log import add_metrics, make_folder
 from t2i_jax.train.loop import Hook
+from t2i_jax.train.stored import last_step
 
 _MANY = 2**31 - 1  # updates of a system whose number of updates is not known
 _TRIED = 200  # captions that a judge is tried on at most

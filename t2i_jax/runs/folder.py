@@ -40,7 +40,7 @@ from t2i_jax.runs import shapes
 from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from t2i_jax.systems import generation
 from t2i_jax.systems.base import Given, System
-from t2i_jax.train.checkpoint import load_config, load_params
+from t2i_jax.train.stored import load_config, load_params
 from t2i_jax.values import shown
 
 PARTS, TEXT_TOKENIZER, STORED_TEXT = "parts.json", "text_tokenizer", "stored_text.json"

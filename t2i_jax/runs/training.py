@@ -29,10 +29,10 @@ from t2i_jax.runs.validation import validation_of
 from t2i_jax.runs.wiring import check_kind, wired
 from t2i_jax.systems.base import Given, System, on_device, on_host
 from t2i_jax.terminal import say
-from t2i_jax.train.checkpoint import last_step
 from t2i_jax.train.goodput import Goodput
 from t2i_jax.train.loop import Hook, fit
 from t2i_jax.train.profile import Profile
+from t2i_jax.train.stored import last_step
 
 _FREE = (  # may change between starts; other weights of a part are refused by their fingerprint
     "evaluation", "parts", "data.workers", "data.threads", "data.max_bad_rate", "task.train_stages",

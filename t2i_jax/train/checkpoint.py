@@ -30,7 +30,7 @@ from t2i_jax.train import best as bests
 from t2i_jax.train.finishing import Finishing
 from t2i_jax.types import TrainState
 
-_FOLDER = "checkpoints"
+FOLDER = "checkpoints"
 # Orbax refuses to save an empty item
 _EMPTY: Mapping[str, Any] = {"params": {}, "ema": {}, "stats": {}}
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
@@ -66,7 +66,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | pathlib.Path, keep: int | None, metric: str | None = None):
-        self.folder = paths.given("workdir", workdir).resolve() / _FOLDER
+        self.folder = paths.given("workdir", workdir).resolve() / FOLDER
         me = jax.process_index()
         self._keep, self._metric = keep, metric
         self._scores = dict(bests.scores(self.folder, metric))
@@ -437,55 +437,6 @@ class Checkpoints:
         free = next(path for path in names if not path.exists())
         (self.folder / str(step)).rename(free)
         return free
-
-
-def load_params(
-    workdir: str | pathlib.Path,
-    places: Mapping[str, Any] | None = None,
-    step: int | str | None = None,
-) -> tuple[Mapping[str, Any], Any, Any, Any]:
-    """(configuration as a dict, params by group, EMA by group, stats) of a run's newest checkpoint.
-
-    The run may still be going on; its folder is only read. `places`, `step`: see
-    `Checkpoints.weights`.
-
-    Raises:
-      UserError: there is none.
-    """
-    config, weights = _read_only(workdir, lambda checkpoints: checkpoints.weights(places, step))
-    return config, weights["params"], weights["ema"], weights["stats"]
-
-
-def load_config(workdir: str | pathlib.Path) -> Mapping[str, Any]:
-    """The configuration of a run's newest checkpoint, as a dict.
-
-    Raises:
-      UserError: there is none.
-    """
-    return _read_only(workdir, Checkpoints.config)
-
-
-def last_step(workdir: str | pathlib.Path) -> int | None:
-    """The newest step of which a run's folder has a finished checkpoint; None without any.
-
-    No array is read.
-    """
-    return max(bests.steps_in(paths.given("run", workdir) / _FOLDER), default=None)
-
-
-def _read_only(workdir, read):
-    if not (paths.given("run", workdir) / _FOLDER).is_dir():
-        raise UserError(
-            f"run={str(workdir)!r} holds no checkpoint; train it first, or give another folder."
-        )
-    checkpoints = Checkpoints(workdir, keep=None)
-    found = read(checkpoints)
-    checkpoints.close()
-    if found is None:
-        raise UserError(
-            f"run={str(workdir)!r} holds no finished checkpoint; let it train until the first save."
-        )
-    return found
 
 
 def _split(state):

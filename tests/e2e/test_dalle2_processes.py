@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import t2i_jax as t2i
-from t2i_jax.train.checkpoint import load_params
+from t2i_jax.train.stored import load_params
 
 from ..loopback import end, losses, start
 from . import tiny_dalle2

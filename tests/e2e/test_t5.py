@@ -16,7 +16,7 @@ from t2i_jax.runs.folder import write_system
 from t2i_jax.text.cache import embed_captions
 from t2i_jax.text.stored import StoredText
 from t2i_jax.text.t5 import T5Text
-from t2i_jax.train.checkpoint import load_params
+from t2i_jax.train.stored import load_params
 from tests.e2e import tiny, tiny_t5
 from tests.e2e.command import inside, pictures
 

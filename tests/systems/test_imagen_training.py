@@ -12,8 +12,8 @@ import pytest
 from t2i_jax import sharding
 from t2i_jax.systems.imagen.system import ImagenSystem
 from t2i_jax.systems.imagen.task import ImagenTask
-from t2i_jax.train.checkpoint import load_params
 from t2i_jax.train.loop import Hook, Preempted, TrainConfig, fit
+from t2i_jax.train.stored import load_params
 from tests.systems.toy_cascade import TASK, UNET, Batches, batch_of
 
 _CONFIG = TrainConfig(steps=4, batch_size=2, log_every=1, save_every=2, ema_decay=0.9)

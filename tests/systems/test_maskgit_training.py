@@ -14,8 +14,8 @@ import pytest
 from t2i_jax.errors import UserError
 from t2i_jax.models.maskgit_bert import MaskGitBert
 from t2i_jax.text.stored import StoredText
-from t2i_jax.train.checkpoint import load_params
 from t2i_jax.train.loop import Hook, Preempted, TrainConfig, fit
+from t2i_jax.train.stored import load_params
 from tests.systems.toy_muse import (
     CRITIC,
     NETWORK,

@@ -16,8 +16,8 @@ from etils.epath import gpath
 
 from t2i_jax.errors import UserError
 from t2i_jax.train import arrays, digests
-from t2i_jax.train.checkpoint import load_params
 from t2i_jax.train.loop import TrainConfig, fit
+from t2i_jax.train.stored import load_params
 
 from .toy import ToyBatches, ToyTask
 
@@ -132,7 +132,7 @@ def test_a_folder_without_checkpoints_is_refused(tmp_path):
 _ON_A_SMALL_DISK = """
 import os, sys, time
 from t2i_jax.errors import UserError
-from t2i_jax.train.checkpoint import load_params
+from t2i_jax.train.stored import load_params
 from t2i_jax.train.loop import Hook, TrainConfig, fit
 from tests.train.toy import ToyBatches, ToyTask
 

@@ -11,8 +11,8 @@ import time
 
 import chex
 
-from t2i_jax.train.checkpoint import load_params
 from t2i_jax.train.loop import fit
+from t2i_jax.train.stored import load_params
 
 from .kill_me import BEST, CONFIG, TASK, VALIDATION
 from .toy import ToyBatches

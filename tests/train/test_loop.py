@@ -17,9 +17,9 @@ import pytest
 from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.train.background import is_compiling
-from t2i_jax.train.checkpoint import load_params
 from t2i_jax.train.loop import Hook, Preempted, TrainConfig, fit
 from t2i_jax.train.optim import OptimConfig
+from t2i_jax.train.stored import load_params
 
 from .toy import ToyBatches, ToyTask
 

@@ -11,8 +11,8 @@ import chex
 import numpy as np
 import pytest
 
-from t2i_jax.train.checkpoint import load_params
 from t2i_jax.train.loop import TrainConfig, fit
+from t2i_jax.train.stored import load_params
 
 from ..loopback import end, losses, start
 from .several import CONFIG, TASK

@@ -10,8 +10,8 @@ import pytest
 
 from t2i_jax.errors import UserError
 from t2i_jax.train import best
-from t2i_jax.train.checkpoint import load_params
 from t2i_jax.train.loop import Hook, Preempted, fit
+from t2i_jax.train.stored import load_params
 from t2i_jax.train.validation import Validation
 
 from .test_loop import _CONFIG, _TASK

@@ -22,7 +22,7 @@ from t2i_jax.runs.scoring.shards import ImageShards
 from t2i_jax.runs.scoring.sources import SourceImages
 from t2i_jax.runs.scoring.split import Share, Split
 from t2i_jax.systems.base import System
-from t2i_jax.train.checkpoint import last_step
+from t2i_jax.train.stored import last_step
 from t2i_jax.words import counted
 
 

@@ -37,7 +37,7 @@ from t2i_jax.runs.scoring.shards import ImageShards
 from t2i_jax.runs.scoring.sources import SourceImages
 from t2i_jax.runs.scoring.split import Share
 from t2i_jax.systems.base import System
-from t2i_jax.train.checkpoint import last_step
+from t2i_jax.train.stored import last_step
 
 CROPS = ("adm", "center")
 _AT_ONCE = 64  # pairs that are measured at a time
