@@ -133,18 +133,18 @@ def turns(system: str, name: str, repeats: int, small: bool, compiled: bool = Fa
     theirs = sides(system)["theirs"]().Side(name, size, batch)
     ours = sides(system)["ours"]().Side(name, size, batch, theirs.weights())
     if compiled:
-        _compile(theirs.networks())
+        _compile(theirs.compilable())
     first = _seconds(theirs.run if compiled else theirs.warm_up)
     ours.warm_up()
     times = [(_seconds(theirs.run), _seconds(ours.run)) for _ in range(repeats)]
     return {"theirs": [a for a, _ in times], "ours": [b for _, b in times], "first": first}
 
 
-def _compile(networks):
+def _compile(methods):
     import torch
 
-    for network in networks:  # some packages call `forward` itself, so not the module
-        network.forward = torch.compile(network.forward)
+    for module, name in methods:  # some packages call `forward` itself, so not the module
+        setattr(module, name, torch.compile(getattr(module, name)))
 
 
 def _seconds(run):

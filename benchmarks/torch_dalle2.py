@@ -58,9 +58,9 @@ class Side:
         """The module whose weights the other side takes over."""
         return self.module
 
-    def networks(self):
-        """What `torch.compile` is tried on."""
-        return [self.net]
+    def compilable(self):
+        """What `torch.compile` is tried on: modules, and which of their methods."""
+        return [(self.net, "forward")]
 
     def warm_up(self):
         """One unit: nothing is compiled, the first one only fills memory pools."""

@@ -49,9 +49,9 @@ class Side:
         """The module whose weights the other side takes over."""
         return self.imagen
 
-    def networks(self):
-        """What `torch.compile` is tried on."""
-        return list(self.imagen.unets)
+    def compilable(self):
+        """What `torch.compile` is tried on: modules, and which of their methods."""
+        return [(unet, "forward") for unet in self.imagen.unets]
 
     def warm_up(self):
         """One unit: nothing is compiled, the first one only fills memory pools."""

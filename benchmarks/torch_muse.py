@@ -58,9 +58,12 @@ class Side:
         """The modules whose weights the other side takes over."""
         return self.vae if self.maskgit is None else (self.maskgit.transformer, self.vae)
 
-    def networks(self):
-        """What `torch.compile` is tried on."""
-        return [self.vae] if self.maskgit is None else [self.maskgit.transformer]
+    def compilable(self):
+        """What `torch.compile` is tried on: modules, and which of their methods."""
+        if self.maskgit is None:
+            # not the discriminator, whose penalty takes gradients of gradients
+            return [(self.vae, "encode"), (self.vae, "decode")]
+        return [(self.maskgit.transformer, "forward")]
 
     def warm_up(self):
         """One pass; nothing is compiled."""

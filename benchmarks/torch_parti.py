@@ -62,9 +62,12 @@ class Side:
         """The module whose weights the other side takes over."""
         return getattr(self, "parti", None) or self.vae
 
-    def networks(self):
-        """What `torch.compile` is tried on."""
-        return [self.weights()]
+    def compilable(self):
+        """What `torch.compile` is tried on: modules, and which of their methods."""
+        if (parti := getattr(self, "parti", None)) is not None:
+            return [(parti, "forward")]
+        # not the discriminator, whose penalty takes gradients of gradients
+        return [(self.vae, "encode"), (self.vae, "decode")]
 
     def warm_up(self):
         """What can be paid once: for generation a single token, since nothing is compiled."""
