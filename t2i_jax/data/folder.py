@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -104,6 +105,11 @@ class FolderSource(ImageFiles):
         if sample.reason:
             raise BadSample(sample.reason, sample.image)
         return file_bytes(self.path / sample.image, sample.image), sample.image
+
+    @property
+    def image_files(self) -> Iterable[pathlib.Path]:
+        """A file for each record, whether it can be read or not."""
+        return (self.path / sample.image for sample in self._samples)
 
     def cond_image(self, index: int, channels: int = 3) -> np.ndarray:
         """The image that an image is conditioned on, from NAME.cond.png; or `BadSample`."""
