@@ -15,7 +15,7 @@ from PIL import Image
 from t2i_jax import files
 from t2i_jax.cluster import lock
 from t2i_jax.data.table import ENDINGS, FILE_KEYS
-from t2i_jax.eval import extractors, prompts, statistics_file
+from t2i_jax.eval import extractors, layout, prompts, statistics_file
 from t2i_jax.eval.frechet import Gaussian, frechet
 from t2i_jax.eval.moments import Moments
 from t2i_jax.runs.scoring import features, subjects
@@ -393,6 +393,21 @@ def test_captions_in_order_are_as_many_as_images_or_as_a_benchmark_groups_them(f
         numbers = [number for _, number in subjects._in_order(count, known, "made")]
         assert numbers == [*range(count // 3)] * 3
     assert "or 4 for each" in _refused_captions(folders, f"geneval:{bench}", tmp_path / "out")
+
+
+def test_a_folder_for_genevals_scorer_is_measured_with_its_prompts(tmp_path):
+    """`metadata.jsonl` beside the images has the name of a table of images, and is none."""
+    rows = [{"tag": "colors", "include": [], "prompt": f"a {one} cup"} for one in ("red", "blue")]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    known = prompts.read(f"geneval:{tmp_path / 'prompts.jsonl'}")
+    made = np.random.default_rng(0).integers(0, 256, (2, 4, 8, 8, 3), np.uint8)
+    layout.write(tmp_path / "made", known, lambda place: made[place])
+    inside(
+        "evaluate", "--images", tmp_path / "made", "--captions", f"geneval:{known.source}",
+        "--metrics", "clip", "--out", tmp_path / "out",
+    )  # fmt: skip
+    values = json.loads((tmp_path / "out" / "values.json").read_text())["clip_score_clip_toy"]
+    assert [row[:2] for row in values] == [[f"0000{i}", n] for i in range(2) for n in range(4)]
 
 
 def test_images_of_other_kinds_are_read_and_broken_real_ones_counted(folders, tmp_path):
