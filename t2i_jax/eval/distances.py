@@ -31,7 +31,9 @@ def blocks(
             y_CD = made(y_CD) - centre_D
             sums_BC = squares_B1 + np.square(y_CD).sum(axis=1)
             squared_BC = sums_BC - 2 * (x_BD @ y_CD.T)
-            squared_BC[squared_BC <= rounding * sums_BC] = 0
+            near_BC = squared_BC <= rounding * sums_BC.max()
+            if near_BC.any():  # seldom, and the rest costs as much as the sums
+                squared_BC[near_BC & (squared_BC <= rounding * sums_BC)] = 0
             yield place, other, squared_BC
 
 
