@@ -16,7 +16,7 @@ import itertools
 import json
 import pathlib
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -73,6 +73,11 @@ class PackedSource(ImageFiles):
     def stored(self) -> Mapping[str, Mapping[str, Any]]:
         """What is known of each column, "text", "tokens" and "clip", that was computed."""
         return self.manifest["columns"]
+
+    @property
+    def image_files(self) -> Iterable[pathlib.Path]:
+        """Those of its records; columns have others."""
+        return (self.path / shard["file"] for shard in self.manifest["shards"])
 
     def file(self, index: int) -> tuple[bytes, str]:
         """The bytes of an image file and the record's name; or `BadSample`."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +29,7 @@ TABLES = (
 _LEFT = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "lost+found")
 _PACKED = (".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst")
 _LEFTOVER = "leftover of another program"
+_GENEVAL = "metadata.jsonl"
 _ELSEWHERE = {  # files that hold images too, and the source that reads them
     ".parquet": "hf:FOLDER",
     ".tar": "webdataset:FOLDER/*.tar",
@@ -104,6 +107,11 @@ class FolderSource(ImageFiles):
         if sample.reason:
             raise BadSample(sample.reason, sample.image)
         return file_bytes(self.path / sample.image, sample.image), sample.image
+
+    @property
+    def image_files(self) -> Iterable[pathlib.Path]:
+        """A file for each record, whether it can be read or not."""
+        return (self.path / sample.image for sample in self._samples)
 
     def cond_image(self, index: int, channels: int = 3) -> np.ndarray:
         """The image that an image is conditioned on, from NAME.cond.png; or `BadSample`."""
@@ -192,6 +200,8 @@ def _sorted_out(parent, where, names, passed_over):
         ending = os.path.splitext(name)[1].lower()
         if _is_left(name):
             passed_over.note(_LEFTOVER, os.path.join(where, name))
+        elif _is_of_geneval(parent, name):
+            passed_over.note("GenEval's line of a prompt", os.path.join(where, name))
         elif name.lower() in TABLES:
             tables.append(name)
         elif ending in ENDINGS:
@@ -204,6 +214,20 @@ def _sorted_out(parent, where, names, passed_over):
         else:
             passed_over.note(_kind(name), os.path.join(where, name))
     return images, texts, sorted(tables, key=lambda name: TABLES.index(name.lower()))
+
+
+def _is_of_geneval(parent, name):
+    """Whether it is the line of a prompt that GenEval's scorer reads beside its images: it has the
+    name of a table, and names no image.
+    """
+    if name != _GENEVAL:
+        return False
+    try:
+        line = json.loads(read_regular(os.path.join(parent, name), captions.MOST_BYTES))
+    except (OSError, ValueError, RecursionError):  # a table, of several lines or a large one
+        return False
+    is_prompt = isinstance(line, dict) and line.keys() >= {"tag", "include", "prompt"}
+    return is_prompt and not line.keys() & set(FILE_KEYS)
 
 
 def _caption_file(image, texts):

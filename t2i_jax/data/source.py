@@ -9,7 +9,8 @@ import copy
 import functools
 import importlib
 import os
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,13 @@ class Source(abc.ABC):
         """
         del index
         return None
+
+    @property
+    def image_files(self) -> Iterable[pathlib.Path]:
+        """The files that its images are read from, in an order that stays; () where they are drawn,
+        or lie where that can't be told.
+        """
+        return ()
 
     def cond_image(self, index: int, channels: int = 3) -> np.ndarray:
         """The image that an image is conditioned on, uint8 (height, width, channels) of any size;

@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from t2i_jax import paths
@@ -89,6 +89,11 @@ class WebDatasetSource(ImageFiles):
         come twice.
         """
         return self._passed_over
+
+    @property
+    def image_files(self) -> Iterable[pathlib.Path]:
+        """The archives."""
+        return map(pathlib.Path, self.shards)
 
     def file(self, index: int) -> tuple[bytes, str]:
         """The bytes of an image and its name, as shard.tar/name.jpg; or `BadSample`."""

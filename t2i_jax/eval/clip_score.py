@@ -8,8 +8,7 @@ import numpy as np
 
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
-from t2i_jax.eval.moments import checked_pair
-from t2i_jax.eval.rows import Rows
+from t2i_jax.eval.rows import Rows, check_pair, in_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,8 @@ class ClipScore:
 
 
 def clip_score(images_ND: Rows, captions_ND: Rows, scoring: ClipScoring) -> ClipScore:
-    """The score of images with a caption each, in float64.
+    """The score of images with a caption each, in float64; a block of embeddings at a time is
+    in memory, and one number for each image.
 
     Args:
       images_ND, captions_ND: embeddings in the space that both share, not necessarily of unit
@@ -71,16 +71,24 @@ def clip_score(images_ND: Rows, captions_ND: Rows, scoring: ClipScoring) -> Clip
     Raises:
       UserError: not one caption for each image, embeddings that are zero or not finite.
     """
-    x_ND, y_ND = checked_pair(images_ND, captions_ND)
-    if len(x_ND) != len(y_ND):
+    check_pair(images_ND, captions_ND)
+    if len(images_ND) != len(captions_ND):
         raise UserError(
-            f"{len(x_ND)} images and {len(y_ND)} captions; give one caption for each image."
+            f"{len(images_ND)} images and {len(captions_ND)} captions; give one caption for each "
+            "image."
         )
-    lengths_N = np.linalg.norm(x_ND, axis=1) * np.linalg.norm(y_ND, axis=1)
-    if not lengths_N.all():
-        raise UserError("an embedding is zero; look at what the extractor was given.")
-    values_N = scoring.scale * (x_ND * y_ND).sum(axis=1) / lengths_N
+    pairs = zip(in_blocks(images_ND), in_blocks(captions_ND), strict=True)
+    values_N = np.concatenate(
+        [_scaled_cosines(x_BD, y_BD, scoring.scale) for (_, x_BD), (_, y_BD) in pairs]
+    )
     if scoring.clamp == "each":
         values_N = np.maximum(values_N, 0)
     value = float(values_N.mean())
     return ClipScore(max(value, 0.0) if scoring.clamp == "mean" else value, values_N)
+
+
+def _scaled_cosines(x_BD, y_BD, scale):
+    lengths_B = np.linalg.norm(x_BD, axis=1) * np.linalg.norm(y_BD, axis=1)
+    if not lengths_B.all():
+        raise UserError("an embedding is zero; look at what the extractor was given.")
+    return scale * (x_BD * y_BD).sum(axis=1) / lengths_B

@@ -103,8 +103,8 @@ def compare(
     Args:
       a, b: results: "metrics", for each name an entry with "value", "interval" (as
         `Interval.about` or `Halves.about`) and what it was measured with; "protocol" and
-        "prompts" (with "sha256") where there are such. "metrics" may be a list of entries with
-        "name".
+        "prompts" (with "sha256" and "file_sha256") where there are such. "metrics" may be a list
+        of entries with "name".
       values_a, values_b: one value per image, of those metrics that have them.
 
     Raises:
@@ -124,6 +124,7 @@ def compare(
         require_same(name, a.get("protocol") or {}, b.get("protocol") or {})
         if pairs[0] is not None and pairs[1] is not None:
             require_same(name, _measured(left, False), _measured(right, False))
+            _check_ids(name, a, b)
             found.append(_paired(name, *pairs, level))
         else:
             require_same(name, _measured(left, True), _measured(right, True))
@@ -156,6 +157,15 @@ def _verdict(one, names):
     if not one.is_real:
         return f"may be chance{paired}"
     return f"{names[0] if one.better == 'a' else names[1]} is better{paired}"
+
+
+def _check_ids(name, a, b):
+    """Refuses to pair images by the ids of prompts of two files, in which one id, often the number
+    of a line, may be of two prompts.
+    """
+    files = [(one.get("prompts") or {}).get("file_sha256") for one in (a, b)]
+    if None not in files and files[0] != files[1]:
+        require_same(name, _prompts(a), _prompts(b))
 
 
 def _paired(name, left, right, level):

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from t2i_jax.errors import UserError
 from t2i_jax.eval.moments import Moments, checked_pair
-from t2i_jax.eval.rows import Rows, moments_of
+from t2i_jax.eval.rows import Rows, check, moments_of
 
 POINTS = 15
 """Sizes at which FD-infinity measures (dgm-eval, `compute_FD_infinity`)."""
@@ -161,13 +161,15 @@ def frechet_at_infinity(
         them. seed: of the subsets, one permutation each.
 
     Raises:
-      UserError: fewer than 20 images, between which there is no line to speak of.
+      UserError: fewer than 20 images, between which there is no line to speak of, or features that
+        are not finite.
     """
     count = len(generated_ND)
     if count < FEWEST_FOR_INFINITY:
         raise UserError(
             f"{count} images are too few for FD-infinity; give {FEWEST_FOR_INFINITY} or more."
         )
+    check(generated_ND, "generated features")
     rng = np.random.default_rng(seed)
     sizes = np.linspace(min(_FEWEST, max(count / _PART, 2)), count, points).astype(int)
     whole_DR = factor(reference.covariance_DD)

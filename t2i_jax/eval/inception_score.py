@@ -10,8 +10,7 @@ import dataclasses
 import numpy as np
 
 from t2i_jax.errors import UserError
-from t2i_jax.eval.moments import checked
-from t2i_jax.eval.rows import Rows
+from t2i_jax.eval.rows import Rows, check, in_blocks
 
 SEED, SPLITS = 2020, 10
 """The seed and the splits of torch-fidelity."""
@@ -38,7 +37,7 @@ def inception_score(
     logits_NC: Rows, splits: int = SPLITS, seed: int | None = SEED
 ) -> InceptionScore:
     """exp(mean KL(p(y|x) || p(y))) of each of `splits` parts, in float64, as torch-fidelity has it
-    (`isc_features_to_metric`).
+    (`isc_features_to_metric`). A block of logits at a time is in memory.
 
     Args:
       logits_NC: the 1008 logits without bias ("logits_unbiased").
@@ -48,34 +47,56 @@ def inception_score(
     Raises:
       UserError: fewer images than splits.
     """
-    logits_NC = checked(logits_NC, "logits")
+    check(logits_NC, "logits")
     count = len(logits_NC)
     if not 1 <= splits <= count:
         raise UserError(f"splits={splits} of {count} images; give from 1 to {count}.")
-    if seed is not None:
-        logits_NC = logits_NC[np.random.RandomState(seed).permutation(count)]
-    edges = [i * count // splits for i in range(splits + 1)]
-    return _scored(logits_NC, edges)
+    order_N = np.arange(count) if seed is None else np.random.RandomState(seed).permutation(count)
+    edges = np.arange(splits + 1) * count // splits
+    split_N = np.empty(count, int)
+    split_N[order_N] = np.repeat(np.arange(splits), np.diff(edges))
+    return _scored(logits_NC, split_N)
 
 
 def inception_score_adm(logits_NC: Rows, size: int = ADM_SPLIT) -> InceptionScore:
     """The same as ADM's evaluator has it: splits of `size` consecutive images, not shuffled; the
     last one may be smaller, and counts as much (guided-diffusion, `compute_inception_score`).
     """
-    logits_NC = checked(logits_NC, "logits")
+    check(logits_NC, "logits")
     if size < 1:
         raise UserError(f"size={size} of a split is not positive; give 1 or more.")
-    return _scored(logits_NC, [*range(0, len(logits_NC), size), len(logits_NC)])
+    return _scored(logits_NC, np.arange(len(logits_NC)) // size)
 
 
-def _scored(logits_NC, edges):
-    shifted_NC = logits_NC - logits_NC.max(axis=1, keepdims=True)
-    log_p_NC = shifted_NC - np.log(np.exp(shifted_NC).sum(axis=1, keepdims=True))
-    p_NC, values = np.exp(log_p_NC), []
-    for start, end in zip(edges, edges[1:]):
-        p_SC, log_p_SC = p_NC[start:end], log_p_NC[start:end]
-        with np.errstate(divide="ignore"):
-            marginal_C = np.log(p_SC.mean(axis=0))
-        gain_SC = np.where(p_SC > 0, p_SC * (log_p_SC - np.maximum(marginal_C, -1e300)), 0)
-        values.append(float(np.exp(gain_SC.sum(axis=1).mean())))
-    return InceptionScore(float(np.mean(values)), float(np.std(values)), tuple(values))
+def _scored(logits_NC: Rows, split_N: np.ndarray) -> InceptionScore:
+    """The score of each split.
+
+    The mean over x of sum_c p(c|x) (log p(c|x) - log p(c)) is that of sum_c p(c|x) log p(c|x) less
+    sum_c p(c) log p(c), so sums over the images are enough.
+
+    Args:
+      split_N: the split of each image, all from 0 on.
+    """
+    count_S = np.bincount(split_N)
+    certain_S = np.zeros(len(count_S))
+    p_SC = np.zeros((len(count_S), logits_NC.shape[1]))
+    for place, logits_BC in in_blocks(logits_NC):
+        p_BC, certain_B = _probabilities(logits_BC)
+        for split in np.unique(split_N[place]):
+            mine = split_N[place] == split
+            p_SC[split] += p_BC[mine].sum(axis=0)
+            certain_S[split] += certain_B[mine].sum()
+    p_SC /= count_S[:, None]
+    log_p_SC = np.log(p_SC, out=np.zeros_like(p_SC), where=p_SC > 0)
+    values_S = np.exp(certain_S / count_S - (p_SC * log_p_SC).sum(axis=1))
+    return InceptionScore(
+        float(values_S.mean()), float(values_S.std()), tuple(map(float, values_S))
+    )
+
+
+def _probabilities(logits_BC):
+    """p(c|x) (B, C), and sum_c p(c|x) log p(c|x) (B,)."""
+    shifted_BC = logits_BC - logits_BC.max(axis=1, keepdims=True)
+    log_p_BC = shifted_BC - np.log(np.exp(shifted_BC).sum(axis=1, keepdims=True))
+    p_BC = np.exp(log_p_BC)
+    return p_BC, (p_BC * log_p_BC).sum(axis=1)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from t2i_jax.errors import UserError
-from t2i_jax.eval.rows import Rows, check_pair, in_blocks
+from t2i_jax.eval.rows import Rows, check_pair, in_blocks, same_rows
 
 LEVEL = 0.95
 _AT_ONCE = 2**22  # numbers that are drawn at a time
@@ -283,8 +283,7 @@ def _sums(x, y, member_x, member_y, within):
         for other, y_rows in in_blocks(y):
             kernel = _kernel(x_rows, y_rows)
             if within:
-                same = np.arange(max(place.start, other.start), min(place.stop, other.stop))
-                kernel[same - place.start, same - other.start] = 0
+                kernel[same_rows(place, other)] = 0
             of_y[:, other] = member_x[place].T @ kernel
         found += of_y @ member_y
     return found

@@ -1,7 +1,8 @@
 """Precision and recall, density and coverage: how far the two sets' neighbourhoods reach into each
 other.
 
-Every image has a ball around its features that reaches to its k-th neighbour of the same set.
+Every image has a ball around its features that reaches to its k-th neighbour of the same set. A
+block of features of each set at a time is in memory, and a number for each image.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ import numpy as np
 
 from t2i_jax.errors import UserError
 from t2i_jax.eval import distances
-from t2i_jax.eval.moments import checked_pair
-from t2i_jax.eval.rows import Rows
+from t2i_jax.eval.rows import Rows, check_pair, same_rows
 
 NEIGHBOURS = 3
 """For precision and recall (Kynkaanniemi et al. 2019, section 3)."""
@@ -57,13 +57,14 @@ def precision_recall(
     Raises:
       UserError: no more images than neighbours, features that are not finite or of two widths.
     """
-    x_ND, y_MD = checked_pair(generated_ND, reference_MD)
+    x_ND, y_MD = generated_ND, reference_MD
+    check_pair(x_ND, y_MD)
     x_radius_N, y_radius_M = _radius(x_ND, neighbours), _radius(y_MD, neighbours)
     in_reference_N = np.zeros(len(x_ND), bool)
     in_generated_M = np.zeros(len(y_MD), bool)
-    for place, squared_BM in distances.blocks(x_ND, y_MD):
-        in_reference_N[place] = (squared_BM <= y_radius_M).any(axis=1)
-        in_generated_M |= (squared_BM <= x_radius_N[place, None]).any(axis=0)
+    for place, other, squared_BC in distances.blocks(x_ND, y_MD):
+        in_reference_N[place] |= (squared_BC <= y_radius_M[other]).any(axis=1)
+        in_generated_M[other] |= (squared_BC <= x_radius_N[place, None]).any(axis=0)
     return PrecisionRecall(float(in_reference_N.mean()), float(in_generated_M.mean()))
 
 
@@ -76,13 +77,14 @@ def density_coverage(
     Raises:
       UserError: no more images than neighbours, features that are not finite or of two widths.
     """
-    x_ND, y_MD = checked_pair(generated_ND, reference_MD)
+    x_ND, y_MD = generated_ND, reference_MD
+    check_pair(x_ND, y_MD)
     radius_M, within = _radius(y_MD, neighbours), 0
     covered_M = np.zeros(len(y_MD), bool)
-    for _, squared_BM in distances.blocks(x_ND, y_MD):
-        inside_BM = squared_BM < radius_M
-        within += int(inside_BM.sum())
-        covered_M |= inside_BM.any(axis=0)
+    for _, other, squared_BC in distances.blocks(x_ND, y_MD):
+        inside_BC = squared_BC < radius_M[other]
+        within += int(inside_BC.sum())
+        covered_M[other] |= inside_BC.any(axis=0)
     return DensityCoverage(within / (neighbours * len(x_ND)), float(covered_M.mean()))
 
 
@@ -94,9 +96,9 @@ def _radius(x_ND, neighbours):
             f"neighbours={neighbours} of {count} images; give from 1 to {count - 1}, or more "
             "images."
         )
-    found_N = np.empty(count)
-    for place, squared_BN in distances.blocks(x_ND, x_ND):
-        rows = np.arange(place.start, place.stop)
-        squared_BN[rows - place.start, rows] = np.inf
-        found_N[place] = np.partition(squared_BN, neighbours - 1, axis=1)[:, neighbours - 1]
-    return found_N
+    nearest_NK = np.full((count, neighbours), np.inf)
+    for place, other, squared_BC in distances.blocks(x_ND, x_ND):
+        squared_BC[same_rows(place, other)] = np.inf
+        known_BE = np.concatenate([nearest_NK[place], squared_BC], axis=1)
+        nearest_NK[place] = np.partition(known_BE, neighbours - 1, axis=1)[:, :neighbours]
+    return nearest_NK.max(axis=1)

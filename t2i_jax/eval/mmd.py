@@ -9,8 +9,7 @@ import numpy as np
 
 from t2i_jax.errors import UserError
 from t2i_jax.eval import distances
-from t2i_jax.eval.moments import checked_pair
-from t2i_jax.eval.rows import Rows
+from t2i_jax.eval.rows import Rows, check_pair, in_blocks, same_rows
 
 SIGMA, SCALE = 10.0, 1000.0
 
@@ -21,29 +20,39 @@ def cmmd(
     """The biased estimate (all pairs, those of an image with itself too), times `scale`.
 
     The vectors are made unit length first, as in cmmd-pytorch. Kernel values are near 1, so their
-    differences from 1 are summed, in float64: float32 loses three digits of them.
+    differences from 1 are summed, in float64: float32 loses three digits of them. A block of rows
+    of each set at a time is in memory.
 
     Raises:
       UserError: features that are not finite, of two widths, or zero.
     """
-    x_ND, y_MD = (_unit(one) for one in checked_pair(generated_ND, reference_MD))
-    apart = 2 * _mean(x_ND, y_MD, sigma) - _mean(x_ND, x_ND, sigma) - _mean(y_MD, y_MD, sigma)
-    return scale * apart
+    check_pair(generated_ND, reference_MD)
+    for rows in (generated_ND, reference_MD):
+        _check_lengths(rows)
+    across = _mean(generated_ND, reference_MD, sigma, within=False)
+    own = [_mean(rows, rows, sigma, within=True) for rows in (generated_ND, reference_MD)]
+    return scale * (2 * across - own[0] - own[1])
 
 
-def _mean(x_ND, y_MD, sigma):
-    """The mean of 1 - k over all pairs."""
+def _mean(x_ND, y_MD, sigma, within):
+    """The mean of 1 - k over all pairs.
+
+    Args:
+      within: both are one set, of which an image is no distance apart from itself, whatever
+        rounding says.
+    """
     total = 0.0
-    for place, squared_BM in distances.blocks(x_ND, y_MD):
-        if x_ND is y_MD:  # an image is no distance apart from itself, whatever rounding says
-            rows = np.arange(place.start, place.stop)
-            squared_BM[rows - place.start, rows] = 0
-        total -= float(np.expm1(squared_BM * (-1 / (2 * sigma**2))).sum())
+    for place, other, squared_BC in distances.blocks(x_ND, y_MD, _unit):
+        if within:
+            squared_BC[same_rows(place, other)] = 0
+        total -= float(np.expm1(squared_BC * (-1 / (2 * sigma**2))).sum())
     return total / (len(x_ND) * len(y_MD))
 
 
-def _unit(x_ND):
-    lengths_N1 = np.linalg.norm(x_ND, axis=1, keepdims=True)
-    if not lengths_N1.all():
+def _unit(x_BD):
+    return x_BD / np.linalg.norm(x_BD, axis=1, keepdims=True)
+
+
+def _check_lengths(rows):
+    if not all(np.linalg.norm(x_BD, axis=1).all() for _, x_BD in in_blocks(rows)):
         raise UserError("an embedding is zero; look at what the extractor was given.")
-    return x_ND / lengths_N1

@@ -26,13 +26,16 @@ class Moments:
     scatter_DD: np.ndarray
 
     @classmethod
-    def of(cls, features_ND: ArrayLike) -> Moments:
+    def of(cls, features_ND: ArrayLike, first: int = 0) -> Moments:
         """The moments of features (N, D) of any float type, in float64.
+
+        Args:
+          first: the number of the first row, for the sentence.
 
         Raises:
           UserError: no rows, another number of axes, or a value that is not finite.
         """
-        features_ND = checked(features_ND, "features")
+        features_ND = checked(features_ND, "features", first)
         mean_D = features_ND.mean(axis=0)
         centred_ND = features_ND - mean_D
         return cls(len(features_ND), mean_D, centred_ND.T @ centred_ND)

@@ -43,7 +43,8 @@ class Rows(Protocol):
 
 
 class StoredRows:
-    """The rows of an array that npz files hold one part after the other, read when asked for.
+    """The rows of an array that npz files hold one part after the other, read when asked for. A
+    part without rows may have any width.
 
     Args:
       files: of `numpy.savez`, not compressed. name: of the array in each.
@@ -56,8 +57,9 @@ class StoredRows:
     def __init__(self, files: Sequence[pathlib.Path], name: str):
         self._parts = [_Part(path, name) for path in files]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
-        self.shape = (int(self._starts[-1]), *self._parts[0].shape[1:])
-        self.ndim, self.dtype = len(self.shape), self._parts[0].dtype
+        first = next((part for part in self._parts if len(part)), self._parts[0])
+        self.shape = (int(self._starts[-1]), *first.shape[1:])
+        self.ndim, self.dtype = len(self.shape), first.dtype
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -88,29 +90,50 @@ def in_blocks(rows: Rows, size: int | None = None) -> Iterator[tuple[slice, np.n
         yield place, np.asarray(rows[place], np.float64)
 
 
+def same_rows(place: slice, other: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Where in a block of pairs of one set, rows `place` by rows `other`, a row meets itself: the
+    indices on both axes.
+    """
+    same = np.arange(max(place.start, other.start), min(place.stop, other.stop))
+    return same - place.start, same - other.start
+
+
 def moments_of(rows: Rows, chosen: np.ndarray | None = None) -> Moments:
     """The moments of all rows, or of those with the numbers (K,), block by block.
 
     Raises:
       UserError: as `Moments.of`.
     """
-    count = len(rows) if chosen is None else len(chosen)
-    starts = range(0, count, BLOCK)
-    places = (slice(start, start + BLOCK) for start in starts)
-    return merged(Moments.of(rows[one if chosen is None else chosen[one]]) for one in places)
+    if chosen is None:
+        starts = range(0, len(rows), BLOCK)
+        return merged(Moments.of(rows[start : start + BLOCK], start) for start in starts)
+    parts = (chosen[start : start + BLOCK] for start in range(0, len(chosen), BLOCK))
+    return merged(Moments.of(rows[part]) for part in parts)
+
+
+def check(rows: Rows, name: str) -> None:
+    """Refuses what `moments.checked` refuses, block by block.
+
+    Args:
+      name: what the sentence calls them.
+
+    Raises:
+      UserError: no rows, another number of axes, or a value that is not finite.
+    """
+    if len(rows.shape) != 2 or 0 in rows.shape:
+        checked(np.empty(rows.shape), name)
+    for place, block in in_blocks(rows):
+        checked(block, name, place.start)
 
 
 def check_pair(generated: Rows, reference: Rows) -> None:
-    """Refuses what `moments.checked_pair` refuses, block by block.
+    """Refuses what `check` refuses of two sets, and features of two widths.
 
     Raises:
-      UserError: no rows, another number of axes, a value that is not finite, or two widths.
+      UserError: as `check`, or of two widths.
     """
-    for rows, name in ((generated, "generated features"), (reference, "reference features")):
-        if len(rows.shape) != 2 or 0 in rows.shape:
-            checked(np.empty(rows.shape), name)
-        for place, block in in_blocks(rows):
-            checked(block, name, place.start)
+    check(generated, "generated features")
+    check(reference, "reference features")
     check_widths(generated.shape[1], reference.shape[1])
 
 

@@ -4,6 +4,7 @@
 
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -53,6 +54,16 @@ def test_results_of_two_processes_are_those_of_one_to_the_byte(home, one):
     for name in ("results.json", "values.json", "plan.json"):
         assert (one / name).read_bytes() == (home / "two" / name).read_bytes(), name
     assert len(list((home / "two" / "images").glob("*/manifest.jsonl"))) == 4
+
+
+def test_two_killed_processes_go_on_and_end_in_the_same_bytes(home, one):
+    statuses, _, _ = end(start(2, "-m", "tests.e2e.measuring_killed", home, 3))
+    assert -signal.SIGKILL in statuses and 0 not in statuses
+    assert list((home / "killed" / "features").rglob("partial-*.npz"))
+    statuses, _, err = end(start(2, "-m", "tests.e2e.measuring_killed", home, 0))
+    assert statuses == [0, 0], err
+    for name in ("results.json", "values.json", "plan.json"):
+        assert (one / name).read_bytes() == (home / "killed" / name).read_bytes(), name
 
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,19 @@ def test_only_shared_images_count():
         compare(scored(np.zeros(40)), scored(np.ones(8)), a, of_images(np.ones(8)))
 
 
+def test_ids_of_two_files_of_prompts_are_no_pairs():
+    def of(count, file, sha256):
+        prompts = {"sha256": sha256, "file_sha256": file}
+        return {**scored(np.zeros(count)), "prompts": prompts}, of_images(np.zeros(count))
+
+    (whole, values), (some, few) = of(40, "one", "all"), of(30, "one", "first 30")
+    assert compare(whole, some, values, few)[0].shared == 15
+    (copied, same), (other, others) = of(40, "copy", "all"), of(30, "two", "b")
+    assert compare(whole, copied, values, same)[0].shared == 20
+    with pytest.raises(UserError, match="prompts.sha256='all' in the first and 'b' in the second"):
+        compare(whole, other, values, others)
+
+
 def test_a_distance_is_paired_by_its_halves():
     def spans(values, seed=0):
         one = iter(values)

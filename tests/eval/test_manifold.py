@@ -19,7 +19,6 @@ X, Y = RNG.normal(size=(120, 8)), RNG.normal(size=(150, 8)) * 1.3 + 0.4
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(distances, "BLOCK", 32)
     monkeypatch.setattr("t2i_jax.eval.rows.BLOCK", 32)
 
 
@@ -28,7 +27,10 @@ def apart(x, y):
 
 
 def test_distances_in_blocks_are_the_distances(small_blocks):
-    found = np.concatenate([block for _, block in distances.blocks(X, Y)])
+    found = np.zeros((len(X), len(Y)))
+    for place, other, block in distances.blocks(X, Y):
+        assert block.shape <= (32, 32)
+        found[place, other] = block
     np.testing.assert_allclose(np.sqrt(found), apart(X, Y), rtol=1e-9)
     numbers, near = distances.nearest(X, Y, 3)
     np.testing.assert_array_equal(numbers, np.argsort(apart(X, Y), axis=1)[:, :3])
@@ -63,6 +65,16 @@ def test_copies_of_few_images_have_precision_and_no_recall():
     assert found.precision == 1 and found.recall <= 4 / 150
 
 
+def test_copies_of_an_image_are_no_distance_apart_whatever_rounding_says():
+    some = np.abs(RNG.normal(size=(12, 2048))).astype(np.float32)
+    copies, more = np.repeat(some[:10], 6, axis=0), np.repeat(some, 7, axis=0)
+    found = precision_recall(copies, more)  # every ball has the radius 0
+    assert (found.precision, found.recall) == (1, 10 / 12)
+    assert density_coverage(copies, more, 3).coverage == 0  # on the edge is outside
+    numbers, apart = distances.nearest(more, copies, 1)
+    assert not apart[:70].any() and numbers[:7, 0].tolist() == [0] * 7
+
+
 def test_kid_in_blocks_is_the_sum_over_pairs(small_blocks):
     def mean(x, y, off):
         kernel = (x @ y.T / 8 + 1) ** 3
@@ -85,6 +97,30 @@ def test_cmmd_keeps_the_digits_of_kernels_near_one(small_blocks):
     wanted = 1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y))
     assert cmmd(3 * X, Y) == pytest.approx(float(wanted), rel=1e-9)
     assert cmmd(X, X) == pytest.approx(0, abs=1e-12)
+
+
+def test_inception_scores_in_blocks_are_those_of_all_logits_at_once(small_blocks):
+    logits = 3 * RNG.normal(size=(103, 7))
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+    def scores(parts):
+        gains = [part * np.log(part / part.mean(axis=0)) for part in parts]
+        return [np.exp(gain.sum(axis=1).mean()) for gain in gains]
+
+    order, edges = np.random.RandomState(2020).permutation(103), [i * 103 // 10 for i in range(11)]
+    wanted = scores(p[order[start:end]] for start, end in zip(edges, edges[1:]))
+    np.testing.assert_allclose(inception_score(logits).values, wanted, rtol=1e-12)
+    wanted = scores(np.split(p, [40, 80]))
+    np.testing.assert_allclose(inception_score_adm(logits, 40).values, wanted, rtol=1e-12)
+
+
+def test_clip_scores_in_blocks_are_those_of_all_embeddings_at_once(small_blocks):
+    images, captions = X, Y[: len(X)]
+    lengths = np.linalg.norm(images, axis=1) * np.linalg.norm(captions, axis=1)
+    wanted = np.maximum(2.5 * (images * captions).sum(axis=1) / lengths, 0)
+    found = clip_score(images, captions, PRESETS["hessel"])
+    np.testing.assert_array_equal(found.values_N, wanted)
+    assert found.value == wanted.mean()
 
 
 def test_inception_scores_of_known_classifiers():

@@ -2,6 +2,7 @@
 memory does not grow with the features.
 """
 
+import dataclasses
 import tracemalloc
 
 import numpy as np
@@ -9,8 +10,12 @@ import pytest
 
 from t2i_jax.errors import UserError
 from t2i_jax.eval import intervals
+from t2i_jax.eval.clip_score import PRESETS, clip_score
 from t2i_jax.eval.frechet import Gaussian, frechet, frechet_at_infinity
+from t2i_jax.eval.inception_score import inception_score, inception_score_adm
 from t2i_jax.eval.kid import kid, kid_by_subsets
+from t2i_jax.eval.manifold import density_coverage, precision_recall
+from t2i_jax.eval.mmd import cmmd
 from t2i_jax.eval.rows import StoredRows, moments_of
 
 _WIDTH = 128
@@ -39,6 +44,15 @@ def test_stored_rows_are_read_as_those_of_an_array(tmp_path, dtype):
     assert np.asarray(rows, np.float64).dtype == np.float64
 
 
+def test_parts_without_rows_have_no_width(tmp_path):
+    whole = _features(5, 0)
+    for i, part in enumerate((np.zeros((0, 0)), whole[:2], np.zeros((0, 0)), whole[2:])):
+        np.savez(tmp_path / f"{i}.npz", a=part)
+    rows = StoredRows(sorted(tmp_path.glob("*.npz")), "a")
+    assert rows.shape == whole.shape and rows.dtype == whole.dtype
+    np.testing.assert_array_equal(rows[[4, 0]], whole[[4, 0]])
+
+
 @pytest.mark.parametrize(
     "save", [np.savez_compressed, lambda path, a: np.savez(path, a=a.T.copy().T)]
 )
@@ -59,7 +73,12 @@ def _numbers(x, y):
     subsets = kid_by_subsets(x, y, subsets=5, size=60)
     halves = intervals.halves(len(x), 1.0, distance, times=2)
     line = frechet_at_infinity(x, real, points=3)
-    return [kid(x, y), value, span.low, span.high, *subsets.values, *halves.values, *line.values]
+    return [
+        kid(x, y), value, span.low, span.high, *subsets.values, *halves.values, *line.values,
+        cmmd(x, y), *dataclasses.astuple(precision_recall(x, y)),
+        *dataclasses.astuple(density_coverage(x, y)), *inception_score(x).values,
+        *inception_score_adm(x, 70).values, clip_score(x, x, PRESETS["hessel"]).value,
+    ]  # fmt: skip
 
 
 def test_numbers_of_stored_rows_are_those_of_arrays(tmp_path, monkeypatch):
@@ -90,12 +109,17 @@ def test_more_features_need_no_more_memory(tmp_path, monkeypatch):
     assert peaks[2] - peaks[1] < 0.4 * 3000 * _WIDTH * 4, peaks  # of one of the two sets
 
 
-@pytest.mark.parametrize("measure", [kid, kid_by_subsets, intervals.kid_jackknife])
+@pytest.mark.parametrize(
+    "measure",
+    [kid, kid_by_subsets, intervals.kid_jackknife, cmmd, precision_recall, density_coverage],
+)
 def test_a_value_that_is_not_finite_is_told_with_its_row(tmp_path, monkeypatch, measure):
     monkeypatch.setattr("t2i_jax.eval.rows.BLOCK", 64)
     broken = _features(1200, 0)
     broken[777, 3] = np.nan
     with pytest.raises(UserError, match="generated features are not finite in row 777"):
         measure(_stored(tmp_path / "broken", broken, 3), _features(1200, 1))
+    with pytest.raises(UserError, match="features are not finite in row 777"):
+        frechet_at_infinity(broken, Gaussian(np.zeros(_WIDTH), np.eye(_WIDTH)))
     with pytest.raises(UserError, match="128 wide and reference features 2"):
         measure(_features(1200, 0), _features(1200, 1)[:, :2])

@@ -3,7 +3,9 @@
 import concurrent.futures
 import contextlib
 import json
+import os
 import shutil
+import tarfile
 import tracemalloc
 
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image
 from t2i_jax import files
 from t2i_jax.cluster import lock
 from t2i_jax.data.table import ENDINGS, FILE_KEYS
-from t2i_jax.eval import extractors, prompts, statistics_file
+from t2i_jax.eval import extractors, layout, prompts, statistics_file
 from t2i_jax.eval.frechet import Gaussian, frechet
 from t2i_jax.eval.moments import Moments
 from t2i_jax.runs.scoring import features, subjects
@@ -393,6 +395,21 @@ def test_captions_in_order_are_as_many_as_images_or_as_a_benchmark_groups_them(f
     assert "or 4 for each" in _refused_captions(folders, f"geneval:{bench}", tmp_path / "out")
 
 
+def test_a_folder_for_genevals_scorer_is_measured_with_its_prompts(tmp_path):
+    """`metadata.jsonl` beside the images has the name of a table of images, and is none."""
+    rows = [{"tag": "colors", "include": [], "prompt": f"a {one} cup"} for one in ("red", "blue")]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    known = prompts.read(f"geneval:{tmp_path / 'prompts.jsonl'}")
+    made = np.random.default_rng(0).integers(0, 256, (2, 4, 8, 8, 3), np.uint8)
+    layout.write(tmp_path / "made", known, lambda place: made[place])
+    inside(
+        "evaluate", "--images", tmp_path / "made", "--captions", f"geneval:{known.source}",
+        "--metrics", "clip", "--out", tmp_path / "out",
+    )  # fmt: skip
+    values = json.loads((tmp_path / "out" / "values.json").read_text())["clip_score_clip_toy"]
+    assert [row[:2] for row in values] == [[f"0000{i}", n] for i in range(2) for n in range(4)]
+
+
 def test_images_of_other_kinds_are_read_and_broken_real_ones_counted(folders, tmp_path):
     made, real = (shutil.copytree(one, tmp_path / one.name) for one in folders)
     Image.open(made / "000.png").convert("L").save(made / "000.png")
@@ -492,3 +509,136 @@ def test_what_can_not_be_measured_is_one_sentence(folders, tmp_path):
         (("evaluate", "compare", real), "B is missing"),
     ):
         assert sentence in refused(*words), words
+
+
+def test_a_refused_command_begins_no_plan(folders, tmp_path):
+    """The command with what the refusal asks for is no other plan."""
+    made, out = tmp_path / "made", tmp_path / "out"
+    write_images(made, 3)
+    for path in made.glob("*.txt"):
+        path.unlink()
+    command = ("evaluate", "--images", made, "--metrics", "clip", "--out", out)
+    assert "give --captions FILE" in refused(*command) and not out.exists()
+    (tmp_path / "captions.txt").write_text("one\ntwo\nthree\n")
+    assert "3 images" in inside(*command, "--captions", tmp_path / "captions.txt").stdout
+
+
+def test_networks_that_compare_with_nothing_have_no_neighbours(folders, tmp_path):
+    told = _evaluate(folders, tmp_path / "out", "--metrics", "is,clip_fid")
+    assert "inception_score_clean_inception" in told and "fid_clip_toy" in told
+    assert "nearest to them" not in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("metric", "least"), [("pr", 4), ("dc", 6)])
+def test_too_few_real_images_are_told_before_anything_is_computed(
+    folders, tmp_path, monkeypatch, metric, least
+):
+    few = write_images(tmp_path / "few", least - 1)
+    npz = tmp_path / "few.npz"
+    inside("evaluate", "reference", few, "--out", npz, "--keep-features")
+    monkeypatch.setattr(features, "compute", lambda *_: pytest.fail("features are computed"))
+    for reference in (few, npz):
+        said = refused(
+            "evaluate", "--images", folders[0], "--reference", reference, "--metrics", metric,
+            "--out", tmp_path / "out",
+        )  # fmt: skip
+        assert f"metrics={metric} takes {least} real images or more, and reference=" in said
+
+
+def test_a_shard_of_broken_images_alone_is_left_out_as_others_are(folders, tmp_path):
+    made = write_images(tmp_path / "made", 11)
+    (made / "010.png").write_bytes(b"no image")  # the only one of the second shard
+    told = _evaluate((made, folders[1]), tmp_path / "out", "--metrics", "fid,kid,pr,is,clip,cmmd")
+    metrics, results = _metrics(tmp_path / "out")
+    assert {one["n_generated"] for one in metrics.values()} == {10} and "not an image 1" in told
+    (made / "010.png").unlink()
+    _evaluate((made, folders[1]), tmp_path / "whole", "--metrics", "fid,kid,pr,is,clip,cmmd")
+    for name, one in _metrics(tmp_path / "whole")[0].items():
+        assert metrics[name]["value"] == pytest.approx(one["value"], rel=1e-9), name
+
+
+def test_results_may_lie_among_the_images_and_are_none_of_them(
+    folders, measured, tmp_path, monkeypatch
+):
+    made = shutil.copytree(folders[0], tmp_path / "made")
+    command = (
+        "evaluate", "--images", made, "--reference", folders[1], "--shard-size", 10, "--metrics",
+        "fid,clip", "--out", made / "eval",
+    )  # fmt: skip
+    inside(*command)
+    before = (made / "eval" / "results.json").read_bytes()
+    monkeypatch.setattr(features, "_computed", lambda *_: pytest.fail("features are computed"))
+    inside(*command)
+    assert (made / "eval" / "results.json").read_bytes() == before
+    assert json.loads(before)["images"]["count"] == 45
+
+
+def test_images_that_changed_are_measured_anew(folders, tmp_path):
+    """Those of a folder and of archives."""
+    made, command = tmp_path / "made", ("--metrics", "is", "--out")
+    write_images(made, 4)
+
+    def archive(home):
+        with tarfile.open(tmp_path / "made.tar", "w") as file:
+            for path in sorted(home.iterdir())[:8]:
+                file.add(path, path.name)
+
+    archive(made)
+    for spec, change in (
+        (made, lambda: shutil.copy(folders[1] / "000.png", made / "000.png")),
+        (f"webdataset:{tmp_path / 'made.tar'}", lambda: archive(folders[1])),
+    ):
+        found = []
+        for _ in range(2):
+            inside("evaluate", "--images", spec, *command, tmp_path / "out")
+            found.append(_metrics(tmp_path / "out")[1]["generated"]["inception-clean"]["sha256"])
+            change()
+        assert found[0] != found[1], spec
+        shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "name", [b"a\xff.png", b"a\nb.png", "ä🌍.png".encode(), b" .png", b"-a.png"]
+)
+def test_files_may_have_any_name(folders, tmp_path, name):
+    made = write_images(tmp_path / "made", 3)
+    odd = made / os.fsdecode(name)
+    (made / "000.png").rename(odd)
+    (made / "000.txt").rename(odd.with_suffix(".txt"))
+    out = tmp_path / "out"
+    inside("evaluate", "--images", made, "--metrics", "is,clip", "--out", out)
+    assert _metrics(out)[1]["images"]["count"] == 3 and (out / "report.html").exists()
+    (tmp_path / "captions.csv").write_text("file,caption\n001.png,x\n002.png,x\n003.png,x\n")
+    said = _refused_captions((made, None), tmp_path / "captions.csv", tmp_path / "other")
+    assert "has no caption for" in said and said.isprintable()
+
+
+def test_two_networks_of_one_name_are_refused_where_they_differ(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        extractors,
+        "clip",
+        lambda path, preprocessing="clip", **_: toy_extractor("c", preprocessing),
+    )
+    said = refused(
+        "evaluate", "--images", folders[0], "--reference", folders[1], "--metrics", "clip,cmmd",
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert "clip and cmmd are both 'c'" in said and not (tmp_path / "out").exists()
+
+
+def test_a_value_that_is_not_finite_is_told_with_the_number_of_its_image(
+    folders, tmp_path, monkeypatch
+):
+    batches = extractors.Extractor.batches
+
+    def broken(self, images, *more):
+        for found in batches(self, images, *more):
+            is_last = len(found["pool3"]) == 5
+            yield {**found, "pool3": found["pool3"] * (np.nan if is_last else 1)}
+
+    monkeypatch.setattr(extractors.Extractor, "batches", broken)
+    said = refused(
+        "evaluate", "--images", folders[0], "--reference", folders[1], "--metrics", "fid",
+        "--shard-size", 10, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert "features are not finite in row 40" in said

@@ -2,6 +2,7 @@
 side.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,9 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from t2i_jax import files
 from t2i_jax.errors import UserError
 from t2i_jax.eval import protocol
-from t2i_jax.runs.scoring import generate
+from t2i_jax.runs.scoring import generate, page
 from t2i_jax.systems import generation
 from tests.e2e.command import inside, refused
 from tests.runs import scoring_toys
@@ -152,6 +154,49 @@ def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(run, whole, tmp_pat
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
+class Killed(BaseException):
+    """What ends a command where a signal would."""
+
+
+@pytest.fixture
+def killed_once_at_each_file(monkeypatch):
+    """Lets every command die at the first file that none has died at, which is whole and still has
+    its temporary name; gives the list of these files.
+    """
+    ended, replacing, remove = [], files.replacing, files._remove
+
+    @contextlib.contextmanager
+    def dying(path):
+        with replacing(path) as temporary:
+            yield temporary
+            if path not in ended:
+                ended.append(path)
+                monkeypatch.setattr(files, "_remove", lambda path: None)
+                raise Killed
+
+    monkeypatch.setattr(files, "replacing", dying)
+    monkeypatch.setattr(page, "replacing", dying)
+    yield ended
+    monkeypatch.setattr(files, "_remove", remove)
+
+
+def test_a_command_killed_at_any_file_goes_on_and_ends_in_the_same_bytes(
+    run, whole, tmp_path, killed_once_at_each_file, monkeypatch
+):
+    out, remove = tmp_path / "killed", files._remove
+    for _ in range(40):
+        monkeypatch.setattr(files, "_remove", remove)
+        try:
+            _evaluate(run, out)
+            break
+        except Killed:
+            assert list(out.rglob("partial-*"))
+    names = {path.relative_to(out).parts[0] for path in killed_once_at_each_file}
+    assert names == {path.name for path in whole.iterdir()} and len(killed_once_at_each_file) > 15
+    for name in ("results.json", "values.json", "plan.json", "report.html"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+
+
 def test_guidances_side_by_side_share_the_reference(run, whole, tmp_path):
     told = _evaluate(run, tmp_path / "sweep", "--guidance", "0,1.5,3")
     lines = told.splitlines()
@@ -169,6 +214,11 @@ def test_another_plan_is_refused(run, whole):
         (("--seed", 8), "sampling.seed: 7 -> 8"),
         (("--guidance", "2"), "sampling.options.guidance: 1.5 -> 2.0"),
         (("--count", "5"), "prompts.count: 8 -> 5"),
+        (("--shard-size", "4"), "images.shard_size: 3 -> 4"),
+        (("--batch-size", "3"), "sampling.batch_size: 2 -> 3"),
+        (("--mesh", "data=1"), "sampling.mesh: None -> {'data': 1}"),
+        (("--step", "2"), "run.step: 4 -> 2"),
+        (("evaluation.options.noise=0.3",), "sampling.options.noise: 0.2 -> 0.3"),
         (("--guidance", "a"), "write 1.5,3,5"),
         (("--guidance", "1,1"), "has a number twice"),
         (("--guidance", "1,1.0000001"), "has a number twice"),
@@ -237,6 +287,25 @@ def test_a_protocol_refuses_another_reference_than_its_own(run, tmp_path, monkey
         inside(*common, "--reference", reference, "--out", out)
         found.append(_results(out)["metrics"][0]["value"])
     assert found[0] == pytest.approx(found[1], rel=1e-9)
+
+
+def test_images_are_not_written_among_those_that_they_are_compared_with(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "generate", lambda *_: pytest.fail("images are generated"))
+    real = write_images(tmp_path / "real", 4)
+    (tmp_path / "link").symlink_to(real)
+    for out in (real / "eval", tmp_path / "link" / "a" / "b", real):
+        command = ("--prompts", run / "prompts.tsv", "--reference", real, "--metrics", "fid")
+        said = refused("evaluate", run / "run", *command, "--out", out)
+        assert "among whose images its own would count" in said
+    assert len(list(real.iterdir())) == 8
+
+
+def test_several_guidances_leave_the_folder_of_something_else_alone(run, monkeypatch):
+    monkeypatch.setattr(generate, "generate", lambda *_: pytest.fail("images are generated"))
+    before = sorted(path.name for path in (run / "run").iterdir())
+    said = refused(*_words(run, run / "run", "--guidance", "1,2"))
+    assert "and no plan.json; name a new folder" in said
+    assert sorted(path.name for path in (run / "run").iterdir()) == before
 
 
 def test_options_that_would_do_nothing_are_refused(run, tmp_path):

@@ -57,6 +57,18 @@ def test_every_pair_is_measured_and_what_was_cut_is_made_again(tmp_path):
         _evaluate(folder, tmp_path / "out", seed=1)
 
 
+def test_images_that_changed_are_reconstructed_anew(tmp_path):
+    folder = write_images(tmp_path / "images", 4, size=31)
+    before, _ = _evaluate(folder, tmp_path / "out")
+    for path in write_images(tmp_path / "others", 4, seed=1, size=31).iterdir():
+        path.replace(folder / path.name)
+    again, _ = _evaluate(folder, tmp_path / "out")
+    fresh, _ = _evaluate(folder, tmp_path / "fresh")
+    assert again == fresh and again["metrics"] != before["metrics"]
+    with pytest.raises(UserError, match="lies in images=.*name a folder outside it"):
+        _evaluate(folder, folder / "eval")
+
+
 def test_exact_reconstructions_count_as_a_hundred_decibels(tmp_path, monkeypatch):
     folder = write_images(tmp_path / "images", 3, size=12)
 

@@ -25,6 +25,7 @@ from t2i_jax.runs.scoring.split import Share, Split
 
 BATCH_SIZE = 32
 _KEY, _KEPT, _ABOUT = "key", "kept", "about"
+_NOTHING = np.zeros((0, 0), np.float32)  # of a shard of which no image can be used
 
 
 class ImageSet(Protocol):
@@ -67,6 +68,8 @@ class FeatureSet(Protocol):
 class Features:
     """Features of all shards, read from their files when they are asked for.
 
+    All of them but `about` raise a `UserError` where no image could be used.
+
     Attributes:
       folder: where the files are. split: images into shards.
     """
@@ -78,6 +81,7 @@ class Features:
         """(N, D) float32 of all images that could be used, in their order; they stay in their files
         until they are looked at.
         """
+        self._check()
         paths = [shard_file(self.folder, shard) for shard in range(self.split.shards)]
         try:
             return StoredRows(paths, layer)
@@ -89,11 +93,20 @@ class Features:
         """Their moments in float64, merged in the order of the shards; one shard at a time is in
         memory.
         """
-        return merged(Moments.of(shard[layer]) for shard in self._shards() if len(shard[layer]))
+        self._check()
+        return merged(self._moments(layer))
+
+    def _moments(self, layer):
+        first = 0
+        for shard in self._shards():
+            if len(shard[layer]):
+                yield Moments.of(shard[layer], first)
+            first += len(shard[layer])
 
     @functools.cached_property
     def kept(self) -> np.ndarray:
         """(N,) the numbers of the images that could be used."""
+        self._check()
         return np.concatenate([shard[_KEPT] for shard in self._shards()])
 
     @functools.cached_property
@@ -116,6 +129,15 @@ class Features:
             "sizes": dict(sorted(sizes.items())),
             "sha256": digest.hexdigest(),
         }
+
+    def _check(self):
+        if not self.about["count"]:
+            left_out = self.about["left_out"].items()
+            told = ", ".join(f"{reason} {count}" for reason, count in left_out)
+            raise UserError(
+                f"none of {self.split.count} images can be used ({told}); repair them, or give "
+                "others."
+            )
 
     def _shards(self) -> Iterator[dict[str, np.ndarray]]:
         for shard in range(self.split.shards):
@@ -157,9 +179,6 @@ def compute(
 
     Returns:
       The features of all shards; they can be read when every process is done.
-
-    Raises:
-      UserError: no image of a shard can be used.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for shard in progress(list(share.mine(images.split.shards))):
@@ -205,15 +224,9 @@ def _computed(images, extractor, layers, shard, bring, batch_size):
     for batch in extractor.batches(usable(), batch_size, layers):
         for layer in layers:
             found[layer].append(batch[layer])
-    if not kept:
-        told = ", ".join(f"{reason} {count}" for reason, count in left_out.items())
-        raise UserError(
-            f"none of {len(images.split.rows(shard))} images can be used ({told}); repair them, or "
-            "give others."
-        )
     about = {"left_out": left_out, "sizes": sizes, "pixels": digest.hexdigest()}
     return {
-        **{layer: np.concatenate(parts) for layer, parts in found.items()},
+        **{layer: np.concatenate(parts or [_NOTHING]) for layer, parts in found.items()},
         _KEPT: np.array(kept, np.int64),
         _ABOUT: np.array(json.dumps(about, sort_keys=True)),
     }

@@ -108,5 +108,5 @@ class Leading:
         """(N, D) float32."""
         if (extractor, layer) not in self._arrays:
             found = self._reference.features(extractor, layer, metric)
-            self._arrays[extractor, layer] = found[: self._count]
+            self._arrays[extractor, layer] = found if self._count is None else found[: self._count]
         return self._arrays[extractor, layer]

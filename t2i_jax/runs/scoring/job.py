@@ -94,15 +94,27 @@ class Job:
             self.reference, self.reference_mode, size, self.shard_size
         )
         found = {name: build(name, modes, self.weights) for name in wanted if name}
+        networks.check_apart(found)
+        named = f"reference={paths.shown(self.reference or '')}"
         if isinstance(reference, StatisticsReference):
-            self._check(reference, found)
-        elif isinstance(reference, ImagesReference) and self.protocol is not None:
-            named = f"reference={paths.shown(self.reference or '')}"
-            self.protocol.check_reference(named, reference.total)
+            self._check(named, reference, found)
+        elif isinstance(reference, ImagesReference):
+            self._check_enough(named, reference.total, self.metrics)
+            if self.protocol is not None:
+                self.protocol.check_reference(named, reference.total)
         measures = Measures(self.metrics, found, self.protocol, self.extractor_batch_size)
         return measures, reference or None
 
-    def _check(self, reference, extractors):
+    def _check_enough(self, named, count, metrics):
+        for name in metrics:
+            least = metric_of(name).least_real
+            if count < least:
+                raise UserError(
+                    f"metrics={name} takes {least} real images or more, and {named} has {count}; "
+                    "give more, or leave it out."
+                )
+
+    def _check(self, named, reference, extractors):
         """Whether a file has what each network's metrics need of it."""
         for network, some in extractors.items():
             of_network = {
@@ -116,7 +128,9 @@ class Job:
             name = min(of_network, key=lambda name: of_network[name].by_gaussian)
             needs_features = not of_network[name].by_gaussian
             for extractor in some:
-                reference.check(extractor.name, name, needs_features, self.protocol)
+                count = reference.check(extractor.name, name, needs_features, self.protocol)
+                if count is not None:
+                    self._check_enough(named, count, of_network)
 
 
 def evaluate_source(
@@ -136,9 +150,12 @@ def evaluate_source(
     """
     measures, reference = job.opened(build)
     with lock.held(job.out, "out"):
-        images = subjects.of_source(spec, captions, job.out, job.shard_size)
+        images = subjects.of_source(spec, captions, job.shard_size)
         count = images.files.split.count
         check(measures, reference, images.captions, count, images.no_captions)
+        told = images.about()
+        counted = {**told["images"], "shard_size": job.shard_size}
+        plan.settle(job.out, {**told, "images": counted, "software": plan.software()})
         return _scored(job, images, reference, measures, job.out, progress, spec)
 
 
@@ -164,6 +181,8 @@ def evaluate_run(
       Results by guidance, None for the options' own; {} where nothing is measured.
     """
     measures, reference = job.opened(build)
+    if isinstance(reference, ImagesReference):
+        reference.check_apart(job.out)
     if job.metrics:
         check(measures, reference, prompts.texts, len(prompts) * prompts.images_per_prompt)
     system, found = generate.loaded(run, step, job.mesh), dict[float | None, Mapping[str, Any]]()
@@ -174,12 +193,14 @@ def evaluate_run(
         one: generation.with_changes(type(options), options, {"guidance": one}) for one in guidances
     } or {None: options}
     with lock.held(job.out, "out"):
-        processes.once(lambda: plan.check_places(job.out))
+        check_folder = plan.check_places if len(chosen) == 1 else plan.check_several
+        processes.once(lambda: check_folder(job.out))
         for guidance, sampled in chosen.items():
             out = job.out if len(chosen) == 1 else job.out / f"guidance-{guidance:g}"
             images = subjects.of_run(
                 run, recipe, system, step, prompts, sampled, seed=seed, batch_size=job.batch_size,
-                shard_size=job.shard_size, out=out, share=Share.here(), progress=progress,
+                mesh=job.mesh, shard_size=job.shard_size, out=out, share=Share.here(),
+                progress=progress,
             )  # fmt: skip
             title = f"{run.name}: {prompts.kind}"
             found[guidance] = _scored(job, images, reference, measures, out, progress, title)
@@ -207,7 +228,7 @@ def _nearest(images: Images, reference, measures, out):
     for network, some in measures.extractors.items():
         for extractor in some:
             layer = page.layer_of_neighbours(extractor.name)
-            if layer is None or reference is None:
+            if layer is None or reference is None or not measures.compares(network):
                 continue
             home = out / "features" / "generated"
             folder = features.folder_of(home, extractor, measures.layers(network), told)

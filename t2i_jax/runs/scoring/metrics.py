@@ -27,7 +27,12 @@ from t2i_jax.eval.frechet import (
 )
 from t2i_jax.eval.inception_score import inception_score, inception_score_adm
 from t2i_jax.eval.kid import SUBSET_SIZE, kid, kid_by_subsets
-from t2i_jax.eval.manifold import NEIGHBOURS, density_coverage, precision_recall
+from t2i_jax.eval.manifold import (
+    NEIGHBOURS,
+    NEIGHBOURS_OF_DENSITY,
+    density_coverage,
+    precision_recall,
+)
 from t2i_jax.eval.mmd import cmmd
 from t2i_jax.eval.rows import moments_of
 from t2i_jax.runs.scoring.features import FeatureSet
@@ -127,7 +132,7 @@ class Metric:
       measure: (name of the metric, subject, name of the extractor) -> its numbers.
       needs_reference: whether it compares with real images. needs_captions: with captions.
       by_gaussian: whether mean and covariance of the real images are enough.
-      least: images that it takes of each side.
+      least: generated images that it takes. least_real: real ones.
     """
 
     about: str
@@ -138,6 +143,7 @@ class Metric:
     needs_captions: bool = False
     by_gaussian: bool = False
     least: int = 1
+    least_real: int = 1
 
 
 def _frechet(metric, subject, extractor, layer="pool3", name="fid"):
@@ -328,21 +334,26 @@ def _by_size(subject, rows, left_out) -> Iterator[tuple[list[int], np.ndarray]]:
 METRICS: dict[str, Metric] = {
     "fid": Metric(
         "Frechet distance of Inception", "inception", INCEPTION_LAYERS, _frechet,
-        by_gaussian=True, least=2,
+        by_gaussian=True, least=2, least_real=2,
     ),
     "fid_infinity": Metric(
         "the same at infinitely many images", "inception", INCEPTION_LAYERS, _infinity,
-        by_gaussian=True, least=FEWEST_FOR_INFINITY,
+        by_gaussian=True, least=FEWEST_FOR_INFINITY, least_real=2,
     ),
-    "kid": Metric("kernel distance of Inception", "inception", INCEPTION_LAYERS, _kid, least=2),
+    "kid": Metric(
+        "kernel distance of Inception", "inception", INCEPTION_LAYERS, _kid, least=2, least_real=2,
+    ),
     "is": Metric(
         "Inception Score", "inception", INCEPTION_LAYERS, _inception_score, needs_reference=False
     ),
     "pr": Metric(
         "precision and recall", "inception", INCEPTION_LAYERS, _precision_recall,
-        least=NEIGHBOURS + 1,
+        least=NEIGHBOURS + 1, least_real=NEIGHBOURS + 1,
     ),
-    "dc": Metric("density and coverage", "inception", INCEPTION_LAYERS, _density_coverage),
+    "dc": Metric(
+        "density and coverage", "inception", INCEPTION_LAYERS, _density_coverage,
+        least_real=NEIGHBOURS_OF_DENSITY + 1,
+    ),
     "clip": Metric(
         "mean cosine of images and captions", "clip", ("image",),
         functools.partial(_clip_score, scoring=PRESETS["cosine"], name="clip_score"),
@@ -359,12 +370,14 @@ METRICS: dict[str, Metric] = {
     },
     "clip_fid": Metric(
         "Frechet distance of CLIP", "clip", ("image",),
-        functools.partial(_frechet, layer="image", name="fid"), by_gaussian=True, least=2,
+        functools.partial(_frechet, layer="image", name="fid"),
+        by_gaussian=True, least=2, least_real=2,
     ),
     "cmmd": Metric("MMD of CLIP ViT-L/14-336", "cmmd", ("image",), _cmmd),
     "fdd": Metric(
         "Frechet distance of DINOv2", "dinov2", ("cls",),
-        functools.partial(_frechet, layer="cls", name="fd"), by_gaussian=True, least=2,
+        functools.partial(_frechet, layer="cls", name="fd"),
+        by_gaussian=True, least=2, least_real=2,
     ),
     "pickscore": Metric(
         "PickScore", "pickscore", ("image",),

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from t2i_jax import config
 from t2i_jax.errors import UserError
@@ -85,6 +85,27 @@ def build_once() -> Build:
         return [dataclasses.replace(one) for one in known(network, tuple(modes), weights)]
 
     return found
+
+
+def check_apart(found: Mapping[str, Sequence[Extractor]]) -> None:
+    """Refuses extractors of two networks that have one name and differ, as CLIP ViT-L/14-336 by the
+    preprocessing of CLIP score and by that of CMMD: results tell extractors apart by their names.
+
+    Args:
+      found: by network.
+
+    Raises:
+      UserError: there are such.
+    """
+    known: dict[str, tuple[str, Extractor]] = {}
+    for network, some in found.items():
+        for one in some:
+            first, other = known.setdefault(one.name, (network, one))
+            if other.about != one.about:
+                raise UserError(
+                    f"{first} and {network} are both {one.name!r}, by two files or preprocessings, "
+                    "which results would not tell apart; leave out the metrics of one of them."
+                )
 
 
 def parse_modes(text: str) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from t2i_jax.data.source import BadSample
 from t2i_jax.eval import distances
-from t2i_jax.eval.rows import Rows, in_blocks
+from t2i_jax.eval.rows import Rows
 from t2i_jax.files import replacing
 from t2i_jax.pixels import png_bytes
 from t2i_jax.runs.report import REPORT, page_of, samples
@@ -59,17 +59,9 @@ def neighbours(
     Args:
       read: row of the reference -> its image; None where there is none.
     """
-    own_KD = np.asarray(generated_ND[:_NEIGHBOURS], np.float64)
-    rows, apart = np.zeros(len(own_KD), int), np.full(len(own_KD), np.inf)
-    for place, other_BD in in_blocks(reference_MD):
-        [row_K], [distance_K] = (one.T for one in distances.nearest(own_KD, other_BD, 1))
-        closer = distance_K < apart
-        rows, apart = (
-            np.where(closer, one, other)
-            for one, other in ((place.start + row_K, rows), (distance_K, apart))
-        )
+    rows_K1, apart_K1 = distances.nearest(generated_ND[:_NEIGHBOURS], reference_MD, 1)
     found = []
-    for number, (row, distance) in enumerate(zip(rows, apart, strict=True)):
+    for number, (row, distance) in enumerate(zip(rows_K1[:, 0], apart_K1[:, 0], strict=True)):
         image = read(int(row))
         if image is not None:
             found.append((number, image, float(distance)))

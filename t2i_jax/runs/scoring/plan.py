@@ -4,6 +4,7 @@ and a command with another plan is refused.
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.metadata
 import json
 import pathlib
@@ -17,7 +18,7 @@ import PIL
 
 import t2i_jax
 from t2i_jax import config, files, paths
-from t2i_jax.cluster import processes
+from t2i_jax.cluster import lock, processes
 from t2i_jax.errors import UserError
 from t2i_jax.eval import layout
 from t2i_jax.foreign import json_file
@@ -35,6 +36,7 @@ _FILES = (
     FILE, RESULTS, VALUES, "times.json", "sweep.json", REPORT, "codes/*.npz",
     "features/*/*/*.npz",
 )  # fmt: skip
+_OF_SEVERAL = ("features", "guidance-*", "sweep.json", REPORT)
 _MOST = 4  # fields that a refusal names
 
 
@@ -94,15 +96,33 @@ def check_places(folder: pathlib.Path) -> None:
                 )
 
 
+def check_several(folder: pathlib.Path) -> None:
+    """`check_places` for a folder of several guidances, which has no plan itself.
+
+    Raises:
+      UserError: as `check_places`, or something else is in it.
+    """
+    check_places(folder)
+    if not (folder / FILE).exists():
+        _check_own(folder, _OF_SEVERAL)
+
+
+def _check_own(folder, names):
+    """Refuses a folder that holds anything but these and what a killed command left of them."""
+    own = (lock.FILE, *names, *map(files.partial, names))
+    for there in sorted(one.name for one in folder.iterdir()):
+        if not any(fnmatch.fnmatchcase(there, name) for name in own):
+            raise UserError(
+                f"out={paths.shown(folder)} holds {there!r} and no {FILE}; name a new folder."
+            )
+
+
 def _settle(folder, plan):
     paths.make("out", folder)
     check_places(folder)
     path = folder / FILE
     if not path.exists():
-        if there := sorted(one.name for one in folder.iterdir() if one.name != "lock"):
-            raise UserError(
-                f"out={paths.shown(folder)} holds {there[0]!r} and no {FILE}; name a new folder."
-            )
+        _check_own(folder, (FILE,))
         write_json(path, plan)
         return
     begun = json_file.read(path, "out", "name a new folder")

@@ -15,6 +15,7 @@ from t2i_jax.eval.extractors import Extractor
 from t2i_jax.eval.frechet import Gaussian
 from t2i_jax.eval.rows import Rows
 from t2i_jax.eval.statistics_file import read_statistics
+from t2i_jax.runs.scoring import sources
 from t2i_jax.runs.scoring.features import Features, ImageSet
 from t2i_jax.runs.scoring.sources import ArrayImages, SourceImages, source_spec
 from t2i_jax.runs.scoring.split import SHARD_SIZE
@@ -95,6 +96,14 @@ class ImagesReference:
         """The number of images, whether they can be used or not."""
         return self._images.split.count
 
+    def check_apart(self, out: pathlib.Path) -> None:
+        """Refuses a folder whose images would be found among these.
+
+        Raises:
+          UserError: it lies where these are looked for.
+        """
+        sources.check_apart(out, "reference", self._images.about())
+
     def prepare(self, extractor: Extractor, layers: tuple[str, ...], compute: Compute) -> None:
         """Computes their features."""
         self._found[extractor.name] = compute(self._images, extractor, layers)
@@ -158,12 +167,15 @@ class StatisticsReference:
         metric: str,
         needs_features: bool,
         protocol: protocols.Protocol | None = None,
-    ) -> None:
+    ) -> int | None:
         """Refuses a file that a metric can't be compared with, before anything is computed.
 
         Args:
           extractor: its name. needs_features: whether the metric needs more than a Gaussian.
           protocol: by which images are compared with it; None: none.
+
+        Returns:
+          Of how many images it has features, or what they are computed of; None: of none.
 
         Raises:
           UserError: statistics of another extractor or protocol, or without features.
@@ -175,6 +187,8 @@ class StatisticsReference:
             made_by = found.about.get("protocol") or {} if "protocol" in found.about else None
             named = f"reference={paths.shown(self._path)}"
             protocol.check_reference(named, found.count, made_by)
+        kept = found.images_NHWC if found.features_ND is None else found.features_ND
+        return None if kept is None else len(kept)
 
     def _without_features(self, metric):
         return UserError(

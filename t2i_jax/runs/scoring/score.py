@@ -73,6 +73,11 @@ class Measures:
         found = (metric_of(name) for name in self.metrics)
         return next(one.layers for one in found if one.network == network)
 
+    def compares(self, network: str) -> bool:
+        """Whether a metric of a network compares with real images."""
+        found = (metric_of(name) for name in self.metrics)
+        return any(one.needs_reference for one in found if one.network == network)
+
 
 def check(
     measures: Measures,
@@ -166,15 +171,10 @@ def _features(images, reference, measures, out, shared, share, progress, network
         )
 
     layers = measures.layers(network)
-    if reference is not None and _compares(measures, network):
+    if reference is not None and measures.compares(network):
         home = shared / "features" / "reference"
         reference.prepare(extractor, layers, functools.partial(compute, home))
     return compute(out / "features" / "generated", images.files, extractor, layers)
-
-
-def _compares(measures, network):
-    found = (metric_of(name) for name in measures.metrics)
-    return any(one.needs_reference for one in found if one.network == network)
 
 
 def _measured(images, reference, measures, found):

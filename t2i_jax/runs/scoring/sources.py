@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from t2i_jax.data.source import EMBEDDED, KINDS, BadSample, Source, open_source
 from t2i_jax.errors import UserError
 from t2i_jax.runs.scoring.split import SHARD_SIZE, Split
 
-_LISTED = ("folder", "arrayrecord")  # kinds whose files are looked at for changes
 _BUILT_IN_SIZE = 32  # pixels, where nothing says another size
 
 
@@ -49,7 +49,7 @@ class SourceImages:
                 "more."
             )
         self.split = Split(len(self.source), shard_size)
-        self._files = _listing(spec)
+        self._files = _stamp(self.source)
 
     def read(self, index: int) -> np.ndarray:
         """uint8 (H, W, 3) of any size; or `BadSample`."""
@@ -81,10 +81,11 @@ class SourceImages:
         return found
 
     def key(self, shard: int) -> str:
-        """Tells the files below a folder from what they were at another time, by their sizes and
+        """Tells the files of the images from what they were at another time, by their sizes and
         times.
         """
-        return hashlib.sha256(f"{self.spec} {self._files} {shard}".encode()).hexdigest()
+        told = os.fsencode(f"{self.spec} {self._files} {shard}")
+        return hashlib.sha256(told).hexdigest()
 
     def about(self) -> dict[str, Any]:
         """What results say of the images, their digest apart."""
@@ -128,14 +129,33 @@ def source_spec(field: str, text: str) -> str:
     return f"folder:{text}"
 
 
-def _listing(spec):
-    """A digest of names, sizes and times of the files below a folder; "" for other kinds."""
-    kind, _, place = spec.partition(":")
-    if kind not in _LISTED:
-        return ""
+def check_apart(out: pathlib.Path, field: str, about: Mapping[str, Any]) -> None:
+    """Refuses a folder of results whose images would be found among those of a folder.
+
+    Args:
+      field: what the images are given as. about: what is known of them, see `SourceImages.about`.
+
+    Raises:
+      UserError: it lies in that folder.
+    """
+    if about["kind"] != "folder":
+        return
+    home = os.path.realpath(os.path.expanduser(about["path"]))
+    if pathlib.Path(os.path.realpath(out)).is_relative_to(home):
+        raise UserError(
+            f"out={paths.shown(out)} lies in {field}={paths.shown(about['path'])}, among whose "
+            "images its own would count; name a folder outside it."
+        )
+
+
+def _stamp(source):
+    """A digest of names, sizes and times of the files that hold a source's images."""
     digest = hashlib.sha256()
-    root = pathlib.Path(os.path.expanduser(place))
-    for path in sorted(one for one in root.rglob("*") if one.is_file()):
-        told = path.stat()
-        digest.update(f"{path.relative_to(root)} {told.st_size} {told.st_mtime_ns}\n".encode())
+    for path in source.image_files:
+        try:
+            told = path.stat()
+            stamp = f"{told.st_size} {told.st_mtime_ns}"
+        except OSError:  # its image is left out, and counted
+            stamp = "missing"
+        digest.update(os.fsencode(path) + f"\0{stamp}\n".encode())
     return digest.hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from t2i_jax import paths
@@ -36,6 +36,7 @@ def of_run(
     *,
     seed: int,
     batch_size: int,
+    mesh: Mapping[str, int] | None,
     shard_size: int,
     out: pathlib.Path,
     share: Share,
@@ -47,7 +48,8 @@ def of_run(
 
     Args:
       recipe: that of the run, for results. step: of the checkpoint; None: the newest.
-      options: of the run's system. seed: of all images, see `generate`.
+      options: of the run's system. seed: of all images, see `generate`. mesh: see
+        `generate.loaded`.
 
     Raises:
       UserError: the run makes no images from captions, or OUT was begun with another plan.
@@ -69,6 +71,7 @@ def of_run(
             "seed": seed,
             "seed_rule": "of each image SHA-256 of [seed, id of the prompt, its number]",
             "batch_size": batch_size,
+            "mesh": None if mesh is None else dict(mesh),
         },
     }
     pictures = {"count": split.count, "shard_size": shard_size, "encoding": "png"}
@@ -87,7 +90,7 @@ def of_run(
     )
 
 
-def of_source(spec: str, captions: PromptSet | None, out: pathlib.Path, shard_size: int) -> Images:
+def of_source(spec: str, captions: PromptSet | None, shard_size: int) -> Images:
     """Images that are there already.
 
     Args:
@@ -97,8 +100,7 @@ def of_source(spec: str, captions: PromptSet | None, out: pathlib.Path, shard_si
         there are such.
 
     Raises:
-      UserError: fewer than 2 images, captions that do not fit them, or OUT was begun with another
-        plan.
+      UserError: fewer than 2 images, or captions that do not fit them.
     """
     files = SourceImages(spec, "images", shard_size=shard_size)
     count, no_captions = files.split.count, ""
@@ -110,15 +112,15 @@ def of_source(spec: str, captions: PromptSet | None, out: pathlib.Path, shard_si
         texts = [prompt.text for prompt, _ in chosen]
         keys = [(prompt.id, number) for prompt, number in chosen]
         categories = [prompt.category for prompt, _ in chosen]
-    about = {"prompts": None if captions is None else captions.about(), "run": None}
-    pictures = {**files.about(), "count": count}
-    plan.settle(
-        out,
-        {**about, "images": {**pictures, "shard_size": shard_size}, "software": plan.software()},
-    )
+    about = {
+        "prompts": None if captions is None else captions.about(),
+        "run": None,
+        "sampling": None,
+        "images": {**files.about(), "count": count},
+    }
     return Images(
         files,
-        lambda: {**about, "sampling": None, "images": pictures},
+        lambda: about,
         texts,
         keys,
         categories,
@@ -154,11 +156,12 @@ def _matched(files, captions, spec):
 def _by_name(by_name, own, captions, spec):
     lost = [name for name in own if name not in by_name]
     if lost or not len(own) == len(by_name) == len(captions):
+        first = printable(lost[0]) if lost else "some files"
         raise UserError(
-            f"captions={paths.shown(captions.source)} has no caption for "
-            f"{lost[0] if lost else 'some files'} of images={paths.shown(spec)}, or several for "
-            f"one ({counted(len(captions), 'caption')} of {counted(len(by_name), 'name')} for "
-            f"{counted(len(own), 'image')}); give one for each."
+            f"captions={paths.shown(captions.source)} has no caption for {first} of "
+            f"images={paths.shown(spec)}, or several for one ({counted(len(captions), 'caption')} "
+            f"of {counted(len(by_name), 'name')} for {counted(len(own), 'image')}); give one for "
+            "each."
         )
     return [(by_name[name], 0) for name in own]
 

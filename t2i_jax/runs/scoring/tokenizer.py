@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from t2i_jax.eval.reconstruction import codebook_usage, psnr, ssim, ssim_skimage
 from t2i_jax.eval.resize import adm_crop
 from t2i_jax.eval.statistics_file import write_npz
 from t2i_jax.runs import folder as folders
-from t2i_jax.runs.scoring import features, plan, score
+from t2i_jax.runs.scoring import features, plan, score, sources
 from t2i_jax.runs.scoring.metrics import (
     INCEPTION_LAYERS,
     Entry,
@@ -119,13 +120,15 @@ def evaluate(
       The results, as of `score.score`; {} in a process that is not the first.
 
     Raises:
-      UserError: another kind of system, or OUT was begun with another plan.
+      UserError: another kind of system, or OUT was begun with another plan, or lies among the
+        images.
     """
     about = {
         "run": {"step": last_step(run), "weights": folders.fingerprint(system.weights)},
         "prompts": None,
         "sampling": None,
     }
+    sources.check_apart(out, "images", images.about())
     with lock.held(out, "out"):
         counted = {**images.about(), "count": images.split.count, "shard_size": images.split.size}
         software = plan.software()
@@ -134,8 +137,9 @@ def evaluate(
         )
         shards, system = ImageShards(out / "images", images.split), _on_devices(system)
         for shard in progress(list(share.mine(images.split.shards))):
-            if not (shards.is_whole(shard) and _codes(out, shard).is_file()):
-                _reconstruct(system, images, shards, shard, _codes(out, shard), batch_size)
+            codes, key = _codes(out, shard), images.key(shard)
+            if not (shards.is_whole(shard) and _are_of(codes, key)):
+                _reconstruct(system, images, shards, shard, codes, key, batch_size)
         processes.gather(None)
         reference, found = ImagesReference(images), {}
         for extractor in measures.extractors:
@@ -172,7 +176,16 @@ def _on_devices(system):
     return dataclasses.replace(system, weights=sharding.put(system.weights, places))
 
 
-def _reconstruct(system, images, shards, shard, codes, batch_size):
+def _are_of(codes, key):
+    """Whether the codes of a shard are there, and of images with this key."""
+    try:
+        with np.load(codes, allow_pickle=False) as found:
+            return str(found["key"]) == key
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return False
+
+
+def _reconstruct(system, images, shards, shard, codes, key, batch_size):
     rows, mesh = images.split.rows(shard), sharding.make_mesh(devices=jax.local_devices())
     size = batch_size * mesh.size
     made, ids = [], []
@@ -184,7 +197,7 @@ def _reconstruct(system, images, shards, shard, codes, batch_size):
         made.append(np.asarray(system.decode(ids_BN))[: len(mine)])
     shards.write(shard, np.concatenate(made), [{"image": row} for row in rows])
     codes.parent.mkdir(parents=True, exist_ok=True)
-    write_npz(codes, {"codes": np.concatenate(ids)})
+    write_npz(codes, {"codes": np.concatenate(ids), "key": np.array(key)})
 
 
 def _pairs(images, shards, measures, groups) -> Iterator[Entry]:

@@ -23,7 +23,7 @@ from t2i_jax.runs.evaluation import check_judge
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.runs.samples import Samples, held_out
 from t2i_jax.runs.scoring.metrics import metric_of
-from t2i_jax.runs.scoring.networks import Build, Weights
+from t2i_jax.runs.scoring.networks import Build, Weights, check_apart
 from t2i_jax.runs.scoring.networks import build as build_network
 from t2i_jax.runs.scoring.reference import Reference, StatisticsReference, open_reference
 
@@ -61,10 +61,11 @@ class Wanted:
         """
         evaluation = recipe.evaluation
         asked, found, names = evaluation.monitored, dict[str, Extractor](), dict[str, str]()
-        for network in dict.fromkeys(map(_network, asked)):
-            if network:
-                extractor = _built(network, evaluation, build)
-                found[extractor.name], names[network] = extractor, extractor.name
+        wanted = filter(None, dict.fromkeys(map(_network, asked)))
+        built = {network: _built(network, evaluation, build) for network in wanted}
+        check_apart({network: [extractor] for network, extractor in built.items()})
+        for network, extractor in built.items():
+            found[extractor.name], names[network] = extractor, extractor.name
         return cls(recipe, asked, found, names, _reference(evaluation, asked, names))
 
     @property
