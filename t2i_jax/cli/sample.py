@@ -159,7 +159,10 @@ def _check_needed(chosen, defaults, inputs):
         spelt = flags.get(name, name.replace("_", "-"))
         return "a second --image" if name == "other_images" else f"--{spelt}"
 
-    generation.check_used(defaults, chosen, given, told)
+    def refuse(sentence):
+        raise UserError(f"{sentence}.")
+
+    generation.check_used(defaults, chosen, given, told, refuse)
 
 
 def _input(name):

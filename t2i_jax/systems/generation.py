@@ -65,17 +65,22 @@ def with_changes(
 
 
 def check_used(
-    before: Any, options: Any, given: Iterable[str], told: Callable[[str], str] = str
+    before: Any,
+    options: Any,
+    given: Iterable[str],
+    told: Callable[[str], str] = str,
+    beside: Callable[[str], None] | None = None,
 ) -> None:
-    """Refuses options that were changed and have no effect without, or beside, an argument or
-    another option, as `needs` and `idle_with` of their class say.
+    """Refuses options that were changed and have no effect without an argument or another option,
+    as `needs` of their class says.
 
-    A line on stderr tells those that another one's value leaves without an effect, as guidance=1
-    does: a sweep may come upon it.
+    A line on stderr tells those that have none beside another one (`idle_with`), or for its value
+    (`idle_fields`): calls may share their settings, and a sweep comes upon guidance=1.
 
     Args:
       before: the options that were changed to `options`. given: names of the arguments of
         `generate` that are given. told: spells the name of an argument or an option.
+      beside: is given the sentence of an option that does nothing beside another one; None: `tell`.
 
     Raises:
       UserError: the first of them.
@@ -96,8 +101,8 @@ def check_used(
             )
         for other in idle_with.get(name, ()):
             if other in there:
-                raise UserError(
-                    f"{name}={value!r} does nothing beside {told(other)}; leave out one of them."
+                (beside or tell)(
+                    f"{name}={value!r} does nothing beside {told(other)}; leave out one of them"
                 )
         if name in idle:
             tell(f"{name}={value!r} has no effect with {idle[name]}")

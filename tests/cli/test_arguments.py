@@ -14,6 +14,7 @@ from t2i_jax.cli.arguments import Shown
 from t2i_jax.cli.main import COMMANDS
 from t2i_jax.config import fields_of
 from t2i_jax.errors import UserError
+from t2i_jax.systems import generation
 from t2i_jax.values import Count
 from tests.e2e.command import inside
 
@@ -232,6 +233,33 @@ def test_an_option_that_another_value_leaves_without_an_effect_is_told(options, 
     sample._check_needed(options, type(options)(), {})
     said = capfd.readouterr().err
     assert told in said if told else not said
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "given", "told"),
+    [
+        (
+            t2i.MuseOptions,
+            {"superres_steps": 3, "stop_at": "base"},
+            {},
+            "superres_steps=3 does not",
+        ),
+        (t2i.DALLE2Options, {"prior_steps": 3}, {"image_embeds": 0}, "nothing beside image_embeds"),
+        (
+            t2i.PartiOptions,
+            {"keep_rows": 0.3},
+            {"init_images": 0, "known_rows": 1},
+            "known_rows; l",
+        ),
+        (t2i.PartiOptions, {"keep_rows": 0.3}, {"init_images": 0, "known_rows": None}, ""),
+    ],
+)
+def test_in_python_what_does_nothing_beside_something_is_told(kind, changes, given, told, capfd):
+    generation.with_changes(kind, None, changes, given)
+    said = capfd.readouterr().err
+    assert told in said if told else not said
+    with pytest.raises(UserError, match="is nothing without"):
+        generation.with_changes(t2i.PartiOptions, None, {"keep_rows": 0.3}, {})
 
 
 @pytest.mark.parametrize(

@@ -252,8 +252,6 @@ def test_what_does_not_fit_is_refused(dalle2):
         ({"prompts": CAPTIONS, "blend": 2.0}, "blend=2.0 is outside"),
         ({"prompts": CAPTIONS, "blend": 0.2}, "blend=0.2 is nothing without other_images"),
         ({"images": image, "change": 0.2}, "change=0.2 is nothing without instead_of"),
-        ({"images": image, "prior_steps": 2}, "prior_steps=2 does nothing beside images"),
-        ({"image_embeds": np.ones((1, 16)), "prior_steps": 2}, "nothing beside image_embeds"),
         (
             {"prompts": CAPTIONS, "prior_steps": 99},
             "^prior_steps=99 are more than the 20 times",

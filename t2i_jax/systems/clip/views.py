@@ -50,7 +50,7 @@ class Views:
     @property
     def idle_fields(self) -> Mapping[str, str]:
         """The fields without an effect, see `config.idle`."""
-        found = {}
+        found: dict[str, str] = {}
         if not self.images:
             found = dict.fromkeys(("crop", "flip", "brightness"), "images=0")
         return found if self.texts else {**found, "dropped_words": "texts=0"}

@@ -150,7 +150,7 @@ class MaskGitOptions:
     @property
     def idle_fields(self) -> Mapping[str, str]:
         """The options without an effect, see `generation.check_used`."""
-        found = {}
+        found: dict[str, str] = {}
         if self.guidance == 1:
             found = dict.fromkeys(("growing", "plausibility"), "guidance=1")
         if self.temperature == 0:

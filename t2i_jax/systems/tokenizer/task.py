@@ -121,7 +121,7 @@ class TokenizerTask(SystemTask):
     @property
     def idle_fields(self) -> Mapping[str, str]:
         """The fields without an effect, see `config.idle`."""
-        found = {}
+        found: dict[str, str] = {}
         if self.discriminator is None:
             found = dict.fromkeys(_OF_DISCRIMINATOR, "discriminator=None")
         elif self.penalty == "none":
