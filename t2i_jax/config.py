@@ -261,6 +261,35 @@ class _Leaf:
     text: str
 
 
+def idle(config: Any, path: str = "", without: Sequence[str] = ()) -> Iterator[str]:
+    """Sentences about fields that were set and have no effect beside others, anywhere in a
+    configuration.
+
+    A class says by a property `idle_fields` which of its fields those are: by name, as overrides
+    write it from there on, what leaves it without an effect. Nobody has set a field that is at its
+    default, so that is not told.
+
+    Args:
+      path: of the configuration itself. without: fields of it that are not looked at.
+    """
+    prefix = f"{path}." if path else ""
+    for place, reason in getattr(config, "idle_fields", {}).items():
+        holder, name = _held(config, place)
+        value = getattr(holder, name)
+        if value != default_of(fields_of(type(holder))[name]):
+            yield f"{prefix}{place}={shown(value)} has no effect with {reason}."
+    for name, value in _entries(config):
+        if name not in without:
+            yield from idle(value, prefix + name)
+
+
+def default_of(field: dataclasses.Field, missing: Any = None) -> Any:
+    """The value of a field that is not given; `missing` where it has to be."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return missing if field.default is dataclasses.MISSING else field.default
+
+
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
     """The places where two `to_dict` results differ, as "field: old -> new"."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -431,6 +460,14 @@ def _entries(config):
     if isinstance(config, tuple) and any(map(dataclasses.is_dataclass, config)):
         return [(str(i), value) for i, value in enumerate(config)]
     return []
+
+
+def _held(config, place):
+    """(the object that has the field at a place below a configuration, the field's name)."""
+    *parents, name = place.split(".")
+    for parent in parents:
+        config = dict(_entries(config))[parent]
+    return config, name
 
 
 def _problems(config, path):

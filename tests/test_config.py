@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 import pytest
 
-from t2i_jax.config import differences, from_dict, one_of, override, to_dict
+from t2i_jax.config import differences, from_dict, idle, one_of, override, to_dict
 from t2i_jax.errors import UserError
 
 
@@ -168,3 +168,26 @@ def test_one_of_tells_the_nearest_or_all():
         one_of("schedule", "cosin", ["cosine", "linear"])
     with pytest.raises(UserError, match="known: cosine, linear"):
         one_of("schedule", "zzz", ["cosine", "linear"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Outing:
+    by: str = "foot"
+    horses: int = 0
+    days: tuple[Inner, ...] = ()
+
+    @property
+    def idle_fields(self):
+        found = {} if self.by == "coach" else {"horses": f"by={self.by!r}"}
+        return {**found, "days.0.name": "the first day, which has none"} if self.days else found
+
+
+def test_what_was_set_and_has_no_effect_is_told_wherever_it_stands():
+    trip = Outing(horses=2, days=(Inner(name="rest"), Inner(name="walk")))
+    assert list(idle({"a": trip, "b": Outing("coach", 4), "c": Outing()})) == [
+        "a.horses=2 has no effect with by='foot'.",
+        "a.days.0.name='rest' has no effect with the first day, which has none.",
+    ]
+    assert list(idle(Outing(horses=3))) == ["horses=3 has no effect with by='foot'."]
+    assert next(idle({"a": trip}, "trips")).startswith("trips.a.horses=2 ")
+    assert not list(idle({"a": trip}, without=("a",)))

@@ -73,7 +73,7 @@ def _entries(value):
     former = typing.get_type_hints(type(value))  # names that only the constructor knows too
     told = docstring.of_names(type(value), {**fields, **former})
     return [
-        (name, getattr(value, name), _default(field), told.get(name, ""))
+        (name, getattr(value, name), configs.default_of(field, _NONE), told.get(name, ""))
         for name, field in fields.items()
     ]
 
@@ -82,12 +82,6 @@ def _has_fields(value):
     if isinstance(value, tuple):
         return any(map(dataclasses.is_dataclass, value))
     return bool(value) if isinstance(value, Mapping) else dataclasses.is_dataclass(value)
-
-
-def _default(field):
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return _NONE if field.default is dataclasses.MISSING else field.default
 
 
 def _written(value):

@@ -30,7 +30,7 @@ def evaluate(
 
     Args:
         run: Folder of the run.
-        overrides: Fields of the recipe to change, as evaluation.pictures=1000
+        overrides: Fields of its evaluation and data to change, as evaluation.pictures=1000
         evaluation.options.guidance=2.0.
         step: The checkpoint: its step, or best, the one with the best validation metric.
     """
@@ -41,6 +41,7 @@ def evaluate(
 
     with processes.joined():
         run = paths.given("run", run)
+        _check_overrides(overrides, ("evaluation", "data"))
         recipe = changed(runs.load_run_recipe(run), overrides)
         chosen = checkpoint_step(step)
         metrics = runs.evaluate(recipe, runs.load(run, step=chosen), run, chosen)
@@ -207,6 +208,13 @@ def reference(
     statistics_file.check_new(out)
     one_of("network", network, statistics.LAYERS)
     _check_mode(mode, network == "inception", "network")
+    files = {"inception": inception, "clip": clip, "cmmd": cmmd, "dinov2": dinov2}
+    for name, path in files.items():
+        if path is not None and name != network:
+            raise UserError(
+                f"{name}={str(path)!r} is not read for network={network!r}; leave it out, or give "
+                f"--network {name}."
+            )
     modes = parse_modes(mode or "clean")
     if len(modes) > 1:
         raise UserError(f"mode={mode!r} names several, and a file has statistics of one; give one.")
@@ -216,7 +224,7 @@ def reference(
         check_split(spec, split)
         size = None if chosen is None else chosen.size
         found = sources.SourceImages(spec, "images", size, split)
-        weights = Weights(inception, clip, cmmd, dinov2)
+        weights = Weights(**files)
         [extractor] = networks.build(network, modes, weights)
         share = Share.here()
         told = statistics.write(
@@ -351,6 +359,11 @@ def _check_given(run, prompts, images, captions, metrics, **others):
         idle = _OF_PROMPTS if run is None else {"metrics", *others}.difference(_OF_A_RUN)
         remedy = "leave it out" if run is None else "give --prompts"
         _refuse_given({"metrics": metrics, **others}, idle, remedy)
+    if others["reference_mode"] is not None and others["reference"] is None:
+        raise UserError(
+            f"reference_mode={others['reference_mode']!r} is nothing without --reference; leave it "
+            "out or give it."
+        )
     if others["protocol"] is not None and others["mode"] is not None:
         raise UserError(
             f"mode={others['mode']!r} is given beside protocol={others['protocol']!r}, which has "
@@ -365,6 +378,18 @@ def _refuse_given(values, idle, remedy):
             told = repr(str(value) if isinstance(value, pathlib.Path) else value)
             raise UserError(
                 f"{name}={told} is for a run that generates images for prompts; {remedy}."
+            )
+
+
+def _check_overrides(overrides, read):
+    """Refuses fields of a recipe that are not read when its run is measured."""
+    for override in overrides:
+        path = override.partition("=")[0].strip().lstrip("-")
+        if not any(path == name or path.startswith(f"{name}.") for name in read):
+            told = " and ".join(f"{name}.*" for name in read)
+            raise UserError(
+                f"{path} is given for a run that is trained already, of which {told} can be "
+                "changed; leave it out."
             )
 
 
@@ -404,6 +429,7 @@ def _measure_run(run, overrides, step, prompts, count, seed, guidance, settings,
     from t2i_jax.runs.scoring.job import Job, evaluate_run
 
     run = paths.given("run", run)
+    _check_overrides(overrides, ("evaluation.options",))
     recipe = changed(runs.load_run_recipe(run), overrides)
     chosen = sets.read(prompts, count, seed)
     job = Job(out=paths.folder("out", out or run / "eval" / chosen.kind), **settings)

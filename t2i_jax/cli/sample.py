@@ -149,31 +149,20 @@ def _check_needed(chosen, defaults, inputs):
     """Refuses options that were changed and have no effect without, or with, an image, other words
     or another option.
     """
+    from t2i_jax.systems import generation
+
     flags = {name: flag.replace("_", "-") for name, (flag, *_) in _INPUTS.items()}
     given = {name for name, (flag, *_) in _INPUTS.items() if inputs.get(flag)}
     given |= {"other_images"} if len(inputs.get("image") or ()) > 1 else set()
-    given |= {name for name in fields_of(type(chosen)) if getattr(chosen, name) is not None}
 
     def told(name):
         spelt = flags.get(name, name.replace("_", "-"))
         return "a second --image" if name == "other_images" else f"--{spelt}"
 
-    needs, idle_with = (getattr(type(chosen), name, {}) for name in ("needs", "idle_with"))
-    for name in fields_of(type(chosen)):
-        value = getattr(chosen, name)
-        if value == getattr(defaults, name):
-            continue
-        needed = needs.get(name, ())
-        if needed and given.isdisjoint(needed):
-            wanted = " or ".join(map(told, needed))
-            raise UserError(
-                f"{name}={value!r} is nothing without {wanted}; leave it out or give it."
-            )
-        for other in idle_with.get(name, ()):
-            if other in given:
-                raise UserError(
-                    f"{name}={value!r} does nothing beside {told(other)}; leave out one of them."
-                )
+    def refuse(sentence):
+        raise UserError(f"{sentence}.")
+
+    generation.check_used(defaults, chosen, given, told, refuse)
 
 
 def _input(name):

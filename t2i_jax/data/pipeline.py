@@ -59,8 +59,8 @@ class DataConfig:
       workers: processes that read; 0: this one does.
       threads: threads that read, in each of those processes; 0: none, a batch is read when it is
         asked for.
-      seed: of the images of `shapes` and `compositions`; order, crops and flips have a seed of
-        their own.
+      seed: of the images of `shapes` and `compositions`, and of the words of `digits`; order, crops
+        and flips go by `train.seed`.
       heldout: share of the captions that training never sees, from 0 to below 1: the run is
         validated and evaluated on their records. It is told by a hash of the caption, so all images
         of a caption are on the same side, in every source alike; where captions are names of
@@ -95,6 +95,17 @@ class DataConfig:
             raise UserError(
                 f"data.max_bad_rate={self.max_bad_rate} is no fraction; give one from 0 to 1."
             )
+
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        found, source = {}, f"source={self.source!r}"
+        if self.source in EMBEDDED:
+            found["heldout"] = f"{source}, which has a held-out part of its own"
+            found["max_bad_rate"] = source
+        else:
+            found["seed"] = f"{source}, whose order train.seed decides"
+        return found
 
 
 def source_of(config: DataConfig, channels: int = 3) -> Source:

@@ -168,7 +168,7 @@ def open_source(
         are stored.
       split: "train" or "heldout" of a built-in dataset, a split's name for tfds and hf; other
         sources have none.
-      seed: of the images of `shapes` and `compositions`.
+      seed: of the images of `shapes` and `compositions`, and of the words of `digits`.
       channels: of the images: 1 (gray), 3 (RGB) or 4 (RGB and alpha).
 
     Raises:

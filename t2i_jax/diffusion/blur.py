@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -77,6 +78,14 @@ class LowresBlur:
                 f"lowres.kernel={shown(self.kernel)} is no odd side of a window up to "
                 f"{_MOST_KERNEL}, nor a pair of them; try 3."
             )
+
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        found = {} if self.noise else {"sample_level": "noise=False"}
+        if self.blur_prob == 0:
+            found |= dict.fromkeys(("sigma", "kernel"), "blur_prob=0")
+        return found
 
     def draws(self, key: Key, shape: tuple[int, ...]) -> LowresDraws:
         """The draws for images of this shape (B, H, W, C), as they are noised."""

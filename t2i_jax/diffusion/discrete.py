@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
@@ -70,6 +71,11 @@ class DiscreteDdpm(Noise):
                 f"noise.timesteps={T} makes betas of the schedule {self.schedule!r} that are not "
                 "below 1; give 25 or more, or schedule='cosine'."
             )
+
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        return {} if self.p2_gamma else {"p2_k": "p2_gamma=0"}
 
     @property
     def betas(self) -> np.ndarray:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
@@ -150,6 +151,13 @@ class Ddpm(Noise):
             raise UserError(
                 f"noise.shift={self.shift} is not finite; try 0, or -1.5 for more noise."
             )
+
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        used = {"min_snr": ("min_snr_gamma",), "p2": ("p2_gamma", "p2_k")}.get(self.weighting, ())
+        of_weightings = ("min_snr_gamma", "p2_gamma", "p2_k")
+        return {name: f"weighting={self.weighting!r}" for name in of_weightings if name not in used}
 
     def train_levels(self, key: Key, batch: int) -> Array:
         """Times (batch,), uniform in [0, 1)."""

@@ -108,6 +108,15 @@ class Evaluation:
             )
 
     @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        found, is_file = {}, (self.reference or "").endswith(".npz")
+        asked = f"metrics={tuple(self.metrics)!r}"
+        if not is_file and not any(one.by_inception for one in self.monitored):
+            found["mode"] = f"{asked}, of which none is by Inception"
+        return found if self.metrics else {**found, "weights": asked}
+
+    @property
     def monitored(self) -> tuple[Monitored, ...]:
         """The metrics with their numbers of images."""
         return tuple(map(parse, self.metrics))

@@ -38,6 +38,11 @@ class Monitored:
         """Whether it is a distance from real images; else it is a mean over images and captions."""
         return self.metric in COMPARING
 
+    @property
+    def by_inception(self) -> bool:
+        """Whether it is a distance of Inception's features."""
+        return self.metric in ("fid", "kid")
+
 
 def parse(name: str) -> Monitored:
     """What "fid_2k", "kid_500", "clip", "judge_400" ask for: a metric and a number of images, in

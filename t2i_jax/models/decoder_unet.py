@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from t2i_jax.models import decoder_unet_sizes as sizes
+from t2i_jax.models.unet_sizes import idle_kernels
 from t2i_jax.nn import resample
 from t2i_jax.nn.conv import POINTWISE, Dense, conv
 from t2i_jax.nn.decoder_conditioning import (
@@ -150,6 +152,15 @@ class DecoderUnet(nn.Module):
     def multiple(self) -> int:
         """The number of pixels of which the sides of an image must be multiples."""
         return 2 ** (len(self.dim_mults) - (not self.memory_efficient))
+
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        found = idle_kernels(self)
+        if not self.cond_on_image_embeds:
+            names = ("num_image_tokens", "add_image_embeds_to_time", "image_embed_scale")
+            found |= dict.fromkeys(names, "cond_on_image_embeds=False")
+        return found
 
     @nn.compact
     def __call__(

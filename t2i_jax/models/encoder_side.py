@@ -81,7 +81,7 @@ def fingerprint(model: ImageTokenizer, weights: Mapping[str, Any]) -> str:
     for name, leaf in sorted(_encoder_side(model, weights).items()):
         value = np.asarray(leaf)
         digest.update(f"{name} {value.dtype} {value.shape}".encode())
-        digest.update(np.ascontiguousarray(value).data)
+        digest.update(np.ascontiguousarray(value).view(np.uint8).data)
     return digest.hexdigest()[:16]
 
 

@@ -44,6 +44,19 @@ class LfqOrVq(QuantizedAutoencoder):
         super().__post_init__()
 
     @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        of_lfq = ("entropy_loss_weight", "diversity_gamma")
+        of_codebook = ("codebook_dim", "decay", "kmeans_init", "rotation_trick")
+        if self.fsq_levels is not None:
+            names, why = (*of_lfq, *of_codebook, "commitment_weight"), "fsq_levels, which have none"
+        elif self.lookup_free_quantization:
+            names, why = of_codebook, "lookup_free_quantization=True"
+        else:
+            names, why = of_lfq, "lookup_free_quantization=False"
+        return dict.fromkeys(names, why)
+
+    @property
     def discriminator_dims(self) -> tuple[int, ...]:
         """Widths of the discriminator that the package trains the network against."""
         return (self.dim, *(self.dim * 2**i for i in range(self.discr_layers)))

@@ -171,6 +171,22 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
         return 2 ** (len(self.dim_mults) - 1)
 
     @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        if self.fsq_levels is not None:  # the others may be those of a preset, set by nobody
+            return {}
+        used = {
+            "nearest": ("commitment_weight", "codebook_weight", "entropy_weight"),
+            "unit": ("commitment_weight", "codebook_weight"),
+            "gumbel": ("temperature", "kl_weight"),
+        }
+        why, mine = f"assignment={self.assignment!r}", used[self.assignment]
+        found = {name: why for names in used.values() for name in names if name not in mine}
+        if "entropy_weight" in found or not self.entropy_weight:
+            found["entropy_temperature"] = found.get("entropy_weight", "entropy_weight=0")
+        return found
+
+    @property
     def code_dim(self) -> int:
         """Width of a code."""
         return self.codebook_dim if self.fsq_levels is None else len(self.fsq_levels)

@@ -4,6 +4,7 @@ appendix F).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -148,6 +149,20 @@ class Unet(nn.Module):
     def multiple(self) -> int:
         """The number of pixels of which the sides of an image must be multiples."""
         return 2 ** (len(self.dim_mults) - (not self.memory_efficient))
+
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        found = sizes.idle_kernels(self)
+        if not self.attn_pool_text:
+            found["attn_pool_num_latents"] = "attn_pool_text=False"
+        if not self.attend_at_middle:
+            found["layer_mid_attns_depth"] = "attend_at_middle=False"
+        if not self.cond_images_channels:
+            found["resize_mode"] = "cond_images_channels=0"
+        if not any(sizes.per_level(self, "use_linear_attn")):
+            found["linear_attn_dropout"] = "use_linear_attn=False"
+        return found
 
     @nn.compact
     def __call__(

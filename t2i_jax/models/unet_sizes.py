@@ -40,6 +40,16 @@ def per_level(model: Any, field: str) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,) * len(model.dim_mults)
 
 
+def idle_kernels(model: Any) -> dict[str, str]:
+    """The sizes of windows that a U-Net does not have, see `config.idle`."""
+    has_several = model.init_cross_embed
+    first = "init_conv_kernel_size" if has_several else "init_cross_embed_kernel_sizes"
+    found = {first: f"init_cross_embed={has_several}"}
+    if not model.cross_embed_downsample:
+        found["cross_embed_downsample_kernel_sizes"] = "cross_embed_downsample=False"
+    return found
+
+
 def final_width(model: Any) -> int:
     """Channels of the feature map before the last block: of all that is concatenated there."""
     first = model.init_dim or model.dim

@@ -179,6 +179,8 @@ class _Told:
         numbers = sum(self.taken.values())
         at = "" if step is None else f" of step {step}"
         yield f"init={init.run}: {averaged}{at}"
+        if step is None and not init.averaged:
+            yield "  init.averaged=False has no effect: there is one set of weights to take"
         yield f"  taken  {counted(len(self.taken), 'array')}, {numbers:,} numbers"
         new = [*self.new, *self.misfits]
         for word, some in (("new", new), ("left", self.left)):

@@ -20,15 +20,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from t2i_jax import config, sharding
+from t2i_jax.cluster import processes
 from t2i_jax.data.pipeline import batches, source_of
 from t2i_jax.data.source import EMBEDDED, check_split
 from t2i_jax.errors import UserError, first_line
 from t2i_jax.runs import begin, evaluation
 from t2i_jax.runs.ledger import image_channels
-from t2i_jax.runs.recipe import Recipe
+from t2i_jax.runs.recipe import Recipe, idle
 from t2i_jax.runs.wiring import planned_stages
 from t2i_jax.systems.base import Given
 from t2i_jax.train import state as states
+from t2i_jax.train.log import check_wandb
 from t2i_jax.train.stored import last_step
 
 if TYPE_CHECKING:
@@ -52,8 +54,9 @@ def check(
     devices: Sequence[jax.Device] | None = None,
     with_data: bool = True,
     build: Build | None = None,
-) -> None:
-    """Refuses a recipe of which some stage can't be trained.
+) -> list[str]:
+    """Refuses a recipe of which some stage can't be trained; sentences about settings of its stages
+    that have no effect, which it does not refuse.
 
     Args:
       workdir: of the run, whose parts may be there already. given: parts that the task inherits.
@@ -84,6 +87,7 @@ def check(
             stages, lambda one: [*checks, *looks, *measures, whole] if one.is_trained else looks
         )
     )
+    return [said for name, stage in stages.items() for said in idle(stage.recipe, name)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +188,7 @@ def _check_values(recipe):
 
 
 def _check_machine(stage):
-    """Readers and memory, of this machine."""
+    """Readers, packages and memory, of this machine."""
     workers = stage.recipe.data.workers
     most = _PER_CORE * (os.cpu_count() or 1)
     if workers > most:
@@ -192,6 +196,8 @@ def _check_machine(stage):
             f"data.workers={workers} are more processes than {os.cpu_count()} cores can use; give "
             f"at most {most}, or 0 to read in this one."
         )
+    if processes.is_first():  # which logs for all
+        check_wandb(stage.recipe.train.wandb_project)
     _check_memory(stage, _batch_bytes(stage), 0)
 
 

@@ -100,7 +100,7 @@ def load(
     (1, 32, 32, 3)
 
     Args:
-      averaged: use the EMA weights where the run keeps them.
+      averaged: use the EMA weights where the run keeps them; an exported system has one set.
       mesh: sizes of a mesh's axes, {"data": 2, "tensor": 4}, on which a system that makes images
         from text samples (see `generation.on_mesh`). A checkpoint is restored directly into its
         sharding. None: one device.
@@ -227,10 +227,6 @@ def export(
 
 def _write(contents, out):
     run, recipe = contents.folder, contents.recipe
-    if _is_export(run):
-        with _appearing(out) as folder:
-            shutil.copytree(run, folder)
-        return
     beside: dict[str, Callable[[pathlib.Path], Any]] = {}
     recorded, told = recorded_parts(run), {}
     for name, part in contents.parts.items():
@@ -365,7 +361,7 @@ def fingerprint(weights: Any) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(_flatten(weights).items()):
         digest.update(f"{name} {value.dtype} {value.shape}".encode())
-        digest.update(np.ascontiguousarray(value).data)
+        digest.update(np.ascontiguousarray(value).view(np.uint8).data)
     return digest.hexdigest()[:16]
 
 

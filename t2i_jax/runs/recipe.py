@@ -109,6 +109,20 @@ class Recipe:
         self.task.check_options(options)
         self._check_monitored(kind)
 
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        found, task, kind = {}, self.task, type(self.task).__name__
+        if "mask" not in task.inputs:
+            found["evaluation.completions"] = f"{kind}, which completes no images"
+        if not task.objectives:
+            return {**found, "train": f"{kind}, which trains nothing itself"}
+        if "caption" not in task.samples:
+            found["evaluation.judge"] = f"{kind}, which is given no captions"
+        if "image" not in (entries := task.batch_spec(1)):
+            found["data.flip"] = f"a batch of {', '.join(entries)}, which has no images"
+        return found
+
     def _check_monitored(self, kind):
         """Refuses metrics of images that the task's system does not make."""
         if self.evaluation.every is None:
@@ -214,13 +228,28 @@ def changed(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
 
     A part's name stands for parts.NAME, "*." for every stage that is trained (the recipe and those
     of its parts), and init=RUN for init.run=RUN.
+
+    Raises:
+      UserError: as `config.override`; or a setting of training for a task that trains nothing.
     """
     written = []
     for assignment in assignments:
         path, equals, value = assignment.partition("=")
         for place in _everywhere(recipe, path.strip().lstrip("-")):
+            _check_trained(recipe, place)
             written.append(f"{_in_full(recipe, place, value.strip())}{equals}{value}")
     return config.override(recipe, written)
+
+
+def _check_trained(recipe, place):
+    """Refuses a setting of training for a recipe that only joins its parts."""
+    if recipe.task.objectives or not place.startswith("train."):
+        return
+    stages = [f"{name}.{place}" for name, part in recipe.parts.items() if isinstance(part, Recipe)]
+    remedy = f"give {' or '.join(stages)}, or *.{place} for all" if stages else "leave it out"
+    raise UserError(
+        f"{place} is given for {type(recipe.task).__name__}, which trains nothing itself; {remedy}."
+    )
 
 
 def reach(recipe: Recipe, assignments: Sequence[str]) -> Iterator[str]:
@@ -249,6 +278,23 @@ def reach(recipe: Recipe, assignments: Sequence[str]) -> Iterator[str]:
             f"{', '.join(alone)} {is_are} set for {type(recipe.task).__name__} alone; {others} for "
             f"the stage before it, *.{first} for all."
         )
+
+
+def idle(recipe: Recipe, stage: str = "") -> Iterator[str]:
+    """Sentences about settings of a stage that have no effect beside others.
+
+    Args:
+      recipe: its task has the networks of its parts. stage: its name among the parts, as in
+        "decoder.clip"; "": the recipe itself.
+    """
+    prefix = f"{stage}." if stage else ""
+    for name, reason in recipe.task.unread_parts.items():
+        if name in recipe.parts:
+            yield f"{prefix}{name} is given, and nothing reads it with {reason}."
+    # networks of parts are told of where they are trained
+    of_parts = [part.field for part in recipe.task.parts.values()]
+    yield from config.idle(recipe.task, f"{prefix}task", of_parts)
+    yield from config.idle(recipe, stage, ("task", "parts"))
 
 
 def _everywhere(recipe, path):

@@ -63,7 +63,8 @@ def train(
         `recipe.evaluation` says.
       profile: steps of which a trace is written into WORKDIR/profile; not those of a part that is
         trained first.
-      notes: sentences that are told on stderr once nothing is refused.
+      notes: sentences that are told on stderr once nothing is refused; settings without an effect
+        are told beside them.
 
     Raises:
       UserError: what was given does not fit together, or the folder holds another run or is in use
@@ -75,8 +76,8 @@ def train(
     main_script.check(_workers(recipe))
     workdir = paths.folder("workdir", workdir)
     build = _build_once()  # for the check and for the measuring
-    check(recipe, workdir, given=given, build=build)
-    for sentence in notes if processes.is_first() else ():
+    idle = check(recipe, workdir, given=given, build=build)
+    for sentence in [*notes, *idle] if processes.is_first() else ():
         say(sentence)
     given = {name: on_host(part) for name, part in (given or {}).items()}
     return on_device(_train(recipe, workdir, given, hooks, build, profile))

@@ -141,7 +141,8 @@ class SystemTask:
       parts: what it reads and never changes, by name, in the order in which it is trained.
       options: a frozen dataclass: what sampling can be told, with docs, ranges and defaults. Its
         `needs` and `idle_with`, where it has them, say by option the arguments of `generate` and
-        the options without any of which, and with any of which, it has no effect.
+        the options without any of which, and with any of which, it has no effect, and its
+        `idle_fields` which options the value of another one leaves so.
       validated_by: the metric of `validate` whose smallest value is the best checkpoint's.
       makes_images: whether its system is a `TextToImage`, whose images can be measured while it
         trains.
@@ -164,6 +165,16 @@ class SystemTask:
         None for a task that is joined as a whole.
         """
         return None
+
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        return {}
+
+    @property
+    def unread_parts(self) -> Mapping[str, str]:
+        """By name the parts that neither training nor the trained system reads, and why."""
+        return {}
 
     @property
     def idle_groups(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import contextvars
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -32,12 +32,19 @@ Options = TypeVar("Options")
 
 
 def with_changes(
-    kind: type[Options], options: Options | None, changes: Mapping[str, Any]
+    kind: type[Options],
+    options: Options | None,
+    changes: Mapping[str, Any],
+    given: Mapping[str, Any] | None = None,
 ) -> Options:
     """The options with some of them changed; None: the defaults of their class.
 
+    Args:
+      given: by name the arguments of `generate` on which it depends whether an option has an
+        effect, None where they are not given; None: of that nothing is said.
+
     Raises:
-      UserError: options of another system, or a name that is none.
+      UserError: options of another system, a name that is none, or a change as of `check_used`.
     """
     if options is None:
         options = kind()
@@ -49,7 +56,56 @@ def with_changes(
     for name in changes:
         if name not in known:
             raise UserError(f"generate has no option {name!r}; {config.did_you_mean(name, known)}")
-    return dataclasses.replace(options, **changes) if changes else options  # type: ignore[type-var]
+    if not changes:
+        return options
+    changed = dataclasses.replace(options, **changes)  # type: ignore[type-var]
+    if given is not None:
+        check_used(options, changed, [name for name, one in given.items() if one is not None])
+    return changed
+
+
+def check_used(
+    before: Any,
+    options: Any,
+    given: Iterable[str],
+    told: Callable[[str], str] = str,
+    beside: Callable[[str], None] | None = None,
+) -> None:
+    """Refuses options that were changed and have no effect without an argument or another option,
+    as `needs` of their class says.
+
+    A line on stderr tells those that have none beside another one (`idle_with`), or for its value
+    (`idle_fields`): calls may share their settings, and a sweep comes upon guidance=1.
+
+    Args:
+      before: the options that were changed to `options`. given: names of the arguments of
+        `generate` that are given. told: spells the name of an argument or an option.
+      beside: is given the sentence of an option that does nothing beside another one; None: `tell`.
+
+    Raises:
+      UserError: the first of them.
+    """
+    kind = type(options)
+    there = {*given, *(n for n in config.fields_of(kind) if getattr(options, n) is not None)}
+    needs, idle_with = (getattr(kind, name, {}) for name in ("needs", "idle_with"))
+    idle = getattr(options, "idle_fields", {})
+    for name in config.fields_of(kind):
+        value = getattr(options, name)
+        if value == getattr(before, name):
+            continue
+        needed = needs.get(name, ())
+        if needed and there.isdisjoint(needed):
+            raise UserError(
+                f"{name}={value!r} is nothing without {' or '.join(map(told, needed))}; leave it "
+                "out or give it."
+            )
+        for other in idle_with.get(name, ()):
+            if other in there:
+                (beside or tell)(
+                    f"{name}={value!r} does nothing beside {told(other)}; leave out one of them"
+                )
+        if name in idle:
+            tell(f"{name}={value!r} has no effect with {idle[name]}")
 
 
 def texts(

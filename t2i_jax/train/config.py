@@ -129,6 +129,23 @@ class TrainConfig:
         return {group: self.optim_by_group.get(group, self.optim) for group in groups}
 
     @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        found = {}
+        if self.rules not in (None, "dp") and sharding.rules_of(self.mesh) == "dp":
+            found["rules"] = "a mesh that has neither fsdp nor tensor"
+        groups = {f"optim_by_group.{group}": one for group, one in self.optim_by_group.items()}
+        for place, optim in {"optim": self.optim, **groups}.items():
+            begin = optim.warmup_steps
+            if optim.schedule == "exponential":
+                begin = max(begin, optim.decay_from)
+            if optim.schedule != "constant" and begin >= self.steps:
+                found[f"{place}.schedule"] = (
+                    f"steps={self.steps}, as the decay begins after step {begin}"
+                )
+        return found
+
+    @property
     def preset(self) -> str:
         """The rules by which parameters are split."""
         return self.rules or sharding.rules_of(self.mesh)

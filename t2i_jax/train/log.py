@@ -313,12 +313,21 @@ def _step_of(line):
     return step if isinstance(step, int) else math.inf
 
 
-def _start_wandb(project, workdir):
-    try:
-        import wandb
-    except ImportError:
+def check_wandb(project: str | None) -> None:
+    """Refuses a project of Weights & Biases where the package is not installed.
+
+    Raises:
+      UserError: it is not.
+    """
+    if project is not None and importlib.util.find_spec("wandb") is None:
         raise UserError(
             f"train.wandb_project={project!r} needs Weights & Biases; pip install "
             "'t2i_jax[wandb]', or set it to None."
-        ) from None
+        )
+
+
+def _start_wandb(project, workdir):
+    check_wandb(project)
+    import wandb
+
     return wandb.init(project=project, name=workdir.name, dir=str(workdir), resume="allow")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -85,6 +85,20 @@ class OptimConfig:
             raise UserError(
                 "optim.end_ratio=0 can't be reached by an exponential decay; try 0.025."
             )
+
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        found, schedule, name = {}, f"schedule={self.schedule!r}", f"name={self.name!r}"
+        if self.schedule == "constant":
+            found["end_ratio"] = schedule
+        if self.schedule != "exponential":
+            found["decay_from"] = schedule
+        if self.name != "muon":
+            found["matrix_rate"] = name
+        if self.name != "adamw":
+            found["eps"] = name
+        return found
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:

@@ -14,6 +14,7 @@ from t2i_jax.cli.arguments import Shown
 from t2i_jax.cli.main import COMMANDS
 from t2i_jax.config import fields_of
 from t2i_jax.errors import UserError
+from t2i_jax.systems import generation
 from t2i_jax.values import Count
 from tests.e2e.command import inside
 
@@ -188,6 +189,10 @@ def test_the_version_is_told():
         (t2i.ImagenOptions(strength=0.3), ("init", "mask"), "strength=0.3 does nothing beside --m"),
         (t2i.ImagenOptions(start_at=2), (), "start_at=2 is nothing without --start"),
         (t2i.DALLE2Options(prior_steps=3), ("image",), "prior_steps=3 does nothing beside --image"),
+        (t2i.DALLE2Options(prior_compat="dalle2-pytorch"), ("image",), "does nothing beside --im"),
+        (t2i.MaskGitOptions(overlap=0.2), (), "overlap=0.2 is nothing without --image-size"),
+        (t2i.MaskGitOptions(steps=3, edit_steps=2), ("init",), "steps=3 does nothing beside --ed"),
+        (t2i.MuseOptions(steps=3, edit_steps=2), ("init",), "steps=3 does nothing beside --ed"),
     ],
 )
 def test_an_option_that_would_have_no_effect_is_refused(options, given, message):
@@ -204,6 +209,8 @@ def test_an_option_that_would_have_no_effect_is_refused(options, given, message)
         (t2i.MaskGitOptions(edit_share=0.2, edit_steps=3), ("init",)),
         (t2i.ImagenOptions(start_at=2), ("start",)),
         (t2i.DALLE2Options(prior_steps=3), ()),
+        (t2i.MaskGitOptions(overlap=0.2, image_size=64), ()),
+        (t2i.MuseOptions(growing=False, edit_steps=2), ("init",)),
     ],
 )
 def test_an_option_that_has_an_effect_is_not_refused(options, given):
@@ -211,11 +218,57 @@ def test_an_option_that_has_an_effect_is_not_refused(options, given):
 
 
 @pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (t2i.PartiOptions(guidance=1, plausibility=0.3), "plausibility=0.3 has no effect with gui"),
+        (t2i.PartiOptions(temperature=0, top_k=5), "top_k=5 has no effect with temperature=0"),
+        (t2i.MaskGitOptions(guidance=1, growing=False), "growing=False has no effect with guid"),
+        (t2i.MuseOptions(guidance=1, growing=False), "growing=False has no effect with guidance=1"),
+        (t2i.MuseOptions(guidance=1, superres_guidance=3, growing=False), ""),
+        (t2i.ImagenOptions(guidance=(1, 1), parallel=0.0), "parallel=0.0 has no effect with gui"),
+        (t2i.ImagenOptions(guidance=(1, 2), parallel=0.0), ""),
+    ],
+)
+def test_an_option_that_another_value_leaves_without_an_effect_is_told(options, told, capfd):
+    sample._check_needed(options, type(options)(), {})
+    said = capfd.readouterr().err
+    assert told in said if told else not said
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "given", "told"),
+    [
+        (
+            t2i.MuseOptions,
+            {"superres_steps": 3, "stop_at": "base"},
+            {},
+            "superres_steps=3 does not",
+        ),
+        (t2i.DALLE2Options, {"prior_steps": 3}, {"image_embeds": 0}, "nothing beside image_embeds"),
+        (
+            t2i.PartiOptions,
+            {"keep_rows": 0.3},
+            {"init_images": 0, "known_rows": 1},
+            "known_rows; l",
+        ),
+        (t2i.PartiOptions, {"keep_rows": 0.3}, {"init_images": 0, "known_rows": None}, ""),
+    ],
+)
+def test_in_python_what_does_nothing_beside_something_is_told(kind, changes, given, told, capfd):
+    generation.with_changes(kind, None, changes, given)
+    said = capfd.readouterr().err
+    assert told in said if told else not said
+    with pytest.raises(UserError, match="is nothing without"):
+        generation.with_changes(t2i.PartiOptions, None, {"keep_rows": 0.3}, {})
+
+
+@pytest.mark.parametrize(
     "task",
     [t2i.PartiTask, t2i.MaskGitTask, t2i.MuseTask, t2i.ImagenTask, t2i.DecoderTask, t2i.DALLE2Task],
 )
 def test_what_options_need_and_do_nothing_beside_are_fields_or_inputs_of_sample(task):
-    known = {*fields_of(task.options), *sample._INPUTS, "other_images"}
+    in_python = ("other_images", "known_rows", "image_embeds")
+    known = {*fields_of(task.options), *sample._INPUTS, *in_python}
     for name in ("needs", "idle_with"):
         for option, others in getattr(task.options, name, {}).items():
             assert option in fields_of(task.options) and known.issuperset(others), (option, others)

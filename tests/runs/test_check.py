@@ -1,6 +1,7 @@
 """Every stage of a recipe is looked at before the first one trains."""
 
 import dataclasses
+import sys
 
 import jax
 import numpy as np
@@ -181,3 +182,11 @@ def test_a_run_to_begin_with_is_looked_at_before_the_parts_train(tmp_path):
     recipe = toy.get_config()
     told = _told(recipe, f"init={tmp_path / 'nowhere'}")
     assert "is not a folder; give that of a run" in told
+
+
+def test_a_package_that_metrics_go_to_is_missed_before_the_part_trains(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    told = _told(toy.get_config(), "train.wandb_project=images")
+    assert "train.wandb_project='images' needs Weights & Biases" in told
+    with_devices = changed(toy.get_config(), ["train.wandb_project=images"])
+    assert check(with_devices, devices=jax.devices(), with_data=False) == []

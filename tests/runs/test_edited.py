@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import tarfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -254,3 +255,12 @@ def test_any_edit_of_results_gives_a_comparison_or_a_sentence(tmp_path, name):
     (tmp_path / name).write_text("[" * 10**6)
     with pytest.raises(UserError, match="is missing or damaged"):
         read_results(tmp_path)
+
+
+def test_weights_of_any_type_have_a_fingerprint():
+    types = (np.float32, np.float16, ml_dtypes.bfloat16)
+    found = {folder.fingerprint({"a": np.ones((2, 3), one), "b": one(2)}) for one in types}
+    assert len(found) == len(types)
+    # as it always was: those of earlier runs are compared with it
+    whole = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32(1)}
+    assert folder.fingerprint(whole) == "47b91d996bfd8f75"

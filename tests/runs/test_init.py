@@ -72,9 +72,10 @@ def test_the_last_weights_and_an_export_are_taken_too(base, tmp_path, capfd):
     _assert_equal(folder.read(tmp_path / "last").params, folder.read(base).params, atol=1e-6)
     runs.export(base, tmp_path / "export")
     capfd.readouterr()
-    _train(tmp_path / "new", f"init={tmp_path / 'export'}", *still)
+    _train(tmp_path / "new", f"init={tmp_path / 'export'}", "init.averaged=false", *still)
     _assert_equal(folder.read(tmp_path / "new").params, folder.read(base).ema, atol=1e-6)
-    assert "  taken  " in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "  taken  " in told and "  init.averaged=False has no effect: " in told
 
 
 def test_a_run_without_an_average_is_begun_with(tmp_path, capfd):

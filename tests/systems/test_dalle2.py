@@ -22,6 +22,7 @@ from tests.systems import toy_dalle2 as toy
 
 CAPTIONS = ["a red circle", "a blue square above a green cross"]
 QUICK = {"steps": 2, "prior_steps": 2}
+FEW = {"steps": 2}  # without the prior
 
 
 class Stopped(Exception):
@@ -99,18 +100,18 @@ def test_captions_become_images_whatever_the_batch(dalle2):
 
 def test_images_become_images(dalle2):
     one, _, two, _ = dalle2.generate(CAPTIONS, images_per_prompt=2, **QUICK)
-    varied = dalle2.variations([one, two], images_per_prompt=2, **QUICK)
+    varied = dalle2.variations([one, two], images_per_prompt=2, **FEW)
     assert varied.shape == (4, 16, 16, 3)
     embeds = dalle2.clip.embed_images([one, two])
     np.testing.assert_array_equal(
-        dalle2.generate(image_embeds=embeds, images_per_prompt=2, **QUICK), varied
+        dalle2.generate(image_embeds=embeds, images_per_prompt=2, **FEW), varied
     )
-    way = dalle2.interpolate(one, two, (0.0, 0.4, 0.6, 1.0), **QUICK)
+    way = dalle2.interpolate(one, two, (0.0, 0.4, 0.6, 1.0), **FEW)
     assert way.shape == (4, 16, 16, 3)
-    mixed = dalle2.generate(images=one, other_images=two, blend=0.0, **QUICK)
-    np.testing.assert_array_equal(mixed[0], dalle2.variations(one, **QUICK)[0])
-    changed = dalle2.edit(one, CAPTIONS[1], CAPTIONS[0], change=0.0, **QUICK)
-    np.testing.assert_array_equal(changed, dalle2.variations(one, **QUICK))
+    mixed = dalle2.generate(images=one, other_images=two, blend=0.0, **FEW)
+    np.testing.assert_array_equal(mixed[0], dalle2.variations(one, **FEW)[0])
+    changed = dalle2.edit(one, CAPTIONS[1], CAPTIONS[0], change=0.0, **FEW)
+    np.testing.assert_array_equal(changed, dalle2.variations(one, **FEW))
     assert dalle2.nearest([one, two], CAPTIONS)[0] in CAPTIONS
     half = np.zeros((16, 16), bool)
     half[:8] = True
@@ -249,6 +250,8 @@ def test_what_does_not_fit_is_refused(dalle2):
         ({"images": image, "image_embeds": np.ones((1, 16))}, "both given"),
         ({"prompts": "a", "images": image, "instead_of": "a"}, "the same caption as the prompt"),
         ({"prompts": CAPTIONS, "blend": 2.0}, "blend=2.0 is outside"),
+        ({"prompts": CAPTIONS, "blend": 0.2}, "blend=0.2 is nothing without other_images"),
+        ({"images": image, "change": 0.2}, "change=0.2 is nothing without instead_of"),
         (
             {"prompts": CAPTIONS, "prior_steps": 99},
             "^prior_steps=99 are more than the 20 times",

@@ -395,7 +395,10 @@ def test_what_is_asked_of_a_trained_decoder_and_does_not_fit_is_refused(trained)
         (dict(), "image_embeds=None"),
         (dict(images="a.png"), "without a CLIP"),
         (dict(image_embeds=embeds, start_at=2), "start_images"),
-        (dict(image_embeds=embeds, start_at=2, stop_at=1), "before start_at=2"),
+        (
+            dict(image_embeds=embeds, start_at=2, stop_at=1, start_images=np.zeros((8, 8, 3))),
+            "before start_at=2",
+        ),
         (dict(image_embeds=embeds, steps=26), "26 are more than the 25 timesteps"),
         (dict(image_embeds=embeds, compat="imagen-pytorch"), "compat"),
         (dict(image_embeds=embeds, guidance=(1.0, 2.0, 3.0)), "3 values for 2 stages"),

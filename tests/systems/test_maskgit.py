@@ -596,6 +596,9 @@ _IMAGES = images_of(3, 8, 8)
         (CAPTIONS, {"image_size": (8, 8, 3)}, "is no size in pixels"),
         (CAPTIONS, {"image_size": 0}, "image_size=0 is no size"),
         (CAPTIONS, {"overlap": 1.0}, "overlap=1.0 is outside"),
+        (CAPTIONS, {"overlap": 0.2}, "overlap=0.2 is nothing without image_size"),
+        (CAPTIONS, {"strength": 0.2}, "strength=0.2 is nothing without init_images"),
+        (CAPTIONS, {"feather": 2, "init_images": _IMAGES}, "nothing without mask or outpaint"),
     ],
 )  # fmt: skip
 def test_mistakes_are_refused_before_anything_compiles(system, prompts, changes, says, monkeypatch):

@@ -340,6 +340,7 @@ def test_stored_text_takes_embeddings(stored):
             "give one of them",
         ),
         (_CAPTIONS, {"init_images": _images(), "keep_rows": 1.0}, "keep_rows=1.0"),
+        (_CAPTIONS, {"keep_rows": 0.3}, "keep_rows=0.3 is nothing without init_images; leave it"),
         (_CAPTIONS, {"gidance": 2.0}, "generate has no option 'gidance'; did you mean 'guidance'"),
         (_CAPTIONS, {"options": ImagenOptions()}, "another system; give PartiOptions"),
         (_CAPTIONS, {"init_images": _images(2), "known_rows": 1}, "one image per prompt"),

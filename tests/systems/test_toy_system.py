@@ -119,6 +119,15 @@ def test_it_is_evaluated_exported_and_loaded(trained, tmp_path):
     assert "error: " in inside("eval", trained / "mean").stdout
     inside("eval", trained, "evaluation.options.guidance=1.0", "evaluation.pictures=8")
     assert (trained / "samples" / "heldout.png").is_file()
+    for words, read in (
+        (("eval", trained, "train.steps=9"), "evaluation.* and data.* can be changed"),
+        (("eval", trained, "task.image_size=9"), "evaluation.* and data.* can be changed"),
+        (
+            ("evaluate", trained, "evaluation.pictures=9", "--prompts", "a.txt"),
+            "of which evaluation.options.* can be changed; leave it out.",
+        ),
+    ):
+        assert read in refused(*words)
     inside("export", trained, tmp_path / "system")
     assert sorted(path.name for path in (tmp_path / "system").iterdir()) == [
         "mean", "parts.json", "system.json", "text_tokenizer", "weights.safetensors",
@@ -127,6 +136,15 @@ def test_it_is_evaluated_exported_and_loaded(trained, tmp_path):
         runs.load(run).generate([_CAPTION], seed=1) for run in (trained, tmp_path / "system")
     )
     np.testing.assert_array_equal(ours, theirs)
+    inside("eval", tmp_path / "system", "evaluation.pictures=4")
+    (tmp_path / "system" / "partial-report.html").touch()
+    inside("export", tmp_path / "system", tmp_path / "again")  # what it is, not what was made of it
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == [
+        "mean", "parts.json", "system.json", "text_tokenizer", "weights.safetensors",
+    ]  # fmt: skip
+    for name in ("weights.safetensors", "system.json", "parts.json"):
+        one, other = (tmp_path / run / name for run in ("system", "again"))
+        assert one.read_bytes() == other.read_bytes()
 
 
 def test_weights_go_to_pytorch_and_back(trained, tmp_path):

@@ -78,6 +78,13 @@ class CascadeOptions:
         if self.image_sizes is not None:
             _check_sizes(self.image_sizes)
 
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The options without an effect, see `generation.check_used`."""
+        if any(scale != 1 for scale in _each(self.guidance)):
+            return {}
+        return dict.fromkeys(("parallel", "interval"), "guidance=1")
+
     def per_stage(self, name: str, count: int) -> list[Any]:
         """The values of an option for `count` stages.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -88,6 +88,13 @@ class Stage:
                     f"stage.{name}={value} is not a multiple of {multiple}, as the U-Net's levels "
                     f"need; try {near}."
                 )
+
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        sampler, _ = sampling_of(self)
+        why = f"sampler={sampler!r}, unless sampling names heun"
+        return {} if sampler == "heun" else {"churn": why}
 
     @property
     def trains(self) -> bool:

@@ -101,6 +101,7 @@ class CascadeSystem(TextToImage):
         images = self._images(
             numbers[0], count, sizes, start_images, init_images, mask, cond_images
         )
+        self._tell_idle(options, numbers, [] if prompt else scales)
         plan = self._plan(options, scales if prompt else [1.0] * count_of, progress)
         if "init" in images and mask is None:
             size, first, scale = plan[numbers[0]]
@@ -121,6 +122,21 @@ class CascadeSystem(TextToImage):
         if return_pil:
             stages = [as_pil(images) for images in stages]
         return stages if return_stages else stages[-1]
+
+    def _tell_idle(self, options, numbers, unused):
+        """Says which options this cascade has no use for; `unused` are scales of guidance."""
+        noised = [n for n in numbers if n > 1 and self.task.stages[n - 1].lowres.noise]
+        if options.lowres_level is not None and not noised:
+            generation.tell(
+                f"lowres_level={options.lowres_level} has no effect, as no stage that runs adds "
+                "noise to a smaller image"
+            )
+        is_default = options.guidance == type(options).guidance
+        if not is_default and any(scale != 1 for scale in unused):
+            generation.tell(
+                f"guidance={options.guidance} has no effect, as this system was trained without "
+                "conditions"
+            )
 
     def _plan(self, options, scales, progress):
         """By number: (size, sampling, guidance) of each stage."""

@@ -139,6 +139,23 @@ class CascadeTask(SystemTask):
         return self.networks[number - 1].apply({"params": params}, **self._zeros(number))
 
 
+def idle_in_stages(
+    stages: tuple[Any, ...], set_of: Callable[[int], Mapping[str, Any]]
+) -> dict[str, str]:
+    """The fields of stages without an effect, see `config.idle`: conditions on a smaller image of
+    the first, and what the task sets otherwise on its U-Nets.
+
+    Args:
+      set_of: from the index of a stage to the fields that its U-Net gets.
+    """
+    found = {"stages.0.lowres": "the first stage, which enlarges no image"}
+    for i, stage in enumerate(stages):
+        for name, value in set_of(i).items() if stage.trains else ():
+            if getattr(stage.unet, name) != value:
+                found[f"stages.{i}.unet.{name}"] = f"{name}={value!r}, which the task sets"
+    return found
+
+
 def check_stages(stages: tuple[Any, ...], train_stages: tuple[int, ...] | None, kind: str) -> None:
     """Refuses stages that make no cascade.
 

@@ -93,6 +93,18 @@ class ClipTask(SystemTask):
             )
 
     @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        found = {}
+        if self.views is None:
+            found["multiview_loss_weight"] = "views=None"
+        if self.contrast == "sigmoid":
+            found["decoupled_contrastive_learning"] = "contrast='sigmoid'"
+        if not self.contrastive.by_tokens:
+            found["compat"] = "model.use_all_token_embeds=False"
+        return found
+
+    @property
     def network(self) -> Any:
         """The network."""
         return self.model

@@ -5,6 +5,7 @@ them (Li et al. 2022, DeCLIP).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,14 @@ class Views:
             raise UserError(f"views.brightness={self.brightness} is outside [0, 2]; try 0.1.")
         if not 0 <= self.dropped_words < 1:
             raise UserError(f"views.dropped_words={self.dropped_words} is outside [0, 1); try 0.1.")
+
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        found: dict[str, str] = {}
+        if not self.images:
+            found = dict.fromkeys(("crop", "flip", "brightness"), "images=0")
+        return found if self.texts else {**found, "dropped_words": "texts=0"}
 
     def of_images(self, image_BHWC: Array, key: Key) -> list[Array]:
         """`images` further views of float images in [-1, 1], of the same shape."""

@@ -5,7 +5,7 @@ SLIP; Li et al. 2022, DeCLIP).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -70,6 +70,11 @@ class VisualSsl:
             raise UserError(
                 f"visual_ssl.views={self.views} are not two of each image; give images=2, texts=0."
             )
+
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        return {} if self.kind == "simclr" else {"temperature": f"kind={self.kind!r}"}
 
     def init(self, width: int, key: Key) -> Params:
         """First parameters of the projector, boxed, for features of this width."""

@@ -13,6 +13,10 @@ from t2i_jax.systems import generation
 from t2i_jax.systems.decoder.options import DecoderOptions
 from t2i_jax.systems.prior.options import PriorOptions
 
+_OF_PRIOR = (
+    "prior_guidance", "prior_sampler", "prior_steps", "prior_num_samples", "prior_compat",
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class DALLE2Options(DecoderOptions):
@@ -49,9 +53,7 @@ class DALLE2Options(DecoderOptions):
     }
     idle_with: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **DecoderOptions.idle_with,
-        **dict.fromkeys(
-            ("prior_guidance", "prior_sampler", "prior_steps", "prior_num_samples"), ("images",)
-        ),
+        **dict.fromkeys(_OF_PRIOR, ("images", "image_embeds")),
     }
 
     def __post_init__(self):

@@ -13,6 +13,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.systems import generation, given
 from t2i_jax.systems.dalle2.options import DALLE2Options, told_of_prior
 from t2i_jax.systems.dalle2.sphere import slerp
+from t2i_jax.systems.decoder.system import UNREAD
 from t2i_jax.systems.text_to_image import TextToImage
 
 if TYPE_CHECKING:
@@ -109,7 +110,11 @@ class DALLE2System(TextToImage):
         Raises:
           UserError: an argument that does not fit, before anything compiles.
         """
-        chosen = generation.with_changes(DALLE2Options, options, changes)
+        inputs = {
+            "images": images, "other_images": other_images, "instead_of": instead_of,
+            "image_embeds": image_embeds, "init_images": init_images, "mask": mask,
+        }  # fmt: skip
+        chosen = generation.with_changes(DALLE2Options, options, changes, inputs)
         generation.check_amounts(images_per_prompt, batch_size)
         self._check_given(prompts, images, other_images, instead_of, image_embeds)
         own = {"seed": seed, "images_per_prompt": images_per_prompt}
@@ -128,6 +133,8 @@ class DALLE2System(TextToImage):
             if images is not None:
                 embeds = self._embeds(images, other_images, prompts, instead_of, chosen)
             embeds, each = self.decoder.checked_embeds(embeds), 1
+            if prompts is not None and instead_of is None and not self.decoder.task.by_text:
+                generation.tell(UNREAD)
         rest = {"images_per_prompt": images_per_prompt // each, "batch_size": batch_size}
         reads = self.decoder.task.by_text and prompts is not None and instead_of is None
         return self.decoder.generate(

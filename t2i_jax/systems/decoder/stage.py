@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -80,6 +80,16 @@ class DecoderStage(Stage):
             raise UserError(
                 f"stage.crop_size={self.crop_size}: a tokenizer takes whole images; leave it out."
             )
+
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        found, (sampler, _) = dict(super().idle_fields), stages.sampling_of(self)
+        if sampler != "ddim":
+            found["eta"] = f"sampler={sampler!r}, unless sampling names ddim"
+        if not self.latent:
+            found["latent_scale"] = "latent=False"
+        return found
 
     @property
     def multiple(self) -> int:

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from t2i_jax.systems.clip.system import ClipSystem
     from t2i_jax.systems.decoder.task import DecoderTask
 
+UNREAD = (
+    "prompts have no effect beside images or their embeddings, as the decoder was trained without "
+    "captions"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class DecoderSystem(CascadeSystem):
@@ -97,7 +102,8 @@ class DecoderSystem(CascadeSystem):
         Raises:
           UserError: an argument that does not fit, before anything compiles.
         """
-        options = generation.with_changes(DecoderOptions, options, changes)
+        inputs = {"start_images": start_images, "init_images": init_images, "mask": mask}
+        options = generation.with_changes(DecoderOptions, options, changes, inputs)
         scales = options.per_stage("guidance", len(self.task.stages))
         self._check_guidance(scales, negative_prompts is not None)
         prompt = self._prompt(prompts, negative_prompts, image_embeds, images, scales)
@@ -154,6 +160,9 @@ class DecoderSystem(CascadeSystem):
         if image_embeds is not None and images is not None:
             raise UserError("image_embeds and images are both given; give one of them.")
         found, texts = {}, {}
+        is_shown = image_embeds is not None or images is not None
+        if prompts is not None and is_shown and not task.by_text:
+            generation.tell(UNREAD)
         if prompts is not None and self.task.text_encoder is None:
             raise UserError(
                 "prompts are given to a decoder without a CLIP to read them; give image_embeds."

@@ -19,7 +19,7 @@ from t2i_jax.pixels import SIGNED, to_float
 from t2i_jax.systems import captions
 from t2i_jax.systems.base import Given, Part
 from t2i_jax.systems.cascade.stage import group
-from t2i_jax.systems.cascade.task import CascadeTask
+from t2i_jax.systems.cascade.task import CascadeTask, idle_in_stages
 from t2i_jax.systems.clip.task import ClipTask
 from t2i_jax.systems.decoder import checks, latents, sampling
 from t2i_jax.systems.decoder import stage as stages
@@ -112,6 +112,36 @@ class DecoderTask(CascadeTask):
                 fields["text_embed_dim"] = self.text_width
             made.append(unet.clone(parent=None, **fields))
         return tuple(made)
+
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+
+        def set_of(i):
+            stage = self.stages[i]
+            fields = {"lowres_cond": i > 0, "lowres_noise_cond": i > 0 and stage.lowres.noise}
+            return fields if stage.latent else {**fields, "channels": self.channels}
+
+        found = idle_in_stages(self.stages, set_of)
+        if not self.by_image:
+            names = ("image_cond_drop_prob", "image_embed_dim")
+            found |= dict.fromkeys(names, "U-Nets that have cond_on_image_embeds=False")
+        if not self.by_text:
+            names = ("text_cond_drop_prob", "text")
+            found |= dict.fromkeys(names, "U-Nets that have cond_on_text_encodings=False")
+        return found
+
+    @property
+    def unread_parts(self) -> Mapping[str, str]:
+        """A tokenizer without a stage on latents, and CLIP without a stage that it has something
+        for.
+        """
+        found = {}
+        if not any(stage.latent for stage in self.stages):
+            found["tokenizer"] = "stages that have latent=False"
+        if not (self.by_image or self.by_text):
+            found["clip"] = "U-Nets that have no conditions"
+        return found
 
     @property
     def embed_width(self) -> int:

@@ -83,7 +83,8 @@ class ImagenSystem(CascadeSystem):
         Raises:
           UserError: an argument that does not fit, before anything compiles.
         """
-        options = generation.with_changes(ImagenOptions, options, changes)
+        inputs = {"start_images": start_images, "init_images": init_images, "mask": mask}
+        options = generation.with_changes(ImagenOptions, options, changes, inputs)
         scales = options.per_stage("guidance", len(self.task.stages))
         prompt = self._texts(prompts, negative_prompts, scales)
         return self._generated(

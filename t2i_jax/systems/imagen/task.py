@@ -19,7 +19,7 @@ from t2i_jax.pixels import SIGNED, to_float
 from t2i_jax.systems import captions
 from t2i_jax.systems.cascade import stage as stages
 from t2i_jax.systems.cascade.stage import Stage, group
-from t2i_jax.systems.cascade.task import CascadeTask, check_stages
+from t2i_jax.systems.cascade.task import CascadeTask, check_stages, idle_in_stages
 from t2i_jax.systems.imagen import sampling
 from t2i_jax.systems.imagen.options import ImagenOptions
 from t2i_jax.systems.imagen.system import ImagenSystem
@@ -70,17 +70,25 @@ class ImagenTask(CascadeTask):
     @functools.cached_property
     def networks(self) -> tuple[Any, ...]:
         """The U-Nets as they stand in the cascade."""
-        made = []
-        for i, stage in enumerate(self.stages):
-            fields = {
-                "lowres_cond": i > 0,
-                "channels": self.channels,
-                "cond_on_text": self.text is not None,
-            }
-            if self.text is not None:
-                fields["text_embed_dim"] = self.text.dim
-            made.append(stage.unet.clone(parent=None, **fields) if stage.trains else stage.unet)
-        return tuple(made)
+        return tuple(
+            stage.unet.clone(parent=None, **self._set_of(i)) if stage.trains else stage.unet
+            for i, stage in enumerate(self.stages)
+        )
+
+    def _set_of(self, i):
+        """The fields of a U-Net that are for the task to say."""
+        fields = {
+            "lowres_cond": i > 0,
+            "channels": self.channels,
+            "cond_on_text": self.text is not None,
+        }
+        return fields if self.text is None else {**fields, "text_embed_dim": self.text.dim}
+
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        found = idle_in_stages(self.stages, self._set_of)
+        return found if self.text is not None else {**found, "cond_drop_prob": "text=None"}
 
     def init(self, key: Key) -> tuple[Mapping[str, Params], Stats]:
         """First parameters (boxed) by stage, and the counts of updates."""

@@ -15,6 +15,9 @@ from t2i_jax.systems.maskgit.windows import size_of
 COMPAT, PUBLISHED = "muse-maskgit-pytorch", "maskgit"
 _MOST_STEPS = 10_000
 _WIDEST = 1_000  # pixels of a seam
+_OF_STEPS = (  # what an edit, which draws a few tokens at a time, has no use for
+    "steps", "growing", "choice_temperature", "order", "remask", "critic", "critic_noise",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +92,11 @@ class MaskGitOptions:
         "strength": ("init_images",),
         "edit_share": ("edit_steps",),
         "feather": ("mask", "outpaint"),
+        "overlap": ("image_size",),
     }
     idle_with: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "strength": ("mask", "edit_steps", "outpaint")
+        "strength": ("mask", "edit_steps", "outpaint"),
+        **dict.fromkeys(_OF_STEPS, ("edit_steps",)),
     }
 
     def __post_init__(self):
@@ -141,6 +146,16 @@ class MaskGitOptions:
                 "remask=True does nothing with order='halton', in which the same tokens always "
                 "come first; leave out one of them."
             )
+
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The options without an effect, see `generation.check_used`."""
+        found: dict[str, str] = {}
+        if self.guidance == 1:
+            found = dict.fromkeys(("growing", "plausibility"), "guidance=1")
+        if self.temperature == 0:
+            found |= dict.fromkeys(("top_k", "top_p"), "temperature=0")
+        return found
 
     @property
     def sampling(self) -> Sampling:

@@ -128,7 +128,9 @@ class MaskGitSystem(TextToImage):
         Raises:
           UserError: an argument that does not fit, before anything compiles.
         """
-        chosen = self.fitting(generation.with_changes(MaskGitOptions, options, changes))
+        inputs = {"init_images": init_images, "mask": mask}
+        chosen = generation.with_changes(MaskGitOptions, options, changes, inputs)
+        chosen = self.fitting(chosen)
         arrays = self.prepare(
             prompts,
             chosen,

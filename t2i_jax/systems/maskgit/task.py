@@ -92,6 +92,27 @@ class MaskGitTask(SystemTask):
         checks.check(self)
         _ = self.network, self.token_critic  # refuse sizes that contradict each other
 
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        found = {}
+        if self.text is None:
+            found["cond_drop_prob"] = "text=None"
+        if self.critic is None:
+            found["critic_loss_weight"] = "critic=None"
+        if not getattr(self.model, "self_cond", False):
+            found["self_cond_prob"] = "model.self_cond=False"
+        if self.trains == ("critic",):
+            found["label_smoothing"] = f"trains={self.trains!r}"
+        return found
+
+    @property
+    def unread_parts(self) -> Mapping[str, str]:
+        """The tokenizer of large images, where no small ones are enlarged."""
+        if self.cond_image_size is not None:
+            return {}
+        return {"superres_tokenizer": "task.cond_image_size=None"}
+
     @functools.cached_property
     def network(self) -> Any:
         """The model with every size known."""
@@ -391,8 +412,7 @@ class MaskGitTask(SystemTask):
 
     def _own(self, parts):
         """The names of the parts that it uses."""
-        unused = () if self.cond_image_size is not None else ("superres_tokenizer",)
-        return [name for name in parts if name not in unused]
+        return [name for name in parts if name not in self.unread_parts]
 
     def zeros(self) -> tuple[Any, ...]:
         """Inputs of the networks for one image, all zeros."""

@@ -34,7 +34,8 @@ class MuseOptions(MaskGitOptions):
     stop_at: str | None = None
 
     idle_with: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        **MaskGitOptions.idle_with,
+        "strength": MaskGitOptions.idle_with["strength"],
+        "steps": ("edit_steps",),  # the second stage has the others too, and edits nothing
         **dict.fromkeys(
             ("superres_steps", "superres_guidance", "superres_temperature"), ("stop_at",)
         ),
@@ -54,6 +55,15 @@ class MuseOptions(MaskGitOptions):
         generation.check_count("superres_steps", self.superres_steps, most=10_000)
         if self.stop_at is not None:
             config.one_of("stop_at", self.stop_at, ("base",))
+
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The options without an effect in either stage, see `generation.check_used`."""
+        found = self.base.idle_fields
+        if self.stop_at == "base":
+            return found
+        both = self.superres.idle_fields
+        return {name: why for name, why in found.items() if name in both}
 
     @property
     def base(self) -> MaskGitOptions:

@@ -93,16 +93,17 @@ class MuseSystem(TextToImage):
         Raises:
           UserError: an argument that does not fit, before anything compiles.
         """
-        chosen = generation.with_changes(MuseOptions, options, changes)
+        inputs = {"init_images": init_images, "mask": mask}
+        chosen = generation.with_changes(MuseOptions, options, changes, inputs)
         stages = self._chosen(chosen)
         generation.check_amounts(images_per_prompt, batch_size)
         previews.check(on_step)
         arrays = {}
         for number, (stage, own) in enumerate(stages):
-            given = {"init_images": init_images, "mask": mask, "negative_prompts": negative_prompts}
+            rest = {**inputs, "negative_prompts": negative_prompts}
             # what there is to say of prompts and images is said once
             with generation.quiet() if number else contextlib.nullcontext():
-                found = stage.prepare(prompts, own, from_tokens=number > 0, **given)
+                found = stage.prepare(prompts, own, from_tokens=number > 0, **rest)
             arrays |= {f"{number}/{name}": value for name, value in found.items()}
         total, made = rows_in(arrays) * images_per_prompt, []
         for rows in generation.batches(

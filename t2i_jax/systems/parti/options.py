@@ -37,7 +37,7 @@ class PartiOptions:
     plausibility: float | None = 0.1
 
     needs: ClassVar[Mapping[str, tuple[str, ...]]] = {"keep_rows": ("init_images",)}
-    idle_with: ClassVar[Mapping[str, tuple[str, ...]]] = {"keep_rows": ("mask",)}
+    idle_with: ClassVar[Mapping[str, tuple[str, ...]]] = {"keep_rows": ("mask", "known_rows")}
 
     def __post_init__(self):
         generation.plain(self)
@@ -51,6 +51,14 @@ class PartiOptions:
         if not 0 < self.keep_rows < 1:
             raise UserError(f"keep_rows={self.keep_rows} must lie between 0 and 1; try 0.5.")
         _ = self.sampling  # refuses top_k and top_p
+
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The options without an effect, see `generation.check_used`."""
+        found = {"plausibility": "guidance=1"} if self.guidance == 1 else {}
+        if self.temperature == 0:
+            found |= dict.fromkeys(("top_k", "top_p"), "temperature=0")
+        return found
 
     @property
     def sampling(self) -> Sampling:

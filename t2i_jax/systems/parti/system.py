@@ -84,7 +84,8 @@ class PartiSystem(TextToImage):
         Raises:
           UserError: an argument that does not fit, before anything compiles.
         """
-        options = generation.with_changes(PartiOptions, options, changes)
+        inputs = {"init_images": init_images, "mask": mask, "known_rows": known_rows}
+        options = generation.with_changes(PartiOptions, options, changes, inputs)
         if self.task.tokenizer is None:
             raise UserError(
                 "tokenizer=None of the task leaves no way to images; give the task an image "

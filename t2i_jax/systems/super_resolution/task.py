@@ -59,6 +59,13 @@ class SuperResolutionTask(SystemTask):
         if self.discriminator is not None:
             self.discriminator.check(self.image_size)
 
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        if self.discriminator is not None:
+            return {}
+        return dict.fromkeys(("adversarial_weight", "gan_loss"), "discriminator=None")
+
     @functools.cached_property
     def objectives(self) -> tuple[Objective, ...]:
         """The network's loss, then the discriminator's."""

@@ -27,6 +27,10 @@ from t2i_jax.types import Array, Batch, Key, Objective, Params, Stats
 
 _TRAINED = ("all", "decoder")
 _RECENT = 256  # latents of the last batch that are kept to replace dead codes
+_OF_DISCRIMINATOR = (
+    "adversarial_weight", "adaptive", "gan_loss", "gan_start", "penalty", "penalty_weight",
+    "penalty_every",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +117,16 @@ class TokenizerTask(SystemTask):
     def held_as_begun(self) -> str:
         """Encoder and codebook, where the decoder alone is trained."""
         return "" if self.trained == "all" else f"trained={self.trained!r}"
+
+    @property
+    def idle_fields(self) -> Mapping[str, str]:
+        """The fields without an effect, see `config.idle`."""
+        found: dict[str, str] = {}
+        if self.discriminator is None:
+            found = dict.fromkeys(_OF_DISCRIMINATOR, "discriminator=None")
+        elif self.penalty == "none":
+            found = dict.fromkeys(("penalty_weight", "penalty_every"), "penalty='none'")
+        return found
 
     @property
     def network(self) -> Any:
