@@ -89,6 +89,7 @@ class MaskGitOptions:
         "strength": ("init_images",),
         "edit_share": ("edit_steps",),
         "feather": ("mask", "outpaint"),
+        "overlap": ("image_size",),
     }
     idle_with: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "strength": ("mask", "edit_steps", "outpaint")
