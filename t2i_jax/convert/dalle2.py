@@ -36,12 +36,13 @@ def _upgrade(state: State) -> State:
 
 
 def live(module: Any) -> dict[str, Any]:
-    """By part what a live `DALLE2` tells.
+    """By part what a live `DALLE2` tells, and in "settings" arguments of its class.
 
     Raises:
       UserError: an option that has no form here.
     """
     return {
+        "settings": {"prior_num_samples": module.prior_num_samples},
         "prior": dalle2_prior.live(module.prior),
         "decoder": dalle2_decoder.live(module.decoder),
     }

@@ -25,7 +25,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.models.decoder_cascade import DecoderUnets, buffers, noise_of
 
 VERSION = "1.15.6"  # of the package whose checkpoints are written
-_CLIP = "clip.clip."  # an x-clip within its adapter
+_CLIP = x_clip.WITHIN
 _SAME_SINCE = (1, 10, 0)  # releases from this one on compute the same under the same names
 
 
@@ -128,7 +128,7 @@ def live(module: Any) -> dict[str, Any]:
                 f"the decoder has a {type(module.clip).__name__}; give it without its clip, and "
                 "that one by itself."
             )
-        told["clip"] = {n: v for n, v in x_clip.live(module.clip.clip).items() if n != "settings"}
+        told["clip"] = x_clip.live(module.clip.clip)
     return told
 
 

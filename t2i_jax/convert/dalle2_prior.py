@@ -11,7 +11,7 @@ from t2i_jax.models.dalle2 import PriorAndClip
 from t2i_jax.models.decoder_cascade import buffers, noise_of
 
 _OF_TABLES = ("timesteps", "schedule", "p2_gamma", "p2_k")  # what the tables of a diffusion tell
-_NET, _NOISE, _CLIP = "net.", "noise_scheduler.", "clip.clip."
+_NET, _NOISE, _CLIP = "net.", "noise_scheduler.", x_clip.WITHIN
 
 
 def table(model: PriorAndClip) -> list[Row]:
@@ -52,7 +52,7 @@ def live(module: Any) -> dict[str, Any]:
     told = {"settings": said, "network": diffusion_prior.live(module.net)}
     inside = getattr(module.clip, "clip", None)
     if inside is not None and hasattr(inside, "text_transformer"):
-        told["clip"] = {n: v for n, v in x_clip.live(inside).items() if n != "settings"}
+        told["clip"] = x_clip.live(inside)
     return told
 
 

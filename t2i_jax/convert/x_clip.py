@@ -26,6 +26,7 @@ from t2i_jax.convert.engine import (
 from t2i_jax.errors import UserError
 from t2i_jax.models.clip import CLIP
 
+WITHIN = "clip.clip."  # how its names begin within the adapter of dalle2-pytorch
 _TEXT, _VISUAL = "text_transformer", "visual_transformer"
 _FIRST = {_TEXT: "token_emb.weight", _VISUAL: "to_tokens.1.weight"}  # an array of each
 # Where the package saves them again, with its masked language modelling and `x_clip_ssl`.
@@ -251,7 +252,7 @@ def adapted(state: State, told: Mapping[str, Any]) -> tuple[type, dict[str, Any]
     tokens even of a network that compares token by token.
 
     Args:
-      told: what is told of the whole; in "clip" what a live module tells of its CLIP.
+      told: what is told of the whole; in "clip" what `live` tells of its CLIP.
 
     Raises:
       UserError: a CLIP of another package than x-clip.

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from t2i_jax.config import did_you_mean, fields_of
+from t2i_jax.config import check, did_you_mean, fields_of
 from t2i_jax.diffusion.discrete import BETAS, DiscreteDdpm
 from t2i_jax.errors import UserError
 from t2i_jax.models.decoder_unet import DecoderUnet
+from t2i_jax.values import shown
+from t2i_jax.words import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,29 +146,63 @@ def cascade(
       fields: of `DecoderUnet`; a list has one value per U-Net, anything else is for all.
 
     Raises:
-      UserError: sizes that do not rise or that the levels do not divide, or a field that is none
-        or has not one value per U-Net.
+      UserError: sizes that do not rise or that the levels do not divide, or a field that is none,
+        is of another type or has not one value per U-Net.
     """
-    sizes = tuple(image_sizes)
-    if not sizes or list(sizes) != sorted(set(sizes)):
-        raise UserError(f"image_sizes={sizes} do not rise; give them from small to large.")
-    known = fields_of(DecoderUnet)
-    for name, value in fields.items():
-        if name not in known:
-            raise UserError(f"DecoderUnet has no field {name!r}; {did_you_mean(name, known)}")
-        if isinstance(value, list) and len(value) != len(sizes):
-            raise UserError(
-                f"{name}={value} has {len(value)} values for {len(sizes)} U-Nets; give one for "
-                "each, or one for all."
-            )
+    sizes = _rising(image_sizes)
+    if cross_attention_up_to is not None:
+        _check_limit(cross_attention_up_to, fields)
+    each = {name: _each(name, value, len(sizes)) for name, value in fields.items()}
     return tuple(
-        _one(i, size, cross_attention_up_to, {n: _at(value, i) for n, value in fields.items()})
+        _one(i, size, cross_attention_up_to, {name: own[i] for name, own in each.items()})
         for i, size in enumerate(sizes)
     )
 
 
-def _at(value, i):
-    return value[i] if isinstance(value, list) else value
+def _rising(image_sizes):
+    """The sizes as a tuple of numbers."""
+    sizes = tuple(image_sizes) if isinstance(image_sizes, Iterable) else (image_sizes,)
+    sizes = tuple(size.item() if isinstance(size, np.integer) else size for size in sizes)
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise UserError(
+                f"image_sizes={shown(image_sizes)} are not sides in pixels; give whole numbers "
+                "from 1, for example (64, 256)."
+            )
+    if not sizes or list(sizes) != sorted(set(sizes)):
+        raise UserError(f"image_sizes={sizes} do not rise; give them from small to large.")
+    return sizes
+
+
+def _check_limit(limit, fields):
+    """Refuses what is no number of pixels, and one beside what says the same."""
+    if isinstance(limit, bool) or not isinstance(limit, (int, np.integer)) or limit < 0:
+        raise UserError(
+            f"cross_attention_up_to={shown(limit)} is not a side in pixels; give a whole number, 0 "
+            "for no cross-attention."
+        )
+    if fields.get("cross_attn") is not None:
+        raise UserError(
+            f"cross_attn={fields['cross_attn']} and cross_attention_up_to={limit} both say which "
+            "levels have cross-attention; give one of them."
+        )
+
+
+def _each(name, value, count):
+    """The values of a field, one for each U-Net."""
+    known = fields_of(DecoderUnet)
+    if name not in known:
+        raise UserError(f"DecoderUnet has no field {name!r}; {did_you_mean(name, known)}")
+    own = value if isinstance(value, list) else [value] * count
+    if len(own) != count:
+        raise UserError(
+            f"{name}={value} has {counted(len(own), 'value')} for {counted(count, 'U-Net')}; give "
+            "one for each, or one for all."
+        )
+    own = [one.item() if isinstance(one, np.generic) else one for one in own]
+    for one in own:
+        check(DecoderUnet, name, one)
+    return own
 
 
 def _one(i, size, limit, fields):

@@ -164,8 +164,8 @@ class _Network(LfqOrVq):
                 f"first_conv_kernel_size={self.first_conv_kernel_size} is even, which changes the "
                 f"image's size; try {self.first_conv_kernel_size + 1}."
             )
-        for width in (self.dim, *self.dims):
-            if width % self.resnet_groups:
+        for width, blocks in zip(self.dims, self.blocks, strict=True):
+            if blocks and width % self.resnet_groups:
                 raise UserError(
                     f"dim={self.dim} makes a layer of width {width}, no multiple of "
                     f"resnet_groups={self.resnet_groups}; try dim="
@@ -229,12 +229,13 @@ class VQGanVAE(_Network):
     which is why that is the default here.
 
     Attributes:
-      dim: width of the first convolution, a multiple of `resnet_groups`. image_size: side in
-        pixels, a multiple of 2**layers. channels: of the images.
+      dim: width of the first convolution. image_size: side in pixels, a multiple of 2**layers.
+        channels: of the images.
       layers: levels, each of which halves the sides. layer_mults: width of each level over `dim`;
         None for 1, 2, 4, ...
       num_resnet_blocks: residual blocks of each level; a number: of the last level alone.
-      resnet_groups: of the group norms. first_conv_kernel_size: side of the first window, odd.
+      resnet_groups: of the group norms; it divides the width of each level with residual blocks.
+        first_conv_kernel_size: side of the first window, odd.
       lookup_free_quantization: LFQ; False for the codebook on the unit sphere of the package's
         first releases.
       codebook_size: number of codes; for LFQ a power of 2.

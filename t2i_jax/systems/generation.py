@@ -245,8 +245,8 @@ def batches(
 
     Args:
       prompt: a row per prompt. total: images in all.
-      seed: see `seeds.key_of`; a sequence has one for each image, which then depends on nothing
-        else. Where several candidates are made for each image, they share its seed.
+      seed: see `seeds.key_of`; a sequence, or an array, has one for each image, which then depends
+        on nothing else. Where several candidates are made for each image, they share its seed.
       batch_size: None: all at once. progress: shows a bar where there are several batches.
 
     Raises:
@@ -254,6 +254,7 @@ def batches(
     """
     check_total(total, "images_per_prompt", images_per_prompt)
     batch_size = min(batch_size or total, total)
+    seed = np.asarray(seed).tolist() if getattr(seed, "ndim", 0) == 1 else seed
     keys_of = _keys_of_each(seed, total) if isinstance(seed, Sequence) else _keys_of_all(seed)
     return _batches(prompt, total, images_per_prompt, keys_of, batch_size, progress)
 

@@ -66,6 +66,27 @@ def images(name: str, given: Any, count: int | None, channels: int) -> list[np.n
     return read
 
 
+def read_once(name: str, given: Any, channels: int | None) -> Any:
+    """What a user gives as images or masks, each of them read, for those who look at it more than
+    once: an open file has nothing left the second time.
+
+    Args:
+      channels: of images; None: they are masks.
+
+    Raises:
+      UserError: something else.
+    """
+    if given is None:
+        return None
+    alone, several = _several(name, given, is_mask=channels is None)
+    called = (_called(name, i, alone) for i in range(len(several)))
+    if channels is None:
+        read = [_mask(*each) for each in zip(called, several)]
+    else:
+        read = [_image(*each, channels) for each in zip(called, several)]
+    return read[0] if alone else read
+
+
 def masks(name: str, given: Any, like: Sequence[np.ndarray]) -> list[np.ndarray]:
     """uint8 (H, W, 1) of a mask for each image, 255 where pixels are kept.
 

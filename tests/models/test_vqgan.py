@@ -19,6 +19,8 @@ def test_fields_by_the_names_of_the_package():
     assert vae.clone(image_size=512).grid == (32, 32)
     other = VQGanVAE(dim=16, layers=3, encdec_layer_mults=(1, 3, 2), encdec_num_resnet_blocks=2)
     assert other.dims == (16, 48, 32) and other.blocks == (0, 0, 2)
+    # the groups divide the width of the last level, which alone has blocks
+    assert VQGanVAE(dim=8).dims == (8, 16, 32, 64)
     assert config.from_dict(config.to_dict(other), {"VQGanVAE": VQGanVAE}) == other
 
 
@@ -27,7 +29,10 @@ def test_fields_by_the_names_of_the_package():
     [
         (dict(dim=16, layer_mult=2), "VQGanVAE has no field 'layer_mult'; did you mean 'layer_mul"),
         (dict(dim=16, codebook_size=8, vq_codebook_size=8), "are one field; give one"),
-        (dict(dim=24), "no multiple of resnet_groups=16; try dim=32"),
+        (
+            dict(dim=24, layers=1),
+            "of width 24, no multiple of resnet_groups=16; try dim=32",
+        ),
         (dict(dim=16, image_size=40), "image_size=40 is not a multiple of patch_size=16; try"),
         (dict(dim=16, layers=3, layer_mults=(1, 2)), r"layer_mults=\(1, 2\) has 2 entries"),
         (dict(dim=16, first_conv_kernel_size=4), "is even, which changes the image's size; try 5"),

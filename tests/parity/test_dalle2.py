@@ -40,13 +40,17 @@ def _whole():
 
 def test_weights_both_ways_and_an_image(tmp_path):
     theirs = _whole()
+    theirs.prior_num_samples = 3
     state = theirs.state_dict()
     torch.save(state, tmp_path / "dalle2.pt")
     live = runs.import_torch(theirs, tmp_path / "live")
     folder = runs.import_torch(
         tmp_path / "dalle2.pt", tmp_path / "file", decoder={"image_size": 16},
         prior={"cond_drop_prob": 0.1}, text_heads=2, visual_heads=2, resnet_groups=4,
+        dalle2={"prior_num_samples": 3},
     )  # fmt: skip
+    for one in (live, folder):
+        assert runs.load_run_recipe(one).evaluation.options.prior_num_samples == 3
     runs.export_torch(folder, tmp_path / "again.pt")
     again = torch.load(tmp_path / "again.pt")
     assert again.keys() == state.keys()

@@ -36,11 +36,12 @@ STEPS, FEWER = 8, 5
 
 def _clip(**fields):
     torch.manual_seed(1)
-    return package.CLIP(
+    sizes = dict(
         dim_text=16, dim_image=16, dim_latent=16, num_text_tokens=40, text_enc_depth=1,
         text_seq_len=8, text_heads=1, visual_enc_depth=1, visual_heads=1,
-        visual_image_size=16, visual_patch_size=8, **fields,
-    ).eval()  # fmt: skip
+        visual_image_size=16, visual_patch_size=8,
+    )  # fmt: skip
+    return package.CLIP(**{**sizes, **fields}).eval()
 
 
 def _prior(clip=None, of_clip=None, **settings):
@@ -211,6 +212,19 @@ def test_what_has_no_form_there_is_refused(tmp_path):
         state = _prior().state_dict()
         state["noise_scheduler.betas"] = torch.rand(STEPS)
         convert.from_torch(state)
+
+
+def test_encodings_of_another_width_than_the_network_are_not_read(tmp_path):
+    """The package has no projection of them, and a state dict does not tell whether it reads
+    them.
+    """
+    theirs = _prior(of_clip={"dim_text": 24}, condition_on_text_encodings=False)
+    torch.save(theirs.state_dict(), tmp_path / "prior.pt")
+    run = runs.import_torch(tmp_path / "prior.pt", tmp_path / "run", text_heads=1)
+    assert not t2i.load(run).task.use_encodings
+    told = {"condition_on_text_encodings": True}
+    with pytest.raises(UserError, match="its CLIP are 24 wide where the network has dim=16"):
+        runs.import_torch(tmp_path / "prior.pt", tmp_path / "no", text_heads=1, prior=told)
 
 
 def test_a_prior_of_an_earlier_release_is_said_to_be_one():

@@ -143,6 +143,43 @@ def test_a_file_that_holds_each_array_once(theirs, tmp_path):
     assert jax.tree.all(jax.tree.map(np.array_equal, once.params, whole.params))
 
 
+def _wholes(clip):
+    """A prior, a decoder and a DALLE2 around a CLIP."""
+    dalle2 = load("dalle2_pytorch")
+    net = dalle2.DiffusionPriorNetwork(dim=8, depth=1, dim_head=8, heads=1, max_text_len=5)
+    unet = dalle2.Unet(
+        dim=8, dim_mults=(1,), image_embed_dim=8, cond_dim=12, resnet_groups=4, attn_heads=1,
+        attn_dim_head=8, num_resnet_blocks=1, init_cross_embed=False, max_text_len=5,
+    )  # fmt: skip
+    prior = dalle2.DiffusionPrior(
+        net, clip=clip, timesteps=30, cond_drop_prob=0.1, condition_on_text_encodings=False
+    )
+    decoder = dalle2.Decoder(unet, clip=clip, image_size=8, timesteps=30, learned_variance=False)
+    whole = dalle2.DALLE2(prior=prior, decoder=decoder)
+    return {"prior": prior, "decoder": decoder, "dalle2": whole}
+
+
+@pytest.mark.parametrize("whole", ["prior", "decoder", "dalle2"])
+def test_within_a_prior_or_a_decoder_it_is_the_same(theirs, whole, tmp_path):
+    found = _wholes(theirs)[whole]
+    state = {key: value.numpy() for key, value in found.state_dict().items()}
+    run = runs.import_torch(found, tmp_path / "live")
+    assert t2i.load(run).clip.task.visual_ssl.weight == WEIGHT
+    torch_io.write(tmp_path / "of.safetensors", state)
+    told = {"text_heads": 1, "visual_heads": 1, "text_dim_head": 8, "visual_dim_head": 8}
+    told |= {} if whole == "prior" else {"resnet_groups": 4, "decoder": {"image_size": 8}}
+    told |= {"clip": {"image_ssl_loss_weight": WEIGHT}}
+    again = runs.import_torch(tmp_path / "of.safetensors", tmp_path / "file", **told)
+    for folder in (run, again):
+        assert t2i.load(folder).clip.task.visual_ssl.weight == WEIGHT
+        runs.export_torch(folder, folder.with_suffix(".safetensors"))
+        back = torch_io.read(folder.with_suffix(".safetensors"))
+        assert back.keys() == state.keys()
+        unread = ("running_mean", "running_var", "num_batches_tracked", "noise_scheduler.")
+        for key, value in state.items():
+            assert any(one in key for one in unread) or np.array_equal(back[key], value), key
+
+
 def test_another_hidden_layer_is_refused(monkeypatch, tmp_path):
     _all_narrow(monkeypatch)
     theirs = _made(visual_ssl_hidden_layer=-2)

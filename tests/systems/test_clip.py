@@ -117,6 +117,7 @@ def test_batches_sizes_and_forms_of_input_do_not_matter(system):
     assert scores.shape == (5, 2)
     assert np.allclose(scores, whole @ system.embed_text(captions).T, atol=1e-6)
     assert system.classify(images[:1], captions)[0] in captions
+    assert system.classify(images[:1], captions[0]) == captions[:1]
     ids = system.text_tokenizer(captions, 6)[0]
     assert np.allclose(system.embed_text(ids), system.embed_text(captions))
 

@@ -118,14 +118,24 @@ def test_images_become_images(dalle2):
     known = {"init_images": [one, two], "mask": half, "resample": 1}
     kept = dalle2.generate(CAPTIONS, images_per_prompt=2, **known, **QUICK)
     np.testing.assert_array_equal(kept[:, :8], np.stack([one, one, two, two])[:, :8])
+    known = {"init_images": [one], "mask": [half], "resample": 1}
+    kept = dalle2.generate(CAPTIONS[:1], images_per_prompt=2, **known, **QUICK)
+    np.testing.assert_array_equal(kept[:, :8], np.stack([one, one])[:, :8])
+    told = dalle2.variations(one, prompts=CAPTIONS[1], **QUICK)
+    np.testing.assert_array_equal(told, dalle2.generate(CAPTIONS[1], images=one, **QUICK))
 
 
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
         ({"prompts": CAPTIONS, "negative_prompts": CAPTIONS[:1]}, "has 1 caption for 2 prompts"),
+        ({"prompts": CAPTIONS, "negative_prompts": (CAPTIONS[0],)}, "has 1 caption for 2 prompts"),
         ({"prompts": CAPTIONS, "init_images": np.zeros((3, 8, 8, 3), np.uint8)},
          "has 3 images for 2 prompts"),
+        ({"prompts": CAPTIONS, "mask": np.ones((8, 8), bool)}, "mask says what to keep"),
+        ({"prompts": CAPTIONS, "seed": [1, 2, 3]}, "seed has 3 numbers for 4 images"),
+        ({"prompts": CAPTIONS, "stop_at": 3}, "stop_at=3 is no stage"),
+        ({"prompts": CAPTIONS, "image_sizes": (16, 32)}, "has 2 sizes for 1 stages"),
         ({"image_embeds": [[1.0] * 16, [1.0]]}, "image_embeds are no numbers"),
         ({"image_embeds": "photo.png"}, "image_embeds are no numbers"),
         ({"image_embeds": np.ones((1, 5))}, r"image_embeds have shape \(1, 5\)"),

@@ -341,8 +341,33 @@ def test_a_cascade_of_unets_agrees_and_cuts_cross_attention_by_resolution():
     assert task.networks[1].lowres_cond and from_dict(to_dict(task), TYPES) == task
     with pytest.raises(UserError, match="image_sizes has 6, which is not a multiple of 4"):
         cascade((6,), dim=8, dim_mults=(1, 2, 4))
-    with pytest.raises(UserError, match=r"dim=\[8\] has 1 values for 2 U-Nets"):
+    with pytest.raises(UserError, match=r"dim=\[8\] has 1 value for 2 U-Nets"):
         cascade((8, 16), dim=[8])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fields", "said"),
+    [
+        (64, {"dim_mults": (1, 2, 4, 8, 16, 32, 64, 128)}, "which is not a multiple of 128"),
+        ("64", {}, "image_sizes='64' are not sides in pixels"),
+        ((8.0, 16), {}, r"image_sizes=\(8.0, 16\) are not sides"),
+        ((0, 16), {}, r"image_sizes=\(0, 16\) are not sides"),
+        (None, {}, "image_sizes=None are not sides"),
+        ((16, 8), {}, r"image_sizes=\(16, 8\) do not rise"),
+        ((8, 16), {"dim": "8"}, "dim='8' is not a whole number"),
+        ((8, 16), {"dim_mults": [1, 2]}, "dim_mults=1 is not several values in parentheses"),
+        ((8, 16), {"cross_attention_up_to": "8"}, "cross_attention_up_to='8' is not a side"),
+        ((8, 16), {"cross_attention_up_to": True}, "cross_attention_up_to=True is not a side"),
+        (
+            (8, 16),
+            {"cross_attention_up_to": 8, "cross_attn": (True, False)},
+            r"cross_attn=\(True, False\) and cross_attention_up_to=8 both say",
+        ),
+    ],
+)
+def test_a_cascade_of_other_values_is_refused_in_a_sentence(sizes, fields, said):
+    with pytest.raises(UserError, match=said):
+        cascade(sizes, **{"dim": 8, "dim_mults": (1, 2), **fields})
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,8 @@ def test_the_same_seed_gives_the_same_images_in_any_batch(system):
     np.testing.assert_array_equal(
         whole[:1], system.generate(CAPTIONS[0], seed=4, batch_size=2, **_STEPS)
     )
+    each = [system.generate(CAPTIONS, seed=one, **_STEPS) for one in ([4, 5, 6], np.arange(4, 7))]
+    np.testing.assert_array_equal(*each)
     several = system.generate(CAPTIONS[:1], images_per_prompt=3, return_pil=True, **_STEPS)
     assert len({image.tobytes() for image in several}) > 1
 
@@ -588,6 +590,11 @@ _IMAGES = images_of(3, 8, 8)
         (CAPTIONS, {"init_images": _IMAGES[:2]}, "one image per prompt"),
         (CAPTIONS, {"init_images": _IMAGES, "mask": np.ones((3, 9), bool)}, "mask is 9x3 pixels"),
         (CAPTIONS, {"init_images": _IMAGES, "mask": np.eye(8) > 0}, "mask keeps no token"),
+        (
+            CAPTIONS,
+            {"init_images": _IMAGES, "outpaint": (0.45, 0.45, 0.45, 0.45)},
+            r"outpaint=\(0.45, .* keeps no token",
+        ),
         (CAPTIONS, {"init_images": _IMAGES, "strength": 0.0}, "strength=0.0 is outside"),
         (CAPTIONS, {"init_images": _IMAGES, "feather": -1}, "feather=-1 is outside"),
         (CAPTIONS, {"cond_images": _IMAGES}, "this system enlarges no images"),

@@ -105,6 +105,28 @@ def test_both_stages_are_guided_each_by_its_own_scale(system):
     assert not np.array_equal(plain[1], hot[1])
 
 
+def test_negative_prompts_are_for_the_stages_that_are_guided(system):
+    def sample(**changes):
+        return system.generate(CAPTIONS, temperature=0.0, return_stages=True, **_STEPS, **changes)
+
+    only_large = {"guidance": 1.0, "superres_guidance": 12.0}
+    plain, against = (sample(**only_large, negative_prompts=no) for no in (None, "zebra far off"))
+    np.testing.assert_array_equal(plain[0], against[0])
+    assert not np.array_equal(plain[1], against[1])
+    only_small = {"guidance": 12.0, "superres_guidance": 1.0}
+    plain, against = (sample(**only_small, negative_prompts=no) for no in (None, "zebra far off"))
+    assert not np.array_equal(plain[0], against[0])
+
+
+def test_an_open_file_is_read_for_both_sizes(system, tmp_path):
+    path = tmp_path / "given.png"
+    Image.fromarray(images_of(1, 16, 16)[0]).save(path)
+    wanted = system.generate(CAPTIONS[0], init_images=path, strength=0.3, **_STEPS)
+    with path.open("rb") as file:
+        made = system.generate(CAPTIONS[0], init_images=file, strength=0.3, **_STEPS)
+    np.testing.assert_array_equal(made, wanted)
+
+
 def test_a_mask_keeps_pixels_at_both_sizes(system, capsys):
     images = [Image.fromarray(image) for image in images_of(3, 32, 32)]
     mask = np.zeros((32, 32), bool)
@@ -201,6 +223,15 @@ def test_on_a_mesh_of_one_device_the_images_are_the_same(system):
         ({"init_images": images_of(3, 16, 16), "mask": np.ones((3, 9), bool)}, "mask is 9x3"),
         ({"options": MaskGitOptions()}, "another system; give MuseOptions"),
         ({"negative_prompts": ["zebra"]}, "negative_prompts has 1 caption for 3 prompts"),
+        (
+            {"negative_prompts": ["zebra"], "guidance": 1.0, "superres_guidance": 2.0},
+            "negative_prompts has 1 caption for 3 prompts",
+        ),
+        ({"negative_prompts": "zebra", "guidance": 1.0}, "have no effect at guidance=1"),
+        (
+            {"negative_prompts": "zebra", "guidance": 1.0, "stop_at": "base"},
+            "have no effect at guidance=1",
+        ),
     ],
 )
 def test_mistakes_are_refused_before_anything_compiles(system, changes, says, monkeypatch):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -67,22 +67,49 @@ class CascadeSystem(TextToImage):
         prompt: Mapping[str, np.ndarray],
         scales: list[float],
         *,
-        seed: int | Sequence[int],
-        images_per_prompt: int,
-        start_images: Any,
-        init_images: Any,
-        mask: Any,
-        cond_images: Any,
         return_stages: bool,
         return_pil: bool,
-        batch_size: int | None,
         progress: bool,
+        **others: Any,
     ) -> Any:
         """What `generate` returns.
 
         Args:
           options: how it samples. prompt: what the images are conditioned on, a row per prompt; {}:
             nothing. scales: of guidance, per stage. The others are those of `generate`.
+        """
+        plan, batches = self._prepared(options, prompt, scales, progress=progress, **others)
+        results: list[list[np.ndarray]] = [[] for _ in plan]
+        for rows in batches:
+            for made, part in zip(
+                results, self._run(plan, rows, options.lowres_level, progress), strict=True
+            ):
+                made.append(part[: rows.count])
+        stages = [np.concatenate(made) for made in results]
+        if return_pil:
+            stages = [as_pil(images) for images in stages]
+        return stages if return_stages else stages[-1]
+
+    def _prepared(
+        self,
+        options: Any,
+        prompt: Mapping[str, np.ndarray],
+        scales: list[float],
+        *,
+        seed: int | Sequence[int],
+        images_per_prompt: int,
+        start_images: Any,
+        init_images: Any,
+        mask: Any,
+        cond_images: Any,
+        batch_size: int | None,
+        progress: bool,
+    ) -> tuple[dict[int, Any], Iterator[generation.Rows]]:
+        """(the plan of the stages that run, what they are given batch by batch); arguments as of
+        `_generated`.
+
+        Raises:
+          UserError: what does not fit.
         """
         count_of = len(self.task.stages)
         updates = [int(self.updates.get(group(number), 0)) for number in range(1, count_of + 1)]
@@ -112,16 +139,8 @@ class CascadeSystem(TextToImage):
         if "start" in images:
             images["start"] = self._as_made_before(images["start"], plan, numbers[0])
         plan, total = {number: plan[number] for number in numbers}, count * images_per_prompt
-        results: list[list[np.ndarray]] = [[] for _ in plan]
-        for rows in generation.batches(prompt | images, total, images_per_prompt, seed, batch_size):
-            for made, part in zip(
-                results, self._run(plan, rows, options.lowres_level, progress), strict=True
-            ):
-                made.append(part[: rows.count])
-        stages = [np.concatenate(made) for made in results]
-        if return_pil:
-            stages = [as_pil(images) for images in stages]
-        return stages if return_stages else stages[-1]
+        rows = generation.batches({**prompt, **images}, total, images_per_prompt, seed, batch_size)
+        return plan, rows
 
     def _tell_idle(self, options, numbers, unused):
         """Says which options this cascade has no use for; `unused` are scales of guidance."""

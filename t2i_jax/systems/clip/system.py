@@ -22,6 +22,7 @@ from t2i_jax.pixels import SIGNED, to_float
 from t2i_jax.systems import generation, given
 from t2i_jax.systems.base import Findings, HeldOut, System, of_held_out
 from t2i_jax.systems.clip import retrieval
+from t2i_jax.text.encoder import captions_of
 
 if TYPE_CHECKING:
     from t2i_jax.systems.clip.task import ClipTask
@@ -103,8 +104,9 @@ class ClipSystem(System):
 
     def classify(self, images: Any, classes: Sequence[str]) -> list[str]:
         """The name of the class whose caption is the most similar, for each image."""
-        scores_IC = self.similarity(images, list(classes))
-        return [classes[int(best)] for best in scores_IC.argmax(1)]
+        named = captions_of(classes, "classes")
+        scores_IC = self.similarity(images, named)
+        return [named[int(best)] for best in scores_IC.argmax(1)]
 
     def save_vocabulary(self, folder: str | os.PathLike) -> None:
         """Writes the vocabulary into a folder, from which `model.captions.tokenizer` reads it; does

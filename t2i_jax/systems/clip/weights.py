@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from t2i_jax import convert, paths
-from t2i_jax.convert import arguments, torch_io, x_clip_ssl
+from t2i_jax.convert import arguments, engine, torch_io, x_clip, x_clip_ssl
 from t2i_jax.errors import UserError
 from t2i_jax.models.clip import CLIP
 from t2i_jax.models.openai_clip import OpenAIClip
@@ -41,27 +41,62 @@ _SETTINGS: arguments.Rows = {
 def from_torch(file: TorchFile) -> Imported | None:
     """The CLIP of a file; None where it holds another network.
 
-    Of the options `vocabulary` names the folder of its vocabulary; without one it reads token ids.
-
     Raises:
       UserError: a vocabulary of another size, or weights under OpenAI's names whose activation
         nobody tells.
     """
     if not isinstance(file.network, (CLIP, OpenAIClip)):
         return None
-    settings = {**file.told.get("settings", {}), **file.options("clip")}
-    folder = settings.pop("vocabulary", None)
     is_file = isinstance(file.source, pathlib.Path)
     if isinstance(file.network, OpenAIClip) and is_file and "activation" not in file.fields:
         raise UserError(
             f"weights={file.path!r} do not tell their activation; give activation='quick_gelu' for "
             "those of OpenAI and 'gelu' for others."
         )
-    found = imported(file.network, file.params, settings, file.beside)
+    return of_file(file, file.network, file.params, file.told, file.beside)
+
+
+def of_file(
+    file: TorchFile,
+    model: Any,
+    params: Mapping[str, Any],
+    told: Mapping[str, Any],
+    beside: Mapping[str, Any],
+) -> Imported:
+    """The CLIP of a file, which holds it alone or within another system.
+
+    Of the options of "clip" `vocabulary` names the folder of its vocabulary; without one it reads
+    token ids.
+
+    Args:
+      model, params: as `convert.from_torch` gives them. told: what a live module tells of it.
+      beside: as of `imported`.
+
+    Raises:
+      UserError: a vocabulary of another size, or an argument that has no form here.
+    """
+    settings = {**told.get("settings", {}), **file.options("clip")}
+    folder = settings.pop("vocabulary", None)
+    found = imported(model, params, settings, beside)
     if folder is None:
         return found
-    ids = dataclasses.replace(file.network.captions, source=str(paths.given("vocabulary", folder)))
+    ids = dataclasses.replace(model.captions, source=str(paths.given("vocabulary", folder)))
     return dataclasses.replace(found, vocabulary=ids.tokenizer())
+
+
+def within_file(file: TorchFile, read: convert.Weights) -> Imported | None:
+    """The CLIP of a prior or a decoder, with what was saved beside its network; None: it has none.
+
+    Args:
+      file: where it comes from. read: the prior or the decoder, whose `model.clip` is the network.
+
+    Raises:
+      UserError: an argument that has no form here.
+    """
+    if read.model.clip is None:
+        return None
+    told, beside = read.told.get("clip", {}), engine.part(read.beside, x_clip.WITHIN)
+    return of_file(file, read.model.clip, read.params["clip"], told, beside)
 
 
 def imported(
@@ -131,12 +166,36 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
     """Writes a run as a state dict, with what its self-supervised learning has where x-clip has the
     network.
     """
-    task, averaged = contents.recipe.task, jax.device_get(contents.averaged)
-    state = convert.to_state(task.model, exported(averaged))
-    if task.visual_ssl is not None and isinstance(task.model, CLIP):
-        shapes = task.visual_ssl.shapes(task.model.dim_image)
-        state |= x_clip_ssl.to_state(task.visual_ssl.kind, averaged["clip"]["ssl"], shapes, state)
-    torch_io.write(path, state)
+    averaged = jax.device_get(contents.averaged)
+    state = convert.to_state(contents.recipe.task.model, exported(averaged))
+    torch_io.write(path, state | ssl_state(contents, state))
+
+
+def ssl_state(contents: Any, state: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """What x-clip saves of self-supervised learning beside its CLIP; {} where there is none.
+
+    Args:
+      contents: those of a run of a CLIP. state: a state dict that holds its network, under names
+        that begin with `place`.
+    """
+    task = contents.recipe.task
+    if task.visual_ssl is None or not isinstance(task.model, CLIP):
+        return {}
+    params = jax.device_get(contents.averaged["clip"]["ssl"])
+    shapes, clip = task.visual_ssl.shapes(task.model.dim_image), engine.part(state, place)
+    found = x_clip_ssl.to_state(task.visual_ssl.kind, params, shapes, clip)
+    return {place + name: value for name, value in found.items()}
+
+
+def ssl_within(contents: Any, state: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """The same for the CLIP of a run of a prior or a decoder; {} where the state dict has none.
+
+    Args:
+      place: how the names of the prior or the decoder begin in the state dict.
+    """
+    if "clip" not in contents.parts or not engine.part(state, place + x_clip.WITHIN):
+        return {}
+    return ssl_state(contents.parts["clip"], state, place + x_clip.WITHIN)
 
 
 def exported(groups: Mapping[str, Any]) -> dict[str, Any]:

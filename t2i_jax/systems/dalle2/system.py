@@ -118,12 +118,17 @@ class DALLE2System(TextToImage):
         generation.check_amounts(images_per_prompt, batch_size)
         self._check_given(prompts, images, other_images, instead_of, image_embeds)
         own = {"seed": seed, "images_per_prompt": images_per_prompt}
+        reads = self.decoder.task.by_text and prompts is not None and instead_of is None
+        beside = {
+            "negative_prompts": negative_prompts,
+            "init_images": given.read_once("init_images", init_images, self.task.channels),
+            "mask": given.read_once("mask", mask, None),
+        }
         if images is None and image_embeds is None:
-            # nothing compiles before the decoder's options are known to fit
-            chosen.decoder.per_stage("guidance", len(self.decoder.task.stages))
             with told_of_prior():
                 self.prior.task.check_options(chosen.prior)
-            self._check_beside(prompts, negative_prompts, init_images)
+            more = {**own, **beside, "batch_size": batch_size}
+            self._check_decoder(prompts, prompts if reads else None, chosen.decoder, more)
             if batch_size is not None:  # what as many images need
                 own["batch_size"] = batch_size * chosen.prior.num_samples
             embeds = self.prior.embed(prompts, chosen.prior, **own, progress=progress)
@@ -136,14 +141,14 @@ class DALLE2System(TextToImage):
             if prompts is not None and instead_of is None and not self.decoder.task.by_text:
                 generation.tell(UNREAD)
         rest = {"images_per_prompt": images_per_prompt // each, "batch_size": batch_size}
-        reads = self.decoder.task.by_text and prompts is not None and instead_of is None
         return self.decoder.generate(
             _repeated(prompts, each, len(embeds)) if reads else None,
             chosen.decoder,
             image_embeds=embeds,
             seed=seed,
             negative_prompts=_repeated(negative_prompts, each),
-            **self._pixels(init_images, mask, each),
+            init_images=_each_repeated(beside["init_images"], each),
+            mask=_each_repeated(beside["mask"], each),
             return_stages=return_stages,
             return_pil=return_pil,
             progress=progress,
@@ -154,7 +159,7 @@ class DALLE2System(TextToImage):
         self, images: Any, options: DALLE2Options | None = None, **arguments: Any
     ) -> Any:
         """Images with the same CLIP embeddings as these; arguments as of `generate`."""
-        return self.generate(None, options, images=images, **arguments)
+        return self.generate(options=options, images=images, **arguments)
 
     def interpolate(
         self,
@@ -188,7 +193,7 @@ class DALLE2System(TextToImage):
                 )
         one, two = (self.clip.embed_images(shown) for shown in (image, other))
         embeds = np.concatenate([slerp(one, two, share) for share in shares])
-        return self.generate(None, options, image_embeds=embeds, **arguments)
+        return self.generate(options=options, image_embeds=embeds, **arguments)
 
     def edit(
         self,
@@ -225,14 +230,15 @@ class DALLE2System(TextToImage):
                 "instead_of is the caption that the prompt takes the place of; give a prompt too."
             )
 
-    def _check_beside(self, prompts, negative_prompts, init_images):
-        """Refuses what has not one for each prompt, before each of them is repeated."""
-        with generation.quiet():
-            count = len(next(iter(self.prior.prompt(prompts, "prompts").values())))
-            if init_images is not None:
-                given.images("init_images", init_images, count, self.task.channels)
-        if isinstance(negative_prompts, list):
-            generation.check_negative(len(negative_prompts), count)
+    def _check_decoder(self, prompts, read, options, beside):
+        """Refuses what does not fit the decoder, as it was given and before the prior samples.
+
+        Args:
+          read: the prompts, where the decoder reads them. beside: further arguments of it.
+        """
+        with generation.quiet():  # it is told when the decoder is given them
+            rows = len(next(iter(self.prior.prompt(prompts, "prompts").values())))
+            self.decoder.check(read, options, rows=rows, **beside)
 
     def _embeds(self, images, other_images, prompts, instead_of, options):
         """The embeddings (P, D), of length 1, that images and captions make."""
@@ -254,20 +260,6 @@ class DALLE2System(TextToImage):
             )
         return slerp(embeds, difference / lengths, options.change)
 
-    def _pixels(self, init_images, mask, each):
-        """init_images and their masks, one of each for every image that is made."""
-        if each == 1 or init_images is None:
-            return {"init_images": init_images, "mask": mask}
-        read = given.images("init_images", init_images, None, self.task.channels)
-        found: dict[str, Any] = {"init_images": read if len(read) > 1 else init_images}
-        if len(read) > 1:
-            found["init_images"] = [image for image in read for _ in range(each)]
-        if mask is None:
-            return {**found, "mask": None}
-        masks = given.masks("mask", mask, read)
-        kept = [one for one in masks for _ in range(each)] if len(read) > 1 else mask
-        return {**found, "mask": kept}
-
 
 def _aligned(name, one, other):
     """Two arrays with as many rows each: one row stands for all.
@@ -279,6 +271,11 @@ def _aligned(name, one, other):
     if {len(one), len(other)} - {1, rows}:
         raise UserError(f"{name} has {len(other)} for {len(one)}; give one, or one for each.")
     return tuple(np.broadcast_to(part, (rows, part.shape[1])) for part in (one, other))
+
+
+def _each_repeated(read, each):
+    """Images of `given.read_once`, each `each` times; one that stands alone is for all."""
+    return [one for one in read for _ in range(each)] if isinstance(read, list) else read
 
 
 def _repeated(prompts, each, rows=None):

@@ -6,10 +6,11 @@ import pathlib
 from typing import Any
 
 from t2i_jax import convert
-from t2i_jax.convert import torch_io
+from t2i_jax.convert import Weights, engine, torch_io
 from t2i_jax.convert.dalle2_decoder import DecoderCheckpoint
 from t2i_jax.errors import UserError
 from t2i_jax.models.dalle2 import PriorAndDecoder
+from t2i_jax.systems.clip import weights as clips
 from t2i_jax.systems.dalle2.options import DALLE2Options
 from t2i_jax.systems.dalle2.task import DALLE2Task
 from t2i_jax.systems.decoder import weights as decoders
@@ -33,14 +34,17 @@ def from_torch(file: TorchFile) -> Imported | None:
             "the weights hold no CLIP, and captions are read by one; give the prior and the "
             "decoder by themselves, and the run of their CLIP as a part."
         )
-    told = {name: file.told.get(name, {}).get("settings", {}) for name in ("prior", "decoder")}
-    given = file.options("dalle2")
-    prior = priors.imported(
-        model.prior, file.params["prior"], {**told["prior"], **file.options("prior")}
-    )
+    given = {**file.told.get("settings", {}), **file.options("dalle2")}
+    read, settings, clip = {}, {}, {}
+    for name in ("prior", "decoder"):
+        told, beside = file.told.get(name, {}), engine.part(file.beside, f"{name}.")
+        read[name] = Weights(getattr(model, name), file.params[name], told, beside)
+        settings[name] = {**told.get("settings", {}), **file.options(name)}
+        clip[name] = clips.within_file(file, read[name])
+    prior = priors.imported(model.prior, read["prior"].params, settings["prior"], clip["prior"])
     count = (1,) * len(model.decoder.unets)  # every stage counts as trained
-    checkpoint = DecoderCheckpoint(model.decoder, file.params["decoder"], None, count)
-    decoder = decoders.imported(checkpoint, {**told["decoder"], **file.options("decoder")})
+    checkpoint = DecoderCheckpoint(model.decoder, read["decoder"].params, None, count)
+    decoder = decoders.imported(checkpoint, settings["decoder"], clip["decoder"])
     for name in given:
         if name not in ("prior_num_samples",):
             raise UserError(f"dalle2.{name} is no argument of DALLE2; leave it out.")
@@ -66,4 +70,7 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
     with quiet():  # what there is to tell of CLIP
         decoder, of_decoder = decoders.exported(contents.parts["decoder"])
     params = {"prior": of_prior, "decoder": of_decoder}
-    torch_io.write(path, convert.to_state(PriorAndDecoder(prior, decoder), params))
+    state = convert.to_state(PriorAndDecoder(prior, decoder), params)
+    for name in params:
+        state |= clips.ssl_within(contents.parts[name], state, f"{name}.")
+    torch_io.write(path, state)

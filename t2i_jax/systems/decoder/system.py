@@ -123,6 +123,31 @@ class DecoderSystem(CascadeSystem):
             progress=progress,
         )
 
+    def check(
+        self,
+        prompts: Any,
+        options: DecoderOptions,
+        *,
+        rows: int,
+        negative_prompts: Any = None,
+        **others: Any,
+    ) -> None:
+        """Refuses what `generate` refuses beside image embeddings that are not made yet; nothing
+        compiles.
+
+        Args:
+          rows: how many embeddings there will be. The others: as of `generate`.
+
+        Raises:
+          UserError: an argument that does not fit.
+        """
+        scales = options.per_stage("guidance", len(self.task.stages))
+        self._check_guidance(scales, negative_prompts is not None)
+        embeds = np.zeros((rows, self.task.embed_width), np.float32)
+        found, _ = self._told(prompts, negative_prompts, embeds, None, scales)
+        nothing = {"start_images": None, "cond_images": None, "progress": False}
+        self._prepared(options, found, scales, **others, **nothing)
+
     def conditions(self, samples: Mapping[str, Any], rows: Sequence[int]) -> Mapping[str, Any]:
         """The images themselves, or their stored embeddings."""
         names = {"image": "images", "image_embeds": "image_embeds"}
@@ -147,6 +172,11 @@ class DecoderSystem(CascadeSystem):
 
     def _prompt(self, prompts, negative_prompts, image_embeds, images, scales):
         """What the images are conditioned on, a row per prompt."""
+        found, texts = self._told(prompts, negative_prompts, image_embeds, images, scales)
+        return found | (self._encodings(texts) if texts else {})
+
+    def _told(self, prompts, negative_prompts, image_embeds, images, scales):
+        """({"image_embeds"}, the arrays of captions), as far as the decoder reads them."""
         task, guided = self.task, any(scale != 1 for scale in scales)
         if not (task.by_image or task.by_text):
             for name, value in (
@@ -156,7 +186,7 @@ class DecoderSystem(CascadeSystem):
                     raise UserError(
                         f"{name} are given to an unconditional decoder; leave them out."
                     )
-            return {}
+            return {}, {}
         if image_embeds is not None and images is not None:
             raise UserError("image_embeds and images are both given; give one of them.")
         found, texts = {}, {}
@@ -184,13 +214,13 @@ class DecoderSystem(CascadeSystem):
                 f"prompts have {counted(len(texts['text_mask']), 'caption')} for "
                 f"{counted(rows, 'image embedding')}; give one for each."
             )
-        if task.by_text:
-            if not texts and not rows:
-                raise UserError(
-                    "prompts=None: this decoder was trained on captions; give a list of them."
-                )
-            found |= self._encodings(texts or _blank(task.text_encoder, rows))
-        return found
+        if not task.by_text:
+            return found, {}
+        if not texts and not rows:
+            raise UserError(
+                "prompts=None: this decoder was trained on captions; give a list of them."
+            )
+        return found, texts or _blank(task.text_encoder, rows)
 
     def _embeds(self, image_embeds, images, prompts):
         if images is not None:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from t2i_jax import values
-from t2i_jax.convert import arguments, to_state, torch_io
+from t2i_jax.convert import Weights, arguments, to_state, torch_io
 from t2i_jax.convert import dalle2_decoder as tables
 from t2i_jax.convert.dalle2_decoder import DecoderCheckpoint
 from t2i_jax.diffusion.discrete import DiscreteDdpm
@@ -50,16 +50,20 @@ def from_torch(file: TorchFile) -> Imported | None:
     if isinstance(loaded, Mapping) and isinstance(loaded.get("model"), Mapping):
         found = tables.from_trainer(loaded, **file.fields)
     else:  # without its trainer: every stage counts as trained
-        steps, settings = (1,) * len(file.network.unets), file.told.get("settings", {})
-        found = DecoderCheckpoint(file.network, file.params, None, steps, settings)
-    return imported(found, {**found.settings, **file.options("decoder")})
+        steps, told = (1,) * len(file.network.unets), file.told.get("settings", {})
+        found = DecoderCheckpoint(file.network, file.params, None, steps, told)
+    read = Weights(found.model, dict(found.params), file.told, file.beside)
+    settings = {**found.settings, **file.options("decoder")}
+    return imported(found, settings, clips.within_file(file, read))
 
 
-def imported(found: DecoderCheckpoint, settings: Mapping[str, Any]) -> Imported:
+def imported(
+    found: DecoderCheckpoint, settings: Mapping[str, Any], clip: Imported | None
+) -> Imported:
     """A decoder from its networks and their weights.
 
     Args:
-      settings: arguments of the package's class.
+      settings: arguments of the package's class. clip: that of the decoder; None: it has none.
 
     Raises:
       UserError: no image sizes, or arguments that are not known or do not fit the weights.
@@ -68,9 +72,7 @@ def imported(found: DecoderCheckpoint, settings: Mapping[str, Any]) -> Imported:
     of = found.params if found.averages is None else found.averages
     params = {name: {"unet": of[name]} for name in task.ema_groups}
     counts = {group(i): np.int32(count) for i, count in enumerate(found.steps, 1)}
-    parts = {}
-    if found.model.clip is not None:
-        parts["clip"] = clips.imported(found.model.clip, found.params["clip"])
+    parts = {} if clip is None else {"clip": clip}
     stats = {"updates": counts}
     return Imported("Decoder", task, params, stats, task.image_size, parts, OPTIONS)
 
@@ -83,8 +85,10 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
       UserError: a decoder that the package has no place for.
     """
     model, averaged = exported(contents)
+    state = to_state(model, averaged)
+    more = clips.ssl_within(contents, state)
     if path.suffix.lower() == torch_io.SAFE:
-        torch_io.write(path, to_state(model, averaged))
+        torch_io.write(path, state | more)
         return
     names = contents.recipe.task.ema_groups
     beside = {name: own for name, own in averaged.items() if name == "clip"}
@@ -93,7 +97,9 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
     checkpoint = DecoderCheckpoint(
         model, {**_unets(names, contents.params), **beside}, averages, counts
     )
-    torch_io.write_checkpoint(path, tables.to_trainer(checkpoint))
+    made = tables.to_trainer(checkpoint)
+    made["model"] |= torch_io.tensors(more)
+    torch_io.write_checkpoint(path, made)
 
 
 def exported(contents: Any) -> tuple[DecoderUnets, dict[str, Any]]:

@@ -156,7 +156,8 @@ def _check_sizes(task):
             f"cond_image_size={task.cond_image_size} needs images of both sizes; give a "
             "tokenizer and stored_tokens=False."
         )
-    if task.cond_image_size >= own.image_size or own.image_size % task.cond_image_size:
+    size = task.cond_image_size
+    if not 0 < size < own.image_size or own.image_size % size:
         raise UserError(
             f"cond_image_size={task.cond_image_size} is no part of image_size="
             f"{own.image_size}; try {own.image_size // 2}."

@@ -303,7 +303,8 @@ class MaskGitSystem(TextToImage):
             if mask is None:
                 return {"init": init}
             keep = given.kept("mask", given.masks("mask", mask, read), read, size, self.crop)
-        known = _tokens_kept(keep, grid, options.feather is not None)
+        way = "mask" if options.outpaint is None else f"outpaint={options.outpaint}"
+        known = _tokens_kept(way, keep, grid, options.feather is not None)
         return {"init": init, "known": rearrange(known, "p r c -> p (r c)"), "keep": keep}
 
     def _check_given(self, options, init_images, mask):
@@ -351,13 +352,14 @@ def rows_in(arrays: Mapping[str, np.ndarray]) -> int:
     return len(next(iter(arrays.values())))
 
 
-def _tokens_kept(kept_PHW, grid, over):
-    """bool (P, rows, columns): the tokens all of whose pixels a mask keeps; a line says so.
+def _tokens_kept(way, kept_PHW, grid, over):
+    """bool (P, rows, columns): the tokens all of whose pixels are kept; a line says so.
 
     About the same is in systems/parti/system.py.
 
     Args:
-      over: whether kept pixels are laid over what is made.
+      way: what says which pixels are kept, for the message. over: whether kept pixels are laid over
+        what is made.
     """
     rows, columns = grid
     pixels_PRCN = rearrange(kept_PHW, "p (r h) (c w) -> p r c (h w)", r=rows, c=columns)
@@ -365,7 +367,7 @@ def _tokens_kept(kept_PHW, grid, over):
     height, width = (kept_PHW.shape[axis + 1] // grid[axis] for axis in (0, 1))
     what = f"whole tokens, {width}x{height} pixels each"
     if not known_PRC.any((1, 2)).all():
-        raise UserError(f"mask keeps no token, and MaskGIT keeps {what}; keep a larger part.")
+        raise UserError(f"{way} keeps no token, and MaskGIT keeps {what}; keep a larger part.")
     anew = int((pixels_PRCN & ~known_PRC[..., None]).sum())
     told = f"MaskGIT keeps {what}: {known_PRC.sum()} of {known_PRC.size}"
     beside = "laid over what is made" if over else "inpainted"

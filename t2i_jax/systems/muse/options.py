@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from t2i_jax import config
 from t2i_jax.config import fields_of
+from t2i_jax.errors import UserError
 from t2i_jax.systems import generation
 from t2i_jax.systems.maskgit.options import MaskGitOptions
 
@@ -78,3 +80,17 @@ class MuseOptions(MaskGitOptions):
             value = getattr(self, f"superres_{name}")
             own |= {} if value is None else {name: value}
         return dataclasses.replace(self.base, **own)
+
+
+@contextlib.contextmanager
+def told_of_superres(options: MuseOptions) -> Iterator[None]:
+    """Names an option that the second stage has of its own, with which a refusal begins, as
+    `MuseOptions` does.
+    """
+    try:
+        yield
+    except UserError as error:
+        name = str(error).partition("=")[0]
+        if getattr(options, f"superres_{name}", None) is None:
+            raise
+        raise UserError(f"superres_{error}") from None

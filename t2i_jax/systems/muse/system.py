@@ -13,12 +13,12 @@ import numpy as np
 
 from t2i_jax.models import image_tokenizer
 from t2i_jax.pixels import as_pil
-from t2i_jax.systems import generation
+from t2i_jax.systems import generation, given
 from t2i_jax.systems.maskgit import previews
 from t2i_jax.systems.maskgit.options import COMPAT
 from t2i_jax.systems.maskgit.previews import Show
 from t2i_jax.systems.maskgit.system import MaskGitSystem, rows_in
-from t2i_jax.systems.muse.options import MuseOptions
+from t2i_jax.systems.muse.options import MuseOptions, told_of_superres
 from t2i_jax.systems.text_to_image import TextToImage
 from t2i_jax.types import Array
 
@@ -82,7 +82,8 @@ class MuseSystem(TextToImage):
         Args:
           prompts, seed, images_per_prompt, negative_prompts, init_images, mask, return_pil,
             batch_size, progress: as of `MaskGitSystem.generate`. Images to inpaint or to change are
-            so at both sizes, see `MuseOptions`.
+            so at both sizes, see `MuseOptions`; negative prompts are for the stages that are
+            guided.
           options: how it samples; None: the defaults of `MuseOptions`. changes: single options by
             name, superres_steps=12.
           return_stages: a list with the small and the large images.
@@ -98,12 +99,19 @@ class MuseSystem(TextToImage):
         stages = self._chosen(chosen)
         generation.check_amounts(images_per_prompt, batch_size)
         previews.check(on_step)
-        arrays = {}
+        pixels = {
+            "init_images": given.read_once("init_images", init_images, self.task.channels),
+            "mask": given.read_once("mask", mask, None),
+        }
+        arrays, guided = {}, [own.guidance != 1 for _, own in stages]
         for number, (stage, own) in enumerate(stages):
-            rest = {**inputs, "negative_prompts": negative_prompts}
+            # a stage without guidance has no use for them; where none is guided, they are refused
+            against = negative_prompts if guided[number] or not any(guided) else None
             # what there is to say of prompts and images is said once
             with generation.quiet() if number else contextlib.nullcontext():
-                found = stage.prepare(prompts, own, from_tokens=number > 0, **rest)
+                found = stage.prepare(
+                    prompts, own, negative_prompts=against, from_tokens=number > 0, **pixels
+                )
             arrays |= {f"{number}/{name}": value for name, value in found.items()}
         total, made = rows_in(arrays) * images_per_prompt, []
         for rows in generation.batches(
@@ -132,7 +140,8 @@ class MuseSystem(TextToImage):
             superres = dataclasses.replace(superres, **without)
         if of_base.critic is None and of_superres.critic is not None:
             base = dataclasses.replace(base, **without)
-        superres = self.superres.fitting(superres)
+        with told_of_superres(options):
+            superres = self.superres.fitting(superres)
         windows = of_superres.windows(superres)
         if windows is not None:
             patch = of_superres.tokenizers[1].patch_size

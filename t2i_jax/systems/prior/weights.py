@@ -60,11 +60,11 @@ def from_torch(file: TorchFile) -> Imported | None:
     """
     read = trainer(file)
     if read is None:
-        read = convert.Weights(file.network, dict(file.params), file.told)
+        read = convert.Weights(file.network, dict(file.params), file.told, file.beside)
     if not isinstance(read.model, PriorAndClip):
         return None
     settings = {**read.told.get("settings", {}), **file.options("prior")}
-    return imported(read.model, read.params, settings)
+    return imported(read.model, read.params, settings, clips.within_file(file, read))
 
 
 def trainer(file: TorchFile) -> convert.Weights | None:
@@ -79,12 +79,15 @@ def trainer(file: TorchFile) -> convert.Weights | None:
 
 
 def imported(
-    model: PriorAndClip, params: Mapping[str, Any], settings: Mapping[str, Any]
+    model: PriorAndClip,
+    params: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    clip: Imported | None,
 ) -> Imported:
     """A prior from what `convert.weights` gives.
 
     Args:
-      settings: arguments of the package's class.
+      settings: arguments of the package's class. clip: that of the prior; None: it has none.
 
     Raises:
       UserError: an argument that has no form here, or a value of another type.
@@ -100,21 +103,33 @@ def imported(
         model.network,
         noise,
         model.clip,
-        use_encodings=settings.get("condition_on_text_encodings", True),
+        use_encodings=_use_encodings(model, settings),
         text_drop_prob=dropped if text is None else text,
         image_drop_prob=dropped if image is None else image,
         scale=settings.get("image_embed_scale"),
         on_sphere=_on_sphere(settings),
         stored=model.clip is None,
     )
-    parts, size = {}, 1
-    if model.clip is not None:
-        parts["clip"] = clips.imported(model.clip, params["clip"])
-        size = model.clip.image_size
+    parts, size = ({}, 1) if clip is None else ({"clip": clip}, clip.image_size)
     return Imported(
         "DiffusionPrior", task, {"prior": params["network"]}, {}, size, parts,
         options_of(settings, noise),
     )  # fmt: skip
+
+
+def _use_encodings(model, settings):
+    """Whether the network reads the encodings of tokens, by default where those of its CLIP are as
+    wide as it is: the package has no projection between them.
+    """
+    fit = model.clip is None or model.clip.text_width == model.network.dim
+    asked = settings.get("condition_on_text_encodings", fit)
+    if asked and not fit:
+        raise UserError(
+            "prior.condition_on_text_encodings=True, and the encodings of its CLIP are "
+            f"{model.clip.text_width} wide where the network has dim={model.network.dim}; give "
+            "False."
+        )
+    return asked
 
 
 def options_of(settings: Mapping[str, Any], noise: DiscreteDdpm) -> PriorOptions:
@@ -150,7 +165,8 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
     Raises:
       UserError: a diffusion or a network that the package has no place for.
     """
-    torch_io.write(path, convert.to_state(*exported(contents)))
+    state = convert.to_state(*exported(contents))
+    torch_io.write(path, state | clips.ssl_within(contents, state))
 
 
 def exported(contents: Any) -> tuple[PriorAndClip, dict[str, Any]]:
