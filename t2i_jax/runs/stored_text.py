@@ -33,7 +33,7 @@ def note(workdir: pathlib.Path, recipe: Recipe, parts: Mapping[str, Given], sour
     Raises:
       UserError: a run that was begun with the text of another encoder.
     """
-    if "text" not in recipe.task.columns(parts):
+    if recipe.data is None or "text" not in recipe.task.columns(parts):
         return
     now, before = made_with(source.stored.get("text", {})), _read(workdir)
     was, is_now = (_fingerprint(about or {}) for about in (before, now))

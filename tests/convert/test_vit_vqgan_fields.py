@@ -1,12 +1,15 @@
+import functools
+
 import jax
 import numpy as np
 import pytest
 
-from t2i_jax import convert, sharding
+from t2i_jax import convert
 from t2i_jax.convert import vit_vqgan
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
+from tests.begun import drawn
 
 MODELS = {
     "lfq": VitVQGanVAE(
@@ -36,12 +39,10 @@ MODELS = {
 
 def exported(name):
     model = MODELS[name]
-    weights = sharding.unbox(image_tokenizer.init(model, jax.random.key(0)))
+    weights = drawn(functools.partial(image_tokenizer.init, model))
     if model.discr_layers:
         image = np.zeros((1, 32, 32, model.channels), np.float32)
-        weights["discriminator"] = sharding.unbox(
-            model.discriminator().init(jax.random.key(1), image)
-        )["params"]
+        weights["discriminator"] = drawn(model.discriminator().init, image)["params"]
     return model, weights, convert.to_state(model, weights)
 
 

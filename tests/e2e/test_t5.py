@@ -62,7 +62,7 @@ def test_stored_embeddings_and_tokens_give_the_same_loss(trained):
     text, text_mask = system.text_tokenizer(batch["caption"], _LENGTH)
     key = jax.random.key(1)
     args = system.weights, {}, system.frozen
-    from_text, _ = system.task.loss(
+    from_text, _ = jax.jit(system.task.loss)(
         *args, {"image": batch["image"], "text": text, "text_mask": text_mask}, key, 0
     )
 
@@ -71,15 +71,16 @@ def test_stored_embeddings_and_tokens_give_the_same_loss(trained):
         embed_captions(encoder, t5, system.text_tokenizer, batch["caption"], dtype="float32")
     )
     embeds = np.stack([np.pad(row, ((0, _LENGTH - len(row)), (0, 0))) for row in rows])
-    tokens = system.task.tokens(system.frozen, batch)
+    tokens = jax.jit(system.task.tokens)(system.frozen, {"image": batch["image"]})
     stored = dataclasses.replace(
         system.task, text=StoredText(dim=encoder.dim, max_length=_LENGTH), stored_tokens=True
     )
     assert set(stored.batch_spec(4)) == {"tokens", "text_embeds", "text_mask"}
     batch = {"tokens": tokens, "text_embeds": embeds, "text_mask": text_mask}
-    from_stored, _ = stored.loss(system.weights, {}, None, batch, key, 0)
+    loss = jax.jit(stored.loss)
+    from_stored, _ = loss(system.weights, {}, None, batch, key, 0)
     np.testing.assert_allclose(from_stored, from_text, rtol=1e-5)
-    moved, _ = stored.loss(system.weights, {}, None, {**batch, "text_embeds": embeds[::-1]}, key, 0)
+    moved, _ = loss(system.weights, {}, None, {**batch, "text_embeds": embeds[::-1]}, key, 0)
     assert abs(moved - from_text) > 1e-6 * abs(from_text)  # the text is looked at
 
 

@@ -1,6 +1,5 @@
 """What the U-Net of DALL-E 2 has beyond the package: text at all levels, heads, a scale."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import t2i_jax as t2i
 from t2i_jax import convert
 from t2i_jax.errors import UserError
+from tests.begun import begun, moved
 
 FIELDS = dict(dim=8, dim_mults=(1,), resnet_groups=4, attn_heads=1, attn_dim_head=8)
 FIELDS |= dict(num_resnet_blocks=0, init_cross_embed=False, init_conv_kernel_size=1)
@@ -17,18 +17,21 @@ FIELDS |= dict(cond_on_text_encodings=True, text_embed_dim=6, max_text_len=4, cr
 MIDDLE = ("mid_first", "mid_second")
 
 
+def _params(unet, *inputs):
+    return moved(begun(lambda key: unet.init(key, *inputs), jax.random.key(0))["params"], 0.1)
+
+
 def outputs(**fields):
     """Of two texts and of none, by a network whose middle does not see the text."""
     unet = t2i.DecoderUnet(**FIELDS, **fields)
-    key = jax.random.key(0)
-    image = jax.random.normal(key, (3, 2, 2, 3))
-    text = jax.random.normal(jax.random.fold_in(key, 1), (3, 4, 6))
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(3, 2, 2, 3)).astype(np.float32)
+    text = rng.normal(size=(3, 4, 6)).astype(np.float32)
     keep = np.array([True, True, False])
+    params = _params(unet, image[:1], np.zeros(1, np.float32), None, text[:1])
 
     @jax.jit
-    def run(key):
-        params = unet.init(key, image[:1], jnp.zeros(1), None, text[:1])["params"]
-        params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, x.shape), params)
+    def run(params):
         for name in MIDDLE:
             shut = params[name]["cross_attention"]
             params[name]["cross_attention"] = jax.tree.map(jnp.zeros_like, shut)
@@ -37,7 +40,7 @@ def outputs(**fields):
             {"params": params}, same, jnp.full(3, 5.0), None, text, keep_text_B=jnp.asarray(keep)
         )
 
-    return np.asarray(run(key))
+    return np.asarray(run(params))
 
 
 @pytest.mark.parametrize("field", [None, "text_at_levels", "add_text_to_time"])
@@ -73,12 +76,12 @@ def test_what_the_package_lacks_is_not_written_for_it(field):
 def test_heads_of_cross_attention_and_the_scale_of_embeddings():
     fields = FIELDS | dict(cond_on_image_embeds=True, image_embed_dim=5, num_image_tokens=1)
     unet = t2i.DecoderUnet(**fields, cross_attn_heads=2, cross_attn_dim_head=4)
-    key = jax.random.key(0)
-    image, embed = jax.random.normal(key, (1, 2, 2, 3)), jax.random.normal(key, (1, 5))
-    params = nn.unbox(jax.jit(unet.init)(key, image, jnp.zeros(1), embed)["params"])
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(1, 2, 2, 3)).astype(np.float32)
+    embed = rng.normal(size=(1, 5)).astype(np.float32)
+    params = _params(unet, image, np.zeros(1, np.float32), embed)
     assert params["mid_first"]["cross_attention"]["to_q"]["kernel"].shape == (8, 2 * 4)
     assert params["mid_first"]["cross_attention"]["null_kv"].shape == (2, 4)
-    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, x.shape), params)
     scaled = unet.clone(image_embed_scale=4.0)
     once, twice = (
         jax.jit(one.apply)({"params": params}, image, jnp.zeros(1), embed / divisor)

@@ -19,6 +19,7 @@ from t2i_jax.models.vqgan import VQGanVAE
 from t2i_jax.nn.conv import conv
 from t2i_jax.nn.quantize import FactorisedVq
 from t2i_jax.pixels import SIGNED, to_float
+from tests.begun import begun
 
 
 class Convolutional(image_tokenizer.QuantizedAutoencoder):
@@ -94,7 +95,7 @@ def test_every_tokenizer_fits_the_protocol(name, key):
     model = MODELS[name]
     assert isinstance(model, image_tokenizer.ImageTokenizer)
     assert (model.grid, model.num_tokens, model.patch_size) == ((4, 4), 16, 4)
-    weights = sharding.unbox(jax.jit(functools.partial(image_tokenizer.init, model))(key))
+    weights = begun(functools.partial(image_tokenizer.init, model), key)
     chex.assert_trees_all_equal_shapes_and_dtypes(
         weights, sharding.unbox(image_tokenizer.abstract(model))
     )
@@ -137,11 +138,13 @@ def test_one_set_of_weights_runs_at_several_sizes(key):
     assert jax.eval_shape(
         lambda k: image_tokenizer.init(small, k), key
     ) == image_tokenizer.abstract(large)
-    weights = sharding.unbox(image_tokenizer.init(small, key))
+    weights = begun(functools.partial(image_tokenizer.init, small), key)
     image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)).astype(np.uint8)
-    ids = image_tokenizer.tokens(large, weights, image)
-    chex.assert_shape(image_tokenizer.pixels(large, weights, ids), (1, 32, 32, 3))
-    cut = image_tokenizer.tokens(small, weights, image[:, :16, :16]).reshape(4, 4)
+    ids = jax.jit(functools.partial(image_tokenizer.tokens, large))(weights, image)
+    pixels = jax.eval_shape(functools.partial(image_tokenizer.pixels, large), weights, ids)
+    assert pixels.shape == (1, 32, 32, 3)
+    tokens_of_cut = jax.jit(functools.partial(image_tokenizer.tokens, small))
+    cut = tokens_of_cut(weights, image[:, :16, :16]).reshape(4, 4)
     # all but what sees the cut
     np.testing.assert_array_equal(cut[:3, :3], ids.reshape(8, 8)[:3, :3])
 

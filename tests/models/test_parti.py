@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2i_jax import config, sharding
+from t2i_jax import config
 from t2i_jax.decoding import autoregressive
 from t2i_jax.errors import UserError
 from t2i_jax.models import parti_transformer
 from t2i_jax.models.parti import COMPAT, Parti
 from t2i_jax.models.parti_transformer import PartiTransformer
 from t2i_jax.nn import transformer
+from tests.begun import begun, moved
 
 _SIZES = {"fmap_size": 3, "codebook_size": 20, "text_embed_dim": 6}
 _PARTI = Parti(dim=16, depth=2, heads=2, dim_head=8, **_SIZES)
@@ -38,17 +39,15 @@ def _inputs(rows=2):
     return ids, rng.normal(size=(rows, 4, 6)).astype(np.float32), mask
 
 
-def _variables(model):
+def _first(model):
     ids, embeds, mask = _inputs()
-    params = sharding.unbox(
-        jax.jit(model.init)(jax.random.key(0), ids[:, :1], embeds, mask)["params"]
-    )
+    return begun(lambda key: model.init(key, ids[:, :1], embeds, mask), jax.random.key(0))
+
+
+@functools.cache
+def _variables(model):
     # Larger than at the start, so that everything matters in the comparisons below.
-
-    def more(leaf):
-        return leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
-
-    return {"params": jax.jit(lambda params: jax.tree.map(more, params))(params)}
+    return moved(_first(model), 0.1)
 
 
 @pytest.mark.parametrize("name", _MODELS)
@@ -154,7 +153,7 @@ def test_parti_without_visible_text_is_parti_with_dropped_text():
 def test_the_first_loss_is_that_of_guessing():
     ids, embeds, mask = _inputs()
     for model in (_PARTI, _PAPER):
-        params = jax.jit(model.init)(jax.random.key(0), ids[:, :1], embeds, mask)
+        params = _first(model)
         logits = jax.jit(model.apply)(params, ids[:, :-1], embeds, mask)
         nats = -np.take_along_axis(
             np.asarray(jax.nn.log_softmax(logits)), ids[..., None], -1

@@ -11,6 +11,7 @@ from t2i_jax.models import image_tokenizer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.nn.conv import depthwise, neighbours, patchify, unpatchify
 from t2i_jax.pixels import to_float, to_uint8
+from tests.begun import begun
 
 
 def test_the_readme_spelling_of_the_package():
@@ -56,7 +57,7 @@ def test_an_implicit_head_makes_the_same_pixels_at_any_patch_size(key):
         dim=8, image_size=8, patch_size=4, layers=1, heads=1, dim_head=8, codebook_size=16,
         pixel_head="implicit", pixel_head_dim=6, discr_layers=0,
     )  # fmt: skip
-    weights = sharding.unbox(jax.jit(lambda key: image_tokenizer.init(vae, key))(key))
+    weights = begun(functools.partial(image_tokenizer.init, vae), key)
     kernel = weights["generator"]
     for name in vae.last_layer:
         kernel = kernel[name]
@@ -81,14 +82,14 @@ def test_codes_there_and_back(lookup_free, key):
         dim=16, image_size=16, patch_size=4, layers=1, heads=2, dim_head=4, codebook_size=16,
         lookup_free_quantization=lookup_free, codebook_dim=4,
     )  # fmt: skip
-    weights = sharding.unbox(image_tokenizer.init(vae, key))
+    weights = begun(functools.partial(image_tokenizer.init, vae), key)
     image = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
-    ids = image_tokenizer.tokens(vae, weights, image)
+    ids = jax.jit(functools.partial(image_tokenizer.tokens, vae))(weights, image)
     assert ids.shape == (2, 16)
     x = to_float(image, vae.pixel_range)
-    recon, encoded = vae.apply({"params": weights["generator"]}, x, weights["stats"])
+    recon, encoded = jax.jit(vae.apply)({"params": weights["generator"]}, x, weights["stats"])
     np.testing.assert_array_equal(encoded.ids.reshape(2, 16), ids)
-    again = image_tokenizer.pixels(vae, weights, ids)
+    again = jax.jit(functools.partial(image_tokenizer.pixels, vae))(weights, ids)
     wanted = to_uint8(recon, vae.pixel_range).astype(int)
     assert np.abs(again.astype(int) - wanted).max() <= 1  # a rounding may fall the other way
 

@@ -1,13 +1,16 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2i_jax import config, sharding
+from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.vit_vqgan_paper import ViTVQGAN, preset
 from t2i_jax.pixels import to_float, to_uint8
+from tests.begun import begun
 
 TINY = dict(
     image_size=16,
@@ -34,17 +37,18 @@ def test_sizes_of_the_paper():
 
 def test_stacked_layers_compute_what_single_ones_do(key):
     single, stacked = ViTVQGAN(**TINY), ViTVQGAN(**TINY, scan=True, remat="full")
-    weights = sharding.unbox(image_tokenizer.init(single, key))["generator"]
+    weights = begun(functools.partial(image_tokenizer.init, single), key)["generator"]
     again = dict(weights)
     for part in ("encoder", "decoder"):
         layers = [weights[part][f"layer_{i}"] for i in range(2)]
         again[part] = {
-            "layers": jax.tree.map(lambda *a: jnp.stack(a), *layers),
+            "layers": jax.tree.map(lambda *a: np.stack(a), *layers),
             "norm": weights[part]["norm"],
         }
-    image = jax.random.normal(key, (2, 16, 16, 3))
+    image = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
     out = [
-        m.apply({"params": p}, image, {}, True)[0] for m, p in ((single, weights), (stacked, again))
+        jax.jit(lambda p, image, m=m: m.apply({"params": p}, image, {}, True)[0])(p, image)
+        for m, p in ((single, weights), (stacked, again))
     ]
     np.testing.assert_allclose(*out, atol=1e-5)
     boxed = image_tokenizer.abstract(stacked)["generator"]["encoder"]["layers"]["wide"]["kernel"]
@@ -53,35 +57,33 @@ def test_stacked_layers_compute_what_single_ones_do(key):
 
 def test_codes_and_images_have_their_shapes(key):
     model = ViTVQGAN(**TINY, decoder_dim=24, decoder_heads=3, channels=1)
-    weights = sharding.unbox(image_tokenizer.init(model, key))
+    weights = begun(functools.partial(image_tokenizer.init, model), key)
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 1)).astype(np.uint8)
-    ids = image_tokenizer.tokens(model, weights, images)
+    ids = jax.jit(functools.partial(image_tokenizer.tokens, model))(weights, images)
     assert ids.shape == (2, 16) and ids.dtype == jnp.int32
-    again = image_tokenizer.pixels(model, weights, ids)
+    again = jax.jit(functools.partial(image_tokenizer.pixels, model))(weights, ids)
     assert again.shape == images.shape and again.dtype == jnp.uint8
 
 
 def test_tokens_are_row_by_row(key):
     """A change of the top right patch alone changes the embedding of token 3 most."""
     model = ViTVQGAN(**{**TINY, "layers": 0}, decoder_layers=0)
-    weights = sharding.unbox(image_tokenizer.init(model, key))
+    weights = begun(functools.partial(image_tokenizer.init, model), key)
     image = np.zeros((1, 16, 16, 3), np.float32)
     changed = image.copy()
     changed[:, :4, 12:] = 1
-    maps = [
-        model.apply({"params": weights["generator"]}, x, method="encoder_fmap")
-        for x in (image, changed)
-    ]
+    fmap = jax.jit(functools.partial(model.apply, method="encoder_fmap"))
+    maps = [fmap({"params": weights["generator"]}, x) for x in (image, changed)]
     differs = np.abs(maps[0] - maps[1]).sum(-1).reshape(-1) > 1e-6
     assert list(np.flatnonzero(differs)) == [3]
 
 
 def test_sigmoid_output_stays_just_outside_the_range(key):
     model = ViTVQGAN(**TINY, output="sigmoid")
-    weights = sharding.unbox(image_tokenizer.init(model, key))["generator"]
-    image = model.apply(
-        {"params": weights}, 100 * jax.random.normal(key, (1, 4, 4, 16)), method="pixels"
-    )
+    weights = begun(functools.partial(image_tokenizer.init, model), key)["generator"]
+    features = 100 * np.random.default_rng(0).normal(size=(1, 4, 4, 16)).astype(np.float32)
+    pixels = jax.jit(functools.partial(model.apply, method="pixels"))
+    image = pixels({"params": weights}, features)
     assert float(image.min()) >= -1.2501 and float(image.max()) <= 1.2501
 
 

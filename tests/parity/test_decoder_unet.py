@@ -198,7 +198,7 @@ def test_image_tokens_without_a_projection_are_the_embedding_itself(monkeypatch)
     theirs, model, params, _ = make(options)
     assert "image_tokens" in model.compat
     inputs = inputs_of(model, rows=1)
-    out = model.apply({"params": params}, **inputs)
+    out = jax.jit(model.apply)({"params": params}, **inputs)
     assert error(out, run_theirs(theirs, inputs, monkeypatch)) < NETWORK
 
 

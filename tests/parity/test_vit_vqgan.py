@@ -2,6 +2,8 @@
 gradients, weights.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -123,6 +125,17 @@ def channels_first(images):
     return torch.tensor(images.transpose(0, 3, 1, 2) / np.float32(255), dtype=torch.float32)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def by_methods(model, variables, x, stats):
+    """(map before the quantiser, what encoding gives, decoded image, map of the codes), as one
+    program.
+    """
+    encoded = model.apply(variables, x, stats, method="encode")
+    fmap = model.apply(variables, x, method="encoder_fmap")
+    image = model.apply(variables, encoded.fmap, method="decode")
+    return fmap, encoded, image, model.apply(variables, encoded.ids, stats, method="lookup")
+
+
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_maps_and_codes(name):
     theirs, model, weights, _, _, images = make(name)
@@ -133,19 +146,18 @@ def test_maps_and_codes(name):
         quantised, ids, _ = theirs.encode(x)
         image, logits = theirs.decode(quantised), theirs.discr(x)
     variables, x = {"params": weights["generator"]}, images / np.float32(255)
+
+    def first(t):
+        return np.asarray(t).transpose(0, 3, 1, 2)
+
     with jax.default_matmul_precision("highest"):
-        encoded = model.apply(variables, x, weights["stats"], method="encode")
-
-        def first(t):
-            return np.asarray(t).transpose(0, 3, 1, 2)
-
-        assert error(first(model.apply(variables, x, method="encoder_fmap")), fmap) < NETWORK
-        assert np.array_equal(encoded.ids, ids.numpy())
-        assert error(first(encoded.fmap), quantised) < NETWORK
-        assert error(first(model.apply(variables, encoded.fmap, method="decode")), image) < NETWORK
-        looked_up = model.apply(variables, encoded.ids, weights["stats"], method="lookup")
-        np.testing.assert_allclose(looked_up, encoded.fmap, atol=1e-6)
-        judged = model.discriminator().apply({"params": weights["discriminator"]}, x)
+        before, encoded, made, looked_up = by_methods(model, variables, x, weights["stats"])
+        judged = jax.jit(model.discriminator().apply)({"params": weights["discriminator"]}, x)
+    assert error(first(before), fmap) < NETWORK
+    assert np.array_equal(encoded.ids, ids.numpy())
+    assert error(first(encoded.fmap), quantised) < NETWORK
+    assert error(first(made), image) < NETWORK
+    np.testing.assert_allclose(looked_up, encoded.fmap, atol=1e-6)
     assert error(judged, logits[:, 0]) < NETWORK
 
 

@@ -9,7 +9,13 @@ import pytest
 
 from t2i_jax import convert
 from tests.parity.reference import load
-from tests.parity.test_vit_vqgan import channels_first, error, small_vgg, trained_as
+from tests.parity.test_vit_vqgan import (
+    by_methods,
+    channels_first,
+    error,
+    small_vgg,
+    trained_as,
+)
 
 muse = load("muse_maskgit_pytorch")
 torch = pytest.importorskip("torch")
@@ -90,16 +96,13 @@ def test_maps_and_codes(made):
             image = theirs.decode(quantised)
         net = model.clone(image_size=size)
         with jax.default_matmul_precision("highest"):
-            encoded = net.apply(variables, x, weights["stats"], method="encode")
-            ours = net.apply(variables, encoded.fmap, method="decode")
-            before = net.apply(variables, x, method="encoder_fmap")
+            before, encoded, ours, looked_up = by_methods(net, variables, x, weights["stats"])
         assert error(_first(before), fmap) < NETWORK
         assert np.array_equal(encoded.ids, ids.numpy()) and encoded.ids.shape[1:] == net.grid
         assert error(_first(encoded.fmap), quantised) < NETWORK
         assert error(_first(ours), image) < NETWORK
-        looked_up = net.apply(variables, encoded.ids, weights["stats"], method="lookup")
         np.testing.assert_allclose(looked_up, encoded.fmap, atol=1e-6)
-    logits = model.discriminator().apply(
+    logits = jax.jit(model.discriminator().apply)(
         {"params": weights["discriminator"]}, images / np.float32(255)
     )
     with torch.no_grad():

@@ -95,7 +95,7 @@ def trained():
         steps=60, batch_size=8, optim=t2i.OptimConfig(learning_rate=1e-2, warmup_steps=0)
     )
     optimisers = states.optimisers_of(task, config)
-    first = states.init_state(jax.random.key(0), task=task, optimisers=optimisers, ema_decay=0.0)
+    first = begun(states.start_of(task, optimisers, 0.0), jax.random.key(0))
 
     @jax.jit
     def run(state):

@@ -3,6 +3,7 @@ given.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,15 @@ def trained(task, seed=1):
     return ImagenSystem(task, params, jax.tree.map(lambda a: a + 1, stats["updates"]))
 
 
-SYSTEM, UNCONDITIONAL = trained(TASK), trained(PLAIN)
+@functools.cache
+def cascade():
+    return trained(TASK)
+
+
+@functools.cache
+def unconditional():
+    """One stage without texts."""
+    return trained(PLAIN)
 
 
 def prompts(count, seed=3):
@@ -70,7 +79,7 @@ def steps_of(task, steps, train_stages=None, state=None):
     task = dataclasses.replace(task, train_stages=train_stages)
     optimisers = states.optimisers_of(task, TrainConfig(steps=10))
     if state is None:
-        state = jax.jit(states.start_of(task, optimisers, 0.0))(jax.random.key(0))
+        state = begun(states.start_of(task, optimisers, 0.0), jax.random.key(0))
     step = jax.jit(
         lambda state, batch: train_step(state, {}, batch, task=task, optimisers=optimisers)
     )
@@ -142,34 +151,34 @@ def test_self_conditioning_shows_the_estimate_or_nothing_and_gives_it_no_gradien
 
 def test_a_picture_does_not_depend_on_its_batch():
     embeds, mask = prompts(3)
-    all_three = SYSTEM.generate((embeds, mask), seed=5)
+    all_three = cascade().generate((embeds, mask), seed=5)
     assert all_three.shape == (3, 16, 16, 3) and all_three.dtype == np.uint8
-    two_by_two = SYSTEM.generate((embeds, mask), seed=5, batch_size=2)
+    two_by_two = cascade().generate((embeds, mask), seed=5, batch_size=2)
     # products in another order may round otherwise
     assert np.abs(all_three.astype(int) - two_by_two).max() <= 1
     assert len(np.unique(all_three)) > 20 and (all_three[0] != all_three[1]).any()
 
 
 def test_stages_are_returned_and_left_out():
-    small, large = SYSTEM.generate(prompts(1), return_stages=True)
+    small, large = cascade().generate(prompts(1), return_stages=True)
     assert small.shape == (1, 8, 8, 3) and large.shape == (1, 16, 16, 3)
-    np.testing.assert_array_equal(SYSTEM.generate(prompts(1), stop_at=1), small)
-    enlarged = SYSTEM.upscale(small, prompts(1))
+    np.testing.assert_array_equal(cascade().generate(prompts(1), stop_at=1), small)
+    enlarged = cascade().upscale(small, prompts(1))
     assert enlarged.shape == (1, 16, 16, 3)
     # sharper images than the first stage makes are first made as small as those
     means = np.random.default_rng(0).integers(60, 190, (1, 8, 8, 3), np.uint8)
     checks = np.where((np.indices((32, 32)).sum(axis=0) % 2)[..., None], 50, -50)
     sharp = (means.repeat(4, axis=1).repeat(4, axis=2) + checks).astype(np.uint8)
-    of_sharp, of_means = (SYSTEM.upscale(start, prompts(1)) for start in (sharp, means))
+    of_sharp, of_means = (cascade().upscale(start, prompts(1)) for start in (sharp, means))
     assert np.abs(of_sharp.astype(int) - of_means).max() <= 1 < of_means.std()
-    assert SYSTEM.upscale(np.zeros((2, 6, 5, 3), np.uint8)).shape == (2, 16, 16, 3)
-    assert SYSTEM.generate(prompts(1), image_sizes=((4, 12), (12, 20)), return_pil=True)[
+    assert cascade().upscale(np.zeros((2, 6, 5, 3), np.uint8)).shape == (2, 16, 16, 3)
+    assert cascade().generate(prompts(1), image_sizes=((4, 12), (12, 20)), return_pil=True)[
         0
     ].size == (20, 12)
 
 
 def test_an_untrained_stage_is_not_sampled(capsys):
-    early = dataclasses.replace(SYSTEM, updates={"stage_1": 3, "stage_2": 0})
+    early = dataclasses.replace(cascade(), updates={"stage_1": 3, "stage_2": 0})
     assert early.generate(prompts(1)).shape == (1, 8, 8, 3)
     assert (
         "stage 2 was never trained: these are the images of stage 1, 8 pixels"
@@ -178,18 +187,18 @@ def test_an_untrained_stage_is_not_sampled(capsys):
     with pytest.raises(UserError, match="stage 2 was never trained.*stop_at=1"):
         early.generate(prompts(1), stop_at=2)
     with pytest.raises(UserError, match="stage 1 was never trained.*train it first"):
-        dataclasses.replace(SYSTEM, updates={}).generate(prompts(1))
+        dataclasses.replace(cascade(), updates={}).generate(prompts(1))
 
 
 def test_guidance_without_dropped_captions_is_said(capsys):
-    never = dataclasses.replace(SYSTEM.task, cond_drop_prob=0.0)
+    never = dataclasses.replace(cascade().task, cond_drop_prob=0.0)
     for task, scale, negative, told in (
         (never, 3.0, None, True),
         (never, 1.0, None, False),
         (never, 3.0, prompts(1), False),
-        (SYSTEM.task, 3.0, None, False),
+        (cascade().task, 3.0, None, False),
     ):
-        dataclasses.replace(SYSTEM, task=task)._texts(prompts(1), negative, [scale])
+        dataclasses.replace(cascade(), task=task)._texts(prompts(1), negative, [scale])
         assert ("guidance=1 is what it has learnt" in capsys.readouterr().err) == told
 
 
@@ -204,7 +213,7 @@ def test_values_of_more_u_nets_than_there_are_are_told(capsys):
 
 def test_guidance_and_negative_prompts_change_the_picture():
     plain, guided, negative = (
-        SYSTEM.generate(prompts(1), stop_at=1, **more)
+        cascade().generate(prompts(1), stop_at=1, **more)
         for more in (
             {"guidance": 1},
             {"guidance": 4.0},
@@ -212,9 +221,9 @@ def test_guidance_and_negative_prompts_change_the_picture():
         )
     )
     assert (plain != guided).any() and (guided != negative).any()
-    same = SYSTEM.generate(prompts(1), stop_at=1, guidance=4.0, interval=(1e5, 1e6))
+    same = cascade().generate(prompts(1), stop_at=1, guidance=4.0, interval=(1e5, 1e6))
     np.testing.assert_array_equal(same, plain)
-    against_itself = SYSTEM.generate(
+    against_itself = cascade().generate(
         prompts(1), stop_at=1, guidance=4.0, negative_prompts=prompts(1)
     )
     assert np.abs(against_itself.astype(int) - plain).max() <= 1
@@ -224,7 +233,7 @@ def test_guidance_and_negative_prompts_change_the_picture():
 def test_completion_keeps_what_is_known_bit_for_bit(sampler):
     init = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
     mask = np.arange(8)[None, :] < np.full((8, 1), 4)
-    made = UNCONDITIONAL.generate(init_images=init, mask=mask, sampler=sampler, resample=2)
+    made = unconditional().generate(init_images=init, mask=mask, sampler=sampler, resample=2)
     np.testing.assert_array_equal(made[:, :, :4], init[:, :, :4])
     assert (made[:, :, 4:] != init[:, :, 4:]).mean() > 0.5
 
@@ -232,16 +241,16 @@ def test_completion_keeps_what_is_known_bit_for_bit(sampler):
 def test_images_and_masks_come_as_people_have_them(capsys):
     init = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
     mask = np.arange(8)[None, :] < np.full((8, 1), 4)
-    made = UNCONDITIONAL.generate(init_images=init[None], mask=mask, resample=1)
+    made = unconditional().generate(init_images=init[None], mask=mask, resample=1)
     pictures = (init, [init], Image.fromarray(init), init / np.float32(255))
     for given in pictures:
-        again = UNCONDITIONAL.generate(init_images=given, mask=Image.fromarray(mask), resample=1)
+        again = unconditional().generate(init_images=given, mask=Image.fromarray(mask), resample=1)
         np.testing.assert_array_equal(again, made)
     assert capsys.readouterr().err == ""
     wide = np.pad(init, ((0, 0), (3, 5), (0, 0)))
-    again = UNCONDITIONAL.generate(init_images=wide[:, :16], mask=mask, resample=1)
+    again = unconditional().generate(init_images=wide[:, :16], mask=mask, resample=1)
     assert "init_images is 16x8 pixels; the 8x8 in its middle are used" in capsys.readouterr().err
-    several = UNCONDITIONAL.generate(init_images=[init, wide], strength=0.5)
+    several = unconditional().generate(init_images=[init, wide], strength=0.5)
     assert again.shape == (1, 8, 8, 3) and several.shape == (2, 8, 8, 3)
 
 
@@ -252,7 +261,7 @@ def test_a_changed_picture_is_nearer_the_weaker_the_change():
 
     def distance(strength):
         return np.abs(
-            UNCONDITIONAL.generate(init_images=smooth, strength=strength, steps=8).astype(float)
+            unconditional().generate(init_images=smooth, strength=strength, steps=8).astype(float)
             - smooth
         ).mean()
 
@@ -346,7 +355,7 @@ IMAGE = np.zeros((1, 8, 8, 3), np.uint8)
 )
 def test_wrong_arguments_are_refused(options, sentence):
     with pytest.raises(UserError, match=sentence):
-        UNCONDITIONAL.generate(**options)
+        unconditional().generate(**options)
 
 
 @pytest.mark.parametrize(
@@ -401,11 +410,11 @@ def test_impossible_cascades_are_refused(make, sentence):
 
 def test_captions_are_needed_where_they_were_trained_on():
     with pytest.raises(UserError, match="trained on captions"):
-        SYSTEM.generate()
+        cascade().generate()
     with pytest.raises(UserError, match="2 images for 1 prompt;"):
-        SYSTEM.generate(prompts(1), start_at=2, start_images=np.zeros((2, 8, 8, 3), np.uint8))
+        cascade().generate(prompts(1), start_at=2, start_images=np.zeros((2, 8, 8, 3), np.uint8))
     with pytest.raises(UserError, match="change what the first stage makes"):
-        SYSTEM.generate(prompts(1), start_at=2, start_images=IMAGE, init_images=IMAGE)
+        cascade().generate(prompts(1), start_at=2, start_images=IMAGE, init_images=IMAGE)
 
 
 def test_churn_is_for_heun():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from t2i_jax import config, sharding
+from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.models.maskgit import MaskGitTransformer, SelfCritic, TokenCritic
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
@@ -22,6 +22,7 @@ from t2i_jax.systems.maskgit.system import MaskGitSystem
 from t2i_jax.systems.maskgit.task import MaskGitTask
 from t2i_jax.text.classes import ClassLabels
 from t2i_jax.text.stored import StoredText
+from tests.begun import begun
 
 from .toy_muse import (
     CAPTIONS,
@@ -112,7 +113,7 @@ def test_everything_trained_gets_a_gradient_from_its_own_loss_alone(critic):
 
 
 def test_the_first_loss_is_that_of_guessing_and_smoothing_mixes():
-    params, batch = sharding.unbox(jax.jit(_STORED.init)(jax.random.key(0))[0]), batch_of(_STORED)
+    params, batch = begun(_STORED.init, jax.random.key(0))[0], batch_of(_STORED)
     loss, (metrics, _) = _loss(_STORED, batch, params)
     assert abs(float(loss) - np.log(16)) < 0.3
     np.testing.assert_allclose(metrics["perplexity"], np.exp(loss), rtol=1e-5)

@@ -1,6 +1,7 @@
 """Parti's task and system, tiny: losses, what each batch holds, and every option of `generate`."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from t2i_jax import config, sharding
+from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.parti import Parti
@@ -21,6 +22,7 @@ from t2i_jax.systems.tokenizer.system import TokenizerSystem
 from t2i_jax.systems.tokenizer.task import TokenizerTask
 from t2i_jax.text.learned import LearnedText
 from t2i_jax.text.stored import StoredText
+from tests.begun import begun, moved
 
 _TOKENIZER = VitVQGanVAE(
     dim=8,
@@ -39,6 +41,8 @@ _TASK = PartiTask(_PAPER, _LEARNED, _TOKENIZER)
 _STORED = PartiTask(
     Parti(dim=16, depth=1, heads=2, dim_head=8), StoredText(dim=6, max_length=5), _TOKENIZER
 )
+_tokens = jax.jit(functools.partial(image_tokenizer.tokens, _TOKENIZER))
+_pixels = jax.jit(functools.partial(image_tokenizer.pixels, _TOKENIZER))
 
 
 class Words:
@@ -59,19 +63,13 @@ class Words:
 
 @pytest.fixture(scope="module")
 def weights():
-    return sharding.unbox(
-        jax.jit(lambda key: image_tokenizer.init(_TOKENIZER, key))(jax.random.key(7))
-    )
+    return begun(functools.partial(image_tokenizer.init, _TOKENIZER), jax.random.key(7))
 
 
+@functools.cache
 def _params(task):
-    params = sharding.unbox(jax.jit(task.init)(jax.random.key(0))[0])
-
     # Larger than at the start, so that captions matter.
-    def more(leaf):
-        return leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
-
-    return jax.jit(lambda params: jax.tree.map(more, params))(params)
+    return moved(begun(task.init, jax.random.key(0))[0], 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +115,7 @@ def test_a_step_on_images_is_a_step_on_their_tokens(weights):
     def loss(task, batch):
         return jax.jit(task.loss)(params, {}, frozen, batch, jax.random.key(3), jnp.int32(0))[0]
 
-    tokens = image_tokenizer.tokens(_TOKENIZER, weights, batch["image"])
+    tokens = _tokens(weights, batch["image"])
     on_tokens = dataclasses.replace(task, stored_tokens=True)
     assert "image" in task.batch_spec(2) and "tokens" in on_tokens.batch_spec(2)
     np.testing.assert_allclose(
@@ -127,7 +125,7 @@ def test_a_step_on_images_is_a_step_on_their_tokens(weights):
 
 def test_everything_trained_gets_a_gradient_and_the_first_loss_is_that_of_guessing():
     task = dataclasses.replace(_TASK, stored_tokens=True)
-    params, batch = sharding.unbox(jax.jit(task.init)(jax.random.key(0))[0]), _batch(task)
+    params, batch = begun(task.init, jax.random.key(0))[0], _batch(task)
 
     def keyed(params):
         return task.loss(params, {}, {}, batch, jax.random.key(5), jnp.int32(0))
@@ -239,9 +237,9 @@ def test_captions_guidance_and_negatives_matter(system):
 
 
 def test_completion_keeps_known_tokens_and_continues(system, weights, capsys):
-    images, ids = _images(), image_tokenizer.tokens(_TOKENIZER, weights, _images())
+    images, ids = _images(), _tokens(weights, _images())
     whole = np.ones((12, 12), bool)
-    expected = image_tokenizer.pixels(_TOKENIZER, weights, ids)
+    expected = _pixels(weights, ids)
     np.testing.assert_array_equal(
         system.generate(_CAPTIONS, init_images=images, mask=whole), expected
     )

@@ -140,8 +140,8 @@ def test_stored_embeddings_train_as_clip_itself_does(run, prior, tmp_path, capsy
     stored["text_embeds"] = np.stack([_filled(row["text_embeds"], wide) for row in rows])
     stored["text_mask"] = np.stack([_filled(row["text_mask"], wide) for row in rows])
     key = jax.random.key(1)
-    one = prior.task.loss(params, {}, frozen, live, key, 0)[0]
-    other = system.task.loss(params, {}, {}, stored, key, 0)[0]
+    one = jax.jit(prior.task.loss)(params, {}, frozen, live, key, 0)[0]
+    other = jax.jit(system.task.loss)(params, {}, {}, stored, key, 0)[0]
     np.testing.assert_allclose(one, other, rtol=1e-4)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from t2i_jax import config, sharding
+from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.eval.evaluation import Evaluation
 from t2i_jax.models import encoder_side, image_tokenizer
@@ -121,7 +121,7 @@ GAMES = {
 def test_convolutional_tokenizers_learn(name, key):
     game = dict(GAMES.get(name, {}), gan_start=2, adversarial_weight=0.01)
     task = TokenizerTask(CONVOLUTIONAL[name], **game)
-    params, stats = sharding.unbox(jax.jit(task.init)(key))
+    params, stats = started(task, key)
     optimiser = optax.adam(3e-3)
     step = stepper(task, optimiser)
     states = {group: optimiser.init(p) for group, p in params.items()}
@@ -142,7 +142,7 @@ def test_convolutional_tokenizers_learn(name, key):
 
 def test_a_convolutional_tokenizer_is_looked_at(key):
     task = TokenizerTask(CONVOLUTIONAL["maskgit, with FSQ"])
-    params, stats = sharding.unbox(jax.jit(task.init)(key))
+    params, stats = started(task, key)
     system = task.system(params, stats, {}, {}, None)
 
     def held_out(count, names):
@@ -231,7 +231,7 @@ def test_dead_codes_come_back_as_recent_latents(model, key):
     task = TokenizerTask(model)
     params, stats = started(task, key)
     stats = {**stats, "usage": jnp.array([0.0] * 3 + [1.0] * 13)}
-    after, new = task.after_update(params, stats, {}, key, jnp.int32(5))
+    after, new = jax.jit(task.after_update)(params, stats, {}, key, 5)
 
     def table(p, s):
         return s["embed"] if model is VQ else p["generator"]["quantizer"]["embedding"]
@@ -338,17 +338,16 @@ TOKENIZERS = {
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_tokens_depend_on_the_encoders_side_alone(name, key):
     model = TOKENIZERS[name]
-    weights = sharding.unbox(jax.jit(functools.partial(image_tokenizer.init, model))(key))
+    weights = begun(functools.partial(image_tokenizer.init, model), key)
     size = (2, model.image_size, model.image_size, 3)
     image = np.random.default_rng(3).integers(0, 256, size).astype(np.uint8)
     names = set(encoder_side.encoder_parameters(model))
 
     def changed(which):
         def of(path, leaf):
-            is_named = encoder_side.path_of(path) in names
-            return leaf + jnp.where(is_named == which, 1.0, 0.0) * jax.random.normal(
-                key, leaf.shape
-            )
+            is_changed = (encoder_side.path_of(path) in names) == which
+            noise = np.random.default_rng(leaf.size).normal(size=leaf.shape)
+            return np.asarray(leaf) + np.float32(is_changed * noise)
 
         generator = jax.tree_util.tree_map_with_path(of, weights["generator"])
         return np.asarray(tokens({**weights, "generator": generator}, image))

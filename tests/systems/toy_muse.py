@@ -12,6 +12,7 @@ from t2i_jax.models.vqgan import VQGanVAE
 from t2i_jax.systems.maskgit.system import MaskGitSystem
 from t2i_jax.systems.maskgit.task import MaskGitTask
 from t2i_jax.text.classes import ClassLabels
+from tests.begun import begun
 
 TOKENIZER = VQGanVAE(
     dim=4,
@@ -33,9 +34,7 @@ CAPTIONS = ["a red circle", "two blue squares", "green"]
 
 @functools.cache
 def tokenizer_weights():
-    return sharding.unbox(
-        jax.jit(lambda key: image_tokenizer.init(TOKENIZER, key))(jax.random.key(7))
-    )
+    return begun(functools.partial(image_tokenizer.init, TOKENIZER), jax.random.key(7))
 
 
 def params_of(task):
@@ -60,8 +59,11 @@ def images_of(rows, *size):
     return np.random.default_rng(1).integers(0, 256, (rows, *size, 3), dtype=np.uint8)
 
 
+_tokens = jax.jit(functools.partial(image_tokenizer.tokens, TOKENIZER))
+
+
 def tokens_of(images):
-    return np.asarray(image_tokenizer.tokens(TOKENIZER, tokenizer_weights(), images))
+    return np.asarray(_tokens(tokenizer_weights(), images))
 
 
 def batch_of(task, rows=4):

@@ -7,49 +7,52 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2i_jax import config, sharding
+from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.text.learned import LearnedText
 from t2i_jax.text.stored import StoredText
+from tests.begun import begun
 
 TEXT = LearnedText(dim=8, depth=2, heads=2, mlp_dim=16, vocab_size=11, max_length=6, dropout=0.5)
 IDS = np.array([[5, 3, 1, 0, 0], [7, 7, 2, 9, 1]], np.int32)
+EMBED = jax.jit(TEXT.embed)
 
 
 def test_padding_is_not_seen(key):
-    params = sharding.unbox(TEXT.init(key))
-    before = TEXT.embed(params, IDS, IDS > 0)
+    params = begun(TEXT.init, key)
+    before = EMBED(params, IDS, IDS > 0)
     assert before.shape == (2, 5, 8) and before.dtype == jnp.float32
     changed = IDS.copy()
     changed[0, 3:] = 4
-    after = TEXT.embed(params, changed, IDS > 0)
+    after = EMBED(params, changed, IDS > 0)
     np.testing.assert_allclose(after[0, :3], before[0, :3], atol=1e-6)
     assert np.abs(after[0, 3:] - before[0, 3:]).max() > 1e-3
 
 
 def test_a_causal_encoder_sees_only_what_came_before(key):
     text = dataclasses.replace(TEXT, causal=True)
-    params = sharding.unbox(text.init(key))
-    before, changed = text.embed(params, IDS, IDS > 0), IDS.copy()
+    params = begun(text.init, key)
+    embed = jax.jit(text.embed)
+    before, changed = embed(params, IDS, IDS > 0), IDS.copy()
     changed[1, 3] = 4
-    after = text.embed(params, changed, IDS > 0)
+    after = embed(params, changed, IDS > 0)
     np.testing.assert_allclose(after[1, :3], before[1, :3], atol=1e-6)
     assert np.abs(after[1, 3:] - before[1, 3:]).max(-1).min() > 1e-3
-    both_ways = np.asarray(TEXT.embed(params, changed, IDS > 0) - TEXT.embed(params, IDS, IDS > 0))
+    both_ways = np.asarray(EMBED(params, changed, IDS > 0) - EMBED(params, IDS, IDS > 0))
     assert np.abs(both_ways[1, :3]).max(-1).min() > 1e-3
 
 
 def test_order_matters_and_the_output_is_normalised(key):
-    params = sharding.unbox(TEXT.init(key))
-    embeds = np.asarray(TEXT.embed(params, IDS, IDS > 0))
+    params = begun(TEXT.init, key)
+    embeds = np.asarray(EMBED(params, IDS, IDS > 0))
     assert np.abs(embeds[1, 0] - embeds[1, 1]).max() > 1e-3  # the same token at two positions
     np.testing.assert_allclose(embeds.mean(-1), 0, atol=1e-5)
     np.testing.assert_allclose(embeds.std(-1), 1, atol=2e-2)
 
 
 def test_dropout_only_with_a_key(key):
-    params = sharding.unbox(TEXT.init(key))
-    plain, again, dropped = (TEXT.embed(params, IDS, IDS > 0, k) for k in (None, None, key))
+    params = begun(TEXT.init, key)
+    plain, again, dropped = (EMBED(params, IDS, IDS > 0, k) for k in (None, None, key))
     np.testing.assert_array_equal(plain, again)
     assert np.abs(dropped - plain).max() > 1e-2
 

@@ -38,6 +38,7 @@ from t2i_jax.train.checkpoint import Checkpoints
 from t2i_jax.train.loop import TrainConfig
 from t2i_jax.train.optim import OptimConfig
 from t2i_jax.train.step import train_step
+from tests.begun import begun, moved
 from tests.train import idle as idle_groups
 from tests.train.toy import ToyBatches, ToyTask
 
@@ -196,7 +197,7 @@ def toy():
 
             chex.assert_trees_all_equal(plain(restored), plain(state))
         places = sharding.shardings(
-            dict(task.init(jax.random.key(0))[0]), sharding.make_mesh({"fsdp": 8}), "fsdp"
+            sharding.parameters_of(task), sharding.make_mesh({"fsdp": 8}), "fsdp"
         )
         _, weights = checkpoints.weights(places)
         for name in ("params", "ema"):
@@ -325,14 +326,15 @@ def strided():
     """
     model = TwoConvolutions()
     x = np.random.default_rng(0).normal(size=(16, 8, 8, 8)).astype(np.float32)
-    boxed = model.init(jax.random.key(0), x)
+    boxed = jax.eval_shape(model.init, jax.random.key(0), x)
+    first = begun(lambda key: model.init(key, x), jax.random.key(0))
     gradient = jax.grad(lambda params, x: jnp.mean(model.apply(params, x) ** 2))
-    expected = jax.jit(gradient)(sharding.unbox(boxed), x)
+    expected = jax.jit(gradient)(first, x)
     for rules, shape in MESHES.items():
         mesh = sharding.make_mesh(shape)
         at = sharding.shardings(boxed, mesh, rules)
         here = (
-            jax.device_put(sharding.unbox(boxed), at),
+            jax.device_put(first, at),
             jax.device_put(x, sharding.batch_sharding(mesh)),
         )
         same(jax.jit(gradient, out_shardings=at)(*here), expected, 1e-4, 0.0, rules)
@@ -358,7 +360,7 @@ def parti():
     )
     text = LearnedText(dim=16, depth=1, heads=2, mlp_dim=32, vocab_size=32, max_length=6)
     task = PartiTask(PartiTransformer(dim=16, depth=2, heads=2, mlp_dim=32), text, net)
-    weights = sharding.unbox(image_tokenizer.init(net, jax.random.key(5)))
+    weights = begun(functools.partial(image_tokenizer.init, net), jax.random.key(5))
     compare(task, _random_batches(task, 2), {"tokenizer": weights})
 
 
@@ -401,8 +403,8 @@ def t5():
     network = T5Encoder(dim=64, depth=1, heads=2, dim_head=8, mlp_dim=32, vocab_size=2048)
     text = T5Text(None, network, max_length=6)
     model = PartiTransformer(dim=16, depth=1, heads=2, mlp_dim=32, fmap_size=4, codebook_size=16)
-    weights, task = text.init(jax.random.key(3)), PartiTask(model, text)
-    system = PartiSystem(task, sharding.unbox(task.init(jax.random.key(0))[0]), {"text": weights})
+    weights, task = begun(text.init, jax.random.key(3)), PartiTask(model, text)
+    system = PartiSystem(task, begun(task.init, jax.random.key(0))[0], {"text": weights})
     there = on_mesh(system, MESHES["fsdp_tp"])
     assert PartitionSpec("fsdp") in [leaf.sharding.spec for leaf in jax.tree.leaves(there.frozen)]
     compare(task, _random_batches(task, 2), {"text": weights}, presets=("fsdp_tp",))
@@ -528,12 +530,10 @@ def sampling():
         init_conv_kernel_size=3,
     )
     cascade = ImagenTask((Stage(unet, image_size=8),), text)
-    weights = jax.tree.map(
-        lambda w: w + 0.1 * jax.random.normal(key, w.shape), sharding.unbox(cascade.init(key)[0])
-    )
-    tokenizer = {"tokenizer": sharding.unbox(image_tokenizer.init(net, key))}
+    weights = moved(begun(cascade.init, key)[0], 0.1)
+    tokenizer = {"tokenizer": begun(functools.partial(image_tokenizer.init, net), key)}
     for system, options in (
-        (PartiSystem(parti, sharding.unbox(parti.init(key)[0]), tokenizer), {"temperature": 0.0}),
+        (PartiSystem(parti, begun(parti.init, key)[0], tokenizer), {"temperature": 0.0}),
         (ImagenSystem(cascade, weights, {"stage_1": 1}), {"steps": 3, "sampler": "ddim"}),
     ):
         there = on_mesh(system, {"data": 2, "fsdp": 2, "tensor": 2})
