@@ -69,7 +69,7 @@ def _trained(recipe, workdir, monkeypatch):
         return TrainState(nothing, params, {}, {}, stats, nothing, jax.random.key(0))
 
     monkeypatch.setattr(training, "fit", fit)
-    monkeypatch.setattr(training, "check", lambda *args, **options: None)
+    monkeypatch.setattr(training, "check", lambda *args, **options: ())
     monkeypatch.setattr(training, "_source", lambda data: [None])
     monkeypatch.setattr(training, "_check_data", lambda recipe, parts: None)
     monkeypatch.setattr(training, "batches", mock.MagicMock())
