@@ -60,7 +60,8 @@ class Side:
 
     def compilable(self):
         """What `torch.compile` is tried on: modules, and which of their methods."""
-        return [(self.net, "forward")]
+        own = getattr(self.module, "unets", [self.net])  # a decoder makes U-Nets of its own
+        return [(network, "forward") for network in own]
 
     def warm_up(self):
         """One unit: nothing is compiled, the first one only fills memory pools."""
