@@ -89,7 +89,7 @@ def under_compile(system: str, row: str, options: argparse.Namespace) -> dict | 
 
 def compiled_table(result: dict) -> str:
     """Markdown of what `under_compile` found; "" without it."""
-    lines = [("row", "compiled s", "ours s", "faster", "first unit of theirs s")]
+    lines = [("row", "compiled s", "ours s", "faster", "first two of theirs s")]
     lines.append(["---"] + ["---:"] * 4)
     for name, row in result["rows"].items():
         found = row.get("compiled", False)
