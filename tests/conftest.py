@@ -87,9 +87,10 @@ def pytest_assertrepr_compare(op, left, right):
         return None
     if len(left) + len(right) < 20_000:
         return None
-    pairs = enumerate(itertools.zip_longest(left.splitlines(), right.splitlines()), 1)
+    lines = (text.splitlines(keepends=True) for text in (left, right))
+    pairs = enumerate(itertools.zip_longest(*lines), 1)
     line, (mine, theirs) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
-    told = (f"{side}: {str(text)[:300]}" for side, text in (("left", mine), ("right", theirs)))
+    told = (f"{side}: {text!r:.300}" for side, text in (("left", mine), ("right", theirs)))
     return [f"two long texts that differ in line {line}", *told]
 
 

@@ -99,20 +99,11 @@ class Job:
         if isinstance(reference, StatisticsReference):
             self._check(named, reference, found)
         elif isinstance(reference, ImagesReference):
-            self._check_enough(named, reference.total, self.metrics)
+            _check_enough(named, reference.total, self.metrics)
             if self.protocol is not None:
                 self.protocol.check_reference(named, reference.total)
         measures = Measures(self.metrics, found, self.protocol, self.extractor_batch_size)
         return measures, reference or None
-
-    def _check_enough(self, named, count, metrics):
-        for name in metrics:
-            least = metric_of(name).least_real
-            if count < least:
-                raise UserError(
-                    f"metrics={name} takes {least} real images or more, and {named} has {count}; "
-                    "give more, or leave it out."
-                )
 
     def _check(self, named, reference, extractors):
         """Whether a file has what each network's metrics need of it."""
@@ -130,7 +121,7 @@ class Job:
             for extractor in some:
                 count = reference.check(extractor.name, name, needs_features, self.protocol)
                 if count is not None:
-                    self._check_enough(named, count, of_network)
+                    _check_enough(named, count, of_network)
 
 
 def evaluate_source(
@@ -218,6 +209,17 @@ def _scored(job, images, reference, measures, out, progress, title):
         nearest = _nearest(images, reference, measures, out)
         page.write_page(out, title, results, values, images, nearest)
     return results
+
+
+def _check_enough(named, count, metrics):
+    """Refuses fewer real images than a metric takes."""
+    for name in metrics:
+        least = metric_of(name).least_real
+        if count < least:
+            raise UserError(
+                f"metrics={name} takes {least} real images or more, and {named} has {count}; "
+                "give more, or leave it out."
+            )
 
 
 def _nearest(images: Images, reference, measures, out):

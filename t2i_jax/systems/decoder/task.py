@@ -101,8 +101,7 @@ class DecoderTask(CascadeTask):
                 continue
             channels = self._made_channels(stage)
             fields = {
-                "lowres_cond": i > 0,
-                "lowres_noise_cond": i > 0 and stage.lowres.noise,
+                **self._set_of(i),
                 "channels": channels,
                 "channels_out": channels * (1 if stage.learned_variance is None else 2),
             }
@@ -113,16 +112,16 @@ class DecoderTask(CascadeTask):
             made.append(unet.clone(parent=None, **fields))
         return tuple(made)
 
+    def _set_of(self, i):
+        """The fields of a U-Net that are for the task to say and need no part to be known."""
+        stage = self.stages[i]
+        fields = {"lowres_cond": i > 0, "lowres_noise_cond": i > 0 and stage.lowres.noise}
+        return fields if stage.latent else {**fields, "channels": self.channels}
+
     @property
     def idle_fields(self) -> Mapping[str, str]:
         """The fields without an effect, see `config.idle`."""
-
-        def set_of(i):
-            stage = self.stages[i]
-            fields = {"lowres_cond": i > 0, "lowres_noise_cond": i > 0 and stage.lowres.noise}
-            return fields if stage.latent else {**fields, "channels": self.channels}
-
-        found = idle_in_stages(self.stages, set_of)
+        found = idle_in_stages(self.stages, self._set_of)
         if not self.by_image:
             names = ("image_cond_drop_prob", "image_embed_dim")
             found |= dict.fromkeys(names, "U-Nets that have cond_on_image_embeds=False")
