@@ -388,7 +388,7 @@ def _check_overrides(overrides, read):
         if not any(path == name or path.startswith(f"{name}.") for name in read):
             told = " and ".join(f"{name}.*" for name in read)
             raise UserError(
-                f"{path} is given for a run that is trained already, of which {told} can be "
+                f"{shown(path)} is given for a run that is trained already, of which {told} can be "
                 "changed; leave it out."
             )
 
