@@ -2,6 +2,7 @@
 tests slow.
 """
 
+import collections
 import gc
 import itertools
 import os
@@ -29,7 +30,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 _CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
 # for the processes that tests start
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update(
     "jax_persistent_cache_min_compile_time_secs",
@@ -37,15 +38,21 @@ jax.config.update(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_programs_of_one_file_at_a_time():
-    """Each holds hundreds of memory maps.
+_MAPS = pathlib.Path("/proc/self/maps")
 
-    When a process has more than Linux allows, compiling crashes.
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_of_few_files_at_a_time():
+    """Files share many programs, so these stay until a quarter of the memory maps is taken that
+    Linux allows a process, 65,530.
+
+    A program holds hundreds of them, and when there are more, compiling crashes.
     """
     yield
-    jax.clear_caches()
-    gc.collect()
+    maps = _MAPS.read_bytes().count(b"\n") if _MAPS.exists() else None
+    if maps is None or maps > 16_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_collection_finish():
@@ -92,6 +99,20 @@ def pytest_assertrepr_compare(op, left, right):
     line, (mine, theirs) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
     told = (f"{side}: {text!r:.300}" for side, text in (("left", mine), ("right", theirs)))
     return [f"two long texts that differ in line {line}", *told]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Where the time of a long run went, by file: what to look at when the tests become slow."""
+    spent = collections.Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                spent[report.nodeid.partition("::")[0]] += report.duration
+    if spent.total() < 600:
+        return
+    terminalreporter.section(f"seconds by file, {spent.total():.0f} in all processes")
+    for name, seconds in spent.most_common(40):
+        terminalreporter.write_line(f"{seconds:6.0f}  {name}")
 
 
 @pytest.fixture

@@ -165,14 +165,17 @@ def start_cache() -> None:
     """The persistent compilation cache: a second start skips compiling, and tracing the step of a
     training.
 
-    JAX_COMPILATION_CACHE_DIR moves it.
+    JAX_COMPILATION_CACHE_DIR moves it; JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS says how long a
+    program took to compile at least that is kept, 1 second where it is not set.
     """
     folder = os.path.expanduser(
         os.environ.get("JAX_COMPILATION_CACHE_DIR") or "~/.cache/t2i_jax/xla"
     )
     settings = {
         "jax_compilation_cache_dir": folder,
-        "jax_persistent_cache_min_compile_time_secs": 1.0,
+        "jax_persistent_cache_min_compile_time_secs": float(
+            os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS") or 1.0
+        ),
     }
     for name, value in settings.items():
         # JAX reads the environment when it is imported, which not every command comes to

@@ -87,6 +87,13 @@ def test_a_setting_without_an_effect_is_told(module, overrides, told):
         (t2i.ClipTask(t2i.CLIP(), compat=("filip_image_to_text",)), "use_all_token_embeds=False"),
         (t2i.VisualSsl(temperature=0.2), "kind='simsiam'"),
         (t2i.Views(dropped_words=0.3), "texts=0"),
+        (
+            t2i.MaskGitTask(
+                t2i.MaskGitTransformer(dim=8, depth=1, heads=1, codebook_size=8, fmap_size=2),
+                superres_tokenizer=t2i.VQGanVAE(8),
+            ),
+            "cond_image_size=None",
+        ),
         (t2i.VQGanVAE(32, codebook_dim=8), "lookup_free_quantization=True"),
         (t2i.VQGAN(kl_weight=1.0), "kl_weight=1.0 has no effect with assignment='nearest'"),
         (t2i.Evaluation(weights={"clip": "folder"}), r"weights=.* with metrics=\(\)"),

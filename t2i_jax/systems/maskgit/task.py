@@ -102,6 +102,8 @@ class MaskGitTask(SystemTask):
             found["critic_loss_weight"] = "critic=None"
         if not getattr(self.model, "self_cond", False):
             found["self_cond_prob"] = "model.self_cond=False"
+        if self.cond_image_size is None:
+            found["superres_tokenizer"] = "cond_image_size=None"
         if self.trains == ("critic",):
             found["label_smoothing"] = f"trains={self.trains!r}"
         return found
@@ -128,7 +130,7 @@ class MaskGitTask(SystemTask):
         """(of the images, of the smaller ones that are conditioned on), each at its size; None
         where there is none.
         """
-        own = self.superres_tokenizer or self.tokenizer
+        own = getattr(self, self.own_tokenizer)
         if own is not None and self.image_size is not None:
             own = checks.at_size("image_size", own, self.image_size)
         small = None
@@ -139,7 +141,8 @@ class MaskGitTask(SystemTask):
     @property
     def own_tokenizer(self) -> str:
         """The name in `frozen` of the weights of the images' tokenizer."""
-        return "tokenizer" if self.superres_tokenizer is None else "superres_tokenizer"
+        enlarges = self.cond_image_size is not None and self.superres_tokenizer is not None
+        return "superres_tokenizer" if enlarges else "tokenizer"
 
     @property
     def channels(self) -> int | None:

@@ -164,7 +164,7 @@ def exported(
     elif task.critic is not None:
         networks["critic"], found["critic"] = task.token_critic, contents.averaged["critic"]
     for part, name in (("tokenizer", task.own_tokenizer), ("cond_tokenizer", "tokenizer")):
-        if part == "tokenizer" or task.superres_tokenizer is not None:
+        if part == "tokenizer" or task.own_tokenizer != "tokenizer":
             given = contents.parts[name]
             networks[part], found[part] = given.recipe.task.model, tokenizers.exported(given)
             if part == "tokenizer":  # the package keeps no discriminator of it
