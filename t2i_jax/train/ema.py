@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from t2i_jax.train.scalar import computed_once
 from t2i_jax.types import Array
 
 
@@ -19,7 +20,7 @@ def update(average: Any, params: Any, step: Array, decay: float, held: Any = Non
     Args:
       held: True for parameters that never change, whose average stays bit for bit; None: all do.
     """
-    d = jax.lax.optimization_barrier(jnp.minimum(decay, (1.0 + step) / (10.0 + step)))
+    d = computed_once(jnp.minimum(decay, (1.0 + step) / (10.0 + step)))
     moved = jax.tree.map(lambda a, p: a * d + p * (1 - d), average, params)
     if held is None:
         return moved

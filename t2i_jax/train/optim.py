@@ -16,6 +16,7 @@ from t2i_jax import sharding
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
 from t2i_jax.train.muon import muon
+from t2i_jax.train.scalar import computed_once
 from t2i_jax.values import Decay, Positive
 
 _OPTIMISERS = ("adamw", "adafactor", "muon")
@@ -122,7 +123,7 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
         if warmup
         else after
     )
-    return lambda step: jax.lax.optimization_barrier(rate(step))
+    return lambda step: computed_once(jnp.asarray(rate(step)))
 
 
 def make(

@@ -14,6 +14,7 @@ import optax
 
 from t2i_jax.train import ema as moving_average
 from t2i_jax.train import optim
+from t2i_jax.train.scalar import computed_once
 from t2i_jax.types import Array, Batch, Metrics, Objective, Task, TrainState
 
 
@@ -62,7 +63,7 @@ def train_step(
         )
         for group, average in state.ema.items()
     }  # fmt: skip
-    finite = jax.lax.optimization_barrier(finite)
+    finite = computed_once(finite)
     kept = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
         (dict(params), opt_state, ema, stats),
