@@ -38,21 +38,15 @@ jax.config.update(
 )
 
 
-_MAPS = pathlib.Path("/proc/self/maps")
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _compiled_programs_of_few_files_at_a_time():
-    """Files share many programs, so these stay until a quarter of the memory maps is taken that
-    Linux allows a process, 65,530.
+def _compiled_programs_of_one_file_at_a_time():
+    """Each holds hundreds of memory maps.
 
-    A program holds hundreds of them, and when there are more, compiling crashes.
+    When a process has more than Linux allows, compiling crashes.
     """
     yield
-    maps = _MAPS.read_bytes().count(b"\n") if _MAPS.exists() else None
-    if maps is None or maps > 16_000:
-        jax.clear_caches()
-        gc.collect()
+    jax.clear_caches()
+    gc.collect()
 
 
 def pytest_collection_finish():
