@@ -16,6 +16,7 @@ import sys
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from t2i_jax import sharding
