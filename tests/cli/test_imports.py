@@ -57,6 +57,7 @@ assert jax.config.jax_persistent_cache_min_compile_time_secs == 1.0
 def test_help_imports_no_jax_and_a_training_no_more_than_it_needs(tmp_path, monkeypatch):
     cache = str(tmp_path / "cache")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", cache)
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)  # of the tests
     helped = [(), *((name,) for name in COMMANDS)]
     code = _CODE.format(helped=helped, late=_LATE, workdir=str(tmp_path / "run"), cache=cache)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
