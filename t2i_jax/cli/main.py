@@ -171,12 +171,9 @@ def start_cache() -> None:
     folder = os.path.expanduser(
         os.environ.get("JAX_COMPILATION_CACHE_DIR") or "~/.cache/t2i_jax/xla"
     )
-    settings = {
-        "jax_compilation_cache_dir": folder,
-        "jax_persistent_cache_min_compile_time_secs": float(
-            os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS") or 1.0
-        ),
-    }
+    settings: dict[str, str | float] = {"jax_compilation_cache_dir": folder}
+    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        settings["jax_persistent_cache_min_compile_time_secs"] = 1.0
     for name, value in settings.items():
         # JAX reads the environment when it is imported, which not every command comes to
         if "jax" in sys.modules:

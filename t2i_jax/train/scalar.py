@@ -17,5 +17,8 @@ def computed_once(x: Array) -> Array:
     drops `optimization_barrier` before that; the result of a reduction it does not copy.
     """
     lowest = False if x.dtype == jnp.bool_ else -jnp.inf
-    reduced = jnp.max(jnp.where(jnp.arange(2) == 0, x, lowest))
+    # not `jnp.max`, beside whose float32 a bfloat16 parameter would become float32 too
+    reduced = jax.lax.reduce(
+        jnp.where(jnp.arange(2) == 0, x, lowest), lowest, jax.lax.max, dimensions=(0,)
+    )
     return jax.lax.optimization_barrier(reduced)

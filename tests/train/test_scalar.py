@@ -17,6 +17,13 @@ def test_it_is_the_scalar_itself(value):
     np.testing.assert_array_equal(found, jnp.asarray(value))
 
 
+def test_bfloat16_stays_bfloat16_beside_it():
+    """A step's decay or learning rate is a number without a type of its own, and remains one."""
+    half = jnp.ones(2, jnp.bfloat16)
+    moved = jax.jit(lambda step: half * computed_once(step / 10.0))(jnp.int32(3))
+    assert moved.dtype == jnp.bfloat16
+
+
 def test_the_schedule_stands_in_a_compiled_program_once():
     """Without it, in the kernel of every parameter."""
     rate = optim.learning_rate(OptimConfig(schedule="cosine", warmup_steps=3), 10)
