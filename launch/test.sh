@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests: makes .venv where there is none, installs t2i_jax and the PyTorch references into it, starts pytest.
-#   bash launch/test.sh                 all tests
+#   bash launch/test.sh                 all tests but those that are marked as long
+#   bash launch/test.sh -m ""           these too
 #   bash launch/test.sh tests/train -k resume      arguments go to pytest
 # VENV names another environment, PYTHON the interpreter that makes it (3.11 or newer), JAX_PLATFORMS a device.
 set -euo pipefail

@@ -21,6 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
+from t2i_jax.tracing import traced_once
 from t2i_jax.types import Key
 from t2i_jax.values import shown
 
@@ -219,6 +220,7 @@ def parameters_of(task: Any) -> dict[str, Any]:
     return dict(initial(task)[0])
 
 
+@traced_once
 def initial(task: Any) -> tuple[dict[str, Any], Any]:
     """Shapes of what `task.init` makes, parameters boxed as in `parameters_of` and statistics;
     nothing is computed.

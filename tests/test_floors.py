@@ -16,7 +16,7 @@ _PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "t2i_jax"
 # `_ALONE` says so.
 _LOW = {
     "config", "types", "errors", "cluster", "files", "typeset", "paths", "words", "terminal",
-    "seeds", "values", "heap",
+    "seeds", "values", "heap", "tracing",
 }  # fmt: skip
 _ALLOWED = {
     "config": _LOW,
@@ -29,6 +29,7 @@ _ALLOWED = {
     "seeds": _LOW,
     "values": _LOW,
     "heap": _LOW,
+    "tracing": _LOW,
     "terminal": _LOW,
     "typeset": _LOW,
     "foreign": _LOW,

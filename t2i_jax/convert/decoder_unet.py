@@ -4,7 +4,6 @@ are refused where their names or shapes tell them.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 
 import jax
@@ -28,6 +27,7 @@ from t2i_jax.convert.engine import (
 from t2i_jax.errors import UserError
 from t2i_jax.models import decoder_unet_sizes as sizes
 from t2i_jax.models.decoder_unet import DecoderUnet
+from t2i_jax.tracing import traced_once
 
 # fields that are as by default for every network of the package
 _NOT_THERE = {
@@ -253,7 +253,7 @@ def _both(torch, ours, layout=CONV) -> list[Row]:
     ]
 
 
-@functools.lru_cache(maxsize=16)
+@traced_once
 def _shapes(model):
     image = jnp.zeros((1, model.multiple, model.multiple, model.channels))
     more = {}

@@ -15,6 +15,7 @@ from t2i_jax.convert.ratio import ratio
 from t2i_jax.errors import UserError
 from t2i_jax.models import diffusion_prior
 from t2i_jax.models.diffusion_prior import DiffusionPriorNetwork
+from t2i_jax.tracing import traced_once
 
 _SINCE_1_9 = ("null_text_encodings", "null_text_embeds", "null_image_embed")
 _LAYER = "causal_transformer.layers"
@@ -161,7 +162,7 @@ def recognise(state: State) -> bool:
     return "learned_query" in state and any(key.startswith(_LAYER) for key in state)
 
 
-@functools.lru_cache
+@traced_once
 def shapes(model: DiffusionPriorNetwork) -> Any:
     """Shapes of the parameters, nothing is computed."""
     return sharding.unbox(

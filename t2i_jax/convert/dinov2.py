@@ -24,6 +24,7 @@ from t2i_jax.convert.engine import (
     reshaped,
 )
 from t2i_jax.models.dinov2 import Dinov2
+from t2i_jax.tracing import traced_once
 
 # Modules of transformers in memory, since its version 5, and as its files name them.
 _IN_MEMORY = {
@@ -164,6 +165,7 @@ def _as_in_files(state: State) -> State:
     return {named(name): value for name, value in state.items()}
 
 
+@traced_once
 def _shapes(model: Dinov2) -> Mapping[str, Any]:
     side = model.grid * model.patch_size
     image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)

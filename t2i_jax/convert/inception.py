@@ -12,6 +12,7 @@ import numpy as np
 from t2i_jax.convert.engine import CONV, LINEAR, Entry, Network, Row, State, Unused
 from t2i_jax.errors import UserError
 from t2i_jax.models.inception import CLASSES, SIDE, Inception, convolutions
+from t2i_jax.tracing import traced_once
 
 # What pytorch-fid, torch-fidelity and torchmetrics read.
 FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -51,6 +52,7 @@ def _fields(state: State, module: Any) -> dict[str, Any]:
     return {}
 
 
+@traced_once
 def _shapes(model):
     image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), np.float32)
     return jax.eval_shape(model.init, jax.random.key(0), image)["params"]

@@ -14,6 +14,7 @@ from t2i_jax.convert import vgg
 from t2i_jax.convert.engine import CONV, Entry, Network, Row, State, reshaped, to_ours
 from t2i_jax.models.lpips import WIDTHS, Lpips
 from t2i_jax.models.vgg import Vgg16
+from t2i_jax.tracing import traced_once
 
 _PLACES = (0, 3, 6, 8, 10)  # of AlexNet's convolutions within torchvision's `features`
 
@@ -61,6 +62,7 @@ def _place(name):
     return "features." + name.split(".", 2)[2]
 
 
+@traced_once
 def _shapes(model: Lpips) -> Any:
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
     return jax.eval_shape(model.init, jax.random.key(0), image, image)["params"]

@@ -14,6 +14,7 @@ from einops import rearrange
 from t2i_jax import sharding
 from t2i_jax.convert.engine import LINEAR, SAME, Entry, Layout, Network, Row, State
 from t2i_jax.models.openai_clip import OpenAIClip
+from t2i_jax.tracing import traced_once
 
 
 def _patches(model):
@@ -197,6 +198,7 @@ def _depth(state, start):
     return 1 + max(int(key[len(start) :].split(".")[0]) for key in state if key.startswith(start))
 
 
+@traced_once
 def _shapes(model: OpenAIClip) -> Mapping[str, Any]:
     return sharding.unbox(jax.eval_shape(model.init, jax.random.key(0)))
 

@@ -17,6 +17,7 @@ from t2i_jax.convert.engine import LINEAR, SAME, Constant, Entry, Network, State
 from t2i_jax.convert.ratio import ratio
 from t2i_jax.errors import UserError
 from t2i_jax.models.parti import Parti, PartiAndTokenizer
+from t2i_jax.tracing import traced_once
 
 _VAE = "vae."
 
@@ -130,6 +131,7 @@ def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
     return found | {name: told[name] for name in ("max_text_len", "dropout") if name in told}
 
 
+@traced_once
 def _shapes(model):
     ids, text = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1, model.text_embed_dim))
     shapes = jax.eval_shape(model.init, jax.random.key(0), ids, text, jnp.ones((1, 1), bool))

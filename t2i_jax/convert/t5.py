@@ -11,6 +11,7 @@ from t2i_jax import sharding
 from t2i_jax.convert.engine import LINEAR, SAME, Entry, Network, State
 from t2i_jax.text import t5_files
 from t2i_jax.text.t5_encoder import T5Encoder
+from t2i_jax.tracing import traced_once
 
 _LAYER = "encoder.block.0.layer"
 
@@ -53,6 +54,7 @@ def fields(state: State, module: Any) -> dict[str, Any]:
     }
 
 
+@traced_once
 def _shapes(model):
     text_BL = jnp.zeros((1, 2), jnp.int32)
     return sharding.unbox(

@@ -4,7 +4,6 @@ form here.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 
 import jax
@@ -27,6 +26,7 @@ from t2i_jax.convert.engine import (
 from t2i_jax.convert.unet_fields import fields
 from t2i_jax.models import unet_sizes as sizes
 from t2i_jax.models.unet import NullUnet, Unet
+from t2i_jax.tracing import traced_once
 
 _MAP_CHANNEL = Layout(
     "channels (C, 1, 1) <-> (C)", lambda a: a[:, 0, 0], lambda a: a[:, None, None]
@@ -245,7 +245,7 @@ def _shrink(torch, ours, kernels):
     return _conv(f"{torch}.1", f"{ours}/conv", layout=CONV1X1)
 
 
-@functools.lru_cache(maxsize=16)
+@traced_once
 def _shapes(model):
     image = jnp.zeros((1, model.multiple, model.multiple, model.channels))
     more = {}

@@ -12,6 +12,7 @@ from einops import rearrange
 
 from t2i_jax.convert.engine import CONV, LINEAR, Entry, Layout, Network, State, reshaped
 from t2i_jax.models.vgg import STAGES, Vgg16
+from t2i_jax.tracing import traced_once
 
 _CONVS = [(i, j) for i, widths in enumerate(STAGES) for j in range(len(widths))]
 # Within torchvision's `features`.
@@ -50,6 +51,7 @@ def _fields(state: State, module: Any) -> dict[str, Any]:
     return {"features": "lpips"} if "lin0.model.1.weight" in state else {}
 
 
+@traced_once
 def _shapes(model):
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     return jax.eval_shape(model.init, jax.random.key(0), image, image)["params"]

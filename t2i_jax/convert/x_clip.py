@@ -25,6 +25,7 @@ from t2i_jax.convert.engine import (
 )
 from t2i_jax.errors import UserError
 from t2i_jax.models.clip import CLIP
+from t2i_jax.tracing import traced_once
 
 WITHIN = "clip.clip."  # how its names begin within the adapter of dalle2-pytorch
 _TEXT, _VISUAL = "text_transformer", "visual_transformer"
@@ -317,6 +318,7 @@ def recognise(state: State) -> bool:
     return {f"{trunk}.{first}" for trunk, first in _FIRST.items()} <= upgrade(state).keys()
 
 
+@traced_once
 def shapes(model: CLIP) -> Mapping[str, Any]:
     """The shapes of its parameters, unboxed."""
     return sharding.unbox(jax.eval_shape(model.init, jax.random.key(0)))

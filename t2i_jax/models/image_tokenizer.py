@@ -20,6 +20,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.nn.flops import flops_of
 from t2i_jax.nn.quantize import Quantized
 from t2i_jax.pixels import to_float, to_uint8
+from t2i_jax.tracing import traced_once
 from t2i_jax.types import Array, Key, Params
 
 Encoded = Quantized  # fmap, ids (B, H, W), loss, latents, codebook
@@ -281,6 +282,7 @@ def revive_embedding(params: Params, dead_K: Array, fresh_KE: Array) -> dict[str
     return {**params, "quantizer": quantizer}
 
 
+@traced_once
 def abstract(model: ImageTokenizer) -> dict[str, Any]:
     """Shapes of the weights {"generator", "stats"}, boxed with their logical axes; nothing is
     computed.
@@ -309,6 +311,7 @@ def flops(model: ImageTokenizer, method: str = "__call__") -> float:
     return flops_of(forward, weights["generator"], weights["stats"], image)
 
 
+@traced_once
 def abstract_discriminator(discriminator: Any, model: ImageTokenizer) -> dict[str, Any]:
     """Shapes of the parameters of a discriminator for the images of `model`, boxed.
 

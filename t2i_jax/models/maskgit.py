@@ -20,6 +20,7 @@ from t2i_jax.nn.maskgit_layers import CondLayer, FeedForward, Layer, init_scale
 from t2i_jax.nn.multi_axis import MultiAxis
 from t2i_jax.nn.transformer import REMAT, layer_fields, scanned
 from t2i_jax.sharding import constrain
+from t2i_jax.tracing import traced_once
 from t2i_jax.types import Array
 
 COMPAT = ("unit_init", "no_cond_positions")
@@ -272,6 +273,7 @@ class BaseAndSuperres:
     superres: MaskGitAndTokenizer
 
 
+@traced_once
 def abstract(model: _Tokens) -> Any:
     """Shapes of the parameters, boxed; nothing is computed."""
     ids, text = jnp.zeros((1, model.num_tokens), jnp.int32), jnp.zeros((1, 1, model.text_embed_dim))

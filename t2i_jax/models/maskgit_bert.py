@@ -18,6 +18,7 @@ from t2i_jax.nn.attention import attend_where
 from t2i_jax.nn.conv import Dense, boxed
 from t2i_jax.nn.transformer import REMAT, layer_fields, scanned
 from t2i_jax.sharding import constrain
+from t2i_jax.tracing import traced_once
 from t2i_jax.types import Array
 
 _normal = nn.initializers.truncated_normal(0.02)
@@ -195,6 +196,7 @@ class MaskGitBert(nn.Module):
         return logits + self.bias[: self.mask_id]
 
 
+@traced_once
 def abstract(model: MaskGitBert) -> Any:
     """Shapes of the parameters, boxed; nothing is computed."""
     ids, embeds = jnp.zeros((1, model.num_tokens), jnp.int32), jnp.zeros((1, 1, model.dim))

@@ -62,7 +62,7 @@ def check(task: Any, params: Arrays, ema: Arrays, stats: Arrays, where: str) -> 
 def _shapes(task: str):
     """The shapes of a task's parameters and stats, flat."""
     made: Any = config.from_dict(json.loads(task), TYPES, "recipe.task")
-    shapes = sharding.unbox(jax.eval_shape(made.init, jax.random.key(0)))
+    shapes = sharding.unbox(sharding.initial(made))
     return tuple(flat(tree) for tree in shapes)
 
 

@@ -19,6 +19,7 @@ from . import tiny_dalle2
 from .command import inside
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.long
 PARTS = ("clip", "prior", "decoder")
 CAPTION = ["a red circle"]
 QUICK = {"steps": 2, "prior_steps": 2}

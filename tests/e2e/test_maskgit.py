@@ -110,6 +110,7 @@ def test_what_does_not_fit_is_one_sentence(trained, tmp_path):
     assert "holds tokens made with" in said
 
 
+@pytest.mark.long
 def test_two_processes_make_what_one_makes(trained, tmp_path):
     two, part = tmp_path / "two", f"tokenizer={trained / 'tokenizer'}"
     sharded = ("train.rules=fsdp", "train.mesh={'fsdp': 2}", "train.eval_every=4")

@@ -2,6 +2,7 @@
 
 import chex
 import numpy as np
+import pytest
 
 import t2i_jax as t2i
 from t2i_jax.train.stored import load_params
@@ -11,6 +12,7 @@ from . import tiny_muse
 from .command import inside
 
 
+@pytest.mark.long
 def test_two_processes_train_each_stage_as_one_does(tmp_path):
     alone, two = tmp_path / "alone", tmp_path / "two"
     inside("train", tiny_muse.__file__, "--workdir", alone)

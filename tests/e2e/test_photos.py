@@ -94,6 +94,7 @@ def test_photographs_are_trained_on_and_painted(photos, tmp_path):
     assert again.shape == pieces.shape and again.std() > 0
 
 
+@pytest.mark.long
 def test_a_cascade_is_trained_on_them_and_repairs_one(photos, tmp_path):
     source = (
         f"data.source=folder:{photos}",
@@ -133,6 +134,7 @@ def test_a_cascade_is_trained_on_them_and_repairs_one(photos, tmp_path):
     assert pictures(tmp_path / "repaired")["000-00.png"].shape == (16, 16, 3)
 
 
+@pytest.mark.long
 def test_dalle2_is_trained_on_them_and_varies_one(photos, tmp_path):
     """CLIP, prior and decoder, and what is done with an image of one's own."""
     every = (f"*.data.source=folder:{photos}", "*.data.max_bad_rate=0.2")
