@@ -25,6 +25,7 @@ from t2i_jax.models.image_text import (
 from t2i_jax.nn import limits
 from t2i_jax.nn.conv import Dense, boxed, patchify
 from t2i_jax.nn.normformer import NormFormer
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.resize_right import resize_cubic
 from t2i_jax.nn.transformer import REMAT
 from t2i_jax.sharding import constrain
@@ -277,18 +278,18 @@ class _TextTransformer(nn.Module):
         """(pooled (B, E), tokens (B, L, E)): the class token, or the end token of a causal one."""
         clip, normal = self.clip, nn.initializers.normal(1.0)
         rows = clip.num_text_tokens + clip.use_mlm
-        table_VC = self.param(
-            "embedding", boxed(normal, "vocab", "embed"), (rows, clip.dim_text), jnp.float32
+        table_VC = parameter(
+            self, "embedding", boxed(normal, "vocab", "embed"), (rows, clip.dim_text), jnp.float32
         )
         # whole for the look-up, whose rows are those of the batch
         x_BLC = constrain(table_VC, None, None)[text_BL]
         if not clip.text_rotary_pos_emb:
             shape = (clip.text_seq_len, clip.dim_text)
-            positions_LC = self.param("positions", boxed(normal, None, "embed"), shape)
+            positions_LC = parameter(self, "positions", boxed(normal, None, "embed"), shape)
             x_BLC = x_BLC + positions_LC[: text_BL.shape[1]]
         seen_BL = mask_BL
         if not clip.text_causal_mask:
-            cls_C = self.param("cls", boxed(normal, "embed"), (clip.dim_text,))
+            cls_C = parameter(self, "cls", boxed(normal, "embed"), (clip.dim_text,))
             cls_B1C = jnp.broadcast_to(cls_C, (x_BLC.shape[0], 1, clip.dim_text))
             x_BLC = jnp.concatenate([cls_B1C, x_BLC], axis=1)
             seen_BL = jnp.pad(mask_BL, ((0, 0), (1, 0)), constant_values=True)
@@ -324,7 +325,7 @@ class _VisionTransformer(nn.Module):
             patches_BNP
         )
         init = boxed(nn.initializers.normal(1.0), None, "embed")
-        x_BNC = x_BNC + self.param("positions", init, (x_BNC.shape[1], clip.dim_image))
+        x_BNC = x_BNC + parameter(self, "positions", init, (x_BNC.shape[1], clip.dim_image))
         if key is not None and clip.visual_patch_dropout:
             x_BNC = some_of_tokens(x_BNC, clip.visual_patch_dropout, key)
         y_BNC = NormFormer(
@@ -350,7 +351,7 @@ class _Downsampled(nn.Module):
         clip, side = self.clip, round(tokens_BNC.shape[1] ** 0.5)
         grid_BHWC = tokens_BNC.reshape(-1, side, side, clip.dim_image).astype(clip.dtype)
         init = boxed(_uniform_of_16, None, None, "embed")
-        kernel_KKC = self.param("depthwise", init, (4, 4, clip.dim_image)).astype(clip.dtype)
+        kernel_KKC = parameter(self, "depthwise", init, (4, 4, clip.dim_image)).astype(clip.dtype)
         y_BHWC = jax.lax.conv_general_dilated(
             grid_BHWC, kernel_KKC[:, :, None], (2, 2), [(1, 1), (1, 1)],
             dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=clip.dim_image,

@@ -18,6 +18,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.nn import limits
 from t2i_jax.nn.attention import MASKED, attend_with_bias
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.quantize import unit
 from t2i_jax.nn.transformer import REMAT, layer_fields, scanned
 from t2i_jax.sharding import constrain
@@ -62,8 +63,8 @@ class Attention(nn.Module):
         q, k, v = q.reshape(B, N, self.heads, D), k[:, :, None], v[:, :, None]
         if self.rotary:
             q, k = rotated(q), rotated(k)
-        null = self.param(
-            "null_kv", boxed(nn.initializers.normal(1.0), None, "kv"), (2, D), jnp.float32
+        null = parameter(
+            self, "null_kv", boxed(nn.initializers.normal(1.0), None, "kv"), (2, D), jnp.float32
         )
         k, v = (
             jnp.concatenate([jnp.broadcast_to(one.astype(self.dtype), (B, 1, 1, D)), t], axis=1)
@@ -346,7 +347,7 @@ class DiffusionPriorNetwork(nn.Module):
         return jnp.where(keep, x.astype(self.dtype), null.astype(self.dtype))
 
     def _normal(self, name, *axes, shape):
-        return self.param(name, boxed(nn.initializers.normal(1.0), *axes), shape, jnp.float32)
+        return parameter(self, name, boxed(nn.initializers.normal(1.0), *axes), shape, jnp.float32)
 
 
 _COUNTED = (

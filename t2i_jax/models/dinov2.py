@@ -10,6 +10,7 @@ from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.nn import limits
 from t2i_jax.nn.conv import Dense, patchify
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.residual_attention import ResidualAttentionLayer, biased_norm
 from t2i_jax.nn.transformer import scanned
 from t2i_jax.types import Array
@@ -71,8 +72,8 @@ class Dinov2(nn.Module):
             x_BNP.reshape(batch, -1, x_BNP.shape[-1])
         )
         normal = nn.initializers.normal(0.02)
-        cls_C = self.param("cls", normal, (self.width,))
-        positions_NC = self.param("positions", normal, (1 + self.grid**2, self.width))
+        cls_C = parameter(self, "cls", normal, (self.width,))
+        positions_NC = parameter(self, "positions", normal, (1 + self.grid**2, self.width))
         x_BNC = x_BNC + self._positions(positions_NC[1:], shape)
         cls_B1C = jnp.broadcast_to(cls_C + positions_NC[0], (batch, 1, self.width))
         x_BNC = jnp.concatenate([cls_B1C, x_BNC], axis=1)
@@ -108,9 +109,9 @@ class _Layer(ResidualAttentionLayer):
     ) -> tuple[Array, None]:
         """(x, None): the pair that a scan wants."""
         ones = nn.initializers.ones
-        scale_C = self.param("scale_attention", ones, (self.dim,))
+        scale_C = parameter(self, "scale_attention", ones, (self.dim,))
         x_BNC = x_BNC + scale_C * self._attention(x_BNC, mask_BN)
-        scale_C = self.param("scale_mlp", ones, (self.dim,))
+        scale_C = parameter(self, "scale_mlp", ones, (self.dim,))
         mlp = self._gated_mlp if self.gated else self._mlp
         return x_BNC + scale_C * mlp(x_BNC), None
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.types import Array
 
 SIDE = 299  # pixels of the images
@@ -229,8 +230,8 @@ class Inception(nn.Module):
             if name == _AUX:
                 found["aux"] = jnp.mean(x, (1, 2))
         found["pool3"] = pooled_BC = jnp.mean(x, (1, 2))
-        kernel_CK = self.param("kernel", nn.initializers.lecun_normal(), (2048, CLASSES))
-        bias_K = self.param("bias", nn.initializers.zeros, (CLASSES,))
+        kernel_CK = parameter(self, "kernel", nn.initializers.lecun_normal(), (2048, CLASSES))
+        bias_K = parameter(self, "bias", nn.initializers.zeros, (CLASSES,))
         found["logits_unbiased"] = logits_BK = jnp.matmul(
             pooled_BC, kernel_CK, precision=jax.lax.Precision.HIGHEST
         )
@@ -246,11 +247,13 @@ class _Folded(nn.Module):
     @nn.compact
     def __call__(self):
         conv, ones, zeros = self.conv, nn.initializers.ones, nn.initializers.zeros
-        kernel = self.param(
-            "kernel", nn.initializers.he_normal(), (*conv.kernel, conv.inputs, conv.width)
+        kernel = parameter(
+            self, "kernel", nn.initializers.he_normal(), (*conv.kernel, conv.inputs, conv.width)
         )
-        scale, bias = (self.param(n, f, (conv.width,)) for n, f in _pairs(scale=ones, bias=zeros))
-        mean, var = (self.param(n, f, (conv.width,)) for n, f in _pairs(mean=zeros, var=ones))
+        scale, bias = (
+            parameter(self, n, f, (conv.width,)) for n, f in _pairs(scale=ones, bias=zeros)
+        )
+        mean, var = (parameter(self, n, f, (conv.width,)) for n, f in _pairs(mean=zeros, var=ones))
         factor = scale / jnp.sqrt(var + EPSILON)
         return kernel * factor, bias - mean * factor
 

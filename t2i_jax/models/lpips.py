@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.models import vgg
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.types import Array
 
 # Of AlexNet (Krizhevsky 2014), as torchvision has it: width, kernel, stride, padding, and whether a
@@ -76,6 +77,6 @@ class Lpips(nn.Module):
         for i, x in enumerate(TRUNKS[self.trunk](both)):
             x = x / (jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True)) + _EPSILON)
             one, other = jnp.split(x, 2)
-            weight_C = self.param(f"lin_{i}", nn.initializers.ones, (x.shape[-1],))
+            weight_C = parameter(self, f"lin_{i}", nn.initializers.ones, (x.shape[-1],))
             total_B += jnp.mean(jnp.sum((one - other) ** 2 * weight_C, axis=-1), axis=(1, 2))
         return total_B

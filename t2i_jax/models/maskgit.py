@@ -18,6 +18,7 @@ from t2i_jax.nn import limits
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
 from t2i_jax.nn.maskgit_layers import CondLayer, FeedForward, Layer, init_scale
 from t2i_jax.nn.multi_axis import MultiAxis
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.transformer import REMAT, layer_fields, scanned
 from t2i_jax.sharding import constrain
 from t2i_jax.tracing import traced_once
@@ -93,7 +94,9 @@ class _Tokens(nn.Module):
         normal = nn.initializers.normal(init_scale(self.compat))
 
         def table(name, rows, axis=None):
-            return self.param(name, boxed(normal, axis, "embed"), (rows, self.dim), jnp.float32)
+            return parameter(
+                self, name, boxed(normal, axis, "embed"), (rows, self.dim), jnp.float32
+            )
 
         self.embedding = table("embedding", self.codebook_size + self._masks, "vocab")
         self.pos = table("pos", self.num_tokens)

@@ -16,6 +16,7 @@ from t2i_jax.models.token_decoder import check_complete, check_sizes, check_text
 from t2i_jax.nn import limits
 from t2i_jax.nn.attention import attend_where
 from t2i_jax.nn.conv import Dense, boxed
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.transformer import REMAT, layer_fields, scanned
 from t2i_jax.sharding import constrain
 from t2i_jax.tracing import traced_once
@@ -133,7 +134,9 @@ class MaskGitBert(nn.Module):
         check_complete(self)
 
         def table(name, rows, axis=None):
-            return self.param(name, boxed(_normal, axis, "embed"), (rows, self.dim), jnp.float32)
+            return parameter(
+                self, name, boxed(_normal, axis, "embed"), (rows, self.dim), jnp.float32
+            )
 
         self.embedding = table("embedding", self.codebook_size, "vocab")
         self.mask_embedding = table("mask_embedding", 1)
@@ -143,7 +146,9 @@ class MaskGitBert(nn.Module):
         self.to_out = _dense(self, self.dim, None, ("embed", None))
         self.norm_out = _norm(None, self.dtype)
         size = self.mask_id + self.num_classes + 1
-        self.bias = self.param("bias", boxed(nn.initializers.zeros, None), (size,), jnp.float32)
+        self.bias = parameter(
+            self, "bias", boxed(nn.initializers.zeros, None), (size,), jnp.float32
+        )
 
     def embed(
         self,

@@ -18,6 +18,7 @@ from t2i_jax.models.clip import some_of_tokens
 from t2i_jax.models.image_text import MOST_SCALE, DualEncoder, Features, at_size, unit
 from t2i_jax.nn import limits
 from t2i_jax.nn.conv import Dense, boxed, patchify
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.residual_attention import ACTIVATIONS, ResidualAttention, biased_norm
 from t2i_jax.nn.transformer import REMAT
 from t2i_jax.sharding import constrain
@@ -195,7 +196,7 @@ class _Network(nn.Module):
 def _projection(module, width, dim):
     """The kernel of a projection to the joint space, which is applied to pooled features."""
     init = boxed(nn.initializers.normal(width**-0.5), "embed", None)
-    return module.param("projection", init, (width, dim))
+    return parameter(module, "projection", init, (width, dim))
 
 
 class _TextTransformer(nn.Module):
@@ -206,9 +207,9 @@ class _TextTransformer(nn.Module):
         """(pooled (B, E), tokens (B, L, E)), after the last norm."""
         clip, width = self.clip, self.clip.transformer_width
         init = boxed(nn.initializers.normal(0.02), "vocab", "embed")
-        table_VC = self.param("embedding", init, (clip.vocab_size, width))
+        table_VC = parameter(self, "embedding", init, (clip.vocab_size, width))
         init = boxed(nn.initializers.normal(0.01), None, "embed")
-        positions_LC = self.param("positions", init, (clip.context_length, width))
+        positions_LC = parameter(self, "positions", init, (clip.context_length, width))
         # whole for the look-up, whose rows are those of the batch
         x_BLC = constrain(table_VC, None, None)[text_BL] + positions_LC[: text_BL.shape[1]]
         # padding comes last, where no token sees it
@@ -237,9 +238,9 @@ class _VisionTransformer(nn.Module):
             patches_BNP
         )
         normal = nn.initializers.normal(width**-0.5)
-        cls_C = self.param("cls", boxed(normal, "embed"), (width,))
-        positions_NC = self.param(
-            "positions", boxed(normal, None, "embed"), (x_BNC.shape[1] + 1, width)
+        cls_C = parameter(self, "cls", boxed(normal, "embed"), (width,))
+        positions_NC = parameter(
+            self, "positions", boxed(normal, None, "embed"), (x_BNC.shape[1] + 1, width)
         )
         x_BNC = x_BNC + positions_NC[1:]
         if key is not None and clip.visual_patch_dropout:

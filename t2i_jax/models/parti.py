@@ -18,6 +18,7 @@ from t2i_jax.nn import embed, limits
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.attention import MultiQueryAttention
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.transformer import REMAT, decode_layers, layer_fields, scanned, start_decoding
 from t2i_jax.types import Array
 
@@ -51,7 +52,7 @@ class PartiLayer(nn.Module):
         )
         table = ((2 * self.fmap_size - 1) ** 2, self.heads)
         start = _BIAS_INIT[self.rel_pos_init](scale)
-        self.bias = self.param("bias", boxed(start, None, "heads"), table)
+        self.bias = parameter(self, "bias", boxed(start, None, "heads"), table)
         hidden = int(self.dim * self.ff_mult)
         self.ff_norm, self.ff_inner_norm = (
             channel_norm(None, self.dtype),
@@ -156,11 +157,11 @@ class Parti(token_decoder.TokenDecoder):
         token_decoder.check_complete(self)
         normal = nn.initializers.normal(_init_scale(self.compat))
         vectors = (self.fmap_size, self.dim)
-        self.start_token = self.param("start_token", boxed(normal, "embed"), (self.dim,))
-        self.height_pos = self.param("height_pos", boxed(normal, None, "embed"), vectors)
-        self.width_pos = self.param("width_pos", boxed(normal, None, "embed"), vectors)
-        self.embedding = self.param(
-            "embedding", boxed(normal, "vocab", "embed"), (self.codebook_size, self.dim)
+        self.start_token = parameter(self, "start_token", boxed(normal, "embed"), (self.dim,))
+        self.height_pos = parameter(self, "height_pos", boxed(normal, None, "embed"), vectors)
+        self.width_pos = parameter(self, "width_pos", boxed(normal, None, "embed"), vectors)
+        self.embedding = parameter(
+            self, "embedding", boxed(normal, "vocab", "embed"), (self.codebook_size, self.dim)
         )
         self.init_norm, self.final_norm = (
             channel_norm(None, self.dtype),

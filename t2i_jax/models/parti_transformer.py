@@ -16,6 +16,7 @@ from t2i_jax.models import token_decoder
 from t2i_jax.nn import embed, limits
 from t2i_jax.nn.conv import Dense, boxed
 from t2i_jax.nn.grid_window import GridWindow
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.transformer import REMAT, Transformer
 from t2i_jax.sharding import constrain
 from t2i_jax.text.learned import LearnedText
@@ -82,7 +83,7 @@ class PartiTransformer(token_decoder.TokenDecoder):
         normal = nn.initializers.normal(0.02)
 
         def vector(name, *shape):
-            return self.param(name, boxed(normal, *[None] * (len(shape) - 1), "embed"), shape)
+            return parameter(self, name, boxed(normal, *[None] * (len(shape) - 1), "embed"), shape)
 
         self.start_token = vector("start_token", self.dim)
         if self.positions == "axial":
@@ -90,9 +91,9 @@ class PartiTransformer(token_decoder.TokenDecoder):
             self.width_pos = vector("width_pos", self.fmap_size, self.dim)
         else:
             self.pos = vector("pos", self.num_tokens, self.dim)
-        self.null_text = self.param("null_text", boxed(normal, "text"), (self.text_embed_dim,))
-        self.embedding = self.param(
-            "embedding", boxed(normal, "vocab", "embed"), (self.codebook_size, self.dim)
+        self.null_text = parameter(self, "null_text", boxed(normal, "text"), (self.text_embed_dim,))
+        self.embedding = parameter(
+            self, "embedding", boxed(normal, "vocab", "embed"), (self.codebook_size, self.dim)
         )
         shape = {
             n: getattr(self, n)

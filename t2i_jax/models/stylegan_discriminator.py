@@ -13,6 +13,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.nn import limits
 from t2i_jax.nn.conv import boxed
 from t2i_jax.nn.convolution import convolve
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.types import Array
 
 _BLUR = (1.0, 3.0, 3.0, 1.0)
@@ -102,7 +103,7 @@ class _EqualConv(nn.Module):
         fan_in = self.kernel**2 * x_BHWC.shape[-1]
         shape = (self.kernel, self.kernel, x_BHWC.shape[-1], self.features)
         init = boxed(nn.initializers.normal(1.0), None, None, "conv_in", "conv_out")
-        kernel = self.param("kernel", init, shape, jnp.float32).astype(self.dtype) / math.sqrt(
+        kernel = parameter(self, "kernel", init, shape, jnp.float32).astype(self.dtype) / math.sqrt(
             fan_in
         )
         pad = self.kernel // 2
@@ -125,19 +126,19 @@ class _EqualDense(nn.Module):
     @nn.compact
     def __call__(self, x_BC: Array) -> Array:
         init = boxed(nn.initializers.normal(1.0), "conv_in", "conv_out")
-        kernel = self.param("kernel", init, (x_BC.shape[-1], self.features), jnp.float32).astype(
-            self.dtype
-        )
+        kernel = parameter(
+            self, "kernel", init, (x_BC.shape[-1], self.features), jnp.float32
+        ).astype(self.dtype)
         y = x_BC @ (kernel / math.sqrt(x_BC.shape[-1]))
         if self.activate:
             return _activated(self, y, self.features)
-        return y + self.param("bias", boxed(nn.initializers.zeros, None), (self.features,)).astype(
-            y.dtype
-        )
+        return y + parameter(
+            self, "bias", boxed(nn.initializers.zeros, None), (self.features,)
+        ).astype(y.dtype)
 
 
 def _activated(module, y, features):
-    bias = module.param("bias", boxed(nn.initializers.zeros, "conv_out"), (features,)).astype(
+    bias = parameter(module, "bias", boxed(nn.initializers.zeros, "conv_out"), (features,)).astype(
         y.dtype
     )
     return nn.leaky_relu(y + bias, 0.2) * math.sqrt(2)

@@ -14,6 +14,7 @@ from t2i_jax.models import unet_sizes as sizes
 from t2i_jax.nn import limits, resample
 from t2i_jax.nn.conditioning import LevelCondition, TextCondition
 from t2i_jax.nn.conv import conv
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.resnet_block import Block, ResnetBlock, ResnetStack
 from t2i_jax.nn.transformer import REMAT
 from t2i_jax.nn.unet_attention import MAX_SCORES, TransformerBlock, affine_norm
@@ -447,5 +448,5 @@ class NullUnet(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC: Array, *conditions: Any, **more: Any) -> Array:
         """x."""
-        self.param("dummy_parameter", nn.initializers.zeros, (1,), jnp.float32)
+        parameter(self, "dummy_parameter", nn.initializers.zeros, (1,), jnp.float32)
         return x_BHWC

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from t2i_jax import config
 from t2i_jax.nn import limits
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.types import Array
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -62,7 +63,9 @@ class Vgg16(nn.Module):
             x = x.astype(jnp.float32)
             x = x / (jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True)) + 1e-10)
             if self.features == "lpips":
-                weight = self.param(f"lin_{i}", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+                weight = parameter(
+                    self, f"lin_{i}", nn.initializers.ones, (x.shape[-1],), jnp.float32
+                )
                 # The mean over channels below becomes a sum.
                 x = x * jnp.sqrt(jnp.maximum(weight, 0.0)) * jnp.sqrt(jnp.float32(x.shape[-1]))
             total += _apart(x)

@@ -31,6 +31,7 @@ from t2i_jax.nn.conv import (
     unpatchify,
 )
 from t2i_jax.nn.implicit_patch import ImplicitPatch
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.transformer import REMAT
 from t2i_jax.types import Array
 from t2i_jax.values import Signed
@@ -67,7 +68,8 @@ class Attention(nn.Module):
             )
             for name, t in zip("qkv", jnp.split(qkv, 3, axis=-1), strict=True)
         )
-        bias = self.param(
+        bias = parameter(
+            self,
             "bias",
             boxed(nn.initializers.normal(1.0), None, "heads"),
             ((2 * size - 1) ** 2, self.heads),
@@ -141,9 +143,9 @@ class PositionedConv(nn.Module):
         """
         height, width, dim = x_BHWC.shape[1:]
         init = boxed(uniform_fan_in, None, None, "conv_in", "conv_out")
-        kernel = self.param("kernel", init, (3, 3, 2 * dim, self.features), jnp.float32).astype(
-            self.dtype
-        )
+        kernel = parameter(
+            self, "kernel", init, (3, 3, 2 * dim, self.features), jnp.float32
+        ).astype(self.dtype)
         of_map, of_positions = jnp.split(kernel, 2, axis=2)
         x = neighbours(x_BHWC).reshape(-1, 9 * dim) @ of_map.reshape(9 * dim, self.features)
         return add_to_all(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
 from t2i_jax.nn.fused_attention import attend
 from t2i_jax.nn.grid_window import GridWindow
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
 
@@ -181,8 +182,8 @@ class MultiQueryAttention(nn.Module):
         self.to_out = Dense(self.dim, ("heads", "embed"), bias=False, dtype=self.dtype)
         if self.out_norm:
             self.after_out = channel_norm(None, self.dtype)
-        self.null_kv = self.param(
-            "null_kv", boxed(nn.initializers.normal(self.null_scale), "kv"), (self.dim_head,)
+        self.null_kv = parameter(
+            self, "null_kv", boxed(nn.initializers.normal(self.null_scale), "kv"), (self.dim_head,)
         )
         self.drop = nn.Dropout(self.dropout)
 

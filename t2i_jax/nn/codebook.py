@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax.nn.conv import Dense, boxed
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.quantize import Quantized, straight_through
 from t2i_jax.types import Array, Key
 
@@ -41,7 +42,8 @@ class _Codebook(nn.Module):
             self.project_in = Dense(self.codebook_dim, ("embed", "latent"))
             self.project_out = Dense(self.dim, ("latent", "embed"), dtype=self.dtype)
         limit = 1 / self.codebook_size
-        self.embedding = self.param(
+        self.embedding = parameter(
+            self,
             "embedding",
             boxed(lambda *args: jax.random.uniform(*args, -limit, limit), "code", "latent"),
             (self.codebook_size, self.codebook_dim),

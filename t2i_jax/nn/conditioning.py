@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from t2i_jax.nn.conv import Dense, boxed
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.perceiver import PerceiverResampler
 from t2i_jax.nn.unet_attention import affine_norm
 from t2i_jax.types import Array
@@ -39,7 +40,7 @@ class LevelCondition(nn.Module):
         init = boxed(nn.initializers.normal(1.0), None)
         angles_BF = (
             level_B1
-            * self.param("frequencies", init, (self.features // 2,), jnp.float32)
+            * parameter(self, "frequencies", init, (self.features // 2,), jnp.float32)
             * 2
             * math.pi
         )
@@ -87,10 +88,12 @@ class TextCondition(nn.Module):
             all True.
         """
         normal = nn.initializers.normal(1.0)
-        null_LC = self.param(
-            "null_tokens", boxed(normal, None, "embed"), (self.length, self.dim), jnp.float32
+        null_LC = parameter(
+            self, "null_tokens", boxed(normal, None, "embed"), (self.length, self.dim), jnp.float32
         )
-        null_V = self.param("null_vector", boxed(normal, "embed"), (self.vector_dim,), jnp.float32)
+        null_V = parameter(
+            self, "null_vector", boxed(normal, "embed"), (self.vector_dim,), jnp.float32
+        )
         if text_BLD is None:
             return null_V[None].astype(self.dtype), self._pooled(null_LC[None].astype(self.dtype))
 

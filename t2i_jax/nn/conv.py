@@ -16,6 +16,7 @@ from einops import rearrange
 
 from t2i_jax import sharding
 from t2i_jax.nn.convolution import convolve
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.types import Array
 
 # U(+-1/sqrt(fan in)): the initialisation of the PyTorch packages, so that training runs compare.
@@ -56,16 +57,20 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         """(..., in) to (..., features)."""
         shape = (x.shape[-1], self.features)
-        kernel = self.param(
-            "kernel", boxed(self.init or uniform_fan_in, *self.axes), shape, jnp.float32
+        kernel = parameter(
+            self, "kernel", boxed(self.init or uniform_fan_in, *self.axes), shape, jnp.float32
         )
         rows = x.astype(self.dtype)
         if sharding.ways("sequence") == 1:  # a length that is split over devices stays an axis
             rows = rows.reshape(-1, shape[0])
         y = rows @ kernel.astype(self.dtype)
         if self.bias:
-            bias = self.param(
-                "bias", boxed(nn.initializers.zeros, self.axes[1]), (self.features,), jnp.float32
+            bias = parameter(
+                self,
+                "bias",
+                boxed(nn.initializers.zeros, self.axes[1]),
+                (self.features,),
+                jnp.float32,
             )
             y = y + bias.astype(self.dtype)
         return y.reshape(*x.shape[:-1], self.features)
@@ -94,13 +99,19 @@ class Conv(nn.Module):
             boxed(uniform_fan_in, None, None, "conv_in", "conv_out"),
             (self.kernel, self.kernel),
         )
-        kernel = self.param("kernel", init, (*shape, x_BHWC.shape[-1], self.features), jnp.float32)
+        kernel = parameter(
+            self, "kernel", init, (*shape, x_BHWC.shape[-1], self.features), jnp.float32
+        )
         y = convolve(
             x_BHWC.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding
         )
         if self.bias:
-            bias = self.param(
-                "bias", boxed(nn.initializers.zeros, "conv_out"), (self.features,), jnp.float32
+            bias = parameter(
+                self,
+                "bias",
+                boxed(nn.initializers.zeros, "conv_out"),
+                (self.features,),
+                jnp.float32,
             )
             y = y + bias.astype(self.dtype)
         return y
@@ -143,9 +154,9 @@ class Upconv(nn.Module):
         """(B, 2 rows, 2 columns, features)."""
         rows, columns, channels = x_BHWC.shape[1:]
         init = boxed(_uniform_transposed, None, None, "conv_in", "conv_out")
-        kernel = self.param("kernel", init, (4, 4, channels, self.features), jnp.float32)
-        bias = self.param(
-            "bias", boxed(nn.initializers.zeros, "conv_out"), (self.features,), jnp.float32
+        kernel = parameter(self, "kernel", init, (4, 4, channels, self.features), jnp.float32)
+        bias = parameter(
+            self, "bias", boxed(nn.initializers.zeros, "conv_out"), (self.features,), jnp.float32
         )
         # [tap, parity of the output row, tap, parity of its column, in, out]
         parts = kernel[::-1, ::-1].reshape(2, 2, 2, 2, channels, self.features)
@@ -285,9 +296,9 @@ class Depthwise(nn.Module):
     def __call__(self, x_BHWC: Array) -> Array:
         """The convolved feature map, of the same shape."""
         init = boxed(depthwise_init, None, None, self.axis)
-        kernel = self.param("kernel", init, (3, 3, self.channels), jnp.float32)
-        bias = self.param(
-            "bias", boxed(nn.initializers.zeros, self.axis), (self.channels,), jnp.float32
+        kernel = parameter(self, "kernel", init, (3, 3, self.channels), jnp.float32)
+        bias = parameter(
+            self, "bias", boxed(nn.initializers.zeros, self.axis), (self.channels,), jnp.float32
         )
         dtype = jnp.dtype(self.dtype)
         return depthwise(x_BHWC.astype(dtype), kernel.astype(dtype), bias.astype(dtype))

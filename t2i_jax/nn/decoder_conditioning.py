@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.conv import Dense, boxed
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.unet_attention import affine_norm
 from t2i_jax.types import Array
 
@@ -82,10 +83,10 @@ class ImageCondition(nn.Module):
             network are made, and the result is (None, None).
           keep_B: False in rows whose embedding is replaced by the stand-ins.
         """
-        null_NC = self.param(
-            "null_tokens", boxed(_NORMAL, None, "embed"), (self.tokens, self.token_dim)
+        null_NC = parameter(
+            self, "null_tokens", boxed(_NORMAL, None, "embed"), (self.tokens, self.token_dim)
         )
-        null_V = self.param("null_vector", boxed(_NORMAL, "embed"), (self.dim,))
+        null_V = parameter(self, "null_vector", boxed(_NORMAL, "embed"), (self.dim,))
         if embed_BD is None:
             return None, None
         keep_B = jnp.ones(len(embed_BD), bool) if keep_B is None else keep_B.astype(bool)
@@ -128,7 +129,7 @@ class TextTokens(nn.Module):
           mask_BL: True at tokens; None: everywhere. keep_B: False in rows without their text.
         """
         shape = (self.length, self.dim)
-        null_LC = self.param("null_tokens", boxed(_NORMAL, None, "embed"), shape)
+        null_LC = parameter(self, "null_tokens", boxed(_NORMAL, None, "embed"), shape)
         if text_BLE is None:
             return None
         B, L = text_BLE.shape[0], min(text_BLE.shape[1], self.length)
@@ -168,7 +169,7 @@ class TextVector(nn.Module):
         def dense(axes, name):
             return Dense(self.dim, axes, dtype=self.dtype, name=name)
 
-        null_V = self.param("null_vector", boxed(_NORMAL, "embed"), (self.dim,))
+        null_V = parameter(self, "null_vector", boxed(_NORMAL, "embed"), (self.dim,))
         mean_BC = jnp.mean(tokens_BLC.astype(jnp.float32), axis=1)
         normed_BC = affine_norm("norm", self.dtype)(mean_BC)
         hidden = nn.silu(dense(("embed", "mlp"), "hidden")(normed_BC))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from t2i_jax.nn.conv import POINTWISE, Dense, boxed, conv, group_norm, uniform_fan_in
 from t2i_jax.nn.convolution import convolve
 from t2i_jax.nn.null_attention import NullCrossAttention
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.unet_attention import MAX_SCORES
 from t2i_jax.types import Array
 
@@ -30,9 +31,11 @@ class StandardizedConv(nn.Module):
     def __call__(self, x_BHWC: Array) -> Array:
         """(B, H, W, features)."""
         init = boxed(uniform_fan_in, None, None, "conv_in", "conv_out")
-        kernel = self.param("kernel", init, (3, 3, x_BHWC.shape[-1], self.features), jnp.float32)
+        kernel = parameter(
+            self, "kernel", init, (3, 3, x_BHWC.shape[-1], self.features), jnp.float32
+        )
         zeros = boxed(nn.initializers.zeros, "conv_out")
-        bias = self.param("bias", zeros, (self.features,), jnp.float32)
+        bias = parameter(self, "bias", zeros, (self.features,), jnp.float32)
         mean, variance = (f(kernel, axis=(0, 1, 2)) for f in (jnp.mean, jnp.var))
         kernel = (kernel - mean) * jax.lax.rsqrt(variance + 1e-5)
         y = convolve(x_BHWC.astype(self.dtype), kernel.astype(self.dtype), 1, 1)

@@ -14,6 +14,7 @@ from t2i_jax.nn.attention import MASKED
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
 from t2i_jax.nn.fused_attention import attend_to
 from t2i_jax.nn.multi_axis import MultiAxis
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.quantize import unit
 from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
@@ -58,7 +59,8 @@ class Attention(nn.Module):
         k_BKHD, v_BKHD = (
             self._heads(t) for t in jnp.split(self._dense(2 * inner, "to_kv")(context), 2, axis=-1)
         )
-        null = self.param(
+        null = parameter(
+            self,
             "null_kv",
             boxed(nn.initializers.normal(self.null_scale), None, "heads", None),
             (2, self.heads, self.dim_head),
@@ -79,7 +81,9 @@ class Attention(nn.Module):
         return x.reshape(*x.shape[:-1], self.heads, self.dim_head)
 
     def _unit(self, name, x, factor=1.0):
-        scale = self.param(name, boxed(nn.initializers.ones, None), (self.dim_head,), jnp.float32)
+        scale = parameter(
+            self, name, boxed(nn.initializers.ones, None), (self.dim_head,), jnp.float32
+        )
         return (unit(x) * (scale * factor)).astype(self.dtype)
 
 

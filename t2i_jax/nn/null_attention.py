@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.quantize import unit
 from t2i_jax.nn.unet_attention import MAX_SCORES, attend
 from t2i_jax.types import Array
@@ -18,7 +19,7 @@ _COSINE_SCALE = 16.0  # factor of the cosines of queries and keys
 
 def _null(module, dim_head):
     init = boxed(nn.initializers.normal(1.0), None, "kv")
-    return module.param("null_kv", init, (2, dim_head), jnp.float32)
+    return parameter(module, "null_kv", init, (2, dim_head), jnp.float32)
 
 
 def _scaled(q, k, cosine, scale):

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.unet_attention import FeedForward, affine_norm, attend, scaled_unit
 from t2i_jax.types import Array
 
@@ -67,10 +68,12 @@ class PerceiverResampler(nn.Module):
         """(B, mean_latents + latents, dim)."""
         B, L, C = x_BLC.shape
         normal = nn.initializers.normal(1.0)
-        positions = self.param(
-            "positions", boxed(normal, None, "embed"), (self.length, C), jnp.float32
+        positions = parameter(
+            self, "positions", boxed(normal, None, "embed"), (self.length, C), jnp.float32
         )
-        learnt = self.param("latents", boxed(normal, None, "embed"), (self.latents, C), jnp.float32)
+        learnt = parameter(
+            self, "latents", boxed(normal, None, "embed"), (self.latents, C), jnp.float32
+        )
         mean_BC = channel_norm("mean_norm", self.dtype)(jnp.mean(x_BLC.astype(jnp.float32), axis=1))
         made = Dense(self.mean_latents * C, ("embed", "mlp"), dtype=self.dtype, name="from_mean")(
             mean_BC

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from t2i_jax.errors import UserError
 from t2i_jax.nn.conv import Dense, boxed
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.types import Array, Key
 
 
@@ -440,7 +441,8 @@ class FactorisedVq(nn.Module):
             dtype=self.dtype,
             init=nn.initializers.xavier_uniform(),
         )
-        self.embedding = self.param(
+        self.embedding = parameter(
+            self,
             "embedding",
             boxed(nn.initializers.normal(1.0), "code", "latent"),
             (self.codebook_size, self.codebook_dim),

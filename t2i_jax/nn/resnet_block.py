@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax.nn.conv import POINTWISE, Dense, boxed, conv
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.quantize import unit
 from t2i_jax.nn.transformer import REMAT
 from t2i_jax.nn.unet_attention import MAX_SCORES, CrossAttention
@@ -27,8 +28,8 @@ class RmsNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """The normalised feature map, of the same shape."""
-        scale = self.param(
-            "scale", boxed(nn.initializers.ones, "embed"), (x.shape[-1],), jnp.float32
+        scale = parameter(
+            self, "scale", boxed(nn.initializers.ones, "embed"), (x.shape[-1],), jnp.float32
         )
         return (unit(x) * (scale * math.sqrt(x.shape[-1]))).astype(self.dtype)
 

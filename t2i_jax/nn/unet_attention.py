@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.conv import Dense, boxed, channel_norm, depthwise, depthwise_init
 from t2i_jax.nn.fused_attention import cudnn, cudnn_takes
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.quantize import unit
 from t2i_jax.nn.query_blocks import MAX_SCORES, by_queries
 from t2i_jax.types import Array
@@ -69,13 +70,13 @@ def scaled_unit(module: nn.Module, name: str, x: Array, factor: float = 1.0) -> 
     """Unit vectors times a learnt scale per channel (a parameter of `module`) and a constant;
     computed in float32.
     """
-    scale = module.param(name, boxed(nn.initializers.ones, "kv"), (x.shape[-1],), jnp.float32)
+    scale = parameter(module, name, boxed(nn.initializers.ones, "kv"), (x.shape[-1],), jnp.float32)
     return (unit(x) * (scale * factor)).astype(x.dtype)
 
 
 def _null(module, dim_head):
     init = boxed(nn.initializers.normal(1.0), None, "kv")
-    return module.param("null_kv", init, (2, dim_head), jnp.float32)
+    return parameter(module, "null_kv", init, (2, dim_head), jnp.float32)
 
 
 class Attention(nn.Module):
@@ -211,8 +212,12 @@ class LinearAttention(nn.Module):
         inner = self.heads * self.dim_head
         x = nn.Dropout(self.dropout, deterministic=False)(x_BHWC) if self.dropout else x_BHWC
         x = Dense(inner, ("embed", "heads"), bias=False, dtype=self.dtype, name=f"to_{name}")(x)
-        kernel = self.param(
-            f"{name}_conv", boxed(depthwise_init, None, None, "heads"), (3, 3, inner), jnp.float32
+        kernel = parameter(
+            self,
+            f"{name}_conv",
+            boxed(depthwise_init, None, None, "heads"),
+            (3, 3, inner),
+            jnp.float32,
         )
         return depthwise(x, kernel.astype(x.dtype), jnp.zeros((inner,), x.dtype))
 

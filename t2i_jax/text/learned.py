@@ -17,6 +17,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
 from t2i_jax.nn import limits
 from t2i_jax.nn.conv import boxed
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.transformer import REMAT, Transformer
 from t2i_jax.sharding import constrain
 from t2i_jax.text.encoder import CaptionEncoder
@@ -45,13 +46,17 @@ class TextTransformer(nn.Module):
         """Embeddings (B, L, dim) float32 of token ids, L at most `max_length`."""
         # with 0.02 what tells two words apart drowns in what both are soon given
         init = nn.initializers.normal(1.0)
-        table_VC = self.param(
-            "embedding", boxed(init, "vocab", "embed"), (self.vocab_size, self.dim), jnp.float32
+        table_VC = parameter(
+            self,
+            "embedding",
+            boxed(init, "vocab", "embed"),
+            (self.vocab_size, self.dim),
+            jnp.float32,
         )
         # whole for the look-up, whose rows are those of the batch
         table_VC = constrain(table_VC, None, None)
-        positions_LC = self.param(
-            "positions", boxed(init, None, "embed"), (self.max_length, self.dim), jnp.float32
+        positions_LC = parameter(
+            self, "positions", boxed(init, None, "embed"), (self.max_length, self.dim), jnp.float32
         )
         x_BLC = table_VC[text_BL] + positions_LC[: text_BL.shape[1]]
         x_BLC = nn.Dropout(self.dropout)(x_BLC, deterministic=deterministic)

@@ -14,6 +14,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.nn import limits
 from t2i_jax.nn.attention import MASKED
 from t2i_jax.nn.conv import Dense, boxed
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.transformer import layer_fields
 from t2i_jax.types import Array
 
@@ -85,9 +86,9 @@ class T5Encoder(nn.Module):
             nothing.
         """
         init = boxed(nn.initializers.normal(1.0), "vocab", "embed")
-        table_VC = self.param("embedding", init, (self.vocab_size, self.dim), jnp.float32)
+        table_VC = parameter(self, "embedding", init, (self.vocab_size, self.dim), jnp.float32)
         init = boxed(nn.initializers.normal(self.dim**-0.5), None, "heads")
-        table_RH = self.param("relative_bias", init, (self.buckets, self.heads), jnp.float32)
+        table_RH = parameter(self, "relative_bias", init, (self.buckets, self.heads), jnp.float32)
         bucket_QK = relative_bucket(text_BL.shape[1], self.buckets, self.max_distance)
         bias_HQK = table_RH.astype(jnp.float32)[bucket_QK].transpose(2, 0, 1)
         layers = nn.scan(

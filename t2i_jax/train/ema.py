@@ -21,7 +21,8 @@ def update(average: Any, params: Any, step: Array, decay: float, held: Any = Non
       held: True for parameters that never change, whose average stays bit for bit; None: all do.
     """
     d = computed_once(jnp.minimum(decay, (1.0 + step) / (10.0 + step)))
-    moved = jax.tree.map(lambda a, p: a * d + p * (1 - d), average, params)
+    rest = 1 - d
+    moved = jax.tree.map(lambda a, p: a * d + p * rest, average, params)
     if held is None:
         return moved
     return jax.tree.map(lambda stays, a, new: a if stays else new, held, average, moved)

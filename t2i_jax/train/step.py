@@ -65,7 +65,7 @@ def train_step(
     }  # fmt: skip
     finite = computed_once(finite)
     kept = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old),
+        lambda new, old: jax.lax.select(finite, new, old),
         (dict(params), opt_state, ema, stats),
         (dict(state.params), dict(state.opt_state), state.ema, state.stats),
     )

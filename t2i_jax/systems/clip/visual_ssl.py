@@ -18,6 +18,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.models.image_text import Features, unit
 from t2i_jax.nn import contrastive
 from t2i_jax.nn.conv import Dense, boxed
+from t2i_jax.nn.parameter import parameter
 from t2i_jax.systems.clip.views import Views
 from t2i_jax.types import Array, Key, Params
 
@@ -178,6 +179,6 @@ def _normalised(x_BC):
 
 
 def _batch_norm(module, x_BC, name):
-    gain = module.param(f"{name}_scale", boxed(nn.initializers.ones, "mlp"), x_BC.shape[1:])
-    shift = module.param(f"{name}_bias", boxed(nn.initializers.zeros, "mlp"), x_BC.shape[1:])
+    gain = parameter(module, f"{name}_scale", boxed(nn.initializers.ones, "mlp"), x_BC.shape[1:])
+    shift = parameter(module, f"{name}_bias", boxed(nn.initializers.zeros, "mlp"), x_BC.shape[1:])
     return _normalised(x_BC) * gain + shift
