@@ -30,6 +30,8 @@ ImageLike: TypeAlias = str | os.PathLike | bytes | BinaryIO | Image.Image
 
 MOST_BYTES = 2**29
 """The largest image file that is read."""
+LEAST_SIDE = 4
+"""Pixels of the smallest side that is read."""
 WHITE, BLACK = 255, 0
 _ENDINGS = {  # of each format that is read; no other is opened
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -44,7 +46,6 @@ _ENDINGS = {  # of each format that is read; no other is opened
 }
 _WITH_DELEGATE = ("EPS", "WMF", "BUFR", "GRIB", "HDF5")  # others do the work when these are loaded
 _MOST_PIXELS = 100_000_000  # more is taken for a decompression bomb
-_LEAST_SIDE = 4  # pixels
 _ORIENTATION = 0x0112  # the EXIF tag
 _BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
 _LFS = b"version https://git-lfs"
@@ -348,7 +349,7 @@ def _segments(data):
 def _check_size(image, name):
     if image.width * image.height > _MOST_PIXELS:
         raise BadSample("too many pixels", name)
-    if min(image.size) < _LEAST_SIDE:
+    if min(image.size) < LEAST_SIDE:
         raise BadSample("too small", name)
 
 

@@ -156,6 +156,11 @@ def _read(folder, averaged=None, places=None, step=None, recipe=None):
         params, ema, stats = {}, {}, {}
         if task.objectives:
             params, ema, stats = arrays(folder, task, places, step)
+        elif step is not None:
+            raise UserError(
+                f"step={shown(step)} is the number of a checkpoint, and run={str(folder)!r} has "
+                f"none of its own, but joins {', '.join(parts)}; leave it out."
+            )
         for name, (before, digits) in found.items():
             if digits.result() != before:
                 told = f"has other weights (fingerprint {digits.result()}) than it was trained with"

@@ -267,7 +267,8 @@ def _keys_of_all(seed):
 def _keys_of_each(numbers, total):
     """Numbers of images -> their keys, each of a seed of its own."""
     if not numbers or total % len(numbers):
-        raise UserError(f"seed has {len(numbers)} numbers for {total} images; give one for each.")
+        given, images = counted(len(numbers), "number"), counted(total, "image")
+        raise UserError(f"seed has {given} for {images}; give one for each.")
     each, keys = total // len(numbers), seeds.keys_of("seed", numbers)
     if each == 1:
         return keys.__getitem__

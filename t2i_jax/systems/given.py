@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 from PIL import Image
 
@@ -233,6 +234,8 @@ def _array(name, given):
         array = np.asarray(given)
     except Exception:  # whatever makes an array of itself raises what it likes
         array = np.asarray(None)
+    if array.dtype == ml_dtypes.bfloat16:  # NumPy takes it for no float
+        array = array.astype(np.float32)
     if array.dtype == object or array.dtype.kind in "USV" or array.ndim not in (2, 3, 4):
         kind = (
             f"{array.dtype} {array.shape}" if array.ndim and array.dtype != object
@@ -276,12 +279,17 @@ def _pixels(name, array, channels):
             f"{name} is {array.dtype} {array.shape}; give (height, width, channels) with 1 to 4 "
             "channels, or (height, width)."
         )
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype.kind != "f":
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise UserError(
             f"{name} is {array.dtype}; give uint8 from 0 to 255, or floats from 0 to 1."
         )
+    if min(array.shape[:2]) < image_file.LEAST_SIDE:
+        raise UserError(
+            f"{name} is {array.shape[1]}x{array.shape[0]} pixels; give {image_file.LEAST_SIDE} or "
+            "more a side, as of files."
+        )
+    if array.dtype == np.uint8:
+        return array
     low, high = float(array.min()), float(array.max())
     if not (low >= 0 and high <= 1):  # NaN is neither
         found = (

@@ -21,6 +21,7 @@ from tests.e2e.command import inside
 from tests.systems import toy_dalle2 as toy
 
 CAPTIONS = ["a red circle", "a blue square above a green cross"]
+IMAGES = [np.full((16, 16, 3), value, np.uint8) for value in (0, 200)]
 QUICK = {"steps": 2, "prior_steps": 2}
 FEW = {"steps": 2}  # without the prior
 
@@ -106,7 +107,7 @@ def test_images_become_images(dalle2):
     np.testing.assert_array_equal(
         dalle2.generate(image_embeds=embeds, images_per_prompt=2, **FEW), varied
     )
-    way = dalle2.interpolate(one, two, (0.0, 0.4, 0.6, 1.0), **FEW)
+    way = dalle2.interpolate(one, two, [*np.float32([0.0, 0.4, 0.6]), 1.0], **FEW)
     assert way.shape == (4, 16, 16, 3)
     mixed = dalle2.generate(images=one, other_images=two, blend=0.0, **FEW)
     np.testing.assert_array_equal(mixed[0], dalle2.variations(one, **FEW)[0])
@@ -139,14 +140,34 @@ def test_images_become_images(dalle2):
         ({"image_embeds": [[1.0] * 16, [1.0]]}, "image_embeds are no numbers"),
         ({"image_embeds": "photo.png"}, "image_embeds are no numbers"),
         ({"image_embeds": np.ones((1, 5))}, r"image_embeds have shape \(1, 5\)"),
+        ({"image_embeds": np.ones((1, 16), complex)}, "are no numbers .they are complex128"),
+        ({"image_embeds": np.eye(2, 16) - np.eye(1, 16)}, r"image_embeds\[0\] is zeros"),
+        ({"prompts": CAPTIONS, "steps": 26}, "^steps=26 are more than the 25 timesteps"),
+        ({"prompts": CAPTIONS, "prior_steps": 1, "prior_sampler": "ddim",
+          "compat": "dalle2-pytorch"}, "^prior_steps=1 of dalle2-pytorch's DDIM"),
+        ({"prompts": CAPTIONS, "prior_num_samples": 1000, "images_per_prompt": 60},
+         "^prior_num_samples=1000 makes 120000 samples for 120 embeddings"),
+        ({"images": IMAGES, "seed": [1, 2, 3]}, "seed has 3 numbers for 4 images"),
+        ({"images": IMAGES, "steps": 26}, "^steps=26 are more than the 25 timesteps"),
+        ({"images": IMAGES, "prompts": [*CAPTIONS, "a"]}, "have 3 captions for 2 image embeddings"),
+        ({"images": IMAGES, "other_images": [*IMAGES, IMAGES[0]]},
+         "images has 2 for 3 of other_images"),
+        ({"images": IMAGES, "other_images": 3}, "^other_images is an int"),
+        ({"images": IMAGES, "prompts": "a", "instead_of": 7}, "^instead_of is an int"),
+        ({"images": IMAGES, "prompts": [*CAPTIONS, "a"], "instead_of": "b"},
+         "images has 2 for 3 of prompts"),
+        ({"images": IMAGES, "prompts": "a", "instead_of": ["b", "a"]}, "the same caption"),
     ],
 )  # fmt: skip
 def test_what_is_given_is_counted_as_it_was_given_and_before_the_prior_samples(
     given, sentence, dalle2, monkeypatch
 ):
     monkeypatch.setattr(type(dalle2.prior), "embed", lambda *_, **__: pytest.fail("it sampled"))
+    monkeypatch.setattr(
+        type(dalle2.clip), "_in_batches", lambda *_, **__: pytest.fail("it embedded")
+    )
     with pytest.raises(UserError, match=sentence):
-        dalle2.generate(images_per_prompt=2, guidance=2.0, **given)
+        dalle2.generate(**{"images_per_prompt": 2, "guidance": 2.0, **given})
     with pytest.raises(UserError, match="instead_of=None: an edit goes from"):
         dalle2.edit(np.zeros((8, 8, 3), np.uint8), CAPTIONS[0], None)
 
@@ -249,7 +270,16 @@ def test_export_and_evaluation(run, dalle2, tmp_path):
     assert json.loads((run / "metrics.json").read_text())["alignment_heldout"] is not None
 
 
-def test_what_does_not_fit_is_refused(dalle2):
+def test_embeddings_of_another_length_are_told_of_once(dalle2, capsys):
+    embeds = dalle2.clip.embed_images(IMAGES[0])
+    dalle2.generate(image_embeds=embeds, **FEW)
+    assert "lengths" not in capsys.readouterr().err
+    dalle2.generate(image_embeds=10 * embeds, **FEW)
+    told = capsys.readouterr().err
+    assert told.count("image_embeds have lengths from 10 to 10, and CLIP's have 1") == 1
+
+
+def test_what_does_not_fit_is_refused(dalle2, run):
     image = np.zeros((16, 16, 3), np.uint8)
     for given, said in (
         ({}, "prompts=None"),
@@ -279,9 +309,16 @@ def test_what_does_not_fit_is_refused(dalle2):
         (image, image, 0.5, "shares=0.5 is no list"),
         (image, image, (), r"shares=\(\) is no list"),
         (image, image, None, "shares=None is no list"),
+        (image, None, (0.5,), "^other is None"),
     ):
         with pytest.raises(UserError, match=said):
             dalle2.interpolate(one, other, shares)
+    with pytest.raises(UserError, match="image_embeds is given to interpolate"):
+        dalle2.interpolate(image, image, image_embeds=np.ones((1, 16)))
+    with pytest.raises(UserError, match="images=None: variations are made of images"):
+        dalle2.variations(None, prompts=CAPTIONS)
+    with pytest.raises(UserError, match="step=99 is the number of a checkpoint.*joins clip, prior"):
+        t2i.load(run, step=99)
     with pytest.raises(UserError, match="parts.clip is not given"):
         t2i.DALLE2Task().with_parts({})
     with pytest.raises(UserError, match="parts.prior was trained with another CLIP"):

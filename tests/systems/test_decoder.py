@@ -239,7 +239,7 @@ def clip_given(task):
     }
 
 
-def test_with_clip_an_image_is_made_of_its_own_embedding():
+def test_with_clip_an_image_is_made_of_its_own_embedding(monkeypatch):
     plain = dataclasses.replace(FIRST, learned_variance=None)
     task, frozen = clip_given(DecoderTask(stages=(plain,)))
     batch = batch_of(task)
@@ -267,6 +267,19 @@ def test_with_clip_an_image_is_made_of_its_own_embedding():
     for given in ({}, {"images": batch["image"]}, {"image_embeds": embeds}):
         with pytest.raises(UserError, match="the part clip of this decoder, which is missing"):
             alone.generate(ids, **given)
+    monkeypatch.setattr(DecoderSystem, "embed_images", lambda *_: pytest.fail("it embedded"))
+    for given, said in (
+        ({"seed": [1, 2, 3]}, "seed has 3 numbers for"),
+        ({"steps": 10**5}, "steps=100000 are more than the"),
+        ({"mask": np.ones((8, 8), bool)}, "mask says what to keep"),
+    ):
+        with pytest.raises(UserError, match=said):
+            system.generate(ids, images=batch["image"], **given)
+    unet = dataclasses.replace(plain.unet, cond_on_image_embeds=False)
+    blind = dataclasses.replace(task, stages=(dataclasses.replace(plain, unet=unet),))
+    for given in ({"images": batch["image"]}, {"image_embeds": embeds}, {"image_embeds": "a"}):
+        with pytest.raises(UserError, match="to a decoder that was trained on captions alone"):
+            dataclasses.replace(system, task=blind).generate(ids, **given)
 
 
 def test_a_text_encoder_that_is_trained_along_learns_and_is_each_stages_own():
@@ -411,7 +424,8 @@ def test_a_decoder_that_can_not_be_is_refused(make, said):
         make()
 
 
-def test_what_is_asked_of_a_trained_decoder_and_does_not_fit_is_refused(trained):
+def test_what_is_asked_of_a_trained_decoder_and_does_not_fit_is_refused(trained, monkeypatch):
+    monkeypatch.setattr(DecoderSystem, "_program", lambda *_, **__: pytest.fail("it sampled"))
     system, (prompts, embeds) = system_of(trained), prompts_of()
     for given, said in (
         (dict(image_embeds=embeds[:, :5]), r"image_embeds have shape \(2, 5\)"),
@@ -425,6 +439,8 @@ def test_what_is_asked_of_a_trained_decoder_and_does_not_fit_is_refused(trained)
             "before start_at=2",
         ),
         (dict(image_embeds=embeds, steps=26), "26 are more than the 25 timesteps"),
+        (dict(image_embeds=embeds, steps=(2, 10**5)), "steps=100000 are more than the"),
+        (dict(image_embeds=0 * embeds), r"image_embeds\[0\] is zeros"),
         (dict(image_embeds=embeds, compat="imagen-pytorch"), "compat"),
         (dict(image_embeds=embeds, guidance=(1.0, 2.0, 3.0)), "3 values for 2 stages"),
     ):

@@ -1,5 +1,6 @@
 """Images and masks as people give them: whatever the form and the size, one array comes of it."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given as drawn
@@ -28,6 +29,11 @@ def test_every_form_of_an_image_is_the_same_image(tmp_path):
         np.testing.assert_array_equal(found, _RGB)
     for found in _read([_RGB, pil, path], count=3) + _read(pil, count=2):
         np.testing.assert_array_equal(found, _RGB)
+
+
+def test_bfloat16_is_a_float():
+    half = np.full((6, 9, 3), 0.5, ml_dtypes.bfloat16)
+    assert (_read(half)[0] == 128).all()
 
 
 def test_channels_become_those_of_the_system():
@@ -64,6 +70,8 @@ def test_channels_become_those_of_the_system():
         ({"image": 1}, "is a dict"),
         (7, "is an int; give a file"),
         (["no such file.png"], r"init_images\[0\]='no such file.png' can't be used"),
+        (np.zeros((1, 1, 3), np.uint8), "init_images is 1x1 pixels; give 4 or more a side"),
+        (np.zeros((9, 3)), "init_images is 3x9 pixels"),
         ([[_RGB]], r"init_images\[0\] is uint8 \(1, 6, 9, 3\)"),
     ],
 )

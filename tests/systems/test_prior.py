@@ -219,7 +219,25 @@ def test_bad_requests_are_refused(prior):
     bare = dataclasses.replace(prior, clip=None)
     with pytest.raises(UserError, match="trained without its CLIP"):
         bare.embed(["a red circle"])
-    with pytest.raises(UserError, match="have embeddings of shape"):
-        prior.embed(TextEmbedding(np.zeros((1, 3)), None, None))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^captions is None; give a string"):
+        prior.embed(None)
+    with pytest.raises(UserError, match="^num_samples=2 makes 120000 samples for 60000 embeddings"):
+        prior.embed("a", images_per_prompt=60_000, num_samples=2)
+    with pytest.raises(UserError, match="^images_per_prompt=200000 makes 200000 images"):
+        prior.embed("a", images_per_prompt=200_000)
+    text = TextEmbedding(np.eye(2, 16), np.ones((2, 5, 16)), np.ones((2, 5), bool))
+    for changed, said in (
+        ({"embed_BD": np.zeros((1, 3))}, r"captions.embed_BD have shape \(1, 3\); give \(P, 16\)"),
+        ({"embed_BD": np.zeros((0, 16))}, r"captions.embed_BD have shape \(0, 16\)"),
+        ({"embed_BD": np.full((2, 16), np.nan)}, "embed_BD have only values that are not finite"),
+        ({"embed_BD": np.full((2, 16), "a")}, "embed_BD are no numbers"),
+        ({"embed_BD": np.zeros((2, 16))}, r"embed_BD\[0\] is zeros"),
+        ({"encodings_BLE": "a"}, "encodings_BLE are no numbers"),
+        ({"encodings_BLE": np.full((2, 5, 16), np.inf)}, "encodings_BLE have only values that are"),
+        ({"mask_BL": np.ones((2, 4), bool)}, r"mask_BL is bool \(2, 4\); give bool \(2, 5\)"),
+        ({"mask_BL": np.full((2, 5), np.nan)}, "mask_BL is float64"),
+    ):
+        with pytest.raises(UserError, match=said):
+            prior.embed(text._replace(**changed))
     with pytest.raises(UserError, match="makes no images from text"):
         prior.generate(["a red circle"])

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -130,6 +131,8 @@ class CascadeSystem(TextToImage):
         )
         self._tell_idle(options, numbers, [] if prompt else scales)
         plan = self._plan(options, scales if prompt else [1.0] * count_of, progress)
+        for number in numbers:  # refuses more steps than a diffusion has, before any stage runs
+            jax.eval_shape(functools.partial(self.task.stages[number - 1].levels, plan[number][1]))
         if "init" in images and mask is None:
             size, first, scale = plan[numbers[0]]
             skip = steps_to_skip(options.strength, first.steps)

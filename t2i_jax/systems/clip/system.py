@@ -63,23 +63,26 @@ class ClipSystem(System):
         """The same system, whose weights are in the host's memory while it does not embed."""
         return generation.offloaded(self)
 
-    def embed_text(self, captions: Any, batch_size: int | None = None) -> np.ndarray:
+    def embed_text(
+        self, captions: Any, batch_size: int | None = None, *, field: str = "captions"
+    ) -> np.ndarray:
         """(P, D) float32, l2-normalised: captions in the joint space.
 
         Args:
           captions: a string, a list of them, or token ids (P, L) with 0 for padding.
-          batch_size: rows that are computed at once; None: 64.
+          batch_size: rows that are computed at once; None: 64. field: how messages call them.
 
         Raises:
           UserError: nothing of these.
         """
-        return np.asarray(self.encode_text(captions, batch_size).embed_BD)
+        ids = self.ids(captions, field)
+        return np.asarray(self._in_batches(self._text, ids, batch_size).embed_BD)
 
     def encode_text(self, captions: Any, batch_size: int | None = None) -> TextEmbedding:
         """The `TextEmbedding` of captions: those of `embed_text`, and the encodings of their
         tokens; NumPy arrays. Arguments as of `embed_text`.
         """
-        return self._in_batches(self._text, self._ids(captions), batch_size)
+        return self._in_batches(self._text, self.ids(captions), batch_size)
 
     def embed_images(self, images: Any, batch_size: int | None = None) -> np.ndarray:
         """(P, D) float32, l2-normalised: images in the joint space.
@@ -87,7 +90,7 @@ class ClipSystem(System):
         Args:
           images: one or several, in any form and size, see `given.images`.
         """
-        shown = self._images("images", images)
+        shown = self.pixels(images)
         return self._in_batches(self._image, {"image": shown}, batch_size)
 
     def similarity(self, images: Any, captions: Any) -> np.ndarray:
@@ -96,7 +99,7 @@ class ClipSystem(System):
         Of a network with `use_all_token_embeds` they are the mean of both directions of comparing
         patches with tokens (Yao et al. 2021).
         """
-        shown, ids = self._images("images", images), self._ids(captions)
+        shown, ids = self.pixels(images), self.ids(captions)
         if not self.task.contrastive.by_tokens:
             image_ID = self._in_batches(self._image, {"image": shown}, None)
             return image_ID @ self._in_batches(self._text, ids, None).embed_BD.T
@@ -154,18 +157,22 @@ class ClipSystem(System):
         right = right_IC[np.arange(len(own)), best_I]
         return grid(images[:_SHOWN], 8, _SIDE, told[:_SHOWN], right[:_SHOWN]), found
 
-    def _ids(self, captions):
+    def ids(self, captions: Any, field: str = "captions") -> dict[str, np.ndarray]:
+        """{"text", "text_mask"} (P, L): what the network reads of captions; arguments as of
+        `embed_text`.
+        """
         encoder = self.task.text_encoder
         if self.text_tokenizer is not None and not hasattr(captions, "ndim"):
             return generation.texts(
-                encoder, self.text_tokenizer, captions, None, guided=False, field="captions"
+                encoder, self.text_tokenizer, captions, None, guided=False, field=field
             )
-        return encoder.encode(self.text_tokenizer, captions, "captions")
+        return encoder.encode(self.text_tokenizer, captions, field)
 
-    def _images(self, name, images):
+    def pixels(self, images: Any, field: str = "images") -> np.ndarray:
+        """uint8 (P, H, W, C): images as the network sees them, in any form, see `given.images`."""
         size, channels = self.task.model.image_size, self.task.model.channels
-        read = given.images(name, images, None, channels)
-        return given.fitted(name, read, (size, size), self.crop)
+        read = given.images(field, images, None, channels)
+        return given.fitted(field, read, (size, size), self.crop)
 
     def _in_batches(self, function, arrays, batch_size):
         generation.check_count("batch_size", batch_size)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from t2i_jax.systems.decoder.system import DecoderSystem
     from t2i_jax.systems.prior.system import PriorSystem
 
+_NOT_OF_A_WAY = ("images", "image_embeds", "other_images", "instead_of")
+
 
 @dataclasses.dataclass(frozen=True)
 class DALLE2System(TextToImage):
@@ -124,20 +126,26 @@ class DALLE2System(TextToImage):
             "init_images": given.read_once("init_images", init_images, self.task.channels),
             "mask": given.read_once("mask", mask, None),
         }
+        more = {**own, **beside, "batch_size": batch_size}
         if images is None and image_embeds is None:
+            with generation.quiet():  # it is told when the prior and the decoder are given them
+                rows = len(next(iter(self.prior.prompt(prompts, "prompts").values())))
             with told_of_prior():
-                self.prior.task.check_options(chosen.prior)
-            more = {**own, **beside, "batch_size": batch_size}
-            self._check_decoder(prompts, prompts if reads else None, chosen.decoder, more)
+                self.prior.check(chosen.prior, rows * images_per_prompt)
+            self._check_decoder(rows, prompts if reads else None, chosen.decoder, more)
             if batch_size is not None:  # what as many images need
-                own["batch_size"] = batch_size * chosen.prior.num_samples
+                own["batch_size"] = min(batch_size * chosen.prior.num_samples, 2**31 - 1)
             embeds = self.prior.embed(prompts, chosen.prior, **own, progress=progress)
             each = images_per_prompt
         else:
-            embeds = image_embeds
+            embeds, each = image_embeds, 1
             if images is not None:
+                images, other_images, rows = self._seen(images, other_images, prompts, instead_of)
+                read = _repeated(prompts, 1, rows) if reads else None
+                self._check_decoder(rows, read, chosen.decoder, more)
                 embeds = self._embeds(images, other_images, prompts, instead_of, chosen)
-            embeds, each = self.decoder.checked_embeds(embeds), 1
+            with generation.quiet():
+                embeds = self.decoder.checked_embeds(embeds)
             if prompts is not None and instead_of is None and not self.decoder.task.by_text:
                 generation.tell(UNREAD)
         rest = {"images_per_prompt": images_per_prompt // each, "batch_size": batch_size}
@@ -159,6 +167,8 @@ class DALLE2System(TextToImage):
         self, images: Any, options: DALLE2Options | None = None, **arguments: Any
     ) -> Any:
         """Images with the same CLIP embeddings as these; arguments as of `generate`."""
+        if images is None:
+            raise UserError("images=None: variations are made of images; give some.")
         return self.generate(options=options, images=images, **arguments)
 
     def interpolate(
@@ -178,20 +188,22 @@ class DALLE2System(TextToImage):
         Raises:
           UserError: several images, or shares that are none.
         """
-        shares = np.asarray(shares).tolist() if hasattr(shares, "ndim") else shares
-        if not isinstance(shares, (list, tuple)) or not shares:
-            raise UserError(
-                f"shares={values.shown(shares)} is no list of numbers; try (0.0, 0.5, 1.0)."
-            )
-        for share in shares:
-            generation.check_number("shares", share, "give numbers in it", low=0, high=1)
+        for name in _NOT_OF_A_WAY:
+            if arguments.get(name) is not None:
+                raise UserError(
+                    f"{name} is given to interpolate, which goes from image to other; leave it out."
+                )
+        shares = _shares(shares)
+        pair = []
         for name, shown in (("image", image), ("other", other)):
-            if (count := given.count_of(**{name: shown})) != 1:
+            pair.append(self.clip.pixels(shown, name))
+            if (count := len(pair[-1])) != 1:
                 raise UserError(
                     f"{name} has {count} images, and there is a way from one to one other; give "
                     "one."
                 )
-        one, two = (self.clip.embed_images(shown) for shown in (image, other))
+        one, two = self.clip.embed_images(np.concatenate(pair))[:, None]
+        arguments = {name: one for name, one in arguments.items() if name not in _NOT_OF_A_WAY}
         embeds = np.concatenate([slerp(one, two, share) for share in shares])
         return self.generate(options=options, image_embeds=embeds, **arguments)
 
@@ -230,47 +242,76 @@ class DALLE2System(TextToImage):
                 "instead_of is the caption that the prompt takes the place of; give a prompt too."
             )
 
-    def _check_decoder(self, prompts, read, options, beside):
-        """Refuses what does not fit the decoder, as it was given and before the prior samples.
+    def _check_decoder(self, rows, read, options, beside):
+        """Refuses what does not fit the decoder, as it was given and before embeddings are made.
 
         Args:
-          read: the prompts, where the decoder reads them. beside: further arguments of it.
+          rows: embeddings that there will be. read: the prompts, where the decoder reads them.
+          beside: further arguments of it.
         """
         with generation.quiet():  # it is told when the decoder is given them
-            rows = len(next(iter(self.prior.prompt(prompts, "prompts").values())))
             self.decoder.check(read, options, rows=rows, **beside)
+
+    def _seen(self, images, other_images, prompts, instead_of):
+        """(images and other images as CLIP sees them, the number of embeddings that are made of
+        them and of captions); nothing compiles.
+        """
+        images, texts = self.clip.pixels(images), {}
+        counts = {"images": len(images)}
+        if other_images is not None:
+            other_images = self.clip.pixels(other_images, "other_images")
+            counts["other_images"] = len(other_images)
+        if instead_of is not None:
+            with generation.quiet():  # it is told when CLIP embeds them
+                given_as = {"prompts": prompts, "instead_of": instead_of}
+                texts = {name: self.clip.ids(one, name)["text"] for name, one in given_as.items()}
+            counts |= {name: len(ids) for name, ids in texts.items()}
+        rows = max(counts.values())
+        for name, count in counts.items():
+            if count not in (1, rows):
+                most = next(other for other, there in counts.items() if there == rows)
+                raise UserError(
+                    f"{name} has {count} for {rows} of {most}; give one, or one for each."
+                )
+        if texts:
+            _check_differ(texts["prompts"] != texts["instead_of"])
+        return images, other_images, rows
 
     def _embeds(self, images, other_images, prompts, instead_of, options):
         """The embeddings (P, D), of length 1, that images and captions make."""
         embeds = self.clip.embed_images(images)
         if other_images is not None:
             others = self.clip.embed_images(other_images)
-            embeds = slerp(*_aligned("other_images", embeds, others), options.blend)
+            embeds = slerp(*np.broadcast_arrays(embeds, others), options.blend)
         if instead_of is None:
             return embeds
-        after, before = (self.clip.embed_text(text) for text in (prompts, instead_of))
-        after, before = _aligned("instead_of", after, before)
-        embeds, after = _aligned("prompts", embeds, after)
-        difference = after - before[: len(after)] if len(before) > 1 else after - before
+        given_as = {"prompts": prompts, "instead_of": instead_of}
+        after, before = (self.clip.embed_text(one, field=name) for name, one in given_as.items())
+        difference = after - before
+        _check_differ(difference)
         lengths = np.linalg.norm(difference, axis=1, keepdims=True)
-        if not lengths.all():
-            raise UserError(
-                "instead_of is the same caption as the prompt; give one that says what is there "
-                "now."
-            )
-        return slerp(embeds, difference / lengths, options.change)
+        return slerp(*np.broadcast_arrays(embeds, difference / lengths), options.change)
 
 
-def _aligned(name, one, other):
-    """Two arrays with as many rows each: one row stands for all.
+def _shares(shares):
+    """The numbers of a list, tuple or array of shares."""
+    listed = np.asarray(shares).tolist() if hasattr(shares, "ndim") else shares
+    if not isinstance(listed, (list, tuple)) or not listed:
+        raise UserError(
+            f"shares={values.shown(listed)} is no list of numbers; try (0.0, 0.5, 1.0)."
+        )
+    found = [share.item() if isinstance(share, np.number) else share for share in listed]
+    for share in found:
+        generation.check_number("shares", share, "give numbers in it", low=0, high=1)
+    return found
 
-    Raises:
-      UserError: other numbers of rows.
-    """
-    rows = max(len(one), len(other))
-    if {len(one), len(other)} - {1, rows}:
-        raise UserError(f"{name} has {len(other)} for {len(one)}; give one, or one for each.")
-    return tuple(np.broadcast_to(part, (rows, part.shape[1])) for part in (one, other))
+
+def _check_differ(difference):
+    """Refuses captions of which there is no difference, in any of the rows."""
+    if not np.any(difference, axis=1).all():
+        raise UserError(
+            "instead_of is the same caption as the prompt; give one that says what is there now."
+        )
 
 
 def _each_repeated(read, each):

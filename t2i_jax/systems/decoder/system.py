@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from t2i_jax.errors import UserError
-from t2i_jax.foreign.arrays import not_finite
 from t2i_jax.pixels import SIGNED, to_float
 from t2i_jax.systems import generation, given
 from t2i_jax.systems.cascade.system import CascadeSystem
+from t2i_jax.systems.clip import joint_space
 from t2i_jax.systems.decoder import sampling
 from t2i_jax.systems.decoder.options import DecoderOptions
 from t2i_jax.types import Array
@@ -106,21 +106,27 @@ class DecoderSystem(CascadeSystem):
         options = generation.with_changes(DecoderOptions, options, changes, inputs)
         scales = options.per_stage("guidance", len(self.task.stages))
         self._check_guidance(scales, negative_prompts is not None)
-        prompt = self._prompt(prompts, negative_prompts, image_embeds, images, scales)
+        if images is not None and image_embeds is None:
+            images = self._pixels(images)
+        shown = {"image_embeds": image_embeds, "images": images}
+        found, texts = self._told(prompts, negative_prompts, **shown, scales=scales)
+        others: dict[str, Any] = {
+            "seed": seed, "images_per_prompt": images_per_prompt, "batch_size": batch_size,
+            "start_images": given.read_once("start_images", start_images, self.task.channels),
+            "init_images": given.read_once("init_images", init_images, self.task.channels),
+            "mask": given.read_once("mask", mask, None), "cond_images": None,
+        }  # fmt: skip
+        with generation.quiet():  # refused before CLIP embeds anything, told afterwards
+            self._prepared(options, found or texts, scales, progress=False, **others)
+        prompt = self._prompt(found, texts, prompts, **shown)
         return self._generated(
             options,
             prompt,
             scales,
-            seed=seed,
-            images_per_prompt=images_per_prompt,
-            start_images=start_images,
-            init_images=init_images,
-            mask=mask,
-            cond_images=None,
             return_stages=return_stages,
             return_pil=return_pil,
-            batch_size=batch_size,
             progress=progress,
+            **others,
         )
 
     def check(
@@ -143,7 +149,7 @@ class DecoderSystem(CascadeSystem):
         """
         scales = options.per_stage("guidance", len(self.task.stages))
         self._check_guidance(scales, negative_prompts is not None)
-        embeds = np.zeros((rows, self.task.embed_width), np.float32)
+        embeds = np.eye(1, self.task.embed_width, dtype=np.float32).repeat(rows, axis=0)
         found, _ = self._told(prompts, negative_prompts, embeds, None, scales)
         nothing = {"start_images": None, "cond_images": None, "progress": False}
         self._prepared(options, found, scales, **others, **nothing)
@@ -164,19 +170,30 @@ class DecoderSystem(CascadeSystem):
         Raises:
           UserError: a decoder without CLIP.
         """
-        clip = self._clip("images").task.network
-        read = given.images("images", images, None, self.task.channels)
-        size = (clip.image_size, clip.image_size)
-        pixels = given.cut("images", read, size, self.crop)
+        clip, pixels = self._clip("images").task.network, self._pixels(images)
         return np.asarray(_of_images(sampling.clip_weights(self.frozen), pixels, clip=clip))
 
-    def _prompt(self, prompts, negative_prompts, image_embeds, images, scales):
-        """What the images are conditioned on, a row per prompt."""
-        found, texts = self._told(prompts, negative_prompts, image_embeds, images, scales)
+    def _pixels(self, images):
+        """Images (P, H, W, C) uint8 of the size that CLIP sees, or of its aspect."""
+        if not self.task.by_image:  # refused by `_told`
+            return images
+        side = self._clip("images").task.network.image_size
+        read = given.images("images", images, None, self.task.channels)
+        return given.cut("images", read, (side, side), self.crop)
+
+    def _prompt(self, found, texts, prompts, image_embeds, images):
+        """What the images are conditioned on, a row per prompt; `found`, `texts`: of `_told`."""
+        if images is not None:
+            found = {"image_embeds": self.embed_images(images)}
+        elif found and image_embeds is None:
+            found = {"image_embeds": self._clip("prompts").embed_text(prompts)}
         return found | (self._encodings(texts) if texts else {})
 
     def _told(self, prompts, negative_prompts, image_embeds, images, scales):
-        """({"image_embeds"}, the arrays of captions), as far as the decoder reads them."""
+        """({"image_embeds"}, the arrays of captions), as far as the decoder reads them.
+
+        Nothing compiles: in place of embeddings that CLIP has yet to make there are as many zeros.
+        """
         task, guided = self.task, any(scale != 1 for scale in scales)
         if not (task.by_image or task.by_text):
             for name, value in (
@@ -191,6 +208,11 @@ class DecoderSystem(CascadeSystem):
             raise UserError("image_embeds and images are both given; give one of them.")
         found, texts = {}, {}
         is_shown = image_embeds is not None or images is not None
+        if is_shown and not task.by_image:
+            name = "images" if image_embeds is None else "image_embeds"
+            raise UserError(
+                f"{name} are given to a decoder that was trained on captions alone; leave them out."
+            )
         if prompts is not None and is_shown and not task.by_text:
             generation.tell(UNREAD)
         if prompts is not None and self.task.text_encoder is None:
@@ -207,7 +229,7 @@ class DecoderSystem(CascadeSystem):
                 task.text_encoder, self.text_tokenizer, prompts, negative_prompts, guided=guided
             )
         if task.by_image:
-            found["image_embeds"] = self._embeds(image_embeds, images, prompts)
+            found["image_embeds"] = self._embeds(image_embeds, images, prompts, texts)
         rows = len(found["image_embeds"]) if found else len(texts.get("text_mask", ()))
         if texts and len(texts["text_mask"]) != rows:
             raise UserError(
@@ -222,35 +244,28 @@ class DecoderSystem(CascadeSystem):
             )
         return found, texts or _blank(task.text_encoder, rows)
 
-    def _embeds(self, image_embeds, images, prompts):
+    def _embeds(self, image_embeds, images, prompts, texts):
+        """Those that are given, or zeros for those that images or captions make."""
         if images is not None:
-            return self.embed_images(images)
+            return np.zeros((len(images), self.task.embed_width), np.float32)
         if image_embeds is None:
             if prompts is None:
                 raise UserError(
                     "image_embeds=None: this decoder was trained on image embeddings; give some, "
                     "or images, or captions."
                 )
-            return self._clip("prompts").embed_text(prompts)
+            self._clip("prompts")
+            return np.zeros((len(texts["text_mask"]), self.task.embed_width), np.float32)
         return self.checked_embeds(image_embeds)
 
     def checked_embeds(self, image_embeds: Any) -> np.ndarray:
         """(P, D) float32 of image embeddings that are given, (D,) for one.
 
         Raises:
-          UserError: no numbers, or of another shape.
+          UserError: no numbers, of another shape, or without a direction. A line on stderr tells of
+            lengths that CLIP's embeddings do not have.
         """
-        width = self.task.embed_width
-        try:
-            embeds = np.asarray(image_embeds, np.float32)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"image_embeds are no numbers ({error}); give (P, {width}).") from error
-        embeds = embeds[None] if embeds.ndim == 1 else embeds
-        if embeds.ndim != 2 or embeds.shape[1] != width or not len(embeds):
-            raise UserError(f"image_embeds have shape {np.shape(image_embeds)}; give (P, {width}).")
-        if unfit := not_finite(embeds):
-            raise UserError(f"image_embeds have {unfit}; compute them again.")
-        return embeds
+        return joint_space.vectors("image_embeds", image_embeds, self.task.embed_width)
 
     def _encodings(self, texts):
         """{"encodings", "encodings_mask"}, and those of negative captions with that prefix."""

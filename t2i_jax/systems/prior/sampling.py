@@ -91,10 +91,7 @@ def run(
       net: of `bound`. draw: the noise. scale: of guidance.
     """
     noise, length = task.noise, task.length
-    if sampling.walks_as_there:
-        levels = dalle2_ddim.prior_levels(noise.timesteps, sampling.steps)
-    else:
-        levels = noise.levels(sampling.steps)
+    levels = levels_of(noise, sampling)
     x = samplers.start(noise, levels, draw, (rows, task.network.width))
     if "init" in task.on_sphere:
         x = length * unit(x)
@@ -103,6 +100,17 @@ def run(
     if "final" in task.on_sphere:
         x = length * unit(x)
     return x / length
+
+
+def levels_of(noise: Any, sampling: PriorSampling) -> Array:
+    """The falling levels of a sampling run.
+
+    Raises:
+      UserError: a number of steps that the noise, or a package's walk, does not have.
+    """
+    if sampling.walks_as_there:
+        return dalle2_ddim.prior_levels(noise.timesteps, sampling.steps)
+    return noise.levels(sampling.steps)
 
 
 def denoise(task: PriorTask, net: Net, sampling: PriorSampling, scale: Any) -> Denoise:

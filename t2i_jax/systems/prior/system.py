@@ -16,6 +16,7 @@ from t2i_jax.eval.grid import grid
 from t2i_jax.models.image_text import TextEmbedding
 from t2i_jax.systems import generation
 from t2i_jax.systems.base import Findings, HeldOut, System, of_held_out
+from t2i_jax.systems.clip import joint_space
 from t2i_jax.systems.prior import sampling
 from t2i_jax.systems.prior.options import PriorOptions
 
@@ -87,7 +88,6 @@ class PriorSystem(System):
           UserError: an argument that does not fit, before anything compiles.
         """
         chosen = generation.with_changes(PriorOptions, options, changes)
-        self.task.check_options(chosen)
         if chosen.guidance != 1 and chosen.compat is not None and not self.task.image_drop_prob:
             generation.tell(
                 f"guidance with compat={chosen.compat!r} starts from what the prior makes without "
@@ -95,8 +95,12 @@ class PriorSystem(System):
                 " guidance=1 is what it has learnt"
             )
         generation.check_amounts(images_per_prompt, batch_size)
-        prompt, each = self.prompt(captions), images_per_prompt * chosen.num_samples
-        total, made = len(next(iter(prompt.values()))) * each, []
+        prompt = self.prompt(captions)
+        images = len(next(iter(prompt.values()))) * images_per_prompt
+        generation.check_total(images, "images_per_prompt", images_per_prompt)
+        self.check(chosen, images)
+        each, total = images_per_prompt * chosen.num_samples, images * chosen.num_samples
+        made: list[Any] = []
         settings, params = self.task.sampling_of(chosen), jax.device_put(self.weights["prior"])
         for rows in generation.batches(
             prompt, total, each, seed, batch_size or min(total, _AT_ONCE), progress=progress
@@ -110,6 +114,24 @@ class PriorSystem(System):
         embeds, cosines = (np.concatenate(parts) for parts in zip(*made, strict=True))
         best = cosines.reshape(-1, chosen.num_samples).argmax(1)
         return embeds.reshape(len(best), chosen.num_samples, -1)[np.arange(len(best)), best]
+
+    def check(self, options: PriorOptions, images: int) -> None:
+        """Refuses options that do not fit the prior, and more samples than are kept in memory.
+
+        Args:
+          images: embeddings that are wanted, of each of which it makes `options.num_samples`.
+
+        Raises:
+          UserError: the first of these.
+        """
+        self.task.check_options(options)
+        total = images * options.num_samples
+        if images <= generation.MOST_IMAGES < total:  # more images are refused as such
+            raise UserError(
+                f"num_samples={options.num_samples} makes {total} samples for {images} embeddings, "
+                f"and one call makes {generation.MOST_IMAGES} at most; give less, or ask for fewer "
+                "at a time."
+            )
 
     def prompt(self, captions: Any, field: str = "captions") -> dict[str, np.ndarray]:
         """The arrays of captions that `sampling.generate` takes.
@@ -130,14 +152,11 @@ class PriorSystem(System):
         encoder, tokenizer = self.clip.task.text_encoder, self.clip.text_tokenizer
         if tokenizer is None or hasattr(captions, "ndim"):
             return dict(encoder.encode(tokenizer, captions, field))
-        return generation.texts(encoder, tokenizer, captions, None, guided=False)
+        return generation.texts(encoder, tokenizer, captions, None, guided=False, field=field)
 
     def _stored(self, text, field):
-        wide = self.task.network.width
-        shape = np.shape(text.embed_BD)
-        if len(shape) != 2 or shape[1] != wide:
-            raise UserError(f"{field} have embeddings of shape {shape}; give (captions, {wide}).")
-        arrays = {"caption_embeds": np.asarray(text.embed_BD, np.float32)}
+        embeds = joint_space.vectors(f"{field}.embed_BD", text.embed_BD, self.task.network.width)
+        shape, arrays = embeds.shape, {"caption_embeds": embeds}
         if not self.task.use_encodings:
             return arrays
         if text.encodings_BLE is None:
@@ -145,14 +164,18 @@ class PriorSystem(System):
                 f"{field} have no encodings of tokens, and this prior was trained with them; give "
                 "encodings_BLE and mask_BL too."
             )
-        encodings = np.asarray(text.encodings_BLE, np.float32)
         of_tokens = self.task.network.text_dim or self.task.network.dim
+        wanted = f"({shape[0]}, tokens, {of_tokens})"
+        encodings = joint_space.numbers(f"{field}.encodings_BLE", text.encodings_BLE, wanted)
         if encodings.ndim != 3 or encodings.shape[::2] != (shape[0], of_tokens):
+            raise UserError(f"{field} have encodings of shape {encodings.shape}; give {wanted}.")
+        mask = (encodings != 0).any(-1) if text.mask_BL is None else np.asarray(text.mask_BL)
+        if mask.shape != encodings.shape[:2] or mask.dtype.kind not in "biu":
             raise UserError(
-                f"{field} have encodings of shape {encodings.shape}; give ({shape[0]}, tokens, "
-                f"{of_tokens})."
+                f"{field}.mask_BL is {mask.dtype} {mask.shape}; give bool {encodings.shape[:2]}, "
+                "True at tokens."
             )
-        mask = (encodings != 0).any(-1) if text.mask_BL is None else np.asarray(text.mask_BL, bool)
+        mask = mask.astype(bool)
         return {**arrays, "text_embeds": encodings, "text_mask": mask}
 
     def preview(

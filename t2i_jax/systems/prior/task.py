@@ -271,6 +271,7 @@ class PriorTask(SystemTask):
                 f"guidance={options.guidance} of a prior that was trained with text_drop_prob=0, "
                 "so never without its caption; give 1."
             )
+        jax.eval_shape(lambda: sampling.levels_of(self.noise, self.sampling_of(options)))
 
     def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
         """The program that makes embeddings."""
