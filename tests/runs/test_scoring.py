@@ -7,6 +7,7 @@ import os
 import shutil
 import tarfile
 import tracemalloc
+import types
 
 import numpy as np
 import pytest
@@ -14,13 +15,16 @@ from PIL import Image
 
 from t2i_jax import files
 from t2i_jax.cluster import lock
+from t2i_jax.data.pipeline import DataConfig
 from t2i_jax.data.table import ENDINGS, FILE_KEYS
 from t2i_jax.eval import extractors, layout, prompts, statistics_file
 from t2i_jax.eval.frechet import Gaussian, frechet
 from t2i_jax.eval.moments import Moments
 from t2i_jax.runs.scoring import features, subjects
+from t2i_jax.runs.scoring.held_out import HeldOutImages
 from t2i_jax.runs.scoring.sources import SourceImages
 from t2i_jax.runs.scoring.split import Share, Split
+from tests.data.test_external import tfds_set
 from tests.e2e.command import inside, refused
 from tests.runs import scoring_toys
 from tests.runs.scoring_toys import toy_extractor, write_images
@@ -595,6 +599,50 @@ def test_images_that_changed_are_measured_anew(folders, tmp_path):
             change()
         assert found[0] != found[1], spec
         shutil.rmtree(tmp_path / "out")
+
+
+def _kept_by_hugging_face(home, images):
+    datasets = pytest.importorskip("datasets")
+    rows = {"image": [{"bytes": path.read_bytes(), "path": None} for path in images]}
+    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).save_to_disk(home)
+    return f"hf:{home}"
+
+
+def _kept_by_tensorflow(home, images):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    features = {"image": tfds.features.Image(shape=(None, None, 3))}
+    home = home / "tiny" / "1.0.0"
+    tfds_set(home, features, [{"image": path.read_bytes()} for path in images], "heldout")
+    return f"tfds:{home}"
+
+
+@pytest.mark.parametrize("keep", [_kept_by_hugging_face, _kept_by_tensorflow])
+def test_sets_of_other_packages_that_changed_are_measured_anew(folders, tmp_path, keep):
+    found = []
+    for folder in folders:
+        shutil.rmtree(tmp_path / "set", ignore_errors=True)
+        spec = keep(tmp_path / "set", sorted(folder.glob("*.png"))[:4])
+        inside("evaluate", "--images", spec, "--metrics", "is", "--out", tmp_path / "out")
+        results = _metrics(tmp_path / "out")[1]
+        found.append(results["generated"]["inception-clean"]["sha256"])
+    assert found[0] != found[1]
+    assert results["images"]["split"] == "heldout" and results["images"]["count"] == 4
+
+
+def test_features_of_another_split_are_computed_anew(tmp_path):
+    keys = {SourceImages("digits", "images", split=name).key(0) for name in ("train", "heldout")}
+    assert len(keys) == 2
+
+
+def test_held_out_images_that_changed_are_known_as_others(folders, tmp_path):
+    made = shutil.copytree(folders[0], tmp_path / "made")
+    data = DataConfig(source=f"folder:{made}", image_size=8, split="train")
+    keys = []
+    for _ in range(2):
+        samples = types.SimpleNamespace(data=data, name="heldout")
+        keys.append(HeldOutImages(samples, 4).key(0))
+        shutil.copy(folders[1] / "000.png", made / "000.png")
+    assert keys[0] != keys[1]
 
 
 @pytest.mark.parametrize(
