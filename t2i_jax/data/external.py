@@ -70,9 +70,8 @@ class _Rows(ImageFiles):
         """As its package tells it."""
         return self._version
 
-    def image_name(self, index: int) -> str:
-        """The set's name with the record's number."""
-        return self._where(index)
+    def image_name(self, index: int) -> None:
+        """None: rows have numbers."""
 
     def caption(self, index: int) -> str:
         """The caption; or `BadSample`."""

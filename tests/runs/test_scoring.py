@@ -316,6 +316,22 @@ def test_two_results_are_compared_image_by_image(folders, measured, tmp_path):
     assert "is missing or damaged" in refused("evaluate", "compare", made, real)
 
 
+def test_images_of_two_folders_are_compared_by_their_names(folders, measured, tmp_path):
+    made = shutil.copytree(folders[0], tmp_path / "made")
+    for path in made.glob("000.*"):  # all others would move up by one
+        path.unlink()
+    command = ("evaluate", "--images", made, "--metrics", "clip", "--out")
+    inside(*command, tmp_path / "out")
+    told = inside("evaluate", "compare", measured[0], tmp_path / "out").stdout
+    [line] = [one for one in told.splitlines() if one.startswith("clip_score_clip_toy ")]
+    assert " +0 " in line and "on 44 shared prompts, without 1 image that one of them" in line
+    for path in made.iterdir():
+        path.rename(made / f"x{path.name}")
+    inside(*command, tmp_path / "x")
+    said = refused("evaluate", "compare", measured[0], tmp_path / "x")
+    assert "has 0 prompts that both results hold (the first has '000.png' alone, the second" in said
+
+
 def test_captions_of_a_file_are_found_by_name_or_taken_in_order(folders, measured, tmp_path):
     made, _ = folders
     names = sorted(path.name for path in made.glob("*.png"))
