@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -83,7 +84,7 @@ def write(
             "images": {**images.about(), **found.about},
             "protocol": told or None,
         }
-        kept = _images(images, found, bring) if keep_images else None
+        kept = _Images(images, found, bring) if keep_images else None
         moments = found.moments(layer)
         spatial = found.moments(_SPATIAL) if keep_images else None
         if clean_fid is not None:
@@ -110,23 +111,36 @@ def _check_clean_fid(name, out, extractor, begun):
             raise UserError(f"--clean-fid={name}: {paths.shown(path)} exists; give another name.")
 
 
-def _images(images, found, bring):
-    first = bring(images.read(int(found.kept[0])))
-    if len(found.kept) * first.size > _MOST_BYTES:
-        raise UserError(
-            f"{len(found.kept):,} images of {first.shape[1]}x{first.shape[0]} pixels are too many "
-            "for one file; leave --adm out."
-        )
-    kept = np.empty((len(found.kept), *first.shape), np.uint8)
-    for row, index in enumerate(found.kept):
-        image = bring(images.read(int(index)))
-        if image.shape != first.shape:
+class _Images:
+    """The images that could be used, (N, H, W, 3) of one size, read when a slice is asked for."""
+
+    def __init__(self, images, found, bring):
+        self._images, self._kept, self._bring = images, found.kept, bring
+        self.shape = (len(self._kept), *self._read(0).shape)
+        if math.prod(self.shape) > _MOST_BYTES:
             raise UserError(
-                f"images={paths.shown(images.spec)} have several sizes, and --adm keeps them as "
-                "one array; give --protocol, which brings them to one size."
+                f"{self.shape[0]:,} images of {self.shape[2]}x{self.shape[1]} pixels are too many "
+                "for one file; leave --adm out."
             )
-        kept[row] = image
-    return kept
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, rows):
+        found = [self._read(row) for row in range(*rows.indices(len(self)))]
+        if any(image.shape != self.shape[1:] for image in found):
+            raise UserError(
+                f"images={paths.shown(self._images.spec)} have several sizes, and --adm keeps them "
+                "as one array; give --protocol, which brings them to one size."
+            )
+        return np.stack(found)
+
+    def __array__(self, dtype=None, *, copy=None):
+        del copy  # it is always one
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+    def _read(self, row):
+        return self._bring(self._images.read(int(self._kept[row])))
 
 
 def _json(value):
