@@ -20,13 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from t2i_jax import files, paths
+from t2i_jax import config, files, paths
 from t2i_jax.errors import UserError
 from t2i_jax.eval.frechet import Gaussian
 from t2i_jax.eval.moments import Moments
 from t2i_jax.eval.rows import Rows, StoredRows, moments_of, write_rows
 
 SCHEMA = 1
+_MOST = 4  # fields that a refusal names
 _PART = 2**22  # bytes that are read at a time
 _KEYS = ("mu", "sigma", "mu_s", "sigma_s", "feats", "arr_0")
 
@@ -126,21 +127,53 @@ def write_statistics(
 
 
 def check_new(path: pathlib.Path) -> None:
-    """Refuses a FILE.npz that is there, or beside which a FILE.json is of something else.
+    """Refuses a FILE.npz that is there and that `made_before` can tell nothing of, or beside which
+    a FILE.json is of something else.
 
     Raises:
       UserError: it is there, or that.
     """
     named = f"out={paths.shown(path)}"
-    if path.suffix != ".npz" or path.exists():
-        raise UserError(f"{named} exists or is no .npz; name a new FILE.npz.")
+    if path.suffix != ".npz":
+        raise UserError(f"{named} is no .npz; name a new FILE.npz.")
     try:
-        _beside(path, named)
+        about = _beside(path, named)
     except UserError:
+        about = None
+    if path.exists() and "command" not in (about or {}):
+        raise UserError(
+            f"{named} exists, and no {_json(path).name} beside it says by which command it was "
+            "made; name a new FILE.npz."
+        )
+    if about is None:
         raise UserError(
             f"{named} gets a {_json(path).name} beside it, and another file is there; name a new "
             "FILE.npz."
-        ) from None
+        )
+
+
+def made_before(path: pathlib.Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What the FILE.json beside a FILE.npz says of it, where it was made as it would be made now.
+
+    Args:
+      about: JSON of how it would be made, with "command".
+
+    Raises:
+      UserError: it was made in another way, with the field that differs, or was changed since.
+    """
+    named = f"out={paths.shown(path)}"
+    found = _beside(path, named)
+    if changed := config.differences({name: found.get(name) for name in about}, dict(about)):
+        raise UserError(
+            f"{named} exists and was made by another command ({'; '.join(changed[:_MOST])}); name "
+            "a new FILE.npz."
+        )
+    if found.get("sha256") != files.sha256(path):
+        raise UserError(
+            f"{named} is not the file that {_json(path).name} beside it describes; remove both, or "
+            "name a new FILE.npz."
+        )
+    return found
 
 
 def of_clean_fid(folder: pathlib.Path, name: str, mode: str) -> tuple[pathlib.Path, pathlib.Path]:

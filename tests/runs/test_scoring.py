@@ -20,7 +20,7 @@ from t2i_jax.data.table import ENDINGS, FILE_KEYS
 from t2i_jax.eval import extractors, layout, prompts, statistics_file
 from t2i_jax.eval.frechet import Gaussian, frechet
 from t2i_jax.eval.moments import Moments
-from t2i_jax.runs.scoring import features, subjects
+from t2i_jax.runs.scoring import features, statistics, subjects
 from t2i_jax.runs.scoring.held_out import HeldOutImages
 from t2i_jax.runs.scoring.sources import SourceImages
 from t2i_jax.runs.scoring.split import Share, Split
@@ -291,6 +291,60 @@ def test_statistics_killed_between_their_files_are_gone_on_with(
     assert not (home / "real.npz").exists()
     inside(*command, home / "real.npz")
     assert {path.name: path.read_bytes() for path in home.iterdir()} == whole
+
+
+def test_statistics_killed_at_their_end_are_known_as_whole(folders, tmp_path, monkeypatch):
+    real, home = shutil.copytree(folders[1], tmp_path / "real"), tmp_path / "out"
+    npz = home / "real.npz"
+    command = ("evaluate", "reference", real, "--out", npz, "--clean-fid", "Mine")
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path):
+        (path / next(path.glob("inception*")).name / "00000.npz").unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(statistics.shutil, "rmtree", killed)
+        inside(*command)
+    assert npz.exists() and npz.with_name("real.npz.shards").exists()
+    whole = {path.name: path.read_bytes() for path in home.iterdir() if path.is_file()}
+    monkeypatch.setattr(features, "_computed", lambda *_: pytest.fail("features are computed"))
+    for _ in range(2):  # what was killed, and what had ended
+        assert f"statistics of 60 images are already in {npz}" in inside(*command).stdout
+        assert {path.name: path.read_bytes() for path in home.iterdir()} == whole
+    for more, field in (
+        (("--keep-features",), "command.keep_features: False -> True"),
+        (("--mode", "tf"), "--clean-fid=Mine is for clean-fid"),
+    ):
+        assert field in refused(*command, *more)
+    shutil.copy(real / "001.png", real / "000.png")
+    assert "made by another command (command.images.files: " in refused(*command)
+    assert {path.name: path.read_bytes() for path in home.iterdir()} == whole
+
+
+@pytest.mark.parametrize("beside", ["none", "older", "foreign", "edited", "of another file"])
+def test_statistics_that_are_there_are_left_alone(folders, tmp_path, beside):
+    npz = tmp_path / "real.npz"
+    command = ("evaluate", "reference", folders[1], "--out", npz)
+    inside(*command)
+    about = json.loads(npz.with_suffix(".json").read_text())
+    if beside == "older":  # of earlier releases
+        del about["command"]
+    elif beside == "foreign":
+        about = {"annotations": []}
+    elif beside == "edited":
+        del about["images"]["left_out"]
+    elif beside == "of another file":
+        npz.write_bytes(b"another file")
+    npz.with_suffix(".json").write_text(json.dumps(about))
+    if beside == "none":
+        npz.with_suffix(".json").unlink()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    said = refused(*command)
+    assert "name a new FILE.npz" in said and "out=" in said
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_statistics_take_the_place_of_no_other_file(folders, tmp_path):

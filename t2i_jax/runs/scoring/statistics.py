@@ -45,7 +45,7 @@ def write(
     """Writes OUT and the JSON beside it; every process calls it.
 
     Features are kept in OUT.shards until all of them are there, so that a command that was killed
-    goes on; OUT itself appears last.
+    goes on; OUT itself appears last. Where the same command has written it already, that is all.
 
     Args:
       keep_features: for KID and recall. keep_images: as `arr_0`, for ADM's evaluator.
@@ -58,7 +58,7 @@ def write(
     Raises:
       UserError: images of several sizes that are to be kept, or too many of them, or by another
         extractor than ADM's; another one than clean-fid's for its files, or they exist; or another
-        command writes OUT, or has written it.
+        command writes OUT, or has written it (with the field that differs).
     """
     if keep_images and extractor.name != _ADM:
         raise UserError(
@@ -67,33 +67,54 @@ def write(
         )
     home = out.with_name(f"{out.name}.shards")
     if clean_fid is not None:
-        _check_clean_fid(clean_fid, out, extractor, begun=home.exists())
+        _check_clean_fid(clean_fid, out, extractor, begun=home.exists() or out.exists())
     layers = (layer, _SPATIAL) if keep_images else (layer,)
     bring = (lambda image: image) if protocol is None else protocol.bring
     told = {} if protocol is None else protocol.about()
     folder = features.folder_of(home, extractor, layers, told)
+    kept = {"keep_features": keep_features, "adm": keep_images, "clean_fid": clean_fid}
+    asked = _asked(images, extractor, layer, told, kept)
     with lock.held(home, "out"):
-        if out.exists():  # another command has written it while this one began
-            raise UserError(f"out={paths.shown(out)} exists; name a new FILE.npz.")
+        if out.exists():  # of this command, which was killed before its end, or of another one
+            return _made_before(out, asked, home, share)
         found = features.compute(images, extractor, layers, folder, bring, share, progress=progress)
         processes.gather(None)
         if share.process:
             return {}
-        about = {
-            "extractor": {"name": extractor.name, "layer": layer, **_json(extractor.about)},
-            "images": {**images.about(), **found.about},
-            "protocol": told or None,
-        }
-        kept = _Images(images, found, bring) if keep_images else None
+        about = {**asked, "images": {**images.about(), **found.about}}
+        pixels = _Images(images, found, bring) if keep_images else None
         moments = found.moments(layer)
         spatial = found.moments(_SPATIAL) if keep_images else None
         if clean_fid is not None:
             whole = found.rows(layer)
             statistics_file.write_clean_fid(out.parent, clean_fid, _CLEAN_MODE, moments, whole)
         array = found.rows(layer) if keep_features else None
-        statistics_file.write_statistics(out, moments, about, array, kept, spatial)
+        statistics_file.write_statistics(out, moments, about, array, pixels, spatial)
         shutil.rmtree(home)
         return about["images"]
+
+
+def _asked(images, extractor, layer, protocol, kept):
+    """What the JSON beside OUT says of the command, but for the images that could be used."""
+    return _json({
+        "extractor": {"name": extractor.name, "layer": layer, **extractor.about},
+        "protocol": protocol or None,
+        "command": {"images": {**images.about(), "files": images.key(0)[:16]}, **kept},
+    })  # fmt: skip
+
+
+def _made_before(out, asked, home, share):
+    """What `write` returns where OUT is there; what is left of its features goes."""
+    found = statistics_file.made_before(out, asked).get("images")
+    if not isinstance(found, dict) or not {"count", "left_out"} <= found.keys():
+        raise UserError(
+            f"out={paths.shown(out)} exists, and the JSON file beside it does not say of how many "
+            "images it is; name a new FILE.npz."
+        )
+    if share.process:
+        return {}
+    shutil.rmtree(home)
+    return found
 
 
 def _check_clean_fid(name, out, extractor, begun):
