@@ -140,7 +140,7 @@ def check_new(path: pathlib.Path) -> None:
         about = _beside(path, named)
     except UserError:
         about = None
-    if path.exists() and "command" not in (about or {}):
+    if path.exists() and not (path.is_file() and "command" in (about or {})):
         raise UserError(
             f"{named} exists, and no {_json(path).name} beside it says by which command it was "
             "made; name a new FILE.npz."

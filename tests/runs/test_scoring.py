@@ -324,7 +324,9 @@ def test_statistics_killed_at_their_end_are_known_as_whole(folders, tmp_path, mo
     assert {path.name: path.read_bytes() for path in home.iterdir()} == whole
 
 
-@pytest.mark.parametrize("beside", ["none", "older", "foreign", "edited", "of another file"])
+@pytest.mark.parametrize(
+    "beside", ["none", "older", "foreign", "edited", "of another file", "of a folder"]
+)
 def test_statistics_that_are_there_are_left_alone(folders, tmp_path, beside):
     npz = tmp_path / "real.npz"
     command = ("evaluate", "reference", folders[1], "--out", npz)
@@ -341,10 +343,17 @@ def test_statistics_that_are_there_are_left_alone(folders, tmp_path, beside):
     npz.with_suffix(".json").write_text(json.dumps(about))
     if beside == "none":
         npz.with_suffix(".json").unlink()
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    elif beside == "of a folder":
+        npz.unlink()
+        npz.mkdir()
+
+    def there():
+        return {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+    before = there()
     said = refused(*command)
     assert "name a new FILE.npz" in said and "out=" in said
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert there() == before
 
 
 def test_statistics_take_the_place_of_no_other_file(folders, tmp_path):
