@@ -179,7 +179,8 @@ def reference(
 
     Args:
         images: A folder of images, or another source, as arrayrecord:DIR.
-        out: The npz to write; an existing one is refused.
+        out: The npz to write. An existing one is left as it is: where the same command has made it,
+            that is said, and else it is refused.
         network: Of which features: inception, clip, cmmd or dinov2.
         mode: How images are made smaller for Inception.
         protocol: A named protocol, which brings images to its size first.
@@ -226,14 +227,14 @@ def reference(
         found = sources.SourceImages(spec, "images", size, split)
         weights = Weights(**files)
         [extractor] = networks.build(network, modes, weights)
-        share = Share.here()
+        share, where = Share.here(), "are already in" if out.exists() else "in"
         told = statistics.write(
             found, extractor, statistics.LAYERS[network], out, chosen, share,
             keep_features=keep_features, keep_images=adm, clean_fid=clean_fid,
             progress=_progress("features"),
         )  # fmt: skip
         if told:
-            print(f"{extractor.name}: statistics of {told['count']:,} images in {out}")
+            print(f"{extractor.name}: statistics of {told['count']:,} images {where} {out}")
             _tell_left_out("images", told["left_out"])
 
 

@@ -84,6 +84,10 @@ class PackedSource(ImageFiles):
         record, name = self._record(index)
         return record["image"], name
 
+    def image_name(self, index: int) -> str:
+        """The name of the file of records, with the record's number in it."""
+        return self._data.name(index)
+
     def caption(self, index: int) -> str:
         """The caption; or `BadSample`, also where the set was packed without captions."""
         record, name = self._record(index)
@@ -349,14 +353,22 @@ class _Shards:
 
     def read(self, index):
         """The bytes of a record and its name; or BadSample."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        number = bisect.bisect_right(self._starts, index) - 1
-        name = f"{self._paths[number].name}[{index - self._starts[number]}]"
+        number, name = self._place(index), self.name(index)
         try:
             return self._reader(number).read([index - self._starts[number]])[0], name
         except (RuntimeError, ValueError, IndexError):  # what ArrayRecord raises for damaged chunks
             raise BadSample("damaged record", name) from None
+
+    def name(self, index):
+        """The name of a record: its file, and its number there."""
+        number = self._place(index)
+        return f"{self._paths[number].name}[{index - self._starts[number]}]"
+
+    def _place(self, index):
+        """The number of the file that holds a record."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return bisect.bisect_right(self._starts, index) - 1
 
     def _held(self, number):
         """How many records a file holds; 0 where it is damaged, which is told record by record."""

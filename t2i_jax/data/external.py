@@ -8,7 +8,7 @@ import abc
 import importlib
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,15 @@ class _Rows(ImageFiles):
     """
 
     def __init__(
-        self, name: str, rows: Any, columns: tuple[str, str | None], classes: list[str] | None
+        self,
+        name: str,
+        rows: Any,
+        columns: tuple[str, str | None],
+        classes: list[str] | None,
+        held_in: tuple[Iterable[str], str],
     ):
         self.name, self._rows, self.columns, self.classes = name, rows, columns, classes
+        self._files, self._version = tuple(map(pathlib.Path, held_in[0])), held_in[1]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -53,6 +59,19 @@ class _Rows(ImageFiles):
     def file(self, index: int) -> tuple[bytes, str]:
         """The bytes of an image file and the record's name; or `BadSample`."""
         return self._image(self._row(index, self._rows), index)
+
+    @property
+    def image_files(self) -> Iterable[pathlib.Path]:
+        """The files that hold the rows; image files that a row only names are not among them."""
+        return self._files
+
+    @property
+    def version(self) -> str:
+        """As its package tells it."""
+        return self._version
+
+    def image_name(self, index: int) -> None:
+        """None: rows have numbers."""
 
     def caption(self, index: int) -> str:
         """The caption; or `BadSample`."""
@@ -115,6 +134,7 @@ class TfdsSource(_Rows):
             rows = image and builder.as_data_source(
                 split=split, decoders={image: tfds.decode.SkipDecoding()}
             )
+            held_in = builder.info.splits[split].filepaths, builder.info.full_name
         # of many kinds, for names, networks, formats, and TensorFlow that is not there
         except Exception as error:
             remedy = "prepare it with `tfds build --file_format=array_record`"
@@ -124,7 +144,7 @@ class TfdsSource(_Rows):
             return isinstance(one, tfds.features.ClassLabel)
 
         columns, classes = _columns("tfds", name, features, image, is_label)
-        super().__init__(name, rows, columns, classes)
+        super().__init__(name, rows, columns, classes, held_in)
 
     def _captions(self):
         return self._rows
@@ -148,7 +168,7 @@ class HuggingFaceSource(_Rows):
         try:
             rows = _opened(datasets, name, split)
             _check_offsets(rows.data.table)
-            features = dict(rows.features)
+            features, held_in = dict(rows.features), _held_in(rows)
             image = _chosen(features, lambda one: isinstance(one, datasets.Image), _IMAGES)
             image = image or next((column for column in _IMAGES if column in features), None)
             if image is not None and isinstance(features[image], datasets.Image):
@@ -160,7 +180,7 @@ class HuggingFaceSource(_Rows):
         columns, classes = _columns(
             "hf", name, features, image, lambda one: isinstance(one, datasets.ClassLabel)
         )
-        super().__init__(name, rows.with_format(None), columns, classes)
+        super().__init__(name, rows.with_format(None), columns, classes, held_in)
         self._text = self._rows.select_columns([columns[1]]) if columns[1] else None
 
     def _captions(self):
@@ -178,6 +198,14 @@ def _opened(datasets, name, split):
         return splits[split]
     repository, colon, config = (name, "", "") if folder.is_dir() else name.partition(":")
     return datasets.load_dataset(repository, config if colon else None, split=split)
+
+
+def _held_in(rows):
+    """The Arrow files, and the fingerprint that the package gives a set: it changes with the
+    revision on the hub, with names and times of the files that a set was made from, and with the
+    split.
+    """
+    return [one["filename"] for one in rows.cache_files], str(getattr(rows, "_fingerprint", ""))
 
 
 def _check_offsets(table):

@@ -108,6 +108,10 @@ class FolderSource(ImageFiles):
             raise BadSample(sample.reason, sample.image)
         return file_bytes(self.path / sample.image, sample.image), sample.image
 
+    def image_name(self, index: int) -> str:
+        """The name below the folder."""
+        return self._samples[index].image
+
     @property
     def image_files(self) -> Iterable[pathlib.Path]:
         """A file for each record, whether it can be read or not."""

@@ -77,6 +77,16 @@ class Source(abc.ABC):
         """The caption of a record by itself; None where the set has none, or `BadSample`."""
         return self.without_image(index)["caption"]
 
+    def image_name(self, index: int) -> str | None:
+        """The name of a record's image, the same wherever the set lies; None where it has none. Its
+        file is not read where that can be helped.
+        """
+        try:
+            file = self.file(index)
+        except BadSample as bad:
+            return bad.name
+        return None if file is None else file[1]
+
     def file(self, index: int) -> tuple[bytes, str] | None:
         """The image file of a record as it is stored, and its name; None where images are no files.
 
@@ -92,6 +102,13 @@ class Source(abc.ABC):
         or lie where that can't be told.
         """
         return ()
+
+    @property
+    def version(self) -> str:
+        """What beside the files and the number of its records tells its images from those of
+        another time, the version or the fingerprint of a set; "" where there is no such thing.
+        """
+        return ""
 
     def cond_image(self, index: int, channels: int = 3) -> np.ndarray:
         """The image that an image is conditioned on, uint8 (height, width, channels) of any size;
@@ -154,6 +171,11 @@ def check_split(spec: str, split: str, field: str = "split") -> None:
         raise UserError(
             f"{field}={split!r} is given for {spec!r}, which has no splits; leave it out."
         )
+
+
+def has_splits(spec: str) -> bool:
+    """Whether a source, as `open_source` takes it, has several splits."""
+    return spec.partition(":")[0] in (*EMBEDDED, *_WITH_SPLITS)
 
 
 def open_source(

@@ -102,6 +102,11 @@ class WebDatasetSource(ImageFiles):
             raise BadSample(sample.reason, self._name(sample))
         return self._read(sample, sample.image), self._name(sample, sample.image)
 
+    def image_name(self, index: int) -> str:
+        """As shard.tar/name.jpg."""
+        sample = self._samples[index]
+        return self._name(sample, sample.image)
+
     def caption(self, index: int) -> str:
         """The caption; or `BadSample`."""
         sample = self._samples[index]

@@ -17,6 +17,7 @@ from t2i_jax.eval.intervals import (
     student_quantile,
 )
 from t2i_jax.eval.protocol import require_same
+from t2i_jax.values import shown
 from t2i_jax.words import counted
 
 Values = Mapping[str, Mapping[tuple[Hashable, int], float]]
@@ -154,6 +155,8 @@ def _verdict(one, names):
     if one.is_real is None:
         return "no interval: it can't be told"
     paired = f" on {counted(one.shared, 'shared prompt')}" if one.shared else ""
+    if one.left_out:
+        paired += f", without {counted(one.left_out, 'image')} that one of them alone has"
     if not one.is_real:
         return f"may be chance{paired}"
     return f"{names[0] if one.better == 'a' else names[1]} is better{paired}"
@@ -174,8 +177,8 @@ def _paired(name, left, right, level):
     number = len(set(prompts))
     if number < _LEAST:
         raise UserError(
-            f"{name} has {counted(number, 'prompt')} that both results hold, too few to compare; "
-            f"give results with {_LEAST} or more in common."
+            f"{name} has {counted(number, 'prompt')} that both results hold{_alone(left, right)}, "
+            f"too few to compare; give results with {_LEAST} or more in common."
         )
     first, second = (np.array([side[key] for key in shared]) for side in (left, right))
     interval = bootstrap(second - first, prompts, level)
@@ -188,6 +191,16 @@ def _paired(name, left, right, level):
         number,
         len(left) + len(right) - 2 * len(shared),
     )
+
+
+def _alone(left, right):
+    """What only one of them has, for a sentence: an id of a prompt or the name of an image."""
+    told = [
+        f"the {which} has {shown(next(key[0] for key in one if key not in other))} alone"
+        for which, one, other in (("first", left, right), ("second", right, left))
+        if any(key not in other for key in one)
+    ]
+    return f" ({', '.join(told)})" if told else ""
 
 
 def _unpaired(name, left, right, level):

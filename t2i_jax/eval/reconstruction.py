@@ -96,6 +96,18 @@ def codebook_usage(ids: np.ndarray, codebook_size: int) -> Mapping[str, float]:
     Raises:
       UserError: no ids, or one outside the codebook.
     """
+    return usage_of_counts(code_counts(ids, codebook_size))
+
+
+def code_counts(ids: np.ndarray, codebook_size: int) -> np.ndarray:
+    """How often each code occurs, (codebook_size,); the counts of several parts can be added.
+
+    Args:
+      ids: integers in [0, codebook_size), of any shape.
+
+    Raises:
+      UserError: no ids, or one outside the codebook.
+    """
     ids = np.asarray(ids).reshape(-1)
     if not ids.size or ids.min() < 0 or ids.max() >= codebook_size:
         which = f"{ids.min()} to {ids.max()}" if ids.size else "none"
@@ -103,10 +115,14 @@ def codebook_usage(ids: np.ndarray, codebook_size: int) -> Mapping[str, float]:
             f"ids ({which}) are no codes for codebook_size={codebook_size}; give what the "
             "tokenizer encoded."
         )
-    counts = np.bincount(ids, minlength=codebook_size)
-    p = counts[counts > 0] / ids.size
+    return np.bincount(ids, minlength=codebook_size)
+
+
+def usage_of_counts(counts: np.ndarray) -> Mapping[str, float]:
+    """What `codebook_usage` returns, of `code_counts`."""
+    p = counts[counts > 0] / counts.sum()
     return {
-        "codebook_usage": len(p) / codebook_size,
+        "codebook_usage": len(p) / len(counts),
         "perplexity": math.exp(-np.sum(p * np.log(p))),
     }
 

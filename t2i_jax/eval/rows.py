@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 import struct
 import zipfile
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from t2i_jax.eval.moments import Moments, check_widths, checked, merged
 
 BLOCK = 2048
 """Rows that are in memory at a time."""
+_PART = 2**24  # bytes that are written at a time
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -88,6 +90,20 @@ def in_blocks(rows: Rows, size: int | None = None) -> Iterator[tuple[slice, np.n
     for start in range(0, len(rows), size):
         place = slice(start, min(start + size, len(rows)))
         yield place, np.asarray(rows[place], np.float64)
+
+
+def write_rows(file: IO[bytes], rows: Rows, dtype: Any) -> None:
+    """Writes rows into an open file as `numpy.save` writes the array of them, a part at a time.
+
+    Args:
+      rows: (N, ...), of more axes than two too. dtype: that they are stored as.
+    """
+    dtype, shape = np.dtype(dtype), tuple(rows.shape)
+    told = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, told)
+    size = max(1, _PART // max(1, math.prod(shape[1:]) * dtype.itemsize))
+    for start in range(0, len(rows), size):
+        file.write(np.asarray(rows[start : start + size], dtype).tobytes())
 
 
 def same_rows(place: slice, other: slice) -> tuple[np.ndarray, np.ndarray]:

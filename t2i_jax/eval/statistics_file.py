@@ -16,17 +16,18 @@ import json
 import pathlib
 import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from t2i_jax import files, paths
+from t2i_jax import config, files, paths
 from t2i_jax.errors import UserError
 from t2i_jax.eval.frechet import Gaussian
 from t2i_jax.eval.moments import Moments
-from t2i_jax.eval.rows import Rows, StoredRows, moments_of
+from t2i_jax.eval.rows import Rows, StoredRows, moments_of, write_rows
 
 SCHEMA = 1
+_MOST = 4  # fields that a refusal names
 _PART = 2**22  # bytes that are read at a time
 _KEYS = ("mu", "sigma", "mu_s", "sigma_s", "feats", "arr_0")
 
@@ -98,7 +99,7 @@ def write_statistics(
     moments: Moments,
     about: Mapping[str, Any],
     features_ND: Rows | None = None,
-    images_NHWC: np.ndarray | None = None,
+    images_NHWC: Rows | None = None,
     spatial: Moments | None = None,
 ) -> None:
     """Writes FILE.npz and FILE.json beside it; both appear whole or not at all, FILE.npz last.
@@ -106,15 +107,16 @@ def write_statistics(
     Args:
       about: JSON of the extractor, with its "name", and whatever else tells how they were made.
       features_ND: kept as `feats`, float32, for KID and recall; None: not kept.
-      images_NHWC: kept as `arr_0`, uint8, for ADM's evaluator; None: not kept. spatial: kept as
-        `mu_s` and `sigma_s`, without which that evaluator reads no `mu` and `sigma`.
+      images_NHWC: kept as `arr_0`, uint8, for ADM's evaluator; None: not kept. Of these and of the
+        features a part at a time is in memory.
+      spatial: kept as `mu_s` and `sigma_s`, without which that evaluator reads no `mu` and `sigma`.
     """
-    kept: dict[str, np.ndarray] = {} if images_NHWC is None else {"arr_0": images_NHWC}
+    kept: dict[str, Any] = {} if images_NHWC is None else {"arr_0": _Rows(images_NHWC, np.uint8)}
     kept |= {"mu": moments.mean_D, "sigma": moments.covariance_DD}
     if spatial is not None:
         kept |= {"mu_s": spatial.mean_D, "sigma_s": spatial.covariance_DD}
     if features_ND is not None:
-        kept["feats"] = np.asarray(features_ND, np.float32)
+        kept["feats"] = _Rows(features_ND, np.float32)
     with files.replacing(path) as temporary:
         _save(temporary, kept)
         digest = files.sha256(temporary)
@@ -125,21 +127,53 @@ def write_statistics(
 
 
 def check_new(path: pathlib.Path) -> None:
-    """Refuses a FILE.npz that is there, or beside which a FILE.json is of something else.
+    """Refuses a FILE.npz that is there and that `made_before` can tell nothing of, or beside which
+    a FILE.json is of something else.
 
     Raises:
       UserError: it is there, or that.
     """
     named = f"out={paths.shown(path)}"
-    if path.suffix != ".npz" or path.exists():
-        raise UserError(f"{named} exists or is no .npz; name a new FILE.npz.")
+    if path.suffix != ".npz":
+        raise UserError(f"{named} is no .npz; name a new FILE.npz.")
     try:
-        _beside(path, named)
+        about = _beside(path, named)
     except UserError:
+        about = None
+    if path.exists() and not (path.is_file() and "command" in (about or {})):
+        raise UserError(
+            f"{named} exists, and no {_json(path).name} beside it says by which command it was "
+            "made; name a new FILE.npz."
+        )
+    if about is None:
         raise UserError(
             f"{named} gets a {_json(path).name} beside it, and another file is there; name a new "
             "FILE.npz."
-        ) from None
+        )
+
+
+def made_before(path: pathlib.Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What the FILE.json beside a FILE.npz says of it, where it was made as it would be made now.
+
+    Args:
+      about: JSON of how it would be made, with "command".
+
+    Raises:
+      UserError: it was made in another way, with the field that differs, or was changed since.
+    """
+    named = f"out={paths.shown(path)}"
+    found = _beside(path, named)
+    if changed := config.differences({name: found.get(name) for name in about}, dict(about)):
+        raise UserError(
+            f"{named} exists and was made by another command ({'; '.join(changed[:_MOST])}); name "
+            "a new FILE.npz."
+        )
+    if found.get("sha256") != files.sha256(path):
+        raise UserError(
+            f"{named} is not the file that {_json(path).name} beside it describes; remove both, or "
+            "name a new FILE.npz."
+        )
+    return found
 
 
 def of_clean_fid(folder: pathlib.Path, name: str, mode: str) -> tuple[pathlib.Path, pathlib.Path]:
@@ -163,7 +197,7 @@ def write_clean_fid(
     gaussian, features = of_clean_fid(folder, name, mode)
     for path, arrays in (
         (gaussian, {"mu": moments.mean_D, "sigma": moments.covariance_DD}),
-        (features, {"feats": np.asarray(features_ND, np.float32)}),
+        (features, {"feats": _Rows(features_ND, np.float32)}),
     ):
         with files.replacing(path) as temporary:
             _save(temporary, arrays)
@@ -181,9 +215,22 @@ def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
         _save(temporary, arrays)
 
 
+class _Rows(NamedTuple):
+    """An array that is read part by part while it is written, and its type in the file."""
+
+    rows: Rows
+    dtype: type
+
+
 def _save(path, arrays):
-    with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+    """Writes what `numpy.savez` writes, to the byte."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
+        for name, array in arrays.items():
+            with file.open(f"{name}.npy", "w", force_zip64=True) as member:
+                if isinstance(array, _Rows):
+                    write_rows(member, *array)
+                else:
+                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
 
 
 def _json(path):

@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+import tarfile
 import threading
 import types
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 
 from t2i_jax.data.ledger import Ledger, printable, together
+from t2i_jax.data.pack import pack
 from t2i_jax.data.source import BadSample, Source, open_source
 from t2i_jax.errors import UserError
+from tests.runs.scoring_toys import write_images
 
 
 def test_embedded_sets_are_shared():
@@ -129,3 +132,22 @@ def test_names_can_be_printed_whatever_a_file_is_called():
     for name in ("a\nb\x1b[31m.png", "\udcff.png", "a" * 5000, "\u202e.png", "\0"):
         assert printable(name).isprintable() and len(printable(name)) <= 200
     assert printable("\xe9 \u732b.png") == "\xe9 \u732b.png"
+
+
+def test_names_of_images_are_those_of_their_files(tmp_path):
+    home = write_images(tmp_path / "images", 3)
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for path in sorted(home.iterdir()):
+            file.add(path, path.name)
+    folder = open_source(f"folder:{home}", image_size=8)
+    pack(folder, tmp_path / "packed", name="images")
+    for spec, first in (
+        (f"folder:{home}", "000.png"),
+        (f"webdataset:{tmp_path / 'a.tar'}", "a.tar/000.png"),
+        (f"arrayrecord:{tmp_path / 'packed'}", None),
+    ):
+        source = open_source(spec, image_size=8)
+        names = [source.image_name(row) for row in range(3)]
+        assert names == [source.file(row)[1] for row in range(3)] and len(set(names)) == 3
+        assert first in (None, names[0])
+    assert open_source("digits", image_size=8).image_name(0) is None

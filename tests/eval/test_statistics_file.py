@@ -1,12 +1,14 @@
 """Statistics files: the three forms, both ways, and what is refused."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from t2i_jax.errors import UserError
 from t2i_jax.eval.moments import Moments
+from t2i_jax.eval.rows import StoredRows
 from t2i_jax.eval.statistics_file import (
     read_statistics,
     write_clean_fid,
@@ -30,6 +32,39 @@ def test_ours_tell_by_what_they_were_made(tmp_path):
     first = path.read_bytes()
     write_statistics(path, Moments.of(X), ABOUT, features_ND=X)
     assert path.read_bytes() == first
+
+
+def test_a_file_is_what_numpy_writes_to_the_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr("t2i_jax.eval.rows._PART", 100)  # four rows
+    moments, images = Moments.of(X), RNG.integers(0, 256, (5, 4, 6, 3), np.uint8)
+    path = tmp_path / "set.npz"
+    write_statistics(path, moments, ABOUT, X, images, moments)
+    both = {"mu": moments.mean_D, "sigma": moments.covariance_DD}
+    spatial = {"mu_s": moments.mean_D, "sigma_s": moments.covariance_DD}
+    np.savez(tmp_path / "numpy.npz", arr_0=images, **both, **spatial, feats=X)
+    assert path.read_bytes() == (tmp_path / "numpy.npz").read_bytes()
+
+
+def test_more_features_are_kept_in_no_more_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("t2i_jax.eval.rows._PART", 2**16)
+    monkeypatch.setattr("t2i_jax.files._PART", 2**16)  # which are hashed at a time
+    part = RNG.normal(size=(4000, 64)).astype(np.float32)
+    np.savez(tmp_path / "part.npz", pool3=part)
+    rows, moments = StoredRows([tmp_path / "part.npz"] * 5, "pool3"), Moments.of(part)
+    peaks = []
+    for write in (
+        lambda: write_statistics(tmp_path / "set.npz", moments, ABOUT, rows),
+        lambda: write_clean_fid(tmp_path, "set", "clean", moments, rows),
+    ):
+        tracemalloc.start()
+        write()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    found = read_statistics(tmp_path / "set.npz", "inception-clean").features_ND
+    np.testing.assert_array_equal(found[-4000:], part)
+    with np.load(tmp_path / "set_clean_custom_na_kid.npz") as kept:
+        np.testing.assert_array_equal(kept["feats"], np.tile(part, (5, 1)))
+    assert max(peaks) < 0.5 * 5 * part.nbytes, peaks
 
 
 def test_pytorch_fid_reads_ours_and_we_read_theirs(tmp_path):

@@ -7,6 +7,7 @@ import os
 import shutil
 import tarfile
 import tracemalloc
+import types
 
 import numpy as np
 import pytest
@@ -14,13 +15,16 @@ from PIL import Image
 
 from t2i_jax import files
 from t2i_jax.cluster import lock
+from t2i_jax.data.pipeline import DataConfig
 from t2i_jax.data.table import ENDINGS, FILE_KEYS
 from t2i_jax.eval import extractors, layout, prompts, statistics_file
 from t2i_jax.eval.frechet import Gaussian, frechet
 from t2i_jax.eval.moments import Moments
-from t2i_jax.runs.scoring import features, subjects
+from t2i_jax.runs.scoring import features, statistics, subjects
+from t2i_jax.runs.scoring.held_out import HeldOutImages
 from t2i_jax.runs.scoring.sources import SourceImages
 from t2i_jax.runs.scoring.split import Share, Split
+from tests.data.test_external import tfds_set
 from tests.e2e.command import inside, refused
 from tests.runs import scoring_toys
 from tests.runs.scoring_toys import toy_extractor, write_images
@@ -289,6 +293,69 @@ def test_statistics_killed_between_their_files_are_gone_on_with(
     assert {path.name: path.read_bytes() for path in home.iterdir()} == whole
 
 
+def test_statistics_killed_at_their_end_are_known_as_whole(folders, tmp_path, monkeypatch):
+    real, home = shutil.copytree(folders[1], tmp_path / "real"), tmp_path / "out"
+    npz = home / "real.npz"
+    command = ("evaluate", "reference", real, "--out", npz, "--clean-fid", "Mine")
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path):
+        (path / next(path.glob("inception*")).name / "00000.npz").unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(statistics.shutil, "rmtree", killed)
+        inside(*command)
+    assert npz.exists() and npz.with_name("real.npz.shards").exists()
+    whole = {path.name: path.read_bytes() for path in home.iterdir() if path.is_file()}
+    monkeypatch.setattr(features, "_computed", lambda *_: pytest.fail("features are computed"))
+    for _ in range(2):  # what was killed, and what had ended
+        assert f"statistics of 60 images are already in {npz}" in inside(*command).stdout
+        assert {path.name: path.read_bytes() for path in home.iterdir()} == whole
+    for more, field in (
+        (("--keep-features",), "command.keep_features: False -> True"),
+        (("--mode", "tf"), "--clean-fid=Mine is for clean-fid"),
+    ):
+        assert field in refused(*command, *more)
+    shutil.copy(real / "001.png", real / "000.png")
+    assert "made by another command (command.images.files: " in refused(*command)
+    assert {path.name: path.read_bytes() for path in home.iterdir()} == whole
+
+
+@pytest.mark.parametrize(
+    "beside", ["none", "older", "foreign", "edited", "of another file", "of a folder"]
+)
+def test_statistics_that_are_there_are_left_alone(folders, tmp_path, beside):
+    npz = tmp_path / "real.npz"
+    command = ("evaluate", "reference", folders[1], "--out", npz)
+    inside(*command)
+    about = json.loads(npz.with_suffix(".json").read_text())
+    if beside == "older":  # of earlier releases
+        del about["command"]
+    elif beside == "foreign":
+        about = {"annotations": []}
+    elif beside == "edited":
+        del about["images"]["left_out"]
+    elif beside == "of another file":
+        npz.write_bytes(b"another file")
+    npz.with_suffix(".json").write_text(json.dumps(about))
+    if beside == "none":
+        npz.with_suffix(".json").unlink()
+    elif beside == "of a folder":
+        npz.unlink()
+        npz.mkdir()
+
+    def there():
+        return {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+    before = there()
+    said = refused(*command)
+    assert "name a new FILE.npz" in said and "out=" in said
+    assert there() == before
+
+
 def test_statistics_take_the_place_of_no_other_file(folders, tmp_path):
     npz, other = tmp_path / "coco.npz", tmp_path / "coco.json"
     other.write_text('{"annotations": []}')
@@ -310,6 +377,22 @@ def test_two_results_are_compared_image_by_image(folders, measured, tmp_path):
     said = refused("evaluate", "compare", measured[0], tmp_path / "tf")
     assert "share no metric" in said
     assert "is missing or damaged" in refused("evaluate", "compare", made, real)
+
+
+def test_images_of_two_folders_are_compared_by_their_names(folders, measured, tmp_path):
+    made = shutil.copytree(folders[0], tmp_path / "made")
+    for path in made.glob("000.*"):  # all others would move up by one
+        path.unlink()
+    command = ("evaluate", "--images", made, "--metrics", "clip", "--out")
+    inside(*command, tmp_path / "out")
+    told = inside("evaluate", "compare", measured[0], tmp_path / "out").stdout
+    [line] = [one for one in told.splitlines() if one.startswith("clip_score_clip_toy ")]
+    assert " +0 " in line and "on 44 shared prompts, without 1 image that one of them" in line
+    for path in made.iterdir():
+        path.rename(made / f"x{path.name}")
+    inside(*command, tmp_path / "x")
+    said = refused("evaluate", "compare", measured[0], tmp_path / "x")
+    assert "has 0 prompts that both results hold (the first has '000.png' alone, the second" in said
 
 
 def test_captions_of_a_file_are_found_by_name_or_taken_in_order(folders, measured, tmp_path):
@@ -595,6 +678,50 @@ def test_images_that_changed_are_measured_anew(folders, tmp_path):
             change()
         assert found[0] != found[1], spec
         shutil.rmtree(tmp_path / "out")
+
+
+def _kept_by_hugging_face(home, images):
+    datasets = pytest.importorskip("datasets")
+    rows = {"image": [{"bytes": path.read_bytes(), "path": None} for path in images]}
+    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).save_to_disk(home)
+    return f"hf:{home}"
+
+
+def _kept_by_tensorflow(home, images):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    features = {"image": tfds.features.Image(shape=(None, None, 3))}
+    home = home / "tiny" / "1.0.0"
+    tfds_set(home, features, [{"image": path.read_bytes()} for path in images], "heldout")
+    return f"tfds:{home}"
+
+
+@pytest.mark.parametrize("keep", [_kept_by_hugging_face, _kept_by_tensorflow])
+def test_sets_of_other_packages_that_changed_are_measured_anew(folders, tmp_path, keep):
+    found = []
+    for folder in folders:
+        shutil.rmtree(tmp_path / "set", ignore_errors=True)
+        spec = keep(tmp_path / "set", sorted(folder.glob("*.png"))[:4])
+        inside("evaluate", "--images", spec, "--metrics", "is", "--out", tmp_path / "out")
+        results = _metrics(tmp_path / "out")[1]
+        found.append(results["generated"]["inception-clean"]["sha256"])
+    assert found[0] != found[1]
+    assert results["images"]["split"] == "heldout" and results["images"]["count"] == 4
+
+
+def test_features_of_another_split_are_computed_anew(tmp_path):
+    keys = {SourceImages("digits", "images", split=name).key(0) for name in ("train", "heldout")}
+    assert len(keys) == 2
+
+
+def test_held_out_images_that_changed_are_known_as_others(folders, tmp_path):
+    made = shutil.copytree(folders[0], tmp_path / "made")
+    data = DataConfig(source=f"folder:{made}", image_size=8, split="train")
+    keys = []
+    for _ in range(2):
+        samples = types.SimpleNamespace(data=data, name="heldout")
+        keys.append(HeldOutImages(samples, 4).key(0))
+        shutil.copy(folders[1] / "000.png", made / "000.png")
+    assert keys[0] != keys[1]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """`t2i evaluate tokenizer`: reconstructions of images, measured pair by pair and as a whole."""
 
 import json
+import tracemalloc
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,9 @@ import pytest
 from t2i_jax.errors import UserError
 from t2i_jax.eval.frechet import Gaussian, frechet
 from t2i_jax.eval.moments import Moments
-from t2i_jax.eval.reconstruction import psnr, ssim, ssim_skimage
+from t2i_jax.eval.reconstruction import codebook_usage, psnr, ssim, ssim_skimage
 from t2i_jax.runs.scoring import tokenizer
-from t2i_jax.runs.scoring.split import Share
+from t2i_jax.runs.scoring.split import Share, Split
 from tests.runs.scoring_toys import Levels, toy_extractor, write_images
 
 
@@ -55,6 +57,19 @@ def test_every_pair_is_measured_and_what_was_cut_is_made_again(tmp_path):
     assert told["images"]["count"] == 10 and len(told["run"]["weights"]) == 16
     with pytest.raises(UserError, match=r"run.weights: .* -> "):
         _evaluate(folder, tmp_path / "out", seed=1)
+
+
+def test_codes_of_more_images_need_no_more_memory(tmp_path):
+    images = types.SimpleNamespace(split=Split(800, 100))
+    codes = np.random.default_rng(0).integers(0, 16, (8, 100, 500), np.int32)
+    (tmp_path / "codes").mkdir()
+    for shard, some in enumerate(codes):
+        np.savez(tmp_path / "codes" / f"{shard:05d}.npz", codes=some)
+    tracemalloc.start()
+    found = {one.name: one.value for one in tokenizer._usage(tmp_path, Levels({}), images)}
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == codebook_usage(codes, 16) and peak < codes.nbytes, peak
 
 
 def test_images_that_changed_are_reconstructed_anew(tmp_path):

@@ -18,6 +18,7 @@ from t2i_jax.eval.frechet import Gaussian
 from t2i_jax.eval.rows import Rows, moments_of
 from t2i_jax.runs.samples import Samples
 from t2i_jax.runs.scoring.reference import Compute, Reference
+from t2i_jax.runs.scoring.sources import stamp
 from t2i_jax.runs.scoring.split import Split
 
 _SHARD_SIZE = 64
@@ -46,10 +47,10 @@ class HeldOutImages:
             return self._images[index % self.split.size]
 
     def key(self, shard: int) -> str:
-        """Changes with the data of the recipe, their number of records, and how many are held out
+        """Changes with the data of the recipe, the files that hold them, and how many are held out
         here.
         """
-        told = {**self.about(), "records": self._records, "shard": shard}
+        told = {**self.about(), "records": self._stamp, "shard": shard}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def about(self) -> dict[str, Any]:
@@ -59,8 +60,8 @@ class HeldOutImages:
         return {"kind": self._samples.name, "of": told, "first": self.split.count}
 
     @functools.cached_property
-    def _records(self):
-        return len(source_of(self._samples.data))
+    def _stamp(self):
+        return stamp(source_of(self._samples.data))
 
     def _opened(self):
         return self._samples.batches(self.split.count, self.split.size, ("image",))

@@ -20,7 +20,7 @@ from t2i_jax.runs.scoring.features import Features, ImageSet
 from t2i_jax.runs.scoring.sources import ArrayImages, SourceImages, source_spec
 from t2i_jax.runs.scoring.split import SHARD_SIZE
 
-_OWN = ("sha256", "schema")  # of the file beside statistics, about itself
+_OWN = ("sha256", "schema", "command")  # of the file beside statistics, about itself
 
 Compute = Callable[[Any, Extractor, tuple[str, ...]], Features]
 """(images, extractor, layers) -> features; every process calls it."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from t2i_jax import paths
 from t2i_jax.data.folder import in_place_of
-from t2i_jax.data.source import EMBEDDED, KINDS, BadSample, Source, open_source
+from t2i_jax.data.source import EMBEDDED, KINDS, BadSample, Source, has_splits, open_source
 from t2i_jax.errors import UserError
 from t2i_jax.runs.scoring.split import SHARD_SIZE, Split
 
@@ -49,7 +49,8 @@ class SourceImages:
                 "more."
             )
         self.split = Split(len(self.source), shard_size)
-        self._files = _stamp(self.source)
+        self._part = {"split": split} if has_splits(spec) else {}
+        self._stamp = stamp(self.source)
 
     def read(self, index: int) -> np.ndarray:
         """uint8 (H, W, 3) of any size; or `BadSample`."""
@@ -81,15 +82,16 @@ class SourceImages:
         return found
 
     def key(self, shard: int) -> str:
-        """Tells the files of the images from what they were at another time, by their sizes and
-        times.
+        """Tells the images from what they were at another time, by the sizes and times of their
+        files and the version of their set, and from those of another split.
         """
-        told = os.fsencode(f"{self.spec} {self._files} {shard}")
+        told = os.fsencode(f"{self.spec} {self._part} {self._stamp} {shard}")
         return hashlib.sha256(told).hexdigest()
 
     def about(self) -> dict[str, Any]:
         """What results say of the images, their digest apart."""
-        return {"kind": self.spec.partition(":")[0], "path": self.spec.partition(":")[2]}
+        kind, _, path = self.spec.partition(":")
+        return {"kind": kind, "path": path, **self._part}
 
 
 class ArrayImages:
@@ -148,14 +150,16 @@ def check_apart(out: pathlib.Path, field: str, about: Mapping[str, Any]) -> None
         )
 
 
-def _stamp(source):
-    """A digest of names, sizes and times of the files that hold a source's images."""
-    digest = hashlib.sha256()
+def stamp(source: Source) -> str:
+    """A digest of the names, sizes and times of the files that hold a source's images, of its
+    version and of its length: another one where its images may have changed.
+    """
+    digest = hashlib.sha256(f"{source.version} {len(source)}\n".encode())
     for path in source.image_files:
         try:
             told = path.stat()
-            stamp = f"{told.st_size} {told.st_mtime_ns}"
+            seen = f"{told.st_size} {told.st_mtime_ns}"
         except OSError:  # its image is left out, and counted
-            stamp = "missing"
-        digest.update(os.fsencode(path) + f"\0{stamp}\n".encode())
+            seen = "missing"
+        digest.update(os.fsencode(path) + f"\0{seen}\n".encode())
     return digest.hexdigest()

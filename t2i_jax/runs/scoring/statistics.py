@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -44,7 +45,7 @@ def write(
     """Writes OUT and the JSON beside it; every process calls it.
 
     Features are kept in OUT.shards until all of them are there, so that a command that was killed
-    goes on; OUT itself appears last.
+    goes on; OUT itself appears last. Where the same command has written it already, that is all.
 
     Args:
       keep_features: for KID and recall. keep_images: as `arr_0`, for ADM's evaluator.
@@ -57,7 +58,7 @@ def write(
     Raises:
       UserError: images of several sizes that are to be kept, or too many of them, or by another
         extractor than ADM's; another one than clean-fid's for its files, or they exist; or another
-        command writes OUT, or has written it.
+        command writes OUT, or has written it (with the field that differs).
     """
     if keep_images and extractor.name != _ADM:
         raise UserError(
@@ -66,33 +67,54 @@ def write(
         )
     home = out.with_name(f"{out.name}.shards")
     if clean_fid is not None:
-        _check_clean_fid(clean_fid, out, extractor, begun=home.exists())
+        _check_clean_fid(clean_fid, out, extractor, begun=home.exists() or out.exists())
     layers = (layer, _SPATIAL) if keep_images else (layer,)
     bring = (lambda image: image) if protocol is None else protocol.bring
     told = {} if protocol is None else protocol.about()
     folder = features.folder_of(home, extractor, layers, told)
+    kept = {"keep_features": keep_features, "adm": keep_images, "clean_fid": clean_fid}
+    asked = _asked(images, extractor, layer, told, kept)
     with lock.held(home, "out"):
-        if out.exists():  # another command has written it while this one began
-            raise UserError(f"out={paths.shown(out)} exists; name a new FILE.npz.")
+        if out.exists():  # of this command, which was killed before its end, or of another one
+            return _made_before(out, asked, home, share)
         found = features.compute(images, extractor, layers, folder, bring, share, progress=progress)
         processes.gather(None)
         if share.process:
             return {}
-        about = {
-            "extractor": {"name": extractor.name, "layer": layer, **_json(extractor.about)},
-            "images": {**images.about(), **found.about},
-            "protocol": told or None,
-        }
-        kept = _images(images, found, bring) if keep_images else None
+        about = {**asked, "images": {**images.about(), **found.about}}
+        pixels = _Images(images, found, bring) if keep_images else None
         moments = found.moments(layer)
         spatial = found.moments(_SPATIAL) if keep_images else None
         if clean_fid is not None:
             whole = found.rows(layer)
             statistics_file.write_clean_fid(out.parent, clean_fid, _CLEAN_MODE, moments, whole)
         array = found.rows(layer) if keep_features else None
-        statistics_file.write_statistics(out, moments, about, array, kept, spatial)
+        statistics_file.write_statistics(out, moments, about, array, pixels, spatial)
         shutil.rmtree(home)
         return about["images"]
+
+
+def _asked(images, extractor, layer, protocol, kept):
+    """What the JSON beside OUT says of the command, but for the images that could be used."""
+    return _json({
+        "extractor": {"name": extractor.name, "layer": layer, **extractor.about},
+        "protocol": protocol or None,
+        "command": {"images": {**images.about(), "files": images.key(0)[:16]}, **kept},
+    })  # fmt: skip
+
+
+def _made_before(out, asked, home, share):
+    """What `write` returns where OUT is there; what is left of its features goes."""
+    found = statistics_file.made_before(out, asked).get("images")
+    if not isinstance(found, dict) or not {"count", "left_out"} <= found.keys():
+        raise UserError(
+            f"out={paths.shown(out)} exists, and the JSON file beside it does not say of how many "
+            "images it is; name a new FILE.npz."
+        )
+    if share.process:
+        return {}
+    shutil.rmtree(home)
+    return found
 
 
 def _check_clean_fid(name, out, extractor, begun):
@@ -110,23 +132,36 @@ def _check_clean_fid(name, out, extractor, begun):
             raise UserError(f"--clean-fid={name}: {paths.shown(path)} exists; give another name.")
 
 
-def _images(images, found, bring):
-    first = bring(images.read(int(found.kept[0])))
-    if len(found.kept) * first.size > _MOST_BYTES:
-        raise UserError(
-            f"{len(found.kept):,} images of {first.shape[1]}x{first.shape[0]} pixels are too many "
-            "for one file; leave --adm out."
-        )
-    kept = np.empty((len(found.kept), *first.shape), np.uint8)
-    for row, index in enumerate(found.kept):
-        image = bring(images.read(int(index)))
-        if image.shape != first.shape:
+class _Images:
+    """The images that could be used, (N, H, W, 3) of one size, read when a slice is asked for."""
+
+    def __init__(self, images, found, bring):
+        self._images, self._kept, self._bring = images, found.kept, bring
+        self.shape = (len(self._kept), *self._read(0).shape)
+        if math.prod(self.shape) > _MOST_BYTES:
             raise UserError(
-                f"images={paths.shown(images.spec)} have several sizes, and --adm keeps them as "
-                "one array; give --protocol, which brings them to one size."
+                f"{self.shape[0]:,} images of {self.shape[2]}x{self.shape[1]} pixels are too many "
+                "for one file; leave --adm out."
             )
-        kept[row] = image
-    return kept
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, rows):
+        found = [self._read(row) for row in range(*rows.indices(len(self)))]
+        if any(image.shape != self.shape[1:] for image in found):
+            raise UserError(
+                f"images={paths.shown(self._images.spec)} have several sizes, and --adm keeps them "
+                "as one array; give --protocol, which brings them to one size."
+            )
+        return np.stack(found)
+
+    def __array__(self, dtype=None, *, copy=None):
+        del copy  # it is always one
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+    def _read(self, row):
+        return self._bring(self._images.read(int(self._kept[row])))
 
 
 def _json(value):

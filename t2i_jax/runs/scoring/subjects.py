@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 from t2i_jax import paths
 from t2i_jax.config import to_dict
 from t2i_jax.data.ledger import printable
-from t2i_jax.data.source import BadSample
 from t2i_jax.data.table import ENDINGS, FILE_KEYS, read_table
 from t2i_jax.errors import UserError
 from t2i_jax.eval import layout
@@ -106,7 +106,7 @@ def of_source(spec: str, captions: PromptSet | None, shard_size: int) -> Images:
     count, no_captions = files.split.count, ""
     if captions is None:
         texts, no_captions = _own_captions(files)
-        keys, categories = [(f"{row:06d}", 0) for row in range(count)], [""] * count
+        keys, categories = _keys(files), [""] * count
     else:
         chosen = _matched(files, captions, spec)
         texts = [prompt.text for prompt, _ in chosen]
@@ -134,6 +134,18 @@ def _own_captions(files) -> tuple[Sequence[str] | None, str]:
         return files.captions(), ""
     except UserError as error:
         return None, str(error)
+
+
+def _keys(files):
+    """(name, how many before it have the same) of each image, so that it is compared with its
+    namesake in other results; its number for a name where images have none.
+    """
+    seen, found = collections.Counter(), []
+    for row in range(files.split.count):
+        name = files.source.image_name(row) or f"{row:06d}"
+        found.append((name, seen[name]))
+        seen[name] += 1
+    return found
 
 
 def _matched(files, captions, spec):
@@ -187,13 +199,10 @@ def _names(files) -> list[str] | None:
     """The names of the files of images; None where they are no files."""
     found = []
     for row in range(files.split.count):
-        try:
-            file = files.source.file(row)
-        except BadSample as bad:  # it is left out later, and counted
-            file = None, bad.name
-        if file is None:
+        name = files.source.image_name(row)
+        if name is None:
             return None
-        found.append(file[1])
+        found.append(name)
     return found
 
 

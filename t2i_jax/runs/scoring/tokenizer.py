@@ -19,7 +19,13 @@ from t2i_jax.data.crop import crop as cut
 from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
 from t2i_jax.eval.extractors import Extractor
-from t2i_jax.eval.reconstruction import codebook_usage, psnr, ssim, ssim_skimage
+from t2i_jax.eval.reconstruction import (
+    code_counts,
+    psnr,
+    ssim,
+    ssim_skimage,
+    usage_of_counts,
+)
 from t2i_jax.eval.resize import adm_crop
 from t2i_jax.eval.statistics_file import write_npz
 from t2i_jax.runs import folder as folders
@@ -229,12 +235,12 @@ def _pairs(images, shards, measures, groups) -> Iterator[Entry]:
 
 
 def _usage(out, system, images) -> Iterator[Entry]:
-    ids = []
+    size = system.task.model.codebook_size
+    counts = np.zeros(size, np.int64)
     for shard in range(images.split.shards):
         with np.load(_codes(out, shard), allow_pickle=False) as found:
-            ids.append(found["codes"].reshape(-1))
-    size = system.task.model.codebook_size
-    for name, value in codebook_usage(np.concatenate(ids), size).items():
+            counts += code_counts(found["codes"], size)
+    for name, value in usage_of_counts(counts).items():
         yield Entry(name, float(value), "", {"codebook_size": size}, against=False)
 
 
