@@ -67,9 +67,11 @@ def measure(
     prompts: Annotated[str | None, Shown("SET:FILE")] = None,
     images: Annotated[str | None, Shown("DIR")] = None,
     captions: Annotated[str | None, Shown("FILE")] = None,
+    split: Annotated[str | None, Shown("SPLIT", default="heldout")] = None,
     metrics: Annotated[str | None, Shown("NAME,NAME")] = None,
     reference: Annotated[str | None, Shown("DIR|FILE.npz")] = None,
     reference_mode: Annotated[str | None, Shown("MODE")] = None,
+    reference_split: Annotated[str | None, Shown("SPLIT", default="heldout")] = None,
     mode: Annotated[str | None, Shown("MODE,MODE", default="clean")] = None,
     protocol: Annotated[str | None, Shown("NAME")] = None,
     count: Annotated[Annotated[int, Range(1, 2**31 - 1)] | None, Shown("N")] = None,
@@ -102,11 +104,13 @@ def measure(
         images: A folder of images in place of a run, or another source, as arrayrecord:DIR.
         captions: Captions of --images: a .txt with one in each line in the order of the names, or a
             table with columns file and caption. By default those that lie beside the images.
+        split: Of --images that have splits, as hf:NAME.
         metrics: Some of fid, fid_infinity, kid, is, pr (precision, recall), dc (density, coverage),
             clip, clip_hessel, clip_torchmetrics, clip_gigagan, clip_fid, cmmd, fdd, pickscore,
             hpsv2, judge:shapes, judge:digits, judge:compositions.
         reference: Real images to compare with, a folder or another source, or their statistics.
         reference_mode: How the statistics of a FILE.npz were made, where no JSON beside it says so.
+        reference_split: Of a --reference that has splits, as hf:NAME.
         mode: How images are made smaller for Inception: clean, tf, pytorch-fid, torchmetrics,
             t2i-benchmark. A protocol says it itself.
         protocol: A named protocol, which says modes, size, crop and count: coco30k,
@@ -146,13 +150,14 @@ def measure(
     settings = {
         "metrics": asked, "modes": parse_modes(mode or "clean"), "protocol": chosen,
         "reference": reference, "reference_mode": reference_mode,
+        "reference_split": reference_split,
         "mesh": None if mesh is None else parse_mesh(mesh),
         "batch_size": batch_size or 64, "shard_size": shard_size or SHARD_SIZE,
         "weights": Weights(inception, clip, cmmd, dinov2, pickscore, hpsv2),
     }  # fmt: skip
     with processes.joined():
         if images is not None:
-            _measure_images(images, captions, settings, out)
+            _measure_images(images, captions, split, settings, out)
         else:
             count = count or (chosen and chosen.count)
             _measure_run(run, overrides, step, prompts, count, seed or 0, guidance, settings, out)
@@ -354,17 +359,21 @@ def _check_given(run, prompts, images, captions, metrics, **others):
             f"captions={captions!r} is for --images; give --prompts for a run, which generates "
             "images."
         )
+    if others["split"] is not None and images is None:
+        raise UserError(
+            f"split={others['split']!r} is for --images; leave it out, or give --reference-split."
+        )
     if images is not None and metrics is None:
         raise UserError("metrics are missing; give for example --metrics fid,kid.")
     if prompts is None:
         idle = _OF_PROMPTS if run is None else {"metrics", *others}.difference(_OF_A_RUN)
         remedy = "leave it out" if run is None else "give --prompts"
         _refuse_given({"metrics": metrics, **others}, idle, remedy)
-    if others["reference_mode"] is not None and others["reference"] is None:
-        raise UserError(
-            f"reference_mode={others['reference_mode']!r} is nothing without --reference; leave it "
-            "out or give it."
-        )
+    for name in ("reference_mode", "reference_split"):
+        if others[name] is not None and others["reference"] is None:
+            raise UserError(
+                f"{name}={others[name]!r} is nothing without --reference; leave it out or give it."
+            )
     if others["protocol"] is not None and others["mode"] is not None:
         raise UserError(
             f"mode={others['mode']!r} is given beside protocol={others['protocol']!r}, which has "
@@ -402,7 +411,7 @@ def _check_mode(mode, uses_inception, where):
         )
 
 
-def _measure_images(images, captions, settings, out):
+def _measure_images(images, captions, split, settings, out):
     from t2i_jax.eval import prompts as sets
     from t2i_jax.runs.scoring.job import Job, evaluate_source
     from t2i_jax.runs.scoring.sources import source_spec
@@ -417,7 +426,8 @@ def _measure_images(images, captions, settings, out):
         )
     job = Job(out=paths.folder("out", out or place.with_name(f"{place.name}-eval")), **settings)
     chosen = None if captions is None else sets.read(captions)
-    _tell(evaluate_source(job, spec, chosen, progress=_progress("features")), job.out)
+    found = evaluate_source(job, spec, chosen, progress=_progress("features"), split=split)
+    _tell(found, job.out)
 
 
 def _measure_run(run, overrides, step, prompts, count, seed, guidance, settings, out):

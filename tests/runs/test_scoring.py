@@ -708,6 +708,22 @@ def test_sets_of_other_packages_that_changed_are_measured_anew(folders, tmp_path
     assert results["images"]["split"] == "heldout" and results["images"]["count"] == 4
 
 
+def test_images_and_reference_are_splits_of_a_set(folders, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    home, out, splits = tmp_path / "set", tmp_path / "out", {}
+    for split, folder in zip(("train", "test"), folders, strict=True):
+        rows = {"image": [str(path) for path in sorted(folder.glob("*.png"))[:6]]}
+        splits[split] = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    datasets.DatasetDict(splits).save_to_disk(home)
+    of_set = ("--images", f"hf:{home}", "--reference", f"hf:{home}", "--metrics", "fid")
+    said = refused("evaluate", *of_set, "--split", "train", "--out", out)
+    assert "no split 'heldout', but" in said and not out.exists()
+    inside("evaluate", *of_set, "--split", "train", "--reference-split", "test", "--out", out)
+    metrics, results = _metrics(out)
+    assert next(iter(metrics.values()))["value"] > 0 and results["images"]["split"] == "train"
+    assert '"split": "test"' in json.dumps(results)
+
+
 def test_features_of_another_split_are_computed_anew(tmp_path):
     keys = {SourceImages("digits", "images", split=name).key(0) for name in ("train", "heldout")}
     assert len(keys) == 2

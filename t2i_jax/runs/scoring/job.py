@@ -43,6 +43,7 @@ class Job:
         are.
       reference: a folder or another source of images, or an npz; None: there is none.
       reference_mode: how the statistics of an npz were made; None: its JSON says so.
+      reference_split: of a source with splits; None: "heldout".
       weights: where the networks' weights are.
       shard_size: images of a shard.
       mesh: sizes of the axes of each process's mesh, over which it shards the weights of a run,
@@ -58,6 +59,7 @@ class Job:
     protocol: Protocol | None = None
     reference: str | None = None
     reference_mode: str | None = None
+    reference_split: str | None = None
     weights: Weights = Weights()
     mesh: Mapping[str, int] | None = None
     shard_size: int = SHARD_SIZE
@@ -91,7 +93,7 @@ class Job:
         wanted = dict.fromkeys(metric_of(name).network for name in self.metrics)
         size = None if self.protocol is None else self.protocol.size
         reference = self.reference and open_reference(
-            self.reference, self.reference_mode, size, self.shard_size
+            self.reference, self.reference_mode, size, self.shard_size, self.reference_split
         )
         found = {name: build(name, modes, self.weights) for name in wanted if name}
         networks.check_apart(found)
@@ -130,18 +132,19 @@ def evaluate_source(
     captions: PromptSet | None,
     build: Build = networks.build,
     progress: Callable[[Any], Any] = iter,
+    split: str | None = None,
 ) -> Mapping[str, Any]:
     """Measures images that are there already; every process calls it.
 
     Args:
-      spec: of the images, "folder:DIR" and so on. captions: see `subjects.of_source`.
+      spec: of the images, "folder:DIR" and so on. captions, split: see `subjects.of_source`.
 
     Returns:
       The results; {} in a process that is not the first.
     """
     measures, reference = job.opened(build)
     with lock.held(job.out, "out"):
-        images = subjects.of_source(spec, captions, job.shard_size)
+        images = subjects.of_source(spec, captions, job.shard_size, split)
         count = images.files.split.count
         check(measures, reference, images.captions, count, images.no_captions)
         told = images.about()

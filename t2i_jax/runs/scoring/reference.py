@@ -17,7 +17,7 @@ from t2i_jax.eval.rows import Rows
 from t2i_jax.eval.statistics_file import read_statistics
 from t2i_jax.runs.scoring import sources
 from t2i_jax.runs.scoring.features import Features, ImageSet
-from t2i_jax.runs.scoring.sources import ArrayImages, SourceImages, source_spec
+from t2i_jax.runs.scoring.sources import ArrayImages, SourceImages, source_spec, split_of
 from t2i_jax.runs.scoring.split import SHARD_SIZE
 
 _OWN = ("sha256", "schema", "command")  # of the file beside statistics, about itself
@@ -55,18 +55,28 @@ class Reference(Protocol):
 
 
 def open_reference(
-    text: str, mode: str | None, size: int | None = None, shard_size: int = SHARD_SIZE
+    text: str,
+    mode: str | None,
+    size: int | None = None,
+    shard_size: int = SHARD_SIZE,
+    split: str | None = None,
 ) -> Reference:
     """A reference as a user writes it: FILE.npz, or a folder or another source of images.
 
     Args:
       mode: by which preprocessing the statistics of a file were made; None: its JSON file says so.
       size: of images of a built-in dataset.
+      split: of a source with splits; None: "heldout".
 
     Raises:
-      UserError: nothing is there, or a mode for images, which have none.
+      UserError: nothing is there, a mode for images, which have none, or a split of what has none.
     """
     if text.endswith(".npz"):
+        if split is not None:
+            raise UserError(
+                f"reference_split={split!r} is for images, and reference={paths.shown(text)} has "
+                "statistics; leave it out."
+            )
         return StatisticsReference(paths.given("reference", text), mode, shard_size)
     if mode is not None:
         raise UserError(
@@ -74,7 +84,10 @@ def open_reference(
             f"{paths.shown(text)} has images, from which every mode is made; leave it out."
         )
     spec = source_spec("reference", text)
-    return ImagesReference(SourceImages(spec, "reference", size, shard_size=shard_size))
+    images = SourceImages(
+        spec, "reference", size, split_of(spec, split, "reference_split"), shard_size
+    )
+    return ImagesReference(images)
 
 
 class RealImages(ImageSet, Protocol):

@@ -14,7 +14,15 @@ import numpy as np
 
 from t2i_jax import paths
 from t2i_jax.data.folder import in_place_of
-from t2i_jax.data.source import EMBEDDED, KINDS, BadSample, Source, has_splits, open_source
+from t2i_jax.data.source import (
+    EMBEDDED,
+    KINDS,
+    BadSample,
+    Source,
+    check_split,
+    has_splits,
+    open_source,
+)
 from t2i_jax.errors import UserError
 from t2i_jax.runs.scoring.split import SHARD_SIZE, Split
 
@@ -148,6 +156,17 @@ def check_apart(out: pathlib.Path, field: str, about: Mapping[str, Any]) -> None
             f"out={paths.shown(out)} lies in {field}={paths.shown(about['path'])}, among whose "
             "images its own would count; name a folder outside it."
         )
+
+
+def split_of(spec: str, split: str | None, field: str) -> str:
+    """The split of a source that is asked for: "heldout" where none is.
+
+    Raises:
+      UserError: one is, of a source without splits.
+    """
+    if split is not None:
+        check_split(spec, split, field)
+    return split or "heldout"
 
 
 def stamp(source: Source) -> str:

@@ -19,7 +19,7 @@ from t2i_jax.runs.recipe import Recipe, recipe_to_dict
 from t2i_jax.runs.scoring import generate, plan
 from t2i_jax.runs.scoring.score import Images
 from t2i_jax.runs.scoring.shards import ImageShards
-from t2i_jax.runs.scoring.sources import SourceImages
+from t2i_jax.runs.scoring.sources import SourceImages, split_of
 from t2i_jax.runs.scoring.split import Share, Split
 from t2i_jax.systems.base import System
 from t2i_jax.train.stored import last_step
@@ -90,7 +90,9 @@ def of_run(
     )
 
 
-def of_source(spec: str, captions: PromptSet | None, shard_size: int) -> Images:
+def of_source(
+    spec: str, captions: PromptSet | None, shard_size: int, split: str | None = None
+) -> Images:
     """Images that are there already.
 
     Args:
@@ -98,11 +100,14 @@ def of_source(spec: str, captions: PromptSet | None, shard_size: int) -> Images:
         line, in the order of the names; of a benchmark's set by its names or in its order, one for
         each image or for each group of `images_per_prompt`. None: those beside the images, where
         there are such.
+      split: of a source with splits; None: "heldout".
 
     Raises:
-      UserError: fewer than 2 images, or captions that do not fit them.
+      UserError: fewer than 2 images, captions that do not fit them, or a split of what has none.
     """
-    files = SourceImages(spec, "images", shard_size=shard_size)
+    files = SourceImages(
+        spec, "images", split=split_of(spec, split, "split"), shard_size=shard_size
+    )
     count, no_captions = files.split.count, ""
     if captions is None:
         texts, no_captions = _own_captions(files)
