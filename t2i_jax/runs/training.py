@@ -222,6 +222,18 @@ def _of_today(stored):
     return recipe_to_dict(recipe_from_dict(stored))
 
 
+def _told_of_unread(task):
+    """A sentence for each network that reads fewer tokens of a caption than the text encoder."""
+    encoder = task.text_encoder
+    most = 0 if encoder is None else encoder.max_length
+    for name, length in task.text_lengths.items():
+        if length < most:
+            yield (
+                f"{name} reads {length} tokens of a caption (max_text_len), and the text encoder "
+                f"gives it up to {most}; the rest of a longer caption is cut"
+            )
+
+
 def _with_parts(recipe, workdir, given, hooks, build):
     """The recipe with its parts' networks, and the parts: trained, adopted or inherited, and the
     same as at first.
@@ -238,7 +250,8 @@ def _with_parts(recipe, workdir, given, hooks, build):
 
     asked = recipe.task
     recipe, parts = wired(recipe, given, resolve)
-    for sentence in asked.without(parts) if processes.is_first() else ():
+    told = (*asked.without(parts), *_told_of_unread(recipe.task))
+    for sentence in told if processes.is_first() else ():
         say(sentence)
     parts = {name: _identified(part) for name, part in parts.items()}
     for name, part in parts.items():

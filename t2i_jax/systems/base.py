@@ -239,6 +239,13 @@ class SystemTask:
         }
         return dataclasses.replace(self, **fields) if fields else self  # type: ignore[type-var]
 
+    @property
+    def text_lengths(self) -> Mapping[str, int]:
+        """By network how many tokens of a caption it reads, where the text encoder may read more;
+        {}: every network reads what the encoder does.
+        """
+        return {}
+
     def without(self, parts: Mapping[str, Given]) -> Sequence[str]:
         """Sentences about what is off because a part is not given; told once before it trains."""
         return ()

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from t2i_jax import config, seeds, sharding
 from t2i_jax.errors import UserError
 from t2i_jax.terminal import say
-from t2i_jax.text.encoder import TextEncoder, captions_of, told_of_cuts
+from t2i_jax.text.encoder import TextEncoder, captions_of, told_of_cuts, told_of_lengths
 from t2i_jax.types import Key
 from t2i_jax.values import shown
 from t2i_jax.words import counted
@@ -177,6 +177,23 @@ def _encoded(encoder, tokenizer, prompts, field):
         if told is not None:
             tell(told)
     return found
+
+
+def tell_unread(
+    texts: Mapping[str, np.ndarray], read: Mapping[str, int], field: str = "prompts"
+) -> None:
+    """A line on stderr where a network reads less of a caption than its encoder.
+
+    Args:
+      texts: of `texts`. read: by network the tokens that it reads, see `SystemTask.text_lengths`.
+    """
+    if not read or "text_mask" not in texts:
+        return
+    reader, most = min(read.items(), key=lambda item: item[1])
+    one = field.removesuffix("s").replace("_", " ")
+    told = told_of_lengths(np.asarray(texts["text_mask"]).sum(axis=1), most, one)
+    if told is not None:
+        tell(f"{told} for {reader} (max_text_len={most})")
 
 
 _QUIET = contextvars.ContextVar("quiet", default=False)

@@ -207,7 +207,11 @@ def told_of_cuts(
     Args:
       one: how a caption is called, "prompt".
     """
-    lengths = np.asarray(tokenizer.lengths(captions))
+    return told_of_lengths(np.asarray(tokenizer.lengths(captions)), max_length, one)
+
+
+def told_of_lengths(lengths: np.ndarray, max_length: int, one: str) -> str | None:
+    """`told_of_cuts` of numbers of tokens."""
     long = np.flatnonzero(lengths > max_length)
     if not len(long):
         return None

@@ -17,6 +17,7 @@ from t2i_jax.data.source import open_source
 from t2i_jax.errors import UserError
 from t2i_jax.models.image_text import TextEmbedding
 from t2i_jax.pixels import save_png
+from t2i_jax.runs import training
 from t2i_jax.runs.evaluation import evaluate
 from t2i_jax.systems.prior import sampling
 from t2i_jax.systems.prior.sampling import bound, denoise
@@ -70,6 +71,18 @@ def test_guidance_without_the_noised_embedding_that_was_never_dropped_is_said(pr
             one.embed(text, batch_size=1, **options)
         said[drop, compat, scale] = "(image_drop_prob=0)" in capsys.readouterr().err
     assert [key for key, told in said.items() if told] == [(0.0, "dalle2-pytorch", 2.0)]
+
+
+def test_what_the_prior_does_not_read_of_a_caption_is_said(prior, capsys):
+    assert prior.task.model.max_text_len == 8 < prior.clip.task.text_encoder.max_length
+    [sentence] = training._told_of_unread(prior.task)
+    assert "the prior reads 8 tokens of a caption (max_text_len)" in sentence
+    prior.prompt(["a red circle above a blue square on a white background", "a"])
+    assert "caption 0 has 12 tokens, the last 4 are cut for the prior (max_text_len=8)" in (
+        capsys.readouterr().err
+    )
+    prior.prompt(["a"])
+    assert not capsys.readouterr().err
 
 
 def test_guidance_takes_the_caption_away_and_compat_the_embedding_too(prior):

@@ -228,6 +228,7 @@ class DecoderSystem(CascadeSystem):
             texts = generation.texts(
                 task.text_encoder, self.text_tokenizer, prompts, negative_prompts, guided=guided
             )
+            generation.tell_unread(texts, task.text_lengths)
         if task.by_image:
             found["image_embeds"] = self._embeds(image_embeds, images, prompts, texts)
         rows = len(found["image_embeds"]) if found else len(texts.get("text_mask", ()))

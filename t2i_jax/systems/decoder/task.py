@@ -180,6 +180,15 @@ class DecoderTask(CascadeTask):
             return self.text
         return None if self.clip is None else self.clip.captions
 
+    @property
+    def text_lengths(self) -> Mapping[str, int]:
+        """`max_text_len` of each U-Net that reads captions."""
+        return {
+            f"stage {number}": stage.unet.max_text_len
+            for number, stage in enumerate(self.stages, 1)
+            if stage.trains and stage.unet.cond_on_text_encodings
+        }
+
     def learns_text(self, number: int) -> bool:
         """Whether a stage trains a text encoder of its own."""
         reads = self.stages[number - 1].unet.cond_on_text_encodings

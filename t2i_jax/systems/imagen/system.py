@@ -135,10 +135,12 @@ class ImagenSystem(CascadeSystem):
                 "prompts=None: this cascade was trained on captions; give a list of them."
             )
         guided = any(scale != 1 for scale in scales)
-        return generation.texts(
+        found = generation.texts(
             self.task.text, self.text_tokenizer, prompts, negative_prompts, guided=guided,
             dropped=self.task.cond_drop_prob,
         )  # fmt: skip
+        generation.tell_unread(found, self.task.text_lengths)
+        return found
 
     def _program(self, params: Any, prompt: Mapping[str, Any], keys_B: Any, **settings: Any) -> Any:
         """Images of one stage."""

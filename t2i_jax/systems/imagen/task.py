@@ -85,6 +85,14 @@ class ImagenTask(CascadeTask):
         return fields if self.text is None else {**fields, "text_embed_dim": self.text.dim}
 
     @property
+    def text_lengths(self) -> Mapping[str, int]:
+        """`max_text_len` of each stage's U-Net."""
+        if self.text is None:
+            return {}
+        stages = enumerate(self.stages, 1)
+        return {f"stage {n}": stage.unet.max_text_len for n, stage in stages if stage.trains}
+
+    @property
     def idle_fields(self) -> Mapping[str, str]:
         """The fields without an effect, see `config.idle`."""
         found = idle_in_stages(self.stages, self._set_of)

@@ -152,7 +152,9 @@ class PriorSystem(System):
         encoder, tokenizer = self.clip.task.text_encoder, self.clip.text_tokenizer
         if tokenizer is None or hasattr(captions, "ndim"):
             return dict(encoder.encode(tokenizer, captions, field))
-        return generation.texts(encoder, tokenizer, captions, None, guided=False, field=field)
+        found = generation.texts(encoder, tokenizer, captions, None, guided=False, field=field)
+        generation.tell_unread(found, self.task.text_lengths, field)
+        return found
 
     def _stored(self, text, field):
         embeds = joint_space.vectors(f"{field}.embed_BD", text.embed_BD, self.task.network.width)

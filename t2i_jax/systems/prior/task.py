@@ -159,6 +159,11 @@ class PriorTask(SystemTask):
         return StoredText(wide, length)
 
     @property
+    def text_lengths(self) -> Mapping[str, int]:
+        """`max_text_len` of the prior, where it reads encodings of tokens."""
+        return {"the prior": self.model.max_text_len} if self.use_encodings else {}
+
+    @property
     def image_size(self) -> int | None:
         """Side of the images that CLIP sees; None where it is not known."""
         return None if self.clip is None else self.clip.image_size
