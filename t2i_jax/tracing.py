@@ -33,8 +33,7 @@ def traced_once(shapes: Callable[..., Any]) -> Callable[..., Any]:
             return shapes(*arguments)
         # of shapes, JAX keeps the mesh around and the width of numbers
         around = jax.sharding.get_abstract_mesh(), jax.config.values["jax_enable_x64"]
-        return jax.tree.map(
-            lambda leaf: leaf, kept(around, *arguments)
-        )  # its dicts are the caller's
+        found = kept(around, *arguments)
+        return jax.tree.map(lambda leaf: leaf, found)  # dicts that a caller may change
 
     return once

@@ -277,7 +277,6 @@ def tokenizer(
 
     from t2i_jax import runs
     from t2i_jax.cluster import processes
-    from t2i_jax.data.source import check_split
     from t2i_jax.eval.lpips import lpips
     from t2i_jax.runs.folder import checkpoint_step
     from t2i_jax.runs.scoring import networks, sources
@@ -290,12 +289,11 @@ def tokenizer(
     _check_mode(mode, weights.of("inception") is not None, "inception")
     trunks = {"alex": alex, "vgg": vgg}
     spec = sources.source_spec("images", images)
-    if split is not None:
-        check_split(spec, split)
+    part = sources.split_of(spec, split, "split")
     with processes.joined():
         system = runs.load(run, step=checkpoint_step(step))
         size = system.coded_size
-        found = tokenizers.CroppedImages(spec, size, crop, shard_size, split or "heldout")
+        found = tokenizers.CroppedImages(spec, size, crop, shard_size, part)
         measures = tokenizers.Measures(
             networks.build("inception", networks.parse_modes(mode or "tf"), weights)
             if weights.of("inception")
