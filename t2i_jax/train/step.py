@@ -5,6 +5,7 @@ numbers, EMA.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from t2i_jax import sharding
 from t2i_jax.train import ema as moving_average
 from t2i_jax.train import optim
 from t2i_jax.train.scalar import computed_once
+from t2i_jax.train.subprogram import subprogram
 from t2i_jax.types import Array, Batch, Metrics, Objective, Task, TrainState
 
 
@@ -40,35 +43,41 @@ def train_step(
       accumulate: micro-batches, which run one after the other; gradients and metrics are means over
         them.
     """
-    params, opt_state, stats = dict(state.params), dict(state.opt_state), state.stats
+    params, stats = dict(state.params), state.stats
     keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(task.objectives) + 1)
     metrics: dict[str, Array] = {}
+    gradients: dict[str, Any] = {}
     finite = jnp.bool_(True)
+    moves = {group: jax.jit(functools.partial(_move, rule)) for group, rule in optimisers.items()}
     for objective, key in zip(task.objectives, keys[1:], strict=True):
         group = objective.group
-        loss, new, stats, grads = _gradients(
-            objective, params, stats, frozen, batch, key, state.step, accumulate
+        loss, new, stats, grads = subprogram(
+            functools.partial(_gradients, objective, accumulate),
+            *(params, stats, frozen, batch, key, state.step),
         )
-        norm = optax.global_norm(grads)
+        norm = optim.global_norm(grads)
         finite &= jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, opt_state[group] = optimisers[group].update(grads, opt_state[group], params[group])
-        params[group] = optax.apply_updates(params[group], updates)
+        gradients[group] = grads, norm
+        if objective is not task.objectives[-1]:
+            params[group], _ = moves[group](params[group], state.opt_state[group], grads, norm)
         metrics |= {**new, f"grad_norm/{group}": norm}
-    params, stats = task.after_update(params, stats, batch, keys[0], state.step)
-    moved = {objective.group for objective in task.objectives}
-    ema = {
-        group: average if group not in moved else moving_average.update(
-            average, params[group], state.step, ema_decay,
-            optim.held_of(params[group], task.held.get(group, ())),
-        )
-        for group, average in state.ema.items()
-    }  # fmt: skip
-    finite = computed_once(finite)
-    kept = jax.tree.map(
-        lambda new, old: jax.lax.select(finite, new, old),
-        (dict(params), opt_state, ema, stats),
-        (dict(state.params), dict(state.opt_state), state.ema, state.stats),
-    )
+
+    def update(old, gradients, stats):
+        params, opt_state, ema, _ = map(dict, old)
+        for group, (grads, norm) in gradients.items():
+            params[group], opt_state[group] = moves[group](
+                params[group], opt_state[group], grads, norm
+            )
+        params, stats = task.after_update(params, stats, batch, keys[0], state.step)
+        for group in gradients.keys() & ema.keys():
+            held = optim.held_of(params[group], task.held.get(group, ()))
+            ema[group] = moving_average.update(
+                ema[group], params[group], state.step, ema_decay, held
+            )
+        return dict(params), opt_state, ema, stats
+
+    old = dict(state.params), dict(state.opt_state), dict(state.ema), state.stats
+    kept = _where_finite(computed_once(finite), update, old, gradients, stats)
     total, in_a_row = state.skipped
     skipped = jnp.where(finite, jnp.stack([total, 0 * total]), jnp.stack([total + 1, in_a_row + 1]))
     metrics["skipped"] = skipped[0]
@@ -84,7 +93,25 @@ def train_step(
     return after, metrics
 
 
-def _gradients(objective: Objective, params, stats, frozen, batch, key, step, accumulate):
+def _move(rule: optax.GradientTransformation, params, opt_state, grads, norm):
+    """The parameters and the state of their optimiser after an update."""
+    rule = optax.with_extra_args_support(rule)
+    updates, opt_state = rule.update(grads, opt_state, params, norm=norm)
+    return optax.apply_updates(params, updates), opt_state
+
+
+def _where_finite(finite: Array, update, old, *rest):
+    """`update(old, *rest)`, or `old` where a number is not finite.
+
+    On a single CPU a branch takes less to compile than a choice for every array; other devices
+    would wait for a branch.
+    """
+    if sharding.on_one_cpu():
+        return jax.lax.cond(finite, update, lambda old, *_: old, old, *rest)
+    return jax.tree.map(lambda new, old: jax.lax.select(finite, new, old), update(old, *rest), old)
+
+
+def _gradients(objective: Objective, accumulate, params, stats, frozen, batch, key, step):
     """(loss, metrics, stats, gradients for the group), means over the micro-batches."""
 
     def loss_of(moved, stats, micro_batch, key):
