@@ -29,7 +29,7 @@ import numpy as np
 from t2i_jax.config import override
 from t2i_jax.nn import fused_attention
 from t2i_jax.runs.recipe import load_recipe
-from t2i_jax.sharding import unbox
+from t2i_jax.sharding import make_mesh, unbox
 from t2i_jax.train import state as states
 from t2i_jax.train.compiled import CompiledStep
 from t2i_jax.train.step import train_step
@@ -108,7 +108,8 @@ def train(recipe, batch_size: int, small: bool) -> str:
     step = functools.partial(
         train_step, task=task, optimisers=optimisers, ema_decay=config.ema_decay
     )
-    program, batch = CompiledStep(step), jax.device_put(_random(task.batch_spec(batch_size)))
+    program = CompiledStep(step, mesh=make_mesh(devices=jax.devices()[:1]))
+    batch = jax.device_put(_random(task.batch_spec(batch_size)))
 
     def once():
         nonlocal state

@@ -87,7 +87,8 @@ class Side:
             opt_state={group: zeros(shapes.opt_state[group]) for group in params},
             skipped=jnp.zeros((2,), jnp.int32), key=jax.random.key(0),
         )  # fmt: skip
-        step = CompiledStep(functools.partial(train_step, task=self.task, optimisers=optimisers))
+        step = functools.partial(train_step, task=self.task, optimisers=optimisers)
+        step = CompiledStep(step, mesh=sharding.make_mesh(devices=jax.devices()[:1]))
 
         def run():
             nonlocal state

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2i_jax import convert
+from t2i_jax import convert, sharding
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.parti import Parti
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
@@ -108,7 +108,8 @@ class Side:
             skipped=jnp.zeros((2,), jnp.int32),
             key=jax.random.key(0),
         )
-        step = CompiledStep(functools.partial(train_step, task=task, optimisers=optimisers))
+        step = functools.partial(train_step, task=task, optimisers=optimisers)
+        step = CompiledStep(step, mesh=sharding.make_mesh(devices=jax.devices()[:1]))
         batch = {name: self._batch[name] for name in entries}
 
         def run():

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import t2i_jax as t2i
+from t2i_jax import sharding
 from t2i_jax.train import state as states
 from t2i_jax.train.compiled import CompiledStep
 from t2i_jax.train.step import train_step
@@ -35,7 +36,8 @@ def main(rows: int) -> None:
     optimisers = states.optimisers_of(task, t2i.TrainConfig(steps=10, batch_size=rows))
     state = jax.jit(states.start_of(task, optimisers, 0.999))(jax.random.key(0))
     step = CompiledStep(
-        lambda s, b: train_step(s, {}, b, task=task, optimisers=optimisers, ema_decay=0.999)
+        lambda s, b: train_step(s, {}, b, task=task, optimisers=optimisers, ema_decay=0.999),
+        mesh=sharding.make_mesh(devices=jax.devices()[:1]),
     )
     rng = np.random.default_rng(0)
     batch = {
