@@ -77,6 +77,35 @@ def test_gradients_are_clipped_together_before_the_rule_sees_them():
     assert float(optax.global_norm(first_moment)) == pytest.approx(0.1 * 1.0, rel=1e-5)
 
 
+def test_a_norm_below_the_limit_is_left_and_a_known_norm_is_taken():
+    params = {"a": jnp.zeros(2)}
+    rule = optim.make(OptimConfig(clip_norm=5.0, learning_rate=1.0), 10)
+
+    def moment(gradient, **known):
+        state = rule.update({"a": jnp.array(gradient)}, rule.init(params), params, **known)[1]
+        return 10 * optax.tree.get(state, "mu")["a"]
+
+    np.testing.assert_allclose(moment([3.0, 1.0]), [3.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(moment([30.0, 40.0]), [3.0, 4.0], rtol=1e-6)
+    np.testing.assert_allclose(moment([0.0, 0.0]), [0.0, 0.0])
+    np.testing.assert_allclose(moment([3.0, 1.0], norm=jnp.float32(10.0)), [1.5, 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("of", ["one type", "two types", "large alone"])
+def test_on_one_cpu_the_norm_is_that_of_optax(key, of):
+    grads = {
+        "small": jax.random.normal(key, (3, 5)),
+        "scalar": jnp.float32(-2.0),
+        "large": jax.random.normal(key, (2**16 + 1,)),
+        "half": jnp.ones(7, jnp.bfloat16),
+    }
+    names = {"one type": ["small", "scalar", "large"], "two types": grads, "large alone": ["large"]}
+    grads = {name: grads[name] for name in names[of]}
+    with jax.set_mesh(sharding.make_mesh()):
+        found = jax.jit(optim.global_norm)(grads)
+    assert float(found) == pytest.approx(float(optax.global_norm(grads)), rel=1e-5)
+
+
 def test_adafactor_stores_rows_and_columns_and_descends():
     params = {"kernel": jnp.ones((128, 256))}
     rule = optim.make(

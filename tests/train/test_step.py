@@ -1,8 +1,9 @@
 """One step: groups in order, accumulation, skipped updates, averages.
 
-One compiled program per variant.
+Each as a single CPU compiles it, and as other devices do. One compiled program per variant.
 """
 
+import contextlib
 import functools
 
 import chex
@@ -12,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from t2i_jax import sharding
 from t2i_jax.train import ema, optim
 from t2i_jax.train.optim import OptimConfig
 from t2i_jax.train.state import init_state
@@ -24,6 +26,14 @@ _OPTIMISERS = {
     group: optim.make(OptimConfig(learning_rate=0.01, clip_norm=0.0), 100)
     for group in ("first", "second")
 }
+
+
+@pytest.fixture(params=["a single CPU", "other devices"], autouse=True)
+def _devices(request):
+    single = request.param == "a single CPU"
+    with jax.set_mesh(sharding.make_mesh()) if single else contextlib.nullcontext():
+        assert sharding.on_one_cpu() == single
+        yield request.param
 
 
 @functools.cache
@@ -68,6 +78,13 @@ def test_a_step_is_the_objectives_updates_in_order():
     # Compiled as a whole and op by op, sums are rounded differently.
     chex.assert_trees_all_close(dict(after.params), params, rtol=1e-4, atol=1e-6)
     assert jax.random.key_data(after.key).tolist() == jax.random.key_data(state.key).tolist()
+
+
+def test_a_single_cpu_has_subprograms_and_a_branch(_devices):
+    lowered = _step().lower(_state(), {}, _batch())
+    single = _devices == "a single CPU"
+    assert lowered.as_text().count("inlineable") == 2 * single  # gradients of its two objectives
+    assert lowered.compile().as_text().count(" conditional(") == single
 
 
 def test_accumulated_parts_give_the_update_of_the_whole_batch():
