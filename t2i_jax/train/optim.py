@@ -189,10 +189,10 @@ def global_norm(grads: Any) -> Array:
 def _clip(limit: float) -> optax.GradientTransformationExtraArgs:
     """Gradients of a global norm of at most `limit`; who knows their norm gives it as `norm`."""
 
-    def update(grads, state, params=None, *, norm=None, **extra):
-        norm = global_norm(grads) if norm is None else norm
+    def update(updates, state, params=None, norm=None, **extra):
+        norm = global_norm(updates) if norm is None else norm
         factor = computed_once(jnp.where(norm < limit, 1.0, limit / norm))
-        return jax.tree.map(lambda grad: grad * factor.astype(grad.dtype), grads), state
+        return jax.tree.map(lambda grad: grad * factor.astype(grad.dtype), updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 

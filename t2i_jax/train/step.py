@@ -69,7 +69,7 @@ def train_step(
                 params[group], opt_state[group], grads, norm
             )
         params, stats = task.after_update(params, stats, batch, keys[0], state.step)
-        for group in gradients.keys() & ema.keys():
+        for group in [group for group in ema if group in gradients]:
             held = optim.held_of(params[group], task.held.get(group, ()))
             ema[group] = moving_average.update(
                 ema[group], params[group], state.step, ema_decay, held
