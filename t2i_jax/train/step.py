@@ -43,13 +43,13 @@ def train_step(
       accumulate: micro-batches, which run one after the other; gradients and metrics are means over
         them.
     """
-    params, stats = dict(state.params), state.stats
-    keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(task.objectives) + 1)
+    params, stats, objectives = dict(state.params), state.stats, task.objectives
+    keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(objectives) + 1)
     metrics: dict[str, Array] = {}
     gradients: dict[str, Any] = {}
     finite = jnp.bool_(True)
     moves = {group: jax.jit(functools.partial(_move, rule)) for group, rule in optimisers.items()}
-    for objective, key in zip(task.objectives, keys[1:], strict=True):
+    for objective, key in zip(objectives, keys[1:], strict=True):
         group = objective.group
         loss, new, stats, grads = subprogram(
             functools.partial(_gradients, objective, accumulate),
@@ -58,7 +58,7 @@ def train_step(
         norm = optim.global_norm(grads)
         finite &= jnp.isfinite(loss) & jnp.isfinite(norm)
         gradients[group] = grads, norm
-        if objective is not task.objectives[-1]:
+        if objective is not objectives[-1]:  # those after it see its update
             params[group], _ = moves[group](params[group], state.opt_state[group], grads, norm)
         metrics |= {**new, f"grad_norm/{group}": norm}
 
