@@ -1,14 +1,13 @@
-"""Runs and exports that the code of commit 6cd6d1f wrote load, resume and sample as they did there,
-bit for bit.
+"""Runs and exports that the code of commit 6cd6d1f wrote load, resume and sample as they did there.
 
 `before/*.tar.xz` hold small runs that were stopped at step 2 of 4; beside each are images that its
-system made after all 4 steps, with a digest and the root mean square of every array. They were made
-with the compiler's flags of these tests on a processor with AVX-512. Elsewhere sums may round
-differently: there images may differ by 1 and arrays in the sixth digit.
+system made after all 4 steps, with the root mean square of every array. They were made with the
+compiler's flags of these tests on a processor with AVX-512. There exports sample bit for bit;
+elsewhere sums may round differently. A step takes sums in another order than it did then: of a run
+that is resumed, images may differ by 1 and arrays in the sixth digit.
 """
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 import tarfile
@@ -50,8 +49,6 @@ def _same_processor():
 
 
 def _same_images(made, expected):
-    if _same_processor():
-        np.testing.assert_array_equal(made, expected)
     assert np.max(np.abs(made.astype(int) - expected)) <= 1
 
 
@@ -62,9 +59,6 @@ def _same_weights(run, expected):
     for name, value in found.items():
         rms = float(np.sqrt(np.mean(np.square(np.asarray(value, np.float64)))))
         np.testing.assert_allclose(rms, expected[name]["rms"], rtol=1e-5, atol=1e-7, err_msg=name)
-        if _same_processor():
-            digest = hashlib.sha256(np.ascontiguousarray(value)).hexdigest()[:16]
-            assert digest == expected[name]["sha256"], name
 
 
 def _parti():
@@ -118,7 +112,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_run_that_was_begun_before_resumes_and_samples_bit_for_bit(name, tmp_path, monkeypatch):
+def test_a_run_that_was_begun_before_resumes_and_samples(name, tmp_path, monkeypatch):
     place = _unpacked(name, tmp_path)
     monkeypatch.chdir(place)
     recipe, generate = CASES[name][0](), CASES[name][1]
@@ -156,7 +150,10 @@ def test_an_export_of_before_samples_bit_for_bit(tmp_path):
     for name in ("parti", "imagen"):
         _unpacked(name, tmp_path)
         expected = np.load(place / f"{name}.npz")["images"]
-        _same_images(CASES[name][1](runs.load(place / f"{name}_export")), expected)
+        made = CASES[name][1](runs.load(place / f"{name}_export"))
+        _same_images(made, expected)
+        if _same_processor():
+            np.testing.assert_array_equal(made, expected)
         assert (
             runs.load_run_recipe(place / f"{name}_export").evaluation.options
             == CASES[name][0]().evaluation.options
