@@ -48,6 +48,7 @@ def train_step(
     metrics: dict[str, Array] = {}
     gradients: dict[str, Any] = {}
     finite = jnp.bool_(True)
+    # traced once, although a group may be moved for the objectives after it and again in the end
     moves = {group: jax.jit(functools.partial(_move, rule)) for group, rule in optimisers.items()}
     for objective, key in zip(objectives, keys[1:], strict=True):
         group = objective.group
@@ -63,17 +64,19 @@ def train_step(
         metrics |= {**new, f"grad_norm/{group}": norm}
 
     def update(old, gradients, stats):
-        params, opt_state, ema, _ = map(dict, old)
+        params, opt_state, averages = map(dict, old[:3])
         for group, (grads, norm) in gradients.items():
             params[group], opt_state[group] = moves[group](
                 params[group], opt_state[group], grads, norm
             )
         params, stats = task.after_update(params, stats, batch, keys[0], state.step)
-        for group in [group for group in ema if group in gradients]:
-            held = optim.held_of(params[group], task.held.get(group, ()))
-            ema[group] = moving_average.update(
-                ema[group], params[group], state.step, ema_decay, held
+        ema = {
+            group: average if group not in gradients else moving_average.update(
+                average, params[group], state.step, ema_decay,
+                optim.held_of(params[group], task.held.get(group, ())),
             )
+            for group, average in averages.items()
+        }  # fmt: skip
         return dict(params), opt_state, ema, stats
 
     old = dict(state.params), dict(state.opt_state), dict(state.ema), state.stats
