@@ -53,3 +53,35 @@ def test_another_system_has_none(monkeypatch):
 
     monkeypatch.setattr(sys, "platform", "darwin")
     assert keep_freed_memory() is False
+
+
+# A heap full of holes of 40 KB; whether a block that is allocated afterwards lies in one of them.
+_HOLES = """
+import ctypes
+from t2i_jax import heap
+kept = {keep}
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+blocks = [libc.malloc(40_000 + 16 * (i % 500)) for i in range(4_000)]
+content = ctypes.create_string_buffer(b"stays", 40_000)
+for hole in blocks[::2]:
+    libc.free(hole)
+count, again = heap.clear(), heap.clear()
+assert content.value == b"stays"
+after = libc.malloc(40_000)
+print(kept, count, again, min(blocks) < after < max(blocks))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+@pytest.mark.parametrize("keep", [True, False])
+def test_holes_are_not_looked_through_after_clearing(keep):
+    program = _HOLES.format(keep="heap.keep_freed_memory()" if keep else False)
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    kept, count, again, is_between = told.stdout.split()
+    assert kept == str(keep), told.stderr
+    if keep:
+        assert 2_000 <= int(count) < 20_000 and int(again) < 20 and is_between == "False"
+    else:  # the C library's own way
+        assert count == again == "0"

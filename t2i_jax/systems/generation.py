@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from t2i_jax import config, seeds, sharding
+from t2i_jax import config, heap, seeds, sharding
 from t2i_jax.errors import UserError
 from t2i_jax.terminal import say
 from t2i_jax.text.encoder import TextEncoder, captions_of, told_of_cuts, told_of_lengths
@@ -304,6 +304,8 @@ def _batches(prompt, total, images_per_prompt, keys_of, batch_size, progress):
             keys_B,
             min(batch_size, total - start),
         )
+        if start == 0 and len(starts) > 1:
+            heap.clear()  # of what compiling for this batch has left
 
 
 def check_total(total: int, name: str, value: Any) -> None:

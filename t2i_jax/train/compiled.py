@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
+from t2i_jax import heap
 from t2i_jax.train import state as states
 from t2i_jax.train.background import compile_in_background
 from t2i_jax.train.executables import Executables, fresh
@@ -70,7 +68,8 @@ class CompiledStep:
             if self._program is None:
                 return False
             self._jitted = None  # with what was traced
-            _give_back()
+            gc.collect()
+            heap.clear()
         return True
 
     def __call__(self, state: Any, *rest: Any) -> Any:
@@ -97,14 +96,3 @@ class CompiledStep:
                 self._kept.note_seconds(time.monotonic() - begin)
             self._kept.save(program, arguments, options, bool(is_fresh))
         return program
-
-
-def _give_back():
-    """Returns what tracing and compiling left, hundreds of megabytes, to the system.
-
-    The C library would keep it.
-    """
-    gc.collect()
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -179,7 +179,7 @@ def fresh() -> Iterator[list[str]]:
         if event == "/jax/compilation_cache/compile_requests_use_cache":
             asked.append(event)
         elif event == "/jax/compilation_cache/cache_hits":
-            asked.pop()
+            del asked[-1:]  # none where it was asked for before
 
     jax.monitoring.register_event_listener(hear)
     try:

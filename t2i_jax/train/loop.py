@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from t2i_jax import paths, sharding
+from t2i_jax import heap, paths, sharding
 from t2i_jax.cluster import lock, main_script, processes
 from t2i_jax.config import to_dict
 from t2i_jax.errors import Preempted, UserError
@@ -23,7 +23,7 @@ from t2i_jax.train import state as states
 from t2i_jax.train.checkpoint import Checkpoints
 from t2i_jax.train.compiled import CompiledStep
 from t2i_jax.train.config import TrainConfig, refuse_other_run
-from t2i_jax.train.executables import Executables
+from t2i_jax.train.executables import Executables, fresh
 from t2i_jax.train.goodput import FILE, Goodput
 from t2i_jax.train.log import Log
 from t2i_jax.train.monitor import Monitor, Monitoring
@@ -232,11 +232,13 @@ class _Loop:
                 if hooks or saves or validates or monitors:
                     self._wait_for(state)
                 with self.checkpoints.full_disk_refused():
-                    with self.clock.spent_on("hooks"):
+                    with self.clock.spent_on("hooks"), fresh() as compiled:
                         if validates:
                             self._validate(done, state)
                         for hook in hooks:
                             hook.run(state, done, self.log)
+                    if compiled:
+                        heap.clear()
                     if monitors:
                         self._note(done, self.monitoring.measure(done, state, is_last))
                     if saves or self.checkpoints.is_best(self.scored.get(done)):
