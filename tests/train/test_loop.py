@@ -135,6 +135,19 @@ def test_hooks_run_at_their_steps_and_after_the_last(tmp_path):
     assert {"step": 5, "eval/x": None} in _lines(tmp_path)
 
 
+def test_the_heap_is_cleared_after_compiling_and_after_a_hook_that_compiled(tmp_path, monkeypatch):
+    done, cleared = [], []
+    monkeypatch.setattr("t2i_jax.heap.clear", lambda: cleared.append(len(done)))
+
+    def compiles_at_step_2(state, step, log):
+        done.append(step)
+        if step == 2:  # a program that no cache has
+            jax.jit(lambda x: x + time.time_ns() % 2**16)(np.zeros(3)).block_until_ready()
+
+    _fit(tmp_path, hooks=(Hook(1, compiles_at_step_2),))
+    assert done == [1, 2, 3, 4, 5, 6] and cleared == [0, 2]
+
+
 def test_a_stop_while_the_data_hangs_saves_and_stops(tmp_path):
     class Hanging(ToyBatches):
         def __next__(self):
