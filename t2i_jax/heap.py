@@ -9,10 +9,8 @@ import sys
 # malloc.h of glibc, see mallopt(3)
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 _NEVER, _GROWTH = -1, 64 * 2**20  # bytes
-_LARGEST, _LEAST = (
-    2**30,
-    2**12,
-)  # bytes of a piece that is set aside; smaller ones are found at once
+# Bytes of a piece that is set aside; smaller ones are found at once.
+_LARGEST, _LEAST = 2**30, 2**12
 _kept = False
 
 

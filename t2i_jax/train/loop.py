@@ -232,15 +232,8 @@ class _Loop:
                 if hooks or saves or validates or monitors:
                     self._wait_for(state)
                 with self.checkpoints.full_disk_refused():
-                    with self.clock.spent_on("hooks"), fresh() as compiled:
-                        if validates:
-                            self._validate(done, state)
-                        for hook in hooks:
-                            hook.run(state, done, self.log)
-                    if compiled:
-                        heap.clear()
-                    if monitors:
-                        self._note(done, self.monitoring.measure(done, state, is_last))
+                    if hooks or validates or monitors:
+                        self._measure(done, state, hooks, validates, monitors, is_last)
                     if saves or self.checkpoints.is_best(self.scored.get(done)):
                         self._save(done, state, position)
             with self.clock.spent_on("checkpoint"):
@@ -300,6 +293,19 @@ class _Loop:
                 f"{done} ({total} in all) and train.max_skipped_in_a_row={limit}; lower "
                 "optim.learning_rate or look at the data, the last checkpoint stays."
             )
+
+    def _measure(self, done, state, hooks, validates, monitors, is_last):
+        """What is due after a step; then the heap is cleared of what compiling for it has left."""
+        with fresh() as compiled:
+            with self.clock.spent_on("hooks"):
+                if validates:
+                    self._validate(done, state)
+                for hook in hooks:
+                    hook.run(state, done, self.log)
+            if monitors:
+                self._note(done, self.monitoring.measure(done, state, is_last))
+        if compiled:
+            heap.clear()
 
     def _measure_late(self, done, state):
         """Measures a step that a stop saved before it was measured."""
