@@ -35,6 +35,9 @@ _BITS = {
     "c128": 128,
 }
 _ARRAY = re.compile(r"\b(pred|bf16|f8\w*|[sufc]\d+)\[([\d,]*)\](\{[^}]*\})?")
+_MESH_GROUPS = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))? \{([^}]*)\}"
+)
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"\b(?:calls|to_apply|called_computations)=\{?%?([\w.\-]+)")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -402,10 +405,13 @@ def _convolution(line, shapes):
 
 def _group(rest, devices):
     """The ids of the devices that exchange with the first one."""
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+    if mesh := _MESH_GROUPS.search(rest):
         axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
-        ids = np.arange(math.prod(axes.values())).reshape(tuple(axes.values()))
-        split = re.findall(r"'([^']+)'", mesh[2])
+        ids = np.arange(math.prod(axes.values()))
+        if mesh[2]:  # the devices in another order
+            order = tuple(map(int, mesh[3].split(",")))
+            ids = ids.reshape(tuple(map(int, mesh[2].split(",")))).transpose(order)
+        ids, split = ids.reshape(tuple(axes.values())), re.findall(r"'([^']+)'", mesh[4])
         return tuple(
             ids[tuple(slice(None) if name in split else 0 for name in axes)].reshape(-1).tolist()
         )

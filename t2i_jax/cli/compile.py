@@ -39,8 +39,8 @@ def compile_for(
         overrides: Fields to change, as train.batch_size=4096.
         topology: The slice, as v5p:8x8x8, or several of them, as 2*v5e:16x16.
         mesh: Sizes of the mesh's axes, as data=2,fsdp=4,tensor=2; the recipe's own by default.
-        search: Try the remat policies and numbers of gradient accumulation steps; name the fastest
-        that fits. For a recipe that is trained itself.
+        search: Try the remat policies, numbers of gradient accumulation steps and meshes, for at
+        most about ten minutes; name the fastest that fits. For a recipe that is trained itself.
         generate: Compile sampling instead: this many images at a time, guided, in one program per
         stage.
         json_file: A file for the numbers; of --search and --generate several, by name.
@@ -74,10 +74,11 @@ def compile_for(
     if not recipe.task.objectives:
         _end(_steps(recipe, topology, search), "the step of {}", json_file)
     if search:
-        reports = dict(_search(recipe, topology))
-        best = min(reports, key=lambda name: (not reports[name].fits, reports[name].step))
-        print(_comparison(reports))
-        report = reports[best]
+        from t2i_jax.aot.search import fastest
+
+        found = _search(recipe, topology)
+        best = fastest(found)
+        report, reports = found[best], {str(setting): one for setting, one in found.items()}
         print(f"fastest that fits: {best}" if report.fits else "nothing fits")
     else:
         reports, report = {}, _compile(recipe, topology)
@@ -157,24 +158,43 @@ def _stages(recipe):
 
 
 def _search(recipe, topology):
-    """(settings, report) of each combination.
-
-    A batch in more parts is tried only where fewer do not fit.
-    """
+    """Reports by setting, a line of each as it is compiled; see `aot.search`."""
+    from t2i_jax.aot import ahead, search
     from t2i_jax.config import override, to_dict
+    from t2i_jax.runs.recipe import with_mesh
 
     fields = ["task." + path for path in _named("remat", to_dict(recipe.task))]
-    for policy in ("none", "dots", "full"):
-        for parts in (1, 2, 4, 8):
-            if recipe.train.batch_size % parts:
-                continue
-            settings = [f"{field}={policy}" for field in fields] + [f"train.accumulate={parts}"]
-            report = _compile(override(recipe, settings), topology)
-            yield f"remat={policy} train.accumulate={parts}", report
-            if report.fits:
-                break
-        if not fields:
-            break
+
+    def measure(setting):
+        words = [f"{field}={setting.remat}" for field in fields]
+        wanted = override(recipe, [*words, f"train.accumulate={setting.accumulate}"])
+        if setting.mesh is not None:
+            wanted = with_mesh(wanted, ",".join(f"{axis}={n}" for axis, n in setting.mesh))
+            wanted = dataclasses.replace(
+                wanted, train=dataclasses.replace(wanted.train, rules=None)
+            )
+        return _compile(wanted, topology)
+
+    parts = [n for n in search.MICRO_BATCHES if recipe.train.batch_size % n == 0]
+    others = search.meshes(recipe.task, recipe.train, ahead.slice_devices(topology))
+    policies = search.POLICIES if fields else (None,)
+    reports, left = {}, []
+    print(f"{'':56} {'fits':>5} {'peak GiB':>9} {'step s':>8} {'MFU':>5}")
+    for setting, report in search.search(measure, policies, parts, others):
+        if report is None:
+            left.append(str(setting))
+            continue
+        reports[setting] = report
+        numbers = (
+            f"{report.peak:9.1f} {report.step:8.3f} {report.mfu:5.0%}"
+            if report.fits
+            else f"{report.temporaries:9.1f}"
+        )
+        print(f"{setting!s:56} {'yes' if report.fits else 'no':>5} {numbers}", flush=True)
+    if left:
+        minutes = search.SECONDS / 60
+        print(f"{minutes:.0f} minutes were over before these: {'; '.join(left)}")
+    return reports
 
 
 def _named(name, tree, path=""):
@@ -187,15 +207,3 @@ def _named(name, tree, path=""):
         if key == name and isinstance(value, str):
             yield f"{path}{key}"
         yield from _named(name, value, f"{path}{key}.")
-
-
-def _comparison(reports):
-    lines = [f"{'':40} {'fits':>5} {'peak GiB':>9} {'step s':>8} {'MFU':>5}"]
-    for name, one in reports.items():
-        numbers = (
-            f"{one.peak:9.1f} {one.step:8.3f} {one.mfu:5.0%}"
-            if one.fits
-            else f"{one.temporaries:9.1f}"
-        )
-        lines.append(f"{name:40} {'yes' if one.fits else 'no':>5} {numbers}")
-    return "\n".join(lines)

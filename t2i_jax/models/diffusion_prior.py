@@ -171,7 +171,8 @@ class DiffusionPriorNetwork(nn.Module):
       normformer: whether the feed-forwards normalise inside.
       rotary_emb: whether queries and keys are rotated by their positions (Su et al. 2021), beside
         the learnt bias by distance.
-      remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products).
+      remat: remat policy: "none", "full" (recomputes all), "attention" (keeps what the fused
+        attention of a TPU gives), or "dots" (keeps matrix products too).
       dtype: of the computation; norms, softmax and the prediction are float32.
     """
 

@@ -181,7 +181,8 @@ class MaskGitTransformer(_Tokens):
       compat: what to keep of the package where it is wrong: "unit_init", embeddings start from
         N(0, 1); "no_cond_positions", tokens of the conditioning image have no positions, so that
         their order is lost (weights of the package need it).
-      remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products).
+      remat: remat policy: "none", "full" (recomputes all), "attention" (keeps what the fused
+        attention of a TPU gives), or "dots" (keeps matrix products too).
       dtype: of the computation; norms, softmax and logits are float32.
       multi_axis: side of the blocks of multi-axis self-attention, a part of `fmap_size`, for large
         images (`nn.multi_axis`; Muse, section 2.4); heads are then even. None: every token sees

@@ -75,7 +75,8 @@ class MaskGitBert(nn.Module):
         knows them.
       num_classes: classes in the vocabulary of the package's file, which holds an output bias for
         each of them and for the mask; they are kept for the file, and nothing reads them.
-      remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products).
+      remat: remat policy: "none", "full" (recomputes all), "attention" (keeps what the fused
+        attention of a TPU gives), or "dots" (keeps matrix products too).
       dtype: of the computation; norms, softmax and logits are float32.
     """
 

@@ -119,8 +119,8 @@ class Parti(token_decoder.TokenDecoder):
         are wrong across row ends (weights of the package need it); "unit_init", embeddings start
         from N(0, 1), with a first loss in the hundreds; "output_norm", a norm after each attention,
         as up to version 0.1.
-      remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products:
-        half the memory, and on a CPU faster).
+      remat: remat policy: "none", "full" or "attention" (recompute all), or "dots" (keeps only
+        matrix products: half the memory, and on a CPU faster).
       dtype: of the computation; norms, softmax and logits are float32.
       rel_pos_init: how the relative position bias of self-attention begins: "normal", small and
         random as in the package; or "conv", each head centred on one of the nearest cells

@@ -40,7 +40,8 @@ class PartiTransformer(token_decoder.TokenDecoder):
       fmap_size: tokens per side of an image. codebook_size: number of image tokens. text_embed_dim:
         width of the text embeddings. These three may be None where a `PartiTask` knows them.
       positions: "axial", a vector per row and one per column; or "learned", a vector per token.
-      remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products).
+      remat: remat policy: "none", "full" (recomputes all), "attention" (keeps what the fused
+        attention of a TPU gives), or "dots" (keeps matrix products too).
       dtype: of the computation; norms, softmax and logits are float32.
       window: side, odd, of the square of cells around a token from which it is predicted, as in a
         masked convolution (the paper's sparse attention, `GridWindow`); the text is seen by

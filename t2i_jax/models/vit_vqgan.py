@@ -266,7 +266,8 @@ class VitVQGanVAE(_Network):
         of passing straight through.
       discr_layers: layers of `discriminator()`. pixel_range: lowest and highest value of the float
         images.
-      remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products).
+      remat: remat policy: "none", "full" (recomputes all), "attention" (keeps what the fused
+        attention of a TPU gives), or "dots" (keeps matrix products too).
       dtype: of the computation.
       pixel_head: what makes the pixels of a token's features, "linear" as in the package; or
         "implicit", a small MLP per pixel that is told where in the patch the pixel is

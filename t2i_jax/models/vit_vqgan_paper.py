@@ -137,7 +137,8 @@ class ViTVQGAN(image_tokenizer.QuantizedAutoencoder):
         enhancing-transformers.
       output: "linear"; or "sigmoid", which the paper's logit-Laplace loss needs and Parti removed.
       scan: stack the layers and compile one (deep networks).
-      remat: remat policy: "none", "full" (recomputes all), or "dots" (keeps only matrix products).
+      remat: remat policy: "none", "full" (recomputes all), "attention" (keeps what the fused
+        attention of a TPU gives), or "dots" (keeps matrix products too).
       pixel_range: lowest and highest value of the float images. dtype: of the computation.
     """
 

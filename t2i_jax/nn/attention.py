@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax.nn.conv import Dense, boxed, channel_norm
-from t2i_jax.nn.fused_attention import attend
+from t2i_jax.nn.fused_attention import attend, attend_to
 from t2i_jax.nn.grid_window import GridWindow
 from t2i_jax.nn.parameter import parameter
 from t2i_jax.sharding import constrain
@@ -123,6 +123,8 @@ class MultiHeadAttention(nn.Module):
             out_BQHD = window.attend(q_BQHD, k_BKHD, v_BKHD)
         elif context_BKC is None and mask is None:
             out_BQHD = attend(q_BQHD, k_BKHD, v_BKHD, causal)
+        elif mask is not None and mask.shape[1:3] == (1, 1) and not causal:
+            out_BQHD = attend_to(q_BQHD, k_BKHD, v_BKHD, mask[:, 0, 0], _masked, scale=None)
         else:
             out_BQHD = jax.nn.dot_product_attention(
                 q_BQHD, k_BKHD, v_BKHD, mask=mask, is_causal=causal
@@ -147,6 +149,10 @@ class MultiHeadAttention(nn.Module):
 
     def _heads(self, x):
         return x.reshape(*x.shape[:-1], self.heads, self.dim_head)
+
+
+def _masked(q_BQHD, k_BKHD, v_BKHD, mask_BK):
+    return jax.nn.dot_product_attention(q_BQHD, k_BKHD, v_BKHD, mask=mask_BK[:, None, None])
 
 
 class MultiQueryAttention(nn.Module):

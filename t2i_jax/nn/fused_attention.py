@@ -14,10 +14,14 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from t2i_jax import sharding
-from t2i_jax.nn.query_blocks import MAX_SCORES, by_queries
+from t2i_jax.nn.query_blocks import by_queries
 from t2i_jax.types import Array
 
+KEPT = "attention"
+"""The name, for remat policies, of what the fused kernel of a TPU gives and its gradient needs."""
+
 _BLOCK = 512  # queries and keys that a TPU works on at a time
+_MANY_SCORES = 2**21  # of an image: 1024 tokens that see 128 of a text, in 16 heads
 _CUDNN = ("bfloat16", "float16")
 
 
@@ -44,8 +48,9 @@ def attend_to(
     v_BKHD: Array,
     mask_BK: Array | None,
     plain: Callable[..., Array],
+    scale: float | None = 1.0,
 ) -> Array:
-    """softmax(q k) v of keys that are not the queries' own, or not only: (B, Q, H, D).
+    """softmax(scale q k) v of keys that are not the queries' own, or not only: (B, Q, H, D).
 
     On a TPU by splash attention, for numbers of queries that are multiples of 128 and many scores:
     of 256 tokens XLA's own fusions read and write less than the keys that fill a block; on a GPU by
@@ -55,16 +60,17 @@ def attend_to(
     Args:
       mask_BK: True where a key may be seen, at least one of each row; None: everywhere.
       plain: the same attention, of q, k, v and the mask where there is one.
+      scale: None: 1 / sqrt(D).
     """
     if mask_BK is None and cudnn_takes(q_BQHD):
-        return cudnn(q_BQHD, k_BKHD, v_BKHD, scale=1.0)
+        return cudnn(q_BQHD, k_BKHD, v_BKHD, scale=scale)
     _, queries, heads, _ = q_BQHD.shape
-    is_small = queries * heads * k_BKHD.shape[1] <= MAX_SCORES
+    is_small = queries * heads * k_BKHD.shape[1] < _MANY_SCORES
     if queries % 128 or is_small or not _splits(q_BQHD.shape):
         return plain(q_BQHD, k_BKHD, v_BKHD, mask_BK)
 
     def kernel(q, k, v, seen_BK=None):
-        return splash(q, k, v, scale=1.0, seen_BK=seen_BK)
+        return splash(q, k, v, scale=scale, seen_BK=seen_BK)
 
     fused = functools.partial(_on_each_device, kernel)
     seen = () if mask_BK is None else (mask_BK,)
@@ -176,7 +182,7 @@ def splash(
     mask = (masks.CausalMask if causal else masks.FullMask)((queries, keys + more))
     kernel = kernels.make_splash_mha_single_device(
         masks.MultiHeadMask([mask] * heads), block_sizes=_blocks(kernels, queries, keys + more),
-        interpret=interpret,
+        residual_checkpoint_name=KEPT, interpret=interpret,
     )  # fmt: skip
     factor = width**-0.5 if scale is None else scale
     q_BHQD, k_BHKD, v_BHKD = (t.swapaxes(1, 2) for t in (q_BQHD * factor, k_BKHD, v_BKHD))

@@ -16,16 +16,21 @@ from t2i_jax.config import fields_of
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.attention import MultiHeadAttention
 from t2i_jax.nn.conv import Dense, boxed
+from t2i_jax.nn.fused_attention import KEPT
 from t2i_jax.nn.grid_window import GridWindow
 from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
 
-# Remat policies: what the backward pass keeps of a layer. Everything, nothing (recompute all), or
-# matrix products.
+# Remat policies: what the backward pass keeps of a layer. Everything, nothing (recompute all), what
+# the fused attention of a TPU gives (elsewhere nothing), or that and matrix products.
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(KEPT),
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(KEPT),
+    ),
 }
 _UNROLLED = 64  # layers up to which decoding is unrolled: all of Parti 20B
 # Layers up to which training is: a scan would copy all activations of the layers to large arrays.

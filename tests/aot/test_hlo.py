@@ -89,6 +89,7 @@ ENTRY %main (a: f32[8,128], b: bf16[4,16]) -> f32[8,128] {
   %start = (s32[], f32[8,128]) tuple(%zero, %a)
   %loop = (s32[], f32[8,128]) while(%start), condition=%condition, body=%body
   %whole = bf16[32,16]{1,0} all-gather(%b), replica_groups=mesh['x'=2,'y'=4] {'x','y'}, dimensions={0}
+  %some = bf16[8,16]{1,0} all-gather(%b), replica_groups=mesh['x'=1,'y'=4,'z'=2], device_ids=([2,4]T(1,0)) {'z'}, dimensions={0}
   %moved = bf16[4,16]{1,0} collective-permute(%b), source_target_pairs={{0,1},{1,0}}
   %half = bf16[2,16]{1,0} reduce-scatter(%b), replica_groups={{0,4},{1,5}}, dimensions={0}, to_apply=%add
   ROOT %end = f32[8,128]{1,0} get-tuple-element(%loop), index=1
@@ -97,7 +98,7 @@ ENTRY %main (a: f32[8,128], b: bf16[4,16]) -> f32[8,128] {
 
 
 def test_collectives_are_counted_with_their_groups_and_loops():
-    found = {one.kind: one for one in hlo.cost(_COLLECTIVES, 8).collectives}
+    found = {one.kind: one for one in hlo.cost(_COLLECTIVES, 8).collectives if one.size != 256}
     assert found["all-reduce"] == hlo.Collective("all-reduce", 4 * 8 * 128, (0, 4), 6)
     assert found["all-reduce"].sent == 6 * 4 * 8 * 128  # twice a half
     assert (
@@ -108,6 +109,12 @@ def test_collectives_are_counted_with_their_groups_and_loops():
     assert (
         found["reduce-scatter"].group == (0, 4) and found["reduce-scatter"].sent == 2 * 4 * 16 / 2
     )
+
+
+def test_a_group_of_devices_in_another_order():
+    """The eight devices as 2 x 4, then transposed: the first one gathers with the fifth."""
+    [some] = [one for one in hlo.cost(_COLLECTIVES, 8).collectives if one.size == 256]
+    assert some.group == (0, 4) and some.sent == 128
 
 
 _SUM_OF_WHICH_A_PART_IS_KEPT = """HloModule m

@@ -10,6 +10,7 @@ import sys
 import jax
 import pytest
 
+from t2i_jax.aot import search
 from t2i_jax.cli.compile import compile_for
 from t2i_jax.errors import UserError
 from tests.e2e import tiny, tiny_imagen, tiny_muse
@@ -96,12 +97,16 @@ def test_a_system_that_lives_elsewhere_compiles_too(tmp_path, capsys):
     assert stop.value.code == 0 and "images, 8 at a time" in capsys.readouterr().out
 
 
-def test_the_search_names_the_fastest(capsys):
+def test_the_search_names_the_fastest(capsys, monkeypatch):
+    monkeypatch.setattr(search, "POLICIES", ("full",))
+    monkeypatch.setattr(search, "_TENSOR", (2,))
     compile_for(
         pathlib.Path(tiny.__file__), topology="v5e:2x2", mesh="data=2,tensor=2", search=True
     )
     told = capsys.readouterr().out
-    assert "remat=full train.accumulate=1" in told and "fastest that fits: remat=" in told
+    assert "remat=full train.accumulate=1" in told
+    assert "--mesh fsdp=2,tensor=2 remat=full train.accumulate=1" in told
+    assert "fastest that fits: " in told
 
 
 def test_a_mesh_that_does_not_fit_is_refused_in_one_sentence():

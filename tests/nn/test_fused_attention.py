@@ -16,6 +16,7 @@ from t2i_jax import sharding
 from t2i_jax.aot import hlo
 from t2i_jax.nn import fused_attention, maskgit_layers, unet_attention
 from t2i_jax.nn.flops import flops_of
+from t2i_jax.nn.transformer import Transformer
 
 
 def _inputs(B=1, N=128, H=2, D=16):
@@ -133,6 +134,36 @@ def test_a_layer_of_muse_holds_no_scores_on_a_tpu():
     with jax.set_mesh(mesh):
         text = jax.jit(jax.grad(loss)).lower(params, *inputs).compile().as_text()
     assert "tpu_custom_call" in text and not re.search(r"\[[\d,]*2048,(2049|2201)\]", text)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is installed on Linux x86-64 alone"
+)
+@pytest.mark.parametrize(("remat", "kernels"), [("full", 4), ("attention", 2)])
+def test_a_text_is_attended_to_by_the_kernel_which_a_remat_policy_does_not_run_again(
+    remat, kernels
+):
+    from t2i_jax.aot.ahead import slice_devices
+
+    mesh = sharding.make_mesh({"fsdp": 4}, slice_devices("v5e:2x2"))
+    place = jax.NamedSharding(mesh, jax.P(("slice", "data", "fsdp")))
+
+    def given(*shape, dtype="bfloat16"):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    # five layers are one loop, whose body is written once
+    network = Transformer(dim=1024, depth=5, heads=16, mlp_dim=128, cross=True, causal=True,
+                          dtype="bfloat16", remat=remat)  # fmt: skip
+    x, text, mask = given(4, 1024, 1024), given(4, 256, 128), given(4, 256, dtype="bool")
+    params = sharding.unbox(jax.eval_shape(network.init, jax.random.key(0), x, None, text, mask))
+
+    def loss(params, x, text, mask):
+        return jnp.sum(network.apply(params, x, None, text, mask).astype(jnp.float32))
+
+    with jax.set_mesh(mesh):
+        program = jax.jit(jax.grad(loss)).lower(params, x, text, mask).compile().as_text()
+    assert len(re.findall(r"%splash_mha_fwd[\w.]* = ", program)) == kernels
+    assert not re.search(r"\[[\d,]*1024,256\]\S* (dot|convolution)\(", program)
 
 
 def _has_card(monkeypatch, capability):

@@ -39,7 +39,7 @@ def test_scan_is_the_layers_in_turn():
     )
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", ["full", "attention", "dots"])
 def test_recomputing_changes_no_gradient(remat):
     inputs = _inputs()
     params = _params(Transformer(**_SIZES), inputs)

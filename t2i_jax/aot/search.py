@@ -1,0 +1,140 @@
+"""The search for the settings of a training step on a slice that take the least time by the
+roofline: remat policy, gradient accumulation and the axes of the mesh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+
+from t2i_jax import sharding
+from t2i_jax.aot.ahead import Report
+from t2i_jax.errors import UserError
+from t2i_jax.train import state as states
+from t2i_jax.train.chips import chip_of
+from t2i_jax.train.config import TrainConfig
+from t2i_jax.types import Task
+
+POLICIES = ("none", "attention", "dots", "full")
+MICRO_BATCHES = (1, 2, 4, 8)
+SECONDS = 600.0
+"""How long a search may take: nothing is compiled that would end later, if it took as long as what
+took longest so far.
+"""
+
+_TENSOR = (1, 2, 4, 8)
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is tried.
+
+    Attributes:
+      remat: remat policy of every network that has one; None: none has.
+      accumulate: micro-batches of a step.
+      mesh: sizes of the axes, a tuple of pairs; None: the recipe's own.
+    """
+
+    remat: str | None
+    accumulate: int
+    mesh: tuple[tuple[str, int], ...] | None = None
+
+    def __str__(self):
+        """As it is written on a command line, "remat" for each network's."""
+        said = [] if self.mesh is None else ["--mesh " + ",".join(f"{a}={n}" for a, n in self.mesh)]
+        said += [] if self.remat is None else [f"remat={self.remat}"]
+        return " ".join([*said, f"train.accumulate={self.accumulate}"])
+
+
+def search(
+    measure: Callable[[Setting], Report],
+    policies: Sequence[str | None],
+    micro_batches: Sequence[int],
+    meshes: Sequence[Mapping[str, int]],
+    seconds: float = SECONDS,
+) -> Iterator[tuple[Setting, Report | None]]:
+    """Settings and their reports, one at a time as they are tried; None: there was no time for it.
+
+    First every policy on the recipe's own mesh, then the fastest of them on the other meshes, in
+    their order. A batch in more parts is tried only where fewer do not fit.
+
+    Args:
+      measure: compiles a step. seconds: see `SECONDS`.
+    """
+    begin, longest, found = time.monotonic(), 0.0, {}
+
+    def tried(setting):
+        nonlocal longest
+        start = time.monotonic()
+        if found and start - begin + longest > seconds:
+            return None
+        found[setting] = measure(setting)
+        longest = max(longest, time.monotonic() - start)
+        return found[setting]
+
+    def settings(remat, first, mesh):
+        for parts in micro_batches:
+            if parts >= first:
+                report = tried(setting := Setting(remat, parts, mesh))
+                yield setting, report
+                if report is None or report.fits:
+                    return
+
+    for policy in policies:
+        yield from settings(policy, min(micro_batches), None)
+    best = fastest(found)
+    for mesh in meshes:
+        yield from settings(best.remat, best.accumulate, tuple(mesh.items()))
+
+
+def fastest(reports: Mapping[Setting, Report]) -> Setting:
+    """The one with the smallest roofline bound among those that fit, or of all where none does."""
+    return min(reports, key=lambda setting: (not reports[setting].fits, reports[setting].step))
+
+
+def meshes(
+    task: Task, config: TrainConfig, devices: Sequence[jax.Device]
+) -> list[Mapping[str, int]]:
+    """Meshes of one slice or several that hold the state and divide the batch, but for the recipe's
+    own.
+
+    Those with the fewest shards of parameters come first, since what is sharded is gathered in
+    every pass; of as many, those that split no matrix product.
+    """
+    own = dict(sharding.make_mesh(config.mesh, devices).shape)
+    chips = len(devices) // own["slice"]
+    fits = []
+    for tensor in _TENSOR:
+        for fsdp in (2**power for power in range(chips.bit_length())):
+            if chips % (tensor * fsdp):
+                continue
+            shape = {"data": chips // tensor // fsdp, "fsdp": fsdp, "tensor": tensor}
+            if any(shape[axis] != own[axis] for axis in shape) and _holds(
+                task, config, devices, shape
+            ):
+                fits.append({axis: size for axis, size in shape.items() if size > 1} or shape)
+    return fits
+
+
+def _holds(task, config, devices, shape):
+    """Whether the state has room on such a mesh, and the mesh splits all that it says."""
+    mesh = sharding.make_mesh(shape, devices)
+    config = dataclasses.replace(config, mesh=shape, rules=None)
+    optimisers = states.optimisers_of(task, config)
+    state = states.abstract(task, optimisers, config.ema_decay, mesh, config.preset)
+    try:
+        config.check_batch(mesh)
+        states.check_mesh(state, task, mesh, config.preset)
+    except UserError:
+        return False
+    held = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(state)
+        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    )
+    return held / _GIB < chip_of(devices[0].device_kind).hbm
