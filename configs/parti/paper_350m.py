@@ -27,7 +27,7 @@ def get_config() -> Recipe:
     text, decoder = PARTI_350M
     return Recipe(
         task=PartiTask(
-            model=decoder.clone(dtype="bfloat16", remat="full"),
+            model=decoder.clone(dtype="bfloat16", remat="attention"),
             text=dataclasses.replace(text, dtype="bfloat16", remat="full"),
             stored_tokens=True,
         ),

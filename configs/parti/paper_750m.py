@@ -17,7 +17,7 @@ def get_config() -> Recipe:
     text, decoder = PARTI_750M
     task = dataclasses.replace(
         recipe.task,
-        model=decoder.clone(dtype="bfloat16", remat="full"),
+        model=decoder.clone(dtype="bfloat16", remat="attention"),
         text=dataclasses.replace(text, dtype="bfloat16", remat="full"),
     )
     return dataclasses.replace(recipe, task=task)

@@ -15,9 +15,9 @@ def get_config() -> Recipe:
     return Recipe(
         task=TokenizerTask(
             model=preset(
-                "base", image_size=256, patch_size=8, scan=True, remat="full", dtype="bfloat16"
+                "base", image_size=256, patch_size=8, scan=True, remat="attention", dtype="bfloat16"
             ),
-            discriminator=StyleDiscriminator(image_size=256, max_width=512),
+            discriminator=StyleDiscriminator(image_size=256, max_width=512, dtype="bfloat16"),
             l1_weight=0.0,
             l2_weight=1.0,
             perceptual_weight=0.1,
