@@ -9,8 +9,9 @@ import tempfile
 
 import dalle2_rows
 import jax
-from jax_parti import PACKAGES, drawn
+from jax_parti import PACKAGES, drawn, forward
 from jax_parti import Side as PartiSide
+from limits import Work
 
 import t2i_jax as t2i
 from t2i_jax import runs, sharding
@@ -34,6 +35,7 @@ class Side(PartiSide):
     def _sample_prior(self):
         task, params = self._prior()
         system = PriorSystem(task, jax.device_put(params), {})
+        self.work = Work(2 * self._size.timesteps * self._size.batch * forward(task))
         batch = self._batch
         text = TextEmbedding(batch["caption_embeds"], batch["text_embeds"], batch["text_mask"])
 
@@ -57,6 +59,8 @@ class Side(PartiSide):
     def _sample(self, **options):
         task, params = self._decoder()
         system = DecoderSystem(task, jax.device_put(params), dict.fromkeys(params, 1))
+        steps = options.get("steps", self._size.timesteps)
+        self.work = Work(2 * steps * self._size.batch * forward(task))
 
         def run():
             self._seed += 1

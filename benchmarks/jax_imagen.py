@@ -12,7 +12,8 @@ import functools
 import imagen_rows
 import jax
 import jax.numpy as jnp
-from jax_parti import drawn
+from jax_parti import drawn, forward
+from limits import Work
 
 from t2i_jax import convert, sharding
 from t2i_jax.diffusion.noise import Ddpm, Edm
@@ -32,7 +33,8 @@ _ADAM = optim.OptimConfig(learning_rate=1e-4, b1=0.9, b2=0.99, clip_norm=0.0)
 
 
 class Side:
-    """One row on one side: `run` does one unit of work and returns when it is done.
+    """One row on one side: `run` does one unit of work and returns when it is done; `work` is the
+    least that it has to do.
 
     Without a `reference` module to take the weights from they are drawn: for the processes in which
     nothing but this side is loaded.
@@ -64,7 +66,14 @@ class Side:
             shapes = sharding.unbox(jax.eval_shape(self.task.init, jax.random.key(0))[0])
             weights = {group: drawn(tree["unet"]) for group, tree in shapes.items()}
         params = {group: {"unet": tree} for group, tree in weights.items()}
-        self._train(params, number) if number else self._sample(params)
+        if number:
+            self.work = Work(self.task.flops(size.batch))
+            self._train(params, number)
+        else:
+            # Heun's method asks the network twice, but for the last step; guidance doubles it
+            calls = 2 * size.edm_steps - 1 if row == "sample_edm" else size.ddpm_steps
+            self.work = Work(2 * calls * size.batch * forward(self.task))
+            self._sample(params)
 
     def warm_up(self):
         """Compiles."""

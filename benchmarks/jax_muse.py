@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from jax_parti import PACKAGES, BlockMeans, drawn
+from jax_parti import PACKAGES, BlockMeans, decoding, drawn
 from jax_parti import Side as PartiSide
+from limits import Work
 
-from t2i_jax import convert
+from t2i_jax import convert, sharding
 from t2i_jax.models import image_tokenizer, maskgit
 from t2i_jax.models.maskgit import MaskGitTransformer
 from t2i_jax.models.vqgan import VQGanVAE
+from t2i_jax.nn.flops import flops_of
 from t2i_jax.systems.maskgit.options import MaskGitOptions
 from t2i_jax.systems.maskgit.system import MaskGitSystem
 from t2i_jax.systems.maskgit.task import MaskGitTask
@@ -39,6 +41,10 @@ class Side(PartiSide):
         vae = vae.clone(parent=None, image_size=size.image)
         task = MaskGitTask(model, text, vae, cond_image_size=cond)
         frozen = jax.device_put({"tokenizer": weights})
+        passes = 2 * size.steps * size.batch  # guidance
+        shapes = sharding.unbox(sharding.parameters_of(task))["maskgit"]["decoder"]
+        own = flops_of(lambda p, *x: model.apply({"params": p}, *x), shapes, *task.zeros())
+        self.work = Work(passes * own + size.batch * decoding(vae))
         system = MaskGitSystem(task, {"maskgit": {"decoder": jax.device_put(params)}}, frozen)
         options = MaskGitOptions(
             steps=size.steps, guidance=3.0, top_k=0.1, growing=False, plausibility=None

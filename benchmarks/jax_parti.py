@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from limits import Work
 
 from t2i_jax import convert, sharding
 from t2i_jax.models import image_tokenizer
@@ -34,7 +35,8 @@ _ADAM = optim.OptimConfig(learning_rate=3e-4, b1=0.9, b2=0.99, clip_norm=0.0)
 
 
 class Side:
-    """One row on one side: `run` does one unit of work and returns when it is done.
+    """One row on one side: `run` does one unit of work and returns when it is done; `work` is the
+    least that it has to do.
 
     Without a `reference` module to take the weights from they are drawn: for the processes in which
     nothing but this side is loaded.
@@ -59,6 +61,12 @@ class Side:
         frozen = jax.device_put({"tokenizer": weights["tokenizer"]})
         system = PartiSystem(task, {"parti": {"decoder": jax.device_put(weights["parti"])}}, frozen)
         prompts = self._batch["text_embeds"], self._batch["text_mask"]
+        alone = PartiTask(parti, task.text)
+        rows = 2 * self._size.batch  # guidance
+        self.work = Work(
+            rows * forward(alone) + self._size.batch * decoding(vae),
+            size_in_bytes(weights["parti"]) * parti.num_tokens,
+        )
 
         def run():
             self._seed += 1
@@ -89,9 +97,11 @@ class Side:
     def _encode(self):
         vae, weights = self._tokenizer()
         system = TokenizerSystem(TokenizerTask(vae), jax.device_put(weights))
+        self.work = Work(self._size.batch * image_tokenizer.flops(vae, "encode"))
         self.run = lambda: np.asarray(system.encode(self._batch["image"]))
 
     def _train(self, task, params, entries, frozen=None):
+        self.work = Work(task.flops(self._size.batch))
         optimisers = {group: optim.make(_ADAM, 1000) for group in params}
         shapes = jax.eval_shape(
             functools.partial(init_state, task=task, optimisers=optimisers, ema_decay=0.0),
@@ -171,6 +181,21 @@ class BlockMeans(nn.Module):
             return nn.avg_pool(x, (16, 16), (16, 16))
 
         return jnp.mean((means(real_BHWC) - means(fake_BHWC)) ** 2)
+
+
+def forward(task):
+    """FLOPs of one pass of the network that a task trains on tokens or embeddings, for one row."""
+    return task.flops(1) / 3
+
+
+def decoding(tokenizer):
+    """FLOPs that make one image of its tokens."""
+    return image_tokenizer.flops(tokenizer) - image_tokenizer.flops(tokenizer, "encode")
+
+
+def size_in_bytes(params):
+    """Of all arrays."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
 def drawn(shapes):

@@ -3,6 +3,8 @@
 python one_process.py SYSTEM alone ROW SIDE [small]
 python one_process.py SYSTEM turns ROW REPEATS [small]
 python one_process.py SYSTEM compiled ROW REPEATS [small]    # theirs under torch.compile
+python one_process.py parti cached generate REPEATS [small]    # beside a loop with a KV cache
+python one_process.py parti cached-compiled generate REPEATS [small]
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import json
 import statistics
 import sys
 import time
+
+import limits
 
 from t2i_jax.heap import keep_freed_memory
 
@@ -35,6 +39,11 @@ def sides(system: str) -> dict:
         import torch_parti
 
         return torch_parti
+
+    def torch_loop():
+        import torch_loop
+
+        return torch_loop
 
     def imagen_rows():
         import imagen_rows
@@ -84,7 +93,12 @@ def sides(system: str) -> dict:
     return {
         "dalle2": {"rows": dalle2_rows, "ours": jax_dalle2, "theirs": torch_dalle2},
         "muse": {"rows": muse_rows, "ours": jax_muse, "theirs": torch_muse},
-        "parti": {"rows": parti_rows, "ours": jax_parti, "theirs": torch_parti},
+        "parti": {
+            "rows": parti_rows,
+            "ours": jax_parti,
+            "theirs": torch_parti,
+            "cached": torch_loop,
+        },
         "imagen": {"rows": imagen_rows, "ours": jax_imagen, "theirs": torch_imagen},
     }[system]
 
@@ -116,21 +130,25 @@ def alone(system: str, name: str, side: str, small: bool) -> dict:
     }
 
 
-def turns(system: str, name: str, repeats: int, small: bool, compiled: bool = False) -> dict:
+def turns(
+    system: str, name: str, repeats: int, small: bool, compiled: bool = False, peer: str = "theirs"
+) -> dict:
     """Both sides in one process, on the same weights and inputs, after one warm-up each: theirs,
     ours, theirs, ours.
 
     Args:
       compiled: whether their networks run under `torch.compile`; the warm-up is two units then.
+      peer: "theirs", the package, or "cached", a loop that keeps keys and values.
 
     Returns:
-      "ours" and "theirs": seconds of each repeat. "first": of their warm-up.
+      "ours" and "theirs": seconds of each repeat. "first": of their warm-up. "floor": seconds of
+      the least work at the rates that this process measured; "machine": these rates.
     """
     rows = sides(system)["rows"]()
     row = rows.ROWS[name]
     size = row.small if small else row.size
     batch = rows.inputs(size)
-    theirs = sides(system)["theirs"]().Side(name, size, batch)
+    theirs = sides(system)[peer]().Side(name, size, batch)
     ours = sides(system)["ours"]().Side(name, size, batch, theirs.weights())
     if compiled:
         _compile(theirs.compilable())
@@ -139,7 +157,14 @@ def turns(system: str, name: str, repeats: int, small: bool, compiled: bool = Fa
         first += _seconds(theirs.run)  # the second time some sizes are made variables: it compiles
     ours.warm_up()
     times = [(_seconds(theirs.run), _seconds(ours.run)) for _ in range(repeats)]
-    return {"theirs": [a for a, _ in times], "ours": [b for _, b in times], "first": first}
+    rates = limits.machine()
+    return {
+        "theirs": [a for a, _ in times],
+        "ours": [b for _, b in times],
+        "first": first,
+        "floor": limits.floor(ours.work, rates),
+        "machine": rates,
+    }
 
 
 def _compile(methods):
@@ -173,5 +198,6 @@ if __name__ == "__main__":
     if kind == "alone":
         result = alone(system, row, last, small)
     else:
-        result = turns(system, row, int(last), small, kind == "compiled")
+        peer = "cached" if kind.startswith("cached") else "theirs"
+        result = turns(system, row, int(last), small, kind.endswith("compiled"), peer)
     print(json.dumps(result))

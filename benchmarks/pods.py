@@ -21,6 +21,7 @@ _FIGURES, _PAGE = _ROOT / "docs" / "pods.json", _ROOT / "docs" / "pods.md"
 
 GENERATIONS = ("v4", "v5e", "v5p", "v6e")
 SLICES = {  # chips: a slice of each generation
+    32: ("v4:4x4x2", "v5e:4x8", "v5p:4x4x2", "v6e:4x8"),
     64: ("v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8"),
     128: ("v4:4x4x8", "v5e:8x16", "v5p:4x4x8", "v6e:8x16"),
     256: ("v4:8x8x4", "v5e:16x16", "v5p:4x8x8", "v6e:16x16"),
@@ -40,8 +41,8 @@ RECIPES = {  # recipe and chips
     "decoder": ("configs/dalle2/paper_decoder.py", 128),
     "decoder_larger": ("configs/dalle2/paper_larger.py", 64),
     "decoder_largest": ("configs/dalle2/paper_largest.py", 64),
-    "base": ("configs/imagen/paper_base.py", 256),
-    "larger": ("configs/imagen/paper_larger.py", 128),
+    "base": ("configs/imagen/paper_base.py", 128),
+    "larger": ("configs/imagen/paper_larger.py", 32),
     "largest": ("configs/imagen/paper_largest.py", 128),
 }
 PAPERS = {

@@ -39,8 +39,9 @@ SYSTEMS = {
 }
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _HEADS = (
-    "row", "theirs s", "ours s", "faster", "compile s", "second start s", "theirs MB", "ours MB",
-    "theirs from start MB", "ours from start MB", "second start MB",
+    "row", "theirs s", "ours s", "faster", "floor s", "ours / floor", "compile s",
+    "second start s", "theirs MB", "ours MB", "theirs from start MB", "ours from start MB",
+    "second start MB",
 )  # fmt: skip
 
 
@@ -89,24 +90,26 @@ def under_compile(system: str, row: str, options: argparse.Namespace) -> dict | 
 
 def compiled_table(result: dict) -> str:
     """Markdown of what `under_compile` found; "" without it."""
-    lines = [("row", "compiled s", "ours s", "faster", "first two of theirs s")]
-    lines.append(["---"] + ["---:"] * 4)
+    heads = ("row", "compiled s", "ours s", "faster", "floor s", "ours / floor")
+    lines = [(*heads, "first two of theirs s")]
+    lines.append(["---"] + ["---:"] * len(heads))
     for name, row in result["rows"].items():
         found = row.get("compiled", False)
         if found is None:
-            lines.append([name, "does not compile and run within ten minutes", "", "", ""])
+            failed = "does not compile and run within ten minutes"
+            lines.append([name, failed, *[""] * (len(heads) - 1)])
         elif found:
             theirs, ours = (statistics.median(found[side]) for side in ("theirs", "ours"))
-            numbers = (
-                f"{theirs:.3g}",
-                f"{ours:.3g}",
-                f"{theirs / ours:.2f}x",
-                f"{found['first']:.0f}",
-            )
-            lines.append([name, *numbers])
+            numbers = _numbers(theirs, ours, found["floor"])
+            lines.append([name, *numbers, f"{found['first']:.0f}"])
     if len(lines) == 2:
         return ""
     return "\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _numbers(theirs, ours, floor):
+    ratios = f"{theirs / ours:.2f}x", f"{floor:.3g}", f"{ours / floor:.1f}x"
+    return f"{theirs:.3g}", f"{ours:.3g}", *ratios
 
 
 def table(result: dict) -> str:
@@ -121,9 +124,7 @@ def table(result: dict) -> str:
         memory = [row[process]["working"] for process in ("theirs", "second")]
         memory += [row[process]["peak"] for process in ("theirs", "first", "second")]
         peaks = [f"{peak / 1e6:.0f}" for peak in memory]
-        lines.append(
-            [name, f"{theirs:.3g}", f"{ours:.3g}", f"{theirs / ours:.2f}x", *compiling, *peaks]
-        )
+        lines.append([name, *_numbers(theirs, ours, row["turns"]["floor"]), *compiling, *peaks])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -33,13 +33,14 @@ def test_both_sides_of_a_row_run_in_turns(system, row):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     times = json.loads(done.stdout.splitlines()[-1])
-    assert set(times) == {"theirs", "ours", "first"}
+    assert set(times) == {"theirs", "ours", "first", "floor", "machine"}
+    assert 0 < times["floor"] < min(times["ours"]) and set(times["machine"]) == {"flops", "bytes"}
     assert all(len(times[side]) == 2 and min(times[side]) > 0 for side in ("theirs", "ours"))
 
 
 def test_the_table_holds_medians_and_their_ratio():
     alone = {"first": 5.0, "later": 2.0, "peak": 3_000_000, "working": 1_000_000}
-    turns = {"theirs": [4.0, 6.0, 5.0], "ours": [2.0, 2.5, 9.0]}
+    turns = {"theirs": [4.0, 6.0, 5.0], "ours": [2.0, 2.5, 9.0], "floor": 1.25}
     row = {
         "first": alone,
         "second": {**alone, "first": 2.5},
@@ -52,9 +53,9 @@ def test_the_table_holds_medians_and_their_ratio():
     assert compiled({"rows": {"encode": row}}) == ""
     rows = {"encode": {"compiled": {**turns, "first": 30.0}}, "generate": {"compiled": None}}
     told = compiled({"rows": rows}).splitlines()
-    assert told[3] == "| encode | 5 | 2.5 | 2.00x | 30 |"
+    assert told[3] == "| encode | 5 | 2.5 | 2.00x | 1.25 | 2.0x | 30 |"
     assert told[4].startswith("| generate | does not compile")
-    assert lines[2] == "| encode | 5 | 2.5 | 2.00x | 3.0 | 0.5 | 1 | 1 | 7 | 3 | 3 |"
+    assert lines[2] == "| encode | 5 | 2.5 | 2.00x | 1.25 | 2.0x | 3.0 | 0.5 | 1 | 1 | 7 | 3 | 3 |"
 
 
 @pytest.mark.parametrize(

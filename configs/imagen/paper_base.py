@@ -1,7 +1,7 @@
 """Imagen's first stage at the sizes of the paper (Saharia et al. 2022, appendix F): 64 pixels,
 batch 2048. Not yet run.
 
-    t2i compile configs/imagen/paper_base.py --topology v4:8x8x4
+    t2i compile configs/imagen/paper_base.py --topology v4:4x4x8
     t2i data encode-text packed --t5 google/t5-v1_1-xxl && t2i train configs/imagen/paper_base.py
 
 Text is stored as embeddings of T5-XXL.
@@ -28,7 +28,8 @@ def get_config() -> Recipe:
         task=ImagenTask(
             stages=(
                 Stage(
-                    BaseUnet64(dtype="bfloat16", remat="full", scan_blocks=True),
+                    # recomputing would gather parameters a third time
+                    BaseUnet64(dtype="bfloat16", scan_blocks=True),
                     image_size=64,
                     noise=Ddpm(),
                 ),
