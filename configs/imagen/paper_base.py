@@ -28,8 +28,7 @@ def get_config() -> Recipe:
         task=ImagenTask(
             stages=(
                 Stage(
-                    # recomputing would gather parameters a third time
-                    BaseUnet64(dtype="bfloat16", scan_blocks=True),
+                    BaseUnet64(dtype="bfloat16", remat="full", scan_blocks=True),
                     image_size=64,
                     noise=Ddpm(),
                 ),
