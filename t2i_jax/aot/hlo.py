@@ -365,15 +365,20 @@ def _flops(line, shapes):
 
 
 def _kernel(line, shapes):
-    """The FLOPs of splash attention, whose queries come as (batch, heads, length, width)."""
+    """The FLOPs of splash attention, whose queries and keys come as (batch, heads, length,
+    width).
+    """
     matmuls = next((count for name, count in _KERNELS.items() if line.name.startswith(name)), 0)
     operands = [array for name in line.operands for array in _arrays(shapes.get(name, ""))]
-    sizes = next((sizes for _, sizes, _ in operands if len(sizes) == 4), None)
-    if not matmuls or sizes is None:
+    inputs = [sizes for _, sizes, _ in operands if len(sizes) == 4]
+    if not matmuls or len(inputs) < 2:
         return 0
-    # the kernel is given the places of the queries
-    causal = any(kind == "s32" and sizes[2] in places for kind, places, _ in operands)
-    return (1 if causal else 2) * matmuls * math.prod(sizes) * sizes[2]
+    queries, keys = inputs[0], inputs[1][2]
+    # the kernel is given the places of the queries; segments have an axis more, for the batch
+    causal = any(
+        kind == "s32" and len(places) == 2 and queries[2] in places for kind, places, _ in operands
+    )
+    return (1 if causal else 2) * matmuls * math.prod(queries) * keys
 
 
 def _convolution(line, shapes):

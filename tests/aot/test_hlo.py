@@ -176,3 +176,23 @@ def test_every_branch_of_a_condition_is_counted():
         return jax.lax.cond(flag[0] > 0, lambda: jnp.tanh(x @ w), lambda: x @ w @ w)
 
     assert _cost(either, (1,), (64, 32), (32, 32)).flops == 3 * 2 * 64 * 32 * 32
+
+
+_KERNELS = """HloModule m
+
+ENTRY %main (q: bf16[2,4,1024,64], k: bf16[2,4,1024,64], t: bf16[2,4,128,64], i: s32[1024,128], s: s32[2,1024,128]) -> bf16[2,4,1024,64] {
+  %q = bf16[2,4,1024,64]{3,2,1,0} parameter(0)
+  %k = bf16[2,4,1024,64]{3,2,1,0} parameter(1)
+  %t = bf16[2,4,128,64]{3,2,1,0} parameter(2)
+  %i = s32[1024,128]{1,0} parameter(3)
+  %s = s32[2,1024,128]{2,1,0} parameter(4)
+  %splash_mha_fwd_residuals.1 = bf16[2,4,1024,64]{3,2,1,0} custom-call(%q, %k, %k, %i), custom_call_target="tpu_custom_call"
+  ROOT %splash_mha_dkv_segmented_no_residuals.1 = bf16[2,4,1024,64]{3,2,1,0} custom-call(%q, %t, %t, %s), custom_call_target="tpu_custom_call"
+}
+"""  # noqa: E501
+
+
+def test_attention_kernels_count_the_pairs_that_they_see():
+    """Two products of half of 1024 x 1024 pairs, and four of 1024 x 128, with segments."""
+    pairs = 2 * (1024 * 1024 / 2) + 4 * (1024 * 128)
+    assert hlo.cost(_KERNELS, 1).flops == 2 * 2 * 4 * 64 * pairs
