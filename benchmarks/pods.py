@@ -3,7 +3,8 @@
     python benchmarks/pods.py               # all rows; one takes minutes, and up to some 10 GB
     python benchmarks/pods.py 3b_v4 20b_v5p # these alone; the others stay as they were measured
 
-Measurements are kept in docs/pods.json, and the tables in docs/pods.md are written from there.
+Measurements are kept in docs/pods.json, and the tables in docs/pods.md are written from there. A
+row with "before" there was measured before a change that docs/pods.md names, and is marked.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ RECIPES = {  # recipe and chips
     "20b": ("configs/parti/paper_20b.py", 512),
     "vit_vqgan": ("configs/parti/paper_vit_vqgan.py", 128),
     "muse_632m": ("configs/muse/paper_632m.py", 64),
-    "muse_3b": ("configs/muse/paper_3b.py", 512),
+    "muse_3b": ("configs/muse/paper_3b.py", 32),
     "muse_superres": ("configs/muse/paper_superres.py", 128),
     "clip_l14": ("configs/clip/paper_vit_l14.py", 256),
     "prior": ("configs/dalle2/paper_prior.py", 64),
@@ -121,7 +122,7 @@ def papers(figures: dict) -> str:
         peak = f"{one['peak']:.1f}" if one["fits"] else f"does not fit ({one['temporaries']:.0f})"
         rows.append(
             (
-                f"`{one['config']}`",
+                _marked(f"`{one['config']}`", one),
                 one["topology"],
                 one["chips"],
                 f"{one['arguments']:.2f}",
@@ -161,7 +162,7 @@ def scaling(figures: dict) -> str:
         step = max(one["compute"], one["memory"], one["interconnect"])
         rows.append(
             (
-                one["chips"],
+                _marked(one["chips"], one),
                 one["topology"],
                 one["more"][0].split("=")[1],
                 f"{one['peak']:.2f}",
@@ -198,7 +199,7 @@ def sampling(figures: dict) -> str:
         step = max(one["compute"], one["memory"], one["interconnect"])
         rows.append(
             (
-                f"`{one['config']}`",
+                _marked(f"`{one['config']}`", one),
                 one["topology"],
                 one["more"][3],
                 one["more"][1],
@@ -241,6 +242,10 @@ def plot(figures: dict) -> None:
         axis.set_xticks(chips, [str(count) for count in chips])
         axis.minorticks_off()
     figure.savefig(_FIGURES.with_suffix(".png"), dpi=110)
+
+
+def _marked(cell, one):
+    return f"{cell} †" if one.get("before") else cell
 
 
 def _table(head, rows):

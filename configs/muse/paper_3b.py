@@ -1,6 +1,6 @@
 """Muse's base model of 3 billion parameters; all else as in paper_632m.py beside it. Not yet run.
 
-t2i compile configs/muse/paper_3b.py --topology v4:8x8x8
+t2i compile configs/muse/paper_3b.py --topology v4:4x4x2
 """
 
 import dataclasses
