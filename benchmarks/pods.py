@@ -136,7 +136,7 @@ def papers(figures: dict) -> str:
                 f"{one['interconnect']:.3f}",
                 f"{one['mfu']:.0%}",
                 f"{one['took_seconds']:.0f}",
-                f"{one['took_gb']:.1f}",
+                "" if one["took_gb"] is None else f"{one['took_gb']:.1f}",
             )
         )
     return _table(head, rows)
