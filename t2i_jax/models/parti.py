@@ -17,7 +17,7 @@ from t2i_jax.models import token_decoder
 from t2i_jax.nn import embed, limits
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.attention import MultiQueryAttention
-from t2i_jax.nn.conv import Dense, boxed, channel_norm
+from t2i_jax.nn.conv import Dense, boxed, channel_norm, few_rows, is_few
 from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.transformer import REMAT, decode_layers, layer_fields, scanned, start_decoding
 from t2i_jax.types import Array
@@ -234,6 +234,8 @@ class Parti(token_decoder.TokenDecoder):
 
     def _logits(self, x):
         x, table = self.final_norm(x), self.embedding.astype(self.dtype)
+        if x.ndim == 2 and is_few(len(x), table.size):
+            return few_rows(x, table, preferred_element_type=jnp.float32)
         flat = jax.lax.dot_general(
             x.reshape(-1, self.dim),
             table,

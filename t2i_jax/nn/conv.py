@@ -36,11 +36,40 @@ def boxed(init: Callable, *names: str | None) -> Callable:
     return nn.with_logical_partitioning(init, names)
 
 
+BY_OUTPUT = "kernel_by_output"
+"""The name of a kernel that lies (features, in), for few rows at a time: see `few_rows`."""
+
+
+_LARGE, _FEW = 2**18, 32  # numbers of a kernel and rows for which reading it takes longest
+
+
+def is_few(rows: int, size: int) -> bool:
+    """Whether `few_rows` is for this many rows and numbers of a kernel: few of large ones, on one
+    CPU. Without a mesh that is JAX's default device.
+    """
+    if rows > _FEW or size < _LARGE:
+        return False
+    return sharding.on_one_cpu() or (
+        jax.sharding.get_abstract_mesh().empty and jax.default_backend() == "cpu"
+    )
+
+
+def few_rows(rows_BI: Array, kernel_OI: Array, **options: Any) -> Array:
+    """rows kernel^T, (B, O), of rows so few that reading the kernel takes longest.
+
+    XLA on a CPU reads a kernel on the left of a product, whose rows lie one after the other, two to
+    four times as fast as one on the right; the barrier keeps it from turning the product around.
+    `options` are those of `jax.lax.dot_general`.
+    """
+    y_OB = jax.lax.dot_general(kernel_OI, rows_BI, (((1,), (1,)), ((), ())), **options)
+    return jax.lax.optimization_barrier(y_OB).T
+
+
 class Dense(nn.Module):
     """A linear layer over the last axis, computed as one matrix product.
 
     XLA on a CPU takes up to four times as long for the gradients of a product that keeps several
-    leading axes.
+    leading axes. Where the parameters hold the kernel as `BY_OUTPUT`, there are few rows.
 
     Attributes:
       features: output width. axes: logical names of the input and output widths.
@@ -56,14 +85,20 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(..., in) to (..., features)."""
-        shape = (x.shape[-1], self.features)
-        kernel = parameter(
-            self, "kernel", boxed(self.init or uniform_fan_in, *self.axes), shape, jnp.float32
-        )
         rows = x.astype(self.dtype)
         if sharding.ways("sequence") == 1:  # a length that is split over devices stays an axis
-            rows = rows.reshape(-1, shape[0])
-        y = rows @ kernel.astype(self.dtype)
+            rows = rows.reshape(-1, x.shape[-1])
+        if self.has_variable("params", BY_OUTPUT):
+            y = few_rows(rows, self.get_variable("params", BY_OUTPUT))
+        else:
+            kernel = parameter(
+                self,
+                "kernel",
+                boxed(self.init or uniform_fan_in, *self.axes),
+                (x.shape[-1], self.features),
+                jnp.float32,
+            )
+            y = rows @ kernel.astype(self.dtype)
         if self.bias:
             bias = parameter(
                 self,

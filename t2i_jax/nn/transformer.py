@@ -4,7 +4,6 @@ decoding.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from t2i_jax.config import fields_of
 from t2i_jax.nn.activation import gelu
 from t2i_jax.nn.attention import MultiHeadAttention
-from t2i_jax.nn.conv import Dense, boxed
+from t2i_jax.nn.conv import BY_OUTPUT, Dense, boxed, is_few
 from t2i_jax.nn.fused_attention import KEPT
 from t2i_jax.nn.grid_window import GridWindow
 from t2i_jax.sharding import constrain
@@ -272,13 +271,14 @@ def start_decoding(params: Any, cache: Mapping[str, Array], dtype: str) -> dict[
     Up to 64 layers are taken apart, once: slicing the stacked weights and cache at every token
     would cost more than the products with them. A deeper stack stays whole, and is run by a loop.
     Kernels are brought to `dtype` once, not at every token: on an H200 that was more than a quarter
-    of the time of Parti 350M (`benchmarks/accelerator.py --profile parti_350m`).
+    of the time of Parti 350M (`benchmarks/accelerator.py --profile parti_350m`). On one CPU large
+    ones are also laid as `nn.conv.few_rows` reads them.
 
     Args:
       params: parameters of all layers, stacked. cache: entries (layers, B, positions, ...).
       dtype: of the computation of all `Dense` layers in them.
     """
-    params = jax.tree_util.tree_map_with_path(functools.partial(_once, dtype), params)
+    params = _laid(params, dtype, jax.tree.leaves(cache)[0].shape[1])
     depth = jax.tree.leaves(params)[0].shape[0]
     if depth > _UNROLLED:
         return {"params": params, "cache": dict(cache)}
@@ -291,9 +291,19 @@ def start_decoding(params: Any, cache: Mapping[str, Array], dtype: str) -> dict[
     return {name: tuple(layer(tree, i) for i in layers) for name, tree in apart.items()}
 
 
-def _once(dtype, path, leaf):
-    """A kernel in the type in which `Dense` uses it; what else there is as it is."""
-    return leaf.astype(dtype) if getattr(path[-1], "key", None) == "kernel" else leaf
+def _laid(params, dtype, rows):
+    """The same with each kernel as decoding reads it; what else there is as it is."""
+    found = {}
+    for name, entry in params.items():
+        if isinstance(entry, Mapping):
+            found[name] = _laid(entry, dtype, rows)
+        elif name != "kernel":
+            found[name] = entry
+        elif is_few(rows, entry[0].size):
+            found[BY_OUTPUT] = entry.astype(dtype).swapaxes(-1, -2)
+        else:
+            found[name] = entry.astype(dtype)
+    return found
 
 
 def grow(state: Mapping[str, Any], names: Sequence[str], positions: int) -> dict[str, Any]:

@@ -86,3 +86,26 @@ def test_decoding_is_the_whole_sequence(monkeypatch, unrolled):
     for t in range(4):
         got, cache = decode(params, inputs[0][:, t], jnp.int32(t), cache, inputs[3])
         np.testing.assert_allclose(got, whole[:, t], atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "laid"), [(2, True), (40, False)])
+def test_large_kernels_are_laid_for_few_rows(rows, laid):
+    """A step of decoding is the same, with the kernels (out, in) and with them as they were."""
+    model = Transformer(dim=512, depth=1, heads=2, mlp_dim=512, cross=True, causal=True)
+    rng = np.random.default_rng(0)
+    x, text = (rng.normal(size=size).astype(np.float32) for size in ((rows, 512), (rows, 3, 8)))
+    seen = np.ones((rows, 3), bool)
+    init = functools.partial(model.init, method="__call__")
+    params = init(jax.random.key(0), x[:, None], None, text, seen)
+
+    @jax.jit
+    def step(params):
+        cache = model.apply(params, text, 4, method="init_cache")
+        return model.apply(params, x, jnp.int32(0), cache, seen, method="decode")[0], cache
+
+    got, cache = step(params)
+    [layer] = cache["params"]
+    assert ("kernel_by_output" in layer["wide"]) is laid
+    assert "kernel" in layer["cross_attention"]["k"]  # 8 x 512
+    whole = jax.jit(model.apply)(params, x[:, None], None, text, seen)[:, 0]
+    np.testing.assert_allclose(got, whole, atol=2e-5)
