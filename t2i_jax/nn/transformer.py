@@ -278,7 +278,7 @@ def start_decoding(params: Any, cache: Mapping[str, Array], dtype: str) -> dict[
       params: parameters of all layers, stacked. cache: entries (layers, B, positions, ...).
       dtype: of the computation of all `Dense` layers in them.
     """
-    params = _laid(params, dtype, jax.tree.leaves(cache)[0].shape[1])
+    params = _laid(nn.meta.unbox(params), dtype, jax.tree.leaves(cache)[0].shape[1])
     depth = jax.tree.leaves(params)[0].shape[0]
     if depth > _UNROLLED:
         return {"params": params, "cache": dict(cache)}
