@@ -26,8 +26,8 @@ class Work:
 
 
 def machine() -> dict[str, float]:
-    """ "flops" and "bytes" a second: the quicker of XLA's and PyTorch's products, and PyTorch's sum
-    of a large array; the best of five each.
+    """What it does in a second: "flops" of the quicker of XLA's and PyTorch's products, "bytes" of
+    PyTorch's sum of a large array; the best of five each.
     """
     import jax
     import jax.numpy as jnp

@@ -92,6 +92,11 @@ def parse_mesh(text: str) -> Mapping[str, int]:
     return shape
 
 
+def mesh_text(sizes: Mapping[str, int]) -> str:
+    """ "data=2,fsdp=4" of {"data": 2, "fsdp": 4}, as `parse_mesh` takes it."""
+    return ",".join(f"{axis}={size}" for axis, size in sizes.items())
+
+
 def make_mesh(
     shape: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
@@ -127,8 +132,8 @@ def make_mesh(
         }
     if min(sizes.values()) < 1 or math.prod(sizes.values()) != len(devices):
         raise UserError(
-            f"mesh={_text(sizes)} does not fit {len(devices)} device(s); the sizes must multiply "
-            f"to {len(devices)}, for example data={len(devices)}."
+            f"mesh={mesh_text(sizes)} does not fit {len(devices)} device(s); the sizes must "
+            f"multiply to {len(devices)}, for example data={len(devices)}."
         )
     types = (AxisType.Auto,) * len(MESH_AXES)
     whole = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
@@ -137,7 +142,8 @@ def make_mesh(
         return Mesh(laid, MESH_AXES, axis_types=types)
     if whole[0] != slices:
         raise UserError(
-            f"mesh={_text(sizes)} has slice={whole[0]} for {slices} slices; give slice={slices}."
+            f"mesh={mesh_text(sizes)} has slice={whole[0]} for {slices} slices; give "
+            f"slice={slices}."
         )
     between = (slices, *(1 for _ in MESH_AXES[1:]))
     within = mesh_utils.create_hybrid_device_mesh(
@@ -341,7 +347,3 @@ def on_host(place: NamedSharding) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
-
-
-def _text(sizes):
-    return ",".join(f"{axis}={size}" for axis, size in sizes.items())

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from t2i_jax import sharding
 from t2i_jax.aot import hlo
@@ -140,9 +141,7 @@ def compile_step(task: Task, config: TrainConfig, frozen: Any, topology: str) ->
     devices = slice_devices(topology)
     mesh = sharding.make_mesh(config.mesh, devices)
     config.check_batch(mesh)
-    optimisers = states.optimisers_of(task, config)
-    state = states.abstract(task, optimisers, config.ema_decay, mesh, config.preset)
-    states.check_mesh(state, task, mesh, config.preset)
+    optimisers, state = states.laid(task, config, mesh)
     state, _ = states.apart(state, task.idle_groups)
     out = jax.tree.map(lambda leaf: leaf.sharding, state)
     rows = sharding.batch_sharding(mesh)
@@ -261,7 +260,7 @@ def _report(lowered, topology, mesh, begin, own, arguments):
             raise
         wanted = re.search(r"\(([\d.]+)G\)|Used ([\d.]+)G", str(error))
         total = float(next(filter(None, wanted.groups()))) if wanted else math.nan
-        held = sum(_gib(leaf) for leaf in jax.tree.leaves(arguments))
+        held = sum(gib(leaf) for leaf in jax.tree.leaves(arguments))
         spent = time.perf_counter() - begin
         problem = str(error).splitlines()[0]
         return Report(
@@ -316,14 +315,15 @@ def _roofline(cost: hlo.Cost, chip: Chip, own):
 def _largest(arguments, count=5):
     """(path, GiB on one chip) of the largest arrays."""
     found = [
-        (jax.tree_util.keystr(path), _gib(leaf))
+        (jax.tree_util.keystr(path), gib(leaf))
         for path, leaf in jax.tree_util.tree_leaves_with_path(arguments)
     ]
     return tuple(sorted(found, key=lambda pair: -pair[1])[:count])
 
 
-def _gib(leaf):
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+def gib(leaf: Any) -> float:
+    """GiB of an array or a shape on one chip."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return 0.0
     place = getattr(leaf, "sharding", None)
     shape = place.shard_shape(leaf.shape) if place is not None else leaf.shape

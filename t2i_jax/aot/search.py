@@ -5,14 +5,13 @@ roofline: remat policy, gradient accumulation and the axes of the mesh.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 
 from t2i_jax import sharding
-from t2i_jax.aot.ahead import Report
+from t2i_jax.aot.ahead import Report, gib
 from t2i_jax.errors import UserError
 from t2i_jax.train import state as states
 from t2i_jax.train.chips import chip_of
@@ -27,7 +26,6 @@ took longest so far.
 """
 
 _TENSOR = (1, 2, 4, 8)
-_GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Setting:
 
     def __str__(self):
         """As it is written on a command line, "remat" for each network's."""
-        said = [] if self.mesh is None else ["--mesh " + ",".join(f"{a}={n}" for a, n in self.mesh)]
+        said = [] if self.mesh is None else [f"--mesh {sharding.mesh_text(dict(self.mesh))}"]
         said += [] if self.remat is None else [f"remat={self.remat}"]
         return " ".join([*said, f"train.accumulate={self.accumulate}"])
 
@@ -106,35 +104,29 @@ def meshes(
     Those with the fewest shards of parameters come first, since what is sharded is gathered in
     every pass; of as many, those that split no matrix product.
     """
-    own = dict(sharding.make_mesh(config.mesh, devices).shape)
-    chips = len(devices) // own["slice"]
-    fits = []
+    own = sharding.make_mesh(config.mesh, devices)
+    _, state = states.laid(task, config, own)
+    chips, fits = len(devices) // own.shape["slice"], []
     for tensor in _TENSOR:
         for fsdp in (2**power for power in range(chips.bit_length())):
             if chips % (tensor * fsdp):
                 continue
             shape = {"data": chips // tensor // fsdp, "fsdp": fsdp, "tensor": tensor}
-            if any(shape[axis] != own[axis] for axis in shape) and _holds(
-                task, config, devices, shape
-            ):
+            mesh = sharding.make_mesh(shape, devices)
+            if mesh.shape != own.shape and _holds(task, config, state, mesh):
                 fits.append({axis: size for axis, size in shape.items() if size > 1} or shape)
     return fits
 
 
-def _holds(task, config, devices, shape):
-    """Whether the state has room on such a mesh, and the mesh splits all that it says."""
-    mesh = sharding.make_mesh(shape, devices)
-    config = dataclasses.replace(config, mesh=shape, rules=None)
-    optimisers = states.optimisers_of(task, config)
-    state = states.abstract(task, optimisers, config.ema_decay, mesh, config.preset)
+def _holds(task, config, state, mesh):
+    """Whether the state has room on a mesh, which splits the batch and all that it says."""
+    rules = sharding.rules_of(mesh.shape)
+    state = states.on_mesh(state, task, mesh, rules)
     try:
         config.check_batch(mesh)
-        states.check_mesh(state, task, mesh, config.preset)
+        states.check_mesh(state, task, mesh, rules)
     except UserError:
         return False
-    held = sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(state)
-        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    )
-    return held / _GIB < chip_of(devices[0].device_kind).hbm
+    held, _ = states.apart(state, task.idle_groups)
+    chip = chip_of(mesh.devices.flat[0].device_kind)
+    return sum(map(gib, jax.tree.leaves(held))) < chip.hbm

@@ -162,6 +162,7 @@ def _search(recipe, topology):
     from t2i_jax.aot import ahead, search
     from t2i_jax.config import override, to_dict
     from t2i_jax.runs.recipe import with_mesh
+    from t2i_jax.sharding import mesh_text
 
     fields = ["task." + path for path in _named("remat", to_dict(recipe.task))]
 
@@ -169,7 +170,7 @@ def _search(recipe, topology):
         words = [f"{field}={setting.remat}" for field in fields]
         wanted = override(recipe, [*words, f"train.accumulate={setting.accumulate}"])
         if setting.mesh is not None:
-            wanted = with_mesh(wanted, ",".join(f"{axis}={n}" for axis, n in setting.mesh))
+            wanted = with_mesh(wanted, mesh_text(dict(setting.mesh)))
             wanted = dataclasses.replace(
                 wanted, train=dataclasses.replace(wanted.train, rules=None)
             )

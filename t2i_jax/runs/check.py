@@ -308,9 +308,7 @@ def _check_shapes(stage):
     _check_networks(stage)
     task, train = stage.recipe.task, stage.recipe.train
     with _told(task):
-        optimisers = states.optimisers_of(task, train)
-        state = states.abstract(task, optimisers, train.ema_decay, stage.mesh, train.preset)
-        states.check_mesh(state, task, stage.mesh, train.preset)
+        _, state = states.laid(task, train, stage.mesh)
         frozen = sharding.unbox(task.frozen_shapes(stage.parts))
         batch = dict(task.batch_spec(max(train.batch_size // train.accumulate, 1)))
         rest = state.stats, frozen, batch, state.key, state.step

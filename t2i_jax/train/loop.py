@@ -101,10 +101,8 @@ def fit(
     config.check_batch(mesh)
     stored = dict(extra_config or {"task": to_dict(task), "train": to_dict(config)})
     processes.check_same(stored, "another configuration", "give every process the same command")
-    optimisers = states.optimisers_of(task, config)
+    optimisers, abstract = states.laid(task, config, mesh)
     start = states.start_of(task, optimisers, config.ema_decay)
-    abstract = states.abstract(task, optimisers, config.ema_decay, mesh, config.preset)
-    states.check_mesh(abstract, task, mesh, config.preset)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def check(old):

@@ -107,6 +107,20 @@ def optimisers_of(task: Task, config: TrainConfig) -> Mapping[str, optax.Gradien
     return made
 
 
+def laid(
+    task: Task, config: TrainConfig, mesh: Mesh
+) -> tuple[Mapping[str, optax.GradientTransformation], TrainState]:
+    """The optimisers of a training, and the shapes of its state as they lie on a mesh.
+
+    Raises:
+      UserError: as of `check_mesh`.
+    """
+    optimisers = optimisers_of(task, config)
+    state = abstract(task, optimisers, config.ema_decay, mesh, config.preset)
+    check_mesh(state, task, mesh, config.preset)
+    return optimisers, state
+
+
 def abstract(
     task: Task,
     optimisers: Mapping[str, optax.GradientTransformation],
@@ -114,7 +128,18 @@ def abstract(
     mesh: Mesh,
     rules: str,
 ) -> TrainState:
-    """The shapes of what `init_state` makes, each with its sharding; nothing is computed.
+    """The shapes of what `init_state` makes, each with its sharding (`on_mesh`); nothing is
+    computed.
+    """
+    # of the parameters' shapes, which are known: tracing their initialisation takes longest
+    averaged = task.ema_groups if ema_decay else ()
+    before = functools.partial(_before, optimisers=optimisers, averaged=averaged)
+    shapes = jax.eval_shape(before, *sharding.unbox(sharding.initial(task)), jax.random.key(0))
+    return on_mesh(shapes, task, mesh, rules)
+
+
+def on_mesh(shapes: TrainState, task: Task, mesh: Mesh, rules: str) -> TrainState:
+    """The shapes of a state, laid on this mesh.
 
     Parameters lie as their logical axes say, and what mirrors a parameter (moments, EMA: same path
     below the group, same shape) lies like it. Everything else is on every device. What belongs to
@@ -135,10 +160,6 @@ def abstract(
             place = sharding.on_host(place)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
-    # of the parameters' shapes, which are known: tracing their initialisation takes longest
-    averaged = task.ema_groups if ema_decay else ()
-    before = functools.partial(_before, optimisers=optimisers, averaged=averaged)
-    shapes = jax.eval_shape(before, *sharding.unbox(sharding.initial(task)), jax.random.key(0))
     return jax.tree_util.tree_map_with_path(of, shapes)
 
 

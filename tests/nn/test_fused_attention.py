@@ -109,10 +109,8 @@ def test_a_tpu_program_holds_no_scores_where_there_is_the_kernel(length, fused, 
         assert hlo.cost(text, 4).flops == 5 * 2 * 4 * length**2 * 64 / (2 if causal else 1)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is installed on Linux x86-64 alone"
-)
-def test_a_layer_of_muse_holds_no_scores_on_a_tpu():
+def _four_chips():
+    """A mesh of four, and what makes inputs whose rows are split over it."""
     from t2i_jax.aot.ahead import slice_devices
 
     mesh = sharding.make_mesh({"fsdp": 4}, slice_devices("v5e:2x2"))
@@ -121,6 +119,14 @@ def test_a_layer_of_muse_holds_no_scores_on_a_tpu():
     def given(*shape, dtype="bfloat16"):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
+    return mesh, given
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is installed on Linux x86-64 alone"
+)
+def test_a_layer_of_muse_holds_no_scores_on_a_tpu():
+    mesh, given = _four_chips()
     layer = maskgit_layers.Layer(
         dim=128, dim_head=64, heads=2, ff_mult=4, compat=(), dtype="bfloat16", fmap_size=64,
         multi_axis=None,
@@ -143,14 +149,7 @@ def test_a_layer_of_muse_holds_no_scores_on_a_tpu():
 def test_a_text_is_attended_to_by_the_kernel_which_a_remat_policy_does_not_run_again(
     remat, kernels
 ):
-    from t2i_jax.aot.ahead import slice_devices
-
-    mesh = sharding.make_mesh({"fsdp": 4}, slice_devices("v5e:2x2"))
-    place = jax.NamedSharding(mesh, jax.P(("slice", "data", "fsdp")))
-
-    def given(*shape, dtype="bfloat16"):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
-
+    mesh, given = _four_chips()
     # five layers are one loop, whose body is written once
     network = Transformer(dim=1024, depth=5, heads=16, mlp_dim=128, cross=True, causal=True,
                           dtype="bfloat16", remat=remat)  # fmt: skip
