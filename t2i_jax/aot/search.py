@@ -55,6 +55,7 @@ def search(
     micro_batches: Sequence[int],
     meshes: Sequence[Mapping[str, int]],
     seconds: float = SECONDS,
+    divides: Callable[[Setting], bool] = lambda setting: True,
 ) -> Iterator[tuple[Setting, Report | None]]:
     """Settings and their reports, one at a time as they are tried; None: there was no time for it.
 
@@ -62,7 +63,8 @@ def search(
     their order. A batch in more parts is tried only where fewer do not fit.
 
     Args:
-      measure: compiles a step. seconds: see `SECONDS`.
+      measure: compiles a step. seconds: see `SECONDS`. divides: whether the batch divides over a
+        setting's devices and micro-batches; others are not tried.
     """
     begin, longest, found = time.monotonic(), 0.0, {}
 
@@ -77,8 +79,9 @@ def search(
 
     def settings(remat, first, mesh):
         for parts in micro_batches:
-            if parts >= first:
-                report = tried(setting := Setting(remat, parts, mesh))
+            setting = Setting(remat, parts, mesh)
+            if parts >= first and divides(setting):
+                report = tried(setting)
                 yield setting, report
                 if report is None or report.fits:
                     return

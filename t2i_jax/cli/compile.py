@@ -162,7 +162,7 @@ def _search(recipe, topology):
     from t2i_jax.aot import ahead, search
     from t2i_jax.config import override, to_dict
     from t2i_jax.runs.recipe import with_mesh
-    from t2i_jax.sharding import mesh_text
+    from t2i_jax.sharding import make_mesh, mesh_text
 
     fields = ["task." + path for path in _named("remat", to_dict(recipe.task))]
 
@@ -176,26 +176,40 @@ def _search(recipe, topology):
             )
         return _compile(wanted, topology)
 
-    parts = [n for n in search.MICRO_BATCHES if recipe.train.batch_size % n == 0]
-    others = search.meshes(recipe.task, recipe.train, ahead.slice_devices(topology))
+    devices = ahead.slice_devices(topology)
+
+    def divides(setting):
+        shape = recipe.train.mesh if setting.mesh is None else dict(setting.mesh)
+        config = dataclasses.replace(recipe.train, accumulate=setting.accumulate)
+        try:
+            config.check_batch(make_mesh(shape, devices))
+        except UserError:
+            return False
+        return True
+
+    others = search.meshes(recipe.task, recipe.train, devices)
     policies = search.POLICIES if fields else (None,)
     reports, left = {}, []
     print(f"{'':56} {'fits':>5} {'peak GiB':>9} {'step s':>8} {'MFU':>5}")
-    for setting, report in search.search(measure, policies, parts, others):
+    found = search.search(measure, policies, search.MICRO_BATCHES, others, divides=divides)
+    for setting, report in found:
         if report is None:
             left.append(str(setting))
             continue
         reports[setting] = report
-        numbers = (
-            f"{report.peak:9.1f} {report.step:8.3f} {report.mfu:5.0%}"
-            if report.fits
-            else f"{report.temporaries:9.1f}"
-        )
-        print(f"{setting!s:56} {'yes' if report.fits else 'no':>5} {numbers}", flush=True)
+        print(_line(setting, report), flush=True)
     if left:
         minutes = search.SECONDS / 60
         print(f"{minutes:.0f} minutes were over before these: {'; '.join(left)}")
     return reports
+
+
+def _line(setting, report):
+    """A report as a line of the search's table."""
+    if not report.fits:
+        return f"{setting!s:56} {'no':>5} {report.temporaries:9.1f}"
+    numbers = f"{report.peak:9.1f} {report.step:8.3f} {report.mfu:5.0%}"
+    return f"{setting!s:56} {'yes':>5} {numbers}"
 
 
 def _named(name, tree, path=""):

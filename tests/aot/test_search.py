@@ -33,6 +33,20 @@ def test_a_batch_is_parted_only_where_it_does_not_fit_whole():
     assert search.fastest(dict(tried)) == tried[2][0]
 
 
+def test_a_batch_that_does_not_divide_is_not_tried():
+    def divides(setting):
+        return setting.accumulate <= (2 if setting.mesh is None else 1)
+
+    def measure(setting):
+        assert divides(setting)  # compiling would refuse it
+        return _Report(False, 1.0)
+
+    tried = search.search(measure, ("full",), (1, 2, 4), ({"data": 8},), divides=divides)
+    assert [(setting.mesh, setting.accumulate) for setting, _ in tried] == [
+        (None, 1), (None, 2), ((("data", 8),), 1),
+    ]  # fmt: skip
+
+
 def test_it_ends_where_another_compilation_would_be_too_long(monkeypatch):
     clock = iter(range(0, 1000, 40))
     monkeypatch.setattr(search.time, "monotonic", lambda: float(next(clock)))
