@@ -271,6 +271,9 @@ def _value(argument, texts):
         return tuple(text.split(","))
     if set(_alternatives(annotation)) <= {str, type(None)}:
         return None if text == "None" and annotation is not str else text
+    alone = values.literal(text)
+    if _is_sequence(annotation) and values.problem(alone, annotation):
+        text = f"({text},)" if values.problem((alone,), annotation) is None else text
     return values.parse(text, annotation, name)
 
 
@@ -318,6 +321,11 @@ def _admits(annotation, kind):
 
 def _takes_tuple(annotation):
     return any(typing.get_origin(one) is tuple for one in _alternatives(annotation))
+
+
+def _is_sequence(annotation):
+    """Whether it may be a tuple of any length, of which one value may stand alone."""
+    return any(typing.get_args(one)[-1:] == (Ellipsis,) for one in _alternatives(annotation))
 
 
 def _value_word(annotation):

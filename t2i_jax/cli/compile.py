@@ -160,38 +160,19 @@ def _stages(recipe):
 def _search(recipe, topology):
     """Reports by setting, a line of each as it is compiled; see `aot.search`."""
     from t2i_jax.aot import ahead, search
-    from t2i_jax.config import override, to_dict
-    from t2i_jax.runs.recipe import with_mesh
-    from t2i_jax.sharding import make_mesh, mesh_text
+    from t2i_jax.config import to_dict
 
     fields = ["task." + path for path in _named("remat", to_dict(recipe.task))]
-
-    def measure(setting):
-        words = [f"{field}={setting.remat}" for field in fields]
-        wanted = override(recipe, [*words, f"train.accumulate={setting.accumulate}"])
-        if setting.mesh is not None:
-            wanted = with_mesh(wanted, mesh_text(dict(setting.mesh)))
-            wanted = dataclasses.replace(
-                wanted, train=dataclasses.replace(wanted.train, rules=None)
-            )
-        return _compile(wanted, topology)
-
     devices = ahead.slice_devices(topology)
-
-    def divides(setting):
-        shape = recipe.train.mesh if setting.mesh is None else dict(setting.mesh)
-        config = dataclasses.replace(recipe.train, accumulate=setting.accumulate)
-        try:
-            config.check_batch(make_mesh(shape, devices))
-        except UserError:
-            return False
-        return True
-
-    others = search.meshes(recipe.task, recipe.train, devices)
-    policies = search.POLICIES if fields else (None,)
+    found = search.search(
+        lambda setting: _compile(_with(recipe, fields, setting), topology),
+        search.POLICIES if fields else (None,),
+        search.MICRO_BATCHES,
+        search.meshes(recipe.task, recipe.train, devices),
+        divides=lambda setting: _divides(recipe.train, devices, setting),
+    )
     reports, left = {}, []
     print(f"{'':56} {'fits':>5} {'peak GiB':>9} {'step s':>8} {'MFU':>5}")
-    found = search.search(measure, policies, search.MICRO_BATCHES, others, divides=divides)
     for setting, report in found:
         if report is None:
             left.append(str(setting))
@@ -202,6 +183,34 @@ def _search(recipe, topology):
         minutes = search.SECONDS / 60
         print(f"{minutes:.0f} minutes were over before these: {'; '.join(left)}")
     return reports
+
+
+def _with(recipe, fields, setting):
+    """The recipe with a setting of the search; `fields`: those that name a remat policy."""
+    from t2i_jax.config import override
+    from t2i_jax.runs.recipe import with_mesh
+    from t2i_jax.sharding import mesh_text
+
+    words = [f"{field}={setting.remat}" for field in fields]
+    recipe = override(recipe, [*words, f"train.accumulate={setting.accumulate}"])
+    if setting.mesh is None:
+        return recipe
+    recipe = with_mesh(recipe, mesh_text(dict(setting.mesh)))
+    return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, rules=None))
+
+
+def _divides(train, devices, setting):
+    """Whether the batch divides into a setting's micro-batches, and these over its mesh."""
+    from t2i_jax.sharding import make_mesh
+
+    shape = train.mesh if setting.mesh is None else dict(setting.mesh)
+    try:
+        dataclasses.replace(train, accumulate=setting.accumulate).check_batch(
+            make_mesh(shape, devices)
+        )
+    except UserError:
+        return False
+    return True
 
 
 def _line(setting, report):

@@ -62,7 +62,7 @@ class _Command:
 
 
 # What a system may take beside prompts and options, by the name that its task lists in `inputs`:
-# the flag and its help.
+# the flag and its help. "other_images" has no flag of its own: it is the second --image.
 _INPUTS: Mapping[str, tuple[str, Any, str]] = {
     "negative_prompts": ("negative", str, "What the images should not show."),
     "init_images": (
@@ -79,7 +79,7 @@ _INPUTS: Mapping[str, tuple[str, Any, str]] = {
     "images": (
         "image",
         tuple[pathlib.Path, ...],
-        "An image to vary; given twice, what lies between two images (see --blend).",
+        "An image to vary.",
     ),
     "instead_of": (
         "instead_of",
@@ -112,7 +112,7 @@ def command(words: Sequence[str]) -> None:
 
     recipe = runs.load_run_recipe(run)
     defaults, kind = recipe.evaluation.options, type(recipe.task).__name__
-    inputs = [_input(name) for name in recipe.task.inputs]
+    inputs = [_input(name, recipe.task.inputs) for name in recipe.task.inputs if name in _INPUTS]
     options = [
         option
         for option in cli.arguments_of(type(defaults), vars(defaults))
@@ -141,7 +141,7 @@ _COLUMNS, _IN_GRID, _PIXELS_IN_GRID = 16, 256, 2**27  # of grid.png at most
 def _has_use(option, kind, inputs):
     """Whether something that an option needs can be given on the command line."""
     needed = getattr(kind, "needs", {}).get(option)
-    known = {*inputs, "other_images", *fields_of(kind)}
+    known = {*inputs, *fields_of(kind)}
     return needed is None or not known.isdisjoint(needed)
 
 
@@ -165,8 +165,10 @@ def _check_needed(chosen, defaults, inputs):
     generation.check_used(defaults, chosen, given, told, refuse)
 
 
-def _input(name):
+def _input(name, inputs):
     flag, kind, about = _INPUTS[name]
+    if name == "images" and "other_images" in inputs:
+        about = f"{about} Given twice, what lies between two images is made (see --blend)."
     return Argument(flag, kind | None, None, about, Shown())
 
 
@@ -225,7 +227,9 @@ def _helper(field, run, can, kind):
 
     if run is None:
         return None
-    system = runs.load(paths.given(field, run))
+    if not paths.given(field, run).is_dir():
+        raise UserError(f"{field}={str(run)!r} is not a folder; give the run of a {kind}.")
+    system = runs.load(run)
     if not getattr(system, can):
         told = type(system.task).__name__
         raise UserError(f"{field}={str(run)!r} is a run of {told}; give the run of a {kind}.")
@@ -262,7 +266,7 @@ def _given(task, inputs):
             )
         found["mask"] = read("mask", None)
     if inputs.get("image"):
-        found |= _images(inputs["image"], task.channels)
+        found |= _images(inputs["image"], task)
     if inputs.get("instead_of") is not None:
         found["instead_of"] = inputs["instead_of"]
     if inputs.get("cond") is not None:
@@ -272,13 +276,15 @@ def _given(task, inputs):
     return found
 
 
-def _images(named, channels):
-    """One image to vary, or two to go from one to the other."""
+def _images(named, task):
+    """One image to vary, or two to go from one to the other where the system can."""
     from t2i_jax.data import image_file
 
-    if len(named) > 2:
-        raise UserError(f"image is given {len(named)} times; give one image, or two to mix.")
-    read = [image_file.read(paths.given("image", path), channels, "image") for path in named]
+    mixes = "other_images" in task.inputs
+    if len(named) > 1 + mixes:
+        remedy = "one image, or two to mix" if mixes else "one, since this run mixes no images"
+        raise UserError(f"image is given {len(named)} times; give {remedy}.")
+    read = [image_file.read(paths.given("image", path), task.channels, "image") for path in named]
     return dict(zip(("images", "other_images"), read))
 
 

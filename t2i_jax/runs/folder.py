@@ -6,7 +6,7 @@
     WORKDIR/text_tokenizer/   the vocabulary of a learned text encoder
     WORKDIR/recipe.json       the recipe of a run that joins its parts and trains nothing of its own
     WORKDIR/samples/          grids of images; metrics.jsonl, metrics.json, goodput.json and event
-                              files beside them
+                              files beside them; wandb_id.txt: the run's id in Weights & Biases
     WORKDIR/profile/          traces
     WORKDIR/evaluation.json   how the metrics of generated images were measured while it trained
     WORKDIR/evaluation/       the features of the real images that they are compared with

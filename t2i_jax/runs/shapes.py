@@ -4,8 +4,6 @@ them finite.
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2i_jax import config, sharding
+from t2i_jax import sharding
 from t2i_jax.errors import UserError, first_line
 from t2i_jax.foreign.arrays import not_finite, some
-from t2i_jax.runs.recipe import TYPES
 
 Arrays = Mapping[str, Any]  # NumPy's or JAX's, nested
 
@@ -34,7 +31,7 @@ def check(task: Any, params: Arrays, ema: Arrays, stats: Arrays, where: str) -> 
     """
     params, ema, stats = flat(params), flat(ema), flat(stats)
     try:
-        wanted, wanted_stats = _shapes(json.dumps(config.to_dict(task)))
+        wanted, wanted_stats = map(flat, sharding.unbox(sharding.initial(task)))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except Exception as error:  # whatever fields that do not go together make a network raise
@@ -56,14 +53,6 @@ def check(task: Any, params: Arrays, ema: Arrays, stats: Arrays, where: str) -> 
             f"{where}: {some(wrong)}; restore the folder from a copy, or take an earlier "
             "checkpoint."
         )
-
-
-@functools.lru_cache(maxsize=8)
-def _shapes(task: str):
-    """The shapes of a task's parameters and stats, flat."""
-    made: Any = config.from_dict(json.loads(task), TYPES, "recipe.task")
-    shapes = sharding.unbox(sharding.initial(made))
-    return tuple(flat(tree) for tree in shapes)
 
 
 def flat(tree: Any) -> dict[str, Any]:

@@ -215,8 +215,8 @@ class SystemTask:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What `generate` of the system takes beside prompts: "negative_prompts", "init_images",
-        "mask", "cond_images", "start_images".
+        """What `generate` of the system takes beside prompts: "negative_prompts", "images",
+        "other_images", "instead_of", "init_images", "mask", "cond_images", "start_images".
         """
         return ()
 

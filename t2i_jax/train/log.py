@@ -27,6 +27,8 @@ from t2i_jax.terminal import say
 
 METRICS = "metrics.json"
 _MOST = 2**26  # bytes of metrics.json
+WANDB_ID = "wandb_id.txt"  # a run's id in Weights & Biases, under which it is carried on
+_ID = re.compile(r"([\w-]+)\n?", re.ASCII)
 _NO_TAG = re.compile(r"[^-/\w.]")  # what TensorBoard does not take in the name of a scalar
 _FLUSH_EVERY = 10.0  # seconds between two writings of events to the disk
 # what is left, and how fast it goes, `Pace` knows: tqdm would count compiling and hooks as steps
@@ -61,6 +63,8 @@ class Log:
         path = workdir / "metrics.jsonl"
         with self._forgiving():
             _make_room(workdir)
+            if self._wandb is not None:
+                _replace(workdir / WANDB_ID, f"{self._wandb.id}\n")
             _forget_after(path, start)
             self._file = path.open("a")
             self._events = _Events(workdir, start)
@@ -327,7 +331,17 @@ def check_wandb(project: str | None) -> None:
 
 
 def _start_wandb(project, workdir):
+    """The run in Weights & Biases: the one of the workdir where it has one, else a new one."""
     check_wandb(project)
     import wandb
 
-    return wandb.init(project=project, name=workdir.name, dir=str(workdir), resume="allow")
+    known = None
+    with contextlib.suppress(OSError):
+        known = _ID.fullmatch((workdir / WANDB_ID).read_text(encoding="utf-8", errors="replace"))
+    return wandb.init(
+        project=project,
+        name=workdir.name,
+        dir=str(workdir),
+        id=known and known[1],
+        resume="allow",
+    )

@@ -26,6 +26,7 @@ def paint(
     count: Count = 4,
     sampler: str | tuple[str | None, ...] | None = None,
     guidance: float | tuple[float, ...] = 3.0,
+    sizes: tuple[int | tuple[int, int], ...] | None = None,
     captions: bool = True,
     replace: bool = False,
     note: str | None = None,
@@ -38,7 +39,7 @@ def paint(
     Args:
         run: Folder of the run.
         overrides: Fields to change.
-        count, guidance: Numbers. sampler: One name,
+        count, guidance, sizes: Numbers. sampler: One name,
         or one for each. json_file: A file.
     """
 
@@ -62,6 +63,10 @@ def parsed(*words):
         (["run", "--note", "none"], {"note": "none"}),
         (["run", "--guidance", "3", "1.5", "a=1"], {"guidance": (3, 1.5), "overrides": ("a=1",)}),
         (["run", "--guidance", "3,1"], {"guidance": (3, 1)}),
+        (["run", "--sizes", "15"], {"sizes": (15,)}),
+        (["run", "--sizes", "15", "30"], {"sizes": (15, 30)}),
+        (["run", "--sizes", "(15, 20), 30"], {"sizes": ((15, 20), 30)}),
+        (["run", "--sizes", "wide"], None),
         (["run", "--sampler", "ddim", "heun"], {"sampler": ("ddim", "heun")}),
         (["run", "--sampler", "ddim,heun"], {"sampler": ("ddim", "heun")}),
         (["run", "--sampler", "ddim", "a red circle"], {"sampler": "ddim"}),

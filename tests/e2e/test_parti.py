@@ -199,6 +199,8 @@ def test_what_sample_cannot_use_is_one_sentence(trained, tmp_path):
     assert f"{of_tokenizer} super-resolution" in said("x", "--upscale", trained / "tokenizer")
     best = ("--best-of", 4, "--rerank", trained / "tokenizer")
     assert f"{of_tokenizer} CLIP" in said("x", *best)
+    nowhere = tmp_path / "nowhere"
+    assert f"rerank='{nowhere}' is not a folder" in said("x", *best[:3], nowhere)
     helped = inside("sample", trained, "--help").stdout
     assert "t2i sample RUN [CAPTION ...]" in helped and "--top-k" in helped
 

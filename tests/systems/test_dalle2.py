@@ -223,6 +223,13 @@ def test_the_command_line(run, tmp_path, monkeypatch):
         _sampled(run, "--image", one, "--prior-steps", 3)
     with pytest.raises(UserError, match="image is given 3 times"):
         _sampled(run, "--image", one, "--image", two, "--image", one)
+    varied = ("--image", one, "--out", tmp_path / "by_decoder")
+    inside("sample", run / "decoder", *varied, *few)  # alone it varies an image, and mixes none
+    assert len(list((tmp_path / "by_decoder").glob("0*.png"))) == 4
+    with pytest.raises(UserError, match="image is given 2 times; give one, since this run mixes"):
+        _sampled(run / "decoder", "--image", one, "--image", two)
+    helped = [inside("sample", of, "--help").stdout for of in (run, run / "decoder")]
+    assert ["Given twice" in text for text in helped] == [True, False]
     best = ("--best-of", 4, "--rerank", run / "clip")
     inside("sample", run, CAPTIONS[0], "--count", 2, "--out", tmp_path / "best", *best, *small)
     rows = (tmp_path / "best" / "scores.tsv").read_text().splitlines()[1:]

@@ -3,11 +3,14 @@ refuses.
 """
 
 import dataclasses
+import importlib.machinery
 import json
 import os
 import signal
+import sys
 import threading
 import time
+import types
 
 import chex
 import jax
@@ -17,6 +20,7 @@ import pytest
 from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.train.background import is_compiling
+from t2i_jax.train.log import WANDB_ID
 from t2i_jax.train.loop import Hook, Preempted, TrainConfig, fit
 from t2i_jax.train.optim import OptimConfig
 from t2i_jax.train.stored import load_params
@@ -332,3 +336,32 @@ def test_wandb_is_only_wanted_when_asked_for(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(UserError, match="wandb_project='images' needs Weights & Biases"):
         _fit(tmp_path, wandb_project="images")
+
+
+class _Wandb(types.ModuleType):
+    """Stands in for Weights & Biases: what it is asked for, and the ids it gives."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.asked, self.logged = [], []
+
+    def init(self, *, id, **asked):
+        self.asked.append({"id": id, **asked})
+        run = types.SimpleNamespace(id=id or f"new{len(self.asked)}", finish=lambda: None)
+        run.log = lambda metrics, step: self.logged.append((run.id, step, metrics))
+        return run
+
+
+def test_a_run_that_is_carried_on_stays_one_run_in_wandb(tmp_path, monkeypatch):
+    wandb = _Wandb()
+    wandb.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for workdir, steps in (("one", 2), ("one", 4), ("other", 2)):
+        _fit(tmp_path / workdir, steps=steps, wandb_project="images")
+    assert [asked["id"] for asked in wandb.asked] == [None, "new1", None]
+    assert {asked["resume"] for asked in wandb.asked} == {"allow"}
+    assert {(run, step) for run, step, _ in wandb.logged} >= {("new1", 2), ("new1", 4), ("new3", 2)}
+
+    (tmp_path / "one" / WANDB_ID).write_bytes(b"\xff damaged")
+    _fit(tmp_path / "one", steps=6, wandb_project="images")
+    assert wandb.asked[-1]["id"] is None  # a new one, rather than no training

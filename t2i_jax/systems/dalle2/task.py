@@ -69,7 +69,7 @@ class DALLE2Task(SystemTask):
         """Negative prompts; images to vary, to mix and to change by captions; images to change or
         complete pixel by pixel.
         """
-        return "negative_prompts", "images", "instead_of", "init_images", "mask"
+        return "negative_prompts", "images", "other_images", "instead_of", "init_images", "mask"
 
     @property
     def samples(self) -> tuple[str, ...]:

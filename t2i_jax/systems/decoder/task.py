@@ -217,12 +217,13 @@ class DecoderTask(CascadeTask):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Negative prompts with captions; images to change or complete, and to start from at a
-        later stage.
+        """Negative prompts with captions; images to vary where there is a CLIP to embed them;
+        images to change or complete, and to start from at a later stage.
         """
         names = ("negative_prompts",) if self.by_text else ()
+        shown = ("images",) if self.by_image and self.clip is not None else ()
         start = ("start_images",) if len(self.stages) > 1 else ()
-        return (*names, "init_images", "mask", *start)
+        return (*names, *shown, "init_images", "mask", *start)
 
     @property
     def samples(self) -> tuple[str, ...]:
