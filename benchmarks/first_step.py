@@ -139,8 +139,8 @@ def _both_ways(path):
     """Prints what the first state takes on both ways, first that on the host."""
     import jax
 
+    from t2i_jax import on_host
     from t2i_jax.runs.recipe import load_recipe
-    from t2i_jax.train import on_host
     from t2i_jax.train import state as states
 
     jax.config.update("jax_enable_compilation_cache", False)

@@ -35,6 +35,7 @@ _ALLOWED = {
     "foreign": _LOW,
     "pixels": _LOW,
     "sharding": _LOW,
+    "on_host": _LOW | {"sharding"},
     "nn": _LOW | {"sharding"},
     "diffusion": _LOW | {"sharding", "pixels"},
     "decoding": _LOW | {"sharding"},
@@ -44,8 +45,8 @@ _ALLOWED = {
     "eval": _LOW | {"foreign", "sharding", "pixels", "nn", "text", "models", "convert", "data"},
     "systems": _LOW
     | {"foreign", "sharding", "pixels", "nn", "diffusion", "decoding", "text", "models", "convert"}
-    | {"eval", "data"},
-    "train": _LOW | {"foreign", "sharding"},
+    | {"eval", "data", "on_host"},
+    "train": _LOW | {"foreign", "sharding", "on_host"},
     "aot": _LOW | {"sharding", "train"},
     "data": _LOW | {"foreign"},
 }

@@ -17,6 +17,7 @@ import numpy as np
 from t2i_jax import sharding
 from t2i_jax.errors import UserError
 from t2i_jax.eval.evaluation import Evaluation
+from t2i_jax.on_host import initialise
 from t2i_jax.text.encoder import TextEncoder
 from t2i_jax.types import Array, Batch, Key, Metrics, Params, SamplingProgram, Stats
 from t2i_jax.words import named
@@ -196,6 +197,12 @@ class SystemTask:
         are, weight decay included; {}: it moves all of them.
         """
         return {}
+
+    def initialise(self, key: Key) -> tuple[Mapping[str, Params], Stats]:
+        """The first parameters by group and the first statistics, as a training begins with them:
+        what the task's `init` gives, compiled, without the names of axes.
+        """
+        return initialise(self.init, key)  # type: ignore[attr-defined]
 
     def weights_shapes(self) -> Any:
         """Shapes of `weights` of the trained system, where this task is a part of another one."""

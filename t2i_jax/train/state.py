@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from t2i_jax import sharding
+from t2i_jax import on_host, sharding
 from t2i_jax.errors import UserError
 from t2i_jax.seeds import key_of
-from t2i_jax.train import on_host, optim
+from t2i_jax.train import optim
 from t2i_jax.train.background import compile_in_background
 from t2i_jax.train.config import TrainConfig
 from t2i_jax.types import Key, Task, TrainState

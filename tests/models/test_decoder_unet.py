@@ -8,7 +8,8 @@ import pytest
 import t2i_jax as t2i
 from t2i_jax import convert
 from t2i_jax.errors import UserError
-from tests.begun import begun, moved
+from t2i_jax.on_host import initialise
+from tests.begun import moved
 
 FIELDS = dict(dim=8, dim_mults=(1,), resnet_groups=4, attn_heads=1, attn_dim_head=8)
 FIELDS |= dict(num_resnet_blocks=0, init_cross_embed=False, init_conv_kernel_size=1)
@@ -18,7 +19,7 @@ MIDDLE = ("mid_first", "mid_second")
 
 
 def _params(unet, *inputs):
-    return moved(begun(lambda key: unet.init(key, *inputs), jax.random.key(0))["params"], 0.1)
+    return moved(initialise(lambda key: unet.init(key, *inputs), jax.random.key(0))["params"], 0.1)
 
 
 def outputs(**fields):

@@ -18,8 +18,8 @@ from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
 from t2i_jax.models.vqgan import VQGanVAE
 from t2i_jax.nn.conv import conv
 from t2i_jax.nn.quantize import FactorisedVq
+from t2i_jax.on_host import initialise
 from t2i_jax.pixels import SIGNED, to_float
-from tests.begun import begun
 
 
 class Convolutional(image_tokenizer.QuantizedAutoencoder):
@@ -95,7 +95,7 @@ def test_every_tokenizer_fits_the_protocol(name, key):
     model = MODELS[name]
     assert isinstance(model, image_tokenizer.ImageTokenizer)
     assert (model.grid, model.num_tokens, model.patch_size) == ((4, 4), 16, 4)
-    weights = begun(functools.partial(image_tokenizer.init, model), key)
+    weights = initialise(functools.partial(image_tokenizer.init, model), key)
     chex.assert_trees_all_equal_shapes_and_dtypes(
         weights, sharding.unbox(image_tokenizer.abstract(model))
     )
@@ -138,7 +138,7 @@ def test_one_set_of_weights_runs_at_several_sizes(key):
     assert jax.eval_shape(
         lambda k: image_tokenizer.init(small, k), key
     ) == image_tokenizer.abstract(large)
-    weights = begun(functools.partial(image_tokenizer.init, small), key)
+    weights = initialise(functools.partial(image_tokenizer.init, small), key)
     image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)).astype(np.uint8)
     ids = jax.jit(functools.partial(image_tokenizer.tokens, large))(weights, image)
     pixels = jax.eval_shape(functools.partial(image_tokenizer.pixels, large), weights, ids)

@@ -16,7 +16,8 @@ from t2i_jax.models import parti_transformer
 from t2i_jax.models.parti import COMPAT, Parti
 from t2i_jax.models.parti_transformer import PartiTransformer
 from t2i_jax.nn import transformer
-from tests.begun import begun, moved
+from t2i_jax.on_host import initialise
+from tests.begun import moved
 
 _SIZES = {"fmap_size": 3, "codebook_size": 20, "text_embed_dim": 6}
 _PARTI = Parti(dim=16, depth=2, heads=2, dim_head=8, **_SIZES)
@@ -41,7 +42,7 @@ def _inputs(rows=2):
 
 def _first(model):
     ids, embeds, mask = _inputs()
-    return begun(lambda key: model.init(key, ids[:, :1], embeds, mask), jax.random.key(0))
+    return initialise(lambda key: model.init(key, ids[:, :1], embeds, mask), jax.random.key(0))
 
 
 @functools.cache

@@ -6,13 +6,13 @@ import pytest
 from t2i_jax import sharding
 from t2i_jax.errors import UserError
 from t2i_jax.models.stylegan_discriminator import StyleDiscriminator, _blur, _deviation
-from tests.begun import begun
+from t2i_jax.on_host import initialise
 
 
 def test_one_finite_logit_per_image_and_unit_weights(key):
     model = StyleDiscriminator(image_size=16, max_width=16)
     image = np.random.default_rng(0).normal(size=(6, 16, 16, 3)).astype(np.float32)
-    params = begun(lambda key: model.init(key, image), key)["params"]
+    params = initialise(lambda key: model.init(key, image), key)["params"]
     logits = jax.jit(model.apply)({"params": params}, image)
     assert logits.shape == (6,) and np.isfinite(logits).all()
     kernel = params["block_16_conv_0"]["kernel"]

@@ -10,8 +10,8 @@ from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.nn.conv import depthwise, neighbours, patchify, unpatchify
+from t2i_jax.on_host import initialise
 from t2i_jax.pixels import to_float, to_uint8
-from tests.begun import begun
 
 
 def test_the_readme_spelling_of_the_package():
@@ -57,7 +57,7 @@ def test_an_implicit_head_makes_the_same_pixels_at_any_patch_size(key):
         dim=8, image_size=8, patch_size=4, layers=1, heads=1, dim_head=8, codebook_size=16,
         pixel_head="implicit", pixel_head_dim=6, discr_layers=0,
     )  # fmt: skip
-    weights = begun(functools.partial(image_tokenizer.init, vae), key)
+    weights = initialise(functools.partial(image_tokenizer.init, vae), key)
     kernel = weights["generator"]
     for name in vae.last_layer:
         kernel = kernel[name]
@@ -82,7 +82,7 @@ def test_codes_there_and_back(lookup_free, key):
         dim=16, image_size=16, patch_size=4, layers=1, heads=2, dim_head=4, codebook_size=16,
         lookup_free_quantization=lookup_free, codebook_dim=4,
     )  # fmt: skip
-    weights = begun(functools.partial(image_tokenizer.init, vae), key)
+    weights = initialise(functools.partial(image_tokenizer.init, vae), key)
     image = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
     ids = jax.jit(functools.partial(image_tokenizer.tokens, vae))(weights, image)
     assert ids.shape == (2, 16)

@@ -9,8 +9,8 @@ from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.vit_vqgan_paper import ViTVQGAN, preset
+from t2i_jax.on_host import initialise
 from t2i_jax.pixels import to_float, to_uint8
-from tests.begun import begun
 
 TINY = dict(
     image_size=16,
@@ -37,7 +37,7 @@ def test_sizes_of_the_paper():
 
 def test_stacked_layers_compute_what_single_ones_do(key):
     single, stacked = ViTVQGAN(**TINY), ViTVQGAN(**TINY, scan=True, remat="full")
-    weights = begun(functools.partial(image_tokenizer.init, single), key)["generator"]
+    weights = initialise(functools.partial(image_tokenizer.init, single), key)["generator"]
     again = dict(weights)
     for part in ("encoder", "decoder"):
         layers = [weights[part][f"layer_{i}"] for i in range(2)]
@@ -57,7 +57,7 @@ def test_stacked_layers_compute_what_single_ones_do(key):
 
 def test_codes_and_images_have_their_shapes(key):
     model = ViTVQGAN(**TINY, decoder_dim=24, decoder_heads=3, channels=1)
-    weights = begun(functools.partial(image_tokenizer.init, model), key)
+    weights = initialise(functools.partial(image_tokenizer.init, model), key)
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 1)).astype(np.uint8)
     ids = jax.jit(functools.partial(image_tokenizer.tokens, model))(weights, images)
     assert ids.shape == (2, 16) and ids.dtype == jnp.int32
@@ -68,7 +68,7 @@ def test_codes_and_images_have_their_shapes(key):
 def test_tokens_are_row_by_row(key):
     """A change of the top right patch alone changes the embedding of token 3 most."""
     model = ViTVQGAN(**{**TINY, "layers": 0}, decoder_layers=0)
-    weights = begun(functools.partial(image_tokenizer.init, model), key)
+    weights = initialise(functools.partial(image_tokenizer.init, model), key)
     image = np.zeros((1, 16, 16, 3), np.float32)
     changed = image.copy()
     changed[:, :4, 12:] = 1
@@ -80,7 +80,7 @@ def test_tokens_are_row_by_row(key):
 
 def test_sigmoid_output_stays_just_outside_the_range(key):
     model = ViTVQGAN(**TINY, output="sigmoid")
-    weights = begun(functools.partial(image_tokenizer.init, model), key)["generator"]
+    weights = initialise(functools.partial(image_tokenizer.init, model), key)["generator"]
     features = 100 * np.random.default_rng(0).normal(size=(1, 4, 4, 16)).astype(np.float32)
     pixels = jax.jit(functools.partial(model.apply, method="pixels"))
     image = pixels({"params": weights}, features)

@@ -10,7 +10,7 @@ import pytest
 
 from t2i_jax.nn import embed
 from t2i_jax.nn.attention import MultiHeadAttention, MultiQueryAttention, add_to_all
-from tests.begun import begun
+from t2i_jax.on_host import initialise
 
 
 def _normal(*shape):
@@ -18,7 +18,7 @@ def _normal(*shape):
 
 
 def _made(module, *args):
-    return begun(lambda key: module.init(key, *args), jax.random.key(1))
+    return initialise(lambda key: module.init(key, *args), jax.random.key(1))
 
 
 def test_multi_head_is_the_formula():

@@ -5,7 +5,7 @@ import numpy as np
 
 from t2i_jax.models.parti import Parti
 from t2i_jax.nn import embed
-from tests.begun import begun
+from t2i_jax.on_host import initialise
 
 _SIDE, _HEADS = 5, 6
 _PARTI = Parti(
@@ -15,7 +15,7 @@ _PARTI = Parti(
 
 def _first(model):
     inputs = np.zeros((1, 1), np.int32), np.zeros((1, 1, 6), np.float32), np.ones((1, 1), bool)
-    return begun(lambda key: model.init(key, *inputs), jax.random.key(0))["params"]
+    return initialise(lambda key: model.init(key, *inputs), jax.random.key(0))["params"]
 
 
 def test_each_head_first_attends_around_its_own_offset():

@@ -11,7 +11,7 @@ import pytest
 
 from t2i_jax.nn import transformer
 from t2i_jax.nn.transformer import Block, Transformer, layer_fields
-from tests.begun import begun
+from t2i_jax.on_host import initialise
 
 _SIZES = {"dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24, "cross": True, "causal": True}
 
@@ -23,7 +23,7 @@ def _inputs():
 
 
 def _params(model, inputs):
-    return begun(lambda key: model.init(key, *inputs), jax.random.key(1))["params"]
+    return initialise(lambda key: model.init(key, *inputs), jax.random.key(1))["params"]
 
 
 def test_scan_is_the_layers_in_turn():

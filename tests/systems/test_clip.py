@@ -15,6 +15,7 @@ from t2i_jax.data.shapes import Shapes
 from t2i_jax.errors import UserError
 from t2i_jax.eval.judge_shapes import JudgeShapes
 from t2i_jax.models.image_text import Features
+from t2i_jax.on_host import initialise
 from t2i_jax.runs.recipe import load_recipe, recipe_from_dict, recipe_to_dict
 from t2i_jax.systems.clip import retrieval
 from t2i_jax.systems.clip.masked_words import MaskedWords
@@ -24,7 +25,6 @@ from t2i_jax.systems.clip.visual_ssl import VisualSsl, nt_xent
 from t2i_jax.text.tokenizer import train_bpe
 from t2i_jax.train import state as states
 from t2i_jax.train.step import train_step
-from tests.begun import begun
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = dict(
@@ -47,7 +47,7 @@ def _trained(task, steps, batch):
         steps=steps, batch_size=8, optim=t2i.OptimConfig(learning_rate=0.01, weight_decay=0.1)
     )
     optimisers = states.optimisers_of(task, config)
-    first = begun(states.start_of(task, optimisers, 0.0), jax.random.key(0))
+    first = initialise(states.start_of(task, optimisers, 0.0), jax.random.key(0))
 
     @jax.jit
     def run(state, batch):
@@ -100,7 +100,7 @@ def test_fine_grained_sigmoid_learns_and_knows_its_pairs():
 @pytest.fixture(scope="module")
 def system():
     task = ClipTask(t2i.CLIP(**TINY))
-    params = begun(task.init, jax.random.key(0))[0]
+    params = initialise(task.init, jax.random.key(0))[0]
     words = ["a red circle", "a blue square", "a green cross"]
     return task.system(params, {}, {}, {}, train_bpe(words, 40))
 
@@ -131,7 +131,7 @@ def _compiled(caplog):
 def test_ranking_compiles_each_tower_once(caplog, capsys, by_tokens):
     """Trying the captions, and ranking one caption's images after the other."""
     task = ClipTask(t2i.CLIP(**TINY, use_all_token_embeds=by_tokens))
-    params = begun(task.init, jax.random.key(0))[0]
+    params = initialise(task.init, jax.random.key(0))[0]
     captions = ["a red circle", "a blue square", "a green cross and a long rest of a caption"]
     ranker = task.system(params, {}, {}, {}, train_bpe(captions, 40))
     images = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
@@ -244,7 +244,7 @@ def test_self_supervision_by_its_definitions(key):
     found = jax.jit(nt_xent, static_argnums=2)(views[:3], views[3:], 0.5)
     assert float(found) == pytest.approx(float(wanted), rel=1e-5)
     ssl = VisualSsl("simsiam", hidden_dim=8, projection_dim=4)
-    params = begun(functools.partial(ssl.init, 3), key)
+    params = initialise(functools.partial(ssl.init, 3), key)
     image = np.random.default_rng(0).uniform(-1, 1, (6, 8, 8, 3)).astype(np.float32)
 
     def loss(params):

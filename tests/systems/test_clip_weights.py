@@ -11,12 +11,12 @@ import t2i_jax as t2i
 from t2i_jax import convert, runs
 from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
+from t2i_jax.on_host import initialise
 from t2i_jax.systems.clip import weights as clip_weights
 from t2i_jax.systems.clip.task import ClipTask
 from t2i_jax.systems.clip.text import ClipText
 from t2i_jax.systems.clip.visual_ssl import VisualSsl
 from t2i_jax.text.tokenizer import train_bpe
-from tests.begun import begun
 from tests.systems import toy_dalle2
 from tests.systems.test_clip import TINY
 
@@ -27,7 +27,7 @@ pytest.importorskip("torch")
 def file(tmp_path_factory):
     """A file of x-clip's names, with the network and parameters that it is of."""
     model = t2i.CLIP(**TINY, use_mlm=True)
-    params = begun(model.init, jax.random.key(3))
+    params = initialise(model.init, jax.random.key(3))
     path = tmp_path_factory.mktemp("clip") / "clip.safetensors"
     torch_io.write(path, convert.to_state(model, jax.device_get(params)))
     return path, model, params
@@ -58,7 +58,7 @@ def test_a_file_becomes_a_system_and_a_file_again(file, tmp_path):
 
 def test_what_training_alone_uses_does_not_go_out():
     task = ClipTask(t2i.CLIP(**TINY), visual_ssl=VisualSsl(hidden_dim=8, projection_dim=4))
-    params = jax.device_get(begun(task.init, jax.random.key(0))[0])
+    params = jax.device_get(initialise(task.init, jax.random.key(0))[0])
     assert "ssl" in params["clip"]
     assert convert.to_state(task.model, clip_weights.exported(params))
 
@@ -115,7 +115,7 @@ def published(tmp_path_factory):
         vision_heads=2, context_length=12, vocab_size=40, transformer_width=24, transformer_heads=2,
         transformer_layers=1, activation="gelu",
     )  # fmt: skip
-    params = begun(model.init, jax.random.key(0))
+    params = initialise(model.init, jax.random.key(0))
     torch_io.write(home / "clip.safetensors", convert.to_state(model, jax.device_get(params)))
     fields = dict(vision_heads=2, transformer_heads=2)
     with pytest.raises(UserError, match="do not tell their activation; give activation="):

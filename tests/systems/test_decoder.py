@@ -22,6 +22,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.clip import CLIP
 from t2i_jax.models.decoder_cascade import cascade
+from t2i_jax.on_host import initialise
 from t2i_jax.pixels import to_float
 from t2i_jax.runs.check import check_data
 from t2i_jax.runs.recipe import TYPES
@@ -33,7 +34,6 @@ from t2i_jax.text.stored import StoredText
 from t2i_jax.text.tokenizer import train_bpe
 from t2i_jax.train import state as states
 from t2i_jax.train.step import train_step
-from tests.begun import begun
 from tests.systems.toy_cascade import batch_of
 
 UNET = dict(
@@ -95,7 +95,7 @@ def trained():
         steps=60, batch_size=8, optim=t2i.OptimConfig(learning_rate=1e-2, warmup_steps=0)
     )
     optimisers = states.optimisers_of(task, config)
-    first = begun(states.start_of(task, optimisers, 0.0), jax.random.key(0))
+    first = initialise(states.start_of(task, optimisers, 0.0), jax.random.key(0))
 
     @jax.jit
     def run(state):
@@ -233,7 +233,7 @@ def test_blur_leaves_rows_alone_whose_deviation_is_0_and_keeps_the_mean_inside()
 
 
 def clip_given(task):
-    params = begun(CLIP_NETWORK.init, jax.random.key(1))
+    params = initialise(CLIP_NETWORK.init, jax.random.key(1))
     return task.with_parts({"clip": Given(CLIP_NETWORK, {"clip": params})}), {
         "clip": {"clip": params}
     }
@@ -246,7 +246,7 @@ def test_with_clip_an_image_is_made_of_its_own_embedding(monkeypatch):
     assert set(batch) == {"image", "text", "text_mask"}
     batch["text"] = batch["text"] % 40
     told = jax.jit(task.conditions)({}, frozen, batch)
-    params, stats = begun(task.init, jax.random.key(0))
+    params, stats = initialise(task.init, jax.random.key(0))
     loss_of = jax.jit(task.loss, static_argnames="number")
     loss, (metrics, _) = loss_of(params, stats, frozen, batch, jax.random.key(2), 0, number=1)
     assert np.isfinite(loss) and task.flops(2) > 0 and set(metrics) == {"loss", "loss/stage_1"}
@@ -289,7 +289,7 @@ def test_a_text_encoder_that_is_trained_along_learns_and_is_each_stages_own():
     batch = batch_of(task)
     assert set(batch) == {"image", "image_embeds", "text", "text_mask"}
     batch["text"] = batch["text"] % 40
-    params, stats = begun(task.init, jax.random.key(0))
+    params, stats = initialise(task.init, jax.random.key(0))
     readers = [n for n, stage in enumerate(task.stages, 1) if stage.unet.cond_on_text_encodings]
     assert [n for n in (1, 2) if "text" in params[f"stage_{n}"]] == readers == [1]
     kernel = params["stage_1"]["unet"]["final_conv"]["kernel"]  # which begins with zeros
@@ -315,7 +315,7 @@ def test_a_text_encoder_that_is_trained_along_learns_and_is_each_stages_own():
 
 def test_latents_are_those_of_a_tokenizer_and_come_back_as_its_images():
     tokenizer = t2i.ViTVQGAN(image_size=16, patch_size=4, dim=8, layers=1, heads=1, mlp_dim=8)
-    weights = begun(functools.partial(image_tokenizer.init, tokenizer), jax.random.key(0))
+    weights = initialise(functools.partial(image_tokenizer.init, tokenizer), jax.random.key(0))
     unet = t2i.DecoderUnet(**UNET)
     stage = t2i.DecoderStage(
         unet, image_size=16, noise=NOISE, latent=True, latent_scale=0.5, steps=2
@@ -333,7 +333,7 @@ def test_latents_are_those_of_a_tokenizer_and_come_back_as_its_images():
     low, high = tokenizer.pixel_range
     wanted = np.clip((again - low) / (high - low) * 2 - 1, -1, 1)
     np.testing.assert_allclose(jax.jit(lambda x: decode(encode(x)))(image), wanted, atol=1e-5)
-    params, stats = begun(task.init, jax.random.key(0))
+    params, stats = initialise(task.init, jax.random.key(0))
     loss_of = jax.jit(task.loss, static_argnames="number")
     loss, _ = loss_of(params, stats, frozen, batch, jax.random.key(2), 0, number=1)
     assert np.isfinite(loss)

@@ -18,6 +18,7 @@ from t2i_jax.diffusion.samplers import Churn
 from t2i_jax.errors import UserError
 from t2i_jax.models.unet import NullUnet
 from t2i_jax.nn.flops import flops_of
+from t2i_jax.on_host import initialise
 from t2i_jax.runs.recipe import TYPES
 from t2i_jax.systems.cascade import stage as imagen_stage
 from t2i_jax.systems.cascade.stage import Stage
@@ -27,13 +28,12 @@ from t2i_jax.systems.imagen.task import ImagenTask, group
 from t2i_jax.train import state as states
 from t2i_jax.train.config import TrainConfig
 from t2i_jax.train.step import train_step
-from tests.begun import begun
 from tests.systems.toy_cascade import PLAIN, TASK, UNET, batch_of
 
 
 def trained(task, seed=1):
     """Random weights in place of trained ones: a new network answers 0."""
-    params, stats = begun(task.init, jax.random.key(0))
+    params, stats = initialise(task.init, jax.random.key(0))
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda a: a + 0.2 * rng.normal(size=a.shape).astype(np.float32), params)
     return ImagenSystem(task, params, jax.tree.map(lambda a: a + 1, stats["updates"]))
@@ -79,7 +79,7 @@ def steps_of(task, steps, train_stages=None, state=None):
     task = dataclasses.replace(task, train_stages=train_stages)
     optimisers = states.optimisers_of(task, TrainConfig(steps=10))
     if state is None:
-        state = begun(states.start_of(task, optimisers, 0.0), jax.random.key(0))
+        state = initialise(states.start_of(task, optimisers, 0.0), jax.random.key(0))
     step = jax.jit(
         lambda state, batch: train_step(state, {}, batch, task=task, optimisers=optimisers)
     )
@@ -274,7 +274,7 @@ def test_pictures_to_condition_on():
         cond_drop_prob=0.0,
     )
     assert task.batch_spec(2)["cond_image"].shape == (2, 8, 8, 1)
-    params, stats = begun(task.init, jax.random.key(0))
+    params, stats = initialise(task.init, jax.random.key(0))
     loss = jax.jit(task.loss, static_argnames="number")
     assert np.isfinite(loss(params, stats, {}, batch_of(task), jax.random.key(1), 0, number=1)[0])
     system = trained(task)

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t2i_jax.on_host import initialise
 from t2i_jax.systems.imagen.system import ImagenSystem
 from t2i_jax.systems.imagen.task import ImagenTask
 from t2i_jax.train.loop import Hook, Preempted, TrainConfig, fit
 from t2i_jax.train.stored import load_params
-from tests.begun import begun
 from tests.systems.toy_cascade import TASK, UNET, Batches, batch_of
 
 _CONFIG = TrainConfig(steps=4, batch_size=2, log_every=1, save_every=2, ema_decay=0.9)
@@ -56,7 +56,7 @@ def test_bfloat16_follows_float32():
         )
 
     whole, half = task("float32"), task("bfloat16")
-    params, stats = begun(half.init, jax.random.key(0))
+    params, stats = initialise(half.init, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     rng = np.random.default_rng(0)
     # its zeros would hide all gradients but its own

@@ -13,6 +13,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.models.maskgit import MaskGitTransformer, SelfCritic, TokenCritic
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.models.vqgan import VQGanVAE
+from t2i_jax.on_host import initialise
 from t2i_jax.systems.imagen.options import ImagenOptions
 from t2i_jax.systems.maskgit import losses, windows
 from t2i_jax.systems.maskgit.blend import blended
@@ -22,7 +23,6 @@ from t2i_jax.systems.maskgit.system import MaskGitSystem
 from t2i_jax.systems.maskgit.task import MaskGitTask
 from t2i_jax.text.classes import ClassLabels
 from t2i_jax.text.stored import StoredText
-from tests.begun import begun
 
 from .toy_muse import (
     CAPTIONS,
@@ -113,7 +113,7 @@ def test_everything_trained_gets_a_gradient_from_its_own_loss_alone(critic):
 
 
 def test_the_first_loss_is_that_of_guessing_and_smoothing_mixes():
-    params, batch = begun(_STORED.init, jax.random.key(0))[0], batch_of(_STORED)
+    params, batch = initialise(_STORED.init, jax.random.key(0))[0], batch_of(_STORED)
     loss, (metrics, _) = _loss(_STORED, batch, params)
     assert abs(float(loss) - np.log(16)) < 0.3
     np.testing.assert_allclose(metrics["perplexity"], np.exp(loss), rtol=1e-5)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from t2i_jax.errors import UserError
+from t2i_jax.on_host import initialise
 from t2i_jax.systems.imagen.system import ImagenSystem
-from tests.begun import begun
 from tests.systems.toy_cascade import TASK
 
 _INPUTS = 2**14  # bytes of prompts, keys and images; a stage is larger
@@ -21,7 +21,7 @@ def _bytes(tree):
 
 
 def test_between_stages_no_more_than_one_is_on_the_device(monkeypatch):
-    params = jax.device_get(begun(TASK.init, jax.random.key(0))[0])
+    params = jax.device_get(initialise(TASK.init, jax.random.key(0))[0])
     updates = {"stage_1": 1, "stage_2": 1}
     rng = np.random.default_rng(0)
     prompts = rng.normal(size=(2, 3, 6)).astype(np.float32), np.ones((2, 3), bool)
@@ -52,7 +52,7 @@ def test_between_stages_no_more_than_one_is_on_the_device(monkeypatch):
 
 
 def test_a_system_on_a_mesh_is_not_offloaded():
-    params = begun(TASK.init, jax.random.key(0))[0]
+    params = initialise(TASK.init, jax.random.key(0))[0]
     spread = ImagenSystem(TASK, params, {"stage_1": 1, "stage_2": 1}).on_mesh({"data": 1})
     with pytest.raises(UserError, match="a mesh shares them among several"):
         spread.offloaded()

@@ -15,6 +15,7 @@ from t2i_jax.models import image_tokenizer
 from t2i_jax.models.parti import Parti
 from t2i_jax.models.parti_transformer import PartiTransformer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
+from t2i_jax.on_host import initialise
 from t2i_jax.systems.imagen.options import ImagenOptions
 from t2i_jax.systems.parti.system import PartiSystem
 from t2i_jax.systems.parti.task import PartiTask, cross_entropy
@@ -22,7 +23,7 @@ from t2i_jax.systems.tokenizer.system import TokenizerSystem
 from t2i_jax.systems.tokenizer.task import TokenizerTask
 from t2i_jax.text.learned import LearnedText
 from t2i_jax.text.stored import StoredText
-from tests.begun import begun, moved
+from tests.begun import moved
 
 _TOKENIZER = VitVQGanVAE(
     dim=8,
@@ -63,13 +64,13 @@ class Words:
 
 @pytest.fixture(scope="module")
 def weights():
-    return begun(functools.partial(image_tokenizer.init, _TOKENIZER), jax.random.key(7))
+    return initialise(functools.partial(image_tokenizer.init, _TOKENIZER), jax.random.key(7))
 
 
 @functools.cache
 def _params(task):
     # Larger than at the start, so that captions matter.
-    return moved(begun(task.init, jax.random.key(0))[0], 0.3)
+    return moved(initialise(task.init, jax.random.key(0))[0], 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_a_step_on_images_is_a_step_on_their_tokens(weights):
 
 def test_everything_trained_gets_a_gradient_and_the_first_loss_is_that_of_guessing():
     task = dataclasses.replace(_TASK, stored_tokens=True)
-    params, batch = begun(task.init, jax.random.key(0))[0], _batch(task)
+    params, batch = initialise(task.init, jax.random.key(0))[0], _batch(task)
 
     def keyed(params):
         return task.loss(params, {}, {}, batch, jax.random.key(5), jnp.int32(0))

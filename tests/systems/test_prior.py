@@ -16,12 +16,12 @@ from t2i_jax.data.pack import pack
 from t2i_jax.data.source import open_source
 from t2i_jax.errors import UserError
 from t2i_jax.models.image_text import TextEmbedding
+from t2i_jax.on_host import initialise
 from t2i_jax.pixels import save_png
 from t2i_jax.runs import training
 from t2i_jax.runs.evaluation import evaluate
 from t2i_jax.systems.prior import sampling
 from t2i_jax.systems.prior.sampling import bound, denoise
-from tests.begun import begun
 from tests.systems import toy_dalle2 as toy
 
 
@@ -178,8 +178,8 @@ def test_a_self_conditioned_network_of_each_objective_has_finite_losses(objectiv
     network = toy.NETWORK.clone(parent=None, self_cond=True, ff_dropout=0.1)
     noise = dataclasses.replace(toy.NOISE, objective=objective)
     task = t2i.PriorTask(network, noise, toy.CLIP, image_drop_prob=0.2)
-    params = begun(task.init, jax.random.key(0))[0]
-    frozen = {"clip": {"clip": begun(toy.CLIP.init, jax.random.key(1))}}
+    params = initialise(task.init, jax.random.key(0))[0]
+    frozen = {"clip": {"clip": initialise(toy.CLIP.init, jax.random.key(1))}}
     batch = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in task.batch_spec(2).items()}
     loss = jax.jit(lambda params: task.loss(params, {}, frozen, batch, jax.random.key(2), 0)[0])
     assert np.isfinite(loss(params))

@@ -8,9 +8,9 @@ import pytest
 from t2i_jax.errors import UserError
 from t2i_jax.models.discriminator import Discriminator
 from t2i_jax.models.super_resolution import SuperResolution, pixel_shuffle
+from t2i_jax.on_host import initialise
 from t2i_jax.systems.super_resolution.system import SuperResolutionSystem
 from t2i_jax.systems.super_resolution.task import SuperResolutionTask, shrink
-from tests.begun import begun
 
 _TASK = SuperResolutionTask(SuperResolution(scale=2, blocks=1, channels=8), image_size=16)
 
@@ -20,7 +20,7 @@ def _images(rows=2, size=16):
 
 
 def _params(task):
-    return begun(task.init, jax.random.key(0))[0]
+    return initialise(task.init, jax.random.key(0))[0]
 
 
 @pytest.mark.parametrize(("scale", "millions"), [(2, 14.18), (4, 28.36)])

@@ -19,11 +19,11 @@ from t2i_jax.models.taming_vqgan import VQGAN, preset
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
 from t2i_jax.models.vqgan import VQGanVAE
+from t2i_jax.on_host import initialise
 from t2i_jax.systems.tokenizer import losses
 from t2i_jax.systems.tokenizer.system import TokenizerSystem
 from t2i_jax.systems.tokenizer.task import TokenizerTask
 from t2i_jax.train import ema, optim
-from tests.begun import begun
 
 MODEL = ViTVQGAN(
     image_size=16,
@@ -40,7 +40,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3)).astype(np.uin
 
 
 def started(task, key):
-    return begun(task.init, key)
+    return initialise(task.init, key)
 
 
 def stepper(task, optimiser):
@@ -338,7 +338,7 @@ TOKENIZERS = {
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_tokens_depend_on_the_encoders_side_alone(name, key):
     model = TOKENIZERS[name]
-    weights = begun(functools.partial(image_tokenizer.init, model), key)
+    weights = initialise(functools.partial(image_tokenizer.init, model), key)
     size = (2, model.image_size, model.image_size, 3)
     image = np.random.default_rng(3).integers(0, 256, size).astype(np.uint8)
     names = set(encoder_side.encoder_parameters(model))

@@ -9,10 +9,10 @@ from t2i_jax import sharding
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.maskgit import MaskGitTransformer, TokenCritic
 from t2i_jax.models.vqgan import VQGanVAE
+from t2i_jax.on_host import initialise
 from t2i_jax.systems.maskgit.system import MaskGitSystem
 from t2i_jax.systems.maskgit.task import MaskGitTask
 from t2i_jax.text.classes import ClassLabels
-from tests.begun import begun
 
 TOKENIZER = VQGanVAE(
     dim=4,
@@ -34,7 +34,7 @@ CAPTIONS = ["a red circle", "two blue squares", "green"]
 
 @functools.cache
 def tokenizer_weights():
-    return begun(functools.partial(image_tokenizer.init, TOKENIZER), jax.random.key(7))
+    return initialise(functools.partial(image_tokenizer.init, TOKENIZER), jax.random.key(7))
 
 
 def params_of(task):

@@ -9,9 +9,9 @@ import pytest
 
 from t2i_jax import config
 from t2i_jax.errors import UserError
+from t2i_jax.on_host import initialise
 from t2i_jax.text.learned import LearnedText
 from t2i_jax.text.stored import StoredText
-from tests.begun import begun
 
 TEXT = LearnedText(dim=8, depth=2, heads=2, mlp_dim=16, vocab_size=11, max_length=6, dropout=0.5)
 IDS = np.array([[5, 3, 1, 0, 0], [7, 7, 2, 9, 1]], np.int32)
@@ -19,7 +19,7 @@ EMBED = jax.jit(TEXT.embed)
 
 
 def test_padding_is_not_seen(key):
-    params = begun(TEXT.init, key)
+    params = initialise(TEXT.init, key)
     before = EMBED(params, IDS, IDS > 0)
     assert before.shape == (2, 5, 8) and before.dtype == jnp.float32
     changed = IDS.copy()
@@ -31,7 +31,7 @@ def test_padding_is_not_seen(key):
 
 def test_a_causal_encoder_sees_only_what_came_before(key):
     text = dataclasses.replace(TEXT, causal=True)
-    params = begun(text.init, key)
+    params = initialise(text.init, key)
     embed = jax.jit(text.embed)
     before, changed = embed(params, IDS, IDS > 0), IDS.copy()
     changed[1, 3] = 4
@@ -43,7 +43,7 @@ def test_a_causal_encoder_sees_only_what_came_before(key):
 
 
 def test_order_matters_and_the_output_is_normalised(key):
-    params = begun(TEXT.init, key)
+    params = initialise(TEXT.init, key)
     embeds = np.asarray(EMBED(params, IDS, IDS > 0))
     assert np.abs(embeds[1, 0] - embeds[1, 1]).max() > 1e-3  # the same token at two positions
     np.testing.assert_allclose(embeds.mean(-1), 0, atol=1e-5)
@@ -51,7 +51,7 @@ def test_order_matters_and_the_output_is_normalised(key):
 
 
 def test_dropout_only_with_a_key(key):
-    params = begun(TEXT.init, key)
+    params = initialise(TEXT.init, key)
     plain, again, dropped = (EMBED(params, IDS, IDS > 0, k) for k in (None, None, key))
     np.testing.assert_array_equal(plain, again)
     assert np.abs(dropped - plain).max() > 1e-2

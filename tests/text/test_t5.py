@@ -6,10 +6,10 @@ import pytest
 
 from t2i_jax import sharding
 from t2i_jax.errors import UserError
+from t2i_jax.on_host import initialise
 from t2i_jax.text import cache, tokenizer
 from t2i_jax.text.t5 import T5Text
 from t2i_jax.text.t5_encoder import T5Encoder
-from tests.begun import begun
 
 TEXT = T5Text(
     None, T5Encoder(dim=8, depth=2, heads=2, dim_head=6, mlp_dim=10, vocab_size=64), max_length=40
@@ -18,7 +18,7 @@ CAPTIONS = ["a red circle", "", "a blue square below a green cross", "cross", "a
 
 
 def test_padding_is_not_seen_and_its_length_does_not_matter(key):
-    params = begun(TEXT.init, key)
+    params = initialise(TEXT.init, key)
     ids = np.array([[5, 9, 1]], np.int32)
     longer = np.array([[5, 9, 1, 33, 0, 7]], np.int32)
     embed = jax.jit(TEXT.embed)
@@ -29,7 +29,7 @@ def test_padding_is_not_seen_and_its_length_does_not_matter(key):
 
 
 def test_captions_become_rows_in_order_without_padding(key):
-    params, vocabulary = begun(TEXT.init, key), tokenizer.train_bpe(CAPTIONS, 64)
+    params, vocabulary = initialise(TEXT.init, key), tokenizer.train_bpe(CAPTIONS, 64)
     rows = list(
         cache.embed_captions(
             TEXT, params, vocabulary, iter(CAPTIONS), batch_size=2, dtype="float32"

@@ -33,12 +33,13 @@ from jax.sharding import PartitionSpec
 
 from t2i_jax import sharding
 from t2i_jax.nn.conv import conv
+from t2i_jax.on_host import initialise
 from t2i_jax.train import state as states
 from t2i_jax.train.checkpoint import Checkpoints
 from t2i_jax.train.loop import TrainConfig
 from t2i_jax.train.optim import OptimConfig
 from t2i_jax.train.step import train_step
-from tests.begun import begun, moved
+from tests.begun import moved
 from tests.train import idle as idle_groups
 from tests.train.toy import ToyBatches, ToyTask
 
@@ -327,7 +328,7 @@ def strided():
     model = TwoConvolutions()
     x = np.random.default_rng(0).normal(size=(16, 8, 8, 8)).astype(np.float32)
     boxed = jax.eval_shape(model.init, jax.random.key(0), x)
-    first = begun(lambda key: model.init(key, x), jax.random.key(0))
+    first = initialise(lambda key: model.init(key, x), jax.random.key(0))
     gradient = jax.grad(lambda params, x: jnp.mean(model.apply(params, x) ** 2))
     expected = jax.jit(gradient)(first, x)
     for rules, shape in MESHES.items():
@@ -360,7 +361,7 @@ def parti():
     )
     text = LearnedText(dim=16, depth=1, heads=2, mlp_dim=32, vocab_size=32, max_length=6)
     task = PartiTask(PartiTransformer(dim=16, depth=2, heads=2, mlp_dim=32), text, net)
-    weights = begun(functools.partial(image_tokenizer.init, net), jax.random.key(5))
+    weights = initialise(functools.partial(image_tokenizer.init, net), jax.random.key(5))
     compare(task, _random_batches(task, 2), {"tokenizer": weights})
 
 
@@ -403,8 +404,8 @@ def t5():
     network = T5Encoder(dim=64, depth=1, heads=2, dim_head=8, mlp_dim=32, vocab_size=2048)
     text = T5Text(None, network, max_length=6)
     model = PartiTransformer(dim=16, depth=1, heads=2, mlp_dim=32, fmap_size=4, codebook_size=16)
-    weights, task = begun(text.init, jax.random.key(3)), PartiTask(model, text)
-    system = PartiSystem(task, begun(task.init, jax.random.key(0))[0], {"text": weights})
+    weights, task = initialise(text.init, jax.random.key(3)), PartiTask(model, text)
+    system = PartiSystem(task, initialise(task.init, jax.random.key(0))[0], {"text": weights})
     there = on_mesh(system, MESHES["fsdp_tp"])
     assert PartitionSpec("fsdp") in [leaf.sharding.spec for leaf in jax.tree.leaves(there.frozen)]
     compare(task, _random_batches(task, 2), {"text": weights}, presets=("fsdp_tp",))
@@ -530,10 +531,10 @@ def sampling():
         init_conv_kernel_size=3,
     )
     cascade = ImagenTask((Stage(unet, image_size=8),), text)
-    weights = moved(begun(cascade.init, key)[0], 0.1)
-    tokenizer = {"tokenizer": begun(functools.partial(image_tokenizer.init, net), key)}
+    weights = moved(initialise(cascade.init, key)[0], 0.1)
+    tokenizer = {"tokenizer": initialise(functools.partial(image_tokenizer.init, net), key)}
     for system, options in (
-        (PartiSystem(parti, begun(parti.init, key)[0], tokenizer), {"temperature": 0.0}),
+        (PartiSystem(parti, initialise(parti.init, key)[0], tokenizer), {"temperature": 0.0}),
         (ImagenSystem(cascade, weights, {"stage_1": 1}), {"steps": 3, "sampler": "ddim"}),
     ):
         there = on_mesh(system, {"data": 2, "fsdp": 2, "tensor": 2})

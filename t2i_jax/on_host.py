@@ -9,6 +9,7 @@ numbers, and products that a compiler may fuse with a sum) is compiled.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
+
+from t2i_jax import sharding
 
 _KEY = "key<fry>"  # of the default generator, whose bits depend on a key and a number each
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -44,15 +47,33 @@ def evaluate(function: Callable[[Any], Any], key: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(shapes), values)
 
 
+def initialise(init: Callable[[Any], Any], key: Any) -> Any:
+    """`jax.jit(init)(key)`, parameters without the names of their axes.
+
+    On a CPU it takes almost no compiling, where `evaluate` can; called as it is, a network would
+    run once, operation by operation, each compiled for itself.
+    """
+    made = None
+    if jax.default_backend() == "cpu":
+        with contextlib.suppress(Unable):
+            made = evaluate(init, key)
+    if made is None:
+        made = jax.jit(init)(key)
+    return jax.tree.map(jnp.asarray, sharding.unbox(made))
+
+
 class Unable(Exception):
     """The program is not one that can be evaluated on the host."""
 
 
 @dataclasses.dataclass(eq=False)
 class _Later:
-    """An operation that is left to the compiler, and which of its results this is."""
+    """An operation that is left to the compiler, and which of its results this is.
 
-    equation: Any
+    `bind` gives all of them for arrays in place of the inputs.
+    """
+
+    bind: Callable[..., Sequence[Any]]
     inputs: Sequence[Any]
     which: int
     made: list  # the same for all results of the operation
@@ -203,20 +224,25 @@ def _scan(eqn, inputs, wanted):
         inputs[consts : consts + carries],
         [_plain(each) for each in inputs[consts + carries :]],
     )
-    if any(isinstance(each, _Later) for each in over):
+    if not length or any(isinstance(each, _Later) for each in over):
         raise Unable
     rows: list = [None] * length
     for step in range(length)[:: -1 if params["reverse"] else 1]:
         now = [None if each is None else each[step] for each in over]
         made = _outputs(body.jaxpr, body.consts, [*shared, *carried, *now], of_body)
         carried, rows[step] = made[:carries], [_plain(each) for each in made[carries:]]
-    if any(isinstance(each, _Later) for row in rows for each in row):
-        raise Unable
     stacked = [
-        np.stack([row[i] for row in rows]) if is_wanted else None
-        for i, is_wanted in enumerate(wanted[carries:])
+        _stacked(column) if is_wanted else None
+        for column, is_wanted in zip(zip(*rows, strict=True), wanted[carries:])
     ]
     return [*carried, *stacked]
+
+
+def _stacked(rows):
+    """What the steps of a loop gave, as one array; left to the compiler where one of them is."""
+    if any(isinstance(each, _Later) for each in rows):
+        return _Later(lambda *arrays: [jnp.stack(arrays)], rows, 0, [])
+    return np.stack(rows)
 
 
 def _later(eqn, inputs):
@@ -224,7 +250,12 @@ def _later(eqn, inputs):
         raise Unable(f"{eqn.primitive.name} calls another program")
     made: list = []
     inputs = [each.later() if isinstance(each, _Computed) else each for each in inputs]
-    return [_Later(eqn, inputs, which, made) for which in range(len(eqn.outvars))]
+
+    def bind(*arrays):
+        results = eqn.primitive.bind(*arrays, **eqn.params)
+        return results if eqn.primitive.multiple_results else [results]
+
+    return [_Later(bind, inputs, which, made) for which in range(len(eqn.outvars))]
 
 
 def _plain(value):
@@ -261,9 +292,7 @@ def _compiled(values):
             return jnp.broadcast_to(one.reshape(-1)[0], one.shape)  # the compiler knows it
 
         for each in order:
-            made = each.equation.primitive.bind(*map(value, each.inputs), **each.equation.params)
-            several = each.equation.primitive.multiple_results
-            results[id(each.made)] = made if several else [made]
+            results[id(each.made)] = each.bind(*map(value, each.inputs))
         return [results[id(each.made)][each.which] for each in left]
 
     made = iter(jax.jit(program)(given))

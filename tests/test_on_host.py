@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2i_jax.train import on_host
+from t2i_jax import on_host
 from t2i_jax.train import state as states
-from tests.e2e import tiny, tiny_imagen
+from tests.e2e import tiny, tiny_imagen, tiny_maskgit
 
 _INITIALISERS = {
     "normal": jax.nn.initializers.normal(0.02),
@@ -26,6 +26,11 @@ _INITIALISERS = {
         lambda x, key: (jnp.tanh(x), jax.random.uniform(key, shape)),
         jnp.ones(shape),
         jax.random.split(key, 3),
+    )[1],
+    "loop of normals": lambda key, shape: jax.lax.scan(
+        lambda x, key: (x + jax.random.normal(key, shape[:1]).sum(), jax.random.normal(key, shape)),
+        jnp.float32(0),
+        jax.random.split(key, 4),
     )[1],
     "orthogonal": jax.nn.initializers.orthogonal(),  # left to the compiler, almost whole
 }
@@ -55,7 +60,7 @@ def test_all_initialisers_give_the_same_bits(key):
     _same(on_host.evaluate(start, key), jax.jit(start)(key))
 
 
-@pytest.mark.parametrize("of", [tiny, tiny_imagen])
+@pytest.mark.parametrize("of", [tiny, tiny_imagen, tiny_maskgit])
 def test_the_states_of_real_tasks_give_the_same_bits(of):
     recipes = [of.get_config()]
     recipes += [part for part in recipes[0].parts.values() if not isinstance(part, str)]
