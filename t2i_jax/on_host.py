@@ -110,7 +110,7 @@ _ALIKE = {"add": "sum", "sub": "sum", "mul": "product", "div": "product"}
 
 
 def _outputs(program, constants, inputs, wanted):
-    """The results that are wanted, each an array, `_Product` or `_Later`; None for the others."""
+    """The results that are wanted, each an array, `_Computed` or `_Later`; None for the others."""
     equations, _ = _needed(program, wanted)
     known = dict(zip(program.constvars, map(np.asarray, constants), strict=True))
     known |= dict(zip(program.invars, inputs, strict=True))

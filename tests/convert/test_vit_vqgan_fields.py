@@ -9,7 +9,7 @@ from t2i_jax.convert import vit_vqgan
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
-from tests.begun import drawn
+from tests.weights import drawn
 
 MODELS = {
     "lfq": VitVQGanVAE(

@@ -9,7 +9,7 @@ import t2i_jax as t2i
 from t2i_jax import convert
 from t2i_jax.errors import UserError
 from t2i_jax.on_host import initialise
-from tests.begun import moved
+from tests.weights import moved
 
 FIELDS = dict(dim=8, dim_mults=(1,), resnet_groups=4, attn_heads=1, attn_dim_head=8)
 FIELDS |= dict(num_resnet_blocks=0, init_cross_embed=False, init_conv_kernel_size=1)

@@ -17,7 +17,7 @@ from t2i_jax.models.parti import COMPAT, Parti
 from t2i_jax.models.parti_transformer import PartiTransformer
 from t2i_jax.nn import transformer
 from t2i_jax.on_host import initialise
-from tests.begun import moved
+from tests.weights import moved
 
 _SIZES = {"fmap_size": 3, "codebook_size": 20, "text_embed_dim": 6}
 _PARTI = Parti(dim=16, depth=2, heads=2, dim_head=8, **_SIZES)

@@ -23,7 +23,7 @@ from t2i_jax.systems.tokenizer.system import TokenizerSystem
 from t2i_jax.systems.tokenizer.task import TokenizerTask
 from t2i_jax.text.learned import LearnedText
 from t2i_jax.text.stored import StoredText
-from tests.begun import moved
+from tests.weights import moved
 
 _TOKENIZER = VitVQGanVAE(
     dim=8,

@@ -39,9 +39,9 @@ from t2i_jax.train.checkpoint import Checkpoints
 from t2i_jax.train.loop import TrainConfig
 from t2i_jax.train.optim import OptimConfig
 from t2i_jax.train.step import train_step
-from tests.begun import moved
 from tests.train import idle as idle_groups
 from tests.train.toy import ToyBatches, ToyTask
+from tests.weights import moved
 
 MESHES = {
     "dp": {"data": 8},
