@@ -4,7 +4,11 @@ what is refused.
 
 import dataclasses
 import json
+import os
+import pathlib
 import shutil
+import signal
+import subprocess
 import sys
 import types
 
@@ -261,6 +265,36 @@ def test_a_second_time_nothing_is_done_and_something_else_is_refused(t2i, packed
     assert before == {path.name: path.stat().st_mtime_ns for path in packed.iterdir()}
     t2i("encode-text", packed, "--t5", "t5", "--replace")
     assert PackedSource(str(packed)).stored["text"]["max_length"] == 128
+
+
+def test_killed_while_it_encodes_a_set_stays_as_it_was_and_the_same_command_ends_the_work(
+    t2i, place, packed, tmp_path
+):
+    untrained.write(toy_dalle2.clip(), tmp_path / "clip")
+    commands = (
+        ("encode-text", str(packed), "--t5", "t5", "--max-length", "8", "--batch-size", "5"),
+        ("encode-clip", str(packed), str(tmp_path / "clip"), "--batch-size", "5", "--replace"),
+    )
+    for command in commands:
+        before = (packed / "manifest.json").read_text()
+        killed = subprocess.run(
+            [sys.executable, "-m", "tests.cli.killed", "7", *command],
+            env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
+            capture_output=True,
+            check=False,
+        )
+        assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+        assert (packed / "manifest.json").read_text() == before
+        left = {path for path in packed.iterdir() if path.is_file()}
+        assert len(PackedSource(str(packed))) == COUNT
+        t2i(*command)
+        partial = [path for path in packed.iterdir() if path in left and "partial" in path.name]
+        assert not partial  # what the killed command left
+    told = json.loads((packed / "manifest.json").read_text())["columns"]
+    assert set(told) == {"text", "clip"} and told["text"]["clip"]
+    for record in (PackedSource(str(packed))[i] for i in range(COUNT)):
+        assert len(record["text_embeds"]) == record["text_mask"].sum() > 0
+        assert record["image_embeds"].shape == record["caption_embeds"].shape
 
 
 def test_inspect_shows_what_there_is(t2i, packed, tmp_path):
