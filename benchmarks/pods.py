@@ -61,8 +61,8 @@ SAMPLING = {  # guided images of one program
         ("350m", "v5e:2x2", 16, "tensor=4"),
         ("3b", "v4:2x2x2", 16, "tensor=8"),
         ("20b", "v5p:2x2x2", 16, "tensor=8"),
-        ("muse_632m", "v5e:2x2", 16, "tensor=4"),
-        ("muse_3b", "v4:2x2x2", 16, "tensor=8"),
+        ("muse_632m", "v5e:2x2", 16, "data=4"),
+        ("muse_3b", "v4:2x2x2", 16, "data=8"),
         ("base", "v5e:2x2", 64, "data=4"),
     )
 }
