@@ -34,7 +34,7 @@ RECIPES = {  # recipe and chips
     "3b": ("configs/parti/paper_3b.py", 512),
     "20b": ("configs/parti/paper_20b.py", 512),
     "vit_vqgan": ("configs/parti/paper_vit_vqgan.py", 128),
-    "muse_632m": ("configs/muse/paper_632m.py", 64),
+    "muse_632m": ("configs/muse/paper_632m.py", 32),
     "muse_3b": ("configs/muse/paper_3b.py", 32),
     "muse_superres": ("configs/muse/paper_superres.py", 128),
     "clip_l14": ("configs/clip/paper_vit_l14.py", 256),

@@ -1,7 +1,7 @@
 """Muse's base model of 632 million parameters (Chang et al. 2023, table 1 and appendix), 256 tokens
 of images of 256 pixels, on stored tokens and stored T5-XXL embeddings. Not yet run.
 
-    t2i compile configs/muse/paper_632m.py --topology v4:4x4x4
+    t2i compile configs/muse/paper_632m.py --topology v4:4x4x2
     t2i data pack folder:photos packed --size 256 && t2i data encode-images packed runs/vqgan
     t2i data encode-text packed --t5 google/t5-v1_1-xxl
     t2i train configs/muse/paper_632m.py tokenizer=runs/vqgan
