@@ -23,6 +23,7 @@ from jax.extend import core
 from t2i_jax import sharding
 
 _KEY = "key<fry>"  # of the default generator, whose bits depend on a key and a number each
+_MOST = 2**27  # numbers; more of them are worth a compiler
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
@@ -53,13 +54,22 @@ def initialise(init: Callable[[Any], Any], key: Any) -> Any:
     On a CPU it takes almost no compiling, where `evaluate` can; called as it is, a network would
     run once, operation by operation, each compiled for itself.
     """
-    made = None
-    if jax.default_backend() == "cpu":
+    made, init = None, jax.jit(init)  # traced once, for all of what follows
+    if is_quicker(jax.eval_shape(init, key)):
         with contextlib.suppress(Unable):
             made = evaluate(init, key)
     if made is None:
-        made = jax.jit(init)(key)
+        made = init(key)
     return jax.tree.map(jnp.asarray, sharding.unbox(made))
+
+
+def is_quicker(shapes: Any) -> bool:
+    """Whether `evaluate` takes less time than a compiler for arrays of these shapes: on a CPU of a
+    single process, up to 2^27 numbers.
+    """
+    if jax.default_backend() != "cpu" or jax.process_count() > 1:
+        return False
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes)) <= _MOST
 
 
 class Unable(Exception):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import os
 import pathlib
@@ -272,8 +273,9 @@ def _value(argument, texts):
     if set(_alternatives(annotation)) <= {str, type(None)}:
         return None if text == "None" and annotation is not str else text
     alone = values.literal(text)
-    if _is_sequence(annotation) and values.problem(alone, annotation):
-        text = f"({text},)" if values.problem((alone,), annotation) is None else text
+    problem = functools.partial(values.problem, annotation=annotation)
+    if _is_sequence(annotation) and problem(alone) and not problem((alone,)):
+        text = repr((alone,))
     return values.parse(text, annotation, name)
 
 

@@ -169,7 +169,7 @@ def _search(recipe, topology):
         search.POLICIES if fields else (None,),
         search.MICRO_BATCHES,
         search.meshes(recipe.task, recipe.train, devices),
-        divides=lambda setting: _divides(recipe.train, devices, setting),
+        divides=lambda setting: _divides(_with(recipe, fields, setting).train, devices),
     )
     reports, left = {}, []
     print(f"{'':56} {'fits':>5} {'peak GiB':>9} {'step s':>8} {'MFU':>5}")
@@ -199,15 +199,12 @@ def _with(recipe, fields, setting):
     return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, rules=None))
 
 
-def _divides(train, devices, setting):
-    """Whether the batch divides into a setting's micro-batches, and these over its mesh."""
+def _divides(train, devices):
+    """Whether the batch divides into its micro-batches, and these over the mesh."""
     from t2i_jax.sharding import make_mesh
 
-    shape = train.mesh if setting.mesh is None else dict(setting.mesh)
     try:
-        dataclasses.replace(train, accumulate=setting.accumulate).check_batch(
-            make_mesh(shape, devices)
-        )
+        train.check_batch(make_mesh(train.mesh, devices))
     except UserError:
         return False
     return True

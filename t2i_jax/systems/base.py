@@ -202,7 +202,7 @@ class SystemTask:
         """The first parameters by group and the first statistics, as a training begins with them:
         what the task's `init` gives, compiled, without the names of axes.
         """
-        return initialise(self.init, key)  # type: ignore[attr-defined]
+        return initialise(sharding.init_of(self), key)
 
     def weights_shapes(self) -> Any:
         """Shapes of `weights` of the trained system, where this task is a part of another one."""

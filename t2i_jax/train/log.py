@@ -26,9 +26,9 @@ from t2i_jax.files import read_regular, replacing, set_aside
 from t2i_jax.terminal import say
 
 METRICS = "metrics.json"
-_MOST = 2**26  # bytes of metrics.json
+_MOST = 2**26  # bytes of a file that is read whole
 WANDB_ID = "wandb_id.txt"  # a run's id in Weights & Biases, under which it is carried on
-_ID = re.compile(r"([\w-]+)\n?", re.ASCII)
+_ID = re.compile(r"([\w-]+)\n?")
 _NO_TAG = re.compile(r"[^-/\w.]")  # what TensorBoard does not take in the name of a scalar
 _FLUSH_EVERY = 10.0  # seconds between two writings of events to the disk
 # what is left, and how fast it goes, `Pace` knows: tqdm would count compiling and hooks as steps
@@ -336,8 +336,8 @@ def _start_wandb(project, workdir):
     import wandb
 
     known = None
-    with contextlib.suppress(OSError):
-        known = _ID.fullmatch((workdir / WANDB_ID).read_text(encoding="utf-8", errors="replace"))
+    with contextlib.suppress(OSError, ValueError):
+        known = _ID.fullmatch(read_regular(workdir / WANDB_ID, _MOST).decode("ascii"))
     return wandb.init(
         project=project,
         name=workdir.name,

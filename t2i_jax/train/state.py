@@ -22,7 +22,6 @@ from t2i_jax.train.config import TrainConfig
 from t2i_jax.types import Key, Task, TrainState
 
 _BY_GROUP = ("params", "opt_state", "ema")  # of a state, what there is for each group
-_MOST_ON_HOST = 2**27  # numbers of a state; a larger one is worth a compiler
 
 
 def init_state(
@@ -64,13 +63,12 @@ def first(start: Callable[[Key], TrainState], abstract: TrainState, seed: int) -
     Args:
       abstract: its shapes, with the shardings of its arrays.
     """
-    key, leaves = key_of("train.seed", seed), jax.tree.leaves(abstract)
+    key = key_of("train.seed", seed)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    if jax.default_backend() == "cpu" and jax.process_count() == 1:
+    if on_host.is_quicker(abstract):
         with contextlib.suppress(on_host.Unable):
-            if sum(leaf.size for leaf in leaves) <= _MOST_ON_HOST:
-                # memory of their own: the step gives it away
-                return jax.device_put(on_host.evaluate(start, key), shardings, may_alias=False)
+            # memory of their own: the step gives it away
+            return jax.device_put(on_host.evaluate(start, key), shardings, may_alias=False)
     program = compile_in_background(jax.jit(start, out_shardings=shardings).lower(key))
     assert program is not None  # nobody gave it up
     return program(key)
