@@ -169,7 +169,7 @@ def _search(recipe, topology):
         search.POLICIES if fields else (None,),
         search.MICRO_BATCHES,
         search.meshes(recipe.task, recipe.train, devices),
-        divides=lambda setting: _divides(_with(recipe, fields, setting).train, devices),
+        divides=lambda setting: _divides(_with(recipe, fields, setting), devices),
     )
     reports, left = {}, []
     print(f"{'':56} {'fits':>5} {'peak GiB':>9} {'step s':>8} {'MFU':>5}")
@@ -199,12 +199,16 @@ def _with(recipe, fields, setting):
     return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, rules=None))
 
 
-def _divides(train, devices):
-    """Whether the batch divides into its micro-batches, and these over the mesh."""
+def _divides(recipe, devices):
+    """Whether the batch divides into its micro-batches, these over the mesh, and as the task wants
+    it.
+    """
     from t2i_jax.sharding import make_mesh
 
+    train = recipe.train
     try:
         train.check_batch(make_mesh(train.mesh, devices))
+        recipe.task.check_batch(train.batch_size, train.accumulate)
     except UserError:
         return False
     return True

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import importlib
 import os
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -85,9 +86,10 @@ def from_torch(source: Any, /, **fields: Any) -> tuple[Any, dict[str, Any]]:
       source: a live PyTorch module, its state dict, or the path of a file with one. A module tells
         all of its settings, and so does a checkpoint that stores the arguments of its networks;
         a state dict alone tells what its shapes do.
-      **fields: configuration that the weights do not determine: for a Parti with its tokenizer,
-        fields of either, or of one of them as tokenizer={...}; for a Muse fields of both its
-        MaskGITs, or base={...}; for a cascade, fields of all its U-Nets, or unets=[{...}, {...}].
+      **fields: configuration that the weights do not determine, nor a configuration that is
+        published beside their file, as a CLIP's config.json: for a Parti with its tokenizer, fields
+        of either, or of one of them as tokenizer={...}; for a Muse fields of both its MaskGITs, or
+        base={...}; for a cascade, fields of all its U-Nets, or unets=[{...}, {...}].
 
     Returns:
       The model and its parameters (float32 NumPy arrays). For an image tokenizer these are its
@@ -136,7 +138,7 @@ def weights(
         path = os.fspath(source)
         loaded = torch_io.load(path)
         try:
-            return _converted(loaded, None, fields, told)
+            return _converted(loaded, None, fields, told, pathlib.Path(path))
         except UserError as error:
             raise type(error)(f"weights={path!r}: {error}") from error
     if hasattr(source, "state_dict"):
@@ -195,11 +197,16 @@ def inferred(state: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any
     return network.fields(network.upgrade(arrays), told)
 
 
-def _converted(loaded, module, fields, told):
-    """The network of ours and its parameters, from what a file or a state dict holds."""
+def _converted(loaded, module, fields, told, path=None):
+    """The network of ours and its parameters, from what a file or a state dict holds.
+
+    Args:
+      path: of the file; None: there is none.
+    """
     network, state, module = _found(loaded, module)
     watched = engine.Watched(state)
     with _fitting(network, watched, module):
+        fields = fields if path is None else {**network.configured(path), **fields}
         watched = engine.Watched(network.upgrade(watched), last=watched.last)
         known = _told(network, module, loaded) if told is None else told
         hints = module if network.told is None else {**fields, **known}

@@ -16,6 +16,7 @@ and `to_torch` run it in the two directions on NumPy arrays; nothing here knows 
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -159,6 +160,8 @@ class Network:
       told: the fields that a live module tells, in whole; it refuses options of the module that
         have no form here. None: `fields` reads the module.
       stored: the same for what a checkpoint holds beside the weights: `loaded -> fields`.
+      configured: what the configuration tells that is published beside a file of weights:
+        `path of the file -> fields`; those that the user gives go before them.
       writes: whether a model has a form under the names of this package, where several packages
         have the same network.
       same: `(name, inferred fields, value) -> bool`, whether a field that is told is what was
@@ -175,6 +178,7 @@ class Network:
     upgrade: Callable[[State], State] = dict
     told: Callable[[Any], Mapping[str, Any]] | None = None
     stored: Callable[[Any], Mapping[str, Any]] = lambda loaded: {}
+    configured: Callable[[pathlib.Path], Mapping[str, Any]] = lambda path: {}
     writes: Callable[[Any], bool] = lambda model: True
     same: Callable[[str, Mapping[str, Any], Any], bool] = lambda name, found, value: (
         found[name] == value

@@ -12,7 +12,9 @@ import jax
 from einops import rearrange
 
 from t2i_jax import sharding
+from t2i_jax.convert import clip_config
 from t2i_jax.convert.engine import LINEAR, SAME, Entry, Layout, Network, Row, State
+from t2i_jax.errors import UserError
 from t2i_jax.models.openai_clip import OpenAIClip
 from t2i_jax.tracing import traced_once
 
@@ -118,10 +120,8 @@ def _bias(model):
     return [] if model.logit_bias is None else [Entry("logit_bias", "logit_bias")]
 
 
-def openai_fields(state: State, module: Any) -> dict[str, Any]:
-    """All that the shapes of OpenAI's names tell; heads are 64 channels wide there, and of a live
-    OpenCLIP the heads and the activation are read.
-    """
+def openai_fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
+    """All that the shapes of OpenAI's names tell, and what `_beside_shapes` adds to it."""
     conv, positions = state["visual.conv1.weight"], state["visual.positional_embedding"]
     found = {
         **_sizes(conv, positions, state["token_embedding.weight"], state["positional_embedding"]),
@@ -132,10 +132,13 @@ def openai_fields(state: State, module: Any) -> dict[str, Any]:
         "transformer_mlp_dim": state["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
         **_bias_of(state),
     }
-    if module is None:
-        return found
+    return found | _beside_shapes(found, told)
+
+
+def openai_live(module: Any) -> dict[str, Any]:
+    """The heads, the epsilon and the activation of a live OpenCLIP."""
     block, visual = module.transformer.resblocks[0], module.visual.transformer.resblocks[0]
-    found |= {
+    found = {
         "transformer_heads": block.attn.num_heads,
         "vision_heads": visual.attn.num_heads,
         "epsilon": block.ln_1.eps,
@@ -147,10 +150,8 @@ def openai_fields(state: State, module: Any) -> dict[str, Any]:
 _KINDS = {"QuickGELU": "quick_gelu", "GELU": "gelu"}
 
 
-def transformers_fields(state: State, module: Any) -> dict[str, Any]:
-    """All that the shapes of transformers' names tell; heads, activation and epsilon are read from
-    a live module.
-    """
+def transformers_fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
+    """All that the shapes of transformers' names tell, and what `_beside_shapes` adds to it."""
     vision, text = "vision_model", "text_model"
     found = {
         **_sizes(
@@ -166,15 +167,70 @@ def transformers_fields(state: State, module: Any) -> dict[str, Any]:
         "transformer_mlp_dim": state[f"{text}.encoder.layers.0.mlp.fc1.weight"].shape[0],
         **_bias_of(state),
     }
-    if module is None:
-        return found
+    return found | _beside_shapes(found, told)
+
+
+def transformers_live(module: Any) -> dict[str, Any]:
+    """The heads, the epsilon and the activation of a live CLIPModel."""
     of_text, of_vision = module.config.text_config, module.config.vision_config
-    return found | {
+    return {
         "transformer_heads": of_text.num_attention_heads,
         "vision_heads": of_vision.num_attention_heads,
         "epsilon": of_text.layer_norm_eps,
         "activation": of_text.hidden_act,
     }
+
+
+def untold_heads(model: OpenAIClip) -> dict[str, int]:
+    """The heads that have to be told when the network's state dict is read: those of another number
+    than published networks of its widths have.
+    """
+    text, vision = model.transformer_width, model.vision_width
+    own = {
+        "transformer_heads": (text, model.transformer_heads),
+        "vision_heads": (vision, model.vision_heads or max(vision // 64, 1)),
+    }
+    return {name: own for name, (width, own) in own.items() if _heads(name, width) != own}
+
+
+def _beside_shapes(found, told):
+    """What no shape tells: as told, else the heads of the published networks of these widths.
+
+    Raises:
+      UserError: nobody tells the activation, or the heads of a width that no published network
+        has.
+    """
+    known = {name: told[name] for name in _TOLD if name in told}
+    wanted = []
+    if "activation" not in known:
+        wanted.append(
+            "do not tell their activation; give activation='quick_gelu' for those of OpenAI and "
+            "'gelu' for others"
+        )
+    for name, of in (("transformer_heads", "transformer_width"), ("vision_heads", "vision_width")):
+        heads = _heads(name, found[of])
+        if name not in known and heads is None:
+            wanted.append(f"do not tell the heads of {of}={found[of]}; give {name}")
+        elif name == "transformer_heads" or found[of] in _SIXTEEN:  # the rest is the network's rule
+            known.setdefault(name, heads)
+    if wanted:
+        raise UserError(f"the weights {', and '.join(wanted)}.")
+    return known
+
+
+_TOLD = ("activation", "epsilon", "transformer_heads", "vision_heads")
+_SIXTEEN = (1280, 1408, 1664, 1792)  # widths of OpenCLIP's image transformers H, g, bigG and e
+
+
+def _heads(name, width):
+    """The heads of every network of OpenAI and of OpenCLIP that is so wide: 64 channels each, and
+    16 of the largest image transformers. None for a width that none of them has.
+    """
+    if name == "vision_heads" and width in _SIXTEEN:
+        return 16
+    if width % 64 or (name == "vision_heads" and width > 1024):
+        return None
+    return width // 64
 
 
 def _sizes(conv, positions, embedding, text_positions):
@@ -213,6 +269,8 @@ OPENAI = Network(
     model=OpenAIClip,
     recognise=lambda state: "visual.class_embedding" in state and "token_embedding.weight" in state,
     fields=openai_fields,
+    told=openai_live,
+    configured=clip_config.beside,
     table=openai_table,
     shapes=_shapes,
     same=_same,
@@ -225,6 +283,8 @@ TRANSFORMERS = Network(
         "vision_model.pre_layrnorm.weight" in state and "text_projection.weight" in state
     ),
     fields=transformers_fields,
+    told=transformers_live,
+    configured=clip_config.beside,
     table=transformers_table,
     shapes=_shapes,
     same=_same,

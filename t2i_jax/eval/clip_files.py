@@ -5,22 +5,16 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
+from t2i_jax.convert import clip_config
 from t2i_jax.convert import weights as converted
 from t2i_jax.errors import UserError
 from t2i_jax.eval import weights_file
-from t2i_jax.foreign import json_file
-from t2i_jax.models.openai_clip import MEAN, SIZES, STD, OpenAIClip
+from t2i_jax.models.openai_clip import SIZES, OpenAIClip
 from t2i_jax.text.tokenizer import TextTokenizer, load
 from t2i_jax.types import Params
 
-_REMEDY = "fetch it again"
-_FILES = (
-    "model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin",
-    "open_clip_pytorch_model.bin",
-)  # fmt: skip
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
 
 
@@ -50,17 +44,18 @@ def read(
     Args:
       path: a folder of `save_pretrained` (config.json and model.safetensors) or of OpenCLIP
         (open_clip_config.json), whose configuration tells the activation and the heads; or a file
-        of weights alone, which needs them as `fields`.
+        of weights. One that lies in such a folder under its name there has that configuration; any
+        other needs the activation as a field, and the heads where no published network is so wide.
       tokenizer: folder of the vocabulary; None: `path` itself.
       what: a key of `weights_file.PUBLISHED`, for the sentence about a missing file.
-      **fields: of `OpenAIClip`, for a file alone.
+      **fields: of `OpenAIClip`; they go before what a configuration tells.
 
     Raises:
       UserError: nothing there, a folder without weights or configuration, another network, or a
         file alone without its activation.
     """
     found = weights_file.find(path, what)
-    told = _configured(found) if found.is_dir() else {}
+    told = clip_config.of_folder(found) if found.is_dir() else clip_config.beside(found)
     file = _weights(found, what) if found.is_dir() else found
     given = {**told, **fields}
     if "activation" not in given:
@@ -88,11 +83,11 @@ def name(network: OpenAIClip) -> str:
 
 
 def _weights(folder, what):
-    for one in _FILES:
+    for one in clip_config.FILES:
         if (folder / one).is_file():
             return folder / one
     raise UserError(
-        f"{what}={str(folder)!r} has none of {', '.join(_FILES)}; fetch "
+        f"{what}={str(folder)!r} has none of {', '.join(clip_config.FILES)}; fetch "
         f"{weights_file.PUBLISHED[what]}."
     )
 
@@ -104,60 +99,3 @@ def _vocabulary(given, found):
             return None
         given = folder
     return load(given)
-
-
-def _configured(folder):
-    """The fields that a folder's configuration tells and its weights do not."""
-    for file, reader in (("config.json", _transformers), ("open_clip_config.json", _open_clip)):
-        if (folder / file).is_file():
-            return reader(_object(folder / file), f"clip={str(folder / file)!r}", folder)
-    return {}
-
-
-def _object(path):
-    where = f"clip={str(path)!r}"
-    return json_file.an_object(json_file.read(path, "clip", _REMEDY), where, _REMEDY)
-
-
-def _part(config, key, where):
-    return json_file.an_object(config.get(key) or {}, f"{where}: {key}", _REMEDY)
-
-
-def _transformers(config: Mapping[str, Any], where: str, folder: pathlib.Path) -> dict[str, Any]:
-    """The fields of config.json; what it leaves out has the default of transformers' CLIPConfig."""
-    if config.get("model_type") != "clip":
-        raise UserError(f"{where} is of a model of type {config.get('model_type')!r}; give a CLIP.")
-    text, vision = (_part(config, f"{side}_config", where) for side in ("text", "vision"))
-    activations = {one.get("hidden_act", "quick_gelu") for one in (text, vision)}
-    epsilons = {one.get("layer_norm_eps", 1e-5) for one in (text, vision)}
-    if len(activations) > 1 or len(epsilons) > 1:
-        raise UserError(
-            f"{where} has another activation or epsilon for text than for images, which no "
-            "published CLIP has; give another one."
-        )
-    found = {
-        "activation": activations.pop(),
-        "epsilon": epsilons.pop(),
-        "transformer_heads": text.get("num_attention_heads", 8),
-        "vision_heads": vision.get("num_attention_heads", 12),
-    }
-    pixels = folder / "preprocessor_config.json"
-    scaled = _object(pixels) if pixels.is_file() else {}
-    return found | _pixels(scaled.get("image_mean", MEAN), scaled.get("image_std", STD))
-
-
-def _open_clip(config: Mapping[str, Any], where: str, folder: pathlib.Path) -> dict[str, Any]:
-    """The fields of open_clip_config.json; what it leaves out has open_clip's default."""
-    model = _part(config, "model_cfg", where)
-    text, vision = _part(model, "text_cfg", where), _part(model, "vision_cfg", where)
-    scaled = _part(config, "preprocess_cfg", where)
-    return {
-        "activation": "quick_gelu" if model.get("quick_gelu") else "gelu",
-        "transformer_heads": text.get("heads", 8),
-        "vision_heads": vision.get("width", 768) // vision.get("head_width", 64),
-        **_pixels(scaled.get("mean", MEAN), scaled.get("std", STD)),
-    }
-
-
-def _pixels(mean, std):
-    return {"mean": tuple(map(float, mean)), "std": tuple(map(float, std))}

@@ -139,6 +139,11 @@ class CLIP(DualEncoder):
         """From captions to token ids, by a vocabulary that is trained on them."""
         return CaptionIds(self.num_text_tokens, self.text_seq_len)
 
+    @property
+    def hides_by_mask(self) -> bool:
+        """Where attention heeds the mask, or tokens are compared one by one."""
+        return not self.text_encode_without_mask or self.use_all_token_embeds
+
     @functools.cached_property
     def network(self) -> _Network:
         """The Flax module."""
@@ -305,7 +310,8 @@ class _TextTransformer(nn.Module):
 
     def _ends(self, text_BL, mask_BL):
         """(B, 1, 1): the position of each caption's end token."""
-        last_B = jnp.maximum(jnp.sum(mask_BL, axis=1) - 1, 0)
+        # the last place that the mask has, also where words before it are hidden
+        last_B = jnp.max(jnp.where(mask_BL, jnp.arange(mask_BL.shape[1]), 0), axis=1)
         if self.clip.text_eos_id is not None:
             is_end_BL = (text_BL == self.clip.text_eos_id) & mask_BL
             last_B = jnp.where(is_end_BL.any(1), jnp.argmax(is_end_BL, axis=1), last_B)

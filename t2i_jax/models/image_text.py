@@ -66,6 +66,8 @@ class ImageText(Protocol):
       channels: of the images. text_length: tokens of a caption at most. vocab_size: rows of the
         token embedding.
       captions: how captions become the ids that `embed_text` takes.
+      hides_by_mask: whether a token within a caption that its mask leaves out is as good as not
+        there; else only those at the end are.
     """
 
     @property
@@ -101,6 +103,11 @@ class ImageText(Protocol):
     @property
     def captions(self) -> CaptionIds:
         """From captions to token ids."""
+        ...
+
+    @property
+    def hides_by_mask(self) -> bool:
+        """Whether the mask hides any token of a caption."""
         ...
 
     def init(self, key: Key) -> Params:

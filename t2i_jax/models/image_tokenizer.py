@@ -78,7 +78,7 @@ class ImageTokenizer(Protocol):
         self, params: Params, codebook: Codebook, dead_K: Array, fresh_KE: Array
     ) -> tuple[Params, Codebook]:
         """(params, codebook) with the codes that are True in `dead_K` replaced by latents of a
-        recent batch.
+        recent batch; the same two objects where the network has no codes to replace.
         """
         ...
 

@@ -111,6 +111,11 @@ class OpenAIClip(DualEncoder):
         """
         return CaptionIds(self.vocab_size, self.context_length)
 
+    @property
+    def hides_by_mask(self) -> bool:
+        """No: a token sees all before it, and the mask tells where the caption ends."""
+        return False
+
     @functools.cached_property
     def network(self) -> _Network:
         """The Flax module."""

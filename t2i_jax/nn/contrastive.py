@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax import sharding
+from t2i_jax.errors import UserError
 from t2i_jax.sharding import BATCH_AXES, constrain
 from t2i_jax.types import Array
 
@@ -80,6 +81,9 @@ def cross_entropy(
       decoupled: the own key is left out of the sum (Yeh et al. 2021, DCL): the loss may then be
         below zero.
       rows: queries of a block; None: as many as 64 MiB of scores on each device allow.
+
+    Raises:
+      UserError: `rows` does not divide the batch.
     """
 
     def of(query, key, index_R):
@@ -138,6 +142,8 @@ def _by_rows(of, query, key, rows):
     index_B = jnp.arange(batch)
     if rows >= batch:
         return of(query, key, index_B)
+    if batch % rows:
+        raise UserError(f"rows={rows} does not divide the batch of {batch}; give a divisor of it.")
 
     def split(x):
         # each block has rows from everywhere, so that every device has a part of it

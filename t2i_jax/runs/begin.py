@@ -88,7 +88,7 @@ def check(recipe: Recipe, params: Mapping[str, Any]) -> None:
     held = recipe.task.held_as_begun
     if held and not isinstance(recipe.init, Init):
         raise UserError(
-            f"task.{held} leaves the other weights as the run begins, and init=None begins with "
+            f"task.{held} leaves weights as the run begins with them, and init=None begins with "
             "random ones; give init=RUN, a run that has trained them."
         )
     if isinstance(recipe.init, Init):

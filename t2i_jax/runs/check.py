@@ -291,6 +291,7 @@ def _check_networks(stage):
     """The shapes of the parameters, and whether they fit into memory, before their optimiser."""
     task, train = stage.recipe.task, stage.recipe.train
     train.check_batch(stage.mesh)
+    task.check_batch(train.batch_size, train.accumulate)
     with _told(task):
         boxed = sharding.parameters_of(task)
         places = sharding.shardings(boxed, stage.mesh, train.preset)

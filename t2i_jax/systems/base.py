@@ -220,6 +220,9 @@ class SystemTask:
         """
         return ""
 
+    def check_batch(self, batch_size: int, accumulate: int) -> None:
+        """Refuses a batch, in so many micro-batches, of which the losses can't be made."""
+
     @property
     def inputs(self) -> tuple[str, ...]:
         """What `generate` of the system takes beside prompts: "negative_prompts", "images",

@@ -20,7 +20,13 @@ from tqdm import tqdm
 from t2i_jax import config, heap, seeds, sharding
 from t2i_jax.errors import UserError
 from t2i_jax.terminal import say
-from t2i_jax.text.encoder import TextEncoder, captions_of, told_of_cuts, told_of_lengths
+from t2i_jax.text.encoder import (
+    TextEncoder,
+    are_captions,
+    captions_of,
+    told_of_cuts,
+    told_of_lengths,
+)
 from t2i_jax.types import Key
 from t2i_jax.values import shown
 from t2i_jax.words import counted
@@ -171,12 +177,34 @@ def check_negative(count: int, wanted: int) -> None:
 
 def _encoded(encoder, tokenizer, prompts, field):
     found = encoder.encode(tokenizer, prompts, field)
-    if "text" in found and tokenizer is not None and not hasattr(prompts, "ndim"):  # captions
-        one = field.removesuffix("s").replace("_", " ")
-        told = told_of_cuts(tokenizer, captions_of(prompts, field), encoder.max_length, one)
-        if told is not None:
-            tell(told)
+    if "text" in found and (told := _cut(encoder, tokenizer, prompts, field)) is not None:
+        tell(told)
     return found
+
+
+def _cut(encoder, tokenizer, prompts, field):
+    """What an encoder cuts of captions; None where it cuts nothing, or is given none."""
+    if tokenizer is None or not are_captions(prompts):
+        return None
+    one = field.removesuffix("s").replace("_", " ")
+    return told_of_cuts(tokenizer, captions_of(prompts, field), encoder.max_length, one)
+
+
+def tell_cut_again(first: Any, second: Any, name: str, prompts: Any, field: str) -> None:
+    """A line on stderr where the second of two systems that read the same captions cuts them
+    otherwise than the first, of which `texts` has told.
+
+    Args:
+      first, second: each with its `task.text` and `text_tokenizer`. name: of the second. prompts,
+        field: as of `texts`; None: there are none.
+    """
+    if prompts is None or second.task.text is None:
+        return
+    there, told = (
+        _cut(one.task.text, one.text_tokenizer, prompts, field) for one in (first, second)
+    )
+    if told not in (None, there):
+        tell(f"{told} for {name} (text.max_length={second.task.text.max_length})")
 
 
 def tell_unread(

@@ -198,6 +198,13 @@ def captions_of(prompts: Any, field: str) -> list[str]:
     return [str(prompt) for prompt in prompts]
 
 
+def are_captions(prompts: Any) -> bool:
+    """Whether prompts are text, in an array too, and no array of ids or embeddings."""
+    if isinstance(prompts, np.ndarray):
+        return prompts.dtype.kind in "OTU"  # objects, and both kinds of strings
+    return isinstance(prompts, str) or not hasattr(prompts, "ndim")
+
+
 def told_of_cuts(
     tokenizer: TextTokenizer, captions: Sequence[str], max_length: int, one: str
 ) -> str | None:

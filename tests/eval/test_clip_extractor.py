@@ -2,15 +2,18 @@
 captions beside the packages.
 """
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+from t2i_jax import convert
 from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.eval import clip_files, extractors
 from t2i_jax.models.openai_clip import SIZES
+from t2i_jax.systems.clip.text import ClipText
 from tests.parity import reference
 from tests.parity.test_openai_clip import vocabulary  # noqa: F401
 
@@ -76,6 +79,31 @@ def test_images_and_captions_are_those_of_transformers(folder, images):
     assert ours.logit_scale == pytest.approx(theirs.logit_scale.exp().item(), rel=1e-6)
     assert ours.about["activation"] == theirs.config.text_config.hidden_act
     np.testing.assert_allclose(ours.about["preprocessing"]["mean"], [127.5, 102, 76.5])
+
+
+def test_a_file_in_its_folder_has_the_configuration_beside_it(folder, tmp_path):
+    """Nobody tells the activation and heads that are not 64 wide; a file of another name, or the
+    configuration of another model, has no such neighbour.
+    """
+    theirs, path = folder
+    config, whole = theirs.config, clip_files.read(path).network
+    text = ClipText.from_file(path / "model.safetensors", path)
+    for network in (text.network, clip_files.read(path / "model.safetensors").network):
+        assert network == whole
+    assert whole.activation == config.text_config.hidden_act and whole.mean == (0.5, 0.4, 0.3)
+    assert (whole.transformer_heads, whole.vision_heads) == (4, 2)
+    text.frozen()  # read as it is
+    given, _ = convert.from_torch(path / "model.safetensors", transformer_heads=8)
+    assert given == dataclasses.replace(whole, transformer_heads=8)
+    weights = (path / "model.safetensors").read_bytes()
+    (tmp_path / "config.json").write_text((path / "config.json").read_text())
+    (tmp_path / "mine.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match="do not tell their activation"):
+        convert.from_torch(tmp_path / "mine.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match="give transformer_heads, and .* give vision_heads"):
+        convert.from_torch(tmp_path / "model.safetensors", activation="gelu")
 
 
 def test_cmmd_has_its_own_crop(folder, images):

@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 
 from t2i_jax import convert, sharding
+from t2i_jax.convert import torch_io
+from t2i_jax.convert.openai_clip import OPENAI
 from t2i_jax.errors import UserError
 from t2i_jax.models.image_text import at_size
 from t2i_jax.models.openai_clip import MEAN, SIZES, STD, OpenAIClip
+from t2i_jax.systems.clip.text import ClipText
 from t2i_jax.text.caption_ids import CaptionIds
 from t2i_jax.text.tokenizer import load
+from tests.parity import reference
 from tests.parity.test_vit_vqgan import error
 
 torch = pytest.importorskip("torch")
@@ -97,6 +101,78 @@ def test_weights_bit_for_bit_under_both_names(made):
     assert again == model
     for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(weights), strict=True):
         assert np.array_equal(one, other)
+
+
+def test_heads_of_a_state_dict_are_those_of_its_widths(tmp_path):
+    """Captions of a file, whose heads and activation nothing but its width and its user tell."""
+    torch.manual_seed(0)
+    text = dict(
+        hidden_size=192, intermediate_size=24, num_hidden_layers=1, num_attention_heads=3,
+        vocab_size=50, max_position_embeddings=7, eos_token_id=_END, hidden_act="gelu",
+    )  # fmt: skip
+    vision = dict(
+        hidden_size=64, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
+        image_size=8, patch_size=8, hidden_act="gelu",
+    )  # fmt: skip
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    theirs = transformers.CLIPModel(config).eval()
+    ids = np.array([[48, 5, 6, 7, 8, 9, _END]])
+    with torch.no_grad():
+        expected = theirs.get_text_features(torch.tensor(ids))
+    expected = getattr(expected, "pooler_output", expected)
+    torch_io.write(tmp_path / "clip.safetensors", torch_io.arrays(theirs.state_dict()))
+    model, params = convert.from_torch(tmp_path / "clip.safetensors", activation="gelu")
+    assert model.transformer_heads == 3
+    with jax.default_matmul_precision("highest"):
+        found = jax.jit(model.text_vectors)(params, ids, ids > 0)
+    assert error(found, expected) < NETWORK
+    for fields in ({}, {"transformer_heads": 8}):
+        with pytest.raises(UserError, match="do not tell their activation; give activation='quick"):
+            ClipText.from_file(tmp_path / "clip.safetensors", **fields)
+    given = {"activation": "gelu", "transformer_heads": 8}  # as earlier versions took it
+    assert ClipText.from_file(tmp_path / "clip.safetensors", **given).network.transformer_heads == 8
+
+
+def _state(vision, text, embed_dim):
+    """As much of OpenCLIP's state dict as fields are told by; nothing is allocated."""
+    width, own = vision.get("width", 768), text.get("width", 512)
+    patch, patches = vision["patch_size"], (vision["image_size"] // vision["patch_size"]) ** 2
+    shapes = {
+        "visual.class_embedding": (width,),
+        "visual.conv1.weight": (width, 3, patch, patch),
+        "visual.positional_embedding": (patches + 1, width),
+        "token_embedding.weight": (text["vocab_size"], own),
+        "positional_embedding": (77, own),
+        "text_projection": (own, embed_dim),
+        f"visual.transformer.resblocks.{vision['layers'] - 1}.mlp.c_fc.weight": (4 * width, width),
+        "visual.transformer.resblocks.0.mlp.c_fc.weight": (4 * width, width),
+        f"transformer.resblocks.{text['layers'] - 1}.mlp.c_fc.weight": (4 * own, own),
+        "transformer.resblocks.0.mlp.c_fc.weight": (4 * own, own),
+    }
+    return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+
+
+def test_heads_of_every_published_network_and_of_no_other():
+    open_clip, seen = reference.load("open_clip"), set()
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        vision, text = config["vision_cfg"], config["text_cfg"]
+        plain = {"layers", "width", "patch_size", "image_size"} <= vision.keys()
+        if not plain or isinstance(vision["layers"], list) or "heads" not in text:
+            continue  # a ResNet, or a transformer of another package
+        state = _state(vision, text, config["embed_dim"])
+        found = OpenAIClip(**OPENAI.fields(state, {"activation": "gelu"}))
+        heads = found.vision_heads or found.vision_width // 64
+        wanted = vision["width"] // vision.get("head_width", 64)
+        assert (name, found.transformer_heads, heads) == (name, text["heads"], wanted)
+        seen.add(found.vision_width)
+    assert {768, 1024, 1280, 1664} <= seen
+    vision = {"layers": 1, "width": 1152, "patch_size": 8, "image_size": 8}
+    state = _state(vision, {"layers": 1, "width": 100, "vocab_size": 9}, 16)
+    with pytest.raises(UserError, match="width=100; give transformer_heads, and .*=1152; give vis"):
+        OPENAI.fields(state, {"activation": "gelu"})
+    heads = {"transformer_heads": 4, "vision_heads": 16}
+    assert heads.items() <= OPENAI.fields(state, {"activation": "gelu", **heads}).items()
 
 
 def test_published_sizes():

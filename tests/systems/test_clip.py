@@ -16,6 +16,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.eval.judge_shapes import JudgeShapes
 from t2i_jax.models.image_text import Features
 from t2i_jax.on_host import initialise
+from t2i_jax.runs.check import check
 from t2i_jax.runs.recipe import load_recipe, recipe_from_dict, recipe_to_dict
 from t2i_jax.systems.clip import retrieval
 from t2i_jax.systems.clip.masked_words import MaskedWords
@@ -144,6 +145,8 @@ def test_ranking_compiles_each_tower_once(caplog, capsys, by_tokens):
     assert _compiled(caplog) == tried
     assert best.shape == (6, 8, 8, 3) and scores.shape == (3, 2)
     assert capsys.readouterr().err.count("are cut; so are 2 others") == 1
+    ranker.ids(np.array(captions))
+    assert capsys.readouterr().err.count("are cut; so are 2 others") == 1
 
 
 def test_classes_are_told_without_training_on_them_and_while_it_trains(system):
@@ -264,11 +267,102 @@ def test_views_stay_in_range_and_keep_ends(key):
     assert first.shape == image.shape and not np.allclose(first, second)
     assert np.abs(first).max() <= 1
     mask = np.arange(9) < np.array([[9], [5]])
-    (seen,) = jax.device_get(
-        jax.jit(Views(images=0, texts=1, dropped_words=0.9).of_texts)(mask, key)
-    )
+    text = np.where(mask, np.arange(1, 10), 0)
+    of_texts = jax.jit(Views(images=0, texts=1, dropped_words=0.9).of_texts, static_argnums=3)
+    ((same, seen),) = jax.device_get(of_texts(text, mask, key, True))
     assert (seen <= mask).all() and seen[:, 0].all() and seen[0, 8] and seen[1, 4]
-    assert seen.sum() < mask.sum()
+    assert seen.sum() < mask.sum() and np.array_equal(same, text)
+    ((closed, there),) = jax.device_get(of_texts(text, mask, key, False))
+    for row in range(2):
+        kept = text[row, seen[row]]
+        assert np.array_equal(closed[row], np.pad(kept, (0, 9 - len(kept))))
+        assert there[row].tolist() == [i < len(kept) for i in range(9)]
+
+
+_CAUSAL = dict(TINY, text_causal_mask=True, text_seq_len=12)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        t2i.CLIP(**{**TINY, "text_seq_len": 12}),
+        t2i.CLIP(**{**TINY, "text_seq_len": 12}, text_encode_without_mask=True),
+        t2i.CLIP(**_CAUSAL),
+        t2i.CLIP(**_CAUSAL, text_eos_id=39),
+        t2i.CLIP(**_CAUSAL, text_encode_without_mask=True),
+        t2i.OpenAIClip(
+            embed_dim=8, image_resolution=8, vision_layers=1, vision_width=16, vision_patch_size=4,
+            context_length=12, vocab_size=40, transformer_width=16, transformer_heads=1,
+            transformer_layers=1,
+        ),
+    ],
+    ids=["masked", "unmasked", "causal", "causal to its end", "causal unmasked", "openai"],
+)  # fmt: skip
+def test_a_view_of_a_caption_depends_on_what_it_keeps_up_to_its_end(model, key):
+    """Of every network, whatever it does with a mask."""
+    task = ClipTask(model, views=Views(images=0, texts=1, dropped_words=0.4))
+    params = initialise(model.init, key)
+    image = np.zeros((1, 8, 8, 3), np.float32)
+    mask = np.arange(12)[None] < 10
+
+    @jax.jit
+    def of(text):
+        _, (_, view) = task._views(image, text, mask, key)
+        return model.text_features(params, *view).pooled_BE, view[1].sum()
+
+    text = np.where(mask, [5, 6, 7, 8, 9, 10, 11, 12, 13, 39, 0, 0], 0)
+    whole, kept = of(text)
+    changed = []
+    for place in range(10):
+        other = text.copy()
+        other[0, place] = 30
+        if float(np.abs(of(other)[0] - whole).max()) > 1e-5:
+            changed.append(place)
+    assert len(changed) == int(kept) < 10 and {0, 9} <= set(changed)
+
+
+def _recipe(task, **train):
+    train = t2i.TrainConfig(steps=1, **train)
+    return t2i.Recipe(task, t2i.DataConfig(source="shapes", image_size=8), train)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "accumulate", "told"),
+    [
+        (48, 64, 1, "rows=48 does not divide the 64 captions of a micro-batch .*; try rows=32"),
+        (16, 72, 3, "the 24 captions .*train.batch_size=72, train.accumulate=3.*; try rows=12"),
+        (5, 7, 1, "try rows=1"),
+        (16, 64, 2, None),
+        (48, 64, 2, None),  # less than one block
+        (None, 7, 1, None),
+    ],
+)
+def test_rows_divide_the_micro_batch(rows, batch_size, accumulate, told):
+    """Found before anything compiles; held-out batches, which have sizes of their own, go on."""
+    task = ClipTask(t2i.CLIP(**TINY), rows=rows)
+    recipe = _recipe(task, batch_size=batch_size, accumulate=accumulate)
+    if told is None:
+        check(recipe)
+    else:
+        with pytest.raises(UserError, match=told):
+            check(recipe)
+        with pytest.raises(UserError, match=f"rows={rows} does not divide the batch of"):
+            _shapes_of(task.loss, task, batch_size // accumulate)
+    _shapes_of(task.validate, task, 7)
+
+
+def _shapes_of(function, task, size):
+    rest = {"clip": task.weights_shapes()["clip"]}, {}, {}, dict(task.batch_spec(size))
+    return jax.eval_shape(function, *rest, jax.random.key(0), 0)
+
+
+@pytest.mark.parametrize("field", ["freeze_image_encoder", "freeze_text_encoder"])
+def test_a_tower_that_is_not_trained_comes_from_a_run(field, tmp_path):
+    recipe = _recipe(ClipTask(t2i.CLIP(**TINY), **{field: True}), batch_size=8)
+    with pytest.raises(UserError, match=f"task.{field}=True leaves .* random ones; give init=RUN"):
+        check(recipe)
+    with pytest.raises(UserError, match="init=.*none' is not a folder"):  # which it looks for
+        check(dataclasses.replace(recipe, init=t2i.Init(str(tmp_path / "none"))))
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def published(tmp_path_factory):
     return out, model, params
 
 
-def test_a_published_clip_is_a_run_and_goes_out_again(published, tmp_path):
+def test_a_published_clip_is_a_run_and_goes_out_again(published, tmp_path, capsys):
     out, model, params = published
     system, captions = t2i.load(out), ["a red circle", "a blue square"]
     image = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
@@ -137,6 +137,7 @@ def test_a_published_clip_is_a_run_and_goes_out_again(published, tmp_path):
     wanted = model.embed_image(params, shown) @ model.embed_text(params, ids, mask).embed_BD.T
     np.testing.assert_allclose(system.similarity(image, captions), wanted, atol=1e-5)
     again = runs.export_torch(out, tmp_path / "again.safetensors")
+    assert "does not say transformer_heads=2 vision_heads=2;" in capsys.readouterr().err
     theirs, ours = torch_io.load(out.parent / "clip.safetensors"), torch_io.load(again)
     assert theirs.keys() == ours.keys()
     assert all(np.array_equal(theirs[name], ours[name]) for name in theirs)

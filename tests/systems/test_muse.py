@@ -12,7 +12,9 @@ from t2i_jax.systems.base import Given
 from t2i_jax.systems.generation import on_mesh
 from t2i_jax.systems.maskgit.options import MaskGitOptions
 from t2i_jax.systems.muse.options import MuseOptions
+from t2i_jax.systems.muse.system import MuseSystem
 from t2i_jax.systems.muse.task import MuseTask
+from t2i_jax.text.learned import LearnedText
 
 from .toy_muse import (
     CAPTIONS,
@@ -103,6 +105,50 @@ def test_both_stages_are_guided_each_by_its_own_scale(system):
     hot = sample(superres_temperature=4.0)
     np.testing.assert_array_equal(plain[0], hot[0])
     assert not np.array_equal(plain[1], hot[1])
+
+
+class _Words:
+    """A tokenizer with a token per word."""
+
+    vocab_size = 10
+
+    def lengths(self, captions):
+        return [len(caption.split()) for caption in captions]
+
+    def __call__(self, captions, max_length):
+        lengths = np.minimum(self.lengths(captions), max_length)
+        mask = np.arange(max_length) < lengths[:, None]
+        return mask.astype(np.int32), mask
+
+
+def test_what_either_stage_cuts_of_captions_is_said(monkeypatch, capsys):
+    """Captions of 3, 5 and 7 words, for stages that read as many or more, or fewer."""
+    captions = [" ".join("abcdefg"[:length]) for length in (3, 5, 7)]
+    monkeypatch.setattr(MuseSystem, "_stages", lambda *_: 1 / 0)  # nothing is sampled
+
+    def said(of_base, of_superres, **options):
+        stages = []
+        for task, length in ((TASK, of_base), (SUPERRES, of_superres)):
+            text = LearnedText(
+                dim=8, depth=1, heads=2, mlp_dim=16, vocab_size=10, max_length=length
+            )
+            stage = system_of(dataclasses.replace(task, text=text))
+            stages.append(dataclasses.replace(stage, text_tokenizer=_Words()))
+        with pytest.raises(ZeroDivisionError):
+            _joined(*stages).generate(np.array(captions), **options)
+        return capsys.readouterr().err.splitlines()
+
+    small = "t2i: prompt 1 has 5 tokens, the last one is cut; so is one other."
+    large = "t2i: prompt 1 has 5 tokens, the last 2 are cut; so is one other for superres"
+    assert said(8, 8) == []
+    assert said(4, 4) == [small]
+    assert said(8, 3) == [f"{large} (text.max_length=3)."]
+    assert said(4, 3) == [small, f"{large} (text.max_length=3)."]
+    assert said(8, 3, stop_at="base") == []
+    (told,) = said(8, 7, negative_prompts="a b c d e f g h")
+    assert told == "t2i: negative prompt 0 has 8 tokens, the last one is cut for superres" + (
+        " (text.max_length=7)."
+    )
 
 
 def test_negative_prompts_are_for_the_stages_that_are_guided(system):

@@ -204,9 +204,13 @@ def test_prompts_come_as_people_write_them(system, capsys):
     made = [system.generate(_CAPTIONS[:2], negative_prompts=given) for given in against]
     np.testing.assert_array_equal(*made)
     assert capsys.readouterr().err == ""
-    system.generate(["one", " ".join("abcdefghijklm"), " ".join("abcdefg")])
+    long = ["one", " ".join("abcdefghijklm"), " ".join("abcdefg")]
     told = "t2i: prompt 1 has 13 tokens, the last 8 are cut; so is one other.\n"
-    assert capsys.readouterr().err == told
+    for same in (long, np.array(long), np.array(long, object), list(map(np.str_, long))):
+        system.generate(same)
+        assert capsys.readouterr().err == told
+    system.generate(np.str_(long[1]))
+    assert "prompt 0 has 13 tokens, the last 8 are cut" in capsys.readouterr().err
 
 
 def test_all_bits_of_a_seed_count(system):

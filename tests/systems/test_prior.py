@@ -77,12 +77,16 @@ def test_what_the_prior_does_not_read_of_a_caption_is_said(prior, capsys):
     assert prior.task.model.max_text_len == 8 < prior.clip.task.text_encoder.max_length
     [sentence] = training._told_of_unread(prior.task)
     assert "the prior reads 8 tokens of a caption (max_text_len)" in sentence
-    prior.prompt(["a red circle above a blue square on a white background", "a"])
-    assert "caption 0 has 12 tokens, the last 4 are cut for the prior (max_text_len=8)" in (
-        capsys.readouterr().err
-    )
-    prior.prompt(["a"])
-    assert not capsys.readouterr().err
+    captions = ["a red circle above a blue square on a white background", "a"]
+    ids = prior.clip.text_tokenizer(captions, 12)[0]
+    told = "caption 0 has 12 tokens, the last 4 are cut for the prior (max_text_len=8)"
+    # however they are given
+    for given in (captions, np.array(captions), ids, prior.clip.encode_text(captions)):
+        prior.prompt(given)
+        assert told in capsys.readouterr().err
+    for given in (["a"], ids[1:], prior.clip.encode_text(["a"])):
+        prior.prompt(given)
+        assert not capsys.readouterr().err
 
 
 def test_guidance_takes_the_caption_away_and_compat_the_embedding_too(prior):

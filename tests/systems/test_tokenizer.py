@@ -247,6 +247,27 @@ def test_dead_codes_come_back_as_recent_latents(model, key):
     assert untouched is params
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        VQ.clone(lookup_free_quantization=True),
+        VQ.clone(lookup_free_quantization=True, fsq_levels=(4, 4)),
+        VQGAN(assignment="gumbel", codebook_size=16),
+    ],
+    ids=["lfq", "fsq", "gumbel"],
+)
+def test_codes_that_nothing_revives_stay_counted_as_out_of_use(model, key):
+    """Else a codebook that has collapsed is logged as one that is used as a whole."""
+    task = TokenizerTask(model)
+    usage = jnp.array([16.0] + [0.0] * 15)
+    params, stats = {"generator": {}}, {"usage": usage, "recent": jnp.ones((32, 4))}
+    after, new = task.after_update(params, stats, {}, key, 5)
+    np.testing.assert_array_equal(new["usage"], usage)
+    found = task._usage(new["usage"])
+    assert after is params and float(found["codebook_usage"]) == 1 / 16
+    assert float(found["perplexity"]) == pytest.approx(1)
+
+
 def test_usage_counts_what_was_used(key):
     task = TokenizerTask(MODEL, usage_decay=0.0)
     params, stats = started(task, key)

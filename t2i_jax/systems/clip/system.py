@@ -22,7 +22,7 @@ from t2i_jax.pixels import SIGNED, to_float
 from t2i_jax.systems import generation, given
 from t2i_jax.systems.base import Findings, HeldOut, System, of_held_out
 from t2i_jax.systems.clip import retrieval
-from t2i_jax.text.encoder import captions_of
+from t2i_jax.text.encoder import are_captions, captions_of
 
 if TYPE_CHECKING:
     from t2i_jax.systems.clip.task import ClipTask
@@ -162,7 +162,7 @@ class ClipSystem(System):
         `embed_text`.
         """
         encoder = self.task.text_encoder
-        if self.text_tokenizer is not None and not hasattr(captions, "ndim"):
+        if self.text_tokenizer is not None and are_captions(captions):
             return generation.texts(
                 encoder, self.text_tokenizer, captions, None, guided=False, field=field
             )

@@ -49,9 +49,9 @@ class ClipTask(SystemTask):
       sim_reg_loss_weight: of the squared difference between similarities within the captions and
         within the images of a batch (arXiv 2309.08773).
       freeze_image_encoder, freeze_text_encoder: this transformer is not trained, only what follows
-        it (Zhai et al. 2021, LiT); begin with the run that has its weights (`Recipe.init`).
-      rows: captions whose scores with all images are made at once, a divisor of the batch; None: as
-        many as 64 MiB of scores on each device allow.
+        it (Zhai et al. 2021, LiT). Such a run begins with one that has its weights (`Recipe.init`).
+      rows: captions whose scores with all images are made at once, a divisor of the micro-batch;
+        None: as many as 64 MiB of scores on each device allow.
       compat: what to keep of x-clip where it is wrong: "filip_image_to_text", with tokens and
         patches compared one by one the loss of images is a softmax over images, not over texts.
     """
@@ -149,6 +149,23 @@ class ClipTask(SystemTask):
         return ("clip",)
 
     @property
+    def held_as_begun(self) -> str:
+        """The transformers that are not trained."""
+        frozen = ("freeze_image_encoder", "freeze_text_encoder")
+        return ", ".join(f"{name}=True" for name in frozen if getattr(self, name))
+
+    def check_batch(self, batch_size: int, accumulate: int) -> None:
+        """Refuses a micro-batch that `rows` does not divide."""
+        size = batch_size // accumulate
+        if not self._divides(size):
+            fitting = next(rows for rows in range(self.rows or 1, 0, -1) if size % rows == 0)
+            raise UserError(
+                f"rows={self.rows} does not divide the {size} captions of a micro-batch "
+                f"(train.batch_size={batch_size}, train.accumulate={accumulate}); try "
+                f"rows={fitting}."
+            )
+
+    @property
     def held(self) -> Mapping[str, tuple[str, ...]]:
         """The transformers that are not trained."""
         frozen = {"visual": self.freeze_image_encoder, "text": self.freeze_text_encoder}
@@ -193,11 +210,13 @@ class ClipTask(SystemTask):
         """The contrastive loss of whole images and captions alone, and the share of both whose
         partner scores highest in the batch.
         """
-        own = params["clip"]
+        own, size = params["clip"], len(batch["image"])
         image_BHWC = to_float(batch["image"], SIGNED)
         texts = [self.model.text_features(own, batch["text"], batch["text_mask"])]
         images = [self.model.image_features(own, image_BHWC)]
-        found, metrics = self._contrast(own, texts, images)
+        # held-out batches are of other sizes than those that are trained on
+        task = self if self._divides(size) else dataclasses.replace(self, rows=None)
+        found, metrics = task._contrast(own, texts, images)
         return {"loss": found.main, **metrics}
 
     def flops(self, batch_size: int) -> float:
@@ -215,6 +234,10 @@ class ClipTask(SystemTask):
         words = 0.0 if self.mlm is None else 3 * once
         return batch_size * (image + text + words)
 
+    def _divides(self, size):
+        """Whether a batch of this size is whole blocks of `rows`, or less than one."""
+        return self.rows is None or size <= self.rows or size % self.rows == 0
+
     def _image_once(self, params, image_BHWC):
         return self.model.image_features(params, to_float(image_BHWC, SIGNED), jax.random.key(0))
 
@@ -222,15 +245,15 @@ class ClipTask(SystemTask):
         """(the loss that is trained, metrics)."""
         for_patches, for_views, for_words = jax.random.split(key, 3)
         image_BHWC, text_BL = to_float(batch["image"], SIGNED), batch["text"]
-        images, masks = self._views(image_BHWC, batch["text_mask"], for_views)
+        images, texts = self._views(image_BHWC, text_BL, batch["text_mask"], for_views)
         keys = jax.random.split(for_patches, len(images))
         of_images = [
             _held(self.model.image_features(params, one, own), self.freeze_image_encoder)
             for one, own in zip(images, keys, strict=True)
         ]
         of_texts = [
-            _held(self.model.text_features(params, text_BL, mask), self.freeze_text_encoder)
-            for mask in masks
+            _held(self.model.text_features(params, *text), self.freeze_text_encoder)
+            for text in texts
         ]
         found, metrics = self._contrast(params, of_texts, of_images)
         loss = self.weight * found.main
@@ -259,14 +282,15 @@ class ClipTask(SystemTask):
         features = self.model.image_features(params, image_BHWC, key)
         return _held(features, self.freeze_image_encoder)
 
-    def _views(self, image_BHWC, mask_BL, key):
-        """(images, masks of captions), the ones that were given first."""
+    def _views(self, image_BHWC, text_BL, mask_BL, key):
+        """(images, token ids of captions with their masks), the ones that were given first."""
         if self.views is None:
-            return [image_BHWC], [mask_BL]
+            return [image_BHWC], [(text_BL, mask_BL)]
         for_images, for_texts = jax.random.split(key)
+        by_mask = self.model.hides_by_mask
         return (
             [image_BHWC, *self.views.of_images(image_BHWC, for_images)],
-            [mask_BL, *self.views.of_texts(mask_BL, for_texts)],
+            [(text_BL, mask_BL), *self.views.of_texts(text_BL, mask_BL, for_texts, by_mask)],
         )
 
     def _contrast(self, params, of_texts: list[Features], of_images: list[Features]):

@@ -28,7 +28,7 @@ class ClipText(FrozenEncoder):
     Its weights stay in a file and are an argument of every step. The image transformer is read
     too, and left out.
 
-    >>> text = ClipText.from_file("clip.pt", vocabulary="clip_vocabulary")    # doctest: +SKIP
+    >>> text = ClipText.from_file("clip/model.safetensors", vocabulary="clip")  # doctest: +SKIP
 
     Attributes:
       source: file with the weights of a CLIP of PyTorch, or the weights.safetensors of an exported
@@ -67,11 +67,11 @@ class ClipText(FrozenEncoder):
         """The CLIP of a file of PyTorch weights.
 
         Args:
-          fields: configuration of the network that the weights do not tell, as of
-            `convert.from_torch`.
+          fields: configuration of the network that neither the weights nor a config.json beside
+            them tell, as of `convert.from_torch`: activation="quick_gelu" for those of OpenAI.
 
         Raises:
-          UserError: a file that holds no CLIP.
+          UserError: a file that holds no CLIP, or whose activation or heads nobody tells.
         """
         network = convert.weights(source, fields).model
         if not hasattr(network, "embed_text"):

@@ -24,7 +24,7 @@ class Views:
         to 1, enlarged to the whole.
       flip: whether a view is mirrored half of the time; captions with left and right forbid it.
       brightness: pixels are shifted by up to so much, of a range of 2.
-      dropped_words: share of the tokens that a view of a caption has masked out.
+      dropped_words: share of the tokens that a view of a caption does without.
     """
 
     images: int = 1
@@ -59,11 +59,19 @@ class Views:
         """`images` further views of float images in [-1, 1], of the same shape."""
         return [self._image(image_BHWC, one) for one in jax.random.split(key, self.images)]
 
-    def of_texts(self, mask_BL: Array, key: Key) -> list[Array]:
-        """The masks of `texts` further views of captions: some tokens are hidden, never the first
-        and the last.
+    def of_texts(
+        self, text_BL: Array, mask_BL: Array, key: Key, by_mask: bool
+    ) -> list[tuple[Array, Array]]:
+        """Token ids and masks of `texts` further views of captions, which do without some tokens,
+        never the first and the last.
+
+        Args:
+          by_mask: these tokens are masked out, for a network that does not see them then, see
+            `ImageText.hides_by_mask`; else the ones after them take their places, with padding at
+            the end.
         """
-        return [self._text(mask_BL, one) for one in jax.random.split(key, self.texts)]
+        seen = [self._seen(mask_BL, one) for one in jax.random.split(key, self.texts)]
+        return [(text_BL, one) if by_mask else _closed(text_BL, one) for one in seen]
 
     def _image(self, image_BHWC, key):
         batch, height, width, _ = image_BHWC.shape
@@ -82,11 +90,18 @@ class Views:
         shift = jax.random.uniform(for_light, (batch, 1, 1, 1), minval=-1.0) * self.brightness
         return jnp.clip(view + shift, -1, 1)
 
-    def _text(self, mask_BL, key):
+    def _seen(self, mask_BL, key):
         hidden_BL = jax.random.bernoulli(key, self.dropped_words, mask_BL.shape)
         last_B1 = jnp.sum(mask_BL, axis=1, keepdims=True) - 1
         index_L = jnp.arange(mask_BL.shape[1])
         return mask_BL & ~(hidden_BL & (index_L > 0) & (index_L < last_B1))
+
+
+def _closed(text_BL, seen_BL):
+    """The tokens that are seen, one after the other from the first place on, and their mask."""
+    order_BL = jnp.argsort(~seen_BL, axis=1, stable=True)
+    text_BL = jnp.where(seen_BL, text_BL, 0)
+    return tuple(jnp.take_along_axis(one, order_BL, axis=1) for one in (text_BL, seen_BL))
 
 
 def _weights(places_BN, size):

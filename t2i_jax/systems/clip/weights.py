@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from t2i_jax import convert, paths
-from t2i_jax.convert import arguments, engine, torch_io, x_clip, x_clip_ssl
+from t2i_jax.convert import arguments, engine, openai_clip, torch_io, x_clip, x_clip_ssl
 from t2i_jax.errors import UserError
 from t2i_jax.models.clip import CLIP
 from t2i_jax.models.openai_clip import OpenAIClip
@@ -42,17 +42,10 @@ def from_torch(file: TorchFile) -> Imported | None:
     """The CLIP of a file; None where it holds another network.
 
     Raises:
-      UserError: a vocabulary of another size, or weights under OpenAI's names whose activation
-        nobody tells.
+      UserError: a vocabulary of another size.
     """
     if not isinstance(file.network, (CLIP, OpenAIClip)):
         return None
-    is_file = isinstance(file.source, pathlib.Path)
-    if isinstance(file.network, OpenAIClip) and is_file and "activation" not in file.fields:
-        raise UserError(
-            f"weights={file.path!r} do not tell their activation; give activation='quick_gelu' for "
-            "those of OpenAI and 'gelu' for others."
-        )
     return of_file(file, file.network, file.params, file.told, file.beside)
 
 
@@ -164,10 +157,14 @@ def _of_ssl(model, beside):
 
 def to_torch(contents: Any, path: pathlib.Path) -> None:
     """Writes a run as a state dict, with what its self-supervised learning has where x-clip has the
-    network.
+    network. Heads that a reader could not tell are told.
     """
-    averaged = jax.device_get(contents.averaged)
-    state = convert.to_state(contents.recipe.task.model, exported(averaged))
+    averaged, model = jax.device_get(contents.averaged), contents.recipe.task.model
+    state = convert.to_state(model, exported(averaged))
+    untold = openai_clip.untold_heads(model) if isinstance(model, OpenAIClip) else {}
+    if untold:
+        heads = " ".join(f"{name}={count}" for name, count in untold.items())
+        tell(f"the state dict does not say {heads}; give that to what reads it")
     torch_io.write(path, state | ssl_state(contents, state))
 
 

@@ -112,6 +112,9 @@ class MuseSystem(TextToImage):
                 found = stage.prepare(
                     prompts, own, negative_prompts=against, from_tokens=number > 0, **pixels
                 )
+            if number:  # which may read less of captions
+                for field, one in (("prompts", prompts), ("negative_prompts", against)):
+                    generation.tell_cut_again(self.base, stage, "superres", one, field)
             arrays |= {f"{number}/{name}": value for name, value in found.items()}
         total, made = rows_in(arrays) * images_per_prompt, []
         for rows in generation.batches(

@@ -19,6 +19,7 @@ from t2i_jax.systems.base import Findings, HeldOut, System, of_held_out
 from t2i_jax.systems.clip import joint_space
 from t2i_jax.systems.prior import sampling
 from t2i_jax.systems.prior.options import PriorOptions
+from t2i_jax.text.encoder import are_captions
 
 if TYPE_CHECKING:
     from t2i_jax.systems.prior.task import PriorTask
@@ -142,6 +143,11 @@ class PriorSystem(System):
         Raises:
           UserError: captions where there is no CLIP, or embeddings of another shape.
         """
+        found = self._read(captions, field)
+        generation.tell_unread(found, self.task.text_lengths, field)
+        return found
+
+    def _read(self, captions, field):
         if isinstance(captions, TextEmbedding):
             return self._stored(captions, field)
         if self.clip is None:
@@ -150,11 +156,9 @@ class PriorSystem(System):
                 "TextEmbedding of the CLIP that made the data's."
             )
         encoder, tokenizer = self.clip.task.text_encoder, self.clip.text_tokenizer
-        if tokenizer is None or hasattr(captions, "ndim"):
+        if tokenizer is None or not are_captions(captions):
             return dict(encoder.encode(tokenizer, captions, field))
-        found = generation.texts(encoder, tokenizer, captions, None, guided=False, field=field)
-        generation.tell_unread(found, self.task.text_lengths, field)
-        return found
+        return generation.texts(encoder, tokenizer, captions, None, guided=False, field=field)
 
     def _stored(self, text, field):
         embeds = joint_space.vectors(f"{field}.embed_BD", text.embed_BD, self.task.network.width)

@@ -65,7 +65,7 @@ class TokenizerTask(SystemTask):
         step only; r1 is scaled up by as much.
       usage_decay: decay of the moving average of how often each code is used. revive_below: codes
         that are used less than this share of the average code are replaced by recent latents; 0
-        leaves them.
+        leaves them, and so does a network without a table of codes (LFQ, FSQ).
       trained: "all"; or "decoder", which leaves encoder and codebook as they are, so that tokens
         stay the same bit for bit: a larger decoder on the tokens that a second stage was trained on
         (Yu et al. 2022, section 2.1). Such a run begins with a trained one (`init` of the recipe).
@@ -260,6 +260,8 @@ class TokenizerTask(SystemTask):
         dead_K = stats["usage"] < self.revive_below
         fresh_KE = stats["recent"][jax.random.randint(key, dead_K.shape, 0, _RECENT)]
         generator, codebook = self.model.revive(params["generator"], stats, dead_K, fresh_KE)
+        if generator is params["generator"] and codebook is stats:
+            return params, stats  # nothing was revived, and no code is in use because of it
         usage = jnp.where(dead_K, 1.0, stats["usage"])
         return {**params, "generator": generator}, {**codebook, "usage": usage}
 
