@@ -265,10 +265,7 @@ def test_a_reference_that_a_metric_can_not_use_is_told_before_images_are_generat
 
 
 def test_a_protocol_refuses_another_reference_than_its_own(run, tmp_path, monkeypatch):
-    small = dataclasses.replace(
-        protocol.protocol("coco30k"), count=8, reference_count=12, size=10, modes=("clean",)
-    )
-    monkeypatch.setitem(protocol.PROTOCOLS, "coco30k", small)
+    _small(monkeypatch, "coco30k", count=8, reference_count=12, size=10)
     real, few, named = run / "real", tmp_path / "few", ("--protocol", "coco30k")
     write_images(few, 5)
     for name, words in (("same", (real, *named)), ("as_it_is", (real,)), ("few", (few, *named))):
@@ -285,8 +282,36 @@ def test_a_protocol_refuses_another_reference_than_its_own(run, tmp_path, monkey
     for reference in (real, tmp_path / "same.npz"):
         out = tmp_path / f"out-{reference.name}"
         inside(*common, "--reference", reference, "--out", out)
-        found.append(_results(out)["metrics"][0]["value"])
+        found.append({one["name"]: one["value"] for one in _results(out)["metrics"]})
+    assert set(found[0]) == {"fid_clean_inception", "fid_tf_inception"}
     assert found[0] == pytest.approx(found[1], rel=1e-9)
+    used = [one["reference"]["path"] for one in _results(out)["metrics"]]
+    assert [path.rpartition("/")[2] for path in used] == ["same.npz", "same-tf.npz"]
+    (tmp_path / "same-tf.npz").unlink()
+    said = refused(*common, "--reference", tmp_path / "same.npz", "--out", tmp_path / "out")
+    assert "not of inception-tf; give statistics of that, or as same-tf.npz beside it" in said
+
+
+def _small(monkeypatch, name, **fields):
+    """A protocol with other numbers."""
+    small = dataclasses.replace(protocol.protocol(name), **fields)
+    monkeypatch.setitem(protocol.PROTOCOLS, name, small)
+
+
+def test_statistics_are_of_the_modes_of_their_protocol(run, tmp_path):
+    for name, modes in (("imagenet50k", ["tf"]), ("coco30k", ["clean", "tf"])):
+        command = ("evaluate", "reference", run / "real", "--protocol", name, "--out")
+        for _ in range(2):  # the second finds all of them
+            told = inside(*command, tmp_path / f"{name}.npz").stdout.splitlines()
+            assert [line.partition(":")[0] for line in told] == [f"inception-{m}" for m in modes]
+    assert all("are already in" in line for line in told) and "coco30k-tf.npz" in told[1]
+    # what others read is made of the mode that is theirs
+    inside(*command, tmp_path / "both.npz", "--adm", "--clean-fid", "both")
+    assert (tmp_path / "both_clean_custom_na.npz").exists()
+    has_images = ["arr_0" in np.load(tmp_path / f"both{end}.npz") for end in ("", "-tf")]
+    assert has_images == [False, True]
+    said = refused(*command, tmp_path / "no.npz", "--mode", "clean", "--adm")
+    assert "give --mode tf" in said and not list(tmp_path.glob("no*"))
 
 
 def test_images_are_not_written_among_those_that_they_are_compared_with(run, tmp_path, monkeypatch):
