@@ -117,7 +117,8 @@ def measure(
         protocol: A named protocol, which says modes, size, crop and count: coco30k,
             coco30k-gigagan, coco30k-t2ibench, coco30k-dmgan, coco10k-mosaic, imagenet50k.
         count: How many prompts; by default those of the protocol, or all.
-        seed: The same seed gives the same images.
+        seed: The same seed gives the same images. Without a protocol that chooses the prompts it
+            also says which --count of them are drawn from coco:FILE.json.
         guidance: Guidances to measure side by side, as 1.5,3,5.
         out: Folder of plan, images, features and results; the same command goes on there.
         inception: pt_inception-2015-12-05-6726825d.pth.
@@ -445,7 +446,9 @@ def _measure_run(run, overrides, step, prompts, count, seed, guidance, settings,
     run = paths.given("run", run)
     _check_overrides(overrides, ("evaluation.options",))
     recipe = changed(runs.load_run_recipe(run), overrides)
-    chosen = sets.read(prompts, count, seed)
+    protocol = settings["protocol"]
+    drawn_by = seed if protocol is None else protocol.seed_of_prompts(seed)
+    chosen = sets.read(prompts, count, drawn_by)
     job = Job(out=paths.folder("out", out or run / "eval" / chosen.kind), **settings)
     guidances = [] if guidance is None else sweep.parse_guidances(guidance)
     found = evaluate_run(

@@ -22,6 +22,7 @@ from t2i_jax.eval import protocol
 from t2i_jax.runs.scoring import generate, page
 from t2i_jax.systems import generation
 from tests.e2e.command import inside, refused
+from tests.eval.test_prompts import coco_file
 from tests.runs import scoring_toys
 from tests.runs.scoring_toys import write_images
 from tests.toy_system import recipe as toy
@@ -312,6 +313,34 @@ def test_statistics_are_of_the_modes_of_their_protocol(run, tmp_path):
     assert has_images == [False, True]
     said = refused(*command, tmp_path / "no.npz", "--mode", "clean", "--adm")
     assert "give --mode tf" in said and not list(tmp_path.glob("no*"))
+
+
+def test_a_protocol_chooses_its_prompts_whatever_the_seed_of_the_images(run, tmp_path, monkeypatch):
+    path, _ = coco_file(tmp_path, images=12)
+    for name in ("coco30k", "coco10k-mosaic", "coco30k-dmgan"):
+        _small(monkeypatch, name, count=4, size=10, modes=("clean",))
+    common = ("evaluate", run / "run", "--metrics", "is", "--prompts")
+    for name, first in (("coco30k", "9 6 3 27"), ("coco10k-mosaic", "0 3 6 9")):
+        found = []
+        for seed in (0, 1):
+            out = tmp_path / f"{name}-{seed}"
+            more = ("--protocol", name, "--seed", seed, "--out", out)
+            assert "may be others" not in inside(*common, f"coco:{path}", *more).stderr
+            found.append(_results(out))
+            lines = (out / "images" / "00000" / "manifest.jsonl").read_text().splitlines()
+            assert [json.loads(line)["prompt"] for line in lines] == first.split()
+        assert found[0]["prompts"] == found[1]["prompts"] and "captions" not in found[0]
+        assert found[0]["images"]["sha256"] != found[1]["images"]["sha256"]
+    words = ("--protocol", "coco30k-dmgan", "--out", tmp_path / "out")
+    said = refused(*common, f"coco:{path}", *words)
+    assert "is of uid_caption.csv: " in said and "gives others (image ids ascending" in said
+    rows = "".join(f"{n},a small red circle\n" for n in range(4))
+    for name, is_own in (("uid_caption.csv", True), ("mine.csv", False)):
+        (tmp_path / name).write_text("uid,caption\n" + rows)
+        told = inside(*common, f"coco:{tmp_path / name}", *words[:-1], tmp_path / name[:4]).stderr
+        assert ("may be others" in told) != is_own
+        said = _results(tmp_path / name[:4]).get("captions")
+        assert said is None if is_own else said.endswith(f"{name}' may be others")
 
 
 def test_images_are_not_written_among_those_that_they_are_compared_with(run, tmp_path, monkeypatch):

@@ -174,6 +174,8 @@ def evaluate_run(
     Returns:
       Results by guidance, None for the options' own; {} where nothing is measured.
     """
+    if job.protocol is not None:
+        job.protocol.check_prompts(prompts)
     measures, reference = job.opened(build)
     if isinstance(reference, ImagesReference):
         reference.check_apart(job.out)
@@ -182,6 +184,8 @@ def evaluate_run(
     system, found = generate.loaded(run, step, job.mesh), dict[float | None, Mapping[str, Any]]()
     with contextlib.nullcontext() if processes.is_first() else generation.quiet():
         system.check_prompts(prompts.texts)
+        if job.protocol is not None and (told := job.protocol.other_prompts(prompts.about())):
+            generation.tell(told)
     options = recipe.evaluation.options
     chosen = {
         one: generation.with_changes(type(options), options, {"guidance": one}) for one in guidances

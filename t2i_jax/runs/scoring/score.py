@@ -195,7 +195,8 @@ def assembled(
     images: Images, subject: Subject, entries: Sequence[Entry], protocol: Protocol | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What results.json and values.json hold, of numbers."""
-    found = subject.features
+    found, about = subject.features, images.about()
+    other_prompts = protocol and protocol.other_prompts(about.get("prompts"))
     values = {
         one.name: [
             [*images.keys[row], float(value)]
@@ -206,8 +207,9 @@ def assembled(
     }
     return {
         "schema": SCHEMA,
-        **images.about(),
+        **about,
         "protocol": None if protocol is None else protocol.about(),
+        **({"captions": other_prompts} if other_prompts else {}),
         "metrics": [
             {**block(one, subject, images.files.split.count), "interval": one.interval()}
             for one in entries
