@@ -127,21 +127,29 @@ class ClipExtractor(Extractor):
     tokenizer: TextTokenizer | None
     logit_scale: float
 
-    def text_features(self, captions: Sequence[str], batch_size: int = 64) -> np.ndarray:
+    def lengths(self, captions: Sequence[str]) -> np.ndarray:
+        """Tokens of each caption uncut, both ends included: those above `text_length` are cut.
+
+        Raises:
+          UserError: no vocabulary.
+        """
+        return np.asarray(self._vocabulary.lengths(list(captions)))
+
+    def text_features(
+        self, captions: Sequence[str], batch_size: int = 64, keeps_end: bool = True
+    ) -> np.ndarray:
         """(N, D) float32 of captions in their order.
 
         Args:
           batch_size: captions of a batch on each device.
+          keeps_end: whether a caption that is cut keeps its end token, whose vector is that of the
+            caption. Without it transformers takes that of the start token, which all such captions
+            share.
 
         Raises:
           UserError: no caption, or no vocabulary.
         """
-        captions = list(captions)
-        if self.tokenizer is None:
-            raise UserError(
-                f"{self.name} came without a vocabulary; give the folder that has vocab.json and "
-                "merges.txt, or tokenizer.json."
-            )
+        captions, tokenizer = list(captions), self._vocabulary
         if not captions:
             raise UserError("captions are empty; give one or more.")
         mesh, _, params = self._placed
@@ -150,10 +158,21 @@ class ClipExtractor(Extractor):
         for start in range(0, len(captions), size):
             part = captions[start : start + size]
             part += [""] * (size - len(part))
-            ids_BL, mask_BL = self.tokenizer(part, self.text_length)
+            ids_BL, mask_BL = tokenizer(part, self.text_length)
+            if not keeps_end:
+                mask_BL[self.lengths(part) > self.text_length, 1:] = False
             ids_BL, mask_BL = jax.device_put((ids_BL, mask_BL), place)
             found.append(np.asarray(self._text_program(params, ids_BL, mask_BL), np.float32))
         return np.concatenate(found)[: len(captions)]
+
+    @property
+    def _vocabulary(self) -> TextTokenizer:
+        if self.tokenizer is None:
+            raise UserError(
+                f"{self.name} came without a vocabulary; give the folder that has vocab.json and "
+                "merges.txt, or tokenizer.json (for hpsv2 that of any CLIP, as clip)."
+            )
+        return self.tokenizer
 
     @functools.cached_property
     def _text_program(self):

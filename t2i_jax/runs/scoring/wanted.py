@@ -26,6 +26,7 @@ from t2i_jax.runs.scoring.metrics import metric_of
 from t2i_jax.runs.scoring.networks import Build, Weights, check_apart
 from t2i_jax.runs.scoring.networks import build as build_network
 from t2i_jax.runs.scoring.reference import Reference, StatisticsReference, open_reference
+from t2i_jax.runs.scoring.score import check_vocabulary
 
 _TRIED = 8  # captions that a judge is tried on
 _SLACK = 1.5  # of a number of records that was estimated
@@ -64,6 +65,9 @@ class Wanted:
         wanted = filter(None, dict.fromkeys(map(_network, asked)))
         built = {network: _built(network, evaluation, build) for network in wanted}
         check_apart({network: [extractor] for network, extractor in built.items()})
+        for one in asked:
+            if not one.compares and (network := _network(one)):
+                check_vocabulary(f"evaluation.metrics={one.name}", [built[network]])
         for network, extractor in built.items():
             found[extractor.name], names[network] = extractor, extractor.name
         return cls(recipe, asked, found, names, _reference(evaluation, asked, names))
