@@ -27,6 +27,7 @@ from t2i_jax.types import Array, Params
 
 _BATCHES_AHEAD = 2  # whose images are resized while another is computed
 _THREADS = min(8, os.cpu_count() or 1)
+_TRIED = (64, 64)  # pixels of an image of which only the shape is of interest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +95,12 @@ class Extractor:
             waiting = computed, count
         if waiting is not None:
             yield _given(*waiting, wanted)
+
+    def width(self, layer: str) -> int:
+        """D of a layer's features; nothing is computed."""
+        image_HWC = self.prepare(np.zeros((*_TRIED, 3), np.uint8))
+        batch = jax.ShapeDtypeStruct((1, *image_HWC.shape), np.float32)
+        return jax.eval_shape(self.apply, self.params, batch)[layer].shape[-1]
 
     @functools.cached_property
     def _placed(self):

@@ -277,7 +277,7 @@ def _arrays(path, named):
             if not hasattr(found, "files"):
                 raise ValueError("it is one array")
             return {name: _array(path, found, name) for name in found.files if name in _KEYS}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever readers of damaged archives and headers raise
         said = getattr(error, "strerror", None) or "it is no npz of plain arrays"
         raise UserError(
             f"{named} can't be read as statistics ({said}); give an npz with mu and sigma, feats "
@@ -315,18 +315,36 @@ def _statistics(path, arrays, digest, about, named):
     for names in (("mu", "sigma"), ("mu_s", "sigma_s")):
         if len({name in arrays for name in names}) == 2:
             raise UserError(f"{named} has one of {' and '.join(names)} alone; give both.")
+    for name, array in arrays.items():
+        _check_form(name, array, named)
     features_ND = arrays.get("feats")
-    if features_ND is not None and features_ND.ndim != 2:
-        raise UserError(f"{named}: feats has the shape {features_ND.shape}; give (N, D).")
-    gaussian = _gaussian(arrays, "mu", "sigma")
-    if gaussian is None and features_ND is not None:
-        gaussian = Gaussian.of(moments_of(features_ND))
+    try:
+        gaussian = _gaussian(arrays, "mu", "sigma")
+        spatial = _gaussian(arrays, "mu_s", "sigma_s")
+        if gaussian is None and features_ND is not None:
+            gaussian = Gaussian.of(moments_of(features_ND))
+    except UserError as error:
+        raise UserError(f"{named}: {error}") from None
     if gaussian is None and "arr_0" not in arrays:
         raise UserError(f"{named} has neither mu and sigma nor feats nor arr_0; give one of them.")
     count = about.get("count", None if features_ND is None else len(features_ND))
-    spatial = _gaussian(arrays, "mu_s", "sigma_s")
     images_NHWC = arrays.get("arr_0")
     return Statistics(path, digest, gaussian, features_ND, spatial, images_NHWC, count, about)
+
+
+def _check_form(name, array, named):
+    """Refuses an array of a file that is not what its name says."""
+    told = f"{named}: {name} is {array.dtype}{array.shape}"
+    if name == "arr_0":
+        if array.dtype != np.uint8 or array.ndim != 4 or 0 in array.shape or array.shape[-1] > 4:
+            raise UserError(
+                f"{told}, and images are uint8 (N, H, W, 3); give these, or save statistics by "
+                "their names, as numpy.savez(FILE, mu=mu, sigma=sigma) or feats=features."
+            )
+    elif array.dtype.kind not in "fiu":
+        raise UserError(f"{told}, no real numbers; give float64.")
+    elif name == "feats" and array.ndim != 2:
+        raise UserError(f"{told}; give (N, D).")
 
 
 def _gaussian(arrays, mean, covariance):

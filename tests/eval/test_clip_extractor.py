@@ -138,6 +138,11 @@ def test_a_vocabulary_is_that_of_a_clip_and_no_larger_than_its_own(folder, tmp_p
         extractors.clip(folder[1], tokenizer=tmp_path)
 
 
+def test_a_width_is_known_before_an_image_is_read(folder, images):
+    ours = extractors.clip(folder[1])
+    assert ours.width("image") == ours.features(images, batch_size=2)["image"].shape[1]
+
+
 def test_cmmd_has_its_own_crop(folder, images):
     usual, square = (extractors.clip(folder[1], one) for one in ("clip", "cmmd"))
     assert square.about["preprocessing"]["mode"] == "cmmd"

@@ -247,12 +247,16 @@ def test_a_reference_that_a_metric_can_not_use_is_told_before_images_are_generat
 ):
     monkeypatch.setattr(generate, "generate", lambda *_: pytest.fail("images are generated"))
     np.savez(tmp_path / "plain.npz", mu=np.zeros(6), sigma=np.eye(6))
+    np.savez(tmp_path / "pool2.npz", mu=np.zeros(4), sigma=np.eye(4))
+    np.savez(tmp_path / "by_place.npz", np.zeros((30, 6), np.float32))
     (tmp_path / "broken.npz").write_bytes(b"PK")
     common = ("evaluate", run / "run", "--prompts", run / "prompts.tsv", "--out", tmp_path / "out")
     clean = ("--reference-mode", "clean")
     for name, metrics, more, sentence in (
         ("nothing", "fid", clean, "can't be read as statistics"),
         ("broken", "fid", clean, "can't be read as statistics"),
+        ("pool2", "fid", clean, "features 4 wide, and those of inception-clean are 6 wide"),
+        ("by_place", "fid", clean, "arr_0 is float32(30, 6), and images are uint8 (N, H, W, 3)"),
         ("plain", "fid", (), "say it with --reference-mode"),
         ("plain", "fid", (*clean, "--mode", "tf"), "has statistics of clean, not of inception-tf"),
         ("plain", "clip,fid,fid_infinity,pr,is", clean, "metrics=pr needs the features"),

@@ -119,9 +119,11 @@ class Job:
                 continue
             # the one that needs the most, as reading the file may take long
             name = min(of_network, key=lambda name: of_network[name].by_gaussian)
-            needs_features = not of_network[name].by_gaussian
+            metric = of_network[name]
             for extractor in some:
-                count = reference.check(extractor.name, name, needs_features, self.protocol)
+                count = reference.check(
+                    extractor, metric.layers[0], name, not metric.by_gaussian, self.protocol
+                )
                 if count is not None:
                     _check_enough(named, count, of_network)
 

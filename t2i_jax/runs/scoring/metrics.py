@@ -130,7 +130,7 @@ class Metric:
     Attributes:
       about: what it is, in a line of help.
       network: "inception", "clip", "cmmd", "dinov2", "pickscore" or "hpsv2"; "": none.
-      layers: of that network's extractor.
+      layers: of that network's extractor; the first is the one that is compared.
       measure: (name of the metric, subject, name of the extractor) -> its numbers.
       needs_reference: whether it compares with real images. needs_captions: with captions.
       prefix: what comes before each caption.

@@ -177,7 +177,8 @@ class StatisticsReference:
 
     def check(
         self,
-        extractor: str,
+        extractor: Extractor,
+        layer: str,
         metric: str,
         needs_features: bool,
         protocol: protocols.Protocol | None = None,
@@ -185,16 +186,18 @@ class StatisticsReference:
         """Refuses a file that a metric can't be compared with, before anything is computed.
 
         Args:
-          extractor: its name. needs_features: whether the metric needs more than a Gaussian.
+          extractor: whose features they are compared with. layer: which of them.
+          needs_features: whether the metric needs more than a Gaussian.
           protocol: by which images are compared with it; None: none.
 
         Returns:
           Of how many images it has features, or what they are computed of; None: of none.
 
         Raises:
-          UserError: statistics of another extractor or protocol, or without features.
+          UserError: statistics of another extractor, layer or protocol, or without features.
         """
-        found = read_statistics(self._path, extractor, self._mode)
+        found = read_statistics(self._path, extractor.name, self._mode)
+        _check_width(found, extractor, layer)
         if needs_features and found.features_ND is None and found.images_NHWC is None:
             raise _without_features(found.path, metric)
         if protocol is not None:
@@ -236,3 +239,15 @@ def _without_features(path, metric):
         f"{paths.shown(path)} has their mean and covariance alone; make it with "
         "`t2i evaluate reference DIR --keep-features`, or give the images."
     )
+
+
+def _check_width(found, extractor, layer):
+    """Refuses statistics of another layer, which only their width tells."""
+    widths = [] if found.gaussian is None else [len(found.gaussian.mean_D)]
+    widths += [] if found.features_ND is None else [found.features_ND.shape[1]]
+    if widths and set(widths) != {wanted := extractor.width(layer)}:
+        told, named = " and ".join(map(str, dict.fromkeys(widths))), paths.shown(found.path)
+        raise UserError(
+            f"reference={named} has statistics of features {told} wide, and those of "
+            f"{extractor.name} are {wanted} wide (layer {layer}); give statistics of these."
+        )

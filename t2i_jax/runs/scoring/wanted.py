@@ -70,7 +70,7 @@ class Wanted:
                 check_vocabulary(f"evaluation.metrics={one.name}", [built[network]])
         for network, extractor in built.items():
             found[extractor.name], names[network] = extractor, extractor.name
-        return cls(recipe, asked, found, names, _reference(evaluation, asked, names))
+        return cls(recipe, asked, found, names, _reference(evaluation, asked, built))
 
     @property
     def count(self) -> int:
@@ -154,7 +154,7 @@ def _built(network, evaluation, build) -> Extractor:
     return found
 
 
-def _reference(evaluation: Evaluation, asked, names) -> Reference | None:
+def _reference(evaluation: Evaluation, asked, built) -> Reference | None:
     if evaluation.reference is None:
         return None
     is_file = evaluation.reference.endswith(".npz")
@@ -162,8 +162,9 @@ def _reference(evaluation: Evaluation, asked, names) -> Reference | None:
         found = open_reference(evaluation.reference, evaluation.mode if is_file else None)
         for one in asked:
             if one.compares and isinstance(found, StatisticsReference):
-                needs_features = not metric_of(one.metric).by_gaussian
-                found.check(names[_network(one)], one.name, needs_features)
+                metric = metric_of(one.metric)
+                extractor, needs_features = built[metric.network], not metric.by_gaussian
+                found.check(extractor, metric.layers[0], one.name, needs_features)
     except UserError as error:
         raise UserError(f"evaluation.{error}") from None
     return found
