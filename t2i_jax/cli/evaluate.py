@@ -297,7 +297,8 @@ def tokenizer(
     spec = sources.source_spec("images", images)
     part = sources.split_of(spec, split, "split")
     with processes.joined():
-        system = runs.load(run, step=checkpoint_step(step))
+        chosen = checkpoint_step(step)
+        system = runs.load(run, step=chosen)
         size = system.coded_size
         found = tokenizers.CroppedImages(spec, size, crop, shard_size, part)
         measures = tokenizers.Measures(
@@ -308,7 +309,7 @@ def tokenizer(
         )
         share = Share.here()
         results = tokenizers.evaluate(
-            run, system, found, measures, out, share, batch_size, _progress("shards")
+            run, system, found, measures, out, share, batch_size, _progress("shards"), chosen
         )
         _tell(results, out)
 
