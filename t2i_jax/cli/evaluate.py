@@ -108,7 +108,8 @@ def measure(
         metrics: Some of fid, fid_infinity, kid, is, pr (precision, recall), dc (density, coverage),
             clip, clip_hessel, clip_torchmetrics, clip_gigagan, clip_fid, cmmd, fdd, pickscore,
             hpsv2, judge:shapes, judge:digits, judge:compositions.
-        reference: Real images to compare with, a folder or another source, or their statistics.
+        reference: Real images to compare with, a folder or another source, or their statistics,
+            of which those of a second mode are beside FILE.npz, as FILE-tf.npz.
         reference_mode: How the statistics of a FILE.npz were made, where no JSON beside it says so.
         reference_split: Of a --reference that has splits, as hf:NAME.
         mode: How images are made smaller for Inception: clean, tf, pytorch-fid, torchmetrics,
@@ -116,7 +117,8 @@ def measure(
         protocol: A named protocol, which says modes, size, crop and count: coco30k,
             coco30k-gigagan, coco30k-t2ibench, coco30k-dmgan, coco10k-mosaic, imagenet50k.
         count: How many prompts; by default those of the protocol, or all.
-        seed: The same seed gives the same images.
+        seed: The same seed gives the same images. Without a protocol that chooses the prompts it
+            also says which --count of them are drawn from coco:FILE.json.
         guidance: Guidances to measure side by side, as 1.5,3,5.
         out: Folder of plan, images, features and results; the same command goes on there.
         inception: pt_inception-2015-12-05-6726825d.pth.
@@ -167,7 +169,7 @@ def reference(
     images: Annotated[str, Shown("DIR", positional=True)],
     out: Annotated[pathlib.Path, Shown("FILE.npz", positional=False)],
     network: str = "inception",
-    mode: Annotated[str | None, Shown("MODE", default="clean")] = None,
+    mode: Annotated[str | None, Shown("MODE,MODE", default="those of --protocol, or clean")] = None,
     protocol: Annotated[str | None, Shown("NAME")] = None,
     keep_features: bool = False,
     adm: bool = False,
@@ -180,7 +182,9 @@ def reference(
 ) -> None:
     """Make statistics of real images, which others read too: mu and sigma in an npz.
 
-    A JSON file beside it says how they were made.
+    A JSON file beside it says how they were made. Of several modes, as coco30k has them, FILE.npz
+    is of the first, and those of the others are beside it, as FILE-tf.npz; --reference FILE.npz
+    takes them together.
 
     Args:
         images: A folder of images, or another source, as arrayrecord:DIR.
@@ -188,10 +192,10 @@ def reference(
             that is said, and else it is refused.
         network: Of which features: inception, clip, cmmd or dinov2.
         mode: How images are made smaller for Inception.
-        protocol: A named protocol, which brings images to its size first.
+        protocol: A named protocol, which brings images to its size first, and has modes of its own.
         keep_features: Keep the features too, for KID, recall and CMMD.
         adm: Keep the images too, and the statistics of sFID, as OpenAI's evaluator reads them; it
-            takes --mode tf.
+            takes the mode tf.
         clean_fid: Write also, beside FILE.npz, what clean-fid reads as dataset_name=NAME with
             dataset_split="custom"; move these two files into its folder stats.
         split: Of a source with splits.
@@ -210,8 +214,6 @@ def reference(
     from t2i_jax.runs.scoring.networks import Weights, parse_modes
     from t2i_jax.runs.scoring.split import Share
 
-    out = paths.new("out", out)
-    statistics_file.check_new(out)
     one_of("network", network, statistics.LAYERS)
     _check_mode(mode, network == "inception", "network")
     files = {"inception": inception, "clip": clip, "cmmd": cmmd, "dinov2": dinov2}
@@ -221,26 +223,30 @@ def reference(
                 f"{name}={str(path)!r} is not read for network={network!r}; leave it out, or give "
                 f"--network {name}."
             )
-    modes = parse_modes(mode or "clean")
-    if len(modes) > 1:
-        raise UserError(f"mode={mode!r} names several, and a file has statistics of one; give one.")
     chosen = None if protocol is None else protocols.protocol(protocol)
+    own = ("clean",) if chosen is None or network != "inception" else chosen.modes
+    modes = own if mode is None else parse_modes(mode)
+    out = paths.new("out", out)
+    places = [out, *(statistics_file.of_mode(out, further) for further in modes[1:])]
+    for place in places:
+        statistics_file.check_new(place)
     with processes.joined():
         spec = sources.source_spec("images", images)
         check_split(spec, split)
         size = None if chosen is None else chosen.size
         found = sources.SourceImages(spec, "images", size, split)
         weights = Weights(**files)
-        [extractor] = networks.build(network, modes, weights)
-        share, where = Share.here(), "are already in" if out.exists() else "in"
-        told = statistics.write(
-            found, extractor, statistics.LAYERS[network], out, chosen, share,
-            keep_features=keep_features, keep_images=adm, clean_fid=clean_fid,
-            progress=_progress("features"),
-        )  # fmt: skip
-        if told:
-            print(f"{extractor.name}: statistics of {told['count']:,} images {where} {out}")
-            _tell_left_out("images", told["left_out"])
+        extractors = networks.build(network, modes, weights)
+        for extractor, place in zip(extractors, places, strict=True):
+            where = "are already in" if place.exists() else "in"
+            told = statistics.write(
+                found, extractor, statistics.LAYERS[network], place, chosen, Share.here(),
+                keep_features=keep_features, progress=_progress("features"),
+                **statistics.extras(extractor, extractors, adm, clean_fid),
+            )  # fmt: skip
+            if told:
+                print(f"{extractor.name}: statistics of {told['count']:,} images {where} {place}")
+                _tell_left_out("images", told["left_out"])
 
 
 def tokenizer(
@@ -291,7 +297,8 @@ def tokenizer(
     spec = sources.source_spec("images", images)
     part = sources.split_of(spec, split, "split")
     with processes.joined():
-        system = runs.load(run, step=checkpoint_step(step))
+        chosen = checkpoint_step(step)
+        system = runs.load(run, step=chosen)
         size = system.coded_size
         found = tokenizers.CroppedImages(spec, size, crop, shard_size, part)
         measures = tokenizers.Measures(
@@ -302,7 +309,7 @@ def tokenizer(
         )
         share = Share.here()
         results = tokenizers.evaluate(
-            run, system, found, measures, out, share, batch_size, _progress("shards")
+            run, system, found, measures, out, share, batch_size, _progress("shards"), chosen
         )
         _tell(results, out)
 
@@ -440,7 +447,9 @@ def _measure_run(run, overrides, step, prompts, count, seed, guidance, settings,
     run = paths.given("run", run)
     _check_overrides(overrides, ("evaluation.options",))
     recipe = changed(runs.load_run_recipe(run), overrides)
-    chosen = sets.read(prompts, count, seed)
+    protocol = settings["protocol"]
+    drawn_by = seed if protocol is None else protocol.seed_of_prompts(seed)
+    chosen = sets.read(prompts, count, drawn_by)
     job = Job(out=paths.folder("out", out or run / "eval" / chosen.kind), **settings)
     guidances = [] if guidance is None else sweep.parse_guidances(guidance)
     found = evaluate_run(

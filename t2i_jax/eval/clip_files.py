@@ -12,7 +12,8 @@ from t2i_jax.convert import weights as converted
 from t2i_jax.errors import UserError
 from t2i_jax.eval import weights_file
 from t2i_jax.models.openai_clip import SIZES, OpenAIClip
-from t2i_jax.text.tokenizer import TextTokenizer, load
+from t2i_jax.text.bpe import ClipBpe
+from t2i_jax.text.tokenizer import check_size, load
 from t2i_jax.types import Params
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
@@ -30,7 +31,7 @@ class ClipFiles:
     file: pathlib.Path
     network: OpenAIClip
     params: Params
-    tokenizer: TextTokenizer | None
+    tokenizer: ClipBpe | None
 
 
 def read(
@@ -51,8 +52,9 @@ def read(
       **fields: of `OpenAIClip`; they go before what a configuration tells.
 
     Raises:
-      UserError: nothing there, a folder without weights or configuration, another network, or a
-        file alone without its activation.
+      UserError: nothing there, a folder without weights or configuration, another network, a file
+        alone without its activation, or a vocabulary of something else than a CLIP, or of a larger
+        one.
     """
     found = weights_file.find(path, what)
     told = clip_config.of_folder(found) if found.is_dir() else clip_config.beside(found)
@@ -69,7 +71,8 @@ def read(
             f"{what}={os.fspath(file)!r} holds a {type(network.model).__name__}; give the weights "
             "of a CLIP."
         )
-    return ClipFiles(file, network.model, network.params, _vocabulary(tokenizer, found))
+    vocabulary = _vocabulary(tokenizer, found, what, network.model.vocab_size)
+    return ClipFiles(file, network.model, network.params, vocabulary)
 
 
 def name(network: OpenAIClip) -> str:
@@ -92,10 +95,17 @@ def _weights(folder, what):
     )
 
 
-def _vocabulary(given, found):
+def _vocabulary(given, found, what, rows):
     if given is None:
         folder = found if found.is_dir() else found.parent
         if not any((folder / one).is_file() for one in _VOCABULARIES):
             return None
         given = folder
-    return load(given)
+    tokenizer, where = load(given), f"{what}: tokenizer={os.fspath(given)!r}"
+    if not isinstance(tokenizer, ClipBpe):
+        raise UserError(
+            f"{where} has the vocabulary of another network than a CLIP; give that of a CLIP, for "
+            "hpsv2 as clip."
+        )
+    check_size(tokenizer, rows, where)
+    return tokenizer

@@ -20,6 +20,8 @@ class ClipScoring:
       scale: the cosine is multiplied by this.
       clamp: "each": a negative cosine counts as 0; "mean": a negative mean counts as 0; "none":
         it stays.
+      keeps_end: whether a caption that is too long keeps its end token where it is cut; see
+        `ClipExtractor.text_features`.
       weights: the CLIP with which this way is used.
       source: who computes it so.
     """
@@ -29,6 +31,7 @@ class ClipScoring:
     clamp: str = "none"
     weights: str = ""
     source: str = ""
+    keeps_end: bool = True
 
     def __post_init__(self):
         one_of("clamp", self.clamp, ("each", "mean", "none"))
@@ -41,7 +44,11 @@ PRESETS = {
     "hessel": ClipScoring(
         "A photo depicts ", 2.5, "each", "ViT-B/32", "Hessel et al. 2021, equation 1"
     ),
-    "torchmetrics": ClipScoring("", 100.0, "mean", "ViT-L/14", "torchmetrics CLIPScore"),
+    # Reference quirk: it cuts ids, end token included, so that all captions that are too long have
+    # one vector, that of the start token.
+    "torchmetrics": ClipScoring(
+        "", 100.0, "mean", "ViT-L/14", "torchmetrics CLIPScore", keeps_end=False
+    ),
     "gigagan": ClipScoring("A photo depicts ", 1.0, "none", "ViT-B/32", "GigaGAN/evaluation"),
 }
 """By name the ways to score that are in use."""

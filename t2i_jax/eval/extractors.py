@@ -27,6 +27,7 @@ from t2i_jax.types import Array, Params
 
 _BATCHES_AHEAD = 2  # whose images are resized while another is computed
 _THREADS = min(8, os.cpu_count() or 1)
+_TRIED = (64, 64)  # pixels of an image of which only the shape is of interest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +96,12 @@ class Extractor:
         if waiting is not None:
             yield _given(*waiting, wanted)
 
+    def width(self, layer: str) -> int:
+        """D of a layer's features; nothing is computed."""
+        image_HWC = self.prepare(np.zeros((*_TRIED, 3), np.uint8))
+        batch = jax.ShapeDtypeStruct((1, *image_HWC.shape), np.float32)
+        return jax.eval_shape(self.apply, self.params, batch)[layer].shape[-1]
+
     @functools.cached_property
     def _placed(self):
         """The mesh of this process's devices, the compiled function and the parameters on them."""
@@ -127,21 +134,29 @@ class ClipExtractor(Extractor):
     tokenizer: TextTokenizer | None
     logit_scale: float
 
-    def text_features(self, captions: Sequence[str], batch_size: int = 64) -> np.ndarray:
+    def lengths(self, captions: Sequence[str]) -> np.ndarray:
+        """Tokens of each caption uncut, both ends included: those above `text_length` are cut.
+
+        Raises:
+          UserError: no vocabulary.
+        """
+        return np.asarray(self._vocabulary.lengths(list(captions)))
+
+    def text_features(
+        self, captions: Sequence[str], batch_size: int = 64, keeps_end: bool = True
+    ) -> np.ndarray:
         """(N, D) float32 of captions in their order.
 
         Args:
           batch_size: captions of a batch on each device.
+          keeps_end: whether a caption that is cut keeps its end token, whose vector is that of the
+            caption. Without it transformers takes that of the start token, which all such captions
+            share.
 
         Raises:
           UserError: no caption, or no vocabulary.
         """
-        captions = list(captions)
-        if self.tokenizer is None:
-            raise UserError(
-                f"{self.name} came without a vocabulary; give the folder that has vocab.json and "
-                "merges.txt, or tokenizer.json."
-            )
+        captions, tokenizer = list(captions), self._vocabulary
         if not captions:
             raise UserError("captions are empty; give one or more.")
         mesh, _, params = self._placed
@@ -150,10 +165,21 @@ class ClipExtractor(Extractor):
         for start in range(0, len(captions), size):
             part = captions[start : start + size]
             part += [""] * (size - len(part))
-            ids_BL, mask_BL = self.tokenizer(part, self.text_length)
+            ids_BL, mask_BL = tokenizer(part, self.text_length)
+            if not keeps_end:
+                mask_BL[self.lengths(part) > self.text_length, 1:] = False
             ids_BL, mask_BL = jax.device_put((ids_BL, mask_BL), place)
             found.append(np.asarray(self._text_program(params, ids_BL, mask_BL), np.float32))
         return np.concatenate(found)[: len(captions)]
+
+    @property
+    def _vocabulary(self) -> TextTokenizer:
+        if self.tokenizer is None:
+            raise UserError(
+                f"{self.name} came without a vocabulary; give the folder that has vocab.json and "
+                "merges.txt, or tokenizer.json (for hpsv2 that of any CLIP, as clip)."
+            )
+        return self.tokenizer
 
     @functools.cached_property
     def _text_program(self):

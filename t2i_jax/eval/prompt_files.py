@@ -44,13 +44,14 @@ class Prompt:
     labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def coco(path: pathlib.Path, count: int | None, seed: int) -> tuple[list[Prompt], str]:
+def coco(path: pathlib.Path, count: int | None, seed: int | None) -> tuple[list[Prompt], str]:
     """Captions of MS-COCO: of each drawn image the one with the lowest annotation id.
 
     The images are those of the file that have captions, ascending by id; each gets the next 64-bit
-    word of PCG64(seed), and they come in the order of their words. A smaller count is a beginning
-    of a larger one. NumPy keeps that stream for all its versions. A .csv or .tsv is a list that
-    others drew (columns caption, text or prompt, and uid or id), taken in its order.
+    word of PCG64(seed), and they come in the order of their words; where the seed is None, in that
+    of their ids. A smaller count is a beginning of a larger one. NumPy keeps that stream for all
+    its versions. A .csv or .tsv is a list that others drew (columns caption, text or prompt, and
+    uid or id), taken in its order.
     """
     if path.suffix.lower() != ".json":
         found, _ = plain(path, count, seed)
@@ -68,17 +69,20 @@ def coco(path: pathlib.Path, count: int | None, seed: int) -> tuple[list[Prompt]
             "file again."
         )
     ids = sorted(first)
-    words = np.random.PCG64(seed).random_raw(len(ids))
+    words = range(len(ids)) if seed is None else np.random.PCG64(seed).random_raw(len(ids))
     order = np.argsort(words, kind="stable")[:count]
     prompts = []
     for place in order:
         image, (annotation, text) = ids[place], first[ids[place]]
         labels = {"annotation": annotation, "file_name": names[image]}
         prompts.append(Prompt(text, str(image), labels=labels))
-    return prompts, (
-        f"image ids ascending, in the order of the words of PCG64({seed}); of each image the "
-        "caption with the lowest annotation id"
-    )
+    return prompts, rule_of_coco(seed)
+
+
+def rule_of_coco(seed: int | None) -> str:
+    """How `coco` takes captions from a .json, in words."""
+    order = "" if seed is None else f", in the order of the words of PCG64({seed})"
+    return f"image ids ascending{order}; of each image the caption with the lowest annotation id"
 
 
 def parti(path: pathlib.Path, count: int | None, seed: int) -> tuple[list[Prompt], str]:

@@ -99,7 +99,7 @@ class Kind:
     """A kind of prompt set.
 
     Attributes:
-      read: (path, count, seed) -> (prompts, rule); count None: all of them.
+      read: (path, count, seed) -> (prompts, rule); count None: all of them. seed None: the first.
       images_per_prompt: that the benchmark asks for.
       file: what the file or folder is called where it is published, and where that is.
     """
@@ -134,7 +134,7 @@ KINDS: dict[str, Kind] = {
 }  # fmt: skip
 
 
-def read(spec: str, count: int | None = None, seed: int = 0) -> PromptSet:
+def read(spec: str, count: int | None = None, seed: int | None = 0) -> PromptSet:
     """The prompts that `spec` names.
 
     Args:
@@ -142,7 +142,7 @@ def read(spec: str, count: int | None = None, seed: int = 0) -> PromptSet:
         "dpg:FOLDER"; or a file by itself: .txt with a prompt in each line, or a .tsv, .csv, .jsonl
         or .json with a column prompt, caption or text, and id and category where it has them.
       count: how many: of COCO so many images drawn by the seed, of others the first; None: all.
-      seed: of the images that are drawn from COCO.
+      seed: of the images that are drawn from COCO; None: the first by their ids.
 
     Raises:
       UserError: an unknown kind, no such file, one of another form (with its line and field), or

@@ -8,19 +8,23 @@ and results of different protocols are refused for comparison.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from t2i_jax import config
+from t2i_jax import config, paths
 from t2i_jax.errors import UserError
-from t2i_jax.eval import resize
+from t2i_jax.eval import prompt_files, resize
+from t2i_jax.eval.prompts import PromptSet
 from t2i_jax.values import Count, shown
 
 CROPS = ("square", "adm", "none")
 FILTERS = ("lanczos", "bicubic", "none")
 MODES = ("clean", "tf", "pytorch-fid")
+CHOICES = ("drawn", "first", "listed", "")
+_SEED = 0  # of the images that a protocol draws from MS-COCO
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,9 @@ class Protocol:
       encoding: of generated images; reference images stay as they are.
       source: who defined it.
       left_open: what its source does not tell, in words; "" where nothing is.
+      chosen: how `captions` are taken from MS-COCO's JSON: so many images "drawn" by PCG64(0), or
+        the "first" by their ids; "listed": not from it, but from the file that `captions` begins
+        with; "": it says nothing of them.
     """
 
     name: str
@@ -55,10 +62,12 @@ class Protocol:
     encoding: str = "png"
     source: str = "this package"
     left_open: str = ""
+    chosen: str = ""
 
     def __post_init__(self):
         config.one_of("protocol.crop", self.crop, CROPS)
         config.one_of("protocol.filter", self.filter, FILTERS)
+        config.one_of("protocol.chosen", self.chosen, CHOICES)
         for mode in self.modes:
             config.one_of("protocol.modes", mode, MODES)
         if (self.crop == "none") != (self.size is None):
@@ -112,9 +121,52 @@ class Protocol:
                     "--protocol out."
                 )
 
+    def seed_of_prompts(self, seed: int) -> int | None:
+        """By which prompts are drawn from MS-COCO, as `prompts.read` takes it: where the protocol
+        chooses them, no seed of the images changes them.
+
+        Args:
+          seed: of the images.
+        """
+        return {"drawn": _SEED, "first": None}.get(self.chosen, seed)
+
+    def check_prompts(self, prompts: PromptSet) -> None:
+        """Refuses captions that are taken from MS-COCO in another way.
+
+        Raises:
+          UserError: they are.
+        """
+        is_whole = prompts.kind == "coco" and prompts.source.lower().endswith(".json")
+        if is_whole and self.other_prompts(prompts.about()) is not None:
+            raise UserError(
+                f"protocol={self.name} is of {self.captions}, and prompts="
+                f"{paths.shown(prompts.source)} gives others ({prompts.rule}); give those, or "
+                "leave --protocol out."
+            )
+
+    def other_prompts(self, prompts: Mapping[str, Any] | None) -> str | None:
+        """What is told where prompts may be others than the protocol's; None: they are its own, as
+        far as their kind, rule and name tell, or it says nothing of them.
+
+        Args:
+          prompts: JSON, see `PromptSet.about`; None: nothing is known of them.
+        """
+        if not self.chosen or (prompts is not None and self._chose(prompts)):
+            return None
+        of = "the images" if prompts is None else paths.shown(prompts["source"])
+        return f"protocol={self.name} is of {self.captions}, and those of {of} may be others"
+
+    def _chose(self, prompts):
+        if self.chosen == "listed":
+            name, own = pathlib.Path(prompts["source"]).name, self.captions.partition(":")[0]
+            return prompts["kind"] in ("coco", "file") and name == own
+        rule = prompt_files.rule_of_coco(self.seed_of_prompts(_SEED))
+        return prompts["kind"] == "coco" and prompts["rule"] == rule
+
     def about(self) -> dict[str, Any]:
-        """The fields as JSON, for results."""
-        return {**dataclasses.asdict(self), "modes": list(self.modes)}
+        """The fields as JSON, for results; `captions` tells what `chosen` does."""
+        told = {**dataclasses.asdict(self), "modes": list(self.modes)}
+        return {name: told[name] for name in told if name != "chosen"}
 
 
 _VAL = "all images of MS-COCO val2014"
@@ -126,6 +178,7 @@ PROTOCOLS: dict[str, Protocol] = {
             captions="30,000 images of val2014 drawn by PCG64, of each the first caption by id",
             count=30_000, reference=_VAL, reference_count=40_504,
             size=256, crop="square", filter="lanczos", modes=("clean", "tf"),
+            chosen="drawn",
         ),
         Protocol(
             name="coco30k-gigagan",
@@ -134,6 +187,7 @@ PROTOCOLS: dict[str, Protocol] = {
             size=256, crop="square", filter="lanczos", modes=("clean",),
             source="github.com/mingukkang/GigaGAN, folder evaluation",
             left_open="which 30,000 captions",
+            chosen="drawn",
         ),
         Protocol(
             name="coco30k-t2ibench",
@@ -144,6 +198,7 @@ PROTOCOLS: dict[str, Protocol] = {
             # nothing, and its scaling is this one
             size=299, crop="square", filter="bicubic", modes=("pytorch-fid",),
             source="github.com/boomb0om/text2image-benchmark, release v0.0.1",
+            chosen="listed",
         ),
         Protocol(
             name="coco30k-dmgan",
@@ -152,6 +207,7 @@ PROTOCOLS: dict[str, Protocol] = {
             size=256, crop="square", filter="bicubic", modes=("tf",),
             source="github.com/MinfengZhu/DM-GAN, folder eval/FID",
             left_open="crop and filter of the real images; here they are these",
+            chosen="listed",
         ),
         Protocol(
             name="coco10k-mosaic",
@@ -160,6 +216,7 @@ PROTOCOLS: dict[str, Protocol] = {
             size=512, crop="square", filter="bicubic", modes=("clean",),
             source="github.com/mosaicml/diffusion",
             left_open="the filter; here it is this one",
+            chosen="first",
         ),
         Protocol(
             name="imagenet50k",

@@ -6,6 +6,9 @@
 
 None of them says how the images were made smaller, or by which network the features were made. What
 is written here has a JSON file beside it that does; of other files the user has to say it.
+
+A file has the statistics of one mode of Inception. Those of further modes are in files beside it,
+FILE-tf.npz beside FILE.npz, and are found there.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ class Statistics:
     """What a file says of a reference set.
 
     Attributes:
-      sha256: of the file, hexadecimal.
+      path: of the file. sha256: of its bytes, hexadecimal.
       gaussian: mean and covariance of its features; None where the file has none.
       features_ND: the features themselves, float32, which KID and recall need, left in the file
         where they can be; None without.
@@ -47,6 +50,7 @@ class Statistics:
       about: what the file beside it says of the extractor; {} without such a file.
     """
 
+    path: pathlib.Path
     sha256: str
     gaussian: Gaussian | None = None
     features_ND: Rows | None = None
@@ -57,19 +61,22 @@ class Statistics:
 
 
 def read_statistics(path: pathlib.Path, extractor: str, mode: str | None = None) -> Statistics:
-    """Statistics for features of `extractor`.
+    """Statistics for features of `extractor`: those of FILE.npz, or where it has those of another
+    mode, of the file that `of_mode` names, where its JSON says that they are of `extractor`.
 
     Args:
       extractor: the name of what makes the features that they are compared with, as
         "inception-clean".
-      mode: the extractor that made them, where the user says so: its name, or what follows
-        "inception-" in it; None: the JSON file beside them says it.
+      mode: the extractor that made those of FILE.npz, where the user says so: its name, or what
+        follows "inception-" in it; None: the JSON file beside them says it.
 
     Raises:
       UserError: the file can't be read or holds no statistics, it was changed since the JSON file
         was written, nobody says which extractor made them, or it was another one.
     """
     path = paths.given("reference", path)
+    if (further := _further(path, extractor, mode)) is not None:
+        path, mode = further, None
     named = f"reference={paths.shown(path)}"
     arrays = _arrays(path, named)
     digest, about = files.sha256(path), _beside(path, named)
@@ -78,20 +85,26 @@ def read_statistics(path: pathlib.Path, extractor: str, mode: str | None = None)
             f"{named} is not the file that {_json(path).name} beside it describes; make both anew, "
             "or remove the JSON file and give reference_mode."
         )
-    made_by = about.get("extractor", {}).get("name")
+    made_by = _made_by(about)
     said = {mode, f"inception-{mode}"} if mode else {made_by}
     if made_by is None and mode is None:
         raise UserError(
             f"{named} does not say by which preprocessing its statistics were made; say it with "
-            f"--reference-mode, for example {extractor.removeprefix('inception-')}."
+            f"--reference-mode, for example {_mode(extractor)}."
         )
     if extractor not in said or (made_by is not None and made_by not in said):
-        there = made_by or mode
+        there, beside = made_by or mode, of_mode(path, _mode(extractor)).name
         raise UserError(
             f"{named} has statistics of {there}, not of {extractor}; give statistics of that, or "
-            "its images as folder:DIR."
+            f"as {beside} beside it where both are compared (t2i evaluate reference --protocol "
+            "writes both), or its images as folder:DIR."
         )
-    return _statistics(arrays, digest, about, named)
+    return _statistics(path, arrays, digest, about, named)
+
+
+def of_mode(path: pathlib.Path, mode: str) -> pathlib.Path:
+    """FILE-MODE.npz, with the statistics of a further mode beside those of FILE.npz."""
+    return path.with_name(f"{path.stem}-{mode}.npz")
 
 
 def write_statistics(
@@ -233,6 +246,27 @@ def _save(path, arrays):
                     np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
 
 
+def _further(path, extractor, mode):
+    """The file beside FILE.npz with the statistics of an extractor; None: FILE.npz itself has them,
+    or there is no such file.
+    """
+    beside, named = of_mode(path, _mode(extractor)), f"reference={paths.shown(path)}"
+    said = _made_by(_beside(path, named)) or mode
+    if said in (extractor, _mode(extractor)) or not beside.is_file():
+        return None
+    with contextlib.suppress(UserError):  # a JSON file of something else
+        return beside if _made_by(_beside(beside, named)) == extractor else None
+
+
+def _mode(extractor):
+    """ "tf" of "inception-tf"; of other extractors their name."""
+    return extractor.removeprefix("inception-")
+
+
+def _made_by(about):
+    return about.get("extractor", {}).get("name")
+
+
 def _json(path):
     return path.with_suffix(".json")
 
@@ -243,7 +277,7 @@ def _arrays(path, named):
             if not hasattr(found, "files"):
                 raise ValueError("it is one array")
             return {name: _array(path, found, name) for name in found.files if name in _KEYS}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever readers of damaged archives and headers raise
         said = getattr(error, "strerror", None) or "it is no npz of plain arrays"
         raise UserError(
             f"{named} can't be read as statistics ({said}); give an npz with mu and sigma, feats "
@@ -277,21 +311,40 @@ def _beside(path, named):
     return found
 
 
-def _statistics(arrays, digest, about, named):
+def _statistics(path, arrays, digest, about, named):
     for names in (("mu", "sigma"), ("mu_s", "sigma_s")):
         if len({name in arrays for name in names}) == 2:
             raise UserError(f"{named} has one of {' and '.join(names)} alone; give both.")
+    for name, array in arrays.items():
+        _check_form(name, array, named)
     features_ND = arrays.get("feats")
-    if features_ND is not None and features_ND.ndim != 2:
-        raise UserError(f"{named}: feats has the shape {features_ND.shape}; give (N, D).")
-    gaussian = _gaussian(arrays, "mu", "sigma")
-    if gaussian is None and features_ND is not None:
-        gaussian = Gaussian.of(moments_of(features_ND))
+    try:
+        gaussian = _gaussian(arrays, "mu", "sigma")
+        spatial = _gaussian(arrays, "mu_s", "sigma_s")
+        if gaussian is None and features_ND is not None:
+            gaussian = Gaussian.of(moments_of(features_ND))
+    except UserError as error:
+        raise UserError(f"{named}: {error}") from None
     if gaussian is None and "arr_0" not in arrays:
         raise UserError(f"{named} has neither mu and sigma nor feats nor arr_0; give one of them.")
     count = about.get("count", None if features_ND is None else len(features_ND))
-    spatial = _gaussian(arrays, "mu_s", "sigma_s")
-    return Statistics(digest, gaussian, features_ND, spatial, arrays.get("arr_0"), count, about)
+    images_NHWC = arrays.get("arr_0")
+    return Statistics(path, digest, gaussian, features_ND, spatial, images_NHWC, count, about)
+
+
+def _check_form(name, array, named):
+    """Refuses an array of a file that is not what its name says."""
+    told = f"{named}: {name} is {array.dtype}{array.shape}"
+    if name == "arr_0":
+        if array.dtype != np.uint8 or array.ndim != 4 or 0 in array.shape or array.shape[-1] > 4:
+            raise UserError(
+                f"{told}, and images are uint8 (N, H, W, 3); give these, or save statistics by "
+                "their names, as numpy.savez(FILE, mu=mu, sigma=sigma) or feats=features."
+            )
+    elif array.dtype.kind not in "fiu":
+        raise UserError(f"{told}, no real numbers; give float64.")
+    elif name == "feats" and array.ndim != 2:
+        raise UserError(f"{told}; give (N, D).")
 
 
 def _gaussian(arrays, mean, covariance):

@@ -12,8 +12,10 @@ from t2i_jax import convert
 from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.eval import clip_files, extractors
+from t2i_jax.eval.clip_score import PRESETS, clip_score
 from t2i_jax.models.openai_clip import SIZES
 from t2i_jax.systems.clip.text import ClipText
+from t2i_jax.text.tokenizer import train_bpe
 from tests.parity import reference
 from tests.parity.test_openai_clip import vocabulary  # noqa: F401
 
@@ -104,6 +106,69 @@ def test_a_file_in_its_folder_has_the_configuration_beside_it(folder, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(weights)
     with pytest.raises(UserError, match="give transformer_heads, and .* give vision_heads"):
         convert.from_torch(tmp_path / "model.safetensors", activation="gelu")
+
+
+def test_captions_that_are_too_long_count_as_in_torchmetrics(folder, images):
+    multimodal = reference.load("torchmetrics.functional.multimodal.clip_score")
+    transformers = reference.load("transformers")
+    import torch
+
+    theirs, path = folder
+    ours = extractors.clip(path)
+    pieces = json.loads((path / "vocab.json").read_text())
+    pairs = (path / "merges.txt").read_text().splitlines()[1:]
+    tokenizer = transformers.CLIPTokenizer(
+        vocab=pieces, merges=[tuple(pair.split()) for pair in pairs]
+    )
+
+    def processor(text=None, images=None, **named):
+        if text is not None:
+            return tokenizer(text, **named)
+        pixels = np.stack([ours.prepare(one.numpy().transpose(1, 2, 0)) for one in images])
+        return {"pixel_values": torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())}
+
+    class Vectors:
+        """The model as torchmetrics 1.9 knows it; transformers 5 gives more than vectors."""
+
+        config = theirs.config
+
+        def to(self, device):
+            return self
+
+        def get_image_features(self, pixels):
+            return theirs.get_image_features(pixels).pooler_output
+
+        def get_text_features(self, ids, mask):
+            return theirs.get_text_features(ids, mask).pooler_output
+
+    shown = [torch.from_numpy(image.transpose(2, 0, 1).copy()) for image in images]
+    expected, _ = multimodal._clip_score_update(shown, _CAPTIONS, Vectors(), processor)
+    scoring = PRESETS["torchmetrics"]
+    said = ours.text_features(_CAPTIONS, 2, keeps_end=scoring.keeps_end)
+    found = clip_score(ours.features(images, batch_size=2)["image"], said, scoring)
+    np.testing.assert_allclose(found.values_N, expected.detach().numpy(), atol=100 * NETWORK)
+    whole = ours.text_features(_CAPTIONS, 2)
+    assert [len(_CAPTIONS[row]) for row in np.flatnonzero((whole != said).any(axis=1))] == [
+        len(_CAPTIONS[2])
+    ]
+    assert (ours.lengths(_CAPTIONS) > ours.text_length).tolist() == [False, False, True]
+
+
+def test_a_vocabulary_is_that_of_a_clip_and_no_larger_than_its_own(folder, tmp_path):
+    train_bpe(_CAPTIONS, 40).save(tmp_path)
+    with pytest.raises(UserError, match="tokenizer=.* has the vocabulary of another network"):
+        extractors.clip(folder[1], tokenizer=tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    pieces = json.loads((folder[1] / "vocab.json").read_text())
+    (tmp_path / "vocab.json").write_text(json.dumps({**pieces, "red": len(pieces)}))
+    (tmp_path / "merges.txt").write_bytes((folder[1] / "merges.txt").read_bytes())
+    with pytest.raises(UserError, match="tokenizer=.* pieces for an embedding of .* rows"):
+        extractors.clip(folder[1], tokenizer=tmp_path)
+
+
+def test_a_width_is_known_before_an_image_is_read(folder, images):
+    ours = extractors.clip(folder[1])
+    assert ours.width("image") == ours.features(images, batch_size=2)["image"].shape[1]
 
 
 def test_cmmd_has_its_own_crop(folder, images):

@@ -35,6 +35,8 @@ def test_coco_draws_images_by_the_seed_and_takes_the_lowest_annotation(tmp_path)
     assert [prompt.id for prompt in everything.prompts[:6]] == FIRST
     assert read(f"coco:{path}", 10).prompts == everything.prompts[:10]
     assert read(f"coco:{path}", 10, seed=1).prompts != everything.prompts[:10]
+    ascending = read(f"coco:{path}", 10, seed=None)
+    assert [prompt.id for prompt in ascending.prompts] == [str(3 * i) for i in range(11) if i != 7]
     assert labels_of(everything)["file_name"][0] == f"{int(FIRST[0]):012d}.jpg"
 
 

@@ -68,7 +68,7 @@ def test_coco30k_is_what_the_papers_leave_open_said():
     one = protocol("coco30k")
     assert (one.count, one.reference_count, one.size) == (30_000, 40_504, 256)
     assert (one.crop, one.filter, one.modes) == ("square", "lanczos", ("clean", "tf"))
-    assert one.about()["modes"] == ["clean", "tf"]
+    assert one.about()["modes"] == ["clean", "tf"] and "chosen" not in one.about()
 
 
 def test_results_of_different_protocols_are_refused_with_the_field():

@@ -122,6 +122,14 @@ def _changed(path):
     _plain(path)
 
 
+def _damaged(path):
+    """A compressed array of which some bytes are others."""
+    np.savez_compressed(path, mu=np.zeros(2), sigma=RNG.normal(size=(64, 64)))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)
+    path.write_bytes(data)
+
+
 def _odd_json(path):
     _plain(path)
     path.with_suffix(".json").write_text(json.dumps([1]))
@@ -141,6 +149,21 @@ def _odd_json(path):
         (lambda path: _plain(path, other=np.zeros(2)), "clean", "neither mu and sigma nor"),
         (lambda path: _plain(path, mu=np.zeros(2), sigma=np.eye(3)), "clean", "belong together"),
         (lambda path: _plain(path, mu=np.array([None])), "clean", "no npz of plain arrays"),
+        (_damaged, "clean", "can't be read as statistics"),
+        (lambda path: np.savez(path, X), "clean", r"arr_0 is float32\(30, 6\), and images are"),
+        (lambda path: np.savez(path, 5), "clean", r"arr_0 is int64\(\), and images are uint8"),
+        (
+            lambda path: np.savez(path, np.zeros((0, 4, 4, 3), np.uint8)),
+            "clean",
+            r"arr_0 is uint8\(0, 4, 4, 3\)",
+        ),
+        (
+            lambda path: _plain(path, mu=np.array(["a"]), sigma=np.eye(1)),
+            "clean",
+            r"mu is <U1\(1,\), no real numbers",
+        ),
+        (lambda path: _plain(path, feats=X[0]), "clean", r"feats is float32\(6,\); give"),
+        (lambda path: _plain(path, feats=X * np.nan), "clean", "set.npz': features are not finite"),
     ],
 )
 def test_statistics_that_are_none_are_said(tmp_path, make, mode, sentence):

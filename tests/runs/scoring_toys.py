@@ -20,9 +20,13 @@ _WIDTH = 6
 class ToyExtractor(Extractor):
     """Means of colours through random weights; captions by their letters."""
 
-    logit_scale = 100.0
+    logit_scale, text_length = 100.0, 77
 
-    def text_features(self, captions):
+    def lengths(self, captions):
+        """One token for each letter."""
+        return np.array([len(text) for text in captions], np.int32)
+
+    def text_features(self, captions, keeps_end=True):
         """(N, 6) of letters."""
         rng = np.random.default_rng(1)
         letters = rng.normal(size=(128, _WIDTH))

@@ -191,6 +191,27 @@ def test_statistics_of_a_file_are_compared_with_as_their_images_are(trained, tmp
         check(_recipe(reference=str(tmp_path / "bare.npz"), metrics=("fid_6",), mode="tf"))
 
 
+def test_captions_that_a_network_cuts_are_told_and_counted(trained, tmp_path, monkeypatch, capsys):
+    recipe, system, _ = trained
+    monkeypatch.setattr(scoring_toys.ToyExtractor, "text_length", 5)
+    evaluation = dataclasses.replace(recipe.evaluation, metrics=("clip_6",), best=None)
+    recipe = dataclasses.replace(recipe, evaluation=evaluation)
+    Measurer(recipe, Wanted.of(recipe), held_out(recipe), tmp_path).start(system)()
+    assert capsys.readouterr().err.count("t2i: evaluation.metrics=clip_6: caption 0 has") == 1
+    told = json.loads((tmp_path / "evaluation.json").read_text())
+    assert told["metrics"]["clip_6"]["cut_captions"] == 6
+
+
+def test_a_vocabulary_that_is_missing_is_told_before_anything_compiles(monkeypatch):
+    def missing(self, captions):
+        raise UserError(f"{self.name} came without a vocabulary; give one.")
+
+    monkeypatch.setattr(scoring_toys.ToyExtractor, "lengths", missing)
+    with pytest.raises(UserError, match="evaluation.metrics=clip: clip-toy came without a"):
+        check(_recipe(metrics=("clip",)))
+    check(_recipe(metrics=("fid_6",)))
+
+
 def _pool3(images):
     return scoring_toys.toy_extractor().features(images, layers=("pool3",))["pool3"]
 

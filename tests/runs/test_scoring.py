@@ -17,6 +17,7 @@ from t2i_jax import files
 from t2i_jax.cluster import lock
 from t2i_jax.data.pipeline import DataConfig
 from t2i_jax.data.table import ENDINGS, FILE_KEYS
+from t2i_jax.errors import UserError
 from t2i_jax.eval import extractors, layout, prompts, statistics_file
 from t2i_jax.eval.frechet import Gaussian, frechet
 from t2i_jax.eval.moments import Moments
@@ -592,6 +593,38 @@ def test_what_can_not_be_measured_is_one_sentence(folders, tmp_path):
         (("evaluate", "compare", real), "B is missing"),
     ):
         assert sentence in refused(*words), words
+
+
+def test_a_vocabulary_that_is_missing_is_told_before_anything_is_computed(
+    folders, tmp_path, monkeypatch
+):
+    def missing(self, captions):
+        raise UserError(f"{self.name} came without a vocabulary; give one.")
+
+    monkeypatch.setattr(features, "compute", lambda *_: pytest.fail("features are computed"))
+    monkeypatch.setattr(scoring_toys.ToyExtractor, "lengths", missing)
+    for metrics, network in (("is,clip_hessel", "clip"), ("hpsv2", "hpsv2")):
+        said = refused(
+            "evaluate", "--images", folders[0], "--metrics", metrics, "--out", tmp_path / "out"
+        )
+        assert f"metrics={metrics.split(',')[-1]}: {network}-toy came without" in said
+
+
+def test_captions_that_a_network_cuts_are_told_once_and_counted(tmp_path):
+    made = write_images(tmp_path / "made", 5)
+    for row, length in enumerate((60, 90, 65, 78, 77)):
+        (made / f"{row:03d}.txt").write_text("x" * length)
+    (made / "003.png").write_bytes(b"no image")  # of which nothing is measured
+    common = ("evaluate", "--images", made, "--out", tmp_path / "out", "--metrics")
+    told = inside(*common, "clip,clip_hessel,pickscore,clip_fid", "--reference", made).stderr
+    assert [line for line in told.splitlines() if line.endswith(("cut.", "other.", "others."))] == [
+        "t2i: metrics=clip,pickscore: caption 1 has 90 tokens, the last 13 are cut; so is one "
+        "other.",
+        "t2i: metrics=clip_hessel: caption 1 has 106 tokens, the last 29 are cut; so are 3 others.",
+    ]
+    assert _metrics(tmp_path / "out")[1]["cut_captions"] == {
+        "clip_score_clip_toy": 1, "clip_score_hessel_clip_toy": 3, "score_pickscore_toy": 1,
+    }  # fmt: skip
 
 
 def test_a_refused_command_begins_no_plan(folders, tmp_path):

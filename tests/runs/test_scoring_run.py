@@ -22,6 +22,7 @@ from t2i_jax.eval import protocol
 from t2i_jax.runs.scoring import generate, page
 from t2i_jax.systems import generation
 from tests.e2e.command import inside, refused
+from tests.eval.test_prompts import coco_file
 from tests.runs import scoring_toys
 from tests.runs.scoring_toys import write_images
 from tests.toy_system import recipe as toy
@@ -246,12 +247,16 @@ def test_a_reference_that_a_metric_can_not_use_is_told_before_images_are_generat
 ):
     monkeypatch.setattr(generate, "generate", lambda *_: pytest.fail("images are generated"))
     np.savez(tmp_path / "plain.npz", mu=np.zeros(6), sigma=np.eye(6))
+    np.savez(tmp_path / "pool2.npz", mu=np.zeros(4), sigma=np.eye(4))
+    np.savez(tmp_path / "by_place.npz", np.zeros((30, 6), np.float32))
     (tmp_path / "broken.npz").write_bytes(b"PK")
     common = ("evaluate", run / "run", "--prompts", run / "prompts.tsv", "--out", tmp_path / "out")
     clean = ("--reference-mode", "clean")
     for name, metrics, more, sentence in (
         ("nothing", "fid", clean, "can't be read as statistics"),
         ("broken", "fid", clean, "can't be read as statistics"),
+        ("pool2", "fid", clean, "features 4 wide, and those of inception-clean are 6 wide"),
+        ("by_place", "fid", clean, "arr_0 is float32(30, 6), and images are uint8 (N, H, W, 3)"),
         ("plain", "fid", (), "say it with --reference-mode"),
         ("plain", "fid", (*clean, "--mode", "tf"), "has statistics of clean, not of inception-tf"),
         ("plain", "clip,fid,fid_infinity,pr,is", clean, "metrics=pr needs the features"),
@@ -265,10 +270,7 @@ def test_a_reference_that_a_metric_can_not_use_is_told_before_images_are_generat
 
 
 def test_a_protocol_refuses_another_reference_than_its_own(run, tmp_path, monkeypatch):
-    small = dataclasses.replace(
-        protocol.protocol("coco30k"), count=8, reference_count=12, size=10, modes=("clean",)
-    )
-    monkeypatch.setitem(protocol.PROTOCOLS, "coco30k", small)
+    _small(monkeypatch, "coco30k", count=8, reference_count=12, size=10)
     real, few, named = run / "real", tmp_path / "few", ("--protocol", "coco30k")
     write_images(few, 5)
     for name, words in (("same", (real, *named)), ("as_it_is", (real,)), ("few", (few, *named))):
@@ -285,8 +287,64 @@ def test_a_protocol_refuses_another_reference_than_its_own(run, tmp_path, monkey
     for reference in (real, tmp_path / "same.npz"):
         out = tmp_path / f"out-{reference.name}"
         inside(*common, "--reference", reference, "--out", out)
-        found.append(_results(out)["metrics"][0]["value"])
+        found.append({one["name"]: one["value"] for one in _results(out)["metrics"]})
+    assert set(found[0]) == {"fid_clean_inception", "fid_tf_inception"}
     assert found[0] == pytest.approx(found[1], rel=1e-9)
+    used = [one["reference"]["path"] for one in _results(out)["metrics"]]
+    assert [path.rpartition("/")[2] for path in used] == ["same.npz", "same-tf.npz"]
+    (tmp_path / "same-tf.npz").unlink()
+    said = refused(*common, "--reference", tmp_path / "same.npz", "--out", tmp_path / "out")
+    assert "not of inception-tf; give statistics of that, or as same-tf.npz beside it" in said
+
+
+def _small(monkeypatch, name, **fields):
+    """A protocol with other numbers."""
+    small = dataclasses.replace(protocol.protocol(name), **fields)
+    monkeypatch.setitem(protocol.PROTOCOLS, name, small)
+
+
+def test_statistics_are_of_the_modes_of_their_protocol(run, tmp_path):
+    for name, modes in (("imagenet50k", ["tf"]), ("coco30k", ["clean", "tf"])):
+        command = ("evaluate", "reference", run / "real", "--protocol", name, "--out")
+        for _ in range(2):  # the second finds all of them
+            told = inside(*command, tmp_path / f"{name}.npz").stdout.splitlines()
+            assert [line.partition(":")[0] for line in told] == [f"inception-{m}" for m in modes]
+    assert all("are already in" in line for line in told) and "coco30k-tf.npz" in told[1]
+    # what others read is made of the mode that is theirs
+    inside(*command, tmp_path / "both.npz", "--adm", "--clean-fid", "both")
+    assert (tmp_path / "both_clean_custom_na.npz").exists()
+    has_images = ["arr_0" in np.load(tmp_path / f"both{end}.npz") for end in ("", "-tf")]
+    assert has_images == [False, True]
+    said = refused(*command, tmp_path / "no.npz", "--mode", "clean", "--adm")
+    assert "give --mode tf" in said and not list(tmp_path.glob("no*"))
+
+
+def test_a_protocol_chooses_its_prompts_whatever_the_seed_of_the_images(run, tmp_path, monkeypatch):
+    path, _ = coco_file(tmp_path, images=12)
+    for name in ("coco30k", "coco10k-mosaic", "coco30k-dmgan"):
+        _small(monkeypatch, name, count=4, size=10, modes=("clean",))
+    common = ("evaluate", run / "run", "--metrics", "is", "--prompts")
+    for name, first in (("coco30k", "9 6 3 27"), ("coco10k-mosaic", "0 3 6 9")):
+        found = []
+        for seed in (0, 1):
+            out = tmp_path / f"{name}-{seed}"
+            more = ("--protocol", name, "--seed", seed, "--out", out)
+            assert "may be others" not in inside(*common, f"coco:{path}", *more).stderr
+            found.append(_results(out))
+            lines = (out / "images" / "00000" / "manifest.jsonl").read_text().splitlines()
+            assert [json.loads(line)["prompt"] for line in lines] == first.split()
+        assert found[0]["prompts"] == found[1]["prompts"] and "captions" not in found[0]
+        assert found[0]["images"]["sha256"] != found[1]["images"]["sha256"]
+    words = ("--protocol", "coco30k-dmgan", "--out", tmp_path / "out")
+    said = refused(*common, f"coco:{path}", *words)
+    assert "is of uid_caption.csv: " in said and "gives others (image ids ascending" in said
+    rows = "".join(f"{n},a small red circle\n" for n in range(4))
+    for name, is_own in (("uid_caption.csv", True), ("mine.csv", False)):
+        (tmp_path / name).write_text("uid,caption\n" + rows)
+        told = inside(*common, f"coco:{tmp_path / name}", *words[:-1], tmp_path / name[:4]).stderr
+        assert ("may be others" in told) != is_own
+        said = _results(tmp_path / name[:4]).get("captions")
+        assert said is None if is_own else said.endswith(f"{name}' may be others")
 
 
 def test_images_are_not_written_among_those_that_they_are_compared_with(run, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from t2i_jax.eval.moments import Moments
 from t2i_jax.eval.reconstruction import codebook_usage, psnr, ssim, ssim_skimage
 from t2i_jax.runs.scoring import tokenizer
 from t2i_jax.runs.scoring.split import Share, Split
+from tests.e2e.command import inside
 from tests.runs.scoring_toys import Levels, toy_extractor, write_images
 
 
@@ -57,6 +58,24 @@ def test_every_pair_is_measured_and_what_was_cut_is_made_again(tmp_path):
     assert told["images"]["count"] == 10 and len(told["run"]["weights"]) == 16
     with pytest.raises(UserError, match=r"run.weights: .* -> "):
         _evaluate(folder, tmp_path / "out", seed=1)
+
+
+def test_the_step_that_is_asked_for_is_the_one_that_is_recorded(tmp_path, monkeypatch):
+    """The run may train on meanwhile."""
+
+    class Stepped(Levels):
+        coded_size = 12
+
+    folder, run = write_images(tmp_path / "images", 3, size=12), tmp_path / "run"
+    run.mkdir()
+    monkeypatch.setattr(
+        "t2i_jax.runs.load", lambda run, step: Stepped({"all": {"w": np.full(2, step)}})
+    )
+    for newest in (500, 600):
+        monkeypatch.setattr(tokenizer, "last_step", lambda run, newest=newest: newest)
+        inside("evaluate", "tokenizer", run, "--images", folder, "--step", 100)
+        told = json.loads((run / "eval" / "tokenizer" / "results.json").read_text())
+        assert told["run"]["step"] == 100
 
 
 def test_codes_of_more_images_need_no_more_memory(tmp_path):

@@ -119,9 +119,11 @@ class Job:
                 continue
             # the one that needs the most, as reading the file may take long
             name = min(of_network, key=lambda name: of_network[name].by_gaussian)
-            needs_features = not of_network[name].by_gaussian
+            metric = of_network[name]
             for extractor in some:
-                count = reference.check(extractor.name, name, needs_features, self.protocol)
+                count = reference.check(
+                    extractor, metric.layers[0], name, not metric.by_gaussian, self.protocol
+                )
                 if count is not None:
                     _check_enough(named, count, of_network)
 
@@ -174,6 +176,8 @@ def evaluate_run(
     Returns:
       Results by guidance, None for the options' own; {} where nothing is measured.
     """
+    if job.protocol is not None:
+        job.protocol.check_prompts(prompts)
     measures, reference = job.opened(build)
     if isinstance(reference, ImagesReference):
         reference.check_apart(job.out)
@@ -182,6 +186,8 @@ def evaluate_run(
     system, found = generate.loaded(run, step, job.mesh), dict[float | None, Mapping[str, Any]]()
     with contextlib.nullcontext() if processes.is_first() else generation.quiet():
         system.check_prompts(prompts.texts)
+        if job.protocol is not None and (told := job.protocol.other_prompts(prompts.about())):
+            generation.tell(told)
     options = recipe.evaluation.options
     chosen = {
         one: generation.with_changes(type(options), options, {"guidance": one}) for one in guidances

@@ -57,6 +57,7 @@ class Entry:
       against: whether it compares with the reference.
       values_N: one per image, for metrics that are means of such; None for others.
       numerics: what tells how well the computation went, as JSON; {}: nothing to tell.
+      cut: captions of which the network reads only the beginning.
       kept_N: of a judge, the numbers of the images that values_N are of; None: as the extractor
         says, or all. left_out: of a judge, by reason how many images could not be used.
     """
@@ -71,6 +72,7 @@ class Entry:
     numerics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     kept_N: np.ndarray | None = None
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    cut: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +130,10 @@ class Metric:
     Attributes:
       about: what it is, in a line of help.
       network: "inception", "clip", "cmmd", "dinov2", "pickscore" or "hpsv2"; "": none.
-      layers: of that network's extractor.
+      layers: of that network's extractor; the first is the one that is compared.
       measure: (name of the metric, subject, name of the extractor) -> its numbers.
       needs_reference: whether it compares with real images. needs_captions: with captions.
+      prefix: what comes before each caption.
       by_gaussian: whether mean and covariance of the real images are enough.
       least: generated images that it takes. least_real: real ones.
     """
@@ -141,6 +144,7 @@ class Metric:
     measure: Callable[[str, Subject, str], Iterator[Entry]]
     needs_reference: bool = True
     needs_captions: bool = False
+    prefix: str = ""
     by_gaussian: bool = False
     least: int = 1
     least_real: int = 1
@@ -266,16 +270,20 @@ def _density_coverage(metric, subject, extractor):
 
 
 def _clip_score(metric, subject, extractor, scoring: ClipScoring, name: str):
-    captions = [scoring.prefix + caption for caption in subject.captioned(metric)]
-    features = subject.features[extractor]
-    text_ND = subject.extractors[extractor].text_features([captions[row] for row in features.kept])
+    features, network = subject.features[extractor], subject.extractors[extractor]
+    captions = subject.captioned(metric)
+    captions = [scoring.prefix + captions[row] for row in features.kept]
+    text_ND = network.text_features(captions, keeps_end=scoring.keeps_end)
     found = clip_score(features.rows("image"), text_ND, scoring)
+    cut = int((network.lengths(captions) > network.text_length).sum())
     told = {"prefix": scoring.prefix, "scale": scoring.scale, "clamp": scoring.clamp}
+    if cut and not scoring.keeps_end:
+        told["cut"] = "without the end token"
     groups = [subject.groups[row] for row in features.kept]
     yield Entry(
         _named(name, extractor), found.value, extractor, told,
         functools.partial(mean_interval, found.values_N, groups), against=False,
-        values_N=found.values_N,
+        values_N=found.values_N, cut=cut,
     )  # fmt: skip
 
 
@@ -363,7 +371,7 @@ METRICS: dict[str, Metric] = {
         f"clip_{preset}": Metric(
             f"CLIP score as {scoring.source}", "clip", ("image",),
             functools.partial(_clip_score, scoring=scoring, name=f"clip_score_{preset}"),
-            needs_reference=False, needs_captions=True,
+            needs_reference=False, needs_captions=True, prefix=scoring.prefix,
         )
         for preset, scoring in PRESETS.items()
         if preset != "cosine"

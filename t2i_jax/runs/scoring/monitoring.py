@@ -27,7 +27,7 @@ from t2i_jax.runs.scoring.held_out import HeldOutImages, Leading
 from t2i_jax.runs.scoring.metrics import Subject, metric_of
 from t2i_jax.runs.scoring.networks import Build
 from t2i_jax.runs.scoring.reference import ImagesReference, Reference
-from t2i_jax.runs.scoring.score import block
+from t2i_jax.runs.scoring.score import block, told_of_cut
 from t2i_jax.runs.scoring.split import Share, Split
 from t2i_jax.runs.scoring.wanted import Wanted
 from t2i_jax.systems import generation
@@ -95,7 +95,10 @@ class Measurer:
         self._references = self._compared_with(samples)
         for one in wanted.metrics:
             if not one.compares and one.metric != _VERDICTS:
-                self._extractors[wanted.extractor(one).name].text_features(self._of(one))
+                extractor = self._extractors[wanted.extractor(one).name]
+                extractor.text_features(self._of(one))
+                if (told := told_of_cut(extractor, self._of(one))) and processes.is_first():
+                    generation.tell(f"evaluation.metrics={one.name}: {told}")
 
     def start(self, system: System) -> Callable[[], Mapping[str, float]]:
         """Generates images and computes their features on the devices; what it returns computes the
@@ -179,7 +182,8 @@ class Measurer:
         # the first number is the metric; what further ones cost is saved
         entry = next(metric_of(one.metric).measure(one.metric, subject, name))
         about = block(entry, subject, count)
-        return entry.value, {key: about[key] for key in about if key != "value"}
+        cut = {"cut_captions": entry.cut} if entry.cut else {}
+        return entry.value, {key: about[key] for key in about if key != "value"} | cut
 
     def _of(self, one: Monitored) -> Sequence[str]:
         """The captions of a metric's images; () for a task that reads none."""
@@ -214,17 +218,25 @@ class _Remembering:
     """An extractor that remembers what it has made of captions, which are always the same.
 
     Attributes:
-      name, about, logit_scale: of the extractor.
+      name, about, logit_scale, text_length: of the extractor.
     """
 
     def __init__(self, extractor: Any):
         self.name, self.about = extractor.name, extractor.about
         self.logit_scale = getattr(extractor, "logit_scale", 1.0)
-        self._known = functools.cache(lambda captions: extractor.text_features(list(captions)))
+        self.text_length = getattr(extractor, "text_length", 0)
+        self._extractor = extractor
+        self._known = functools.cache(
+            lambda captions, keeps_end: extractor.text_features(captions, keeps_end=keeps_end)
+        )
 
-    def text_features(self, captions: Sequence[str]) -> np.ndarray:
+    def lengths(self, captions: Sequence[str]) -> np.ndarray:
+        """Tokens of each caption."""
+        return self._extractor.lengths(captions)
+
+    def text_features(self, captions: Sequence[str], keeps_end: bool = True) -> np.ndarray:
         """(N, D) float32."""
-        return self._known(tuple(captions))
+        return self._known(tuple(captions), keeps_end)
 
 
 def _batch_size(count):

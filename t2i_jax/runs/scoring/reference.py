@@ -144,8 +144,9 @@ class ImagesReference:
 
 
 class StatisticsReference:
-    """Statistics in an npz, see `t2i_jax.eval.statistics_file`; ADM's also have images, from which
-    features are computed where a metric needs them.
+    """Statistics in an npz, and those of further modes in files beside it, see
+    `t2i_jax.eval.statistics_file`; ADM's also have images, from which features are computed where a
+    metric needs them.
     """
 
     def __init__(self, path: pathlib.Path, mode: str | None, shard_size: int):
@@ -171,12 +172,13 @@ class StatisticsReference:
         if kept is None and extractor in self._found:
             return self._found[extractor].rows(layer)
         if kept is None:
-            raise self._without_features(metric)
+            raise _without_features(self._read[extractor].path, metric)
         return kept
 
     def check(
         self,
-        extractor: str,
+        extractor: Extractor,
+        layer: str,
         metric: str,
         needs_features: bool,
         protocol: protocols.Protocol | None = None,
@@ -184,31 +186,26 @@ class StatisticsReference:
         """Refuses a file that a metric can't be compared with, before anything is computed.
 
         Args:
-          extractor: its name. needs_features: whether the metric needs more than a Gaussian.
+          extractor: whose features they are compared with. layer: which of them.
+          needs_features: whether the metric needs more than a Gaussian.
           protocol: by which images are compared with it; None: none.
 
         Returns:
           Of how many images it has features, or what they are computed of; None: of none.
 
         Raises:
-          UserError: statistics of another extractor or protocol, or without features.
+          UserError: statistics of another extractor, layer or protocol, or without features.
         """
-        found = read_statistics(self._path, extractor, self._mode)
+        found = read_statistics(self._path, extractor.name, self._mode)
+        _check_width(found, extractor, layer)
         if needs_features and found.features_ND is None and found.images_NHWC is None:
-            raise self._without_features(metric)
+            raise _without_features(found.path, metric)
         if protocol is not None:
             made_by = found.about.get("protocol") or {} if "protocol" in found.about else None
-            named = f"reference={paths.shown(self._path)}"
+            named = f"reference={paths.shown(found.path)}"
             protocol.check_reference(named, found.count, made_by)
         kept = found.images_NHWC if found.features_ND is None else found.features_ND
         return None if kept is None else len(kept)
-
-    def _without_features(self, metric):
-        return UserError(
-            f"metrics={metric} needs the features of the reference images, and reference="
-            f"{paths.shown(self._path)} has their mean and covariance alone; make it with "
-            "`t2i evaluate reference DIR --keep-features`, or give the images."
-        )
 
     def count(self, extractor: str) -> int | None:
         """As the file or the JSON beside it says."""
@@ -222,7 +219,7 @@ class StatisticsReference:
         found = self._read[extractor]
         return {
             "kind": "statistics",
-            "path": str(self._path),
+            "path": str(found.path),
             "sha256": found.sha256,
             "count": self.count(extractor),
             "made_from": {name: found.about[name] for name in found.about if name not in _OWN},
@@ -234,3 +231,23 @@ class StatisticsReference:
         if found.images_NHWC is None or found.features_ND is not None:
             return None
         return found.images_NHWC[row]
+
+
+def _without_features(path, metric):
+    return UserError(
+        f"metrics={metric} needs the features of the reference images, and reference="
+        f"{paths.shown(path)} has their mean and covariance alone; make it with "
+        "`t2i evaluate reference DIR --keep-features`, or give the images."
+    )
+
+
+def _check_width(found, extractor, layer):
+    """Refuses statistics of another layer, which only their width tells."""
+    widths = [] if found.gaussian is None else [len(found.gaussian.mean_D)]
+    widths += [] if found.features_ND is None else [found.features_ND.shape[1]]
+    if widths and set(widths) != {wanted := extractor.width(layer)}:
+        told, named = " and ".join(map(str, dict.fromkeys(widths))), paths.shown(found.path)
+        raise UserError(
+            f"reference={named} has statistics of features {told} wide, and those of "
+            f"{extractor.name} are {wanted} wide (layer {layer}); give statistics of these."
+        )

@@ -24,6 +24,8 @@ from t2i_jax.runs.scoring.metrics import Entry, Metric, Subject, metric_of, shar
 from t2i_jax.runs.scoring.reference import Reference
 from t2i_jax.runs.scoring.results import RESULTS, VALUES
 from t2i_jax.runs.scoring.split import Share
+from t2i_jax.systems import generation
+from t2i_jax.text.encoder import told_of_lengths
 
 TIMES = "times.json"
 SCHEMA = 1
@@ -93,8 +95,8 @@ def check(
         `Images`.
 
     Raises:
-      UserError: a metric without its reference, captions or judge, captions that a judge does not
-        understand, or another number of images than the protocol has.
+      UserError: a metric without its reference, captions, vocabulary or judge, captions that a
+        judge does not understand, or another number of images than the protocol has.
     """
     subject = Subject({}, {}, reference, captions, (), _no_image, _judge, no_captions)
     for name in measures.metrics:
@@ -108,6 +110,7 @@ def check(
             subject.against(name)
         if metric.needs_captions:
             subject.captioned(name)
+            check_vocabulary(f"metrics={name}", measures.extractors.get(metric.network, ()))
         if name.startswith("judge:"):
             _check_judge(name, subject.captioned(name))
     protocol = measures.protocol
@@ -116,6 +119,8 @@ def check(
             f"protocol={protocol.name} is of {protocol.count:,} images, and there are {count:,}; "
             "give that many, or leave --protocol out."
         )
+    for told in _cuts(measures, captions) if processes.is_first() else ():
+        generation.tell(told)
 
 
 def score(
@@ -195,7 +200,9 @@ def assembled(
     images: Images, subject: Subject, entries: Sequence[Entry], protocol: Protocol | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What results.json and values.json hold, of numbers."""
-    found = subject.features
+    found, about = subject.features, images.about()
+    other_prompts = protocol and protocol.other_prompts(about.get("prompts"))
+    cut = {one.name: one.cut for one in entries if one.cut}
     values = {
         one.name: [
             [*images.keys[row], float(value)]
@@ -206,8 +213,10 @@ def assembled(
     }
     return {
         "schema": SCHEMA,
-        **images.about(),
+        **about,
         "protocol": None if protocol is None else protocol.about(),
+        **({"captions": other_prompts} if other_prompts else {}),
+        **({"cut_captions": cut} if cut else {}),
         "metrics": [
             {**block(one, subject, images.files.split.count), "interval": one.interval()}
             for one in entries
@@ -278,6 +287,41 @@ def _category(values_N, groups, is_share):
     elif len(set(groups)) >= _LEAST_IN_CATEGORY:
         interval = intervals.bootstrap(values_N, groups).about()
     return {"value": float(values_N.mean()), "count": len(values_N), "interval": interval}
+
+
+def check_vocabulary(named: str, extractors: Sequence[Any]) -> None:
+    """Refuses CLIPs that can't read captions.
+
+    Args:
+      named: what they are to read them for, as "metrics=clip".
+
+    Raises:
+      UserError: one came without a vocabulary.
+    """
+    for extractor in extractors:
+        try:
+            extractor.lengths(())
+        except UserError as error:
+            raise UserError(f"{named}: {error}") from None
+
+
+def told_of_cut(extractor: Any, captions: Sequence[str]) -> str | None:
+    """Which captions a CLIP reads the beginning of alone, as a sentence; None: it reads all."""
+    return told_of_lengths(extractor.lengths(captions), extractor.text_length, "caption")
+
+
+def _cuts(measures, captions):
+    """What is told of captions that are too long for a CLIP, once for metrics of which it is the
+    same.
+    """
+    found: dict[str, list[str]] = {}
+    for name in measures.metrics:
+        metric = metric_of(name)
+        reads = measures.extractors.get(metric.network, ()) if metric.needs_captions else ()
+        for extractor in reads:
+            told = told_of_cut(extractor, [metric.prefix + one for one in captions])
+            found.setdefault(told or "", []).append(name)
+    return [f"metrics={','.join(names)}: {told}" for told, names in found.items() if told]
 
 
 def _judge(name):

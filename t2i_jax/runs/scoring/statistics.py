@@ -7,7 +7,7 @@ import math
 import pathlib
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,25 @@ def write(
         statistics_file.write_statistics(out, moments, about, array, pixels, spatial)
         shutil.rmtree(home)
         return about["images"]
+
+
+def extras(
+    extractor: Extractor, among: Sequence[Extractor], adm: bool, clean_fid: str | None
+) -> dict[str, Any]:
+    """What `write` keeps for others beside the statistics of one of several extractors: each other
+    package gets what is of its own mode.
+
+    Args:
+      among: all of them. Where none is of that mode, the first is asked, which `write` refuses.
+    """
+
+    def is_asked(name):
+        return extractor is next((one for one in among if one.name == name), among[0])
+
+    return {
+        "keep_images": adm and is_asked(_ADM),
+        "clean_fid": clean_fid if is_asked(_CLEAN) else None,
+    }
 
 
 def _asked(images, extractor, layer, protocol, kept):

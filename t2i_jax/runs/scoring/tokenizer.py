@@ -115,12 +115,14 @@ def evaluate(
     share: Share,
     batch_size: int = 32,
     progress: Callable[[Any], Any] = iter,
+    step: int | str | None = None,
 ) -> dict[str, Any]:
     """Reconstructs images and measures them; every process calls it.
 
     Args:
       system: an image tokenizer. out: folder of the results, with the reconstructions as PNG.
       batch_size: images that are reconstructed at a time, on each device.
+      step: of the checkpoint that the system is of; None: the newest.
 
     Returns:
       The results, as of `score.score`; {} in a process that is not the first.
@@ -130,7 +132,10 @@ def evaluate(
         images.
     """
     about = {
-        "run": {"step": last_step(run), "weights": folders.fingerprint(system.weights)},
+        "run": {
+            "step": last_step(run) if step is None else step,
+            "weights": folders.fingerprint(system.weights),
+        },
         "prompts": None,
         "sampling": None,
     }

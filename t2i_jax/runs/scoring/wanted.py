@@ -26,6 +26,7 @@ from t2i_jax.runs.scoring.metrics import metric_of
 from t2i_jax.runs.scoring.networks import Build, Weights, check_apart
 from t2i_jax.runs.scoring.networks import build as build_network
 from t2i_jax.runs.scoring.reference import Reference, StatisticsReference, open_reference
+from t2i_jax.runs.scoring.score import check_vocabulary
 
 _TRIED = 8  # captions that a judge is tried on
 _SLACK = 1.5  # of a number of records that was estimated
@@ -64,9 +65,12 @@ class Wanted:
         wanted = filter(None, dict.fromkeys(map(_network, asked)))
         built = {network: _built(network, evaluation, build) for network in wanted}
         check_apart({network: [extractor] for network, extractor in built.items()})
+        for one in asked:
+            if not one.compares and (network := _network(one)):
+                check_vocabulary(f"evaluation.metrics={one.name}", [built[network]])
         for network, extractor in built.items():
             found[extractor.name], names[network] = extractor, extractor.name
-        return cls(recipe, asked, found, names, _reference(evaluation, asked, names))
+        return cls(recipe, asked, found, names, _reference(evaluation, asked, built))
 
     @property
     def count(self) -> int:
@@ -150,7 +154,7 @@ def _built(network, evaluation, build) -> Extractor:
     return found
 
 
-def _reference(evaluation: Evaluation, asked, names) -> Reference | None:
+def _reference(evaluation: Evaluation, asked, built) -> Reference | None:
     if evaluation.reference is None:
         return None
     is_file = evaluation.reference.endswith(".npz")
@@ -158,8 +162,9 @@ def _reference(evaluation: Evaluation, asked, names) -> Reference | None:
         found = open_reference(evaluation.reference, evaluation.mode if is_file else None)
         for one in asked:
             if one.compares and isinstance(found, StatisticsReference):
-                needs_features = not metric_of(one.metric).by_gaussian
-                found.check(names[_network(one)], one.name, needs_features)
+                metric = metric_of(one.metric)
+                extractor, needs_features = built[metric.network], not metric.by_gaussian
+                found.check(extractor, metric.layers[0], one.name, needs_features)
     except UserError as error:
         raise UserError(f"evaluation.{error}") from None
     return found
