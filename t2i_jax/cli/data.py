@@ -87,7 +87,8 @@ def inspect(
         source: As in a recipe: folder:PATH, webdataset:GLOB, arrayrecord:DIR, tfds:NAME, hf:NAME,
         shapes, digits, compositions.
         samples: How many records are read, evenly spread.
-        sheet: PNG file to write; an existing one is kept, and the new one numbered.
+        sheet: PNG file to write, outside the images; an existing one is kept, and the new one
+            numbered.
         size: Side of the images of the built-in sets.
         split: Of a source that has splits.
         heldout: Share of the captions whose records data.heldout would hold out; how many is shown.
@@ -107,6 +108,11 @@ def inspect(
     DataConfig(heldout=heldout)  # refuses a share that is none
     _check_inspected(source, source in EMBEDDED, size, run, t5, max_length)
     opened = _open(source, size, split)
+    if opened.takes(sheet):
+        raise UserError(
+            f"sheet={paths.shown(sheet)} would lie in source={paths.shown(source)} and count among "
+            "its images; name a file outside it, as --sheet ../contact_sheet.png."
+        )
     found = look(opened, samples, progress=progress("reading"))
     for line in found.lines():
         print(line)

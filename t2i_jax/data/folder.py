@@ -117,6 +117,17 @@ class FolderSource(ImageFiles):
         """A file for each record, whether it can be read or not."""
         return (self.path / sample.image for sample in self._samples)
 
+    def takes(self, path: pathlib.Path) -> bool:
+        """Whether it is below the folder, and neither hidden nor below a table, which would not
+        name it.
+        """
+        home, place = os.path.realpath(self.path), pathlib.Path(os.path.realpath(path))
+        if not place.is_relative_to(home):
+            return False
+        below = place.relative_to(home).parts
+        folders = [os.path.join(home, *below[:depth]) for depth in range(len(below) + 1)]
+        return not any(map(_is_left, below)) and not any(map(_has_table, folders))
+
     def cond_image(self, index: int, channels: int = 3) -> np.ndarray:
         """The image that an image is conditioned on, from NAME.cond.png; or `BadSample`."""
         name, _, _, reason = self._samples[index]
@@ -218,6 +229,15 @@ def _sorted_out(parent, where, names, passed_over):
         else:
             passed_over.note(_kind(name), os.path.join(where, name))
     return images, texts, sorted(tables, key=lambda name: TABLES.index(name.lower()))
+
+
+def _has_table(folder):
+    """Whether a table speaks for a folder; a folder that is not there has none."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return False
+    return any(name.lower() in TABLES and not _is_of_geneval(folder, name) for name in names)
 
 
 def _is_of_geneval(parent, name):

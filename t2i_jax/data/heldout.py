@@ -56,8 +56,9 @@ class Division:
 def divide(source: Source, share: float) -> Division:
     """How a source is divided where `share` of its captions are to be held out.
 
-    Where a small source would have none, that with the least hash is; a source of one record has
-    none.
+    Of a source of up to 2,000 records all are looked at: where none would be held out that with
+    the least hash is, and where all would be that with the greatest is not; of one record none is.
+    Of a larger source the share alone decides, and a small one may hold nothing out.
 
     Args:
       share: above 0, below 1.
@@ -77,8 +78,8 @@ def division(
     by_record = bool(told) and (different == 1 or len(told) >= _LABEL * different)
     keys = [_hash(i, None if by_record else caption) for i, caption in zip(indices, captions)]
     limit = round(share * _ALL)
-    if len(indices) == records and len(set(keys)) > 1:  # something on either side
-        limit = min(max(limit, min(keys) + 1), max(keys))
+    if len(indices) == records:  # something on either side; of one record it is trained on
+        limit = min(max(limit, min(keys) + 1), max(keys)) if len(set(keys)) > 1 else 0
     return Division(limit, by_record, records, len(indices), sum(key < limit for key in keys))
 
 

@@ -7,9 +7,10 @@ inspect`, `t2i data pack`, the start and the end of a training and metrics.json 
 from __future__ import annotations
 
 import collections
+import hashlib
 import threading
 from collections.abc import Hashable, Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t2i_jax.errors import UserError
 
@@ -59,7 +60,7 @@ class Ledger:
         name = printable(name)
         with self._lock:
             self.by_reason[reason] += times
-            key = hash((reason, name, which))
+            key = _key(reason, name, which)
             if key not in self._known or times > 1:
                 self.different[reason] += times
                 if len(self._known) < _KNOWN:
@@ -115,12 +116,44 @@ class Ledger:
         with self._lock:
             return {f"{prefix}{reason}": float(count) for reason, count in self.different.items()}
 
+    def stored(self) -> dict[str, Any]:
+        """What `go_on` takes, as JSON values."""
+        with self._lock:
+            return {
+                "different": dict(self.different),
+                "examples": {reason: list(names) for reason, names in self.examples.items()},
+                "known": sorted(self._known),
+            }
+
+    def go_on(self, stored: Mapping[str, Any]) -> None:
+        """Adds what an earlier ledger counted: what comes again counts no more. Rates and the first
+        five names are those of this one alone.
+
+        Raises:
+          KeyError, TypeError, ValueError, AttributeError: it is not what `stored` gave.
+        """
+        different = {reason: int(count) for reason, count in stored["different"].items()}
+        examples = {reason: list(map(str, stored["examples"][reason])) for reason in different}
+        known = {int(key) for key in stored["known"]}
+        with self._lock:
+            self.different.update(different)
+            self._known |= known
+            for reason, names in examples.items():
+                mine = self.examples.setdefault(reason, [])
+                mine += [name for name in names if name not in mine][: _EXAMPLES - len(mine)]
+
     def __getstate__(self):
         with self._lock:
             return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_known")}
 
     def __setstate__(self, state):
         self.__dict__.update(state, _lock=threading.Lock(), _known=set())
+
+
+def _key(*told):
+    """A number that tells what is counted apart, the same in every process."""
+    digest = hashlib.blake2b(repr(told).encode("utf-8", "backslashreplace"), digest_size=8)
+    return int.from_bytes(digest.digest())
 
 
 def printable(name: str) -> str:

@@ -108,6 +108,10 @@ class DataConfig:
         return found
 
 
+class NothingHeldOut(UserError):
+    """A share so small that it holds nothing of this source out."""
+
+
 def source_of(config: DataConfig, channels: int = 3) -> Source:
     """The source that a configuration names.
 
@@ -220,7 +224,7 @@ def _held_out(config, source, division, seed, most, repeat):
     order = (int(shuffled[i]) for i in range(len(source)))
     found = indices_of(division, source, order, len(source) if most is None else most)
     if not found:
-        raise UserError(
+        raise NothingHeldOut(
             f"data.heldout={config.heldout} holds out none of the {len(source)} records of "
             f"data.source={config.source!r}; give a larger share."
         )
@@ -252,7 +256,7 @@ class Batches:
         if self._reader is None:
             self._reader = iter(_reader(self._share, self._prepare, self._config))
         good: list[Record] = []
-        unusable = 0  # since the last usable one
+        unusable, held_out = 0, 0  # since the last usable one, and since the last one of training
         while len(good) < len(self._share.rows):
             try:
                 sample = next(self._reader)
@@ -261,7 +265,10 @@ class Batches:
                 break
             self._read += 1
             if sample == HELD_OUT:
+                held_out += 1
+                self._check_trained_on(held_out)
                 continue
+            held_out = 0
             self._seen += 1
             if isinstance(sample, BadSample):
                 unusable += 1
@@ -327,6 +334,17 @@ class Batches:
             )
         size = self._shares[self._process].batch_size
         return Share(tuple(range(size)), size, base=state["position"])
+
+    def _check_trained_on(self, in_a_row):
+        """Refuses data of which nothing is left to train on: else it would be looked for without
+        end.
+        """
+        records = self._prepare.records
+        if in_a_row >= 2 * records * len(self._shares):  # all of an epoch, wherever it began
+            raise UserError(
+                f"data.heldout={self._config.heldout} holds out all of the {records} records of "
+                f"data.source={self._config.source!r}; give a smaller share."
+            )
 
     def _leave_out(self, sample, in_a_row):
         if len(self.bad.names) < 5:

@@ -110,6 +110,13 @@ class Source(abc.ABC):
         """
         return ""
 
+    def takes(self, path: pathlib.Path) -> bool:
+        """Whether an image that is written to this path, or into a folder there, would be a record
+        when the source is opened again.
+        """
+        del path
+        return False
+
     def cond_image(self, index: int, channels: int = 3) -> np.ndarray:
         """The image that an image is conditioned on, uint8 (height, width, channels) of any size;
         or `BadSample`.

@@ -4,6 +4,7 @@ cores.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import time
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 
 from t2i_jax import paths, runs
 from t2i_jax.data.pipeline import DataConfig
+from t2i_jax.errors import UserError
 from t2i_jax.eval.evaluation import Evaluation
 from t2i_jax.eval.grid import grid
 from t2i_jax.models.parti_transformer import PartiTransformer
@@ -30,15 +32,42 @@ from t2i_jax.train.loop import TrainConfig
 from t2i_jax.train.optim import OptimConfig
 
 _SHOWN = 24  # samples of the report
+_TITLE, _SECTION = "t2i_jax quickstart", "Samples for held-out captions"  # of its page
 
 
 def finished(workdir: pathlib.Path) -> Mapping[str, float] | None:
-    """The metrics of a quickstart that is done; None while it is not."""
+    """The metrics of a quickstart that is done; None while it is not, or where there is another
+    run.
+    """
     workdir = paths.folder("workdir", workdir)
     metrics = metrics_of(workdir) or {}
-    return (
-        metrics if "alignment_heldout" in metrics and (workdir / "report.html").is_file() else None
-    )
+    return metrics if "alignment_heldout" in metrics and _is_reported(workdir) else None
+
+
+def _is_reported(workdir):
+    """Whether the page of a run is that of a quickstart, which is written last."""
+    with contextlib.suppress(OSError):
+        page = (workdir / report.REPORT).read_text(encoding="utf-8", errors="replace")
+        return f"<title>{_TITLE}</title>" in page and f"<h2>{_SECTION}</h2>" in page
+    return False
+
+
+def _refuse_other(workdir, recipe):
+    """Refuses a folder that holds another run, before anything is written there.
+
+    Raises:
+      UserError: it does.
+    """
+    try:
+        stored = runs.load_run_recipe(workdir)
+    except UserError:  # none is saved yet; what is damaged is for the training to say
+        return
+    if stored.task != recipe.task or stored.data != recipe.data:
+        of = "" if stored.data is None else f" on {stored.data.source!r}"
+        raise UserError(
+            f"workdir={paths.shown(workdir)} holds another run than a quickstart, a "
+            f"{type(stored.task).__name__}{of}; name another folder."
+        )
 
 
 def run(workdir: pathlib.Path) -> Mapping[str, float]:
@@ -49,6 +78,7 @@ def run(workdir: pathlib.Path) -> Mapping[str, float]:
     `seconds` counts every start of a run that was stopped in between.
     """
     workdir, recipe = paths.folder("workdir", workdir), get_config()
+    _refuse_other(workdir, recipe)
     clock = _Clock(workdir)
     try:
         system = runs.train(recipe, workdir)
@@ -85,10 +115,10 @@ def _report(recipe, system, workdir):
         "objects in a relation, or a small object of a colour and shape that was alone on this "
         "background only when large. The judge is a program that measures colour, form and place "
         "in the pixels; it knows no model of ours.</p>",
-        report.samples("Samples for held-out captions", images, judged.captions, judged.right),
+        report.samples(_SECTION, images, judged.captions, judged.right),
     ]
     parts = part_folders(workdir, recipe)
-    report.write_report(workdir, recipe, parts=parts, title="t2i_jax quickstart", before=before)
+    report.write_report(workdir, recipe, parts=parts, title=_TITLE, before=before)
 
 
 def get_config() -> Recipe:

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from t2i_jax import config, sharding
+from t2i_jax import config, paths, sharding
 from t2i_jax.cluster import processes
 from t2i_jax.data.pipeline import batches, source_of
 from t2i_jax.data.source import EMBEDDED, check_split
@@ -55,8 +55,9 @@ def check(
     with_data: bool = True,
     build: Build | None = None,
 ) -> list[str]:
-    """Refuses a recipe of which some stage can't be trained; sentences about settings of its stages
-    that have no effect, which it does not refuse.
+    """Refuses a recipe of which some stage can't be trained; sentences about what it does not
+    refuse: settings of its stages that have no effect, and a run that was begun within its own
+    data.
 
     Args:
       workdir: of the run, whose parts may be there already. given: parts that the task inherits.
@@ -75,8 +76,11 @@ def check(
         )
         for name, (one, parts) in planned_stages(recipe, given, workdir).items()
     }
+    is_begun = not all(stage.is_new for stage in stages.values())
+    inside: dict[str, None] = {}  # a run that was begun in its own data goes on, and is told of it
+    apart = functools.partial(_check_apart, workdir, inside if is_begun else None)
     checks: list[Callable[[Wired], None]] = [_check_machine] * (devices is None)
-    checks += [_check_data] * with_data
+    checks += [functools.partial(_check_data, apart=apart)] * with_data
     looks = [_check_evaluation] * with_data
     measures = [functools.partial(_check_monitored, build=build)] * with_data
     # of a single stage the trainer finds at once what its losses have to say
@@ -87,7 +91,7 @@ def check(
             stages, lambda one: [*checks, *looks, *measures, whole] if one.is_trained else looks
         )
     )
-    return [said for name, stage in stages.items() for said in idle(stage.recipe, name)]
+    return [*inside, *(said for name, stage in stages.items() for said in idle(stage.recipe, name))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,8 +243,27 @@ def _memory(device):
     return stats.get("bytes_limit")
 
 
-def _check_data(stage):
-    """Sizes and columns; and the first samples as training will read them."""
+def _check_apart(workdir, inside, source, name):
+    """Refuses a run whose previews would count among the images of its own data.
+
+    Args:
+      inside: takes the sentence for a run that was begun so; None: it is refused.
+    """
+    if workdir is None or not source.takes(workdir):
+        return
+    lies = f"workdir={paths.shown(workdir)} lies in data.source={paths.shown(name)}, among whose "
+    if inside is None:
+        raise UserError(f"{lies}images its own would count; name a workdir outside it.")
+    remedy = "move the run out of it, and go on with its new place as workdir"
+    inside[f"{lies}images its own count at the next start; {remedy}"] = None
+
+
+def _check_data(stage, apart):
+    """Sizes and columns; and the first samples as training will read them.
+
+    Args:
+      apart: of the source and its name, whether the run lies outside of it.
+    """
     recipe, spec = stage.recipe, stage.spec
     if stage.is_new:
         check_split(recipe.data.source, recipe.data.split, "data.split")
@@ -258,6 +281,7 @@ def _check_data(stage):
         data, min(_LOOKED_AT, recipe.train.batch_size), recipe.train.seed, tokenize=None,
         wants=wants, text_length=length, channels=image_channels(spec),
     )  # fmt: skip
+    apart(stream.source, recipe.data.source)
     found = next(stream, None)
     if found is None:
         raise UserError(f"data.source={recipe.data.source!r} holds no sample; name other data.")

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from t2i_jax import paths
 from t2i_jax.cluster import lock, processes
+from t2i_jax.data.source import has_splits
 from t2i_jax.errors import UserError
 from t2i_jax.eval.alignment import check_captions
 from t2i_jax.eval.evaluation import JUDGES
@@ -67,7 +68,7 @@ def check_judge(recipe: Recipe, count: int) -> None:
 
 def preview_hooks(recipe: Recipe, build_system) -> tuple[Hook, ...]:
     """A hook that draws a grid into WORKDIR/samples every `train.eval_every` steps, and logs what
-    can be measured.
+    can be measured; a grid that can't be drawn costs a sentence, not the run.
     """
     every = 0 if recipe.train is None else recipe.train.eval_every
     if not every:
@@ -76,7 +77,11 @@ def preview_hooks(recipe: Recipe, build_system) -> tuple[Hook, ...]:
     def run(state, step, log):
         system = build_system({**state.params, **state.ema}, state.stats)
         # every process samples; process 0 writes
-        sheet, metrics = system.preview(held_out(recipe), recipe.evaluation)
+        try:
+            sheet, metrics = system.preview(held_out(recipe), recipe.evaluation)
+        except UserError as error:  # of its samples, in every process alike
+            log.say(f"step {step} has no preview: {error}")
+            return
         _save(log.workdir / "samples" / f"{step:07d}.png", sheet)
         log.scalars(step, metrics)
 
@@ -92,24 +97,28 @@ def evaluate(
     """Measures a trained run; the numbers are added to WORKDIR/metrics.json, grids written into
     WORKDIR/samples, and WORKDIR/report.html is made anew.
 
+    The data may be others than those that it was trained on, see `Samples.is_other`.
+
     The validation metrics of held-out data; what else is measured is for the system to say, see its
     `evaluate`.
 
     Args:
       step: of the checkpoint that `system` was loaded from, as in `load`; None: the newest.
+
+    Raises:
+      UserError: `recipe.data` hold out more of what the run was trained on than training did.
     """
     workdir = paths.folder("workdir", workdir)
     if recipe.data is None:
         return {}
     # the system's task knows its parts, from which a batch may have its widths
     whole = dataclasses.replace(recipe, task=system.task)
+    trained_on = _trained_on(workdir) or recipe.data
+    samples = held_out(whole, trained_on)
     check(whole)
-    samples = held_out(whole)
-    if not samples.is_held_out and processes.is_first():
-        say(
-            f"this run has no held-out part (data.heldout={recipe.data.heldout}), so it is "
-            "measured on images that it was trained on; a new run with data.heldout=0.05 has one."
-        )
+    told = _told_of(samples, recipe.data, trained_on)
+    if told and processes.is_first():
+        say(told)
     with lock.held(workdir):
         found = system.evaluate(samples, recipe.evaluation)
         metrics = {_named(name, samples): value for name, value in found.metrics.items()}
@@ -122,13 +131,47 @@ def evaluate(
     return metrics
 
 
+def _trained_on(workdir):
+    """The data of the run in a folder; None where there is none."""
+    try:
+        return folders.load_run_recipe(workdir).data
+    except UserError:
+        return None
+
+
+def _told_of(samples, data, trained_on):
+    """What has to be said of the samples that a run is measured on; "" where they are its own
+    held-out ones.
+    """
+    if samples.is_other:
+        what = "its held-out part is measured"
+        if not samples.is_held_out:
+            what = "its numbers are named other, as some of its images may have been trained on"
+        return (
+            f"data.source={_set_shown(data)} is another set than this run was trained on "
+            f"({_set_shown(trained_on)}); {what}."
+        )
+    if samples.is_held_out:
+        return ""
+    remedy = "" if data.heldout else "; a new run with data.heldout=0.05 has one"
+    return (
+        f"this run has no held-out part ({samples.none}), so it is measured on images that it was "
+        f"trained on{remedy}."
+    )
+
+
+def _set_shown(data):
+    return repr(data.source) + (f", split {data.split!r}," if has_splits(data.source) else "")
+
+
 def _validation(recipe, samples, workdir, step):
     """The validation metrics of a run's folder; those of its last step are known where it was
-    validated then.
+    validated then. Of another set that may have been trained on the same, named other.
     """
     last = last_step(workdir)
     is_run = last is not None or (workdir / folders.EXPORT).is_file()
-    if not samples.is_held_out or not recipe.task.objectives or not is_run:
+    is_measured = samples.is_held_out or samples.is_other
+    if not is_measured or not recipe.task.objectives or not is_run:
         return {}
     if step is None and folders.load_run_recipe(workdir).data == recipe.data:
         known = [
@@ -149,7 +192,8 @@ def _validation(recipe, samples, workdir, step):
     params, stats = folders.trained_arrays(workdir, step)
     made = last if isinstance(last, int) else _MANY
     found = validate(recipe, samples, params, stats, frozen, made, tokenize)
-    return {f"validation/{name}": value for name, value in found.items()}
+    kind = "validation" if samples.is_held_out else samples.name
+    return {f"{kind}/{name}": value for name, value in found.items()}
 
 
 def _ids(tokenizer, max_length, captions):

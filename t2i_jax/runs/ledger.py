@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from t2i_jax.cluster import processes
@@ -12,11 +16,15 @@ from t2i_jax.data.ledger import Ledger, together
 from t2i_jax.data.overview import look, note_cut
 from t2i_jax.data.pipeline import Batches
 from t2i_jax.data.source import EMBEDDED, Source
+from t2i_jax.files import read_regular, replacing
 from t2i_jax.terminal import say
 from t2i_jax.text.tokenizer import TextTokenizer
 from t2i_jax.train.log import add_metrics
+from t2i_jax.train.stored import last_step
 
 _SECONDS, _SAMPLES = 3.0, 1000  # of the look before a training
+_KEPT, _MOST = "left_out.{}.json", 2**26  # the file of a process, and bytes that are read of it
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class DataLedger:
@@ -61,8 +69,36 @@ class DataLedger:
             )
         _tell(name, lines + found.passed_over.lines("passed over"))
 
+    @contextlib.contextmanager
+    def kept(self, stream: Batches, workdir: pathlib.Path) -> Iterator[None]:
+        """Within, a training goes on with what earlier starts have counted, and leaves its own
+        counts in WORKDIR when it ends, is stopped or fails.
+
+        Each process has a file of its own, and waits for no other one.
+        """
+        ledgers = {"left out": stream.bad, "captions cut": self.cut, "texts cut": stream.cut}
+        own, gone = workdir / _KEPT.format(jax.process_index()), _of_gone_processes(workdir)
+        # a run that begins anew counts anew
+        for path in (own, *gone) if last_step(workdir) is not None else ():
+            with contextlib.suppress(*_DAMAGED):  # it is not there, or no count
+                stored = json.loads(read_regular(path, _MOST))
+                for kind, ledger in ledgers.items():
+                    ledger.go_on(stored[kind])
+        try:
+            yield
+        finally:
+            found = {kind: ledger.stored() for kind, ledger in ledgers.items()}
+            if any(one["different"] for one in found.values()):
+                with contextlib.suppress(OSError):  # the log tells of a full disk
+                    with replacing(own) as temporary:
+                        temporary.write_text(json.dumps(found), encoding="utf-8")
+                    for path in gone:
+                        path.unlink()
+
     def end(self, name: str, stream: Batches, workdir: Any) -> None:
-        """Tells what the training left out and cut, and adds it to WORKDIR/metrics.json."""
+        """Tells what the training left out and cut, over all of its starts, and adds it to
+        WORKDIR/metrics.json.
+        """
         lines = stream.bad.lines("left out") + self.cut.lines("captions that were cut")
         lines += stream.cut.lines("texts that were cut")
         mine = stream.bad.metrics("data/left_out/") | self.cut.metrics("data/cut/")
@@ -72,6 +108,13 @@ class DataLedger:
             _tell(name, lines)
             passed_over = stream.source.passed_over.metrics("data/passed_over/")
             add_metrics(workdir, {**together(counted), **passed_over})
+
+
+def _of_gone_processes(workdir):
+    """The counts of processes that there are no more, which the first one takes."""
+    numbered = {path.name.split(".")[1]: path for path in workdir.glob(_KEPT.format("*"))}
+    here = map(str, range(jax.process_count()))
+    return [numbered[number] for number in numbered.keys() - here] if processes.is_first() else []
 
 
 def image_channels(spec: Mapping[str, Any]) -> Mapping[str, int]:

@@ -32,6 +32,7 @@ _KEPT_OUT = ("seconds/", "seconds_first_step", *_SPEED)
 _SHEETS = {
     "heldout": "Held-out samples",
     "training": "Samples of the training data (nothing is held out)",
+    "other": "Samples of another set than the training data",
     "completed": "Inpainted: one half of each image was given",
     "sweep": "Guidance and temperature",
 }

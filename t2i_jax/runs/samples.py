@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from t2i_jax.data.heldout import indices_of
-from t2i_jax.data.pipeline import Batches, batches, division_of, source_of
-from t2i_jax.data.source import EMBEDDED
+from t2i_jax.data.pipeline import (
+    Batches,
+    DataConfig,
+    NothingHeldOut,
+    batches,
+    division_of,
+    source_of,
+)
+from t2i_jax.data.source import EMBEDDED, has_splits
 from t2i_jax.errors import UserError
 from t2i_jax.runs.ledger import image_channels
 from t2i_jax.runs.recipe import Recipe
 
+_TRIED = 64  # records that are held out, of which one must be usable
 
-def held_out(recipe: Recipe) -> Samples:
+
+def held_out(recipe: Recipe, trained_on: DataConfig | None = None) -> Samples:
     """`(count, entries) -> samples` that training did not see: of the split "heldout" of a built-in
     data set, else of the part that `data.heldout` holds out.
 
-    Where nothing is held out they are the first of a shuffled epoch of the training data, and
-    `is_held_out` says so.
+    Where nothing is held out, or nothing of it can be used, they are the first of a shuffled epoch
+    of the training data, and `is_held_out` says so.
+
+    Args:
+      trained_on: the data that the run was trained on, where `recipe.data` may be others; None:
+        they are those of the recipe.
+
+    Raises:
+      UserError: the recipe has no data, or holds out more of what was trained on than training did.
     """
     if recipe.data is None:
         raise UserError("data=None of the recipe leaves nothing to evaluate on; give a DataConfig.")
-    return Samples(recipe)
+    return Samples(recipe, trained_on)
 
 
 class Samples:
@@ -32,15 +50,27 @@ class Samples:
     Attributes:
       data: where they are read, images cut in the middle and as they are. part: of that.
       is_held_out: whether training did not see them. name: of the part, in file names and metrics.
+      none: why nothing is held out; "" where something is.
+      is_other: whether they are of another set than what was trained on. Of that, only what the
+        same share or a smaller one holds out is known to be held out: captions are on the same side
+        in every set.
     """
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: Recipe, trained_on: DataConfig | None = None):
         data, encoder = recipe.data, recipe.task.text_encoder
         assert data is not None
+        trained_on = trained_on or data
+        self.is_other = _set_of(data) != _set_of(trained_on)
+        _check_share(data, trained_on, self.is_other)
         is_built_in = data.source in EMBEDDED
-        self.is_held_out = is_built_in or data.heldout > 0
-        self.part = "heldout" if data.heldout > 0 and not is_built_in else "train"
-        self.name = "heldout" if self.is_held_out else "training"
+        self._length = None if encoder is None else encoder.max_length
+        self._channels = image_channels(recipe.task.batch_spec(1))
+        self.none = "" if is_built_in else self._none(recipe, data)
+        is_known = not self.is_other or is_built_in or data.heldout <= trained_on.heldout
+        self.is_held_out = not self.none and is_known
+        self.part = "train" if self.none or is_built_in else "heldout"
+        unseen = "other" if self.is_other else "training"
+        self.name = "heldout" if self.is_held_out else unseen
         self.data = dataclasses.replace(
             data,
             split="heldout" if is_built_in else data.split,
@@ -49,8 +79,14 @@ class Samples:
             # of a small part one bad image may be much; training has looked at the rate
             max_bad_rate=1.0 if self.part == "heldout" else data.max_bad_rate,
         )
-        self._length = None if encoder is None else encoder.max_length
-        self._channels = image_channels(recipe.task.batch_spec(1))
+
+    def _none(self, recipe, data):
+        if not data.heldout:
+            return f"data.heldout={data.heldout} holds nothing of {data.source!r} out"
+        spec = recipe.task.batch_spec(1)
+        wants = ("caption" if name == "text" else name for name in spec)
+        wants = tuple(name for name in wants if name != "text_mask" or "text_embeds" in spec)
+        return _nothing_of(data, wants, self._length, tuple(self._channels.items()))
 
     def __call__(self, count: int, wants: Sequence[str]) -> Mapping[str, Any]:
         """A batch of `count` samples with these entries; of a smaller part some come again."""
@@ -74,3 +110,45 @@ class Samples:
         if division is None or self.part == "train":
             return min(len(source), most)
         return len(indices_of(division, source, range(len(source)), most))
+
+
+def _set_of(data):
+    """What tells the set that is read from others, as far as its name does."""
+    kind, _, place = data.source.partition(":")
+    if data.source in EMBEDDED:
+        return kind
+    if has_splits(data.source):
+        return kind, place, data.split
+    return kind, os.path.realpath(os.path.expanduser(place))
+
+
+def _check_share(data, trained_on, is_other):
+    """Refuses to call images held out that were trained on."""
+    if is_other or data.source in EMBEDDED or data.heldout <= trained_on.heldout:
+        return
+    raise UserError(
+        f"data.heldout={data.heldout} of data.source={data.source!r} would call images held out "
+        f"that this run was trained on, with data.heldout={trained_on.heldout}; leave it at that, "
+        "or train a new run with it."
+    )
+
+
+@functools.lru_cache(maxsize=64)  # a run asks with every preview
+def _nothing_of(data, wants, text_length, channels):
+    """Why the part that `data.heldout` holds out has no sample that can be used; "" where it has
+    one.
+    """
+    data = dataclasses.replace(data, max_bad_rate=1.0, workers=0, threads=0)
+    try:
+        stream = batches(
+            data, 1, 0, wants=wants, text_length=text_length, channels=dict(channels),
+            part="heldout", most=_TRIED, repeat=False,
+        )  # fmt: skip
+    except NothingHeldOut as error:
+        return str(error).partition(";")[0]
+    if next(stream, None) is None:
+        return (
+            f"nothing that data.heldout={data.heldout} holds out of {data.source!r} can be used "
+            f"({'; '.join(stream.bad.names)})"
+        )
+    return ""

@@ -157,24 +157,25 @@ def _fit(recipe, workdir, parts, hooks, build, profile):
     stored_text.note(workdir, recipe, parts, stream.source)
     processes.once(lambda: note_start(workdir))
     ledger.begin(recipe.data.source, stream.source, _read_of(spec))
-    state = fit(
-        task,
-        stream,
-        recipe.train,
-        workdir,
-        frozen=placed,
-        hooks=hooks(recipe, while_training),
-        extra_config=recipe_to_dict(recipe),
-        allowed=_FREE,
-        clock=clock,
-        profile=profile,
-        upgrade=_of_today,
-        begin=functools.partial(begin.weights, recipe, mesh),
-        validation=validation_of(
-            recipe, held_out(recipe), mesh, None if text_tokenizer is None else ledger.uncounted
-        ),
-        monitor=_monitor(recipe, while_training, workdir, build),
-    )
+    with ledger.kept(stream, workdir):
+        state = fit(
+            task,
+            stream,
+            recipe.train,
+            workdir,
+            frozen=placed,
+            hooks=hooks(recipe, while_training),
+            extra_config=recipe_to_dict(recipe),
+            allowed=_FREE,
+            clock=clock,
+            profile=profile,
+            upgrade=_of_today,
+            begin=functools.partial(begin.weights, recipe, mesh),
+            validation=validation_of(
+                recipe, held_out(recipe), mesh, None if text_tokenizer is None else ledger.uncounted
+            ),
+            monitor=_monitor(recipe, while_training, workdir, build),
+        )
     ledger.end(recipe.data.source, stream, workdir)
     write_report(workdir, recipe, parts=folders.part_folders(workdir, recipe))
     return build_system({**state.params, **state.ema}, state.stats, frozen)

@@ -87,10 +87,10 @@ def validation_of(recipe: Any, samples: Samples, mesh: Any, tokenize: Any) -> Va
     if every is None:
         every = recipe.train.save_every if is_own else 0
     if not samples.is_held_out:
+        remedy = "; data.heldout=0.05 holds out a twentieth of the captions"
         _tell(
-            f"data.heldout={recipe.data.heldout} holds nothing of {recipe.data.source!r} out, so "
-            "there is no validation loss and no best checkpoint; data.heldout=0.05 holds out a "
-            "twentieth of the captions."
+            f"{samples.none}, so there is no validation loss and no best checkpoint"
+            f"{'' if recipe.data.heldout else remedy}."
         )
         return None
     if not every:

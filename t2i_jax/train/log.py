@@ -21,13 +21,15 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from t2i_jax.errors import UserError, reason
+from t2i_jax.errors import UserError, first_line, reason
 from t2i_jax.files import read_regular, replacing, set_aside
 from t2i_jax.terminal import say
 
 METRICS = "metrics.json"
 _MOST = 2**26  # bytes of a file that is read whole
 WANDB_ID = "wandb_id.txt"  # a run's id in Weights & Biases, under which it is carried on
+_LOGINS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_DISABLED")
+_LOCAL = ("offline", "disabled", "dryrun")  # modes in which nothing is sent
 _ID = re.compile(r"([\w-]+)\n?")
 _NO_TAG = re.compile(r"[^-/\w.]")  # what TensorBoard does not take in the name of a scalar
 _FLUSH_EVERY = 10.0  # seconds between two writings of events to the disk
@@ -37,7 +39,8 @@ _OFTEN, _SELDOM = 1.0, 30.0  # seconds between two looks at a clock: on a termin
 
 
 class Log:
-    """Writes metrics; only process 0 does. A disk that refuses them costs metrics, not the run.
+    """Writes metrics; only process 0 does. A disk that refuses them, or Weights & Biases, costs
+    metrics, not the run.
 
     Attributes:
       workdir: folder of the run.
@@ -50,8 +53,12 @@ class Log:
         self._speaks = jax.process_index() == 0
         if not self._speaks:
             return
-        self._wandb = _start_wandb(wandb_project, workdir) if wandb_project else None
         self._complained, self._file, self._events = False, None, None
+        self._refused, self._wandb = False, None
+        check_wandb(wandb_project)
+        if wandb_project:
+            with self._sending():
+                self._wandb = _start_wandb(wandb_project, workdir)
         self._bar = tqdm(
             total=steps,
             initial=start,
@@ -85,7 +92,8 @@ class Log:
             if self._events is not None:
                 self._events.write(step, finite)
         if self._wandb is not None:
-            self._wandb.log(finite, step=step)
+            with self._sending():
+                self._wandb.log(finite, step=step)
 
     def summary(self, metrics: Mapping[str, float]) -> None:
         """Merges metrics of the whole run into WORKDIR/metrics.json."""
@@ -166,7 +174,8 @@ class Log:
             with self._forgiving():
                 file.close()
         if self._wandb is not None:
-            self._wandb.finish()
+            with self._sending():
+                self._wandb.finish()
 
     @contextlib.contextmanager
     def _shown_or_not(self):
@@ -175,6 +184,19 @@ class Log:
             yield
         except (OSError, ValueError):
             self._bar.disable = True
+
+    @contextlib.contextmanager
+    def _sending(self):
+        """Whatever Weights & Biases raises costs what is sent there, not the run."""
+        try:
+            yield
+        except Exception as error:
+            if not self._refused:
+                say(
+                    f"metrics can't be sent to Weights & Biases ({first_line(error)}); training "
+                    "goes on without that."
+                )
+            self._refused = True
 
     @contextlib.contextmanager
     def _forgiving(self):
@@ -318,21 +340,45 @@ def _step_of(line):
 
 
 def check_wandb(project: str | None) -> None:
-    """Refuses a project of Weights & Biases where the package is not installed.
+    """Refuses a project of Weights & Biases where the package is not installed, or would ask for a
+    login when the run begins.
 
     Raises:
-      UserError: it is not.
+      UserError: it is not, or would.
     """
-    if project is not None and importlib.util.find_spec("wandb") is None:
+    if project is None:
+        return
+    if importlib.util.find_spec("wandb") is None:
         raise UserError(
             f"train.wandb_project={project!r} needs Weights & Biases; pip install "
             "'t2i_jax[wandb]', or set it to None."
         )
+    if not _has_login():
+        raise UserError(
+            f"train.wandb_project={project!r} needs a login to Weights & Biases, and there is "
+            "none; run `wandb login`, set WANDB_API_KEY, or WANDB_MODE=offline to send nothing, or "
+            "set it to None."
+        )
+
+
+def _has_login():
+    """Whether Weights & Biases has a key, or is told to send nothing; where it does not tell, it
+    is taken to have one.
+    """
+    mode, given = os.environ.get("WANDB_MODE"), (os.environ.get(name) for name in _LOGINS)
+    if mode in _LOCAL or any(given):
+        return True
+    try:
+        import wandb
+
+        # of its settings or a .netrc; and the mode, as `wandb offline` has set it
+        return bool(wandb.api.api_key) or wandb.setup().settings.mode in _LOCAL
+    except Exception:  # another release; if it has none, the log says so
+        return True
 
 
 def _start_wandb(project, workdir):
     """The run in Weights & Biases: the one of the workdir where it has one, else a new one."""
-    check_wandb(project)
     import wandb
 
     known = None

@@ -417,3 +417,16 @@ def test_a_system_with_a_network_that_makes_no_codes_is_refused_by_name(t2i, pac
     untrained.write(toy_dalle2.clip(), tmp_path / "clip")
     said = t2i("encode-images", packed, tmp_path / "clip", refused=True)
     assert "ClipSystem makes no codes of images; give the run of an image tokenizer" in said
+
+
+def test_a_sheet_among_the_images_is_refused_before_anything_is_read(t2i, place, monkeypatch):
+    before = sorted(place.rglob("*"))
+    monkeypatch.chdir(place / "photos")
+    sentence = t2i("inspect", "folder:.", refused=True)
+    assert "sheet='contact_sheet.png' would lie in source='folder:.'" in sentence
+    assert "name a file outside it" in sentence
+    told = t2i("inspect", f"folder:{place / 'photos'}", "--sheet", place / "photos" / "a.png",
+               refused=True)  # fmt: skip
+    assert "would lie in" in told and sorted(place.rglob("*")) == before
+    assert "contact sheet: .sheet.png" in t2i("inspect", "folder:.", "--sheet", ".sheet.png")
+    (place / "photos" / ".sheet.png").unlink()

@@ -278,3 +278,26 @@ def test_a_folder_without_images_names_what_is_there(tmp_path):
         UserError, match=r"holds no images \(there are 0.heic: file of .heic; 1.heic"
     ):
         FolderSource(str(tmp_path))
+
+
+@pytest.mark.parametrize("table", [None, "", "deep"])
+@pytest.mark.parametrize(
+    "path", ["new.png", "runs/one", "deep/run/samples", ".hidden/run", "deep/.x.png", "../out"]
+)
+def test_a_folder_knows_which_images_it_would_take(folder, table, path):
+    if table is not None:
+        (folder / table / "captions.csv").write_text("image,caption\nb.png,one\na.JPG,two\n")
+    source = FolderSource(str(folder))
+    place = folder / path
+    told = source.takes(place)
+    assert told == source.takes(type(place)(os.path.relpath(place)))  # however it is written
+    file = place if place.suffix else place / "1.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(file)
+    assert told == (len(FolderSource(str(folder))) > len(source))
+
+
+def test_what_lies_behind_a_link_is_not_taken(folder, tmp_path_factory):
+    (folder / "runs").symlink_to(tmp_path_factory.mktemp("elsewhere"))
+    source = FolderSource(str(folder))
+    assert not source.takes(folder / "runs" / "one") and source.takes(folder / "deep")

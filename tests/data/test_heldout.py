@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from t2i_jax.data import heldout
 from t2i_jax.data.heldout import division
 from t2i_jax.data.pipeline import DataConfig, batches
 from t2i_jax.data.source import open_source
@@ -150,7 +151,9 @@ def test_a_small_set_has_something_on_either_side(captions, share):
     made = division(range(len(captions)), captions, len(captions), share)
     held = [made.is_held_out(i, caption) for i, caption in enumerate(captions)]
     assert made.count == made.found == sum(held) and str(sum(held)) in made.line()
-    if len(captions) > 1 and (made.by_record or None in captions or len(set(captions)) > 1):
+    if len(captions) == 1:
+        assert not any(held)
+    elif made.by_record or None in captions or len(set(captions)) > 1:
         assert any(held) and not all(held)
     if not made.by_record:
         sides = {c: {held[i] for i, d in enumerate(captions) if d == c} for c in set(captions)}
@@ -174,3 +177,22 @@ def test_inspect_shows_the_size_of_the_part(sources, tmp_path):
                  "--heldout", _SHARE).stdout  # fmt: skip
     count = len(_numbers(sources["folder"], "heldout"))
     assert f"data.heldout=0.2 holds out {count} of {_COUNT} records, by caption" in out
+
+
+def test_one_image_is_trained_on_whatever_its_caption(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    config = _config(f"folder:{tmp_path}", heldout=0.5)
+    for caption in "abcdefgh":  # about half of them have a hash below the limit
+        (tmp_path / "a.txt").write_text(caption)
+        assert next(batches(config, 2, 0, wants=("image",)))["image"].shape == (2, 4, 4, 3)
+    with pytest.raises(UserError, match="holds out none of the 1 records"):
+        batches(config, 2, 0, wants=("image",), part="heldout")
+
+
+def test_nothing_left_to_train_on_is_refused_and_not_looked_for_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(heldout, "_LOOKED_AT", 3)  # a large set, of which a few are looked at
+    for i in range(6):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{i}.png")
+    config = _config(f"folder:{tmp_path}", heldout=1 - 1e-9)
+    with pytest.raises(UserError, match="data.heldout=.* holds out all of the 6 records of .*; g"):
+        next(batches(config, 2, 0, wants=("image",)))

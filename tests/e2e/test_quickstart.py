@@ -8,7 +8,9 @@ import signal
 import pytest
 
 from t2i_jax.cli.quickstart import quickstart as command
+from t2i_jax.errors import UserError
 from t2i_jax.quickstart import run as quickstart
+from t2i_jax.runs import folder as folders
 from t2i_jax.systems.text_to_image import TextToImage
 from t2i_jax.train.loop import Preempted
 from tests.e2e import tiny
@@ -59,3 +61,35 @@ def test_it_carries_on_where_it_was_stopped_and_says_when_it_is_done(tmp_path, m
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before, (
         "nothing is made again"
     )
+
+    # stopped while the page was drawn, which shows the run's own metrics by then
+    with monkeypatch.context() as patch:
+        patch.setattr(quickstart, "_report", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        (workdir / "report.html").unlink()
+        with pytest.raises(KeyboardInterrupt):
+            command(workdir)
+    assert (workdir / "report.html").is_file() and quickstart.finished(workdir) is None
+    command(workdir)
+    assert "Samples for held-out captions" in (workdir / "report.html").read_text()
+    assert quickstart.finished(workdir) is not None
+
+
+@pytest.mark.parametrize("of", ["another task", "other data", "a larger network"])
+def test_the_folder_of_another_run_is_none_of_the_quickstarts(of, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(quickstart, "get_config", _recipe)
+    other = _recipe()
+    if of == "another task":
+        other = other.parts["tokenizer"]
+    elif of == "other data":
+        other = dataclasses.replace(other, data=dataclasses.replace(other.data, source="digits"))
+    else:
+        model = dataclasses.replace(other.task.model, depth=3)
+        other = dataclasses.replace(other, task=dataclasses.replace(other.task, model=model))
+    folders.write_joined(tmp_path, other)  # the recipe alone
+    (tmp_path / "report.html").write_text("its own")
+    (tmp_path / "metrics.json").write_text('{"alignment_heldout": 0.5}')
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="holds another run than a quickstart, a .*Task on '"):
+        command(tmp_path)
+    assert "done" not in capfd.readouterr().out
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

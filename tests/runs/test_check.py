@@ -1,6 +1,7 @@
 """Every stage of a recipe is looked at before the first one trains."""
 
 import dataclasses
+import shutil
 import sys
 
 import jax
@@ -190,3 +191,25 @@ def test_a_package_that_metrics_go_to_is_missed_before_the_part_trains(monkeypat
     assert "train.wandb_project='images' needs Weights & Biases" in told
     with_devices = changed(toy.get_config(), ["train.wandb_project=images"])
     assert check(with_devices, devices=jax.devices(), with_data=False) == []
+
+
+def test_a_run_within_its_own_images_is_refused_and_one_begun_there_goes_on(
+    folders, tmp_path, monkeypatch, capfd
+):
+    photos = tmp_path / "photos"
+    shutil.copytree(folders / "captioned", photos)
+    monkeypatch.chdir(photos)
+    recipe = changed(toy.get_config(), ["*.data.source=folder:."])
+    for workdir in ("runs/toy", str(photos)):
+        with pytest.raises(UserError) as error:
+            runs.train(recipe, workdir)
+        told = str(error.value)
+        assert "lies in data.source='folder:.', among whose images its own would count" in told
+        assert told.count("name a workdir outside it") == 1  # of both stages
+    assert not (photos / "runs").exists() and check(recipe, tmp_path / "run") == []
+    hidden = check(recipe, photos / ".runs" / "toy")
+    assert hidden == []
+
+    monkeypatch.setattr(checks, "last_step", lambda home: 2 if home.name == "mean" else None)
+    [told] = check(recipe, photos / "runs" / "toy")
+    assert "move the run out of it, and go on with its new place as workdir" in told

@@ -2,7 +2,9 @@
 which the run tells what it leaves out and cuts.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -11,9 +13,10 @@ import pytest
 
 from t2i_jax import convert, runs
 from t2i_jax.convert import torch_io
+from t2i_jax.data.ledger import Ledger
 from t2i_jax.data.pipeline import DataConfig, batches
 from t2i_jax.data.source import open_source
-from t2i_jax.errors import UserError
+from t2i_jax.errors import Preempted, UserError
 from t2i_jax.models.vgg import Vgg16
 from t2i_jax.runs.evaluation import held_out
 from t2i_jax.runs.ledger import DataLedger
@@ -110,6 +113,14 @@ def uneven(tmp_path):
     return f"folder:{tmp_path}"
 
 
+@pytest.fixture
+def saved(tmp_path_factory):
+    """The folder of a run of which a step is saved."""
+    workdir = tmp_path_factory.mktemp("run")
+    (workdir / "checkpoints" / "1").mkdir(parents=True)
+    return workdir
+
+
 def test_a_run_tells_what_it_leaves_out_and_cuts(uneven, tmp_path, capsys):
     tokenizer = train_bpe(["a long caption of many words 0123456789"] * 9, 64)
     ledger = DataLedger(tokenizer, 6)
@@ -141,3 +152,59 @@ def test_where_all_is_well_a_run_tells_nothing(capsys, tmp_path):
     source = f"folder:{tmp_path}"
     ledger.begin(source, open_source(source, image_size=8), ("image",))
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stops", [(), (1,), (2, 5)])
+def test_what_is_left_out_and_cut_is_counted_over_all_starts(stops, uneven, saved, capsys):
+    tokenizer = train_bpe(["a long caption of many words 0123456789"] * 9, 64)
+    config = DataConfig(source=uneven, image_size=8, max_bad_rate=1.0, threads=0)
+    state = None
+    for start, end in itertools.pairwise((0, *stops, 9)):
+        ledger = DataLedger(tokenizer, 6)
+        stream = batches(config, 4, 0, tokenize=ledger.tokenize)
+        if state is not None:
+            stream.set_state([state])
+        with contextlib.suppress(Preempted), ledger.kept(stream, saved):
+            for _ in range(start, end):
+                next(stream)
+            state = stream.get_state()
+            if end < 9:
+                raise Preempted("stopped")
+    capsys.readouterr()
+    ledger.end(uneven, stream, saved)
+    said = capsys.readouterr().err
+    assert "left out: 2\n" in said and "not an image: 1 (0.png)" in said
+    assert "captions that were cut: 3\n" in said
+    assert json.loads((saved / "metrics.json").read_text()) == {
+        "data/left_out/not an image": 1.0,
+        "data/left_out/no caption": 1.0,
+        "data/cut/caption of more than 6 tokens": 3.0,
+    }
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"left out": {"different": 3}}', b"\xff"])
+def test_a_damaged_count_begins_anew(damage, uneven, saved):
+    (saved / "left_out.0.json").write_bytes(damage)
+    ledger = DataLedger(None, 0)
+    config = DataConfig(source=uneven, image_size=8, max_bad_rate=1.0, threads=0)
+    stream = batches(config, 10, 0, wants=("image",))
+    with ledger.kept(stream, saved):
+        next(stream)
+    ledger.end(uneven, stream, saved)
+    told = json.loads((saved / "metrics.json").read_text())
+    assert told == {"data/left_out/not an image": 1.0}
+
+
+def test_the_first_process_takes_the_counts_of_those_that_are_gone(uneven, saved):
+    ledger, stream = DataLedger(None, 0), batches(DataConfig(source=uneven), 1, 0, wants=("image",))
+    earlier = Ledger()
+    earlier.note("no image", "x.png")
+    told = {"left out": earlier.stored(), "captions cut": Ledger().stored(),
+            "texts cut": Ledger().stored()}  # fmt: skip
+    (saved / "left_out.3.json").write_text(json.dumps(told))
+    for _ in range(2):
+        with ledger.kept(stream, saved):
+            pass
+        assert stream.bad.metrics("") == {"no image": 1.0}
+        assert [path.name for path in saved.glob("left*")] == ["left_out.0.json"]
+        stream = batches(DataConfig(source=uneven), 1, 0, wants=("image",))

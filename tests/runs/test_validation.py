@@ -5,6 +5,8 @@
 import dataclasses
 import json
 import re
+import shutil
+import types
 
 import chex
 import numpy as np
@@ -12,11 +14,14 @@ import pytest
 from PIL import Image
 
 from t2i_jax import runs
-from t2i_jax.data.pipeline import batches
+from t2i_jax.data import heldout
+from t2i_jax.data.pipeline import batches, division_of, source_of
 from t2i_jax.errors import UserError
+from t2i_jax.runs.evaluation import preview_hooks
 from t2i_jax.runs.plot import plot
 from t2i_jax.runs.recipe import changed
 from t2i_jax.runs.samples import held_out
+from t2i_jax.runs.validation import validation_of
 from tests.e2e import tiny
 from tests.e2e.command import inside
 
@@ -137,3 +142,99 @@ def test_curves_are_drawn_of_any_numbers():
         made = plot("a & b", {"one": points, "two": points[:1]}, marked=2, decades=True)
         assert made.startswith("<figure") and "nan" not in made and "a &amp; b" in made
     assert plot("empty", {"one": [(1, float("inf"))]}) == ""
+
+
+def _none_of_it(kind, drawings, folder):
+    """A folder of which no held-out image can be used, and the share."""
+    if kind == "one image":
+        for name in ("00.png", "00.txt"):
+            shutil.copy(drawings / name, folder)
+        return 0.3
+    shutil.copytree(drawings, folder, dirs_exist_ok=True)
+    if kind == "a share too small":
+        return 1e-9
+    config = dataclasses.replace(_recipe(folder, 0.2).data, image_size=8)
+    division = division_of(config, source := source_of(config))
+    for i in range(len(source)):
+        if division.is_held_out(i, source.caption(i)):
+            (folder / source.image_name(i)).write_bytes(b"broken")
+    return 0.2
+
+
+@pytest.mark.parametrize("kind", ["one image", "a share too small", "none can be read"])
+def test_where_no_held_out_image_can_be_used_training_data_are_looked_at(
+    kind, drawings, tmp_path, monkeypatch, capfd
+):
+    if kind == "a share too small":
+        monkeypatch.setattr(heldout, "_LOOKED_AT", 3)
+    share = _none_of_it(kind, drawings, tmp_path)
+    recipe = _recipe(tmp_path, share)
+    for one in (recipe, recipe.parts["tokenizer"]):
+        samples = held_out(one)
+        assert samples.name == "training" and not samples.is_held_out and samples.none
+        assert len(samples(2, ("image",))["image"]) == 2
+        assert validation_of(one, samples, None, None) is None
+        assert "so there is no validation loss and no best" in capfd.readouterr().err
+
+
+def test_a_preview_that_cannot_be_drawn_costs_a_sentence(drawings, tmp_path):
+    def refuse(*_):
+        raise UserError("no sample that can be used.")
+
+    said, system = [], types.SimpleNamespace(preview=refuse)
+    [hook] = preview_hooks(_recipe(drawings, 0.2), lambda *_: system)
+    log = types.SimpleNamespace(say=said.append, workdir=tmp_path)
+    hook.run(types.SimpleNamespace(params={}, ema={}, stats={}), 4, log)
+    assert said == ["step 4 has no preview: no sample that can be used."]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "where", "name"),
+    [
+        (0.2, 0.2, "same", "heldout"),
+        (0.2, 0.1, "same", "heldout"),
+        (0.2, 0.0, "same", "training"),
+        (0.0, 0.0, "same", "training"),
+        (0.2, 0.3, "same", None),
+        (0.0, 0.1, "same", None),
+        (0.2, 0.2, "other", "heldout"),  # by its captions
+        (0.2, 0.3, "other", "other"),
+        (0.2, 0.0, "other", "other"),
+        (0.0, 0.3, "other", "other"),
+        (0.0, 0.0, "other", "other"),
+    ],
+)
+def test_only_what_was_never_trained_on_is_called_held_out(
+    trained, asked, where, name, drawings, tmp_path, monkeypatch
+):
+    shutil.copytree(drawings, tmp_path / "other")
+    monkeypatch.chdir(drawings.parent)
+    before = _recipe(drawings, trained).data
+    place = f"./{drawings.name}/" if where == "same" else tmp_path / "other"  # written otherwise
+    recipe = _recipe(place, asked)
+    if name is None:
+        with pytest.raises(UserError, match=f"data.heldout={asked} of .* would call images held o"):
+            held_out(recipe, before)
+        return
+    samples = held_out(recipe, before)
+    assert samples.name == name and samples.is_held_out == (name == "heldout")
+    assert samples.is_other == (where == "other")
+    assert held_out(recipe).name in ("heldout", "training")  # of a run that is trained on them
+
+
+def test_eval_with_other_data_says_what_they_are(trained, drawings, tmp_path):
+    home = trained[2] / "tokenizer"
+    told = inside("eval", home, "data.heldout=0.5", status=2).stderr
+    assert "data.heldout=0.5 of data.source='folder:" in told and "leave it at that" in told
+    shutil.copytree(drawings, tmp_path / "other")
+    before = json.loads((home / "metrics.json").read_text())
+    ran = inside("eval", home, f"data.source=folder:{tmp_path / 'other'}", "data.heldout=0")
+    assert "is another set than this run was trained on" in ran.stderr
+    assert "its numbers are named other" in ran.stderr and "has no held-out part" not in ran.stderr
+    assert "other/loss: " in ran.stdout and "validation/" not in ran.stdout
+    assert (home / "samples" / "other.png").is_file()
+    after = json.loads((home / "metrics.json").read_text())
+    kept = {name: value for name, value in before.items() if name.startswith("validation/")}
+    assert kept.items() <= after.items()
+    assert "Samples of another set" in (home / "report.html").read_text(encoding="utf-8")

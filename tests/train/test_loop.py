@@ -20,7 +20,7 @@ import pytest
 from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.train.background import is_compiling
-from t2i_jax.train.log import WANDB_ID
+from t2i_jax.train.log import WANDB_ID, check_wandb
 from t2i_jax.train.loop import Hook, Preempted, TrainConfig, fit
 from t2i_jax.train.optim import OptimConfig
 from t2i_jax.train.stored import load_params
@@ -365,3 +365,59 @@ def test_a_run_that_is_carried_on_stays_one_run_in_wandb(tmp_path, monkeypatch):
     (tmp_path / "one" / WANDB_ID).write_bytes(b"\xff damaged")
     _fit(tmp_path / "one", steps=6, wandb_project="images")
     assert wandb.asked[-1]["id"] is None  # a new one, rather than no training
+
+
+_SETTINGS = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_DISABLED")
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """Weights & Biases without a login."""
+    made = _Wandb()
+    made.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    made.api = types.SimpleNamespace(api_key=None)
+    made.settings = types.SimpleNamespace(mode="online")
+    made.setup = lambda: types.SimpleNamespace(settings=made.settings)
+    monkeypatch.setitem(sys.modules, "wandb", made)
+    for name in _SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    return made
+
+
+def test_a_login_to_wandb_is_missed_before_anything_trains(wandb, monkeypatch):
+    with pytest.raises(UserError, match="wandb_project='images' needs a login .*; run `wandb log"):
+        check_wandb("images")
+    check_wandb(None)
+    for name, value in (("WANDB_API_KEY", "k"), ("WANDB_MODE", "offline"),
+                        ("WANDB_MODE", "disabled")):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            check_wandb("images")
+    wandb.settings.mode = "offline"  # as `wandb offline` has it
+    check_wandb("images")
+    wandb.settings.mode, wandb.api.api_key = "online", "of a .netrc"
+    check_wandb("images")
+    del wandb.api, wandb.setup  # another release
+    check_wandb("images")
+    assert not wandb.asked
+
+
+@pytest.mark.parametrize("fails", ["init", "log", "finish"])
+def test_what_wandb_refuses_costs_no_training(fails, wandb, tmp_path, monkeypatch, capfd):
+    def refuse(*_, **__):
+        raise RuntimeError("its server is away")
+
+    wandb.api.api_key = "k"
+    begin = wandb.init if fails != "init" else refuse
+
+    def init(**asked):
+        run = begin(**asked)
+        if fails != "init":
+            setattr(run, fails, refuse)
+        return run
+
+    monkeypatch.setattr(wandb, "init", init)
+    assert int(_fit(tmp_path, wandb_project="images").step) == 6
+    said = capfd.readouterr().err
+    assert said.count("can't be sent to Weights & Biases (its server is away)") == 1
+    assert len(_lines(tmp_path)) >= 3

@@ -174,10 +174,10 @@ def _check_held_out(recipe, wanted, samples):
     """Whether enough is held out, as far as a look at some captions tells."""
     if not samples.is_held_out:
         first = next(one for one in wanted.metrics if one.compares)
+        remedy = "other data" if recipe.data.heldout else "a share such as 0.05"
         raise UserError(
             f"evaluation.metrics has {first.name!r}, a distance from held-out images, and "
-            f"data.heldout={recipe.data.heldout} holds nothing of {recipe.data.source!r} out; give "
-            "a share such as 0.05, or evaluation.reference."
+            f"{samples.none}; give {remedy}, or evaluation.reference."
         )
     source = source_of(samples.data)
     division = division_of(samples.data, source)
