@@ -123,15 +123,16 @@ def command(words: Sequence[str]) -> None:
         about = f"Generate images with the system of a {kind}. The defaults are the recipe's."
         print(cli.help_of(_NAME, arguments, [about]))
         return
-    given = cli.parsed(arguments, words, f"{_NAME} {run}, a run of {kind}")
+    stated = cli.stated(arguments, words, f"{_NAME} {run}, a run of {kind}")
 
     def of(some):
-        return {argument.name: given[argument.name] for argument in some}
+        return {argument.name: stated.get(argument.name, argument.default) for argument in some}
 
     chosen = dataclasses.replace(defaults, **of(options))
     check_all(chosen)
     _check_needed(chosen, defaults, of(inputs))
-    _sample(_Command(**of(own)), recipe.task.adapted(chosen, defaults), of(inputs))
+    adapted = recipe.task.adapted(chosen, defaults, stated.keys())
+    _sample(_Command(**of(own)), adapted, of(inputs))
 
 
 _NAME = "t2i sample"

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
@@ -300,10 +300,14 @@ class SystemTask:
     def check_options(self, options: Any) -> None:
         """Refuses options that do not fit this task, beyond what they refuse themselves."""
 
-    def adapted(self, options: Any, defaults: Any) -> Any:
+    def adapted(self, options: Any, defaults: Any, given: Collection[str]) -> Any:
         """Options that a user changed from the defaults of a recipe, brought into agreement.
 
-        What the recipe sets for a choice that the user changed (its sampler's steps) is dropped.
+        What the recipe sets for a choice that the user changed (its sampler's steps) is dropped;
+        what the user gave stays, also where it is what the recipe has.
+
+        Args:
+          given: names of the options that the user gave.
         """
         return options
 
