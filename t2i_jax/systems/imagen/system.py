@@ -74,8 +74,9 @@ class ImagenSystem(CascadeSystem):
             enlarge, anything sharper it has never seen.
           init_images: images to change by `options.strength` or, with `mask`, to inpaint. A mask is
             white or True where to keep, see `given.masks`.
-          cond_images: for a cascade that is conditioned on images. All of these are images in any
-            form and size, one per prompt or one for all, see `given.images`.
+          cond_images: for a cascade that is conditioned on images; they are brought to the size of
+            the last stage, as in training. All of these are images in any form and size, one per
+            prompt or one for all, see `given.images`.
           return_stages: a list with the images of every stage that ran. return_pil: lists of PIL
             images.
           batch_size: images made at a time; None: all. progress: shows a bar for each stage.
