@@ -431,11 +431,20 @@ class System:
         """Whether `similarity` compares images with captions."""
         return type(self).similarity is not System.similarity
 
-    def upscale(self, images: Array | np.ndarray, **_: Any) -> np.ndarray:
+    def upscale(
+        self, images: Array | np.ndarray, prompts: Any = None, options: Any = None, **_: Any
+    ) -> np.ndarray:
         """Larger images from images; this system makes none."""
         raise UserError(
             f"{named(self)} makes no larger images; give the run of a super-resolution network."
         )
+
+    def check_upscale(
+        self, prompts: Any = None, options: Any = None, *, batch_size: int | None = None
+    ) -> None:
+        """Refuses, and tells, what `upscale` does whatever the images are, before there are any;
+        nothing compiles. Prompts are for one image each; arguments as of `upscale`.
+        """
 
     @property
     def coded_size(self) -> int:

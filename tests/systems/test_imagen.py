@@ -178,6 +178,19 @@ def test_stages_are_returned_and_left_out():
     ].size == (20, 12)
 
 
+def test_images_are_enlarged_without_captions_as_where_training_dropped_them(capsys):
+    small = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    made = cascade().upscale(small, seed=3)
+    start = cascade().generate(prompts(2), start_at=2, start_images=small, guidance=0.0, seed=3)
+    assert np.abs(made.astype(int) - start).max() <= 1
+    assert capsys.readouterr().err == ""
+    never = dataclasses.replace(cascade(), task=dataclasses.replace(TASK, cond_drop_prob=0.0))
+    never.check_upscale()
+    assert "no prompts are given, and this run was trained without" in capsys.readouterr().err
+    encoded = never._texts(never._enlarging(2, None, None, {})[0], None, [1.0])
+    assert set(encoded) == {"text_embeds", "text_mask"}  # empty captions
+
+
 def test_an_untrained_stage_is_not_sampled(capsys):
     early = dataclasses.replace(cascade(), updates={"stage_1": 3, "stage_2": 0})
     assert early.generate(prompts(1)).shape == (1, 8, 8, 3)
