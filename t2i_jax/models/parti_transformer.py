@@ -32,7 +32,8 @@ class PartiTransformer(token_decoder.TokenDecoder):
         PartiTransformer(dim=1024, depth=12, heads=16, mlp_dim=4096)
 
     The start token is not one of the image tokens; a text that is dropped, or has no token, is
-    replaced by a learnt vector. Each position has the positional embedding of the token that it predicts.
+    replaced by a learnt vector. Each position has the positional embedding of the token that it
+    predicts.
 
     Attributes:
       dim, depth, heads, mlp_dim: sizes; dim is a multiple of heads. dropout: on each update of a
