@@ -130,6 +130,14 @@ def arguments_of(what: Any, defaults: Mapping[str, Any] | None = None) -> list[A
 
 def parsed(arguments: Sequence[Argument], words: Sequence[str], command: str) -> dict[str, Any]:
     """The values of a command line by name of the argument; those that it does not give have their
+    defaults. Arguments as of `stated`.
+    """
+    given = stated(arguments, words, command)
+    return {a.name: given.get(a.name, a.default) for a in arguments}
+
+
+def stated(arguments: Sequence[Argument], words: Sequence[str], command: str) -> dict[str, Any]:
+    """The values that a command line gives, by name of the argument: also those that are the
     defaults.
 
     Args:
@@ -172,7 +180,7 @@ def parsed(arguments: Sequence[Argument], words: Sequence[str], command: str) ->
     for argument in arguments:
         if argument.name not in given and argument.default is _MISSING:
             raise UserError(f"{argument.label} is missing; write it as {written}.")
-    return {a.name: given.get(a.name, a.default) for a in arguments}
+    return given
 
 
 def called(function: Any, words: Sequence[str], command: str) -> None:

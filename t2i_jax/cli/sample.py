@@ -13,7 +13,7 @@ import numpy as np
 
 from t2i_jax import paths
 from t2i_jax.cli import arguments as cli
-from t2i_jax.cli import docstring, rerank
+from t2i_jax.cli import docstring, rerank, upscale
 from t2i_jax.cli.arguments import Argument, Shown
 from t2i_jax.config import check_all, fields_of
 from t2i_jax.errors import UserError
@@ -34,11 +34,13 @@ class _Command:
       count: Images per caption.
       seed: The same seed gives the same images; all 63 bits count.
       batch_size: Images that are made at a time; fewer need less memory, and are the same images.
-      t5: For a run with stored text embeddings: folder or hub name of the T5 that made them.
+      t5: For a run with stored text embeddings, also that of --upscale: folder or hub name of the
+        T5 that made them.
       best_of: Make so many images per caption, and keep those --count that --rerank finds the most
         similar to it; how similar is in scores.tsv beside them.
       rerank: Folder of the run of a CLIP, which compares the images with their captions.
-      upscale: Folder of a super-resolution run, which makes the images larger.
+      upscale: Folder of a super-resolution run, which makes the images larger, from the same
+        captions where it reads any, and as its recipe says.
       mesh: Sizes of a mesh's axes over all devices, as data=2,tensor=4; one device by default.
       offload: Keep weights in the host's memory, and of several networks only the one that runs on
         the device.
@@ -123,15 +125,16 @@ def command(words: Sequence[str]) -> None:
         about = f"Generate images with the system of a {kind}. The defaults are the recipe's."
         print(cli.help_of(_NAME, arguments, [about]))
         return
-    given = cli.parsed(arguments, words, f"{_NAME} {run}, a run of {kind}")
+    stated = cli.stated(arguments, words, f"{_NAME} {run}, a run of {kind}")
 
     def of(some):
-        return {argument.name: given[argument.name] for argument in some}
+        return {argument.name: stated.get(argument.name, argument.default) for argument in some}
 
     chosen = dataclasses.replace(defaults, **of(options))
     check_all(chosen)
     _check_needed(chosen, defaults, of(inputs))
-    _sample(_Command(**of(own)), recipe.task.adapted(chosen, defaults), of(inputs))
+    adapted = recipe.task.adapted(chosen, defaults, stated.keys())
+    _sample(_Command(**of(own)), adapted, of(inputs))
 
 
 _NAME = "t2i sample"
@@ -193,8 +196,12 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     encoder = system.task.text_encoder
     given = _given(system.task, inputs)
     prompts = captions if captions or (encoder is not None and "images" not in given) else None
-    if common.t5 is not None:
+    t5_for_larger = common.t5 is not None and larger is not None and upscale.stores_text(larger)
+    if common.t5 is not None and not (t5_for_larger and not upscale.stores_text(system)):
         prompts, given = _embedded(run, encoder, common.t5, captions, given)
+    if larger is not None:
+        t5 = common.t5 if t5_for_larger else None
+        larger = _upscaler(common, larger, captions, t5, again=upscale.stores_text(system))
     images = np.asarray(
         system.generate(
             prompts,
@@ -210,7 +217,7 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     if ranker is not None:
         images, scores = rerank.best(ranker, images, captions, common.count)
     if larger is not None:
-        images = larger.upscale(images, prompts=[c for c in captions for _ in range(common.count)])
+        images = larger(images, common.count)
     with _new_folder(out) as folder:
         _save(folder, images, captions, common.count)
         if scores is not None:
@@ -234,6 +241,23 @@ def _helper(field, run, can, kind):
         told = type(system.task).__name__
         raise UserError(f"{field}={str(run)!r} is a run of {told}; give the run of a {kind}.")
     return system
+
+
+def _upscaler(common, system, captions, t5, again):
+    """The upscaler of the run that --upscale names.
+
+    Args:
+      t5: the T5 that embeds the captions for it; None: none. again: whether that has been done for
+        the run before it, and all been said.
+    """
+    from t2i_jax.systems import generation
+
+    def embed(run, encoder):
+        with generation.quiet() if again else contextlib.nullcontext():
+            return _embedded(run, encoder, t5, captions, {})[0]
+
+    given = (captions, None if t5 is None else embed, common.seed, common.batch_size)
+    return upscale.upscaler(paths.given("upscale", common.upscale), system, *given)
 
 
 def _in_file(path):

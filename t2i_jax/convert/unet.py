@@ -25,12 +25,14 @@ from t2i_jax.convert.engine import (
 )
 from t2i_jax.convert.unet_fields import fields
 from t2i_jax.models import unet_sizes as sizes
-from t2i_jax.models.unet import NullUnet, Unet
+from t2i_jax.models.unet import MID_HEADS, NullUnet, Unet
+from t2i_jax.nn.conditioning import POSITIONS
 from t2i_jax.tracing import traced_once
 
 _MAP_CHANNEL = Layout(
     "channels (C, 1, 1) <-> (C)", lambda a: a[:, 0, 0], lambda a: a[:, None, None]
 )
+_WITH_FEED_FORWARD = ("layer_attns", "use_linear_attn")  # of a level
 _FIRST_ROW = Layout("one row (1, ...) <-> (...)", lambda a: a[0], lambda a: a[None])
 
 
@@ -46,6 +48,47 @@ def table(model: Unet) -> list[Entry | Constant]:
     for i in range(len(model.dim_mults)):
         entries += [*_down(model, i), *_up(model, i)]
     return [*entries, *_middle(model), *_end(model)]
+
+
+def unlike(model: Unet) -> list[str]:
+    """What a network has that no Unet of the package has, so that its weights do not load there: a
+    sentence each, with field, value and remedy.
+    """
+    found, heads = [], (model.attn_heads, model.attn_dim_head)
+    if "mid_heads" not in model.compat and heads != MID_HEADS:
+        found.append(
+            f"attn_heads={heads[0]} and attn_dim_head={heads[1]} hold for the middle blocks too, "
+            "which have 8 of 64 there: train with compat=('mid_heads',)"
+        )
+    if not model.cond_on_text and "unused_weights" not in model.compat:
+        found.append(
+            "it has no weights for absent texts, which every network has there: train with "
+            "compat=('unused_weights',)"
+        )
+    per_level = (sizes.per_level(model, one) for one in ("ff_mult", *_WITH_FEED_FORWARD))
+    if len({mult for mult, *attends in zip(*per_level, strict=True) if any(attends)}) > 1:
+        found.append(f"ff_mult={model.ff_mult} differs by level: train with one number")
+    if model.attn_heads < 2:
+        found.append("attn_heads=1 is refused there: train with 2 or more")
+    has_pool = model.attn_pool_text and (model.cond_on_text or "unused_weights" in model.compat)
+    if has_pool and model.max_text_len > POSITIONS:
+        found.append(
+            f"max_text_len={model.max_text_len} is more than the {POSITIONS} positions of the "
+            f"resampler there: train with {POSITIONS}, or attn_pool_text=False"
+        )
+    if model.cross_embed_downsample:
+        found.append("cross_embed_downsample=True is an error there: train with False")
+    if sizes.final_width(model) != _final_width_there(model):
+        found.append(
+            f"init_dim={model.init_dim} and dim_mults={model.dim_mults} end in another width than "
+            f"dim={model.dim}, with which the last block is built there: train with both the same"
+        )
+    return found
+
+
+def _final_width_there(model):
+    combined = len(model.dim_mults) * model.combine_upsample_fmaps
+    return model.dim * (1 + combined + model.init_conv_to_final_conv_residual)
 
 
 def _condition(model):

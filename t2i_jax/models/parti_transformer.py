@@ -31,8 +31,9 @@ class PartiTransformer(token_decoder.TokenDecoder):
 
         PartiTransformer(dim=1024, depth=12, heads=16, mlp_dim=4096)
 
-    The start token is not one of the image tokens; a text that is dropped is replaced by a learnt
-    vector. Each position has the positional embedding of the token that it predicts.
+    The start token is not one of the image tokens; a text that is dropped, or has no token, is
+    replaced by a learnt vector. Each position has the positional embedding of the token that it
+    predicts.
 
     Attributes:
       dim, depth, heads, mlp_dim: sizes; dim is a multiple of heads. dropout: on each update of a
@@ -117,7 +118,8 @@ class PartiTransformer(token_decoder.TokenDecoder):
 
         Args:
           ids_BN: at most num_tokens - 1 tokens, row by row.
-          text_embeds_BLD, text_mask_BL: text, and True where it is no padding.
+          text_embeds_BLD, text_mask_BL: text, and True where it is no padding. A row without a
+            token has the learnt null vector.
           keep_B: conditioning mask, False in rows whose text is replaced by the learnt null vector.
             None: all True.
           deterministic: False to drop out; needs the rng "dropout".
@@ -148,8 +150,8 @@ class PartiTransformer(token_decoder.TokenDecoder):
 
     def _text(self, embeds_BLD, mask_BL, keep_B):
         token_decoder.check_text(self, embeds_BLD)
-        if keep_B is None:
-            return embeds_BLD, mask_BL
+        told_B = mask_BL.any(axis=1)  # one without a token would attend to what is masked
+        keep_B = told_B if keep_B is None else keep_B & told_B
         first_L = jnp.arange(mask_BL.shape[1]) == 0
         embeds_BLD = jnp.where(keep_B[:, None, None], embeds_BLD, self.null_text)
         return embeds_BLD, jnp.where(keep_B[:, None], mask_BL, first_L)

@@ -21,7 +21,7 @@ from t2i_jax.nn.unet_attention import MAX_SCORES, TransformerBlock, affine_norm
 from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
 
-_MID_HEADS = (8, 64)  # heads and their width in the package's middle blocks, whatever its fields
+MID_HEADS = (8, 64)  # heads and their width in the package's middle blocks, whatever its fields
 
 
 class Unet(nn.Module):
@@ -287,7 +287,7 @@ class Unet(nn.Module):
         return x, skips
 
     def _middle(self, x, condition):
-        heads = _MID_HEADS if "mid_heads" in self.compat else None
+        heads = MID_HEADS if "mid_heads" in self.compat else None
         x = self._block("mid_first", x.shape[-1], condition, "softmax", heads=heads)(x)
         if self.attend_at_middle:
             x = self._transformer("mid_attention", x.shape[-1], self.layer_mid_attns_depth, 2)(x)

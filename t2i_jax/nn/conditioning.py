@@ -15,7 +15,7 @@ from t2i_jax.nn.perceiver import PerceiverResampler
 from t2i_jax.nn.unet_attention import affine_norm
 from t2i_jax.types import Array
 
-_POSITIONS = 512  # the package's resampler has this many learnt positions, however long the text is
+POSITIONS = 512  # the package's resampler has this many learnt positions, however long the text is
 
 
 class LevelCondition(nn.Module):
@@ -118,6 +118,6 @@ class TextCondition(nn.Module):
     def _pooled(self, tokens_BLC):
         if self.latents is None:
             return tokens_BLC
-        length = max(_POSITIONS, self.length)
+        length = max(POSITIONS, self.length)
         sizes = (self.dim, self.heads, self.dim_head, self.latents, length)
         return PerceiverResampler(*sizes, dtype=self.dtype, name="pool")(tokens_BLC)

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
@@ -303,10 +303,14 @@ class SystemTask:
     def check_options(self, options: Any) -> None:
         """Refuses options that do not fit this task, beyond what they refuse themselves."""
 
-    def adapted(self, options: Any, defaults: Any) -> Any:
+    def adapted(self, options: Any, defaults: Any, given: Collection[str]) -> Any:
         """Options that a user changed from the defaults of a recipe, brought into agreement.
 
-        What the recipe sets for a choice that the user changed (its sampler's steps) is dropped.
+        What the recipe sets for a choice that the user changed (its sampler's steps) is dropped;
+        what the user gave stays, also where it is what the recipe has.
+
+        Args:
+          given: names of the options that the user gave.
         """
         return options
 
@@ -430,11 +434,20 @@ class System:
         """Whether `similarity` compares images with captions."""
         return type(self).similarity is not System.similarity
 
-    def upscale(self, images: Array | np.ndarray, **_: Any) -> np.ndarray:
+    def upscale(
+        self, images: Array | np.ndarray, prompts: Any = None, options: Any = None, **_: Any
+    ) -> np.ndarray:
         """Larger images from images; this system makes none."""
         raise UserError(
             f"{named(self)} makes no larger images; give the run of a super-resolution network."
         )
+
+    def check_upscale(
+        self, prompts: Any = None, options: Any = None, *, batch_size: int | None = None
+    ) -> None:
+        """Refuses, and tells, what `upscale` does whatever the images are, before there are any;
+        nothing compiles. Prompts are for one image each; arguments as of `upscale`.
+        """
 
     @property
     def coded_size(self) -> int:

@@ -130,8 +130,8 @@ def texts(
     where guidance starts from what was never trained, because no captions were dropped.
 
     Args:
-      prompts: as the encoder takes them, see its `encode`. negative_prompts: one for each of them;
-        a string is for all; None: none.
+      prompts: as the encoder takes them, see its `encode`; or `Dropped`.
+      negative_prompts: one for each of them; a string is for all; None: none.
       guided: whether there is guidance. dropped: share of the captions that training dropped; None:
         of that nothing is said. field: what messages call the prompts.
 
@@ -156,6 +156,32 @@ def texts(
     return found | {_NEGATIVE + name: value for name, value in negative.items()}
 
 
+class Dropped(NamedTuple):
+    """So many prompts all of which are dropped, as training drops captions.
+
+    Attributes:
+      count: how many.
+    """
+
+    count: int
+
+
+def unprompted(encoder: TextEncoder, count: int, dropped: float) -> Any:
+    """Prompts for images without captions, as `texts` takes them: dropped ones; empty captions, and
+    a line on stderr, where training dropped none.
+
+    Args:
+      dropped: share of the captions that training dropped.
+    """
+    if dropped:
+        return Dropped(count)
+    tell(
+        "no prompts are given, and this run was trained without dropping captions "
+        "(cond_drop_prob=0); one for each image is what it has learnt"
+    )
+    return encoder.empty(count)
+
+
 def tell_never_dropped(what: str, field: str) -> None:
     """Tells that guidance starts from what was never trained: images without what the task's
     `field` drops.
@@ -176,6 +202,9 @@ def check_negative(count: int, wanted: int) -> None:
 
 
 def _encoded(encoder, tokenizer, prompts, field):
+    if isinstance(prompts, Dropped):
+        found = encoder.encode(tokenizer, encoder.empty(prompts.count), field)
+        return {**found, "text_mask": np.zeros_like(found["text_mask"])}
     found = encoder.encode(tokenizer, prompts, field)
     if "text" in found and (told := _cut(encoder, tokenizer, prompts, field)) is not None:
         tell(told)

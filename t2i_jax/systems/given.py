@@ -136,6 +136,22 @@ def cut(
     return fitted(name, read, size, crop)
 
 
+def shaped(
+    name: str, read: Sequence[np.ndarray], size: tuple[int, int], crop: str = "center"
+) -> list[np.ndarray]:
+    """uint8 (H, W, C) of each image: one that has the shape of `size` as it is, any other as
+    `fitted` makes it, whatever stands beside it.
+    """
+    cuts = [
+        Cut((0, 0, image.shape[1], image.shape[0]), image.shape[:2])
+        if _same_aspect(image.shape, size)
+        else cut_of(image, size, crop)
+        for image in read
+    ]
+    _tell(name, read, cuts)
+    return [_resampled(image, cut) for image, cut in zip(read, cuts, strict=True)]
+
+
 def kept(
     name: str,
     read: Sequence[np.ndarray],

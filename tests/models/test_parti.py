@@ -142,13 +142,23 @@ def test_a_dropped_text_has_no_influence_and_a_kept_one_has(name):
     np.testing.assert_allclose(logits(embeds, mask, True), logits(padded, mask, True), atol=1e-5)
 
 
-def test_parti_without_visible_text_is_parti_with_dropped_text():
-    ids, embeds, mask = _inputs()
-    variables = _variables(_PARTI)
-    apply = jax.jit(_PARTI.apply)
-    dropped = apply(variables, ids[:, :-1], embeds, mask, np.zeros(2, bool))
-    unseen = apply(variables, ids[:, :-1], embeds, np.zeros_like(mask), np.ones(2, bool))
-    np.testing.assert_array_equal(unseen, dropped)
+@pytest.mark.parametrize("tokens", [4, 1])
+@pytest.mark.parametrize("name", ["parti", "paper"])
+def test_a_text_without_a_token_is_a_dropped_text(name, tokens):
+    """Also where it has room for one alone, as a class label: beside nothing else even a masked key
+    would have all the weight.
+    """
+    model, (ids, embeds, mask) = _MODELS[name], _inputs()
+    embeds, mask = embeds[:, :tokens], mask[:, :tokens]
+    variables, apply = _variables(model), jax.jit(model.apply)
+    start = functools.partial(model.apply, variables, method="init_cache")  # of `decode`
+    one = np.array([True, False])
+    dropped, cache = apply(variables, ids[:, :-1], embeds, mask, one), start(embeds, mask, one)
+    mask = mask & one[:, None]
+    for keep in (np.ones(2, bool), None):
+        unseen = apply(variables, ids[:, :-1], embeds, mask, keep)
+        np.testing.assert_array_equal(unseen, dropped)
+        jax.tree.map(np.testing.assert_array_equal, start(embeds, mask, keep), cache)
 
 
 def test_the_first_loss_is_that_of_guessing():

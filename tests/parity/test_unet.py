@@ -1,13 +1,16 @@
 """The U-Net of imagen-pytorch against the live package: outputs, gradients, weights both ways."""
 
+import contextlib
+
 import jax
 import numpy as np
 import pytest
 
 from t2i_jax import convert, sharding
 from t2i_jax.convert import torch_io
+from t2i_jax.convert import unet as unet_tables
 from t2i_jax.errors import UserError
-from t2i_jax.models.unet import NullUnet
+from t2i_jax.models.unet import NullUnet, Unet
 from t2i_jax.nn import resample
 from tests.parity.reference import load
 
@@ -206,6 +209,49 @@ def test_weights_both_ways(name, tmp_path):
     for out in (convert.to_torch(model, params), convert.to_torch(again, loaded)):
         assert all(torch.equal(out[key], state[key]) for key in state)
         theirs.load_state_dict(out, strict=True)
+
+
+PACKAGES = dict(SMALL, attn_heads=8, attn_dim_head=64, layer_attns=False, layer_cross_attns=False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({}, ()),
+        (dict(attn_heads=2), ("attn_heads=2", "mid_heads")),
+        (dict(attn_dim_head=8), ("attn_dim_head=8", "mid_heads")),
+        (dict(attn_heads=2, attn_dim_head=8, compat=("mid_heads",)), ()),
+        (dict(attn_heads=1, compat=("mid_heads",)), ("attn_heads=1",)),
+        (dict(cond_on_text=False), ("unused_weights",)),
+        (dict(cond_on_text=False, attn_pool_text=False), ("unused_weights",)),
+        (dict(cond_on_text=False, compat=("unused_weights",)), ()),
+        (dict(layer_attns=True, ff_mult=(2.0, 1.5)), ("ff_mult=(2.0, 1.5)",)),
+        (
+            dict(use_linear_attn=(True, False), layer_attns=(False, True), ff_mult=(1, 2)),
+            ("ff_mult",),
+        ),
+        (dict(cross_embed_downsample=True), ("cross_embed_downsample",)),
+        (dict(init_dim=12), ()),
+        (dict(init_dim=12, memory_efficient=True), ("init_dim=12",)),
+        (dict(init_dim=12, init_conv_to_final_conv_residual=True), ("init_dim=12",)),
+        (dict(dim_mults=(2, 3)), ("dim_mults=(2, 3)",)),
+        (dict(dim_mults=(2, 3), memory_efficient=True, combine_upsample_fmaps=True), ()),
+        (dict(max_text_len=520), ("max_text_len=520",)),
+        (dict(max_text_len=520, attn_pool_text=False), ()),
+    ],
+)
+def test_what_the_package_does_not_load_is_told(fields, named):
+    """A reason is found just where the live class takes no such weights, or makes none of them."""
+    model = Unet(**{**PACKAGES, **fields})
+    shapes = unet_tables.NETWORK.shapes(model)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    state, fits = convert.to_torch(model, zeros), False
+    options = {name: value for name, value in {**PACKAGES, **fields}.items() if name != "compat"}
+    with contextlib.suppress(AssertionError, TypeError, RuntimeError):
+        package.Unet(**options).load_state_dict(state, strict=True)
+        fits = True
+    told = unet_tables.unlike(model)
+    assert fits == (not told) and all(name in " ".join(told) for name in named)
 
 
 def test_an_empty_stage_converts():

@@ -391,6 +391,30 @@ def test_a_maskgit_goes_in_and_out_through_the_command_line_and_samples(tmp_path
     assert "did you mean 'cond_drop_prob'" in wrong.stderr and not (tmp_path / "new").exists()
 
 
+def _of_zeros(task, folder, parts=None):
+    """The contents of a run that was not trained."""
+    shapes = sharding.unbox(sharding.initial(task))
+    params, stats = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    recipe = t2i.Recipe(task, t2i.DataConfig(), t2i.TrainConfig(steps=1, batch_size=1))
+    return folders.Contents(folder, recipe, params, {}, stats, parts or {})
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_stages_that_imagen_pytorch_does_not_load_are_told(suffix, tmp_path, capsys):
+    task, told = toy_cascade.TASK, "can't load the weights of stages["
+    unet = toy_cascade.UNET.clone(compat=("mid_heads",))
+    for stages, count in (
+        (task.stages, 2),
+        ((dataclasses.replace(task.stages[0], unet=unet), task.stages[1]), 1),
+        ((dataclasses.replace(task.stages[0], unet=unet),), 0),
+    ):
+        own = dataclasses.replace(task, stages=stages)
+        contents = _of_zeros(own, tmp_path)
+        systems.weights_of(own).to_torch(contents, tmp_path / f"out{suffix}")
+        said = capsys.readouterr().err
+        assert said.count(told) == count == said.count("train with compat=('mid_heads',)")
+
+
 @pytest.mark.parametrize("name", ["parti", "imagen", "maskgit", "decoder"])
 def test_a_text_encoder_of_its_own_is_not_left_out_without_a_word(name, tmp_path, capsys):
     text = t2i.LearnedText(dim=8, depth=1, heads=1, mlp_dim=8, vocab_size=16, max_length=3)
@@ -402,10 +426,7 @@ def test_a_text_encoder_of_its_own_is_not_left_out_without_a_word(name, tmp_path
         "maskgit": lambda: dataclasses.replace(toy_muse.TASK, text=text),
         "decoder": lambda: dataclasses.replace(test_decoder.STORED, text=text),
     }[name]()
-    params, stats = sharding.unbox(sharding.initial(task))
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
-    recipe = t2i.Recipe(task, t2i.DataConfig(), t2i.TrainConfig(steps=1, batch_size=1))
-    contents = folders.Contents(tmp_path, recipe, params, {}, stats, {})
+    contents = _of_zeros(task, tmp_path)
     try:
         systems.weights_of(task).to_torch(contents, tmp_path / "out.pt")
         said = capsys.readouterr().err

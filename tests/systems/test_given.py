@@ -159,3 +159,7 @@ def test_several_sizes_become_one_and_one_that_fits_stays():
     assert given.common_size([np.zeros((9, 9, 3), np.uint8)], sizes) == (16, 16)
     assert given.cut("start_images", [np.zeros((5, 5, 3))], (8, 8)).shape == (1, 5, 5, 3)
     assert given.cut("start_images", [small, large], (8, 8)).shape == (2, 8, 8, 3)
+    wide = np.zeros((16, 32, 3), np.uint8)
+    shaped = given.shaped("start_images", [small, large, wide], (8, 8))
+    assert [image.shape for image in shaped] == [(8, 8, 3), (16, 16, 3), (8, 8, 3)]
+    assert shaped[0] is small and shaped[1] is large

@@ -13,6 +13,7 @@ from PIL import Image
 
 import t2i_jax as t2i
 from t2i_jax import config
+from t2i_jax.data.crop import crop
 from t2i_jax.diffusion.noise import Ddpm, Edm
 from t2i_jax.diffusion.samplers import Churn
 from t2i_jax.errors import UserError
@@ -177,6 +178,19 @@ def test_stages_are_returned_and_left_out():
     ].size == (20, 12)
 
 
+def test_images_are_enlarged_without_captions_as_where_training_dropped_them(capsys):
+    small = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    made = cascade().upscale(small, seed=3)
+    start = cascade().generate(prompts(2), start_at=2, start_images=small, guidance=0.0, seed=3)
+    assert np.abs(made.astype(int) - start).max() <= 1
+    assert capsys.readouterr().err == ""
+    never = dataclasses.replace(cascade(), task=dataclasses.replace(TASK, cond_drop_prob=0.0))
+    never.check_upscale()
+    assert "no prompts are given, and this run was trained without" in capsys.readouterr().err
+    encoded = never._texts(never._enlarging(2, None, None, {})[0], None, [1.0])
+    assert set(encoded) == {"text_embeds", "text_mask"}  # empty captions
+
+
 def test_an_untrained_stage_is_not_sampled(capsys):
     early = dataclasses.replace(cascade(), updates={"stage_1": 3, "stage_2": 0})
     assert early.generate(prompts(1)).shape == (1, 8, 8, 3)
@@ -282,6 +296,39 @@ def test_pictures_to_condition_on():
     assert (one != other).any()
     with pytest.raises(UserError, match="cond_images do not fit"):
         system.generate()
+
+
+@pytest.mark.parametrize("stop_at", [2, 3])
+@pytest.mark.parametrize("name", ["cond_images", "start_images"])
+def test_what_a_stage_sees_of_an_image_does_not_depend_on_those_beside_it(name, stop_at):
+    """Nor, of one to condition on, on the stages that run: training shows all of them the same."""
+    larger = Stage(UNET.clone(cond_images_channels=3), image_size=16)
+    largest = dataclasses.replace(larger, image_size=32)
+    task = ImagenTask(stages=(Stage(UNET.clone(cond_images_channels=3), 8), larger, largest))
+    system = ImagenSystem(task, {}, {group(number): 1 for number in (1, 2, 3)})
+    rng = np.random.default_rng(0)
+    sizes = {"sharp": (96, 96), "other": (96, 96), "small": (20, 20), "wide": (40, 50)}
+    images = {key: rng.integers(0, 256, (*size, 3), np.uint8) for key, size in sizes.items()}
+
+    def seen(*keys):
+        shown = {"cond_images": [images["sharp"]] * len(keys), "start_images": None}
+        shown |= {name: [images[key] for key in keys]}
+        options = {"stop_at": stop_at}
+        if name == "start_images":
+            options["start_at"] = 2
+        nothing = dict(init_images=None, mask=None, batch_size=None, progress=False)
+        _, batches = system._prepared(
+            ImagenOptions(**options), {}, [1.0] * 3, seed=0, images_per_prompt=1, **shown, **nothing
+        )
+        return next(batches).arrays["start" if name == "start_images" else "cond_image"]
+
+    alone = {key: seen(key)[0] for key in images}
+    for keys in (("sharp", "other"), ("sharp", "small"), ("wide", "sharp"), tuple(images)):
+        for key, row in zip(keys, seen(*keys), strict=True):
+            np.testing.assert_array_equal(row, alone[key])
+    if name == "cond_images":
+        for key, image in images.items():
+            np.testing.assert_array_equal(alone[key], crop(image, 32, "center"))
 
 
 def test_flops_of_known_products():

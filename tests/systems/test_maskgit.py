@@ -407,6 +407,13 @@ def test_superres_enlarges_any_image(superres, system):
     made = [superres.make(arrays, keys, options).images for arrays in (of_images, of_tokens)]
     np.testing.assert_array_equal(*made)
     assert superres.upscale(small, prompts=CAPTIONS).shape == (3, 16, 16, 3)
+    assert superres.upscale(small, **_STEPS).shape == (3, 16, 16, 3)
+    dropped, changes = superres._enlarging(3, None)  # as where training dropped captions
+    assert not superres.prepare(dropped, options, cond_images=small)["text_mask"].any()
+    assert changes == {"guidance": 1.0}
+    superres.check_upscale(CAPTIONS, batch_size=2)
+    with pytest.raises(UserError, match="batch_size=0"):
+        superres.check_upscale(batch_size=0)
     with pytest.raises(UserError, match="makes no larger images"):
         system.upscale(small)
     with pytest.raises(UserError, match="makes no codes of images; give the run of an image"):

@@ -51,6 +51,8 @@ def test_the_system_enlarges_pictures_of_any_size(scale):
     flat = system.upscale(np.full((1, 8, 8, 3), 100, np.uint8))
     assert np.abs(flat.astype(int) - 100).mean() < 30  # near the picture from the start
     assert system.shrink(made).shape == (2, 6, 16, 3)
+    by_one = system.upscale(_images()[:, :6], batch_size=1)
+    assert np.abs(by_one.astype(int) - made).max() <= 1
 
 
 def test_a_few_steps_lower_the_loss():

@@ -265,18 +265,21 @@ def bound(
     params: Params,
     text: tuple[Array, Array] | None = None,
     negative: tuple[Array, Array] | None = None,
+    keep_B: Array | None = None,
     dropout: Key | None = None,
 ) -> Callable[..., Net]:
     """A U-Net with its weights and texts: `(lowres, lowres_condition, cond_image) -> Net`.
 
     Args:
       text: (embeddings (B, L, D), mask (B, L)). negative: the same, in place of no text in the half
-        that guidance starts from. dropout: in training.
+        that guidance starts from. keep_B: conditioning mask of calls that bring none. dropout: in
+        training.
     """
+    kept_B = keep_B
 
     def bind(lowres_BHWC=None, lowres_condition_B=None, cond_image_BHWC=None) -> Net:
         def net(x_BHWC, condition_B, keep_B=None, *last):
-            rows = x_BHWC.shape[0]
+            rows, keep_B = x_BHWC.shape[0], kept_B if keep_B is None else keep_B
             embeds, mask = (None, None) if text is None else for_rows(text, rows)
             if negative is not None and rows == 2 * len(text[0]):
                 embeds, mask = (jnp.concatenate(pair) for pair in zip(text, negative, strict=True))

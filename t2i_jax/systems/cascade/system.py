@@ -125,10 +125,11 @@ class CascadeSystem(TextToImage):
                 start_images=start_images, init_images=init_images, cond_images=cond_images
             )
         )
-        sizes = inputs.sizes_of(self.task.stages, options.image_sizes)[: numbers[-1]]
+        sizes = inputs.sizes_of(self.task.stages, options.image_sizes)
         images = self._images(
-            numbers[0], count, sizes, start_images, init_images, mask, cond_images
+            numbers[0], count, sizes[: numbers[-1]], start_images, init_images, mask
         )
+        images |= self._cond_image(count, sizes[-1], cond_images)
         self._tell_idle(options, numbers, [] if prompt else scales)
         plan = self._plan(options, scales if prompt else [1.0] * count_of, progress)
         for number in numbers:  # refuses more steps than a diffusion has, before any stage runs
@@ -174,8 +175,8 @@ class CascadeSystem(TextToImage):
         )
         return dict(enumerate(zip(sizes, made, scales, strict=True), 1))
 
-    def _images(self, first, count, sizes, start_images, init_images, mask, cond_images):
-        """{"start", "init", "keep", "cond_image"} as far as they are given.
+    def _images(self, first, count, sizes, start_images, init_images, mask):
+        """{"start", "init", "keep"} as far as they are given.
 
         Args:
           first: number of the first stage that runs. sizes: of the stages up to the last that runs.
@@ -190,7 +191,7 @@ class CascadeSystem(TextToImage):
             )
         if start_images is not None:
             read = given.images("start_images", start_images, count, channels)
-            found["start"] = given.cut("start_images", read, sizes[first - 2], self.crop)
+            found["start"] = given.shaped("start_images", read, sizes[first - 2], self.crop)
         if init_images is not None and mask is None and first > 1:
             raise UserError(
                 f"init_images change what the first stage makes, and start_at={first}; give a mask "
@@ -205,22 +206,34 @@ class CascadeSystem(TextToImage):
                 found["keep"] = given.kept("mask", masks, read, size, self.crop)
         elif mask is not None:
             raise UserError("mask says what to keep of init_images; give init_images too.")
-        if (cond_images is None) == bool(self.task.cond_image_channels):
-            wanted = self.task.cond_image_channels
+        return found
+
+    def _cond_image(self, count, size, cond_images):
+        """{"cond_image"} at the size of the last stage and resampled, as training gives it to every
+        stage; {} for a cascade without.
+        """
+        wanted = self.task.cond_image_channels
+        if (cond_images is None) == bool(wanted):
             remedy = f"give uint8 images of {wanted} channels" if wanted else "leave them out"
             raise UserError(
                 f"cond_images do not fit the cascade (cond_images_channels={wanted}); {remedy}."
             )
-        if cond_images is not None:
-            read = given.images("cond_images", cond_images, count, self.task.cond_image_channels)
-            found["cond_image"] = given.cut("cond_images", read, sizes[-1], self.crop)
-        return found
+        if cond_images is None:
+            return {}
+        read = given.images("cond_images", cond_images, count, wanted)
+        return {"cond_image": given.fitted("cond_images", read, size, self.crop)}
 
     def _as_made_before(self, images, plan, number):
-        """Images in [-1, 1] of the size that the stage before `number` makes."""
+        """Images in [-1, 1] of the size that the stage before `number` makes; each is resized from
+        its own.
+        """
         size, *_ = plan[number - 1]
-        floats = to_float(jnp.asarray(images), SIGNED)
-        return np.asarray(smaller(floats, size, self.task.stages[number - 1].resize))
+        made = np.empty((len(images), *size, self.task.channels), np.float32)
+        for shape in {image.shape for image in images}:
+            rows = [i for i, image in enumerate(images) if image.shape == shape]
+            floats = to_float(jnp.asarray(np.stack([images[i] for i in rows])), SIGNED)
+            made[rows] = smaller(floats, size, self.task.stages[number - 1].resize)
+        return made
 
     def _run(self, plan, rows, lowres_level, progress):
         """A batch's images of each stage of the plan, uint8."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -66,9 +66,13 @@ class CascadeTask(SystemTask):
         for name in ("guidance", "sampler", "steps", "image_sizes"):
             per_stage(f"evaluation.options.{name}", getattr(options, name), len(self.stages))
 
-    def adapted(self, options: CascadeOptions, defaults: CascadeOptions) -> CascadeOptions:
-        """The options; with another sampler than the recipe's, steps are that sampler's own."""
-        if options.sampler != defaults.sampler and options.steps == defaults.steps:
+    def adapted(
+        self, options: CascadeOptions, defaults: CascadeOptions, given: Collection[str]
+    ) -> CascadeOptions:
+        """The options; with another sampler than the recipe's, steps that are not given are that
+        sampler's own.
+        """
+        if options.sampler != defaults.sampler and "steps" not in given:
             return dataclasses.replace(options, steps=None)
         return options
 

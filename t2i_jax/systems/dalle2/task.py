@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -97,12 +97,15 @@ class DALLE2Task(SystemTask):
                 )
         return super().with_parts(parts)
 
-    def adapted(self, options: DALLE2Options, defaults: DALLE2Options) -> DALLE2Options:
-        """The options; with another sampler than the recipe's, steps are that sampler's own."""
+    def adapted(
+        self, options: DALLE2Options, defaults: DALLE2Options, given: Collection[str]
+    ) -> DALLE2Options:
+        """The options; with another sampler than the recipe's, steps that are not given are that
+        sampler's own.
+        """
         for prefix in ("", "prior_"):
             sampler, steps = f"{prefix}sampler", f"{prefix}steps"
-            same_steps = getattr(options, steps) == getattr(defaults, steps)
-            if getattr(options, sampler) != getattr(defaults, sampler) and same_steps:
+            if getattr(options, sampler) != getattr(defaults, sampler) and steps not in given:
                 options = dataclasses.replace(options, **{steps: None})
         return options
 

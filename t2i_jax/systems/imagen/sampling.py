@@ -42,9 +42,9 @@ def generate(
     Args:
       params: of the stage's group. frozen: as in training.
       prompt: "text" or "text_embeds", and "text_mask" where there are texts; the same with the
-        prefix "negative_"; "small": images in [-1, 1] of the previous stage; "init": images in [-1,
-        1] of any size, "keep": bool (B, H, W), True where they are known; "cond_image": uint8 of
-        any size.
+        prefix "negative_"; "dropped": bool (B,), True in rows whose text is replaced by the learnt
+        null; "small": images in [-1, 1] of the previous stage; "init": images in [-1, 1] of any
+        size, "keep": bool (B, H, W), True where they are known; "cond_image": uint8 of any size.
       keys_B: one key per image. guidance: one scale, or one per image.
       lowres_level: of the noise on "small"; None: the stage's own.
     """
@@ -53,7 +53,8 @@ def generate(
     text = task.embed(params, frozen, prompt)
     negative = generation.negative_of(prompt)
     against = task.embed(params, frozen, negative) if negative else None
-    bind = stages.bound(stage.unet, params["unet"], text, against)
+    keep_B = jnp.logical_not(prompt["dropped"]) if "dropped" in prompt else None
+    bind = stages.bound(stage.unet, params["unet"], text, against, keep_B)
     shape = (keys_B.shape[0], *size, task.channels)
     small = None
     if "small" in prompt:

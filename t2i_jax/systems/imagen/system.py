@@ -21,6 +21,8 @@ from t2i_jax.types import Array
 if TYPE_CHECKING:
     from t2i_jax.systems.imagen.task import ImagenTask
 
+_BLANK = 16  # side in pixels of an image that stands for any
+
 
 @dataclasses.dataclass(frozen=True)
 class ImagenSystem(CascadeSystem):
@@ -74,8 +76,9 @@ class ImagenSystem(CascadeSystem):
             enlarge, anything sharper it has never seen.
           init_images: images to change by `options.strength` or, with `mask`, to inpaint. A mask is
             white or True where to keep, see `given.masks`.
-          cond_images: for a cascade that is conditioned on images. All of these are images in any
-            form and size, one per prompt or one for all, see `given.images`.
+          cond_images: for a cascade that is conditioned on images; they are brought to the size of
+            the last stage, as in training. All of these are images in any form and size, one per
+            prompt or one for all, see `given.images`.
           return_stages: a list with the images of every stage that ran. return_pil: lists of PIL
             images.
           batch_size: images made at a time; None: all. progress: shows a bar for each stage.
@@ -108,20 +111,52 @@ class ImagenSystem(CascadeSystem):
         """Whether there is a stage that enlarges what another one made."""
         return len(self.task.stages) > 1
 
-    def upscale(self, images: Any, prompts: Any = None, **options: Any) -> np.ndarray:
+    def upscale(
+        self, images: Any, prompts: Any = None, options: ImagenOptions | None = None, **others: Any
+    ) -> np.ndarray:
         """Images of the last trained stage, from images that take the first stage's place.
 
         Args:
           images: in any form and size, see `given.images`.
-          prompts: one per image, for a cascade with texts; None: no text, and no guidance. options:
-            of `generate`.
+          prompts: one per image, for a cascade with texts; None: none, as of images whose captions
+            training dropped, and no guidance.
+          options: how it samples; None: the defaults of `ImagenOptions`. It starts at stage 2 where
+            they name none. others: of `generate`.
         """
         if not self.upscales:
             return super().upscale(images)
+        count = given.count_of(images=images)
+        prompts, changes = self._enlarging(count, prompts, options, others)
+        return self.generate(prompts, options, **changes, start_images=images)
+
+    def check_upscale(
+        self,
+        prompts: Any = None,
+        options: ImagenOptions | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> None:
+        """Refuses what `upscale` refuses, with a blank image in place of any."""
+        blank = np.zeros((_BLANK, _BLANK, self.task.channels), np.uint8)
+        prompts, changes = self._enlarging(1, prompts, options, {})
+        given_as = {"start_images": blank}
+        options = generation.with_changes(ImagenOptions, options, changes, given_as)
+        scales = options.per_stage("guidance", len(self.task.stages))
+        given_as |= dict.fromkeys(("init_images", "mask", "cond_images"))
+        self._prepared(
+            options, self._texts(prompts, None, scales), scales, seed=0, images_per_prompt=1,
+            batch_size=batch_size, progress=False, **given_as,
+        )  # fmt: skip
+
+    def _enlarging(self, count, prompts, options, others):
+        """(prompts, further arguments) of `generate` that enlarges so many images."""
+        found: dict[str, Any] = dict(others)
+        if options is None or options.start_at is None:
+            found = {"start_at": 2, **found}
         if prompts is None and self.task.text is not None:
-            count = given.count_of(images=images)
-            prompts, options = self.task.text.empty(count), {**options, "guidance": 1}
-        return self.generate(prompts, **{"start_at": 2, **options}, start_images=images)
+            found["guidance"] = 1
+            prompts = generation.unprompted(self.task.text, count, self.task.cond_drop_prob)
+        return prompts, found
 
     def _texts(self, prompts, negative_prompts, scales):
         if self.task.text is None:
@@ -139,6 +174,8 @@ class ImagenSystem(CascadeSystem):
             self.task.text, self.text_tokenizer, prompts, negative_prompts, guided=guided,
             dropped=self.task.cond_drop_prob,
         )  # fmt: skip
+        if isinstance(prompts, generation.Dropped):
+            return {**found, "dropped": np.ones((prompts.count,), bool)}
         generation.tell_unread(found, self.task.text_lengths)
         return found
 

@@ -16,11 +16,13 @@ import numpy as np
 from t2i_jax import values
 from t2i_jax.convert import arguments, to_state, torch_io
 from t2i_jax.convert import imagen as tables
+from t2i_jax.convert import unet as unet_tables
 from t2i_jax.convert.imagen import TrainerWeights
 from t2i_jax.errors import UserError, first_line
 from t2i_jax.models.cascade import Cascade
 from t2i_jax.models.unet import NullUnet
 from t2i_jax.systems.cascade.stage import group
+from t2i_jax.systems.generation import tell
 from t2i_jax.systems.imagen.classes import ElucidatedImagen, Imagen
 from t2i_jax.systems.imagen.options import ImagenOptions
 from t2i_jax.systems.imagen.task import ImagenTask
@@ -69,7 +71,7 @@ def from_torch(file: TorchFile) -> Imported | None:
 
 def to_torch(contents: Any, path: pathlib.Path) -> None:
     """Writes a run's cascade as a checkpoint of ImagenTrainer (.pt), or its EMA networks alone
-    (.safetensors).
+    (.safetensors); a line on stderr says what of it the package does not load.
 
     Raises:
       UserError: a jointly trained text encoder, which the package has no place for.
@@ -80,6 +82,7 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
             "run has its own text encoder, and imagen-pytorch no place for it; train on T5."
         )
     model = Cascade(task.networks)
+    _tell_unlike(task.networks)
     if path.suffix.lower() == torch_io.SAFE:
         torch_io.write(path, to_state(model, _weights(model, contents.averaged)))
         return
@@ -89,6 +92,17 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
     averages = _weights(model, contents.ema) if contents.ema else None
     weights = TrainerWeights(model, _weights(model, contents.params), averages, counts, {})
     torch_io.write_checkpoint(path, tables.to_trainer(weights))
+
+
+def _tell_unlike(networks):
+    """Says of networks that no Unet of the package has their weights."""
+    for i, unet in enumerate(networks):
+        reasons = [] if isinstance(unet, NullUnet) else unet_tables.unlike(unet)
+        if reasons:
+            tell(
+                f"imagen-pytorch can't load the weights of stages[{i}].unet, and ImagenTrainer "
+                f"leaves what does not fit as random as it was: {'; '.join(reasons)}"
+            )
 
 
 def _weights(model, groups):

@@ -159,12 +159,43 @@ class MaskGitSystem(TextToImage):
         """Whether it is a super-resolution."""
         return self.task.cond_image_size is not None
 
-    def upscale(self, images: Any, *, prompts: Any = None, **_: Any) -> np.ndarray:
-        """uint8 images, larger, of a super-resolution; `prompts` as of `generate`."""
+    def upscale(
+        self, images: Any, prompts: Any = None, options: MaskGitOptions | None = None, **others: Any
+    ) -> np.ndarray:
+        """uint8 images, larger, of a super-resolution.
+
+        Args:
+          images: in any form and size, see `given.images`.
+          prompts: one per image, for a system with texts; None: none, as of images whose captions
+            training dropped, and no guidance. options, others: of `generate`.
+        """
         if not self.upscales:
             return super().upscale(images)
-        prompts = prompts if self.task.text is not None else None
-        return self.generate(prompts, cond_images=images)
+        count = given.count_of(images=images)
+        prompts, changes = self._enlarging(count, prompts)
+        return self.generate(prompts, options, **{**others, **changes}, cond_images=images)
+
+    def check_upscale(
+        self,
+        prompts: Any = None,
+        options: MaskGitOptions | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> None:
+        """Refuses what `upscale` refuses, with a blank image in place of any."""
+        small: Any = self.task.tokenizers[1]
+        prompts, changes = self._enlarging(1, prompts)
+        chosen = self.fitting(generation.with_changes(MaskGitOptions, options, changes))
+        blank = np.zeros((small.image_size, small.image_size, small.channels), np.uint8)
+        self.prepare(prompts, chosen, cond_images=blank)
+        generation.check_amounts(1, batch_size)
+
+    def _enlarging(self, count, prompts):
+        """(prompts, changes of options) to enlarge so many images."""
+        if self.task.text is None or prompts is not None:
+            return (prompts if self.task.text is not None else None), {}
+        prompts = generation.unprompted(self.task.text, count, self.task.cond_drop_prob)
+        return prompts, {"guidance": 1.0}
 
     def conditions(self, samples: Mapping[str, Any], rows: Sequence[int]) -> Mapping[str, Any]:
         """For super-resolution the samples' images at the smaller size, as training makes them."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax.errors import UserError
-from t2i_jax.systems import given
+from t2i_jax.systems import generation, given
 from t2i_jax.systems.image_to_image import ImageToImage
 from t2i_jax.systems.super_resolution.resizing import shrink, upscale
 from t2i_jax.types import Array
@@ -30,10 +30,22 @@ class SuperResolutionSystem(ImageToImage):
     task: SuperResolutionTask
     weights: Mapping[str, Any]
 
-    def upscale(self, images: Any, **_: Any) -> np.ndarray:
+    def upscale(
+        self,
+        images: Any,
+        prompts: Any = None,
+        options: Any = None,
+        *,
+        batch_size: int | None = None,
+        **_: Any,
+    ) -> np.ndarray:
         """uint8 (B, scale * H, scale * W, C) from images of one size, any, in any form, see
         `given.images`.
+
+        Args:
+          batch_size: images that are enlarged at a time; None: all. The network reads nothing else.
         """
+        generation.check_count("batch_size", batch_size)
         read = given.images("images", images, None, self.task.model.image_channels)
         if sizes := sorted({image.shape for image in read})[1:]:
             (height, width), (rows, columns) = read[0].shape[:2], sizes[0][:2]
@@ -41,8 +53,16 @@ class SuperResolutionSystem(ImageToImage):
                 f"images have several sizes, {width}x{height} and {columns}x{rows} pixels among "
                 "them; enlarge those of one size at a time."
             )
-        stacked = np.stack(read)
-        return np.asarray(upscale(self.weights["super_resolution"], stacked, model=self.task.model))
+        size, made = min(batch_size or len(read), len(read)), []
+        for start in range(0, len(read), size):
+            rows = np.minimum(np.arange(start, start + size), len(read) - 1)
+            larger = upscale(
+                self.weights["super_resolution"],
+                np.stack([read[i] for i in rows]),
+                model=self.task.model,
+            )
+            made.append(np.asarray(larger)[: len(read) - start])
+        return np.concatenate(made)
 
     def shrink(self, images: Array | np.ndarray) -> np.ndarray:
         """uint8 images at 1 / scale of their size, as training makes them."""

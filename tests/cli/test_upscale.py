@@ -1,0 +1,151 @@
+"""`t2i sample --upscale`: every kind of run that enlarges images works, with captions and without,
+or is refused before an image is made.
+"""
+
+import dataclasses
+import types
+
+import numpy as np
+import pytest
+
+from t2i_jax import runs
+from t2i_jax.cli import sample
+from t2i_jax.errors import UserError
+from t2i_jax.models.super_resolution import SuperResolution
+from t2i_jax.systems.imagen.options import ImagenOptions
+from t2i_jax.systems.imagen.system import ImagenSystem
+from t2i_jax.systems.super_resolution.system import SuperResolutionSystem
+from t2i_jax.systems.super_resolution.task import SuperResolutionTask
+from t2i_jax.text.classes import ClassLabels
+from tests.systems.toy_cascade import TASK, UNET
+
+LABELS = ClassLabels(("circle", "square"), dim=6)
+OF_WORDS = dataclasses.replace(TASK, text=LABELS)
+OF_IMAGES = dataclasses.replace(TASK, text=None)
+TRAINED = {"stage_1": 1, "stage_2": 1}
+
+
+class Cascade(ImagenSystem):
+    """One whose programs make blank images, and that remembers what they were given."""
+
+    def _program(self, params, prompt, keys_B, *, size, sampling, **_):
+        SEEN.append((prompt, sampling))
+        return np.zeros((len(keys_B), *size, 3), np.float32)
+
+
+class First:
+    """Makes blank images, and remembers that it has."""
+
+    task = types.SimpleNamespace(text_encoder=LABELS, image_size=8)
+
+    def generate(self, prompts, options, *, images_per_prompt, **_):
+        SEEN.append("made")
+        return np.zeros(((len(prompts) if prompts else 1) * images_per_prompt, 8, 8, 3), np.uint8)
+
+
+SEEN: list = []
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """Samples, and enlarges by this system; returns the images' shapes."""
+    (tmp_path / "larger").mkdir()
+
+    def run(larger, *captions, options=None, **fields):
+        SEEN.clear()
+        monkeypatch.setattr(
+            runs, "load", lambda path, **_: larger if path.name == "larger" else First()
+        )
+        options = types.SimpleNamespace(evaluation=types.SimpleNamespace(options=options))
+        monkeypatch.setattr(runs, "load_run_recipe", lambda path: options)
+        saved = []
+        monkeypatch.setattr(sample, "_save", lambda out, images, *_: saved.append(images.shape))
+        common = sample._Command(
+            tmp_path, captions, upscale=tmp_path / "larger", out=tmp_path / "out", **fields
+        )
+        sample._sample(common, None, {})
+        return saved[0]
+
+    return run
+
+
+def cascade(task, updates=TRAINED):
+    return Cascade(task, {"stage_1": {}, "stage_2": {}}, updates, {}, LABELS.tokenizer())
+
+
+def network():
+    task = SuperResolutionTask(SuperResolution(scale=2, blocks=1, channels=8), image_size=16)
+    return SuperResolutionSystem(task, {})
+
+
+@pytest.mark.parametrize("captions", [(), ("a circle", "a square")])
+@pytest.mark.parametrize("task", [TASK, OF_WORDS, OF_IMAGES], ids=["stored", "words", "images"])
+def test_a_cascade_of_any_kind_enlarges(command, capsys, task, captions):
+    made = command(cascade(task), *captions, count=2, batch_size=3)
+    assert made == (2 * max(len(captions), 1), 16, 16, 3) and SEEN[0] == "made"
+    prompt, sampling = SEEN[1]
+    reads = task is OF_WORDS and captions
+    assert sampling.guided == bool(reads) and ("dropped" in prompt) == (
+        task.text is not None and not reads
+    )
+    if reads:
+        np.testing.assert_array_equal(prompt["text"][:, 0], [0, 0, 1])
+    told = "reads stored text embeddings and enlarges without captions; --t5"
+    assert (told in capsys.readouterr().err) == (task is TASK and bool(captions))
+
+
+def test_it_enlarges_as_its_recipe_says_with_the_seed_and_the_batches_of_the_command(command):
+    options = ImagenOptions(steps=7, guidance=(3.0, 1.5))
+    command(cascade(OF_WORDS), "circle", options=options, count=3, batch_size=2, seed=5)
+    assert [sampling.steps for _, sampling in SEEN[1:]] == [7, 7]
+    assert [len(prompt["small"]) for prompt, _ in SEEN[1:]] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("system", "options", "told"),
+    [
+        (cascade(TASK, {"stage_1": 1}), None, "stage 2 was never trained"),
+        (cascade(TASK), ImagenOptions(steps=(1, 2, 3)), "has 3 values for 2 stages"),
+        (
+            cascade(
+                dataclasses.replace(
+                    TASK,
+                    stages=(
+                        TASK.stages[0],
+                        dataclasses.replace(
+                            TASK.stages[1],
+                            unet=UNET.clone(memory_efficient=True, cond_images_channels=3),
+                        ),
+                    ),
+                )
+            ),
+            None,
+            "cond_images do not fit the cascade",
+        ),
+        (
+            cascade(dataclasses.replace(TASK, text=ClassLabels(("tree",), dim=6))),
+            None,
+            "names none of the 1 classes",
+        ),
+    ],
+)
+def test_what_cannot_enlarge_is_refused_before_an_image_is_made(command, system, options, told):
+    system = dataclasses.replace(
+        system, text_tokenizer=system.task.text.tokenizer() or system.text_tokenizer
+    )
+    with pytest.raises(UserError, match=told):
+        command(system, "a circle", options=options)
+    assert SEEN == []
+
+
+def test_a_network_of_images_alone_is_given_batches(command, monkeypatch):
+    sizes = []
+
+    def upscale(params, images, *, model):
+        sizes.append(len(images))
+        return np.repeat(np.repeat(images, 2, 1), 2, 2)
+
+    monkeypatch.setattr("t2i_jax.systems.super_resolution.system.upscale", upscale)
+    larger = SuperResolutionSystem(network().task, {"super_resolution": {}})
+    assert command(larger, "circle", count=5, batch_size=2) == (5, 16, 16, 3)
+    assert sizes == [2, 2, 2]
