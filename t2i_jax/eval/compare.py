@@ -26,7 +26,7 @@ prompt)."""
 
 _LEAST = 10  # prompts that a paired difference needs
 # of a metric's entry: what two results may have different and still be of one protocol
-_FREE = ("value", "interval", "path", "file", "stderr", "seconds")
+_FREE = ("value", "interval", "path", "file", "stderr", "seconds", "passed_over")
 _LOWER = ("fid", "fd", "kid", "cmmd", "lpips", "rfid", "sfid", "mse", "loss", "clip_fid")
 
 

@@ -29,6 +29,7 @@ from t2i_jax.runs.scoring.results import read_results
 from t2i_jax.runs.scoring.score import Images, Measures, check, score
 from t2i_jax.runs.scoring.split import SHARD_SIZE, Share
 from t2i_jax.systems import generation
+from t2i_jax.words import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,11 +145,16 @@ def evaluate_source(
     """
     measures, reference = job.opened(build)
     with lock.held(job.out, "out"):
-        images = subjects.of_source(spec, captions, job.shard_size, split)
+        by_caption = [metric_of(name).needs_captions for name in job.metrics]
+        each_row = captions is None and any(by_caption)
+        images = subjects.of_source(spec, captions, job.shard_size, split, each_row)
+        if not all(by_caption):
+            _check_one_row(spec, images.files, job.metrics, by_caption)
         count = images.files.split.count
         check(measures, reference, images.captions, count, images.no_captions)
         told = images.about()
         counted = {**told["images"], "shard_size": job.shard_size}
+        counted.pop("passed_over", None)  # what lies beside them changes no image
         plan.settle(job.out, {**told, "images": counted, "software": plan.software()})
         return _scored(job, images, reference, measures, job.out, progress, spec)
 
@@ -212,6 +218,17 @@ def _scored(job, images, reference, measures, out, progress, title):
         nearest = _nearest(images, reference, measures, out)
         page.write_page(out, title, results, values, images, nearest)
     return results
+
+
+def _check_one_row(spec, files, metrics, by_caption):
+    """Refuses to measure images with several captions by metrics of both kinds."""
+    if files.further_rows:
+        once, each = metrics[by_caption.index(False)], metrics[by_caption.index(True)]
+        raise UserError(
+            f"metrics={each} takes an image of images={paths.shown(spec)} with each of its captions"
+            f" (its table has {counted(files.further_rows, 'further row')} of images), and {once} "
+            "takes it once; give the two in two commands, each with an --out of its own."
+        )
 
 
 def _check_enough(named, count, metrics):
