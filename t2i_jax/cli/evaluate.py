@@ -323,8 +323,19 @@ def compare(
     from t2i_jax.runs.scoring.results import read_results
 
     first, second = (read_results(paths.given(name, one)) for name, one in (("a", a), ("b", b)))
-    found = comparing.compare(first[0], second[0], first[1], second[1])
-    print(comparing.table(found, (a.name or "A", b.name or "B")))
+    found = comparing.compare(
+        first.results, second.results, first.values, second.values,
+        marks=(first.marks, second.marks),
+    )  # fmt: skip
+    print(comparing.table(found, _columns(a, b)))
+
+
+def _columns(a, b):
+    """What tells two folders apart: their names, or else their whole paths."""
+    for names in ((a.name, b.name), (str(a), str(b))):
+        if all(names) and names[0] != names[1]:
+            return names
+    return "A", "B"
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = {

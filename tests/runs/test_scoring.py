@@ -705,6 +705,28 @@ def test_what_lies_with_images_and_is_not_measured_is_told(folders, tmp_path):
     assert "45 images against 10" in told and "image that no table names 50" in told
 
 
+def test_images_of_one_name_with_two_captions_are_no_pairs(folders, measured, tmp_path):
+    made = shutil.copytree(folders[0], tmp_path / "made")
+    (made / "003.txt").write_text("another caption")
+    inside("evaluate", "--images", made, "--metrics", "clip", "--out", tmp_path / "out")
+    said = refused("evaluate", "compare", measured[0], tmp_path / "out")
+    assert "'003.png' is measured against one caption" in said and "(1 of 45 values)" in said
+    older = shutil.copytree(measured[0], tmp_path / "older")
+    (older / "marks.json").unlink()  # as earlier versions wrote results
+    told = inside("evaluate", "compare", older, tmp_path / "out").stdout
+    assert "on 45 shared prompts" in told
+
+
+def test_the_columns_of_a_comparison_tell_its_folders_apart(measured, tmp_path):
+    one, other = (tmp_path / name / "eval" / "coco" for name in "ab")
+    for home in (one, other):
+        shutil.copytree(measured[0], home)
+    head = inside("evaluate", "compare", one, other).stdout.splitlines()[0].split()
+    assert head[1:3] == [str(one), str(other)]
+    head = inside("evaluate", "compare", measured[0], other).stdout.splitlines()[0].split()
+    assert head[1:3] == ["all", "coco"]
+
+
 def test_images_of_other_kinds_are_read_and_broken_real_ones_counted(folders, tmp_path):
     made, real = (shutil.copytree(one, tmp_path / one.name) for one in folders)
     Image.open(made / "000.png").convert("L").save(made / "000.png")

@@ -214,7 +214,7 @@ def _scored(job, images, reference, measures, out, progress, title):
         return {}
     results = score(images, reference, measures, out, job.out, None, progress)
     if results:
-        _, values = read_results(out)
+        values = read_results(out).values
         nearest = _nearest(images, reference, measures, out)
         page.write_page(out, title, results, values, images, nearest)
     return results

@@ -14,7 +14,7 @@ from t2i_jax.eval.prompts import PromptSet
 from t2i_jax.runs import folder as folders
 from t2i_jax.runs.recipe import Recipe, recipe_to_dict
 from t2i_jax.runs.scoring import generate, pairing, plan
-from t2i_jax.runs.scoring.score import Images
+from t2i_jax.runs.scoring.score import Images, digest
 from t2i_jax.runs.scoring.shards import ImageShards
 from t2i_jax.runs.scoring.sources import SourceImages, split_of
 from t2i_jax.runs.scoring.split import Share, Split
@@ -106,10 +106,11 @@ def of_source(
     """
     part = split_of(spec, split, "split")
     files = SourceImages(spec, "images", split=part, shard_size=shard_size, each_row=each_row)
-    count, no_captions = files.split.count, ""
+    count, no_captions, marks = files.split.count, "", []
     if captions is None:
         texts, no_captions = _own_captions(files)
         keys, categories, prompts = _keys(files), [""] * count, None
+        marks = [digest(text.encode()) for text in texts or ()]
     else:
         captions = pairing.unnumbered(captions)
         chosen, rule = pairing.paired(files, captions, spec)
@@ -130,6 +131,7 @@ def of_source(
         keys,
         categories,
         no_captions,
+        marks,
     )
 
 
