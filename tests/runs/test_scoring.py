@@ -727,6 +727,27 @@ def test_the_columns_of_a_comparison_tell_its_folders_apart(measured, tmp_path):
     assert head[1:3] == ["all", "coco"]
 
 
+@pytest.mark.parametrize("side", [12, 40])
+def test_a_reference_that_is_drawn_is_as_large_as_the_images(tmp_path, side):
+    made = write_images(tmp_path / "made", 3, size=side)
+    reference = ("--reference", "digits", "--metrics", "fid")
+    inside("evaluate", "--images", made, *reference, "--out", tmp_path / "out")
+    about = _metrics(tmp_path / "out")[0]["fid_clean_inception"]["reference"]
+    assert list(about["sizes"]) == [f"{side}x{side}"]
+    keys = {SourceImages("digits", "images", size).key(0) for size in (None, 32, side)}
+    assert len(keys) == 2  # those of the usual size are those of before
+
+
+def test_a_folder_that_is_called_as_a_built_in_dataset_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    done = inside("evaluate", "--images", "digits", "--metrics", "is", "--out", tmp_path / "out")
+    assert "images=digits is the built-in dataset, not the folder of that name" in done.stderr
+    write_images(tmp_path / "digits" / "x", 3)
+    done = inside("evaluate", "--images", "./digits", "--metrics", "is", "--out", tmp_path / "own")
+    assert "built-in" not in done.stderr and "(3 images)" in done.stdout
+
+
 def test_images_of_other_kinds_are_read_and_broken_real_ones_counted(folders, tmp_path):
     made, real = (shutil.copytree(one, tmp_path / one.name) for one in folders)
     Image.open(made / "000.png").convert("L").save(made / "000.png")

@@ -27,7 +27,9 @@ from t2i_jax.data.source import (
 )
 from t2i_jax.errors import UserError
 from t2i_jax.eval import sample_folder
+from t2i_jax.runs.recipe import Recipe
 from t2i_jax.runs.scoring.split import SHARD_SIZE, Split
+from t2i_jax.systems.generation import tell
 
 _BUILT_IN_SIZE = 32  # pixels, where nothing says another size
 _SHEET = f"{sample_folder.SHEET} of t2i sample"
@@ -71,6 +73,8 @@ class SourceImages:
         self.split = Split(len(self._records), shard_size)
         self._part = {"split": split} if has_splits(spec) else {}
         self._stamp, self._chosen = stamp(self.source), ""
+        if spec in EMBEDDED and size not in (None, _BUILT_IN_SIZE):
+            self._chosen = f" {size}"
         if len(self._records) < len(self.source):
             told = np.array(self._records).tobytes()
             self._chosen = f" {hashlib.sha256(told).hexdigest()}"
@@ -204,6 +208,11 @@ def source_spec(field: str, text: str) -> str:
       UserError: a path at which there is no folder.
     """
     kind, colon, _ = text.partition(":")
+    if text in EMBEDDED and os.path.isdir(text):
+        tell(
+            f"{field}={text} is the built-in dataset, not the folder of that name; the folder is "
+            f"./{text}"
+        )
     if text in EMBEDDED or (colon and kind in KINDS):
         return text
     place = paths.given(field, text)
@@ -242,6 +251,17 @@ def split_of(spec: str, split: str | None, field: str) -> str:
     if split is not None:
         check_split(spec, split, field)
     return split or "heldout"
+
+
+def size_of_run(recipe: Recipe, task: Any) -> int | None:
+    """Side in pixels of the images of a run, for a reference that is drawn; None: nothing tells.
+
+    Args:
+      task: of its system, with its parts where it is loaded.
+    """
+    told = (recipe.evaluation.options, task, recipe.data)
+    sizes = (getattr(one, "image_size", None) for one in told)
+    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def stamp(source: Source) -> str:

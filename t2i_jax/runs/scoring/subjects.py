@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from t2i_jax.config import to_dict
+from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
 from t2i_jax.eval import layout
 from t2i_jax.eval.prompts import PromptSet
@@ -133,6 +134,21 @@ def of_source(
         no_captions,
         marks,
     )
+
+
+def size_of(spec: str, split: str | None = None) -> int | None:
+    """The shorter side in pixels of the first image that can be read; None without one.
+
+    Args:
+      split: see `of_source`.
+    """
+    files = SourceImages(spec, "images", split=split_of(spec, split, "split"))
+    for row in range(files.split.count):
+        try:
+            return min(files.read(row).shape[:2])
+        except BadSample:
+            continue
+    return None
 
 
 def _own_captions(files) -> tuple[Sequence[str] | None, str]:

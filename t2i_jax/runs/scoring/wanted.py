@@ -16,7 +16,7 @@ from t2i_jax.config import to_dict
 from t2i_jax.data.pipeline import division_of, source_of
 from t2i_jax.errors import UserError
 from t2i_jax.eval.alignment import Judge
-from t2i_jax.eval.evaluation import JUDGES, Evaluation
+from t2i_jax.eval.evaluation import JUDGES
 from t2i_jax.eval.extractors import Extractor
 from t2i_jax.eval.monitored import Monitored
 from t2i_jax.runs.evaluation import check_judge
@@ -26,6 +26,7 @@ from t2i_jax.runs.scoring.metrics import metric_of
 from t2i_jax.runs.scoring.networks import Build, Weights, check_apart
 from t2i_jax.runs.scoring.networks import build as build_network
 from t2i_jax.runs.scoring.reference import Reference, StatisticsReference, open_reference
+from t2i_jax.runs.scoring.sources import size_of_run
 
 _TRIED = 8  # captions that a judge is tried on
 _SLACK = 1.5  # of a number of records that was estimated
@@ -66,7 +67,7 @@ class Wanted:
         check_apart({network: [extractor] for network, extractor in built.items()})
         for network, extractor in built.items():
             found[extractor.name], names[network] = extractor, extractor.name
-        return cls(recipe, asked, found, names, _reference(evaluation, asked, names))
+        return cls(recipe, asked, found, names, _reference(recipe, asked, names))
 
     @property
     def count(self) -> int:
@@ -150,12 +151,15 @@ def _built(network, evaluation, build) -> Extractor:
     return found
 
 
-def _reference(evaluation: Evaluation, asked, names) -> Reference | None:
+def _reference(recipe: Recipe, asked, names) -> Reference | None:
+    evaluation = recipe.evaluation
     if evaluation.reference is None:
         return None
     is_file = evaluation.reference.endswith(".npz")
     try:
-        found = open_reference(evaluation.reference, evaluation.mode if is_file else None)
+        size = size_of_run(recipe, recipe.task)
+        mode = evaluation.mode if is_file else None
+        found = open_reference(evaluation.reference, mode, size)
         for one in asked:
             if one.compares and isinstance(found, StatisticsReference):
                 needs_features = not metric_of(one.metric).by_gaussian
