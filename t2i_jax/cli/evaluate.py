@@ -102,8 +102,9 @@ def measure(
         prompts: Prompts to generate images for: coco:FILE, parti:FILE, geneval:FILE,
             t2i-compbench:FILE, dpg:FOLDER, or a .txt, .tsv, .csv, .jsonl or .json file.
         images: A folder of images in place of a run, or another source, as arrayrecord:DIR.
-        captions: Captions of --images: a .txt with one in each line in the order of the names, or a
-            table with columns file and caption. By default those that lie beside the images.
+        captions: Captions of --images: a table with columns file and caption; a .txt with one in
+            each line in the order of the names, 9 before 10; or a set as of --prompts, by the names
+            that its scorer reads. By default those that lie beside the images.
         split: Of --images that have splits, as hf:NAME.
         metrics: Some of fid, fid_infinity, kid, is, pr (precision, recall), dc (density, coverage),
             clip, clip_hessel, clip_torchmetrics, clip_gigagan, clip_fid, cmmd, fdd, pickscore,
@@ -247,6 +248,7 @@ def reference(
             if told:
                 print(f"{extractor.name}: statistics of {told['count']:,} images {where} {place}")
                 _tell_left_out("images", told["left_out"])
+                _tell_left_out("images", told.get("passed_over"), "passed over")
 
 
 def tokenizer(
@@ -328,8 +330,19 @@ def compare(
     from t2i_jax.runs.scoring.results import read_results
 
     first, second = (read_results(paths.given(name, one)) for name, one in (("a", a), ("b", b)))
-    found = comparing.compare(first[0], second[0], first[1], second[1])
-    print(comparing.table(found, (a.name or "A", b.name or "B")))
+    found = comparing.compare(
+        first.results, second.results, first.values, second.values,
+        marks=(first.marks, second.marks),
+    )  # fmt: skip
+    print(comparing.table(found, _columns(a, b)))
+
+
+def _columns(a, b):
+    """What tells two folders apart: their names, or else their whole paths."""
+    for names in ((a.name, b.name), (str(a), str(b))):
+        if all(names) and names[0] != names[1]:
+            return names
+    return "A", "B"
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
@@ -470,6 +483,7 @@ def _measure_run(run, overrides, step, prompts, count, seed, guidance, settings,
         _tell(next(iter(found.values())), job.out)
     elif processes.is_first():
         print("\n".join(sweep.table({one: found[one] for one in found if one is not None})))
+        _tell_reference(next(iter(found.values())))
 
 
 def _tell(results, out):
@@ -482,13 +496,23 @@ def _tell(results, out):
         print(f"{one['name']}: {one['value']:.6g}{told} ({one['n_generated']:,} images{against})")
     for name, about in results["generated"].items():
         _tell_left_out(name, about["left_out"])
+    images = results["images"].get("of") or results["images"]
+    _tell_left_out("images", images.get("passed_over"), "passed over")
+    _tell_reference(results)
     print(f"results: {out / 'results.json'}")
 
 
-def _tell_left_out(what, counts):
+def _tell_reference(results):
+    """What the reference has left out and passed over, once for all that compare with it."""
+    told = [one["reference"] for one in results["metrics"] if one["reference"]]
+    for how in ("left out", "passed over") if told else ():
+        _tell_left_out("reference", told[0].get(how.replace(" ", "_")), how)
+
+
+def _tell_left_out(what, counts, how="left out"):
     if counts:
         told = ", ".join(f"{reason} {count}" for reason, count in counts.items())
-        print(f"{what}: left out {told}")
+        print(f"{what}: {how} {told}")
 
 
 def _progress(what):

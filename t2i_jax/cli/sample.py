@@ -354,18 +354,18 @@ def _embedded(run, encoder, t5, captions, given):
 
 def _save(out, images, captions, count):
     """A PNG file per image, a grid of the first of them, and the captions by number."""
+    from t2i_jax.eval import sample_folder
     from t2i_jax.eval.grid import grid
     from t2i_jax.pixels import save_png
 
     for i, image in enumerate(images):
-        save_png(out / f"{i // count:03d}-{i % count:02d}.png", image)
+        save_png(out / sample_folder.image_name(i // count, i % count), image)
     shown = max(1, min(len(images), _IN_GRID, _PIXELS_IN_GRID // images[0].size))
     told = [caption for caption in captions for _ in range(count)][:shown]
     rows = -(-count // _COLUMNS)
-    save_png(out / "grid.png", grid(images[:shown], -(-count // rows), 128, told or None))
-    lines = (f"{i:03d} {' '.join(caption.split())}\n" for i, caption in enumerate(captions))
-    (out / "captions.txt").write_text("".join(lines), encoding="utf-8")
-    beside = "" if shown == len(images) else f"; grid.png shows the first {shown}"
+    save_png(out / sample_folder.SHEET, grid(images[:shown], -(-count // rows), 128, told or None))
+    sample_folder.write_captions(out, captions)
+    beside = "" if shown == len(images) else f"; {sample_folder.SHEET} shows the first {shown}"
     print(f"{counted(len(images), 'image')} in {out}{beside}")
 
 

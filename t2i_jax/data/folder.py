@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -27,9 +27,18 @@ TABLES = (
 )
 """Names of the tables that are read, the first of them in a folder."""
 _LEFT = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "lost+found")
+_NO_ENDING = "file without an ending"  # whose bytes are those of no image
 _PACKED = (".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst")
 _LEFTOVER = "leftover of another program"
-_GENEVAL = "metadata.jsonl"
+_GENEVAL, _OF_GENEVAL = "metadata.jsonl", "GenEval's line of a prompt"
+NO_IMAGES = (
+    _LEFTOVER,
+    _NO_ENDING,
+    _OF_GENEVAL,
+    *(f"file of {one}" for one in (*captions.ENDINGS, ".csv", ".tsv", ".html", ".npz")),
+)
+"""How the reasons begin for which files are passed over that are texts, tables, or what programs
+write beside images: whoever measures images misses none there."""
 _ELSEWHERE = {  # files that hold images too, and the source that reads them
     ".parquet": "hf:FOLDER",
     ".tar": "webdataset:FOLDER/*.tar",
@@ -111,6 +120,11 @@ class FolderSource(ImageFiles):
     def image_name(self, index: int) -> str:
         """The name below the folder."""
         return self._samples[index].image
+
+    def image_of(self, index: int) -> Hashable:
+        """The file that the rows of a table name, several of them maybe one."""
+        sample = self._samples[index]
+        return index if sample.reason else sample.image
 
     @property
     def image_files(self) -> Iterable[pathlib.Path]:
@@ -216,7 +230,7 @@ def _sorted_out(parent, where, names, passed_over):
         if _is_left(name):
             passed_over.note(_LEFTOVER, os.path.join(where, name))
         elif _is_of_geneval(parent, name):
-            passed_over.note("GenEval's line of a prompt", os.path.join(where, name))
+            passed_over.note(_OF_GENEVAL, os.path.join(where, name))
         elif name.lower() in TABLES:
             tables.append(name)
         elif ending in ENDINGS:
@@ -333,4 +347,4 @@ def _kind(name):
     ending = os.path.splitext(name)[1].lower()
     if ending in _ELSEWHERE:
         return f"file of {ending}; alone in a folder, data.source={_ELSEWHERE[ending]} reads it"
-    return f"file of {ending[:20]}" if ending else "file without an ending"
+    return f"file of {ending[:20]}" if ending else _NO_ENDING

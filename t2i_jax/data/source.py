@@ -10,7 +10,7 @@ import functools
 import importlib
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,12 @@ class Source(abc.ABC):
         except BadSample as bad:
             return bad.name
         return None if file is None else file[1]
+
+    def image_of(self, index: int) -> Hashable:
+        """Tells the image of a record from all others: two records with several captions of one
+        image have the same. By default each record has its own.
+        """
+        return index
 
     def file(self, index: int) -> tuple[bytes, str] | None:
         """The image file of a record as it is stored, and its name; None where images are no files.

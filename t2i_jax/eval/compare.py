@@ -23,10 +23,13 @@ from t2i_jax.words import counted
 Values = Mapping[str, Mapping[tuple[Hashable, int], float]]
 """One value per image, by metric and then by (prompt, number of the image among those of its
 prompt)."""
+Marks = Mapping[tuple[Hashable, int], str]
+"""By (prompt, number) a digest of the caption or the original image that values are measured
+against."""
 
 _LEAST = 10  # prompts that a paired difference needs
 # of a metric's entry: what two results may have different and still be of one protocol
-_FREE = ("value", "interval", "path", "file", "stderr", "seconds")
+_FREE = ("value", "interval", "path", "file", "stderr", "seconds", "passed_over")
 _LOWER = ("fid", "fd", "kid", "cmmd", "lpips", "rfid", "sfid", "mse", "loss", "clip_fid")
 
 
@@ -94,6 +97,7 @@ def compare(
     values_a: Values | None = None,
     values_b: Values | None = None,
     level: float = LEVEL,
+    marks: tuple[Marks, Marks] = ({}, {}),
 ) -> list[Comparison]:
     """The metrics that two results share.
 
@@ -107,9 +111,11 @@ def compare(
         "prompts" (with "sha256" and "file_sha256") where there are such. "metrics" may be a list
         of entries with "name".
       values_a, values_b: one value per image, of those metrics that have them.
+      marks: of the values of both that have one.
 
     Raises:
-      UserError: the results share no metric, or were measured in different ways; with the field.
+      UserError: the results share no metric, were measured in different ways (with the field), or
+        against other captions or images under the same names.
     """
     entries_a, entries_b = _entries(a), _entries(b)
     names = [name for name in entries_a if name in entries_b]
@@ -126,6 +132,7 @@ def compare(
         if pairs[0] is not None and pairs[1] is not None:
             require_same(name, _measured(left, False), _measured(right, False))
             _check_ids(name, a, b)
+            _check_marks(name, pairs[0], *marks)
             found.append(_paired(name, *pairs, level))
         else:
             require_same(name, _measured(left, True), _measured(right, True))
@@ -169,6 +176,19 @@ def _check_ids(name, a, b):
     files = [(one.get("prompts") or {}).get("file_sha256") for one in (a, b)]
     if None not in files and files[0] != files[1]:
         require_same(name, _prompts(a), _prompts(b))
+
+
+def _check_marks(name, values, left, right):
+    """Refuses to pair values under one name that are of two captions, or of two images that were
+    reconstructed. Results of earlier versions do not tell.
+    """
+    others = [key for key in values if key in left and right.get(key, left[key]) != left[key]]
+    if others:
+        raise UserError(
+            f"{name} can't be compared: {shown(others[0][0])} is measured against one caption or "
+            "original image in the first and against another in the second "
+            f"({len(others):,} of {counted(len(values), 'value')}); measure both with the same."
+        )
 
 
 def _paired(name, left, right, level):

@@ -10,12 +10,14 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from t2i_jax import config, files
+from t2i_jax.data.ledger import printable
 from t2i_jax.errors import UserError
+from t2i_jax.eval.prompt_files import natural
 from t2i_jax.eval.prompts import PromptSet
 from t2i_jax.pixels import png_bytes
 from t2i_jax.words import counted
@@ -34,6 +36,8 @@ class Layout:
       images_per_file: 1, or 4 in a grid of two rows.
       forbidden: characters that a name can't hold, because the scorer takes names apart there.
       scorer: what reads the folder.
+      before_number: the character before an image's number, behind what the images of a prompt have
+        in common; "": a prompt has one file.
     """
 
     kind: str
@@ -41,6 +45,7 @@ class Layout:
     images_per_file: int
     forbidden: str
     scorer: str
+    before_number: str
 
 
 def _geneval(prompts):
@@ -72,16 +77,18 @@ LAYOUTS = {
     one.kind: one
     for one in (
         Layout(
-            "geneval", _geneval, 1, "", "GenEval's evaluation/evaluate_images.py FOLDER"
+            "geneval", _geneval, 1, "", "GenEval's evaluation/evaluate_images.py FOLDER", "/",
         ),
         Layout(
             "dpg", _dpg, 4, "/.",
             "DPG-Bench's compute_dpg_bench.py --image-root-path FOLDER --pic-num 4 --resolution "
             "SIDE",
+            "",
         ),
         Layout(
             "t2i-compbench", _compbench, 1, "/_",
             "T2I-CompBench's scorers with --out_dir FOLDER/CATEGORY",
+            "_",
         ),
     )
 }  # fmt: skip
@@ -148,6 +155,29 @@ def missing(folder: pathlib.Path, prompts: PromptSet) -> list[str]:
     return [name for name in _wanted(prompts) if not (folder / name).is_file()]
 
 
+def pairs(names: Sequence[str], prompts: PromptSet, named: str) -> list[tuple[int, int]] | None:
+    """The place of each image's prompt, and the image's number among those of that, from the names
+    of files as `write` gives them; None where no image has such a name.
+
+    Endings and numbers may be others, and a folder that all files would lie in may be left out.
+
+    Args:
+      names: below their folder. prompts: of a kind with a layout. named: the images, for sentences.
+
+    Raises:
+      UserError: some images have other names, or some prompts fewer images.
+    """
+    layout = LAYOUTS[prompts.kind]
+    there = [_apart(layout, name) for name in names]
+    for wanted in _below_common([_apart(layout, of[0])[0] for of in layout.names(prompts)]):
+        places: dict[str, list[int]] = {}
+        for place, shared in enumerate(wanted):
+            places.setdefault(shared, []).append(place)
+        if any(shared in places for shared, _ in there):
+            return _paired(names, there, places, prompts, named)
+    return None
+
+
 def grid_of(images_NHWC: np.ndarray) -> np.ndarray:
     """One image of 1, or 4 images in two rows without a gap: first row the first two."""
     if len(images_NHWC) == 1:
@@ -155,6 +185,46 @@ def grid_of(images_NHWC: np.ndarray) -> np.ndarray:
     count, height, width, channels = images_NHWC.shape
     rows = images_NHWC.reshape(2, count // 2, height, width, channels).swapaxes(1, 2)
     return rows.reshape(2 * height, count // 2 * width, channels)
+
+
+def _apart(layout, name):
+    """What the images of a prompt have in common of a name, and the number behind it."""
+    stem = os.path.splitext(name)[0]
+    shared, _, number = (
+        stem.rpartition(layout.before_number) if layout.before_number else (stem, "", "")
+    )
+    return shared, number
+
+
+def _below_common(shared):
+    """Names, and what they are below the folders that all of them lie in."""
+    common = os.path.commonpath([os.path.dirname(one) for one in shared])
+    for depth in range(len(common.split("/")) + 1 if common else 1):
+        yield [one.split("/", depth)[depth] for one in shared]
+
+
+def _paired(names, there, places, prompts, named):
+    rows_of: dict[str, list[int]] = {shared: [] for shared in places}
+    for row, (shared, _) in enumerate(there):
+        if shared not in rows_of:
+            raise UserError(
+                f"{named} has {printable(names[row])!r}, which is of no prompt of {prompts.kind}, "
+                "among images that are; remove it, or give the captions of these images."
+            )
+        rows_of[shared].append(row)
+    each = max(-(-len(rows) // len(places[shared])) for shared, rows in rows_of.items())
+    found: list[tuple[int, int]] = [(0, 0)] * len(names)
+    for shared, rows in rows_of.items():
+        if len(rows) != each * len(places[shared]):
+            first = prompts.prompts[places[shared][0]].id
+            raise UserError(
+                f"{named} has {counted(len(rows), 'image')} of prompt {first!r} of {prompts.kind}, "
+                f"and {each} of others; give as many of each."
+            )
+        rows.sort(key=lambda row: natural(there[row][1]))  # stands for one prompt after the other
+        for i, row in enumerate(rows):
+            found[row] = places[shared][i // each], i % each
+    return found
 
 
 def _wanted(prompts):

@@ -176,7 +176,7 @@ def dpg(path: pathlib.Path, count: int | None, seed: int) -> tuple[list[Prompt],
             f"prompts={paths.shown(path)} is a file; give the folder with a .txt for each prompt."
         )
     prompts = []
-    for file in sorted(path.glob("*.txt"), key=lambda file: _natural(file.stem)):
+    for file in sorted(path.glob("*.txt"), key=lambda file: natural(file.stem)):
         text = _one_line(" ".join(_lines(file)))
         if not text:
             raise UserError(f"prompts={paths.shown(file)} is empty; write its prompt into it.")
@@ -208,6 +208,11 @@ def sha256_of(path: pathlib.Path) -> str:
             digest.update(os.fsencode(file.name) + b"\0")
         files.hash_into(digest, file)
     return digest.hexdigest()
+
+
+def natural(name: str) -> tuple[int, int, str]:
+    """What names are sorted by: numbers by their value, before other names."""
+    return (0, int(name), name) if name.isascii() and name.isdigit() else (1, 0, name)
 
 
 _NO_COCO = "give MS-COCO's captions_val2014.json"
@@ -278,8 +283,3 @@ def _lines(path):
 
 def _one_line(text):
     return " ".join(text.split())
-
-
-def _natural(name):
-    """Numbers by their value, before other names."""
-    return (0, int(name), name) if name.isascii() and name.isdigit() else (1, 0, name)

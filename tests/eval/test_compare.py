@@ -79,6 +79,17 @@ def test_ids_of_two_files_of_prompts_are_no_pairs():
         compare(whole, other, values, others)
 
 
+def test_values_of_one_name_against_two_things_are_no_pairs():
+    values, (same, other) = of_images(np.zeros(40)), ("same", "other")
+    marks = dict.fromkeys(values["clip_score"], same)
+    some = scored(np.zeros(40)), scored(np.zeros(40)), values, values
+    for one in (marks, {}):  # results of earlier versions have none
+        assert compare(*some, marks=(marks, one))[0].shared == 20
+    others = {**marks, ("prompt 3", 1): other}
+    with pytest.raises(UserError, match="'prompt 3' is measured against one .*1 of 40 values"):
+        compare(*some, marks=(marks, others))
+
+
 def test_a_distance_is_paired_by_its_halves():
     def spans(values, seed=0):
         one = iter(values)

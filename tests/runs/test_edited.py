@@ -19,7 +19,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.eval.compare import compare, table
 from t2i_jax.runs import folder
 from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
-from t2i_jax.runs.scoring.results import RESULTS, VALUES, read_results
+from t2i_jax.runs.scoring.results import MARKS, RESULTS, VALUES, read_results
 from tests.e2e import tiny, tiny_imagen
 from tests.foreign.edits import edits
 from tests.runs import untrained
@@ -224,6 +224,7 @@ RESULT_FILES = {
         ],
     },
     VALUES: {"clip": [[f"{row:05d}", 0, row / 8] for row in range(12)]},
+    MARKS: [[f"{row:05d}", 0, "0a"] for row in range(12)],
 }
 
 
@@ -243,12 +244,14 @@ def test_any_edit_of_results_gives_a_comparison_or_a_sentence(tmp_path, name):
         _write(tmp_path, {**RESULT_FILES, name: value})
         try:
             found = read_results(tmp_path)
-            assert table(compare(whole[0], found[0], whole[1], found[1]))
+            marks = (whole.marks, found.marks)
+            pair = whole.results, found.results, whole.values, found.values
+            assert table(compare(*pair, marks=marks))
         except UserError as error:
             assert str(error).endswith(".") and "\n" not in str(error)
 
     edited()
-    for damage in ([], None, 3, {"metrics": 3}, {"metrics": [3]}, {"clip": [[1, 2]]}, {"a": 1}):
+    for damage in ([3], None, 3, {"metrics": 3}, {"metrics": [3]}, {"clip": [[1, 2]]}, {"a": 1}):
         _write(tmp_path, {**RESULT_FILES, name: damage})
         with pytest.raises(UserError, match=f"{name}' is missing or damaged"):
             read_results(tmp_path)

@@ -172,6 +172,11 @@ def test_training_is_the_same_without_and_after_a_crash(trained, tmp_path):
     assert _measured(tmp_path / "crashed") == _measured(workdir)
 
 
+def test_a_reference_that_is_drawn_is_as_large_as_the_images():
+    reference = Wanted.of(_recipe(reference="digits")).reference
+    assert reference is not None and reference._images.read(0).shape == (16, 16, 3)
+
+
 def test_statistics_of_a_file_are_compared_with_as_their_images_are(trained, tmp_path):
     recipe, system, _ = trained
     real = scoring_toys.write_images(tmp_path / "real", 12)

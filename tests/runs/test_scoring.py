@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from t2i_jax import files
+from t2i_jax.cli import sample
 from t2i_jax.cluster import lock
 from t2i_jax.data.pipeline import DataConfig
 from t2i_jax.data.table import ENDINGS, FILE_KEYS
@@ -21,7 +22,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.eval import extractors, layout, prompts, statistics_file
 from t2i_jax.eval.frechet import Gaussian, frechet
 from t2i_jax.eval.moments import Moments
-from t2i_jax.runs.scoring import features, statistics, subjects
+from t2i_jax.runs.scoring import features, pairing, statistics
 from t2i_jax.runs.scoring.held_out import HeldOutImages
 from t2i_jax.runs.scoring.sources import SourceImages
 from t2i_jax.runs.scoring.split import Share, Split
@@ -443,7 +444,7 @@ def test_every_column_that_names_an_image_pairs_captions_by_name(folders, measur
     file = tmp_path / "names.jsonl"
     file.write_text("\n".join(map(json.dumps, rows[::-1])))
     images = SourceImages(f"folder:{made}", "images")
-    found = subjects._matched(images, prompts.read(str(file)), "made")
+    found = pairing.paired(images, prompts.read(str(file)), "made").of_images
     assert [one.text for one, _ in found] == [row["caption"] for row in rows]
     file.write_text("\n".join(map(json.dumps, [*rows[1:], rows[1]])))
     assert "no caption for 000.png" in _refused_captions(folders, file, tmp_path / "out")
@@ -474,9 +475,99 @@ def test_captions_in_order_are_as_many_as_images_or_as_a_benchmark_groups_them(f
     bench.write_text("\n".join([json.dumps(row)] * 3))
     known = prompts.read(f"geneval:{bench}")
     for count in (3, 12):
-        numbers = [number for _, number in subjects._in_order(count, known, "made")]
+        numbers = [number for _, number in pairing._in_order(count, known, "made")]
         assert numbers == [*range(count // 3)] * 3
     assert "or 4 for each" in _refused_captions(folders, f"geneval:{bench}", tmp_path / "out")
+
+
+def _benchmark(home, kind):
+    """Two prompts, of which neither the order of texts nor that of names is that of the set."""
+    texts = ["two red cups", "a blue cup", "an apple"]
+    if kind == "geneval":
+        rows = [{"tag": "colors", "include": [], "prompt": text} for text in texts]
+        (home / "set.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return prompts.read(f"geneval:{home / 'set.jsonl'}")
+    if kind == "t2i-compbench":
+        (home / "color_val.txt").write_text("\n".join([*texts, texts[0]]))
+        return prompts.read(f"t2i-compbench:{home / 'color_val.txt'}")
+    (home / "set").mkdir()
+    for name, text in zip((9, 10, "x1"), texts, strict=True):
+        (home / "set" / f"{name}.txt").write_text(text)
+    return prompts.read(f"dpg:{home / 'set'}")
+
+
+@pytest.mark.parametrize("kind", layout.LAYOUTS)
+def test_images_for_a_scorer_have_the_captions_that_they_were_made_of(tmp_path, kind):
+    known = _benchmark(tmp_path, kind)
+    each = known.images_per_prompt
+
+    def made(place):
+        images = np.full((each, 8, 8, 3), place, np.uint8)
+        images[..., 1] = np.arange(each)[:, None, None]
+        return images
+
+    home = tmp_path / "made"
+    layout.write(home, known, made)
+    folders = [home, *((home / "color", home / "color" / "samples") if "comp" in kind else ())]
+    for folder in folders:
+        images = SourceImages(f"folder:{folder}", "images")
+        found, rule = pairing.paired(images, known, "made")
+        read = [tuple(images.read(row)[0, 0, :2]) for row in range(len(found))]
+        assert read == [(known.prompts.index(one), number) for one, number in found]
+        assert len(found) == len(known) * (1 if kind == "dpg" else each)
+        assert bool(rule) == (kind != "geneval")
+    path = sorted(home.rglob("*.png"))[-1]
+    path.rename(home / "other.png")
+    with pytest.raises(UserError, match="has 'other.png', which is of no prompt of"):
+        pairing.paired(SourceImages(f"folder:{home}", "images"), known, "made")
+    (home / "other.png").unlink()
+    with pytest.raises(UserError, match=f"of {kind}, and .* of others; give as many of each"):
+        pairing.paired(SourceImages(f"folder:{home}", "images"), known, "made")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{i}.png" for i in range(11)],
+        [f"image_{i}_of_11.png" for i in range(11)],
+        [f"{i}/x.png" for i in range(11)],
+        [f"{i:03d}-00.png" for i in range(995, 1006)],
+        [f"{i:02d} {word}.png" for i, word in enumerate("kjihgfedcba")],
+        ["e", *"abcd"],
+    ],
+)
+def test_captions_in_order_are_in_that_of_the_numbers_of_files(tmp_path, names):
+    names = [name if "." in name else f"{name}.png" for name in names]
+    for i, name in enumerate(names):
+        (tmp_path / "made" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / "made" / name)
+    file = tmp_path / "captions.txt"
+    file.write_text("\n".join(f"caption {i}" for i in range(len(names))))
+    images = SourceImages(f"folder:{tmp_path / 'made'}", "images")
+    found, rule = pairing.paired(images, prompts.read(str(file)), "made")
+    shown = [images.read(row)[0, 0, 0] for row in range(len(names))]
+    is_numbered = names[0] != "e.png"
+    wanted = shown if is_numbered else range(len(names))
+    assert [one.text for one, _ in found] == [f"caption {i}" for i in wanted]
+    assert bool(rule) == (is_numbered and shown != sorted(shown))
+    if not is_numbered:  # nothing tells that they are in the order of a benchmark
+        with pytest.raises(UserError, match="are not numbered .*give a table with the columns"):
+            rows = ["Prompt\tCategory\tChallenge", *(f"{i}\tx\tx" for i in range(len(names)))]
+            (tmp_path / "parti.tsv").write_text("\n".join(rows))
+            pairing.paired(images, prompts.read(f"parti:{tmp_path / 'parti.tsv'}"), "made")
+
+
+def test_images_that_are_named_by_ids_have_the_captions_of_these(tmp_path):
+    (tmp_path / "set.csv").write_text("id,caption\n31,x\n7,y\n100,z\n")
+    write_images(tmp_path / "made", 3)
+    for i, name in enumerate((100, 31, 7)):
+        (tmp_path / "made" / f"{i:03d}.png").rename(tmp_path / "made" / f"{name}.png")
+    images = SourceImages(f"folder:{tmp_path / 'made'}", "images")
+    found, rule = pairing.paired(images, prompts.read(f"coco:{tmp_path / 'set.csv'}"), "made")
+    assert [(images.source.image_name(i), one.text) for i, (one, _) in enumerate(found)] == [
+        ("100.png", "z"), ("31.png", "x"), ("7.png", "y"),
+    ]  # fmt: skip
+    assert rule == "by their ids"
 
 
 def test_a_folder_for_genevals_scorer_is_measured_with_its_prompts(tmp_path):
@@ -492,6 +583,169 @@ def test_a_folder_for_genevals_scorer_is_measured_with_its_prompts(tmp_path):
     )  # fmt: skip
     values = json.loads((tmp_path / "out" / "values.json").read_text())["clip_score_clip_toy"]
     assert [row[:2] for row in values] == [[f"0000{i}", n] for i in range(2) for n in range(4)]
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    """A folder of `t2i sample`: three captions, two images of each."""
+    home = tmp_path_factory.mktemp("sampled")
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    sample._save(home, images, ["a red cup", "12 blue  cups", "an apple"], 2)
+    return home
+
+
+@pytest.mark.parametrize("captions", ["beside", "numbered", "plain", "moved"])
+def test_a_folder_of_t2i_sample_is_its_images_with_their_captions(sampled, tmp_path, captions):
+    home, out, more = sampled, tmp_path / "out", ()
+    if captions == "plain":
+        (tmp_path / "prompts.txt").write_text("a red cup\n12 blue  cups\nan apple\n")
+        more = ("--captions", tmp_path / "prompts.txt")
+    elif captions == "numbered":
+        more = ("--captions", sampled / "captions.txt")
+    elif captions == "moved":
+        home = shutil.copytree(sampled, tmp_path / "all" / "seed0").parent
+    done = inside("evaluate", "--images", home, "--metrics", "is,clip", "--out", out, *more)
+    metrics, results = _metrics(out)
+    assert results["images"]["count"] == 6
+    assert results["images"]["passed_over"] == {"grid.png of t2i sample": 1}
+    assert "images: passed over grid.png of t2i sample 1" in done.stdout
+    assert ("have the numbers of t2i sample" in done.stderr) == (captions == "numbered")
+    names = [f"{i:03d}-{j:02d}.png" for i in range(3) for j in range(2)]
+    texts = [text for text in ("a red cup", "12 blue cups", "an apple") for _ in range(2)]
+    rows = [f"{name}\t{text}" for name, text in zip(names, texts, strict=True)]
+    bare = shutil.copytree(sampled, tmp_path / "bare")
+    (bare / "grid.png").unlink()
+    (bare / "captions.txt").unlink()
+    (tmp_path / "table.tsv").write_text("\n".join(["file\tcaption", *rows]))
+    inside(
+        "evaluate", "--images", bare, "--metrics", "is,clip", "--captions", tmp_path / "table.tsv",
+        "--out", tmp_path / "wanted",
+    )  # fmt: skip
+    wanted, _ = _metrics(tmp_path / "wanted")
+    assert {name: one["value"] for name, one in metrics.items()} == {
+        name: one["value"] for name, one in wanted.items()
+    }
+
+
+@pytest.mark.parametrize("damage", ["none", "other", "unnumbered", "few", "named"])
+def test_a_file_that_is_called_as_the_sheet_is_an_image_elsewhere(sampled, tmp_path, damage):
+    made = shutil.copytree(sampled, tmp_path / "made")
+    if damage == "none":
+        (made / "captions.txt").unlink()
+    elif damage == "other":
+        (made / "captions.txt").write_bytes(b"\xff\xfe")
+    elif damage == "unnumbered":
+        (made / "captions.txt").write_text("a red cup\n12 blue cups\nan apple\n")
+    elif damage == "few":
+        (made / "captions.txt").write_text("000 a red cup\n001 12 blue cups\n")
+    else:
+        (made / "001-01.png").rename(made / "cup.png")
+    images = SourceImages(f"folder:{made}", "images")
+    assert images.split.count == 7
+    assert "grid.png of t2i sample" not in images.passed_over().get("passed_over", {})
+
+
+def _with_rows(folder, home, each):
+    """A folder whose table names every image so many times."""
+    rows = [
+        f"{path.name},caption {i} of {path.stem}"
+        for path in sorted(folder.glob("*.png"))
+        for i in range(each)
+    ]
+    shutil.copytree(folder, home)
+    (home / "captions.csv").write_text("\n".join(["file,caption", *rows]))
+    return home
+
+
+def test_an_image_that_a_table_names_in_several_rows_is_one_image(folders, measured, tmp_path):
+    made, real = (_with_rows(one, tmp_path / one.name, 5) for one in folders)
+    told = _evaluate((made, real), tmp_path / "out", "--metrics", "fid,kid,pr,dc,is")
+    metrics, results = _metrics(tmp_path / "out")
+    whole, _ = _metrics(measured[0])
+    for name, one in metrics.items():
+        assert one["value"] == pytest.approx(whole[name]["value"], rel=1e-9), name
+        assert one["n_reference"] in (None, 60) and one["n_generated"] == 45
+    assert results["images"]["passed_over"]["further row of an image"] == 180
+    assert "reference: passed over further row of an image 240\n" in told
+    inside("evaluate", "reference", real, "--out", tmp_path / "real.npz")
+    about = json.loads((tmp_path / "real.json").read_text())["images"]
+    assert about["count"] == 60 and about["passed_over"]["further row of an image"] == 240
+    out = tmp_path / "clip"
+    inside("evaluate", "--images", made, "--metrics", "clip", "--out", out)
+    assert _metrics(out)[0]["clip_score_clip_toy"]["n_generated"] == 5 * 45
+    said = refused("evaluate", "--images", made, "--metrics", "clip,is", "--out", tmp_path / "both")
+    assert "metrics=clip takes an image of" in said and "has 180 further rows of images" in said
+
+
+def test_what_lies_with_images_and_is_not_measured_is_told(folders, tmp_path):
+    made, real = tmp_path / "made", tmp_path / "real"
+    shutil.copytree(folders[0], made)
+    (made / "other.heic").write_bytes(b"")
+    (made / "Thumbs.db").write_bytes(b"")
+    shutil.copytree(folders[1], real / "val")
+    (real / "train").symlink_to(folders[0])
+    told = _evaluate((made, real), tmp_path / "out", "--metrics", "fid")
+    assert "images: passed over file of .heic 1\n" in told
+    assert "reference: passed over link to a folder 1\n" in told
+    metrics, results = _metrics(tmp_path / "out")
+    assert results["images"]["passed_over"] == {"file of .heic": 1}
+    reference = metrics["fid_clean_inception"]["reference"]
+    assert reference["passed_over"] == {"link to a folder": 1} and reference["count"] == 60
+    (real / "train").unlink()  # what lies there changes no plan, and no comparison
+    (made / "other.heic").unlink()
+    before = (tmp_path / "out").rename(tmp_path / "before")
+    shutil.copytree(before, tmp_path / "out")
+    told = _evaluate((made, real), tmp_path / "out", "--metrics", "fid")
+    assert "passed over" not in told
+    assert "passed_over" not in _metrics(tmp_path / "out")[1]["images"]
+    assert "fid_clean" in inside("evaluate", "compare", before, tmp_path / "out").stdout
+    table = "file,caption\n" + "".join(f"{i:03d}.png,x\n" for i in range(10))
+    (real / "val" / "metadata.csv").write_text(table)
+    told = _evaluate((made, real), tmp_path / "few", "--metrics", "fid")
+    assert "45 images against 10" in told and "image that no table names 50" in told
+
+
+def test_images_of_one_name_with_two_captions_are_no_pairs(folders, measured, tmp_path):
+    made = shutil.copytree(folders[0], tmp_path / "made")
+    (made / "003.txt").write_text("another caption")
+    inside("evaluate", "--images", made, "--metrics", "clip", "--out", tmp_path / "out")
+    said = refused("evaluate", "compare", measured[0], tmp_path / "out")
+    assert "'003.png' is measured against one caption" in said and "(1 of 45 values)" in said
+    older = shutil.copytree(measured[0], tmp_path / "older")
+    (older / "marks.json").unlink()  # as earlier versions wrote results
+    told = inside("evaluate", "compare", older, tmp_path / "out").stdout
+    assert "on 45 shared prompts" in told
+
+
+def test_the_columns_of_a_comparison_tell_its_folders_apart(measured, tmp_path):
+    one, other = (tmp_path / name / "eval" / "coco" for name in "ab")
+    for home in (one, other):
+        shutil.copytree(measured[0], home)
+    head = inside("evaluate", "compare", one, other).stdout.splitlines()[0].split()
+    assert head[1:3] == [str(one), str(other)]
+    head = inside("evaluate", "compare", measured[0], other).stdout.splitlines()[0].split()
+    assert head[1:3] == ["all", "coco"]
+
+
+@pytest.mark.parametrize("side", [12, 40])
+def test_a_reference_that_is_drawn_is_as_large_as_the_images(tmp_path, side):
+    made = write_images(tmp_path / "made", 3, size=side)
+    reference = ("--reference", "digits", "--metrics", "fid")
+    inside("evaluate", "--images", made, *reference, "--out", tmp_path / "out")
+    about = _metrics(tmp_path / "out")[0]["fid_clean_inception"]["reference"]
+    assert list(about["sizes"]) == [f"{side}x{side}"]
+    keys = {SourceImages("digits", "images", size).key(0) for size in (None, 32, side)}
+    assert len(keys) == 2  # those of the usual size are those of before
+
+
+def test_a_folder_that_is_called_as_a_built_in_dataset_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    done = inside("evaluate", "--images", "digits", "--metrics", "is", "--out", tmp_path / "out")
+    assert "images=digits is the built-in dataset, not the folder of that name" in done.stderr
+    write_images(tmp_path / "digits" / "x", 3)
+    done = inside("evaluate", "--images", "./digits", "--metrics", "is", "--out", tmp_path / "own")
+    assert "built-in" not in done.stderr and "(3 images)" in done.stdout
 
 
 def test_images_of_other_kinds_are_read_and_broken_real_ones_counted(folders, tmp_path):

@@ -491,6 +491,15 @@ def test_benchmarks_get_their_own_folders(run, tmp_path):
     ]  # fmt: skip
 
 
+def test_a_reference_that_is_drawn_is_as_large_as_the_images_of_a_run(run, tmp_path):
+    inside(
+        "evaluate", run / "run", "--prompts", run / "prompts.tsv", "--reference", "digits",
+        "--metrics", "fid", "--out", tmp_path / "out",
+    )  # fmt: skip
+    [one] = _results(tmp_path / "out")["metrics"]
+    assert one["reference"]["sizes"] == {"8x8": one["n_reference"]}
+
+
 def test_intervals_of_a_judge_count_images_of_one_prompt_as_such(run, tmp_path):
     rows = [{**_CUP, "prompt": prompt} for prompt in _PROMPTS]
     (tmp_path / "geneval.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -14,7 +14,7 @@ from t2i_jax.eval.moments import Moments
 from t2i_jax.eval.reconstruction import codebook_usage, psnr, ssim, ssim_skimage
 from t2i_jax.runs.scoring import tokenizer
 from t2i_jax.runs.scoring.split import Share, Split
-from tests.e2e.command import inside
+from tests.e2e.command import inside, refused
 from tests.runs.scoring_toys import Levels, toy_extractor, write_images
 
 
@@ -25,8 +25,8 @@ def _far(one, other):
 _ALONE = Share()
 
 
-def _evaluate(folder, out, seed=0, share=_ALONE):
-    images = tokenizer.CroppedImages(f"folder:{folder}", 12, "adm", 4)
+def _evaluate(folder, out, seed=0, share=_ALONE, crop="adm"):
+    images = tokenizer.CroppedImages(f"folder:{folder}", 12, crop, 4)
     measures = tokenizer.Measures([toy_extractor("inception-tf")], {"toy": _far})
     system = Levels({"all": {"w": np.full(2, seed, np.float32)}})
     return tokenizer.evaluate(out, system, images, measures, out, share, batch_size=3), images
@@ -123,3 +123,19 @@ def test_an_image_that_can_not_be_read_is_named(tmp_path):
     (folder / "001.png").write_bytes((folder / "001.png").read_bytes()[:80])
     with pytest.raises(UserError, match="has 001.png, which can't be used"):
         _evaluate(folder, tmp_path / "out")
+
+
+def test_reconstructions_of_other_originals_are_no_pairs(tmp_path):
+    folder = write_images(tmp_path / "images", 10, size=31)
+    results, _ = _evaluate(folder, tmp_path / "out")
+    assert results["images"]["of"] == {
+        "kind": "folder", "path": str(folder), "size": 12, "crop": "adm",
+    }  # fmt: skip
+    _evaluate(folder, tmp_path / "same", seed=1)
+    told = inside("evaluate", "compare", tmp_path / "out", tmp_path / "same").stdout
+    assert "on 10 shared prompts" in told
+    _evaluate(folder, tmp_path / "crop", crop="center")
+    _evaluate(write_images(tmp_path / "others", 10, seed=1, size=31), tmp_path / "other")
+    for name in ("crop", "other"):
+        said = refused("evaluate", "compare", tmp_path / "out", tmp_path / name)
+        assert "original image in the first and against another" in said

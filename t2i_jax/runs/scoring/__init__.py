@@ -5,6 +5,8 @@
     OUT/features/             features of the generated images and of the reference, per shard
     OUT/results.json          the metrics, and all that is needed to compute them again
     OUT/values.json           one value per image, of the metrics that have such
+    OUT/marks.json            a digest of the caption beside each image, or of each original that a
+                              tokenizer gives back, by which two results are paired
     OUT/times.json            seconds that the last command took; the only file that is not the same
                               when it is made again
     OUT/report.html           the numbers and images in one page

@@ -59,6 +59,10 @@ class HeldOutImages:
         told = {name: data[name] for name in data if name not in ("workers", "threads", "type")}
         return {"kind": self._samples.name, "of": told, "first": self.split.count}
 
+    def passed_over(self) -> dict[str, Any]:
+        """{}: the training tells it of all of its data."""
+        return {}
+
     @functools.cached_property
     def _stamp(self):
         return stamp(source_of(self._samples.data))

@@ -11,11 +11,12 @@ from typing import Any
 
 from t2i_jax import paths
 from t2i_jax.cluster import lock, processes
+from t2i_jax.data.source import EMBEDDED
 from t2i_jax.errors import UserError
 from t2i_jax.eval.prompts import PromptSet
 from t2i_jax.eval.protocol import Protocol
 from t2i_jax.runs.recipe import Recipe
-from t2i_jax.runs.scoring import generate, networks, page, plan, subjects, sweep
+from t2i_jax.runs.scoring import generate, networks, page, plan, sources, subjects, sweep
 from t2i_jax.runs.scoring.features import BATCH_SIZE
 from t2i_jax.runs.scoring.metrics import metric_of
 from t2i_jax.runs.scoring.networks import Build, Weights
@@ -29,6 +30,7 @@ from t2i_jax.runs.scoring.results import read_results
 from t2i_jax.runs.scoring.score import Images, Measures, check, score
 from t2i_jax.runs.scoring.split import SHARD_SIZE, Share
 from t2i_jax.systems import generation
+from t2i_jax.words import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +85,21 @@ class Job:
                 f"{','.join(self.metrics)}; leave it out, or add fid."
             )
 
-    def opened(self, build: Build = networks.build) -> tuple[Measures, Reference | None]:
+    def opened(
+        self, build: Build = networks.build, size: int | None = None
+    ) -> tuple[Measures, Reference | None]:
         """The networks and the reference, with all their files read.
+
+        Args:
+          size: of the images that are measured, for a reference that is drawn; a protocol's own
+            goes before it.
 
         Raises:
           UserError: weights or a reference that are not there.
         """
         modes = self.modes if self.protocol is None else self.protocol.modes
         wanted = dict.fromkeys(metric_of(name).network for name in self.metrics)
-        size = None if self.protocol is None else self.protocol.size
+        size = (self.protocol and self.protocol.size) or size
         reference = self.reference and open_reference(
             self.reference, self.reference_mode, size, self.shard_size, self.reference_split
         )
@@ -144,13 +152,19 @@ def evaluate_source(
     Returns:
       The results; {} in a process that is not the first.
     """
-    measures, reference = job.opened(build)
+    is_drawn = job.reference in EMBEDDED
+    measures, reference = job.opened(build, subjects.size_of(spec, split) if is_drawn else None)
     with lock.held(job.out, "out"):
-        images = subjects.of_source(spec, captions, job.shard_size, split)
+        by_caption = [metric_of(name).needs_captions for name in job.metrics]
+        each_row = captions is None and any(by_caption)
+        images = subjects.of_source(spec, captions, job.shard_size, split, each_row)
+        if not all(by_caption):
+            _check_one_row(spec, images.files, job.metrics, by_caption)
         count = images.files.split.count
         check(measures, reference, images.captions, count, images.no_captions)
         told = images.about()
         counted = {**told["images"], "shard_size": job.shard_size}
+        counted.pop("passed_over", None)  # what lies beside them changes no image
         plan.settle(job.out, {**told, "images": counted, "software": plan.software()})
         return _scored(job, images, reference, measures, job.out, progress, spec)
 
@@ -179,11 +193,17 @@ def evaluate_run(
     if job.protocol is not None:
         job.protocol.check_prompts(prompts)
     measures, reference = job.opened(build)
+    system, size = None, None
+    if job.reference in EMBEDDED:  # it is drawn as large as the run's images are
+        system = generate.loaded(run, step, job.mesh)
+        size = sources.size_of_run(recipe, system.task)
+    measures, reference = job.opened(build, size)
     if isinstance(reference, ImagesReference):
         reference.check_apart(job.out)
     if job.metrics:
         check(measures, reference, prompts.texts, len(prompts) * prompts.images_per_prompt)
-    system, found = generate.loaded(run, step, job.mesh), dict[float | None, Mapping[str, Any]]()
+    system = system or generate.loaded(run, step, job.mesh)
+    found = dict[float | None, Mapping[str, Any]]()
     with contextlib.nullcontext() if processes.is_first() else generation.quiet():
         system.check_prompts(prompts.texts)
         if job.protocol is not None and (told := job.protocol.other_prompts(prompts.about())):
@@ -214,10 +234,21 @@ def _scored(job, images, reference, measures, out, progress, title):
         return {}
     results = score(images, reference, measures, out, job.out, None, progress)
     if results:
-        _, values = read_results(out)
+        values = read_results(out).values
         nearest = _nearest(images, reference, measures, out)
         page.write_page(out, title, results, values, images, nearest)
     return results
+
+
+def _check_one_row(spec, files, metrics, by_caption):
+    """Refuses to measure images with several captions by metrics of both kinds."""
+    if files.further_rows:
+        once, each = metrics[by_caption.index(False)], metrics[by_caption.index(True)]
+        raise UserError(
+            f"metrics={each} takes an image of images={paths.shown(spec)} with each of its captions"
+            f" (its table has {counted(files.further_rows, 'further row')} of images), and {once} "
+            "takes it once; give the two in two commands, each with an --out of its own."
+        )
 
 
 def _check_enough(named, count, metrics):

@@ -23,7 +23,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.eval import layout
 from t2i_jax.foreign import json_file
 from t2i_jax.runs.report import REPORT
-from t2i_jax.runs.scoring.results import RESULTS, VALUES
+from t2i_jax.runs.scoring.results import MARKS, RESULTS, VALUES
 
 FILE = "plan.json"
 SCHEMA = 1
@@ -33,7 +33,7 @@ _FOLDERS = (
     "guidance-*", *layout.LAYOUTS,
 )  # fmt: skip
 _FILES = (
-    FILE, RESULTS, VALUES, "times.json", "sweep.json", REPORT, "codes/*.npz",
+    FILE, RESULTS, VALUES, MARKS, "times.json", "sweep.json", REPORT, "codes/*.npz",
     "features/*/*/*.npz",
 )  # fmt: skip
 _OF_SEVERAL = ("features", "guidance-*", "sweep.json", REPORT)

@@ -97,6 +97,10 @@ class RealImages(ImageSet, Protocol):
         """What results say of them, their digest apart."""
         ...
 
+    def passed_over(self) -> Mapping[str, Any]:
+        """What results say of what lies with them and is not measured; {} where nothing does."""
+        ...
+
 
 class ImagesReference:
     """A set of real images."""
@@ -135,8 +139,11 @@ class ImagesReference:
         return self._found[extractor].about["count"]
 
     def about(self, extractor: str) -> dict[str, Any]:
-        """Where they are, how many of which sizes, what was left out, and a hash of all pixels."""
-        return {**self._images.about(), **self._found[extractor].about}
+        """Where they are, how many of which sizes, what was passed over and left out, and a hash of
+        all pixels.
+        """
+        told = {**self._images.about(), **self._images.passed_over()}
+        return {**told, **self._found[extractor].about}
 
     def image(self, extractor: str, row: int) -> np.ndarray:
         """uint8 (H, W, 3)."""

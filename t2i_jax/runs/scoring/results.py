@@ -1,25 +1,44 @@
-"""The files of results, read again: a person may have edited results.json and values.json."""
+"""The files of results, read again: a person may have edited them."""
 
 from __future__ import annotations
 
 import json
 import pathlib
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 from t2i_jax.errors import UserError
 
-RESULTS, VALUES = "results.json", "values.json"
+RESULTS, VALUES, MARKS = "results.json", "values.json", "marks.json"
 
 
-def read_results(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The results of a folder, and by metric its values by (prompt, number).
+class Stored(NamedTuple):
+    """What a folder of results holds.
+
+    Attributes:
+      results: of results.json.
+      values: by metric its values by (prompt, number).
+      marks: by (prompt, number) a digest of the caption or of the original image that the values
+        are measured against, where their prompt does not tell it; {} in results of earlier
+        versions.
+    """
+
+    results: dict[str, Any]
+    values: dict[str, dict[tuple[str, int], float]]
+    marks: dict[tuple[str, int], str]
+
+
+def read_results(folder: pathlib.Path) -> Stored:
+    """The results of a folder.
 
     Raises:
       UserError: there are none, or the files are damaged.
     """
     found = []
-    for name, is_whole in ((RESULTS, _are_results), (VALUES, _are_values)):
+    for name, is_whole in ((RESULTS, _are_results), (VALUES, _are_values), (MARKS, _are_marks)):
+        if name == MARKS and not (folder / name).exists():
+            found.append([])
+            continue
         try:
             found.append(json.loads((folder / name).read_text(encoding="utf-8")))
             whole = is_whole(found[-1])
@@ -34,7 +53,7 @@ def read_results(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         name: {(prompt, number): value for prompt, number, value in rows}
         for name, rows in found[1].items()
     }
-    return found[0], values
+    return Stored(found[0], values, {(prompt, number): mark for prompt, number, mark in found[2]})
 
 
 def _are_results(found):
@@ -68,13 +87,20 @@ def _are_values(found):
 
 def _is_value(row):
     """Whether it is [prompt, number of the image, value]."""
-    return (
-        isinstance(row, list)
-        and len(row) == 3
-        and isinstance(row[0], str)
-        and isinstance(row[1], int)
-        and _is_number(row[2])
-    )
+    return _is_row(row) and _is_number(row[2])
+
+
+def _are_marks(found):
+    return isinstance(found, list) and all(_is_row(one) and _is_text(one[2]) for one in found)
+
+
+def _is_row(row):
+    """Whether it is [prompt, number of the image, something]."""
+    return isinstance(row, list) and len(row) == 3 and _is_text(row[0]) and isinstance(row[1], int)
+
+
+def _is_text(value):
+    return isinstance(value, str)
 
 
 def _is_object_or_none(value):

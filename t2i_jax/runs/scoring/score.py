@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 import time
@@ -22,7 +23,7 @@ from t2i_jax.eval.protocol import Protocol
 from t2i_jax.runs.scoring import features, plan
 from t2i_jax.runs.scoring.metrics import Entry, Metric, Subject, metric_of, share_interval
 from t2i_jax.runs.scoring.reference import Reference
-from t2i_jax.runs.scoring.results import RESULTS, VALUES
+from t2i_jax.runs.scoring.results import MARKS, RESULTS, VALUES
 from t2i_jax.runs.scoring.split import Share
 from t2i_jax.systems import generation
 from t2i_jax.text.encoder import told_of_lengths
@@ -44,6 +45,8 @@ class Images:
         a sentence.
       keys: (id of the prompt, number of the image among its images), one per image.
       categories: one per image, "" where it has none.
+      marks: one per image, a digest of what its values are measured against where its key does not
+        tell that, the caption beside it or the original of a reconstruction; (): there are none.
     """
 
     files: Any
@@ -52,6 +55,7 @@ class Images:
     keys: Sequence[tuple[str, int]]
     categories: Sequence[str]
     no_captions: str = ""
+    marks: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +83,11 @@ class Measures:
         """Whether a metric of a network compares with real images."""
         found = (metric_of(name) for name in self.metrics)
         return any(one.needs_reference for one in found if one.network == network)
+
+
+def digest(data: bytes) -> str:
+    """What `Images.marks` hold of a caption or of the pixels of an image."""
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def check(
@@ -157,11 +166,21 @@ def score(
     if share.process:
         return {}
     results, values = _measured(images, reference, measures, found)
-    plan.write_json(out / VALUES, values)
-    plan.write_json(out / RESULTS, results)
+    write(out, images, results, values)
     seconds = {"features": computed - began, "metrics": time.monotonic() - computed}
     plan.write_json(out / TIMES, {"seconds": seconds})
     return results
+
+
+def write(
+    out: pathlib.Path, images: Images, results: Mapping[str, Any], values: Mapping[str, Any]
+) -> None:
+    """Writes what `assembled` gives, and marks.json where images have marks."""
+    if images.marks:
+        marks = zip(images.keys, images.marks, strict=True)
+        plan.write_json(out / MARKS, [[*key, mark] for key, mark in marks])
+    plan.write_json(out / VALUES, values)
+    plan.write_json(out / RESULTS, results)
 
 
 def _features(images, reference, measures, out, shared, share, progress, network, extractor):

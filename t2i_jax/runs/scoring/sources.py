@@ -4,16 +4,18 @@ images.
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
 
 from t2i_jax import paths
-from t2i_jax.data.folder import in_place_of
+from t2i_jax.data.caption import clean_caption
+from t2i_jax.data.folder import NO_IMAGES, in_place_of
 from t2i_jax.data.source import (
     EMBEDDED,
     KINDS,
@@ -24,18 +26,27 @@ from t2i_jax.data.source import (
     open_source,
 )
 from t2i_jax.errors import UserError
+from t2i_jax.eval import sample_folder
+from t2i_jax.runs.recipe import Recipe
 from t2i_jax.runs.scoring.split import SHARD_SIZE, Split
+from t2i_jax.systems.generation import tell
 
 _BUILT_IN_SIZE = 32  # pixels, where nothing says another size
+_SHEET = f"{sample_folder.SHEET} of t2i sample"
+_FURTHER = "further row of an image"
 
 
 class SourceImages:
     """The images of a source, by their numbers.
 
+    An image that several rows of a table name is one image, and the sheet of a folder that
+    `t2i sample` wrote is none.
+
     Args:
       spec: "folder:DIR", "arrayrecord:DIR" and so on, as `data.source` of a recipe.
       field: what the user calls it, for messages. size: of images of a built-in dataset. split: of
         a source with splits. shard_size: images of a shard.
+      each_row: whether an image counts once for each of its rows, to be compared with each caption.
 
     Raises:
       UserError: the source can't be opened, or holds fewer than 2 images.
@@ -48,24 +59,42 @@ class SourceImages:
         size: int | None = None,
         split: str = "heldout",
         shard_size: int = SHARD_SIZE,
+        each_row: bool = False,
     ):
         self.spec = spec
         self.source: Source = open_source(spec, image_size=size or _BUILT_IN_SIZE, split=split)
-        if len(self.source) < 2:
+        self._sampled = _sampled(spec, self.source)
+        self._records, self._beside = _records(self.source, self._sampled, each_row)
+        if len(self._records) < 2:
             raise UserError(
                 f"{field}={paths.shown(spec)} holds 1 image, which has no covariance; give 2 or "
                 "more."
             )
-        self.split = Split(len(self.source), shard_size)
+        self.split = Split(len(self._records), shard_size)
         self._part = {"split": split} if has_splits(spec) else {}
-        self._stamp = stamp(self.source)
+        self._stamp, self._chosen = stamp(self.source), ""
+        if spec in EMBEDDED and size not in (None, _BUILT_IN_SIZE):
+            self._chosen = f" {size}"
+        if len(self._records) < len(self.source):
+            told = np.array(self._records).tobytes()
+            self._chosen = f" {hashlib.sha256(told).hexdigest()}"
 
     def read(self, index: int) -> np.ndarray:
         """uint8 (H, W, 3) of any size; or `BadSample`."""
-        image = self.source.without_caption(index)["image"]
+        record = self._records[index]
+        image = self.source.without_caption(record)["image"]
         if image is None:
-            raise BadSample("no image", f"record {index}")
+            raise BadSample("no image", f"record {record}")
         return image
+
+    def name(self, index: int) -> str | None:
+        """The name of an image; None where it has none."""
+        return self.source.image_name(self._records[index])
+
+    @property
+    def further_rows(self) -> int:
+        """How many of them are of an image that another one is of, where each row counts."""
+        return len(self._records) - len({self.source.image_of(one) for one in self._records})
 
     def captions(self) -> list[str]:
         """All captions.
@@ -76,7 +105,7 @@ class SourceImages:
         found = []
         for index in range(self.split.count):
             try:
-                caption = self.source.caption(index)
+                caption = self._caption(self._records[index])
             except BadSample as bad:
                 raise UserError(
                     f"images={paths.shown(self.spec)} has no caption for {bad.name} ({bad.reason});"
@@ -89,17 +118,67 @@ class SourceImages:
             found.append(caption)
         return found
 
+    def _caption(self, record):
+        """That of its source, or that of its number where `t2i sample` wrote the image."""
+        try:
+            return self.source.caption(record)
+        except BadSample:
+            name = self.source.image_name(record) or ""
+            captions = self._sampled.get(os.path.dirname(name))
+            numbers = sample_folder.numbers_of(name)
+            if not captions or numbers is None:
+                raise
+            return clean_caption(captions[numbers[0]], name)
+
     def key(self, shard: int) -> str:
         """Tells the images from what they were at another time, by the sizes and times of their
         files and the version of their set, and from those of another split.
         """
-        told = os.fsencode(f"{self.spec} {self._part} {self._stamp} {shard}")
+        told = os.fsencode(f"{self.spec} {self._part} {self._stamp} {shard}{self._chosen}")
         return hashlib.sha256(told).hexdigest()
 
     def about(self) -> dict[str, Any]:
         """What results say of the images, their digest apart."""
         kind, _, path = self.spec.partition(":")
         return {"kind": kind, "path": path, **self._part}
+
+    def passed_over(self) -> dict[str, dict[str, int]]:
+        """{"passed_over": by reason how much lies with the images, may hold images too, and is not
+        measured}; {} where nothing does.
+        """
+        found = {**self.source.passed_over.different, **self._beside}
+        told = {why: count for why, count in found.items() if not why.startswith(NO_IMAGES)}
+        return {"passed_over": dict(sorted(told.items()))} if told else {}
+
+
+def _sampled(spec, source):
+    """The captions of each folder of `t2i sample` in a folder, by its path below that."""
+    kind, _, place = spec.partition(":")
+    if kind != "folder":
+        return {}
+    names = [source.image_name(record) for record in range(len(source))]
+    return sample_folder.below(paths.given("folder", place), names)
+
+
+def _records(source, sampled, each_row):
+    """The numbers of the records that are measured, and by reason how many are not."""
+    found: list[int] = []
+    beside, known = collections.Counter[str](), set[Hashable]()
+    for record in range(len(source)):
+        image = source.image_of(record)
+        if sampled and _is_sheet(source.image_name(record), sampled):
+            beside[_SHEET] += 1
+        elif image in known and not each_row:
+            beside[_FURTHER] += 1
+        else:
+            known.add(image)
+            found.append(record)
+    return found, beside
+
+
+def _is_sheet(name, sampled):
+    folder, name = os.path.split(name)
+    return name == sample_folder.SHEET and folder in sampled
 
 
 class ArrayImages:
@@ -129,6 +208,11 @@ def source_spec(field: str, text: str) -> str:
       UserError: a path at which there is no folder.
     """
     kind, colon, _ = text.partition(":")
+    if text in EMBEDDED and os.path.isdir(text):
+        tell(
+            f"{field}={text} is the built-in dataset, not the folder of that name; the folder is "
+            f"./{text}"
+        )
     if text in EMBEDDED or (colon and kind in KINDS):
         return text
     place = paths.given(field, text)
@@ -167,6 +251,17 @@ def split_of(spec: str, split: str | None, field: str) -> str:
     if split is not None:
         check_split(spec, split, field)
     return split or "heldout"
+
+
+def size_of_run(recipe: Recipe, task: Any) -> int | None:
+    """Side in pixels of the images of a run, for a reference that is drawn; None: nothing tells.
+
+    Args:
+      task: of its system, with its parts where it is loaded.
+    """
+    told = (recipe.evaluation.options, task, recipe.data)
+    sizes = (getattr(one, "image_size", None) for one in told)
+    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def stamp(source: Source) -> str:

@@ -81,7 +81,8 @@ def write(
         processes.gather(None)
         if share.process:
             return {}
-        about = {**asked, "images": {**images.about(), **found.about}}
+        of = {**images.about(), **images.passed_over(), **found.about}
+        about = {**asked, "images": of}
         pixels = _Images(images, found, bring) if keep_images else None
         moments = found.moments(layer)
         spatial = found.moments(_SPATIAL) if keep_images else None

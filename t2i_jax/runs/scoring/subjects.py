@@ -7,23 +7,20 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from t2i_jax import paths
 from t2i_jax.config import to_dict
-from t2i_jax.data.ledger import printable
-from t2i_jax.data.table import ENDINGS, FILE_KEYS, read_table
+from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
 from t2i_jax.eval import layout
 from t2i_jax.eval.prompts import PromptSet
 from t2i_jax.runs import folder as folders
 from t2i_jax.runs.recipe import Recipe, recipe_to_dict
-from t2i_jax.runs.scoring import generate, plan
-from t2i_jax.runs.scoring.score import Images
+from t2i_jax.runs.scoring import generate, pairing, plan
+from t2i_jax.runs.scoring.score import Images, digest
 from t2i_jax.runs.scoring.shards import ImageShards
 from t2i_jax.runs.scoring.sources import SourceImages, split_of
 from t2i_jax.runs.scoring.split import Share, Split
 from t2i_jax.systems.base import System
 from t2i_jax.train.stored import last_step
-from t2i_jax.words import counted
 
 
 def of_run(
@@ -91,37 +88,42 @@ def of_run(
 
 
 def of_source(
-    spec: str, captions: PromptSet | None, shard_size: int, split: str | None = None
+    spec: str,
+    captions: PromptSet | None,
+    shard_size: int,
+    split: str | None = None,
+    each_row: bool = False,
 ) -> Images:
     """Images that are there already.
 
     Args:
       captions: of a table one for each image, by the names of their files; of a text one in each
-        line, in the order of the names; of a benchmark's set by its names or in its order, one for
-        each image or for each group of `images_per_prompt`. None: those beside the images, where
-        there are such.
-      split: of a source with splits; None: "heldout".
+        line, of a benchmark's set by its names or in its order, see `pairing.paired`. None: those
+        beside the images, where there are such.
+      split: of a source with splits; None: "heldout". each_row: see `SourceImages`.
 
     Raises:
       UserError: fewer than 2 images, captions that do not fit them, or a split of what has none.
     """
-    files = SourceImages(
-        spec, "images", split=split_of(spec, split, "split"), shard_size=shard_size
-    )
-    count, no_captions = files.split.count, ""
+    part = split_of(spec, split, "split")
+    files = SourceImages(spec, "images", split=part, shard_size=shard_size, each_row=each_row)
+    count, no_captions, marks = files.split.count, "", []
     if captions is None:
         texts, no_captions = _own_captions(files)
-        keys, categories = _keys(files), [""] * count
+        keys, categories, prompts = _keys(files), [""] * count, None
+        marks = [digest(text.encode()) for text in texts or ()]
     else:
-        chosen = _matched(files, captions, spec)
+        captions = pairing.unnumbered(captions)
+        chosen, rule = pairing.paired(files, captions, spec)
         texts = [prompt.text for prompt, _ in chosen]
         keys = [(prompt.id, number) for prompt, number in chosen]
         categories = [prompt.category for prompt, _ in chosen]
+        prompts = {**captions.about(), **({"paired": rule} if rule else {})}
     about = {
-        "prompts": None if captions is None else captions.about(),
+        "prompts": prompts,
         "run": None,
         "sampling": None,
-        "images": {**files.about(), "count": count},
+        "images": {**files.about(), "count": count, **files.passed_over()},
     }
     return Images(
         files,
@@ -130,7 +132,23 @@ def of_source(
         keys,
         categories,
         no_captions,
+        marks,
     )
+
+
+def size_of(spec: str, split: str | None = None) -> int | None:
+    """The shorter side in pixels of the first image that can be read; None without one.
+
+    Args:
+      split: see `of_source`.
+    """
+    files = SourceImages(spec, "images", split=split_of(spec, split, "split"))
+    for row in range(files.split.count):
+        try:
+            return min(files.read(row).shape[:2])
+        except BadSample:
+            continue
+    return None
 
 
 def _own_captions(files) -> tuple[Sequence[str] | None, str]:
@@ -147,77 +165,10 @@ def _keys(files):
     """
     seen, found = collections.Counter(), []
     for row in range(files.split.count):
-        name = files.source.image_name(row) or f"{row:06d}"
+        name = files.name(row) or f"{row:06d}"
         found.append((name, seen[name]))
         seen[name] += 1
     return found
-
-
-def _matched(files, captions, spec):
-    """(prompt, number) of each image, in the order of the images."""
-    names = [_file_of(one) for one in captions.prompts]
-    is_table = captions.kind == "file" and captions.source.lower().endswith(ENDINGS)
-    if is_table and None in names:
-        raise _without_names(captions, names.index(None))
-    own = None if None in names else _names(files)
-    if own is not None:
-        return _by_name(dict(zip(names, captions.prompts)), own, captions, spec)
-    if is_table:
-        raise UserError(
-            f"captions={paths.shown(captions.source)} names files, and images={paths.shown(spec)} "
-            "have no names; give a .txt with one caption in each line, in their order."
-        )
-    return _in_order(files.split.count, captions, spec)
-
-
-def _by_name(by_name, own, captions, spec):
-    lost = [name for name in own if name not in by_name]
-    if lost or not len(own) == len(by_name) == len(captions):
-        first = printable(lost[0]) if lost else "some files"
-        raise UserError(
-            f"captions={paths.shown(captions.source)} has no caption for {first} of "
-            f"images={paths.shown(spec)}, or several for one ({counted(len(captions), 'caption')} "
-            f"of {counted(len(by_name), 'name')} for {counted(len(own), 'image')}); give one for "
-            "each."
-        )
-    return [(by_name[name], 0) for name in own]
-
-
-def _in_order(count, captions, spec):
-    known, each = len(captions), captions.images_per_prompt
-    if count not in (known, known * each):
-        several = f", or {each} for each caption" if each > 1 else ""
-        raise UserError(
-            f"captions={paths.shown(captions.source)} has {counted(known, 'caption')} for "
-            f"{counted(count, 'image')} of images={paths.shown(spec)}; give one for each "
-            f"image{several}."
-        )
-    return [(one, number) for one in captions.prompts for number in range(count // known)]
-
-
-def _file_of(prompt) -> str | None:
-    """The file that a row of a table names."""
-    return next((str(prompt.labels[key]) for key in FILE_KEYS if prompt.labels.get(key)), None)
-
-
-def _names(files) -> list[str] | None:
-    """The names of the files of images; None where they are no files."""
-    found = []
-    for row in range(files.split.count):
-        name = files.source.image_name(row)
-        if name is None:
-            return None
-        found.append(name)
-    return found
-
-
-def _without_names(captions, place):
-    row = read_table(paths.given("captions", captions.source))[place]
-    return UserError(
-        f"captions={paths.shown(captions.source)} names no image in line {row.line}, which has the "
-        f"columns {', '.join(map(printable, row.values))}; it needs one of {'/'.join(FILE_KEYS)}, "
-        "or give a .txt with one caption in each line, in the order of the images."
-    )
 
 
 def _lay_out(home, prompts, shards):

@@ -38,7 +38,6 @@ from t2i_jax.runs.scoring.metrics import (
     reconstruction_distance,
 )
 from t2i_jax.runs.scoring.reference import ImagesReference
-from t2i_jax.runs.scoring.results import RESULTS, VALUES
 from t2i_jax.runs.scoring.score import Images
 from t2i_jax.runs.scoring.shards import ImageShards
 from t2i_jax.runs.scoring.sources import SourceImages
@@ -170,13 +169,17 @@ def _written(out, about, system, images, shards, measures, reference, found):
         found, {one.name: one for one in measures.extractors}, reference, None,
         [key for key, _ in keys], shards.read, _no_judge,
     )  # fmt: skip
-    entries = [*_pairs(images, shards, measures, subject.groups), *_usage(out, system, images)]
+    marks: list[str] = []
+    pairs = _pairs(images, shards, measures, subject.groups, marks)
+    entries = [*pairs, *_usage(out, system, images)]
     for extractor in measures.extractors:
         entries += reconstruction_distance("rfid", subject, extractor.name)
-    subjects = Images(shards, lambda: {**about, "images": shards.about()}, None, keys, [""] * count)
+    told = {**shards.about(), "of": {**images.about(), **images.passed_over()}}
+    subjects = Images(
+        shards, lambda: {**about, "images": told}, None, keys, [""] * count, marks=marks
+    )
     results, values = score.assembled(subjects, subject, entries, None)
-    plan.write_json(out / VALUES, values)
-    plan.write_json(out / RESULTS, results)
+    score.write(out, subjects, results, values)
     return results
 
 
@@ -211,8 +214,8 @@ def _reconstruct(system, images, shards, shard, codes, key, batch_size):
     write_npz(codes, {"codes": np.concatenate(ids), "key": np.array(key)})
 
 
-def _pairs(images, shards, measures, groups) -> Iterator[Entry]:
-    """Means over the pairs."""
+def _pairs(images, shards, measures, groups, marks) -> Iterator[Entry]:
+    """Means over the pairs; `marks` gets a digest of each original, cut as it is reconstructed."""
     distances: dict[str, Distance] = {"psnr": psnr}
     if images.read(0).shape[0] >= _LEAST_OF_SSIM:
         distances |= {"ssim": ssim, "ssim_skimage": ssim_skimage}
@@ -221,6 +224,7 @@ def _pairs(images, shards, measures, groups) -> Iterator[Entry]:
     for start in range(0, images.split.count, _AT_ONCE):
         rows = range(start, min(start + _AT_ONCE, images.split.count))
         real, again = (np.stack([one.read(row) for row in rows]) for one in (images, shards))
+        marks += [score.digest(one.tobytes()) for one in real]
         for name, distance in distances.items():
             values[name].append(np.asarray(distance(real, again), np.float64))
     told = {

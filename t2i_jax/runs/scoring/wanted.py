@@ -16,7 +16,7 @@ from t2i_jax.config import to_dict
 from t2i_jax.data.pipeline import division_of, source_of
 from t2i_jax.errors import UserError
 from t2i_jax.eval.alignment import Judge
-from t2i_jax.eval.evaluation import JUDGES, Evaluation
+from t2i_jax.eval.evaluation import JUDGES
 from t2i_jax.eval.extractors import Extractor
 from t2i_jax.eval.monitored import Monitored
 from t2i_jax.runs.evaluation import check_judge
@@ -27,6 +27,7 @@ from t2i_jax.runs.scoring.networks import Build, Weights, check_apart
 from t2i_jax.runs.scoring.networks import build as build_network
 from t2i_jax.runs.scoring.reference import Reference, StatisticsReference, open_reference
 from t2i_jax.runs.scoring.score import check_vocabulary
+from t2i_jax.runs.scoring.sources import size_of_run
 
 _TRIED = 8  # captions that a judge is tried on
 _SLACK = 1.5  # of a number of records that was estimated
@@ -70,7 +71,7 @@ class Wanted:
                 check_vocabulary(f"evaluation.metrics={one.name}", [built[network]])
         for network, extractor in built.items():
             found[extractor.name], names[network] = extractor, extractor.name
-        return cls(recipe, asked, found, names, _reference(evaluation, asked, built))
+        return cls(recipe, asked, found, names, _reference(recipe, asked, built))
 
     @property
     def count(self) -> int:
@@ -154,12 +155,15 @@ def _built(network, evaluation, build) -> Extractor:
     return found
 
 
-def _reference(evaluation: Evaluation, asked, built) -> Reference | None:
+def _reference(recipe: Recipe, asked, built) -> Reference | None:
+    evaluation = recipe.evaluation
     if evaluation.reference is None:
         return None
     is_file = evaluation.reference.endswith(".npz")
     try:
-        found = open_reference(evaluation.reference, evaluation.mode if is_file else None)
+        size = size_of_run(recipe, recipe.task)
+        mode = evaluation.mode if is_file else None
+        found = open_reference(evaluation.reference, mode, size)
         for one in asked:
             if one.compares and isinstance(found, StatisticsReference):
                 metric = metric_of(one.metric)

@@ -1,0 +1,202 @@
+"""Captions that are given beside images, each with the images that it is of."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from t2i_jax import paths
+from t2i_jax.data.ledger import printable
+from t2i_jax.data.table import ENDINGS, FILE_KEYS, read_table
+from t2i_jax.errors import UserError
+from t2i_jax.eval import layout, sample_folder
+from t2i_jax.eval.prompt_files import Prompt
+from t2i_jax.eval.prompts import PromptSet
+from t2i_jax.runs.scoring.sources import SourceImages
+from t2i_jax.systems.generation import tell
+from t2i_jax.words import counted
+
+_NUMBER = re.compile(r"[0-9]+")
+
+
+class Paired(NamedTuple):
+    """The captions of images.
+
+    Attributes:
+      of_images: of each image, in their order, its prompt and its number among those of that.
+      rule: how they were found, where that is not the order of the images; "" where it is, and of a
+        table that names the images.
+    """
+
+    of_images: list[tuple[Prompt, int]]
+    rule: str = ""
+
+
+def unnumbered(captions: PromptSet) -> PromptSet:
+    """Captions without the numbers that `t2i sample` has written in front of them."""
+    if captions.kind != "file" or captions.source.lower().endswith(ENDINGS):
+        return captions
+    texts = sample_folder.without_numbers(captions.texts)
+    if texts is None:
+        return captions
+    tell(
+        f"captions={paths.shown(captions.source)} have the numbers of t2i sample in front, which "
+        "are no part of them"
+    )
+    pairs = zip(captions.prompts, texts, strict=True)
+    prompts = tuple(dataclasses.replace(prompt, text=text) for prompt, text in pairs)
+    rule = f"{captions.rule}, without the numbers of t2i sample"
+    return dataclasses.replace(captions, prompts=prompts, rule=rule)
+
+
+def paired(files: SourceImages, captions: PromptSet, spec: str) -> Paired:
+    """The captions of images: of a table by the names of their files; of others by the names that
+    the scorer of a benchmark reads or that `t2i sample` gives, or by their ids, where files are
+    named so; else by their order.
+
+    That is the order of the records; of a folder whose files are numbered it is that of the
+    numbers, 9 before 10.
+
+    Args:
+      spec: of the images, for sentences.
+
+    Raises:
+      UserError: captions that do not fit the images.
+    """
+    by_file = [_file_of(one) for one in captions.prompts]
+    is_table = captions.kind == "file" and captions.source.lower().endswith(ENDINGS)
+    if is_table and None in by_file:
+        raise _without_names(captions, by_file.index(None))
+    own = _names(files)
+    if own is not None and None not in by_file:
+        return Paired(_by_name(dict(zip(by_file, captions.prompts)), own, captions, spec))
+    if is_table:
+        raise UserError(
+            f"captions={paths.shown(captions.source)} names files, and images={paths.shown(spec)} "
+            "have no names; give a .txt with one caption in each line, in their order."
+        )
+    if own is not None and (found := _by_set(own, captions, spec)) is not None:
+        return found
+    plain = _in_order(files.split.count, captions, spec)
+    if own is None or files.about()["kind"] != "folder":
+        return Paired(plain)
+    order = _order(own, captions, spec)
+    if order == list(range(len(own))):
+        return Paired(plain)
+    places = {row: place for place, row in enumerate(order)}
+    return Paired([plain[places[row]] for row in range(len(own))], "in the order of their numbers")
+
+
+def _by_name(by_name, own, captions, spec):
+    lost = [name for name in own if name not in by_name]
+    if lost or not len(own) == len(by_name) == len(captions):
+        first = printable(lost[0]) if lost else "some files"
+        raise UserError(
+            f"captions={paths.shown(captions.source)} has no caption for {first} of "
+            f"images={paths.shown(spec)}, or several for one ({counted(len(captions), 'caption')} "
+            f"of {counted(len(by_name), 'name')} for {counted(len(own), 'image')}); give one for "
+            "each."
+        )
+    return [(by_name[name], 0) for name in own]
+
+
+def _by_set(own, captions, spec) -> Paired | None:
+    """By the names that a scorer reads or that `t2i sample` gives, or by ids; None where files are
+    not named so.
+    """
+    found, by = None, "their ids"
+    if captions.kind in layout.LAYOUTS:
+        found = layout.pairs(own, captions, f"images={paths.shown(spec)}")
+        by = f"the names that the scorer of {captions.kind} reads"
+    elif captions.kind == "file" and len(own) != len(captions):
+        found, by = _of_samples(own, len(captions)), "the names that t2i sample gives"
+    if found is None:
+        place_of = {one.id: place for place, one in enumerate(captions.prompts)}
+        stems = [pathlib.PurePath(name).stem for name in own]
+        if len(stems) != len(place_of) or set(stems) != place_of.keys():
+            return None
+        found, by = [(place_of[stem], 0) for stem in stems], "their ids"
+    rule = "" if found == sorted(found) else f"by {by}"
+    return Paired([(captions.prompts[place], number) for place, number in found], rule)
+
+
+def _of_samples(own, count):
+    """The numbers of prompt and image in the names that `t2i sample` gives for so many captions;
+    None of other names.
+    """
+    numbers = [sample_folder.numbers_of(name) for name in own]
+    found = [one for one in numbers if one is not None]
+    is_whole = len(set(found)) == len(own) and {prompt for prompt, _ in found} == set(range(count))
+    return found if is_whole else None
+
+
+def _in_order(count, captions, spec):
+    known, each = len(captions), captions.images_per_prompt
+    if count not in (known, known * each):
+        several = f", or {each} for each caption" if each > 1 else ""
+        raise UserError(
+            f"captions={paths.shown(captions.source)} has {counted(known, 'caption')} for "
+            f"{counted(count, 'image')} of images={paths.shown(spec)}; give one for each "
+            f"image{several}."
+        )
+    return [(one, number) for one in captions.prompts for number in range(count // known)]
+
+
+def _order(names: Sequence[str], captions, spec) -> list[int]:
+    """The rows of images in the order in which captions without names are theirs.
+
+    Raises:
+      UserError: captions of a benchmark, and names that tell no order.
+    """
+    rows = list(range(len(names)))
+    if list(names) != sorted(names):  # a table in the folder has an order of its own
+        return rows
+    numbers = [_NUMBER.search(name) for name in names]
+    is_numbered = len({name[: one.start()] if one else None for name, one in zip(names, numbers)})
+    if is_numbered == 1 and numbers[0] is not None:
+        width = max(len(one) for name in names for one in _NUMBER.findall(name))
+        padded = [_NUMBER.sub(lambda one: one[0].zfill(width), name) for name in names]
+        order = sorted(rows, key=lambda row: (padded[row], names[row]))
+        if order != rows:
+            first = next(place for place in rows if order[place] != rows[place])
+            tell(
+                f"captions={paths.shown(captions.source)} are taken in the order of the numbers in "
+                f"the names of images={paths.shown(spec)}, {printable(names[order[first]])!r} "
+                f"before {printable(names[first])!r}"
+            )
+        return order
+    if captions.kind != "file":
+        raise UserError(
+            f"captions={paths.shown(captions.source)} are in the order of {captions.kind}, and the "
+            f"files of images={paths.shown(spec)} are not numbered ({printable(names[0])!r}); give "
+            "a table with the columns file and caption."
+        )
+    return rows
+
+
+def _file_of(prompt) -> str | None:
+    """The file that a row of a table names."""
+    return next((str(prompt.labels[key]) for key in FILE_KEYS if prompt.labels.get(key)), None)
+
+
+def _names(files) -> list[str] | None:
+    """The names of the files of images; None where they are no files."""
+    found = []
+    for row in range(files.split.count):
+        name = files.name(row)
+        if name is None:
+            return None
+        found.append(name)
+    return found
+
+
+def _without_names(captions, place):
+    row = read_table(paths.given("captions", captions.source))[place]
+    return UserError(
+        f"captions={paths.shown(captions.source)} names no image in line {row.line}, which has the "
+        f"columns {', '.join(map(printable, row.values))}; it needs one of {'/'.join(FILE_KEYS)}, "
+        "or give a .txt with one caption in each line, in the order of the images."
+    )
