@@ -186,7 +186,7 @@ def dpg(path: pathlib.Path, count: int | None, seed: int) -> tuple[list[Prompt],
     return prompts, "all, by the names of their files"
 
 
-def plain(path: pathlib.Path, count: int | None, seed: int) -> tuple[list[Prompt], str]:
+def plain(path: pathlib.Path, count: int | None, seed: int | None) -> tuple[list[Prompt], str]:
     """A text with a prompt in each line, a JSON list of them (HPSv2's), or a table with a column
     prompt, caption or text (DrawBench's: Prompts); the columns id (or uid) and category are read,
     and all others become labels.
