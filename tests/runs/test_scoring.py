@@ -533,11 +533,10 @@ def test_images_for_a_scorer_have_the_captions_that_they_were_made_of(tmp_path, 
         [f"{i}/x.png" for i in range(11)],
         [f"{i:03d}-00.png" for i in range(995, 1006)],
         [f"{i:02d} {word}.png" for i, word in enumerate("kjihgfedcba")],
-        ["e", *"abcd"],
+        ["e.png", "a10.png", "a9.png"],
     ],
 )
-def test_captions_in_order_are_in_that_of_the_numbers_of_files(tmp_path, names):
-    names = [name if "." in name else f"{name}.png" for name in names]
+def test_captions_in_order_are_in_that_of_the_numbers_of_files(tmp_path, capsys, names):
     for i, name in enumerate(names):
         (tmp_path / "made" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / "made" / name)
@@ -546,10 +545,12 @@ def test_captions_in_order_are_in_that_of_the_numbers_of_files(tmp_path, names):
     images = SourceImages(f"folder:{tmp_path / 'made'}", "images")
     found, rule = pairing.paired(images, prompts.read(str(file)), "made")
     shown = [images.read(row)[0, 0, 0] for row in range(len(names))]
-    is_numbered = names[0] != "e.png"
+    is_numbered, told = names[0] != "e.png", capsys.readouterr().err
     wanted = shown if is_numbered else range(len(names))
     assert [one.text for one, _ in found] == [f"caption {i}" for i in wanted]
     assert bool(rule) == (is_numbered and shown != sorted(shown))
+    assert ("order of the numbers in the names" in told) == bool(rule)
+    assert ("letters of the names" in told and "'a10.png' before 'a9.png'" in told) != is_numbered
     if not is_numbered:  # nothing tells that they are in the order of a benchmark
         with pytest.raises(UserError, match="are not numbered .*give a table with the columns"):
             rows = ["Prompt\tCategory\tChallenge", *(f"{i}\tx\tx" for i in range(len(names)))]

@@ -154,27 +154,33 @@ def _order(names: Sequence[str], captions, spec) -> list[int]:
     rows = list(range(len(names)))
     if list(names) != sorted(names):  # a table in the folder has an order of its own
         return rows
-    numbers = [_NUMBER.search(name) for name in names]
-    is_numbered = len({name[: one.start()] if one else None for name, one in zip(names, numbers)})
-    if is_numbered == 1 and numbers[0] is not None:
-        width = max(len(one) for name in names for one in _NUMBER.findall(name))
-        padded = [_NUMBER.sub(lambda one: one[0].zfill(width), name) for name in names]
-        order = sorted(rows, key=lambda row: (padded[row], names[row]))
-        if order != rows:
-            first = next(place for place in rows if order[place] != rows[place])
-            tell(
-                f"captions={paths.shown(captions.source)} are taken in the order of the numbers in "
-                f"the names of images={paths.shown(spec)}, {printable(names[order[first]])!r} "
-                f"before {printable(names[first])!r}"
-            )
-        return order
-    if captions.kind != "file":
+    if not (is_numbered := _are_numbered(names)) and captions.kind != "file":
         raise UserError(
             f"captions={paths.shown(captions.source)} are in the order of {captions.kind}, and the "
             f"files of images={paths.shown(spec)} are not numbered ({printable(names[0])!r}); give "
             "a table with the columns file and caption."
         )
-    return rows
+    width = max((len(one) for name in names for one in _NUMBER.findall(name)), default=0)
+    padded = [_NUMBER.sub(lambda one: one[0].zfill(width), name) for name in names]
+    by_number = sorted(rows, key=lambda row: (padded[row], names[row]))
+    if by_number != rows:
+        place = next(place for place in rows if by_number[place] != place)
+        first, other = printable(names[by_number[place]]), printable(names[place])
+        how, pair = "numbers in", (first, other)
+        if not is_numbered:
+            how, pair = "letters of", (other, first)
+        tell(
+            f"captions={paths.shown(captions.source)} are taken in the order of the {how} the "
+            f"names of images={paths.shown(spec)}, {pair[0]!r} before {pair[1]!r}"
+        )
+    return by_number if is_numbered else rows
+
+
+def _are_numbered(names):
+    """Whether all names are the same up to their first number."""
+    numbers = [_NUMBER.search(name) for name in names]
+    before = {name[: one.start()] if one else None for name, one in zip(names, numbers)}
+    return len(before) == 1 and None not in before
 
 
 def _file_of(prompt) -> str | None:

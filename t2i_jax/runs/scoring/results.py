@@ -24,8 +24,8 @@ class Stored(NamedTuple):
     """
 
     results: dict[str, Any]
-    values: dict[str, dict[tuple[str, int], float]]
-    marks: dict[tuple[str, int], str]
+    values: dict[str, dict[Any, float]]
+    marks: dict[Any, str]
 
 
 def read_results(folder: pathlib.Path) -> Stored:
