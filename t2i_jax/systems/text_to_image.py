@@ -173,8 +173,8 @@ class TextToImage(System):
         """With a judge `alignment_heldout` (the fraction of images that agree with their captions)
         and its parts.
 
-        With `evaluation.completions`, and captions, also `alignment_completed`, the same of inpainted images, and
-        `kept_changed`, the fraction of kept pixels that changed.
+        With `evaluation.completions`, and captions, also `alignment_completed`, the same of
+        inpainted images, and `kept_changed`, the fraction of kept pixels that changed.
         """
         metrics: dict[str, float] = {}
         judged = self.judge(held_out, evaluation, evaluation.pictures)
