@@ -21,6 +21,7 @@ WRAPPERS = (
     "_checkpoint_wrapped_module",
     "_forward_module",
 )
+_COUNT = "n_averaged"  # a buffer of AveragedModel, beside the network in it
 EMA, ONLINE = "ema_model", "online_model"  # of the averages of ema-pytorch
 # Where training scripts put the weights in a checkpoint.
 _NESTS = ("state_dict", "model", "model_state_dict", "net", "network", "weights", "params")
@@ -50,8 +51,12 @@ def unwrapped(state: Mapping[str, Any]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     averaged = {place for name in state for place in _before(name, EMA)}
+    wrapping = {place for name in state for place in _before(name, WRAPPERS[0])}
     for name, value in state.items():
         if averaged.intersection(_before(name, ONLINE)):
+            continue
+        *place, last = name.split(".")
+        if last == _COUNT and tuple(place) in wrapping:
             continue
         kept = ".".join(part for part in name.split(".") if part not in WRAPPERS)
         if kept in found and not _same(state[found[kept]], value):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,8 @@ class LowresBlur:
     noise: bool = False
     sample_level: float = 0.2
     downsample_first: bool = True
+
+    train_limit: ClassVar[float] = 1.0  # noise is trained at every share of the timesteps
 
     def __post_init__(self):
         for name in ("sigma", "kernel"):

@@ -43,6 +43,7 @@ def check(recipe: Recipe) -> None:
         for name in ("pictures", "preview", "completions"):
             wanted = getattr(evaluation, name) or None
             generation.check_count(f"evaluation.{name}", wanted, generation.MOST_IMAGES)
+        task.check_sampling(evaluation.options)
     if evaluation.judge is None or recipe.data is None or "caption" not in task.samples:
         return
     check_judge(recipe, min(max(evaluation.pictures, evaluation.preview), _TRIED))

@@ -119,6 +119,7 @@ class Recipe:
             return {**found, "train": f"{kind}, which trains nothing itself"}
         if "caption" not in task.samples:
             found["evaluation.judge"] = f"{kind}, which is given no captions"
+            found.setdefault("evaluation.completions", found["evaluation.judge"])
         if "image" not in (entries := task.batch_spec(1)):
             found["data.flip"] = f"a batch of {', '.join(entries)}, which has no images"
         return found

@@ -303,6 +303,11 @@ class SystemTask:
     def check_options(self, options: Any) -> None:
         """Refuses options that do not fit this task, beyond what they refuse themselves."""
 
+    def check_sampling(self, options: Any) -> None:
+        """Refuses options with which the trained system would refuse to sample. It is asked before
+        a run trains, and not of a recipe that is stored with a trained one.
+        """
+
     def adapted(self, options: Any, defaults: Any, given: Collection[str]) -> Any:
         """Options that a user changed from the defaults of a recipe, brought into agreement.
 

@@ -173,8 +173,8 @@ class TextToImage(System):
         """With a judge `alignment_heldout` (the fraction of images that agree with their captions)
         and its parts.
 
-        With `evaluation.completions` also `alignment_completed`, the same of inpainted images, and
-        `kept_changed`, the fraction of kept pixels that changed.
+        With `evaluation.completions`, and captions, also `alignment_completed`, the same of
+        inpainted images, and `kept_changed`, the fraction of kept pixels that changed.
         """
         metrics: dict[str, float] = {}
         judged = self.judge(held_out, evaluation, evaluation.pictures)
@@ -184,7 +184,7 @@ class TextToImage(System):
                 f"alignment_heldout/{name}": float(value) for name, value in judged.parts.items()
             }
         sheets = {"heldout": _sheet(judged, _SHOWN)}
-        if evaluation.completions:
+        if evaluation.completions and "caption" in self.task.samples:
             judged, changed = self.inpaint(held_out, evaluation, evaluation.completions)
             metrics["alignment_completed"] = float(np.mean(np.asarray(judged.right)))
             metrics["kept_changed"] = float(np.mean(changed))

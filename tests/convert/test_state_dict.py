@@ -12,6 +12,7 @@ import t2i_jax as t2i
 from t2i_jax import convert
 from t2i_jax.convert import engine, state_dict, vit_vqgan
 from t2i_jax.errors import UserError
+from tests.parity import reference
 
 VAE = t2i.VitVQGanVAE(
     dim=8, image_size=8, patch_size=4, layers=1, heads=1, dim_head=8, ff_mult=1, codebook_size=16,
@@ -57,6 +58,10 @@ def _averaged(state, _):
     return {**other, **_wrapped(state, "ema_model"), "initted": np.ones(1), "step": np.ones(1)}
 
 
+def _counted(state, _):
+    return {"n_averaged": np.int64(3), **_wrapped(state, "module")}  # AveragedModel
+
+
 def _nested(state, name):
     return {"epoch": 3, "none": None, name: state, "optimizer": {"state": {0: {"a": np.ones(2)}}}}
 
@@ -69,6 +74,7 @@ WRAPPERS = [
     *((_wrapped, name) for name in (*state_dict.WRAPPERS, "model", "net", "vae", "generator", "0")),
     *((_inside, at) for at in (1, 2, 3)),
     (_averaged, None),
+    (_counted, None),
     *((_nested, name) for name in ("state_dict", "model", "ema", "whatever")),
 ]
 
@@ -115,6 +121,21 @@ def test_two_arrays_of_one_name_must_be_equal(state):
     assert convert._found({**state, f"module.{name}": value.copy()}, None)[1].keys() == state.keys()
     with pytest.raises(UserError, match="are one array and differ"):
         convert._found({**state, f"module.{name}": value + 1}, None)
+
+
+def test_an_average_of_torch_is_the_network_in_it():
+    torch = pytest.importorskip("torch")
+    theirs = reference.load("parti_pytorch").VitVQGanVAE(
+        dim=8, image_size=8, layers=1, encdec_patch_size=4, encdec_heads=1, encdec_dim_head=8,
+        codebook_size=16, use_vgg_and_gan=False,
+    )  # fmt: skip
+    averaged = torch.optim.swa_utils.AveragedModel(theirs)
+    wanted = convert.from_torch(theirs)[1]
+    for source in (averaged, averaged.state_dict(), {"ema": averaged.state_dict()}):
+        jax.tree.map(np.testing.assert_array_equal, convert.from_torch(source)[1], wanted)
+    of_one = {"n_averaged": np.int64(3), **convert.to_torch(*convert.from_torch(theirs))}
+    with pytest.raises(UserError, match="n_averaged is not known here"):
+        convert.from_torch(of_one)
 
 
 def test_the_live_module_within_wrappers_is_found():

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 import t2i_jax as t2i
@@ -12,6 +13,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.quickstart import run as quickstart
 from t2i_jax.runs.check import check
 from t2i_jax.runs.recipe import Recipe, changed, load_recipe
+from t2i_jax.systems.text_to_image import TextToImage
 from tests.e2e import tiny, tiny_imagen, tiny_maskgit
 from tests.toy_system import pair
 from tests.toy_system import recipe as toy
@@ -103,6 +105,26 @@ def test_a_setting_without_an_effect_is_told(module, overrides, told):
 def test_a_value_tells_it_of_its_own_fields(setting, told):
     (said,) = config.idle(setting)
     assert re.search(told, said), said
+
+
+@pytest.mark.parametrize("task", [tiny_imagen.get_config().task, tiny_maskgit.get_config().task])
+def test_what_is_judged_by_captions_has_no_effect_without_them(task):
+    """It ended in a stack trace when all was trained."""
+    judged = t2i.Evaluation(judge="shapes", pictures=2, completions=2)
+    train = (t2i.DataConfig(), t2i.TrainConfig(steps=1, batch_size=1))
+    recipe = t2i.Recipe(dataclasses.replace(task, text=None), *train, evaluation=judged)
+    said = config.idle(recipe, without=("data", "train", "task", "parts"))
+    assert [one.split("=")[0] for one in said] == ["evaluation.judge", "evaluation.completions"]
+    assert all("which is given no captions" in one for one in said)
+
+    class Blank(TextToImage):
+        def generate(self, *_, images_per_prompt, **__):
+            return np.zeros((images_per_prompt, 16, 16, 3), np.uint8)
+
+    found = Blank(recipe.task, {}).evaluate(
+        lambda count, wants: pytest.fail("nothing is held out"), judged
+    )
+    assert found.metrics == {} and list(found.sheets) == ["heldout"]
 
 
 def test_a_part_that_nothing_reads_is_told():

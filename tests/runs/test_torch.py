@@ -399,6 +399,32 @@ def _of_zeros(task, folder, parts=None):
     return folders.Contents(folder, recipe, params, {}, stats, parts or {})
 
 
+@pytest.mark.parametrize("model", ["parti", "paper"])
+@pytest.mark.parametrize("tokenizer", ["ViTVQGAN", "VQGanVAE", "VQGAN"])
+def test_a_parti_on_a_tokenizer_that_the_package_lacks_is_refused(model, tokenizer, tmp_path):
+    network = {
+        "ViTVQGAN": lambda: t2i.ViTVQGAN(image_size=8, patch_size=4, dim=8, layers=1, heads=1),
+        "VQGanVAE": lambda: t2i.VQGanVAE(dim=16, image_size=8, layers=1, codebook_size=4),
+        "VQGAN": lambda: t2i.VQGAN(image_size=32),
+    }[tokenizer]()
+    makes = {
+        "parti": t2i.Parti(dim=8, depth=1, heads=1, dim_head=8),
+        "paper": t2i.PartiTransformer(dim=8, depth=1, heads=1, mlp_dim=8),
+    }
+    task = t2i.PartiTask(makes[model], t2i.StoredText(dim=8, max_length=3), network)
+    train = (t2i.DataConfig(), t2i.TrainConfig(steps=1, batch_size=1))
+    part = folders.Contents(
+        tmp_path, t2i.Recipe(t2i.TokenizerTask(network), *train), {}, {}, {}, {}
+    )
+    contents = folders.Contents(
+        tmp_path, t2i.Recipe(task, *train), {"parti": {"decoder": {}}}, {}, {}, {"tokenizer": part}
+    )
+    with pytest.raises(UserError, match="; ") as error:
+        systems.weights_of(task).to_torch(contents, tmp_path / "out.pt")
+    assert model == "paper" or f"tokenizer is a {tokenizer}, and" in str(error.value)
+    assert not (tmp_path / "out.pt").exists()
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_stages_that_imagen_pytorch_does_not_load_are_told(suffix, tmp_path, capsys):
     task, told = toy_cascade.TASK, "can't load the weights of stages["

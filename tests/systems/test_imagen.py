@@ -14,12 +14,14 @@ from PIL import Image
 import t2i_jax as t2i
 from t2i_jax import config
 from t2i_jax.data.crop import crop
+from t2i_jax.diffusion.lowres import LowresNoise
 from t2i_jax.diffusion.noise import Ddpm, Edm
 from t2i_jax.diffusion.samplers import Churn
 from t2i_jax.errors import UserError
 from t2i_jax.models.unet import NullUnet
 from t2i_jax.nn.flops import flops_of
 from t2i_jax.on_host import initialise
+from t2i_jax.runs import evaluation
 from t2i_jax.runs.recipe import TYPES
 from t2i_jax.systems.cascade import stage as imagen_stage
 from t2i_jax.systems.cascade.stage import Stage
@@ -214,6 +216,29 @@ def test_guidance_without_dropped_captions_is_said(capsys):
     ):
         dataclasses.replace(cascade(), task=task)._texts(prompts(1), negative, [scale])
         assert ("guidance=1 is what it has learnt" in capsys.readouterr().err) == told
+
+
+@pytest.mark.parametrize(
+    ("guidance", "stages", "used"),
+    [
+        ((3.0, 1.0), {"start_at": 2}, False),
+        ((1.0, 3.0), {"stop_at": 1}, False),
+        ((1.0, 3.0), {"start_at": 2}, True),
+        ((3.0, 1.0), {"stop_at": 1}, True),
+        ((3.0, 1.0), {}, True),
+        ((1.0, 1.0), {}, False),
+    ],
+)
+def test_negative_prompts_are_for_a_guided_stage_that_runs(guidance, stages, used, monkeypatch):
+    monkeypatch.setattr(ImagenSystem, "_generated", lambda self, options, prompt, *_, **__: prompt)
+    if "start_at" in stages:
+        stages |= {"start_images": IMAGE}
+    arguments = dict(negative_prompts=prompts(1, 9), guidance=guidance, **stages)
+    if used:
+        assert "negative_text_mask" in cascade().generate(prompts(1), **arguments)
+        return
+    with pytest.raises(UserError, match="negative_prompts have no effect at guidance=1"):
+        cascade().generate(prompts(1), **arguments)
 
 
 def test_values_of_more_u_nets_than_there_are_are_told(capsys):
@@ -453,6 +478,23 @@ def test_options_are_checked_when_they_are_made(options, sentence):
 def test_impossible_cascades_are_refused(make, sentence):
     with pytest.raises(UserError, match=sentence):
         make()
+
+
+def test_noise_on_the_smaller_image_that_was_never_trained_is_refused():
+    near = LowresNoise(sample_level=0.1, train_limit=0.2)
+    larger = dataclasses.replace(TASK.stages[1], lowres=near)
+    task = dataclasses.replace(TASK, stages=(TASK.stages[0], larger))
+    system = ImagenSystem(task, {}, {"stage_1": 1, "stage_2": 1})
+    told = "lowres_level=0.3 is above the lowres.train_limit=0.2 of stage 2, .*; give 0.2 at most"
+    with pytest.raises(UserError, match=told):
+        system.generate(prompts(1), lowres_level=0.3)
+    options = ImagenOptions(lowres_level=0.3)
+    train = (t2i.DataConfig(), t2i.TrainConfig(steps=1, batch_size=1))
+    recipe = t2i.Recipe(task, *train, evaluation=t2i.Evaluation(options=options))  # as stored
+    with pytest.raises(UserError, match=f"^evaluation.options.{told}"):
+        evaluation.check(recipe)
+    for level, stages in ((0.2, task.stages), (0.3, task.stages[:1]), (1.0, TASK.stages)):
+        dataclasses.replace(task, stages=stages).check_sampling(ImagenOptions(lowres_level=level))
 
 
 def test_captions_are_needed_where_they_were_trained_on():

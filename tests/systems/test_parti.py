@@ -16,6 +16,7 @@ from t2i_jax.models.parti import Parti
 from t2i_jax.models.parti_transformer import PartiTransformer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.on_host import initialise
+from t2i_jax.runs.training import _told_of_unread
 from t2i_jax.systems.imagen.options import ImagenOptions
 from t2i_jax.systems.parti.system import PartiSystem
 from t2i_jax.systems.parti.task import PartiTask, cross_entropy
@@ -65,6 +66,23 @@ class Words:
 @pytest.fixture(scope="module")
 def weights():
     return initialise(functools.partial(image_tokenizer.init, _TOKENIZER), jax.random.key(7))
+
+
+def test_captions_that_the_network_does_not_read_to_their_end_are_told(capsys):
+    task = dataclasses.replace(_STORED, model=_STORED.model.clone(max_text_len=3))
+    embeds, mask = np.zeros((3, 5, 6), np.float32), np.arange(5) < np.array([[3], [5], [4]])
+    for own, told in (
+        (
+            task,
+            "prompt 1 has 5 tokens, the last 2 are cut; so is one other for the decoder (max_text_",
+        ),
+        (_STORED, ""),
+        (dataclasses.replace(_STORED, model=_PAPER), ""),
+    ):
+        with pytest.raises(UserError, match="init_images"):
+            PartiSystem(own, {}, {}).generate((embeds, mask), init_images=[])
+        assert told in (said := capsys.readouterr().err) and bool(told) == bool(said)
+        assert len(list(_told_of_unread(own))) == bool(told)  # when it is trained
 
 
 @functools.cache

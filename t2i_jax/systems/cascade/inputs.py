@@ -52,6 +52,29 @@ def stages_to_run(
     return list(range(start, untrained[0])), told
 
 
+def check_lowres_level(
+    stages: Sequence[Stage],
+    numbers: Sequence[int],
+    lowres_level: float | None,
+    field: str = "lowres_level",
+) -> None:
+    """Refuses noise on a smaller image at which one of these stages was never trained.
+
+    Args:
+      numbers: of the stages, from 1. lowres_level: of all of them; None: each has its own.
+      field: what messages call it.
+    """
+    for number in numbers:
+        lowres = stages[number - 1].lowres
+        if lowres_level is None or number == 1 or not lowres.noise:
+            continue
+        if lowres_level > lowres.train_limit:
+            raise UserError(
+                f"{field}={lowres_level} is above the lowres.train_limit={lowres.train_limit} of "
+                f"stage {number}, never trained; give {lowres.train_limit} at most."
+            )
+
+
 def settings(
     stage: Stage, sampler: Any, steps: Any, guidance: float, **fields: Any
 ) -> StageSampling:

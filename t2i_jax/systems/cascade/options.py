@@ -32,7 +32,8 @@ class CascadeOptions:
       stop_at: number of the last stage that runs; None: the last one before an untrained one.
       strength: how much init_images without a mask are changed, from above 0 to 1.
       resample: how often each step of inpainting is made (RePaint).
-      lowres_level: of the noise on each smaller image, from 0 to 1; None: the stage's own.
+      lowres_level: of the noise on each smaller image, from 0 to what the stages were trained at
+        (`LowresNoise.train_limit`, 1 at most); None: the stage's own.
       image_sizes: side or (height, width) per stage; None: those of training.
       compat: what is wrong in a package and kept, one of `compats`; None: nothing.
     """

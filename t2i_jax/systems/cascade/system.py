@@ -113,10 +113,7 @@ class CascadeSystem(TextToImage):
           UserError: what does not fit.
         """
         count_of = len(self.task.stages)
-        updates = [int(self.updates.get(group(number), 0)) for number in range(1, count_of + 1)]
-        numbers, told = inputs.stages_to_run(
-            self.task.stages, updates, options.start_at, options.stop_at
-        )
+        numbers, told = self._to_run(options)
         generation.check_amounts(images_per_prompt, batch_size)
         count = (
             len(next(iter(prompt.values())))
@@ -130,6 +127,7 @@ class CascadeSystem(TextToImage):
             numbers[0], count, sizes[: numbers[-1]], start_images, init_images, mask
         )
         images |= self._cond_image(count, sizes[-1], cond_images)
+        inputs.check_lowres_level(self.task.stages, numbers, options.lowres_level)
         self._tell_idle(options, numbers, [] if prompt else scales)
         plan = self._plan(options, scales if prompt else [1.0] * count_of, progress)
         for number in numbers:  # refuses more steps than a diffusion has, before any stage runs
@@ -145,6 +143,15 @@ class CascadeSystem(TextToImage):
         plan, total = {number: plan[number] for number in numbers}, count * images_per_prompt
         rows = generation.batches({**prompt, **images}, total, images_per_prompt, seed, batch_size)
         return plan, rows
+
+    def _to_run(self, options):
+        """(numbers of the stages that run, a sentence for the user or None)."""
+        counts = [int(self.updates.get(group(n), 0)) for n in range(1, len(self.task.stages) + 1)]
+        return inputs.stages_to_run(self.task.stages, counts, options.start_at, options.stop_at)
+
+    def _of_running(self, options: Any, scales: list[float]) -> list[float]:
+        """The scales of the stages that run."""
+        return [scales[number - 1] for number in self._to_run(options)[0]]
 
     def _tell_idle(self, options, numbers, unused):
         """Says which options this cascade has no use for; `unused` are scales of guidance."""

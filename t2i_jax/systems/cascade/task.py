@@ -66,6 +66,11 @@ class CascadeTask(SystemTask):
         for name in ("guidance", "sampler", "steps", "image_sizes"):
             per_stage(f"evaluation.options.{name}", getattr(options, name), len(self.stages))
 
+    def check_sampling(self, options: CascadeOptions) -> None:
+        """Refuses a `lowres_level` beyond what the stages that enlarge are trained at."""
+        numbers, field = range(1, len(self.stages) + 1), "evaluation.options.lowres_level"
+        inputs.check_lowres_level(self.stages, numbers, options.lowres_level, field)
+
     def adapted(
         self, options: CascadeOptions, defaults: CascadeOptions, given: Collection[str]
     ) -> CascadeOptions:

@@ -109,7 +109,8 @@ class DecoderSystem(CascadeSystem):
         if images is not None and image_embeds is None:
             images = self._pixels(images)
         shown = {"image_embeds": image_embeds, "images": images}
-        found, texts = self._told(prompts, negative_prompts, **shown, scales=scales)
+        running = self._of_running(options, scales)
+        found, texts = self._told(prompts, negative_prompts, **shown, scales=running)
         others: dict[str, Any] = {
             "seed": seed, "images_per_prompt": images_per_prompt, "batch_size": batch_size,
             "start_images": given.read_once("start_images", start_images, self.task.channels),
@@ -150,7 +151,8 @@ class DecoderSystem(CascadeSystem):
         scales = options.per_stage("guidance", len(self.task.stages))
         self._check_guidance(scales, negative_prompts is not None)
         embeds = np.eye(1, self.task.embed_width, dtype=np.float32).repeat(rows, axis=0)
-        found, _ = self._told(prompts, negative_prompts, embeds, None, scales)
+        running = self._of_running(options, scales)
+        found, _ = self._told(prompts, negative_prompts, embeds, None, running)
         nothing = {"start_images": None, "cond_images": None, "progress": False}
         self._prepared(options, found, scales, **others, **nothing)
 
@@ -190,7 +192,8 @@ class DecoderSystem(CascadeSystem):
         return found | (self._encodings(texts) if texts else {})
 
     def _told(self, prompts, negative_prompts, image_embeds, images, scales):
-        """({"image_embeds"}, the arrays of captions), as far as the decoder reads them.
+        """({"image_embeds"}, the arrays of captions), as far as the decoder reads them; `scales`
+        are those of the stages that run.
 
         Nothing compiles: in place of embeddings that CLIP has yet to make there are as many zeros.
         """

@@ -89,7 +89,8 @@ class ImagenSystem(CascadeSystem):
         inputs = {"start_images": start_images, "init_images": init_images, "mask": mask}
         options = generation.with_changes(ImagenOptions, options, changes, inputs)
         scales = options.per_stage("guidance", len(self.task.stages))
-        prompt = self._texts(prompts, negative_prompts, scales)
+        running = self._of_running(options, scales)
+        prompt = self._texts(prompts, negative_prompts, running)
         return self._generated(
             options,
             prompt,
@@ -144,8 +145,8 @@ class ImagenSystem(CascadeSystem):
         scales = options.per_stage("guidance", len(self.task.stages))
         given_as |= dict.fromkeys(("init_images", "mask", "cond_images"))
         self._prepared(
-            options, self._texts(prompts, None, scales), scales, seed=0, images_per_prompt=1,
-            batch_size=batch_size, progress=False, **given_as,
+            options, self._texts(prompts, None, self._of_running(options, scales)), scales, seed=0,
+            images_per_prompt=1, batch_size=batch_size, progress=False, **given_as,
         )  # fmt: skip
 
     def _enlarging(self, count, prompts, options, others):

@@ -97,6 +97,7 @@ class PartiSystem(TextToImage):
             self.task.text, self.text_tokenizer, prompts, negative_prompts, guided=guided,
             dropped=self.task.cond_drop_prob,
         )  # fmt: skip
+        generation.tell_unread(prompt, self.task.text_lengths)
         count = len(prompt["text_mask"])
         prompt |= self._completion(count, init_images, known_rows, mask, options)
         images, total = [], count * images_per_prompt

@@ -116,6 +116,12 @@ class PartiTask(SystemTask):
         return samples_of(self.text)
 
     @property
+    def text_lengths(self) -> Mapping[str, int]:
+        """`max_text_len` of a model that has one."""
+        most = getattr(self.model, "max_text_len", None)
+        return {} if most is None else {"the decoder": most}
+
+    @property
     def on_tokens(self) -> bool:
         """Whether a batch holds tokens rather than images."""
         return self.stored_tokens or self.tokenizer is None

@@ -11,6 +11,7 @@ from t2i_jax import config, convert
 from t2i_jax.convert import arguments, torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.models.parti import Parti, PartiAndTokenizer
+from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.systems.generation import tell
 from t2i_jax.systems.imported import LONGEST_TEXT, Imported, TorchFile
 from t2i_jax.systems.parti.options import PartiOptions
@@ -66,12 +67,20 @@ def from_torch(file: TorchFile) -> Imported | None:
 def to_torch(contents: Any, path: pathlib.Path) -> None:
     """Writes a run as a state dict, with its tokenizer under "vae." where the run holds it; a line
     on stderr says that a jointly trained text encoder is left out.
+
+    Raises:
+      UserError: a tokenizer that the package does not have.
     """
     network = model = contents.recipe.task.network
     params: Any = contents.averaged["parti"]["decoder"]
     if isinstance(model, Parti) and "tokenizer" in contents.parts:
         part = contents.parts["tokenizer"]
         tokenizer = part.recipe.task.model
+        if not isinstance(tokenizer, VitVQGanVAE):
+            raise UserError(
+                f"tokenizer is a {type(tokenizer).__name__}, and parti-pytorch has a VitVQGanVAE "
+                "alone; train on one."
+            )
         model = PartiAndTokenizer(parti=model, tokenizer=tokenizer)
         params = {"parti": params, "tokenizer": tokenizers.exported(part)}
         tokenizers.tell_range(tokenizer)
