@@ -54,10 +54,10 @@ def main(arguments: list[str] | None = None) -> None:
         result["rows"][row] = measure(options.system, row, options.repeats, options.small)
         if options.compiled:
             result["rows"][row]["compiled"] = under_compile(options.system, row, options)
+    print(table(result) + compiled_table(result))
     if options.json:
         with open(options.json, "w") as file:
             json.dump(result, file, indent=1)
-    print(table(result) + compiled_table(result))
 
 
 def measure(system: str, row: str, repeats: int, small: bool) -> dict:

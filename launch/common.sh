@@ -52,22 +52,32 @@ given() {
   [ -n "$2" ] || mistake "$1='' is not given; $3."
 }
 
-# read_arguments "FLAGS" "OPTIONS" ARGUMENTS...: each flag and option sets the variable of its name; what is left are
-# `words`: SUBCOMMAND NAME CONFIG ARGUMENTS. After CONFIG an option that is not known is an argument too.
+# read_arguments "FLAGS" "OPTIONS" ARGUMENTS...: each flag and option (--option VALUE, --option=VALUE) sets the variable
+# of its name; what is left are `words`: SUBCOMMAND NAME CONFIG ARGUMENTS. After CONFIG an option that is not known is an
+# argument too.
 read_arguments() {
-  local flags=" help dry-run $1 " options=" $2 " field help=""
+  local flags=" help dry-run $1 " options=" $2 " seen=" " field help=""
   shift 2
   words=()
   while [ $# -gt 0 ]; do
     field="${1#--}"
+    field="${field%%=*}"
     if [[ "$1" != -* ]]; then
       words+=("$1")
     elif [[ "$flags" == *" $field "* ]]; then
+      [[ "$1" != *=* ]] || mistake "option='$1' takes no value; write --$field."
       printf -v "${field//-/_}" 1
     elif [[ "$options" == *" $field "* ]]; then
-      [ $# -gt 1 ] || mistake "$1 has no value; give one after it."
-      printf -v "${field//-/_}" %s "$2"
-      shift
+      [[ "$seen" != *" $field "* ]] || mistake "--$field is given twice; leave one."
+      seen="$seen$field "
+      if [[ "$1" = *=* ]]; then
+        [ -n "${1#*=}" ] || mistake "--$field has no value; give one after it."
+        printf -v "${field//-/_}" %s "${1#*=}"
+      else
+        [ $# -gt 1 ] || mistake "$1 has no value; give one after it."
+        printf -v "${field//-/_}" %s "$2"
+        shift
+      fi
     elif [ "${#words[@]}" -gt 2 ]; then
       words+=("$1")
     else

@@ -100,6 +100,41 @@ def new(field: str, path: Given) -> pathlib.Path:
     return found
 
 
+def new_file(field: str, path: Given) -> pathlib.Path:
+    """`new`, for a file; it may replace one, and the folders above it need not be there.
+
+    Raises:
+      UserError: as `new`; or a folder is there, or a file that may not be written.
+    """
+    found, named = new(field, path), f"{field}={shown(path)}"
+    if found.is_dir():
+        raise UserError(f"{named} is a folder; name a file in it.")
+    if found.exists() and not os.access(found, os.W_OK):
+        raise UserError(f"{named} is there and can't be written; name another file.")
+    return found
+
+
+def new_folder(field: str, path: Given) -> pathlib.Path:
+    """`new`, for a folder that takes its place when all of it is written: where nothing is, or an
+    empty folder. Of a link that place is the one to which it leads, its `os.path.realpath`.
+
+    Raises:
+      UserError: as `new`; or something is there, or it is a mount point, whose place no folder can
+        take.
+    """
+    found, named = new(field, path), f"{field}={shown(path)}"
+    home = pathlib.Path(os.path.realpath(found))
+    if home.exists() and (not home.is_dir() or any(home.iterdir())):
+        raise UserError(f"{named} exists and is not empty; name a new folder.")
+    if home in _mount_points() or os.path.ismount(home):
+        raise UserError(
+            f"{named} is a mount point, whose place no folder can take; name a new one in it, as "
+            f"{shown(found / 'new')}."
+        )
+    _check_written(named, home.parent if home.exists() else home)
+    return found
+
+
 def make(field: str, folder: pathlib.Path) -> None:
     """Makes a folder and those above it, unless it is there.
 
@@ -162,6 +197,16 @@ def _file_on_the_way(text):
     return next(
         (str(one) for one in reversed(pathlib.Path(text).parents) if os.path.isfile(one)), text
     )
+
+
+def _mount_points():
+    """Those that Linux tells, also where a folder of the same disk is mounted; else none."""
+    try:
+        lines = pathlib.Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:
+        return set()
+    told = (line.split()[4].decode("unicode_escape").encode("latin-1") for line in lines)
+    return {pathlib.Path(os.fsdecode(place)) for place in told}
 
 
 def _check_written(named, path):

@@ -19,6 +19,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
 from t2i_jax.runs import folder
 from t2i_jax.runs.recipe import load_recipe
+from t2i_jax.text.tokenizer import load as load_tokenizer
 from t2i_jax.train.stored import load_params
 
 
@@ -107,6 +108,8 @@ def test_a_tilde_is_the_home_folder_everywhere(tmp_path):
     assert (home / "packed" / "manifest.json").is_file()
     assert len(open_source("arrayrecord:~/packed", image_size=8)) == len(Shapes(8, "train", 0))
     assert is_wanted("~/packed", "text", {})
+    with pytest.raises(UserError, match=f"tokenizer='{home}/no' has neither"):
+        load_tokenizer("~/no")
     with pytest.raises(UserError, match=f"webdataset='{home}/no.tar' matches no file"):
         open_source("webdataset:~/no.tar", image_size=8)
     assert [path.name for path in pathlib.Path().iterdir()] == ["file"]
@@ -131,6 +134,62 @@ def test_a_folder_that_another_command_is_writing_is_refused(tmp_path):
     assert "tokens" in add_column(out, "tokens", **column)["columns"]
     assert [path.name for path in out.parent.iterdir()] == ["system"]
     assert not list(out.glob("*lock*"))
+
+
+_WRITERS = {  # of folders that appear when all of them is written
+    "pack": lambda out: pack(Shapes(8, "train", 0, length=4), out, name="shapes"),
+    "export": lambda out: folder.write_system(folder.check_new(out), _RECIPE, {}, {}, {}),
+}
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("write", _WRITERS.values(), ids=_WRITERS)
+def test_what_is_written_to_a_link_lies_where_it_leads(tmp_path, write, there):
+    (tmp_path / "large").mkdir()
+    target, out = tmp_path / "large" / "set", tmp_path / "link"
+    if there:
+        target.mkdir()
+    out.symlink_to(target)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    write(out)
+    assert out.is_symlink() and any(target.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert [path.name for path in target.parent.iterdir()] == ["set"]
+    with pytest.raises(UserError, match="exists and is not empty"):
+        write(out)
+
+
+@pytest.mark.parametrize("write", _WRITERS.values(), ids=_WRITERS)
+def test_a_mount_point_is_refused_before_anything_is_written(tmp_path, monkeypatch, write):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    monkeypatch.setattr(paths, "_mount_points", lambda: {tmp_path / "out"})
+    monkeypatch.setattr("t2i_jax.data.pack.replacing", lambda _: pytest.fail("it was written"))
+    monkeypatch.setattr("t2i_jax.runs.folder.replacing", lambda _: pytest.fail("it was written"))
+    for out in (tmp_path / "out", tmp_path / "link"):
+        with pytest.raises(
+            UserError, match=r"is a mount point, .* name a new one in it, as '.*new"
+        ):
+            write(out)
+
+
+def test_linux_tells_its_mount_points():
+    found = paths._mount_points()
+    assert all(place.is_absolute() for place in found)
+    assert not found or pathlib.Path("/proc") in found and pathlib.Path("/") in found
+
+
+def test_a_file_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    assert paths.new_file("json", "deep/new.json") == pathlib.Path("deep/new.json")
+    assert paths.new_file("json", "file") == pathlib.Path("file")
+    with pytest.raises(UserError, match="^json='.*' is a folder; name a file in it.$"):
+        paths.new_file("json", tmp_path)
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: pathlib.Path(path).is_dir() and access(path, mode)
+    )
+    with pytest.raises(UserError, match="^json='file' is there and can't be written; name another"):
+        paths.new_file("json", "file")
 
 
 @hypothesis.given(st.text() | st.text("~/.[]*? a", min_size=1))

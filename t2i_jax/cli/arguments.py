@@ -144,8 +144,8 @@ def stated(arguments: Sequence[Argument], words: Sequence[str], command: str) ->
       words: what follows the command's name. command: the name, for messages, as "t2i train".
 
     Raises:
-      UserError: an unknown option (with the nearest one), a value that is missing or of another
-        type, an argument too many.
+      UserError: an unknown option (with the nearest one), one that is given twice and takes one
+        value, a value that is missing or of another type, an argument too many.
     """
     given: dict[str, Any] = {}
     places: list[str] = []
@@ -167,6 +167,8 @@ def stated(arguments: Sequence[Argument], words: Sequence[str], command: str) ->
             argument = by_flag.get(flag) or by_flag.get("--" + flag[2:].replace("_", "-"))
             if argument is None:
                 raise UserError(_unknown(flag, by_flag, command, takes_fields))
+            if argument.name in given and not argument.repeats:
+                raise UserError(f"{argument.flag} is given twice; leave one.")
             if argument.is_switch:
                 given[argument.name] = _switched(argument, flag, equals, text)
             elif argument.repeats:

@@ -64,7 +64,7 @@ def compile_for(
     if "JAX_OPTIMIZATION_LEVEL" not in os.environ:
         jax.config.update("jax_optimization_level", "O1")
     recipe = with_mesh(changed(load_recipe(config), overrides), mesh)
-    json_file = None if json_file is None else paths.new("json", json_file)
+    json_file = None if json_file is None else paths.new_file("json", json_file)
     devices = ahead.slice_devices(topology)  # refused before anything long
     if generate is None:
         check(recipe, devices=devices, with_data=False)
@@ -129,6 +129,7 @@ def _end(reports, told, json_file):
 
 def _write(path, numbers):
     if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(numbers, indent=1) + "\n")
 
 

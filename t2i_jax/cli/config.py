@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from t2i_jax import config as configs
-from t2i_jax import values
+from t2i_jax import paths, values
 from t2i_jax.cli import docstring
 from t2i_jax.cli.arguments import Shown
 
@@ -32,6 +32,7 @@ def show(
     from t2i_jax import runs
     from t2i_jax.runs.recipe import changed
 
+    recipe = paths.given("config", recipe)
     load = runs.load_run_recipe if recipe.is_dir() else runs.load_recipe
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
     for line in lines(changed(load(recipe), overrides), width):

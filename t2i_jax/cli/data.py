@@ -47,7 +47,7 @@ def pack(
     """
     from t2i_jax.data.pack import pack as pack_source
 
-    out = paths.new("out", out)
+    out = paths.new_folder("out", out)
     if shard_mb < 1:
         raise UserError(f"shard_mb={shard_mb} is not positive; give 1 or more, for example 256.")
     manifest = pack_source(
@@ -104,7 +104,7 @@ def inspect(
     from t2i_jax.data.source import EMBEDDED
     from t2i_jax.pixels import save_png
 
-    sheet = paths.new("sheet", sheet)
+    sheet = paths.new_file("sheet", sheet)
     DataConfig(heldout=heldout)  # refuses a share that is none
     _check_inspected(source, source in EMBEDDED, size, run, t5, max_length)
     opened = _open(source, size, split)

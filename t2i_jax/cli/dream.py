@@ -36,7 +36,7 @@ def dream(
     Args:
         caption: What the image shows.
         run: Folder of the run that makes it. Without it, the one that the environment variable
-            T2I_RUN names; without that, the run in the folder runs that was changed last.
+            T2I_RUN names; without that, the run in the folder runs that was trained last.
         guidance: Scale of classifier-free guidance; the run's own without it.
         seed: The same seed gives the same image.
     """
@@ -49,6 +49,7 @@ def dream(
         raise UserError(f"caption={caption!r} says nothing; write what the image shows.")
     folder = _run_of(run)
     options: Any = runs.load_run_recipe(folder).evaluation.options
+    _new_file(pathlib.Path.cwd(), caption)  # refused before anything is made
     system = runs.load(folder)
     changes: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
     images = np.asarray(system.generate([caption], options, seed=seed, progress=True, **changes))
@@ -76,21 +77,40 @@ def _run_of(run: pathlib.Path | None) -> pathlib.Path:
     if named := os.environ.get("T2I_RUN"):
         return paths.given("T2I_RUN", named)
     home = pathlib.Path(_RUNS)
-    found = [one for one in home.iterdir() if _is_run(one)] if home.is_dir() else []
+    found = [one for one in home.iterdir() if is_run(one)] if home.is_dir() else []
     if not found:
         raise UserError(
             "run is missing: there is no run in the folder runs, and T2I_RUN names none; write "
             "dream CAPTION --run FOLDER."
         )
-    return max(found, key=lambda one: one.stat().st_mtime)
+    return max(found, key=_trained)
 
 
-def _is_run(folder):
-    return folder.is_dir() and any((folder / name).exists() for name in _MADE)
+def is_run(folder: str | os.PathLike) -> bool:
+    """Whether a run's folder is there, or that of an exported system."""
+    return any(map(os.path.exists, _made(folder)))
+
+
+def _made(folder):
+    return [os.path.join(os.path.expanduser(folder), name) for name in _MADE]
+
+
+def _trained(folder):
+    """When its weights were written last; measuring a run or sampling from it changes that not."""
+    return max(os.path.getmtime(path) for path in _made(folder) if os.path.exists(path))
 
 
 def _new_file(folder: pathlib.Path, caption: str) -> pathlib.Path:
-    """A new PNG file that is named by the caption."""
+    """A new PNG file that is named by the caption.
+
+    Raises:
+      UserError: nothing can be written into the folder, or all such names are taken.
+    """
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(
+            f"folder={paths.shown(folder)} is where the image is to be, and nothing can be written "
+            "into it; go to another folder."
+        )
     name = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:80] or "image"
     for i in range(1, 10_000):
         path = folder / (f"{name}.png" if i == 1 else f"{name}-{i}.png")

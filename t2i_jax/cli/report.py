@@ -26,6 +26,7 @@ def report(run: pathlib.Path, sweep: bool = False) -> None:
     run = paths.given("run", run)
     recipe = runs.load_run_recipe(run)
     if sweep:
+        paths.folder("run", run)  # where nothing can be written is refused before images are made
         for name, sheet in runs.load(run).sweep(held_out(recipe), recipe.evaluation).items():
             save_png(run / "samples" / f"{name}.png", sheet)
     if not write_report(run, recipe, parts=part_folders(run, recipe)):

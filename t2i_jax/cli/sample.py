@@ -15,6 +15,7 @@ from t2i_jax import paths
 from t2i_jax.cli import arguments as cli
 from t2i_jax.cli import docstring, rerank, upscale
 from t2i_jax.cli.arguments import Argument, Shown
+from t2i_jax.cli.dream import is_run
 from t2i_jax.config import check_all, fields_of
 from t2i_jax.errors import UserError
 from t2i_jax.values import Count, Range, Seed
@@ -43,7 +44,7 @@ class _Command:
         captions where it reads any, and as its recipe says.
       mesh: Sizes of a mesh's axes over all devices, as data=2,tensor=4; one device by default.
       offload: Keep weights in the host's memory, and of several networks only the one that runs on
-        the device.
+        the device; refused for a system whose weights are all on the device at any time.
       step: The checkpoint: its step, or best, the one with the best validation metric.
     """
 
@@ -202,23 +203,23 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     if larger is not None:
         t5 = common.t5 if t5_for_larger else None
         larger = _upscaler(common, larger, captions, t5, again=upscale.stores_text(system))
-    images = np.asarray(
-        system.generate(
-            prompts,
-            options,
-            seed=common.seed,
-            images_per_prompt=made,
-            batch_size=common.batch_size,
-            progress=True,
-            **given,
+    with _new_folder(out) as folder:  # a place that can't be had is refused before images are made
+        images = np.asarray(
+            system.generate(
+                prompts,
+                options,
+                seed=common.seed,
+                images_per_prompt=made,
+                batch_size=common.batch_size,
+                progress=True,
+                **given,
+            )
         )
-    )
-    scores = None
-    if ranker is not None:
-        images, scores = rerank.best(ranker, images, captions, common.count)
-    if larger is not None:
-        images = larger(images, common.count)
-    with _new_folder(out) as folder:
+        scores = None
+        if ranker is not None:
+            images, scores = rerank.best(ranker, images, captions, common.count)
+        if larger is not None:
+            images = larger(images, common.count)
         _save(folder, images, captions, common.count)
         if scores is not None:
             rerank.write(folder, scores, captions)
@@ -369,17 +370,37 @@ def _save(out, images, captions, count):
     print(f"{counted(len(images), 'image')} in {out}{beside}")
 
 
-def _run_in(arguments):
-    """The run among the arguments: the first that is no flag and no flag's value.
+def _run_in(words):
+    """The run among the words: the first that is no option and no option's value; None without one.
 
-    None without one.
+    Whether an option takes a value that only the run's system knows is not known yet: after such a
+    one the first word that is a run's folder is meant, where there is one.
     """
-    for i, argument in enumerate(arguments):
-        is_value = i > 0 and arguments[i - 1].startswith("--") and "=" not in arguments[i - 1]
-        if not argument.startswith("-") and not is_value:
-            return pathlib.Path(argument)
-    folders = [argument for argument in arguments if os.path.isdir(argument)]
-    return pathlib.Path(folders[0]) if folders else None
+    takes_value = _takes_value()
+    places, takes, is_value, unknown = [], None, False, False
+    for i, word in enumerate(words):
+        if word == "--":
+            places += words[i + 1 :]
+            break
+        if word.startswith("--"):
+            flag, equals, _ = word.partition("=")
+            takes = takes_value.get(flag.replace("_", "-"))
+            is_value, unknown = not equals and takes is not False, unknown or takes is None
+        elif is_value and not (takes is None and is_run(word)):
+            is_value = False
+        elif not word.startswith("-"):
+            places.append(word)
+            is_value = False
+    runs = [word for word in places if is_run(word)] if unknown else []
+    return next(map(pathlib.Path, runs or places), None)
+
+
+def _takes_value():
+    """Of each option that does not depend on the run's system, whether a value follows it."""
+    inputs = [_input(name, ()) for name in _INPUTS]
+    known = [one for one in (*cli.arguments_of(_Command), *inputs) if not one.positional]
+    negations = {one.negation: False for one in known if one.is_switch}
+    return {"--help": False, **negations, **{one.flag: not one.is_switch for one in known}}
 
 
 @contextlib.contextmanager

@@ -39,7 +39,8 @@ def train(
     traced = Profile.parse(profile) if profile is not None else None
     with processes.joined():
         recipe = with_mesh(changed(load_recipe(config), overrides), mesh)
-        usual = pathlib.Path("runs") / f"{config.resolve().parent.name}-{config.stem}"
+        home = paths.given("config", config).resolve().parent
+        usual = pathlib.Path("runs") / f"{home.name}-{config.stem}"
         workdir = paths.folder("workdir", workdir or usual)
         with lock.held(workdir):
             notes = tuple(reach(recipe, overrides))

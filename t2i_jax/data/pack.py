@@ -55,7 +55,7 @@ def pack(
     cannot be used is left out and counted. Records are streamed; OUT appears when it is complete.
 
     Args:
-      out: a new or empty folder.
+      out: a new or empty folder, or a link to one.
       name: of the source, for the manifest.
       size: the shorter side of larger images, which are made smaller (JPEG stays JPEG); None: as
         they are.
@@ -65,8 +65,8 @@ def pack(
       progress: wraps the indices, such as tqdm.
 
     Raises:
-      UserError: `out` is not empty or can't be made or another command is writing it, a size below
-        1, or too many records that cannot be used.
+      UserError: `out` is not empty, a mount point or can't be made, or another command is writing
+        it, a size below 1, or too many records that cannot be used.
     """
     if (size is not None and size < 1) or shard_bytes < 1:
         raise UserError(f"size={size} and shard_bytes={shard_bytes} must be at least 1.")
@@ -231,11 +231,10 @@ class _Sizes:
 @contextlib.contextmanager
 def _new_folder(out):
     """A folder that gets its name when all is done; nothing is left of it otherwise."""
-    out = pathlib.Path(os.path.abspath(paths.new("out", out)))
-    with lock.writing("out", out):
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"out={str(out)!r} exists and is not empty; name a new folder.")
-        with replacing(out) as temporary:
+    home = pathlib.Path(os.path.realpath(paths.new_folder("out", out)))
+    with lock.writing("out", home):
+        paths.new_folder("out", out)  # another command may have written it while this one looked
+        with replacing(home) as temporary:
             try:
                 temporary.mkdir()
             except OSError as error:

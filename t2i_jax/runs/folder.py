@@ -250,12 +250,9 @@ def check_new(out: str | pathlib.Path) -> pathlib.Path:
     """The path of a folder that is to be made, `~` replaced; refuses a place where something is.
 
     Raises:
-      UserError: `out` exists and is not empty, or is no path that can be made.
+      UserError: `out` exists and is not empty, is a mount point, or is no path that can be made.
     """
-    out = paths.new("out", out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"out={str(out)!r} exists and is not empty; name a new folder.")
-    return out
+    return paths.new_folder("out", out)
 
 
 def write_system(
@@ -287,10 +284,13 @@ def write_system(
 
 @contextlib.contextmanager
 def _appearing(out):
-    """The temporary path of a new folder, which one command at a time writes."""
-    with lock.writing("out", out):
+    """The temporary path of a new folder, which one command at a time writes; of a link it appears
+    where that leads.
+    """
+    home = pathlib.Path(os.path.realpath(out))
+    with lock.writing("out", home):
         check_new(out)  # another command may have written it while this one looked
-        with replacing(out) as folder:
+        with replacing(home) as folder:
             yield folder
 
 

@@ -420,7 +420,8 @@ class System:
           UserError: a system that has all of its weights on the device at any time.
         """
         raise UserError(
-            f"offload is given for {type(self).__name__}, which is one network; leave it out."
+            f"offload is given for {type(self).__name__}, whose weights are all on the device at "
+            "any time; leave it out."
         )
 
     def generate(self, prompts: Any = None, options: Any = None, **_: Any) -> Any:

@@ -128,7 +128,8 @@ class TorchFile:
           UserError: a T5 of another width or another name.
         """
         given = self._t5
-        if given is not None and name not in (None, given) and not os.path.isdir(given):
+        is_folder = given is not None and os.path.isdir(os.path.expanduser(given))
+        if given is not None and name not in (None, given) and not is_folder:
             raise UserError(
                 f"t5={given!r} is not {name!r}, on whose embeddings the weights were trained; "
                 "give that one, or a folder that holds it."

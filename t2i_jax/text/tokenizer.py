@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from t2i_jax import paths
 from t2i_jax.errors import UserError
 from t2i_jax.foreign import vocabulary_file
 from t2i_jax.foreign.file import refusing
@@ -113,7 +114,7 @@ def load(folder: str | os.PathLike) -> TextTokenizer:
     Raises:
       UserError: the folder has neither, or a damaged one.
     """
-    folder = pathlib.Path(folder)
+    folder = paths.given("tokenizer", folder)
     if (path := folder / _SENTENCEPIECE).exists():
         return SentencePiece(vocabulary_file.read(path), str(path))
     if (path := folder / _TOKENIZERS).exists():

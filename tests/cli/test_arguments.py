@@ -100,6 +100,9 @@ def test_a_command_line_gives_values_of_the_parameters_types(words, found):
         (["run", "--guidance", "nan"], "is not a finite number; give a number from 0."),
         (["run", "--replace=perhaps"], "--replace='perhaps' is not true or false"),
         (["run", "--json", ""], "json='' is no path; write it as --json FILE."),
+        (["run", "--json", "a", "--json", "b"], "--json is given twice; leave one."),
+        (["run", "--count=1", "--guidance", "2", "--count", "1"], "--count is given twice;"),
+        (["run", "--captions", "--no-captions"], "--captions is given twice; leave one."),
     ],
 )
 def test_a_mistake_is_one_sentence(words, told):
@@ -107,6 +110,37 @@ def test_a_mistake_is_one_sentence(words, told):
         parsed(*words)
     assert told in str(error.value) and "\n" not in str(error.value)
     assert len(str(error.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["RUN", "a caption"], "RUN"),
+        (["--offload", "RUN", "a caption"], "RUN"),
+        (["--offload=true", "RUN", "a caption"], "RUN"),
+        (["--no-offload", "--count", "4", "RUN", "a caption"], "RUN"),
+        (["--best_of", "4", "--init", "RUN", "other", "a caption"], "other"),
+        (["--help", "RUN"], "RUN"),
+        (["--count", "4", "--", "RUN", "a caption"], "RUN"),
+        (["--seed=1", "typo", "RUN"], "typo"),
+        # options of a system, which may or may not take values
+        (["--steps", "4", "RUN", "a caption"], "RUN"),
+        (["--steps=4", "RUN", "a caption"], "RUN"),
+        (["--growing", "RUN", "a caption"], "RUN"),
+        (["--guidance", "3", "1.5", "RUN", "a caption"], "RUN"),
+        (["--sampler", "ddim", "heun", "RUN", "a caption"], "RUN"),
+        (["--steps", "4", "typo", "a caption"], "typo"),
+        (["--steps", "4"], None),
+        (["--growing", "~/run", "a caption"], "~/run"),
+    ],
+)
+def test_the_run_of_sample_is_found_among_options(words, found, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "system.json").touch()
+    real = {"RUN": str(tmp_path / "run")}
+    run = sample._run_in([real.get(word, word) for word in words])
+    assert run == (None if found is None else pathlib.Path(real.get(found, found)))
 
 
 def test_help_has_names_defaults_and_what_the_docstring_says():

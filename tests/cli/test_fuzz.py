@@ -218,3 +218,8 @@ def test_every_field_of_the_recipes_has_docs():
             if field and not entry and not below.startswith("      "):
                 bare.add(re.sub(r"\.\d+\.", ".", field[1]))
     assert bare == set()
+
+
+def test_a_run_below_the_home_folder_is_shown_as_any_other(run, monkeypatch):
+    monkeypatch.setenv("HOME", str(run.parent))
+    assert inside("config", f"~/{run.name}").stdout == inside("config", run).stdout

@@ -2,13 +2,16 @@
 
 import errno
 import pathlib
+import types
 
 import pytest
 
+from t2i_jax.cli import compile as compiling
 from t2i_jax.cli import main as cli
-from t2i_jax.cli import train
+from t2i_jax.cli import sample, train
 from t2i_jax.errors import UserError
 from tests.e2e import tiny_imagen
+from tests.e2e.command import refused
 
 
 @pytest.mark.parametrize(
@@ -38,3 +41,41 @@ def test_steps_to_trace_that_make_no_sense_are_refused_before_anything_starts(tm
     with pytest.raises(UserError, match="^profile=.*; give "):
         train.train(pathlib.Path(tiny_imagen.__file__), workdir=tmp_path / "run", profile=profile)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("compile", tiny_imagen.__file__, "--topology", "v5e:2x2", "--json", "folder"),
+        ("data", "inspect", "shapes", "--sheet", "folder"),
+        ("data", "pack", "shapes", "folder"),
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_a_place_where_nothing_can_be_written_is_refused_before_the_work(
+    tmp_path, monkeypatch, words
+):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine").touch()
+    monkeypatch.chdir(tmp_path)
+    for work in ("t2i_jax.aot.ahead.slice_devices", "t2i_jax.data.source.open_source"):
+        monkeypatch.setattr(work, lambda *_, **__: pytest.fail("it begins"))
+    sentence = refused(*words)
+    assert "='folder' " in sentence and "; name a" in sentence
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "mine"]
+
+
+def test_numbers_go_into_a_folder_that_is_made_for_them(tmp_path):
+    compiling._write(tmp_path / "deep" / "report.json", {"fits": True})
+    assert "fits" in (tmp_path / "deep" / "report.json").read_text()
+
+
+def test_images_are_not_made_where_they_cannot_be_left(tmp_path, monkeypatch):
+    system = types.SimpleNamespace(
+        task=types.SimpleNamespace(text_encoder=None),
+        generate=lambda *_, **__: pytest.fail("it made images"),
+    )
+    monkeypatch.setattr("t2i_jax.runs.load", lambda *_, **__: system)
+    monkeypatch.setattr(sample, "_is_free", lambda *_: False)
+    with pytest.raises(UserError, match="and its numbered neighbours exist; name another folder"):
+        sample._sample(sample._Command(run=tmp_path, captions=("a circle",)), None, {})

@@ -66,6 +66,11 @@ def test_help_names_every_subcommand_and_every_option(stand_ins, script):
         ("tpu_vm create tpu more --zone z", "argument='more' is one too many for create"),
         ("tpu_vm create tpu --zone", "--zone has no value"),
         ("tpu_vm create tpu --size 3", "option='--size' is not known here; see --help"),
+        ("tpu_vm create tpu --size=3", "option='--size=3' is not known here; see --help"),
+        ("tpu_vm create tpu --zone=", "--zone has no value"),
+        ("tpu_vm create tpu --zone z --zone=y", "--zone is given twice; leave one"),
+        ("tpu_vm create tpu --zone z --spot=no", "option='--spot=no' takes no value; write --spot"),
+        (f"slurm submit run {_CONFIG} --workdir a --workdir b", "--workdir is given twice;"),
         (
             "tpu_vm create tpu --zone z --accelerator tpu9-4",
             "accelerator='tpu9-4' has no known software version",
@@ -240,3 +245,50 @@ def test_the_commands_of_the_page_are_those_of_the_scripts(stand_ins):
     assert missing <= {("launch/tpu_vm.sh", "queue"), ("launch/tpu_vm.sh", "stop")}, (
         "the page leaves these out"
     )
+
+
+@pytest.mark.parametrize(
+    "given", [("--workdir", "/scratch/my run"), ("--workdir=/scratch/my run",)]
+)
+@pytest.mark.parametrize("after", [True, False], ids=["after CONFIG", "before it"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("slurm", "submit", "run", "--t2i", "/bin/true"),
+        ("gke", "submit", "run", *_GKE),
+        ("tpu_vm", "run", "tpu", *_TPU_VM),
+    ],
+    ids=lambda words: words[0],
+)
+def test_the_folder_of_the_run_is_the_one_that_is_given(stand_ins, words, given, after):
+    places = (_CONFIG, *given) if after else (*given, _CONFIG)
+    printed = stand_ins.start(*words, *places, "--dry-run").stdout
+    assert printed.count("--workdir") == printed.count("/scratch/my run") == 1
+    assert "runs/run" not in printed.replace("runs/slurm", "") and "bucket/" not in printed
+
+
+def test_paths_of_the_quickstart_are_those_of_its_caller(tmp_path):
+    venv, caller = tmp_path / "my", tmp_path / "caller"
+    programs = venv / "bin"
+    programs.mkdir(parents=True)
+    caller.mkdir()
+    for name in ("python", "t2i"):
+        (programs / name).write_text(f'#!/bin/sh\necho {name} "$PWD" "$@"\n')
+        (programs / name).chmod(0o755)
+
+    def started(folder, *words):
+        done = subprocess.run(
+            ["bash", ROOT / "launch" / "quickstart.sh", *words],
+            cwd=folder, env={"PATH": "/usr/bin:/bin", "VENV": os.path.relpath(venv, folder)},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout.splitlines()
+
+    install, start = started(caller, "--workdir", "mine")
+    assert (
+        install.endswith(f"--editable {ROOT}[cpu]")
+        and start == f"t2i {caller} quickstart --workdir mine"
+    )
+    assert started(caller)[1] == f"t2i {caller} quickstart --workdir {ROOT}/runs/quickstart"
+    assert started(caller, "--workdir=mine")[1] == f"t2i {caller} quickstart --workdir=mine"
+    assert started(ROOT)[1] == f"t2i {ROOT} quickstart"

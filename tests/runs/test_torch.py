@@ -4,6 +4,7 @@ bit for bit.
 
 import dataclasses
 import re
+import types
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.runs import export_torch, import_torch
 from t2i_jax.runs import folder as folders
+from t2i_jax.systems import imported
 from tests.e2e import tiny_t5
 from tests.e2e.command import inside, pictures, refused
 from tests.parity import muse_models, reference
@@ -459,3 +461,13 @@ def test_a_text_encoder_of_its_own_is_not_left_out_without_a_word(name, tmp_path
     except UserError as error:
         said = str(error)
     assert "run has its own text encoder, and" in said and "no place for it" in said
+
+
+def test_a_t5_below_the_home_folder_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "t5").mkdir()
+    given = types.SimpleNamespace(dim=8)
+    monkeypatch.setattr("t2i_jax.text.t5.T5Text.from_directory", lambda *_, **__: given)
+    assert imported.TorchFile("a.pt", "~/t5", {}, {}).text(8, name="t5-large") is given
+    with pytest.raises(UserError, match="t5='~/no' is not 't5-large'"):
+        imported.TorchFile("a.pt", "~/no", {}, {}).text(8, name="t5-large")
