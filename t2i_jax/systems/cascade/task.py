@@ -66,6 +66,12 @@ class CascadeTask(SystemTask):
         for name in ("guidance", "sampler", "steps", "image_sizes"):
             per_stage(f"evaluation.options.{name}", getattr(options, name), len(self.stages))
 
+    def check_size(self, number: int, size: tuple[int, ...]) -> None:
+        """Refuses a size (height, width) of images that the stage with this number, from 1, can't
+        make.
+        """
+        inputs.check_size(size, self.stages[number - 1].multiple)
+
     def adapted(self, options: CascadeOptions, defaults: CascadeOptions) -> CascadeOptions:
         """The options; with another sampler than the recipe's, steps are that sampler's own."""
         if options.sampler != defaults.sampler and options.steps == defaults.steps:

@@ -13,9 +13,10 @@ import numpy as np
 from t2i_jax.errors import UserError
 from t2i_jax.pixels import SIGNED, to_float
 from t2i_jax.systems import generation, given
+from t2i_jax.systems.cascade.stage import known
 from t2i_jax.systems.cascade.system import CascadeSystem
 from t2i_jax.systems.clip import joint_space
-from t2i_jax.systems.decoder import sampling
+from t2i_jax.systems.decoder import latents, sampling
 from t2i_jax.systems.decoder.options import DecoderOptions
 from t2i_jax.text.stored import is_pair
 from t2i_jax.types import Array
@@ -337,6 +338,32 @@ class DecoderSystem(CascadeSystem):
                 "folder and parts.json from a copy, or give image_embeds."
             )
         return self.clip
+
+    def _tell_kept(self, sizes, keep_PHW):
+        """Says how many latents a mask keeps.
+
+        Raises:
+          UserError: of an image it keeps none.
+        """
+        for number, size in sizes.items():
+            if not self.task.stages[number - 1].latent:
+                continue
+            grid = self.task.made_shape(number, size)[:2]
+            known_PRC = np.asarray(latents.kept(keep_PHW, grid))
+            patch = self.task.tokenizer.patch_size
+            what = f"whole latents, {patch}x{patch} pixels each"
+            if not known_PRC.any((1, 2)).all():
+                raise UserError(
+                    f"mask keeps no latent of stage {number}, which keeps {what}; keep a larger "
+                    "part."
+                )
+            whole = np.asarray(known(known_PRC, keep_PHW.shape[1:], "nearest"))
+            told = f"stage {number} keeps {what}: {known_PRC.sum()} of {known_PRC.size}"
+            if anew := int((keep_PHW & ~whole).sum()):
+                is_whole = keep_PHW.shape[1:] == size
+                beside = "inpainted, and laid over it" if is_whole else "inpainted"
+                told += f"; {counted(anew, 'kept pixel')} beside them are {beside}"
+            generation.tell(told)
 
     def _check_guidance(self, scales, negative):
         """Refuses guidance of a decoder that never lost its conditions in training, and tells of
