@@ -502,6 +502,10 @@ def test_a_cascade_of_other_values_is_refused_in_a_sentence(sizes, fields, said)
             lambda: dataclasses.replace(FIRST, noise=t2i.Ddpm()),
             "learned_variance needs whole timesteps",
         ),
+        (
+            lambda: clip_given(DecoderTask(stages=(FIRST,), channels=1)),
+            "channels=1, and CLIP, which embeds the images, sees some of 3; make them equal",
+        ),
         (lambda: LowresBlur(kernel=4), "lowres.kernel=4"),
         (lambda: LowresBlur(sigma=(2.0, 1.0)), "lowres.sigma"),
         (lambda: t2i.Decoder(BASE, image_size=8, image_sizes=(8,)), "both given"),
