@@ -66,7 +66,7 @@ class CascadeTask(SystemTask):
         for name in ("guidance", "sampler", "steps", "image_sizes"):
             per_stage(f"evaluation.options.{name}", getattr(options, name), len(self.stages))
 
-    def check_size(self, number: int, size: tuple[int, ...]) -> None:
+    def check_size(self, number: int, size: tuple[int, int]) -> None:
         """Refuses a size (height, width) of images that the stage with this number, from 1, can't
         make.
         """

@@ -263,6 +263,8 @@ class DecoderTask(CascadeTask):
     ) -> DecoderSystem:
         """The trained decoder."""
         clip = parts["clip"].system if "clip" in parts else None
+        if text_tokenizer is None and self.text is None and clip is not None:
+            text_tokenizer = clip.text_tokenizer  # what was converted has the vocabulary there
         updates = jax.device_get(stats["updates"])
         return DecoderSystem(self, params, updates, frozen, text_tokenizer, clip=clip)
 
@@ -304,7 +306,7 @@ class DecoderTask(CascadeTask):
         patch = self.tokenizer.patch_size if stage.latent else 1
         return size[0] // patch, size[1] // patch, self._made_channels(stage)
 
-    def check_size(self, number: int, size: tuple[int, ...]) -> None:
+    def check_size(self, number: int, size: tuple[int, int]) -> None:
         """Refuses a size of images that a stage, or the tokenizer of its latents, can't make."""
         stage = self.stages[number - 1]
         if not stage.latent or self.tokenizer is None:
