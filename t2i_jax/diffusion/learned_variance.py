@@ -37,7 +37,8 @@ class LearnedVariance:
         gradient reaches the variance alone.
       constrained: whether a sigmoid keeps the variance between both.
       compat: "dalle2-pytorch" takes the mean of the bound from the prediction as though that were
-        of the noise, whatever it is of; None: from what it is.
+        of the noise, whatever it is of, and latents for the bytes of images; None: from what it is,
+        and latents as they are.
     """
 
     weight: float = 0.001
@@ -67,14 +68,21 @@ class LearnedVariance:
         x0_BHWC: Array,
         x_BHWC: Array,
         level_B: Array,
+        *,
+        of_latents: bool = False,
     ) -> Array:
         """Bits per pixel (B,) of the step from a level to the one before, a mean over the pixels:
         the divergence of the step from the posterior, and at the last step the likelihood of the
         bytes.
 
+        Latents are no bytes, and the density of real numbers is unbounded where the variance goes
+        to 0, as that of the last step's posterior is. So their last step has no term; its variance
+        is never sampled with (`ancestral`).
+
         Args:
           output_BHWC: the prediction. fraction_BHWC: of the variance. x0_BHWC: clean images in
-            [-1, 1]. x_BHWC: those noised. level_B: whole levels from 1.
+            [-1, 1], or latents. x_BHWC: those noised. level_B: whole levels from 1.
+          of_latents: whether they are latents.
         """
         before_B = level_B - 1
         variance = self.log_variance(fraction_BHWC, noise, level_B, before_B)
@@ -87,8 +95,11 @@ class LearnedVariance:
         low = per_row(_ends(noise, level_B, before_B)[0], x0_BHWC)
         # Each half is computed at numbers that leave it finite where the other one is taken.
         divergence = _divergence(true, low, mean, jnp.where(last, low, variance))
-        likelihood = log_likelihood(x0_BHWC, mean, 0.5 * jnp.where(last, variance, 0.0))
-        bits = _BITS * jnp.where(last, -likelihood, divergence)
+        if of_latents and self.compat is None:
+            bits = _BITS * jnp.where(last, 0.0, divergence)
+        else:
+            likelihood = log_likelihood(x0_BHWC, mean, 0.5 * jnp.where(last, variance, 0.0))
+            bits = _BITS * jnp.where(last, -likelihood, divergence)
         return jnp.mean(bits, axis=range(1, bits.ndim))
 
 

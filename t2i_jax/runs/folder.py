@@ -4,6 +4,8 @@
     WORKDIR/PART/             a part that was trained or copied: itself a run, or an exported system
     WORKDIR/parts.json        where each part is, and the fingerprint of its weights
     WORKDIR/text_tokenizer/   the vocabulary of a learned text encoder
+    WORKDIR/stored_text.json  what made the stored text that it is trained on, and stored_clip.json
+                              the stored embeddings of images and captions (`runs.stored_text`)
     WORKDIR/recipe.json       the recipe of a run that joins its parts and trains nothing of its own
     WORKDIR/samples/          grids of images; metrics.jsonl, metrics.json, goodput.json and event
                               files beside them; wandb_id.txt: the run's id in Weights & Biases
@@ -43,7 +45,8 @@ from t2i_jax.systems.base import Given, System
 from t2i_jax.train.stored import load_config, load_params
 from t2i_jax.values import shown
 
-PARTS, TEXT_TOKENIZER, STORED_TEXT = "parts.json", "text_tokenizer", "stored_text.json"
+PARTS, TEXT_TOKENIZER = "parts.json", "text_tokenizer"
+STORED = {"text": "stored_text.json", "clip": "stored_clip.json"}  # by column of packed data
 _RESTORE = "restore it from a copy"  # the remedy for a file of a run that was damaged or edited
 EXPORT, _WEIGHTS, _JOINED = "system.json", "weights.safetensors", "recipe.json"
 
@@ -73,7 +76,11 @@ class Contents:
     @functools.cached_property
     def system(self) -> System:
         """The trained system, of the averaged parameters."""
-        parts = {name: given(part.system, part.folder) for name, part in self.parts.items()}
+        parts, recorded = {}, recorded_parts(self.folder)  # of the weights that were read
+        for name, part in self.parts.items():
+            known = recorded.get(name, {}).get("fingerprint") or ""
+            own = given(part.system, part.folder)
+            parts[name] = dataclasses.replace(own, fingerprint=known)
         task = self.recipe.task
         if task.objectives:
             encoder, frozen = task.text_encoder, task.frozen(parts)
@@ -241,8 +248,9 @@ def _write(contents, out):
         beside[PARTS] = lambda path: path.write_text(json.dumps(told, indent=1))
     if (run / TEXT_TOKENIZER).is_dir():
         beside[TEXT_TOKENIZER] = lambda folder: shutil.copytree(run / TEXT_TOKENIZER, folder)
-    if (run / STORED_TEXT).is_file():
-        beside[STORED_TEXT] = lambda path: shutil.copyfile(run / STORED_TEXT, path)
+    for stored in STORED.values():
+        if (run / stored).is_file():
+            beside[stored] = lambda path, stored=stored: shutil.copyfile(run / stored, path)
     write_system(out, recipe, contents.averaged, contents.stats, beside)
 
 
@@ -356,7 +364,19 @@ def part_in(folder: pathlib.Path) -> Given:
 
 def given(system: System, folder: pathlib.Path) -> Given:
     """The trained system of a run's folder as a part of another one."""
-    return Given(system.task.network, system.weights, system, folder)
+    return Given(system.task.network, system.weights, system, folder, made_with=made_with(folder))
+
+
+def made_with(run: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """What the run's files tell of the stored columns that it was trained on, by column: what each
+    was made with; {} where nothing is told.
+    """
+    found = {}
+    for column, name in STORED.items():
+        if (path := run / name).exists():
+            read = json_file.read(path, "run", _RESTORE)
+            found[column] = json_file.an_object(read, f"run={str(path)!r}", _RESTORE)
+    return found
 
 
 def fingerprint(weights: Any) -> str:

@@ -1,13 +1,15 @@
-"""Which encoder made the stored text that a run is trained on: kept with the run, so that another
-one is not taken for it.
+"""Which encoder made the stored text that a run is trained on, and which CLIP the stored
+embeddings: kept with the run, so that another one is not taken for it.
 
     RUN/stored_text.json    what the packed set says of its column "text": of a T5 "t5" (folder or
                             hub name) and "weights", of a CLIP "clip" and "run", where "weights" and
                             "clip" are fingerprints; sets of earlier releases know no "weights"
+    RUN/stored_clip.json    what it says of its column "clip"; runs of earlier releases have none
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -18,32 +20,35 @@ from t2i_jax.data.columns import made_with
 from t2i_jax.data.source import Source
 from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
-from t2i_jax.foreign import json_file
 from t2i_jax.runs import folder as folders
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.systems.base import Given
 from t2i_jax.values import shown
 
-_RESTORE = "restore it from a copy"
+_HELD = {"text": "text", "clip": "embeddings"}  # what a column is called
 
 
 def note(workdir: pathlib.Path, recipe: Recipe, parts: Mapping[str, Given], source: Source) -> None:
-    """Writes what made the stored text that a recipe reads of its source, where it reads some.
+    """Writes what made the stored text and embeddings that a recipe reads of its source, where it
+    reads some.
 
     Raises:
-      UserError: a run that was begun with the text of another encoder.
+      UserError: a run that was begun with those of another encoder.
     """
-    if recipe.data is None or "text" not in recipe.task.columns(parts):
+    if recipe.data is None:
         return
-    now, before = made_with(source.stored.get("text", {})), _read(workdir)
-    was, is_now = (_fingerprint(about or {}) for about in (before, now))
-    if before is not None and was and is_now and was != is_now:
-        raise UserError(
-            f"data.source={recipe.data.source!r} holds text of {_told(now)}, and this run was "
-            f"begun with that of {_told(before)}; give the same, or train into a new folder."
-        )
-    if now and now != before and not (was and not is_now):
-        processes.once(lambda: _write(workdir, now))
+    known, read = folders.made_with(workdir), recipe.task.columns(parts)
+    for column in (one for one in _HELD if one in read):
+        now, before = made_with(source.stored.get(column, {})), known.get(column)
+        was, is_now = (_fingerprint(about or {}) for about in (before, now))
+        if before is not None and was and is_now and was != is_now:
+            raise UserError(
+                f"data.source={recipe.data.source!r} holds {_HELD[column]} of {_told(now)}, and "
+                f"this run was begun with that of {_told(before)}; give the same, or train into a "
+                "new folder."
+            )
+        if now and now != before and not (was and not is_now):
+            processes.once(functools.partial(_write, workdir / folders.STORED[column], now))
 
 
 def check_t5(run: pathlib.Path, t5: str, weights: Any) -> None:
@@ -71,9 +76,9 @@ def check_t5(run: pathlib.Path, t5: str, weights: Any) -> None:
 
 
 def _of_all(run) -> Iterator[Mapping[str, Any]]:
-    found = _read(run)
-    if found is not None:
-        yield found
+    found = folders.made_with(run)
+    if "text" in found:
+        yield found["text"]
     for part in folders.part_folders(run, folders.load_run_recipe(run)).values():
         yield from _of_all(part)
 
@@ -87,15 +92,6 @@ def _told(about):
     return f"{kind} ({name}={shown(about.get(name))}, fingerprint {_fingerprint(about)})"
 
 
-def _read(run):
-    path = run / folders.STORED_TEXT
-    if not path.exists():
-        return None
-    return json_file.an_object(
-        json_file.read(path, "run", _RESTORE), f"run={str(path)!r}", _RESTORE
-    )
-
-
-def _write(workdir, about):
-    with replacing(workdir / folders.STORED_TEXT) as path:
+def _write(home, about):
+    with replacing(home) as path:
         path.write_text(json.dumps(about, indent=1))

@@ -60,6 +60,8 @@ class Given:
         and for shapes.
       home: the folder of its run; None for a file of weights and for shapes.
       fingerprint: tells weights apart; "" where nobody asked for it yet.
+      made_with: by column of packed data that its run was trained on ("text", "clip") what the
+        manifest says that this was made with; without those of which the run does not tell.
     """
 
     network: Any
@@ -67,6 +69,7 @@ class Given:
     system: Any = None
     home: pathlib.Path | None = None
     fingerprint: str = ""
+    made_with: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,8 +82,7 @@ class StoredText:
         """{"text_embeds", "text_mask"} of a pair (embeddings (P, L, dim), mask (P, L)), padded to
         `max_length`.
         """
-        pair = isinstance(prompts, (tuple, list)) and len(prompts) == 2
-        if not pair or any(isinstance(part, (str, bytes)) for part in prompts):
+        if not is_pair(prompts):
             raise UserError(
                 f"{field}: this run needs stored text embeddings; give the pair (embeddings, "
                 "mask), for example t5_encode_text(captions), or t2i sample its --t5."
@@ -121,3 +120,9 @@ class StoredText:
     def quiet(self) -> StoredText:
         """Itself: it drops nothing."""
         return self
+
+
+def is_pair(prompts: Any) -> bool:
+    """Whether prompts are two things that are no captions: embeddings and their mask."""
+    pair = isinstance(prompts, (tuple, list)) and len(prompts) == 2
+    return pair and not any(isinstance(part, (str, bytes)) for part in prompts)

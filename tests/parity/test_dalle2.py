@@ -20,7 +20,7 @@ package = load("dalle2_pytorch")
 torch = pytest.importorskip("torch")
 
 
-def _whole():
+def _whole(**of_unet):
     torch.manual_seed(0)
     clip = package.CLIP(
         dim_text=16, dim_image=16, dim_latent=16, num_text_tokens=40, text_enc_depth=1,
@@ -32,6 +32,7 @@ def _whole():
     unet = package.Unet(
         dim=8, dim_mults=(1, 2), image_embed_dim=16, resnet_groups=4, cond_dim=12, attn_heads=1,
         attn_dim_head=8, num_resnet_blocks=1, init_cross_embed=False, max_text_len=8,
+        **of_unet,
     )  # fmt: skip
     decoder = package.Decoder(unet, clip=clip, image_size=16, timesteps=30, learned_variance=False)
     # some layers start at zero, and hide what stands before them
@@ -64,6 +65,33 @@ def test_weights_both_ways_and_an_image(tmp_path):
     images = [t2i.load(one).generate(ids, guidance=1.5, **quick) for one in (live, folder)]
     assert images[0].shape == (1, 16, 16, 3)
     np.testing.assert_array_equal(*images)
+
+
+def test_parts_without_their_clip_are_joined_with_its_run(tmp_path, capsys):
+    """As of files that hold a prior and a decoder alone; both read token ids by the CLIP."""
+    theirs = _whole(cond_on_text_encodings=True, text_embed_dim=16)
+    told = {"text_heads": 2, "visual_heads": 2}
+    state = theirs.state_dict()
+    parts = {}
+    for name, place, fields in (
+        ("clip", "prior.clip.clip.", {**told, "text_encode_without_mask": True}),
+        ("prior", "prior.", {"prior": {"cond_drop_prob": 0.1}}),
+        ("decoder", "decoder.", {"decoder": {"image_size": 16}, "resnet_groups": 4}),
+    ):
+        inside = {key.removeprefix(place): state[key] for key in state if key.startswith(place)}
+        own = {key: value for key, value in inside.items() if not key.startswith("clip.")}
+        torch.save(own, tmp_path / f"{name}.pt")
+        folder = runs.import_torch(tmp_path / f"{name}.pt", tmp_path / name, **fields)
+        parts[name] = str(folder)
+    data = t2i.DataConfig(source="shapes", image_size=16)
+    capsys.readouterr()
+    joined = runs.train(t2i.Recipe(t2i.DALLE2Task(), data, None, parts), tmp_path / "joined")
+    assert "parts.prior and parts.decoder learnt stored embeddings" in capsys.readouterr().err
+    whole = runs.import_torch(theirs, tmp_path / "whole")
+    ids = np.random.default_rng(0).integers(1, 40, (1, 8))
+    quick = {"sampler": "ddim", "steps": 2, "prior_sampler": "ddim", "prior_steps": 2}
+    images = [one.generate(ids, **quick) for one in (joined, t2i.load(whole))]
+    assert np.abs(images[0].astype(int) - images[1]).max() <= 1
 
 
 def test_each_array_once_or_twice_it_is_the_same_system(tmp_path):

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import json
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -15,7 +16,9 @@ import t2i_jax as t2i
 from t2i_jax import runs
 from t2i_jax.cli import dream
 from t2i_jax.errors import UserError
+from t2i_jax.systems.base import Given
 from t2i_jax.systems.dalle2.sphere import slerp
+from t2i_jax.text.stored import StoredText
 from t2i_jax.train.loop import Hook
 from tests.e2e.command import inside
 from tests.systems import toy_dalle2 as toy
@@ -266,6 +269,8 @@ def _sampled(*words):
 
 def test_export_and_evaluation(run, dalle2, tmp_path):
     runs.export(run, tmp_path / "exported")
+    for name in ("prior", "decoder"):  # what was converted has the vocabulary of its CLIP alone
+        shutil.rmtree(tmp_path / "exported" / name / "text_tokenizer")
     again = t2i.load(tmp_path / "exported")
     both = (one.generate(CAPTIONS, images_per_prompt=2, **QUICK) for one in (again, dalle2))
     np.testing.assert_array_equal(*both)
@@ -333,9 +338,144 @@ def test_what_does_not_fit_is_refused(dalle2, run):
         _joined(dalle2, clip=other)
 
 
-def _joined(dalle2, **parts):
-    from t2i_jax.systems.base import Given
-
+def _joined(dalle2, told=None, **parts):
+    """Of these parts and the others of a trained one; `told`: of a part what made its stored
+    columns, where that is told.
+    """
     systems = {name: getattr(dalle2, name) for name in ("clip", "prior", "decoder")} | parts
-    given = {name: Given(one.task.network, one.weights, one) for name, one in systems.items()}
+    made_with = {name: {} for name in systems} | (told or {})
+    given = {
+        name: Given(
+            one.task.network, one.weights, one, made_with=made_with[name],
+            fingerprint=OWN if name == "clip" else "",
+        )
+        for name, one in systems.items()
+    }  # fmt: skip
     return t2i.DALLE2Task().with_parts(given).system({}, {}, given, {}, None)
+
+
+OWN, OTHER = "1" * 16, "2" * 16  # fingerprints of CLIPs
+MADE = {name: {"clip": OWN, "run": "runs/clip"} for name in ("clip", "text")}
+
+
+@pytest.fixture(scope="module")
+def stored(dalle2):
+    """The prior and the decoder as training on stored embeddings leaves them: without CLIP."""
+    model = dalle2.prior.task.network
+    prior = dataclasses.replace(dalle2.prior.task, model=model, clip=None, stored=True)
+    text = StoredText(dim=16, max_length=12)
+    decoder = dataclasses.replace(dalle2.decoder.task, clip=None, image_embed_dim=16, text=text)
+    without = {"clip": None, "frozen": {}}
+    return {
+        "prior": dataclasses.replace(dalle2.prior, task=prior, **without),
+        "decoder": dataclasses.replace(
+            dalle2.decoder, task=decoder, text_tokenizer=None, **without
+        ),
+    }
+
+
+def test_parts_that_learnt_stored_embeddings_make_the_same_images_of_captions(
+    dalle2, stored, capsys
+):
+    joined = _joined(dalle2, {"prior": MADE, "decoder": MADE}, **stored)
+    again = joined.offloaded()
+    assert not capsys.readouterr().err
+    more = {**QUICK, "images_per_prompt": 2, "guidance": 2.0, "negative_prompts": "a green cross"}
+    images = [one.generate(CAPTIONS, **more) for one in (dalle2, joined, again)]
+    np.testing.assert_array_equal(images[1], images[0])
+    np.testing.assert_array_equal(images[2], images[0])
+    ids = dalle2.clip.text_tokenizer([*CAPTIONS, "a green cross", "a green cross"], 12)[0]
+    more["negative_prompts"] = ids[2:]
+    np.testing.assert_array_equal(joined.generate(ids[:2], **more), images[0])
+    told = dalle2.clip.encode_text(CAPTIONS[:1])
+    of_pair, of_caption = (
+        joined.variations(IMAGES[0], prompts=prompts, **FEW)
+        for prompts in ((told.encodings_BLE, told.mask_BL), CAPTIONS[0])
+    )
+    np.testing.assert_array_equal(of_pair, of_caption)
+    shorter = dataclasses.replace(stored["decoder"].task, text=StoredText(dim=16, max_length=5))
+    short = dataclasses.replace(stored["decoder"], task=shorter)
+    made = _joined(dalle2, {"prior": MADE, "decoder": MADE}, **{**stored, "decoder": short})
+    made._check_decoder(1, CAPTIONS[1], t2i.DecoderOptions(), {"seed": 0, **NOTHING})
+    arrays = made.decoder._told(CAPTIONS[1:], None, np.eye(1, 16), None, [2.0])[1]
+    assert made.decoder._encodings(arrays)["encodings"].shape == (1, 5, 16)
+    assert "the last 7 are cut for stored text" in capsys.readouterr().err
+
+
+NOTHING = {"images_per_prompt": 1, "init_images": None, "mask": None, "batch_size": None}
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"prior": {"clip": {"clip": OTHER, "run": "a"}}},
+         f"parts.prior was trained on stored embeddings of a CLIP .run='a', fingerprint {OTHER}., "
+         f"and parts.clip is another one .fingerprint {OWN}"),
+        ({"prior": MADE, "decoder": {"text": {"clip": OTHER}}}, "parts.decoder was trained on sto"),
+        ({"prior": {"text": {"clip": OTHER}}}, "parts.prior was trained on stored"),
+    ],
+)  # fmt: skip
+def test_stored_embeddings_of_another_clip_are_refused(told, said, dalle2, stored):
+    with pytest.raises(UserError, match=said):
+        _joined(dalle2, told, **stored)
+
+
+def test_what_nothing_tells_of_stored_embeddings_is_said_once(dalle2, stored, capsys):
+    for told, named in (
+        ({}, "parts.prior and parts.decoder learnt stored embeddings, and nothing tells of which"),
+        ({"prior": MADE}, "t2i: parts.decoder learnt stored embeddings, and nothing tells of whi"),
+        ({"decoder": {"clip": MADE["clip"]}}, "t2i: parts.prior learnt stored embeddings, and"),
+    ):
+        made = _joined(dalle2, told, **stored)
+        said = capsys.readouterr().err
+        assert said.count(named) == 1 and said.count("\n") == 1
+        assert made.decoder.reader is made.clip and not made.unread
+
+
+def test_stored_text_that_clip_does_not_make_is_refused_as_captions(dalle2, stored, monkeypatch):
+    monkeypatch.setattr(type(dalle2.prior), "embed", lambda *_, **__: pytest.fail("it sampled"))
+    own_clip = dataclasses.replace(
+        dalle2.decoder, task=dataclasses.replace(dalle2.decoder.task, text=StoredText(16, 12))
+    )
+    of_t5, wider = {"text": {"t5": "t5-base"}}, StoredText(dim=24, max_length=12)
+    wide = dataclasses.replace(stored["decoder"].task, text=wider)
+    for decoder, about, said in (
+        (stored["decoder"], {**MADE, **of_t5}, "stored text of a T5 .t5='t5-base'."),
+        (own_clip, {"text": {"clip": OTHER}}, f"stored text of a CLIP .run=None, fing.*{OTHER}"),
+        (
+            dataclasses.replace(stored["decoder"], task=wide),
+            {},
+            "stored text of an encoder 24 wide",
+        ),
+    ):
+        made = _joined(dalle2, {"prior": MADE, "decoder": about}, decoder=decoder)
+        for given in ({}, {"images": IMAGES}):
+            with pytest.raises(UserError, match=f"{said}.*give image_embeds=dalle2.prior.embed"):
+                made.generate(CAPTIONS, **QUICK, **given)
+        pair = (np.zeros((1, 12, made.decoder.task.text.dim)), np.ones((1, 12), bool))
+        made._check_decoder(1, pair, t2i.DecoderOptions(), {"seed": 0, **NOTHING})
+
+
+def test_a_clip_of_another_width_than_a_stored_prior_is_refused(dalle2, stored):
+    for fields, said in (
+        ({"dim_latent": 8}, "trained on embeddings 16 wide, and those of parts.clip are 8 wide"),
+        ({"dim_text": 8}, "trained on encodings of tokens 16 wide, and those of parts.clip are 8"),
+    ):
+        task = t2i.ClipTask(dataclasses.replace(toy.CLIP, **fields))
+        with pytest.raises(UserError, match=said):
+            _joined(dalle2, clip=dataclasses.replace(dalle2.clip, task=task), **stored)
+
+
+def test_a_run_tells_which_clip_its_parts_are_compared_with(run, dalle2, monkeypatch):
+    seen = {}
+
+    def system(self, params, stats, parts, *_):
+        seen.update(parts)
+        return dalle2
+
+    (run / "prior" / "stored_clip.json").write_text(json.dumps(MADE["clip"]))
+    monkeypatch.setattr(t2i.DALLE2Task, "system", system)
+    t2i.load(run)
+    (run / "prior" / "stored_clip.json").unlink()
+    assert seen["clip"].fingerprint == runs.fingerprint(dalle2.clip.weights)
+    assert seen["prior"].made_with == {"clip": MADE["clip"]}

@@ -27,7 +27,10 @@ from t2i_jax.pixels import to_float
 from t2i_jax.runs.check import check_data
 from t2i_jax.runs.recipe import TYPES
 from t2i_jax.systems.base import Given
+from t2i_jax.systems.cascade.inputs import sizes_of
 from t2i_jax.systems.clip.system import ClipSystem
+from t2i_jax.systems.decoder import latents
+from t2i_jax.systems.decoder import stage as stages
 from t2i_jax.systems.decoder.system import DecoderSystem
 from t2i_jax.systems.decoder.task import DecoderTask
 from t2i_jax.text.stored import StoredText
@@ -53,9 +56,15 @@ SECOND = t2i.DecoderStage(
     lowres=LowresBlur(noise=True),
     steps=2,
 )
+UNCONDITIONAL = t2i.DecoderUnet(**UNET)
 STORED = DecoderTask(
     stages=(FIRST, SECOND), image_embed_dim=6, text=StoredText(dim=5, max_length=3)
 )
+VIT = t2i.ViTVQGAN(image_size=16, patch_size=4, dim=8, layers=1, heads=1, mlp_dim=8)
+VQGAN = t2i.VQGAN(
+    image_size=16, dim=8, groups=4, dim_mults=(1, 2, 2), encoder_blocks=1, decoder_blocks=1,
+    z_channels=8, codebook_dim=4, codebook_size=16, attention=(), middle_attention=False,
+)  # fmt: skip
 CLIP_NETWORK = CLIP(
     dim_text=16, dim_image=16, dim_latent=8, num_text_tokens=40, text_enc_depth=1, text_seq_len=3,
     text_heads=1, text_dim_head=16, visual_enc_depth=1, visual_heads=1, visual_dim_head=16,
@@ -222,6 +231,33 @@ def test_a_learned_variance_of_any_size_leaves_loss_and_gradient_finite():
         assert np.isfinite(value) and np.isfinite(slope)
 
 
+def test_the_last_step_of_latents_is_not_scored_as_bytes():
+    """A third of latents of unit variance are beyond 0.999, where bytes end."""
+    stage = dataclasses.replace(
+        FIRST, noise=t2i.DiscreteDdpm(25, objective="x_start"), latent=True, unet=UNCONDITIONAL
+    )
+    x0, eps = jax.random.normal(jax.random.key(0), (2, 2, 8, 8, 3))
+    draws = stages.draw(stage, jax.random.key(1), 2, (8, 8, 3), 3, (0.0, 0.0), lowres=False)
+    draws = draws._replace(level_B=jnp.array([1.0, 2.0]), eps_BHWC=eps)
+
+    def bits(stage, **fields):
+        """What the bound adds to the loss of each row."""
+        variance = LearnedVariance(weight=1.0, **fields)
+
+        def of(variance):
+            known = dataclasses.replace(stage, learned_variance=variance)
+            net = lambda x, *_: jnp.concatenate([x0 + 0.5, 0 * x], -1)  # noqa: E731
+            return stages.losses(known, lambda *_: net, x0, draws, None, lambda image: image)
+
+        return np.asarray(of(variance) - of(dataclasses.replace(variance, weight=0.0)))
+
+    ours, bytes_too = bits(stage), bits(dataclasses.replace(stage, latent=False))
+    assert ours[0] == 0 and bytes_too[0] > 1
+    np.testing.assert_array_equal(ours[1], bytes_too[1])
+    np.testing.assert_array_equal(bits(stage, compat="dalle2-pytorch")[1] > 0, True)
+    assert bits(stage, compat="dalle2-pytorch")[0] > 1
+
+
 def test_blur_leaves_rows_alone_whose_deviation_is_0_and_keeps_the_mean_inside():
     image = np.random.default_rng(0).uniform(size=(2, 9, 9, 1)).astype(np.float32)
     out = gaussian_blur(image, jnp.array([0.0, 0.6]), jnp.array([3, 3]), 5)
@@ -313,8 +349,8 @@ def test_a_text_encoder_that_is_trained_along_learns_and_is_each_stages_own():
     assert "text" in task.sampling_programs(2)["stage 1"].prompt
 
 
-def test_latents_are_those_of_a_tokenizer_and_come_back_as_its_images():
-    tokenizer = t2i.ViTVQGAN(image_size=16, patch_size=4, dim=8, layers=1, heads=1, mlp_dim=8)
+def test_latents_are_those_of_a_tokenizer_and_come_back_as_its_images(capsys):
+    tokenizer = VIT
     weights = initialise(functools.partial(image_tokenizer.init, tokenizer), jax.random.key(0))
     unet = t2i.DecoderUnet(**UNET)
     stage = t2i.DecoderStage(
@@ -337,8 +373,61 @@ def test_latents_are_those_of_a_tokenizer_and_come_back_as_its_images():
     loss_of = jax.jit(task.loss, static_argnames="number")
     loss, _ = loss_of(params, stats, frozen, batch, jax.random.key(2), 0, number=1)
     assert np.isfinite(loss)
-    made = DecoderSystem(task, params, {"stage_1": 1}, frozen).generate(images_per_prompt=2)
+    system = DecoderSystem(task, params, {"stage_1": 1}, frozen)
+    made = system.generate(images_per_prompt=2)
     assert made.shape == (2, 16, 16, 3) and made.dtype == np.uint8
+    _check_holes_in_latents_are_filled(system, made[:1], capsys)
+
+
+def _check_holes_in_latents_are_filled(system, image, capsys):
+    """One that is smaller than a latent too; what is kept stays, bit for bit."""
+    hole = np.zeros((16, 16), bool)
+    hole[5:7, 5:7] = True
+    capsys.readouterr()
+    one, other = (
+        system.generate(init_images=image, mask=~hole, seed=seed, resample=1) for seed in (0, 1)
+    )
+    told = capsys.readouterr().err.splitlines()
+    assert told == 2 * [
+        "t2i: stage 1 keeps whole latents, 4x4 pixels each: 15 of 16; 12 kept pixels beside them "
+        "are inpainted, and laid over it."
+    ]
+    np.testing.assert_array_equal(one[:, ~hole], image[:, ~hole])
+    assert (one[:, hole] != other[:, hole]).any()
+    hole[::4, ::4] = True
+    with pytest.raises(UserError, match="mask keeps no latent of stage 1, which keeps whole lat"):
+        system.generate(init_images=image, mask=~hole)
+
+
+@pytest.mark.parametrize("side", [8, 12, 16, 32])
+def test_a_latent_is_kept_where_all_of_its_pixels_are(side):
+    """Also of a mask of another size than the stage's images."""
+    keep = np.random.default_rng(side).uniform(size=(3, side, side)) > 0.05
+    found = np.asarray(latents.kept(keep, (4, 4)))
+    wanted = keep.reshape(3, 4, side // 4, 4, side // 4).all((2, 4))
+    np.testing.assert_array_equal(found, wanted)
+    assert wanted.any() and not wanted.all()
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "sizes", "said"),
+    [
+        (VQGAN, ((16, 24),), None),
+        (VQGAN, ((16, 20),), r"image_sizes has \(16, 20\); give .*, multiples of 8"),
+        (VIT, (16,), None),
+        (VIT, (24,), "image_sizes=24, and the tokenizer's weights are those of 16 pixels; give 16"),
+        (VIT, ((16, 24),), r"image_sizes=\(16, 24\), and the tokenizer's weights are those of 16"),
+    ],
+)
+def test_sizes_of_latents_are_those_that_the_tokenizer_makes(tokenizer, sizes, said):
+    unet = t2i.DecoderUnet(**{**UNET, "dim_mults": (1, 2)})
+    stage = t2i.DecoderStage(unet, image_size=16, noise=NOISE, latent=True)
+    task = dataclasses.replace(DecoderTask(stages=(stage,)), tokenizer=tokenizer)
+    if said is None:
+        assert task.made_shape(1, sizes_of(task, sizes)[0])[0] == 16 // tokenizer.patch_size
+        return
+    with pytest.raises(UserError, match=said):
+        sizes_of(task, sizes)
 
 
 def test_a_cascade_of_unets_agrees_and_cuts_cross_attention_by_resolution():
@@ -412,6 +501,10 @@ def test_a_cascade_of_other_values_is_refused_in_a_sentence(sizes, fields, said)
         (
             lambda: dataclasses.replace(FIRST, noise=t2i.Ddpm()),
             "learned_variance needs whole timesteps",
+        ),
+        (
+            lambda: clip_given(DecoderTask(stages=(FIRST,), channels=1)),
+            "channels=1, and CLIP, which embeds the images, sees some of 3; make them equal",
         ),
         (lambda: LowresBlur(kernel=4), "lowres.kernel=4"),
         (lambda: LowresBlur(sigma=(2.0, 1.0)), "lowres.sigma"),

@@ -18,7 +18,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.models.image_text import TextEmbedding
 from t2i_jax.on_host import initialise
 from t2i_jax.pixels import save_png
-from t2i_jax.runs import training
+from t2i_jax.runs import stored_text, training
 from t2i_jax.runs.evaluation import evaluate
 from t2i_jax.systems.prior import sampling
 from t2i_jax.systems.prior.sampling import bound, denoise
@@ -144,6 +144,7 @@ def test_stored_embeddings_train_as_clip_itself_does(run, prior, tmp_path, capsy
     data = t2i.DataConfig(source=f"arrayrecord:{packed}", image_size=16, threads=0, heldout=0.0)
     recipe = t2i.Recipe(task, data, toy.TRAIN, {"clip": str(run / "clip")}, toy.prior().evaluation)
     system = runs.train(recipe, tmp_path / "stored")
+    _check_another_clip_is_refused(recipe, tmp_path / "stored", source)
     assert system.task.frozen({}) == {}
     assert system.embed(["a red circle"], steps=2).shape == (1, 16)
     rows = [PackedSource(str(packed))[i] for i in range(4)]
@@ -160,6 +161,21 @@ def test_stored_embeddings_train_as_clip_itself_does(run, prior, tmp_path, capsy
     one = jax.jit(prior.task.loss)(params, {}, frozen, live, key, 0)[0]
     other = jax.jit(system.task.loss)(params, {}, {}, stored, key, 0)[0]
     np.testing.assert_allclose(one, other, rtol=1e-4)
+
+
+def _check_another_clip_is_refused(recipe, run, source):
+    """What made each column is kept with the run, and with what is exported of it."""
+    runs.export(run, run / "exported")
+    for name, column in (("stored_clip.json", "clip"), ("stored_text.json", "text")):
+        about = json.loads((run / name).read_text())
+        assert about["clip"] == source.stored[column]["clip"]
+        assert json.loads((run / "exported" / name).read_text()) == about
+        (run / name).write_text(json.dumps({**about, "clip": "0" * 16}))
+        with pytest.raises(UserError, match=r"holds \w+ of a CLIP .*, and this run was begun with"):
+            stored_text.note(run, recipe, {}, source)
+        (run / name).unlink()
+        stored_text.note(run, recipe, {}, source)  # of a run that was begun before it was kept
+        assert json.loads((run / name).read_text()) == about
 
 
 def _filled(rows, length):

@@ -84,12 +84,13 @@ def settings(
     return StageSampling(sampler, steps, churn, stage.percentile, guided=guidance != 1, **fields)
 
 
-def sizes_of(stages: Sequence[Stage], image_sizes: Any) -> list[tuple[int, int]]:
-    """(height, width) of each stage's images.
+def sizes_of(task: Any, image_sizes: Any) -> list[tuple[int, int]]:
+    """(height, width) of the images of each stage of a `CascadeTask`.
 
     Raises:
-      UserError: another number of sizes, or one that the stage's network does not divide.
+      UserError: another number of sizes, or one that the stage can't make.
     """
+    stages = task.stages
     if image_sizes is None:
         return [(stage.image_size, stage.image_size) for stage in stages]
     sizes = [
@@ -100,12 +101,14 @@ def sizes_of(stages: Sequence[Stage], image_sizes: Any) -> list[tuple[int, int]]
             f"image_sizes={image_sizes} has {len(sizes)} sizes for {len(stages)} stages; give one "
             "for each."
         )
-    for size, stage in zip(sizes, stages, strict=True):
-        multiple = stage.multiple
-        if len(size) != 2 or any(
-            not isinstance(side, int) or side < 1 or side % multiple for side in size
-        ):
-            raise UserError(
-                f"image_sizes has {size}; give (height, width), multiples of {multiple}."
-            )
+    for number, size in enumerate(sizes, 1):
+        task.check_size(number, size)
     return sizes
+
+
+def check_size(size: tuple[int, ...], multiple: int) -> None:
+    """Refuses what is no (height, width) of multiples of a number of pixels."""
+    if len(size) != 2 or any(
+        not isinstance(side, int) or side < 1 or side % multiple for side in size
+    ):
+        raise UserError(f"image_sizes has {size}; give (height, width), multiples of {multiple}.")

@@ -122,14 +122,16 @@ class CascadeSystem(TextToImage):
                 start_images=start_images, init_images=init_images, cond_images=cond_images
             )
         )
-        sizes = inputs.sizes_of(self.task.stages, options.image_sizes)
+        sizes = inputs.sizes_of(self.task, options.image_sizes)
         images = self._images(
             numbers[0], count, sizes[: numbers[-1]], start_images, init_images, mask
         )
         images |= self._cond_image(count, sizes[-1], cond_images)
         inputs.check_lowres_level(self.task.stages, numbers, options.lowres_level)
         self._tell_idle(options, numbers, [] if prompt else scales)
-        plan = self._plan(options, scales if prompt else [1.0] * count_of, progress)
+        if "keep" in images:
+            self._tell_kept({number: sizes[number - 1] for number in numbers}, images["keep"])
+        plan = self._plan(options, sizes, scales if prompt else [1.0] * count_of, progress)
         for number in numbers:  # refuses more steps than a diffusion has, before any stage runs
             jax.eval_shape(functools.partial(self.task.stages[number - 1].levels, plan[number][1]))
         if "init" in images and mask is None:
@@ -168,11 +170,17 @@ class CascadeSystem(TextToImage):
                 "conditions"
             )
 
-    def _plan(self, options, scales, progress):
+    def _tell_kept(self, sizes, keep_PHW):
+        """Says what a mask (True: kept) keeps in a stage that does not work on single pixels.
+
+        Args:
+          sizes: by number of the stages that run.
+        """
+
+    def _plan(self, options, sizes, scales, progress):
         """By number: (size, sampling, guidance) of each stage."""
         stages = self.task.stages
         samplers, steps = (options.per_stage(name, len(stages)) for name in ("sampler", "steps"))
-        sizes = inputs.sizes_of(stages, options.image_sizes)
         common = {
             name: getattr(options, name) for name in ("interval", "parallel", "resample", "compat")
         }

@@ -66,6 +66,12 @@ class CascadeTask(SystemTask):
         for name in ("guidance", "sampler", "steps", "image_sizes"):
             per_stage(f"evaluation.options.{name}", getattr(options, name), len(self.stages))
 
+    def check_size(self, number: int, size: tuple[int, int]) -> None:
+        """Refuses a size (height, width) of images that the stage with this number, from 1, can't
+        make.
+        """
+        inputs.check_size(size, self.stages[number - 1].multiple)
+
     def check_sampling(self, options: CascadeOptions) -> None:
         """Refuses a `lowres_level` beyond what the stages that enlarge are trained at."""
         numbers, field = range(1, len(self.stages) + 1), "evaluation.options.lowres_level"

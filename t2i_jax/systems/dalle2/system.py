@@ -15,6 +15,7 @@ from t2i_jax.systems.dalle2.options import DALLE2Options, told_of_prior
 from t2i_jax.systems.dalle2.sphere import slerp
 from t2i_jax.systems.decoder.system import UNREAD
 from t2i_jax.systems.text_to_image import TextToImage
+from t2i_jax.text.stored import is_pair
 
 if TYPE_CHECKING:
     from t2i_jax.systems.clip.system import ClipSystem
@@ -36,6 +37,8 @@ class DALLE2System(TextToImage):
     Attributes:
       task: what joined it. weights: {}; they are those of the parts.
       clip, prior, decoder: the parts.
+      unread: what made the stored text that the decoder was trained on, where that is not `clip`,
+        so that it reads no captions; "": it reads them, or was trained without.
     """
 
     task: DALLE2Task
@@ -43,6 +46,7 @@ class DALLE2System(TextToImage):
     clip: ClipSystem
     prior: PriorSystem
     decoder: DecoderSystem
+    unread: str = ""
 
     def __repr__(self) -> str:
         """A line for each part."""
@@ -96,7 +100,8 @@ class DALLE2System(TextToImage):
         decoder reads, where it reads captions.
 
         Args:
-          prompts: a caption, a list of them, or token ids (P, L).
+          prompts: a caption, a list of them, or token ids (P, L); beside images or their embeddings
+            also what a decoder that was trained on stored text takes, the pair (embeddings, mask).
           options: how it samples; None: the defaults of `DALLE2Options`. changes: single options by
             name, guidance=2.0.
           images, other_images: in any form and size, see `given.images`. instead_of: one caption
@@ -121,6 +126,13 @@ class DALLE2System(TextToImage):
         self._check_given(prompts, images, other_images, instead_of, image_embeds)
         own = {"seed": seed, "images_per_prompt": images_per_prompt}
         reads = self.decoder.task.by_text and prompts is not None and instead_of is None
+        if reads and self.unread and not is_pair(prompts):
+            raise UserError(
+                f"prompts are captions, and parts.decoder was trained on stored text of "
+                f"{self.unread}, which parts.clip does not make; give "
+                "image_embeds=dalle2.prior.embed(captions), and as prompts nothing, or the pair "
+                "(embeddings, mask) of that text."
+            )
         beside = {
             "negative_prompts": negative_prompts,
             "init_images": given.read_once("init_images", init_images, self.task.channels),

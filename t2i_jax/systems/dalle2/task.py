@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from t2i_jax.errors import UserError
 from t2i_jax.systems.base import Given, Part, SystemTask, same_weights
 from t2i_jax.systems.clip.task import ClipTask
+from t2i_jax.systems.dalle2 import stored
 from t2i_jax.systems.dalle2.options import DALLE2Options
 from t2i_jax.systems.dalle2.system import DALLE2System
 from t2i_jax.systems.decoder.task import DecoderTask
@@ -124,10 +125,10 @@ class DALLE2Task(SystemTask):
                 "parts.clip is not given, and the prior was trained on stored embeddings; give the "
                 "run of the ClipTask that made them."
             )
-        if prior.clip is None:
-            own = {"clip": clip.weights}
-            prior = dataclasses.replace(prior, clip=clip, frozen=own)
         _check(clip, prior, decoder)
+        made_by = parts["clip"].fingerprint if "clip" in parts else ""
+        joined = stored.joined(clip, made_by, parts["prior"], parts["decoder"])
+        prior, decoder = joined.prior, joined.decoder
         task = dataclasses.replace(
             self,
             clip=clip.task.network,
@@ -135,7 +136,7 @@ class DALLE2Task(SystemTask):
             prior=prior.task.network,
             decoder=decoder.task,
         )
-        return DALLE2System(task, {}, clip, prior, decoder)
+        return DALLE2System(task, {}, clip, prior, decoder, joined.unread)
 
 
 def _check(clip, prior, decoder):

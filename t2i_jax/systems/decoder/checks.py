@@ -64,6 +64,13 @@ def _check_parts(task):
             f"image_embed_dim={task.image_embed_dim}, and CLIP's embeddings are {width} wide; "
             "leave it out."
         )
+    sees = 0 if task.clip is None or not task.by_image else task.clip.channels
+    if sees not in (0, task.channels):
+        raise UserError(
+            f"channels={task.channels}, and CLIP, which embeds the images, sees some of {sees}; "
+            "make them equal, or store its embeddings with the data (t2i data encode-clip) and "
+            f"give image_embed_dim={width} in place of the part."
+        )
     for i, stage in enumerate(task.stages):
         own = stage.unet.image_embed_dim if stage.unet.cond_on_image_embeds else None
         if width is not None and own not in (None, width):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.pixels import SIGNED
+from t2i_jax.systems.cascade import stage as stages
 from t2i_jax.types import Array
 
 
@@ -61,12 +62,28 @@ def check(model: Any, name: str, size: int, multiple: int, channels: int) -> Non
             f"{name}.image_size={size} is not a multiple of {step}, as the U-Net's levels on "
             f"latents need; try {max(size // step, 1) * step}."
         )
-    if size != model.image_size and not image_tokenizer.runs_at(model, (size, size)):
+    check_size(model, f"{name}.image_size", (size, size))
+
+
+def check_size(model: Any, name: str, size: tuple[int, int]) -> None:
+    """Refuses a size (height, width) of images, multiples of its patches, that the tokenizer does
+    not take.
+
+    Args:
+      name: of the field, for the sentence.
+    """
+    own = model.image_size
+    if size != (own, own) and not image_tokenizer.runs_at(model, size):
+        told = size[0] if size[0] == size[1] else size
         raise UserError(
-            f"{name}.image_size={size}, and the tokenizer's weights are those of "
-            f"{model.image_size} pixels; give image_size={model.image_size}, or a convolutional "
-            "tokenizer."
+            f"{name}={told}, and the tokenizer's weights are those of {own} pixels; give {own}, or "
+            "train with a convolutional tokenizer."
         )
+
+
+def kept(keep_BHW: Array, grid: tuple[int, int]) -> Array:
+    """bool (B, *grid): the latents all of whose pixels a mask keeps."""
+    return ~stages.known(~keep_BHW, grid, "area")
 
 
 def _mapped(image, range_from, range_to):

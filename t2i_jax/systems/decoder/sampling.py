@@ -15,6 +15,7 @@ from t2i_jax.nn.resample import resize
 from t2i_jax.systems import captions, generation
 from t2i_jax.systems.cascade import stage as cascade
 from t2i_jax.systems.cascade.stage import StageSampling
+from t2i_jax.systems.decoder import latents
 from t2i_jax.systems.decoder import stage as stages
 from t2i_jax.systems.decoder.stage import Conditions
 from t2i_jax.types import Array, Key, Params
@@ -51,7 +52,8 @@ def generate(
       prompt: "image_embeds" (B, D); "encodings" (B, L, E) and "encodings_mask" of captions, or
         "text" and "text_mask" for a jointly trained text encoder, and the same with the
         prefix "negative_"; "small": images in [-1, 1] of the previous stage; "init":
-        images in [-1, 1] of any size, "keep": bool (B, H, W), True where they are known.
+        images in [-1, 1] of any size, "keep": bool (B, H, W), True where they are known; of
+        latents those are known all of whose pixels are.
       keys_B: one key per image. guidance: one scale, or one per image.
       lowres_level: share of the timesteps of the noise on "small"; None: the stage's own.
     """
@@ -67,8 +69,8 @@ def generate(
     if "init" in prompt:
         more["init_BHWC"] = encode(resize(prompt["init"], size, stage.resize))
     if "keep" in prompt:
-        mode = "nearest" if shape[1:3] == size else "area"
-        more["keep_BHW"] = cascade.known(prompt["keep"], shape[1:3], mode)
+        known = functools.partial(cascade.known, mode="nearest")
+        more["keep_BHW"] = (latents.kept if stage.latent else known)(prompt["keep"], shape[1:3])
     made = cascade.run(stage, bind, sampling, shape, gaussian(keys_B), guidance, **more)
     return sharding.constrain(decode(made), None, None, None, None)  # whole in every process
 

@@ -264,7 +264,9 @@ def losses(
         return stage.noise.losses(output, x0, draws.eps_BHWC, draws.level_B)
     prediction, fraction = learned_variance.halves(output)
     plain = stage.noise.losses(prediction, x0, draws.eps_BHWC, draws.level_B)
-    bits = variance.bound(prediction, fraction, stage.noise, x0, x, draws.level_B)
+    bits = variance.bound(
+        prediction, fraction, stage.noise, x0, x, draws.level_B, of_latents=stage.latent
+    )
     return plain + variance.weight * bits
 
 

@@ -13,10 +13,12 @@ import numpy as np
 from t2i_jax.errors import UserError
 from t2i_jax.pixels import SIGNED, to_float
 from t2i_jax.systems import generation, given
+from t2i_jax.systems.cascade.stage import known
 from t2i_jax.systems.cascade.system import CascadeSystem
 from t2i_jax.systems.clip import joint_space
-from t2i_jax.systems.decoder import sampling
+from t2i_jax.systems.decoder import latents, sampling
 from t2i_jax.systems.decoder.options import DecoderOptions
+from t2i_jax.text.stored import is_pair
 from t2i_jax.types import Array
 from t2i_jax.words import counted
 
@@ -46,15 +48,24 @@ class DecoderSystem(CascadeSystem):
       text_tokenizer: captions to ids; None where captions are ids or embeddings, or there are none.
       mesh: on which it samples, see `generation.on_mesh`; None: one device.
       clip: the part, which embeds captions; None: embeddings are stored.
+      reader: the CLIP that made the stored encodings of captions, whose weights are in `frozen`, so
+        that prompts may be captions; None: they are given as encodings, or not stored.
     """
 
     task: DecoderTask
     clip: ClipSystem | None = None
+    reader: ClipSystem | None = None
 
     def offloaded(self) -> DecoderSystem:
         """The same system, see `generation.offloaded`, and its CLIP likewise."""
-        clip = None if self.clip is None else self.clip.offloaded()
-        return dataclasses.replace(generation.offloaded(self), clip=clip)
+        of = {"clip": self.clip, "reader": self.reader}
+        clips = {name: None if one is None else one.offloaded() for name, one in of.items()}
+        return dataclasses.replace(generation.offloaded(self), **clips)
+
+    def reading(self, clip: ClipSystem) -> DecoderSystem:
+        """The same system, whose stored encodings of captions this CLIP made."""
+        frozen = {**(self.frozen or {}), "clip": clip.weights}
+        return dataclasses.replace(self, reader=clip, frozen=frozen)
 
     def generate(
         self,
@@ -82,8 +93,9 @@ class DecoderSystem(CascadeSystem):
         caption, which lies beside those of images: a prior gives better ones.
 
         Args:
-          prompts: a caption, or a list of them; None: no captions, which a decoder that was trained
-            on some takes as dropped ones.
+          prompts: a caption, or a list of them; the pair (encodings (P, L, E), mask (P, L)) of a
+            decoder that was trained on stored ones; None: no captions, which a decoder that was
+            trained on some takes as dropped ones.
           options: how it samples; None: the defaults of `DecoderOptions`. changes: single options
             by name, guidance=2.0.
           image_embeds: (P, D), or (D,) for one; of CLIP, l2-normalised.
@@ -228,10 +240,9 @@ class DecoderSystem(CascadeSystem):
                 "them out."
             )
         if prompts is not None:
-            texts = generation.texts(
-                task.text_encoder, self.text_tokenizer, prompts, negative_prompts, guided=guided
-            )
-            generation.tell_unread(texts, task.text_lengths)
+            reads = self._encoder(prompts)
+            texts = generation.texts(*reads, prompts, negative_prompts, guided=guided)
+            generation.tell_unread(texts, self._text_lengths)
         if task.by_image:
             found["image_embeds"] = self._embeds(image_embeds, images, prompts, texts)
         rows = len(found["image_embeds"]) if found else len(texts.get("text_mask", ()))
@@ -271,6 +282,29 @@ class DecoderSystem(CascadeSystem):
         """
         return joint_space.vectors("image_embeds", image_embeds, self.task.embed_width)
 
+    def _encoder(self, prompts):
+        """(encoder, tokenizer) of prompts: of captions for which there are stored encodings, those
+        of the CLIP that made them.
+        """
+        if self.reader is None or is_pair(prompts):
+            return self.task.text_encoder, self.text_tokenizer
+        return self.reader.task.text_encoder, self.reader.text_tokenizer
+
+    @property
+    def _text_lengths(self):
+        """See `SystemTask.text_lengths`; with what was stored, where CLIP makes it."""
+        stored = {} if self.reader is None else {"stored text": self.task.text.max_length}
+        return {**self.task.text_lengths, **stored}
+
+    def _as_stored(self, arrays):
+        """What was stored of the captions that have these ids."""
+        assert self.reader is not None
+        own = (sampling.clip_weights(self.frozen), arrays["text"], arrays["text_mask"])
+        encodings = np.asarray(_of_texts(*own, clip=self.reader.task.network)[1])
+        text = self.task.text
+        pair = (one[:, : text.max_length] for one in (encodings, arrays["text_mask"]))
+        return text.encode(None, tuple(pair), "prompts")
+
     def _encodings(self, texts):
         """{"encodings", "encodings_mask"}, and those of negative captions with that prefix."""
         if self.task.text is not None and self.task.text.trainable:
@@ -282,6 +316,8 @@ class DecoderSystem(CascadeSystem):
         ):
             if not arrays:
                 continue
+            if self.reader is not None and "text" in arrays:
+                arrays = self._as_stored(arrays)
             if self.task.text is None:
                 self._clip("prompts")
                 own = (sampling.clip_weights(self.frozen), arrays["text"], arrays["text_mask"])
@@ -305,6 +341,32 @@ class DecoderSystem(CascadeSystem):
                 "folder and parts.json from a copy, or give image_embeds."
             )
         return self.clip
+
+    def _tell_kept(self, sizes, keep_PHW):
+        """Says how many latents a mask keeps.
+
+        Raises:
+          UserError: of an image it keeps none.
+        """
+        for number, size in sizes.items():
+            if not self.task.stages[number - 1].latent:
+                continue
+            grid = self.task.made_shape(number, size)[:2]
+            known_PRC = np.asarray(latents.kept(keep_PHW, grid))
+            patch = self.task.tokenizer.patch_size
+            what = f"whole latents, {patch}x{patch} pixels each"
+            if not known_PRC.any((1, 2)).all():
+                raise UserError(
+                    f"mask keeps no latent of stage {number}, which keeps {what}; keep a larger "
+                    "part."
+                )
+            whole = np.asarray(known(known_PRC, keep_PHW.shape[1:], "nearest"))
+            told = f"stage {number} keeps {what}: {known_PRC.sum()} of {known_PRC.size}"
+            if anew := int((keep_PHW & ~whole).sum()):
+                is_whole = keep_PHW.shape[1:] == size
+                beside = "inpainted, and laid over it" if is_whole else "inpainted"
+                told += f"; {counted(anew, 'kept pixel')} beside them are {beside}"
+            generation.tell(told)
 
     def _check_guidance(self, scales, negative):
         """Refuses guidance of a decoder that never lost its conditions in training, and tells of

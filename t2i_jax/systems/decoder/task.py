@@ -18,6 +18,7 @@ from t2i_jax.nn.flops import flops_of
 from t2i_jax.pixels import SIGNED, to_float
 from t2i_jax.systems import captions
 from t2i_jax.systems.base import Given, Part
+from t2i_jax.systems.cascade import inputs
 from t2i_jax.systems.cascade.stage import group
 from t2i_jax.systems.cascade.task import CascadeTask, idle_in_stages
 from t2i_jax.systems.clip.task import ClipTask
@@ -262,6 +263,8 @@ class DecoderTask(CascadeTask):
     ) -> DecoderSystem:
         """The trained decoder."""
         clip = parts["clip"].system if "clip" in parts else None
+        if text_tokenizer is None and self.text is None and clip is not None:
+            text_tokenizer = clip.text_tokenizer  # what was converted has the vocabulary there
         updates = jax.device_get(stats["updates"])
         return DecoderSystem(self, params, updates, frozen, text_tokenizer, clip=clip)
 
@@ -302,6 +305,14 @@ class DecoderTask(CascadeTask):
         stage = self.stages[number - 1]
         patch = self.tokenizer.patch_size if stage.latent else 1
         return size[0] // patch, size[1] // patch, self._made_channels(stage)
+
+    def check_size(self, number: int, size: tuple[int, int]) -> None:
+        """Refuses a size of images that a stage, or the tokenizer of its latents, can't make."""
+        stage = self.stages[number - 1]
+        if not stage.latent or self.tokenizer is None:
+            return super().check_size(number, size)
+        inputs.check_size(size, self.tokenizer.patch_size * stage.unet.multiple)
+        latents.check_size(self.tokenizer, "image_sizes", size)
 
     def conditions(
         self, params: Params, frozen: Any, batch: Batch, key: Key | None = None, *, number: int = 1
