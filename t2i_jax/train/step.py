@@ -72,7 +72,7 @@ def train_step(
         params, stats = task.after_update(params, stats, batch, keys[0], state.step)
         ema = {
             group: average if group not in gradients else moving_average.update(
-                average, params[group], state.step, ema_decay,
+                average, params[group], optim.updates_made(old[1][group], state.step), ema_decay,
                 optim.held_of(params[group], task.held.get(group, ())),
             )
             for group, average in averages.items()
