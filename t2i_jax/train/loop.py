@@ -344,9 +344,8 @@ class _Loop:
         self.monitoring.finish_before(done)
         self.clock.save(done)
         with self.clock.spent_on("checkpoint"):
-            self.checkpoints.save(
-                done, state, processes.gather(position), self.stored, self.scored.get(done)
-            )
+            positions = self.stream.positions(position)
+            self.checkpoints.save(done, state, positions, self.stored, self.scored.get(done))
         if (best := self.checkpoints.best()) is not None:
             value = self.monitoring.value(best[1])
             self.log.summary({"validation/best_step": best[0], "validation/best": value})
