@@ -148,8 +148,7 @@ def _validation(recipe, samples, workdir, step):
         tokenize = functools.partial(_ids, tokenizer, encoder.max_length)
     params, stats = folders.trained_arrays(workdir, step)
     made = last if isinstance(last, int) else _MANY
-    found = validate(recipe, samples, params, stats, frozen, made, tokenize)
-    return {f"validation/{name}": value for name, value in found.items()}
+    return validate(recipe, samples, params, stats, frozen, made, tokenize)
 
 
 def _ids(tokenizer, max_length, captions):
