@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +69,8 @@ class ClipTask(SystemTask):
     freeze_text_encoder: bool = False
     rows: int | None = None
     compat: tuple[str, ...] = ()
+
+    compares_rows: ClassVar[bool] = True
 
     def __post_init__(self):
         _ = self.contrastive  # refuses an unknown loss
