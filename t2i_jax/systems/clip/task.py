@@ -189,6 +189,14 @@ class ClipTask(SystemTask):
         found, metrics = self._losses(params["clip"], batch, key)
         return found, ({"loss": found, **metrics}, stats)
 
+    def after_update(
+        self, params: Mapping[str, Params], stats: Stats, batch: Batch, key: Key, step: Array
+    ):
+        """Clamps the scale of similarities to 100 (Radford et al. 2021, section 2.5); returns
+        `(params, stats)`.
+        """
+        return {**params, "clip": self.model.clamped(params["clip"])}, stats
+
     def validate(
         self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array
     ) -> Metrics:
