@@ -315,7 +315,8 @@ class Batches:
         mine, before = self._shares[self._process], [self._share_of(state) for state in states]
         dealt = [(share.rows, share.batch_size) for share in before]
         if dealt == [(share.rows, share.batch_size) for share in self._shares]:
-            self._share = before[self._process]
+            # once, for all that read the same rows: they go on with the same samples
+            self._share = next(share for share in before if share.rows == mine.rows)
         else:
             self._share = deal(before, mine.rows, mine.batch_size)
         self._read = 0

@@ -1,5 +1,5 @@
 """Which samples of an endless order a process reads: its rows of every batch, whatever the number
-of processes.
+of processes, as long as no sample is passed over.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ class Share:
     """What one process has still to read of the order, as positions in it.
 
     A batch is `batch_size` positions in a row, and a process reads the same rows of each: together
-    the processes read what one alone would. One that meets an unusable sample takes the next of its
-    own rows, and so gets ahead of others.
+    the processes read what one alone would. One that meets a sample which can't be used, or is held
+    out, takes the next of its own rows, and so gets ahead of others: an epoch has the same samples,
+    batches are made up otherwise than with another number of processes.
 
     Attributes:
       rows: rows of a batch that this process reads, ascending.

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from t2i_jax.config import one_of, some_of
 from t2i_jax.errors import UserError
 from t2i_jax.models.image_text import (
-    MOST_SCALE,
     DualEncoder,
     Features,
     at_size,
@@ -105,6 +104,8 @@ class CLIP(DualEncoder):
     compat: tuple[str, ...] = ()
     remat: str = "none"
     dtype: str = "float32"
+
+    scale_name: ClassVar[str] = "temperature"
 
     def __post_init__(self):
         _check(self)
@@ -209,10 +210,6 @@ class CLIP(DualEncoder):
         """l2-normalised float32 latents (..., D) of pooled features or of tokens."""
         kernel = params["to_text_latent_extra" if extra else "to_text_latent"]
         return unit(self._apply({"to_text_latent": kernel}, features, method="text_latent"))
-
-    def log_scale(self, params: Params) -> Array:
-        """The temperature, whose exponential similarities are multiplied by; at most log 100."""
-        return jnp.minimum(params["temperature"].astype(jnp.float32), MOST_SCALE)
 
     def mlm_logits(self, params: Params, tokens_BLE: Array) -> Array:
         """Logits over the vocabulary (B, L, num_text_tokens) of the transformer's tokens."""

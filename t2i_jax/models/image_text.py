@@ -20,7 +20,7 @@ its `prepare_text` copies the vocabulary of the trained part into the run:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -152,13 +152,22 @@ class ImageText(Protocol):
         """The logarithm of what similarities are multiplied by, at most log 100."""
         ...
 
+    def clamped(self, params: Params) -> Params:
+        """The parameters with that logarithm at most log 100."""
+        ...
+
 
 class DualEncoder:
     """What networks of two Flax transformers share, a base of those that have `ImageText`.
 
     A subclass has the Flax module as `network`, `logit_bias` as a field, and the features and
     projections.
+
+    Attributes:
+      scale_name: of the parameter that is the logarithm of the scale.
     """
+
+    scale_name: ClassVar[str]
 
     network: Any
     logit_bias: Any
@@ -181,6 +190,18 @@ class DualEncoder:
     def bias(self, params: Params) -> Array:
         """What is added to scaled similarities; 0 where nothing is learnt."""
         return params["logit_bias"] if self.logit_bias is not None else jnp.float32(0)
+
+    def log_scale(self, params: Params) -> Array:
+        """The logarithm of what similarities are multiplied by, at most log 100."""
+        scale = params[self.scale_name].astype(jnp.float32)
+        return jnp.where(scale > MOST_SCALE, MOST_SCALE, scale)  # whole gradient at the limit
+
+    def clamped(self, params: Params) -> Params:
+        """The parameters with that logarithm at most log 100: beyond, it would have no gradient
+        that brings it back.
+        """
+        scale = jnp.minimum(params[self.scale_name], MOST_SCALE)
+        return {**params, self.scale_name: scale}
 
     def _embedded(self, params, features, mask_BL):
         """(B, D): the caption's embedding, from its features."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from t2i_jax.config import one_of
 from t2i_jax.errors import UserError
 from t2i_jax.models.clip import some_of_tokens
-from t2i_jax.models.image_text import MOST_SCALE, DualEncoder, Features, at_size, unit
+from t2i_jax.models.image_text import DualEncoder, Features, at_size, unit
 from t2i_jax.nn import limits
 from t2i_jax.nn.conv import Dense, boxed, patchify
 from t2i_jax.nn.parameter import parameter
@@ -75,6 +75,8 @@ class OpenAIClip(DualEncoder):
     logit_bias: Signed | None = None
     remat: str = "none"
     dtype: str = "float32"
+
+    scale_name: ClassVar[str] = "logit_scale"
 
     def __post_init__(self):
         _check(self)
@@ -168,10 +170,6 @@ class OpenAIClip(DualEncoder):
         """(B, D) float32, projected and of any length, of token ids."""
         features = self.text_features(params, text_BL, mask_BL)
         return features.pooled_BE @ params["text"]["projection"]
-
-    def log_scale(self, params: Params) -> Array:
-        """The logarithm of what similarities are multiplied by, at most log 100."""
-        return jnp.minimum(params["logit_scale"].astype(jnp.float32), MOST_SCALE)
 
     def _projected(self, kernel_ED, features):
         dtype = jnp.dtype(self.dtype)

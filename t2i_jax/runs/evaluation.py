@@ -193,8 +193,9 @@ def _validation(recipe, samples, workdir, step):
     params, stats = folders.trained_arrays(workdir, step)
     made = last if isinstance(last, int) else _MANY
     found = validate(recipe, samples, params, stats, frozen, made, tokenize)
-    kind = "validation" if samples.is_held_out else samples.name
-    return {f"{kind}/{name}": value for name, value in found.items()}
+    if samples.is_held_out:
+        return found
+    return {f"{samples.name}/{name.partition('/')[2]}": value for name, value in found.items()}
 
 
 def _ids(tokenizer, max_length, captions):

@@ -235,6 +235,17 @@ def _told_of_unread(task):
             )
 
 
+def _told_of_micro_batches(recipe):
+    """A sentence where gradient accumulation changes what a loss compares."""
+    train = recipe.train
+    if recipe.task.compares_rows and train is not None and train.accumulate > 1:
+        size, rows = train.batch_size, train.batch_size // train.accumulate
+        yield (
+            f"train.accumulate={train.accumulate}: the loss compares the rows of a batch with each "
+            f"other, here the {rows} of a micro-batch, not all train.batch_size={size}"
+        )
+
+
 def _with_parts(recipe, workdir, given, hooks, build):
     """The recipe with its parts' networks, and the parts: trained, adopted or inherited, and the
     same as at first.
@@ -251,7 +262,9 @@ def _with_parts(recipe, workdir, given, hooks, build):
 
     asked = recipe.task
     recipe, parts = wired(recipe, given, resolve)
-    told = (*asked.without(parts), *_told_of_unread(recipe.task))
+    told = (
+        *asked.without(parts), *_told_of_unread(recipe.task), *_told_of_micro_batches(recipe)
+    )  # fmt: skip
     for sentence in told if processes.is_first() else ():
         say(sentence)
     parts = {name: _identified(part) for name, part in parts.items()}

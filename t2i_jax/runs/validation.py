@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax import sharding
@@ -17,11 +18,12 @@ from t2i_jax.errors import UserError
 from t2i_jax.runs.ledger import image_channels
 from t2i_jax.runs.samples import Samples
 from t2i_jax.terminal import say
+from t2i_jax.train.step import micro_batches
 from t2i_jax.train.stream import check_batch, placed
 from t2i_jax.train.validation import Validation
 
 _BATCHES, _ROWS = 4, 512  # at most so many batches, and about so many rows in all
-_ALONE = 64  # rows of a batch on one device
+_ALONE = 64  # rows on one device at once
 
 
 class HeldOutBatches:
@@ -98,15 +100,21 @@ def validation_of(recipe: Any, samples: Samples, mesh: Any, tokenize: Any) -> Va
     size, task = recipe.train.batch_size, recipe.task
     rows = sharding.rows_of_processes(mesh, size)
     held = HeldOutBatches(samples, task, size, tokenize, rows)
+    count, failed = 0, None
     try:
         count = len(list(held))  # before anything trains
     except UserError as error:
-        _tell(f"there is no validation loss: {error}")
+        failed = str(error)
+    # one process without it would wait for the others elsewhere than they for it
+    if failures := list(filter(None, processes.gather(failed))):
+        _tell(f"there is no validation loss: {failures[0]}")
         return None
     if is_own:
         used = min(count * size, held.records)
         _tell(f"held out: {held.told}; validation every {every} steps, on {used} of them")
-    program = jax.jit(_program(task), out_shardings=sharding.replicated(mesh))
+    program = jax.jit(
+        _program(task, recipe.train.accumulate), out_shardings=sharding.replicated(mesh)
+    )
 
     def measure(state, frozen):
         put = functools.partial(
@@ -129,14 +137,23 @@ def validation_of(recipe: Any, samples: Samples, mesh: Any, tokenize: Any) -> Va
 def validate(
     recipe: Any, samples: Samples, params: Any, stats: Any, frozen: Any, step: int, tokenize: Any
 ) -> Mapping[str, float]:
-    """The same metrics of trained weights, on one device."""
-    task, size = recipe.task, min(recipe.train.batch_size, _ALONE)
-    program = jax.jit(_program(task))
+    """The same metrics of trained weights, on one device: "validation/NAME", of the same rows with
+    the same keys as while it trained.
+
+    Where training has had more than 64 rows at once, these are other batches, of 64 rows, and their
+    metrics are called "validation_64/NAME".
+    """
+    task, size, accumulate = recipe.task, recipe.train.batch_size, recipe.train.accumulate
+    named = "validation"
+    if size // accumulate > _ALONE:
+        named, size, accumulate = f"validation_{_ALONE}", _ALONE, 1
+    program = jax.jit(_program(task, accumulate))
     held = HeldOutBatches(samples, task, size, tokenize)
-    return _mean(
+    found = _mean(
         program(params, stats, frozen, dict(batch), np.int32(number), np.int32(step))
         for number, batch in enumerate(held)
     )
+    return {f"{named}/{name}": value for name, value in found.items()}
 
 
 def _tell(sentence):
@@ -144,12 +161,20 @@ def _tell(sentence):
         say(sentence)
 
 
-def _program(task):
-    """`task.validate` with the key of a batch's number, the same in every process."""
+def _program(task, accumulate):
+    """`task.validate` with the key of a batch's number, the same in every process; the mean over as
+    many micro-batches as training has, which need no more memory than there.
+    """
 
     def program(params, stats, frozen, batch, number, step):
+        def measured(inputs):
+            return task.validate(params, stats, frozen, *inputs, step)
+
         key = jax.random.fold_in(jax.random.key(0), number)
-        return task.validate(params, stats, frozen, batch, key, step)
+        if accumulate == 1:
+            return measured((batch, key))
+        inputs = (micro_batches(batch, accumulate), jax.random.split(key, accumulate))
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.lax.map(measured, inputs))
 
     return program
 

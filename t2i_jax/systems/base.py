@@ -148,6 +148,8 @@ class SystemTask:
         the options without any of which, and with any of which, it has no effect, and its
         `idle_fields` which options the value of another one leaves so.
       validated_by: the metric of `validate` whose smallest value is the best checkpoint's.
+      compares_rows: whether a loss compares the rows of a batch with each other, so that one of
+        micro-batches is another one than that of the whole batch.
       makes_images: whether its system is a `TextToImage`, whose images can be measured while it
         trains.
     """
@@ -155,6 +157,7 @@ class SystemTask:
     parts: ClassVar[Mapping[str, Part]] = {}
     options: ClassVar[type] = NoOptions
     validated_by: ClassVar[str] = "loss"
+    compares_rows: ClassVar[bool] = False
     makes_images: ClassVar[bool] = False
 
     @property

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from t2i_jax.files import replacing
 
-# in the position of the data of a checkpoint: its score, and the metric where it is not that of the
-# validation
+# in the position of the data of a checkpoint: its score, and the metric where it is not that of a
+# validation with all groups trained
 SCORE, SCORE_OF = "score", "score_of"
 _LATER = "scores.json"  # beside the folder of the checkpoints
 
@@ -32,21 +32,29 @@ def scores(folder: pathlib.Path, metric: str | None = None) -> Mapping[int, floa
     """The score of each finished step below the folder of checkpoints that has one.
 
     Args:
-      metric: whose scores; "": that of the validation; None: that of the newest step with a score,
-        as a run may go on by another metric, whose scores are no match for those before.
+      metric: whose scores, such as `validation_of`; None: that of the newest step with a score, as
+        a run may go on by another metric, whose scores are no match for those before.
     """
-    found: dict[int, tuple[float, str]] = {}
+    found: dict[int, dict[str, float]] = {}
     later = _read(folder.with_name(_LATER))
     for step in steps_in(folder):
         name = str(step)
-        own = _entry(_read(folder / name / "data" / "metadata"))
         entry = later.get(name)
-        entry = own or _entry(entry if isinstance(entry, dict) else {SCORE: entry})
-        if entry is not None:
-            found[step] = entry
+        added = _entry(entry if isinstance(entry, dict) else {SCORE: entry})
+        own = _entry(_read(folder / name / "data" / "metadata"))
+        if entries := own | added | own:  # its own comes first, and counts where both have one
+            found[step] = entries
     if metric is None:
-        metric = found[max(found)][1] if found else ""
-    return {step: score for step, (score, of) in found.items() if of == metric}
+        metric = next(iter(found[max(found)]), "") if found else ""
+    return {step: entries[metric] for step, entries in found.items() if metric in entries}
+
+
+def validation_of(trained: Iterable[str], groups: Iterable[str]) -> str:
+    """The name of the validation's metric, another one for every choice of the groups that are
+    trained, whose losses it is made of; "": all of them.
+    """
+    trained = set(trained)
+    return "" if trained >= set(groups) else f"validation of {', '.join(sorted(trained))}"
 
 
 def best_of(found: Mapping[int, float]) -> int | None:
@@ -77,9 +85,9 @@ def _read(path) -> dict:
 
 
 def _entry(found):
-    """(score, metric) of JSON values; None where there is no score."""
+    """{metric: score} of JSON values; {} where there is no score."""
     score, metric = _number(found.get(SCORE)), found.get(SCORE_OF, "")
-    return None if score is None or not isinstance(metric, str) else (score, metric)
+    return {} if score is None or not isinstance(metric, str) else {metric: score}
 
 
 def _number(value):

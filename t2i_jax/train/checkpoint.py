@@ -59,7 +59,8 @@ class Checkpoints:
       workdir: folder of the run.
       keep: how many checkpoints stay, beside the best by its score; None: only read, nothing in the
         folder is touched.
-      metric: of the scores; "": that of the validation; None: that of the newest score there is.
+      metric: of the scores; "": that of the validation with all groups trained; None: that of the
+        newest score there is.
 
     Raises:
       UserError: the folder is not the same for all processes.

@@ -48,7 +48,9 @@ class TrainConfig:
       optim_by_group: optimisers of single groups, as {"discriminator": OptimConfig(...)}.
       ema_decay: decay of the exponential moving average (EMA) of the parameters; 0: none is kept.
       accumulate: gradient accumulation: the micro-batches that a batch is split into, one after the
-        other; the update is that of the whole batch.
+        other; one update is made, with the mean of their gradients. A loss that compares the rows
+        of a batch with each other (CLIP's) compares those of a micro-batch, and statistics without
+        a gradient (an EMA codebook's) move with each of them.
       mesh: size per mesh axis ("slice", "data", "fsdp", "sequence", "tensor"), one may be -1: what
         remains; None: all devices on "data". rules: how parameters are split, "dp", "fsdp" or
         "fsdp_tp"; None: over all that the mesh has.

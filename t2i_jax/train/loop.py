@@ -19,6 +19,7 @@ from t2i_jax.cluster import lock, main_script, processes
 from t2i_jax.config import to_dict
 from t2i_jax.errors import Preempted, UserError
 from t2i_jax.terminal import say
+from t2i_jax.train import best as bests
 from t2i_jax.train import state as states
 from t2i_jax.train.checkpoint import Checkpoints
 from t2i_jax.train.compiled import CompiledStep
@@ -26,7 +27,8 @@ from t2i_jax.train.config import TrainConfig, refuse_other_run
 from t2i_jax.train.executables import Executables, fresh
 from t2i_jax.train.goodput import FILE, Goodput
 from t2i_jax.train.log import Log
-from t2i_jax.train.monitor import Monitor, Monitoring
+from t2i_jax.train.measuring import Measuring
+from t2i_jax.train.monitor import Monitor
 from t2i_jax.train.pace import Pace
 from t2i_jax.train.preemption import Stop
 from t2i_jax.train.profile import Profile, Trace
@@ -108,7 +110,8 @@ def fit(
     def check(old):
         refuse_other_run(upgrade(old) if upgrade else old, stored, allowed, workdir)
 
-    by = "" if monitor is None else monitor.by or ""
+    trained = [objective.group for objective in task.objectives]
+    by = (monitor and monitor.by) or bests.validation_of(trained, abstract.params)
     with lock.held(workdir), Checkpoints(workdir, config.keep, by) as checkpoints:
         restored = checkpoints.restore(abstract, check)
         if restored is None:
@@ -120,9 +123,14 @@ def fit(
         done = int(state.step)
         if profile is not None and profile.last <= done:
             say(f"profile={profile} is not traced: {str(workdir)!r} is at step {done} already")
+        measures = functools.partial(Measuring, validation, monitor, checkpoints)
         if done >= config.steps:
-            _measure_last(done, state, monitor, workdir, clock)
+            is_scored = validation is None or checkpoints.has_score(done)
+            if monitor is not None or not is_scored:
+                frozen = sharding.place_frozen(frozen, mesh, config.preset)
+                _measure_last(done, state, measures(frozen, Log(workdir, done, done), clock))
             return state
+        frozen = sharding.place_frozen(frozen, mesh, config.preset)
         clock.resume(done)
         step = functools.partial(
             train_step,
@@ -139,19 +147,14 @@ def fit(
             config=config,
             stored=stored,
             hooks=hooks,
-            frozen=sharding.place_frozen(frozen, mesh, config.preset),
+            frozen=frozen,
             step=CompiledStep(step, shardings, mesh, executables, task.idle_groups),
             stream=Stream(batches, task.batch_spec, config.batch_size, mesh),
             checkpoints=checkpoints,
             log=log,
             clock=clock,
-            rates=Rates(
-                config.optim_of(abstract.params),
-                [objective.group for objective in task.objectives],
-                config.steps,
-            ),
-            validation=validation,
-            monitor=monitor,
+            rates=Rates(config.optim_of(abstract.params), trained, config.steps),
+            measuring=measures(frozen, log, clock),
         )
         try:
             return loop.run(state, Trace(profile, log), pace)
@@ -162,16 +165,11 @@ def fit(
             log.close()
 
 
-def _measure_last(done, state, monitor, workdir, clock):
-    """Measures the images of a run that was stopped with all of its steps made, and not these."""
-    if monitor is None:
-        return
-    log = Log(workdir, done, done)
-    monitoring = Monitoring(monitor, log, clock)
-    if not monitoring.is_logged(done):
-        monitoring.measure(done, state, True)
-    monitoring.close()
-    log.close()
+def _measure_last(done, state, measuring):
+    """Measures a run that was stopped with all of its steps made, and the last not measured."""
+    measuring.late(done, state, True)
+    measuring.close()
+    measuring.log.close()
 
 
 class _Loop:
@@ -179,15 +177,12 @@ class _Loop:
 
     def __init__(
         self, *, config, stored, hooks, frozen, step, stream, checkpoints, log, clock, rates,
-        validation, monitor,
+        measuring,
     ):  # fmt: skip
         self.config, self.stored, self.hooks, self.frozen = config, stored, hooks, frozen
         self.step, self.stream, self.checkpoints = step, stream, checkpoints
         self.log, self.clock, self.stalls = log, clock, Stalls(log)
-        self.rates, self.validation = rates, validation
-        self.monitoring = Monitoring(monitor, log, clock)
-        self.scored: dict[int, float | None] = {}  # the newest validation
-        self.noted: dict[str, str] = {}  # beside the metrics of the step on the progress line
+        self.rates, self.measuring = rates, measuring
 
     def run(self, state: TrainState, trace: Trace, pace: Pace) -> TrainState:
         """The state after the last step.
@@ -198,7 +193,7 @@ class _Loop:
         steps, done, position = self.config.steps, int(state.step), self.stream.start
         if done:
             self.log.say(f"resuming from step {done} of {steps}")
-            self._measure_late(done, state)
+            self.measuring.late(done, state, False)
         queued = None  # metrics of the newest step, which the devices may still be computing
         with Stop() as stop, trace, contextlib.ExitStack() as trained:
             while done < steps:
@@ -222,8 +217,8 @@ class _Loop:
                     self._write_metrics(done, state, metrics, pace)
                 hooks = [hook for hook in self.hooks if done % hook.every == 0 or is_last]
                 saves = done % self.config.save_every == 0 or is_last
-                validates = self.validation is not None and self.validation.is_due(done, is_last)
-                monitors = self.monitoring.is_due(done, is_last)
+                validates = self.measuring.validates(done, is_last)
+                monitors = self.measuring.monitors(done, is_last)
                 # before hooks, which may take long
                 if (hooks or validates or monitors) and stop.agreed():
                     self._save_and_stop(done, state, position)
@@ -232,7 +227,7 @@ class _Loop:
                 with self.checkpoints.full_disk_refused():
                     if hooks or validates or monitors:
                         self._measure(done, state, hooks, validates, monitors, is_last)
-                    if saves or self.checkpoints.is_best(self.scored.get(done)):
+                    if saves or self.checkpoints.is_best(self.measuring.score(done)):
                         self._save(done, state, position)
             with self.clock.spent_on("checkpoint"):
                 self.checkpoints.wait()
@@ -241,7 +236,7 @@ class _Loop:
     def close(self) -> None:
         """Gives up what goes on beside the steps."""
         self.stream.close()
-        self.monitoring.close()
+        self.measuring.close()
 
     def _compile(self, done, state, batch, stop):
         """Makes the step's program ready; a stop does not wait for the compiler.
@@ -273,14 +268,16 @@ class _Loop:
         """One line of the log; refuses to go on after too many updates in a row that were not
         finite.
         """
-        self.monitoring.finish()
+        self.measuring.monitoring.finish()
         with self.clock.spent_on("step"):
             metrics = {name: float(value) for name, value in metrics.items()}
         metrics |= self.rates.of(state.opt_state)
         speed, pace_shown = pace.measure(done)
         headline = {"loss": f"{metrics['loss']:.4g}"} if "loss" in metrics else {}
         self.log.scalars(done, {**metrics, **speed, **self.clock.metrics()})
-        self.log.progress(done, {**headline, **self.noted, **shown(metrics), **pace_shown})
+        self.log.progress(
+            done, {**headline, **self.measuring.noted, **shown(metrics), **pace_shown}
+        )
         self.stalls.check(done, speed.get("input_wait", 0.0))
         self.log.store(FILE, self.clock.stored())
         total, in_a_row = (int(n) for n in state.skipped)
@@ -297,64 +294,30 @@ class _Loop:
         with fresh() as compiled:
             with self.clock.spent_on("hooks"):
                 if validates:
-                    self._validate(done, state)
+                    self.measuring.validate(done, state)
                 for hook in hooks:
                     hook.run(state, done, self.log)
             if monitors:
-                self._note(done, self.monitoring.measure(done, state, is_last))
+                self.measuring.monitor(done, state, is_last)
         if compiled:
             heap.clear()
-
-    def _measure_late(self, done, state):
-        """Measures a step that a stop saved before it was measured."""
-        is_due = self.validation is not None and self.validation.is_due(done, False)
-        if is_due and not self._is_validated(done):
-            with self.clock.spent_on("hooks"):
-                self._validate(done, state)
-        if self.monitoring.is_due(done, False) and not self.monitoring.is_logged(done):
-            self._note(done, self.monitoring.measure(done, state, False))
-        score = self.scored.get(done)
-        if score is not None and not self.checkpoints.has_score(done):
-            self.checkpoints.add_score(done, score)
-
-    def _is_validated(self, done):
-        if not self.monitoring.tells_best:
-            return self.checkpoints.has_score(done)
-        return processes.gather(self.log.holds(done, [f"validation/{self.validation.by}"]))[0]
-
-    def _validate(self, done, state):
-        """Measures held-out batches and logs."""
-        metrics = self.validation.measure(state, self.frozen)
-        self.log.scalars(done, {f"validation/{name}": value for name, value in metrics.items()})
-        if "loss" in metrics:
-            self.noted["val"] = f"{metrics['loss']:.4g}"
-        if not self.monitoring.tells_best:
-            self.scored = {done: self.validation.score(metrics)}
-
-    def _note(self, done, score):
-        """Keeps what generated images say of a step, where the best one is told by that."""
-        if self.monitoring.tells_best:
-            self.scored = {done: score}
 
     def _wait_for(self, state):
         with self.clock.spent_on("step"):
             jax.block_until_ready(state.step)
 
     def _save(self, done, state, position):
-        self.monitoring.finish_before(done)
+        self.measuring.monitoring.finish_before(done)
         self.clock.save(done)
         with self.clock.spent_on("checkpoint"):
-            self.checkpoints.save(
-                done, state, processes.gather(position), self.stored, self.scored.get(done)
-            )
-        if (best := self.checkpoints.best()) is not None:
-            value = self.monitoring.value(best[1])
-            self.log.summary({"validation/best_step": best[0], "validation/best": value})
+            positions = self.stream.positions(position)
+            self.checkpoints.save(done, state, positions, self.stored, self.measuring.score(done))
+        self.measuring.tell_best()
         self.log.store(FILE, self.clock.stored())
 
     def _save_and_stop(self, done, state, position):
         self._wait_for(state)
-        self.monitoring.finish()
+        self.measuring.monitoring.finish()
         self._save(done, state, position)
         with self.clock.spent_on("checkpoint"):
             self.checkpoints.wait()

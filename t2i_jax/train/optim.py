@@ -225,6 +225,13 @@ def held_of(params: Any, names: Sequence[str]) -> Any:
     return jax.tree_util.tree_map_with_path(is_held, sharding.unbox(params))
 
 
+def updates_made(opt_state: Any, otherwise: Any) -> Any:
+    """How many updates an optimiser has made, by its own count; `otherwise` where it keeps none."""
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state)
+    counts = (leaf for path, leaf in leaves if path and getattr(path[-1], "name", "") == "count")
+    return next(counts, otherwise)
+
+
 def _muon(config, steps, matrices):
     def axes(params):
         return jax.tree.map(lambda leaf: MATRIX if leaf.ndim == 2 else None, params)

@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
-
 from t2i_jax.train import optim
 from t2i_jax.train.optim import OptimConfig
 
@@ -35,7 +33,10 @@ class Rates:
         """`learning_rate/GROUP` of the newest update of each group, and of Muon's matrices
         `matrix_rate/GROUP`; an optimiser's own count of its updates is what its schedule goes by.
         """
-        made = {group: _updates(opt_state[group]) for group, _ in self._schedules.values()}
+        made = {
+            group: int(optim.updates_made(opt_state[group], 0))
+            for group, _ in self._schedules.values()
+        }
         return {
             name: float(schedule(max(made[group] - 1, 0)))
             for name, (group, schedule) in self._schedules.items()
@@ -50,10 +51,3 @@ def shown(metrics: Mapping[str, float]) -> Mapping[str, str]:
         if values:
             found[name] = "/".join(f"{value:.3g}" for value in values)
     return found
-
-
-def _updates(opt_state):
-    """How many updates an optimiser has made."""
-    leaves = jax.tree_util.tree_leaves_with_path(opt_state)
-    counts = [leaf for path, leaf in leaves if path and getattr(path[-1], "name", "") == "count"]
-    return max((int(count) for count in counts), default=0)

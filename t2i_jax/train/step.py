@@ -72,7 +72,7 @@ def train_step(
         params, stats = task.after_update(params, stats, batch, keys[0], state.step)
         ema = {
             group: average if group not in gradients else moving_average.update(
-                average, params[group], state.step, ema_decay,
+                average, params[group], optim.updates_made(old[1][group], state.step), ema_decay,
                 optim.held_of(params[group], task.held.get(group, ())),
             )
             for group, average in averages.items()
@@ -94,6 +94,14 @@ def train_step(
         skipped=skipped,
     )
     return after, metrics
+
+
+def micro_batches(batch: Batch, accumulate: int) -> Batch:
+    """The micro-batches of a batch, along a first axis of that length.
+
+    They are interleaved, not consecutive, so that each device keeps its own rows.
+    """
+    return jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def _move(rule: optax.GradientTransformation, params, opt_state, grads, norm):
@@ -133,11 +141,7 @@ def _gradients(objective: Objective, accumulate, params, stats, frozen, batch, k
         (loss, (metrics, stats)), grads = value_and_grad(moved, stats, *inputs)
         return (stats, jax.tree.map(jnp.add, sums, (loss, metrics, grads))), None
 
-    # Split so that each device keeps its own rows: micro-batches are interleaved, not consecutive.
-    micro_batches = jax.tree.map(
-        lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
-    )
-    inputs = (micro_batches, jax.random.split(key, accumulate))
+    inputs = (micro_batches(batch, accumulate), jax.random.split(key, accumulate))
     first = jax.tree.map(lambda x: x[0], inputs)
     shapes = jax.eval_shape(lambda: value_and_grad(moved, stats, *first))
     (loss, (metrics, _)), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from t2i_jax.cluster.processes import gather
 from t2i_jax.config import did_you_mean
 from t2i_jax.errors import UserError
 from t2i_jax.sharding import batch_sharding, rows_of_processes
@@ -40,7 +41,8 @@ class Stream:
     ):
         self._batches, self._batch_size = iter(batches), batch_size
         self._sharding = batch_sharding(mesh)
-        self._rows = rows_of_processes(mesh, batch_size)[jax.process_index()]
+        self._shares = rows_of_processes(mesh, batch_size)
+        self._rows = self._shares[jax.process_index()]
         self._spec = spec(len(self._rows))
         self.start = self._batches.get_state()
         self._queue: queue.Queue = queue.Queue(_AHEAD)
@@ -69,6 +71,26 @@ class Stream:
                 raise batch
             return placed(batch, self._rows, self._batch_size, self._sharding), position
         return None
+
+    def positions(self, mine: Any) -> list[Any]:
+        """The position of the data in every process, from that of this one after the same batch.
+
+        Raises:
+          UserError: processes that hold the same rows of a batch have come to different positions,
+            so they do not train on the same samples.
+        """
+        found = gather(mine)
+        by_rows: dict[tuple[int, ...], int] = {}
+        for process, rows in enumerate(self._shares):
+            first = by_rows.setdefault(rows, process)
+            if found[process] != found[first]:
+                raise UserError(
+                    f"processes {first} and {process} hold the same rows of every batch and have "
+                    "read different samples for them, as where a file is damaged on one machine "
+                    "alone (the lines `left out` name it); give all the same data, and start the "
+                    "same command again: it goes on from the last checkpoint."
+                )
+        return found
 
     def close(self) -> None:
         """Stops reading; a source that hangs is left to itself after five seconds."""

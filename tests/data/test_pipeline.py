@@ -206,6 +206,16 @@ def test_the_same_processes_go_on_exactly_where_unusable_samples_set_them_apart(
     assert after == [numbers(part, 8) for part in before]
 
 
+def test_processes_that_read_the_same_rows_go_on_with_the_same_samples(numbered):
+    """Although one of them had come upon a file that was damaged on its machine alone."""
+    rows = [(0, 1), (0, 1), (2, 3), (2, 3)]
+    numbered(40)
+    states = [part.get_state() for part in processes(rows)]
+    states[3]["taken"] += 1
+    mine, same, theirs, others = (numbers(part, 4) for part in processes(rows, states))
+    assert mine == same and theirs == others
+
+
 def test_a_run_saved_by_an_earlier_version_goes_on(numbered):
     numbered(16)
     whole, one = (batches(CONFIG, 4, 0, wants=("caption",)) for _ in range(2))

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+import t2i_jax as t2i
 from t2i_jax import convert, runs
 from t2i_jax.convert import torch_io
 from t2i_jax.data.ledger import Ledger
@@ -18,11 +19,13 @@ from t2i_jax.data.pipeline import DataConfig, batches
 from t2i_jax.data.source import open_source
 from t2i_jax.errors import Preempted, UserError
 from t2i_jax.models.vgg import Vgg16
+from t2i_jax.runs import training
 from t2i_jax.runs.evaluation import held_out
 from t2i_jax.runs.ledger import DataLedger
 from t2i_jax.text.tokenizer import train_bpe
 from tests.data.hostile import encode, photo
 from tests.e2e.tiny import get_config
+from tests.systems.test_clip import TINY
 
 RECIPE = get_config().parts["tokenizer"]
 
@@ -50,6 +53,16 @@ def test_a_file_of_weights_turns_the_perceptual_loss_on(vgg, tmp_path, capfd):
     assert "perceptual loss is off" not in capfd.readouterr().err
     stored = {path.name for path in tmp_path.rglob("*") if "perceptual" in path.name}
     assert not stored  # the judge's weights are the user's file, no part of the run
+
+
+def test_micro_batches_are_told_where_a_loss_compares_rows(tmp_path, capfd):
+    train = t2i.TrainConfig(steps=1, batch_size=8, accumulate=4)
+    told = []
+    for task in (t2i.ClipTask(t2i.CLIP(**TINY)), RECIPE.task):
+        recipe = dataclasses.replace(RECIPE, task=task, train=train)
+        training._with_parts(recipe, tmp_path, {}, None, None)
+        told.append("compares the rows of a batch" in capfd.readouterr().err)
+    assert told == [True, False]
 
 
 def test_without_a_file_it_is_off_and_a_line_says_so(tmp_path, capfd):

@@ -9,14 +9,17 @@ import shutil
 import types
 
 import chex
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from t2i_jax import runs
+import t2i_jax as t2i
+from t2i_jax import runs, sharding
 from t2i_jax.data import heldout
 from t2i_jax.data.pipeline import batches, division_of, source_of
 from t2i_jax.errors import UserError
+from t2i_jax.runs import validation
 from t2i_jax.runs.evaluation import preview_hooks
 from t2i_jax.runs.plot import plot
 from t2i_jax.runs.recipe import changed
@@ -238,3 +241,59 @@ def test_eval_with_other_data_says_what_they_are(trained, drawings, tmp_path):
     kept = {name: value for name, value in before.items() if name.startswith("validation/")}
     assert kept.items() <= after.items()
     assert "Samples of another set" in (home / "report.html").read_text(encoding="utf-8")
+
+
+class _Told:
+    """A task that measures how many rows it is given at once."""
+
+    text_encoder, idle_groups, validated_by = None, (), "loss"
+
+    def validate(self, params, stats, frozen, batch, key, step):
+        return {"rows": jnp.float32(len(batch["x"])), "loss": jnp.mean(batch["x"])}
+
+
+def _of(monkeypatch, **train):
+    """A recipe of it, whose held-out batches count on from 0."""
+    asked = []
+
+    def two_batches(samples, task, size, *_):
+        asked.append(size)
+        return [{"x": np.arange(size, dtype=np.float32)}] * 2
+
+    monkeypatch.setattr(validation, "HeldOutBatches", two_batches)
+    config = t2i.TrainConfig(validate_every=1, **train)
+    data = t2i.DataConfig("digits")
+    return types.SimpleNamespace(train=config, task=_Told(), data=data), asked
+
+
+_SAMPLES = types.SimpleNamespace(is_held_out=True)
+
+
+def test_what_training_has_at_once_validation_has_at_once_too(monkeypatch):
+    recipe, _ = _of(monkeypatch, batch_size=16, accumulate=4)
+    made = validation.validation_of(recipe, _SAMPLES, sharding.make_mesh(), None)
+    state = types.SimpleNamespace(params={}, ema={}, stats={}, step=np.int32(3))
+    assert made.measure(state, {}) == {"rows": 4.0, "loss": 7.5}
+
+
+@pytest.mark.parametrize(
+    ("train", "size", "names", "at_once"),
+    [
+        ({"batch_size": 64}, 64, "validation", 64),
+        ({"batch_size": 96, "accumulate": 2}, 96, "validation", 48),
+        ({"batch_size": 96}, 64, "validation_64", 64),
+    ],
+)
+def test_another_measurement_has_another_name(monkeypatch, train, size, names, at_once):
+    recipe, asked = _of(monkeypatch, **train)
+    found = validation.validate(recipe, _SAMPLES, {}, {}, {}, 3, None)
+    assert asked == [size]
+    assert found == {f"{names}/rows": at_once, f"{names}/loss": (size - 1) / 2}
+
+
+def test_held_out_batches_that_one_process_can_not_read_are_measured_by_none(monkeypatch, capfd):
+    recipe, _ = _of(monkeypatch, batch_size=16)
+    broken = "folder='x' has no captions; give some."
+    monkeypatch.setattr(validation.processes, "gather", lambda mine: [mine, broken])
+    assert validation.validation_of(recipe, _SAMPLES, sharding.make_mesh(), None) is None
+    assert f"there is no validation loss: {broken}" in capfd.readouterr().err

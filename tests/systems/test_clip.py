@@ -14,7 +14,7 @@ from t2i_jax.cli import rerank
 from t2i_jax.data.shapes import Shapes
 from t2i_jax.errors import UserError
 from t2i_jax.eval.judge_shapes import JudgeShapes
-from t2i_jax.models.image_text import Features
+from t2i_jax.models.image_text import MOST_SCALE, Features
 from t2i_jax.on_host import initialise
 from t2i_jax.runs.check import check
 from t2i_jax.runs.recipe import load_recipe, recipe_from_dict, recipe_to_dict
@@ -384,3 +384,15 @@ def test_a_tower_that_is_not_trained_comes_from_a_run(field, tmp_path):
 def test_refusals(made, message):
     with pytest.raises(UserError, match=message):
         made()
+
+
+@pytest.mark.parametrize("model", [t2i.CLIP(**TINY), t2i.OpenAIClip()])
+def test_a_scale_that_has_gone_too_far_comes_back(model):
+    task = ClipTask(model)
+    far = {"clip": {model.scale_name: np.float32(5.0), "text": np.float32(5.0)}}
+    assert jax.grad(model.log_scale)(far["clip"])[model.scale_name] == 0
+    near, _ = task.after_update(far, {}, {}, jax.random.key(0), 0)
+    assert near["clip"]["text"] == 5.0 and near["clip"][model.scale_name] == np.float32(MOST_SCALE)
+    assert jax.grad(model.log_scale)(near["clip"])[model.scale_name] == 1
+    same, _ = task.after_update({"clip": {model.scale_name: np.float32(4.6)}}, {}, {}, None, 0)
+    assert same["clip"][model.scale_name] == np.float32(4.6)

@@ -106,6 +106,28 @@ def test_both_stages_train_in_one_run_and_each_alone_goes_on_from_there():
     assert "loss/stage_1" not in metrics and "loss" in metrics
 
 
+class Flat(ImagenTask):
+    """Without networks: the loss of a stage is that of one number."""
+
+    def init(self, key):
+        params = {group(number): {"x": jnp.ones(())} for number in self._trainable}
+        return params, {"updates": {name: jnp.int32(0) for name in params}}
+
+    def loss(self, params, stats, frozen, batch, key, step, number):
+        return self._told(params[group(number)]["x"] * batch["x"], stats, number)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_step_is_one_update_whatever_it_accumulates(accumulate):
+    task = Flat(TASK.stages, TASK.text, train_stages=(2,))
+    optimisers = states.optimisers_of(task, TrainConfig(steps=10))
+    state = states.init_state(jax.random.key(0), task=task, optimisers=optimisers, ema_decay=0.0)
+    state, _ = train_step(
+        state, {}, {"x": jnp.ones(8)}, task=task, optimisers=optimisers, accumulate=accumulate
+    )
+    assert state.stats["updates"] == {"stage_1": 0, "stage_2": 1}
+
+
 def test_the_loss_is_that_of_the_crop_that_training_sees():
     """With crops at (0, 0) and images that are zero elsewhere nothing of the rest is seen."""
     stage = dataclasses.replace(TASK.stages[1], unet=TASK.networks[1], crop_size=8)

@@ -124,7 +124,8 @@ def test_a_stop_before_the_metrics_leaves_them_and_the_score_to_the_next_start(t
     assert _steps(tmp_path) == [3, 6]
 
 
-def test_a_stop_after_the_last_step_leaves_its_metrics_to_the_next_start(tmp_path, monkeypatch):
+@pytest.mark.parametrize("by", [None, "fid_2"])
+def test_a_stop_after_the_last_step_leaves_its_metrics_to_the_next_start(tmp_path, monkeypatch, by):
     progress = Log.progress
 
     def stop_at_the_end(log, step, shown):
@@ -134,10 +135,11 @@ def test_a_stop_after_the_last_step_leaves_its_metrics_to_the_next_start(tmp_pat
 
     with monkeypatch.context() as patch, pytest.raises(Preempted):
         patch.setattr(Log, "progress", stop_at_the_end)
-        _fit(tmp_path, _monitor(6))
+        _fit(tmp_path, _monitor(6, by=by))
     assert _steps(tmp_path) == [6] and not _measured(tmp_path)
-    _fit(tmp_path, _monitor(6))
+    _fit(tmp_path, _monitor(6, by=by))
     assert _measured(tmp_path) == {6: 60.0}
+    assert best.scores(tmp_path / "checkpoints", by) == ({} if by is None else {6: 60.0})
     twice = (tmp_path / "metrics.jsonl").read_bytes()
     _fit(tmp_path, _monitor(6))
     assert (tmp_path / "metrics.jsonl").read_bytes() == twice

@@ -33,7 +33,9 @@ def test_the_rate_is_that_of_the_newest_update(name):
     rates = Rates({"net": config}, ["net"], 8)
     schedule = optim.learning_rate(config, 8)
     for updates in (1, 3, 6):
-        found = rates.of({"net": _after(config, updates)})
+        state = _after(config, updates)
+        assert optim.updates_made(state, None) == updates
+        found = rates.of({"net": state})
         assert found["learning_rate/net"] == pytest.approx(float(schedule(updates - 1)))
         if name == "muon":
             ratio = found["matrix_rate/net"] / found["learning_rate/net"]

@@ -130,3 +130,12 @@ def test_each_step_has_noise_of_its_own():
     first = _step()(state, {}, batch)[1]["second"]
     second = _step()(state.replace(step=jnp.int32(1)), {}, batch)[1]["second"]
     assert float(first) != float(second)
+
+
+def test_the_average_of_a_group_that_is_trained_later_leaves_its_random_start_as_fast():
+    late = _state().replace(step=jnp.int32(10_000))  # of other groups; its own first update
+    after, _ = _step()(late, {}, _batch())
+    mean = jax.tree.map(
+        lambda old, new: 0.1 * old + 0.9 * new, late.params["first"], after.params["first"]
+    )
+    chex.assert_trees_all_close(after.ema["first"], mean, rtol=1e-4)

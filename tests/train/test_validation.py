@@ -10,10 +10,12 @@ import pytest
 
 from t2i_jax.errors import UserError
 from t2i_jax.train import best
+from t2i_jax.train.log import Log
 from t2i_jax.train.loop import Hook, Preempted, fit
 from t2i_jax.train.stored import load_params
 from t2i_jax.train.validation import Validation
 
+from .idle import OneOfTwo
 from .test_loop import _CONFIG, _TASK
 from .toy import ToyBatches
 
@@ -81,6 +83,58 @@ def test_a_step_that_a_stop_saved_unmeasured_is_measured_when_the_run_resumes(tm
     assert best.scores(tmp_path / "checkpoints")[3] == 1.0
     lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert [line["step"] for line in lines if "validation/loss" in line] == [3, 4, 5, 6]
+
+
+def test_a_stop_after_the_last_step_leaves_its_validation_to_the_next_start(tmp_path, monkeypatch):
+    progress = Log.progress
+
+    def stop_at_the_end(log, step, shown):
+        progress(log, step, shown)
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    falling = Validation(2, lambda state, frozen: {"loss": 8.0 - int(state.step)})
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        patch.setattr(Log, "progress", stop_at_the_end)
+        _fit(tmp_path, falling)
+    assert _steps(tmp_path) == [4, 6] and 6 not in best.scores(tmp_path / "checkpoints")
+    for _ in range(2):  # once
+        _fit(tmp_path, falling)
+        assert best.scores(tmp_path / "checkpoints") == {4: 4.0, 6: 2.0}
+        told = json.loads((tmp_path / "metrics.json").read_text())
+        assert (told["validation/best_step"], told["validation/best"]) == (6, 2.0)
+        lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+        assert [line["step"] for line in lines if "validation/loss" in line] == [2, 4, 6]
+
+
+def test_losses_of_other_groups_are_not_compared(tmp_path):
+    """The loss of the second group is larger than that of the first ever was."""
+    firsts, seconds = {2: 0.03, 4: 0.02}, {4: 0.9, 6: 0.6, 8: 0.5, 10: 0.55}
+
+    def train(steps, trains, losses):
+        validation = Validation(2, lambda state, frozen: {"loss": losses[int(state.step)]})
+        config = dataclasses.replace(_CONFIG, keep=1, save_every=2, steps=steps)
+        task = OneOfTwo(trains=(trains,), apart=False)  # the second reads the first
+        fit(task, ToyBatches(), config, tmp_path, validation=validation, allowed=("task.trains",))
+        return json.loads((tmp_path / "metrics.json").read_text())["validation/best_step"]
+
+    assert train(4, "first", firsts) == 4
+    assert train(10, "second", seconds) == 8
+    assert best.best_of(best.scores(tmp_path / "checkpoints")) == 8
+    assert _steps(tmp_path) == [8, 10]
+
+
+def test_a_step_may_have_scores_of_two_kinds(tmp_path):
+    folder = tmp_path / "checkpoints"
+    for step, text in ((1, '{"score": 1.5}'), (2, '{"score": 2.5, "score_of": "a"}')):
+        (folder / str(step) / "data").mkdir(parents=True)
+        (folder / str(step) / "data" / "metadata").write_text(text)
+    best.add(folder, 2, 7.0)  # measured again, with all groups trained
+    best.add(folder, 1, 9.0)  # and a score that it has already
+    assert best.scores(folder) == best.scores(folder, "a") == {2: 2.5}
+    assert best.scores(folder, "") == {1: 1.5, 2: 7.0}
+    names = [best.validation_of(trained, "ab") for trained in ("ab", "ba", "b", "a")]
+    assert names[:2] == ["", ""] and len({*names}) == 3
 
 
 def test_a_run_without_scores_has_no_best_and_says_which_steps_there_are(tmp_path):

@@ -17,7 +17,7 @@ from t2i_jax.systems.base import SystemTask
 from t2i_jax.systems.cascade import inputs
 from t2i_jax.systems.cascade.options import CascadeOptions, per_stage
 from t2i_jax.systems.cascade.stage import group
-from t2i_jax.types import Array, Batch, Key, Metrics, Objective, SamplingProgram, Stats
+from t2i_jax.types import Array, Batch, Key, Metrics, Objective, Params, SamplingProgram, Stats
 
 _ANY_GUIDANCE = 2.0  # of a program that is guided: its scale is an argument
 
@@ -97,14 +97,24 @@ class CascadeTask(SystemTask):
         losses = jnp.stack([found[f"loss/{group(number)}"] for number in self._trained])
         return {**found, "loss/mean": jnp.mean(losses)}
 
+    def after_update(
+        self, params: Mapping[str, Params], stats: Stats, batch: Batch, key: Key, step: Array
+    ):
+        """Counts the update of each stage that is trained; returns `(params, stats)`.
+
+        Not in the loss, of which a step has one for each micro-batch.
+        """
+        mine = map(group, self._trained)
+        counts = {**stats["updates"], **{name: stats["updates"][name] + 1 for name in mine}}
+        return params, {**stats, "updates": counts}
+
     def _told(self, losses_B, stats, number):
         """(loss, (metrics, stats)) of a stage, from the loss of each row."""
         loss = jnp.mean(losses_B)
         metrics = {f"loss/{group(number)}": loss}
         if number == self._trained[0]:
             metrics["loss"] = loss
-        updates = {**stats["updates"], group(number): stats["updates"][group(number)] + 1}
-        return loss, (metrics, {**stats, "updates": updates})
+        return loss, (metrics, stats)
 
     def _programs(
         self,

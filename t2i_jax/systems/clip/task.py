@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +69,8 @@ class ClipTask(SystemTask):
     freeze_text_encoder: bool = False
     rows: int | None = None
     compat: tuple[str, ...] = ()
+
+    compares_rows: ClassVar[bool] = True
 
     def __post_init__(self):
         _ = self.contrastive  # refuses an unknown loss
@@ -203,6 +205,14 @@ class ClipTask(SystemTask):
         """(loss, (metrics, stats))."""
         found, metrics = self._losses(params["clip"], batch, key)
         return found, ({"loss": found, **metrics}, stats)
+
+    def after_update(
+        self, params: Mapping[str, Params], stats: Stats, batch: Batch, key: Key, step: Array
+    ):
+        """Clamps the scale of similarities to 100 (Radford et al. 2021, section 2.5); returns
+        `(params, stats)`.
+        """
+        return {**params, "clip": self.model.clamped(params["clip"])}, stats
 
     def validate(
         self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array
