@@ -157,7 +157,8 @@ def evaluate_source(
     with lock.held(job.out, "out"):
         by_caption = [metric_of(name).needs_captions for name in job.metrics]
         each_row = captions is None and any(by_caption)
-        images = subjects.of_source(spec, captions, job.shard_size, split, each_row)
+        with _told_once():
+            images = subjects.of_source(spec, captions, job.shard_size, split, each_row)
         if not all(by_caption):
             _check_one_row(spec, images.files, job.metrics, by_caption)
         count = images.files.split.count
@@ -204,7 +205,7 @@ def evaluate_run(
         check(measures, reference, prompts.texts, len(prompts) * prompts.images_per_prompt)
     system = system or generate.loaded(run, step, job.mesh)
     found = dict[float | None, Mapping[str, Any]]()
-    with contextlib.nullcontext() if processes.is_first() else generation.quiet():
+    with _told_once():
         system.check_prompts(prompts.texts)
         if job.protocol is not None and (told := job.protocol.other_prompts(prompts.about())):
             generation.tell(told)
@@ -227,6 +228,11 @@ def evaluate_run(
         if len(chosen) > 1 and job.metrics and processes.is_first():
             sweep.write(job.out, {one: found[one] for one in found if one is not None})
     return found if job.metrics else {}
+
+
+def _told_once():
+    """What there is to tell is told by the first process alone."""
+    return contextlib.nullcontext() if processes.is_first() else generation.quiet()
 
 
 def _scored(job, images, reference, measures, out, progress, title):
