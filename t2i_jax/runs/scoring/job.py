@@ -193,7 +193,6 @@ def evaluate_run(
     """
     if job.protocol is not None:
         job.protocol.check_prompts(prompts)
-    measures, reference = job.opened(build)
     system, size = None, None
     if job.reference in EMBEDDED:  # it is drawn as large as the run's images are
         system = generate.loaded(run, step, job.mesh)
