@@ -16,6 +16,7 @@ from PIL import Image
 
 import t2i_jax as t2i
 from t2i_jax import runs, sharding
+from t2i_jax.cluster import processes
 from t2i_jax.data import heldout
 from t2i_jax.data.pipeline import batches, division_of, source_of
 from t2i_jax.errors import UserError
@@ -192,6 +193,33 @@ def test_a_preview_that_cannot_be_drawn_costs_a_sentence(drawings, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def _with_another(monkeypatch, theirs):
+    """Another process has these values whenever the two tell each other theirs."""
+    monkeypatch.setattr(processes, "gather", lambda mine: [mine, theirs])
+
+
+def test_a_preview_that_one_process_cannot_draw_is_drawn_by_none(drawings, tmp_path, monkeypatch):
+    said, system = [], types.SimpleNamespace(preview=lambda *_: (np.zeros((4, 4, 3), np.uint8), {}))
+    [hook] = preview_hooks(_recipe(drawings, 0.2), lambda *_: system)
+    log = types.SimpleNamespace(say=said.append, workdir=tmp_path, scalars=lambda *_: None)
+    state = types.SimpleNamespace(params={}, ema={}, stats={})
+    _with_another(monkeypatch, "its disk is away.")
+    hook.run(state, 4, log)
+    assert said == ["step 4 has no preview: its disk is away."] and not list(tmp_path.iterdir())
+    _with_another(monkeypatch, None)
+    hook.run(state, 8, log)
+    assert len(said) == 1 and (tmp_path / "samples" / "0000008.png").is_file()
+
+
+def test_what_one_process_can_not_use_is_held_out_for_none(drawings, monkeypatch):
+    recipe = _recipe(drawings, 0.2)
+    assert held_out(recipe).name == "heldout"
+    _with_another(monkeypatch, "nothing of it can be used")
+    samples = held_out(recipe)
+    assert samples.name == "training" and not samples.is_held_out
+    assert samples.none == "nothing of it can be used" and samples.part == "train"
+
+
 @pytest.mark.parametrize(
     ("trained", "asked", "where", "name"),
     [
@@ -294,6 +322,6 @@ def test_another_measurement_has_another_name(monkeypatch, train, size, names, a
 def test_held_out_batches_that_one_process_can_not_read_are_measured_by_none(monkeypatch, capfd):
     recipe, _ = _of(monkeypatch, batch_size=16)
     broken = "folder='x' has no captions; give some."
-    monkeypatch.setattr(validation.processes, "gather", lambda mine: [mine, broken])
+    _with_another(monkeypatch, broken)
     assert validation.validation_of(recipe, _SAMPLES, sharding.make_mesh(), None) is None
     assert f"there is no validation loss: {broken}" in capfd.readouterr().err
