@@ -124,6 +124,29 @@ def test_losses_of_other_groups_are_not_compared(tmp_path):
     assert _steps(tmp_path) == [8, 10]
 
 
+def test_scores_of_earlier_releases_count_where_the_same_groups_are_trained(tmp_path, monkeypatch):
+    """These gave scores no name, whatever was trained."""
+    losses = {2: 0.1, 4: 0.5, 6: 0.3, 8: 0.9}
+
+    def train(steps, trains):
+        validation = Validation(2, lambda state, frozen: {"loss": losses[int(state.step)]})
+        config = dataclasses.replace(_CONFIG, keep=1, save_every=2, steps=steps)
+        task = OneOfTwo(trains=(trains,), apart=False)
+        fit(task, ToyBatches(), config, tmp_path, validation=validation, allowed=("task.trains",))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(best, "validation_of", lambda *_: "")
+        train(4, "first")
+    assert _steps(tmp_path) == [2, 4]
+    train(6, "first")
+    assert _steps(tmp_path) == [2, 6]
+    assert best.scores(tmp_path / "checkpoints") == {2: 0.1, 6: 0.3}
+    assert json.loads((tmp_path / "metrics.json").read_text())["validation/best_step"] == 2
+    train(8, "second")
+    assert _steps(tmp_path) == [6, 8]  # the newest is measured anew, and is the better one
+    assert best.scores(tmp_path / "checkpoints") == {6: 0.3, 8: 0.9}
+
+
 def test_a_step_may_have_scores_of_two_kinds(tmp_path):
     folder = tmp_path / "checkpoints"
     for step, text in ((1, '{"score": 1.5}'), (2, '{"score": 2.5, "score_of": "a"}')):
