@@ -107,6 +107,18 @@ def test_a_stop_after_the_last_step_leaves_its_validation_to_the_next_start(tmp_
         assert [line["step"] for line in lines if "validation/loss" in line] == [2, 4, 6]
 
 
+def test_a_last_step_whose_score_is_not_finite_is_measured_once(tmp_path):
+    measured = []
+
+    def measure(state, frozen):
+        measured.append(int(state.step))
+        return {"loss": _SCORES[int(state.step)]}
+
+    for _ in range(2):
+        _fit(tmp_path, Validation(2, measure), steps=4)
+        assert measured == [2, 4]
+
+
 def test_losses_of_other_groups_are_not_compared(tmp_path):
     """The loss of the second group is larger than that of the first ever was."""
     firsts, seconds = {2: 0.03, 4: 0.02}, {4: 0.9, 6: 0.6, 8: 0.5, 10: 0.55}
