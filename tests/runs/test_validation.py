@@ -275,12 +275,17 @@ class _Told:
     """A task that measures how many rows it is given at once."""
 
     text_encoder, idle_groups, validated_by = None, (), "loss"
+    compares_rows = False
 
     def validate(self, params, stats, frozen, batch, key, step):
         return {"rows": jnp.float32(len(batch["x"])), "loss": jnp.mean(batch["x"])}
 
 
-def _of(monkeypatch, **train):
+class _Comparing(_Told):
+    compares_rows = True
+
+
+def _of(monkeypatch, task=_Told, **train):
     """A recipe of it, whose held-out batches count on from 0."""
     asked = []
 
@@ -291,17 +296,19 @@ def _of(monkeypatch, **train):
     monkeypatch.setattr(validation, "HeldOutBatches", two_batches)
     config = t2i.TrainConfig(validate_every=1, **train)
     data = t2i.DataConfig("digits")
-    return types.SimpleNamespace(train=config, task=_Told(), data=data), asked
+    return types.SimpleNamespace(train=config, task=task(), data=data), asked
 
 
 _SAMPLES = types.SimpleNamespace(is_held_out=True)
 
 
-def test_what_training_has_at_once_validation_has_at_once_too(monkeypatch):
-    recipe, _ = _of(monkeypatch, batch_size=16, accumulate=4)
+@pytest.mark.parametrize(("task", "rows"), [(_Told, 4.0), (_Comparing, 16.0)])
+def test_what_training_has_at_once_validation_has_at_once_too(task, rows, monkeypatch):
+    """But where rows are compared, which are then all of a batch."""
+    recipe, _ = _of(monkeypatch, task, batch_size=16, accumulate=4)
     made = validation.validation_of(recipe, _SAMPLES, sharding.make_mesh(), None)
     state = types.SimpleNamespace(params={}, ema={}, stats={}, step=np.int32(3))
-    assert made.measure(state, {}) == {"rows": 4.0, "loss": 7.5}
+    assert made.measure(state, {}) == {"rows": rows, "loss": 7.5}
 
 
 @pytest.mark.parametrize(
@@ -310,6 +317,7 @@ def test_what_training_has_at_once_validation_has_at_once_too(monkeypatch):
         ({"batch_size": 64}, 64, "validation", 64),
         ({"batch_size": 96, "accumulate": 2}, 96, "validation", 48),
         ({"batch_size": 96}, 64, "validation_64", 64),
+        ({"batch_size": 96, "accumulate": 2, "task": _Comparing}, 64, "validation_64", 64),
     ],
 )
 def test_another_measurement_has_another_name(monkeypatch, train, size, names, at_once):
