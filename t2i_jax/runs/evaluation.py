@@ -26,7 +26,7 @@ from t2i_jax.systems.base import NoOptions, System
 from t2i_jax.terminal import say
 from t2i_jax.train.log import add_metrics, make_folder
 from t2i_jax.train.loop import Hook
-from t2i_jax.train.stored import last_step
+from t2i_jax.train.stored import chosen_step, last_step
 
 _MANY = 2**31 - 1  # updates of a system whose number of updates is not known
 _TRIED = 200  # captions that a judge is tried on at most
@@ -196,7 +196,8 @@ def _validation(recipe, samples, workdir, step):
     if tokenizer is not None:
         tokenize = functools.partial(_ids, tokenizer, encoder.max_length)
     params, stats = folders.trained_arrays(workdir, step)
-    made = last if isinstance(last, int) else _MANY
+    made = chosen_step(workdir, step)
+    made = _MANY if made is None else made
     found = validate(recipe, samples, params, stats, frozen, made, tokenize)
     if samples.is_held_out:
         return found

@@ -20,7 +20,7 @@ from t2i_jax.cluster import processes
 from t2i_jax.data import heldout
 from t2i_jax.data.pipeline import batches, division_of, source_of
 from t2i_jax.errors import UserError
-from t2i_jax.runs import validation
+from t2i_jax.runs import evaluation, validation
 from t2i_jax.runs.evaluation import preview_hooks
 from t2i_jax.runs.plot import plot
 from t2i_jax.runs.recipe import changed
@@ -101,6 +101,18 @@ def test_the_best_step_is_loaded_evaluated_and_exported(trained, tmp_path):
     assert "step='beste' is no step; give best" in told
     with pytest.raises(UserError, match="an exported system, which has one step"):
         runs.load(tmp_path / "system", step="best")
+
+
+def test_a_step_is_measured_as_of_that_step(trained, monkeypatch):
+    """Losses may depend on it, as that of a GAN on the step at which its discriminator begins."""
+    recipe, _, workdir = trained
+    best = json.loads((workdir / "metrics.json").read_text())["validation/best_step"]
+    monkeypatch.setattr(evaluation.folders, "trained_arrays", lambda *_: ({}, {}))
+    monkeypatch.setattr(evaluation, "validate", lambda *given: {"validation/step": given[5]})
+    recipe = changed(recipe, ["data.threads=1"])
+    for asked, step in ((1, 1), (3, 3), (4, 4), ("best", best), (None, 4)):
+        found = evaluation._validation(recipe, held_out(recipe), workdir, asked)
+        assert found == {"validation/step": step}
 
 
 def test_what_the_run_is_looked_at_with_was_never_trained_on(trained, drawings):
