@@ -15,6 +15,7 @@ from t2i_jax.data.pipeline import DataConfig
 from t2i_jax.errors import UserError
 from t2i_jax.eval.evaluation import Evaluation
 from t2i_jax.eval.grid import grid
+from t2i_jax.files import replacing
 from t2i_jax.models.parti_transformer import PartiTransformer
 from t2i_jax.models.vit_vqgan import VitVQGanVAE
 from t2i_jax.pixels import png_bytes
@@ -33,6 +34,8 @@ from t2i_jax.train.optim import OptimConfig
 
 _SHOWN = 24  # samples of the report
 _TITLE, _SECTION = "t2i_jax quickstart", "Samples for held-out captions"  # of its page
+_MARK = "quickstart.json"  # in its folder, says whether it is done: the page others write anew
+_MEASURED = {"alignment_heldout", "reconstruction_psnr", "seconds"}  # by a quickstart alone
 
 
 def finished(workdir: pathlib.Path) -> Mapping[str, float] | None:
@@ -41,15 +44,35 @@ def finished(workdir: pathlib.Path) -> Mapping[str, float] | None:
     """
     workdir = paths.folder("workdir", workdir)
     metrics = metrics_of(workdir) or {}
-    return metrics if "alignment_heldout" in metrics and _is_reported(workdir) else None
+    if "alignment_heldout" not in metrics or not (workdir / report.REPORT).is_file():
+        return None
+    marked = _marked(workdir)
+    is_done = _was_done(workdir, metrics) if marked is None else marked
+    return metrics if is_done else None
 
 
-def _is_reported(workdir):
-    """Whether the page of a run is that of a quickstart, which is written last."""
+def _marked(workdir):
+    """Whether a quickstart is marked as done; None where nothing is marked."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        return json.loads((workdir / _MARK).read_text())["is_done"] is True
+    return None
+
+
+def _mark(workdir, is_done):
+    with replacing(workdir / _MARK) as path:
+        path.write_text(json.dumps({"is_done": is_done}))
+
+
+def _was_done(workdir, metrics):
+    """Whether an earlier release, which marked nothing, has done a quickstart: its page says so,
+    or, where `t2i eval` or `t2i report` wrote that anew, what was measured and drawn before it.
+    """
     with contextlib.suppress(OSError):
         page = (workdir / report.REPORT).read_text(encoding="utf-8", errors="replace")
-        return f"<title>{_TITLE}</title>" in page and f"<h2>{_SECTION}</h2>" in page
-    return False
+        if f"<title>{_TITLE}</title>" in page and f"<h2>{_SECTION}</h2>" in page:
+            return True
+    sheets = (home / "samples" / "heldout.png" for home in (workdir, workdir / "tokenizer"))
+    return metrics.keys() >= _MEASURED and all(sheet.is_file() for sheet in sheets)
 
 
 def _refuse_other(workdir, recipe):
@@ -80,6 +103,7 @@ def run(workdir: pathlib.Path) -> Mapping[str, float]:
     workdir, recipe = paths.folder("workdir", workdir), get_config()
     _refuse_other(workdir, recipe)
     clock = _Clock(workdir)
+    _mark(workdir, False)
     try:
         system = runs.train(recipe, workdir)
         tokenizer = runs.load(workdir / "tokenizer")
@@ -91,6 +115,7 @@ def run(workdir: pathlib.Path) -> Mapping[str, float]:
     finally:
         clock.stop()
     _report(recipe, system, workdir)
+    _mark(workdir, True)
     return json.loads((workdir / "metrics.json").read_text())
 
 

@@ -19,14 +19,14 @@ from t2i_jax.pixels import save_png
 from t2i_jax.runs import folder as folders
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.runs.report import lines_of, write_report
-from t2i_jax.runs.samples import held_out
+from t2i_jax.runs.samples import Samples, held_out
 from t2i_jax.runs.validation import validate
 from t2i_jax.systems import generation
 from t2i_jax.systems.base import NoOptions, System
 from t2i_jax.terminal import say
 from t2i_jax.train.log import add_metrics, make_folder
 from t2i_jax.train.loop import Hook
-from t2i_jax.train.stored import last_step
+from t2i_jax.train.stored import chosen_step, last_step
 
 _MANY = 2**31 - 1  # updates of a system whose number of updates is not known
 _TRIED = 200  # captions that a judge is tried on at most
@@ -58,7 +58,7 @@ def check_judge(recipe: Recipe, count: int) -> None:
     judge = recipe.evaluation.judge
     assert judge is not None and recipe.data is not None
     try:
-        check_captions(JUDGES[judge](), held_out(recipe)(count, ("caption",))["caption"])
+        check_captions(JUDGES[judge](), Samples(recipe)(count, ("caption",))["caption"])
     except UserError as error:
         raise UserError(
             f"evaluation.judge={judge!r} does not understand the captions of "
@@ -74,14 +74,19 @@ def preview_hooks(recipe: Recipe, build_system) -> tuple[Hook, ...]:
     every = 0 if recipe.train is None else recipe.train.eval_every
     if not every:
         return ()
+    samples = held_out(recipe)
 
     def run(state, step, log):
         system = build_system({**state.params, **state.ema}, state.stats)
-        # every process samples; process 0 writes
+        # every process reads and samples; process 0 writes
+        sheet, metrics, failed = None, {}, None
         try:
-            sheet, metrics = system.preview(held_out(recipe), recipe.evaluation)
-        except UserError as error:  # of its samples, in every process alike
-            log.say(f"step {step} has no preview: {error}")
+            sheet, metrics = system.preview(samples, recipe.evaluation)
+        except UserError as error:  # of its samples
+            failed = str(error)
+        # one process without it would train on while the others still sample
+        if failures := list(filter(None, processes.gather(failed))):
+            log.say(f"step {step} has no preview: {failures[0]}")
             return
         _save(log.workdir / "samples" / f"{step:07d}.png", sheet)
         log.scalars(step, metrics)
@@ -191,7 +196,8 @@ def _validation(recipe, samples, workdir, step):
     if tokenizer is not None:
         tokenize = functools.partial(_ids, tokenizer, encoder.max_length)
     params, stats = folders.trained_arrays(workdir, step)
-    made = last if isinstance(last, int) else _MANY
+    made = chosen_step(workdir, step)
+    made = _MANY if made is None else made
     found = validate(recipe, samples, params, stats, frozen, made, tokenize)
     if samples.is_held_out:
         return found

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from t2i_jax.cluster import processes
 from t2i_jax.data.heldout import indices_of
 from t2i_jax.data.pipeline import (
     Batches,
@@ -30,7 +31,8 @@ def held_out(recipe: Recipe, trained_on: DataConfig | None = None) -> Samples:
     data set, else of the part that `data.heldout` holds out.
 
     Where nothing is held out, or nothing of it can be used, they are the first of a shuffled epoch
-    of the training data, and `is_held_out` says so.
+    of the training data, and `is_held_out` says so. Every process calls it: where one of several
+    can use nothing of what is held out, none does.
 
     Args:
       trained_on: the data that the run was trained on, where `recipe.data` may be others; None:
@@ -39,13 +41,15 @@ def held_out(recipe: Recipe, trained_on: DataConfig | None = None) -> Samples:
     Raises:
       UserError: the recipe has no data, or holds out more of what was trained on than training did.
     """
-    if recipe.data is None:
-        raise UserError("data=None of the recipe leaves nothing to evaluate on; give a DataConfig.")
-    return Samples(recipe, trained_on)
+    return Samples(recipe, trained_on, processes.gather)
 
 
 class Samples:
-    """Samples to look at a run with, always the same ones.
+    """Samples to look at a run with, always the same ones; see `held_out`.
+
+    Args:
+      gather: of a JSON value, those of all processes that look at the run together; None: this one
+        looks alone.
 
     Attributes:
       data: where they are read, images cut in the middle and as they are. part: of that.
@@ -56,16 +60,26 @@ class Samples:
         in every set.
     """
 
-    def __init__(self, recipe: Recipe, trained_on: DataConfig | None = None):
+    def __init__(
+        self,
+        recipe: Recipe,
+        trained_on: DataConfig | None = None,
+        gather: Callable[[Any], Sequence[Any]] | None = None,
+    ):
         data, encoder = recipe.data, recipe.task.text_encoder
-        assert data is not None
+        if data is None:
+            raise UserError(
+                "data=None of the recipe leaves nothing to evaluate on; give a DataConfig."
+            )
         trained_on = trained_on or data
         self.is_other = _set_of(data) != _set_of(trained_on)
         _check_share(data, trained_on, self.is_other)
         is_built_in = data.source in EMBEDDED
         self._length = None if encoder is None else encoder.max_length
         self._channels = image_channels(recipe.task.batch_spec(1))
-        self.none = "" if is_built_in else self._none(recipe, data)
+        none = "" if is_built_in else self._none(recipe, data)
+        # with other samples than the others one process would wait elsewhere than they
+        self.none = none if gather is None else next(filter(None, gather(none)), "")
         is_known = not self.is_other or is_built_in or data.heldout <= trained_on.heldout
         self.is_held_out = not self.none and is_known
         self.part = "train" if self.none or is_built_in else "heldout"
@@ -133,7 +147,7 @@ def _check_share(data, trained_on, is_other):
     )
 
 
-@functools.lru_cache(maxsize=64)  # a run asks with every preview
+@functools.lru_cache(maxsize=64)  # a run asks several times
 def _nothing_of(data, wants, text_length, channels):
     """Why the part that `data.heldout` holds out has no sample that can be used; "" where it has
     one.

@@ -47,8 +47,10 @@ def note(workdir: pathlib.Path, recipe: Recipe, parts: Mapping[str, Given], sour
                 f"this run was begun with that of {_told(before)}; give the same, or train into a "
                 "new folder."
             )
-        if now and now != before and not (was and not is_now):
-            processes.once(functools.partial(_write, workdir / folders.STORED[column], now))
+        is_new = now and now != before and not (was and not is_now)
+        # only the first says whether it is: the others may have read what that has written
+        about = now if is_new else None
+        processes.once(functools.partial(_write, workdir / folders.STORED[column], about))
 
 
 def check_t5(run: pathlib.Path, t5: str, weights: Any) -> None:
@@ -93,5 +95,7 @@ def _told(about):
 
 
 def _write(home, about):
+    if about is None:
+        return
     with replacing(home) as path:
         path.write_text(json.dumps(about, indent=1))

@@ -113,7 +113,7 @@ def validation_of(recipe: Any, samples: Samples, mesh: Any, tokenize: Any) -> Va
         used = min(count * size, held.records)
         _tell(f"held out: {held.told}; validation every {every} steps, on {used} of them")
     program = jax.jit(
-        _program(task, recipe.train.accumulate), out_shardings=sharding.replicated(mesh)
+        _program(task, _micro_batches(recipe)), out_shardings=sharding.replicated(mesh)
     )
 
     def measure(state, frozen):
@@ -143,7 +143,7 @@ def validate(
     Where training has had more than 64 rows at once, these are other batches, of 64 rows, and their
     metrics are called "validation_64/NAME".
     """
-    task, size, accumulate = recipe.task, recipe.train.batch_size, recipe.train.accumulate
+    task, size, accumulate = recipe.task, recipe.train.batch_size, _micro_batches(recipe)
     named = "validation"
     if size // accumulate > _ALONE:
         named, size, accumulate = f"validation_{_ALONE}", _ALONE, 1
@@ -161,9 +161,16 @@ def _tell(sentence):
         say(sentence)
 
 
+def _micro_batches(recipe):
+    """Of a batch, as many as training has, which need no more memory than there; one where a loss
+    compares rows, as among fewer rows it is another loss.
+    """
+    return 1 if recipe.task.compares_rows else recipe.train.accumulate
+
+
 def _program(task, accumulate):
-    """`task.validate` with the key of a batch's number, the same in every process; the mean over as
-    many micro-batches as training has, which need no more memory than there.
+    """`task.validate` with the key of a batch's number, the same in every process; the mean over so
+    many micro-batches.
     """
 
     def program(params, stats, frozen, batch, number, step):

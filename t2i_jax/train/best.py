@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from t2i_jax.files import replacing
 
@@ -74,6 +75,19 @@ def add(folder: pathlib.Path, step: int, score: float, metric: str = "") -> None
     with replacing(path) as temporary:
         entry = {SCORE: score, SCORE_OF: metric} if metric else score
         temporary.write_text(json.dumps({**_read(path), str(step): entry}))
+
+
+def adopt(folder: pathlib.Path, metric: str, is_of: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Notes scores without a metric's name as those of a metric: earlier releases gave validations
+    none, whatever was trained.
+
+    Args:
+      is_of: whether such a score is of the metric, by the configuration of its step.
+    """
+    named = scores(folder, metric)
+    for step, score in scores(folder, "").items():
+        if step not in named and is_of(_read(folder / str(step) / "config" / "metadata")):
+            add(folder, step, score, metric)
 
 
 def _read(path) -> dict:

@@ -61,16 +61,23 @@ class Checkpoints:
         folder is touched.
       metric: of the scores; "": that of the validation with all groups trained; None: that of the
         newest score there is.
+      is_of: whether a score that has no metric's name is of `metric`, by the configuration of its
+        step; None: none is.
 
     Raises:
       UserError: the folder is not the same for all processes.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, keep: int | None, metric: str | None = None):
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        keep: int | None,
+        metric: str | None = None,
+        is_of: Callable[[Mapping[str, Any]], bool] | None = None,
+    ):
         self.folder = paths.given("workdir", workdir).resolve() / FOLDER
         me = jax.process_index()
         self._keep, self._metric = keep, metric
-        self._scores = dict(bests.scores(self.folder, metric))
         self._finishing = Finishing()
         self._writer: Any = None  # Orbax's manager that saves; None: only reading
         if keep is not None:
@@ -80,6 +87,10 @@ class Checkpoints:
                 found, f"another folder as workdir={str(workdir)!r}", "give all one that they share"
             )
             self._writer = self._open(create=True, cleanup_tmp_directories=True)
+            if metric and is_of is not None:
+                with self.full_disk_refused():
+                    processes.once(lambda: bests.adopt(self.folder, metric, is_of))
+        self._scores = dict(bests.scores(self.folder, metric))
         alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
         self._reader = self._open(read_only=True, multiprocessing_options=alone)
 

@@ -105,14 +105,20 @@ class Log:
         """Whether an earlier start, or this one, wrote metrics of these names of a step; False in a
         process that does not write.
         """
-        if not self._speaks:
-            return False
-        known: set[str] = set()
+        return self._speaks and set(names) <= self._written(step).keys()
+
+    def holds_not_finite(self, step: int, name: str) -> bool:
+        """The same of a metric whose value was not finite."""
+        return self._speaks and self._written(step).get(name, 0.0) is None
+
+    def _written(self, step):
+        """The metrics of a step by name, None for what was not finite."""
+        found = {}
         with contextlib.suppress(OSError):
             for line in (self.workdir / "metrics.jsonl").read_text(errors="replace").splitlines():
                 if _step_of(line) == step:
-                    known |= set(json.loads(line))
-        return set(names) <= known
+                    found |= json.loads(line)
+        return found
 
     def store(self, name: str, values: Any) -> None:
         """Writes JSON values as a file of the run's folder, for the next start."""

@@ -16,7 +16,7 @@ import jax
 
 from t2i_jax import heap, paths, sharding
 from t2i_jax.cluster import lock, main_script, processes
-from t2i_jax.config import to_dict
+from t2i_jax.config import differences, to_dict
 from t2i_jax.errors import Preempted, UserError
 from t2i_jax.terminal import say
 from t2i_jax.train import best as bests
@@ -112,7 +112,8 @@ def fit(
 
     trained = [objective.group for objective in task.objectives]
     by = (monitor and monitor.by) or bests.validation_of(trained, abstract.params)
-    with lock.held(workdir), Checkpoints(workdir, config.keep, by) as checkpoints:
+    is_of = None if monitor and monitor.by else functools.partial(_is_of_task, stored, upgrade)
+    with lock.held(workdir), Checkpoints(workdir, config.keep, by, is_of) as checkpoints:
         restored = checkpoints.restore(abstract, check)
         if restored is None:
             state = states.first(start, abstract, config.seed)
@@ -163,6 +164,14 @@ def fit(
             log.store(FILE, clock.stored())
             log.summary(clock.metrics())
             log.close()
+
+
+def _is_of_task(stored, upgrade, old):
+    """Whether a stored configuration trains the same task, and the same groups of it."""
+    with contextlib.suppress(UserError, LookupError):
+        old = upgrade(old) if upgrade else old
+        return not differences(old["task"], stored["task"])
+    return False
 
 
 def _measure_last(done, state, measuring):

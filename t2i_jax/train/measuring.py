@@ -95,7 +95,10 @@ class Measuring:
         self.monitoring.close()
 
     def _is_validated(self, done):
-        if not self.monitoring.tells_best:
-            return self._checkpoints.has_score(done)
-        by = self._validation and self._validation.by
-        return processes.gather(self.log.holds(done, [f"validation/{by}"]))[0]
+        name = f"validation/{self._validation and self._validation.by}"
+        if self.monitoring.tells_best:
+            return processes.gather(self.log.holds(done, [name]))[0]
+        if self._checkpoints.has_score(done):
+            return True
+        # what is not finite is no score, and would not be another time
+        return processes.gather(self.log.holds_not_finite(done, name))[0]

@@ -47,6 +47,17 @@ def last_step(workdir: str | pathlib.Path) -> int | None:
     return max(bests.steps_in(paths.given("run", workdir) / FOLDER), default=None)
 
 
+def chosen_step(workdir: str | pathlib.Path, step: int | str | None) -> int | None:
+    """The number of a step that `load_params` finds by "best" or None (the newest) too; None
+    without any.
+    """
+    if step is None:
+        return last_step(workdir)
+    if step == "best":
+        return bests.best_of(bests.scores(paths.given("run", workdir) / FOLDER))
+    return int(step)
+
+
 def _read_only(workdir, read):
     if not (paths.given("run", workdir) / FOLDER).is_dir():
         raise UserError(

@@ -14,6 +14,7 @@ from t2i_jax.runs import folder as folders
 from t2i_jax.systems.text_to_image import TextToImage
 from t2i_jax.train.loop import Preempted
 from tests.e2e import tiny
+from tests.e2e.command import inside
 
 
 def _recipe():
@@ -61,6 +62,17 @@ def test_it_carries_on_where_it_was_stopped_and_says_when_it_is_done(tmp_path, m
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before, (
         "nothing is made again"
     )
+
+    # the page and some metrics made anew by another command; so too where an earlier release did it
+    inside("eval", workdir, "evaluation.pictures=8")
+    assert "Samples for held-out captions" not in (workdir / "report.html").read_text()
+    for is_marked in (True, False):
+        if not is_marked:
+            (workdir / "quickstart.json").unlink()
+        before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+        command(workdir)
+        assert "done: open" in capfd.readouterr().out
+        assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
     # stopped while the page was drawn, which shows the run's own metrics by then
     with monkeypatch.context() as patch:

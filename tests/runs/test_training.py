@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import types
 
 import jax
 import numpy as np
@@ -13,13 +14,14 @@ import pytest
 
 import t2i_jax as t2i
 from t2i_jax import convert, runs
+from t2i_jax.cluster import processes
 from t2i_jax.convert import torch_io
 from t2i_jax.data.ledger import Ledger
 from t2i_jax.data.pipeline import DataConfig, batches
 from t2i_jax.data.source import open_source
 from t2i_jax.errors import Preempted, UserError
 from t2i_jax.models.vgg import Vgg16
-from t2i_jax.runs import training
+from t2i_jax.runs import stored_text, training
 from t2i_jax.runs.evaluation import held_out
 from t2i_jax.runs.ledger import DataLedger
 from t2i_jax.text.tokenizer import train_bpe
@@ -63,6 +65,21 @@ def test_micro_batches_are_told_where_a_loss_compares_rows(tmp_path, capfd):
         training._with_parts(recipe, tmp_path, {}, None, None)
         told.append("compares the rows of a batch" in capfd.readouterr().err)
     assert told == [True, False]
+
+
+def test_a_process_that_finds_noted_what_it_would_note_waits_all_the_same(tmp_path, monkeypatch):
+    """The first may have written it by then, and waits for the others."""
+    waited, task = [], types.SimpleNamespace(columns=lambda parts: {"text": {}, "clip": {}})
+    recipe = types.SimpleNamespace(task=task, data=types.SimpleNamespace(source="x"))
+    source = types.SimpleNamespace(stored={"text": {"t5": "a", "weights": "1"}})
+    monkeypatch.setattr(processes, "gather", lambda mine: waited.append(mine) or [mine, mine])
+    counts = []
+    for _ in ("the first", "another"):
+        stored_text.note(tmp_path, recipe, {}, source)
+        counts.append(len(waited))
+    assert counts[1] == 2 * counts[0] > 0
+    assert json.loads((tmp_path / "stored_text.json").read_text()) == source.stored["text"]
+    assert not (tmp_path / "stored_clip.json").exists()
 
 
 def test_without_a_file_it_is_off_and_a_line_says_so(tmp_path, capfd):

@@ -16,10 +16,11 @@ from PIL import Image
 
 import t2i_jax as t2i
 from t2i_jax import runs, sharding
+from t2i_jax.cluster import processes
 from t2i_jax.data import heldout
 from t2i_jax.data.pipeline import batches, division_of, source_of
 from t2i_jax.errors import UserError
-from t2i_jax.runs import validation
+from t2i_jax.runs import evaluation, validation
 from t2i_jax.runs.evaluation import preview_hooks
 from t2i_jax.runs.plot import plot
 from t2i_jax.runs.recipe import changed
@@ -100,6 +101,18 @@ def test_the_best_step_is_loaded_evaluated_and_exported(trained, tmp_path):
     assert "step='beste' is no step; give best" in told
     with pytest.raises(UserError, match="an exported system, which has one step"):
         runs.load(tmp_path / "system", step="best")
+
+
+def test_a_step_is_measured_as_of_that_step(trained, monkeypatch):
+    """Losses may depend on it, as that of a GAN on the step at which its discriminator begins."""
+    recipe, _, workdir = trained
+    best = json.loads((workdir / "metrics.json").read_text())["validation/best_step"]
+    monkeypatch.setattr(evaluation.folders, "trained_arrays", lambda *_: ({}, {}))
+    monkeypatch.setattr(evaluation, "validate", lambda *given: {"validation/step": given[5]})
+    recipe = changed(recipe, ["data.threads=1"])
+    for asked, step in ((1, 1), (3, 3), (4, 4), ("best", best), (None, 4)):
+        found = evaluation._validation(recipe, held_out(recipe), workdir, asked)
+        assert found == {"validation/step": step}
 
 
 def test_what_the_run_is_looked_at_with_was_never_trained_on(trained, drawings):
@@ -192,6 +205,33 @@ def test_a_preview_that_cannot_be_drawn_costs_a_sentence(drawings, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def _with_another(monkeypatch, theirs):
+    """Another process has these values whenever the two tell each other theirs."""
+    monkeypatch.setattr(processes, "gather", lambda mine: [mine, theirs])
+
+
+def test_a_preview_that_one_process_cannot_draw_is_drawn_by_none(drawings, tmp_path, monkeypatch):
+    said, system = [], types.SimpleNamespace(preview=lambda *_: (np.zeros((4, 4, 3), np.uint8), {}))
+    [hook] = preview_hooks(_recipe(drawings, 0.2), lambda *_: system)
+    log = types.SimpleNamespace(say=said.append, workdir=tmp_path, scalars=lambda *_: None)
+    state = types.SimpleNamespace(params={}, ema={}, stats={})
+    _with_another(monkeypatch, "its disk is away.")
+    hook.run(state, 4, log)
+    assert said == ["step 4 has no preview: its disk is away."] and not list(tmp_path.iterdir())
+    _with_another(monkeypatch, None)
+    hook.run(state, 8, log)
+    assert len(said) == 1 and (tmp_path / "samples" / "0000008.png").is_file()
+
+
+def test_what_one_process_can_not_use_is_held_out_for_none(drawings, monkeypatch):
+    recipe = _recipe(drawings, 0.2)
+    assert held_out(recipe).name == "heldout"
+    _with_another(monkeypatch, "nothing of it can be used")
+    samples = held_out(recipe)
+    assert samples.name == "training" and not samples.is_held_out
+    assert samples.none == "nothing of it can be used" and samples.part == "train"
+
+
 @pytest.mark.parametrize(
     ("trained", "asked", "where", "name"),
     [
@@ -247,12 +287,17 @@ class _Told:
     """A task that measures how many rows it is given at once."""
 
     text_encoder, idle_groups, validated_by = None, (), "loss"
+    compares_rows = False
 
     def validate(self, params, stats, frozen, batch, key, step):
         return {"rows": jnp.float32(len(batch["x"])), "loss": jnp.mean(batch["x"])}
 
 
-def _of(monkeypatch, **train):
+class _Comparing(_Told):
+    compares_rows = True
+
+
+def _of(monkeypatch, task=_Told, **train):
     """A recipe of it, whose held-out batches count on from 0."""
     asked = []
 
@@ -263,17 +308,19 @@ def _of(monkeypatch, **train):
     monkeypatch.setattr(validation, "HeldOutBatches", two_batches)
     config = t2i.TrainConfig(validate_every=1, **train)
     data = t2i.DataConfig("digits")
-    return types.SimpleNamespace(train=config, task=_Told(), data=data), asked
+    return types.SimpleNamespace(train=config, task=task(), data=data), asked
 
 
 _SAMPLES = types.SimpleNamespace(is_held_out=True)
 
 
-def test_what_training_has_at_once_validation_has_at_once_too(monkeypatch):
-    recipe, _ = _of(monkeypatch, batch_size=16, accumulate=4)
+@pytest.mark.parametrize(("task", "rows"), [(_Told, 4.0), (_Comparing, 16.0)])
+def test_what_training_has_at_once_validation_has_at_once_too(task, rows, monkeypatch):
+    """But where rows are compared, which are then all of a batch."""
+    recipe, _ = _of(monkeypatch, task, batch_size=16, accumulate=4)
     made = validation.validation_of(recipe, _SAMPLES, sharding.make_mesh(), None)
     state = types.SimpleNamespace(params={}, ema={}, stats={}, step=np.int32(3))
-    assert made.measure(state, {}) == {"rows": 4.0, "loss": 7.5}
+    assert made.measure(state, {}) == {"rows": rows, "loss": 7.5}
 
 
 @pytest.mark.parametrize(
@@ -282,6 +329,7 @@ def test_what_training_has_at_once_validation_has_at_once_too(monkeypatch):
         ({"batch_size": 64}, 64, "validation", 64),
         ({"batch_size": 96, "accumulate": 2}, 96, "validation", 48),
         ({"batch_size": 96}, 64, "validation_64", 64),
+        ({"batch_size": 96, "accumulate": 2, "task": _Comparing}, 64, "validation_64", 64),
     ],
 )
 def test_another_measurement_has_another_name(monkeypatch, train, size, names, at_once):
@@ -294,6 +342,6 @@ def test_another_measurement_has_another_name(monkeypatch, train, size, names, a
 def test_held_out_batches_that_one_process_can_not_read_are_measured_by_none(monkeypatch, capfd):
     recipe, _ = _of(monkeypatch, batch_size=16)
     broken = "folder='x' has no captions; give some."
-    monkeypatch.setattr(validation.processes, "gather", lambda mine: [mine, broken])
+    _with_another(monkeypatch, broken)
     assert validation.validation_of(recipe, _SAMPLES, sharding.make_mesh(), None) is None
     assert f"there is no validation loss: {broken}" in capfd.readouterr().err

@@ -107,6 +107,18 @@ def test_a_stop_after_the_last_step_leaves_its_validation_to_the_next_start(tmp_
         assert [line["step"] for line in lines if "validation/loss" in line] == [2, 4, 6]
 
 
+def test_a_last_step_whose_score_is_not_finite_is_measured_once(tmp_path):
+    measured = []
+
+    def measure(state, frozen):
+        measured.append(int(state.step))
+        return {"loss": _SCORES[int(state.step)]}
+
+    for _ in range(2):
+        _fit(tmp_path, Validation(2, measure), steps=4)
+        assert measured == [2, 4]
+
+
 def test_losses_of_other_groups_are_not_compared(tmp_path):
     """The loss of the second group is larger than that of the first ever was."""
     firsts, seconds = {2: 0.03, 4: 0.02}, {4: 0.9, 6: 0.6, 8: 0.5, 10: 0.55}
@@ -122,6 +134,29 @@ def test_losses_of_other_groups_are_not_compared(tmp_path):
     assert train(10, "second", seconds) == 8
     assert best.best_of(best.scores(tmp_path / "checkpoints")) == 8
     assert _steps(tmp_path) == [8, 10]
+
+
+def test_scores_of_earlier_releases_count_where_the_same_groups_are_trained(tmp_path, monkeypatch):
+    """These gave scores no name, whatever was trained."""
+    losses = {2: 0.1, 4: 0.5, 6: 0.3, 8: 0.9}
+
+    def train(steps, trains):
+        validation = Validation(2, lambda state, frozen: {"loss": losses[int(state.step)]})
+        config = dataclasses.replace(_CONFIG, keep=1, save_every=2, steps=steps)
+        task = OneOfTwo(trains=(trains,), apart=False)
+        fit(task, ToyBatches(), config, tmp_path, validation=validation, allowed=("task.trains",))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(best, "validation_of", lambda *_: "")
+        train(4, "first")
+    assert _steps(tmp_path) == [2, 4]
+    train(6, "first")
+    assert _steps(tmp_path) == [2, 6]
+    assert best.scores(tmp_path / "checkpoints") == {2: 0.1, 6: 0.3}
+    assert json.loads((tmp_path / "metrics.json").read_text())["validation/best_step"] == 2
+    train(8, "second")
+    assert _steps(tmp_path) == [6, 8]  # the newest is measured anew, and is the better one
+    assert best.scores(tmp_path / "checkpoints") == {6: 0.3, 8: 0.9}
 
 
 def test_a_step_may_have_scores_of_two_kinds(tmp_path):

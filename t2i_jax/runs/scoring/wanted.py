@@ -21,7 +21,7 @@ from t2i_jax.eval.extractors import Extractor
 from t2i_jax.eval.monitored import Monitored
 from t2i_jax.runs.evaluation import check_judge
 from t2i_jax.runs.recipe import Recipe
-from t2i_jax.runs.samples import Samples, held_out
+from t2i_jax.runs.samples import Samples
 from t2i_jax.runs.scoring.metrics import metric_of
 from t2i_jax.runs.scoring.networks import Build, Weights, check_apart
 from t2i_jax.runs.scoring.networks import build as build_network
@@ -135,7 +135,7 @@ def check(recipe: Recipe, build: Build = build_network) -> None:
     """
     if recipe.evaluation.every is None:
         return
-    wanted, samples = Wanted.of(recipe, build), held_out(recipe)
+    wanted, samples = Wanted.of(recipe, build), Samples(recipe)
     if wanted.judge is not None:
         check_judge(recipe, _TRIED)
     if wanted.reference is None and any(one.compares for one in wanted.metrics):
