@@ -28,11 +28,12 @@ class Upscaler:
 
     def __call__(self, images: np.ndarray, count: int) -> np.ndarray:
         """Larger images, `count` of which stand together for each caption. What there is to say of
-        captions and options has been said when they were checked.
+        captions and options has been said when they were checked; what is cut off the images, which
+        are here only now, is told.
         """
         from t2i_jax.systems import generation
 
-        with generation.quiet():
+        with generation.quiet(images=False):
             return self.system.upscale(
                 images, prompts=_each(self.prompts, count), options=self.options, seed=self.seed,
                 batch_size=self.batch_size, progress=True,

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -253,22 +253,30 @@ def tell_unread(
         tell(f"{told} for {reader} (max_text_len={most})")
 
 
-_QUIET = contextvars.ContextVar("quiet", default=False)
+_TOLD = contextvars.ContextVar("told", default=frozenset(("images", "others")))
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Nothing is told meanwhile: for images that nobody asked for one by one."""
-    token = _QUIET.set(True)
+def quiet(*, images: bool = True) -> Iterator[None]:
+    """Nothing is told meanwhile: for images that nobody asked for one by one.
+
+    Args:
+      images: False: what becomes of images that are given is told all the same.
+    """
+    token = _TOLD.set(_TOLD.get() - ({"images", "others"} if images else {"others"}))
     try:
         yield
     finally:
-        _QUIET.reset(token)
+        _TOLD.reset(token)
 
 
-def tell(sentence: str) -> None:
-    """A line on stderr about what was done with what a user gave."""
-    if not _QUIET.get():
+def tell(sentence: str, of: Literal["images", "others"] = "others") -> None:
+    """A line on stderr about what was done with what a user gave.
+
+    Args:
+      of: "images": what became of images, see `quiet`.
+    """
+    if of in _TOLD.get():
         say(f"t2i: {sentence}.")
 
 

@@ -12,8 +12,10 @@ from t2i_jax import runs
 from t2i_jax.cli import sample
 from t2i_jax.errors import UserError
 from t2i_jax.models.super_resolution import SuperResolution
+from t2i_jax.systems import given
 from t2i_jax.systems.imagen.options import ImagenOptions
 from t2i_jax.systems.imagen.system import ImagenSystem
+from t2i_jax.systems.maskgit.system import MaskGitSystem
 from t2i_jax.systems.super_resolution.system import SuperResolutionSystem
 from t2i_jax.systems.super_resolution.task import SuperResolutionTask
 from t2i_jax.text.classes import ClassLabels
@@ -34,13 +36,14 @@ class Cascade(ImagenSystem):
 
 
 class First:
-    """Makes blank images, and remembers that it has."""
+    """Makes blank images, of the size of its options, and remembers that it has."""
 
     task = types.SimpleNamespace(text_encoder=LABELS, image_size=8)
 
     def generate(self, prompts, options, *, images_per_prompt, **_):
         SEEN.append("made")
-        return np.zeros(((len(prompts) if prompts else 1) * images_per_prompt, 8, 8, 3), np.uint8)
+        count = (len(prompts) if prompts else 1) * images_per_prompt
+        return np.zeros((count, *(options or (8, 8)), 3), np.uint8)
 
 
 SEEN: list = []
@@ -51,7 +54,7 @@ def command(monkeypatch, tmp_path):
     """Samples, and enlarges by this system; returns the images' shapes."""
     (tmp_path / "larger").mkdir()
 
-    def run(larger, *captions, options=None, **fields):
+    def run(larger, *captions, options=None, size=None, **fields):
         SEEN.clear()
         monkeypatch.setattr(
             runs, "load", lambda path, **_: larger if path.name == "larger" else First()
@@ -63,7 +66,7 @@ def command(monkeypatch, tmp_path):
         common = sample._Command(
             tmp_path, captions, upscale=tmp_path / "larger", out=tmp_path / "out", **fields
         )
-        sample._sample(common, None, {})
+        sample._sample(common, size, {})
         return saved[0]
 
     return run
@@ -92,6 +95,32 @@ def test_a_cascade_of_any_kind_enlarges(command, capsys, task, captions):
         np.testing.assert_array_equal(prompt["text"][:, 0], [0, 0, 1])
     told = "reads stored text embeddings and enlarges without captions; --t5"
     assert (told in capsys.readouterr().err) == (task is TASK and bool(captions))
+
+
+def superres():
+    """A super-resolution with MaskGIT that hands on what it is given."""
+
+    class Superres(MaskGitSystem):
+        def generate(self, prompts, options, *, cond_images, **_):
+            read = given.images("cond_images", cond_images, len(prompts), 3)
+            return given.fitted("cond_images", read, (8, 8))
+
+    small = types.SimpleNamespace(image_size=8, channels=3)
+    task = types.SimpleNamespace(text=LABELS, text_encoder=LABELS, cond_image_size=8)
+    task.tokenizers = (small, small)
+    made = Superres(task, {}, {}, LABELS.tokenizer())
+    object.__setattr__(made, "check_upscale", lambda *_, **__: None)
+    return made
+
+
+@pytest.mark.parametrize("larger", [cascade(OF_WORDS), superres()], ids=["cascade", "maskgit"])
+def test_what_is_cut_off_the_images_that_were_made_is_told_once(command, capsys, larger):
+    for size, told in (((8, 12), 1), ((12, 8), 1), ((16, 16), 0)):
+        command(larger, "a circle", count=3, size=size)
+        said = [line for line in capsys.readouterr().err.splitlines() if "in its middle" in line]
+        assert len(said) == told
+        for line in said:
+            assert f"is {size[1]}x{size[0]} pixels" in line and "likewise 2 others" in line
 
 
 def test_it_enlarges_as_its_recipe_says_with_the_seed_and_the_batches_of_the_command(command):
