@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from t2i_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Upscaler:
@@ -56,11 +58,17 @@ def upscaler(
         and a run with stored embeddings enlarges without captions.
 
     Raises:
-      UserError: captions or options that do not fit, before any image is made.
+      UserError: captions or options that do not fit, or no captions to embed, before any image is
+        made.
     """
     from t2i_jax import runs
     from t2i_jax.systems.generation import tell
 
+    if embed is not None and not captions:
+        raise UserError(
+            "captions are missing, of which --t5 makes embeddings for --upscale; name some after "
+            "RUN, or leave out --t5."
+        )
     encoder, prompts = system.task.text_encoder, None
     if captions and stores_text(system):
         prompts = None if embed is None else embed(run, encoder)

@@ -19,6 +19,7 @@ from t2i_jax.systems.maskgit.system import MaskGitSystem
 from t2i_jax.systems.super_resolution.system import SuperResolutionSystem
 from t2i_jax.systems.super_resolution.task import SuperResolutionTask
 from t2i_jax.text.classes import ClassLabels
+from t2i_jax.text.stored import StoredText
 from tests.systems.toy_cascade import TASK, UNET
 
 LABELS = ClassLabels(("circle", "square"), dim=6)
@@ -121,6 +122,71 @@ def test_what_is_cut_off_the_images_that_were_made_is_told_once(command, capsys,
         assert len(said) == told
         for line in said:
             assert f"is {size[1]}x{size[0]} pixels" in line and "likewise 2 others" in line
+
+
+class Words:
+    """A T5 for which every word is a token."""
+
+    dim = TASK.text.dim
+
+    def __init__(self, max_length):
+        self.max_length = max_length
+
+    def tokenizer(self):
+        def lengths(captions):
+            return [len(one.split()) for one in captions]
+
+        return types.SimpleNamespace(lengths=lengths)
+
+    def init(self, key):
+        return {}
+
+
+@pytest.fixture
+def t5(monkeypatch):
+    """The T5 that any --t5 names."""
+
+    def pair(text, params, captions):
+        shape = (len(captions), text.max_length)
+        return np.zeros((*shape, text.dim), np.float32), np.zeros(shape, bool)
+
+    named = types.SimpleNamespace(from_directory=lambda path, *, max_length: Words(max_length))
+    monkeypatch.setattr("t2i_jax.text.t5.T5Text", named)
+    monkeypatch.setattr("t2i_jax.text.t5.pair_of", pair)
+    monkeypatch.setattr("t2i_jax.runs.stored_text.check_t5", lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        (8, 4, ["last 2 are cut for upscale="]),
+        (5, 4, ["the last one is cut.", "last 2 are cut for upscale="]),
+        (4, 4, ["last 2 are cut."]),
+        (4, 8, ["last 2 are cut."]),
+        (8, 8, []),
+        (None, 4, ["last 2 are cut."]),  # the first reads them itself
+    ],
+)
+def test_what_t5_cuts_is_told_once_of_each_length(
+    command, capsys, monkeypatch, t5, first, second, told
+):
+    text = None if first is None else StoredText(dim=TASK.text.dim, max_length=first)
+    task = types.SimpleNamespace(text_encoder=text or LABELS, image_size=8)
+    monkeypatch.setattr(First, "task", task)
+    monkeypatch.setattr(First, "generate", lambda *_, **__: np.zeros((1, 8, 8, 3), np.uint8))
+    text = StoredText(dim=TASK.text.dim, max_length=second)
+    larger = cascade(dataclasses.replace(TASK, text=text))
+    command(larger, "one two three four five six", count=1, t5="t5")
+    said = [line for line in capsys.readouterr().err.splitlines() if "cut" in line]
+    assert len(said) == len(told)
+    for line, one in zip(said, told, strict=True):
+        assert one in line and ("(text.max_length=4)" in line) == ("for upscale" in one)
+
+
+def test_t5_without_captions_is_refused(command):
+    with pytest.raises(UserError, match="captions are missing"):
+        command(cascade(TASK), t5="/does/not/exist")
+    assert SEEN == []
 
 
 def test_it_enlarges_as_its_recipe_says_with_the_seed_and_the_batches_of_the_command(command):
