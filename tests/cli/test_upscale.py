@@ -196,6 +196,40 @@ def test_it_enlarges_as_its_recipe_says_with_the_seed_and_the_batches_of_the_com
     assert [len(prompt["small"]) for prompt, _ in SEEN[1:]] == [2, 2]
 
 
+THREE = dataclasses.replace(
+    OF_WORDS, stages=(*OF_WORDS.stages, dataclasses.replace(OF_WORDS.stages[1], image_size=32))
+)
+
+
+@pytest.mark.parametrize(
+    ("stages", "ran", "told"),
+    [
+        ({}, [16, 32], ""),
+        ({"stop_at": 1}, [16, 32], "stop_at=1 is left out, as images are enlarged from stage 2"),
+        ({"stop_at": 2}, [16], ""),
+        ({"start_at": 2, "stop_at": 1}, [16, 32], "stop_at=1 is left out"),
+        ({"start_at": 3}, [32], "start_at=3, so that images to enlarge take the place of those"),
+        ({"start_at": 3, "stop_at": 2}, [32], "stop_at=2 is left out, as images are enlarged from"),
+    ],
+)
+def test_a_recipe_that_names_stages_enlarges_from_the_first_that_can(
+    command, capsys, stages, ran, told
+):
+    larger = cascade(THREE, {**TRAINED, "stage_3": 1})
+    larger = dataclasses.replace(larger, weights={**larger.weights, "stage_3": {}})
+    made = command(larger, "circle", count=1, options=ImagenOptions(**stages))
+    assert made == (1, ran[-1], ran[-1], 3) and len(SEEN) == 1 + len(ran)
+    said = [line for line in capsys.readouterr().err.splitlines() if "_at=" in line]
+    assert told in "".join(said) and said == sorted(set(said), key=said.index)
+    assert bool(said) == bool(told)
+
+
+def test_a_stop_that_is_asked_for_by_name_is_refused_where_nothing_would_run():
+    images = np.zeros((1, 8, 8, 3), np.uint8)
+    with pytest.raises(UserError, match="stop_at=1 is before start_at=2"):
+        cascade(OF_WORDS).upscale(images, ["circle"], stop_at=1)
+
+
 @pytest.mark.parametrize(
     ("system", "options", "told"),
     [
