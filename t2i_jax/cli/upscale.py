@@ -35,9 +35,10 @@ class Upscaler:
         """
         from t2i_jax.systems import generation
 
+        prompts = generation.repeated(self.prompts, count)
         with generation.quiet(images=False):
             return self.system.upscale(
-                images, prompts=_each(self.prompts, count), options=self.options, seed=self.seed,
+                images, prompts=prompts, options=self.options, seed=self.seed,
                 batch_size=self.batch_size, progress=True,
             )  # fmt: skip
 
@@ -88,10 +89,3 @@ def stores_text(system: Any) -> bool:
     """Whether a system reads embeddings of captions that are stored."""
     encoder = system.task.text_encoder
     return encoder is not None and encoder.entry == "text_embeds"
-
-
-def _each(prompts, count):
-    """Each prompt `count` times."""
-    if isinstance(prompts, tuple):
-        return tuple(part.repeat(count, axis=0) for part in prompts)
-    return None if prompts is None else [one for one in prompts for _ in range(count)]

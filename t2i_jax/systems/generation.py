@@ -27,6 +27,7 @@ from t2i_jax.text.encoder import (
     told_of_cuts,
     told_of_lengths,
 )
+from t2i_jax.text.stored import is_pair
 from t2i_jax.types import Key
 from t2i_jax.values import shown
 from t2i_jax.words import counted
@@ -180,6 +181,19 @@ def unprompted(encoder: TextEncoder, count: int, dropped: float) -> Any:
         "(cond_drop_prob=0); one for each image is what it has learnt"
     )
     return encoder.empty(count)
+
+
+def repeated(prompts: Any, each: int) -> Any:
+    """Prompts, as an encoder takes them, each of them `each` times; None and a string, which is for
+    all, as they are.
+    """
+    if prompts is None or isinstance(prompts, str) or each == 1:
+        return prompts
+    if is_pair(prompts):
+        return tuple(np.repeat(np.asarray(part), each, axis=0) for part in prompts)
+    if hasattr(prompts, "ndim"):
+        return np.repeat(np.asarray(prompts), each, axis=0)
+    return [one for one in prompts for _ in range(each)]
 
 
 def tell_never_dropped(what: str, field: str) -> None:
