@@ -201,8 +201,9 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     if common.t5 is not None and not (t5_for_larger and not upscale.stores_text(system)):
         prompts, given = _embedded(run, encoder, common.t5, captions, given)
     if larger is not None:
+        before = encoder.max_length if upscale.stores_text(system) else None
         t5 = common.t5 if t5_for_larger else None
-        larger = _upscaler(common, larger, captions, t5, again=upscale.stores_text(system))
+        larger = _upscaler(common, larger, captions, t5, before)
     with _new_folder(out) as folder:  # a place that can't be had is refused before images are made
         images = np.asarray(
             system.generate(
@@ -244,18 +245,15 @@ def _helper(field, run, can, kind):
     return system
 
 
-def _upscaler(common, system, captions, t5, again):
+def _upscaler(common, system, captions, t5, before):
     """The upscaler of the run that --upscale names.
 
     Args:
-      t5: the T5 that embeds the captions for it; None: none. again: whether that has been done for
-        the run before it, and all been said.
+      t5: the T5 that embeds the captions for it; None: none. before: as of `_tell_cut`.
     """
-    from t2i_jax.systems import generation
 
     def embed(run, encoder):
-        with generation.quiet() if again else contextlib.nullcontext():
-            return _embedded(run, encoder, t5, captions, {})[0]
+        return _embedded(run, encoder, t5, captions, {}, before)[0]
 
     given = (captions, None if t5 is None else embed, common.seed, common.batch_size)
     return upscale.upscaler(paths.given("upscale", common.upscale), system, *given)
@@ -313,8 +311,11 @@ def _images(named, task):
     return dict(zip(("images", "other_images"), read))
 
 
-def _embedded(run, encoder, t5, captions, given):
+def _embedded(run, encoder, t5, captions, given, before=None):
     """Prompts and negative prompts as embeddings, for a run that has no text encoder of its own.
+
+    Args:
+      before: as of `_tell_cut`.
 
     Raises:
       UserError: the run reads captions itself, or the T5 is another one.
@@ -322,8 +323,7 @@ def _embedded(run, encoder, t5, captions, given):
     import jax
 
     from t2i_jax.runs import stored_text
-    from t2i_jax.systems.generation import tell
-    from t2i_jax.text.encoder import captions_of, told_of_cuts
+    from t2i_jax.text.encoder import captions_of
     from t2i_jax.text.t5 import T5Text, pair_of
 
     if encoder is None or encoder.entry != "text_embeds":
@@ -343,14 +343,29 @@ def _embedded(run, encoder, t5, captions, given):
     params = text.init(jax.random.key(0))
     stored_text.check_t5(run, t5, params)
     captions = captions_of(captions, "prompts")
-    if told := told_of_cuts(text.tokenizer(), captions, text.max_length, "prompt"):
-        tell(told)
+    _tell_cut(run, text, captions, before)
     negative = captions_of(negative, "negative") if negative else []
     embeds, mask = pair_of(text, params, [*captions, *negative])
     if negative:
         against = (part[-1:].repeat(len(captions), axis=0) for part in (embeds, mask))
         given = {**given, "negative_prompts": tuple(against)}
     return (embeds[: len(captions)], mask[: len(captions)]), given
+
+
+def _tell_cut(run, text, captions, before):
+    """Tells what a T5 cuts of captions.
+
+    Args:
+      before: `text.max_length` of the run for which it has been told already, so that only what
+        this one cuts otherwise is; None: of none.
+    """
+    from t2i_jax.systems.generation import tell
+    from t2i_jax.text.encoder import told_of_cuts
+
+    lengths = (text.max_length,) if before is None else (text.max_length, before)
+    told, *known = (told_of_cuts(text.tokenizer(), captions, n, "prompt") for n in lengths)
+    if told is not None and told not in known:
+        tell(f"{told} for upscale={str(run)!r} (text.max_length={lengths[0]})" if known else told)
 
 
 def _save(out, images, captions, count):

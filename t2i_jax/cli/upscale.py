@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from t2i_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Upscaler:
@@ -28,13 +30,15 @@ class Upscaler:
 
     def __call__(self, images: np.ndarray, count: int) -> np.ndarray:
         """Larger images, `count` of which stand together for each caption. What there is to say of
-        captions and options has been said when they were checked.
+        captions and options has been said when they were checked; what is cut off the images, which
+        are here only now, is told.
         """
         from t2i_jax.systems import generation
 
-        with generation.quiet():
+        prompts = generation.repeated(self.prompts, count)
+        with generation.quiet(images=False):
             return self.system.upscale(
-                images, prompts=_each(self.prompts, count), options=self.options, seed=self.seed,
+                images, prompts=prompts, options=self.options, seed=self.seed,
                 batch_size=self.batch_size, progress=True,
             )  # fmt: skip
 
@@ -55,11 +59,17 @@ def upscaler(
         and a run with stored embeddings enlarges without captions.
 
     Raises:
-      UserError: captions or options that do not fit, before any image is made.
+      UserError: captions or options that do not fit, or no captions to embed, before any image is
+        made.
     """
     from t2i_jax import runs
     from t2i_jax.systems.generation import tell
 
+    if embed is not None and not captions:
+        raise UserError(
+            "captions are missing, of which --t5 makes embeddings for --upscale; name some after "
+            "RUN, or leave out --t5."
+        )
     encoder, prompts = system.task.text_encoder, None
     if captions and stores_text(system):
         prompts = None if embed is None else embed(run, encoder)
@@ -79,10 +89,3 @@ def stores_text(system: Any) -> bool:
     """Whether a system reads embeddings of captions that are stored."""
     encoder = system.task.text_encoder
     return encoder is not None and encoder.entry == "text_embeds"
-
-
-def _each(prompts, count):
-    """Each prompt `count` times."""
-    if isinstance(prompts, tuple):
-        return tuple(part.repeat(count, axis=0) for part in prompts)
-    return None if prompts is None else [one for one in prompts for _ in range(count)]

@@ -7,7 +7,7 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-from t2i_jax import config, files
+from t2i_jax import config, files, paths
 from t2i_jax.convert import inception
 from t2i_jax.errors import UserError
 from t2i_jax.foreign import file
@@ -72,19 +72,19 @@ PUBLISHED: Mapping[str, Published] = {
 
 
 def find(path: str | os.PathLike | None, what: str) -> pathlib.Path:
-    """The file or folder that the user names.
+    """The file or folder that the user names, with `~` replaced by the home folder.
 
     Args:
       path: None: nothing was named. what: a key of `PUBLISHED`.
 
     Raises:
-      UserError: nothing is named or nothing is there; the sentence says what is missing, how large
-        it is and where it comes from.
+      UserError: nothing is named, or nothing is there: the sentence says what is missing, how large
+        it is and where it comes from; or it is no path, see `paths.given`.
     """
     config.one_of("weights", what, PUBLISHED)
     if path is None:
         raise UserError(f"{what} needs weights; fetch {PUBLISHED[what]}, and give its path.")
-    found = pathlib.Path(path)
+    found = paths.given(what, path)
     if not os.path.lexists(found):
         raise UserError(
             f"{what}={os.fspath(path)!r} is not there; fetch {PUBLISHED[what]}, and give its path."

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from t2i_jax.text.encoder import (
     told_of_cuts,
     told_of_lengths,
 )
+from t2i_jax.text.stored import is_pair
 from t2i_jax.types import Key
 from t2i_jax.values import shown
 from t2i_jax.words import counted
@@ -182,6 +183,19 @@ def unprompted(encoder: TextEncoder, count: int, dropped: float) -> Any:
     return encoder.empty(count)
 
 
+def repeated(prompts: Any, each: int) -> Any:
+    """Prompts, as an encoder takes them, each of them `each` times; None and a string, which is for
+    all, as they are.
+    """
+    if prompts is None or isinstance(prompts, str) or each == 1:
+        return prompts
+    if is_pair(prompts):
+        return tuple(np.repeat(np.asarray(part), each, axis=0) for part in prompts)
+    if hasattr(prompts, "ndim"):
+        return np.repeat(np.asarray(prompts), each, axis=0)
+    return [one for one in prompts for _ in range(each)]
+
+
 def tell_never_dropped(what: str, field: str) -> None:
     """Tells that guidance starts from what was never trained: images without what the task's
     `field` drops.
@@ -253,22 +267,30 @@ def tell_unread(
         tell(f"{told} for {reader} (max_text_len={most})")
 
 
-_QUIET = contextvars.ContextVar("quiet", default=False)
+_TOLD = contextvars.ContextVar("told", default=frozenset(("images", "others")))
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Nothing is told meanwhile: for images that nobody asked for one by one."""
-    token = _QUIET.set(True)
+def quiet(*, images: bool = True) -> Iterator[None]:
+    """Nothing is told meanwhile: for images that nobody asked for one by one.
+
+    Args:
+      images: False: what becomes of images that are given is told all the same.
+    """
+    token = _TOLD.set(_TOLD.get() - ({"images", "others"} if images else {"others"}))
     try:
         yield
     finally:
-        _QUIET.reset(token)
+        _TOLD.reset(token)
 
 
-def tell(sentence: str) -> None:
-    """A line on stderr about what was done with what a user gave."""
-    if not _QUIET.get():
+def tell(sentence: str, of: Literal["images", "others"] = "others") -> None:
+    """A line on stderr about what was done with what a user gave.
+
+    Args:
+      of: "images": what became of images, see `quiet`.
+    """
+    if of in _TOLD.get():
         say(f"t2i: {sentence}.")
 
 

@@ -350,4 +350,4 @@ def _tell(name, read, cuts):
             told.append(f"{called} is {width}x{height} pixels; {squeezed}")
     if told:
         more = len(told) - 1
-        tell(told[0] + (f", and likewise {counted(more, 'other')}" if more else ""))
+        tell(told[0] + (f", and likewise {counted(more, 'other')}" if more else ""), "images")

@@ -333,11 +333,8 @@ def _each_repeated(read, each):
 
 def _repeated(prompts, each, rows=None):
     """Each caption `each` times; a caption that stands alone, as often as there are `rows`."""
-    if prompts is None or (isinstance(prompts, str) and rows is None):
-        return prompts
-    prompts = [prompts] if isinstance(prompts, str) else prompts
-    if hasattr(prompts, "ndim"):
-        found = np.repeat(np.asarray(prompts), each, axis=0)
-        return np.repeat(found, rows, axis=0) if rows and len(found) == 1 else found
-    found = [caption for caption in prompts for _ in range(each)]
-    return found * rows if rows and len(found) == 1 else found
+    prompts = [prompts] if isinstance(prompts, str) and rows is not None else prompts
+    found = generation.repeated(prompts, each)
+    if not rows or found is None or len(found) != 1:
+        return found
+    return generation.repeated(found, rows)

@@ -12,8 +12,7 @@ import numpy as np
 
 from t2i_jax.errors import UserError
 from t2i_jax.pixels import SIGNED, to_float
-from t2i_jax.systems import generation, given
-from t2i_jax.systems.cascade.stage import known
+from t2i_jax.systems import generation, given, kept
 from t2i_jax.systems.cascade.system import CascadeSystem
 from t2i_jax.systems.clip import joint_space
 from t2i_jax.systems.decoder import latents, sampling
@@ -353,20 +352,13 @@ class DecoderSystem(CascadeSystem):
                 continue
             grid = self.task.made_shape(number, size)[:2]
             known_PRC = np.asarray(latents.kept(keep_PHW, grid))
-            patch = self.task.tokenizer.patch_size
-            what = f"whole latents, {patch}x{patch} pixels each"
-            if not known_PRC.any((1, 2)).all():
-                raise UserError(
-                    f"mask keeps no latent of stage {number}, which keeps {what}; keep a larger "
-                    "part."
-                )
-            whole = np.asarray(known(known_PRC, keep_PHW.shape[1:], "nearest"))
-            told = f"stage {number} keeps {what}: {known_PRC.sum()} of {known_PRC.size}"
-            if anew := int((keep_PHW & ~whole).sum()):
-                is_whole = keep_PHW.shape[1:] == size
-                beside = "inpainted, and laid over it" if is_whole else "inpainted"
-                told += f"; {counted(anew, 'kept pixel')} beside them are {beside}"
-            generation.tell(told)
+            is_whole = keep_PHW.shape[1:] == size
+            kept.tell(
+                known_PRC, keep_PHW, "latent", f"stage {number}",
+                f"mask keeps no latent of stage {number}, which",
+                size=(self.task.tokenizer.patch_size,) * 2,
+                beside="inpainted, and laid over it" if is_whole else "inpainted",
+            )  # fmt: skip
 
     def _check_guidance(self, scales, negative):
         """Refuses guidance of a decoder that never lost its conditions in training, and tells of

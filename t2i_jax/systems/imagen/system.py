@@ -122,7 +122,8 @@ class ImagenSystem(CascadeSystem):
           prompts: one per image, for a cascade with texts; None: none, as of images whose captions
             training dropped, and no guidance.
           options: how it samples; None: the defaults of `ImagenOptions`. It starts at stage 2 where
-            they name none. others: of `generate`.
+            they name none. A stop of theirs before that is left out: it is for images that the
+            first stage makes. others: of `generate`.
         """
         if not self.upscales:
             return super().upscale(images)
@@ -142,6 +143,11 @@ class ImagenSystem(CascadeSystem):
         prompts, changes = self._enlarging(1, prompts, options, {})
         given_as = {"start_images": blank}
         options = generation.with_changes(ImagenOptions, options, changes, given_as)
+        if (start := options.start_at or 2) > 2:
+            generation.tell(
+                f"start_at={start}, so that images to enlarge take the place of those of stage "
+                f"{start - 1}"
+            )
         scales = options.per_stage("guidance", len(self.task.stages))
         given_as |= dict.fromkeys(("init_images", "mask", "cond_images"))
         self._prepared(
@@ -151,9 +157,14 @@ class ImagenSystem(CascadeSystem):
 
     def _enlarging(self, count, prompts, options, others):
         """(prompts, further arguments) of `generate` that enlarges so many images."""
-        found: dict[str, Any] = dict(others)
-        if options is None or options.start_at is None:
-            found = {"start_at": 2, **found}
+        start, stop = (None, None) if options is None else (options.start_at, options.stop_at)
+        found: dict[str, Any] = {"start_at": start or 2, **others}
+        if stop is not None and "stop_at" not in found and stop < (found["start_at"] or 1):
+            found["stop_at"] = None
+            generation.tell(
+                f"stop_at={stop} is left out, as images are enlarged from stage "
+                f"{found['start_at']} on"
+            )
         if prompts is None and self.task.text is not None:
             found["guidance"] = 1
             prompts = generation.unprompted(self.task.text, count, self.task.cond_drop_prob)

@@ -17,7 +17,7 @@ from einops import rearrange
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.pixels import as_pil
-from t2i_jax.systems import generation, given
+from t2i_jax.systems import generation, given, kept
 from t2i_jax.systems.maskgit import previews, sampling
 from t2i_jax.systems.maskgit.blend import blended
 from t2i_jax.systems.maskgit.canvas import box_of, laid
@@ -27,7 +27,6 @@ from t2i_jax.systems.maskgit.windows import grayed
 from t2i_jax.systems.super_resolution.resizing import shrink
 from t2i_jax.systems.text_to_image import TextToImage
 from t2i_jax.types import Array
-from t2i_jax.words import counted
 
 if TYPE_CHECKING:
     from t2i_jax.systems.maskgit.task import MaskGitTask
@@ -335,7 +334,10 @@ class MaskGitSystem(TextToImage):
                 return {"init": init}
             keep = given.kept("mask", given.masks("mask", mask, read), read, size, self.crop)
         way = "mask" if options.outpaint is None else f"outpaint={options.outpaint}"
-        known = _tokens_kept(way, keep, grid, options.feather is not None)
+        known = kept.whole(keep, grid)
+        beside = "inpainted" if options.feather is None else "laid over what is made"
+        none = f"{way} keeps no token, and MaskGIT"
+        kept.tell(known, keep, "token", "MaskGIT", none, beside=beside)
         return {"init": init, "known": rearrange(known, "p r c -> p (r c)"), "keep": keep}
 
     def _check_given(self, options, init_images, mask):
@@ -381,28 +383,3 @@ class MaskGitSystem(TextToImage):
 def rows_in(arrays: Mapping[str, np.ndarray]) -> int:
     """How many prompts arrays of `prepare` are for."""
     return len(next(iter(arrays.values())))
-
-
-def _tokens_kept(way, kept_PHW, grid, over):
-    """bool (P, rows, columns): the tokens all of whose pixels are kept; a line says so.
-
-    About the same is in systems/parti/system.py.
-
-    Args:
-      way: what says which pixels are kept, for the message. over: whether kept pixels are laid over
-        what is made.
-    """
-    rows, columns = grid
-    pixels_PRCN = rearrange(kept_PHW, "p (r h) (c w) -> p r c (h w)", r=rows, c=columns)
-    known_PRC = pixels_PRCN.all(-1)
-    height, width = (kept_PHW.shape[axis + 1] // grid[axis] for axis in (0, 1))
-    what = f"whole tokens, {width}x{height} pixels each"
-    if not known_PRC.any((1, 2)).all():
-        raise UserError(f"{way} keeps no token, and MaskGIT keeps {what}; keep a larger part.")
-    anew = int((pixels_PRCN & ~known_PRC[..., None]).sum())
-    told = f"MaskGIT keeps {what}: {known_PRC.sum()} of {known_PRC.size}"
-    beside = "laid over what is made" if over else "inpainted"
-    generation.tell(
-        told + (f"; {counted(anew, 'kept pixel')} beside them are {beside}" if anew else "")
-    )
-    return known_PRC

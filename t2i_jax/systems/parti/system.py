@@ -14,14 +14,13 @@ from einops import rearrange
 from t2i_jax.errors import UserError
 from t2i_jax.models import encoder_side
 from t2i_jax.pixels import as_pil
-from t2i_jax.systems import generation, given
+from t2i_jax.systems import generation, given, kept
 from t2i_jax.systems.parti import sampling
 from t2i_jax.systems.parti.options import PartiOptions
 from t2i_jax.systems.text_to_image import TextToImage
 from t2i_jax.systems.tokenizer.system import TokenizerSystem
 from t2i_jax.types import Array
 from t2i_jax.values import shown
-from t2i_jax.words import counted
 
 if TYPE_CHECKING:
     from t2i_jax.systems.parti.task import PartiTask
@@ -173,7 +172,9 @@ class PartiSystem(TextToImage):
         images = given.fitted("init_images", read, size, self.crop)
         if mask is not None:
             masks = given.masks("mask", mask, read)
-            known = _tokens_kept(given.kept("mask", masks, read, size, self.crop), tokenizer.grid)
+            keep = given.kept("mask", masks, read, size, self.crop)
+            known = kept.whole(keep, tokenizer.grid)
+            kept.tell(known, keep, "token", "Parti", "mask keeps no token, and Parti")
         else:
             if known_rows is None:
                 known_rows = max(1, round(rows * options.keep_rows))
@@ -188,20 +189,3 @@ class PartiSystem(TextToImage):
                 )
             known = np.broadcast_to(np.arange(rows)[:, None] < known_rows, (count, rows, columns))
         return {"init": images, "known": rearrange(known, "p r c -> p (r c)")}
-
-
-def _tokens_kept(kept_PHW, grid):
-    """bool (P, rows, columns): the tokens all of whose pixels a mask keeps; a line says so."""
-    rows, columns = grid
-    pixels_PRCN = rearrange(kept_PHW, "p (r h) (c w) -> p r c (h w)", r=rows, c=columns)
-    known_PRC = pixels_PRCN.all(-1)
-    height, width = (kept_PHW.shape[axis + 1] // grid[axis] for axis in (0, 1))
-    what = f"whole tokens, {width}x{height} pixels each"
-    if not known_PRC.any((1, 2)).all():
-        raise UserError(f"mask keeps no token, and Parti keeps {what}; keep a larger part.")
-    anew = int((pixels_PRCN & ~known_PRC[..., None]).sum())
-    told = f"Parti keeps {what}: {known_PRC.sum()} of {known_PRC.size}"
-    generation.tell(
-        told + (f"; {counted(anew, 'kept pixel')} beside them are inpainted" if anew else "")
-    )
-    return known_PRC
