@@ -174,6 +174,14 @@ class SystemTask:
         return None
 
     @property
+    def made_size(self) -> int | None:
+        """Side in pixels of the images that the trained system makes; None: it makes none, or parts
+        that tell it are not known.
+        """
+        size = getattr(self, "image_size", None)
+        return size if isinstance(size, int) else None
+
+    @property
     def idle_fields(self) -> Mapping[str, str]:
         """The fields without an effect, see `config.idle`."""
         return {}
@@ -402,6 +410,11 @@ class System:
             count = sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(group))
             found.append(f"{count:,} parameters of {name}")
         return f"{type(self).__name__}({', '.join(found)})"
+
+    @property
+    def made_size(self) -> int | None:
+        """Side in pixels of the images that it makes; None: it makes none."""
+        return self.task.made_size
 
     def on_mesh(
         self, shape: Mapping[str, int] | None, devices: Sequence[jax.Device] | None = None

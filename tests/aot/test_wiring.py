@@ -25,7 +25,7 @@ from t2i_jax.cli.compile import _parts, _stages
 from t2i_jax.convert import torch_io
 from t2i_jax.models.discriminator import Discriminator
 from t2i_jax.models.vgg import Vgg16
-from t2i_jax.runs import training
+from t2i_jax.runs import evaluation, training
 from t2i_jax.runs.recipe import changed, load_recipe
 from t2i_jax.text.t5 import T5Text
 from t2i_jax.train import state as states
@@ -76,6 +76,7 @@ def _trained(recipe, workdir, monkeypatch):
     monkeypatch.setattr(training.sharding, "place_frozen", lambda frozen, *_: frozen)
     for name in ("DataLedger", "stored_text", "validation_of", "held_out", "write_report"):
         monkeypatch.setattr(training, name, mock.MagicMock())
+    monkeypatch.setattr(evaluation, "held_out", mock.MagicMock())
     monkeypatch.setattr(training, "_captions", lambda recipe: ["a red circle above a blue square"])
     monkeypatch.setattr(T5Text, "frozen", T5Text.frozen_shapes)  # nothing is fetched
     monkeypatch.setattr(T5Text, "tokenizer", lambda self, folder=None: None)

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -24,12 +25,16 @@ from t2i_jax.eval.frechet import Gaussian, frechet
 from t2i_jax.eval.moments import Moments
 from t2i_jax.runs.scoring import features, pairing, statistics
 from t2i_jax.runs.scoring.held_out import HeldOutImages
-from t2i_jax.runs.scoring.sources import SourceImages
+from t2i_jax.runs.scoring.sources import SourceImages, size_of_run
 from t2i_jax.runs.scoring.split import Share, Split
+from t2i_jax.systems.base import Given
+from t2i_jax.systems.muse.task import MuseTask
 from tests.data.test_external import tfds_set
+from tests.e2e import tiny
 from tests.e2e.command import inside, refused
 from tests.runs import scoring_toys
 from tests.runs.scoring_toys import toy_extractor, write_images
+from tests.systems import toy_muse
 
 ALL = "fid,fid_infinity,kid,is,pr,dc,clip,clip_hessel,clip_fid,cmmd,fdd,pickscore"
 
@@ -1015,6 +1020,28 @@ def test_images_and_reference_are_splits_of_a_set(folders, tmp_path):
 def test_features_of_another_split_are_computed_anew(tmp_path):
     keys = {SourceImages("digits", "images", split=name).key(0) for name in ("train", "heldout")}
     assert len(keys) == 2
+
+
+def test_a_reference_that_is_drawn_is_as_large_as_what_the_run_makes():
+    """Of stored tokens the size of the data says nothing, and what is only joined has none."""
+    base, superres = (toy_muse.system_of(task) for task in (toy_muse.TASK, toy_muse.SUPERRES))
+    parts = {
+        name: Given(one.task.network, one.weights, one)
+        for name, one in (("base", base), ("superres", superres))
+    }
+    joined = MuseTask().with_parts(parts).system({}, {}, parts, {}, None)
+    stored = dataclasses.replace(toy_muse.TASK, stored_tokens=True, image_size=None)
+    parti = tiny.get_config().task
+    for made_by, size, data in (
+        (base, 8, DataConfig("arrayrecord:x")),
+        (stored, 8, DataConfig("arrayrecord:x")),
+        (superres, 16, DataConfig("arrayrecord:x")),
+        (joined, 16, None),
+        (dataclasses.replace(parti, stored_tokens=True), parti.tokenizer.image_size, None),
+        (types.SimpleNamespace(made_size=None), 12, DataConfig("shapes", image_size=12)),
+    ):
+        recipe = types.SimpleNamespace(evaluation=tiny.get_config().evaluation, data=data)
+        assert size_of_run(recipe, made_by) == size
 
 
 def test_held_out_images_that_changed_are_known_as_others(folders, tmp_path):

@@ -196,7 +196,7 @@ def evaluate_run(
     system, size = None, None
     if job.reference in EMBEDDED:  # it is drawn as large as the run's images are
         system = generate.loaded(run, step, job.mesh)
-        size = sources.size_of_run(recipe, system.task)
+        size = sources.size_of_run(recipe, system)
     measures, reference = job.opened(build, size)
     if isinstance(reference, ImagesReference):
         reference.check_apart(job.out)

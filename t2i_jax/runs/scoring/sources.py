@@ -253,14 +253,16 @@ def split_of(spec: str, split: str | None, field: str) -> str:
     return split or "heldout"
 
 
-def size_of_run(recipe: Recipe, task: Any) -> int | None:
+def size_of_run(recipe: Recipe, made_by: Any) -> int | None:
     """Side in pixels of the images of a run, for a reference that is drawn; None: nothing tells.
 
     Args:
-      task: of its system, with its parts where it is loaded.
+      made_by: its system, or its task with the networks of its parts; see `made_size` of both.
     """
-    told = (recipe.evaluation.options, task, recipe.data)
-    sizes = (getattr(one, "image_size", None) for one in told)
+    asked, data = (
+        getattr(one, "image_size", None) for one in (recipe.evaluation.options, recipe.data)
+    )
+    sizes = (asked, made_by.made_size, data)
     return next((size for size in sizes if isinstance(size, int)), None)
 
 

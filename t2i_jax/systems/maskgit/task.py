@@ -139,6 +139,12 @@ class MaskGitTask(SystemTask):
         return own, small
 
     @property
+    def made_size(self) -> int | None:
+        """Side of the images, that of their tokenizer; `image_size` where that is not known."""
+        own = self.tokenizers[0]
+        return self.image_size if own is None else own.image_size
+
+    @property
     def own_tokenizer(self) -> str:
         """The name in `frozen` of the weights of the images' tokenizer."""
         enlarges = self.cond_image_size is not None and self.superres_tokenizer is not None

@@ -48,6 +48,11 @@ class MuseSystem(TextToImage):
         return f"MuseSystem(base={self.base!r}, superres={self.superres!r})"
 
     @property
+    def made_size(self) -> int | None:
+        """Side of the large images, which the second stage makes."""
+        return self.superres.made_size
+
+    @property
     def text_tokenizer(self) -> Any:
         """That of both stages."""
         return self.base.text_tokenizer
