@@ -145,7 +145,8 @@ def stated(arguments: Sequence[Argument], words: Sequence[str], command: str) ->
 
     Raises:
       UserError: an unknown option (with the nearest one), one that is given twice and takes one
-        value, a value that is missing or of another type, an argument too many.
+        value, as a field of a recipe is, a value that is missing or of another type, an argument
+        too many.
     """
     given: dict[str, Any] = {}
     places: list[str] = []
@@ -182,6 +183,7 @@ def stated(arguments: Sequence[Argument], words: Sequence[str], command: str) ->
     for argument in arguments:
         if argument.name not in given and argument.default is _MISSING:
             raise UserError(f"{argument.label} is missing; write it as {written}.")
+    _check_overrides(given.get("overrides", ()))
     return given
 
 
@@ -306,6 +308,16 @@ def _placed(positional, places, written):
     if places:
         raise UserError(f"{places[0]!r} is one argument too many; write it as {written}.")
     return given
+
+
+def _check_overrides(overrides):
+    """Refuses two of a field, of which one would be lost. "*.FIELD" is another one than the field
+    of a single stage, which may stand after it.
+    """
+    paths = [override.partition("=")[0].strip().lstrip("-") for override in overrides]
+    paths = [path.removeprefix("parts.") for path in paths]
+    if twice := [path for i, path in enumerate(paths) if path in paths[:i]]:
+        raise UserError(f"{twice[0]} is given twice; leave one.")
 
 
 def _split(annotation):

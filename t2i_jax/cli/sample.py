@@ -201,7 +201,7 @@ def _sample(common: _Command, options: Any, inputs: Mapping[str, Any]) -> None:
     if common.t5 is not None and not (t5_for_larger and not upscale.stores_text(system)):
         prompts, given = _embedded(run, encoder, common.t5, captions, given)
     if larger is not None:
-        before = encoder.max_length if upscale.stores_text(system) else None
+        before = encoder if upscale.stores_text(system) else None
         t5 = common.t5 if t5_for_larger else None
         larger = _upscaler(common, larger, captions, t5, before)
     with _new_folder(out) as folder:  # a place that can't be had is refused before images are made
@@ -356,16 +356,19 @@ def _tell_cut(run, text, captions, before):
     """Tells what a T5 cuts of captions.
 
     Args:
-      before: `text.max_length` of the run for which it has been told already, so that only what
-        this one cuts otherwise is; None: of none.
+      before: `task.text` of the run for which it has been told already, so that only what this one
+        cuts otherwise is; None: of none.
     """
     from t2i_jax.systems.generation import tell
     from t2i_jax.text.encoder import told_of_cuts
 
-    lengths = (text.max_length,) if before is None else (text.max_length, before)
-    told, *known = (told_of_cuts(text.tokenizer(), captions, n, "prompt") for n in lengths)
+    told, *known = (
+        told_of_cuts(text.tokenizer(), captions, one.max_length, "prompt")
+        for one in (text, *([] if before is None else [before]))
+    )
     if told is not None and told not in known:
-        tell(f"{told} for upscale={str(run)!r} (text.max_length={lengths[0]})" if known else told)
+        where = f" for upscale={str(run)!r} (text.max_length={text.max_length})"
+        tell(told + (where if known else ""))
 
 
 def _save(out, images, captions, count):
