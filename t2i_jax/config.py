@@ -202,8 +202,8 @@ def override(config: Any, assignments: Sequence[str]) -> Any:
     makes no difference; of two for the same field the later one counts.
 
     Raises:
-      UserError: no "=", an unknown field (with the nearest known name), or a value of another type
-        than the field's.
+      UserError: no "=" or no field, an unknown field (with the nearest known name), or a value of
+        another type than the field's.
     """
     tree: dict = {}
     for assignment in assignments:
@@ -213,6 +213,10 @@ def override(config: Any, assignments: Sequence[str]) -> Any:
             missing = "field before its '='" if equals else "'='"
             raise UserError(
                 f"override {assignment!r} has no {missing}; write it as field.subfield=value."
+            )
+        if not path.isprintable():
+            raise UserError(
+                f"override {assignment!r} names no field; write it as field.subfield=value."
             )
         *parents, last = path.split(".")
         branch: Any = tree

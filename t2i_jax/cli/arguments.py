@@ -28,6 +28,7 @@ _MISSING = inspect.Parameter.empty
 _NUMBER = re.compile(r"-?(\d|\.\d|inf|nan)", re.IGNORECASE)
 _WORD = re.compile(r"[a-z_]+")
 _OVERRIDE = re.compile(r"--?[\w*]+(\.[\w*]+)+=")  # a field of a recipe, written as an option
+_FIELD = re.compile(r"[\w*]+(\.[\w*]+)*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,10 +313,10 @@ def _placed(positional, places, written):
 
 def _check_overrides(overrides):
     """Refuses two of a field, of which one would be lost. "*.FIELD" is another one than the field
-    of a single stage, which may stand after it.
+    of a single stage, which may stand after it. What is no field is refused where it is read.
     """
     paths = [override.partition("=")[0].strip().lstrip("-") for override in overrides]
-    paths = [path.removeprefix("parts.") for path in paths]
+    paths = [path.removeprefix("parts.") for path in paths if _FIELD.fullmatch(path)]
     if twice := [path for i, path in enumerate(paths) if path in paths[:i]]:
         raise UserError(f"{twice[0]} is given twice; leave one.")
 

@@ -112,6 +112,7 @@ def _ends(words):
 @example(words=["train.mesh={[1]:1}"], recipe=True)
 @example(words=["*.train.steps=3", "init=nowhere"], recipe=True)
 @example(words=["0\r0"], recipe=True)
+@example(words=["0\r0=1", "0\r0=2"], recipe=True)
 def test_no_arguments_make_a_trace(command, words, recipe):
     _ends([*command, *([_RECIPE] if recipe else []), *words])
 
