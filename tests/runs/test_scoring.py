@@ -56,11 +56,10 @@ def measured(folders, tmp_path_factory):
     return out, _evaluate(folders, out, "--metrics", ALL)
 
 
-def _evaluate(folders, out, *more):
+def _evaluate(folders, out, *more, shard=10):
     made, real = folders
-    return inside(
-        "evaluate", "--images", made, "--reference", real, "--out", out, "--shard-size", 10, *more
-    ).stdout
+    common = ("--images", made, "--reference", real, "--out", out, "--shard-size", shard)
+    return inside("evaluate", *common, *more).stdout
 
 
 def _features(folder):
@@ -134,7 +133,7 @@ def test_shards_of_another_size_and_two_processes_give_the_same_numbers(
 ):
     whole, _ = _metrics(measured[0])
     out = tmp_path / "one"
-    _evaluate(folders, out, "--metrics", "fid,kid", "--shard-size", 1000)
+    _evaluate(folders, out, "--metrics", "fid,kid", shard=1000)
     single, _ = _metrics(out)
     for name in ("fid_clean_inception", "kid_clean_inception"):
         assert single[name]["value"] == pytest.approx(whole[name]["value"], rel=1e-9)
