@@ -28,7 +28,6 @@ _MISSING = inspect.Parameter.empty
 _NUMBER = re.compile(r"-?(\d|\.\d|inf|nan)", re.IGNORECASE)
 _WORD = re.compile(r"[a-z_]+")
 _OVERRIDE = re.compile(r"--?[\w*]+(\.[\w*]+)+=")  # a field of a recipe, written as an option
-_FIELD = re.compile(r"[\w*]+(\.[\w*]+)*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,15 +138,15 @@ def parsed(arguments: Sequence[Argument], words: Sequence[str], command: str) ->
 
 def stated(arguments: Sequence[Argument], words: Sequence[str], command: str) -> dict[str, Any]:
     """The values that a command line gives, by name of the argument: also those that are the
-    defaults.
+    defaults. Of an option that is given twice the later value counts, as elsewhere, so that a
+    script's own can be followed by its user's.
 
     Args:
       words: what follows the command's name. command: the name, for messages, as "t2i train".
 
     Raises:
-      UserError: an unknown option (with the nearest one), one that is given twice and takes one
-        value, as a field of a recipe is, a value that is missing or of another type, an argument
-        too many.
+      UserError: an unknown option (with the nearest one), a value that is missing or of another
+        type, an argument too many.
     """
     given: dict[str, Any] = {}
     places: list[str] = []
@@ -169,8 +168,6 @@ def stated(arguments: Sequence[Argument], words: Sequence[str], command: str) ->
             argument = by_flag.get(flag) or by_flag.get("--" + flag[2:].replace("_", "-"))
             if argument is None:
                 raise UserError(_unknown(flag, by_flag, command, takes_fields))
-            if argument.name in given and not argument.repeats:
-                raise UserError(f"{argument.flag} is given twice; leave one.")
             if argument.is_switch:
                 given[argument.name] = _switched(argument, flag, equals, text)
             elif argument.repeats:
@@ -184,7 +181,6 @@ def stated(arguments: Sequence[Argument], words: Sequence[str], command: str) ->
     for argument in arguments:
         if argument.name not in given and argument.default is _MISSING:
             raise UserError(f"{argument.label} is missing; write it as {written}.")
-    _check_overrides(given.get("overrides", ()))
     return given
 
 
@@ -309,16 +305,6 @@ def _placed(positional, places, written):
     if places:
         raise UserError(f"{places[0]!r} is one argument too many; write it as {written}.")
     return given
-
-
-def _check_overrides(overrides):
-    """Refuses two of a field, of which one would be lost. "*.FIELD" is another one than the field
-    of a single stage, which may stand after it. What is no field is refused where it is read.
-    """
-    paths = [override.partition("=")[0].strip().lstrip("-") for override in overrides]
-    paths = [path.removeprefix("parts.") for path in paths if _FIELD.fullmatch(path)]
-    if twice := [path for i, path in enumerate(paths) if path in paths[:i]]:
-        raise UserError(f"{twice[0]} is given twice; leave one.")
 
 
 def _split(annotation):
