@@ -132,8 +132,8 @@ def test_what_either_stage_cuts_of_captions_is_said(monkeypatch, capsys):
             text = LearnedText(
                 dim=8, depth=1, heads=2, mlp_dim=16, vocab_size=10, max_length=length
             )
-            stage = system_of(dataclasses.replace(task, text=text))
-            stages.append(dataclasses.replace(stage, text_tokenizer=_Words()))
+            read = {"task": dataclasses.replace(task, text=text), "text_tokenizer": _Words()}
+            stages.append(dataclasses.replace(system_of(task), **read))
         with pytest.raises(ZeroDivisionError):
             _joined(*stages).generate(np.array(captions), **options)
         return capsys.readouterr().err.splitlines()
