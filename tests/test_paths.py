@@ -138,7 +138,7 @@ def test_a_folder_that_another_command_is_writing_is_refused(tmp_path):
 
 _WRITERS = {  # of folders that appear when all of them is written
     "pack": lambda out: pack(Shapes(8, "train", 0, length=4), out, name="shapes"),
-    "export": lambda out: folder.write_system(folder.check_new(out), _RECIPE, {}, {}, {}),
+    "export": lambda out: folder.write_system(paths.new_folder("out", out), _RECIPE, {}, {}, {}),
 }
 
 

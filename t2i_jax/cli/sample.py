@@ -324,9 +324,10 @@ def _embedded(run, encoder, t5, captions, given, before=None):
 
     from t2i_jax.runs import stored_text
     from t2i_jax.text.encoder import captions_of
+    from t2i_jax.text.stored import is_stored
     from t2i_jax.text.t5 import T5Text, pair_of
 
-    if encoder is None or encoder.entry != "text_embeds":
+    if not is_stored(encoder):
         raise UserError(
             f"t5={t5!r} is for runs with stored text embeddings, and this one reads captions "
             "itself, or none; leave it out."

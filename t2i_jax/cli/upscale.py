@@ -87,5 +87,6 @@ def upscaler(
 
 def stores_text(system: Any) -> bool:
     """Whether a system reads embeddings of captions that are stored."""
-    encoder = system.task.text_encoder
-    return encoder is not None and encoder.entry == "text_embeds"
+    from t2i_jax.text.stored import is_stored
+
+    return is_stored(system.task.text_encoder)

@@ -90,6 +90,11 @@ def once(write: Callable[[], Any]) -> None:
     gather(None)
 
 
+def first_told(told: str | None) -> str | None:
+    """What the first process that has something to tell tells, the same in all; None: none has."""
+    return next(filter(None, gather(told)), None)
+
+
 def check_same(given: Mapping[str, Any], what: str, remedy: str) -> None:
     """Refuses to go on unless every process gives the same.
 

@@ -85,8 +85,8 @@ def preview_hooks(recipe: Recipe, build_system) -> tuple[Hook, ...]:
         except UserError as error:  # of its samples
             failed = str(error)
         # one process without it would train on while the others still sample
-        if failures := list(filter(None, processes.gather(failed))):
-            log.say(f"step {step} has no preview: {failures[0]}")
+        if failed := processes.first_told(failed):
+            log.say(f"step {step} has no preview: {failed}")
             return
         _save(log.workdir / "samples" / f"{step:07d}.png", sheet)
         log.scalars(step, metrics)

@@ -230,7 +230,7 @@ def export(
       UserError: `out` exists and is not empty (nothing is overwritten), another command is
         writing it, or a part as of `load`.
     """
-    run, out = _existing(workdir), check_new(out)
+    run, out = _existing(workdir), paths.new_folder("out", out)
     if _is_export(run):
         _check_step(run, step)
     _write(_read(run, averaged=True, step=step), out)
@@ -252,15 +252,6 @@ def _write(contents, out):
         if (run / stored).is_file():
             beside[stored] = lambda path, stored=stored: shutil.copyfile(run / stored, path)
     write_system(out, recipe, contents.averaged, contents.stats, beside)
-
-
-def check_new(out: str | pathlib.Path) -> pathlib.Path:
-    """The path of a folder that is to be made, `~` replaced; refuses a place where something is.
-
-    Raises:
-      UserError: `out` exists and is not empty, is a mount point, or is no path that can be made.
-    """
-    return paths.new_folder("out", out)
 
 
 def write_system(
@@ -297,7 +288,7 @@ def _appearing(out):
     """
     home = pathlib.Path(os.path.realpath(out))
     with lock.writing("out", home):
-        check_new(out)  # another command may have written it while this one looked
+        paths.new_folder("out", out)  # another command may have written it while this one looked
         with replacing(home) as folder:
             yield folder
 

@@ -51,7 +51,7 @@ def import_torch(
         `out` exists.
     """
     live = hasattr(source, "state_dict")
-    source, out = source if live else paths.given("weights", source), folders.check_new(out)
+    source, out = source if live else paths.given("weights", source), paths.new_folder("out", out)
     own = {
         name: fields.pop(name) for name in systems.SYSTEMS if isinstance(fields.get(name), Mapping)
     }

@@ -106,8 +106,8 @@ def validation_of(recipe: Any, samples: Samples, mesh: Any, tokenize: Any) -> Va
     except UserError as error:
         failed = str(error)
     # one process without it would wait for the others elsewhere than they for it
-    if failures := list(filter(None, processes.gather(failed))):
-        _tell(f"there is no validation loss: {failures[0]}")
+    if failed := processes.first_told(failed):
+        _tell(f"there is no validation loss: {failed}")
         return None
     if is_own:
         used = min(count * size, held.records)

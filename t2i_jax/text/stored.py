@@ -16,6 +16,11 @@ from t2i_jax.foreign.arrays import not_finite
 from t2i_jax.types import Array, Key, Params
 
 
+def is_stored(encoder: Any) -> bool:
+    """Whether a text encoder reads stored embeddings; None, no encoder, does not."""
+    return encoder is not None and encoder.entry == StoredText.entry
+
+
 @dataclasses.dataclass(frozen=True)
 class StoredText:
     """No encoder: the batch brings "text_embeds" and "text_mask".

@@ -226,7 +226,7 @@ class Checkpoints:
                 found.data["position"]
             ]
 
-        return self._newest(read, lambda error: next(filter(None, processes.gather(error)), None))
+        return self._newest(read, processes.first_told)
 
     def weights(
         self, places: Mapping[str, Any] | None = None, step: int | str | None = None

@@ -19,6 +19,7 @@ from t2i_jax.runs.scoring.split import Share
 from t2i_jax.systems import generation
 from t2i_jax.systems.base import System
 from t2i_jax.systems.text_to_image import TextToImage
+from t2i_jax.text.stored import is_stored
 from t2i_jax.words import named
 
 
@@ -87,7 +88,7 @@ def checked(system: System) -> TextToImage:
       UserError: it does not.
     """
     encoder = system.task.text_encoder
-    reads = encoder is not None and encoder.entry != "text_embeds"
+    reads = encoder is not None and not is_stored(encoder)
     if not isinstance(system, TextToImage) or not reads:
         raise UserError(
             f"{named(system)} of this run makes no images from captions; give a run that does, or "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from t2i_jax.errors import UserError
 from t2i_jax.systems.base import Given
 from t2i_jax.systems.generation import tell
+from t2i_jax.text.stored import is_stored
 from t2i_jax.values import shown
 
 if TYPE_CHECKING:
@@ -93,8 +94,7 @@ def _prior_with(clip, prior):
 
 def _reads_stored(decoder):
     """Whether a decoder was trained on stored text."""
-    text = decoder.task.text
-    return decoder.task.by_text and text is not None and text.entry == "text_embeds"
+    return decoder.task.by_text and is_stored(decoder.task.text)
 
 
 def _unread(clip, fingerprint, decoder):
