@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import functools
+import importlib
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 from t2i_jax import paths
 from t2i_jax.cli import arguments as cli
+from t2i_jax.cli import measuring
 from t2i_jax.cli.arguments import Shown
+from t2i_jax.cli.measuring import WeightsFile, WeightsFolder
 from t2i_jax.errors import UserError
 from t2i_jax.values import Count, Range, Seed, shown
 from t2i_jax.words import counted
 
-_Weights = Annotated[pathlib.Path | None, Shown("FILE")]
-_Folder = Annotated[pathlib.Path | None, Shown("DIR")]
+_NAME = "t2i evaluate"
+_BELOW = ("reference", "compare", "tokenizer")  # commands of its own, each a module of its name
 
 
 def evaluate(
@@ -53,10 +55,11 @@ def command(words: Sequence[str]) -> None:
     """Measure images against captions and real images: FID, KID, CLIP score and others.
 
     Args:
-      words: what follows `t2i evaluate`; the first may be one of `COMMANDS`.
+      words: what follows `t2i evaluate`; the first may be `reference`, `compare` or `tokenizer`.
     """
-    if words and words[0] in COMMANDS:
-        cli.called(COMMANDS[words[0]], words[1:], f"{_NAME} {words[0]}")
+    if words and words[0] in _BELOW:
+        module = importlib.import_module(f"t2i_jax.cli.{words[0]}")
+        cli.called(getattr(module, words[0]), words[1:], f"{_NAME} {words[0]}")
     else:
         cli.called(measure, words, _NAME)
 
@@ -80,12 +83,12 @@ def measure(
     out: Annotated[
         pathlib.Path | None, Shown("DIR", default="RUN/eval/SET, or DIR-eval of --images DIR")
     ] = None,
-    inception: _Weights = None,
-    clip: _Folder = None,
-    cmmd: _Folder = None,
-    dinov2: _Folder = None,
-    pickscore: _Folder = None,
-    hpsv2: _Weights = None,
+    inception: WeightsFile = None,
+    clip: WeightsFolder = None,
+    cmmd: WeightsFolder = None,
+    dinov2: WeightsFolder = None,
+    pickscore: WeightsFolder = None,
+    hpsv2: WeightsFile = None,
     mesh: Annotated[str | None, Shown("AXIS=SIZE,...")] = None,
     batch_size: Annotated[Count | None, Shown("N", default="64")] = None,
     shard_size: Annotated[Count | None, Shown("N", default="1000")] = None,
@@ -138,7 +141,7 @@ def measure(
     from t2i_jax.cluster import processes
     from t2i_jax.eval import protocol as protocols
     from t2i_jax.runs.scoring.metrics import metric_of, parse_metrics
-    from t2i_jax.runs.scoring.networks import Weights, parse_modes
+    from t2i_jax.runs.scoring.networks import Weights, check_mode, parse_modes
     from t2i_jax.runs.scoring.split import SHARD_SIZE
     from t2i_jax.sharding import parse_mesh
 
@@ -149,7 +152,7 @@ def measure(
         return
     chosen = None if protocol is None else protocols.protocol(protocol)
     asked = () if metrics is None else parse_metrics(metrics)
-    _check_mode(mode, any(metric_of(name).network == "inception" for name in asked), "metrics")
+    check_mode(mode, any(metric_of(name).network == "inception" for name in asked), "metrics")
     settings = {
         "metrics": asked, "modes": parse_modes(mode or "clean"), "protocol": chosen,
         "reference": reference, "reference_mode": reference_mode,
@@ -164,193 +167,6 @@ def measure(
         else:
             count = count or (chosen and chosen.count)
             _measure_run(run, overrides, step, prompts, count, seed or 0, guidance, settings, out)
-
-
-def reference(
-    images: Annotated[str, Shown("DIR", positional=True)],
-    out: Annotated[pathlib.Path, Shown("FILE.npz", positional=False)],
-    network: str = "inception",
-    mode: Annotated[str | None, Shown("MODE,MODE", default="those of --protocol, or clean")] = None,
-    protocol: Annotated[str | None, Shown("NAME")] = None,
-    keep_features: bool = False,
-    adm: bool = False,
-    clean_fid: Annotated[str | None, Shown("NAME")] = None,
-    split: str = "train",
-    inception: _Weights = None,
-    clip: _Folder = None,
-    cmmd: _Folder = None,
-    dinov2: _Folder = None,
-) -> None:
-    """Make statistics of real images, which others read too: mu and sigma in an npz.
-
-    A JSON file beside it says how they were made. Of several modes, as coco30k has them, FILE.npz
-    is of the first, and those of the others are beside it, as FILE-tf.npz; --reference FILE.npz
-    takes them together.
-
-    Args:
-        images: A folder of images, or another source, as arrayrecord:DIR.
-        out: The npz to write. An existing one is left as it is: where the same command has made it,
-            that is said, and else it is refused.
-        network: Of which features: inception, clip, cmmd or dinov2.
-        mode: How images are made smaller for Inception.
-        protocol: A named protocol, which brings images to its size first, and has modes of its own.
-        keep_features: Keep the features too, for KID, recall and CMMD.
-        adm: Keep the images too, and the statistics of sFID, as OpenAI's evaluator reads them; it
-            takes the mode tf.
-        clean_fid: Write also, beside FILE.npz, what clean-fid reads as dataset_name=NAME with
-            dataset_split="custom"; move these two files into its folder stats.
-        split: Of a source with splits.
-        inception: pt_inception-2015-12-05-6726825d.pth.
-        clip: CLIP ViT-B/32.
-        cmmd: CLIP ViT-L/14-336.
-        dinov2: DINOv2 ViT-L/14.
-    """
-
-    from t2i_jax.cluster import processes
-    from t2i_jax.config import one_of
-    from t2i_jax.data.source import check_split
-    from t2i_jax.eval import protocol as protocols
-    from t2i_jax.eval import statistics_file
-    from t2i_jax.runs.scoring import networks, sources, statistics
-    from t2i_jax.runs.scoring.networks import Weights, parse_modes
-    from t2i_jax.runs.scoring.split import Share
-
-    one_of("network", network, statistics.LAYERS)
-    _check_mode(mode, network == "inception", "network")
-    files = {"inception": inception, "clip": clip, "cmmd": cmmd, "dinov2": dinov2}
-    for name, path in files.items():
-        if path is not None and name != network:
-            raise UserError(
-                f"{name}={str(path)!r} is not read for network={network!r}; leave it out, or give "
-                f"--network {name}."
-            )
-    chosen = None if protocol is None else protocols.protocol(protocol)
-    own = ("clean",) if chosen is None or network != "inception" else chosen.modes
-    modes = own if mode is None else parse_modes(mode)
-    out = paths.new("out", out)
-    places = [out, *(statistics_file.of_mode(out, further) for further in modes[1:])]
-    for place in places:
-        statistics_file.check_new(place)
-    with processes.joined():
-        spec = sources.source_spec("images", images)
-        check_split(spec, split)
-        size = None if chosen is None else chosen.size
-        found = sources.SourceImages(spec, "images", size, split)
-        weights = Weights(**files)
-        extractors = networks.build(network, modes, weights)
-        for extractor, place in zip(extractors, places, strict=True):
-            where = "are already in" if place.exists() else "in"
-            told = statistics.write(
-                found, extractor, statistics.LAYERS[network], place, chosen, Share.here(),
-                keep_features=keep_features, progress=_progress("features"),
-                **statistics.extras(extractor, extractors, adm, clean_fid),
-            )  # fmt: skip
-            if told:
-                print(f"{extractor.name}: statistics of {told['count']:,} images {where} {place}")
-                _tell_left_out("images", told["left_out"])
-                _tell_left_out("images", told.get("passed_over"), "passed over")
-
-
-def tokenizer(
-    run: pathlib.Path,
-    images: Annotated[str, Shown("DIR", positional=False)],
-    out: Annotated[pathlib.Path | None, Shown("DIR", default="RUN/eval/tokenizer")] = None,
-    crop: str = "adm",
-    mode: Annotated[str | None, Shown("MODE,MODE", default="tf")] = None,
-    inception: _Weights = None,
-    alex: _Weights = None,
-    vgg: _Weights = None,
-    batch_size: Count = 32,
-    shard_size: Count = 1000,
-    split: Annotated[str | None, Shown("SPLIT", default="heldout")] = None,
-    step: Annotated[str | None, Shown("STEP", default="the newest")] = None,
-) -> None:
-    """Measure how well an image tokenizer gives images back: PSNR, SSIM, codebook usage and
-    perplexity, rFID with --inception, LPIPS with --alex or --vgg.
-
-    Args:
-        run: Folder of the tokenizer's run.
-        images: A folder of images, or another source, as arrayrecord:DIR.
-        out: Folder of reconstructions and results; the same command goes on there.
-        crop: How images become square: adm, as in ADM's reference batches of ImageNet, or center.
-        mode: How images are made smaller for Inception.
-        inception: pt_inception-2015-12-05-6726825d.pth.
-        alex: alexnet-owt-7be5be79.pth, by which LPIPS is reported.
-        vgg: vgg16-397923af.pth.
-        batch_size: Images that are encoded at a time, on each device.
-        shard_size: Images of a shard, which is written whole or not at all.
-        split: Of a source with splits.
-        step: The checkpoint: its step, or best.
-    """
-
-    from t2i_jax import runs
-    from t2i_jax.cluster import processes
-    from t2i_jax.eval.lpips import lpips
-    from t2i_jax.runs.folder import checkpoint_step
-    from t2i_jax.runs.scoring import networks, sources
-    from t2i_jax.runs.scoring import tokenizer as tokenizers
-    from t2i_jax.runs.scoring.split import Share
-
-    run = paths.given("run", run)
-    out = paths.folder("out", out or run / "eval" / "tokenizer")
-    weights = networks.Weights(inception)
-    _check_mode(mode, weights.of("inception") is not None, "inception")
-    trunks = {"alex": alex, "vgg": vgg}
-    spec = sources.source_spec("images", images)
-    part = sources.split_of(spec, split, "split")
-    with processes.joined():
-        chosen = checkpoint_step(step)
-        system = runs.load(run, step=chosen)
-        size = system.coded_size
-        found = tokenizers.CroppedImages(spec, size, crop, shard_size, part)
-        measures = tokenizers.Measures(
-            networks.build("inception", networks.parse_modes(mode or "tf"), weights)
-            if weights.of("inception")
-            else (),
-            {trunk: lpips(trunk, path) for trunk, path in trunks.items() if path is not None},
-        )
-        share = Share.here()
-        results = tokenizers.evaluate(
-            run, system, found, measures, out, share, batch_size, _progress("shards"), chosen
-        )
-        _tell(results, out)
-
-
-def compare(
-    a: Annotated[pathlib.Path, Shown("A", positional=True)],
-    b: Annotated[pathlib.Path, Shown("B", positional=True)],
-) -> None:
-    """Tell whether two results differ by more than chance.
-
-    Args:
-        a: Folder of results of t2i evaluate.
-        b: Another one, of the same protocol.
-    """
-    from t2i_jax.eval import compare as comparing
-    from t2i_jax.runs.scoring.results import read_results
-
-    first, second = (read_results(paths.given(name, one)) for name, one in (("a", a), ("b", b)))
-    found = comparing.compare(
-        first.results, second.results, first.values, second.values,
-        marks=(first.marks, second.marks),
-    )  # fmt: skip
-    print(comparing.table(found, _columns(a, b)))
-
-
-def _columns(a, b):
-    """What tells two folders apart: their names, or else their whole paths."""
-    for names in ((a.name, b.name), (str(a), str(b))):
-        if all(names) and names[0] != names[1]:
-            return names
-    return "A", "B"
-
-
-COMMANDS: Mapping[str, Callable[..., None]] = {
-    "reference": reference,
-    "compare": compare,
-    "tokenizer": tokenizer,
-}
-_NAME = "t2i evaluate"
 
 
 # what `measure` reads of a run without prompts, and what has no effect on images that are there
@@ -421,14 +237,6 @@ def _check_overrides(overrides, read):
             )
 
 
-def _check_mode(mode, uses_inception, where):
-    if mode is not None and not uses_inception:
-        raise UserError(
-            f"mode={shown(mode)} says how images are made smaller for Inception, which {where} "
-            "does not ask for; leave it out."
-        )
-
-
 def _measure_images(images, captions, split, settings, out):
     from t2i_jax.eval import prompts as sets
     from t2i_jax.runs.scoring.job import Job, evaluate_source
@@ -444,8 +252,8 @@ def _measure_images(images, captions, split, settings, out):
         )
     job = Job(out=paths.folder("out", out or place.with_name(f"{place.name}-eval")), **settings)
     chosen = None if captions is None else sets.read(captions)
-    found = evaluate_source(job, spec, chosen, progress=_progress("features"), split=split)
-    _tell(found, job.out)
+    found = evaluate_source(job, spec, chosen, progress=measuring.progress("features"), split=split)
+    measuring.print_results(found, job.out)
 
 
 def _measure_run(run, overrides, step, prompts, count, seed, guidance, settings, out):
@@ -473,50 +281,14 @@ def _measure_run(run, overrides, step, prompts, count, seed, guidance, settings,
         chosen,
         seed,
         guidances,
-        progress=_progress("shards"),
+        progress=measuring.progress("shards"),
     )
     if not found:
         if processes.is_first():
             print(f"images of {counted(len(chosen), 'prompt')} in {job.out}")
         return
     if len(found) == 1:
-        _tell(next(iter(found.values())), job.out)
+        measuring.print_results(next(iter(found.values())), job.out)
     elif processes.is_first():
         print("\n".join(sweep.table({one: found[one] for one in found if one is not None})))
-        _tell_reference(next(iter(found.values())))
-
-
-def _tell(results, out):
-    if not results:  # not the first process
-        return
-    for one in results["metrics"]:
-        span = one["interval"]
-        told = "" if span is None else f" [{span['low']:.4g}, {span['high']:.4g}]"
-        against = f" against {one['n_reference']:,}" if one["n_reference"] else ""
-        print(f"{one['name']}: {one['value']:.6g}{told} ({one['n_generated']:,} images{against})")
-    for name, about in results["generated"].items():
-        _tell_left_out(name, about["left_out"])
-    images = results["images"].get("of") or results["images"]
-    _tell_left_out("images", images.get("passed_over"), "passed over")
-    _tell_reference(results)
-    print(f"results: {out / 'results.json'}")
-
-
-def _tell_reference(results):
-    """What the reference has left out and passed over, once for all that compare with it."""
-    told = [one["reference"] for one in results["metrics"] if one["reference"]]
-    for how in ("left out", "passed over") if told else ():
-        _tell_left_out("reference", told[0].get(how.replace(" ", "_")), how)
-
-
-def _tell_left_out(what, counts, how="left out"):
-    if counts:
-        told = ", ".join(f"{reason} {count}" for reason, count in counts.items())
-        print(f"{what}: {how} {told}")
-
-
-def _progress(what):
-    from tqdm import tqdm
-
-    # none where stderr is no terminal
-    return functools.partial(tqdm, desc=what, unit="shard", disable=None)
+        measuring.print_reference(next(iter(found.values())))

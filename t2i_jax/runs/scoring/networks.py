@@ -12,6 +12,7 @@ from t2i_jax import config
 from t2i_jax.errors import UserError
 from t2i_jax.eval import extractors, resize
 from t2i_jax.eval.extractors import Extractor
+from t2i_jax.values import shown
 
 FOLDER = "T2I_WEIGHTS"
 """The environment variable of a folder with weights, each under the name of its option."""
@@ -120,3 +121,16 @@ def parse_modes(text: str) -> list[str]:
     for mode in modes:
         config.one_of("mode", mode, resize.INCEPTION)
     return list(dict.fromkeys(modes))
+
+
+def check_mode(mode: str | None, uses_inception: bool, where: str) -> None:
+    """Refuses a mode where no Inception reads it.
+
+    Args:
+      where: the option that would ask for Inception.
+    """
+    if mode is not None and not uses_inception:
+        raise UserError(
+            f"mode={shown(mode)} says how images are made smaller for Inception, which {where} "
+            "does not ask for; leave it out."
+        )
