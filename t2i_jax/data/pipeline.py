@@ -12,17 +12,18 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from absl import flags
 
 from t2i_jax.config import one_of
-from t2i_jax.data.crop import CROPS, crop, resized
-from t2i_jax.data.heldout import PARTS, Division, caption_of, divide, indices_of
-from t2i_jax.data.image_file import in_channels
+from t2i_jax.data.collate import VECTORS, Collate, Tokenize
+from t2i_jax.data.crop import CROPS
+from t2i_jax.data.heldout import PARTS, Division, divide, indices_of
 from t2i_jax.data.ledger import Ledger
+from t2i_jax.data.sample import HELD_OUT, Prepare
 from t2i_jax.data.share import Share, deal
 from t2i_jax.data.source import EMBEDDED, BadSample, Record, Source, open_source
 from t2i_jax.errors import UserError
@@ -30,16 +31,11 @@ from t2i_jax.terminal import say
 from t2i_jax.values import Fraction, Range, Seed
 
 if TYPE_CHECKING:
-    import grain
+    pass
 
-VECTORS = ("image_embeds", "caption_embeds")  # of a whole image, and of a whole caption
 ENTRIES = (
     "image", "cond_image", "caption", "text", "text_mask", "text_embeds", "tokens", *VECTORS
 )  # fmt: skip
-HELD_OUT = "held out"  # in place of a sample that training does not see
-
-# captions -> ids (B, L) int32, mask (B, L) bool
-Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,9 +200,9 @@ def batches(
     elif repeat:
         order = order.shuffle(int(np.random.SeedSequence(seed).generate_state(1)[0])).repeat()
     kept = {"caption" if name == "text" else name for name in wants} - {"text_mask"}
-    prepare = _Prepare(source, order, config, kept, seed, channels, division)
+    prepare = Prepare(source, order, config, kept, seed, channels, division)
     shares = [Share(tuple(of), batch_size) for of in (rows or [range(batch_size)])]
-    return Batches(prepare, config, shares, process, _Collate(tuple(wants), tokenize, text_length))
+    return Batches(prepare, config, shares, process, Collate(tuple(wants), tokenize, text_length))
 
 
 def division_of(config: DataConfig, source: Source) -> Division | None:
@@ -357,143 +353,6 @@ class Batches:
                 f"data.source={self._config.source!r} has no sample that can be used: {sample}; "
                 "repair the data, or name others."
             )
-
-
-class _Prepare:
-    """Reads and cuts one sample; what cannot be used comes back as its BadSample, to be counted in
-    one place.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        order: grain.MapDataset,
-        config: DataConfig,
-        kept: set[str],
-        seed: int,
-        channels: Mapping[str, int],
-        division: Division | None,
-    ):
-        self._source, self._order, self._config, self._kept = source, order, config, kept
-        self._seed, self._channels, self._division = seed, channels, division
-        self._with_image = "image" in kept
-        self._by_chance = config.flip or config.crop == "random"
-
-    @property
-    def records(self) -> int:
-        """Records of the source."""
-        return len(self._source)
-
-    @property
-    def source(self) -> Source:
-        """Where the samples come from."""
-        return self._source
-
-    @property
-    def positions(self) -> int:
-        """Length of the order; a repeated one is practically endless."""
-        return len(self._order)
-
-    def __call__(self, position):
-        index = int(self._order[position])
-        if self._division is not None and self._division.is_held_out(
-            index, caption_of(self._source, index)
-        ):
-            return HELD_OUT
-        try:
-            record = self._read(index)
-            for name in sorted(self._kept):
-                if record.get(name) is None:
-                    raise BadSample(f"no {name}", f"record {index}")
-                if isinstance(record[name], BadSample):
-                    raise record[name]
-        except BadSample as bad:
-            return bad
-        sample = {name: record[name] for name in self._kept}
-        if "text_embeds" in sample and record.get("text_mask") is not None:
-            sample["text_mask"] = record["text_mask"]
-        if "cond_image" in sample and self._with_image:
-            sample["cond_image"] = _fitted(sample["cond_image"], sample["image"])
-        for name in {"image", "cond_image"} & set(sample):
-            sample[name] = self._cut(in_channels(sample[name], self._channels[name]), position)
-        return sample
-
-    def _read(self, index):
-        if "cond_image" not in self._kept:
-            return self._read_own(index)
-        others = self._read_own(index) if len(self._kept) > 1 else {}
-        channels = self._channels["cond_image"]
-        return {**others, "cond_image": self._source.cond_image(index, channels)}
-
-    def _read_own(self, index):
-        if not self._with_image:
-            return self._source.without_image(index)
-        if "caption" not in self._kept:
-            return self._source.without_caption(index)
-        return self._source[index]
-
-    def _cut(self, image_HWC, position):
-        # The 0 was once the process's number: a run of one process that was saved then goes on with
-        # the same crops.
-        rng = np.random.default_rng((self._seed, 0, position)) if self._by_chance else None
-        image_HWC = crop(image_HWC, self._config.image_size, self._config.crop, rng)
-        return image_HWC[:, ::-1] if self._config.flip and rng.random() < 0.5 else image_HWC
-
-
-@dataclasses.dataclass(frozen=True)
-class _Collate:
-    """Puts samples together into a batch."""
-
-    wants: tuple[str, ...]
-    tokenize: Tokenize | None
-    text_length: int | None
-    cut: Ledger = dataclasses.field(default_factory=Ledger)
-
-    def __call__(self, samples: list[Record]) -> dict[str, Any]:
-        made: dict[str, Any] = {}
-        if "text" in self.wants and self.tokenize is not None:
-            made["text"], made["text_mask"] = self.tokenize(
-                [sample["caption"] for sample in samples]
-            )
-        elif "text_embeds" in self.wants:
-            made["text_embeds"], made["text_mask"] = self._padded(samples)
-        if "image" in self.wants:
-            made["image"] = np.stack([sample["image"] for sample in samples])
-        if "cond_image" in self.wants:
-            made["cond_image"] = np.stack([sample["cond_image"] for sample in samples])
-        if "tokens" in self.wants:
-            made["tokens"] = np.stack(
-                [np.asarray(sample["tokens"], np.int32).reshape(-1) for sample in samples]
-            )
-        for name in {*VECTORS} & {*self.wants}:
-            vectors = [np.asarray(sample[name], np.float32).reshape(-1) for sample in samples]
-            made[name] = np.stack(vectors)
-        if "caption" in self.wants:
-            made["caption"] = [sample["caption"] for sample in samples]
-        return {name: made[name] for name in self.wants}
-
-    def _padded(self, samples):
-        embeds = [np.asarray(sample["text_embeds"], np.float32) for sample in samples]
-        length = self.text_length or max(len(e_LD) for e_LD in embeds)
-        embeds_BLD = np.zeros((len(embeds), length, embeds[0].shape[-1]), np.float32)
-        mask_BL = np.zeros((len(embeds), length), bool)
-        for row, (sample, e_LD) in enumerate(zip(samples, embeds)):
-            used = min(len(e_LD), length)
-            mask_L = np.asarray(sample.get("text_mask", np.ones(len(e_LD), bool)))
-            embeds_BLD[row, :used], mask_BL[row, :used] = e_LD[:used], mask_L[:used]
-            if mask_L[used:].any():
-                last_D = e_LD[np.flatnonzero(mask_L)[-1]]  # that of the end has seen the whole text
-                reason, name = f"stored text of more than {length} tokens", f"{mask_L.sum()} tokens"
-                self.cut.note(reason, name, which=last_D.tobytes())
-        return embeds_BLD, mask_BL
-
-
-def _fitted(image_HWC, like_HWC):
-    """An image at the size of another, so that both are cut alike."""
-    height, width = like_HWC.shape[:2]
-    if image_HWC.shape[:2] == (height, width):
-        return image_HWC
-    return resized(image_HWC, (width, height))
 
 
 def _reader(share, prepare, config):
