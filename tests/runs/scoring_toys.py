@@ -3,6 +3,7 @@ for the tests of `t2i evaluate`.
 """
 
 import dataclasses
+import json
 import pathlib
 import types
 
@@ -13,6 +14,10 @@ import pytest
 from PIL import Image
 
 from t2i_jax.eval.extractors import Extractor
+from tests.e2e.command import inside, refused
+
+ALL = "fid,fid_infinity,kid,is,pr,dc,clip,clip_hessel,clip_fid,cmmd,fdd,pickscore"
+"""Metrics of all the networks that the toy is in the place of."""
 
 _WIDTH = 6
 
@@ -126,3 +131,29 @@ def write_images(folder: pathlib.Path, count: int, seed: int = 0, size: int = 8)
         Image.fromarray(image).save(folder / f"{row:03d}.png")
         (folder / f"{row:03d}.txt").write_text(f"a picture of {colour[0]}")
     return folder
+
+
+def evaluate(folders, out, *more, shard=10):
+    """What is printed where generated and real images are compared."""
+    made, real = folders
+    common = ("--images", made, "--reference", real, "--out", out, "--shard-size", shard)
+    return inside("evaluate", *common, *more).stdout
+
+
+def features_of(folder):
+    """What the toy computes of a folder's PNGs, (N, 6)."""
+    images = [np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))]
+    return toy_extractor().features(images, 32)["pool3"]
+
+
+def metrics_in(out):
+    """Results by name, and all of the file."""
+    results = json.loads((out / "results.json").read_text())
+    return {one["name"]: one for one in results["metrics"]}, results
+
+
+def refused_captions(folders, file, place):
+    """The sentence by which captions of a file are refused for generated images."""
+    return refused(
+        "evaluate", "--images", folders[0], "--captions", file, "--metrics", "clip", "--out", place
+    )
