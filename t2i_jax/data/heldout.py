@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class Division:
         divided by itself, as a class would be missing else.
       records: of the source. looked_at, found: of them, how many were looked at, evenly spread, and
         how many of those are held out.
+      by_row: some of its images have several records, each with a caption of its own, and such an
+        image may be held out with one and trained on with another.
     """
 
     limit: int
@@ -36,6 +38,7 @@ class Division:
     records: int
     looked_at: int
     found: int
+    by_row: bool = False
 
     @property
     def count(self) -> int:
@@ -50,6 +53,8 @@ class Division:
         """The size of the part, in words."""
         about = "" if self.looked_at == self.records else "about "
         by = "image by image, as captions are few" if self.by_record else "by caption"
+        if self.by_row:
+            by += " (an image with several captions may be trained on with another of them)"
         return f"{about}{self.count} of {self.records} records, {by}"
 
 
@@ -66,7 +71,14 @@ def divide(source: Source, share: float) -> Division:
     count = len(source)
     seen = range(count) if count <= _LOOKED_AT else np.linspace(0, count - 1, _LOOKED_AT)
     indices = [int(index) for index in seen]
-    return division(indices, [caption_of(source, i) for i in indices], count, share)
+    found = division(indices, [caption_of(source, i) for i in indices], count, share)
+    return dataclasses.replace(found, by_row=_have_several(source, indices))
+
+
+def _have_several(source, indices):
+    """Whether an image has several of these records and of those that follow them."""
+    beside = {i for index in indices for i in (index, index + 1) if i < len(source)}
+    return len({source.image_of(i) for i in beside}) < len(beside)
 
 
 def division(
@@ -100,12 +112,24 @@ def _hash(index: int, caption: str | None) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=8).digest())
 
 
-def indices_of(division: Division, source: Source, order: Iterable[int], most: int) -> list[int]:
-    """The numbers of up to `most` records that are held out, in the order given."""
+def indices_of(
+    division: Division, source: Source, order: Iterable[int], most: int, distinct: bool = False
+) -> list[int]:
+    """The numbers of up to `most` records that are held out, in the order given.
+
+    Args:
+      distinct: of each image the first one alone.
+    """
     found: list[int] = []
+    known = set[Hashable]()
     for index in order:
-        if division.is_held_out(index, caption_of(source, index)):
-            found.append(index)
-            if len(found) == most:
-                break
+        if not division.is_held_out(index, caption_of(source, index)):
+            continue
+        image = source.image_of(index) if distinct else index
+        if image in known:
+            continue
+        known.add(image)
+        found.append(index)
+        if len(found) == most:
+            break
     return found

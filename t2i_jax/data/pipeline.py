@@ -60,8 +60,9 @@ class DataConfig:
       heldout: share of the captions that training never sees, from 0 to below 1: the run is
         validated and evaluated on their records. It is told by a hash of the caption, so all images
         of a caption are on the same side, in every source alike; where captions are names of
-        classes (each comes 20 times or more) every image is divided by itself. Built-in data sets
-        have a held-out part of their own and ignore it. 0: nothing is held out.
+        classes (each comes 20 times or more) every image is divided by itself. An image that a
+        table names with several captions may be held out with one and trained on with another.
+        Built-in data sets have a held-out part of their own and ignore it. 0: nothing is held out.
     """
 
     source: str = "shapes"
@@ -137,6 +138,7 @@ def batches(
     channels: Mapping[str, int] | None = None,
     part: str = "train",
     most: int | None = None,
+    distinct: bool = False,
 ) -> Batches:
     """Batches, or one process's rows of them.
 
@@ -161,6 +163,7 @@ def batches(
         same order.
       most: records that are looked for where the part is held out, after which they come again;
         None: all of them.
+      distinct: of an image that is held out with several captions one record is read.
 
     Raises:
       UserError: an unknown source or entry, no samples, or (while it runs) too many that cannot be
@@ -196,7 +199,9 @@ def batches(
                 f"data.heldout={config.heldout} of data.source={config.source!r} holds nothing "
                 "out; give a share such as 0.05."
             )
-        order, division = _held_out(config, source, division, seed, most, repeat), None
+        found, division = held_out(config, source, division, seed, most, distinct), None
+        order = grain.MapDataset.source(found)
+        order = order.repeat() if repeat else order
     elif repeat:
         order = order.shuffle(int(np.random.SeedSequence(seed).generate_state(1)[0])).repeat()
     kept = {"caption" if name == "text" else name for name in wants} - {"text_mask"}
@@ -212,20 +217,34 @@ def division_of(config: DataConfig, source: Source) -> Division | None:
     return divide(source, config.heldout)
 
 
-def _held_out(config, source, division, seed, most, repeat):
-    """The order of the records that are held out."""
+def held_out(
+    config: DataConfig,
+    source: Source,
+    division: Division,
+    seed: int,
+    most: int | None,
+    distinct: bool = False,
+) -> list[int]:
+    """The numbers of the records that are held out, in the order in which `batches` reads them.
+
+    Args:
+      seed, most, distinct: see `batches`.
+
+    Raises:
+      NothingHeldOut: there are none.
+    """
     import grain
 
     shuffled = grain.MapDataset.range(len(source)).shuffle(seed)
-    order = (int(shuffled[i]) for i in range(len(source)))
-    found = indices_of(division, source, order, len(source) if most is None else most)
+    order = (int(shuffled[i]) for i in range(len(source)))  # pyright: ignore[reportArgumentType]
+    most = len(source) if most is None else most
+    found = indices_of(division, source, order, most, distinct)
     if not found:
         raise NothingHeldOut(
             f"data.heldout={config.heldout} holds out none of the {len(source)} records of "
             f"data.source={config.source!r}; give a larger share."
         )
-    order = grain.MapDataset.source(found)
-    return order.repeat() if repeat else order
+    return found
 
 
 class Batches:

@@ -18,12 +18,14 @@ from t2i_jax.data.pipeline import (
     division_of,
     source_of,
 )
+from t2i_jax.data.pipeline import held_out as records_held_out
 from t2i_jax.data.source import EMBEDDED, has_splits
 from t2i_jax.errors import UserError
 from t2i_jax.runs.ledger import image_channels
 from t2i_jax.runs.recipe import Recipe
 
 _TRIED = 64  # records that are held out, of which one must be usable
+_SPARE = 64  # beside a quarter more, for those that can't be read
 
 
 def held_out(recipe: Recipe, trained_on: DataConfig | None = None) -> Samples:
@@ -106,24 +108,49 @@ class Samples:
         """A batch of `count` samples with these entries; of a smaller part some come again."""
         return next(self.batches(count, count, wants))
 
-    def batches(self, count: int, size: int, wants: Sequence[str]) -> Batches:
+    def batches(
+        self, count: int, size: int, wants: Sequence[str], distinct: bool = False
+    ) -> Batches:
         """The same samples in batches of `size`, one after the other; `set_state([get_state()])`
         brings an earlier place back. After `count` samples it goes on.
+
+        Args:
+          distinct: no image comes twice. Others follow in place of those that can't be read, and
+            the batches may end before there are `count` samples, or after them.
         """
+        once = distinct and self.part == "heldout"  # a built-in set has no image twice
         return batches(
             self.data, size, 0, wants=wants, text_length=self._length, channels=self._channels,
-            part=self.part, most=count,
+            part=self.part, most=_with_spare(count) if once else count, repeat=not once,
+            distinct=once,
         )  # fmt: skip
 
-    def available(self, most: int) -> int:
+    def available(self, most: int, distinct: bool = False) -> int:
         """How many different samples there are, `most` at most; of many that are held out by their
         captions these are read, until there are so many.
+
+        Args:
+          distinct: how many different images, whether they can be read or not.
         """
         source = source_of(self.data)
         division = division_of(self.data, source)
         if division is None or self.part == "train":
             return min(len(source), most)
-        return len(indices_of(division, source, range(len(source)), most))
+        return len(indices_of(division, source, range(len(source)), most, distinct))
+
+    def have_copies(self, count: int) -> bool:
+        """Whether an image has several of the first `count` records that are held out."""
+        source = source_of(self.data)
+        division = division_of(self.data, source)
+        if division is None or self.part == "train":
+            return False
+        found = records_held_out(self.data, source, division, 0, count)
+        return len({source.image_of(index) for index in found}) < len(found)
+
+
+def _with_spare(count):
+    """Records of which `count` can be used, unless many are broken."""
+    return count + count // 4 + _SPARE
 
 
 def _set_of(data):

@@ -179,6 +179,14 @@ def test_inspect_shows_the_size_of_the_part(sources, tmp_path):
     assert f"data.heldout=0.2 holds out {count} of {_COUNT} records, by caption" in out
 
 
+def test_the_size_of_the_part_tells_of_images_with_several_captions(sources, tmp_path):
+    assert "several" not in heldout.divide(open_source(sources["table"], image_size=4), 0.5).line()
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "captions.csv").write_text("file,caption\na.png,one\na.png,two\n")
+    told = heldout.divide(open_source(f"folder:{tmp_path}", image_size=4), 0.5).line()
+    assert "an image with several captions may be trained on with another of them" in told
+
+
 def test_one_image_is_trained_on_whatever_its_caption(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     config = _config(f"folder:{tmp_path}", heldout=0.5)

@@ -5,6 +5,7 @@ for the tests of `t2i evaluate`.
 import dataclasses
 import json
 import pathlib
+import shutil
 import types
 
 import jax
@@ -131,6 +132,18 @@ def write_images(folder: pathlib.Path, count: int, seed: int = 0, size: int = 8)
         Image.fromarray(image).save(folder / f"{row:03d}.png")
         (folder / f"{row:03d}.txt").write_text(f"a picture of {colour[0]}")
     return folder
+
+
+def with_rows(folder, home, each):
+    """A folder whose table names every image so many times."""
+    rows = [
+        f"{path.name},caption {i} of {path.stem}"
+        for path in sorted(folder.glob("*.png"))
+        for i in range(each)
+    ]
+    shutil.copytree(folder, home)
+    (home / "captions.csv").write_text("\n".join(["file,caption", *rows]))
+    return home
 
 
 def evaluate(folders, out, *more, shard=10):

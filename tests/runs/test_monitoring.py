@@ -23,6 +23,7 @@ from t2i_jax.runs.check import check
 from t2i_jax.runs.recipe import changed
 from t2i_jax.runs.samples import held_out
 from t2i_jax.runs.scoring import gathering
+from t2i_jax.runs.scoring.held_out import HeldOutImages
 from t2i_jax.runs.scoring.monitoring import Measurer, monitor_of
 from t2i_jax.runs.scoring.split import Share, Split
 from t2i_jax.runs.scoring.wanted import Wanted
@@ -235,7 +236,7 @@ def _measure(recipe, system, home, fields):
     [
         (
             {"metrics": ("fid_3k",)},
-            "of 3,000 images, and 2,000 of 'shapes' are held out; give fid_2",
+            "of 3,000 images, and 2,000 images of 'shapes' are held out; give fid_2",
         ),
         ({"judge": "digits"}, "judge='digits' does not understand the captions of .*'shapes'"),
         ({"reference": "nowhere"}, "evaluation.reference='nowhere' is no folder"),
@@ -268,8 +269,34 @@ def test_a_folder_without_a_held_out_part_has_no_distances_of_its_own(tmp_path):
     with pytest.raises(UserError, match="data.heldout=0.0 holds nothing of .* out; give a share"):
         check(_recipe(source, judge=None, metrics=("fid_6",)))
     check(_recipe(source, judge=None, metrics=("clip", "fid_6"), reference=str(real)))
-    with pytest.raises(UserError, match=r"'fid_9', of 9 images, and . of .* are held out"):
+    with pytest.raises(UserError, match=r"'fid_9', of 9 images, and . images? of .* are held out"):
         check(_recipe(source, "data.heldout=0.5", judge=None, metrics=("fid_9",)))
+
+
+def test_held_out_images_that_are_compared_with_are_different_ones_that_can_be_read(tmp_path):
+    """Neither further rows of an image nor broken files bring an image in twice."""
+    plain = scoring_toys.write_images(tmp_path / "plain", 60, size=16)
+    rows = scoring_toys.with_rows(plain, tmp_path / "rows", 5)
+    for home, is_plain in ((plain, True), (rows, False)):
+        source = (f"*.data.source=folder:{home}", "data.heldout=0.5")
+        samples = held_out(_recipe(*source, judge=None, metrics=("fid_6",)))
+        count = samples.available(300, distinct=True)
+        assert (count == samples.available(300)) == is_plain
+        images = HeldOutImages(samples, count)
+        found = [images.read(i).tobytes() for i in range(count)]
+        assert len(set(found)) == count
+        assert set(images._records) == {"records"} | (set() if is_plain else {"distinct"})
+        asked = _recipe(*source, judge=None, metrics=(f"fid_{count + 1}",))
+        with pytest.raises(UserError, match=f"{count} images of .* are held out; give fid_{count}"):
+            check(asked)
+        with pytest.raises(UserError, match=f"{count} images of .* are held out; give fid_{count}"):
+            Wanted.of(asked).check_count(samples)
+        first = next(p for p in home.glob("*.png") if Image.open(p).tobytes() == found[0])
+        first.write_bytes(b"no image")
+        fewer = HeldOutImages(samples, count - 1)
+        assert [fewer.read(i).tobytes() for i in range(count - 1)] == found[1:]
+        with pytest.raises(UserError, match=f"{count - 1} of .* can be read .{first.name}: not an"):
+            HeldOutImages(samples, count).read(0)
 
 
 @pytest.mark.parametrize(("count", "size", "processes"), [(10, 3, 3), (7, 3, 2), (2, 2, 4)])

@@ -1,7 +1,6 @@
 """Captions of images that are there: whose they are, and what of them a network cuts."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from t2i_jax.runs.scoring import pairing
 from t2i_jax.runs.scoring.sources import SourceImages
 from tests.e2e.command import inside, refused
 from tests.runs import scoring_toys
-from tests.runs.scoring_toys import write_images
+from tests.runs.scoring_toys import with_rows, write_images
 
 _toys = scoring_toys.in_place
 
@@ -206,20 +205,8 @@ def test_a_folder_for_genevals_scorer_is_measured_with_its_prompts(tmp_path):
     assert [row[:2] for row in values] == [[f"0000{i}", n] for i in range(2) for n in range(4)]
 
 
-def _with_rows(folder, home, each):
-    """A folder whose table names every image so many times."""
-    rows = [
-        f"{path.name},caption {i} of {path.stem}"
-        for path in sorted(folder.glob("*.png"))
-        for i in range(each)
-    ]
-    shutil.copytree(folder, home)
-    (home / "captions.csv").write_text("\n".join(["file,caption", *rows]))
-    return home
-
-
 def test_an_image_that_a_table_names_in_several_rows_is_one_image(folders, measured, tmp_path):
-    made, real = (_with_rows(one, tmp_path / one.name, 5) for one in folders)
+    made, real = (with_rows(one, tmp_path / one.name, 5) for one in folders)
     told = scoring_toys.evaluate((made, real), tmp_path / "out", "--metrics", "fid,kid,pr,dc,is")
     metrics, results = scoring_toys.metrics_in(tmp_path / "out")
     whole, _ = scoring_toys.metrics_in(measured[0])

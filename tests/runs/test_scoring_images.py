@@ -274,7 +274,7 @@ def test_held_out_images_that_changed_are_known_as_others(folders, tmp_path):
     data = DataConfig(source=f"folder:{made}", image_size=8, split="train")
     keys = []
     for _ in range(2):
-        samples = types.SimpleNamespace(data=data, name="heldout")
+        samples = types.SimpleNamespace(data=data, name="heldout", have_copies=lambda count: False)
         keys.append(HeldOutImages(samples, 4).key(0))
         shutil.copy(folders[1] / "000.png", made / "000.png")
     assert keys[0] != keys[1]

@@ -13,6 +13,7 @@ import numpy as np
 
 from t2i_jax.config import to_dict
 from t2i_jax.data.pipeline import source_of
+from t2i_jax.errors import UserError
 from t2i_jax.eval.extractors import Extractor
 from t2i_jax.eval.frechet import Gaussian
 from t2i_jax.eval.rows import Rows, moments_of
@@ -25,7 +26,8 @@ _SHARD_SIZE = 64
 
 
 class HeldOutImages:
-    """The first held-out images of a run, cut and made as large as training has them.
+    """The first held-out images of a run that can be read, each once, cut and made as large as
+    training has them.
 
     Args:
       samples: of the run. count: of the images.
@@ -34,23 +36,29 @@ class HeldOutImages:
     def __init__(self, samples: Samples, count: int):
         self.split = Split(count, min(count, _SHARD_SIZE))
         self._samples, self._lock = samples, threading.Lock()
-        self._stream, self._shard, self._images = None, -1, np.zeros(0)
+        self._stream: Any = None
+        self._shard, self._images = -1, np.zeros(0)
+        self._found = 0  # images of the stream so far
 
     def read(self, index: int) -> np.ndarray:
-        """uint8 (H, W, C); those of earlier shards are read anew."""
+        """uint8 (H, W, C); those of earlier shards are read anew.
+
+        Raises:
+          UserError: fewer images can be read.
+        """
         shard = index // self.split.size
         with self._lock:
             if self._stream is None or shard < self._shard:
-                self._stream, self._shard = self._opened(), -1
+                self._stream, self._shard, self._found = self._opened(), -1, 0
             while self._shard < shard:
-                self._images, self._shard = next(self._stream)["image"], self._shard + 1
+                self._images, self._shard = self._next(), self._shard + 1
             return self._images[index % self.split.size]
 
     def key(self, shard: int) -> str:
         """Changes with the data of the recipe, the files that hold them, and how many are held out
         here.
         """
-        told = {**self.about(), "records": self._stamp, "shard": shard}
+        told = {**self.about(), **self._records, "shard": shard}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def about(self) -> dict[str, Any]:
@@ -64,11 +72,30 @@ class HeldOutImages:
         return {}
 
     @functools.cached_property
-    def _stamp(self):
-        return stamp(source_of(self._samples.data))
+    def _records(self):
+        """What tells the records that are read; of images with one caption as in earlier versions,
+        whose features stay.
+        """
+        once = {"distinct": True} if self._samples.have_copies(self.split.count) else {}
+        return {"records": stamp(source_of(self._samples.data)), **once}
 
     def _opened(self):
-        return self._samples.batches(self.split.count, self.split.size, ("image",))
+        count, size = self.split.count, self.split.size
+        return self._samples.batches(count, size, ("image",), distinct=True)
+
+    def _next(self):
+        """The images of the next shard."""
+        rows, found = self.split.rows(self._shard + 1), next(self._stream, None)
+        images = np.zeros(0) if found is None else found["image"]
+        self._found += len(images)
+        if len(images) < len(rows):
+            source, bad = self._samples.data.source, "; ".join(self._stream.bad.names)
+            raise UserError(
+                f"evaluation.metrics compares with {self.split.count:,} held-out images, and "
+                f"{self._found:,} of {source!r} can be read ({bad}); repair the others, ask for "
+                "fewer, or give a larger data.heldout or evaluation.reference."
+            )
+        return images
 
 
 class Leading:

@@ -28,6 +28,7 @@ from t2i_jax.runs.scoring.networks import build as build_network
 from t2i_jax.runs.scoring.reference import Reference, StatisticsReference, open_reference
 from t2i_jax.runs.scoring.score import check_vocabulary
 from t2i_jax.runs.scoring.sources import size_of_run
+from t2i_jax.words import counted
 
 _TRIED = 8  # captions that a judge is tried on
 _SLACK = 1.5  # of a number of records that was estimated
@@ -103,7 +104,7 @@ class Wanted:
         """Refuses more images than are held out, where these are the real ones."""
         for one in self.metrics:
             if one.compares and self.reference is None:
-                most = samples.available(self.count_of(one))
+                most = samples.available(self.count_of(one), distinct=True)
                 if most < self.count_of(one):
                     raise _too_many(self.recipe, one, self.count_of(one), most)
 
@@ -183,19 +184,20 @@ def _check_held_out(recipe, wanted, samples):
             f"evaluation.metrics has {first.name!r}, a distance from held-out images, and "
             f"{samples.none}; give {remedy}, or evaluation.reference."
         )
-    source = source_of(samples.data)
-    division = division_of(samples.data, source)
-    most = len(source) if division is None else division.count
+    compared = [one for one in wanted.metrics if one.compares]
+    division = division_of(samples.data, source_of(samples.data))
     if division is not None and division.looked_at < division.records:
-        most = round(most * _SLACK)
-    for one in wanted.metrics:
-        if one.compares and wanted.count_of(one) > most:
+        most = round(division.count * _SLACK)
+    else:
+        most = samples.available(max(map(wanted.count_of, compared)), distinct=True)
+    for one in compared:
+        if wanted.count_of(one) > most:
             raise _too_many(recipe, one, wanted.count_of(one), most)
 
 
 def _too_many(recipe, one, count, most):
+    there = f"{counted(most, 'image')} of {recipe.data.source!r}"
     return UserError(
-        f"evaluation.metrics has {one.name!r}, of {count:,} images, and {most:,} of "
-        f"{recipe.data.source!r} are held out; give {one.metric}_{most} at most, a larger "
-        "data.heldout, or evaluation.reference."
+        f"evaluation.metrics has {one.name!r}, of {count:,} images, and {there} are held out; "
+        f"give {one.metric}_{most} at most, a larger data.heldout, or evaluation.reference."
     )
