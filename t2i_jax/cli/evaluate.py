@@ -71,6 +71,7 @@ def measure(
     images: Annotated[str | None, Shown("DIR")] = None,
     captions: Annotated[str | None, Shown("FILE")] = None,
     split: Annotated[str | None, Shown("SPLIT", default="heldout")] = None,
+    grid: Annotated[Count | None, Shown("N", default="1")] = None,
     metrics: Annotated[str | None, Shown("NAME,NAME")] = None,
     reference: Annotated[str | None, Shown("DIR|FILE.npz")] = None,
     reference_mode: Annotated[str | None, Shown("MODE")] = None,
@@ -109,6 +110,7 @@ def measure(
             each line in the order of the names, 9 before 10; or a set as of --prompts, by the names
             that its scorer reads. By default those that lie beside the images.
         split: Of --images that have splits, as hf:NAME.
+        grid: Images that each file of --images holds: 4 in two rows, as DPG-Bench has them, or 1.
         metrics: Some of fid, fid_infinity, kid, is, pr (precision, recall), dc (density, coverage),
             clip, clip_hessel, clip_torchmetrics, clip_gigagan, clip_fid, cmmd, fdd, pickscore,
             hpsv2, judge:shapes, judge:digits, judge:compositions.
@@ -163,7 +165,7 @@ def measure(
     }  # fmt: skip
     with processes.joined():
         if images is not None:
-            _measure_images(images, captions, split, settings, out)
+            _measure_images(images, captions, split, grid, settings, out)
         else:
             count = count or (chosen and chosen.count)
             _measure_run(run, overrides, step, prompts, count, seed or 0, guidance, settings, out)
@@ -197,6 +199,8 @@ def _check_given(run, prompts, images, captions, metrics, **others):
         raise UserError(
             f"split={others['split']!r} is for --images; leave it out, or give --reference-split."
         )
+    if others["grid"] is not None and images is None:
+        raise UserError(f"grid={others['grid']} is for --images; leave it out.")
     if images is not None and metrics is None:
         raise UserError("metrics are missing; give for example --metrics fid,kid.")
     if prompts is None:
@@ -237,7 +241,7 @@ def _check_overrides(overrides, read):
             )
 
 
-def _measure_images(images, captions, split, settings, out):
+def _measure_images(images, captions, split, grid, settings, out):
     from t2i_jax.eval import prompts as sets
     from t2i_jax.runs.scoring.job import Job, evaluate_source
     from t2i_jax.runs.scoring.sources import source_spec
@@ -252,7 +256,8 @@ def _measure_images(images, captions, split, settings, out):
         )
     job = Job(out=paths.folder("out", out or place.with_name(f"{place.name}-eval")), **settings)
     chosen = None if captions is None else sets.read(captions)
-    found = evaluate_source(job, spec, chosen, progress=measuring.progress("features"), split=split)
+    progress = measuring.progress("features")
+    found = evaluate_source(job, spec, chosen, progress=progress, split=split, grid=grid)
     measuring.print_results(found, job.out)
 
 

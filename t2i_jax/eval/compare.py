@@ -132,6 +132,7 @@ def compare(
         if pairs[0] is not None and pairs[1] is not None:
             require_same(name, _measured(left, False), _measured(right, False))
             _check_ids(name, a, b)
+            _check_grids(name, *pairs, a, b)
             _check_marks(name, pairs[0], *marks)
             found.append(_paired(name, *pairs, level))
         else:
@@ -176,6 +177,17 @@ def _check_ids(name, a, b):
     files = [(one.get("prompts") or {}).get("file_sha256") for one in (a, b)]
     if None not in files and files[0] != files[1]:
         require_same(name, _prompts(a), _prompts(b))
+
+
+def _check_grids(name, left, right, a, b):
+    """Refuses to pair the images of grids with files of one prompt each that may be whole grids."""
+    told = []
+    for one, values in ((a, left), (b, right)):
+        images = one.get("images") or {}
+        is_open = "path" in images and not any(number for _, number in values)
+        told.append(images.get("grid", None if is_open else 1))
+    if None in told and any(grid not in (None, 1) for grid in told):
+        require_same(name, *({"images.grid": grid} for grid in told))
 
 
 def _check_marks(name, values, left, right):

@@ -22,6 +22,9 @@ from t2i_jax.eval.prompts import PromptSet
 from t2i_jax.pixels import png_bytes
 from t2i_jax.words import counted
 
+GRIDS = (1, 4)
+"""How many images a file may hold."""
+
 _LONGEST_NAME = 255  # bytes
 
 
@@ -185,6 +188,13 @@ def grid_of(images_NHWC: np.ndarray) -> np.ndarray:
     count, height, width, channels = images_NHWC.shape
     rows = images_NHWC.reshape(2, count // 2, height, width, channels).swapaxes(1, 2)
     return rows.reshape(2 * height, count // 2 * width, channels)
+
+
+def cells_of(grid_HWC: np.ndarray, count: int) -> np.ndarray:
+    """The `count` images, 4, of which `grid_of` makes a grid with even sides, (N, H, W, C)."""
+    height, width, channels = grid_HWC.shape
+    rows = grid_HWC.reshape(2, height // 2, count // 2, 2 * width // count, channels).swapaxes(1, 2)
+    return rows.reshape(count, height // 2, 2 * width // count, channels)
 
 
 def _apart(layout, name):

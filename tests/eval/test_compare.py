@@ -57,6 +57,21 @@ def test_chance_is_real_as_seldom_as_promised():
     assert 0.01 <= np.mean(real) <= 0.11
 
 
+def test_images_of_grids_are_not_paired_with_files_that_may_be_grids():
+    values = np.random.default_rng(0).random(40)
+    one_each = {"clip_score": {(f"prompt {i}", 0): v for i, v in enumerate(values)}}
+    several = of_images(values)
+    of_run, whole = {"kind": "generated"}, {"kind": "folder", "path": "x"}
+    in_grids = {**scored(values), "images": {**whole, "grid": 4}}
+    for images, found in (
+        (of_run, one_each), (whole, several), ({**whole, "grid": 1}, one_each),
+        ({**whole, "grid": 4}, several),
+    ):  # fmt: skip
+        compare(in_grids, {**scored(values), "images": images}, several, found)
+    with pytest.raises(UserError, match="images.grid=4 in the first and None in the second"):
+        compare(in_grids, {**scored(values), "images": whole}, several, one_each)
+
+
 def test_only_shared_images_count():
     a = of_images(np.zeros(40))
     b = of_images(np.ones(30))

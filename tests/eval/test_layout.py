@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from t2i_jax.errors import UserError
-from t2i_jax.eval.layout import grid_of, missing, write
+from t2i_jax.eval.layout import cells_of, grid_of, missing, write
 from t2i_jax.eval.prompts import PromptSet, read
 
 
@@ -91,6 +91,7 @@ def test_a_call_that_was_stopped_goes_on(tmp_path):
 def test_grid_of_four():
     images = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3, 3), np.uint8)
     assert grid_of(images)[::2, ::3, 0].tolist() == [[0, 1], [2, 3]]
+    np.testing.assert_array_equal(cells_of(grid_of(images), 4), images)
 
 
 def test_what_a_scorer_could_not_read_is_refused(tmp_path):

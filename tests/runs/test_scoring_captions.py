@@ -225,6 +225,33 @@ def test_an_image_that_a_table_names_in_several_rows_is_one_image(folders, measu
     assert "metrics=clip takes an image of" in said and "has 180 further rows of images" in said
 
 
+def test_images_in_grids_have_the_values_of_the_same_images_in_files(tmp_path):
+    known = _benchmark(tmp_path, "dpg")
+    made = np.random.default_rng(0).integers(0, 256, (3, 4, 8, 8, 3), np.uint8)
+    grids = layout.write(tmp_path / "grids", known, lambda place: made[place])
+    (tmp_path / "singles").mkdir()
+    for i, image in enumerate(made.reshape(12, 8, 8, 3)):
+        Image.fromarray(image).save(tmp_path / "singles" / f"image-{i:02d}.png")
+    common = ("evaluate", "--captions", f"dpg:{known.source}", "--metrics", "clip", "--images")
+    of_grids, of_singles = (*common, tmp_path / "grids"), (*common, tmp_path / "singles")
+    said = refused(*of_grids, "--out", tmp_path / "a")
+    assert "may be grids of 4 images" in said and "give --grid 4 or --grid 1" in said
+    assert "grid=3 is no grid" in refused(*of_grids, "--out", tmp_path / "a", "--grid", 3)
+    inside(*of_grids, "--out", tmp_path / "a", "--grid", 4)
+    inside(*of_singles, "--out", tmp_path / "b")
+    results = scoring_toys.metrics_in(tmp_path / "a")[1]
+    assert results["images"]["grid"] == 4 and results["images"]["count"] == 12
+    values = [json.loads((tmp_path / name / "values.json").read_text()) for name in "ab"]
+    in_grids, alone = (sorted(one["clip_score_clip_toy"]) for one in values)
+    assert in_grids == alone and len(alone) == 12
+    said = refused(*of_grids, "--out", tmp_path / "a", "--grid", 1)
+    assert "another plan (images.count: 12 -> 3; images.grid: 4 -> 1)" in said
+    Image.new("RGB", (8, 9)).save(grids[0])
+    inside(*of_grids, "--out", tmp_path / "odd", "--grid", 4)
+    [about] = scoring_toys.metrics_in(tmp_path / "odd")[1]["generated"].values()
+    assert about["count"] == 8 and about["left_out"] == {"grid of odd sides": 4}
+
+
 def test_captions_that_a_network_cuts_are_told_once_and_counted(tmp_path):
     made = write_images(tmp_path / "made", 5)
     for row, length in enumerate((60, 90, 65, 78, 77)):

@@ -387,6 +387,7 @@ def test_options_that_would_do_nothing_are_refused(run, tmp_path):
         ((*of_images, "--reference-split", "test"), "is nothing without --reference"),
         ((*of_images, "--split", "test"), "which has no splits"),
         ((run / "run", "--split", "test"), "split='test' is for --images"),
+        ((run / "run", "--grid", 4), "grid=4 is for --images"),
         (("reference", run / "real", "--split", "test", "--out", tmp_path / "x.npz"),
          "which has no splits"),
         (("tokenizer", run / "run", *real, "--split", "test", *out), "which has no splits"),

@@ -143,22 +143,24 @@ def evaluate_source(
     build: Build = networks.build,
     progress: Callable[[Any], Any] = iter,
     split: str | None = None,
+    grid: int | None = None,
 ) -> Mapping[str, Any]:
     """Measures images that are there already; every process calls it.
 
     Args:
-      spec: of the images, "folder:DIR" and so on. captions, split: see `subjects.of_source`.
+      spec: of the images, "folder:DIR" and so on.
+      captions, split, grid: see `subjects.of_source`.
 
     Returns:
       The results; {} in a process that is not the first.
     """
-    is_drawn = job.reference in EMBEDDED
-    measures, reference = job.opened(build, subjects.size_of(spec, split) if is_drawn else None)
+    size = subjects.size_of(spec, split, grid) if job.reference in EMBEDDED else None
+    measures, reference = job.opened(build, size)
     with lock.held(job.out, "out"):
         by_caption = [metric_of(name).needs_captions for name in job.metrics]
         each_row = captions is None and any(by_caption)
         with _told_once():
-            images = subjects.of_source(spec, captions, job.shard_size, split, each_row)
+            images = subjects.of_source(spec, captions, job.shard_size, split, each_row, grid)
         if not all(by_caption):
             _check_one_row(spec, images.files, job.metrics, by_caption)
         count = images.files.split.count

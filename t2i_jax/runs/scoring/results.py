@@ -60,7 +60,7 @@ def _are_results(found):
     """Whether all that two results are compared by has its form."""
     if not isinstance(found, dict) or not isinstance(found.get("metrics"), list):
         return False
-    about = (found.get(name) for name in ("protocol", "prompts"))
+    about = (found.get(name) for name in ("protocol", "prompts", "images"))
     return all(map(_is_metric, found["metrics"])) and all(map(_is_object_or_none, about))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from t2i_jax import paths
 from t2i_jax.data.caption import clean_caption
 from t2i_jax.data.folder import NO_IMAGES, in_place_of
+from t2i_jax.data.image_file import LEAST_SIDE
 from t2i_jax.data.source import (
     EMBEDDED,
     KINDS,
@@ -26,7 +27,7 @@ from t2i_jax.data.source import (
     open_source,
 )
 from t2i_jax.errors import UserError
-from t2i_jax.eval import sample_folder
+from t2i_jax.eval import layout, sample_folder
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.runs.scoring.split import SHARD_SIZE, Split
 from t2i_jax.systems.generation import tell
@@ -179,6 +180,69 @@ def _records(source, sampled, each_row):
 def _is_sheet(name, sampled):
     folder, name = os.path.split(name)
     return name == sample_folder.SHEET and folder in sampled
+
+
+class GridImages:
+    """The images of files that hold several each, in a grid of two rows as DPG-Bench has them.
+
+    Args:
+      files: the grids. each: images of a grid, 4.
+    """
+
+    def __init__(self, files: SourceImages, each: int):
+        self._files, self._each = files, each
+        self.split = Split(files.split.count * each, files.split.size)
+
+    def read(self, index: int) -> np.ndarray:
+        """uint8 (H, W, 3) of any size; or `BadSample`."""
+        place, number = divmod(index, self._each)
+        grid_HWC = self._files.read(place)
+        sides, name = grid_HWC.shape[:2], self._files.name(place) or f"record {place}"
+        if any(side % 2 for side in sides):
+            raise BadSample("grid of odd sides", name)
+        if min(sides) < 2 * LEAST_SIDE:
+            raise BadSample("too small", name)
+        return layout.cells_of(grid_HWC, self._each)[number]
+
+    def name(self, index: int) -> str | None:
+        """The name of the file of an image; None where it has none."""
+        return self._files.name(index // self._each)
+
+    @property
+    def further_rows(self) -> int:
+        """How many of them are of an image that another one is of."""
+        return self._files.further_rows * self._each
+
+    def captions(self) -> list[str]:
+        """That of its file for each image.
+
+        Raises:
+          UserError: one is missing.
+        """
+        return [caption for caption in self._files.captions() for _ in range(self._each)]
+
+    def key(self, shard: int) -> str:
+        """That of the files, with the images of each."""
+        return f"{self._files.key(shard)} grid {self._each}"
+
+    def about(self) -> dict[str, Any]:
+        """What results say of the files."""
+        return self._files.about()
+
+    def passed_over(self) -> dict[str, dict[str, int]]:
+        """As of the files."""
+        return self._files.passed_over()
+
+
+def in_grids(files: SourceImages, grid: int | None) -> SourceImages | GridImages:
+    """The images of files that hold `grid` of them each; None: one.
+
+    Raises:
+      UserError: no grid that is known.
+    """
+    if grid is not None and grid not in layout.GRIDS:
+        raise UserError(f"grid={grid} is no grid that is known; give 4 for two rows of two, or 1.")
+    return files if grid in (None, 1) else GridImages(files, grid)
 
 
 class ArrayImages:

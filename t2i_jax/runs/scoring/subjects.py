@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from t2i_jax import paths
 from t2i_jax.config import to_dict
 from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
@@ -17,7 +18,7 @@ from t2i_jax.runs.recipe import Recipe, recipe_to_dict
 from t2i_jax.runs.scoring import generate, pairing, plan
 from t2i_jax.runs.scoring.score import Images, digest
 from t2i_jax.runs.scoring.shards import ImageShards
-from t2i_jax.runs.scoring.sources import SourceImages, split_of
+from t2i_jax.runs.scoring.sources import SourceImages, in_grids, split_of
 from t2i_jax.runs.scoring.split import Share, Split
 from t2i_jax.systems.base import System
 from t2i_jax.train.stored import last_step
@@ -93,6 +94,7 @@ def of_source(
     shard_size: int,
     split: str | None = None,
     each_row: bool = False,
+    grid: int | None = None,
 ) -> Images:
     """Images that are there already.
 
@@ -101,32 +103,36 @@ def of_source(
         line, of a benchmark's set by its names or in its order, see `pairing.paired`. None: those
         beside the images, where there are such.
       split: of a source with splits; None: "heldout". each_row: see `SourceImages`.
+      grid: images that each file holds; None: one, where nothing says that it may be a grid.
 
     Raises:
-      UserError: fewer than 2 images, captions that do not fit them, or a split of what has none.
+      UserError: fewer than 2 images, captions that do not fit them, a split of what has none, or
+        files of which nothing tells whether they are grids.
     """
     part = split_of(spec, split, "split")
     files = SourceImages(spec, "images", split=part, shard_size=shard_size, each_row=each_row)
-    count, no_captions, marks = files.split.count, "", []
+    images, no_captions, marks = in_grids(files, grid), "", []
+    count = images.split.count
     if captions is None:
-        texts, no_captions = _own_captions(files)
-        keys, categories, prompts = _keys(files), [""] * count, None
+        texts, no_captions = _own_captions(images)
+        keys, categories, prompts = _keys(images), [""] * count, None
         marks = [digest(text.encode()) for text in texts or ()]
     else:
         captions = pairing.unnumbered(captions)
-        chosen, rule = pairing.paired(files, captions, spec)
+        chosen, rule = _paired(spec, files, captions, grid)
         texts = [prompt.text for prompt, _ in chosen]
         keys = [(prompt.id, number) for prompt, number in chosen]
         categories = [prompt.category for prompt, _ in chosen]
         prompts = {**captions.about(), **({"paired": rule} if rule else {})}
+    told = {} if grid is None else {"grid": grid}
     about = {
         "prompts": prompts,
         "run": None,
         "sampling": None,
-        "images": {**files.about(), "count": count, **files.passed_over()},
+        "images": {**images.about(), **told, "count": count, **images.passed_over()},
     }
     return Images(
-        files,
+        images,
         lambda: about,
         texts,
         keys,
@@ -136,19 +142,36 @@ def of_source(
     )
 
 
-def size_of(spec: str, split: str | None = None) -> int | None:
+def size_of(spec: str, split: str | None = None, grid: int | None = None) -> int | None:
     """The shorter side in pixels of the first image that can be read; None without one.
 
     Args:
-      split: see `of_source`.
+      split, grid: see `of_source`.
     """
     files = SourceImages(spec, "images", split=split_of(spec, split, "split"))
-    for row in range(files.split.count):
+    images = in_grids(files, grid)
+    for row in range(images.split.count):
         try:
-            return min(files.read(row).shape[:2])
+            return min(images.read(row).shape[:2])
         except BadSample:
             continue
     return None
+
+
+def _paired(spec, files, captions, grid):
+    """The captions of images, as of their files; files that may be grids, as a benchmark has them
+    with a file for each prompt, are refused where nothing tells whether they are.
+    """
+    of_files, rule = pairing.paired(files, captions, spec)
+    known = layout.LAYOUTS.get(captions.kind)
+    each = 1 if known is None else known.images_per_file
+    if grid is None and each > 1 and len(of_files) == len(captions):
+        raise UserError(
+            f"images={paths.shown(spec)} may be grids of {each} images, as the scorer of "
+            f"{captions.kind} reads them, or single images; give --grid {each} or --grid 1."
+        )
+    each = grid or 1
+    return [(prompt, n * each + i) for prompt, n in of_files for i in range(each)], rule
 
 
 def _own_captions(files) -> tuple[Sequence[str] | None, str]:
