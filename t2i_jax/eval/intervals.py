@@ -9,7 +9,7 @@ a plain bootstrap repeats images and is biased upwards there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,21 +118,6 @@ def wilson(
     by = "" if groups is None else ", effective number of images by prompts"
     low, high = max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
     return Interval(float(low), float(high), f"Wilson's score{by}", stderr, level)
-
-
-def mean_of_tasks(tasks: Mapping[str, Interval], values: Mapping[str, float]) -> Interval:
-    """The interval of the mean of several tasks' shares, as GenEval's overall score: their standard
-    errors joined, as tasks have prompts of their own.
-
-    Args:
-      tasks: interval of each task. values: share of each task.
-    """
-    level = next(iter(tasks.values())).level
-    mean = float(np.mean([values[name] for name in tasks]))
-    stderr = float(np.sqrt(sum(one.stderr**2 for one in tasks.values()))) / len(tasks)
-    reach = normal_quantile(level) * stderr
-    method = "normal, standard errors of tasks joined"
-    return Interval(max(0.0, mean - reach), min(1.0, mean + reach), method, stderr, level)
 
 
 def kid_jackknife(

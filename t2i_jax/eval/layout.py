@@ -1,7 +1,7 @@
 """Folders of images as the scorers of GenEval, DPG-Bench and T2I-CompBench read them.
 
-The scorers pass over what they can't read, or what is not there, and score the rest; `missing`
-tells what that would be.
+The scorers pass over what they can't read, or what is not there, and score the rest: `write` leaves
+out no file.
 """
 
 from __future__ import annotations
@@ -151,11 +151,6 @@ def check(folder: pathlib.Path, prompts: PromptSet) -> None:
             if home.exists() and not home.is_dir():
                 raise UserError(_in_place(home, "folder"))
             checked.add(home)
-
-
-def missing(folder: pathlib.Path, prompts: PromptSet) -> list[str]:
-    """The files of the layout that are not in a folder, below it, in order."""
-    return [name for name in _wanted(prompts) if not (folder / name).is_file()]
 
 
 def pairs(names: Sequence[str], prompts: PromptSet, named: str) -> list[tuple[int, int]] | None:

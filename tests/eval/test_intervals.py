@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from t2i_jax.errors import UserError
-from t2i_jax.eval.intervals import Interval, bootstrap, halves, kid_jackknife, mean_of_tasks, wilson
+from t2i_jax.eval.intervals import Interval, bootstrap, halves, kid_jackknife, wilson
 
 
 def holds(intervals, truth):
@@ -50,12 +50,6 @@ def test_wilson_by_prompts():
     apart = rng.random(4000) < 0.3
     one, other = wilson(apart, np.repeat(np.arange(1000), 4)), wilson(apart)
     assert one.stderr == pytest.approx(other.stderr, rel=0.1)
-
-
-def test_the_mean_of_tasks():
-    tasks = {name: Interval(0, 1, "", stderr) for name, stderr in (("a", 0.03), ("b", 0.04))}
-    one = mean_of_tasks(tasks, {"a": 0.2, "b": 0.4})
-    assert one.stderr == pytest.approx(0.025) and (one.low + one.high) / 2 == pytest.approx(0.3)
 
 
 def features(count, shift, seed, width=6):

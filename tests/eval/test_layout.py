@@ -1,6 +1,4 @@
-"""Folders for other scorers: the names that their readers take apart, grids, going on, what is
-missing.
-"""
+"""Folders for other scorers: the names that their readers take apart, grids, going on."""
 
 import json
 
@@ -9,7 +7,7 @@ import pytest
 from PIL import Image
 
 from t2i_jax.errors import UserError
-from t2i_jax.eval.layout import cells_of, grid_of, missing, write
+from t2i_jax.eval.layout import cells_of, check, grid_of, write
 from t2i_jax.eval.prompts import PromptSet, read
 
 
@@ -33,9 +31,7 @@ def geneval(folder):
 def test_geneval(tmp_path):
     prompts, rows = geneval(tmp_path)
     out = tmp_path / "out"
-    assert len(missing(out, prompts)) == 10
-    write(out, prompts, images_of(prompts))
-    assert missing(out, prompts) == []
+    assert len(write(out, prompts, images_of(prompts))) == 10
     # as GenEval's reader goes through the folder
     for place, row in enumerate(rows):
         home = out / f"{place:05d}"
@@ -85,7 +81,8 @@ def test_a_call_that_was_stopped_goes_on(tmp_path):
     (out / "00000/samples/0002.png").unlink()
     written = write(out, prompts, lambda place: asked.append(place) or make(place))
     assert asked == [0, 1] and len(written) == 1 + 4
-    assert write(out, prompts, stopping) == [] and missing(out, prompts) == []
+    assert write(out, prompts, stopping) == []
+    assert len([path for path in out.rglob("*") if path.is_file()]) == 10
 
 
 def test_grid_of_four():
@@ -101,7 +98,7 @@ def test_what_a_scorer_could_not_read_is_refused(tmp_path):
         write(tmp_path / "out", prompts, images_of(prompts))
     (tmp_path / "color_val.txt").write_text("a" * 250 + "\n")
     with pytest.raises(UserError, match="file name of 261 bytes"):
-        missing(tmp_path / "out", read(f"t2i-compbench:{tmp_path}"))
+        check(tmp_path / "out", read(f"t2i-compbench:{tmp_path}"))
     prompts, _ = geneval(tmp_path)
     with pytest.raises(UserError, match="4 images"):
         write(tmp_path / "out", prompts, lambda place: np.zeros((3, 4, 4, 3), np.uint8))
