@@ -35,6 +35,12 @@ def test_captions_of_a_file_are_found_by_name_or_taken_in_order(folders, measure
     assert [one[0]["clip_score_clip_toy"]["value"] for one in found] == [pytest.approx(whole)] * 2
     parts = found[0][1]["categories"]["clip_score_clip_toy"]
     assert {name: one["count"] for name, one in parts.items()} == {"a": 23, "b": 22}
+    page = (tmp_path / "names" / "report.html").read_text()
+    for name, one in parts.items():
+        span, cells = one["interval"], f"<td>{name}</td><td>{one['value']:.4g}</td>"
+        cells += f"<td>[{span['low']:.4g}, {span['high']:.4g}]</td><td>{one['count']} images</td>"
+        assert "By category" in page and cells in page
+    assert "By category" not in (tmp_path / "order" / "report.html").read_text()
     in_order.write_text("\n".join(texts[:-1]))
     said = refused(
         "evaluate", "--images", made, "--captions", in_order, "--metrics", "clip", "--out",

@@ -118,6 +118,11 @@ def test_adm_reads_what_is_made_for_it_and_we_read_its_images(folders, tmp_path)
         inside(*common, "--reference", tmp_path / f"{name}.npz", "--out", out, *more)
         values.append({name: one["value"] for name, one in scoring_toys.metrics_in(out)[0].items()})
     assert values[0]["kid_tf_inception"] == values[1]["kid_tf_inception"]
+    more = ("--metrics", "fid", "--out", tmp_path / "fid")
+    inside("evaluate", "--images", made, "--mode", "tf", "--reference", npz, *more)
+    assert not (tmp_path / "fid" / "features" / "reference").exists(), "its images are not read"
+    [one] = scoring_toys.metrics_in(tmp_path / "fid")[0].values()
+    assert one["value"] == values[0]["fid_tf_inception"]
     assert values[0]["fid_tf_inception"] == pytest.approx(values[1]["fid_tf_inception"], rel=1e-9)
 
 

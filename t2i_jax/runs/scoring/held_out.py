@@ -110,9 +110,15 @@ class Leading:
         self._gaussians: dict[tuple[str, str], Gaussian] = {}
         self._arrays: dict[tuple[str, str], Rows] = {}
 
-    def prepare(self, extractor: Extractor, layers: tuple[str, ...], compute: Compute) -> None:
+    def prepare(
+        self,
+        extractor: Extractor,
+        layers: tuple[str, ...],
+        compute: Compute,
+        needs_features: bool = True,
+    ) -> None:
         """As the reference's own."""
-        self._reference.prepare(extractor, layers, compute)
+        self._reference.prepare(extractor, layers, compute, needs_features)
 
     def count(self, extractor: str) -> int | None:
         """The number of images."""

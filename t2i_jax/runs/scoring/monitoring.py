@@ -205,8 +205,13 @@ class Measurer:
         if reference is None:
             images = HeldOutImages(samples, max(wanted.count_of(one) for one in compared))
             reference = ImagesReference(images)
-        for name in dict.fromkeys(wanted.extractor(one).name for one in compared):
-            reference.prepare(wanted.extractors[name], wanted.layers(name), compute)
+        needs = dict[str, bool]()  # by extractor whether mean and covariance are not enough
+        for one in compared:
+            name, by_gaussian = wanted.extractor(one).name, metric_of(one.metric).by_gaussian
+            needs[name] = needs.get(name, False) or not by_gaussian
+        for name, needs_features in needs.items():
+            extractor, layers = wanted.extractors[name], wanted.layers(name)
+            reference.prepare(extractor, layers, compute, needs_features)
         processes.gather(None)  # until all of them are written
         count = None if wanted.reference is not None else wanted.count_of
         return {

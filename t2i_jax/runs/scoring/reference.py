@@ -29,8 +29,18 @@ Compute = Callable[[Any, Extractor, tuple[str, ...]], Features]
 class Reference(Protocol):
     """A reference set, as metrics ask for it."""
 
-    def prepare(self, extractor: Extractor, layers: tuple[str, ...], compute: Compute) -> None:
-        """Computes what the other methods give; every process calls it."""
+    def prepare(
+        self,
+        extractor: Extractor,
+        layers: tuple[str, ...],
+        compute: Compute,
+        needs_features: bool = True,
+    ) -> None:
+        """Computes what the other methods give; every process calls it.
+
+        Args:
+          needs_features: whether more is asked for than mean and covariance.
+        """
         ...
 
     def gaussian(self, extractor: str, layer: str) -> Gaussian:
@@ -121,8 +131,15 @@ class ImagesReference:
         """
         sources.check_apart(out, "reference", self._images.about())
 
-    def prepare(self, extractor: Extractor, layers: tuple[str, ...], compute: Compute) -> None:
+    def prepare(
+        self,
+        extractor: Extractor,
+        layers: tuple[str, ...],
+        compute: Compute,
+        needs_features: bool = True,
+    ) -> None:
         """Computes their features."""
+        del needs_features
         self._found[extractor.name] = compute(self._images, extractor, layers)
 
     def gaussian(self, extractor: str, layer: str) -> Gaussian:
@@ -160,11 +177,19 @@ class StatisticsReference:
         self._path, self._mode, self._shard_size = path, mode, shard_size
         self._read, self._found = {}, dict[str, Features]()
 
-    def prepare(self, extractor: Extractor, layers: tuple[str, ...], compute: Compute) -> None:
-        """Reads the file, for this extractor."""
+    def prepare(
+        self,
+        extractor: Extractor,
+        layers: tuple[str, ...],
+        compute: Compute,
+        needs_features: bool = True,
+    ) -> None:
+        """Reads the file, for this extractor; computes features of its images where mean and
+        covariance are not enough or not there.
+        """
         found = read_statistics(self._path, extractor.name, self._mode)
         self._read[extractor.name] = found
-        if found.images_NHWC is not None:
+        if found.images_NHWC is not None and (needs_features or found.gaussian is None):
             images = ArrayImages(found.images_NHWC, found.sha256, self._shard_size)
             self._found[extractor.name] = compute(images, extractor, layers)
 

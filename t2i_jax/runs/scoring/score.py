@@ -84,6 +84,12 @@ class Measures:
         found = (metric_of(name) for name in self.metrics)
         return any(one.needs_reference for one in found if one.network == network)
 
+    def needs_features(self, network: str) -> bool:
+        """Whether a metric of a network needs more of the real images than mean and covariance."""
+        found = [metric_of(name) for name in self.metrics]
+        compared = [one for one in found if one.network == network and one.needs_reference]
+        return not all(one.by_gaussian for one in compared)
+
 
 def digest(data: bytes) -> str:
     """What `Images.marks` hold of a caption or of the pixels of an image."""
@@ -197,7 +203,8 @@ def _features(images, reference, measures, out, shared, share, progress, network
     layers = measures.layers(network)
     if reference is not None and measures.compares(network):
         home = shared / "features" / "reference"
-        reference.prepare(extractor, layers, functools.partial(compute, home))
+        of_home, needs_features = functools.partial(compute, home), measures.needs_features(network)
+        reference.prepare(extractor, layers, of_home, needs_features)
     return compute(out / "features" / "generated", images.files, extractor, layers)
 
 
