@@ -148,7 +148,7 @@ def test_watch_takes_no_training_for_its_own_but_the_one_it_is_given(stand_ins, 
     stand_ins.start("tpu_vm", *_WATCH, status=2)
     with concurrent.futures.ThreadPoolExecutor() as pool:  # the mistake is mended: it starts again
         watching = pool.submit(stand_ins.start, "tpu_vm", *_WATCH)
-        wait_until((stand_ins.folder / "waits-worker-0").exists)
+        wait_until((stand_ins.folder / "waits-worker-0").exists, seconds=60)
         said = stand_ins.start("tpu_vm", *other, status=2).stderr
         assert "another training runs on tpu; " in said
         tpu_vm("stop")
