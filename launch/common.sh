@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What the scripts for TPU VMs, GKE and Slurm share. They read this file; by itself it does nothing.
-# Exit status of them all: 0 done; 1 a step failed, one sentence says which; 2 a mistake in what was given.
+# What the scripts share. They read this file; by itself it does nothing.
+# Exit status of them all: 0 done; 1 a step failed, one sentence says which; 2 a mistake in what was given. What
+# quickstart.sh and test.sh start at last has its own.
 
 dry_run="" # --dry-run: steps print their command and run nothing
 script="launch/$(basename "$0")"
@@ -45,6 +46,20 @@ note() {
 # need TOOL WHERE-FROM: the tool must be on the PATH, unless nothing is run.
 need() {
   [ -n "$dry_run" ] || command -v "$1" >/dev/null || mistake "tool='$1' is not on the PATH; $2."
+}
+
+# environment FOLDER PYTHON: makes the Python environment FOLDER where there is none, and adds pip to one without it: its
+# making was interrupted, or failed.
+environment() {
+  local newer="name Python 3.11 or newer, as PYTHON=python3.11 bash $script"
+  if [ ! -x "$1/bin/python" ]; then
+    command -v "$2" >/dev/null || mistake "PYTHON='$2' is not a program; $newer."
+    "$2" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || mistake "PYTHON='$2' is older than 3.11; $newer."
+    step "making the Python environment $1" "read the message above, then start again" "$2" -m venv "$1"
+  fi
+  "$1/bin/python" -m pip --version >/dev/null 2>&1 ||
+    step "adding pip to the Python environment $1" "delete that folder, then start again" \
+      "$1/bin/python" -m ensurepip --default-pip
 }
 
 # given OPTION VALUE REMEDY: a value that must be there.

@@ -208,7 +208,7 @@ EOF
 
 image() {
   step "image: building $image" "read the message above" \
-    docker build --file "$root/launch/Dockerfile" --build-arg "PLATFORM=$([ -n "$gpu" ] && echo cuda || echo tpu)" \
+    docker build --platform linux/amd64 --file "$root/launch/Dockerfile" --build-arg "PLATFORM=$([ -n "$gpu" ] && echo cuda || echo tpu)" \
     --tag "$image" "$root"
   step "image: pushing $image" "check its name, and 'gcloud auth configure-docker' for its host" docker push "$image"
 }

@@ -5,21 +5,16 @@
 # T2I_PLATFORM=cpu|cuda|tpu picks the JAX build (default cpu), PYTHON the interpreter (3.11 or newer), VENV the folder.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+# shellcheck source=/dev/null
+. "$root/launch/common.sh"
 
 platform="${T2I_PLATFORM:-cpu}"
 case "$platform" in
   cpu | cuda | tpu) ;;
-  *) echo "T2I_PLATFORM=$platform is not known; use cpu, cuda or tpu." >&2; exit 2 ;;
+  *) mistake "T2I_PLATFORM='$platform' is not known; use cpu, cuda or tpu." ;;
 esac
 venv="${VENV:-$root/.venv}"
-python="${PYTHON:-python3}"
-if [ ! -x "$venv/bin/python" ]; then
-  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-    echo "$python is older than Python 3.11; name a newer one: PYTHON=python3.11 bash launch/quickstart.sh" >&2
-    exit 2
-  }
-  "$python" -m venv "$venv"
-fi
+environment "$venv" "${PYTHON:-python3}"
 "$venv/bin/python" -m pip install --quiet --editable "${root}[$platform]"
 # A path is told as the caller can open it, and the run stays in the checkout wherever this is called from.
 [ "$PWD" = "$root" ] || case " $* " in *" --workdir"*) ;; *) set -- --workdir "$root/runs/quickstart" "$@" ;; esac

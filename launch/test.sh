@@ -7,17 +7,12 @@
 set -euo pipefail
 here="$PWD"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=/dev/null
+. launch/common.sh
 
 venv="${VENV:-.venv}"
 case "$venv" in /*) ;; *) [ -z "${VENV:-}" ] || venv="$here/$venv" ;; esac
-python="${PYTHON:-python3}"
-if [ ! -x "$venv/bin/python" ]; then
-  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-    echo "$python is older than Python 3.11; name a newer one: PYTHON=python3.11 bash launch/test.sh" >&2
-    exit 2
-  }
-  "$python" -m venv "$venv"
-fi
+environment "$venv" "${PYTHON:-python3}"
 
 # Installed once per state of the two files that say what is needed.
 stamp="$venv/.t2i_jax_test"

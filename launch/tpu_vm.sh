@@ -100,7 +100,10 @@ on_worker_script() {
   quoted bash t2i/src/launch/tpu_worker.sh "$@"
 }
 
-asks_state="if [ -e t2i/src ]; then $(on_worker_script state); else echo t2i-state=absent; fi"
+# The line that asks a worker for its state; with the arguments of a training, whether that one runs.
+asks_state() {
+  echo "if [ -e t2i/src ]; then $(on_worker_script state "$@"); else echo t2i-state=absent; fi"
+}
 
 create() {
   gcloud_tpus tpu-vm create "$name" --accelerator-type "$accelerator" --version "$runtime"
@@ -133,7 +136,7 @@ install() {
 
 run() {
   on_workers "run: starting the training on $name" "read the worker's sentence above (status shows every worker)" all \
-    "$(on_worker_script start "${words[@]:2}" --workdir "${workdir:-bucket/$name}")"
+    "$(on_worker_script start "${training[@]}")"
 }
 
 logs() {
@@ -171,7 +174,7 @@ status() {
   [ -n "$dry_run" ] || echo "slice $name: node ${node_state:-absent}, request in the queue ${queue_state:-absent}"
   note "where the node is READY:"
   if [ -n "$dry_run" ] || [ "$node_state" = READY ]; then
-    on_workers "status: asking the workers of $name" "try again" all "$asks_state"
+    on_workers "status: asking the workers of $name" "try again" all "$(asks_state)"
   fi
 }
 
@@ -197,6 +200,7 @@ make() {
 # watch looks, does one thing, waits, and looks again.
 watch() {
   local blind=0 troubles=0 failures=0 said="" # how many in a row failed: looks, steps, trainings
+  local known=""                              # an end counts once this watch has started the training or seen it run
   if [ -n "$dry_run" ]; then
     note "where the slice is PREEMPTED, TERMINATED, SUSPENDED or FAILED, delete:"
     delete
@@ -204,7 +208,7 @@ watch() {
     make
     note "where nothing is installed:"
     install
-    on_workers state again all "$asks_state"
+    on_workers state again all "$(asks_state "${training[@]}")"
     note "where no training runs:"
     run
     return
@@ -231,15 +235,20 @@ round() {
 
 training_is_done() {
   local states state bad=""
-  states="$(on_workers "asking the workers of $name" "watch asks again" all "$asks_state" |
+  states="$(on_workers "asking the workers of $name" "watch asks again" all "$(asks_state "${training[@]}")" |
     sed -n 's/^t2i-state=\([^ ]*\).*/\1/p' | sort -u | paste -sd ' ' -)" || states=""
   say "training ${states:-unknown}"
   case " $states " in
     "  ") trouble; return 1 ;;
+    *" other "*) mistake "another training runs on $name; follow it with logs, end it with stop, or use another slice." ;;
+    *" running "*) troubles=0; known=1 ;;
+    *" absent "*) attempt install; return 1 ;;
+  esac
+  [ -n "$known" ] || states=none
+  case " $states " in
     " 0 ") return 0 ;;
     *" 2 "*) mistake "the training on $name ended with 2, a mistake in what was given; its log says which: use logs." ;;
-    *" running "*) troubles=0; return 1 ;;
-    *" absent "*) attempt install; return 1 ;;
+    *" running "*) return 1 ;;
   esac
   for state in $states; do
     case "$state" in 0 | 75 | none) ;; *) bad="$state" ;; esac
@@ -247,14 +256,14 @@ training_is_done() {
   if [ -z "$bad" ]; then failures=0; else failures=$((failures + 1)); fi
   [ "$failures" -le "$max_failures" ] ||
     fail "the training on $name ended with $bad, $failures times in a row; its log says why: use logs."
-  attempt run
+  attempt run && known=1
   return 1
 }
 
-# A step of watch, in a shell of its own: `fail` in it ends that shell alone.
+# A step of watch, in a shell of its own: `fail` in it ends that shell alone. True when it was done.
 attempt() {
   say "$1"
-  ("$@") || trouble
+  ("$@") || { trouble; return 1; }
 }
 
 trouble() {
@@ -271,4 +280,5 @@ read_arguments "spot no-follow queued" "zone project accelerator runtime service
 interval max-failures" "$@"
 subcommand="${words[0]:-}" name="${words[1]:-}" config="${words[2]:-}"
 check_arguments
+training=("${words[@]:2}" --workdir "${workdir:-bucket/$name}") # the arguments of t2i train
 "$subcommand"

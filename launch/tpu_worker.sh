@@ -2,7 +2,8 @@
 # The half of tpu_vm.sh that runs on each worker: `tpu_vm.sh install` copies it there, the other subcommands call it.
 #   install BUCKET        takes ~/t2i/new as ~/t2i/src, makes ~/t2i/venv, mounts the bucket as ~/t2i/bucket
 #   start ARGUMENTS       t2i train ARGUMENTS in ~/t2i/src, in a session of its own; refused where one runs
-#   state                 prints t2i-state=absent (not installed), none (not started), running, or the exit status
+#   state [ARGUMENTS]     prints t2i-state=absent (not installed), none (not started), running, or the exit status; with
+#                         ARGUMENTS other, where a training with other ones runs
 #   stop                  SIGTERM to the training, which saves and ends with 75
 #   log follow|last       ~/t2i/log
 set -euo pipefail
@@ -19,6 +20,7 @@ runs() {
 
 install() {
   if runs; then fail "install: a training runs here; stop it first."; fi
+  [ "$1" = "$(cat "$home/bucket_name" 2>/dev/null)" ] || unmount_bucket
   rm -rf "$home/installed" "$home/src"
   mv "$home/new" "$home/src"
   ln -sfn ../bucket "$home/src/bucket"
@@ -51,6 +53,12 @@ mount_bucket() {
     --metadata-cache-negative-ttl-secs 0 "$(cat "$home/bucket_name")" "$home/bucket"
 }
 
+unmount_bucket() {
+  mountpoint -q "$home/bucket" || return 0
+  step "install: unmounting the bucket $(cat "$home/bucket_name")" "end what uses $home/bucket on this worker" \
+    fusermount -u "$home/bucket"
+}
+
 # The image's own Python may be older than 3.11; uv brings one. The checkout is installed in place.
 make_environment() {
   local uv="$HOME/.local/bin/uv"
@@ -68,6 +76,7 @@ start() {
   exec 9>"$home/lock"
   flock -n 9 || fail "run: a training runs here already; follow it with logs, or end it with stop."
   rm -f "$home/status" "$home/pid"
+  quoted "$@" >"$home/arguments"
   cd "$home/src"
   setsid nohup bash "$home/src/launch/tpu_worker.sh" supervise "$@" >>"$home/log" 2>&1 </dev/null &
   echo "the training starts on $(hostname)"
@@ -91,6 +100,7 @@ state() {
     state=absent
   elif runs; then
     state=running
+    [ $# = 0 ] || [ "$(quoted "$@")" = "$(cat "$home/arguments")" ] || state=other
   elif [ -e "$home/status" ]; then
     state="$(cat "$home/status")"
   fi

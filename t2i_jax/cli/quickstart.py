@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import shlex
+import shutil
+import sys
 
 
 def quickstart(workdir: pathlib.Path = pathlib.Path("runs/quickstart")) -> None:
@@ -21,7 +25,12 @@ def quickstart(workdir: pathlib.Path = pathlib.Path("runs/quickstart")) -> None:
     metrics = home.finished(workdir) or home.run(workdir)
     for name, value in metrics.items():
         print(f"{name}: {value:.4g}")
-    print(
-        f'done: open {workdir / "report.html"}, or run  t2i sample {workdir} "a red circle above a '
-        'blue square"'
-    )
+    sample = shlex.join([_program(), "sample", str(workdir), "a red circle above a blue square"])
+    print(f"done: open {workdir / 'report.html'}, or run  {sample}")
+
+
+def _program():
+    """This program as a shell finds it: `t2i`, or its path where the PATH has none or another."""
+    started, found = sys.argv[0], shutil.which("t2i") or ""
+    is_found = os.path.realpath(found) == os.path.realpath(started)
+    return "t2i" if is_found or pathlib.Path(started).stem != "t2i" else started

@@ -8,6 +8,7 @@ as such. Of several processes that train together, process 0 holds it for all.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -29,6 +30,7 @@ from t2i_jax.terminal import say
 FILE = "lock"
 _BEAT = 5.0  # seconds after which a holder counts on
 _SILENCE = 30.0  # seconds without that after which a holder of another machine is taken for dead
+_NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # of a file system that has none
 _held: set[tuple[int, int, str]] = set()  # process, thread, folder
 
 
@@ -147,7 +149,7 @@ class _Lock:
         except OSError as error:
             raise self._refusal(error) from None
         try:
-            os.pwrite(handle, self._said(0), 0)
+            self._say(handle, 0)
         except OSError as error:
             os.close(handle)
             self._path.unlink(missing_ok=True)
@@ -160,16 +162,24 @@ class _Lock:
             f"({error.strerror}); free space, or name another folder."
         )
 
-    def _said(self, beat):
+    def _say(self, handle, beat):
+        """Writes this process and its beat; other machines see a file of a bucket that is open
+        only as of its last fsync.
+        """
         me = {**_me(), "token": self._token, "beat": f"{beat:012}"}
-        return json.dumps(me, indent=1).encode() + b"\n"
+        os.pwrite(handle, json.dumps(me, indent=1).encode() + b"\n", 0)
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            if error.errno not in _NO_FSYNC:
+                raise
 
     def _count(self):
         beat = 0
         while not self._over.wait(_BEAT):
             beat += 1
             with contextlib.suppress(OSError):
-                os.pwrite(self._handle, self._said(beat), 0)
+                self._say(self._handle, beat)
         os.close(self._handle)
 
     def _clear(self, holder):

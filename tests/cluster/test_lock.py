@@ -77,7 +77,7 @@ def test_another_thread_is_another_holder_and_an_error_gives_the_folder_free(tmp
 
 
 @pytest.mark.parametrize("holds", [lock.held, lambda out: lock.writing("out", out)])
-@pytest.mark.parametrize("full", [False, True], ids=["refused within", "full disk"])
+@pytest.mark.parametrize("full", [None, "pwrite", "fsync"])
 def test_of_folders_that_were_made_for_nothing_none_is_left(tmp_path, monkeypatch, holds, full):
     def refused(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -86,7 +86,7 @@ def test_of_folders_that_were_made_for_nothing_none_is_left(tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     if full:
-        monkeypatch.setattr(lock.os, "pwrite", refused)
+        monkeypatch.setattr(lock.os, full, refused)
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError), holds(tmp_path / "there" / "a" / "b" / "c"):
         raise UserError("what is given does not fit")
@@ -100,6 +100,27 @@ def test_of_folders_that_were_made_for_nothing_none_is_left(tmp_path, monkeypatc
     with holds(tmp_path / "there" / "a" / "b"):
         (tmp_path / "there" / "a" / "kept").touch()
     assert {path.name for path in tmp_path.rglob("*")} == {"there", "a", "kept"}
+
+
+@pytest.mark.parametrize("possible", [True, False], ids=["fsync", "no fsync"])
+def test_every_beat_is_flushed_as_a_bucket_shows_an_open_file_only_then(
+    tmp_path, monkeypatch, possible
+):
+    seen = []
+
+    def fsync(handle):
+        seen.append(json.loads(os.pread(handle, 10_000, 0)))
+        if not possible:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(lock.os, "fsync", fsync)
+    monkeypatch.setattr(lock, "_BEAT", 0.01)
+    with lock.held(tmp_path):
+        end = time.monotonic() + 10
+        while len(seen) < 3 and time.monotonic() < end:
+            time.sleep(0.01)
+    assert [int(said["beat"]) for said in seen[:3]] == [0, 1, 2]
+    assert {said["pid"] for said in seen} == {os.getpid()}
 
 
 def _left(workdir, **changed):

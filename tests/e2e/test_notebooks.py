@@ -2,12 +2,15 @@
 its first cell installs.
 """
 
+import importlib.machinery
 import importlib.metadata
 import os
 import pathlib
 import re
 import shutil
+import subprocess
 import sys
+import types
 
 import nbclient
 import nbformat
@@ -177,9 +180,90 @@ def test_it_runs(path, tmp_path, monkeypatch, only_installed):
     assert shown == len(_images(notebook)), "it is not committed as executed"
 
 
+def _cell(stem, text):
+    """The source of the one cell of a notebook that has `text`."""
+    cells = nbformat.read(_ROOT / "notebooks" / f"{stem}.ipynb", as_version=4).cells
+    [source] = [cell.source for cell in cells if text in cell.source]
+    return source
+
+
+@pytest.mark.parametrize("stem", [path.stem for path in _NOTEBOOKS])
+def test_a_folder_named_like_the_package_is_not_taken_for_it(tmp_path, monkeypatch, stem):
+    monkeypatch.chdir(tmp_path)
+    spec, found = importlib.machinery.ModuleSpec("t2i_jax", None), importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: spec if name == "t2i_jax" else found(name)
+    )
+    done, started = types.SimpleNamespace(returncode=0), []
+    monkeypatch.setattr(subprocess, "run", lambda words, **_: started.append(words) or done)
+    exec(_cell(stem, "#@title Install"), {})
+    assert [words[-1] for words in started] == ["git+https://github.com/OWNER/t2i_jax"]
+
+
+def _where(images):
+    told = {"pathlib": pathlib}
+    exec(
+        _cell("your_own_images", "#@title Where").replace('IMAGES = ""', f"IMAGES = {images!r}"),
+        told,
+    )
+    return told
+
+
+def test_images_that_are_not_there_are_named_and_a_zip_file_is_known_by_any_ending(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for images in ("none.zip", "none"):
+        with pytest.raises(ValueError, match=f"IMAGES='{images}' is not there: "):
+            _where(images)
+    _drawings(tmp_path)
+    pathlib.Path("drawings.zip").rename("drawings.ZIP")
+    (tmp_path / "unpacked" / "drawings").mkdir(parents=True)
+    (tmp_path / "unpacked" / "drawings" / "old.png").touch()
+    folder = _where("drawings.ZIP")["folder"]
+    assert len(list(folder.iterdir())) == 48 and not (folder / "old.png").exists()
+
+
+def test_other_images_and_another_size_have_a_run_and_an_overview_of_their_own(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    source, runs = _cell("your_own_images", "#@title The recipe"), set()
+    for images in ("cats", "dogs"):
+        pathlib.Path(images).mkdir()
+        for size in (32, 64):
+            told = _where(images)
+            exec(source.replace("SIZE = 32", f"SIZE = {size}"), told)
+            runs.add(told["workdir"])
+    assert len(runs) == 4
+
+    said = types.SimpleNamespace(stdout="images: 2", stderr="")
+    pathlib.Path("contact_sheet.png").touch()  # of other images; the command would keep it
+    told["subprocess"] = types.SimpleNamespace(run=lambda *_, **__: said)
+    exec(_cell("your_own_images", '"inspect"'), told)
+    assert not pathlib.Path("contact_sheet.png").exists()
+
+
+@pytest.mark.parametrize("stem", ["quickstart_colab", "your_own_images"])
+def test_a_run_that_trained_on_is_exported_anew(tmp_path, monkeypatch, capsys, stem):
+    monkeypatch.chdir(tmp_path)
+    shown = []
+    system = types.SimpleNamespace(generate=lambda *_, **__: None)
+    told = {
+        "pathlib": pathlib, "WORKDIR": "runs/one", "workdir": pathlib.Path("runs/one"),
+        "captions": [], "options": None, "seed": 0, "show": lambda *_, **__: None,
+        "t2i": types.SimpleNamespace(load=lambda path: shown.append(str(path)) or system),
+        "runs": types.SimpleNamespace(export=lambda _, out: out.mkdir()),
+    }  # fmt: skip
+    for steps in (1, 2, 2):
+        assert capsys.readouterr().out == ""
+        exec(_cell(stem, "runs.export("), {**told, "STEPS": steps})
+    assert shown == ["one_1_steps", "one_2_steps", "one_2_steps"]
+    assert capsys.readouterr().out == "one_2_steps was exported before, and stays as it is.\n"
+
+
 def test_the_recipe_of_dalle2_is_the_one_of_configs():
-    cells = nbformat.read(_ROOT / "notebooks" / "dalle2_embeddings.ipynb", as_version=4).cells
-    [shown] = [cell.source for cell in cells if cell.source.startswith("#@title The recipe")]
+    shown = _cell("dalle2_embeddings", "#@title The recipe")
     recipe = load_recipe(_ROOT / "configs" / "dalle2" / "shapes.py")
     told = {"t2i": t2i, "data": recipe.data}
     exec(shown, told)

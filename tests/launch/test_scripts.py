@@ -292,3 +292,32 @@ def test_paths_of_the_quickstart_are_those_of_its_caller(tmp_path):
     assert started(caller)[1] == f"t2i {caller} quickstart --workdir {ROOT}/runs/quickstart"
     assert started(caller, "--workdir=mine")[1] == f"t2i {caller} quickstart --workdir=mine"
     assert started(ROOT)[1] == f"t2i {ROOT} quickstart"
+
+
+# An environment whose making was interrupted has no pip until ensurepip has run.
+_NO_PIP = """#!/bin/sh
+pip="${0%/*}/pip"
+case "$*" in
+  "-m pip --version") [ -e "$pip" ] ;;
+  "-m ensurepip --default-pip") [ -z "$BROKEN" ] && echo made >"$pip" ;;
+  *) exit 9 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("script", ["quickstart", "test"])
+def test_the_environment_is_mended_or_what_is_wrong_with_it_is_told(stand_ins, script):
+    def started(status, **variables):
+        variables = {"VENV": str(stand_ins.folder / "venv"), **variables}
+        return stand_ins.start(script, status=status, variables=variables).stderr
+
+    for python, told in (("nothing", "is not a program"), ("false", "is older than 3.11")):
+        said = started(2, PYTHON=python)
+        assert said.startswith(f"launch/{script}.sh: PYTHON='{python}' {told}; name Python 3.11")
+        assert said.count("\n") == 1 and not (stand_ins.folder / "venv").exists()
+    python = stand_ins.folder / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(_NO_PIP)
+    python.chmod(0o755)
+    assert "; delete that folder, then start again." in started(1, BROKEN="yes")
+    assert started(9) == "" and python.with_name("pip").read_text() == "made\n"

@@ -2,6 +2,7 @@
 failure in each step.
 """
 
+import concurrent.futures
 import itertools
 import os
 import tarfile
@@ -35,7 +36,7 @@ def _verbs(stand_ins):
     for call in stand_ins.calls("gcloud"):
         if call[4] == "ssh":
             script = call[call.index("--command") + 1].split("tpu_worker.sh ")[1].split()[0]
-            verbs += [script] if script != "state;" else []
+            verbs += [script] if script.rstrip(";") != "state" else []
         elif call[4] != "list":
             verbs.append(call[4])
     return verbs
@@ -141,6 +142,21 @@ def test_watch_never_starts_a_mistake_again(stand_ins):
     assert _verbs(stand_ins).count("start") == 1
 
 
+def test_watch_takes_no_training_for_its_own_but_the_one_it_is_given(stand_ins, tpu_vm):
+    stand_ins.trainings(2, "wait", 0)
+    other = (*_WATCH[:-1], "configs/parti/shapes.py")
+    stand_ins.start("tpu_vm", *_WATCH, status=2)
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # the mistake is mended: it starts again
+        watching = pool.submit(stand_ins.start, "tpu_vm", *_WATCH)
+        wait_until((stand_ins.folder / "waits-worker-0").exists, seconds=60)
+        said = stand_ins.start("tpu_vm", *other, status=2).stderr
+        assert "another training runs on tpu; " in said
+        tpu_vm("stop")
+        assert "training running" in watching.result().stdout
+    assert "the training is done" in stand_ins.start("tpu_vm", *other).stdout
+    assert [arguments[1] for _, arguments in stand_ins.trained()] == [_CONFIG] * 3 + [other[-1]]
+
+
 def test_watch_starts_a_failure_again_a_limited_number_of_times(stand_ins):
     stand_ins.trainings(1)
     said = stand_ins.start("tpu_vm", *_WATCH, "--max-failures", "2", status=1).stderr
@@ -162,7 +178,8 @@ def test_a_request_that_fails_again_and_again_ends_watch(stand_ins):
 
 def test_watch_outlives_a_step_that_fails_once(stand_ins):
     stand_ins.fail(
-        ("tpus tpu-vm scp", 1), ("pip install", 1), ("nodes/tpu$", 1), ("start", 1), ("state;", 1)
+        *((words, 1) for words in ("tpus tpu-vm scp", "pip install", "nodes/tpu$")),
+        *((f"tpu_worker.sh {verb}", 1) for verb in ("start", "state")),
     )
     stand_ins.cloud(workers=2)
     watched = stand_ins.start("tpu_vm", *_WATCH, "--max-failures", "4")
@@ -197,6 +214,9 @@ def test_a_second_install_takes_the_new_checkout_and_keeps_the_environment(stand
     assert not (stand_ins.worker() / "t2i" / "src" / "old").exists()
     assert environment.stat().st_mtime_ns == made
     assert [call[1] for call in stand_ins.calls("uv")] == ["venv", "pip", "pip"]
+    assert len(stand_ins.calls("gcsfuse")) == 1
+    stand_ins.start("tpu_vm", "install", "tpu", *_PLACE[:-1], "another-bucket")
+    assert stand_ins.calls("gcsfuse")[1][-2] == "another-bucket"
     with tarfile.open(stand_ins.folder / "tmp" / "t2i_jax-tpu.tar.gz") as archive:
         names = archive.getnames()
     assert {"t2i_jax/types.py", "launch/tpu_worker.sh", _CONFIG, "setup.cfg", "README.md"} <= set(
