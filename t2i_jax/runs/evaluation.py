@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Mapping
 
@@ -186,7 +187,9 @@ def _validation(recipe, samples, workdir, step):
             if line["step"] == last
         ]
         if any(known):
-            return next(filter(None, reversed(known)))
+            found = next(filter(None, reversed(known)))
+            # what was not finite has no number in that file
+            return {name: math.nan if value is None else value for name, value in found.items()}
     parts = folders.part_folders(workdir, recipe)
     given = {name: folders.part_in(home) for name, home in parts.items()}
     frozen = recipe.task.frozen(given)

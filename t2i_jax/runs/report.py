@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 import os
 import pathlib
 import sys
@@ -278,6 +279,8 @@ def _table(title, values):
 
 
 def _number(value):
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "not finite"  # null in metrics.json
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return f"{value:.5g}" if isinstance(value, float) and value % 1 else f"{value:.0f}"
     return html.escape(str(value))
