@@ -284,7 +284,9 @@ def test_eval_with_other_data_says_what_they_are(trained, drawings, tmp_path):
     after = json.loads((home / "metrics.json").read_text())
     kept = {name: value for name, value in before.items() if name.startswith("validation/")}
     assert kept.items() <= after.items()
-    assert "Samples of another set" in (home / "report.html").read_text(encoding="utf-8")
+    page = (home / "report.html").read_text(encoding="utf-8")
+    assert "Samples of another set" in page
+    assert f"trained on <code>folder:{drawings}</code>" in page
 
 
 class _Told:
