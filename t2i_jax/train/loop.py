@@ -122,7 +122,7 @@ def fit(
             state = restored[0]
             batches.set_state(restored[1])
         done = int(state.step)
-        if profile is not None and profile.last <= done:
+        if profile is not None and profile.last <= done and processes.is_first():
             say(f"profile={profile} is not traced: {str(workdir)!r} is at step {done} already")
         measures = functools.partial(Measuring, validation, monitor, checkpoints)
         if done >= config.steps:
