@@ -301,6 +301,8 @@ class _Loop:
     def _measure(self, done, state, hooks, validates, monitors, is_last):
         """What is due after a step; then the heap is cleared of what compiling for it has left."""
         with fresh() as compiled:
+            # hooks and validations log too
+            self.measuring.monitoring.finish_before(done)
             with self.clock.spent_on("hooks"):
                 if validates:
                     self.measuring.validate(done, state)
