@@ -47,8 +47,8 @@ def evaluate(
         recipe = changed(runs.load_run_recipe(run), overrides)
         chosen = checkpoint_step(step)
         metrics = runs.evaluate(recipe, runs.load(run, step=chosen), run, chosen)
-        for name, value in metrics.items() if processes.is_first() else ():
-            print(f"{name}: {value:.4g}")
+        if processes.is_first():
+            measuring.print_metrics(metrics)
 
 
 def command(words: Sequence[str]) -> None:

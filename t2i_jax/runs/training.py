@@ -106,6 +106,7 @@ def _locked(recipe, workdir, given, hooks, build, profile):
     recipe, parts = _with_parts(begin.with_parts(recipe, workdir), workdir, given, hooks, build)
     if not recipe.task.objectives:
         processes.once(lambda: folders.write_joined(workdir, recipe))
+        processes.once(lambda: note_start(workdir))
         return folders.cutting(recipe.task.system({}, {}, parts, {}, None), recipe)
     return _fit(recipe, workdir, parts, hooks or preview_hooks, build, profile)
 

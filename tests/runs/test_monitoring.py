@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import chex
 import numpy as np
@@ -144,6 +145,9 @@ def test_they_are_in_every_file_that_tells_of_the_run(trained):
     assert about["captions"]["count"] == _COUNT and about["sampling"]["options"]["noise"] == 0.3
     page = (workdir / "report.html").read_text()
     assert "eval/fid_6" in page and "fid_clean_inception" in page and "by clip" in page
+    plots = re.findall(r"<svg.*?</svg>", page.partition("The part mean")[0], re.DOTALL)
+    marked = [plot for plot in plots if "class='best'" in plot]  # of all, the one that tells it
+    assert len(plots) > 3 and len(marked) == 1 and "aria-label='eval/clip'" in marked[0]
     events = b"".join(path.read_bytes() for path in workdir.glob("events.out*"))
     assert b"eval/kid_70" in events
     out = inside("config", workdir).stdout
