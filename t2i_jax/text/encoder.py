@@ -67,6 +67,11 @@ class TextEncoder(Protocol):
         """
         ...
 
+    @property
+    def trains_vocabulary(self) -> bool:
+        """Whether `prepare` trains a vocabulary on the captions, of ids below `vocab_size`."""
+        ...
+
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
         """Writes into `folder` what `tokenizer` reads, from the captions of the data, unless it is
         there already.
@@ -123,6 +128,11 @@ class CaptionEncoder:
     def columns(self) -> Mapping[str, Mapping[str, Any]]:
         """Nothing: captions are enough."""
         return {}
+
+    @property
+    def trains_vocabulary(self) -> bool:
+        """False: the vocabulary comes with the weights, or there is none."""
+        return False
 
     def encode(
         self: TextEncoder, tokenizer: TextTokenizer | None, prompts: Any, field: str

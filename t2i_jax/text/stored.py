@@ -77,6 +77,11 @@ class StoredText:
         """Embeddings of this width in the column "text"."""
         return {"text": {"dim": self.dim}}
 
+    @property
+    def trains_vocabulary(self) -> bool:
+        """False: there is none."""
+        return False
+
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
         """Nothing is needed."""
 
