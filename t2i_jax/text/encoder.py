@@ -78,6 +78,17 @@ class TextEncoder(Protocol):
         """
         ...
 
+    def check_captions(self, captions: Iterable[str]) -> None:
+        """Looks whether all captions of the data can be read, before training does.
+
+        Args:
+          captions: read once, or not at all where every text can be read.
+
+        Raises:
+          UserError: some can't.
+        """
+        ...
+
     def tokenizer(self, folder: str | os.PathLike | None = None) -> TextTokenizer | None:
         """The tokenizer: of `folder`, or the encoder's own; None where prompts are embeddings."""
         ...
@@ -133,6 +144,9 @@ class CaptionEncoder:
     def trains_vocabulary(self) -> bool:
         """False: the vocabulary comes with the weights, or there is none."""
         return False
+
+    def check_captions(self, captions: Iterable[str]) -> None:
+        """Nothing: every text can be read."""
 
     def encode(
         self: TextEncoder, tokenizer: TextTokenizer | None, prompts: Any, field: str

@@ -82,6 +82,9 @@ class StoredText:
         """False: there is none."""
         return False
 
+    def check_captions(self, captions: Iterable[str]) -> None:
+        """Nothing: no caption is read."""
+
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
         """Nothing is needed."""
 
