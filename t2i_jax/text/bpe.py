@@ -84,7 +84,15 @@ def from_files(folder: str | os.PathLike) -> ClipBpe:
     Raises:
       UserError: files that are none, or that do not fit each other.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+    )
 
     folder = pathlib.Path(folder)
     where = str(folder / VOCABULARY)
@@ -107,6 +115,8 @@ def from_files(folder: str | os.PathLike) -> ClipBpe:
             [split, pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
         tokenizer.decoder = decoders.ByteLevel()
+        ends = [end for end in (START, END) if end in vocabulary]
+        tokenizer.add_special_tokens([AddedToken(end, normalized=False) for end in ends])
         whole = json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False)
     return ClipBpe(whole, where)
 
