@@ -4,6 +4,7 @@ and an end token.
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import pathlib
@@ -73,6 +74,37 @@ class ClipBpe:
         return [e.ids for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
 
+class MendingBpe(ClipBpe):
+    """The same as the packages of OpenAI and OpenCLIP use it, which mend a caption first:
+    transformers, and so CLIP score and PickScore, do not.
+
+    Curly quotes become straight ones and HTML entities the characters that they stand for. Of what
+    their ftfy does beside that nothing is done: text in a wrong encoding, ligatures, characters of
+    full width and control characters stay as they are. `save` writes what `ClipBpe` reads.
+    """
+
+    def __init__(self, clip: ClipBpe):
+        super().__init__(clip._json)
+
+    def __reduce__(self):
+        return MendingBpe, (ClipBpe(self._json),)
+
+    def _encode(self, texts):
+        return super()._encode([_mended(text) for text in texts])
+
+
+_QUOTES = str.maketrans(  # those of ftfy's uncurl_quotes
+    dict.fromkeys("\u02bc\u2018\u2019\u201a\u201b", "'")
+    | dict.fromkeys("\u201c\u201d\u201e\u201f", '"')
+)
+
+
+def _mended(text):
+    # ftfy takes a text with "<" for HTML, in which entities stay
+    text = (text if "<" in text else html.unescape(text)).translate(_QUOTES)
+    return html.unescape(html.unescape(text))
+
+
 def is_clip(tokenizer_json: str) -> bool:
     """Whether a tokenizer.json is a CLIP's: it has a start and an end token of that name."""
     return START in tokenizer_json and END in tokenizer_json
@@ -84,7 +116,15 @@ def from_files(folder: str | os.PathLike) -> ClipBpe:
     Raises:
       UserError: files that are none, or that do not fit each other.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+    )
 
     folder = pathlib.Path(folder)
     where = str(folder / VOCABULARY)
@@ -107,6 +147,8 @@ def from_files(folder: str | os.PathLike) -> ClipBpe:
             [split, pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
         tokenizer.decoder = decoders.ByteLevel()
+        ends = [end for end in (START, END) if end in vocabulary]
+        tokenizer.add_special_tokens([AddedToken(end, normalized=False) for end in ends])
         whole = json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False)
     return ClipBpe(whole, where)
 

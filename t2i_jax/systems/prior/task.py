@@ -159,6 +159,11 @@ class PriorTask(SystemTask):
         return StoredText(wide, length)
 
     @property
+    def trains_vocabulary(self) -> bool:
+        """False: captions are read by CLIP's vocabulary."""
+        return False
+
+    @property
     def text_lengths(self) -> Mapping[str, int]:
         """`max_text_len` of the prior, where it reads encodings of tokens."""
         return {"the prior": self.model.max_text_len} if self.use_encodings else {}
