@@ -5,6 +5,7 @@ captions beside the packages.
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ from t2i_jax.models.openai_clip import SIZES
 from t2i_jax.systems.clip.text import ClipText
 from t2i_jax.text.tokenizer import train_bpe
 from tests.parity import reference
+from tests.parity.products import check_highest
 from tests.parity.test_openai_clip import vocabulary  # noqa: F401
 
 NETWORK = 1e-5  # float32 through a few layers, products in another order
@@ -169,6 +171,14 @@ def test_a_vocabulary_is_that_of_a_clip_and_no_larger_than_its_own(folder, tmp_p
 def test_a_width_is_known_before_an_image_is_read(folder, images):
     ours = extractors.clip(folder[1])
     assert ours.width("image") == ours.features(images, batch_size=2)["image"].shape[1]
+
+
+def test_the_highest_precision_is_asked_for(folder):
+    ours = extractors.clip(folder[1])
+    batch = jax.ShapeDtypeStruct((1, 16, 16, 3), np.float32)
+    check_highest(ours._placed[1].lower(ours.params, batch), least=7)
+    ids_BL, mask_BL = ours.tokenizer(_CAPTIONS, ours.text_length)
+    check_highest(ours._text_program.lower(ours.params, ids_BL, mask_BL), least=7)
 
 
 def test_cmmd_has_its_own_crop(folder, images):

@@ -5,6 +5,7 @@ import os
 import pathlib
 import pickle
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -15,6 +16,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.eval.lpips import lpips
 from t2i_jax.models.lpips import Lpips
 from tests.parity import reference
+from tests.parity.products import check_highest
 
 # float32 sums of up to 4608 products in another order, through as many as 13 convolutions
 RELATIVE = 1e-5
@@ -107,6 +109,12 @@ def test_the_whole_module_and_its_weights(made):
     state = torch_io.arrays(theirs.state_dict())
     for name, value in convert.to_state(model, params).items():
         np.testing.assert_array_equal(value, state[name])
+
+
+def test_the_highest_precision_is_asked_for(made):
+    _, ours, _, _ = made
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    check_highest(ours._program.lower(ours.params, images, images), least=5)
 
 
 def test_mistakes_are_one_sentence(made, pairs, tmp_path):
