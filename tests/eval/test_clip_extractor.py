@@ -12,9 +12,9 @@ import pytest
 from t2i_jax import convert
 from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
-from t2i_jax.eval import clip_files, extractors
+from t2i_jax.eval import clip_files, extractors, resize
 from t2i_jax.eval.clip_score import PRESETS, clip_score
-from t2i_jax.models.openai_clip import SIZES
+from t2i_jax.models.openai_clip import MEAN, SIZES, STD
 from t2i_jax.systems.clip.text import ClipText
 from t2i_jax.text.tokenizer import train_bpe
 from tests.parity import reference
@@ -187,7 +187,7 @@ def test_cmmd_has_its_own_crop(folder, images):
     assert np.abs(usual.prepare(images[0]) - square.prepare(images[0])).max() > 0.01
 
 
-def test_open_clip_folder_and_a_file_alone(images, tmp_path, vocabulary):  # noqa: F811
+def test_open_clip_folder_and_a_file_alone(images, tmp_path, vocabulary, monkeypatch):  # noqa: F811
     open_clip = reference.load("open_clip")
     import torch
 
@@ -215,8 +215,13 @@ def test_open_clip_folder_and_a_file_alone(images, tmp_path, vocabulary):  # noq
     # HPS v2 is such a file, of another size
     torch.save({"state_dict": theirs.state_dict(), "epoch": 1}, tmp_path / "hps.pt")
     fields = dict(activation="gelu", vision_heads=2, transformer_heads=4)
-    alone = extractors.clip(tmp_path / "hps.pt", what="hpsv2", **fields)
+    with pytest.raises(UserError, match="vision_heads"):  # a ViT-H has 16
+        extractors.hpsv2(tmp_path / "hps.pt", vocabulary)
+    huge = dataclasses.replace(SIZES["ViT-H-14"], vision_heads=2, transformer_heads=4)
+    monkeypatch.setitem(SIZES, "ViT-H-14", huge)
+    alone = extractors.hpsv2(tmp_path / "hps.pt", None)
     assert alone.name == "hpsv2" and alone.tokenizer is None
+    assert alone.about["preprocessing"] == resize.hpsv2(16, MEAN, STD).about
     mean = (0.5, 0.5, 0.5)
     same = extractors.clip(tmp_path / "hps.pt", mean=mean, std=mean, **fields)
     np.testing.assert_array_equal(same.features(images, batch_size=3)["image"], found)
@@ -224,8 +229,6 @@ def test_open_clip_folder_and_a_file_alone(images, tmp_path, vocabulary):  # noq
         alone.text_features(["a"])
     with pytest.raises(UserError, match="does not tell its activation"):
         extractors.clip(tmp_path / "hps.pt")
-    with pytest.raises(UserError, match="vision_heads"):  # a ViT-H has 16
-        extractors.hpsv2(tmp_path / "hps.pt", vocabulary)
 
 
 def test_names_of_published_networks():
