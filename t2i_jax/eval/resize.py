@@ -40,8 +40,8 @@ class Preprocessing:
         above 255, as PyTorch's of tensors; "tf1", bilinear at `i * scale` without half a pixel's
         shift, as TensorFlow 1; "half_pixel", bilinear at `(i + 1/2) * scale - 1/2`, as PyTorch.
       filter: of the two with antialiasing: "bicubic", "bilinear", "lanczos" or "box".
-      rounded: whether pixels are uint8 again after resizing; otherwise they are float32, clipped
-        to [0, 255].
+      rounded: of "pillow", whether pixels are uint8 again after resizing; otherwise they are
+        float32, clipped to [0, 255].
       crop: the middle square of the image "before" resizing; "after" the shorter side got its
         size; "none": the whole image is squeezed into a square; "padded": the longer side gets the
         size, and the whole image is in the middle of a black square.
