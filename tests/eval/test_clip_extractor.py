@@ -7,19 +7,21 @@ import gzip
 import json
 import pickle
 
+import jax
 import numpy as np
 import pytest
 
 from t2i_jax import convert
 from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
-from t2i_jax.eval import clip_files, extractors
+from t2i_jax.eval import clip_files, extractors, resize
 from t2i_jax.eval.clip_score import PRESETS, clip_score
-from t2i_jax.models.openai_clip import SIZES
+from t2i_jax.models.openai_clip import MEAN, SIZES, STD
 from t2i_jax.systems.clip.text import ClipText
 from t2i_jax.text import bpe
 from t2i_jax.text.tokenizer import train_bpe
 from tests.parity import reference
+from tests.parity.products import check_highest
 from tests.parity.test_openai_clip import vocabulary  # noqa: F401
 
 NETWORK = 1e-5  # float32 through a few layers, products in another order
@@ -177,6 +179,14 @@ def test_a_width_is_known_before_an_image_is_read(folder, images):
     assert ours.width("image") == ours.features(images, batch_size=2)["image"].shape[1]
 
 
+def test_the_highest_precision_is_asked_for(folder):
+    ours = extractors.clip(folder[1])
+    batch = jax.ShapeDtypeStruct((1, 16, 16, 3), np.float32)
+    check_highest(ours._placed[1].lower(ours.params, batch), least=7)
+    ids_BL, mask_BL = ours.tokenizer(_CAPTIONS, ours.text_length)
+    check_highest(ours._text_program.lower(ours.params, ids_BL, mask_BL), least=7)
+
+
 def test_cmmd_has_its_own_crop(folder, images):
     usual, square = (extractors.clip(folder[1], one) for one in ("clip", "cmmd"))
     assert square.about["preprocessing"]["mode"] == "cmmd"
@@ -201,7 +211,7 @@ def _tokenizer_of_open_clip(open_clip, merges, folder):
     return theirs, folder
 
 
-def test_open_clip_folder_and_a_file_alone(images, tmp_path, vocabulary):  # noqa: F811
+def test_open_clip_folder_and_a_file_alone(images, tmp_path, vocabulary, monkeypatch):  # noqa: F811
     open_clip = reference.load("open_clip")
     import torch
 
@@ -235,12 +245,17 @@ def test_open_clip_folder_and_a_file_alone(images, tmp_path, vocabulary):  # noq
     # HPS v2 is such a file, of another size
     torch.save({"state_dict": theirs.state_dict(), "epoch": 1}, tmp_path / "hps.pt")
     fields = dict(activation="gelu", vision_heads=2, transformer_heads=4)
-    alone = extractors.clip(tmp_path / "hps.pt", what="hpsv2", tokenizer=vocabulary, **fields)
+    with pytest.raises(UserError, match="vision_heads"):  # a ViT-H has 16
+        extractors.hpsv2(tmp_path / "hps.pt", vocabulary)
+    huge = dataclasses.replace(SIZES["ViT-H-14"], vision_heads=2, transformer_heads=4)
+    monkeypatch.setitem(SIZES, "ViT-H-14", huge)
+    alone = extractors.hpsv2(tmp_path / "hps.pt", vocabulary)
     np.testing.assert_array_equal(alone.tokenizer(_TO_MEND, 24)[0], words(_TO_MEND))
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).unlink()
-    alone = extractors.clip(tmp_path / "hps.pt", what="hpsv2", **fields)
+    alone = extractors.hpsv2(tmp_path / "hps.pt", None)
     assert alone.name == "hpsv2" and alone.tokenizer is None
+    assert alone.about["preprocessing"] == resize.hpsv2(16, MEAN, STD).about
     mean = (0.5, 0.5, 0.5)
     same = extractors.clip(tmp_path / "hps.pt", mean=mean, std=mean, **fields)
     np.testing.assert_array_equal(same.features(images, batch_size=3)["image"], found)
@@ -248,8 +263,6 @@ def test_open_clip_folder_and_a_file_alone(images, tmp_path, vocabulary):  # noq
         alone.text_features(["a"])
     with pytest.raises(UserError, match="does not tell its activation"):
         extractors.clip(tmp_path / "hps.pt")
-    with pytest.raises(UserError, match="vision_heads"):  # a ViT-H has 16
-        extractors.hpsv2(tmp_path / "hps.pt", tmp_path)
 
 
 def test_names_of_published_networks():
