@@ -179,10 +179,13 @@ def test_a_reference_that_is_drawn_is_as_large_as_the_images():
     assert reference is not None and reference._images.read(0).shape == (16, 16, 3)
 
 
-def test_statistics_of_a_file_are_compared_with_as_their_images_are(trained, tmp_path):
+def test_statistics_of_a_file_are_compared_with_as_their_images_are(trained, tmp_path, capsys):
     recipe, system, _ = trained
     real = scoring_toys.write_images(tmp_path / "real", 12)
     folder = _measure(recipe, system, tmp_path, {"reference": str(real)})
+    told = capsys.readouterr().err
+    assert told.count("t2i: images are 16x16 pixels and those of the reference 8x8, and each") == 1
+    assert "give squares of 16 pixels as evaluation.reference" in told
     values = _pool3([Image.open(path) for path in sorted(real.glob("*.png"))])
     about = {"extractor": {"name": "inception-clean"}}
     write_statistics(tmp_path / "real.npz", Moments.of(values), about, values)

@@ -15,7 +15,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.eval.prompts import PromptSet
 from t2i_jax.eval.protocol import Protocol
 from t2i_jax.runs.recipe import Recipe
-from t2i_jax.runs.scoring import generate, networks, page, plan, sources, subjects, sweep
+from t2i_jax.runs.scoring import generate, networks, page, plan, sizes, sources, subjects, sweep
 from t2i_jax.runs.scoring.features import BATCH_SIZE
 from t2i_jax.runs.scoring.metrics import metric_of
 from t2i_jax.runs.scoring.networks import Build, Weights
@@ -168,7 +168,9 @@ def evaluate_source(
         counted = {**told["images"], "shard_size": job.shard_size}
         counted.pop("passed_over", None)  # what lies beside them changes no image
         plan.settle(job.out, {**told, "images": counted, "software": plan.software()})
-        return _scored(job, images, reference, measures, job.out, progress, spec)
+        found = _scored(job, images, reference, measures, job.out, progress, spec)
+    _tell_of_sizes(found)
+    return found
 
 
 def evaluate_run(
@@ -224,7 +226,14 @@ def evaluate_run(
             found[guidance] = _scored(job, images, reference, measures, out, progress, title)
         if len(chosen) > 1 and job.metrics and processes.is_first():
             sweep.write(job.out, {one: found[one] for one in found if one is not None})
+    _tell_of_sizes(next(iter(found.values())))
     return found if job.metrics else {}
+
+
+def _tell_of_sizes(results):
+    """Tells where images of two sizes are compared as they are; {}: nothing was measured here."""
+    if results and (told := sizes.told_of_results(results)):
+        generation.tell(told)
 
 
 def _told_once():
