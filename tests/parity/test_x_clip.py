@@ -4,6 +4,8 @@ weights both ways.
 
 import dataclasses
 import inspect
+import json
+import pickle
 import types
 
 import jax
@@ -15,11 +17,15 @@ from t2i_jax import convert
 from t2i_jax.convert import arguments, torch_io
 from t2i_jax.convert import x_clip as tables
 from t2i_jax.errors import UserError
+from t2i_jax.models.clip import CLIP
 from t2i_jax.models.image_text import unit
+from t2i_jax.models.openai_clip import OpenAIClip
 from t2i_jax.nn import contrastive
 from t2i_jax.systems.clip import losses, weights
 from t2i_jax.systems.clip import task as clip_task
 from t2i_jax.systems.clip.masked_words import Masked, MaskedWords
+from t2i_jax.systems.imported import TorchFile
+from t2i_jax.text import tokenizer
 from tests.parity.reference import load
 from tests.parity.test_vit_vqgan import error
 
@@ -296,6 +302,25 @@ def test_the_package_compares_images_with_images_and_here_they_are_with_texts():
     difference = 2 * float(theirs - right)
     assert abs(over_images - over_texts) > 1e-3
     assert difference == pytest.approx(over_images - over_texts, abs=1e-5)
+
+
+def test_captions_become_the_ids_that_the_packages_make_of_them(tmp_path):
+    """Without start and end tokens, also once the vocabulary lies in the folder of a run."""
+    merges = tmp_path / "merges.txt"
+    merges.write_text("#version: 0.2\nr e\nre d</w>\no n\non e</w>\nc i\ni r")
+    theirs = load("dalle2_pytorch.tokenizer").SimpleTokenizer(merges)
+    (tmp_path / "vocab.json").write_text(json.dumps(theirs.encoder))
+    file = TorchFile(None, None, {}, {"clip": {"vocabulary": str(tmp_path)}})
+    made = weights.of_file(file, CLIP(), {}, {}, {}).vocabulary
+    made.save(tmp_path / "run")
+    captions = ["a red circle", "  Zürich,\t1,000 don'ts", "", "one red circle of ten"]
+    wanted = theirs.tokenize(captions).numpy()
+    for words in (made, tokenizer.load(tmp_path / "run"), pickle.loads(pickle.dumps(made))):
+        ids, mask = words(captions, 7)
+        np.testing.assert_array_equal(ids, wanted[:, :7])
+        np.testing.assert_array_equal(mask, wanted[:, :7] != 0)
+        assert words.lengths(captions).tolist() == (wanted != 0).sum(1).tolist()
+    assert weights.of_file(file, OpenAIClip(), {}, {}, {}).vocabulary.ends
 
 
 def test_every_argument_of_the_constructor_is_decided():
