@@ -172,7 +172,9 @@ def _task(model: DecoderUnets, settings: dict[str, Any]) -> DecoderTask:
         text = StoredText(reads[0].text_embed_dim or 1, length)
     width = first.image_embed_dim if model.clip is None else None
     try:
-        return Decoder(model.unets, clip=model.clip, text=text, image_embed_dim=width, **fields)
+        return Decoder(
+            model.unets, clip=model.clip, text=text, image_embed_dim=width, compat=COMPAT, **fields
+        )
     except UserError:
         raise
     except (TypeError, ValueError) as error:
