@@ -34,7 +34,7 @@ def clip(seed: int) -> dict[str, Any]:
     of = chance.of
     side, patch = of((16, 8), (16, 4), (24, 8), (8, 4))
     by_tokens = of(False, True)
-    downsample = by_tokens and (side // patch) % 2 == 0 and of(False, True)
+    downsample = by_tokens and of(False, True)
     extra, mlm = of(False, True), of(False, True)
     found = dict(
         dim_text=of(16, 24), dim_image=of(16, 32), dim_latent=of(8, 16), num_text_tokens=40,

@@ -304,6 +304,27 @@ def test_the_package_compares_images_with_images_and_here_they_are_with_texts():
     assert difference == pytest.approx(over_images - over_texts, abs=1e-5)
 
 
+def test_patches_are_merged_as_there_whatever_rectangle_they_make():
+    """A grid of odd side, and what training leaves of one: the constructor refuses none of it."""
+    fields = dict(use_all_token_embeds=True, downsample_image_embeds=True, visual_image_size=24)
+    theirs = x_clip.CLIP(**{**_SMALL, **fields, "visual_patch_dropout": 0.5})
+    model, params = convert.from_torch(theirs)
+    tokens = np.random.default_rng(0).normal(size=(2, 9, model.dim_image)).astype(np.float32)
+    for count in (9, 8, 6, 4):
+        with torch.no_grad():
+            wanted = theirs.to_visual_latent(torch.tensor(tokens[:, :count]))
+        assert error(model.project_image(params, tokens[:, :count]), unit(wanted.numpy())) < NETWORK
+
+    def trained(dropped):
+        clip, key = dataclasses.replace(model, visual_patch_dropout=dropped), jax.random.key(0)
+        image = np.zeros((1, 24, 24, 3), np.float32)
+        return jax.eval_shape(lambda params: clip.image_features(params, image, key), params)
+
+    assert trained(0.5).tokens_BNE.shape[1] == 4
+    with pytest.raises(UserError, match=r"visual_patch_dropout=0\.4 leaves 5 of 9 patches"):
+        trained(0.4)
+
+
 def test_captions_become_the_ids_that_the_packages_make_of_them(tmp_path):
     """Without start and end tokens, also once the vocabulary lies in the folder of a run."""
     merges = tmp_path / "merges.txt"
