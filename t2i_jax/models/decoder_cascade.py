@@ -78,7 +78,8 @@ def _exponent(weights, bar, kind):
     digits = sorted(itertools.product(range(1, 5), repeat=2), key=sum)
     for pair in digits if kind.bits == 16 else digits[-1:]:
         found = round(gamma, pair[0]), round(k, pair[1])
-        made = (found[1] + snr) ** -found[0]
+        with np.errstate(divide="ignore"):  # k may be rounded to 0, and so may an SNR
+            made = (found[1] + snr) ** -found[0]
         least = max(1e-8, float(kind.smallest_subnormal))
         if np.allclose(made, weights, rtol=max(1e-3, float(kind.eps)), atol=least):
             return found
