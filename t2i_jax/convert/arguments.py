@@ -297,9 +297,12 @@ X_CLIP: Rows = {
 }
 # of its masked language modelling, without the "mlm_" before each
 X_CLIP_MLM: Rows = {
-    **dict.fromkeys("mask_prob replace_prob random_token_prob mask_token_id".split(), READ),
+    **dict.fromkeys(
+        """mask_prob replace_prob random_token_prob mask_token_id
+        mask_ignore_token_ids""".split(),
+        READ,
+    ),
     "pad_token_id": Only(0),
-    "mask_ignore_token_ids": Only(()),
 }
 # of its transformers, where one was given as text_encoder or image_encoder
 X_CLIP_TRANSFORMER: Rows = {

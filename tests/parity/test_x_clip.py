@@ -373,10 +373,28 @@ def test_options_of_a_given_transformer_that_have_no_form_here_are_refused(trunk
         convert.from_torch(x_clip.CLIP(**_SMALL, **{trunk: made[trunk]()}))
 
 
-def test_masked_words_that_are_never_masked_are_refused_by_name():
-    theirs = x_clip.CLIP(**_SMALL, use_mlm=True, mlm_mask_ignore_token_ids=[3])
-    with pytest.raises(UserError, match=r"mask_ignore_token_ids=\(3,\)"):
-        convert.from_torch(theirs)
+def test_words_that_are_never_masked():
+    theirs = x_clip.CLIP(**_SMALL, use_mlm=True, mlm_mask_ignore_token_ids=[5, 3])
+    settings = tables.live(theirs)["settings"]
+    words = weights.imported(CLIP(use_mlm=True), {}, settings).task.mlm
+    assert words.mask_ignore_token_ids == (3, 5)
+    text = np.arange(40).reshape(4, 10) % 8
+    for more in ({}, {"random_token_prob": 0.5}):
+        every = dataclasses.replace(words, mask_prob=1.0, replace_prob=1.0, **more)
+        hidden = every.hide(jnp.asarray(text), jnp.asarray(text != 0), 40, jax.random.key(0))
+        np.testing.assert_array_equal(hidden.target_BL, (text != 0) & ~np.isin(text, (3, 5)))
+        seen = np.asarray(hidden.text_BL)
+        assert not np.isin(seen[seen != text], (3, 5)).any()
+    with pytest.raises(UserError, match=r"mask_ignore_token_ids=\['x'\] are no ids"):
+        MaskedWords(mask_ignore_token_ids=["x"])  # pyright: ignore[reportArgumentType]
+
+
+def test_class_tokens_count_where_tokens_are_compared_alone():
+    theirs = x_clip.CLIP(**_SMALL, text_has_cls_token=False)
+    assert "text_has_cls_token" not in tables.live(theirs)
+    theirs.use_all_token_embeds = True
+    with pytest.raises(UserError, match="text_has_cls_token=False, which has no form"):
+        tables.live(theirs)
 
 
 def test_heads_that_the_weights_do_not_tell_are_asked_for():

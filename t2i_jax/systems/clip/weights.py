@@ -34,7 +34,10 @@ _SETTINGS: arguments.Rows = {
     "visual_ssl_hidden_layer": arguments.Only(-1),
     **{
         f"mlm_{name}": arguments.X_CLIP_MLM[name]
-        for name in ("mask_prob", "replace_prob", "random_token_prob", "mask_token_id")
+        for name in (
+            "mask_prob", "replace_prob", "random_token_prob", "mask_token_id",
+            "mask_ignore_token_ids",
+        )
     },
 }  # fmt: skip
 
@@ -119,6 +122,8 @@ def imported(
             for name, value in settings.items()
             if name.startswith("mlm_")
         }
+        if isinstance(words.get("mask_ignore_token_ids"), list):
+            words["mask_ignore_token_ids"] = tuple(words["mask_ignore_token_ids"])
         mlm = MaskedWords(weight=settings.get("text_ssl_loss_weight", 0.05), **words)
     given = {
         name: settings[name]
