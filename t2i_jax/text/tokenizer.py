@@ -32,7 +32,8 @@ class TextTokenizer(Protocol):
     """Token ids of captions.
 
     Attributes:
-      vocab_size: all ids are below it. Id 0 is padding, and every caption ends in an end token.
+      vocab_size: all ids are below it. Id 0 is padding, and every caption ends in an end token but
+        for those of a `ClipBpe` without ends.
     """
 
     vocab_size: int
@@ -137,7 +138,9 @@ def load(folder: str | os.PathLike) -> TextTokenizer:
     if (path := folder / _TOKENIZERS).exists():
         with refusing(path, "tokenizer", "UTF-8", "fetch it again"):
             text = vocabulary_file.read(path).decode("utf-8-sig")
-        return (bpe.ClipBpe if bpe.is_clip(text) else Vocabulary)(text, str(path))
+        if bpe.is_clip(text):
+            return bpe.ClipBpe(text, str(path), bpe.has_ends(folder))
+        return Vocabulary(text, str(path))
     if (folder / bpe.VOCABULARY).exists() and (folder / bpe.MERGES).exists():
         return bpe.from_files(folder)
     raise UserError(
