@@ -82,13 +82,13 @@ def in_file(data: bytes, file_name: str, name: str) -> str:
 
 
 def beside(stem: str, file_name: str) -> Iterable[str]:
-    """Names of the files that may hold the caption of an image, in small letters, best first.
+    """Names of the files that may hold the caption of an image, best first.
 
     Args:
       stem: the image's name without its ending. file_name: the whole name.
     """
     for whole in (stem, file_name) if stem != file_name else (stem,):
-        yield from (whole.lower() + ending for ending in ENDINGS)
+        yield from (whole + ending for ending in ENDINGS)
 
 
 def among(values: Any) -> str | None:

@@ -191,14 +191,14 @@ def _found(folder, passed_over):
         ruled[where] = bool(tables) or ruled.get(os.path.dirname(where), False)
         if ruled[where]:
             unnamed += [os.path.join(where, name) for name in images]
-            for name in texts.values():
+            for name in texts:
                 passed_over.note(f"{_kind(name)} below a table", os.path.join(where, name))
             continue
-        texts_of = {name: _caption_file(name, texts) for name in images}
+        texts_of = _caption_files(images, texts)
         for name, text in texts_of.items():
             file = None if text is None else os.path.join(where, text)
             by_name.append(_Sample(os.path.join(where, name), caption_file=file))
-        for name in sorted(set(texts.values()) - set(texts_of.values())):
+        for name in sorted(set(texts) - set(texts_of.values())):
             passed_over.note(f"{_kind(name)} that no image takes", os.path.join(where, name))
     named = {os.path.normpath(sample.image) for sample in from_tables}
     for name in unnamed:
@@ -221,10 +221,10 @@ def _pass_over_folders(parent, where, folders, passed_over):
 
 
 def _sorted_out(parent, where, names, passed_over):
-    """The images of a folder, the files that may hold captions (by their names in small letters),
-    and its tables, the one that is read first.
+    """The images of a folder, the files that may hold captions, and its tables, the one that is
+    read first.
     """
-    images, texts, tables = [], {}, []
+    images, texts, tables = [], [], []
     for name in names:
         ending = os.path.splitext(name)[1].lower()
         if _is_left(name):
@@ -237,7 +237,7 @@ def _sorted_out(parent, where, names, passed_over):
             if not os.path.splitext(name)[0].lower().endswith(".cond"):
                 images.append(name)
         elif ending in captions.ENDINGS:
-            texts.setdefault(name.lower(), name)
+            texts.append(name)
         elif not ending and _is_image(os.path.join(parent, name)):
             images.append(name)
         else:
@@ -268,10 +268,23 @@ def _is_of_geneval(parent, name):
     return is_prompt and not line.keys() & set(FILE_KEYS)
 
 
-def _caption_file(image, texts):
-    """The file that holds the caption of an image; None without one."""
-    wanted = captions.beside(os.path.splitext(image)[0], image)
-    return next((texts[name] for name in wanted if name in texts), None)
+def _caption_files(images, texts):
+    """The file that holds the caption of each image, None without one: of the image's own spelling,
+    else with other capital letters one that is no other image's.
+    """
+    found: dict[str, str | None] = dict.fromkeys(images)
+    for spelled in (_small_ending, str.lower):
+        taken = set(found.values())
+        free = {spelled(name): name for name in texts if name not in taken}
+        for image in (name for name, text in found.items() if text is None):
+            wanted = map(spelled, captions.beside(os.path.splitext(image)[0], image))
+            found[image] = next((free[name] for name in wanted if name in free), None)
+    return found
+
+
+def _small_ending(name):
+    stem, ending = os.path.splitext(name)
+    return stem + ending.lower()
 
 
 def _of_table(folder, where, name):

@@ -167,6 +167,20 @@ def test_one_list_of_endings_for_captions(folder):
     }  # fmt: skip
 
 
+def test_capital_letters_tell_captions_apart_where_both_are_there(folder):
+    image = (folder / "a.JPG").read_bytes()
+    for name in ("x.png", "X.png", "y.png", "Y.PNG", "z.png", "Z.png"):
+        (folder / name).write_bytes(image)
+    for name in ("x.txt", "X.txt", "x.TXT", "y.caption", "Y.json", "Z.txt"):
+        (folder / name).write_text(json.dumps({"text": name}) if "json" in name else name)
+    source = FolderSource(str(folder))
+    assert captions_of(source).items() >= {
+        "x.png": "x.txt", "X.png": "X.txt", "y.png": "y.caption", "Y.PNG": "Y.json",
+        "z.png": "no caption", "Z.png": "Z.txt",
+    }.items()  # fmt: skip
+    assert source.passed_over.examples == {"file of .txt that no image takes": ["x.TXT"]}
+
+
 def test_leftovers_are_no_data_and_what_is_not_read_is_counted_by_its_ending(folder):
     image = (folder / "a.JPG").read_bytes()
     for name in (
