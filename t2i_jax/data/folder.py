@@ -29,10 +29,10 @@ TABLES = (
 _LEFT = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "lost+found")
 _NO_ENDING = "file without an ending"  # whose bytes are those of no image
 _PACKED = (".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst")
-_LEFTOVER = "leftover of another program"
+LEFTOVER = "leftover of another program"
 _GENEVAL, _OF_GENEVAL = "metadata.jsonl", "GenEval's line of a prompt"
 NO_IMAGES = (
-    _LEFTOVER,
+    LEFTOVER,
     _NO_ENDING,
     _OF_GENEVAL,
     *(f"file of {one}" for one in (*captions.ENDINGS, ".csv", ".tsv", ".html", ".npz")),
@@ -52,6 +52,11 @@ def in_place_of(path: pathlib.Path) -> str:
     if ending == ".tar":
         return "give webdataset:FILE.tar, or unpack it and give its folder"
     return "unpack it and give its folder" if ending in _PACKED else ""
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or a folder of this name is hidden, or what another program left."""
+    return name.startswith(".") or name in _LEFT
 
 
 class _Sample(NamedTuple):
@@ -140,7 +145,7 @@ class FolderSource(ImageFiles):
             return False
         below = place.relative_to(home).parts
         folders = [os.path.join(home, *below[:depth]) for depth in range(len(below) + 1)]
-        return not any(map(_is_left, below)) and not any(map(_has_table, folders))
+        return not any(map(is_leftover, below)) and not any(map(_has_table, folders))
 
     def cond_image(self, index: int, channels: int = 3) -> np.ndarray:
         """The image that an image is conditioned on, from NAME.cond.png; or `BadSample`."""
@@ -210,8 +215,8 @@ def _found(folder, passed_over):
 def _pass_over_folders(parent, where, folders, passed_over):
     """Takes those folders out that are not searched."""
     for name in list(folders):
-        if _is_left(name):
-            passed_over.note(_LEFTOVER, os.path.join(where, name) + "/")
+        if is_leftover(name):
+            passed_over.note(LEFTOVER, os.path.join(where, name) + "/")
         elif os.path.islink(os.path.join(parent, name)):
             passed_over.note("link to a folder", os.path.join(where, name))
         else:
@@ -227,8 +232,8 @@ def _sorted_out(parent, where, names, passed_over):
     images, texts, tables = [], [], []
     for name in names:
         ending = os.path.splitext(name)[1].lower()
-        if _is_left(name):
-            passed_over.note(_LEFTOVER, os.path.join(where, name))
+        if is_leftover(name):
+            passed_over.note(LEFTOVER, os.path.join(where, name))
         elif _is_of_geneval(parent, name):
             passed_over.note(_OF_GENEVAL, os.path.join(where, name))
         elif name.lower() in TABLES:
@@ -342,10 +347,6 @@ def _own(folder, file):
     if "\\" in file and not os.path.lexists(os.path.join(folder, file)):
         return file.replace("\\", "/")
     return file
-
-
-def _is_left(name):
-    return name.startswith(".") or name in _LEFT
 
 
 def _is_image(path):
