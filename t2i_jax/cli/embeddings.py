@@ -81,7 +81,7 @@ def encode_clip(
             max_bad_rate=max_bad_rate,
             cut=cut if column == "text" else None,
         )
-    for line in cut.lines("captions that were cut"):
+    for line in cut.lines("captions that were not read whole"):
         print(line)
     records = counted(len(source), "record")
     print(f"stored: embeddings, {shown.shape[-1]} wide, of {records} in {packed}")
@@ -115,15 +115,17 @@ def _vectors(source, system, crop, batch_size) -> Iterator[Any]:
 
 def _encodings(source, system, crop, batch_size, dtype, cut) -> Iterator[Any]:
     """The encodings of the tokens of each record's caption, without padding; the captions that are
-    cut are noted in the ledger `cut`.
+    not read whole are noted in the ledger `cut`.
     """
-    from t2i_jax.data.overview import note_cut
+    from t2i_jax.data.overview import note_cut, note_unknown
     from t2i_jax.data.pack import in_batches
     from t2i_jax.systems.generation import quiet
+    from t2i_jax.text.tokenizer import unknown_letters
 
     def embedded(captions):
         tokenizer = system.text_tokenizer
         note_cut(cut, captions, tokenizer.lengths, system.task.text_encoder.max_length)
+        note_unknown(cut, captions, unknown_letters(tokenizer, captions))
         with quiet():
             found = system.encode_text(captions, batch_size)
         rows = zip(np.asarray(found.encodings_BLE), np.asarray(found.mask_BL), strict=True)

@@ -359,7 +359,7 @@ def test_inspect_counts_what_an_encoder_cuts_and_what_is_passed_over(t2i, place,
         (tmp_path / f"{i}.txt").write_text("picture number 1" + " and more" * 9 * (i == 1))
     (tmp_path / "x.heic").write_bytes(b"x")
     said = t2i("inspect", f"folder:{tmp_path}", "--t5", place / "t5", "--max-length", 30)
-    assert "captions that are cut: 1\n  caption of more than 30 tokens: 1 (" in said
+    assert "captions that are not read whole: 1\n  caption of more than 30 tokens: 1 (" in said
     assert "passed over: 1\n  file of .heic: 1 (x.heic)" in said
     said = t2i("inspect", f"folder:{tmp_path}", "--t5", place / "t5")
     assert "captions that are cut at 128 tokens: 0" in said
@@ -368,7 +368,7 @@ def test_inspect_counts_what_an_encoder_cuts_and_what_is_passed_over(t2i, place,
     )
     assert "file of .heic 1" in t2i("pack", f"folder:{tmp_path}", tmp_path / "out")
     said = t2i("encode-text", tmp_path / "out", "--t5", place / "t5", "--max-length", 30)
-    assert "captions that were cut: 1" in said
+    assert "captions that were not read whole: 1" in said
     said = t2i("inspect", f"arrayrecord:{tmp_path / 'out'}")
     assert "max_length=30" in said and "\n  cut: caption of more than 30 tokens 1\n" in said
 
