@@ -21,17 +21,19 @@ from t2i_jax.data.caption import LONGEST
 from t2i_jax.data.ledger import printable
 from t2i_jax.errors import UserError
 from t2i_jax.files import open_regular
-from t2i_jax.foreign import json_file
+from t2i_jax.foreign.file import check, refusing
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 FILE_KEYS = ("file", "file_name", "filename", "image", "image_path", "path", "img")
 """Columns in which a table names an image, the first that a row has."""
-_MOST_BYTES = 2**32  # of a table
+_MOST_BYTES, _MOST_JSON = 2**32, 2**28  # of a table, and of one that is read at once
+_MOST_DIGITS = 100  # of a number
 _LONGEST_LINE = 2**24  # characters
 _RETURN = "\ud800"  # stands for a carriage return by itself; no decoder makes it
 _LIMIT = threading.Lock()  # of the csv module's limit, which all threads share
 _SEPARATOR = re.compile(r"sep=([,;\t])", re.IGNORECASE)
 _QUOTE_AFTER_SPACE = re.compile(r' +"')
+_NO_OBJECT = "row that is no JSON object"
 _MARKS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 
 
@@ -227,9 +229,9 @@ def _object(number, line):
             line, strict=False, parse_int=str, parse_float=str, object_pairs_hook=outermost
         )
     except (ValueError, RecursionError):
-        return Row(number, {}, "row that is no JSON object")
+        return Row(number, {}, _NO_OBJECT)
     if not isinstance(row, dict):
-        return Row(number, {}, "row that is no JSON object")
+        return Row(number, {}, _NO_OBJECT)
     return _by_column(number, row, names)
 
 
@@ -239,8 +241,23 @@ def _by_column(number, row, names):
     return _checked(number, values, "row with a column twice" if twice else "")
 
 
+class _Object(dict):
+    """An object of a .json file, in which a name may come twice."""
+
+    __slots__ = ("_written",)
+
+    def __init__(self, pairs):
+        super().__init__(pairs)
+        self._written = pairs if len(pairs) > len(self) else None
+
+    @property
+    def pairs(self):
+        """Names and values as they were written."""
+        return self._written or list(self.items())
+
+
 def _json(path, field):
-    found = json_file.read(path, field)
+    found = _json_of(path, field)
     if isinstance(found, dict) and any(_are_objects(one) for one in found.values()):
         lists = ", ".join(printable(name) for name, one in found.items() if _are_objects(one))
         raise UserError(
@@ -248,18 +265,48 @@ def _json(path, field):
             "list of objects, each with the name of an image and its caption."
         )
     if isinstance(found, list) and all(isinstance(one, str) for one in found):
-        found = [{"caption": one} for one in found]
+        found = [_Object([("caption", one)]) for one in found]
     if isinstance(found, dict):  # of names
         found = [
-            {"file": name, **(one if isinstance(one, dict) else {"caption": one})}
-            for name, one in found.items()
+            _Object([*([] if "file" in one else [("file", name)]), *one.pairs])
+            if isinstance(one, dict)
+            else _Object([("file", name), ("caption", one)])
+            for name, one in found.pairs
         ]
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+    if not isinstance(found, list) or not any(isinstance(one, dict) for one in found):
         raise UserError(
             f"{field}={str(path)!r} is no list of objects with the names of images and their "
             "captions; write it as such, or as JSON lines."
         )
-    return [_by_column(number, one, list(one)) for number, one in enumerate(found, 1)]
+    return [
+        _by_column(number, one, [name for name, _ in one.pairs])
+        if isinstance(one, dict)
+        else Row(number, {}, _NO_OBJECT)
+        for number, one in enumerate(found, 1)
+    ]
+
+
+def _json_of(path, field):
+    """What a .json file holds, so that what is odd in one entry costs no other one: a number that
+    is none or endless, a name twice, bytes that are no UTF-8.
+    """
+    check(path, field, _MOST_JSON)
+    with refusing(path, field, "JSON", "write it again"):
+        data = path.read_bytes()
+        text = data.decode(json.detect_encoding(data), "surrogateescape")
+        try:
+            return json.loads(
+                text, strict=False, parse_constant=str, parse_int=_whole, object_pairs_hook=_Object
+            )
+        except (ValueError, RecursionError) as error:
+            is_deep = isinstance(error, RecursionError)
+            why = "values within values too deep" if is_deep else error
+            raise UserError(f"{field}={str(path)!r} is no JSON ({why}); write it again.") from error
+
+
+def _whole(digits):
+    """A whole number; of more digits than a number has in a table, the text."""
+    return int(digits) if len(digits) <= _MOST_DIGITS else digits
 
 
 def _are_objects(value):

@@ -155,6 +155,22 @@ def test_a_row_with_a_column_twice_is_told(folder):
     assert table(folder, "a.json", f"[{lines[1]}]")[0].reason == "row with a column twice"
 
 
+def test_an_odd_entry_of_a_json_file_costs_no_other_one(folder):
+    odd = ['"score": NaN', '"n": ' + "9" * 5000, '"x": {"a": 1, "a": 2}', '"e": 1e999']
+    odd += ['"text": "tab\tin it"', '"text": "caf\udce9"', '"deep": ' + "[" * 200 + "]" * 200]
+    entries = [f'{{"file": "{i}", {one}}}' for i, one in enumerate(odd)]
+    entries += ['{"file": "x", "text": "y", "text": "z"}', "null", '"words"']
+    rows = table(folder, "a.json", f"[{', '.join(entries)}]")
+    assert [row.values["file"] for row in rows[:-3]] == list("0123456")
+    assert [row.reason for row in rows[-3:]] == [
+        "row with a column twice", *["row that is no JSON object"] * 2,
+    ]  # fmt: skip
+    rows = table(folder, "a.json", '{"a": "one", "b": {"text": "x", "text": "y"}, "a": "two"}')
+    assert [row.values.get("caption") for row in rows] == ["one", None, "two"]
+    assert [row.reason for row in rows] == ["", "row with a column twice", ""]
+    assert table(folder, "a.json", '{"a": {"file": "b", "text": "x"}}')[0].values["file"] == "b"
+
+
 @pytest.mark.parametrize("name, data, says", [
     ("a.csv", "", "no names of columns"),
     ("a.csv", "file,text\rb,c\rd,e\r", "carriage returns alone"),
