@@ -27,6 +27,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from t2i_jax import paths
 from t2i_jax.data.caption import clean_caption
 from t2i_jax.data.image_file import ImageFiles, decode
+from t2i_jax.data.ledger import Ledger
 from t2i_jax.data.source import BadSample, Record
 from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
@@ -39,6 +40,7 @@ COLUMNS = {  # and the arrays of each
     "clip": ("image_embeds", "caption_embeds"),
 }
 _NUMBERS = ("codebook_size", "max_length")  # of a column that was made with such
+_THEN = " (when it was packed)"
 _READ = "readahead_buffer_size:0,max_parallelism:0"  # for random access
 _WRITE = "group_size:1,uncompressed"  # every record by itself; images are compressed already
 
@@ -75,6 +77,21 @@ class PackedSource(ImageFiles):
     def stored(self) -> Mapping[str, Mapping[str, Any]]:
         """What is known of each column, "text", "tokens" and "clip", that was computed."""
         return self.manifest["columns"]
+
+    @property
+    def passed_over(self) -> Ledger:
+        """What was left out and passed over when the set was packed."""
+        found, names = Ledger(), self.manifest.get("bad_names")
+        named = [one for one in names if isinstance(one, str)] if isinstance(names, list) else []
+        for field in ("bad", "passed_over"):
+            counts = self.manifest.get(field)
+            for reason, count in counts.items() if isinstance(counts, dict) else ():
+                end = f": {reason}"
+                first = next((one for one in named if one.endswith(end)), self.manifest["source"])
+                if _is_count(count) and count:
+                    told = f"{reason.removesuffix(_THEN)}{_THEN}"
+                    found.note(told, first.removesuffix(end), count)
+        return found
 
     @property
     def image_files(self) -> Iterable[pathlib.Path]:
@@ -398,6 +415,7 @@ def _damaged(manifest):
     columns = manifest.get("columns")
     is_right = {
         "version": "version" in manifest,
+        "source": isinstance(manifest.get("source"), str),
         "captions": "captions" in manifest,
         "count": _is_count(manifest.get("count")),
         "shards": _are_shards(manifest.get("shards")),

@@ -370,6 +370,7 @@ def test_inspect_counts_what_an_encoder_cuts_and_what_is_passed_over(t2i, place,
     said = t2i("encode-text", tmp_path / "out", "--t5", place / "t5", "--max-length", 30)
     assert "captions that were not read whole: 1" in said
     said = t2i("inspect", f"arrayrecord:{tmp_path / 'out'}")
+    assert f"\n  file of .heic (when it was packed): 1 (folder:{tmp_path})\n" in said
     assert "max_length=30" in said and "\n  cut: caption of more than 30 tokens 1\n" in said
 
 
