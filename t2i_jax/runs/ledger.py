@@ -16,15 +16,15 @@ from t2i_jax.data.ledger import Ledger, together
 from t2i_jax.data.overview import look, note_cut, note_unknown
 from t2i_jax.data.pipeline import Batches
 from t2i_jax.data.source import EMBEDDED, Source
-from t2i_jax.files import read_regular, replacing
+from t2i_jax.files import read_object, replacing
 from t2i_jax.terminal import say
 from t2i_jax.text.tokenizer import TextTokenizer, unknown_letters
 from t2i_jax.train.log import add_metrics
 from t2i_jax.train.stored import last_step
 
 _SECONDS, _SAMPLES = 3.0, 1000  # of the look before a training
-_KEPT, _MOST = "left_out.{}.json", 2**26  # the file of a process, and bytes that are read of it
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+_KEPT = "left_out.{}.json"  # the file of a process
+_DAMAGED = (OverflowError, ValueError, KeyError, TypeError, AttributeError)
 
 
 class DataLedger:
@@ -85,7 +85,7 @@ class DataLedger:
         # a run that begins anew counts anew
         for path in (own, *gone) if last_step(workdir) is not None else ():
             with contextlib.suppress(*_DAMAGED):  # it is not there, or no count
-                stored = json.loads(read_regular(path, _MOST))
+                stored = read_object(path) or {}
                 for kind, ledger in ledgers.items():
                     ledger.go_on(stored[kind])
         try:
