@@ -152,15 +152,11 @@ class FolderSource(ImageFiles):
         name, _, _, reason = self._samples[index]
         if reason:
             raise BadSample(reason, name)
-        stem = (self.path / name).with_suffix("")
-        found = [
-            path
-            for ending in ENDINGS
-            if (path := stem.with_name(f"{stem.name}.cond{ending}")).is_file()
-        ]
-        if not found:
+        places = (self.path / one for one in _cond_names(os.path.splitext(name)[0]))
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
             raise BadSample("no .cond image", name)
-        return decode(file_bytes(found[0], found[0].name), found[0].name, channels)
+        return decode(file_bytes(found, found.name), found.name, channels)
 
     def caption(self, index: int) -> str:
         """The caption from the table or from a file beside the image; or `BadSample`."""
@@ -183,12 +179,14 @@ def _found(folder, passed_over):
     from_tables: list[_Sample] = []
     by_name: list[_Sample] = []
     unnamed: list[str] = []  # images below a table, which may not name them
+    conds: set[str] = set()  # what images are conditioned on
     ruled: dict[str, bool] = {}  # of each folder, whether a table speaks for it
     for parent, folders, names in os.walk(folder):
         where = os.path.relpath(parent, folder)
         where = "" if where == "." else where
         _pass_over_folders(parent, where, folders, passed_over)
-        images, texts, tables = _sorted_out(parent, where, sorted(names), passed_over)
+        images, texts, tables, beside = _sorted_out(parent, where, sorted(names), passed_over)
+        conds |= {os.path.join(where, name) for name in beside}
         if tables:
             from_tables += _of_table(folder, where, tables[0])
             for name in tables[1:]:
@@ -209,7 +207,22 @@ def _found(folder, passed_over):
     for name in unnamed:
         if name not in named:
             passed_over.note("image that no table names", name)
-    return [*from_tables, *sorted(sample for sample in by_name if sample.image not in named)]
+    found = [*from_tables, *sorted(sample for sample in by_name if sample.image not in named)]
+    for name in sorted(conds.difference(_taken(found, conds))) if conds else ():
+        passed_over.note("condition image that no image takes", name)
+    return found
+
+
+def _taken(samples, conds):
+    """The images, of those to be conditioned on, that samples take."""
+    for sample in samples:
+        names = _cond_names(os.path.splitext(sample.image)[0])
+        yield next((name for name in names if name in conds), "")
+
+
+def _cond_names(stem):
+    """Names of what an image may be conditioned on, the first that is there counts."""
+    return (f"{stem}.cond{ending}" for ending in ENDINGS)
 
 
 def _pass_over_folders(parent, where, folders, passed_over):
@@ -226,10 +239,10 @@ def _pass_over_folders(parent, where, folders, passed_over):
 
 
 def _sorted_out(parent, where, names, passed_over):
-    """The images of a folder, the files that may hold captions, and its tables, the one that is
-    read first.
+    """The images of a folder, the files that may hold captions, its tables, the one that is read
+    first, and what images are conditioned on.
     """
-    images, texts, tables = [], [], []
+    images, texts, tables, conds = [], [], [], []
     for name in names:
         ending = os.path.splitext(name)[1].lower()
         if is_leftover(name):
@@ -239,15 +252,16 @@ def _sorted_out(parent, where, names, passed_over):
         elif name.lower() in TABLES:
             tables.append(name)
         elif ending in ENDINGS:
-            if not os.path.splitext(name)[0].lower().endswith(".cond"):
-                images.append(name)
+            is_cond = os.path.splitext(name)[0].lower().endswith(".cond")
+            (conds if is_cond else images).append(name)
         elif ending in captions.ENDINGS:
             texts.append(name)
         elif not ending and _is_image(os.path.join(parent, name)):
             images.append(name)
         else:
             passed_over.note(_kind(name), os.path.join(where, name))
-    return images, texts, sorted(tables, key=lambda name: TABLES.index(name.lower()))
+    tables.sort(key=lambda name: TABLES.index(name.lower()))
+    return images, texts, tables, conds
 
 
 def _has_table(folder):

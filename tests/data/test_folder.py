@@ -50,7 +50,12 @@ def test_images_to_condition_on_are_cut_as_their_images(folder):
         noise.save((folder / name).with_suffix(".png"))
         noise.save((folder / name).with_suffix(".cond.png"))
     (folder / "a.JPG").unlink()
-    assert len(FolderSource(str(folder))) == 3
+    spare = ("air.cond.png", "c.cond.PNG", "deep/b.cond.webp")
+    for name in spare:
+        (folder / name).write_bytes((folder / "a.cond.png").read_bytes())
+    source = FolderSource(str(folder))
+    assert len(source) == 3
+    assert source.passed_over.examples == {"condition image that no image takes": list(spare)}
     config = DataConfig(
         source=f"folder:{folder}", image_size=24, crop="random", flip=True, max_bad_rate=1.0
     )
