@@ -171,7 +171,7 @@ class FolderSource(ImageFiles):
             is_odd = error.errno in (errno.EINVAL, errno.EFBIG)
             reason = "caption in no regular file of a sane size" if is_odd else "unreadable caption"
             raise BadSample(reason, file) from None
-        return captions.in_file(data, file, name)
+        return captions.in_file(data, file, name, self._passed_over)
 
 
 def _found(folder, passed_over):
@@ -188,7 +188,7 @@ def _found(folder, passed_over):
         images, texts, tables, beside = _sorted_out(parent, where, sorted(names), passed_over)
         conds |= {os.path.join(where, name) for name in beside}
         if tables:
-            from_tables += _of_table(folder, where, tables[0])
+            from_tables += _of_table(folder, where, tables[0], passed_over)
             for name in tables[1:]:
                 passed_over.note(f"table beside {tables[0]}", os.path.join(where, name))
         ruled[where] = bool(tables) or ruled.get(os.path.dirname(where), False)
@@ -306,7 +306,7 @@ def _small_ending(name):
     return stem + ending.lower()
 
 
-def _of_table(folder, where, name):
+def _of_table(folder, where, name, passed_over):
     """The samples that a table names."""
     table = os.path.join(where, name)
     path, samples, bad = folder / table, [], []
@@ -325,6 +325,8 @@ def _of_table(folder, where, name):
             continue
         image = os.path.normpath(os.path.join(where, _own(path.parent, file)))
         samples.append(_Sample(image, captions.among(row.values)))
+        if captions.are_several(row.values):
+            passed_over.note(captions.SEVERAL, image)
     if bad and not samples:
         raise UserError(
             f"captions={str(path)!r} has no row that can be used ({bad[0].reason} in line "

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from t2i_jax.data.caption import SEVERAL
 from t2i_jax.data.folder import FolderSource
 from t2i_jax.data.pipeline import DataConfig, batches
 from t2i_jax.data.source import BadSample
@@ -39,6 +40,11 @@ def test_tables_of_captions(folder):
         json.dumps({"file_name": "a.JPG", "text": "from a line"}) + "\n\n"
     )
     assert [FolderSource(str(folder))[0]["caption"]] == ["from a line"]
+    rows = [{"file_name": "a.JPG", "text": ["one", "two"]}, {"img": "c.webp", "texts": ["one"]}]
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = FolderSource(str(folder))
+    assert captions_of(source) == {"a.JPG": "one", "c.webp": "one"}
+    assert source.passed_over.examples[SEVERAL] == ["a.JPG"]
     (folder / "captions.csv").write_text('image,caption\ndeep/b.png,"one, two"\na.JPG,three\n')
     assert [FolderSource(str(folder))[i]["caption"] for i in range(2)] == ["one, two", "three"]
 
@@ -162,7 +168,9 @@ def test_one_list_of_endings_for_captions(folder):
     ):
         (folder / name).write_bytes(image)
         (folder / file).write_text(text)
-    found = captions_of(FolderSource(str(folder)))
+    source = FolderSource(str(folder))
+    found = captions_of(source)
+    assert source.passed_over.names == [f"h.webp: {SEVERAL}"]
     assert found == {
         "a.JPG": "image number 0", "b.png": "big letters", "c.webp": "image number 2",
         "d.jfif": "another ending", "deep/b.png": "image number 1",
