@@ -92,6 +92,7 @@ def _vectors(source, system, crop, batch_size) -> Iterator[Any]:
     from t2i_jax.data.crop import crop as cut
     from t2i_jax.data.pack import in_batches
     from t2i_jax.systems.generation import quiet
+    from t2i_jax.text.cache import check_finite
 
     size = system.task.image_size
 
@@ -104,6 +105,9 @@ def _vectors(source, system, crop, batch_size) -> Iterator[Any]:
         image_BD = system.embed_images(np.stack(images), batch_size)
         with quiet():  # what is cut is counted once, with the text
             text_BD = system.encode_text(list(captions), batch_size).embed_BD
+        for caption, image_D, text_D in zip(captions, image_BD, text_BD, strict=True):
+            for embed_D in (image_D, text_D):
+                check_finite(np.asarray(embed_D), caption, "float32")
         return [
             {"image_embeds": image, "caption_embeds": text}
             for image, text in zip(image_BD, text_BD, strict=True)
@@ -120,6 +124,7 @@ def _encodings(source, system, crop, batch_size, dtype, cut) -> Iterator[Any]:
     from t2i_jax.data.overview import note_cut, note_unknown
     from t2i_jax.data.pack import in_batches
     from t2i_jax.systems.generation import quiet
+    from t2i_jax.text.cache import check_finite
     from t2i_jax.text.tokenizer import unknown_letters
 
     def embedded(captions):
@@ -128,11 +133,15 @@ def _encodings(source, system, crop, batch_size, dtype, cut) -> Iterator[Any]:
         note_unknown(cut, captions, unknown_letters(tokenizer, captions))
         with quiet():
             found = system.encode_text(captions, batch_size)
-        rows = zip(np.asarray(found.encodings_BLE), np.asarray(found.mask_BL), strict=True)
-        return [
-            {"text_embeds": encodings[mask].astype(dtype), "text_mask": mask[mask]}
-            for encodings, mask in rows
-        ]
+        mask_BL, rows = np.asarray(found.mask_BL), []
+        for caption, row_LE, mask_L in zip(
+            captions, np.asarray(found.encodings_BLE), mask_BL, strict=True
+        ):
+            with np.errstate(over="ignore"):  # said by the check
+                kept_LE = row_LE[mask_L].astype(dtype)
+            check_finite(kept_LE, caption, dtype.name)
+            rows.append({"text_embeds": kept_LE, "text_mask": mask_L[mask_L]})
+        return rows
 
     records = progress("encoding")(range(len(source)))
     yield from in_batches(source.caption, embedded, records, batch_size)

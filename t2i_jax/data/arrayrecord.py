@@ -39,6 +39,7 @@ COLUMNS = {  # and the arrays of each
     "tokens": ("tokens",),
     "clip": ("image_embeds", "caption_embeds"),
 }
+_EMBEDS = {"text_embeds", "image_embeds", "caption_embeds"}
 _NUMBERS = ("codebook_size", "max_length")  # of a column that was made with such
 _THEN = " (when it was packed)"
 _READ = "readahead_buffer_size:0,max_parallelism:0"  # for random access
@@ -159,11 +160,12 @@ def _possible(arrays, about, record):
     token that the codebook does not have, an embedding that is not finite.
     """
     codes = about.get("codebook_size")
-    tokens, embeds = arrays.get("tokens"), arrays.get("text_embeds")
+    tokens = arrays.get("tokens")
     if codes is not None and tokens is not None and not np.all((tokens >= 0) & (tokens < codes)):
         arrays = {**arrays, "tokens": BadSample(f"tokens outside 0 to {codes - 1}", record)}
-    if embeds is not None and not np.isfinite(embeds.astype(np.float32)).all():
-        arrays = {**arrays, "text_embeds": BadSample("embeddings that are not finite", record)}
+    for name in _EMBEDS & arrays.keys():
+        if not np.isfinite(arrays[name].astype(np.float32)).all():
+            arrays = {**arrays, name: BadSample("embeddings that are not finite", record)}
     return arrays
 
 

@@ -151,7 +151,11 @@ def test_numbers_that_cannot_be_right_are_bad_samples(packed):
     pack(Shapes(16, length=LENGTH), packed, name="shapes")
     add_column(packed, "tokens", rows, about={"codebook_size": LENGTH})
     add_column(packed, "text", texts, about={})
+    vectors = {"image_embeds": np.ones(4, np.float32), "caption_embeds": np.ones(4, np.float32)}
+    broken = {"image_embeds": np.full(4, np.inf, np.float32)}
+    add_column(packed, "clip", [{**vectors, **broken}, *[vectors] * (LENGTH - 1)], about={})
     for wants, reason, count in (
+        (("image_embeds",), "embeddings that are not finite", 1),
         (("tokens",), f"tokens outside 0 to {LENGTH - 1}", 2),
         (("caption", "text_embeds"), "embeddings that are not finite", 1),
     ):
