@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -29,6 +30,7 @@ LONGEST = 131_072
 """Characters of a caption and of a cell."""
 SEVERAL = "image with several captions, of which the first is read"
 """How a ledger names one."""
+_WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 MOST_BYTES = 2**24
 """The largest file that is read for a caption."""
 
@@ -37,7 +39,7 @@ def clean_caption(text: Any, name: str) -> str:
     """A caption with single spaces between its words.
 
     Args:
-      text: str, or bytes in UTF-8. name: of the sample, for messages.
+      text: str, or bytes in UTF-8, or in UTF-16 with its mark. name: of the sample, for messages.
 
     Raises:
       BadSample: "no caption", "empty caption", "caption is not UTF-8" or "caption of more than
@@ -48,7 +50,7 @@ def clean_caption(text: Any, name: str) -> str:
         if len(text) > 4 * LONGEST:
             raise too_long
         try:
-            text = text.decode("utf-8-sig")
+            text = text.decode("utf-16" if text.startswith(_WIDE) else "utf-8-sig")
         except UnicodeDecodeError:
             raise BadSample("caption is not UTF-8", name) from None
     if not isinstance(text, str):

@@ -6,6 +6,7 @@ return before it or not) and nowhere else, so that a cell may hold any text.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -30,6 +31,8 @@ _MOST_BYTES, _MOST_JSON = 2**32, 2**28  # of a table, and of one that is read at
 _MOST_DIGITS = 100  # of a number
 _LONGEST_LINE = 2**24  # characters
 _RETURN = "\ud800"  # stands for a carriage return by itself; no decoder makes it
+_ODD = "t2i_jax.lone_surrogate"  # in place of what is no UTF-16
+codecs.register_error(_ODD, lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
 _LIMIT = threading.Lock()  # of the csv module's limit, which all threads share
 _SEPARATOR = re.compile(r"sep=([,;\t])", re.IGNORECASE)
 _QUOTE_AFTER_SPACE = re.compile(r' +"')
@@ -97,7 +100,7 @@ def read_table(path: pathlib.Path, field: str = "captions") -> list[Row]:
 class _Lines:
     """The lines of an open file with their ends, which can be given back.
 
-    A carriage return by itself ends no line; it comes as `_RETURN`. Bytes that are no UTF-8 come as
+    A carriage return by itself ends no line; it comes as `_RETURN`. Bytes that are no text come as
     lone surrogates, to be seen in their cell. Of a line that is too long the beginning comes.
 
     Attributes:
@@ -106,7 +109,7 @@ class _Lines:
 
     def __init__(self, file):
         wide = file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")
-        encoding, errors = ("utf-16", "replace") if wide else ("utf-8-sig", "surrogateescape")
+        encoding, errors = ("utf-16", _ODD) if wide else ("utf-8-sig", "surrogateescape")
         self._text = io.TextIOWrapper(file, encoding=encoding, errors=errors, newline="\n")
         self._waiting: list[str] = []
         self.number = 1
@@ -135,13 +138,14 @@ class _Lines:
 
 def _csv_rows(lines, tabs, named) -> Iterator[Row]:
     first = next(lines, "").lstrip("\ufeff")  # a mark that was written twice
-    told = _SEPARATOR.fullmatch(first.rstrip())
+    told = _SEPARATOR.fullmatch(first.rstrip("\r\n "))
     if told is None:
         lines.give_back([first])
     if first.count(_RETURN) > 1 and not first.endswith("\n"):
         raise UserError(f"{named} ends its lines with carriage returns alone; save it with \\n.")
     delimiter = "\t" if tabs else ";" if ";" in first and "," not in first else ","
-    cells, reason = _parsed(lines, told[1] if told else delimiter)
+    delimiter = told[1] if told else delimiter
+    cells, reason = _parsed(lines, delimiter)
     columns: list[str] = [cell.strip().lower() for cell in cells]
     if any("\0" in name for name in columns):  # UTF-16 without its mark, UTF-32
         raise UserError(f"{named} can't be read as UTF-8 text; save it as such.")

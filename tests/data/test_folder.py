@@ -164,10 +164,16 @@ def test_one_list_of_endings_for_captions(folder):
         ("h.webp", "h.json", json.dumps({"prompt": ["first", "second"]})),
         ("i.v2.png", "i.v2.txt", "a dot in the name"),
         ("j.png", "j.json", "{}"),
+        ("l.png", "l.txt", "wide \u2603"),
+        ("m.png", "m.json", json.dumps({"text": "wide too"})),
+        ("n.png", "n.txt", "half"),
         ("k.png", "k.json", "[" * 100_000),
     ):
         (folder / name).write_bytes(image)
-        (folder / file).write_text(text)
+        is_wide = name in ("l.png", "m.png", "n.png")
+        (folder / file).write_text(text, encoding="utf-16" if is_wide else "utf-8")
+    with (folder / "n.txt").open("ab") as half:
+        half.write(b"\xd8")
     source = FolderSource(str(folder))
     found = captions_of(source)
     assert source.passed_over.names == [f"h.webp: {SEVERAL}"]
@@ -177,6 +183,7 @@ def test_one_list_of_endings_for_captions(folder):
         "e.png": "behind the whole name",
         "f.jpe": "in JSON", "g": "no ending", "h.webp": "first", "i.v2.png": "a dot in the name",
         "j.png": "no caption", "k.png": "caption is not JSON",
+        "l.png": "wide \u2603", "m.png": "wide too", "n.png": "caption is not UTF-8",
     }  # fmt: skip
 
 

@@ -125,6 +125,13 @@ def test_forms_that_other_programs_write(folder):
         assert [row.values for row in table(folder, "a.json", json.dumps(data))] == wanted
     assert table(folder, "a.json", '{"a.png": "words"}')[0].values["caption"] == "words"
     assert [row.values["caption"] for row in table(folder, "a.json", '["a", "b"]')] == ["a", "b"]
+    for ending in ("\n", "\r\n", " \r\n"):
+        tabbed = f"sep=\t{ending}{words.replace('; ', ';').replace(';', chr(9))}"
+        assert [row.values for row in table(folder, "a.csv", tabbed)] == wanted
+    odd = words.encode("utf-16-le").replace("\u732b".encode("utf-16-le"), b"\x00\xd8")
+    for data in (odd, odd[:-3]):  # half a letter, and half a code
+        rows = table(folder, "a.csv", b"\xff\xfe" + data)
+        assert rows[0].values["text"].startswith("caf\xe9 \udcff")
     for text in (f"sep=;\r\n{words}", f"\ufeff\ufeff{words}"):
         assert [row.values for row in table(folder, "a.csv", text.encode("utf-8-sig"))] == wanted
 
