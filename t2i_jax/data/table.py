@@ -277,7 +277,7 @@ def _json(path, field):
             else _Object([("file", name), ("caption", one)])
             for name, one in found.pairs
         ]
-    if not isinstance(found, list) or not any(isinstance(one, dict) for one in found):
+    if not isinstance(found, list) or (found and not any(isinstance(one, dict) for one in found)):
         raise UserError(
             f"{field}={str(path)!r} is no list of objects with the names of images and their "
             "captions; write it as such, or as JSON lines."

@@ -175,6 +175,7 @@ def test_an_odd_entry_of_a_json_file_costs_no_other_one(folder):
     rows = table(folder, "a.json", '{"a": "one", "b": {"text": "x", "text": "y"}, "a": "two"}')
     assert [row.values.get("caption") for row in rows] == ["one", None, "two"]
     assert [row.reason for row in rows] == ["", "row with a column twice", ""]
+    assert table(folder, "a.json", "[]") == table(folder, "a.json", "{}") == []
     assert table(folder, "a.json", '{"a": {"file": "b", "text": "x"}}')[0].values["file"] == "b"
 
 
