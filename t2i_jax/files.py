@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import itertools
+import json
 import os
 import pathlib
 import shutil
@@ -116,6 +117,31 @@ def read_regular(path: str | os.PathLike, most: int) -> bytes:
             said = f"it has more than {most} bytes"
             raise OSError(errno.EFBIG, said, os.fspath(path))
         return data
+
+
+def read_object(path: str | os.PathLike, most: int = 2**26) -> dict[str, Any] | None:
+    """The JSON object of a file that the package has written itself; None where there is no such
+    file, or something else by now: a pipe, damaged text, more than `most` bytes.
+    """
+    try:
+        return object_in(read_regular(path, most))
+    except (OSError, ValueError):
+        return None
+
+
+def object_in(text: str | bytes) -> dict[str, Any] | None:
+    """The JSON object of a text, None where it holds none; a whole number that no float can hold
+    comes as infinity.
+    """
+    try:
+        found = json.loads(text, parse_int=_whole)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _whole(digits):
+    return int(digits) if len(digits) < 300 else float(digits)
 
 
 def partial(name: str) -> str:

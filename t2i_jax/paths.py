@@ -25,8 +25,8 @@ def local(field: str, path: Given) -> str:
       field: what the path was given as, for the sentence.
 
     Raises:
-      UserError: it is no path, is empty, names a remote place (`gs://...`), holds a null character,
-        or begins with the home of an unknown user.
+      UserError: it is no path, is empty, names a remote place (`gs://...`) or is an address
+        (`file:///...`), holds a null character, or begins with the home of an unknown user.
     """
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise UserError(f"{field}={values.shown(path)} is no path; give a text or a pathlib.Path.")
@@ -37,6 +37,9 @@ def local(field: str, path: Given) -> str:
     if "\0" in text:
         raise UserError(f"{named} holds a null character, as no path does; give another one.")
     if remote := _SCHEME.match(text):
+        if remote[1].lower() == "file":
+            place = f"/{text[remote.end() :].lstrip('/')}"
+            raise UserError(f"{named} is the address of a file and no path; give {shown(place)}.")
         raise UserError(
             f"{named} names a remote place, and {remote[1]}: is not supported; give a folder or "
             "file of this machine, or one that is mounted here."

@@ -99,10 +99,11 @@ def inspect(
     """
     from t2i_jax.data.heldout import divide
     from t2i_jax.data.ledger import Ledger
-    from t2i_jax.data.overview import contact_sheet, look, note_cut
+    from t2i_jax.data.overview import contact_sheet, look, note_cut, note_unknown
     from t2i_jax.data.pipeline import DataConfig
     from t2i_jax.data.source import EMBEDDED
     from t2i_jax.pixels import save_png
+    from t2i_jax.text.tokenizer import unknown_letters
 
     sheet = paths.new_file("sheet", sheet)
     DataConfig(heldout=heldout)  # refuses a share that is none
@@ -121,8 +122,9 @@ def inspect(
     tokenizer, max_length = _text_tokenizer(run, t5, max_length)
     if tokenizer is not None:
         cut = note_cut(Ledger(), found.captions, tokenizer.lengths, max_length)
+        note_unknown(cut, found.captions, unknown_letters(tokenizer, found.captions))
         none = [f"captions that are cut at {max_length} tokens: 0"]
-        for line in cut.lines("captions that are cut") or none:
+        for line in cut.lines("captions that are not read whole") or none:
             print(line)
     for line in _of_columns(opened.stored):
         print(line)
@@ -158,11 +160,12 @@ def encode_text(
     from t2i_jax.data.arrayrecord import PackedSource
     from t2i_jax.data.columns import add_column, is_wanted
     from t2i_jax.data.ledger import Ledger
-    from t2i_jax.data.overview import note_cut
+    from t2i_jax.data.overview import note_cut, note_unknown
     from t2i_jax.data.source import BadSample
     from t2i_jax.runs.folder import fingerprint
     from t2i_jax.text.cache import embed_captions
     from t2i_jax.text.t5 import T5Text
+    from t2i_jax.text.tokenizer import unknown_letters
 
     packed = paths.given("packed", packed)
     source = PackedSource(str(packed), columns=())
@@ -177,6 +180,7 @@ def encode_text(
             try:
                 caption = source.caption(index)
                 note_cut(cut, [caption], tokenizer.lengths, max_length)
+                note_unknown(cut, [caption], unknown_letters(tokenizer, [caption]))
                 yield caption
             except BadSample as sample:
                 bad[index] = sample
@@ -198,7 +202,7 @@ def encode_text(
         for index, embeds_LD in enumerate(embeddings)
     )
     add_column(packed, "text", rows, about=about, max_bad_rate=max_bad_rate, cut=cut)
-    for line in cut.lines("captions that were cut"):
+    for line in cut.lines("captions that were not read whole"):
         print(line)
     captions_of = counted(len(source), "caption")
     print(f"stored: text embeddings, {text.dim} wide, of {captions_of} in {packed}")

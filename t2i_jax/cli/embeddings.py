@@ -81,7 +81,7 @@ def encode_clip(
             max_bad_rate=max_bad_rate,
             cut=cut if column == "text" else None,
         )
-    for line in cut.lines("captions that were cut"):
+    for line in cut.lines("captions that were not read whole"):
         print(line)
     records = counted(len(source), "record")
     print(f"stored: embeddings, {shown.shape[-1]} wide, of {records} in {packed}")
@@ -92,6 +92,7 @@ def _vectors(source, system, crop, batch_size) -> Iterator[Any]:
     from t2i_jax.data.crop import crop as cut
     from t2i_jax.data.pack import in_batches
     from t2i_jax.systems.generation import quiet
+    from t2i_jax.text.cache import check_finite
 
     size = system.task.image_size
 
@@ -104,6 +105,9 @@ def _vectors(source, system, crop, batch_size) -> Iterator[Any]:
         image_BD = system.embed_images(np.stack(images), batch_size)
         with quiet():  # what is cut is counted once, with the text
             text_BD = system.encode_text(list(captions), batch_size).embed_BD
+        for caption, image_D, text_D in zip(captions, image_BD, text_BD, strict=True):
+            for embed_D in (image_D, text_D):
+                check_finite(np.asarray(embed_D), caption, "float32")
         return [
             {"image_embeds": image, "caption_embeds": text}
             for image, text in zip(image_BD, text_BD, strict=True)
@@ -115,22 +119,29 @@ def _vectors(source, system, crop, batch_size) -> Iterator[Any]:
 
 def _encodings(source, system, crop, batch_size, dtype, cut) -> Iterator[Any]:
     """The encodings of the tokens of each record's caption, without padding; the captions that are
-    cut are noted in the ledger `cut`.
+    not read whole are noted in the ledger `cut`.
     """
-    from t2i_jax.data.overview import note_cut
+    from t2i_jax.data.overview import note_cut, note_unknown
     from t2i_jax.data.pack import in_batches
     from t2i_jax.systems.generation import quiet
+    from t2i_jax.text.cache import check_finite
+    from t2i_jax.text.tokenizer import unknown_letters
 
     def embedded(captions):
         tokenizer = system.text_tokenizer
         note_cut(cut, captions, tokenizer.lengths, system.task.text_encoder.max_length)
+        note_unknown(cut, captions, unknown_letters(tokenizer, captions))
         with quiet():
             found = system.encode_text(captions, batch_size)
-        rows = zip(np.asarray(found.encodings_BLE), np.asarray(found.mask_BL), strict=True)
-        return [
-            {"text_embeds": encodings[mask].astype(dtype), "text_mask": mask[mask]}
-            for encodings, mask in rows
-        ]
+        mask_BL, rows = np.asarray(found.mask_BL), []
+        for caption, row_LE, mask_L in zip(
+            captions, np.asarray(found.encodings_BLE), mask_BL, strict=True
+        ):
+            with np.errstate(over="ignore"):  # said by the check
+                kept_LE = row_LE[mask_L].astype(dtype)
+            check_finite(kept_LE, caption, dtype.name)
+            rows.append({"text_embeds": kept_LE, "text_mask": mask_L[mask_L]})
+        return rows
 
     records = progress("encoding")(range(len(source)))
     yield from in_batches(source.caption, embedded, records, batch_size)

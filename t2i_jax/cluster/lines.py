@@ -22,12 +22,12 @@ class Lines:
     def __init__(self, connection: socket.socket):
         self._connection, self._rest = connection, b""
 
-    def first(self) -> Any:
-        """The JSON value of the first line.
+    def first(self) -> dict[str, Any]:
+        """The JSON object of the first line.
 
         Raises:
           OSError: it does not come in time, or the connection is closed.
-          ValueError: it is too long, or no JSON.
+          ValueError: it is too long, or no object.
         """
         end = time.monotonic() + _PATIENCE
         while b"\n" not in self._rest:
@@ -36,7 +36,10 @@ class Lines:
             self._connection.settimeout(max(end - time.monotonic(), 0.001))
             self._receive(HELLO)
         self._connection.settimeout(None)
-        return self._next()
+        found = self._next()
+        if not isinstance(found, dict):
+            raise ValueError("the first line is no object")
+        return found
 
     def __iter__(self) -> Iterator[Any]:
         """The JSON values of further lines, until the connection is closed.

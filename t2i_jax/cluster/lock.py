@@ -258,12 +258,9 @@ def _started(pid):
 
 
 def _read(path):
-    try:
-        found = json.loads(path.read_bytes())
-        complete = isinstance(found["pid"], int) and found["pid"] > 0
-        return found if complete and isinstance(found["host"], str) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    found = files.read_object(path) or {}
+    pid, host = found.get("pid"), found.get("host")
+    return found if isinstance(pid, int) and pid > 0 and isinstance(host, str) else None
 
 
 def _settled(path):

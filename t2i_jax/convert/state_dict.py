@@ -93,8 +93,7 @@ def main(found: list[tuple[str, Any]], order: list[Any]) -> tuple[str, Any] | No
     first = min((network for _, network in found), key=order.index)
     places = [place for place, network in found if network is first]
     for kind in (_is_average, _is_usual):
-        chosen = [place for place in places if kind(place)]
-        places = chosen if len(chosen) == 1 else places
+        places = [place for place in places if kind(place)] or places
     if len(places) > 1:
         named = ", ".join(place.rstrip(".") or "the top" for place in places)
         raise UserError(
@@ -180,7 +179,8 @@ def _before(name, part):
 
 
 def _is_average(place):
-    return EMA in place.split(".")
+    """Whether a part of it is "ema", or has that before or behind an underscore ("params_ema")."""
+    return any("ema" in part.lower().split("_") for part in place.split("."))
 
 
 def _is_usual(place):

@@ -27,9 +27,11 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from t2i_jax import paths
 from t2i_jax.data.caption import clean_caption
 from t2i_jax.data.image_file import ImageFiles, decode
+from t2i_jax.data.ledger import Ledger
 from t2i_jax.data.source import BadSample, Record
 from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
+from t2i_jax.foreign import json_file
 
 FORMAT, VERSION, MANIFEST = "t2i_jax packed", 1, "manifest.json"
 COLUMNS = {  # and the arrays of each
@@ -37,6 +39,9 @@ COLUMNS = {  # and the arrays of each
     "tokens": ("tokens",),
     "clip": ("image_embeds", "caption_embeds"),
 }
+_EMBEDS = {"text_embeds", "image_embeds", "caption_embeds"}
+_NUMBERS = ("codebook_size", "max_length")  # of a column that was made with such
+_THEN = " (when it was packed)"
 _READ = "readahead_buffer_size:0,max_parallelism:0"  # for random access
 _WRITE = "group_size:1,uncompressed"  # every record by itself; images are compressed already
 
@@ -73,6 +78,21 @@ class PackedSource(ImageFiles):
     def stored(self) -> Mapping[str, Mapping[str, Any]]:
         """What is known of each column, "text", "tokens" and "clip", that was computed."""
         return self.manifest["columns"]
+
+    @property
+    def passed_over(self) -> Ledger:
+        """What was left out and passed over when the set was packed."""
+        found, names = Ledger(), self.manifest.get("bad_names")
+        named = [one for one in names if isinstance(one, str)] if isinstance(names, list) else []
+        for field in ("bad", "passed_over"):
+            counts = self.manifest.get(field)
+            for reason, count in counts.items() if isinstance(counts, dict) else ():
+                end = f": {reason}"
+                first = next((one for one in named if one.endswith(end)), self.manifest["source"])
+                if _is_count(count) and count:
+                    told = f"{reason.removesuffix(_THEN)}{_THEN}"
+                    found.note(told, first.removesuffix(end), count)
+        return found
 
     @property
     def image_files(self) -> Iterable[pathlib.Path]:
@@ -140,11 +160,12 @@ def _possible(arrays, about, record):
     token that the codebook does not have, an embedding that is not finite.
     """
     codes = about.get("codebook_size")
-    tokens, embeds = arrays.get("tokens"), arrays.get("text_embeds")
+    tokens = arrays.get("tokens")
     if codes is not None and tokens is not None and not np.all((tokens >= 0) & (tokens < codes)):
         arrays = {**arrays, "tokens": BadSample(f"tokens outside 0 to {codes - 1}", record)}
-    if embeds is not None and not np.isfinite(embeds.astype(np.float32)).all():
-        arrays = {**arrays, "text_embeds": BadSample("embeddings that are not finite", record)}
+    for name in _EMBEDS & arrays.keys():
+        if not np.isfinite(arrays[name].astype(np.float32)).all():
+            arrays = {**arrays, name: BadSample("embeddings that are not finite", record)}
     return arrays
 
 
@@ -258,19 +279,16 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
       UserError: no such file, no manifest, or one of a version that is not known.
     """
     path = folder / MANIFEST
-    manifest: Any = None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
+    if not path.exists():
         raise UserError(
             f"arrayrecord={str(folder)!r} has no {MANIFEST}; give a folder that `t2i data pack` "
             "wrote."
-        ) from None
-    except (ValueError, RecursionError):
-        pass
-    if not _complete(manifest):
+        )
+    manifest = json_file.read(path, "arrayrecord", "pack the set again")
+    if damaged := _damaged(manifest):
         raise UserError(
-            f"arrayrecord={str(folder)!r} has a damaged {MANIFEST}; pack the set again."
+            f"arrayrecord={str(folder)!r} has a damaged {MANIFEST} ({damaged} is missing, or not "
+            "what it can be); pack the set again."
         )
     if manifest["version"] != VERSION:
         raise UserError(
@@ -390,26 +408,41 @@ class _Shards:
         self.__dict__.update(state, _readers={}, _lock=threading.Lock())
 
 
-def _complete(manifest):
-    """Whether a manifest has what reading needs."""
+def _damaged(manifest):
+    """The first field of a manifest that reading needs and that it has not, or not as it can be;
+    None where there is no such field.
+    """
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        return False
+        return "format"
     columns = manifest.get("columns")
-    if not isinstance(columns, dict) or not all(isinstance(one, dict) for one in columns.values()):
-        return False
-    lists = [manifest.get("shards"), *(one.get("shards") for one in columns.values())]
-    kinds = {"file": str, "count": int, "bytes": int}
+    is_right = {
+        "version": "version" in manifest,
+        "source": isinstance(manifest.get("source"), str),
+        "captions": "captions" in manifest,
+        "count": _is_count(manifest.get("count")),
+        "shards": _are_shards(manifest.get("shards")),
+        "columns": isinstance(columns, dict),
+    }
+    for name, about in columns.items() if isinstance(columns, dict) else ():
+        column = about if isinstance(about, dict) else {}
+        is_right[f"columns.{name}.shards"] = _are_shards(column.get("shards"))
+        for field in _NUMBERS:
+            is_right[f"columns.{name}.{field}"] = _is_count(column.get(field, 1))
+    return next((field for field, right in is_right.items() if not right), None)
 
-    def fits(shard):
-        return isinstance(shard, dict) and all(
-            type(shard.get(k)) is t and (t is str or shard[k] >= 0) for k, t in kinds.items()
-        )
 
-    return (
-        "version" in manifest
-        and "captions" in manifest
-        and all(isinstance(shards, list) and all(map(fits, shards)) for shards in lists)
+def _are_shards(value):
+    return isinstance(value, list) and all(
+        isinstance(shard, dict)
+        and isinstance(shard.get("file"), str)
+        and _is_count(shard.get("count"))
+        and _is_count(shard.get("bytes"))
+        for shard in value
     )
+
+
+def _is_count(value):
+    return type(value) is int and value >= 0
 
 
 def _unpacked(data):

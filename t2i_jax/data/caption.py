@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from t2i_jax.data.ledger import Ledger
 from t2i_jax.data.source import BadSample
 
 ENDINGS = (".txt", ".caption", ".json")
@@ -26,6 +28,9 @@ KEYS = (
 """Under which a caption stands in a table or in JSON, the first that is there."""
 LONGEST = 131_072
 """Characters of a caption and of a cell."""
+SEVERAL = "image with several captions, of which the first is read"
+"""How a ledger names one."""
+_WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 MOST_BYTES = 2**24
 """The largest file that is read for a caption."""
 
@@ -34,7 +39,7 @@ def clean_caption(text: Any, name: str) -> str:
     """A caption with single spaces between its words.
 
     Args:
-      text: str, or bytes in UTF-8. name: of the sample, for messages.
+      text: str, or bytes in UTF-8, or in UTF-16 with its mark. name: of the sample, for messages.
 
     Raises:
       BadSample: "no caption", "empty caption", "caption is not UTF-8" or "caption of more than
@@ -45,7 +50,7 @@ def clean_caption(text: Any, name: str) -> str:
         if len(text) > 4 * LONGEST:
             raise too_long
         try:
-            text = text.decode("utf-8-sig")
+            text = text.decode("utf-16" if text.startswith(_WIDE) else "utf-8-sig")
         except UnicodeDecodeError:
             raise BadSample("caption is not UTF-8", name) from None
     if not isinstance(text, str):
@@ -61,11 +66,12 @@ def clean_caption(text: Any, name: str) -> str:
     return text
 
 
-def in_file(data: bytes, file_name: str, name: str) -> str:
+def in_file(data: bytes, file_name: str, name: str, passed_over: Ledger) -> str:
     """The caption that a file holds, clean.
 
     Args:
-      file_name: of the file, which ends in one of `ENDINGS`. name: for messages.
+      file_name: of the file, which ends in one of `ENDINGS`. name: for messages. passed_over: where
+        it is noted that the file holds several.
 
     Raises:
       BadSample: as `clean_caption`, or "caption is not JSON".
@@ -78,17 +84,19 @@ def in_file(data: bytes, file_name: str, name: str) -> str:
         raise BadSample("caption is not UTF-8", name) from None
     except (ValueError, RecursionError):
         raise BadSample("caption is not JSON", name) from None
+    if are_several(values):
+        passed_over.note(SEVERAL, name)
     return clean_caption(among(values), name)
 
 
 def beside(stem: str, file_name: str) -> Iterable[str]:
-    """Names of the files that may hold the caption of an image, in small letters, best first.
+    """Names of the files that may hold the caption of an image, best first.
 
     Args:
       stem: the image's name without its ending. file_name: the whole name.
     """
     for whole in (stem, file_name) if stem != file_name else (stem,):
-        yield from (whole.lower() + ending for ending in ENDINGS)
+        yield from (whole + ending for ending in ENDINGS)
 
 
 def among(values: Any) -> str | None:
@@ -96,10 +104,19 @@ def among(values: Any) -> str | None:
 
     Under several names of `KEYS` the first text counts, of several captions the first.
     """
+    return first_text(_chosen(values))
+
+
+def are_several(values: Any) -> bool:
+    """Whether `among` takes one of several captions."""
+    return has_several(_chosen(values))
+
+
+def _chosen(values):
     if not isinstance(values, Mapping):
         return None
-    found = (first_text(values.get(key)) for key in KEYS)
-    return next((text for text in found if isinstance(text, str)), None)
+    found = (values.get(key) for key in KEYS)
+    return next((value for value in found if isinstance(first_text(value), str)), None)
 
 
 def first_text(value: Any) -> Any:
@@ -111,3 +128,13 @@ def first_text(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return first_text(value[0]) if value else None
     return value
+
+
+def has_several(value: Any) -> bool:
+    """Whether `first_text` takes one of several texts."""
+    if isinstance(value, Mapping):
+        return has_several(next((value[name] for name in KEYS if name in value), None))
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    is_list = isinstance(value, (list, tuple))
+    return is_list and (len(value) > 1 or any(map(has_several, value)))

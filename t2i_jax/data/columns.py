@@ -49,7 +49,7 @@ def add_column(
       rows: the arrays of each record; a `BadSample` for one that has none, which is stored empty
         and counted.
       about: what they were made with, for the manifest.
-      cut: what is cut while the rows are made, for the manifest; None: nothing is.
+      cut: what is cut or not read while the rows are made, for the manifest; None: nothing is.
 
     Raises:
       UserError: too many rows are bad, there are not as many as records, or another command is

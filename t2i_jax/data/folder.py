@@ -29,10 +29,10 @@ TABLES = (
 _LEFT = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "lost+found")
 _NO_ENDING = "file without an ending"  # whose bytes are those of no image
 _PACKED = (".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst")
-_LEFTOVER = "leftover of another program"
+LEFTOVER = "leftover of another program"
 _GENEVAL, _OF_GENEVAL = "metadata.jsonl", "GenEval's line of a prompt"
 NO_IMAGES = (
-    _LEFTOVER,
+    LEFTOVER,
     _NO_ENDING,
     _OF_GENEVAL,
     *(f"file of {one}" for one in (*captions.ENDINGS, ".csv", ".tsv", ".html", ".npz")),
@@ -52,6 +52,11 @@ def in_place_of(path: pathlib.Path) -> str:
     if ending == ".tar":
         return "give webdataset:FILE.tar, or unpack it and give its folder"
     return "unpack it and give its folder" if ending in _PACKED else ""
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or a folder of this name is hidden, or what another program left."""
+    return name.startswith(".") or name in _LEFT
 
 
 class _Sample(NamedTuple):
@@ -140,22 +145,18 @@ class FolderSource(ImageFiles):
             return False
         below = place.relative_to(home).parts
         folders = [os.path.join(home, *below[:depth]) for depth in range(len(below) + 1)]
-        return not any(map(_is_left, below)) and not any(map(_has_table, folders))
+        return not any(map(is_leftover, below)) and not any(map(_has_table, folders))
 
     def cond_image(self, index: int, channels: int = 3) -> np.ndarray:
         """The image that an image is conditioned on, from NAME.cond.png; or `BadSample`."""
         name, _, _, reason = self._samples[index]
         if reason:
             raise BadSample(reason, name)
-        stem = (self.path / name).with_suffix("")
-        found = [
-            path
-            for ending in ENDINGS
-            if (path := stem.with_name(f"{stem.name}.cond{ending}")).is_file()
-        ]
-        if not found:
+        places = (self.path / one for one in _cond_names(os.path.splitext(name)[0]))
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
             raise BadSample("no .cond image", name)
-        return decode(file_bytes(found[0], found[0].name), found[0].name, channels)
+        return decode(file_bytes(found, found.name), found.name, channels)
 
     def caption(self, index: int) -> str:
         """The caption from the table or from a file beside the image; or `BadSample`."""
@@ -170,7 +171,7 @@ class FolderSource(ImageFiles):
             is_odd = error.errno in (errno.EINVAL, errno.EFBIG)
             reason = "caption in no regular file of a sane size" if is_odd else "unreadable caption"
             raise BadSample(reason, file) from None
-        return captions.in_file(data, file, name)
+        return captions.in_file(data, file, name, self._passed_over)
 
 
 def _found(folder, passed_over):
@@ -178,40 +179,57 @@ def _found(folder, passed_over):
     from_tables: list[_Sample] = []
     by_name: list[_Sample] = []
     unnamed: list[str] = []  # images below a table, which may not name them
+    conds: set[str] = set()  # what images are conditioned on
     ruled: dict[str, bool] = {}  # of each folder, whether a table speaks for it
     for parent, folders, names in os.walk(folder):
         where = os.path.relpath(parent, folder)
         where = "" if where == "." else where
         _pass_over_folders(parent, where, folders, passed_over)
-        images, texts, tables = _sorted_out(parent, where, sorted(names), passed_over)
+        images, texts, tables, beside = _sorted_out(parent, where, sorted(names), passed_over)
+        conds |= {os.path.join(where, name) for name in beside}
         if tables:
-            from_tables += _of_table(folder, where, tables[0])
+            from_tables += _of_table(folder, where, tables[0], passed_over)
             for name in tables[1:]:
                 passed_over.note(f"table beside {tables[0]}", os.path.join(where, name))
         ruled[where] = bool(tables) or ruled.get(os.path.dirname(where), False)
         if ruled[where]:
             unnamed += [os.path.join(where, name) for name in images]
-            for name in texts.values():
+            for name in texts:
                 passed_over.note(f"{_kind(name)} below a table", os.path.join(where, name))
             continue
-        texts_of = {name: _caption_file(name, texts) for name in images}
+        texts_of = _caption_files(images, texts)
         for name, text in texts_of.items():
             file = None if text is None else os.path.join(where, text)
             by_name.append(_Sample(os.path.join(where, name), caption_file=file))
-        for name in sorted(set(texts.values()) - set(texts_of.values())):
+        for name in sorted(set(texts) - set(texts_of.values())):
             passed_over.note(f"{_kind(name)} that no image takes", os.path.join(where, name))
     named = {os.path.normpath(sample.image) for sample in from_tables}
     for name in unnamed:
         if name not in named:
             passed_over.note("image that no table names", name)
-    return [*from_tables, *sorted(sample for sample in by_name if sample.image not in named)]
+    found = [*from_tables, *sorted(sample for sample in by_name if sample.image not in named)]
+    for name in sorted(conds.difference(_taken(found, conds))) if conds else ():
+        passed_over.note("condition image that no image takes", name)
+    return found
+
+
+def _taken(samples, conds):
+    """The images, of those to be conditioned on, that samples take."""
+    for sample in samples:
+        names = _cond_names(os.path.splitext(sample.image)[0])
+        yield next((name for name in names if name in conds), "")
+
+
+def _cond_names(stem):
+    """Names of what an image may be conditioned on, the first that is there counts."""
+    return (f"{stem}.cond{ending}" for ending in ENDINGS)
 
 
 def _pass_over_folders(parent, where, folders, passed_over):
     """Takes those folders out that are not searched."""
     for name in list(folders):
-        if _is_left(name):
-            passed_over.note(_LEFTOVER, os.path.join(where, name) + "/")
+        if is_leftover(name):
+            passed_over.note(LEFTOVER, os.path.join(where, name) + "/")
         elif os.path.islink(os.path.join(parent, name)):
             passed_over.note("link to a folder", os.path.join(where, name))
         else:
@@ -221,28 +239,29 @@ def _pass_over_folders(parent, where, folders, passed_over):
 
 
 def _sorted_out(parent, where, names, passed_over):
-    """The images of a folder, the files that may hold captions (by their names in small letters),
-    and its tables, the one that is read first.
+    """The images of a folder, the files that may hold captions, its tables, the one that is read
+    first, and what images are conditioned on.
     """
-    images, texts, tables = [], {}, []
+    images, texts, tables, conds = [], [], [], []
     for name in names:
         ending = os.path.splitext(name)[1].lower()
-        if _is_left(name):
-            passed_over.note(_LEFTOVER, os.path.join(where, name))
+        if is_leftover(name):
+            passed_over.note(LEFTOVER, os.path.join(where, name))
         elif _is_of_geneval(parent, name):
             passed_over.note(_OF_GENEVAL, os.path.join(where, name))
         elif name.lower() in TABLES:
             tables.append(name)
         elif ending in ENDINGS:
-            if not os.path.splitext(name)[0].lower().endswith(".cond"):
-                images.append(name)
+            is_cond = os.path.splitext(name)[0].lower().endswith(".cond")
+            (conds if is_cond else images).append(name)
         elif ending in captions.ENDINGS:
-            texts.setdefault(name.lower(), name)
+            texts.append(name)
         elif not ending and _is_image(os.path.join(parent, name)):
             images.append(name)
         else:
             passed_over.note(_kind(name), os.path.join(where, name))
-    return images, texts, sorted(tables, key=lambda name: TABLES.index(name.lower()))
+    tables.sort(key=lambda name: TABLES.index(name.lower()))
+    return images, texts, tables, conds
 
 
 def _has_table(folder):
@@ -268,13 +287,26 @@ def _is_of_geneval(parent, name):
     return is_prompt and not line.keys() & set(FILE_KEYS)
 
 
-def _caption_file(image, texts):
-    """The file that holds the caption of an image; None without one."""
-    wanted = captions.beside(os.path.splitext(image)[0], image)
-    return next((texts[name] for name in wanted if name in texts), None)
+def _caption_files(images, texts):
+    """The file that holds the caption of each image, None without one: of the image's own spelling,
+    else with other capital letters one that is no other image's.
+    """
+    found: dict[str, str | None] = dict.fromkeys(images)
+    for spelled in (_small_ending, str.lower):
+        taken = set(found.values())
+        free = {spelled(name): name for name in texts if name not in taken}
+        for image in (name for name, text in found.items() if text is None):
+            wanted = map(spelled, captions.beside(os.path.splitext(image)[0], image))
+            found[image] = next((free[name] for name in wanted if name in free), None)
+    return found
 
 
-def _of_table(folder, where, name):
+def _small_ending(name):
+    stem, ending = os.path.splitext(name)
+    return stem + ending.lower()
+
+
+def _of_table(folder, where, name, passed_over):
     """The samples that a table names."""
     table = os.path.join(where, name)
     path, samples, bad = folder / table, [], []
@@ -293,6 +325,8 @@ def _of_table(folder, where, name):
             continue
         image = os.path.normpath(os.path.join(where, _own(path.parent, file)))
         samples.append(_Sample(image, captions.among(row.values)))
+        if captions.are_several(row.values):
+            passed_over.note(captions.SEVERAL, image)
     if bad and not samples:
         raise UserError(
             f"captions={str(path)!r} has no row that can be used ({bad[0].reason} in line "
@@ -329,10 +363,6 @@ def _own(folder, file):
     if "\\" in file and not os.path.lexists(os.path.join(folder, file)):
         return file.replace("\\", "/")
     return file
-
-
-def _is_left(name):
-    return name.startswith(".") or name in _LEFT
 
 
 def _is_image(path):

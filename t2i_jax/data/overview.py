@@ -173,6 +173,19 @@ def note_cut(
     return ledger
 
 
+def note_unknown(ledger: Ledger, captions: Sequence[str], letters: Sequence[str]) -> Ledger:
+    """The ledger, with those captions of which a vocabulary lacks letters.
+
+    Args:
+      letters: which ones, of each caption; "" where it has all.
+    """
+    for caption, lacking in zip(captions, letters, strict=True):
+        if lacking:
+            name = f"{_cut(lacking, 20)} in {_cut(caption, 60)!r}"
+            ledger.note("caption with letters that the vocabulary lacks", name)
+    return ledger
+
+
 def _range(values):
     low, middle, high = min(values), statistics.median(values), max(values)
     return f"{low}" if low == high else f"{low} to {high} (median {middle:g})"

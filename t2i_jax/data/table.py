@@ -6,6 +6,7 @@ return before it or not) and nowhere else, so that a cell may hold any text.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -21,17 +22,21 @@ from t2i_jax.data.caption import LONGEST
 from t2i_jax.data.ledger import printable
 from t2i_jax.errors import UserError
 from t2i_jax.files import open_regular
-from t2i_jax.foreign import json_file
+from t2i_jax.foreign.file import check, refusing
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 FILE_KEYS = ("file", "file_name", "filename", "image", "image_path", "path", "img")
 """Columns in which a table names an image, the first that a row has."""
-_MOST_BYTES = 2**32  # of a table
+_MOST_BYTES, _MOST_JSON = 2**32, 2**28  # of a table, and of one that is read at once
+_MOST_DIGITS = 100  # of a number
 _LONGEST_LINE = 2**24  # characters
 _RETURN = "\ud800"  # stands for a carriage return by itself; no decoder makes it
+_ODD = "t2i_jax.lone_surrogate"  # in place of what is no UTF-16
+codecs.register_error(_ODD, lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
 _LIMIT = threading.Lock()  # of the csv module's limit, which all threads share
 _SEPARATOR = re.compile(r"sep=([,;\t])", re.IGNORECASE)
 _QUOTE_AFTER_SPACE = re.compile(r' +"')
+_NO_OBJECT = "row that is no JSON object"
 _MARKS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 
 
@@ -95,7 +100,7 @@ def read_table(path: pathlib.Path, field: str = "captions") -> list[Row]:
 class _Lines:
     """The lines of an open file with their ends, which can be given back.
 
-    A carriage return by itself ends no line; it comes as `_RETURN`. Bytes that are no UTF-8 come as
+    A carriage return by itself ends no line; it comes as `_RETURN`. Bytes that are no text come as
     lone surrogates, to be seen in their cell. Of a line that is too long the beginning comes.
 
     Attributes:
@@ -104,7 +109,7 @@ class _Lines:
 
     def __init__(self, file):
         wide = file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")
-        encoding, errors = ("utf-16", "replace") if wide else ("utf-8-sig", "surrogateescape")
+        encoding, errors = ("utf-16", _ODD) if wide else ("utf-8-sig", "surrogateescape")
         self._text = io.TextIOWrapper(file, encoding=encoding, errors=errors, newline="\n")
         self._waiting: list[str] = []
         self.number = 1
@@ -133,13 +138,14 @@ class _Lines:
 
 def _csv_rows(lines, tabs, named) -> Iterator[Row]:
     first = next(lines, "").lstrip("\ufeff")  # a mark that was written twice
-    told = _SEPARATOR.fullmatch(first.rstrip())
+    told = _SEPARATOR.fullmatch(first.rstrip("\r\n "))
     if told is None:
         lines.give_back([first])
     if first.count(_RETURN) > 1 and not first.endswith("\n"):
         raise UserError(f"{named} ends its lines with carriage returns alone; save it with \\n.")
     delimiter = "\t" if tabs else ";" if ";" in first and "," not in first else ","
-    cells, reason = _parsed(lines, told[1] if told else delimiter)
+    delimiter = told[1] if told else delimiter
+    cells, reason = _parsed(lines, delimiter)
     columns: list[str] = [cell.strip().lower() for cell in cells]
     if any("\0" in name for name in columns):  # UTF-16 without its mark, UTF-32
         raise UserError(f"{named} can't be read as UTF-8 text; save it as such.")
@@ -227,9 +233,9 @@ def _object(number, line):
             line, strict=False, parse_int=str, parse_float=str, object_pairs_hook=outermost
         )
     except (ValueError, RecursionError):
-        return Row(number, {}, "row that is no JSON object")
+        return Row(number, {}, _NO_OBJECT)
     if not isinstance(row, dict):
-        return Row(number, {}, "row that is no JSON object")
+        return Row(number, {}, _NO_OBJECT)
     return _by_column(number, row, names)
 
 
@@ -239,8 +245,23 @@ def _by_column(number, row, names):
     return _checked(number, values, "row with a column twice" if twice else "")
 
 
+class _Object(dict):
+    """An object of a .json file, in which a name may come twice."""
+
+    __slots__ = ("_written",)
+
+    def __init__(self, pairs):
+        super().__init__(pairs)
+        self._written = pairs if len(pairs) > len(self) else None
+
+    @property
+    def pairs(self):
+        """Names and values as they were written."""
+        return self._written or list(self.items())
+
+
 def _json(path, field):
-    found = json_file.read(path, field)
+    found = _json_of(path, field)
     if isinstance(found, dict) and any(_are_objects(one) for one in found.values()):
         lists = ", ".join(printable(name) for name, one in found.items() if _are_objects(one))
         raise UserError(
@@ -248,18 +269,48 @@ def _json(path, field):
             "list of objects, each with the name of an image and its caption."
         )
     if isinstance(found, list) and all(isinstance(one, str) for one in found):
-        found = [{"caption": one} for one in found]
+        found = [_Object([("caption", one)]) for one in found]
     if isinstance(found, dict):  # of names
         found = [
-            {"file": name, **(one if isinstance(one, dict) else {"caption": one})}
-            for name, one in found.items()
+            _Object([*([] if "file" in one else [("file", name)]), *one.pairs])
+            if isinstance(one, dict)
+            else _Object([("file", name), ("caption", one)])
+            for name, one in found.pairs
         ]
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+    if not isinstance(found, list) or (found and not any(isinstance(one, dict) for one in found)):
         raise UserError(
             f"{field}={str(path)!r} is no list of objects with the names of images and their "
             "captions; write it as such, or as JSON lines."
         )
-    return [_by_column(number, one, list(one)) for number, one in enumerate(found, 1)]
+    return [
+        _by_column(number, one, [name for name, _ in one.pairs])
+        if isinstance(one, dict)
+        else Row(number, {}, _NO_OBJECT)
+        for number, one in enumerate(found, 1)
+    ]
+
+
+def _json_of(path, field):
+    """What a .json file holds, so that what is odd in one entry costs no other one: a number that
+    is none or endless, a name twice, bytes that are no UTF-8.
+    """
+    check(path, field, _MOST_JSON)
+    with refusing(path, field, "JSON", "write it again"):
+        data = path.read_bytes()
+        text = data.decode(json.detect_encoding(data), "surrogateescape")
+        try:
+            return json.loads(
+                text, strict=False, parse_constant=str, parse_int=_whole, object_pairs_hook=_Object
+            )
+        except (ValueError, RecursionError) as error:
+            is_deep = isinstance(error, RecursionError)
+            why = "values within values too deep" if is_deep else error
+            raise UserError(f"{field}={str(path)!r} is no JSON ({why}); write it again.") from error
+
+
+def _whole(digits):
+    """A whole number; of more digits than a number has in a table, the text."""
+    return int(digits) if len(digits) <= _MOST_DIGITS else digits
 
 
 def _are_objects(value):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from t2i_jax import paths
 from t2i_jax.data import caption as captions
+from t2i_jax.data.folder import LEFTOVER, is_leftover
 from t2i_jax.data.image_file import ENDINGS, MOST_BYTES, ImageFiles
 from t2i_jax.data.ledger import Ledger
 from t2i_jax.data.source import BadSample
@@ -118,7 +119,7 @@ class WebDatasetSource(ImageFiles):
         if sample.text.size > captions.MOST_BYTES:
             raise BadSample("file too large", name)
         data = self._read(sample, sample.text)
-        return captions.in_file(data, sample.text.ending, name)
+        return captions.in_file(data, sample.text.ending, name, self._passed_over)
 
     def _read(self, sample, part):
         name = self._name(sample, part)
@@ -144,6 +145,22 @@ class _Group:
     def __init__(self, key):
         self.key = key
         self.parts: dict[str, _Part] = {}
+
+    def has_image(self) -> bool:
+        """Whether any member is an image."""
+        return any(ending.endswith(ENDINGS) for ending in self.parts)
+
+    def in_small_letters(self) -> tuple[str, str]:
+        """The folder as it is, and the name in small letters."""
+        folder, _, stem = self.key.rpartition("/")
+        return folder, stem.lower()
+
+    def take_captions(self, other: _Group) -> None:
+        """Moves those from another group that are of no name which has a caption here."""
+        mine = {one.rpartition(".")[0] for one in self.parts if one.endswith(captions.ENDINGS)}
+        for ending in list(other.parts):
+            if ending.endswith(captions.ENDINGS) and ending.rpartition(".")[0] not in mine:
+                self.parts[ending] = other.parts.pop(ending)
 
     def samples(self, shard, passed_over, where) -> Iterator[_Sample]:
         """The samples in them: one, or where none of them is an image of that name, one for each
@@ -196,8 +213,8 @@ def _index(number, path, passed_over):
                             passed_over.note("member that is no file", f"{where}/{member.name}")
                         continue
                     key, ending = _split(member.name)
-                    if _is_left(member.name):
-                        passed_over.note("leftover of another program", f"{where}/{member.name}")
+                    if any(map(is_leftover, _named_parts(member.name))):
+                        passed_over.note(LEFTOVER, f"{where}/{member.name}")
                         continue
                     if key not in latest or ending in latest[key].parts:
                         if key in latest:
@@ -220,6 +237,7 @@ def _index(number, path, passed_over):
             f"webdataset shard {path!r} can't be read as a tar file ({error}); repair or remove "
             "it, and unpack .gz."
         ) from None
+    _share_captions(groups)
     samples = [one for group in groups for one in group.samples(number, passed_over, where)]
     return [*samples, _Sample(number, "", None, None, reason)] if reason else samples
 
@@ -255,9 +273,20 @@ def _split(name):
     return folder + slash + stem, dot + ending.lower()
 
 
-def _is_left(name):
-    parts = name.split("/")
-    return parts[-1].startswith("._") or parts[-1] == ".DS_Store" or "__MACOSX" in parts
+def _named_parts(name):
+    return (part for part in name.split("/") if part not in (".", ".."))
+
+
+def _share_captions(groups):
+    """Captions that have no image of their own spelling go to one with other capital letters."""
+    alone = [group for group in groups if not group.has_image()]
+    by_name: dict[tuple[str, str], list[_Group]] = {}
+    for group in groups if alone else ():
+        if group.has_image():
+            by_name.setdefault(group.in_small_letters(), []).append(group)
+    for group in alone:
+        for other in by_name.get(group.in_small_letters(), ()):
+            other.take_captions(group)
 
 
 def _shards(pattern, passed_over):

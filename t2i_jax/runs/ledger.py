@@ -13,18 +13,18 @@ import numpy as np
 
 from t2i_jax.cluster import processes
 from t2i_jax.data.ledger import Ledger, together
-from t2i_jax.data.overview import look, note_cut
+from t2i_jax.data.overview import look, note_cut, note_unknown
 from t2i_jax.data.pipeline import Batches
 from t2i_jax.data.source import EMBEDDED, Source
-from t2i_jax.files import read_regular, replacing
+from t2i_jax.files import read_object, replacing
 from t2i_jax.terminal import say
-from t2i_jax.text.tokenizer import TextTokenizer
+from t2i_jax.text.tokenizer import TextTokenizer, unknown_letters
 from t2i_jax.train.log import add_metrics
 from t2i_jax.train.stored import last_step
 
 _SECONDS, _SAMPLES = 3.0, 1000  # of the look before a training
-_KEPT, _MOST = "left_out.{}.json", 2**26  # the file of a process, and bytes that are read of it
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+_KEPT = "left_out.{}.json"  # the file of a process
+_DAMAGED = (OverflowError, ValueError, KeyError, TypeError, AttributeError)
 
 
 class DataLedger:
@@ -39,11 +39,14 @@ class DataLedger:
         self.cut = Ledger()
 
     def tokenize(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and mask of captions; those that are cut are counted."""
+        """Ids and mask of captions; those that are cut, or hold unknown letters, are counted."""
         assert self._tokenizer is not None
         ids_BL, mask_BL = self._tokenizer(captions, self._max_length)
         full = [captions[row] for row in np.flatnonzero(np.asarray(mask_BL).all(axis=1))]
         note_cut(self.cut, full, self._tokenizer.lengths, self._max_length)
+        unknown = getattr(self._tokenizer, "unknown", -1)
+        unread = [captions[row] for row in np.flatnonzero((ids_BL == unknown).any(axis=1))]
+        note_unknown(self.cut, unread, unknown_letters(self._tokenizer, unread))
         return ids_BL, mask_BL
 
     def uncounted(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -60,7 +63,8 @@ class DataLedger:
         lines += found.captions_bad.lines("captions that can't be used")
         if self._tokenizer is not None:
             cut = note_cut(Ledger(), found.captions, self._tokenizer.lengths, self._max_length)
-            lines += cut.lines("captions that are cut")
+            note_unknown(cut, found.captions, unknown_letters(self._tokenizer, found.captions))
+            lines += cut.lines("captions that are not read whole")
         lines = [f"among {found.looked_at} of {found.records} records:", *lines] if lines else []
         longest = source.stored.get("text", {}).get("max_length", 0)
         if self._tokenizer is None and 0 < self._max_length < longest:
@@ -81,7 +85,7 @@ class DataLedger:
         # a run that begins anew counts anew
         for path in (own, *gone) if last_step(workdir) is not None else ():
             with contextlib.suppress(*_DAMAGED):  # it is not there, or no count
-                stored = json.loads(read_regular(path, _MOST))
+                stored = read_object(path) or {}
                 for kind, ledger in ledgers.items():
                     ledger.go_on(stored[kind])
         try:
@@ -99,7 +103,7 @@ class DataLedger:
         """Tells what the training left out and cut, over all of its starts, and adds it to
         WORKDIR/metrics.json.
         """
-        lines = stream.bad.lines("left out") + self.cut.lines("captions that were cut")
+        lines = stream.bad.lines("left out") + self.cut.lines("captions that were not read whole")
         lines += stream.cut.lines("texts that were cut")
         mine = stream.bad.metrics("data/left_out/") | self.cut.metrics("data/cut/")
         mine |= stream.cut.metrics("data/cut/")

@@ -52,7 +52,7 @@ def plot(
     for value in _ticks(*across):
         x = x_of(value)
         parts.append(f"<text x='{x:.1f}' y='{_HEIGHT - 16}' text-anchor='middle'>{value:g}</text>")
-    if marked is not None and across[0] <= marked <= across[1]:
+    if isinstance(marked, (int, float)) and across[0] <= marked <= across[1]:
         parts.append(f"<path class='best' d='M{x_of(marked):.1f} {_TOP}V{_HEIGHT - _BOTTOM}'/>")
     for number, (name, points) in enumerate(kept.items()):
         colour = _COLOURS[number % len(_COLOURS)]

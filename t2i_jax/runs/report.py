@@ -18,12 +18,12 @@ from typing import Any
 from t2i_jax.cluster import processes
 from t2i_jax.config import to_dict
 from t2i_jax.errors import UserError, reason
-from t2i_jax.files import replacing
+from t2i_jax.files import object_in, read_regular, replacing
 from t2i_jax.foreign import json_file
 from t2i_jax.runs.folder import load_run_recipe
 from t2i_jax.runs.plot import plot
 from t2i_jax.terminal import say
-from t2i_jax.train.log import metrics_of
+from t2i_jax.train.log import make_room, metrics_of
 
 REPORT = "report.html"
 MONITORED = "evaluation.json"
@@ -38,6 +38,7 @@ _SHEETS = {
     "completed": "Inpainted: one half of each image was given",
     "sweep": "Guidance and temperature",
 }
+_COMMANDS, _MOST_LINES = "commands.jsonl", 2**31  # bytes of a file of lines
 _PROGRAMS = {"main.py": "t2i", "": "python"}  # by the name of the file that runs
 _STYLE = """
 :root { color-scheme: light; }
@@ -123,8 +124,10 @@ def note_start(workdir: str | os.PathLike) -> None:
         "command": shlex.join([_PROGRAMS.get(program, program), *sys.argv[1:]]),
         "folder": os.getcwd(),
     }
+    path = pathlib.Path(workdir) / _COMMANDS
     try:
-        with (pathlib.Path(workdir) / "commands.jsonl").open("a", encoding="utf-8") as file:
+        make_room(path)
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(told) + "\n")
     except OSError:
         pass  # the log says that the disk refuses
@@ -154,13 +157,14 @@ def _summary(workdir, recipe):
     if lines:
         told.append(f"step {lines[-1]['step']} of {recipe.train.steps}")
     found = ", ".join(told) + "."
-    if "validation/best_step" in metrics:
+    best, step = metrics.get("validation/best"), metrics.get("validation/best_step")
+    if isinstance(best, (int, float)) and isinstance(step, (int, float)):
         by = recipe.evaluation.best
         what = f"checkpoint by {by} has" if by else "validation metric is"
         found += (
-            f" The best {what} {metrics['validation/best']:.4g}, at step "
-            f"{metrics['validation/best_step']:.0f}; <code>--step best</code> of <code>t2i sample"
-            "</code>, <code>t2i export</code> and <code>t2i eval</code> takes that checkpoint."
+            f" The best {what} {best:.4g}, at step {step:.0f}; <code>--step best</code> of "
+            "<code>t2i sample</code>, <code>t2i export</code> and <code>t2i eval</code> takes that "
+            "checkpoint."
         )
     return f"<p>{found}</p>"
 
@@ -170,7 +174,7 @@ def _sheets(workdir):
     for name, title in _SHEETS.items():
         if (folder / f"{name}.png").is_file():
             found.append(f"<h2>{title}</h2>{_image_file(folder / f'{name}.png', title)}")
-    previews = sorted(p for p in folder.glob("*.png") if p.stem.isdigit())
+    previews = sorted(p for p in folder.glob("*.png") if p.stem.isdecimal())
     if len(previews) > _PREVIEWS:
         last = len(previews) - 1
         previews = [previews[i * last // (_PREVIEWS - 1)] for i in range(_PREVIEWS)]
@@ -300,7 +304,7 @@ def _number(value):
 
 
 def _commands(workdir):
-    told = _json_lines(workdir / "commands.jsonl")
+    told = _json_lines(workdir / _COMMANDS)
     rows = "\n".join(f"{one.get('time', '')}  {one.get('command', '')}" for one in told)
     return f"<h2>Commands</h2><pre>{html.escape(rows)}</pre>" if rows else ""
 
@@ -319,19 +323,11 @@ def lines_of(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def _json_lines(path):
     """The JSON objects of a file with one in each line; torn lines are left out."""
-    found = []
     try:
-        text = path.read_text(errors="replace")
-    except OSError:
-        return found
-    for line in text.split("\n"):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found
+        text = read_regular(path, _MOST_LINES).decode(errors="replace")
+    except (OSError, ValueError):
+        return []
+    return [found for line in text.split("\n") if (found := object_in(line)) is not None]
 
 
 def _image_file(path, alt):

@@ -123,6 +123,11 @@ def _fit(recipe, workdir, parts, hooks, build, profile):
     text_tokenizer = None
     if encoder is not None:
         vocabulary = workdir / folders.TEXT_TOKENIZER
+        if os.path.lexists(vocabulary) and not vocabulary.is_dir():
+            raise UserError(
+                f"workdir={str(workdir)!r} has a {vocabulary.name} that is no folder; put the "
+                "run's vocabulary back, or move the file away."
+            )
         processes.once(lambda: begin.vocabulary(recipe, vocabulary))
         processes.once(lambda: task.prepare_text(vocabulary, lambda: _captions(recipe), parts))
         if last_step(workdir) is None:

@@ -58,9 +58,16 @@ def _embeddings(encoder, params, tokenizer, captions, batch_size, dtype):
         longest = min(-(-int(lengths.max()) // _STEP) * _STEP, encoder.max_length)
         embeds_BLD = np.asarray(embed(params, ids_BL[:, :longest], mask_BL[:, :longest]))
         for caption, embeds_LD, length in zip(batch, embeds_BLD, lengths):
-            if unfit := not_finite(embeds_LD[:length]):
-                raise UserError(
-                    f"the embeddings of {shown(caption)} have {unfit} in dtype={dtype!r}; store "
-                    "them as bfloat16 or float32, and check the encoder's weights."
-                )
+            check_finite(embeds_LD[:length], caption, dtype)
             yield embeds_LD[:length].copy()
+
+
+def check_finite(embeds: np.ndarray, caption: str, dtype: str) -> None:
+    """Refuses embeddings, of a caption or of its image, that are not finite in the dtype in which
+    they are to be stored.
+    """
+    if unfit := not_finite(embeds):
+        raise UserError(
+            f"the embeddings of {shown(caption)} have {unfit} in dtype={dtype!r}; store them as "
+            "bfloat16 or float32, and check the encoder's weights."
+        )

@@ -12,9 +12,11 @@ import numpy as np
 
 from t2i_jax import sharding
 from t2i_jax.errors import UserError
-from t2i_jax.text.tokenizer import TextTokenizer
+from t2i_jax.text.tokenizer import TextTokenizer, unknown_letters
 from t2i_jax.types import Array, Key, Params
 from t2i_jax.words import named
+
+_LETTERS = 20  # that a sentence lists
 
 
 class TextEncoder(Protocol):
@@ -232,17 +234,20 @@ def are_captions(prompts: Any) -> bool:
 def told_of_cuts(
     tokenizer: TextTokenizer, captions: Sequence[str], max_length: int, one: str
 ) -> str | None:
-    """What is cut of captions that are longer than `max_length` tokens, as one sentence: "prompt 0
-    has 53 tokens, the last 41 are cut". None where nothing is.
+    """What is not read of captions, as one sentence: what is cut of those that are longer than
+    `max_length` tokens, "prompt 0 has 53 tokens, the last 41 are cut", and which letters the
+    vocabulary lacks. None where all is read.
 
     Args:
       one: how a caption is called, "prompt".
     """
-    return told_of_lengths(np.asarray(tokenizer.lengths(captions)), max_length, one)
+    cut = told_of_lengths(np.asarray(tokenizer.lengths(captions)), max_length, one)
+    unknown = _told_of_letters(unknown_letters(tokenizer, captions), one)
+    return "; ".join(told for told in (cut, unknown) if told is not None) or None
 
 
 def told_of_lengths(lengths: np.ndarray, max_length: int, one: str) -> str | None:
-    """`told_of_cuts` of numbers of tokens."""
+    """What is cut, as in `told_of_cuts`, of numbers of tokens."""
     long = np.flatnonzero(lengths > max_length)
     if not len(long):
         return None
@@ -251,4 +256,16 @@ def told_of_lengths(lengths: np.ndarray, max_length: int, one: str) -> str | Non
     told = f"{one} {long[0]} has {first} tokens, {last} cut"
     if more := len(long) - 1:
         told += f"; so are {more} others" if more > 1 else "; so is one other"
+    return told
+
+
+def _told_of_letters(letters, one):
+    rows = [row for row, lacking in enumerate(letters) if lacking]
+    if not rows:
+        return None
+    first = letters[rows[0]]
+    few = " ".join(first[:_LETTERS]) + (" ..." if len(first) > _LETTERS else "")
+    told = f"{one} {rows[0]} has letters that the vocabulary lacks ({few}), which all read alike"
+    if more := len(rows) - 1:
+        told += f"; so have {more} others" if more > 1 else "; so has one other"
     return told

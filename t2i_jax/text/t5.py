@@ -16,9 +16,10 @@ import numpy as np
 
 from t2i_jax import sharding
 from t2i_jax.errors import UserError
+from t2i_jax.terminal import say
 from t2i_jax.text import t5_files
 from t2i_jax.text.cache import embed_captions
-from t2i_jax.text.encoder import FrozenEncoder
+from t2i_jax.text.encoder import FrozenEncoder, told_of_cuts
 from t2i_jax.text.t5_encoder import SIZES, T5Encoder
 from t2i_jax.text.tokenizer import TextTokenizer, check_size, load
 from t2i_jax.types import Array, Key, Params
@@ -140,6 +141,8 @@ def t5_encode_text(
 ) -> tuple[Array, Array]:
     """T5 embeddings of captions, as `t5_encode_text` of parti-pytorch 0.2.0 computes them.
 
+    A line on stderr tells what is not read: tokens beyond the 256th, letters that T5 lacks.
+
     Args:
       name: a folder, or a name on the hub. It is loaded once per process.
 
@@ -152,6 +155,8 @@ def t5_encode_text(
             f"texts={texts!r} is not a list of captions; give for example ['a red circle']."
         )
     text, params, tokenizer, embed = _loaded(os.fspath(name), dtype)
+    if (told := told_of_cuts(tokenizer, list(texts), text.max_length, "text")) is not None:
+        say(f"t2i: {told}.")
     ids_BL, mask_BL = tokenizer(list(texts), text.max_length)
     longest = int(mask_BL.sum(axis=1).max())
     padded = min(-(-longest // _STEP) * _STEP, text.max_length)

@@ -34,6 +34,8 @@ class TextTokenizer(Protocol):
     Attributes:
       vocab_size: all ids are below it. Id 0 is padding, and every caption ends in an end token but
         for those of a `ClipBpe` without ends.
+
+    One that does not know all letters has an attribute `unknown`: the id of those that it lacks.
     """
 
     vocab_size: int
@@ -59,7 +61,7 @@ class SentencePiece:
     def __init__(self, model: bytes, path: str = _SENTENCEPIECE):
         self._model = model
         self._processor = vocabulary_file.sentencepiece(model, path)
-        self._eos = self._processor.eos_id()
+        self._eos, self.unknown = self._processor.eos_id(), self._processor.unk_id()
         self.vocab_size = self._processor.vocab_size()
 
     def __call__(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -105,6 +107,7 @@ class Vocabulary:
                 "a T5."
             )
         self._eos, self.vocab_size = eos, vocabulary_file.size_of(self._tokenizer)
+        self.unknown = self._tokenizer.token_to_id(_SPECIAL[UNKNOWN])
 
     def __call__(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """ids (B, max_length) int32 and mask bool."""
@@ -160,6 +163,20 @@ def check_size(tokenizer: TextTokenizer, rows: int, where: str) -> None:
             f"{where} has a vocabulary of {tokenizer.vocab_size} pieces for an embedding of {rows} "
             "rows; give the vocabulary that belongs to the weights."
         )
+
+
+def unknown_letters(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[str]:
+    """The letters of each text that stand as unknown in its ids, each once; "" where none does."""
+    unknown, found = getattr(tokenizer, "unknown", None), [""] * len(texts)
+    if unknown is None or not texts:
+        return found
+    ids_BL, _ = tokenizer(texts, int(max(tokenizer.lengths(texts))))
+    for row in np.flatnonzero((ids_BL == unknown).any(axis=1)).tolist():
+        letters = [letter for letter in dict.fromkeys(texts[row]) if not letter.isspace()]
+        alone_NL, _ = tokenizer(letters, 8)
+        lacking = "".join(np.array(letters)[(alone_NL == unknown).any(axis=1)])
+        found[row] = lacking or texts[row]  # letters that are known alone
+    return found
 
 
 def train_bpe(captions: Iterable[str], vocab_size: int) -> Vocabulary:

@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from t2i_jax.files import replacing
+from t2i_jax.files import read_object, replacing
 
 # in the position of the data of a checkpoint: its score, and the metric where it is not that of a
 # validation with all groups trained
@@ -91,11 +91,7 @@ def adopt(folder: pathlib.Path, metric: str, is_of: Callable[[Mapping[str, Any]]
 
 
 def _read(path) -> dict:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_object(path) or {}
 
 
 def _entry(found):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+
+from t2i_jax.files import read_object
 
 FILE = "goodput.json"  # in the run's folder
 KINDS = (
@@ -56,9 +58,11 @@ class Goodput:
         Times that can't be read count as none.
         """
         try:
-            return cls(json.loads((pathlib.Path(workdir) / FILE).read_text()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            found = cls(read_object(pathlib.Path(workdir) / FILE))
+        except (ValueError, KeyError, TypeError, AttributeError):
             return cls()
+        times = [*found._seconds.values(), *found._saves.values()]
+        return found if all(map(math.isfinite, times)) else cls()
 
     def resume(self, step: int) -> None:
         """Counts what earlier starts did beyond this step, that of the checkpoint resumed from, as

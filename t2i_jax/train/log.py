@@ -22,7 +22,7 @@ import jax
 from tqdm import tqdm
 
 from t2i_jax.errors import UserError, first_line, reason
-from t2i_jax.files import read_regular, replacing, set_aside
+from t2i_jax.files import read_object, read_regular, replacing, set_aside
 from t2i_jax.terminal import say
 
 METRICS = "metrics.json"
@@ -239,13 +239,8 @@ def metrics_of(workdir: str | pathlib.Path) -> dict[str, Any] | None:
     path = pathlib.Path(workdir) / METRICS
     if not os.path.lexists(path):
         return {}
-    try:
-        found = json.loads(read_regular(path, _MOST))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict):
-        return None
-    return {name: _finite(value) for name, value in found.items()}
+    found = read_object(path)
+    return None if found is None else {name: _finite(value) for name, value in found.items()}
 
 
 def _finite(value):
@@ -264,12 +259,16 @@ def make_folder(path: pathlib.Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
 
 
+def make_room(path: pathlib.Path) -> None:
+    """Sets aside what has the name of a file of the run, and is something else."""
+    if os.path.lexists(path) and not path.is_file():
+        _set_aside(path, "is not a file")
+
+
 def _make_room(workdir):
     """Sets aside what has the name of a file or a folder of ours, and is something else."""
     for name in ("metrics.jsonl", METRICS, "goodput.json"):
-        path = workdir / name
-        if os.path.lexists(path) and not path.is_file():
-            _set_aside(path, "is not a file")
+        make_room(workdir / name)
 
 
 def _set_aside(path, why):

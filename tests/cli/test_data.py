@@ -2,6 +2,7 @@
 what is refused.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,10 +20,11 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from t2i_jax import PartiTask, PartiTransformer, StoredText, runs
+from t2i_jax.cli import embeddings, sample
 from t2i_jax.cli import main as cli
-from t2i_jax.cli import sample
 from t2i_jax.data.arrayrecord import PackedSource
 from t2i_jax.data.crop import crop
+from t2i_jax.data.ledger import Ledger
 from t2i_jax.errors import UserError
 from t2i_jax.models import encoder_side
 from t2i_jax.runs import folder
@@ -359,7 +361,7 @@ def test_inspect_counts_what_an_encoder_cuts_and_what_is_passed_over(t2i, place,
         (tmp_path / f"{i}.txt").write_text("picture number 1" + " and more" * 9 * (i == 1))
     (tmp_path / "x.heic").write_bytes(b"x")
     said = t2i("inspect", f"folder:{tmp_path}", "--t5", place / "t5", "--max-length", 30)
-    assert "captions that are cut: 1\n  caption of more than 30 tokens: 1 (" in said
+    assert "captions that are not read whole: 1\n  caption of more than 30 tokens: 1 (" in said
     assert "passed over: 1\n  file of .heic: 1 (x.heic)" in said
     said = t2i("inspect", f"folder:{tmp_path}", "--t5", place / "t5")
     assert "captions that are cut at 128 tokens: 0" in said
@@ -368,9 +370,35 @@ def test_inspect_counts_what_an_encoder_cuts_and_what_is_passed_over(t2i, place,
     )
     assert "file of .heic 1" in t2i("pack", f"folder:{tmp_path}", tmp_path / "out")
     said = t2i("encode-text", tmp_path / "out", "--t5", place / "t5", "--max-length", 30)
-    assert "captions that were cut: 1" in said
+    assert "captions that were not read whole: 1" in said
     said = t2i("inspect", f"arrayrecord:{tmp_path / 'out'}")
+    assert f"\n  file of .heic (when it was packed): 1 (folder:{tmp_path})\n" in said
     assert "max_length=30" in said and "\n  cut: caption of more than 30 tokens 1\n" in said
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "says"),
+    [
+        (1e6, "float16", "'word b' have 1 of 8 values that are not finite in dtype='float16'; st"),
+        (1e6, "bfloat16", ""),
+        (np.nan, "float32", "'word b' have 1 of 8 values that are not finite in dtype='float32'"),
+    ],
+)
+def test_encodings_of_a_clip_that_are_not_finite_are_refused(value, dtype, says):
+    class Source(list):
+        caption = list.__getitem__
+
+    rows_BLE, mask_BL = np.ones((2, 3, 4), np.float32), np.array([[True, True, False]] * 2)
+    rows_BLE[1, 0, 0], rows_BLE[:, 2] = value, np.nan  # the last is padding
+    system = types.SimpleNamespace(
+        text_tokenizer=types.SimpleNamespace(lengths=lambda texts: [2] * len(texts)),
+        task=types.SimpleNamespace(text_encoder=types.SimpleNamespace(max_length=3)),
+        encode_text=lambda *_: types.SimpleNamespace(encodings_BLE=rows_BLE, mask_BL=mask_BL),
+    )
+    captions, cut = Source(["a word", "word b"]), Ledger()
+    made = embeddings._encodings(captions, system, "center", 2, jax.numpy.dtype(dtype), cut)
+    with pytest.raises(UserError, match=says) if says else contextlib.nullcontext():
+        assert [row["text_embeds"].shape for row in made] == [(2, 4)] * 2
 
 
 def test_files_that_another_source_reads_are_passed_over_with_its_name(t2i, tmp_path):

@@ -182,6 +182,30 @@ def test_an_address_that_is_taken_is_refused(environment, monkeypatch):
         cluster_environment.start()
 
 
+@pytest.mark.parametrize(
+    ("number", "host", "address"),
+    [
+        (0, "here", "10.0.0.1:1234"),
+        (0, "[six]", "[fd00::1]:1234"),
+        (0, "gateway", None),  # all addresses
+        (1, "here", None),
+    ],
+)
+def test_process_0_listens_at_the_address_that_it_was_given(
+    environment, monkeypatch, number, host, address
+):
+    given = []
+    bound = {"here": "10.0.0.1", "six": "fd00::1"}.get
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **named: given.append(named))
+    monkeypatch.setattr(cluster_environment.lines, "bound", bound)
+    monkeypatch.setattr(cluster_environment.register, "enter", lambda *_: None)
+    environment(
+        {**_PLAIN, "JAX_COORDINATOR_ADDRESS": f"{host}:1234", "JAX_PROCESS_ID": str(number)}
+    )
+    cluster_environment.start()
+    assert [named.get("coordinator_bind_address") for named in given] == [address]
+
+
 @pytest.mark.parametrize("number", ["\u00b2", "\u0663", "9" * 5000, "-1", "1e3", " 2", "0", "x"])
 def test_what_is_no_number_of_processes_is_refused(monkeypatch, number):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1234")

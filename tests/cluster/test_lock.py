@@ -143,6 +143,12 @@ def test_a_damaged_lock_holds_nothing(tmp_path, text):
         pass
 
 
+def test_a_pipe_of_that_name_holds_nothing(tmp_path):
+    os.mkfifo(tmp_path / "lock")
+    with lock.held(tmp_path):
+        assert (tmp_path / "lock").is_file()
+
+
 def test_a_folder_of_that_name_is_set_aside(tmp_path, capsys):
     (tmp_path / "lock").mkdir()
     (tmp_path / "lock" / "mine").write_text("keep")

@@ -63,6 +63,15 @@ def test_one_that_dies_while_all_join_ends_those_that_wait_for_it(hub):
     assert waiting.returncode == 75
 
 
+@pytest.mark.parametrize("said", ["5", "null", '"x"', "[1]", "true", "[" * 4000])
+def test_a_first_line_that_is_no_object_is_refused(said):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(f"{said}\n".encode())
+        with pytest.raises(ValueError, match="no object|too deeply"):
+            lines.Lines(ours).first()
+
+
 def _closed(connection):
     """Whether the other end closes the connection within ten seconds."""
     connection.settimeout(10)

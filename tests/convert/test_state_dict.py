@@ -110,10 +110,17 @@ def test_of_several_networks_the_one_that_is_meant_is_taken(state):
         {"model": state, "discarded": other},
         {"state_dict": {**_wrapped(state, "model.ema_model"), **_wrapped(other, "model.net")}},
         {"ema": _averaged(state, None), "model": other},
+        {"model": other, "ema": state},
+        {"state_dict": other, "state_dict_ema": state},
+        {"params": other, "params_ema": state},
+        {"model": _wrapped(other, "net"), "EMA": _wrapped(state, "module")},
+        {"model": {**_wrapped(other, "net"), **_wrapped(state, "ema_net")}},
     ):
         np.testing.assert_array_equal(found(loaded), wanted)
     with pytest.raises(UserError, match="2 networks of one kind, at a, b;"):
         found({"a": state, "b": other})
+    with pytest.raises(UserError, match="2 networks of one kind, at ema, model_ema;"):
+        found({"model": other, "ema": state, "model_ema": other})
 
 
 def test_two_arrays_of_one_name_must_be_equal(state):

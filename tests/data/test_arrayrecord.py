@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import os
 import pickle
 import shutil
 
@@ -150,7 +151,11 @@ def test_numbers_that_cannot_be_right_are_bad_samples(packed):
     pack(Shapes(16, length=LENGTH), packed, name="shapes")
     add_column(packed, "tokens", rows, about={"codebook_size": LENGTH})
     add_column(packed, "text", texts, about={})
+    vectors = {"image_embeds": np.ones(4, np.float32), "caption_embeds": np.ones(4, np.float32)}
+    broken = {"image_embeds": np.full(4, np.inf, np.float32)}
+    add_column(packed, "clip", [{**vectors, **broken}, *[vectors] * (LENGTH - 1)], about={})
     for wants, reason, count in (
+        (("image_embeds",), "embeddings that are not finite", 1),
         (("tokens",), f"tokens outside 0 to {LENGTH - 1}", 2),
         (("caption", "text_embeds"), "embeddings that are not finite", 1),
     ):
@@ -196,8 +201,22 @@ def test_damaged_manifests_are_refused(packed):
                  json.dumps({**good, "shards": [3]}), json.dumps({**good, "columns": {"text": []}}),
                  json.dumps({**good, "columns": {"text": {}}}), json.dumps({**good, "shards": None})):  # fmt: skip # noqa: E501
         path.write_text(text, encoding="latin-1")
-        with pytest.raises(UserError, match="damaged manifest.json"):
+        with pytest.raises(UserError, match=r"^arrayrecord=.*manifest.json.* again\.$"):
             PackedSource(str(packed))
+    text = good["columns"]["text"]
+    for field, value in {"codebook_size": "x", "max_length": None, "shards": {}}.items():
+        path.write_text(json.dumps({**good, "columns": {"text": {**text, field: value}}}))
+        with pytest.raises(UserError, match=rf"damaged manifest.json \(columns.text.{field} is"):
+            PackedSource(str(packed))
+    for value in ("24", None, -1, 2.0):
+        path.write_text(json.dumps({**good, "count": value}))
+        with pytest.raises(UserError, match=r"damaged manifest.json \(count is missing, or"):
+            add_column(packed, "tokens", [], about={})
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="manifest.json' is not a file; give a regular file"):
+        PackedSource(str(packed))
+    path.unlink()
     for count in (-5, 2.5, True, None, "3"):
         shards = [{**good["shards"][0], "count": count}]
         path.write_text(json.dumps({**good, "shards": shards}))

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from t2i_jax.data.caption import SEVERAL
 from t2i_jax.data.external import HuggingFaceSource, TfdsSource
 from t2i_jax.data.pack import pack
 from t2i_jax.data.pipeline import DataConfig, batches
@@ -106,7 +107,9 @@ def test_tfds_labels_and_several_captions(tmp_path):
     rows = [
         {"image": p, "captions/text": [b"first", b"second"], "captions/id": [1, 2]} for p in IMAGES
     ]
-    check(TfdsSource(str(tfds_set(tmp_path / "b/tiny/1.0.0", features, rows))), ["first"] * 3)
+    source = TfdsSource(str(tfds_set(tmp_path / "b/tiny/1.0.0", features, rows)))
+    check(source, ["first"] * 3)
+    assert source.passed_over.different == {SEVERAL: 3}
 
 
 def count_bad(source, **more):
@@ -179,7 +182,9 @@ def test_hugging_face_columns(datasets, tmp_path):
     rows = hf_rows(datasets, captions=[["first", "second"]] * 3, label=[0, 1, 0])
     rows = rows.cast_column("label", datasets.ClassLabel(names=["sea_star", "dog"]))
     rows.save_to_disk(tmp_path / "captions")
-    check(HuggingFaceSource(str(tmp_path / "captions")), ["first"] * 3)
+    source = HuggingFaceSource(str(tmp_path / "captions"))
+    check(source, ["first"] * 3)
+    assert source.passed_over.different == {SEVERAL: 3}
     rows.remove_columns("captions").save_to_disk(tmp_path / "labels")
     check(
         HuggingFaceSource(str(tmp_path / "labels")),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from t2i_jax.data.caption import SEVERAL
 from t2i_jax.data.folder import FolderSource
 from t2i_jax.data.pipeline import DataConfig, batches
 from t2i_jax.data.source import BadSample
@@ -39,6 +40,11 @@ def test_tables_of_captions(folder):
         json.dumps({"file_name": "a.JPG", "text": "from a line"}) + "\n\n"
     )
     assert [FolderSource(str(folder))[0]["caption"]] == ["from a line"]
+    rows = [{"file_name": "a.JPG", "text": ["one", "two"]}, {"img": "c.webp", "texts": ["one"]}]
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = FolderSource(str(folder))
+    assert captions_of(source) == {"a.JPG": "one", "c.webp": "one"}
+    assert source.passed_over.examples[SEVERAL] == ["a.JPG"]
     (folder / "captions.csv").write_text('image,caption\ndeep/b.png,"one, two"\na.JPG,three\n')
     assert [FolderSource(str(folder))[i]["caption"] for i in range(2)] == ["one, two", "three"]
 
@@ -50,7 +56,12 @@ def test_images_to_condition_on_are_cut_as_their_images(folder):
         noise.save((folder / name).with_suffix(".png"))
         noise.save((folder / name).with_suffix(".cond.png"))
     (folder / "a.JPG").unlink()
-    assert len(FolderSource(str(folder))) == 3
+    spare = ("air.cond.png", "c.cond.PNG", "deep/b.cond.webp")
+    for name in spare:
+        (folder / name).write_bytes((folder / "a.cond.png").read_bytes())
+    source = FolderSource(str(folder))
+    assert len(source) == 3
+    assert source.passed_over.examples == {"condition image that no image takes": list(spare)}
     config = DataConfig(
         source=f"folder:{folder}", image_size=24, crop="random", flip=True, max_bad_rate=1.0
     )
@@ -153,18 +164,41 @@ def test_one_list_of_endings_for_captions(folder):
         ("h.webp", "h.json", json.dumps({"prompt": ["first", "second"]})),
         ("i.v2.png", "i.v2.txt", "a dot in the name"),
         ("j.png", "j.json", "{}"),
+        ("l.png", "l.txt", "wide \u2603"),
+        ("m.png", "m.json", json.dumps({"text": "wide too"})),
+        ("n.png", "n.txt", "half"),
         ("k.png", "k.json", "[" * 100_000),
     ):
         (folder / name).write_bytes(image)
-        (folder / file).write_text(text)
-    found = captions_of(FolderSource(str(folder)))
+        is_wide = name in ("l.png", "m.png", "n.png")
+        (folder / file).write_text(text, encoding="utf-16" if is_wide else "utf-8")
+    with (folder / "n.txt").open("ab") as half:
+        half.write(b"\xd8")
+    source = FolderSource(str(folder))
+    found = captions_of(source)
+    assert source.passed_over.names == [f"h.webp: {SEVERAL}"]
     assert found == {
         "a.JPG": "image number 0", "b.png": "big letters", "c.webp": "image number 2",
         "d.jfif": "another ending", "deep/b.png": "image number 1",
         "e.png": "behind the whole name",
         "f.jpe": "in JSON", "g": "no ending", "h.webp": "first", "i.v2.png": "a dot in the name",
         "j.png": "no caption", "k.png": "caption is not JSON",
+        "l.png": "wide \u2603", "m.png": "wide too", "n.png": "caption is not UTF-8",
     }  # fmt: skip
+
+
+def test_capital_letters_tell_captions_apart_where_both_are_there(folder):
+    image = (folder / "a.JPG").read_bytes()
+    for name in ("x.png", "X.png", "y.png", "Y.PNG", "z.png", "Z.png"):
+        (folder / name).write_bytes(image)
+    for name in ("x.txt", "X.txt", "x.TXT", "y.caption", "Y.json", "Z.txt"):
+        (folder / name).write_text(json.dumps({"text": name}) if "json" in name else name)
+    source = FolderSource(str(folder))
+    assert captions_of(source).items() >= {
+        "x.png": "x.txt", "X.png": "X.txt", "y.png": "y.caption", "Y.PNG": "Y.json",
+        "z.png": "no caption", "Z.png": "Z.txt",
+    }.items()  # fmt: skip
+    assert source.passed_over.examples == {"file of .txt that no image takes": ["x.TXT"]}
 
 
 def test_leftovers_are_no_data_and_what_is_not_read_is_counted_by_its_ending(folder):

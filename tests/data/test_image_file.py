@@ -245,6 +245,22 @@ def test_broken_notes_do_not_lose_a_jpeg_file():
             np.testing.assert_array_equal(decode(data, "x"), decode(good, "x"))
 
 
+@pytest.mark.parametrize("orientation", _TURNED)
+def test_sound_exif_turns_a_file_also_where_other_notes_are_broken(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    note = b"\xff\xe0" + struct.pack(">H", 7) + b"JFIF\0"
+    size = 14, 9
+    for kind, at, broken in (("JPEG", 2, note), ("PNG", 33, _chunk(b"zTXt", b"x\0\0abc", 1))):
+        wanted = _TURNED[orientation](decode(encode(photo(size=size), kind), "x"))
+        data = encode(photo(size=size), kind, exif=exif)
+        np.testing.assert_array_equal(decode(data, "x"), wanted)
+        data = data[:at] + broken + data[at:]
+        with pytest.raises(Exception), Image.open(io.BytesIO(data)) as opened:  # noqa: B017
+            opened.load()
+        np.testing.assert_array_equal(decode(data, "x"), wanted)
+
+
 @pytest.mark.parametrize(
     "kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM"]
 )

@@ -103,6 +103,14 @@ def test_bad_samples_are_left_out_and_counted_by_reason(folder, tmp_path):
     reasons = [reason for *_, reason in BAD.values()] + list(BAD_CAPTIONS.values())
     assert manifest["bad"] == {reason: reasons.count(reason) for reason in reasons}
     assert manifest["count"] == COUNT and len(manifest["bad_names"]) == 5
+    packed = PackedSource(str(tmp_path / "out"))
+    then = {f"{reason} (when it was packed)": reasons.count(reason) for reason in reasons}
+    assert packed.passed_over.different == then
+    again = pack(packed, tmp_path / "again", name="out")
+    assert again["passed_over"] == then and not again["bad"]
+    assert PackedSource(str(tmp_path / "again")).passed_over.different == then
+    first = f"{manifest['bad_names'][0]} (when it was packed)"
+    assert first in packed.passed_over.names
 
     says = r"\d of \d+ samples cannot be used \(bad0.png.* raise --max-bad-rate"
     with pytest.raises(UserError, match=says):
@@ -112,7 +120,9 @@ def test_bad_samples_are_left_out_and_counted_by_reason(folder, tmp_path):
         bad.mkdir()
         (bad / "a.png").write_bytes(b"")
         pack(FolderSource(str(bad)), tmp_path / "none", name="x", max_bad_rate=1.0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "out", "photos"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "again", "bad", "out", "photos",
+    ]  # fmt: skip
 
 
 def test_nothing_is_overwritten(tmp_path):

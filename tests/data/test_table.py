@@ -125,6 +125,13 @@ def test_forms_that_other_programs_write(folder):
         assert [row.values for row in table(folder, "a.json", json.dumps(data))] == wanted
     assert table(folder, "a.json", '{"a.png": "words"}')[0].values["caption"] == "words"
     assert [row.values["caption"] for row in table(folder, "a.json", '["a", "b"]')] == ["a", "b"]
+    for ending in ("\n", "\r\n", " \r\n"):
+        tabbed = f"sep=\t{ending}{words.replace('; ', ';').replace(';', chr(9))}"
+        assert [row.values for row in table(folder, "a.csv", tabbed)] == wanted
+    odd = words.encode("utf-16-le").replace("\u732b".encode("utf-16-le"), b"\x00\xd8")
+    for data in (odd, odd[:-3]):  # half a letter, and half a code
+        rows = table(folder, "a.csv", b"\xff\xfe" + data)
+        assert rows[0].values["text"].startswith("caf\xe9 \udcff")
     for text in (f"sep=;\r\n{words}", f"\ufeff\ufeff{words}"):
         assert [row.values for row in table(folder, "a.csv", text.encode("utf-8-sig"))] == wanted
 
@@ -153,6 +160,23 @@ def test_a_row_with_a_column_twice_is_told(folder):
     rows = table(folder, "a.jsonl", "\n".join(lines))
     assert [row.reason for row in rows] == [*["row with a column twice"] * 2, ""]
     assert table(folder, "a.json", f"[{lines[1]}]")[0].reason == "row with a column twice"
+
+
+def test_an_odd_entry_of_a_json_file_costs_no_other_one(folder):
+    odd = ['"score": NaN', '"n": ' + "9" * 5000, '"x": {"a": 1, "a": 2}', '"e": 1e999']
+    odd += ['"text": "tab\tin it"', '"text": "caf\udce9"', '"deep": ' + "[" * 200 + "]" * 200]
+    entries = [f'{{"file": "{i}", {one}}}' for i, one in enumerate(odd)]
+    entries += ['{"file": "x", "text": "y", "text": "z"}', "null", '"words"']
+    rows = table(folder, "a.json", f"[{', '.join(entries)}]")
+    assert [row.values["file"] for row in rows[:-3]] == list("0123456")
+    assert [row.reason for row in rows[-3:]] == [
+        "row with a column twice", *["row that is no JSON object"] * 2,
+    ]  # fmt: skip
+    rows = table(folder, "a.json", '{"a": "one", "b": {"text": "x", "text": "y"}, "a": "two"}')
+    assert [row.values.get("caption") for row in rows] == ["one", None, "two"]
+    assert [row.reason for row in rows] == ["", "row with a column twice", ""]
+    assert table(folder, "a.json", "[]") == table(folder, "a.json", "{}") == []
+    assert table(folder, "a.json", '{"a": {"file": "b", "text": "x"}}')[0].values["file"] == "b"
 
 
 @pytest.mark.parametrize("name, data, says", [

@@ -174,6 +174,18 @@ def test_names_with_dots_lose_no_image(tmp_path):
     assert source.passed_over.names[0].startswith("a.tar/x.mask.png: ")
 
 
+def test_capital_letters_make_no_difference_unless_both_are_there(tmp_path):
+    members = [(name, encode(photo())) for name in ("d/A.PNG", "b.png", "B.png", "Img.01.png")]
+    for name in ("d/a.txt", "D/a.json", "B.txt", "b.txt", "c.txt", "img.01.txt", "d/A.npy"):
+        members += [(name, name.encode())]
+    write(tmp_path / "a.tar", members)
+    source = WebDatasetSource(str(tmp_path / "a.tar"))
+    found = [source.caption(i) for i in range(4)]
+    assert found == ["d/a.txt", "b.txt", "B.txt", "img.01.txt"]
+    assert [reason(source, i) for i in range(4, len(source))] == ["no image"] * 2  # c, D/a
+    assert source.passed_over.names == ["a.tar/d/A.npy: member beside another of its sample"]
+
+
 def test_a_name_that_comes_twice_is_two_samples_and_told(tmp_path):
     write(tmp_path / "a.tar", good([1]) + good([1]) + good([2]))
     source = WebDatasetSource(str(tmp_path / "a.tar"))
@@ -193,9 +205,13 @@ def test_members_that_are_no_files_are_counted(tmp_path):
         folder.type = tarfile.DIRTYPE
         archive.addfile(folder)
         for name, data in [
-            *good([7]),
+            *((f"./{name}", data) for name, data in good([7])),
             ("._0007.png", b"x"),
             ("__MACOSX/0007.png", b"x"),
+            ("d/.ipynb_checkpoints/a-checkpoint.png", b"x"),
+            ("./d/@eaDir/a.png", b"x"),
+            ("d/.hidden.png", b"x"),
+            ("Thumbs.db", b"x"),
             ("a.npy", b""),
         ]:
             member = tarfile.TarInfo(name)
@@ -205,7 +221,7 @@ def test_members_that_are_no_files_are_counted(tmp_path):
     assert len(source) == 1 and source[0]["caption"] == "image number 7"
     assert source.passed_over.by_reason == {
         "member that is no file": 4,
-        "leftover of another program": 2,
+        "leftover of another program": 6,
         "member that ends in .npy": 1,
     }
 

@@ -160,11 +160,11 @@ def test_captions_that_are_no_classes_are_found_before_a_new_run_trains(
 
 @pytest.fixture
 def uneven(tmp_path):
-    """Ten images: one is broken, one has no caption, three have long ones."""
+    """Ten images: one is broken, one has no caption, three have long ones, one a foreign word."""
     for i in range(10):
         (tmp_path / f"{i}.png").write_bytes(encode(photo(i)) if i else b"broken")
         if i != 1:
-            words = "a long caption of many words" if i > 6 else "a word"
+            words = "a long caption of many words" if i > 6 else "кот" if i == 2 else "a word"
             (tmp_path / f"{i}.txt").write_text(f"{words} {i}")
     return f"folder:{tmp_path}"
 
@@ -185,7 +185,7 @@ def test_a_run_tells_what_it_leaves_out_and_cuts(uneven, tmp_path, capsys):
     assert said.startswith("data.source=")  # plain sentences, not those of a logger
     assert "images that can't be used: 1\n    not an image: 1 (0.png)" in said
     assert "captions that can't be used: 1\n    no caption: 1 (1.png)" in said
-    assert "captions that are cut: 3\n    caption of more than 6 tokens: 3 (" in said
+    assert "captions that are not read whole: 4\n    caption of more than 6 tokens: 3 (" in said
     assert "of many words 7'" in said and "among 10 of 10 records" in said
     config = DataConfig(source=uneven, image_size=8, max_bad_rate=1.0)
     stream = batches(config, 4, 0, tokenize=ledger.tokenize)
@@ -193,11 +193,12 @@ def test_a_run_tells_what_it_leaves_out_and_cuts(uneven, tmp_path, capsys):
         next(stream)
     ledger.end(uneven, stream, tmp_path)
     said = capsys.readouterr().err
-    assert "left out: 2\n" in said and "captions that were cut: 3\n" in said
+    assert "left out: 2\n" in said and "captions that were not read whole: 4\n" in said
     assert json.loads((tmp_path / "metrics.json").read_text()) == {
         "data/left_out/not an image": 1.0,
         "data/left_out/no caption": 1.0,
         "data/cut/caption of more than 6 tokens": 3.0,
+        "data/cut/caption with letters that the vocabulary lacks": 1.0,
     }
 
 
@@ -230,11 +231,12 @@ def test_what_is_left_out_and_cut_is_counted_over_all_starts(stops, uneven, save
     ledger.end(uneven, stream, saved)
     said = capsys.readouterr().err
     assert "left out: 2\n" in said and "not an image: 1 (0.png)" in said
-    assert "captions that were cut: 3\n" in said
+    assert "captions that were not read whole: 4\n" in said
     assert json.loads((saved / "metrics.json").read_text()) == {
         "data/left_out/not an image": 1.0,
         "data/left_out/no caption": 1.0,
         "data/cut/caption of more than 6 tokens": 3.0,
+        "data/cut/caption with letters that the vocabulary lacks": 1.0,
     }
 
 

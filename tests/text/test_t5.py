@@ -7,7 +7,7 @@ import pytest
 from t2i_jax import sharding
 from t2i_jax.errors import UserError
 from t2i_jax.on_host import initialise
-from t2i_jax.text import cache, tokenizer
+from t2i_jax.text import cache, t5, tokenizer
 from t2i_jax.text.t5 import T5Text
 from t2i_jax.text.t5_encoder import T5Encoder
 
@@ -44,6 +44,16 @@ def test_captions_become_rows_in_order_without_padding(key):
     assert small.dtype == np.float16
     with pytest.raises(UserError, match="dtype='float8'"):
         cache.embed_captions(TEXT, params, vocabulary, CAPTIONS, dtype="float8")
+
+
+def test_what_the_one_call_encoding_does_not_read_is_told(monkeypatch, capsys):
+    loaded = TEXT, {}, tokenizer.train_bpe(CAPTIONS, 64), lambda _, ids, mask: ids[..., None]
+    monkeypatch.setattr(t5, "_loaded", lambda *_: loaded)
+    assert t5.t5_encode_text(CAPTIONS, "here")[1].shape[0] == len(CAPTIONS)
+    assert capsys.readouterr().err == ""
+    t5.t5_encode_text(["a red circle", "red ☃ " * 40], "here")
+    told = capsys.readouterr().err
+    assert told.startswith("t2i: text 1 has ") and "are cut; text 1 has letters" in told
 
 
 def test_weights_have_a_place_on_every_mesh(key):

@@ -7,6 +7,7 @@ import pytest
 
 from t2i_jax.errors import UserError
 from t2i_jax.text import tokenizer
+from t2i_jax.text.encoder import told_of_cuts
 
 CAPTIONS = [
     f"{article} {size} {colour} {shape} on a {ground} background"
@@ -78,6 +79,30 @@ def test_kinds_agree_on_ends(spiece):
             it.lengths(["", CAPTIONS[0] * 5]).tolist()[0] == 1
             and it.lengths([CAPTIONS[0] * 5])[0] > 6
         )
+
+
+def test_letters_that_a_vocabulary_lacks_are_told(spiece):
+    class Words:  # knows all letters, and so says nothing of unknown ones
+        def lengths(self, texts):
+            return [len(text.split()) + 1 for text in texts]
+
+    prompts = ["a red circle", "a red кот Zürich", "\u0301\u0301", "", "a cross  ☃☃☃"]
+    for it in (tokenizer.SentencePiece(spiece), tokenizer.train_bpe(CAPTIONS, 64)):
+        for here in (it, pickle.loads(pickle.dumps(it))):
+            letters = tokenizer.unknown_letters(here, prompts)
+            assert letters[0] == letters[3] == "" and letters[4] == "☃"
+            assert set("кот") < set(letters[1]) <= set("котZzü") and letters[2]
+        told = told_of_cuts(it, prompts[:3], 64, "prompt")
+        assert told is not None and told.startswith(
+            "prompt 1 has letters that the vocabulary lacks"
+        )
+        assert "к о т" in told and told.endswith("; so has one other")
+        assert told_of_cuts(it, prompts[:1], 64, "prompt") is None
+    assert tokenizer.unknown_letters(Words(), prompts) == [""] * 5  # type: ignore[arg-type]
+    told = told_of_cuts(Words(), prompts, 4, "prompt")  # type: ignore[arg-type]
+    assert told == "prompt 1 has 5 tokens, the last one is cut"
+    told = told_of_cuts(it, ["a ☃", CAPTIONS[0]], 2, "prompt")
+    assert told is not None and ("are cut; so is one other; prompt 0 has letters" in told)
 
 
 def test_saved_and_loaded_is_the_same(spiece, tmp_path):

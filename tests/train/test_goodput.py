@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import time
 
 import jax
@@ -96,9 +97,14 @@ def test_starts_add_up_and_steps_that_were_made_for_nothing_are_lost():
 
 
 def test_figures_that_cannot_be_read_or_do_not_know_a_step_start_anew(tmp_path):
-    for content in ("", "[]", '{"seconds": 1}', '{"seconds": {}, "saves": {"x": 1}}'):
+    odd = [f'{{"seconds": {{"step": {value}}}, "saves": {{}}}}' for value in ("9" * 400, "NaN")]
+    odd += [f'{{"seconds": {{}}, "saves": {{"3": {"9" * 400}}}}}', '{"a": ' * 10_000, "[" * 10_000]
+    for content in ("", "[]", '{"seconds": 1}', '{"seconds": {}, "saves": {"x": 1}}', *odd):
         (tmp_path / FILE).write_text(content)
         assert sum(Goodput.of(tmp_path).seconds().values()) < 1
+    (tmp_path / FILE).unlink()
+    os.mkfifo(tmp_path / FILE)
+    assert sum(Goodput.of(tmp_path).seconds().values()) < 1
     unknown = Goodput({"seconds": {"step": 3.0}, "saves": {}})
     unknown.resume(7)
     assert unknown.seconds()["step"] == 3 and unknown.seconds()["lost"] == 0
