@@ -25,6 +25,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from limits import read_per_token
 
 from t2i_jax.config import override
 from t2i_jax.nn import fused_attention
@@ -138,13 +139,14 @@ def sample(recipe, count: int, small: bool) -> str:
 
 
 def _decode_bytes(task, params, rows):
-    """What an autoregressive decoder cannot help reading for all its tokens: its weights in 16 bits
-    once per token, and of the KV cache of these rows what is filled; None of other systems.
+    """What an autoregressive decoder cannot help reading for all its tokens: the weights that a
+    token needs (`limits.read_per_token`) in 16 bits once per token, and of the KV cache of these
+    rows what is filled; None of other systems.
     """
     model = getattr(task, "model", None)
     if not hasattr(model, "past_names"):
         return None
-    weights = sum(leaf.size for leaf in jax.tree.leaves(params["parti"]["decoder"]))
+    weights = sum(leaf.size for leaf in read_per_token(params["parti"]["decoder"]))
     kept = 2 * model.depth * model.dim * rows  # keys and values of one token
     return 2 * model.num_tokens * (weights + kept * (model.num_tokens / 2 + task.text.max_length))
 

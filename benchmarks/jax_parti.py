@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from limits import Work
+from limits import Work, read_per_token
 
 from t2i_jax import convert, sharding
 from t2i_jax.models import image_tokenizer
@@ -65,7 +65,7 @@ class Side:
         rows = 2 * self._size.batch  # guidance
         self.work = Work(
             rows * forward(alone) + self._size.batch * decoding(vae),
-            size_in_bytes(weights["parti"]) * parti.num_tokens,
+            size_in_bytes(read_per_token(weights["parti"])) * parti.num_tokens,
         )
 
         def run():

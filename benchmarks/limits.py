@@ -45,6 +45,24 @@ def floor(work: Work, of: dict[str, float]) -> float:
     return max(work.flops / of["flops"], work.bytes / of["bytes"])
 
 
+def read_per_token(decoder) -> list:
+    """The parameters of Parti's decoder, a tree of names, that each token reads whole.
+
+    Keys and values of the text are projected once for all tokens, and of embeddings a token has one
+    row, unless their table gives the logits too.
+    """
+    from flax.traverse_util import flatten_dict
+
+    rows = {"start_token", "null_text", "height_pos", "width_pos", "pos"}
+    rows |= {"embedding"} if "to_logits" in decoder else set()
+    once = ("k", "v", "to_kv")
+    return [
+        leaf
+        for path, leaf in flatten_dict(decoder).items()
+        if path[0] not in rows and not ("cross_attention" in path and path[-2] in once)
+    ]
+
+
 def _best(run):
     times = []
     for _ in range(_TIMES + 1):  # one before them warms up

@@ -111,7 +111,7 @@ def papers(figures: dict) -> str:
         "compute s",
         "memory s",
         "interconnect s",
-        "MFU up to",
+        "MFU",
         "compile s",
         "compile GB",
     )
@@ -119,7 +119,7 @@ def papers(figures: dict) -> str:
     for name in PAPERS:
         if (one := figures.get(name)) is None:
             continue
-        peak = f"{one['peak']:.1f}" if one["fits"] else f"does not fit ({one['temporaries']:.0f})"
+        peak = f"{one['peak']:.1f}" if one["fits"] else f"does not fit ({one['peak']:.0f})"
         rows.append(
             (
                 _marked(f"`{one['config']}`", one),

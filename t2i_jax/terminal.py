@@ -18,10 +18,11 @@ def say(sentence: str) -> None:
 
 
 def forgive() -> None:
-    """Lets the process go on when stdout or stderr are closed, full or read by nobody any more.
+    r"""Lets the process go on when stdout or stderr are closed, full or read by nobody any more.
 
-    What is then printed is lost. A descriptor that was closed from the start is opened on nothing,
-    so that no file of a run gets its number, into which libraries write their messages.
+    What is then printed is lost; of a character that the encoding of a stream lacks its number is
+    printed, as \u732b. A descriptor that was closed from the start is opened on nothing, so that no
+    file of a run gets its number, into which libraries write their messages.
     """
     for number in range(3):
         try:
@@ -43,7 +44,7 @@ class _Forgiving:
         self._stream, self._number = stream, number
 
     def write(self, text: str) -> int:
-        self._attempt(self._stream.write, text)
+        self._attempt(self._put, text)
         return len(text)
 
     def flush(self) -> None:
@@ -55,6 +56,13 @@ class _Forgiving:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+    def _put(self, text):
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError:  # an error of the text, not of the terminal
+            encoding = self._stream.encoding
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
     def _attempt(self, do, *arguments):
         try:

@@ -9,11 +9,16 @@ import subprocess
 import sys
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import t2i_jax as t2i
+from t2i_jax import sharding
+from t2i_jax.models.parti import Parti
+from t2i_jax.models.parti_transformer import PartiTransformer
 
 _FOLDER = pathlib.Path(__file__).resolve().parents[1] / "benchmarks"
 _VS_PYTORCH = runpy.run_path(str(_FOLDER / "vs_pytorch.py"))
@@ -84,6 +89,28 @@ def test_a_device_is_measured(capsys, monkeypatch):
         assert line.split(" | ")[1].startswith(what) and line.count("|") == said[2].count("|")
     with pytest.raises(SystemExit, match="row='parti' is not known; known: machine, parti_350m"):
         runpy.run_path(path)["main"](["parti"])
+
+
+@pytest.mark.parametrize(
+    ("network", "left_out"),
+    [  # keys and values of two layers, a vector per row and per column, and single ones
+        (
+            PartiTransformer(16, 2, 2, 32, fmap_size=2, codebook_size=64, text_embed_dim=12),
+            2 * 2 * 12 * 16 + 4 * 16 + 16 + 12 + 64 * 16,
+        ),
+        (
+            Parti(16, 2, dim_head=8, heads=2, fmap_size=2, codebook_size=64, text_embed_dim=12),
+            2 * 12 * 8 + 4 * 16 + 16,  # the table of embeddings gives the logits too
+        ),
+    ],
+)
+def test_a_token_reads_no_projection_of_the_text_and_no_whole_table_of_rows(network, left_out):
+    ids, text, seen = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1, 12)), jnp.ones((1, 1), bool)
+    made = jax.eval_shape(network.init, jax.random.key(0), ids, text, seen)
+    params = sharding.unbox(made["params"])
+    read = runpy.run_path(str(_FOLDER / "limits.py"))["read_per_token"](params)
+    whole = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert whole - sum(leaf.size for leaf in read) == left_out
 
 
 def test_the_sweep_of_guidance_makes_a_table(tmp_path):

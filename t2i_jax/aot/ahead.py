@@ -43,17 +43,19 @@ class Report:
         above 1.
       fits: whether the compiler found room. problem: the compiler's sentence where it did not.
       arguments, temporaries, code, peak: GiB of HBM; temporaries at their most, results that take
-        no argument's place among them. Where the program does not fit, `temporaries` is what the
-        compiler wanted.
+        no argument's place among them. Where the program does not fit, `peak` is what the compiler
+        wanted without the code, nan where it does not say.
       hbm: GiB of HBM that a chip has. largest: (path, GiB) of the largest arrays of the state.
       flops: matmul FLOPs. traffic: HBM traffic in bytes.
       collectives: collective bytes by kind. between_slices: bytes of those that go from slice to
         slice.
-      compute, memory, interconnect: seconds that each alone would take, the three roofline lower
-        bounds.
-      model_flops: FLOPs of the model itself per chip, without what remat computes again.
-      mfu: model FLOPs utilisation at the largest of the three bounds, from 0 to 1; reality stays
-        below it.
+      compute, memory, interconnect: seconds that each alone would take at the chip's peaks, the
+        three times of a roofline. The interconnect's is an estimate: every collective is charged to
+        one axis of the torus, and a group that spans several has the bandwidth of all.
+      model_flops: FLOPs of the model itself per chip, without what remat computes again, and with
+        the padding of convolutions, which `flops` leaves out.
+      mfu: model FLOPs utilisation of a step that takes the largest of the three; where convolutions
+        pad much it may be above 1.
       seconds: time that lowering and compiling took.
     """
 
@@ -81,7 +83,7 @@ class Report:
 
     @property
     def step(self) -> float:
-        """The roofline lower bound of a step in seconds: the largest of the three."""
+        """The roofline time of a step in seconds: the largest of the three."""
         return max(self.compute, self.memory, self.interconnect)
 
 
@@ -201,23 +203,30 @@ def compile_sampling(
     return reports
 
 
-def text(report: Report) -> str:
-    """The report as lines for a terminal."""
+def text(report: Report, remedy: str) -> str:
+    """The report as lines for a terminal.
+
+    Args:
+      remedy: a sentence with what may make the program fit, told where it does not.
+    """
     over = ", ".join(f"{axis}={size}" for axis, size in report.mesh.items()) or "one chip"
     lines = [f"{report.topology}: {report.chips} chips, {over}; compiled in {report.seconds:.0f} s"]
     arrays = "; ".join(f"{name} {size:.2f}" for name, size in report.largest)
     if not report.fits:
         lines += [
-            f"does not fit: temporaries of {report.temporaries:.1f} GiB beside "
-            f"{report.arguments:.1f} GiB of arguments in {report.hbm:.0f} GiB of HBM",
+            f"does not fit: wants {report.peak:.1f} GiB in all, {report.arguments:.1f} of them "
+            f"arguments, and a chip has {report.hbm:.0f} GiB of HBM",
             f"the compiler: {report.problem}",
             f"largest arrays of the state on a chip, GiB: {arrays}",
-            "try task.model.remat=full, train.accumulate=2, a larger fsdp or tensor axis, or "
-            "more chips.",
+            remedy,
         ]
         return "\n".join(lines)
-    own = f" ({report.model_flops / 1e12:.2f} the model's own)" if report.model_flops else ""
-    reached = f": MFU up to {report.mfu:.0%}" if report.model_flops else ""
+    own, reached = "", ""
+    if report.model_flops:
+        own = (
+            f" ({report.model_flops / 1e12:.2f} the model's own, with the padding of convolutions)"
+        )
+        reached = f": MFU {report.mfu:.0%} at that"
     sent = (
         ", ".join(
             f"{kind} {size / 1e9:.2f} GB" for kind, size in sorted(report.collectives.items())
@@ -234,7 +243,7 @@ def text(report: Report) -> str:
             f"per chip: {report.flops / 1e12:.2f} TFLOP{own}, HBM traffic "
             f"{report.traffic / 1e9:.1f} GB",
             f"collectives per chip: {sent}; between slices {report.between_slices / 1e9:.2f} GB",
-            f"roofline lower bound {report.step:.3f} s (compute {report.compute:.3f}, memory "
+            f"roofline estimate {report.step:.3f} s (compute {report.compute:.3f}, memory "
             f"{report.memory:.3f}, interconnect {report.interconnect:.3f}){reached}",
         ]
     )
@@ -258,15 +267,15 @@ def _report(lowered, topology, mesh, begin, own, arguments):
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        wanted = re.search(r"\(([\d.]+)G\)|Used ([\d.]+)G", str(error))
-        total = float(next(filter(None, wanted.groups()))) if wanted else math.nan
         held = sum(gib(leaf) for leaf in jax.tree.leaves(arguments))
+        peak = _wanted(str(error), held)
         spent = time.perf_counter() - begin
         problem = str(error).splitlines()[0]
         return Report(
             fits=False,
             arguments=held,
-            temporaries=total,
+            temporaries=peak - held,
+            peak=peak,
             largest=largest,
             seconds=spent,
             problem=problem,
@@ -281,6 +290,14 @@ def _report(lowered, topology, mesh, begin, own, arguments):
     return Report(
         fits=True, largest=largest, seconds=spent, **sizes, **_roofline(cost, chip, own), **known
     )
+
+
+def _wanted(said, arguments):
+    """GiB in all of a program that does not fit, as the compiler says; nan: it does not say."""
+    if used := re.search(r"Used ([\d.]+)G", said):
+        return float(used[1])  # the arguments are among them
+    temporaries = re.search(r"\(([\d.]+)G\)", said)
+    return arguments + float(temporaries[1]) if temporaries else math.nan
 
 
 def _text_of(program, topology):

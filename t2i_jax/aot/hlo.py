@@ -135,32 +135,30 @@ def cost(text: str, devices: int) -> Cost:
             # the runtime between slices takes it from there
             if line.operation == "send" and "megascale" in line.rest:
                 between += times * _bytes(shapes.get(line.operands[0], ""))
-            if found := _collective(line, program, shapes):
-                kind, size, where = found
-                collectives.append(Collective(kind, size, _group(where, devices), times))
+        for kind, size, where in _collectives(program, body, shapes):
+            collectives.append(Collective(kind, size, _group(where, devices), times))
     return Cost(flops, traffic, tuple(collectives), between)
 
 
-def _collective(line, program, shapes):
-    """(kind, bytes of the whole array, what its line says of the group), or None."""
-    kind, where = line.operation.removesuffix("-start"), line.rest
-    if (
-        kind == "fusion"
-        and (called := _CALLED.search(line.rest))
-        and called[1].startswith("all-reduce-scatter")
-    ):
-        kind = "reduce-scatter"  # which a TPU has as a sum of which each device keeps a part
-        where = next(inner.rest for inner in program[called[1]] if inner.operation == "all-reduce")
-    if kind not in _COLLECTIVES:
-        return None
-    size = max(
-        _bytes(line.shape), sum(_bytes(shapes.get(operand, "")) for operand in line.operands)
-    )
-    return (
-        kind,
-        size // 2 if line.operation.endswith("-start") and kind != "all-reduce" else size,
-        where,
-    )
+def _collectives(program, body, shapes):
+    """(kind, bytes of the whole array, what its line says of the group) of each collective of a
+    computation and of the fusions in it.
+
+    Fusions may hold an asynchronous one in several pieces, all on its channel: it counts once.
+    """
+    channels = set()
+    for line, fusion in _within(program, body):
+        kind = line.operation.removesuffix("-start")
+        if kind not in _COLLECTIVES:
+            continue
+        channel = re.search(r"channel_id=(\d+)", line.rest)
+        if fusion and channel and channel[1] in channels:
+            continue
+        channels.add(channel and channel[1])
+        if fusion.startswith("all-reduce-scatter"):
+            kind = "reduce-scatter"  # which a TPU has as a sum of which each device keeps a part
+        read = sum(_bytes(shapes.get(operand, "")) for operand in line.operands)
+        yield kind, max(_bytes(_given(line)), read), line.rest
 
 
 def _parse(text):
@@ -238,10 +236,15 @@ def _trips(line, program, condition):
 
 def _inside(program, body) -> Iterator[Instruction]:
     """The instructions of a computation and of the fusions in it."""
+    return (line for line, _ in _within(program, body))
+
+
+def _within(program, body, fusion="") -> Iterator[tuple[Instruction, str]]:
+    """The same, each with the name of the fusion's computation that it is in, "" where in none."""
     for line in body:
-        yield line
+        yield line, fusion
         if line.operation == "fusion" and (called := _CALLED.search(line.rest)):
-            yield from _inside(program, program[called[1]])
+            yield from _within(program, program[called[1]], called[1])
 
 
 @functools.cache
@@ -265,26 +268,43 @@ def _total(arrays, only_hbm=False):
     return sum(math.prod(sizes) * _BITS.get(dtype, 8) // 8 for dtype, sizes, _ in wanted)
 
 
+def _given(line):
+    """The shape of what an instruction gives; of the start of an asynchronous one, what that will
+    have given.
+    """
+    operation, pieces = line.operation, line.shape.startswith("(")
+    if not operation.endswith("-start") or operation == "all-reduce-start" or not pieces:
+        return line.shape
+    elements = _elements(line.shape)  # operands, results, and what is needed until it is done
+    return elements[0 if operation == "copy-start" else 1]
+
+
+def _elements(shape):
+    """The shapes in a tuple's shape."""
+    elements, depth = [""], 0
+    for letter in shape[1:-1]:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            elements.append("")
+        else:
+            elements[-1] += letter
+    return elements
+
+
 def _traffic(line, shapes, program):
     """Bytes that an instruction reads from and writes to HBM; of slices only the slice."""
-    if (
-        line.operation in _FREE
-        or line.operation.endswith("-done")
-        or line.operation == "async-start"
-    ):
+    operation = line.operation.removesuffix("-start")
+    if operation in _FREE or operation.endswith("-done") or operation == "async":
         return 0
-    if line.operation in _TAKING:
-        return 2 * _bytes(line.shape, True)
-    if line.operation == "dynamic-update-slice":
-        return 2 * _bytes(shapes.get(line.operands[1], ""), True)
+    given = _given(line)
     read = [shapes.get(name, "") for name in line.operands]
+    if operation in _TAKING or operation == "dynamic-update-slice":
+        part, whole = (given, read[0]) if operation in _TAKING else (read[1], given)
+        return _bytes(part, True) + min(_bytes(part), _bytes(whole, True))
     if line.operation == "fusion":
         sizes = [min(_read(program, line, i), _bytes(shape, True)) for i, shape in enumerate(read)]
         return sum(sizes) + _written(program, line)
-    written = _arrays(line.shape)
-    # behind it stands what is read
-    written = written[:1] if line.operation.endswith("-start") else written
-    return sum(_bytes(shape, True) for shape in read) + _total(written, True)
+    return sum(_bytes(shape, True) for shape in read) + _bytes(given, True)
 
 
 def _read(program, line, number):
@@ -365,8 +385,10 @@ def _flops(line, shapes):
 
 
 def _kernel(line, shapes):
-    """The FLOPs of splash attention, whose queries and keys come as (batch, heads, length,
-    width).
+    """The FLOPs of splash attention for the pairs that are seen, half of all where it is causal.
+
+    The kernel computes whole blocks of pairs, so some more. Queries and keys come as (batch, heads,
+    length, width).
     """
     matmuls = next((count for name, count in _KERNELS.items() if line.name.startswith(name)), 0)
     operands = [array for name in line.operands for array in _arrays(shapes.get(name, ""))]

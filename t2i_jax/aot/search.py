@@ -19,7 +19,7 @@ from t2i_jax.train.config import TrainConfig
 from t2i_jax.types import Task
 
 POLICIES = ("none", "attention", "dots", "full")
-MICRO_BATCHES = (1, 2, 4, 8)
+_MICRO_BATCHES = (1, 2, 4, 8)
 SECONDS = 600.0
 """How long a search may take: nothing is compiled that would end later, if it took as long as what
 took longest so far.
@@ -93,8 +93,13 @@ def search(
         yield from settings(best.remat, best.accumulate, tuple(mesh.items()))
 
 
+def micro_batches(config: TrainConfig) -> Sequence[int]:
+    """The numbers of micro-batches to try, in their order; the recipe's own is among them."""
+    return sorted({*_MICRO_BATCHES, config.accumulate})
+
+
 def fastest(reports: Mapping[Setting, Report]) -> Setting:
-    """The one with the smallest roofline bound among those that fit, or of all where none does."""
+    """The one with the smallest roofline time among those that fit, or of all where none does."""
     return min(reports, key=lambda setting: (not reports[setting].fits, reports[setting].step))
 
 

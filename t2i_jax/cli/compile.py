@@ -70,9 +70,12 @@ def compile_for(
         check(recipe, devices=devices, with_data=False)
     if generate is not None:
         reports = _sampling(recipe, topology, generate)
-        _end(reports, f"{{}}, {generate} at a time", json_file)
+        fewer = f"fewer images than --generate {generate}, " if generate > 1 else ""
+        remedy = f"try a larger fsdp or tensor axis, {fewer}or more chips."
+        remedies = dict.fromkeys(reports, remedy)
+        _end(reports, remedies, f"{{}}, {generate} at a time", json_file)
     if not recipe.task.objectives:
-        _end(_steps(recipe, topology, search), "the step of {}", json_file)
+        _end(*_steps(recipe, topology, search), "the step of {}", json_file)
     if search:
         from t2i_jax.aot.search import fastest
 
@@ -82,7 +85,8 @@ def compile_for(
         print(f"fastest that fits: {best}" if report.fits else "nothing fits")
     else:
         reports, report = {}, _compile(recipe, topology)
-    print(ahead.text(report))
+    remedy = "try more chips." if search else _remedy(recipe.task, recipe.train)
+    print(ahead.text(report, remedy))
     numbers = {name: dataclasses.asdict(one) for name, one in reports.items()}
     _write(json_file, numbers if search else dataclasses.asdict(report))
     if not report.fits:
@@ -90,7 +94,7 @@ def compile_for(
 
 
 def _steps(recipe, topology, search):
-    """Reports of the steps of the stages that a recipe joins."""
+    """(reports of the steps of the stages that a recipe joins, remedies), both by stage."""
     from t2i_jax.aot import ahead
 
     if search:
@@ -98,7 +102,18 @@ def _steps(recipe, topology, search):
             f"search is given for {type(recipe.task).__name__}, which joins what its parts have "
             "learnt; search in the recipe of one part."
         )
-    return {name: ahead.compile_step(*stage, topology) for name, stage in _stages(recipe).items()}
+    reports, remedies = {}, {}
+    for name, (task, config, frozen) in _stages(recipe).items():
+        reports[name] = ahead.compile_step(task, config, frozen, topology)
+        remedies[name] = _remedy(task, config, f"{name}.")
+    return reports, remedies
+
+
+def _remedy(task, config, stage=""):
+    """What may make a training step fit that does not; `stage`: what its fields begin with."""
+    policies = [f"{stage}{path}=full" for path, now in _policies(task).items() if now != "full"]
+    parts = f"{stage}train.accumulate={2 * config.accumulate}"
+    return f"try {', '.join([*policies, parts])}, a larger fsdp or tensor axis, or more chips."
 
 
 def _sampling(recipe, topology, count):
@@ -117,12 +132,12 @@ def _sampling(recipe, topology, count):
     }
 
 
-def _end(reports, told, json_file):
+def _end(reports, remedies, told, json_file):
     """Tells several reports, each under its name as `told` has it, and ends."""
     from t2i_jax.aot import ahead
 
     for name, one in reports.items():
-        print(f"{told.format(name)}:\n{ahead.text(one)}")
+        print(f"{told.format(name)}:\n{ahead.text(one, remedies[name])}")
     _write(json_file, {name: dataclasses.asdict(one) for name, one in reports.items()})
     sys.exit(0 if all(one.fits for one in reports.values()) else 1)
 
@@ -161,14 +176,13 @@ def _stages(recipe):
 def _search(recipe, topology):
     """Reports by setting, a line of each as it is compiled; see `aot.search`."""
     from t2i_jax.aot import ahead, search
-    from t2i_jax.config import to_dict
 
-    fields = ["task." + path for path in _named("remat", to_dict(recipe.task))]
+    fields = list(_policies(recipe.task))
     devices = ahead.slice_devices(topology)
     found = search.search(
         lambda setting: _compile(_with(recipe, fields, setting), topology),
         search.POLICIES if fields else (None,),
-        search.MICRO_BATCHES,
+        search.micro_batches(recipe.train),
         search.meshes(recipe.task, recipe.train, devices),
         divides=lambda setting: _divides(_with(recipe, fields, setting), devices),
     )
@@ -218,18 +232,27 @@ def _divides(recipe, devices):
 def _line(setting, report):
     """A report as a line of the search's table."""
     if not report.fits:
-        return f"{setting!s:56} {'no':>5} {report.temporaries:9.1f}"
+        return f"{setting!s:56} {'no':>5} {report.peak:9.1f}"
     numbers = f"{report.peak:9.1f} {report.step:8.3f} {report.mfu:5.0%}"
     return f"{setting!s:56} {'yes':>5} {numbers}"
 
 
+def _policies(task):
+    """The remat policies of a task's own networks, by path in its recipe; its parts only infer."""
+    from t2i_jax.config import to_dict
+
+    of_parts = {part.field for part in task.parts.values()}
+    own = {name: value for name, value in to_dict(task).items() if name not in of_parts}
+    return {f"task.{path}": value for path, value in _named("remat", own)}
+
+
 def _named(name, tree, path=""):
-    """The paths of all entries of this name, a string each, in stored JSON."""
+    """(path, value) of each entry of this name that is a string, in stored JSON."""
     if isinstance(tree, dict):
         entries = tree.items()
     else:
         entries = enumerate(tree) if isinstance(tree, list) else ()
     for key, value in entries:
         if key == name and isinstance(value, str):
-            yield f"{path}{key}"
+            yield f"{path}{key}", value
         yield from _named(name, value, f"{path}{key}.")

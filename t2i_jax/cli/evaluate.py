@@ -47,8 +47,8 @@ def evaluate(
         recipe = changed(runs.load_run_recipe(run), overrides)
         chosen = checkpoint_step(step)
         metrics = runs.evaluate(recipe, runs.load(run, step=chosen), run, chosen)
-        for name, value in metrics.items() if processes.is_first() else ():
-            print(f"{name}: {value:.4g}")
+        if processes.is_first():
+            measuring.print_metrics(metrics)
 
 
 def command(words: Sequence[str]) -> None:
@@ -121,7 +121,8 @@ def measure(
         mode: How images are made smaller for Inception: clean, tf, pytorch-fid, torchmetrics,
             t2i-benchmark. A protocol says it itself.
         protocol: A named protocol, which says modes, size, crop and count: coco30k,
-            coco30k-gigagan, coco30k-t2ibench, coco30k-dmgan, coco10k-mosaic, imagenet50k.
+            coco30k-gigagan, coco30k-t2ibench, coco30k-dmgan, coco10k-mosaic, imagenet50k,
+            tokenizer50k.
         count: How many prompts; by default those of the protocol, or all.
         seed: The same seed gives the same images. Without a protocol that chooses the prompts it
             also says which --count of them are drawn from coco:FILE.json.

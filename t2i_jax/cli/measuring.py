@@ -1,8 +1,9 @@
-"""What the commands that measure images share: options of weights, and what they print."""
+"""What the commands that measure share: options of weights, and what they print."""
 
 from __future__ import annotations
 
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -11,6 +12,13 @@ from t2i_jax.cli.arguments import Shown
 
 WeightsFile = Annotated[pathlib.Path | None, Shown("FILE")]
 WeightsFolder = Annotated[pathlib.Path | None, Shown("DIR")]
+
+
+def print_metrics(metrics: Mapping[str, float | None]) -> None:
+    """A line for each metric of a run; None, as metrics.json has it, is not finite either."""
+    for name, value in metrics.items():
+        is_finite = value is not None and math.isfinite(value)
+        print(f"{name}: {value:.4g}" if is_finite else f"{name}: not finite")
 
 
 def print_results(results: Mapping[str, Any] | None, out: pathlib.Path) -> None:

@@ -19,12 +19,12 @@ def quickstart(workdir: pathlib.Path = pathlib.Path("runs/quickstart")) -> None:
         workdir: Folder of the run.
     """
     from t2i_jax import paths
+    from t2i_jax.cli import measuring
     from t2i_jax.quickstart import run as home
 
     workdir = paths.folder("workdir", workdir)
     metrics = home.finished(workdir) or home.run(workdir)
-    for name, value in metrics.items():
-        print(f"{name}: {value:.4g}")
+    measuring.print_metrics(metrics)
     sample = shlex.join([_program(), "sample", str(workdir), "a red circle above a blue square"])
     print(f"done: open {workdir / 'report.html'}, or run  {sample}")
 

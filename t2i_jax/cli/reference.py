@@ -10,6 +10,7 @@ from t2i_jax.cli import measuring
 from t2i_jax.cli.arguments import Shown
 from t2i_jax.cli.measuring import WeightsFile, WeightsFolder
 from t2i_jax.errors import UserError
+from t2i_jax.values import Count
 
 
 def reference(
@@ -18,6 +19,7 @@ def reference(
     network: str = "inception",
     mode: Annotated[str | None, Shown("MODE,MODE", default="those of --protocol, or clean")] = None,
     protocol: Annotated[str | None, Shown("NAME")] = None,
+    size: Annotated[Count | None, Shown("PIXELS")] = None,
     keep_features: bool = False,
     adm: bool = False,
     clean_fid: Annotated[str | None, Shown("NAME")] = None,
@@ -40,6 +42,8 @@ def reference(
         network: Of which features: inception, clip, cmmd or dinov2.
         mode: How images are made smaller for Inception.
         protocol: A named protocol, which brings images to its size first, and has modes of its own.
+        size: At which a built-in dataset is drawn, that of the images it will be compared with. A
+            protocol says it itself.
         keep_features: Keep the features too, for KID, recall and CMMD.
         adm: Keep the images too, and the statistics of sFID, as OpenAI's evaluator reads them; it
             takes the mode tf.
@@ -80,8 +84,8 @@ def reference(
     with processes.joined():
         spec = sources.source_spec("images", images)
         check_split(spec, split)
-        size = None if chosen is None else chosen.size
-        found = sources.SourceImages(spec, "images", size, split)
+        drawn = sources.drawn_size(spec, size, chosen)
+        found = sources.SourceImages(spec, "images", drawn, split)
         weights = Weights(**files)
         extractors = networks.build(network, modes, weights)
         for extractor, place in zip(extractors, places, strict=True):

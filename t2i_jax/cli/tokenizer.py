@@ -27,7 +27,8 @@ def tokenizer(
     step: Annotated[str | None, Shown("STEP", default="the newest")] = None,
 ) -> None:
     """Measure how well an image tokenizer gives images back: PSNR, SSIM, codebook usage and
-    perplexity, rFID with --inception, LPIPS with --alex or --vgg.
+    perplexity, rFID with --inception, LPIPS with --alex or --vgg; or with those files in the folder
+    that T2I_WEIGHTS names.
 
     Args:
         run: Folder of the tokenizer's run.
@@ -46,7 +47,6 @@ def tokenizer(
 
     from t2i_jax import runs
     from t2i_jax.cluster import processes
-    from t2i_jax.eval.lpips import lpips
     from t2i_jax.runs.folder import checkpoint_step
     from t2i_jax.runs.scoring import networks, sources
     from t2i_jax.runs.scoring import tokenizer as tokenizers
@@ -54,9 +54,8 @@ def tokenizer(
 
     run = paths.given("run", run)
     out = paths.folder("out", out or run / "eval" / "tokenizer")
-    weights = networks.Weights(inception)
+    weights = networks.Weights(inception, alex=alex, vgg=vgg)
     networks.check_mode(mode, weights.of("inception") is not None, "inception")
-    trunks = {"alex": alex, "vgg": vgg}
     spec = sources.source_spec("images", images)
     part = sources.split_of(spec, split, "split")
     with processes.joined():
@@ -68,7 +67,7 @@ def tokenizer(
             networks.build("inception", networks.parse_modes(mode or "tf"), weights)
             if weights.of("inception")
             else (),
-            {trunk: lpips(trunk, path) for trunk, path in trunks.items() if path is not None},
+            networks.build_lpips(weights),
         )
         share = Share.here()
         results = tokenizers.evaluate(

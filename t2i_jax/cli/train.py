@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 from typing import Annotated
 
+from t2i_jax.cli import measuring
 from t2i_jax.cli.arguments import Shown
 
 
@@ -47,6 +48,5 @@ def train(
             system = runs.train(recipe, workdir, profile=traced, notes=notes)
             metrics = runs.evaluate(recipe, system, workdir)
         if processes.is_first():
-            for name, value in metrics.items():
-                print(f"{name}: {value:.4g}")
+            measuring.print_metrics(metrics)
             print(f"done: {workdir} (images in {workdir / 'samples'})")

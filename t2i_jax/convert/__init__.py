@@ -117,12 +117,14 @@ class Weights:
       told: fields of the network, and arguments of the package's class that are none of it, as a
         live module or a stored configuration tells them.
       beside: arrays by their names there that the network has no place for (`Network.ignore`).
+      names: the key in `NETWORKS` of the package whose names the weights have; "": not known.
     """
 
     model: Any
     params: dict[str, Any]
     told: Mapping[str, Any]
     beside: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    names: str = ""
 
 
 def weights(
@@ -221,7 +223,8 @@ def _converted(loaded, module, fields, told, path=None):
         if key not in named and key.startswith(network.ignore)
     }
     state = {key: value for key, value in watched.items() if key not in beside}
-    return Weights(model, engine.to_ours(table, state, shapes), known, beside)
+    names = next(name for name, one in NETWORKS.items() if one is network)
+    return Weights(model, engine.to_ours(table, state, shapes), known, beside, names)
 
 
 def _configured(model, inferred, fields):

@@ -297,9 +297,12 @@ X_CLIP: Rows = {
 }
 # of its masked language modelling, without the "mlm_" before each
 X_CLIP_MLM: Rows = {
-    **dict.fromkeys("mask_prob replace_prob random_token_prob mask_token_id".split(), READ),
+    **dict.fromkeys(
+        """mask_prob replace_prob random_token_prob mask_token_id
+        mask_ignore_token_ids""".split(),
+        READ,
+    ),
     "pad_token_id": Only(0),
-    "mask_ignore_token_ids": Only(()),
 }
 # of its transformers, where one was given as text_encoder or image_encoder
 X_CLIP_TRANSFORMER: Rows = {
@@ -334,11 +337,9 @@ DECODER: Rows = {
         lowres_downsample_first blur_prob blur_sigma blur_kernel_size lowres_noise_sample_level
         learned_variance learned_variance_constrain_frac vb_loss_weight unconditional
         use_dynamic_thres dynamic_thres_percentile p2_loss_weight_gamma p2_loss_weight_k
-        ddim_sampling_eta""".split(),
+        ddim_sampling_eta auto_normalize_img""".split(),
         READ,
     ),
-    # Images of False come in [-1, 1], which is what they are here within the network.
-    "auto_normalize_img": NO_EFFECT,
     **dict.fromkeys("clip_denoised clip_x_start clip_adapter_overrides".split(), NO_EFFECT),
     "vae": Only(()),
     "predict_x_start_for_latent_diffusion": NO_EFFECT,  # without a vae

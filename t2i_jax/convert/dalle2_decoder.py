@@ -23,6 +23,7 @@ from t2i_jax.convert import (
 from t2i_jax.convert.engine import Network, Row, State, Unused
 from t2i_jax.errors import UserError
 from t2i_jax.models.decoder_cascade import DecoderUnets, buffers, noise_of
+from t2i_jax.pixels import SIGNED
 
 VERSION = "1.15.6"  # of the package whose checkpoints are written
 _CLIP = x_clip.WITHIN
@@ -129,6 +130,8 @@ def live(module: Any) -> dict[str, Any]:
                 "that one by itself."
             )
         told["clip"] = x_clip.live(module.clip.clip)
+        if not settings["auto_normalize_img"]:
+            told["clip"]["pixel_range"] = SIGNED
     return told
 
 
@@ -143,6 +146,7 @@ _ARGUMENTS = {
     )
 } | {
     "loss_type": lambda module: module.noise_schedulers[0].loss_type,
+    "auto_normalize_img": lambda module: module.normalize_img.__name__ != "identity",
     "vae": lambda module: () if not any(list(vae.parameters()) for vae in module.vaes) else "vae",
 }  # fmt: skip
 

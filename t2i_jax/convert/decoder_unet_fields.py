@@ -127,7 +127,8 @@ def check_release(state: State) -> None:
 
     Releases from 1.10.0 on compute the same; 1.4.3 to 1.9.x too, but for the convolution that
     shrinks, whose window tells them. Before 1.4.3 attention computes otherwise under the same
-    names, in releases that have that other window too.
+    names, in releases that have that other window too; nothing tells it of U-Nets with
+    `cross_embed_downsample`, which have no such convolution.
 
     Raises:
       UserError: the release, and the remedy.
@@ -139,7 +140,8 @@ def check_release(state: State) -> None:
         raise UserError(f"{_OLDER.format('before 0.14.0')}; {remedy}")
     if "null_text_embed" not in state or "norm_mid_cond.weight" not in state:
         raise UserError(f"{_OLDER.format('before 1.0.0')}; {remedy}")
-    if "downs.0.4.weight" in state and state["downs.0.4.weight"].shape[-1] == 4:
+    shrinking = ("downs.0.4.weight", "downs.0.0.weight")  # the latter where it is memory efficient
+    if any(name in state and state[name].shape[-1] == 4 for name in shrinking):
         raise UserError(
             f"{_OLDER.format('before 1.10.0')}: it shrinks by a convolution of 4x4, and before "
             f"1.4.3 its attention was another one under the same names; {remedy}"

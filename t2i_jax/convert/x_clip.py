@@ -121,6 +121,8 @@ def live(module: Any) -> dict[str, Any]:
       UserError: an option that has no form here.
     """
     said = arguments.readable(_ARGUMENTS, module)
+    if not said.get("use_all_token_embeds"):  # they choose among the tokens that it compares
+        said = {name: value for name, value in said.items() if not name.endswith("has_cls_token")}
     arguments.check("CLIP", arguments.X_CLIP, said)
     for trunk, readers in _TRANSFORMER.items():
         inside = arguments.readable(readers, module)
@@ -147,7 +149,8 @@ _TOLD = (
 _SETTINGS = (
     "decoupled_contrastive_learning", "text_ssl_loss_weight", "image_ssl_loss_weight",
     "multiview_loss_weight", "sim_reg_loss_weight", "simclr_temperature", "mlm_mask_prob",
-    "mlm_replace_prob", "mlm_random_token_prob", "mlm_mask_token_id", "visual_ssl_hidden_layer",
+    "mlm_replace_prob", "mlm_random_token_prob", "mlm_mask_token_id", "mlm_mask_ignore_token_ids",
+    "visual_ssl_hidden_layer",
 )  # fmt: skip
 
 
@@ -205,7 +208,7 @@ _MLM = {
     )
 } | {
     "mask_ignore_token_ids": lambda module: tuple(
-        module.mlm.mask_ignore_token_ids - {module.mlm.pad_token_id}
+        sorted(module.mlm.mask_ignore_token_ids - {module.mlm.pad_token_id})
     ),
 }  # fmt: skip
 

@@ -32,8 +32,9 @@ class DiscreteDdpm(Noise):
     Attributes:
       timesteps: number of steps T.
       schedule: of the betas: "cosine" (Nichol & Dhariwal 2021, eq. 17), "linear" (Ho et al. 2020),
-        "quadratic", "sigmoid" or "jsd", 1 / (T - t), whose last beta is 0.9999 rather than 1.
-        "linear", "quadratic" and "sigmoid" are scaled by 1000 / T.
+        "quadratic", "sigmoid" or "jsd", 1 / (T - t), at whose last level nothing is left of the
+        image; from a prediction of the noise it is told there as if 0.0001 were. "linear",
+        "quadratic" and "sigmoid" are scaled by 1000 / T.
       objective: what the network predicts: "noise", "x_start" or "v" = alpha * eps - sigma * x0
         (Salimans & Ho 2022).
       distance: "l2", "l1" or "huber" (quadratic up to 1, then linear).
@@ -66,7 +67,7 @@ class DiscreteDdpm(Noise):
             )
         if not (self.p2_k > 0 and math.isfinite(self.p2_k)):
             raise UserError(f"noise.p2_k={self.p2_k} is not a positive number; try 1.0.")
-        if self.betas.max() >= 1:
+        if self.schedule != "jsd" and self.betas.max() >= 1:
             raise UserError(
                 f"noise.timesteps={T} makes betas of the schedule {self.schedule!r} that are not "
                 "below 1; give 25 or more, or schedule='cosine'."
@@ -120,7 +121,8 @@ class DiscreteDdpm(Noise):
     def level_at(self, ratio: Array) -> Array:
         """The whole level whose sigma / alpha is nearest on a logarithmic scale."""
         bar = self.alpha_bar[1:]
-        known = jnp.asarray(0.5 * (np.log1p(-bar) - np.log(bar)), jnp.float32)
+        with np.errstate(divide="ignore"):
+            known = jnp.asarray(0.5 * (np.log1p(-bar) - np.log(bar)), jnp.float32)
         between = 0.5 * (known[1:] + known[:-1])
         wanted = jnp.log(jnp.maximum(jnp.asarray(ratio, jnp.float32), 1e-20))
         return (1 + jnp.searchsorted(between, wanted)).astype(jnp.float32)
@@ -158,7 +160,9 @@ class DiscreteDdpm(Noise):
         alpha, sigma = (per_row(a, x_BHWC) for a in self.marginal(level_B))
         if self.objective == "v":
             return alpha * x_BHWC - sigma * output_BHWC
-        bar = np.maximum(self.alpha_bar, 1e-30)
+        # Of pure noise there is no way back; dalle2-pytorch has NaN there.
+        bar = np.where(self.alpha_bar > 0, self.alpha_bar, 1e-4 * self.alpha_bar[-2])
+        bar = np.maximum(bar, 1e-30)
         over, times = (
             per_row(self._at(table, level_B), x_BHWC)
             for table in (np.sqrt(1 / bar), np.sqrt(1 / bar - 1))
@@ -186,7 +190,7 @@ def _betas(timesteps, schedule):
         share = np.cos(angle) ** 2
         return np.clip(1 - share[1:] / share[:-1], 0, 0.999)
     if schedule == "jsd":
-        return np.minimum(1 / np.linspace(T, 1, T), 0.9999)
+        return 1 / np.linspace(T, 1, T)
     low, high = 1000 / T * 1e-4, 1000 / T * 0.02
     if schedule == "linear":
         return np.linspace(low, high, T)

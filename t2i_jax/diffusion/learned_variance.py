@@ -37,8 +37,9 @@ class LearnedVariance:
         gradient reaches the variance alone.
       constrained: whether a sigmoid keeps the variance between both.
       compat: "dalle2-pytorch" takes the mean of the bound from the prediction as though that were
-        of the noise, whatever it is of, and latents for the bytes of images; None: from what it is,
-        and latents as they are.
+        of the noise, whatever it is of, and latents for the bytes of images, and lets a variance
+        that is not constrained be any; None: from what it is, latents as they are, and as far
+        beyond the two ends as these lie apart, no further.
     """
 
     weight: float = 0.001
@@ -56,7 +57,10 @@ class LearnedVariance:
         each.
         """
         fraction = (fraction_BHWC.astype(jnp.float32) + 1) / 2
-        fraction = jax.nn.sigmoid(fraction) if self.constrained else jnp.clip(fraction, *_FRACTION)
+        if self.constrained:
+            fraction = jax.nn.sigmoid(fraction)
+        elif self.compat is None:
+            fraction = jnp.clip(fraction, *_FRACTION)
         low, high = (per_row(one, fraction) for one in _ends(noise, now, next))
         return fraction * high + (1 - fraction) * low
 
@@ -113,7 +117,7 @@ def posterior_mean(noise: Noise, x0: Array, x: Array, now: Array, next: Array) -
     """The mean of q(x_next | x, x0); levels as in `log_variance`."""
     (alpha, _), (alpha_next, _) = noise.marginal(now), noise.marginal(next)
     c = per_row(-jnp.expm1(noise.log_snr(now) - noise.log_snr(next)), x)
-    kept = (1 - c) / per_row(alpha, x)
+    kept = (1 - c) / per_row(jnp.maximum(alpha, _TINY), x)  # of pure noise nothing is kept
     return per_row(alpha_next, x) * (x * kept + c * x0)
 
 

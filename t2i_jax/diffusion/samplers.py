@@ -53,6 +53,8 @@ class Levels(NamedTuple):
 # sigma / alpha from which a step is not corrected; only the cosine schedule's first level is there.
 _FAR = 1e3
 
+_LEAST = 1e-12  # alpha of pure noise, by which it is divided
+
 # The last argument samples unit noise shaped like x.
 Step = Callable[[State, Levels, Callable[[], Array]], State]
 
@@ -134,7 +136,8 @@ def ancestral(denoise: Denoise, noise: Noise) -> Step:
             noise.marginal(levels.next),
         )
         c = -jnp.expm1(noise.log_snr(levels.now) - noise.log_snr(levels.next))
-        mean = alpha_next * (state.x_BHWC * ((1 - c) / alpha) + c * x0)
+        kept = (1 - c) / jnp.maximum(alpha, _LEAST)
+        mean = alpha_next * (state.x_BHWC * kept + c * x0)
         deviation = jnp.where(levels.next > 0, sigma_next * jnp.sqrt(c), 0.0)
         return State(mean + deviation * normal(), x0)
 
@@ -247,7 +250,7 @@ def _estimate(denoise, state, level):
 def _scales(noise, level):
     """(alpha, sigma), and (1, 0) at level 0."""
     alpha, sigma = noise.marginal(level)
-    return jnp.where(level > 0, alpha, 1.0), jnp.where(level > 0, sigma, 0.0)
+    return jnp.where(level > 0, jnp.maximum(alpha, _LEAST), 1.0), jnp.where(level > 0, sigma, 0.0)
 
 
 def _churned(noise, churn, steps, x, ratio, level, normal):

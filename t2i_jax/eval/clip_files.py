@@ -12,11 +12,12 @@ from t2i_jax.convert import weights as converted
 from t2i_jax.errors import UserError
 from t2i_jax.eval import weights_file
 from t2i_jax.models.openai_clip import SIZES, OpenAIClip
-from t2i_jax.text.bpe import ClipBpe
+from t2i_jax.text.bpe import ClipBpe, MendingBpe
 from t2i_jax.text.tokenizer import check_size, load
 from t2i_jax.types import Params
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
+_MENDING = "CLIP of OpenAI, OpenCLIP"  # whose packages mend captions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,8 @@ class ClipFiles:
 
     Attributes:
       file: that of the weights. network, params: the network and its parameters, NumPy arrays.
-      tokenizer: from captions to ids; None: the folder has no vocabulary.
+      tokenizer: from captions to ids, as the package reads them whose names the weights have; None:
+        the folder has no vocabulary.
     """
 
     file: pathlib.Path
@@ -72,6 +74,8 @@ def read(
             "of a CLIP."
         )
     vocabulary = _vocabulary(tokenizer, found, what, network.model.vocab_size)
+    if vocabulary is not None and network.names == _MENDING:
+        vocabulary = MendingBpe(vocabulary)
     return ClipFiles(file, network.model, network.params, vocabulary)
 
 

@@ -234,12 +234,12 @@ def clip(
       path: folder of transformers or OpenCLIP, or a file of weights; see `clip_files.read`, which
         has the other arguments too.
       preprocessing: "clip", the shorter side resized and the middle cut out; "cmmd", the middle
-        square resized.
+        square resized; "hpsv2", the whole image with black beside it.
 
     Raises:
       UserError: as `clip_files.read`.
     """
-    modes = {"clip": resize.clip, "cmmd": resize.cmmd}
+    modes = {"clip": resize.clip, "cmmd": resize.cmmd, "hpsv2": resize.hpsv2}
     config.one_of("preprocessing", preprocessing, modes)
     read = clip_files.read(path, tokenizer, what, **fields)
     network = read.network
@@ -277,7 +277,7 @@ def hpsv2(path: str | os.PathLike | None, tokenizer: str | os.PathLike | None) -
     """
     huge = SIZES["ViT-H-14"]
     return clip(
-        path, tokenizer=tokenizer, what="hpsv2", activation=huge.activation,
+        path, "hpsv2", tokenizer, "hpsv2", activation=huge.activation,
         vision_heads=huge.vision_heads, transformer_heads=huge.transformer_heads,
     )  # fmt: skip
 

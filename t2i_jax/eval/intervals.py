@@ -104,7 +104,9 @@ def wilson(
       right: (N,) bools, at least 1.
       groups: (N,), the prompt of each image where prompts have several. Images of one prompt agree
         more than others; N is then divided by the design effect, the variance of the share by
-        prompts over that by images (Korn and Graubard 1998). None: images are independent.
+        prompts over that by images (Korn and Graubard 1998), at least 1. Where all images are right
+        or none is, that can't be measured, and N is the number of prompts. None: images are
+        independent.
     """
     right = np.asarray(right, float)
     if not len(right):
@@ -234,16 +236,21 @@ def _grouped(values, groups):
 
 
 def _design_effect(right, groups, share):
-    """At least 1 / images per group, and 1 where there is nothing to measure."""
-    if groups is None or share in (0.0, 1.0):
+    """How many images tell as much as one that is independent of all others, at least 1.
+
+    Prompts that are right equally often by chance are no evidence for more images than there are.
+    """
+    if groups is None:
         return 1.0
     sums, counts = _grouped(right, groups)
     if len(sums) < 2:
         raise UserError("images of one prompt alone give no interval; give more prompts.")
+    if share in (0.0, 1.0):  # images of a prompt may agree as much as they can
+        return len(right) / len(sums)
     residual = sums - share * counts
     by_groups = np.square(residual).sum() / len(right) ** 2 * len(sums) / (len(sums) - 1)
     effect = by_groups / (share * (1 - share) / len(right))
-    return float(max(effect, len(sums) / len(right)))
+    return float(max(effect, 1.0))
 
 
 def _blocks(count, blocks, seed):

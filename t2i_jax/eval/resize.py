@@ -23,9 +23,9 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "box": Image.Resampling.BOX,
 }
-# pillow: antialiased; tf1, half_pixel: bilinear between the two nearest pixels
-RESIZERS = ("pillow", "tf1", "half_pixel")
-CROPS = ("none", "before", "after")
+# pillow, unclipped: antialiased; tf1, half_pixel: bilinear between the two nearest pixels
+RESIZERS = ("pillow", "unclipped", "tf1", "half_pixel")
+CROPS = ("none", "before", "after", "padded")
 _WHITE = 255
 
 
@@ -36,13 +36,15 @@ class Preprocessing:
     Attributes:
       mode: the name that results keep.
       size: pixels per side.
-      resize: "pillow", with antialiasing; "tf1", bilinear at `i * scale` without half a pixel's
+      resize: "pillow", with antialiasing; "unclipped", the same of float32 that may end below 0 or
+        above 255, as PyTorch's of tensors; "tf1", bilinear at `i * scale` without half a pixel's
         shift, as TensorFlow 1; "half_pixel", bilinear at `(i + 1/2) * scale - 1/2`, as PyTorch.
-      filter: of "pillow": "bicubic", "bilinear", "lanczos" or "box".
-      rounded: whether pixels are uint8 again after resizing; otherwise they are float32, clipped
-        to [0, 255].
+      filter: of the two with antialiasing: "bicubic", "bilinear", "lanczos" or "box".
+      rounded: of "pillow", whether pixels are uint8 again after resizing; otherwise they are
+        float32, clipped to [0, 255].
       crop: the middle square of the image "before" resizing; "after" the shorter side got its
-        size; "none": the whole image is squeezed into a square.
+        size; "none": the whole image is squeezed into a square; "padded": the longer side gets the
+        size, and the whole image is in the middle of a black square.
       mean, std: per channel, for pixels from 0 to 255: the result is (x - mean) / std.
     """
 
@@ -61,10 +63,10 @@ class Preprocessing:
         config.one_of("crop", self.crop, CROPS)
         if self.size < 1:
             raise UserError(f"size={self.size} is not positive; give 1 or more pixels.")
-        if self.resize != "pillow" and (self.filter != "bilinear" or self.crop == "after"):
+        if not self._antialias and (self.filter != "bilinear" or self.crop in ("after", "padded")):
             raise UserError(
                 f"resize={self.resize!r} is bilinear and of whole images; give filter='bilinear' "
-                "and another crop than 'after'."
+                "and crop='none' or 'before'."
             )
 
     def __call__(self, image: np.ndarray | Image.Image) -> np.ndarray:
@@ -77,13 +79,24 @@ class Preprocessing:
         image_HWC = rgb(image)
         if self.crop == "before":
             image_HWC = middle(image_HWC, min(image_HWC.shape[:2]), lower=True)
-        if self.resize != "pillow":
+        if not self._antialias:
             return bilinear(image_HWC, self.size, 0.5 if self.resize == "half_pixel" else 0.0)
         shape = (self.size, self.size)
         if self.crop == "after":
             shape = _short_side(image_HWC.shape[:2], self.size)
-        whole = pillow if self.rounded else pillow_float
-        return middle(whole(image_HWC, shape, self.filter), self.size).astype(np.float32)
+        if self.crop == "padded":
+            shape = _long_side(image_HWC.shape[:2], self.size)
+        found = self._whole(image_HWC, shape).astype(np.float32)
+        return _padded(found, self.size) if self.crop == "padded" else middle(found, self.size)
+
+    def _whole(self, image_HWC, shape):
+        if self.rounded:
+            return pillow(image_HWC, shape, self.filter)
+        return pillow_float(image_HWC, shape, self.filter, clipped=self.resize == "pillow")
+
+    @property
+    def _antialias(self):
+        return self.resize in ("pillow", "unclipped")
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -93,7 +106,7 @@ class Preprocessing:
             "resize": self.resize,
             "size": self.size,
             "filter": self.filter,
-            "antialias": self.resize == "pillow",
+            "antialias": self._antialias,
             "rounded": self.rounded,
             "crop": self.crop,
             "mean": list(self.mean),
@@ -127,6 +140,17 @@ def clip(size: int, mean: Sequence[float], std: Sequence[float]) -> Preprocessin
 def cmmd(size: int, mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
     """CMMD's (Jayasumana et al. 2023): the middle square, resized by Pillow's bicubic filter."""
     return Preprocessing("cmmd", size, rounded=True, crop="before", **_of_255(mean, std))
+
+
+def hpsv2(size: int, mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
+    """HPSv2's (Wu et al. 2023, `light_augmentation` of its OpenCLIP): the longer side resized, by a
+    bicubic filter on floats, and black beside the image; `mean` and `std` of pixels from 0 to 1.
+
+    As torchvision resizes tensors from 0.17 on; before, it did so without antialiasing.
+    """
+    # Theirs leaves an image whose longer side has the size already as it is, and can't use it
+    # where it is not square.
+    return Preprocessing("hpsv2", size, "unclipped", crop="padded", **_of_255(mean, std))
 
 
 def dinov2(size: int = 224) -> Preprocessing:
@@ -169,9 +193,13 @@ def rgb(image: np.ndarray | Image.Image) -> np.ndarray:
     return pixels[..., :3]
 
 
-def pillow_float(image_HWC: np.ndarray, shape: Sequence[int], filter: str) -> np.ndarray:
-    """Resized by Pillow's antialiasing filters channel by channel in float32, clipped to [0, 255]
-    and not rounded.
+def pillow_float(
+    image_HWC: np.ndarray, shape: Sequence[int], filter: str, clipped: bool = True
+) -> np.ndarray:
+    """Resized by Pillow's antialiasing filters channel by channel in float32 and not rounded.
+
+    Args:
+      clipped: to [0, 255]; otherwise bicubic and Lanczos go beyond them at edges.
     """
     height, width = shape
     floats = np.ascontiguousarray(np.moveaxis(image_HWC, 2, 0), np.float32)
@@ -182,7 +210,8 @@ def pillow_float(image_HWC: np.ndarray, shape: Sequence[int], filter: str) -> np
                 for channel in floats
             ]
         )
-    return np.moveaxis(floats, 0, 2).clip(0, _WHITE)
+    found = np.moveaxis(floats, 0, 2)
+    return found.clip(0, _WHITE) if clipped else found
 
 
 def pillow(image_HWC: np.ndarray, shape: Sequence[int], filter: str) -> np.ndarray:
@@ -239,6 +268,19 @@ def _short_side(shape, size):
     short = min(shape)
     height, width = (size if side == short else int(size * side / short) for side in shape)
     return height, width
+
+
+def _long_side(shape, size):
+    """(height, width) of which the longer is `size`, the other rounded, with 1 pixel or more."""
+    scale = size / max(shape)
+    height, width = (max(1, round(side * scale)) for side in shape)
+    return height, width
+
+
+def _padded(image_HWC, size):
+    """A square of `size` pixels with the image in the middle of zeros."""
+    spare = [size - side for side in image_HWC.shape[:2]]
+    return np.pad(image_HWC, [*((n // 2, n - n // 2) for n in spare), (0, 0)])
 
 
 def square(image: np.ndarray | Image.Image, size: int, filter: str = "lanczos") -> np.ndarray:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 from t2i_jax import config, files, paths
 from t2i_jax.convert import inception
@@ -90,6 +91,24 @@ def find(path: str | os.PathLike | None, what: str) -> pathlib.Path:
             f"{what}={os.fspath(path)!r} is not there; fetch {PUBLISHED[what]}, and give its path."
         )
     return found if found.is_dir() else file.check(found, what)
+
+
+def told_of_other(what: str, about: Mapping[str, Any]) -> str | None:
+    """What is told of a file that is not the published one, as a sentence without its full stop;
+    None: it is that one, or nothing tells.
+
+    Args:
+      what: a key of `PUBLISHED`, or another name, of which nothing is known. about: of the file, as
+        the function of that name gives it.
+    """
+    published, digest = PUBLISHED.get(what), about.get("sha256")
+    if published is None or digest is None or digest.startswith(published.sha256):
+        return None
+    begins = digest[: len(published.sha256)]
+    return (
+        f"{what}={about.get('file')} is not the published {published.name} (its SHA-256 begins "
+        f"with {begins}, not {published.sha256}), so its numbers may not be those of others"
+    )
 
 
 def about(path: str | os.PathLike) -> Mapping[str, str]:

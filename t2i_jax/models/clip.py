@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -61,7 +62,8 @@ class CLIP(DualEncoder):
       channels: of the images.
       use_all_token_embeds: tokens and patches are compared one by one (Yao et al. 2021, FILIP).
       downsample_image_embeds: patches are merged two by two before their projection; for
-        `use_all_token_embeds` alone.
+        `use_all_token_embeds` alone. Those that `visual_patch_dropout` leaves count as a grid as
+        nearly square as there is, so training needs a number that makes a rectangle of it.
       extra_latent_projection: a second pair of projections for image-to-text (CLOOB).
       use_mlm: a row of the embedding and logits for masked language modelling.
       logit_bias: first value of a learnt bias of similarities, as the sigmoid loss wants it
@@ -181,8 +183,14 @@ class CLIP(DualEncoder):
         return unit(masked_mean(self.project_text(params, features.tokens_BNE), mask_BL))
 
     def image_features(self, params: Params, image_BHWC: Array, key: Key | None = None) -> Features:
-        """The image transformer's output, of float images in [-1, 1]; a key drops patches."""
+        """The image transformer's output, of float images in [-1, 1]; a key drops patches.
+
+        Raises:
+          UserError: patches are dropped, and what is left can't be merged two by two.
+        """
         size = self.visual_image_size
+        if key is not None and self.downsample_image_embeds:
+            _check_rectangle(self)
         if "resize_right" in self.compat:  # whose black is a zero of `pixel_range`
             image_BHWC = resize_cubic(self._ranged(image_BHWC.astype(jnp.float32)), (size, size))
         else:
@@ -201,7 +209,7 @@ class CLIP(DualEncoder):
     def project_image(self, params: Params, features: Array, extra: bool = False) -> Array:
         """l2-normalised float32 latents (..., D) of pooled features or of tokens (B, N, E).
 
-        With `downsample_image_embeds` there are a quarter as many latents as tokens.
+        With `downsample_image_embeds` there are about a quarter as many latents as tokens.
         """
         kernel = params["to_visual_latent_extra" if extra else "to_visual_latent"]
         return unit(self._apply({"to_visual_latent": kernel}, features, method="visual_latent"))
@@ -351,8 +359,9 @@ class _Downsampled(nn.Module):
 
     @nn.compact
     def __call__(self, tokens_BNC):
-        clip, side = self.clip, round(tokens_BNC.shape[1] ** 0.5)
-        grid_BHWC = tokens_BNC.reshape(-1, side, side, clip.dim_image).astype(clip.dtype)
+        clip, side = self.clip, math.isqrt(tokens_BNC.shape[1])
+        width = tokens_BNC.shape[1] // side
+        grid_BHWC = tokens_BNC.reshape(-1, side, width, clip.dim_image).astype(clip.dtype)
         init = boxed(_uniform_of_16, None, None, "embed")
         kernel_KKC = parameter(self, "depthwise", init, (4, 4, clip.dim_image)).astype(clip.dtype)
         y_BHWC = jax.lax.conv_general_dilated(
@@ -371,10 +380,26 @@ def _uniform_of_16(key, shape, dtype=jnp.float32):
 def some_of_tokens(x_BNC: Array, dropped: float, key: Key) -> Array:
     """max(1, floor(N (1 - dropped))) tokens of each row, drawn at random (Li et al. 2022)."""
     batch, count, _ = x_BNC.shape
-    kept = max(1, int(count * (1 - dropped)))
     noise_BN = jax.random.normal(key, (batch, count))
-    chosen_BK = jax.lax.top_k(noise_BN, kept)[1]
+    chosen_BK = jax.lax.top_k(noise_BN, _kept(count, dropped))[1]
     return jnp.take_along_axis(x_BNC, chosen_BK[..., None], axis=1)
+
+
+def _kept(count, dropped):
+    return max(1, int(count * (1 - dropped)))
+
+
+def _check_rectangle(clip):
+    """Refuses a number of patches that training leaves and that is no grid of two by two or more,
+    as x-clip lays it out: as many rows as the root of the number, rounded down.
+    """
+    count = (clip.visual_image_size // clip.visual_patch_size) ** 2
+    kept = _kept(count, clip.visual_patch_dropout)
+    if kept < 4 or kept % math.isqrt(kept):
+        raise UserError(
+            f"visual_patch_dropout={clip.visual_patch_dropout} leaves {kept} of {count} patches, "
+            "which make no rectangle for downsample_image_embeds=True to merge; give 0."
+        )
 
 
 _POSITIVE = (
@@ -403,10 +428,10 @@ def _check(clip):
         raise UserError(
             "downsample_image_embeds=True is for the tokens of use_all_token_embeds=True; set both."
         )
-    if clip.downsample_image_embeds and (clip.visual_patch_dropout or size // patch % 2):
+    if clip.downsample_image_embeds and size // patch < 2:
         raise UserError(
-            "downsample_image_embeds=True needs the whole grid of patches with an even side; give "
-            "visual_patch_dropout=0 and another visual_patch_size."
+            f"visual_patch_size={patch} makes one patch of visual_image_size={size}, and "
+            "downsample_image_embeds=True merges patches two by two; give a smaller one."
         )
     if clip.text_eos_id is not None and not clip.text_causal_mask:
         raise UserError("text_eos_id is given without text_causal_mask=True; leave it out.")

@@ -78,7 +78,8 @@ def _exponent(weights, bar, kind):
     digits = sorted(itertools.product(range(1, 5), repeat=2), key=sum)
     for pair in digits if kind.bits == 16 else digits[-1:]:
         found = round(gamma, pair[0]), round(k, pair[1])
-        made = (found[1] + snr) ** -found[0]
+        with np.errstate(divide="ignore"):  # k may be rounded to 0, and so may an SNR
+            made = (found[1] + snr) ** -found[0]
         least = max(1e-8, float(kind.smallest_subnormal))
         if np.allclose(made, weights, rtol=max(1e-3, float(kind.eps)), atol=least):
             return found
@@ -108,6 +109,8 @@ def buffers(noise: DiscreteDdpm) -> dict[str, np.ndarray]:
     betas, bar = noise.betas, noise.alpha_bar[1:]
     before = noise.alpha_bar[:-1]
     variance = betas * (1 - before) / (1 - bar)
+    with np.errstate(divide="ignore"):  # of pure noise, with which "jsd" ends
+        inverse = 1 / bar
     found = {
         "betas": betas,
         "alphas_cumprod": bar,
@@ -115,8 +118,8 @@ def buffers(noise: DiscreteDdpm) -> dict[str, np.ndarray]:
         "sqrt_alphas_cumprod": np.sqrt(bar),
         "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - bar),
         "log_one_minus_alphas_cumprod": np.log(1 - bar),
-        "sqrt_recip_alphas_cumprod": np.sqrt(1 / bar),
-        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / bar - 1),
+        "sqrt_recip_alphas_cumprod": np.sqrt(inverse),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(inverse - 1),
         "posterior_variance": variance,
         "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
         "posterior_mean_coef1": betas * np.sqrt(before) / (1 - bar),

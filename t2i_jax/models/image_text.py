@@ -6,6 +6,8 @@ and its parameters as `Given.weights["clip"]`. Token ids of captions come as for
 its `text_encoder` is `network.captions`, for which each batch holds "text" and "text_mask", and
 its `prepare_text` copies the vocabulary of the trained part into the run:
 
+    trains_vocabulary = False
+
     @property
     def text_encoder(self):
         return None if self.clip is None else self.clip.captions

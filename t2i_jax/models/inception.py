@@ -204,9 +204,9 @@ def convolutions() -> Iterator[tuple[tuple[str, ...], Conv]]:
 
 
 class Inception(nn.Module):
-    """Features of images, in one pass and always float32.
+    """Features of images, in one pass and float32, or float64 of float64 images.
 
-    `image_BHWC`, float32 in [-1, 1] of 299 pixels a side, gives "pool1" (B, 64), "pool2" (B, 192)
+    `image_BHWC`, floats in [-1, 1] of 299 pixels a side, gives "pool1" (B, 64), "pool2" (B, 192)
     and "aux" (B, 768), means over the image after the first and second max pool and after the
     eighth block; "spatial" (B, 2023), 7 channels of the seventh block at its 17 x 17 places, of
     which ADM's evaluator computes sFID (Nash et al. 2021; its `mixed_6/conv`); "pool3" (B, 2048),
@@ -217,7 +217,8 @@ class Inception(nn.Module):
     @nn.compact
     def __call__(self, image_BHWC: Array) -> dict[str, Array]:
         """The features by name."""
-        x, found = image_BHWC.astype(jnp.float32), {}
+        found, dtype = {}, jnp.promote_types(image_BHWC.dtype, jnp.float32)
+        x = image_BHWC.astype(dtype)
         for i, convs in enumerate(STEM):
             for conv in convs:
                 x = _relu(x, conv, *_Folded(conv, name=conv.name)())

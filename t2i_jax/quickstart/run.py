@@ -38,9 +38,9 @@ _MARK = "quickstart.json"  # in its folder, says whether it is done: the page ot
 _MEASURED = {"alignment_heldout", "reconstruction_psnr", "seconds"}  # by a quickstart alone
 
 
-def finished(workdir: pathlib.Path) -> Mapping[str, float] | None:
-    """The metrics of a quickstart that is done; None while it is not, or where there is another
-    run.
+def finished(workdir: pathlib.Path) -> Mapping[str, float | None] | None:
+    """The metrics of a quickstart that is done, None for one that is not finite; None while it is
+    not done, or where there is another run.
     """
     workdir = paths.folder("workdir", workdir)
     metrics = metrics_of(workdir) or {}
@@ -93,10 +93,10 @@ def _refuse_other(workdir, recipe):
         )
 
 
-def run(workdir: pathlib.Path) -> Mapping[str, float]:
+def run(workdir: pathlib.Path) -> Mapping[str, float | None]:
     """Trains, samples held-out captions, judges them and writes WORKDIR/report.html.
 
-    Returns metrics.json.
+    Returns metrics.json, None for a value that is not finite.
 
     `seconds` counts every start of a run that was stopped in between.
     """

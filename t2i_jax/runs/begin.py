@@ -62,16 +62,17 @@ def with_parts(recipe: Recipe, workdir: pathlib.Path | None = None) -> Recipe:
 
 
 def vocabulary(recipe: Recipe, out: pathlib.Path) -> None:
-    """Copies the vocabulary of the run that a recipe begins with, unless `out` is there, or the two
-    read text in different ways.
+    """Copies the vocabulary of the run that a recipe begins with, in place of one that would be
+    trained on captions; not where `out` is there, nor for an embedding of another kind or size,
+    whose weights begin anew.
     """
-    init = recipe.init
-    if not isinstance(init, Init) or out.is_dir():
+    task, init = recipe.task, recipe.init
+    if not isinstance(init, Init) or out.is_dir() or not task.trains_vocabulary:
         return
-    run = _run_of(init)
+    run, own = _run_of(init), task.text_encoder
     encoder = _recipe_of(run, recipe).task.text_encoder
     theirs = run / folders.TEXT_TOKENIZER
-    if theirs.is_dir() and type(encoder) is type(recipe.task.text_encoder):
+    if theirs.is_dir() and type(encoder) is type(own) and encoder.vocab_size == own.vocab_size:
         with replacing(out) as folder:
             shutil.copytree(theirs, folder)
 

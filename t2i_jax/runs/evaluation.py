@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Mapping
 
@@ -119,7 +120,8 @@ def evaluate(
         return {}
     # the system's task knows its parts, from which a batch may have its widths
     whole = dataclasses.replace(recipe, task=system.task)
-    trained_on = _trained_on(workdir) or recipe.data
+    stored = _stored(workdir) or recipe
+    trained_on = stored.data or recipe.data
     samples = held_out(whole, trained_on)
     check(whole)
     told = _told_of(samples, recipe.data, trained_on)
@@ -133,14 +135,15 @@ def evaluate(
             _save(workdir / "samples" / f"{_named(name, samples)}.png", sheet)
         if processes.is_first():
             add_metrics(workdir, metrics)
-            write_report(workdir, recipe, parts=folders.part_folders(workdir, recipe))
+            # a page tells of the run, not of what it is measured with this time
+            write_report(workdir, stored, parts=folders.part_folders(workdir, recipe))
     return metrics
 
 
-def _trained_on(workdir):
-    """The data of the run in a folder; None where there is none."""
+def _stored(workdir):
+    """The recipe of the run in a folder; None where there is none."""
     try:
-        return folders.load_run_recipe(workdir).data
+        return folders.load_run_recipe(workdir)
     except UserError:
         return None
 
@@ -186,7 +189,9 @@ def _validation(recipe, samples, workdir, step):
             if line["step"] == last
         ]
         if any(known):
-            return next(filter(None, reversed(known)))
+            found = next(filter(None, reversed(known)))
+            # what was not finite has no number in that file
+            return {name: math.nan if value is None else value for name, value in found.items()}
     parts = folders.part_folders(workdir, recipe)
     given = {name: folders.part_in(home) for name, home in parts.items()}
     frozen = recipe.task.frozen(given)

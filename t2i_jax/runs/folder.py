@@ -358,6 +358,23 @@ def given(system: System, folder: pathlib.Path) -> Given:
     return Given(system.task.network, system.weights, system, folder, made_with=made_with(folder))
 
 
+def is_averaged(workdir: pathlib.Path, recipe: Recipe) -> Any:
+    """Whether EMA weights are kept in the checkpoints of a run, which `load` then takes; None of an
+    exported system, whose one set of weights does not tell. Of a run that joins its parts by their
+    names the same of each.
+
+    Args:
+      recipe: of the run.
+    """
+    task, train = recipe.task, recipe.train
+    if not task.objectives:
+        parts = part_folders(workdir, recipe)
+        return {name: is_averaged(home, load_run_recipe(home)) for name, home in parts.items()}
+    if _is_export(workdir) or train is None:
+        return None
+    return bool(train.ema_decay and task.ema_groups)
+
+
 def made_with(run: pathlib.Path) -> dict[str, dict[str, Any]]:
     """What the run's files tell of the stored columns that it was trained on, by column: what each
     was made with; {} where nothing is told.

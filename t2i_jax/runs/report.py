@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 import os
 import pathlib
 import sys
@@ -19,6 +20,7 @@ from t2i_jax.config import to_dict
 from t2i_jax.errors import UserError, reason
 from t2i_jax.files import replacing
 from t2i_jax.foreign import json_file
+from t2i_jax.runs.folder import load_run_recipe
 from t2i_jax.runs.plot import plot
 from t2i_jax.terminal import say
 from t2i_jax.train.log import metrics_of
@@ -84,9 +86,9 @@ def write_report(
         _summary(workdir, recipe),
         *before,
         _sheets(workdir),
-        _curves(workdir),
+        _curves(workdir, recipe.evaluation.best),
         _monitored(workdir),
-        *(_part(name, folder) for name, folder in (parts or {}).items()),
+        *(_part(workdir, name, folder) for name, folder in (parts or {}).items()),
         _tables(workdir),
         _commands(workdir),
         _recipe(recipe),
@@ -182,7 +184,13 @@ def _sheets(workdir):
     return "".join(found)
 
 
-def _curves(workdir, heading="Curves"):
+def _curves(workdir, by, heading="Curves"):
+    """What metrics.jsonl has; the best step is marked where the metric that tells it is shown.
+
+    Args:
+      by: the metric of generated images that tells it; None: the validation does, and all of its
+        metrics are marked.
+    """
     lines, metrics = lines_of(workdir), (metrics_of(workdir) or {})
     by_name: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
@@ -192,8 +200,9 @@ def _curves(workdir, heading="Curves"):
     best, made = metrics.get("validation/best_step"), []
     for title, shown in _grouped(by_name):
         is_validated = any(name.startswith("validation/") for name in shown)
+        tells = is_validated if by is None else f"eval/{by}" in shown
         decades = any(word in title for word in ("loss", "rate", "gradient", "perplexity"))
-        made.append(plot(title, shown, marked=best if is_validated else None, decades=decades))
+        made.append(plot(title, shown, marked=best if tells else None, decades=decades))
     return f"<h2>{heading}</h2><div class='plots'>{''.join(made)}</div>" if any(made) else ""
 
 
@@ -245,7 +254,7 @@ def _monitored(workdir):
     return _table("How images were measured while it trained", rows)
 
 
-def _part(name, folder):
+def _part(workdir, name, folder):
     """A part in short: its curves, its held-out sheet, and where its own page is."""
     if not (folder / "metrics.jsonl").is_file():
         return ""
@@ -253,8 +262,13 @@ def _part(name, folder):
     sheet = next((_image_file(path, name) for path in sheets if path.is_file()), "")
     link = ""
     if (folder / REPORT).is_file():
-        link = f"<p>Its own page is {html.escape(str(pathlib.Path(name) / REPORT))}.</p>"
-    return _curves(folder, f"The part {html.escape(name)}") + sheet + link
+        place = os.path.relpath(folder / REPORT, workdir)  # an inherited part lies beside the run
+        link = f"<p>Its own page is {html.escape(place)}.</p>"
+    try:
+        by = load_run_recipe(folder).evaluation.best
+    except UserError:  # somebody edited it
+        by = None
+    return _curves(folder, by, f"The part {html.escape(name)}") + sheet + link
 
 
 def _tables(workdir):
@@ -278,6 +292,8 @@ def _table(title, values):
 
 
 def _number(value):
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "not finite"  # null in metrics.json
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return f"{value:.5g}" if isinstance(value, float) and value % 1 else f"{value:.0f}"
     return html.escape(str(value))

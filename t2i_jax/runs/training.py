@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -106,6 +105,7 @@ def _locked(recipe, workdir, given, hooks, build, profile):
     recipe, parts = _with_parts(begin.with_parts(recipe, workdir), workdir, given, hooks, build)
     if not recipe.task.objectives:
         processes.once(lambda: folders.write_joined(workdir, recipe))
+        processes.once(lambda: note_start(workdir))
         return folders.cutting(recipe.task.system({}, {}, parts, {}, None), recipe)
     return _fit(recipe, workdir, parts, hooks or preview_hooks, build, profile)
 
@@ -125,6 +125,8 @@ def _fit(recipe, workdir, parts, hooks, build, profile):
         vocabulary = workdir / folders.TEXT_TOKENIZER
         processes.once(lambda: begin.vocabulary(recipe, vocabulary))
         processes.once(lambda: task.prepare_text(vocabulary, lambda: _captions(recipe), parts))
+        if last_step(workdir) is None:
+            processes.once(lambda: encoder.check_captions(_captions(recipe, heldout=0.0)))
         text_tokenizer = encoder.tokenizer(vocabulary)
     frozen = task.frozen(parts)
     mesh = sharding.make_mesh(recipe.train.mesh)
@@ -335,8 +337,11 @@ def _check_done(name, source, folder):
         )
 
 
-def _captions(recipe) -> Iterable[str]:
+def _captions(recipe, **data) -> Iterator[str]:
+    """The captions of the data, some of whose fields may be others than the recipe's."""
     stream = batches(
-        recipe.data, 256, recipe.train.seed, tokenize=None, wants=("caption",), repeat=False
-    )
-    return itertools.chain.from_iterable(batch["caption"] for batch in stream)
+        dataclasses.replace(recipe.data, **data), 256, recipe.train.seed,
+        tokenize=None, wants=("caption",), repeat=False,
+    )  # fmt: skip
+    for batch in stream:
+        yield from batch["caption"]

@@ -166,6 +166,13 @@ class SystemTask:
         return getattr(self, "text", None)
 
     @property
+    def trains_vocabulary(self) -> bool:
+        """Whether `prepare_text` trains a vocabulary on the captions; a run that begins with
+        another one's weights has that one's instead.
+        """
+        return self.text_encoder is not None and self.text_encoder.trains_vocabulary
+
+    @property
     def network(self) -> Any:
         """The network that another task gets when this one is its part.
 

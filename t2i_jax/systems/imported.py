@@ -129,7 +129,8 @@ class TorchFile:
         """
         given = self._t5
         is_folder = given is not None and os.path.isdir(os.path.expanduser(given))
-        if given is not None and name not in (None, given) and not is_folder:
+        same = name is None or given is None or _of_google(given) == _of_google(name)
+        if not same and not is_folder:
             raise UserError(
                 f"t5={given!r} is not {name!r}, on whose embeddings the weights were trained; "
                 "give that one, or a folder that holds it."
@@ -155,3 +156,8 @@ class TorchFile:
         except convert.UnknownWeights as error:
             self.unknown = error
             return convert.Weights(None, {}, {})
+
+
+def _of_google(name):
+    """The name of a T5 on the hub, where those of 2019 are found with their owner and without."""
+    return name.removeprefix("google-t5/")

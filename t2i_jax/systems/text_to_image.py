@@ -56,6 +56,13 @@ class TextToImage(System):
         encoder: Any = self.task.text_encoder
         generation.texts(encoder, self.text_tokenizer, list(prompts), None, guided=False)
 
+    def samplers(self, options: Any) -> list[dict[str, Any]]:
+        """The sampler and the steps of each diffusion network, in the order in which they sample,
+        with the numbers that options leave to defaults; []: nothing is sampled by diffusion.
+        """
+        del options
+        return []
+
     def on_mesh(
         self, shape: Mapping[str, int] | None, devices: Sequence[jax.Device] | None = None
     ) -> Self:

@@ -64,6 +64,11 @@ class CaptionIds(CaptionEncoder):
             "example ClipText."
         )
 
+    @property
+    def trains_vocabulary(self) -> bool:
+        """Whether there is no `source` of it."""
+        return self.source is None
+
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
         """Writes the vocabulary of `source` into `folder`, or one that is trained on the first
         50,000 captions, unless there is one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax.errors import UserError
+from t2i_jax.foreign.arrays import some
 from t2i_jax.nn import limits
 from t2i_jax.nn.conv import boxed
 from t2i_jax.sharding import constrain
@@ -22,7 +24,7 @@ from t2i_jax.text.encoder import CaptionEncoder, encode_captions
 from t2i_jax.types import Array, Key, Params
 from t2i_jax.values import shown
 
-_CAPTIONS_LOOKED_AT = 1_000
+_LISTED = 5  # captions that are no classes, of those that are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +33,14 @@ class ClassLabels(CaptionEncoder):
 
         ClassLabels(("tench, Tinca tinca", "goldfish, Carassius auratus"), dim=512)
 
-    A caption stands for the class that it names: it is one of the class's names, or it contains
-    names of that class alone, as whole words in small or capital letters. Of a name that lies
-    within a longer one ("tiger" in "tiger shark") the longer counts. An empty caption is no class.
+    A caption stands for the class that it names: it is one of the class's names, or all of them,
+    or it contains names of that class alone, as whole words in small or capital letters. Of a name
+    that lies within a longer one ("tiger" in "tiger shark") the longer counts. An empty caption is
+    no class.
 
     Attributes:
-      names: of each class; several names of one are separated by commas.
+      names: of each class; several names of one are separated by commas. A name that several
+        classes have tells none of them.
       dim: width of the embeddings, which start with a standard deviation of 1.
     """
 
@@ -54,23 +58,37 @@ class ClassLabels(CaptionEncoder):
         if isinstance(self.names, str) or not self.names:
             raise UserError(f"names={self.names!r} holds no class; give a tuple of their names.")
         object.__setattr__(self, "names", tuple(self.names))
-        _ = self.classes  # refuses names
+        self._check_told_apart()
 
     @functools.cached_property
-    def classes(self) -> Mapping[tuple[str, ...], int]:
-        """The number of the class by the words of each of its names."""
-        found: dict[tuple[str, ...], int] = {}
+    def named(self) -> Mapping[tuple[str, ...], Sequence[int]]:
+        """The numbers of the classes by the words of each of their names."""
+        found: dict[tuple[str, ...], list[int]] = {}
         for number, names in enumerate(self.names):
-            for name in str(names).split(","):
-                words = _words(name)
+            for words in dict.fromkeys(map(_words, str(names).split(","))):
                 if not words:
                     raise UserError(f"names[{number}]={names!r} has no word; give it a name.")
-                if found.setdefault(words, number) != number:
-                    raise UserError(
-                        f"names[{number}]={names!r} has a name of names[{found[words]}]="
-                        f"{self.names[found[words]]!r}; call them apart."
-                    )
+                found.setdefault(words, []).append(number)
         return found
+
+    @functools.cached_property
+    def whole(self) -> Mapping[tuple[str, ...], int]:
+        """The number of the class by the words of a caption that is one of its names, or all of
+        them, and no other class's.
+        """
+        found = {words: numbers[0] for words, numbers in self.named.items() if len(numbers) == 1}
+        all_names = [_words(str(names)) for names in self.names]
+        often = collections.Counter(all_names)
+        alone = {words: number for number, words in enumerate(all_names) if often[words] == 1}
+        return alone | found
+
+    def _check_told_apart(self):
+        unnamed = sorted(set(range(len(self.names))) - set(self.whole.values()))
+        if unnamed:
+            listed = [f"names[{number}]={self.names[number]!r}" for number in unnamed]
+            raise UserError(
+                f"{some(listed, 20)} have no name that is not another class's too; call them apart."
+            )
 
     def init(self, key: Key) -> Params:
         """Fresh embeddings, boxed with their logical axes."""
@@ -84,12 +102,22 @@ class ClassLabels(CaptionEncoder):
         return constrain(params["embedding"], None, None)[text_BL].astype(jnp.float32)
 
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
-        """Writes nothing, and looks whether the first 1,000 captions are classes.
+        """Nothing is needed: the names are in the recipe."""
+
+    def check_captions(self, captions: Iterable[str]) -> None:
+        """Looks whether all captions are classes.
 
         Raises:
-          UserError: one of them is none.
+          UserError: some are none; it lists the first few.
         """
-        self.tokenizer()(list(itertools.islice(captions(), _CAPTIONS_LOOKED_AT)), 1)
+        numbers, wrong = self.tokenizer(), {}
+        for caption in captions:
+            if said := numbers.refused(caption):
+                wrong[said] = None  # once, however many images have it
+            if len(wrong) == _LISTED:
+                break
+        if wrong:
+            raise UserError(f"{'; '.join(wrong)}; {numbers.remedy}")
 
     def tokenizer(self, folder: str | os.PathLike | None = None) -> ClassNumbers:
         """Captions to class numbers; `folder` is not used."""
@@ -105,7 +133,7 @@ class ClassNumbers:
 
     def __init__(self, labels: ClassLabels):
         self._labels = labels
-        self._longest = max(map(len, labels.classes))
+        self._longest = max(map(len, labels.named))
         self.vocab_size = len(labels.names)
 
     def __call__(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -125,34 +153,47 @@ class ClassNumbers:
     def save(self, folder: str | os.PathLike) -> None:
         """Nothing: the names are in the recipe."""
 
-    def _number(self, text):
-        words, classes = _words(text), self._labels.classes
-        if not text.strip():
+    def refused(self, text: str) -> str | None:
+        """Why a caption stands for no class, as the start of a sentence; None: it stands for one,
+        or is empty.
+        """
+        found, names = self._found(text), self._labels.names
+        if len(found) == 1 or not text.strip():
             return None
-        if words in classes:
-            return classes[words]
-        found = sorted(set(self._named(words)))
-        if len(found) == 1:
-            return found[0]
-        names = self._labels.names
         if not found:
-            few = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
-            raise UserError(
-                f"caption {shown(text)} names none of the {len(names)} classes; name one of them "
-                f"({few}), or train with a text encoder for captions."
-            )
-        raise UserError(
-            f"caption {shown(text)} names {names[found[0]]!r} and {names[found[1]]!r}; name one "
-            "class."
-        )
+            return f"caption {shown(text)} names none of the {len(names)} classes"
+        return f"caption {shown(text)} names {names[found[0]]!r} and {names[found[1]]!r}"
+
+    @property
+    def remedy(self) -> str:
+        """The end of that sentence."""
+        names = self._labels.names
+        few = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
+        return f"name one class ({few}), or train with a text encoder for captions."
+
+    def _number(self, text):
+        if said := self.refused(text):
+            raise UserError(f"{said}; {self.remedy}")
+        return next(iter(self._found(text)), None)
+
+    def _found(self, text):
+        """The classes that a caption may stand for, ascending: one, where it tells which."""
+        words = _words(text)
+        if (number := self._labels.whole.get(words)) is not None:
+            return [number]
+        named = list(self._named(words))
+        own = {numbers[0] for numbers in named if len(numbers) == 1}
+        return sorted(own or set(itertools.chain.from_iterable(named)))
 
     def _named(self, words):
-        """The classes that a caption names, from left to right; at a word the longest name."""
+        """The numbers of the classes that have a name, for each name in a caption from left to
+        right; at a word the longest name.
+        """
         start = 0
         while start < len(words):
             for end in range(min(len(words), start + self._longest), start, -1):
-                if (number := self._labels.classes.get(words[start:end])) is not None:
-                    yield number
+                if numbers := self._labels.named.get(words[start:end]):
+                    yield numbers
                     start = end
                     break
             else:

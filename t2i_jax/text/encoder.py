@@ -67,9 +67,25 @@ class TextEncoder(Protocol):
         """
         ...
 
+    @property
+    def trains_vocabulary(self) -> bool:
+        """Whether `prepare` trains a vocabulary on the captions, of ids below `vocab_size`."""
+        ...
+
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
         """Writes into `folder` what `tokenizer` reads, from the captions of the data, unless it is
         there already.
+        """
+        ...
+
+    def check_captions(self, captions: Iterable[str]) -> None:
+        """Looks whether all captions of the data can be read, before training does.
+
+        Args:
+          captions: read once, or not at all where every text can be read.
+
+        Raises:
+          UserError: some can't.
         """
         ...
 
@@ -123,6 +139,14 @@ class CaptionEncoder:
     def columns(self) -> Mapping[str, Mapping[str, Any]]:
         """Nothing: captions are enough."""
         return {}
+
+    @property
+    def trains_vocabulary(self) -> bool:
+        """False: the vocabulary comes with the weights, or there is none."""
+        return False
+
+    def check_captions(self, captions: Iterable[str]) -> None:
+        """Nothing: every text can be read."""
 
     def encode(
         self: TextEncoder, tokenizer: TextTokenizer | None, prompts: Any, field: str

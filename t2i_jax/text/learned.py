@@ -145,6 +145,11 @@ class LearnedText(CaptionEncoder):
         """The encoder without dropout, for validation."""
         return dataclasses.replace(self, dropout=0.0)
 
+    @property
+    def trains_vocabulary(self) -> bool:
+        """True."""
+        return True
+
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
         """Trains a vocabulary on the first 50,000 captions and writes it into `folder`, unless
         there is one.

@@ -77,6 +77,14 @@ class StoredText:
         """Embeddings of this width in the column "text"."""
         return {"text": {"dim": self.dim}}
 
+    @property
+    def trains_vocabulary(self) -> bool:
+        """False: there is none."""
+        return False
+
+    def check_captions(self, captions: Iterable[str]) -> None:
+        """Nothing: no caption is read."""
+
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
         """Nothing is needed."""
 

@@ -60,12 +60,11 @@ def folder_of(source: str, *patterns: str) -> pathlib.Path:
     if os.path.isdir(place):
         return pathlib.Path(place)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
     try:
         return pathlib.Path(snapshot_download(source, allow_patterns=list(patterns)))
-    # no network, no such name, no permission
-    except (OSError, HFValidationError, ValueError) as error:
+    # no network, no such name, no permission: errors of whatever library the hub's client uses
+    except Exception as error:
         known = "" if source in SIZES else " " + did_you_mean(source, SIZES)
         raise UserError(
             f"text={source!r} is neither a folder nor within reach on the Hugging Face hub "

@@ -4,9 +4,12 @@ hand.
 
 from __future__ import annotations
 
+import collections
+import itertools
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -20,6 +23,8 @@ from t2i_jax.text import bpe
 
 PAD, EOS, UNKNOWN = 0, 1, 2  # ids, in T5's vocabulary and in ours
 _SPECIAL = ("<pad>", "</s>", "<unk>")
+_SPECIAL_IN_TEXT = re.compile(f"({'|'.join(_SPECIAL)})")
+_WORD = "\u2581"  # begins a word
 _SENTENCEPIECE, _TOKENIZERS = "spiece.model", "tokenizer.json"
 
 
@@ -27,7 +32,8 @@ class TextTokenizer(Protocol):
     """Token ids of captions.
 
     Attributes:
-      vocab_size: all ids are below it. Id 0 is padding, and every caption ends in an end token.
+      vocab_size: all ids are below it. Id 0 is padding, and every caption ends in an end token but
+        for those of a `ClipBpe` without ends.
     """
 
     vocab_size: int
@@ -58,11 +64,11 @@ class SentencePiece:
 
     def __call__(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """ids (B, max_length) int32 and mask bool."""
-        return _padded(self._processor.encode(list(texts)), self._eos, max_length)
+        return _padded(self._encode(texts), self._eos, max_length)
 
     def lengths(self, texts: Sequence[str]) -> np.ndarray:
         """Tokens of each caption uncut, the end included."""
-        return np.array([len(ids) + 1 for ids in self._processor.encode(list(texts))], np.int32)
+        return np.array([len(ids) + 1 for ids in self._encode(texts)], np.int32)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes spiece.model."""
@@ -70,6 +76,18 @@ class SentencePiece:
 
     def __reduce__(self):
         return SentencePiece, (self._model,)
+
+    def _encode(self, texts):
+        ids = self._processor.encode(list(texts))
+        for row, text in enumerate(texts):
+            if _SPECIAL_IN_TEXT.search(text):  # stands for itself, as in T5's tokenizer.json
+                parts = map(self._part, _SPECIAL_IN_TEXT.split(text))
+                ids[row] = list(itertools.chain.from_iterable(parts))
+        return ids
+
+    def _part(self, text):
+        is_special = text in _SPECIAL
+        return [self._processor.piece_to_id(text)] if is_special else self._processor.encode(text)
 
 
 class Vocabulary:
@@ -120,7 +138,9 @@ def load(folder: str | os.PathLike) -> TextTokenizer:
     if (path := folder / _TOKENIZERS).exists():
         with refusing(path, "tokenizer", "UTF-8", "fetch it again"):
             text = vocabulary_file.read(path).decode("utf-8-sig")
-        return (bpe.ClipBpe if bpe.is_clip(text) else Vocabulary)(text, str(path))
+        if bpe.is_clip(text):
+            return bpe.ClipBpe(text, str(path), bpe.has_ends(folder))
+        return Vocabulary(text, str(path))
     if (folder / bpe.VOCABULARY).exists() and (folder / bpe.MERGES).exists():
         return bpe.from_files(folder)
     raise UserError(
@@ -173,15 +193,29 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> Vocabulary:
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]
     )
     tokenizer.decoder = decoders.Metaspace()
-    alphabet = vocab_size - len(_SPECIAL)
+    alphabet = _alphabet(tokenizer, captions, vocab_size - len(_SPECIAL))
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(_SPECIAL),
-        limit_alphabet=alphabet,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
         show_progress=False,
     )
     tokenizer.train_from_iterator(captions, trainer)
     return Vocabulary(json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False))
+
+
+def _alphabet(tokenizer, captions, most):
+    """The most frequent characters of captions, with the one that begins a word; of equally
+    frequent ones the first in Unicode's order, where the trainer would leave out any.
+    """
+    often = collections.Counter()
+    for start in range(0, len(captions), 1000):
+        text = tokenizer.normalizer.normalize_str("\n".join(captions[start : start + 1000]))
+        often.update(text)
+        often[_WORD] += len(text.split())
+    in_words = [one for one in often if tokenizer.pre_tokenizer.pre_tokenize_str(one)]
+    return sorted(in_words, key=lambda one: (-often[one], one))[:most]
 
 
 def _padded(

@@ -55,7 +55,7 @@ def _libraries():
     flags = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     settings = sorted((name, repr(value)) for name, value in jax.config.values.items())
     return [
-        _source(),
+        source(),
         sys.version,
         [importlib.metadata.version(name) for name in _DISTRIBUTIONS],
         flags,
@@ -74,8 +74,8 @@ def _machine(device):
 
 
 @functools.cache
-def _source():
-    """A hash of this package's source."""
+def source() -> str:
+    """A hash of this package's source, hexadecimal."""
     home, digest = pathlib.Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(home.rglob("*.py")):
         digest.update(

@@ -218,7 +218,8 @@ class Log:
 
 
 def add_metrics(workdir: str | pathlib.Path, metrics: Mapping[str, float]) -> None:
-    """Merges metrics into WORKDIR/metrics.json.
+    """Merges metrics into WORKDIR/metrics.json; a value that is not finite is null there, as JSON
+    has no number for it.
 
     The file is replaced whole, never left half written.
     """
@@ -227,12 +228,13 @@ def add_metrics(workdir: str | pathlib.Path, metrics: Mapping[str, float]) -> No
     if old is None:
         _set_aside(path, "holds no metrics")
         old = {}
-    _replace(path, json.dumps({**old, **metrics}, indent=1, sort_keys=True) + "\n")
+    merged = _finite({**old, **metrics})
+    _replace(path, json.dumps(merged, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def metrics_of(workdir: str | pathlib.Path) -> dict[str, Any] | None:
-    """What WORKDIR/metrics.json says: {} where there is none, None where it is damaged or something
-    else.
+    """What WORKDIR/metrics.json says, None for a value that is not finite: {} where there is none,
+    None where it is damaged or something else.
     """
     path = pathlib.Path(workdir) / METRICS
     if not os.path.lexists(path):
@@ -241,7 +243,18 @@ def metrics_of(workdir: str | pathlib.Path) -> dict[str, Any] | None:
         found = json.loads(read_regular(path, _MOST))
     except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return None
+    return {name: _finite(value) for name, value in found.items()}
+
+
+def _finite(value):
+    """A JSON value with None for every number that is not finite."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def make_folder(path: pathlib.Path) -> None:

@@ -122,7 +122,7 @@ def fit(
             state = restored[0]
             batches.set_state(restored[1])
         done = int(state.step)
-        if profile is not None and profile.last <= done:
+        if profile is not None and profile.last <= done and processes.is_first():
             say(f"profile={profile} is not traced: {str(workdir)!r} is at step {done} already")
         measures = functools.partial(Measuring, validation, monitor, checkpoints)
         if done >= config.steps:
@@ -301,6 +301,8 @@ class _Loop:
     def _measure(self, done, state, hooks, validates, monitors, is_last):
         """What is due after a step; then the heap is cleared of what compiling for it has left."""
         with fresh() as compiled:
+            # hooks and validations log too
+            self.measuring.monitoring.finish_before(done)
             with self.clock.spent_on("hooks"):
                 if validates:
                     self.measuring.validate(done, state)

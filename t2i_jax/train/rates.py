@@ -44,10 +44,14 @@ class Rates:
 
 
 def shown(metrics: Mapping[str, float]) -> Mapping[str, str]:
-    """{"lr", "grad"} for the progress line, of several groups as 1e-3/2e-4 in their order."""
+    """{"lr", "grad"} for the progress line, of several groups as 1e-3/2e-4, both in the order of
+    the learning rates: what comes out of a compiled step is sorted by name.
+    """
+    prefix = "learning_rate/"
+    groups = [name.removeprefix(prefix) for name in metrics if name.startswith(prefix)]
     found = {}
-    for name, prefix in (("lr", "learning_rate/"), ("grad", "grad_norm/")):
-        values = [value for key, value in metrics.items() if key.startswith(prefix)]
+    for name, kind in (("lr", prefix), ("grad", "grad_norm/")):
+        values = [metrics[kind + group] for group in groups if kind + group in metrics]
         if values:
             found[name] = "/".join(f"{value:.3g}" for value in values)
     return found

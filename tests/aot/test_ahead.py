@@ -1,7 +1,10 @@
 """The training step compiled for TPU slices that are not there, with the real TPU compiler."""
 
 import importlib.util
+import types
 
+import jax
+import numpy as np
 import pytest
 
 from t2i_jax import sharding
@@ -59,7 +62,7 @@ def test_a_step_is_compiled_and_its_costs_are_reported():
     assert 0 < report.arguments < report.peak < report.hbm == 16
     assert report.flops > 0 and report.traffic > 0 and sum(report.collectives.values()) > 0
     assert report.step == max(report.compute, report.memory, report.interconnect) > 0
-    assert "fits: peak" in ahead.text(report)
+    assert "fits: peak" in ahead.text(report, "")
 
 
 @needs_libtpu
@@ -79,3 +82,37 @@ def test_a_mesh_that_does_not_fit_the_slice_is_refused():
 def test_a_task_that_makes_no_images_has_no_sampling_programs():
     with pytest.raises(UserError, match="generate=4 is given for ToyTask, which makes no images"):
         ahead.compile_sampling(ToyTask(), TrainConfig(batch_size=16), {}, "v5e:2x2", 4)
+
+
+@pytest.mark.parametrize(
+    ("said", "peak"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+            "space hbm. Used 35.83G of 15.75G hbm. Exceeded hbm capacity by 20.08G.",
+            35.83,  # with the arguments
+        ),
+        (
+            "RESOURCE_EXHAUSTED: The total memory required for HLO temporaries (30.25G) exceeds "
+            "available HBM (15.75G)",
+            36.25,  # beside the arguments
+        ),
+    ],
+)
+def test_what_a_program_wanted_counts_its_arguments_once(said, peak):
+    def refuse():
+        raise jax.errors.JaxRuntimeError(said)
+
+    chip = types.SimpleNamespace(device_kind="TPU v5e")
+    mesh = types.SimpleNamespace(devices=np.array([chip]), shape={"data": 1}, size=1)
+    arguments = {"state": jax.ShapeDtypeStruct((6, 2**28), "float32")}
+    lowered = types.SimpleNamespace(compile=refuse)
+    report = ahead._report(lowered, "v5e:1x1", mesh, 0.0, 1e12, arguments)
+    assert not report.fits and report.arguments == 6
+    assert (report.peak, report.temporaries) == pytest.approx((peak, peak - 6))
+    told = ahead.text(report, "try more chips.").splitlines()
+    assert told[1] == (
+        f"does not fit: wants {peak:.1f} GiB in all, 6.0 of them arguments, and a chip has 16 GiB "
+        "of HBM"
+    )
+    assert told[-1] == "try more chips."

@@ -138,6 +138,100 @@ def test_a_tpus_reduce_scatter_is_a_fusion():
     assert found == (hlo.Collective("reduce-scatter", 2 * 64 * 16, tuple(range(8)), 1),)
 
 
+_STARTED = """HloModule m
+
+%gathered (part: bf16[4,128]) -> bf16[32,128] {
+  %part = bf16[4,128]{1,0} parameter(0)
+  ROOT %all = bf16[32,128]{1,0} all-gather(%part), channel_id=7, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}
+
+%gathered.end (rest: bf16[4,128]) -> bf16[32,128] {
+  %rest = bf16[4,128]{1,0} parameter(0)
+  ROOT %all.1 = bf16[32,128]{1,0} all-gather(%rest), channel_id=7, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}
+
+ENTRY %main (w: f32[3072,2048], a: bf16[4,128], b: bf16[64,16]) -> bf16[32,128] {
+  %w = f32[3072,2048]{1,0} parameter(0)
+  %a = bf16[4,128]{1,0} parameter(1)
+  %b = bf16[64,16]{1,0} parameter(2)
+  LINE
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("line", "traffic"),
+    [
+        # only what is taken, to the chip's own memory and to HBM
+        (
+            "slice-start = ((f32[3072,2048]{1,0}), f32[768,2048]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) "
+            "slice-start(%w), slice={[0:768], [0:2048]}",
+            4 * 768 * 2048,
+        ),
+        ("taken = f32[768,2048]{1,0} slice(%w), slice={[0:768], [0:2048]}", 2 * 4 * 768 * 2048),
+        # read and written
+        (
+            "copied = (f32[3072,2048]{1,0}, f32[3072,2048]{1,0}, u32[]) copy-start(%w)",
+            2 * 4 * 3072 * 2048,
+        ),
+        # a part read, the whole written
+        (
+            "all = (bf16[4,128]{1,0}, bf16[32,128]{1,0}) all-gather-start(%a), dimensions={0}",
+            2 * (4 + 32) * 128,
+        ),
+    ],
+)
+def test_what_is_begun_moves_what_it_gives_and_no_more(line, traffic):
+    """The line of a start names its operands too, and what it needs until it is done."""
+    assert hlo.cost(_STARTED.replace("LINE", f"%{line}"), 8).traffic == traffic
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "size"),
+    [
+        (
+            "all = (bf16[4,128]{1,0}, bf16[32,128]{1,0}) all-gather-start(%a), dimensions={0}",
+            "all-gather",
+            2 * 32 * 128,
+        ),
+        (
+            "both = ((bf16[4,128]{1,0}, bf16[64,16]{1,0}), (bf16[32,128]{1,0}, "
+            "bf16[512,16]{1,0})) all-gather-start(%a, %b), dimensions={0}",
+            "all-gather",
+            2 * (32 * 128 + 512 * 16),
+        ),
+        (
+            "half = ((bf16[64,16]{1,0}), bf16[8,16]{1,0}, s32[]) reduce-scatter-start(%b), "
+            "dimensions={0}, to_apply=%add",
+            "reduce-scatter",
+            2 * 64 * 16,
+        ),
+        (
+            "sum = bf16[64,16]{1,0} all-reduce-start(%b), to_apply=%add",
+            "all-reduce",
+            2 * 64 * 16,
+        ),
+        (
+            "moved = (bf16[64,16]{1,0}, bf16[64,16]{1,0}, u32[], u32[]) "
+            "collective-permute-start(%b), source_target_pairs={{0,1},{1,0}}",
+            "collective-permute",
+            2 * 64 * 16,
+        ),
+        # within a fusion, and in two pieces of one channel
+        ("all.2 = bf16[32,128]{1,0} fusion(%a), calls=%gathered", "all-gather", 2 * 32 * 128),
+        (
+            "all.2 = bf16[32,128]{1,0} fusion(%a), calls=%gathered\n"
+            "  %all.3 = bf16[32,128]{1,0} fusion(%a), calls=%gathered.end",
+            "all-gather",
+            2 * 32 * 128,
+        ),
+    ],
+)
+def test_a_collective_is_counted_however_it_is_written(line, kind, size):
+    [found] = hlo.cost(_STARTED.replace("LINE", f"%{line}"), 8).collectives
+    assert (found.kind, found.size, found.times) == (kind, size, 1)
+
+
 _NESTED = """HloModule m
 
 %slice.1 (whole: f32[16,1024], at: s32[]) -> f32[1,1024] {
@@ -192,7 +286,7 @@ ENTRY %main (q: bf16[2,4,1024,64], k: bf16[2,4,1024,64], t: bf16[2,4,128,64], i:
 """  # noqa: E501
 
 
-def test_attention_kernels_count_the_pairs_that_they_see():
+def test_attention_kernels_count_the_pairs_that_are_seen():
     """Two products of half of 1024 x 1024 pairs, and four of 1024 x 128, with segments."""
     pairs = 2 * (1024 * 1024 / 2) + 4 * (1024 * 128)
     assert hlo.cost(_KERNELS, 1).flops == 2 * 2 * 4 * 64 * pairs

@@ -63,7 +63,7 @@ def _trained(recipe, workdir, monkeypatch):
         found["" if folder == workdir else folder.name] = task, config, frozen
         if folder == workdir:
             raise _Done
-        shapes = sharding.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+        shapes = sharding.unbox(sharding.initial(task))
         params, stats = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
         nothing = jnp.zeros((), jnp.int32)
         return TrainState(nothing, params, {}, {}, stats, nothing, jax.random.key(0))
@@ -77,7 +77,9 @@ def _trained(recipe, workdir, monkeypatch):
     for name in ("DataLedger", "stored_text", "validation_of", "held_out", "write_report"):
         monkeypatch.setattr(training, name, mock.MagicMock())
     monkeypatch.setattr(evaluation, "held_out", mock.MagicMock())
-    monkeypatch.setattr(training, "_captions", lambda recipe: ["a red circle above a blue square"])
+    monkeypatch.setattr(
+        training, "_captions", lambda *_, **__: ["a red circle above a blue square"]
+    )
     monkeypatch.setattr(T5Text, "frozen", T5Text.frozen_shapes)  # nothing is fetched
     monkeypatch.setattr(T5Text, "tokenizer", lambda self, folder=None: None)
     with contextlib.suppress(_Done):

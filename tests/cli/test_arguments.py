@@ -14,6 +14,10 @@ from t2i_jax.cli.arguments import Shown
 from t2i_jax.cli.main import COMMANDS
 from t2i_jax.config import fields_of
 from t2i_jax.errors import UserError
+from t2i_jax.eval import resize
+from t2i_jax.eval.evaluation import JUDGES
+from t2i_jax.eval.protocol import PROTOCOLS
+from t2i_jax.runs.scoring.metrics import METRICS
 from t2i_jax.systems import generation
 from t2i_jax.values import Count
 from tests.e2e.command import inside
@@ -178,6 +182,12 @@ def test_every_command_has_help(words):
         if line.startswith("  ") and line[2] != " " and not below.startswith("      ")
     ]
     assert not undescribed
+
+
+def test_the_help_of_evaluate_has_every_name_that_its_options_take():
+    words = set(re.findall(r"[\w:-]+", inside("evaluate", "--help").stdout))
+    judges = {f"judge:{name}" for name in JUDGES}
+    assert {*PROTOCOLS, *METRICS, *judges, *resize.INCEPTION} <= words
 
 
 @pytest.mark.parametrize(

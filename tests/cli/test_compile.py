@@ -10,9 +10,11 @@ import sys
 import jax
 import pytest
 
-from t2i_jax.aot import search
+from t2i_jax.aot import ahead, search
+from t2i_jax.cli import compile as of_compile
 from t2i_jax.cli.compile import compile_for
 from t2i_jax.errors import UserError
+from t2i_jax.runs.recipe import changed, load_recipe
 from tests.e2e import tiny, tiny_imagen, tiny_muse
 from tests.toy_system import recipe as toy
 
@@ -38,7 +40,7 @@ def test_a_step_that_fits_is_told_and_written(tmp_path, capsys):
         json_file=out,
     )
     told, report = capsys.readouterr().out, json.loads(out.read_text())
-    assert "v5e:2x2: 4 chips, fsdp=4" in told and "fits: peak" in told and "MFU up to" in told
+    assert "v5e:2x2: 4 chips, fsdp=4" in told and "fits: peak" in told and "% at that" in told
     assert report["fits"] and report["mesh"] == {"fsdp": 4} and report["collectives"]
 
 
@@ -53,6 +55,67 @@ def test_a_step_that_does_not_fit_ends_with_1_and_says_what_is_large(capsys):
         and "largest arrays" in told
         and "kernel" in told
     )
+
+
+@pytest.fixture
+def little_fits(monkeypatch):
+    """Puts the answers of a compiler for which all but 16 micro-batches are too large in place of
+    the compiler; gives the numbers of micro-batches that it was asked for.
+    """
+    asked = []
+
+    def step(task, config, frozen, topology):
+        asked.append(config.accumulate)
+        known = dict(topology=topology, chips=1, mesh={}, largest=(), seconds=0.0, hbm=16.0)
+        sizes = dict(arguments=6.0, temporaries=30.0, peak=36.0)
+        return ahead.Report(fits=config.accumulate == 16, **known, **sizes)
+
+    def sampling(task, config, frozen, topology, count):
+        return {"images": step(task, config, frozen, topology)}
+
+    monkeypatch.setattr(ahead, "slice_devices", lambda topology: jax.devices()[:1])
+    monkeypatch.setattr(ahead, "compile_step", step)
+    monkeypatch.setattr(ahead, "compile_sampling", sampling)
+    monkeypatch.setattr(search, "meshes", lambda *_: ())
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("module", "stage", "fields"),
+    [
+        (tiny, "", ["task.model.remat", "task.text.remat"]),
+        (tiny_imagen, "", [*(f"task.stages.{i}.unet.remat" for i in (0, 1)), "task.text.remat"]),
+        (tiny_muse, "superres.", ["superres.task.model.remat", "superres.task.text.remat"]),
+    ],
+)
+def test_what_to_try_next_are_fields_of_the_recipe_that_are_not_yet_so(module, stage, fields):
+    def told(recipe):
+        of = recipe.parts[stage.strip(".")] if stage else recipe
+        sentence = of_compile._remedy(of.task, of.train, stage)
+        return [word.strip(",") for word in sentence.split() if "=" in word]
+
+    recipe = load_recipe(module.__file__)
+    words = told(recipe)
+    assert words == [*(f"{field}=full" for field in fields), f"{stage}train.accumulate=2"]
+    assert told(changed(recipe, words)) == [f"{stage}train.accumulate=4"]
+
+
+def test_of_sampling_that_does_not_fit_no_field_of_training_is_told(little_fits, capsys):
+    with pytest.raises(SystemExit) as stop:
+        compile_for(pathlib.Path(tiny_imagen.__file__), topology="v5e:1x1", generate=8)
+    remedy = "try a larger fsdp or tensor axis, fewer images than --generate 8, or more chips."
+    assert stop.value.code == 1 and remedy in capsys.readouterr().out.splitlines()
+
+
+def test_the_search_tries_the_recipes_own_number_of_micro_batches_too(little_fits, capsys):
+    compile_for(
+        pathlib.Path(tiny.__file__),
+        ("train.batch_size=16", "train.accumulate=16"),
+        topology="v5e:1x1",
+        search=True,
+    )
+    assert little_fits[:5] == [1, 2, 4, 8, 16]
+    assert "fastest that fits: remat=none train.accumulate=16" in capsys.readouterr().out
 
 
 def test_sampling_is_compiled_stage_by_stage(tmp_path, capsys):

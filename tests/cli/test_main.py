@@ -8,8 +8,9 @@ import pytest
 
 from t2i_jax.cli import compile as compiling
 from t2i_jax.cli import main as cli
-from t2i_jax.cli import sample, train
+from t2i_jax.cli import quickstart, sample, train
 from t2i_jax.errors import UserError
+from t2i_jax.quickstart import run as home
 from tests.e2e import tiny_imagen
 from tests.e2e.command import refused
 
@@ -79,3 +80,13 @@ def test_images_are_not_made_where_they_cannot_be_left(tmp_path, monkeypatch):
     monkeypatch.setattr(sample, "_is_free", lambda *_: False)
     with pytest.raises(UserError, match="and its numbered neighbours exist; name another folder"):
         sample._sample(sample._Command(run=tmp_path, captions=("a circle",)), None, {})
+
+
+def test_metrics_that_are_not_finite_are_printed_as_that(tmp_path, monkeypatch, capsys):
+    """None is what metrics.json has for them."""
+    metrics = {"one": None, "two": float("nan"), "three": float("inf"), "four": 1.23456}
+    monkeypatch.setattr(home, "finished", lambda _: metrics)
+    quickstart.quickstart(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [f"{name}: not finite" for name in ("one", "two", "three")]
+    assert lines[3] == "four: 1.235" and lines[4].startswith("done: ")

@@ -19,6 +19,7 @@ def test_the_right_answer_gives_the_clean_vector_and_no_loss(schedule, objective
     noise = DiscreteDdpm(100, schedule, objective, p2_gamma=0.5)
     x0, eps = jax.random.normal(key, (2, 5, 8))
     level_B = jnp.array([1.0, 20.0, 50.0, 70.0, 90.0])
+    assert np.isfinite(noise.denoised(eps, eps, jnp.full(5, 100.0))).all()
     x, target = noise.add(x0, eps, level_B), noise.target(x0, eps, level_B)
     alpha = np.asarray(noise.marginal(level_B)[0])[:, None]
     np.testing.assert_allclose((noise.denoised(target, x, level_B) - x0) * alpha, 0, atol=3e-6)
@@ -40,9 +41,12 @@ def test_levels_conditions_and_signal_to_noise_ratios_agree():
     assert from_dict(to_dict(noise), {"DiscreteDdpm": DiscreteDdpm}) == noise
 
 
-@pytest.mark.parametrize("solver", [samplers.ancestral, samplers.ddim, samplers.dpm_solver])
+@pytest.mark.parametrize(
+    "solver", [samplers.ancestral, samplers.ddim, samplers.dpm_solver, samplers.heun]
+)
 def test_samplers_reach_the_vectors_that_a_perfect_network_knows(solver, key):
-    noise = DiscreteDdpm(50, objective="x_start")
+    """From noise in which nothing is left of them."""
+    noise = DiscreteDdpm(50, "jsd", objective="x_start")
     known = jax.random.normal(key, (3, 8))
     keys = jax.random.split(key, 3)
     levels = noise.levels(10)

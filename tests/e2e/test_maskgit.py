@@ -52,7 +52,7 @@ def test_a_class_is_asked_for_by_its_name(trained, tmp_path):
     # some classes, against another
     sample("both", "seven", "three", "--negative", "eight", "--guidance", 2)
     said = inside("sample", trained, "a cat", status=2).stderr
-    assert said.startswith("t2i: caption 'a cat' names none of the 10 classes; name one of them (")
+    assert said.startswith("t2i: caption 'a cat' names none of the 10 classes; name one class (")
     assert "text_tokenizer" not in {path.name for path in trained.iterdir()}
     assert "alignment_heldout" in inside("eval", trained, "evaluation.pictures=4").stdout
 

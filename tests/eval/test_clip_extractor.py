@@ -3,20 +3,25 @@ captions beside the packages.
 """
 
 import dataclasses
+import gzip
 import json
+import pickle
 
+import jax
 import numpy as np
 import pytest
 
 from t2i_jax import convert
 from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
-from t2i_jax.eval import clip_files, extractors
+from t2i_jax.eval import clip_files, extractors, resize
 from t2i_jax.eval.clip_score import PRESETS, clip_score
-from t2i_jax.models.openai_clip import SIZES
+from t2i_jax.models.openai_clip import MEAN, SIZES, STD
 from t2i_jax.systems.clip.text import ClipText
+from t2i_jax.text import bpe
 from t2i_jax.text.tokenizer import train_bpe
 from tests.parity import reference
+from tests.parity.products import check_highest
 from tests.parity.test_openai_clip import vocabulary  # noqa: F401
 
 NETWORK = 1e-5  # float32 through a few layers, products in another order
@@ -64,6 +69,7 @@ def test_images_and_captions_are_those_of_transformers(folder, images):
     ours = extractors.clip(path)
     pixels = np.stack([ours.prepare(image) for image in images])
     assert pixels.shape == (3, 16, 16, 3)
+    assert type(ours.tokenizer) is bpe.ClipBpe  # transformers mends no caption
     ids, mask = ours.tokenizer(_CAPTIONS, 12)
     with torch.no_grad():
         expected = theirs(
@@ -89,7 +95,9 @@ def test_a_file_in_its_folder_has_the_configuration_beside_it(folder, tmp_path):
     """
     theirs, path = folder
     config, whole = theirs.config, clip_files.read(path).network
-    text = ClipText.from_file(path / "model.safetensors", path)
+    text = ClipText.from_file(path / "model.safetensors")
+    assert text == ClipText.from_file(path / "model.safetensors", path)
+    assert text.vocabulary == str(path)
     for network in (text.network, clip_files.read(path / "model.safetensors").network):
         assert network == whole
     assert whole.activation == config.text_config.hidden_act and whole.mean == (0.5, 0.4, 0.3)
@@ -171,15 +179,44 @@ def test_a_width_is_known_before_an_image_is_read(folder, images):
     assert ours.width("image") == ours.features(images, batch_size=2)["image"].shape[1]
 
 
+def test_the_highest_precision_is_asked_for(folder):
+    ours = extractors.clip(folder[1])
+    batch = jax.ShapeDtypeStruct((1, 16, 16, 3), np.float32)
+    check_highest(ours._placed[1].lower(ours.params, batch), least=7)
+    ids_BL, mask_BL = ours.tokenizer(_CAPTIONS, ours.text_length)
+    check_highest(ours._text_program.lower(ours.params, ids_BL, mask_BL), least=7)
+
+
 def test_cmmd_has_its_own_crop(folder, images):
     usual, square = (extractors.clip(folder[1], one) for one in ("clip", "cmmd"))
     assert square.about["preprocessing"]["mode"] == "cmmd"
     assert np.abs(usual.prepare(images[0]) - square.prepare(images[0])).max() > 0.01
 
 
-def test_open_clip_folder_and_a_file_alone(images, tmp_path, vocabulary):  # noqa: F811
+_TO_MEND = [
+    "don\u2019t \u201ca red\u201d circle\u2026", "red &amp;amp; blue", "&ldquo;a&rdquo; <b>&rsquo;",
+    "\u201ea\u201f \u2018b\u201b \u201a\u02bc &#39;x&quot;", *_CAPTIONS,
+]  # fmt: skip
+
+
+def _tokenizer_of_open_clip(open_clip, merges, folder):
+    """The package's tokenizer of these merges, and a folder with the same ids."""
+    with gzip.open(folder / "merges.txt.gz", "wt") as file:
+        file.write(merges.rstrip())
+    theirs = open_clip.tokenizer.SimpleTokenizer(str(folder / "merges.txt.gz"), context_length=24)
+    special = {"<start_of_text>": bpe.START, "<end_of_text>": bpe.END}
+    pieces = {special.get(piece, piece): number for piece, number in theirs.encoder.items()}
+    (folder / "vocab.json").write_text(json.dumps(pieces))
+    (folder / "merges.txt").write_text(merges)
+    return theirs, folder
+
+
+def test_open_clip_folder_and_a_file_alone(images, tmp_path, vocabulary, monkeypatch):  # noqa: F811
     open_clip = reference.load("open_clip")
     import torch
+
+    merges = (vocabulary / "merges.txt").read_text()
+    words, vocabulary = _tokenizer_of_open_clip(open_clip, merges, tmp_path)
 
     torch.manual_seed(0)
     text = {"context_length": 12, "vocab_size": 600, "width": 32, "heads": 4, "layers": 1}
@@ -195,6 +232,9 @@ def test_open_clip_folder_and_a_file_alone(images, tmp_path, vocabulary):  # noq
     ours = extractors.clip(tmp_path, tokenizer=vocabulary)
     found = ours.features(images, batch_size=3)["image"]
     pixels = np.stack([ours.prepare(image) for image in images]).transpose(0, 3, 1, 2).copy()
+    np.testing.assert_array_equal(ours.tokenizer(_TO_MEND, 24)[0], words(_TO_MEND))
+    again = pickle.loads(pickle.dumps(ours.tokenizer))
+    np.testing.assert_array_equal(again(_TO_MEND, 24)[0], words(_TO_MEND))
     ids, _ = ours.tokenizer(_CAPTIONS, 12)
     with torch.no_grad():
         expected = theirs.encode_image(torch.from_numpy(pixels)).numpy()
@@ -205,8 +245,17 @@ def test_open_clip_folder_and_a_file_alone(images, tmp_path, vocabulary):  # noq
     # HPS v2 is such a file, of another size
     torch.save({"state_dict": theirs.state_dict(), "epoch": 1}, tmp_path / "hps.pt")
     fields = dict(activation="gelu", vision_heads=2, transformer_heads=4)
-    alone = extractors.clip(tmp_path / "hps.pt", what="hpsv2", **fields)
+    with pytest.raises(UserError, match="vision_heads"):  # a ViT-H has 16
+        extractors.hpsv2(tmp_path / "hps.pt", vocabulary)
+    huge = dataclasses.replace(SIZES["ViT-H-14"], vision_heads=2, transformer_heads=4)
+    monkeypatch.setitem(SIZES, "ViT-H-14", huge)
+    alone = extractors.hpsv2(tmp_path / "hps.pt", vocabulary)
+    np.testing.assert_array_equal(alone.tokenizer(_TO_MEND, 24)[0], words(_TO_MEND))
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).unlink()
+    alone = extractors.hpsv2(tmp_path / "hps.pt", None)
     assert alone.name == "hpsv2" and alone.tokenizer is None
+    assert alone.about["preprocessing"] == resize.hpsv2(16, MEAN, STD).about
     mean = (0.5, 0.5, 0.5)
     same = extractors.clip(tmp_path / "hps.pt", mean=mean, std=mean, **fields)
     np.testing.assert_array_equal(same.features(images, batch_size=3)["image"], found)
@@ -214,8 +263,6 @@ def test_open_clip_folder_and_a_file_alone(images, tmp_path, vocabulary):  # noq
         alone.text_features(["a"])
     with pytest.raises(UserError, match="does not tell its activation"):
         extractors.clip(tmp_path / "hps.pt")
-    with pytest.raises(UserError, match="vision_heads"):  # a ViT-H has 16
-        extractors.hpsv2(tmp_path / "hps.pt", vocabulary)
 
 
 def test_names_of_published_networks():

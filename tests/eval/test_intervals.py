@@ -1,5 +1,7 @@
 """Intervals hold what they promise: measured over many sets of which the truth is known."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,23 @@ def test_wilson_by_prompts():
     apart = rng.random(4000) < 0.3
     one, other = wilson(apart, np.repeat(np.arange(1000), 4)), wilson(apart)
     assert one.stderr == pytest.approx(other.stderr, rel=0.1)
+
+
+def test_wilson_by_prompts_never_counts_more_images_than_there_are():
+    alike = np.tile([True, True, False, False], 20)  # every prompt is right twice
+    one, other = wilson(alike, np.repeat(np.arange(20), 4)), wilson(alike)
+    assert (one.low, one.high, one.stderr) == (other.low, other.high, other.stderr)
+
+
+@pytest.mark.parametrize("truth", [0.08, 0.92])
+def test_wilson_where_all_images_are_right_or_none_is_counts_prompts(truth):
+    """Four images of a prompt that agree, and a truth by which 20 prompts often do too."""
+    prompts, covered = np.repeat(np.arange(20), 4), 0.0
+    for right in range(21):
+        one = wilson(np.repeat(np.arange(20) < right, 4), prompts)
+        chance = math.comb(20, right) * truth**right * (1 - truth) ** (20 - right)
+        covered += chance * (one.low <= truth <= one.high)
+    assert covered >= 0.9
 
 
 def features(count, shift, seed, width=6):
@@ -110,6 +129,8 @@ def test_mistakes_are_refused():
         wilson([])
     with pytest.raises(UserError, match="one prompt alone"):
         wilson([True, False], ["a", "a"])
+    with pytest.raises(UserError, match="one prompt alone"):
+        wilson([True, True], ["a", "a"])
     with pytest.raises(UserError, match="30 images are too few for 20 blocks"):
         kid_jackknife(features(30, 0, 0), features(50, 0, 1))
     with pytest.raises(UserError, match="too few for halves"):

@@ -100,6 +100,28 @@ def test_clip_is_that_of_torchvision(shape):
     np.testing.assert_allclose(found, np.moveaxis(expected.numpy(), 0, 2), atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(40, 61), (61, 40), (50, 50), (9, 20), (24, 24), (200, 15)])
+def test_hpsv2_is_that_of_torchvision_on_tensors(shape):
+    """The longer side is resized, and black is beside the image; nothing is cut or clipped."""
+    reference.load("torchvision")
+    from torchvision.transforms import InterpolationMode, functional
+
+    mean, std = (0.48, 0.45, 0.40), (0.26, 0.25, 0.27)
+    image = _image(shape) // 128 * 255  # edges from 0 to 255, beyond which the filter goes
+    sides = [round(side * 24 / max(shape)) for side in shape]
+    tensor = functional.to_tensor(Image.fromarray(image))
+    tensor = functional.resize(tensor, sides, InterpolationMode.BICUBIC)
+    height, width = (24 - side for side in sides)
+    around = [width // 2, height // 2, width - width // 2, height - height // 2]
+    tensor = functional.normalize(functional.pad(tensor, around), mean, std)
+    found = resize.hpsv2(24, mean, std)(image)
+    np.testing.assert_allclose(found, np.moveaxis(tensor.numpy(), 0, 2), atol=1e-5)
+
+
+def test_hpsv2_takes_images_that_are_almost_lines():
+    assert resize.hpsv2(24, (0.5,), (0.5,))(_image((200, 3))).shape == (24, 24, 3)
+
+
 def test_cmmd_crops_first_and_dinov2_not_at_all():
     image = Image.fromarray(_image((31, 48)))
     square = image.crop((8, 0, 39, 31)).resize((28, 28), Image.Resampling.BICUBIC)
@@ -167,6 +189,8 @@ def test_mistakes_are_one_sentence():
         clean(np.zeros((0, 4, 3), np.uint8))
     with pytest.raises(UserError, match="filter='bicubic'|is bilinear"):
         resize.Preprocessing("x", 8, "tf1", "bicubic")
+    with pytest.raises(UserError, match="crop='none' or 'before'"):
+        resize.Preprocessing("x", 8, "tf1", "bilinear", crop="padded")
     with pytest.raises(UserError, match="size=0"):
         resize.Preprocessing("x", 0)
     with pytest.raises(UserError, match="filter"):

@@ -34,7 +34,7 @@ def clip(seed: int) -> dict[str, Any]:
     of = chance.of
     side, patch = of((16, 8), (16, 4), (24, 8), (8, 4))
     by_tokens = of(False, True)
-    downsample = by_tokens and (side // patch) % 2 == 0 and of(False, True)
+    downsample = by_tokens and of(False, True)
     extra, mlm = of(False, True), of(False, True)
     found = dict(
         dim_text=of(16, 24), dim_image=of(16, 32), dim_latent=of(8, 16), num_text_tokens=40,
@@ -91,7 +91,7 @@ def prior(seed: int) -> dict[str, Any]:
         loss_type=of("l1", "l2", "huber"), predict_x_start=x0, predict_v=v,
         text_cond_drop_prob=of(0.0, 0.2), image_cond_drop_prob=of(0.0, 0.3),
         condition_on_text_encodings=of(False, True), image_embed_scale=of(None, 3.0),
-        training_clamp_l2norm=of(False, True) and not v, sampling_clamp_l2norm=of(False, True),
+        training_clamp_l2norm=of(False, True), sampling_clamp_l2norm=of(False, True),
         sampling_final_clamp_l2norm=of(False, True), init_image_embed_l2norm=of(False, True),
     )  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.torch import load_model, save_model
@@ -13,6 +15,8 @@ from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.runs import folder as folders
 from t2i_jax.systems.dalle2 import weights
+from t2i_jax.systems.decoder import sampling as decoder_sampling
+from t2i_jax.systems.prior import sampling as prior_sampling
 from tests.parity.reference import load
 from tests.parity.test_dalle2_by_chance import shaken
 
@@ -20,7 +24,7 @@ package = load("dalle2_pytorch")
 torch = pytest.importorskip("torch")
 
 
-def _whole(**of_unet):
+def _whole(of_decoder=None, more_unets=(), **of_unet):
     torch.manual_seed(0)
     clip = package.CLIP(
         dim_text=16, dim_image=16, dim_latent=16, num_text_tokens=40, text_enc_depth=1,
@@ -34,21 +38,55 @@ def _whole(**of_unet):
         attn_dim_head=8, num_resnet_blocks=1, init_cross_embed=False, max_text_len=8,
         **of_unet,
     )  # fmt: skip
-    decoder = package.Decoder(unet, clip=clip, image_size=16, timesteps=30, learned_variance=False)
+    settings = {"image_size": 16, "timesteps": 30, "learned_variance": False, **(of_decoder or {})}
+    decoder = package.Decoder((unet, *more_unets), clip=clip, **settings)
     # some layers start at zero, and hide what stands before them
     return shaken(package.DALLE2(prior=prior, decoder=decoder), 0.1)
 
 
-def test_weights_both_ways_and_an_image(tmp_path):
-    theirs = _whole()
-    theirs.prior_num_samples = 3
+def _two_stages():
+    """The same with a second U-Net; it samples in few steps, each of them noisy."""
+    settings = {"image_sizes": (8, 16), "sample_timesteps": 2, "ddim_sampling_eta": 0.5}
+    larger = package.Unet(
+        dim=8, dim_mults=(1,), image_embed_dim=16, resnet_groups=4, attn_heads=1, attn_dim_head=8,
+        num_resnet_blocks=1, init_cross_embed=False, lowres_cond=True, max_text_len=8,
+    )  # fmt: skip
+    theirs = _whole({"image_size": None, **settings}, (larger,))
+    theirs.prior.sample_timesteps, theirs.prior_num_samples = 3, 3
+    return theirs, settings
+
+
+class _Noise:
+    """The same noise for both sides, by shape: each run takes one array after the other."""
+
+    def __init__(self):
+        rng, shapes = np.random.default_rng(2), ((6, 16), (2, 8, 8, 3), (2, 16, 16, 3))
+        self.arrays = {shape: rng.normal(size=(3, *shape)).astype(np.float32) for shape in shapes}
+        self._taken = dict.fromkeys(shapes, 0)
+
+    def theirs(self, like, **_):
+        """In place of torch.randn and torch.randn_like."""
+        first, *rest = tuple(getattr(like, "shape", like))
+        shape = (first, *rest[1:], rest[0])
+        found = self.arrays[shape][self._taken[shape]]
+        self._taken[shape] += 1
+        return torch.tensor(np.moveaxis(found, -1, 1))
+
+    def ours(self, keys_B):
+        """In place of `gaussian`."""
+        return lambda count, x: jnp.asarray(self.arrays[x.shape])[count]
+
+
+def test_weights_both_ways_and_images(tmp_path, monkeypatch):
+    """From token ids by the prior and two stages: the package's images from the same noise."""
+    theirs, settings = _two_stages()
     state = theirs.state_dict()
     torch.save(state, tmp_path / "dalle2.pt")
     live = runs.import_torch(theirs, tmp_path / "live")
     folder = runs.import_torch(
-        tmp_path / "dalle2.pt", tmp_path / "file", decoder={"image_size": 16},
-        prior={"cond_drop_prob": 0.1}, text_heads=2, visual_heads=2, resnet_groups=4,
-        dalle2={"prior_num_samples": 3},
+        tmp_path / "dalle2.pt", tmp_path / "file", decoder=settings,
+        prior={"cond_drop_prob": 0.1, "sample_timesteps": 3}, text_heads=2, visual_heads=2,
+        resnet_groups=4, dalle2={"prior_num_samples": 3},
     )  # fmt: skip
     for one in (live, folder):
         assert runs.load_run_recipe(one).evaluation.options.prior_num_samples == 3
@@ -60,11 +98,22 @@ def test_weights_both_ways_and_an_image(tmp_path):
     for key in buffers:  # float64 numbers that PyTorch and NumPy round apart now and then
         torch.testing.assert_close(again[key], state[key], rtol=3e-7, atol=0)
     theirs.load_state_dict(again, strict=True)
-    ids = np.random.default_rng(0).integers(1, 40, (1, 8))
-    quick = {"sampler": "ddim", "steps": 2, "prior_sampler": "ddim", "prior_steps": 2}
-    images = [t2i.load(one).generate(ids, guidance=1.5, **quick) for one in (live, folder)]
-    assert images[0].shape == (1, 16, 16, 3)
+    ids, noise = np.random.default_rng(0).integers(1, 40, (2, 8)), _Noise()
+    ids[1, 5:] = 0
+    with monkeypatch.context() as patch:
+        for name in ("randn", "randn_like"):
+            patch.setattr(torch, name, noise.theirs)
+        wanted = theirs(torch.tensor(ids), cond_scale=1.5).numpy()
+    for module in (prior_sampling, decoder_sampling):
+        monkeypatch.setattr(module, "gaussian", noise.ours)
+    with jax.default_matmul_precision("highest"):
+        images = [
+            t2i.load(one).generate(ids, runs.load_run_recipe(one).evaluation.options, guidance=1.5)
+            for one in (live, folder)
+        ]
     np.testing.assert_array_equal(*images)
+    wanted = np.moveaxis(np.clip(wanted, 0, 1) * 255, 1, -1)
+    assert wanted.std() > 20 and np.abs(images[0] - wanted).max() < 1
 
 
 def test_parts_without_their_clip_are_joined_with_its_run(tmp_path, capsys):

@@ -208,7 +208,7 @@ def test_blurred_and_noised_smaller_images(monkeypatch):
 RUNS = {
     "posterior": {},
     "learned variance": {"learned": True, "dynamic": True},
-    "v and itself": {"objective": "v", "self_cond": True},
+    "v and itself": {"objective": "v", "self_cond": True, "schedule": "jsd"},
     "ddim": {"steps": 7, "eta": 0.5, "objective": "x_start"},
     "inpainting": {"resample": 2},
     "ddim inpainting": {"resample": 2, "steps": 7, "eta": 0.5, "objective": "v"},
@@ -220,9 +220,11 @@ def test_sampling_runs(name, monkeypatch):
     has = RUNS[name]
     objective, learned = has.get("objective", "noise"), has.get("learned", False)
     steps, self_cond = has.get("steps", STEPS), has.get("self_cond", False)
+    schedule = has.get("schedule", "cosine")
     theirs = _reference(
-        learned, use_dynamic_thres=has.get("dynamic", False), ddim_sampling_eta=has.get("eta", 0.0)
-    )
+        learned, use_dynamic_thres=has.get("dynamic", False), ddim_sampling_eta=has.get("eta", 0.0),
+        beta_schedule=schedule,
+    )  # fmt: skip
     unet = _Unet(learned, self_cond)
     inpaint = "resample" in has
     count = 1 + (3 * 2 * steps if inpaint else steps)
@@ -251,7 +253,7 @@ def test_sampling_runs(name, monkeypatch):
     stage = DecoderStage(
         SELF if self_cond else UNET,
         SIZE,
-        DiscreteDdpm(STEPS, "cosine", objective),
+        DiscreteDdpm(STEPS, schedule, objective),
         learned_variance=LearnedVariance() if learned else None,
         eta=has.get("eta", 0.0),
     )

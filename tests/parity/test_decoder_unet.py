@@ -331,6 +331,7 @@ def test_a_projection_that_the_package_does_not_have_is_refused():
             ),
             "before 1.10.0",
         ),
+        (lambda s: s | {"downs.0.0.weight": np.zeros((8, 8, 4, 4))}, "before 1.10.0"),
     ],
 )
 def test_weights_of_another_release_are_refused_by_its_name(change, said):

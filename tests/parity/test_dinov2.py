@@ -12,6 +12,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.eval import extractors
 from t2i_jax.models.dinov2 import Dinov2, cubic
 from tests.parity import reference
+from tests.parity.products import check_highest
 
 NETWORK = 1e-5  # float32 through a few layers, products in another order
 FIELDS = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=20,
@@ -35,19 +36,41 @@ def made(request, tmp_path_factory):
     return theirs, folder
 
 
-@pytest.mark.parametrize("size", [20, 12])
-def test_class_tokens(made, size):
+def _by_offset(positions_1NC, height, width):
+    """Positions for an image of so many pixels as Meta's code interpolates them."""
+    import torch
+
+    first, grid = positions_1NC[:, :1], positions_1NC[:, 1:].unflatten(1, (5, 5)).movedim(3, 1)
+    scale = [(side // 4 + 0.1) / 5 for side in (height, width)]
+    grid = torch.nn.functional.interpolate(grid, scale_factor=scale, mode="bicubic")
+    return torch.cat([first, grid.flatten(2).movedim(1, 2)], dim=1)
+
+
+@pytest.mark.parametrize(("size", "given"), [(20, "size"), (12, "size"), (12, None)])
+def test_class_tokens(made, size, given, monkeypatch):
     import torch
 
     theirs, folder = made
-    ours = extractors.dinov2(folder, size, positions="size", heads=2)
+    if given is None:  # as in FD-DINOv2
+        embeddings = theirs.embeddings
+        monkeypatch.setattr(
+            embeddings, "interpolate_pos_encoding",
+            lambda _, *sides: _by_offset(embeddings.position_embeddings, *sides),
+        )  # fmt: skip
+    ours = extractors.dinov2(folder, size, **({"positions": given} if given else {}), heads=2)
     images = np.random.default_rng(0).integers(0, 256, (3, 31, 23, 3), dtype=np.uint8)
     found = ours.features(images, batch_size=3)["cls"]
     pixels = np.stack([ours.prepare(image) for image in images]).transpose(0, 3, 1, 2).copy()
     with torch.no_grad():
         expected = theirs(torch.from_numpy(pixels)).pooler_output.numpy()
     assert np.abs(found - expected).max() < NETWORK * np.abs(expected).max()
-    assert ours.about["positions"] == "size"
+    assert ours.about["positions"] == (given or "offset")
+
+
+def test_the_highest_precision_is_asked_for(made):
+    ours = extractors.dinov2(made[1], 12, heads=2)
+    batch = jax.ShapeDtypeStruct((1, 12, 12, 3), np.float32)
+    check_highest(ours._placed[1].lower(ours.params, batch), least=9)
 
 
 @pytest.mark.parametrize(("n", "size"), [(37, 16), (5, 3), (5, 9)])

@@ -259,6 +259,9 @@ def test_networks_of_maskgit(tmp_path):
     named = muse_models.maskgit(Sizes())
     with pytest.raises(UserError, match="t5='t5-large' is not 't5-small'"):
         maskgit_weights.from_torch(TorchFile(named, "t5-large", {}, {}))
+    names = ("t5-small", "google-t5/t5-small")  # of the same weights
+    for given, told in (names, names[::-1]):
+        assert TorchFile(named, given, {}, {}).text(512, name=told).source == given
     named.vae = muse_models.vae(codebook_size=32)
     with pytest.raises(UserError, match="num_tokens=16, and its tokenizer codebook_size=32"):
         imported(named)

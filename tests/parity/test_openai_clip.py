@@ -219,6 +219,7 @@ def test_tokenizer_id_for_id(vocabulary, tmp_path):
     rng = np.random.default_rng(0)
     captions = [" ".join(rng.choice(_WORDS, 6)) for _ in range(20)]
     captions += ["", "  A  RED\tcircle\n", "Zürich ☃ — 1,000!", "don't it's", "日本語 é"]
+    captions += ["a <|endoftext|> red", "<|startoftext|>circle <|ENDOFTEXT|>"]
     ids, mask = ours(captions, 77)
     for caption, row, seen in zip(captions, ids, mask, strict=True):
         assert row[seen].tolist() == theirs(caption)["input_ids"]

@@ -18,6 +18,7 @@ from t2i_jax import convert, runs
 from t2i_jax.convert import arguments
 from t2i_jax.diffusion.draws import injected
 from t2i_jax.errors import UserError
+from t2i_jax.systems.dalle2 import weights as dalle2_weights
 from t2i_jax.systems.decoder import weights as decoder_weights
 from t2i_jax.systems.imported import TorchFile
 from t2i_jax.systems.prior import sampling
@@ -168,12 +169,14 @@ def test_files_of_the_prior_and_of_its_trainer_both_ways(trained, tmp_path):
     theirs.load_state_dict(again, strict=True)
 
 
-def _decoder(clip):
+def _decoder(clip, **settings):
     unet = package.Unet(
         dim=8, dim_mults=(1,), image_embed_dim=16, attn_heads=1, attn_dim_head=8,
         num_resnet_blocks=1, init_cross_embed=False, max_text_len=8,
     )  # fmt: skip
-    return package.Decoder(unet, clip=clip, image_size=16, timesteps=STEPS, learned_variance=False)
+    return package.Decoder(
+        unet, clip=clip, image_size=16, timesteps=STEPS, learned_variance=False, **settings
+    )
 
 
 @pytest.mark.parametrize("whole", [_prior, _decoder])
@@ -191,6 +194,20 @@ def test_a_clip_within_is_as_the_package_uses_it(whole):
     other = {key.replace(".text_transformer.", ".text."): value for key, value in state.items()}
     with pytest.raises(UserError, match="CLIP that is not x-clip's"):
         convert.from_torch(other)
+
+
+def test_the_clip_of_a_decoder_sees_the_pixels_that_the_decoder_is_given():
+    """With auto_normalize_img=False they are from -1 to 1, for CLIP too."""
+    settings = {"auto_normalize_img": False}
+    clip = _clip()
+    theirs = package.DALLE2(prior=_prior(clip), decoder=_decoder(clip, **settings))
+    options = {"decoder": {"image_size": 16, **settings}}
+    for whole, read in ((theirs, dalle2_weights), (theirs.decoder, decoder_weights)):
+        state = whole.state_dict()
+        for source, told in ((whole, {}), (state, options)):
+            found = read.from_torch(TorchFile(source, None, {}, told))
+            assert found.parts["clip"].task.model.pixel_range == (-1.0, 1.0)
+    assert convert.from_torch(theirs.decoder)[0].clip.pixel_range == (-1.0, 1.0)
 
 
 def test_every_argument_of_the_package_is_decided():

@@ -239,6 +239,7 @@ def test_token_ids_are_equal_to_those_of_transformers(torch, spiece, tmp_path):
     package.save_pretrained(tmp_path / "json")  # there it is a tokenizer.json
     assert not (tmp_path / "json" / "spiece.model").exists()
     texts = [*CAPTIONS, "  A Red   circle: Zürich ☃ "]
+    texts += ["a red </s> circle</s>", " <pad>a  <unk> ", "</s>"]  # as text, special all the same
     want = package(texts, padding="max_length", max_length=24, truncation=True, return_tensors="np")
     for ours in (tokenizer.load(tmp_path), tokenizer.load(tmp_path / "json")):
         ids, mask = ours(texts, 24)

@@ -4,6 +4,8 @@ weights both ways.
 
 import dataclasses
 import inspect
+import json
+import pickle
 import types
 
 import jax
@@ -15,11 +17,15 @@ from t2i_jax import convert
 from t2i_jax.convert import arguments, torch_io
 from t2i_jax.convert import x_clip as tables
 from t2i_jax.errors import UserError
+from t2i_jax.models.clip import CLIP
 from t2i_jax.models.image_text import unit
+from t2i_jax.models.openai_clip import OpenAIClip
 from t2i_jax.nn import contrastive
 from t2i_jax.systems.clip import losses, weights
 from t2i_jax.systems.clip import task as clip_task
 from t2i_jax.systems.clip.masked_words import Masked, MaskedWords
+from t2i_jax.systems.imported import TorchFile
+from t2i_jax.text import tokenizer
 from tests.parity.reference import load
 from tests.parity.test_vit_vqgan import error
 
@@ -298,6 +304,46 @@ def test_the_package_compares_images_with_images_and_here_they_are_with_texts():
     assert difference == pytest.approx(over_images - over_texts, abs=1e-5)
 
 
+def test_patches_are_merged_as_there_whatever_rectangle_they_make():
+    """A grid of odd side, and what training leaves of one: the constructor refuses none of it."""
+    fields = dict(use_all_token_embeds=True, downsample_image_embeds=True, visual_image_size=24)
+    theirs = x_clip.CLIP(**{**_SMALL, **fields, "visual_patch_dropout": 0.5})
+    model, params = convert.from_torch(theirs)
+    tokens = np.random.default_rng(0).normal(size=(2, 9, model.dim_image)).astype(np.float32)
+    for count in (9, 8, 6, 4):
+        with torch.no_grad():
+            wanted = theirs.to_visual_latent(torch.tensor(tokens[:, :count]))
+        assert error(model.project_image(params, tokens[:, :count]), unit(wanted.numpy())) < NETWORK
+
+    def trained(dropped):
+        clip, key = dataclasses.replace(model, visual_patch_dropout=dropped), jax.random.key(0)
+        image = np.zeros((1, 24, 24, 3), np.float32)
+        return jax.eval_shape(lambda params: clip.image_features(params, image, key), params)
+
+    assert trained(0.5).tokens_BNE.shape[1] == 4
+    with pytest.raises(UserError, match=r"visual_patch_dropout=0\.4 leaves 5 of 9 patches"):
+        trained(0.4)
+
+
+def test_captions_become_the_ids_that_the_packages_make_of_them(tmp_path):
+    """Without start and end tokens, also once the vocabulary lies in the folder of a run."""
+    merges = tmp_path / "merges.txt"
+    merges.write_text("#version: 0.2\nr e\nre d</w>\no n\non e</w>\nc i\ni r")
+    theirs = load("dalle2_pytorch.tokenizer").SimpleTokenizer(merges)
+    (tmp_path / "vocab.json").write_text(json.dumps(theirs.encoder))
+    file = TorchFile(None, None, {}, {"clip": {"vocabulary": str(tmp_path)}})
+    made = weights.of_file(file, CLIP(), {}, {}, {}).vocabulary
+    made.save(tmp_path / "run")
+    captions = ["a red circle", "  Zürich,\t1,000 don'ts", "", "one red circle of ten"]
+    wanted = theirs.tokenize(captions).numpy()
+    for words in (made, tokenizer.load(tmp_path / "run"), pickle.loads(pickle.dumps(made))):
+        ids, mask = words(captions, 7)
+        np.testing.assert_array_equal(ids, wanted[:, :7])
+        np.testing.assert_array_equal(mask, wanted[:, :7] != 0)
+        assert words.lengths(captions).tolist() == (wanted != 0).sum(1).tolist()
+    assert weights.of_file(file, OpenAIClip(), {}, {}, {}).vocabulary.ends
+
+
 def test_every_argument_of_the_constructor_is_decided():
     names = list(inspect.signature(x_clip.CLIP.__init__).parameters)[1:]
     assert set(names) == set(arguments.X_CLIP)
@@ -327,10 +373,28 @@ def test_options_of_a_given_transformer_that_have_no_form_here_are_refused(trunk
         convert.from_torch(x_clip.CLIP(**_SMALL, **{trunk: made[trunk]()}))
 
 
-def test_masked_words_that_are_never_masked_are_refused_by_name():
-    theirs = x_clip.CLIP(**_SMALL, use_mlm=True, mlm_mask_ignore_token_ids=[3])
-    with pytest.raises(UserError, match=r"mask_ignore_token_ids=\(3,\)"):
-        convert.from_torch(theirs)
+def test_words_that_are_never_masked():
+    theirs = x_clip.CLIP(**_SMALL, use_mlm=True, mlm_mask_ignore_token_ids=[5, 3])
+    settings = tables.live(theirs)["settings"]
+    words = weights.imported(CLIP(use_mlm=True), {}, settings).task.mlm
+    assert words.mask_ignore_token_ids == (3, 5)
+    text = np.arange(40).reshape(4, 10) % 8
+    for more in ({}, {"random_token_prob": 0.5}):
+        every = dataclasses.replace(words, mask_prob=1.0, replace_prob=1.0, **more)
+        hidden = every.hide(jnp.asarray(text), jnp.asarray(text != 0), 40, jax.random.key(0))
+        np.testing.assert_array_equal(hidden.target_BL, (text != 0) & ~np.isin(text, (3, 5)))
+        seen = np.asarray(hidden.text_BL)
+        assert not np.isin(seen[seen != text], (3, 5)).any()
+    with pytest.raises(UserError, match=r"mask_ignore_token_ids=\['x'\] are no ids"):
+        MaskedWords(mask_ignore_token_ids=["x"])  # pyright: ignore[reportArgumentType]
+
+
+def test_class_tokens_count_where_tokens_are_compared_alone():
+    theirs = x_clip.CLIP(**_SMALL, text_has_cls_token=False)
+    assert "text_has_cls_token" not in tables.live(theirs)
+    theirs.use_all_token_embeds = True
+    with pytest.raises(UserError, match="text_has_cls_token=False, which has no form"):
+        tables.live(theirs)
 
 
 def test_heads_that_the_weights_do_not_tell_are_asked_for():

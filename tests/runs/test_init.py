@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -12,8 +13,12 @@ import pytest
 import t2i_jax as t2i
 from t2i_jax import runs
 from t2i_jax.errors import UserError
-from t2i_jax.runs import folder
+from t2i_jax.runs import begin, folder
 from t2i_jax.runs.recipe import changed, load_recipe, reach, recipe_from_dict, recipe_to_dict
+from t2i_jax.systems.clip.text import ClipText
+from t2i_jax.text.caption_ids import CaptionIds
+from t2i_jax.text.tokenizer import load, train_bpe
+from tests.systems import toy_dalle2
 from tests.toy_system import recipe as toy
 
 _E2E = pathlib.Path(__file__).resolve().parents[1] / "e2e"
@@ -103,8 +108,41 @@ def test_arrays_of_another_shape_are_refused_by_name_unless_asked(base, tmp_path
     with pytest.raises(UserError, match=r"2 arrays of another shape \(params/toy/net/hid"):
         _train(tmp_path / "new", *wider)
     capfd.readouterr()
-    _train(tmp_path / "new", *wider, "init.misfits=new")
-    assert "  new    2 arrays: params/toy/net/hidden, params/toy/net/out" in capfd.readouterr().err
+    _train(tmp_path / "new", *wider, "task.text.vocab_size=48", "init.misfits=new")
+    said = capfd.readouterr().err
+    assert "  new    3 arrays: params/toy/net/hidden, params/toy/net/out, params/toy/tex" in said
+    assert load(tmp_path / "new" / "text_tokenizer").vocab_size <= 48  # as few rows as there are
+
+
+_IDS = ClipText("clip.safetensors", toy_dalle2.CLIP, "clip")
+_CLIP, _LEARNED = toy_dalle2.clip().task, toy.get_config().task
+
+
+@pytest.mark.parametrize(
+    ("task", "theirs", "taken"),
+    [
+        (_LEARNED, None, True),
+        (_LEARNED, dataclasses.replace(_LEARNED.text, dim=16), True),
+        (_LEARNED, dataclasses.replace(_LEARNED.text, vocab_size=65), False),
+        (_LEARNED, _CLIP.text_encoder, False),
+        (_CLIP, None, True),
+        (_CLIP, CaptionIds(64, 12, "clip"), True),  # weights that were converted
+        (dataclasses.replace(_CLIP, text=CaptionIds(64, 12, "clip")), None, False),
+        (dataclasses.replace(toy_dalle2.prior().task, clip=toy_dalle2.CLIP), None, False),
+        (dataclasses.replace(toy_dalle2.decoder().task, clip=toy_dalle2.CLIP), None, False),
+        (dataclasses.replace(_LEARNED, text=_IDS), dataclasses.replace(_IDS, source="b"), False),
+    ],
+)
+def test_a_vocabulary_is_taken_in_place_of_one_that_would_be_trained(
+    task, theirs, taken, tmp_path, monkeypatch
+):
+    """That of a file or of a part is the one of its weights, whatever the other run has had."""
+    train_bpe(["a red circle"], 64).save(tmp_path / "base" / "text_tokenizer")
+    theirs = types.SimpleNamespace(text_encoder=theirs or task.text_encoder)
+    monkeypatch.setattr(begin, "_recipe_of", lambda *_: types.SimpleNamespace(task=theirs))
+    recipe = types.SimpleNamespace(task=task, init=t2i.Init(str(tmp_path / "base")))
+    begin.vocabulary(recipe, tmp_path / "new")
+    assert (tmp_path / "new").is_dir() == taken
 
 
 def test_a_run_of_another_task_is_refused_and_its_part_named(base, tmp_path):

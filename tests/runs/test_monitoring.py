@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import chex
 import numpy as np
@@ -140,10 +141,15 @@ def test_they_are_in_every_file_that_tells_of_the_run(trained):
     about = json.loads((workdir / "evaluation.json").read_text())
     fid = about["metrics"]["fid_6"]
     assert fid["name"] == "fid_clean_inception" and fid["n_generated"] == fid["n_reference"] == 6
-    assert fid["extractor"]["sha256"] == "0" * 64 and fid["reference"]["kind"] == "heldout"
+    assert (
+        fid["extractor"]["sha256"] == scoring_toys.SHA256 and fid["reference"]["kind"] == "heldout"
+    )
     assert about["captions"]["count"] == _COUNT and about["sampling"]["options"]["noise"] == 0.3
     page = (workdir / "report.html").read_text()
     assert "eval/fid_6" in page and "fid_clean_inception" in page and "by clip" in page
+    plots = re.findall(r"<svg.*?</svg>", page.partition("The part mean")[0], re.DOTALL)
+    marked = [plot for plot in plots if "class='best'" in plot]  # of all, the one that tells it
+    assert len(plots) > 3 and len(marked) == 1 and "aria-label='eval/clip'" in marked[0]
     events = b"".join(path.read_bytes() for path in workdir.glob("events.out*"))
     assert b"eval/kid_70" in events
     out = inside("config", workdir).stdout
@@ -178,10 +184,13 @@ def test_a_reference_that_is_drawn_is_as_large_as_the_images():
     assert reference is not None and reference._images.read(0).shape == (16, 16, 3)
 
 
-def test_statistics_of_a_file_are_compared_with_as_their_images_are(trained, tmp_path):
+def test_statistics_of_a_file_are_compared_with_as_their_images_are(trained, tmp_path, capsys):
     recipe, system, _ = trained
     real = scoring_toys.write_images(tmp_path / "real", 12)
     folder = _measure(recipe, system, tmp_path, {"reference": str(real)})
+    told = capsys.readouterr().err
+    assert told.count("t2i: images are 16x16 pixels and those of the reference 8x8, and each") == 1
+    assert "give squares of 16 pixels as evaluation.reference" in told
     values = _pool3([Image.open(path) for path in sorted(real.glob("*.png"))])
     about = {"extractor": {"name": "inception-clean"}}
     write_statistics(tmp_path / "real.npz", Moments.of(values), about, values)

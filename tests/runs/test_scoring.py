@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from t2i_jax.errors import UserError
 from t2i_jax.eval import extractors
 from t2i_jax.eval.frechet import Gaussian, frechet
 from t2i_jax.eval.moments import Moments
-from t2i_jax.runs.scoring import features
+from t2i_jax.runs.scoring import features, sizes
 from t2i_jax.runs.scoring.split import Share
 from tests.e2e.command import inside, refused
 from tests.runs import scoring_toys
@@ -30,7 +31,7 @@ def test_every_number_has_its_network_and_all_that_it_was_made_with(folders, mea
     } == set(metrics)  # fmt: skip
     for name, one in metrics.items():
         assert f"{name}: " in told and one["n_generated"] == 45
-        assert one["extractor"]["sha256"] == "0" * 64
+        assert one["extractor"]["sha256"] == scoring_toys.SHA256
         assert (one["n_reference"] == 60) == (one["reference"] is not None)
     x, y = (Gaussian.of(Moments.of(scoring_toys.features_of(folder))) for folder in folders)
     assert metrics["fid_clean_inception"]["value"] == pytest.approx(frechet(x, y).value, rel=1e-6)
@@ -213,6 +214,24 @@ def test_too_few_real_images_are_told_before_anything_is_computed(
             "--out", tmp_path / "out",
         )  # fmt: skip
         assert f"metrics={metric} takes {least} real images or more, and reference=" in said
+
+
+def test_images_of_other_sizes_than_the_real_ones_are_told_without_a_protocol(folders, tmp_path):
+    """Each is squeezed into the network's input as it is."""
+    other = write_images(tmp_path / "other", 4, size=12)
+    Image.new("RGB", (12, 9)).save(other / "wide.png")
+    (other / "wide.txt").write_text("wide")
+    for number, (made, real, said) in enumerate((
+        (folders[0], folders[1], None),
+        (folders[0], other, "are 8x8 pixels and those of the reference 12x12 (and 1 other size)"),
+        (other, other, "are 12x12 (and 1 other size) pixels and those of the reference 12x12"),
+    )):  # fmt: skip
+        command = ("evaluate", "--images", made, "--reference", real, "--metrics", "fid,is")
+        told = inside(*command, "--out", tmp_path / f"{number}").stderr
+        assert told.count("give --protocol NAME for numbers that stand") == (said is not None)
+        assert said is None or said in told
+    results = scoring_toys.metrics_in(tmp_path / "1")[1]
+    assert sizes.told_of_results({**results, "protocol": {"name": "coco30k"}}) is None
 
 
 def test_two_networks_of_one_name_are_refused_where_they_differ(folders, tmp_path, monkeypatch):

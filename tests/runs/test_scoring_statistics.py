@@ -257,6 +257,28 @@ def test_a_reference_that_is_drawn_is_as_large_as_the_images(tmp_path, side):
     assert len(keys) == 2  # those of the usual size are those of before
 
 
+def test_statistics_of_what_is_drawn_are_of_one_size_that_is_said(tmp_path):
+    """Features of squares of another size are those of another set of images."""
+    fitting, other = (write_images(tmp_path / f"{side}", 3, size=side) for side in (12, 16))
+    command = ("evaluate", "reference", "digits", "--split", "heldout", "--out", tmp_path / "d.npz")
+    assert "images=digits is drawn at any size; give --size 64" in refused(*command)
+    assert not (tmp_path / "d.npz").exists()
+    inside(*command, "--size", 12)
+    assert "are already in" in inside(*command, "--size", 12).stdout
+    assert "made by another command (command.images.files: " in refused(*command, "--size", 16)
+    about = json.loads((tmp_path / "d.json").read_text())
+    assert list(about["images"]["sizes"]) == ["12x12"]
+    common = ("--reference", tmp_path / "d.npz", "--metrics", "fid", "--out", tmp_path / "out")
+    inside("evaluate", "--images", fitting, *common)
+    said = refused("evaluate", "--images", other, *common)
+    assert "drawn at 12x12 pixels, and the images that it is compared with have 16" in said
+    for words, told in (
+        ((*command, "--size", 12, "--protocol", "coco30k"), "beside protocol='coco30k', which has"),
+        (("evaluate", "reference", fitting, *command[-2:], "--size", 12), "are as large as they"),
+    ):
+        assert told in refused(*words)
+
+
 def test_a_reference_that_is_drawn_is_as_large_as_what_the_run_makes():
     """Of stored tokens the size of the data says nothing, and what is only joined has none."""
     base, superres = (toy_muse.system_of(task) for task in (toy_muse.TASK, toy_muse.SUPERRES))

@@ -24,10 +24,12 @@ from t2i_jax.models.vgg import Vgg16
 from t2i_jax.runs import stored_text, training
 from t2i_jax.runs.evaluation import held_out
 from t2i_jax.runs.ledger import DataLedger
+from t2i_jax.text.classes import ClassLabels
 from t2i_jax.text.tokenizer import train_bpe
 from tests.data.hostile import encode, photo
 from tests.e2e.tiny import get_config
 from tests.systems.test_clip import TINY
+from tests.toy_system import recipe as toy
 
 RECIPE = get_config().parts["tokenizer"]
 
@@ -130,6 +132,30 @@ def test_a_network_has_its_channels_whatever_a_folder_holds(channels, tmp_path):
     assert runs.load_run_recipe(tmp_path / "run").task.model.channels == channels
     images = held_out(recipe)(8, ("image",))["image"]
     assert images.shape == (8, 16, 16, channels)
+
+
+@pytest.mark.parametrize("wrong", range(3))
+def test_captions_that_are_no_classes_are_found_before_a_new_run_trains(
+    wrong, tmp_path, monkeypatch
+):
+    """Held-out ones too; a run that goes on does not read them all again."""
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        (tmp_path / "images" / f"{i}.png").write_bytes(encode(photo(i)))
+        (tmp_path / "images" / f"{i}.txt").write_text(f"tench {i}" if i != wrong else "a dog")
+    task = dataclasses.replace(toy.get_config().task, text=ClassLabels(("tench", "crane"), dim=8))
+    data = t2i.DataConfig(f"folder:{tmp_path / 'images'}", 8, threads=0, heldout=0.4)
+    recipe = dataclasses.replace(toy.get_config(), task=task, data=data, parts={})
+    with pytest.raises(UserError, match="caption 'a dog' names none of the 2 classes"):
+        training._fit(recipe, tmp_path / "run", {}, no_hooks, None, None)
+
+    def goes_on(*_):
+        raise Preempted("after the check")
+
+    monkeypatch.setattr(training, "last_step", lambda workdir: 1)
+    monkeypatch.setattr(type(task), "frozen", goes_on)
+    with pytest.raises(Preempted):
+        training._fit(recipe, tmp_path / "run", {}, no_hooks, None, None)
 
 
 @pytest.fixture

@@ -76,11 +76,15 @@ def test_every_stage_is_validated_with_its_checkpoints(trained):
         assert told["validation/best_step"] == min(values, key=values.get)
 
 
-def test_eval_measures_the_same_and_prints_it(trained):
+def test_eval_measures_the_same_and_prints_it(trained, monkeypatch):
     _, _, workdir = trained
     logged = _validated(workdir)[4]["validation/loss"]
     out = inside("eval", workdir).stdout
     assert f"validation/loss: {logged:.4g}" in out and "validation/accuracy: " in out
+    with monkeypatch.context() as patch:  # null in metrics.jsonl
+        patch.setattr(evaluation, "lines_of", lambda *_: [{"step": 4, "validation/loss": None}])
+        assert "validation/loss: not finite\n" in inside("eval", workdir).stdout
+    assert json.loads((workdir / "metrics.json").read_text())["validation/loss"] is None
     # computed anew from the folder, as another source of data would have it
     out = inside("eval", workdir, "data.threads=1").stdout
     again = float(re.search(r"validation/loss: (\S+)", out)[1])
@@ -280,7 +284,9 @@ def test_eval_with_other_data_says_what_they_are(trained, drawings, tmp_path):
     after = json.loads((home / "metrics.json").read_text())
     kept = {name: value for name, value in before.items() if name.startswith("validation/")}
     assert kept.items() <= after.items()
-    assert "Samples of another set" in (home / "report.html").read_text(encoding="utf-8")
+    page = (home / "report.html").read_text(encoding="utf-8")
+    assert "Samples of another set" in page
+    assert f"trained on <code>folder:{drawings}</code>" in page
 
 
 class _Told:

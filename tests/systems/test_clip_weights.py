@@ -70,7 +70,12 @@ def test_its_text_transformer_encodes_captions_for_others(file, tmp_path):
     assert (text.dim, text.max_length) == (16, 6)
     weights = text.frozen()["text"]
     assert jax.tree.map(np.shape, weights) == jax.tree.map(np.shape, text.frozen_shapes()["text"])
+    without = ClipText.from_file(path, **_FIELDS)
+    assert without.vocabulary is None
+    with pytest.raises(UserError, match="vocabulary=None, and text.source=.* trained weights"):
+        without.prepare(tmp_path / "run", lambda: iter(["a red circle"]))
     text.prepare(tmp_path / "run", lambda: iter(()))
+    without.prepare(tmp_path / "run", lambda: iter(()))  # as an earlier start has left it
     given = text.encode(text.tokenizer(tmp_path / "run"), ["a red circle", "blue"], "prompts")
     embeds = text.embed(weights, given["text"], given["text_mask"])
     wanted = model.embed_text(params, given["text"], given["text_mask"]).encodings_BLE

@@ -3,10 +3,13 @@ images, `dream`, refusals.
 """
 
 import dataclasses
+import functools
 import gc
 import json
 import os
 import shutil
+import types
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +20,9 @@ from t2i_jax import runs
 from t2i_jax.cli import dream
 from t2i_jax.errors import UserError
 from t2i_jax.systems.base import Given
+from t2i_jax.systems.cascade.system import CascadeSystem
 from t2i_jax.systems.dalle2.sphere import slerp
+from t2i_jax.systems.dalle2.system import DALLE2System
 from t2i_jax.text.stored import StoredText
 from t2i_jax.train.loop import Hook
 from tests.e2e.command import inside
@@ -89,6 +94,24 @@ def test_what_is_trained_before_is_on_the_device_only_where_a_step_reads_it(run,
     assert all(isinstance(leaf, jax.Array) for leaf in leaves)
     clips = {id(leaf) for leaf in leaves if leaf.shape == (64, 16)}
     assert len(clips) == 1, "CLIP's embedding of tokens lies on the device several times"
+
+
+def test_samplers_and_steps_are_told_where_options_leave_them_to_their_defaults():
+    """By the tasks alone, of networks that are not there."""
+    decoder = types.SimpleNamespace(task=toy.decoder().task)
+    decoder.samplers = functools.partial(CascadeSystem.samplers, decoder)
+    system: Any = types.SimpleNamespace(
+        prior=types.SimpleNamespace(task=toy.prior().task), decoder=decoder
+    )
+    stages = len(decoder.task.stages)
+    told = DALLE2System.samplers(system, t2i.DALLE2Options(sampler="ddim"))
+    assert len(told) == 1 + stages and all(one["steps"] >= 1 for one in told)
+    assert [one["sampler"] for one in told[1:]] == ["ddim"] * stages
+    asked = t2i.DALLE2Options(sampler="heun", steps=3, prior_sampler="ddim", prior_steps=7)
+    assert DALLE2System.samplers(system, asked) == [
+        {"sampler": "ddim", "steps": 7},
+        *[{"sampler": "heun", "steps": 3}] * stages,
+    ]
 
 
 def test_captions_become_images_whatever_the_batch(dalle2):

@@ -272,6 +272,11 @@ def test_values_of_more_u_nets_than_there_are_are_told(capsys):
     assert not capsys.readouterr().err
 
 
+def test_its_own_t5_reads_as_many_tokens_as_the_package():
+    for make in (t2i.Imagen, t2i.ElucidatedImagen):
+        assert make(UNET, image_sizes=8).text.max_length == 256
+
+
 def test_guidance_and_negative_prompts_change_the_picture():
     plain, guided, negative = (
         cascade().generate(prompts(1), stop_at=1, **more)

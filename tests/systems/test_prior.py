@@ -218,6 +218,10 @@ def test_a_self_conditioned_network_of_each_objective_has_finite_losses(objectiv
             "predicts the clean embedding",
         ),
         (
+            lambda: t2i.PriorTask(toy.NETWORK, t2i.Edm(), compat="dalle2-pytorch"),
+            "is of whole timesteps and noise is a Edm",
+        ),
+        (
             lambda: t2i.PriorTask(toy.NETWORK.clone(num_timesteps=10), toy.NOISE),
             "model.num_timesteps=10 is below noise.timesteps=20",
         ),

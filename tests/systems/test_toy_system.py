@@ -196,6 +196,12 @@ def test_a_task_without_objectives_joins_parts_that_inherit_from_it(tmp_path):
         tmp_path / "run" / "checkpoints"
     ).exists()
     assert not (tmp_path / "run" / "toy" / "mean").exists()
+    # pages tell the commands, and where those of the parts are
+    for home in ("run", "run/toy"):
+        inside("report", tmp_path / home)
+    assert "<h2>Commands</h2>" in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "toy" / "report.html").read_text()
+    assert "Its own page is ../mean/report.html." in page
     assert (
         json.loads((tmp_path / "run" / "toy" / "parts.json").read_text())["mean"]["folder"]
         == "../mean"

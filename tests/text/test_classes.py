@@ -15,6 +15,13 @@ from t2i_jax.text.classes import ClassLabels
 _LABELS = ClassLabels(
     ("tench, Tinca tinca", "tiger", "tiger shark", "seven, 7", "crane (bird)"), dim=4
 )
+_SHARED = ClassLabels(
+    (
+        "panther, jaguar", "cougar, panther", "maillot", "maillot, tank suit", "wagon, van",
+        "wagon,cab", "tiger", "tiger moth, moth", "tiger moth, ermine",
+    ),
+    dim=4,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -45,9 +52,30 @@ def test_the_classes_of_a_recipe_are_the_labels_of_its_data():
 
 
 @pytest.mark.parametrize(
+    ("caption", "number"),
+    [
+        ("Cougar, panther", 1),
+        ("a panther, a jaguar", 0),
+        ("maillot", 2),  # all names of a class
+        ("maillot, tank suit", 3),
+        ("a cab, a wagon", 5),
+        ("a panther", "names 'panther, jaguar' and 'cougar, panther'; name one class"),
+        ("a maillot", "names 'maillot' and 'maillot, tank suit'; name one class"),
+        ("a tiger moth", "names 'tiger moth, moth' and 'tiger moth, ermine'; name one class"),
+    ],
+)
+def test_a_name_of_two_classes_tells_neither(caption, number):
+    if isinstance(number, int):
+        assert _SHARED.tokenizer()([caption], 1)[0].tolist() == [[number]]
+        return
+    with pytest.raises(UserError, match=number):
+        _SHARED.encode(None, caption, "prompts")
+
+
+@pytest.mark.parametrize(
     ("caption", "says"),
     [
-        ("a dog", r"caption 'a dog' names none of the 5 classes; name one of them \('tench, Tinca"),
+        ("a dog", r"caption 'a dog' names none of the 5 classes; name one class \('tench, Tinca"),
         ("tigers", "names none"),
         ("77", "names none"),
         ("a tench and a tiger", "names 'tench, Tinca tinca' and 'tiger'; name one class"),
@@ -57,7 +85,18 @@ def test_what_is_no_class_gets_one_sentence(caption, says):
     with pytest.raises(UserError, match=says):
         _LABELS.encode(None, ["tench", caption], "prompts")
     with pytest.raises(UserError, match=says):
-        _LABELS.prepare("nowhere", lambda: iter(["tench", caption]))
+        _LABELS.check_captions(iter(["tench", caption]))
+
+
+def test_all_captions_of_data_are_looked_at_and_the_first_that_are_no_classes_listed():
+    captions = ["tench", ""] * 2000 + ["a dog", "tiger", "a dog", "a tench and a tiger"]
+    says = r"^caption 'a dog' names none.*; caption 'a tench and a tiger' names.* and 'tiger'; name"
+    with pytest.raises(UserError, match=says) as error:
+        _LABELS.check_captions(captions)
+    assert str(error.value).count("'a dog'") == 1
+    with pytest.raises(UserError, match="'dog 4' names none of the 5 classes; name one class"):
+        _LABELS.check_captions(f"dog {number}" for number in range(9))
+    _LABELS.check_captions(captions[:4000])
 
 
 def test_an_embedding_per_class_and_none_for_an_empty_caption():
@@ -77,7 +116,10 @@ def test_an_embedding_per_class_and_none_for_an_empty_caption():
         ((), "holds no class"),
         ("cat", "names='cat' holds no class"),
         (("cat", "!"), r"names\[1\]='!' has no word"),
-        (("crane", "dog", "Crane"), r"names\[2\]='Crane' has a name of names\[0\]='crane'"),
+        (
+            ("crane", "dog", "Crane", "cat", "cat"),
+            r"names\[0\]='crane'; names\[2\]='Crane'; names\[3\]='cat'; names\[4\]='cat' have",
+        ),
     ],
 )
 def test_names_that_cannot_be_told_apart_are_refused(names, says):

@@ -154,6 +154,15 @@ def test_embeddings_that_are_not_finite_are_never_stored():
             StoredText(4, 3).encode(None, (wrong, np.ones((1, 2), bool)), "prompts")
 
 
+def test_a_hub_that_is_out_of_reach_is_one_sentence_whatever_its_client_raises(monkeypatch):
+    def no_network(*_, **__):
+        raise type("ConnectError", (Exception,), {})("nothing there")  # as httpx has: no OSError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", no_network)
+    with pytest.raises(UserError, match=r"neither a folder nor within reach .* \(ConnectError\)"):
+        t5_files.folder_of("google/t5-v1_1-base", "config.json")
+
+
 @given(edits(CONFIG))
 def test_any_edit_of_the_configuration_is_read_or_refused(tmp_path_factory, edited):
     place = tmp_path_factory.getbasetemp()

@@ -177,7 +177,7 @@ def test_what_changes_a_program_changes_its_identity(monkeypatch):
         add({"a": 1}, (x, {}), None, device)
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=elsewhere")
     add({"a": 1}, (x, {}), None, device)
-    monkeypatch.setattr("t2i_jax.train.identity._source", lambda: "edited")
+    monkeypatch.setattr("t2i_jax.train.identity.source", lambda: "edited")
     add({"a": 1}, (x, {}), None, device)
     assert len(set(seen)) == len(seen)
 

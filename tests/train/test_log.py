@@ -28,6 +28,16 @@ def test_metrics_that_are_damaged_are_set_aside(tmp_path, text, capfd):
     assert capfd.readouterr().err.count("it is kept as 'metrics.json.0'") == 1
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_value_that_is_not_finite_is_null_as_json_has_no_number_for_it(tmp_path, value):
+    (tmp_path / "metrics.json").write_text('{"earlier": NaN, "of_a_user": [{"a": 1e999}]}')
+    add_metrics(tmp_path, {"psnr": value, "loss": 1.0})
+    text = (tmp_path / "metrics.json").read_text()
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert found == {"earlier": None, "of_a_user": [{"a": None}], "psnr": None, "loss": 1.0}
+    assert metrics_of(tmp_path) == found
+
+
 @pytest.mark.parametrize("name", ["metrics.json", "metrics.jsonl", "goodput.json"])
 def test_a_folder_in_the_place_of_a_file_is_set_aside(tmp_path, name, capfd):
     (tmp_path / name).mkdir()

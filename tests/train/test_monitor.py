@@ -16,6 +16,7 @@ from t2i_jax.train import best
 from t2i_jax.train.log import Log
 from t2i_jax.train.loop import Hook, Preempted, fit
 from t2i_jax.train.monitor import Monitor
+from t2i_jax.train.profile import Trace
 from t2i_jax.train.validation import Validation
 
 from .test_loop import _CONFIG, _TASK
@@ -57,7 +58,8 @@ def _steps(workdir):
     return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
 
 
-def test_the_host_works_beside_the_next_step_and_lines_stay_in_order(tmp_path):
+def test_the_host_works_beside_the_next_step_and_lines_stay_in_order(tmp_path, monkeypatch):
+    """Also those of a validation and of a hook between two lines of the log."""
     stepped = threading.Event()
     beside = []
 
@@ -65,12 +67,18 @@ def test_the_host_works_beside_the_next_step_and_lines_stay_in_order(tmp_path):
         if step == 2:
             beside.append(stepped.wait(60))
 
-    hook = Hook(1, lambda state, step, log: stepped.set() if step == 3 else None)
-    _fit(tmp_path, _monitor(finish=finish), hooks=[hook], log_every=4)
+    def after(trace, done, metrics):
+        if done == 3:
+            stepped.set()
+
+    monkeypatch.setattr(Trace, "after", after)
+    hook = Hook(5, lambda state, step, log: log.scalars(step, {"looked_at": 1.0}))
+    validation = Validation(3, lambda state, frozen: {"psnr": 1.0})
+    _fit(tmp_path, _monitor(finish=finish), [hook], validation, log_every=4)
     assert beside == [True], "step 3 waited for the metrics of step 2"
     assert _measured(tmp_path) == {2: 20.0, 4: 40.0, 6: 60.0}
     steps = [line["step"] for line in _lines(tmp_path)]
-    assert steps == sorted(steps)
+    assert steps == sorted(steps) and {3, 5} <= set(steps)
     told = json.loads((tmp_path / "metrics.json").read_text())
     assert told["eval/fid_2"] == 60.0 and told["seconds/evaluate"] > 0
     assert not any(name.startswith("validation/best") for name in told)

@@ -3,7 +3,7 @@
 import pytest
 
 from t2i_jax.train import pace
-from t2i_jax.train.chips import Chip
+from t2i_jax.train.chips import CHIPS, Chip, chip_of
 from t2i_jax.train.goodput import Goodput
 from t2i_jax.train.pace import Pace
 
@@ -71,3 +71,26 @@ def test_mfu_is_told_where_the_peak_is_known_and_never_on_a_cpu(monkeypatch):
     run.steps(1, each=1)
     metrics, shown = run.steps(1, each=1)
     assert metrics["mfu"] == 0.25 and shown["MFU"] == "25%"
+
+
+@pytest.mark.parametrize(
+    ("kind", "teraflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),  # the same name, fewer watts
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 836),
+        ("TPU v5 lite", 197),
+        ("TPU v5", 459),
+    ],
+)
+def test_the_peak_is_that_of_the_form_of_a_chip(kind, teraflops):
+    assert chip_of(kind).flops == teraflops * 1e12
+
+
+def test_every_tpu_has_a_share_of_its_hosts_network():
+    """Per host of so many chips, in Gbit/s."""
+    hosts = {"TPU v4": (4, 200), "TPU v5e": (8, 200), "TPU v5p": (4, 200), "TPU v6e": (8, 800)}
+    for kind, (chips, rate) in hosts.items():
+        assert CHIPS[kind].dcn == rate * 1e9 / 8 / chips

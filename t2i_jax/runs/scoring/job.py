@@ -11,19 +11,20 @@ from typing import Any
 
 from t2i_jax import paths
 from t2i_jax.cluster import lock, processes
-from t2i_jax.data.source import EMBEDDED
 from t2i_jax.errors import UserError
 from t2i_jax.eval.prompts import PromptSet
 from t2i_jax.eval.protocol import Protocol
 from t2i_jax.runs.recipe import Recipe
-from t2i_jax.runs.scoring import generate, networks, page, plan, sources, subjects, sweep
+from t2i_jax.runs.scoring import generate, networks, page, plan, sizes, sources, subjects, sweep
 from t2i_jax.runs.scoring.features import BATCH_SIZE
 from t2i_jax.runs.scoring.metrics import metric_of
 from t2i_jax.runs.scoring.networks import Build, Weights
 from t2i_jax.runs.scoring.reference import (
     ImagesReference,
     Reference,
+    Size,
     StatisticsReference,
+    no_size,
     open_reference,
 )
 from t2i_jax.runs.scoring.results import read_results
@@ -86,28 +87,29 @@ class Job:
             )
 
     def opened(
-        self, build: Build = networks.build, size: int | None = None
+        self, build: Build = networks.build, size: Size = no_size
     ) -> tuple[Measures, Reference | None]:
         """The networks and the reference, with all their files read.
 
         Args:
-          size: of the images that are measured, for a reference that is drawn; a protocol's own
-            goes before it.
+          size: of the images that are measured, asked for where the reference is drawn, or is
+            statistics of such; a protocol's own goes before it.
 
         Raises:
           UserError: weights or a reference that are not there.
         """
         modes = self.modes if self.protocol is None else self.protocol.modes
         wanted = dict.fromkeys(metric_of(name).network for name in self.metrics)
-        size = (self.protocol and self.protocol.size) or size
+        own = self.protocol and self.protocol.size
+        drawn = size if own is None else lambda: own
         reference = self.reference and open_reference(
-            self.reference, self.reference_mode, size, self.shard_size, self.reference_split
+            self.reference, self.reference_mode, drawn, self.shard_size, self.reference_split
         )
         found = {name: build(name, modes, self.weights) for name in wanted if name}
         networks.check_apart(found)
         named = f"reference={paths.shown(self.reference or '')}"
         if isinstance(reference, StatisticsReference):
-            self._check(named, reference, found)
+            self._check(named, reference, found, size)
         elif isinstance(reference, ImagesReference):
             _check_enough(named, reference.total, self.metrics)
             if self.protocol is not None:
@@ -115,7 +117,7 @@ class Job:
         measures = Measures(self.metrics, found, self.protocol, self.extractor_batch_size)
         return measures, reference or None
 
-    def _check(self, named, reference, extractors):
+    def _check(self, named, reference, extractors, size):
         """Whether a file has what each network's metrics need of it."""
         for network, some in extractors.items():
             of_network = {
@@ -130,7 +132,7 @@ class Job:
             metric = of_network[name]
             for extractor in some:
                 count = reference.check(
-                    extractor, metric.layers[0], name, not metric.by_gaussian, self.protocol
+                    extractor, metric.layers[0], name, not metric.by_gaussian, self.protocol, size
                 )
                 if count is not None:
                     _check_enough(named, count, of_network)
@@ -154,8 +156,7 @@ def evaluate_source(
     Returns:
       The results; {} in a process that is not the first.
     """
-    size = subjects.size_of(spec, split, grid) if job.reference in EMBEDDED else None
-    measures, reference = job.opened(build, size)
+    measures, reference = job.opened(build, lambda: subjects.size_of(spec, split, grid))
     with lock.held(job.out, "out"):
         by_caption = [metric_of(name).needs_captions for name in job.metrics]
         each_row = captions is None and any(by_caption)
@@ -169,7 +170,9 @@ def evaluate_source(
         counted = {**told["images"], "shard_size": job.shard_size}
         counted.pop("passed_over", None)  # what lies beside them changes no image
         plan.settle(job.out, {**told, "images": counted, "software": plan.software()})
-        return _scored(job, images, reference, measures, job.out, progress, spec)
+        found = _scored(job, images, reference, measures, job.out, progress, spec)
+    _tell_of_sizes(found)
+    return found
 
 
 def evaluate_run(
@@ -195,16 +198,13 @@ def evaluate_run(
     """
     if job.protocol is not None:
         job.protocol.check_prompts(prompts)
-    system, size = None, None
-    if job.reference in EMBEDDED:  # it is drawn as large as the run's images are
-        system = generate.loaded(run, step, job.mesh)
-        size = sources.size_of_run(recipe, system)
-    measures, reference = job.opened(build, size)
+    loaded = functools.cache(lambda: generate.loaded(run, step, job.mesh))
+    measures, reference = job.opened(build, lambda: sources.size_of_run(recipe, loaded()))
     if isinstance(reference, ImagesReference):
         reference.check_apart(job.out)
     if job.metrics:
         check(measures, reference, prompts.texts, len(prompts) * prompts.images_per_prompt)
-    system = system or generate.loaded(run, step, job.mesh)
+    system = loaded()
     found = dict[float | None, Mapping[str, Any]]()
     with _told_once():
         system.check_prompts(prompts.texts)
@@ -228,7 +228,14 @@ def evaluate_run(
             found[guidance] = _scored(job, images, reference, measures, out, progress, title)
         if len(chosen) > 1 and job.metrics and processes.is_first():
             sweep.write(job.out, {one: found[one] for one in found if one is not None})
+    _tell_of_sizes(next(iter(found.values())))
     return found if job.metrics else {}
+
+
+def _tell_of_sizes(results):
+    """Tells where images of two sizes are compared as they are; {}: nothing was measured here."""
+    if results and (told := sizes.told_of_results(results)):
+        generation.tell(told)
 
 
 def _told_once():

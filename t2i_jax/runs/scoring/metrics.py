@@ -25,7 +25,7 @@ from t2i_jax.eval.frechet import (
     frechet_at_infinity,
     frechet_of_features,
 )
-from t2i_jax.eval.inception_score import inception_score, inception_score_adm
+from t2i_jax.eval.inception_score import ADM_SPLIT, inception_score, inception_score_adm
 from t2i_jax.eval.kid import SUBSET_SIZE, kid, kid_by_subsets
 from t2i_jax.eval.manifold import (
     NEIGHBOURS,
@@ -38,7 +38,7 @@ from t2i_jax.eval.rows import moments_of
 from t2i_jax.runs.scoring.features import FeatureSet
 from t2i_jax.runs.scoring.reference import Reference
 
-_ADM_SPLIT, _JACKKNIFE = 5000, 40
+_JACKKNIFE = 40
 _JUDGED_AT_ONCE = 256
 INCEPTION_LAYERS = ("pool3", "logits_unbiased")
 
@@ -217,9 +217,9 @@ def _kid(metric, subject, extractor):
         interval = span.about
     yield Entry(_named("kid", extractor), value, extractor, told, interval)
     if min(len(x_ND), len(y_MD)) >= SUBSET_SIZE:
-        subsets = kid_by_subsets(x_ND, y_MD)
+        subsets = kid_by_subsets(x_ND, y_MD, size=SUBSET_SIZE)
         told = {
-            **told, "method": "100 random subsets of 1000, RandomState(2020)",
+            **told, "method": f"100 random subsets of {SUBSET_SIZE}, RandomState(2020)",
             "as": "torch-fidelity 0.4.0",
         }  # fmt: skip
         yield Entry(
@@ -241,10 +241,10 @@ def _inception_score(metric, subject, extractor):
         _named("inception_score", extractor), found.mean, extractor, told, against=False,
         numerics={"std_of_splits": found.std},
     )  # fmt: skip
-    if len(logits_NC) >= _ADM_SPLIT:
-        adm = inception_score_adm(logits_NC)
-        told = {"method": "consecutive splits of 5000", "as": "guided-diffusion evaluator",
-                "layer": "logits_unbiased"}  # fmt: skip
+    if len(logits_NC) >= ADM_SPLIT:
+        adm = inception_score_adm(logits_NC, ADM_SPLIT)
+        told = {"method": f"consecutive splits of {ADM_SPLIT}",
+                "as": "guided-diffusion evaluator", "layer": "logits_unbiased"}  # fmt: skip
         yield Entry(
             _named("inception_score_adm", extractor), adm.mean, extractor, told, against=False,
             numerics={"std_of_splits": adm.std},

@@ -22,12 +22,13 @@ from t2i_jax.eval.prompts import seed_of
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.runs.report import MONITORED
 from t2i_jax.runs.samples import Samples
-from t2i_jax.runs.scoring import features, gathering, networks, plan
+from t2i_jax.runs.scoring import features, gathering, networks, plan, sizes
 from t2i_jax.runs.scoring.held_out import HeldOutImages, Leading
 from t2i_jax.runs.scoring.metrics import Subject, metric_of
 from t2i_jax.runs.scoring.networks import Build
 from t2i_jax.runs.scoring.reference import ImagesReference, Reference
 from t2i_jax.runs.scoring.score import block, told_of_cut
+from t2i_jax.runs.scoring.sources import size_of_run
 from t2i_jax.runs.scoring.split import Share, Split
 from t2i_jax.runs.scoring.wanted import Wanted
 from t2i_jax.systems import generation
@@ -213,10 +214,21 @@ class Measurer:
             extractor, layers = wanted.extractors[name], wanted.layers(name)
             reference.prepare(extractor, layers, compute, needs_features)
         processes.gather(None)  # until all of them are written
+        self._tell_of_sizes()
         count = None if wanted.reference is not None else wanted.count_of
         return {
             one.name: Leading(reference, None if count is None else count(one)) for one in compared
         }
+
+    def _tell_of_sizes(self) -> None:
+        """Tells where the recipe's own real images are of other sizes than the generated ones."""
+        wanted, side = self._wanted, size_of_run(self._recipe, self._recipe.task)
+        if wanted.reference is None or side is None or not processes.is_first():
+            return
+        name = next(wanted.extractor(one).name for one in wanted.metrics if one.compares)
+        real = wanted.reference.about(name).get("sizes")
+        if real and (told := sizes.told({f"{side}x{side}": wanted.count}, real)):
+            generation.tell(f"{told}; give squares of {side} pixels as evaluation.reference")
 
 
 class _Remembering:

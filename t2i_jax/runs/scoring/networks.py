@@ -9,13 +9,29 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 from t2i_jax import config
+from t2i_jax.cluster import processes
 from t2i_jax.errors import UserError
-from t2i_jax.eval import extractors, resize
+from t2i_jax.eval import extractors, lpips, resize, weights_file
 from t2i_jax.eval.extractors import Extractor
+from t2i_jax.eval.lpips import LpipsMetric
+from t2i_jax.models.lpips import TRUNKS
+from t2i_jax.systems import generation
 from t2i_jax.values import shown
 
 FOLDER = "T2I_WEIGHTS"
-"""The environment variable of a folder with weights, each under the name of its option."""
+"""The environment variable of a folder with weights, each under a name that begins as `NAMES`."""
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "inception": ("pt_inception", "inception"),
+    "clip": ("clip-vit-base", "clip"),
+    "cmmd": ("cmmd", "clip-vit-large-patch14-336"),
+    "dinov2": ("dinov2-large", "dinov2"),
+    "pickscore": ("pickscore", "PickScore"),
+    "hpsv2": ("hpsv2", "HPS_v2_", "HPS_v2"),
+    "alex": ("alexnet",),  # alex.pth is that of LPIPS's heads
+    "vgg": ("vgg16",),
+}
+"""By network how its files and folders begin there, as they are published or as its option; the
+first that is found counts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +45,7 @@ class Weights:
       dinov2: folder of DINOv2 ViT-L/14.
       pickscore: folder of PickScore v1.
       hpsv2: file of HPS v2 or v2.1; its vocabulary is that of `clip`.
+      alex, vgg: files of the trunks of LPIPS.
     """
 
     inception: pathlib.Path | None = None
@@ -37,6 +54,8 @@ class Weights:
     dinov2: pathlib.Path | None = None
     pickscore: pathlib.Path | None = None
     hpsv2: pathlib.Path | None = None
+    alex: pathlib.Path | None = None
+    vgg: pathlib.Path | None = None
 
     def of(self, network: str) -> pathlib.Path | None:
         """The file or folder of a network; None: nothing is known, and its reader says what is
@@ -46,17 +65,47 @@ class Weights:
         home = os.environ.get(FOLDER)
         if given is not None or not home:
             return given
-        found = sorted(pathlib.Path(home).expanduser().glob(f"{network}*"))
-        return found[0] if found else None
+        there = sorted(pathlib.Path(home).expanduser().glob("*"))
+        found = (path for name in NAMES[network] for path in there if path.name.startswith(name))
+        return next(found, None)
 
 
 def build(network: str, modes: Sequence[str], weights: Weights) -> list[Extractor]:
-    """The extractors of a network: of "inception" one for each mode.
+    """The extractors of a network: of "inception" one for each mode. A line tells of a file that is
+    not the published one.
 
     Raises:
       UserError: an unknown mode, or weights that are missing; the sentence says where they come
         from.
     """
+    found = _built(network, modes, weights)
+    for one in found[:1]:  # all modes have one file
+        _tell_of_other(network, one.about)
+    return found
+
+
+def build_lpips(weights: Weights) -> dict[str, LpipsMetric]:
+    """LPIPS by each trunk whose weights are given, or lie in the folder that T2I_WEIGHTS names; a
+    line tells of a file that is not the published one.
+
+    Raises:
+      UserError: weights that are missing or do not fit.
+    """
+    found = {}
+    for trunk in TRUNKS:
+        if (path := weights.of(trunk)) is not None:
+            found[trunk] = lpips.lpips(trunk, path)
+            _tell_of_other(f"lpips-{trunk}", found[trunk].about["features"])
+    return found
+
+
+def _tell_of_other(what, about):
+    told = weights_file.told_of_other(what, about)
+    if told is not None and processes.is_first():
+        generation.tell(told)
+
+
+def _built(network, modes, weights):
     path = weights.of(network)
     if network == "inception":
         return [extractors.inception(path, mode) for mode in modes]

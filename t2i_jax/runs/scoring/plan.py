@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import fnmatch
 import importlib.metadata
+import itertools
 import json
+import os
 import pathlib
 import platform
 from collections.abc import Mapping
@@ -24,6 +26,7 @@ from t2i_jax.eval import layout
 from t2i_jax.foreign import json_file
 from t2i_jax.runs.report import REPORT
 from t2i_jax.runs.scoring.results import MARKS, RESULTS, VALUES
+from t2i_jax.train.identity import source
 
 FILE = "plan.json"
 SCHEMA = 1
@@ -38,13 +41,24 @@ _FILES = (
 )  # fmt: skip
 _OF_SEVERAL = ("features", "guidance-*", "sweep.json", REPORT)
 _MOST = 4  # fields that a refusal names
+# flags that change no number, and one that is told as devices
+_IDLE_FLAGS = ("--xla_dump_", "--xla_force_host_platform_device_count=")
+# what plans of earlier versions do not say, or always in one way: those without software.source
+_LATER = (
+    ("software", "source"), ("software", "flags"), ("run", "ema"), ("sampling", "samplers"),
+)  # fmt: skip
 
 
 def software() -> dict[str, Any]:
-    """What can change pixels or features: versions, and the kind of device."""
+    """What can change pixels or features: versions, this package's source, the kind of device, and
+    the compiler's flags.
+    """
     devices = jax.local_devices()
+    told = (os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"))
+    flags = itertools.chain.from_iterable(map(str.split, told))
     return {
         "t2i_jax": t2i_jax.__version__,
+        "source": source()[:16],
         "jax": jax.__version__,
         "jaxlib": importlib.metadata.version("jaxlib"),
         "numpy": np.__version__,
@@ -52,6 +66,7 @@ def software() -> dict[str, Any]:
         "python": platform.python_version(),
         "device": devices[0].device_kind,
         "devices_per_process": len(devices),
+        "flags": sorted(flag for flag in flags if not flag.startswith(_IDLE_FLAGS)),
     }
 
 
@@ -117,6 +132,17 @@ def _check_own(folder, names):
             )
 
 
+def _with_later(begun, plan):
+    """A plan with what its version did not know as the command has it, which may then go on."""
+    software = begun.get("software") if isinstance(begun, dict) else None
+    if not isinstance(software, dict) or "source" in software:
+        return begun
+    for group, name in _LATER:
+        if isinstance(begun.get(group), dict) and name in (plan.get(group) or {}):
+            begun = {**begun, group: {**begun[group], name: plan[group][name]}}
+    return begun
+
+
 def _settle(folder, plan):
     paths.make("out", folder)
     check_places(folder)
@@ -125,7 +151,7 @@ def _settle(folder, plan):
         _check_own(folder, (FILE,))
         write_json(path, plan)
         return
-    begun = json_file.read(path, "out", "name a new folder")
+    begun = _with_later(json_file.read(path, "out", "name a new folder"), plan)
     if changed := config.differences(begun, plan):
         more = f"; and {len(changed) - _MOST} more" if len(changed) > _MOST else ""
         raise UserError(

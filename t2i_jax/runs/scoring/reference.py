@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from t2i_jax import paths
+from t2i_jax.data.source import EMBEDDED
 from t2i_jax.errors import UserError
 from t2i_jax.eval import protocol as protocols
 from t2i_jax.eval.extractors import Extractor
@@ -22,8 +23,15 @@ from t2i_jax.runs.scoring.split import SHARD_SIZE
 
 _OWN = ("sha256", "schema", "command")  # of the file beside statistics, about itself
 
+Size = Callable[[], int | None]
+"""Side in pixels of the images that are measured; None: nothing tells."""
+
 Compute = Callable[[Any, Extractor, tuple[str, ...]], Features]
 """(images, extractor, layers) -> features; every process calls it."""
+
+
+def no_size() -> None:
+    """Of images of which nothing tells their size."""
 
 
 class Reference(Protocol):
@@ -67,7 +75,7 @@ class Reference(Protocol):
 def open_reference(
     text: str,
     mode: str | None,
-    size: int | None = None,
+    size: Size = no_size,
     shard_size: int = SHARD_SIZE,
     split: str | None = None,
 ) -> Reference:
@@ -75,7 +83,7 @@ def open_reference(
 
     Args:
       mode: by which preprocessing the statistics of a file were made; None: its JSON file says so.
-      size: of images of a built-in dataset.
+      size: at which a built-in dataset is drawn, asked for where it is one.
       split: of a source with splits; None: "heldout".
 
     Raises:
@@ -94,9 +102,9 @@ def open_reference(
             f"{paths.shown(text)} has images, from which every mode is made; leave it out."
         )
     spec = source_spec("reference", text)
-    images = SourceImages(
-        spec, "reference", size, split_of(spec, split, "reference_split"), shard_size
-    )
+    drawn = size() if spec in EMBEDDED else None
+    part = split_of(spec, split, "reference_split")
+    images = SourceImages(spec, "reference", drawn, part, shard_size)
     return ImagesReference(images)
 
 
@@ -214,6 +222,7 @@ class StatisticsReference:
         metric: str,
         needs_features: bool,
         protocol: protocols.Protocol | None = None,
+        size: Size = no_size,
     ) -> int | None:
         """Refuses a file that a metric can't be compared with, before anything is computed.
 
@@ -221,12 +230,14 @@ class StatisticsReference:
           extractor: whose features they are compared with. layer: which of them.
           needs_features: whether the metric needs more than a Gaussian.
           protocol: by which images are compared with it; None: none.
+          size: of these images, asked for where the file is of images that were drawn.
 
         Returns:
           Of how many images it has features, or what they are computed of; None: of none.
 
         Raises:
-          UserError: statistics of another extractor, layer or protocol, or without features.
+          UserError: statistics of another extractor, layer or protocol, without features, or of
+            images that were drawn at another size.
         """
         found = read_statistics(self._path, extractor.name, self._mode)
         _check_width(found, extractor, layer)
@@ -236,6 +247,8 @@ class StatisticsReference:
             made_by = found.about.get("protocol") or {} if "protocol" in found.about else None
             named = f"reference={paths.shown(found.path)}"
             protocol.check_reference(named, found.count, made_by)
+        else:
+            _check_drawn(found, size)
         kept = found.images_NHWC if found.features_ND is None else found.features_ND
         return None if kept is None else len(kept)
 
@@ -270,6 +283,21 @@ def _without_features(path, metric):
         f"metrics={metric} needs the features of the reference images, and reference="
         f"{paths.shown(path)} has their mean and covariance alone; make it with "
         "`t2i evaluate reference DIR --keep-features`, or give the images."
+    )
+
+
+def _check_drawn(found, size):
+    """Refuses statistics of images that were drawn at another size than those beside them have."""
+    about = found.about.get("images")
+    if not isinstance(about, dict) or about.get("kind") not in EMBEDDED:
+        return
+    there, wanted = about.get("sizes"), size()
+    if wanted is None or not isinstance(there, dict) or f"{wanted}x{wanted}" in there:
+        return
+    raise UserError(
+        f"reference={paths.shown(found.path)} is of {about['kind']} drawn at {', '.join(there)} "
+        f"pixels, and the images that it is compared with have {wanted}; make it with --size "
+        f"{wanted}."
     )
 
 

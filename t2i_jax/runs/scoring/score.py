@@ -15,7 +15,7 @@ import numpy as np
 
 from t2i_jax.cluster import processes
 from t2i_jax.errors import UserError
-from t2i_jax.eval import intervals
+from t2i_jax.eval import intervals, weights_file
 from t2i_jax.eval.alignment import check_captions
 from t2i_jax.eval.evaluation import JUDGES
 from t2i_jax.eval.extractors import Extractor
@@ -229,6 +229,7 @@ def assembled(
     found, about = subject.features, images.about()
     other_prompts = protocol and protocol.other_prompts(about.get("prompts"))
     cut = {one.name: one.cut for one in entries if one.cut}
+    others = _other_weights(subject.extractors)
     values = {
         one.name: [
             [*images.keys[row], float(value)]
@@ -243,6 +244,7 @@ def assembled(
         "protocol": None if protocol is None else protocol.about(),
         **({"captions": other_prompts} if other_prompts else {}),
         **({"cut_captions": cut} if cut else {}),
+        **({"other_weights": others} if others else {}),
         "metrics": [
             {**block(one, subject, images.files.split.count), "interval": one.interval()}
             for one in entries
@@ -259,6 +261,15 @@ def assembled(
         },
         "software": plan.software(),
     }, values
+
+
+def _other_weights(extractors):
+    """By extractor what is told of a file of weights that is not the published one."""
+    told = {
+        name: weights_file.told_of_other(name.partition("-")[0], one.about)
+        for name, one in extractors.items()
+    }
+    return {name: sentence for name, sentence in told.items() if sentence}
 
 
 def block(one: Entry, subject: Subject, count: int) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from t2i_jax.data.source import (
 )
 from t2i_jax.errors import UserError
 from t2i_jax.eval import layout, sample_folder
+from t2i_jax.eval.protocol import Protocol
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.runs.scoring.split import SHARD_SIZE, Split
 from t2i_jax.systems.generation import tell
@@ -315,6 +316,37 @@ def split_of(spec: str, split: str | None, field: str) -> str:
     if split is not None:
         check_split(spec, split, field)
     return split or "heldout"
+
+
+def drawn_size(spec: str, size: int | None, protocol: Protocol | None) -> int | None:
+    """Side in pixels at which a built-in dataset is drawn for statistics; None: the images of
+    another source are as large as they are.
+
+    Args:
+      size: that the user gives; None: none. protocol: that brings images to a size; None: none.
+
+    Raises:
+      UserError: no size, or one for images that are not drawn or beside a protocol, which has its
+        own.
+    """
+    if size is not None and spec not in EMBEDDED:
+        raise UserError(
+            f"size={size} is for a dataset that is drawn ({', '.join(EMBEDDED)}), and images="
+            f"{paths.shown(spec)} are as large as they are; leave it out."
+        )
+    if size is not None and protocol is not None:
+        raise UserError(
+            f"size={size} is given beside protocol={protocol.name!r}, which has its own; leave out "
+            "one of them."
+        )
+    if spec not in EMBEDDED:
+        return None
+    if size is None and protocol is None:
+        raise UserError(
+            f"images={spec} is drawn at any size; give --size 64, that of the images it will be "
+            "compared with, or --protocol NAME."
+        )
+    return size if protocol is None else protocol.size
 
 
 def size_of_run(recipe: Recipe, made_by: Any) -> int | None:

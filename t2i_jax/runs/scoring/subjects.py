@@ -61,11 +61,12 @@ def of_run(
         "run": {
             "step": last_step(run) if step is None else step,
             "weights": folders.fingerprint(system.weights),
-            "ema": True,
+            "ema": folders.is_averaged(run, recipe),
             "recipe": recipe_to_dict(recipe),
         },
         "sampling": {
             "options": to_dict(options),
+            "samplers": system.samplers(options),
             "seed": seed,
             "seed_rule": "of each image SHA-256 of [seed, id of the prompt, its number]",
             "batch_size": batch_size,

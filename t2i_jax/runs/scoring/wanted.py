@@ -162,14 +162,14 @@ def _reference(recipe: Recipe, asked, built) -> Reference | None:
         return None
     is_file = evaluation.reference.endswith(".npz")
     try:
-        size = size_of_run(recipe, recipe.task)
+        size = functools.partial(size_of_run, recipe, recipe.task)
         mode = evaluation.mode if is_file else None
         found = open_reference(evaluation.reference, mode, size)
         for one in asked:
             if one.compares and isinstance(found, StatisticsReference):
                 metric = metric_of(one.metric)
                 extractor, needs_features = built[metric.network], not metric.by_gaussian
-                found.check(extractor, metric.layers[0], one.name, needs_features)
+                found.check(extractor, metric.layers[0], one.name, needs_features, size=size)
     except UserError as error:
         raise UserError(f"evaluation.{error}") from None
     return found

@@ -243,7 +243,7 @@ def losses(
         small, condition_B = stage.lowres.noised(small, draws.lowres_eps_BHWC, draws.lowres_level_B)
     net, last = bind(small, condition_B, cond_image_BHWC), None
     if draws.guess is not None:
-        last = estimate(stage, net, x0, draws)
+        last = estimate(stage.noise, net, x0, draws)
     return training_losses(net, stage.noise, x0, draws.eps_BHWC, draws.level_B, draws.keep_B, last)
 
 
@@ -386,15 +386,15 @@ def solver(denoise: Denoise, noise: Noise, sampling: StageSampling) -> samplers.
     }[sampling.sampler](denoise, noise)
 
 
-def estimate(stage: Stage, net: Net, x0: Array, draws: Any) -> Array:
+def estimate(noise: Noise, net: Net, x0: Array, draws: Any) -> Array:
     """What a self-conditioned network is shown in training: its own estimate in half of the steps,
     else nothing.
 
     Args:
       draws: its `eps_BHWC`, `level_B`, `keep_B` and `guess` are used.
     """
-    x = stage.noise.add(x0, draws.eps_BHWC, draws.level_B)
-    denoise = denoiser(net, stage.noise, self_conditioned=True)
+    x = noise.add(x0, draws.eps_BHWC, draws.level_B)
+    denoise = denoiser(net, noise, self_conditioned=True)
 
     def guess():
         return jax.lax.stop_gradient(denoise(x, draws.level_B, draws.keep_B))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.pixels import SIGNED, as_pil, to_float, to_uint8
 from t2i_jax.systems import generation, given
 from t2i_jax.systems.cascade import inputs
-from t2i_jax.systems.cascade.stage import StageSampling, group, smaller
+from t2i_jax.systems.cascade.stage import StageSampling, group, sampling_of, smaller
 from t2i_jax.systems.text_to_image import TextToImage
 
 
@@ -145,6 +146,13 @@ class CascadeSystem(TextToImage):
         plan, total = {number: plan[number] for number in numbers}, count * images_per_prompt
         rows = generation.batches({**prompt, **images}, total, images_per_prompt, seed, batch_size)
         return plan, rows
+
+    def samplers(self, options: Any) -> list[dict[str, Any]]:
+        """The sampler and the steps of each stage."""
+        stages = self.task.stages
+        asked = (options.per_stage(name, len(stages)) for name in ("sampler", "steps"))
+        found = itertools.starmap(sampling_of, zip(stages, *asked, strict=True))
+        return [{"sampler": sampler, "steps": steps} for sampler, steps in found]
 
     def _to_run(self, options):
         """(numbers of the stages that run, a sentence for the user or None)."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from t2i_jax.errors import UserError
 from t2i_jax.types import Array, Key
+from t2i_jax.values import shown
 
 
 class Masked(NamedTuple):
@@ -36,6 +37,7 @@ class MaskedWords:
       random_token_prob: share of all tokens that become any other id.
       mask_token_id: id of the mask token; None: the row that the network has for it. x-clip takes
         2, the id of a real token, unless it is told otherwise.
+      mask_ignore_token_ids: ids that are never chosen, and that no other token becomes at random.
     """
 
     weight: float = 0.05
@@ -43,34 +45,47 @@ class MaskedWords:
     replace_prob: float = 0.9
     random_token_prob: float = 0.0
     mask_token_id: int | None = None
+    mask_ignore_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
         for field in ("weight", "mask_prob", "replace_prob", "random_token_prob"):
             if not 0 <= getattr(self, field) <= 1:
                 raise UserError(f"mlm.{field}={getattr(self, field)} is outside [0, 1]; try 0.15.")
+        ids = self.mask_ignore_token_ids
+        if not isinstance(ids, tuple) or not all(type(one) is int and one >= 0 for one in ids):
+            raise UserError(
+                f"mlm.mask_ignore_token_ids={shown(ids)} are no ids; give whole numbers, as (1, 2)."
+            )
         if self.mask_token_id is not None and self.mask_token_id < 0:
             raise UserError(f"mlm.mask_token_id={self.mask_token_id} is negative; leave it out.")
 
     def hide(self, text_BL: Array, mask_BL: Array, mask_id: int, key: Key) -> Masked:
-        """Captions with some tokens hidden; at least one of each caption is a target.
+        """Captions with some tokens hidden; at least one is a target of each that has any to hide.
 
         Args:
           mask_id: the network's own mask token, one more than all other ids.
         """
         for_choice, for_random, for_ids, for_mask = jax.random.split(key, 4)
-        noise_BL = jnp.where(mask_BL, jax.random.uniform(for_choice, text_BL.shape), -1.0)
-        wanted_B1 = jnp.ceil(jnp.sum(mask_BL, axis=1, keepdims=True) * self.mask_prob)
+        may_BL = mask_BL & ~self._ignored(text_BL)
+        noise_BL = jnp.where(may_BL, jax.random.uniform(for_choice, text_BL.shape), -1.0)
+        wanted_B1 = jnp.ceil(jnp.sum(may_BL, axis=1, keepdims=True) * self.mask_prob)
         rank_BL = jnp.argsort(jnp.argsort(-noise_BL, axis=1), axis=1)
-        target_BL = mask_BL & (rank_BL < wanted_B1)
+        target_BL = may_BL & (rank_BL < wanted_B1)
         seen_BL, hidden_BL = text_BL, target_BL
         if self.random_token_prob:
             other_BL = jax.random.bernoulli(for_random, self.random_token_prob, text_BL.shape)
-            other_BL &= mask_BL
             random_BL = jax.random.randint(for_ids, text_BL.shape, 1, mask_id)
+            other_BL &= mask_BL & ~self._ignored(random_BL)
             seen_BL, hidden_BL = jnp.where(other_BL, random_BL, seen_BL), hidden_BL & ~other_BL
         hidden_BL &= jax.random.bernoulli(for_mask, self.replace_prob, text_BL.shape)
         own = mask_id if self.mask_token_id is None else self.mask_token_id
         return Masked(jnp.where(hidden_BL, own, seen_BL), target_BL)
+
+    def _ignored(self, ids_BL):
+        ignored = self.mask_ignore_token_ids
+        if not ignored:
+            return jnp.zeros(ids_BL.shape, bool)
+        return jnp.isin(ids_BL, jnp.asarray(ignored, ids_BL.dtype))
 
 
 def cross_entropy(network: Any, params: Any, masked: Masked, text_BL: Array, mask_BL: Array):

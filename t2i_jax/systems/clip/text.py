@@ -13,6 +13,7 @@ import jax
 from t2i_jax import convert, sharding
 from t2i_jax.errors import UserError
 from t2i_jax.foreign import safetensors_file
+from t2i_jax.text import bpe
 from t2i_jax.text.caption_ids import CaptionIds
 from t2i_jax.text.encoder import FrozenEncoder
 from t2i_jax.text.tokenizer import TextTokenizer
@@ -35,7 +36,7 @@ class ClipText(FrozenEncoder):
         run of a `ClipTask`. None: weights are drawn at random, for trying things out.
       network: `CLIP` or `OpenAIClip`.
       vocabulary: folder with its vocabulary, as `CaptionIds.source`; None: one is trained on the
-        captions, which fits no trained weights.
+        captions, for random weights alone.
       max_length: tokens of a caption; None: as many as the network has positions for.
     """
 
@@ -67,6 +68,7 @@ class ClipText(FrozenEncoder):
         """The CLIP of a file of PyTorch weights.
 
         Args:
+          vocabulary: folder with its vocabulary; None: that of the file, where one lies there.
           fields: configuration of the network that neither the weights nor a config.json beside
             them tell, as of `convert.from_torch`: activation="quick_gelu" for those of OpenAI.
 
@@ -79,7 +81,7 @@ class ClipText(FrozenEncoder):
                 f"weights={os.fspath(source)!r} hold a {type(network).__name__}, and no CLIP; give "
                 "the weights of a CLIP."
             )
-        folder = None if vocabulary is None else os.fspath(vocabulary)
+        folder = _vocabulary_beside(source) if vocabulary is None else os.fspath(vocabulary)
         return cls(os.fspath(source), network, folder)
 
     @property
@@ -117,8 +119,29 @@ class ClipText(FrozenEncoder):
         tokens_BLE = self.network.text_features(params, text_BL, mask_BL).tokens_BNE
         return jax.numpy.where(mask_BL[..., None], tokens_BLE, 0)
 
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below it."""
+        return self.network.vocab_size
+
+    @property
+    def trains_vocabulary(self) -> bool:
+        """Whether weights are random and no vocabulary is given."""
+        return self.source is None and self.captions.trains_vocabulary
+
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
-        """Copies the vocabulary into `folder`; without one it is trained on the captions."""
+        """Copies the vocabulary into `folder`, unless there is one; for random weights without one
+        it is trained on the captions.
+
+        Raises:
+          UserError: trained weights without their vocabulary.
+        """
+        if self.source is not None and self.vocabulary is None and not os.path.isdir(folder):
+            raise UserError(
+                f"text.vocabulary=None, and text.source={self.source!r} holds trained weights, to "
+                "which ids of another vocabulary mean nothing; give the folder of their own "
+                "(tokenizer.json, or vocab.json and merges.txt)."
+            )
         self.captions.prepare(folder, captions)
 
     def tokenizer(self, folder: str | os.PathLike | None = None) -> TextTokenizer | None:
@@ -141,6 +164,17 @@ class ClipText(FrozenEncoder):
                 f"{len(wrong) - 1} more); give the network of that run."
             )
         return found
+
+
+def _vocabulary_beside(source):
+    """The folder of a file of weights where it holds the vocabulary of a CLIP; else None."""
+    folder = pathlib.Path(source).parent
+    whole, pieces = folder / bpe.WHOLE, (folder / bpe.VOCABULARY, folder / bpe.MERGES)
+    if whole.is_file():
+        is_clip = bpe.is_clip(whole.read_text(encoding="utf-8", errors="replace"))
+    else:
+        is_clip = all(path.is_file() for path in pieces)
+    return str(folder) if is_clip else None
 
 
 def _exported(path):

@@ -20,6 +20,7 @@ from t2i_jax.systems.clip.task import ClipTask
 from t2i_jax.systems.clip.visual_ssl import VisualSsl
 from t2i_jax.systems.generation import tell
 from t2i_jax.systems.imported import Imported, TorchFile
+from t2i_jax.text.bpe import ClipBpe
 
 # Arguments of the package's class that are none of the network's.
 _SETTINGS: arguments.Rows = {
@@ -33,7 +34,10 @@ _SETTINGS: arguments.Rows = {
     "visual_ssl_hidden_layer": arguments.Only(-1),
     **{
         f"mlm_{name}": arguments.X_CLIP_MLM[name]
-        for name in ("mask_prob", "replace_prob", "random_token_prob", "mask_token_id")
+        for name in (
+            "mask_prob", "replace_prob", "random_token_prob", "mask_token_id",
+            "mask_ignore_token_ids",
+        )
     },
 }  # fmt: skip
 
@@ -59,7 +63,8 @@ def of_file(
     """The CLIP of a file, which holds it alone or within another system.
 
     Of the options of "clip" `vocabulary` names the folder of its vocabulary; without one it reads
-    token ids.
+    token ids. The BPE of CLIP adds no start and no end token to captions of x-clip's network, as
+    the tokenizers of x-clip and DALLE2-pytorch add none.
 
     Args:
       model, params: as `convert.from_torch` gives them. told: what a live module tells of it.
@@ -74,7 +79,10 @@ def of_file(
     if folder is None:
         return found
     ids = dataclasses.replace(model.captions, source=str(paths.given("vocabulary", folder)))
-    return dataclasses.replace(found, vocabulary=ids.tokenizer())
+    words = ids.tokenizer()
+    if isinstance(model, CLIP) and isinstance(words, ClipBpe):
+        words = words.without_ends()
+    return dataclasses.replace(found, vocabulary=words)
 
 
 def within_file(file: TorchFile, read: convert.Weights) -> Imported | None:
@@ -114,6 +122,8 @@ def imported(
             for name, value in settings.items()
             if name.startswith("mlm_")
         }
+        if isinstance(words.get("mask_ignore_token_ids"), list):
+            words["mask_ignore_token_ids"] = tuple(words["mask_ignore_token_ids"])
         mlm = MaskedWords(weight=settings.get("text_ssl_loss_weight", 0.05), **words)
     given = {
         name: settings[name]

@@ -57,6 +57,12 @@ class DALLE2System(TextToImage):
         """That of CLIP, whose embeddings the prior reads."""
         return self.clip.text_tokenizer
 
+    def samplers(self, options: DALLE2Options) -> list[dict[str, Any]]:
+        """The sampler and the steps of the prior, then of each stage of the decoder."""
+        own = self.prior.task.sampling_of(options.prior)
+        prior = {"sampler": own.sampler, "steps": own.steps}
+        return [prior, *self.decoder.samplers(options.decoder)]
+
     def on_mesh(self, shape: Any, devices: Any = None) -> DALLE2System:
         """The same system, all parts of which work on a mesh, see `generation.on_mesh`."""
         names = ("clip", "prior", "decoder")

@@ -35,15 +35,19 @@ def from_torch(file: TorchFile) -> Imported | None:
             "decoder by themselves, and the run of their CLIP as a part."
         )
     given = {**file.told.get("settings", {}), **file.options("dalle2")}
-    read, settings, clip = {}, {}, {}
-    for name in ("prior", "decoder"):
+    settings = {
+        name: {**file.told.get(name, {}).get("settings", {}), **file.options(name)}
+        for name in ("prior", "decoder")
+    }
+    shown = decoders.as_shown(model.decoder, settings["decoder"])
+    read, clip = {}, {}
+    for name, network in (("prior", model.prior), ("decoder", shown)):
         told, beside = file.told.get(name, {}), engine.part(file.beside, f"{name}.")
-        read[name] = Weights(getattr(model, name), file.params[name], told, beside)
-        settings[name] = {**told.get("settings", {}), **file.options(name)}
+        read[name] = Weights(network, file.params[name], told, beside)
         clip[name] = clips.within_file(file, read[name])
     prior = priors.imported(model.prior, read["prior"].params, settings["prior"], clip["prior"])
     count = (1,) * len(model.decoder.unets)  # every stage counts as trained
-    checkpoint = DecoderCheckpoint(model.decoder, read["decoder"].params, None, count)
+    checkpoint = DecoderCheckpoint(shown, read["decoder"].params, None, count)
     decoder = decoders.imported(checkpoint, settings["decoder"], clip["decoder"])
     for name in given:
         if name not in ("prior_num_samples",):
@@ -56,7 +60,8 @@ def from_torch(file: TorchFile) -> Imported | None:
         prior_num_samples=given.get("prior_num_samples", 2),
         prior_compat=None if prior.options.compat == COMPAT else prior.options.compat,
     )
-    parts = {"clip": prior.parts["clip"], "prior": prior, "decoder": decoder}
+    # the CLIP that images are shown to is the decoder's, where it has one
+    parts = {**prior.parts, **decoder.parts, "prior": prior, "decoder": decoder}
     return Imported("DALLE2", DALLE2Task(), {}, {}, decoder.image_size, parts, options)
 
 

@@ -51,6 +51,7 @@ def Decoder(
     ddim_sampling_eta: float = 0.0,
     image_embed_dim: int | None = None,
     text: Any = None,
+    compat: str | None = None,
 ) -> DecoderTask:
     """A decoder (dalle2_pytorch.py, class `Decoder`); as there the first U-Net is conditioned on
     image embeddings, and the others are not unless they say so.
@@ -66,8 +67,10 @@ def Decoder(
       cond_drop_prob: of images and captions both, the name of early releases.
       beta_schedule: see `DiscreteDdpm`; None: "cosine", and "linear" for the last of several.
       unconditional: there are no conditions.
-      image_embed_dim, text: see `DecoderTask`. The others: see `DiscreteDdpm` (objective, distance,
-        p2), `LowresBlur`, `LearnedVariance` and `DecoderStage`.
+      image_embed_dim, text: see `DecoderTask`. compat: "dalle2-pytorch" of `DecoderStage`, where
+        its network is self-conditioned, and of `LearnedVariance`, so that losses are the package's;
+        None: of neither. The others: see `DiscreteDdpm` (objective, distance, p2), `LowresBlur`,
+        `LearnedVariance` and `DecoderStage`.
 
     Raises:
       UserError: values of another number than U-Nets, or of no use.
@@ -86,7 +89,7 @@ def Decoder(
     )
     tell_unused("learned_variance", learned, count)
     learned = [*learned, *[False] * (count - len(learned))]
-    variance = LearnedVariance(vb_loss_weight, learned_variance_constrain_frac)
+    variance = LearnedVariance(vb_loss_weight, learned_variance_constrain_frac, compat)
     noises = each("use_noise_for_lowres_cond", _shifted(use_noise_for_lowres_cond, count))
     blurs = each("use_blur_for_lowres_cond", _shifted(use_blur_for_lowres_cond, count))
     objectives = [
@@ -121,6 +124,7 @@ def Decoder(
             percentile=dynamic_thres_percentile if use_dynamic_thres else None,
             learned_variance=variance if learned[i] else None,
             eta=ddim_sampling_eta,
+            compat=compat if one.self_cond else None,
         )
         for i, one in enumerate(unets)
     ]

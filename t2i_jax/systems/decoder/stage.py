@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from t2i_jax.config import one_of
 from t2i_jax.diffusion import dalle2_ddim, learned_variance, samplers, threshold
 from t2i_jax.diffusion.blur import LowresBlur, LowresDraws
 from t2i_jax.diffusion.denoiser import Denoise, Net, denoiser
 from t2i_jax.diffusion.discrete import DiscreteDdpm
 from t2i_jax.diffusion.guidance import Scale, for_rows
 from t2i_jax.diffusion.learned_variance import LearnedVariance
+from t2i_jax.diffusion.noise import Noise
 from t2i_jax.errors import UserError
 from t2i_jax.nn.resample import resize
 from t2i_jax.systems.cascade import stage as stages
@@ -53,6 +55,9 @@ class DecoderStage(Stage):
         that of the posterior.
       latent: whether it works on what the task's tokenizer makes of images. latent_scale: what
         latents are multiplied by, one over their standard deviation.
+      compat: "dalle2-pytorch": in training a self-conditioned network that predicts noise or v is
+        shown what it predicted, though in sampling the estimate of the clean image, as in that
+        package; None: the estimate in both.
     """
 
     lowres: Any = LowresBlur()
@@ -62,6 +67,7 @@ class DecoderStage(Stage):
     latent: bool = False
     latent_scale: float = 1.0
     eta: float = 0.0
+    compat: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -72,6 +78,13 @@ class DecoderStage(Stage):
                 f"stage.learned_variance needs whole timesteps and stage.noise is a "
                 f"{type(self.noise).__name__}; give DiscreteDdpm(), or leave it out."
             )
+        if self.compat is not None:
+            one_of("stage.compat", self.compat, (COMPAT,))
+            if not isinstance(self.noise, DiscreteDdpm):
+                raise UserError(
+                    f"stage.compat={self.compat!r} is of whole timesteps and stage.noise is a "
+                    f"{type(self.noise).__name__}; leave it out."
+                )
         if not (self.latent_scale > 0 and math.isfinite(self.latent_scale)):
             raise UserError(f"stage.latent_scale={self.latent_scale} is not above 0; try 1.0.")
         if not 0 <= self.eta <= 1:
@@ -89,6 +102,8 @@ class DecoderStage(Stage):
             found["eta"] = f"sampler={sampler!r}, unless sampling names ddim"
         if not self.latent:
             found["latent_scale"] = "latent=False"
+        if not self.unet.self_cond:
+            found["compat"] = "unet.self_cond=False"
         return found
 
     @property
@@ -254,7 +269,7 @@ def losses(
     x0, net, last = encode(x0), bind(small, condition_B), ()
     if draws.guess is not None:
         whole = _undropped(stage.prediction_of(net))
-        last = (stages.estimate(stage, whole, x0, draws),)
+        last = (stages.estimate(_shown(stage), whole, x0, draws),)
     x = stage.noise.add(x0, draws.eps_BHWC, draws.level_B)
     output = net(
         stage.noise.net_input(x, draws.level_B), stage.noise.condition(draws.level_B), None, *last
@@ -268,6 +283,13 @@ def losses(
         prediction, fraction, stage.noise, x0, x, draws.level_B, of_latents=stage.latent
     )
     return plain + variance.weight * bits
+
+
+def _shown(stage: DecoderStage) -> Noise:
+    """The diffusion by which an output is what a self-conditioned network is shown in training."""
+    noise: Any = stage.noise
+    # Reference quirk: whatever the network predicts passes for the clean image.
+    return noise if stage.compat is None else dataclasses.replace(noise, objective="x_start")
 
 
 def _undropped(net: Net) -> Net:

@@ -182,6 +182,11 @@ class DecoderTask(CascadeTask):
         return None if self.clip is None else self.clip.captions
 
     @property
+    def trains_vocabulary(self) -> bool:
+        """Whether that of another encoder is trained: CLIP has its own."""
+        return self.text is not None and super().trains_vocabulary
+
+    @property
     def text_lengths(self) -> Mapping[str, int]:
         """`max_text_len` of each U-Net that reads captions."""
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import typing
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from t2i_jax.convert.dalle2_decoder import DecoderCheckpoint
 from t2i_jax.diffusion.discrete import DiscreteDdpm
 from t2i_jax.errors import UserError, first_line
 from t2i_jax.models.decoder_cascade import DecoderUnets
+from t2i_jax.pixels import SIGNED
 from t2i_jax.systems.cascade.stage import group
 from t2i_jax.systems.clip import weights as clips
 from t2i_jax.systems.decoder.classes import Decoder
@@ -52,9 +54,19 @@ def from_torch(file: TorchFile) -> Imported | None:
     else:  # without its trainer: every stage counts as trained
         steps, told = (1,) * len(file.network.unets), file.told.get("settings", {})
         found = DecoderCheckpoint(file.network, file.params, None, steps, told)
-    read = Weights(found.model, dict(found.params), file.told, file.beside)
     settings = {**found.settings, **file.options("decoder")}
+    found = dataclasses.replace(found, model=as_shown(found.model, settings))
+    read = Weights(found.model, dict(found.params), file.told, file.beside)
     return imported(found, settings, clips.within_file(file, read))
+
+
+def as_shown(model: DecoderUnets, settings: Mapping[str, Any]) -> DecoderUnets:
+    """The networks with a CLIP that sees pixels from -1 to 1 where the package's class was made
+    with `auto_normalize_img=False`: it gives CLIP the images as they come.
+    """
+    if model.clip is None or settings.get("auto_normalize_img", True):
+        return model
+    return dataclasses.replace(model, clip=dataclasses.replace(model.clip, pixel_range=SIGNED))
 
 
 def imported(
@@ -150,7 +162,7 @@ def _task(model: DecoderUnets, settings: dict[str, Any]) -> DecoderTask:
             "U-Net."
         )
     known = typing.get_type_hints(Decoder)
-    arguments.check_kinds("decoder", known, settings)
+    arguments.check_kinds("decoder", known | {"auto_normalize_img": bool}, settings)
     fields = {name: value for name, value in settings.items() if name in known}
     _of_weights(model, fields)
     first, text = model.unets[0], None
@@ -160,7 +172,9 @@ def _task(model: DecoderUnets, settings: dict[str, Any]) -> DecoderTask:
         text = StoredText(reads[0].text_embed_dim or 1, length)
     width = first.image_embed_dim if model.clip is None else None
     try:
-        return Decoder(model.unets, clip=model.clip, text=text, image_embed_dim=width, **fields)
+        return Decoder(
+            model.unets, clip=model.clip, text=text, image_embed_dim=width, compat=COMPAT, **fields
+        )
     except UserError:
         raise
     except (TypeError, ValueError) as error:

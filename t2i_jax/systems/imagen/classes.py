@@ -14,6 +14,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.systems.cascade.options import per_stage, tell_unused
 from t2i_jax.systems.cascade.stage import Stage
 from t2i_jax.systems.imagen.task import ImagenTask
+from t2i_jax.systems.imported import LONGEST_TEXT
 from t2i_jax.text.t5 import DEFAULT_NAME, T5Text
 from t2i_jax.values import Signed
 
@@ -49,7 +50,7 @@ def Imagen(
     Args:
       unets: one `Unet` or several, from small to large. image_sizes: sides of their images.
       text: `LearnedText`, `T5Text` or `StoredText`; None: the T5 named `text_encoder_name`, a
-        folder or hub name.
+        folder or hub name, of captions of up to 256 tokens.
       condition_on_text: False: no texts at all.
       timesteps: steps of ancestral sampling. cond_drop_prob: share of the captions dropped in
         training.
@@ -209,7 +210,7 @@ def _text(text, name, condition_on_text):
         if text is not None:
             raise UserError("condition_on_text=False has no use for text; leave one of them out.")
         return None
-    return T5Text.from_directory(name) if text is None else text
+    return T5Text.from_directory(name, LONGEST_TEXT) if text is None else text
 
 
 def _tuple(value):

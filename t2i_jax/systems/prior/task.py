@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax import sharding
-from t2i_jax.config import some_of
+from t2i_jax.config import one_of, some_of
 from t2i_jax.diffusion.denoiser import denoiser, training_losses
 from t2i_jax.diffusion.discrete import DiscreteDdpm
 from t2i_jax.diffusion.noise import Noise
@@ -26,7 +26,7 @@ from t2i_jax.pixels import SIGNED, to_float
 from t2i_jax.systems.base import Given, Part, SystemTask
 from t2i_jax.systems.clip.task import ClipTask
 from t2i_jax.systems.prior import sampling
-from t2i_jax.systems.prior.options import PriorOptions
+from t2i_jax.systems.prior.options import COMPAT, PriorOptions
 from t2i_jax.systems.prior.sampling import PriorSampling
 from t2i_jax.systems.prior.system import PriorSystem
 from t2i_jax.text.stored import StoredText
@@ -74,6 +74,10 @@ class PriorTask(SystemTask):
         starts from), "training" (predictions of the clean embedding), "sampling" (estimates in
         every step), "final" (what is sampled).
       stored: the data hold the embeddings, and images and CLIP are not read while it trains.
+      compat: "dalle2-pytorch": in training a self-conditioned network that predicts noise or v is
+        shown what it predicted, though in sampling the estimate of the clean embedding, and
+        "training" of `on_sphere` is for predictions of v too, as in that package; None: the
+        estimate in both.
     """
 
     model: Any
@@ -85,6 +89,7 @@ class PriorTask(SystemTask):
     scale: float | None = None
     on_sphere: tuple[str, ...] = ("final",)
     stored: bool = False
+    compat: str | None = None
 
     parts: ClassVar[Mapping[str, Part]] = {"clip": Part(ClipTask, "clip")}
     options: ClassVar[type] = PriorOptions
@@ -103,7 +108,16 @@ class PriorTask(SystemTask):
                 f"noise={self.noise!r} is no diffusion; give DiscreteDdpm(objective='x_start')."
             )
         some_of("on_sphere", self.on_sphere, ON_SPHERE)
-        if "training" in self.on_sphere and not self._predicts_x0:
+        if self.compat is not None:
+            one_of("compat", self.compat, (COMPAT,))
+            if not isinstance(self.noise, DiscreteDdpm):
+                raise UserError(
+                    f"compat={self.compat!r} is of whole timesteps and noise is a "
+                    f"{type(self.noise).__name__}; leave it out."
+                )
+        predicted = getattr(self.noise, "objective", None)
+        fit = ("x_start",) if self.compat is None else ("x_start", "v")
+        if "training" in self.on_sphere and predicted not in fit:
             raise UserError(
                 "on_sphere=('training',) is for a network that predicts the clean embedding; give "
                 "noise=DiscreteDdpm(objective='x_start')."
@@ -124,10 +138,6 @@ class PriorTask(SystemTask):
                 f"model.num_timesteps={known} is below noise.timesteps={self.noise.timesteps}; "
                 "make them equal."
             )
-
-    @property
-    def _predicts_x0(self):
-        return getattr(self.noise, "objective", None) == "x_start"
 
     @functools.cached_property
     def network(self) -> Any:
@@ -157,6 +167,11 @@ class PriorTask(SystemTask):
         wide = self.network.text_dim or self.model.dim
         length = self.model.max_text_len if self.clip is None else self.clip.text_length
         return StoredText(wide, length)
+
+    @property
+    def trains_vocabulary(self) -> bool:
+        """False: captions are read by CLIP's vocabulary."""
+        return False
 
     @property
     def text_lengths(self) -> Mapping[str, int]:
@@ -340,7 +355,10 @@ class PriorTask(SystemTask):
 
     def _estimate(self, net, x0, draws):
         """What a self-conditioned network is shown: its own estimate in half of the steps."""
-        denoise = denoiser(net, self.noise, self_conditioned=True)
+        noise = self.noise
+        if self.compat is not None:  # whatever it predicts passes for the clean embedding there
+            noise = dataclasses.replace(noise, objective="x_start")
+        denoise = denoiser(net, noise, self_conditioned=True)
 
         def estimate():
             return denoise(self.noise.add(x0, draws.eps_BD, draws.level_B), draws.level_B)

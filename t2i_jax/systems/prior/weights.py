@@ -97,6 +97,8 @@ def imported(
     noise = dataclasses.replace(
         model.noise, objective=_objective(settings), distance=settings.get("loss_type", "l2")
     )
+    sphere = _on_sphere(settings)
+    has_quirk = model.network.self_cond or "training" in sphere
     dropped = settings.get("cond_drop_prob", 0.0)
     text, image = (settings.get(f"{of}_cond_drop_prob") for of in ("text", "image"))
     task = PriorTask(
@@ -107,8 +109,9 @@ def imported(
         text_drop_prob=dropped if text is None else text,
         image_drop_prob=dropped if image is None else image,
         scale=settings.get("image_embed_scale"),
-        on_sphere=_on_sphere(settings),
+        on_sphere=sphere,
         stored=model.clip is None,
+        compat=COMPAT if has_quirk and noise.objective != "x_start" else None,
     )
     parts, size = ({}, 1) if clip is None else ({"clip": clip}, clip.image_size)
     return Imported(

@@ -1,0 +1,48 @@
+"""The sizes of images and of those that they are compared with, where no protocol brings both to
+one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from t2i_jax.words import counted
+
+
+def told(own: Mapping[str, int], real: Mapping[str, int]) -> str | None:
+    """What is told where features may differ by the sizes alone, as the beginning of a sentence;
+    None: all images are squares of the same sizes.
+
+    Args:
+      own, real: by size, as "640x480", how many images have it: of those that are measured, and of
+        the real ones.
+    """
+    if own.keys() == real.keys() and all(map(_is_square, real)):
+        return None
+    return (
+        f"images are {_shown(own)} pixels and those of the reference {_shown(real)}, and each is "
+        "made as large as the network's input as it is, which no protocol does"
+    )
+
+
+def told_of_results(results: Mapping[str, Any]) -> str | None:
+    """The same of what results.json holds, as a sentence without its full stop; None too where a
+    protocol was given, or nothing tells of the sizes.
+    """
+    for one in results["metrics"] if results["protocol"] is None else ():
+        real = (one["reference"] or {}).get("sizes")
+        if real and (said := told(results["generated"][one["extractor"]["name"]]["sizes"], real)):
+            return f"{said}; give --protocol NAME for numbers that stand beside those of others"
+    return None
+
+
+def _is_square(size):
+    width, _, height = size.partition("x")
+    return width == height
+
+
+def _shown(sizes):
+    """The most frequent one, and how many others there are."""
+    most, others = max(sizes, key=lambda size: sizes[size]), len(sizes) - 1
+    return f"{most} (and {counted(others, 'other size')})" if others else most
