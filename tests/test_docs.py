@@ -1,8 +1,8 @@
 """README.md and the pages under docs/ tell what is true: all that they show runs.
 
-Every python block of a page runs, in order, in one namespace per page; every `t2i` command runs,
-page by page, in one folder; every refusal that is shown is the true sentence. What is shown at full
-size runs at toy size.
+Every python block of a page runs, in order, in one namespace per page; every `t2i` and `dream`
+command runs, page by page, in one folder; every refusal that is shown is the true sentence. What is
+shown at full size runs at toy size.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from PIL import Image
 import t2i_jax
 from t2i_jax import config, runs, systems
 from t2i_jax.aot import ahead
-from t2i_jax.cli import docstring
+from t2i_jax.cli import docstring, dream
 from t2i_jax.cli import main as cli
 from t2i_jax.cli.compile import compile_for
 from t2i_jax.runs.recipe import load_recipe
@@ -143,6 +143,8 @@ _SMALLER = {
 }  # fmt: skip
 
 
+_SCRIPTS = {"t2i": cli.main, "dream": dream.start}
+
 _TINY = [
     "train.steps=2",
     "train.ema_decay=0",
@@ -205,9 +207,9 @@ def blocks(page, language):
 
 
 def commands(page):
-    """The `t2i` commands of a page, as lists of words."""
+    """The `t2i` and `dream` commands of a page, as lists of words."""
     lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True) for line in lines if line.startswith("t2i ")]
+    return [shlex.split(line, comments=True) for line in lines if line.split(" ")[0] in _SCRIPTS]
 
 
 def refusals(page):
@@ -334,8 +336,10 @@ def _x_clip(names):
 
 def _dalle2_pytorch(names):
     assert np.isfinite(names["prior_loss"]) and np.isfinite(names["decoder_loss"])
-    assert names["images"].shape == (1, 16, 16, 3) and names["small"].shape == (1, 16, 16, 3)
+    assert names["images"].shape == (1, 32, 32, 3) and names["small"].shape == (1, 16, 16, 3)
     np.testing.assert_array_equal(names["large"], names["large_images"])
+    assert isinstance(names["dalle2"].task, t2i_jax.DALLE2Task)
+    assert names["dalle2"].decoder.task == names["trained"].task  # of the run that was just made
 
 
 def _dalle2(names):
@@ -374,12 +378,13 @@ _CHECKS = {
 def test_every_command_runs(place, monkeypatch, capsys, page):
     monkeypatch.chdir(place)
     monkeypatch.setattr("t2i_jax.cli.compile.compile_for", _no_compiling)
+    monkeypatch.setattr("t2i_jax.heap.keep_freed_memory", lambda: False)  # for processes that begin
     monkeypatch.setitem(systems.SYSTEMS, "toy", "tests.toy_system")
     for command in commands(page):
         words = [_TINY_RECIPES.get(word, word) for word in command]
         monkeypatch.setattr(sys, "argv", [*words, *_changes(command)])
         try:
-            cli.main()
+            _SCRIPTS[command[0]]()
         except SystemExit as stop:
             assert not stop.code, (command, capsys.readouterr().err)
 

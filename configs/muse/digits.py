@@ -1,4 +1,5 @@
-"""MaskGIT on the handwritten digits that come with scikit-learn, 16 x 16 pixels, 16 tokens.
+"""MaskGIT by class on the handwritten digits that come with scikit-learn, 16 x 16 pixels, 16
+tokens. A caption stands for the digit that it names, as "three", "3" or "a handwritten three".
 
 t2i train configs/muse/digits.py
 """
@@ -6,6 +7,7 @@ t2i train configs/muse/digits.py
 import dataclasses
 
 import t2i_jax as t2i
+from t2i_jax.data.digits import WORDS
 
 
 def get_config() -> t2i.Recipe:
@@ -25,11 +27,11 @@ def get_config() -> t2i.Recipe:
         name="muon", learning_rate=3e-3, warmup_steps=50, schedule="cosine", end_ratio=0.02
     )
     train = t2i.TrainConfig(steps=350, batch_size=64, ema_decay=0.99, optim=optim)
-    text = t2i.LearnedText(dim=128, depth=1, heads=4, mlp_dim=256, vocab_size=64, max_length=16)
+    names = tuple(f"{word}, {figure}" for figure, word in enumerate(WORDS))
     return t2i.Recipe(
         task=t2i.MaskGitTask(
             model=t2i.MaskGitTransformer(dim=128, depth=4, heads=4, dim_head=32),
-            text=text,
+            text=t2i.ClassLabels(names, dim=128),
             tokenizer=network,
         ),
         data=data,

@@ -1,6 +1,10 @@
-"""`dream`: which run it takes, and where its image goes."""
+"""`dream`: what its console script takes, which run makes the image, and where that goes."""
 
+import configparser
+import importlib.metadata
 import os
+import pathlib
+import sys
 import types
 
 import numpy as np
@@ -10,15 +14,44 @@ from t2i_jax import runs
 from t2i_jax.cli import dream
 from t2i_jax.errors import UserError
 
+_SETUP = pathlib.Path(__file__).resolve().parents[2] / "setup.cfg"
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """What runs the console script as it is installed: words to (status, stdout, stderr)."""
+    setup = configparser.ConfigParser()
+    setup.read(_SETUP)
+    lines = setup["options.entry_points"]["console_scripts"].strip().splitlines()
+    scripts = dict(map(str.strip, line.split("=")) for line in lines)
+    start = importlib.metadata.EntryPoint("dream", scripts["dream"], "console_scripts").load()
+    monkeypatch.setattr("t2i_jax.heap.keep_freed_memory", lambda: False)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["dream", *map(str, words)])
+        status = 0
+        try:
+            start()
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return run
+
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    """The folders of the runs that made an image, in an empty folder that is the current one."""
+    """(folder of the run, captions, what else was asked for) of each image that was made, in an
+    empty folder that is the current one.
+    """
     found = []
 
     def load(folder):
-        image = np.zeros((1, 4, 4, 3), np.uint8)
-        return types.SimpleNamespace(generate=lambda *_, **__: found.append(folder.name) or image)
+        def generate(prompts, options, **given):
+            found.append((folder.name, prompts, given))
+            return np.zeros((1, 4, 4, 3), np.uint8)
+
+        return types.SimpleNamespace(generate=generate)
 
     recipe = types.SimpleNamespace(evaluation=types.SimpleNamespace(options=None))
     monkeypatch.setattr(runs, "load_run_recipe", lambda _: recipe)
@@ -40,7 +73,7 @@ def test_the_run_that_was_trained_last_is_the_newest(tmp_path, made):
     dream.dream("a circle")
     os.utime(tmp_path / "runs" / "first" / "checkpoints")
     dream.dream("a circle")
-    assert made == ["third", "first"]
+    assert [run for run, *_ in made] == ["third", "first"]
 
 
 def test_a_folder_that_takes_no_image_is_refused_before_one_is_made(tmp_path, made, monkeypatch):
@@ -53,3 +86,31 @@ def test_a_folder_that_takes_no_image_is_refused_before_one_is_made(tmp_path, ma
     for _ in range(2):
         dream.dream("a circle")
     assert {path.name for path in tmp_path.glob("*.png")} == {"a-circle.png", "a-circle-2.png"}
+
+
+def test_the_script_takes_its_words(tmp_path, made, script):
+    (tmp_path / "elsewhere" / "checkpoints").mkdir(parents=True)
+    status, out, _ = script("A circle!", "--run", "elsewhere", "--guidance=3", "--seed", 5)
+    assert (status, out) == (0, "1 image of elsewhere: a-circle.png\n")
+    [(run, captions, given)] = made
+    assert (run, captions) == ("elsewhere", ["A circle!"])
+    assert (given["guidance"], given["seed"]) == (3.0, 5)
+    status, out, _ = script("--help")
+    assert status == 0 and out.startswith("usage: dream CAPTION [OPTIONS]\n")
+    assert {"--run", "--guidance", "--seed"} <= set(out.split()) and len(made) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "CAPTION"),
+        (("a", "circle"), "circle"),
+        (("a circle", "--sed", 5), "--seed"),
+        (("a circle", "--seed", "x"), "seed"),
+        (("a circle",), "run is missing: there is no run in the folder runs"),
+    ],
+)
+def test_mistakes_are_one_sentence(made, script, words, said):
+    status, out, err = script(*words)
+    assert status == 2 and not out and not made
+    assert err.startswith("t2i: ") and err.count("\n") == 1 and said in err

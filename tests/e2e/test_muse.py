@@ -17,11 +17,16 @@ from PIL import Image
 
 import t2i_jax as t2i
 from t2i_jax import runs
+from t2i_jax.train.loop import Hook
 from tests.e2e import tiny_muse
 from tests.e2e.command import inside, pictures, t2i_command
 
 _RECIPE = tiny_muse.__file__
 _CAPTION = "a red circle above a blue square"
+
+
+class Stopped(Exception):
+    """In place of a machine that goes away."""
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +72,24 @@ def test_stopped_and_resumed_is_the_uninterrupted_run_bit_for_bit(stopped, train
     whole = runs.train(dataclasses.replace(stage, train=train, parts=parts), tmp_path / "whole")
     again = t2i.load(trained / "base")
     assert set(again.weights) == {"maskgit", "critic"}
+    jax.tree.map(np.testing.assert_array_equal, again.weights, whole.weights)
+
+
+def test_so_is_a_super_resolution_that_was_stopped(trained, tmp_path, capsys):
+    stage = tiny_muse.get_config().parts["superres"]
+    stage = dataclasses.replace(stage, parts={"tokenizer": str(trained / "tokenizer")})
+
+    def hooks(recipe, build_system):
+        def stop(state, step, log):
+            raise Stopped
+
+        return (Hook(3, stop),)
+
+    with pytest.raises(Stopped):
+        runs.train(stage, tmp_path / "run", hooks=hooks)
+    again = runs.train(stage, tmp_path / "run")
+    assert "resuming from step 2 of 4" in capsys.readouterr().err
+    whole = t2i.load(trained / "superres")
     jax.tree.map(np.testing.assert_array_equal, again.weights, whole.weights)
 
 

@@ -1,5 +1,5 @@
-"""Real photographs, cut into JPEG files with captions beside them, through Parti's recipe for them
-and a cascade.
+"""Real photographs, cut into JPEG files with captions beside them, through Parti's recipe for them,
+a cascade, Muse and DALL-E 2.
 """
 
 import pathlib
@@ -11,7 +11,7 @@ from PIL import Image
 
 import t2i_jax as t2i
 from t2i_jax import runs
-from tests.e2e import tiny_dalle2, tiny_imagen
+from tests.e2e import tiny_dalle2, tiny_imagen, tiny_muse
 from tests.e2e.command import inside, pictures
 
 _RECIPE = pathlib.Path(__file__).resolve().parents[2] / "configs" / "parti" / "photos.py"
@@ -132,6 +132,33 @@ def test_a_cascade_is_trained_on_them_and_repairs_one(photos, tmp_path):
         tmp_path / "repaired",
     )
     assert pictures(tmp_path / "repaired")["000-00.png"].shape == (16, 16, 3)
+
+
+@pytest.mark.long
+def test_muse_is_trained_on_them_and_completes_one(photos, tmp_path):
+    """Its tokenizer, the base and the super-resolution."""
+    every = (f"*.data.source=folder:{photos}", "*.data.max_bad_rate=0.2")
+    own = (f"data.source=folder:{photos}", "data.max_bad_rate=0.2", "evaluation.judge=None")
+    own = (*own, "evaluation.completions=0")
+    run = tmp_path / "run"
+    inside("train", tiny_muse.__file__, *own, *every, "--workdir", run)
+    for part in ("tokenizer", "base", "superres"):
+        recipe = runs.load_run_recipe(run / part)
+        assert recipe.data.source == f"folder:{photos}" and (run / part / "report.html").exists()
+    left = np.uint8([255, 0]).repeat(_SIDE // 2)
+    Image.fromarray(np.tile(left, (_SIDE, 1))).save(tmp_path / "mask.png")
+    photo = ("--init", photos / "temple0.jpg")
+    for name, given in {
+        "captioned": (run, "a photograph of a flower"),
+        "completed": (run, "a temple", *photo, "--mask", tmp_path / "mask.png", "--feather", 0),
+        "changed": (run, "a flower", *photo, "--strength", 0.5),
+        "larger": (run / "superres", "a temple", "--cond", photos / "temple0.jpg"),
+    }.items():
+        inside("sample", *given, "--count", 2, "--out", tmp_path / name)
+        made = list(pictures(tmp_path / name).values())
+        assert [picture.shape for picture in made] == [(16, 16, 3)] * 2, name
+    kept = pictures(tmp_path / "completed")["000-00.png"][:, :8]
+    assert kept.std() > 5  # the temple's left half, and no blank
 
 
 @pytest.mark.long

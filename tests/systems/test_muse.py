@@ -1,12 +1,14 @@
 """Muse: two stages joined, what each is given, and what becomes of images at both sizes."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from t2i_jax.cli import sample
 from t2i_jax.errors import UserError
 from t2i_jax.systems.base import Given
 from t2i_jax.systems.generation import on_mesh
@@ -15,6 +17,7 @@ from t2i_jax.systems.muse.options import MuseOptions
 from t2i_jax.systems.muse.system import MuseSystem
 from t2i_jax.systems.muse.task import MuseTask
 from t2i_jax.text.learned import LearnedText
+from tests.e2e.command import pictures
 
 from .toy_muse import (
     CAPTIONS,
@@ -49,6 +52,34 @@ def superres():
 @pytest.fixture(scope="module")
 def system(base, superres):
     return _joined(base, superres)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("base", MaskGitOptions(steps=3)), ("system", MuseOptions(steps=3, superres_steps=2))],
+)
+def test_what_ranks_images_ranks_these(request, monkeypatch, tmp_path, kind, options):
+    """`t2i sample --best-of`, by the brightness of the images in place of a CLIP."""
+    system = request.getfixturevalue(kind)
+    ranker = types.SimpleNamespace(
+        compares=True,
+        task=TASK,
+        text_tokenizer=None,
+        similarity=lambda images, captions: np.mean(images, (1, 2, 3))[:, None],
+    )
+    (tmp_path / "clip").mkdir()
+    monkeypatch.setattr(
+        "t2i_jax.runs.load", lambda run, **_: ranker if run.name == "clip" else system
+    )
+    best = {"count": 2, "best_of": 3, "rerank": tmp_path / "clip", "out": tmp_path / "out"}
+    sample._sample(sample._Command(tmp_path, ("green",), **best), options, {})
+    every = system.generate(["green"], options, images_per_prompt=3)
+    brightest = every[np.argsort(-every.mean((1, 2, 3)))[:2]]
+    np.testing.assert_array_equal(list(pictures(tmp_path / "out").values()), brightest)
+    told = (tmp_path / "out" / "scores.tsv").read_text().splitlines()[1:]
+    assert [float(line.split("\t")[1]) for line in told] == pytest.approx(
+        brightest.mean((1, 2, 3)), abs=1e-3
+    )
 
 
 def test_the_second_stage_enlarges_what_the_first_has_made(system, base, superres):

@@ -1,11 +1,15 @@
 """Class labels: which class a caption names, one embedding for each, and what is no class."""
 
+import pathlib
+
 import jax
 import numpy as np
 import pytest
 
 from t2i_jax import config, sharding
+from t2i_jax.data.digits import Digits
 from t2i_jax.errors import UserError
+from t2i_jax.runs.recipe import load_recipe
 from t2i_jax.text.classes import ClassLabels
 
 _LABELS = ClassLabels(
@@ -35,6 +39,16 @@ _SHARED = ClassLabels(
 def test_a_caption_names_its_class(caption, number):
     ids, mask = _LABELS.tokenizer()([caption], 1)
     assert ids.tolist() == [[number]] and mask.all() and ids.dtype == np.int32
+
+
+def test_the_classes_of_a_recipe_are_the_labels_of_its_data():
+    """However a caption of the digits is worded, and as one writes it who samples."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+    numbers = load_recipe(root / "configs" / "muse" / "digits.py").task.text.tokenizer()
+    for data in (Digits(8), Digits(8, "heldout")):
+        captions = [data.without_image(i)["caption"] for i in range(len(data))]
+        np.testing.assert_array_equal(numbers(captions, 1)[0][:, 0], data.labels)
+    assert numbers(["three", "a three", "3"], 1)[0].tolist() == [[3]] * 3
 
 
 @pytest.mark.parametrize(

@@ -380,6 +380,57 @@ def clip():
     compare(task, _random_batches(task, 2), presets=("fsdp_tp",))
 
 
+def prior():
+    """DALL-E 2's prior on stored embeddings, which it fits to CLIP's length on every device."""
+    from t2i_jax.models.diffusion_prior import DiffusionPriorNetwork
+    from t2i_jax.systems.prior.task import PriorTask
+    from tests.systems import toy_cascade
+
+    network = DiffusionPriorNetwork(dim=16, depth=1, dim_head=8, heads=2, max_text_len=4)
+    task = PriorTask(network, stored=True, on_sphere=("training",), image_drop_prob=0.2)
+    batches = [toy_cascade.batch_of(task, CONFIG.batch_size, seed) for seed in range(2)]
+    compare(task, batches, presets=("fsdp_tp",))
+
+
+def decoder():
+    """A stage of DALL-E 2's decoder on stored embeddings of images, which a share of the rows lose.
+
+    The U-Net has a block with cross-attention and one without, in place of its levels, which are
+    made of the same ones: all of it compiles for twice as long.
+    """
+    from t2i_jax.diffusion.discrete import DiscreteDdpm
+    from t2i_jax.models.decoder_unet import DecoderUnet
+    from t2i_jax.systems.decoder.stage import DecoderStage
+    from t2i_jax.systems.decoder.task import DecoderTask
+    from tests.systems import toy_cascade
+
+    class TwoBlocks(DecoderUnet):
+        def _down(self, x, time, tokens):
+            return x, []
+
+        def _middle(self, x, time, tokens):
+            return self._block("middle", x.shape[-1], 0, time, tokens)(x)
+
+        def _up(self, x, skips, time, tokens):
+            return x
+
+    net = TwoBlocks(
+        dim=8,
+        dim_mults=(1,),
+        resnet_groups=4,
+        cross_attn_heads=2,
+        cross_attn_dim_head=4,
+        init_cross_embed=False,
+        init_conv_kernel_size=3,
+        num_image_tokens=2,
+        cond_on_image_embeds=True,
+    )
+    stage = DecoderStage(net, image_size=8, noise=DiscreteDdpm(25, objective="v"))
+    task = DecoderTask(stages=(stage,), image_embed_dim=6)
+    batches = [toy_cascade.batch_of(task, CONFIG.batch_size, seed) for seed in range(2)]
+    compare(task, batches, tolerance=5e-4, presets=("fsdp_tp",))
+
+
 def sequence():
     """Parti of the paper with its tokens split, and over two slices."""
     from t2i_jax.models.parti_transformer import PartiTransformer
@@ -604,6 +655,8 @@ CASES = {
         super_resolution,
         parti,
         clip,
+        prior,
+        decoder,
         t5,
         sequence,
         imagen,
