@@ -1,5 +1,5 @@
-"""From logits to a token: guidance and its limit, temperature, top-k and top-p filters, and one
-sample per row.
+"""Sampling of a token from logits: guidance and its limit, temperature, top-k and top-p filters,
+and one sample per row.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def _sortable(x):
 
 
 def _largest(holds, order_BV):
-    """Per row the largest uint32 for which `holds`, which is true below some bound: set bit after
-    bit from the top.
+    """The largest uint32 per row for which `holds`, which is true below some bound: it is set bit
+    after bit from the top.
 
     32 passes over the row, where sorting it takes many times as long on every backend.
     """

@@ -314,8 +314,8 @@ def _sampled(keys_B, logits_BMV, places_BM, sampling, temperature):
 
 
 def _confidence(keys_B, log_p_BN, order_N, sampling, temperature):
-    """How much each token should stay: the logarithm of its probability, with noise; or its place
-    in an order.
+    """The confidence in each token, by which it stays: the logarithm of its probability, with
+    noise; or its place in an order.
     """
     if sampling.order == "halton":
         return jnp.broadcast_to(order_N, log_p_BN.shape)
@@ -332,7 +332,7 @@ def _rank(scores_BN):
 
 
 def _order(name, num_tokens):
-    """How early each place of the grid comes, highest first."""
+    """The priority of each place of the grid, highest for the first."""
     if name != "halton":
         return np.zeros((num_tokens,), np.float32)
     side = round(num_tokens**0.5)

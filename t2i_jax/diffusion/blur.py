@@ -37,7 +37,7 @@ class LowresDraws(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LowresBlur:
-    """What becomes of the smaller image before the network sees it.
+    """Blur and noise on the smaller image that conditions an upsampler.
 
     Attributes:
       blur_prob: share of the training images whose smaller image is blurred by a Gaussian, before

@@ -332,8 +332,8 @@ class Edm(Noise):
 
 
 def karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Array:
-    """Karras et al. 2022, eq. 5: `steps` values of sigma / alpha from sigma_max to sigma_min, then
-    0; float32.
+    """The noise levels of Karras et al. 2022, eq. 5: `steps` values of sigma / alpha from sigma_max
+    to sigma_min, then 0; float32.
 
     They are levels of `Edm`; `Ddpm().level_at(karras(...))` makes times of them.
     """

@@ -1,4 +1,4 @@
-"""From noise to an image along falling levels: ancestral DDPM, DDIM, Heun with churn and
+"""Samplers, from noise to an image along falling levels: ancestral DDPM, DDIM, Heun with churn and
 DPM-Solver++(2M).
 
 Each solver is a step, `sample` walks it over the levels in one compiled loop:
@@ -145,8 +145,8 @@ def ancestral(denoise: Denoise, noise: Noise) -> Step:
 
 
 def ddim(denoise: Denoise, noise: Noise, eta: float = 0.0) -> Step:
-    """Song et al. 2021, eq. 12 and 16: order 1, with `eta` 0 deterministic and with `eta` 1 as
-    noisy as `ancestral`.
+    """DDIM (Song et al. 2021, eq. 12 and 16): order 1, with `eta` 0 deterministic and with `eta` 1
+    as noisy as `ancestral`.
     """
     if not 0 <= eta <= 1:
         raise UserError(f"eta={eta} is outside [0, 1]; try 0.")
@@ -170,8 +170,8 @@ def ddim(denoise: Denoise, noise: Noise, eta: float = 0.0) -> Step:
 def heun(
     denoise: Denoise, noise: Noise, churn: Churn | None = None, steps: int | None = None
 ) -> Step:
-    """Karras et al. 2022, algorithm 2: order 2, two calls of the network per step and one in the
-    last.
+    """Heun's method (Karras et al. 2022, algorithm 2): order 2, two calls of the network per step
+    and one in the last.
 
     It solves for x / alpha, whose noise level is sigma / alpha, so that it serves `Ddpm` too, best
     on levels such as `noise.level_at(karras(32, 0.02, 80.0))`. A step from where alpha is almost 0

@@ -43,8 +43,8 @@ def from_image(
 
 
 def steps_to_skip(strength: float, steps: int) -> int:
-    """How many steps a change of this strength leaves out: strength 1 makes all steps, near 0 it
-    makes one.
+    """The number of steps that a change of this strength leaves out: strength 1 makes all steps,
+    near 0 it makes one.
     """
     if not 0 < strength <= 1:
         raise UserError(f"strength={strength} is outside (0, 1]; try 0.6.")

@@ -9,7 +9,8 @@ from t2i_jax.models.unet import NullUnet, Unet
 
 @dataclasses.dataclass(frozen=True)
 class Cascade:
-    """From small images to large ones; parameters are {"stage_1": ..., "stage_2": ...}.
+    """The U-Nets of a cascade, from small images to large ones; parameters are {"stage_1": ...,
+    "stage_2": ...}.
 
     Attributes:
       unets: `Unet`s; the first may be a `NullUnet`.

@@ -139,12 +139,12 @@ class CLIP(DualEncoder):
 
     @property
     def captions(self) -> CaptionIds:
-        """From captions to token ids, by a vocabulary that is trained on them."""
+        """The encoder from captions to token ids, by a vocabulary that is trained on them."""
         return CaptionIds(self.num_text_tokens, self.text_seq_len)
 
     @property
     def hides_by_mask(self) -> bool:
-        """Where attention heeds the mask, or tokens are compared one by one."""
+        """True where attention heeds the mask, or tokens are compared one by one."""
         return not self.text_encode_without_mask or self.use_all_token_embeds
 
     @functools.cached_property
@@ -177,7 +177,9 @@ class CLIP(DualEncoder):
         return unit(masked_mean(self.project_image(params, features.tokens_BNE), None))
 
     def _embedded(self, params, features, mask_BL):
-        """With `use_all_token_embeds` as of `embed_image`."""
+        """(B, D): the caption's embedding; with `use_all_token_embeds` the mean of its tokens'
+        latents, normalised.
+        """
         if not self._by_tokens:
             return super()._embedded(params, features, mask_BL)
         return unit(masked_mean(self.project_text(params, features.tokens_BNE), mask_BL))
@@ -258,7 +260,7 @@ class _Network(nn.Module):
             self.mlm = Dense(clip.num_text_tokens, ("embed", "vocab"), dtype=clip.dtype)
 
     def __call__(self, text_BL, mask_BL, image_BHWC):
-        """Every parameter once, for `init`."""
+        """Uses every parameter once, for `init`."""
         _, text = self.text_transformer(text_BL, mask_BL)
         _, image = self.visual_transformer(image_BHWC, None)
         logits = self.mlm(text) if self.clip.use_mlm else None

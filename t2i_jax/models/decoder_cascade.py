@@ -20,8 +20,8 @@ from t2i_jax.words import counted
 
 @dataclasses.dataclass(frozen=True)
 class DecoderUnets:
-    """What dalle2-pytorch saves as one decoder; parameters are {"stage_1": ..., "stage_2": ...},
-    and "clip" where there is one.
+    """The networks that dalle2-pytorch saves as one decoder; parameters are {"stage_1": ...,
+    "stage_2": ...}, and "clip" where there is one.
 
     Attributes:
       unets: from small images to large ones. noises: the diffusion of each.
@@ -60,7 +60,7 @@ def noise_of(betas: np.ndarray, weights: np.ndarray) -> DiscreteDdpm:
 
 
 def _stored(values):
-    """What is known of the narrowest type that holds all of these numbers: bfloat16 comes here as
+    """The properties of the narrowest type that holds all of these numbers: bfloat16 comes here as
     float32.
     """
     for kind in (ml_dtypes.bfloat16, np.float16):
@@ -70,8 +70,8 @@ def _stored(values):
 
 
 def _exponent(weights, bar, kind):
-    """(gamma, k) of weights (k + SNR)^-gamma, to four digits behind the point; of those that 16
-    bits do not tell apart the shortest.
+    """(gamma, k) of weights (k + SNR)^-gamma, to four digits behind the point; where 16 bits do not
+    tell several apart, the one with the fewest digits.
     """
     snr = bar / (1 - bar)
     gamma, k = _unrounded(weights, snr, kind)
@@ -103,8 +103,8 @@ def _unrounded(weights, snr, kind):
 
 
 def buffers(noise: DiscreteDdpm) -> dict[str, np.ndarray]:
-    """What dalle2-pytorch saves of a diffusion (dalle2_pytorch.py, `NoiseScheduler`), float32 (T,)
-    each, by its names.
+    """The arrays that dalle2-pytorch saves of a diffusion (dalle2_pytorch.py, `NoiseScheduler`),
+    float32 (T,) each, by name.
     """
     betas, bar = noise.betas, noise.alpha_bar[1:]
     before = noise.alpha_bar[:-1]
@@ -178,7 +178,9 @@ def _rising(image_sizes):
 
 
 def _check_limit(limit, fields):
-    """Refuses what is no number of pixels, and one beside what says the same."""
+    """Refuses a `cross_attention_up_to` that is no number of pixels, or that comes with fields that
+    say the same.
+    """
     if isinstance(limit, bool) or not isinstance(limit, (int, np.integer)) or limit < 0:
         raise UserError(
             f"cross_attention_up_to={shown(limit)} is not a side in pixels; give a whole number, 0 "

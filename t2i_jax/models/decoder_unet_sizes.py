@@ -61,7 +61,7 @@ def check(model: Any) -> None:
 
 
 def _check_groups(model):
-    """Every width that a group norm sees must be divided by its groups."""
+    """Refuses groups of a group norm that do not divide each width that it sees."""
     first = model.init_dim or model.dim
     groups = per_level(model, "resnet_groups")
     widths = [model.dim * mult for mult in model.dim_mults]

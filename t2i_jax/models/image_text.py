@@ -1,5 +1,5 @@
-"""What networks share that embed images and captions in one space, as CLIP does (Radford et al.
-2021).
+"""The interface of networks that embed images and captions in one space, as CLIP does (Radford et
+al. 2021).
 
 A task that has such a network as its part (`Part(ClipTask, "clip")`) gets it as `Given.network`
 and its parameters as `Given.weights["clip"]`. Token ids of captions come as for every other task:
@@ -34,7 +34,7 @@ MOST_SCALE = 4.6052  # log 100, the largest log of the scale (Radford et al. 202
 
 
 class TextEmbedding(NamedTuple):
-    """Captions in the joint space, and what the text network makes of their tokens.
+    """Embeddings of captions in the joint space, and the encodings of their tokens.
 
     Attributes:
       embed_BD: l2-normalised float32. encodings_BLE: one float32 vector per token, before the
@@ -47,7 +47,7 @@ class TextEmbedding(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What a network of one modality makes of its input, before the projection to the joint space.
+    """The output of a network of one modality, before the projection to the joint space.
 
     Attributes:
       pooled_BE: one vector for the whole. tokens_BNE: one per token or patch, the class token not
@@ -104,7 +104,7 @@ class ImageText(Protocol):
 
     @property
     def captions(self) -> CaptionIds:
-        """From captions to token ids."""
+        """The encoder from captions to token ids."""
         ...
 
     @property
@@ -127,7 +127,7 @@ class ImageText(Protocol):
         ...
 
     def image_features(self, params: Params, image_BHWC: Array, key: Key | None = None) -> Features:
-        """What `project_image` takes, of float images in [-1, 1].
+        """The features of float images in [-1, 1] that `project_image` takes.
 
         Args:
           key: for patch dropout; None: every patch is seen.
@@ -135,7 +135,7 @@ class ImageText(Protocol):
         ...
 
     def text_features(self, params: Params, text_BL: Array, mask_BL: Array) -> Features:
-        """What `project_text` takes."""
+        """The features of token ids that `project_text` takes."""
         ...
 
     def project_image(self, params: Params, features: Array, extra: bool = False) -> Array:
@@ -147,20 +147,22 @@ class ImageText(Protocol):
         ...
 
     def project_text(self, params: Params, features: Array, extra: bool = False) -> Array:
-        """The same for features of text."""
+        """l2-normalised float32 latents (..., D) of features of text; arguments as of
+        `project_image`.
+        """
         ...
 
     def log_scale(self, params: Params) -> Array:
-        """The logarithm of what similarities are multiplied by, at most log 100."""
+        """The logarithm of the factor of similarities (inverse temperature), at most log 100."""
         ...
 
     def clamped(self, params: Params) -> Params:
-        """The parameters with that logarithm at most log 100."""
+        """The parameters with the logarithm of the scale at most log 100."""
         ...
 
 
 class DualEncoder:
-    """What networks of two Flax transformers share, a base of those that have `ImageText`.
+    """The base of `ImageText` networks that are made of two Flax transformers.
 
     A subclass has the Flax module as `network`, `logit_bias` as a field, and the features and
     projections.
@@ -190,17 +192,17 @@ class DualEncoder:
         return TextEmbedding(embed_BD, encodings_BLE, mask_BL)
 
     def bias(self, params: Params) -> Array:
-        """What is added to scaled similarities; 0 where nothing is learnt."""
+        """The bias that is added to scaled similarities; 0 where none is learnt."""
         return params["logit_bias"] if self.logit_bias is not None else jnp.float32(0)
 
     def log_scale(self, params: Params) -> Array:
-        """The logarithm of what similarities are multiplied by, at most log 100."""
+        """The logarithm of the factor of similarities (inverse temperature), at most log 100."""
         scale = params[self.scale_name].astype(jnp.float32)
         return jnp.where(scale > MOST_SCALE, MOST_SCALE, scale)  # whole gradient at the limit
 
     def clamped(self, params: Params) -> Params:
-        """The parameters with that logarithm at most log 100: beyond, it would have no gradient
-        that brings it back.
+        """The parameters with the logarithm of the scale at most log 100: beyond, it would have no
+        gradient that brings it back.
         """
         scale = jnp.minimum(params[self.scale_name], MOST_SCALE)
         return {**params, self.scale_name: scale}
@@ -210,7 +212,7 @@ class DualEncoder:
         return self.project_text(params, features.pooled_BE)
 
     def _features(self, params, *args, method, mask_BN=None):
-        """What one of the transformers makes, in float32."""
+        """The output of one of the transformers, in float32."""
         pooled_BE, tokens_BNE = self._apply(params, *args, method=method)
         return Features(pooled_BE.astype(jnp.float32), tokens_BNE.astype(jnp.float32), mask_BN)
 

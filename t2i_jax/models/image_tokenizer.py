@@ -1,5 +1,5 @@
-"""What all image tokenizers share: the protocol, the base class of the networks, and functions for
-those who use one.
+"""The interface of image tokenizers: the protocol, the base class of the networks, and functions
+for those who use one.
 
 A tokenizer turns an image into a grid of codes and back. Its weights are `{"generator": params,
 "stats": codebook}`, where the codebook holds the statistics that training changes without a

@@ -47,7 +47,7 @@ class Conv:
 
 @dataclasses.dataclass(frozen=True)
 class Branch:
-    """One of the paths of a block.
+    """A path of a block.
 
     Attributes:
       pool: "avg" or "max" of 3x3 before the convolutions; None: no pool.
@@ -194,7 +194,7 @@ _SPATIAL = "Mixed_6d", 7  # block and channels of sFID; its first ones are those
 
 
 def convolutions() -> Iterator[tuple[tuple[str, ...], Conv]]:
-    """Every convolution with the place of its parameters."""
+    """All convolutions, each with the place of its parameters."""
     for conv in (*STEM[0], *STEM[1]):
         yield (conv.name,), conv
     for block, branches in BLOCKS.items():
@@ -325,7 +325,7 @@ def _max_pool(x_BHWC, stride, padded):
 
 
 def _avg_pool(x_BHWC):
-    """The mean of those of 3x3 that lie in the image."""
+    """Average pooling over 3x3, of the pixels that lie in the image."""
     for axis in (1, 2):
         x_BHWC = _shifted(x_BHWC, axis, 1, True, jnp.add, 0.0)
         size = x_BHWC.shape[axis]

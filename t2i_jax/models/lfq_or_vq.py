@@ -1,5 +1,5 @@
-"""What the image tokenizers of parti-pytorch and muse-maskgit-pytorch share: LFQ, or the codebook
-on the unit sphere of the packages' first releases; and FSQ, which both packages only cite.
+"""The quantisers of the image tokenizers of parti-pytorch and muse-maskgit-pytorch: LFQ, or the
+codebook on the unit sphere of the packages' first releases; and FSQ, which both packages only cite.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ALIASES = {
 
 
 class LfqOrVq(QuantizedAutoencoder):
-    """A `QuantizedAutoencoder` whose quantiser is one of the three.
+    """A `QuantizedAutoencoder` whose quantiser is LFQ, FSQ or a codebook on the unit sphere.
 
     A subclass has the fields that `ALIASES` names, `lookup_free_quantization`, `fsq_levels`,
     `dtype`, and as `discriminator()` needs them `dim`, `channels` and `discr_layers`; `setup` makes
@@ -78,7 +78,7 @@ class LfqOrVq(QuantizedAutoencoder):
 
     @nn.nowrap
     def make_quantizer(self, width: int, **where: Any) -> Any:
-        """The quantiser of a feature map of so many channels."""
+        """The quantiser of a feature map with `width` channels."""
         weight = self.commitment_weight
         if self.fsq_levels is not None:
             return quantize.Fsq(width, self.fsq_levels, self.dtype, **where)

@@ -28,7 +28,7 @@ COMPAT = ("unit_init", "no_cond_positions")
 
 
 class _Tokens(nn.Module):
-    """What `MaskGitTransformer` and `TokenCritic` share: tokens, text and conditioning tokens in,
+    """The base of `MaskGitTransformer` and `TokenCritic`: tokens, text and conditioning tokens in,
     one vector per token out.
     """
 
@@ -166,8 +166,8 @@ class _Tokens(nn.Module):
 
 
 class MaskGitTransformer(_Tokens):
-    """The network of MaskGit and Muse in muse-maskgit-pytorch 0.3.5: which tokens stand where they
-    are masked.
+    """The network of MaskGit and Muse in muse-maskgit-pytorch 0.3.5: it predicts image tokens where
+    they are masked.
 
         MaskGitTransformer(dim=512, depth=8, fmap_size=16, codebook_size=8192, text_embed_dim=768)
 
@@ -208,8 +208,8 @@ class MaskGitTransformer(_Tokens):
 
 
 class TokenCritic(_Tokens):
-    """The critic of muse-maskgit-pytorch 0.3.5 (Lezama et al. 2022, arXiv 2209.04439): which tokens
-    of an image are not the right ones. It sees no masked tokens.
+    """The critic of muse-maskgit-pytorch 0.3.5 (Lezama et al. 2022, arXiv 2209.04439): it tells
+    which tokens of an image are wrong. It sees no masked tokens.
 
     Attributes:
       dim, depth, dim_head, heads, ff_mult: sizes.

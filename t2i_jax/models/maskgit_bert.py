@@ -58,7 +58,7 @@ class Layer(nn.Module):
 
 
 class MaskGitBert(nn.Module):
-    """The network of MaskGIT: which tokens stand where they are masked, given a class.
+    """The network of MaskGIT: it predicts image tokens where they are masked, given a class.
 
         MaskGitBert(dim=768, depth=24, heads=16, mlp_dim=3072)  # of ImageNet at 256 and 512 pixels
 

@@ -108,14 +108,14 @@ class OpenAIClip(DualEncoder):
 
     @property
     def captions(self) -> CaptionIds:
-        """From captions to token ids, by a vocabulary that is trained on them; published weights
-        want `CaptionIds(..., source=FOLDER)` with their own.
+        """The encoder from captions to token ids, by a vocabulary that is trained on them;
+        published weights want `CaptionIds(..., source=FOLDER)` with their own.
         """
         return CaptionIds(self.vocab_size, self.context_length)
 
     @property
     def hides_by_mask(self) -> bool:
-        """No: a token sees all before it, and the mask tells where the caption ends."""
+        """False: a token sees all before it, and the mask tells where the caption ends."""
         return False
 
     @functools.cached_property
@@ -177,7 +177,7 @@ class OpenAIClip(DualEncoder):
 
 
 class _Network(nn.Module):
-    """Both transformers of an OpenAIClip."""
+    """The two transformers of an OpenAIClip."""
 
     clip: OpenAIClip
 
@@ -186,7 +186,7 @@ class _Network(nn.Module):
         self.visual_transformer = _VisionTransformer(self.clip, name="visual")
 
     def __call__(self, text_BL, mask_BL, image_BHWC):
-        """Every parameter once, for `init`."""
+        """Uses every parameter once, for `init`."""
         return self.encode_text(text_BL, mask_BL), self.encode_image(image_BHWC, None)
 
     def encode_text(self, text_BL, mask_BL):

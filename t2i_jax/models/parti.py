@@ -81,8 +81,8 @@ class PartiLayer(nn.Module):
     def step(
         self, x_BC: Array, cache: Mapping[str, Array], position: Array, mask_BL: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """One position through the layer, and the KV cache ("kv": (B, positions, dim_head)) with
-        it.
+        """Takes one position through the layer; returns it and the KV cache ("kv": (B, positions,
+        dim_head)) that holds it too.
         """
         new_BD = self.self_attention.keys(x_BC, normalised=True)
         kv_BKD = jax.lax.dynamic_update_slice_in_dim(cache["kv"], new_BD[:, None], position, axis=1)

@@ -172,8 +172,8 @@ class PartiTransformer(token_decoder.TokenDecoder):
 def _preset(
     encoder_depth: int, depth: int, dim: int, heads: int
 ) -> tuple[LearnedText, PartiTransformer]:
-    """One row of the paper's table 1: the MLP is 4 times as wide, 128 text tokens of 16,000, 32 x
-    32 image tokens.
+    """A preset, from a row of the paper's table 1: the MLP is 4 times as wide, 128 text tokens of
+    16,000, 32 x 32 image tokens.
     """
     shared = {"dim": dim, "heads": heads, "mlp_dim": 4 * dim, "dropout": 0.1}
     text = LearnedText(depth=encoder_depth, vocab_size=16_000, max_length=128, **shared)

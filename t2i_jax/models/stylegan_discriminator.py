@@ -22,7 +22,7 @@ _WIDTHS = {64: 256, 128: 128, 256: 64, 512: 32, 1024: 16}
 
 
 class StyleDiscriminator(nn.Module):
-    """One logit per image, high for real ones.
+    """A discriminator with one logit per image, high for real ones.
 
     Equalised learning rates (unit normal weights, scaled at run time), blurred down-sampling,
     residual blocks scaled by 1/sqrt(2), the standard deviation over groups of images as one more

@@ -80,7 +80,7 @@ def preset(name: str, **fields: Any) -> VQGAN:
 
 
 class _Network(image_tokenizer.QuantizedAutoencoder):
-    """`VQGAN` without the size of its codebook from `fsq_levels`."""
+    """A `VQGAN` that does not derive its `codebook_size` from `fsq_levels`."""
 
     image_size: int = 256
     channels: int = 3
@@ -208,7 +208,7 @@ class _Network(image_tokenizer.QuantizedAutoencoder):
 
     @nn.nowrap
     def start(self, key: Key) -> dict[str, Array]:
-        """No codebook statistics: the codebook is a parameter."""
+        """Empty codebook statistics: the codebook is a parameter."""
         return {}
 
     @nn.nowrap

@@ -154,7 +154,7 @@ class PositionedConv(nn.Module):
 
 
 class _Network(LfqOrVq):
-    """`VitVQGanVAE` under the names of its fields alone."""
+    """A `VitVQGanVAE` that takes its fields by their own names alone."""
 
     dim: int
     image_size: int

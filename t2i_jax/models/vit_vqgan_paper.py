@@ -183,7 +183,7 @@ class ViTVQGAN(image_tokenizer.QuantizedAutoencoder):
 
     @nn.nowrap
     def start(self, key: Key) -> dict[str, Array]:
-        """No codebook statistics: the codebook is a parameter."""
+        """Empty codebook statistics: the codebook is a parameter."""
         return {}
 
     @nn.nowrap

@@ -121,7 +121,7 @@ class Decoder(nn.Module):
 
 
 class _Network(LfqOrVq):
-    """`VQGanVAE` under the names of its fields alone."""
+    """A `VQGanVAE` that takes its fields by their own names alone."""
 
     dim: int
     image_size: int = 256

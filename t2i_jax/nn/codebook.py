@@ -21,7 +21,7 @@ NOISE = "codes"  # the name of the keys (`rngs` of `apply`) that `GumbelVq` draw
 
 
 class _Codebook(nn.Module):
-    """What both share.
+    """The base of `NearestVq` and `GumbelVq`.
 
     Attributes:
       dim: channels of the feature map. codebook_size, codebook_dim: number and width of the codes.
@@ -52,7 +52,7 @@ class _Codebook(nn.Module):
 
     @nn.nowrap
     def start(self, key: Key) -> dict[str, Array]:
-        """No statistics."""
+        """Empty codebook statistics: the codebook is a parameter."""
         return {}
 
     def lookup(self, ids: Array, codebook: Mapping[str, Array]) -> Array:

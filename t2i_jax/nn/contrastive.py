@@ -27,7 +27,7 @@ Scores = Callable[[Any, Any], Array]  # (some rows of one modality, all rows of 
 
 
 class Matches(NamedTuple):
-    """What a contrastive loss finds per row.
+    """The loss and the hits of each row of a contrastive loss.
 
     Attributes:
       nats_B: the loss. hit_B: whether the own partner has the highest score.

@@ -44,8 +44,8 @@ _LARGE, _FEW = 2**18, 32  # numbers of a kernel and rows for which reading it ta
 
 
 def is_few(rows: int, size: int) -> bool:
-    """Whether `few_rows` is for this many rows and numbers of a kernel: few of large ones, on one
-    CPU. Without a mesh that is JAX's default device.
+    """Whether `few_rows` is the faster way for `rows` rows and a kernel of `size` numbers: few
+    rows, a large kernel, one CPU. Without a mesh that is JAX's default device.
     """
     if rows > _FEW or size < _LARGE:
         return False
@@ -55,7 +55,8 @@ def is_few(rows: int, size: int) -> bool:
 
 
 def few_rows(rows_BI: Array, kernel_OI: Array, **options: Any) -> Array:
-    """rows kernel^T, (B, O), of rows so few that reading the kernel takes longest.
+    """The product rows kernel^T, (B, O), where there are few rows and reading the kernel takes
+    longest.
 
     XLA on a CPU reads a kernel on the left of a product, whose rows lie one after the other, two to
     four times as fast as one on the right; the barrier keeps it from turning the product around.

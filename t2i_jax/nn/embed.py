@@ -18,8 +18,8 @@ _PEAK, _LOWEST = 4.0, -8.0
 
 
 def axial(rows_RC: Array, columns_RC: Array) -> Array:
-    """One position per cell, row by row: (rows * columns, C), the sum of a row's and a column's
-    vector.
+    """The positions of all cells, row by row: (rows * columns, C), each the sum of its row's and
+    its column's vector.
     """
     return (rows_RC[:, None] + columns_RC[None]).reshape(-1, rows_RC.shape[-1])
 
@@ -50,9 +50,9 @@ def relative_bias_row(table_RH: Array, side: int, cell: Array) -> Array:
 
 
 def head_offsets(heads: int, side: int) -> list[tuple[int, int]]:
-    """For each head the offset (rows, columns) from a query's cell back to the cell that
-    `conv_like` centres the head on: the nearest cells that come no later, row by row, are handed
-    out first, the cell itself before all others; more heads than cells begin again.
+    """The offset (rows, columns) of each head from a query's cell back to the cell that `conv_like`
+    centres the head on: the nearest cells that come no later, row by row, are handed out first, the
+    cell itself before all others; more heads than cells begin again.
     """
     back = [
         (row, column)

@@ -85,8 +85,8 @@ def _of_product(equation):
 
 
 def _of_convolution(equation):
-    """Per element of the result: the kernel's window times the input channels of one group, without
-    the holes.
+    """FLOPs of a convolution: for each element of the result, the kernel's window times the input
+    channels of one group, without the holes.
     """
     params, kernel = equation.params, equation.invars[1].aval.shape
     per_output = math.prod(kernel) / kernel[params["dimension_numbers"].rhs_spec[0]]

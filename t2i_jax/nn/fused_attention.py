@@ -116,7 +116,9 @@ def cudnn(
 
 
 def _plain(q_BNHD, k_BNHD, v_BNHD, causal):
-    """One block alone while the length is split: each device has its own queries then."""
+    """Attention in blocks of queries; in a single block while the length is split, as each device
+    has its own queries then.
+    """
     length = k_BNHD.shape[1]
 
     def attend(q, first):

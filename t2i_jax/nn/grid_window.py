@@ -83,8 +83,8 @@ class GridWindow:
         return rearrange(out, "(b r) c h d -> b (r c) h d", r=rows)[:, :length]
 
     def past(self, position: Array, *entries_BKX: Array) -> tuple[Array, list[Array]]:
-        """What a position sees of a KV cache: (mask (1, K'), the entries (B, K', ...)), K' at most
-        side * (reach + 1) + 1.
+        """The entries of a KV cache that a position sees: (mask (1, K'), the entries (B, K', ...)),
+        K' at most side * (reach + 1) + 1.
 
         Args:
           position: int32 scalar. entries_BKX: per position, the last one that is seen included.

@@ -110,7 +110,7 @@ class Lfq(nn.Module):
 
     @nn.nowrap
     def start(self, key: Key) -> dict[str, Array]:
-        """No statistics."""
+        """Empty codebook statistics: the codes are fixed."""
         return {}
 
     def __call__(
@@ -212,7 +212,7 @@ class Fsq(nn.Module):
 
     @nn.nowrap
     def start(self, key: Key) -> dict[str, Array]:
-        """No statistics."""
+        """Empty codebook statistics: the codes are fixed."""
         return {}
 
     def __call__(
@@ -235,8 +235,8 @@ class Fsq(nn.Module):
         return self._out((digits - self._half()) / self._half())
 
     def _bounded(self, z):
-        """Between the lowest and the highest of the whole numbers that stand for a channel's
-        values. An even number of them lies half a step lower, and 0 stays where it was.
+        """Latents within the range of the whole numbers that stand for a channel's values. An even
+        number of these lies half a step lower, and 0 stays where it was.
         """
         levels = jnp.array(self.levels, jnp.float32)
         reach = (levels - 1) * (1 + 1e-3) / 2  # a little more, so that the outermost are reached
@@ -451,7 +451,7 @@ class FactorisedVq(nn.Module):
 
     @nn.nowrap
     def start(self, key: Key) -> dict[str, Array]:
-        """No statistics."""
+        """Empty codebook statistics: the codebook is a parameter."""
         return {}
 
     def __call__(

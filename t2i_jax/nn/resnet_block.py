@@ -21,7 +21,7 @@ from t2i_jax.types import Array
 
 
 class RmsNorm(nn.Module):
-    """Each place's channels divided by their root mean square, times a learnt scale; in float32."""
+    """Root-mean-square norm over the channels of each place, with a learnt scale; in float32."""
 
     dtype: str = "float32"
 

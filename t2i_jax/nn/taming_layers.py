@@ -67,7 +67,7 @@ class Attention(nn.Module):
 
 
 class _Half(nn.Module):
-    """What encoder and decoder share.
+    """The base of `Encoder` and `Decoder`.
 
     Attributes:
       features: output channels of the encoder; unused in the decoder. widths: of each level, the

@@ -126,8 +126,8 @@ class Block(nn.Module):
         position: Array,
         context_mask_BK: Array | None,
     ) -> tuple[Array, dict[str, Array]]:
-        """One position through the layer, and the KV cache ("k", "v": (B, positions, heads,
-        dim_head)) with it.
+        """Takes one position through the layer; returns it and the KV cache ("k", "v": (B,
+        positions, heads, dim_head)) that holds it too.
         """
         normed = self.norm_self(x_BC)
         k_BHD, v_BHD = self.self_attention.keys_values(normed)
@@ -195,7 +195,7 @@ class Transformer(nn.Module):
         return self.norm(x_BNC)
 
     def init_cache(self, context_BKC: Array, positions: int) -> dict[str, Any]:
-        """What `decode` carries: keys and values of `positions` positions (none yet) and of the
+        """The KV cache of `decode`: keys and values of `positions` positions (none yet) and of the
         context, per layer.
         """
         stacked, block = self.variables["params"]["layers"], self._block()
@@ -213,8 +213,8 @@ class Transformer(nn.Module):
     def decode(
         self, x_BC: Array, position: Array, cache: Mapping[str, Any], context_mask_BK: Array
     ) -> tuple[Array, dict[str, Any]]:
-        """One position of a causal stack with cross-attention: (B, dim), and the KV cache with
-        it.
+        """Takes one position through a causal stack with cross-attention; returns it, (B, dim), and
+        the KV cache that holds it too.
         """
         block = self._block()
 
@@ -292,7 +292,7 @@ def start_decoding(params: Any, cache: Mapping[str, Array], dtype: str) -> dict[
 
 
 def _laid(params, dtype, rows):
-    """The same with each kernel as decoding reads it; what else there is as it is."""
+    """The parameters with each kernel in the layout that decoding reads; all others as they are."""
     found = {}
     for name, entry in params.items():
         if isinstance(entry, Mapping):
@@ -329,7 +329,7 @@ def decode_layers(
     state: Mapping[str, Any],
     position: Array,
 ) -> tuple[Array, dict[str, Any]]:
-    """One position through all layers.
+    """Takes one position through all layers.
 
     Args:
       step: `(params, x_BC, cache) -> (x_BC, cache)` of one layer.
