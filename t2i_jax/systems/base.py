@@ -1,4 +1,4 @@
-"""What every system offers: its task, its parts, its options, and the trained system that evaluates
+"""The interface of systems: the task, its parts, its options, and the trained system that evaluates
 itself.
 """
 
@@ -79,7 +79,7 @@ class NoOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What an evaluation found: numbers by name, and sheets of images (HWC uint8) by file name."""
+    """The results of an evaluation: numbers by name, sheets of images (HWC uint8) by file name."""
 
     metrics: Mapping[str, float]
     sheets: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -97,7 +97,7 @@ def of_held_out(measures: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def same_weights(one: Any, other: Any) -> bool:
-    """Whether two trees of arrays are alike, number for number."""
+    """Whether two trees of arrays are equal, number for number."""
     same = jax.tree.structure(one) == jax.tree.structure(other)
     return same and all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
 
@@ -135,7 +135,7 @@ def _moved(system, move):
 
 
 class SystemTask:
-    """A `t2i_jax.types.Task` that also says all that runs and commands ask of a system.
+    """A `t2i_jax.types.Task` that also answers all that runs and commands ask of a system.
 
     The defaults are here.
 
@@ -195,7 +195,7 @@ class SystemTask:
 
     @property
     def unread_parts(self) -> Mapping[str, str]:
-        """By name the parts that neither training nor the trained system reads, and why."""
+        """The parts that neither training nor the trained system reads, by name, and why."""
         return {}
 
     @property
@@ -214,8 +214,8 @@ class SystemTask:
 
     @property
     def held(self) -> Mapping[str, tuple[str, ...]]:
-        """By group the names of parameters, or paths ("encoder/norm"), that training leaves as they
-        are, weight decay included; {}: it moves all of them.
+        """The parameters of each group, by name or path ("encoder/norm"), that training leaves as
+        they are, weight decay included; {}: it moves all of them.
         """
         return {}
 
@@ -242,12 +242,15 @@ class SystemTask:
         return ""
 
     def check_batch(self, batch_size: int, accumulate: int) -> None:
-        """Refuses a batch, in so many micro-batches, of which the losses can't be made."""
+        """Refuses a batch, divided into `accumulate` micro-batches, of which the losses can't be
+        made.
+        """
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What `generate` of the system takes beside prompts: "negative_prompts", "images",
-        "other_images", "instead_of", "init_images", "mask", "cond_images", "start_images".
+        """The arguments that `generate` of the system takes beside prompts: "negative_prompts",
+        "images", "other_images", "instead_of", "init_images", "mask", "cond_images",
+        "start_images".
         """
         return ()
 
@@ -272,13 +275,15 @@ class SystemTask:
 
     @property
     def text_lengths(self) -> Mapping[str, int]:
-        """By network how many tokens of a caption it reads, where the text encoder may read more;
-        {}: every network reads what the encoder does.
+        """The number of tokens of a caption that each network reads, where the text encoder may
+        read more; {}: every network reads what the encoder does.
         """
         return {}
 
     def without(self, parts: Mapping[str, Given]) -> Sequence[str]:
-        """Sentences about what is off because a part is not given; told once before it trains."""
+        """Sentences about features that are off because a part is not given; told once before it
+        trains.
+        """
         return ()
 
     def prepare_text(
@@ -298,8 +303,8 @@ class SystemTask:
             self.text_encoder.prepare(folder, captions)
 
     def frozen(self, parts: Mapping[str, Given]) -> Mapping[str, Any]:
-        """What the step reads and never changes: the weights of the parts, and those of a frozen
-        text encoder.
+        """The weights that the step reads and never changes: those of the parts, and those of a
+        frozen text encoder.
         """
         weights = {name: part.weights for name, part in parts.items()}
         return weights | dict(self.text_encoder.frozen() if self.text_encoder is not None else {})
@@ -318,7 +323,7 @@ class SystemTask:
         return self.text_encoder.columns() if self.text_encoder is not None else {}
 
     def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
-        """What makes `batch_size` images, one program per name; {} for a task that makes none."""
+        """The programs that make `batch_size` images, by name; {} for a task that makes none."""
         return {}
 
     def check_options(self, options: Any) -> None:
@@ -349,7 +354,7 @@ class SystemTask:
         key: Key,
         step: Array,
     ) -> Metrics:
-        """What is measured of a held-out batch while training, and by `t2i eval`; jittable.
+        """The metrics of a held-out batch while training, and by `t2i eval`; jittable.
 
         The metrics of the losses, as in a training step, and nothing is updated.
 
@@ -367,7 +372,9 @@ class SystemTask:
     def after_update(
         self, params: Mapping[str, Params], stats: Stats, batch: Batch, key: Key, step: Array
     ):
-        """Nothing changes without a gradient; returns `(params, stats)`."""
+        """Makes the changes of a step that need no gradient; here there are none. Returns `(params,
+        stats)`.
+        """
         return params, stats
 
     def system(
@@ -408,7 +415,7 @@ class System:
             cls.__repr__ = System.__repr__
 
     def __repr__(self) -> str:
-        """One line: its kind, the size of its images, and how many parameters it has."""
+        """A line with its kind, the size of its images, and the number of its parameters."""
         size = getattr(self.task, "image_size", None)
         found = [f"{size}x{size} pixels"] if isinstance(size, int) else []
         if (encoder := getattr(self.task, "text_encoder", None)) is not None:
@@ -458,7 +465,7 @@ class System:
 
     @property
     def upscales(self) -> bool:
-        """Whether `upscale` makes larger images."""
+        """Whether `upscale` makes larger images of images."""
         return type(self).upscale is not System.upscale
 
     @property
@@ -477,8 +484,8 @@ class System:
     def check_upscale(
         self, prompts: Any = None, options: Any = None, *, batch_size: int | None = None
     ) -> None:
-        """Refuses, and tells, what `upscale` does whatever the images are, before there are any;
-        nothing compiles. Prompts are for one image each; arguments as of `upscale`.
+        """Makes those checks of `upscale` that need no images, before there are any, and tells what
+        they find; nothing compiles. Prompts are for one image each; arguments as of `upscale`.
         """
 
     @property
@@ -501,7 +508,7 @@ class System:
         raise UserError(f"{named(self)} embeds no images; give the run of a CLIP.")
 
     def similarity(self, images: Any, captions: Any) -> np.ndarray:
-        """How similar each image is to each caption; this system compares none."""
+        """The similarity of each image to each caption; this system compares none."""
         raise UserError(f"{named(self)} compares no images with captions; give the run of a CLIP.")
 
     def encode_text(self, captions: Any, batch_size: int | None = None) -> Any:
@@ -521,5 +528,5 @@ class System:
         return {}
 
     def evaluate(self, held_out: HeldOut, evaluation: Evaluation) -> Findings:
-        """What can be measured of the trained system on samples that it did not see."""
+        """Measures the trained system on samples that it did not see."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What all that generates from prompts shares: options, prompts and negative prompts, keys,
+"""Functions of all systems that generate from prompts: options, prompts and negative prompts, keys,
 batches, devices.
 """
 
@@ -158,7 +158,7 @@ def texts(
 
 
 class Dropped(NamedTuple):
-    """So many prompts all of which are dropped, as training drops captions.
+    """A number of prompts that are all dropped, as training drops captions.
 
     Attributes:
       count: how many.
@@ -226,7 +226,9 @@ def _encoded(encoder, tokenizer, prompts, field):
 
 
 def _cut(encoder, tokenizer, prompts, field):
-    """What an encoder cuts of captions; None where it cuts nothing, or is given none."""
+    """A sentence about what an encoder cuts of captions; None where it cuts nothing, or is given
+    none.
+    """
     if tokenizer is None or not are_captions(prompts):
         return None
     one = field.removesuffix("s").replace("_", " ")
@@ -234,7 +236,7 @@ def _cut(encoder, tokenizer, prompts, field):
 
 
 def tell_cut_again(first: Any, second: Any, name: str, prompts: Any, field: str) -> None:
-    """A line on stderr where the second of two systems that read the same captions cuts them
+    """Writes a line to stderr where the second of two systems that read the same captions cuts them
     otherwise than the first, of which `texts` has told.
 
     Args:
@@ -253,7 +255,7 @@ def tell_cut_again(first: Any, second: Any, name: str, prompts: Any, field: str)
 def tell_unread(
     texts: Mapping[str, np.ndarray], read: Mapping[str, int], field: str = "prompts"
 ) -> None:
-    """A line on stderr where a network reads less of a caption than its encoder.
+    """Writes a line to stderr where a network reads less of a caption than its encoder.
 
     Args:
       texts: of `texts`. read: by network the tokens that it reads, see `SystemTask.text_lengths`.
@@ -272,7 +274,7 @@ _TOLD = contextvars.ContextVar("told", default=frozenset(("images", "others")))
 
 @contextlib.contextmanager
 def quiet(*, images: bool = True) -> Iterator[None]:
-    """Nothing is told meanwhile: for images that nobody asked for one by one.
+    """Keeps messages back within the body: for images that nobody asked for one by one.
 
     Args:
       images: False: what becomes of images that are given is told all the same.
@@ -285,7 +287,7 @@ def quiet(*, images: bool = True) -> Iterator[None]:
 
 
 def tell(sentence: str, of: Literal["images", "others"] = "others") -> None:
-    """A line on stderr about what was done with what a user gave.
+    """Writes a line to stderr about what was done with what a user gave.
 
     Args:
       of: "images": what became of images, see `quiet`.
@@ -307,7 +309,7 @@ def negative_of(prompt: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_negative(prompt: Mapping[str, Any]) -> dict[str, Any]:
-    """The other arrays."""
+    """The arrays of prompts without those of negative prompts."""
     return {name: value for name, value in prompt.items() if not name.startswith(_NEGATIVE)}
 
 

@@ -34,8 +34,8 @@ class Cut(NamedTuple):
 
 
 def count_of(**named: Any) -> int:
-    """How many images a user gives, by the name of the argument; 1 where all stand alone, or there
-    are none.
+    """The number of images that a user gives, from the arguments by name; 1 where all stand alone,
+    or there are none.
     """
     several = [_several(name, given) for name, given in named.items() if given is not None]
     return next((len(found) for alone, found in several if not alone), 1)
@@ -68,8 +68,8 @@ def images(name: str, given: Any, count: int | None, channels: int) -> list[np.n
 
 
 def read_once(name: str, given: Any, channels: int | None) -> Any:
-    """What a user gives as images or masks, each of them read, for those who look at it more than
-    once: an open file has nothing left the second time.
+    """The images or masks that a user gives, each of them read, for those who look at them more
+    than once: an open file has nothing left the second time.
 
     Args:
       channels: of images; None: they are masks.
@@ -140,7 +140,7 @@ def shaped(
     name: str, read: Sequence[np.ndarray], size: tuple[int, int], crop: str = "center"
 ) -> list[np.ndarray]:
     """uint8 (H, W, C) of each image: one that has the shape of `size` as it is, any other as
-    `fitted` makes it, whatever stands beside it.
+    `fitted` makes it, whatever the images with it are.
     """
     cuts = [
         Cut((0, 0, image.shape[1], image.shape[0]), image.shape[:2])

@@ -1,4 +1,4 @@
-"""How a system that reproduces images is looked at: originals above what it makes of them, and
+"""Previews and metrics of a system that reproduces images: originals above their reproductions, and
 PSNR.
 """
 
@@ -22,7 +22,7 @@ class ImageToImage(System):
     """
 
     def reproduce(self, images: np.ndarray) -> np.ndarray:
-        """What the system makes of uint8 images (B, H, W, C): uint8 images of the same shape."""
+        """The reproductions, uint8 of the same shape, of uint8 images (B, H, W, C)."""
         raise NotImplementedError
 
     def preview(
@@ -40,7 +40,7 @@ class ImageToImage(System):
         return sheet, {"eval/psnr": decibel(images, again)}
 
     def measure(self, images: np.ndarray) -> Mapping[str, float]:
-        """What is measured on uint8 images: `reconstruction_psnr` in dB."""
+        """The metrics of uint8 images: `reconstruction_psnr` in dB."""
         return {"reconstruction_psnr": decibel(images, self.reproduce(images))}
 
     def evaluate(self, held_out: HeldOut, evaluation: Evaluation) -> Findings:

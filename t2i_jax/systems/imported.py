@@ -77,7 +77,7 @@ class TorchFile:
 
     @functools.cached_property
     def loaded(self) -> Any:
-        """What a .pt, .pth, .bin or .ckpt file holds; None for .safetensors and for a module."""
+        """The content of a .pt, .pth, .bin or .ckpt file; None for .safetensors and a module."""
         if not isinstance(self.source, pathlib.Path) or self.source.suffix == ".safetensors":
             return None
         return torch_io.load(self.source)
@@ -97,7 +97,9 @@ class TorchFile:
 
     @property
     def told(self) -> Mapping[str, Any]:
-        """What a live module or a stored configuration tells, as `convert.weights` gives it."""
+        """The settings that a live module or a stored configuration tells, as `convert.weights`
+        gives them.
+        """
         return self._converted.told
 
     @property

@@ -1,4 +1,4 @@
-"""What masks keep in a system that works on tokens or latents, each of them many pixels."""
+"""Masks of what is kept in a system that works on tokens or latents, each of them many pixels."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def tell(
     size: tuple[int, int] | None = None,
     beside: str = "inpainted",
 ) -> None:
-    """A line on stderr about how many tokens or latents are kept, and how many kept pixels are
-    beside them.
+    """Writes a line to stderr about how many tokens or latents are kept, and how many kept pixels
+    are beside them.
 
     Args:
       known_PRC, keep_PHW: bool, True for those that are kept, and for the pixels that are to be.

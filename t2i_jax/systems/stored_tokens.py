@@ -1,4 +1,4 @@
-"""What stored tokens must have been made with, for tasks that read them."""
+"""The origin that stored tokens must have for tasks that read them."""
 
 from __future__ import annotations
 

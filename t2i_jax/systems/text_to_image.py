@@ -1,4 +1,6 @@
-"""How a system that makes images from text is looked at: grids, a judge's verdict, inpainting."""
+"""Previews and metrics of a system that makes images from text: grids, a judge's verdict,
+inpainting.
+"""
 
 from __future__ import annotations
 
@@ -70,8 +72,8 @@ class TextToImage(System):
         return generation.on_mesh(self, shape, devices)
 
     def conditions(self, samples: Mapping[str, Any], rows: Sequence[int]) -> Mapping[str, Any]:
-        """What `generate` is given of these samples beside their captions: images to condition
-        on.
+        """The arguments of `generate` that these samples give beside their captions: images to
+        condition on.
         """
         if "cond_image" not in samples:
             return {}
@@ -177,8 +179,8 @@ class TextToImage(System):
         return {"sweep": grid(np.concatenate(images), columns, _SIDE, told)}
 
     def evaluate(self, held_out: HeldOut, evaluation: Evaluation) -> Findings:
-        """With a judge `alignment_heldout` (the fraction of images that agree with their captions)
-        and its parts.
+        """The metrics of images for held-out captions: with a judge `alignment_heldout` (the
+        fraction of images that agree with their captions) and its parts.
 
         With `evaluation.completions`, and captions, also `alignment_completed`, the same of
         inpainted images, and `kept_changed`, the fraction of kept pixels that changed.

@@ -1,4 +1,4 @@
-"""What a user asks a cascade for, checked before anything compiles: stages, samplers and sizes."""
+"""Checks of the arguments of a cascade, before anything compiles: stages, samplers and sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cascade can be told when it samples."""
+"""The sampling options of a cascade."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _LARGEST = 16_384  # pixels of a side
 
 @dataclasses.dataclass(frozen=True)
 class CascadeOptions:
-    """How a cascade samples; "per stage" is one value for all stages, or a tuple with one for each.
+    """The sampling options of a cascade; "per stage" is one value for all stages, or a tuple with
+    one for each.
 
     Attributes:
       guidance: scale of classifier-free guidance, per stage; 1 is none.
@@ -96,7 +97,7 @@ class CascadeOptions:
 
 
 def per_stage(name: str, value: Any, count: int) -> list[Any]:
-    """One value per stage: a tuple or list as it is, anything else for all.
+    """The values of an option, one per stage: a tuple or list as it is, anything else for all.
 
     Raises:
       UserError: a tuple of another length.
@@ -112,8 +113,8 @@ def per_stage(name: str, value: Any, count: int) -> list[Any]:
 
 
 def tell_unused(name: str, values: Sequence[Any], count: int) -> None:
-    """A line on stderr about values of more U-Nets than there are, which the packages leave out
-    where they check no number.
+    """Writes a line to stderr about values of more U-Nets than there are, which the packages leave
+    out where they check no number.
     """
     if len(values) > count:
         generation.tell(

@@ -1,4 +1,4 @@
-"""One stage of a diffusion cascade: what it is, its loss, and how it makes images of noise."""
+"""One stage of a diffusion cascade: its fields, its loss, and how it makes images of noise."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ _USUAL_STEPS = {"ancestral": 250, "ddim": 64, "heun": 32, "dpm_solver": 32}
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A U-Net with its image size, its diffusion and how it is sampled when nothing else is asked
-    for.
+    """A U-Net with its image size, its diffusion and its usual way of sampling.
 
     Attributes:
       unet: `Unet`, or `NullUnet` for a first stage that is left out; the task sets `lowres_cond`,
@@ -116,13 +115,13 @@ class Stage:
         return solver(denoise, self.noise, sampling)
 
     def clipped(self, x_BHWC: Array) -> Array:
-        """What a sampling run ended with, within the range of what it makes."""
+        """The result of a sampling run, clipped to the range of what it makes."""
         return jnp.clip(x_BHWC, -1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class StageSampling:
-    """What a compiled sampling run of one stage is made for.
+    """The settings of a sampling run of one stage, for which its program is compiled.
 
     Attributes:
       sampler, steps, churn, percentile: as in `Stage`.
@@ -151,7 +150,7 @@ class StageSampling:
 
     @property
     def compat_of_image(self) -> str | None:
-        """How the package that is meant starts from an image; None where it does not: ours."""
+        """The package whose way of starting from an image is taken; None: ours is."""
         return self.compat if self.compat == Ddpm.reference else None
 
 
@@ -387,8 +386,8 @@ def solver(denoise: Denoise, noise: Noise, sampling: StageSampling) -> samplers.
 
 
 def estimate(noise: Noise, net: Net, x0: Array, draws: Any) -> Array:
-    """What a self-conditioned network is shown in training: its own estimate in half of the steps,
-    else nothing.
+    """The estimate that a self-conditioned network is shown in training: its own in half of the
+    steps, else zeros.
 
     Args:
       draws: its `eps_BHWC`, `level_B`, `keep_B` and `guess` are used.

@@ -74,7 +74,7 @@ class CascadeSystem(TextToImage):
         progress: bool,
         **others: Any,
     ) -> Any:
-        """What `generate` returns.
+        """The result of `generate`.
 
         Args:
           options: how it samples. prompt: what the images are conditioned on, a row per prompt; {}:
@@ -186,7 +186,7 @@ class CascadeSystem(TextToImage):
         """
 
     def _plan(self, options, sizes, scales, progress):
-        """By number: (size, sampling, guidance) of each stage."""
+        """The plan of a sampling run: (size, sampling, guidance) of each stage, by its number."""
         stages = self.task.stages
         samplers, steps = (options.per_stage(name, len(stages)) for name in ("sampler", "steps"))
         common = {

@@ -1,4 +1,4 @@
-"""What every task shares that trains a cascade: a group per stage, each on its own."""
+"""The base of all tasks that train a cascade: a group per stage, each on its own."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class CascadeTask(SystemTask):
 
     @property
     def ema_groups(self) -> tuple[str, ...]:
-        """All stages are averaged."""
+        """The groups with EMA weights: all stages that are trained."""
         return tuple(group(number) for number in self._trainable)
 
     @property

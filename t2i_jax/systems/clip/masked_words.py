@@ -28,7 +28,7 @@ class Masked(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MaskedWords:
-    """Which tokens are hidden (Devlin et al. 2019, BERT, section 3.1).
+    """The choice of the tokens that are hidden (Devlin et al. 2019, BERT, section 3.1).
 
     Attributes:
       weight: of the loss; the contrastive loss keeps the rest of 1.

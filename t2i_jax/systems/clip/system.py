@@ -141,7 +141,7 @@ class ClipSystem(System):
         return Findings(of_held_out(found), {"heldout": sheet})
 
     def _retrieve(self, held_out, evaluation, count):
-        """(a sheet, measures) of so many held-out images and all their captions."""
+        """(a sheet, measures) of `count` held-out images and all their captions."""
         samples = held_out(count, ("image", "caption"))
         images, own = samples["image"], list(samples["caption"])
         captions = list(dict.fromkeys(own))

@@ -113,7 +113,7 @@ class ClipTask(SystemTask):
 
     @property
     def text_encoder(self) -> Any:
-        """From captions to token ids."""
+        """The encoder from captions to token ids."""
         return self.model.captions if self.text is None else self.text
 
     @property
@@ -147,7 +147,7 @@ class ClipTask(SystemTask):
 
     @property
     def ema_groups(self) -> tuple[str, ...]:
-        """All that is trained is averaged."""
+        """The groups with EMA weights: all that is trained."""
         return ("clip",)
 
     @property

@@ -91,7 +91,7 @@ class ClipText(FrozenEncoder):
 
     @property
     def captions(self) -> CaptionIds:
-        """From captions to token ids."""
+        """The encoder from captions to token ids."""
         return CaptionIds(self.network.vocab_size, self.max_length, self.vocabulary)
 
     def init(self, key: Key) -> Params:

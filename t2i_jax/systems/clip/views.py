@@ -16,7 +16,7 @@ from t2i_jax.types import Array, Key
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """How many further views of each image and caption a batch has, and how they differ.
+    """The further views of each image and caption of a batch: how many, and how they differ.
 
     Attributes:
       images, texts: further views of each image and of each caption.

@@ -148,7 +148,7 @@ def imported(
 
 
 def _of_ssl(model, beside):
-    """What `x_clip_ssl.fields` finds.
+    """The settings of self-supervised learning in saved arrays, as `x_clip_ssl.fields` finds them.
 
     Raises:
       UserError: self-supervised learning of another class, or on vectors that are not those of the
@@ -179,7 +179,8 @@ def to_torch(contents: Any, path: pathlib.Path) -> None:
 
 
 def ssl_state(contents: Any, state: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    """What x-clip saves of self-supervised learning beside its CLIP; {} where there is none.
+    """The arrays that x-clip saves of self-supervised learning beside its CLIP; {} where there is
+    none.
 
     Args:
       contents: those of a run of a CLIP. state: a state dict that holds its network, under names
@@ -195,7 +196,8 @@ def ssl_state(contents: Any, state: Mapping[str, Any], place: str = "") -> dict[
 
 
 def ssl_within(contents: Any, state: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    """The same for the CLIP of a run of a prior or a decoder; {} where the state dict has none.
+    """The arrays of `ssl_state` for the CLIP of a run of a prior or a decoder; {} where the state
+    dict has none.
 
     Args:
       place: how the names of the prior or the decoder begin in the state dict.

@@ -1,4 +1,4 @@
-"""What DALL-E 2 can be told when it samples."""
+"""The sampling options of DALL-E 2."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OF_PRIOR = (
 
 @dataclasses.dataclass(frozen=True)
 class DALLE2Options(DecoderOptions):
-    """How DALL-E 2 samples: the options of `DecoderOptions` are those of the decoder.
+    """The sampling options of DALL-E 2: those of `DecoderOptions` are the decoder's.
 
     Attributes:
       prior_guidance: scale of classifier-free guidance of the prior; 1 is none.
@@ -65,12 +65,12 @@ class DALLE2Options(DecoderOptions):
 
     @property
     def decoder(self) -> DecoderOptions:
-        """Those of the decoder."""
+        """The options of the decoder."""
         return DecoderOptions(**{name: getattr(self, name) for name in fields_of(DecoderOptions)})
 
     @property
     def prior(self) -> PriorOptions:
-        """Those of the prior."""
+        """The options of the prior."""
         own: dict[str, Any] = {
             name: getattr(self, f"prior_{name}")
             for name in ("guidance", "sampler", "steps", "num_samples")

@@ -54,7 +54,7 @@ class DALLE2System(TextToImage):
 
     @property
     def text_tokenizer(self) -> Any:
-        """That of CLIP, whose embeddings the prior reads."""
+        """The tokenizer of CLIP, whose embeddings the prior reads."""
         return self.clip.text_tokenizer
 
     def samplers(self, options: DALLE2Options) -> list[dict[str, Any]]:
@@ -338,7 +338,7 @@ def _each_repeated(read, each):
 
 
 def _repeated(prompts, each, rows=None):
-    """Each caption `each` times; a caption that stands alone, as often as there are `rows`."""
+    """Captions, each of them `each` times; one that stands alone, as often as there are `rows`."""
     prompts = [prompts] if isinstance(prompts, str) and rows is not None else prompts
     found = generation.repeated(prompts, each)
     if not rows or found is None or len(found) != 1:

@@ -52,7 +52,7 @@ class DALLE2Task(SystemTask):
 
     @property
     def text_encoder(self) -> Any:
-        """From captions to what CLIP reads; None where CLIP is not known."""
+        """The encoder from captions to what CLIP reads; None where CLIP is not known."""
         return None if self.clip is None else self.clip.captions
 
     @property

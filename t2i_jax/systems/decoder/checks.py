@@ -1,4 +1,4 @@
-"""What a decoder's task is checked for, before anything compiles: its fields, and its parts."""
+"""Checks of a decoder's task, before anything compiles: its fields, and its parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What DALL-E 2's decoder can be told when it samples."""
+"""The sampling options of DALL-E 2's decoder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from t2i_jax.systems.decoder.stage import COMPAT
 
 @dataclasses.dataclass(frozen=True)
 class DecoderOptions(CascadeOptions):
-    """How a decoder samples; all fields but these are those of `CascadeOptions`.
+    """The sampling options of a decoder; all fields but these are those of `CascadeOptions`.
 
     Attributes:
       guidance: scale of classifier-free guidance by image embedding and caption, per stage; 1 is

@@ -32,8 +32,7 @@ COMPAT = "dalle2-pytorch"
 
 @dataclasses.dataclass(frozen=True)
 class DecoderStage(Stage):
-    """A U-Net with its image size, its diffusion and how it is sampled when nothing else is asked
-    for.
+    """A U-Net with its image size, its diffusion and its usual way of sampling.
 
     Attributes:
       unet: `DecoderUnet`; the task sets `lowres_cond`, `lowres_noise_cond`, `channels`,
@@ -142,13 +141,13 @@ class DecoderStage(Stage):
         return stages.solver(denoise, self.noise, sampling)
 
     def prediction_of(self, net: Net) -> Net:
-        """The network without what it tells of variances."""
+        """The network's prediction, without its output on variances."""
         if self.learned_variance is None:
             return net
         return lambda *inputs: learned_variance.halves(net(*inputs))[0]
 
     def clipped(self, x_BHWC: Array) -> Array:
-        """What a sampling run ended with, within the range of images; latents as they are."""
+        """The result of a sampling run, clipped to the range of images; latents as they are."""
         return x_BHWC if self.latent else super().clipped(x_BHWC)
 
     def _bounded(self, denoise: Denoise, percentile: float | None) -> Denoise:
@@ -167,7 +166,8 @@ def _still_at_the_end(step: samplers.Step) -> samplers.Step:
 
 
 class Conditions(NamedTuple):
-    """What a decoder is told beside the noised image; None: nothing.
+    """The inputs that condition a decoder, beside the noised image; None: it is not conditioned on
+    that.
 
     Attributes:
       image_BD: image embeddings. text_BLE, mask_BL: encodings of captions and True at their tokens.
@@ -286,7 +286,9 @@ def losses(
 
 
 def _shown(stage: DecoderStage) -> Noise:
-    """The diffusion by which an output is what a self-conditioned network is shown in training."""
+    """The diffusion that makes, of an output, the estimate that a self-conditioned network is shown
+    in training.
+    """
     noise: Any = stage.noise
     # Reference quirk: whatever the network predicts passes for the clean image.
     return noise if stage.compat is None else dataclasses.replace(noise, objective="x_start")
@@ -334,5 +336,5 @@ def bound(
 
 
 def _rows(conditions):
-    """How many rows conditions have; 0: there are none."""
+    """The number of rows of the conditions; 0: there are none."""
     return next((one.shape[0] for one in jax.tree.leaves(conditions)), 0)

@@ -150,7 +150,7 @@ class DecoderSystem(CascadeSystem):
         negative_prompts: Any = None,
         **others: Any,
     ) -> None:
-        """Refuses what `generate` refuses beside image embeddings that are not made yet; nothing
+        """Refuses what `generate` refuses, while the image embeddings are not made yet; nothing
         compiles.
 
         Args:
@@ -195,7 +195,9 @@ class DecoderSystem(CascadeSystem):
         return given.cut("images", read, (side, side), self.crop)
 
     def _prompt(self, found, texts, prompts, image_embeds, images):
-        """What the images are conditioned on, a row per prompt; `found`, `texts`: of `_told`."""
+        """The arrays that the images are conditioned on, a row per prompt; `found`, `texts`: of
+        `_told`.
+        """
         if images is not None:
             found = {"image_embeds": self.embed_images(images)}
         elif found and image_embeds is None:
@@ -259,7 +261,7 @@ class DecoderSystem(CascadeSystem):
         return found, texts or _blank(task.text_encoder, rows)
 
     def _embeds(self, image_embeds, images, prompts, texts):
-        """Those that are given, or zeros for those that images or captions make."""
+        """The image embeddings that are given, or zeros for those that images or captions make."""
         if images is not None:
             return np.zeros((len(images), self.task.embed_width), np.float32)
         if image_embeds is None:
@@ -296,7 +298,7 @@ class DecoderSystem(CascadeSystem):
         return {**self.task.text_lengths, **stored}
 
     def _as_stored(self, arrays):
-        """What was stored of the captions that have these ids."""
+        """The encodings of the captions that have these ids, as they were stored for training."""
         assert self.reader is not None
         own = (sampling.clip_weights(self.frozen), arrays["text"], arrays["text_mask"])
         encodings = np.asarray(_of_texts(*own, clip=self.reader.task.network)[1])

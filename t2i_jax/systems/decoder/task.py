@@ -114,7 +114,7 @@ class DecoderTask(CascadeTask):
         return tuple(made)
 
     def _set_of(self, i):
-        """The fields of a U-Net that are for the task to say and need no part to be known."""
+        """The fields of a U-Net that the task sets and that need no part to be known."""
         stage = self.stages[i]
         fields = {"lowres_cond": i > 0, "lowres_noise_cond": i > 0 and stage.lowres.noise}
         return fields if stage.latent else {**fields, "channels": self.channels}
@@ -176,14 +176,14 @@ class DecoderTask(CascadeTask):
 
     @property
     def text_encoder(self) -> Any:
-        """From captions to what a batch holds of them; None without captions."""
+        """The encoder from captions to what a batch holds of them; None without captions."""
         if self.text is not None:
             return self.text
         return None if self.clip is None else self.clip.captions
 
     @property
     def trains_vocabulary(self) -> bool:
-        """Whether that of another encoder is trained: CLIP has its own."""
+        """Whether the vocabulary of an encoder other than CLIP is trained: CLIP has its own."""
         return self.text is not None and super().trains_vocabulary
 
     @property
@@ -322,7 +322,7 @@ class DecoderTask(CascadeTask):
     def conditions(
         self, params: Params, frozen: Any, batch: Batch, key: Key | None = None, *, number: int = 1
     ) -> Conditions:
-        """What the images of a batch are conditioned on at a stage.
+        """The inputs that condition a stage, for the images of a batch.
 
         Args:
           params: of the stage, whose text encoder may be jointly trained. key: for its dropout.
@@ -385,7 +385,7 @@ class DecoderTask(CascadeTask):
     def validate(
         self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array
     ) -> Metrics:
-        """As of `CascadeTask`, with all conditions."""
+        """The metrics of `CascadeTask.validate`, with all conditions."""
         drops = {"image_cond_drop_prob": 0.0, "text_cond_drop_prob": 0.0}
         told = dataclasses.replace(self, **drops, text=captions.quiet(self.text))
         return super(DecoderTask, told).validate(params, stats, frozen, batch, key, step)

@@ -1,4 +1,4 @@
-"""What Imagen can be told when it samples."""
+"""The sampling options of Imagen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COMPAT = "imagen-pytorch"
 
 @dataclasses.dataclass(frozen=True)
 class ImagenOptions(CascadeOptions):
-    """How Imagen samples; all fields but these are those of `CascadeOptions`.
+    """The sampling options of Imagen; all fields but these are those of `CascadeOptions`.
 
     Attributes:
       parallel: the share, 0 to 1, that stays of the guidance's component parallel to the

@@ -156,7 +156,7 @@ class ImagenSystem(CascadeSystem):
         )  # fmt: skip
 
     def _enlarging(self, count, prompts, options, others):
-        """(prompts, further arguments) of `generate` that enlarges so many images."""
+        """(prompts, further arguments) of `generate` that enlarges `count` images."""
         start, stop = (None, None) if options is None else (options.start_at, options.stop_at)
         found: dict[str, Any] = {"start_at": start or 2, **others}
         if stop is not None and "stop_at" not in found and stop < (found["start_at"] or 1):

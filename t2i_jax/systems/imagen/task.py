@@ -76,7 +76,7 @@ class ImagenTask(CascadeTask):
         )
 
     def _set_of(self, i):
-        """The fields of a U-Net that are for the task to say."""
+        """The fields of a U-Net that the task sets."""
         fields = {
             "lowres_cond": i > 0,
             "channels": self.channels,
@@ -189,7 +189,7 @@ class ImagenTask(CascadeTask):
     def validate(
         self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array
     ) -> Metrics:
-        """As of `CascadeTask`, with all captions."""
+        """The metrics of `CascadeTask.validate`, with all captions."""
         told = dataclasses.replace(self, cond_drop_prob=0.0, text=captions.quiet(self.text))
         return super(ImagenTask, told).validate(params, stats, frozen, batch, key, step)
 

@@ -1,6 +1,4 @@
-"""What a `MaskGitTask` is checked for, before anything compiles, and the sizes that follow from its
-parts.
-"""
+"""Checks of a `MaskGitTask`, before anything compiles, and the sizes that follow from its parts."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from t2i_jax.types import Array, Key, Params
 
 
 class Draws(NamedTuple):
-    """What chance decides of a training step.
+    """The random numbers of a training step.
 
     Attributes:
       masked_BN: True where the token is to be predicted. shown_BN: True where a masked token is
@@ -126,7 +126,7 @@ def cross_entropy(logits_BNV: Array, ids_BN: Array, masked_BN: Array, smoothing:
 
 
 def mean(x_BN: Array, where_BN: Array) -> Array:
-    """The mean where it is True, of the whole batch."""
+    """The mean of `x_BN` where `where_BN` is True, over the whole batch."""
     return jnp.sum(jnp.where(where_BN, x_BN, 0.0)) / jnp.maximum(jnp.sum(where_BN), 1)
 
 

@@ -1,4 +1,4 @@
-"""What MaskGIT can be told when it samples."""
+"""The sampling options of MaskGIT."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OF_STEPS = (  # what an edit, which draws a few tokens at a time, has no use fo
 
 @dataclasses.dataclass(frozen=True)
 class MaskGitOptions:
-    """How MaskGIT samples.
+    """The sampling options of MaskGIT.
 
     Attributes:
       steps: passes through the network; Muse takes 24, and 8 for its super-resolution.
@@ -159,7 +159,7 @@ class MaskGitOptions:
 
     @property
     def sampling(self) -> Sampling:
-        """What of it shapes the compiled program."""
+        """The part of the options that shapes the compiled program."""
         return Sampling(
             guided=self.guidance != 1,
             top_k=self.top_k,

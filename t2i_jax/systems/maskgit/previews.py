@@ -17,7 +17,7 @@ from t2i_jax.systems.maskgit.windows import grayed
 from t2i_jax.types import Array
 
 Show = Callable[[np.ndarray], Any]
-"""What is given the uint8 images (B, H, W, C) at the end of a step."""
+"""A function that is given the uint8 images (B, H, W, C) at the end of a step."""
 
 _shows: list[Show] = []  # the innermost one is told
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Inputs(NamedTuple):
-    """What the networks are given.
+    """The inputs of the networks.
 
     Attributes:
       ids_BN: tokens of the images. embeds_BLD, mask_BL: text, and True where it is no padding.
@@ -37,7 +37,7 @@ class Inputs(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """What `generate` makes.
+    """The results of `generate`.
 
     Attributes:
       ids_BN: tokens. trace_SBN: those at the end of every step; of windows: after every window,
@@ -144,8 +144,8 @@ def generate(
 
 
 def _networks(params, critic, task, texts, cond_BM, guided, guide_self_critic, scale):
-    """What `masked.generate` asks: (tokens, memory) to vectors, and tokens to a critic's scores;
-    where it is guided the network sees all rows twice.
+    """The functions that `masked.generate` calls: (tokens, memory) to vectors, and tokens to a
+    critic's scores; where it is guided the network sees all rows twice.
     """
     (embeds_BLD, mask_BL, keep_B), network = texts, task.network
     variables = {"params": params["decoder"]}

@@ -190,14 +190,16 @@ class MaskGitSystem(TextToImage):
         generation.check_amounts(1, batch_size)
 
     def _enlarging(self, count, prompts):
-        """(prompts, changes of options) to enlarge so many images."""
+        """(prompts, changes of options) to enlarge `count` images."""
         if self.task.text is None or prompts is not None:
             return (prompts if self.task.text is not None else None), {}
         prompts = generation.unprompted(self.task.text, count, self.task.cond_drop_prob)
         return prompts, {"guidance": 1.0}
 
     def conditions(self, samples: Mapping[str, Any], rows: Sequence[int]) -> Mapping[str, Any]:
-        """For super-resolution the samples' images at the smaller size, as training makes them."""
+        """The images to enlarge by super-resolution: those of the samples at the smaller size, as
+        training makes them.
+        """
         own, small = self.task.tokenizers
         if small is None:
             return {}
@@ -381,5 +383,5 @@ class MaskGitSystem(TextToImage):
 
 
 def rows_in(arrays: Mapping[str, np.ndarray]) -> int:
-    """How many prompts arrays of `prepare` are for."""
+    """The number of prompts that arrays of `prepare` are for."""
     return len(next(iter(arrays.values())))

@@ -190,7 +190,7 @@ class MaskGitTask(SystemTask):
 
     @property
     def ema_groups(self) -> tuple[str, ...]:
-        """All groups are averaged."""
+        """The groups with EMA weights: all of them."""
         return self.groups
 
     @property
@@ -357,7 +357,7 @@ class MaskGitTask(SystemTask):
     def validate(
         self, params, stats: Stats, frozen: Any, batch: Batch, key: Key, step: Array
     ) -> Metrics:
-        """As the losses, with all captions and without label smoothing."""
+        """The metrics of the losses, with all captions and without label smoothing."""
         quiet = dataclasses.replace(
             self, text=captions.quiet(self.text), cond_drop_prob=0.0, label_smoothing=0.0
         )
@@ -366,7 +366,7 @@ class MaskGitTask(SystemTask):
     def inputs_of(
         self, params: Params, frozen: Any, batch: Batch, key: Key | None = None
     ) -> sampling.Inputs:
-        """What the networks are given of a batch (`key`: the text encoder drops out)."""
+        """The inputs of the networks from a batch (`key`: the text encoder drops out)."""
         small = None
         own, cond = self.tokenizers
         if self.on_tokens:

@@ -117,7 +117,9 @@ def _check_size(model, size):
 
 
 def _tokenizers(model, small_size):
-    """By the task's field: (the part of `MaskGitAndTokenizer`, its network at its size)."""
+    """The tokenizers by the task's field: (the part of `MaskGitAndTokenizer`, its network at its
+    size).
+    """
     if model.cond_tokenizer is None:
         return {"tokenizer": ("tokenizer", model.tokenizer)}
     if small_size is None:

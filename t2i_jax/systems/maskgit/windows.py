@@ -24,7 +24,7 @@ _UNDRAWN = 127  # gray, of pixels whose tokens are not drawn yet
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Where the windows lie.
+    """The places of the windows over an image.
 
     Attributes:
       grid: rows and columns of tokens of the whole image. side: of a window. starts: row and column
@@ -41,7 +41,9 @@ class Windows:
 
 
 def unit_of(side: int, small_side: int | None) -> int:
-    """Tokens per step of a window: so many lie over whole tokens of the smaller image."""
+    """Tokens by whose multiples a window moves, so that it lies over whole tokens of the smaller
+    image.
+    """
     return 1 if small_side is None else side // math.gcd(side, small_side)
 
 

@@ -1,4 +1,4 @@
-"""What Muse can be told when it samples."""
+"""The sampling options of Muse."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from t2i_jax.systems.maskgit.options import MaskGitOptions
 
 @dataclasses.dataclass(frozen=True)
 class MuseOptions(MaskGitOptions):
-    """How Muse samples: the options of `MaskGitOptions` are those of its first stage, and of both
+    """The sampling options of Muse: those of `MaskGitOptions` are for its first stage, and for both
     where the second has none of its own.
 
     What a mask keeps of init_images is kept at both sizes. Without one, the first stage changes or
@@ -69,12 +69,12 @@ class MuseOptions(MaskGitOptions):
 
     @property
     def base(self) -> MaskGitOptions:
-        """Those of the first stage, its image_size still that of the large images."""
+        """The options of the first stage, whose image_size is still that of the large images."""
         return MaskGitOptions(**{name: getattr(self, name) for name in fields_of(MaskGitOptions)})
 
     @property
     def superres(self) -> MaskGitOptions:
-        """Those of the second stage."""
+        """The options of the second stage."""
         own = {"steps": self.superres_steps, "edit_steps": None}
         for name in ("guidance", "temperature"):
             value = getattr(self, f"superres_{name}")

@@ -54,7 +54,7 @@ class MuseSystem(TextToImage):
 
     @property
     def text_tokenizer(self) -> Any:
-        """That of both stages."""
+        """The tokenizer of both stages."""
         return self.base.text_tokenizer
 
     def on_mesh(self, shape: Any, devices: Any = None) -> MuseSystem:
@@ -161,7 +161,7 @@ class MuseSystem(TextToImage):
         return stages[:1] if options.stop_at == "base" else stages
 
     def _stages(self, stages, rows, told):
-        """What each stage makes; the second is given the tokens of the first."""
+        """The results of each stage; the second is given the tokens of the first."""
         small = None
         for number, (stage, options) in enumerate(stages):
             arrays = {

@@ -1,4 +1,4 @@
-"""What Parti can be told when it samples."""
+"""The sampling options of Parti."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from t2i_jax.systems import generation
 
 @dataclasses.dataclass(frozen=True)
 class PartiOptions:
-    """How Parti samples.
+    """The sampling options of Parti.
 
     Attributes:
       guidance: scale of classifier-free guidance; 1 is none. The paper uses small values,
@@ -62,5 +62,5 @@ class PartiOptions:
 
     @property
     def sampling(self) -> Sampling:
-        """What of it shapes the compiled program."""
+        """The part of the options that shapes the compiled program."""
         return Sampling(guided=self.guidance != 1, top_k=self.top_k, top_p=self.top_p)

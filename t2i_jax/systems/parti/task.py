@@ -1,5 +1,5 @@
-"""Training and sampling Parti: a `Task` of one objective over image tokens, and the trained system
-that paints.
+"""Training and sampling Parti: a `Task` of one objective over image tokens, and how it becomes a
+trained system.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class PartiTask(SystemTask):
 
     @property
     def ema_groups(self) -> tuple[str, ...]:
-        """All that is trained is averaged."""
+        """The groups with EMA weights: all that is trained."""
         return ("parti",)
 
     @property

@@ -1,4 +1,4 @@
-"""What a prior can be told when it samples."""
+"""The sampling options of a prior."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_STEPS, _MOST_SAMPLES = 100_000, 1000
 
 @dataclasses.dataclass(frozen=True)
 class PriorOptions:
-    """How a prior samples image embeddings.
+    """The sampling options of a prior, which makes image embeddings.
 
     Attributes:
       guidance: scale of classifier-free guidance towards the caption; 1 is none.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class PriorSampling:
-    """What a compiled sampling run of a prior is made for.
+    """The settings of a prior's sampling run, for which its program is compiled.
 
     Attributes:
       sampler, steps, compat: as in `PriorOptions`. guided: whether there is guidance at all.
@@ -38,7 +38,7 @@ class PriorSampling:
 
     @property
     def walks_as_there(self) -> bool:
-        """Whether it is the DDIM of dalle2-pytorch, see `diffusion.dalle2_ddim`."""
+        """Whether the sampler is the DDIM of dalle2-pytorch, see `diffusion.dalle2_ddim`."""
         return self.compat is not None and self.sampler == "ddim"
 
 

@@ -194,7 +194,8 @@ class PriorSystem(System):
         return sheet, {f"eval/{name}": value for name, value in found.items()}
 
     def evaluate(self, held_out: HeldOut, evaluation: Evaluation) -> Findings:
-        """How similar the embeddings made of `evaluation.pictures` held-out captions are.
+        """The similarity of the embeddings made of `evaluation.pictures` held-out captions, as
+        cosines.
 
         `cosine_heldout`: to that of the caption's own image; `cosine_heldout/baseline`: of the
         caption's own embedding to the image's, which a prior has to surpass;

@@ -157,8 +157,8 @@ class PriorTask(SystemTask):
 
     @property
     def text_encoder(self) -> Any:
-        """From captions to what CLIP reads; with stored embeddings their shapes, and None where
-        there are no captions.
+        """The encoder from captions to what CLIP reads; with stored embeddings their shapes, and
+        None where there are no captions.
         """
         if not self.stored:
             return None if self.clip is None else self.clip.captions
@@ -262,7 +262,7 @@ class PriorTask(SystemTask):
         return PriorSystem(self, params, own, clip)
 
     def sampling_of(self, options: PriorOptions) -> PriorSampling:
-        """What a sampling run with these options is compiled for."""
+        """The settings for which a sampling run with these options is compiled."""
         most = getattr(self.noise, "timesteps", None)
         steps = options.steps
         if steps is None:
@@ -354,7 +354,7 @@ class PriorTask(SystemTask):
         return training_losses(net, self.noise, x0, draws.eps_BD, draws.level_B, None, last)
 
     def _estimate(self, net, x0, draws):
-        """What a self-conditioned network is shown: its own estimate in half of the steps."""
+        """The estimate that a self-conditioned network is shown: its own in half of the steps."""
         noise = self.noise
         if self.compat is not None:  # whatever it predicts passes for the clean embedding there
             noise = dataclasses.replace(noise, objective="x_start")

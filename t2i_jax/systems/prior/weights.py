@@ -136,7 +136,7 @@ def _use_encodings(model, settings):
 
 
 def options_of(settings: Mapping[str, Any], noise: DiscreteDdpm) -> PriorOptions:
-    """How the package samples: every timestep, or DDIM where it is told fewer."""
+    """The options by which the package samples: every timestep, or DDIM where told fewer."""
     steps = settings.get("sample_timesteps")
     is_clipped = not settings.get("predict_x_start", True)
     compat = UNCLIPPED if noise.objective == "v" and not is_clipped else COMPAT
@@ -146,8 +146,8 @@ def options_of(settings: Mapping[str, Any], noise: DiscreteDdpm) -> PriorOptions
 
 
 def _on_sphere(settings):
-    """Where vectors are brought to the length of CLIP's; with predict_x_start=False the package
-    does so with noise alone.
+    """The places where vectors are brought to the length of CLIP's; with predict_x_start=False the
+    package does so with noise alone.
     """
     asked = tuple(name for name, theirs in _SPHERE.items() if settings.get(theirs))
     if settings.get("predict_x_start", True):

@@ -80,8 +80,8 @@ PENALTIES: dict[str, Callable[[Array], Array]] = {
 def adaptive_weight(
     pull_back: Callable[[Array], Array], numerator: Array, denominator: Array
 ) -> Array:
-    """How much the adversarial loss may weigh: |d a / d W| / |d b / d W| for the kernel W of the
-    last layer.
+    """The adaptive weight of the adversarial loss: |d a / d W| / |d b / d W| for the kernel W of
+    the last layer.
 
     Esser et al. 2021, equation 7, with the constants of parti-pytorch.
 

@@ -387,7 +387,7 @@ class TokenizerTask(SystemTask):
         )
 
     def _to_last_layer(self, params, features):
-        """From a cotangent of the reconstruction to one of the last kernel."""
+        """A linear map from a cotangent of the reconstruction to one of the last kernel."""
         path, generator = self.model.last_layer, jax.lax.stop_gradient(params["generator"])
         features = jax.lax.stop_gradient(features)
 
