@@ -76,12 +76,12 @@ class PackedSource(ImageFiles):
 
     @property
     def stored(self) -> Mapping[str, Mapping[str, Any]]:
-        """What is known of each column, "text", "tokens" and "clip", that was computed."""
+        """The manifest's description of each computed column: "text", "tokens" and "clip"."""
         return self.manifest["columns"]
 
     @property
     def passed_over(self) -> Ledger:
-        """What was left out and passed over when the set was packed."""
+        """The ledger of what was left out and passed over when the set was packed."""
         found, names = Ledger(), self.manifest.get("bad_names")
         named = [one for one in names if isinstance(one, str)] if isinstance(names, list) else []
         for field in ("bad", "passed_over"):
@@ -96,7 +96,7 @@ class PackedSource(ImageFiles):
 
     @property
     def image_files(self) -> Iterable[pathlib.Path]:
-        """Those of its records; columns have others."""
+        """The files that hold the records, without those that hold columns."""
         return (self.path / shard["file"] for shard in self.manifest["shards"])
 
     def file(self, index: int) -> tuple[bytes, str]:
@@ -389,7 +389,7 @@ class _Shards:
         return bisect.bisect_right(self._starts, index) - 1
 
     def _held(self, number):
-        """How many records a file holds; 0 where it is damaged, which is told record by record."""
+        """The number of records in a file; 0 for a damaged one, which is told record by record."""
         try:
             return self._reader(number).num_records()
         except (RuntimeError, ValueError):

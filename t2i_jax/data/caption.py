@@ -25,11 +25,12 @@ KEYS = (
     "sentence",
     "sentences",
 )
-"""Under which a caption stands in a table or in JSON, the first that is there."""
+"""Columns of a table, and keys of JSON, that may hold a caption; the first that is there is
+read."""
 LONGEST = 131_072
-"""Characters of a caption and of a cell."""
+"""The most characters of a caption and of a cell."""
 SEVERAL = "image with several captions, of which the first is read"
-"""How a ledger names one."""
+"""The reason under which a ledger counts an image with several captions."""
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 MOST_BYTES = 2**24
 """The largest file that is read for a caption."""

@@ -12,7 +12,7 @@ from t2i_jax.data.ledger import Ledger
 from t2i_jax.data.source import Record
 
 VECTORS = ("image_embeds", "caption_embeds")
-"""Of a whole image, and of a whole caption."""
+"""Entries of a batch that hold one vector for a whole image, and for a whole caption."""
 
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 """Captions -> ids (B, L) int32, mask (B, L) bool."""

@@ -122,24 +122,26 @@ def is_wanted(
 
 
 def made_with(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Of what a manifest says of a column, what it was made with."""
+    """The part of a column's entry in a manifest that says what the column was made with."""
     return {name: value for name, value in about.items() if name not in (*_COUNTS, "shards")}
 
 
 def _shards(folder, column):
-    """What the manifest says of a column's files."""
+    """The manifest's list of a column's files."""
     return read_manifest(folder)["columns"].get(column, {"shards": []})["shards"]
 
 
 def _free_prefix(folder, column):
-    """How the files of a column begin; not as those that are there, which stay until then."""
+    """A prefix for the names of a column's new files, unlike that of the present ones, which stay
+    until the new ones are complete.
+    """
     is_taken = any(shard["file"].startswith(f"{column}-") for shard in _shards(folder, column))
     return f"{column}.new" if is_taken else column
 
 
 @contextlib.contextmanager
 def _swept(folder, column):
-    """Afterwards no file of a column lies there that the manifest does not name."""
+    """Removes, at the end, every file of a column that the manifest does not name."""
     try:
         yield
     finally:

@@ -69,7 +69,7 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Composition:
-    """What an image shows, and the caption that says so.
+    """The content of an image, and the caption that describes it.
 
     Attributes:
       task: one of `TASKS`.
@@ -115,7 +115,7 @@ def _colour(name):
 
 
 def _fact(task, combination):
-    """One form for all that says the same: "a above b" is "b below a"."""
+    """The form that stands for all combinations that say the same: "a above b" is "b below a"."""
     if task != "position":
         return tuple(itertools.chain(*sorted((combination[:2], combination[2:]))))
     relation, first, *rest = combination[0], combination[1:3], combination[3:5], combination[5:]
@@ -231,7 +231,7 @@ def _size(rng):
 
 
 def _counting(rng):
-    """All objects alike, none beside another, so that they stay apart."""
+    """Equal objects, no two next to each other, so that they stay apart."""
     number, form, colour = int(rng.integers(1, 6)), _one(rng, FORMS), _one(rng, COLOURS)
     said = colour if rng.random() < 0.5 else ""
     cells: list[tuple[int, int]] = []
@@ -382,7 +382,7 @@ def _places(rng, relation):
 
 @functools.lru_cache(maxsize=2048)  # the lattice leaves few places
 def _cover(form, x, y, radius, image_size):
-    """How much of each pixel a thing covers, (H, W) from 0 to 1."""
+    """The share of each pixel that a thing covers, (H, W) from 0 to 1."""
     fine = 2 * image_size
     grid = (np.arange(fine, dtype=np.float32) + 0.5) / fine
     distance = _distance(form, (grid[None, :] - x) / radius, (grid[:, None] - y) / radius) * radius

@@ -41,8 +41,8 @@ def crop(
 
 
 def told(image_HWC: np.ndarray, how: str) -> str:
-    """What `crop` does to an image that is not square, for a message: "is 48x16 pixels; the 16x16
-    in its middle are used". "" for a square one.
+    """The end of a message about what `crop` does to an image that is not square: "is 48x16 pixels;
+    the 16x16 in its middle are used". "" for a square one.
     """
     height, width = image_HWC.shape[:2]
     if height == width:

@@ -74,11 +74,11 @@ class _Rows(ImageFiles):
 
     @property
     def version(self) -> str:
-        """As its package tells it."""
+        """The version of the set, as its package tells it."""
         return self._version
 
     def image_name(self, index: int) -> None:
-        """None: rows have numbers."""
+        """None: rows have numbers and no names."""
 
     def caption(self, index: int) -> str:
         """The caption; or `BadSample`."""

@@ -37,8 +37,8 @@ NO_IMAGES = (
     _OF_GENEVAL,
     *(f"file of {one}" for one in (*captions.ENDINGS, ".csv", ".tsv", ".html", ".npz")),
 )
-"""How the reasons begin for which files are passed over that are texts, tables, or what programs
-write beside images: whoever measures images misses none there."""
+"""Beginnings of the reasons for passing over texts, tables, and files that programs write beside
+images; none of these would be missed by a program that measures images."""
 _ELSEWHERE = {  # files that hold images too, and the source that reads them
     ".parquet": "hf:FOLDER",
     ".tar": "webdataset:FOLDER/*.tar",
@@ -47,7 +47,9 @@ _ELSEWHERE = {  # files that hold images too, and the source that reads them
 
 
 def in_place_of(path: pathlib.Path) -> str:
-    """What to give in place of an archive, for a sentence; "" where a path names none."""
+    """The advice of a message on what to give in place of an archive; "" for a path that names
+    none.
+    """
     ending = path.suffix.lower()
     if ending == ".tar":
         return "give webdataset:FILE.tar, or unpack it and give its folder"
@@ -214,7 +216,7 @@ def _found(folder, passed_over):
 
 
 def _taken(samples, conds):
-    """The images, of those to be conditioned on, that samples take."""
+    """The image to condition on that each sample takes; "" where there is none."""
     for sample in samples:
         names = _cond_names(os.path.splitext(sample.image)[0])
         yield next((name for name in names if name in conds), "")
@@ -274,8 +276,8 @@ def _has_table(folder):
 
 
 def _is_of_geneval(parent, name):
-    """Whether it is the line of a prompt that GenEval's scorer reads beside its images: it has the
-    name of a table, and names no image.
+    """Whether a file is the prompt that GenEval's scorer reads beside its images: it has the name
+    of a table, and names no image.
     """
     if name != _GENEVAL:
         return False
@@ -349,7 +351,7 @@ def _listed(names):
 
 
 def _wrong(file):
-    """Why this names no file; "" where it does."""
+    """The reason why a table's entry names no file; "" where it names one."""
     if not isinstance(file, str):
         return "row that names no image"
     try:

@@ -19,7 +19,7 @@ _ALL = 2**64
 
 @dataclasses.dataclass(frozen=True)
 class Division:
-    """Which records of a source are held out, told from caption and number alone.
+    """The rule that tells from a caption and a number whether a record of a source is held out.
 
     All records of a caption are on the same side, whatever the source that holds them: a caption is
     held out when its hash is below a limit. A record without a usable caption goes by its number.
@@ -46,7 +46,7 @@ class Division:
         return round(self.found * self.records / max(self.looked_at, 1))
 
     def is_held_out(self, index: int, caption: str | None) -> bool:
-        """Whether a record with this number and caption is."""
+        """Whether a record with this number and caption is held out."""
         return _hash(index, None if self.by_record else caption) < self.limit
 
     def line(self) -> str:
@@ -59,7 +59,7 @@ class Division:
 
 
 def divide(source: Source, share: float) -> Division:
-    """How a source is divided where `share` of its captions are to be held out.
+    """The division of a source of which `share` of the captions are to be held out.
 
     Of a source of up to 2,000 records all are looked at: where none would be held out that with
     the least hash is, and where all would be that with the greatest is not; of one record none is.
@@ -76,7 +76,7 @@ def divide(source: Source, share: float) -> Division:
 
 
 def _have_several(source, indices):
-    """Whether an image has several of these records and of those that follow them."""
+    """Whether several of these records, and of those that follow them, have the same image."""
     beside = {i for index in indices for i in (index, index + 1) if i < len(source)}
     return len({source.image_of(i) for i in beside}) < len(beside)
 
@@ -84,7 +84,9 @@ def _have_several(source, indices):
 def division(
     indices: Sequence[int], captions: Sequence[str | None], records: int, share: float
 ) -> Division:
-    """The same from the captions of some records, None where there is none that can be used."""
+    """The division of a source by the captions of some of its records; None for a caption that
+    can't be used.
+    """
     told = [caption for caption in captions if caption is not None]
     different = len(set(told))
     by_record = bool(told) and (different == 1 or len(told) >= _LABEL * different)

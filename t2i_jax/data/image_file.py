@@ -26,7 +26,8 @@ from t2i_jax.errors import UserError
 from t2i_jax.files import read_regular
 
 ImageLike: TypeAlias = str | os.PathLike | bytes | BinaryIO | Image.Image
-"""What an image can be given as: a path, the bytes of a file, an open file, an image of Pillow."""
+"""The forms in which an image can be given: a path, the bytes of a file, an open file, an image of
+Pillow."""
 
 MOST_BYTES = 2**29
 """The largest image file that is read."""
@@ -266,7 +267,7 @@ def _from_pillow(image, name, channels, ground):
 
 
 class _WholeFiles(contextlib.AbstractContextManager):
-    """While any thread is inside, Pillow refuses a file that ends early.
+    """A context in which Pillow refuses a file that ends early, as long as any thread is inside.
 
     Another package of the process may have told it to fill what is missing with gray; as
     muse_maskgit_pytorch does (trainers.py, line 27) when it is imported. That holds again outside.

@@ -74,7 +74,7 @@ class Ledger:
 
     @property
     def total(self) -> int:
-        """All counts together."""
+        """The sum of all counts."""
         with self._lock:
             return sum(self.by_reason.values())
 
@@ -117,7 +117,7 @@ class Ledger:
             return {f"{prefix}{reason}": float(count) for reason, count in self.different.items()}
 
     def stored(self) -> dict[str, Any]:
-        """What `go_on` takes, as JSON values."""
+        """The ledger as JSON values, from which `go_on` continues it."""
         with self._lock:
             return {
                 "different": dict(self.different),
@@ -126,8 +126,8 @@ class Ledger:
             }
 
     def go_on(self, stored: Mapping[str, Any]) -> None:
-        """Adds what an earlier ledger counted: what comes again counts no more. Rates and the first
-        five names are those of this one alone.
+        """Adds the counts of an earlier ledger: what comes again counts no more. Rates and the
+        first five names are those of this one alone.
 
         Raises:
           KeyError, TypeError, ValueError, AttributeError: it is not what `stored` gave.

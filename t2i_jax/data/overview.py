@@ -28,7 +28,7 @@ _LINE = 14  # pixels
 
 @dataclasses.dataclass(frozen=True)
 class Overview:
-    """What was found.
+    """The findings of a look at a source.
 
     Attributes:
       records: number of records. looked_at: how many of them were read, evenly spread.
@@ -144,7 +144,7 @@ def contact_sheet(records: list[Record], columns: int = 6) -> np.ndarray:
 
 
 def _read(alone, index, entry, bad):
-    """One entry of a record by itself; None where it can't be used."""
+    """An entry of a record by itself; None where it can't be used."""
     try:
         value = alone(index)[entry]
         if value is None:

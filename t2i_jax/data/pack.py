@@ -107,7 +107,7 @@ def pack(
 
 
 def side_by_side(work: Callable[[int], Any], indices: Iterable[int]) -> Iterator[Any]:
-    """What `work` returns for each index, in order.
+    """The results of `work` for all indices, in order.
 
     A window of them is in work in threads, for decoders run free.
     """
@@ -127,7 +127,7 @@ def in_batches(
     indices: Iterable[int],
     batch_size: int,
 ) -> Iterator[Any]:
-    """What becomes of each record, in order; of one that can't be used the `BadSample` that it is.
+    """The results for all records, in order; a `BadSample` in place of a record that can't be used.
 
     Args:
       read: a record, by its index. made: from at most `batch_size` of them, one result for each.
@@ -164,7 +164,7 @@ class _Packable:
 
 @dataclasses.dataclass(frozen=True)
 class _Prepare:
-    """From an index to what is written, or to the BadSample that it is."""
+    """Makes a record as it is written, from its index, or returns the BadSample that it is."""
 
     source: Source
     size: int | None

@@ -1,5 +1,5 @@
-"""From a source to batches: shuffled, cropped, shared among processes, read ahead, and resumable at
-any batch.
+"""Batches of a source: shuffled, cropped, shared among processes, read ahead, and resumable at any
+batch.
 
 Grain does the order, the threads and the worker processes. A sample depends only on the seeds and
 on its position in the order, so neither threads nor workers change a batch, several processes put
@@ -40,7 +40,7 @@ ENTRIES = (
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where images and captions come from and how they are cut.
+    """The data that a run is trained on: where images and captions come from and how they are cut.
 
     Attributes:
       source: "shapes", "digits", "compositions", "folder:PATH", "webdataset:GLOB",
@@ -211,7 +211,9 @@ def batches(
 
 
 def division_of(config: DataConfig, source: Source) -> Division | None:
-    """How a source is divided into what is trained on and what is held out; None: it is not."""
+    """The division of a source into what is trained on and what is held out; None: nothing is held
+    out.
+    """
     if not config.heldout or config.source in EMBEDDED:
         return None
     return divide(source, config.heldout)
@@ -296,8 +298,8 @@ class Batches:
         return self._collate(good)
 
     def get_state(self) -> Mapping[str, Any]:
-        """What this process has still to read after its last batch, as JSON; threads and workers
-        make no difference.
+        """The samples that this process has still to read after its last batch, as JSON; threads
+        and workers make no difference.
         """
         share = self._share.after(self._read)
         return {
@@ -308,7 +310,7 @@ class Batches:
         }
 
     def set_state(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Goes on after the batch after which every process called `get_state`.
+        """Resumes after the batch after which every process called `get_state`.
 
         With the same rows for each process as then, all go on where they were. With others, what is
         still to be read is dealt out anew: no sample comes again in its epoch, none is lost.

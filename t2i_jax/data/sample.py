@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from t2i_jax.data.pipeline import DataConfig
 
 HELD_OUT = "held out"
-"""In place of a sample that training does not see."""
+"""The value that stands for a sample that training does not see."""
 
 
 class Prepare:
@@ -48,7 +48,7 @@ class Prepare:
 
     @property
     def source(self) -> Source:
-        """Where the samples come from."""
+        """The source of the samples."""
         return self._source
 
     @property

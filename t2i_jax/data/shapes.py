@@ -73,7 +73,7 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What an image shows and the caption that says so.
+    """The content of an image and the caption that describes it.
 
     `size` is None for two objects, `relation` for one.
     """
@@ -86,8 +86,8 @@ class Scene:
 
 
 def look_held_out(colour: str, shape: str, size: str, background: str) -> bool:
-    """Whether one object never looks so in training: each shape, small, in two colours on one
-    background each.
+    """Whether an object of this look never comes in training: each shape, small, in two colours on
+    one background each.
     """
     form, ground = SHAPES.index(shape), list(BACKGROUNDS).index(background)
     turn = (list(COLOURS).index(colour) - form) % 4
@@ -96,7 +96,7 @@ def look_held_out(colour: str, shape: str, size: str, background: str) -> bool:
 
 @functools.cache
 def relation_held_out(first: tuple[str, str], relation: str, second: tuple[str, str]) -> bool:
-    """Whether two (colour, shape) objects never stand so in training.
+    """Whether two (colour, shape) objects never come in this relation in training.
 
     "a above b" and "b below a" are one thing.
     """
@@ -128,7 +128,7 @@ def draw(scenes: list[Scene], image_size: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1024)  # the lattice leaves few places: a set has 120 covers
 def _cover(shape, x, y, radius, image_size):
-    """How much of each pixel a thing covers, (H, W) from 0 to 1."""
+    """The share of each pixel that a thing covers, (H, W) from 0 to 1."""
     fine = 2 * image_size
     grid = (np.arange(fine, dtype=np.float32) + 0.5) / fine
     distance = _distance(shape, (grid[None, :] - x) / radius, (grid[:, None] - y) / radius) * radius
@@ -187,7 +187,7 @@ class Shapes(Source):
 
 @dataclasses.dataclass
 class _Plan:
-    """What chance decides of a scene; its things are placed when they are asked for."""
+    """The random choices of a scene; its things are placed when they are asked for."""
 
     looks: tuple[tuple[str, str], ...]
     background: str
@@ -219,7 +219,9 @@ def _planned(index, split, seed):
 
 @functools.lru_cache(maxsize=2**17)
 def _caption(index, split, seed):
-    """Kept, since every stage of a system learns its vocabulary of the same captions."""
+    """The caption of a scene, cached: every stage of a system learns its vocabulary of the same
+    captions.
+    """
     return _planned(index, split, seed).caption
 
 

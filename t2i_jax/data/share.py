@@ -1,5 +1,5 @@
-"""Which samples of an endless order a process reads: its rows of every batch, whatever the number
-of processes, as long as no sample is passed over.
+"""The share of an endless order of samples that a process reads: its rows of every batch, whatever
+the number of processes, as long as no sample is passed over.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What one process has still to read of the order, as positions in it.
+    """The positions in the order that one process has still to read.
 
     A batch is `batch_size` positions in a row, and a process reads the same rows of each: together
     the processes read what one alone would. One that meets a sample which can't be used, or is held
@@ -38,13 +38,13 @@ class Share:
         return self._row(self.taken + number - len(self.left))
 
     def count_below(self, end: int) -> int:
-        """How many of its positions are below `end`, which is beyond all of `left`."""
+        """The number of its positions below `end`, which is beyond all of `left`."""
         batches, rest = divmod(end - self.base, self.batch_size)
         rows = batches * len(self.rows) + sum(row < rest for row in self.rows)
         return len(self.left) + max(rows - self.taken, 0)
 
     def after(self, number: int) -> Share:
-        """What there is to read after `number` samples."""
+        """The share that is left after `number` samples."""
         taken = self.taken + max(number - len(self.left), 0)
         return dataclasses.replace(self, left=self.left[number:], taken=taken)
 
@@ -54,8 +54,8 @@ class Share:
 
 
 def deal(shares: Sequence[Share], rows: Sequence[int], batch_size: int) -> Share:
-    """What a process reads after others: nothing they have read comes again, and nothing they have
-    not read is lost.
+    """The share of a process that reads after others: nothing they have read comes again, and
+    nothing they have not read is lost.
 
     Args:
       shares: of all processes that read before. rows, batch_size: of this process, as in `Share`.

@@ -1,5 +1,5 @@
-"""Where images and captions come from: random access to records, and what happens to those that
-cannot be read.
+"""Sources of images and captions: random access to records, and the treatment of those that cannot
+be read.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from t2i_jax.data.ledger import Ledger, printable
 from t2i_jax.errors import UserError
 
 Record = dict[str, Any]
-"""One sample: "image" uint8 HWC RGB (None where a source has none) and "caption" (str);
-optional are "tokens" (int32,
-row-major), "text_embeds" (tokens, width) float and "text_mask" (tokens,) bool."""
+"""The entries of a sample: "image" uint8 HWC RGB (None where a source has none) and "caption"
+(str); optional are "tokens" (int32, row-major), "text_embeds" (tokens, width) float and "text_mask"
+(tokens,) bool."""
 
 KINDS = {  # the other sources: what follows the colon, and where it is read
     "folder": ("PATH", "t2i_jax.data.folder", "FolderSource"),
@@ -88,8 +88,8 @@ class Source(abc.ABC):
         return None if file is None else file[1]
 
     def image_of(self, index: int) -> Hashable:
-        """Tells the image of a record from all others: two records with several captions of one
-        image have the same. By default each record has its own.
+        """A key of the record's image: records with several captions of one image have the same. By
+        default each record has its own.
         """
         return index
 
@@ -111,8 +111,8 @@ class Source(abc.ABC):
 
     @property
     def version(self) -> str:
-        """What beside the files and the number of its records tells its images from those of
-        another time, the version or the fingerprint of a set; "" where there is no such thing.
+        """The version or the fingerprint of a set, which tells its images from those of another
+        time where the files and the number of records do not; "" where there is no such thing.
         """
         return ""
 
@@ -132,18 +132,18 @@ class Source(abc.ABC):
 
     @property
     def stored(self) -> Mapping[str, Mapping[str, Any]]:
-        """What is known of each column, "text" and "tokens", that was computed beside the data."""
+        """The description of each column that was computed beside the data: "text", "tokens"."""
         return {}
 
     @property
     def passed_over(self) -> Ledger:
-        """What lies with the data and is no record: files that are not read, rows and members that
-        can't be used.
+        """The ledger of what lies with the data and is no record: files that are not read, rows and
+        members that can't be used.
         """
         return Ledger()
 
     def in_channels(self, channels: int) -> Source:
-        """The same source, whose image files are read as so many channels."""
+        """The same source, whose image files are read with this number of channels."""
         other = copy.copy(self)
         other.channels = channels
         return other

@@ -131,7 +131,7 @@ class _Lines:
         return re.sub("\r(?!\n)", _RETURN, line)
 
     def give_back(self, lines: list[str]) -> None:
-        """The lines come again."""
+        """Puts lines back: they are read again."""
         self._waiting += reversed(lines)
         self.number -= len(lines)
 
@@ -170,7 +170,7 @@ def _csv_rows(lines, tabs, named) -> Iterator[Row]:
 
 
 def _parsed(lines, delimiter) -> tuple[list[Any], str]:
-    """The cells of the next row, and why they are none.
+    """The cells of the next row, and the reason where they can't be read.
 
     After broken quotes the next line begins a row, so that they cost no other one.
     """
@@ -291,8 +291,8 @@ def _json(path, field):
 
 
 def _json_of(path, field):
-    """What a .json file holds, so that what is odd in one entry costs no other one: a number that
-    is none or endless, a name twice, bytes that are no UTF-8.
+    """The content of a .json file, read so that what is odd in one entry costs no other one: a
+    number that is NaN or infinite, a name twice, bytes that are no UTF-8.
     """
     check(path, field, _MOST_JSON)
     with refusing(path, field, "JSON", "write it again"):

@@ -104,7 +104,7 @@ class WebDatasetSource(ImageFiles):
         return self._read(sample, sample.image), self._name(sample, sample.image)
 
     def image_name(self, index: int) -> str:
-        """As shard.tar/name.jpg."""
+        """The name of a record's image, as shard.tar/name.jpg."""
         sample = self._samples[index]
         return self._name(sample, sample.image)
 
@@ -156,7 +156,7 @@ class _Group:
         return folder, stem.lower()
 
     def take_captions(self, other: _Group) -> None:
-        """Moves those from another group that are of no name which has a caption here."""
+        """Moves captions of another group here, unless there is a caption of the same name here."""
         mine = {one.rpartition(".")[0] for one in self.parts if one.endswith(captions.ENDINGS)}
         for ending in list(other.parts):
             if ending.endswith(captions.ENDINGS) and ending.rpartition(".")[0] not in mine:
@@ -260,7 +260,7 @@ class _Bounded:
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
-        """So many bytes; ValueError where it says no number or a large one."""
+        """Reads `size` bytes; ValueError for a size that is no number of bytes or a large one."""
         if not 0 <= size <= _MOST_AT_ONCE:
             raise ValueError("a header says that it is larger than it can be")
         return self._file.read(size)

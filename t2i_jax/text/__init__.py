@@ -1,3 +1,3 @@
-"""From captions to embeddings: tokenizers, T5, an encoder trained with the system, stored
-embeddings.
+"""Text encoders, from captions to embeddings: tokenizers, T5, an encoder trained with the system,
+stored embeddings.
 """

@@ -87,8 +87,8 @@ class ClipBpe:
 
 
 class MendingBpe(ClipBpe):
-    """The same as the packages of OpenAI and OpenCLIP use it, which mend a caption first:
-    transformers, and so CLIP score and PickScore, do not.
+    """The tokenizer of CLIP as the packages of OpenAI and OpenCLIP use it, which mend a caption
+    first: transformers, and so CLIP score and PickScore, do not.
 
     Curly quotes become straight ones and HTML entities the characters that they stand for. Of what
     their ftfy does beside that nothing is done: text in a wrong encoding, ligatures, characters of

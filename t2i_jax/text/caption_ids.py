@@ -22,7 +22,7 @@ _CAPTIONS_FOR_VOCABULARY = 50_000
 
 @dataclasses.dataclass(frozen=True)
 class CaptionIds(CaptionEncoder):
-    """From captions to token ids, and no further: a `TextEncoder` without a network.
+    """A `TextEncoder` without a network: it makes token ids of captions, and no embeddings.
 
     Attributes:
       vocab_size: ids are below it. max_length: tokens of a caption; what is longer is cut.
@@ -48,13 +48,13 @@ class CaptionIds(CaptionEncoder):
         return 0
 
     def init(self, key: Key) -> Params:
-        """Nothing: the text network belongs to the system."""
+        """Empty parameters: the text network belongs to the system."""
         return {}
 
     def embed(
         self, params: Params, text_BL: Array, mask_BL: Array, key: Key | None = None
     ) -> Array:
-        """Nothing: a system with such captions embeds them itself.
+        """Refuses to embed: a system with such captions embeds them itself.
 
         Raises:
           UserError: always.

@@ -29,7 +29,8 @@ _LISTED = 5  # captions that are no classes, of those that are
 
 @dataclasses.dataclass(frozen=True)
 class ClassLabels(CaptionEncoder):
-    """One learned embedding per class, in place of a text: for data such as ImageNet's.
+    """A text encoder of class labels, with one learned embedding per class: for data such as
+    ImageNet's.
 
         ClassLabels(("tench, Tinca tinca", "goldfish, Carassius auratus"), dim=512)
 
@@ -102,7 +103,7 @@ class ClassLabels(CaptionEncoder):
         return constrain(params["embedding"], None, None)[text_BL].astype(jnp.float32)
 
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
-        """Nothing is needed: the names are in the recipe."""
+        """Does nothing: the names are in the recipe."""
 
     def check_captions(self, captions: Iterable[str]) -> None:
         """Looks whether all captions are classes.
@@ -151,11 +152,11 @@ class ClassNumbers:
         return np.ones((len(texts),), np.int32)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Nothing: the names are in the recipe."""
+        """Does nothing: the names are in the recipe."""
 
     def refused(self, text: str) -> str | None:
-        """Why a caption stands for no class, as the start of a sentence; None: it stands for one,
-        or is empty.
+        """The reason why a caption stands for no class, as the start of a sentence; None: it stands
+        for one, or is empty.
         """
         found, names = self._found(text), self._labels.names
         if len(found) == 1 or not text.strip():
@@ -166,7 +167,7 @@ class ClassNumbers:
 
     @property
     def remedy(self) -> str:
-        """The end of that sentence."""
+        """The end of the sentence that `refused` begins: the remedy."""
         names = self._labels.names
         few = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
         return f"name one class ({few}), or train with a text encoder for captions."

@@ -1,4 +1,4 @@
-"""What every text encoder offers, and what those that read captions share."""
+"""The interface of text encoders, and base classes for those that read captions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _LETTERS = 20  # that a sentence lists
 
 
 class TextEncoder(Protocol):
-    """From captions to embeddings. Nobody asks which encoder it is: all that differs is said here.
+    """An encoder from captions to embeddings. Nobody asks which encoder it is: all that differs is
+    said here.
 
     Attributes:
       dim: width of the embeddings. max_length: tokens of a caption; longer captions are cut.
@@ -118,8 +119,8 @@ class TextEncoder(Protocol):
 
 
 class CaptionEncoder:
-    """What encoders share that read captions, as token ids or class numbers; one that is trained
-    with the system, or has no weights.
+    """The base of encoders that read captions, as token ids or class numbers, and are trained with
+    the system or have no weights.
     """
 
     def spec(self: TextEncoder, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
@@ -131,15 +132,15 @@ class CaptionEncoder:
         }
 
     def frozen(self) -> Mapping[str, Any]:
-        """Nothing."""
+        """{}: no weights are frozen."""
         return {}
 
     def frozen_shapes(self) -> Mapping[str, Any]:
-        """Nothing."""
+        """{}: no weights are frozen."""
         return {}
 
     def columns(self) -> Mapping[str, Mapping[str, Any]]:
-        """Nothing: captions are enough."""
+        """{}: captions are enough."""
         return {}
 
     @property
@@ -148,7 +149,7 @@ class CaptionEncoder:
         return False
 
     def check_captions(self, captions: Iterable[str]) -> None:
-        """Nothing: every text can be read."""
+        """Accepts all captions: every text can be read."""
 
     def encode(
         self: TextEncoder, tokenizer: TextTokenizer | None, prompts: Any, field: str
@@ -166,7 +167,9 @@ class CaptionEncoder:
 
 
 class FrozenEncoder(CaptionEncoder):
-    """One whose weights are never trained: it has `init`, which reads them, and their `shapes`."""
+    """The base of encoders whose weights are never trained: they have `init`, which reads the
+    weights, and their `shapes`.
+    """
 
     def frozen(self: Any) -> Mapping[str, Any]:
         """The weights of `init`."""
@@ -234,7 +237,7 @@ def are_captions(prompts: Any) -> bool:
 def told_of_cuts(
     tokenizer: TextTokenizer, captions: Sequence[str], max_length: int, one: str
 ) -> str | None:
-    """What is not read of captions, as one sentence: what is cut of those that are longer than
+    """A sentence about what is not read of captions: what is cut of those that are longer than
     `max_length` tokens, "prompt 0 has 53 tokens, the last 41 are cut", and which letters the
     vocabulary lacks. None where all is read.
 
@@ -247,7 +250,7 @@ def told_of_cuts(
 
 
 def told_of_lengths(lengths: np.ndarray, max_length: int, one: str) -> str | None:
-    """What is cut, as in `told_of_cuts`, of numbers of tokens."""
+    """A sentence about what is cut, as in `told_of_cuts`, from numbers of tokens."""
     long = np.flatnonzero(lengths > max_length)
     if not len(long):
         return None

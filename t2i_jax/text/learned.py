@@ -147,7 +147,7 @@ class LearnedText(CaptionEncoder):
 
     @property
     def trains_vocabulary(self) -> bool:
-        """True."""
+        """True: the vocabulary is trained on the captions."""
         return True
 
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:

@@ -23,7 +23,7 @@ def is_stored(encoder: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class StoredText:
-    """No encoder: the batch brings "text_embeds" and "text_mask".
+    """Stored embeddings in place of an encoder: the batch brings "text_embeds" and "text_mask".
 
     Attributes:
       dim: width of the embeddings, for example 768 for google/t5-v1_1-base.
@@ -42,7 +42,7 @@ class StoredText:
                 raise UserError(f"{field}={getattr(self, field)} is not positive; give 1 or more.")
 
     def init(self, key: Key) -> Params:
-        """Nothing."""
+        """{}: there are no parameters."""
         return {}
 
     def embed(
@@ -66,11 +66,11 @@ class StoredText:
         }
 
     def frozen(self) -> Mapping[str, Any]:
-        """Nothing."""
+        """{}: there are no weights."""
         return {}
 
     def frozen_shapes(self) -> Mapping[str, Any]:
-        """Nothing."""
+        """{}: there are no weights."""
         return {}
 
     def columns(self) -> Mapping[str, Mapping[str, Any]]:
@@ -83,10 +83,10 @@ class StoredText:
         return False
 
     def check_captions(self, captions: Iterable[str]) -> None:
-        """Nothing: no caption is read."""
+        """Does nothing: no caption is read."""
 
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
-        """Nothing is needed."""
+        """Does nothing: there is no vocabulary."""
 
     def tokenizer(self, folder: str | os.PathLike | None = None) -> None:
         """None: prompts are embeddings."""

@@ -129,7 +129,7 @@ class T5Text(FrozenEncoder):
         return embeds_BLD
 
     def prepare(self, folder: str | os.PathLike, captions: Callable[[], Iterable[str]]) -> None:
-        """Nothing is needed: T5 has its own tokenizer."""
+        """Does nothing: T5 has its own tokenizer."""
 
     def _random(self, key):
         text_BL = jnp.zeros((1, 2), jnp.int32)

@@ -113,7 +113,7 @@ def read_config(folder: pathlib.Path) -> T5Encoder:
 
 
 def names(network: T5Encoder) -> Iterator[tuple[str, tuple[str, ...], int | None]]:
-    """Every array of the encoder: its name at Hugging Face, its path in ours, and its index among
+    """All arrays of the encoder: the name at Hugging Face, the path in ours, and the index among
     the stacked layers.
 
     Matrices named "kernel" are transposed between the two; all else is the same.
@@ -191,7 +191,7 @@ def has_weights(folder: pathlib.Path) -> bool:
 
 
 def _readers(folder):
-    """For every array stored in the folder its name and a function that reads it."""
+    """Functions that read the arrays stored in the folder, by the arrays' names."""
     first = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
     if first is None:
         raise UserError(

@@ -1,5 +1,5 @@
-"""From captions to token ids: T5's own files, or a small vocabulary trained on the captions at
-hand.
+"""Tokenizers, from captions to token ids: T5's own files, or a small vocabulary trained on the
+captions of the data.
 """
 
 from __future__ import annotations
