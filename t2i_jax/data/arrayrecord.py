@@ -34,16 +34,16 @@ from t2i_jax.files import replacing
 from t2i_jax.foreign import json_file
 
 FORMAT, VERSION, MANIFEST = "t2i_jax packed", 1, "manifest.json"
-COLUMNS = {  # and the arrays of each
+COLUMNS = {  # the columns, and the arrays of each
     "text": ("text_embeds", "text_mask"),
     "tokens": ("tokens",),
     "clip": ("image_embeds", "caption_embeds"),
 }
 _EMBEDS = {"text_embeds", "image_embeds", "caption_embeds"}
-_NUMBERS = ("codebook_size", "max_length")  # of a column that was made with such
+_NUMBERS = ("codebook_size", "max_length")  # numbers that a column may have been made with
 _THEN = " (when it was packed)"
 _READ = "readahead_buffer_size:0,max_parallelism:0"  # for random access
-_WRITE = "group_size:1,uncompressed"  # every record by itself; images are compressed already
+_WRITE = "group_size:1,uncompressed"  # each record apart; images are compressed already
 
 
 class PackedSource(ImageFiles):

@@ -24,7 +24,7 @@ from t2i_jax.data.pack import LIMIT
 from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
 
-_COUNTS = ("bad", "cut")  # of a column, in the manifest
+_COUNTS = ("bad", "cut")  # counts of a column, in the manifest
 
 
 def add_column(

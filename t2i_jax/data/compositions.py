@@ -50,7 +50,7 @@ LENGTHS = {"train": 40_000, "heldout": 3_600}
 BACKGROUND = 255
 
 _STEP = 1 / 8  # the pitch of the lattice of centres, four pixels at 32
-_KEPT_BACK = 8  # of the combinations of two objects one in so many
+_KEPT_BACK = 8  # one in this many combinations of two objects is kept back
 _CACHE_BYTES = 256 * 2**20
 _AROUND = ("{}", "a picture of {}", "there is {}", "just {}", "{} on white")
 _TWO = ("{} and {}", "a picture of {} and {}", "{} together with {}", "{} with {}")

@@ -19,7 +19,7 @@ from t2i_jax.data.ledger import Ledger
 from t2i_jax.data.source import BadSample, Record
 from t2i_jax.errors import UserError
 
-# columns without a type that says so
+# names of columns of images whose type does not say so
 _IMAGES = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 _OF_LABEL = "a photo of {}"
 

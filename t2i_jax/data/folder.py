@@ -27,7 +27,7 @@ TABLES = (
 )
 """Names of the tables that are read, the first of them in a folder."""
 _LEFT = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "lost+found")
-_NO_ENDING = "file without an ending"  # whose bytes are those of no image
+_NO_ENDING = "file without an ending"  # a file whose bytes are those of no image
 _PACKED = (".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst")
 LEFTOVER = "leftover of another program"
 _GENEVAL, _OF_GENEVAL = "metadata.jsonl", "GenEval's line of a prompt"
@@ -181,7 +181,7 @@ def _found(folder, passed_over):
     from_tables: list[_Sample] = []
     by_name: list[_Sample] = []
     unnamed: list[str] = []  # images below a table, which may not name them
-    conds: set[str] = set()  # what images are conditioned on
+    conds: set[str] = set()  # the images to condition on
     ruled: dict[str, bool] = {}  # of each folder, whether a table speaks for it
     for parent, folders, names in os.walk(folder):
         where = os.path.relpath(parent, folder)

@@ -12,8 +12,8 @@ import numpy as np
 from t2i_jax.data.source import BadSample, Source
 
 PARTS = ("train", "heldout")
-_LOOKED_AT = 2000  # records by which it is decided how a source is divided
-_LABEL = 20  # captions that come so often, on average, are names of classes
+_LOOKED_AT = 2000  # most records by which it is decided how a source is divided
+_LABEL = 20  # captions that come this often, on average, are names of classes
 _ALL = 2**64
 
 
@@ -61,9 +61,9 @@ class Division:
 def divide(source: Source, share: float) -> Division:
     """The division of a source of which `share` of the captions are to be held out.
 
-    Of a source of up to 2,000 records all are looked at: where none would be held out that with
-    the least hash is, and where all would be that with the greatest is not; of one record none is.
-    Of a larger source the share alone decides, and a small one may hold nothing out.
+    All records of a source of up to 2,000 are looked at: where none would be held out, the one with
+    the least hash is; where all would be, the one with the greatest is not; a single record never
+    is. In a larger source the share alone decides, and a small share may hold nothing out.
 
     Args:
       share: above 0, below 1.

@@ -34,7 +34,7 @@ MOST_BYTES = 2**29
 LEAST_SIDE = 4
 """Pixels of the smallest side that is read."""
 WHITE, BLACK = 255, 0
-_ENDINGS = {  # of each format that is read; no other is opened
+_ENDINGS = {  # endings of each format that is read; no other is opened
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png", ".apng"),
     "WEBP": (".webp",),

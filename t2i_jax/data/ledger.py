@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from t2i_jax.data.source import BadSample
 
 _ENOUGH = 20  # samples after which the rate of bad ones is looked at
-_NAMES = 5  # that are remembered in all
-_EXAMPLES = 3  # that are remembered for each reason
-_KNOWN = 1_000_000  # names that are told apart; beyond that each counts anew
+_NAMES = 5  # names that are remembered in all
+_EXAMPLES = 3  # names that are remembered for each reason
+_KNOWN = 1_000_000  # names that are told apart; beyond that every one counts as new
 
 
 class Ledger:

@@ -21,9 +21,9 @@ from t2i_jax.data.source import BadSample, Record, Source
 from t2i_jax.errors import UserError
 from t2i_jax.typeset import text_block
 
-# pixels of an image on the sheet, pixels between two, lines of a caption
+# side of an image on the sheet and gap between two, in pixels; lines of a caption
 _SIDE, _GAP, _LINES = 160, 8, 3
-_LINE = 14  # pixels
+_LINE = 14  # height of a line in pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def look(
 
     Args:
       progress: wraps the indices, such as tqdm.
-      wants: what is read of each.
+      wants: the entries that are read of each.
       seconds: after which no more is read; the records are then looked at in an order by chance.
 
     Raises:

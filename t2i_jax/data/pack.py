@@ -32,7 +32,7 @@ from t2i_jax.files import replacing
 
 _AT_ONCE = 64  # records that are prepared side by side
 LIMIT = "--max-bad-rate"
-_JPEG_QUALITY = 95  # of what was a JPEG and is made smaller
+_JPEG_QUALITY = 95  # quality of JPEG files that are made smaller
 
 Progress = Callable[[Iterable[int]], Iterable[int]]  # goes over indices and may show how far it is
 
@@ -109,7 +109,7 @@ def pack(
 def side_by_side(work: Callable[[int], Any], indices: Iterable[int]) -> Iterator[Any]:
     """The results of `work` for all indices, in order.
 
-    A window of them is in work in threads, for decoders run free.
+    Several threads work on a window of them, as decoders run without Python's lock.
     """
     with concurrent.futures.ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         waiting: collections.deque = collections.deque()

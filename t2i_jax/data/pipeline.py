@@ -254,7 +254,7 @@ class Batches:
 
     Attributes:
       bad: what could not be used so far. cut: stored texts that were too long for `text_length`.
-      source: where the samples come from.
+      source: the source of the samples.
     """
 
     def __init__(self, prepare, config, shares, process, collate):

@@ -31,7 +31,7 @@ BACKGROUNDS = {"white": (255, 255, 255), "gray": (128, 128, 128), "black": (0, 0
 SHAPES = ("circle", "square", "triangle", "cross")
 # the radius, as a fraction of the image's side; each of two things is small
 SIZES = {"small": 0.18, "large": 0.3}
-_ONE_SHARE = 1 / 3  # of the images hold one object
+_ONE_SHARE = 1 / 3  # share of the images that hold one object
 # centres lie on a lattice of this pitch, four pixels at 32: few distinct patches, so little to
 # learn
 _STEP = 1 / 8

@@ -13,9 +13,9 @@ class Share:
     """The positions in the order that one process has still to read.
 
     A batch is `batch_size` positions in a row, and a process reads the same rows of each: together
-    the processes read what one alone would. One that meets a sample which can't be used, or is held
-    out, takes the next of its own rows, and so gets ahead of others: an epoch has the same samples,
-    batches are made up otherwise than with another number of processes.
+    the processes read what one alone would. A process that meets a sample which can't be used, or
+    is held out, takes the next of its own rows, and so gets ahead of others: an epoch has the same
+    samples, batches are made up otherwise than with another number of processes.
 
     Attributes:
       rows: rows of a batch that this process reads, ascending.

@@ -37,7 +37,7 @@ EMBEDDED = {  # the sets that come with the package, and where they are drawn or
     "digits": ("t2i_jax.data.digits", "Digits"),
     "compositions": ("t2i_jax.data.compositions", "Compositions"),
 }
-_PLACES = ("folder", "arrayrecord")  # a path; the others: a pattern, or a name as well
+_PLACES = ("folder", "arrayrecord")  # kinds with a path; the others may have a pattern or a name
 _WITH_SPLITS = ("tfds", "hf")
 
 
@@ -167,7 +167,7 @@ class BadSample(Exception):
         return f"{self.name}: {self.reason}"
 
 
-_LARGEST = 2048  # pixels; of the images of a built-in dataset
+_LARGEST = 2048  # longest side in pixels of the images of a built-in dataset
 
 
 def check_split(spec: str, split: str, field: str = "split") -> None:

@@ -27,13 +27,13 @@ from t2i_jax.foreign.file import check, refusing
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 FILE_KEYS = ("file", "file_name", "filename", "image", "image_path", "path", "img")
 """Columns in which a table names an image, the first that a row has."""
-_MOST_BYTES, _MOST_JSON = 2**32, 2**28  # of a table, and of one that is read at once
-_MOST_DIGITS = 100  # of a number
-_LONGEST_LINE = 2**24  # characters
+_MOST_BYTES, _MOST_JSON = 2**32, 2**28  # most bytes of a table, and of one that is read whole
+_MOST_DIGITS = 100  # most digits of a number
+_LONGEST_LINE = 2**24  # most characters of a line
 _RETURN = "\ud800"  # stands for a carriage return by itself; no decoder makes it
-_ODD = "t2i_jax.lone_surrogate"  # in place of what is no UTF-16
+_ODD = "t2i_jax.lone_surrogate"  # error handler: stands in place of what is no UTF-16
 codecs.register_error(_ODD, lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
-_LIMIT = threading.Lock()  # of the csv module's limit, which all threads share
+_LIMIT = threading.Lock()  # guards the csv module's limit, which all threads share
 _SEPARATOR = re.compile(r"sep=([,;\t])", re.IGNORECASE)
 _QUOTE_AFTER_SPACE = re.compile(r' +"')
 _NO_OBJECT = "row that is no JSON object"

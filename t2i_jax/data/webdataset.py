@@ -22,9 +22,9 @@ from t2i_jax.files import open_regular
 from t2i_jax.terminal import say
 from t2i_jax.words import counted
 
-_MOST_SHARDS = 1_000_000  # of one range
-_MOST_PATTERNS = 1000  # of alternatives
-_MOST_AT_ONCE = 2**26  # bytes that reading the members' names may ask for
+_MOST_SHARDS = 1_000_000  # most shards of one range
+_MOST_PATTERNS = 1000  # most patterns that alternatives stand for
+_MOST_AT_ONCE = 2**26  # most bytes that reading the members' names may ask for
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 

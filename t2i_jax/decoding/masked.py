@@ -28,7 +28,7 @@ Critic = Callable[[Array], Array]
 ORDERS = ("confidence", "halton", "random")
 SCHEDULES = ("muse", "maskgit")
 _NEVER = 1e9  # a score that keeps a token from being masked again
-_LOGITS = 2**24  # logits that are made at once, 64 MiB
+_LOGITS = 2**24  # most logits that are made at once, 64 MiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +123,8 @@ def generate(
       plausibility: as of `autoregressive.generate`; None: no token is left out.
       given_BN, known_BN: tokens, and True where they are kept from the start to the end
         (inpainting); None: none.
-      strength: tokens of given_BN that are not known are changed: sampling begins from them, with
-        so large a random part of them masked, above 0 to 1. None: all of them are drawn anew.
+      strength: sampling begins from the tokens of given_BN that are not known, with this share of
+        them, above 0 to 1, masked at random, and changes them. None: all are drawn anew.
       tell: called within the compiled loop with the tokens at the end of every step; None: nothing.
     """
     batch, steps = keys_B.shape[0], sampling.steps

@@ -24,7 +24,7 @@ from t2i_jax.nn.transformer import REMAT, layer_fields, scanned
 from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
 
-BUCKETS, _EXACT, _FARTHEST = 32, 16, 128  # of the bias by distance, as T5 has them
+BUCKETS, _EXACT, _FARTHEST = 32, 16, 128  # buckets of the bias by distance, as T5 has them
 _SCALE = 16.0  # factor of the cosines of queries and keys
 _ROTATED = 32  # channels of a head that are rotated, at most
 

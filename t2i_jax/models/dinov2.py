@@ -16,8 +16,8 @@ from t2i_jax.nn.transformer import scanned
 from t2i_jax.types import Array
 
 _HEAD = 64  # channels
-_CUBIC = -0.75  # of the cubic filter, as PyTorch has it
-# What is added to the number of patches before it is divided by that of the positions.
+_CUBIC = -0.75  # parameter a of the cubic filter, as PyTorch has it
+# Offsets that are added to the number of patches before it is divided by that of the positions.
 OFFSETS = {"size": 0.0, "offset": 0.1}
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from t2i_jax.nn.parameter import parameter
 from t2i_jax.types import Array
 
-SIDE = 299  # pixels of the images
+SIDE = 299  # side of the images in pixels
 CLASSES = 1008
 EPSILON = 1e-3  # of the batch norms
 FEATURES = {

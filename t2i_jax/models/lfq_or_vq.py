@@ -14,7 +14,7 @@ from t2i_jax.models.image_tokenizer import QuantizedAutoencoder
 from t2i_jax.nn import quantize
 from t2i_jax.types import Array, Key
 
-# By the packages' prefixes the fields of the quantisers.
+# The fields of the quantisers by their names with the packages' prefixes.
 ALIASES = {
     f"{prefix}_{name}": name
     for prefix, names in (

@@ -15,8 +15,8 @@ from t2i_jax.models import vgg
 from t2i_jax.nn.parameter import parameter
 from t2i_jax.types import Array
 
-# Of AlexNet (Krizhevsky 2014), as torchvision has it: width, kernel, stride, padding, and whether a
-# max pool of 3x3 comes before.
+# The convolutions of AlexNet (Krizhevsky 2014), as torchvision has it: width, kernel, stride,
+# padding, and whether a max pool of 3x3 comes before.
 ALEXNET = (
     (64, 11, 4, 2, False),
     (192, 5, 1, 2, True),

@@ -26,7 +26,7 @@ from t2i_jax.text.caption_ids import CaptionIds
 from t2i_jax.types import Array, Key, Params
 from t2i_jax.values import Signed
 
-# Of the pixels, from 0 to 1, of the images on which OpenAI trained.
+# Mean and standard deviation of the pixels, from 0 to 1, of OpenAI's training images.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 

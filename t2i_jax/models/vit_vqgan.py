@@ -36,7 +36,7 @@ from t2i_jax.nn.transformer import REMAT
 from t2i_jax.types import Array
 from t2i_jax.values import Signed
 
-# By `pixel_head` the kernel that makes the pixels, within "to_pixels".
+# The path of the kernel that makes the pixels, within "to_pixels", by `pixel_head`.
 _LAST_KERNEL = {"linear": ("kernel",), "implicit": ("to_channels", "kernel")}
 _ALIASES = {
     "num_layers": "layers",

@@ -19,7 +19,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.sharding import BATCH_AXES, constrain
 from t2i_jax.types import Array
 
-_AT_ONCE = 2**24  # scores of a block at most on a device, 64 MiB of float32
+_AT_ONCE = 2**24  # most scores of a block on a device, 64 MiB of float32
 _MASKED = -1e30
 _TINY = math.log(1e-20)  # log of what x-clip adds to every sum of exponentials
 

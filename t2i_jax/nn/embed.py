@@ -12,8 +12,8 @@ import numpy as np
 
 from t2i_jax.types import Array
 
-# Of `conv_like`: the bias at a head's own offset, and the lowest one. The lowest keeps a share of
-# the softmax, so that a head can learn to look further.
+# The biases of `conv_like`: at a head's own offset, and the lowest. The lowest keeps a share of the
+# softmax, so that a head can learn to look further.
 _PEAK, _LOWEST = 4.0, -8.0
 
 

@@ -20,8 +20,8 @@ from t2i_jax.types import Array
 KEPT = "attention"
 """The name, for remat policies, of what the fused kernel of a TPU gives and its gradient needs."""
 
-_BLOCK = 512  # queries and keys that a TPU works on at a time
-_MANY_SCORES = 2**17  # of one head: 1024 tokens that see 128 of a text
+_BLOCK = 512  # queries and keys of a block on a TPU
+_MANY_SCORES = 2**17  # scores of one head: 1024 tokens that see 128 of a text
 _CUDNN = ("bfloat16", "float16")
 
 

@@ -12,7 +12,7 @@ from t2i_jax.values import shown
 
 DTYPES = ("float32", "bfloat16", "float16")
 _COUNT, _SIDE = 1000, 2**16
-# Each of these is built by itself, one after the other.
+# Fields that count things which are built one after the other.
 _COUNTS = (
     "depth",
     "layers",

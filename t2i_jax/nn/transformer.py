@@ -20,8 +20,9 @@ from t2i_jax.nn.grid_window import GridWindow
 from t2i_jax.sharding import constrain
 from t2i_jax.types import Array
 
-# Remat policies: what the backward pass keeps of a layer. Everything, nothing (recompute all), what
-# the fused attention of a TPU gives (elsewhere nothing), or that and matrix products.
+# Remat policies: the activations of a layer that are kept for the backward pass. Everything,
+# nothing (recompute all), the results of a TPU's fused attention (elsewhere nothing), or these and
+# matrix products.
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -32,7 +33,7 @@ REMAT = {
     ),
 }
 _UNROLLED = 64  # layers up to which decoding is unrolled: all of Parti 20B
-# Layers up to which training is: a scan would copy all activations of the layers to large arrays.
+# Layers up to which training is unrolled: a scan would copy all their activations to large arrays.
 _STRAIGHT = 4
 
 

@@ -33,7 +33,7 @@ from t2i_jax.values import shown
 from t2i_jax.words import counted
 
 _NEGATIVE = "negative_"
-MOST_IMAGES = 100_000  # of one call: they are kept in memory
+MOST_IMAGES = 100_000  # most images of one call: they are kept in memory
 _FLOAT32 = float(np.finfo(np.float32).max)
 Options = TypeVar("Options")
 
@@ -386,14 +386,14 @@ def _batches(prompt, total, images_per_prompt, keys_of, batch_size, progress):
             min(batch_size, total - start),
         )
         if start == 0 and len(starts) > 1:
-            heap.clear()  # of what compiling for this batch has left
+            heap.clear()  # frees the memory that compiling for this batch has left
 
 
 def check_total(total: int, name: str, value: Any) -> None:
     """Refuses more images than are made at once.
 
     Args:
-      name, value: what the user gave that makes them so many.
+      name, value: the argument of the user from which this number follows.
     """
     if total > MOST_IMAGES:
         raise UserError(
@@ -501,7 +501,7 @@ def check_number(
 def _finite(value):
     try:
         return math.isfinite(value)
-    except OverflowError:  # of an integer that no float holds
+    except OverflowError:  # an integer that no float holds
         return False
 
 

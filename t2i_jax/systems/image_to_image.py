@@ -13,7 +13,7 @@ from t2i_jax.eval.grid import grid
 from t2i_jax.eval.reconstruction import psnr
 from t2i_jax.systems.base import Findings, HeldOut, System
 
-_SIDE = 96  # pixels that an image of a grid is at least high
+_SIDE = 96  # least height in pixels of an image in a grid
 
 
 class ImageToImage(System):

@@ -20,9 +20,9 @@ from t2i_jax.eval.judge_shapes import parse
 from t2i_jax.systems import generation
 from t2i_jax.systems.base import Findings, HeldOut, System
 
-_SIDE = 96  # pixels that an image of a grid is at least high
+_SIDE = 96  # least height in pixels of an image in a grid
 _SWEPT, _GUIDANCES, _TEMPERATURES = 3, (1.0, 1.5, 2.0, 3.0, 6.0), (0.0, 0.5, 1.0)
-_SHOWN = 32  # images of a sheet
+_SHOWN = 32  # most images of a sheet
 _AT_ONCE = 64  # images that are generated at a time
 
 
@@ -43,7 +43,7 @@ class Judged:
 class TextToImage(System):
     """A system whose `generate` makes images.
 
-    Its task's `samples` say what of the data it is given for that.
+    Its task's `samples` name the entries of the data that it is given for that.
     """
 
     text_tokenizer: Any  # captions to ids; None where prompts are embeddings or there are none

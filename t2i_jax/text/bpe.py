@@ -90,8 +90,8 @@ class MendingBpe(ClipBpe):
     """The tokenizer of CLIP as the packages of OpenAI and OpenCLIP use it, which mend a caption
     first: transformers, and so CLIP score and PickScore, do not.
 
-    Curly quotes become straight ones and HTML entities the characters that they stand for. Of what
-    their ftfy does beside that nothing is done: text in a wrong encoding, ligatures, characters of
+    Curly quotes become straight ones and HTML entities the characters that they stand for. The
+    rest of what their ftfy does is left out: text in a wrong encoding, ligatures, characters of
     full width and control characters stay as they are. `save` writes what `ClipBpe` reads.
     """
 

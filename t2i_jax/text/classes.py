@@ -24,7 +24,7 @@ from t2i_jax.text.encoder import CaptionEncoder, encode_captions
 from t2i_jax.types import Array, Key, Params
 from t2i_jax.values import shown
 
-_LISTED = 5  # captions that are no classes, of those that are
+_LISTED = 5  # most captions without a class that a message lists
 
 
 @dataclasses.dataclass(frozen=True)

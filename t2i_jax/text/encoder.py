@@ -16,7 +16,7 @@ from t2i_jax.text.tokenizer import TextTokenizer, unknown_letters
 from t2i_jax.types import Array, Key, Params
 from t2i_jax.words import named
 
-_LETTERS = 20  # that a sentence lists
+_LETTERS = 20  # most letters that a sentence lists
 
 
 class TextEncoder(Protocol):

@@ -26,7 +26,7 @@ from t2i_jax.types import Array, Key, Params
 
 DEFAULT_NAME = "google/t5-v1_1-base"
 _SPELLINGS = {"bf16": "bfloat16", "fp32": "float32", "f32": "float32"}
-_LONGEST = 256  # tokens of a caption that t5_encode_text keeps
+_LONGEST = 256  # most tokens of a caption that t5_encode_text keeps
 _STEP = 32  # it computes at multiples of this length, so that few lengths are compiled
 
 
@@ -66,7 +66,7 @@ class T5Text(FrozenEncoder):
     ) -> T5Text:
         """The T5 of a folder or of a hub name.
 
-        Of the published names nothing is fetched before the weights are used.
+        With a published name, nothing is fetched before the weights are used.
 
         Args:
           dtype: of the products, "bfloat16" ("bf16") to halve memory and time, else "float32"

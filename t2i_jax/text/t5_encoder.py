@@ -18,8 +18,8 @@ from t2i_jax.nn.parameter import parameter
 from t2i_jax.nn.transformer import layer_fields
 from t2i_jax.types import Array
 
-# What a feed-forward layer applies to its first product; "gated" ones multiply it with a second one
-# (Shazeer 2020).
+# The activation of a feed-forward layer, on its first product; "gated" ones multiply it with a
+# second product (Shazeer 2020).
 FEED_FORWARD = {
     "relu": nn.relu,
     "gated-gelu": lambda x: nn.gelu(x, approximate=True),

@@ -22,7 +22,7 @@ from t2i_jax.values import shown
 
 TOKENIZER_FILES = ("spiece.model", "tokenizer.json")
 TIED = {"shared.weight": "encoder.embed_tokens.weight"}  # saved under either name, or both
-# Of config.json: a name there, the field of `T5Encoder`, and what it is where it is left out (None:
+# Names in config.json, the field of `T5Encoder` for each, and its value where it is left out (None:
 # it may not be left out).
 _CONFIG = (
     ("d_model", "dim", None),
@@ -36,7 +36,7 @@ _CONFIG = (
     ("layer_norm_epsilon", "epsilon", 1e-6),
 )
 _LARGEST = 2**24
-# In the order in which they are looked for.
+# Names of the files of weights, in the order in which they are looked for.
 _WEIGHTS = (
     "model.safetensors.index.json",
     "model.safetensors",

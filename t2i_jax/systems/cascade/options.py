@@ -14,7 +14,7 @@ from t2i_jax.values import shown
 from t2i_jax.words import counted
 
 _MOST_STEPS = 100_000
-_LARGEST = 16_384  # pixels of a side
+_LARGEST = 16_384  # longest side in pixels
 
 
 @dataclasses.dataclass(frozen=True)

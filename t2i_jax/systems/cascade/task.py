@@ -19,7 +19,7 @@ from t2i_jax.systems.cascade.options import CascadeOptions, per_stage
 from t2i_jax.systems.cascade.stage import group
 from t2i_jax.types import Array, Batch, Key, Metrics, Objective, Params, SamplingProgram, Stats
 
-_ANY_GUIDANCE = 2.0  # of a program that is guided: its scale is an argument
+_ANY_GUIDANCE = 2.0  # any scale other than 1 gives the guided program, of which it is an argument
 
 
 class CascadeTask(SystemTask):

@@ -42,8 +42,8 @@ def agreement(
 ) -> np.ndarray:
     """Bool (images, captions): which captions are true of an image.
 
-    Those that say the same as its own, by a judge that looks at the pixels; without a judge its own
-    alone.
+    The captions that say the same as the image's own, by a judge that looks at the pixels; without
+    a judge its own alone.
 
     Args:
       own: the caption of each image.

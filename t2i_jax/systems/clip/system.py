@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from t2i_jax.systems.clip.task import ClipTask
 
 _AT_ONCE = 64  # rows of a batch
-_SIDE, _SHOWN = 96, 32  # pixels that an image of a sheet is at least high, and its images
-_MOST_CLASSES = 64  # as many different captions are names of classes
+_SIDE, _SHOWN = 96, 32  # least height in pixels of an image on a sheet, and most images of it
+_MOST_CLASSES = 64  # different captions, up to which they count as names of classes
 
 
 @dataclasses.dataclass(frozen=True)

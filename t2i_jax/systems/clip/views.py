@@ -20,10 +20,10 @@ class Views:
 
     Attributes:
       images, texts: further views of each image and of each caption.
-      crop: a view shows a part of the image that is at least so large a share of its side, above 0
-        to 1, enlarged to the whole.
+      crop: the least share of the image's side that a view shows, above 0 to 1; the view is
+        enlarged to the size of the image.
       flip: whether a view is mirrored half of the time; captions with left and right forbid it.
-      brightness: pixels are shifted by up to so much, of a range of 2.
+      brightness: the most by which pixels are shifted, of a range of 2.
       dropped_words: share of the tokens that a view of a caption does without.
     """
 

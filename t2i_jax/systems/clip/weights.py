@@ -22,7 +22,7 @@ from t2i_jax.systems.generation import tell
 from t2i_jax.systems.imported import Imported, TorchFile
 from t2i_jax.text.bpe import ClipBpe
 
-# Arguments of the package's class that are none of the network's.
+# Arguments of the package's class that do not belong to the network.
 _SETTINGS: arguments.Rows = {
     **{
         name: arguments.X_CLIP[name]

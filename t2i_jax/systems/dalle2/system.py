@@ -151,7 +151,7 @@ class DALLE2System(TextToImage):
             with told_of_prior():
                 self.prior.check(chosen.prior, rows * images_per_prompt)
             self._check_decoder(rows, prompts if reads else None, chosen.decoder, more)
-            if batch_size is not None:  # what as many images need
+            if batch_size is not None:  # which that many images need
                 own["batch_size"] = min(batch_size * chosen.prior.num_samples, 2**31 - 1)
             embeds = self.prior.embed(prompts, chosen.prior, **own, progress=progress)
             each = images_per_prompt

@@ -87,9 +87,9 @@ class DecoderSystem(CascadeSystem):
     ) -> Any:
         """Images, uint8 (prompts * images_per_prompt, H, W, C), of the last trained stage.
 
-        Those of a prompt, or of an embedding, stand together. The image embedding is the first that
-        is given of `image_embeds`, the CLIP embedding of `images`, and the CLIP embedding of the
-        caption, which lies beside those of images: a prior gives better ones.
+        The images of one prompt, or of one embedding, stand together. The image embedding is the
+        first that is given of `image_embeds`, the CLIP embedding of `images`, and the CLIP
+        embedding of the caption, which lies beside those of images: a prior gives better ones.
 
         Args:
           prompts: a caption, or a list of them; the pair (encodings (P, L, E), mask (P, L)) of a
@@ -208,7 +208,7 @@ class DecoderSystem(CascadeSystem):
         """({"image_embeds"}, the arrays of captions), as far as the decoder reads them; `scales`
         are those of the stages that run.
 
-        Nothing compiles: in place of embeddings that CLIP has yet to make there are as many zeros.
+        Nothing compiles: zeros stand for embeddings that CLIP has yet to make.
         """
         task, guided = self.task, any(scale != 1 for scale in scales)
         if not (task.by_image or task.by_text):

@@ -46,8 +46,8 @@ class DecoderTask(CascadeTask):
     each. `frozen` of the step: "clip" and "tokenizer", the weights of the parts, and "text" of a
     frozen encoder.
 
-    Which conditions a stage has its U-Net says (`cond_on_image_embeds`, `cond_on_text_encodings`);
-    a decoder whose U-Nets have none is unconditional.
+    The U-Net of a stage says which conditions it has (`cond_on_image_embeds`,
+    `cond_on_text_encodings`); a decoder whose U-Nets have none is unconditional.
 
     Attributes:
       stages: from small to large.

@@ -28,7 +28,7 @@ from t2i_jax.systems.decoder.task import DecoderTask
 from t2i_jax.systems.imported import Imported, TorchFile
 from t2i_jax.text.stored import StoredText
 
-# How the package samples.
+# The package's sampling options.
 OPTIONS = DecoderOptions(guidance=1.0, compat=COMPAT)
 
 

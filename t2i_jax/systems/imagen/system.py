@@ -59,7 +59,7 @@ class ImagenSystem(CascadeSystem):
     ) -> Any:
         """Images, uint8 (prompts * images_per_prompt, H, W, C), of the last trained stage.
 
-        A prompt's stand together.
+        The images of one prompt stand together.
 
         Args:
           prompts: a caption, or a list of them; with stored text the pair (embeddings (P, L, D),

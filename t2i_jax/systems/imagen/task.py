@@ -129,7 +129,7 @@ class ImagenTask(CascadeTask):
     def inputs(self) -> tuple[str, ...]:
         """Negative prompts with texts; images to change or complete.
 
-        Images to condition on where the U-Nets take some, and to start from at a later stage.
+        Images to condition on where the U-Nets take some; images to start from at a later stage.
         """
         names = ("negative_prompts",) if self.text is not None else ()
         return (
@@ -204,7 +204,7 @@ class ImagenTask(CascadeTask):
     def flops(self, batch_size: int) -> float:
         """FLOPs of one step, from the traced networks: 3 forward passes.
 
-        A frozen text encoder runs one.
+        A frozen text encoder runs one forward pass.
         """
         once = frozen = 0.0
         texts = captions.spec(self.text, 1)

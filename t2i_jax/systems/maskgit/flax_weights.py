@@ -22,13 +22,13 @@ from t2i_jax.systems.maskgit.task import MaskGitTask
 from t2i_jax.systems.tokenizer import weights as tokenizers
 from t2i_jax.text.classes import ClassLabels
 
-# How the package samples; the paper has 8 steps at 256 pixels, and 12 at 512.
+# The package's sampling options; the paper has 8 steps at 256 pixels, and 12 at 512.
 OPTIONS = MaskGitOptions(
     steps=16, guidance=1.0, growing=False, choice_temperature=4.5, plausibility=None,
     compat=PUBLISHED,
 )  # fmt: skip
 _GIVEN = ("tokenizer", "class_names")
-_LONGEST = 2**20  # bytes of a file of class names
+_LONGEST = 2**20  # most bytes of a file of class names
 
 
 def from_flax(file: TorchFile, model: MaskGitBert) -> Imported:

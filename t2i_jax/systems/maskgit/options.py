@@ -14,8 +14,8 @@ from t2i_jax.systems.maskgit.windows import size_of
 
 COMPAT, PUBLISHED = "muse-maskgit-pytorch", "maskgit"
 _MOST_STEPS = 10_000
-_WIDEST = 1_000  # pixels of a seam
-_OF_STEPS = (  # what an edit, which draws a few tokens at a time, has no use for
+_WIDEST = 1_000  # widest seam in pixels
+_OF_STEPS = (  # options without a use for an edit, which draws a few tokens at a time
     "steps", "growing", "choice_temperature", "order", "remask", "critic", "critic_noise",
 )  # fmt: skip
 
@@ -51,13 +51,14 @@ class MaskGitOptions:
       overlap: share of a window's side that lies over the window before it, from 0 to below 1.
       strength: share of the tokens of init_images that is masked at the beginning where no mask is
         given, from above 0 to 1.
-      edit_steps: mask-free editing (Muse, section 3.3): so many times a few tokens of init_images
-        are masked and drawn anew. None: init_images without a mask are changed by `strength`.
+      edit_steps: mask-free editing (Muse, section 3.3): the number of times that a few tokens of
+        init_images are masked and drawn anew. None: init_images without a mask are changed by
+        `strength`.
       edit_share: share of the tokens that each of these times masks, from above 0 to 1.
       outpaint: what is drawn beside init_images at their left, top, right and bottom, as shares of
         the width and height: (0, 0, 0.5, 0) leaves them the left half. None: nothing.
-      feather: what is kept of init_images is kept in the pixels too, blended into the rest over so
-        many pixels; 0: without a seam. None: it is kept in the tokens alone.
+      feather: what is kept of init_images is kept in the pixels too, blended into the rest over
+        this many pixels; 0: without a seam. None: it is kept in the tokens alone.
       compat: "muse-maskgit-pytorch": no guidance on the scores of a critic that reads the network's
         own vectors; with `remask` a token that stayed has the confidence of what was drawn in its
         place and thrown away; and the second stage of Muse encodes the small images anew.

@@ -27,9 +27,9 @@ from t2i_jax.systems.maskgit.options import COMPAT, MaskGitOptions
 from t2i_jax.systems.maskgit.task import MaskGitTask
 from t2i_jax.systems.tokenizer import weights as tokenizers
 
-# How the package samples.
+# The package's sampling options.
 OPTIONS = MaskGitOptions(steps=18, growing=False, top_k=0.1, plausibility=None, compat=COMPAT)
-# Arguments of the package's class that are none of the networks', by their defaults there.
+# Arguments of the package's class that belong to no network, with their defaults there.
 _DEFAULTS = {
     "cond_drop_prob": 0.5,
     "self_cond_prob": 0.9,

@@ -19,7 +19,7 @@ from t2i_jax.types import Array, Key
 
 # (keys_B, cond_BM, given_BN, known_BN) -> tokens of one window (B, N)
 Draw = Callable[[Key, Array | None, Array, Array], Array]
-_UNDRAWN = 127  # gray, of pixels whose tokens are not drawn yet
+_UNDRAWN = 127  # gray level of pixels whose tokens are not drawn yet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +180,7 @@ def size_of(image_size: Any) -> tuple[int, int] | None:
     return sides
 
 
-_MOST = 65_536  # pixels of a side
+_MOST = 65_536  # longest side in pixels
 
 
 def windows_of(options: Any, network: Any, own: Any, small: Any) -> Windows | None:

@@ -17,7 +17,7 @@ from t2i_jax.systems.maskgit.options import MaskGitOptions
 from t2i_jax.systems.muse.options import MuseOptions
 from t2i_jax.systems.muse.task import MuseTask
 
-# How the package samples.
+# The package's sampling options.
 OPTIONS = MuseOptions(
     **{name: getattr(maskgit.OPTIONS, name) for name in fields_of(MaskGitOptions)},
     superres_steps=maskgit.OPTIONS.steps,

@@ -268,7 +268,7 @@ class PartiTask(SystemTask):
     def flops(self, batch_size: int) -> float:
         """FLOPs of one step, from the traced networks: 3 forward passes.
 
-        What is frozen runs one.
+        Frozen networks run one forward pass.
         """
         shapes = sharding.unbox(sharding.parameters_of(self))["parti"]
         batch = {

@@ -18,7 +18,7 @@ from t2i_jax.systems.parti.options import PartiOptions
 from t2i_jax.systems.parti.task import PartiTask
 from t2i_jax.systems.tokenizer import weights as tokenizers
 
-# Arguments of the package's class that are none of the network's.
+# Arguments of the package's class that do not belong to the network.
 _SETTINGS = {name: arguments.PARTI[name] for name in ("cond_drop_prob", "t5_name", "ignore_index")}
 
 

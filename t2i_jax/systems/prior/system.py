@@ -197,11 +197,11 @@ class PriorSystem(System):
         """The similarity of the embeddings made of `evaluation.pictures` held-out captions, as
         cosines.
 
-        `cosine_heldout`: to that of the caption's own image; `cosine_heldout/baseline`: of the
-        caption's own embedding to the image's, which a prior has to surpass;
-        `cosine_heldout/unrelated`: to that of another caption's image;
-        `cosine_heldout/nearest`: the share of captions to which their own image is the nearest.
-        Without CLIP nothing is measured.
+        `cosine_heldout`: to the embedding of the caption's own image; `cosine_heldout/baseline`: of
+        the caption's own embedding to the image's, which a prior has to surpass;
+        `cosine_heldout/unrelated`: to that of another caption's image; `cosine_heldout/nearest`:
+        the share of captions to which their own image is the nearest. Without CLIP nothing is
+        measured.
         """
         if self.clip is None:
             return Findings({})

@@ -46,15 +46,15 @@ def _log(x):
     return jnp.log(x + 1e-10)
 
 
-# For the generator, from the logits of fakes. "hinge" and "bce" are parti-pytorch's, "softplus" is
-# StyleGAN's.
+# Losses of the generator, from the logits of fakes. "hinge" and "bce" are parti-pytorch's,
+# "softplus" is StyleGAN's.
 GENERATOR: dict[str, Callable[[Array], Array]] = {
     "hinge": lambda fake: -jnp.mean(fake),
     "bce": lambda fake: -jnp.mean(_log(jax.nn.sigmoid(fake))),
     "softplus": lambda fake: jnp.mean(jax.nn.softplus(-fake)),
 }
 
-# For the discriminator, from the logits of fakes and of real images.
+# Losses of the discriminator, from the logits of fakes and of real images.
 DISCRIMINATOR: dict[str, Callable[[Array, Array], Array]] = {
     "hinge": lambda fake, real: jnp.mean(jax.nn.relu(1 + fake) + jax.nn.relu(1 - real)),
     "bce": lambda fake, real: jnp.mean(
@@ -70,7 +70,7 @@ def slopes(logits_of: Callable[[Array], Array], image_BHWC: Array) -> Array:
     return jnp.sum(gradient**2, axis=(1, 2, 3))
 
 
-# From `slopes` at real images, before the weight.
+# Penalties from `slopes` at real images, before the weight.
 PENALTIES: dict[str, Callable[[Array], Array]] = {
     "unit_slope": lambda s_B: jnp.mean((jnp.sqrt(s_B + 1e-20) - 1) ** 2),  # parti-pytorch's
     "r1": lambda s_B: 0.5 * jnp.mean(s_B),  # Mescheder et al. 2018

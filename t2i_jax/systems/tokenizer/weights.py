@@ -34,7 +34,7 @@ def from_torch(file: TorchFile) -> Imported | None:
     return imported(file.network, file.params, settings)
 
 
-# Arguments of the package's class that are none of the network's.
+# Arguments of the package's class that do not belong to the network.
 _SETTINGS: arguments.Rows = dict.fromkeys(
     ("l2_recon_loss", "use_hinge_loss", "use_vgg_and_gan"), arguments.Only(False, True)
 )
