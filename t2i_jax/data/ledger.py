@@ -85,7 +85,7 @@ class Ledger:
         been seen (`done`).
 
         Args:
-          limit: what the user calls `max_rate`, for the message.
+          limit: the name of `max_rate` in the message.
 
         Raises:
           UserError: the rate is above `max_rate`; it names the first bad ones.

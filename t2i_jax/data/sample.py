@@ -57,7 +57,7 @@ class Prepare:
         return len(self._order)
 
     def __call__(self, position: int) -> dict[str, Any] | BadSample | str:
-        """Entries of the sample at a position; or why it is none; or `HELD_OUT`."""
+        """The entries of the sample at a position; a BadSample, or `HELD_OUT`, in place of one."""
         index = int(self._order[position])  # pyright: ignore[reportArgumentType]
         if self._division is not None and self._division.is_held_out(
             index, caption_of(self._source, index)

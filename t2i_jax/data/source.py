@@ -174,7 +174,7 @@ def check_split(spec: str, split: str, field: str = "split") -> None:
     """Refuses a split of a source that has none, all of which would be read.
 
     Args:
-      spec: as of `open_source`. field: what the split was given as, for the sentence.
+      spec: as of `open_source`. field: the argument that gave the split, for the message.
 
     Raises:
       UserError: it has none.

@@ -67,7 +67,7 @@ def read_table(path: pathlib.Path, field: str = "captions") -> list[Row]:
     reason, the others are read. A .json file may also be a list of texts, in the column "caption".
 
     Args:
-      field: what the user calls it, for messages.
+      field: its name in messages.
 
     Raises:
       UserError: no regular file or one that can't be read, no column names, a name twice, a row

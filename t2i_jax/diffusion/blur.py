@@ -112,7 +112,7 @@ class LowresBlur:
     def noised(
         self, image_BHWC: Array, level_B: Array | None, eps_BHWC: Array | None
     ) -> tuple[Array, Array | None]:
-        """(the image in [-1, 1] noised to a level per row, what the network is told of it); without
+        """(the image in [-1, 1] noised to a level per row, the network's condition on it); without
         noise as it is, and None.
         """
         if not self.noise or level_B is None or eps_BHWC is None:

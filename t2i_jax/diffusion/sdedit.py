@@ -21,7 +21,7 @@ def from_image(
     *,
     compat: str | None = None,
 ) -> tuple[Array, Array]:
-    """(x_BHWC, levels): where a sampling run starts from, and the levels that remain to it.
+    """(x_BHWC, levels): the noised image that sampling starts from, and the levels that remain.
 
     Args:
       image_BHWC: images in [-1, 1].

@@ -74,7 +74,7 @@ class CLIP(DualEncoder):
         `use_all_token_embeds` embeds whole captions and images by its class tokens, which training
         never did; "resize_right", images of another size are resized as if they were black beyond
         their edges.
-      remat: what the backward pass recomputes: "none", "dots", "attention" or "full". dtype: of the
+      remat: remat policy: "none", "dots", "attention" or "full". dtype: of the
         products; norms, softmax and latents are float32.
     """
 

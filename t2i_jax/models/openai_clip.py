@@ -50,7 +50,7 @@ class OpenAIClip(DualEncoder):
       mean, std: by which pixels from 0 to 1 are normalised, per channel.
       visual_patch_dropout: share of the patches that training drops (Li et al. 2022, FLIP).
       logit_bias: first value of a learnt bias of similarities, for the sigmoid loss; None: none.
-      remat: what the backward pass recomputes: "none", "dots", "attention" or "full". dtype: of the
+      remat: remat policy: "none", "dots", "attention" or "full". dtype: of the
         products; norms, softmax and latents are float32.
     """
 

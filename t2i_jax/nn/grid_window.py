@@ -103,7 +103,7 @@ class GridWindow:
         return jnp.pad(mask, (1, 0), constant_values=True)[None], [taken(e) for e in entries_BKX]
 
     def _mask(self, rows):
-        """bool (R, side, 1 + (reach + 1) side): what the queries of each row see of `keys`."""
+        """bool (R, side, 1 + (reach + 1) side): the keys that the queries of each row see."""
         row, column = np.arange(rows)[:, None, None], np.arange(self.side)[:, None]
         cells = (row - self.reach) * self.side + np.arange((self.reach + 1) * self.side)
         keys = np.where(cells < 0, -1, cells + 1)  # a row above the grid: never seen

@@ -68,7 +68,7 @@ class NormFormer(nn.Module):
     """A norm, `depth` layers and a norm; the parameters of all layers are stacked under "layers".
 
     Attributes:
-      depth: layers. remat: what the backward pass recomputes, a key of `nn.transformer.REMAT`. The
+      depth: layers. remat: remat policy, a key of `nn.transformer.REMAT`. The
         other fields are those of `NormFormerLayer`.
     """
 

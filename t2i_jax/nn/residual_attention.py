@@ -93,7 +93,7 @@ class ResidualAttention(nn.Module):
     """`depth` layers; their parameters are stacked under "layers".
 
     Attributes:
-      remat: what the backward pass recomputes, a key of `nn.transformer.REMAT`. The other fields
+      remat: remat policy, a key of `nn.transformer.REMAT`. The other fields
         are those of `ResidualAttentionLayer`.
     """
 

@@ -121,7 +121,7 @@ class ResnetStack(nn.Module):
       names: of the blocks, one each, under which their parameters stand whether they are a loop or
         not.
       features, gate, heads, dim_head, max_scores: as in `ResnetBlock`.
-      remat: what the backward pass recomputes of each block, a key of `REMAT`.
+      remat: remat policy of each block, a key of `REMAT`.
       scan: one block is compiled and looped over the stacked parameters of all, in a fraction of
         the time where there are many, at the price of a copy of their parameters and feature maps.
         The parameters are made one by one.

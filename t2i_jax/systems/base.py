@@ -401,8 +401,9 @@ class System:
     `decode`.
 
     Attributes:
-      task: what it was trained as. weights: parameters by name.
-      crop: how training cut its images (`data.crop`), and those that it is given are.
+      task: the task that trained it. weights: parameters by name.
+      crop: the way in which training cut its images (`data.crop`); those that it is given are
+        cut likewise.
     """
 
     task: Any

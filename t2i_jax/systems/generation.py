@@ -134,7 +134,7 @@ def texts(
       prompts: as the encoder takes them, see its `encode`; or `Dropped`.
       negative_prompts: one for each of them; a string is for all; None: none.
       guided: whether there is guidance. dropped: share of the captions that training dropped; None:
-        of that nothing is said. field: what messages call the prompts.
+        of that nothing is said. field: the prompts' name in messages.
 
     Raises:
       UserError: nothing that the encoder takes, another number of negative prompts, or some without

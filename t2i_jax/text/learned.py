@@ -79,7 +79,7 @@ class LearnedText(CaptionEncoder):
         al. 2021, section 2.4). What comes first is then plain to see: a diffusion model with it
         learns in far fewer steps which of two things stands above the other.
       dropout: on embeddings and updates, where `embed` is given a key; the paper has 0.1.
-      remat: what the backward pass recomputes: "none", "dots", "attention" or "full".
+      remat: remat policy: "none", "dots", "attention" or "full".
       dtype: of the products; norms and softmax are float32.
     """
 

@@ -62,7 +62,7 @@ def check_lowres_level(
 
     Args:
       numbers: of the stages, from 1. lowres_level: of all of them; None: each has its own.
-      field: what messages call it.
+      field: its name in messages.
     """
     for number in numbers:
         lowres = stages[number - 1].lowres

@@ -311,7 +311,7 @@ def run(
 
     Args:
       small: (images of the previous stage, noise for them, its level or None for the stage's own).
-      init_BHWC: images to change, of this shape; with `keep_BHW` (True: known) to complete.
+      init_BHWC: images to change, of this shape; with `keep_BHW` (True: known) to inpaint.
     """
     lowres_BHWC = condition_B = None
     if small is not None:

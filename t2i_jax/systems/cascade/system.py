@@ -33,7 +33,7 @@ class CascadeSystem(TextToImage):
     of one stage.
 
     Attributes:
-      task: what it was trained as; its `stages` are those that run.
+      task: the task that trained it; its `stages` are those that run.
       weights: {"stage_1": parameters, ...}.
       updates: of each stage, how often it was trained.
       frozen: weights of frozen networks by name.
@@ -77,8 +77,9 @@ class CascadeSystem(TextToImage):
         """The result of `generate`.
 
         Args:
-          options: how it samples. prompt: what the images are conditioned on, a row per prompt; {}:
-            nothing. scales: of guidance, per stage. The others are those of `generate`.
+          options: sampling options. prompt: the arrays that the images are conditioned on, a row
+            per prompt; {}: none. scales: of guidance, per stage. The others are those of
+            `generate`.
         """
         plan, batches = self._prepared(options, prompt, scales, progress=progress, **others)
         results: list[list[np.ndarray]] = [[] for _ in plan]

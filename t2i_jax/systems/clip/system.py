@@ -40,7 +40,7 @@ class ClipSystem(System):
     >>> clip.similarity(["a.png", "b.png"], ["a red circle", "a blue square"])    # doctest: +SKIP
 
     Attributes:
-      task: what it was trained as. weights: {"clip": parameters}.
+      task: the task that trained it. weights: {"clip": parameters}.
       text_tokenizer: captions to ids; None: captions are given as ids.
       mesh: the mesh on which it works, see `generation.on_mesh`; None: one device.
       frozen: weights of frozen networks, of which a CLIP has none.
@@ -70,7 +70,7 @@ class ClipSystem(System):
 
         Args:
           captions: a string, a list of them, or token ids (P, L) with 0 for padding.
-          batch_size: rows that are computed at once; None: 64. field: how messages call them.
+          batch_size: rows that are computed at once; None: 64. field: their name in messages.
 
         Raises:
           UserError: nothing of these.

@@ -67,7 +67,7 @@ def of_file(
     the tokenizers of x-clip and DALLE2-pytorch add none.
 
     Args:
-      model, params: as `convert.from_torch` gives them. told: what a live module tells of it.
+      model, params: as `convert.from_torch` gives them. told: settings that a live module tells.
       beside: as of `imported`.
 
     Raises:

@@ -35,7 +35,7 @@ class DALLE2System(TextToImage):
     >>> again = dalle2.variations("photo.png", images_per_prompt=4)            # doctest: +SKIP
 
     Attributes:
-      task: what joined it. weights: {}; they are those of the parts.
+      task: the task that joins its parts. weights: {}; they are those of the parts.
       clip, prior, decoder: the parts.
       unread: what made the stored text that the decoder was trained on, where that is not `clip`,
         so that it reads no captions; "": it reads them, or was trained without.
@@ -108,8 +108,8 @@ class DALLE2System(TextToImage):
         Args:
           prompts: a caption, a list of them, or token ids (P, L); beside images or their embeddings
             also what a decoder that was trained on stored text takes, the pair (embeddings, mask).
-          options: how it samples; None: the defaults of `DALLE2Options`. changes: single options by
-            name, guidance=2.0.
+          options: sampling options; None: the defaults of `DALLE2Options`. changes: single options
+            by name, guidance=2.0.
           images, other_images: in any form and size, see `given.images`. instead_of: one caption
             for all, or one for each prompt.
           image_embeds: (P, D), in place of what the prior makes.

@@ -67,8 +67,8 @@ class DALLE2Task(SystemTask):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Negative prompts; images to vary, to mix and to change by captions; images to change or
-        complete pixel by pixel.
+        """Negative prompts; images to vary, to mix and to change by captions; images to inpaint or
+        change pixel by pixel.
         """
         return "negative_prompts", "images", "other_images", "instead_of", "init_images", "mask"
 

@@ -40,7 +40,7 @@ class DecoderSystem(CascadeSystem):
     >>> again = decoder.generate(images="photo.png", images_per_prompt=4)     # doctest: +SKIP
 
     Attributes:
-      task: what it was trained as.
+      task: the task that trained it.
       weights: {"stage_1": {"unet"}, ...}.
       updates: of each stage, how often it was trained.
       frozen: {"clip", "tokenizer", "text"}: weights of the parts and of a frozen text encoder.
@@ -95,7 +95,7 @@ class DecoderSystem(CascadeSystem):
           prompts: a caption, or a list of them; the pair (encodings (P, L, E), mask (P, L)) of a
             decoder that was trained on stored ones; None: no captions, which a decoder that was
             trained on some takes as dropped ones.
-          options: how it samples; None: the defaults of `DecoderOptions`. changes: single options
+          options: sampling options; None: the defaults of `DecoderOptions`. changes: single options
             by name, guidance=2.0.
           image_embeds: (P, D), or (D,) for one; of CLIP, l2-normalised.
           images: images in any form and size, see `given.images`, of which variations are made.

@@ -224,7 +224,7 @@ class DecoderTask(CascadeTask):
     @property
     def inputs(self) -> tuple[str, ...]:
         """Negative prompts with captions; images to vary where there is a CLIP to embed them;
-        images to change or complete, and to start from at a later stage.
+        images to inpaint or change, and to start from at a later stage.
         """
         names = ("negative_prompts",) if self.by_text else ()
         shown = ("images",) if self.by_image and self.clip is not None else ()

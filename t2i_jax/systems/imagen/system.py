@@ -29,7 +29,7 @@ class ImagenSystem(CascadeSystem):
     """A trained cascade.
 
     Attributes:
-      task: what it was trained as.
+      task: the task that trained it.
       weights: {"stage_1": {"unet", "text"}, ...}.
       updates: of each stage, how often it was trained.
       frozen: {"text": weights of a frozen encoder}.
@@ -65,8 +65,8 @@ class ImagenSystem(CascadeSystem):
           prompts: a caption, or a list of them; with stored text the pair (embeddings (P, L, D),
             mask (P, L)); None for a cascade without texts, which then makes `images_per_prompt`
             images.
-          options: how it samples; None: the defaults of `ImagenOptions`. changes: single options by
-            name, guidance=2.0.
+          options: sampling options; None: the defaults of `ImagenOptions`. changes: single options
+            by name, guidance=2.0.
           seed: the same seed gives the same images, whatever the batch size. A list has
             one for each prompt, or for each image.
           negative_prompts: what the images should not show, one per prompt or one string for all;
@@ -121,9 +121,9 @@ class ImagenSystem(CascadeSystem):
           images: in any form and size, see `given.images`.
           prompts: one per image, for a cascade with texts; None: none, as of images whose captions
             training dropped, and no guidance.
-          options: how it samples; None: the defaults of `ImagenOptions`. It starts at stage 2 where
-            they name none. A stop of theirs before that is left out: it is for images that the
-            first stage makes. others: of `generate`.
+          options: sampling options; None: the defaults of `ImagenOptions`. It starts at stage 2
+            where they name none. A stop of theirs before that is left out: it is for images that
+            the first stage makes. others: of `generate`.
         """
         if not self.upscales:
             return super().upscale(images)

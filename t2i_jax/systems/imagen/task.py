@@ -127,7 +127,7 @@ class ImagenTask(CascadeTask):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Negative prompts with texts; images to change or complete.
+        """Negative prompts with texts; images to inpaint or change.
 
         Images to condition on where the U-Nets take some; images to start from at a later stage.
         """

@@ -67,7 +67,7 @@ class MaskGitSystem(TextToImage):
     """A trained MaskGIT.
 
     Attributes:
-      task: what it was trained as; it needs a tokenizer.
+      task: the task that trained it; it needs a tokenizer.
       weights: {"maskgit": {"decoder", "text", "critic"}, "critic"}.
       frozen: {"tokenizer", "superres_tokenizer": weights, "text": weights of a frozen encoder}.
       text_tokenizer: captions to ids; None where prompts are embeddings or there are none.
@@ -103,7 +103,7 @@ class MaskGitSystem(TextToImage):
         Args:
           prompts: a caption, or a list of them; with stored text the pair (embeddings (P, L, D),
             mask (P, L)); None for a system without texts.
-          options: how it samples; None: the defaults of `MaskGitOptions`. changes: single options
+          options: sampling options; None: the defaults of `MaskGitOptions`. changes: single options
             by name, steps=12.
           seed: the same seed gives the same images, whatever the batch size. A list has
             one for each prompt, or for each image.

@@ -162,7 +162,7 @@ class MaskGitTask(SystemTask):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Images to complete or change; negative prompts with texts, smaller images to enlarge."""
+        """Images to inpaint or change; negative prompts with texts, smaller images to enlarge."""
         names = ("negative_prompts",) if self.text is not None else ()
         cond = ("cond_images",) if self.cond_image_size is not None else ()
         return (*names, "init_images", "mask", *cond)

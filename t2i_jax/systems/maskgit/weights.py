@@ -72,7 +72,7 @@ def imported(
     """A MaskGIT from its networks and their weights as `convert.from_torch` gives them.
 
     Args:
-      file: where they come from. told: what a live module tells. options: arguments of the
+      file: where they come from. told: settings of a live module. options: arguments of the
         package's class that the user gave.
 
     Raises:

@@ -31,7 +31,7 @@ class MuseSystem(TextToImage):
     """A trained Muse.
 
     Attributes:
-      task: what joined it. weights: {}; they are those of the stages.
+      task: the task that joins its parts. weights: {}; they are those of the stages.
       base, superres: the stages.
       shared: the second stage reads tokens of the tokenizer that makes the small images. False: it
         has another one for them, and gets the tokens that that one has for the images.
@@ -89,7 +89,7 @@ class MuseSystem(TextToImage):
             batch_size, progress: as of `MaskGitSystem.generate`. Images to inpaint or to change are
             so at both sizes, see `MuseOptions`; negative prompts are for the stages that are
             guided.
-          options: how it samples; None: the defaults of `MuseOptions`. changes: single options by
+          options: sampling options; None: the defaults of `MuseOptions`. changes: single options by
             name, superres_steps=12.
           return_stages: a list with the small and the large images.
           return_steps: a list with the images at the end of every step, as of `MaskGitSystem`: the

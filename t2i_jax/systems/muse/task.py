@@ -67,7 +67,7 @@ class MuseTask(SystemTask):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Negative prompts, and images to complete or change."""
+        """Negative prompts, and images to inpaint or change."""
         return "negative_prompts", "init_images", "mask"
 
     @property

@@ -22,7 +22,7 @@ class PartiOptions:
       top_k: sample among the k likeliest tokens only; a float in (0, 1) is a fraction of the
         codebook. None: all.
       top_p: sample among the likeliest tokens that together hold this probability. None: all.
-      keep_rows: which part of an image to complete is kept, from the top, where no mask says it:
+      keep_rows: the share, from the top, that is kept of an image to inpaint where no mask says it:
         above 0, below 1.
       plausibility: with guidance, tokens are left out whose probability given the caption is below
         this share, 0 to 1, of the likeliest one's. Guidance would pick some of them, and the more

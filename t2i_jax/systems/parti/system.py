@@ -31,7 +31,7 @@ class PartiSystem(TextToImage):
     """A trained Parti: captions to images.
 
     Attributes:
-      task: what it was trained as; it needs a tokenizer.
+      task: the task that trained it; it needs a tokenizer.
       weights: {"parti": {"decoder", "text"}}.
       frozen: {"tokenizer": weights, "text": weights of a frozen encoder}.
       text_tokenizer: captions to ids; None where prompts are embeddings.
@@ -65,13 +65,13 @@ class PartiSystem(TextToImage):
         Args:
           prompts: a caption, or a list of them; with stored text the pair (embeddings (P, L, D),
             mask (P, L)).
-          options: how it samples; None: the defaults of `PartiOptions`. changes: single options by
-            name, guidance=2.0.
+          options: sampling options; None: the defaults of `PartiOptions`. changes: single options
+            by name, guidance=2.0.
           seed: the same seed gives the same images, whatever the batch size. A list has
             one for each prompt, or for each image.
           negative_prompts: what the images should not show, one per prompt or one string for all;
             guidance then starts from there.
-          init_images: images to complete, one per prompt or one for all, in any form and size, see
+          init_images: images to inpaint, one per prompt or one for all, in any form and size, see
             `given.images`. Their tokens are kept where `mask` says, white or True where to keep,
             see `given.masks`: a token is kept where all of its pixels are. Without a mask the first
             `known_rows` rows of tokens are kept; None: the part of them that `options.keep_rows`

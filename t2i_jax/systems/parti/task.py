@@ -107,7 +107,7 @@ class PartiTask(SystemTask):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Negative prompts, and images to complete."""
+        """Negative prompts, and images to inpaint."""
         return "negative_prompts", "init_images", "mask"
 
     @property

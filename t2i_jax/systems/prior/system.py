@@ -36,7 +36,7 @@ class PriorSystem(System):
     (1, 512)
 
     Attributes:
-      task: what it was trained as. weights: {"prior": parameters}.
+      task: the task that trained it. weights: {"prior": parameters}.
       frozen: {"clip": CLIP's weights}; {} without it.
       clip: the trained CLIP; None: captions are given as embeddings.
       mesh: the mesh on which it samples, see `generation.on_mesh`; None: one device.
@@ -77,8 +77,8 @@ class PriorSystem(System):
 
         Args:
           captions: a caption, a list of them, token ids (P, L), or their `TextEmbedding`.
-          options: how it samples; None: the defaults of `PriorOptions`. changes: single options by
-            name, guidance=1.5.
+          options: sampling options; None: the defaults of `PriorOptions`. changes: single options
+            by name, guidance=1.5.
           seed: the same seed gives the same embeddings, whatever the batch size. A list has
             one for each prompt, or for each image.
           images_per_prompt: embeddings of each caption; of each of them `options.num_samples` are
@@ -138,7 +138,7 @@ class PriorSystem(System):
         """The arrays of captions that `sampling.generate` takes.
 
         Args:
-          captions: as of `embed`. field: how they are named in messages.
+          captions: as of `embed`. field: their name in messages.
 
         Raises:
           UserError: captions where there is no CLIP, or embeddings of another shape.

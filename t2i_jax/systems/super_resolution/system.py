@@ -24,7 +24,7 @@ class SuperResolutionSystem(ImageToImage):
     """A trained super-resolution network.
 
     Attributes:
-      task: what it was trained as. weights: {"super_resolution": params}.
+      task: the task that trained it. weights: {"super_resolution": params}.
     """
 
     task: SuperResolutionTask

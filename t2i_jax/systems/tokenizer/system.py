@@ -26,7 +26,7 @@ class TokenizerSystem(ImageToImage):
     """A trained tokenizer: images to codes and back.
 
     Attributes:
-      task: what it was trained as.
+      task: the task that trained it.
       weights: {"generator", "stats"}.
     """
 
