@@ -447,6 +447,6 @@ class NullUnet(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: Array, *conditions: Any, **more: Any) -> Array:
-        """x."""
+        """x, unchanged."""
         parameter(self, "dummy_parameter", nn.initializers.zeros, (1,), jnp.float32)
         return x_BHWC
