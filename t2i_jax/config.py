@@ -259,7 +259,7 @@ def check_all(config: Any, path: str = "") -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Leaf:
-    """What one override says: the text of the value that the field at `path` gets."""
+    """One override: the path of a field, and the text of its value."""
 
     path: str
     text: str

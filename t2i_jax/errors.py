@@ -26,7 +26,7 @@ class Preempted(BaseException):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line of at most 200 characters; its type where it says nothing."""
+    """The message of an error in one line of at most 200 characters; its type where it has none."""
     said = str(error).strip().splitlines()
     return (said[0].rstrip(".;:")[:200] if said else "") or type(error).__name__
 

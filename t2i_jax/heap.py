@@ -57,7 +57,7 @@ def clear() -> int:
 
 
 class _Told(ctypes.Structure):
-    """What `mallinfo2` tells, see mallinfo(3)."""
+    """The result of `mallinfo2`, see mallinfo(3)."""
 
     _fields_ = [
         (name, ctypes.c_size_t)

@@ -112,7 +112,7 @@ class _Computed:
         return _ALIKE.get(name) == _ALIKE[self.name]
 
     def later(self) -> _Later:
-        """The same, left to the compiler."""
+        """The value as a computation that is left to the compiler."""
         return _later(self.equation, self.inputs)[0]
 
 
@@ -249,7 +249,9 @@ def _scan(eqn, inputs, wanted):
 
 
 def _stacked(rows):
-    """What the steps of a loop gave, as one array; left to the compiler where one of them is."""
+    """The results of a loop's steps, stacked into one array; left to the compiler where one of them
+    is.
+    """
     if any(isinstance(each, _Later) for each in rows):
         return _Later(lambda *arrays: [jnp.stack(arrays)], rows, 0, [])
     return np.stack(rows)

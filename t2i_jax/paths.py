@@ -203,7 +203,9 @@ def _file_on_the_way(text):
 
 
 def _mount_points():
-    """Those that Linux tells, also where a folder of the same disk is mounted; else none."""
+    """The mount points that Linux lists, also where a folder of the same disk is mounted; else
+    none.
+    """
     try:
         lines = pathlib.Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""From logical axis names to a mesh of devices: one mesh maker, a few rule presets, one resolver.
+"""Sharding by logical axis names: one maker of device meshes, a few rule presets, one resolver.
 
 Parameters carry their names and lie as a preset of rules says. Activations are constrained by
 `constrain`, while a mesh is set (`jax.set_mesh`): without it the compiler may well gather a whole
@@ -267,7 +267,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def rows_of_processes(mesh: Mesh, batch_size: int) -> list[tuple[int, ...]]:
-    """For every process the rows of a batch that lie on its devices, ascending.
+    """The rows of a batch that lie on the devices of each process, ascending.
 
     Two may hold the same rows.
     """
@@ -318,7 +318,7 @@ def frozen_places(frozen: Any, mesh: Mesh, rules: str) -> Any:
 
 
 def whole(tree: Any) -> Any:
-    """The same arrays as this process can use them alone.
+    """The arrays in a form that this process can use alone.
 
     What lies in the host's memory, or other processes hold in part, becomes NumPy arrays.
     """

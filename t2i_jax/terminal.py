@@ -1,4 +1,4 @@
-"""What is said while work goes on: a terminal that is gone, a full disk or a closed pipe costs the
+"""Messages while work goes on: a terminal that is gone, a full disk or a closed pipe costs the
 lines, not the work.
 """
 

@@ -1,4 +1,4 @@
-"""What is known of networks by tracing them, which takes seconds, and is therefore kept."""
+"""Shapes of networks, found by tracing, which takes seconds, and kept for the next use."""
 
 from __future__ import annotations
 

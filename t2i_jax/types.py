@@ -52,7 +52,7 @@ class SamplingProgram(NamedTuple):
 
 
 class Task(Protocol):
-    """What the trainer is given: it knows nothing else about a system.
+    """A system as the trainer sees it, which knows nothing else about it.
 
     Attributes:
       objectives: the losses of one step, in the order in which they are applied; a later one sees
@@ -108,7 +108,7 @@ class Task(Protocol):
         ...
 
     def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
-        """What makes `batch_size` images, one program per name; {} for a task that makes none."""
+        """The programs that sample `batch_size` images, by name; {}: the task generates none."""
         ...
 
     def flops(self, batch_size: int) -> float:
@@ -118,7 +118,7 @@ class Task(Protocol):
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a training run carries from step to step, and all of it is in the checkpoint.
+    """The whole state that a training run carries from step to step and stores in a checkpoint.
 
     Attributes:
       step: int32 scalar, the number of steps made (skipped ones included).

@@ -240,7 +240,9 @@ def _inside(program, body) -> Iterator[Instruction]:
 
 
 def _within(program, body, fusion="") -> Iterator[tuple[Instruction, str]]:
-    """The same, each with the name of the fusion's computation that it is in, "" where in none."""
+    """The instructions of a computation and of the fusions in it, each with the name of the
+    fusion's computation that holds it, or "" outside a fusion.
+    """
     for line in body:
         yield line, fusion
         if line.operation == "fusion" and (called := _CALLED.search(line.rest)):

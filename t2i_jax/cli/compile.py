@@ -110,7 +110,9 @@ def _steps(recipe, topology, search):
 
 
 def _remedy(task, config, stage=""):
-    """What may make a training step fit that does not; `stage`: what its fields begin with."""
+    """The remedy for a training step that does not fit in memory; `stage` is the prefix of its
+    fields.
+    """
     policies = [f"{stage}{path}=full" for path, now in _policies(task).items() if now != "full"]
     parts = f"{stage}train.accumulate={2 * config.accumulate}"
     return f"try {', '.join([*policies, parts])}, a larger fsdp or tensor axis, or more chips."

@@ -24,7 +24,7 @@ from t2i_jax.words import counted
 
 @dataclasses.dataclass(frozen=True)
 class _Command:
-    """What every system is asked when it samples.
+    """The arguments of `t2i sample` that every system has.
 
     Attributes:
       run: Folder of the run.
@@ -267,7 +267,7 @@ def _in_file(path):
 
 
 def _given(task, inputs):
-    """What is beside prompts and options, as arguments of `generate`."""
+    """The input images, masks and arrays of a command, as arguments of `generate`."""
     from t2i_jax.data import image_file
 
     def read(name, channels):
@@ -415,7 +415,7 @@ def _run_in(words):
 
 
 def _takes_value():
-    """Of each option that does not depend on the run's system, whether a value follows it."""
+    """For each flag that does not depend on the run's system, whether a value follows it."""
     inputs = [_input(name, ()) for name in _INPUTS]
     known = [one for one in (*cli.arguments_of(_Command), *inputs) if not one.positional]
     negations = {one.negation: False for one in known if one.is_switch}

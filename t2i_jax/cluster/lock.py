@@ -217,7 +217,7 @@ def one_at_a_time(folder):
 
 
 def _me() -> Mapping[str, Any]:
-    """What tells this process from all others, of this machine and of others."""
+    """The identity of this process, which no other one has, on this machine or another."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -264,7 +264,9 @@ def _read(path):
 
 
 def _settled(path):
-    """What the file says; None where it still says nothing after a second: its process died."""
+    """The contents of a lock file; None where it is still empty after a second, because its process
+    died.
+    """
     end = time.monotonic() + 1
     while (found := _read(path)) is None and os.path.lexists(path) and time.monotonic() < end:
         time.sleep(0.02)

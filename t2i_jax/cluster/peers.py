@@ -90,7 +90,7 @@ class Peers:
         return f"process {process} ({who['host']}, pid {who['pid']})"
 
     def _join(self, address):
-        """All have started, but one may die just now."""
+        """Connects to the hub. All processes have started, but one may die just now."""
         try:
             self._socket = socket.create_connection(
                 (address["host"], address["port"]), timeout=_SILENCE
@@ -145,7 +145,8 @@ class Peers:
         )
 
     def _end(self, status, said):
-        """Without the clean-up of a normal end, which may wait for what is no more.
+        """Ends the process without the clean-up of a normal end, which may wait for processes that
+        died.
 
         Of two threads the first counts.
         """
@@ -231,7 +232,7 @@ class Hub:
                 self._send_all(message)
 
     def _send_last(self, message):
-        """Only one process ends the run: the others end because of it."""
+        """Sends the message that ends the run; only the first of them is sent."""
         if not self._over:
             self._over = True
             self._send_all(message)

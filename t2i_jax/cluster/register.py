@@ -27,7 +27,7 @@ _joined = threading.Event()
 
 
 def joined() -> None:
-    """From now on a lost process is missed by others' connection, see `peers`."""
+    """Notes that the connection of `peers` detects lost processes from now on."""
     _joined.set()
 
 

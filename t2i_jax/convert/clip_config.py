@@ -1,5 +1,5 @@
-"""What the configuration that is published beside the weights of a CLIP tells of it: that of
-transformers, or of OpenCLIP.
+"""The configuration that is published beside the weights of a CLIP, read as fields of our network:
+that of transformers, or of OpenCLIP.
 """
 
 from __future__ import annotations

@@ -218,7 +218,7 @@ def _shapes(model: DecoderUnets) -> dict[str, Any]:
 
 
 def _told(value: Any) -> dict[str, Any]:
-    """What a checkpoint tells beside its weights: its release."""
+    """The fields that a checkpoint stores beside its weights: none, but its release is checked."""
     if isinstance(value, Mapping):
         check_version(value.get("version"))
     return {}

@@ -41,7 +41,7 @@ def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def live(module: Any) -> dict[str, Any]:
-    """What a live `DiffusionPrior` tells: fields of its networks, and in "settings" arguments of
+    """The settings of a live `DiffusionPrior`: fields of its networks; "settings" has arguments of
     its class.
 
     Raises:

@@ -141,7 +141,7 @@ _TOLD = ("self_cond", "attn_dropout", "ff_dropout")
 
 
 def live(module: Any) -> dict[str, Any]:
-    """What a live network tells beside its weights.
+    """The fields of a live network that its weights do not show.
 
     Raises:
       UserError: an option that has no form here.

@@ -76,7 +76,8 @@ def _pair(theirs, ours, first="kernel"):
 
 
 def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
-    """All of the configuration that shapes the network, and what the package trains it with.
+    """The fields of the network that the arrays and `told` determine, and the package's training
+    settings.
 
     Args:
       told: fields that the user tells. Of those that leave no trace in the arrays the others are as

@@ -248,7 +248,7 @@ def _fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_each(given: Mapping[str, Any], count: int) -> list[Mapping[str, Any]]:
-    """What "unets" gives for each of so many U-Nets.
+    """The fields that "unets" gives for each of `count` U-Nets.
 
     Raises:
       UserError: no list of as many mappings.

@@ -47,8 +47,9 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def load(path: str | pathlib.Path) -> Any:
-    """What a .safetensors, .pt, .pth, .bin, .ckpt or .msgpack file holds; nothing but tensors and
-    plain values, so that no code runs. A file without an ending is read as msgpack, as Flax writes.
+    """The contents of a .safetensors, .pt, .pth, .bin, .ckpt or .msgpack file: nothing but tensors
+    and plain values, so that no code runs. A file without an ending is read as msgpack, as Flax
+    writes.
 
     Raises:
       UserError: no such file, another suffix, or a file that holds more.

@@ -51,8 +51,8 @@ def table(model: Unet) -> list[Entry | Constant]:
 
 
 def unlike(model: Unet) -> list[str]:
-    """What a network has that no Unet of the package has, so that its weights do not load there: a
-    sentence each, with field, value and remedy.
+    """The settings of a network that no Unet of the package has, so that its weights do not load
+    there: a sentence each, with field, value and remedy.
     """
     found, heads = [], (model.attn_heads, model.attn_dim_head)
     if "mid_heads" not in model.compat and heads != MID_HEADS:
@@ -310,7 +310,7 @@ def _is_unet(state):
 
 
 def _stored(loaded):
-    """What `Unet.persist_to_file` writes beside the weights."""
+    """The fields that `Unet.persist_to_file` writes beside the weights."""
     stored = loaded.get("config") if isinstance(loaded, Mapping) else None
     return unet_fields.configured(stored) if isinstance(stored, Mapping) else {}
 

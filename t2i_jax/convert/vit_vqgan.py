@@ -71,7 +71,7 @@ def live(module: Any) -> dict[str, Any]:
 
 
 def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
-    """All of the configuration that shapes the network.
+    """The fields of the network that the arrays and `told` determine.
 
     Args:
       told: fields that a live module or the user tells. Without a discriminator nothing else tells

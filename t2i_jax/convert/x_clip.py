@@ -159,7 +159,7 @@ def _attention(module, trunk):
 
 
 def _projected(ssl):
-    """Of SimSiam or SimCLR what makes the projected vectors."""
+    """The module of SimSiam or SimCLR that computes the projected vectors."""
     return getattr(ssl, "online_encoder", None) or ssl.net
 
 
@@ -214,8 +214,8 @@ _MLM = {
 
 
 def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
-    """All of the configuration that shapes the network; numbers of heads and what changes no array
-    have to be told, or are the package's defaults.
+    """The fields of the network that the arrays determine; numbers of heads and what changes no
+    array have to be told, or are the package's defaults.
     """
     embedding, use_mlm = state[f"{_TEXT}.token_emb.weight"], "mlm.to_logits.weight" in state
     rotary = f"{_TEXT}.rotary_pos_emb.inv_freq" in state

@@ -95,7 +95,7 @@ def from_state(state: State, found: Mapping[str, Any], shapes: Mapping[str, Any]
 def to_state(
     kind: str, params: Mapping[str, Any], shapes: Mapping[str, Any], clip: State
 ) -> dict[str, Any]:
-    """What the package saves beside the state dict of its CLIP, from our parameters.
+    """The entries that the package saves beside the state dict of its CLIP, from our parameters.
 
     Args:
       clip: the state dict of the CLIP.

@@ -24,8 +24,8 @@ Values = Mapping[str, Mapping[tuple[Hashable, int], float]]
 """One value per image, by metric and then by (prompt, number of the image among those of its
 prompt)."""
 Marks = Mapping[tuple[Hashable, int], str]
-"""By (prompt, number) a digest of the caption or the original image that values are measured
-against."""
+"""Digests of the captions or the original images that values are measured against, by (prompt,
+number)."""
 
 _LEAST = 10  # prompts that a paired difference needs
 # of a metric's entry: what two results may have different and still be of one protocol
@@ -72,7 +72,7 @@ class Comparison:
         return "b" if (self.difference < 0) == lower_is_better(self.metric) else "a"
 
     def about(self) -> dict[str, Any]:
-        """As JSON."""
+        """The comparison as JSON."""
         return {
             "metric": self.metric,
             "a": self.a,
@@ -226,7 +226,9 @@ def _paired(name, left, right, level):
 
 
 def _alone(left, right):
-    """What only one of them has, for a sentence: an id of a prompt or the name of an image."""
+    """The end of a sentence that names a value which only one of two results has: an id of a prompt
+    or the name of an image.
+    """
     told = [
         f"the {which} has {shown(next(key[0] for key in one if key not in other))} alone"
         for which, one, other in (("first", left, right), ("second", right, left))
@@ -268,7 +270,9 @@ def _entries(results):
 
 
 def _measured(entry, whole):
-    """What a metric was measured with; without the numbers of images where those are paired."""
+    """The settings that a metric was measured with; without the numbers of images where those are
+    paired.
+    """
     free = _FREE if whole else (*_FREE, "n_generated", "count", "missing")
     return {
         name: _measured(one, whole) if isinstance(one, Mapping) else one

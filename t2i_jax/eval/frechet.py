@@ -114,7 +114,8 @@ def factor(covariance_DD: np.ndarray) -> np.ndarray:
 
 
 def frechet_of_features(generated_ND: Rows, reference_MD: Rows) -> Frechet:
-    """The same from the features, without a D x D matrix, for fewer images than features.
+    """The Frechet distance of the Gaussians of two sets of features, without a D x D matrix, for
+    fewer images than features.
 
     Tr((S1 S2)^(1/2)) is the sum of the singular values of X Y^T / sqrt((N - 1)(M - 1)) for centred
     features X and Y; where covariances are singular this keeps digits that eigenvalues lose.

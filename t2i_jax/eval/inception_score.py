@@ -59,8 +59,8 @@ def inception_score(
 
 
 def inception_score_adm(logits_NC: Rows, size: int = ADM_SPLIT) -> InceptionScore:
-    """The same as ADM's evaluator has it: splits of `size` consecutive images, not shuffled; the
-    last one may be smaller, and counts as much (guided-diffusion, `compute_inception_score`).
+    """The Inception score of ADM's evaluator: splits of `size` consecutive images, not shuffled;
+    the last one may be smaller, and counts as much (guided-diffusion, `compute_inception_score`).
     """
     check(logits_NC, "logits")
     if size < 1:

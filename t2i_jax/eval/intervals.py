@@ -24,7 +24,7 @@ _ROWS = 1024  # of a kernel matrix at a time
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """Where a metric lies.
+    """A confidence interval of a metric.
 
     Attributes:
       low: lower end. high: upper end.
@@ -56,7 +56,9 @@ def normal_quantile(level: float) -> float:
 
 
 def student_quantile(freedom: int, level: float) -> float:
-    """The same by Student's distribution, with so many degrees of freedom."""
+    """The same number of standard errors by Student's distribution with `freedom` degrees of
+    freedom.
+    """
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, (1 + level) / 2))

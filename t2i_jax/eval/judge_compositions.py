@@ -271,7 +271,7 @@ def _near(first: Seen, second: Seen) -> bool:
 
 
 def _between(middle: Seen, first: Seen, second: Seen) -> bool:
-    """On the way from one to the other, and not far beside it."""
+    """Whether the middle object lies on the way from one to the other, and not far beside it."""
     start, end = np.array([first.x, first.y]), np.array([second.x, second.y])
     way, here = end - start, np.array([middle.x, middle.y]) - start
     length = float(np.hypot(*way))

@@ -68,7 +68,7 @@ class Seen:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """What a caption says; a None is left open.
+    """The claims of one caption; a None is left open.
 
     `relation` is (axis, sign of the first's place minus the second's); axis 0 is x, 1 is y.
     """

@@ -193,7 +193,9 @@ def cells_of(grid_HWC: np.ndarray, count: int) -> np.ndarray:
 
 
 def _apart(layout, name):
-    """What the images of a prompt have in common of a name, and the number behind it."""
+    """The two parts of an image's name: the one that all images of its prompt share, and its
+    number.
+    """
     stem = os.path.splitext(name)[0]
     shared, _, number = (
         stem.rpartition(layout.before_number) if layout.before_number else (stem, "", "")
@@ -233,7 +235,7 @@ def _paired(names, there, places, prompts, named):
 
 
 def _wanted(prompts):
-    """All files, below the folder."""
+    """The names of all files, below the folder."""
     layout = _layout(prompts)
     wanted = [name for names in _names(layout, prompts) for name in names]
     if layout.kind == "geneval":

@@ -1,4 +1,4 @@
-"""What a run measures of its generated images while it trains, as its recipe names it."""
+"""Metrics of generated images that a run measures while it trains, as its recipe names them."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Monitored:
 
 
 def parse(name: str) -> Monitored:
-    """What "fid_2k", "kid_500", "clip", "judge_400" ask for: a metric and a number of images, in
-    which k stands for thousands.
+    """The metric and the number of images that "fid_2k", "kid_500", "clip", "judge_400" ask for; k
+    stands for thousands.
 
     Raises:
       UserError: an unknown metric, or a distance without its number of images.

@@ -211,7 +211,7 @@ def sha256_of(path: pathlib.Path) -> str:
 
 
 def natural(name: str) -> tuple[int, int, str]:
-    """What names are sorted by: numbers by their value, before other names."""
+    """The sort key of a name: numbers by their value, before other names."""
     return (0, int(name), name) if name.isascii() and name.isdigit() else (1, 0, name)
 
 

@@ -72,7 +72,7 @@ class PromptSet:
         return digest.hexdigest()
 
     def about(self) -> dict[str, Any]:
-        """What results say of their prompts, as JSON."""
+        """The entry about the prompts in the results, as JSON."""
         return {
             "kind": self.kind,
             "source": self.source,

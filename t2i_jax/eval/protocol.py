@@ -122,8 +122,8 @@ class Protocol:
                 )
 
     def seed_of_prompts(self, seed: int) -> int | None:
-        """By which prompts are drawn from MS-COCO, as `prompts.read` takes it: where the protocol
-        chooses them, no seed of the images changes them.
+        """The seed by which prompts are drawn from MS-COCO, as `prompts.read` takes it: where the
+        protocol chooses them, no seed of the images changes them.
 
         Args:
           seed: of the images.
@@ -145,8 +145,8 @@ class Protocol:
             )
 
     def other_prompts(self, prompts: Mapping[str, Any] | None) -> str | None:
-        """What is told where prompts may be others than the protocol's; None: they are its own, as
-        far as their kind, rule and name tell, or it says nothing of them.
+        """A warning that prompts may be others than the protocol's; None: they are its own, as far
+        as their kind, rule and name tell, or it says nothing of them.
 
         Args:
           prompts: JSON, see `PromptSet.about`; None: nothing is known of them.

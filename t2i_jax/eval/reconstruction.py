@@ -119,7 +119,9 @@ def code_counts(ids: np.ndarray, codebook_size: int) -> np.ndarray:
 
 
 def usage_of_counts(counts: np.ndarray) -> Mapping[str, float]:
-    """What `codebook_usage` returns, of `code_counts`."""
+    """Usage and perplexity of a codebook, as of `codebook_usage`, from the counts of
+    `code_counts`.
+    """
     p = counts[counts > 0] / counts.sum()
     return {
         "codebook_usage": len(p) / len(counts),

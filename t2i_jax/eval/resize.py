@@ -1,5 +1,5 @@
-"""From an image of any size to the input of a network, in the ways of the packages whose numbers
-are quoted.
+"""Preprocessing of an image of any size into the input of a network, in the ways of the packages
+whose numbers are quoted.
 
 They differ by filter, antialiasing and rounding, which alone moves an FID by more than many papers
 improve it (Parmar et al. 2022): each has a name here, and results keep it.
@@ -75,7 +75,7 @@ class Preprocessing:
         return (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
 
     def resized(self, image: np.ndarray | Image.Image) -> np.ndarray:
-        """The same before scaling: float32 pixels from 0 to 255."""
+        """The resized and cropped image before scaling: float32 pixels from 0 to 255."""
         image_HWC = rgb(image)
         if self.crop == "before":
             image_HWC = middle(image_HWC, min(image_HWC.shape[:2]), lower=True)
@@ -100,7 +100,7 @@ class Preprocessing:
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """What results keep, as plain values."""
+        """The settings that results keep, as plain values."""
         return {
             "mode": self.mode,
             "resize": self.resize,
@@ -154,8 +154,8 @@ def hpsv2(size: int, mean: Sequence[float], std: Sequence[float]) -> Preprocessi
 
 
 def dinov2(size: int = 224) -> Preprocessing:
-    """That of FD-DINOv2 (Stein et al. 2023, dgm-eval): the whole image squeezed into a square by
-    Pillow's bicubic filter.
+    """The preprocessing of FD-DINOv2 (Stein et al. 2023, dgm-eval): the whole image squeezed into a
+    square by Pillow's bicubic filter.
     """
     return Preprocessing("dinov2", size, rounded=True, **_of_255(IMAGENET_MEAN, IMAGENET_STD))
 

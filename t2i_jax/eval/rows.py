@@ -40,7 +40,7 @@ class Rows(Protocol):
         ...
 
     def __array__(self, dtype: Any = None, /, *, copy: bool | None = None) -> np.ndarray:
-        """All of them."""
+        """All rows as an array (N, D)."""
         ...
 
 
@@ -81,7 +81,7 @@ class StoredRows:
 
 
 def in_blocks(rows: Rows, size: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
-    """All rows, so many at a time: their place, and (size, D) float64.
+    """All rows in blocks of `size`: the place of each block, and its rows (size, D) in float64.
 
     Args:
       size: of a block, the last may be smaller; None: `BLOCK`.
@@ -107,8 +107,8 @@ def write_rows(file: IO[bytes], rows: Rows, dtype: Any) -> None:
 
 
 def same_rows(place: slice, other: slice) -> tuple[np.ndarray, np.ndarray]:
-    """Where in a block of pairs of one set, rows `place` by rows `other`, a row meets itself: the
-    indices on both axes.
+    """The places in a block of pairs of one set, rows `place` by rows `other`, at which a row meets
+    itself: the indices on both axes.
     """
     same = np.arange(max(place.start, other.start), min(place.stop, other.stop))
     return same - place.start, same - other.start

@@ -37,7 +37,7 @@ _KEYS = ("mu", "sigma", "mu_s", "sigma_s", "feats", "arr_0")
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What a file says of a reference set.
+    """Statistics of a reference set, as read from a file.
 
     Attributes:
       path: of the file. sha256: of its bytes, hexadecimal.
@@ -166,7 +166,7 @@ def check_new(path: pathlib.Path) -> None:
 
 
 def made_before(path: pathlib.Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """What the FILE.json beside a FILE.npz says of it, where it was made as it would be made now.
+    """The contents of the FILE.json beside a FILE.npz, where that was made as it would be made now.
 
     Args:
       about: JSON of how it would be made, with "command".

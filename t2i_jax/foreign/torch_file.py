@@ -37,11 +37,11 @@ class _Key:
     """Stands for a class of `_KEYS`; there is nothing in it."""
 
     def __new__(cls, *_: object) -> _Key:
-        """Whatever its class was made of is left out."""
+        """Makes a key without the arguments of its class, which are left out."""
         return object.__new__(cls)
 
     def __setstate__(self, state: object) -> None:
-        """Whatever it held is left out."""
+        """Leaves out the state of the key."""
 
 
 def _dict(*_: object) -> dict[Any, Any]:
@@ -60,7 +60,7 @@ def is_program(path: str | os.PathLike) -> bool:
 
 
 def load(path: str | os.PathLike, field: str) -> Any:
-    """What a file holds: tensors and plain values, in lists and dicts.
+    """The contents of a PyTorch file: tensors and plain values, in lists and dicts.
 
     Raises:
       UserError: no such file, a damaged one, or one that holds more than that.

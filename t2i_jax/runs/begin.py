@@ -1,5 +1,5 @@
-"""A run that begins with another one's weights, parts and vocabulary: what is taken, and what is
-told of it.
+"""Runs that begin with another run's weights, parts and vocabulary: what is taken, and what is
+reported of it.
 """
 
 from __future__ import annotations

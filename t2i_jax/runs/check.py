@@ -1,4 +1,4 @@
-"""What of a recipe can be known to be wrong before anything of it trains or compiles.
+"""Checks of a recipe before anything of it trains or compiles.
 
 One walk through all of its stages, those of its parts first: values, parts, devices, data, shapes
 and memory. It takes seconds, and it finds what would otherwise stop a run when a stage before has
@@ -296,12 +296,14 @@ def _check_data(stage, apart):
 
 
 def _check_evaluation(stage):
-    """What is made of held-out captions in between, and when it has trained."""
+    """Checks the evaluation, whose samples are drawn while the stage trains and when it has
+    trained.
+    """
     evaluation.check(stage.recipe)
 
 
 def _check_monitored(stage, build):
-    """What is measured of generated images while it trains."""
+    """Checks the metrics of generated images that are measured while the stage trains."""
     if stage.recipe.evaluation.every is None:
         return
     # with the networks of all metrics, which most runs do without

@@ -53,7 +53,7 @@ EXPORT, _WEIGHTS, _JOINED = "system.json", "weights.safetensors", "recipe.json"
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What a run's folder holds, without optimisers.
+    """The contents of a run's folder, without optimisers.
 
     Attributes:
       folder: of the run. params, ema: by group; `ema` is empty where no moving average is kept.
@@ -209,7 +209,7 @@ def load_run_recipe(workdir: str | pathlib.Path) -> Recipe:
 
 
 def read(workdir: str | pathlib.Path) -> Contents:
-    """All that a run's folder holds of weights, those of its parts too.
+    """The weights in a run's folder, those of its parts too.
 
     Raises:
       UserError: no such folder, no finished checkpoint in it, or a part as of `load`.
@@ -326,7 +326,7 @@ def part_folders(workdir: pathlib.Path, recipe: Recipe) -> dict[str, pathlib.Pat
 
 
 def recorded_parts(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """What parts.json says: by name "folder" (of a trained part, seen from WORKDIR) and
+    """The entries of parts.json by name: "folder" (of a trained part, seen from WORKDIR) and
     "fingerprint".
     """
     path = workdir / PARTS
@@ -376,8 +376,8 @@ def is_averaged(workdir: pathlib.Path, recipe: Recipe) -> Any:
 
 
 def made_with(run: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """What the run's files tell of the stored columns that it was trained on, by column: what each
-    was made with; {} where nothing is told.
+    """The settings that each stored column was made with, by column, as the run's files tell them;
+    {} where nothing is told.
     """
     found = {}
     for column, name in STORED.items():

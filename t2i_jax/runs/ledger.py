@@ -1,4 +1,4 @@
-"""What of its data a run leaves out or cuts, told at its start and at its end."""
+"""Counts of the data that a run leaves out or cuts, told at its start and at its end."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ class DataLedger:
 
     @contextlib.contextmanager
     def kept(self, stream: Batches, workdir: pathlib.Path) -> Iterator[None]:
-        """Within, a training goes on with what earlier starts have counted, and leaves its own
-        counts in WORKDIR when it ends, is stopped or fails.
+        """A context in which a training adds to the counts of earlier starts, and writes its own to
+        WORKDIR when it ends, is stopped or fails.
 
         Each process has a file of its own, and waits for no other one.
         """

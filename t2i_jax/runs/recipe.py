@@ -156,7 +156,7 @@ class Recipe:
 
 
 class _Types(Mapping[str, type]):
-    """Every class that a stored configuration may name: the public ones of the package, imported
+    """The classes that a stored configuration may name: the public ones of the package, imported
     when asked for.
     """
 

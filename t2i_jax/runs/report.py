@@ -189,7 +189,7 @@ def _sheets(workdir):
 
 
 def _curves(workdir, by, heading="Curves"):
-    """What metrics.jsonl has; the best step is marked where the metric that tells it is shown.
+    """The curves of metrics.jsonl; the best step is marked where the metric that tells it is shown.
 
     Args:
       by: the metric of generated images that tells it; None: the validation does, and all of its
@@ -211,7 +211,7 @@ def _curves(workdir, by, heading="Curves"):
 
 
 def _grouped(by_name):
-    """What belongs on one pair of axes, the loss first: a metric with its validation, and the
+    """The metrics that share a pair of axes, the loss first: a metric with its validation, and the
     learning rates, the norms of the gradients and the speed each together.
     """
     names = [

@@ -1,4 +1,6 @@
-"""What a run is looked at with: samples that training did not see, where some are held out."""
+"""Samples for previews and measurements of a run: ones that training did not see, where some are
+held out.
+"""
 
 from __future__ import annotations
 
@@ -111,8 +113,8 @@ class Samples:
     def batches(
         self, count: int, size: int, wants: Sequence[str], distinct: bool = False
     ) -> Batches:
-        """The same samples in batches of `size`, one after the other; `set_state([get_state()])`
-        brings an earlier place back. After `count` samples it goes on.
+        """Samples in batches of `size`, one after the other, the same as those of a call;
+        `set_state([get_state()])` brings an earlier place back. After `count` samples it goes on.
 
         Args:
           distinct: no image comes twice. Others follow in place of those that can't be read, and
@@ -154,7 +156,7 @@ def _with_spare(count):
 
 
 def _set_of(data):
-    """What tells the set that is read from others, as far as its name does."""
+    """The identity of the set that is read, as far as its name tells it from others."""
     kind, _, place = data.source.partition(":")
     if data.source in EMBEDDED:
         return kind

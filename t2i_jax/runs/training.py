@@ -189,7 +189,7 @@ def _fit(recipe, workdir, parts, hooks, build, profile):
 
 
 def _usable(placed, own):
-    """What this process can use alone: the array where the step has it, or the whole one."""
+    """An array that this process can use alone: the one that the step has, or the whole one."""
     alone = placed.is_fully_addressable or placed.is_fully_replicated
     return sharding.whole(placed) if alone else own
 
@@ -221,7 +221,7 @@ def _monitor(recipe, build_system, workdir, build):
 
 
 def _read_of(spec):
-    """What of a record is read for a batch."""
+    """The entries of a record that are read for a batch."""
     return ("image",) * ("image" in spec) + ("caption",) * ("text" in spec)
 
 

@@ -1,5 +1,5 @@
-"""From a recipe to the task that is trained: its parts found, in order, for training and for
-compiling ahead alike.
+"""Wiring of a recipe's task: its parts found, in order, for training and for compiling ahead
+alike.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def wired(
 def planned(
     recipe: Recipe, given: Mapping[str, Given] | None = None
 ) -> tuple[Recipe, dict[str, Given]]:
-    """As `wired`, with the shapes of weights in place of weights: nothing is trained, and no run's
-    arrays are read.
+    """The recipe and its parts like those of `wired`, with shapes in place of weights: nothing is
+    trained, and no run's arrays are read.
     """
     return planned_stages(recipe, given)[""]
 

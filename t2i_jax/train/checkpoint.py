@@ -360,7 +360,7 @@ class Checkpoints:
         return bests.steps_in(self.folder)
 
     def _chosen(self, read, step):
-        """What `read` makes of a step that was asked for.
+        """The result of `read` for a step that was asked for.
 
         Raises:
           UserError: it is not there, or can't be read.
@@ -395,7 +395,7 @@ class Checkpoints:
             ) from error
 
     def _newest(self, read, agree=lambda error: error):
-        """What `read` makes of the newest step that it can read; None without any step.
+        """The result of `read` for the newest step that it can read; None without any step.
 
         Args:
           agree: makes of this process's error (None: none) that of all processes.

@@ -1,4 +1,4 @@
-"""What a user sets of a training run, and what a run may change when it is started again."""
+"""The settings of a training run, and those that may change when it is started again."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Executables:
     def of(
         cls, task: Any, settings: Mapping[str, Any], devices: Sequence[jax.Device]
     ) -> Executables | None:
-        """Those of a task's step, beside the compilation cache.
+        """The stored executables of a task's training step, in the folder of the compilation cache.
 
         None where that is off or no folder of this machine, and for a task of which a part is not
         of this package: its source is not known.

@@ -108,7 +108,9 @@ class Log:
         return self._speaks and set(names) <= self._written(step).keys()
 
     def holds_not_finite(self, step: int, name: str) -> bool:
-        """The same of a metric whose value was not finite."""
+        """Whether an earlier start, or this one, wrote this metric of a step with a value that was
+        not finite.
+        """
         return self._speaks and self._written(step).get(name, 0.0) is None
 
     def _written(self, step):
@@ -193,7 +195,7 @@ class Log:
 
     @contextlib.contextmanager
     def _sending(self):
-        """Whatever Weights & Biases raises costs what is sent there, not the run."""
+        """A context in which an error of Weights & Biases costs what is sent there, not the run."""
         try:
             yield
         except Exception as error:
@@ -233,8 +235,8 @@ def add_metrics(workdir: str | pathlib.Path, metrics: Mapping[str, float]) -> No
 
 
 def metrics_of(workdir: str | pathlib.Path) -> dict[str, Any] | None:
-    """What WORKDIR/metrics.json says, None for a value that is not finite: {} where there is none,
-    None where it is damaged or something else.
+    """The metrics in WORKDIR/metrics.json, None for a value that is not finite: {} where there is
+    none, None where it is damaged or something else.
     """
     path = pathlib.Path(workdir) / METRICS
     if not os.path.lexists(path):
@@ -328,8 +330,8 @@ def _without_torch():
 
 
 def _forget_after(path, start):
-    """A run that resumes from an earlier checkpoint does the steps after it again: their old lines
-    go.
+    """Removes the log's lines after step `start`: a run that resumes from an earlier checkpoint
+    does these steps again.
     """
     if not path.is_file():
         return

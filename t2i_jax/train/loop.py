@@ -299,7 +299,9 @@ class _Loop:
             )
 
     def _measure(self, done, state, hooks, validates, monitors, is_last):
-        """What is due after a step; then the heap is cleared of what compiling for it has left."""
+        """Runs the hooks and measurements that are due after a step; then the heap is cleared of
+        what compiling for them has left.
+        """
         with fresh() as compiled:
             # hooks and validations log too
             self.measuring.monitoring.finish_before(done)

@@ -15,12 +15,12 @@ from t2i_jax.train.log import Log
 from t2i_jax.types import TrainState
 
 PREFIX = "eval/"
-"""What the names of the metrics begin with in logs."""
+"""The prefix of the metrics' names in logs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Monitor:
-    """What a run measures of the images that it generates.
+    """The metrics of generated images that a run measures while it trains.
 
     Attributes:
       names: of the metrics.

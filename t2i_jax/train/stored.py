@@ -1,4 +1,4 @@
-"""What training has left in a run's folder, for those that use it: it is only read, and the run may
+"""Files that training has left in a run's folder, for readers: nothing is written, and the run may
 still be going on.
 """
 

@@ -12,7 +12,7 @@ from t2i_jax.types import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """What a run measures of itself on batches that it is not trained on.
+    """The validation of a run: metrics of batches that it is not trained on.
 
     Attributes:
       every: steps between two; after the last step it is measured too.

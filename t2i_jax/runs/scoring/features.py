@@ -60,7 +60,7 @@ class FeatureSet(Protocol):
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """As JSON their "count" and what else is known of them."""
+        """The "count" of the features and what else is known of them, as JSON."""
         ...
 
 
@@ -111,8 +111,8 @@ class Features:
 
     @functools.cached_property
     def about(self) -> dict[str, Any]:
-        """As JSON "count" of the images used, "left_out" by reason, "sizes" with their counts, and
-        "sha256" of all pixels.
+        """The "count" of the images used, "left_out" by reason, "sizes" with their counts, and
+        "sha256" of all pixels, as JSON.
         """
         left_out: collections.Counter[str] = collections.Counter()
         sizes: collections.Counter[str] = collections.Counter()
@@ -151,8 +151,8 @@ class Features:
 def folder_of(
     home: pathlib.Path, extractor: Extractor, layers: tuple[str, ...], bring: Mapping[str, Any]
 ) -> pathlib.Path:
-    """Where the features of an extractor are kept: another file of weights, other preprocessing or
-    other layers are another folder.
+    """The folder in which the features of an extractor are kept: another file of weights, other
+    preprocessing or other layers are another folder.
 
     Args:
       bring: JSON of what is done with images before the extractor gets them.

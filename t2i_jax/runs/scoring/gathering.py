@@ -28,12 +28,12 @@ class Gathered:
         return self._layers[layer]
 
     def moments(self, layer: str) -> Moments:
-        """In float64."""
+        """Mean and covariance of a layer's features, in float64."""
         return Moments.of(self._layers[layer])
 
     @property
     def kept(self) -> np.ndarray:
-        """All numbers."""
+        """The numbers of all images, since none is left out."""
         return np.arange(len(next(iter(self._layers.values()))))
 
     @property
@@ -45,7 +45,8 @@ class Gathered:
 def gathered(
     split: Split, compute: Callable[[int], Mapping[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """What `compute` makes of all shards, in the order of the images; every process calls it.
+    """The arrays that `compute` returns for all shards, in the order of the images; every process
+    calls it.
 
     Each process computes every n-th shard, and all as many: one that would have none left computes
     the last once more. In which process a shard is computed changes nothing of it.

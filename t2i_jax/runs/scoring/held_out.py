@@ -73,8 +73,8 @@ class HeldOutImages:
 
     @functools.cached_property
     def _records(self):
-        """What tells the records that are read; of images with one caption as in earlier versions,
-        whose features stay.
+        """The identity of the records that are read; of images with one caption it is as in earlier
+        versions, whose features stay.
         """
         once = {"distinct": True} if self._samples.have_copies(self.split.count) else {}
         return {"records": stamp(source_of(self._samples.data)), **once}
@@ -117,7 +117,7 @@ class Leading:
         compute: Compute,
         needs_features: bool = True,
     ) -> None:
-        """As the reference's own."""
+        """Prepares the reference, as its own `prepare` says."""
         self._reference.prepare(extractor, layers, compute, needs_features)
 
     def count(self, extractor: str) -> int | None:
@@ -125,7 +125,7 @@ class Leading:
         return self._reference.count(extractor) if self._count is None else self._count
 
     def about(self, extractor: str) -> Mapping[str, Any]:
-        """What results say of it."""
+        """The entry about the reference in the results, as JSON."""
         return self._reference.about(extractor)
 
     def image(self, extractor: str, row: int) -> np.ndarray | None:

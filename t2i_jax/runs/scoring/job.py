@@ -36,7 +36,7 @@ from t2i_jax.words import counted
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is measured, of which images, against what.
+    """A job of scoring: metrics, the images that they are of, and the reference.
 
     Attributes:
       metrics: names, see `metrics.METRICS`; (): images are generated and nothing is measured.
@@ -239,7 +239,7 @@ def _tell_of_sizes(results):
 
 
 def _told_once():
-    """What there is to tell is told by the first process alone."""
+    """A context in which only the first process prints messages."""
     return contextlib.nullcontext() if processes.is_first() else generation.quiet()
 
 
@@ -277,7 +277,9 @@ def _check_enough(named, count, metrics):
 
 
 def _nearest(images: Images, reference, measures, out):
-    """By the first extractor that is asked, the reference images nearest to the first images."""
+    """The reference images nearest to the first images, by the first extractor that the metrics
+    use.
+    """
     from t2i_jax.runs.scoring import features
 
     told = {} if measures.protocol is None else measures.protocol.about()

@@ -77,7 +77,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What is measured.
+    """The images that metrics are computed of, with captions, features and reference.
 
     Attributes:
       features: of the generated images, by the name of the extractor.
@@ -397,7 +397,7 @@ METRICS: dict[str, Metric] = {
         needs_reference=False, needs_captions=True,
     ),
 }  # fmt: skip
-"""By name what can be measured; "judge:NAME" beside them."""
+"""The metrics by name; "judge:NAME" stands beside them."""
 
 
 def metric_of(name: str) -> Metric:

@@ -50,7 +50,8 @@ def monitor_of(
     workdir: pathlib.Path,
     build: Build = networks.build,
 ) -> Monitor | None:
-    """What `evaluation.metrics` of a recipe asks for; None: nothing. Every process calls it.
+    """The monitor that `evaluation.metrics` of a recipe asks for; None: it asks for none. Every
+    process calls it.
 
     The features of the real images are computed now, and kept in WORKDIR/evaluation.
 
@@ -134,7 +135,7 @@ class Measurer:
         return list(itertools.chain.from_iterable(found))[: self._split.count]
 
     def _batch(self, system, read, shard):
-        """By name the features of the images of a batch, and the judge's verdict on each."""
+        """The features of a batch's images by name, and the judge's verdict on each."""
         size = self._split.size
         # the last batch is filled up with images that belong to nobody, so that one program serves
         rows = range(shard * size, (shard + 1) * size)

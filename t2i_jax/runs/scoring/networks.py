@@ -30,13 +30,13 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "alex": ("alexnet",),  # alex.pth is that of LPIPS's heads
     "vgg": ("vgg16",),
 }
-"""By network how its files and folders begin there, as they are published or as its option; the
-first that is found counts."""
+"""For each network the beginnings of its files' and folders' names, as published or as its option;
+the first that is found counts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Where the weights of each network are; None: in the folder that T2I_WEIGHTS names.
+    """Paths of each network's weights; None: in the folder that T2I_WEIGHTS names.
 
     Attributes:
       inception: the state dict that pytorch-fid and torch-fidelity read.
@@ -121,7 +121,7 @@ def _built(network, modes, weights):
 
 
 Build = Callable[[str, Sequence[str], Weights], list[Extractor]]
-"""What `build` is."""
+"""The type of `build`: (network, modes, weights) -> extractors."""
 
 
 def build_once() -> Build:

@@ -104,8 +104,8 @@ def _by_name(by_name, own, captions, spec):
 
 
 def _by_set(own, captions, spec) -> Paired | None:
-    """By the names that a scorer reads or that `t2i sample` gives, or by ids; None where files are
-    not named so.
+    """The images paired with captions by the names that a scorer reads or that `t2i sample` gives,
+    or by ids; None where files are not named so.
     """
     found, by = None, "their ids"
     if captions.kind in layout.LAYOUTS:

@@ -50,8 +50,8 @@ _LATER = (
 
 
 def software() -> dict[str, Any]:
-    """What can change pixels or features: versions, this package's source, the kind of device, and
-    the compiler's flags.
+    """The software that can change pixels or features: versions, this package's source, the kind of
+    device, and the compiler's flags.
     """
     devices = jax.local_devices()
     told = (os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"))

@@ -1,4 +1,6 @@
-"""What generated images are compared with: real images, or statistics of them in a file."""
+"""References that generated images are compared with: real images, or statistics of them in a
+file.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ Compute = Callable[[Any, Extractor, tuple[str, ...]], Features]
 
 
 def no_size() -> None:
-    """Of images of which nothing tells their size."""
+    """The `Size` of images whose size nothing tells: None."""
 
 
 class Reference(Protocol):
@@ -64,7 +66,7 @@ class Reference(Protocol):
         ...
 
     def about(self, extractor: str) -> Mapping[str, Any]:
-        """What results say of it."""
+        """The entry about the reference in the results, as JSON."""
         ...
 
     def image(self, extractor: str, row: int) -> np.ndarray | None:
@@ -112,11 +114,11 @@ class RealImages(ImageSet, Protocol):
     """Real images by their numbers, in shards."""
 
     def about(self) -> Mapping[str, Any]:
-        """What results say of them, their digest apart."""
+        """The entry about the images in the results, without their digest."""
         ...
 
     def passed_over(self) -> Mapping[str, Any]:
-        """What results say of what lies with them and is not measured; {} where nothing does."""
+        """The entry about files that lie with the images and are not measured; {} without any."""
         ...
 
 
@@ -164,8 +166,8 @@ class ImagesReference:
         return self._found[extractor].about["count"]
 
     def about(self, extractor: str) -> dict[str, Any]:
-        """Where they are, how many of which sizes, what was passed over and left out, and a hash of
-        all pixels.
+        """The path of the images, how many of which sizes, what was passed over and left out, and a
+        hash of all pixels.
         """
         told = {**self._images.about(), **self._images.passed_over()}
         return {**told, **self._found[extractor].about}
@@ -253,7 +255,7 @@ class StatisticsReference:
         return None if kept is None else len(kept)
 
     def count(self, extractor: str) -> int | None:
-        """As the file or the JSON beside it says."""
+        """The number of images, as the file or the JSON beside it says; None: nothing tells."""
         found = self._read[extractor]
         if found.count is None and found.gaussian is None:
             return self._found[extractor].about["count"]

@@ -13,7 +13,7 @@ RESULTS, VALUES, MARKS = "results.json", "values.json", "marks.json"
 
 
 class Stored(NamedTuple):
-    """What a folder of results holds.
+    """The contents of a folder of results.
 
     Attributes:
       results: of results.json.

@@ -95,11 +95,11 @@ class SourceImages:
 
     @property
     def further_rows(self) -> int:
-        """How many of them are of an image that another one is of, where each row counts."""
+        """The number of records whose image an earlier record has too, where each record counts."""
         return len(self._records) - len({self.source.image_of(one) for one in self._records})
 
     def captions(self) -> list[str]:
-        """All captions.
+        """The captions of all images.
 
         Raises:
           UserError: one is missing.
@@ -121,7 +121,9 @@ class SourceImages:
         return found
 
     def _caption(self, record):
-        """That of its source, or that of its number where `t2i sample` wrote the image."""
+        """The caption of a record in its source, or the one of its number where `t2i sample` wrote
+        the image.
+        """
         try:
             return self.source.caption(record)
         except BadSample:
@@ -140,7 +142,7 @@ class SourceImages:
         return hashlib.sha256(told).hexdigest()
 
     def about(self) -> dict[str, Any]:
-        """What results say of the images, their digest apart."""
+        """The entry about the images in the results, without their digest."""
         kind, _, path = self.spec.partition(":")
         return {"kind": kind, "path": path, **self._part}
 
@@ -211,11 +213,11 @@ class GridImages:
 
     @property
     def further_rows(self) -> int:
-        """How many of them are of an image that another one is of."""
+        """The number of records whose image an earlier record has too."""
         return self._files.further_rows * self._each
 
     def captions(self) -> list[str]:
-        """That of its file for each image.
+        """The captions of all images, each that of its file.
 
         Raises:
           UserError: one is missing.
@@ -223,15 +225,15 @@ class GridImages:
         return [caption for caption in self._files.captions() for _ in range(self._each)]
 
     def key(self, shard: int) -> str:
-        """That of the files, with the images of each."""
+        """The key of the files, with the number of images in each."""
         return f"{self._files.key(shard)} grid {self._each}"
 
     def about(self) -> dict[str, Any]:
-        """What results say of the files."""
+        """The entry about the files in the results."""
         return self._files.about()
 
     def passed_over(self) -> dict[str, dict[str, int]]:
-        """As of the files."""
+        """The files that are passed over, as `SourceImages` counts them."""
         return self._files.passed_over()
 
 
@@ -262,12 +264,12 @@ class ArrayImages:
         return self._images[index]
 
     def key(self, shard: int) -> str:
-        """That of the array, with the shard's number."""
+        """The key of the array, with the shard's number."""
         return f"{self._key} {shard}"
 
 
 def source_spec(field: str, text: str) -> str:
-    """What the user wrote as a source: a plain path is a folder.
+    """The specification of a source that the user wrote; a plain path is a folder.
 
     Raises:
       UserError: a path at which there is no folder.

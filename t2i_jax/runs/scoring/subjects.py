@@ -176,7 +176,9 @@ def _paired(spec, files, captions, grid):
 
 
 def _own_captions(files) -> tuple[Sequence[str] | None, str]:
-    """Those beside the images; None where one has none, and which that is."""
+    """The captions beside the images; None where an image has none, with the sentence that names
+    it.
+    """
     try:
         return files.captions(), ""
     except UserError as error:

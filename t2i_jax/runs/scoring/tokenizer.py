@@ -84,17 +84,17 @@ class CroppedImages(SourceImages):
         )
 
     def key(self, shard: int) -> str:
-        """That of the files, with size and crop."""
+        """The key of the files, with size and crop."""
         return f"{super().key(shard)} {self._size} {self._crop}"
 
     def about(self) -> dict[str, Any]:
-        """Where they are, and how they were cut."""
+        """The path of the images, and how they were cropped."""
         return {**super().about(), "size": self._size, "crop": self._crop}
 
 
 @dataclasses.dataclass(frozen=True)
 class Measures:
-    """What is measured of reconstructions, beside PSNR, SSIM and the codebook.
+    """The metrics of reconstructions, beside PSNR, SSIM and the codebook.
 
     Attributes:
       extractors: of Inception, for rFID, one for each mode; (): no rFID.

@@ -84,11 +84,11 @@ class Wanted:
         return self.recipe.evaluation.pictures if one.count is None else one.count
 
     def extractor(self, one: Monitored) -> Extractor:
-        """That of a metric, which is not of a judge."""
+        """The extractor of a metric that is not of a judge."""
         return self.extractors[self.networks[_network(one)]]
 
     def layers(self, extractor: str) -> tuple[str, ...]:
-        """All layers of an extractor that the metrics need."""
+        """The layers of an extractor that the metrics need."""
         network = next(name for name, one in self.networks.items() if one == extractor)
         mine = (one for one in self.metrics if _network(one) == network)
         return metric_of(next(mine).metric).layers
