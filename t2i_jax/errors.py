@@ -32,7 +32,7 @@ def first_line(error: BaseException) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, for a sentence that names the place: of the system's errors without
+    """The reason of a failure, for a sentence that names the place: of the system's errors without
     their number and file, of others the first line.
     """
     return getattr(error, "strerror", None) or first_line(error)

@@ -82,7 +82,7 @@ class Task(Protocol):
 
     @property
     def sequence_length(self) -> int | None:
-        """Tokens of a sequence that can be split."""
+        """The number of tokens of a sequence that can be split."""
         ...
 
     @property
@@ -91,7 +91,9 @@ class Task(Protocol):
         ...
 
     def init(self, key: Key) -> tuple[Mapping[str, Params], Stats]:
-        """Parameters by group and stats; leaves may be boxed in `nn.LogicallyPartitioned`."""
+        """The initial parameters by group and stats; leaves may be boxed in
+        `nn.LogicallyPartitioned`.
+        """
         ...
 
     def batch_spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
@@ -101,7 +103,7 @@ class Task(Protocol):
     def after_update(
         self, params: Mapping[str, Params], stats: Stats, batch: Batch, key: Key, step: Array
     ) -> tuple[Mapping[str, Params], Stats]:
-        """Changes without a gradient (reviving dead codes); returns `(params, stats)`.
+        """Applies changes without a gradient (reviving dead codes); returns `(params, stats)`.
 
         Runs inside the jitted step.
         """
@@ -112,7 +114,7 @@ class Task(Protocol):
         ...
 
     def flops(self, batch_size: int) -> float:
-        """Floating-point operations of one training step, for MFU (multiply-add = 2)."""
+        """The floating-point operations of one training step, for MFU (multiply-add = 2)."""
         ...
 
 

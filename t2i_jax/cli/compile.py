@@ -94,7 +94,9 @@ def compile_for(
 
 
 def _steps(recipe, topology, search):
-    """(reports of the steps of the stages that a recipe joins, remedies), both by stage."""
+    """The reports of the steps of the stages that a recipe joins, and the remedies, both by
+    stage.
+    """
     from t2i_jax.aot import ahead
 
     if search:
@@ -157,7 +159,9 @@ def _compile(recipe, topology):
 
 
 def _parts(recipe):
-    """(task, its TrainConfig, shapes of what is frozen), wired as training wires them."""
+    """The task, its TrainConfig and the shapes of its frozen networks, wired as training wires
+    them.
+    """
     from t2i_jax.runs.wiring import planned
 
     recipe, parts = planned(recipe)

@@ -51,7 +51,7 @@ def print_reference(results: Mapping[str, Any]) -> None:
 
 
 def print_left_out(what: str, counts: Mapping[str, int] | None, how: str = "left out") -> None:
-    """How many of `what` were left out, by reason; nothing where there are none."""
+    """Prints how many of `what` were left out, by reason; nothing where there are none."""
     if counts:
         told = ", ".join(f"{reason} {count}" for reason, count in counts.items())
         print(f"{what}: {how} {told}")

@@ -445,7 +445,7 @@ def _new_folder(out):
 
 
 def _is_free(folder, lock):
-    """Whether it is not there, or holds nothing but the file of a lock."""
+    """Whether a folder is not there, or holds nothing but the file of a lock."""
     if not os.path.lexists(folder):
         return True
     return folder.is_dir() and not any(one.name != lock for one in folder.iterdir())

@@ -94,7 +94,7 @@ def detect() -> Mapping[str, Any] | None:
 
 
 def _is_number(text):
-    """Whether it is a whole number as people write it; Python's `isdigit` takes "²" for one."""
+    """Whether a text is a whole number as people write it; Python's `isdigit` takes "²" for one."""
     return bool(re.fullmatch("[0-9]{1,9}", text))
 
 

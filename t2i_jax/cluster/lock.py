@@ -100,7 +100,9 @@ def writing(field: str, out: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _making(folder):
-    """Inside, a folder and those above it are made; those of which nothing came go again."""
+    """A context that makes a folder and those above it; those that stay empty are removed at its
+    end.
+    """
     above = (folder, *folder.parents)
     new = list(itertools.takewhile(lambda one: not os.path.lexists(one), above))
     try:
@@ -239,8 +241,8 @@ def _machine():
 
 
 def _started(pid):
-    """When a process started, in ticks of its machine's clock; None where it is no more, 0 where
-    that is not known.
+    """The time at which a process started, in ticks of its machine's clock; None where it is no
+    more, 0 where that is not known.
     """
     try:
         said = pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()

@@ -186,7 +186,7 @@ class Hub:
         listen(self._server, self._serve)
 
     def wait_until_alone(self, seconds: float) -> None:
-        """Until no other process is connected, or the time has passed."""
+        """Waits until no other process is connected, or the time has passed."""
         end = time.monotonic() + seconds
         while len(self._connections) > 1 and time.monotonic() < end:
             time.sleep(0.02)

@@ -266,7 +266,7 @@ _ARGUMENTS_OF: Mapping[str, tuple[str, arguments.Rows]] = {
 
 
 def _is_part(value):
-    """Whether it is (class, fields) of a network within another."""
+    """Whether a value is the pair (class, fields) of a network within another."""
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], type)
 
 
@@ -306,7 +306,7 @@ def _fields_within(of, found):
 
 
 def _inside(found):
-    """(class, fields) of each network within one."""
+    """The networks within a network, each as (class, fields)."""
     several = [part for value in found.values() if isinstance(value, list) for part in value]
     return [part for part in [*found.values(), *several] if _is_part(part)]
 

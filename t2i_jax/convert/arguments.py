@@ -17,7 +17,7 @@ from t2i_jax.errors import UserError
 
 
 class Only:
-    """Values with which the package computes what the network here computes.
+    """The values of an argument with which the package computes what the network here computes.
 
     Attributes:
       values: they, of which the first is named in a refusal; a tuple is one value.
@@ -27,7 +27,7 @@ class Only:
         self.values = values
 
     def __contains__(self, value: Any) -> bool:
-        """Whether it is one of them, or a list of them; 1.0 is 1, and no number is True."""
+        """Whether a value is one of these, or a list of them; 1.0 is 1, and no number is True."""
         if isinstance(value, (tuple, list)):
             return self._has(tuple(value)) or (len(value) > 0 and all(map(self._has, value)))
         return self._has(value)

@@ -104,7 +104,7 @@ def check_version(version: Any) -> None:
 
 
 def live(module: Any) -> dict[str, Any]:
-    """{"unets": fields of each, "clip": fields, "settings"} of a live decoder.
+    """The settings of a live decoder: {"unets": fields of each, "clip": fields, "settings"}.
 
     Raises:
       UserError: an argument that has no form here.
@@ -152,7 +152,7 @@ _ARGUMENTS = {
 
 
 def _fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
-    """{"unets": [(class, fields), ...], "noises", "clip"}.
+    """The networks of a decoder: {"unets": [(class, fields), ...], "noises", "clip"}.
 
     Args:
       told: "unets" and "clip", fields of each; all others are for each U-Net.

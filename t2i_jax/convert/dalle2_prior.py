@@ -68,7 +68,7 @@ _READERS = {
 
 
 def recognise(state: State) -> bool:
-    """Whether a state dict is one of a `DiffusionPrior`."""
+    """Whether a state dict is that of a `DiffusionPrior`."""
     return diffusion_prior.recognise(engine.part(state, _NET)) and f"{_NOISE}betas" in state
 
 

@@ -111,8 +111,8 @@ def _refused(model) -> Iterator[Row]:
 
 
 def _attends_to_nothing(torch, model) -> Iterator[Row]:
-    """Self-attention, which the package always has at the bottom, that adds zeros: the gain of its
-    last norm is 0.
+    """Self-attention that adds zeros, as the gain of its last norm is 0: the package always has it
+    at the bottom.
     """
     width, head = model.dim * model.dim_mults[-1], model.attn_dim_head
     inner = model.attn_heads * head

@@ -245,7 +245,7 @@ def upgraded(state: State, torch: str, upgrade: Callable[[State], State]) -> dic
 
 
 def to_ours(table: Sequence[Row], state: State, shapes: Mapping[str, Any]) -> dict[str, Any]:
-    """Our nested dict from a state dict.
+    """The nested dict of our parameters, from a state dict.
 
     Args:
       table: the network's table.

@@ -139,7 +139,7 @@ def _shapes(model):
 
 
 def _both_live(module):
-    """Fields of both, and the settings of each."""
+    """The fields of both networks, and the settings of each."""
     return {"parti": live(module), "tokenizer": vit_vqgan.live(module.vae)}
 
 

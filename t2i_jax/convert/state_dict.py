@@ -179,7 +179,9 @@ def _before(name, part):
 
 
 def _is_average(place):
-    """Whether a part of it is "ema", or has that before or behind an underscore ("params_ema")."""
+    """Whether a part of a place is "ema", or has that before or behind an underscore
+    ("params_ema").
+    """
     return any("ema" in part.lower().split("_") for part in place.split("."))
 
 

@@ -35,7 +35,7 @@ _USED = 65536  # recent codes that LlamaGen saves to count their use
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """How a package names the layers.
+    """The names that a package gives the layers.
 
     Attributes:
       package: for messages. down: what a level of the encoder begins with. up: the same for the
@@ -330,7 +330,7 @@ def _any(state, begins):
 
 
 def _count(state, begins):
-    """How many modules of a list there are, whose names begin so."""
+    """The number of modules of a list whose names begin so."""
     return 1 + max(_indices(state, begins), default=-1)
 
 

@@ -17,7 +17,7 @@ from t2i_jax.foreign import arrays as foreign
 from t2i_jax.foreign import file, msgpack_file, safetensors_file, torch_file
 
 SAFE = ".safetensors"
-"""Ending of a file of arrays alone; `torch_file.ENDINGS` are those of PyTorch's own."""
+"""The ending of a file of arrays alone; `torch_file.ENDINGS` are those of PyTorch's own."""
 # Where training scripts put the weights in a checkpoint.
 _NESTS = ("state_dict", "model", "model_state_dict")
 

@@ -157,7 +157,9 @@ def _up(model, i):
 
 
 def _level(model, i, torch, ours, place):
-    """One level; `place` is where its first block stands in the package's list, 0 on the way up."""
+    """The rows of one level; `place` is where its first block stands in the package's list, 0 on
+    the way up.
+    """
 
     def at(field):
         return sizes.per_level(model, field)[i]

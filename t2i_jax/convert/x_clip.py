@@ -164,7 +164,7 @@ def _projected(ssl):
 
 
 def _own_or_none(module, trunk, kind):
-    """None for the package's own transformer, the name of any other."""
+    """The name of a transformer; None for the package's own."""
     found = type(getattr(module, trunk)).__name__
     return None if found == kind else found
 
@@ -274,7 +274,7 @@ def adapted(state: State, told: Mapping[str, Any]) -> tuple[type, dict[str, Any]
 
 
 def _patch(width, told):
-    """(side, channels) of patches of so many numbers."""
+    """The side and channels of patches that have this many numbers."""
     for channels in (told["channels"],) if "channels" in told else (3, 1, 4):
         side = math.isqrt(width // channels)
         if side * side * channels == width:
@@ -317,7 +317,7 @@ def upgrade(state: State) -> State:
 
 
 def recognise(state: State) -> bool:
-    """Whether a state dict is one of a CLIP."""
+    """Whether a state dict is that of a CLIP."""
     return {f"{trunk}.{first}" for trunk, first in _FIRST.items()} <= upgrade(state).keys()
 
 

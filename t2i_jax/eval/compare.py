@@ -1,4 +1,6 @@
-"""Whether the difference of two results is real, or what other images would have given too."""
+"""Comparison of two results: whether their difference is real, or what other images would have
+given too.
+"""
 
 from __future__ import annotations
 
@@ -54,19 +56,21 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """b - a."""
+        """The difference b - a."""
         return self.b - self.a
 
     @property
     def is_real(self) -> bool | None:
-        """Whether the interval of the difference leaves out 0; None where there is no interval."""
+        """Whether the difference is real: its interval leaves out 0; None where there is no
+        interval.
+        """
         if self.interval is None:
             return None
         return not self.interval.low <= 0 <= self.interval.high
 
     @property
     def better(self) -> str | None:
-        """ "a" or "b" where the difference is real, else None."""
+        """The better result, "a" or "b", where the difference is real, else None."""
         if not self.is_real:
             return None
         return "b" if (self.difference < 0) == lower_is_better(self.metric) else "a"
@@ -87,7 +91,7 @@ class Comparison:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether less is better of a metric, by the first words of its name."""
+    """Whether a smaller value of a metric is better, by the first words of its name."""
     return any(metric == name or metric.startswith(f"{name}_") for name in _LOWER)
 
 

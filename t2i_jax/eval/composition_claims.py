@@ -71,7 +71,7 @@ class Claim:
 
     @property
     def count(self) -> int:
-        """Objects in all."""
+        """The number of objects in all."""
         return sum(item.count for item in self.items)
 
 

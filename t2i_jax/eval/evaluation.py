@@ -1,4 +1,4 @@
-"""How a run is looked at: the judge, the numbers of held-out samples, the options."""
+"""Settings of a run's evaluation: the judge, the numbers of held-out samples, the options."""
 
 from __future__ import annotations
 

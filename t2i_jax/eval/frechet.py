@@ -18,9 +18,9 @@ from t2i_jax.eval.moments import Moments, checked_pair
 from t2i_jax.eval.rows import Rows, check, moments_of
 
 POINTS = 15
-"""Sizes at which FD-infinity measures (dgm-eval, `compute_FD_infinity`)."""
+"""The number of sizes at which FD-infinity measures (dgm-eval, `compute_FD_infinity`)."""
 FEWEST_FOR_INFINITY = 20
-"""Images, between fewer of which there is no line to speak of."""
+"""The number of images below which there is no line to speak of."""
 _FEWEST, _PART = 5000, 10  # images of the smallest size: so many, or this part of a smaller set
 _SINGULAR = 1e-10  # of a Cholesky factor's squared pivots, the smallest over the largest
 
@@ -99,7 +99,7 @@ def frechet(one: Gaussian, other: Gaussian, factor_DR: np.ndarray | None = None)
 
 @_on_one_thread
 def factor(covariance_DD: np.ndarray) -> np.ndarray:
-    """F (D, D) with F F^T the covariance: by Cholesky, or where that is singular by its
+    """A factor F (D, D) of the covariance F F^T: by Cholesky, or where that is singular by its
     eigenvectors.
     """
     try:
@@ -184,7 +184,7 @@ def frechet_at_infinity(
 
 
 def _product(covariance_DD, factor_DR):
-    """F^T S F (R, R), of which only the upper triangle is to be read."""
+    """The product F^T S F (R, R), of which only the upper triangle is to be read."""
     from scipy.linalg import lapack  # before the threads are limited, so that its are, too
 
     with threadpool_limits(limits=1, user_api="blas"):

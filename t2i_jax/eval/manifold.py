@@ -23,7 +23,7 @@ NEIGHBOURS_OF_DENSITY = 5
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionRecall:
-    """How much of each set lies in the other one's balls.
+    """Precision and recall: the share of each set that lies in the other one's balls.
 
     Attributes:
       precision: share of generated images in the ball of a reference image, 0 to 1.

@@ -35,12 +35,14 @@ class Monitored:
 
     @property
     def compares(self) -> bool:
-        """Whether it is a distance from real images; else it is a mean over images and captions."""
+        """Whether the metric is a distance from real images; else it is a mean over images and
+        captions.
+        """
         return self.metric in COMPARING
 
     @property
     def by_inception(self) -> bool:
-        """Whether it is a distance of Inception's features."""
+        """Whether the metric is a distance of Inception's features."""
         return self.metric in ("fid", "kid")
 
 

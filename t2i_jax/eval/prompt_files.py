@@ -80,7 +80,7 @@ def coco(path: pathlib.Path, count: int | None, seed: int | None) -> tuple[list[
 
 
 def rule_of_coco(seed: int | None) -> str:
-    """How `coco` takes captions from a .json, in words."""
+    """The rule by which `coco` takes captions from a .json, in words."""
     order = "" if seed is None else f", in the order of the words of PCG64({seed})"
     return f"image ids ascending{order}; of each image the caption with the lowest annotation id"
 
@@ -219,7 +219,7 @@ _NO_COCO = "give MS-COCO's captions_val2014.json"
 
 
 def _first_captions(held, named):
-    """{image id: (annotation id, caption)} of each image's lowest annotation id."""
+    """The lowest annotation of each image: {image id: (annotation id, caption)}."""
     first: dict[int, tuple[int, str]] = {}
     for i, one in enumerate(_list(held, "annotations", named)):
         where = f"{named}: annotations[{i}]"

@@ -14,7 +14,7 @@ import numpy as np
 from t2i_jax.eval.moments import Moments, check_widths, checked, merged
 
 BLOCK = 2048
-"""Rows that are in memory at a time."""
+"""The number of rows that are in memory at a time."""
 _PART = 2**24  # bytes that are written at a time
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -28,15 +28,15 @@ class Rows(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, D)."""
+        """The shape (N, D)."""
         ...
 
     def __len__(self) -> int:
-        """N."""
+        """The number of rows N."""
         ...
 
     def __getitem__(self, rows: Any, /) -> Any:
-        """(rows, D): those of a slice, or of numbers (K,)."""
+        """The rows of a slice, or of numbers (K,): (rows, D)."""
         ...
 
     def __array__(self, dtype: Any = None, /, *, copy: bool | None = None) -> np.ndarray:

@@ -45,7 +45,7 @@ class _Key:
 
 
 def _dict(*_: object) -> dict[Any, Any]:
-    """Stands for those of `_DICTS`: what makes the values of the first is left out."""
+    """Stands for the classes of `_DICTS`; the factory of default values is left out."""
     return {}
 
 

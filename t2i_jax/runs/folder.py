@@ -360,8 +360,8 @@ def given(system: System, folder: pathlib.Path) -> Given:
 
 def is_averaged(workdir: pathlib.Path, recipe: Recipe) -> Any:
     """Whether EMA weights are kept in the checkpoints of a run, which `load` then takes; None of an
-    exported system, whose one set of weights does not tell. Of a run that joins its parts by their
-    names the same of each.
+    exported system, whose one set of weights does not tell. For a run that joins its parts the
+    answer for each, by their names.
 
     Args:
       recipe: of the run.
@@ -388,8 +388,8 @@ def made_with(run: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def fingerprint(weights: Any) -> str:
-    """16 hexadecimal digits that tell weights apart: of a run and of what was exported from it they
-    are the same.
+    """The fingerprint of weights, 16 hexadecimal digits: a run and its exported system have the
+    same.
     """
     digest = hashlib.sha256()
     for name, value in sorted(_flatten(weights).items()):
@@ -414,7 +414,9 @@ def checkpoint_step(text: str | None) -> int | str | None:
 def trained_arrays(
     workdir: str | pathlib.Path, step: int | str | None = None
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """(parameters by group, averaged where an average is kept, and stats) of a run's folder."""
+    """The trained arrays of a run's folder: (parameters by group, averaged where an average is
+    kept, and stats).
+    """
     folder = _existing(workdir)
     params, ema, stats = arrays(folder, load_run_recipe(folder).task, None, step)
     return {**params, **ema}, stats
@@ -454,7 +456,7 @@ def arrays(
     places: Mapping[str, Any] | None,
     step: int | str | None = None,
 ) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
-    """(params, ema, stats) of a run's or an exported system's folder.
+    """The arrays of a run's or an exported system's folder: (params, ema, stats).
 
     Args:
       task: that of its recipe.

@@ -39,7 +39,9 @@ class DataLedger:
         self.cut = Ledger()
 
     def tokenize(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and mask of captions; those that are cut, or hold unknown letters, are counted."""
+        """The ids and mask of captions; those that are cut, or hold unknown letters, are
+        counted.
+        """
         assert self._tokenizer is not None
         ids_BL, mask_BL = self._tokenizer(captions, self._max_length)
         full = [captions[row] for row in np.flatnonzero(np.asarray(mask_BL).all(axis=1))]
@@ -50,7 +52,7 @@ class DataLedger:
         return ids_BL, mask_BL
 
     def uncounted(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and mask of captions that are not trained on."""
+        """The ids and mask of captions that are not trained on."""
         assert self._tokenizer is not None
         return self._tokenizer(captions, self._max_length)
 
@@ -122,7 +124,7 @@ def _of_gone_processes(workdir):
 
 
 def image_channels(spec: Mapping[str, Any]) -> Mapping[str, int]:
-    """Channels of the images of a batch, by their entry."""
+    """The channels of the images of a batch, by their entry."""
     return {k: spec[k].shape[-1] for k in ("image", "cond_image") if k in spec}
 
 

@@ -254,8 +254,8 @@ def _check_trained(recipe, place):
 
 
 def reach(recipe: Recipe, assignments: Sequence[str]) -> Iterator[str]:
-    """Sentences that say which stage a setting of training or data reaches, where there are several
-    that are trained.
+    """The sentences that say which stage a setting of training or data reaches, where there are
+    several that are trained.
     """
     from_init = isinstance(recipe.init, Init) and recipe.init.parts
     stages = [
@@ -282,7 +282,7 @@ def reach(recipe: Recipe, assignments: Sequence[str]) -> Iterator[str]:
 
 
 def idle(recipe: Recipe, stage: str = "") -> Iterator[str]:
-    """Sentences about settings of a stage that have no effect beside others.
+    """The sentences about settings of a stage that have no effect beside others.
 
     Args:
       recipe: its task has the networks of its parts. stage: its name among the parts, as in

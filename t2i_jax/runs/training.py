@@ -83,7 +83,8 @@ def train(
 
 
 def _train(recipe, workdir, given, hooks, build, profile):
-    """`train` of what was checked: the system, with its parts, like `given`, in the host's memory.
+    """The system that `train` returns, of a recipe that was checked, with its parts, like `given`,
+    in the host's memory.
 
     A step has on the device what it reads, and not what is trained before or after it.
     """
@@ -195,8 +196,8 @@ def _usable(placed, own):
 
 
 def _build_once():
-    """`networks.build_once`, which is loaded when the first network is asked for: most runs do
-    without metrics.
+    """A form of `networks.build_once` that is loaded when the first network is asked for: most runs
+    do without metrics.
     """
     made = []
 

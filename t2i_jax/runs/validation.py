@@ -171,8 +171,8 @@ def _micro_batches(recipe):
 
 
 def _program(task, accumulate):
-    """`task.validate` with the key of a batch's number, the same in every process; the mean over so
-    many micro-batches.
+    """The program of `task.validate` with the key of a batch's number, the same in every process;
+    the mean over `accumulate` micro-batches.
     """
 
     def program(params, stats, frozen, batch, number, step):
@@ -189,6 +189,6 @@ def _program(task, accumulate):
 
 
 def _mean(found):
-    """Means of metrics over batches."""
+    """The means of metrics over batches."""
     found = [{name: float(value) for name, value in metrics.items()} for metrics in found]
     return {name: float(np.mean([metrics[name] for metrics in found])) for name in found[0]}

@@ -62,8 +62,8 @@ def planned_stages(
     workdir: pathlib.Path | None = None,
     name: str = "",
 ) -> dict[str, tuple[Recipe, dict[str, Given]]]:
-    """`planned` for each stage that is trained, in that order: by its name among the parts, "" for
-    the recipe itself.
+    """The recipes of `planned` for each stage that is trained, in that order: by its name among the
+    parts, "" for the recipe itself.
 
     Args:
       workdir: of the run, whose parts may be there already; None: it has none.

@@ -93,15 +93,15 @@ def _owner(name):
 
 
 def _blocks(sizes) -> Iterator[tuple[str, int, int]]:
-    """(file, offset, size) of each block."""
+    """The blocks of files: (file, offset, size) of each."""
     for name, size in sizes.items():
         for offset in range(0, size, _BLOCK):
             yield name, offset, min(_BLOCK, size - offset)
 
 
 def _digested(step, blocks):
-    """((file, offset, size), digest) of each block, in threads: neither reading nor computing holds
-    up another.
+    """The digests of blocks, ((file, offset, size), digest) of each, in threads: neither reading
+    nor computing holds up another.
     """
 
     def digest(block):

@@ -128,8 +128,8 @@ class Executables:
             return []
 
     def _times(self):
-        """One file for all states of the source: an edit makes another program, about as slow to
-        compile as the one before.
+        """The file of the times, one for all states of the source: an edit makes another program,
+        about as slow to compile as the one before.
         """
         kind = [self._devices[0].device_kind, len(self._devices), jax.process_index()]
         told = json.dumps([self._what, kind, os.cpu_count()], sort_keys=True)
@@ -189,12 +189,14 @@ def fresh() -> Iterator[list[str]]:
 
 
 def _is_mine(found):
-    """Whether nobody else could have written here: reading a program runs what is in it."""
+    """Whether a file is safe to load, since nobody else could have written it: reading a program
+    runs what is in it.
+    """
     return hasattr(os, "getuid") and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 def _of_all_processes(number):
-    """This number of every process."""
+    """The numbers of all processes, given that of this one."""
     if jax.process_count() == 1:
         return [number]
     return [int(n) for n in multihost_utils.process_allgather(np.int32(number))]

@@ -187,7 +187,9 @@ class Log:
 
     @contextlib.contextmanager
     def _shown_or_not(self):
-        """Stderr that is closed, full or read by nobody costs the progress line, not the run."""
+        """A context in which a stderr that is closed, full or read by nobody costs the progress
+        line, not the run.
+        """
         try:
             yield
         except (OSError, ValueError):
@@ -262,13 +264,15 @@ def make_folder(path: pathlib.Path) -> None:
 
 
 def make_room(path: pathlib.Path) -> None:
-    """Sets aside what has the name of a file of the run, and is something else."""
+    """Sets aside an entry that has the name of a file of the run, and is something else."""
     if os.path.lexists(path) and not path.is_file():
         _set_aside(path, "is not a file")
 
 
 def _make_room(workdir):
-    """Sets aside what has the name of a file or a folder of ours, and is something else."""
+    """Sets aside an entry that has the name of a file or a folder of ours, and is something
+    else.
+    """
     for name in ("metrics.jsonl", METRICS, "goodput.json"):
         make_room(workdir / name)
 
@@ -312,8 +316,8 @@ class _Events:
 
 @contextlib.contextmanager
 def _without_torch():
-    """Inside, modules of tensorboardX are imported without what its `__init__` imports: that takes
-    seconds where PyTorch is installed. Whoever imports it later gets all of it.
+    """A context in which modules of tensorboardX are imported without what its `__init__` imports:
+    that takes seconds where PyTorch is installed. Whoever imports it later gets all of it.
     """
     name = "tensorboardX"
     found = importlib.util.find_spec(name)

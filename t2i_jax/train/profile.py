@@ -17,8 +17,8 @@ _FOLDER = "profile"
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Which steps of a run are traced: `first` to `last`, both included, counted as on the progress
-    line.
+    """The steps of a run that are traced: `first` to `last`, both included, counted as on the
+    progress line.
     """
 
     first: int

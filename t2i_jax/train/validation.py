@@ -25,7 +25,7 @@ class Validation:
     by: str = "loss"
 
     def is_due(self, done: int, is_last: bool) -> bool:
-        """Whether it is measured after `done` steps."""
+        """Whether held-out batches are measured after `done` steps."""
         return done % self.every == 0 or is_last
 
     def score(self, metrics: Mapping[str, float]) -> float | None:

@@ -24,7 +24,7 @@ class Gathered:
         self._layers = layers
 
     def rows(self, layer: str) -> Rows:
-        """(N, D) float32."""
+        """The features of a layer, (N, D) float32."""
         return self._layers[layer]
 
     def moments(self, layer: str) -> Moments:
@@ -38,7 +38,7 @@ class Gathered:
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """Their "count"."""
+        """The "count" of the images."""
         return {"count": len(self.kept)}
 
 

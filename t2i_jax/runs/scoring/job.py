@@ -118,7 +118,7 @@ class Job:
         return measures, reference or None
 
     def _check(self, named, reference, extractors, size):
-        """Whether a file has what each network's metrics need of it."""
+        """Checks that a file of reference statistics has what each network's metrics need of it."""
         for network, some in extractors.items():
             of_network = {
                 name: metric

@@ -85,8 +85,8 @@ def build(network: str, modes: Sequence[str], weights: Weights) -> list[Extracto
 
 
 def build_lpips(weights: Weights) -> dict[str, LpipsMetric]:
-    """LPIPS by each trunk whose weights are given, or lie in the folder that T2I_WEIGHTS names; a
-    line tells of a file that is not the published one.
+    """The LPIPS metrics by each trunk whose weights are given, or lie in the folder that
+    T2I_WEIGHTS names; a line tells of a file that is not the published one.
 
     Raises:
       UserError: weights that are missing or do not fit.
@@ -125,9 +125,9 @@ Build = Callable[[str, Sequence[str], Weights], list[Extractor]]
 
 
 def build_once() -> Build:
-    """`build` that reads a file of weights once, however often its network is asked for. Every
-    answer has its own place on the devices, which is freed with it; the weights themselves stay in
-    the host's memory as long as what is returned here.
+    """A form of `build` that reads a file of weights once, however often its network is asked for.
+    Every answer has its own place on the devices, which is freed with it; the weights themselves
+    stay in the host's memory as long as what is returned here.
     """
     known = functools.cache(build)
 

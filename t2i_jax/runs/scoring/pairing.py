@@ -36,7 +36,7 @@ class Paired(NamedTuple):
 
 
 def unnumbered(captions: PromptSet) -> PromptSet:
-    """Captions without the numbers that `t2i sample` has written in front of them."""
+    """The captions without the numbers that `t2i sample` has written in front of them."""
     if captions.kind != "file" or captions.source.lower().endswith(ENDINGS):
         return captions
     texts = sample_folder.without_numbers(captions.texts)

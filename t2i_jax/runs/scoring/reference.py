@@ -26,10 +26,11 @@ from t2i_jax.runs.scoring.split import SHARD_SIZE
 _OWN = ("sha256", "schema", "command")  # of the file beside statistics, about itself
 
 Size = Callable[[], int | None]
-"""Side in pixels of the images that are measured; None: nothing tells."""
+"""The type of a function that returns the side in pixels of the images that are measured; None:
+nothing tells."""
 
 Compute = Callable[[Any, Extractor, tuple[str, ...]], Features]
-"""(images, extractor, layers) -> features; every process calls it."""
+"""The type of a function (images, extractor, layers) -> features; every process calls it."""
 
 
 def no_size() -> None:
@@ -62,7 +63,7 @@ class Reference(Protocol):
         ...
 
     def count(self, extractor: str) -> int | None:
-        """How many images that is; None: nobody has said."""
+        """The number of images in the reference; None: nobody has said."""
         ...
 
     def about(self, extractor: str) -> Mapping[str, Any]:
@@ -148,7 +149,7 @@ class ImagesReference:
         compute: Compute,
         needs_features: bool = True,
     ) -> None:
-        """Computes their features."""
+        """Computes the features of the images."""
         del needs_features
         self._found[extractor.name] = compute(self._images, extractor, layers)
 
@@ -157,7 +158,7 @@ class ImagesReference:
         return Gaussian.of(self._found[extractor].moments(layer))
 
     def features(self, extractor: str, layer: str, metric: str) -> Rows:
-        """(N, D) float32."""
+        """The features of a layer, (N, D) float32."""
         del metric
         return self._found[extractor].rows(layer)
 
@@ -173,7 +174,7 @@ class ImagesReference:
         return {**told, **self._found[extractor].about}
 
     def image(self, extractor: str, row: int) -> np.ndarray:
-        """uint8 (H, W, 3)."""
+        """The image of a row, uint8 (H, W, 3)."""
         return self._images.read(int(self._found[extractor].kept[row]))
 
 

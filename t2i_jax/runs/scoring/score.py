@@ -181,7 +181,7 @@ def score(
 def write(
     out: pathlib.Path, images: Images, results: Mapping[str, Any], values: Mapping[str, Any]
 ) -> None:
-    """Writes what `assembled` gives, and marks.json where images have marks."""
+    """Writes the results of `assembled`, and marks.json where images have marks."""
     if images.marks:
         marks = zip(images.keys, images.marks, strict=True)
         plan.write_json(out / MARKS, [[*key, mark] for key, mark in marks])
@@ -343,7 +343,7 @@ def check_vocabulary(named: str, extractors: Sequence[Any]) -> None:
 
 
 def told_of_cut(extractor: Any, captions: Sequence[str]) -> str | None:
-    """Which captions a CLIP reads the beginning of alone, as a sentence; None: it reads all."""
+    """A sentence about captions of which a CLIP reads the beginning alone; None: it reads all."""
     return told_of_lengths(extractor.lengths(captions), extractor.text_length, "caption")
 
 

@@ -38,7 +38,7 @@ class ImageShards:
         return self._home(index // self.split.size) / f"{index:06d}.png"
 
     def read(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3) of an image."""
+        """The pixels of an image, uint8 (H, W, 3)."""
         name = self.path(index).name
         return image_file.decode(image_file.file_bytes(self.path(index), name), name)
 

@@ -82,7 +82,7 @@ class SourceImages:
             self._chosen = f" {hashlib.sha256(told).hexdigest()}"
 
     def read(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3) of any size; or `BadSample`."""
+        """The image of a number, uint8 (H, W, 3) of any size; or `BadSample`."""
         record = self._records[index]
         image = self.source.without_caption(record)["image"]
         if image is None:
@@ -135,8 +135,8 @@ class SourceImages:
             return clean_caption(captions[numbers[0]], name)
 
     def key(self, shard: int) -> str:
-        """Tells the images from what they were at another time, by the sizes and times of their
-        files and the version of their set, and from those of another split.
+        """A key that tells the images from what they were at another time, by the sizes and times
+        of their files and the version of their set, and from those of another split.
         """
         told = os.fsencode(f"{self.spec} {self._part} {self._stamp} {shard}{self._chosen}")
         return hashlib.sha256(told).hexdigest()
@@ -147,8 +147,8 @@ class SourceImages:
         return {"kind": kind, "path": path, **self._part}
 
     def passed_over(self) -> dict[str, dict[str, int]]:
-        """{"passed_over": by reason how much lies with the images, may hold images too, and is not
-        measured}; {} where nothing does.
+        """The counts of passed-over files: {"passed_over": by reason how much lies with the images,
+        may hold images too, and is not measured}; {} where nothing does.
         """
         found = {**self.source.passed_over.different, **self._beside}
         told = {why: count for why, count in found.items() if not why.startswith(NO_IMAGES)}
@@ -197,7 +197,7 @@ class GridImages:
         self.split = Split(files.split.count * each, files.split.size)
 
     def read(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3) of any size; or `BadSample`."""
+        """The image of a number, uint8 (H, W, 3) of any size; or `BadSample`."""
         place, number = divmod(index, self._each)
         grid_HWC = self._files.read(place)
         sides, name = grid_HWC.shape[:2], self._files.name(place) or f"record {place}"
@@ -260,7 +260,7 @@ class ArrayImages:
         self.split = Split(len(images_NHWC), shard_size)
 
     def read(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3)."""
+        """The image of a number, uint8 (H, W, 3)."""
         return self._images[index]
 
     def key(self, shard: int) -> str:
@@ -321,7 +321,7 @@ def split_of(spec: str, split: str | None, field: str) -> str:
 
 
 def drawn_size(spec: str, size: int | None, protocol: Protocol | None) -> int | None:
-    """Side in pixels at which a built-in dataset is drawn for statistics; None: the images of
+    """The side in pixels at which a built-in dataset is drawn for statistics; None: the images of
     another source are as large as they are.
 
     Args:
@@ -352,7 +352,8 @@ def drawn_size(spec: str, size: int | None, protocol: Protocol | None) -> int | 
 
 
 def size_of_run(recipe: Recipe, made_by: Any) -> int | None:
-    """Side in pixels of the images of a run, for a reference that is drawn; None: nothing tells.
+    """The side in pixels of the images of a run, for a reference that is drawn; None: nothing
+    tells.
 
     Args:
       made_by: its system, or its task with the networks of its parts; see `made_size` of both.

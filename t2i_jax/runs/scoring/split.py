@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jax
 
 SHARD_SIZE = 1000
-"""Images of a shard."""
+"""The number of images in a shard."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -186,8 +186,8 @@ def _own_captions(files) -> tuple[Sequence[str] | None, str]:
 
 
 def _keys(files):
-    """(name, how many before it have the same) of each image, so that it is compared with its
-    namesake in other results; its number for a name where images have none.
+    """The keys of all images: (name, how many before it have the same) of each, so that it is
+    compared with its namesake in other results; its number for a name where images have none.
     """
     seen, found = collections.Counter(), []
     for row in range(files.split.count):
