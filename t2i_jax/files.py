@@ -104,7 +104,7 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def read_regular(path: str | os.PathLike, most: int) -> bytes:
-    """All bytes of a regular file of at most `most` bytes.
+    """The bytes of a regular file of at most `most` bytes.
 
     Raises:
       OSError: as `open_regular`, or the file is larger (EFBIG).

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-_KEPT = 128  # shapes of so many networks; they are small
+_KEPT = 128  # networks whose shapes are kept; they are small
 
 
 def traced_once(shapes: Callable[..., Any]) -> Callable[..., Any]:

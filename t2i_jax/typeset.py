@@ -26,7 +26,7 @@ def text_block(
     and letters that no font of this machine has become boxes.
 
     Args:
-      size: of the letters, in pixels. lines: at most so many. colour: of the letters.
+      size: of the letters, in pixels. lines: the most of them. colour: of the letters.
     """
     # a letter is a pixel wide at least, so that what is beyond these can't be seen
     text = _drawable(text)[: (lines + 1) * width + 1]

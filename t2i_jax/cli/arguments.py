@@ -310,7 +310,7 @@ def _placed(positional, places, written):
 
 
 def _split(annotation):
-    """(the annotation without its Shown, the Shown or None)."""
+    """An annotation without its Shown, and the Shown or None."""
     if typing.get_origin(annotation) is typing.Annotated:
         inner, *extras = typing.get_args(annotation)
         shown = next((extra for extra in extras if isinstance(extra, Shown)), None)

@@ -121,7 +121,7 @@ def _remedy(task, config, stage=""):
 
 
 def _sampling(recipe, topology, count):
-    """Reports of the programs that make images: those of the task, or of the stages that it
+    """The reports of the programs that sample images: those of the task, or of the stages that it
     joins.
     """
     from t2i_jax.aot import ahead
@@ -169,7 +169,7 @@ def _parts(recipe):
 
 
 def _stages(recipe):
-    """`_parts` of each stage that a recipe joins, by its name."""
+    """The result of `_parts` for each stage that a recipe joins, by its name."""
     from t2i_jax.runs.wiring import planned_stages
 
     return {
@@ -253,7 +253,7 @@ def _policies(task):
 
 
 def _named(name, tree, path=""):
-    """(path, value) of each entry of this name that is a string, in stored JSON."""
+    """The entries of this name that are strings, in stored JSON: (path, value) of each."""
     if isinstance(tree, dict):
         entries = tree.items()
     else:

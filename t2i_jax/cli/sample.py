@@ -37,8 +37,8 @@ class _Command:
       batch_size: Images that are made at a time; fewer need less memory, and are the same images.
       t5: For a run with stored text embeddings, also that of --upscale: folder or hub name of the
         T5 that made them.
-      best_of: Make so many images per caption, and keep those --count that --rerank finds the most
-        similar to it; how similar is in scores.tsv beside them.
+      best_of: Make this number of images per caption, and keep the --count of them that --rerank
+        finds the most similar to it; how similar is in scores.tsv beside them.
       rerank: Folder of the run of a CLIP, which compares the images with their captions.
       upscale: Folder of a super-resolution run, which makes the images larger, from the same
         captions where it reads any, and as its recipe says.

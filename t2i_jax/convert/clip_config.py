@@ -34,8 +34,8 @@ def of_folder(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def beside(file: pathlib.Path) -> dict[str, Any]:
-    """`of_folder` of the folder of a file of weights; {} for a file under a name of its own, whose
-    neighbours may be of anything, and beside the configuration of another model.
+    """The result of `of_folder` for the folder of a file of weights; {} for a file under a name of
+    its own, whose neighbours may be of anything, and beside the configuration of another model.
     """
     if file.name not in FILES:
         return {}

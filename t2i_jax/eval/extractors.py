@@ -32,8 +32,8 @@ _TRIED = (64, 64)  # pixels of an image of which only the shape is of interest
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
-    """Images to features, on all devices of this process: float32, products of the precision
-    "highest", whatever the training uses.
+    """A network that turns images into features, on all devices of this process: float32, products
+    of the precision "highest", whatever the training uses.
 
     Attributes:
       name: the network with its preprocessing, as "inception-clean".

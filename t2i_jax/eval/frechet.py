@@ -21,7 +21,7 @@ POINTS = 15
 """The number of sizes at which FD-infinity measures (dgm-eval, `compute_FD_infinity`)."""
 FEWEST_FOR_INFINITY = 20
 """The number of images below which there is no line to speak of."""
-_FEWEST, _PART = 5000, 10  # images of the smallest size: so many, or this part of a smaller set
+_FEWEST, _PART = 5000, 10  # the smallest size in images, or as a part of a smaller set
 _SINGULAR = 1e-10  # of a Cholesky factor's squared pivots, the smallest over the largest
 
 # Threads of OpenBLAS wait for each other by counting: on two cores with other work, a second one

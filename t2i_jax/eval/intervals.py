@@ -56,8 +56,8 @@ def normal_quantile(level: float) -> float:
 
 
 def student_quantile(freedom: int, level: float) -> float:
-    """The same number of standard errors by Student's distribution with `freedom` degrees of
-    freedom.
+    """The number of standard errors as of `normal_quantile`, by Student's distribution with
+    `freedom` degrees of freedom.
     """
     from scipy.special import stdtrit
 

@@ -30,7 +30,7 @@ _LONGEST_NAME = 255  # bytes
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """One scorer's folder.
+    """The layout of one scorer's folder.
 
     Attributes:
       kind: of prompt set, as in `PromptSet.kind`.

@@ -1,4 +1,4 @@
-"""LPIPS of pairs of images, for tokenizers: how far reconstructions look from what they are of."""
+"""LPIPS of pairs of images, for tokenizers: how far reconstructions look from their originals."""
 
 from __future__ import annotations
 

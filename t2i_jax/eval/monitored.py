@@ -21,7 +21,7 @@ _COUNTED = re.compile(r"(.+)_([0-9]{1,9})(k?)")
 
 @dataclasses.dataclass(frozen=True)
 class Monitored:
-    """One number that is measured while a run trains.
+    """One metric that is measured while a run trains.
 
     Attributes:
       name: as the recipe and the log have it, "fid_2k".

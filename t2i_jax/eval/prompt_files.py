@@ -29,7 +29,7 @@ _TAGS = ("single_object", "two_object", "counting", "colors", "position", "color
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One prompt.
+    """One prompt of a benchmark or a file.
 
     Attributes:
       text: the prompt itself, on one line.

@@ -31,7 +31,8 @@ _WHITE = 255
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Resizes an image and scales its pixels: called with one image, gives float32 (size, size, 3).
+    """The preprocessing of one extractor: resizes an image and scales its pixels; called with one
+    image, gives float32 (size, size, 3).
 
     Attributes:
       mode: the name that results keep.

@@ -1,4 +1,4 @@
-"""NumPy arrays from what people keep weights in: tensors of PyTorch of every kind, arrays, numbers.
+"""NumPy arrays from stored weights: tensors of PyTorch of every kind, arrays, numbers.
 
 Nothing here imports PyTorch; a tensor is known by what it offers.
 """

@@ -55,8 +55,8 @@ def check(
     with_data: bool = True,
     build: Build | None = None,
 ) -> list[str]:
-    """Refuses a recipe of which some stage can't be trained; sentences about what it does not
-    refuse: settings of its stages that have no effect, and a run that was begun within its own
+    """Refuses a recipe of which some stage can't be trained; returns sentences about what it does
+    not refuse: settings of its stages that have no effect, and a run that was begun within its own
     data.
 
     Args:

@@ -51,7 +51,7 @@ def check(recipe: Recipe) -> None:
 
 
 def check_judge(recipe: Recipe, count: int) -> None:
-    """Tries the judge of a recipe on so many held-out captions.
+    """Tries the judge of a recipe on `count` held-out captions.
 
     Raises:
       UserError: it does not understand one.

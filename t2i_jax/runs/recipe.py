@@ -31,7 +31,8 @@ _FORMER_PARTS = ("tokenizer", "perceptual")  # parts that were fields of a recip
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One run: what is trained, on what, how, from which parts, and how it is evaluated.
+    """The recipe of one run: what is trained, on what data, how, from which parts, and how it is
+    evaluated.
 
     Attributes:
       task: what is trained, a `SystemTask`.

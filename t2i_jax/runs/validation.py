@@ -22,7 +22,7 @@ from t2i_jax.train.step import micro_batches
 from t2i_jax.train.stream import check_batch, placed
 from t2i_jax.train.validation import Validation
 
-_BATCHES, _ROWS = 4, 512  # at most so many batches, and about so many rows in all
+_BATCHES, _ROWS = 4, 512  # the most batches of a validation, and roughly the most rows
 _ALONE = 64  # rows on one device at once
 
 

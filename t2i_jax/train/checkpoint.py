@@ -99,8 +99,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, trace):
-        """Closes, but among several processes of which one fails: there a save may wait for others
-        that never come.
+        """Closes the folder, but not among several processes of which one fails: there a save may
+        wait for others that never come.
         """
         if error is None or isinstance(error, Preempted) or jax.process_count() == 1:
             self.close()

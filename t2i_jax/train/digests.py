@@ -53,7 +53,7 @@ def check(step: pathlib.Path, items: Iterable[str] = (), share: tuple[int, int] 
     Args:
       items: folders of the step whose files are compared, beside those of the step itself; none:
         all.
-      share: (which, of how many): every so many-th block only, for processes that share the work.
+      share: (process, count): every `count`-th block only, for processes that share the work.
 
     Raises:
       Damaged: a file is missing or another than was written, or the digests are damaged.

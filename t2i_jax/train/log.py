@@ -27,7 +27,7 @@ from t2i_jax.terminal import say
 
 METRICS = "metrics.json"
 _MOST = 2**26  # bytes of a file that is read whole
-WANDB_ID = "wandb_id.txt"  # a run's id in Weights & Biases, under which it is carried on
+WANDB_ID = "wandb_id.txt"  # a run's id in Weights & Biases, kept when it resumes
 _LOGINS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_DISABLED")
 _LOCAL = ("offline", "disabled", "dryrun")  # modes in which nothing is sent
 _ID = re.compile(r"([\w-]+)\n?")

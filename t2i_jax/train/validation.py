@@ -1,4 +1,4 @@
-"""Validation while training: what is measured on held-out batches, and by it the best step."""
+"""Validation while training: metrics of held-out batches, and the best step by one of them."""
 
 from __future__ import annotations
 

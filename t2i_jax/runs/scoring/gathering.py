@@ -77,7 +77,7 @@ def _computed(shards, compute):
 
 
 def _of_all(mine, own, split):
-    """mine: (rounds, size, ...) of this process."""
+    """The array of all images, from the shards `mine` (rounds, size, ...) of this process."""
     every = mine[None] if own.of == 1 else multihost_utils.process_allgather(mine)
     in_order = np.swapaxes(np.asarray(every), 0, 1)  # (rounds, processes, size, ...)
     in_order = in_order.reshape(-1, *mine.shape[1:])[: split.shards]

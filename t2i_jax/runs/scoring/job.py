@@ -233,7 +233,7 @@ def evaluate_run(
 
 
 def _tell_of_sizes(results):
-    """Tells where images of two sizes are compared as they are; {}: nothing was measured here."""
+    """Warns where images of two sizes are compared as they are; {}: nothing was measured here."""
     if results and (told := sizes.told_of_results(results)):
         generation.tell(told)
 

@@ -124,7 +124,7 @@ def _by_set(own, captions, spec) -> Paired | None:
 
 
 def _of_samples(own, count):
-    """The numbers of prompt and image in the names that `t2i sample` gives for so many captions;
+    """The numbers of prompt and image in the names that `t2i sample` gives for `count` captions;
     None of other names.
     """
     numbers = [sample_folder.numbers_of(name) for name in own]
