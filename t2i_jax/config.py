@@ -199,7 +199,7 @@ def override(config: Any, assignments: Sequence[str]) -> Any:
     Values are Python literals, else strings.
 
     What the fields of one object say together is checked once, so the order of the assignments
-    makes no difference; of two for the same field the later one counts.
+    makes no difference; where two are for the same field, the later one counts.
 
     Raises:
       UserError: no "=" or no field, an unknown field (with the nearest known name), or a value of

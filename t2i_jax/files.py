@@ -25,7 +25,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
     It gets its name when that succeeded.
 
-    The temporary path has the ending of `path`, in the same folder. What a crash left there is
+    The temporary path has the ending of `path`, in the same folder. Remains of a crash there are
     removed first, and after an error nothing is left. A file takes the place of a file, a folder
     that of an empty folder. For one writer at a time: where two commands may write to one place,
     `cluster.lock` keeps the second one out.

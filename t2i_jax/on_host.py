@@ -22,7 +22,7 @@ from jax.extend import core
 
 from t2i_jax import sharding
 
-_KEY = "key<fry>"  # of the default generator, whose bits depend on a key and a number each
+_KEY = "key<fry>"  # the default generator, whose bits depend on a key and a number each
 _MOST = 2**27  # numbers; more of them are worth a compiler
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
@@ -403,7 +403,7 @@ def _same_width(x, *, new_dtype, **_):
 # Operations that only call a program, and their parameter that holds it.
 _CALLS = dict.fromkeys(("jit", "pjit", "checkpoint", "remat", "remat2"), "jaxpr")
 _CALLS |= dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), "call_jaxpr")
-# What only moves or renames values: exact for all types.
+# Operations that only move or rename values: exact for all types.
 _SHAPING: dict[str, Callable[..., np.ndarray]] = {
     "broadcast_in_dim": _broadcast_in_dim,
     "iota": _iota,

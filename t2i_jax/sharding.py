@@ -325,7 +325,7 @@ def frozen_places(frozen: Any, mesh: Mesh, rules: str) -> Any:
 def whole(tree: Any) -> Any:
     """The arrays in a form that this process can use alone.
 
-    What lies in the host's memory, or other processes hold in part, becomes NumPy arrays.
+    Arrays that lie in the host's memory, or that other processes hold in part, become NumPy arrays.
     """
 
     def of(leaf):

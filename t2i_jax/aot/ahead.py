@@ -260,7 +260,7 @@ def _report(lowered, topology, mesh, begin, own, arguments):
     known = dict(topology=topology, chips=mesh.size, mesh=shape, hbm=chip.hbm, model_flops=own)
     largest = _largest(arguments)
     try:
-        # of the compilation cache, which keeps programs for devices that are there
+        # warnings of the compilation cache, which keeps programs for devices that are there
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = lowered.compile()

@@ -108,8 +108,8 @@ def meshes(
     """Meshes of one slice or several that hold the state and divide the batch, but for the recipe's
     own.
 
-    Those with the fewest shards of parameters come first, since what is sharded is gathered in
-    every pass; of as many, those that split no matrix product.
+    Meshes with the fewest shards of parameters come first, since sharded parameters are gathered in
+    every pass; among equals, those that split no matrix product.
     """
     own = sharding.make_mesh(config.mesh, devices)
     _, state = states.laid(task, config, own)

@@ -26,8 +26,8 @@ def of_names(what: Any, names: Iterable[str]) -> dict[str, str]:
     """The texts for these names in the sections "Args" and "Attributes" of a docstring.
 
     Several may share a text ("b1, b2: of Adam."), and a line may hold several ("steps: updates.
-    batch_size: images of an update."). What a class does not describe its bases may. A name that is
-    not described is missing.
+    batch_size: images of an update."). A field that a class does not describe may be described by
+    its bases. A name that is not described is missing.
     """
     found: dict[str, str] = {}
     for one in reversed(inspect.getmro(what) if inspect.isclass(what) else (what,)):

@@ -64,7 +64,7 @@ class _Command:
     step: Annotated[str | None, Shown("STEP", default="the newest")] = None
 
 
-# What a system may take beside prompts and options, by the name that its task lists in `inputs`:
+# Inputs beside prompts and options, by the name that the task of a system lists in `inputs`:
 # the flag and its help. "other_images" has no flag of its own: it is the second --image.
 _INPUTS: Mapping[str, tuple[str, Any, str]] = {
     "negative_prompts": ("negative", str, "What the images should not show."),

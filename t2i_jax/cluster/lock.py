@@ -1,8 +1,8 @@
 """A run's folder belongs to one training at a time, and a folder that is being written to one
 command: a file in it, or beside it, says to which.
 
-The file names host, process and the process's start, so that what a killed process left is known
-as such. Of several processes that train together, process 0 holds it for all.
+The file names host, process and the process's start, so that what a killed process left is known as
+such. Where several processes train together, process 0 holds it for all.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A connection of every process to process 0: it carries values from each to all, and it breaks
 when one of them dies.
 
-What JAX itself does about a lost process is no help to a user: the others hang in a collective
-operation for minutes, or abort with a stack trace that names nobody.
+JAX's own handling of a lost process is no help to a user: the others hang in a collective operation
+for minutes, or abort with a stack trace that names nobody.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Peers:
         """Ends the process without the clean-up of a normal end, which may wait for processes that
         died.
 
-        Of two threads the first counts.
+        The first of two threads counts.
         """
         self._ending.acquire()
         say(f"\n{said}")

@@ -19,7 +19,7 @@ from typing import Any
 _SOON = 2.0  # seconds in which the main thread answers, unless a library holds it
 _stopping = threading.Event()  # one was heard, and this process is about to end because of it
 _again: list[int] = []  # sent once more by this process itself
-# what Python calls between two instructions of anything else; what is raised there is lost
+# functions that Python calls between two instructions of others; an error raised there is lost
 _LOST = frozenset({"_xla_gc_callback", "__del__"})
 
 

@@ -1,9 +1,9 @@
 """The arguments of the PyTorch packages' constructors, and what becomes of each.
 
 Every argument of a constructor has a row: it is `READ`, it has `NO_EFFECT`, or it is read at some
-values `Only`, and at others refused. What a live module, a stored configuration or the command line
-says of an argument goes through `check`. An argument without a row is of another release of the
-package and is refused too; a test compares the rows with the signatures.
+values `Only`, and at others refused. The value of an argument in a live module, a stored
+configuration or on the command line goes through `check`. An argument without a row is of another
+release of the package and is refused too; a test compares the rows with the signatures.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ DIFFUSION_PRIOR: Rows = {
     "clip_adapter_overrides": Only(None),
 }
 
-# What a checkpoint of the trainer holds does not depend on them, but for the averages of `use_ema`.
+# A checkpoint of the trainer does not depend on them, but for the averages of `use_ema`.
 IMAGEN_TRAINER: Rows = {
     "imagen": READ,
     "imagen_checkpoint_path": NO_EFFECT,

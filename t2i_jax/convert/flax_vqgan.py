@@ -80,8 +80,8 @@ def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
     settings.
 
     Args:
-      told: fields that the user tells. Of those that leave no trace in the arrays the others are as
-        in the public files.
+      told: fields that the user tells. The other fields that leave no trace in the arrays are
+        as in the public files.
     """
     base, channels = state["encoder.Conv_0.kernel"].shape[:1:-1]
     blocks = sum(

@@ -82,8 +82,8 @@ def roots(
 def main(found: list[tuple[str, Any]], order: list[Any]) -> tuple[str, Any] | None:
     """The network that is meant among those of `roots`; None for none.
 
-    The first in `order` counts. Of several an average counts, then what stands where training
-    scripts put their weights.
+    The first in `order` counts. Where there are several, an average counts, then the one where
+    training scripts put their weights.
 
     Raises:
       UserError: several, and nothing that tells which one is meant.

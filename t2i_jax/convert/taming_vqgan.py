@@ -383,7 +383,7 @@ def _averaged(state: State) -> dict[str, np.ndarray]:
     return {name: averages.get(name.replace(".", ""), kept[name]) for name in kept}
 
 
-# Of attentions in diffusers before 0.14.
+# The names of attentions in diffusers before 0.14.
 _BEFORE = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 

@@ -200,7 +200,7 @@ _ARGUMENTS = {
     },
 }  # fmt: skip
 
-# Of a network without masked language modelling none is readable.
+# None of these is readable in a network without masked language modelling.
 _MLM = {
     name: lambda module, name=name: getattr(module.mlm, name)
     for name in (
@@ -334,7 +334,7 @@ NETWORK = Network(
     told=live,
     table=table,
     shapes=shapes,
-    # of self-supervised learning, see x_clip_ssl.py
+    # the weights of self-supervised learning, see x_clip_ssl.py
     ignore=("visual_ssl.",),
     upgrade=upgrade,
 )

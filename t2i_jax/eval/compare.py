@@ -30,7 +30,7 @@ Marks = Mapping[tuple[Hashable, int], str]
 number)."""
 
 _LEAST = 10  # prompts that a paired difference needs
-# of a metric's entry: what two results may have different and still be of one protocol
+# entries of a metric that may differ between two results of one protocol
 _FREE = ("value", "interval", "path", "file", "stderr", "seconds", "passed_over")
 _LOWER = ("fid", "fd", "kid", "cmmd", "lpips", "rfid", "sfid", "mse", "loss", "clip_fid")
 

@@ -96,8 +96,8 @@ class JudgeCompositions(Judge):
         """The verdicts per image on "count", "colour", "form", "size" and "relation", each by
         itself, as bools: the objects can be given to the items so that this one holds.
 
-        What a caption leaves open counts as right. Without the right number of objects nothing
-        else is.
+        A property that a caption leaves open counts as right. Without the right number of objects
+        nothing else is.
         """
         rows = []
         for seen, claim in _pairs(images_NHWC, captions):

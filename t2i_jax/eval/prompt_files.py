@@ -1,7 +1,7 @@
 """Readers of files of prompts, each in the form in which its benchmark publishes it.
 
-Each takes (path, count, seed) and returns the prompts and the rule by which they were chosen. What
-is wrong with a file is one sentence with the file, the line, the field and the remedy.
+Each takes (path, count, seed) and returns the prompts and the rule by which they were chosen. An
+error in a file is one sentence with the file, the line, the field and the remedy.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def compbench(path: pathlib.Path, count: int | None, seed: int) -> tuple[list[Pr
     """T2I-CompBench: a prompt in each line of CATEGORY_val.txt; of a folder all such files, by
     name.
 
-    What follows a tab in a line is not part of the prompt.
+    Text after a tab in a line is not part of the prompt.
     """
     del count, seed
     files = sorted(path.glob("*_val.txt")) if path.is_dir() else [path]

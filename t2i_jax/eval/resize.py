@@ -116,7 +116,7 @@ class Preprocessing:
 
 
 _TF = (128.0,)  # as the graph of TensorFlow: (x - 128) / 128
-# Of Inception, by whose numbers they are.
+# The modes of Inception, by the package whose numbers they give.
 INCEPTION: Mapping[str, Preprocessing] = {
     "clean": Preprocessing("clean", 299, mean=_TF, std=_TF),  # clean-fid
     # TTUR, ADM's evaluator, torch-fidelity, torchmetrics with antialias=False

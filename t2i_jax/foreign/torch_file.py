@@ -16,7 +16,7 @@ from t2i_jax.foreign import file
 
 ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
 _REMEDY = "save its state_dict() again, best as .safetensors"
-# What stands beside the weights in public files: keys of Lightning before 1.6 (the public VQGANs
+# Entries beside the weights in public files: keys of Lightning before 1.6 (the public VQGANs
 # are such files), and what dalle2-pytorch's trainers save: the version of the package, and the
 # warm-up of the learning rate with the optimiser that it holds. None of these classes is made.
 _KEYS = (

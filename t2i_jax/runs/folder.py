@@ -461,7 +461,7 @@ def arrays(
     Args:
       task: that of its recipe.
       places: by group the shardings of its parameters, to which those of a run are read; None: all
-        on one device. Of an exported system they are NumPy arrays.
+        on one device. Those of an exported system are NumPy arrays.
       step: as in `load`.
 
     Raises:

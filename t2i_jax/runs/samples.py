@@ -59,9 +59,9 @@ class Samples:
       data: where they are read, images cut in the middle and as they are. part: of that.
       is_held_out: whether training did not see them. name: of the part, in file names and metrics.
       none: why nothing is held out; "" where something is.
-      is_other: whether they are of another set than what was trained on. Of that, only what the
-        same share or a smaller one holds out is known to be held out: captions are on the same side
-        in every set.
+      is_other: whether they are of another set than what was trained on. Only the part that the
+        same share or a smaller one holds out there is known to be held out: captions are on the
+        same side in every set.
     """
 
     def __init__(

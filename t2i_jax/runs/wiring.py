@@ -103,7 +103,7 @@ def check_kind(name: str, part: Part, task: Any) -> None:
 def _from_file(name, part: Part, path, own):
     """The network of a file of weights.
 
-    What the weights do not tell is as the task's own network says.
+    Settings that the weights do not tell are as the task's own network says.
     """
     fields: dict[str, Any] = (
         {field: getattr(own, field) for field in part.told} if own is not None else {}

@@ -53,8 +53,8 @@ class Checkpoints:
     """The checkpoints of one run's folder.
 
     Saving goes on in the background; a save that a crash cuts short is never seen as a checkpoint.
-    All processes save together, each what its devices hold; each reads by itself. What was saved is
-    opened again, and gets its digests, before an earlier one goes; they are compared at restore.
+    All processes save together, each what its devices hold; each reads by itself. A new checkpoint
+    is opened again, and gets its digests, before an earlier one goes; they are compared at restore.
 
     Args:
       workdir: folder of the run.

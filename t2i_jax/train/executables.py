@@ -92,8 +92,8 @@ class Executables:
         A disk that refuses it costs nothing else.
 
         Args:
-          is_fresh: it was compiled in this process. What XLA has read from its cache it can't write
-            again on a CPU: it does, but then a function is missing in it.
+          is_fresh: it was compiled in this process. On a CPU, XLA can't write again a program that
+            it has read from its cache: it does, but then a function is missing in it.
         """
         stamps = _of_all_processes(1 + secrets.randbelow(2**31 - 1) if is_fresh else 0)
         if not all(stamps):

@@ -140,8 +140,8 @@ def on_mesh(shapes: TrainState, task: Task, mesh: Mesh, rules: str) -> TrainStat
     """The shapes of a state, laid on this mesh.
 
     Parameters lie as their logical axes say, and what mirrors a parameter (moments, EMA: same path
-    below the group, same shape) lies like it. Everything else is on every device. What belongs to
-    the task's idle groups lies in the host's memory.
+    below the group, same shape) lies like it. Everything else is on every device. The arrays of the
+    task's idle groups lie in the host's memory.
     """
     boxed = sharding.parameters_of(task)
     places = jax.tree_util.tree_leaves_with_path(sharding.shardings(boxed, mesh, rules))
