@@ -34,7 +34,7 @@ class ImageSet(Protocol):
     split: Split
 
     def read(self, index: int) -> np.ndarray:
-        """The image of a number, uint8 (H, W, C); or `BadSample`."""
+        """The image with this number, uint8 (H, W, C); or `BadSample`."""
         ...
 
     def key(self, shard: int) -> str:

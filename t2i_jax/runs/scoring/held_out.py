@@ -41,7 +41,7 @@ class HeldOutImages:
         self._found = 0  # images of the stream so far
 
     def read(self, index: int) -> np.ndarray:
-        """The image of a number, uint8 (H, W, C); those of earlier shards are read anew.
+        """The image with this number, uint8 (H, W, C); those of earlier shards are read anew.
 
         Raises:
           UserError: fewer images can be read.

@@ -82,7 +82,7 @@ class SourceImages:
             self._chosen = f" {hashlib.sha256(told).hexdigest()}"
 
     def read(self, index: int) -> np.ndarray:
-        """The image of a number, uint8 (H, W, 3) of any size; or `BadSample`."""
+        """The image with this number, uint8 (H, W, 3) of any size; or `BadSample`."""
         record = self._records[index]
         image = self.source.without_caption(record)["image"]
         if image is None:
@@ -197,7 +197,7 @@ class GridImages:
         self.split = Split(files.split.count * each, files.split.size)
 
     def read(self, index: int) -> np.ndarray:
-        """The image of a number, uint8 (H, W, 3) of any size; or `BadSample`."""
+        """The image with this number, uint8 (H, W, 3) of any size; or `BadSample`."""
         place, number = divmod(index, self._each)
         grid_HWC = self._files.read(place)
         sides, name = grid_HWC.shape[:2], self._files.name(place) or f"record {place}"
@@ -260,7 +260,7 @@ class ArrayImages:
         self.split = Split(len(images_NHWC), shard_size)
 
     def read(self, index: int) -> np.ndarray:
-        """The image of a number, uint8 (H, W, 3)."""
+        """The image with this number, uint8 (H, W, 3)."""
         return self._images[index]
 
     def key(self, shard: int) -> str:

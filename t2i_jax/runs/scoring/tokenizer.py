@@ -67,7 +67,7 @@ class CroppedImages(SourceImages):
         self._size, self._crop = size, crop
 
     def read(self, index: int) -> np.ndarray:
-        """The cropped image of a number, uint8 (size, size, 3).
+        """The cropped image with this number, uint8 (size, size, 3).
 
         Raises:
           UserError: it can't be read; of pairs none is left out.
