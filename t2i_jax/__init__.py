@@ -93,7 +93,9 @@ def __getattr__(name: str) -> Any:
 
 
 def _is_module(name):
-    """Whether it is a module of this package, for which `from t2i_jax import` asks here first."""
+    """Whether a name is a module of this package, for which `from t2i_jax import` asks here
+    first.
+    """
     return importlib.util.find_spec(f"{__name__}.{name}") is not None
 
 

@@ -199,7 +199,7 @@ def override(config: Any, assignments: Sequence[str]) -> Any:
     Values are Python literals, else strings.
 
     What the fields of one object say together is checked once, so the order of the assignments
-    makes no difference; of two for the same field the later one counts.
+    makes no difference; where two are for the same field, the later one counts.
 
     Raises:
       UserError: no "=" or no field, an unknown field (with the nearest known name), or a value of
@@ -259,7 +259,7 @@ def check_all(config: Any, path: str = "") -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Leaf:
-    """What one override says: the text of the value that the field at `path` gets."""
+    """One override: the path of a field, and the text of its value."""
 
     path: str
     text: str
@@ -308,7 +308,9 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def _assign(config, tree):
-    """`config` with the values of a tree of fields, branches mappings and leaves of `_Leaf`."""
+    """The configuration `config` with the values of a tree of fields, branches mappings and leaves
+    of `_Leaf`.
+    """
     if not tree:
         return config
     if isinstance(config, tuple) and all(re.fullmatch("[0-9]+", key) for key in tree):
@@ -456,7 +458,7 @@ def _check_field(cls, name, path):
 
 
 def _entries(config):
-    """(name, value) of what a configuration holds, as overrides name it."""
+    """The entries of a configuration, (name, value) of each, as overrides name it."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return [(name, getattr(config, name)) for name in fields_of(type(config))]
     if isinstance(config, Mapping):
@@ -467,7 +469,7 @@ def _entries(config):
 
 
 def _held(config, place):
-    """(the object that has the field at a place below a configuration, the field's name)."""
+    """The object that has the field at a place below a configuration, and the field's name."""
     *parents, name = place.split(".")
     for parent in parents:
         config = dict(_entries(config))[parent]

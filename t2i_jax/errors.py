@@ -26,13 +26,13 @@ class Preempted(BaseException):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line of at most 200 characters; its type where it says nothing."""
+    """The message of an error in one line of at most 200 characters; its type where it has none."""
     said = str(error).strip().splitlines()
     return (said[0].rstrip(".;:")[:200] if said else "") or type(error).__name__
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, for a sentence that names the place: of the system's errors without
+    """The reason of a failure, for a sentence that names the place: of the system's errors without
     their number and file, of others the first line.
     """
     return getattr(error, "strerror", None) or first_line(error)

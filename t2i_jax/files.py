@@ -25,7 +25,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
     It gets its name when that succeeded.
 
-    The temporary path has the ending of `path`, in the same folder. What a crash left there is
+    The temporary path has the ending of `path`, in the same folder. Remains of a crash there are
     removed first, and after an error nothing is left. A file takes the place of a file, a folder
     that of an empty folder. For one writer at a time: where two commands may write to one place,
     `cluster.lock` keeps the second one out.
@@ -104,7 +104,7 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def read_regular(path: str | os.PathLike, most: int) -> bytes:
-    """All bytes of a regular file of at most `most` bytes.
+    """The bytes of a regular file of at most `most` bytes.
 
     Raises:
       OSError: as `open_regular`, or the file is larger (EFBIG).

@@ -15,7 +15,8 @@ _kept = False
 
 
 def keep_freed_memory() -> bool:
-    """Keeps what this process frees for what it allocates next; whether that is so from here on.
+    """Keeps memory that this process frees for what it allocates next; whether that is so from here
+    on.
 
     XLA on a CPU allocates the memory of each step anew. By default the C library (glibc, of Linux)
     gives large blocks back to the system at once and gets them again page by page, which is a sixth
@@ -57,7 +58,7 @@ def clear() -> int:
 
 
 class _Told(ctypes.Structure):
-    """What `mallinfo2` tells, see mallinfo(3)."""
+    """The result of `mallinfo2`, see mallinfo(3)."""
 
     _fields_ = [
         (name, ctypes.c_size_t)

@@ -22,13 +22,13 @@ from jax.extend import core
 
 from t2i_jax import sharding
 
-_KEY = "key<fry>"  # of the default generator, whose bits depend on a key and a number each
+_KEY = "key<fry>"  # the default generator, whose bits depend on a key and a number each
 _MOST = 2**27  # numbers; more of them are worth a compiler
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def evaluate(function: Callable[[Any], Any], key: Any) -> Any:
-    """`jax.jit(function)(key)`, with NumPy arrays in the result where no compiler was needed.
+    """The result of `jax.jit(function)(key)`, with NumPy arrays where no compiler was needed.
 
     Args:
       key: a single one.
@@ -49,7 +49,7 @@ def evaluate(function: Callable[[Any], Any], key: Any) -> Any:
 
 
 def initialise(init: Callable[[Any], Any], key: Any) -> Any:
-    """`jax.jit(init)(key)`, parameters without the names of their axes.
+    """The parameters of `jax.jit(init)(key)` without the names of their axes.
 
     On a CPU it takes almost no compiling, where `evaluate` can; called as it is, a network would
     run once, operation by operation, each compiled for itself.
@@ -104,7 +104,7 @@ class _Computed:
     inputs: Sequence[Any]
 
     def matters(self, name: str) -> bool:
-        """Whether it may matter for what is computed from it by this operation."""
+        """Whether the rounding may matter for what is computed from the value by this operation."""
         if name in ("add", "sub") and self.name == "mul":
             a, b = self.operands
             exact = np.asarray(a, np.float64) * np.asarray(b, np.float64)
@@ -112,7 +112,7 @@ class _Computed:
         return _ALIKE.get(name) == _ALIKE[self.name]
 
     def later(self) -> _Later:
-        """The same, left to the compiler."""
+        """The value as a computation that is left to the compiler."""
         return _later(self.equation, self.inputs)[0]
 
 
@@ -152,7 +152,7 @@ def _needed(program, wanted):
 
 
 def _reads(eqn, wanted):
-    """Which inputs of an equation the wanted ones of its results depend on."""
+    """The inputs of an equation on which the wanted ones of its results depend."""
     if (inner := _called(eqn)) is not None:
         return _needed(inner.jaxpr, wanted)[1]
     if eqn.primitive.name == "scan":
@@ -161,7 +161,7 @@ def _reads(eqn, wanted):
 
 
 def _of_scan(eqn, wanted):
-    """(which results of a loop's body are needed, which inputs of it)."""
+    """The results of a loop's body that are needed, and the inputs of it that they depend on."""
     params, wanted = eqn.params, list(wanted)
     consts, carries = params["num_consts"], params["num_carry"]
     while True:
@@ -219,7 +219,7 @@ def _apply(eqn, inputs, wanted):
 
 
 def _is_constant(array):
-    """Whether it is one number, which a compiler knows."""
+    """Whether a value is one number, which a compiler knows."""
     return array.size == 1 or not any(array.strides)
 
 
@@ -249,7 +249,9 @@ def _scan(eqn, inputs, wanted):
 
 
 def _stacked(rows):
-    """What the steps of a loop gave, as one array; left to the compiler where one of them is."""
+    """The results of a loop's steps, stacked into one array; left to the compiler where one of them
+    is.
+    """
     if any(isinstance(each, _Later) for each in rows):
         return _Later(lambda *arrays: [jnp.stack(arrays)], rows, 0, [])
     return np.stack(rows)
@@ -344,7 +346,7 @@ def _is_key(variable):
 
 
 def _packed(pairs):
-    """Keys as one number each, so that they have the shape that the program gives them."""
+    """The keys as one number each, so that they have the shape that the program gives them."""
     return np.asarray(np.asarray(pairs, np.uint32, order="C").view(np.uint64)[..., 0])
 
 
@@ -359,7 +361,7 @@ def _as_key(value):
 
 
 def _threefry(key0, key1, x0, x1):
-    """Threefry-2x32 with 20 rounds (Salmon et al. 2011)."""
+    """The random bits of Threefry-2x32 with 20 rounds (Salmon et al. 2011)."""
     with np.errstate(over="ignore"):
         keys = [key0, key1, key0 ^ key1 ^ np.uint32(0x1BD11BDA)]
         shape = np.broadcast_shapes(*map(np.shape, (key0, key1, x0, x1)))
@@ -401,7 +403,7 @@ def _same_width(x, *, new_dtype, **_):
 # Operations that only call a program, and their parameter that holds it.
 _CALLS = dict.fromkeys(("jit", "pjit", "checkpoint", "remat", "remat2"), "jaxpr")
 _CALLS |= dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), "call_jaxpr")
-# What only moves or renames values: exact for all types.
+# Operations that only move or rename values: exact for all types.
 _SHAPING: dict[str, Callable[..., np.ndarray]] = {
     "broadcast_in_dim": _broadcast_in_dim,
     "iota": _iota,

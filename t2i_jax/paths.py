@@ -70,7 +70,7 @@ def given(field: str, path: Given) -> pathlib.Path:
 
 
 def folder(field: str, path: Given) -> pathlib.Path:
-    """`given`, for a folder that is there or can be made; nothing is made.
+    """The path of a folder that is there or can be made, checked by `given`; nothing is made.
 
     Raises:
       UserError: as `given`; or something else is there, its path is not UTF-8 or has a backslash,
@@ -91,7 +91,7 @@ def folder(field: str, path: Given) -> pathlib.Path:
 
 
 def new(field: str, path: Given) -> pathlib.Path:
-    """`given`, for a file or a folder that is to be written; nothing is made.
+    """The path of a file or a folder that is to be written, checked by `given`; nothing is made.
 
     Whether it may replace something is not asked.
 
@@ -104,7 +104,8 @@ def new(field: str, path: Given) -> pathlib.Path:
 
 
 def new_file(field: str, path: Given) -> pathlib.Path:
-    """`new`, for a file; it may replace one, and the folders above it need not be there.
+    """The path of a file that is to be written, checked by `new`; it may replace one, and the
+    folders above it need not be there.
 
     Raises:
       UserError: as `new`; or a folder is there, or a file that may not be written.
@@ -118,8 +119,9 @@ def new_file(field: str, path: Given) -> pathlib.Path:
 
 
 def new_folder(field: str, path: Given) -> pathlib.Path:
-    """`new`, for a folder that takes its place when all of it is written: where nothing is, or an
-    empty folder. Of a link that place is the one to which it leads, its `os.path.realpath`.
+    """The path of a folder that takes its place when all of it is written, checked by `new`: where
+    nothing is, or an empty folder. Of a link that place is the one to which it leads, its
+    `os.path.realpath`.
 
     Raises:
       UserError: as `new`; or something is there, or it is a mount point, whose place no folder can
@@ -203,7 +205,9 @@ def _file_on_the_way(text):
 
 
 def _mount_points():
-    """Those that Linux tells, also where a folder of the same disk is mounted; else none."""
+    """The mount points that Linux lists, also where a folder of the same disk is mounted; else
+    none.
+    """
     try:
         lines = pathlib.Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:

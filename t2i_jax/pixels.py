@@ -18,13 +18,13 @@ SIGNED = (-1.0, 1.0)  # the range of float images inside the systems
 
 
 def to_float(image_uint8: Array, pixel_range: tuple[float, float]) -> Array:
-    """uint8 pixels as float32 in `pixel_range`."""
+    """The float32 values in `pixel_range` of uint8 pixels."""
     low, high = pixel_range
     return image_uint8.astype(jnp.float32) * ((high - low) / 255.0) + low
 
 
 def to_uint8(image: Array, pixel_range: tuple[float, float]) -> Array:
-    """Float pixels of `pixel_range`, clipped and rounded, as uint8."""
+    """The uint8 values of float pixels in `pixel_range`, clipped and rounded."""
     low, high = pixel_range
     return jnp.round(
         jnp.clip((image.astype(jnp.float32) - low) / (high - low), 0, 1) * 255.0
@@ -45,7 +45,7 @@ def save_png(path: str | pathlib.Path, image: np.ndarray) -> None:
 
 
 def png_bytes(image: np.ndarray) -> bytes:
-    """One HWC uint8 image as the bytes of a PNG file."""
+    """The bytes of a PNG file of one HWC uint8 image."""
     buffer = io.BytesIO()
     image = np.asarray(image, np.uint8)
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")

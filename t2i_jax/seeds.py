@@ -1,4 +1,4 @@
-"""From a seed to a PRNG key: all bits of a seed count."""
+"""PRNG keys from seeds: all bits of a seed count."""
 
 from __future__ import annotations
 

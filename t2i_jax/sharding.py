@@ -1,4 +1,4 @@
-"""From logical axis names to a mesh of devices: one mesh maker, a few rule presets, one resolver.
+"""Sharding by logical axis names: one maker of device meshes, a few rule presets, one resolver.
 
 Parameters carry their names and lie as a preset of rules says. Activations are constrained by
 `constrain`, while a mesh is set (`jax.set_mesh`): without it the compiler may well gather a whole
@@ -77,7 +77,7 @@ def rules_of(shape: Mapping[str, int] | None) -> str:
 
 
 def parse_mesh(text: str) -> Mapping[str, int]:
-    """{"data": 2, "fsdp": 4} from "data=2,fsdp=4".
+    """The sizes of a mesh's axes: {"data": 2, "fsdp": 4} from "data=2,fsdp=4".
 
     Raises:
       UserError: an unknown axis, or a size that is no number.
@@ -93,7 +93,9 @@ def parse_mesh(text: str) -> Mapping[str, int]:
 
 
 def mesh_text(sizes: Mapping[str, int]) -> str:
-    """ "data=2,fsdp=4" of {"data": 2, "fsdp": 4}, as `parse_mesh` takes it."""
+    """The text of a mesh's sizes as `parse_mesh` takes it: "data=2,fsdp=4" of {"data": 2, "fsdp":
+    4}.
+    """
     return ",".join(f"{axis}={size}" for axis, size in sizes.items())
 
 
@@ -190,14 +192,15 @@ def ways(axis: str) -> int:
 
 
 def on_one_cpu() -> bool:
-    """Whether what is traced is for a mesh of one device, and that is a CPU."""
+    """Whether the program that is traced is for a mesh of one device, and that is a CPU."""
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     return mesh.size == 1 and device is not None and device.platform == "cpu"
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """x, constrained to lie on the mesh that is set as its axes' names say (`ACTIVATIONS`).
+    """The array x, constrained to lie on the mesh that is set as its axes' names say
+    (`ACTIVATIONS`).
 
     Without a mesh, x itself.
 
@@ -220,7 +223,7 @@ def unbox(tree: Any) -> Any:
 
 
 def parameters_of(task: Any) -> dict[str, Any]:
-    """Shapes of a task's parameters by group, boxed with their logical axes; nothing is
+    """The shapes of a task's parameters by group, boxed with their logical axes; nothing is
     computed.
     """
     return dict(initial(task)[0])
@@ -228,14 +231,16 @@ def parameters_of(task: Any) -> dict[str, Any]:
 
 @traced_once
 def initial(task: Any) -> tuple[dict[str, Any], Any]:
-    """Shapes of what `task.init` makes, parameters boxed as in `parameters_of` and statistics;
-    nothing is computed.
+    """The shapes of the result of `task.init`, parameters boxed as in `parameters_of` and
+    statistics; nothing is computed.
     """
     return jax.eval_shape(init_of(task), jax.random.key(0))
 
 
 def init_of(task: Any) -> Callable[[Key], tuple[dict[str, Any], Any]]:
-    """`task.init`, which is traced once: it is asked for several times before a training begins."""
+    """The function `task.init`, which is traced once: it is asked for several times before a
+    training begins.
+    """
     try:
         return _init_of(task)
     except TypeError:  # a task that can't be hashed
@@ -267,7 +272,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def rows_of_processes(mesh: Mesh, batch_size: int) -> list[tuple[int, ...]]:
-    """For every process the rows of a batch that lie on its devices, ascending.
+    """The rows of a batch that lie on the devices of each process, ascending.
 
     Two may hold the same rows.
     """
@@ -278,7 +283,7 @@ def rows_of_processes(mesh: Mesh, batch_size: int) -> list[tuple[int, ...]]:
 
 
 def put(tree: Any, places: Any) -> Any:
-    """Arrays of this process, the same in every process, laid on a mesh; those that lie there
+    """The arrays of this process, the same in every process, laid on a mesh; those that lie there
     already stay.
 
     `places` are shardings, a tree like `tree`.
@@ -296,7 +301,7 @@ def put(tree: Any, places: Any) -> Any:
 
 
 def place_frozen(frozen: Any, mesh: Mesh, rules: str) -> Any:
-    """Frozen parameters on the mesh, as `frozen_places` says; {} for None."""
+    """The frozen parameters on the mesh, as `frozen_places` says; {} for None."""
     frozen = frozen if frozen is not None else {}
     return put(frozen, frozen_places(frozen, mesh, rules))
 
@@ -318,9 +323,9 @@ def frozen_places(frozen: Any, mesh: Mesh, rules: str) -> Any:
 
 
 def whole(tree: Any) -> Any:
-    """The same arrays as this process can use them alone.
+    """The arrays in a form that this process can use alone.
 
-    What lies in the host's memory, or other processes hold in part, becomes NumPy arrays.
+    Arrays that lie in the host's memory, or that other processes hold in part, become NumPy arrays.
     """
 
     def of(leaf):

@@ -1,4 +1,4 @@
-"""What is said while work goes on: a terminal that is gone, a full disk or a closed pipe costs the
+"""Messages while work goes on: a terminal that is gone, a full disk or a closed pipe costs the
 lines, not the work.
 """
 
@@ -20,8 +20,8 @@ def say(sentence: str) -> None:
 def forgive() -> None:
     r"""Lets the process go on when stdout or stderr are closed, full or read by nobody any more.
 
-    What is then printed is lost; of a character that the encoding of a stream lacks its number is
-    printed, as \u732b. A descriptor that was closed from the start is opened on nothing, so that no
+    Text that is printed then is lost; a character that the encoding of a stream lacks is printed as
+    its number, \u732b. A descriptor that was closed from the start is opened on nothing, so that no
     file of a run gets its number, into which libraries write their messages.
     """
     for number in range(3):

@@ -1,4 +1,4 @@
-"""What is known of networks by tracing them, which takes seconds, and is therefore kept."""
+"""Shapes of networks, found by tracing, which takes seconds, and kept for the next use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-_KEPT = 128  # shapes of so many networks; they are small
+_KEPT = 128  # networks whose shapes are kept; they are small
 
 
 def traced_once(shapes: Callable[..., Any]) -> Callable[..., Any]:

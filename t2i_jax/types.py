@@ -52,7 +52,7 @@ class SamplingProgram(NamedTuple):
 
 
 class Task(Protocol):
-    """What the trainer is given: it knows nothing else about a system.
+    """A system as the trainer sees it, which knows nothing else about it.
 
     Attributes:
       objectives: the losses of one step, in the order in which they are applied; a later one sees
@@ -82,7 +82,7 @@ class Task(Protocol):
 
     @property
     def sequence_length(self) -> int | None:
-        """Tokens of a sequence that can be split."""
+        """The number of tokens of a sequence that can be split."""
         ...
 
     @property
@@ -91,7 +91,9 @@ class Task(Protocol):
         ...
 
     def init(self, key: Key) -> tuple[Mapping[str, Params], Stats]:
-        """Parameters by group and stats; leaves may be boxed in `nn.LogicallyPartitioned`."""
+        """The initial parameters by group and stats; leaves may be boxed in
+        `nn.LogicallyPartitioned`.
+        """
         ...
 
     def batch_spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
@@ -101,24 +103,24 @@ class Task(Protocol):
     def after_update(
         self, params: Mapping[str, Params], stats: Stats, batch: Batch, key: Key, step: Array
     ) -> tuple[Mapping[str, Params], Stats]:
-        """Changes without a gradient (reviving dead codes); returns `(params, stats)`.
+        """Applies changes without a gradient (reviving dead codes); returns `(params, stats)`.
 
         Runs inside the jitted step.
         """
         ...
 
     def sampling_programs(self, batch_size: int) -> Mapping[str, SamplingProgram]:
-        """What makes `batch_size` images, one program per name; {} for a task that makes none."""
+        """The programs that sample `batch_size` images, by name; {}: the task generates none."""
         ...
 
     def flops(self, batch_size: int) -> float:
-        """Floating-point operations of one training step, for MFU (multiply-add = 2)."""
+        """The floating-point operations of one training step, for MFU (multiply-add = 2)."""
         ...
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a training run carries from step to step, and all of it is in the checkpoint.
+    """The whole state that a training run carries from step to step and stores in a checkpoint.
 
     Attributes:
       step: int32 scalar, the number of steps made (skipped ones included).

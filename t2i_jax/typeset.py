@@ -26,7 +26,7 @@ def text_block(
     and letters that no font of this machine has become boxes.
 
     Args:
-      size: of the letters, in pixels. lines: at most so many. colour: of the letters.
+      size: of the letters, in pixels. lines: the most of them. colour: of the letters.
     """
     # a letter is a pixel wide at least, so that what is beyond these can't be seen
     text = _drawable(text)[: (lines + 1) * width + 1]
@@ -79,7 +79,9 @@ def _wrapped(text, font, width, most):
 
 
 def _letters_within(word, font, width):
-    """How many letters of a word stand in a line; about log2 of their number are measured."""
+    """The number of letters of a word that fit in a line; about log2 of their number are
+    measured.
+    """
     return bisect.bisect_right(
         range(1, len(word) + 1), width, key=lambda n: font.getlength(word[:n])
     )
@@ -93,7 +95,9 @@ def _line_height(font):
 
 @functools.lru_cache(maxsize=256)
 def _font(letters: frozenset[str], size: int) -> Any:
-    """DejaVu Sans, or a font of the machine where that lacks letters and the other has more."""
+    """The font DejaVu Sans, or a font of the machine where that lacks letters and the other has
+    more.
+    """
     ours = _file_of_ours()
     if ours is None:
         return ImageFont.load_default(size=size)
@@ -112,7 +116,7 @@ def _font(letters: frozenset[str], size: int) -> Any:
 
 
 def _file_of_ours():
-    """DejaVu Sans, which comes with matplotlib; that package is not imported for it."""
+    """The file of DejaVu Sans, which comes with matplotlib; that package is not imported for it."""
     found = importlib.util.find_spec("matplotlib")
     for home in (found.submodule_search_locations or ()) if found else ():
         path = pathlib.Path(home) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"

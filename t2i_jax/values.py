@@ -34,7 +34,7 @@ class Range:
     below: bool = False
 
     def problem(self, value: float) -> str | None:
-        """What is wrong with a number, and the remedy; None where nothing is."""
+        """The problem with a number and its remedy; None where it is right."""
         if math.isnan(value) or (math.isinf(value) and value not in (self.low, self.high)):
             return f"is not a finite number; give {self}"
         if value < self.low or (self.above and value == self.low):
@@ -66,7 +66,7 @@ Decay = Annotated[float, Range(0, 1, below=True)]
 
 
 def problem(value: Any, annotation: Any) -> str | None:
-    """What is wrong with a value for a field of this type, and the remedy; None where nothing is.
+    """The problem with a value for a field of this type and its remedy; None where it is right.
 
     A list counts as a tuple, and a whole number as a float.
     """

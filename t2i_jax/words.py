@@ -1,4 +1,4 @@
-"""Words of messages."""
+"""Words for messages: plurals, articles, names of types."""
 
 from __future__ import annotations
 

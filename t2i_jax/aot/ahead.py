@@ -260,7 +260,7 @@ def _report(lowered, topology, mesh, begin, own, arguments):
     known = dict(topology=topology, chips=mesh.size, mesh=shape, hbm=chip.hbm, model_flops=own)
     largest = _largest(arguments)
     try:
-        # of the compilation cache, which keeps programs for devices that are there
+        # warnings of the compilation cache, which keeps programs for devices that are there
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = lowered.compile()
@@ -293,7 +293,9 @@ def _report(lowered, topology, mesh, begin, own, arguments):
 
 
 def _wanted(said, arguments):
-    """GiB in all of a program that does not fit, as the compiler says; nan: it does not say."""
+    """The total size in GiB of a program that does not fit, as the compiler says; nan: it does not
+    say.
+    """
     if used := re.search(r"Used ([\d.]+)G", said):
         return float(used[1])  # the arguments are among them
     temporaries = re.search(r"\(([\d.]+)G\)", said)
@@ -330,7 +332,7 @@ def _roofline(cost: hlo.Cost, chip: Chip, own):
 
 
 def _largest(arguments, count=5):
-    """(path, GiB on one chip) of the largest arrays."""
+    """The largest arrays: (path, GiB on one chip) of each."""
     found = [
         (jax.tree_util.keystr(path), gib(leaf))
         for path, leaf in jax.tree_util.tree_leaves_with_path(arguments)
@@ -339,7 +341,7 @@ def _largest(arguments, count=5):
 
 
 def gib(leaf: Any) -> float:
-    """GiB of an array or a shape on one chip."""
+    """The size of an array or a shape on one chip, in GiB."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return 0.0
     place = getattr(leaf, "sharding", None)

@@ -93,7 +93,7 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """Bytes that each device sends in a step, by a ring over the group."""
+        """The bytes that each device sends in a step, by a ring over the group."""
         ways = len(self.group)
         share = {"all-reduce": 2 * (ways - 1) / max(ways, 1), "collective-permute": 1.0}
         return self.times * self.size * share.get(self.kind, (ways - 1) / max(ways, 1))
@@ -141,8 +141,8 @@ def cost(text: str, devices: int) -> Cost:
 
 
 def _collectives(program, body, shapes):
-    """(kind, bytes of the whole array, what its line says of the group) of each collective of a
-    computation and of the fusions in it.
+    """The collectives of a computation and of the fusions in it: (kind, bytes of the whole array,
+    description of the group) of each.
 
     Fusions may hold an asynchronous one in several pieces, all on its channel: it counts once.
     """
@@ -162,7 +162,7 @@ def _collectives(program, body, shapes):
 
 
 def _parse(text):
-    """(instructions by computation, name of the entry)."""
+    """The computations of a program: (instructions by computation, name of the entry)."""
     program, entry, lines = {}, "", []
     for line in text.splitlines():
         if line.endswith("{") and (start := re.match(r"(ENTRY )?%?([\w.\-]+) \(", line)):
@@ -194,7 +194,9 @@ def _closing(text):
 
 
 def _runs(program, entry) -> Mapping[str, int]:
-    """How often each computation runs that is not part of a fusion; of a condition every branch."""
+    """The number of runs of each computation that is not part of a fusion; of a condition every
+    branch counts.
+    """
     runs: dict[str, int] = collections.defaultdict(int)
 
     def visit(name, times):
@@ -222,7 +224,9 @@ def _runs(program, entry) -> Mapping[str, int]:
 
 
 def _trips(line, program, condition):
-    """How often a loop runs: as its line says, or the number that its condition compares with."""
+    """The number of iterations of a loop: as its line says, or the number that its condition
+    compares with.
+    """
     if trips := re.search(r"known_trip_count[^0-9]*(\d+)", line.rest):
         return int(trips[1])
     compared = [
@@ -240,7 +244,9 @@ def _inside(program, body) -> Iterator[Instruction]:
 
 
 def _within(program, body, fusion="") -> Iterator[tuple[Instruction, str]]:
-    """The same, each with the name of the fusion's computation that it is in, "" where in none."""
+    """The instructions of a computation and of the fusions in it, each with the name of the
+    fusion's computation that holds it, or "" outside a fusion.
+    """
     for line in body:
         yield line, fusion
         if line.operation == "fusion" and (called := _CALLED.search(line.rest)):
@@ -249,7 +255,7 @@ def _within(program, body, fusion="") -> Iterator[tuple[Instruction, str]]:
 
 @functools.cache
 def _arrays(shape: str) -> Sequence[tuple[str, tuple[int, ...], str]]:
-    """(dtype, sizes, layout) of each array of a shape."""
+    """The arrays of a shape: (dtype, sizes, layout) of each."""
     return [
         (dtype, tuple(map(int, filter(None, sizes.split(",")))), layout or "")
         for dtype, sizes, layout in _ARRAY.findall(shape)
@@ -257,8 +263,8 @@ def _arrays(shape: str) -> Sequence[tuple[str, tuple[int, ...], str]]:
 
 
 def _bytes(shape, only_hbm=False):
-    """Bytes of all arrays; `only_hbm`: without those that lie in the chip's own memory, "S(1)" in a
-    layout.
+    """The bytes of all arrays; `only_hbm`: without those that lie in the chip's own memory, "S(1)"
+    in a layout.
     """
     return _total(_arrays(shape), only_hbm)
 
@@ -292,7 +298,7 @@ def _elements(shape):
 
 
 def _traffic(line, shapes, program):
-    """Bytes that an instruction reads from and writes to HBM; of slices only the slice."""
+    """The bytes that an instruction reads from and writes to HBM; of slices only the slice."""
     operation = line.operation.removesuffix("-start")
     if operation in _FREE or operation.endswith("-done") or operation == "async":
         return 0
@@ -308,7 +314,7 @@ def _traffic(line, shapes, program):
 
 
 def _read(program, line, number):
-    """Bytes of the slices that a fusion takes of an operand, and nothing else of it.
+    """The bytes of the slices that a fusion takes of an operand, where it reads nothing else of it.
 
     Infinite: the whole.
     """
@@ -357,7 +363,7 @@ def _seen(inner, name):
 
 
 def _written(program, line):
-    """Bytes that a fusion writes: of an array that it updates in place, the update."""
+    """The bytes that a fusion writes; of an array that it updates in place, only the update."""
     inner = _fused(program, line)
     root = list(inner.values())[-1]
     outputs = root.operands if root.operation == "tuple" else (root.name,)
@@ -404,7 +410,9 @@ def _kernel(line, shapes):
 
 
 def _convolution(line, shapes):
-    """Multiply-adds that touch no padding and no hole of a dilation, times two."""
+    """The FLOPs of a convolution: multiply-adds that touch no padding and no hole of a dilation,
+    times two.
+    """
     left, right, out = (
         _arrays(shape)[0][1]
         for shape in (*(shapes[name] for name in line.operands[:2]), line.shape)

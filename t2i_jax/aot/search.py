@@ -21,16 +21,15 @@ from t2i_jax.types import Task
 POLICIES = ("none", "attention", "dots", "full")
 _MICRO_BATCHES = (1, 2, 4, 8)
 SECONDS = 600.0
-"""How long a search may take: nothing is compiled that would end later, if it took as long as what
-took longest so far.
-"""
+"""The time limit of a search: nothing is compiled that would end later, if it took as long as the
+slowest compilation so far."""
 
 _TENSOR = (1, 2, 4, 8)
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is tried.
+    """One way to run a training step that the search tries.
 
     Attributes:
       remat: remat policy of every network that has one; None: none has.
@@ -43,7 +42,7 @@ class Setting:
     mesh: tuple[tuple[str, int], ...] | None = None
 
     def __str__(self):
-        """As it is written on a command line, "remat" for each network's."""
+        """The setting as options of a command line; "remat" stands for that of each network."""
         said = [] if self.mesh is None else [f"--mesh {sharding.mesh_text(dict(self.mesh))}"]
         said += [] if self.remat is None else [f"remat={self.remat}"]
         return " ".join([*said, f"train.accumulate={self.accumulate}"])
@@ -109,8 +108,8 @@ def meshes(
     """Meshes of one slice or several that hold the state and divide the batch, but for the recipe's
     own.
 
-    Those with the fewest shards of parameters come first, since what is sharded is gathered in
-    every pass; of as many, those that split no matrix product.
+    Meshes with the fewest shards of parameters come first, since sharded parameters are gathered in
+    every pass; among equals, those that split no matrix product.
     """
     own = sharding.make_mesh(config.mesh, devices)
     _, state = states.laid(task, config, own)

@@ -32,7 +32,7 @@ _OVERRIDE = re.compile(r"--?[\w*]+(\.[\w*]+)+=")  # a field of a recipe, written
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """How a parameter stands on the command line, as `Annotated[int, Shown("N")]`.
+    """The form of a parameter on the command line, as `Annotated[int, Shown("N")]`.
 
     Attributes:
       value: what the help writes for its value; None: a word for its type.
@@ -64,12 +64,12 @@ class Argument:
 
     @property
     def positional(self) -> bool:
-        """Whether it is given by its place."""
+        """Whether the argument is given by its place."""
         return self.shown.positional
 
     @property
     def many(self) -> bool:
-        """Whether a positional one takes all that is left."""
+        """Whether a positional argument takes all words that are left."""
         return self.positional and typing.get_origin(self.annotation) is tuple
 
     @property
@@ -79,7 +79,9 @@ class Argument:
 
     @property
     def repeats(self) -> bool:
-        """Whether it is an option that may stand several times, as --image A --image B."""
+        """Whether the argument is an option that may stand several times, as --image A --image
+        B.
+        """
         return not self.positional and any(
             typing.get_args(one)[:1] == (pathlib.Path,) for one in _alternatives(self.annotation)
         )
@@ -91,12 +93,12 @@ class Argument:
 
     @property
     def is_switch(self) -> bool:
-        """Whether it is an option without a value."""
+        """Whether the argument is an option without a value."""
         return self.annotation is bool and not self.positional
 
     @property
     def label(self) -> str:
-        """How the help names it: "CONFIG", "--workdir PATH"."""
+        """The name of the argument in the help: "CONFIG", "--workdir PATH"."""
         if self.positional:
             return self.shown.value or self.name.upper()
         if self.is_switch:
@@ -220,7 +222,7 @@ def help_of(command: str, arguments: Sequence[Argument], about: Sequence[str]) -
 
 
 def usage(command: str, arguments: Sequence[Argument]) -> str:
-    """How a command is written, in one line: "t2i export RUN OUT"."""
+    """The usage line of a command: "t2i export RUN OUT"."""
     words = []
     for argument in arguments:
         if argument.positional:
@@ -266,7 +268,7 @@ def _values(argument, rest, by_flag):
 
 
 def _alike(first, word):
-    """Whether a word goes on with a tuple that `first` began: a number, or a name; no caption."""
+    """Whether a word continues a tuple that `first` began: a number, or a name; no caption."""
     if _NUMBER.match(first):
         return bool(_NUMBER.match(word)) and " " not in word
     return bool(_WORD.fullmatch(word))
@@ -308,7 +310,7 @@ def _placed(positional, places, written):
 
 
 def _split(annotation):
-    """(the annotation without its Shown, the Shown or None)."""
+    """An annotation without its Shown, and the Shown or None."""
     if typing.get_origin(annotation) is typing.Annotated:
         inner, *extras = typing.get_args(annotation)
         shown = next((extra for extra in extras if isinstance(extra, Shown)), None)
@@ -335,7 +337,7 @@ def _takes_tuple(annotation):
 
 
 def _is_sequence(annotation):
-    """Whether it may be a tuple of any length, of which one value may stand alone."""
+    """Whether an annotation allows a tuple of any length, of which one value may stand alone."""
     return any(typing.get_args(one)[-1:] == (Ellipsis,) for one in _alternatives(annotation))
 
 

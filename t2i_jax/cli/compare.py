@@ -31,7 +31,9 @@ def compare(
 
 
 def _columns(a, b):
-    """What tells two folders apart: their names, or else their whole paths."""
+    """The headings of two folders' columns: their names, or their whole paths where the names are
+    equal.
+    """
     for names in ((a.name, b.name), (str(a), str(b))):
         if all(names) and names[0] != names[1]:
             return names

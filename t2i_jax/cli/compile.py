@@ -94,7 +94,9 @@ def compile_for(
 
 
 def _steps(recipe, topology, search):
-    """(reports of the steps of the stages that a recipe joins, remedies), both by stage."""
+    """The reports of the steps of the stages that a recipe joins, and the remedies, both by
+    stage.
+    """
     from t2i_jax.aot import ahead
 
     if search:
@@ -110,14 +112,16 @@ def _steps(recipe, topology, search):
 
 
 def _remedy(task, config, stage=""):
-    """What may make a training step fit that does not; `stage`: what its fields begin with."""
+    """The remedy for a training step that does not fit in memory; `stage` is the prefix of its
+    fields.
+    """
     policies = [f"{stage}{path}=full" for path, now in _policies(task).items() if now != "full"]
     parts = f"{stage}train.accumulate={2 * config.accumulate}"
     return f"try {', '.join([*policies, parts])}, a larger fsdp or tensor axis, or more chips."
 
 
 def _sampling(recipe, topology, count):
-    """Reports of the programs that make images: those of the task, or of the stages that it
+    """The reports of the programs that sample images: those of the task, or of the stages that it
     joins.
     """
     from t2i_jax.aot import ahead
@@ -155,7 +159,9 @@ def _compile(recipe, topology):
 
 
 def _parts(recipe):
-    """(task, its TrainConfig, shapes of what is frozen), wired as training wires them."""
+    """The task, its TrainConfig and the shapes of its frozen networks, wired as training wires
+    them.
+    """
     from t2i_jax.runs.wiring import planned
 
     recipe, parts = planned(recipe)
@@ -163,7 +169,7 @@ def _parts(recipe):
 
 
 def _stages(recipe):
-    """`_parts` of each stage that a recipe joins, by its name."""
+    """The result of `_parts` for each stage that a recipe joins, by its name."""
     from t2i_jax.runs.wiring import planned_stages
 
     return {
@@ -247,7 +253,7 @@ def _policies(task):
 
 
 def _named(name, tree, path=""):
-    """(path, value) of each entry of this name that is a string, in stored JSON."""
+    """The entries of this name that are strings, in stored JSON: (path, value) of each."""
     if isinstance(tree, dict):
         entries = tree.items()
     else:

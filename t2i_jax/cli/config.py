@@ -65,7 +65,7 @@ _NONE = object()  # a field that has no default
 
 
 def _entries(value):
-    """(name, value, default, docs) of what a value holds."""
+    """The fields of a value: (name, value, default, docs) of each."""
     if isinstance(value, Mapping):
         return [(str(name), inner, _NONE, "") for name, inner in value.items()]
     if isinstance(value, tuple):

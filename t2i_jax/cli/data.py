@@ -258,7 +258,9 @@ def encode_images(
 
 
 def _of_columns(stored):
-    """What each stored column was made with, and what its manifest counts as left out and cut."""
+    """Lines about each stored column: how it was made, and what its manifest counts as left out and
+    cut.
+    """
     from t2i_jax.data.columns import made_with
 
     for name, about in stored.items():
@@ -337,7 +339,7 @@ def _tokens(source, tokenizer, crop, batch_size) -> Iterator[Any]:
 
 
 def progress(what: str) -> Any:
-    """From an iterable to the same one under a bar with these words."""
+    """A function that wraps an iterable in a progress bar with the label `what`."""
     from tqdm import tqdm
 
     # none where stderr is no terminal

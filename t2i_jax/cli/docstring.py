@@ -1,4 +1,4 @@
-"""What a docstring says, for help: its summary, its text, and a text for each name."""
+"""Docstrings as the text of `--help`: the summary, the paragraphs, and a text for each name."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def paragraphs(what: Any) -> list[str]:
 
 
 def of_names(what: Any, names: Iterable[str]) -> dict[str, str]:
-    """What the sections "Args" and "Attributes" say about each of these names.
+    """The texts for these names in the sections "Args" and "Attributes" of a docstring.
 
     Several may share a text ("b1, b2: of Adam."), and a line may hold several ("steps: updates.
-    batch_size: images of an update."). What a class does not describe its bases may. A name that is
-    not described is missing.
+    batch_size: images of an update."). A field that a class does not describe may be described by
+    its bases. A name that is not described is missing.
     """
     found: dict[str, str] = {}
     for one in reversed(inspect.getmro(what) if inspect.isclass(what) else (what,)):

@@ -96,7 +96,9 @@ def _made(folder):
 
 
 def _trained(folder):
-    """When its weights were written last; measuring a run or sampling from it changes that not."""
+    """The time at which a run's weights were written last, which measuring it or sampling from it
+    does not change.
+    """
     return max(os.path.getmtime(path) for path in _made(folder) if os.path.exists(path))
 
 

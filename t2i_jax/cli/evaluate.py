@@ -172,7 +172,7 @@ def measure(
             _measure_run(run, overrides, step, prompts, count, seed or 0, guidance, settings, out)
 
 
-# what `measure` reads of a run without prompts, and what has no effect on images that are there
+# arguments that `measure` reads of a run without prompts, and those without effect on given images
 _OF_A_RUN = ("run", "overrides", "step")
 _OF_PROMPTS = ("count", "guidance", "mesh", "seed", "batch_size", "step")
 

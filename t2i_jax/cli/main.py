@@ -33,7 +33,7 @@ def start() -> None:
 
 
 def main(run: Callable[[list[str]], None] | None = None) -> None:
-    """One command, from `sys.argv`.
+    """Runs the command that `sys.argv` names.
 
     Args:
       run: what to do with its words; None: they are a command of `t2i`.

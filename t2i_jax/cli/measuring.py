@@ -1,4 +1,4 @@
-"""What the commands that measure share: options of weights, and what they print."""
+"""Options of weights, and printed lines, that the commands which measure share."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def print_results(results: Mapping[str, Any] | None, out: pathlib.Path) -> None:
 
 
 def print_reference(results: Mapping[str, Any]) -> None:
-    """What the reference has left out and passed over, once for all that compare with it."""
+    """Prints what the reference has left out and passed over, once for all that compare with it."""
     told = [one["reference"] for one in results["metrics"] if one["reference"]]
     for how in ("left out", "passed over") if told else ():
         print_left_out("reference", told[0].get(how.replace(" ", "_")), how)
 
 
 def print_left_out(what: str, counts: Mapping[str, int] | None, how: str = "left out") -> None:
-    """How many of `what` were left out, by reason; nothing where there are none."""
+    """Prints how many of `what` were left out, by reason; nothing where there are none."""
     if counts:
         told = ", ".join(f"{reason} {count}" for reason, count in counts.items())
         print(f"{what}: {how} {told}")

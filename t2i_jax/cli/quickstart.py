@@ -30,7 +30,9 @@ def quickstart(workdir: pathlib.Path = pathlib.Path("runs/quickstart")) -> None:
 
 
 def _program():
-    """This program as a shell finds it: `t2i`, or its path where the PATH has none or another."""
+    """The name by which a shell finds this program: `t2i`, or its path where the PATH has none or
+    another.
+    """
     started, found = sys.argv[0], shutil.which("t2i") or ""
     is_found = os.path.realpath(found) == os.path.realpath(started)
     return "t2i" if is_found or pathlib.Path(started).stem != "t2i" else started

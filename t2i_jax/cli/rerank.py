@@ -14,7 +14,7 @@ SCORES = "scores.tsv"
 
 
 def check(count: int, best_of: int | None, ranker: pathlib.Path | None, captions: int) -> int:
-    """How many images are made of each caption.
+    """The number of images that are generated for each caption.
 
     Args:
       count: images that are kept. best_of: among how many; None: all are kept. ranker: the run that

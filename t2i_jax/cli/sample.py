@@ -24,7 +24,7 @@ from t2i_jax.words import counted
 
 @dataclasses.dataclass(frozen=True)
 class _Command:
-    """What every system is asked when it samples.
+    """The arguments of `t2i sample` that every system has.
 
     Attributes:
       run: Folder of the run.
@@ -37,8 +37,8 @@ class _Command:
       batch_size: Images that are made at a time; fewer need less memory, and are the same images.
       t5: For a run with stored text embeddings, also that of --upscale: folder or hub name of the
         T5 that made them.
-      best_of: Make so many images per caption, and keep those --count that --rerank finds the most
-        similar to it; how similar is in scores.tsv beside them.
+      best_of: Make this number of images per caption, and keep the --count of them that --rerank
+        finds the most similar to it; how similar is in scores.tsv beside them.
       rerank: Folder of the run of a CLIP, which compares the images with their captions.
       upscale: Folder of a super-resolution run, which makes the images larger, from the same
         captions where it reads any, and as its recipe says.
@@ -64,7 +64,7 @@ class _Command:
     step: Annotated[str | None, Shown("STEP", default="the newest")] = None
 
 
-# What a system may take beside prompts and options, by the name that its task lists in `inputs`:
+# Inputs beside prompts and options, by the name that the task of a system lists in `inputs`:
 # the flag and its help. "other_images" has no flag of its own: it is the second --image.
 _INPUTS: Mapping[str, tuple[str, Any, str]] = {
     "negative_prompts": ("negative", str, "What the images should not show."),
@@ -267,7 +267,7 @@ def _in_file(path):
 
 
 def _given(task, inputs):
-    """What is beside prompts and options, as arguments of `generate`."""
+    """The input images, masks and arrays of a command, as arguments of `generate`."""
     from t2i_jax.data import image_file
 
     def read(name, channels):
@@ -415,7 +415,7 @@ def _run_in(words):
 
 
 def _takes_value():
-    """Of each option that does not depend on the run's system, whether a value follows it."""
+    """For each flag that does not depend on the run's system, whether a value follows it."""
     inputs = [_input(name, ()) for name in _INPUTS]
     known = [one for one in (*cli.arguments_of(_Command), *inputs) if not one.positional]
     negations = {one.negation: False for one in known if one.is_switch}
@@ -445,7 +445,7 @@ def _new_folder(out):
 
 
 def _is_free(folder, lock):
-    """Whether it is not there, or holds nothing but the file of a lock."""
+    """Whether a folder is not there, or holds nothing but the file of a lock."""
     if not os.path.lexists(folder):
         return True
     return folder.is_dir() and not any(one.name != lock for one in folder.iterdir())

@@ -1,4 +1,4 @@
-"""Larger images of those that are made, by the system of another run."""
+"""Enlarging of the images of one run by the system of another."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Upscaler:
     batch_size: int
 
     def __call__(self, images: np.ndarray, count: int) -> np.ndarray:
-        """Larger images, `count` of which stand together for each caption. What there is to say of
-        captions and options has been said when they were checked; what is cut off the images, which
-        are here only now, is told.
+        """The enlarged images, `count` of which stand together for each caption. What there is to
+        say of captions and options has been said when they were checked; what is cut off the
+        images, which are here only now, is told.
         """
         from t2i_jax.systems import generation
 

@@ -1,4 +1,4 @@
-"""How a process learns that it is one of several: plain variables, a TPU slice, Slurm, an indexed
+"""Detection of a run over several processes: by plain variables, a TPU slice, Slurm, or an indexed
 Kubernetes job.
 """
 
@@ -72,7 +72,7 @@ def _entered(found):
 
 
 def detect() -> Mapping[str, Any] | None:
-    """What `jax.distributed.initialize` is to be given; None: this process is alone.
+    """The arguments for `jax.distributed.initialize`; None: this process is alone.
 
     Asks nobody but on a TPU VM.
 
@@ -94,7 +94,7 @@ def detect() -> Mapping[str, Any] | None:
 
 
 def _is_number(text):
-    """Whether it is a whole number as people write it; Python's `isdigit` takes "²" for one."""
+    """Whether a text is a whole number as people write it; Python's `isdigit` takes "²" for one."""
     return bool(re.fullmatch("[0-9]{1,9}", text))
 
 
@@ -141,7 +141,7 @@ def _plain(given):
 
 
 def _tpu():
-    """On GKE the variables name the machines of a slice.
+    """The arguments on a TPU slice, whose machines the variables of GKE name.
 
     Elsewhere the VM's metadata do, which JAX asks.
     """

@@ -75,7 +75,7 @@ class Lines:
 def listen(server: socket.socket, serve: Callable[[socket.socket, Callable[[], None]], None]):
     """Serves each connection in a thread of its own, for ever.
 
-    Of connections that have not said who they are only so many stay, the newest.
+    Only the newest of the connections that have not said who they are stay open, up to a limit.
 
     Args:
       serve: is given the connection, which is closed when it returns, and a function to call once

@@ -1,8 +1,8 @@
 """A run's folder belongs to one training at a time, and a folder that is being written to one
 command: a file in it, or beside it, says to which.
 
-The file names host, process and the process's start, so that what a killed process left is known
-as such. Of several processes that train together, process 0 holds it for all.
+The file names host, process and the process's start, so that what a killed process left is known as
+such. Where several processes train together, process 0 holds it for all.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ def writing(field: str, out: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _making(folder):
-    """Inside, a folder and those above it are made; those of which nothing came go again."""
+    """A context that makes a folder and those above it; those that stay empty are removed at its
+    end.
+    """
     above = (folder, *folder.parents)
     new = list(itertools.takewhile(lambda one: not os.path.lexists(one), above))
     try:
@@ -217,7 +219,7 @@ def one_at_a_time(folder):
 
 
 def _me() -> Mapping[str, Any]:
-    """What tells this process from all others, of this machine and of others."""
+    """The identity of this process, which no other one has, on this machine or another."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -239,8 +241,8 @@ def _machine():
 
 
 def _started(pid):
-    """When a process started, in ticks of its machine's clock; None where it is no more, 0 where
-    that is not known.
+    """The time at which a process started, in ticks of its machine's clock; None where it is no
+    more, 0 where that is not known.
     """
     try:
         said = pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
@@ -264,7 +266,9 @@ def _read(path):
 
 
 def _settled(path):
-    """What the file says; None where it still says nothing after a second: its process died."""
+    """The contents of a lock file; None where it is still empty after a second, because its process
+    died.
+    """
     end = time.monotonic() + 1
     while (found := _read(path)) is None and os.path.lexists(path) and time.monotonic() < end:
         time.sleep(0.02)

@@ -1,8 +1,8 @@
 """A connection of every process to process 0: it carries values from each to all, and it breaks
 when one of them dies.
 
-What JAX itself does about a lost process is no help to a user: the others hang in a collective
-operation for minutes, or abort with a stack trace that names nobody.
+JAX's own handling of a lost process is no help to a user: the others hang in a collective operation
+for minutes, or abort with a stack trace that names nobody.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Peers:
         return f"process {process} ({who['host']}, pid {who['pid']})"
 
     def _join(self, address):
-        """All have started, but one may die just now."""
+        """Connects to the hub. All processes have started, but one may die just now."""
         try:
             self._socket = socket.create_connection(
                 (address["host"], address["port"]), timeout=_SILENCE
@@ -145,9 +145,10 @@ class Peers:
         )
 
     def _end(self, status, said):
-        """Without the clean-up of a normal end, which may wait for what is no more.
+        """Ends the process without the clean-up of a normal end, which may wait for processes that
+        died.
 
-        Of two threads the first counts.
+        The first of two threads counts.
         """
         self._ending.acquire()
         say(f"\n{said}")
@@ -185,7 +186,7 @@ class Hub:
         listen(self._server, self._serve)
 
     def wait_until_alone(self, seconds: float) -> None:
-        """Until no other process is connected, or the time has passed."""
+        """Waits until no other process is connected, or the time has passed."""
         end = time.monotonic() + seconds
         while len(self._connections) > 1 and time.monotonic() < end:
             time.sleep(0.02)
@@ -231,7 +232,7 @@ class Hub:
                 self._send_all(message)
 
     def _send_last(self, message):
-        """Only one process ends the run: the others end because of it."""
+        """Sends the message that ends the run; only the first of them is sent."""
         if not self._over:
             self._over = True
             self._send_all(message)

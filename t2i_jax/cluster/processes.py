@@ -91,7 +91,7 @@ def once(write: Callable[[], Any]) -> None:
 
 
 def first_told(told: str | None) -> str | None:
-    """What the first process that has something to tell tells, the same in all; None: none has."""
+    """The message of the first process that has one, the same in all; None: none has."""
     return next(filter(None, gather(told)), None)
 
 
@@ -118,7 +118,7 @@ def check_same(given: Mapping[str, Any], what: str, remedy: str) -> None:
 
 @contextlib.contextmanager
 def something_to_save() -> Iterator[None]:
-    """Within, a signal waits for what is computed; without, it ends the process at once."""
+    """A context in which a signal waits for what is computed; outside, it ends the process."""
     _has_to_save.set()
     try:
         yield

@@ -1,5 +1,5 @@
-"""Who takes part, before JAX joins the processes: a number is given once, and one that dies is
-missed at once.
+"""The list of the processes that take part, before JAX joins them: a number is given once, and a
+process that dies is detected at once.
 
 Process 0 listens at a port that follows from the coordinator's. Every process says its number there
 and keeps the connection. Where that port can't be had or reached, the processes join without.
@@ -27,7 +27,7 @@ _joined = threading.Event()
 
 
 def joined() -> None:
-    """From now on a lost process is missed by others' connection, see `peers`."""
+    """Notes that the connection of `peers` detects lost processes from now on."""
     _joined.set()
 
 

@@ -19,7 +19,7 @@ from typing import Any
 _SOON = 2.0  # seconds in which the main thread answers, unless a library holds it
 _stopping = threading.Event()  # one was heard, and this process is about to end because of it
 _again: list[int] = []  # sent once more by this process itself
-# what Python calls between two instructions of anything else; what is raised there is lost
+# functions that Python calls between two instructions of others; an error raised there is lost
 _LOST = frozenset({"_xla_gc_callback", "__del__"})
 
 
@@ -36,7 +36,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 def stop() -> None:
-    """From now on this process ends: the same signals again change nothing, up to its very end."""
+    """Notes that this process ends: from now on the same signals change nothing, up to its very
+    end.
+    """
     if not _stopping.is_set():
         _stopping.set()
         atexit.register(_ignore)  # Python takes its handlers away before the process is gone
@@ -54,8 +56,8 @@ def handled(hear: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupting() -> Iterator[None]:
-    """Within, each of the signals raises `Interrupted`, so that nothing is left half written; those
-    that are ignored stay so.
+    """A context in which each of the signals raises `Interrupted`, so that nothing is left half
+    written; ignored signals stay ignored.
     """
 
     def hear(number, frame):

@@ -249,7 +249,7 @@ def _configured(model, inferred, fields):
 
 
 def _unknown(model, name, known):
-    """What is said of a field that a network does not have."""
+    """The message about a field that a network does not have."""
     system, rows = _ARGUMENTS_OF.get(model.__name__, ("", {}))
     remedy = config.did_you_mean(name, known)
     if name in rows:
@@ -266,7 +266,7 @@ _ARGUMENTS_OF: Mapping[str, tuple[str, arguments.Rows]] = {
 
 
 def _is_part(value):
-    """Whether it is (class, fields) of a network within another."""
+    """Whether a value is the pair (class, fields) of a network within another."""
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], type)
 
 
@@ -306,7 +306,7 @@ def _fields_within(of, found):
 
 
 def _inside(found):
-    """(class, fields) of each network within one."""
+    """The networks within a network, each as (class, fields)."""
     several = [part for value in found.values() if isinstance(value, list) for part in value]
     return [part for part in [*found.values(), *several] if _is_part(part)]
 
@@ -395,7 +395,7 @@ def _is(network, state):
 
 
 def _check_numbers(names):
-    """No network has so many layers; a damaged name would make one of them."""
+    """Refuses layer numbers of more digits than any network has, which only damaged names hold."""
     for name in names:
         if any(part.isdecimal() and len(part) > _DIGITS for part in name.split(".")):
             raise UserError(
@@ -405,7 +405,9 @@ def _check_numbers(names):
 
 @contextlib.contextmanager
 def _fitting(network, state, module):
-    """Whatever arrays of unexpected shapes make the tables raise, as a sentence with the array."""
+    """A context that turns errors of the tables on arrays of unexpected shapes into one sentence
+    that names the array.
+    """
     like = f"the weights look like those of {network.model.__name__}"
     try:
         yield

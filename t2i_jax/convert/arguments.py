@@ -1,9 +1,9 @@
 """The arguments of the PyTorch packages' constructors, and what becomes of each.
 
 Every argument of a constructor has a row: it is `READ`, it has `NO_EFFECT`, or it is read at some
-values `Only`, and at others refused. What a live module, a stored configuration or the command line
-says of an argument goes through `check`. An argument without a row is of another release of the
-package and is refused too; a test compares the rows with the signatures.
+values `Only`, and at others refused. The value of an argument in a live module, a stored
+configuration or on the command line goes through `check`. An argument without a row is of another
+release of the package and is refused too; a test compares the rows with the signatures.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from t2i_jax.errors import UserError
 
 
 class Only:
-    """Values with which the package computes what the network here computes.
+    """The values of an argument with which the package computes what the network here computes.
 
     Attributes:
       values: they, of which the first is named in a refusal; a tuple is one value.
@@ -27,7 +27,7 @@ class Only:
         self.values = values
 
     def __contains__(self, value: Any) -> bool:
-        """Whether it is one of them, or a list of them; 1.0 is 1, and no number is True."""
+        """Whether a value is one of these, or a list of them; 1.0 is 1, and no number is True."""
         if isinstance(value, (tuple, list)):
             return self._has(tuple(value)) or (len(value) > 0 and all(map(self._has, value)))
         return self._has(value)
@@ -124,7 +124,7 @@ DIFFUSION_PRIOR: Rows = {
     "clip_adapter_overrides": Only(None),
 }
 
-# What a checkpoint of the trainer holds does not depend on them, but for the averages of `use_ema`.
+# A checkpoint of the trainer does not depend on them, but for the averages of `use_ema`.
 IMAGEN_TRAINER: Rows = {
     "imagen": READ,
     "imagen_checkpoint_path": NO_EFFECT,

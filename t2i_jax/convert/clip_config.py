@@ -1,5 +1,5 @@
-"""What the configuration that is published beside the weights of a CLIP tells of it: that of
-transformers, or of OpenCLIP.
+"""The configuration that is published beside the weights of a CLIP, read as fields of our network:
+that of transformers, or of OpenCLIP.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def of_folder(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def beside(file: pathlib.Path) -> dict[str, Any]:
-    """`of_folder` of the folder of a file of weights; {} for a file under a name of its own, whose
-    neighbours may be of anything, and beside the configuration of another model.
+    """The result of `of_folder` for the folder of a file of weights; {} for a file under a name of
+    its own, whose neighbours may be of anything, and beside the configuration of another model.
     """
     if file.name not in FILES:
         return {}

@@ -26,7 +26,9 @@ def _fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _upgrade(state: State) -> State:
-    """Where the two share a CLIP, `save_model` of safetensors keeps it as the decoder's alone."""
+    """The state dict with names of today. Where prior and decoder share a CLIP, `save_model` of
+    safetensors stores it under the decoder alone.
+    """
     for name, part in _PARTS.items():
         state = engine.upgraded(state, f"{name}.", part.upgrade)
     if not engine.part(state, "prior.clip."):
@@ -36,7 +38,7 @@ def _upgrade(state: State) -> State:
 
 
 def live(module: Any) -> dict[str, Any]:
-    """By part what a live `DALLE2` tells, and in "settings" arguments of its class.
+    """The settings of a live `DALLE2` by part; "settings" has arguments of its class.
 
     Raises:
       UserError: an option that has no form here.

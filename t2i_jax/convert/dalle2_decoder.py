@@ -104,7 +104,7 @@ def check_version(version: Any) -> None:
 
 
 def live(module: Any) -> dict[str, Any]:
-    """{"unets": fields of each, "clip": fields, "settings"} of a live decoder.
+    """The settings of a live decoder: {"unets": fields of each, "clip": fields, "settings"}.
 
     Raises:
       UserError: an argument that has no form here.
@@ -152,7 +152,7 @@ _ARGUMENTS = {
 
 
 def _fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
-    """{"unets": [(class, fields), ...], "noises", "clip"}.
+    """The networks of a decoder: {"unets": [(class, fields), ...], "noises", "clip"}.
 
     Args:
       told: "unets" and "clip", fields of each; all others are for each U-Net.
@@ -218,7 +218,7 @@ def _shapes(model: DecoderUnets) -> dict[str, Any]:
 
 
 def _told(value: Any) -> dict[str, Any]:
-    """What a checkpoint tells beside its weights: its release."""
+    """The fields that a checkpoint stores beside its weights: none, but its release is checked."""
     if isinstance(value, Mapping):
         check_version(value.get("version"))
     return {}

@@ -41,7 +41,7 @@ def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def live(module: Any) -> dict[str, Any]:
-    """What a live `DiffusionPrior` tells: fields of its networks, and in "settings" arguments of
+    """The settings of a live `DiffusionPrior`: fields of its networks; "settings" has arguments of
     its class.
 
     Raises:
@@ -68,7 +68,7 @@ _READERS = {
 
 
 def recognise(state: State) -> bool:
-    """Whether a state dict is one of a `DiffusionPrior`."""
+    """Whether a state dict is that of a `DiffusionPrior`."""
     return diffusion_prior.recognise(engine.part(state, _NET)) and f"{_NOISE}betas" in state
 
 

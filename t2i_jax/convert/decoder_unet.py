@@ -93,7 +93,7 @@ def table(model: DecoderUnet) -> list[Row]:
 
 
 def _refused(model) -> Iterator[Row]:
-    """What networks of the package never are."""
+    """The settings that no network of the package has, which export refuses."""
     levels, first = len(model.dim_mults), model.init_dim or model.dim
     last = first if model.memory_efficient else model.dim * model.dim_mults[0]
     usual, end = tuple(i > 0 for i in range(levels)), "t2i export writes the system as it is."
@@ -111,8 +111,8 @@ def _refused(model) -> Iterator[Row]:
 
 
 def _attends_to_nothing(torch, model) -> Iterator[Row]:
-    """Self-attention, which the package always has at the bottom, that adds zeros: the gain of its
-    last norm is 0.
+    """Self-attention that adds zeros, as the gain of its last norm is 0: the package always has it
+    at the bottom.
     """
     width, head = model.dim * model.dim_mults[-1], model.attn_dim_head
     inner = model.attn_heads * head
@@ -154,7 +154,9 @@ def _condition(model) -> Iterator[Row]:
 
 
 def _nulls(model) -> Iterator[Row]:
-    """What stands for an absent condition; the package has it for conditions that it never has."""
+    """The learned embeddings of absent conditions, which the package also has for conditions that a
+    network never reads.
+    """
     unused, width = "unused_weights" in model.compat, model.cond_dim or model.dim
     for used, theirs, ours, shape in (
         (model.cond_on_image_embeds, "null_image_embed", "image/null_tokens",

@@ -236,7 +236,7 @@ def _inputs(state, found, told):
 
 
 def _attention(state, levels):
-    """Where there is attention, and heads of self-attention, as any of it has them."""
+    """The levels that have attention, and the heads of self-attention, as any layer has them."""
     own = [key for key in state if re.search(r"(\.3\.fn\.fn|^mid_attn\.fn\.fn)\.null_kv$", key)]
     found: dict[str, Any] = {"attend_at_middle": "mid_attn.fn.fn.null_kv" in state}
     if own:

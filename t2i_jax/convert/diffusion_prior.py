@@ -141,7 +141,7 @@ _TOLD = ("self_cond", "attn_dropout", "ff_dropout")
 
 
 def live(module: Any) -> dict[str, Any]:
-    """What a live network tells beside its weights.
+    """The fields of a live network that its weights do not show.
 
     Raises:
       UserError: an option that has no form here.
@@ -158,13 +158,13 @@ def live(module: Any) -> dict[str, Any]:
 
 
 def recognise(state: State) -> bool:
-    """Whether a state dict is one of the network, of whatever release."""
+    """Whether a state dict is that of the network, of whatever release."""
     return "learned_query" in state and any(key.startswith(_LAYER) for key in state)
 
 
 @traced_once
 def shapes(model: DiffusionPriorNetwork) -> Any:
-    """Shapes of the parameters, nothing is computed."""
+    """The shapes of the parameters; nothing is computed."""
     return sharding.unbox(
         jax.eval_shape(functools.partial(diffusion_prior.init, model), jax.random.key(0))
     )

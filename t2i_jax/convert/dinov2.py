@@ -98,7 +98,7 @@ def meta_table(model: Dinov2) -> list[Row]:
 
 
 def _layer(layer, i, scales, out, wide, narrow):
-    """What both names share of a layer."""
+    """The rows of a layer that the tables of both naming schemes share."""
     return [
         *_both(f"{layer}.norm1", "layers/norm_attention", i),
         *_both(f"{layer}.norm2", "layers/norm_mlp", i),
@@ -120,7 +120,7 @@ def _both(torch, ours, layer, layout=SAME):
 
 
 def _fields(state, module, names):
-    """What the shapes tell, and a live module's heads."""
+    """The fields that the shapes show, with the heads of a live module."""
     patches, positions, layer, wide, narrow = names
     width, _, side, _ = state[patches].shape
     gated = f"{layer}0.{wide[1]}.weight" in state

@@ -48,7 +48,7 @@ def _permuted(name: str, axes: Sequence[int]) -> Layout:
 def reshaped(
     torch_shape: Sequence[int], our_shape: Sequence[int], name: str = "reshaped"
 ) -> Layout:
-    """The same elements in the same order under two shapes."""
+    """A layout that keeps all elements in their order under another shape."""
     return Layout(name, lambda a: a.reshape(our_shape), lambda a: a.reshape(torch_shape))
 
 
@@ -129,7 +129,9 @@ class Unused:
 
 @dataclasses.dataclass(frozen=True)
 class Refused:
-    """What has no form there: export refuses it with this sentence, import goes on."""
+    """A setting that the package can't express: export refuses it with this sentence, import goes
+    on.
+    """
 
     sentence: str
     torch: str = ""
@@ -222,7 +224,7 @@ class Watched(dict[str, Any]):
         return value
 
     def get(self, name: str, default: Any = None) -> Any:
-        """As that of a dict."""
+        """The array of a name, or `default`, like `get` of a dict."""
         if name not in self:
             return default
         return self[name]
@@ -243,7 +245,7 @@ def upgraded(state: State, torch: str, upgrade: Callable[[State], State]) -> dic
 
 
 def to_ours(table: Sequence[Row], state: State, shapes: Mapping[str, Any]) -> dict[str, Any]:
-    """Our nested dict from a state dict.
+    """The nested dict of our parameters, from a state dict.
 
     Args:
       table: the network's table.

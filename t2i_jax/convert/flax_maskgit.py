@@ -71,7 +71,7 @@ def _pair(theirs, ours, first, layer=None):
 
 
 def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
-    """All of the configuration that shapes the network.
+    """The fields of the network that the arrays and `told` determine.
 
     Args:
       told: fields that the user tells. The arrays do not tell how many of the embeddings are of

@@ -76,11 +76,12 @@ def _pair(theirs, ours, first="kernel"):
 
 
 def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
-    """All of the configuration that shapes the network, and what the package trains it with.
+    """The fields of the network that the arrays and `told` determine, and the package's training
+    settings.
 
     Args:
-      told: fields that the user tells. Of those that leave no trace in the arrays the others are as
-        in the public files.
+      told: fields that the user tells. The other fields that leave no trace in the arrays are
+        as in the public files.
     """
     base, channels = state["encoder.Conv_0.kernel"].shape[:1:-1]
     blocks = sum(

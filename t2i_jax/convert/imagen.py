@@ -90,7 +90,8 @@ def to_trainer(weights: TrainerWeights) -> dict[str, Any]:
 
 
 def stored(loaded: Any) -> dict[str, Any]:
-    """{"unets": fields of each, "settings"} of the config that a checkpoint holds; {} for none.
+    """The settings in the config of a checkpoint: {"unets": fields of each, "settings"}; {} without
+    one.
 
     Raises:
       UserError: no such config, or one with arguments that have no form here.
@@ -124,7 +125,7 @@ def check(settings: Mapping[str, Any]) -> None:
 
 
 def live(module: Any) -> dict[str, Any]:
-    """{"unets": fields of each, "settings"} of a live cascade.
+    """The settings of a live cascade: {"unets": fields of each, "settings"}.
 
     Raises:
       UserError: an argument that has no form here.
@@ -234,7 +235,7 @@ def _network(of: Any) -> Network:
 
 
 def _fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
-    """{"unets": [(class, fields), ...]}.
+    """The networks of a cascade: {"unets": [(class, fields), ...]}.
 
     Args:
       told: "unets", fields of each; all others are for each of them.
@@ -248,7 +249,7 @@ def _fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_each(given: Mapping[str, Any], count: int) -> list[Mapping[str, Any]]:
-    """What "unets" gives for each of so many U-Nets.
+    """The fields that "unets" gives for each of `count` U-Nets.
 
     Raises:
       UserError: no list of as many mappings.

@@ -14,7 +14,7 @@ from t2i_jax.errors import UserError
 from t2i_jax.models.inception import CLASSES, SIDE, Inception, convolutions
 from t2i_jax.tracing import traced_once
 
-# What pytorch-fid, torch-fidelity and torchmetrics read.
+# The weights that pytorch-fid, torch-fidelity and torchmetrics read.
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 SIZE = "96 MB"
 HASH = "6726825d"  # the first digits of its SHA-256

@@ -58,7 +58,9 @@ def from_states(trunk: str, features: State, heads: State) -> tuple[Lpips, dict[
 
 
 def _place(name):
-    """ "features.3.weight" of "net.slice2.3.weight"."""
+    """The name in torchvision of a weight of the trunk: "features.3.weight" of
+    "net.slice2.3.weight".
+    """
     return "features." + name.split(".", 2)[2]
 
 

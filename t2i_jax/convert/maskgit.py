@@ -143,8 +143,8 @@ _ARGUMENTS = {
 
 
 def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
-    """All of the configuration that shapes the network; self-conditioning has to be told, since the
-    package saves its weights either way.
+    """The fields of the network that the arrays determine; self-conditioning has to be told, since
+    the package saves its weights either way.
     """
     vocabulary, dim = state["token_emb.weight"].shape
     length = state["pos_emb.weight"].shape[0]

@@ -49,7 +49,7 @@ _TO_PRED = [
 
 
 def live(module: Any) -> dict[str, Any]:
-    """What a live `MaskGit` tells: by part the fields and settings of its networks, and in
+    """The settings of a live `MaskGit`: by part the fields and settings of its networks, and in
     "settings" arguments of its class.
 
     Raises:

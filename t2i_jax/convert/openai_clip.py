@@ -121,7 +121,7 @@ def _bias(model):
 
 
 def openai_fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
-    """All that the shapes of OpenAI's names tell, and what `_beside_shapes` adds to it."""
+    """The fields that the shapes under OpenAI's names show, with those of `_beside_shapes`."""
     conv, positions = state["visual.conv1.weight"], state["visual.positional_embedding"]
     found = {
         **_sizes(conv, positions, state["token_embedding.weight"], state["positional_embedding"]),
@@ -151,7 +151,7 @@ _KINDS = {"QuickGELU": "quick_gelu", "GELU": "gelu"}
 
 
 def transformers_fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
-    """All that the shapes of transformers' names tell, and what `_beside_shapes` adds to it."""
+    """The fields that the shapes under transformers' names show, with those of `_beside_shapes`."""
     vision, text = "vision_model", "text_model"
     found = {
         **_sizes(
@@ -194,7 +194,8 @@ def untold_heads(model: OpenAIClip) -> dict[str, int]:
 
 
 def _beside_shapes(found, told):
-    """What no shape tells: as told, else the heads of the published networks of these widths.
+    """The fields that no shape shows: as told, else the heads of the published networks of these
+    widths.
 
     Raises:
       UserError: nobody tells the activation, or the heads of a width that no published network

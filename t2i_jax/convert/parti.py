@@ -108,7 +108,7 @@ _ARGUMENTS = {
 
 
 def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
-    """All of the configuration that shapes the network; the rest is told, or as by default."""
+    """The fields of the network that the arrays determine; the rest is told, or as by default."""
     if "compat" in told:
         config.check(Parti, "compat", told["compat"])
     size, dim = state["image_token_embed.weight"].shape
@@ -139,7 +139,7 @@ def _shapes(model):
 
 
 def _both_live(module):
-    """Fields of both, and the settings of each."""
+    """The fields of both networks, and the settings of each."""
     return {"parti": live(module), "tokenizer": vit_vqgan.live(module.vae)}
 
 

@@ -1,5 +1,5 @@
-"""What the image tokenizers of parti-pytorch and muse-maskgit-pytorch share in a state dict: the
-quantisers of vector-quantize-pytorch, LFQ and the codebook on the unit sphere.
+"""The quantisers in the state dicts of parti-pytorch and muse-maskgit-pytorch: those of
+vector-quantize-pytorch, LFQ and the codebook on the unit sphere.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ratios of widths: the argument that gave them."""
+"""Ratios of widths: the argument of a constructor that gave them."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ _DEEPEST = 12  # containers within containers, and names before the network's ow
 
 
 def flat(loaded: Any) -> dict[str, Any]:
-    """What nested dicts and lists hold, by the names joined with dots; of lists only those that
-    hold arrays or dicts.
+    """The leaves of nested dicts and lists, by their names joined with dots; of lists only those
+    that hold arrays or dicts.
     """
     found: dict[str, Any] = {}
     for name, value in _leaves(loaded, (), ()):
@@ -71,8 +71,8 @@ def unwrapped(state: Mapping[str, Any]) -> dict[str, str]:
 def roots(
     names: Mapping[str, Any], recognise: Callable[[Mapping[str, Any]], Any]
 ) -> Iterator[tuple[str, Any]]:
-    """Where networks are in a state dict: what stands before their names, "" or ending in a dot,
-    and what `recognise` returned (None: no network).
+    """The places of networks in a state dict: the prefix of their names, "" or ending in a dot, and
+    the result of `recognise` (None: no network).
 
     A network within a network is not looked for.
     """
@@ -82,8 +82,8 @@ def roots(
 def main(found: list[tuple[str, Any]], order: list[Any]) -> tuple[str, Any] | None:
     """The network that is meant among those of `roots`; None for none.
 
-    The first in `order` counts. Of several an average counts, then what stands where training
-    scripts put their weights.
+    The first in `order` counts. Where there are several, an average counts, then the one where
+    training scripts put their weights.
 
     Raises:
       UserError: several, and nothing that tells which one is meant.
@@ -173,13 +173,15 @@ def _roots(names, recognise, before, depth):
 
 
 def _before(name, part):
-    """What stands before each place where a part of a name is `part`."""
+    """The parts of a name before each place at which one of them is `part`."""
     parts = name.split(".")
     return [tuple(parts[:i]) for i, one in enumerate(parts) if one == part]
 
 
 def _is_average(place):
-    """Whether a part of it is "ema", or has that before or behind an underscore ("params_ema")."""
+    """Whether a part of a place is "ema", or has that before or behind an underscore
+    ("params_ema").
+    """
     return any("ema" in part.lower().split("_") for part in place.split("."))
 
 

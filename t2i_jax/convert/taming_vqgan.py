@@ -35,7 +35,7 @@ _USED = 65536  # recent codes that LlamaGen saves to count their use
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """How a package names the layers.
+    """The names that a package gives the layers.
 
     Attributes:
       package: for messages. down: what a level of the encoder begins with. up: the same for the
@@ -169,7 +169,7 @@ def _middle(names, model, half):
 
 
 def _layers(names, model, torch, ours, changes):
-    """Those of a residual block; `changes`: its width changes."""
+    """The rows of a residual block; `changes`: its width changes."""
     entries = []
     for k in range(2):
         entries += _norm(f"{torch}.norm{k + 1}", f"{ours}/norm_{k}")
@@ -223,7 +223,7 @@ def check_writable(names: Names, model: VQGAN) -> None:
 
 
 def unwritable(names: Names, model: VQGAN) -> list[str]:
-    """What of a network its package does not have, as field=value."""
+    """The fields of a network that its package can't express, as field=value."""
     wanted: dict[str, tuple[Any, ...]] = {
         "fsq_levels": (None,),
         "assignment": ("nearest",),
@@ -249,7 +249,7 @@ def unwritable(names: Names, model: VQGAN) -> list[str]:
 
 
 def _fields(names: Names, state: State, told: Mapping[str, Any]) -> dict[str, Any]:
-    """All of the configuration that shapes the network.
+    """The fields of the network that the arrays and `told` determine.
 
     Args:
       told: fields that a live module or the user tells. `groups` and `pixel_range` leave no trace
@@ -305,8 +305,8 @@ def _codes(names, state, told):
 
 
 def _pixel_range(names, state):
-    """That of the public weights: [0, 1] of MaskGIT, and of aMUSEd, which has no attention in the
-    middle.
+    """The pixel range of the public weights: [0, 1] of MaskGIT, and of aMUSEd, which has no
+    attention in the middle.
     """
     plain = not _any(state, f"encoder.{names.middle[1]}.")
     return (0.0, 1.0) if names in (OPEN_MUSE_NAMES, _DIFFUSERS) and plain else VQGAN.pixel_range
@@ -330,7 +330,7 @@ def _any(state, begins):
 
 
 def _count(state, begins):
-    """How many modules of a list there are, whose names begin so."""
+    """The number of modules of a list whose names begin so."""
     return 1 + max(_indices(state, begins), default=-1)
 
 
@@ -383,7 +383,7 @@ def _averaged(state: State) -> dict[str, np.ndarray]:
     return {name: averages.get(name.replace(".", ""), kept[name]) for name in kept}
 
 
-# Of attentions in diffusers before 0.14.
+# The names of attentions in diffusers before 0.14.
 _BEFORE = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 

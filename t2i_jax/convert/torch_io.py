@@ -17,7 +17,7 @@ from t2i_jax.foreign import arrays as foreign
 from t2i_jax.foreign import file, msgpack_file, safetensors_file, torch_file
 
 SAFE = ".safetensors"
-"""Ending of a file of arrays alone; `torch_file.ENDINGS` are those of PyTorch's own."""
+"""The ending of a file of arrays alone; `torch_file.ENDINGS` are those of PyTorch's own."""
 # Where training scripts put the weights in a checkpoint.
 _NESTS = ("state_dict", "model", "model_state_dict")
 
@@ -47,8 +47,9 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def load(path: str | pathlib.Path) -> Any:
-    """What a .safetensors, .pt, .pth, .bin, .ckpt or .msgpack file holds; nothing but tensors and
-    plain values, so that no code runs. A file without an ending is read as msgpack, as Flax writes.
+    """The contents of a .safetensors, .pt, .pth, .bin, .ckpt or .msgpack file: nothing but tensors
+    and plain values, so that no code runs. A file without an ending is read as msgpack, as Flax
+    writes.
 
     Raises:
       UserError: no such file, another suffix, or a file that holds more.

@@ -51,8 +51,8 @@ def table(model: Unet) -> list[Entry | Constant]:
 
 
 def unlike(model: Unet) -> list[str]:
-    """What a network has that no Unet of the package has, so that its weights do not load there: a
-    sentence each, with field, value and remedy.
+    """The settings of a network that no Unet of the package has, so that its weights do not load
+    there: a sentence each, with field, value and remedy.
     """
     found, heads = [], (model.attn_heads, model.attn_dim_head)
     if "mid_heads" not in model.compat and heads != MID_HEADS:
@@ -157,7 +157,9 @@ def _up(model, i):
 
 
 def _level(model, i, torch, ours, place):
-    """One level; `place` is where its first block stands in the package's list, 0 on the way up."""
+    """The rows of one level; `place` is where its first block stands in the package's list, 0 on
+    the way up.
+    """
 
     def at(field):
         return sizes.per_level(model, field)[i]
@@ -310,7 +312,7 @@ def _is_unet(state):
 
 
 def _stored(loaded):
-    """What `Unet.persist_to_file` writes beside the weights."""
+    """The fields that `Unet.persist_to_file` writes beside the weights."""
     stored = loaded.get("config") if isinstance(loaded, Mapping) else None
     return unet_fields.configured(stored) if isinstance(stored, Mapping) else {}
 

@@ -178,7 +178,7 @@ def _each(value, levels):
 
 
 def _level_widths(found):
-    """Channels of each level on the way down and on the way up."""
+    """The channels of each level on the way down and on the way up."""
     up = [found["dim"] * mult for mult in found["dim_mults"]]
     down = up if found["memory_efficient"] else [found["init_dim"], *up[:-1]]
     return list(zip(down, up, strict=True))
@@ -305,8 +305,8 @@ def _inputs(state, found, told):
 
 
 def _lowres_channels(state, found, total):
-    """Channels of the image of a network that enlarges: the last convolution reads the smaller one
-    again.
+    """The channels of the image of a network that enlarges: the last convolution reads the smaller
+    one again.
     """
     width = state["final_conv.weight"].shape[1]
     if found["final_resnet_block"]:
@@ -321,7 +321,9 @@ def _lowres_channels(state, found, total):
 
 
 def _attention(state, found, told):
-    """Heads, as any attention with scales has them; those of the middle may be others."""
+    """The heads of attention, as any layer with scales has them; those of the middle may be
+    others.
+    """
     sizes = {}
     for key in state:
         if key.endswith(".q_scale"):
@@ -343,7 +345,7 @@ def _attention(state, found, told):
 
 
 def _linear_heads(state, told, usual):
-    """Heads and width of linear attention, whose weights give only their product."""
+    """The heads and width of linear attention, whose weights give only their product."""
     inner = next(
         state[key].shape[0]
         for key in sorted(state)
@@ -363,7 +365,9 @@ def _linear_heads(state, told, usual):
 
 
 def _end(state, found):
-    """Whether the end sees the first convolution's output, by the channels it has."""
+    """The field that says whether the final block reads the first convolution's output, by the
+    channels it has.
+    """
     dim, last = found["dim"], "final_res_block.block1.norm.gamma"
     low = found["channels_out"] if "channels" not in found else found["channels"]
     width = state[last].shape[0] if last in state else state["final_conv.weight"].shape[1]

@@ -71,7 +71,7 @@ def live(module: Any) -> dict[str, Any]:
 
 
 def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
-    """All of the configuration that shapes the network.
+    """The fields of the network that the arrays and `told` determine.
 
     Args:
       told: fields that a live module or the user tells. Without a discriminator nothing else tells
@@ -108,7 +108,7 @@ def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _patch(state, grid, told):
-    """(channels, pixels per side) of a patch, of whose pixels only the number is known."""
+    """The channels and pixels per side of a patch, of whose pixels only the number is known."""
     pixels = state["enc_dec.decoder.1.3.weight"].shape[0]
     stem = state.get("discr.layers.0.0.convs.0.weight")
     possible = [

@@ -54,7 +54,7 @@ def live(module: Any) -> dict[str, Any]:
 
 
 def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
-    """All of the configuration that shapes the network; the rest is told, or as by default.
+    """The fields of the network that the arrays determine; the rest is told, or as by default.
 
     The image size is not among it: the network is convolutional.
     """

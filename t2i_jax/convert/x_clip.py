@@ -159,12 +159,12 @@ def _attention(module, trunk):
 
 
 def _projected(ssl):
-    """Of SimSiam or SimCLR what makes the projected vectors."""
+    """The module of SimSiam or SimCLR that computes the projected vectors."""
     return getattr(ssl, "online_encoder", None) or ssl.net
 
 
 def _own_or_none(module, trunk, kind):
-    """None for the package's own transformer, the name of any other."""
+    """The name of a transformer; None for the package's own."""
     found = type(getattr(module, trunk)).__name__
     return None if found == kind else found
 
@@ -200,7 +200,7 @@ _ARGUMENTS = {
     },
 }  # fmt: skip
 
-# Of a network without masked language modelling none is readable.
+# None of these is readable in a network without masked language modelling.
 _MLM = {
     name: lambda module, name=name: getattr(module.mlm, name)
     for name in (
@@ -214,8 +214,8 @@ _MLM = {
 
 
 def fields(state: State, told: Mapping[str, Any]) -> dict[str, Any]:
-    """All of the configuration that shapes the network; numbers of heads and what changes no array
-    have to be told, or are the package's defaults.
+    """The fields of the network that the arrays determine; numbers of heads and what changes no
+    array have to be told, or are the package's defaults.
     """
     embedding, use_mlm = state[f"{_TEXT}.token_emb.weight"], "mlm.to_logits.weight" in state
     rotary = f"{_TEXT}.rotary_pos_emb.inv_freq" in state
@@ -274,7 +274,7 @@ def adapted(state: State, told: Mapping[str, Any]) -> tuple[type, dict[str, Any]
 
 
 def _patch(width, told):
-    """(side, channels) of patches of so many numbers."""
+    """The side and channels of patches that have this many numbers."""
     for channels in (told["channels"],) if "channels" in told else (3, 1, 4):
         side = math.isqrt(width // channels)
         if side * side * channels == width:
@@ -317,7 +317,7 @@ def upgrade(state: State) -> State:
 
 
 def recognise(state: State) -> bool:
-    """Whether a state dict is one of a CLIP."""
+    """Whether a state dict is that of a CLIP."""
     return {f"{trunk}.{first}" for trunk, first in _FIRST.items()} <= upgrade(state).keys()
 
 
@@ -334,7 +334,7 @@ NETWORK = Network(
     told=live,
     table=table,
     shapes=shapes,
-    # of self-supervised learning, see x_clip_ssl.py
+    # the weights of self-supervised learning, see x_clip_ssl.py
     ignore=("visual_ssl.",),
     upgrade=upgrade,
 )

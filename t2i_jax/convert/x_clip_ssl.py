@@ -19,8 +19,9 @@ _PREDICTOR, _TRUNK = "online_predictor", "visual_transformer."
 
 
 def fields(state: State) -> dict[str, Any] | None:
-    """{"kind", "width", "hidden_dim", "projection_dim"} of what a CLIP was saved with; `width` is
-    that of the vectors that are projected. None where there is nothing of it.
+    """The fields of the self-supervised loss that a CLIP was saved with: {"kind", "width",
+    "hidden_dim", "projection_dim"}; `width` is that of the vectors that are projected. None: it was
+    saved without one.
     """
     for kind, place in _PROJECTOR.items():
         first, last = (state.get(f"{PREFIX}{place}.{i}.weight") for i in (0, 6))
@@ -65,7 +66,9 @@ def _norm(torch, ours, width):
 
 
 def _statistics(torch, width):
-    """Running means and variances, which training never reads and nothing else has a use for."""
+    """The running means and variances, which training never reads and nothing else has a use
+    for.
+    """
     return [
         Unused(f"{torch}.running_mean", np.zeros(width, np.float32)),
         Unused(f"{torch}.running_var", np.ones(width, np.float32)),
@@ -74,7 +77,7 @@ def _statistics(torch, width):
 
 
 def from_state(state: State, found: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of the projector and predictor from what a CLIP was saved with.
+    """The parameters of the projector and predictor, from the state dict of a CLIP.
 
     Args:
       found: of `fields`. shapes: of the parameters.
@@ -95,7 +98,7 @@ def from_state(state: State, found: Mapping[str, Any], shapes: Mapping[str, Any]
 def to_state(
     kind: str, params: Mapping[str, Any], shapes: Mapping[str, Any], clip: State
 ) -> dict[str, Any]:
-    """What the package saves beside the state dict of its CLIP, from our parameters.
+    """The entries that the package saves beside the state dict of its CLIP, from our parameters.
 
     Args:
       clip: the state dict of the CLIP.

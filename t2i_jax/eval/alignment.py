@@ -22,10 +22,12 @@ class Judge(abc.ABC):
 
     @abc.abstractmethod
     def judge(self, images_NHWC: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-        """Bool (N,), from uint8 images and as many captions."""
+        """The verdict on each image, bool (N,), from uint8 images and as many captions."""
 
     def parts(self, images_NHWC: np.ndarray, captions: Sequence[str]) -> Mapping[str, np.ndarray]:
-        """The same, bool (N,), for each property that it looks at; {}: it has the whole alone."""
+        """The verdict on each property that the judge looks at, bool (N,) by name; {}: it has only
+        the verdict on the whole.
+        """
         return {}
 
     def tasks(self, captions: Sequence[str]) -> Sequence[str]:

@@ -80,7 +80,7 @@ def read(
 
 
 def name(network: OpenAIClip) -> str:
-    """ "clip-vit-b-32" for the published network of these sizes, else "clip"."""
+    """The name of a CLIP: "clip-vit-b-32" for the published network of these sizes, else "clip"."""
     known = ("embed_dim", "image_resolution", "vision_layers", "vision_width", "vision_patch_size")
     for published, sizes in SIZES.items():
         if all(getattr(sizes, field) == getattr(network, field) for field in known):

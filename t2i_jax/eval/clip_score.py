@@ -13,7 +13,7 @@ from t2i_jax.eval.rows import Rows, check_pair, in_blocks
 
 @dataclasses.dataclass(frozen=True)
 class ClipScoring:
-    """What is made of the cosine of an image's and its caption's embedding.
+    """A way to turn the cosine of an image's and its caption's embedding into a score.
 
     Attributes:
       prefix: what comes before each caption.
@@ -51,7 +51,7 @@ PRESETS = {
     ),
     "gigagan": ClipScoring("A photo depicts ", 1.0, "none", "ViT-B/32", "GigaGAN/evaluation"),
 }
-"""By name the ways to score that are in use."""
+"""The ways to score that are in use, by name."""
 
 
 @dataclasses.dataclass(frozen=True)

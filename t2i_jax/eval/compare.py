@@ -1,4 +1,6 @@
-"""Whether the difference of two results is real, or what other images would have given too."""
+"""Comparison of two results: whether their difference is real, or what other images would have
+given too.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,11 @@ Values = Mapping[str, Mapping[tuple[Hashable, int], float]]
 """One value per image, by metric and then by (prompt, number of the image among those of its
 prompt)."""
 Marks = Mapping[tuple[Hashable, int], str]
-"""By (prompt, number) a digest of the caption or the original image that values are measured
-against."""
+"""Digests of the captions or the original images that values are measured against, by (prompt,
+number)."""
 
 _LEAST = 10  # prompts that a paired difference needs
-# of a metric's entry: what two results may have different and still be of one protocol
+# entries of a metric that may differ between two results of one protocol
 _FREE = ("value", "interval", "path", "file", "stderr", "seconds", "passed_over")
 _LOWER = ("fid", "fd", "kid", "cmmd", "lpips", "rfid", "sfid", "mse", "loss", "clip_fid")
 
@@ -54,25 +56,27 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """b - a."""
+        """The difference b - a."""
         return self.b - self.a
 
     @property
     def is_real(self) -> bool | None:
-        """Whether the interval of the difference leaves out 0; None where there is no interval."""
+        """Whether the difference is real: its interval leaves out 0; None where there is no
+        interval.
+        """
         if self.interval is None:
             return None
         return not self.interval.low <= 0 <= self.interval.high
 
     @property
     def better(self) -> str | None:
-        """ "a" or "b" where the difference is real, else None."""
+        """The better result, "a" or "b", where the difference is real, else None."""
         if not self.is_real:
             return None
         return "b" if (self.difference < 0) == lower_is_better(self.metric) else "a"
 
     def about(self) -> dict[str, Any]:
-        """As JSON."""
+        """The comparison as JSON."""
         return {
             "metric": self.metric,
             "a": self.a,
@@ -87,7 +91,7 @@ class Comparison:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether less is better of a metric, by the first words of its name."""
+    """Whether a smaller value of a metric is better, by the first words of its name."""
     return any(metric == name or metric.startswith(f"{name}_") for name in _LOWER)
 
 
@@ -226,7 +230,9 @@ def _paired(name, left, right, level):
 
 
 def _alone(left, right):
-    """What only one of them has, for a sentence: an id of a prompt or the name of an image."""
+    """The end of a sentence that names a value which only one of two results has: an id of a prompt
+    or the name of an image.
+    """
     told = [
         f"the {which} has {shown(next(key[0] for key in one if key not in other))} alone"
         for which, one, other in (("first", left, right), ("second", right, left))
@@ -268,7 +274,9 @@ def _entries(results):
 
 
 def _measured(entry, whole):
-    """What a metric was measured with; without the numbers of images where those are paired."""
+    """The settings that a metric was measured with; without the numbers of images where those are
+    paired.
+    """
     free = _FREE if whole else (*_FREE, "n_generated", "count", "missing")
     return {
         name: _measured(one, whole) if isinstance(one, Mapping) else one

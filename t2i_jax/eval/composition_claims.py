@@ -1,5 +1,5 @@
-"""What captions of compositions claim: items with their number, size, colour and form, a relation
-between them, and what must not be there.
+"""The claims of captions of compositions: items with their number, size, colour and form, a
+relation between them, and what must not be there.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _RELATION = re.compile(rf"\b({'|'.join(RELATIONS)})\b")
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """Some objects of a caption; None is left open.
+    """Objects of one kind that a caption names; None is left open.
 
     Attributes:
       count: how many. is_counted: whether a number says so ("one circle", not "a circle").
@@ -56,7 +56,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """All that a caption says.
+    """The claims of one caption.
 
     Attributes:
       items: in the order of the relation: what is above, what below it; of "between" the middle
@@ -71,7 +71,7 @@ class Claim:
 
     @property
     def count(self) -> int:
-        """Objects in all."""
+        """The number of objects in all."""
         return sum(item.count for item in self.items)
 
 

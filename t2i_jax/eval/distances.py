@@ -16,8 +16,8 @@ def blocks(
     other, and within it one block of rows of y after the other, the places of both and (B, C)
     float64, none below 0. One block of each is in memory.
 
-    Both sets are moved by the mean of y first, which changes no distance and saves digits. What is
-    less than the rounding of a sum of D products is 0, so that copies are no distance apart.
+    Both sets are moved by the mean of y first, which changes no distance and saves digits. A
+    distance below the rounding of a sum of D products is 0, so that copies are no distance apart.
 
     Args:
       made: what is made of rows before, float64 (B, D) -> the same shape; None: they stay.

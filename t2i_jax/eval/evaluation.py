@@ -1,4 +1,4 @@
-"""How a run is looked at: the judge, the numbers of held-out samples, the options."""
+"""Settings of a run's evaluation: the judge, the numbers of held-out samples, the options."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FORMER = ("guidance", "temperature", "top_k", "top_p", "sampler", "steps", "para
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How a run is looked at while it trains and when it is done.
+    """Settings of how a run is evaluated while it trains and when it is done.
 
     Attributes:
       judge: "shapes", "digits" or "compositions": generated images are judged against their

@@ -32,8 +32,8 @@ _TRIED = (64, 64)  # pixels of an image of which only the shape is of interest
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
-    """Images to features, on all devices of this process: float32, products of the precision
-    "highest", whatever the training uses.
+    """A network that turns images into features, on all devices of this process: float32, products
+    of the precision "highest", whatever the training uses.
 
     Attributes:
       name: the network with its preprocessing, as "inception-clean".
@@ -97,7 +97,7 @@ class Extractor:
             yield _given(*waiting, wanted)
 
     def width(self, layer: str) -> int:
-        """D of a layer's features; nothing is computed."""
+        """The width D of a layer's features; nothing is computed."""
         image_HWC = self.prepare(np.zeros((*_TRIED, 3), np.uint8))
         batch = jax.ShapeDtypeStruct((1, *image_HWC.shape), np.float32)
         return jax.eval_shape(self.apply, self.params, batch)[layer].shape[-1]
@@ -135,7 +135,8 @@ class ClipExtractor(Extractor):
     logit_scale: float
 
     def lengths(self, captions: Sequence[str]) -> np.ndarray:
-        """Tokens of each caption uncut, both ends included: those above `text_length` are cut.
+        """The number of tokens of each caption uncut, both ends included: those above `text_length`
+        are cut.
 
         Raises:
           UserError: no vocabulary.
@@ -145,7 +146,7 @@ class ClipExtractor(Extractor):
     def text_features(
         self, captions: Sequence[str], batch_size: int = 64, keeps_end: bool = True
     ) -> np.ndarray:
-        """(N, D) float32 of captions in their order.
+        """The features of captions in their order, (N, D) float32.
 
         Args:
           batch_size: captions of a batch on each device.
@@ -347,8 +348,8 @@ def _given(computed, count, layers):
 
 
 def _inputs(images, prepare, size):
-    """(inputs (size, ...), how many of them are images) of one batch after the other, the last
-    filled up with zeros.
+    """The batches of inputs, one after the other: (inputs (size, ...), how many of them are
+    images), the last filled up with zeros.
     """
     prepared = _ahead(images, prepare, _BATCHES_AHEAD * size)
     while batch := list(itertools.islice(prepared, size)):
@@ -359,7 +360,9 @@ def _inputs(images, prepare, size):
 
 
 def _ahead(images, prepare, most):
-    """`map(prepare, images)` by threads, with at most so many images begun before their turn."""
+    """The results of `map(prepare, images)`, computed by threads with at most `most` images begun
+    ahead.
+    """
     with concurrent.futures.ThreadPoolExecutor(_THREADS, "resize") as pool:
         begun: collections.deque[Any] = collections.deque()
         try:

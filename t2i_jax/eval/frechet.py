@@ -18,10 +18,10 @@ from t2i_jax.eval.moments import Moments, checked_pair
 from t2i_jax.eval.rows import Rows, check, moments_of
 
 POINTS = 15
-"""Sizes at which FD-infinity measures (dgm-eval, `compute_FD_infinity`)."""
+"""The number of sizes at which FD-infinity measures (dgm-eval, `compute_FD_infinity`)."""
 FEWEST_FOR_INFINITY = 20
-"""Images, between fewer of which there is no line to speak of."""
-_FEWEST, _PART = 5000, 10  # images of the smallest size: so many, or this part of a smaller set
+"""The number of images below which there is no line to speak of."""
+_FEWEST, _PART = 5000, 10  # the smallest size in images, or as a part of a smaller set
 _SINGULAR = 1e-10  # of a Cholesky factor's squared pivots, the smallest over the largest
 
 # Threads of OpenBLAS wait for each other by counting: on two cores with other work, a second one
@@ -99,7 +99,7 @@ def frechet(one: Gaussian, other: Gaussian, factor_DR: np.ndarray | None = None)
 
 @_on_one_thread
 def factor(covariance_DD: np.ndarray) -> np.ndarray:
-    """F (D, D) with F F^T the covariance: by Cholesky, or where that is singular by its
+    """A factor F (D, D) of the covariance F F^T: by Cholesky, or where that is singular by its
     eigenvectors.
     """
     try:
@@ -114,7 +114,8 @@ def factor(covariance_DD: np.ndarray) -> np.ndarray:
 
 
 def frechet_of_features(generated_ND: Rows, reference_MD: Rows) -> Frechet:
-    """The same from the features, without a D x D matrix, for fewer images than features.
+    """The Frechet distance of the Gaussians of two sets of features, without a D x D matrix, for
+    fewer images than features.
 
     Tr((S1 S2)^(1/2)) is the sum of the singular values of X Y^T / sqrt((N - 1)(M - 1)) for centred
     features X and Y; where covariances are singular this keeps digits that eigenvalues lose.
@@ -183,7 +184,7 @@ def frechet_at_infinity(
 
 
 def _product(covariance_DD, factor_DR):
-    """F^T S F (R, R), of which only the upper triangle is to be read."""
+    """The product F^T S F (R, R), of which only the upper triangle is to be read."""
     from scipy.linalg import lapack  # before the threads are limited, so that its are, too
 
     with threadpool_limits(limits=1, user_api="blas"):

@@ -15,7 +15,7 @@ from t2i_jax.eval.rows import Rows, check, in_blocks
 SEED, SPLITS = 2020, 10
 """The seed and the splits of torch-fidelity."""
 ADM_SPLIT = 5000
-"""Images of a split of ADM's evaluator."""
+"""The number of images in a split of ADM's evaluator."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,8 @@ class InceptionScore:
 def inception_score(
     logits_NC: Rows, splits: int = SPLITS, seed: int | None = SEED
 ) -> InceptionScore:
-    """exp(mean KL(p(y|x) || p(y))) of each of `splits` parts, in float64, as torch-fidelity has it
-    (`isc_features_to_metric`). A block of logits at a time is in memory.
+    """The Inception score exp(mean KL(p(y|x) || p(y))) of each of `splits` parts, in float64, as
+    torch-fidelity has it (`isc_features_to_metric`). A block of logits at a time is in memory.
 
     Args:
       logits_NC: the 1008 logits without bias ("logits_unbiased").
@@ -59,8 +59,8 @@ def inception_score(
 
 
 def inception_score_adm(logits_NC: Rows, size: int = ADM_SPLIT) -> InceptionScore:
-    """The same as ADM's evaluator has it: splits of `size` consecutive images, not shuffled; the
-    last one may be smaller, and counts as much (guided-diffusion, `compute_inception_score`).
+    """The Inception score of ADM's evaluator: splits of `size` consecutive images, not shuffled;
+    the last one may be smaller, and counts as much (guided-diffusion, `compute_inception_score`).
     """
     check(logits_NC, "logits")
     if size < 1:
@@ -95,7 +95,7 @@ def _scored(logits_NC: Rows, split_N: np.ndarray) -> InceptionScore:
 
 
 def _probabilities(logits_BC):
-    """p(c|x) (B, C), and sum_c p(c|x) log p(c|x) (B,)."""
+    """The probabilities p(c|x) (B, C), and sum_c p(c|x) log p(c|x) (B,)."""
     shifted_BC = logits_BC - logits_BC.max(axis=1, keepdims=True)
     log_p_BC = shifted_BC - np.log(np.exp(shifted_BC).sum(axis=1, keepdims=True))
     p_BC = np.exp(log_p_BC)

@@ -1,5 +1,5 @@
-"""How far a metric may be from what endless images would give, each kind of metric by its own
-method.
+"""Confidence intervals: how far a metric may be from what endless images would give, each kind of
+metric by its own method.
 
 Means over images (CLIP score, PSNR) by a bootstrap over images; shares of right images (judges,
 GenEval) by Wilson's score; KID by leaving out blocks; the Frechet distance by random halves, since
@@ -24,7 +24,7 @@ _ROWS = 1024  # of a kernel matrix at a time
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """Where a metric lies.
+    """A confidence interval of a metric.
 
     Attributes:
       low: lower end. high: upper end.
@@ -49,14 +49,16 @@ class Interval:
 
 
 def normal_quantile(level: float) -> float:
-    """How many standard errors an interval of this level reaches to either side."""
+    """The number of standard errors that an interval of this level reaches to either side."""
     from scipy.special import ndtri  # takes as long to import as Flax, and few runs come to it
 
     return float(ndtri((1 + level) / 2))
 
 
 def student_quantile(freedom: int, level: float) -> float:
-    """The same by Student's distribution, with so many degrees of freedom."""
+    """The number of standard errors as of `normal_quantile`, by Student's distribution with
+    `freedom` degrees of freedom.
+    """
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, (1 + level) / 2))
@@ -125,7 +127,8 @@ def wilson(
 def kid_jackknife(
     x_ND: Rows, y_MD: Rows, blocks: int = 20, level: float = LEVEL, seed: int = 0
 ) -> tuple[float, Interval]:
-    """KID, the unbiased MMD^2 of all features with the kernel (x.y / D + 1)^3, and its interval.
+    """The KID, the unbiased MMD^2 of all features with the kernel (x.y / D + 1)^3, and its
+    interval.
 
     One of `blocks` random blocks of one side is left out at a time; the variances of the two sides
     add up, as they are independent (Arvesen 1969).
@@ -197,7 +200,8 @@ def halves(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Halves:
-    """How much a Frechet distance depends on which images were generated.
+    """The spread of a Frechet distance over the choice of generated images, from random halves of
+    them.
 
     The spread of the distance over random halves is an estimate of the standard error for all
     images: the delete-d jackknife (Shao and Wu 1989) multiplies it by (N - d) / d, which is 1 for
@@ -236,7 +240,8 @@ def _grouped(values, groups):
 
 
 def _design_effect(right, groups, share):
-    """How many images tell as much as one that is independent of all others, at least 1.
+    """The design effect: how many images tell as much as one that is independent of all others, at
+    least 1.
 
     Prompts that are right equally often by chance are no evidence for more images than there are.
     """
@@ -263,7 +268,7 @@ def _kernel(x, y):
 
 
 def _sums(x, y, member_x, member_y, within):
-    """(blocks, blocks) sums of the kernel over pairs of images.
+    """The sums of the kernel over pairs of images, (blocks, blocks).
 
     Args:
       member_x, member_y: (N, blocks), 1 where an image is in a block. within: both are one set, of

@@ -77,15 +77,15 @@ class Seen:
 
 
 class JudgeCompositions(Judge):
-    """Whether images show what their captions say, and of which task a caption is.
+    """Judges whether images show what their captions say, and of which task a caption is.
 
     >>> JudgeCompositions().judge(images_NHWC, ["three red circles"])       # doctest: +SKIP
     array([ True])
     """
 
     def judge(self, images_NHWC: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-        """Bool per image (uint8, square, 32 pixels or more): everything that the caption claims is
-        so.
+        """The verdict per image (uint8, square, 32 pixels or more), a bool: everything that the
+        caption claims is so.
 
         Raises:
           UserError: a caption that is not understood, or a wrong form of the images.
@@ -93,11 +93,11 @@ class JudgeCompositions(Judge):
         return np.array([_is_right(*pair) for pair in _pairs(images_NHWC, captions)], bool)
 
     def parts(self, images_NHWC: np.ndarray, captions: Sequence[str]) -> dict[str, np.ndarray]:
-        """Bool per image for "count", "colour", "form", "size" and "relation", each by itself: the
-        objects can be given to the items so that this one holds.
+        """The verdicts per image on "count", "colour", "form", "size" and "relation", each by
+        itself, as bools: the objects can be given to the items so that this one holds.
 
-        What a caption leaves open counts as right. Without the right number of objects nothing
-        else is.
+        A property that a caption leaves open counts as right. Without the right number of objects
+        nothing else is.
         """
         rows = []
         for seen, claim in _pairs(images_NHWC, captions):
@@ -160,7 +160,7 @@ def read(image_HWC: np.ndarray) -> list[Seen] | None:
 
 
 def _covers(difference_HWC, ground):
-    """How much of each pixel each colour would cover, and how far that is from the pixel: the
+    """The share of each pixel that each colour would cover, and how far that is from the pixel: the
     nearest point on the line from the ground to the colour. Both (colours, H, W).
     """
     covers, errors = [], []
@@ -173,7 +173,7 @@ def _covers(difference_HWC, ground):
 
 
 def _thing(cover_HW, colour):
-    """(area, what is seen) of one connected part; None for a speck."""
+    """The area of one connected part, and what is seen of it; None for a speck."""
     area = float(cover_HW.sum())
     if area < _LEAST_AREA * cover_HW.size:
         return None
@@ -206,7 +206,7 @@ def _form(part_HW, area, x, y):
 
 
 def _box(part_HW):
-    """Two corners of the part with room for what a form may reach beyond it."""
+    """The two corners of a part with room for what a form may reach beyond it."""
     places = np.argwhere(part_HW > 0)
     return np.maximum(places.min(0) - _ROOM, 0), places.max(0) + 1 + _ROOM
 
@@ -271,7 +271,7 @@ def _near(first: Seen, second: Seen) -> bool:
 
 
 def _between(middle: Seen, first: Seen, second: Seen) -> bool:
-    """On the way from one to the other, and not far beside it."""
+    """Whether the middle object lies on the way from one to the other, and not far beside it."""
     start, end = np.array([first.x, first.y]), np.array([second.x, second.y])
     way, here = end - start, np.array([middle.x, middle.y]) - start
     length = float(np.hypot(*way))

@@ -21,7 +21,7 @@ _LEAST_INK = 1.0
 
 
 class JudgeDigits(Judge):
-    """Whether images show the digit that their captions name.
+    """Judges whether images show the digit that their captions name.
 
     The classifier is a support-vector machine fitted to scikit-learn's scans, without every fifth
     one, on first use.
@@ -31,8 +31,8 @@ class JudgeDigits(Judge):
     """
 
     def judge(self, images_NHWC: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-        """Bool per image (uint8, dark ink on white, any size from 8 x 8): it shows the digit of the
-        caption.
+        """The verdict per image (uint8, dark ink on white, any size from 8 x 8), a bool: it shows
+        the digit of the caption.
 
         Raises:
           UserError: a caption that does not name exactly one digit, or a wrong form of the images.
@@ -77,6 +77,6 @@ def _classifier():
 
 
 def _ink(image_HWC):
-    """(8, 8) float, 0 paper to 16 ink: what a scanner would have made of the image."""
+    """The ink of an image as a scanner would have given it: (8, 8) float, 0 paper to 16 ink."""
     gray = Image.fromarray(image_HWC).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
     return (255 - np.asarray(gray, np.float64)) * (16 / 255)

@@ -68,7 +68,7 @@ class Seen:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """What a caption says; a None is left open.
+    """The claims of one caption; a None is left open.
 
     `relation` is (axis, sign of the first's place minus the second's); axis 0 is x, 1 is y.
     """
@@ -80,15 +80,15 @@ class Claim:
 
 
 class JudgeShapes(Judge):
-    """Whether images show what their captions say.
+    """Judges whether images show what their captions say.
 
     >>> JudgeShapes().judge(images_NHWC, ["a large red circle on a white background"])
     array([ True])
     """
 
     def judge(self, images_NHWC: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-        """Bool per image (uint8, square, 16 pixels or more): everything that the caption claims is
-        so.
+        """The verdict per image (uint8, square, 16 pixels or more), a bool: everything that the
+        caption claims is so.
 
         Raises:
           UserError: a caption without a known object, or a wrong form of the images.
@@ -96,8 +96,8 @@ class JudgeShapes(Judge):
         return np.all(list(self.parts(images_NHWC, captions).values()), axis=0)
 
     def parts(self, images_NHWC: np.ndarray, captions: Sequence[str]) -> dict[str, np.ndarray]:
-        """Bool per image for "count", "colour", "shape" (with its colour), "size", "relation" and
-        "background".
+        """The verdicts per image on "count", "colour", "shape" (with its colour), "size",
+        "relation" and "background", as bools.
 
         A property that a caption leaves open counts as right.
         """
@@ -165,7 +165,7 @@ def read(image_HWC: np.ndarray) -> tuple[str | None, list[Seen]]:
 
 
 def _paint(difference_HWC, ground):
-    """Which colour covers a pixel and how much of it: the nearest point on the lines from the
+    """The colour that covers a pixel and how much of it: the nearest point on the lines from the
     ground to each colour.
     """
     covers, errors = [], []

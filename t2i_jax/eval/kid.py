@@ -19,7 +19,7 @@ SEED = 2020
 
 @dataclasses.dataclass(frozen=True)
 class Subsets:
-    """KID over random subsets.
+    """The KID over random subsets of the features.
 
     Attributes:
       mean: over the subsets.

@@ -23,14 +23,14 @@ from t2i_jax.pixels import png_bytes
 from t2i_jax.words import counted
 
 GRIDS = (1, 4)
-"""How many images a file may hold."""
+"""The numbers of images that a file may hold."""
 
 _LONGEST_NAME = 255  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """One scorer's folder.
+    """The layout of one scorer's folder.
 
     Attributes:
       kind: of prompt set, as in `PromptSet.kind`.
@@ -177,7 +177,9 @@ def pairs(names: Sequence[str], prompts: PromptSet, named: str) -> list[tuple[in
 
 
 def grid_of(images_NHWC: np.ndarray) -> np.ndarray:
-    """One image of 1, or 4 images in two rows without a gap: first row the first two."""
+    """The grid of 1 image, that image, or of 4 images in two rows without a gap: first row the
+    first two.
+    """
     if len(images_NHWC) == 1:
         return images_NHWC[0]
     count, height, width, channels = images_NHWC.shape
@@ -193,7 +195,9 @@ def cells_of(grid_HWC: np.ndarray, count: int) -> np.ndarray:
 
 
 def _apart(layout, name):
-    """What the images of a prompt have in common of a name, and the number behind it."""
+    """The two parts of an image's name: the one that all images of its prompt share, and its
+    number.
+    """
     stem = os.path.splitext(name)[0]
     shared, _, number = (
         stem.rpartition(layout.before_number) if layout.before_number else (stem, "", "")
@@ -202,7 +206,9 @@ def _apart(layout, name):
 
 
 def _below_common(shared):
-    """Names, and what they are below the folders that all of them lie in."""
+    """The names as they are, then without one more of the folders that all of them lie in, step by
+    step.
+    """
     common = os.path.commonpath([os.path.dirname(one) for one in shared])
     for depth in range(len(common.split("/")) + 1 if common else 1):
         yield [one.split("/", depth)[depth] for one in shared]
@@ -233,7 +239,7 @@ def _paired(names, there, places, prompts, named):
 
 
 def _wanted(prompts):
-    """All files, below the folder."""
+    """The names of all files, below the folder."""
     layout = _layout(prompts)
     wanted = [name for names in _names(layout, prompts) for name in names]
     if layout.kind == "geneval":

@@ -1,4 +1,4 @@
-"""LPIPS of pairs of images, for tokenizers: how far reconstructions look from what they are of."""
+"""LPIPS of pairs of images, for tokenizers: how far reconstructions look from their originals."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def lpips(
     features: str | os.PathLike | None,
     heads: str | os.PathLike | None = None,
 ) -> LpipsMetric:
-    """LPIPS from the two files it is published as.
+    """The LPIPS metric from the two files it is published as.
 
     Args:
       trunk: "alex", by which results are reported, or "vgg".
@@ -122,7 +122,7 @@ def _installed(trunk):
 
 
 def _signed(images_BHWC, size):
-    """Float images in [-1, 1], filled up with zeros to `size` of them."""
+    """The images as floats in [-1, 1], filled up with zeros to `size` of them."""
     found = np.zeros((size, *images_BHWC.shape[1:]), np.float32)
     found[: len(images_BHWC)] = images_BHWC.astype(np.float32) / 127.5 - 1
     return found

@@ -16,14 +16,14 @@ from t2i_jax.eval import distances
 from t2i_jax.eval.rows import Rows, check_pair, same_rows
 
 NEIGHBOURS = 3
-"""For precision and recall (Kynkaanniemi et al. 2019, section 3)."""
+"""The usual k of precision and recall (Kynkaanniemi et al. 2019, section 3)."""
 NEIGHBOURS_OF_DENSITY = 5
-"""For density and coverage (Naeem et al. 2020, section 4)."""
+"""The usual k of density and coverage (Naeem et al. 2020, section 4)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionRecall:
-    """How much of each set lies in the other one's balls.
+    """Precision and recall: the share of each set that lies in the other one's balls.
 
     Attributes:
       precision: share of generated images in the ball of a reference image, 0 to 1.
@@ -36,7 +36,7 @@ class PrecisionRecall:
 
 @dataclasses.dataclass(frozen=True)
 class DensityCoverage:
-    """The same with less weight on outliers.
+    """Density and coverage: precision and recall with less weight on outliers.
 
     Attributes:
       density: reference balls in which a generated image lies, over k; about 1 for equal

@@ -1,4 +1,4 @@
-"""What a run measures of its generated images while it trains, as its recipe names it."""
+"""Metrics of generated images that a run measures while it trains, as its recipe names them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COUNTED = re.compile(r"(.+)_([0-9]{1,9})(k?)")
 
 @dataclasses.dataclass(frozen=True)
 class Monitored:
-    """One number that is measured while a run trains.
+    """One metric that is measured while a run trains.
 
     Attributes:
       name: as the recipe and the log have it, "fid_2k".
@@ -35,18 +35,20 @@ class Monitored:
 
     @property
     def compares(self) -> bool:
-        """Whether it is a distance from real images; else it is a mean over images and captions."""
+        """Whether the metric is a distance from real images; else it is a mean over images and
+        captions.
+        """
         return self.metric in COMPARING
 
     @property
     def by_inception(self) -> bool:
-        """Whether it is a distance of Inception's features."""
+        """Whether the metric is a distance of Inception's features."""
         return self.metric in ("fid", "kid")
 
 
 def parse(name: str) -> Monitored:
-    """What "fid_2k", "kid_500", "clip", "judge_400" ask for: a metric and a number of images, in
-    which k stands for thousands.
+    """The metric and the number of images that "fid_2k", "kid_500", "clip", "judge_400" ask for; k
+    stands for thousands.
 
     Raises:
       UserError: an unknown metric, or a distance without its number of images.

@@ -1,7 +1,7 @@
 """Readers of files of prompts, each in the form in which its benchmark publishes it.
 
-Each takes (path, count, seed) and returns the prompts and the rule by which they were chosen. What
-is wrong with a file is one sentence with the file, the line, the field and the remedy.
+Each takes (path, count, seed) and returns the prompts and the rule by which they were chosen. An
+error in a file is one sentence with the file, the line, the field and the remedy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TAGS = ("single_object", "two_object", "counting", "colors", "position", "color
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One prompt.
+    """One prompt of a benchmark or a file.
 
     Attributes:
       text: the prompt itself, on one line.
@@ -80,7 +80,7 @@ def coco(path: pathlib.Path, count: int | None, seed: int | None) -> tuple[list[
 
 
 def rule_of_coco(seed: int | None) -> str:
-    """How `coco` takes captions from a .json, in words."""
+    """The rule by which `coco` takes captions from a .json, in words."""
     order = "" if seed is None else f", in the order of the words of PCG64({seed})"
     return f"image ids ascending{order}; of each image the caption with the lowest annotation id"
 
@@ -142,7 +142,7 @@ def compbench(path: pathlib.Path, count: int | None, seed: int) -> tuple[list[Pr
     """T2I-CompBench: a prompt in each line of CATEGORY_val.txt; of a folder all such files, by
     name.
 
-    What follows a tab in a line is not part of the prompt.
+    Text after a tab in a line is not part of the prompt.
     """
     del count, seed
     files = sorted(path.glob("*_val.txt")) if path.is_dir() else [path]
@@ -211,7 +211,7 @@ def sha256_of(path: pathlib.Path) -> str:
 
 
 def natural(name: str) -> tuple[int, int, str]:
-    """What names are sorted by: numbers by their value, before other names."""
+    """The sort key of a name: numbers by their value, before other names."""
     return (0, int(name), name) if name.isascii() and name.isdigit() else (1, 0, name)
 
 
@@ -219,7 +219,7 @@ _NO_COCO = "give MS-COCO's captions_val2014.json"
 
 
 def _first_captions(held, named):
-    """{image id: (annotation id, caption)} of each image's lowest annotation id."""
+    """The lowest annotation of each image: {image id: (annotation id, caption)}."""
     first: dict[int, tuple[int, str]] = {}
     for i, one in enumerate(_list(held, "annotations", named)):
         where = f"{named}: annotations[{i}]"

@@ -1,5 +1,4 @@
-"""Sets of prompts that images are generated for: what one is, its hash, and the seed of each
-image.
+"""Sets of prompts that images are generated for, with a hash, and the seed of each image.
 
 Nothing is fetched: a set is read from the user's file, and each kind says where the file comes
 from.
@@ -25,7 +24,7 @@ _PLAIN = (".txt", ".tsv", ".csv", ".jsonl", ".ndjson", ".json")
 
 @dataclasses.dataclass(frozen=True)
 class PromptSet:
-    """Prompts in an order, and how they were chosen.
+    """A set of prompts in an order, with the rule by which they were chosen.
 
     Attributes:
       kind: "coco", "parti", "geneval", "t2i-compbench", "dpg" or "file".
@@ -72,7 +71,7 @@ class PromptSet:
         return digest.hexdigest()
 
     def about(self) -> dict[str, Any]:
-        """What results say of their prompts, as JSON."""
+        """The entry about the prompts in the results, as JSON."""
         return {
             "kind": self.kind,
             "source": self.source,
@@ -141,7 +140,8 @@ def read(spec: str, count: int | None = None, seed: int | None = 0) -> PromptSet
       spec: "coco:FILE", "parti:FILE", "geneval:FILE", "t2i-compbench:FILE or FOLDER",
         "dpg:FOLDER"; or a file by itself: .txt with a prompt in each line, or a .tsv, .csv, .jsonl
         or .json with a column prompt, caption or text, and id and category where it has them.
-      count: how many: of COCO so many images drawn by the seed, of others the first; None: all.
+      count: number of prompts: of COCO those of images drawn by the seed, of others the first;
+        None: all.
       seed: of the images that are drawn from COCO; None: the first by their ids.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Named protocols: which images are compared with which, and at what size.
+"""Named protocols of evaluation: which images are compared with which, and at what size.
 
 Published FIDs of one model differ by more than the models do, because of the captions, the
 reference, the crop, the filter and the Inception mode. A protocol has all of these in its fields,
@@ -29,7 +29,8 @@ _SEED = 0  # of the images that a protocol draws from MS-COCO
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How generated and real images are chosen and brought to one size.
+    """A protocol of evaluation: the choice of generated and real images, and the size to which both
+    are brought.
 
     Attributes:
       name: of the protocol.
@@ -45,7 +46,7 @@ class Protocol:
       encoding: of generated images; reference images stay as they are.
       source: who defined it.
       left_open: what its source does not tell, in words; "" where nothing is.
-      chosen: how `captions` are taken from MS-COCO's JSON: so many images "drawn" by PCG64(0), or
+      chosen: how `captions` are taken from MS-COCO's JSON: `count` images "drawn" by PCG64(0), or
         the "first" by their ids; "listed": not from it, but from the file that `captions` begins
         with; "": it says nothing of them.
     """
@@ -122,8 +123,8 @@ class Protocol:
                 )
 
     def seed_of_prompts(self, seed: int) -> int | None:
-        """By which prompts are drawn from MS-COCO, as `prompts.read` takes it: where the protocol
-        chooses them, no seed of the images changes them.
+        """The seed by which prompts are drawn from MS-COCO, as `prompts.read` takes it: where the
+        protocol chooses them, no seed of the images changes them.
 
         Args:
           seed: of the images.
@@ -145,8 +146,8 @@ class Protocol:
             )
 
     def other_prompts(self, prompts: Mapping[str, Any] | None) -> str | None:
-        """What is told where prompts may be others than the protocol's; None: they are its own, as
-        far as their kind, rule and name tell, or it says nothing of them.
+        """A warning that prompts may be others than the protocol's; None: they are its own, as far
+        as their kind, rule and name tell, or it says nothing of them.
 
         Args:
           prompts: JSON, see `PromptSet.about`; None: nothing is known of them.

@@ -1,4 +1,4 @@
-"""How well a tokenizer gives images back: PSNR, SSIM, and how much of its codebook it uses."""
+"""Metrics of an image tokenizer's reconstructions: PSNR, SSIM, and the usage of its codebook."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _ssim(images_NHWC, again_NHWC, weight, unbiased):
 
 
 def codebook_usage(ids: np.ndarray, codebook_size: int) -> Mapping[str, float]:
-    """How much of the codebook the ids of many images use.
+    """The usage of the codebook by the ids of many images.
 
     Args:
       ids: integers in [0, codebook_size), of any shape.
@@ -100,7 +100,8 @@ def codebook_usage(ids: np.ndarray, codebook_size: int) -> Mapping[str, float]:
 
 
 def code_counts(ids: np.ndarray, codebook_size: int) -> np.ndarray:
-    """How often each code occurs, (codebook_size,); the counts of several parts can be added.
+    """The number of times that each code occurs, (codebook_size,); the counts of several parts can
+    be added.
 
     Args:
       ids: integers in [0, codebook_size), of any shape.
@@ -119,7 +120,9 @@ def code_counts(ids: np.ndarray, codebook_size: int) -> np.ndarray:
 
 
 def usage_of_counts(counts: np.ndarray) -> Mapping[str, float]:
-    """What `codebook_usage` returns, of `code_counts`."""
+    """Usage and perplexity of a codebook, as of `codebook_usage`, from the counts of
+    `code_counts`.
+    """
     p = counts[counts > 0] / counts.sum()
     return {
         "codebook_usage": len(p) / len(counts),

@@ -1,5 +1,5 @@
-"""From an image of any size to the input of a network, in the ways of the packages whose numbers
-are quoted.
+"""Preprocessing of an image of any size into the input of a network, in the ways of the packages
+whose numbers are quoted.
 
 They differ by filter, antialiasing and rounding, which alone moves an FID by more than many papers
 improve it (Parmar et al. 2022): each has a name here, and results keep it.
@@ -31,7 +31,8 @@ _WHITE = 255
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Resizes an image and scales its pixels: called with one image, gives float32 (size, size, 3).
+    """The preprocessing of one extractor: resizes an image and scales its pixels; called with one
+    image, gives float32 (size, size, 3).
 
     Attributes:
       mode: the name that results keep.
@@ -75,7 +76,7 @@ class Preprocessing:
         return (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
 
     def resized(self, image: np.ndarray | Image.Image) -> np.ndarray:
-        """The same before scaling: float32 pixels from 0 to 255."""
+        """The resized and cropped image before scaling: float32 pixels from 0 to 255."""
         image_HWC = rgb(image)
         if self.crop == "before":
             image_HWC = middle(image_HWC, min(image_HWC.shape[:2]), lower=True)
@@ -100,7 +101,7 @@ class Preprocessing:
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """What results keep, as plain values."""
+        """The settings that results keep, as plain values."""
         return {
             "mode": self.mode,
             "resize": self.resize,
@@ -115,7 +116,7 @@ class Preprocessing:
 
 
 _TF = (128.0,)  # as the graph of TensorFlow: (x - 128) / 128
-# Of Inception, by whose numbers they are.
+# The modes of Inception, by the package whose numbers they give.
 INCEPTION: Mapping[str, Preprocessing] = {
     "clean": Preprocessing("clean", 299, mean=_TF, std=_TF),  # clean-fid
     # TTUR, ADM's evaluator, torch-fidelity, torchmetrics with antialias=False
@@ -131,20 +132,23 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def clip(size: int, mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
-    """CLIP's: the shorter side resized by Pillow's bicubic filter, the middle cut out; `mean` and
-    `std` of pixels from 0 to 1.
+    """The preprocessing of CLIP: the shorter side resized by Pillow's bicubic filter, the middle
+    cut out; `mean` and `std` of pixels from 0 to 1.
     """
     return Preprocessing("clip", size, rounded=True, crop="after", **_of_255(mean, std))
 
 
 def cmmd(size: int, mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
-    """CMMD's (Jayasumana et al. 2023): the middle square, resized by Pillow's bicubic filter."""
+    """The preprocessing of CMMD (Jayasumana et al. 2023): the middle square, resized by Pillow's
+    bicubic filter.
+    """
     return Preprocessing("cmmd", size, rounded=True, crop="before", **_of_255(mean, std))
 
 
 def hpsv2(size: int, mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
-    """HPSv2's (Wu et al. 2023, `light_augmentation` of its OpenCLIP): the longer side resized, by a
-    bicubic filter on floats, and black beside the image; `mean` and `std` of pixels from 0 to 1.
+    """The preprocessing of HPSv2 (Wu et al. 2023, `light_augmentation` of its OpenCLIP): the longer
+    side resized, by a bicubic filter on floats, and black beside the image; `mean` and `std` of
+    pixels from 0 to 1.
 
     As torchvision resizes tensors from 0.17 on; before, it did so without antialiasing.
     """
@@ -154,8 +158,8 @@ def hpsv2(size: int, mean: Sequence[float], std: Sequence[float]) -> Preprocessi
 
 
 def dinov2(size: int = 224) -> Preprocessing:
-    """That of FD-DINOv2 (Stein et al. 2023, dgm-eval): the whole image squeezed into a square by
-    Pillow's bicubic filter.
+    """The preprocessing of FD-DINOv2 (Stein et al. 2023, dgm-eval): the whole image squeezed into a
+    square by Pillow's bicubic filter.
     """
     return Preprocessing("dinov2", size, rounded=True, **_of_255(IMAGENET_MEAN, IMAGENET_STD))
 
@@ -196,7 +200,8 @@ def rgb(image: np.ndarray | Image.Image) -> np.ndarray:
 def pillow_float(
     image_HWC: np.ndarray, shape: Sequence[int], filter: str, clipped: bool = True
 ) -> np.ndarray:
-    """Resized by Pillow's antialiasing filters channel by channel in float32 and not rounded.
+    """An image resized by Pillow's antialiasing filters channel by channel in float32 and not
+    rounded.
 
     Args:
       clipped: to [0, 255]; otherwise bicubic and Lanczos go beyond them at edges.
@@ -215,7 +220,7 @@ def pillow_float(
 
 
 def pillow(image_HWC: np.ndarray, shape: Sequence[int], filter: str) -> np.ndarray:
-    """Resized by Pillow as an image of uint8."""
+    """An image resized by Pillow as uint8."""
     if image_HWC.shape[:2] == tuple(shape):
         return image_HWC
     height, width = shape
@@ -224,7 +229,8 @@ def pillow(image_HWC: np.ndarray, shape: Sequence[int], filter: str) -> np.ndarr
 
 
 def bilinear(image_HWC: np.ndarray, size: int, shift: float) -> np.ndarray:
-    """Between the two nearest pixels of each axis, at `(i + shift) * scale - shift`; float32.
+    """An image resized by interpolation between the two nearest pixels of each axis, at `(i +
+    shift) * scale - shift`; float32.
 
     Args:
       shift: 0 as TensorFlow 1 (and torch-fidelity), 1/2 as PyTorch.
@@ -264,14 +270,16 @@ def middle(image_HWC: np.ndarray, size: int, lower: bool = False) -> np.ndarray:
 
 
 def _short_side(shape, size):
-    """(height, width) of which the shorter is `size`, the other rounded down."""
+    """The (height, width) of which the shorter is `size`, the other rounded down."""
     short = min(shape)
     height, width = (size if side == short else int(size * side / short) for side in shape)
     return height, width
 
 
 def _long_side(shape, size):
-    """(height, width) of which the longer is `size`, the other rounded, with 1 pixel or more."""
+    """The (height, width) of which the longer is `size`, the other rounded, with 1 pixel or
+    more.
+    """
     scale = size / max(shape)
     height, width = (max(1, round(side * scale)) for side in shape)
     return height, width

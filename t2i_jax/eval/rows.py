@@ -14,7 +14,7 @@ import numpy as np
 from t2i_jax.eval.moments import Moments, check_widths, checked, merged
 
 BLOCK = 2048
-"""Rows that are in memory at a time."""
+"""The number of rows that are in memory at a time."""
 _PART = 2**24  # bytes that are written at a time
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -28,19 +28,19 @@ class Rows(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, D)."""
+        """The shape (N, D)."""
         ...
 
     def __len__(self) -> int:
-        """N."""
+        """The number of rows N."""
         ...
 
     def __getitem__(self, rows: Any, /) -> Any:
-        """(rows, D): those of a slice, or of numbers (K,)."""
+        """The rows of a slice, or of numbers (K,): (rows, D)."""
         ...
 
     def __array__(self, dtype: Any = None, /, *, copy: bool | None = None) -> np.ndarray:
-        """All of them."""
+        """All rows as an array (N, D)."""
         ...
 
 
@@ -81,7 +81,7 @@ class StoredRows:
 
 
 def in_blocks(rows: Rows, size: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
-    """All rows, so many at a time: their place, and (size, D) float64.
+    """All rows in blocks of `size`: the place of each block, and its rows (size, D) in float64.
 
     Args:
       size: of a block, the last may be smaller; None: `BLOCK`.
@@ -107,8 +107,8 @@ def write_rows(file: IO[bytes], rows: Rows, dtype: Any) -> None:
 
 
 def same_rows(place: slice, other: slice) -> tuple[np.ndarray, np.ndarray]:
-    """Where in a block of pairs of one set, rows `place` by rows `other`, a row meets itself: the
-    indices on both axes.
+    """The places in a block of pairs of one set, rows `place` by rows `other`, at which a row meets
+    itself: the indices on both axes.
     """
     same = np.arange(max(place.start, other.start), min(place.stop, other.stop))
     return same - place.start, same - other.start

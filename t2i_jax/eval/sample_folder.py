@@ -23,7 +23,9 @@ def image_name(prompt: int, number: int) -> str:
 
 
 def numbers_of(name: str) -> tuple[int, int] | None:
-    """Both numbers in the name of an image, whose folders are passed over; None of another name."""
+    """The two numbers in the name of an image, whose folders are passed over; None of another
+    name.
+    """
     found = _IMAGE.fullmatch(os.path.basename(name))
     return None if found is None else (int(found[1]), int(found[2]))
 

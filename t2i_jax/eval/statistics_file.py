@@ -37,7 +37,7 @@ _KEYS = ("mu", "sigma", "mu_s", "sigma_s", "feats", "arr_0")
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What a file says of a reference set.
+    """Statistics of a reference set, as read from a file.
 
     Attributes:
       path: of the file. sha256: of its bytes, hexadecimal.
@@ -61,8 +61,9 @@ class Statistics:
 
 
 def read_statistics(path: pathlib.Path, extractor: str, mode: str | None = None) -> Statistics:
-    """Statistics for features of `extractor`: those of FILE.npz, or where it has those of another
-    mode, of the file that `of_mode` names, where its JSON says that they are of `extractor`.
+    """The statistics for features of `extractor`: those of FILE.npz, or where it has those of
+    another mode, of the file that `of_mode` names, where its JSON says that they are of
+    `extractor`.
 
     Args:
       extractor: the name of what makes the features that they are compared with, as
@@ -103,7 +104,7 @@ def read_statistics(path: pathlib.Path, extractor: str, mode: str | None = None)
 
 
 def of_mode(path: pathlib.Path, mode: str) -> pathlib.Path:
-    """FILE-MODE.npz, with the statistics of a further mode beside those of FILE.npz."""
+    """The path FILE-MODE.npz of the statistics of a further mode beside those of FILE.npz."""
     return path.with_name(f"{path.stem}-{mode}.npz")
 
 
@@ -166,7 +167,7 @@ def check_new(path: pathlib.Path) -> None:
 
 
 def made_before(path: pathlib.Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """What the FILE.json beside a FILE.npz says of it, where it was made as it would be made now.
+    """The contents of the FILE.json beside a FILE.npz, where that was made as it would be made now.
 
     Args:
       about: JSON of how it would be made, with "command".
@@ -259,7 +260,7 @@ def _further(path, extractor, mode):
 
 
 def _mode(extractor):
-    """ "tf" of "inception-tf"; of other extractors their name."""
+    """The mode of an extractor: "tf" of "inception-tf"; of other extractors their name."""
     return extractor.removeprefix("inception-")
 
 

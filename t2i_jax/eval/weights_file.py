@@ -94,8 +94,8 @@ def find(path: str | os.PathLike | None, what: str) -> pathlib.Path:
 
 
 def told_of_other(what: str, about: Mapping[str, Any]) -> str | None:
-    """What is told of a file that is not the published one, as a sentence without its full stop;
-    None: it is that one, or nothing tells.
+    """A sentence about a file that is not the published one, without its full stop; None: it is
+    that one, or nothing tells.
 
     Args:
       what: a key of `PUBLISHED`, or another name, of which nothing is known. about: of the file, as
@@ -112,5 +112,5 @@ def told_of_other(what: str, about: Mapping[str, Any]) -> str | None:
 
 
 def about(path: str | os.PathLike) -> Mapping[str, str]:
-    """What results keep of a file: its name and its SHA-256."""
+    """The entry about a file in the results: its name and its SHA-256."""
     return {"file": os.path.basename(os.fspath(path)), "sha256": files.sha256(path)}

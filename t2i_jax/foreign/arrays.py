@@ -1,4 +1,4 @@
-"""NumPy arrays from what people keep weights in: tensors of PyTorch of every kind, arrays, numbers.
+"""NumPy arrays from stored weights: tensors of PyTorch of every kind, arrays, numbers.
 
 Nothing here imports PyTorch; a tensor is known by what it offers.
 """
@@ -22,7 +22,7 @@ _MOST = 2**31  # elements that a tensor with fewer in memory may stand for
 
 
 class NoArray(ValueError):
-    """Why something is no array of numbers: words that follow its name."""
+    """An error that says why something is no array of numbers, in words that follow its name."""
 
 
 def is_array(value: Any) -> bool:
@@ -56,7 +56,7 @@ def array(value: Any) -> np.ndarray:
 
 
 def not_finite(values: np.ndarray) -> str:
-    """How many numbers are NaN or infinite, in words; "" where all are finite."""
+    """The number of values that are NaN or infinite, in words; "" where all are finite."""
     if np.dtype(values.dtype).kind not in "fV":
         return ""
     wrong = int(values.size - np.count_nonzero(np.isfinite(values)))
@@ -68,7 +68,7 @@ def not_finite(values: np.ndarray) -> str:
 
 
 def some(names: Iterable[str], most: int = 20) -> str:
-    """Names or sentences joined, at most so many, and how many more there are."""
+    """A list of names or sentences joined, at most `most` of them, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{'; '.join(names[:most])}{more}"

@@ -1,5 +1,5 @@
-"""What holds for every foreign file: it is a regular file of a size that can be, and an error about
-it is one sentence.
+"""Checks that every foreign file passes: it is a regular file of a possible size, and an error
+about it is one sentence.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def check(path: str | os.PathLike, field: str, limit: int | None = None) -> path
 def refusing(
     path: str | os.PathLike, field: str, kind: str, remedy: str, starts: tuple[bytes, ...] = ()
 ) -> Iterator[None]:
-    """Whatever is raised within about a file that is no good, as one sentence.
+    """A context that turns every error about a bad file into one sentence.
 
     Args:
       kind: what the file should be, "a safetensors file". remedy: what to do, "fetch it again".
@@ -83,7 +83,9 @@ def refusing(
 
 
 def _start(path, but=()):
-    """What the first bytes tell of a file of another kind; "" where they tell nothing."""
+    """The kind that the first bytes show of a file that should be of another one; "" if they show
+    none.
+    """
     try:
         with open(path, "rb") as file:
             start, size = file.read(64), os.fstat(file.fileno()).st_size

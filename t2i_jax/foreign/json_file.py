@@ -16,7 +16,7 @@ _DEPTH = 100  # values within values
 
 
 def read(path: str | os.PathLike, field: str, remedy: str = "write it again") -> Any:
-    """What a JSON file holds.
+    """The value in a JSON file.
 
     Args:
       field: what the user calls it, for messages. remedy: for messages.
@@ -32,7 +32,7 @@ def read(path: str | os.PathLike, field: str, remedy: str = "write it again") ->
 
 
 def parse(text: str | bytes, where: str, remedy: str = "write it again") -> Any:
-    """What a JSON text holds; as `read`.
+    """The value of a JSON text, checked as by `read`.
 
     Args:
       where: what holds the text, for messages.

@@ -13,7 +13,7 @@ ENDINGS = (".msgpack", "")  # MaskGIT's public files have no ending
 
 
 def read(path: str | os.PathLike, field: str, remedy: str = "fetch it again") -> Any:
-    """What the file holds: arrays and plain values, in dicts by text.
+    """The contents of a msgpack file of Flax: arrays and plain values, in dicts by text.
 
     Args:
       field: what the user calls it, for messages. remedy: for messages.

@@ -38,7 +38,8 @@ _DTYPES = {
 
 
 def readers(path: str | os.PathLike, field: str) -> Mapping[str, Callable[[], np.ndarray]]:
-    """For each array of the file its name and a function that reads it, in the file's own type.
+    """The names of the file's arrays, each with a function that reads the array, in the file's own
+    type.
 
     Raises:
       UserError: no safetensors file, or a damaged one; of an array, where it is read, a type that

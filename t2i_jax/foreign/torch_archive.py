@@ -46,7 +46,7 @@ class _Storage:
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
-    """Where a tensor's elements lie: a file of the archive, and offset, size and stride in
+    """The place of a tensor's elements: a file of the archive, and offset, size and stride in
     elements.
     """
 
@@ -57,7 +57,7 @@ class _Tensor:
 
 
 def readers(path: str | os.PathLike, field: str) -> Mapping[str, Callable[[], np.ndarray]]:
-    """For each array of the file its name and a function that reads it.
+    """The names of the file's arrays, each with a function that reads the array.
 
     Raises:
       UserError: not such an archive (PyTorch before 1.6 wrote another format), a damaged one, or
@@ -98,7 +98,7 @@ class _Unpickler(pickle.Unpickler):
     """Knows ordered dicts and tensors, and refuses every other class or function."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a global of the pickle stands for."""
+        """The object that stands for a global of the pickle; other globals are refused."""
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):

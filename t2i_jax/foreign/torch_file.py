@@ -16,7 +16,7 @@ from t2i_jax.foreign import file
 
 ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
 _REMEDY = "save its state_dict() again, best as .safetensors"
-# What stands beside the weights in public files: keys of Lightning before 1.6 (the public VQGANs
+# Entries beside the weights in public files: keys of Lightning before 1.6 (the public VQGANs
 # are such files), and what dalle2-pytorch's trainers save: the version of the package, and the
 # warm-up of the learning rate with the optimiser that it holds. None of these classes is made.
 _KEYS = (
@@ -37,15 +37,15 @@ class _Key:
     """Stands for a class of `_KEYS`; there is nothing in it."""
 
     def __new__(cls, *_: object) -> _Key:
-        """Whatever its class was made of is left out."""
+        """Makes a key without the arguments of its class, which are left out."""
         return object.__new__(cls)
 
     def __setstate__(self, state: object) -> None:
-        """Whatever it held is left out."""
+        """Leaves out the state of the key."""
 
 
 def _dict(*_: object) -> dict[Any, Any]:
-    """Stands for those of `_DICTS`: what makes the values of the first is left out."""
+    """Stands for the classes of `_DICTS`; the factory of default values is left out."""
     return {}
 
 
@@ -60,7 +60,7 @@ def is_program(path: str | os.PathLike) -> bool:
 
 
 def load(path: str | os.PathLike, field: str) -> Any:
-    """What a file holds: tensors and plain values, in lists and dicts.
+    """The contents of a PyTorch file: tensors and plain values, in lists and dicts.
 
     Raises:
       UserError: no such file, a damaged one, or one that holds more than that.

@@ -69,8 +69,8 @@ def tokenizers(text: str, where: str) -> Any:
 
 
 def size_of(tokenizer: Any) -> int:
-    """One more than the highest id of a tokenizer of the tokenizers package, which may leave ids
-    out.
+    """The size of a vocabulary of the tokenizers package: one more than its highest id, as it may
+    leave ids out.
     """
     return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 

@@ -1,5 +1,5 @@
-"""A run that begins with another one's weights, parts and vocabulary: what is taken, and what is
-told of it.
+"""Runs that begin with another run's weights, parts and vocabulary: what is taken, and what is
+reported of it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def vocabulary(recipe: Recipe, out: pathlib.Path) -> None:
 
 
 def check(recipe: Recipe, params: Mapping[str, Any]) -> None:
-    """Whether the parameters of the run that a recipe begins with fit it, from shapes alone.
+    """Checks, from shapes alone, that the parameters of the run that a recipe begins with fit it.
 
     Args:
       params: those of the recipe's task by group, or their shapes.
@@ -140,8 +140,8 @@ def weights(recipe: Recipe, mesh: Mesh, state: TrainState) -> TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class _Told:
-    """Paths of arrays: what was taken, what begins anew, what was left in the other run; and of
-    those that do not fit, a sentence each.
+    """The paths of arrays that were taken, that begin anew and that were left in the other run; and
+    of those that do not fit, a sentence each.
     """
 
     taken: Mapping[str, int]

@@ -1,4 +1,4 @@
-"""What of a recipe can be known to be wrong before anything of it trains or compiles.
+"""Checks of a recipe before anything of it trains or compiles.
 
 One walk through all of its stages, those of its parts first: values, parts, devices, data, shapes
 and memory. It takes seconds, and it finds what would otherwise stop a run when a stage before has
@@ -55,8 +55,8 @@ def check(
     with_data: bool = True,
     build: Build | None = None,
 ) -> list[str]:
-    """Refuses a recipe of which some stage can't be trained; sentences about what it does not
-    refuse: settings of its stages that have no effect, and a run that was begun within its own
+    """Refuses a recipe of which some stage can't be trained; returns sentences about what it does
+    not refuse: settings of its stages that have no effect, and a run that was begun within its own
     data.
 
     Args:
@@ -96,8 +96,8 @@ def check(
 
 @dataclasses.dataclass(frozen=True)
 class Wired:
-    """One stage: its recipe with the networks of its parts, the shapes of these, the devices (None:
-    those of this machine), and the folder where it is trained.
+    """One stage of a recipe: its recipe with the networks of its parts, the shapes of these, the
+    devices (None: those of this machine), and the folder where it is trained.
     """
 
     recipe: Recipe
@@ -107,12 +107,12 @@ class Wired:
 
     @property
     def is_trained(self) -> bool:
-        """Whether it trains something of its own."""
+        """Whether the stage trains something of its own."""
         return bool(self.recipe.task.objectives) and self.recipe.train is not None
 
     @property
     def is_new(self) -> bool:
-        """Whether no step of it was saved yet."""
+        """Whether no step of the stage was saved yet."""
         return self.home is None or last_step(self.home) is None
 
     @functools.cached_property
@@ -187,12 +187,12 @@ def _refuse(sentences):
 
 
 def _check_values(recipe):
-    """Types and ranges of all values, parts included."""
+    """Checks the types and ranges of all values, parts included."""
     config.check_all(recipe)
 
 
 def _check_machine(stage):
-    """Readers, packages and memory, of this machine."""
+    """Checks the readers, packages and memory of this machine."""
     workers = stage.recipe.data.workers
     most = _PER_CORE * (os.cpu_count() or 1)
     if workers > most:
@@ -223,7 +223,7 @@ def _check_memory(stage, batch, state):
 
 
 def _batch_bytes(stage):
-    """Bytes that the float images of a micro-batch take on a device, at the least."""
+    """The bytes that the float images of a micro-batch take on a device, at the least."""
     train = stage.recipe.train
     ways = int(np.prod([stage.mesh.shape[axis] for axis in sharding.BATCH_AXES]))
     sample = sum(
@@ -233,7 +233,7 @@ def _batch_bytes(stage):
 
 
 def _memory(device):
-    """Bytes of a device's memory; None where it is not known."""
+    """The bytes of a device's memory; None where it is not known."""
     if device.platform == "cpu":
         try:
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -259,7 +259,7 @@ def _check_apart(workdir, inside, source, name):
 
 
 def _check_data(stage, apart):
-    """Sizes and columns; and the first samples as training will read them.
+    """Checks sizes and columns of the data, and its first samples as training will read them.
 
     Args:
       apart: of the source and its name, whether the run lies outside of it.
@@ -296,12 +296,14 @@ def _check_data(stage, apart):
 
 
 def _check_evaluation(stage):
-    """What is made of held-out captions in between, and when it has trained."""
+    """Checks the evaluation, whose samples are drawn while the stage trains and when it has
+    trained.
+    """
     evaluation.check(stage.recipe)
 
 
 def _check_monitored(stage, build):
-    """What is measured of generated images while it trains."""
+    """Checks the metrics of generated images that are measured while the stage trains."""
     if stage.recipe.evaluation.every is None:
         return
     # with the networks of all metrics, which most runs do without
@@ -327,8 +329,8 @@ def _check_networks(stage):
 
 
 def _check_shapes(stage):
-    """`_check_networks`, and the shapes of every loss: what `fit` would find, where the stages
-    before it are trained first.
+    """Checks the networks, by `_check_networks`, and the shapes of every loss: what `fit` would
+    find, where the stages before it are trained first.
     """
     _check_networks(stage)
     task, train = stage.recipe.task, stage.recipe.train
@@ -364,6 +366,6 @@ def _told(task):
 
 
 def _bytes(leaf, place):
-    """Bytes of an abstract array on one device."""
+    """The bytes of an abstract array on one device."""
     shape = leaf.shape if place is None else place.shard_shape(leaf.shape)
     return float(np.prod([float(side) for side in shape])) * getattr(leaf.dtype, "itemsize", 8)

@@ -1,5 +1,5 @@
-"""What a run shows of itself: grids while it trains, and measurements on held-out samples when it
-is done.
+"""Evaluation of a run: grids of samples while it trains, and measurements on held-out samples when
+it is done.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def check(recipe: Recipe) -> None:
 
 
 def check_judge(recipe: Recipe, count: int) -> None:
-    """Tries the judge of a recipe on so many held-out captions.
+    """Tries the judge of a recipe on `count` held-out captions.
 
     Raises:
       UserError: it does not understand one.
@@ -149,8 +149,8 @@ def _stored(workdir):
 
 
 def _told_of(samples, data, trained_on):
-    """What has to be said of the samples that a run is measured on; "" where they are its own
-    held-out ones.
+    """A sentence about the samples that a run is measured on; "" where they are its own held-out
+    ones.
     """
     if samples.is_other:
         what = "its held-out part is measured"
@@ -214,8 +214,8 @@ def _ids(tokenizer, max_length, captions):
 
 
 def _named(name, samples):
-    """What an evaluation found, by the part on which it did: what is not held out is not called
-    so.
+    """The name of a metric, in which "heldout" gives way to the part that was measured: only
+    held-out samples are called so.
     """
     return name.replace("heldout", samples.name)
 

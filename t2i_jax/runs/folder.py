@@ -53,7 +53,7 @@ EXPORT, _WEIGHTS, _JOINED = "system.json", "weights.safetensors", "recipe.json"
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What a run's folder holds, without optimisers.
+    """The contents of a run's folder, without optimisers.
 
     Attributes:
       folder: of the run. params, ema: by group; `ema` is empty where no moving average is kept.
@@ -209,7 +209,7 @@ def load_run_recipe(workdir: str | pathlib.Path) -> Recipe:
 
 
 def read(workdir: str | pathlib.Path) -> Contents:
-    """All that a run's folder holds of weights, those of its parts too.
+    """The weights in a run's folder, those of its parts too.
 
     Raises:
       UserError: no such folder, no finished checkpoint in it, or a part as of `load`.
@@ -326,7 +326,7 @@ def part_folders(workdir: pathlib.Path, recipe: Recipe) -> dict[str, pathlib.Pat
 
 
 def recorded_parts(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """What parts.json says: by name "folder" (of a trained part, seen from WORKDIR) and
+    """The entries of parts.json by name: "folder" (of a trained part, seen from WORKDIR) and
     "fingerprint".
     """
     path = workdir / PARTS
@@ -360,8 +360,8 @@ def given(system: System, folder: pathlib.Path) -> Given:
 
 def is_averaged(workdir: pathlib.Path, recipe: Recipe) -> Any:
     """Whether EMA weights are kept in the checkpoints of a run, which `load` then takes; None of an
-    exported system, whose one set of weights does not tell. Of a run that joins its parts by their
-    names the same of each.
+    exported system, whose one set of weights does not tell. For a run that joins its parts the
+    answer for each, by their names.
 
     Args:
       recipe: of the run.
@@ -376,8 +376,8 @@ def is_averaged(workdir: pathlib.Path, recipe: Recipe) -> Any:
 
 
 def made_with(run: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """What the run's files tell of the stored columns that it was trained on, by column: what each
-    was made with; {} where nothing is told.
+    """The settings that each stored column was made with, by column, as the run's files tell them;
+    {} where nothing is told.
     """
     found = {}
     for column, name in STORED.items():
@@ -388,8 +388,8 @@ def made_with(run: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def fingerprint(weights: Any) -> str:
-    """16 hexadecimal digits that tell weights apart: of a run and of what was exported from it they
-    are the same.
+    """The fingerprint of weights, 16 hexadecimal digits: a run and its exported system have the
+    same.
     """
     digest = hashlib.sha256()
     for name, value in sorted(_flatten(weights).items()):
@@ -414,7 +414,9 @@ def checkpoint_step(text: str | None) -> int | str | None:
 def trained_arrays(
     workdir: str | pathlib.Path, step: int | str | None = None
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """(parameters by group, averaged where an average is kept, and stats) of a run's folder."""
+    """The trained arrays of a run's folder: (parameters by group, averaged where an average is
+    kept, and stats).
+    """
     folder = _existing(workdir)
     params, ema, stats = arrays(folder, load_run_recipe(folder).task, None, step)
     return {**params, **ema}, stats
@@ -454,12 +456,12 @@ def arrays(
     places: Mapping[str, Any] | None,
     step: int | str | None = None,
 ) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
-    """(params, ema, stats) of a run's or an exported system's folder.
+    """The arrays of a run's or an exported system's folder: (params, ema, stats).
 
     Args:
       task: that of its recipe.
       places: by group the shardings of its parameters, to which those of a run are read; None: all
-        on one device. Of an exported system they are NumPy arrays.
+        on one device. Those of an exported system are NumPy arrays.
       step: as in `load`.
 
     Raises:

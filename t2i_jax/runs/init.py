@@ -1,4 +1,4 @@
-"""The run that another one begins with: fine-tuning."""
+"""The run that a new run begins with: fine-tuning."""
 
 from __future__ import annotations
 

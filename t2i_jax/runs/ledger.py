@@ -1,4 +1,4 @@
-"""What of its data a run leaves out or cuts, told at its start and at its end."""
+"""Counts of the data that a run leaves out or cuts, told at its start and at its end."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class DataLedger:
         self.cut = Ledger()
 
     def tokenize(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and mask of captions; those that are cut, or hold unknown letters, are counted."""
+        """The ids and mask of captions; those that are cut, or hold unknown letters, are
+        counted.
+        """
         assert self._tokenizer is not None
         ids_BL, mask_BL = self._tokenizer(captions, self._max_length)
         full = [captions[row] for row in np.flatnonzero(np.asarray(mask_BL).all(axis=1))]
@@ -50,7 +52,7 @@ class DataLedger:
         return ids_BL, mask_BL
 
     def uncounted(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and mask of captions that are not trained on."""
+        """The ids and mask of captions that are not trained on."""
         assert self._tokenizer is not None
         return self._tokenizer(captions, self._max_length)
 
@@ -75,8 +77,8 @@ class DataLedger:
 
     @contextlib.contextmanager
     def kept(self, stream: Batches, workdir: pathlib.Path) -> Iterator[None]:
-        """Within, a training goes on with what earlier starts have counted, and leaves its own
-        counts in WORKDIR when it ends, is stopped or fails.
+        """A context in which a training adds to the counts of earlier starts, and writes its own to
+        WORKDIR when it ends, is stopped or fails.
 
         Each process has a file of its own, and waits for no other one.
         """
@@ -122,7 +124,7 @@ def _of_gone_processes(workdir):
 
 
 def image_channels(spec: Mapping[str, Any]) -> Mapping[str, int]:
-    """Channels of the images of a batch, by their entry."""
+    """The channels of the images of a batch, by their entry."""
     return {k: spec[k].shape[-1] for k in ("image", "cond_image") if k in spec}
 
 

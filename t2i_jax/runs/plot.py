@@ -85,7 +85,7 @@ def _finite(points):
 
 
 def _thinned(points):
-    """Evenly spread points, the last one always."""
+    """A selection of evenly spread points, always with the last one."""
     every = -(-len(points) // _POINTS)
     return [*points[:-1:every], points[-1]]
 
@@ -99,7 +99,7 @@ def _range(low, high):
 
 
 def _decades(low, high):
-    """Powers of ten between 10^low and 10^high, with 2 and 5 times them where these are few."""
+    """The powers of ten between 10^low and 10^high, with 2 and 5 times them where these are few."""
     units = (1.0,) if high - low > 3 else (1.0, 2.0, 5.0)
     powers = range(math.floor(low), math.ceil(high) + 1)
     every = -(-len(powers) // 6)

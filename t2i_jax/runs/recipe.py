@@ -31,7 +31,8 @@ _FORMER_PARTS = ("tokenizer", "perceptual")  # parts that were fields of a recip
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One run: what is trained, on what, how, from which parts, and how it is evaluated.
+    """The recipe of one run: what is trained, on what data, how, from which parts, and how it is
+    evaluated.
 
     Attributes:
       task: what is trained, a `SystemTask`.
@@ -156,7 +157,7 @@ class Recipe:
 
 
 class _Types(Mapping[str, type]):
-    """Every class that a stored configuration may name: the public ones of the package, imported
+    """The classes that a stored configuration may name: the public ones of the package, imported
     when asked for.
     """
 
@@ -254,8 +255,8 @@ def _check_trained(recipe, place):
 
 
 def reach(recipe: Recipe, assignments: Sequence[str]) -> Iterator[str]:
-    """Sentences that say which stage a setting of training or data reaches, where there are several
-    that are trained.
+    """The sentences that say which stage a setting of training or data reaches, where there are
+    several that are trained.
     """
     from_init = isinstance(recipe.init, Init) and recipe.init.parts
     stages = [
@@ -282,7 +283,7 @@ def reach(recipe: Recipe, assignments: Sequence[str]) -> Iterator[str]:
 
 
 def idle(recipe: Recipe, stage: str = "") -> Iterator[str]:
-    """Sentences about settings of a stage that have no effect beside others.
+    """The sentences about settings of a stage that have no effect beside others.
 
     Args:
       recipe: its task has the networks of its parts. stage: its name among the parts, as in

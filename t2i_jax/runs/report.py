@@ -27,7 +27,7 @@ from t2i_jax.train.log import make_room, metrics_of
 
 REPORT = "report.html"
 MONITORED = "evaluation.json"
-"""How the metrics of generated images were measured while a run trained."""
+"""The file that says how the metrics of generated images were measured while a run trained."""
 _PREVIEWS = 6  # grids of the time of training that are shown
 _SPEED = ("seconds_per_step", "images_per_second", "mfu", "input_wait", "goodput", "skipped")
 _KEPT_OUT = ("seconds/", "seconds_first_step", *_SPEED)
@@ -136,7 +136,9 @@ def note_start(workdir: str | os.PathLike) -> None:
 def samples(
     title: str, images: Sequence[bytes], captions: Sequence[str], right: Sequence[bool] | None
 ) -> str:
-    """Images (PNG files) above their captions; where a judge disagrees the caption is red."""
+    """The HTML of images (PNG files) above their captions; where a judge disagrees the caption is
+    red.
+    """
     cells = []
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         wrong = right is not None and not right[i]
@@ -189,7 +191,7 @@ def _sheets(workdir):
 
 
 def _curves(workdir, by, heading="Curves"):
-    """What metrics.jsonl has; the best step is marked where the metric that tells it is shown.
+    """The curves of metrics.jsonl; the best step is marked where the metric that tells it is shown.
 
     Args:
       by: the metric of generated images that tells it; None: the validation does, and all of its
@@ -211,7 +213,7 @@ def _curves(workdir, by, heading="Curves"):
 
 
 def _grouped(by_name):
-    """What belongs on one pair of axes, the loss first: a metric with its validation, and the
+    """The metrics that share a pair of axes, the loss first: a metric with its validation, and the
     learning rates, the norms of the gradients and the speed each together.
     """
     names = [
@@ -240,7 +242,7 @@ def _grouped(by_name):
 
 
 def _monitored(workdir):
-    """How the metrics of generated images were measured while it trained."""
+    """The HTML about how the metrics of generated images were measured while the run trained."""
     try:
         told = json_file.read(workdir / MONITORED, "run", "train it again")["metrics"]
         rows = {

@@ -1,4 +1,6 @@
-"""What a run is looked at with: samples that training did not see, where some are held out."""
+"""Samples for previews and measurements of a run: ones that training did not see, where some are
+held out.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ _SPARE = 64  # beside a quarter more, for those that can't be read
 
 
 def held_out(recipe: Recipe, trained_on: DataConfig | None = None) -> Samples:
-    """`(count, entries) -> samples` that training did not see: of the split "heldout" of a built-in
-    data set, else of the part that `data.heldout` holds out.
+    """The samples that training did not see, as a function `(count, entries) -> samples`: of the
+    split "heldout" of a built-in data set, else of the part that `data.heldout` holds out.
 
     Where nothing is held out, or nothing of it can be used, they are the first of a shuffled epoch
     of the training data, and `is_held_out` says so. Every process calls it: where one of several
@@ -57,9 +59,9 @@ class Samples:
       data: where they are read, images cut in the middle and as they are. part: of that.
       is_held_out: whether training did not see them. name: of the part, in file names and metrics.
       none: why nothing is held out; "" where something is.
-      is_other: whether they are of another set than what was trained on. Of that, only what the
-        same share or a smaller one holds out is known to be held out: captions are on the same side
-        in every set.
+      is_other: whether they are of another set than what was trained on. Only the part that the
+        same share or a smaller one holds out there is known to be held out: captions are on the
+        same side in every set.
     """
 
     def __init__(
@@ -111,8 +113,8 @@ class Samples:
     def batches(
         self, count: int, size: int, wants: Sequence[str], distinct: bool = False
     ) -> Batches:
-        """The same samples in batches of `size`, one after the other; `set_state([get_state()])`
-        brings an earlier place back. After `count` samples it goes on.
+        """Samples in batches of `size`, one after the other, the same as those of a call;
+        `set_state([get_state()])` brings an earlier place back. After `count` samples it goes on.
 
         Args:
           distinct: no image comes twice. Others follow in place of those that can't be read, and
@@ -126,8 +128,8 @@ class Samples:
         )  # fmt: skip
 
     def available(self, most: int, distinct: bool = False) -> int:
-        """How many different samples there are, `most` at most; of many that are held out by their
-        captions these are read, until there are so many.
+        """The number of different samples, `most` at most; of many that are held out by their
+        captions these are read, until there are that many.
 
         Args:
           distinct: how many different images, whether they can be read or not.
@@ -139,7 +141,7 @@ class Samples:
         return len(indices_of(division, source, range(len(source)), most, distinct))
 
     def have_copies(self, count: int) -> bool:
-        """Whether an image has several of the first `count` records that are held out."""
+        """Whether several of the first `count` held-out records are of one image."""
         source = source_of(self.data)
         division = division_of(self.data, source)
         if division is None or self.part == "train":
@@ -149,12 +151,12 @@ class Samples:
 
 
 def _with_spare(count):
-    """Records of which `count` can be used, unless many are broken."""
+    """The number of records of which `count` can be used, unless many are broken."""
     return count + count // 4 + _SPARE
 
 
 def _set_of(data):
-    """What tells the set that is read from others, as far as its name does."""
+    """The identity of the set that is read, as far as its name tells it from others."""
     kind, _, place = data.source.partition(":")
     if data.source in EMBEDDED:
         return kind
@@ -176,8 +178,8 @@ def _check_share(data, trained_on, is_other):
 
 @functools.lru_cache(maxsize=64)  # a run asks several times
 def _nothing_of(data, wants, text_length, channels):
-    """Why the part that `data.heldout` holds out has no sample that can be used; "" where it has
-    one.
+    """The reason why the part that `data.heldout` holds out has no sample that can be used; ""
+    where it has one.
     """
     data = dataclasses.replace(data, max_bad_rate=1.0, workers=0, threads=0)
     try:

@@ -1,5 +1,5 @@
-"""Whether the arrays of a run are those of its recipe: names, shapes, kinds of numbers, and all of
-them finite.
+"""Checks that the arrays of a run are those of its recipe: names, shapes, kinds of numbers, and all
+of them finite.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which encoder made the stored text that a run is trained on, and which CLIP the stored
+"""Records of the encoder that made the stored text of a run, and of the CLIP that made its stored
 embeddings: kept with the run, so that another one is not taken for it.
 
     RUN/stored_text.json    what the packed set says of its column "text": of a T5 "t5" (folder or
@@ -29,8 +29,8 @@ _HELD = {"text": "text", "clip": "embeddings"}  # what a column is called
 
 
 def note(workdir: pathlib.Path, recipe: Recipe, parts: Mapping[str, Given], source: Source) -> None:
-    """Writes what made the stored text and embeddings that a recipe reads of its source, where it
-    reads some.
+    """Writes which networks made the stored text and embeddings that a recipe reads of its source,
+    where it reads some.
 
     Raises:
       UserError: a run that was begun with those of another encoder.

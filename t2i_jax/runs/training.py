@@ -83,7 +83,8 @@ def train(
 
 
 def _train(recipe, workdir, given, hooks, build, profile):
-    """`train` of what was checked: the system, with its parts, like `given`, in the host's memory.
+    """The system that `train` returns, of a recipe that was checked, with its parts, like `given`,
+    in the host's memory.
 
     A step has on the device what it reads, and not what is trained before or after it.
     """
@@ -189,14 +190,14 @@ def _fit(recipe, workdir, parts, hooks, build, profile):
 
 
 def _usable(placed, own):
-    """What this process can use alone: the array where the step has it, or the whole one."""
+    """An array that this process can use alone: the one that the step has, or the whole one."""
     alone = placed.is_fully_addressable or placed.is_fully_replicated
     return sharding.whole(placed) if alone else own
 
 
 def _build_once():
-    """`networks.build_once`, which is loaded when the first network is asked for: most runs do
-    without metrics.
+    """A form of `networks.build_once` that is loaded when the first network is asked for: most runs
+    do without metrics.
     """
     made = []
 
@@ -221,7 +222,7 @@ def _monitor(recipe, build_system, workdir, build):
 
 
 def _read_of(spec):
-    """What of a record is read for a batch."""
+    """The entries of a record that are read for a batch."""
     return ("image",) * ("image" in spec) + ("caption",) * ("text" in spec)
 
 

@@ -22,7 +22,7 @@ from t2i_jax.train.step import micro_batches
 from t2i_jax.train.stream import check_batch, placed
 from t2i_jax.train.validation import Validation
 
-_BATCHES, _ROWS = 4, 512  # at most so many batches, and about so many rows in all
+_BATCHES, _ROWS = 4, 512  # the most batches of a validation, and roughly the most rows
 _ALONE = 64  # rows on one device at once
 
 
@@ -72,7 +72,7 @@ class HeldOutBatches:
         return [check_batch(next(stream), self._task.batch_spec(mine)) for _ in range(count)]
 
     def _number(self):
-        """As many as there are held-out records for, but few."""
+        """The number of batches: enough for the held-out records, up to a few."""
         data = self._samples.data
         source = source_of(data)
         division = division_of(data, source)
@@ -84,7 +84,9 @@ class HeldOutBatches:
 
 
 def validation_of(recipe: Any, samples: Samples, mesh: Any, tokenize: Any) -> Validation | None:
-    """What `train.validate_every` asks for, on the mesh of the training; None: no validation."""
+    """The validation that `train.validate_every` asks for, on the mesh of the training; None: no
+    validation.
+    """
     every, is_own = recipe.train.validate_every, recipe.data.source not in EMBEDDED
     if every is None:
         every = recipe.train.save_every if is_own else 0
@@ -137,8 +139,8 @@ def validation_of(recipe: Any, samples: Samples, mesh: Any, tokenize: Any) -> Va
 def validate(
     recipe: Any, samples: Samples, params: Any, stats: Any, frozen: Any, step: int, tokenize: Any
 ) -> Mapping[str, float]:
-    """The same metrics of trained weights, on one device: "validation/NAME", of the same rows with
-    the same keys as while it trained.
+    """The validation metrics of trained weights, on one device: "validation/NAME", of the same rows
+    with the same keys as during training.
 
     Where training has had more than 64 rows at once, these are other batches, of 64 rows, and their
     metrics are called "validation_64/NAME".
@@ -162,15 +164,15 @@ def _tell(sentence):
 
 
 def _micro_batches(recipe):
-    """Of a batch, as many as training has, which need no more memory than there; one where a loss
-    compares rows, as among fewer rows it is another loss.
+    """The number of micro-batches of a validation batch: as many as training has, which need no
+    more memory than there; one where a loss compares rows, as among fewer rows it is another loss.
     """
     return 1 if recipe.task.compares_rows else recipe.train.accumulate
 
 
 def _program(task, accumulate):
-    """`task.validate` with the key of a batch's number, the same in every process; the mean over so
-    many micro-batches.
+    """The program of `task.validate` with the key of a batch's number, the same in every process;
+    the mean over `accumulate` micro-batches.
     """
 
     def program(params, stats, frozen, batch, number, step):
@@ -187,6 +189,6 @@ def _program(task, accumulate):
 
 
 def _mean(found):
-    """Means of metrics over batches."""
+    """The means of metrics over batches."""
     found = [{name: float(value) for name, value in metrics.items()} for metrics in found]
     return {name: float(np.mean([metrics[name] for metrics in found])) for name in found[0]}

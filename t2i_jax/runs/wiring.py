@@ -1,5 +1,5 @@
-"""From a recipe to the task that is trained: its parts found, in order, for training and for
-compiling ahead alike.
+"""Wiring of a recipe's task: its parts found, in order, for training and for compiling ahead
+alike.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def wired(
 def planned(
     recipe: Recipe, given: Mapping[str, Given] | None = None
 ) -> tuple[Recipe, dict[str, Given]]:
-    """As `wired`, with the shapes of weights in place of weights: nothing is trained, and no run's
-    arrays are read.
+    """The recipe and its parts like those of `wired`, with shapes in place of weights: nothing is
+    trained, and no run's arrays are read.
     """
     return planned_stages(recipe, given)[""]
 
@@ -62,8 +62,8 @@ def planned_stages(
     workdir: pathlib.Path | None = None,
     name: str = "",
 ) -> dict[str, tuple[Recipe, dict[str, Given]]]:
-    """`planned` for each stage that is trained, in that order: by its name among the parts, "" for
-    the recipe itself.
+    """The recipes of `planned` for each stage that is trained, in that order: by its name among the
+    parts, "" for the recipe itself.
 
     Args:
       workdir: of the run, whose parts may be there already; None: it has none.
@@ -103,7 +103,7 @@ def check_kind(name: str, part: Part, task: Any) -> None:
 def _from_file(name, part: Part, path, own):
     """The network of a file of weights.
 
-    What the weights do not tell is as the task's own network says.
+    Settings that the weights do not tell are as the task's own network says.
     """
     fields: dict[str, Any] = (
         {field: getattr(own, field) for field in part.told} if own is not None else {}

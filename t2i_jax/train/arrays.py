@@ -1,5 +1,5 @@
-"""Whether the arrays of a checkpoint are there, found out without Orbax, which opens them one by
-one and takes as long for it as for writing them.
+"""Checks that the arrays of a checkpoint are there, without Orbax, which opens them one by one and
+takes as long for it as for writing them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ _OF_AN_ARRAY = b"/.zarray"  # its shape and type, in Zarr's second format, that 
 
 
 class Missing(ValueError):
-    """Fewer arrays can be opened than were written."""
+    """An error: fewer arrays can be opened than were written."""
 
 
 def check(item: pathlib.Path, count: int) -> None:
-    """Reads what an item says of its arrays, all of them.
+    """Reads the metadata of an item's arrays, all of them.
 
     Args:
       item: folder of a step, which holds an OCDBT database. count: how many arrays it has.

@@ -1,4 +1,4 @@
-"""Which of a run's checkpoints is the best by its metric, and which may go.
+"""The best of a run's checkpoints by its metric, and those that may be removed.
 
 Every checkpoint holds its own score, and of which metric that is, so what is the best is told by
 what is there, whenever a crash comes. A step that was saved in haste, before it was measured, is
@@ -95,7 +95,7 @@ def _read(path) -> dict:
 
 
 def _entry(found):
-    """{metric: score} of JSON values; {} where there is no score."""
+    """The scores by metric of JSON values, {metric: score}; {} where there is no score."""
     score, metric = _number(found.get(SCORE)), found.get(SCORE_OF, "")
     return {} if score is None or not isinstance(metric, str) else {metric: score}
 

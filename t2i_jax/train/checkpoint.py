@@ -38,7 +38,8 @@ full_disk.hush()
 
 
 def _glob(folder, pattern):
-    """`glob` below a folder whose own name may hold `[`, `*` or `?`: only the pattern is one.
+    """The result of `glob` below a folder whose own name may hold `[`, `*` or `?`: only the pattern
+    is one.
 
     Merging what the processes saved, Orbax looks for their folders by a pattern.
     """
@@ -52,8 +53,8 @@ class Checkpoints:
     """The checkpoints of one run's folder.
 
     Saving goes on in the background; a save that a crash cuts short is never seen as a checkpoint.
-    All processes save together, each what its devices hold; each reads by itself. What was saved is
-    opened again, and gets its digests, before an earlier one goes; they are compared at restore.
+    All processes save together, each what its devices hold; each reads by itself. A new checkpoint
+    is opened again, and gets its digests, before an earlier one goes; they are compared at restore.
 
     Args:
       workdir: folder of the run.
@@ -98,8 +99,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, trace):
-        """Closes, but among several processes of which one fails: there a save may wait for others
-        that never come.
+        """Closes the folder, but not among several processes of which one fails: there a save may
+        wait for others that never come.
         """
         if error is None or isinstance(error, Preempted) or jax.process_count() == 1:
             self.close()
@@ -110,7 +111,9 @@ class Checkpoints:
         return sorted(self._reader.all_steps())
 
     def best(self) -> tuple[int, float] | None:
-        """(step, score) of the checkpoint with the smallest score; None where none has a score."""
+        """The (step, score) of the checkpoint with the smallest score; None where none has a
+        score.
+        """
         step = bests.best_of(self._scores)
         return None if step is None else (step, self._scores[step])
 
@@ -120,7 +123,7 @@ class Checkpoints:
         processes.once(lambda: bests.add(self.folder, step, score, self._metric or ""))
 
     def has_score(self, step: int) -> bool:
-        """Whether the checkpoint of a step has one."""
+        """Whether the checkpoint of a step has a score."""
         return step in self._scores
 
     def is_best(self, score: float | None) -> bool:
@@ -169,7 +172,7 @@ class Checkpoints:
         self._finishing = Finishing(functools.partial(self._finish, step, counts))
 
     def wait(self) -> None:
-        """Until everything is on disk and has been looked at.
+        """Waits until everything is on disk and has been looked at.
 
         Raises:
           UserError: as `save`.
@@ -192,7 +195,7 @@ class Checkpoints:
     def restore(
         self, abstract: TrainState, check: Callable[[Mapping[str, Any]], None]
     ) -> tuple[TrainState, Sequence[Any]] | None:
-        """State and data positions of the newest checkpoint that every process can read.
+        """The state and data positions of the newest checkpoint that every process can read.
 
         None without any checkpoint.
 
@@ -231,7 +234,8 @@ class Checkpoints:
     def weights(
         self, places: Mapping[str, Any] | None = None, step: int | str | None = None
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
-        """(configuration, {"params", "ema", "stats"}) of the newest readable checkpoint, or None.
+        """The weights of the newest readable checkpoint: (configuration, {"params", "ema",
+        "stats"}), or None.
 
         Args:
           step: of the checkpoint, a number, or "best": the one with the best validation metric;
@@ -360,7 +364,7 @@ class Checkpoints:
         return bests.steps_in(self.folder)
 
     def _chosen(self, read, step):
-        """What `read` makes of a step that was asked for.
+        """The result of `read` for a step that was asked for.
 
         Raises:
           UserError: it is not there, or can't be read.
@@ -395,7 +399,7 @@ class Checkpoints:
             ) from error
 
     def _newest(self, read, agree=lambda error: error):
-        """What `read` makes of the newest step that it can read; None without any step.
+        """The result of `read` for the newest step that it can read; None without any step.
 
         Args:
           agree: makes of this process's error (None: none) that of all processes.
@@ -452,7 +456,7 @@ class Checkpoints:
 
 
 def _split(state):
-    """Weights, which sampling needs, apart from what only training needs.
+    """The weights, which sampling needs, apart from the state that only training needs.
 
     A typed key becomes plain numbers.
 

@@ -1,5 +1,5 @@
-"""What one chip can do at most, from its maker's data sheet; the torus of a TPU's chips as "How to
-Scale Your Model" (Austin et al. 2025, chapter 2) has it.
+"""Peak rates of accelerator chips, from their makers' data sheets; the torus of a TPU's chips as
+"How to Scale Your Model" (Austin et al. 2025, chapter 2) has it.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ _OPTIONS = {"cpu": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZ
 
 
 class CompiledStep:
-    """`step(state, *rest) -> (state, metrics)`, compiled for the shapes of its first call.
+    """A training step `step(state, *rest) -> (state, metrics)`, compiled for the shapes of its
+    first call.
 
     The state is donated, but for the groups that are idle, which the program is not given.
 
@@ -49,7 +50,7 @@ class CompiledStep:
 
     @property
     def usual_seconds(self) -> float | None:
-        """How long compiling usually takes here; None where that was never measured."""
+        """The seconds that compiling usually takes here; None where that was never measured."""
         return self._kept.usual_seconds() if self._kept else None
 
     def prepare(self, state: Any, *rest: Any, stop: Stop | None = None) -> bool:

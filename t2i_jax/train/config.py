@@ -1,4 +1,4 @@
-"""What a user sets of a training run, and what a run may change when it is started again."""
+"""The settings of a training run, and those that may change when it is started again."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _AROUND = (
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long, how fast and on what a task is trained.
+    """The settings of a training run: steps, batch, optimisers, EMA, devices, logs and checkpoints.
 
     Attributes:
       steps: updates in all. batch_size: samples of an update, over all devices and processes. seed:

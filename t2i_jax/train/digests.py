@@ -53,7 +53,7 @@ def check(step: pathlib.Path, items: Iterable[str] = (), share: tuple[int, int] 
     Args:
       items: folders of the step whose files are compared, beside those of the step itself; none:
         all.
-      share: (which, of how many): every so many-th block only, for processes that share the work.
+      share: (process, count): every `count`-th block only, for processes that share the work.
 
     Raises:
       Damaged: a file is missing or another than was written, or the digests are damaged.
@@ -93,15 +93,15 @@ def _owner(name):
 
 
 def _blocks(sizes) -> Iterator[tuple[str, int, int]]:
-    """(file, offset, size) of each block."""
+    """The blocks of files: (file, offset, size) of each."""
     for name, size in sizes.items():
         for offset in range(0, size, _BLOCK):
             yield name, offset, min(_BLOCK, size - offset)
 
 
 def _digested(step, blocks):
-    """((file, offset, size), digest) of each block, in threads: neither reading nor computing holds
-    up another.
+    """The digests of blocks, ((file, offset, size), digest) of each, in threads: neither reading
+    nor computing holds up another.
     """
 
     def digest(block):

@@ -54,7 +54,7 @@ class Executables:
     def of(
         cls, task: Any, settings: Mapping[str, Any], devices: Sequence[jax.Device]
     ) -> Executables | None:
-        """Those of a task's step, beside the compilation cache.
+        """The stored executables of a task's training step, in the folder of the compilation cache.
 
         None where that is off or no folder of this machine, and for a task of which a part is not
         of this package: its source is not known.
@@ -92,8 +92,8 @@ class Executables:
         A disk that refuses it costs nothing else.
 
         Args:
-          is_fresh: it was compiled in this process. What XLA has read from its cache it can't write
-            again on a CPU: it does, but then a function is missing in it.
+          is_fresh: it was compiled in this process. On a CPU, XLA can't write again a program that
+            it has read from its cache: it does, but then a function is missing in it.
         """
         stamps = _of_all_processes(1 + secrets.randbelow(2**31 - 1) if is_fresh else 0)
         if not all(stamps):
@@ -128,8 +128,8 @@ class Executables:
             return []
 
     def _times(self):
-        """One file for all states of the source: an edit makes another program, about as slow to
-        compile as the one before.
+        """The file of the times, one for all states of the source: an edit makes another program,
+        about as slow to compile as the one before.
         """
         kind = [self._devices[0].device_kind, len(self._devices), jax.process_index()]
         told = json.dumps([self._what, kind, os.cpu_count()], sort_keys=True)
@@ -189,12 +189,14 @@ def fresh() -> Iterator[list[str]]:
 
 
 def _is_mine(found):
-    """Whether nobody else could have written here: reading a program runs what is in it."""
+    """Whether a file is safe to load, since nobody else could have written it: reading a program
+    runs what is in it.
+    """
     return hasattr(os, "getuid") and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 def _of_all_processes(number):
-    """This number of every process."""
+    """The numbers of all processes, given that of this one."""
     if jax.process_count() == 1:
         return [number]
     return [int(n) for n in multihost_utils.process_allgather(np.int32(number))]

@@ -1,4 +1,4 @@
-"""What is still to be done about a save, in a thread."""
+"""A thread that finishes a save after the step that made it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Finishing:
             self._thread.start()
 
     def wait(self) -> None:
-        """Until it is done; raises the error that it met."""
+        """Waits until the work is done; raises the error that it met."""
         if self._thread is not None:
             self._thread.join()
         if self._error is not None:

@@ -1,5 +1,5 @@
-"""What the libraries that write checkpoints print of a full disk, trace by trace, is not shown: it
-is told in one sentence.
+"""Silence about a full disk: the traces that the libraries which write checkpoints print of it are
+not shown, as one sentence tells it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from t2i_jax.errors import is_full
 
 
 def hush() -> None:
-    """From now on Orbax, asyncio and TensorStore print nothing of a full disk; what else they have
-    to say goes where it went.
+    """Keeps Orbax, asyncio and TensorStore from printing anything of a full disk; what else they
+    have to say goes where it went.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_is_told)

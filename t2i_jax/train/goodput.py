@@ -94,12 +94,12 @@ class Goodput:
         self._saves = dict([*self._saves.items(), (step, self._seconds["step"])][-_SAVES:])
 
     def seconds(self) -> Mapping[str, float]:
-        """Seconds by kind up to now; their sum is the time that the run was alive."""
+        """The seconds by kind up to now; their sum is the time that the run was alive."""
         self._turn_to(self._kind)
         return dict(self._seconds)
 
     def metrics(self) -> Mapping[str, float]:
-        """`goodput`, from 0 to 1, and `seconds/KIND`."""
+        """The metrics `goodput`, from 0 to 1, and `seconds/KIND`."""
         seconds = self.seconds()
         share = seconds["step"] / max(sum(seconds.values()), 1e-9)
         return {
@@ -108,7 +108,7 @@ class Goodput:
         }
 
     def stored(self) -> Mapping[str, Any]:
-        """JSON values from which the next start goes on."""
+        """The JSON values from which the next start goes on."""
         return {
             "seconds": self.seconds(),
             "saves": {str(step): seconds for step, seconds in self._saves.items()},

@@ -22,8 +22,8 @@ _DISTRIBUTIONS = ("jax", "jaxlib", "flax", "optax", "numpy")  # what a step is t
 
 
 def identity(what: Any, arguments: Any, options: Any, devices: Sequence[jax.Device]) -> str:
-    """64 hexadecimal digits that are others whenever tracing and compiling might give another
-    program.
+    """The identity of a compiled program, 64 hexadecimal digits that are others whenever tracing
+    and compiling might give another program.
 
     Args:
       what: JSON values, all that the traced function of this package depends on beside its

@@ -27,7 +27,7 @@ from t2i_jax.terminal import say
 
 METRICS = "metrics.json"
 _MOST = 2**26  # bytes of a file that is read whole
-WANDB_ID = "wandb_id.txt"  # a run's id in Weights & Biases, under which it is carried on
+WANDB_ID = "wandb_id.txt"  # a run's id in Weights & Biases, kept when it resumes
 _LOGINS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_DISABLED")
 _LOCAL = ("offline", "disabled", "dryrun")  # modes in which nothing is sent
 _ID = re.compile(r"([\w-]+)\n?")
@@ -108,7 +108,9 @@ class Log:
         return self._speaks and set(names) <= self._written(step).keys()
 
     def holds_not_finite(self, step: int, name: str) -> bool:
-        """The same of a metric whose value was not finite."""
+        """Whether an earlier start, or this one, wrote this metric of a step with a value that was
+        not finite.
+        """
         return self._speaks and self._written(step).get(name, 0.0) is None
 
     def _written(self, step):
@@ -185,7 +187,9 @@ class Log:
 
     @contextlib.contextmanager
     def _shown_or_not(self):
-        """Stderr that is closed, full or read by nobody costs the progress line, not the run."""
+        """A context in which a stderr that is closed, full or read by nobody costs the progress
+        line, not the run.
+        """
         try:
             yield
         except (OSError, ValueError):
@@ -193,7 +197,7 @@ class Log:
 
     @contextlib.contextmanager
     def _sending(self):
-        """Whatever Weights & Biases raises costs what is sent there, not the run."""
+        """A context in which an error of Weights & Biases costs what is sent there, not the run."""
         try:
             yield
         except Exception as error:
@@ -233,8 +237,8 @@ def add_metrics(workdir: str | pathlib.Path, metrics: Mapping[str, float]) -> No
 
 
 def metrics_of(workdir: str | pathlib.Path) -> dict[str, Any] | None:
-    """What WORKDIR/metrics.json says, None for a value that is not finite: {} where there is none,
-    None where it is damaged or something else.
+    """The metrics in WORKDIR/metrics.json, None for a value that is not finite: {} where there is
+    none, None where it is damaged or something else.
     """
     path = pathlib.Path(workdir) / METRICS
     if not os.path.lexists(path):
@@ -260,13 +264,15 @@ def make_folder(path: pathlib.Path) -> None:
 
 
 def make_room(path: pathlib.Path) -> None:
-    """Sets aside what has the name of a file of the run, and is something else."""
+    """Sets aside an entry that has the name of a file of the run, and is something else."""
     if os.path.lexists(path) and not path.is_file():
         _set_aside(path, "is not a file")
 
 
 def _make_room(workdir):
-    """Sets aside what has the name of a file or a folder of ours, and is something else."""
+    """Sets aside an entry that has the name of a file or a folder of ours, and is something
+    else.
+    """
     for name in ("metrics.jsonl", METRICS, "goodput.json"):
         make_room(workdir / name)
 
@@ -310,8 +316,8 @@ class _Events:
 
 @contextlib.contextmanager
 def _without_torch():
-    """Inside, modules of tensorboardX are imported without what its `__init__` imports: that takes
-    seconds where PyTorch is installed. Whoever imports it later gets all of it.
+    """A context in which modules of tensorboardX are imported without what its `__init__` imports:
+    that takes seconds where PyTorch is installed. Whoever imports it later gets all of it.
     """
     name = "tensorboardX"
     found = importlib.util.find_spec(name)
@@ -328,8 +334,8 @@ def _without_torch():
 
 
 def _forget_after(path, start):
-    """A run that resumes from an earlier checkpoint does the steps after it again: their old lines
-    go.
+    """Removes the log's lines after step `start`: a run that resumes from an earlier checkpoint
+    does these steps again.
     """
     if not path.is_file():
         return

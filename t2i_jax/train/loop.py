@@ -182,7 +182,9 @@ def _measure_last(done, state, measuring):
 
 
 class _Loop:
-    """Step after step: the next batch, the step, a line of the log, hooks, a checkpoint."""
+    """The loop of training, step after step: the next batch, the step, a line of the log, hooks, a
+    checkpoint.
+    """
 
     def __init__(
         self, *, config, stored, hooks, frozen, step, stream, checkpoints, log, clock, rates,
@@ -263,8 +265,8 @@ class _Loop:
         self.clock.start_training()
 
     def _next_batch(self, done, queued, stop):
-        """`Stream.next`; a batch that is not there yet counts as waiting for input only once the
-        devices are idle.
+        """The result of `Stream.next`; a batch that is not there yet counts as waiting for input
+        only once the devices are idle.
         """
         is_first = queued is None
         if not self.stream.is_ready():
@@ -274,8 +276,8 @@ class _Loop:
             return self.stream.next(self.stalls.watch(done, is_first, stop.asked))
 
     def _write_metrics(self, done, state, metrics, pace):
-        """One line of the log; refuses to go on after too many updates in a row that were not
-        finite.
+        """Writes one line of the log; refuses to go on after too many updates in a row that were
+        not finite.
         """
         self.measuring.monitoring.finish()
         with self.clock.spent_on("step"):
@@ -299,7 +301,9 @@ class _Loop:
             )
 
     def _measure(self, done, state, hooks, validates, monitors, is_last):
-        """What is due after a step; then the heap is cleared of what compiling for it has left."""
+        """Runs the hooks and measurements that are due after a step; then the heap is cleared of
+        what compiling for them has left.
+        """
         with fresh() as compiled:
             # hooks and validations log too
             self.measuring.monitoring.finish_before(done)

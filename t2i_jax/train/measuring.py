@@ -1,5 +1,5 @@
-"""What a run measures of itself beside its steps: held-out batches, generated images, and by one of
-them the best step.
+"""Measurements of a run between its steps: validation on held-out batches, metrics of generated
+images, and the best step by one of them.
 """
 
 from __future__ import annotations

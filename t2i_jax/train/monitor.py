@@ -1,4 +1,4 @@
-"""Metrics of generated images while training: measured every so many steps, the work of the host
+"""Metrics of generated images while training: measured every `every` steps, the work of the host
 beside the steps that follow.
 """
 
@@ -15,12 +15,12 @@ from t2i_jax.train.log import Log
 from t2i_jax.types import TrainState
 
 PREFIX = "eval/"
-"""What the names of the metrics begin with in logs."""
+"""The prefix of the metrics' names in logs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Monitor:
-    """What a run measures of the images that it generates.
+    """The metrics of generated images that a run measures while it trains.
 
     Attributes:
       names: of the metrics.
@@ -38,7 +38,7 @@ class Monitor:
     larger_is_better: bool = False
 
     def is_due(self, done: int, is_last: bool) -> bool:
-        """Whether it is measured after `done` steps."""
+        """Whether the metrics are measured after `done` steps."""
         return done % self.every == 0 or is_last
 
     def score(self, metrics: Mapping[str, float]) -> float | None:
@@ -65,11 +65,11 @@ class Monitoring:
 
     @property
     def tells_best(self) -> bool:
-        """Whether the best step is told by it."""
+        """Whether the best step is told by one of these metrics."""
         return self._monitor is not None and self._monitor.by is not None
 
     def is_due(self, done: int, is_last: bool) -> bool:
-        """Whether it is measured after `done` steps."""
+        """Whether the metrics are measured after `done` steps."""
         return self._monitor is not None and self._monitor.is_due(done, is_last)
 
     def value(self, score: float) -> float:
@@ -107,7 +107,7 @@ class Monitoring:
         return metrics
 
     def finish_before(self, step: int) -> None:
-        """`finish`, of what belongs to an earlier step."""
+        """Finishes the work, as `finish`, where it belongs to an earlier step."""
         if self._waiting is not None and self._waiting[0] < step:
             self.finish()
 

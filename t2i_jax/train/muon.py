@@ -1,4 +1,4 @@
-"""Muon (Jordan 2024): optax's, with its state and its numbers.
+"""Muon (Jordan 2024) as in optax, with its state and its numbers.
 
 On a single CPU the program of a step has Muon's iteration once per shape of a matrix. Optax writes
 it out five times for every matrix, which is most of what a CPU's compiler has to do for a small
@@ -110,7 +110,7 @@ class _Pair:
         self.rows, self.columns = size(rows), size(columns)
 
     def matrices(self) -> Array:
-        """(matrices, rows, columns), no more rows than columns."""
+        """The matrices of a pair, (matrices, rows, columns), no more rows than columns."""
         made = self.array.transpose(self.order).reshape(-1, self.rows, self.columns)
         return made.swapaxes(1, 2) if self.rows > self.columns else made
 
@@ -162,7 +162,7 @@ def _scale_by_shape(matrices):
 
 
 def _of_each(matrices, params, what):
-    """`what(axes, leaf)` of each parameter; what is masked out stays so."""
+    """The results of `what(axes, leaf)` for each parameter; masked leaves stay as they are."""
     axes = matrices(params) if callable(matrices) else matrices
 
     def is_leaf(node):

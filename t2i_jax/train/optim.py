@@ -187,7 +187,9 @@ def global_norm(grads: Any) -> Array:
 
 
 def _clip(limit: float) -> optax.GradientTransformationExtraArgs:
-    """Gradients of a global norm of at most `limit`; who knows their norm gives it as `norm`."""
+    """A transformation that clips gradients to a global norm of at most `limit`; who knows their
+    norm gives it as `norm`.
+    """
 
     def update(updates, state, params=None, norm=None, **extra):
         norm = global_norm(updates) if norm is None else norm
@@ -213,7 +215,9 @@ def holding(
 
 
 def held_of(params: Any, names: Sequence[str]) -> Any:
-    """Whether `names`, as of `holding`, name each parameter; None where there are no names."""
+    """A tree that says of each parameter whether `names`, as of `holding`, name it; None where
+    there are no names.
+    """
     if not names:
         return None
     wanted = {tuple(name.split("/")) for name in names}
@@ -226,7 +230,9 @@ def held_of(params: Any, names: Sequence[str]) -> Any:
 
 
 def updates_made(opt_state: Any, otherwise: Any) -> Any:
-    """How many updates an optimiser has made, by its own count; `otherwise` where it keeps none."""
+    """The number of updates that an optimiser has made, by its own count; `otherwise` where it
+    keeps none.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(opt_state)
     counts = (leaf for path, leaf in leaves if path and getattr(path[-1], "name", "") == "count")
     return next(counts, otherwise)

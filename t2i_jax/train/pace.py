@@ -1,4 +1,4 @@
-"""How fast a run is: steps and images per second, MFU, waiting for data, and the time left."""
+"""The speed of a run: steps and images per second, MFU, waiting for data, and the time left."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Pace:
         self._recent: collections.deque = collections.deque(maxlen=_RECENT)
 
     def measure(self, step: int) -> tuple[Mapping[str, float], Mapping[str, str]]:
-        """(metrics, what the progress line shows) after a step that is done.
+        """The metrics after a step that is done, and the values that the progress line shows.
 
         The first time that of the first step, from which no speed can be told.
         """
@@ -79,11 +79,13 @@ class Pace:
 
 
 def peak_flops() -> float | None:
-    """Peak FLOP/s of all devices of this run; None for a CPU and for what is not in the table."""
+    """The peak FLOP/s of all devices of this run; None for a CPU and for what is not in the
+    table.
+    """
     chip = chip_of(jax.local_devices()[0].device_kind)
     return chip.flops * jax.device_count() if chip else None
 
 
 def _rate(value):
-    """Three digits, without an exponent."""
+    """A number as text with three digits, without an exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -30,7 +30,9 @@ class Stop:
         return self._asked.is_set() or processes.asked_to_stop()
 
     def agreed(self) -> bool:
-        """The same, with one answer for every process; all must ask after the same step."""
+        """Whether a stop was asked for, with one answer for every process; all must ask after the
+        same step.
+        """
         return any(processes.gather(self.asked()))
 
     def _hear(self, number, frame):

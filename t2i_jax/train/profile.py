@@ -17,8 +17,8 @@ _FOLDER = "profile"
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Which steps of a run are traced: `first` to `last`, both included, counted as on the progress
-    line.
+    """The steps of a run that are traced: `first` to `last`, both included, counted as on the
+    progress line.
     """
 
     first: int
@@ -33,7 +33,7 @@ class Profile:
 
     @classmethod
     def parse(cls, text: str) -> Profile:
-        """From "FIRST:LAST".
+        """The profile that the text "FIRST:LAST" stands for.
 
         Raises:
           UserError: it is something else.
@@ -72,7 +72,9 @@ class Trace:
         self._stop()
 
     def before(self, step: int, queued: Any) -> None:
-        """To be called before a step; `queued` is what the devices may still be computing."""
+        """Starts the trace before its first step; `queued` is what the devices may still be
+        computing.
+        """
         if (
             self._profile is None
             or self._first is not None
@@ -86,7 +88,7 @@ class Trace:
         self._first = self._last = step
 
     def after(self, step: int, queued: Any) -> None:
-        """To be called after a step was handed to the devices."""
+        """Ends the trace after its last step was handed to the devices."""
         if self._profile is None or self._first is None:
             return
         self._last = step

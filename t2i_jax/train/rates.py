@@ -30,8 +30,9 @@ class Rates:
                 self._schedules[f"matrix_rate/{group}"] = group, schedule
 
     def of(self, opt_state: Mapping[str, Any]) -> Mapping[str, float]:
-        """`learning_rate/GROUP` of the newest update of each group, and of Muon's matrices
-        `matrix_rate/GROUP`; an optimiser's own count of its updates is what its schedule goes by.
+        """The learning rates of the newest update: `learning_rate/GROUP` of each group, and of
+        Muon's matrices `matrix_rate/GROUP`; an optimiser's own count of its updates is what its
+        schedule goes by.
         """
         made = {
             group: int(optim.updates_made(opt_state[group], 0))
@@ -44,8 +45,8 @@ class Rates:
 
 
 def shown(metrics: Mapping[str, float]) -> Mapping[str, str]:
-    """{"lr", "grad"} for the progress line, of several groups as 1e-3/2e-4, both in the order of
-    the learning rates: what comes out of a compiled step is sorted by name.
+    """The values {"lr", "grad"} for the progress line, of several groups as 1e-3/2e-4, both in the
+    order of the learning rates: what comes out of a compiled step is sorted by name.
     """
     prefix = "learning_rate/"
     groups = [name.removeprefix(prefix) for name in metrics if name.startswith(prefix)]

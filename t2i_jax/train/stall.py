@@ -21,7 +21,8 @@ class Stalls:
         self._in_a_row = 0
 
     def watch(self, step: int, is_first: bool, give_up: Callable[[], bool]) -> Callable[[], bool]:
-        """`give_up` wrapped for the wait that begins now, after this step.
+        """A form of `give_up` for the wait that begins now, after this step: it tells of the wait
+        meanwhile.
 
         A long wait is logged when it is called meanwhile.
 

@@ -53,7 +53,7 @@ def _before(params, stats, key, optimisers, averaged):
 def start_of(
     task: Task, optimisers: Mapping[str, optax.GradientTransformation], ema_decay: float
 ) -> Callable[[Key], TrainState]:
-    """`init_state` of a key alone."""
+    """The function that computes `init_state` from a key alone."""
     return functools.partial(init_state, task=task, optimisers=optimisers, ema_decay=ema_decay)
 
 
@@ -140,8 +140,8 @@ def on_mesh(shapes: TrainState, task: Task, mesh: Mesh, rules: str) -> TrainStat
     """The shapes of a state, laid on this mesh.
 
     Parameters lie as their logical axes say, and what mirrors a parameter (moments, EMA: same path
-    below the group, same shape) lies like it. Everything else is on every device. What belongs to
-    the task's idle groups lies in the host's memory.
+    below the group, same shape) lies like it. Everything else is on every device. The arrays of the
+    task's idle groups lie in the host's memory.
     """
     boxed = sharding.parameters_of(task)
     places = jax.tree_util.tree_leaves_with_path(sharding.shardings(boxed, mesh, rules))
@@ -162,7 +162,9 @@ def on_mesh(shapes: TrainState, task: Task, mesh: Mesh, rules: str) -> TrainStat
 
 
 def apart(state: TrainState, groups: Sequence[str]) -> tuple[TrainState, TrainState]:
-    """(the state without what belongs to these groups, with that alone); works on any leaves."""
+    """The state without the arrays of these groups, and a state with those alone; works on any
+    leaves.
+    """
     return _of(state, lambda group: group not in groups), _of(state, lambda group: group in groups)
 
 
@@ -213,7 +215,9 @@ def check_mesh(state: TrainState, task: Task, mesh: Mesh, rules: str) -> None:
 
 
 def _matrix(names):
-    """How Muon sees a parameter with these axes: a matrix, the kernel of a convolution, or None."""
+    """The form in which Muon sees a parameter with these axes: a matrix, the kernel of a
+    convolution, or None.
+    """
     if names[-2:] == ["conv_in", "conv_out"] and len(names) == 4:
         return optim.KERNEL
     return optim.MATRIX if len(names) == 2 and not {None, "vocab", "code"} & set(names) else None

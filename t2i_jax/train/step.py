@@ -112,7 +112,7 @@ def _move(rule: optax.GradientTransformation, params, opt_state, grads, norm):
 
 
 def _where_finite(finite: Array, update, old, *rest):
-    """`update(old, *rest)`, or `old` where a number is not finite.
+    """The result of `update(old, *rest)`, or `old` where a number is not finite.
 
     On a single CPU a branch takes less to compile than a choice for every array; other devices
     would wait for a branch.
@@ -123,7 +123,7 @@ def _where_finite(finite: Array, update, old, *rest):
 
 
 def _gradients(objective: Objective, accumulate, params, stats, frozen, batch, key, step):
-    """(loss, metrics, stats, gradients for the group), means over the micro-batches."""
+    """The (loss, metrics, stats, gradients for the group), means over the micro-batches."""
 
     def loss_of(moved, stats, micro_batch, key):
         return objective.loss(

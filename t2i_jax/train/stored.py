@@ -1,4 +1,4 @@
-"""What training has left in a run's folder, for those that use it: it is only read, and the run may
+"""Files that training has left in a run's folder, for readers: nothing is written, and the run may
 still be going on.
 """
 
@@ -19,7 +19,8 @@ def load_params(
     places: Mapping[str, Any] | None = None,
     step: int | str | None = None,
 ) -> tuple[Mapping[str, Any], Any, Any, Any]:
-    """(configuration as a dict, params by group, EMA by group, stats) of a run's newest checkpoint.
+    """The parameters of a run's newest checkpoint: (configuration as a dict, params by group, EMA
+    by group, stats).
 
     `places`, `step`: see `Checkpoints.weights`.
 

@@ -55,7 +55,7 @@ class Stream:
         return not self._queue.empty()
 
     def next(self, give_up: Callable[[], bool]) -> tuple[Mapping[str, jax.Array], Any] | None:
-        """(batch on the devices, position of the data after it).
+        """The next batch: (batch on the devices, position of the data after it).
 
         None when `give_up` says so while it waits.
 

@@ -12,8 +12,8 @@ from t2i_jax import sharding
 
 
 def subprogram(function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function(*arguments)`, on a single CPU compiled as a program of its own within the one that
-    calls it.
+    """The result of `function(*arguments)`, on a single CPU compiled as a program of its own within
+    the one that calls it.
 
     XLA compares every operation of a program with all those before it to find out which ones may
     run at the same time, when it compiles and again when it loads the program. Two programs of half

@@ -1,4 +1,4 @@
-"""Validation while training: what is measured on held-out batches, and by it the best step."""
+"""Validation while training: metrics of held-out batches, and the best step by one of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from t2i_jax.types import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """What a run measures of itself on batches that it is not trained on.
+    """The validation of a run: metrics of batches that it is not trained on.
 
     Attributes:
       every: steps between two; after the last step it is measured too.
@@ -25,7 +25,7 @@ class Validation:
     by: str = "loss"
 
     def is_due(self, done: int, is_last: bool) -> bool:
-        """Whether it is measured after `done` steps."""
+        """Whether held-out batches are measured after `done` steps."""
         return done % self.every == 0 or is_last
 
     def score(self, metrics: Mapping[str, float]) -> float | None:

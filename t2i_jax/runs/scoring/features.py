@@ -34,11 +34,11 @@ class ImageSet(Protocol):
     split: Split
 
     def read(self, index: int) -> np.ndarray:
-        """uint8 (H, W, C); or `BadSample`."""
+        """The image with this number, uint8 (H, W, C); or `BadSample`."""
         ...
 
     def key(self, shard: int) -> str:
-        """Changes when the images of a shard do."""
+        """A key that changes when the images of a shard do."""
         ...
 
 
@@ -46,21 +46,21 @@ class FeatureSet(Protocol):
     """Features of a set of images, as metrics ask for them."""
 
     def rows(self, layer: str) -> Rows:
-        """(N, D) float32 of all images that could be used, in their order."""
+        """The features of all images that could be used, in their order, (N, D) float32."""
         ...
 
     def moments(self, layer: str) -> Moments:
-        """Their moments in float64."""
+        """The moments of a layer's features in float64."""
         ...
 
     @property
     def kept(self) -> np.ndarray:
-        """(N,) the numbers of the images that could be used."""
+        """The numbers (N,) of the images that could be used."""
         ...
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """As JSON their "count" and what else is known of them."""
+        """The "count" of the features and what else is known of them, as JSON."""
         ...
 
 
@@ -78,8 +78,8 @@ class Features:
     split: Split
 
     def rows(self, layer: str) -> Rows:
-        """(N, D) float32 of all images that could be used, in their order; they stay in their files
-        until they are looked at.
+        """The features of all images that could be used, in their order, (N, D) float32; they stay
+        in their files until they are looked at.
         """
         self._check()
         paths = [shard_file(self.folder, shard) for shard in range(self.split.shards)]
@@ -90,8 +90,8 @@ class Features:
             raise UserError(f"{said}; start the command again.") from None
 
     def moments(self, layer: str) -> Moments:
-        """Their moments in float64, merged in the order of the shards; one shard at a time is in
-        memory.
+        """The moments of a layer's features in float64, merged in the order of the shards; one
+        shard at a time is in memory.
         """
         self._check()
         return merged(self._moments(layer))
@@ -105,14 +105,14 @@ class Features:
 
     @functools.cached_property
     def kept(self) -> np.ndarray:
-        """(N,) the numbers of the images that could be used."""
+        """The numbers (N,) of the images that could be used."""
         self._check()
         return np.concatenate([shard[_KEPT] for shard in self._shards()])
 
     @functools.cached_property
     def about(self) -> dict[str, Any]:
-        """As JSON "count" of the images used, "left_out" by reason, "sizes" with their counts, and
-        "sha256" of all pixels.
+        """The "count" of the images used, "left_out" by reason, "sizes" with their counts, and
+        "sha256" of all pixels, as JSON.
         """
         left_out: collections.Counter[str] = collections.Counter()
         sizes: collections.Counter[str] = collections.Counter()
@@ -151,8 +151,8 @@ class Features:
 def folder_of(
     home: pathlib.Path, extractor: Extractor, layers: tuple[str, ...], bring: Mapping[str, Any]
 ) -> pathlib.Path:
-    """Where the features of an extractor are kept: another file of weights, other preprocessing or
-    other layers are another folder.
+    """The folder in which the features of an extractor are kept: another file of weights, other
+    preprocessing or other layers are another folder.
 
     Args:
       bring: JSON of what is done with images before the extractor gets them.

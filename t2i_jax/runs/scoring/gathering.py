@@ -24,28 +24,29 @@ class Gathered:
         self._layers = layers
 
     def rows(self, layer: str) -> Rows:
-        """(N, D) float32."""
+        """The features of a layer, (N, D) float32."""
         return self._layers[layer]
 
     def moments(self, layer: str) -> Moments:
-        """In float64."""
+        """Mean and covariance of a layer's features, in float64."""
         return Moments.of(self._layers[layer])
 
     @property
     def kept(self) -> np.ndarray:
-        """All numbers."""
+        """The numbers of all images, since none is left out."""
         return np.arange(len(next(iter(self._layers.values()))))
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """Their "count"."""
+        """The "count" of the images."""
         return {"count": len(self.kept)}
 
 
 def gathered(
     split: Split, compute: Callable[[int], Mapping[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """What `compute` makes of all shards, in the order of the images; every process calls it.
+    """The arrays that `compute` returns for all shards, in the order of the images; every process
+    calls it.
 
     Each process computes every n-th shard, and all as many: one that would have none left computes
     the last once more. In which process a shard is computed changes nothing of it.
@@ -76,7 +77,7 @@ def _computed(shards, compute):
 
 
 def _of_all(mine, own, split):
-    """mine: (rounds, size, ...) of this process."""
+    """The array of all images, from the shards `mine` (rounds, size, ...) of this process."""
     every = mine[None] if own.of == 1 else multihost_utils.process_allgather(mine)
     in_order = np.swapaxes(np.asarray(every), 0, 1)  # (rounds, processes, size, ...)
     in_order = in_order.reshape(-1, *mine.shape[1:])[: split.shards]

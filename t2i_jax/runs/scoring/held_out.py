@@ -41,7 +41,7 @@ class HeldOutImages:
         self._found = 0  # images of the stream so far
 
     def read(self, index: int) -> np.ndarray:
-        """uint8 (H, W, C); those of earlier shards are read anew.
+        """The image with this number, uint8 (H, W, C); those of earlier shards are read anew.
 
         Raises:
           UserError: fewer images can be read.
@@ -55,8 +55,8 @@ class HeldOutImages:
             return self._images[index % self.split.size]
 
     def key(self, shard: int) -> str:
-        """Changes with the data of the recipe, the files that hold them, and how many are held out
-        here.
+        """A key that changes with the data of the recipe, the files that hold them, and how many
+        are held out here.
         """
         told = {**self.about(), **self._records, "shard": shard}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
@@ -68,13 +68,13 @@ class HeldOutImages:
         return {"kind": self._samples.name, "of": told, "first": self.split.count}
 
     def passed_over(self) -> dict[str, Any]:
-        """{}: the training tells it of all of its data."""
+        """The files that are passed over: {}, as the training tells of them for all of its data."""
         return {}
 
     @functools.cached_property
     def _records(self):
-        """What tells the records that are read; of images with one caption as in earlier versions,
-        whose features stay.
+        """The identity of the records that are read; of images with one caption it is as in earlier
+        versions, whose features stay.
         """
         once = {"distinct": True} if self._samples.have_copies(self.split.count) else {}
         return {"records": stamp(source_of(self._samples.data)), **once}
@@ -117,7 +117,7 @@ class Leading:
         compute: Compute,
         needs_features: bool = True,
     ) -> None:
-        """As the reference's own."""
+        """Prepares the whole reference, as its own `prepare` does."""
         self._reference.prepare(extractor, layers, compute, needs_features)
 
     def count(self, extractor: str) -> int | None:
@@ -125,7 +125,7 @@ class Leading:
         return self._reference.count(extractor) if self._count is None else self._count
 
     def about(self, extractor: str) -> Mapping[str, Any]:
-        """What results say of it."""
+        """The entry about the reference in the results, as JSON."""
         return self._reference.about(extractor)
 
     def image(self, extractor: str, row: int) -> np.ndarray | None:
@@ -143,7 +143,7 @@ class Leading:
         return self._gaussians[extractor, layer]
 
     def features(self, extractor: str, layer: str, metric: str) -> Rows:
-        """(N, D) float32."""
+        """The features of a layer, (N, D) float32."""
         if (extractor, layer) not in self._arrays:
             found = self._reference.features(extractor, layer, metric)
             self._arrays[extractor, layer] = found if self._count is None else found[: self._count]

@@ -36,7 +36,7 @@ from t2i_jax.words import counted
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is measured, of which images, against what.
+    """A job of scoring: metrics, the images that they are of, and the reference.
 
     Attributes:
       metrics: names, see `metrics.METRICS`; (): images are generated and nothing is measured.
@@ -118,7 +118,7 @@ class Job:
         return measures, reference or None
 
     def _check(self, named, reference, extractors, size):
-        """Whether a file has what each network's metrics need of it."""
+        """Checks that a file of reference statistics has what each network's metrics need of it."""
         for network, some in extractors.items():
             of_network = {
                 name: metric
@@ -233,13 +233,13 @@ def evaluate_run(
 
 
 def _tell_of_sizes(results):
-    """Tells where images of two sizes are compared as they are; {}: nothing was measured here."""
+    """Warns where images of two sizes are compared as they are; {}: nothing was measured here."""
     if results and (told := sizes.told_of_results(results)):
         generation.tell(told)
 
 
 def _told_once():
-    """What there is to tell is told by the first process alone."""
+    """A context in which only the first process prints messages."""
     return contextlib.nullcontext() if processes.is_first() else generation.quiet()
 
 
@@ -277,7 +277,9 @@ def _check_enough(named, count, metrics):
 
 
 def _nearest(images: Images, reference, measures, out):
-    """By the first extractor that is asked, the reference images nearest to the first images."""
+    """The reference images nearest to the first images, by the first extractor that the metrics
+    use.
+    """
     from t2i_jax.runs.scoring import features
 
     told = {} if measures.protocol is None else measures.protocol.about()

@@ -45,7 +45,7 @@ INCEPTION_LAYERS = ("pool3", "logits_unbiased")
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One number.
+    """One number of the results: a metric with its value, interval and origin.
 
     Attributes:
       name: with network and preprocessing, as "fid_clean_inception".
@@ -77,7 +77,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What is measured.
+    """The images that metrics are computed of, with captions, features and reference.
 
     Attributes:
       features: of the generated images, by the name of the extractor.
@@ -397,7 +397,7 @@ METRICS: dict[str, Metric] = {
         needs_reference=False, needs_captions=True,
     ),
 }  # fmt: skip
-"""By name what can be measured; "judge:NAME" beside them."""
+"""The metrics by name; "judge:NAME" stands beside them."""
 
 
 def metric_of(name: str) -> Metric:
@@ -429,7 +429,9 @@ def parse_metrics(text: str) -> list[str]:
 
 
 def _named(metric, extractor):
-    """ "fid_clean_inception" of ("fid", "inception-clean"), "cmmd_clip_vit_l_14_336"."""
+    """The name of a metric with its extractor: "fid_clean_inception" of ("fid", "inception-clean"),
+    "cmmd_clip_vit_l_14_336".
+    """
     if extractor.startswith("inception-"):
         mode = extractor.removeprefix("inception-").replace("-", "_")
         return f"{metric}_{mode}_inception"

@@ -50,7 +50,8 @@ def monitor_of(
     workdir: pathlib.Path,
     build: Build = networks.build,
 ) -> Monitor | None:
-    """What `evaluation.metrics` of a recipe asks for; None: nothing. Every process calls it.
+    """The monitor that `evaluation.metrics` of a recipe asks for; None: it asks for none. Every
+    process calls it.
 
     The features of the real images are computed now, and kept in WORKDIR/evaluation.
 
@@ -113,7 +114,9 @@ class Measurer:
         return functools.partial(self._numbers, gathering.gathered(self._split, compute))
 
     def _batches(self) -> Callable[[int], Mapping[str, Any]]:
-        """Number of a batch, the numbers ascending -> its samples, always the same ones."""
+        """A function: number of a batch, the numbers ascending -> its samples, always the same
+        ones.
+        """
         stream = self._stream
         if stream is None:
             return lambda shard: {}
@@ -134,7 +137,7 @@ class Measurer:
         return list(itertools.chain.from_iterable(found))[: self._split.count]
 
     def _batch(self, system, read, shard):
-        """By name the features of the images of a batch, and the judge's verdict on each."""
+        """The features of a batch's images by name, and the judge's verdict on each."""
         size = self._split.size
         # the last batch is filled up with images that belong to nobody, so that one program serves
         rows = range(shard * size, (shard + 1) * size)
@@ -167,7 +170,7 @@ class Measurer:
         return values
 
     def _number(self, one: Monitored, found):
-        """(value, JSON of how it was measured) of a metric."""
+        """The value of a metric, and JSON of how it was measured."""
         count = self._wanted.count_of(one)
         if one.metric == _VERDICTS:
             about = {"n_generated": count, "estimator": {"judge": self._recipe.evaluation.judge}}
@@ -248,16 +251,18 @@ class _Remembering:
         )
 
     def lengths(self, captions: Sequence[str]) -> np.ndarray:
-        """Tokens of each caption."""
+        """The number of tokens of each caption."""
         return self._extractor.lengths(captions)
 
     def text_features(self, captions: Sequence[str], keeps_end: bool = True) -> np.ndarray:
-        """(N, D) float32."""
+        """The features of captions, (N, D) float32."""
         return self._known(tuple(captions), keeps_end)
 
 
 def _batch_size(count):
-    """Images of a batch: a share for each device of a process, and no more than it has to make."""
+    """The number of images in a batch: a share for each device of a process, and no more than it
+    has to generate.
+    """
     devices = jax.local_device_count()
     size = min(_AT_ONCE * devices, -(-count // jax.process_count()))
     return -(-size // devices) * devices

@@ -30,13 +30,13 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "alex": ("alexnet",),  # alex.pth is that of LPIPS's heads
     "vgg": ("vgg16",),
 }
-"""By network how its files and folders begin there, as they are published or as its option; the
-first that is found counts."""
+"""For each network the beginnings of its files' and folders' names, as published or as its option;
+the first that is found counts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Where the weights of each network are; None: in the folder that T2I_WEIGHTS names.
+    """Paths of each network's weights; None: in the folder that T2I_WEIGHTS names.
 
     Attributes:
       inception: the state dict that pytorch-fid and torch-fidelity read.
@@ -85,8 +85,8 @@ def build(network: str, modes: Sequence[str], weights: Weights) -> list[Extracto
 
 
 def build_lpips(weights: Weights) -> dict[str, LpipsMetric]:
-    """LPIPS by each trunk whose weights are given, or lie in the folder that T2I_WEIGHTS names; a
-    line tells of a file that is not the published one.
+    """The LPIPS metrics by each trunk whose weights are given, or lie in the folder that
+    T2I_WEIGHTS names; a line tells of a file that is not the published one.
 
     Raises:
       UserError: weights that are missing or do not fit.
@@ -121,13 +121,13 @@ def _built(network, modes, weights):
 
 
 Build = Callable[[str, Sequence[str], Weights], list[Extractor]]
-"""What `build` is."""
+"""The type of `build`: (network, modes, weights) -> extractors."""
 
 
 def build_once() -> Build:
-    """`build` that reads a file of weights once, however often its network is asked for. Every
-    answer has its own place on the devices, which is freed with it; the weights themselves stay in
-    the host's memory as long as what is returned here.
+    """A form of `build` that reads a file of weights once, however often its network is asked for.
+    Every answer has its own place on the devices, which is freed with it; the weights themselves
+    stay in the host's memory as long as what is returned here.
     """
     known = functools.cache(build)
 

@@ -53,8 +53,8 @@ def write_page(
 def neighbours(
     generated_ND: Rows, reference_MD: Rows, read: Any
 ) -> list[tuple[int, np.ndarray, float]]:
-    """(row of a generated image, the reference image nearest to it, their distance) of the first
-    generated images.
+    """The nearest reference images of the first generated images: (row of a generated image, the
+    reference image nearest to it, their distance) of each.
 
     Args:
       read: row of the reference -> its image; None where there is none.

@@ -36,7 +36,7 @@ class Paired(NamedTuple):
 
 
 def unnumbered(captions: PromptSet) -> PromptSet:
-    """Captions without the numbers that `t2i sample` has written in front of them."""
+    """The captions without the numbers that `t2i sample` has written in front of them."""
     if captions.kind != "file" or captions.source.lower().endswith(ENDINGS):
         return captions
     texts = sample_folder.without_numbers(captions.texts)
@@ -104,8 +104,8 @@ def _by_name(by_name, own, captions, spec):
 
 
 def _by_set(own, captions, spec) -> Paired | None:
-    """By the names that a scorer reads or that `t2i sample` gives, or by ids; None where files are
-    not named so.
+    """The images paired with captions by the names that a scorer reads or that `t2i sample` gives,
+    or by ids; None where files are not named so.
     """
     found, by = None, "their ids"
     if captions.kind in layout.LAYOUTS:
@@ -124,7 +124,7 @@ def _by_set(own, captions, spec) -> Paired | None:
 
 
 def _of_samples(own, count):
-    """The numbers of prompt and image in the names that `t2i sample` gives for so many captions;
+    """The numbers of prompt and image in the names that `t2i sample` gives for `count` captions;
     None of other names.
     """
     numbers = [sample_folder.numbers_of(name) for name in own]

@@ -50,8 +50,8 @@ _LATER = (
 
 
 def software() -> dict[str, Any]:
-    """What can change pixels or features: versions, this package's source, the kind of device, and
-    the compiler's flags.
+    """The software that can change pixels or features: versions, this package's source, the kind of
+    device, and the compiler's flags.
     """
     devices = jax.local_devices()
     told = (os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"))
@@ -88,7 +88,7 @@ def settle(folder: pathlib.Path, plan: Mapping[str, Any]) -> None:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """JSON with sorted keys and numbers in full; the same value is the same bytes."""
+    """Writes JSON with sorted keys and numbers in full; the same value is the same bytes."""
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
     with files.replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -112,7 +112,8 @@ def check_places(folder: pathlib.Path) -> None:
 
 
 def check_several(folder: pathlib.Path) -> None:
-    """`check_places` for a folder of several guidances, which has no plan itself.
+    """Checks the places of files by `check_places`, for a folder of several guidances, which has no
+    plan itself.
 
     Raises:
       UserError: as `check_places`, or something else is in it.

@@ -1,4 +1,6 @@
-"""What generated images are compared with: real images, or statistics of them in a file."""
+"""References that generated images are compared with: real images, or statistics of them in a
+file.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,15 @@ from t2i_jax.runs.scoring.split import SHARD_SIZE
 _OWN = ("sha256", "schema", "command")  # of the file beside statistics, about itself
 
 Size = Callable[[], int | None]
-"""Side in pixels of the images that are measured; None: nothing tells."""
+"""The type of a function that returns the side in pixels of the images that are measured; None:
+nothing tells."""
 
 Compute = Callable[[Any, Extractor, tuple[str, ...]], Features]
-"""(images, extractor, layers) -> features; every process calls it."""
+"""The type of a function (images, extractor, layers) -> features; every process calls it."""
 
 
 def no_size() -> None:
-    """Of images of which nothing tells their size."""
+    """The `Size` of images whose size nothing tells: None."""
 
 
 class Reference(Protocol):
@@ -60,11 +63,11 @@ class Reference(Protocol):
         ...
 
     def count(self, extractor: str) -> int | None:
-        """How many images that is; None: nobody has said."""
+        """The number of images in the reference; None: nobody has said."""
         ...
 
     def about(self, extractor: str) -> Mapping[str, Any]:
-        """What results say of it."""
+        """The entry about the reference in the results, as JSON."""
         ...
 
     def image(self, extractor: str, row: int) -> np.ndarray | None:
@@ -112,11 +115,11 @@ class RealImages(ImageSet, Protocol):
     """Real images by their numbers, in shards."""
 
     def about(self) -> Mapping[str, Any]:
-        """What results say of them, their digest apart."""
+        """The entry about the images in the results, without their digest."""
         ...
 
     def passed_over(self) -> Mapping[str, Any]:
-        """What results say of what lies with them and is not measured; {} where nothing does."""
+        """The entry about files that lie with the images and are not measured; {} without any."""
         ...
 
 
@@ -146,7 +149,7 @@ class ImagesReference:
         compute: Compute,
         needs_features: bool = True,
     ) -> None:
-        """Computes their features."""
+        """Computes the features of the images."""
         del needs_features
         self._found[extractor.name] = compute(self._images, extractor, layers)
 
@@ -155,7 +158,7 @@ class ImagesReference:
         return Gaussian.of(self._found[extractor].moments(layer))
 
     def features(self, extractor: str, layer: str, metric: str) -> Rows:
-        """(N, D) float32."""
+        """The features of a layer, (N, D) float32."""
         del metric
         return self._found[extractor].rows(layer)
 
@@ -164,14 +167,14 @@ class ImagesReference:
         return self._found[extractor].about["count"]
 
     def about(self, extractor: str) -> dict[str, Any]:
-        """Where they are, how many of which sizes, what was passed over and left out, and a hash of
-        all pixels.
+        """The path of the images, how many of which sizes, what was passed over and left out, and a
+        hash of all pixels.
         """
         told = {**self._images.about(), **self._images.passed_over()}
         return {**told, **self._found[extractor].about}
 
     def image(self, extractor: str, row: int) -> np.ndarray:
-        """uint8 (H, W, 3)."""
+        """The image of a row, uint8 (H, W, 3)."""
         return self._images.read(int(self._found[extractor].kept[row]))
 
 
@@ -253,7 +256,7 @@ class StatisticsReference:
         return None if kept is None else len(kept)
 
     def count(self, extractor: str) -> int | None:
-        """As the file or the JSON beside it says."""
+        """The number of images, as the file or the JSON beside it says; None: nothing tells."""
         found = self._read[extractor]
         if found.count is None and found.gaussian is None:
             return self._found[extractor].about["count"]

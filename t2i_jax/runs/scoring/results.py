@@ -13,7 +13,7 @@ RESULTS, VALUES, MARKS = "results.json", "values.json", "marks.json"
 
 
 class Stored(NamedTuple):
-    """What a folder of results holds.
+    """The contents of a folder of results.
 
     Attributes:
       results: of results.json.
@@ -57,7 +57,7 @@ def read_results(folder: pathlib.Path) -> Stored:
 
 
 def _are_results(found):
-    """Whether all that two results are compared by has its form."""
+    """Whether all entries by which two results are compared have their form."""
     if not isinstance(found, dict) or not isinstance(found.get("metrics"), list):
         return False
     about = (found.get(name) for name in ("protocol", "prompts", "images"))
@@ -86,7 +86,7 @@ def _are_values(found):
 
 
 def _is_value(row):
-    """Whether it is [prompt, number of the image, value]."""
+    """Whether an entry is [prompt, number of the image, value]."""
     return _is_row(row) and _is_number(row[2])
 
 
@@ -95,7 +95,7 @@ def _are_marks(found):
 
 
 def _is_row(row):
-    """Whether it is [prompt, number of the image, something]."""
+    """Whether an entry is [prompt, number of the image, something]."""
     return isinstance(row, list) and len(row) == 3 and _is_text(row[0]) and isinstance(row[1], int)
 
 
@@ -108,6 +108,6 @@ def _is_object_or_none(value):
 
 
 def _is_number(value):
-    """Whether it is a finite number that a float holds."""
+    """Whether a value is a finite number that a float holds."""
     is_one = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_one and abs(value) <= sys.float_info.max

@@ -1,4 +1,4 @@
-"""From images to results.json: features of every shard, then the metrics."""
+"""Scores of images, written to results.json: features of every shard, then the metrics."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Images:
 
 @dataclasses.dataclass(frozen=True)
 class Measures:
-    """What is measured, and with what.
+    """The metrics that are measured, with their extractors.
 
     Attributes:
       metrics: names, see `metrics.METRICS`.
@@ -75,7 +75,7 @@ class Measures:
     batch_size: int = features.BATCH_SIZE
 
     def layers(self, network: str) -> tuple[str, ...]:
-        """All layers of a network that the metrics need."""
+        """The layers of a network that the metrics need."""
         found = (metric_of(name) for name in self.metrics)
         return next(one.layers for one in found if one.network == network)
 
@@ -92,7 +92,7 @@ class Measures:
 
 
 def digest(data: bytes) -> str:
-    """What `Images.marks` hold of a caption or of the pixels of an image."""
+    """The digest of a caption or of the pixels of an image, as `Images.marks` has it."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 
@@ -181,7 +181,7 @@ def score(
 def write(
     out: pathlib.Path, images: Images, results: Mapping[str, Any], values: Mapping[str, Any]
 ) -> None:
-    """Writes what `assembled` gives, and marks.json where images have marks."""
+    """Writes the results of `assembled`, and marks.json where images have marks."""
     if images.marks:
         marks = zip(images.keys, images.marks, strict=True)
         plan.write_json(out / MARKS, [[*key, mark] for key, mark in marks])
@@ -225,7 +225,7 @@ def _measured(images, reference, measures, found):
 def assembled(
     images: Images, subject: Subject, entries: Sequence[Entry], protocol: Protocol | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What results.json and values.json hold, of numbers."""
+    """The contents of results.json and values.json."""
     found, about = subject.features, images.about()
     other_prompts = protocol and protocol.other_prompts(about.get("prompts"))
     cut = {one.name: one.cut for one in entries if one.cut}
@@ -264,7 +264,7 @@ def assembled(
 
 
 def _other_weights(extractors):
-    """By extractor what is told of a file of weights that is not the published one."""
+    """For each extractor a sentence about a file of weights that is not the published one."""
     told = {
         name: weights_file.told_of_other(name.partition("-")[0], one.about)
         for name, one in extractors.items()
@@ -302,7 +302,7 @@ def _rows(entry, found):
 
 
 def _categories(images, entries, found):
-    """By metric and category the mean of the values, with its interval and how many there are."""
+    """The mean of the values by metric and category, with its interval and the number of values."""
     told: dict[str, dict[str, Any]] = {}
     for one in entries:
         if one.values_N is None or not any(images.categories):
@@ -343,13 +343,13 @@ def check_vocabulary(named: str, extractors: Sequence[Any]) -> None:
 
 
 def told_of_cut(extractor: Any, captions: Sequence[str]) -> str | None:
-    """Which captions a CLIP reads the beginning of alone, as a sentence; None: it reads all."""
+    """A sentence about captions of which a CLIP reads the beginning alone; None: it reads all."""
     return told_of_lengths(extractor.lengths(captions), extractor.text_length, "caption")
 
 
 def _cuts(measures, captions):
-    """What is told of captions that are too long for a CLIP, once for metrics of which it is the
-    same.
+    """Sentences about captions that are too long for a CLIP, one for all metrics to which it
+    applies.
     """
     found: dict[str, list[str]] = {}
     for name in measures.metrics:

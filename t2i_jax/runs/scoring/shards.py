@@ -34,11 +34,11 @@ class ImageShards:
         self.folder, self.split = folder, split
 
     def path(self, index: int) -> pathlib.Path:
-        """Where an image is."""
+        """The path of an image."""
         return self._home(index // self.split.size) / f"{index:06d}.png"
 
     def read(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3) of an image."""
+        """The pixels of an image, uint8 (H, W, 3)."""
         name = self.path(index).name
         return image_file.decode(image_file.file_bytes(self.path(index), name), name)
 
@@ -47,7 +47,7 @@ class ImageShards:
         return hashlib.sha256(self._manifest(shard)).hexdigest()
 
     def about(self) -> dict[str, Any]:
-        """What results say of the images."""
+        """The entry about the images in the results."""
         keys = [self.key(shard) for shard in range(self.split.shards)]
         digest = hashlib.sha256("".join(keys).encode()).hexdigest()
         return {"kind": "generated", "count": self.split.count, "encoding": "png", "sha256": digest}

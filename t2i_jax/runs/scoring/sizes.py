@@ -11,8 +11,8 @@ from t2i_jax.words import counted
 
 
 def told(own: Mapping[str, int], real: Mapping[str, int]) -> str | None:
-    """What is told where features may differ by the sizes alone, as the beginning of a sentence;
-    None: all images are squares of the same sizes.
+    """A warning that features may differ by the sizes of images alone, as the beginning of a
+    sentence; None: all images are squares of the same sizes.
 
     Args:
       own, real: by size, as "640x480", how many images have it: of those that are measured, and of
@@ -27,8 +27,8 @@ def told(own: Mapping[str, int], real: Mapping[str, int]) -> str | None:
 
 
 def told_of_results(results: Mapping[str, Any]) -> str | None:
-    """The same of what results.json holds, as a sentence without its full stop; None too where a
-    protocol was given, or nothing tells of the sizes.
+    """The warning of `told` for the contents of results.json, as a sentence without its full stop;
+    None too where a protocol was given, or nothing tells of the sizes.
     """
     for one in results["metrics"] if results["protocol"] is None else ():
         real = (one["reference"] or {}).get("sizes")

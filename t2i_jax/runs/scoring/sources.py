@@ -82,7 +82,7 @@ class SourceImages:
             self._chosen = f" {hashlib.sha256(told).hexdigest()}"
 
     def read(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3) of any size; or `BadSample`."""
+        """The image with this number, uint8 (H, W, 3) of any size; or `BadSample`."""
         record = self._records[index]
         image = self.source.without_caption(record)["image"]
         if image is None:
@@ -95,11 +95,11 @@ class SourceImages:
 
     @property
     def further_rows(self) -> int:
-        """How many of them are of an image that another one is of, where each row counts."""
+        """The number of records whose image an earlier record has too, where each record counts."""
         return len(self._records) - len({self.source.image_of(one) for one in self._records})
 
     def captions(self) -> list[str]:
-        """All captions.
+        """The captions of all images.
 
         Raises:
           UserError: one is missing.
@@ -121,7 +121,9 @@ class SourceImages:
         return found
 
     def _caption(self, record):
-        """That of its source, or that of its number where `t2i sample` wrote the image."""
+        """The caption of a record in its source, or the one of its number where `t2i sample` wrote
+        the image.
+        """
         try:
             return self.source.caption(record)
         except BadSample:
@@ -133,20 +135,20 @@ class SourceImages:
             return clean_caption(captions[numbers[0]], name)
 
     def key(self, shard: int) -> str:
-        """Tells the images from what they were at another time, by the sizes and times of their
-        files and the version of their set, and from those of another split.
+        """A key that tells the images from what they were at another time, by the sizes and times
+        of their files and the version of their set, and from those of another split.
         """
         told = os.fsencode(f"{self.spec} {self._part} {self._stamp} {shard}{self._chosen}")
         return hashlib.sha256(told).hexdigest()
 
     def about(self) -> dict[str, Any]:
-        """What results say of the images, their digest apart."""
+        """The entry about the images in the results, without their digest."""
         kind, _, path = self.spec.partition(":")
         return {"kind": kind, "path": path, **self._part}
 
     def passed_over(self) -> dict[str, dict[str, int]]:
-        """{"passed_over": by reason how much lies with the images, may hold images too, and is not
-        measured}; {} where nothing does.
+        """The counts of passed-over files: {"passed_over": by reason how much lies with the images,
+        may hold images too, and is not measured}; {} where nothing does.
         """
         found = {**self.source.passed_over.different, **self._beside}
         told = {why: count for why, count in found.items() if not why.startswith(NO_IMAGES)}
@@ -195,7 +197,7 @@ class GridImages:
         self.split = Split(files.split.count * each, files.split.size)
 
     def read(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3) of any size; or `BadSample`."""
+        """The image with this number, uint8 (H, W, 3) of any size; or `BadSample`."""
         place, number = divmod(index, self._each)
         grid_HWC = self._files.read(place)
         sides, name = grid_HWC.shape[:2], self._files.name(place) or f"record {place}"
@@ -211,11 +213,11 @@ class GridImages:
 
     @property
     def further_rows(self) -> int:
-        """How many of them are of an image that another one is of."""
+        """The number of records whose image an earlier record has too."""
         return self._files.further_rows * self._each
 
     def captions(self) -> list[str]:
-        """That of its file for each image.
+        """The captions of all images, each that of its file.
 
         Raises:
           UserError: one is missing.
@@ -223,15 +225,15 @@ class GridImages:
         return [caption for caption in self._files.captions() for _ in range(self._each)]
 
     def key(self, shard: int) -> str:
-        """That of the files, with the images of each."""
+        """The key of the files, with the number of images in each."""
         return f"{self._files.key(shard)} grid {self._each}"
 
     def about(self) -> dict[str, Any]:
-        """What results say of the files."""
+        """The entry about the files in the results."""
         return self._files.about()
 
     def passed_over(self) -> dict[str, dict[str, int]]:
-        """As of the files."""
+        """The files that are passed over, as `SourceImages` counts them."""
         return self._files.passed_over()
 
 
@@ -258,16 +260,16 @@ class ArrayImages:
         self.split = Split(len(images_NHWC), shard_size)
 
     def read(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3)."""
+        """The image with this number, uint8 (H, W, 3)."""
         return self._images[index]
 
     def key(self, shard: int) -> str:
-        """That of the array, with the shard's number."""
+        """The key of the array, with the shard's number."""
         return f"{self._key} {shard}"
 
 
 def source_spec(field: str, text: str) -> str:
-    """What the user wrote as a source: a plain path is a folder.
+    """The specification of a source that the user wrote; a plain path is a folder.
 
     Raises:
       UserError: a path at which there is no folder.
@@ -319,7 +321,7 @@ def split_of(spec: str, split: str | None, field: str) -> str:
 
 
 def drawn_size(spec: str, size: int | None, protocol: Protocol | None) -> int | None:
-    """Side in pixels at which a built-in dataset is drawn for statistics; None: the images of
+    """The side in pixels at which a built-in dataset is drawn for statistics; None: the images of
     another source are as large as they are.
 
     Args:
@@ -350,7 +352,8 @@ def drawn_size(spec: str, size: int | None, protocol: Protocol | None) -> int | 
 
 
 def size_of_run(recipe: Recipe, made_by: Any) -> int | None:
-    """Side in pixels of the images of a run, for a reference that is drawn; None: nothing tells.
+    """The side in pixels of the images of a run, for a reference that is drawn; None: nothing
+    tells.
 
     Args:
       made_by: its system, or its task with the networks of its parts; see `made_size` of both.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jax
 
 SHARD_SIZE = 1000
-"""Images of a shard."""
+"""The number of images in a shard."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Split:
 
     @property
     def shards(self) -> int:
-        """How many shards there are."""
+        """The number of shards."""
         return -(-self.count // self.size)
 
     def rows(self, shard: int) -> range:
@@ -35,7 +35,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What one of several processes works on: every `of`-th shard.
+    """The share of the shards that one of several processes works on: every `of`-th one.
 
     Attributes:
       process: its number, from 0.
@@ -47,7 +47,7 @@ class Share:
 
     @classmethod
     def here(cls) -> Share:
-        """What this process works on."""
+        """The share of this process."""
         return cls(jax.process_index(), jax.process_count())
 
     def mine(self, shards: int) -> Iterator[int]:

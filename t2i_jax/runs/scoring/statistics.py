@@ -23,7 +23,7 @@ from t2i_jax.runs.scoring.sources import SourceImages
 from t2i_jax.runs.scoring.split import Share
 
 LAYERS = {"inception": "pool3", "clip": "image", "cmmd": "image", "dinov2": "cls"}
-"""By network the layer whose statistics are kept."""
+"""The layer whose statistics are kept, by network."""
 _ADM, _SPATIAL = "inception-tf", "spatial"  # the extractor and the layer of ADM's evaluator
 _CLEAN, _CLEAN_MODE = "inception-clean", "clean"  # the extractor of clean-fid, and its name there
 _MOST_BYTES = 2**34  # of the images that an ADM batch holds
@@ -98,8 +98,8 @@ def write(
 def extras(
     extractor: Extractor, among: Sequence[Extractor], adm: bool, clean_fid: str | None
 ) -> dict[str, Any]:
-    """What `write` keeps for others beside the statistics of one of several extractors: each other
-    package gets what is of its own mode.
+    """The options of `write` for the statistics of one of several extractors: each other package
+    gets the entries of its own mode.
 
     Args:
       among: all of them. Where none is of that mode, the first is asked, which `write` refuses.
@@ -115,7 +115,7 @@ def extras(
 
 
 def _asked(images, extractor, layer, protocol, kept):
-    """What the JSON beside OUT says of the command, but for the images that could be used."""
+    """The record of the command in the JSON beside OUT, without the counts of the images used."""
     return _json({
         "extractor": {"name": extractor.name, "layer": layer, **extractor.about},
         "protocol": protocol or None,
@@ -124,7 +124,9 @@ def _asked(images, extractor, layer, protocol, kept):
 
 
 def _made_before(out, asked, home, share):
-    """What `write` returns where OUT is there; what is left of its features goes."""
+    """The result of `write` where OUT exists already; the features that are left of it are
+    removed.
+    """
     found = statistics_file.made_before(out, asked).get("images")
     if not isinstance(found, dict) or not {"count", "left_out"} <= found.keys():
         raise UserError(

@@ -176,7 +176,9 @@ def _paired(spec, files, captions, grid):
 
 
 def _own_captions(files) -> tuple[Sequence[str] | None, str]:
-    """Those beside the images; None where one has none, and which that is."""
+    """The captions beside the images; None where an image has none, with the sentence that names
+    it.
+    """
     try:
         return files.captions(), ""
     except UserError as error:
@@ -184,8 +186,8 @@ def _own_captions(files) -> tuple[Sequence[str] | None, str]:
 
 
 def _keys(files):
-    """(name, how many before it have the same) of each image, so that it is compared with its
-    namesake in other results; its number for a name where images have none.
+    """The keys of all images: (name, how many before it have the same) of each, so that it is
+    compared with its namesake in other results; its number for a name where images have none.
     """
     seen, found = collections.Counter(), []
     for row in range(files.split.count):

@@ -39,7 +39,7 @@ def parse_guidances(text: str) -> list[float]:
 
 
 def table(found: Mapping[float, Mapping[str, Any]]) -> list[str]:
-    """Lines of text: a row for each guidance, a column for each metric.
+    """The table as lines of text: a row for each guidance, a column for each metric.
 
     Args:
       found: results by guidance.
@@ -54,7 +54,7 @@ def table(found: Mapping[float, Mapping[str, Any]]) -> list[str]:
 
 
 def curves(found: Mapping[float, Mapping[str, Any]]) -> list[str]:
-    """SVGs of each distance over each measure of alignment, a point for each guidance; [] where
+    """The SVGs of each distance over each measure of alignment, a point for each guidance; [] where
     one of the two was not measured.
     """
     names: Sequence[str] = [one["name"] for one in next(iter(found.values()))["metrics"]]

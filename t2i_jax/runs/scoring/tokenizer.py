@@ -50,7 +50,7 @@ _AT_ONCE = 64  # pairs that are measured at a time
 _LEAST_OF_SSIM = 11  # pixels per side
 _MOST_DB = 100.0  # for which an exact reconstruction counts, whose PSNR is infinite
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Two sets of images, uint8 NHWC -> the distance of each pair."""
+"""The type of a distance: two sets of images, uint8 NHWC -> the distance of each pair."""
 
 
 class CroppedImages(SourceImages):
@@ -67,7 +67,7 @@ class CroppedImages(SourceImages):
         self._size, self._crop = size, crop
 
     def read(self, index: int) -> np.ndarray:
-        """uint8 (size, size, 3).
+        """The cropped image with this number, uint8 (size, size, 3).
 
         Raises:
           UserError: it can't be read; of pairs none is left out.
@@ -84,17 +84,17 @@ class CroppedImages(SourceImages):
         )
 
     def key(self, shard: int) -> str:
-        """That of the files, with size and crop."""
+        """The key of the files, with size and crop."""
         return f"{super().key(shard)} {self._size} {self._crop}"
 
     def about(self) -> dict[str, Any]:
-        """Where they are, and how they were cut."""
+        """The path of the images, and how they were cropped."""
         return {**super().about(), "size": self._size, "crop": self._crop}
 
 
 @dataclasses.dataclass(frozen=True)
 class Measures:
-    """What is measured of reconstructions, beside PSNR, SSIM and the codebook.
+    """The metrics of reconstructions, beside PSNR, SSIM and the codebook.
 
     Attributes:
       extractors: of Inception, for rFID, one for each mode; (): no rFID.
@@ -215,7 +215,9 @@ def _reconstruct(system, images, shards, shard, codes, key, batch_size):
 
 
 def _pairs(images, shards, measures, groups, marks) -> Iterator[Entry]:
-    """Means over the pairs; `marks` gets a digest of each original, cut as it is reconstructed."""
+    """The means over the pairs; `marks` gets a digest of each original, cropped as it is
+    reconstructed.
+    """
     distances: dict[str, Distance] = {"psnr": psnr}
     if images.read(0).shape[0] >= _LEAST_OF_SSIM:
         distances |= {"ssim": ssim, "ssim_skimage": ssim_skimage}

@@ -76,19 +76,19 @@ class Wanted:
 
     @property
     def count(self) -> int:
-        """Images that are generated: the most that a metric is of."""
+        """The number of images that are generated: the most that a metric is of."""
         return max(map(self.count_of, self.metrics))
 
     def count_of(self, one: Monitored) -> int:
-        """Images that a metric is of."""
+        """The number of images that a metric is of."""
         return self.recipe.evaluation.pictures if one.count is None else one.count
 
     def extractor(self, one: Monitored) -> Extractor:
-        """That of a metric, which is not of a judge."""
+        """The extractor of a metric that is not of a judge."""
         return self.extractors[self.networks[_network(one)]]
 
     def layers(self, extractor: str) -> tuple[str, ...]:
-        """All layers of an extractor that the metrics need."""
+        """The layers of an extractor that the metrics need."""
         network = next(name for name, one in self.networks.items() if one == extractor)
         mine = (one for one in self.metrics if _network(one) == network)
         return metric_of(next(mine).metric).layers
@@ -109,7 +109,7 @@ class Wanted:
                     raise _too_many(self.recipe, one, self.count_of(one), most)
 
     def about(self, captions: Sequence[str]) -> dict[str, Any]:
-        """JSON of what all of the metrics share: captions, seeds, options."""
+        """The settings that all of the metrics share, as JSON: captions, seeds, options."""
         told = json.dumps(captions).encode()
         return {
             "captions": {
@@ -176,7 +176,7 @@ def _reference(recipe: Recipe, asked, built) -> Reference | None:
 
 
 def _check_held_out(recipe, wanted, samples):
-    """Whether enough is held out, as far as a look at some captions tells."""
+    """Checks that enough is held out, as far as a look at some captions tells."""
     if not samples.is_held_out:
         first = next(one for one in wanted.metrics if one.compares)
         remedy = "other data" if recipe.data.heldout else "a share such as 0.05"
