@@ -121,7 +121,7 @@ class WebDatasetSource(ImageFiles):
         if sample.text.size > captions.MOST_BYTES:
             raise BadSample("file too large", name)
         data = self._read(sample, sample.text)
-        return captions.in_file(data, sample.text.ending, name, self._passed_over)
+        return captions.in_file(data, sample.text.ending, name, self.read_in_part)
 
     def _read(self, sample, part):
         name = self._name(sample, part)
