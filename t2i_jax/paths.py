@@ -6,6 +6,7 @@ import errno
 import os
 import pathlib
 import re
+import urllib.parse
 
 from t2i_jax import values
 from t2i_jax.errors import UserError
@@ -13,6 +14,7 @@ from t2i_jax.errors import UserError
 Given = str | os.PathLike
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # pathlib makes gs:/b of gs://b
+_HOST = re.compile("^[^:]*:(//[^/]*)?")  # what an address of a file has before the path
 _NAME, _PATH = 255, 4096  # bytes, where the file system does not say
 _BELOW = 400  # bytes of the longest path below a run's folder, about
 _SHOWN = 100  # letters of a path in a sentence
@@ -38,7 +40,7 @@ def local(field: str, path: Given) -> str:
         raise UserError(f"{named} holds a null character, as no path does; give another one.")
     if remote := _SCHEME.match(text):
         if remote[1].lower() == "file":
-            place = f"/{text[remote.end() :].lstrip('/')}"
+            place = "/" + urllib.parse.unquote(_HOST.sub("", text)).lstrip("/")
             raise UserError(f"{named} is the address of a file and no path; give {shown(place)}.")
         raise UserError(
             f"{named} names a remote place, and {remote[1]}: is not supported; give a folder or "

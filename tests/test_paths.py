@@ -39,6 +39,7 @@ _REFUSED = {
     "https://example.com/run": "https: is not supported",
     "file:///tmp/run": "is the address of a file and no path; give '/tmp/run'",
     "file:/tmp/run": "is the address of a file and no path; give '/tmp/run'",
+    "file://localhost/tmp/my%20run#2": "give '/tmp/my run#2'",
     "a\0b": "null character",
     "n" * 300: "a name of 300 bytes",
     "\u00e9" * 130: "a name of 260 bytes",

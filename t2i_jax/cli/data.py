@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import pathlib
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -62,8 +63,9 @@ def pack(
     )
     records, shards = manifest["count"], len(manifest["shards"])
     print(f"packed: {counted(records, 'record')} in {counted(shards, 'shard')}")
-    for title, counts in (("left out", manifest["bad"]), ("passed over", manifest["passed_over"])):
-        if counts:
+    for field in ("bad", "read_in_part", "passed_over"):
+        if counts := manifest[field]:
+            title = "left out" if field == "bad" else field.replace("_", " ")
             print(f"{title}: " + ", ".join(f"{reason} {count}" for reason, count in counts.items()))
     for name in manifest["bad_names"]:
         print(f"  {name}")
@@ -178,16 +180,20 @@ def encode_text(
     def captions() -> Iterator[str]:
         for index in progress("encoding")(range(len(source))):
             try:
-                caption = source.caption(index)
-                note_cut(cut, [caption], tokenizer.lengths, max_length)
-                note_unknown(cut, [caption], unknown_letters(tokenizer, [caption]))
-                yield caption
+                yield source.caption(index)
             except BadSample as sample:
                 bad[index] = sample
                 yield ""
 
+    def noted() -> Iterator[str]:
+        left = captions()
+        while some := list(itertools.islice(left, batch_size)):
+            note_cut(cut, some, tokenizer.lengths, max_length)
+            note_unknown(cut, some, unknown_letters(tokenizer, some))
+            yield from some
+
     params = text.init(jax.random.key(0))
-    embeddings = embed_captions(text, params, tokenizer, captions(), batch_size, dtype)
+    embeddings = embed_captions(text, params, tokenizer, noted(), batch_size, dtype)
     about = {
         "t5": t5, "weights": fingerprint(params), "max_length": max_length, "dim": text.dim,
         "dtype": dtype,

@@ -12,6 +12,7 @@ computed from them.
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import json
 import pathlib
@@ -82,17 +83,16 @@ class PackedSource(ImageFiles):
     @property
     def passed_over(self) -> Ledger:
         """The ledger of what was left out and passed over when the set was packed."""
-        found, names = Ledger(), self.manifest.get("bad_names")
-        named = [one for one in names if isinstance(one, str)] if isinstance(names, list) else []
-        for field in ("bad", "passed_over"):
-            counts = self.manifest.get(field)
-            for reason, count in counts.items() if isinstance(counts, dict) else ():
-                end = f": {reason}"
-                first = next((one for one in named if one.endswith(end)), self.manifest["source"])
-                if _is_count(count) and count:
-                    told = f"{reason.removesuffix(_THEN)}{_THEN}"
-                    found.note(told, first.removesuffix(end), count)
-        return found
+        return self._then("bad", "passed_over")
+
+    @functools.cached_property
+    def read_in_part(self) -> Ledger:
+        """The ledger of records of which something was left when the set was packed."""
+        return self._then("read_in_part")
+
+    def counted_anew(self) -> PackedSource:
+        """Itself: nothing is counted when it is read."""
+        return self
 
     @property
     def image_files(self) -> Iterable[pathlib.Path]:
@@ -133,6 +133,20 @@ class PackedSource(ImageFiles):
     def without_caption(self, index: int) -> Record:
         """The record without its caption."""
         return {**super().without_caption(index), **self._arrays(index)}
+
+    def _then(self, *fields):
+        """What the manifest counts there."""
+        found, names = Ledger(), self.manifest.get("bad_names")
+        named = [one for one in names if isinstance(one, str)] if isinstance(names, list) else []
+        for field in fields:
+            counts = self.manifest.get(field)
+            for reason, count in counts.items() if isinstance(counts, dict) else ():
+                end = f": {reason}"
+                first = next((one for one in named if one.endswith(end)), self.manifest["source"])
+                if _is_count(count) and count:
+                    told = f"{reason.removesuffix(_THEN)}{_THEN}"
+                    found.note(told, first.removesuffix(end), count)
+        return found
 
     def _record(self, index):
         data, name = self._data.read(index)

@@ -67,11 +67,11 @@ def clean_caption(text: Any, name: str) -> str:
     return text
 
 
-def in_file(data: bytes, file_name: str, name: str, passed_over: Ledger) -> str:
+def in_file(data: bytes, file_name: str, name: str, in_part: Ledger) -> str:
     """The caption that a file holds, clean.
 
     Args:
-      file_name: of the file, which ends in one of `ENDINGS`. name: for messages. passed_over: where
+      file_name: of the file, which ends in one of `ENDINGS`. name: for messages. in_part: where
         it is noted that the file holds several.
 
     Raises:
@@ -86,7 +86,7 @@ def in_file(data: bytes, file_name: str, name: str, passed_over: Ledger) -> str:
     except (ValueError, RecursionError):
         raise BadSample("caption is not JSON", name) from None
     if are_several(values):
-        passed_over.note(SEVERAL, name)
+        in_part.note(SEVERAL, name)
     return clean_caption(among(values), name)
 
 

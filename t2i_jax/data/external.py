@@ -15,7 +15,6 @@ import numpy as np
 
 from t2i_jax.data.caption import KEYS, SEVERAL, clean_caption, first_text, has_several
 from t2i_jax.data.image_file import ImageFiles, decode, file_bytes
-from t2i_jax.data.ledger import Ledger
 from t2i_jax.data.source import BadSample, Record
 from t2i_jax.errors import UserError
 
@@ -46,7 +45,6 @@ class _Rows(ImageFiles):
     ):
         self.name, self._rows, self.columns, self.classes = name, rows, columns, classes
         self._files, self._version = tuple(map(pathlib.Path, held_in[0])), held_in[1]
-        self._passed_over = Ledger()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -61,11 +59,6 @@ class _Rows(ImageFiles):
     def file(self, index: int) -> tuple[bytes, str]:
         """The bytes of an image file and the record's name; or `BadSample`."""
         return self._image(self._row(index, self._rows), index)
-
-    @property
-    def passed_over(self) -> Ledger:
-        """The captions but the first of the rows that were read."""
-        return self._passed_over
 
     @property
     def image_files(self) -> Iterable[pathlib.Path]:
@@ -109,7 +102,7 @@ class _Rows(ImageFiles):
         if self.classes is not None:
             value = _class_name(self.classes, value)
         if has_several(value):
-            self._passed_over.note(SEVERAL, self._where(index))
+            self.read_in_part.note(SEVERAL, self._where(index))
         return clean_caption(first_text(value), self._where(index))
 
     def _where(self, index):

@@ -64,13 +64,14 @@ def is_leftover(name: str) -> bool:
 class _Sample(NamedTuple):
     """A record: where its image is, and its caption or the file that holds it.
 
-    One with a reason is there to be counted as bad.
+    One with a reason is there to be counted as bad; one with `several` has further captions.
     """
 
     image: str
     caption: str | None = None
     caption_file: str | None = None
     reason: str = ""
+    several: bool = False
 
 
 class FolderSource(ImageFiles):
@@ -151,7 +152,7 @@ class FolderSource(ImageFiles):
 
     def cond_image(self, index: int, channels: int = 3) -> np.ndarray:
         """The image that an image is conditioned on, from NAME.cond.png; or `BadSample`."""
-        name, _, _, reason = self._samples[index]
+        name, _, _, reason, _ = self._samples[index]
         if reason:
             raise BadSample(reason, name)
         places = (self.path / one for one in _cond_names(os.path.splitext(name)[0]))
@@ -162,9 +163,11 @@ class FolderSource(ImageFiles):
 
     def caption(self, index: int) -> str:
         """The caption from the table or from a file beside the image; or `BadSample`."""
-        name, caption, file, reason = self._samples[index]
+        name, caption, file, reason, several = self._samples[index]
         if reason:
             raise BadSample(reason, name)
+        if several:
+            self.read_in_part.note(captions.SEVERAL, name)
         if file is None:
             return clean_caption(caption, name)
         try:
@@ -173,7 +176,7 @@ class FolderSource(ImageFiles):
             is_odd = error.errno in (errno.EINVAL, errno.EFBIG)
             reason = "caption in no regular file of a sane size" if is_odd else "unreadable caption"
             raise BadSample(reason, file) from None
-        return captions.in_file(data, file, name, self._passed_over)
+        return captions.in_file(data, file, name, self.read_in_part)
 
 
 def _found(folder, passed_over):
@@ -190,7 +193,7 @@ def _found(folder, passed_over):
         images, texts, tables, beside = _sorted_out(parent, where, sorted(names), passed_over)
         conds |= {os.path.join(where, name) for name in beside}
         if tables:
-            from_tables += _of_table(folder, where, tables[0], passed_over)
+            from_tables += _of_table(folder, where, tables[0])
             for name in tables[1:]:
                 passed_over.note(f"table beside {tables[0]}", os.path.join(where, name))
         ruled[where] = bool(tables) or ruled.get(os.path.dirname(where), False)
@@ -308,7 +311,7 @@ def _small_ending(name):
     return stem + ending.lower()
 
 
-def _of_table(folder, where, name, passed_over):
+def _of_table(folder, where, name):
     """The samples that a table names."""
     table = os.path.join(where, name)
     path, samples, bad = folder / table, [], []
@@ -326,9 +329,8 @@ def _of_table(folder, where, name, passed_over):
             bad.append(_Sample(f"{table} line {row.line}", reason=reason))
             continue
         image = os.path.normpath(os.path.join(where, _own(path.parent, file)))
-        samples.append(_Sample(image, captions.among(row.values)))
-        if captions.are_several(row.values):
-            passed_over.note(captions.SEVERAL, image)
+        several = captions.are_several(row.values)
+        samples.append(_Sample(image, captions.among(row.values), several=several))
     if bad and not samples:
         raise UserError(
             f"captions={str(path)!r} has no row that can be used ({bad[0].reason} in line "

@@ -35,6 +35,7 @@ class Overview:
       sizes: (width, height) of each image.
       captions: each caption.
       images_bad, captions_bad: what could not be used; a record may count in both.
+      read_in_part: of which of the records that were looked at something is left.
       passed_over: what lies with the data and is no record.
       shown: some records that have an image, for the sheet; their caption may be None.
     """
@@ -45,6 +46,7 @@ class Overview:
     captions: list[str]
     images_bad: Ledger
     captions_bad: Ledger
+    read_in_part: Ledger
     passed_over: Ledger
     shown: list[Record]
 
@@ -69,6 +71,7 @@ class Overview:
             often = collections.Counter(self.captions).most_common(3)
             found += [f"  {count} x {_cut(caption, 100)!r}" for caption, count in often]
         found += self.captions_bad.lines("captions that can't be used")
+        found += self.read_in_part.lines("read in part")
         return found + self.passed_over.lines("passed over")
 
 
@@ -101,7 +104,9 @@ def look(
     turns = set(np.linspace(0, len(indices) - 1, show).round().astype(int).tolist())
     # images that the sheet should have by now; where one can't be used, the next one steps in
     due = 0
-    found = Overview(count, len(indices), [], [], Ledger(), Ledger(), source.passed_over, [])
+    source = source.counted_anew()
+    in_part, passed_over = source.read_in_part, source.passed_over
+    found = Overview(count, len(indices), [], [], Ledger(), Ledger(), in_part, passed_over, [])
     if seconds < math.inf:
         np.random.default_rng(0).shuffle(indices)
     end = time.monotonic() + seconds

@@ -71,6 +71,7 @@ def pack(
     if (size is not None and size < 1) or shard_bytes < 1:
         raise UserError(f"size={size} and shard_bytes={shard_bytes} must be at least 1.")
     bad, sizes = Ledger(), _Sizes()
+    source = source.counted_anew()
     prepare = _Prepare(source, size, captions)
     with _new_folder(out) as half_done:
         named = f"out={str(out)!r}"
@@ -98,6 +99,7 @@ def pack(
             "pictures": sizes.summary(),
             "bad": dict(bad.by_reason),
             "bad_names": bad.names,
+            "read_in_part": dict(source.read_in_part.different),
             "passed_over": dict(source.passed_over.different),
             "shards": writer.close(),
             "columns": {},

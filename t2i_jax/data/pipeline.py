@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 from absl import flags
@@ -29,9 +29,6 @@ from t2i_jax.data.source import EMBEDDED, BadSample, Record, Source, open_source
 from t2i_jax.errors import UserError
 from t2i_jax.terminal import say
 from t2i_jax.values import Fraction, Range, Seed
-
-if TYPE_CHECKING:
-    pass
 
 ENTRIES = (
     "image", "cond_image", "caption", "text", "text_mask", "text_embeds", "tokens", *VECTORS

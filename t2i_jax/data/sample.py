@@ -89,6 +89,8 @@ class Prepare:
         return {**others, "cond_image": self._source.cond_image(index, channels)}
 
     def _read_own(self, index):
+        if self._kept - {"cond_image"} == {"caption"}:  # neither an image nor stored arrays
+            return {"caption": self._source.caption(index)}
         if not self._with_image:
             return self._source.without_image(index)
         if "caption" not in self._kept:

@@ -142,6 +142,17 @@ class Source(abc.ABC):
         """
         return Ledger()
 
+    @functools.cached_property
+    def read_in_part(self) -> Ledger:
+        """Of which of the records that were read something was left: captions but the first."""
+        return Ledger()
+
+    def counted_anew(self) -> Source:
+        """The same source with a `read_in_part` of its own, which has counted nothing yet."""
+        other = copy.copy(self)
+        other.read_in_part = Ledger()
+        return other
+
     def in_channels(self, channels: int) -> Source:
         """The same source, whose image files are read with this number of channels."""
         other = copy.copy(self)

@@ -77,8 +77,10 @@ class WebDatasetSource(ImageFiles):
             for sample in _index(number, path, self._passed_over)
         ]
         if not any(sample.image for sample in self._samples):
+            seen = "; ".join(self._passed_over.names[:3])
             raise UserError(
-                f"webdataset={pattern!r} holds no images; they end in {', '.join(ENDINGS)}."
+                f"webdataset={pattern!r} holds no images{f' (there are {seen})' if seen else ''}; "
+                f"they end in {', '.join(ENDINGS)}."
             )
 
     def __len__(self) -> int:
@@ -119,7 +121,7 @@ class WebDatasetSource(ImageFiles):
         if sample.text.size > captions.MOST_BYTES:
             raise BadSample("file too large", name)
         data = self._read(sample, sample.text)
-        return captions.in_file(data, sample.text.ending, name, self._passed_over)
+        return captions.in_file(data, sample.text.ending, name, self.read_in_part)
 
     def _read(self, sample, part):
         name = self._name(sample, part)
@@ -200,33 +202,19 @@ def _texts(image_ending):
 
 def _index(number, path, passed_over):
     """The samples of one tar file."""
-    groups: list[_Group] = []
-    latest: dict[str, _Group] = {}
+    files: list[tarfile.TarInfo] = []
     where, reason = pathlib.Path(path).name, ""
     try:
         with open_regular(path) as file:
             archive = tarfile.TarFile(fileobj=_Bounded(file))  # type: ignore[arg-type]
             try:
                 for member in _members(archive):
-                    if not member.isfile() or member.issparse():
-                        if not member.isdir():
-                            passed_over.note("member that is no file", f"{where}/{member.name}")
-                        continue
-                    key, ending = _split(member.name)
-                    if any(map(is_leftover, _named_parts(member.name))):
-                        passed_over.note(LEFTOVER, f"{where}/{member.name}")
-                        continue
-                    if key not in latest or ending in latest[key].parts:
-                        if key in latest:
-                            said = f"{where}/{member.name}"
-                            passed_over.note("name twice in an archive, read as two", said)
-                        latest[key] = _Group(key)
-                        groups.append(latest[key])
-                    latest[key].parts[ending] = _Part(ending, member.offset_data, member.size)
+                    if member.isfile() and not member.issparse():
+                        files.append(member)
+                    elif not member.isdir():
+                        passed_over.note("member that is no file", f"{where}/{member.name}")
             except (tarfile.TarError, OSError, ValueError, EOFError, RecursionError):
                 reason = "truncated archive"
-                found = counted(len(groups), "sample")
-                say(f"{path} is damaged; it is read up to there, {found}")
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         if os.path.isdir(path):
             raise UserError(
@@ -237,9 +225,41 @@ def _index(number, path, passed_over):
             f"webdataset shard {path!r} can't be read as a tar file ({error}); repair or remove "
             "it, and unpack .gz."
         ) from None
+    groups = _groups(files, where, passed_over)
+    if reason:
+        say(f"{path} is damaged; it is read up to there, {counted(len(groups), 'sample')}")
     _share_captions(groups)
     samples = [one for group in groups for one in group.samples(number, passed_over, where)]
     return [*samples, _Sample(number, "", None, None, reason)] if reason else samples
+
+
+def _groups(files, where, passed_over):
+    """The members of an archive by name, without what other programs left."""
+    groups: list[_Group] = []
+    latest: dict[str, _Group] = {}
+    above = _folders_above(files)
+    for member in files:
+        said = f"{where}/{member.name}"
+        *folders, own = _parts(member.name)
+        if any(map(is_leftover, [*folders[above:], own])):
+            passed_over.note(LEFTOVER, said)
+            continue
+        key, ending = _split(member.name)
+        if key not in latest or ending in latest[key].parts:
+            if key in latest:
+                passed_over.note("name twice in an archive, read as two", said)
+            latest[key] = _Group(key)
+            groups.append(latest[key])
+        latest[key].parts[ending] = _Part(ending, member.offset_data, member.size)
+    return groups
+
+
+def _folders_above(files):
+    """How many folders the names of an archive begin with that all of its members share: they are
+    where it was made, maybe in a hidden folder, and say nothing of what is in it.
+    """
+    names = [parts for parts in (_parts(one.name) for one in files) if not is_leftover(parts[-1])]
+    return len(os.path.commonprefix([parts[:-1] for parts in names]))
 
 
 def _members(archive):
@@ -273,8 +293,9 @@ def _split(name):
     return folder + slash + stem, dot + ending.lower()
 
 
-def _named_parts(name):
-    return (part for part in name.split("/") if part not in (".", ".."))
+def _parts(name):
+    """The folders of a member and its own name."""
+    return [part for part in name.split("/") if part not in (".", "..")] or [name]
 
 
 def _share_captions(groups):

@@ -63,16 +63,21 @@ def with_parts(recipe: Recipe, workdir: pathlib.Path | None = None) -> Recipe:
 
 def vocabulary(recipe: Recipe, out: pathlib.Path) -> None:
     """Copies the vocabulary of the run that a recipe begins with, in place of one that would be
-    trained on captions; not where `out` is there, nor for an embedding of another kind or size,
-    whose weights begin anew.
+    trained on captions, or of one that is not given beside the same file of weights; not where
+    `out` is there, nor for an embedding of another kind or size, whose weights begin anew.
     """
     task, init = recipe.task, recipe.init
-    if not isinstance(init, Init) or out.is_dir() or not task.trains_vocabulary:
+    own = task.text_encoder
+    is_of_file = not task.trains_vocabulary and getattr(own, "vocabulary", "") is None
+    if not isinstance(init, Init) or out.is_dir() or not (task.trains_vocabulary or is_of_file):
         return
-    run, own = _run_of(init), task.text_encoder
+    run = _run_of(init)
     encoder = _recipe_of(run, recipe).task.text_encoder
     theirs = run / folders.TEXT_TOKENIZER
-    if theirs.is_dir() and type(encoder) is type(own) and encoder.vocab_size == own.vocab_size:
+    is_alike = type(encoder) is type(own) and encoder.vocab_size == own.vocab_size
+    if is_alike and is_of_file:
+        is_alike = encoder.source == own.source
+    if theirs.is_dir() and is_alike:
         with replacing(out) as folder:
             shutil.copytree(theirs, folder)
 

@@ -63,6 +63,7 @@ class DataLedger:
         found = look(source, _SAMPLES, wants=wants, seconds=_SECONDS)
         lines = found.images_bad.lines("images that can't be used")
         lines += found.captions_bad.lines("captions that can't be used")
+        lines += found.read_in_part.lines("read in part")
         if self._tokenizer is not None:
             cut = note_cut(Ledger(), found.captions, self._tokenizer.lengths, self._max_length)
             note_unknown(cut, found.captions, unknown_letters(self._tokenizer, found.captions))

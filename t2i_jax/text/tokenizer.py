@@ -171,11 +171,13 @@ def unknown_letters(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[str]
     if unknown is None or not texts:
         return found
     ids_BL, _ = tokenizer(texts, int(max(tokenizer.lengths(texts))))
-    for row in np.flatnonzero((ids_BL == unknown).any(axis=1)).tolist():
-        letters = [letter for letter in dict.fromkeys(texts[row]) if not letter.isspace()]
-        alone_NL, _ = tokenizer(letters, 8)
-        lacking = "".join(np.array(letters)[(alone_NL == unknown).any(axis=1)])
-        found[row] = lacking or texts[row]  # letters that are known alone
+    rows = np.flatnonzero((ids_BL == unknown).any(axis=1)).tolist()
+    letters = [one for one in dict.fromkeys("".join(texts[row] for row in rows)) if one.strip()]
+    alone_NL = tokenizer(letters, 8)[0] if letters else ()
+    lacking = {one for one, ids_L in zip(letters, alone_NL) if unknown in ids_L}
+    for row in rows:
+        own = "".join(letter for letter in dict.fromkeys(texts[row]) if letter in lacking)
+        found[row] = own or texts[row]  # letters that are known alone
     return found
 
 

@@ -57,7 +57,7 @@ def read(out, wants, max_bad_rate=0.0, **more):
     return next(stream), stream.bad.by_reason
 
 
-def test_batches_of_all_that_is_stored(made):
+def test_batches_of_all_that_is_stored(made, monkeypatch):
     wants = ("image", "caption", "tokens", "text_embeds", "text_mask")
     batch, _ = read(made, wants, text_length=4)
     chex.assert_shape([batch["image"], batch["tokens"]], [(LENGTH, 16, 16, 3), (LENGTH, 9)])
@@ -66,6 +66,8 @@ def test_batches_of_all_that_is_stored(made):
     np.testing.assert_array_equal(batch["text_embeds"][:, 0, 0], np.arange(LENGTH))
     assert batch["text_embeds"].shape == (LENGTH, 4, 4) and batch["text_embeds"].dtype == np.float32
     assert batch["caption"] == [Shapes(16)[i]["caption"] for i in range(LENGTH)]
+    monkeypatch.setattr(PackedSource, "_arrays", None)  # captions alone read no column
+    assert read(made, ("caption",))[0] == {"caption": batch["caption"]}
 
 
 def test_from_many_threads_and_after_pickling(made):

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from t2i_jax.data.arrayrecord import PackedSource
 from t2i_jax.data.caption import SEVERAL
 from t2i_jax.data.folder import FolderSource
+from t2i_jax.data.overview import look
+from t2i_jax.data.pack import pack
 from t2i_jax.data.pipeline import DataConfig, batches
 from t2i_jax.data.source import BadSample
 from t2i_jax.errors import UserError
@@ -44,7 +47,14 @@ def test_tables_of_captions(folder):
     (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     source = FolderSource(str(folder))
     assert captions_of(source) == {"a.JPG": "one", "c.webp": "one"}
-    assert source.passed_over.examples[SEVERAL] == ["a.JPG"]
+    assert source.read_in_part.examples[SEVERAL] == ["a.JPG"]
+    looked = [look(source, wants=("caption",)) for _ in range(2)]
+    assert [one.read_in_part.by_reason for one in looked] == [{SEVERAL: 1}] * 2
+    assert SEVERAL not in source.passed_over.different
+    manifest = pack(source, folder / "out", name="x")
+    assert manifest["read_in_part"] == {SEVERAL: 1} and SEVERAL not in manifest["passed_over"]
+    then = look(PackedSource(str(folder / "out"))).read_in_part
+    assert then.examples == {f"{SEVERAL} (when it was packed)": ["x"]}
     (folder / "captions.csv").write_text('image,caption\ndeep/b.png,"one, two"\na.JPG,three\n')
     assert [FolderSource(str(folder))[i]["caption"] for i in range(2)] == ["one, two", "three"]
 
@@ -176,7 +186,7 @@ def test_one_list_of_endings_for_captions(folder):
         half.write(b"\xd8")
     source = FolderSource(str(folder))
     found = captions_of(source)
-    assert source.passed_over.names == [f"h.webp: {SEVERAL}"]
+    assert source.read_in_part.names == [f"h.webp: {SEVERAL}"] and not source.passed_over.total
     assert found == {
         "a.JPG": "image number 0", "b.png": "big letters", "c.webp": "image number 2",
         "d.jfif": "another ending", "deep/b.png": "image number 1",

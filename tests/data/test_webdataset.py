@@ -148,10 +148,12 @@ def test_mistakes_are_refused(tmp_path):
         pass
     write(tmp_path / "none.tar", [("a.npy", b"0")])
     write(tmp_path / "captions.tar", [("a.txt", b"0")])
+    write(tmp_path / "left.tar", [("._a.png", b"0")])
     (tmp_path / "folder.tar").mkdir()
     for name, message in {
         "*.zip": "matches no file", "empty.tar": "can't be read as a tar", "text.tar": "can't be read as a tar",  # noqa: E501
         "small.gz": "unpack .gz", "none.tar": "holds no images", "captions.tar": "holds no images",
+        "left.tar": "no images .there are left.tar/._a.png: leftover of another program.; they",
         "folder.tar": "is a folder; name the tar files", "a-{0..99999999999}.tar": "has the range",
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=message) as caught:
@@ -224,6 +226,19 @@ def test_members_that_are_no_files_are_counted(tmp_path):
         "leftover of another program": 6,
         "member that ends in .npy": 1,
     }
+
+
+def test_a_hidden_folder_around_all_members_hides_none(tmp_path):
+    """As in an archive that was made of a folder below ~/.cache."""
+    above = "./home/me/.cache/set"
+    below = [(f"{above}/{name}", data) for name, data in good([7, 8])]
+    left = [(f"{above}/{name}", b"x") for name in (".git/a.png", "._0007.png", "@eaDir/7.png")]
+    write(tmp_path / "a.tar", [("._.", b"x"), *below, *left])
+    source = WebDatasetSource(str(tmp_path / "a.tar"))
+    assert [source[i]["caption"] for i in range(len(source))] == [
+        f"image number {i}" for i in (7, 8)
+    ]
+    assert source.passed_over.by_reason == {"leftover of another program": 4}
 
 
 def _header(name, size, kind=b"0"):

@@ -115,6 +115,7 @@ def test_arrays_of_another_shape_are_refused_by_name_unless_asked(base, tmp_path
 
 
 _IDS = ClipText("clip.safetensors", toy_dalle2.CLIP, "clip")
+_BARE = ClipText("clip.safetensors", toy_dalle2.CLIP)
 _CLIP, _LEARNED = toy_dalle2.clip().task, toy.get_config().task
 
 
@@ -131,6 +132,8 @@ _CLIP, _LEARNED = toy_dalle2.clip().task, toy.get_config().task
         (dataclasses.replace(toy_dalle2.prior().task, clip=toy_dalle2.CLIP), None, False),
         (dataclasses.replace(toy_dalle2.decoder().task, clip=toy_dalle2.CLIP), None, False),
         (dataclasses.replace(_LEARNED, text=_IDS), dataclasses.replace(_IDS, source="b"), False),
+        (dataclasses.replace(_LEARNED, text=_BARE), _IDS, True),
+        (dataclasses.replace(_LEARNED, text=_BARE), dataclasses.replace(_IDS, source="b"), False),
     ],
 )
 def test_a_vocabulary_is_taken_in_place_of_one_that_would_be_trained(

@@ -1,6 +1,8 @@
 """CLIP from and to files of x-clip and of a run, and as the text encoder of another system."""
 
 import dataclasses
+import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from t2i_jax.systems.clip import weights as clip_weights
 from t2i_jax.systems.clip.task import ClipTask
 from t2i_jax.systems.clip.text import ClipText
 from t2i_jax.systems.clip.visual_ssl import VisualSsl
+from t2i_jax.text import bpe
 from t2i_jax.text.tokenizer import train_bpe
 from tests.systems import toy_dalle2
 from tests.systems.test_clip import TINY
@@ -82,6 +85,25 @@ def test_its_text_transformer_encodes_captions_for_others(file, tmp_path):
     assert np.allclose(embeds, wanted, atol=1e-6) and embeds.shape == (2, 6, 16)
     with pytest.raises(UserError, match="max_length=7 is not from 1 to 6"):
         ClipText(None, model, max_length=7)
+
+
+def test_the_vocabulary_of_a_file_of_x_clip_has_no_ends(file, tmp_path, monkeypatch):
+    """As where such a file is imported; it is found beside a file whose path has a ~."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "clip.safetensors").write_bytes(file[0].read_bytes())
+    pieces = {piece: number for number, piece in enumerate(("a", "a</w>", bpe.START, bpe.END))}
+    (tmp_path / bpe.VOCABULARY).write_text(json.dumps(pieces))
+    (tmp_path / bpe.MERGES).write_text("#version: 0.2\n")
+    monkeypatch.setattr(convert, "weights", lambda *_: types.SimpleNamespace(model=file[1]))
+    text = ClipText.from_file("~/clip.safetensors", **_FIELDS)
+    assert text.vocabulary == str(tmp_path)
+    text.prepare(tmp_path / "run", lambda: iter(()))
+    for words in (text.tokenizer(), text.tokenizer(tmp_path / "run")):
+        assert words.lengths(["a a"]).tolist() == [2]
+    kept = dataclasses.replace(text, ends=True)  # as of a run that was trained with them
+    assert kept.tokenizer().lengths(["a a"]).tolist() == [4]
+    (tmp_path / bpe.WHOLE).mkdir()  # no file
+    assert ClipText.from_file("~/clip.safetensors").vocabulary == str(tmp_path)
 
 
 def test_its_text_transformer_from_an_exported_run(tmp_path):

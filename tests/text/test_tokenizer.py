@@ -99,6 +99,11 @@ def test_letters_that_a_vocabulary_lacks_are_told(spiece):
         assert "к о т" in told and told.endswith("; so has one other")
         assert told_of_cuts(it, prompts[:1], 64, "prompt") is None
     assert tokenizer.unknown_letters(Words(), prompts) == [""] * 5  # type: ignore[arg-type]
+    calls, many = [], [f"a ☃ {number}" for number in range(300)]
+    counting = lambda texts, length: calls.append(len(texts)) or it(texts, length)  # noqa: E731
+    counting.unknown, counting.lengths = it.unknown, it.lengths
+    assert tokenizer.unknown_letters(counting, many)[-1].startswith("☃")
+    assert calls[0] == 300 and len(calls) == 2 and calls[1] < 15  # letters once, of all rows
     told = told_of_cuts(Words(), prompts, 4, "prompt")  # type: ignore[arg-type]
     assert told == "prompt 1 has 5 tokens, the last one is cut"
     told = told_of_cuts(it, ["a ☃", CAPTIONS[0]], 2, "prompt")

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 
 import jax
 
-from t2i_jax import convert, sharding
+from t2i_jax import convert, paths, sharding
 from t2i_jax.errors import UserError
-from t2i_jax.foreign import safetensors_file
+from t2i_jax.foreign import safetensors_file, vocabulary_file
+from t2i_jax.models.clip import CLIP
 from t2i_jax.text import bpe
 from t2i_jax.text.caption_ids import CaptionIds
 from t2i_jax.text.encoder import FrozenEncoder
@@ -38,12 +39,15 @@ class ClipText(FrozenEncoder):
       vocabulary: folder with its vocabulary, as `CaptionIds.source`; None: one is trained on the
         captions, for random weights alone.
       max_length: tokens of a caption; None: as many as the network has positions for.
+      ends: False: the BPE of CLIP puts no start and no end token around captions; True: as the
+        vocabulary's folder says.
     """
 
     source: str | None
     network: Any
     vocabulary: str | None = None
     max_length: int = 0
+    ends: bool = True
 
     trainable: ClassVar[bool] = False
     entry: ClassVar[str] = "text"  # of the batch: what `embed` takes
@@ -67,6 +71,9 @@ class ClipText(FrozenEncoder):
     ) -> ClipText:
         """The CLIP of a file of PyTorch weights.
 
+        The BPE of CLIP adds no start and no end token to captions of x-clip's network, as when such
+        a file is imported.
+
         Args:
           vocabulary: folder with its vocabulary; None: that of the file, where one lies there.
           fields: configuration of the network that neither the weights nor a config.json beside
@@ -82,7 +89,7 @@ class ClipText(FrozenEncoder):
                 "the weights of a CLIP."
             )
         folder = _vocabulary_beside(source) if vocabulary is None else os.fspath(vocabulary)
-        return cls(os.fspath(source), network, folder)
+        return cls(os.fspath(source), network, folder, ends=not isinstance(network, CLIP))
 
     @property
     def dim(self) -> int:
@@ -146,7 +153,8 @@ class ClipText(FrozenEncoder):
 
     def tokenizer(self, folder: str | os.PathLike | None = None) -> TextTokenizer | None:
         """The vocabulary in `folder`, else `vocabulary`."""
-        return self.captions.tokenizer(folder)
+        words = self.captions.tokenizer(folder)
+        return words if self.ends or not isinstance(words, bpe.ClipBpe) else words.without_ends()
 
     def _checked(self, found):
         wanted = convert.engine.flatten(sharding.unbox(self.shapes())["text"])
@@ -168,10 +176,10 @@ class ClipText(FrozenEncoder):
 
 def _vocabulary_beside(source):
     """The folder of a file of weights where it holds the vocabulary of a CLIP; else None."""
-    folder = pathlib.Path(source).parent
+    folder = paths.given("text.source", source).parent
     whole, pieces = folder / bpe.WHOLE, (folder / bpe.VOCABULARY, folder / bpe.MERGES)
     if whole.is_file():
-        is_clip = bpe.is_clip(whole.read_text(encoding="utf-8", errors="replace"))
+        is_clip = bpe.is_clip(vocabulary_file.read(whole).decode("utf-8", "replace"))
     else:
         is_clip = all(path.is_file() for path in pieces)
     return str(folder) if is_clip else None
