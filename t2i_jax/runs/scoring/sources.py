@@ -355,11 +355,8 @@ def size_of_run(recipe: Recipe, made_by: Any) -> int | None:
     Args:
       made_by: its system, or its task with the networks of its parts; see `made_size` of both.
     """
-    asked, data = (
-        getattr(one, "image_size", None) for one in (recipe.evaluation.options, recipe.data)
-    )
-    sizes = (asked, made_by.made_size, data)
-    return next((size for size in sizes if isinstance(size, int)), None)
+    trained_at = None if recipe.data is None else recipe.data.image_size
+    return made_by.made_size(recipe.evaluation.options, trained_at)
 
 
 def stamp(source: Source) -> str:
