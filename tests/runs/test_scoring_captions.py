@@ -251,7 +251,9 @@ def test_images_in_grids_have_the_values_of_the_same_images_in_files(tmp_path):
     in_grids, alone = (sorted(one["clip_score_clip_toy"]) for one in values)
     assert in_grids == alone and len(alone) == 12
     said = refused(*of_grids, "--out", tmp_path / "a", "--grid", 1)
-    assert "another plan (images.count: 12 -> 3; images.grid: 4 -> 1)" in said
+    assert "another plan (images.count: 12 -> 3; images.grid: 4 -> None)" in said
+    inside(*of_singles, "--out", tmp_path / "b", "--grid", 1)  # was begun where nothing was said
+    assert scoring_toys.metrics_in(tmp_path / "b")[1]["images"]["grid"] == 1
     Image.new("RGB", (8, 9)).save(grids[0])
     inside(*of_grids, "--out", tmp_path / "odd", "--grid", 4)
     [about] = scoring_toys.metrics_in(tmp_path / "odd")[1]["generated"].values()
