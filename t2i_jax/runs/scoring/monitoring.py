@@ -225,8 +225,9 @@ class Measurer:
         wanted, side = self._wanted, size_of_run(self._recipe, self._recipe.task)
         if wanted.reference is None or side is None or not processes.is_first():
             return
-        name = next(wanted.extractor(one).name for one in wanted.metrics if one.compares)
-        real = wanted.reference.about(name).get("sizes")
+        compared = (wanted.extractor(one) for one in wanted.metrics if one.compares)
+        name = next((one.name for one in compared if sizes.is_whole(one.about)), None)
+        real = None if name is None else wanted.reference.about(name).get("sizes")
         if real and (told := sizes.told({f"{side}x{side}": wanted.count}, real)):
             generation.tell(f"{told}; give squares of {side} pixels as evaluation.reference")
 
