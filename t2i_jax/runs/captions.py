@@ -11,13 +11,12 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 from t2i_jax.config import to_dict
-from t2i_jax.data.pipeline import batches, source_of
+from t2i_jax.data.pipeline import DataConfig, batches, source_of
 from t2i_jax.files import replacing
-from t2i_jax.runs.recipe import Recipe
 from t2i_jax.terminal import say
+from t2i_jax.text.encoder import TextEncoder
 from t2i_jax.words import counted
 
 FILE = "captions.json"
@@ -25,20 +24,23 @@ _OF_CAPTIONS = ("source", "split", "seed")  # fields of the data that change the
 _AT_ONCE = 256
 
 
-def captions_of(recipe: Recipe, **data: Any) -> Iterator[str]:
-    """The captions of the data, some of whose fields may be others than the recipe's."""
-    stream = batches(
-        dataclasses.replace(recipe.data, **data), _AT_ONCE, recipe.train.seed,
-        tokenize=None, wants=("caption",), repeat=False,
-    )  # fmt: skip
-    for batch in stream:
+def captions_of(data: DataConfig, seed: int) -> Iterator[str]:
+    """The captions of the data, but for those that are held out.
+
+    Args:
+      seed: of their order.
+    """
+    for batch in batches(data, _AT_ONCE, seed, tokenize=None, wants=("caption",), repeat=False):
         yield from batch["caption"]
 
 
-def check(recipe: Recipe, workdir: pathlib.Path) -> None:
-    """Has the text encoder look at all captions, held out or not, where it can't read every text. A
+def check(data: DataConfig, seed: int, encoder: TextEncoder, workdir: pathlib.Path) -> None:
+    """Has a text encoder look at all captions, held out or not, where it can't read every text. A
     line tells of it, and RUN/captions.json keeps that it was done: with the same encoder and data,
     as far as their name, version and number tell, it is not done again.
+
+    Args:
+      seed: of the order in which they are read.
 
     Raises:
       UserError: it can't read one.
@@ -46,29 +48,26 @@ def check(recipe: Recipe, workdir: pathlib.Path) -> None:
     path, looked = workdir / FILE, []
 
     def read():
-        source = source_of(recipe.data)
         looked.append(True)
-        say(
-            f"reading the captions of {counted(len(source), 'record')} once, to see whether all fit"
-        )
-        yield from captions_of(recipe, heldout=0.0)
+        records = counted(len(source_of(data)), "record")
+        say(f"reading the captions of {records} once, to see whether all fit")
+        yield from captions_of(dataclasses.replace(data, heldout=0.0), seed)
 
-    if path.exists() and _known(path) == _asked(recipe):
+    if path.exists() and _known(path) == _asked(data, encoder):
         return
-    recipe.task.text_encoder.check_captions(read())
+    encoder.check_captions(read())
     if looked:
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps(_asked(recipe)), encoding="utf-8")
+            temporary.write_text(json.dumps(_asked(data, encoder)), encoding="utf-8")
 
 
-def _asked(recipe):
-    encoder = json.dumps(to_dict(recipe.task.text_encoder), sort_keys=True, default=str)
-    source, data = source_of(recipe.data), to_dict(recipe.data)
+def _asked(data, encoder):
+    told, source = json.dumps(to_dict(encoder), sort_keys=True, default=str), source_of(data)
     return {
-        "data": {name: data[name] for name in _OF_CAPTIONS},
+        "data": {name: getattr(data, name) for name in _OF_CAPTIONS},
         "records": len(source),
         "version": source.version,
-        "encoder": hashlib.sha256(encoder.encode()).hexdigest(),
+        "encoder": hashlib.sha256(told.encode()).hexdigest(),
     }
 
 

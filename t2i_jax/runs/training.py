@@ -130,9 +130,12 @@ def _fit(recipe, workdir, parts, hooks, build, profile):
                 "run's vocabulary back, or move the file away."
             )
         processes.once(lambda: begin.vocabulary(recipe, vocabulary))
-        processes.once(lambda: task.prepare_text(vocabulary, lambda: captions_of(recipe), parts))
+        data, seed = recipe.data, recipe.train.seed
+        processes.once(
+            lambda: task.prepare_text(vocabulary, lambda: captions_of(data, seed), parts)
+        )
         if last_step(workdir) is None:
-            processes.once(lambda: captions.check(recipe, workdir))
+            processes.once(lambda: captions.check(data, seed, encoder, workdir))
         text_tokenizer = encoder.tokenizer(vocabulary)
     frozen = task.frozen(parts)
     mesh = sharding.make_mesh(recipe.train.mesh)
