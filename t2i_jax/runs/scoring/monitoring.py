@@ -236,13 +236,14 @@ class _Remembering:
     """An extractor that remembers what it has made of captions, which are always the same.
 
     Attributes:
-      name, about, logit_scale, text_length: of the extractor.
+      name, about, logit_scale, text_length, mends: of the extractor.
     """
 
     def __init__(self, extractor: Any):
         self.name, self.about = extractor.name, extractor.about
         self.logit_scale = getattr(extractor, "logit_scale", 1.0)
         self.text_length = getattr(extractor, "text_length", 0)
+        self.mends = getattr(extractor, "mends", False)
         self._extractor = extractor
         self._known = functools.cache(
             lambda captions, keeps_end: extractor.text_features(captions, keeps_end=keeps_end)
