@@ -192,7 +192,7 @@ class _Decoded:
 
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
     place: int | None = None
-    grid_HWC: np.ndarray | None = None
+    grid_HWC: Any = None
 
 
 class GridImages:
