@@ -174,6 +174,11 @@ class ClipExtractor(Extractor):
         return np.concatenate(found)[: len(captions)]
 
     @property
+    def mends(self) -> bool:
+        """Whether captions are mended before they are read, see `text.bpe.MendingBpe`."""
+        return getattr(self.tokenizer, "mends", False)
+
+    @property
     def _vocabulary(self) -> TextTokenizer:
         if self.tokenizer is None:
             raise UserError(

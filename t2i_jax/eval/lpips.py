@@ -102,9 +102,9 @@ def lpips(
 
 
 def _heads(trunk, given):
-    """The file that is given, or that of the installed package, which is not imported."""
+    """The file that is given, or that of the installed package."""
     if given is None:
-        given = _installed(trunk)
+        given = installed_heads(trunk)
     if given is None:
         raise UserError(
             f"lpips needs the weights of its layers; install lpips 0.1.4, whose wheel has weights/"
@@ -113,7 +113,10 @@ def _heads(trunk, given):
     return weights_file.find(given, f"lpips-{trunk}")
 
 
-def _installed(trunk):
+def installed_heads(trunk: str) -> pathlib.Path | None:
+    """The weights of a trunk's layers in the package lpips, which is not imported; None: it is not
+    installed, or has none.
+    """
     spec = importlib.util.find_spec("lpips")
     if spec is None or spec.origin is None:
         return None

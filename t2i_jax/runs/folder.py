@@ -6,6 +6,8 @@
     WORKDIR/text_tokenizer/   the vocabulary of a learned text encoder
     WORKDIR/stored_text.json  what made the stored text that it is trained on, and stored_clip.json
                               the stored embeddings of images and captions (`runs.stored_text`)
+    WORKDIR/captions.json     the data whose captions the text encoder was found to read, where it
+                              can't read every text (`runs.captions`)
     WORKDIR/recipe.json       the recipe of a run that joins its parts and trains nothing of its own
     WORKDIR/samples/          grids of images; metrics.jsonl, metrics.json, goodput.json and event
                               files beside them; wandb_id.txt: the run's id in Weights & Biases

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -87,6 +88,7 @@ class Samples:
         is_known = not self.is_other or is_built_in or data.heldout <= trained_on.heldout
         self.is_held_out = not self.none and is_known
         self.part = "train" if self.none or is_built_in else "heldout"
+        self._bad_rate = data.max_bad_rate
         unseen = "other" if self.is_other else "training"
         self.name = "heldout" if self.is_held_out else unseen
         self.data = dataclasses.replace(
@@ -121,10 +123,10 @@ class Samples:
             the batches may end before there are `count` samples, or after them.
         """
         once = distinct and self.part == "heldout"  # a built-in set has no image twice
+        most = _with_spare(count, self._bad_rate) if once else count
         return batches(
             self.data, size, 0, wants=wants, text_length=self._length, channels=self._channels,
-            part=self.part, most=_with_spare(count) if once else count, repeat=not once,
-            distinct=once,
+            part=self.part, most=most, repeat=not once, distinct=once,
         )  # fmt: skip
 
     def available(self, most: int, distinct: bool = False) -> int:
@@ -150,9 +152,13 @@ class Samples:
         return len({source.image_of(index) for index in found}) < len(found)
 
 
-def _with_spare(count):
-    """The number of records of which `count` can be used, unless many are broken."""
-    return count + count // 4 + _SPARE
+def _with_spare(count, bad_rate):
+    """The number of records of which `count` can be used, unless more are broken than training
+    allows; None: all that there are.
+    """
+    if bad_rate >= 1:
+        return None
+    return max(count + count // 4, math.ceil(count / (1 - bad_rate))) + _SPARE
 
 
 def _set_of(data):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,8 +15,9 @@ from t2i_jax.cluster import lock, main_script, processes
 from t2i_jax.data.pipeline import batches
 from t2i_jax.data.pipeline import source_of as _source
 from t2i_jax.errors import UserError
-from t2i_jax.runs import begin, stored_text
+from t2i_jax.runs import begin, captions, stored_text
 from t2i_jax.runs import folder as folders
+from t2i_jax.runs.captions import captions_of
 from t2i_jax.runs.check import check
 from t2i_jax.runs.check import check_data as _check_data
 from t2i_jax.runs.evaluation import preview_hooks
@@ -130,9 +131,12 @@ def _fit(recipe, workdir, parts, hooks, build, profile):
                 "run's vocabulary back, or move the file away."
             )
         processes.once(lambda: begin.vocabulary(recipe, vocabulary))
-        processes.once(lambda: task.prepare_text(vocabulary, lambda: _captions(recipe), parts))
+        data, seed = recipe.data, recipe.train.seed
+        processes.once(
+            lambda: task.prepare_text(vocabulary, lambda: captions_of(data, seed), parts)
+        )
         if last_step(workdir) is None:
-            processes.once(lambda: encoder.check_captions(_captions(recipe, heldout=0.0)))
+            processes.once(lambda: captions.check(data, seed, encoder, workdir))
         text_tokenizer = encoder.tokenizer(vocabulary)
     frozen = task.frozen(parts)
     mesh = sharding.make_mesh(recipe.train.mesh)
@@ -341,13 +345,3 @@ def _check_done(name, source, folder):
             f"parts.{name}.train.steps={source.train.steps} would train further what this run was "
             f"begun with at step {done}; set it to {done}, or train into a new folder."
         )
-
-
-def _captions(recipe, **data) -> Iterator[str]:
-    """The captions of the data, some of whose fields may be others than the recipe's."""
-    stream = batches(
-        dataclasses.replace(recipe.data, **data), 256, recipe.train.seed,
-        tokenize=None, wants=("caption",), repeat=False,
-    )  # fmt: skip
-    for batch in stream:
-        yield from batch["caption"]

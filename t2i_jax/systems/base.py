@@ -180,12 +180,17 @@ class SystemTask:
         """
         return None
 
-    @property
-    def made_size(self) -> int | None:
-        """Side in pixels of the images that the trained system makes; None: it makes none, or parts
-        that tell it are not known.
+    def made_size(self, options: Any, trained_at: int | None = None) -> int | None:
+        """Side in pixels of the images that the trained system makes; None: they are no squares, or
+        nothing tells.
+
+        Args:
+          options: how it samples, a value of `self.options`. trained_at: side of the images that
+            its data give, which counts where parts that tell another are not known; None: they
+            give none.
         """
-        size = getattr(self, "image_size", None)
+        sizes = (getattr(one, "image_size", None) for one in (options, self))
+        size = next((size for size in sizes if size is not None), trained_at)
         return size if isinstance(size, int) else None
 
     @property
@@ -426,10 +431,9 @@ class System:
             found.append(f"{count:,} parameters of {name}")
         return f"{type(self).__name__}({', '.join(found)})"
 
-    @property
-    def made_size(self) -> int | None:
-        """Side in pixels of the images that it makes; None: it makes none."""
-        return self.task.made_size
+    def made_size(self, options: Any, trained_at: int | None = None) -> int | None:
+        """Side in pixels of the images that it makes, see `SystemTask.made_size`."""
+        return self.task.made_size(options, trained_at)
 
     def on_mesh(
         self, shape: Mapping[str, int] | None, devices: Sequence[jax.Device] | None = None

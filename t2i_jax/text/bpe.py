@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -29,8 +30,10 @@ class ClipBpe:
 
     Attributes:
       vocab_size: all ids are below it. ends: whether captions stand between a start and an end
-        token.
+        token. mends: whether captions are mended first, as `MendingBpe` does.
     """
+
+    mends: ClassVar[bool] = False
 
     def __init__(self, tokenizer_json: str, path: str = WHOLE, ends: bool = True):
         self._json = tokenizer_json
@@ -94,6 +97,8 @@ class MendingBpe(ClipBpe):
     rest of what their ftfy does is left out: text in a wrong encoding, ligatures, characters of
     full width and control characters stay as they are. `save` writes what `ClipBpe` reads.
     """
+
+    mends: ClassVar[bool] = True
 
     def __init__(self, clip: ClipBpe):
         super().__init__(clip._json)

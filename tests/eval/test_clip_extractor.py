@@ -69,7 +69,7 @@ def test_images_and_captions_are_those_of_transformers(folder, images):
     ours = extractors.clip(path)
     pixels = np.stack([ours.prepare(image) for image in images])
     assert pixels.shape == (3, 16, 16, 3)
-    assert type(ours.tokenizer) is bpe.ClipBpe  # transformers mends no caption
+    assert type(ours.tokenizer) is bpe.ClipBpe and not ours.mends  # as transformers
     ids, mask = ours.tokenizer(_CAPTIONS, 12)
     with torch.no_grad():
         expected = theirs(
@@ -234,6 +234,7 @@ def test_open_clip_folder_and_a_file_alone(images, tmp_path, vocabulary, monkeyp
     pixels = np.stack([ours.prepare(image) for image in images]).transpose(0, 3, 1, 2).copy()
     np.testing.assert_array_equal(ours.tokenizer(_TO_MEND, 24)[0], words(_TO_MEND))
     again = pickle.loads(pickle.dumps(ours.tokenizer))
+    assert ours.mends
     np.testing.assert_array_equal(again(_TO_MEND, 24)[0], words(_TO_MEND))
     ids, _ = ours.tokenizer(_CAPTIONS, 12)
     with torch.no_grad():

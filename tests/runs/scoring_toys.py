@@ -30,7 +30,7 @@ _WIDTH = 6
 class ToyExtractor(Extractor):
     """Means of colours through random weights; captions by their letters."""
 
-    logit_scale, text_length = 100.0, 77
+    logit_scale, text_length, mends = 100.0, 77, False
 
     def lengths(self, captions):
         """One token for each letter."""

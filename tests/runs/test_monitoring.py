@@ -308,6 +308,17 @@ def test_held_out_images_that_are_compared_with_are_different_ones_that_can_be_r
             HeldOutImages(samples, count).read(0)
 
 
+@pytest.mark.parametrize("rate", [0.6, 1.0])
+def test_held_out_images_are_looked_for_among_as_many_as_may_be_broken(tmp_path, monkeypatch, rate):
+    monkeypatch.setattr("t2i_jax.runs.samples._SPARE", 4)
+    home = scoring_toys.write_images(tmp_path / "plain", 60, size=16)
+    for path in sorted(home.glob("*.png"))[::2]:
+        path.write_bytes(b"no image")
+    source = (f"*.data.source=folder:{home}", "data.heldout=0.9", f"data.max_bad_rate={rate}")
+    images = HeldOutImages(held_out(_recipe(*source, judge=None, metrics=("fid_6",))), 15)
+    assert len({images.read(i).tobytes() for i in range(15)}) == 15
+
+
 @pytest.mark.parametrize(("count", "size", "processes"), [(10, 3, 3), (7, 3, 2), (2, 2, 4)])
 def test_shares_of_several_processes_are_put_together_in_order(count, size, processes, monkeypatch):
     """As one process has them, when there are fewer shards than processes, too."""

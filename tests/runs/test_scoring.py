@@ -232,6 +232,12 @@ def test_images_of_other_sizes_than_the_real_ones_are_told_without_a_protocol(fo
         assert said is None or said in told
     results = scoring_toys.metrics_in(tmp_path / "1")[1]
     assert sizes.told_of_results({**results, "protocol": {"name": "coco30k"}}) is None
+    [fid, *others] = results["metrics"]
+    for crop, is_told in (("none", True), ("padded", True), ("before", False), ("after", False)):
+        extractor = {**fid["extractor"], "preprocessing": {"crop": crop}}
+        cut = {**fid, "extractor": extractor}
+        assert bool(sizes.told_of_results({**results, "metrics": [cut, *others]})) == is_told
+        assert sizes.told_of_results({**results, "metrics": [cut, fid]})
 
 
 def test_two_networks_of_one_name_are_refused_where_they_differ(folders, tmp_path, monkeypatch):

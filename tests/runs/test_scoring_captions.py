@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from t2i_jax.data.pack import side_by_side
 from t2i_jax.data.table import ENDINGS, FILE_KEYS
 from t2i_jax.errors import UserError
 from t2i_jax.eval import layout, prompts
 from t2i_jax.runs.scoring import pairing
-from t2i_jax.runs.scoring.sources import SourceImages
+from t2i_jax.runs.scoring.sources import SourceImages, in_grids
 from tests.e2e.command import inside, refused
 from tests.runs import scoring_toys
 from tests.runs.scoring_toys import with_rows, write_images
@@ -231,7 +232,7 @@ def test_an_image_that_a_table_names_in_several_rows_is_one_image(folders, measu
     assert "metrics=clip takes an image of" in said and "has 180 further rows of images" in said
 
 
-def test_images_in_grids_have_the_values_of_the_same_images_in_files(tmp_path):
+def test_images_in_grids_have_the_values_of_the_same_images_in_files(tmp_path, monkeypatch):
     known = _benchmark(tmp_path, "dpg")
     made = np.random.default_rng(0).integers(0, 256, (3, 4, 8, 8, 3), np.uint8)
     grids = layout.write(tmp_path / "grids", known, lambda place: made[place])
@@ -243,15 +244,23 @@ def test_images_in_grids_have_the_values_of_the_same_images_in_files(tmp_path):
     said = refused(*of_grids, "--out", tmp_path / "a")
     assert "may be grids of 4 images" in said and "give --grid 4 or --grid 1" in said
     assert "grid=3 is no grid" in refused(*of_grids, "--out", tmp_path / "a", "--grid", 3)
+    files = SourceImages(f"folder:{tmp_path / 'grids'}", "images")
+    images, decoded, read = in_grids(files, 4), [], files.read
+    monkeypatch.setattr(files, "read", lambda place: decoded.append(place) or read(place))
+    found = {image.tobytes() for image in side_by_side(images.read, range(12))}
+    assert found == {image.tobytes() for image in made.reshape(12, 8, 8, 3)}
+    assert sorted(decoded) == [0, 1, 2]  # each file once, whichever threads read its images
     inside(*of_grids, "--out", tmp_path / "a", "--grid", 4)
     inside(*of_singles, "--out", tmp_path / "b")
     results = scoring_toys.metrics_in(tmp_path / "a")[1]
     assert results["images"]["grid"] == 4 and results["images"]["count"] == 12
     values = [json.loads((tmp_path / name / "values.json").read_text()) for name in "ab"]
-    in_grids, alone = (sorted(one["clip_score_clip_toy"]) for one in values)
-    assert in_grids == alone and len(alone) == 12
+    of_files, alone = (sorted(one["clip_score_clip_toy"]) for one in values)
+    assert of_files == alone and len(alone) == 12
     said = refused(*of_grids, "--out", tmp_path / "a", "--grid", 1)
-    assert "another plan (images.count: 12 -> 3; images.grid: 4 -> 1)" in said
+    assert "another plan (images.count: 12 -> 3; images.grid: 4 -> None)" in said
+    inside(*of_singles, "--out", tmp_path / "b", "--grid", 1)  # was begun where nothing was said
+    assert scoring_toys.metrics_in(tmp_path / "b")[1]["images"]["grid"] == 1
     Image.new("RGB", (8, 9)).save(grids[0])
     inside(*of_grids, "--out", tmp_path / "odd", "--grid", 4)
     [about] = scoring_toys.metrics_in(tmp_path / "odd")[1]["generated"].values()

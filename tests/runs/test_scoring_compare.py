@@ -44,7 +44,10 @@ def test_images_of_two_folders_are_compared_by_their_names(folders, measured, tm
     assert "has 0 prompts that both results hold (the first has '000.png' alone, the second" in said
 
 
-def test_images_of_one_name_with_two_captions_are_no_pairs(folders, measured, tmp_path):
+def test_images_of_one_name_with_two_captions_are_no_pairs(
+    folders, measured, tmp_path, monkeypatch
+):
+    """Nor are those whose captions are read in two ways."""
     made = shutil.copytree(folders[0], tmp_path / "made")
     (made / "003.txt").write_text("another caption")
     inside("evaluate", "--images", made, "--metrics", "clip", "--out", tmp_path / "out")
@@ -54,6 +57,10 @@ def test_images_of_one_name_with_two_captions_are_no_pairs(folders, measured, tm
     (older / "marks.json").unlink()  # as earlier versions wrote results
     told = inside("evaluate", "compare", older, tmp_path / "out").stdout
     assert "on 45 shared prompts" in told
+    monkeypatch.setattr(scoring_toys.ToyExtractor, "mends", True)
+    inside("evaluate", "--images", folders[0], "--metrics", "clip", "--out", tmp_path / "mended")
+    said = refused("evaluate", "compare", older, tmp_path / "mended")
+    assert "clip_score_clip_toy" in said and "estimator.captions" in said and "mended" in said
 
 
 def test_the_columns_of_a_comparison_tell_its_folders_apart(measured, tmp_path):

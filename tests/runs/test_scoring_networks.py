@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from t2i_jax.errors import UserError
 from t2i_jax.eval import extractors, weights_file
 from t2i_jax.runs.scoring import networks
 from t2i_jax.runs.scoring.networks import Weights
@@ -33,7 +34,8 @@ def test_weights_are_found_by_their_published_names_and_by_their_options(
     """Of one network; those of all others are beside them, and what is not to be taken for them."""
     monkeypatch.setenv(networks.FOLDER, str(tmp_path))
     others = [names[0] for other, names in _FILES.items() if other != network]
-    for one in (*others, "alex.pth", "inception-2015-12-05.pt", "vgg.pth", name):
+    not_these = ("alexnet.pth", "inception_v3_google-0cc3c7bd.pth", "vgg16_bn-6c64b313.pth")
+    for one in (*others, *not_these, "alex.pth", "inception-2015-12-05.pt", "vgg.pth", name):
         (tmp_path / one).touch()
     assert _FILES.keys() == {field.name for field in dataclasses.fields(Weights)}
     if name == "inception.pth":  # which clean-fid's program comes before
@@ -59,6 +61,18 @@ def test_every_file_whose_hash_is_known_is_compared_with_it(monkeypatch, tmp_pat
         monkeypatch.setattr(networks.lpips, "lpips", lambda trunk, path, one=one: one)
         assert networks.build_lpips(Weights(**{trunk: tmp_path})) == {trunk: one}
         assert f"lpips-{trunk}=x.pth is not the published" in capfd.readouterr().err
+
+
+def test_lpips_that_nobody_asked_for_is_left_out_without_its_package(monkeypatch, tmp_path, capfd):
+    """As where T2I_WEIGHTS is the cache of PyTorch."""
+    monkeypatch.setenv(networks.FOLDER, str(tmp_path))
+    monkeypatch.setattr(networks.lpips, "installed_heads", lambda trunk: None)
+    file = tmp_path / "vgg16-397923af.pth"
+    file.write_bytes(b"weights")
+    assert networks.build_lpips(Weights()) == {}
+    assert "LPIPS is left out: T2I_WEIGHTS has vgg16-397923af.pth" in capfd.readouterr().err
+    with pytest.raises(UserError, match="install lpips 0.1.4"):
+        networks.build_lpips(Weights(vgg=file))
 
 
 def test_weights_that_are_not_the_published_ones_are_told_and_noted(tmp_path, monkeypatch):

@@ -19,12 +19,16 @@ from t2i_jax.runs.scoring import features, statistics
 from t2i_jax.runs.scoring.sources import SourceImages, size_of_run
 from t2i_jax.runs.scoring.split import Share, Split
 from t2i_jax.systems.base import Given
+from t2i_jax.systems.dalle2.system import DALLE2System
+from t2i_jax.systems.dalle2.task import DALLE2Task
+from t2i_jax.systems.imagen.system import ImagenSystem
 from t2i_jax.systems.muse.task import MuseTask
 from tests.e2e import tiny
 from tests.e2e.command import inside, refused
 from tests.runs import scoring_toys
 from tests.runs.scoring_toys import toy_extractor, write_images
 from tests.systems import toy_muse
+from tests.systems.toy_cascade import TASK as CASCADE
 
 _toys = scoring_toys.in_place
 
@@ -280,7 +284,9 @@ def test_statistics_of_what_is_drawn_are_of_one_size_that_is_said(tmp_path):
 
 
 def test_a_reference_that_is_drawn_is_as_large_as_what_the_run_makes():
-    """Of stored tokens the size of the data says nothing, and what is only joined has none."""
+    """Of stored tokens the size of the data says nothing, what is only joined has none, and a
+    cascade stops where it is told to, or before a stage that was not trained.
+    """
     base, superres = (toy_muse.system_of(task) for task in (toy_muse.TASK, toy_muse.SUPERRES))
     parts = {
         name: Given(one.task.network, one.weights, one)
@@ -288,14 +294,35 @@ def test_a_reference_that_is_drawn_is_as_large_as_what_the_run_makes():
     }
     joined = MuseTask().with_parts(parts).system({}, {}, parts, {}, None)
     stored = dataclasses.replace(toy_muse.TASK, stored_tokens=True, image_size=None)
-    parti = tiny.get_config().task
-    for made_by, size, data in (
-        (base, 8, DataConfig("arrayrecord:x")),
-        (stored, 8, DataConfig("arrayrecord:x")),
-        (superres, 16, DataConfig("arrayrecord:x")),
-        (joined, 16, None),
-        (dataclasses.replace(parti, stored_tokens=True), parti.tokenizer.image_size, None),
-        (types.SimpleNamespace(made_size=None), 12, DataConfig("shapes", image_size=12)),
+    parti, packed = tiny.get_config().task, DataConfig("arrayrecord:x")
+    drawn = DataConfig("shapes", image_size=12)
+    imagen = ImagenSystem(CASCADE, {}, {"stage_1": 3, "stage_2": 3})
+    early = dataclasses.replace(imagen, updates={"stage_1": 3, "stage_2": 0})
+    first = dataclasses.replace(CASCADE, train_stages=(1,))
+    unclip = DALLE2System(DALLE2Task(decoder=first), {}, *[imagen] * 2, early)
+    for made_by, size, data, options in (
+        (base, 8, packed, {}),
+        (base, 24, packed, {"image_size": 24}),
+        (base, None, packed, {"image_size": (16, 24)}),
+        (stored, 8, packed, {}),
+        (superres, 16, packed, {}),
+        (joined, 16, None, {}),
+        (joined, 8, None, {"stop_at": "base"}),
+        (joined, None, None, {"stop_at": "base", "image_size": 32}),
+        (dataclasses.replace(parti, stored_tokens=True), parti.tokenizer.image_size, None, {}),
+        (dataclasses.replace(parti, tokenizer=None), 12, drawn, {}),
+        (CASCADE, 16, drawn, {}),
+        (first, 8, drawn, {}),
+        (imagen, 16, drawn, {}),
+        (imagen, 8, drawn, {"stop_at": 1}),
+        (imagen, 24, drawn, {"image_sizes": (8, 24)}),
+        (imagen, None, drawn, {"image_sizes": (8, (16, 24))}),
+        (early, 8, drawn, {}),
+        (unclip, 8, drawn, {}),
+        (unclip.task, 8, drawn, {}),
+        (DALLE2Task(), 12, drawn, {}),
     ):
-        recipe = types.SimpleNamespace(evaluation=tiny.get_config().evaluation, data=data)
-        assert size_of_run(recipe, made_by) == size
+        task = getattr(made_by, "task", made_by)
+        evaluation = types.SimpleNamespace(options=task.options(**options))
+        recipe = types.SimpleNamespace(evaluation=evaluation, data=data)
+        assert size_of_run(recipe, made_by) == size, (made_by, options)

@@ -22,12 +22,13 @@ def _far(one, other):
     return np.abs(one.astype(float) - other).mean((1, 2, 3))
 
 
+_far.about = {"features": {"file": "other.pth", "sha256": "f" * 64}}
 _ALONE = Share()
 
 
 def _evaluate(folder, out, seed=0, share=_ALONE, crop="adm"):
     images = tokenizer.CroppedImages(f"folder:{folder}", 12, crop, 4)
-    measures = tokenizer.Measures([toy_extractor("inception-tf")], {"toy": _far})
+    measures = tokenizer.Measures([toy_extractor("inception-tf")], {"vgg": _far})
     system = Levels({"all": {"w": np.full(2, seed, np.float32)}})
     return tokenizer.evaluate(out, system, images, measures, out, share, batch_size=3), images
 
@@ -41,7 +42,7 @@ def test_every_pair_is_measured_and_what_was_cut_is_made_again(tmp_path):
     assert values["psnr_per_image"] == pytest.approx(psnr(real, again).mean())
     assert values["ssim"] == pytest.approx(ssim(real, again).mean())
     assert values["ssim_skimage"] == pytest.approx(ssim_skimage(real, again).mean())
-    assert values["lpips_toy"] == pytest.approx(_far(real, again).mean())
+    assert values["lpips_vgg"] == pytest.approx(_far(real, again).mean())
     codes = np.asarray(Levels({}).encode(real))
     assert values["codebook_usage"] == len(np.unique(codes)) / 16
     x, y = (
@@ -55,6 +56,9 @@ def test_every_pair_is_measured_and_what_was_cut_is_made_again(tmp_path):
     _evaluate(folder, tmp_path / "out")
     assert (tmp_path / "out" / "results.json").read_bytes() == before
     told = json.loads(before)
+    said = "lpips-vgg=other.pth is not the published vgg16-397923af.pth"
+    assert set(told["other_weights"]) == {"lpips-vgg"}
+    assert said in told["other_weights"]["lpips-vgg"]
     assert told["images"]["count"] == 10 and len(told["run"]["weights"]) == 16
     with pytest.raises(UserError, match=r"run.weights: .* -> "):
         _evaluate(folder, tmp_path / "out", seed=1)

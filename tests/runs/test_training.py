@@ -136,10 +136,11 @@ def test_a_network_has_its_channels_whatever_a_folder_holds(channels, tmp_path):
 
 @pytest.mark.parametrize("wrong", range(3))
 def test_captions_that_are_no_classes_are_found_before_a_new_run_trains(
-    wrong, tmp_path, monkeypatch
+    wrong, tmp_path, monkeypatch, capfd
 ):
-    """Held-out ones too; a run that goes on does not read them all again."""
-    (tmp_path / "images").mkdir()
+    """Held-out ones too; they are read once, unless the data or the classes are others."""
+    for name in ("images", "run"):
+        (tmp_path / name).mkdir()
     for i in range(3):
         (tmp_path / "images" / f"{i}.png").write_bytes(encode(photo(i)))
         (tmp_path / "images" / f"{i}.txt").write_text(f"tench {i}" if i != wrong else "a dog")
@@ -152,10 +153,20 @@ def test_captions_that_are_no_classes_are_found_before_a_new_run_trains(
     def goes_on(*_):
         raise Preempted("after the check")
 
-    monkeypatch.setattr(training, "last_step", lambda workdir: 1)
+    def begun(recipe):
+        with pytest.raises(Preempted):
+            training._fit(recipe, tmp_path / "run", {}, no_hooks, None, None)
+        return capfd.readouterr().err.count("reading the captions of 3 records once")
+
     monkeypatch.setattr(type(task), "frozen", goes_on)
-    with pytest.raises(Preempted):
-        training._fit(recipe, tmp_path / "run", {}, no_hooks, None, None)
+    classes = dataclasses.replace(task, text=ClassLabels(("tench", "dog"), dim=8))
+    capfd.readouterr()
+    fitting = dataclasses.replace(recipe, task=classes)
+    assert [begun(fitting) for _ in range(2)] == [1, 0]
+    other = dataclasses.replace(data, source=f"{data.source}/.")
+    assert [begun(dataclasses.replace(fitting, data=other)) for _ in range(2)] == [1, 0]
+    monkeypatch.setattr(training, "last_step", lambda workdir: 1)
+    assert begun(recipe) == 0
 
 
 @pytest.fixture

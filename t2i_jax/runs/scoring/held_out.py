@@ -92,8 +92,9 @@ class HeldOutImages:
             source, bad = self._samples.data.source, "; ".join(self._stream.bad.names)
             raise UserError(
                 f"evaluation.metrics compares with {self.split.count:,} held-out images, and "
-                f"{self._found:,} of {source!r} can be read ({bad}); repair the others, ask for "
-                "fewer, or give a larger data.heldout or evaluation.reference."
+                f"{self._found:,} of those of {source!r} that were looked at can be read ({bad}); "
+                "repair the others, ask for fewer, or give a larger data.heldout or "
+                "evaluation.reference."
             )
         return images
 

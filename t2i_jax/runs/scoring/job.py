@@ -169,6 +169,8 @@ def evaluate_source(
         told = images.about()
         counted = {**told["images"], "shard_size": job.shard_size}
         counted.pop("passed_over", None)  # what lies beside them changes no image
+        if counted.get("grid") == 1:  # as where nothing is said, and in plans of earlier versions
+            del counted["grid"]
         plan.settle(job.out, {**told, "images": counted, "software": plan.software()})
         found = _scored(job, images, reference, measures, job.out, progress, spec)
     _tell_of_sizes(found)

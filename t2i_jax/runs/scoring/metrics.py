@@ -277,6 +277,8 @@ def _clip_score(metric, subject, extractor, scoring: ClipScoring, name: str):
     found = clip_score(features.rows("image"), text_ND, scoring)
     cut = int((network.lengths(captions) > network.text_length).sum())
     told = {"prefix": scoring.prefix, "scale": scoring.scale, "clamp": scoring.clamp}
+    if network.mends:  # as earlier versions did not, whose numbers of some captions are others
+        told["captions"] = "mended"
     if cut and not scoring.keeps_end:
         told["cut"] = "without the end token"
     groups = [subject.groups[row] for row in features.kept]

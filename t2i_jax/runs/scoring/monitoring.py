@@ -228,8 +228,9 @@ class Measurer:
         wanted, side = self._wanted, size_of_run(self._recipe, self._recipe.task)
         if wanted.reference is None or side is None or not processes.is_first():
             return
-        name = next(wanted.extractor(one).name for one in wanted.metrics if one.compares)
-        real = wanted.reference.about(name).get("sizes")
+        compared = (wanted.extractor(one) for one in wanted.metrics if one.compares)
+        name = next((one.name for one in compared if sizes.is_whole(one.about)), None)
+        real = None if name is None else wanted.reference.about(name).get("sizes")
         if real and (told := sizes.told({f"{side}x{side}": wanted.count}, real)):
             generation.tell(f"{told}; give squares of {side} pixels as evaluation.reference")
 
@@ -238,13 +239,14 @@ class _Remembering:
     """An extractor that remembers what it has made of captions, which are always the same.
 
     Attributes:
-      name, about, logit_scale, text_length: of the extractor.
+      name, about, logit_scale, text_length, mends: of the extractor.
     """
 
     def __init__(self, extractor: Any):
         self.name, self.about = extractor.name, extractor.about
         self.logit_scale = getattr(extractor, "logit_scale", 1.0)
         self.text_length = getattr(extractor, "text_length", 0)
+        self.mends = getattr(extractor, "mends", False)
         self._extractor = extractor
         self._known = functools.cache(
             lambda captions, keeps_end: extractor.text_features(captions, keeps_end=keeps_end)

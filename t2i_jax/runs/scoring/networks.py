@@ -27,11 +27,13 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "dinov2": ("dinov2-large", "dinov2"),
     "pickscore": ("pickscore", "PickScore"),
     "hpsv2": ("hpsv2", "HPS_v2_", "HPS_v2"),
-    "alex": ("alexnet",),  # alex.pth is that of LPIPS's heads
-    "vgg": ("vgg16",),
+    "alex": ("alexnet-owt-",),  # alex.pth is that of LPIPS's heads
+    "vgg": ("vgg16-",),  # vgg16_bn-... is another network
 }
 """For each network the beginnings of its files' and folders' names, as published or as its option;
-the first that is found counts."""
+the first that is found counts. LPIPS, which no option asks for by its name, has the published ones
+alone."""
+_OTHERS = ("inception_v3_google",)  # torchvision's, in a cache of PyTorch beside those of LPIPS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Weights:
         if given is not None or not home:
             return given
         there = sorted(pathlib.Path(home).expanduser().glob("*"))
+        there = [path for path in there if not path.name.startswith(_OTHERS)]
         found = (path for name in NAMES[network] for path in there if path.name.startswith(name))
         return next(found, None)
 
@@ -86,23 +89,35 @@ def build(network: str, modes: Sequence[str], weights: Weights) -> list[Extracto
 
 def build_lpips(weights: Weights) -> dict[str, LpipsMetric]:
     """The LPIPS metrics by each trunk whose weights are given, or lie in the folder that
-    T2I_WEIGHTS names; a line tells of a file that is not the published one.
+    T2I_WEIGHTS names; a line tells of a file that is not the published one, and where LPIPS that
+    nobody has asked for is left out, as the package with the weights of its layers is missing.
 
     Raises:
       UserError: weights that are missing or do not fit.
     """
     found = {}
     for trunk in TRUNKS:
-        if (path := weights.of(trunk)) is not None:
-            found[trunk] = lpips.lpips(trunk, path)
-            _tell_of_other(f"lpips-{trunk}", found[trunk].about["features"])
+        if (path := weights.of(trunk)) is None:
+            continue
+        if getattr(weights, trunk) is None and lpips.installed_heads(trunk) is None:
+            _tell(
+                f"LPIPS is left out: {FOLDER} has {path.name}, and the package lpips with the "
+                "weights of its layers is not there; install lpips 0.1.4 for it"
+            )
+            continue
+        found[trunk] = lpips.lpips(trunk, path)
+        _tell_of_other(f"lpips-{trunk}", found[trunk].about["features"])
     return found
 
 
 def _tell_of_other(what, about):
-    told = weights_file.told_of_other(what, about)
-    if told is not None and processes.is_first():
-        generation.tell(told)
+    if (told := weights_file.told_of_other(what, about)) is not None:
+        _tell(told)
+
+
+def _tell(sentence):
+    if processes.is_first():
+        generation.tell(sentence)
 
 
 def _built(network, modes, weights):

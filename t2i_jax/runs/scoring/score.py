@@ -223,13 +223,22 @@ def _measured(images, reference, measures, found):
 
 
 def assembled(
-    images: Images, subject: Subject, entries: Sequence[Entry], protocol: Protocol | None
+    images: Images,
+    subject: Subject,
+    entries: Sequence[Entry],
+    protocol: Protocol | None,
+    further: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The contents of results.json and values.json."""
+    """The contents of results.json and values.json.
+
+    Args:
+      further: files of weights beside those of the extractors, as results keep them, by their names
+        in `weights_file.PUBLISHED`; None: there are none.
+    """
     found, about = subject.features, images.about()
     other_prompts = protocol and protocol.other_prompts(about.get("prompts"))
     cut = {one.name: one.cut for one in entries if one.cut}
-    others = _other_weights(subject.extractors)
+    others = _other_weights(subject.extractors, further or {})
     values = {
         one.name: [
             [*images.keys[row], float(value)]
@@ -263,12 +272,15 @@ def assembled(
     }, values
 
 
-def _other_weights(extractors):
-    """For each extractor a sentence about a file of weights that is not the published one."""
+def _other_weights(extractors, further):
+    """For each extractor, and each further file by its name, a sentence about weights that are not
+    the published ones.
+    """
     told = {
         name: weights_file.told_of_other(name.partition("-")[0], one.about)
         for name, one in extractors.items()
     }
+    told |= {name: weights_file.told_of_other(name, about) for name, about in further.items()}
     return {name: sentence for name, sentence in told.items() if sentence}
 
 

@@ -26,13 +26,25 @@ def told(own: Mapping[str, int], real: Mapping[str, int]) -> str | None:
     )
 
 
+def is_whole(extractor: Mapping[str, Any]) -> bool:
+    """Whether a network is given whole images, of which alone `told` is true, and not squares that
+    its preprocessing cuts out of them.
+
+    Args:
+      extractor: what results keep of it.
+    """
+    return extractor.get("preprocessing", {}).get("crop", "none") in ("none", "padded")
+
+
 def told_of_results(results: Mapping[str, Any]) -> str | None:
     """The warning of `told` for the contents of results.json, as a sentence without its full stop;
     None too where a protocol was given, or nothing tells of the sizes.
     """
     for one in results["metrics"] if results["protocol"] is None else ():
         real = (one["reference"] or {}).get("sizes")
-        if real and (said := told(results["generated"][one["extractor"]["name"]]["sizes"], real)):
+        if not real or not is_whole(one["extractor"]):
+            continue
+        if said := told(results["generated"][one["extractor"]["name"]]["sizes"], real):
             return f"{said}; give --protocol NAME for numbers that stand beside those of others"
     return None
 

@@ -5,9 +5,11 @@ images.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 import os
 import pathlib
+import threading
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -35,6 +37,7 @@ from t2i_jax.systems.generation import tell
 
 _BUILT_IN_SIZE = 32  # pixels, where nothing says another size
 _SHEET = f"{sample_folder.SHEET} of t2i sample"
+_GRIDS = 8  # files that are kept decoded, as many as threads read
 _FURTHER = "further row of an image"
 
 
@@ -185,6 +188,15 @@ def _is_sheet(name, sampled):
     return name == sample_folder.SHEET and folder in sampled
 
 
+@dataclasses.dataclass
+class _Decoded:
+    """A file of `GridImages` that was decoded, for one thread at a time."""
+
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    place: int | None = None
+    grid_HWC: Any = None
+
+
 class GridImages:
     """The images of files that hold several each, in a grid of two rows as DPG-Bench has them.
 
@@ -195,17 +207,26 @@ class GridImages:
     def __init__(self, files: SourceImages, each: int):
         self._files, self._each = files, each
         self.split = Split(files.split.count * each, files.split.size)
+        self._decoded = [_Decoded() for _ in range(_GRIDS)]
 
     def read(self, index: int) -> np.ndarray:
         """The image with this number, uint8 (H, W, 3) of any size; or `BadSample`."""
         place, number = divmod(index, self._each)
-        grid_HWC = self._files.read(place)
+        grid_HWC = self._grid(place)
         sides, name = grid_HWC.shape[:2], self._files.name(place) or f"record {place}"
         if any(side % 2 for side in sides):
             raise BadSample("grid of odd sides", name)
         if min(sides) < 2 * LEAST_SIDE:
             raise BadSample("too small", name)
         return layout.cells_of(grid_HWC, self._each)[number]
+
+    def _grid(self, place):
+        """The pixels of a file, decoded once for its images that are read next to each other."""
+        kept = self._decoded[place % len(self._decoded)]
+        with kept.lock:
+            if kept.place != place:
+                kept.grid_HWC, kept.place = self._files.read(place), place
+            return kept.grid_HWC
 
     def name(self, index: int) -> str | None:
         """The name of the file of an image; None where it has none."""
@@ -358,11 +379,8 @@ def size_of_run(recipe: Recipe, made_by: Any) -> int | None:
     Args:
       made_by: its system, or its task with the networks of its parts; see `made_size` of both.
     """
-    asked, data = (
-        getattr(one, "image_size", None) for one in (recipe.evaluation.options, recipe.data)
-    )
-    sizes = (asked, made_by.made_size, data)
-    return next((size for size in sizes if isinstance(size, int)), None)
+    trained_at = None if recipe.data is None else recipe.data.image_size
+    return made_by.made_size(recipe.evaluation.options, trained_at)
 
 
 def stamp(source: Source) -> str:

@@ -178,7 +178,11 @@ def _written(out, about, system, images, shards, measures, reference, found):
     subjects = Images(
         shards, lambda: {**about, "images": told}, None, keys, [""] * count, marks=marks
     )
-    results, values = score.assembled(subjects, subject, entries, None)
+    of_lpips = {
+        f"lpips-{trunk}": getattr(one, "about", {}).get("features", {})
+        for trunk, one in measures.lpips.items()
+    }
+    results, values = score.assembled(subjects, subject, entries, None, of_lpips)
     score.write(out, subjects, results, values)
     return results
 

@@ -106,6 +106,16 @@ def sizes_of(task: Any, image_sizes: Any) -> list[tuple[int, int]]:
     return sizes
 
 
+def side_of(task: Any, options: Any, number: int) -> int | None:
+    """Side in pixels of the images of a stage of a `CascadeTask`; None: they are no squares.
+
+    Args:
+      number: of the stage, from 1; the last stage for a larger one.
+    """
+    height, width = sizes_of(task, options.image_sizes)[:number][-1]
+    return height if height == width else None
+
+
 def check_size(size: tuple[int, ...], multiple: int) -> None:
     """Refuses what is no (height, width) of multiples of a number of pixels."""
     if len(size) != 2 or any(

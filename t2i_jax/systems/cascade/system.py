@@ -148,6 +148,11 @@ class CascadeSystem(TextToImage):
         rows = generation.batches({**prompt, **images}, total, images_per_prompt, seed, batch_size)
         return plan, rows
 
+    def made_size(self, options: Any, trained_at: int | None = None) -> int | None:
+        """Side of the images of the last stage that runs with these options."""
+        del trained_at
+        return inputs.side_of(self.task, options, self._to_run(options)[0][-1])
+
     def samplers(self, options: Any) -> list[dict[str, Any]]:
         """The sampler and the steps of each stage."""
         stages = self.task.stages

@@ -44,6 +44,13 @@ class CascadeTask(SystemTask):
         """Side of the images of a batch: that of the largest stage."""
         return self.stages[-1].image_size
 
+    def made_size(self, options: CascadeOptions, trained_at: int | None = None) -> int | None:
+        """Side of the images of the last stage that runs, as far as a task can know it: that of
+        `stop_at`, else the last one that is trained.
+        """
+        del trained_at
+        return inputs.side_of(self, options, options.stop_at or max(self._trained))
+
     @functools.cached_property
     def objectives(self) -> tuple[Objective, ...]:
         """The diffusion loss of each stage that is trained."""

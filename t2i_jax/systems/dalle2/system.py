@@ -57,6 +57,10 @@ class DALLE2System(TextToImage):
         """The tokenizer of CLIP, whose embeddings the prior reads."""
         return self.clip.text_tokenizer
 
+    def made_size(self, options: DALLE2Options, trained_at: int | None = None) -> int | None:
+        """That of the decoder."""
+        return self.decoder.made_size(options, trained_at)
+
     def samplers(self, options: DALLE2Options) -> list[dict[str, Any]]:
         """The sampler and the steps of the prior, then of each stage of the decoder."""
         own = self.prior.task.sampling_of(options.prior)

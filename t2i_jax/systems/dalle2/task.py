@@ -60,6 +60,11 @@ class DALLE2Task(SystemTask):
         """Side of the images in pixels; None where the decoder is not known."""
         return None if self.decoder is None else self.decoder.image_size
 
+    def made_size(self, options: DALLE2Options, trained_at: int | None = None) -> int | None:
+        """That of the decoder; `trained_at` where it is not known."""
+        known = self.decoder
+        return trained_at if known is None else known.made_size(options, trained_at)
+
     @property
     def channels(self) -> int:
         """Channels of the images; 3 where the decoder is not known."""

@@ -138,11 +138,14 @@ class MaskGitTask(SystemTask):
             small = checks.at_size("cond_image_size", self.tokenizer, self.cond_image_size)
         return own, small
 
-    @property
-    def made_size(self) -> int | None:
-        """Side of the images, that of their tokenizer; `image_size` where that is not known."""
+    def made_size(self, options: Any, trained_at: int | None = None) -> int | None:
+        """Side of the images that are asked for, or that of their tokenizer; `image_size` where
+        that is not known.
+        """
         own = self.tokenizers[0]
-        return self.image_size if own is None else own.image_size
+        if own is None or getattr(options, "image_size", None) is not None:
+            return super().made_size(options, trained_at)
+        return own.image_size
 
     @property
     def own_tokenizer(self) -> str:

@@ -47,10 +47,13 @@ class MuseSystem(TextToImage):
         """A line for each stage."""
         return f"MuseSystem(base={self.base!r}, superres={self.superres!r})"
 
-    @property
-    def made_size(self) -> int | None:
-        """Side of the large images, which the second stage makes."""
-        return self.superres.made_size
+    def made_size(self, options: MuseOptions, trained_at: int | None = None) -> int | None:
+        """Side of the large images, which the second stage makes, or of the small ones where it
+        stops at these; None for small ones of a size that was not trained.
+        """
+        if options.stop_at is None:
+            return self.superres.made_size(options, trained_at)
+        return None if options.image_size is not None else self.base.made_size(options, trained_at)
 
     @property
     def text_tokenizer(self) -> Any:
