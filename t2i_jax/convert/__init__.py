@@ -367,7 +367,8 @@ def _found(loaded, module):
         )
     names = state_dict.unwrapped(flat)
     values = {name: flat[was] for name, was in names.items()}
-    found = state_dict.main(list(state_dict.roots(values, _recognise)), list(NETWORKS.values()))
+    places = list(state_dict.roots(values, _recognise))
+    found = state_dict.main(places, list(NETWORKS.values()), values)
     if found is None:
         some = foreign.some(sorted(names), 3)
         raise UnknownWeights(

@@ -79,11 +79,16 @@ def roots(
     yield from _roots(names, recognise, "", 0)
 
 
-def main(found: list[tuple[str, Any]], order: list[Any]) -> tuple[str, Any] | None:
+def main(
+    found: list[tuple[str, Any]], order: list[Any], values: Mapping[str, Any]
+) -> tuple[str, Any] | None:
     """The network that is meant among those of `roots`; None for none.
 
     The first in `order` counts. Where there are several, an average counts, then the one where
-    training scripts put their weights.
+    training scripts put their weights. The same arrays at several places count once.
+
+    Args:
+      values: the state dict.
 
     Raises:
       UserError: several, and nothing that tells which one is meant.
@@ -94,6 +99,7 @@ def main(found: list[tuple[str, Any]], order: list[Any]) -> tuple[str, Any] | No
     places = [place for place, network in found if network is first]
     for kind in (_is_average, _is_usual):
         places = [place for place in places if kind(place)] or places
+    places = _different(places, values)
     if len(places) > 1:
         named = ", ".join(place.rstrip(".") or "the top" for place in places)
         raise UserError(
@@ -183,6 +189,26 @@ def _is_average(place):
     ("params_ema").
     """
     return any("ema" in part.lower().split("_") for part in place.split("."))
+
+
+def _different(places, values):
+    """The places without those whose arrays are all those of one before."""
+    if len(places) == 1:
+        return places
+    kept: dict[str, dict[str, Any]] = {}
+    for place in places:
+        inside = {
+            name.removeprefix(place): value
+            for name, value in values.items()
+            if name.startswith(place)
+        }
+        if not any(_are_same(inside, other) for other in kept.values()):
+            kept[place] = inside
+    return list(kept)
+
+
+def _are_same(one, other):
+    return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
 
 
 def _is_usual(place):

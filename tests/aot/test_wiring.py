@@ -77,9 +77,8 @@ def _trained(recipe, workdir, monkeypatch):
     for name in ("DataLedger", "stored_text", "validation_of", "held_out", "write_report"):
         monkeypatch.setattr(training, name, mock.MagicMock())
     monkeypatch.setattr(evaluation, "held_out", mock.MagicMock())
-    monkeypatch.setattr(
-        training, "_captions", lambda *_, **__: ["a red circle above a blue square"]
-    )
+    monkeypatch.setattr(training, "captions_of", lambda *_: ["a red circle above a blue square"])
+    monkeypatch.setattr(training.captions, "check", lambda *_: None)
     monkeypatch.setattr(T5Text, "frozen", T5Text.frozen_shapes)  # nothing is fetched
     monkeypatch.setattr(T5Text, "tokenizer", lambda self, folder=None: None)
     with contextlib.suppress(_Done):

@@ -115,6 +115,7 @@ def test_of_several_networks_the_one_that_is_meant_is_taken(state):
         {"params": other, "params_ema": state},
         {"model": _wrapped(other, "net"), "EMA": _wrapped(state, "module")},
         {"model": {**_wrapped(other, "net"), **_wrapped(state, "ema_net")}},
+        {"model": other, "ema": _averaged(state, other), "ema_model": dict(state)},
     ):
         np.testing.assert_array_equal(found(loaded), wanted)
     with pytest.raises(UserError, match="2 networks of one kind, at a, b;"):

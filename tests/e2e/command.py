@@ -51,7 +51,7 @@ def refused(*arguments, by=inside):
     `by=run` makes it in a process of its own, where nothing else may be printed either.
     """
     lines = by(*arguments, status=2).stderr.splitlines()
-    told = re.compile(r" (cut|for all)\.$|; so (is one other|are \d+ others)\.$")
+    told = re.compile(r" (cut|for all|alike)\.$|; so (is one other|are \d+ others)\.$")
     lines = [line for line in lines if not told.search(line)]
     assert len(lines) == 1 and lines[0].startswith("t2i: ") and "Traceback" not in lines[0], lines
     return lines[0]

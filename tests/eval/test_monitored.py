@@ -32,7 +32,8 @@ def test_names_are_those_of_the_scoring():
     assert asked <= set(METRICS)
     assert all(METRICS[name].needs_reference == (name in monitored.COMPARING) for name in asked)
     assert all(METRICS[name].needs_captions == (name in monitored.ALIGNING) for name in asked)
-    assert list(config.fields_of(Weights)) == list(monitored.NETWORKS)
+    of_tokenizers = ["alex", "vgg"]  # LPIPS
+    assert list(config.fields_of(Weights)) == [*monitored.NETWORKS, *of_tokenizers]
 
 
 @pytest.mark.parametrize(
