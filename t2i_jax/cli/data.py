@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import pathlib
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import numpy as np
 
 from t2i_jax import paths
 from t2i_jax.cli.arguments import Shown
+from t2i_jax.cli.progress import progress
 from t2i_jax.errors import UserError
 from t2i_jax.values import Count, Fraction, Range
 from t2i_jax.words import counted
@@ -342,14 +342,6 @@ def _tokens(source, tokenizer, crop, batch_size) -> Iterator[Any]:
 
     records = progress("encoding")(range(len(source)))
     yield from in_batches(image, encoded, records, batch_size)
-
-
-def progress(what: str) -> Any:
-    """A function that wraps an iterable in a progress bar with the label `what`."""
-    from tqdm import tqdm
-
-    # none where stderr is no terminal
-    return functools.partial(tqdm, desc=what, unit="rec", disable=None)
 
 
 def _new_file(path):

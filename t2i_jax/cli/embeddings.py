@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from t2i_jax import paths
-from t2i_jax.cli.data import progress
+from t2i_jax.cli.progress import progress
 from t2i_jax.values import Fraction, Range
 from t2i_jax.words import counted
 

@@ -13,6 +13,7 @@ from t2i_jax.cli import arguments as cli
 from t2i_jax.cli import measuring
 from t2i_jax.cli.arguments import Shown
 from t2i_jax.cli.measuring import WeightsFile, WeightsFolder
+from t2i_jax.cli.progress import progress
 from t2i_jax.errors import UserError
 from t2i_jax.values import Count, Range, Seed, shown
 from t2i_jax.words import counted
@@ -257,8 +258,8 @@ def _measure_images(images, captions, split, grid, settings, out):
         )
     job = Job(out=paths.folder("out", out or place.with_name(f"{place.name}-eval")), **settings)
     chosen = None if captions is None else sets.read(captions)
-    progress = measuring.progress("features")
-    found = evaluate_source(job, spec, chosen, progress=progress, split=split, grid=grid)
+    bar = progress("features", "shard")
+    found = evaluate_source(job, spec, chosen, progress=bar, split=split, grid=grid)
     measuring.print_results(found, job.out)
 
 
@@ -287,7 +288,7 @@ def _measure_run(run, overrides, step, prompts, count, seed, guidance, settings,
         chosen,
         seed,
         guidances,
-        progress=measuring.progress("shards"),
+        progress=progress("shards", "shard"),
     )
     if not found:
         if processes.is_first():

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from t2i_jax.cli.arguments import Shown
@@ -55,10 +54,3 @@ def print_left_out(what: str, counts: Mapping[str, int] | None, how: str = "left
     if counts:
         told = ", ".join(f"{reason} {count}" for reason, count in counts.items())
         print(f"{what}: {how} {told}")
-
-
-def progress(what: str) -> Callable[..., Any]:
-    """A bar over shards on a terminal, and nothing elsewhere."""
-    from tqdm import tqdm
-
-    return functools.partial(tqdm, desc=what, unit="shard", disable=None)

@@ -9,6 +9,7 @@ from t2i_jax import paths
 from t2i_jax.cli import measuring
 from t2i_jax.cli.arguments import Shown
 from t2i_jax.cli.measuring import WeightsFile, WeightsFolder
+from t2i_jax.cli.progress import progress
 from t2i_jax.errors import UserError
 from t2i_jax.values import Count
 
@@ -92,7 +93,7 @@ def reference(
             where = "are already in" if place.exists() else "in"
             told = statistics.write(
                 found, extractor, statistics.LAYERS[network], place, chosen, Share.here(),
-                keep_features=keep_features, progress=measuring.progress("features"),
+                keep_features=keep_features, progress=progress("features", "shard"),
                 **statistics.extras(extractor, extractors, adm, clean_fid),
             )  # fmt: skip
             if told:

@@ -9,6 +9,7 @@ from t2i_jax import paths
 from t2i_jax.cli import measuring
 from t2i_jax.cli.arguments import Shown
 from t2i_jax.cli.measuring import WeightsFile
+from t2i_jax.cli.progress import progress
 from t2i_jax.values import Count
 
 
@@ -78,7 +79,7 @@ def tokenizer(
             out,
             share,
             batch_size,
-            measuring.progress("shards"),
+            progress("shards", "shard"),
             chosen,
         )
         measuring.print_results(results, out)

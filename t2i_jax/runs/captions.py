@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from t2i_jax.config import to_dict
 from t2i_jax.data.pipeline import DataConfig, batches, source_of
-from t2i_jax.files import replacing
+from t2i_jax.files import read_object, replacing
 from t2i_jax.terminal import say
 from t2i_jax.text.encoder import TextEncoder
 from t2i_jax.words import counted
@@ -45,20 +45,21 @@ def check(data: DataConfig, seed: int, encoder: TextEncoder, workdir: pathlib.Pa
     Raises:
       UserError: it can't read one.
     """
-    path, looked = workdir / FILE, []
+    path, looked_at = workdir / FILE, []
+    known = read_object(path)
+    if known is not None and known == _asked(data, encoder):
+        return
 
     def read():
-        looked.append(True)
-        records = counted(len(source_of(data)), "record")
+        looked_at.append(_asked(data, encoder))
+        records = counted(looked_at[0]["records"], "record")
         say(f"reading the captions of {records} once, to see whether all fit")
         yield from captions_of(dataclasses.replace(data, heldout=0.0), seed)
 
-    if path.exists() and _known(path) == _asked(data, encoder):
-        return
     encoder.check_captions(read())
-    if looked:
+    for asked in looked_at:  # none of an encoder that reads every text
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps(_asked(data, encoder)), encoding="utf-8")
+            temporary.write_text(json.dumps(asked), encoding="utf-8")
 
 
 def _asked(data, encoder):
@@ -69,11 +70,3 @@ def _asked(data, encoder):
         "version": source.version,
         "encoder": hashlib.sha256(told.encode()).hexdigest(),
     }
-
-
-def _known(path):
-    """What was asked before; None where nothing tells."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
