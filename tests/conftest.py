@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import pathlib
+import signal
 
 from tests.flags import FAST
 
@@ -54,6 +55,23 @@ def _is_crowded():
     maps = process.joinpath("maps").read_bytes().count(b"\n")
     pages = int(process.joinpath("statm").read_text().split()[1])
     return maps > 20_000 or pages * os.sysconf("SC_PAGE_SIZE") > 3 * 2**30
+
+
+@pytest.fixture(autouse=True)
+def _settings_of_jax_stay():
+    """`t2i compile` changes them for its process, which here is that of other tests too."""
+    names = ("jax_platforms", "jax_enable_compilation_cache", "jax_optimization_level")
+    before = {name: jax.config.values[name] for name in names}
+    yield
+    for name, value in before.items():
+        if jax.config.values[name] != value:
+            jax.config.update(name, value)
+
+
+def pytest_sessionstart():
+    """A shell has what it starts in the background ignore SIGINT, and tests send it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish():

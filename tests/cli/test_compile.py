@@ -24,12 +24,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True)
-def _the_cache_is_on_again():
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
-
-
 def test_a_step_that_fits_is_told_and_written(tmp_path, capsys):
     out = tmp_path / "report.json"
     compile_for(
@@ -118,6 +112,7 @@ def test_the_search_tries_the_recipes_own_number_of_micro_batches_too(little_fit
     assert "fastest that fits: remat=none train.accumulate=16" in capsys.readouterr().out
 
 
+@pytest.mark.long  # the next test compiles the two stages of another system
 def test_sampling_is_compiled_stage_by_stage(tmp_path, capsys):
     out = tmp_path / "report.json"
     with pytest.raises(SystemExit) as stop:
