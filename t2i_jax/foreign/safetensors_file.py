@@ -1,5 +1,5 @@
 """The arrays of a safetensors file, each read when it is asked for, in every type of number that
-NumPy and ml_dtypes know.
+NumPy and ml_dtypes know; files that `write` made tell a digest of each.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import zlib
 from collections.abc import Callable, Mapping
 
 import ml_dtypes
@@ -37,22 +38,48 @@ _DTYPES = {
 }
 
 
-def readers(path: str | os.PathLike, field: str) -> Mapping[str, Callable[[], np.ndarray]]:
+_DIGESTS = "crc32"  # key of the header's metadata: {name: CRC-32 of the array's bytes}, as JSON
+
+
+def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a file with the digests of its arrays, and reads it back.
+
+    Raises:
+      UserError: what can be read back is not what was written.
+    """
+    from safetensors.numpy import save_file
+
+    arrays = {name: np.array(value, order="C") for name, value in arrays.items()}
+    digests = json.dumps({name: _digest(value) for name, value in arrays.items()})
+    save_file(arrays, path, {_DIGESTS: digests})
+    for read in readers(
+        path, "out", "its disk or its memory does not keep what is written"
+    ).values():
+        read()
+
+
+def readers(
+    path: str | os.PathLike, field: str, remedy: str = "fetch it again"
+) -> Mapping[str, Callable[[], np.ndarray]]:
     """The names of the file's arrays, each with a function that reads the array, in the file's own
     type.
 
+    Args:
+      remedy: for a file that is damaged.
+
     Raises:
       UserError: no safetensors file, or a damaged one; of an array, where it is read, a type that
-        is not known here.
+        is not known here, or other bytes than the file's digest is of.
     """
     from safetensors import safe_open
 
     path = file.check(path, field)
-    with file.refusing(path, field, "a safetensors file", "fetch it again"):
+    with file.refusing(path, field, "a safetensors file", remedy):
         names = safe_open(path, framework="np").keys()  # it checks the header against the file
         with open(path, "rb") as opened:
             size = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(size))
+        digests = _digests(header)
 
     def read(name):
         about = header[name]
@@ -62,10 +89,26 @@ def readers(path: str | os.PathLike, field: str) -> Mapping[str, Callable[[], np
                 "here; save it as float32 or bfloat16."
             )
         dtype, shape = _DTYPES[about["dtype"]], tuple(about["shape"])
-        with file.refusing(path, field, "a safetensors file", "fetch it again"):
+        with file.refusing(path, field, "a safetensors file", remedy):
             values = np.fromfile(
                 path, dtype, math.prod(shape), offset=8 + size + about["data_offsets"][0]
             )
-            return values.reshape(shape)
+            values = values.reshape(shape)
+        if name in digests and digests[name] != _digest(values):
+            raise UserError(f"{field}={str(path)!r}: {name} is not what was written; {remedy}.")
+        return values
 
     return {name: lambda name=name: read(name) for name in names}
+
+
+def _digest(values):
+    return f"{zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data):08x}"
+
+
+def _digests(header):
+    """{} for a file of others, whatever they call by the name."""
+    try:
+        found = json.loads(header.get("__metadata__", {}).get(_DIGESTS, "{}"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

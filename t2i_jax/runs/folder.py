@@ -268,16 +268,11 @@ def write_system(
     Args:
       params: by group. beside: name of a folder within `out`, and what writes it.
     """
-    from safetensors.numpy import save_file
-
     with _appearing(out) as folder:
         folder.mkdir()
         if recipe.task.objectives:
             arrays = _flatten({"params": params, "stats": stats})
-            save_file(
-                {name: np.array(value, order="C") for name, value in arrays.items()},
-                folder / _WEIGHTS,
-            )
+            safetensors_file.write(folder / _WEIGHTS, arrays)
         (folder / EXPORT).write_text(json.dumps(recipe_to_dict(recipe), indent=1))
         for name, write in beside.items():
             write(folder / name)
@@ -481,7 +476,7 @@ def arrays(
 def _exported(workdir):
     path = workdir / _WEIGHTS
     tree: dict[str, Any] = {"params": {}, "stats": {}}
-    for name, read in safetensors_file.readers(path, "run").items():
+    for name, read in safetensors_file.readers(path, "run", _RESTORE).items():
         *parents, leaf = name.split("/")
         node: Any = tree
         for parent in parents:

@@ -129,6 +129,17 @@ def test_a_damaged_file_of_a_system_is_named(system, changed, name, content, sai
         t2i.load(system)
 
 
+@pytest.mark.parametrize("part", ["", "tokenizer/"])
+def test_a_changed_bit_of_the_weights_of_a_system_or_of_its_part_is_found(system, changed, part):
+    name = f"{part}weights.safetensors"
+    content = bytearray((system / name).read_bytes())
+    content[-4] ^= 1  # the lowest bit of a float32
+    changed(name, bytes(content))
+    said = rf"{name}': (params|stats)/.* is not what was written; restore it from a copy"
+    with pytest.raises(UserError, match=said):
+        t2i.load(system)
+
+
 @pytest.mark.parametrize(
     ("recorded", "said"),
     [
