@@ -1,5 +1,5 @@
-"""Weights of a cascade in the host's memory: of its stages only the one that runs is on the
-device.
+"""Weights of a cascade, or of Muse, in the host's memory: of its stages only the one that runs is on
+the device.
 """
 
 import gc
@@ -11,6 +11,10 @@ import pytest
 from t2i_jax.errors import UserError
 from t2i_jax.on_host import initialise
 from t2i_jax.systems.imagen.system import ImagenSystem
+from t2i_jax.systems.maskgit.system import MaskGitSystem
+from t2i_jax.systems.muse.system import MuseSystem
+from t2i_jax.systems.muse.task import MuseTask
+from tests.systems import toy_muse
 from tests.systems.toy_cascade import TASK
 
 _INPUTS = 2**14  # bytes of prompts, keys and images; a stage is larger
@@ -49,6 +53,32 @@ def test_between_stages_no_more_than_one_is_on_the_device(monkeypatch):
         assert _INPUTS < own <= live < own + _INPUTS
     gc.collect()
     assert sum(a.nbytes for a in jax.live_arrays() if id(a) not in before) < _INPUTS
+
+
+def test_of_muse_neither_stage_is_on_the_device_when_the_other_begins(monkeypatch):
+    stages = toy_muse.system_of(toy_muse.TASK), toy_muse.system_of(toy_muse.SUPERRES)
+    usual = MuseSystem(MuseTask(), {}, *stages)
+    steps = {"steps": 1, "superres_steps": 1}
+    wanted = usual.generate(toy_muse.CAPTIONS, batch_size=2, **steps)
+    offloaded, there = usual.offloaded(), []
+    del usual, stages
+    gc.collect()
+    others = jax.live_arrays()  # held, so that their ids stay theirs
+    before = {id(array) for array in others}
+    make = MaskGitSystem.make
+
+    def watched(self, *given):
+        gc.collect()
+        live = sum(a.nbytes for a in jax.live_arrays() if id(a) not in before)
+        there.append((_bytes((self.weights, self.frozen)), live))
+        return make(self, *given)
+
+    monkeypatch.setattr(MaskGitSystem, "make", watched)
+    found = offloaded.generate(toy_muse.CAPTIONS, batch_size=2, **steps)
+    np.testing.assert_array_equal(found, wanted)
+    assert len(there) == 4
+    for own, live in there:
+        assert live < _INPUTS < own
 
 
 def test_a_system_on_a_mesh_is_not_offloaded():

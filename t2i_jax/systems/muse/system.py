@@ -67,6 +67,11 @@ class MuseSystem(TextToImage):
         )
         return dataclasses.replace(self, base=base, superres=superres)
 
+    def offloaded(self) -> MuseSystem:
+        """The same system, see `generation.offloaded`: only the stage that runs is on the device."""
+        base, superres = (generation.offloaded(one) for one in (self.base, self.superres))
+        return dataclasses.replace(self, base=base, superres=superres)
+
     def generate(
         self,
         prompts: str | Sequence[str] | tuple[Array, Array] | None = None,
