@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,8 +17,18 @@ from t2i_jax.train.executables import Executables, fresh
 from t2i_jax.train.preemption import Stop
 
 # On a CPU operations run in an order that keeps little alive: as fast, and a third less memory for
-# a transformer.
-_OPTIONS = {"cpu": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}}
+# a transformer. LLVM optimises at its first level, not at its third: steps are as fast, and
+# compiling that of `configs/imagen/shapes.py` takes four fifths of the time.
+_LEVEL = "xla_backend_optimization_level"
+_OPTIONS = {"cpu": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED", _LEVEL: 1}}
+
+
+def options_for(platform: str) -> dict[str, Any] | None:
+    """The options with which a step is compiled, but for a level that XLA_FLAGS give."""
+    options = _OPTIONS.get(platform)
+    if options and _LEVEL in os.environ.get("XLA_FLAGS", ""):
+        options = {name: value for name, value in options.items() if name != _LEVEL}
+    return options
 
 
 class CompiledStep:
@@ -63,7 +74,7 @@ class CompiledStep:
         """
         if self._program is None:
             moved, _ = states.apart(state, self._idle)
-            arguments, options = (moved, *rest), _OPTIONS.get(jax.default_backend())
+            arguments, options = (moved, *rest), options_for(jax.default_backend())
             self._program = self._kept.load(arguments, options) if self._kept else None
             self._program = self._program or self._compile(arguments, options, stop)
             if self._program is None:
