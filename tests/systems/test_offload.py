@@ -1,5 +1,5 @@
-"""Weights of a cascade, or of Muse, in the host's memory: of its stages only the one that runs is on
-the device.
+"""Weights of a cascade, or of Muse, in the host's memory: of its stages only the one that runs is
+on the device.
 """
 
 import gc
