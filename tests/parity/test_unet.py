@@ -30,7 +30,7 @@ CONFIGURATIONS = {
         SMALL,
         lowres_cond=True,
         memory_efficient=True,
-        num_resnet_blocks=(1, 2),
+        num_resnet_blocks=(2, 0),
         layer_attns=(False, True),
         layer_cross_attns=(False, True),
         layer_attns_depth=2,
