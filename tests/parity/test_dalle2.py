@@ -34,7 +34,7 @@ def _whole(of_decoder=None, more_unets=(), **of_unet):
     net = package.DiffusionPriorNetwork(dim=16, depth=1, dim_head=8, heads=2, max_text_len=8)
     prior = package.DiffusionPrior(net, clip=clip, timesteps=30, cond_drop_prob=0.1)
     unet = package.Unet(
-        dim=8, dim_mults=(1, 2), image_embed_dim=16, resnet_groups=4, cond_dim=12, attn_heads=1,
+        dim=8, dim_mults=(1,), image_embed_dim=16, resnet_groups=4, cond_dim=12, attn_heads=1,
         attn_dim_head=8, num_resnet_blocks=0, init_cross_embed=False, max_text_len=8,
         **of_unet,
     )  # fmt: skip

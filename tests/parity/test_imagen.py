@@ -48,12 +48,12 @@ SMALL = dict(
     text_embed_dim=6,
     max_text_len=4,
     attn_pool_num_latents=3,
+    num_resnet_blocks=0,
 )
 # What a loss or a sampler does to a network needs no more of it, and compiles in a third of the
 # time; test_unet.py has the layers.
 PLAIN = SMALL | dict(
     dim_mults=(1,),
-    num_resnet_blocks=0,
     layer_cross_attns=False,
     use_global_context_attn=False,
     layer_attns=False,
