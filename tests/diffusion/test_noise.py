@@ -20,6 +20,7 @@ ALL = [Ddpm(schedule, objective) for schedule in SCHEDULES for objective in OBJE
 ]
 
 
+@jax.jit
 def _images(key):
     shape, of_noise = (6, 4, 4, 3), jax.random.fold_in(key, 1)
     return jax.random.uniform(key, shape, minval=-1.0), jax.random.normal(of_noise, shape)
@@ -28,15 +29,19 @@ def _images(key):
 @pytest.mark.parametrize("noise", ALL, ids=str)
 def test_the_right_answer_gives_the_clean_image_and_no_loss(noise, key):
     x0, eps = _images(key)
-    level_B = noise.train_levels(key, 6)
-    target = noise.target(x0, eps, level_B)
-    got = noise.denoised(target, noise.add(x0, eps, level_B), level_B)
-    alpha = np.asarray(noise.marginal(level_B)[0])[:, None, None, None]
+
+    @jax.jit
+    def run(key, x0, eps):
+        level_B = noise.train_levels(key, 6)
+        target = noise.target(x0, eps, level_B)
+        got = noise.denoised(target, noise.add(x0, eps, level_B), level_B)
+        return got, noise.marginal(level_B), noise.losses(target, x0, eps, level_B)
+
+    got, (alpha_B, sigma_B), losses = run(key, x0, eps)
     # Dividing by alpha magnifies the rounding of x, which is near 1, or near sigma.
-    np.testing.assert_allclose(
-        (got - x0) * alpha, 0.0, atol=2e-6 * max(1.0, float(noise.marginal(level_B)[1].max()))
-    )
-    assert noise.losses(target, x0, eps, level_B).tolist() == [0.0] * 6
+    away = (np.asarray(got) - np.asarray(x0)) * np.asarray(alpha_B)[:, None, None, None]
+    np.testing.assert_allclose(away, 0.0, atol=2e-6 * max(1.0, float(sigma_B.max())))
+    assert losses.tolist() == [0.0] * 6
 
 
 @pytest.mark.parametrize("noise", ALL, ids=str)
@@ -44,16 +49,20 @@ def test_a_loss_is_the_weighted_error_of_the_clean_image(noise, key):
     """Whatever the network predicts, the loss is weight(SNR) * |x0' - x0|^2 with the same
     weight.
     """
-    x0, eps = _images(key)
-    level_B = noise.level_at(jnp.array([0.1, 0.3, 1.0, 2.0, 5.0, 10.0]))
-    output = noise.target(x0, eps, level_B) + 0.3 * jax.random.normal(
-        jax.random.fold_in(key, 2), x0.shape
-    )
-    error = noise.denoised(output, noise.add(x0, eps, level_B), level_B) - x0
-    snr = jnp.exp(noise.log_snr(level_B))
-    weight = snr + noise.sigma_data**-2 if isinstance(noise, Edm) else jnp.minimum(snr, 5.0)
-    expected = weight * jnp.mean(error**2, axis=(1, 2, 3))
-    np.testing.assert_allclose(noise.losses(output, x0, eps, level_B), expected, rtol=1e-4)
+
+    @jax.jit
+    def run(key, x0, eps):
+        level_B = noise.level_at(jnp.array([0.1, 0.3, 1.0, 2.0, 5.0, 10.0]))
+        output = noise.target(x0, eps, level_B) + 0.3 * jax.random.normal(
+            jax.random.fold_in(key, 2), x0.shape
+        )
+        error = noise.denoised(output, noise.add(x0, eps, level_B), level_B) - x0
+        return noise.losses(output, x0, eps, level_B), error, noise.log_snr(level_B)
+
+    losses, error, log_snr = map(np.asarray, run(key, *_images(key)))
+    snr = np.exp(log_snr)
+    weight = snr + noise.sigma_data**-2 if isinstance(noise, Edm) else np.minimum(snr, 5.0)
+    np.testing.assert_allclose(losses, weight * np.mean(error**2, axis=(1, 2, 3)), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -141,9 +150,13 @@ def test_a_half_precision_network_gives_float32(key):
         return x.astype(jnp.bfloat16)
 
     for noise in ALL:
-        level_B = noise.train_levels(key, 6)
-        assert denoiser(net, noise)(x0, level_B).dtype == jnp.float32
-        assert training_losses(net, noise, x0, eps, level_B).dtype == jnp.float32
+
+        def run(x0, eps, noise=noise):
+            level_B = noise.train_levels(key, 6)
+            found = denoiser(net, noise)(x0, level_B)
+            return found, training_losses(net, noise, x0, eps, level_B)
+
+        assert all(one.dtype == jnp.float32 for one in jax.eval_shape(run, x0, eps))
 
 
 def test_a_network_sees_scaled_images_conditions_and_its_last_estimate(key):

@@ -39,18 +39,19 @@ def test_scan_is_the_layers_in_turn():
     )
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _gradient(params, remat):
+    def loss(params):
+        network = Transformer(**_SIZES, remat=remat)
+        return jnp.sum(network.apply({"params": params}, *_inputs()) ** 2)
+
+    return jax.grad(loss)(params)
+
+
 @pytest.mark.parametrize("remat", ["full", "attention", "dots"])
 def test_recomputing_changes_no_gradient(remat):
-    inputs = _inputs()
-    params = _params(Transformer(**_SIZES), inputs)
-
-    def loss(p, remat):
-        return jnp.sum(Transformer(**_SIZES, remat=remat).apply({"params": p}, *inputs) ** 2)
-
-    def gradient(remat):
-        return jax.jit(jax.grad(loss), static_argnums=1)(params, remat)
-
-    chex.assert_trees_all_close(gradient("none"), gradient(remat), atol=1e-4)
+    params = _params(Transformer(**_SIZES), _inputs())
+    chex.assert_trees_all_close(_gradient(params, "none"), _gradient(params, remat), atol=1e-4)
 
 
 def test_every_parameter_is_stacked_and_named():
@@ -95,8 +96,7 @@ def test_large_kernels_are_laid_for_few_rows(rows, laid):
     rng = np.random.default_rng(0)
     x, text = (rng.normal(size=size).astype(np.float32) for size in ((rows, 512), (rows, 3, 8)))
     seen = np.ones((rows, 3), bool)
-    init = functools.partial(model.init, method="__call__")
-    params = init(jax.random.key(0), x[:, None], None, text, seen)
+    params = {"params": _params(model, (x[:, None], None, text, seen))}
 
     @jax.jit
     def step(params):

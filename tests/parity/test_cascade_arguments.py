@@ -20,8 +20,9 @@ configs = load("imagen_pytorch.configs")
 
 SIZES = (8, 16)
 TINY = dict(
-    dim=8, dim_mults=(1, 2), attn_heads=2, attn_dim_head=8, text_embed_dim=6, max_text_len=4,
-    layer_attns=False, layer_cross_attns=False,
+    dim=8, dim_mults=(1,), attn_heads=2, attn_dim_head=8, text_embed_dim=6, max_text_len=4,
+    layer_attns=False, layer_cross_attns=False, attend_at_middle=False, num_resnet_blocks=0,
+    use_global_context_attn=False, init_cross_embed=False,
 )  # fmt: skip
 
 

@@ -34,8 +34,8 @@ def _whole(of_decoder=None, more_unets=(), **of_unet):
     net = package.DiffusionPriorNetwork(dim=16, depth=1, dim_head=8, heads=2, max_text_len=8)
     prior = package.DiffusionPrior(net, clip=clip, timesteps=30, cond_drop_prob=0.1)
     unet = package.Unet(
-        dim=8, dim_mults=(1, 2), image_embed_dim=16, resnet_groups=4, cond_dim=12, attn_heads=1,
-        attn_dim_head=8, num_resnet_blocks=1, init_cross_embed=False, max_text_len=8,
+        dim=8, dim_mults=(1,), image_embed_dim=16, resnet_groups=4, cond_dim=12, attn_heads=1,
+        attn_dim_head=8, num_resnet_blocks=0, init_cross_embed=False, max_text_len=8,
         **of_unet,
     )  # fmt: skip
     settings = {"image_size": 16, "timesteps": 30, "learned_variance": False, **(of_decoder or {})}
@@ -49,7 +49,7 @@ def _two_stages():
     settings = {"image_sizes": (8, 16), "sample_timesteps": 2, "ddim_sampling_eta": 0.5}
     larger = package.Unet(
         dim=8, dim_mults=(1,), image_embed_dim=16, resnet_groups=4, attn_heads=1, attn_dim_head=8,
-        num_resnet_blocks=1, init_cross_embed=False, lowres_cond=True, max_text_len=8,
+        num_resnet_blocks=0, init_cross_embed=False, lowres_cond=True, max_text_len=8,
     )  # fmt: skip
     theirs = _whole({"image_size": None, **settings}, (larger,))
     theirs.prior.sample_timesteps, theirs.prior_num_samples = 3, 3

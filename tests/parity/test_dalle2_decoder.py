@@ -27,7 +27,7 @@ torch = pytest.importorskip("torch")
 
 LOSS = 1e-5  # float32 through CLIP and a U-Net
 IMAGES = 1e-4  # and 25 steps of sampling
-UNET = dict(dim=8, dim_mults=(1, 2), resnet_groups=4, num_resnet_blocks=1, attn_heads=2,
+UNET = dict(dim=8, dim_mults=(1, 2), resnet_groups=4, num_resnet_blocks=0, attn_heads=2,
             attn_dim_head=8, max_text_len=4, init_cross_embed=False)  # fmt: skip
 CLIP = dict(dim_text=16, dim_image=16, dim_latent=12, num_text_tokens=40, text_enc_depth=1,
             text_seq_len=4, text_heads=1, text_dim_head=16, visual_enc_depth=1, visual_heads=1,

@@ -34,7 +34,7 @@ LOSS = 1e-5  # float32 through a network
 # Of the largest of all, that of the level's frequencies: sines of arguments near 100 keep five
 # digits.
 GRADIENT = 5e-4
-# 32 steps, each through the network; its answers are moderate, else such a run doubles a rounding
+# 12 steps, each through the network; its answers are moderate, else such a run doubles a rounding
 # per step.
 RUN = 1e-4
 ROWS, SIZES = 2, (8, 16)
@@ -48,11 +48,14 @@ SMALL = dict(
     text_embed_dim=6,
     max_text_len=4,
     attn_pool_num_latents=3,
+    num_resnet_blocks=0,
 )
 # What a loss or a sampler does to a network needs no more of it, and compiles in a third of the
 # time; test_unet.py has the layers.
 PLAIN = SMALL | dict(
-    num_resnet_blocks=0,
+    dim_mults=(1,),
+    layer_cross_attns=False,
+    use_global_context_attn=False,
     layer_attns=False,
     attend_at_middle=False,
     attn_pool_text=False,
@@ -209,7 +212,7 @@ SAMPLINGS = {
     ),
     "elucidated": (Edm(), dict(elucidated=True, self_cond=True), dict(parallel=0.0), 0.95),
 }
-STEPS = 32
+STEPS = 12
 
 
 @pytest.mark.parametrize("kind", SAMPLINGS)

@@ -213,7 +213,7 @@ def test_loss_and_its_gradient(objective, min_snr, distance):
             net, noise, 2 * IMAGES - 1, jnp.asarray(eps), jnp.asarray(times)
         ).mean()
 
-    value, gradient = jax.value_and_grad(ours)(0.5)
+    value, gradient = jax.jit(jax.value_and_grad(ours))(0.5)
     assert _error(value, loss.item()) < FORMULA
     # the sum over pixels has both signs
     assert _error(gradient, unet.slope.grad.numpy()) < 3 * FORMULA
@@ -238,7 +238,7 @@ def test_elucidated_loss_gradient_and_noise_distribution(monkeypatch):
 
         return training_losses(net, noise, 2 * IMAGES - 1, jnp.asarray(eps), sigma_B).mean()
 
-    value, gradient = jax.value_and_grad(ours)(0.5)
+    value, gradient = jax.jit(jax.value_and_grad(ours))(0.5)
     assert _error(value, loss.item()) < FORMULA
     assert _error(gradient, unet.slope.grad.numpy()) < 3 * FORMULA
 
@@ -253,10 +253,7 @@ def test_elucidated_preconditioning_and_levels():
         sigma_data=0.5,
         text_embeds=torch.from_numpy(TEXT),
     )
-    assert (
-        _error(denoiser(_net, Edm())(jnp.asarray(x), jnp.asarray(sigma)), _numpy(expected))
-        < FORMULA
-    )
+    assert _error(jax.jit(denoiser(_net, Edm()))(x, sigma), _numpy(expected)) < FORMULA
     for steps, low, high, rho in ((5, 0.002, 80.0, 7), (32, 0.01, 160.0, 5)):
         schedule = theirs.sample_schedule(steps, rho, low, high).numpy()
         assert (
@@ -286,7 +283,8 @@ def test_guidance_on_the_answers_of_a_network(form):
         remove_parallel_component=remove,
         keep_parallel_frac=fraction,
     )
-    got = guide(_net, scale, parallel=parallel)(jnp.asarray(x), jnp.asarray(condition), None)
+    guided = guide(_net, scale, parallel=parallel)
+    got = jax.jit(lambda *given: guided(*given, None))(x, condition)
     assert _error(got, _numpy(expected)) < FORMULA
 
 

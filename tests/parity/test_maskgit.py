@@ -67,17 +67,23 @@ def test_logits_and_vectors(made):
         logits, vectors = theirs(t_x, text_embeds=t_text, return_embed=True, **own)
         dropped = theirs(t_x, text_embeds=t_text, cond_drop_prob=1.0)
 
-    def ours(keep=None, **inputs):
-        return model.apply({"params": params}, x, text, mask, keep, method="embed", **inputs)
+    @jax.jit
+    def ours(params):
+        def embed(keep=None, **inputs):
+            return model.apply({"params": params}, x, text, mask, keep, method="embed", **inputs)
 
-    def head(vectors):
-        return model.apply({"params": params}, vectors, method="logits")
+        def head(vectors):
+            return model.apply({"params": params}, vectors, method="logits")
+
+        own = embed(self_cond_BNC=jnp.asarray(before)) if model.self_cond else embed()
+        conditioned, without = embed(cond_ids_BM=jnp.asarray(cond)), embed(jnp.zeros(3, bool))
+        return own, head(own), head(conditioned), head(without)
 
     with jax.default_matmul_precision("highest"):
-        assert error(head(ours(cond_ids_BM=jnp.asarray(cond))), plain) < NETWORK
-        embed = ours(self_cond_BNC=jnp.asarray(before)) if model.self_cond else ours()
-        assert error(embed, vectors) < NETWORK and error(head(embed), logits) < NETWORK
-        assert error(head(ours(jnp.zeros(3, bool))), dropped) < NETWORK
+        embed, *found = ours(params)
+    assert error(embed, vectors) < NETWORK
+    for mine, wanted in zip(found, (logits, plain, dropped), strict=True):
+        assert error(mine, wanted) < NETWORK
 
 
 def test_loss_and_its_gradients(made):
@@ -115,16 +121,22 @@ def test_critics():
     with torch.no_grad():
         wanted = theirs(torch.tensor(ids), text_embeds=t_text)[..., 0]
     with jax.default_matmul_precision("highest"):
-        assert error(model.apply({"params": params}, ids, text, mask), wanted) < NETWORK
+        found = jax.jit(model.apply)({"params": params}, ids, text, mask)
+    assert error(found, wanted) < NETWORK
     theirs, model, params, ids, text = _make(muse.MaskGitTransformer, "default")
     own = muse.muse_maskgit_pytorch.SelfCritic(theirs)
     with torch.no_grad():
         wanted = own(torch.tensor(ids), text_embeds=t_text)[..., 0]
     head = {"to_pred": {"kernel": own.to_pred.weight.detach().numpy().T,
                         "bias": own.to_pred.bias.detach().numpy()}}  # fmt: skip
-    with jax.default_matmul_precision("highest"):
+
+    @jax.jit
+    def ours(params, head):
         vectors = model.apply({"params": params}, ids, text, mask, method="embed")
-        assert error(SelfCritic().apply({"params": head}, vectors), wanted) < NETWORK
+        return SelfCritic().apply({"params": head}, vectors)
+
+    with jax.default_matmul_precision("highest"):
+        assert error(ours(params, head), wanted) < NETWORK
 
 
 @pytest.mark.parametrize("network", [muse.MaskGitTransformer, muse.TokenCritic])

@@ -87,7 +87,8 @@ def test_losses_and_their_gradients(made, monkeypatch):
     task, frozen = found.task, muse_models.frozen(found)
     batch, small = _batch(sizes)
     key = jax.random.key(0)
-    draws = task.draw(jax.random.split(key)[0], (ROWS, sizes.num_tokens))
+    draw = jax.jit(task.draw, static_argnums=1)
+    draws = draw(jax.random.split(key)[0], (ROWS, sizes.num_tokens))
     _inject(monkeypatch, draws, sizes)
     theirs.zero_grad()
     cond = {} if small is None else {"cond_images": muse_models.channels_first(small)}

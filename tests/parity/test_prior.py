@@ -172,7 +172,7 @@ def test_files_of_the_prior_and_of_its_trainer_both_ways(trained, tmp_path):
 def _decoder(clip, **settings):
     unet = package.Unet(
         dim=8, dim_mults=(1,), image_embed_dim=16, attn_heads=1, attn_dim_head=8,
-        num_resnet_blocks=1, init_cross_embed=False, max_text_len=8,
+        num_resnet_blocks=0, init_cross_embed=False, max_text_len=8,
     )  # fmt: skip
     return package.Decoder(
         unet, clip=clip, image_size=16, timesteps=STEPS, learned_variance=False, **settings

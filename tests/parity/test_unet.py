@@ -25,12 +25,12 @@ SMALL = dict(
     dim=8, dim_mults=(1, 2), text_embed_dim=12, attn_heads=2, attn_dim_head=8, max_text_len=6
 )
 CONFIGURATIONS = {
-    "default": dict(SMALL, attn_pool_num_latents=5),
+    "default": dict(SMALL, attn_pool_num_latents=5, num_resnet_blocks=(0, 1)),
     "super-resolution": dict(
         SMALL,
         lowres_cond=True,
         memory_efficient=True,
-        num_resnet_blocks=(1, 2),
+        num_resnet_blocks=(2, 0),
         layer_attns=(False, True),
         layer_cross_attns=(False, True),
         layer_attns_depth=2,
@@ -65,7 +65,7 @@ CONFIGURATIONS = {
         attend_at_middle=False,
         use_global_context_attn=False,
         init_conv_to_final_conv_residual=True,
-        num_resnet_blocks=(0, 1),
+        num_resnet_blocks=0,
         dim_mults=(1, 3),
         cond_images_channels=3,
         resize_mode="bilinear",
@@ -211,7 +211,14 @@ def test_weights_both_ways(name, tmp_path):
         theirs.load_state_dict(out, strict=True)
 
 
-PACKAGES = dict(SMALL, attn_heads=8, attn_dim_head=64, layer_attns=False, layer_cross_attns=False)
+PACKAGES = dict(
+    SMALL,
+    num_resnet_blocks=0,
+    attn_heads=8,
+    attn_dim_head=64,
+    layer_attns=False,
+    layer_cross_attns=False,
+)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 written down.
 """
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
@@ -34,9 +34,7 @@ def test_features_before_the_classifier(network, images):
             for x in images
         ]
     wanted = torch.nn.functional.mse_loss(*flat)
-    np.testing.assert_allclose(
-        model.apply({"params": params}, *map(jnp.asarray, images)), wanted, rtol=1e-4
-    )
+    np.testing.assert_allclose(jax.jit(model.apply)({"params": params}, *images), wanted, rtol=1e-4)
 
 
 def test_stages_and_lpips(network, images):
@@ -60,16 +58,14 @@ def test_stages_and_lpips(network, images):
         maps = [_stages(network, (2 * _first(x) - 1 - shift) / scale) for x in images]
         apart = [(_unit(a) - _unit(b)) ** 2 for a, b in zip(*maps, strict=True)]
         wanted = sum((d * w).sum(1).mean() for d, w in zip(apart, lins.values(), strict=True))
-    np.testing.assert_allclose(
-        model.apply({"params": params}, *map(jnp.asarray, images)), wanted, rtol=1e-4
-    )
+    np.testing.assert_allclose(jax.jit(model.apply)({"params": params}, *images), wanted, rtol=1e-4)
 
 
 def test_grey_images_and_zero_distance(network, images):
     model, params = convert.from_torch(network.state_dict())
-    grey = jnp.asarray(images[0][..., :1])
-    assert model.apply({"params": params}, grey, grey) == 0
-    assert model.apply({"params": params}, grey, grey[:, ::-1]) > 0
+    grey, distance = images[0][..., :1], jax.jit(model.apply)
+    assert distance({"params": params}, grey, grey) == 0
+    assert distance({"params": params}, grey, grey[:, ::-1]) > 0
 
 
 def _first(x):

@@ -204,7 +204,9 @@ GRADIENT = 1e-4  # as much again in the backward pass
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_and_gradients(name, monkeypatch):
     configuration, options = LOSSES[name]
-    monkeypatch.setitem(CONFIGURATIONS, configuration, CONFIGURATIONS[configuration] | options)
+    # two layers of the text are in what is compared of encodings and latents
+    options = CONFIGURATIONS[configuration] | {"text_enc_depth": 1} | options
+    monkeypatch.setitem(CONFIGURATIONS, configuration, options)
     theirs, model, params, text, image = make(configuration)
     theirs.train()
     imported = weights.imported(model, params, tables.live(theirs)["settings"])

@@ -149,7 +149,7 @@ def _wholes(clip):
     net = dalle2.DiffusionPriorNetwork(dim=8, depth=1, dim_head=8, heads=1, max_text_len=5)
     unet = dalle2.Unet(
         dim=8, dim_mults=(1,), image_embed_dim=8, cond_dim=12, resnet_groups=4, attn_heads=1,
-        attn_dim_head=8, num_resnet_blocks=1, init_cross_embed=False, max_text_len=5,
+        attn_dim_head=8, num_resnet_blocks=0, init_cross_embed=False, max_text_len=5,
     )  # fmt: skip
     prior = dalle2.DiffusionPrior(
         net, clip=clip, timesteps=30, cond_drop_prob=0.1, condition_on_text_encodings=False
