@@ -233,6 +233,7 @@ def test_slerp():
 
 
 def test_the_command_line(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "load", functools.cache(runs.load))  # most of the time is reading
     out = tmp_path / "out"
     few = ("--steps", 2)
     small = (*few, "--prior-steps", 2)
