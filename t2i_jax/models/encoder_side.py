@@ -65,9 +65,10 @@ def same_tokens(
     if one.keys() != two.keys() or any(not np.array_equal(one[path], two[path]) for path in one):
         return False
     size = (2, model.image_size, model.image_size, model.channels)
-    noise = jnp.asarray(np.random.default_rng(0).integers(0, 256, size), jnp.uint8)
-    ids = image_tokenizer.tokens(model, weights, noise)
-    return np.array_equal(ids, image_tokenizer.tokens(other, other_weights, noise))
+    noise = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8)
+    tokens = jax.jit(image_tokenizer.tokens, static_argnums=0)
+    ids = tokens(model, weights, noise)
+    return np.array_equal(ids, tokens(other, other_weights, noise))
 
 
 def fingerprint(model: ImageTokenizer, weights: Mapping[str, Any]) -> str:

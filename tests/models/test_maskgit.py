@@ -1,5 +1,7 @@
 """The networks of MaskGIT and Muse: sizes of the presets."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -53,14 +55,14 @@ def test_a_token_sees_its_block_and_its_grid():
 
 def test_one_block_is_attention_to_all_in_half_of_the_heads():
     """The grid of a token is then the token itself; both halves have the learnt key too."""
-    x = jax.random.normal(jax.random.key(0), (2, 9, 3 * 4 * 2)).reshape(3, 2, 9, 2, 4)
-    q, k, v = x
-    null = jnp.ones((2, 1, 2, 4))
-    k, v = (jnp.concatenate([null, t], axis=1) for t in (k, v))
-    whole = maskgit_layers._attend(q, k, v, None)
-    parted = maskgit_layers._along(MultiAxis(3, 3), q, k, v, None)
+    q, k, v = np.random.default_rng(0).normal(size=(3, 2, 9, 2, 4)).astype(np.float32)
+    null = np.ones((2, 1, 2, 4), np.float32)
+    k, v = (np.concatenate([null, t], axis=1) for t in (k, v))
+    attend = jax.jit(functools.partial(maskgit_layers._attend, mask_BK=None))
+    whole = attend(q, k, v)
+    parted = jax.jit(functools.partial(maskgit_layers._along, MultiAxis(3, 3)))(q, k, v, None)
     np.testing.assert_allclose(parted[:, :, 0], whole[:, :, 0], atol=1e-6)
-    alone = maskgit_layers._attend(q[:, 4:5], k[:, [0, 5]], v[:, [0, 5]], None)
+    alone = attend(q[:, 4:5], k[:, [0, 5]], v[:, [0, 5]])
     np.testing.assert_allclose(parted[:, 4:5, 1], alone[:, :, 1], atol=1e-6)
 
 

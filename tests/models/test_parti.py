@@ -80,19 +80,20 @@ def test_a_cache_that_grows_gives_the_same_tokens(monkeypatch, name):
     def tokens(short):
         monkeypatch.setattr(autoregressive, "_SHORT", short)
         lengths = autoregressive.cache_lengths(9)
-        cache = model.apply(variables, embeds, mask, None, lengths[0], method="init_cache")
 
         def decode(ids, position, cache):
             return model.apply(variables, ids, position, cache, method="decode")
 
         sampling = autoregressive.Sampling(guided=False)
 
-        def draw(cache):
+        @jax.jit
+        def draw(variables):
+            cache = model.apply(variables, embeds, mask, None, lengths[0], method="init_cache")
             return autoregressive.generate(
                 decode, cache, keys, 9, sampling=sampling, grow=model.grow_cache
             )
 
-        return lengths, np.asarray(jax.jit(draw)(cache))
+        return lengths, np.asarray(draw(variables))
 
     (lengths, grown), (all_at_once, whole) = tokens(8), tokens(9)
     assert (lengths, all_at_once) == ([5, 9], [9])
@@ -151,14 +152,17 @@ def test_a_text_without_a_token_is_a_dropped_text(name, tokens):
     model, (ids, embeds, mask) = _MODELS[name], _inputs()
     embeds, mask = embeds[:, :tokens], mask[:, :tokens]
     variables, apply = _variables(model), jax.jit(model.apply)
-    start = functools.partial(model.apply, variables, method="init_cache")  # of `decode`
+    start = jax.jit(functools.partial(model.apply, method="init_cache"))  # of `decode`
     one = np.array([True, False])
-    dropped, cache = apply(variables, ids[:, :-1], embeds, mask, one), start(embeds, mask, one)
+    dropped, cache = (
+        apply(variables, ids[:, :-1], embeds, mask, one),
+        start(variables, embeds, mask, one),
+    )
     mask = mask & one[:, None]
     for keep in (np.ones(2, bool), None):
         unseen = apply(variables, ids[:, :-1], embeds, mask, keep)
         np.testing.assert_array_equal(unseen, dropped)
-        jax.tree.map(np.testing.assert_array_equal, start(embeds, mask, keep), cache)
+        jax.tree.map(np.testing.assert_array_equal, start(variables, embeds, mask, keep), cache)
 
 
 def test_the_first_loss_is_that_of_guessing():

@@ -23,6 +23,7 @@ _PARTI = t2i.PartiTask(
     StoredText(dim=6, max_length=4),
     toy_muse.TOKENIZER,
 )
+_CASCADE = toy_cascade.cascade_of(toy_cascade.LEAN)
 _FROZEN = T5Text(None, T5Encoder(dim=8, depth=1, heads=1, dim_head=8, mlp_dim=8, vocab_size=16), 3)
 _CLIP = jax.eval_shape(CLIP_NETWORK.init, jax.random.key(0))
 _GIVEN = {
@@ -39,8 +40,8 @@ def _decoder(*trained, text=None):
 
 
 TASKS = [
-    (toy_cascade.TASK, (), ()),
-    (dataclasses.replace(toy_cascade.TASK, train_stages=(2,)), ("stage_1",), ()),
+    (_CASCADE, (), ()),
+    (dataclasses.replace(_CASCADE, train_stages=(2,)), ("stage_1",), ()),
     (_decoder(1), ("stage_2",), ()),
     (_decoder(2), ("stage_1",), ("clip",)),
     (_decoder(2, text=_FROZEN), ("stage_1",), ("clip", "text")),

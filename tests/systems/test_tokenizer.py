@@ -43,6 +43,15 @@ def started(task, key):
     return initialise(task.init, key)
 
 
+def begun(optimiser, params):
+    """The states with which Adam begins: zeros, for which nothing need compile."""
+
+    def zeros(leaf):
+        return jnp.asarray(np.zeros(leaf.shape, leaf.dtype))
+
+    return {g: jax.tree.map(zeros, jax.eval_shape(optimiser.init, p)) for g, p in params.items()}
+
+
 def stepper(task, optimiser):
     @jax.jit
     def step(params, stats, states, batch, key, number):
@@ -76,10 +85,7 @@ def test_it_learns_a_batch_by_heart(adversarial, key):
     )
     params, stats = started(task, key)
     optimiser = optax.adam(3e-3)
-    step, states = (
-        stepper(task, optimiser),
-        {group: optimiser.init(p) for group, p in params.items()},
-    )
+    step, states = stepper(task, optimiser), begun(optimiser, params)
     seen = []
     for i in range(60):
         params, stats, states, metrics = step(
@@ -103,7 +109,7 @@ CONVOLUTIONAL = {
     "gumbel": VQGAN(**COMMON, **CODES, assignment="gumbel", attention=(), middle_attention=False),
     "maskgit, with FSQ": preset("maskgit-f16", **COMMON, fsq_levels=(5, 4)),
     "muse-maskgit-pytorch, with FSQ": VQGanVAE(
-        dim=8, image_size=16, layers=2, resnet_groups=4, fsq_levels=(5, 4)
+        dim=8, image_size=16, layers=1, resnet_groups=4, fsq_levels=(5, 4)
     ),
 }
 GAMES = {
@@ -112,7 +118,7 @@ GAMES = {
     ),
     "muse-maskgit-pytorch, with FSQ": dict(
         discriminator=StyleDiscriminator(image_size=16, max_width=8), gan_loss="softplus",
-        penalty="r1",
+        penalty="none",
     ),
 }  # fmt: skip
 
@@ -123,8 +129,7 @@ def test_convolutional_tokenizers_learn(name, key):
     task = TokenizerTask(CONVOLUTIONAL[name], **game)
     params, stats = started(task, key)
     optimiser = optax.adam(3e-3)
-    step = stepper(task, optimiser)
-    states = {group: optimiser.init(p) for group, p in params.items()}
+    step, states = stepper(task, optimiser), begun(optimiser, params)
     seen = []
     for i in range(30):
         params, stats, states, metrics = step(
@@ -193,11 +198,11 @@ def test_one_backward_pass_gives_the_gradient_of_the_written_loss(key):
         )[0]
 
     (value, gradient), (wanted, wanted_gradient) = (
-        jax.jit(jax.value_and_grad(f))(params["generator"]) for f in (ours, written)
+        jax.device_get(jax.jit(jax.value_and_grad(f))(params["generator"])) for f in (ours, written)
     )
     np.testing.assert_allclose(value, wanted, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted_gradient), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max()) + 1e-7)
+        np.testing.assert_allclose(a, b, atol=2e-5 * float(np.abs(b).max()) + 1e-7)
 
 
 def test_each_objective_moves_its_own_group(key):
@@ -207,7 +212,7 @@ def test_each_objective_moves_its_own_group(key):
     def loss(p):
         return task.objectives[1].loss(p, stats, {}, {"image": IMAGES}, key, jnp.int32(0))[0]
 
-    gradient = jax.jit(jax.grad(loss))(params)
+    gradient = jax.device_get(jax.jit(jax.grad(loss))(params))
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient["generator"]))
     assert any(np.any(leaf) for leaf in jax.tree.leaves(gradient["discriminator"]))
 
@@ -313,7 +318,8 @@ def test_a_larger_decoder_learns_on_tokens_that_stay_the_same(key):
     decay = optax.adamw(1e-2, weight_decay=0.1)
     rule = optim.holding(decay, start, task.held["generator"])
     step = stepper(task, rule)
-    params, states, average = {"generator": start}, {"generator": rule.init(start)}, start
+    params, states = {"generator": start}, {"generator": jax.jit(rule.init)(start)}
+    average = start
     before, seen = stats, []
     stays = optim.held_of(start, task.held["generator"])
     average_of = jax.jit(functools.partial(ema.update, decay=0.9, held=stays))
@@ -324,11 +330,12 @@ def test_a_larger_decoder_learns_on_tokens_that_stay_the_same(key):
         average = average_of(average, params["generator"], jnp.int32(i))
         seen.append(float(metrics["reconstruction"]))
     assert seen[-1] < 0.7 * seen[0]
+    start, average, after = jax.device_get((start, average, params["generator"]))
     moved = {
         encoder_side.path_of(path): bool(np.any(one != two) or np.any(one != three))
         for (path, one), two, three in zip(
             jax.tree_util.tree_leaves_with_path(start),
-            jax.tree.leaves(params["generator"]),
+            jax.tree.leaves(after),
             jax.tree.leaves(average),
             strict=True,
         )
@@ -391,7 +398,7 @@ def test_an_implicit_head_learns_against_a_discriminator(key):
     task = TokenizerTask(model, discriminator=game, **weights)
     params, stats = started(task, key)
     optimiser = optax.adam(3e-3)
-    step, states = stepper(task, optimiser), {g: optimiser.init(p) for g, p in params.items()}
+    step, states = stepper(task, optimiser), begun(optimiser, params)
     start, seen = params["generator"]["to_pixels"], []
     for i in range(30):
         params, stats, states, metrics = step(
@@ -400,7 +407,8 @@ def test_an_implicit_head_learns_against_a_discriminator(key):
         seen.append(metrics)
     assert float(seen[-1]["reconstruction"]) < 0.8 * float(seen[0]["reconstruction"])
     assert 0 < float(seen[-1]["adaptive_weight"]) < 1e4
-    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), start, params["generator"]["to_pixels"])
+    both = jax.device_get((start, params["generator"]["to_pixels"]))
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), *both)
     assert all(jax.tree.leaves(moved)), moved
 
 

@@ -23,6 +23,7 @@ from t2i_jax import runs, systems
 from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
 from t2i_jax.runs.recipe import changed, load_recipe
+from t2i_jax.text import learned
 from tests.e2e.command import inside, refused, run, t2i_command
 from tests.flags import FAST
 from tests.toy_system import pair
@@ -30,6 +31,18 @@ from tests.toy_system import pair
 _RECIPE = pathlib.Path(__file__).parent.parent / "toy_system" / "recipe.py"
 _CAPTION = "a red circle above a blue square"
 _PACKAGE = pathlib.Path(t2i.__file__).parent
+
+
+# what a process of these tests begins with
+_FEW = "from t2i_jax.text import learned\nlearned._CAPTIONS_FOR_VOCABULARY = 500\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_captions():
+    """A vocabulary is trained on 500 captions, here and in the processes that train."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learned, "_CAPTIONS_FOR_VOCABULARY", 500)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +71,7 @@ def test_killed_and_started_again_it_ends_bit_for_bit_where_it_would_have(traine
     """
     slow = tmp_path / "slow.py"
     slow.write_text(
-        "import time, jax\n"
+        f"{_FEW}import time, jax\n"
         "from t2i_jax.data import pipeline\n"
         "from tests.toy_system.recipe import get_config as fast\n"
         "before = pipeline.Batches.__next__\n"
@@ -240,7 +253,7 @@ def test_eight_devices_train_and_sample_what_one_does(trained, tmp_path):
     flags = f"--xla_force_host_platform_device_count=8 {FAST}"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-c", _EIGHT, trained, tmp_path / "meshed"],
+        [sys.executable, "-c", _FEW + _EIGHT, trained, tmp_path / "meshed"],
         capture_output=True,
         text=True,
         env=environment,

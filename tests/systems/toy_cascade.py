@@ -25,21 +25,22 @@ UNET = Unet(
     attend_at_middle=False,
     init_cross_embed=False,
     init_conv_kernel_size=3,
+    use_global_context_attn=False,
+    final_resnet_block=False,
 )
+# where levels are beside the point too
+LEAN = UNET.clone(dim_mults=(1,), layer_cross_attns=False)
 TEXT = StoredText(dim=6, max_length=3)
-TASK = ImagenTask(
-    stages=(
-        Stage(UNET, image_size=8, steps=3),
-        Stage(
-            UNET.clone(memory_efficient=True),
-            image_size=16,
-            noise=Edm(),
-            lowres=LowresNoise(per_row=True),
-            steps=2,
-        ),
-    ),
-    text=TEXT,
-)
+
+
+def cascade_of(unet):
+    """Two stages of this network."""
+    larger = dict(noise=Edm(), lowres=LowresNoise(per_row=True), steps=2)
+    second = Stage(unet.clone(memory_efficient=True), image_size=16, **larger)
+    return ImagenTask(stages=(Stage(unet, image_size=8, steps=3), second), text=TEXT)
+
+
+TASK = cascade_of(UNET)
 PLAIN = ImagenTask(stages=(Stage(UNET, image_size=8, sampler="ddim", steps=2),))
 
 

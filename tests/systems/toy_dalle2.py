@@ -1,8 +1,12 @@
 """CLIP and a prior on shapes, so small that only the way through is tested."""
 
+import contextlib
 import dataclasses
 
+import pytest
+
 import t2i_jax as t2i
+from t2i_jax.text import caption_ids
 
 CLIP = t2i.CLIP(
     dim_text=16,
@@ -24,6 +28,14 @@ NETWORK = t2i.DiffusionPriorNetwork(dim=24, depth=1, dim_head=8, heads=2, max_te
 NOISE = t2i.DiscreteDdpm(20, objective="x_start")
 DATA = t2i.DataConfig(source="shapes", image_size=16, threads=0)
 TRAIN = t2i.TrainConfig(steps=4, batch_size=8, log_every=2, save_every=2, ema_decay=0.5)
+
+
+@contextlib.contextmanager
+def few_captions():
+    """Within it a vocabulary is trained on 500 captions, and not on all that there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(caption_ids, "_CAPTIONS_FOR_VOCABULARY", 500)
+        yield
 
 
 def clip() -> t2i.Recipe:

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax import sharding
@@ -13,6 +14,7 @@ from t2i_jax.on_host import initialise
 from t2i_jax.systems.maskgit.system import MaskGitSystem
 from t2i_jax.systems.maskgit.task import MaskGitTask
 from t2i_jax.text.classes import ClassLabels
+from t2i_jax.text.stored import StoredText
 
 TOKENIZER = VQGanVAE(
     dim=4,
@@ -29,6 +31,8 @@ TEXT = ClassLabels(("red circle", "blue squares", "green", "zebra"), dim=8)
 TASK = MaskGitTask(NETWORK, TEXT, TOKENIZER)  # 4 x 4 tokens
 SUPERRES = MaskGitTask(NETWORK, TEXT, TOKENIZER, image_size=16, cond_image_size=8)  # 8 x 8
 CRITIC = TokenCritic(**SIZES)
+# with stored text and tokens
+STORED = MaskGitTask(NETWORK, StoredText(dim=6, max_length=4), TOKENIZER, stored_tokens=True)
 CAPTIONS = ["a red circle", "two blue squares", "green"]
 
 
@@ -78,3 +82,10 @@ def batch_of(task, rows=4):
         ),
     }
     return {name: draw[name](shape) for name, shape in task.batch_spec(rows).items()}
+
+
+def loss_of(task, batch, params=None, key=3):
+    """A step's loss and what else it returns."""
+    params = params_of(task) if params is None else params
+    frozen = {} if task.on_tokens else {"tokenizer": tokenizer_weights()}
+    return jax.jit(task.loss)(params, {}, frozen, batch, jax.random.key(key), jnp.int32(0))

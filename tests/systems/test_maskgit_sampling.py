@@ -1,4 +1,4 @@
-"""MaskGIT's task and system, tiny: losses, what a batch holds, and every option of `generate`."""
+"""MaskGIT's system, tiny: every option of `generate`; images to complete, change and enlarge."""
 
 import dataclasses
 
@@ -8,40 +8,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from t2i_jax import config
 from t2i_jax.errors import UserError
-from t2i_jax.models.maskgit import MaskGitTransformer, SelfCritic, TokenCritic
-from t2i_jax.models.vit_vqgan import VitVQGanVAE
-from t2i_jax.models.vqgan import VQGanVAE
-from t2i_jax.on_host import initialise
-from t2i_jax.systems.imagen.options import ImagenOptions
-from t2i_jax.systems.maskgit import losses, windows
+from t2i_jax.models.maskgit import SelfCritic
+from t2i_jax.systems.maskgit import windows
 from t2i_jax.systems.maskgit.blend import blended
 from t2i_jax.systems.maskgit.canvas import box_of
 from t2i_jax.systems.maskgit.options import MaskGitOptions
-from t2i_jax.systems.maskgit.system import MaskGitSystem
-from t2i_jax.systems.maskgit.task import MaskGitTask
-from t2i_jax.text.classes import ClassLabels
-from t2i_jax.text.stored import StoredText
-
-from .toy_muse import (
+from tests.systems.toy_muse import (
     CAPTIONS,
     CRITIC,
     NETWORK,
+    STORED,
     SUPERRES,
     TASK,
-    TEXT,
-    TOKENIZER,
     batch_of,
     images_of,
-    params_of,
+    loss_of,
     system_of,
-    tokenizer_weights,
     tokens_of,
 )
 
 _STEPS = {"steps": 3}
-_STORED = MaskGitTask(NETWORK, StoredText(dim=6, max_length=4), TOKENIZER, stored_tokens=True)
 
 
 @pytest.fixture(scope="module")
@@ -59,132 +46,11 @@ def critical():
     return system_of(dataclasses.replace(TASK, critic=CRITIC))
 
 
-def _arrays(system, options, **inputs):
+def _arrays_of(system, options, **inputs):
     """(what was made, with its tokens) of the captions."""
     options = system.fitting(options)
     arrays = system.prepare(CAPTIONS, options, **inputs)
     return system.make(arrays, jax.random.split(jax.random.key(0), len(CAPTIONS)), options)
-
-
-# --- training
-
-
-def _loss(task, batch, params=None, name="loss", key=3):
-    params = params_of(task) if params is None else params
-    frozen = {} if task.on_tokens else {"tokenizer": tokenizer_weights()}
-    call = jax.jit(getattr(task, name))
-    return call(params, {}, frozen, batch, jax.random.key(key), jnp.int32(0))
-
-
-def test_a_step_on_images_is_a_step_on_their_tokens():
-    batch = batch_of(TASK)
-    on_tokens = dataclasses.replace(TASK, stored_tokens=True)
-    assert "image" in TASK.batch_spec(2) and "tokens" in on_tokens.batch_spec(2)
-    tokens = tokens_of(batch["image"])
-    params = params_of(TASK)
-    expected = _loss(TASK, batch, params)[0]
-    found = _loss(on_tokens, {**batch, "tokens": tokens}, params)[0]
-    np.testing.assert_allclose(expected, found, rtol=1e-6)
-
-
-@pytest.mark.parametrize("critic", [None, CRITIC, SelfCritic()], ids=["none", "token", "self"])
-def test_everything_trained_gets_a_gradient_from_its_own_loss_alone(critic):
-    network = NETWORK.clone(self_cond=True)
-    task = dataclasses.replace(_STORED, model=network, critic=critic, self_cond_prob=1.0)
-    params, batch = params_of(task), batch_of(task)
-    for objective in task.objectives:
-
-        def keyed(params, objective=objective):
-            return objective.loss(params, {}, {}, batch, jax.random.key(5), jnp.int32(0))
-
-        (_, (metrics, _)), slopes = jax.jit(jax.value_and_grad(keyed, has_aux=True))(params)
-        for group, tree in slopes.items():
-            still = {
-                jax.tree_util.keystr(path)
-                for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-                if not np.abs(leaf).max() > 0
-            }
-            if group == objective.group:
-                assert not still, still
-            else:
-                assert len(still) == len(jax.tree.leaves(tree))
-    names = {"accuracy", "perplexity", "loss"} if critic is None else {"critic_loss"}
-    assert names <= metrics.keys()
-
-
-def test_the_first_loss_is_that_of_guessing_and_smoothing_mixes():
-    params, batch = initialise(_STORED.init, jax.random.key(0))[0], batch_of(_STORED)
-    loss, (metrics, _) = _loss(_STORED, batch, params)
-    assert abs(float(loss) - np.log(16)) < 0.3
-    np.testing.assert_allclose(metrics["perplexity"], np.exp(loss), rtol=1e-5)
-    params = params_of(_STORED)
-
-    def smooth(share):
-        return float(_loss(dataclasses.replace(_STORED, label_smoothing=share), batch, params)[0])
-
-    assert abs(smooth(0.5) - (smooth(0.0) + smooth(1.0)) / 2) < 1e-5
-
-
-def test_dropping_every_caption_trains_without_text_and_validation_keeps_them_all():
-    task = dataclasses.replace(_STORED, cond_drop_prob=1.0)
-    params, batch = params_of(task), batch_of(task)
-    other = {**batch, "text_embeds": batch["text_embeds"] + 1}
-    np.testing.assert_array_equal(_loss(task, batch, params)[0], _loss(task, other, params)[0])
-    validate = jax.jit(task.validate)
-    rest = ({}, {}, batch, jax.random.key(0), jnp.int32(0))
-    found = validate(params, *rest)
-    assert {"loss", "accuracy", "perplexity"} <= found.keys()
-    seen = validate(params, {}, {}, other, jax.random.key(0), jnp.int32(0))
-    assert float(found["loss"]) != float(seen["loss"])
-
-
-def test_how_many_tokens_are_masked():
-    """r = cos(pi/2 u) has the mean 2/pi; above the least share; of those some are seen."""
-
-    def draw(least, seen):
-        return losses.draw(
-            jax.random.key(0), (4000, 50, 2), least_masked=least, cond_drop_prob=0.25,
-            no_mask_token_prob=seen, self_cond_prob=0.5,
-        )  # fmt: skip
-
-    draws = draw(0.0, 0.2)
-    masked, shown = np.asarray(draws.masked_BN), np.asarray(draws.shown_BN)
-    assert abs(masked.mean() - 2 / np.pi) < 0.01 and masked.sum(1).min() == 1
-    assert (shown <= masked).all() and abs(shown.sum() / masked.sum() - 0.2) < 0.01
-    assert abs(np.mean(draws.keep_B) - 0.75) < 0.03
-    assert np.mean(draw(0.5, 0.0).masked_BN, axis=1).min() >= 0.5
-    assert np.mean(draw(1.0, 0.0).masked_BN) == 1
-
-
-def test_superres_sees_the_small_images_tokens_and_texts():
-    params, batch = params_of(SUPERRES), batch_of(SUPERRES)
-    assert batch["image"].shape[1:] == (16, 16, 3)
-    inputs = SUPERRES.inputs_of(params["maskgit"], {"tokenizer": tokenizer_weights()}, batch)
-    assert inputs.ids_BN.shape == (4, 64) and inputs.cond_ids_BM.shape == (4, 16)
-    small = batch["image"].reshape(4, 8, 2, 8, 2, 3).astype(np.float32).mean((2, 4))
-    np.testing.assert_array_equal(inputs.cond_ids_BM, tokens_of(np.uint8(np.round(small))))
-
-    def told(cond):
-        draws = SUPERRES.draw(jax.random.key(0), inputs.ids_BN.shape)
-        decoder, mine = params["maskgit"]["decoder"], inputs._replace(cond_ids_BM=cond)
-        return losses.predicted(SUPERRES.network, decoder, mine, draws)[0]
-
-    there, moved = told(inputs.cond_ids_BM), told(jnp.roll(inputs.cond_ids_BM, 1, axis=1))
-    assert np.abs(there - moved).max() > 1e-3  # and where they stand
-
-
-def test_the_task_counts_its_work_and_survives_json():
-    both = dataclasses.replace(SUPERRES, critic=CRITIC, trains=("critic",))
-    assert both.flops(2) == 2 * both.flops(1) > 0
-    assert dataclasses.replace(both, trains=None).flops(1) > both.flops(1)
-    assert [objective.group for objective in both.objectives] == ["critic"]
-    classes = (MaskGitTask, MaskGitTransformer, TokenCritic, ClassLabels, VQGanVAE, SelfCritic)
-    known = {cls.__name__: cls for cls in classes}
-    for task in (both, dataclasses.replace(TASK, critic=SelfCritic())):
-        assert config.from_dict(config.to_dict(task), known) == task
-
-
-# --- sampling
 
 
 def test_the_same_seed_gives_the_same_images_in_any_batch(system):
@@ -256,21 +122,21 @@ def test_a_scale_that_is_all_but_1_is_no_guidance(system):
 
 
 def test_filters_orders_and_remasking(system):
-    def sample(system, **changes):
-        return system.generate(CAPTIONS, **{"steps": 5, **changes})
+    def sample(**changes):
+        return system.generate(CAPTIONS, **_STEPS, **changes)
 
-    plain = sample(system)
+    plain = sample()
     for changes in (
         {"order": "halton"}, {"order": "random"}, {"order": "random", "remask": True},
-        {"choice_temperature": 20.0}, {"top_k": 1}, {"top_p": 0.3},
+        {"choice_temperature": 20.0}, {"top_k": 1}, {"top_k": 0.999, "top_p": 0.3},
     ):  # fmt: skip
-        assert not np.array_equal(sample(system, **changes), plain), changes
-    np.testing.assert_array_equal(sample(system, top_k=1), sample(system, temperature=0.0))
-    np.testing.assert_array_equal(sample(system, top_k=0.999, top_p=1.0), plain)
+        assert not np.array_equal(sample(**changes), plain), changes
+    np.testing.assert_array_equal(sample(top_k=1), sample(temperature=0.0))
+    np.testing.assert_array_equal(sample(top_k=0.999, top_p=1.0), plain)
     seen = dataclasses.replace(system, task=dataclasses.replace(TASK, no_mask_token_prob=0.1))
     kept, again = (
-        _arrays(seen, MaskGitOptions(steps=8, remask=remask, temperature=3.0)).trace_SBN
-        for remask in (False, True)
+        _arrays_of(one, MaskGitOptions(remask=remask, temperature=3.0, **_STEPS)).trace_SBN
+        for one, remask in ((system, False), (seen, True))
     )
 
     def settles(trace):
@@ -320,9 +186,9 @@ def test_without_texts_and_from_stored_text():
     again = system.generate(None, images_per_prompt=3, batch_size=2, guidance=1.0, **_STEPS)
     np.testing.assert_array_equal(images, again)
     assert "negative_prompts" not in task.inputs and task.samples == ()
-    loss, (metrics, _) = _loss(task, batch_of(task))
+    loss, (metrics, _) = loss_of(task, batch_of(task))
     assert np.isfinite(loss) and "text" not in task.batch_spec(1)
-    stored = system_of(dataclasses.replace(_STORED, stored_tokens=False))
+    stored = system_of(dataclasses.replace(STORED, stored_tokens=False))
     rng = np.random.default_rng(0)
     pair = rng.normal(size=(2, 3, 6)).astype(np.float32), np.ones((2, 3), bool)
     assert stored.generate(pair, negative_prompts=pair, **_STEPS).shape == (2, 8, 8, 3)
@@ -334,12 +200,12 @@ def test_without_texts_and_from_stored_text():
 def test_known_tokens_are_kept_and_pixels_with_a_seam(system, capsys):
     images, options = images_of(3, 8, 8), MaskGitOptions(**_STEPS)
     ids = tokens_of(images)
-    whole = _arrays(system, options, init_images=images, mask=np.ones((8, 8), bool))
+    whole = _arrays_of(system, options, init_images=images, mask=np.ones((8, 8), bool))
     np.testing.assert_array_equal(whole.ids_BN, ids)
     capsys.readouterr()
     mask = np.zeros((8, 8), bool)
     mask[:5] = True  # two rows of tokens, and half of the third
-    made = _arrays(system, options, init_images=images, mask=mask)
+    made = _arrays_of(system, options, init_images=images, mask=mask)
     told = "t2i: MaskGIT keeps whole tokens, 2x2 pixels each: 24 of 48; 24 kept pixels beside "
     assert capsys.readouterr().err == f"{told}them are inpainted.\n"
     assert (np.asarray(made.trace_SBN)[..., :8] == ids[:, :8]).all()
@@ -371,7 +237,7 @@ def test_images_are_changed_by_a_share_and_edited_little_by_little(system):
     ids = tokens_of(images)
 
     def changed(**options):
-        made = _arrays(system, MaskGitOptions(**options), init_images=images)
+        made = _arrays_of(system, MaskGitOptions(**options), init_images=images)
         return (np.asarray(made.ids_BN) != ids).sum(1)
 
     some = changed(strength=0.25, **_STEPS)
@@ -406,7 +272,7 @@ def test_superres_enlarges_any_image(superres, system):
     }
     made = [superres.make(arrays, keys, options).images for arrays in (of_images, of_tokens)]
     np.testing.assert_array_equal(*made)
-    assert superres.upscale(small, prompts=CAPTIONS).shape == (3, 16, 16, 3)
+    assert superres.upscale(small, prompts=CAPTIONS, **_STEPS).shape == (3, 16, 16, 3)
     assert superres.upscale(small, **_STEPS).shape == (3, 16, 16, 3)
     dropped, changes = superres._enlarging(3, None)  # as where training dropped captions
     assert not superres.prepare(dropped, options, cond_images=small)["text_mask"].any()
@@ -449,7 +315,7 @@ def test_windows_cover_the_grid_and_overlap():
 def test_a_window_is_drawn_as_an_image_of_its_own_and_given_those_before_it(system):
     """The first window is what is made of the first window's key, and later ones keep it."""
     options = MaskGitOptions(image_size=(8, 12), **_STEPS)
-    made = _arrays(system, options)
+    made = _arrays_of(system, options)
     assert made.grid == (4, 6) and made.images.shape == (3, 8, 12, 3) and len(made.trace_SBN) == 2
     first, last = np.asarray(made.trace_SBN).reshape(2, 3, 4, 6)
     assert (first[:, :, 4:] == 16).all() and (last < 16).all()
@@ -506,13 +372,13 @@ def test_wide_images_are_inpainted_changed_and_edited(system, capsys):
     ids = tokens_of(images)
     mask = np.ones((8, 12), bool)
     mask[2:6, 4:10] = False
-    made = _arrays(system, MaskGitOptions(**wide, **_STEPS), init_images=images, mask=mask)
+    made = _arrays_of(system, MaskGitOptions(**wide, **_STEPS), init_images=images, mask=mask)
     known = mask[::2, ::2].reshape(-1)
     assert (np.asarray(made.ids_BN)[:, known] == ids[:, known]).all()
     assert not np.array_equal(made.ids_BN, ids)
 
     def changed(**options):
-        made = _arrays(system, MaskGitOptions(**wide, **options), init_images=images)
+        made = _arrays_of(system, MaskGitOptions(**wide, **options), init_images=images)
         return (np.asarray(made.ids_BN) != ids).sum(1)
 
     assert (changed(strength=0.25, **_STEPS) <= 6).all()  # of 24
@@ -549,146 +415,3 @@ def test_superres_windows_are_conditioned_on_their_part_of_the_small_image(super
     small = images_of(3, 8, 12)
     of_images = superres.generate(CAPTIONS, cond_images=small, image_size=(16, 24), **_STEPS)
     assert of_images.shape == (3, 16, 24, 3)
-
-
-# --- mistakes
-
-_IMAGES = images_of(3, 8, 8)
-
-
-@pytest.mark.parametrize(
-    ("prompts", "changes", "says"),
-    [
-        ([], {}, "prompts="),
-        (None, {}, "prompts=None: this system was trained on captions"),
-        (CAPTIONS, {"negative_prompts": ["zebra"]}, "negative_prompts has 1 caption for 3 prompts"),
-        (CAPTIONS, {"negative_prompts": CAPTIONS, "guidance": 1.0}, "guidance=1"),
-        (CAPTIONS, {"steps": 0}, "steps=0 is not a number from 1"),
-        (CAPTIONS, {"steps": 10**6}, "steps=1000000 is too many"),
-        (CAPTIONS, {"guidance": float("inf")}, "guidance=inf"),
-        (CAPTIONS, {"temperature": -1.0}, "temperature=-1.0 is below 0"),
-        (CAPTIONS, {"top_p": 0.0}, "top_p"),
-        (CAPTIONS, {"top_k": 0}, "top_k"),
-        (CAPTIONS, {"order": "halon"}, "did you mean 'halton'"),
-        (CAPTIONS, {"plausibility": 1.5}, r"plausibility=1.5 is outside \[0, 1\]"),
-        (CAPTIONS, {"critic": True}, "critic=True, and none was trained"),
-        (CAPTIONS, {"critic_noise": 2.0}, "critic_noise=2.0 is noise on the scores of a critic"),
-        (CAPTIONS, {"remask": True}, "no_mask_token_prob=0 of the task never trained it"),
-        (CAPTIONS, {"remask": True, "order": "halton"}, "remask=True does nothing"),
-        (CAPTIONS, {"critic": True, "order": "random"}, "and so does order='random'"),
-        (CAPTIONS, {"choice_temperature": 1.0, "order": "random"}, "does not look at"),
-        (CAPTIONS, {"compat": "muse"}, "compat='muse' is not known"),
-        (CAPTIONS, {"seed": -1}, "seed=-1"),
-        (CAPTIONS, {"images_per_prompt": 10**8}, "makes 300000000 images"),
-        (CAPTIONS, {"batch_size": 0}, "batch_size"),
-        (CAPTIONS, {"on_step": "show"}, "on_step='show' is no function"),
-        (CAPTIONS, {"stepps": 2}, "did you mean 'steps'"),
-        (CAPTIONS, {"options": ImagenOptions()}, "another system; give MaskGitOptions"),
-        (CAPTIONS, {"mask": np.ones((8, 8), bool)}, "mask says what becomes of init_images"),
-        (CAPTIONS, {"edit_steps": 3}, "edit_steps=3 says what becomes of init_images"),
-        (CAPTIONS, {"outpaint": (0, 0, 0.5, 0)}, "outpaint=.* says what becomes of init_images"),
-        (CAPTIONS, {"outpaint": (0.5, 0, 0.5, 0)}, "leaves no room for init_images"),
-        (CAPTIONS, {"outpaint": (0, 0, 0, 0)}, "or none around them"),
-        (CAPTIONS, {"outpaint": 0.5}, r"outpaint=0.5 is not \(left, top, right, bottom\)"),
-        (
-            CAPTIONS,
-            {"init_images": _IMAGES, "mask": np.ones((8, 8), bool), "edit_steps": 3},
-            "mask and edit_steps=3 say different things",
-        ),
-        (CAPTIONS, {"init_images": _IMAGES[:2]}, "one image per prompt"),
-        (CAPTIONS, {"init_images": _IMAGES, "mask": np.ones((3, 9), bool)}, "mask is 9x3 pixels"),
-        (CAPTIONS, {"init_images": _IMAGES, "mask": np.eye(8) > 0}, "mask keeps no token"),
-        (
-            CAPTIONS,
-            {"init_images": _IMAGES, "outpaint": (0.45, 0.45, 0.45, 0.45)},
-            r"outpaint=\(0.45, .* keeps no token",
-        ),
-        (CAPTIONS, {"init_images": _IMAGES, "strength": 0.0}, "strength=0.0 is outside"),
-        (CAPTIONS, {"init_images": _IMAGES, "feather": -1}, "feather=-1 is outside"),
-        (CAPTIONS, {"cond_images": _IMAGES}, "this system enlarges no images"),
-        (CAPTIONS, {"image_size": (8, 13)}, r"not both multiples of 2 pixels; try \(8, 14\)"),
-        (CAPTIONS, {"image_size": 4}, r"smaller than the 8x8 pixels of training; try \(8, 8\)"),
-        (CAPTIONS, {"image_size": (8, 8, 3)}, "is no size in pixels"),
-        (CAPTIONS, {"image_size": 0}, "image_size=0 is no size"),
-        (CAPTIONS, {"overlap": 1.0}, "overlap=1.0 is outside"),
-        (CAPTIONS, {"overlap": 0.2}, "overlap=0.2 is nothing without image_size"),
-        (CAPTIONS, {"strength": 0.2}, "strength=0.2 is nothing without init_images"),
-        (CAPTIONS, {"feather": 2, "init_images": _IMAGES}, "nothing without mask or outpaint"),
-    ],
-)  # fmt: skip
-def test_mistakes_are_refused_before_anything_compiles(system, prompts, changes, says, monkeypatch):
-    monkeypatch.setattr(
-        "t2i_jax.systems.maskgit.sampling.generate", lambda *args, **kwargs: pytest.fail("it ran")
-    )
-    with pytest.raises(UserError, match=says):
-        system.generate(prompts, **changes)
-
-
-def test_mistakes_with_other_systems(critical, superres, monkeypatch):
-    monkeypatch.setattr(
-        "t2i_jax.systems.maskgit.sampling.generate", lambda *args, **kwargs: pytest.fail("it ran")
-    )
-    with pytest.raises(UserError, match="give critic_noise, or critic=False"):
-        critical.generate(CAPTIONS, choice_temperature=2.0)
-    with pytest.raises(UserError, match="critic_noise=1.0 is noise on the scores of a critic"):
-        critical.generate(CAPTIONS, critic=False, critic_noise=1.0)
-    with pytest.raises(UserError, match="this system enlarges images of 8 pixels; give one"):
-        superres.generate(CAPTIONS)
-    with pytest.raises(UserError, match=r"multiples of 4 pixels; try \(16, 24\)"):
-        superres.generate(CAPTIONS, cond_images=_IMAGES, image_size=(16, 22))
-    alone = MaskGitSystem(dataclasses.replace(TASK, text=None), {}, {})
-    with pytest.raises(UserError, match="prompts are given to a system that was trained without"):
-        alone.generate(CAPTIONS)
-    with pytest.raises(UserError, match="guidance=5.0 is towards a caption"):
-        alone.generate(guidance=5.0)
-
-
-_VIT = VitVQGanVAE(
-    dim=8, image_size=8, layers=1, patch_size=2, heads=1, dim_head=8, codebook_size=16
-)
-
-
-def test_guidance_without_dropped_captions_is_said(system, capsys):
-    never = dataclasses.replace(system, task=dataclasses.replace(TASK, cond_drop_prob=0.0))
-    for one, guidance, negative, told in (
-        (never, 3.0, None, True), (never, 1.0, None, False), (never, 3.0, CAPTIONS, False),
-        (system, 3.0, None, False),
-    ):  # fmt: skip
-        one._texts(CAPTIONS, negative, MaskGitOptions(guidance=guidance))
-        assert ("guidance=1 is what it has learnt" in capsys.readouterr().err) == told
-
-
-@pytest.mark.parametrize(
-    ("make", "says"),
-    [
-        (lambda: MaskGitTask(NETWORK.clone(codebook_size=17), TEXT, TOKENIZER), "codebook_size=17"),
-        (lambda: MaskGitTask(NETWORK.clone(fmap_size=5), TEXT, TOKENIZER), "fmap_size=5"),
-        (lambda: MaskGitTask(NETWORK.clone(text_embed_dim=9), TEXT, TOKENIZER), "text_embed_dim=9"),
-        (lambda: MaskGitTask(NETWORK, TEXT), "model.fmap_size=None is not known"),
-        (lambda: MaskGitTask(CRITIC, TEXT, TOKENIZER), "model=TokenCritic"),
-        (lambda: dataclasses.replace(TASK, critic=NETWORK), "critic=MaskGitTransformer"),
-        (lambda: dataclasses.replace(TASK, cond_drop_prob=1.5), "cond_drop_prob=1.5"),
-        (lambda: dataclasses.replace(TASK, critic_loss_weight=-1.0), "critic_loss_weight=-1.0"),
-        (lambda: dataclasses.replace(TASK, trains=()), r"trains=\(\) trains nothing"),
-        (lambda: dataclasses.replace(TASK, trains=("critic",)), "trains='critic' is not known"),
-        (lambda: dataclasses.replace(TASK, image_size=9), "image_size=9"),
-        (lambda: dataclasses.replace(SUPERRES, cond_image_size=6), "cond_image_size=6 is no part"),
-        (lambda: dataclasses.replace(SUPERRES, cond_image_size=16), "is no part"),
-        (lambda: dataclasses.replace(SUPERRES, stored_tokens=True), "needs images of both sizes"),
-        (lambda: MaskGitTask(NETWORK, TEXT, _VIT, image_size=16), "weights are those of one size"),
-        (
-            lambda: MaskGitTask(NETWORK, TEXT, _VIT).check_options(MaskGitOptions(image_size=16)),
-            "image_size=16 is another size than the tokenizer's image_size=8",
-        ),
-        (
-            lambda: MaskGitSystem(
-                MaskGitTask(NETWORK.clone(fmap_size=2, codebook_size=4), TEXT), {}, {}
-            ).generate(["a"]),
-            "tokenizer=None",
-        ),
-        (lambda: MaskGitSystem(TASK, {}, {}).generate(["a"]), "caption 'a' names none of the 4"),
-    ],
-)  # fmt: skip
-def test_parts_that_do_not_fit_are_refused(make, says):
-    with pytest.raises(UserError, match=says):
-        make()
