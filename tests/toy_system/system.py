@@ -42,19 +42,16 @@ class ToySystem(TextToImage):
             prompt, total, images_per_prompt, seed, batch_size, progress=progress
         ):
             with jax.set_mesh(self.mesh):
-                images = paint(
+                images = _painted(
                     self.task,
                     self.weights["toy"],
                     self.frozen,
                     rows.arrays,
                     rows.keys_B,
                     options.guidance,
+                    options.noise,
                 )
-                one = functools.partial(jax.random.normal, shape=images.shape[1:])
-                noise = jax.vmap(one)(rows.keys_B)
-                made.append(
-                    np.asarray(to_uint8(images + options.noise * noise, SIGNED))[: rows.count]
-                )
+                made.append(np.asarray(images)[: rows.count])
         return np.concatenate(made)
 
     def preview(self, held_out, evaluation):
@@ -62,6 +59,14 @@ class ToySystem(TextToImage):
         judged = self.judge(held_out, evaluation, evaluation.preview)
         sheet = np.concatenate(list(judged.images), axis=1)
         return sheet, {"eval/spread": float(np.std(judged.images.astype(np.float32)))}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _painted(task, params, frozen, prompt, keys_B, guidance, noise):
+    """What `paint` makes, as uint8 and with so much noise: one program for all of it."""
+    images = paint(task, params, frozen, prompt, keys_B, guidance)
+    eps = jax.vmap(functools.partial(jax.random.normal, shape=images.shape[1:]))(keys_B)
+    return to_uint8(images + noise * eps, SIGNED)
 
 
 def paint(task, params, frozen, prompt, keys_B, guidance=1.0):
