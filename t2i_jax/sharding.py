@@ -15,6 +15,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -322,10 +323,18 @@ def frozen_places(frozen: Any, mesh: Mesh, rules: str) -> Any:
     return jax.tree.map(of, frozen)
 
 
+def default_device() -> jax.Device:
+    """The device on which new arrays lie, as `jax.default_device` has it."""
+    (device,) = jnp.zeros(()).devices()
+    return device
+
+
 def whole(tree: Any) -> Any:
     """The arrays in a form that this process can use alone.
 
     Arrays that lie in the host's memory, or that other processes hold in part, become NumPy arrays.
+    Those on a mesh of one device lie on that device, as those of a run that is loaded do: one
+    program is compiled for both.
     """
 
     def of(leaf):
@@ -336,7 +345,8 @@ def whole(tree: Any) -> Any:
                 return jax.device_get(leaf)
             leaf = jax.device_put(leaf, leaf.sharding.with_memory_kind("device"))
         if leaf.is_fully_addressable:
-            return leaf
+            devices = leaf.sharding.device_set
+            return jax.device_put(leaf, *devices) if len(devices) == 1 else leaf
         if leaf.is_fully_replicated:
             return leaf.addressable_data(0)
         return multihost_utils.process_allgather(leaf, tiled=True)

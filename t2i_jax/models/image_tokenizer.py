@@ -229,6 +229,7 @@ def translated(
     return encoded.ids.reshape(image.shape[0], -1)
 
 
+@traced_once
 def runs_at(model: ImageTokenizer, size: tuple[int, int]) -> bool:
     """Whether the same weights take and make images of another size (height, width), as those of
     convolutions do; nothing is computed.

@@ -43,7 +43,7 @@ from t2i_jax.foreign import json_file, safetensors_file
 from t2i_jax.runs import shapes
 from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from t2i_jax.systems import generation
-from t2i_jax.systems.base import Given, System
+from t2i_jax.systems.base import Given, System, on_device
 from t2i_jax.train.stored import load_config, load_params
 from t2i_jax.values import shown
 
@@ -133,7 +133,8 @@ def load(
             return load(workdir, averaged=averaged, step=step).offloaded()
     folder = _existing(workdir)
     if mesh is None:
-        return _read(folder, averaged, step=step).system
+        # those of a run are there; those of an exported system would be sent with every call
+        return on_device(_read(folder, averaged, step=step).system, sharding.default_device())
     sharding.make_mesh(mesh, devices)  # refused before any array is read
     task, places = load_run_recipe(folder).task, None
     if task.objectives and not _is_export(folder):

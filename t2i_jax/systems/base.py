@@ -110,16 +110,36 @@ def on_host(part: Given) -> Given:
     return dataclasses.replace(part, system=system, weights=system.weights)
 
 
-def on_device(system: System) -> System:
-    """The system with all of its weights on the device; arrays that it has twice lie there once."""
+def on_device(system: System, device: jax.Device | None = None) -> System:
+    """The system with all of its weights on the device; arrays that it has twice lie there once.
+
+    Args:
+      device: None: the one that has weights already, where it is one. Weights that were trained,
+        loaded or exported lie there alike, so that one program is compiled for all of them.
+    """
     there: dict[int, Any] = {}
+    device = device or _only_device(system)
 
     def put(leaf):
         if id(leaf) not in there:
-            there[id(leaf)] = jax.device_put(leaf)
+            there[id(leaf)] = jax.device_put(leaf, device)
         return there[id(leaf)]
 
     return _moved(system, lambda tree: jax.tree.map(put, tree))
+
+
+def _only_device(system):
+    """The one device that has weights of the system already; None: several have, or none has."""
+    devices: set[Any] = set()
+
+    def note(tree):
+        for leaf in jax.tree.leaves(tree):
+            if isinstance(leaf, jax.Array):
+                devices.update(leaf.sharding.device_set)
+        return tree
+
+    _moved(system, note)
+    return next(iter(devices)) if len(devices) == 1 else None
 
 
 def _moved(system, move):

@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils.epath import Path, gpath
 
-from t2i_jax import paths
+from t2i_jax import paths, sharding
 from t2i_jax.cluster import processes
 from t2i_jax.errors import Preempted, UserError, first_line, is_full
 from t2i_jax.terminal import say
@@ -243,8 +242,7 @@ class Checkpoints:
           places: by group the shardings of its parameters, which are read to their places; None:
             all on the default device.
         """
-        (default,) = jnp.zeros(()).devices()  # as `jax.default_device` has it
-        device = jax.sharding.SingleDeviceSharding(default)
+        device = jax.sharding.SingleDeviceSharding(sharding.default_device())
 
         def lying(saved, place):
             return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=place)

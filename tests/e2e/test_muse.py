@@ -106,43 +106,62 @@ def _steps(trained):
     return runs.load_run_recipe(trained / "base").train.steps
 
 
-def test_sampling_at_both_sizes_and_the_exported_system(trained, tmp_path):
-    def sample(out, *more, run=trained):
-        inside("sample", run, _CAPTION, "--count", 2, "--out", tmp_path / out, *more)
-        return list(pictures(tmp_path / out).values())
+def _sample(run, out, *more):
+    """As many images as the run was measured on at once, by the same programs."""
+    inside("sample", run, _CAPTION, "--count", 4, "--out", out, *more)
+    return list(pictures(out).values())
 
-    plain = sample("plain")
-    assert [image.shape for image in plain] == [(16, 16, 3)] * 2
-    assert sample("small", "--stop-at", "base")[0].shape == (8, 8, 3)
-    assert sample("wide", "--image-size", 16, 32)[0].shape == (16, 32, 3)
-    assert not np.array_equal(plain, sample("against", "--negative", "green", "--guidance", 9))
+
+@pytest.fixture
+def drawn(tmp_path):
+    """An image of 32 pixels, in image.png; mask.png keeps its left half."""
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     mask = np.zeros((32, 32), np.uint8)
     mask[:, :16] = 255
     Image.fromarray(image).save(tmp_path / "image.png")
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    init = ("--init", tmp_path / "image.png")
-    kept = sample("inpainted", *init, "--mask", tmp_path / "mask.png", "--feather", 0)
-    wanted = np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BICUBIC))
+    return image
+
+
+def test_sampling_at_both_sizes_and_the_exported_system(trained, drawn, tmp_path):
+    plain = _sample(trained, tmp_path / "plain")
+    assert [image.shape for image in plain] == [(16, 16, 3)] * 4
+    assert _sample(trained, tmp_path / "small", "--stop-at", "base")[0].shape == (8, 8, 3)
+    init = ("--init", tmp_path / "image.png", "--mask", tmp_path / "mask.png")
+    kept = _sample(trained, tmp_path / "inpainted", *init, "--feather", 0)
+    wanted = np.asarray(Image.fromarray(drawn).resize((16, 16), Image.Resampling.BICUBIC))
     for made in kept:
         np.testing.assert_array_equal(made[:, :8], wanted[:, :8])
-    sample("changed", *init, "--strength", 0.4)
-    sample("edited", *init, "--edit-steps", 2)
     # the second stage alone, on any image
-    larger = ("sample", trained / "superres", _CAPTION, "--cond", tmp_path / "image.png")
-    inside(*larger, "--count", 2, "--out", tmp_path / "larger")
-    assert pictures(tmp_path / "larger")["000-00.png"].shape == (16, 16, 3)
+    larger = _sample(trained / "superres", tmp_path / "larger", "--cond", tmp_path / "image.png")
+    assert larger[0].shape == (16, 16, 3)
     inside("export", trained, tmp_path / "system")
-    np.testing.assert_array_equal(sample("exported", run=tmp_path / "system"), plain)
+    np.testing.assert_array_equal(_sample(tmp_path / "system", tmp_path / "exported"), plain)
+
+
+@pytest.mark.long
+def test_other_images_through_both_stages(trained, drawn, tmp_path):
+    """tests/systems/test_muse.py and the notebook about editing have each of these in Python."""
+    init = ("--init", tmp_path / "image.png")
+    plain = _sample(trained, tmp_path / "plain")
+    wide = _sample(trained, tmp_path / "wide", "--image-size", 16, 32)
+    assert wide[0].shape == (16, 32, 3)
+    for name, options in {
+        "against": ("--negative", "green", "--guidance", 9),
+        "changed": (*init, "--strength", 0.4),
+        "edited": (*init, "--edit-steps", 2),
+    }.items():
+        assert not np.array_equal(plain, _sample(trained, tmp_path / name, *options)), name
 
 
 def test_from_python_and_evaluated(trained):
     system = t2i.load(trained)
-    steps = system.generate([_CAPTION], return_steps=True, steps=2, superres_steps=2)
-    assert [step.shape[1] for step in steps] == [8, 8, 16, 16]
     assert isinstance(system.task, t2i.MuseTask)
+    few = {"images_per_prompt": 4, "steps": 2, "superres_steps": 2}
+    steps = system.generate([_CAPTION], return_steps=True, **few)
+    assert [step.shape[1] for step in steps] == [8, 8, 16, 16]
     alone, meshed = (
-        one.generate([_CAPTION], seed=2, images_per_prompt=2)
+        one.generate([_CAPTION], seed=2, stop_at="base", **few)
         for one in (system, t2i.load(trained, mesh={"data": 1}))
     )
     np.testing.assert_array_equal(meshed, alone)

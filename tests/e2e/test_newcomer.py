@@ -87,15 +87,15 @@ def test_the_whole_way(drawings, tmp_path, monkeypatch):
     )  # fmt: skip
     assert "done: tuned" in tuned.stdout
 
-    inside("sample", "run", "a red circle", "--count", 2, "--out", "made")
-    assert [image.shape for image in pictures(tmp_path / "made").values()] == [(16, 16, 3)] * 2
+    inside("sample", "run", "a red circle", "--count", 4, "--out", "made")
+    assert [image.shape for image in pictures(tmp_path / "made").values()] == [(16, 16, 3)] * 4
     Image.fromarray(np.uint8([[255], [0]]).repeat(40, 1)).resize((40, 36), 0).save("mask.png")
     inside(
         "sample", "run", "a blue square", "--init", drawings / "000.png", "--mask", "mask.png",
-        "--count", 2, "--out", "inpainted",
+        "--count", 4, "--out", "inpainted",
     )  # fmt: skip
     half = list(pictures(tmp_path / "inpainted").values())
-    assert len(half) == 2 and half[0].shape == (16, 16, 3)
+    assert len(half) == 4 and half[0].shape == (16, 16, 3)
 
     told = inside("eval", "run").stdout
     metrics = json.loads(pathlib.Path("run/metrics.json").read_text())
@@ -103,6 +103,6 @@ def test_the_whole_way(drawings, tmp_path, monkeypatch):
     assert "<svg" in (report := pathlib.Path("run/report.html").read_text()) or "img" in report
 
     inside("export", "run", "model")
-    inside("sample", "model", "a red circle", "--count", 2, "--out", "again")
+    inside("sample", "model", "a red circle", "--count", 4, "--out", "again")
     for name, image in pictures(tmp_path / "made").items():
         np.testing.assert_array_equal(image, pictures(tmp_path / "again")[name])

@@ -69,6 +69,8 @@ _QUICK = {
     "steps=24)": "steps=2)",
     "dim_mults=(1, 2)": "dim_mults=(1,)",
     "init_cross_embed_kernel_sizes=(3, 7)": "init_cross_embed=False",
+    "text_at_levels=True, add_text_to_time=True, self_attn=True": "attend_at_middle=False",
+    "strengths = (0.3, 0.5, 0.7, 0.9)": "strengths = (0.5,)",
 }
 _BLOCKER = """
 import sys

@@ -12,7 +12,7 @@ from PIL import Image
 import t2i_jax as t2i
 from t2i_jax import runs
 from tests.e2e import tiny
-from tests.e2e.command import inside, refused, run
+from tests.e2e.command import inside, refused
 from tests.systems import toy_dalle2
 
 _RECIPE = tiny.__file__
@@ -21,9 +21,11 @@ _CAPTION = "a red circle above a blue square"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """As a user starts it; what follows runs in this process, where nothing says otherwise."""
+    """A run, and in this process the program that measured it on four images, which makes those of
+    what follows too.
+    """
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    done = run("train", _RECIPE, "--workdir", workdir)
+    done = inside("train", _RECIPE, "--workdir", workdir)
     assert f"done: {workdir}" in done.stdout and "alignment_heldout" in done.stdout
     return workdir
 
@@ -75,10 +77,9 @@ def test_a_super_resolution_run_doubles_the_pictures(trained, tmp_path):
         "task.image_size=16",
         "data.image_size=16",
     )
-    inside("sample", trained, _CAPTION, "--count", 1, "--out", tmp_path / "small")
-    inside(
-        "sample", trained, _CAPTION, "--count", 1, "--out", tmp_path / "large", "--upscale", larger
-    )
+    sample = ("sample", trained, _CAPTION, "--count", 4, "--out")
+    inside(*sample, tmp_path / "small")
+    inside(*sample, tmp_path / "large", "--upscale", larger)
     small, large = (_pictures(tmp_path / name)["000-00.png"] for name in ("small", "large"))
     assert large.shape[0] == 2 * small.shape[0]
     said = refused("sample", trained, _CAPTION, "--upscale", trained / "tokenizer")
@@ -87,7 +88,7 @@ def test_a_super_resolution_run_doubles_the_pictures(trained, tmp_path):
 
 def test_sampling_and_the_exported_system(trained, tmp_path):
     def sample(system, out, *more):
-        return inside("sample", system, _CAPTION, "--count", 2, "--out", tmp_path / out, *more)
+        return inside("sample", system, _CAPTION, "--count", 4, "--out", tmp_path / out, *more)
 
     sample(trained, "plain")
     sample(trained, "negative", "--negative", "a green square", "--guidance", 8)
@@ -100,8 +101,8 @@ def test_sampling_and_the_exported_system(trained, tmp_path):
     }
     plain, negative = made["plain"], made["negative"]
     assert (
-        sorted(plain) == sorted(made["exported"]) == ["000-00.png", "000-01.png"]
-        and len(negative) == 2
+        sorted(plain) == sorted(made["exported"]) == [f"000-0{i}.png" for i in range(4)]
+        and len(negative) == 4
     )
     assert all(np.array_equal(plain[name], made["exported"][name]) for name in plain)
     assert all(np.array_equal(plain[name], made["meshed"][name]) for name in plain)
@@ -112,7 +113,7 @@ def test_sampling_and_the_exported_system(trained, tmp_path):
 
     Image.fromarray(np.full((40, 40, 3), (200, 30, 30), np.uint8)).save(tmp_path / "red.png")
     sample(trained, "completed", "--init", tmp_path / "red.png", "--keep-rows", 0.5)
-    assert len(_pictures(tmp_path / "completed")) == 2
+    assert len(_pictures(tmp_path / "completed")) == 4
     bad = ("sample", trained, _CAPTION, "--init", tmp_path / "red.png", "--keep-rows", 1.5)
     assert "keep_rows=1.5 must lie between 0 and 1" in refused(*bad)
     assert "init=" in (said := refused("sample", trained, _CAPTION, "--init", _RECIPE))
@@ -124,7 +125,7 @@ def test_a_clip_ranks_the_images_of_another_system(trained, tmp_path):
     captions = (_CAPTION, "a green cross")
 
     def sample(out, *more):
-        inside("sample", trained, *captions, "--out", tmp_path / out, "--batch-size", 2, *more)
+        inside("sample", trained, *captions, "--out", tmp_path / out, "--batch-size", 4, *more)
         return _pictures(tmp_path / out)
 
     every = sample("every", "--count", 3)

@@ -27,7 +27,7 @@ def _recipe():
 def test_it_carries_on_where_it_was_stopped_and_says_when_it_is_done(tmp_path, monkeypatch, capfd):
     workdir = tmp_path / "quickstart"
     monkeypatch.setattr(quickstart, "get_config", _recipe)
-    monkeypatch.setattr(quickstart, "_SHOWN", 8)
+    monkeypatch.setattr(quickstart, "_SHOWN", 4)
 
     draw = TextToImage.preview
     with monkeypatch.context() as patch:
@@ -64,7 +64,7 @@ def test_it_carries_on_where_it_was_stopped_and_says_when_it_is_done(tmp_path, m
     )
 
     # the page and some metrics made anew by another command; so too where an earlier release did it
-    inside("eval", workdir, "evaluation.pictures=8")
+    inside("eval", workdir, "evaluation.pictures=4")
     assert "Samples for held-out captions" not in (workdir / "report.html").read_text()
     for is_marked in (True, False):
         if not is_marked:

@@ -43,5 +43,5 @@ def get_config() -> Recipe:
         data=data,
         train=train,
         parts={"tokenizer": tokenizer},
-        evaluation=Evaluation(judge="shapes", pictures=8, preview=4),
+        evaluation=Evaluation(judge="shapes", pictures=4, preview=4),
     )

@@ -390,7 +390,8 @@ class DecoderSystem(CascadeSystem):
     def _program(self, params: Any, prompt: Mapping[str, Any], keys_B: Any, **settings: Any) -> Any:
         """Images of one stage."""
         frozen = {name: own for name, own in (self.frozen or {}).items() if name == "tokenizer"}
-        return sampling.generate(params, frozen, prompt, keys_B, task=self.task, **settings)
+        task = dataclasses.replace(self.task, train_stages=None)  # one program, whatever trains
+        return sampling.generate(params, frozen, prompt, keys_B, task=task, **settings)
 
 
 @functools.partial(jax.jit, static_argnames="clip")
