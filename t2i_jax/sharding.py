@@ -55,7 +55,7 @@ RULES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         # conv_out stays whole. On a mesh data=2, fsdp=2, tensor=2 with a kernel split over both of
         # its channel axes, XLA (jax 0.10.2, CPU) gives a wrong gradient for a strided convolution
         # that another one follows, by 90% and without a warning; each split alone is right.
-        # tests/train/eight.py (`strided`) is the smallest such network.
+        # tests/train/eight_layouts.py (`strided`) is the smallest such network.
     },
 }
 

@@ -145,30 +145,6 @@ _SMALLER = {
 
 _SCRIPTS = {"t2i": cli.main, "dream": dream.start}
 
-_TINY = [
-    "train.steps=2",
-    "train.ema_decay=0",
-    "train.batch_size=8",
-    "train.optim.name=adamw",
-    "tokenizer.train.steps=2",
-    "tokenizer.train.ema_decay=0",
-    "tokenizer.train.optim.name=adamw",
-    "tokenizer.train.batch_size=8",
-    "evaluation.preview=8",
-    "evaluation.pictures=8",
-    "tokenizer.evaluation.pictures=8",
-    "tokenizer.task.model.dim=8",
-    "tokenizer.task.model.layers=1",
-    "tokenizer.task.model.heads=1",
-    "tokenizer.task.model.codebook_size=16",
-    "task.model.dim=16",
-    "task.model.depth=1",
-    "task.model.heads=2",
-    "task.text.dim=16",
-    "task.text.depth=1",
-    "task.text.heads=2",
-    "task.text.mlp_dim=16",
-]
 _TINY_LARGER = [
     "train.steps=2",
     "train.ema_decay=0",
@@ -183,21 +159,37 @@ _TINY_LARGER = [
 # Recipes in place of which a tiny one runs, whose programs other tests compile too.
 _TINY_RECIPES = {
     "configs/parti/shapes.py": "tests/e2e/tiny.py",
+    "configs/parti/digits.py": "tests/e2e/tiny.py",
+    "configs/parti/photos.py": "tests/e2e/tiny.py",
     "configs/imagen/shapes.py": "tests/e2e/tiny_imagen.py",
     "configs/dalle2/shapes.py": "tests/e2e/tiny_dalle2.py",
     "configs/muse/shapes.py": "tests/e2e/tiny_muse.py",
     "configs/muse/shapes_critic.py": "tests/e2e/tiny_critic.py",
 }
+# What is added to the overrides of a command that trains: what the recipe of that name says of its
+# data, so that the programs stay those of the tiny recipe.
+_TRAINED_WITH = {
+    "configs/parti/shapes.py": ["train.steps=4"],
+    "configs/parti/digits.py": [
+        "data.source=digits",
+        "tokenizer.data.source=digits",
+        "evaluation.judge=digits",
+    ],
+    "configs/parti/photos.py": [
+        "data.heldout=0.05",
+        "data.crop=random",
+        "tokenizer.data.heldout=0.05",
+        "tokenizer.data.crop=random",
+        "evaluation.judge=None",
+    ],
+    "configs/parti/super_resolution.py": _TINY_LARGER,
+}
 
 
 def _changes(command):
     """What is added to the overrides of a command."""
-    if command[1] == "train" and command[2] == "configs/parti/shapes.py":
-        return ["train.steps=4"]
-    if command[1] == "train" and (command[2] in _TINY_RECIPES or "toy" in command[2]):
-        return []
     if command[1] == "train":
-        return _TINY_LARGER if "super_resolution" in command[2] else _TINY
+        return _TRAINED_WITH.get(command[2], [])
     return ["evaluation.pictures=8"] if command[1] == "eval" else []
 
 

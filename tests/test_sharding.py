@@ -39,7 +39,7 @@ def test_every_rule_names_axes_of_the_mesh():
 
 @pytest.mark.parametrize("rules", sharding.RULES)
 def test_a_convolution_is_split_over_one_channel_axis_at_most(rules):
-    """Split over both, gradients came out wrong; train/eight.py has the case."""
+    """Split over both, gradients came out wrong; train/eight_layouts.py has the case."""
     spec = sharding.resolve((None, None, "conv_in", "conv_out"), (4, 4, 8, 16), _MESH, rules)
     assert sum(axis is not None for axis in spec) <= 1
 

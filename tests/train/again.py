@@ -17,6 +17,7 @@ if __name__ == "__main__":
     flags = f"--xla_force_host_platform_device_count={2 if port != '0' else 8} {FAST}"
     os.environ["XLA_FLAGS"] = flags
 
+import functools
 import pathlib
 
 import jax
@@ -33,16 +34,25 @@ CONFIG = TrainConfig(batch_size=16, ema_decay=0.9)
 TASK = ToyTask()
 
 
-def start(folder, mesh, what="a toy", task=TASK):
-    """(how often the step was traced, state after two steps, loss, whether the first state was
-    given away).
+@functools.cache
+def _beginning(mesh, task):
+    """(optimisers, places of the state, compiled program that makes the first state): the same at
+    every start in a process.
     """
     optimisers = states.optimisers_of(task, CONFIG)
     first = states.start_of(task, optimisers, CONFIG.ema_decay)
     rules = "fsdp_tp" if mesh.size > 1 else "dp"
     shapes = states.abstract(task, optimisers, CONFIG.ema_decay, mesh, rules)
     places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    state = jax.jit(first, out_shardings=places)(jax.random.key(0))
+    return optimisers, places, jax.jit(first, out_shardings=places)
+
+
+def start(folder, mesh, what="a toy", task=TASK):
+    """(how often the step was traced, state after two steps, loss, whether the first state was
+    given away).
+    """
+    optimisers, places, first = _beginning(mesh, task)
+    state = first(jax.random.key(0))
     traced = []
 
     def step(*arguments):

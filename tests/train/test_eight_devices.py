@@ -12,6 +12,8 @@ import pytest
 
 from .eight import CASES
 
+# other cases compare these presets on networks that compile faster, and Parti on other meshes
+_LONG = {"parti_without_tensor"}
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -30,7 +32,10 @@ def outcomes(request):
     return dict(map(json.loads, lines)), done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=[pytest.mark.long] if name in _LONG else []) for name in CASES],
+)
 def test_eight_devices_give_what_one_gives(case, outcomes):
     ended, said = outcomes
     assert case in ended, f"the process ended before this case did: {said}"
