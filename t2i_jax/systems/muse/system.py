@@ -68,7 +68,9 @@ class MuseSystem(TextToImage):
         return dataclasses.replace(self, base=base, superres=superres)
 
     def offloaded(self) -> MuseSystem:
-        """The same system, see `generation.offloaded`: only the stage that runs is on the device."""
+        """The same system, see `generation.offloaded`: of its stages only the one that runs is on
+        the device.
+        """
         base, superres = (generation.offloaded(one) for one in (self.base, self.superres))
         return dataclasses.replace(self, base=base, superres=superres)
 
