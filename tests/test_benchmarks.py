@@ -54,7 +54,8 @@ def measured(request):
         text=True,
         check=False,
     )
-    return dict(map(json.loads, done.stdout.splitlines())), done.stderr
+    said = f"exit status {done.returncode}: {done.stderr}"
+    return dict(map(json.loads, done.stdout.splitlines())), said
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def measured(request):
 )
 def test_both_sides_of_a_row_run_in_turns(measured, row):
     ended, said = measured
-    assert row in ended, said
+    assert row in ended and said.startswith("exit status 0:"), said
     times = ended[row]
     assert set(times) == {"theirs", "ours", "first", "floor", "machine"}
     assert 0 < times["floor"] < min(times["ours"]) and set(times["machine"]) == {"flops", "bytes"}

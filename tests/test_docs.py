@@ -189,6 +189,8 @@ _TRAINED_WITH = {
 def _changes(command):
     """What is added to the overrides of a command."""
     if command[1] == "train":
+        is_tiny = command[2] in _TINY_RECIPES or "toy" in command[2]
+        assert is_tiny or command[2] in _TRAINED_WITH, f"{command} would train at full size"
         return _TRAINED_WITH.get(command[2], [])
     return ["evaluation.pictures=8"] if command[1] == "eval" else []
 

@@ -38,23 +38,23 @@ _DTYPES = {
 }
 
 
-_DIGESTS = "crc32"  # key of the header's metadata: {name: CRC-32 of the array's bytes}, as JSON
+# Key of the header's metadata: {name: CRC-32 of the array's bytes}, as JSON.
+_DIGESTS = "t2i_jax.crc32"
 
 
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a file with the digests of its arrays, and reads it back.
+    """Writes a file with the digests of its arrays, and reads it back: often from the memory that
+    holds the file for the disk.
 
     Raises:
-      UserError: what can be read back is not what was written.
+      UserError: what is read back is not what was written.
     """
     from safetensors.numpy import save_file
 
     arrays = {name: np.array(value, order="C") for name, value in arrays.items()}
     digests = json.dumps({name: _digest(value) for name, value in arrays.items()})
     save_file(arrays, path, {_DIGESTS: digests})
-    for read in readers(
-        path, "out", "its disk or its memory does not keep what is written"
-    ).values():
+    for read in readers(path, "out", "write it again, to another disk").values():
         read()
 
 
@@ -108,7 +108,7 @@ def _digest(values):
 def _digests(header):
     """{} for a file of others, whatever they call by the name."""
     try:
-        found = json.loads(header.get("__metadata__", {}).get(_DIGESTS, "{}"))
+        found = json.loads((header.get("__metadata__") or {}).get(_DIGESTS, "{}"))
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

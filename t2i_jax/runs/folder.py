@@ -76,6 +76,11 @@ class Contents:
         return {**self.params, **self.ema}
 
     @functools.cached_property
+    def fingerprint(self) -> str:
+        """That of the system's weights, see `fingerprint`."""
+        return fingerprint(self.system.weights)
+
+    @functools.cached_property
     def system(self) -> System:
         """The trained system, of the averaged parameters."""
         parts, recorded = {}, recorded_parts(self.folder)  # of the weights that were read
@@ -130,7 +135,7 @@ def load(
                 "of the memory of one; give one of the two."
             )
         with jax.default_device(_host()):
-            return load(workdir, averaged=averaged, step=step).offloaded()
+            return _read(_existing(workdir), averaged, step=step).system.offloaded()
     folder = _existing(workdir)
     if mesh is None:
         # those of a run are there; those of an exported system would be sent with every call
@@ -142,7 +147,7 @@ def load(
     return _read(folder, averaged, places, step).system.on_mesh(mesh, devices)
 
 
-def _read(folder, averaged=None, places=None, step=None, recipe=None):
+def _read(folder, averaged=None, places=None, step=None, recipe=None, known=None):
     """The contents of a run, whose parts' weights are compared with those that it was trained with
     while it is read itself.
 
@@ -150,8 +155,11 @@ def _read(folder, averaged=None, places=None, step=None, recipe=None):
       averaged: whether EMA weights take the place of the last ones, as they always do in the parts;
         None: both are kept, in the parts too.
       recipe: the run's, where it has been read.
+      known: contents of parts by path; what is a part of several parts, as DALL-E 2's CLIP is, is
+        read once.
     """
     recipe = load_run_recipe(folder) if recipe is None else recipe
+    known = {} if known is None else known
     task, recorded, parts, found = recipe.task, recorded_parts(folder), {}, {}
     with concurrent.futures.ThreadPoolExecutor(1) as background:
         for name, home in part_folders(folder, recipe).items():
@@ -160,9 +168,12 @@ def _read(folder, averaged=None, places=None, step=None, recipe=None):
             if not issubclass(kind, wanted):  # asked first: it may lead back to this run
                 told = f"is a run of {kind.__name__}, not of {wanted.__name__}"
                 raise _wrong_part(folder, name, home, told)
-            part = parts[name] = _read(home, None if averaged is None else True, recipe=theirs)
+            if (path := os.path.realpath(home)) not in known:
+                whole = None if averaged is None else True
+                known[path] = _read(home, whole, recipe=theirs, known=known)
+            part = parts[name] = known[path]
             if before := recorded.get(name, {}).get("fingerprint"):
-                found[name] = before, background.submit(fingerprint, part.system.weights)
+                found[name] = before, background.submit(lambda part=part: part.fingerprint)
         params, ema, stats = {}, {}, {}
         if task.objectives:
             params, ema, stats = arrays(folder, task, places, step)
@@ -347,8 +358,8 @@ def record_parts(workdir: pathlib.Path, parts: Mapping[str, Mapping[str, Any]]) 
 
 
 def part_in(folder: pathlib.Path) -> Given:
-    """A trained part, from the folder of its run."""
-    return given(load(folder), folder)
+    """A trained part, from the folder of its run; an exported one is in the host's memory."""
+    return given(_read(_existing(folder), averaged=True).system, folder)
 
 
 def given(system: System, folder: pathlib.Path) -> Given:

@@ -138,6 +138,7 @@ def test_attention_by_blocks_and_recomputed_layers_change_nothing():
         layer_attns=True,
         layer_cross_attns=True,
         attend_at_middle=True,
+        use_global_context_attn=True,
     )
     inputs = random_inputs(model)
     params = random_params(model, inputs)
@@ -151,7 +152,7 @@ def test_attention_by_blocks_and_recomputed_layers_change_nothing():
 
 
 def test_a_loop_over_blocks_changes_nothing():
-    model = PLAIN.clone(num_resnet_blocks=(2, 0), remat="full")
+    model = PLAIN.clone(num_resnet_blocks=(2, 0), remat="full", use_global_context_attn=True)
     inputs = random_inputs(model)
     params = random_params(model, inputs)
     value, slopes = value_and_slopes(model, params, inputs)

@@ -19,6 +19,7 @@ import t2i_jax as t2i
 from t2i_jax import runs
 from t2i_jax.cli import dream
 from t2i_jax.errors import UserError
+from t2i_jax.runs import folder as folder_of
 from t2i_jax.systems.base import Given
 from t2i_jax.systems.cascade.system import CascadeSystem
 from t2i_jax.systems.dalle2.sphere import slerp
@@ -196,6 +197,21 @@ def test_what_is_given_is_counted_as_it_was_given_and_before_the_prior_samples(
         dalle2.generate(**{"images_per_prompt": 2, "guidance": 2.0, **given})
     with pytest.raises(UserError, match="instead_of=None: an edit goes from"):
         dalle2.edit(np.zeros((8, 8, 3), np.uint8), CAPTIONS[0], None)
+
+
+def test_a_part_of_several_parts_is_read_once(run, monkeypatch):
+    """The CLIP is one of the whole, of its prior and of its decoder."""
+    read, arrays = [], folder_of.arrays
+
+    def counted(workdir, *given):
+        read.append(os.path.realpath(workdir))
+        return arrays(workdir, *given)
+
+    monkeypatch.setattr(folder_of, "arrays", counted)
+    system = t2i.load(run)
+    assert sorted(read) == [str(run.resolve() / name) for name in ("clip", "decoder", "prior")]
+    of_clip = [jax.tree.leaves(one.weights) for one in (system.clip, system.prior.clip)]
+    assert all(one is other for one, other in zip(*of_clip, strict=True))
 
 
 def test_offloaded_it_makes_the_same_images(run, dalle2):

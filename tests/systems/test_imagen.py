@@ -25,6 +25,7 @@ from t2i_jax.runs import evaluation
 from t2i_jax.runs.recipe import TYPES
 from t2i_jax.systems.cascade import stage as imagen_stage
 from t2i_jax.systems.cascade.stage import Stage
+from t2i_jax.systems.imagen import sampling
 from t2i_jax.systems.imagen.options import ImagenOptions
 from t2i_jax.systems.imagen.system import ImagenSystem
 from t2i_jax.systems.imagen.task import ImagenTask, group
@@ -66,6 +67,14 @@ def test_a_configuration_goes_to_json_and_back_and_is_overridden_by_index():
     assert changed.stages[1].noise.sigma_max == 160 and changed.stages[0].unet.dim == 16
     with pytest.raises(UserError, match="entry 2 of 2"):
         config.override(again, ["stages.2.steps=4"])
+
+
+def test_sampling_has_a_program_for_each_stage_whichever_of_them_trains(monkeypatch):
+    assert list(TASK.sampling_programs(2)) == ["stage 1", "stage 2"]
+    monkeypatch.setattr(sampling, "generate", lambda *_, task, **__: task)
+    tasks = (dataclasses.replace(TASK, train_stages=stages) for stages in ((1,), (2,), None))
+    programs = {ImagenSystem(task, {}, {})._program({}, {}, None) for task in tasks}
+    assert programs == {TASK}
 
 
 def test_the_networks_are_those_of_a_cascade():

@@ -48,7 +48,10 @@ def test_bfloat16_follows_float32():
     """
 
     def task(dtype):
-        unet = LEAN.clone(dim=16, attn_dim_head=16, dtype=dtype)
+        unet = LEAN.clone(
+            dim=16, attn_dim_head=16, layer_cross_attns=True, use_global_context_attn=True,
+            final_resnet_block=True, dtype=dtype,
+        )  # fmt: skip
         return ImagenTask(Stage(unet, image_size=8, steps=3), TEXT)
 
     whole, half = task("float32"), task("bfloat16")

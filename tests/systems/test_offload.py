@@ -2,6 +2,7 @@
 on the device.
 """
 
+import dataclasses
 import gc
 
 import jax
@@ -56,29 +57,36 @@ def test_between_stages_no_more_than_one_is_on_the_device(monkeypatch):
 
 
 def test_of_muse_neither_stage_is_on_the_device_when_the_other_begins(monkeypatch):
-    stages = toy_muse.system_of(toy_muse.TASK), toy_muse.system_of(toy_muse.SUPERRES)
-    usual = MuseSystem(MuseTask(), {}, *stages)
-    steps = {"steps": 1, "superres_steps": 1}
-    wanted = usual.generate(toy_muse.CAPTIONS, batch_size=2, **steps)
-    offloaded, there = usual.offloaded(), []
-    del usual, stages
+    stages = [toy_muse.system_of(task) for task in (toy_muse.TASK, toy_muse.SUPERRES)]
     gc.collect()
     others = jax.live_arrays()  # held, so that their ids stay theirs
     before = {id(array) for array in others}
+    there = jax.device_put([(jax.device_get((one.weights, one.frozen))) for one in stages])
+    stages = [
+        dataclasses.replace(one, weights=weights, frozen=frozen)
+        for one, (weights, frozen) in zip(stages, there, strict=True)
+    ]
+    usual = MuseSystem(MuseTask(), {}, *stages)
+    steps = {"steps": 1, "superres_steps": 1}
+    wanted = usual.generate(toy_muse.CAPTIONS, batch_size=2, **steps)
+    offloaded = usual.offloaded()
+    own = [_bytes((one.weights, one.frozen)) for one in stages]
+    del usual, stages, there
+    there = []
     make = MaskGitSystem.make
 
     def watched(self, *given):
         gc.collect()
-        live = sum(a.nbytes for a in jax.live_arrays() if id(a) not in before)
-        there.append((_bytes((self.weights, self.frozen)), live))
+        there.append(sum(a.nbytes for a in jax.live_arrays() if id(a) not in before))
         return make(self, *given)
 
     monkeypatch.setattr(MaskGitSystem, "make", watched)
     found = offloaded.generate(toy_muse.CAPTIONS, batch_size=2, **steps)
     np.testing.assert_array_equal(found, wanted)
-    assert len(there) == 4
-    for own, live in there:
-        assert live < _INPUTS < own
+    assert len(there) == 4 and max(there) < _INPUTS < min(own)
+    for stage in (offloaded.base, offloaded.superres):
+        leaves = jax.tree.leaves((stage.weights, stage.frozen))
+        assert all(isinstance(leaf, np.ndarray) for leaf in leaves)
 
 
 def test_a_system_on_a_mesh_is_not_offloaded():

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -93,6 +94,17 @@ def test_killed_and_started_again_it_ends_bit_for_bit_where_it_would_have(traine
     mine, theirs = (runs.load(run).weights["toy"]["net"] for run in (tmp_path / "run", trained))
     for name in theirs:
         np.testing.assert_array_equal(mine[name], theirs[name])
+
+
+def test_weights_lie_alike_after_training_loading_and_exporting(trained, tmp_path):
+    """One program is compiled for all three: it depends on where its arrays lie."""
+    runs.export(trained, tmp_path / "system")
+    recipe = runs.load_run_recipe(trained)  # all of its steps are done
+    ended = runs.train(recipe, trained, hooks=lambda recipe, build_system: ())
+    wanted = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    for system in (ended, runs.load(trained), runs.load(tmp_path / "system")):
+        for leaf in jax.tree.leaves((system.weights, system.frozen)):
+            assert leaf.sharding == wanted and leaf.committed
 
 
 def test_sample_takes_its_options_and_lists_them(trained, tmp_path):

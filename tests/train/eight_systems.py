@@ -192,7 +192,9 @@ def decoder():
 
 
 def t5():
-    """Parti with a frozen T5 whose embeddings are large enough to be split."""
+    """Parti with a frozen T5 whose embeddings are large enough to be split; its layers are computed
+    again for the gradient.
+    """
     from t2i_jax.models.parti_transformer import PartiTransformer
     from t2i_jax.systems.generation import on_mesh
     from t2i_jax.systems.parti.system import PartiSystem
@@ -202,7 +204,9 @@ def t5():
 
     network = T5Encoder(dim=64, depth=1, heads=2, dim_head=8, mlp_dim=32, vocab_size=2048)
     text = T5Text(None, network, max_length=6)
-    model = PartiTransformer(dim=16, depth=1, heads=2, mlp_dim=32, fmap_size=4, codebook_size=16)
+    model = PartiTransformer(
+        dim=16, depth=1, heads=2, mlp_dim=32, fmap_size=4, codebook_size=16, remat="dots"
+    )
     weights, task = initialise(text.init, jax.random.key(3)), PartiTask(model, text)
     system = PartiSystem(task, initialise(task.init, jax.random.key(0))[0], {"text": weights})
     there = on_mesh(system, MESHES["fsdp_tp"])

@@ -1,5 +1,7 @@
 """How a training step is compiled."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from t2i_jax.train import compiled
@@ -19,3 +21,12 @@ def test_a_cpu_gets_a_low_level_unless_xla_flags_give_one(monkeypatch, platform,
     options = compiled.options_for(platform) or {}
     assert options.get("xla_backend_optimization_level") == level
     assert ("xla_cpu_scheduler_type" in options) == (platform == "cpu")
+
+
+def test_the_compiler_takes_them(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    options = compiled.options_for("cpu")
+    lowered = jax.jit(jnp.sin).lower(1.0)
+    assert lowered.compile(compiler_options=options)(0.0) == 0
+    with pytest.raises(Exception, match="xla_backend_optimization_lvl"):
+        lowered.compile(compiler_options={"xla_backend_optimization_lvl": 1})
