@@ -40,15 +40,14 @@ for name in rows:
 """
 
 
+_ROWS = ("parti-encode", "imagen-train_base", "muse-generate", "dalle2-sample_prior")
+
+
 @pytest.fixture(scope="module")
-def measured(request):
-    """By row that is asked for, what one process that runs them all measured, and what that said
-    besides.
-    """
-    here = [item for item in request.session.items if item.path == request.path]
-    rows = [item.callspec.params["row"] for item in here if "measured" in item.fixturenames]
+def measured():
+    """By row, what one process that runs them all measured, and what that said besides."""
     done = subprocess.run(
-        [sys.executable, "-c", _ONE_BY_ONE, str(_FOLDER / "one_process.py"), *rows],
+        [sys.executable, "-c", _ONE_BY_ONE, str(_FOLDER / "one_process.py"), *_ROWS],
         cwd=_FOLDER,
         capture_output=True,
         text=True,
@@ -58,9 +57,7 @@ def measured(request):
     return dict(map(json.loads, done.stdout.splitlines())), said
 
 
-@pytest.mark.parametrize(
-    "row", ["parti-encode", "imagen-train_base", "muse-generate", "dalle2-sample_prior"]
-)
+@pytest.mark.parametrize("row", _ROWS)
 def test_both_sides_of_a_row_run_in_turns(measured, row):
     ended, said = measured
     assert row in ended and said.startswith("exit status 0:"), said

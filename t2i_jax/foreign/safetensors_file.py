@@ -51,7 +51,7 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
     """
     from safetensors.numpy import save_file
 
-    arrays = {name: np.array(value, order="C") for name, value in arrays.items()}
+    arrays = {name: np.asarray(value, order="C") for name, value in arrays.items()}
     digests = json.dumps({name: _digest(value) for name, value in arrays.items()})
     save_file(arrays, path, {_DIGESTS: digests})
     for read in readers(path, "out", "write it again, to another disk").values():

@@ -160,6 +160,7 @@ def _read(folder, averaged=None, places=None, step=None, recipe=None, known=None
     """
     recipe = load_run_recipe(folder) if recipe is None else recipe
     known = {} if known is None else known
+    of_parts = None if averaged is None else True
     task, recorded, parts, found = recipe.task, recorded_parts(folder), {}, {}
     with concurrent.futures.ThreadPoolExecutor(1) as background:
         for name, home in part_folders(folder, recipe).items():
@@ -169,8 +170,7 @@ def _read(folder, averaged=None, places=None, step=None, recipe=None, known=None
                 told = f"is a run of {kind.__name__}, not of {wanted.__name__}"
                 raise _wrong_part(folder, name, home, told)
             if (path := os.path.realpath(home)) not in known:
-                whole = None if averaged is None else True
-                known[path] = _read(home, whole, recipe=theirs, known=known)
+                known[path] = _read(home, of_parts, recipe=theirs, known=known)
             part = parts[name] = known[path]
             if before := recorded.get(name, {}).get("fingerprint"):
                 found[name] = before, background.submit(lambda part=part: part.fingerprint)

@@ -24,6 +24,7 @@ from tests.systems.toy_muse import (
 )
 
 
+# the systems of test_maskgit_sampling.py
 @pytest.fixture(scope="module")
 def system():
     return system_of(TASK)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax.on_host import initialise
+from tests.train.eight_networks import unet, vit_vqgan
 from tests.train.meshes import MESHES
 from tests.weights import moved
 
@@ -42,8 +43,6 @@ def sampling():
     """Images of Parti and of a cascade on a mesh are those of one device."""
     from t2i_jax.models import image_tokenizer
     from t2i_jax.models.parti_transformer import PartiTransformer
-    from t2i_jax.models.unet import Unet
-    from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
     from t2i_jax.systems.cascade.stage import Stage
     from t2i_jax.systems.generation import on_mesh
     from t2i_jax.systems.imagen.system import ImagenSystem
@@ -57,32 +56,9 @@ def sampling():
         np.random.default_rng(0).normal(size=(4, 4, 8)).astype(np.float32),
         np.ones((4, 4), bool),
     )
-    net = ViTVQGAN(
-        image_size=8,
-        patch_size=2,
-        dim=16,
-        layers=1,
-        heads=2,
-        mlp_dim=32,
-        codebook_size=16,
-        codebook_dim=4,
-    )
+    net = vit_vqgan().clone(image_size=8, patch_size=2)
     parti = PartiTask(PartiTransformer(dim=16, depth=1, heads=2, mlp_dim=32), text, net)
-    unet = Unet(
-        dim=8,
-        dim_mults=(1,),
-        attn_heads=2,
-        attn_dim_head=4,
-        layer_attns=False,
-        layer_cross_attns=True,
-        attn_pool_text=False,
-        max_text_len=4,
-        num_resnet_blocks=0,
-        attend_at_middle=False,
-        init_cross_embed=False,
-        init_conv_kernel_size=3,
-    )
-    cascade = ImagenTask((Stage(unet, image_size=8),), text)
+    cascade = ImagenTask((Stage(unet(max_text_len=4), image_size=8),), text)
     weights = moved(initialise(cascade.init, key)[0], 0.1)
     tokenizer = {"tokenizer": initialise(functools.partial(image_tokenizer.init, net), key)}
     for system, options in (

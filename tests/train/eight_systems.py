@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 
 from t2i_jax import sharding
 from t2i_jax.on_host import initialise
+from tests.train.eight_networks import unet, vit_vqgan
 from tests.train.meshes import CONFIG, MESHES, begin, compare, random_batches, run, same
 
 
@@ -30,19 +31,9 @@ class Adversary(nn.Module):
 
 def tokenizer():
     """A tokenizer against a discriminator: two groups, codebook statistics, revived codes."""
-    from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
     from t2i_jax.systems.tokenizer.task import TokenizerTask
 
-    net = ViTVQGAN(
-        image_size=16,
-        patch_size=4,
-        dim=16,
-        layers=1,
-        heads=2,
-        mlp_dim=32,
-        codebook_size=16,
-        codebook_dim=4,
-    )
+    net = vit_vqgan()
     task = TokenizerTask(
         net,
         discriminator=Adversary(),
@@ -100,20 +91,10 @@ def parti(presets=("fsdp_tp", "sequence", "slices")):
     """
     from t2i_jax.models import image_tokenizer
     from t2i_jax.models.parti_transformer import PartiTransformer
-    from t2i_jax.models.vit_vqgan_paper import ViTVQGAN
     from t2i_jax.systems.parti.task import PartiTask
     from t2i_jax.text.learned import LearnedText
 
-    net = ViTVQGAN(
-        image_size=16,
-        patch_size=4,
-        dim=16,
-        layers=1,
-        heads=2,
-        mlp_dim=32,
-        codebook_size=16,
-        codebook_dim=4,
-    )
+    net = vit_vqgan()
     text = LearnedText(dim=16, depth=1, heads=2, mlp_dim=32, vocab_size=32, max_length=6)
     task = PartiTask(PartiTransformer(dim=16, depth=2, heads=2, mlp_dim=32), text, net)
     weights = initialise(functools.partial(image_tokenizer.init, net), jax.random.key(5))
@@ -232,26 +213,12 @@ def imagen():
     Gradients before a norm are sums that nearly cancel, so changes agree to 1e-4 of the largest
     only.
     """
-    from t2i_jax.models.unet import NullUnet, Unet
+    from t2i_jax.models.unet import NullUnet
     from t2i_jax.systems.cascade.stage import Stage
     from t2i_jax.systems.imagen.task import ImagenTask
     from t2i_jax.text.learned import LearnedText
 
-    net = Unet(
-        dim=8,
-        dim_mults=(1,),
-        attn_heads=2,
-        attn_dim_head=4,
-        layer_attns=False,
-        layer_cross_attns=True,
-        attn_pool_text=False,
-        max_text_len=6,
-        num_resnet_blocks=0,
-        attend_at_middle=False,
-        init_cross_embed=False,
-        init_conv_kernel_size=3,
-        memory_efficient=True,
-    )
+    net = unet(max_text_len=6).clone(memory_efficient=True)
     text = LearnedText(dim=16, depth=1, heads=2, mlp_dim=32, vocab_size=32, max_length=6)
     task = ImagenTask(
         (Stage(NullUnet(), image_size=8), Stage(net, image_size=16, crop_size=8)), text

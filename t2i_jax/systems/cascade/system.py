@@ -54,6 +54,13 @@ class CascadeSystem(TextToImage):
         """
         return generation.offloaded(self)
 
+    @functools.cached_property
+    def _sampled_task(self) -> Any:
+        """The task of which programs that sample are compiled: one program for a stage, whichever
+        of them train.
+        """
+        return dataclasses.replace(self.task, train_stages=None)
+
     def _program(self, params: Any, prompt: Mapping[str, Any], keys_B: Any, **settings: Any) -> Any:
         """Images (B, H, W, C) in [-1, 1] of one stage.
 

@@ -390,8 +390,9 @@ class DecoderSystem(CascadeSystem):
     def _program(self, params: Any, prompt: Mapping[str, Any], keys_B: Any, **settings: Any) -> Any:
         """Images of one stage."""
         frozen = {name: own for name, own in (self.frozen or {}).items() if name == "tokenizer"}
-        task = dataclasses.replace(self.task, train_stages=None)  # one program, whatever trains
-        return sampling.generate(params, frozen, prompt, keys_B, task=task, **settings)
+        return sampling.generate(
+            params, frozen, prompt, keys_B, task=self._sampled_task, **settings
+        )
 
 
 @functools.partial(jax.jit, static_argnames="clip")

@@ -193,5 +193,6 @@ class ImagenSystem(CascadeSystem):
 
     def _program(self, params: Any, prompt: Mapping[str, Any], keys_B: Any, **settings: Any) -> Any:
         """Images of one stage."""
-        task = dataclasses.replace(self.task, train_stages=None)  # one program, whatever trains
-        return sampling.generate(params, self.frozen, prompt, keys_B, task=task, **settings)
+        return sampling.generate(
+            params, self.frozen, prompt, keys_B, task=self._sampled_task, **settings
+        )
