@@ -7,7 +7,7 @@ import os
 import sys
 
 # malloc.h of glibc, see mallopt(3)
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _NEVER, _GROWTH = -1, 64 * 2**20  # bytes
 # Bytes of a piece that is set aside; smaller ones are found at once.
 _LARGEST, _LEAST = 2**30, 2**12
@@ -20,9 +20,13 @@ def keep_freed_memory() -> bool:
 
     XLA on a CPU allocates the memory of each step anew. By default the C library (glibc, of Linux)
     gives large blocks back to the system at once and gets them again page by page, which is a sixth
-    of the time of a step and more. Here all threads share one heap, which grows by 64 MiB and more
-    and never shrinks, and no block is mapped by itself. A process then keeps the most memory that
-    it ever had. It comes before JAX computes anything: threads that have a heap already keep it.
+    of the time of a step and more. Here heaps grow by 64 MiB and more and never shrink, and no
+    block is mapped by itself. A process then keeps the most memory that it ever had.
+
+    Blocks of more than 64 MiB are kept for the main thread alone. The heaps of other threads can't
+    hold them; with one heap for all, the threads of the compiler would wait for each other. So JAX
+    is told to run a program for one CPU in the thread that calls it, not in one of its own. This
+    function imports JAX, and comes before JAX computes anything.
 
     A user's own setting (GLIBC_TUNABLES, MALLOC_ARENA_MAX and the like) stays as it is, and so does
     another C library.
@@ -34,9 +38,13 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: _GROWTH, _ARENA_MAX: 1}
+    settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: _GROWTH}
     taken = [mallopt(name, value) for name, value in settings.items()]
     _kept = all(taken)
+    if _kept:
+        import jax
+
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     return _kept
 
 

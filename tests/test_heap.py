@@ -23,14 +23,18 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def pages(keep, **variables):
     """(what `keep_freed_memory` told, pages that were handed out)."""
+    kept, count = told(_PROGRAM, keep, **variables)
+    return kept, int(count)
+
+
+def told(program, keep, **variables):
+    """The words that a program prints in a process of its own."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     own.pop("GLIBC_TUNABLES", None)
-    command = [sys.executable, "-c", _PROGRAM.format(keep=keep)]
-    told = subprocess.run(
+    command = [sys.executable, "-c", program.format(keep=keep)]
+    return subprocess.run(
         command, env={**own, **variables}, capture_output=True, text=True, check=True
-    ).stdout
-    kept, count = told.split()
-    return kept, int(count)
+    ).stdout.split()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
@@ -39,6 +43,41 @@ def test_freed_memory_is_kept():
     assert handed_out > 10_000  # else there is nothing to keep
     kept, handed_out = pages("keep_freed_memory()")
     assert kept == "True" and handed_out < 100
+
+
+# Pages that are handed out while a program with a product of 128 MiB runs ten times, and whether
+# all that threads allocate lies in the heap of the main thread.
+_LARGE = """
+import ctypes, resource, threading
+from t2i_jax.heap import keep_freed_memory
+kept = {keep}
+import jax, jax.numpy as jnp
+program = jax.jit(lambda a, b: jnp.dot(jnp.tanh(jnp.dot(a, b)), b.T))
+a, b = jnp.ones((8192, 8)), jnp.ones((8, 4096))
+for count in range(12):
+    if count == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    jax.block_until_ready(program(a, b))
+pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+libc, places = ctypes.CDLL(None), []
+libc.malloc.restype = ctypes.c_void_p
+threads = [threading.Thread(target=lambda: places.append(libc.malloc(2000))) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+(line,) = [line for line in open("/proc/self/maps") if "[heap]" in line]
+first, end = (int(place, 16) for place in line.split()[0].split("-"))
+print(kept, pages, all(first <= place < end for place in places))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+def test_a_program_keeps_its_memory_and_threads_have_heaps_of_their_own():
+    _, handed_out, _ = told(_LARGE, "None")
+    assert int(handed_out) > 100_000  # else there is nothing to keep
+    kept, handed_out, is_shared = told(_LARGE, "keep_freed_memory()")
+    assert kept == "True" and int(handed_out) < 1_000 and is_shared == "False"
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,7 @@ _MADE = ("recipe.json", "system.json", "checkpoints")  # one of them is in every
 def start() -> None:
     """Entry point of the console script."""
     from t2i_jax.cli.main import main
-    from t2i_jax.heap import keep_freed_memory
 
-    keep_freed_memory()
     main(_command)
 
 
@@ -61,8 +59,10 @@ def dream(
 def _command(words):
     from t2i_jax.cli.arguments import called
     from t2i_jax.cli.main import start_cache
+    from t2i_jax.heap import keep_freed_memory
 
     start_cache()
+    keep_freed_memory()
     called(dream, words, "dream")
 
 

@@ -22,14 +22,13 @@ from t2i_jax.terminal import forgive
 
 
 def start() -> None:
-    """Entry point of the console script: `main` in a process that keeps the memory it has freed.
+    """Entry point of the console script.
 
     Tracing a network makes millions of objects that stay: Python looks for garbage among them less
     often than it would.
     """
-    keep_freed_memory()
     gc.set_threshold(5_000, 10, 10)
-    main()
+    main(_run_alone)
 
 
 def main(run: Callable[[list[str]], None] | None = None) -> None:
@@ -85,6 +84,13 @@ def _unwritten(error):
 def _cut(sentence):
     """A sentence without the middle of what a user gave, where that was endless."""
     return sentence if len(sentence) <= 1200 else f"{sentence[:800]} ... {sentence[-300:]}"
+
+
+def _run_alone(words):
+    """A command in a process of its own, which keeps the memory that it frees."""
+    if not {"--help", "-h", "--version"} & set(words):
+        keep_freed_memory()
+    _run(words)
 
 
 def _run(words):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import time
@@ -58,6 +59,8 @@ class CompiledStep:
         self._jitted: Any = jax.jit(step, donate_argnums=0, **out)
         self._mesh, self._kept, self._idle = mesh, kept, idle
         self._program: Any = None
+        self._keep: Callable[[], None] | None = None  # writes the program, where that is to do
+        self._is_settled = self._has_run = False
 
     @property
     def usual_seconds(self) -> float | None:
@@ -80,15 +83,30 @@ class CompiledStep:
             if self._program is None:
                 return False
             self._jitted = None  # with what was traced
+        return True
+
+    def settle(self) -> None:
+        """Keeps the program for later starts, and frees the memory that compiling has left.
+
+        That is for after the first step, which need not wait for it; the second step begins with it
+        where nobody has asked for it.
+        """
+        if not self._is_settled:
+            self._is_settled = True
+            if self._keep:
+                self._keep()
+                self._keep = None
             gc.collect()
             heap.clear()
-        return True
 
     def __call__(self, state: Any, *rest: Any) -> Any:
         """The state after the step, and its metrics."""
         self.prepare(state, *rest)
+        if self._has_run:
+            self.settle()
         moved, idle = states.apart(state, self._idle)
         after, metrics = self._program(moved, *rest)
+        self._has_run = True
         return states.together(after, idle), metrics
 
     def _compile(self, arguments, options, stop):
@@ -106,5 +124,7 @@ class CompiledStep:
         if self._kept:
             if is_fresh:
                 self._kept.note_seconds(time.monotonic() - begin)
-            self._kept.save(program, arguments, options, bool(is_fresh))
+            self._keep = functools.partial(
+                self._kept.save, program, arguments, options, bool(is_fresh)
+            )
         return program

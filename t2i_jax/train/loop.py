@@ -224,8 +224,12 @@ class _Loop:
                 done, queued = done + 1, metrics
                 trace.after(done, queued)
                 is_last = done == steps
-                if done % self.config.log_every == 0 or is_last or pace.is_first:
+                is_first = pace.is_first
+                if done % self.config.log_every == 0 or is_last or is_first:
                     self._write_metrics(done, state, metrics, pace)
+                if is_first:
+                    with self.clock.spent_on("compile"):
+                        self.step.settle()
                 hooks = [hook for hook in self.hooks if done % hook.every == 0 or is_last]
                 saves = done % self.config.save_every == 0 or is_last
                 validates = self.measuring.validates(done, is_last)

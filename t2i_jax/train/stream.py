@@ -69,7 +69,9 @@ class Stream:
                 continue
             if isinstance(batch, Exception):
                 raise batch
-            return placed(batch, self._rows, self._batch_size, self._sharding), position
+            whole = placed(batch, self._rows, self._batch_size, self._sharding)
+            # what waits for an array runs in a thread of JAX's, see `t2i_jax.heap`
+            return jax.block_until_ready(whole), position
         return None
 
     def positions(self, mine: Any) -> list[Any]:
