@@ -12,7 +12,7 @@ import functools
 import imagen_rows
 import jax
 import jax.numpy as jnp
-from jax_parti import drawn, forward
+from jax_parti import drawn, forward, placed
 from limits import Work
 
 from t2i_jax import convert, sharding
@@ -101,7 +101,7 @@ class Side:
 
         def run():
             nonlocal state
-            state, metrics = step(state, {}, self._batch)
+            state, metrics = step(state, {}, placed(self._batch))
             return float(metrics["loss"])
 
         self.run = run

@@ -124,7 +124,7 @@ class Side:
 
         def run():
             nonlocal state
-            state, metrics = step(state, frozen or {}, batch)
+            state, metrics = step(state, frozen or {}, placed(batch))
             return float(metrics["loss"])
 
         self.run = run
@@ -196,6 +196,11 @@ def decoding(tokenizer):
 def size_in_bytes(params):
     """Of all arrays."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+
+
+def placed(batch):
+    """A batch on the device and there, as the trainer gives it to a step."""
+    return jax.block_until_ready(jax.device_put(batch))
 
 
 def drawn(shapes):

@@ -70,6 +70,24 @@ def test_a_second_start_does_not_trace_and_gives_the_same_bits(again, tmp_path):
     chex.assert_trees_all_equal(plain(state), plain(same))
 
 
+def test_the_first_step_is_made_before_its_program_is_kept(again, tmp_path, monkeypatch):
+    kept = []
+    save, run = Executables.save, jax.stages.Compiled.__call__
+
+    def saved(*arguments):
+        kept.append("kept")
+        return save(*arguments)
+
+    def ran(program, *arguments):
+        kept.append("step")
+        return run(program, *arguments)
+
+    monkeypatch.setattr(Executables, "save", saved)
+    monkeypatch.setattr(jax.stages.Compiled, "__call__", ran)
+    again("another toy")
+    assert kept == ["step", "kept", "step"]
+
+
 def _cut(path):
     path.write_bytes(path.read_bytes()[:-1])
 
