@@ -102,7 +102,9 @@ class Side:
         def run():
             nonlocal state
             state, metrics = step(state, {}, placed(self._batch))
-            return float(metrics["loss"])
+            loss = float(metrics["loss"])
+            step.settle()
+            return loss
 
         self.run = run
 

@@ -125,7 +125,9 @@ class Side:
         def run():
             nonlocal state
             state, metrics = step(state, frozen or {}, placed(batch))
-            return float(metrics["loss"])
+            loss = float(metrics["loss"])
+            step.settle()
+            return loss
 
         self.run = run
 
