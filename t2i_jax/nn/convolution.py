@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -18,64 +19,76 @@ def convolve(x_BHWC: Array, kernel_KKIO: Array, stride: int, padding: int) -> Ar
     hundred times. Convolution, gradient of the input and gradient of the kernel are each linear in
     two arrays, and the derivatives of each are the other two: so gradients of any order are made of
     these three, and none keeps shifted copies of x. On a CPU the gradient of the input is a
-    convolution with the kernel turned around, or with a stride a sum of matrix products, and that
-    of the kernel is made of matrix products. The compiler for TPUs takes a minute for a wide window
-    over few channels, a second where its columns are channels.
+    convolution with the kernel turned around, or with a stride or few positions made of matrix
+    products, and that of the kernel is made of matrix products. The compiler for TPUs takes a
+    minute for a wide window over few channels, a second where its columns are channels.
+
+    The zeros belong to the convolution itself: XLA on a CPU gives one without any to a library that
+    takes up to four times as long.
     """
-    return _convolution(
-        stride,
-        jnp.pad(x_BHWC, ((0, 0), (padding, padding), (padding, padding), (0, 0))),
-        kernel_KKIO,
-    )
+    return _convolution(stride, padding, x_BHWC, kernel_KKIO)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _convolution(stride, x, kernel):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _convolution(stride, padding, x, kernel):
 
     def of(form):
-        return lambda x, kernel: form(x, kernel, stride)
+        return lambda x, kernel: form(x, kernel, stride, padding)
 
     return jax.lax.platform_dependent(x, kernel, **_elsewhere(of, kernel.shape))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _to_input(stride, shape, y, kernel):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _to_input(stride, padding, shape, y, kernel):
     """The gradient of the input, of this shape, from that of the result."""
     like = jax.ShapeDtypeStruct(shape, y.dtype)
 
     def of(form):
-        return lambda y, kernel: jax.linear_transpose(lambda x: form(x, kernel, stride), like)(y)[0]
+        return lambda y, kernel: jax.linear_transpose(
+            lambda x: form(x, kernel, stride, padding), like
+        )(y)[0]
 
-    on_cpu = _turned_around if stride == 1 else of(_as_products)
+    on_cpu = of(_as_products)
+    if stride == 1:
+        way = _all_taps if _is_small(y.shape) else _turned_around
+        on_cpu = functools.partial(way, padding=padding)
     return jax.lax.platform_dependent(y, kernel, cpu=on_cpu, **_elsewhere(of, kernel.shape))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _to_kernel(stride, shape, x, y):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _to_kernel(stride, padding, shape, x, y):
     """The gradient of the kernel, of this shape, from that of the result."""
     like = jax.ShapeDtypeStruct(shape, x.dtype)
 
     def of(form):
-        return lambda x, y: jax.linear_transpose(lambda kernel: form(x, kernel, stride), like)(y)[0]
+        return lambda x, y: jax.linear_transpose(
+            lambda kernel: form(x, kernel, stride, padding), like
+        )(y)[0]
 
     return jax.lax.platform_dependent(x, y, cpu=of(_as_products), **_elsewhere(of, shape))
 
 
 # The barriers keep XLA from finding the shifted copies of several passes to be the same, and
 # keeping them.
-def _convolution_back(stride, kept, y):
+def _convolution_back(stride, padding, kept, y):
     x, kernel, y = jax.lax.optimization_barrier((*kept, y))
-    return _to_input(stride, x.shape, y, kernel), _to_kernel(stride, kernel.shape, x, y)
+    return (
+        _to_input(stride, padding, x.shape, y, kernel),
+        _to_kernel(stride, padding, kernel.shape, x, y),
+    )
 
 
-def _to_input_back(stride, shape, kept, x):
+def _to_input_back(stride, padding, shape, kept, x):
     y, kernel, x = jax.lax.optimization_barrier((*kept, x))
-    return _convolution(stride, x, kernel), _to_kernel(stride, kernel.shape, x, y)
+    return (
+        _convolution(stride, padding, x, kernel),
+        _to_kernel(stride, padding, kernel.shape, x, y),
+    )
 
 
-def _to_kernel_back(stride, shape, kept, kernel):
+def _to_kernel_back(stride, padding, shape, kept, kernel):
     x, y, kernel = jax.lax.optimization_barrier((*kept, kernel))
-    return _to_input(stride, x.shape, y, kernel), _convolution(stride, x, kernel)
+    return _to_input(stride, padding, x.shape, y, kernel), _convolution(stride, padding, x, kernel)
 
 
 for _function, _back in (
@@ -96,30 +109,59 @@ def _elsewhere(of, shape):
     return {"default": of(_whole)} | ({"tpu": of(_columns_first)} if wide_over_few else {})
 
 
-def _whole(x_BHWC, kernel_KKIO, stride):
-    return _strided(x_BHWC, kernel_KKIO, (stride, stride))
+def _whole(x_BHWC, kernel_KKIO, stride, padding):
+    return _strided(x_BHWC, kernel_KKIO, (stride, stride), (padding, padding))
 
 
-def _columns_first(x_BHWC, kernel_KKIO, stride):
+def _columns_first(x_BHWC, kernel_KKIO, stride, padding):
     side, channels, features = kernel_KKIO.shape[1:]
+    x_BHWC = _padded(x_BHWC, 0, padding)
     last = x_BHWC.shape[2] - side + 1
     columns = jnp.concatenate([x_BHWC[:, :, j : j + last : stride] for j in range(side)], axis=-1)
-    return _strided(columns, kernel_KKIO.reshape(side, 1, side * channels, features), (stride, 1))
+    kernel = kernel_KKIO.reshape(side, 1, side * channels, features)
+    return _strided(columns, kernel, (stride, 1), (padding, 0))
 
 
-def _strided(x_BHWC, kernel_KKIO, strides):
+def _strided(x_BHWC, kernel_KKIO, strides, padding):
+    around = [(each, each) for each in padding]
     return jax.lax.conv_general_dilated(
-        x_BHWC, kernel_KKIO, strides, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x_BHWC, kernel_KKIO, strides, around, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-def _turned_around(y_BHWC, kernel_KKIO):
-    edge = kernel_KKIO.shape[0] - 1
-    padded = jnp.pad(y_BHWC, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
-    return _whole(padded, kernel_KKIO[::-1, ::-1].swapaxes(2, 3), 1)
+def _padded(x_BHWC, rows, columns):
+    """With zeros around; without the outermost rows and columns where a number is negative."""
+    around = [(0, 0, 0), (rows, rows, 0), (columns, columns, 0), (0, 0, 0)]
+    return jax.lax.pad(x_BHWC, jnp.zeros((), x_BHWC.dtype), around)
 
 
-def _as_products(x_BHWC, kernel_KKIO, stride):
+def _turned_around(y_BHWC, kernel_KKIO, padding):
+    kernel = kernel_KKIO[::-1, ::-1].swapaxes(2, 3)
+    return _whole(y_BHWC, kernel, 1, kernel.shape[0] - 1 - padding)
+
+
+def _is_small(shape):
+    """Whether turning a kernel around takes longer than the convolution with it: it has few
+    positions for its features.
+    """
+    return math.prod(shape[:3]) <= 8 * shape[3]
+
+
+def _all_taps(y_BHWC, kernel_KKIO, padding):
+    """One product for all places of the window, which are added where they belong."""
+    side, _, channels, features = kernel_KKIO.shape
+    taps = y_BHWC.reshape(-1, features) @ kernel_KKIO.reshape(-1, features).T
+    taps = taps.reshape(*y_BHWC.shape[:3], side, side, channels)
+    x = sum(
+        jnp.pad(taps[:, :, :, i, j], ((0, 0), (i, side - 1 - i), (j, side - 1 - j), (0, 0)))
+        for i in range(side)
+        for j in range(side)
+    )
+    return _padded(x, -padding, -padding)
+
+
+def _as_products(x_BHWC, kernel_KKIO, stride, padding):
+    x_BHWC = _padded(x_BHWC, padding, padding)
     if stride > 1:
         x_BHWC, kernel_KKIO = _blocks(x_BHWC, kernel_KKIO, stride)
     side, channels, features = kernel_KKIO.shape[1:]
