@@ -115,6 +115,19 @@ def test_a_device_is_measured(capsys, monkeypatch):
         runpy.run_path(path)["main"](["parti"])
 
 
+def test_ways_of_a_convolution_are_compared(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(_FOLDER)
+    monkeypatch.setattr("t2i_jax.heap.keep_freed_memory", lambda: False)
+    monkeypatch.setattr("limits.machine", lambda: {"flops": 1e9, "bytes": 1e9})
+    main = runpy.run_path(str(_FOLDER / "convolutions.py"))["main"]
+    main.__globals__["_SIZES"] = ((2, 4, 3, 5),)
+    main()
+    (row,) = capsys.readouterr().out.splitlines()[2:]
+    what, *times, floor = row.strip("| ").split(" | ")
+    assert what == "2, 4, 3 to 5" and floor == f"{2 * 9 * 32 * 15 / 1e6:.3g}"
+    assert len(times) == 4 and all(float(one) > 0 for one in times)
+
+
 @pytest.mark.parametrize(
     ("network", "left_out"),
     [  # keys and values of two layers, a vector per row and per column, and single ones

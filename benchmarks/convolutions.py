@@ -1,0 +1,75 @@
+"""What convolutions and their gradients take on a CPU, by the ways that a training step could go.
+
+    python benchmarks/convolutions.py
+
+For each size the medians in milliseconds of a convolution that XLA gives to YNNPACK and of one that
+it does not, as `t2i_jax.train.compiled` has it; and of the gradient of the input by turning the
+kernel around and by one product for all places of the window, between which
+`t2i_jax.nn.convolution` chooses. The floor is the time of the products at the rate of `limits.py`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+from t2i_jax.heap import keep_freed_memory
+
+_SIZES = (  # images, side, channels in and out; the window is 3
+    (4, 8, 1024, 2048),
+    (4, 16, 512, 512),
+    (4, 32, 128, 128),
+    (4, 64, 128, 128),
+    (64, 8, 64, 64),
+    (64, 16, 64, 64),
+    (64, 32, 16, 16),
+)
+_RUNS = 9
+
+
+def main() -> None:
+    """Prints a table."""
+    keep_freed_memory()
+    import jax
+    from limits import machine
+
+    from t2i_jax.nn import convolution
+    from t2i_jax.train.compiled import options_for
+
+    def convolved(x, kernel):
+        return convolution.convolve(x, kernel, 1, 1)
+
+    rate = machine()["flops"]
+    print("| images, side, channels | YNNPACK | without | turned around | one product | floor |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for images, side, channels, features in _SIZES:
+        keys = jax.random.split(jax.random.key(0), 3)
+        x = jax.random.normal(keys[0], (images, side, side, channels))
+        y = jax.random.normal(keys[1], (images, side, side, features))
+        kernel = jax.random.normal(keys[2], (3, 3, channels, features))
+        usual = options_for("cpu")
+        times = [
+            _seconds(convolved, (x, kernel), None),
+            _seconds(convolved, (x, kernel), usual),
+            _seconds(lambda y, k: convolution._turned_around(y, k, 1), (y, kernel), usual),
+            _seconds(lambda y, k: convolution._all_taps(y, k, 1), (y, kernel), usual),
+            2 * 9 * images * side**2 * channels * features / rate,
+        ]
+        told = " | ".join(f"{1e3 * one:.3g}" for one in times)
+        print(f"| {images}, {side}, {channels} to {features} | {told} |", flush=True)
+
+
+def _seconds(function, arguments, options):
+    import jax
+
+    program = jax.jit(function).lower(*arguments).compile(compiler_options=options)
+    found = []
+    for _ in range(_RUNS + 2):
+        begin = time.perf_counter()
+        jax.block_until_ready(program(*arguments))
+        found.append(time.perf_counter() - begin)
+    return statistics.median(found[2:])
+
+
+if __name__ == "__main__":
+    main()
