@@ -3,9 +3,10 @@
     python benchmarks/convolutions.py
 
 For each size the medians in milliseconds of a convolution that XLA gives to YNNPACK and of one that
-it does not, as `t2i_jax.train.compiled` has it; and of the gradient of the input by turning the
-kernel around and by one product for all places of the window, between which
-`t2i_jax.nn.convolution` chooses. The floor is the time of the products at the rate of `limits.py`.
+it does not, as `t2i_jax.train.compiled` has it, with zeros around the image and ("within") of an
+image that has them already; and of the gradient of the input by turning the kernel around and by one
+product for all places of the window, between which `t2i_jax.nn.convolution` chooses. The floor is
+the time of the products at the rate of `limits.py`.
 """
 
 from __future__ import annotations
@@ -39,18 +40,25 @@ def main() -> None:
     def convolved(x, kernel):
         return convolution.convolve(x, kernel, 1, 1)
 
+    def within(x, kernel):
+        return convolution.convolve(x, kernel, 1, 0)
+
     rate = machine()["flops"]
-    print("| images, side, channels | YNNPACK | without | turned around | one product | floor |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    names = "YNNPACK | without | within, YNNPACK | within, without | turned around | one product"
+    print(f"| images, side, channels | {names} | floor |")
+    print("| --- |" + " ---: |" * 7)
     for images, side, channels, features in _SIZES:
         keys = jax.random.split(jax.random.key(0), 3)
         x = jax.random.normal(keys[0], (images, side, side, channels))
+        whole = jax.random.normal(keys[0], (images, side + 2, side + 2, channels))
         y = jax.random.normal(keys[1], (images, side, side, features))
         kernel = jax.random.normal(keys[2], (3, 3, channels, features))
         usual = options_for("cpu")
         times = [
             _seconds(convolved, (x, kernel), None),
             _seconds(convolved, (x, kernel), usual),
+            _seconds(within, (whole, kernel), None),
+            _seconds(within, (whole, kernel), usual),
             _seconds(lambda y, k: convolution._turned_around(y, k, 1), (y, kernel), usual),
             _seconds(lambda y, k: convolution._all_taps(y, k, 1), (y, kernel), usual),
             2 * 9 * images * side**2 * channels * features / rate,
