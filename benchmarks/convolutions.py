@@ -2,11 +2,11 @@
 
     python benchmarks/convolutions.py
 
-For each size the medians in milliseconds of a convolution that XLA gives to YNNPACK and of one that
-it does not, as `t2i_jax.train.compiled` has it, with zeros around the image and ("within") of an
-image that has them already; and of the gradient of the input by turning the kernel around and by one
-product for all places of the window, between which `t2i_jax.nn.convolution` chooses. The floor is
-the time of the products at the rate of `limits.py`.
+For each size the medians in milliseconds of a convolution that XLA gives to YNNPACK and of one
+that it does not, as `t2i_jax.train.compiled` has it, with zeros around the image and ("within") of
+an image that has them already; and of the gradient of the input by turning the kernel around and by
+one product for all places of the window, between which `t2i_jax.nn.convolution` chooses. The floor
+is the time of the products at the rate of `limits.py`.
 """
 
 from __future__ import annotations
