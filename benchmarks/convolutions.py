@@ -14,7 +14,12 @@ from __future__ import annotations
 import statistics
 import time
 
+import jax
+from limits import machine
+
 from t2i_jax.heap import keep_freed_memory
+from t2i_jax.nn import convolution
+from t2i_jax.train.compiled import options_for
 
 _SIZES = (  # images, side, channels in and out; the window is 3
     (4, 8, 1024, 2048),
@@ -31,11 +36,6 @@ _RUNS = 9
 def main() -> None:
     """Prints a table."""
     keep_freed_memory()
-    import jax
-    from limits import machine
-
-    from t2i_jax.nn import convolution
-    from t2i_jax.train.compiled import options_for
 
     def convolved(x, kernel):
         return convolution.convolve(x, kernel, 1, 1)
@@ -43,7 +43,7 @@ def main() -> None:
     def within(x, kernel):
         return convolution.convolve(x, kernel, 1, 0)
 
-    rate = machine()["flops"]
+    rate, usual = machine()["flops"], options_for("cpu")
     names = "YNNPACK | without | within, YNNPACK | within, without | turned around | one product"
     print(f"| images, side, channels | {names} | floor |")
     print("| --- |" + " ---: |" * 7)
@@ -53,7 +53,6 @@ def main() -> None:
         whole = jax.random.normal(keys[0], (images, side + 2, side + 2, channels))
         y = jax.random.normal(keys[1], (images, side, side, features))
         kernel = jax.random.normal(keys[2], (3, 3, channels, features))
-        usual = options_for("cpu")
         times = [
             _seconds(convolved, (x, kernel), None),
             _seconds(convolved, (x, kernel), usual),
@@ -68,8 +67,6 @@ def main() -> None:
 
 
 def _seconds(function, arguments, options):
-    import jax
-
     program = jax.jit(function).lower(*arguments).compile(compiler_options=options)
     found = []
     for _ in range(_RUNS + 2):

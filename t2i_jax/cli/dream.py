@@ -18,9 +18,9 @@ _MADE = ("recipe.json", "system.json", "checkpoints")  # one of them is in every
 
 def start() -> None:
     """Entry point of the console script."""
-    from t2i_jax.cli.main import main
+    from t2i_jax.cli.main import alone, main
 
-    main(_command)
+    main(alone(_command))
 
 
 def dream(
@@ -59,10 +59,8 @@ def dream(
 def _command(words):
     from t2i_jax.cli.arguments import called
     from t2i_jax.cli.main import start_cache
-    from t2i_jax.heap import keep_freed_memory
 
     start_cache()
-    keep_freed_memory()
     called(dream, words, "dream")
 
 

@@ -13,10 +13,9 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 
-from t2i_jax import __version__
+from t2i_jax import __version__, heap
 from t2i_jax.cluster import signals
 from t2i_jax.errors import Preempted, UserError, is_full, reason
-from t2i_jax.heap import keep_freed_memory
 from t2i_jax.paths import shown
 from t2i_jax.terminal import forgive
 
@@ -28,7 +27,7 @@ def start() -> None:
     often than it would.
     """
     gc.set_threshold(5_000, 10, 10)
-    main(_run_alone)
+    main(alone(_run))
 
 
 def main(run: Callable[[list[str]], None] | None = None) -> None:
@@ -81,16 +80,22 @@ def _unwritten(error):
     return f"{named} can't be written ({reason(error)}); {remedy}, and start again."
 
 
+def alone(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+    """`run` for a process of its own, which keeps the memory that it frees; help and version need
+    no JAX, which that imports.
+    """
+
+    def kept(words):
+        if not {"--help", "-h", "--version"} & set(words):
+            heap.keep_freed_memory()
+        run(words)
+
+    return kept
+
+
 def _cut(sentence):
     """A sentence without the middle of what a user gave, where that was endless."""
     return sentence if len(sentence) <= 1200 else f"{sentence[:800]} ... {sentence[-300:]}"
-
-
-def _run_alone(words):
-    """A command in a process of its own, which keeps the memory that it frees."""
-    if not {"--help", "-h", "--version"} & set(words):
-        keep_freed_memory()
-    _run(words)
 
 
 def _run(words):

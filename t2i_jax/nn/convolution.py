@@ -48,8 +48,9 @@ def _to_input(stride, padding, shape, y, kernel):
             lambda x: form(x, kernel, stride, padding), like
         )(y)[0]
 
-    on_cpu = of(_as_products)
-    if stride == 1:
+    if stride > 1:
+        on_cpu = of(_as_products)
+    else:
         way = _all_taps if _is_small(y.shape) else _turned_around
         on_cpu = functools.partial(way, padding=padding)
     return jax.lax.platform_dependent(y, kernel, cpu=on_cpu, **_elsewhere(of, kernel.shape))

@@ -33,8 +33,8 @@ _OPTIONS = {
 
 
 def options_for(platform: str) -> dict[str, Any] | None:
-    """The options with which a step is compiled, but for those that XLA_FLAGS give, and the library
-    where this jaxlib has no such option.
+    """The options with which a step is compiled, but for a level or a library that XLA_FLAGS give,
+    and the library where this jaxlib has no such option.
     """
     options = _OPTIONS.get(platform)
     if options is None:
