@@ -8,6 +8,8 @@ where the programs of a worker have stand-ins too. They start often, so what few
 imported there.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -116,8 +118,9 @@ class StandIns:
         """What the cloud has: node and queue (states or None), coming (states that the queue will
         have), workers.
         """
-        _write(self.folder / "cloud.json", _cloud(self.folder) | values)
-        return _cloud(self.folder)
+        with _alone(self.folder):
+            _write(self.folder / "cloud.json", _cloud(self.folder) | values)
+            return _cloud(self.folder)
 
     def worker(self, number=0):
         return self.folder / "workers" / f"worker-{number}"
@@ -172,7 +175,18 @@ def _read(file, default):
 
 
 def _write(file, value):
-    file.write_text(json.dumps(value))
+    """Whole, or not at all: a call beside this one may be reading the file."""
+    whole = file.with_name(f"{file.name}.{os.getpid()}")
+    whole.write_text(json.dumps(value))
+    whole.replace(file)
+
+
+@contextlib.contextmanager
+def _alone(folder):
+    """One process at a time, so that what one call has changed is not undone by another."""
+    with open(folder / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _options(arguments):
@@ -188,12 +202,19 @@ def _cloud(folder):
 
 
 def _gcloud(folder, arguments):
-    cloud = _cloud(folder)
     _, _, group, verb, *_ = arguments
     if verb in ("ssh", "scp"):
+        cloud = _cloud(folder)
         if cloud["node"] != "READY":
             return 1
         return (_ssh if verb == "ssh" else _scp)(folder, cloud, arguments)
+    with _alone(folder):
+        _change(folder, group, verb)
+    return 0
+
+
+def _change(folder, group, verb):
+    cloud = _cloud(folder)
     if verb == "create" and group == "tpu-vm":
         cloud["node"] = "READY"
         _make_workers(folder, cloud)
@@ -207,7 +228,6 @@ def _gcloud(folder, arguments):
     elif verb == "list":
         _list(folder, cloud, group)
     _write(folder / "cloud.json", cloud)
-    return 0
 
 
 def _list(folder, cloud, group):
