@@ -3,7 +3,7 @@
     python benchmarks/convolutions.py
 
 For each size the medians in milliseconds of a convolution that XLA gives to YNNPACK and of one
-that it does not, as `t2i_jax.train.compiled` has it, with zeros around the image and ("within") of
+that it does not, as `t2i_jax.compiler` has it, with zeros around the image and ("within") of
 an image that has them already; and of the gradient of the input by turning the kernel around and by
 one product for all places of the window, between which `t2i_jax.nn.convolution` chooses. The floor
 is the time of the products at the rate of `limits.py`.
@@ -17,9 +17,9 @@ import time
 import jax
 from limits import machine
 
+from t2i_jax.compiler import options_for
 from t2i_jax.heap import keep_freed_memory
 from t2i_jax.nn import convolution
-from t2i_jax.train.compiled import options_for
 
 _SIZES = (  # images, side, channels in and out; the window is 3
     (4, 8, 1024, 2048),

@@ -16,7 +16,7 @@ _PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "t2i_jax"
 # `_ALONE` says so.
 _LOW = {
     "config", "types", "errors", "cluster", "files", "typeset", "paths", "words", "terminal",
-    "seeds", "values", "heap", "tracing",
+    "seeds", "values", "heap", "tracing", "compiler",
 }  # fmt: skip
 _ALLOWED = {
     "config": _LOW,
@@ -30,6 +30,7 @@ _ALLOWED = {
     "values": _LOW,
     "heap": _LOW,
     "tracing": _LOW,
+    "compiler": _LOW,
     "terminal": _LOW,
     "typeset": _LOW,
     "foreign": _LOW,

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from t2i_jax import config, sharding
+from t2i_jax.compiler import Program
 from t2i_jax.convert import weights as converted
 from t2i_jax.errors import UserError
 from t2i_jax.eval import clip_files, resize, weights_file
@@ -114,7 +115,7 @@ class Extractor:
             with jax.default_matmul_precision("highest"):
                 return self.apply(params, batch)
 
-        return mesh, jax.jit(program, out_shardings=sharding.batch_sharding(mesh)), params
+        return mesh, Program(program, out_shardings=sharding.batch_sharding(mesh)), params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +194,7 @@ class ClipExtractor(Extractor):
             with jax.default_matmul_precision("highest"):
                 return self.apply_text(params, ids_BL, mask_BL)
 
-        return jax.jit(program)
+        return Program(program)
 
 
 def inception(path: str | os.PathLike | None, mode: str = "clean") -> Extractor:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from t2i_jax import config, sharding
+from t2i_jax.compiler import Program
 from t2i_jax.convert import lpips as converted
 from t2i_jax.convert import torch_io
 from t2i_jax.errors import UserError
@@ -72,7 +73,7 @@ class LpipsMetric:
             with jax.default_matmul_precision("highest"):
                 return self.network.apply({"params": params}, one, other)
 
-        return jax.jit(program)
+        return Program(program)
 
 
 def lpips(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2i_jax import sharding
+from t2i_jax.compiler import Program
 from t2i_jax.models import image_tokenizer
 from t2i_jax.models.image_tokenizer import ImageTokenizer
 
@@ -66,7 +67,7 @@ def same_tokens(
         return False
     size = (2, model.image_size, model.image_size, model.channels)
     noise = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8)
-    tokens = jax.jit(image_tokenizer.tokens, static_argnums=0)
+    tokens = Program(image_tokenizer.tokens, static_argnums=0)
     ids = tokens(model, weights, noise)
     return np.array_equal(ids, tokens(other, other_weights, noise))
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from t2i_jax import sharding
 from t2i_jax.cluster import processes
+from t2i_jax.compiler import Program
 from t2i_jax.data.pipeline import batches, division_of, source_of
 from t2i_jax.data.source import EMBEDDED
 from t2i_jax.errors import UserError
@@ -114,7 +115,7 @@ def validation_of(recipe: Any, samples: Samples, mesh: Any, tokenize: Any) -> Va
     if is_own:
         used = min(count * size, held.records)
         _tell(f"held out: {held.told}; validation every {every} steps, on {used} of them")
-    program = jax.jit(
+    program = Program(
         _program(task, _micro_batches(recipe)), out_shardings=sharding.replicated(mesh)
     )
 
@@ -149,7 +150,7 @@ def validate(
     named = "validation"
     if size // accumulate > _ALONE:
         named, size, accumulate = f"validation_{_ALONE}", _ALONE, 1
-    program = jax.jit(_program(task, accumulate))
+    program = Program(_program(task, accumulate))
     held = HeldOutBatches(samples, task, size, tokenize)
     found = _mean(
         program(params, stats, frozen, dict(batch), np.int32(number), np.int32(step))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,48 +11,11 @@ from typing import Any
 import jax
 
 from t2i_jax import heap
+from t2i_jax.compiler import options_for
 from t2i_jax.train import state as states
 from t2i_jax.train.background import compile_in_background
 from t2i_jax.train.executables import Executables, fresh
 from t2i_jax.train.preemption import Stop
-
-# On a CPU operations run in an order that keeps little alive: as fast, and a third less memory for
-# a transformer. LLVM optimises at its first level, not at its third: steps are as fast, and
-# compiling that of `configs/imagen/shapes.py` takes four fifths of the time. Of the kinds of
-# operations that XLA would give to the library YNNPACK, convolutions are left out: they take up to
-# four times as long there.
-_LEVEL, _LIBRARY = "xla_backend_optimization_level", "xla_cpu_experimental_ynn_fusion_type"
-_OPTIONS = {
-    "cpu": {
-        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-        _LEVEL: 1,
-        _LIBRARY: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
-    }
-}
-
-
-def options_for(platform: str) -> dict[str, Any] | None:
-    """The options with which a step is compiled, but for a level or a library that XLA_FLAGS give,
-    and the library where this jaxlib has no such option.
-    """
-    options = _OPTIONS.get(platform)
-    if options is None:
-        return None
-    own = os.environ.get("XLA_FLAGS", "")
-    left = {name for name in (_LEVEL, _LIBRARY) if name in own}
-    if _LIBRARY not in left and not _is_known(_LIBRARY, options[_LIBRARY]):
-        left.add(_LIBRARY)
-    return {name: value for name, value in options.items() if name not in left}
-
-
-@functools.cache
-def _is_known(name, value):
-    """Whether the compiler takes an option, which its makers call experimental."""
-    try:
-        jax.jit(lambda x: x).lower(0.0).compile(compiler_options={name: value})
-    except Exception:  # of the compiler; jaxlib says no more of its kind
-        return False
-    return True
 
 
 class CompiledStep:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t2i_jax.compiler import Program
 from t2i_jax.eval.evaluation import JUDGES, Evaluation
 from t2i_jax.eval.grid import grid
 from t2i_jax.files import replacing
@@ -192,12 +193,12 @@ class ClipSystem(System):
         def embed(params, arrays):
             return model.embed_text(params, arrays["text"], arrays["text_mask"])
 
-        return jax.jit(embed)
+        return Program(embed)
 
     @functools.cached_property
     def _image(self):
         model = self.task.model
-        return jax.jit(
+        return Program(
             lambda params, arrays: model.embed_image(params, to_float(arrays["image"], SIGNED))
         )
 
@@ -210,7 +211,7 @@ class ClipSystem(System):
             latents = contrast.text(params, features)
             return latents.own, latents.extra, arrays["text_mask"]
 
-        return jax.jit(of_text)
+        return Program(of_text)
 
     @functools.cached_property
     def _patches(self):
@@ -221,7 +222,7 @@ class ClipSystem(System):
             latents = contrast.image(params, features)
             return latents.own, latents.extra
 
-        return jax.jit(of_image)
+        return Program(of_image)
 
     def _by_tokens(self, shown, ids):
         text = self._in_batches(self._tokens, ids, None)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax import sharding
+from t2i_jax.compiler import Program
 from t2i_jax.diffusion.draws import gaussian
 from t2i_jax.nn.resample import resize
 from t2i_jax.systems import captions, generation
@@ -29,7 +30,7 @@ def clip_weights(frozen: Mapping[str, Any]) -> Params:
     return frozen["clip"]["clip"]
 
 
-@functools.partial(jax.jit, static_argnames=("task", "number", "size", "sampling"))
+@functools.partial(Program, static_argnames=("task", "number", "size", "sampling"))
 def generate(
     params: Params,
     frozen: Mapping[str, Any],

@@ -7,9 +7,9 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
+from t2i_jax.compiler import Program
 from t2i_jax.errors import UserError
 from t2i_jax.pixels import SIGNED, to_float
 from t2i_jax.systems import generation, given, kept
@@ -395,12 +395,12 @@ class DecoderSystem(CascadeSystem):
         )
 
 
-@functools.partial(jax.jit, static_argnames="clip")
+@functools.partial(Program, static_argnames="clip")
 def _of_images(params, image_BHWC: Array, *, clip) -> Array:
     return clip.embed_image(params, to_float(image_BHWC, SIGNED))
 
 
-@functools.partial(jax.jit, static_argnames="clip")
+@functools.partial(Program, static_argnames="clip")
 def _of_texts(params, text_BL: Array, mask_BL: Array, *, clip) -> Any:
     return clip.embed_text(params, text_BL, mask_BL)
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax import sharding
+from t2i_jax.compiler import Program
 from t2i_jax.diffusion.draws import gaussian
 from t2i_jax.systems import generation
 from t2i_jax.systems.cascade import stage as stages
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from t2i_jax.systems.imagen.task import ImagenTask
 
 
-@functools.partial(jax.jit, static_argnames=("task", "number", "size", "sampling"))
+@functools.partial(Program, static_argnames=("task", "number", "size", "sampling"))
 def generate(
     params: Params,
     frozen: Mapping[str, Any],

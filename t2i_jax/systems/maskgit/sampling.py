@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from t2i_jax import sharding
+from t2i_jax.compiler import Program
 from t2i_jax.decoding import masked
 from t2i_jax.decoding.masked import Sampling
 from t2i_jax.models import image_tokenizer
@@ -53,7 +54,7 @@ class Sampled(NamedTuple):
 
 
 @functools.partial(
-    jax.jit,
+    Program,
     static_argnames=(
         "task", "sampling", "windows", "edit_steps", "use_critic", "guide_self_critic", "previews",
     ),

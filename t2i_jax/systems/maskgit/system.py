@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from t2i_jax.compiler import Program
 from t2i_jax.errors import UserError
 from t2i_jax.models import image_tokenizer
 from t2i_jax.pixels import as_pil
@@ -296,7 +297,7 @@ class MaskGitSystem(TextToImage):
     @functools.cached_property
     def _pixels(self):
         decode = functools.partial(image_tokenizer.pixels, self.task.tokenizers[0])
-        return jax.jit(decode, static_argnums=2)
+        return Program(decode, static_argnums=2)
 
     def _texts(self, prompts, negative_prompts, options):
         if self.task.text is None:

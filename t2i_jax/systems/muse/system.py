@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from t2i_jax.compiler import Program
 from t2i_jax.models import image_tokenizer
 from t2i_jax.pixels import as_pil
 from t2i_jax.systems import generation, given
@@ -212,6 +213,6 @@ class MuseSystem(TextToImage):
         return same_BRC[:, rows][:, :, columns].reshape(len(same_BRC), -1)
 
 
-@functools.partial(jax.jit, static_argnames=("models", "grid"))
+@functools.partial(Program, static_argnames=("models", "grid"))
 def _translated(ids_BN, weights, to_weights, *, models, grid):
     return image_tokenizer.translated(ids_BN, models[0], weights, models[1], to_weights, grid)

@@ -6,10 +6,10 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 
 from t2i_jax import sharding
+from t2i_jax.compiler import Program
 from t2i_jax.decoding import autoregressive
 from t2i_jax.decoding.autoregressive import Sampling
 from t2i_jax.models import image_tokenizer
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from t2i_jax.systems.parti.task import PartiTask
 
 
-@functools.partial(jax.jit, static_argnames=("task", "sampling"))
+@functools.partial(Program, static_argnames=("task", "sampling"))
 def generate(
     params: Params,
     frozen: Mapping[str, Any],

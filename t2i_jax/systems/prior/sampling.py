@@ -7,10 +7,10 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 
 from t2i_jax import sharding
+from t2i_jax.compiler import Program
 from t2i_jax.diffusion import dalle2_ddim, samplers, threshold
 from t2i_jax.diffusion.denoiser import Denoise, Net, denoiser
 from t2i_jax.diffusion.draws import NoiseSource, gaussian
@@ -134,7 +134,7 @@ def _solver(denoise, noise, sampling):
     }[sampling.sampler](denoise, noise)
 
 
-@functools.partial(jax.jit, static_argnames=("task", "sampling"))
+@functools.partial(Program, static_argnames=("task", "sampling"))
 def generate(
     params: Params,
     frozen: Mapping[str, Any],

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import reduce
 
+from t2i_jax.compiler import Program
 from t2i_jax.models.super_resolution import SuperResolution
 from t2i_jax.pixels import to_float, to_uint8
 from t2i_jax.types import Array, Params
@@ -23,7 +23,7 @@ def shrink(image_BHWC: Array | np.ndarray, scale: int) -> Array:
     return jnp.round(means).astype(jnp.uint8)
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@functools.partial(Program, static_argnames="model")
 def upscale(params: Params, image_BHWC: Array | np.ndarray, *, model: SuperResolution) -> Array:
     """uint8 images, `scale` times as large, rounded and clipped."""
     made: Any = model.apply(

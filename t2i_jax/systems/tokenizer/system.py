@@ -7,10 +7,10 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t2i_jax.compiler import Program
 from t2i_jax.errors import UserError
 from t2i_jax.eval.reconstruction import codebook_usage
 from t2i_jax.models import image_tokenizer
@@ -81,8 +81,8 @@ class TokenizerSystem(ImageToImage):
 
     @functools.cached_property
     def _tokens(self):
-        return jax.jit(functools.partial(image_tokenizer.tokens, self.task.model))
+        return Program(functools.partial(image_tokenizer.tokens, self.task.model))
 
     @functools.cached_property
     def _pixels(self):
-        return jax.jit(functools.partial(image_tokenizer.pixels, self.task.model))
+        return Program(functools.partial(image_tokenizer.pixels, self.task.model))
