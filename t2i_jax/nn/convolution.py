@@ -15,13 +15,13 @@ from t2i_jax.types import Array
 def convolve(x_BHWC: Array, kernel_KKIO: Array, stride: int, padding: int) -> Array:
     """A convolution without a bias, `padding` zeros on each side.
 
-    XLA's own gradients take up to five times as long on a CPU, and gradients of gradients up to two
-    hundred times. Convolution, gradient of the input and gradient of the kernel are each linear in
-    two arrays, and the derivatives of each are the other two: so gradients of any order are made of
-    these three, and none keeps shifted copies of x. On a CPU the gradient of the input is a
-    convolution with the kernel turned around, or with a stride or few positions made of matrix
-    products, and that of the kernel is made of matrix products. The compiler for TPUs takes a
-    minute for a wide window over few channels, a second where its columns are channels.
+    XLA's own gradients of gradients take up to two hundred times as long on a CPU. Convolution,
+    gradient of the input and gradient of the kernel are each linear in two arrays, and the
+    derivatives of each are the other two: so gradients of any order are made of these three, and
+    none keeps shifted copies of x. On a CPU a stride becomes channels first; the gradient of the
+    input then is a convolution with the kernel turned around, or one product, and that of the
+    kernel is a convolution over an image with its zeros. The compiler for TPUs takes a minute for a
+    wide window over few channels, a second where its columns are channels.
 
     The zeros belong to the convolution itself: XLA on a CPU gives one without any to a library that
     takes up to four times as long.
@@ -48,11 +48,15 @@ def _to_input(stride, padding, shape, y, kernel):
             lambda x: form(x, kernel, stride, padding), like
         )(y)[0]
 
-    if stride > 1:
-        on_cpu = of(_as_products)
-    else:
-        way = _all_taps if _is_small(y.shape) else _turned_around
-        on_cpu = functools.partial(way, padding=padding)
+    def on_cpu(y, kernel):
+        if stride == 1:
+            return _input_in_turn(y, kernel, padding)
+        x = _input_in_turn(y, _kernel_blocks(kernel, stride), 0)
+        side = kernel.shape[0]
+        return jax.linear_transpose(
+            lambda x: _image_blocks(_padded(x, padding, padding), side, stride), like
+        )(x)[0]
+
     return jax.lax.platform_dependent(y, kernel, cpu=on_cpu, **_elsewhere(of, kernel.shape))
 
 
@@ -66,7 +70,17 @@ def _to_kernel(stride, padding, shape, x, y):
             lambda kernel: form(x, kernel, stride, padding), like
         )(y)[0]
 
-    return jax.lax.platform_dependent(x, y, cpu=of(_as_products), **_elsewhere(of, shape))
+    def on_cpu(x, y):
+        x = _padded(x, padding, padding)
+        if stride == 1:
+            return _kernel_in_turn(x, y, shape)
+        x = _image_blocks(x, shape[0], stride)
+        blocks = jax.eval_shape(lambda kernel: _kernel_blocks(kernel, stride), like)
+        return jax.linear_transpose(lambda kernel: _kernel_blocks(kernel, stride), like)(
+            _kernel_in_turn(x, y, blocks.shape)
+        )[0]
+
+    return jax.lax.platform_dependent(x, y, cpu=on_cpu, **_elsewhere(of, shape))
 
 
 # The barriers keep XLA from finding the shifted copies of several passes to be the same, and
@@ -136,16 +150,16 @@ def _padded(x_BHWC, rows, columns):
     return jax.lax.pad(x_BHWC, jnp.zeros((), x_BHWC.dtype), around)
 
 
-def _turned_around(y_BHWC, kernel_KKIO, padding):
+def _input_in_turn(y_BHWC, kernel_KKIO, padding):
+    """The gradient of the input without a stride, on a CPU: one product where turning the kernel
+    around takes longer than the convolution with it, since there are few positions for its
+    features, and where the channels do not fill a vector.
+    """
+    features = y_BHWC.shape[3]
+    if math.prod(y_BHWC.shape[:3]) <= 8 * features or kernel_KKIO.shape[2] < 16:
+        return _all_taps(y_BHWC, kernel_KKIO, padding)
     kernel = kernel_KKIO[::-1, ::-1].swapaxes(2, 3)
     return _whole(y_BHWC, kernel, 1, kernel.shape[0] - 1 - padding)
-
-
-def _is_small(shape):
-    """Whether turning a kernel around takes longer than the convolution with it: it has few
-    positions for its features.
-    """
-    return math.prod(shape[:3]) <= 8 * shape[3]
 
 
 def _all_taps(y_BHWC, kernel_KKIO, padding):
@@ -161,37 +175,32 @@ def _all_taps(y_BHWC, kernel_KKIO, padding):
     return _padded(x, -padding, -padding)
 
 
-def _as_products(x_BHWC, kernel_KKIO, stride, padding):
-    x_BHWC = _padded(x_BHWC, padding, padding)
-    if stride > 1:
-        x_BHWC, kernel_KKIO = _blocks(x_BHWC, kernel_KKIO, stride)
-    side, channels, features = kernel_KKIO.shape[1:]
-    rows, columns = (extent - side + 1 for extent in x_BHWC.shape[1:3])
-    # Thin products of few channels become one for all columns.
-    together = side if side * channels <= 512 else 1
-    if together > 1:
-        x_BHWC = jnp.concatenate([x_BHWC[:, :, j : j + columns] for j in range(side)], axis=-1)
-    taps = [(i, j) for i in range(side) for j in range(0, side, together)]
-    kernels = jnp.split(kernel_KKIO.reshape(-1, features), len(taps))
-    inputs = [
-        x_BHWC[:, i : i + rows, j : j + columns].reshape(-1, together * channels) for i, j in taps
-    ]
-    y = sum(x_NI @ kernel_IO for x_NI, kernel_IO in zip(inputs, kernels, strict=True))
-    return y.reshape(-1, rows, columns, features)
+def _kernel_in_turn(x_BHWC, y_BHWC, shape):
+    """The gradient of the kernel without a stride and zeros, on a CPU."""
+    if shape[0] == 1:
+        return jnp.einsum("bhwi,bhwo->io", x_BHWC, y_BHWC)[None, None]
+    # A convolution over the channels with the images as features: its window, which is y, would be
+    # larger than the image if the zeros were the convolution's, and without the barrier XLA makes
+    # them so, or takes the axes in another order; both cost up to two hundred times as much.
+    x_CHWB, y_HWBO = jax.lax.optimization_barrier(
+        (x_BHWC.transpose(3, 1, 2, 0), y_BHWC.transpose(1, 2, 0, 3))
+    )
+    return _whole(x_CHWB, y_HWBO, 1, 0).transpose(1, 2, 0, 3)
 
 
-def _blocks(x_BHWC, kernel_KKIO, stride):
-    """Image and kernel with their stride x stride blocks as channels: the convolution then has a
-    stride of 1.
-    """
-
-    def fill(t, axes):
-        return jnp.pad(t, [(0, -t.shape[a] % stride if a in axes else 0) for a in range(t.ndim)])
-
+# With the stride x stride blocks of image and kernel as channels a convolution has a stride of 1.
+def _image_blocks(x_BHWC, side, stride):
     def used(extent):  # pixels that the windows reach
-        return extent - (extent - kernel_KKIO.shape[0]) % stride
+        return extent - (extent - side) % stride
 
-    x = fill(x_BHWC[:, : used(x_BHWC.shape[1]), : used(x_BHWC.shape[2])], (1, 2))
-    kernel = fill(kernel_KKIO, (0, 1))
-    blocks = rearrange(x, "b (h i) (w j) c -> b h w (i j c)", i=stride, j=stride)
-    return blocks, rearrange(kernel, "(h i) (w j) c o -> h w (i j c) o", i=stride, j=stride)
+    x_BHWC = _filled(x_BHWC[:, : used(x_BHWC.shape[1]), : used(x_BHWC.shape[2])], (1, 2), stride)
+    return rearrange(x_BHWC, "b (h i) (w j) c -> b h w (i j c)", i=stride, j=stride)
+
+
+def _kernel_blocks(kernel_KKIO, stride):
+    kernel_KKIO = _filled(kernel_KKIO, (0, 1), stride)
+    return rearrange(kernel_KKIO, "(h i) (w j) c o -> h w (i j c) o", i=stride, j=stride)
+
+
+def _filled(t, axes, stride):
+    return jnp.pad(t, [(0, -t.shape[a] % stride if a in axes else 0) for a in range(t.ndim)])
