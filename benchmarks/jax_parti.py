@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import reduce
 from limits import Work, read_per_token
 
 from t2i_jax import convert, sharding
@@ -180,7 +181,7 @@ class BlockMeans(nn.Module):
 
     def __call__(self, real_BHWC, fake_BHWC):
         def means(x):
-            return nn.avg_pool(x, (16, 16), (16, 16))
+            return reduce(x, "b (h i) (w j) c -> b h w c", "mean", i=16, j=16)
 
         return jnp.mean((means(real_BHWC) - means(fake_BHWC)) ** 2)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from einops import reduce
 
 from t2i_jax.nn.conv import POINTWISE, Conv, Dense, conv, group_norm
 from t2i_jax.nn.fused_attention import attend
@@ -134,7 +135,7 @@ class Encoder(_Half):
 
     def _halved(self, x, i):
         if self.downsampling == "mean":
-            return nn.avg_pool(x, (2, 2), (2, 2))
+            return reduce(x, "b (h i) (w j) c -> b h w c", "mean", i=2, j=2)
         x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
         return Conv(x.shape[-1], 3, 2, 0, dtype=self.dtype, name=f"down_{i}")(x)
 
