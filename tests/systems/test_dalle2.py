@@ -197,6 +197,10 @@ def test_what_is_given_is_counted_as_it_was_given_and_before_the_prior_samples(
         dalle2.generate(**{"images_per_prompt": 2, "guidance": 2.0, **given})
     with pytest.raises(UserError, match="instead_of=None: an edit goes from"):
         dalle2.edit(np.zeros((8, 8, 3), np.uint8), CAPTIONS[0], None)
+    one, other = IMAGES
+    for wrong, said in (({"seed": -1}, "^seed=-1"), ({"seed": [1, 2]}, "^seed.*5")):
+        with pytest.raises(UserError, match=said):
+            dalle2.interpolate(one, other, **wrong)
 
 
 def test_a_part_of_several_parts_is_read_once(run, monkeypatch):

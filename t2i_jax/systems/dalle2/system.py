@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -162,10 +162,14 @@ class DALLE2System(TextToImage):
         else:
             embeds, each = image_embeds, 1
             if images is not None:
-                images, other_images, rows = self._seen(images, other_images, prompts, instead_of)
-                read = _repeated(prompts, 1, rows) if reads else None
-                self._check_decoder(rows, read, chosen.decoder, more)
-                embeds = self._embeds(images, other_images, prompts, instead_of, chosen)
+                seen, others, rows = self._seen(images, other_images, prompts, instead_of)
+                embeds = _Later(
+                    rows, lambda: self._embeds(seen, others, prompts, instead_of, chosen)
+                )
+            if isinstance(embeds, _Later):
+                read = _repeated(prompts, 1, embeds.rows) if reads else None
+                self._check_decoder(embeds.rows, read, chosen.decoder, more)
+                embeds = embeds.made()
             with generation.quiet():
                 embeds = self.decoder.checked_embeds(embeds)
             if prompts is not None and instead_of is None and not self.decoder.task.by_text:
@@ -224,10 +228,13 @@ class DALLE2System(TextToImage):
                     f"{name} has {count} images, and there is a way from one to one other; give "
                     "one."
                 )
-        one, two = self.clip.embed_images(np.concatenate(pair))[:, None]
+
+        def made():
+            one, two = self.clip.embed_images(np.concatenate(pair))[:, None]
+            return np.concatenate([slerp(one, two, share) for share in shares])
+
         arguments = {name: one for name, one in arguments.items() if name not in _NOT_OF_A_WAY}
-        embeds = np.concatenate([slerp(one, two, share) for share in shares])
-        return self.generate(options=options, image_embeds=embeds, **arguments)
+        return self.generate(options=options, image_embeds=_Later(len(shares), made), **arguments)
 
     def edit(
         self,
@@ -313,6 +320,16 @@ class DALLE2System(TextToImage):
         _check_differ(difference)
         lengths = np.linalg.norm(difference, axis=1, keepdims=True)
         return slerp(*np.broadcast_arrays(embeds, difference / lengths), options.change)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Later:
+    """Embeddings that are made when all else is known to fit: how many there will be, and a
+    function without arguments.
+    """
+
+    rows: int
+    made: Callable[[], Any]
 
 
 def _shares(shares):
