@@ -118,7 +118,7 @@ class Conv(nn.Module):
     Attributes:
       features: output channels. kernel: side of the window. stride: of the window. padding: pixels
         per side.
-      bias: whether one is added.
+      bias: whether one is added. init: of the kernel; None: uniform by the fan-in.
     """
 
     features: int
@@ -127,16 +127,17 @@ class Conv(nn.Module):
     padding: int
     bias: bool = True
     dtype: str = "float32"
+    init: Callable | None = None
 
     @nn.compact
     def __call__(self, x_BHWC: Array) -> Array:
         """(B, rows, columns, features)."""
-        init, shape = (
-            boxed(uniform_fan_in, None, None, "conv_in", "conv_out"),
-            (self.kernel, self.kernel),
-        )
         kernel = parameter(
-            self, "kernel", init, (*shape, x_BHWC.shape[-1], self.features), jnp.float32
+            self,
+            "kernel",
+            boxed(self.init or uniform_fan_in, None, None, *POINTWISE),
+            (self.kernel, self.kernel, x_BHWC.shape[-1], self.features),
+            jnp.float32,
         )
         y = convolve(
             x_BHWC.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding

@@ -11,7 +11,7 @@ import numpy as np
 from einops import rearrange
 
 from t2i_jax.config import one_of
-from t2i_jax.nn.conv import POINTWISE, Dense, boxed, conv
+from t2i_jax.nn.conv import POINTWISE, Conv, Dense, conv
 from t2i_jax.types import Array
 
 RESIZES = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")
@@ -175,16 +175,9 @@ class Widen(nn.Module):
         return near + Dense(self.features, POINTWISE, dtype=self.dtype, name="conv1")(x_BHWC)
 
 
-def zero_conv(features: int, kernel: int, name: str, dtype: str = "float32") -> nn.Conv:
+def zero_conv(features: int, kernel: int, name: str, dtype: str = "float32") -> Conv:
     """A convolution of the same size whose weights start at zero: the network's first output is 0
     everywhere.
     """
-    return nn.Conv(
-        features,
-        (kernel, kernel),
-        padding=kernel // 2,
-        dtype=dtype,
-        kernel_init=boxed(nn.initializers.zeros, None, None, *POINTWISE),
-        bias_init=boxed(nn.initializers.zeros, "conv_out"),
-        name=name,
-    )
+    zeros = nn.initializers.zeros
+    return Conv(features, kernel, 1, kernel // 2, dtype=dtype, init=zeros, name=name)
