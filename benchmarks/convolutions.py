@@ -4,9 +4,10 @@
 
 For each size the medians in milliseconds of a convolution that XLA gives to YNNPACK and of one
 that it does not, as `t2i_jax.compiler` has it, with zeros around the image and ("within") of
-an image that has them already; and of the gradient of the input by turning the kernel around and by
-one product for all places of the window, between which `t2i_jax.nn.convolution` chooses. The floor
-is the time of the products at the rate of `limits.py`.
+an image that has them already; of the gradient of the input by turning the kernel around and by
+one product for all places of the window, between which `t2i_jax.nn.convolution` chooses; of the
+gradient of the kernel; and what PyTorch takes for the three. The floor is the time of the products
+at the rate of `limits.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import statistics
 import time
 
 import jax
+import numpy as np
+import torch
 from limits import machine
 
 from t2i_jax.compiler import options_for
@@ -26,6 +29,7 @@ _SIZES = (  # images, side, channels in and out; the window is 3
     (4, 16, 512, 512),
     (4, 32, 128, 128),
     (4, 64, 128, 128),
+    (4, 128, 64, 64),
     (64, 8, 64, 64),
     (64, 16, 64, 64),
     (64, 32, 16, 16),
@@ -45,8 +49,8 @@ def main() -> None:
 
     rate, usual = machine()["flops"], options_for("cpu")
     names = "YNNPACK | without | within, YNNPACK | within, without | turned around | one product"
-    print(f"| images, side, channels | {names} | floor |")
-    print("| --- |" + " ---: |" * 7)
+    print(f"| images, side, channels | {names} | kernel | PyTorch | input | kernel | floor |")
+    print("| --- |" + " ---: |" * 11)
     for images, side, channels, features in _SIZES:
         keys = jax.random.split(jax.random.key(0), 3)
         x = jax.random.normal(keys[0], (images, side, side, channels))
@@ -60,18 +64,47 @@ def main() -> None:
             _seconds(within, (whole, kernel), usual),
             _seconds(lambda y, k: convolution._turned_around(y, k, 1), (y, kernel), usual),
             _seconds(lambda y, k: convolution._all_taps(y, k, 1), (y, kernel), usual),
+            _seconds(_to_kernel, (whole, y), usual),
+            *_of_pytorch(x, kernel, y),
             2 * 9 * images * side**2 * channels * features / rate,
         ]
         told = " | ".join(f"{1e3 * one:.3g}" for one in times)
         print(f"| {images}, {side}, {channels} to {features} | {told} |", flush=True)
 
 
+def _to_kernel(x, y):
+    return convolution._kernel_in_turn(x, y, (3, 3, x.shape[3], y.shape[3]))
+
+
 def _seconds(function, arguments, options):
     program = jax.jit(function).lower(*arguments).compile(compiler_options=options)
+    return _median(lambda: jax.block_until_ready(program(*arguments)))
+
+
+def _of_pytorch(*arrays):
+    """The seconds of the convolution and of both gradients, eager."""
+    axes = (0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)
+    x, kernel, y = (
+        torch.from_numpy(np.array(np.transpose(array, order), order="C"))
+        for array, order in zip(arrays, axes, strict=True)
+    )
+
+    def back(*wanted):
+        both = [1, 1]
+        torch.ops.aten.convolution_backward(
+            y, x, kernel, None, both, both, both, False, [0, 0], 1, wanted
+        )
+
+    yield _median(lambda: torch.conv2d(x, kernel, None, 1, 1))
+    yield _median(lambda: back(True, False, False))
+    yield _median(lambda: back(False, True, False))
+
+
+def _median(run):
     found = []
     for _ in range(_RUNS + 2):
         begin = time.perf_counter()
-        jax.block_until_ready(program(*arguments))
+        run()
         found.append(time.perf_counter() - begin)
     return statistics.median(found[2:])
 

@@ -156,8 +156,11 @@ def _input_in_turn(y_BHWC, kernel_KKIO, padding):
     features, and where the channels do not fill a vector.
     """
     features = y_BHWC.shape[3]
-    if math.prod(y_BHWC.shape[:3]) <= 8 * features or kernel_KKIO.shape[2] < 16:
-        return _all_taps(y_BHWC, kernel_KKIO, padding)
+    few = math.prod(y_BHWC.shape[:3]) <= 8 * features or kernel_KKIO.shape[2] < 16
+    return (_all_taps if few else _turned_around)(y_BHWC, kernel_KKIO, padding)
+
+
+def _turned_around(y_BHWC, kernel_KKIO, padding):
     kernel = kernel_KKIO[::-1, ::-1].swapaxes(2, 3)
     return _whole(y_BHWC, kernel, 1, kernel.shape[0] - 1 - padding)
 
