@@ -15,6 +15,7 @@ from t2i_jax.errors import UserError, first_line
 
 _LFS = b"version https://git-lfs"
 ZIP, PICKLE = b"PK\x03\x04", b"\x80\x02"  # the two forms of PyTorch's files
+SAFETENSORS = b"{"  # a header of JSON, behind eight bytes that tell its length
 _KINDS = {  # what a file of another kind begins with
     _LFS: "is a Git LFS pointer and not the file itself",
     ZIP: "is a zip archive, as PyTorch writes",
@@ -91,8 +92,8 @@ def _start(path, but=()):
             start, size = file.read(64), os.fstat(file.fileno()).st_size
     except (OSError, ValueError):
         return ""
-    # the length of a header of JSON, and the header
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8:
+    is_header = start[8:9] == SAFETENSORS and int.from_bytes(start[:8], "little") <= size - 8
+    if is_header and SAFETENSORS not in but:
         return "is a safetensors file, which is read under a name that ends in .safetensors"
     start = start.lstrip()
     kinds = {mark: told for mark, told in _KINDS.items() if mark not in but}

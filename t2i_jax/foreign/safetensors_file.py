@@ -37,6 +37,7 @@ _DTYPES = {
     "BOOL": np.dtype("bool"),
 }
 
+_LARGEST_HEADER = 100_000_000  # bytes that the safetensors package reads
 
 # Key of the header's metadata: {name: CRC-32 of the array's bytes}, as JSON.
 _DIGESTS = "t2i_jax.crc32"
@@ -74,8 +75,13 @@ def readers(
     from safetensors import safe_open
 
     path = file.check(path, field)
-    with file.refusing(path, field, "a safetensors file", remedy):
-        names = safe_open(path, framework="np").keys()  # it checks the header against the file
+    with file.refusing(path, field, "a safetensors file", remedy, (file.SAFETENSORS,)):
+        try:
+            names = safe_open(path, framework="np").keys()  # it checks the header against the file
+        except Exception:
+            if told := _wrong_size(path):
+                raise UserError(f"{field}={str(path)!r} {told}; {remedy}.") from None
+            raise
         with open(path, "rb") as opened:
             size = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(size))
@@ -89,7 +95,7 @@ def readers(
                 "here; save it as float32 or bfloat16."
             )
         dtype, shape = _DTYPES[about["dtype"]], tuple(about["shape"])
-        with file.refusing(path, field, "a safetensors file", remedy):
+        with file.refusing(path, field, "a safetensors file", remedy, (file.SAFETENSORS,)):
             values = np.fromfile(
                 path, dtype, math.prod(shape), offset=8 + size + about["data_offsets"][0]
             )
@@ -99,6 +105,23 @@ def readers(
         return values
 
     return {name: lambda name=name: read(name) for name in names}
+
+
+def _wrong_size(path):
+    """How many bytes a file lacks or has too many, by its header; "" where none tells that."""
+    with open(path, "rb") as opened:
+        has, start = os.fstat(opened.fileno()).st_size, opened.read(9)
+        size = int.from_bytes(start[:8], "little")
+        if start[8:] not in (b"", file.SAFETENSORS) or (start[8:] and size > _LARGEST_HEADER):
+            return ""
+        if has < max(9, 8 + size):
+            return f"is cut off within its header: it has {has} bytes"
+        header = json.loads(start[8:] + opened.read(size - 1))
+    ends = [about["data_offsets"][1] for name, about in header.items() if name != "__metadata__"]
+    whole = 8 + size + max(ends, default=0)
+    if has < whole:
+        return f"is cut off: it has {has} of {whole} bytes"
+    return f"has {has - whole} bytes behind its data: {has} instead of {whole}" * (has > whole)
 
 
 def _digest(values):

@@ -1,5 +1,7 @@
 """Files of weights that tell the digests of their arrays."""
 
+import re
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -66,3 +68,38 @@ def test_what_a_disk_does_not_keep_is_told_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr("safetensors.numpy.save_file", forgetful)
     with pytest.raises(UserError, match="is not what was written; write it again"):
         safetensors_file.write(tmp_path / "weights.safetensors", ARRAYS)
+
+
+@pytest.mark.parametrize(
+    ("cut", "said"),
+    [
+        (slice(3), "is cut off within its header: it has 3 bytes"),
+        (slice(8), "is cut off within its header: it has 8 bytes"),
+        (slice(100), "is cut off within its header: it has 100 bytes"),
+        ("begin", r"is cut off: it has \d+ of {whole} bytes"),
+        ("begin + 10", r"is cut off: it has \d+ of {whole} bytes"),
+        (slice(-1), r"is cut off: it has \d+ of {whole} bytes"),
+        ("more", r"has 5 bytes behind its data: \d+ instead of {whole}"),
+    ],
+)
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_file_of_another_length_tells_how_long_it_is_and_should_be(tmp_path, cut, said, ours):
+    path = tmp_path / "weights.safetensors"
+    arrays = {name: np.array(value, order="C") for name, value in ARRAYS.items()}
+    safetensors_file.write(path, arrays) if ours else save_file(arrays, path)
+    whole = path.read_bytes()
+    begin = 8 + int.from_bytes(whole[:8], "little")
+    ends = {"begin": whole[:begin], "begin + 10": whole[: begin + 10], "more": whole + b"12345"}
+    path.write_bytes(ends[cut] if isinstance(cut, str) else whole[cut])
+    with pytest.raises(UserError) as found:
+        _read(path)
+    sentence = f"^run='.*' {said.replace('{whole}', str(len(whole)))}; restore it from a copy.$"
+    assert re.search(sentence, str(found.value)), str(found.value)
+
+
+def test_a_damaged_header_is_not_told_to_be_a_file_of_another_kind(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    safetensors_file.write(path, ARRAYS)
+    path.write_bytes(path.read_bytes().replace(b'"data_offsets"', b'"data_offset\x01"', 1))
+    with pytest.raises(UserError, match="cannot be read as a safetensors file"):
+        _read(path)
