@@ -304,13 +304,13 @@ def _text_tokenizer(run, t5, max_length):
     """The tokenizer of a run or of a T5, and the tokens that a caption may have; None without."""
     if run is not None:
         from t2i_jax import runs
-        from t2i_jax.runs.folder import TEXT_TOKENIZER
+        from t2i_jax.runs import vocabulary
 
         run = paths.given("run", run)
         encoder = runs.load_run_recipe(run).task.text_encoder
         if encoder is None or encoder.entry != "text":
             raise UserError(f"run={str(run)!r} reads no captions; leave --run out.")
-        return encoder.tokenizer(run / TEXT_TOKENIZER), encoder.max_length
+        return vocabulary.load(run, encoder), encoder.max_length
     if t5 is not None:
         from t2i_jax.text.t5 import T5Text
 

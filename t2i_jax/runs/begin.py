@@ -23,6 +23,7 @@ from t2i_jax.runs import folder as folders
 from t2i_jax.runs import shapes
 from t2i_jax.runs.init import Init
 from t2i_jax.runs.recipe import Recipe
+from t2i_jax.runs.vocabulary import check as check_vocabulary
 from t2i_jax.terminal import say
 from t2i_jax.train.stored import last_step
 from t2i_jax.types import TrainState
@@ -78,6 +79,7 @@ def vocabulary(recipe: Recipe, out: pathlib.Path) -> None:
     if is_alike and is_of_file:
         is_alike = encoder.source == own.source
     if theirs.is_dir() and is_alike:
+        check_vocabulary(run)
         with replacing(out) as folder:
             shutil.copytree(theirs, folder)
 

@@ -18,6 +18,7 @@ from t2i_jax.eval.alignment import check_captions
 from t2i_jax.eval.evaluation import JUDGES
 from t2i_jax.pixels import save_png
 from t2i_jax.runs import folder as folders
+from t2i_jax.runs import vocabulary
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.runs.report import lines_of, write_report
 from t2i_jax.runs.samples import Samples, held_out
@@ -197,7 +198,7 @@ def _validation(recipe, samples, workdir, step):
     frozen = recipe.task.frozen(given)
     recipe = dataclasses.replace(recipe, task=recipe.task.with_parts(given))  # their networks
     encoder, tokenize = recipe.task.text_encoder, None
-    tokenizer = encoder and encoder.tokenizer(workdir / folders.TEXT_TOKENIZER)
+    tokenizer = encoder and vocabulary.load(workdir, encoder)
     if tokenizer is not None:
         tokenize = functools.partial(_ids, tokenizer, encoder.max_length)
     params, stats = folders.trained_arrays(workdir, step)

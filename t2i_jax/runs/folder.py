@@ -3,7 +3,8 @@
     WORKDIR/checkpoints/      the trainer's checkpoints, the recipe in each
     WORKDIR/PART/             a part that was trained or copied: itself a run, or an exported system
     WORKDIR/parts.json        where each part is, and the fingerprint of its weights
-    WORKDIR/text_tokenizer/   the vocabulary of a learned text encoder
+    WORKDIR/text_tokenizer/   the vocabulary of a learned text encoder, and text_tokenizer.json its
+                              digests (`runs.vocabulary`)
     WORKDIR/stored_text.json  what made the stored text that it is trained on, and stored_clip.json
                               the stored embeddings of images and captions (`runs.stored_text`)
     WORKDIR/captions.json     the data whose captions the text encoder was found to read, where it
@@ -40,14 +41,14 @@ from t2i_jax.cluster import lock
 from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
 from t2i_jax.foreign import json_file, safetensors_file
-from t2i_jax.runs import shapes
+from t2i_jax.runs import shapes, vocabulary
 from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from t2i_jax.systems import generation
 from t2i_jax.systems.base import Given, System, on_device
 from t2i_jax.train.stored import load_config, load_params
 from t2i_jax.values import shown
 
-PARTS, TEXT_TOKENIZER = "parts.json", "text_tokenizer"
+PARTS, TEXT_TOKENIZER = "parts.json", vocabulary.TEXT_TOKENIZER
 STORED = {"text": "stored_text.json", "clip": "stored_clip.json"}  # by column of packed data
 _RESTORE = "restore it from a copy"  # the remedy for a file of a run that was damaged or edited
 EXPORT, _WEIGHTS, _JOINED = "system.json", "weights.safetensors", "recipe.json"
@@ -91,7 +92,7 @@ class Contents:
         task = self.recipe.task
         if task.objectives:
             encoder, frozen = task.text_encoder, task.frozen(parts)
-            tokenizer = encoder and encoder.tokenizer(self.folder / TEXT_TOKENIZER)
+            tokenizer = encoder and vocabulary.load(self.folder, encoder)
             system = task.system(self.averaged, self.stats, parts, frozen, tokenizer)
         else:
             system = task.with_parts(parts).system({}, {}, parts, {}, None)
@@ -253,6 +254,7 @@ def export(
 
 def _write(contents, out):
     run, recipe = contents.folder, contents.recipe
+    vocabulary.check(run)
     beside: dict[str, Callable[[pathlib.Path], Any]] = {}
     recorded, told = recorded_parts(run), {}
     for name, part in contents.parts.items():
@@ -288,6 +290,7 @@ def write_system(
         (folder / EXPORT).write_text(json.dumps(recipe_to_dict(recipe), indent=1))
         for name, write in beside.items():
             write(folder / name)
+        vocabulary.note(folder)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from t2i_jax.cluster import lock, main_script, processes
 from t2i_jax.data.pipeline import batches
 from t2i_jax.data.pipeline import source_of as _source
 from t2i_jax.errors import UserError
-from t2i_jax.runs import begin, captions, stored_text
+from t2i_jax.runs import begin, captions, stored_text, vocabulary
 from t2i_jax.runs import folder as folders
 from t2i_jax.runs.captions import captions_of
 from t2i_jax.runs.check import check
@@ -122,22 +122,7 @@ def _workers(recipe):
 
 def _fit(recipe, workdir, parts, hooks, build, profile):
     clock, task, encoder = Goodput.of(workdir), recipe.task, recipe.task.text_encoder
-    text_tokenizer = None
-    if encoder is not None:
-        vocabulary = workdir / folders.TEXT_TOKENIZER
-        if os.path.lexists(vocabulary) and not vocabulary.is_dir():
-            raise UserError(
-                f"workdir={str(workdir)!r} has a {vocabulary.name} that is no folder; put the "
-                "run's vocabulary back, or move the file away."
-            )
-        processes.once(lambda: begin.vocabulary(recipe, vocabulary))
-        data, seed = recipe.data, recipe.train.seed
-        processes.once(
-            lambda: task.prepare_text(vocabulary, lambda: captions_of(data, seed), parts)
-        )
-        if last_step(workdir) is None:
-            processes.once(lambda: captions.check(data, seed, encoder, workdir))
-        text_tokenizer = encoder.tokenizer(vocabulary)
+    text_tokenizer = None if encoder is None else _tokenizer(recipe, workdir, parts)
     frozen = task.frozen(parts)
     mesh = sharding.make_mesh(recipe.train.mesh)
     recipe.train.check_batch(mesh)
@@ -191,6 +176,26 @@ def _fit(recipe, workdir, parts, hooks, build, profile):
     ledger.end(recipe.data.source, stream, workdir)
     write_report(workdir, recipe, parts=folders.part_folders(workdir, recipe))
     return build_system({**state.params, **state.ema}, state.stats, frozen)
+
+
+def _tokenizer(recipe, workdir, parts):
+    """The tokenizer of the run's text encoder; the vocabulary is made when the run begins."""
+    words = workdir / folders.TEXT_TOKENIZER
+    if os.path.lexists(words) and not words.is_dir():
+        raise UserError(
+            f"workdir={str(workdir)!r} has a {words.name} that is no folder; put the run's "
+            "vocabulary back, or move the file away."
+        )
+    task, data, seed = recipe.task, recipe.data, recipe.train.seed
+    is_new = last_step(workdir) is None
+    if task.trains_vocabulary and not is_new:
+        vocabulary.check_kept(workdir)
+    processes.once(lambda: begin.vocabulary(recipe, words))
+    processes.once(lambda: task.prepare_text(words, lambda: captions_of(data, seed), parts))
+    if is_new:
+        processes.once(lambda: vocabulary.note(workdir))
+        processes.once(lambda: captions.check(data, seed, task.text_encoder, workdir))
+    return vocabulary.load(workdir, task.text_encoder)
 
 
 def _usable(placed, own):

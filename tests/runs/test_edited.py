@@ -4,6 +4,8 @@ and the field.
 
 import json
 import pathlib
+import pickle
+import re
 import shutil
 import tarfile
 
@@ -20,6 +22,7 @@ from t2i_jax.eval.compare import compare, table
 from t2i_jax.runs import folder
 from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from t2i_jax.runs.scoring.results import MARKS, RESULTS, VALUES, read_results
+from t2i_jax.text.tokenizer import train_bpe
 from tests.e2e import tiny, tiny_imagen
 from tests.foreign.edits import edits
 from tests.runs import untrained
@@ -117,7 +120,8 @@ def test_the_field_and_the_file_are_named(system, changed, path, value, said):
         ("parts.json", b"{", "parts.json' is no JSON"),
         ("parts.json", {"tokenizer": 3}, "parts.json': tokenizer is 3 and not an object"),
         ("parts.json", {"tokenizer": {"folder": 3}}, "tokenizer.folder is 3"),
-        ("text_tokenizer/tokenizer.json", b"{}", "tokenizer.json' cannot be read"),
+        ("text_tokenizer/tokenizer.json", b"{}", "text_tokenizer/tokenizer.json differs"),
+        ("text_tokenizer.json", b"{", "text_tokenizer.json' is no JSON"),
         ("weights.safetensors", b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
         ("weights.safetensors", b"x" * 64, "weights.safetensors' cannot be read"),
         ("tokenizer/system.json", b"[1]", r"recipe=\(?\[?1.* is no object"),
@@ -138,6 +142,55 @@ def test_a_changed_bit_of_the_weights_of_a_system_or_of_its_part_is_found(system
     said = rf"{name}': (params|stats)/.* is not what was written; restore it from a copy"
     with pytest.raises(UserError, match=said):
         t2i.load(system)
+
+
+def _with_another_id(folder):
+    path = folder / "tokenizer.json"
+    path.write_text(re.sub(r'": \d+}', '": 4}', path.read_text(), count=1))
+
+
+def _with_another(folder):
+    train_bpe(["a blue cross"], 60).save(folder)
+
+
+def _replaced_whole(folder):
+    shutil.rmtree(folder)
+    _with_another(folder)
+
+
+def _with_one_more(folder):
+    (folder / "spiece.model").write_bytes(b"x")  # would be read in place of the other
+
+
+def _emptied(folder):
+    (folder / "tokenizer.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_with_another_id, "tokenizer.json differs"),
+        (_with_another, "tokenizer.json differs"),
+        (_replaced_whole, "tokenizer.json differs"),
+        (_with_one_more, "spiece.model differs"),
+        (_emptied, "tokenizer.json is missing"),
+    ],
+)
+def test_a_vocabulary_that_is_not_the_one_of_the_weights_is_found(system, tmp_path, damage, said):
+    place, out = shutil.copytree(system, tmp_path / "system"), tmp_path / "out"
+    before = t2i.load(place).text_tokenizer
+    damage(place / "text_tokenizer")
+    for use in (t2i.load, lambda run: folder.export(run, out)):
+        with pytest.raises(
+            UserError, match=rf"another vocabulary .*\(text_tokenizer/{said}\); rest"
+        ):
+            use(place)
+    assert not out.exists()
+    (place / "text_tokenizer.json").unlink()  # as exports were before there were digests
+    if damage is _with_another:
+        assert pickle.dumps(t2i.load(place).text_tokenizer) != pickle.dumps(before)
+        t2i.load(folder.export(place, out))
+        assert (out / "text_tokenizer.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import t2i_jax as t2i
 from t2i_jax import runs
 from t2i_jax.errors import UserError
-from t2i_jax.runs import begin, folder
+from t2i_jax.runs import begin, folder, training
 from t2i_jax.runs.recipe import changed, load_recipe, reach, recipe_from_dict, recipe_to_dict
 from t2i_jax.systems.clip.text import ClipText
 from t2i_jax.text.caption_ids import CaptionIds
@@ -116,6 +116,7 @@ def test_arrays_of_another_shape_are_refused_by_name_unless_asked(base, tmp_path
 
 _IDS = ClipText("clip.safetensors", toy_dalle2.CLIP, "clip")
 _BARE = ClipText("clip.safetensors", toy_dalle2.CLIP)
+_RANDOM = ClipText(None, toy_dalle2.CLIP)
 _CLIP, _LEARNED = toy_dalle2.clip().task, toy.get_config().task
 
 
@@ -146,6 +147,38 @@ def test_a_vocabulary_is_taken_in_place_of_one_that_would_be_trained(
     recipe = types.SimpleNamespace(task=task, init=t2i.Init(str(tmp_path / "base")))
     begin.vocabulary(recipe, tmp_path / "new")
     assert (tmp_path / "new").is_dir() == taken
+
+
+def test_a_run_without_its_vocabulary_or_with_another_one_goes_no_further(base, tmp_path):
+    lost, other = (shutil.copytree(base, tmp_path / name) for name in ("lost", "other"))
+    shutil.rmtree(lost / "text_tokenizer")
+    more = ["train.optim.learning_rate=0.05", "train.steps=6", f"mean={base / 'mean'}"]
+    with pytest.raises(UserError, match="has a checkpoint and no text_tokenizer.*; restore text_"):
+        _train(lost, *more)
+    assert not (lost / "text_tokenizer").exists()
+    train_bpe(["a blue cross"], 64).save(other / "text_tokenizer")
+    for place, overrides in ((other, more), (tmp_path / "new", [f"init={other}"])):
+        with pytest.raises(UserError, match="other' has another vocabulary than its weights were"):
+            _train(place, *overrides)
+    assert not (tmp_path / "new" / "text_tokenizer").exists()
+    for run in (lost, other):
+        assert not (run / "checkpoints" / "6").exists()
+
+
+@pytest.mark.parametrize("init", [None, t2i.Init("base")])
+@pytest.mark.parametrize("task", [_LEARNED, _CLIP, dataclasses.replace(_LEARNED, text=_RANDOM)])
+def test_no_second_vocabulary_is_trained_for_weights_that_know_one(
+    task, init, tmp_path, monkeypatch
+):
+    """Of runs from before there were digests too."""
+    monkeypatch.setattr(training, "last_step", lambda workdir: 4)
+    like = toy.get_config()
+    recipe = t2i.Recipe(task, like.data, like.train, init=init)
+    with pytest.raises(UserError, match="has a checkpoint and no text_tokenizer"):
+        training._tokenizer(recipe, tmp_path, {})
+    assert not list(tmp_path.iterdir())
+    train_bpe(["a red circle"], 64).save(tmp_path / "text_tokenizer")
+    assert training._tokenizer(recipe, tmp_path, {}).vocab_size <= 64
 
 
 def test_a_run_of_another_task_is_refused_and_its_part_named(base, tmp_path):

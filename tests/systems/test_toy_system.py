@@ -155,7 +155,8 @@ def test_it_is_evaluated_exported_and_loaded(trained, tmp_path):
         assert read in refused(*words)
     inside("export", trained, tmp_path / "system")
     assert sorted(path.name for path in (tmp_path / "system").iterdir()) == [
-        "mean", "parts.json", "system.json", "text_tokenizer", "weights.safetensors",
+        "mean", "parts.json", "system.json", "text_tokenizer", "text_tokenizer.json",
+        "weights.safetensors",
     ]  # fmt: skip
     ours, theirs = (
         runs.load(run).generate([_CAPTION], seed=1) for run in (trained, tmp_path / "system")
@@ -165,7 +166,8 @@ def test_it_is_evaluated_exported_and_loaded(trained, tmp_path):
     (tmp_path / "system" / "partial-report.html").touch()
     inside("export", tmp_path / "system", tmp_path / "again")  # what it is, not what was made of it
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == [
-        "mean", "parts.json", "system.json", "text_tokenizer", "weights.safetensors",
+        "mean", "parts.json", "system.json", "text_tokenizer", "text_tokenizer.json",
+        "weights.safetensors",
     ]  # fmt: skip
     for name in ("weights.safetensors", "system.json", "parts.json"):
         one, other = (tmp_path / run / name for run in ("system", "again"))
