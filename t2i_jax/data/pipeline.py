@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 from absl import flags
 
-from t2i_jax.config import one_of
+from t2i_jax.config import check_types, one_of
 from t2i_jax.data.collate import VECTORS, Collate, Tokenize
 from t2i_jax.data.crop import CROPS
 from t2i_jax.data.heldout import PARTS, Division, divide, indices_of
@@ -75,6 +75,7 @@ class DataConfig:
     heldout: Fraction = 0.0
 
     def __post_init__(self):
+        check_types(self, "data")
         if not 0 <= self.heldout < 1:
             raise UserError(
                 f"data.heldout={self.heldout} is no share; give one from 0 to below 1, such as "
