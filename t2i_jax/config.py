@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import numbers
 import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -178,6 +179,19 @@ def check(cls: type, name: str, value: Any, path: str | None = None) -> None:
     wrong = problem(value, _annotation(cls, name))
     if wrong:
         raise UserError(f"{path or name}={shown(value)} {wrong}.")
+
+
+def check_types(config: Any, path: str) -> None:
+    """Refuses values that are of another type than their fields, before a class compares them with
+    numbers; of the range of a number the class has its own words.
+
+    Args:
+      path: of the configuration in the message.
+    """
+    for name in fields_of(type(config)):
+        value = getattr(config, name)
+        if not isinstance(value, numbers.Real):
+            check(type(config), name, value, f"{path}.{name}")
 
 
 def _made(cls, given, path):

@@ -40,18 +40,22 @@ class Range:
         if value < self.low or (self.above and value == self.low):
             return f"is {'not above' if self.above else 'below'} {self.low:g}; give {self}"
         if value > self.high or (self.below and value == self.high):
-            return f"is {'not below' if self.below else 'above'} {_plain(self.high)}; give {self}"
+            problem = "not below" if self.below else "above"
+            return f"is {problem} {_plain(self.high)}; give {self._between()}"
         return None
 
     def __str__(self) -> str:
         if self.low <= -_FAR:
             return "a finite number"
-        low = f"above {self.low:g}" if self.above else f"from {self.low:g}"
         if self.high >= _FAR:
-            return f"a number {low}" if self.above or self.low != 1 else "1 or more"
-        if self.high == _MOST:
-            return f"{self.low:g} or more"
-        return f"a number {low} to {'below ' if self.below else ''}{_plain(self.high)}"
+            return f"a number {self._from()}" if self.above or self.low != 1 else "1 or more"
+        return f"{self.low:g} or more" if self.high == _MOST else self._between()
+
+    def _from(self):
+        return f"above {self.low:g}" if self.above else f"from {self.low:g}"
+
+    def _between(self):
+        return f"a number {self._from()} to {'below ' if self.below else ''}{_plain(self.high)}"
 
 
 _FAR, _MOST = 2.0**63, 2**31 - 1

@@ -22,7 +22,8 @@ class Division:
     """The rule that tells from a caption and a number whether a record of a source is held out.
 
     All records of a caption are on the same side, whatever the source that holds them: a caption is
-    held out when its hash is below a limit. A record without a usable caption goes by its number.
+    held out when its hash is below a limit. A record without a usable caption goes by its number,
+    which is another one in another source, or once records are added or removed.
 
     Attributes:
       limit: of 2^64. by_record: captions are names of classes, or all the same; every record is
@@ -31,6 +32,7 @@ class Division:
         how many of those are held out.
       by_row: some of its images have several records, each with a caption of its own, and such an
         image may be held out with one and trained on with another.
+      by_number: some of those looked at are divided by their number.
     """
 
     limit: int
@@ -39,6 +41,7 @@ class Division:
     looked_at: int
     found: int
     by_row: bool = False
+    by_number: bool = False
 
     @property
     def count(self) -> int:
@@ -48,6 +51,21 @@ class Division:
     def is_held_out(self, index: int, caption: str | None) -> bool:
         """Whether a record with this number and caption is held out."""
         return _hash(index, None if self.by_record else caption) < self.limit
+
+    def is_within(self, earlier: Division | None, is_same: bool) -> bool:
+        """Whether all that it holds out was held out by an earlier division too.
+
+        Args:
+          earlier: None: it isn't known, and was made with the same share or a larger one.
+          is_same: whether it was of the same source.
+        """
+        if earlier is None:
+            return is_same or not self.by_number
+        if (self.by_number or earlier.by_record) and not (
+            is_same and self.records == earlier.records and self.by_record == earlier.by_record
+        ):
+            return False
+        return self.limit <= earlier.limit
 
     def line(self) -> str:
         """The size of the part, in words."""
@@ -94,7 +112,9 @@ def division(
     limit = round(share * _ALL)
     if len(indices) == records:  # something on either side; of one record it is trained on
         limit = min(max(limit, min(keys) + 1), max(keys)) if len(set(keys)) > 1 else 0
-    return Division(limit, by_record, records, len(indices), sum(key < limit for key in keys))
+    found = sum(key < limit for key in keys)
+    by_number = by_record or len(told) < len(captions)
+    return Division(limit, by_record, records, len(indices), found, by_number=by_number)
 
 
 def caption_of(source: Source, index: int) -> str | None:

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 from absl import flags
 
-from t2i_jax.config import one_of
+from t2i_jax.config import check_types, one_of
 from t2i_jax.data.collate import VECTORS, Collate, Tokenize
 from t2i_jax.data.crop import CROPS
 from t2i_jax.data.heldout import PARTS, Division, divide, indices_of
@@ -57,9 +57,10 @@ class DataConfig:
       heldout: share of the captions that training never sees, from 0 to below 1: the run is
         validated and evaluated on their records. It is told by a hash of the caption, so all images
         of a caption are on the same side, in every source alike; where captions are names of
-        classes (each comes 20 times or more) every image is divided by itself. An image that a
-        table names with several captions may be held out with one and trained on with another.
-        Built-in data sets have a held-out part of their own and ignore it. 0: nothing is held out.
+        classes (each comes 20 times or more) every image is divided by itself, by its number, as
+        are images without captions: such a part is this source's alone. An image that a table names
+        with several captions may be held out with one and trained on with another. Built-in data
+        sets have a held-out part of their own and ignore it. 0: nothing is held out.
     """
 
     source: str = "shapes"
@@ -74,6 +75,7 @@ class DataConfig:
     heldout: Fraction = 0.0
 
     def __post_init__(self):
+        check_types(self, "data")
         if not 0 <= self.heldout < 1:
             raise UserError(
                 f"data.heldout={self.heldout} is no share; give one from 0 to below 1, such as "

@@ -23,6 +23,7 @@ from t2i_jax.data.ledger import printable
 from t2i_jax.errors import UserError
 from t2i_jax.files import open_regular
 from t2i_jax.foreign.file import check, refusing
+from t2i_jax.words import counted
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 FILE_KEYS = ("file", "file_name", "filename", "image", "image_path", "path", "img")
@@ -161,8 +162,9 @@ def _csv_rows(lines, tabs, named) -> Iterator[Row]:
             return
         if any(cells[len(columns) :]):
             raise UserError(
-                f"{named} has {len(cells)} cells for {len(columns)} columns in line {number}; put "
-                f"a caption that holds {_MARKS[delimiter]} in quotes."
+                f"{named} has {counted(len(cells), 'cell')} for "
+                f"{counted(len(columns), 'column')} in line {number}; put a "
+                f"caption that holds {_MARKS[delimiter]} in quotes."
             )
         if reason or any(cell.strip() for cell in cells):
             cells += [None] * (len(columns) - len(cells))

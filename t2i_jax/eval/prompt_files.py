@@ -20,6 +20,7 @@ from t2i_jax.data.table import ENDINGS, read_table
 from t2i_jax.errors import UserError
 from t2i_jax.foreign import json_file, text_file
 from t2i_jax.values import shown
+from t2i_jax.words import counted
 
 TEXTS, IDS = ("prompt", "caption", "text", "prompts"), ("id", "uid")  # "Prompts" of DrawBench
 _MOST_BYTES = 2**28
@@ -103,8 +104,9 @@ def parti(path: pathlib.Path, count: int | None, seed: int) -> tuple[list[Prompt
         cells = dict(zip(columns, line.split("\t")))
         if len(line.split("\t")) > len(columns) or not all(cells.get(c) for c in _PARTI):
             raise UserError(
-                f"{named} has {len(line.split(chr(9)))} cells for {len(columns)} columns in line "
-                f"{number}, or an empty one; put tabs between cells."
+                f"{named} has {counted(len(line.split(chr(9))), 'cell')} for "
+                f"{counted(len(columns), 'column')} in line {number}, or an empty "
+                "one; put tabs between cells."
             )
         labels = {"challenge": cells["Challenge"], "note": cells.get("Note", "")}
         prompts.append(

@@ -17,8 +17,8 @@ from t2i_jax.errors import UserError
 from t2i_jax.eval.alignment import check_captions
 from t2i_jax.eval.evaluation import JUDGES
 from t2i_jax.pixels import save_png
+from t2i_jax.runs import division, vocabulary
 from t2i_jax.runs import folder as folders
-from t2i_jax.runs import vocabulary
 from t2i_jax.runs.recipe import Recipe
 from t2i_jax.runs.report import lines_of, write_report
 from t2i_jax.runs.samples import Samples, held_out
@@ -123,7 +123,7 @@ def evaluate(
     whole = dataclasses.replace(recipe, task=system.task)
     stored = _stored(workdir) or recipe
     trained_on = stored.data or recipe.data
-    samples = held_out(whole, trained_on)
+    samples = held_out(whole, trained_on, division.noted(workdir))
     check(whole)
     told = _told_of(samples, recipe.data, trained_on)
     if told and processes.is_first():
@@ -153,10 +153,14 @@ def _told_of(samples, data, trained_on):
     """A sentence about the samples that a run is measured on; "" where they are its own held-out
     ones.
     """
+    other = "its numbers are named other, as some of its images may have been trained on"
+    if samples.changed:
+        changed = f"has changed since this run was trained ({samples.changed})"
+        return f"data.source={_set_shown(data)} {changed}; {other}."
     if samples.is_other:
         what = "its held-out part is measured"
         if not samples.is_held_out:
-            what = "its numbers are named other, as some of its images may have been trained on"
+            what = other
         return (
             f"data.source={_set_shown(data)} is another set than this run was trained on "
             f"({_set_shown(trained_on)}); {what}."
@@ -183,7 +187,8 @@ def _validation(recipe, samples, workdir, step):
     is_measured = samples.is_held_out or samples.is_other
     if not is_measured or not recipe.task.objectives or not is_run:
         return {}
-    if step is None and folders.load_run_recipe(workdir).data == recipe.data:
+    is_own = samples.is_held_out and folders.load_run_recipe(workdir).data == recipe.data
+    if step is None and is_own:
         known = [
             {name: value for name, value in line.items() if name.startswith("validation/")}
             for line in lines_of(workdir)

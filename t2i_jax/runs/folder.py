@@ -7,6 +7,7 @@
                               digests (`runs.vocabulary`)
     WORKDIR/stored_text.json  what made the stored text that it is trained on, and stored_clip.json
                               the stored embeddings of images and captions (`runs.stored_text`)
+    WORKDIR/division.json     how its data were divided when it was begun (`runs.division`)
     WORKDIR/captions.json     the data whose captions the text encoder was found to read, where it
                               can't read every text (`runs.captions`)
     WORKDIR/recipe.json       the recipe of a run that joins its parts and trains nothing of its own
@@ -41,7 +42,7 @@ from t2i_jax.cluster import lock
 from t2i_jax.errors import UserError
 from t2i_jax.files import replacing
 from t2i_jax.foreign import json_file, safetensors_file
-from t2i_jax.runs import shapes, vocabulary
+from t2i_jax.runs import division, shapes, vocabulary
 from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from t2i_jax.systems import generation
 from t2i_jax.systems.base import Given, System, on_device
@@ -264,7 +265,7 @@ def _write(contents, out):
         beside[PARTS] = lambda path: path.write_text(json.dumps(told, indent=1))
     if (run / TEXT_TOKENIZER).is_dir():
         beside[TEXT_TOKENIZER] = lambda folder: shutil.copytree(run / TEXT_TOKENIZER, folder)
-    for stored in STORED.values():
+    for stored in (*STORED.values(), division.FILE):
         if (run / stored).is_file():
             beside[stored] = lambda path, stored=stored: shutil.copyfile(run / stored, path)
     write_system(out, recipe, contents.averaged, contents.stats, beside)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from t2i_jax.cluster import processes
-from t2i_jax.data.heldout import indices_of
+from t2i_jax.data.heldout import Division, indices_of
 from t2i_jax.data.pipeline import (
     Batches,
     DataConfig,
@@ -31,7 +31,9 @@ _TRIED = 64  # records that are held out, of which one must be usable
 _SPARE = 64  # beside a quarter more, for those that can't be read
 
 
-def held_out(recipe: Recipe, trained_on: DataConfig | None = None) -> Samples:
+def held_out(
+    recipe: Recipe, trained_on: DataConfig | None = None, division: Division | None = None
+) -> Samples:
     """The samples that training did not see, as a function `(count, entries) -> samples`: of the
     split "heldout" of a built-in data set, else of the part that `data.heldout` holds out.
 
@@ -41,12 +43,13 @@ def held_out(recipe: Recipe, trained_on: DataConfig | None = None) -> Samples:
 
     Args:
       trained_on: the data that the run was trained on, where `recipe.data` may be others; None:
-        they are those of the recipe.
+        they are those of the recipe, as they were.
+      division: of the data that the run was trained on; None: it isn't known.
 
     Raises:
       UserError: the recipe has no data, or holds out more of what was trained on than training did.
     """
-    return Samples(recipe, trained_on, processes.gather)
+    return Samples(recipe, trained_on, division, processes.gather)
 
 
 class Samples:
@@ -61,14 +64,16 @@ class Samples:
       is_held_out: whether training did not see them. name: of the part, in file names and metrics.
       none: why nothing is held out; "" where something is.
       is_other: whether they are of another set than what was trained on. Only the part that the
-        same share or a smaller one holds out there is known to be held out: captions are on the
-        same side in every set.
+        same share or a smaller one holds out there is known to be held out, and only where it goes
+        by captions, which are on the same side in every set.
+      changed: how a set of the same name became another one; "" where it didn't.
     """
 
     def __init__(
         self,
         recipe: Recipe,
         trained_on: DataConfig | None = None,
+        division: Division | None = None,
         gather: Callable[[Any], Sequence[Any]] | None = None,
     ):
         data, encoder = recipe.data, recipe.task.text_encoder
@@ -76,7 +81,7 @@ class Samples:
             raise UserError(
                 "data=None of the recipe leaves nothing to evaluate on; give a DataConfig."
             )
-        trained_on = trained_on or data
+        is_as_it_was, trained_on = trained_on is None, trained_on or data
         self.is_other = _set_of(data) != _set_of(trained_on)
         _check_share(data, trained_on, self.is_other)
         is_built_in = data.source in EMBEDDED
@@ -86,6 +91,13 @@ class Samples:
         # with other samples than the others one process would wait elsewhere than they
         self.none = none if gather is None else next(filter(None, gather(none)), "")
         is_known = not self.is_other or is_built_in or data.heldout <= trained_on.heldout
+        self.changed = ""
+        if is_known and not (self.none or is_built_in or is_as_it_was):
+            now = division_of(data, source_of(data))
+            is_known = now is not None and now.is_within(division, not self.is_other)
+            if now and division and not is_known and not self.is_other:
+                self.is_other = True
+                self.changed = f"{division.records} records then, {now.records} now"
         self.is_held_out = not self.none and is_known
         self.part = "train" if self.none or is_built_in else "heldout"
         self._bad_rate = data.max_bad_rate

@@ -15,7 +15,7 @@ from t2i_jax.cluster import lock, main_script, processes
 from t2i_jax.data.pipeline import batches
 from t2i_jax.data.pipeline import source_of as _source
 from t2i_jax.errors import UserError
-from t2i_jax.runs import begin, captions, stored_text, vocabulary
+from t2i_jax.runs import begin, captions, division, stored_text, vocabulary
 from t2i_jax.runs import folder as folders
 from t2i_jax.runs.captions import captions_of
 from t2i_jax.runs.check import check
@@ -152,6 +152,8 @@ def _fit(recipe, workdir, parts, hooks, build, profile):
         channels=image_channels(spec),
     )
     stored_text.note(workdir, recipe, parts, stream.source)
+    if last_step(workdir) is None:
+        processes.once(lambda: division.note(workdir, recipe.data, stream.source))
     processes.once(lambda: note_start(workdir))
     ledger.begin(recipe.data.source, stream.source, _read_of(spec))
     with ledger.kept(stream, workdir):

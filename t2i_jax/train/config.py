@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from jax.sharding import Mesh
 
 from t2i_jax import sharding
-from t2i_jax.config import did_you_mean, differences, one_of, to_dict
+from t2i_jax.config import check_types, did_you_mean, differences, one_of, to_dict
 from t2i_jax.errors import UserError
 from t2i_jax.train.optim import OptimConfig
 from t2i_jax.values import Count, Decay, Range, Seed
@@ -83,6 +83,7 @@ class TrainConfig:
     validate_every: Annotated[int, Range(0, 2**31 - 1)] | None = None
 
     def __post_init__(self):
+        check_types(self, "train")
         if self.rules is not None:
             one_of("train.rules", self.rules, sharding.RULES)
         for name in (

@@ -13,7 +13,7 @@ import optax
 from optax import contrib
 
 from t2i_jax import sharding
-from t2i_jax.config import one_of
+from t2i_jax.config import check_types, one_of
 from t2i_jax.errors import UserError
 from t2i_jax.train.muon import muon
 from t2i_jax.train.scalar import computed_once
@@ -68,6 +68,7 @@ class OptimConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self):
+        check_types(self, "optim")
         one_of("optim.name", self.name, _OPTIMISERS)
         one_of("optim.schedule", self.schedule, _SCHEDULES)
         for name, usual in (("learning_rate", 3e-4), ("matrix_rate", 0.02)):

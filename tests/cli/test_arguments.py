@@ -101,6 +101,7 @@ def test_a_command_line_gives_values_of_the_parameters_types(words, found):
         (["run", "--count", "--replace"], "--count has no value"),
         (["run", "--count", "many"], "count='many' is not a whole number; give such a value"),
         (["run", "--count", "0"], "count=0 is below 1; give 1 or more."),
+        (["run", "--count", "9" * 11], "is above 2147483647; give a number from 1 to 2147483647."),
         (["run", "--count", "9" * 5000], "is not a whole number"),
         (["run", "--count", "9" * 400], "is beyond all limits"),
         (["run", "--guidance", "nan"], "is not a finite number; give a number from 0."),

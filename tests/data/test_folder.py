@@ -122,6 +122,7 @@ def test_too_many_bad_files_stop_the_run_and_are_named(folder):
             "file_name,text\na.JPG,a cat, on a mat\n",
             "3 cells for 2 columns in line 2",
         ),
+        ("captions.csv", "file\na.JPG,a cat\n", "2 cells for 1 column in line 2"),
         ("captions.json", "3", "no list of objects"),
         ("captions.csv", "file,text\n", "has no rows; write one for each image"),
         ("captions.csv", "\x1f\x8b\x08\n", "has no rows"),

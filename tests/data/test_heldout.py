@@ -206,3 +206,41 @@ def test_nothing_left_to_train_on_is_refused_and_not_looked_for_for_ever(tmp_pat
     config = _config(f"folder:{tmp_path}", heldout=1 - 1e-9)
     with pytest.raises(UserError, match="data.heldout=.* holds out all of the 6 records of .*; g"):
         next(batches(config, 2, 0, wants=("image",)))
+
+
+_CLASSES = ["a cat", "a dog"] * 30
+_THINGS = [f"drawing {i} of a thing" for i in range(60)]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "is_same", "share", "within"),
+    [
+        (_THINGS, _THINGS, False, 0.2, True),  # by caption: in every source
+        (_THINGS, _THINGS[1:], True, 0.2, True),
+        (_THINGS, [*_THINGS, ""], False, 0.2, True),
+        (_THINGS, _THINGS, True, 0.3, False),
+        (_CLASSES, _CLASSES, True, 0.2, True),
+        (_CLASSES, _CLASSES, True, 0.1, True),
+        (_CLASSES, _CLASSES, False, 0.2, False),  # by number: there alone
+        (_CLASSES, _CLASSES[1:], True, 0.2, False),
+        ([*_CLASSES, None], _CLASSES, False, 0.2, False),
+        (_CLASSES, _CLASSES[:20], False, 0.2, False),  # by caption now
+        ([None] * 60, [None] * 59, True, 0.2, False),
+        ([None] * 60, [None] * 60, False, 0.2, False),
+        ([*_THINGS, None], [*_THINGS, None], True, 0.2, True),
+        ([*_THINGS, None], _THINGS, False, 0.2, True),
+        ([*_THINGS, None], [None, *_THINGS], False, 0.2, False),
+        (_THINGS, _THINGS[4:6], False, 0.001, False),  # something is held out, whatever it is
+        (None, _THINGS, False, 0.2, True),  # of a run that kept none
+        (None, _CLASSES, False, 0.2, False),
+        (None, _CLASSES, True, 0.2, True),
+    ],
+)
+def test_what_goes_by_number_is_held_out_where_it_was_trained_alone(
+    before, now, is_same, share, within
+):
+    def made(captions, share):
+        return division(range(len(captions)), captions, len(captions), share)
+
+    earlier = None if before is None else made(before, 0.2)
+    assert made(now, share).is_within(earlier, is_same) == within

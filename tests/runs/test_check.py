@@ -151,6 +151,8 @@ def test_a_text_of_another_length_is_found_in_stored_data(folders, tmp_path, mon
         ("train.optim.learning_rate=nan", "learning_rate=nan is not a finite number"),
         ("train.optim.eps=inf", "eps=inf is not a finite number"),
         ("train.optim.weight_decay=-1", "weight_decay=-1 is below 0"),
+        ("train.steps=99999999999", "above 2147483647; give a number from 1 to 2147483647"),
+        ("train.seed=99999999999999999999", "; give a number from 0 to 9223372036854775807"),
         ("train.seed=-1", "train.seed=-1 is below 0"),
         ("train.mesh={[1]:1}", "is not values by name or None"),
         ("train.mesh={'data':-2}", "train.mesh="),
@@ -164,6 +166,23 @@ def test_a_value_beyond_reason_is_one_short_sentence(override, told):
         check(changed(toy.get_config(), [override]))
     sentence = str(error.value)
     assert told in sentence and "\n" not in sentence and len(sentence) < 700, sentence
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: t2i.TrainConfig(steps="3"), "train.steps='3' is not a whole number; give such"),
+        (lambda: t2i.TrainConfig(steps=None), "train.steps=None is not a whole number; give such"),
+        (lambda: t2i.TrainConfig(ema_decay=[0.5]), "train.ema_decay=[0.5] is not a number; give"),
+        (lambda: t2i.DataConfig(image_size="x"), "data.image_size='x' is not a whole number"),
+        (lambda: t2i.DataConfig(heldout="x"), "data.heldout='x' is not a number; give such"),
+        (lambda: t2i.OptimConfig(b1="x"), "optim.b1='x' is not a number; give such"),
+    ],
+)
+def test_a_value_of_another_type_in_python_is_one_sentence(make, told):
+    with pytest.raises(UserError) as error:
+        make()
+    assert told in str(error.value)
 
 
 def test_values_of_a_recipe_in_python_are_checked_too():

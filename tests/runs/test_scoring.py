@@ -130,7 +130,11 @@ def test_what_can_not_be_measured_is_one_sentence(folders, tmp_path):
         ((*images, "--metrics", "fidd"), "metrics='fidd' is not known; did you mean"),
         ((*images, "--metrics", "fid,fid", "--reference", real), "has fid twice"),
         ((*images, "--metrics", "is", "--reference", real), "is compared with by none"),
-        ((*images, "--metrics", "judge:cats"), "judge:cats is no judge"),
+        ((*images, "--metrics", "judge:cats"), "judge:cats is no judge; known: compositions, "),
+        (
+            (*images, "--metrics", "judge:shape"),
+            "metrics=judge:shape is no judge; did you mean 'shapes'?",
+        ),
         ((*images, "--metrics", "judge:shapes"), "judge:shapes does not understand the captions"),
         ((*images, "--metrics", "is", "--protocol", "coco30k"), "30,000 images, and there are 45"),
         ((*images, "--metrics", "is", "--mode", "clear"), "mode='clear' is not known"),

@@ -20,7 +20,7 @@ from t2i_jax.cluster import processes
 from t2i_jax.data import heldout
 from t2i_jax.data.pipeline import batches, division_of, source_of
 from t2i_jax.errors import UserError
-from t2i_jax.runs import evaluation, validation
+from t2i_jax.runs import division, evaluation, validation
 from t2i_jax.runs.evaluation import preview_hooks
 from t2i_jax.runs.plot import plot
 from t2i_jax.runs.recipe import changed
@@ -287,6 +287,55 @@ def test_eval_with_other_data_says_what_they_are(trained, drawings, tmp_path):
     page = (home / "report.html").read_text(encoding="utf-8")
     assert "Samples of another set" in page
     assert f"trained on <code>folder:{drawings}</code>" in page
+
+
+@pytest.fixture(scope="module")
+def of_classes(drawings, tmp_path_factory):
+    """The folder of few captions, which is divided by number, and a run on it."""
+    home = tmp_path_factory.mktemp("classes")
+    for i in range(60):
+        shutil.copy(drawings / f"{i % 20:02d}.png", home / f"{i:02d}.png")
+        (home / f"{i:02d}.txt").write_text("a cat" if i % 2 else "a dog")
+    recipe = _recipe(home, 0.2).parts["tokenizer"]
+    run = tmp_path_factory.mktemp("of_classes") / "run"
+    runs.train(recipe, run)
+    assert "image by image" in division.noted(run).line()
+    return home, run
+
+
+@pytest.mark.parametrize("which", ["unchanged", "moved", "fewer"])
+def test_eval_calls_what_goes_by_number_held_out_in_the_data_of_the_run_alone(
+    which, of_classes, tmp_path
+):
+    home, run = of_classes
+    if which == "moved":
+        shutil.copytree(home, tmp_path / "other")
+        told = "is another set than this run was trained on"
+        ran = inside("eval", run, f"data.source=folder:{tmp_path / 'other'}")
+    elif which == "fewer":
+        kept = [(home / name).rename(tmp_path / name) for name in ("00.png", "00.txt")]
+        told = "has changed since this run was trained (60 records then, 59 now)"
+        try:
+            ran = inside("eval", run)
+        finally:
+            for path in kept:
+                path.rename(home / path.name)
+    else:
+        ran, told = inside("eval", run), ""
+    assert told in ran.stderr and ("are named other" in ran.stderr) == bool(told)
+    assert ("other/loss: " in ran.stdout) == bool(told)
+    assert ("validation/loss: " in ran.stdout) == (not told)
+
+
+def test_an_exported_run_keeps_how_its_data_were_divided(of_classes, tmp_path):
+    out = runs.export(of_classes[1], tmp_path / "out")
+    assert division.noted(out) == division.noted(of_classes[1])
+    for damaged in ("", "[]", "{}", '{"limit": "x"}'):
+        (out / division.FILE).write_text(damaged)
+        with pytest.raises(UserError, match="holds no division of data; restore it from a copy"):
+            division.noted(out)
+    (out / division.FILE).unlink()
+    assert division.noted(out) is None
 
 
 class _Told:

@@ -429,6 +429,13 @@ def test_the_system_encodes_and_decodes(key):
         system.encode(IMAGES.astype(np.float32))
     with pytest.raises(UserError, match="ids have shape"):
         system.decode(ids[:, :3])
+    for wrong, said in (("a.png", "a str"), ([IMAGES], "a list"), (None, "None")):
+        with pytest.raises(UserError, match=f"images are {said}; give uint8 of shape"):
+            system.encode(wrong)
+        with pytest.raises(UserError, match=f"ids are {said}; give whole numbers of shape"):
+            system.decode(wrong)
+    with pytest.raises(UserError, match=r"ids are float64; give whole numbers of shape \(B, 16\)"):
+        system.decode(np.zeros((1, 16)))
     with pytest.raises(UserError, match=r"ids go from \d+ to \d+; the codebook has those from"):
         system.decode(ids.at[0, 0].set(10_000))
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from t2i_jax.cluster import processes
+from t2i_jax.config import did_you_mean
 from t2i_jax.errors import UserError
 from t2i_jax.eval import intervals, weights_file
 from t2i_jax.eval.alignment import check_captions
@@ -375,13 +376,14 @@ def _cuts(measures, captions):
 
 def _judge(name):
     if name not in JUDGES:
-        raise UserError(f"metrics=judge:{name} is no judge; give {' or '.join(sorted(JUDGES))}.")
+        raise UserError(f"metrics=judge:{name} is no judge; {did_you_mean(name, JUDGES)}")
     return JUDGES[name]()
 
 
 def _check_judge(metric, captions):
+    judge = _judge(metric.partition(":")[2])
     try:
-        check_captions(_judge(metric.partition(":")[2]), captions)
+        check_captions(judge, captions)
     except UserError as error:
         raise UserError(f"metrics={metric} does not understand the captions: {error}") from None
 

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,6 +17,7 @@ from t2i_jax.eval.reconstruction import codebook_usage
 from t2i_jax.models import image_tokenizer
 from t2i_jax.systems.image_to_image import ImageToImage
 from t2i_jax.types import Array
+from t2i_jax.words import named
 
 if TYPE_CHECKING:
     from t2i_jax.systems.tokenizer.task import TokenizerTask
@@ -41,6 +43,7 @@ class TokenizerSystem(ImageToImage):
     def encode(self, images: Array | np.ndarray) -> Array:
         """Codes (B, N) int32, row by row, of uint8 images (B, coded_size, coded_size, channels)."""
         size, channels = self.coded_size, self.task.model.channels
+        _check_array("images", images, f"uint8 of shape (B, {size}, {size}, {channels})")
         if (
             images.ndim != 4
             or images.shape[1:] != (size, size, channels)
@@ -58,6 +61,10 @@ class TokenizerSystem(ImageToImage):
         Raises:
           UserError: another number of codes than an image has, or ones that the codebook has not.
         """
+        wanted = f"whole numbers of shape (B, {self.task.model.num_tokens})"
+        _check_array("ids", ids, wanted)
+        if not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise UserError(f"ids are {ids.dtype}; give {wanted}.")
         if ids.ndim != 2 or ids.shape[1] != self.task.model.num_tokens:
             raise UserError(f"ids have shape {ids.shape}; give (B, {self.task.model.num_tokens}).")
         codes = self.task.model.codebook_size
@@ -86,3 +93,8 @@ class TokenizerSystem(ImageToImage):
     @functools.cached_property
     def _pixels(self):
         return Program(functools.partial(image_tokenizer.pixels, self.task.model))
+
+
+def _check_array(name, value, wanted):
+    if not isinstance(value, (np.ndarray, jax.Array)):
+        raise UserError(f"{name} are {named(value)}; give {wanted}.")
