@@ -1,8 +1,8 @@
 """Checks of a recipe before anything of it trains or compiles.
 
-One walk through all of its stages, those of its parts first: values, parts, devices, data, shapes
-and memory. It takes seconds, and it finds what would otherwise stop a run when a stage before has
-trained for days.
+One walk through all of its stages, those of its parts first: values, parts, what the run's folder
+holds, devices, data, shapes and memory. It takes seconds, and it finds what would otherwise stop a
+run when a stage before has trained for days.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from t2i_jax.cluster import processes
 from t2i_jax.data.pipeline import batches, source_of
 from t2i_jax.data.source import EMBEDDED, check_split
 from t2i_jax.errors import UserError, first_line
-from t2i_jax.runs import begin, evaluation
+from t2i_jax.runs import begin, begun, evaluation
 from t2i_jax.runs.ledger import image_channels
 from t2i_jax.runs.recipe import Recipe, idle
 from t2i_jax.runs.wiring import planned_stages
@@ -76,6 +76,7 @@ def check(
         )
         for name, (one, parts) in planned_stages(recipe, given, workdir).items()
     }
+    _refuse(_per_stage(stages, lambda _: [_check_begun]))
     is_begun = not all(stage.is_new for stage in stages.values())
     inside: dict[str, None] = {}  # a run that was begun in its own data goes on, and is told of it
     apart = functools.partial(_check_apart, workdir, inside if is_begun else None)
@@ -189,6 +190,12 @@ def _refuse(sentences):
 def _check_values(recipe):
     """Checks the types and ranges of all values, parts included."""
     config.check_all(recipe)
+
+
+def _check_begun(stage):
+    """Checks that the stage goes on with what its folder holds."""
+    if stage.home is not None:
+        begun.check(stage.recipe, stage.home)
 
 
 def _check_machine(stage):

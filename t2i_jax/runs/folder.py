@@ -144,7 +144,7 @@ def load(
         return on_device(_read(folder, averaged, step=step).system, sharding.default_device())
     sharding.make_mesh(mesh, devices)  # refused before any array is read
     task, places = load_run_recipe(folder).task, None
-    if task.objectives and not _is_export(folder):
+    if task.objectives and not is_export(folder):
         places = generation.places(task, mesh, devices)[1]
     return _read(folder, averaged, places, step).system.on_mesh(mesh, devices)
 
@@ -247,7 +247,7 @@ def export(
         writing it, or a part as of `load`.
     """
     run, out = _existing(workdir), paths.new_folder("out", out)
-    if _is_export(run):
+    if is_export(run):
         _check_step(run, step)
     _write(_read(run, averaged=True, step=step), out)
     return out
@@ -383,7 +383,7 @@ def is_averaged(workdir: pathlib.Path, recipe: Recipe) -> Any:
     if not task.objectives:
         parts = part_folders(workdir, recipe)
         return {name: is_averaged(home, load_run_recipe(home)) for name, home in parts.items()}
-    if _is_export(workdir) or train is None:
+    if is_export(workdir) or train is None:
         return None
     return bool(train.ema_decay and task.ema_groups)
 
@@ -445,7 +445,8 @@ def _existing(workdir: str | pathlib.Path) -> pathlib.Path:
     return workdir
 
 
-def _is_export(workdir):
+def is_export(workdir: pathlib.Path) -> bool:
+    """Whether a folder holds a system that `export` wrote."""
     return (workdir / EXPORT).is_file()
 
 
@@ -480,7 +481,7 @@ def arrays(
     Raises:
       UserError: arrays that are not those of the task, or that are not finite.
     """
-    if _is_export(workdir):
+    if is_export(workdir):
         _check_step(workdir, step)
         params, ema, stats = _exported(workdir)
     else:

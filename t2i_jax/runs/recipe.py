@@ -213,15 +213,18 @@ def _told(path):
         yield
     except UserError:
         raise
-    except Exception as error:  # it is the user's own code
-        lines = [
-            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
-        ]
+    except (Exception, SystemExit) as error:  # it is the user's own code
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == os.path.abspath(path)]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         where = f" at line {line}" if line else ""
         first = (str(error).strip() or "no message").splitlines()[0][:200]
+        does, remedy = "fails", "mend it there"
+        if isinstance(error, SystemExit):
+            does = "ends the process"
+            remedy = "a recipe only defines get_config(), take the exit out"
         raise UserError(
-            f"config={str(path)!r} fails{where} ({type(error).__name__}: {first}); mend it there."
+            f"config={str(path)!r} {does}{where} ({type(error).__name__}: {first}); {remedy}."
         ) from error
 
 

@@ -15,14 +15,14 @@ from t2i_jax.cluster import lock, main_script, processes
 from t2i_jax.data.pipeline import batches
 from t2i_jax.data.pipeline import source_of as _source
 from t2i_jax.errors import UserError
-from t2i_jax.runs import begin, captions, division, stored_text, vocabulary
+from t2i_jax.runs import begin, begun, captions, division, stored_text, vocabulary
 from t2i_jax.runs import folder as folders
 from t2i_jax.runs.captions import captions_of
 from t2i_jax.runs.check import check
 from t2i_jax.runs.check import check_data as _check_data
 from t2i_jax.runs.evaluation import preview_hooks
 from t2i_jax.runs.ledger import DataLedger, image_channels
-from t2i_jax.runs.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from t2i_jax.runs.recipe import Recipe, recipe_to_dict
 from t2i_jax.runs.report import note_start, write_report
 from t2i_jax.runs.samples import held_out
 from t2i_jax.runs.validation import validation_of
@@ -33,11 +33,6 @@ from t2i_jax.train.goodput import Goodput
 from t2i_jax.train.loop import Hook, fit
 from t2i_jax.train.profile import Profile
 from t2i_jax.train.stored import last_step
-
-_FREE = (  # may change between starts; other weights of a part are refused by their fingerprint
-    "evaluation", "parts", "data.workers", "data.threads", "data.max_bad_rate", "task.train_stages",
-    "task.trains",
-)  # fmt: skip
 
 Hooks = Callable[[Recipe, Callable[[Any, Any], System]], tuple[Hook, ...]]
 
@@ -165,10 +160,10 @@ def _fit(recipe, workdir, parts, hooks, build, profile):
             frozen=placed,
             hooks=hooks(recipe, while_training),
             extra_config=recipe_to_dict(recipe),
-            allowed=_FREE,
+            allowed=begun.FREE,
             clock=clock,
             profile=profile,
-            upgrade=_of_today,
+            upgrade=begun.of_today,
             begin=functools.partial(begin.weights, recipe, mesh),
             validation=validation_of(
                 recipe, held_out(recipe), mesh, None if text_tokenizer is None else ledger.uncounted
@@ -237,11 +232,6 @@ def _read_of(spec):
     return ("image",) * ("image" in spec) + ("caption",) * ("text" in spec)
 
 
-def _of_today(stored):
-    """A stored recipe with the fields that there are today, at their defaults where it has none."""
-    return recipe_to_dict(recipe_from_dict(stored))
-
-
 def _told_of_unread(task):
     """A sentence for each network that reads fewer tokens of a caption than the text encoder."""
     encoder = task.text_encoder
@@ -275,8 +265,6 @@ def _with_parts(recipe, workdir, given, hooks, build):
         folder = workdir / name
         if isinstance(source, str):
             return _adopted(name, part, source, folder)
-        if name in recorded:
-            _check_done(name, source, folder)
         return on_host(folders.given(_train(source, folder, given, hooks, build, None), folder))
 
     asked = recipe.task
@@ -335,20 +323,3 @@ def _adopted(name, part, source, folder):
                 "folder."
             )
     return found
-
-
-def _check_done(name, source, folder):
-    """A part that this run was begun with is not trained anew, and not further."""
-    if source.train is None:
-        return
-    done = last_step(folder)
-    if done is None:
-        raise UserError(
-            f"parts.{name} is a recipe, and this run was begun with a finished part, in "
-            f"{str(folder)!r}; give that folder, or train into a new one."
-        )
-    if done < source.train.steps:
-        raise UserError(
-            f"parts.{name}.train.steps={source.train.steps} would train further what this run was "
-            f"begun with at step {done}; set it to {done}, or train into a new folder."
-        )

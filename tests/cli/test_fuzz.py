@@ -172,7 +172,8 @@ def test_a_process_says_it_too(arguments, told):
     assert done.returncode == 2 and done.stderr == f"t2i: {told}\n"
 
 
-def test_a_recipe_that_fails_is_told_with_its_line(tmp_path):
+def test_a_recipe_that_fails_is_told_with_its_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "mine.py"
     for text, told in (
         ("def get_config(:\n", r"fails at line 1 \(SyntaxError: "),
@@ -181,10 +182,17 @@ def test_a_recipe_that_fails_is_told_with_its_line(tmp_path):
             r"fails at line 2 \(NameError: name 'nothing' is not defined\)",
         ),
         ("def get_config():\n    return 1 / 0\n", r"fails at line 2 \(ZeroDivisionError: "),
+        ("import sys\nsys.exit(0)\n", r"ends the process at line 2 \(SystemExit: 0\)"),
+        (
+            "import sys\ndef get_config():\n    sys.exit('text')\n",
+            r"ends the process at line 3 \(SystemExit: text\); .* take the exit out",
+        ),
+        ("raise SystemExit\n", r"ends the process at line 1 \(SystemExit: no message\)"),
         ("def get_config():\n    return 3\n", r"get_config\(\) returned int; return a Recipe"),
     ):
         path.write_text(text)
-        assert re.search(told, inside("config", path, status=2).stderr)
+        for name in (path, path.name):
+            assert re.search(told, inside("config", name, status=2).stderr)
 
 
 def test_a_recipe_is_shown_with_the_docs_of_its_fields():

@@ -1,0 +1,101 @@
+"""A folder that holds a run is compared with the recipe before anything trains or is written."""
+
+import json
+import re
+import shutil
+import types
+
+import pytest
+
+from t2i_jax import runs
+from t2i_jax.errors import UserError
+from t2i_jax.runs import begun
+from t2i_jax.runs.check import check
+from t2i_jax.runs.recipe import changed
+from tests.toy_system import pair
+from tests.toy_system import recipe as toy
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A trained toy, with its part."""
+    place = tmp_path_factory.mktemp("base") / "run"
+    runs.train(toy.get_config(), place, hooks=lambda recipe, build_system: ())
+    return place
+
+
+def _files(place):
+    return {
+        path.relative_to(place): path.read_bytes() if path.is_file() else None
+        for path in place.rglob("*")
+    }
+
+
+def _refused(recipe, run):
+    """The sentence; nothing in the folder changed."""
+    before = _files(run)
+    with pytest.raises(UserError) as error:
+        runs.train(recipe, run)
+    assert _files(run) == before
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("taken", "get_config", "overrides", "said"),
+    [
+        ("mean", toy.get_config, [], r"run' holds a run of another configuration \(task.type: "),
+        (".", pair.get_config, [], r"run' holds a run of another configuration \(task.type: "),
+        (".", toy.get_config, ["train.seed=1"], r"run' holds .*\(train.seed: 0 -> 1\)"),
+        (
+            ".", toy.get_config, ["mean.train.batch_size=4", "train.steps=9"],
+            r"^mean: workdir='.*run/mean' holds .*\(train.batch_size: 8 -> 4\)",
+        ),
+    ],
+)  # fmt: skip
+def test_a_run_of_another_configuration_is_left_as_it_is(
+    taken, get_config, overrides, said, base, tmp_path
+):
+    run = shutil.copytree(base / taken, tmp_path / "run")
+    told = _refused(changed(get_config(), overrides), run)
+    assert told.count("another configuration") == 1 and re.search(said, told)
+
+
+def test_what_may_change_between_starts_passes(base):
+    longer = [
+        "train.steps=9", "train.keep=1", "data.threads=2", "mean.train.log_every=1",
+        "evaluation.pictures=8", "mean.data.threads=2",
+    ]  # fmt: skip
+    assert check(changed(toy.get_config(), longer), base) == []
+
+
+@pytest.mark.parametrize("lost", ["mean", "mean/checkpoints"])
+def test_a_part_that_is_lost_is_told_and_not_trained_anew(lost, base, tmp_path):
+    run = shutil.copytree(base, tmp_path / "run")
+    shutil.rmtree(run / lost)
+    told = _refused(changed(toy.get_config(), ["train.steps=6"]), run)
+    assert told == (
+        f"workdir={str(run)!r}: its part mean is missing, which was trained in "
+        f"{str(run / 'mean')!r}; restore that folder from a copy, or train into another workdir."
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "folder", "there", "said"),
+    [
+        (pair, "part", [], "its part part is missing"),  # which has no checkpoint of its own
+        (pair, "part", ["run/part/recipe.json"], None),
+        (toy, "part", ["run/part/system.json"], "begun with a finished part, in '.*run/part'"),
+        (toy, "../part", ["part/goodput.json"], "begun with a finished part, in '.*[^n]/part'"),
+    ],
+)
+def test_a_recorded_part_is_looked_for_where_it_was(source, folder, there, said, tmp_path):
+    for path in [*there, "run/parts.json"]:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    (tmp_path / "run/parts.json").write_text(json.dumps({"part": {"folder": folder}}))
+    recipe = types.SimpleNamespace(parts={"part": source.get_config()})
+    if said is None:
+        begun.check(recipe, tmp_path / "run")
+        return
+    with pytest.raises(UserError, match=said):
+        begun.check(recipe, tmp_path / "run")
