@@ -30,6 +30,7 @@ from t2i_jax.train.finishing import Finishing
 from t2i_jax.types import TrainState
 
 FOLDER = "checkpoints"
+_TRIES = 20  # of reading beside a run that removes what is read
 # Orbax refuses to save an empty item
 _EMPTY: Mapping[str, Any] = {"params": {}, "ema": {}, "stats": {}}
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
@@ -92,7 +93,9 @@ class Checkpoints:
                     processes.once(lambda: bests.adopt(self.folder, metric, is_of))
         self._scores = dict(bests.scores(self.folder, metric))
         alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
-        self._reader = self._open(read_only=True, multiprocessing_options=alone)
+        self._reader = self._relisting(
+            lambda: self._open(read_only=True, multiprocessing_options=alone)
+        )
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -106,7 +109,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The finished steps, ascending."""
-        self._reader.reload()
+        self._relisting(self._reader.reload)
         return sorted(self._reader.all_steps())
 
     def best(self) -> tuple[int, float] | None:
@@ -264,7 +267,9 @@ class Checkpoints:
             items = ocp.args.Composite(weights=ocp.args.StandardRestore(target))
             return self._config(step), {**_EMPTY, **self._reader.restore(step, args=items).weights}
 
-        return self._newest(read) if step is None else self._chosen(read, step)
+        if step is None:
+            return self._relisting(lambda: self._newest(read))
+        return self._relisting(lambda: self._chosen(read, step))
 
     def config(self) -> Mapping[str, Any] | None:
         """The configuration of the newest checkpoint whose configuration can be read, or None.
@@ -276,7 +281,7 @@ class Checkpoints:
             digests.check(self.folder / str(step), ("config",))
             return self._config(step)
 
-        return self._newest(read)
+        return self._relisting(lambda: self._newest(read))
 
     @contextlib.contextmanager
     def full_disk_refused(self) -> Iterator[None]:
@@ -361,15 +366,52 @@ class Checkpoints:
     def _on_disk(self):
         return bests.steps_in(self.folder)
 
+    def _relisting(self, look):
+        """The result of `look`, which lists the steps, begun anew where one of them goes meanwhile:
+        a run that is training removes its old ones.
+
+        Raises:
+          UserError: steps go faster than they are read.
+        """
+        for _ in range(_TRIES):
+            with contextlib.suppress(FileNotFoundError):
+                return look()
+        raise UserError(
+            f"checkpoints={str(self.folder)!r} lost its newest one {_TRIES} times while that was "
+            "read; give train.keep or train.save_every a larger value, or wait for the run's end."
+        )
+
+    def _whole(self, read, step):
+        """The result of `read` for a step, if the step is there from the beginning to the end: of
+        an array that went, a part may be read as zeros.
+
+        Raises:
+          _Gone: it is not; a folder that this process alone writes loses none.
+        """
+        is_there = (self.folder / str(step)).is_dir
+        try:
+            found = read(step)
+        except UserError:
+            raise
+        except Exception as error:
+            if self._writer is None and not is_there():
+                raise _Gone(step) from error
+            raise
+        if self._writer is None and not is_there():
+            raise _Gone(step)
+        return found
+
     def _chosen(self, read, step):
         """The result of `read` for a step that was asked for.
 
         Raises:
           UserError: it is not there, or can't be read.
+          _Gone: the step went while it was read.
         """
         known = self.steps()
         if step == "best":
-            best = bests.best_of({n: s for n, s in self._scores.items() if n in known})
+            found = bests.scores(self.folder, self._metric)
+            best = bests.best_of({n: s for n, s in found.items() if n in known})
             if best is None:
                 raise UserError(
                     f"step='best': no checkpoint of {str(self.folder)!r} was validated; give one "
@@ -387,8 +429,8 @@ class Checkpoints:
                 f"{', '.join(map(str, known))}."
             )
         try:
-            return read(step)
-        except UserError:
+            return self._whole(read, step)
+        except (UserError, _Gone):
             raise
         except Exception as error:  # whatever a damaged file makes the libraries raise
             raise UserError(
@@ -401,13 +443,17 @@ class Checkpoints:
 
         Args:
           agree: makes of this process's error (None: none) that of all processes.
+
+        Raises:
+          UserError: there are steps, and none can be read.
+          _Gone: a step went while it was read.
         """
         damaged = []
         for step in reversed(self.steps()):
             found = error = None
             try:
-                found = read(step)
-            except UserError:
+                found = self._whole(read, step)
+            except (UserError, _Gone):
                 raise
             except Exception as raised:  # whatever a damaged file makes the libraries raise
                 error = first_line(raised)
@@ -451,6 +497,10 @@ class Checkpoints:
         free = next(path for path in names if not path.exists())
         (self.folder / str(step)).rename(free)
         return free
+
+
+class _Gone(FileNotFoundError):
+    """A step was removed, by the run that is training, while it was read."""
 
 
 def _split(state):
