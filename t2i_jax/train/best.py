@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from t2i_jax.files import read_object, replacing
+from t2i_jax.train import digests
 
 # in the position of the data of a checkpoint: its score, and the metric where it is not that of a
 # validation with all groups trained
 SCORE, SCORE_OF = "score", "score_of"
 _LATER = "scores.json"  # beside the folder of the checkpoints
+_OWN = "data/metadata"  # in the folder of a step
 
 
 def steps_in(folder: pathlib.Path) -> list[int]:
@@ -30,7 +32,8 @@ def steps_in(folder: pathlib.Path) -> list[int]:
 
 
 def scores(folder: pathlib.Path, metric: str | None = None) -> Mapping[int, float]:
-    """The score of each finished step below the folder of checkpoints that has one.
+    """The score of each finished step below the folder of checkpoints that has one, without those
+    that are `doubtful`.
 
     Args:
       metric: whose scores, such as `validation_of`; None: that of the newest step with a score, as
@@ -38,16 +41,30 @@ def scores(folder: pathlib.Path, metric: str | None = None) -> Mapping[int, floa
     """
     found: dict[int, dict[str, float]] = {}
     later = _read(folder.with_name(_LATER))
-    for step in steps_in(folder):
+    for step in sorted({*steps_in(folder)} - {*doubtful(folder)}):
         name = str(step)
         entry = later.get(name)
         added = _entry(entry if isinstance(entry, dict) else {SCORE: entry})
-        own = _entry(_read(folder / name / "data" / "metadata"))
+        own = _entry(_read(folder / name / _OWN))
         if entries := own | added | own:  # its own comes first, and counts where both have one
             found[step] = entries
     if metric is None:
         metric = next(iter(found[max(found)]), "") if found else ""
     return {step: entries[metric] for step, entries in found.items() if metric in entries}
+
+
+def doubtful(folder: pathlib.Path) -> dict[int, str]:
+    """The finished steps whose file with the score is not what was written, and what is wrong with
+    it.
+    """
+    found = {}
+    for step in steps_in(folder):
+        try:
+            digests.check_file(folder / str(step), _OWN)
+        except digests.Damaged as error:
+            if (folder / str(step)).is_dir():  # a run that is training may have removed it
+                found[step] = str(error)
+    return found
 
 
 def validation_of(trained: Iterable[str], groups: Iterable[str]) -> str:
@@ -63,10 +80,12 @@ def best_of(found: Mapping[int, float]) -> int | None:
     return min(found, key=lambda step: (found[step], step), default=None)
 
 
-def kept(steps: list[int], keep: int, found: Mapping[int, float]) -> set[int]:
-    """The steps that stay: the last `keep`, and the best."""
+def kept(
+    steps: list[int], keep: int, found: Mapping[int, float], doubtful: Iterable[int] = ()
+) -> set[int]:
+    """The steps that stay: the last `keep`, the best, and those that may be the best."""
     best = best_of({step: score for step, score in found.items() if step in steps})
-    return {*sorted(steps)[-keep:], *([] if best is None else [best])}
+    return {*sorted(steps)[-keep:], *([] if best is None else [best]), *doubtful}
 
 
 def add(folder: pathlib.Path, step: int, score: float, metric: str = "") -> None:

@@ -92,6 +92,7 @@ class Checkpoints:
                 with self.full_disk_refused():
                     processes.once(lambda: bests.adopt(self.folder, metric, is_of))
         self._scores = dict(bests.scores(self.folder, metric))
+        self._doubtful = bests.doubtful(self.folder)
         alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
         self._reader = self._relisting(
             lambda: self._open(read_only=True, multiprocessing_options=alone)
@@ -231,7 +232,11 @@ class Checkpoints:
                 found.data["position"]
             ]
 
-        return self._newest(read, processes.first_told)
+        found = self._newest(read, processes.first_told)
+        if processes.is_first():
+            for step, error in self._doubtful.items():
+                say(f"{self._doubt(step, error)} and stays whatever its score was.")
+        return found
 
     def weights(
         self, places: Mapping[str, Any] | None = None, step: int | str | None = None
@@ -330,7 +335,7 @@ class Checkpoints:
                 raise self._unreadable(step, error) from error
         digests.write(self.folder / str(step), jax.process_index())
         if processes.is_first():
-            stay = bests.kept(self._on_disk(), self._keep, self._scores)
+            stay = bests.kept(self._on_disk(), self._keep, self._scores, self._doubtful)
             for old in set(self._on_disk()) - stay:
                 # under a name that the next start sweeps away
                 gone = self.folder / f"{old}.orbax-checkpoint-tmp"
@@ -410,14 +415,7 @@ class Checkpoints:
         """
         known = self.steps()
         if step == "best":
-            found = bests.scores(self.folder, self._metric)
-            best = bests.best_of({n: s for n, s in found.items() if n in known})
-            if best is None:
-                raise UserError(
-                    f"step='best': no checkpoint of {str(self.folder)!r} was validated; give one "
-                    f"of the steps {', '.join(map(str, known))}, or train with data.heldout=0.05."
-                )
-            step = best
+            step = self._best_known(known)
         if isinstance(step, bool) or not isinstance(step, (int, np.integer)):
             raise UserError(
                 f"step={step!r} is neither 'best' nor a whole number; give best or one of "
@@ -437,6 +435,35 @@ class Checkpoints:
                 f"step={step}: that checkpoint can't be read ({first_line(error)}); give another "
                 f"one of {', '.join(map(str, known))}."
             ) from error
+
+    def _best_known(self, known):
+        """The best of steps by the scores that are there now, which a run may still add to.
+
+        Raises:
+          UserError: none has a score that can be trusted.
+        """
+        doubtful = bests.doubtful(self.folder)
+        found = bests.scores(self.folder, self._metric)
+        best = bests.best_of({n: s for n, s in found.items() if n in known})
+        steps = ", ".join(map(str, known))
+        if best is None and doubtful:
+            raise UserError(
+                f"step='best': {self._doubt(*max(doubtful.items()))}, and no other has a score; "
+                f"give one of the steps {steps}."
+            )
+        if best is None:
+            raise UserError(
+                f"step='best': no checkpoint of {str(self.folder)!r} was validated; give one "
+                f"of the steps {steps}, or train with data.heldout=0.05."
+            )
+        for step, error in doubtful.items():
+            say(f"{self._doubt(step, error)}; step {best} is, give step={step} to take that one.")
+        return best
+
+    def _doubt(self, step, error):
+        return (
+            f"the score of step {step} can't be trusted ({error}), so it is not taken as the best"
+        )
 
     def _newest(self, read, agree=lambda error: error):
         """The result of `read` for the newest step that it can read; None without any step.
@@ -488,6 +515,7 @@ class Checkpoints:
 
         processes.once(move)
         self._scores.pop(broken, None)
+        self._doubtful.pop(broken, None)
         self._writer.reload()
 
     def _set_aside(self, step):
