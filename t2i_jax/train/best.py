@@ -27,8 +27,12 @@ def steps_in(folder: pathlib.Path) -> list[int]:
     """The finished steps below the folder of checkpoints, ascending; [] where it is not there."""
     if not folder.is_dir():
         return []
-    names = (entry.name for entry in folder.iterdir())
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+    return sorted(int(entry.name) for entry in _named_as_steps(folder) if entry.is_dir())
+
+
+def others_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What has the name of a step in the folder of checkpoints, and is no folder."""
+    return sorted(entry for entry in _named_as_steps(folder) if not entry.is_dir())
 
 
 def scores(folder: pathlib.Path, metric: str | None = None) -> Mapping[int, float]:
@@ -107,6 +111,10 @@ def adopt(folder: pathlib.Path, metric: str, is_of: Callable[[Mapping[str, Any]]
     for step, score in scores(folder, "").items():
         if step not in named and is_of(_read(folder / str(step) / "config" / "metadata")):
             add(folder, step, score, metric)
+
+
+def _named_as_steps(folder):
+    return [path for path in folder.iterdir() if path.name.isascii() and path.name.isdigit()]
 
 
 def _read(path) -> dict:

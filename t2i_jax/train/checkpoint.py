@@ -9,6 +9,7 @@ import functools
 import glob
 import itertools
 import logging
+import os
 import pathlib
 import shutil
 import sys
@@ -35,6 +36,16 @@ _TRIES = 20  # of reading beside a run that removes what is read
 _EMPTY: Mapping[str, Any] = {"params": {}, "ema": {}, "stats": {}}
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
 full_disk.hush()
+
+
+def _is_news(record):
+    """Whether a message of Orbax is not about a file of a step that digests tell of."""
+    path = next(iter(record.args or ()), None) if isinstance(record.args, tuple) else None
+    is_of_step = isinstance(path, os.PathLike) and os.path.basename(path) == "_CHECKPOINT_METADATA"
+    return not (is_of_step and digests.are_in(pathlib.Path(path).parent))
+
+
+logging.getLogger("absl").addFilter(_is_news)
 
 
 def _glob(folder, pattern):
@@ -82,7 +93,7 @@ class Checkpoints:
         self._finishing = Finishing()
         self._writer: Any = None  # Orbax's manager that saves; None: only reading
         if keep is not None:
-            processes.once(lambda: paths.make("workdir", self.folder))
+            processes.once(self._make)
             found = {"finished checkpoints": self._on_disk() if self.folder.is_dir() else None}
             processes.check_same(
                 found, f"another folder as workdir={str(workdir)!r}", "give all one that they share"
@@ -307,6 +318,15 @@ class Checkpoints:
                 f"{kept}: free space and start the same command again."
             ) from error
 
+    def _make(self):
+        """Makes the folder; what has the name of a step in it, and is none, goes out of the way of
+        the save that will come at that step.
+        """
+        paths.make("workdir", self.folder)
+        for path in bests.others_in(self.folder):
+            free = self._set_aside(path.name)
+            say(f"{str(path)!r} is no folder, so no checkpoint; it is kept in {str(free)!r}.")
+
     def _let_go(self, manager):
         """Closes one of Orbax's managers; the error of a save, which it raises once more, does not
         take the place of one that is under way.
@@ -522,7 +542,7 @@ class Checkpoints:
         home = self.folder.with_name("unreadable")
         home.mkdir(exist_ok=True)
         names = (home / f"{step}.{i}" for i in itertools.count())
-        free = next(path for path in names if not path.exists())
+        free = next(path for path in names if not os.path.lexists(path))
         (self.folder / str(step)).rename(free)
         return free
 

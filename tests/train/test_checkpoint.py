@@ -211,6 +211,45 @@ def test_only_so_many_are_kept(copy):
     ) == [5, 6]
 
 
+@pytest.mark.parametrize("make", ["write_text", "symlink_to"], ids=["a file", "a link to nothing"])
+def test_what_has_the_name_of_a_step_and_is_none_is_kept(trained, copy, capfd, make):
+    path = copy / "checkpoints" / "3"
+    shutil.rmtree(path)
+    getattr(path, make)("mine")
+    (copy / "unreadable").mkdir()
+    (copy / "unreadable" / "3.0").symlink_to("another")  # leads nowhere, and stays
+    load_params(copy)
+    assert not capfd.readouterr().err
+    fit(ToyTask(), ToyBatches(), _CONFIG, copy)
+    kept = copy / "unreadable" / "3.1"
+    said = [line for line in capfd.readouterr().err.splitlines() if "no checkpoint" in line]
+    assert said == [f"{str(path)!r} is no folder, so no checkpoint; it is kept in {str(kept)!r}."]
+    assert (kept.is_symlink() and str(kept.readlink()) or kept.read_text()) == "mine"
+    chex.assert_trees_all_equal(load_params(copy)[1], trained[1].params)
+
+
+def test_a_file_in_the_place_of_the_checkpoints_is_refused_and_kept(tmp_path):
+    (tmp_path / "checkpoints").write_text("mine")
+    with pytest.raises(UserError, match="checkpoints' is a file where a folder belongs; restore"):
+        load_params(tmp_path)
+    with pytest.raises(UserError, match="checkpoints' is a file where a folder belongs; move"):
+        fit(ToyTask(), ToyBatches(), _CONFIG, tmp_path)
+    assert (tmp_path / "checkpoints").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b""], ids=["torn", "no text", "empty"])
+def test_of_a_damaged_file_of_orbax_nothing_but_our_sentence_is_said(copy, capfd, caplog, content):
+    (copy / "checkpoints" / "3" / "_CHECKPOINT_METADATA").write_bytes(content)
+    load_params(copy)
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1 and "step 3 can't be read (_CHECKPOINT_METADATA has" in said[0]
+    assert not caplog.records
+    for path in copy.rglob("digests.*.json"):  # where nothing else tells of it
+        path.unlink()
+    load_params(copy)
+    assert "Metadata file" in caplog.text
+
+
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint; train it first"):
         load_params(tmp_path)
