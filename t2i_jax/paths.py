@@ -151,6 +151,11 @@ def make(field: str, folder: pathlib.Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if folder.is_file():
+            raise UserError(
+                f"{field}={shown(folder)} is a file where a folder belongs; move the file away, or "
+                "name another folder."
+            ) from None
         raise UserError(
             f"{field}={shown(folder)} can't be made ({error.strerror}); name another folder."
         ) from None

@@ -9,6 +9,7 @@ import functools
 import glob
 import itertools
 import logging
+import os
 import pathlib
 import shutil
 import sys
@@ -30,10 +31,21 @@ from t2i_jax.train.finishing import Finishing
 from t2i_jax.types import TrainState
 
 FOLDER = "checkpoints"
+_TRIES = 20  # of reading beside a run that removes what is read
 # Orbax refuses to save an empty item
 _EMPTY: Mapping[str, Any] = {"params": {}, "ema": {}, "stats": {}}
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
 full_disk.hush()
+
+
+def _is_news(record):
+    """Whether a message of Orbax is not about a file of a step that digests tell of."""
+    path = next(iter(record.args or ()), None) if isinstance(record.args, tuple) else None
+    is_of_step = isinstance(path, os.PathLike) and os.path.basename(path) == "_CHECKPOINT_METADATA"
+    return not (is_of_step and digests.are_in(pathlib.Path(path).parent))
+
+
+logging.getLogger("absl").addFilter(_is_news)
 
 
 def _glob(folder, pattern):
@@ -81,7 +93,7 @@ class Checkpoints:
         self._finishing = Finishing()
         self._writer: Any = None  # Orbax's manager that saves; None: only reading
         if keep is not None:
-            processes.once(lambda: paths.make("workdir", self.folder))
+            processes.once(self._make)
             found = {"finished checkpoints": self._on_disk() if self.folder.is_dir() else None}
             processes.check_same(
                 found, f"another folder as workdir={str(workdir)!r}", "give all one that they share"
@@ -91,8 +103,11 @@ class Checkpoints:
                 with self.full_disk_refused():
                     processes.once(lambda: bests.adopt(self.folder, metric, is_of))
         self._scores = dict(bests.scores(self.folder, metric))
+        self._doubtful = bests.doubtful(self.folder)
         alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
-        self._reader = self._open(read_only=True, multiprocessing_options=alone)
+        self._reader = self._relisting(
+            lambda: self._open(read_only=True, multiprocessing_options=alone)
+        )
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -106,7 +121,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The finished steps, ascending."""
-        self._reader.reload()
+        self._relisting(self._reader.reload)
         return sorted(self._reader.all_steps())
 
     def best(self) -> tuple[int, float] | None:
@@ -228,7 +243,11 @@ class Checkpoints:
                 found.data["position"]
             ]
 
-        return self._newest(read, processes.first_told)
+        found = self._newest(read, processes.first_told)
+        if processes.is_first():
+            for step, error in self._doubtful.items():
+                say(f"{self._doubt(step, error)} and stays whatever its score was.")
+        return found
 
     def weights(
         self, places: Mapping[str, Any] | None = None, step: int | str | None = None
@@ -264,7 +283,9 @@ class Checkpoints:
             items = ocp.args.Composite(weights=ocp.args.StandardRestore(target))
             return self._config(step), {**_EMPTY, **self._reader.restore(step, args=items).weights}
 
-        return self._newest(read) if step is None else self._chosen(read, step)
+        if step is None:
+            return self._relisting(lambda: self._newest(read))
+        return self._relisting(lambda: self._chosen(read, step))
 
     def config(self) -> Mapping[str, Any] | None:
         """The configuration of the newest checkpoint whose configuration can be read, or None.
@@ -276,7 +297,7 @@ class Checkpoints:
             digests.check(self.folder / str(step), ("config",))
             return self._config(step)
 
-        return self._newest(read)
+        return self._relisting(lambda: self._newest(read))
 
     @contextlib.contextmanager
     def full_disk_refused(self) -> Iterator[None]:
@@ -296,6 +317,15 @@ class Checkpoints:
                 f"the disk of {str(self.folder)!r} is full, so the newest step was not saved; "
                 f"{kept}: free space and start the same command again."
             ) from error
+
+    def _make(self):
+        """Makes the folder; what has the name of a step in it, and is none, goes out of the way of
+        the save that will come at that step.
+        """
+        paths.make("workdir", self.folder)
+        for path in bests.others_in(self.folder):
+            free = self._set_aside(path.name)
+            say(f"{str(path)!r} is no folder, so no checkpoint; it is kept in {str(free)!r}.")
 
     def _let_go(self, manager):
         """Closes one of Orbax's managers; the error of a save, which it raises once more, does not
@@ -325,7 +355,7 @@ class Checkpoints:
                 raise self._unreadable(step, error) from error
         digests.write(self.folder / str(step), jax.process_index())
         if processes.is_first():
-            stay = bests.kept(self._on_disk(), self._keep, self._scores)
+            stay = bests.kept(self._on_disk(), self._keep, self._scores, self._doubtful)
             for old in set(self._on_disk()) - stay:
                 # under a name that the next start sweeps away
                 gone = self.folder / f"{old}.orbax-checkpoint-tmp"
@@ -361,21 +391,51 @@ class Checkpoints:
     def _on_disk(self):
         return bests.steps_in(self.folder)
 
+    def _relisting(self, look):
+        """The result of `look`, which lists the steps, begun anew where one of them goes meanwhile:
+        a run that is training removes its old ones.
+
+        Raises:
+          UserError: steps go faster than they are read.
+        """
+        for _ in range(_TRIES):
+            with contextlib.suppress(FileNotFoundError):
+                return look()
+        raise UserError(
+            f"checkpoints={str(self.folder)!r} lost its newest one {_TRIES} times while that was "
+            "read; give train.keep or train.save_every a larger value, or wait for the run's end."
+        )
+
+    def _whole(self, read, step):
+        """The result of `read` for a step, if the step is there from the beginning to the end: of
+        an array that went, a part may be read as zeros.
+
+        Raises:
+          _Gone: it is not; a folder that this process alone writes loses none.
+        """
+        is_there = (self.folder / str(step)).is_dir
+        try:
+            found = read(step)
+        except UserError:
+            raise
+        except Exception as error:
+            if self._writer is None and not is_there():
+                raise _Gone(step) from error
+            raise
+        if self._writer is None and not is_there():
+            raise _Gone(step)
+        return found
+
     def _chosen(self, read, step):
         """The result of `read` for a step that was asked for.
 
         Raises:
           UserError: it is not there, or can't be read.
+          _Gone: the step went while it was read.
         """
         known = self.steps()
         if step == "best":
-            best = bests.best_of({n: s for n, s in self._scores.items() if n in known})
-            if best is None:
-                raise UserError(
-                    f"step='best': no checkpoint of {str(self.folder)!r} was validated; give one "
-                    f"of the steps {', '.join(map(str, known))}, or train with data.heldout=0.05."
-                )
-            step = best
+            step = self._best_known(known)
         if isinstance(step, bool) or not isinstance(step, (int, np.integer)):
             raise UserError(
                 f"step={step!r} is neither 'best' nor a whole number; give best or one of "
@@ -387,8 +447,8 @@ class Checkpoints:
                 f"{', '.join(map(str, known))}."
             )
         try:
-            return read(step)
-        except UserError:
+            return self._whole(read, step)
+        except (UserError, _Gone):
             raise
         except Exception as error:  # whatever a damaged file makes the libraries raise
             raise UserError(
@@ -396,18 +456,51 @@ class Checkpoints:
                 f"one of {', '.join(map(str, known))}."
             ) from error
 
+    def _best_known(self, known):
+        """The best of steps by the scores that are there now, which a run may still add to.
+
+        Raises:
+          UserError: none has a score that can be trusted.
+        """
+        doubtful = bests.doubtful(self.folder)
+        found = bests.scores(self.folder, self._metric)
+        best = bests.best_of({n: s for n, s in found.items() if n in known})
+        steps = ", ".join(map(str, known))
+        if best is None and doubtful:
+            raise UserError(
+                f"step='best': {self._doubt(*max(doubtful.items()))}, and no other has a score; "
+                f"give one of the steps {steps}."
+            )
+        if best is None:
+            raise UserError(
+                f"step='best': no checkpoint of {str(self.folder)!r} was validated; give one "
+                f"of the steps {steps}, or train with data.heldout=0.05."
+            )
+        for step, error in doubtful.items():
+            say(f"{self._doubt(step, error)}; step {best} is, give step={step} to take that one.")
+        return best
+
+    def _doubt(self, step, error):
+        return (
+            f"the score of step {step} can't be trusted ({error}), so it is not taken as the best"
+        )
+
     def _newest(self, read, agree=lambda error: error):
         """The result of `read` for the newest step that it can read; None without any step.
 
         Args:
           agree: makes of this process's error (None: none) that of all processes.
+
+        Raises:
+          UserError: there are steps, and none can be read.
+          _Gone: a step went while it was read.
         """
         damaged = []
         for step in reversed(self.steps()):
             found = error = None
             try:
-                found = read(step)
-            except UserError:
+                found = self._whole(read, step)
+            except (UserError, _Gone):
                 raise
             except Exception as raised:  # whatever a damaged file makes the libraries raise
                 error = first_line(raised)
@@ -442,15 +535,20 @@ class Checkpoints:
 
         processes.once(move)
         self._scores.pop(broken, None)
+        self._doubtful.pop(broken, None)
         self._writer.reload()
 
     def _set_aside(self, step):
         home = self.folder.with_name("unreadable")
         home.mkdir(exist_ok=True)
         names = (home / f"{step}.{i}" for i in itertools.count())
-        free = next(path for path in names if not path.exists())
+        free = next(path for path in names if not os.path.lexists(path))
         (self.folder / str(step)).rename(free)
         return free
+
+
+class _Gone(FileNotFoundError):
+    """A step was removed, by the run that is training, while it was read."""
 
 
 def _split(state):

@@ -75,6 +75,27 @@ def check(step: pathlib.Path, items: Iterable[str] = (), share: tuple[int, int] 
             raise Damaged(f"{block[0]} is not what was written, from byte {block[1]} on")
 
 
+def check_file(step: pathlib.Path, name: str) -> None:
+    """Compares one file of a step with its digest; one without a digest passes.
+
+    Raises:
+      Damaged: as `check`.
+    """
+    listed = step / _FILE.format(_owner(name))
+    if _is_off() or not listed.is_file():
+        return
+    if entry := _read(listed).get(name):
+        size, wanted = entry
+        _check_size(step, name, size)
+        if [digest for _, digest in _digested(step, _blocks({name: size}))] != wanted:
+            raise Damaged(f"{name} is not what was written")
+
+
+def are_in(step: pathlib.Path) -> bool:
+    """Whether a step has digests, and they are compared."""
+    return not _is_off() and any(step.glob(_FILE.format("*")))
+
+
 def _is_off():
     return os.environ.get(_SWITCH, "").lower() in ("off", "0", "no", "false")
 

@@ -60,7 +60,13 @@ def chosen_step(workdir: str | pathlib.Path, step: int | str | None) -> int | No
 
 
 def _read_only(workdir, read):
-    if not (paths.given("run", workdir) / FOLDER).is_dir():
+    folder = paths.given("run", workdir) / FOLDER
+    if folder.is_file():
+        raise UserError(
+            f"run={str(workdir)!r}: {str(folder)!r} is a file where a folder belongs; restore the "
+            "folder from a copy, or give another run."
+        )
+    if not folder.is_dir():
         raise UserError(
             f"run={str(workdir)!r} holds no checkpoint; train it first, or give another folder."
         )

@@ -3,6 +3,7 @@ of its own).
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import shutil
@@ -11,13 +12,15 @@ import sys
 
 import chex
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from etils.epath import gpath
+from orbax.checkpoint._src.path import step as step_lib
 
 from t2i_jax.errors import UserError
 from t2i_jax.train import arrays, digests
 from t2i_jax.train.loop import TrainConfig, fit
-from t2i_jax.train.stored import load_params
+from t2i_jax.train.stored import load_config, load_params
 
 from .toy import ToyBatches, ToyTask
 
@@ -97,6 +100,93 @@ def test_reading_alone_moves_nothing(copy, capfd):
     assert not (copy / "unreadable").exists() and (copy / "checkpoints" / "3").is_dir()
 
 
+def _beside_a_run(copy, monkeypatch, owner, name, when, gone=("3",), new="5"):
+    """Lets a run remove steps and save another one when a function is called for the first time."""
+    folder, real = copy / "checkpoints", getattr(owner, name)
+    shutil.copytree(folder / "3", copy / "new")
+    (copy / "scores.json").write_text('{"1": 9.0, "2": 8.0, "3": 1.0, "5": 2.0}')
+
+    def go_on():
+        if (copy / "new").exists():
+            (copy / "new").rename(folder / new)
+            for step in gone:
+                (folder / step).rename(folder / f"{step}.orbax-checkpoint-tmp")
+                shutil.rmtree(folder / f"{step}.orbax-checkpoint-tmp")
+
+    def patched(*arguments, **named):
+        if when == "before":
+            go_on()
+        found = real(*arguments, **named)
+        go_on()
+        return found
+
+    monkeypatch.setattr(owner, name, patched)
+
+
+@pytest.mark.parametrize("gone", [("3",), ("1", "2", "3")], ids=["the newest goes", "all go"])
+@pytest.mark.parametrize(
+    ("owner", "name", "when"),
+    [
+        (digests, "check", "before"),
+        (digests, "check", "after"),
+        (ocp.CheckpointManager, "restore", "after"),
+    ],
+    ids=["before the comparison", "after it", "after the last read"],
+)
+@pytest.mark.parametrize(
+    "read",
+    [load_params, load_config, lambda workdir: load_params(workdir, step="best")],
+    ids=["weights", "configuration", "best"],
+)
+def test_where_a_run_removes_the_step_that_is_read_the_newest_one_that_is_there_is_read(
+    trained, copy, monkeypatch, capfd, read, owner, name, when, gone
+):
+    _beside_a_run(copy, monkeypatch, owner, name, when, gone)
+    compared, check = [], digests.check
+
+    def noted(step, *rest):
+        compared.append(step.name)
+        check(step, *rest)
+
+    monkeypatch.setattr(digests, "check", noted)
+    found = read(copy)
+    assert compared == ["3", "5"] and not capfd.readouterr().err
+    if read is load_params:
+        chex.assert_trees_all_equal(found[1], trained[1].params)
+
+
+@pytest.mark.parametrize("call", [1, 4], ids=["opening the folder", "listing it again"])
+def test_a_step_that_goes_while_the_steps_are_listed_is_no_error(trained, copy, monkeypatch, call):
+    """Orbax asks for the time of each step after it has listed them: three times when it opens."""
+    time, calls = step_lib.Metadata.commit_timestamp.fget, itertools.count(1)
+
+    def of(step):
+        if next(calls) == call:
+            shutil.rmtree(step.path)
+        return time(step)
+
+    monkeypatch.setattr(step_lib.Metadata, "commit_timestamp", property(of))
+    chex.assert_trees_all_equal(load_params(copy)[1].keys(), trained[1].params.keys())
+    assert len(list((copy / "checkpoints").iterdir())) == 2 and next(calls) > 6
+
+
+def test_a_step_that_was_asked_for_and_goes_is_not_there(copy, monkeypatch):
+    _beside_a_run(copy, monkeypatch, digests, "check", "before")
+    with pytest.raises(UserError, match="step=3 has no checkpoint in .*; give best .* 1, 2, 5"):
+        load_params(copy, step=3)
+
+
+def test_steps_that_go_faster_than_they_are_read_end_in_a_sentence(copy, monkeypatch):
+    folder = copy / "checkpoints"
+
+    def check(step, *rest):
+        step.rename(folder / str(int(step.name) + 1))
+
+    monkeypatch.setattr(digests, "check", check)
+    with pytest.raises(UserError, match="lost its newest one 20 times while .*; give train.keep"):
+        load_params(copy)
+
+
 def test_without_a_readable_checkpoint_nothing_is_trained_over_it(copy):
     for step in (1, 2, 3):
         _truncate(copy / "checkpoints" / str(step))
@@ -119,6 +209,45 @@ def test_only_so_many_are_kept(copy):
     assert sorted(
         int(path.name) for path in (copy / "checkpoints").iterdir() if path.name.isdigit()
     ) == [5, 6]
+
+
+@pytest.mark.parametrize("make", ["write_text", "symlink_to"], ids=["a file", "a link to nothing"])
+def test_what_has_the_name_of_a_step_and_is_none_is_kept(trained, copy, capfd, make):
+    path = copy / "checkpoints" / "3"
+    shutil.rmtree(path)
+    getattr(path, make)("mine")
+    (copy / "unreadable").mkdir()
+    (copy / "unreadable" / "3.0").symlink_to("another")  # leads nowhere, and stays
+    load_params(copy)
+    assert not capfd.readouterr().err
+    fit(ToyTask(), ToyBatches(), _CONFIG, copy)
+    kept = copy / "unreadable" / "3.1"
+    said = [line for line in capfd.readouterr().err.splitlines() if "no checkpoint" in line]
+    assert said == [f"{str(path)!r} is no folder, so no checkpoint; it is kept in {str(kept)!r}."]
+    assert (kept.is_symlink() and str(kept.readlink()) or kept.read_text()) == "mine"
+    chex.assert_trees_all_equal(load_params(copy)[1], trained[1].params)
+
+
+def test_a_file_in_the_place_of_the_checkpoints_is_refused_and_kept(tmp_path):
+    (tmp_path / "checkpoints").write_text("mine")
+    with pytest.raises(UserError, match="checkpoints' is a file where a folder belongs; restore"):
+        load_params(tmp_path)
+    with pytest.raises(UserError, match="checkpoints' is a file where a folder belongs; move"):
+        fit(ToyTask(), ToyBatches(), _CONFIG, tmp_path)
+    assert (tmp_path / "checkpoints").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b""], ids=["torn", "no text", "empty"])
+def test_of_a_damaged_file_of_orbax_nothing_but_our_sentence_is_said(copy, capfd, caplog, content):
+    (copy / "checkpoints" / "3" / "_CHECKPOINT_METADATA").write_bytes(content)
+    load_params(copy)
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1 and "step 3 can't be read (_CHECKPOINT_METADATA has" in said[0]
+    assert not caplog.records
+    for path in copy.rglob("digests.*.json"):  # where nothing else tells of it
+        path.unlink()
+    load_params(copy)
+    assert "Metadata file" in caplog.text
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path):

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from t2i_jax.errors import UserError
-from t2i_jax.train import best
+from t2i_jax.train import best, digests
 from t2i_jax.train.log import Log
 from t2i_jax.train.loop import Hook, Preempted, fit
 from t2i_jax.train.stored import load_params
@@ -196,3 +196,67 @@ def test_damaged_scores_are_none(tmp_path):
     (tmp_path / "8").mkdir()
     assert best.scores(tmp_path) == {4: 2.5} and best.best_of({}) is None
     assert best.kept([1, 2, 3, 4], 1, {2: 1.0, 3: 1.0, 9: 0.0}) == {2, 4}
+
+
+def _with_digests(folder, scores):
+    for step, score in scores.items():
+        (folder / str(step) / "data").mkdir(parents=True)
+        (folder / str(step) / "data" / "metadata").write_text(json.dumps({"score": score}))
+        digests.write(folder / str(step), 0)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda step: (step / "data" / "metadata").write_text('{"score": 0.775}'),
+        lambda step: (step / "data" / "metadata").write_text('{"score": 12.775}'),
+        lambda step: (step / "data" / "metadata").write_text('{"zcore": 2.775}'),
+        lambda step: (step / "data" / "metadata").unlink(),
+        lambda step: (step / "digests.0.json").write_text("{}"),
+    ],
+    ids=["another score", "a longer one", "none", "no file", "the digests"],
+)
+def test_a_score_in_a_damaged_file_is_not_believed_and_its_step_is_kept(tmp_path, damage):
+    _with_digests(tmp_path, {2: 2.775, 4: 1.5, 6: 1.75})
+    assert best.scores(tmp_path) == {2: 2.775, 4: 1.5, 6: 1.75} and not best.doubtful(tmp_path)
+    damage(tmp_path / "2")
+    found, doubtful = best.scores(tmp_path), best.doubtful(tmp_path)
+    assert found == {4: 1.5, 6: 1.75} and list(doubtful) == [2]
+    assert best.kept([2, 4, 6], 1, found, doubtful) == {2, 4, 6}
+
+
+def test_a_step_that_is_removed_while_its_score_is_read_is_not_in_doubt(tmp_path, monkeypatch):
+    _with_digests(tmp_path, {2: 2.5, 4: 1.5})
+    check = digests.check_file
+
+    def removed(step, name):
+        if step.name == "2":
+            (step / "data" / "metadata").unlink()
+            step.rename(tmp_path / "2.orbax-checkpoint-tmp")
+        check(step, name)
+
+    monkeypatch.setattr(digests, "check_file", removed)
+    assert best.scores(tmp_path) == {4: 1.5} and not best.doubtful(tmp_path)
+
+
+def test_a_changed_score_makes_no_step_the_best_and_removes_none(tmp_path, capfd):
+    _fit(tmp_path, _validation())
+    assert _steps(tmp_path) == [3, 6]
+    changed = tmp_path / "checkpoints" / "3" / "data" / "metadata"
+    changed.write_text(changed.read_text().replace('"score": 1.0', '"score": 0.0'))
+    capfd.readouterr()
+    assert load_params(tmp_path, step="best")[3] == load_params(tmp_path, step=6)[3]
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1 and "the score of step 3 can't be trusted (data/metadata is" in said[0]
+    assert "step 6 is, give step=3" in said[0]
+    load_params(tmp_path)
+    assert not capfd.readouterr().err  # of the newest no score is asked
+    falling = Validation(1, lambda state, frozen: {"loss": 8.5 - int(state.step)})
+    _fit(tmp_path, falling, steps=8, save_every=8)
+    assert _steps(tmp_path) == [3, 8]
+    said = [line for line in capfd.readouterr().err.splitlines() if "trusted" in line]
+    assert len(said) == 1 and "step 3 can't be trusted" in said[0] and "stays" in said[0]
+    changed = tmp_path / "checkpoints" / "8" / "data" / "metadata"
+    changed.write_text("{}")
+    with pytest.raises(UserError, match="step='best': the score of step 8 .*; give one of .* 3, 8"):
+        load_params(tmp_path, step="best")
